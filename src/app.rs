@@ -1,0 +1,1 @@
+//! Wires all parts together: the only place that knows everything.

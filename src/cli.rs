@@ -1,0 +1,1 @@
+//! The command line: what the words mean and what they print.

@@ -1,0 +1,12 @@
+//! The words every other module speaks: ids, a request that is known to be valid, a model's card, a key's scope,
+//! a job's life, and the [`engine::StepEngine`] trait that stands between the queue and the device.
+//!
+//! Knows nothing of tokio, axum, sqlx or candle, and imports no other module of this crate.
+
+pub mod clock;
+pub mod engine;
+pub mod ids;
+pub mod job;
+pub mod model;
+pub mod scope;
+pub mod spec;

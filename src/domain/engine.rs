@@ -1,0 +1,103 @@
+//! The border between the queue and the device: one trait and plain data. No tensor crosses it.
+
+use crate::domain::spec::GenerateSpec;
+
+/// A picture the engine has admitted. Given out by [`StepEngine::admit`], valid until `finish` or `release`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u64);
+
+/// What one engine can hold. Speaks in tokens (16×16 pixel patches plus prompt tokens, counted once per pass)
+/// and pictures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Most pictures admitted at one time.
+    pub pictures_max: usize,
+    /// Most tokens in one `step`, over all its pictures and passes.
+    pub step_tokens_max: usize,
+}
+
+/// Why an engine's verb failed, by what the caller can do about it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EngineError {
+    /// This picture cannot be drawn; the others are unharmed. The reason may be shown to the client.
+    #[error("{0}")]
+    Request(String),
+    /// The device's memory did not suffice; fewer pictures at once may do.
+    #[error("the device is out of memory: {0}")]
+    OutOfMemory(String),
+    /// The engine is broken: fail its pictures, report not ready, rebuild it. Not for clients' eyes.
+    #[error("the engine failed: {0}")]
+    Fatal(String),
+}
+
+/// An engine that draws pictures step by step. One per device; built on, and never leaving, its own OS thread.
+///
+/// The contract that all callers rely on: a picture's pixels depend on its [`GenerateSpec`] alone, never on which
+/// other slots share its steps.
+pub trait StepEngine {
+    /// What fits. May change after an `OutOfMemory`; ask again then.
+    fn limits(&self) -> EngineLimits;
+
+    /// Encodes the prompt, draws the noise, and takes a place for the picture.
+    ///
+    /// # Errors
+    /// [`EngineError::OutOfMemory`] when it does not fit now; [`EngineError::Request`] when it never will.
+    fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError>;
+
+    /// Does one denoising step of each of `slots`: pictures of any sizes, at any steps. A slot that has done all its
+    /// steps must not be among them.
+    ///
+    /// # Errors
+    /// On any error no slot has moved.
+    fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError>;
+
+    /// Decodes a picture that has done all its steps, and frees its place (also on error).
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when the picture is not finite or not done.
+    fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError>;
+
+    /// Frees a picture's place without decoding it. Unknown slots are ignored.
+    fn release(&mut self, slot: Slot);
+}
+
+/// 8-bit RGB pixels, row by row from the top left, three bytes each.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RgbImage {
+    width: u32,
+    height: u32,
+    pixels: Vec<u8>,
+}
+
+impl RgbImage {
+    /// Wraps pixels. `None` unless there are exactly `width × height × 3` bytes.
+    #[must_use]
+    pub fn new(width: u32, height: u32, pixels: Vec<u8>) -> Option<Self> {
+        let expected = (width as usize).checked_mul(height as usize)?.checked_mul(3)?;
+        (pixels.len() == expected).then_some(Self { width, height, pixels })
+    }
+
+    /// Pixels across.
+    #[must_use]
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Pixels down.
+    #[must_use]
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// The bytes, `width × height × 3` of them.
+    #[must_use]
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+}
+
+impl std::fmt::Debug for RgbImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RgbImage({}x{})", self.width, self.height)
+    }
+}

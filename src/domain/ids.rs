@@ -1,0 +1,144 @@
+//! Identifiers, one type each, so that a key's id is never taken for a job's.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// A text that is not an id of the expected kind.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid {kind} id")]
+pub struct InvalidId {
+    /// What was expected: "job", "key" or "namespace".
+    pub kind: &'static str,
+}
+
+/// A job, on the wire `job_` + 32 hexadecimal digits. Opaque to clients; ids made later sort later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobId(Uuid);
+
+impl JobId {
+    /// A new id, unique and ordered by creation time.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job_{}", self.0.simple())
+    }
+}
+
+impl FromStr for JobId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.strip_prefix("job_")
+            .filter(|hex| hex.len() == 32)
+            .and_then(|hex| Uuid::try_parse(hex).ok())
+            .map(Self)
+            .ok_or(InvalidId { kind: "job" })
+    }
+}
+
+/// A row of the API key table. Not the public id inside the key's value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeyId(Uuid);
+
+impl KeyId {
+    /// A new id, unique and ordered by creation time.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for KeyId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Uuid::try_parse(text).map(Self).map_err(|_| InvalidId { kind: "key" })
+    }
+}
+
+/// A Kubernetes namespace of this worker's table (not the cluster's name for it).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NamespaceId(Uuid);
+
+impl fmt::Display for NamespaceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for NamespaceId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // `try_parse` also takes braces and a missing hyphen; the wire form is the hyphenated one alone.
+        Some(text)
+            .filter(|text| text.len() == 36)
+            .and_then(|text| Uuid::try_parse(text).ok())
+            .map(Self)
+            .ok_or(InvalidId { kind: "namespace" })
+    }
+}
+
+/// A model as clients name it, e.g. `black-forest-labs/FLUX.1-dev`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ModelId(String);
+
+impl ModelId {
+    /// Wraps a name as it is; whether such a model exists is the catalog's to say.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self(name.into())
+    }
+
+    /// The name itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ModelId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_id_survives_the_wire_and_sorts_by_age() {
+        let first = JobId::generate();
+        let second = JobId::generate();
+        assert_eq!(first.to_string().parse(), Ok(first));
+        assert!(first < second);
+    }
+
+    #[test]
+    fn other_texts_are_not_ids() {
+        for text in ["", "job_", "job_123", "jobs_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f", "018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f"]
+        {
+            assert!(text.parse::<JobId>().is_err(), "{text:?}");
+        }
+        for text in ["", "all", "{018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f}", "018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f"] {
+            assert!(text.parse::<NamespaceId>().is_err(), "{text:?}");
+        }
+    }
+}

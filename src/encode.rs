@@ -1,0 +1,1 @@
+//! Pixels to PNG, JPEG or WebP bytes.

@@ -1,0 +1,1 @@
+//! The HTTP surface: routes, extractors, answers and the one table of errors. Knows nothing of candle or SQL.

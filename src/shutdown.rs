@@ -1,0 +1,1 @@
+//! From the signal to the exit: stop accepting, drain with a deadline, close.

@@ -1,0 +1,1 @@
+//! Logs and metrics: set-up, and every metric's name and unit, once.
