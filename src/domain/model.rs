@@ -1,5 +1,7 @@
 //! A model's card: what clients may ask of it and what they get when they do not say.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::domain::ids::ModelId;
@@ -63,4 +65,22 @@ pub struct ParameterLimits {
     pub guidance_min: f64,
     /// Largest guidance value.
     pub guidance_max: f64,
+}
+
+/// One file of a checkpoint that is compiled into the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EmbeddedFile {
+    /// Path inside the checkpoint folder, with `/`: `transformer/config.json`.
+    pub path: &'static str,
+    /// The whole file.
+    pub bytes: &'static [u8],
+}
+
+/// A checkpoint in one of the two published layouts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelFiles {
+    /// A folder on disk.
+    Directory(PathBuf),
+    /// Compiled into the program.
+    Embedded(Vec<EmbeddedFile>),
 }
