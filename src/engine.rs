@@ -1,1 +1,206 @@
-//! FLUX on candle, behind `domain::engine::StepEngine`. The only home of candle; knows nothing of tokio, HTTP, queue, auth or SQL.
+//! FLUX on candle, behind [`crate::domain::engine::StepEngine`]. The only home of candle; knows nothing of tokio, HTTP,
+//! queue, auth or SQL.
+
+mod device;
+mod loader;
+mod noise;
+pub(crate) mod ops;
+mod sampler;
+mod slots;
+mod text;
+mod transformer;
+mod vae;
+
+#[cfg(test)]
+mod parity;
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::domain::device::DeviceChoice;
+use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
+use crate::domain::model::ModelFiles;
+use crate::domain::spec::GenerateSpec;
+
+pub use device::{DeviceError, probe};
+use loader::Checkpoint;
+use loader::config::Configs;
+pub use loader::{CheckpointError, ComponentReport, Inspection, Problem, inspect};
+use slots::{Pass, Picture, TokenGrid};
+pub use text::tokens::TokenizerError;
+use text::tokens::Tokenizers;
+use text::{PromptEmbedding, TextEncoders};
+use transformer::Transformer;
+use vae::Decoder;
+
+/// Why an engine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The device cannot be had.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The checkpoint is not whole.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A tokenizer file is malformed.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The weights could not be brought to the device.
+    #[error("the weights could not be loaded: {0}")]
+    Weights(#[from] candle_core::Error),
+}
+
+/// A FLUX model on one device.
+pub struct FluxEngine {
+    configs: Configs,
+    tokenizers: Tokenizers,
+    text: TextEncoders,
+    transformer: Transformer,
+    decoder: Decoder,
+    device: Device,
+    pictures: BTreeMap<Slot, Picture>,
+    next_slot: u64,
+}
+
+impl FluxEngine {
+    /// Loads a checkpoint, in either published layout, onto a device. bf16 on CUDA, f32 on the CPU; the autoencoder is
+    /// f32 on both.
+    ///
+    /// # Errors
+    /// When the device cannot be had, the checkpoint is not whole, or memory does not suffice.
+    pub fn load(files: &ModelFiles, device: DeviceChoice) -> Result<Self, LoadError> {
+        let device = device::open(device)?;
+        let checkpoint = Checkpoint::open(files)?;
+        let configs = checkpoint.configs.clone();
+        let dtype = device::dtype(&device);
+        Ok(Self {
+            tokenizers: Tokenizers::new(&checkpoint.tokenizers, configs.clip.max_position_embeddings)?,
+            text: TextEncoders::load(&checkpoint, dtype, &device)?,
+            transformer: Transformer::load(&configs.transformer, &checkpoint.transformer(dtype, &device))?,
+            decoder: Decoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?,
+            configs,
+            device,
+            pictures: BTreeMap::new(),
+            next_slot: 0,
+        })
+    }
+
+    fn embed(&mut self, prompt: &str, t5_prompt: &str, length: usize) -> Result<PromptEmbedding, EngineError> {
+        let clip_ids = self.tokenizers.clip(prompt).map_err(unreadable_prompt)?;
+        let t5_ids = self.tokenizers.t5(t5_prompt, length).map_err(unreadable_prompt)?;
+        let pooled = self.text.pooled(&clip_ids, self.tokenizers.clip_end()).map_err(device_error)?;
+        let sequence = self.text.sequence(&t5_ids).map_err(device_error)?;
+        Ok(PromptEmbedding { pooled, sequence })
+    }
+
+    fn pass(&self, embedding: &PromptEmbedding, guidance: f64) -> candle_core::Result<Pass> {
+        Ok(Pass {
+            text: self.transformer.embed_text(&embedding.sequence)?,
+            condition: self.transformer.embed_condition(&embedding.pooled, guidance)?,
+        })
+    }
+
+    fn picture(&mut self, spec: &GenerateSpec) -> Result<Picture, EngineError> {
+        let length = spec.sequence_length();
+        let prompt = self.embed(spec.prompt(), spec.t5_prompt(), length)?;
+        let prompt = self.pass(&prompt, spec.guidance()).map_err(device_error)?;
+        let negative = match spec.negative() {
+            None => None,
+            Some(negative) => {
+                let embedding = self.embed(&negative.prompt, &negative.prompt, length)?;
+                Some((self.pass(&embedding, spec.guidance()).map_err(device_error)?, negative.scale))
+            }
+        };
+        let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
+        let skipped = spec.image_index() as usize * grid.elements();
+        let noise = noise::standard_normal(spec.seed(), skipped, grid.elements());
+        Ok(Picture {
+            width: spec.width(),
+            height: spec.height(),
+            grid,
+            latents: grid.pack(noise, &self.device).map_err(device_error)?,
+            sigmas: sampler::sigmas(&self.configs.scheduler, spec.image_tokens(), spec.steps() as usize),
+            steps_done: 0,
+            rotary: self.transformer.rotary(grid.rows, grid.columns).map_err(device_error)?,
+            prompt,
+            negative,
+        })
+    }
+
+    /// The latents of `slots` after one more step, in their order.
+    fn stepped(&self, slots: &[Slot]) -> Result<Vec<Tensor>, EngineError> {
+        let mut pictures = Vec::with_capacity(slots.len());
+        for slot in slots {
+            let picture = self.pictures.get(slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
+            if picture.is_done() {
+                return Err(EngineError::Fatal(format!("{slot:?} has done all its steps")));
+            }
+            pictures.push(picture);
+        }
+        let sequences: Vec<_> = pictures.iter().flat_map(|picture| picture.sequences()).collect();
+        let run = || -> candle_core::Result<Vec<Tensor>> {
+            let mut velocities = self.transformer.velocities(&sequences)?.into_iter();
+            pictures.iter().map(|picture| picture.euler_step(&picture.combine(&mut velocities)?)).collect()
+        };
+        run().map_err(device_error)
+    }
+}
+
+impl StepEngine for FluxEngine {
+    fn limits(&self) -> EngineLimits {
+        device::limits()
+    }
+
+    fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
+        let picture = self.picture(spec)?;
+        let slot = Slot(self.next_slot);
+        self.next_slot += 1;
+        self.pictures.insert(slot, picture);
+        Ok(slot)
+    }
+
+    fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
+        let latents = self.stepped(slots)?;
+        for (slot, latents) in slots.iter().zip(latents) {
+            if let Some(picture) = self.pictures.get_mut(slot) {
+                picture.latents = latents;
+                picture.steps_done += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
+        let picture = self.pictures.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
+        if !picture.is_done() {
+            return Err(EngineError::Request("the picture has steps left to do".to_owned()));
+        }
+        let latents = picture.grid.unpack(&picture.latents).map_err(device_error)?;
+        let pixels = self.decoder.decode(&latents).map_err(device_error)?;
+        let bytes = vae::to_rgb_bytes(&pixels).map_err(device_error)?;
+        let bytes =
+            bytes.ok_or_else(|| EngineError::Request("the model produced numbers that are not finite".to_owned()))?;
+        RgbImage::new(picture.width, picture.height, bytes)
+            .ok_or_else(|| EngineError::Fatal("the decoder produced a picture of another size".to_owned()))
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.pictures.remove(&slot);
+    }
+}
+
+fn unreadable_prompt(error: TokenizerError) -> EngineError {
+    tracing::debug!(%error, "a tokenizer refused a prompt");
+    EngineError::Request("the prompt cannot be cut into tokens".to_owned())
+}
+
+/// candle says "out of memory" only in words.
+fn device_error(error: candle_core::Error) -> EngineError {
+    let text = error.to_string();
+    if text.contains("OUT_OF_MEMORY") || text.contains("out of memory") {
+        EngineError::OutOfMemory(text)
+    } else {
+        EngineError::Fatal(text)
+    }
+}

@@ -1,0 +1,264 @@
+//! The configuration files of a checkpoint. Every dimension of the model comes from here.
+
+use candle_transformers::models::t5;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::report::Problem;
+use super::source::Source;
+
+pub(crate) use t5::Config as T5Config;
+
+/// All of them, found to belong together.
+#[derive(Debug, Clone)]
+pub(crate) struct Configs {
+    pub(crate) transformer: TransformerConfig,
+    pub(crate) vae: VaeConfig,
+    pub(crate) clip: ClipConfig,
+    pub(crate) t5: T5Config,
+    pub(crate) scheduler: SchedulerConfig,
+}
+
+/// `transformer/config.json`, as diffusers' `FluxTransformer2DModel` writes it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub(crate) struct TransformerConfig {
+    /// Channels of a packed latent token: latent channels × 2 × 2.
+    pub(crate) in_channels: usize,
+    /// Blocks with separate text and image streams.
+    pub(crate) num_layers: usize,
+    /// Blocks on the joint stream.
+    pub(crate) num_single_layers: usize,
+    pub(crate) attention_head_dim: usize,
+    pub(crate) num_attention_heads: usize,
+    /// Width of T5's embeddings.
+    pub(crate) joint_attention_dim: usize,
+    /// Width of CLIP's pooled embedding.
+    pub(crate) pooled_projection_dim: usize,
+    /// Whether the model takes a guidance value (FLUX.1-dev) or not (FLUX.1-schnell).
+    pub(crate) guidance_embeds: bool,
+    /// A head's dimensions given to time, row and column. The published file leaves it out.
+    #[serde(default = "default_axes")]
+    pub(crate) axes_dims_rope: [usize; 3],
+}
+
+fn default_axes() -> [usize; 3] {
+    [16, 56, 56]
+}
+
+impl TransformerConfig {
+    /// Width of the token streams.
+    pub(crate) fn hidden_size(&self) -> usize {
+        self.attention_head_dim * self.num_attention_heads
+    }
+
+    /// Width inside the feed-forward parts.
+    pub(crate) fn mlp_size(&self) -> usize {
+        4 * self.hidden_size()
+    }
+
+    /// What FLUX.1-dev's `flux1-dev.safetensors` implies; the single-file layout brings no configuration.
+    fn flux_dev() -> Self {
+        Self {
+            in_channels: 64,
+            num_layers: 19,
+            num_single_layers: 38,
+            attention_head_dim: 128,
+            num_attention_heads: 24,
+            joint_attention_dim: 4096,
+            pooled_projection_dim: 768,
+            guidance_embeds: true,
+            axes_dims_rope: default_axes(),
+        }
+    }
+}
+
+/// `vae/config.json`, as diffusers' `AutoencoderKL` writes it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct VaeConfig {
+    pub(crate) in_channels: usize,
+    pub(crate) out_channels: usize,
+    pub(crate) latent_channels: usize,
+    /// Channels per level, from pixels to latents.
+    pub(crate) block_out_channels: Vec<usize>,
+    pub(crate) layers_per_block: usize,
+    pub(crate) norm_num_groups: usize,
+    pub(crate) scaling_factor: f64,
+    pub(crate) shift_factor: f64,
+    #[serde(default = "default_true")]
+    pub(crate) mid_block_add_attention: bool,
+    #[serde(default = "default_true")]
+    pub(crate) use_quant_conv: bool,
+    #[serde(default = "default_true")]
+    pub(crate) use_post_quant_conv: bool,
+}
+
+fn default_true() -> bool {
+    true
+}
+
+impl VaeConfig {
+    /// What `ae.safetensors` implies.
+    fn flux() -> Self {
+        Self {
+            in_channels: 3,
+            out_channels: 3,
+            latent_channels: 16,
+            block_out_channels: vec![128, 256, 512, 512],
+            layers_per_block: 2,
+            norm_num_groups: 32,
+            scaling_factor: 0.3611,
+            shift_factor: 0.1159,
+            mid_block_add_attention: true,
+            use_quant_conv: false,
+            use_post_quant_conv: false,
+        }
+    }
+}
+
+/// `text_encoder/config.json`, as transformers' `CLIPTextModel` writes it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct ClipConfig {
+    pub(crate) vocab_size: usize,
+    pub(crate) hidden_size: usize,
+    pub(crate) intermediate_size: usize,
+    pub(crate) max_position_embeddings: usize,
+    pub(crate) num_hidden_layers: usize,
+    pub(crate) num_attention_heads: usize,
+    pub(crate) hidden_act: String,
+    pub(crate) layer_norm_eps: f64,
+}
+
+/// `scheduler/scheduler_config.json`, as diffusers' `FlowMatchEulerDiscreteScheduler` writes it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub(crate) struct SchedulerConfig {
+    pub(crate) base_image_seq_len: usize,
+    pub(crate) base_shift: f64,
+    pub(crate) max_image_seq_len: usize,
+    pub(crate) max_shift: f64,
+    pub(crate) shift: f64,
+    pub(crate) use_dynamic_shifting: bool,
+}
+
+impl SchedulerConfig {
+    fn flux_dev() -> Self {
+        Self {
+            base_image_seq_len: 256,
+            base_shift: 0.5,
+            max_image_seq_len: 4096,
+            max_shift: 1.15,
+            shift: 3.0,
+            use_dynamic_shifting: true,
+        }
+    }
+}
+
+const TRANSFORMER: &str = "transformer/config.json";
+const VAE: &str = "vae/config.json";
+const CLIP: &str = "text_encoder/config.json";
+const T5: &str = "text_encoder_2/config.json";
+const SCHEDULER: &str = "scheduler/scheduler_config.json";
+
+impl Configs {
+    /// Reads all configuration files. `None` when one is missing, unreadable, or does not fit the others.
+    ///
+    /// The transformer's, the autoencoder's and the scheduler's may be absent, as they are beside the single files; then
+    /// FLUX.1-dev's published dimensions are taken, and weights of other shapes are found out by the inventory.
+    pub(super) fn read(source: &Source, problems: &mut Vec<Problem>) -> Option<Self> {
+        let before = problems.len();
+        let transformer = optional(source, TRANSFORMER, TransformerConfig::flux_dev, problems);
+        let vae = optional(source, VAE, VaeConfig::flux, problems);
+        let scheduler = optional(source, SCHEDULER, SchedulerConfig::flux_dev, problems);
+        let clip = required::<ClipConfig>(source, CLIP, problems);
+        let t5 = required::<T5Config>(source, T5, problems);
+        let configs = Self { transformer: transformer?, vae: vae?, clip: clip?, t5: t5?, scheduler: scheduler? };
+        for (path, reason) in configs.contradictions() {
+            problems.push(Problem::unreadable(path, reason));
+        }
+        (problems.len() == before).then_some(configs)
+    }
+
+    /// What in these files contradicts another, or asks for something that this engine does not do.
+    fn contradictions(&self) -> Vec<(&'static str, String)> {
+        let Self { transformer, vae, clip, t5, .. } = self;
+        let axes = transformer.axes_dims_rope;
+        let rules = [
+            (
+                TRANSFORMER,
+                axes.iter().sum::<usize>() == transformer.attention_head_dim,
+                "axes_dims_rope must add up to attention_head_dim",
+            ),
+            (TRANSFORMER, axes.iter().all(|axis| axis.is_multiple_of(2)), "axes_dims_rope must be even"),
+            (TRANSFORMER, transformer.num_attention_heads > 0, "num_attention_heads must be at least 1"),
+            (
+                TRANSFORMER,
+                transformer.in_channels == 4 * vae.latent_channels,
+                "in_channels must be four times vae/config.json's latent_channels",
+            ),
+            (
+                TRANSFORMER,
+                transformer.joint_attention_dim == t5.d_model,
+                "joint_attention_dim must equal text_encoder_2/config.json's d_model",
+            ),
+            (
+                TRANSFORMER,
+                transformer.pooled_projection_dim == clip.hidden_size,
+                "pooled_projection_dim must equal text_encoder/config.json's hidden_size",
+            ),
+            (
+                VAE,
+                vae.block_out_channels.len() == 4,
+                "block_out_channels must have four levels: FLUX latents are an eighth of the picture",
+            ),
+            (
+                VAE,
+                vae.norm_num_groups > 0
+                    && vae.block_out_channels.iter().all(|width| width.is_multiple_of(vae.norm_num_groups)),
+                "every width in block_out_channels must be a multiple of norm_num_groups",
+            ),
+            (VAE, vae.out_channels == 3 && vae.in_channels == 3, "in_channels and out_channels must be 3 (RGB)"),
+            (VAE, vae.mid_block_add_attention, "mid_block_add_attention must be true"),
+            (
+                VAE,
+                !vae.use_quant_conv && !vae.use_post_quant_conv,
+                "use_quant_conv and use_post_quant_conv must be false, as in FLUX",
+            ),
+            (CLIP, clip.hidden_act == "quick_gelu", "hidden_act must be quick_gelu"),
+            (CLIP, (clip.layer_norm_eps - 1e-5).abs() < 1e-9, "layer_norm_eps must be 1e-5"),
+            (
+                CLIP,
+                clip.num_attention_heads > 0 && clip.hidden_size.is_multiple_of(clip.num_attention_heads),
+                "hidden_size must be a multiple of num_attention_heads",
+            ),
+            (T5, t5.feed_forward_proj.gated, "feed_forward_proj must be gated-gelu"),
+        ];
+        rules.into_iter().filter(|(_, holds, _)| !holds).map(|(path, _, rule)| (path, rule.to_owned())).collect()
+    }
+}
+
+fn parse<T: DeserializeOwned>(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<T> {
+    match serde_json::from_str(text) {
+        Ok(config) => Some(config),
+        Err(error) => {
+            problems.push(Problem::unreadable(path, error));
+            None
+        }
+    }
+}
+
+fn required<T: DeserializeOwned>(source: &Source, path: &str, problems: &mut Vec<Problem>) -> Option<T> {
+    let text = source.required_text(path, problems)?;
+    parse(path, &text, problems)
+}
+
+fn optional<T: DeserializeOwned>(
+    source: &Source,
+    path: &str,
+    default: impl FnOnce() -> T,
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    let before = problems.len();
+    match source.text(path, problems) {
+        Some(text) => parse(path, &text, problems),
+        None => (problems.len() == before).then(default),
+    }
+}

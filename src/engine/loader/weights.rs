@@ -1,0 +1,123 @@
+//! The safetensors files of one component: one file, or shards with an index.
+
+use std::collections::BTreeMap;
+
+use safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+
+use super::report::Problem;
+use super::source::{Blob, Source};
+
+/// One tensor's place.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    /// Index into [`WeightFiles::files`].
+    pub(super) file: usize,
+    pub(super) dtype: Dtype,
+    pub(super) shape: Vec<usize>,
+    /// Bytes of the file.
+    pub(super) range: std::ops::Range<usize>,
+}
+
+/// All tensors of one component, by name.
+pub(super) struct WeightFiles {
+    pub(super) files: Vec<(String, Blob)>,
+    pub(super) entries: BTreeMap<String, Entry>,
+    /// The file, or the index of the shards: what to name when a tensor is missing.
+    pub(super) label: String,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+fn single_path(stem: &str) -> String {
+    format!("{stem}.safetensors")
+}
+
+fn index_path(stem: &str) -> String {
+    format!("{stem}.safetensors.index.json")
+}
+
+impl WeightFiles {
+    /// Whether there is a file or an index of this stem.
+    pub(super) fn exist(source: &Source, stem: &str) -> bool {
+        source.contains(&single_path(stem)) || source.contains(&index_path(stem))
+    }
+
+    /// Opens `STEM.safetensors`, or the shards that `STEM.safetensors.index.json` names, and reads their headers.
+    /// `None` when not one file could be opened; whatever is wrong goes to `problems`.
+    pub(super) fn open(source: &Source, stem: &str, problems: &mut Vec<Problem>) -> Option<Self> {
+        let (single, index) = (single_path(stem), index_path(stem));
+        if source.contains(&single) {
+            let mut weights = Self { files: Vec::new(), entries: BTreeMap::new(), label: single.clone() };
+            weights.add(source, &single, problems);
+            return (!weights.files.is_empty()).then_some(weights);
+        }
+        let before = problems.len();
+        let Some(text) = source.text(&index, problems) else {
+            if problems.len() == before {
+                problems.push(Problem::MissingFile { path: single, hint: format!(", and so is {index}") });
+            }
+            return None;
+        };
+        let map = match serde_json::from_str::<Index>(&text) {
+            Ok(index) => index.weight_map,
+            Err(error) => {
+                problems.push(Problem::unreadable(index, error));
+                return None;
+            }
+        };
+        let folder = stem.rsplit_once('/').map_or(String::new(), |(folder, _)| format!("{folder}/"));
+        let mut shards: Vec<&String> = map.values().collect();
+        shards.sort();
+        shards.dedup();
+        let mut weights = Self { files: Vec::new(), entries: BTreeMap::new(), label: index };
+        for shard in shards {
+            weights.add(source, &format!("{folder}{shard}"), problems);
+        }
+        (!weights.files.is_empty()).then_some(weights)
+    }
+
+    fn add(&mut self, source: &Source, path: &str, problems: &mut Vec<Problem>) {
+        match source.open(path) {
+            Err(error) => problems.push(Problem::unreadable(path, error)),
+            Ok(None) => problems.push(Problem::missing(path)),
+            Ok(Some(blob)) => match self.read_header(blob.as_ref(), path, problems) {
+                Err(error) => {
+                    problems.push(Problem::unreadable(path, format!("not a whole safetensors file: {error}")))
+                }
+                Ok(()) => self.files.push((path.to_owned(), blob)),
+            },
+        }
+    }
+
+    fn read_header(&mut self, bytes: &[u8], path: &str, problems: &mut Vec<Problem>) -> Result<(), String> {
+        let (header_length, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
+        // The length field stands before the header and is not part of it.
+        let start = header_length + size_of::<u64>();
+        let expected = start + metadata.data_len();
+        if bytes.len() != expected {
+            return Err(format!("it has {} bytes, its header speaks of {expected}", bytes.len()));
+        }
+        for (name, info) in metadata.tensors() {
+            let range = start + info.data_offsets.0..start + info.data_offsets.1;
+            let entry = Entry { file: self.files.len(), dtype: info.dtype, shape: info.shape.clone(), range };
+            if self.entries.insert(name.clone(), entry).is_some() {
+                problems.push(Problem::unreadable(path, format!("tensor `{name}` stands in another shard, too")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The path of the file an entry stands in.
+    pub(super) fn path_of(&self, entry: &Entry) -> &str {
+        &self.files[entry.file].0
+    }
+
+    /// The bytes of an entry.
+    pub(super) fn bytes_of(&self, entry: &Entry) -> &[u8] {
+        &self.files[entry.file].1.as_ref()[entry.range.clone()]
+    }
+}

@@ -1,0 +1,90 @@
+//! The operations a denoising step is made of, beyond what candle offers: each picks its own way through the packed
+//! token stream and gives every row the same bits whatever other rows are in the stream.
+//!
+//! On the CPU in f32 each runs as a fused custom op. Elsewhere it runs as a composition of candle's own operations
+//! (`*_composed`), which is also the twin that the tests hold the fused one to.
+
+pub(crate) mod activation;
+pub(crate) mod attention;
+pub(crate) mod gemm;
+pub(crate) mod linear;
+pub(crate) mod modulation;
+pub(crate) mod rope;
+mod vector;
+
+use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
+
+/// How a packed stream is cut into sequences: `bounds[i]..bounds[i + 1]` are the rows of sequence `i`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Segments {
+    bounds: Vec<usize>,
+}
+
+impl Segments {
+    /// From the length of each sequence, in stream order.
+    pub(crate) fn from_lengths(lengths: impl IntoIterator<Item = usize>) -> Self {
+        let mut bounds = vec![0];
+        for length in lengths {
+            bounds.push(bounds[bounds.len() - 1] + length);
+        }
+        Self { bounds }
+    }
+
+    /// How many sequences there are.
+    pub(crate) fn count(&self) -> usize {
+        self.bounds.len() - 1
+    }
+
+    /// Rows in all.
+    pub(crate) fn rows(&self) -> usize {
+        self.bounds[self.count()]
+    }
+
+    /// The rows of one sequence.
+    pub(crate) fn range(&self, sequence: usize) -> std::ops::Range<usize> {
+        self.bounds[sequence]..self.bounds[sequence + 1]
+    }
+
+    /// The rows of every sequence, in stream order.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = std::ops::Range<usize>> + '_ {
+        self.bounds.windows(2).map(|pair| pair[0]..pair[1])
+    }
+}
+
+/// Whether the fused CPU ops apply to this tensor.
+fn is_fused(tensor: &Tensor) -> bool {
+    tensor.device().is_cpu() && tensor.dtype() == DType::F32
+}
+
+/// The values of a contiguous f32 operand on the CPU.
+fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
+        None => bail!("expected a contiguous operand, found strides {:?}", layout.stride()),
+    }
+}
+
+/// A matrix whose rows are contiguous, but need not touch: a narrow slice of a wider one.
+#[derive(Clone, Copy)]
+struct Rows<'a> {
+    values: &'a [f32],
+    count: usize,
+    width: usize,
+    stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
+        let (count, width) = layout.shape().dims2()?;
+        let strides = layout.stride();
+        if width > 1 && strides[1] != 1 {
+            bail!("expected contiguous rows, found strides {strides:?}");
+        }
+        let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
+        Ok(Self { values, count, width, stride: strides[0] })
+    }
+
+    fn row(&self, index: usize) -> &'a [f32] {
+        &self.values[index * self.stride..][..self.width]
+    }
+}

@@ -1,0 +1,108 @@
+//! Elementwise activations.
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+
+use super::vector::{exp, vectorized};
+use super::{Rows, is_fused};
+
+/// Values handled by one task.
+const CHUNK: usize = 16 * 1024;
+
+/// GELU by its tanh approximation, elementwise. f32 on the CPU may have rows that do not touch.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
+    if is_fused(x) { x.apply_op1_no_bwd(&Elementwise::GeluTanh) } else { x.gelu() }
+}
+
+/// SiLU (`x × sigmoid(x)`), elementwise.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn silu(x: &Tensor) -> Result<Tensor> {
+    if is_fused(x) { x.apply_op1_no_bwd(&Elementwise::Silu) } else { x.silu() }
+}
+
+enum Elementwise {
+    GeluTanh,
+    Silu,
+}
+
+#[inline(always)]
+fn gelu_tanh_of(x: f32) -> f32 {
+    // 0.5 x (1 + tanh u) = x / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3): one exponential, no cancellation.
+    const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769_1;
+    x / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))
+}
+
+#[inline(always)]
+fn silu_of(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+impl Elementwise {
+    fn map(&self, input: &[f32], output: &mut [f32]) {
+        match self {
+            Self::GeluTanh => vectorized(|| {
+                for (out, &x) in output.iter_mut().zip(input) {
+                    *out = gelu_tanh_of(x);
+                }
+            }),
+            Self::Silu => vectorized(|| {
+                for (out, &x) in output.iter_mut().zip(input) {
+                    *out = silu_of(x);
+                }
+            }),
+        }
+    }
+}
+
+impl CustomOp1 for Elementwise {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::GeluTanh => "gelu-tanh",
+            Self::Silu => "silu",
+        }
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let shape = layout.shape().clone();
+        let mut out = vec![0.0_f32; shape.elem_count()];
+        if let Some((start, end)) = layout.contiguous_offsets() {
+            let input = &storage.as_slice::<f32>()?[start..end];
+            out.par_chunks_mut(CHUNK).zip(input.par_chunks(CHUNK)).for_each(|(out, input)| self.map(input, out));
+        } else {
+            let rows = Rows::new(storage, layout)?;
+            out.par_chunks_mut(rows.width.max(1)).enumerate().for_each(|(index, out)| self.map(rows.row(index), out));
+        }
+        Ok((CpuStorage::F32(out), shape))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes")
+    }
+
+    #[test]
+    fn the_fused_activations_equal_their_twins() {
+        let values: Vec<f32> = (-4000..4000).map(|i| i as f32 / 250.0).chain([0.0, 1e4, -1e4, 60.0, -60.0]).collect();
+        let x = Tensor::new(values, &Device::Cpu).expect("tensor");
+        assert!(largest_difference(&gelu_tanh(&x).expect("gelu"), &x.gelu().expect("gelu")) < 2e-6);
+        assert!(largest_difference(&silu(&x).expect("silu"), &x.silu().expect("silu")) < 2e-6);
+    }
+
+    #[test]
+    fn rows_that_do_not_touch_are_read_in_place() {
+        let wide = Tensor::arange(0.0_f32, 60.0, &Device::Cpu).expect("tensor").reshape((5, 12)).expect("reshape");
+        let narrow = wide.narrow(1, 3, 7).expect("narrow");
+        let copied = narrow.contiguous().expect("contiguous");
+        assert_eq!(largest_difference(&gelu_tanh(&narrow).expect("a"), &gelu_tanh(&copied).expect("b")), 0.0);
+    }
+}

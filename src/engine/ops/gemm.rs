@@ -1,0 +1,187 @@
+//! Matrix products on the CPU whose every output row has the same bits however many rows there are.
+//!
+//! The `gemm` crate sums each output element over the inner dimension in order, but *how* depends on the problem's
+//! size: it takes other paths for a single row, for at most 256 outputs, and cuts the inner dimension into blocks whose
+//! length depends on whether both outer dimensions are at most 64. A block boundary is a rounding, so a picture's bits
+//! would change with its company. Two rules keep every product on one path with the same boundaries:
+//! the inner dimension is cut here, into blocks short enough that the crate never cuts again, and a product with fewer
+//! than [`ROWS_MIN`] rows is padded with rows of zeros.
+
+use gemm::Parallelism;
+
+/// Inner dimension of one call. The crate's own blocks are never shorter than this.
+const INNER_BLOCK: usize = 512;
+
+/// Fewest rows in one call.
+const ROWS_MIN: usize = 8;
+
+/// Most outputs for which the crate takes its path for tiny products.
+const TINY_OUTPUTS: usize = 256;
+
+/// A read-only matrix: element (i, j) stands at `i × row_stride + j × column_stride`.
+#[derive(Clone, Copy)]
+pub(crate) struct MatrixRef<'a> {
+    pub(crate) values: &'a [f32],
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) row_stride: usize,
+    pub(crate) column_stride: usize,
+}
+
+impl<'a> MatrixRef<'a> {
+    /// A matrix with contiguous rows that start `row_stride` apart.
+    pub(crate) fn new(values: &'a [f32], rows: usize, columns: usize, row_stride: usize) -> Self {
+        Self { values, rows, columns, row_stride, column_stride: 1 }
+    }
+
+    /// The same values with rows and columns exchanged.
+    pub(crate) fn transposed(self) -> Self {
+        Self {
+            rows: self.columns,
+            columns: self.rows,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+            ..self
+        }
+    }
+
+    fn assert_in_bounds(&self) {
+        if self.rows > 0 && self.columns > 0 {
+            let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;
+            assert!(last < self.values.len(), "a matrix reaches beyond its values");
+        }
+    }
+}
+
+/// Whether a product may spread over the thread pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// This thread only: for callers that are parallel themselves.
+    One,
+    /// All threads of the pool.
+    All,
+}
+
+/// `destination (+)= left × right`, in row-major order; with `accumulate`, adds to what is there.
+pub(crate) fn multiply(destination: &mut [f32], left: MatrixRef, right: MatrixRef, accumulate: bool, threads: Threads) {
+    let (rows, inner, columns) = (left.rows, left.columns, right.columns);
+    assert_eq!(inner, right.rows, "inner dimensions differ");
+    assert_eq!(destination.len(), rows * columns, "the destination has another size");
+    left.assert_in_bounds();
+    right.assert_in_bounds();
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    let rows_min = ROWS_MIN.max(TINY_OUTPUTS / columns + 1);
+    if rows >= rows_min {
+        return multiply_blocks(destination, left, right, accumulate, threads);
+    }
+    let mut padded = vec![0.0; rows_min * inner];
+    for row in 0..rows {
+        for column in 0..inner {
+            padded[row * inner + column] = left.values[row * left.row_stride + column * left.column_stride];
+        }
+    }
+    let mut outputs = vec![0.0; rows_min * columns];
+    outputs[..rows * columns].copy_from_slice(destination);
+    multiply_blocks(&mut outputs, MatrixRef::new(&padded, rows_min, inner, inner), right, accumulate, threads);
+    destination.copy_from_slice(&outputs[..rows * columns]);
+}
+
+fn multiply_blocks(destination: &mut [f32], left: MatrixRef, right: MatrixRef, accumulate: bool, threads: Threads) {
+    let (rows, inner, columns) = (left.rows, left.columns, right.columns);
+    let parallelism = match threads {
+        Threads::One => Parallelism::None,
+        Threads::All => Parallelism::Rayon(0),
+    };
+    let mut start = 0;
+    while start < inner || (start == 0 && inner == 0) {
+        let length = INNER_BLOCK.min(inner - start);
+        // SAFETY: `multiply` has checked that the destination holds rows × columns values, and that the last element
+        // of each operand lies inside its slice; a block is a part of them. The destination is borrowed mutably, so it
+        // overlaps neither operand.
+        #[expect(unsafe_code, reason = "the crate's interface takes pointers and strides")]
+        unsafe {
+            gemm::gemm(
+                rows,
+                columns,
+                length,
+                destination.as_mut_ptr(),
+                1,
+                columns as isize,
+                accumulate || start > 0,
+                left.values.as_ptr().add(start * left.column_stride),
+                left.column_stride as isize,
+                left.row_stride as isize,
+                right.values.as_ptr().add(start * right.row_stride),
+                right.column_stride as isize,
+                right.row_stride as isize,
+                1.0_f32,
+                1.0_f32,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+        start += length.max(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_769).wrapping_add(1);
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 24) as f32 - 0.5
+            })
+            .collect()
+    }
+
+    /// The first row alone, and every other row in its place, have the bits they have among `rows` rows.
+    #[test]
+    fn a_row_does_not_depend_on_its_company() {
+        for (inner, columns) in [(8, 8), (64, 64), (64, 320), (100, 33), (513, 64), (1536, 64), (3072, 64), (1030, 65)]
+        {
+            let rows = 300;
+            let left = numbers(rows * inner, 1);
+            let right = numbers(inner * columns, 2);
+            let weight = MatrixRef::new(&right, columns, inner, inner).transposed();
+            let product = |first: usize, count: usize, threads| {
+                let mut out = vec![0.0; count * columns];
+                let rows = MatrixRef::new(&left[first * inner..], count, inner, inner);
+                multiply(&mut out, rows, weight, false, threads);
+                out
+            };
+            let together = product(0, rows, Threads::All);
+            for count in [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 63, 64, 65, 127, 128, 200] {
+                for first in [0, 1, 37, 99] {
+                    let alone = product(first, count, Threads::One);
+                    let expected = &together[first * columns..(first + count) * columns];
+                    assert_eq!(alone, expected, "{count} rows from {first}, {inner}x{columns}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn it_multiplies_and_accumulates() {
+        let (rows, inner, columns) = (5, 700, 3);
+        let left = numbers(rows * inner, 3);
+        let right = numbers(inner * columns, 4);
+        let mut out = vec![1.0; rows * columns];
+        let right_matrix = MatrixRef::new(&right, inner, columns, columns);
+        multiply(&mut out, MatrixRef::new(&left, rows, inner, inner), right_matrix, true, Threads::One);
+        for row in 0..rows {
+            for column in 0..columns {
+                let exact: f64 =
+                    (0..inner).map(|i| f64::from(left[row * inner + i]) * f64::from(right[i * columns + column])).sum();
+                assert!((f64::from(out[row * columns + column]) - 1.0 - exact).abs() < 1e-4);
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Per-picture modulation of a packed stream: each sequence has its own shift, scale and gate.
+
+use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::vector::{mean_and_scale, vectorized};
+use super::{Rows, Segments, is_fused};
+
+/// Epsilon of every LayerNorm in FLUX.
+const EPSILON: f64 = 1e-6;
+
+/// `(1 + scale) × LayerNorm(x) + shift`, with the shift and scale of the sequence a row belongs to. LayerNorm has no
+/// weights of its own; its statistics are taken in f32.
+///
+/// `x [rows, width]`, `shift` and `scale` `[sequences, width]` -> `[rows, width]`, dtype of `x`.
+///
+/// # Errors
+/// When shapes or devices do not fit.
+pub(crate) fn modulated_layer_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, segments: &Segments) -> Result<Tensor> {
+    if is_fused(x) {
+        return x.apply_op3_no_bwd(shift, scale, &ModulatedLayerNorm { segments });
+    }
+    modulated_layer_norm_composed(x, shift, scale, segments)
+}
+
+fn modulated_layer_norm_composed(x: &Tensor, shift: &Tensor, scale: &Tensor, segments: &Segments) -> Result<Tensor> {
+    let wide = x.to_dtype(DType::F32)?;
+    let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
+    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centred.broadcast_div(&(variance + EPSILON)?.sqrt()?)?.to_dtype(x.dtype())?;
+    let rows = spread(&(scale + 1.0)?, segments)?;
+    normed.mul(&rows)?.add(&spread(shift, segments)?)
+}
+
+/// `x + gate × y`, with the gate of the sequence a row belongs to.
+///
+/// `x` and `y` `[rows, width]`, `gate [sequences, width]` -> `[rows, width]`.
+///
+/// # Errors
+/// When shapes or devices do not fit.
+pub(crate) fn gated_residual(x: &Tensor, y: &Tensor, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
+    if is_fused(x) {
+        return x.apply_op3_no_bwd(y, gate, &GatedResidual { segments });
+    }
+    gated_residual_composed(x, y, gate, segments)
+}
+
+fn gated_residual_composed(x: &Tensor, y: &Tensor, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
+    x.add(&y.mul(&spread(gate, segments)?)?)
+}
+
+/// One row per token from one row per sequence.
+fn spread(per_sequence: &Tensor, segments: &Segments) -> Result<Tensor> {
+    let width = per_sequence.dim(1)?;
+    let parts = segments
+        .ranges()
+        .enumerate()
+        .map(|(sequence, range)| per_sequence.narrow(0, sequence, 1)?.broadcast_as((range.len(), width)))
+        .collect::<Result<Vec<_>>>()?;
+    Tensor::cat(&parts, 0)
+}
+
+/// The sequence of each row.
+fn sequence_of_rows(segments: &Segments) -> Vec<usize> {
+    segments.ranges().enumerate().flat_map(|(sequence, range)| range.map(move |_| sequence)).collect()
+}
+
+fn check(x: &Rows, other: &Rows, per_sequence: &Rows, segments: &Segments) -> Result<()> {
+    let fits = x.count == segments.rows()
+        && other.width == x.width
+        && per_sequence.width == x.width
+        && per_sequence.count == segments.count();
+    if !fits {
+        bail!("modulation: {} rows of {} do not fit {segments:?}", x.count, x.width);
+    }
+    Ok(())
+}
+
+struct ModulatedLayerNorm<'a> {
+    segments: &'a Segments,
+}
+
+impl CustomOp3 for ModulatedLayerNorm<'_> {
+    fn name(&self) -> &'static str {
+        "modulated-layer-norm"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        shift: &CpuStorage,
+        shift_l: &Layout,
+        scale: &CpuStorage,
+        scale_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, shift, scale) = (Rows::new(x, xl)?, Rows::new(shift, shift_l)?, Rows::new(scale, scale_l)?);
+        check(&x, &shift, &scale, self.segments)?;
+        let sequences = sequence_of_rows(self.segments);
+        let mut out = vec![0.0_f32; x.count * x.width];
+        out.par_chunks_mut(x.width).zip(sequences).enumerate().for_each(|(row, (out, sequence))| {
+            vectorized(|| {
+                let values = x.row(row);
+                let (mean, inverse) = mean_and_scale(values, EPSILON as f32);
+                let factors = values.iter().zip(scale.row(sequence)).zip(shift.row(sequence));
+                for (out, ((&value, &scale), &shift)) in out.iter_mut().zip(factors) {
+                    *out = (value - mean) * inverse * (1.0 + scale) + shift;
+                }
+            });
+        });
+        Ok((CpuStorage::F32(out), Shape::from((x.count, x.width))))
+    }
+}
+
+struct GatedResidual<'a> {
+    segments: &'a Segments,
+}
+
+impl CustomOp3 for GatedResidual<'_> {
+    fn name(&self) -> &'static str {
+        "gated-residual"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        y: &CpuStorage,
+        yl: &Layout,
+        gate: &CpuStorage,
+        gate_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (x, y, gate) = (Rows::new(x, xl)?, Rows::new(y, yl)?, Rows::new(gate, gate_l)?);
+        check(&x, &y, &gate, self.segments)?;
+        let sequences = sequence_of_rows(self.segments);
+        let mut out = vec![0.0_f32; x.count * x.width];
+        out.par_chunks_mut(x.width).zip(sequences).enumerate().for_each(|(row, (out, sequence))| {
+            vectorized(|| {
+                let terms = x.row(row).iter().zip(y.row(row)).zip(gate.row(sequence));
+                for (out, ((&x, &y), &gate)) in out.iter_mut().zip(terms) {
+                    *out = x + gate * y;
+                }
+            });
+        });
+        Ok((CpuStorage::F32(out), Shape::from((x.count, x.width))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn the_fused_ops_equal_their_twins() {
+        let device = Device::Cpu;
+        let segments = Segments::from_lengths([5, 1, 12]);
+        for width in [7, 64, 129] {
+            let random = |rows: usize| Tensor::randn(0.0_f32, 2.0, (rows, width), &device).expect("randn");
+            let (x, y, shift, scale) = (random(18), random(18), random(3), random(3));
+            let pairs = [
+                (
+                    modulated_layer_norm(&x, &shift, &scale, &segments),
+                    modulated_layer_norm_composed(&x, &shift, &scale, &segments),
+                ),
+                (gated_residual(&x, &y, &scale, &segments), gated_residual_composed(&x, &y, &scale, &segments)),
+            ];
+            for (fused, composed) in pairs {
+                let difference = (fused.expect("fused") - composed.expect("composed")).expect("same shape");
+                let largest: f32 = difference.abs().and_then(|d| d.max_all()?.to_scalar()).expect("number");
+                assert!(largest < 1e-5, "width {width}: {largest:e}");
+            }
+        }
+    }
+}

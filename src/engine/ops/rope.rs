@@ -1,0 +1,236 @@
+//! Query and key normalisation with rotary position embedding, on the packed `[query | key | value]` stream.
+
+use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+use super::vector::{sum_of_squares, vectorized};
+use super::{Rows, is_fused};
+
+/// Epsilon of the query and key RMSNorm.
+const EPSILON: f64 = 1e-6;
+
+/// Cosines and sines of every rotary angle of a token stream, always in f32: in bf16 the angles of a 1024×1024 picture
+/// would be off by up to 0.18 rad.
+#[derive(Debug, Clone)]
+pub(crate) struct Rotary {
+    /// `[tokens, head width / 2]`
+    pub(crate) cos: Tensor,
+    /// `[tokens, head width / 2]`
+    pub(crate) sin: Tensor,
+}
+
+impl Rotary {
+    /// The tables of one picture's image tokens, row by row. Text tokens stand at position zero, where every angle is
+    /// zero, and have no table.
+    ///
+    /// `axes` are the head's dimensions given to (time, row, column), `theta` the base of the frequencies. Angles are
+    /// computed in f64 as diffusers' `get_1d_rotary_pos_embed` does.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn of_image(rows: usize, columns: usize, axes: [usize; 3], theta: f64, device: &Device) -> Result<Self> {
+        let pairs = axes.iter().sum::<usize>() / 2;
+        let mut angles = Vec::with_capacity(rows * columns * pairs);
+        for row in 0..rows {
+            for column in 0..columns {
+                for (axis, position) in axes.into_iter().zip([0, row, column]) {
+                    let frequency = |pair: usize| theta.powf(-(2.0 * pair as f64) / axis as f64);
+                    angles.extend((0..axis / 2).map(|pair| position as f64 * frequency(pair)));
+                }
+            }
+        }
+        let table = |function: fn(f64) -> f64| {
+            let values: Vec<f32> = angles.iter().map(|&angle| function(angle) as f32).collect();
+            Tensor::from_vec(values, (rows * columns, pairs), device)
+        };
+        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
+    }
+
+    /// The tables of several streams, one after the other.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit.
+    pub(crate) fn concatenate(parts: &[&Self]) -> Result<Self> {
+        let cos: Vec<_> = parts.iter().map(|part| &part.cos).collect();
+        let sin: Vec<_> = parts.iter().map(|part| &part.sin).collect();
+        Ok(Self { cos: Tensor::cat(&cos, 0)?, sin: Tensor::cat(&sin, 0)? })
+    }
+
+    /// Tables of `tokens` tokens at position zero, which leave everything as it is.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn identity(tokens: usize, pairs: usize, device: &Device) -> Result<Self> {
+        Ok(Self {
+            cos: Tensor::ones((tokens, pairs), DType::F32, device)?,
+            sin: Tensor::zeros((tokens, pairs), DType::F32, device)?,
+        })
+    }
+}
+
+/// Normalises queries and keys per head and rotates them; values pass through.
+///
+/// `qkv [rows, 3 × heads × head width]` (rows may be a narrow slice of a wider matrix), `query_scale` and `key_scale`
+/// `[head width]` -> the same shape, contiguous, dtype of `qkv`. `None` for tokens at position zero.
+/// Neighbouring dimensions (2i, 2i + 1) of a head form a pair, as in the FLUX reference implementation.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub(crate) fn normalize_and_rotate(
+    qkv: &Tensor,
+    query_scale: &Tensor,
+    key_scale: &Tensor,
+    rotary: Option<&Rotary>,
+) -> Result<Tensor> {
+    if is_fused(qkv) {
+        return qkv.apply_op1_no_bwd(&NormalizeAndRotate { query_scale, key_scale, rotary });
+    }
+    normalize_and_rotate_composed(qkv, query_scale, key_scale, rotary)
+}
+
+fn normalize_and_rotate_composed(
+    qkv: &Tensor,
+    query_scale: &Tensor,
+    key_scale: &Tensor,
+    rotary: Option<&Rotary>,
+) -> Result<Tensor> {
+    let (rows, width) = qkv.dims2()?;
+    let head_width = query_scale.dim(0)?;
+    let heads = width / 3 / head_width;
+    let wide = qkv.to_dtype(DType::F32)?.reshape((rows, 3, heads, head_width))?;
+    let mut parts = Vec::with_capacity(3);
+    for (part, scale) in [query_scale, key_scale].into_iter().enumerate() {
+        let x = wide.narrow(1, part, 1)?.squeeze(1)?;
+        let inverse = (x.sqr()?.mean_keepdim(D::Minus1)? + EPSILON)?.sqrt()?.recip()?;
+        let x = x.broadcast_mul(&inverse)?.broadcast_mul(&scale.to_dtype(DType::F32)?)?;
+        let x = match rotary {
+            Some(rotary) => {
+                let pairs = x.reshape((rows, heads, head_width / 2, 2))?;
+                let (a, b) = (pairs.narrow(3, 0, 1)?.squeeze(3)?, pairs.narrow(3, 1, 1)?.squeeze(3)?);
+                let (cos, sin) = (rotary.cos.unsqueeze(1)?, rotary.sin.unsqueeze(1)?);
+                let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+                let second = (a.broadcast_mul(&sin)? + b.broadcast_mul(&cos)?)?;
+                Tensor::stack(&[first, second], 3)?.reshape((rows, heads, head_width))?
+            }
+            None => x,
+        };
+        parts.push(x);
+    }
+    parts.push(wide.narrow(1, 2, 1)?.squeeze(1)?);
+    Tensor::stack(&parts, 1)?.reshape((rows, width))?.to_dtype(qkv.dtype())
+}
+
+struct NormalizeAndRotate<'a> {
+    query_scale: &'a Tensor,
+    key_scale: &'a Tensor,
+    rotary: Option<&'a Rotary>,
+}
+
+/// Calls `body` with the contiguous f32 values of a CPU tensor.
+fn with_values<R>(tensor: &Tensor, body: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => body(super::contiguous(storage, layout)?),
+        _ => bail!("expected a tensor on the CPU"),
+    }
+}
+
+impl CustomOp1 for NormalizeAndRotate<'_> {
+    fn name(&self) -> &'static str {
+        "normalize-and-rotate"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let rows = Rows::new(storage, layout)?;
+        with_values(self.query_scale, |query_scale| {
+            with_values(self.key_scale, |key_scale| match self.rotary {
+                None => run(rows, [query_scale, key_scale], None),
+                Some(rotary) => with_values(&rotary.cos, |cos| {
+                    with_values(&rotary.sin, |sin| run(rows, [query_scale, key_scale], Some([cos, sin])))
+                }),
+            })
+        })
+    }
+}
+
+fn run(rows: Rows, scales: [&[f32]; 2], tables: Option<[&[f32]; 2]>) -> Result<(CpuStorage, Shape)> {
+    let head_width = scales[0].len();
+    let pairs = head_width / 2;
+    let part_width = rows.width / 3;
+    if part_width * 3 != rows.width || !part_width.is_multiple_of(head_width) || scales[1].len() != head_width {
+        bail!("{} columns are not three parts of heads of {head_width}", rows.width);
+    }
+    if tables.is_some_and(|tables| tables.iter().any(|table| table.len() != rows.count * pairs)) {
+        bail!("rotary tables do not fit {} tokens of {pairs} pairs", rows.count);
+    }
+    let mut out = vec![0.0_f32; rows.count * rows.width];
+    out.par_chunks_mut(rows.width).enumerate().for_each(|(index, out)| {
+        let input = rows.row(index);
+        let tables = tables.map(|[cos, sin]| {
+            let range = index * pairs..(index + 1) * pairs;
+            [&cos[range.clone()], &sin[range]]
+        });
+        vectorized(|| {
+            let (rotated, values) = out.split_at_mut(2 * part_width);
+            values.copy_from_slice(&input[2 * part_width..]);
+            for (head, out) in rotated.chunks_exact_mut(head_width).enumerate() {
+                let scale = scales[usize::from(head * head_width >= part_width)];
+                normalize_head(&input[head * head_width..][..head_width], scale, out);
+                if let Some([cos, sin]) = tables {
+                    rotate_head(out, cos, sin);
+                }
+            }
+        });
+    });
+    Ok((CpuStorage::F32(out), Shape::from((rows.count, rows.width))))
+}
+
+#[inline(always)]
+fn normalize_head(input: &[f32], scale: &[f32], out: &mut [f32]) {
+    let mean_square = sum_of_squares(input) / input.len() as f32;
+    let inverse = 1.0 / (mean_square + EPSILON as f32).sqrt();
+    for ((out, &value), &scale) in out.iter_mut().zip(input).zip(scale) {
+        *out = value * inverse * scale;
+    }
+}
+
+#[inline(always)]
+fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32]) {
+    for ((pair, &cos), &sin) in head.chunks_exact_mut(2).zip(cos).zip(sin) {
+        let (a, b) = (pair[0], pair[1]);
+        pair[0] = a * cos - b * sin;
+        pair[1] = a * sin + b * cos;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fused_op_equals_its_twin() {
+        let device = Device::Cpu;
+        let (heads, axes) = (3, [4, 6, 6]);
+        let rotary = Rotary::of_image(3, 5, axes, 10_000.0, &device).expect("tables");
+        let wide = Tensor::randn(0.0_f32, 1.0, (15, 3 * heads * 16 + 10), &device).expect("randn");
+        let qkv = wide.narrow(1, 0, 3 * heads * 16).expect("narrow");
+        let scale = |seed: f32| Tensor::new(vec![seed; 16], &device).expect("scale");
+        for rotary in [None, Some(&rotary)] {
+            let fused = normalize_and_rotate(&qkv, &scale(0.7), &scale(1.3), rotary).expect("fused");
+            let composed = normalize_and_rotate_composed(&qkv, &scale(0.7), &scale(1.3), rotary).expect("composed");
+            let largest: f32 = (fused - composed).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
+            assert!(largest < 1e-5, "{largest:e}");
+        }
+    }
+
+    #[test]
+    fn position_zero_leaves_a_token_as_it_is() {
+        let device = Device::Cpu;
+        let qkv = Tensor::randn(0.0_f32, 1.0, (4, 48), &device).expect("randn");
+        let scale = Tensor::ones(16, DType::F32, &device).expect("ones");
+        let identity = Rotary::identity(4, 8, &device).expect("identity");
+        let with = normalize_and_rotate(&qkv, &scale, &scale, Some(&identity)).expect("with");
+        let without = normalize_and_rotate(&qkv, &scale, &scale, None).expect("without");
+        assert_eq!(with.to_vec2::<f32>().expect("values"), without.to_vec2::<f32>().expect("values"));
+    }
+}

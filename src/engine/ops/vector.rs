@@ -1,0 +1,158 @@
+//! Arithmetic on slices of f32. Runs with the widest vector unit the processor has, and gives the same bits on all of
+//! them: sums are taken in sixteen fixed lanes, and no multiplication is fused with an addition.
+
+use pulp::Arch;
+
+/// Independent partial sums: enough to fill two AVX registers, and part of the result's definition.
+const LANES: usize = 16;
+
+/// Runs `work` compiled for the widest vector unit of this processor.
+pub(super) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+    struct Work<F>(F);
+    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Work<F> {
+        type Output = R;
+
+        #[inline(always)]
+        fn call(self) -> R {
+            (self.0)()
+        }
+    }
+    Arch::new().dispatch(Work(work))
+}
+
+/// Sum of `term` over `values`, in fixed lanes.
+#[inline(always)]
+fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let tail = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(value);
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(tail) {
+        *lane += term(value);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for index in 0..width {
+            lanes[index] += lanes[index + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+#[inline(always)]
+pub(super) fn sum(values: &[f32]) -> f32 {
+    sum_of(values, |value| value)
+}
+
+#[inline(always)]
+pub(super) fn sum_of_squares(values: &[f32]) -> f32 {
+    sum_of(values, |value| value * value)
+}
+
+/// Mean and 1 / sqrt(variance + epsilon), the variance in a second pass over the differences (as torch does).
+#[inline(always)]
+pub(super) fn mean_and_scale(values: &[f32], epsilon: f32) -> (f32, f32) {
+    let count = values.len() as f32;
+    let mean = sum(values) / count;
+    let variance = sum_of(values, |value| (value - mean) * (value - mean)) / count;
+    (mean, 1.0 / (variance + epsilon).sqrt())
+}
+
+#[inline(always)]
+pub(super) fn maximum(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = values.chunks_exact(LANES);
+    let tail = chunks.remainder();
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    for (lane, &value) in lanes.iter_mut().zip(tail) {
+        *lane = if value > *lane { value } else { *lane };
+    }
+    lanes.into_iter().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// e^x within 2 units in the last place; 0 below -87.3, and finite up to 88.3. NaN stays NaN.
+///
+/// x = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor polynomial (degree 7, error below 1e-8); 2^n by its bits.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    const LOWEST: f32 = -87.3;
+    const HIGHEST: f32 = 88.3;
+    // ln 2 split in two, so that n × HIGH is exact.
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding and subtracting 1.5 × 2^23 rounds to the nearest integer.
+    const ROUNDER: f32 = 12_582_912.0;
+    let clamped = if x > HIGHEST { HIGHEST } else { x };
+    let clamped = if clamped < LOWEST { LOWEST } else { clamped };
+    let n = (clamped * std::f32::consts::LOG2_E + ROUNDER) - ROUNDER;
+    let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+    let mut polynomial = 1.0 / 5040.0;
+    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        polynomial = polynomial * r + coefficient;
+    }
+    // SAFETY is not needed: the cast saturates, and n is between -126 and 127.
+    let power = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    let value = polynomial * power;
+    if x < LOWEST { 0.0 } else { value }
+}
+
+/// Turns scores into weights that sum to one, in place: `softmax(scale × scores)`.
+#[inline(always)]
+pub(super) fn softmax(scores: &mut [f32], scale: f32) {
+    let highest = maximum(scores);
+    for score in &mut *scores {
+        *score = exp((*score - highest) * scale);
+    }
+    let inverse = 1.0 / sum(scores);
+    for score in scores {
+        *score *= inverse;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let mut worst = 0.0_f64;
+        for step in -870_000..883_000 {
+            let x = step as f32 * 1e-4;
+            let exact = f64::from(x).exp();
+            worst = worst.max((f64::from(exp(x)) / exact - 1.0).abs());
+        }
+        assert!(worst < 2.0 * f64::from(f32::EPSILON), "relative error {worst:e}");
+    }
+
+    #[test]
+    fn exp_at_the_edges() {
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(-100.0), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::MAX).is_finite());
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn every_vector_unit_gives_the_same_bits() {
+        let values: Vec<f32> = (0..1003).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
+        let wide = vectorized(|| (sum(&values), sum_of_squares(&values), mean_and_scale(&values, 1e-6)));
+        let plain = (sum(&values), sum_of_squares(&values), mean_and_scale(&values, 1e-6));
+        assert_eq!(wide, plain);
+        let mut wide = values.clone();
+        vectorized(|| softmax(&mut wide, 0.3));
+        let mut plain = values;
+        softmax(&mut plain, 0.3);
+        assert_eq!(wide, plain);
+        assert!((plain.iter().sum::<f32>() - 1.0).abs() < 1e-5);
+    }
+}

@@ -1,0 +1,111 @@
+//! A picture between two steps: its latents, its place in the schedule, and what the transformer is told about it.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::ops::rope::Rotary;
+use super::transformer::Sequence;
+use crate::domain::spec::{GenerateSpec, PIXELS_PER_TOKEN_SIDE};
+
+/// Latent pixels along one side of a token.
+const PATCH: usize = 2;
+
+/// A picture's size in tokens, and its latent channels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TokenGrid {
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) channels: usize,
+}
+
+impl TokenGrid {
+    pub(crate) fn of(spec: &GenerateSpec, channels: usize) -> Self {
+        let tokens = |pixels: u32| (pixels / PIXELS_PER_TOKEN_SIDE) as usize;
+        Self { rows: tokens(spec.height()), columns: tokens(spec.width()), channels }
+    }
+
+    /// Numbers in the latents.
+    pub(crate) fn elements(&self) -> usize {
+        self.rows * self.columns * self.channels * PATCH * PATCH
+    }
+
+    /// Latents `[channels, height / 8, width / 8]`, given as a flat list, -> packed tokens
+    /// `[tokens, channels × 2 × 2]`: channel first, then row, then column inside a token.
+    pub(crate) fn pack(&self, latents: Vec<f32>, device: &Device) -> Result<Tensor> {
+        Tensor::from_vec(latents, (self.channels, self.rows, PATCH, self.columns, PATCH), device)?
+            .permute((1, 3, 0, 2, 4))?
+            .reshape((self.rows * self.columns, self.channels * PATCH * PATCH))
+    }
+
+    /// The inverse of [`Self::pack`], with a batch dimension for the decoder: `[1, channels, height / 8, width / 8]`.
+    pub(crate) fn unpack(&self, tokens: &Tensor) -> Result<Tensor> {
+        tokens.reshape((self.rows, self.columns, self.channels, PATCH, PATCH))?.permute((2, 0, 3, 1, 4))?.reshape((
+            1,
+            self.channels,
+            self.rows * PATCH,
+            self.columns * PATCH,
+        ))
+    }
+}
+
+/// One of the prompts a picture is drawn with.
+pub(crate) struct Pass {
+    /// `[text tokens, hidden]`
+    pub(crate) text: Tensor,
+    /// `[1, hidden]`
+    pub(crate) condition: Tensor,
+}
+
+/// A picture being drawn.
+pub(crate) struct Picture {
+    pub(crate) width: u32,
+    pub(crate) height: u32,
+    pub(crate) grid: TokenGrid,
+    /// Packed, `[tokens, in_channels]`, f32.
+    pub(crate) latents: Tensor,
+    /// Noise level before each step, and 0 after the last.
+    pub(crate) sigmas: Vec<f32>,
+    /// Steps done.
+    pub(crate) steps_done: usize,
+    pub(crate) rotary: Rotary,
+    pub(crate) prompt: Pass,
+    /// True classifier-free guidance: the negative prompt and the scale.
+    pub(crate) negative: Option<(Pass, f64)>,
+}
+
+impl Picture {
+    pub(crate) fn is_done(&self) -> bool {
+        self.steps_done + 1 >= self.sigmas.len()
+    }
+
+    /// What goes into the next step: one sequence, or two with a negative prompt.
+    pub(crate) fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
+        let passes = std::iter::once(&self.prompt).chain(self.negative.as_ref().map(|(pass, _)| pass));
+        passes.map(|pass| Sequence {
+            latents: &self.latents,
+            text: &pass.text,
+            condition: &pass.condition,
+            rotary: &self.rotary,
+            sigma: self.sigmas[self.steps_done],
+        })
+    }
+
+    /// Combines the passes' velocities, taken from the front of `velocities` in the order of [`Self::sequences`].
+    pub(crate) fn combine(&self, velocities: &mut impl Iterator<Item = Tensor>) -> Result<Tensor> {
+        let mut next = || velocities.next().expect("one velocity per sequence");
+        let with_prompt = next();
+        match &self.negative {
+            None => Ok(with_prompt),
+            Some((_, scale)) => {
+                let without = next();
+                let difference = (with_prompt - &without)?;
+                without + (difference * *scale)?
+            }
+        }
+    }
+
+    /// The latents after an Euler step along `velocity`, both `[tokens, in_channels]` f32.
+    pub(crate) fn euler_step(&self, velocity: &Tensor) -> Result<Tensor> {
+        let change = self.sigmas[self.steps_done + 1] - self.sigmas[self.steps_done];
+        &self.latents + (velocity * f64::from(change))?
+    }
+}

@@ -1,0 +1,78 @@
+//! Prompts to embeddings: CLIP's pooled vector and T5's sequence.
+
+pub(crate) mod tokens;
+
+use candle_core::{DType, Device, IndexOp, Result, Tensor};
+use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
+use candle_transformers::models::t5::T5EncoderModel;
+
+use super::loader::Checkpoint;
+use super::loader::config::ClipConfig;
+
+/// What the transformer is told about a prompt.
+#[derive(Debug, Clone)]
+pub(crate) struct PromptEmbedding {
+    /// CLIP's pooled vector, `[1, width]`.
+    pub(crate) pooled: Tensor,
+    /// T5's sequence, `[tokens, width]`. Padding is part of it: FLUX has no text mask.
+    pub(crate) sequence: Tensor,
+}
+
+/// Both text encoders.
+pub(crate) struct TextEncoders {
+    clip: ClipTextTransformer,
+    t5: T5EncoderModel,
+    device: Device,
+}
+
+impl TextEncoders {
+    /// Loads both encoders in `dtype`.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn load(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Self> {
+        let clip_config = clip_config(&checkpoint.configs.clip);
+        let clip = ClipTextTransformer::new(checkpoint.clip(dtype, device).pp("text_model"), &clip_config)?;
+        let t5 = T5EncoderModel::load(checkpoint.t5(dtype, device), &checkpoint.configs.t5)?;
+        Ok(Self { clip, t5, device: device.clone() })
+    }
+
+    /// CLIP's hidden state at the first end-of-text token, `[1, width]`.
+    ///
+    /// `ids` need not be padded: attention is causal, so nothing after the end can be seen from it.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn pooled(&self, ids: &[u32], end_of_text: u32) -> Result<Tensor> {
+        let end = ids.iter().position(|&id| id == end_of_text).unwrap_or(ids.len() - 1);
+        let hidden = self.clip.forward_with_mask(&self.batch_of_one(ids)?, usize::MAX)?;
+        hidden.i((.., end))
+    }
+
+    /// T5's last hidden state, `[tokens, width]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn sequence(&mut self, ids: &[u32]) -> Result<Tensor> {
+        self.t5.forward(&self.batch_of_one(ids)?)?.squeeze(0)
+    }
+
+    fn batch_of_one(&self, ids: &[u32]) -> Result<Tensor> {
+        Tensor::new(ids, &self.device)?.unsqueeze(0)
+    }
+}
+
+fn clip_config(config: &ClipConfig) -> ClipTextConfig {
+    ClipTextConfig {
+        vocab_size: config.vocab_size,
+        embed_dim: config.hidden_size,
+        activation: Activation::QuickGelu,
+        intermediate_size: config.intermediate_size,
+        max_position_embeddings: config.max_position_embeddings,
+        pad_with: None,
+        num_hidden_layers: config.num_hidden_layers,
+        num_attention_heads: config.num_attention_heads,
+        // Only used where text meets pictures, which is not here.
+        projection_dim: config.hidden_size,
+    }
+}

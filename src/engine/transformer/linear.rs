@@ -1,0 +1,45 @@
+//! Linear layers: the one place that knows in which precision weights are kept.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::engine::ops::linear::linear;
+
+/// `x Wᵀ + b`.
+pub(super) struct Linear {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Linear {
+    /// `weight [outputs, inputs]` and `bias [outputs]`, in the builder's dtype.
+    pub(super) fn load(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self { weight: vb.get((outputs, inputs), "weight")?, bias: vb.get(outputs, "bias")? })
+    }
+
+    /// `[rows, inputs]` -> `[rows, outputs]`.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        linear(x, &self.weight, Some(&self.bias))
+    }
+}
+
+/// Two linear layers with an activation between them.
+pub(super) struct Mlp {
+    first: Linear,
+    second: Linear,
+}
+
+impl Mlp {
+    /// `names` are those of the two layers.
+    pub(super) fn load(inputs: usize, inner: usize, outputs: usize, names: [&str; 2], vb: &VarBuilder) -> Result<Self> {
+        Ok(Self {
+            first: Linear::load(inputs, inner, &vb.pp(names[0]))?,
+            second: Linear::load(inner, outputs, &vb.pp(names[1]))?,
+        })
+    }
+
+    /// `[rows, inputs]` -> `[rows, outputs]`.
+    pub(super) fn forward(&self, x: &Tensor, activation: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        self.second.forward(&activation(&self.first.forward(x)?)?)
+    }
+}

@@ -1,0 +1,175 @@
+//! The autoencoder's way back: latents to pixels.
+//!
+//! Follows `Decoder` in the reference implementation's `autoencoder.py` (black-forest-labs/flux), whose tensor names it
+//! uses; the attention in the middle never holds a whole score matrix.
+
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Module, VarBuilder, conv2d, group_norm};
+
+use super::loader::config::VaeConfig;
+use super::ops::Segments;
+use super::ops::activation::silu;
+use super::ops::attention::attention;
+use super::ops::linear::linear;
+
+/// Epsilon of every GroupNorm in the autoencoder.
+const EPSILON: f64 = 1e-6;
+
+/// The decoder half, in f32.
+pub(crate) struct Decoder {
+    conv_in: Conv2d,
+    middle: (Resnet, Attention, Resnet),
+    /// From latents to pixels.
+    levels: Vec<Level>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+    scaling_factor: f64,
+    shift_factor: f64,
+}
+
+struct Level {
+    blocks: Vec<Resnet>,
+    upsample: Option<Conv2d>,
+}
+
+impl Decoder {
+    /// Loads the decoder.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn load(config: &VaeConfig, vb: &VarBuilder) -> Result<Self> {
+        let vb = vb.pp("decoder");
+        let groups = config.norm_num_groups;
+        let widths = &config.block_out_channels;
+        let widest = widths[widths.len() - 1];
+        let middle = (
+            Resnet::load(groups, widest, widest, &vb.pp("mid.block_1"))?,
+            Attention::load(groups, widest, &vb.pp("mid.attn_1"))?,
+            Resnet::load(groups, widest, widest, &vb.pp("mid.block_2"))?,
+        );
+        let mut levels = Vec::with_capacity(widths.len());
+        let mut inputs = widest;
+        for (level, &width) in widths.iter().enumerate().rev() {
+            let vb = vb.pp(format!("up.{level}"));
+            let mut blocks = Vec::with_capacity(config.layers_per_block + 1);
+            for block in 0..=config.layers_per_block {
+                blocks.push(Resnet::load(groups, inputs, width, &vb.pp(format!("block.{block}")))?);
+                inputs = width;
+            }
+            let upsample = (level > 0).then(|| convolution(width, width, vb.pp("upsample.conv"))).transpose()?;
+            levels.push(Level { blocks, upsample });
+        }
+        Ok(Self {
+            conv_in: convolution(config.latent_channels, widest, vb.pp("conv_in"))?,
+            middle,
+            levels,
+            norm_out: group_norm(groups, inputs, EPSILON, vb.pp("norm_out"))?,
+            conv_out: convolution(inputs, config.out_channels, vb.pp("conv_out"))?,
+            scaling_factor: config.scaling_factor,
+            shift_factor: config.shift_factor,
+        })
+    }
+
+    /// Latents `[1, channels, height / 8, width / 8]` as the transformer leaves them -> pixels `[1, 3, height, width]`,
+    /// about -1 to 1, not clamped. f32.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let latents = ((latents / self.scaling_factor)? + self.shift_factor)?;
+        let mut x = self.conv_in.forward(&latents)?;
+        let (first, attention, second) = &self.middle;
+        x = second.forward(&attention.forward(&first.forward(&x)?)?)?;
+        for level in &self.levels {
+            for block in &level.blocks {
+                x = block.forward(&x)?;
+            }
+            if let Some(upsample) = &level.upsample {
+                let (_, _, height, width) = x.dims4()?;
+                x = upsample.forward(&x.upsample_nearest2d(2 * height, 2 * width)?)?;
+            }
+        }
+        self.conv_out.forward(&silu(&self.norm_out.forward(&x)?)?)
+    }
+}
+
+/// A 3×3 convolution that keeps the size.
+fn convolution(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Conv2d> {
+    conv2d(inputs, outputs, 3, Conv2dConfig { padding: 1, ..Conv2dConfig::default() }, vb)
+}
+
+struct Resnet {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    shortcut: Option<Conv2d>,
+}
+
+impl Resnet {
+    fn load(groups: usize, inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
+        let shortcut = || conv2d(inputs, outputs, 1, Conv2dConfig::default(), vb.pp("nin_shortcut"));
+        Ok(Self {
+            norm1: group_norm(groups, inputs, EPSILON, vb.pp("norm1"))?,
+            conv1: convolution(inputs, outputs, vb.pp("conv1"))?,
+            norm2: group_norm(groups, outputs, EPSILON, vb.pp("norm2"))?,
+            conv2: convolution(outputs, outputs, vb.pp("conv2"))?,
+            shortcut: (inputs != outputs).then(shortcut).transpose()?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let hidden = self.conv1.forward(&silu(&self.norm1.forward(x)?)?)?;
+        let hidden = self.conv2.forward(&silu(&self.norm2.forward(&hidden)?)?)?;
+        match &self.shortcut {
+            Some(shortcut) => shortcut.forward(x)? + hidden,
+            None => x + hidden,
+        }
+    }
+}
+
+/// Single-head attention over all positions. Its 1×1 convolutions are linear layers over the positions.
+struct Attention {
+    norm: GroupNorm,
+    qkv: (Tensor, Tensor),
+    out: (Tensor, Tensor),
+}
+
+impl Attention {
+    fn load(groups: usize, channels: usize, vb: &VarBuilder) -> Result<Self> {
+        let pointwise = |name: &str| -> Result<(Tensor, Tensor)> {
+            let weight = vb.get((channels, channels, 1, 1), &format!("{name}.weight"))?;
+            Ok((weight.reshape((channels, channels))?, vb.get(channels, &format!("{name}.bias"))?))
+        };
+        let (query, key, value) = (pointwise("q")?, pointwise("k")?, pointwise("v")?);
+        Ok(Self {
+            norm: group_norm(groups, channels, EPSILON, vb.pp("norm"))?,
+            qkv: (Tensor::cat(&[query.0, key.0, value.0], 0)?, Tensor::cat(&[query.1, key.1, value.1], 0)?),
+            out: pointwise("proj_out")?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, channels, height, width) = x.dims4()?;
+        let positions = self.norm.forward(x)?.squeeze(0)?.flatten_from(1)?.t()?.contiguous()?;
+        let qkv = linear(&positions, &self.qkv.0, Some(&self.qkv.1))?;
+        let attended = attention(&qkv, 1, &Segments::from_lengths([height * width]))?;
+        let out = linear(&attended, &self.out.0, Some(&self.out.1))?;
+        out.t()?.contiguous()?.reshape((batch, channels, height, width))? + x
+    }
+}
+
+/// Pixels about -1 to 1, `[1, 3, height, width]`, as bytes row by row: `round_half_even(255 × clamp(x / 2 + 1 / 2))`,
+/// as diffusers rounds. `None` when any of them is not finite.
+///
+/// # Errors
+/// When the device fails.
+pub(crate) fn to_rgb_bytes(pixels: &Tensor) -> Result<Option<Vec<u8>>> {
+    let interleaved = pixels.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.squeeze(0)?.permute((1, 2, 0))?;
+    let values = interleaved.flatten_all()?.to_vec1::<f32>()?;
+    if values.iter().any(|value| !value.is_finite()) {
+        return Ok(None);
+    }
+    let byte = |value: f32| (255.0 * (value / 2.0 + 0.5).clamp(0.0, 1.0)).round_ties_even() as u8;
+    Ok(Some(values.into_iter().map(byte).collect()))
+}

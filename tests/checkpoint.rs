@@ -1,0 +1,160 @@
+//! Checkpoints that are not whole: each fault is named by file, tensor, expected and found shape.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use fluxserve::domain::model::ModelFiles;
+use fluxserve::engine::{Inspection, Problem, inspect};
+
+const SHARD: &str = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors";
+const INDEX: &str = "transformer/diffusion_pytorch_model.safetensors.index.json";
+
+fn reference() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev")
+}
+
+/// A copy of the reference checkpoint that a test may damage.
+struct Damaged(tempfile::TempDir);
+
+impl Damaged {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        copy(&reference(), directory.path());
+        Self(directory)
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.0.path().join(file)
+    }
+
+    fn inspect(&self) -> Inspection {
+        inspect(&ModelFiles::Directory(self.0.path().to_owned()))
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        self.inspect().into_problems()
+    }
+
+    /// Rewrites a weight file with other tensors.
+    fn rewrite(
+        &self,
+        file: &str,
+        change: impl FnOnce(&mut BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>),
+    ) {
+        let bytes = std::fs::read(self.path(file)).expect("readable");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("a weight file");
+        let mut owned = BTreeMap::new();
+        for (name, view) in tensors.tensors() {
+            owned.insert(name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()));
+        }
+        change(&mut owned);
+        let views = owned.iter().map(|(name, (dtype, shape, data))| {
+            let view = safetensors::tensor::TensorView::new(*dtype, shape.clone(), data).expect("a tensor");
+            (name.clone(), view)
+        });
+        safetensors::serialize_to_file(views, None, &self.path(file)).expect("written");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a directory");
+    for entry in std::fs::read_dir(from).expect("a directory") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+#[test]
+fn a_whole_checkpoint_is_sound_in_both_layouts() {
+    let checkpoint = Damaged::new();
+    let inspection = checkpoint.inspect();
+    assert!(inspection.is_sound(), "{inspection}");
+    assert!(inspection.components[0].files[0].starts_with("transformer/"));
+    std::fs::remove_dir_all(checkpoint.path("transformer")).expect("removed");
+    std::fs::create_dir(checkpoint.path("transformer")).expect("made");
+    std::fs::copy(reference().join("transformer/config.json"), checkpoint.path("transformer/config.json"))
+        .expect("copied");
+    std::fs::remove_file(checkpoint.path("vae/diffusion_pytorch_model.safetensors")).expect("removed");
+    let inspection = checkpoint.inspect();
+    assert!(inspection.is_sound(), "{inspection}");
+    assert_eq!(inspection.components[0].files, ["flux1-dev.safetensors"]);
+    assert_eq!(inspection.components[1].files, ["ae.safetensors"]);
+}
+
+#[test]
+fn a_missing_shard_is_named_with_the_tensors_it_held() {
+    let checkpoint = Damaged::new();
+    std::fs::remove_file(checkpoint.path(SHARD)).expect("removed");
+    let problems = checkpoint.problems();
+    assert_eq!(problems[0], Problem::MissingFile { path: SHARD.into(), hint: String::new() });
+    assert!(problems.iter().any(|problem| matches!(problem, Problem::MissingTensor { file, .. } if file == INDEX)));
+}
+
+#[test]
+fn a_truncated_file_is_named() {
+    let checkpoint = Damaged::new();
+    let file = std::fs::OpenOptions::new().write(true).open(checkpoint.path("text_encoder/model.safetensors"));
+    file.expect("opens").set_len(50_000).expect("cut");
+    let problems = checkpoint.problems();
+    let text = problems[0].to_string();
+    assert!(text.starts_with("text_encoder/model.safetensors: not a whole safetensors file"), "{text}");
+}
+
+#[test]
+fn missing_surplus_and_misshapen_tensors_are_named() {
+    let checkpoint = Damaged::new();
+    checkpoint.rewrite("vae/diffusion_pytorch_model.safetensors", |tensors| {
+        let taken = tensors.remove("decoder.conv_in.bias").expect("there");
+        tensors.insert("decoder.conv_in.biased".into(), taken);
+        tensors.get_mut("decoder.conv_out.bias").expect("there").1 = vec![3, 1];
+    });
+    let file = || "vae/diffusion_pytorch_model.safetensors".to_owned();
+    let problems = checkpoint.problems();
+    let expected = [
+        Problem::MissingTensor { file: file(), tensor: "decoder.conv_in.bias".into(), expected: vec![64] },
+        Problem::Shape { file: file(), tensor: "decoder.conv_out.bias".into(), expected: vec![3], found: vec![3, 1] },
+        Problem::SurplusTensor { file: file(), tensor: "decoder.conv_in.biased".into(), found: vec![64] },
+    ];
+    assert_eq!(problems, expected);
+}
+
+#[test]
+fn a_dtype_that_is_no_weight_is_named() {
+    let checkpoint = Damaged::new();
+    checkpoint.rewrite("text_encoder/model.safetensors", |tensors| {
+        let tensor = tensors.get_mut("text_model.final_layer_norm.bias").expect("there");
+        *tensor = (safetensors::Dtype::I16, tensor.1.clone(), tensor.2.clone());
+    });
+    let problems = checkpoint.problems();
+    assert!(matches!(&problems[..], [Problem::Dtype { tensor, .. }] if tensor == "text_model.final_layer_norm.bias"));
+}
+
+#[test]
+fn configurations_that_do_not_fit_together_are_named() {
+    let checkpoint = Damaged::new();
+    let path = checkpoint.path("text_encoder/config.json");
+    let text = std::fs::read_to_string(&path).expect("readable").replace("\"hidden_size\": 32", "\"hidden_size\": 64");
+    std::fs::write(path, text).expect("written");
+    let text = checkpoint.inspect().to_string();
+    assert!(text.contains("pooled_projection_dim must equal text_encoder/config.json's hidden_size"), "{text}");
+}
+
+#[test]
+fn a_missing_configuration_or_tokenizer_file_is_named() {
+    for file in ["text_encoder_2/config.json", "tokenizer/merges.txt", "tokenizer_2/tokenizer.json"] {
+        let checkpoint = Damaged::new();
+        std::fs::remove_file(checkpoint.path(file)).expect("removed");
+        assert_eq!(checkpoint.problems(), [Problem::MissingFile { path: file.into(), hint: String::new() }]);
+    }
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_not_usable() {
+    let inspection = inspect(&ModelFiles::Directory("/nonexistent/checkpoint".into()));
+    assert!(!inspection.is_sound());
+}

@@ -1,0 +1,183 @@
+//! The engine as its callers see it, on the CPU: the pictures diffusers draws from the same prompts, and the promise
+//! that a picture does not depend on its company.
+
+use std::path::{Path, PathBuf};
+
+use fluxserve::domain::device::DeviceChoice;
+use fluxserve::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
+use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::model::{ModelCard, ModelFiles, ParameterDefaults, ParameterLimits};
+use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::engine::FluxEngine;
+
+fn reference(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(path)
+}
+
+fn engine() -> FluxEngine {
+    FluxEngine::load(&ModelFiles::Directory(reference("FLUX.1-dev")), DeviceChoice::Cpu).expect("the checkpoint loads")
+}
+
+fn card() -> ModelCard {
+    ModelCard {
+        id: ModelId::new("reference"),
+        defaults: ParameterDefaults { width: 64, height: 64, steps: 4, guidance: 3.5 },
+        limits: ParameterLimits {
+            width_min: 16,
+            width_max: 2048,
+            height_min: 16,
+            height_max: 2048,
+            size_multiple_of: 16,
+            pixels_max: 1 << 22,
+            steps_min: 1,
+            steps_max: 100,
+            guidance_min: 0.0,
+            guidance_max: 30.0,
+        },
+        input_images_min: 0,
+        input_images_max: 0,
+        prompt_chars_max: 100_000,
+        sequence_length: 512,
+        true_cfg_scale: 4.0,
+    }
+}
+
+fn spec(params: GenerateParams) -> GenerateSpec {
+    GenerateSpec::new(params, &card()).expect("a valid request")
+}
+
+fn draw_alone(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
+    let slot = engine.admit(spec).expect("admits");
+    for _ in 0..spec.steps() {
+        engine.step(&[slot]).expect("steps");
+    }
+    engine.finish(slot).expect("finishes")
+}
+
+fn read_png(path: &str) -> (u32, u32, Vec<u8>) {
+    let image = image::open(reference(path)).expect("a reference picture").to_rgb8();
+    (image.width(), image.height(), image.into_raw())
+}
+
+/// From the prompt alone: tokenizers, text encoders, torch's noise, schedule, transformer, decoder, rounding.
+#[test]
+fn a_seed_gives_the_picture_that_diffusers_gives() {
+    let mut engine = engine();
+    let cases = [
+        ("a_64x64", "a red circle on a blue background", 64, 64, 4, 3.5, 42),
+        ("b_96x64", "A cat sleeping on a stack of books near the window", 64, 96, 6, 1.0, 7),
+        ("d3_empty", "", 64, 64, 2, 3.5, 3),
+        ("i_one_step", "a fluffy white dog", 48, 32, 1, 0.0, 64),
+    ];
+    for (name, prompt, width, height, steps, guidance, seed) in cases {
+        let spec = spec(GenerateParams {
+            prompt: prompt.to_owned(),
+            width: Some(width),
+            height: Some(height),
+            steps: Some(steps),
+            guidance: Some(guidance),
+            seed,
+            ..GenerateParams::default()
+        });
+        let image = draw_alone(&mut engine, &spec);
+        let (expected_width, expected_height, expected) = read_png(&format!("cases/{name}.0.png"));
+        assert_eq!((image.width(), image.height()), (expected_width, expected_height), "{name}");
+        let differences: Vec<u8> = image.pixels().iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).collect();
+        assert!(differences.iter().all(|&difference| difference <= 1), "{name}: off by more than one level");
+        let off = differences.iter().filter(|&&difference| difference > 0).count();
+        assert!(off * 1000 <= expected.len(), "{name}: {off} of {} bytes off", expected.len());
+    }
+}
+
+/// Eight pictures that differ in everything that may differ.
+fn mixed() -> Vec<GenerateSpec> {
+    let picture = |prompt: &str, width, height, steps, guidance, seed, sequence_length| GenerateParams {
+        prompt: prompt.to_owned(),
+        width: Some(width),
+        height: Some(height),
+        steps: Some(steps),
+        guidance: Some(guidance),
+        seed,
+        sequence_length: Some(sequence_length),
+        ..GenerateParams::default()
+    };
+    let mut all = vec![
+        picture("a red circle on a blue background", 64, 64, 4, 3.5, 1, 512),
+        picture("a cat", 96, 64, 7, 1.0, 2, 256),
+        picture("an old wooden boat on a quiet beach at sunrise", 32, 128, 2, 7.0, 3, 40),
+        picture("", 16, 16, 5, 0.0, 4, 1),
+        picture("neon signs reflected in a wet street", 160, 112, 3, 30.0, 5, 100),
+        picture("two eggs", 48, 48, 1, 3.5, 6, 512),
+        picture("a bowl of ramen", 80, 64, 6, 3.5, 7, 64),
+        picture("a bowl of ramen", 80, 64, 6, 3.5, 8, 64),
+    ];
+    all[6].negative_prompt = Some("blurry, low quality".to_owned());
+    all[6].true_cfg_scale = Some(4.0);
+    all.into_iter().map(spec).collect()
+}
+
+/// Admits each picture at its own step, steps all that are there, finishes each as it is done.
+fn draw_together(engine: &mut FluxEngine, specs: &[GenerateSpec], joins_at: &[usize]) -> Vec<RgbImage> {
+    let mut images: Vec<Option<RgbImage>> = vec![None; specs.len()];
+    let mut drawing: Vec<(usize, Slot, u32)> = Vec::new();
+    let mut largest_company = 0;
+    for turn in 0.. {
+        for (index, spec) in specs.iter().enumerate().filter(|(index, _)| joins_at[*index] == turn) {
+            drawing.push((index, engine.admit(spec).expect("admits"), spec.steps()));
+        }
+        if drawing.is_empty() && images.iter().all(Option::is_some) {
+            break;
+        }
+        largest_company = largest_company.max(drawing.len());
+        // Another order in every step: a picture's place in the stream must not matter either.
+        let offset = turn % drawing.len().max(1);
+        drawing.rotate_left(offset);
+        let slots: Vec<Slot> = drawing.iter().map(|(_, slot, _)| *slot).collect();
+        engine.step(&slots).expect("steps");
+        for (index, slot, left) in std::mem::take(&mut drawing) {
+            if left == 1 {
+                images[index] = Some(engine.finish(slot).expect("finishes"));
+            } else {
+                drawing.push((index, slot, left - 1));
+            }
+        }
+    }
+    assert!(largest_company >= 5, "the pictures travelled together");
+    images.into_iter().map(|image| image.expect("every picture was drawn")).collect()
+}
+
+#[test]
+fn a_picture_has_the_same_bits_alone_and_in_company() {
+    let mut engine = engine();
+    let specs = mixed();
+    let alone: Vec<RgbImage> = specs.iter().map(|spec| draw_alone(&mut engine, spec)).collect();
+    for joins_at in [[0; 8], [0, 0, 1, 1, 2, 3, 3, 0], [3, 2, 0, 1, 0, 2, 0, 1]] {
+        let together = draw_together(&mut engine, &specs, &joins_at);
+        for (index, (alone, together)) in alone.iter().zip(&together).enumerate() {
+            assert_eq!(alone.pixels(), together.pixels(), "picture {index}, joining at {joins_at:?}");
+        }
+    }
+}
+
+#[test]
+fn a_released_picture_leaves_the_others_as_they_are() {
+    let mut engine = engine();
+    let specs = mixed();
+    let expected = draw_alone(&mut engine, &specs[0]);
+    let kept = engine.admit(&specs[0]).expect("admits");
+    let dropped = engine.admit(&specs[4]).expect("admits");
+    engine.step(&[dropped, kept]).expect("steps");
+    engine.release(dropped);
+    for _ in 1..specs[0].steps() {
+        engine.step(&[kept]).expect("steps");
+    }
+    assert!(engine.finish(kept).expect("finishes") == expected);
+    assert!(matches!(engine.step(&[dropped]), Err(EngineError::Fatal(_))), "a released slot is gone");
+}
+
+#[test]
+fn a_picture_with_steps_left_is_not_finished() {
+    let mut engine = engine();
+    let slot = engine.admit(&mixed()[0]).expect("admits");
+    assert!(matches!(engine.finish(slot), Err(EngineError::Request(_))));
+}
