@@ -193,7 +193,7 @@ pub struct Flags {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file `{}`: {source}", path.display())]
+    #[error("cannot read the configuration file `{}`", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

@@ -19,11 +19,11 @@ const ACQUIRE_TIMEOUT_SECONDS: u64 = 10;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
-/// Why the database did not do as asked.
+/// Why the database did not do as asked. The cause is the error's source, not part of its text.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The file or its folder cannot be made.
-    #[error("cannot create `{}`: {source}", path.display())]
+    #[error("cannot create `{}`", path.display())]
     Create {
         /// The file or folder.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The file is there and cannot be used.
-    #[error("cannot open the database `{}`: {source}", path.display())]
+    #[error("cannot open the database `{}`", path.display())]
     Open {
         /// The file.
         path: PathBuf,
@@ -45,10 +45,10 @@ pub enum StoreError {
         source: sqlx::Error,
     },
     /// The database's shape is not one this program can bring up to date.
-    #[error("cannot migrate the database: {0}; use the program that wrote it, or restore a backup")]
+    #[error("cannot bring the database up to date: use the program that wrote it, or restore a backup")]
     Migrate(#[source] MigrateError),
     /// A query failed: busy, full, or broken. Trying again may help.
-    #[error("the database failed: {0}")]
+    #[error("the database failed")]
     Query(#[from] sqlx::Error),
 }
 

@@ -59,7 +59,7 @@ pub enum AuthError {
         retry_after_seconds: u64,
     },
     /// It cannot be told now. Not the caller's fault.
-    #[error("keys cannot be checked: {0}")]
+    #[error("keys cannot be checked")]
     Unavailable(#[from] KeyFailure),
 }
 

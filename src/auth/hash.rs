@@ -96,7 +96,7 @@ pub enum HashError {
     #[error("argon2 failed: {0}")]
     Argon2(password_hash::Error),
     /// The blocking pool has gone, or the hashing panicked.
-    #[error("the hashing task ended: {0}")]
+    #[error("the hashing task ended")]
     Task(#[from] tokio::task::JoinError),
 }
 

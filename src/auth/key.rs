@@ -30,7 +30,7 @@ pub struct MalformedKey;
 
 /// The operating system gave no random bytes.
 #[derive(Debug, thiserror::Error)]
-#[error("the operating system's random generator failed: {0}")]
+#[error("the operating system's random generator failed")]
 pub struct NoRandomness(#[from] getrandom::Error);
 
 /// The part of a key that anyone may see. Shown as its prefix: `rgpu_` and eight characters.

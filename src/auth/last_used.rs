@@ -64,7 +64,7 @@ impl LastUsed {
                 () = &mut stop => true,
             };
             if let Err(error) = self.write().await {
-                tracing::warn!(%error, "could not write when keys were last used");
+                tracing::warn!(error = &error as &dyn std::error::Error, "could not write when keys were last used");
             }
             if stopping {
                 return;

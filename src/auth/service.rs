@@ -106,7 +106,7 @@ pub enum KeyError {
     #[error("there is no key with the prefix {0}")]
     NotFound(PublicId),
     /// Something inside failed.
-    #[error("the keys are not available: {0}")]
+    #[error("the keys are not available")]
     Unavailable(#[from] KeyFailure),
 }
 
