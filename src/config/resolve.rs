@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Display;
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
@@ -59,7 +60,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
     let number =
         |variable, get: fn(&Settings) -> Option<u64>, range, default| within(layers, variable, get, range, default);
     Ok(Config {
-        listen: parsed(layers, &env::LISTEN, |settings| settings.listen.as_ref(), default.listen)?,
+        listen: listen(layers, default.listen)?,
         data_dir: last(layers, |settings| settings.data_dir.clone()).map_or(default.data_dir, |(path, _)| path),
         models: models(layers, default.models)?,
         device: parsed(layers, &env::DEVICE, |settings| settings.device.as_ref(), default.device)?,
@@ -109,6 +110,13 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
             filter: parsed(layers, &env::LOG_FILTER, |settings| settings.log.filter.as_ref(), default.log.filter)?,
             format: parsed(layers, &env::LOG_FORMAT, |settings| settings.log.format.as_ref(), default.log.format)?,
         },
+    })
+}
+
+fn listen(layers: &[Layer], default: SocketAddr) -> Result<SocketAddr, ConfigError> {
+    let Some((text, origin)) = last(layers, |settings| settings.listen.as_ref()) else { return Ok(default) };
+    text.parse().map_err(|_| {
+        origin.error(&env::LISTEN, format!("`{text}` is not an address and a port: write it like {default}"))
     })
 }
 

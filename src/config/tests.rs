@@ -168,7 +168,7 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         }
     }
     let variable_cases = [
-        ("FLUXSERVE_LISTEN", "8080", "socket address"),
+        ("FLUXSERVE_LISTEN", "8080", "127.0.0.1:8080"),
         ("FLUXSERVE_QUEUE_JOBS_MAX", "many", "a whole number, not `many`"),
         ("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "999999", "from 0 to 3600"),
         ("FLUXSERVE_MODELS", "a,,b", "ID=DIR"),
