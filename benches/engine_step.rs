@@ -1,0 +1,68 @@
+//! Seconds per denoising step of the engine on the CPU.
+//!
+//! `cargo bench --bench engine_step` uses the tiny reference checkpoint; `FLUXSERVE_BENCH_CHECKPOINT=DIR` names another
+//! and `FLUXSERVE_BENCH_PICTURES`, `…_SIDE`, `…_STEPS` say how many pictures of how many pixels a side step together, how
+//! often. `benches/step_against_diffusers.py` runs it beside diffusers on the same weights.
+
+#![allow(missing_docs, clippy::print_stdout, reason = "a benchmark prints its result")]
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use fluxserve::domain::device::DeviceChoice;
+use fluxserve::domain::engine::StepEngine;
+use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::model::{ModelCard, ModelFiles, ParameterDefaults, ParameterLimits};
+use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::engine::FluxEngine;
+
+fn setting(name: &str, default: u32) -> u32 {
+    let text = std::env::var(format!("FLUXSERVE_BENCH_{name}")).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn main() {
+    let reference = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+    let checkpoint = std::env::var_os("FLUXSERVE_BENCH_CHECKPOINT").map_or(reference, PathBuf::from);
+    let (pictures, side, steps) = (setting("PICTURES", 1), setting("SIDE", 512), setting("STEPS", 3).max(1));
+    let mut engine =
+        FluxEngine::load(&ModelFiles::Directory(checkpoint), DeviceChoice::Auto).expect("the checkpoint loads");
+    let card = ModelCard {
+        id: ModelId::new("benchmark"),
+        defaults: ParameterDefaults { width: side, height: side, steps: steps + 1, guidance: 3.5 },
+        limits: ParameterLimits {
+            width_min: 16,
+            width_max: 2048,
+            height_min: 16,
+            height_max: 2048,
+            size_multiple_of: 16,
+            pixels_max: 1 << 22,
+            steps_min: 1,
+            steps_max: 1000,
+            guidance_min: 0.0,
+            guidance_max: 30.0,
+        },
+        input_images_min: 0,
+        input_images_max: 0,
+        prompt_chars_max: 2048,
+        sequence_length: 512,
+        true_cfg_scale: 4.0,
+    };
+    let slots: Vec<_> = (0..pictures)
+        .map(|seed| {
+            let params =
+                GenerateParams { prompt: "a red fox".into(), seed: u64::from(seed), ..GenerateParams::default() };
+            engine.admit(&GenerateSpec::new(params, &card).expect("a valid request")).expect("admits")
+        })
+        .collect();
+    engine.step(&slots).expect("warms up");
+    let mut seconds: Vec<f64> = (0..steps)
+        .map(|_| {
+            let start = Instant::now();
+            engine.step(&slots).expect("steps");
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    seconds.sort_by(f64::total_cmp);
+    println!("engine_step pictures={pictures} side={side} median_seconds={:.4}", seconds[seconds.len() / 2]);
+}
