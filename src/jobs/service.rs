@@ -1,6 +1,7 @@
 //! What can be done with jobs.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +56,7 @@ pub(super) struct Inner {
     /// Jobs with a recorder: at most as many as the queues have places. A sender that is gone means "ended".
     live: Mutex<HashMap<JobId, watch::Receiver<Live>>>,
     unfinished: watch::Sender<usize>,
+    draining: AtomicBool,
 }
 
 impl JobService {
@@ -73,7 +75,9 @@ impl JobService {
         let signer = LinkSigner::new(store.link_secret().await?);
         let (unfinished, _) = watch::channel(0);
         let live = Mutex::default();
-        let inner = Arc::new(Inner { store, catalog, queues, clock, settings, files, signer, live, unfinished });
+        let draining = AtomicBool::new(false);
+        let inner = Inner { store, catalog, queues, clock, settings, files, signer, live, unfinished, draining };
+        let inner = Arc::new(inner);
         for (model, queue) in &inner.queues {
             tokio::spawn(mirror_availability(Arc::clone(&inner.catalog), model.clone(), queue.state()));
         }
@@ -95,6 +99,9 @@ impl JobService {
         spec: GenerateSpec,
         output_format: OutputFormat,
     ) -> Result<JobReport, JobsError> {
+        if self.is_draining() {
+            return Err(JobsError::Draining);
+        }
         let availability = self.0.catalog.availability(spec.model());
         let queue = self.0.queues.get(spec.model()).ok_or(JobsError::ModelUnavailable(availability))?;
         let place = queue.reserve().map_err(|refusal| match refusal {
@@ -217,7 +224,13 @@ impl JobService {
 
     /// Accepts no more jobs. Those that were accepted are still drawn.
     pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Release);
         self.0.queues.values().for_each(Queue::drain);
+    }
+
+    /// Whether [`JobService::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Acquire)
     }
 
     /// Waits until every accepted job has ended and is written down, but no longer than `wait_max`; returns how many

@@ -110,10 +110,9 @@ impl JobStore {
 
     /// Jobs that have not ended, oldest first.
     pub(super) async fn open_jobs(&self) -> Result<Vec<OpenJob>, JobsError> {
-        let rows: Vec<JobRow> =
-            sqlx::query_as("SELECT * FROM jobs WHERE status IN ('queued', 'running') ORDER BY id")
-                .fetch_all(self.store.pool())
-                .await?;
+        let rows: Vec<JobRow> = sqlx::query_as("SELECT * FROM jobs WHERE status IN ('queued', 'running') ORDER BY id")
+            .fetch_all(self.store.pool())
+            .await?;
         rows.into_iter().map(JobRow::read).collect()
     }
 

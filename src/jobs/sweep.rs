@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Weak};
 
-use super::service::Inner;
 use super::JobsError;
+use super::service::Inner;
 
 /// Jobs looked at in one go.
 const BATCH_JOBS: u32 = 100;

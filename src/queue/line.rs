@@ -113,7 +113,10 @@ impl Line {
         let inner = self.lock();
         let cost = inner.seconds_per_token;
         if let Some(picture) = inner.admitted.iter().find(|picture| picture.id == id) {
-            return Some(Standing { position: 0, eta_seconds: cost.map(|cost| cost * inner.tokens_until_done(picture)) });
+            return Some(Standing {
+                position: 0,
+                eta_seconds: cost.map(|cost| cost * inner.tokens_until_done(picture)),
+            });
         }
         let place = inner.waiting.iter().position(|entry| entry.id == id)?;
         let ahead: f64 = inner.admitted.iter().map(remaining_tokens).sum();
@@ -189,10 +192,8 @@ impl Line {
     /// Sleeps for `delay`; `false` when the queue was closed meanwhile.
     pub(super) fn sleep(&self, delay: Duration) -> bool {
         let inner = self.lock();
-        let (inner, _) = self
-            .wake
-            .wait_timeout_while(inner, delay, |inner| !inner.closed)
-            .unwrap_or_else(PoisonError::into_inner);
+        let (inner, _) =
+            self.wake.wait_timeout_while(inner, delay, |inner| !inner.closed).unwrap_or_else(PoisonError::into_inner);
         !inner.closed
     }
 

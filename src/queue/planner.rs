@@ -97,9 +97,10 @@ pub fn plan(state: &PlannerState, limits: &EngineLimits) -> Plan {
 
 fn may_admit(state: &PlannerState, limits: &EngineLimits) -> bool {
     // An empty engine takes one whatever the limits say: else a limit of zero would stop everything without a word.
-    let has_room = state.admitted.len() < limits.pictures_max || state.admitted.is_empty();
-    let has_patience = state.admissions_since_step < ADMISSIONS_BETWEEN_STEPS_MAX || state.admitted.is_empty();
-    has_room && has_patience && !(state.admissions_blocked && !state.admitted.is_empty())
+    state.admitted.is_empty()
+        || (!state.admissions_blocked
+            && state.admitted.len() < limits.pictures_max
+            && state.admissions_since_step < ADMISSIONS_BETWEEN_STEPS_MAX)
 }
 
 fn choose_step(admitted: &[Admitted], limits: &EngineLimits) -> Plan {
