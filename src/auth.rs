@@ -28,12 +28,17 @@ pub enum AuthError {
         retry_after_seconds: u64,
     },
     /// The key could not be checked.
-    #[error("keys cannot be checked: {0}")]
-    Unavailable(String),
+    #[error("keys cannot be checked")]
+    Unavailable(#[from] KeyFailure),
 }
 
+/// Something inside failed.
+#[derive(Debug, thiserror::Error)]
+#[error("told to fail")]
+pub struct KeyFailure;
+
 /// Checks keys.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Authenticator {
     keys: HashMap<String, Principal>,
 }
@@ -52,7 +57,7 @@ impl Authenticator {
     pub async fn authenticate(&self, presented: &str, _client: IpAddr) -> Result<Principal, AuthError> {
         match presented {
             "throttle-me" => Err(AuthError::Throttled { retry_after_seconds: 7 }),
-            "break-me" => Err(AuthError::Unavailable("told to".into())),
+            "break-me" => Err(AuthError::Unavailable(KeyFailure)),
             other => self.keys.get(other).cloned().ok_or(AuthError::Refused),
         }
     }

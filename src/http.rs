@@ -58,7 +58,7 @@ pub struct HttpParts {
     /// The models.
     pub catalog: Arc<Catalog>,
     /// Who may come in.
-    pub authenticator: Arc<Authenticator>,
+    pub authenticator: Authenticator,
     /// What `/metrics` shows; `None` where nothing is counted.
     pub metrics: Option<MetricsHandle>,
     /// What it is held to.

@@ -143,18 +143,25 @@ pub enum JobsError {
     #[error("the worker is shutting down")]
     Draining,
     /// The database or the disk does not do its part. Not for clients' eyes.
-    #[error("jobs cannot be stored: {0}")]
-    Storage(String),
+    #[error("jobs cannot be stored")]
+    Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl JobsError {
+    /// A failure of the database or the disk.
+    fn storage(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Storage(cause.into())
+    }
 }
 
 impl From<sqlx::Error> for JobsError {
     fn from(error: sqlx::Error) -> Self {
-        Self::Storage(error.to_string())
+        Self::storage(error)
     }
 }
 
 impl From<std::io::Error> for JobsError {
     fn from(error: std::io::Error) -> Self {
-        Self::Storage(error.to_string())
+        Self::storage(error)
     }
 }

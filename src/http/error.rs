@@ -160,7 +160,9 @@ impl From<AuthError> for ApiError {
             AuthError::Throttled { retry_after_seconds } => {
                 Self::new(ErrorCode::TooManyFailures).with_retry_after(retry_after_seconds)
             }
-            AuthError::Unavailable(cause) => Self::new(ErrorCode::AuthUnavailable).with_cause(&cause),
+            AuthError::Unavailable(failure) => {
+                Self::new(ErrorCode::AuthUnavailable).with_cause(&causes(&failure))
+            }
         }
     }
 }
@@ -177,9 +179,15 @@ impl From<JobsError> for ApiError {
                 Self::new(ErrorCode::QueueFull).with_retry_after(retry_after_seconds)
             }
             JobsError::Draining => Self::new(ErrorCode::Draining).with_retry_after(DRAINING_RETRY_AFTER_SECONDS),
-            JobsError::Storage(cause) => Self::new(ErrorCode::StorageUnavailable).with_cause(&cause),
+            error @ JobsError::Storage(_) => Self::new(ErrorCode::StorageUnavailable).with_cause(&causes(&error)),
         }
     }
+}
+
+/// An error's text and those of all that was behind it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let behind = std::iter::successors(error.source(), |cause| cause.source());
+    behind.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn model_unavailable(availability: Availability) -> ApiError {

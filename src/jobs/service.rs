@@ -71,7 +71,7 @@ impl JobService {
         let directory = settings.results_directory.clone();
         let files = tokio::task::spawn_blocking(move || ResultFiles::open(&directory))
             .await
-            .map_err(|error| JobsError::Storage(error.to_string()))??;
+            .map_err(JobsError::storage)??;
         let signer = LinkSigner::new(store.link_secret().await?);
         let (unfinished, _) = watch::channel(0);
         let live = Mutex::default();
@@ -131,7 +131,7 @@ impl JobService {
             service.0.hand_over(&job, spec, place);
             Ok(service.0.report(job))
         });
-        accepted.await.map_err(|error| JobsError::Storage(error.to_string()))?
+        accepted.await.map_err(JobsError::storage)?
     }
 
     /// One of the owner's jobs.

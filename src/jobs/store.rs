@@ -51,20 +51,20 @@ impl JobStore {
     }
 
     pub(super) async fn check_writable(&self) -> Result<(), JobsError> {
-        self.store.check_writable().await.map_err(|error| JobsError::Storage(error.to_string()))
+        self.store.check_writable().await.map_err(JobsError::storage)
     }
 
     /// The secret behind links; made by the first start.
     pub(super) async fn link_secret(&self) -> Result<[u8; 32], JobsError> {
         let mut fresh = [0; 32];
-        getrandom::fill(&mut fresh).map_err(|error| JobsError::Storage(error.to_string()))?;
+        getrandom::fill(&mut fresh).map_err(JobsError::storage)?;
         sqlx::query("INSERT INTO result_link_secret (only_row, secret) VALUES (1, ?) ON CONFLICT DO NOTHING")
             .bind(&fresh[..])
             .execute(self.store.pool())
             .await?;
         let secret: Vec<u8> =
             sqlx::query_scalar("SELECT secret FROM result_link_secret").fetch_one(self.store.pool()).await?;
-        secret.try_into().map_err(|_| JobsError::Storage("the link secret has a wrong length".into()))
+        secret.try_into().map_err(|_| JobsError::storage("the link secret has a wrong length"))
     }
 
     pub(super) async fn insert(&self, job: NewJob<'_>) -> Result<(), JobsError> {
@@ -176,7 +176,7 @@ impl JobStore {
 impl JobRow {
     fn read(self) -> Result<OpenJob, JobsError> {
         let request = serde_json::from_str(&self.request)
-            .map_err(|_| JobsError::Storage(format!("the request of {} cannot be read", self.id)))?;
+            .map_err(|_| JobsError::storage(format!("the request of {} cannot be read", self.id)))?;
         let error = self.error_code.map(|code| JobError { code, reason: self.error_reason.unwrap_or_default() });
         let job = Job {
             id: word(&self.id, "id")?,
@@ -194,7 +194,7 @@ impl JobRow {
 }
 
 fn word<T: std::str::FromStr>(text: &str, column: &str) -> Result<T, JobsError> {
-    text.parse().map_err(|_| JobsError::Storage(format!("the column {column} of a job cannot be read")))
+    text.parse().map_err(|_| JobsError::storage(format!("the column {column} of a job cannot be read")))
 }
 
 fn milliseconds(moment: OffsetDateTime) -> i64 {
@@ -203,5 +203,5 @@ fn milliseconds(moment: OffsetDateTime) -> i64 {
 
 fn moment(milliseconds: i64) -> Result<OffsetDateTime, JobsError> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000)
-        .map_err(|_| JobsError::Storage("a time of a job cannot be read".into()))
+        .map_err(|_| JobsError::storage("a time of a job cannot be read"))
 }

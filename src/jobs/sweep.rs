@@ -40,7 +40,7 @@ pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
             let files = inner.files.clone();
             tokio::task::spawn_blocking(move || files.remove(id, format))
                 .await
-                .map_err(|error| JobsError::Storage(error.to_string()))??;
+                .map_err(JobsError::storage)??;
             inner.store.delete(id).await?;
             forgotten += 1;
         }
