@@ -1,64 +1,43 @@
 //! API keys: their format, hashing, storage, and the check of a caller. Knows nothing of inference, Kubernetes or HTTP.
+//!
+//! [`KeyService`] makes and revokes keys, [`Authenticator`] tells whose key a caller has presented.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
+mod authenticator;
+mod cache;
+mod hash;
+mod key;
+mod lane;
+mod last_used;
+mod recent;
+mod service;
+mod store;
+mod throttle;
 
-use crate::domain::ids::KeyId;
-use crate::domain::scope::Scope;
+pub use authenticator::{AuthError, Authenticator, Principal};
+pub use hash::HashError;
+pub use key::{KEY_CHARS, KEY_PREFIX, MalformedKey, NoRandomness, PlainKey, PublicId};
+pub use service::{CreatedKey, KEYS_PER_PAGE_MAX, KeyError, KeyRecord, KeyService, KeyState, NAME_CHARS_MAX, NewKey};
 
-/// A caller whose key was accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Principal {
-    /// The key's row.
-    pub key_id: KeyId,
-    /// What the key may do.
-    pub scope: Scope,
-}
+use crate::store::StoreError;
 
-/// Why a caller was not let in.
+/// Something inside failed; neither the key nor its owner is at fault. Not for clients' eyes.
 #[derive(Debug, thiserror::Error)]
-pub enum AuthError {
-    /// The key is no key of ours, or no longer.
-    #[error("the key was refused")]
-    Refused,
-    /// Too many refused keys from this address.
-    #[error("too many refused keys from this address")]
-    Throttled {
-        /// When to come back.
-        retry_after_seconds: u64,
+pub enum KeyFailure {
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A key could not be hashed.
+    #[error(transparent)]
+    Hash(#[from] HashError),
+    /// No random bytes.
+    #[error(transparent)]
+    Randomness(#[from] NoRandomness),
+    /// Somebody else has written into the table.
+    #[error("the row of key {key_id} cannot be read: column {column}")]
+    CorruptRow {
+        /// The row's id as it stands there.
+        key_id: String,
+        /// The column that makes no sense.
+        column: &'static str,
     },
-    /// The key could not be checked.
-    #[error("keys cannot be checked")]
-    Unavailable(#[from] KeyFailure),
-}
-
-/// Something inside failed.
-#[derive(Debug, thiserror::Error)]
-#[error("told to fail")]
-pub struct KeyFailure;
-
-/// Checks keys.
-#[derive(Debug, Clone, Default)]
-pub struct Authenticator {
-    keys: HashMap<String, Principal>,
-}
-
-impl Authenticator {
-    /// An authenticator that knows these keys.
-    pub fn with_keys(keys: HashMap<String, Principal>) -> Self {
-        Self { keys }
-    }
-
-    /// Who presents this key.
-    ///
-    /// # Errors
-    /// When the key is not accepted.
-    #[expect(clippy::unused_async, reason = "the signature of the real one")]
-    pub async fn authenticate(&self, presented: &str, _client: IpAddr) -> Result<Principal, AuthError> {
-        match presented {
-            "throttle-me" => Err(AuthError::Throttled { retry_after_seconds: 7 }),
-            "break-me" => Err(AuthError::Unavailable(KeyFailure)),
-            other => self.keys.get(other).cloned().ok_or(AuthError::Refused),
-        }
-    }
 }

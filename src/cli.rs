@@ -1,1 +1,138 @@
-//! The command line: what the words mean and what they print.
+//! The command line: what the words mean and what they print. Knows how to ask the application for things, not how they
+//! are done.
+//!
+//! Output goes through the handles that [`run`] gets: what a script reads to `out`, what a person reads to `notes`.
+
+mod generate;
+mod keys;
+mod table;
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use generate::GenerateArgs;
+pub use keys::KeysCommand;
+
+use crate::config::{Config, Flags, ModelSource, VARIABLES};
+use crate::domain::device::DeviceChoice;
+use crate::{app, shutdown};
+
+/// A worker that draws images with FLUX, and knows who may ask for them.
+///
+/// Without a command it serves, as `fluxserve serve` does.
+#[derive(Debug, Parser)]
+#[command(name = "fluxserve", version, after_long_help = environment_help())]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Options of every command.
+    #[command(flatten)]
+    pub shared: SharedArgs,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Default, Args)]
+pub struct SharedArgs {
+    /// Folder of the database and the results [default: ./data]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file [default: ./fluxserve.toml, if it is there]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve over HTTP
+    Serve(ServeArgs),
+    /// Draw one picture into a file, without a server
+    Generate(GenerateArgs),
+    /// Make, list and revoke API keys
+    #[command(subcommand)]
+    Keys(KeysCommand),
+    /// See which models there are and whether they are complete
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Look for what keeps this machine from serving, and say how to mend it
+    Doctor,
+}
+
+/// Options of `serve`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ServeArgs {
+    /// Where to listen [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// A model to serve, with the folder of its checkpoint; can be repeated [default: fluxserve/flux-random]
+    #[arg(long = "model", value_name = "ID[=DIR]")]
+    pub models: Vec<ModelSource>,
+    /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+}
+
+/// What to do with models.
+#[derive(Debug, Subcommand)]
+pub enum ModelsCommand {
+    /// List the known models and where their weights are
+    List,
+    /// Compare a checkpoint, tensor by tensor, with what its model needs
+    Check(CheckModelArgs),
+}
+
+/// Options of `models check`.
+#[derive(Debug, Args)]
+pub struct CheckModelArgs {
+    /// The model, with the folder of its checkpoint in either published layout
+    #[arg(value_name = "ID[=DIR]")]
+    pub model: ModelSource,
+}
+
+/// Does what the command line asks for.
+///
+/// # Errors
+/// Whatever kept it from being done, in words for the person who asked.
+pub async fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
+    let mut flags = Flags { config_file: cli.shared.config, data_dir: cli.shared.data_dir, ..Flags::default() };
+    match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
+        Command::Serve(arguments) => {
+            flags.listen = arguments.listen;
+            flags.models = arguments.models;
+            flags.device = arguments.device;
+            let config = Config::load(flags)?;
+            app::serve(config, shutdown::on_signals()?, out).await
+        }
+        Command::Generate(arguments) => {
+            flags.device = arguments.device;
+            let config = Config::load(flags)?;
+            let request = arguments.into_request(&config, generate::draw_seed, notes)?;
+            app::generate(&config, request, notes)
+        }
+        Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,
+        Command::Models(ModelsCommand::List) => app::list_models(&Config::load(flags)?, out),
+        Command::Models(ModelsCommand::Check(arguments)) => {
+            app::check_model(&Config::load(flags)?, &arguments.model, out)
+        }
+        Command::Doctor => app::doctor(&Config::load(flags)?, out).await,
+    }
+}
+
+fn environment_help() -> String {
+    use std::fmt::Write as _;
+
+    let mut help = String::from(
+        "Environment variables (a file's fields win over defaults, these over the file, options over these):\n",
+    );
+    for variable in VARIABLES {
+        writeln!(help, "  {:<36} {}", variable.name, variable.meaning).expect("a string takes all");
+    }
+    help
+}
+
+#[cfg(test)]
+mod tests;

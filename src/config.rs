@@ -1,1 +1,222 @@
-//! Configuration: file, then environment, then flags; each variable is named once, in `env`.
+//! Configuration: `fluxserve.toml`, then the environment, then flags; the later wins. Everything has a default, each
+//! variable is named once, in `env`, and an error says in which file, field or variable it stands.
+
+mod env;
+mod model_source;
+mod resolve;
+mod settings;
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+pub use env::{VARIABLES, Variable};
+pub use model_source::{InvalidModelSource, ModelSource};
+
+use crate::domain::device::DeviceChoice;
+use crate::domain::ids::ModelId;
+
+/// Read from the working directory when no other file is named, and only if it is there.
+pub const DEFAULT_FILE: &str = "fluxserve.toml";
+/// The model that is compiled into the program.
+pub const DEFAULT_MODEL: &str = "fluxserve/flux-random";
+
+/// All that can be configured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where to listen for HTTP.
+    pub listen: SocketAddr,
+    /// Folder of the database and the results.
+    pub data_dir: PathBuf,
+    /// The models to serve: at least one, none twice.
+    pub models: Vec<ModelSource>,
+    /// Where to draw.
+    pub device: DeviceChoice,
+    /// How long accepted jobs may take to finish after the signal to stop.
+    pub drain_deadline_seconds: u64,
+    /// Limits of HTTP requests.
+    pub http: HttpConfig,
+    /// Limits of the queue.
+    pub queue: QueueConfig,
+    /// Limits of what is kept.
+    pub results: ResultsConfig,
+    /// The log.
+    pub log: LogConfig,
+}
+
+/// Limits of HTTP requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Largest request body.
+    pub body_limit_bytes: u64,
+    /// Longest time a client may ask to wait for its picture in one request.
+    pub wait_seconds_max: u64,
+}
+
+/// Limits of the queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// Most jobs waiting or running.
+    pub jobs_max: u64,
+}
+
+/// Limits of what is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResultsConfig {
+    /// How long finished pictures stay.
+    pub retention_seconds: u64,
+    /// How much disk they may take; the oldest go first.
+    pub bytes_max: u64,
+}
+
+/// The log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// Which events, in the words of tracing's `EnvFilter`: `info`, `warn,fluxserve=debug`.
+    pub filter: String,
+    /// In which form.
+    pub format: LogFormat,
+}
+
+/// Form of the log's lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For eyes.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// A word that is no log format.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a log format: use `text` or `json`")]
+pub struct UnknownLogFormat;
+
+impl FromStr for LogFormat {
+    type Err = UnknownLogFormat;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err(UnknownLogFormat),
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            data_dir: PathBuf::from("data"),
+            models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
+            device: DeviceChoice::Auto,
+            // Below the 30 seconds that Kubernetes gives a pod by default.
+            drain_deadline_seconds: 25,
+            http: HttpConfig { body_limit_bytes: 1024 * 1024, wait_seconds_max: 300 },
+            queue: QueueConfig { jobs_max: 256 },
+            results: ResultsConfig { retention_seconds: 24 * 60 * 60, bytes_max: 10 * 1024 * 1024 * 1024 },
+            log: LogConfig { filter: "info".into(), format: LogFormat::Text },
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file and the environment, and lays `flags` over them.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn load(flags: Flags) -> Result<Self, ConfigError> {
+        Self::from_sources(flags, Path::new(DEFAULT_FILE), &|name| std::env::var_os(name))
+    }
+
+    fn from_sources(
+        flags: Flags,
+        default_file: &Path,
+        environment: &dyn Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigError> {
+        let environment = env::Environment::new(environment);
+        let named_file = match flags.config_file {
+            Some(file) => Some(file),
+            None => environment.path(&env::CONFIG_FILE),
+        };
+        let file = match named_file {
+            Some(file) => Some(settings::read_file(file)?),
+            None if default_file.exists() => Some(settings::read_file(default_file.to_owned())?),
+            None => None,
+        };
+        let mut layers = Vec::from_iter(file);
+        layers.push(environment.read()?);
+        let mut config = resolve::resolve(&layers)?;
+        config.listen = flags.listen.unwrap_or(config.listen);
+        config.data_dir = flags.data_dir.unwrap_or(config.data_dir);
+        config.device = flags.device.unwrap_or(config.device);
+        if !flags.models.is_empty() {
+            resolve::check_models(&flags.models)
+                .map_err(|reason| ConfigError::Value { place: "flag `--model`".into(), reason })?;
+            config.models = flags.models;
+        }
+        Ok(config)
+    }
+
+    /// The database's file.
+    #[must_use]
+    pub fn database_path(&self) -> PathBuf {
+        self.data_dir.join("fluxserve.db")
+    }
+
+    /// The folder of finished pictures.
+    #[must_use]
+    pub fn results_dir(&self) -> PathBuf {
+        self.data_dir.join("results")
+    }
+}
+
+/// What the command line sets. Absent means: as file and environment say.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Flags {
+    /// Another file than [`DEFAULT_FILE`].
+    pub config_file: Option<PathBuf>,
+    /// See [`Config::listen`].
+    pub listen: Option<SocketAddr>,
+    /// See [`Config::data_dir`].
+    pub data_dir: Option<PathBuf>,
+    /// See [`Config::models`]; empty means absent.
+    pub models: Vec<ModelSource>,
+    /// See [`Config::device`].
+    pub device: Option<DeviceChoice>,
+}
+
+/// What is wrong with the configuration, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file `{}`", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The file is no TOML, or has a field that does not exist or is of another type.
+    #[error("configuration file `{}`: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and reason.
+        message: String,
+    },
+    /// A value is not one that can be used.
+    #[error("{place}: {reason}")]
+    Value {
+        /// File and field, variable, or flag.
+        place: String,
+        /// What is wrong and what would be right.
+        reason: String,
+    },
+}
+
+#[cfg(test)]
+mod tests;

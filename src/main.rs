@@ -1,3 +1,25 @@
-//! Parses the command line and runs it; an error becomes a message and an exit code.
+//! Parses the command line and runs it; an error becomes a message and an exit code: 0 done, 1 failed, 2 not understood.
 
-fn main() {}
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use fluxserve::cli::{self, Cli};
+
+fn main() -> ExitCode {
+    // Exits by itself on what it does not understand, with 2, and on `--help`, with 0.
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // When even this cannot be written, the exit code is all that is left to say.
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(cli::run(cli, &mut io::stdout(), &mut io::stderr()))
+}

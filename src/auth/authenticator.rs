@@ -1,0 +1,184 @@
+//! Whose key a caller has presented.
+//!
+//! Three things are wanted at once: a key costs microseconds after its first use, a change to its row acts on the very
+//! next request, and a flood of wrong keys does not get in the way of good ones. So the row is read every time; argon2
+//! runs once for each version of a row; and only keys not yet proven queue anywhere.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use crate::auth::KeyFailure;
+use crate::auth::cache::{KeyCache, KeyDigest};
+use crate::auth::hash::{HashError, Hasher, SecretTag};
+use crate::auth::key::{NoRandomness, PresentedKey};
+use crate::auth::lane::{Lane, LanePermit};
+use crate::auth::last_used::LastUsed;
+use crate::auth::service::KeyState;
+use crate::auth::store::{KeyRow, KeyStore};
+use crate::auth::throttle::Throttle;
+use crate::domain::clock::Clock;
+use crate::domain::ids::KeyId;
+use crate::domain::scope::Scope;
+use crate::store::Store;
+
+/// Unproven keys that are looked up at one time. Fewer than the database has connections, so that proven ones always
+/// find one.
+const LOOKUPS_AT_ONCE_MAX: usize = 4;
+/// Unproven keys that wait for their look-up.
+const LOOKUPS_WAITING_MAX: usize = 1024;
+/// The same for addresses that have tried too many wrong keys: all of them share one place. They are not shut out,
+/// because behind one address there may be a good key beside the wrong ones.
+const SLOW_LOOKUPS_AT_ONCE_MAX: usize = 1;
+/// Waiting for that place.
+const SLOW_LOOKUPS_WAITING_MAX: usize = 64;
+/// What a caller is told when a line is full.
+const LINE_FULL_RETRY_SECONDS: u64 = 1;
+
+/// A caller that has proven itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Principal {
+    /// The key it did it with.
+    pub key_id: KeyId,
+    /// What that key may do, as of this request.
+    pub scope: Scope,
+}
+
+/// Why a caller is not let in.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// No such key: missing, malformed, wrong checksum, unknown, revoked or expired. The caller is not told which.
+    #[error("the API key is not valid")]
+    Refused,
+    /// Too many wrong keys from this address, or too many unproven keys at once.
+    #[error("too many attempts, try again in {retry_after_seconds} s")]
+    Throttled {
+        /// When the next attempt has a chance.
+        retry_after_seconds: u64,
+    },
+    /// It cannot be told now. Not the caller's fault.
+    #[error("keys cannot be checked")]
+    Unavailable(#[from] KeyFailure),
+}
+
+/// Checks presented keys. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct Authenticator(Arc<Inner>);
+
+struct Inner {
+    keys: KeyStore,
+    hasher: Hasher,
+    cache: KeyCache,
+    throttle: Throttle,
+    lookups: Lane,
+    slow_lookups: Lane,
+    last_used: LastUsed,
+    clock: Arc<dyn Clock>,
+}
+
+impl Authenticator {
+    /// Checks keys against those in `store`.
+    ///
+    /// # Errors
+    /// When the operating system has no random bytes for the cache's secret.
+    pub fn new(store: Store, clock: Arc<dyn Clock>) -> Result<Self, NoRandomness> {
+        let keys = KeyStore::new(store);
+        Ok(Self(Arc::new(Inner {
+            last_used: LastUsed::new(keys.clone()),
+            keys,
+            hasher: Hasher::new(),
+            cache: KeyCache::new()?,
+            throttle: Throttle::new(),
+            lookups: Lane::new(LOOKUPS_AT_ONCE_MAX, LOOKUPS_WAITING_MAX),
+            slow_lookups: Lane::new(SLOW_LOOKUPS_AT_ONCE_MAX, SLOW_LOOKUPS_WAITING_MAX),
+            clock,
+        })))
+    }
+
+    /// Whose key `presented` is. An absent key is the empty text.
+    ///
+    /// # Errors
+    /// See [`AuthError`].
+    pub async fn authenticate(&self, presented: &str, client: IpAddr) -> Result<Principal, AuthError> {
+        // Costs nothing and asks nobody, so it counts for nothing either: a typo is no attack.
+        let key = PresentedKey::parse(presented).map_err(|_| AuthError::Refused)?;
+        self.0.authenticate(key, client).await
+    }
+
+    /// Writes now and then when keys were last used, until `stop` is done, and then once more: to be spawned beside the
+    /// server and awaited before the database is closed.
+    pub async fn record_uses_until(&self, stop: impl Future<Output = ()>) {
+        self.0.last_used.write_until(stop).await;
+    }
+}
+
+impl Inner {
+    async fn authenticate(&self, key: PresentedKey<'_>, client: IpAddr) -> Result<Principal, AuthError> {
+        let now = self.clock.now();
+        let digest = self.cache.digest(key);
+        let proven = self.cache.proven_row(key.public_id(), &digest);
+        let row = {
+            let _place = if proven.is_none() { Some(self.queue_for_lookup(client, now).await?) } else { None };
+            self.keys.by_public_id(key.public_id()).await?
+        };
+        // An unknown id and a wrong secret take the same path and the same time up to here and from here: one look-up
+        // and no argon2. That a public id exists is therefore not to be learnt from the clock, without burning 20 ms
+        // of a core on every random key, which would hand the flood its lever.
+        let Some(row) = row.filter(|row| row.tag.matches(SecretTag::of(key))) else {
+            return Err(self.refuse("unknown", client, now));
+        };
+        let state = row.state(now);
+        if state != KeyState::Active {
+            return Err(self.refuse(state.as_str(), client, now));
+        }
+        if proven != Some(row.row_version()) && !self.prove(key, &digest, &row).await? {
+            return Err(self.refuse("unknown", client, now));
+        }
+        self.last_used.note(row.id, now);
+        Ok(Principal { key_id: row.id, scope: row.scope })
+    }
+
+    /// Waits to look up a key of which nothing is known.
+    async fn queue_for_lookup(&self, client: IpAddr, now: OffsetDateTime) -> Result<LanePermit, AuthError> {
+        let wait_seconds = self.throttle.retry_after_seconds(client, now);
+        let lane = if wait_seconds.is_none() { &self.lookups } else { &self.slow_lookups };
+        let retry_after_seconds = wait_seconds.unwrap_or(LINE_FULL_RETRY_SECONDS);
+        lane.enter().await.ok_or(AuthError::Throttled { retry_after_seconds })
+    }
+
+    /// Runs argon2, and remembers a success.
+    async fn prove(&self, key: PresentedKey<'_>, digest: &KeyDigest, row: &KeyRow) -> Result<bool, AuthError> {
+        let (public_id, version) = (key.public_id(), row.row_version());
+        // Many requests may come with a key before its first proof is done; one proof is enough for all of them.
+        let is_settled = || self.cache.proven_row(public_id, digest) == Some(version);
+        match self.hasher.verify(key, &row.hash, is_settled).await {
+            Ok(true) => {
+                self.cache.remember(public_id, digest, version);
+                Ok(true)
+            }
+            Ok(false) => Ok(false),
+            Err(HashError::Busy) => Err(AuthError::Throttled { retry_after_seconds: LINE_FULL_RETRY_SECONDS }),
+            Err(error) => Err(KeyFailure::from(error).into()),
+        }
+    }
+
+    fn refuse(&self, reason: &'static str, client: IpAddr, now: OffsetDateTime) -> AuthError {
+        tracing::debug!(reason, %client, "key refused");
+        if let Some(retry_after_seconds) = self.throttle.retry_after_seconds(client, now) {
+            return AuthError::Throttled { retry_after_seconds };
+        }
+        self.throttle.record_failure(client, now);
+        AuthError::Refused
+    }
+}
+
+impl fmt::Debug for Authenticator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authenticator").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,318 @@
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::time::Duration as StdDuration;
+
+use time::Duration;
+use time::macros::datetime;
+
+use super::*;
+use crate::auth::key::tests::key_with;
+use crate::auth::service::{CreatedKey, KeyService, NewKey};
+use crate::auth::throttle::{ADDRESSES_MAX, FAILURES_MAX, SECONDS_PER_FAILURE};
+use crate::domain::clock::ManualClock;
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
+
+struct Fixture {
+    folder: tempfile::TempDir,
+    store: Store,
+    clock: ManualClock,
+    service: KeyService,
+    authenticator: Authenticator,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
+        let clock = ManualClock::new(datetime!(2030-01-01 12:00 UTC));
+        let service = KeyService::new(store.clone(), Arc::new(clock.clone()));
+        let authenticator = Authenticator::new(store.clone(), Arc::new(clock.clone())).expect("random bytes");
+        Self { folder, store, clock, service, authenticator }
+    }
+
+    async fn key(&self, scope: Scope, expires_at: Option<OffsetDateTime>) -> CreatedKey {
+        self.service.create(NewKey { name: "test".into(), scope, expires_at }).await.expect("made")
+    }
+
+    async fn check(&self, value: &str) -> Result<Principal, AuthError> {
+        self.authenticator.authenticate(value, HERE).await
+    }
+
+    /// As another process, or a later version of this one, would change it.
+    async fn sql(&self, statement: &'static str) {
+        sqlx::query(statement).execute(self.store.pool()).await.expect("a statement");
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(self.folder.path()).expect("readable");
+        entries.map(|entry| entry.expect("readable").path()).collect()
+    }
+}
+
+fn assert_refused(outcome: &Result<Principal, AuthError>, cause: &str) {
+    assert!(matches!(outcome, Err(AuthError::Refused)), "{cause}: {outcome:?}");
+}
+
+/// A well-formed key that nobody made.
+fn unknown_key(number: usize) -> String {
+    key_with(&format!("{number:08}"), &"A".repeat(32))
+}
+
+/// A key's prefix with a secret that is not its own.
+fn wrong_secret(key: &CreatedKey) -> String {
+    key_with(&key.plain.reveal()[5..13], &"A".repeat(32))
+}
+
+#[tokio::test]
+async fn a_good_key_tells_whose_it_is_and_what_it_may_do() {
+    let fixture = Fixture::new().await;
+    for scope in [Scope::All, Scope::Inference, Scope::KubernetesAll] {
+        let key = fixture.key(scope.clone(), None).await;
+        for _ in 0..3 {
+            let principal = fixture.check(key.plain.reveal()).await.expect("let in");
+            assert_eq!(principal, Principal { key_id: key.id, scope: scope.clone() });
+        }
+    }
+}
+
+#[tokio::test]
+async fn six_causes_have_one_refusal() {
+    let fixture = Fixture::new().await;
+    let soon = fixture.clock.now() + Duration::hours(1);
+    let (good, expiring, revoked) = (
+        fixture.key(Scope::All, None).await,
+        fixture.key(Scope::All, Some(soon)).await,
+        fixture.key(Scope::All, None).await,
+    );
+    for key in [&good, &expiring, &revoked] {
+        fixture.check(key.plain.reveal()).await.expect("let in at first");
+    }
+    fixture.clock.advance(Duration::hours(1));
+    fixture.service.revoke(revoked.record.prefix).await.expect("revoked");
+
+    let mut misspelt = good.plain.reveal().to_owned();
+    let last = if misspelt.ends_with('0') { "1" } else { "0" };
+    misspelt.replace_range(50.., last);
+    let cases = [
+        ("missing", ""),
+        ("malformed", "Bearer something"),
+        ("wrong checksum", &misspelt),
+        ("unknown", &unknown_key(1)),
+        ("wrong secret", &wrong_secret(&good)),
+        ("revoked", revoked.plain.reveal()),
+        ("expired", expiring.plain.reveal()),
+    ];
+    for (cause, value) in cases {
+        assert_refused(&fixture.check(value).await, cause);
+    }
+    fixture.check(good.plain.reveal()).await.expect("the good one is not harmed");
+}
+
+#[tokio::test]
+async fn a_revocation_by_another_process_acts_on_the_next_request() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    let other = Store::open_existing(&fixture.folder.path().join("fluxserve.db")).await.expect("opens");
+    KeyService::new(other, Arc::new(fixture.clock.clone())).revoke(key.record.prefix).await.expect("revoked");
+    assert_refused(&fixture.check(key.plain.reveal()).await, "revoked");
+}
+
+#[tokio::test]
+async fn a_changed_scope_and_expiry_act_on_the_next_request() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    fixture.sql(r#"UPDATE api_keys SET scope = '{"inference":true}', version = version + 1"#).await;
+    assert_eq!(fixture.check(key.plain.reveal()).await.expect("let in").scope, Scope::Inference);
+    // Even a change that forgets to move the version.
+    fixture.sql("UPDATE api_keys SET expires_at_ms = 1").await;
+    assert_refused(&fixture.check(key.plain.reveal()).await, "expired");
+}
+
+/// A stored hash that argon2 cannot read tells whether it was asked.
+#[tokio::test]
+async fn argon2_runs_once_for_each_version_of_a_row_and_never_for_a_wrong_secret() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    fixture.sql("UPDATE api_keys SET secret_hash = 'unreadable'").await;
+    fixture.check(key.plain.reveal()).await.expect("proven before");
+    assert_refused(&fixture.check(&wrong_secret(&key)).await, "wrong secret");
+    fixture.sql("UPDATE api_keys SET version = version + 1").await;
+    let outcome = fixture.check(key.plain.reveal()).await;
+    assert!(matches!(outcome, Err(AuthError::Unavailable(KeyFailure::Hash(HashError::Argon2(_))))), "{outcome:?}");
+    assert_refused(&fixture.check(&wrong_secret(&key)).await, "wrong secret");
+}
+
+#[tokio::test]
+async fn a_right_tag_with_a_wrong_secret_is_refused() {
+    let fixture = Fixture::new().await;
+    let [key, other] = [fixture.key(Scope::All, None).await, fixture.key(Scope::All, None).await];
+    let (id, other_id) = (key.id.to_string(), other.id.to_string());
+    sqlx::query("UPDATE api_keys SET secret_hash = (SELECT secret_hash FROM api_keys WHERE id = ?) WHERE id = ?")
+        .bind(other_id)
+        .bind(id)
+        .execute(fixture.store.pool())
+        .await
+        .expect("a statement");
+    assert_refused(&fixture.check(key.plain.reveal()).await, "another key's hash");
+}
+
+#[tokio::test]
+async fn a_row_that_makes_no_sense_lets_nobody_in() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    fixture.sql("UPDATE api_keys SET scope = '{}'").await;
+    let outcome = fixture.check(key.plain.reveal()).await;
+    assert!(
+        matches!(outcome, Err(AuthError::Unavailable(KeyFailure::CorruptRow { column: "scope", .. }))),
+        "{outcome:?}"
+    );
+}
+
+#[tokio::test]
+async fn failures_are_throttled_by_address_and_forgiven_with_time() {
+    let fixture = Fixture::new().await;
+    for number in 0..FAILURES_MAX as usize {
+        assert_refused(&fixture.check(&unknown_key(number)).await, "unknown");
+    }
+    let outcome = fixture.check(&unknown_key(99)).await;
+    let expected = SECONDS_PER_FAILURE as u64;
+    assert!(matches!(outcome, Err(AuthError::Throttled { retry_after_seconds }) if retry_after_seconds == expected));
+    assert_refused(&fixture.authenticator.authenticate(&unknown_key(99), THERE).await, "from elsewhere");
+    fixture.clock.advance(Duration::seconds(SECONDS_PER_FAILURE));
+    assert_refused(&fixture.check(&unknown_key(99)).await, "forgiven");
+}
+
+#[tokio::test]
+async fn typos_are_not_counted() {
+    let fixture = Fixture::new().await;
+    for _ in 0..10 * FAILURES_MAX {
+        assert_refused(&fixture.check("rgpu_typo").await, "malformed");
+    }
+    assert_refused(&fixture.check(&unknown_key(1)).await, "unknown");
+}
+
+/// Wrong keys from everywhere, the good callers' own address among them, for as long as the good ones need.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_wrong_keys_starves_nobody_and_fills_no_memory() {
+    let fixture = Fixture::new().await;
+    let [proven, fresh] = [fixture.key(Scope::All, None).await, fixture.key(Scope::Inference, None).await];
+    fixture.check(proven.plain.reveal()).await.expect("let in");
+    let mut flood = tokio::task::JoinSet::new();
+    for lane in 0..32_usize {
+        let authenticator = fixture.authenticator.clone();
+        let wrong = wrong_secret(&proven);
+        flood.spawn(async move {
+            for number in 0.. {
+                let client =
+                    if lane < 8 { HERE } else { IpAddr::V4(Ipv4Addr::from_bits((lane << 16 | number) as u32)) };
+                let value = if number % 2 == 0 { &unknown_key(number) } else { &wrong };
+                authenticator.authenticate(value, client).await.expect_err("no good key");
+            }
+        });
+    }
+    let good_callers = async {
+        fixture.check(fresh.plain.reveal()).await.expect("a good key at its first use, from the flooded address");
+        for _ in 0..300 {
+            fixture.check(proven.plain.reveal()).await.expect("a good key");
+        }
+    };
+    tokio::time::timeout(StdDuration::from_secs(30), good_callers).await.expect("nobody is starved");
+    flood.abort_all();
+    let inner = &fixture.authenticator.0;
+    assert_eq!(inner.cache.len(), 2, "only good keys take a place");
+    assert!(inner.throttle.len() <= ADDRESSES_MAX);
+    assert!(inner.last_used.len() <= 2);
+}
+
+#[tokio::test]
+async fn a_stampede_of_one_new_key_is_let_in() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    let checks = (0..50).map(|_| fixture.check(key.plain.reveal()));
+    for outcome in futures_util::future::join_all(checks).await {
+        outcome.expect("let in");
+    }
+}
+
+#[tokio::test]
+async fn uses_are_written_when_the_worker_stops() {
+    let fixture = Fixture::new().await;
+    let [used, unused] = [fixture.key(Scope::All, None).await, fixture.key(Scope::All, None).await];
+    fixture.check(used.plain.reveal()).await.expect("let in");
+    fixture.clock.advance(Duration::minutes(1));
+    fixture.check(used.plain.reveal()).await.expect("let in");
+    fixture.authenticator.record_uses_until(async {}).await;
+    let used = fixture.service.get(used.record.prefix).await.expect("there");
+    assert_eq!(used.last_used_at, Some(datetime!(2030-01-01 12:01 UTC)));
+    assert_eq!(fixture.service.get(unused.record.prefix).await.expect("there").last_used_at, None);
+    assert_eq!(fixture.authenticator.0.last_used.len(), 0);
+}
+
+#[tokio::test]
+async fn uses_that_could_not_be_written_are_kept() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    fixture.store.close().await;
+    fixture.authenticator.record_uses_until(async {}).await;
+    assert_eq!(fixture.authenticator.0.last_used.len(), 1);
+}
+
+/// Everything that is logged while it is the subscriber of its thread.
+#[derive(Clone, Default)]
+struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("not poisoned").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn no_secret_reaches_the_database_the_logs_or_debug() {
+    let captured = Captured::default();
+    let writer = captured.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
+    let _logging = tracing::subscriber::set_default(subscriber);
+    // While there is a single subscriber, tracing lets the thread that first reaches an event decide whether it is ever
+    // of interest, and other tests' threads have no subscriber. A second one ends that shortcut.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    let value = key.plain.reveal();
+    fixture.check(value).await.expect("let in");
+    fixture.check(&wrong_secret(&key)).await.expect_err("wrong");
+    fixture.service.revoke(key.record.prefix).await.expect("revoked");
+    fixture.check(value).await.expect_err("revoked");
+    fixture.authenticator.record_uses_until(async {}).await;
+
+    let secret = &value[13..45];
+    let logged = String::from_utf8_lossy(&captured.0.lock().expect("not poisoned")).into_owned();
+    assert!(logged.contains("revoked"), "something is logged at all: {logged}");
+    assert!(!logged.contains(secret));
+    let row = fixture.authenticator.0.keys.by_public_id(key.record.prefix).await.expect("readable");
+    let shown = format!("{key:?} {row:?} {:?} {:?}", fixture.authenticator, fixture.service);
+    assert!(!shown.contains(secret) && !shown.contains("argon2id"), "{shown}");
+    let mut prefixes = 0;
+    for file in fixture.files() {
+        let bytes = std::fs::read(&file).expect("readable");
+        let holds = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        assert!(!holds(secret), "{}", file.display());
+        prefixes += usize::from(holds(&value[5..13]));
+    }
+    assert!(prefixes > 0, "the search itself works: the public id is in there");
+}

@@ -1,0 +1,195 @@
+//! Keys as they are kept: argon2id as a PHC string, and a short tag beside it. The only user of argon2.
+//!
+//! Hashing takes some 20 ms and 19 MiB, so it runs on the blocking pool, few at a time.
+
+use std::fmt;
+
+use argon2::password_hash::{self, PasswordHasher, PasswordVerifier};
+use argon2::{Algorithm, Argon2, Params, Version};
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+use crate::auth::key::PresentedKey;
+use crate::auth::lane::{Lane, LanePermit};
+
+// The smallest set of parameters that OWASP's password storage guide recommends. It is meant for passwords; a key's 190
+// random bits would be safe behind far less. New hashes take these; a stored hash is verified with its own.
+const MEMORY_KIBIBYTES: u32 = 19 * 1024;
+const PASSES: u32 = 2;
+const LANES: u32 = 1;
+
+/// Hashes at one time: each takes a core and [`MEMORY_KIBIBYTES`].
+const HASHES_AT_ONCE_MAX: usize = 2;
+/// Hashes that wait for their turn.
+const HASHES_WAITING_MAX: usize = 1024;
+
+/// Bytes of [`SecretTag`].
+pub(super) const TAG_BYTES: usize = 3;
+/// Names what the tag is for, so that the same digest is of use nowhere else.
+const TAG_CONTEXT: &str = "fluxserve 2026 API key: short tag that turns wrong secrets away before argon2";
+
+/// A key's value as an argon2id PHC string.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct HashedKey(String);
+
+impl HashedKey {
+    /// Wraps what the database has.
+    pub(super) fn from_stored(phc: String) -> Self {
+        Self(phc)
+    }
+
+    /// What the database gets.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for HashedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HashedKey(…)")
+    }
+}
+
+/// 24 bits of a fast digest of a key's value.
+///
+/// Without it, whoever knows a prefix (they are no secret) could make the worker run argon2 for every wrong secret. With
+/// it, a wrong secret costs the same look-up as an unknown id, and argon2 runs for 1 in 16 million of them. A thief of
+/// the database learns 24 of the secret's 190 bits from it, which leaves no fewer guesses to make than before: too many.
+#[derive(Clone, Copy)]
+pub(super) struct SecretTag([u8; TAG_BYTES]);
+
+impl SecretTag {
+    pub(super) fn of(key: PresentedKey<'_>) -> Self {
+        let digest = blake3::derive_key(TAG_CONTEXT, key.value().as_bytes());
+        Self([digest[0], digest[1], digest[2]])
+    }
+
+    /// Wraps what the database has; `None` when it has something else.
+    pub(super) fn from_stored(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    /// What the database gets.
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether the tags are equal, in a time that does not tell where they differ.
+    pub(super) fn matches(self, other: Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl fmt::Debug for SecretTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretTag(…)")
+    }
+}
+
+/// Hashing failed for a reason that is not the caller's.
+#[derive(Debug, thiserror::Error)]
+pub enum HashError {
+    /// Too many hashes are waiting already; try again shortly.
+    #[error("too many keys are being hashed")]
+    Busy,
+    /// argon2 refuses: no memory, no random salt, or a stored hash that is none.
+    #[error("argon2 failed: {0}")]
+    Argon2(password_hash::Error),
+    /// The blocking pool has gone, or the hashing panicked.
+    #[error("the hashing task ended")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Runs argon2. Clones share one bound on how many run at one time.
+#[derive(Debug, Clone)]
+pub(super) struct Hasher {
+    lane: Lane,
+}
+
+impl Hasher {
+    pub(super) fn new() -> Self {
+        Self { lane: Lane::new(HASHES_AT_ONCE_MAX, HASHES_WAITING_MAX) }
+    }
+
+    /// Hashes a new key with a random salt.
+    pub(super) async fn hash(&self, key: PresentedKey<'_>) -> Result<HashedKey, HashError> {
+        let turn = self.lane.enter().await.ok_or(HashError::Busy)?;
+        let hashed = run(turn, key, |value| argon2().hash_password(value).map(|hash| hash.to_string())).await?;
+        hashed.map(HashedKey).map_err(HashError::Argon2)
+    }
+
+    /// Whether `key` is the one that was hashed. `is_settled` is asked when it is this key's turn: where it says that
+    /// somebody else has found out meanwhile, the answer is yes without the work.
+    pub(super) async fn verify(
+        &self,
+        key: PresentedKey<'_>,
+        hashed: &HashedKey,
+        is_settled: impl FnOnce() -> bool,
+    ) -> Result<bool, HashError> {
+        let turn = self.lane.enter().await.ok_or(HashError::Busy)?;
+        if is_settled() {
+            return Ok(true);
+        }
+        let phc = hashed.0.clone();
+        match run(turn, key, move |value| argon2().verify_password(value, phc.as_str())).await? {
+            Ok(()) => Ok(true),
+            Err(password_hash::Error::PasswordInvalid) => Ok(false),
+            Err(error) => Err(HashError::Argon2(error)),
+        }
+    }
+}
+
+/// Does `work` on the blocking pool. The turn goes along and ends with the work, not with the caller: a client that hangs
+/// up must not make room for one more hash while its own still runs.
+async fn run<T: Send + 'static>(
+    turn: LanePermit,
+    key: PresentedKey<'_>,
+    work: impl FnOnce(&[u8]) -> T + Send + 'static,
+) -> Result<T, HashError> {
+    let value = Zeroizing::new(key.value().to_owned());
+    let task = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        work(value.as_bytes())
+    });
+    Ok(task.await?)
+}
+
+fn argon2() -> Argon2<'static> {
+    let params = Params::new(MEMORY_KIBIBYTES, PASSES, LANES, None).expect("the constants above are in range");
+    Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::key::PlainKey;
+
+    #[tokio::test]
+    async fn a_hash_is_salted_and_fits_its_key_alone() {
+        let hasher = Hasher::new();
+        let [key, other] = [(); 2].map(|()| PlainKey::generate().expect("random bytes"));
+        let hashed = hasher.hash(key.as_presented()).await.expect("hashes");
+        assert!(hashed.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hashed.as_str());
+        assert_ne!(hashed, hasher.hash(key.as_presented()).await.expect("hashes"));
+        assert!(hasher.verify(key.as_presented(), &hashed, || false).await.expect("verifies"));
+        assert!(!hasher.verify(other.as_presented(), &hashed, || false).await.expect("verifies"));
+    }
+
+    #[tokio::test]
+    async fn a_stored_text_that_is_no_hash_is_an_error_and_not_a_wrong_key() {
+        let key = PlainKey::generate().expect("random bytes");
+        let hashed = HashedKey::from_stored("letmein".into());
+        let outcome = Hasher::new().verify(key.as_presented(), &hashed, || false).await;
+        assert!(matches!(outcome, Err(HashError::Argon2(_))));
+    }
+
+    #[test]
+    fn tags_of_one_key_match_and_debug_hides_them() {
+        let [key, other] = [(); 2].map(|()| PlainKey::generate().expect("random bytes"));
+        let tag = SecretTag::of(key.as_presented());
+        assert!(tag.matches(SecretTag::from_stored(tag.as_bytes()).expect("three bytes")));
+        assert!(!tag.matches(SecretTag::of(other.as_presented())));
+        assert!(SecretTag::from_stored(&[1, 2]).is_none());
+        assert_eq!(format!("{tag:?}"), "SecretTag(…)");
+    }
+}

@@ -1,0 +1,79 @@
+//! When each key was last used, collected in memory and written now and then: a write for every request would make
+//! reading a key as dear as changing one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+use crate::auth::KeyFailure;
+use crate::auth::store::KeyStore;
+use crate::domain::ids::KeyId;
+
+/// Most keys noted between two writes. A use beyond that is not noted; the next one will be.
+pub(super) const PENDING_MAX: usize = 10_000;
+/// How often they are written.
+const WRITE_INTERVAL_SECONDS: u64 = 30;
+
+/// The uses not yet written. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct LastUsed {
+    keys: KeyStore,
+    pending: Arc<Mutex<HashMap<KeyId, OffsetDateTime>>>,
+}
+
+impl LastUsed {
+    pub(super) fn new(keys: KeyStore) -> Self {
+        Self { keys, pending: Arc::default() }
+    }
+
+    pub(super) fn note(&self, id: KeyId, now: OffsetDateTime) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending.len() < PENDING_MAX || pending.contains_key(&id) {
+            let used_at = pending.entry(id).or_insert(now);
+            *used_at = now.max(*used_at);
+        }
+    }
+
+    /// Writes what is pending; keeps it for the next time on an error.
+    pub(super) async fn write(&self) -> Result<(), KeyFailure> {
+        let uses: Vec<_> = {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            pending.drain().collect()
+        };
+        if uses.is_empty() {
+            return Ok(());
+        }
+        let outcome = self.keys.record_uses(&uses).await;
+        if outcome.is_err() {
+            for (id, used_at) in uses {
+                self.note(id, used_at);
+            }
+        }
+        outcome
+    }
+
+    /// Writes every [`WRITE_INTERVAL_SECONDS`] until `stop` is done, and then once more.
+    pub(super) async fn write_until(&self, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        loop {
+            let interval = tokio::time::sleep(Duration::from_secs(WRITE_INTERVAL_SECONDS));
+            let stopping = tokio::select! {
+                () = interval => false,
+                () = &mut stop => true,
+            };
+            if let Err(error) = self.write().await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "could not write when keys were last used");
+            }
+            if stopping {
+                return;
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.pending.lock().expect("not poisoned").len()
+    }
+}

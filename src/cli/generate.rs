@@ -1,0 +1,113 @@
+//! `fluxserve generate`: from the options to a [`GenerateRequest`]. What a model accepts is its card's to say, later.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::app::GenerateRequest;
+use crate::config::{Config, ModelSource};
+use crate::domain::device::DeviceChoice;
+use crate::domain::spec::{GenerateParams, PIXELS_PER_TOKEN_SIDE, SEED_MAX};
+
+/// Options of `generate`.
+#[derive(Debug, Clone, PartialEq, Args)]
+pub struct GenerateArgs {
+    /// The model, with the folder of its checkpoint
+    #[arg(long, value_name = "ID[=DIR]")]
+    pub model: ModelSource,
+    /// What to draw; may be empty
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt: String,
+    /// What T5 reads instead of the prompt
+    #[arg(long = "prompt-2", value_name = "TEXT", allow_hyphen_values = true)]
+    pub prompt_2: Option<String>,
+    /// What to steer away from; doubles the work
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub negative_prompt: Option<String>,
+    /// How strongly to steer away from it; above 1 [default: the model's]
+    #[arg(long, value_name = "X", requires = "negative_prompt", allow_negative_numbers = true)]
+    pub true_cfg_scale: Option<f64>,
+    /// Pixels [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub width: Option<u32>,
+    /// Pixels [default: the model's]
+    #[arg(long, value_name = "PIXELS")]
+    pub height: Option<u32>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u32>,
+    /// How closely to follow the prompt [default: the model's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+    /// The same seed draws the same picture [default: a random one, which is printed]
+    #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
+    pub seed: Option<u64>,
+    /// T5 tokens the prompt is padded or cut to [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub max_sequence_length: Option<usize>,
+    /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+    /// The picture's file
+    #[arg(long, value_name = "FILE.png", value_parser = parse_output)]
+    pub output: PathBuf,
+}
+
+fn parse_output(text: &str) -> Result<PathBuf, String> {
+    let is_png = Path::new(text).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
+    if is_png { Ok(text.into()) } else { Err("the file's name must end in .png".to_owned()) }
+}
+
+impl GenerateArgs {
+    /// The request that the options make together. What was decided for the user is said in `notes`.
+    ///
+    /// # Errors
+    /// When no seed can be drawn or `notes` not be written.
+    pub(super) fn into_request(
+        self,
+        config: &Config,
+        draw_seed: impl FnOnce() -> anyhow::Result<u64>,
+        notes: &mut dyn Write,
+    ) -> anyhow::Result<GenerateRequest> {
+        let seed = if let Some(seed) = self.seed {
+            seed
+        } else {
+            let seed = draw_seed()?;
+            writeln!(notes, "seed: {seed}")?;
+            seed
+        };
+        let width = whole_patches("width", self.width, notes)?;
+        let height = whole_patches("height", self.height, notes)?;
+        let params = GenerateParams {
+            prompt: self.prompt,
+            prompt_2: self.prompt_2,
+            negative_prompt: self.negative_prompt,
+            true_cfg_scale: self.true_cfg_scale,
+            width,
+            height,
+            steps: self.steps,
+            guidance: self.guidance,
+            seed,
+            sequence_length: self.max_sequence_length,
+            input_images: 0,
+        };
+        Ok(GenerateRequest { model: self.model, device: config.device, params, output: self.output })
+    }
+}
+
+/// Rounds a side down to whole patches, as diffusers does where the HTTP API refuses: a script that was written for the
+/// one goes on working.
+fn whole_patches(name: &str, pixels: Option<u32>, notes: &mut dyn Write) -> std::io::Result<Option<u32>> {
+    let Some(pixels) = pixels else { return Ok(None) };
+    let whole = pixels - pixels % PIXELS_PER_TOKEN_SIDE;
+    if whole != pixels {
+        writeln!(notes, "{name} {pixels} is not a multiple of {PIXELS_PER_TOKEN_SIDE}: drawing {whole}")?;
+    }
+    Ok(Some(whole))
+}
+
+/// A seed from the operating system.
+pub(super) fn draw_seed() -> anyhow::Result<u64> {
+    Ok(getrandom::u64()? & SEED_MAX)
+}

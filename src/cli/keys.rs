@@ -1,0 +1,129 @@
+//! `fluxserve keys`: the value of a new key alone on standard output, everything else where it does not disturb a script.
+
+use std::io::Write;
+
+use clap::{Args, Subcommand};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::app::Keys;
+use crate::auth::{KEYS_PER_PAGE_MAX, KeyRecord, KeyService, NewKey, PublicId};
+use crate::cli::table::write_table;
+use crate::config::Config;
+use crate::domain::scope::Scope;
+
+/// What to do with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeysCommand {
+    /// Make a key and print it; it is not shown again
+    Create(CreateKeyArgs),
+    /// List all keys, the oldest first
+    List,
+    /// Revoke a key; a running server refuses it from the next request on
+    Revoke(RevokeKeyArgs),
+}
+
+/// Options of `keys create`.
+#[derive(Debug, Args)]
+pub struct CreateKeyArgs {
+    /// A name to know the key by
+    #[arg(long)]
+    pub name: String,
+    /// What it may do: all, inference, kubernetes-exec:all or kubernetes-exec:ID,ID
+    #[arg(long)]
+    pub scope: Scope,
+    /// When it ceases to work, e.g. 2030-01-31T12:00:00+01:00 [default: never]
+    #[arg(long, value_name = "RFC3339", value_parser = parse_moment)]
+    pub expires_at: Option<OffsetDateTime>,
+}
+
+/// Options of `keys revoke`.
+#[derive(Debug, Args)]
+pub struct RevokeKeyArgs {
+    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters
+    #[arg(value_parser = parse_prefix)]
+    pub prefix: PublicId,
+}
+
+fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
+    OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "write it like 2030-01-31T12:00:00Z or …+01:00".to_owned())
+}
+
+fn parse_prefix(text: &str) -> Result<PublicId, String> {
+    text.parse().map_err(|_| "a prefix is `rgpu_` and eight characters; `fluxserve keys list` shows them".to_owned())
+}
+
+/// Runs one of the commands.
+pub(super) async fn run(
+    command: KeysCommand,
+    config: &Config,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> anyhow::Result<()> {
+    // Only a new key is a reason to make a new database; elsewhere it would hide a mistyped folder.
+    let keys = match command {
+        KeysCommand::Create(_) => Keys::open(config).await?,
+        KeysCommand::List | KeysCommand::Revoke(_) => Keys::open_existing(config).await?,
+    };
+    let outcome = match command {
+        KeysCommand::Create(arguments) => create(&keys.service, arguments, out, notes).await,
+        KeysCommand::List => list(&keys.service, out).await,
+        KeysCommand::Revoke(arguments) => revoke(&keys.service, arguments.prefix, notes).await,
+    };
+    keys.store.close().await;
+    outcome
+}
+
+async fn create(
+    keys: &KeyService,
+    arguments: CreateKeyArgs,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let CreateKeyArgs { name, scope, expires_at } = arguments;
+    let created = keys.create(NewKey { name, scope, expires_at }).await?;
+    writeln!(out, "{}", created.plain.reveal())?;
+    writeln!(notes, "made the key {}; keep it, it is not shown again", created.record.prefix)?;
+    Ok(())
+}
+
+async fn list(keys: &KeyService, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    let mut after = None;
+    loop {
+        let page = keys.list(after, KEYS_PER_PAGE_MAX).await?;
+        rows.extend(page.iter().map(row));
+        match page.last() {
+            Some(last) if page.len() == KEYS_PER_PAGE_MAX as usize => after = Some(last.id),
+            _ => break,
+        }
+    }
+    write_table(out, ["PREFIX", "NAME", "STATE", "SCOPE", "CREATED", "EXPIRES", "LAST USED"], &rows)?;
+    Ok(())
+}
+
+fn row(key: &KeyRecord) -> [String; 7] {
+    let moment = |moment: Option<OffsetDateTime>| moment.map_or_else(|| "-".to_owned(), to_the_second);
+    [
+        key.prefix.to_string(),
+        key.name.clone(),
+        key.state.to_string(),
+        key.scope.to_string(),
+        to_the_second(key.created_at),
+        moment(key.expires_at),
+        moment(key.last_used_at),
+    ]
+}
+
+fn to_the_second(moment: OffsetDateTime) -> String {
+    let whole = moment.replace_nanosecond(0).expect("0 is a nanosecond");
+    // Only years beyond 9999 have no such form, and no key is that old.
+    whole.format(&Rfc3339).unwrap_or_else(|_| whole.unix_timestamp().to_string())
+}
+
+async fn revoke(keys: &KeyService, prefix: PublicId, notes: &mut dyn Write) -> anyhow::Result<()> {
+    let key = keys.revoke(prefix).await?;
+    let revoked_at = key.revoked_at.map(to_the_second).unwrap_or_default();
+    writeln!(notes, "the key {prefix} ({}) is revoked since {revoked_at}", key.name)?;
+    Ok(())
+}

@@ -1,0 +1,45 @@
+//! Columns that stand below each other.
+
+use std::io::{self, Write};
+
+/// Writes `rows` under `headings`, each column as wide as its widest cell, two blanks between them.
+pub(super) fn write_table<const COLUMNS: usize>(
+    out: &mut dyn Write,
+    headings: [&str; COLUMNS],
+    rows: &[[String; COLUMNS]],
+) -> io::Result<()> {
+    let mut widths = headings.map(|heading| heading.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    write_row(out, &widths, &headings)?;
+    for row in rows {
+        write_row(out, &widths, &row.each_ref().map(String::as_str))?;
+    }
+    Ok(())
+}
+
+fn write_row(out: &mut dyn Write, widths: &[usize], cells: &[&str]) -> io::Result<()> {
+    let mut line = String::new();
+    for (width, cell) in widths.iter().zip(cells) {
+        line.push_str(cell);
+        let blanks = width.saturating_sub(cell.chars().count()) + 2;
+        line.extend(std::iter::repeat_n(' ', blanks));
+    }
+    writeln!(out, "{}", line.trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut out = Vec::new();
+        let rows = [["é".to_owned(), "2".to_owned()], ["three".to_owned(), String::new()]];
+        write_table(&mut out, ["A", "LONG"], &rows).expect("written");
+        assert_eq!(String::from_utf8(out).expect("text"), "A      LONG\né      2\nthree\n");
+    }
+}

@@ -1,0 +1,202 @@
+use clap::error::ErrorKind;
+
+use super::*;
+use crate::domain::spec::GenerateParams;
+
+fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once("fluxserve").chain(arguments.iter().copied()))
+}
+
+fn parse_error(arguments: &[&str]) -> clap::Error {
+    parse(arguments).expect_err("a mistake")
+}
+
+/// Runs a command in a folder of its own: what it wrote to `out` and to `notes`.
+async fn run_in(data_dir: &std::path::Path, arguments: &[&str]) -> anyhow::Result<(String, String)> {
+    let mut cli = parse(arguments)?;
+    cli.shared.data_dir = Some(data_dir.to_owned());
+    let (mut out, mut notes) = (Vec::new(), Vec::new());
+    run(cli, &mut out, &mut notes).await?;
+    Ok((String::from_utf8(out)?, String::from_utf8(notes)?))
+}
+
+#[test]
+fn the_definition_is_consistent() {
+    use clap::CommandFactory as _;
+    Cli::command().debug_assert();
+    let help = Cli::command().render_long_help().to_string();
+    assert!(VARIABLES.iter().all(|variable| help.contains(variable.name)));
+}
+
+#[test]
+fn no_command_means_serve_and_the_data_dir_goes_anywhere() {
+    assert!(parse(&[]).expect("valid").command.is_none());
+    for arguments in
+        [&["--data-dir", "x", "keys", "list"][..], &["keys", "list", "--data-dir", "x"], &["--data-dir", "x"]]
+    {
+        assert_eq!(parse(arguments).expect("valid").shared.data_dir, Some("x".into()));
+    }
+    for command in [&["serve"][..], &["doctor"], &["models", "list"], &["models", "check", "a/b=/c"]] {
+        let arguments = [command, &["--data-dir", "x", "--config", "y.toml"]].concat();
+        let shared = parse(&arguments).expect("valid").shared;
+        assert_eq!((shared.data_dir, shared.config), (Some("x".into()), Some("y.toml".into())));
+    }
+}
+
+#[test]
+fn serve_takes_several_models() {
+    let arguments = ["serve", "--listen", "0.0.0.0:80", "--model", "a", "--model", "b=/c", "--device", "cuda:1"];
+    let Some(Command::Serve(serve)) = parse(&arguments).expect("valid").command else { panic!("serve") };
+    assert_eq!(serve.listen.map(|address| address.port()), Some(80));
+    assert_eq!(serve.models.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a", "b=/c"]);
+    assert_eq!(serve.device, Some(DeviceChoice::Cuda(1)));
+}
+
+#[test]
+fn mistakes_are_usage_errors() {
+    let generate = ["generate", "--model", "a", "--output", "x.png"];
+    let with_prompt = [&generate[..], &["--prompt", "fox"]].concat();
+    let cases = [
+        (vec!["paint"], ErrorKind::InvalidSubcommand),
+        (vec!["serve", "--listen", "8080"], ErrorKind::ValueValidation),
+        (vec!["serve", "--device", "gpu"], ErrorKind::ValueValidation),
+        (vec!["keys", "create", "--name", "n"], ErrorKind::MissingRequiredArgument),
+        (vec!["keys", "create", "--name", "n", "--scope", "admin"], ErrorKind::ValueValidation),
+        (
+            vec!["keys", "create", "--name", "n", "--scope", "all", "--expires-at", "tomorrow"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            vec!["keys", "create", "--name", "n", "--scope", "all", "--expires-at", "2030-01-01T00:00:00"],
+            ErrorKind::ValueValidation,
+        ),
+        (vec!["keys", "revoke", "rgpu_short"], ErrorKind::ValueValidation),
+        (generate.to_vec(), ErrorKind::MissingRequiredArgument),
+        ([&with_prompt[..], &["--true-cfg-scale", "4"]].concat(), ErrorKind::MissingRequiredArgument),
+        ([&with_prompt[..], &["--seed", "9007199254740992"]].concat(), ErrorKind::ValueValidation),
+        (vec!["generate", "--model", "a", "--prompt", "fox", "--output", "x.gif"], ErrorKind::ValueValidation),
+    ];
+    for (arguments, kind) in cases {
+        let error = parse_error(&arguments);
+        assert_eq!(error.kind(), kind, "{arguments:?}: {error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+    assert_eq!(parse_error(&["--help"]).exit_code(), 0);
+}
+
+#[test]
+fn generate_passes_everything_on() {
+    let arguments = [
+        "generate",
+        "--model",
+        "a=/b",
+        "--prompt",
+        "-fox",
+        "--prompt-2",
+        "two",
+        "--negative-prompt",
+        "",
+        "--true-cfg-scale",
+        "4",
+        "--width",
+        "100",
+        "--height",
+        "512",
+        "--steps",
+        "7",
+        "--guidance",
+        "2.5",
+        "--seed",
+        "9007199254740991",
+        "--max-sequence-length",
+        "256",
+        "--output",
+        "x.PNG",
+    ];
+    let Some(Command::Generate(generate)) = parse(&arguments).expect("valid").command else { panic!("generate") };
+    let mut notes = Vec::new();
+    let no_draw = || -> anyhow::Result<u64> { panic!("the seed is given") };
+    let request = generate.into_request(&Config::default(), no_draw, &mut notes).expect("a request");
+    let expected = GenerateParams {
+        prompt: "-fox".into(),
+        prompt_2: Some("two".into()),
+        negative_prompt: Some(String::new()),
+        true_cfg_scale: Some(4.0),
+        width: Some(96),
+        height: Some(512),
+        steps: Some(7),
+        guidance: Some(2.5),
+        seed: 9_007_199_254_740_991,
+        sequence_length: Some(256),
+        input_images: 0,
+    };
+    assert_eq!(request.params, expected);
+    assert_eq!((request.model.to_string(), request.output), ("a=/b".into(), "x.PNG".into()));
+    assert_eq!(String::from_utf8(notes).expect("text"), "width 100 is not a multiple of 16: drawing 96\n");
+}
+
+#[test]
+fn a_seed_that_was_drawn_is_printed() {
+    let arguments = ["generate", "--model", "a", "--prompt", "", "--output", "x.png"];
+    let Some(Command::Generate(generate)) = parse(&arguments).expect("valid").command else { panic!("generate") };
+    let mut notes = Vec::new();
+    let request = generate.into_request(&Config::default(), || Ok(42), &mut notes).expect("a request");
+    assert_eq!((request.params.seed, request.params.width), (42, None));
+    assert_eq!(String::from_utf8(notes).expect("text"), "seed: 42\n");
+    for _ in 0..100 {
+        assert!(generate::draw_seed().expect("random bytes") <= crate::domain::spec::SEED_MAX);
+    }
+}
+
+#[tokio::test]
+async fn keys_are_made_listed_and_revoked() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data_dir = folder.path().join("data");
+    let create =
+        ["keys", "create", "--name", "my laptop", "--scope", "inference", "--expires-at", "2999-12-31T23:30:00-01:00"];
+    let (out, notes) = run_in(&data_dir, &create).await.expect("made");
+    let value = out.strip_suffix('\n').expect("a line");
+    assert_eq!(value.len(), 51, "the key alone");
+    assert!(!notes.contains(value) && notes.contains(&value[..13]));
+    run_in(&data_dir, &["keys", "create", "--name", "other", "--scope", "kubernetes-exec:all"]).await.expect("made");
+
+    let (table, _) = run_in(&data_dir, &["keys", "list"]).await.expect("listed");
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!(lines.len(), 3, "{table}");
+    assert!(lines[0].starts_with("PREFIX         NAME       STATE   SCOPE                CREATED"), "{table}");
+    assert!(lines[1].starts_with(&format!("{}  my laptop  active  inference ", &value[..13])), "{table}");
+    assert!(lines[1].ends_with("3000-01-01T00:30:00Z  -"), "{table}");
+    assert!(!table.contains(value));
+
+    for _ in 0..2 {
+        let (out, notes) = run_in(&data_dir, &["keys", "revoke", &value[..13]]).await.expect("revoked, also twice");
+        assert!(out.is_empty() && notes.contains("my laptop"), "{notes}");
+    }
+    let (table, _) = run_in(&data_dir, &["keys", "list"]).await.expect("listed");
+    assert!(table.lines().nth(1).is_some_and(|line| line.contains(" revoked ")), "{table}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_says_why() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let missing = folder.path().join("typo");
+    let error = run_in(&missing, &["keys", "list"]).await.expect_err("nothing there");
+    assert!(error.to_string().contains("no database"), "{error}");
+    assert!(!missing.exists());
+
+    let past = ["keys", "create", "--name", "n", "--scope", "all", "--expires-at", "2001-01-01T00:00:00Z"];
+    let error = run_in(folder.path(), &past).await.expect_err("in the past");
+    assert!(error.to_string().contains("in the future"), "{error}");
+    let error = run_in(folder.path(), &["keys", "revoke", "rgpu_00000000"]).await.expect_err("unknown");
+    assert!(error.to_string().contains("rgpu_00000000"), "{error}");
+}
+
+#[tokio::test]
+async fn the_first_start_makes_one_key() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = Config { data_dir: folder.path().to_owned(), ..Config::default() };
+    let keys = app::Keys::open(&config).await.expect("opens");
+    let demo = keys.demo_key().await.expect("made").expect("the first");
+    assert_eq!(demo.record.scope.to_string(), "inference");
+    assert!(keys.demo_key().await.expect("counted").is_none());
+}

@@ -1,0 +1,122 @@
+//! Every environment variable, once. An empty one counts as absent.
+//!
+//! Unknown variables that begin with `FLUXSERVE_` are let pass: Kubernetes sets some of its own (`FLUXSERVE_PORT`,
+//! `FLUXSERVE_SERVICE_HOST`) for a service of this name, and a worker must not refuse to start for that.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+use crate::config::settings::{HttpSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings, Settings};
+
+/// An environment variable and the field of the file that it stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Variable {
+    /// Its name.
+    pub name: &'static str,
+    /// The field in the file, empty where there is none.
+    pub field: &'static str,
+    /// What it sets.
+    pub meaning: &'static str,
+}
+
+const fn variable(name: &'static str, field: &'static str, meaning: &'static str) -> Variable {
+    Variable { name, field, meaning }
+}
+
+pub(super) const CONFIG_FILE: Variable =
+    variable("FLUXSERVE_CONFIG", "", "configuration file, fluxserve.toml by default");
+pub(super) const LISTEN: Variable = variable("FLUXSERVE_LISTEN", "listen", "address and port to listen on");
+pub(super) const DATA_DIR: Variable = variable("FLUXSERVE_DATA_DIR", "data_dir", "folder of database and results");
+pub(super) const MODELS: Variable =
+    variable("FLUXSERVE_MODELS", "models", "models to serve, ID or ID=DIR, separated by commas");
+pub(super) const DEVICE: Variable = variable("FLUXSERVE_DEVICE", "device", "auto, cpu, cuda or cuda:N");
+pub(super) const DRAIN_DEADLINE_SECONDS: Variable = variable(
+    "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
+    "drain_deadline_seconds",
+    "time for jobs to finish after the signal to stop",
+);
+pub(super) const HTTP_BODY_LIMIT_BYTES: Variable =
+    variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "http.body_limit_bytes", "largest request body");
+pub(super) const HTTP_WAIT_SECONDS_MAX: Variable =
+    variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "http.wait_seconds_max", "longest wait of one request for its picture");
+pub(super) const QUEUE_JOBS_MAX: Variable =
+    variable("FLUXSERVE_QUEUE_JOBS_MAX", "queue.jobs_max", "most jobs waiting or running");
+pub(super) const RESULTS_RETENTION_SECONDS: Variable =
+    variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "results.retention_seconds", "how long finished pictures stay");
+pub(super) const RESULTS_BYTES_MAX: Variable =
+    variable("FLUXSERVE_RESULTS_BYTES_MAX", "results.bytes_max", "most disk space for finished pictures");
+pub(super) const LOG_FILTER: Variable =
+    variable("FLUXSERVE_LOG_FILTER", "log.filter", "what is logged: info, or warn,fluxserve=debug");
+pub(super) const LOG_FORMAT: Variable = variable("FLUXSERVE_LOG_FORMAT", "log.format", "text or json");
+
+/// All of them, in the order of the file's fields.
+pub const VARIABLES: [Variable; 13] = [
+    CONFIG_FILE,
+    LISTEN,
+    DATA_DIR,
+    MODELS,
+    DEVICE,
+    DRAIN_DEADLINE_SECONDS,
+    HTTP_BODY_LIMIT_BYTES,
+    HTTP_WAIT_SECONDS_MAX,
+    QUEUE_JOBS_MAX,
+    RESULTS_RETENTION_SECONDS,
+    RESULTS_BYTES_MAX,
+    LOG_FILTER,
+    LOG_FORMAT,
+];
+
+/// The environment, or in tests something like it.
+pub(super) struct Environment<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<OsString>,
+}
+
+impl<'a> Environment<'a> {
+    pub(super) fn new(lookup: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
+        Self { lookup }
+    }
+
+    pub(super) fn path(&self, variable: &Variable) -> Option<PathBuf> {
+        (self.lookup)(variable.name).filter(|value| !value.is_empty()).map(PathBuf::from)
+    }
+
+    fn text(&self, variable: &Variable) -> Result<Option<String>, ConfigError> {
+        match (self.lookup)(variable.name).filter(|value| !value.is_empty()).map(OsString::into_string) {
+            None => Ok(None),
+            Some(Ok(text)) => Ok(Some(text)),
+            Some(Err(_)) => Err(Origin::Environment.error(variable, "not valid UTF-8".into())),
+        }
+    }
+
+    fn number(&self, variable: &Variable) -> Result<Option<u64>, ConfigError> {
+        let Some(text) = self.text(variable)? else { return Ok(None) };
+        let number = text.trim().parse();
+        number
+            .map(Some)
+            .map_err(|_| Origin::Environment.error(variable, format!("must be a whole number, not `{text}`")))
+    }
+
+    /// All variables as one layer of settings.
+    pub(super) fn read(&self) -> Result<Layer, ConfigError> {
+        let models = self.text(&MODELS)?;
+        let settings = Settings {
+            listen: self.text(&LISTEN)?,
+            data_dir: self.path(&DATA_DIR),
+            models: models.map(|list| list.split(',').map(|model| model.trim().to_owned()).collect()),
+            device: self.text(&DEVICE)?,
+            drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,
+            http: HttpSettings {
+                body_limit_bytes: self.number(&HTTP_BODY_LIMIT_BYTES)?,
+                wait_seconds_max: self.number(&HTTP_WAIT_SECONDS_MAX)?,
+            },
+            queue: QueueSettings { jobs_max: self.number(&QUEUE_JOBS_MAX)? },
+            results: ResultsSettings {
+                retention_seconds: self.number(&RESULTS_RETENTION_SECONDS)?,
+                bytes_max: self.number(&RESULTS_BYTES_MAX)?,
+            },
+            log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
+        };
+        Ok(Layer { origin: Origin::Environment, settings })
+    }
+}

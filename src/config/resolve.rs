@@ -1,0 +1,133 @@
+//! From what the sources say to one checked [`Config`].
+
+use std::collections::HashSet;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
+use std::str::FromStr;
+
+use crate::config::env::{self, Variable};
+use crate::config::settings::{Layer, Origin, Settings};
+use crate::config::{Config, ConfigError, HttpConfig, LogConfig, ModelSource, QueueConfig, ResultsConfig};
+
+// What each number may be. The ends are where a value turns from unusual into a mistake of the unit.
+const DRAIN_DEADLINE_SECONDS: RangeInclusive<u64> = 0..=3600;
+const BODY_LIMIT_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
+const WAIT_SECONDS_MAX: RangeInclusive<u64> = 0..=3600;
+const JOBS_MAX: RangeInclusive<u64> = 1..=100_000;
+const RETENTION_SECONDS: RangeInclusive<u64> = 60..=366 * 24 * 60 * 60;
+const BYTES_MAX: RangeInclusive<u64> = 1024 * 1024..=1 << 50;
+/// Most models of one worker.
+const MODELS_MAX: usize = 64;
+
+/// The value of the last layer that has one, and that layer's origin.
+fn last<'a, T>(layers: &'a [Layer], get: impl Fn(&'a Settings) -> Option<T>) -> Option<(T, &'a Origin)> {
+    layers.iter().rev().find_map(|layer| get(&layer.settings).map(|value| (value, &layer.origin)))
+}
+
+fn parsed<'a, T: FromStr<Err: Display>>(
+    layers: &'a [Layer],
+    variable: &Variable,
+    get: impl Fn(&'a Settings) -> Option<&'a String>,
+    default: T,
+) -> Result<T, ConfigError> {
+    match last(layers, get) {
+        None => Ok(default),
+        Some((text, origin)) => text.parse().map_err(|error| origin.error(variable, format!("`{text}`: {error}"))),
+    }
+}
+
+fn within(
+    layers: &[Layer],
+    variable: &Variable,
+    get: impl Fn(&Settings) -> Option<u64>,
+    range: &RangeInclusive<u64>,
+    default: u64,
+) -> Result<u64, ConfigError> {
+    match last(layers, get) {
+        None => Ok(default),
+        Some((number, _)) if range.contains(&number) => Ok(number),
+        Some((number, origin)) => {
+            let reason = format!("must be from {} to {}, not {number}", range.start(), range.end());
+            Err(origin.error(variable, reason))
+        }
+    }
+}
+
+/// The configuration that `layers` (later ones win) and the defaults make together.
+pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
+    let default = Config::default();
+    let number =
+        |variable, get: fn(&Settings) -> Option<u64>, range, default| within(layers, variable, get, range, default);
+    Ok(Config {
+        listen: parsed(layers, &env::LISTEN, |settings| settings.listen.as_ref(), default.listen)?,
+        data_dir: last(layers, |settings| settings.data_dir.clone()).map_or(default.data_dir, |(path, _)| path),
+        models: models(layers, default.models)?,
+        device: parsed(layers, &env::DEVICE, |settings| settings.device.as_ref(), default.device)?,
+        drain_deadline_seconds: number(
+            &env::DRAIN_DEADLINE_SECONDS,
+            |settings| settings.drain_deadline_seconds,
+            &DRAIN_DEADLINE_SECONDS,
+            default.drain_deadline_seconds,
+        )?,
+        http: HttpConfig {
+            body_limit_bytes: number(
+                &env::HTTP_BODY_LIMIT_BYTES,
+                |settings| settings.http.body_limit_bytes,
+                &BODY_LIMIT_BYTES,
+                default.http.body_limit_bytes,
+            )?,
+            wait_seconds_max: number(
+                &env::HTTP_WAIT_SECONDS_MAX,
+                |settings| settings.http.wait_seconds_max,
+                &WAIT_SECONDS_MAX,
+                default.http.wait_seconds_max,
+            )?,
+        },
+        queue: QueueConfig {
+            jobs_max: number(
+                &env::QUEUE_JOBS_MAX,
+                |settings| settings.queue.jobs_max,
+                &JOBS_MAX,
+                default.queue.jobs_max,
+            )?,
+        },
+        results: ResultsConfig {
+            retention_seconds: number(
+                &env::RESULTS_RETENTION_SECONDS,
+                |settings| settings.results.retention_seconds,
+                &RETENTION_SECONDS,
+                default.results.retention_seconds,
+            )?,
+            bytes_max: number(
+                &env::RESULTS_BYTES_MAX,
+                |settings| settings.results.bytes_max,
+                &BYTES_MAX,
+                default.results.bytes_max,
+            )?,
+        },
+        log: LogConfig {
+            filter: parsed(layers, &env::LOG_FILTER, |settings| settings.log.filter.as_ref(), default.log.filter)?,
+            format: parsed(layers, &env::LOG_FORMAT, |settings| settings.log.format.as_ref(), default.log.format)?,
+        },
+    })
+}
+
+fn models(layers: &[Layer], default: Vec<ModelSource>) -> Result<Vec<ModelSource>, ConfigError> {
+    let Some((texts, origin)) = last(layers, |settings| settings.models.as_ref()) else { return Ok(default) };
+    let parse = |text: &String| text.parse().map_err(|error| origin.error(&env::MODELS, format!("`{text}`: {error}")));
+    let models: Vec<ModelSource> = texts.iter().map(parse).collect::<Result<_, _>>()?;
+    check_models(&models).map_err(|reason| origin.error(&env::MODELS, reason))?;
+    Ok(models)
+}
+
+/// What is wrong with a list of models, if anything.
+pub(super) fn check_models(models: &[ModelSource]) -> Result<(), String> {
+    if models.is_empty() || models.len() > MODELS_MAX {
+        return Err(format!("must name from 1 to {MODELS_MAX} models, not {}", models.len()));
+    }
+    let mut seen = HashSet::new();
+    match models.iter().find(|model| !seen.insert(&model.id)) {
+        Some(twice) => Err(format!("names the model `{}` twice", twice.id)),
+        None => Ok(()),
+    }
+}

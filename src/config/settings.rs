@@ -1,0 +1,87 @@
+//! What one source (the file or the environment) says, before it is checked.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::config::ConfigError;
+use crate::config::env::Variable;
+
+/// The fields of `fluxserve.toml`, all optional.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Settings {
+    pub(super) listen: Option<String>,
+    pub(super) data_dir: Option<PathBuf>,
+    pub(super) models: Option<Vec<String>>,
+    pub(super) device: Option<String>,
+    pub(super) drain_deadline_seconds: Option<u64>,
+    pub(super) http: HttpSettings,
+    pub(super) queue: QueueSettings,
+    pub(super) results: ResultsSettings,
+    pub(super) log: LogSettings,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HttpSettings {
+    pub(super) body_limit_bytes: Option<u64>,
+    pub(super) wait_seconds_max: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct QueueSettings {
+    pub(super) jobs_max: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ResultsSettings {
+    pub(super) retention_seconds: Option<u64>,
+    pub(super) bytes_max: Option<u64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct LogSettings {
+    pub(super) filter: Option<String>,
+    pub(super) format: Option<String>,
+}
+
+/// Where settings come from.
+#[derive(Debug)]
+pub(super) enum Origin {
+    File(PathBuf),
+    Environment,
+}
+
+impl Origin {
+    /// An error in what `variable` stands for, in the words of this origin.
+    pub(super) fn error(&self, variable: &Variable, reason: String) -> ConfigError {
+        let place = match self {
+            Self::File(path) => format!("configuration file `{}`, field `{}`", path.display(), variable.field),
+            Self::Environment => format!("environment variable `{}`", variable.name),
+        };
+        ConfigError::Value { place, reason }
+    }
+}
+
+/// The settings of one origin.
+#[derive(Debug)]
+pub(super) struct Layer {
+    pub(super) origin: Origin,
+    pub(super) settings: Settings,
+}
+
+/// Reads a file that is known or said to be there.
+pub(super) fn read_file(path: PathBuf) -> Result<Layer, ConfigError> {
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(source) => return Err(ConfigError::Unreadable { path, source }),
+    };
+    match toml::from_str(&text) {
+        Ok(settings) => Ok(Layer { origin: Origin::File(path), settings }),
+        Err(error) => Err(ConfigError::Syntax { path, message: error.to_string().trim_end().to_owned() }),
+    }
+}

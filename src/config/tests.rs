@@ -1,0 +1,197 @@
+use super::*;
+
+struct Sources {
+    folder: tempfile::TempDir,
+    variables: Vec<(&'static str, &'static str)>,
+    flags: Flags,
+}
+
+impl Sources {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a folder"), variables: Vec::new(), flags: Flags::default() }
+    }
+
+    fn file(self, text: &str) -> Self {
+        std::fs::write(self.default_file(), text).expect("written");
+        self
+    }
+
+    fn variable(mut self, name: &'static str, value: &'static str) -> Self {
+        self.variables.push((name, value));
+        self
+    }
+
+    fn flags(mut self, flags: Flags) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    fn default_file(&self) -> PathBuf {
+        self.folder.path().join(DEFAULT_FILE)
+    }
+
+    fn load(self) -> Result<Config, ConfigError> {
+        let lookup = |name: &str| {
+            let found = self.variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| OsString::from(value))
+        };
+        Config::from_sources(self.flags.clone(), &self.default_file(), &lookup)
+    }
+
+    fn error(self) -> String {
+        self.load().expect_err("a mistake").to_string()
+    }
+}
+
+const WHOLE_FILE: &str = r#"
+listen = "0.0.0.0:9000"
+data_dir = "/var/lib/fluxserve"
+models = ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-random"]
+device = "cuda:1"
+drain_deadline_seconds = 10
+
+[http]
+body_limit_bytes = 2048
+wait_seconds_max = 60
+
+[queue]
+jobs_max = 8
+
+[results]
+retention_seconds = 3600
+bytes_max = 1048576
+
+[log]
+filter = "warn"
+format = "json"
+"#;
+
+#[test]
+fn nothing_said_means_the_defaults() {
+    let config = Sources::new().load().expect("valid");
+    assert_eq!(config, Config::default());
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+    assert_eq!(config.database_path(), Path::new("data/fluxserve.db"));
+}
+
+#[test]
+fn every_field_of_the_file_is_read() {
+    let config = Sources::new().file(WHOLE_FILE).load().expect("valid");
+    let expected = Config {
+        listen: "0.0.0.0:9000".parse().expect("an address"),
+        data_dir: "/var/lib/fluxserve".into(),
+        models: ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-random"]
+            .map(|text| text.parse().expect("a model"))
+            .to_vec(),
+        device: DeviceChoice::Cuda(1),
+        drain_deadline_seconds: 10,
+        http: HttpConfig { body_limit_bytes: 2048, wait_seconds_max: 60 },
+        queue: QueueConfig { jobs_max: 8 },
+        results: ResultsConfig { retention_seconds: 3600, bytes_max: 1_048_576 },
+        log: LogConfig { filter: "warn".into(), format: LogFormat::Json },
+    };
+    assert_eq!(config, expected);
+}
+
+#[test]
+fn every_variable_sets_the_field_it_names() {
+    let sources = Sources::new()
+        .variable("FLUXSERVE_LISTEN", "0.0.0.0:9000")
+        .variable("FLUXSERVE_DATA_DIR", "/var/lib/fluxserve")
+        .variable("FLUXSERVE_MODELS", "black-forest-labs/FLUX.1-dev=/weights, fluxserve/flux-random")
+        .variable("FLUXSERVE_DEVICE", "cuda:1")
+        .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
+        .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")
+        .variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "60")
+        .variable("FLUXSERVE_QUEUE_JOBS_MAX", "8")
+        .variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "3600")
+        .variable("FLUXSERVE_RESULTS_BYTES_MAX", "1048576")
+        .variable("FLUXSERVE_LOG_FILTER", "warn")
+        .variable("FLUXSERVE_LOG_FORMAT", "json");
+    assert_eq!(sources.variables.len() + 1, VARIABLES.len(), "all but the file's own name");
+    let from_file = Sources::new().file(WHOLE_FILE).load().expect("valid");
+    assert_eq!(sources.load().expect("valid"), from_file);
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_flags_over_both() {
+    let layered = || Sources::new().file(WHOLE_FILE).variable("FLUXSERVE_LISTEN", "127.0.0.2:1");
+    let config = layered().variable("FLUXSERVE_DEVICE", "").load().expect("valid");
+    assert_eq!(config.listen.port(), 1);
+    assert_eq!(config.device, DeviceChoice::Cuda(1), "an empty variable is none");
+    let flags = Flags {
+        listen: Some("127.0.0.3:2".parse().expect("an address")),
+        data_dir: Some("elsewhere".into()),
+        models: vec!["other/model".parse().expect("a model")],
+        device: Some(DeviceChoice::Cpu),
+        config_file: None,
+    };
+    let config = layered().flags(flags.clone()).load().expect("valid");
+    assert_eq!(config.listen.port(), 2);
+    assert_eq!((config.data_dir, config.models), ("elsewhere".into(), flags.models));
+    assert_eq!((config.device, config.queue.jobs_max), (DeviceChoice::Cpu, 8));
+}
+
+#[test]
+fn another_file_can_be_named_and_must_then_be_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = folder.path().join("other.toml");
+    let flags = Flags { config_file: Some(other.clone()), ..Flags::default() };
+    let error = Sources::new().flags(flags.clone()).error();
+    assert!(error.contains("cannot read") && error.contains("other.toml"), "{error}");
+    std::fs::write(&other, "[queue]\njobs_max = 3").expect("written");
+    let config = Sources::new().file(WHOLE_FILE).flags(flags).load().expect("valid");
+    assert_eq!((config.queue.jobs_max, config.listen.port()), (3, 8080), "instead of the default one");
+}
+
+#[test]
+fn a_mistake_is_named_with_its_place_and_the_way_out() {
+    let file_cases = [
+        ("listen = \"here\"", &["field `listen`", "`here`"][..]),
+        ("device = \"gpu\"", &["field `device`", "`auto`, `cpu`"]),
+        ("models = []", &["field `models`", "from 1 to"]),
+        ("models = [\"a\", \"a=/x\"]", &["field `models`", "`a` twice"]),
+        ("models = [\"=x\"]", &["field `models`", "ID=DIR"]),
+        ("[queue]\njobs_max = 0", &["field `queue.jobs_max`", "from 1 to 100000, not 0"]),
+        ("[queue]\njobs_max = -1", &["line 2", "-1"]),
+        ("[queue]\njobs_maximum = 1", &["line 2", "unknown field `jobs_maximum`", "`jobs_max`"]),
+        ("[http]\nbody_limit_bytes = \"1 MiB\"", &["line 2", "string"]),
+        ("[results]\nretention_seconds = 1", &["field `results.retention_seconds`", "from 60"]),
+        ("[log]\nformat = \"xml\"", &["field `log.format`", "`text` or `json`"]),
+        ("port = 8080", &["unknown field `port`"]),
+        ("listen", &["line 1"]),
+    ];
+    for (text, parts) in file_cases {
+        let error = Sources::new().file(text).error();
+        for part in [&[DEFAULT_FILE][..], parts].concat() {
+            assert!(error.contains(part), "{part:?} in {error}");
+        }
+    }
+    let variable_cases = [
+        ("FLUXSERVE_LISTEN", "8080", "socket address"),
+        ("FLUXSERVE_QUEUE_JOBS_MAX", "many", "a whole number, not `many`"),
+        ("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "999999", "from 0 to 3600"),
+        ("FLUXSERVE_MODELS", "a,,b", "ID=DIR"),
+        ("FLUXSERVE_LOG_FORMAT", "JSON", "`text` or `json`"),
+    ];
+    for (name, value, part) in variable_cases {
+        let error = Sources::new().variable(name, value).error();
+        assert!(error.contains(name) && error.contains(part), "{error}");
+    }
+    let twice = vec!["a".parse().expect("a model"), "a".parse().expect("a model")];
+    let error = Sources::new().flags(Flags { models: twice, ..Flags::default() }).error();
+    assert!(error.contains("--model") && error.contains("twice"), "{error}");
+}
+
+#[test]
+fn variables_of_others_are_let_pass() {
+    let sources = Sources::new().variable("FLUXSERVE_PORT", "tcp://10.0.0.1:80");
+    assert_eq!(sources.load().expect("valid"), Config::default());
+}
+
+#[test]
+fn each_variable_is_named_after_its_field() {
+    for variable in VARIABLES.iter().filter(|variable| !variable.field.is_empty()) {
+        assert_eq!(variable.name, format!("FLUXSERVE_{}", variable.field.to_uppercase().replace('.', "_")));
+    }
+}
