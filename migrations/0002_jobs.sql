@@ -1,7 +1,7 @@
 -- Jobs and what became of them. The pictures themselves are files under results/.
 CREATE TABLE jobs (
     id              TEXT PRIMARY KEY NOT NULL,
-    -- The API key that asked. No foreign key: a job outlives nothing and must not stop a key's row from going.
+    -- The API key that asked. No foreign key: this table's rows come and go by themselves.
     owner           TEXT NOT NULL,
     status          TEXT NOT NULL CHECK (status IN ('queued', 'running', 'succeeded', 'failed', 'canceled')),
     -- The resolved request as JSON: enough to draw the very same picture again after a crash.
@@ -11,12 +11,15 @@ CREATE TABLE jobs (
     attempts        INTEGER NOT NULL DEFAULT 0,
     error_code      TEXT,
     error_reason    TEXT,
+    -- Size of the stored picture.
+    result_bytes    INTEGER,
     -- Milliseconds since 1970, UTC.
     created_at_ms   INTEGER NOT NULL,
     started_at_ms   INTEGER,
     finished_at_ms  INTEGER,
     CHECK ((status IN ('queued', 'running')) = (finished_at_ms IS NULL)),
-    CHECK ((status = 'failed') = (error_code IS NOT NULL))
+    CHECK ((status = 'failed') = (error_code IS NOT NULL)),
+    CHECK ((status = 'succeeded') = (result_bytes IS NOT NULL))
 ) STRICT;
 
 -- Lists: one owner's jobs, newest first (ids sort by age).

@@ -35,6 +35,8 @@ pub struct JobSettings {
     pub results_directory: PathBuf,
     /// How long a finished job and its picture are kept.
     pub results_retention: Duration,
+    /// How much disk pictures may take; the oldest go first. Looked after by the sweep, so passed for a while.
+    pub results_bytes_max: u64,
     /// How often finished jobs are looked through for those to be forgotten.
     pub sweep_interval: Duration,
 }

@@ -160,9 +160,7 @@ impl From<AuthError> for ApiError {
             AuthError::Throttled { retry_after_seconds } => {
                 Self::new(ErrorCode::TooManyFailures).with_retry_after(retry_after_seconds)
             }
-            AuthError::Unavailable(failure) => {
-                Self::new(ErrorCode::AuthUnavailable).with_cause(&causes(&failure))
-            }
+            AuthError::Unavailable(failure) => Self::new(ErrorCode::AuthUnavailable).with_cause(&causes(&failure)),
         }
     }
 }

@@ -6,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::service::{Inner, Live};
+use super::store::Ending;
 use super::{JobError, JobsError};
 use crate::domain::engine::RgbImage;
 use crate::domain::ids::JobId;
-use crate::domain::job::JobStatus;
 use crate::encode::{OutputFormat, encode};
 use crate::queue::event::{JobEvents, JobFailure, QueueEvent};
 use crate::telemetry::metrics;
@@ -17,6 +17,10 @@ use crate::telemetry::metrics;
 /// Tries to write a job's end before it is left to the next start, which draws the picture again.
 const WRITE_TRIES_MAX: u32 = 5;
 const WRITE_RETRY_DELAY: Duration = Duration::from_millis(200);
+
+type Failure = (&'static str, &'static str);
+const ENCODING_FAILED: Failure = ("encoding_failed", "the picture could not be encoded");
+const STORAGE_FAILED: Failure = ("storage_failed", "the picture could not be stored");
 
 /// What one recorder looks after.
 pub(super) struct Recorder {
@@ -43,10 +47,9 @@ impl Recorder {
                 QueueEvent::Step { step, .. } => self.live.send_modify(|live| live.step = step),
                 QueueEvent::Finished(picture) => self.keep(inner, picture).await,
                 QueueEvent::Failed(JobFailure { code, reason }) => {
-                    let error = JobError { code: code.to_owned(), reason };
-                    self.end(inner, JobStatus::Failed, Some(error)).await;
+                    self.end(inner, Ending::Failed(JobError { code: code.to_owned(), reason })).await;
                 }
-                QueueEvent::Canceled => self.end(inner, JobStatus::Canceled, None).await,
+                QueueEvent::Canceled => self.end(inner, Ending::Canceled).await,
             }
         }
     }
@@ -54,24 +57,24 @@ impl Recorder {
     async fn keep(&self, inner: &Inner, picture: RgbImage) {
         let (id, format, files) = (self.id, self.format, inner.files.clone());
         let stored = tokio::task::spawn_blocking(move || {
-            let bytes = encode(&picture, format).map_err(|error| ("encoding_failed", error.to_string()))?;
-            files.write(id, format, &bytes).map_err(|error| ("storage_failed", error.to_string()))
+            let bytes = encode(&picture, format).map_err(|error| (ENCODING_FAILED, error.to_string()))?;
+            files.write(id, format, &bytes).map_err(|error| (STORAGE_FAILED, error.to_string()))?;
+            Ok(bytes.len())
         });
-        let (code, reason, cause) = match stored.await {
-            Ok(Ok(())) => return self.end(inner, JobStatus::Succeeded, None).await,
-            Ok(Err(("storage_failed", cause))) => ("storage_failed", "the picture could not be stored", cause),
-            Ok(Err((code, cause))) => (code, "the picture could not be encoded", cause),
-            Err(panic) => ("encoding_failed", "the picture could not be encoded", panic.to_string()),
+        let ((code, reason), cause) = match stored.await {
+            Ok(Ok(result_bytes)) => return self.end(inner, Ending::Succeeded { result_bytes }).await,
+            Ok(Err(failure)) => failure,
+            Err(panic) => (ENCODING_FAILED, panic.to_string()),
         };
         tracing::error!(job = %id, %cause, "{reason}");
-        let error = JobError { code: code.into(), reason: reason.into() };
-        self.end(inner, JobStatus::Failed, Some(error)).await;
+        self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() })).await;
     }
 
-    async fn end(&self, inner: &Inner, status: JobStatus, error: Option<JobError>) {
+    async fn end(&self, inner: &Inner, ending: Ending) {
+        let status = ending.status();
         for attempt in 1.. {
             let now = inner.clock.now();
-            match inner.store.set_final(self.id, status, error.as_ref(), now).await {
+            match inner.store.set_final(self.id, &ending, now).await {
                 Ok(()) => {
                     let took = Duration::try_from(now - self.created_at).unwrap_or_default();
                     metrics::job_ended(status.as_str(), took);

@@ -1,9 +1,8 @@
 //! What a crash left behind: jobs that were accepted and have not ended are drawn again, or end with a reason.
 
 use super::service::Inner;
-use super::store::OpenJob;
+use super::store::{Ending, OpenJob};
 use super::{Job, JobError, JobsError};
-use crate::domain::job::JobStatus;
 use crate::domain::spec::GenerateSpec;
 use crate::queue::Place;
 
@@ -28,9 +27,8 @@ pub(super) async fn recover(inner: &std::sync::Arc<Inner>) -> Result<usize, Jobs
             }
             Err(Hopeless { code, reason }) => {
                 tracing::warn!(job = %open.job.id, code, "an unfinished job is given up");
-                let error = JobError { code: code.into(), reason: reason.into() };
-                let now = inner.clock.now();
-                inner.store.set_final(open.job.id, JobStatus::Failed, Some(&error), now).await?;
+                let ending = Ending::Failed(JobError { code: code.into(), reason: reason.into() });
+                inner.store.set_final(open.job.id, &ending, inner.clock.now()).await?;
             }
         }
     }

@@ -69,9 +69,8 @@ impl JobService {
         let ServiceParts { store, catalog, queues, clock, settings } = parts;
         let store = JobStore::new(store);
         let directory = settings.results_directory.clone();
-        let files = tokio::task::spawn_blocking(move || ResultFiles::open(&directory))
-            .await
-            .map_err(JobsError::storage)??;
+        let files =
+            tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
         let signer = LinkSigner::new(store.link_secret().await?);
         let (unfinished, _) = watch::channel(0);
         let live = Mutex::default();

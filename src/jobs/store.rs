@@ -30,6 +30,45 @@ pub(super) struct OpenJob {
     pub(super) attempts: i64,
 }
 
+/// A job that may be forgotten.
+pub(super) struct EndedJob {
+    pub(super) id: JobId,
+    pub(super) output_format: OutputFormat,
+    pub(super) result_bytes: u64,
+}
+
+/// How a job ended.
+pub(super) enum Ending {
+    /// With a picture of this size.
+    Succeeded {
+        result_bytes: usize,
+    },
+    Failed(JobError),
+    Canceled,
+}
+
+impl Ending {
+    pub(super) fn status(&self) -> JobStatus {
+        match self {
+            Self::Succeeded { .. } => JobStatus::Succeeded,
+            Self::Failed(_) => JobStatus::Failed,
+            Self::Canceled => JobStatus::Canceled,
+        }
+    }
+
+    fn error(&self) -> Option<&JobError> {
+        if let Self::Failed(error) = self { Some(error) } else { None }
+    }
+
+    fn result_bytes(&self) -> Option<i64> {
+        if let Self::Succeeded { result_bytes } = self {
+            Some(i64::try_from(*result_bytes).unwrap_or(i64::MAX))
+        } else {
+            None
+        }
+    }
+}
+
 #[derive(FromRow)]
 struct JobRow {
     id: String,
@@ -131,20 +170,16 @@ impl JobStore {
     }
 
     /// A job ended. A job that has ended before stays as it is.
-    pub(super) async fn set_final(
-        &self,
-        id: JobId,
-        status: JobStatus,
-        error: Option<&JobError>,
-        now: OffsetDateTime,
-    ) -> Result<(), JobsError> {
+    pub(super) async fn set_final(&self, id: JobId, ending: &Ending, now: OffsetDateTime) -> Result<(), JobsError> {
+        let error = ending.error();
         sqlx::query(
-            "UPDATE jobs SET status = ?, error_code = ?, error_reason = ?, finished_at_ms = ?
+            "UPDATE jobs SET status = ?, error_code = ?, error_reason = ?, result_bytes = ?, finished_at_ms = ?
              WHERE id = ? AND status IN ('queued', 'running')",
         )
-        .bind(status.as_str())
+        .bind(ending.status().as_str())
         .bind(error.map(|error| error.code.as_str()))
         .bind(error.map(|error| error.reason.as_str()))
+        .bind(ending.result_bytes())
         .bind(milliseconds(now))
         .bind(id.to_string())
         .execute(self.store.pool())
@@ -152,19 +187,28 @@ impl JobStore {
         Ok(())
     }
 
-    /// Some jobs that ended before `cutoff`, with the format of their pictures.
-    pub(super) async fn ended_before(
-        &self,
-        cutoff: OffsetDateTime,
-        jobs_max: u32,
-    ) -> Result<Vec<(JobId, OutputFormat)>, JobsError> {
-        let rows: Vec<(String, String)> =
-            sqlx::query_as("SELECT id, output_format FROM jobs WHERE finished_at_ms < ? LIMIT ?")
-                .bind(milliseconds(cutoff))
-                .bind(jobs_max)
-                .fetch_all(self.store.pool())
-                .await?;
-        rows.into_iter().map(|(id, format)| Ok((word(&id, "id")?, word(&format, "format")?))).collect()
+    /// What all stored pictures take together.
+    pub(super) async fn result_bytes(&self) -> Result<u64, JobsError> {
+        let bytes: i64 =
+            sqlx::query_scalar("SELECT COALESCE(SUM(result_bytes), 0) FROM jobs").fetch_one(self.store.pool()).await?;
+        Ok(bytes.cast_unsigned())
+    }
+
+    /// Some jobs that ended before `cutoff`, the oldest first.
+    pub(super) async fn ended_before(&self, cutoff: OffsetDateTime, jobs_max: u32) -> Result<Vec<EndedJob>, JobsError> {
+        let rows: Vec<(String, String, Option<i64>)> = sqlx::query_as(
+            "SELECT id, output_format, result_bytes FROM jobs WHERE finished_at_ms < ?
+             ORDER BY finished_at_ms LIMIT ?",
+        )
+        .bind(milliseconds(cutoff))
+        .bind(jobs_max)
+        .fetch_all(self.store.pool())
+        .await?;
+        let read = |(id, format, bytes): (String, String, Option<i64>)| {
+            let (id, output_format) = (word(&id, "id")?, word(&format, "output_format")?);
+            Ok(EndedJob { id, output_format, result_bytes: bytes.unwrap_or(0).cast_unsigned() })
+        };
+        rows.into_iter().map(read).collect()
     }
 
     pub(super) async fn delete(&self, id: JobId) -> Result<(), JobsError> {

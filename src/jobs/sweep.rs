@@ -1,9 +1,10 @@
-//! Forgets finished jobs and their pictures when their time is over.
+//! Forgets finished jobs and their pictures when their time is over, or when the pictures take too much of the disk.
 
 use std::sync::{Arc, Weak};
 
 use super::JobsError;
 use super::service::Inner;
+use super::store::EndedJob;
 
 /// Jobs looked at in one go.
 const BATCH_JOBS: u32 = 100;
@@ -30,23 +31,39 @@ pub(super) async fn run(service: Weak<Inner>) {
 
 /// One sweep; returns how many jobs were forgotten.
 pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
-    let cutoff = inner.clock.now() - inner.settings.results_retention;
+    let now = inner.clock.now();
+    let cutoff = now - inner.settings.results_retention;
     let mut forgotten = 0;
     for _ in 0..BATCHES_MAX {
         let batch = inner.store.ended_before(cutoff, BATCH_JOBS).await?;
-        let is_last = batch.len() < BATCH_JOBS as usize;
-        for (id, format) in batch {
-            // The file first: a row without a file is cleared by the next sweep, a file without a row never.
-            let files = inner.files.clone();
-            tokio::task::spawn_blocking(move || files.remove(id, format))
-                .await
-                .map_err(JobsError::storage)??;
-            inner.store.delete(id).await?;
-            forgotten += 1;
+        for job in &batch {
+            forget(inner, job).await?;
         }
-        if is_last {
+        forgotten += batch.len();
+        if batch.len() < BATCH_JOBS as usize {
             break;
         }
     }
+    let mut bytes = inner.store.result_bytes().await?;
+    for _ in 0..BATCHES_MAX {
+        if bytes <= inner.settings.results_bytes_max {
+            break;
+        }
+        for job in inner.store.ended_before(now, BATCH_JOBS).await? {
+            if bytes <= inner.settings.results_bytes_max {
+                break;
+            }
+            forget(inner, &job).await?;
+            bytes = bytes.saturating_sub(job.result_bytes);
+            forgotten += 1;
+        }
+    }
     Ok(forgotten)
+}
+
+async fn forget(inner: &Inner, job: &EndedJob) -> Result<(), JobsError> {
+    // The file first: a row without a file is cleared by the next sweep, a file without a row never.
+    let (files, id, format) = (inner.files.clone(), job.id, job.output_format);
+    tokio::task::spawn_blocking(move || files.remove(id, format)).await.map_err(JobsError::storage)??;
+    inner.store.delete(id).await
 }
