@@ -1,1 +1,206 @@
-//! The models this worker knows: cards from `models/*.toml`, and which of them are being served. Knows nothing of candle or HTTP.
+//! The models this worker knows: cards from `models/*.toml`, and which of them are being served.
+//!
+//! Owns the cards, where each served model's files are, and each model's availability. Knows nothing of candle or
+//! HTTP: it never opens a checkpoint.
+
+mod cards;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+pub use cards::embedded_files;
+
+use crate::domain::ids::ModelId;
+use crate::domain::model::{ModelCard, ModelFiles};
+use crate::domain::spec::{GenerateParams, GenerateSpec};
+
+/// One model the worker was told to serve: `ID` or `ID=DIR`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelChoice {
+    /// The name clients will use.
+    pub id: ModelId,
+    /// The checkpoint folder, in either published layout. `None`: the files compiled into the program.
+    pub directory: Option<PathBuf>,
+}
+
+/// Whether a model draws.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Availability {
+    /// Known, but this worker was not told to serve it.
+    NotServed,
+    /// Its engine is being built and has not drawn yet.
+    Loading,
+    /// Its engine has drawn, and has not failed since.
+    Ready,
+    /// Its engine failed. It may be under reconstruction.
+    Failed,
+}
+
+/// Why the catalog could not be made.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CatalogError {
+    /// The id has no card and no folder.
+    #[error("no model `{0}` is known; name its checkpoint folder: `{0}=DIR`")]
+    UnknownModel(ModelId),
+    /// The id has a card, but its files are not part of the program.
+    #[error("the weights of `{0}` are not part of this program; name their folder: `{0}=DIR`")]
+    NoFiles(ModelId),
+    /// The same id twice.
+    #[error("the model `{0}` is named twice")]
+    Duplicate(ModelId),
+}
+
+struct Served {
+    files: ModelFiles,
+    availability: Availability,
+}
+
+/// Every known model and the state of those that are served.
+pub struct Catalog {
+    cards: BTreeMap<ModelId, Arc<ModelCard>>,
+    served: Mutex<BTreeMap<ModelId, Served>>,
+}
+
+impl Catalog {
+    /// The built-in cards, with `choices` to be served. An id without a card gets the values of FLUX.1-dev's.
+    ///
+    /// # Errors
+    /// When a choice names no files, or a model twice.
+    pub fn new(choices: &[ModelChoice]) -> Result<Self, CatalogError> {
+        let mut cards: BTreeMap<_, _> =
+            cards::built_in().into_iter().map(|card| (card.id.clone(), Arc::new(card))).collect();
+        let mut served = BTreeMap::new();
+        for choice in choices {
+            let id = &choice.id;
+            let files = match &choice.directory {
+                Some(directory) => ModelFiles::Directory(directory.clone()),
+                None => match embedded_files(id) {
+                    Some(files) => files,
+                    None if cards.contains_key(id) => return Err(CatalogError::NoFiles(id.clone())),
+                    None => return Err(CatalogError::UnknownModel(id.clone())),
+                },
+            };
+            if !cards.contains_key(id) {
+                let card = ModelCard { id: id.clone(), ..cards::flux_dev() };
+                cards.insert(id.clone(), Arc::new(card));
+            }
+            let entry = Served { files, availability: Availability::Loading };
+            if served.insert(id.clone(), entry).is_some() {
+                return Err(CatalogError::Duplicate(id.clone()));
+            }
+        }
+        Ok(Self { cards, served: Mutex::new(served) })
+    }
+
+    /// The card of a known model, served or not.
+    pub fn card(&self, id: &ModelId) -> Option<&Arc<ModelCard>> {
+        self.cards.get(id)
+    }
+
+    /// Every known card, ordered by id.
+    pub fn cards(&self) -> impl Iterator<Item = &Arc<ModelCard>> {
+        self.cards.values()
+    }
+
+    /// The models to be served, with their files, ordered by id.
+    pub fn served(&self) -> Vec<(Arc<ModelCard>, ModelFiles)> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = served.iter();
+        entries.map(|(id, entry)| (Arc::clone(&self.cards[id]), entry.files.clone())).collect()
+    }
+
+    /// Whether a model draws now.
+    pub fn availability(&self, id: &ModelId) -> Availability {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.get(id).map_or(Availability::NotServed, |entry| entry.availability)
+    }
+
+    /// Notes what became of a served model's engine. Ids that are not served are ignored.
+    pub fn set_availability(&self, id: &ModelId, availability: Availability) {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = served.get_mut(id) {
+            entry.availability = availability;
+        }
+    }
+
+    /// Whether at least one model draws now.
+    pub fn any_ready(&self) -> bool {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.values().any(|entry| entry.availability == Availability::Ready)
+    }
+}
+
+/// The smallest picture a card allows: what an engine draws to prove itself before it is called ready.
+///
+/// # Panics
+/// When the card's own limits contradict each other, which the tests of the built-in cards exclude.
+pub fn warm_up_spec(card: &ModelCard) -> GenerateSpec {
+    let params = GenerateParams {
+        prompt: "warm-up".into(),
+        width: Some(card.limits.width_min),
+        height: Some(card.limits.height_min),
+        steps: Some(card.limits.steps_min),
+        input_images: card.input_images_min,
+        ..GenerateParams::default()
+    };
+    GenerateSpec::new(params, card).expect("a card's smallest picture lies within its limits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn choice(id: &str, directory: Option<&str>) -> ModelChoice {
+        ModelChoice { id: ModelId::new(id), directory: directory.map(PathBuf::from) }
+    }
+
+    #[test]
+    fn a_known_model_that_is_not_served_says_so() {
+        let catalog = Catalog::new(&[choice("fluxserve/flux-random", None)]).expect("a valid choice");
+        assert_eq!(catalog.availability(&ModelId::new("black-forest-labs/FLUX.1-dev")), Availability::NotServed);
+        assert_eq!(catalog.availability(&ModelId::new("fluxserve/flux-random")), Availability::Loading);
+        assert!(!catalog.any_ready());
+        catalog.set_availability(&ModelId::new("fluxserve/flux-random"), Availability::Ready);
+        assert!(catalog.any_ready());
+    }
+
+    #[test]
+    fn an_id_without_a_card_borrows_the_values_of_flux_dev() {
+        let catalog = Catalog::new(&[choice("my/tune", Some("/weights"))]).expect("a valid choice");
+        let card = catalog.card(&ModelId::new("my/tune")).expect("known now");
+        assert_eq!(card.id.as_str(), "my/tune");
+        assert_eq!((card.defaults.width, card.defaults.steps), (512, 30));
+        assert_eq!(catalog.served().len(), 1);
+    }
+
+    #[test]
+    fn choices_without_files_are_refused() {
+        let dev = ModelId::new("black-forest-labs/FLUX.1-dev");
+        let no_files = Catalog::new(&[choice(dev.as_str(), None)]).err();
+        assert_eq!(no_files, Some(CatalogError::NoFiles(dev)));
+        let unknown = Catalog::new(&[choice("my/tune", None)]).err();
+        assert_eq!(unknown, Some(CatalogError::UnknownModel(ModelId::new("my/tune"))));
+        let twice = Catalog::new(&[choice("a", Some("/x")), choice("a", Some("/y"))]).err();
+        assert_eq!(twice, Some(CatalogError::Duplicate(ModelId::new("a"))));
+    }
+
+    #[test]
+    fn every_built_in_card_allows_its_own_defaults_and_warm_up() {
+        for card in cards::built_in() {
+            let params = GenerateParams { prompt: "a fox".into(), ..GenerateParams::default() };
+            assert!(GenerateSpec::new(params, &card).is_ok(), "{}", card.id);
+            assert_eq!(warm_up_spec(&card).steps(), card.limits.steps_min);
+        }
+    }
+
+    #[test]
+    fn the_stand_in_is_a_whole_diffusers_checkpoint() {
+        let Some(ModelFiles::Embedded(files)) = embedded_files(&ModelId::new("fluxserve/flux-random")) else {
+            panic!("compiled in");
+        };
+        for path in ["model_index.json", "transformer/config.json", "vae/config.json", "tokenizer/vocab.json"] {
+            assert!(files.iter().any(|file| file.path == path && !file.bytes.is_empty()), "{path}");
+        }
+    }
+}

@@ -1,1 +1,152 @@
 //! The HTTP surface: routes, extractors, answers and the one table of errors. Knows nothing of candle or SQL.
+//!
+//! Owns what goes over the wire. [`routes`] is the table of all routes; [`error`] the table of all errors. Must not
+//! know how keys are checked, how jobs are stored, or the inside of the queue.
+
+mod api;
+pub mod error;
+mod extract;
+mod layer;
+mod origin;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{MethodRouter, delete, get, post};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::auth::Authenticator;
+use crate::catalog::Catalog;
+use crate::jobs::JobService;
+use crate::telemetry::metrics::MetricsHandle;
+use error::{ApiError, ErrorCode};
+
+/// What the surface is held to.
+#[derive(Debug, Clone)]
+pub struct HttpSettings {
+    /// Largest request body.
+    pub body_bytes_max: usize,
+    /// Longest time a client may take to send its body.
+    pub body_deadline: Duration,
+    /// Longest wait that `Prefer: wait` can ask for, and the wait for a picture as the answer.
+    pub wait_max: Duration,
+    /// Longest time any request may take; above `wait_max`.
+    pub request_deadline: Duration,
+    /// Where clients reach this worker, e.g. `https://images.example.org`. `None`: as the `Host` header says, by http.
+    pub public_url: Option<String>,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            body_bytes_max: 2 * 1024 * 1024,
+            body_deadline: Duration::from_secs(30),
+            wait_max: Duration::from_mins(5),
+            request_deadline: Duration::from_mins(6),
+            public_url: None,
+        }
+    }
+}
+
+/// What the surface is made of.
+pub struct HttpParts {
+    /// The life of jobs.
+    pub jobs: JobService,
+    /// The models.
+    pub catalog: Arc<Catalog>,
+    /// Who may come in.
+    pub authenticator: Authenticator,
+    /// What `/metrics` shows; `None` where nothing is counted.
+    pub metrics: Option<MetricsHandle>,
+    /// What it is held to.
+    pub settings: HttpSettings,
+}
+
+/// What every handler can reach.
+#[derive(Clone)]
+struct HttpState(Arc<HttpParts>);
+
+impl std::ops::Deref for HttpState {
+    type Target = HttpParts;
+
+    fn deref(&self) -> &HttpParts {
+        &self.0
+    }
+}
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everyone.
+    Anyone,
+    /// A key whose scope allows inference.
+    Inference,
+    /// A key whose scope allows inference, or a signed link.
+    InferenceOrLink,
+    /// Peers on this machine; to others it is not there.
+    Loopback,
+}
+
+/// One row of the table of routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// The method, in capitals.
+    pub method: &'static str,
+    /// The path; names in braces stand for one segment each.
+    pub path: &'static str,
+    /// Who may use it.
+    pub access: Access,
+}
+
+type Row = (Route, MethodRouter<HttpState>);
+
+fn row(access: Access, method: &'static str, path: &'static str, handler: MethodRouter<HttpState>) -> Row {
+    (Route { method, path, access }, handler)
+}
+
+/// Every route there is.
+#[rustfmt::skip]
+fn table() -> Vec<Row> {
+    use Access::{Anyone, Inference, InferenceOrLink, Loopback};
+    vec![
+        row(Inference,       "POST",   "/v1/inference/image",                post(api::inference::submit)),
+        row(Inference,       "GET",    "/v1/inference/jobs",                 get(api::jobs::list)),
+        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}",        get(api::jobs::show)),
+        row(Inference,       "DELETE", "/v1/inference/jobs/{job_id}",        delete(api::jobs::cancel)),
+        row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result", get(api::jobs::result)),
+        row(Anyone,          "GET",    "/v1/inference/models",               get(api::catalog::models)),
+        row(Anyone,          "GET",    "/v1/inference/runtime/models",       get(api::catalog::runtime_models)),
+        row(Anyone,          "GET",    "/healthz",                           get(api::health::alive)),
+        row(Anyone,          "GET",    "/readyz",                            get(api::health::ready)),
+        row(Loopback,        "GET",    "/metrics",                           get(api::health::metrics)),
+    ]
+}
+
+/// Every route there is, without its handler.
+pub fn routes() -> Vec<Route> {
+    table().into_iter().map(|(route, _)| route).collect()
+}
+
+/// The whole surface as one service. Serve it with connection info (`SocketAddr`): throttling by address and
+/// `/metrics` need to know the peer.
+pub fn router(parts: HttpParts) -> Router {
+    let body_bytes_max = parts.settings.body_bytes_max;
+    let state = HttpState(Arc::new(parts));
+    let mut router = Router::new();
+    for (route, handler) in table() {
+        router = router.route(route.path, handler);
+    }
+    // Outermost last: the request id is there before anything is logged, and whatever panics is still answered.
+    router
+        .fallback(|| async { ApiError::new(ErrorCode::NotFound) })
+        .method_not_allowed_fallback(|| async { ApiError::new(ErrorCode::MethodNotAllowed) })
+        .layer(DefaultBodyLimit::max(body_bytes_max))
+        .layer(from_fn_with_state(state.clone(), layer::deadline::limit))
+        .layer(CatchPanicLayer::custom(layer::panic::answer))
+        .layer(from_fn(layer::access_log::record))
+        .layer(from_fn(layer::request_id::attach))
+        .with_state(state)
+}

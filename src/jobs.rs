@@ -1,1 +1,169 @@
 //! The life of a job from acceptance to stored picture. Knows nothing of HTTP or auth.
+//!
+//! Owns the table of jobs, the folder of results and the links to them. An accepted job is in the database before its
+//! acceptance is reported, so it survives a crash: at the next start it is drawn again with the same seed.
+
+mod recorder;
+mod recovery;
+mod request;
+mod results;
+mod service;
+mod store;
+mod sweep;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+pub use request::JobRequest;
+pub use results::ResultLink;
+pub use service::{JobService, ServiceParts};
+
+use crate::catalog::Availability;
+use crate::domain::ids::{JobId, KeyId};
+use crate::domain::job::JobStatus;
+use crate::encode::OutputFormat;
+
+/// Most jobs in one page of a list.
+pub const PAGE_JOBS_MAX: u32 = 100;
+
+/// What the life of a job is held to.
+#[derive(Debug, Clone)]
+pub struct JobSettings {
+    /// Where pictures are kept; made where it is missing.
+    pub results_directory: PathBuf,
+    /// How long a finished job and its picture are kept.
+    pub results_retention: Duration,
+    /// How much disk pictures may take; the oldest go first. Looked after by the sweep, so passed for a while.
+    pub results_bytes_max: u64,
+    /// How often finished jobs are looked through for those to be forgotten.
+    pub sweep_interval: Duration,
+}
+
+/// A job as it stands in the database.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Job {
+    /// Its id.
+    pub id: JobId,
+    /// The key that asked for it.
+    pub owner: KeyId,
+    /// Where it stands.
+    pub status: JobStatus,
+    /// What is drawn, with every default filled in.
+    pub request: JobRequest,
+    /// How the picture is encoded.
+    pub output_format: OutputFormat,
+    /// Why it failed, where it failed.
+    pub error: Option<JobError>,
+    /// When it was accepted.
+    pub created_at: OffsetDateTime,
+    /// When the engine began it.
+    pub started_at: Option<OffsetDateTime>,
+    /// When it ended.
+    pub finished_at: Option<OffsetDateTime>,
+}
+
+/// Why a job failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobError {
+    /// A stable word.
+    pub code: String,
+    /// In words for the client.
+    pub reason: String,
+}
+
+/// A job and how far it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobReport {
+    /// The job.
+    pub job: Job,
+    /// Denoising steps done; of those the request asks for.
+    pub step: u32,
+    /// Place in the line: 0 while it is drawn. `None` when it is not in the queue.
+    pub queue_position: Option<usize>,
+    /// Likely time to its end.
+    pub eta_seconds: Option<f64>,
+    /// Where its picture can be had without a key, once it has succeeded.
+    pub link: ResultLink,
+}
+
+/// Which jobs to list.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ListQuery {
+    /// Only jobs older than this one.
+    pub before: Option<JobId>,
+    /// Only jobs that stand here.
+    pub status: Option<JobStatus>,
+    /// Most jobs to return, up to [`PAGE_JOBS_MAX`].
+    pub jobs_max: u32,
+}
+
+/// Some jobs, newest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct JobPage {
+    /// The jobs.
+    pub jobs: Vec<JobReport>,
+    /// Where the next page begins, when there is one.
+    pub next: Option<JobId>,
+}
+
+/// An encoded picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Picture {
+    /// The file.
+    pub bytes: Vec<u8>,
+    /// Its format.
+    pub format: OutputFormat,
+}
+
+/// Why something about a job could not be done, by what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum JobsError {
+    /// There is no such job, or it is somebody else's.
+    #[error("there is no such job")]
+    NotFound,
+    /// The job has no picture: it has not succeeded (yet).
+    #[error("the job has no picture; it is {0}")]
+    NoPicture(JobStatus),
+    /// The job succeeded, and its picture is gone.
+    #[error("the picture is gone")]
+    PictureGone,
+    /// The link was not made by this worker, or its time is over.
+    #[error("the link is not valid or has expired")]
+    LinkRefused,
+    /// The model is known and does not draw now.
+    #[error("the model does not draw now: {0:?}")]
+    ModelUnavailable(Availability),
+    /// No place in the queue.
+    #[error("the queue is full")]
+    QueueFull {
+        /// When a place is likely to be free.
+        retry_after_seconds: u64,
+    },
+    /// The worker is going down.
+    #[error("the worker is shutting down")]
+    Draining,
+    /// The database or the disk does not do its part. Not for clients' eyes.
+    #[error("jobs cannot be stored")]
+    Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl JobsError {
+    /// A failure of the database or the disk.
+    fn storage(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Storage(cause.into())
+    }
+}
+
+impl From<sqlx::Error> for JobsError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::storage(error)
+    }
+}
+
+impl From<std::io::Error> for JobsError {
+    fn from(error: std::io::Error) -> Self {
+        Self::storage(error)
+    }
+}

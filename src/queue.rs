@@ -1,1 +1,177 @@
 //! The planner and the engine thread. Sees `domain::engine::StepEngine` only, never candle.
+//!
+//! Owns the line of waiting jobs of one engine, its bound, and the thread the engine lives on. A job's way in is
+//! [`Queue::reserve`] (a place, or a refusal now) and [`Place::submit`]; its way out is [`event::JobEvents`]. Must not
+//! know who asked for a picture, where it goes, or that there is a database.
+
+pub mod event;
+mod guarded;
+mod line;
+pub mod planner;
+mod worker;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::domain::engine::{EngineError, StepEngine};
+use crate::domain::ids::{JobId, ModelId};
+use crate::domain::spec::GenerateSpec;
+use event::JobEvents;
+use line::{Entry, Line};
+
+/// Builds the engine on its own thread; called again after the engine failed.
+pub type EngineFactory = Box<dyn Fn() -> Result<Box<dyn StepEngine>, EngineError> + Send>;
+
+/// What one engine's queue is held to.
+#[derive(Debug, Clone)]
+pub struct QueueSettings {
+    /// The model the engine draws with; names its thread, its metrics and its log lines.
+    pub model: ModelId,
+    /// Most jobs waiting and running together.
+    pub jobs_max: usize,
+    /// Drawn once before the engine is called ready.
+    pub warm_up: GenerateSpec,
+    /// Attempts to build an engine in a row before it is given up.
+    pub builds_max: u32,
+    /// Wait before the second attempt; doubled before each further one.
+    pub rebuild_delay: Duration,
+}
+
+/// How the engine is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineState {
+    /// Being built for the first time.
+    Loading,
+    /// It has drawn, and has not failed since.
+    Ready,
+    /// It failed, and is being built again.
+    Rebuilding,
+    /// It could not be built in as many attempts as are allowed. Nothing more will be drawn.
+    GivenUp,
+}
+
+/// Why no place was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReserveError {
+    /// As many jobs as are allowed wait and run.
+    #[error("the queue is full")]
+    Full {
+        /// When a place is likely to be free.
+        retry_after_seconds: u64,
+    },
+    /// The worker is going down and takes no more.
+    #[error("the worker is shutting down")]
+    Draining,
+}
+
+/// Where an unfinished job stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Standing {
+    /// 0: being drawn; 1: next in line.
+    pub position: usize,
+    /// Likely time to its end, from the measured time per token. `None` before anything was measured.
+    pub eta_seconds: Option<f64>,
+}
+
+/// One engine's queue. Clones share it.
+#[derive(Clone)]
+pub struct Queue {
+    line: Arc<Line>,
+    places: Arc<Places>,
+}
+
+/// Counts the jobs that wait or run.
+#[derive(Debug)]
+struct Places {
+    taken: AtomicUsize,
+    max: usize,
+}
+
+/// The right to submit one job. Given back when dropped, and when the job ends.
+#[must_use = "a place that is dropped is given back"]
+pub struct Place {
+    queue: Queue,
+    hold: PlaceHold,
+}
+
+/// One counted place; travels with the job until its end.
+#[derive(Debug)]
+struct PlaceHold(Arc<Places>);
+
+impl Drop for PlaceHold {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Queue {
+    /// Starts the engine's thread, which builds the engine and draws the warm-up picture.
+    ///
+    /// # Errors
+    /// When the system gives no thread.
+    pub fn start(settings: QueueSettings, factory: EngineFactory) -> std::io::Result<Self> {
+        let places = Arc::new(Places { taken: AtomicUsize::new(0), max: settings.jobs_max });
+        let line = Arc::new(Line::new());
+        let name = format!("engine {}", settings.model);
+        let worker = worker::Worker::new(Arc::clone(&line), settings);
+        std::thread::Builder::new().name(name).spawn(move || worker.run(&factory))?;
+        Ok(Self { line, places })
+    }
+
+    /// Takes a place, or refuses at once.
+    ///
+    /// # Errors
+    /// When the queue is full or drains.
+    pub fn reserve(&self) -> Result<Place, ReserveError> {
+        if self.line.is_draining() {
+            return Err(ReserveError::Draining);
+        }
+        let max = self.places.max;
+        let counted = self
+            .places
+            .taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < max).then_some(taken + 1));
+        if counted.is_err() {
+            let retry_after_seconds = self.line.seconds_until_somebody_leaves().unwrap_or(1.0).ceil().max(1.0) as u64;
+            return Err(ReserveError::Full { retry_after_seconds });
+        }
+        Ok(Place { queue: self.clone(), hold: PlaceHold(Arc::clone(&self.places)) })
+    }
+
+    /// Cancels a job: out of the line at once, out of a running batch before the next step. Unknown jobs are ignored.
+    pub fn cancel(&self, id: JobId) {
+        self.line.cancel(id);
+    }
+
+    /// Where a job stands; `None` when it is not here (any more).
+    pub fn standing(&self, id: JobId) -> Option<Standing> {
+        self.line.standing(id)
+    }
+
+    /// How the engine is, now and as it changes.
+    pub fn state(&self) -> watch::Receiver<EngineState> {
+        self.line.state()
+    }
+
+    /// Refuses newcomers from now on. Who has a place is still drawn.
+    pub fn drain(&self) {
+        self.line.drain();
+    }
+
+    /// Stops the engine's thread after what it is doing now. Unfinished jobs end without an outcome.
+    pub fn close(&self) {
+        self.line.close();
+    }
+}
+
+impl Place {
+    /// Puts a job at the end of the line.
+    pub fn submit(self, id: JobId, spec: GenerateSpec) -> JobEvents {
+        let (events, listener) = event::channel();
+        self.queue.line.push(Entry { id, spec, events, restarts: 0, _hold: self.hold });
+        listener
+    }
+}

@@ -1,0 +1,195 @@
+//! `POST /v1/inference/image`: a picture, now or as a job.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::jobs::{JobView, eta_seconds, picture_response};
+use crate::domain::ids::{JobId, ModelId};
+use crate::domain::job::JobStatus;
+use crate::domain::model::ModelCard;
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX};
+use crate::encode::{OutputFormat, UnknownFormat};
+use crate::http::HttpState;
+use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::caller::InferenceCaller;
+use crate::http::extract::json::{ApiJson, Fields, FromFields};
+use crate::http::extract::wishes::{AnswerForm, Wishes};
+use crate::http::origin::Origin;
+use crate::jobs::{JobReport, JobService};
+
+const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
+
+/// The request as it comes.
+pub(in crate::http) struct SubmitImage {
+    model: ModelId,
+    params: GenerateParams,
+    seed: Option<u64>,
+    output_format: Option<OutputFormat>,
+}
+
+impl FromFields for SubmitImage {
+    fn from_fields(fields: &mut Fields) -> Option<Self> {
+        let prompt = fields.required_text("prompt");
+        if prompt.as_ref().is_some_and(String::is_empty) {
+            fields.refuse("prompt", "must not be empty");
+        }
+        let model = fields.required_text("model");
+        let params = GenerateParams {
+            prompt: String::new(),
+            negative_prompt: fields.text("negative_prompt"),
+            width: fields.small_number("width"),
+            height: fields.small_number("height"),
+            steps: fields.small_number("steps"),
+            guidance: fields.number("guidance"),
+            input_images: fields.texts("input_images_base64").map_or(0, |images| images.len()),
+            ..GenerateParams::default()
+        };
+        let seed = fields.whole_number("seed");
+        let output_format = fields.text("output_format").and_then(|word| {
+            let format: Result<OutputFormat, UnknownFormat> = word.parse();
+            format.inspect_err(|unknown| fields.refuse("output_format", unknown.to_string())).ok()
+        });
+        let params = GenerateParams { prompt: prompt?, ..params };
+        Some(Self { model: ModelId::new(model?), params, seed, output_format })
+    }
+}
+
+impl SubmitImage {
+    /// The valid request, and the format of its picture.
+    fn into_spec(self, card: &ModelCard, form: AnswerForm) -> Result<(GenerateSpec, OutputFormat), ApiError> {
+        let mut errors = Vec::new();
+        let wanted = if let AnswerForm::Picture(wanted) = form { wanted } else { None };
+        if let (Some(wanted), Some(format)) = (wanted, self.output_format)
+            && wanted != format
+        {
+            let reason = format!("is {format}, and the Accept header asks for {wanted}");
+            errors.push(FieldError::new("output_format", reason));
+        }
+        let format = self.output_format.or(wanted).unwrap_or_default();
+        let seed = match self.seed {
+            Some(seed) => seed,
+            None => drawn_seed()?,
+        };
+        match GenerateSpec::new(GenerateParams { seed, ..self.params }, card) {
+            Ok(spec) if errors.is_empty() => Ok((spec, format)),
+            Ok(_) => Err(ApiError::invalid(errors)),
+            Err(broken) => {
+                errors.extend(broken);
+                Err(ApiError::invalid(errors))
+            }
+        }
+    }
+}
+
+fn drawn_seed() -> Result<u64, ApiError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?;
+    Ok(u64::from_le_bytes(bytes) & SEED_MAX)
+}
+
+/// The answer to a job that was accepted.
+#[derive(Serialize)]
+struct AcceptedView {
+    job_id: String,
+    job_type: &'static str,
+    status: JobStatus,
+    status_url: String,
+    result_url: String,
+    seed: u64,
+    queue_position: Option<usize>,
+    eta_seconds: Option<f64>,
+}
+
+/// Cancels a job whose client has left: when the client hangs up, the handler is dropped, and this with it.
+struct CancelOnHangUp {
+    jobs: JobService,
+    model: ModelId,
+    id: JobId,
+    is_armed: bool,
+}
+
+impl CancelOnHangUp {
+    fn new(jobs: &JobService, report: &JobReport) -> Self {
+        let (model, id) = (report.job.request.model.clone(), report.job.id);
+        Self { jobs: jobs.clone(), model, id, is_armed: true }
+    }
+
+    /// The client is still there.
+    fn disarm(mut self) {
+        self.is_armed = false;
+    }
+}
+
+impl Drop for CancelOnHangUp {
+    fn drop(&mut self) {
+        if self.is_armed {
+            self.jobs.cancel_now(&self.model, self.id);
+        }
+    }
+}
+
+pub(in crate::http) async fn submit(
+    State(state): State<HttpState>,
+    InferenceCaller(caller): InferenceCaller,
+    wishes: Wishes,
+    origin: Origin,
+    ApiJson(request): ApiJson<SubmitImage>,
+) -> Result<Response, ApiError> {
+    let card = state.catalog.card(&request.model).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
+    let (spec, format) = request.into_spec(card, wishes.form)?;
+    let accepted = state.jobs.submit(caller.key_id, spec, format).await?;
+    let Some(wait) = wishes.wait(state.settings.wait_max) else {
+        return Ok(accepted_response(&accepted, &origin));
+    };
+    let hang_up = CancelOnHangUp::new(&state.jobs, &accepted);
+    let report = state.jobs.wait(caller.key_id, accepted.job.id, wait).await?;
+    hang_up.disarm();
+    let mut response = match wishes.form {
+        _ if !report.job.status.is_final() => accepted_response(&report, &origin),
+        AnswerForm::Json => Json(JobView::new(&report, &origin)).into_response(),
+        AnswerForm::Picture(_) => finished_picture(&state, &report).await?,
+    };
+    if let Some(seconds) = wishes.wait_seconds {
+        let applied = HeaderValue::try_from(format!("wait={seconds}")).expect("digits are visible ASCII");
+        response.headers_mut().insert(PREFERENCE_APPLIED, applied);
+    }
+    Ok(response)
+}
+
+fn accepted_response(report: &JobReport, origin: &Origin) -> Response {
+    let id = report.job.id;
+    let status_url = origin.status_url(id);
+    let mut headers = HeaderMap::new();
+    if let Ok(location) = HeaderValue::try_from(&status_url) {
+        headers.insert(header::LOCATION, location);
+    }
+    let view = AcceptedView {
+        job_id: id.to_string(),
+        job_type: "image",
+        status: report.job.status,
+        status_url,
+        result_url: origin.result_url(id, &report.link),
+        seed: report.job.request.seed,
+        queue_position: report.queue_position,
+        eta_seconds: report.eta_seconds.map(eta_seconds),
+    };
+    (StatusCode::ACCEPTED, headers, Json(view)).into_response()
+}
+
+/// The picture of a job that has ended, or why there is none.
+async fn finished_picture(state: &HttpState, report: &JobReport) -> Result<Response, ApiError> {
+    let job = &report.job;
+    match (job.status, &job.error) {
+        (JobStatus::Canceled, _) => Err(ApiError::new(ErrorCode::JobCanceled)),
+        (JobStatus::Failed, Some(error)) => {
+            Err(ApiError::new(ErrorCode::JobFailed).with_detail(format!("{}: {}", error.code, error.reason)))
+        }
+        _ => {
+            let picture = state.jobs.picture(job.owner, job.id).await?;
+            Ok(picture_response(job.id, Some(job.request.seed), picture))
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The jobs of the calling key: how they stand, their pictures, their end.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use time::OffsetDateTime;
+use time::serde::rfc3339;
+
+use crate::domain::ids::{JobId, ModelId};
+use crate::domain::job::JobStatus;
+use crate::domain::spec::FieldError;
+use crate::http::HttpState;
+use crate::http::error::ApiError;
+use crate::http::extract::caller::InferenceCaller;
+use crate::http::extract::path::JobPath;
+use crate::http::extract::query::Parameters;
+use crate::http::origin::Origin;
+use crate::jobs::{JobReport, ListQuery, PAGE_JOBS_MAX, Picture, ResultLink};
+
+const PAGE_JOBS_DEFAULT: u32 = 20;
+/// A cancelled job leaves the line at once and a batch within a step; who cancels sees it happen unless steps are slow.
+const CANCEL_WAIT: Duration = Duration::from_secs(2);
+const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
+const SEED: HeaderName = HeaderName::from_static("x-seed");
+
+/// A job as its owner sees it.
+#[derive(Serialize)]
+pub(in crate::http) struct JobView {
+    job_id: String,
+    job_type: &'static str,
+    status: JobStatus,
+    status_url: String,
+    result_url: String,
+    seed: u64,
+    queue_position: Option<usize>,
+    eta_seconds: Option<f64>,
+    progress: ProgressView,
+    parameters: ParametersView,
+    #[serde(with = "rfc3339")]
+    created_at: OffsetDateTime,
+    #[serde(with = "rfc3339::option")]
+    started_at: Option<OffsetDateTime>,
+    #[serde(with = "rfc3339::option")]
+    finished_at: Option<OffsetDateTime>,
+    error: Option<JobErrorView>,
+}
+
+#[derive(Serialize)]
+struct ProgressView {
+    step: u32,
+    steps: u32,
+}
+
+#[derive(Serialize)]
+struct ParametersView {
+    model: ModelId,
+    prompt: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    negative_prompt: Option<String>,
+    width: u32,
+    height: u32,
+    steps: u32,
+    guidance: f64,
+    seed: u64,
+    output_format: &'static str,
+}
+
+#[derive(Serialize)]
+struct JobErrorView {
+    code: String,
+    reason: String,
+}
+
+/// One page of jobs.
+#[derive(Serialize)]
+pub(in crate::http) struct JobListView {
+    data: Vec<JobView>,
+    next_cursor: Option<String>,
+}
+
+impl JobView {
+    pub(in crate::http) fn new(report: &JobReport, origin: &Origin) -> Self {
+        let job = &report.job;
+        let request = &job.request;
+        Self {
+            job_id: job.id.to_string(),
+            job_type: "image",
+            status: job.status,
+            status_url: origin.status_url(job.id),
+            result_url: origin.result_url(job.id, &report.link),
+            seed: request.seed,
+            queue_position: report.queue_position,
+            eta_seconds: report.eta_seconds.map(eta_seconds),
+            progress: ProgressView { step: report.step, steps: request.steps },
+            parameters: ParametersView {
+                model: request.model.clone(),
+                prompt: request.prompt.clone(),
+                negative_prompt: request.negative_prompt.clone(),
+                width: request.width,
+                height: request.height,
+                steps: request.steps,
+                guidance: request.guidance.0,
+                seed: request.seed,
+                output_format: job.output_format.as_str(),
+            },
+            created_at: job.created_at,
+            started_at: job.started_at,
+            finished_at: job.finished_at,
+            error: job
+                .error
+                .as_ref()
+                .map(|error| JobErrorView { code: error.code.clone(), reason: error.reason.clone() }),
+        }
+    }
+}
+
+/// An estimate, with no more digits than it is worth.
+pub(super) fn eta_seconds(seconds: f64) -> f64 {
+    (seconds * 10.0).ceil() / 10.0
+}
+
+pub(in crate::http) async fn show(
+    State(state): State<HttpState>,
+    InferenceCaller(caller): InferenceCaller,
+    JobPath(id): JobPath,
+    origin: Origin,
+) -> Result<Json<JobView>, ApiError> {
+    let report = state.jobs.get(caller.key_id, id).await?;
+    Ok(Json(JobView::new(&report, &origin)))
+}
+
+pub(in crate::http) async fn list(
+    State(state): State<HttpState>,
+    InferenceCaller(caller): InferenceCaller,
+    origin: Origin,
+    mut parameters: Parameters,
+) -> Result<Json<JobListView>, ApiError> {
+    let before = parameters.take("cursor", "the `next_cursor` of an earlier page");
+    let status = parameters.take("status", "queued, running, succeeded, failed or canceled");
+    let limit_rule = format!("a whole number from 1 to {PAGE_JOBS_MAX}");
+    let jobs_max = parameters.take("limit", &limit_rule).unwrap_or(PAGE_JOBS_DEFAULT);
+    parameters.finish()?;
+    if !(1..=PAGE_JOBS_MAX).contains(&jobs_max) {
+        return Err(ApiError::invalid(vec![FieldError::new("limit", format!("must be {limit_rule}"))]));
+    }
+    let page = state.jobs.list(caller.key_id, ListQuery { before, status, jobs_max }).await?;
+    let data = page.jobs.iter().map(|report| JobView::new(report, &origin)).collect();
+    Ok(Json(JobListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
+}
+
+pub(in crate::http) async fn cancel(
+    State(state): State<HttpState>,
+    InferenceCaller(caller): InferenceCaller,
+    JobPath(id): JobPath,
+    origin: Origin,
+) -> Result<Json<JobView>, ApiError> {
+    state.jobs.cancel(caller.key_id, id).await?;
+    let report = state.jobs.wait(caller.key_id, id, CANCEL_WAIT).await?;
+    Ok(Json(JobView::new(&report, &origin)))
+}
+
+/// The picture: for the job's owner, or for anyone with a signed link.
+pub(in crate::http) async fn result(
+    State(state): State<HttpState>,
+    JobPath(id): JobPath,
+    mut parameters: Parameters,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let picture = if parameters.has("expires") || parameters.has("signature") {
+        let expires = parameters.take("expires", "a whole number").unwrap_or_default();
+        let signature = parameters.take("signature", "a word").unwrap_or_default();
+        parameters.finish()?;
+        state.jobs.picture_by_link(id, &ResultLink { expires, signature }).await?
+    } else {
+        let (mut parts, _) = request.into_parts();
+        let InferenceCaller(caller) = InferenceCaller::from_request_parts(&mut parts, &state).await?;
+        parameters.finish()?;
+        state.jobs.picture(caller.key_id, id).await?
+    };
+    Ok(picture_response(id, None, picture))
+}
+
+/// A picture as an answer. The seed is named where the caller may not know it yet.
+pub(super) fn picture_response(id: JobId, seed: Option<u64>, picture: Picture) -> Response {
+    let Picture { bytes, format } = picture;
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static(format.content_type())),
+        // The picture of a job never changes, and is nobody's but its owner's.
+        (CACHE_CONTROL, HeaderValue::from_static("private, immutable, max-age=3600")),
+        (JOB_ID, HeaderValue::try_from(id.to_string()).expect("an id is visible ASCII")),
+    ];
+    let mut response = (headers, bytes).into_response();
+    if let Some(seed) = seed {
+        response.headers_mut().insert(SEED, seed.into());
+    }
+    response
+}

@@ -1,0 +1,202 @@
+//! The one table of errors: every code a client can meet, its status and its title. Nothing else in the project knows
+//! status codes of errors.
+//!
+//! An [`ApiError`] becomes an answer in two steps: here it gets its status and headers, and the outermost layer writes
+//! the body, since only that knows the request's id.
+
+use std::fmt;
+
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use crate::auth::AuthError;
+use crate::catalog::Availability;
+use crate::domain::spec::FieldError;
+use crate::jobs::JobsError;
+
+/// A client that comes back after this many seconds finds the next worker in our place.
+const DRAINING_RETRY_AFTER_SECONDS: u64 = 30;
+/// An engine takes seconds to minutes to load.
+const LOADING_RETRY_AFTER_SECONDS: u64 = 10;
+
+macro_rules! error_codes {
+    ($($name:ident $word:literal $status:ident $title:literal;)*) => {
+        /// A kind of error, by a word that never changes.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum ErrorCode {
+            $(#[doc = $title] $name,)*
+        }
+
+        impl ErrorCode {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The word clients match on.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// The status of the answer.
+            #[must_use]
+            pub fn status(self) -> StatusCode {
+                match self { $(Self::$name => StatusCode::$status,)* }
+            }
+
+            /// A short sentence, the same for every occurrence.
+            #[must_use]
+            pub fn title(self) -> &'static str {
+                match self { $(Self::$name => $title,)* }
+            }
+        }
+    };
+}
+
+error_codes! {
+    InvalidRequest       "invalid_request"        BAD_REQUEST            "The request breaks rules of its fields";
+    MalformedJson        "malformed_json"         BAD_REQUEST            "The body is not a JSON object";
+    Unauthorized         "unauthorized"           UNAUTHORIZED           "A valid API key is needed";
+    ScopeForbidden       "scope_forbidden"        FORBIDDEN              "The key's scope does not allow this";
+    LinkRefused          "link_refused"           FORBIDDEN              "The link is not valid or has expired";
+    NotFound             "not_found"              NOT_FOUND              "There is nothing at this path";
+    ModelNotFound        "model_not_found"        NOT_FOUND              "There is no such model";
+    JobNotFound          "job_not_found"          NOT_FOUND              "There is no such job";
+    MethodNotAllowed     "method_not_allowed"     METHOD_NOT_ALLOWED     "The path does not take this method";
+    NotAcceptable        "not_acceptable"         NOT_ACCEPTABLE         "No acceptable form of the answer can be given";
+    BodyTimeout          "body_timeout"           REQUEST_TIMEOUT        "The body took too long to arrive";
+    NoPicture            "no_picture"             CONFLICT               "The job has no picture";
+    JobCanceled          "job_canceled"           CONFLICT               "The job was canceled";
+    PictureGone          "picture_gone"           GONE                   "The picture is gone";
+    BodyTooLarge         "body_too_large"         PAYLOAD_TOO_LARGE      "The body is too large";
+    UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
+    TooManyFailures      "too_many_failures"      TOO_MANY_REQUESTS      "Too many refused keys from this address";
+    QueueFull            "queue_full"             TOO_MANY_REQUESTS      "The queue is full";
+    Internal             "internal"               INTERNAL_SERVER_ERROR  "Something went wrong in the worker";
+    JobFailed            "job_failed"             INTERNAL_SERVER_ERROR  "The job failed";
+    ModelUnavailable     "model_unavailable"      SERVICE_UNAVAILABLE    "The model is not being served now";
+    Draining             "draining"               SERVICE_UNAVAILABLE    "The worker is shutting down";
+    StorageUnavailable   "storage_unavailable"    SERVICE_UNAVAILABLE    "Jobs cannot be stored or read now";
+    AuthUnavailable      "auth_unavailable"       SERVICE_UNAVAILABLE    "Keys cannot be checked now";
+    NotReady             "not_ready"              SERVICE_UNAVAILABLE    "The worker is not ready";
+    DeadlineExceeded     "deadline_exceeded"      GATEWAY_TIMEOUT        "The request took too long";
+}
+
+/// An error on its way to the client.
+#[derive(Debug, Clone)]
+pub struct ApiError(Box<Problem>);
+
+/// What an answer with an error says. Travels as an extension of the response to the layer that writes it.
+#[derive(Debug, Clone)]
+pub(super) struct Problem {
+    pub(super) code: ErrorCode,
+    pub(super) detail: Option<String>,
+    pub(super) errors: Vec<FieldError>,
+    /// For the log, never for the client.
+    pub(super) cause: Option<String>,
+    retry_after_seconds: Option<u64>,
+}
+
+impl ApiError {
+    /// An error of this kind, with nothing more to say.
+    #[must_use]
+    pub fn new(code: ErrorCode) -> Self {
+        Self(Box::new(Problem { code, detail: None, errors: Vec::new(), cause: None, retry_after_seconds: None }))
+    }
+
+    /// What is special about this occurrence, in words for the client.
+    #[must_use]
+    pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
+        self.0.detail = Some(detail.into());
+        self
+    }
+
+    /// What was behind it, for the log alone.
+    #[must_use]
+    pub fn with_cause(mut self, cause: &dyn fmt::Display) -> Self {
+        self.0.cause = Some(cause.to_string());
+        self
+    }
+
+    /// When to come back.
+    #[must_use]
+    pub fn with_retry_after(mut self, seconds: u64) -> Self {
+        self.0.retry_after_seconds = Some(seconds);
+        self
+    }
+
+    /// Fields that break rules.
+    #[must_use]
+    pub fn invalid(errors: Vec<FieldError>) -> Self {
+        let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
+        let detail = format!("these fields break rules: {}", fields.join(", "));
+        let mut invalid = Self::new(ErrorCode::InvalidRequest).with_detail(detail);
+        invalid.0.errors = errors;
+        invalid
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let problem = *self.0;
+        let mut response = problem.code.status().into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = problem.retry_after_seconds {
+            headers.insert(RETRY_AFTER, seconds.into());
+        }
+        if problem.code == ErrorCode::Unauthorized {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="fluxserve""#));
+        }
+        response.extensions_mut().insert(problem);
+        response
+    }
+}
+
+impl From<AuthError> for ApiError {
+    fn from(error: AuthError) -> Self {
+        match error {
+            // The same words whatever is wrong with the key: they would help who guesses.
+            AuthError::Refused => Self::new(ErrorCode::Unauthorized),
+            AuthError::Throttled { retry_after_seconds } => {
+                Self::new(ErrorCode::TooManyFailures).with_retry_after(retry_after_seconds)
+            }
+            AuthError::Unavailable(failure) => Self::new(ErrorCode::AuthUnavailable).with_cause(&causes(&failure)),
+        }
+    }
+}
+
+impl From<JobsError> for ApiError {
+    fn from(error: JobsError) -> Self {
+        match error {
+            JobsError::NotFound => Self::new(ErrorCode::JobNotFound),
+            JobsError::NoPicture(status) => Self::new(ErrorCode::NoPicture).with_detail(format!("the job is {status}")),
+            JobsError::PictureGone => Self::new(ErrorCode::PictureGone),
+            JobsError::LinkRefused => Self::new(ErrorCode::LinkRefused),
+            JobsError::ModelUnavailable(availability) => model_unavailable(availability),
+            JobsError::QueueFull { retry_after_seconds } => {
+                Self::new(ErrorCode::QueueFull).with_retry_after(retry_after_seconds)
+            }
+            JobsError::Draining => Self::new(ErrorCode::Draining).with_retry_after(DRAINING_RETRY_AFTER_SECONDS),
+            error @ JobsError::Storage(_) => Self::new(ErrorCode::StorageUnavailable).with_cause(&causes(&error)),
+        }
+    }
+}
+
+/// An error's text and those of all that was behind it.
+fn causes(error: &dyn std::error::Error) -> String {
+    let behind = std::iter::successors(error.source(), |cause| cause.source());
+    behind.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn model_unavailable(availability: Availability) -> ApiError {
+    let error = ApiError::new(ErrorCode::ModelUnavailable);
+    match availability {
+        Availability::NotServed => error.with_detail("this worker knows the model and does not serve it"),
+        Availability::Failed => {
+            error.with_detail("the model's engine failed").with_retry_after(LOADING_RETRY_AFTER_SECONDS)
+        }
+        Availability::Loading | Availability::Ready => {
+            error.with_detail("the model is being loaded").with_retry_after(LOADING_RETRY_AFTER_SECONDS)
+        }
+    }
+}

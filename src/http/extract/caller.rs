@@ -1,0 +1,97 @@
+//! Who calls: the API key in `x-api-key` or `Authorization: Bearer`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use axum::extract::{ConnectInfo, FromRequestParts};
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use axum::http::{Extensions, HeaderMap};
+
+use crate::auth::Principal;
+use crate::domain::scope::Product;
+use crate::http::HttpState;
+use crate::http::error::{ApiError, ErrorCode};
+
+const API_KEY: &str = "x-api-key";
+const BEARER: &str = "bearer";
+
+/// A caller whose key allows inference.
+#[derive(Debug)]
+pub(in crate::http) struct InferenceCaller(pub(in crate::http) Principal);
+
+impl FromRequestParts<HttpState> for InferenceCaller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let presented = presented_key(&parts.headers).ok_or_else(|| ApiError::new(ErrorCode::Unauthorized))?;
+        let client = peer_address(&parts.extensions).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let principal = state.authenticator.authenticate(presented, client).await?;
+        if principal.scope.permits(Product::Inference) {
+            Ok(Self(principal))
+        } else {
+            Err(ApiError::new(ErrorCode::ScopeForbidden).with_detail("the key's scope does not include inference"))
+        }
+    }
+}
+
+/// The address at the other end of the connection.
+pub(in crate::http) fn peer_address(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical())
+}
+
+/// The one key that is presented. Two that differ are none: which of them counts must not be ours to guess.
+fn presented_key(headers: &HeaderMap) -> Option<&str> {
+    let named = headers.get_all(API_KEY).iter().map(|value| value.to_str().ok());
+    let bearer = headers.get_all(AUTHORIZATION).iter().filter_map(|value| bearer_token(value.to_str().ok()));
+    let mut keys = named.chain(bearer);
+    let first = keys.next()??;
+    keys.all(|other| other == Some(first)).then_some(first)
+}
+
+/// The token of a bearer credential: `None` for other schemes, which are not meant for us, `Some(None)` for what
+/// cannot be read.
+#[expect(clippy::option_option, reason = "not ours and not readable are two things")]
+fn bearer_token(credential: Option<&str>) -> Option<Option<&str>> {
+    let Some(credential) = credential else {
+        return Some(None);
+    };
+    let (scheme, token) = credential.split_once(' ')?;
+    scheme.eq_ignore_ascii_case(BEARER).then(|| Some(token.trim()))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn presented(headers: &[(&'static str, &'static str)]) -> Option<String> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        presented_key(&map).map(str::to_owned)
+    }
+
+    #[test]
+    fn either_header_and_both_when_they_agree() {
+        assert_eq!(presented(&[]), None);
+        assert_eq!(presented(&[("x-api-key", "k")]).as_deref(), Some("k"));
+        assert_eq!(presented(&[("authorization", "Bearer k")]).as_deref(), Some("k"));
+        assert_eq!(presented(&[("authorization", "bearer  k ")]).as_deref(), Some("k"));
+        assert_eq!(presented(&[("x-api-key", "k"), ("authorization", "Bearer k")]).as_deref(), Some("k"));
+    }
+
+    #[test]
+    fn two_keys_are_none() {
+        assert_eq!(presented(&[("x-api-key", "k"), ("authorization", "Bearer l")]), None);
+        assert_eq!(presented(&[("x-api-key", "k"), ("x-api-key", "l")]), None);
+    }
+
+    #[test]
+    fn other_schemes_are_not_keys() {
+        assert_eq!(presented(&[("authorization", "Basic k")]), None);
+        assert_eq!(presented(&[("authorization", "k")]), None);
+        assert_eq!(presented(&[("x-api-key", "k"), ("authorization", "Basic l")]).as_deref(), Some("k"));
+    }
+}

@@ -1,0 +1,138 @@
+//! JSON bodies, read field by field, so that a refusal names every field that is unknown or of the wrong type, in our
+//! words and all at once.
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
+use axum::extract::{FromRequest, Request};
+use axum::http::HeaderMap;
+use axum::http::header::CONTENT_TYPE;
+use serde_json::{Map, Value};
+
+use crate::domain::spec::FieldError;
+use crate::http::HttpState;
+use crate::http::error::{ApiError, ErrorCode};
+
+/// A JSON object as `T`.
+pub(in crate::http) struct ApiJson<T>(pub(in crate::http) T);
+
+/// A type that can be read from the fields of an object.
+pub(in crate::http) trait FromFields: Sized {
+    /// Takes its fields. `None` only after an error was noted in `fields`.
+    fn from_fields(fields: &mut Fields) -> Option<Self>;
+}
+
+/// The fields of an object that have not been taken yet, and what is wrong with those that were. A field that is
+/// `null` counts as absent.
+#[derive(Debug)]
+pub(in crate::http) struct Fields {
+    values: Map<String, Value>,
+    errors: Vec<FieldError>,
+}
+
+impl<T: FromFields> FromRequest<HttpState> for ApiJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &HttpState) -> Result<Self, ApiError> {
+        if !is_json(request.headers()) {
+            return Err(ApiError::new(ErrorCode::UnsupportedMediaType));
+        }
+        let body = tokio::time::timeout(state.settings.body_deadline, Bytes::from_request(request, state))
+            .await
+            .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))?
+            .map_err(|rejection| refused(&rejection, state.settings.body_bytes_max))?;
+        read(&body).map(Self)
+    }
+}
+
+fn refused(rejection: &BytesRejection, body_bytes_max: usize) -> ApiError {
+    match rejection {
+        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+            ApiError::new(ErrorCode::BodyTooLarge).with_detail(format!("the limit is {body_bytes_max} bytes"))
+        }
+        _ => ApiError::new(ErrorCode::MalformedJson).with_detail("the body did not arrive whole"),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
+    essence.eq_ignore_ascii_case("application/json")
+}
+
+fn read<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
+    let value: Value = serde_json::from_slice(body).map_err(|error| {
+        let detail = format!("the body cannot be read as JSON at line {}, column {}", error.line(), error.column());
+        ApiError::new(ErrorCode::MalformedJson).with_detail(detail)
+    })?;
+    let Value::Object(values) = value else {
+        return Err(ApiError::new(ErrorCode::MalformedJson).with_detail("the body must be a JSON object"));
+    };
+    let mut fields = Fields { values, errors: Vec::new() };
+    let read = T::from_fields(&mut fields);
+    let errors = fields.finish();
+    match read {
+        Some(read) if errors.is_empty() => Ok(read),
+        _ => Err(ApiError::invalid(errors)),
+    }
+}
+
+impl Fields {
+    fn take<T>(&mut self, field: &str, must_be: &str, read: impl FnOnce(Value) -> Option<T>) -> Option<T> {
+        let value = self.values.remove(field).filter(|value| !value.is_null())?;
+        let read = read(value);
+        if read.is_none() {
+            self.refuse(field, format!("must be {must_be}"));
+        }
+        read
+    }
+
+    /// Notes a broken rule.
+    pub(in crate::http) fn refuse(&mut self, field: &str, reason: impl Into<String>) {
+        self.errors.push(FieldError::new(field, reason));
+    }
+
+    /// A text.
+    pub(in crate::http) fn text(&mut self, field: &str) -> Option<String> {
+        self.take(field, "a string", |value| match value {
+            Value::String(text) => Some(text),
+            _ => None,
+        })
+    }
+
+    /// A text that has to be there.
+    pub(in crate::http) fn required_text(&mut self, field: &str) -> Option<String> {
+        if self.values.get(field).is_none_or(Value::is_null) {
+            self.values.remove(field);
+            self.refuse(field, "is required");
+            return None;
+        }
+        self.text(field)
+    }
+
+    /// A number without a fraction, from 0.
+    pub(in crate::http) fn whole_number(&mut self, field: &str) -> Option<u64> {
+        self.take(field, "a whole number, not negative", |value| value.as_u64())
+    }
+
+    /// As [`Fields::whole_number`]; what does not fit becomes the largest, which no rule of ours allows.
+    pub(in crate::http) fn small_number(&mut self, field: &str) -> Option<u32> {
+        self.whole_number(field).map(|number| u32::try_from(number).unwrap_or(u32::MAX))
+    }
+
+    /// Any number.
+    pub(in crate::http) fn number(&mut self, field: &str) -> Option<f64> {
+        self.take(field, "a number", |value| value.as_f64())
+    }
+
+    /// Texts.
+    pub(in crate::http) fn texts(&mut self, field: &str) -> Option<Vec<String>> {
+        self.take(field, "an array of strings", |value| serde_json::from_value(value).ok())
+    }
+
+    /// Everything that is wrong; fields that nobody took are unknown.
+    fn finish(self) -> Vec<FieldError> {
+        let mut errors = self.errors;
+        errors.extend(self.values.into_iter().map(|(field, _)| FieldError::new(field, "is not a known field")));
+        errors
+    }
+}

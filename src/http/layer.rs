@@ -1,0 +1,6 @@
+//! What happens around every request: its id, its line in the log, its deadline, and what becomes of a panic.
+
+pub(super) mod access_log;
+pub(super) mod deadline;
+pub(super) mod panic;
+pub(super) mod request_id;

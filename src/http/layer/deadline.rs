@@ -1,0 +1,15 @@
+//! No request takes for ever.
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::http::HttpState;
+use crate::http::error::{ApiError, ErrorCode};
+
+pub(in crate::http) async fn limit(State(state): State<HttpState>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(state.settings.request_deadline, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::new(ErrorCode::DeadlineExceeded).into_response(),
+    }
+}

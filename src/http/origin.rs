@@ -1,0 +1,40 @@
+//! Where this worker is, as its clients see it: the start of the addresses in answers.
+
+use axum::extract::FromRequestParts;
+use axum::http::header::HOST;
+use axum::http::request::Parts;
+use axum::http::uri::Authority;
+use std::convert::Infallible;
+
+use super::HttpState;
+use crate::domain::ids::JobId;
+use crate::jobs::ResultLink;
+
+/// The start of every address in an answer, without a slash at its end. Empty (addresses are relative then) when the
+/// client did not say how it reached us.
+pub(super) struct Origin(String);
+
+impl FromRequestParts<HttpState> for Origin {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Infallible> {
+        if let Some(url) = &state.settings.public_url {
+            return Ok(Self(url.trim_end_matches('/').to_owned()));
+        }
+        // Parsed, not pasted: only what can be a host comes back in an answer.
+        let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let host = host.filter(|host| !host.contains('@')).and_then(|host| host.parse::<Authority>().ok());
+        Ok(Self(host.map(|host| format!("http://{host}")).unwrap_or_default()))
+    }
+}
+
+impl Origin {
+    pub(super) fn status_url(&self, id: JobId) -> String {
+        format!("{}/v1/inference/jobs/{id}", self.0)
+    }
+
+    pub(super) fn result_url(&self, id: JobId, link: &ResultLink) -> String {
+        let ResultLink { expires, signature } = link;
+        format!("{}/v1/inference/jobs/{id}/result?expires={expires}&signature={signature}", self.0)
+    }
+}

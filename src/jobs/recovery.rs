@@ -1,0 +1,57 @@
+//! What a crash left behind: jobs that were accepted and have not ended are drawn again, or end with a reason.
+
+use super::service::Inner;
+use super::store::{Ending, OpenJob};
+use super::{Job, JobError, JobsError};
+use crate::domain::spec::GenerateSpec;
+use crate::queue::Place;
+
+/// Times the engine may begin a job over several lives of the process. A job that takes the process down each time
+/// must not do so for ever.
+const ATTEMPTS_MAX: i64 = 3;
+
+/// Why a job is not drawn again.
+struct Hopeless {
+    code: &'static str,
+    reason: &'static str,
+}
+
+/// Puts every unfinished job back into its queue, oldest first; returns how many.
+pub(super) async fn recover(inner: &std::sync::Arc<Inner>) -> Result<usize, JobsError> {
+    let mut resumed = 0;
+    for open in inner.store.open_jobs().await? {
+        match place_for(inner, &open) {
+            Ok((place, spec)) => {
+                inner.hand_over(&open.job, spec, place);
+                resumed += 1;
+            }
+            Err(Hopeless { code, reason }) => {
+                tracing::warn!(job = %open.job.id, code, "an unfinished job is given up");
+                let ending = Ending::Failed(JobError { code: code.into(), reason: reason.into() });
+                inner.store.set_final(open.job.id, &ending, inner.clock.now()).await?;
+            }
+        }
+    }
+    Ok(resumed)
+}
+
+fn place_for(inner: &Inner, open: &OpenJob) -> Result<(Place, GenerateSpec), Hopeless> {
+    if open.attempts >= ATTEMPTS_MAX {
+        let reason = "the worker went down each time it drew this picture";
+        return Err(Hopeless { code: "worker_crashed", reason });
+    }
+    let Job { request, .. } = &open.job;
+    let not_served = Hopeless { code: "model_not_served", reason: "the worker no longer serves this model" };
+    let (Some(queue), Some(card)) = (inner.queues.get(&request.model), inner.catalog.card(&request.model)) else {
+        return Err(not_served);
+    };
+    let spec = request.to_spec(card).map_err(|_| Hopeless {
+        code: "request_outdated",
+        reason: "the model's limits have changed since the job was accepted",
+    })?;
+    let place = queue.reserve().map_err(|_| Hopeless {
+        code: "queue_full",
+        reason: "the worker came back with a smaller queue, which has no place for this job",
+    })?;
+    Ok((place, spec))
+}

@@ -1,0 +1,123 @@
+//! What is drawn, in the form in which it is kept: enough to draw the very same picture again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::ids::ModelId;
+use crate::domain::model::ModelCard;
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec};
+
+/// A resolved request: every default filled in.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct JobRequest {
+    /// The model.
+    pub model: ModelId,
+    /// What to draw.
+    pub prompt: String,
+    /// What T5 reads, where it differs from `prompt`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_2: Option<String>,
+    /// What to steer away from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    /// Strength of true classifier-free guidance, where there is a negative prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub true_cfg_scale: Option<ExactNumber>,
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// Denoising steps.
+    pub steps: u32,
+    /// Value of the guidance embedding.
+    pub guidance: ExactNumber,
+    /// Seed of the noise.
+    pub seed: u64,
+    /// T5 tokens.
+    pub sequence_length: usize,
+}
+
+/// A number kept as its shortest decimal text. A JSON reader may round a number's last bit, and the picture that is
+/// drawn after a crash must be the same to the last bit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct ExactNumber(pub f64);
+
+impl From<ExactNumber> for String {
+    fn from(number: ExactNumber) -> Self {
+        number.0.to_string()
+    }
+}
+
+impl TryFrom<String> for ExactNumber {
+    type Error = std::num::ParseFloatError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
+}
+
+impl From<&GenerateSpec> for JobRequest {
+    fn from(spec: &GenerateSpec) -> Self {
+        Self {
+            model: spec.model().clone(),
+            prompt: spec.prompt().to_owned(),
+            prompt_2: Some(spec.t5_prompt()).filter(|text| *text != spec.prompt()).map(str::to_owned),
+            negative_prompt: spec.negative().map(|negative| negative.prompt.clone()),
+            true_cfg_scale: spec.negative().map(|negative| ExactNumber(negative.scale)),
+            width: spec.width(),
+            height: spec.height(),
+            steps: spec.steps(),
+            guidance: ExactNumber(spec.guidance()),
+            seed: spec.seed(),
+            sequence_length: spec.sequence_length(),
+        }
+    }
+}
+
+impl JobRequest {
+    /// The request as the engine takes it. Checked again: the card may have changed since it was kept.
+    ///
+    /// # Errors
+    /// The rules it breaks now.
+    pub fn to_spec(&self, card: &ModelCard) -> Result<GenerateSpec, Vec<FieldError>> {
+        let params = GenerateParams {
+            prompt: self.prompt.clone(),
+            prompt_2: self.prompt_2.clone(),
+            negative_prompt: self.negative_prompt.clone(),
+            true_cfg_scale: self.true_cfg_scale.map(|number| number.0),
+            width: Some(self.width),
+            height: Some(self.height),
+            steps: Some(self.steps),
+            guidance: Some(self.guidance.0),
+            seed: self.seed,
+            sequence_length: Some(self.sequence_length),
+            input_images: 0,
+        };
+        GenerateSpec::new(params, card)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalog::Catalog;
+
+    #[test]
+    fn a_kept_request_is_the_same_picture_to_the_last_bit() {
+        let catalog = Catalog::new(&[]).expect("no choices");
+        let card = catalog.card(&ModelId::new("black-forest-labs/FLUX.1-dev")).expect("built in");
+        let params = GenerateParams {
+            prompt: "a fox".into(),
+            prompt_2: Some("an owl".into()),
+            negative_prompt: Some("rain".into()),
+            true_cfg_scale: Some(1.0 + f64::EPSILON),
+            guidance: Some(0.1 + 0.2),
+            seed: (1 << 53) - 1,
+            ..GenerateParams::default()
+        };
+        let spec = GenerateSpec::new(params, card).expect("valid");
+        let kept = serde_json::to_string(&JobRequest::from(&spec)).expect("plain data");
+        let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
+        assert_eq!(read.to_spec(card), Ok(spec));
+    }
+}

@@ -1,0 +1,320 @@
+//! What can be done with jobs.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::recorder::Recorder;
+use super::results::{LinkSigner, ResultFiles, ResultLink};
+use super::store::{JobStore, NewJob};
+use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobsError, ListQuery, PAGE_JOBS_MAX, Picture};
+use super::{recovery, sweep};
+use crate::catalog::{Availability, Catalog};
+use crate::domain::clock::Clock;
+use crate::domain::ids::{JobId, KeyId, ModelId};
+use crate::domain::job::JobStatus;
+use crate::domain::spec::GenerateSpec;
+use crate::encode::OutputFormat;
+use crate::queue::{EngineState, Place, Queue, ReserveError};
+use crate::store::Store;
+
+/// How far a job is, while it has not ended.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Live {
+    pub(super) step: u32,
+}
+
+/// What the service is made of.
+pub struct ServiceParts {
+    /// The database.
+    pub store: Store,
+    /// The models.
+    pub catalog: Arc<Catalog>,
+    /// One queue for each served model.
+    pub queues: BTreeMap<ModelId, Queue>,
+    /// Where "now" comes from.
+    pub clock: Arc<dyn Clock>,
+    /// What it is held to.
+    pub settings: JobSettings,
+}
+
+/// The life of jobs. Clones share it.
+#[derive(Clone)]
+pub struct JobService(Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) store: JobStore,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) queues: BTreeMap<ModelId, Queue>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) settings: JobSettings,
+    pub(super) files: ResultFiles,
+    signer: LinkSigner,
+    /// Jobs with a recorder: at most as many as the queues have places. A sender that is gone means "ended".
+    live: Mutex<HashMap<JobId, watch::Receiver<Live>>>,
+    unfinished: watch::Sender<usize>,
+    draining: AtomicBool,
+}
+
+impl JobService {
+    /// Starts the service: takes up the jobs a crash left unfinished, and begins to forget old ones. Needs a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// When the database or the folder of results cannot be used.
+    pub async fn start(parts: ServiceParts) -> Result<Self, JobsError> {
+        let ServiceParts { store, catalog, queues, clock, settings } = parts;
+        let store = JobStore::new(store);
+        let directory = settings.results_directory.clone();
+        let files =
+            tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
+        let signer = LinkSigner::new(store.link_secret().await?);
+        let (unfinished, _) = watch::channel(0);
+        let live = Mutex::default();
+        let draining = AtomicBool::new(false);
+        let inner = Inner { store, catalog, queues, clock, settings, files, signer, live, unfinished, draining };
+        let inner = Arc::new(inner);
+        for (model, queue) in &inner.queues {
+            tokio::spawn(mirror_availability(Arc::clone(&inner.catalog), model.clone(), queue.state()));
+        }
+        let resumed = recovery::recover(&inner).await?;
+        if resumed > 0 {
+            tracing::info!(jobs = resumed, "unfinished jobs are drawn again");
+        }
+        tokio::spawn(sweep::run(Arc::downgrade(&inner)));
+        Ok(Self(inner))
+    }
+
+    /// Accepts a job: it is in the database when this returns, and ends exactly once.
+    ///
+    /// # Errors
+    /// When the model does not draw now, there is no place, the worker is going down, or the database fails.
+    pub async fn submit(
+        &self,
+        owner: KeyId,
+        spec: GenerateSpec,
+        output_format: OutputFormat,
+    ) -> Result<JobReport, JobsError> {
+        if self.is_draining() {
+            return Err(JobsError::Draining);
+        }
+        let availability = self.0.catalog.availability(spec.model());
+        let queue = self.0.queues.get(spec.model()).ok_or(JobsError::ModelUnavailable(availability))?;
+        let place = queue.reserve().map_err(|refusal| match refusal {
+            ReserveError::Full { retry_after_seconds } => JobsError::QueueFull { retry_after_seconds },
+            ReserveError::Draining => JobsError::Draining,
+        })?;
+        if availability != Availability::Ready {
+            return Err(JobsError::ModelUnavailable(availability));
+        }
+        let service = self.clone();
+        // A task of its own: a caller who leaves between the insert and the hand-over must not leave a row behind
+        // that nobody draws.
+        let accepted = tokio::spawn(async move {
+            let job = Job {
+                id: JobId::generate(),
+                owner,
+                status: JobStatus::Queued,
+                request: JobRequest::from(&spec),
+                output_format,
+                error: None,
+                created_at: service.0.clock.now(),
+                started_at: None,
+                finished_at: None,
+            };
+            let Job { id, created_at, .. } = job;
+            service.0.store.insert(NewJob { id, owner, request: &job.request, output_format, created_at }).await?;
+            service.0.hand_over(&job, spec, place);
+            Ok(service.0.report(job))
+        });
+        accepted.await.map_err(JobsError::storage)?
+    }
+
+    /// One of the owner's jobs.
+    ///
+    /// # Errors
+    /// [`JobsError::NotFound`] also for the jobs of others.
+    pub async fn get(&self, owner: KeyId, id: JobId) -> Result<JobReport, JobsError> {
+        self.0.owned(owner, id).await.map(|job| self.0.report(job))
+    }
+
+    /// Waits until the job has ended, but no longer than `wait_max`; then reports it either way.
+    ///
+    /// # Errors
+    /// As [`JobService::get`].
+    pub async fn wait(&self, owner: KeyId, id: JobId, wait_max: Duration) -> Result<JobReport, JobsError> {
+        let receiver = self.0.live().get(&id).cloned();
+        if let Some(mut live) = receiver {
+            // The sender goes when the end is written down; that is the only way for this to end early.
+            drop(tokio::time::timeout(wait_max, async { while live.changed().await.is_ok() {} }).await);
+        }
+        self.get(owner, id).await
+    }
+
+    /// The owner's jobs, newest first.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn list(&self, owner: KeyId, query: ListQuery) -> Result<JobPage, JobsError> {
+        let jobs_max = query.jobs_max.clamp(1, PAGE_JOBS_MAX);
+        // One more than asked for tells whether there is a next page.
+        let mut jobs = self.0.store.list(owner, ListQuery { jobs_max: jobs_max + 1, ..query }).await?;
+        let has_more = jobs.len() > jobs_max as usize;
+        jobs.truncate(jobs_max as usize);
+        let next = jobs.last().filter(|_| has_more).map(|job| job.id);
+        Ok(JobPage { jobs: jobs.into_iter().map(|job| self.0.report(job)).collect(), next })
+    }
+
+    /// Asks for the end of a job: out of the line at once, out of a running batch before the next step. A job that has
+    /// ended stays as it is.
+    ///
+    /// # Errors
+    /// As [`JobService::get`].
+    pub async fn cancel(&self, owner: KeyId, id: JobId) -> Result<(), JobsError> {
+        let job = self.0.owned(owner, id).await?;
+        self.0.cancel(&job.request.model, id);
+        Ok(())
+    }
+
+    /// As [`JobService::cancel`], for a caller who cannot wait and knows that the job is theirs.
+    pub fn cancel_now(&self, model: &ModelId, id: JobId) {
+        self.0.cancel(model, id);
+    }
+
+    /// The picture of one of the owner's jobs.
+    ///
+    /// # Errors
+    /// When there is no such job, or no picture of it.
+    pub async fn picture(&self, owner: KeyId, id: JobId) -> Result<Picture, JobsError> {
+        let job = self.0.owned(owner, id).await?;
+        self.0.read_picture(job).await
+    }
+
+    /// The picture of a job, for anyone who has a link to it.
+    ///
+    /// # Errors
+    /// [`JobsError::LinkRefused`], else as [`JobService::picture`].
+    pub async fn picture_by_link(&self, id: JobId, link: &ResultLink) -> Result<Picture, JobsError> {
+        if !self.0.signer.accepts(id, link, self.0.clock.now()) {
+            return Err(JobsError::LinkRefused);
+        }
+        let job = self.0.store.get(id).await?;
+        self.0.read_picture(job).await
+    }
+
+    /// Proves that the database takes writes.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn check_writable(&self) -> Result<(), JobsError> {
+        self.0.store.check_writable().await
+    }
+
+    /// Forgets the jobs whose time is over now; returns how many. Also happens from time to time by itself.
+    ///
+    /// # Errors
+    /// When the database or the disk fails.
+    pub async fn sweep(&self) -> Result<usize, JobsError> {
+        sweep::sweep(&self.0).await
+    }
+
+    /// Accepts no more jobs. Those that were accepted are still drawn.
+    pub fn drain(&self) {
+        self.0.draining.store(true, Ordering::Release);
+        self.0.queues.values().for_each(Queue::drain);
+    }
+
+    /// Whether [`JobService::drain`] was called.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Acquire)
+    }
+
+    /// Waits until every accepted job has ended and is written down, but no longer than `wait_max`; returns how many
+    /// have not.
+    pub async fn wait_until_idle(&self, wait_max: Duration) -> usize {
+        let mut unfinished = self.0.unfinished.subscribe();
+        drop(tokio::time::timeout(wait_max, unfinished.wait_for(|count| *count == 0)).await);
+        *unfinished.borrow()
+    }
+
+    /// Stops the engines after what they are doing now. Unfinished jobs stay in the database for the next start.
+    pub fn close(&self) {
+        self.0.queues.values().for_each(Queue::close);
+    }
+}
+
+impl Inner {
+    fn live(&self) -> MutexGuard<'_, HashMap<JobId, watch::Receiver<Live>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a job whose row stands into the queue, and writes down what becomes of it.
+    pub(super) fn hand_over(self: &Arc<Self>, job: &Job, spec: GenerateSpec, place: Place) {
+        let (live, receiver) = watch::channel(Live::default());
+        self.live().insert(job.id, receiver);
+        self.unfinished.send_modify(|count| *count += 1);
+        let events = place.submit(job.id, spec);
+        let recorder = Recorder { id: job.id, format: job.output_format, created_at: job.created_at, live };
+        let (inner, id) = (Arc::clone(self), job.id);
+        tokio::spawn(async move {
+            recorder.run(&inner, events).await;
+            inner.live().remove(&id);
+            inner.unfinished.send_modify(|count| *count -= 1);
+        });
+    }
+
+    fn cancel(&self, model: &ModelId, id: JobId) {
+        if let Some(queue) = self.queues.get(model) {
+            queue.cancel(id);
+        }
+    }
+
+    async fn owned(&self, owner: KeyId, id: JobId) -> Result<Job, JobsError> {
+        let job = self.store.get(id).await?;
+        if job.owner == owner { Ok(job) } else { Err(JobsError::NotFound) }
+    }
+
+    fn report(&self, job: Job) -> JobReport {
+        let standing = self.queues.get(&job.request.model).and_then(|queue| queue.standing(job.id));
+        let step = match job.status {
+            JobStatus::Succeeded => job.request.steps,
+            _ => self.live().get(&job.id).map_or(0, |live| live.borrow().step),
+        };
+        JobReport {
+            step,
+            queue_position: standing.map(|standing| standing.position),
+            eta_seconds: standing.and_then(|standing| standing.eta_seconds),
+            link: self.signer.sign(job.id, job.created_at + self.settings.results_retention),
+            job,
+        }
+    }
+
+    async fn read_picture(&self, job: Job) -> Result<Picture, JobsError> {
+        if job.status != JobStatus::Succeeded {
+            return Err(JobsError::NoPicture(job.status));
+        }
+        match tokio::fs::read(self.files.path(job.id, job.output_format)).await {
+            Ok(bytes) => Ok(Picture { bytes, format: job.output_format }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(JobsError::PictureGone),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Keeps the catalog's word on a model true to what its engine does.
+async fn mirror_availability(catalog: Arc<Catalog>, model: ModelId, mut state: watch::Receiver<EngineState>) {
+    loop {
+        let availability = match *state.borrow_and_update() {
+            EngineState::Loading => Availability::Loading,
+            EngineState::Ready => Availability::Ready,
+            EngineState::Rebuilding | EngineState::GivenUp => Availability::Failed,
+        };
+        catalog.set_availability(&model, availability);
+        if state.changed().await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The table of jobs. The only place of `jobs` that speaks SQL.
+
+use sqlx::FromRow;
+use time::OffsetDateTime;
+
+use super::{Job, JobError, JobRequest, JobsError, ListQuery};
+use crate::domain::ids::{JobId, KeyId};
+use crate::domain::job::JobStatus;
+use crate::encode::OutputFormat;
+use crate::store::Store;
+
+/// The table of jobs.
+#[derive(Clone)]
+pub(super) struct JobStore {
+    store: Store,
+}
+
+/// A job as it is first written.
+pub(super) struct NewJob<'a> {
+    pub(super) id: JobId,
+    pub(super) owner: KeyId,
+    pub(super) request: &'a JobRequest,
+    pub(super) output_format: OutputFormat,
+    pub(super) created_at: OffsetDateTime,
+}
+
+/// A job that had not ended when the process did.
+pub(super) struct OpenJob {
+    pub(super) job: Job,
+    pub(super) attempts: i64,
+}
+
+/// A job that may be forgotten.
+pub(super) struct EndedJob {
+    pub(super) id: JobId,
+    pub(super) output_format: OutputFormat,
+    pub(super) result_bytes: u64,
+}
+
+/// How a job ended.
+pub(super) enum Ending {
+    /// With a picture of this size.
+    Succeeded {
+        result_bytes: usize,
+    },
+    Failed(JobError),
+    Canceled,
+}
+
+impl Ending {
+    pub(super) fn status(&self) -> JobStatus {
+        match self {
+            Self::Succeeded { .. } => JobStatus::Succeeded,
+            Self::Failed(_) => JobStatus::Failed,
+            Self::Canceled => JobStatus::Canceled,
+        }
+    }
+
+    fn error(&self) -> Option<&JobError> {
+        if let Self::Failed(error) = self { Some(error) } else { None }
+    }
+
+    fn result_bytes(&self) -> Option<i64> {
+        if let Self::Succeeded { result_bytes } = self {
+            Some(i64::try_from(*result_bytes).unwrap_or(i64::MAX))
+        } else {
+            None
+        }
+    }
+}
+
+#[derive(FromRow)]
+struct JobRow {
+    id: String,
+    owner: String,
+    status: String,
+    request: String,
+    output_format: String,
+    attempts: i64,
+    error_code: Option<String>,
+    error_reason: Option<String>,
+    created_at_ms: i64,
+    started_at_ms: Option<i64>,
+    finished_at_ms: Option<i64>,
+}
+
+impl JobStore {
+    pub(super) fn new(store: Store) -> Self {
+        Self { store }
+    }
+
+    pub(super) async fn check_writable(&self) -> Result<(), JobsError> {
+        self.store.check_writable().await.map_err(JobsError::storage)
+    }
+
+    /// The secret behind links; made by the first start.
+    pub(super) async fn link_secret(&self) -> Result<[u8; 32], JobsError> {
+        let mut fresh = [0; 32];
+        getrandom::fill(&mut fresh).map_err(JobsError::storage)?;
+        sqlx::query("INSERT INTO result_link_secret (only_row, secret) VALUES (1, ?) ON CONFLICT DO NOTHING")
+            .bind(&fresh[..])
+            .execute(self.store.pool())
+            .await?;
+        let secret: Vec<u8> =
+            sqlx::query_scalar("SELECT secret FROM result_link_secret").fetch_one(self.store.pool()).await?;
+        secret.try_into().map_err(|_| JobsError::storage("the link secret has a wrong length"))
+    }
+
+    pub(super) async fn insert(&self, job: NewJob<'_>) -> Result<(), JobsError> {
+        let request = serde_json::to_string(job.request).expect("a request is plain data");
+        sqlx::query(
+            "INSERT INTO jobs (id, owner, status, request, output_format, created_at_ms)
+             VALUES (?, ?, 'queued', ?, ?, ?)",
+        )
+        .bind(job.id.to_string())
+        .bind(job.owner.to_string())
+        .bind(request)
+        .bind(job.output_format.as_str())
+        .bind(milliseconds(job.created_at))
+        .execute(self.store.pool())
+        .await?;
+        Ok(())
+    }
+
+    /// A job by its id, whoever owns it.
+    pub(super) async fn get(&self, id: JobId) -> Result<Job, JobsError> {
+        let row: Option<JobRow> = sqlx::query_as("SELECT * FROM jobs WHERE id = ?")
+            .bind(id.to_string())
+            .fetch_optional(self.store.pool())
+            .await?;
+        row.ok_or(JobsError::NotFound)?.read().map(|open| open.job)
+    }
+
+    /// One owner's jobs, newest first.
+    pub(super) async fn list(&self, owner: KeyId, query: ListQuery) -> Result<Vec<Job>, JobsError> {
+        let rows: Vec<JobRow> = sqlx::query_as(
+            "SELECT * FROM jobs
+             WHERE owner = ?1 AND (?2 IS NULL OR id < ?2) AND (?3 IS NULL OR status = ?3)
+             ORDER BY id DESC LIMIT ?4",
+        )
+        .bind(owner.to_string())
+        .bind(query.before.map(|id| id.to_string()))
+        .bind(query.status.map(JobStatus::as_str))
+        .bind(query.jobs_max)
+        .fetch_all(self.store.pool())
+        .await?;
+        rows.into_iter().map(|row| row.read().map(|open| open.job)).collect()
+    }
+
+    /// Jobs that have not ended, oldest first.
+    pub(super) async fn open_jobs(&self) -> Result<Vec<OpenJob>, JobsError> {
+        let rows: Vec<JobRow> = sqlx::query_as("SELECT * FROM jobs WHERE status IN ('queued', 'running') ORDER BY id")
+            .fetch_all(self.store.pool())
+            .await?;
+        rows.into_iter().map(JobRow::read).collect()
+    }
+
+    /// The engine began a job.
+    pub(super) async fn set_running(&self, id: JobId, now: OffsetDateTime) -> Result<(), JobsError> {
+        sqlx::query(
+            "UPDATE jobs SET status = 'running', attempts = attempts + 1,
+                    started_at_ms = COALESCE(started_at_ms, ?)
+             WHERE id = ? AND status IN ('queued', 'running')",
+        )
+        .bind(milliseconds(now))
+        .bind(id.to_string())
+        .execute(self.store.pool())
+        .await?;
+        Ok(())
+    }
+
+    /// A job ended. A job that has ended before stays as it is.
+    pub(super) async fn set_final(&self, id: JobId, ending: &Ending, now: OffsetDateTime) -> Result<(), JobsError> {
+        let error = ending.error();
+        sqlx::query(
+            "UPDATE jobs SET status = ?, error_code = ?, error_reason = ?, result_bytes = ?, finished_at_ms = ?
+             WHERE id = ? AND status IN ('queued', 'running')",
+        )
+        .bind(ending.status().as_str())
+        .bind(error.map(|error| error.code.as_str()))
+        .bind(error.map(|error| error.reason.as_str()))
+        .bind(ending.result_bytes())
+        .bind(milliseconds(now))
+        .bind(id.to_string())
+        .execute(self.store.pool())
+        .await?;
+        Ok(())
+    }
+
+    /// What all stored pictures take together.
+    pub(super) async fn result_bytes(&self) -> Result<u64, JobsError> {
+        let bytes: i64 =
+            sqlx::query_scalar("SELECT COALESCE(SUM(result_bytes), 0) FROM jobs").fetch_one(self.store.pool()).await?;
+        Ok(bytes.cast_unsigned())
+    }
+
+    /// Some jobs that ended before `cutoff`, the oldest first.
+    pub(super) async fn ended_before(&self, cutoff: OffsetDateTime, jobs_max: u32) -> Result<Vec<EndedJob>, JobsError> {
+        let rows: Vec<(String, String, Option<i64>)> = sqlx::query_as(
+            "SELECT id, output_format, result_bytes FROM jobs WHERE finished_at_ms < ?
+             ORDER BY finished_at_ms LIMIT ?",
+        )
+        .bind(milliseconds(cutoff))
+        .bind(jobs_max)
+        .fetch_all(self.store.pool())
+        .await?;
+        let read = |(id, format, bytes): (String, String, Option<i64>)| {
+            let (id, output_format) = (word(&id, "id")?, word(&format, "output_format")?);
+            Ok(EndedJob { id, output_format, result_bytes: bytes.unwrap_or(0).cast_unsigned() })
+        };
+        rows.into_iter().map(read).collect()
+    }
+
+    pub(super) async fn delete(&self, id: JobId) -> Result<(), JobsError> {
+        sqlx::query("DELETE FROM jobs WHERE id = ?").bind(id.to_string()).execute(self.store.pool()).await?;
+        Ok(())
+    }
+}
+
+impl JobRow {
+    fn read(self) -> Result<OpenJob, JobsError> {
+        let request = serde_json::from_str(&self.request)
+            .map_err(|_| JobsError::storage(format!("the request of {} cannot be read", self.id)))?;
+        let error = self.error_code.map(|code| JobError { code, reason: self.error_reason.unwrap_or_default() });
+        let job = Job {
+            id: word(&self.id, "id")?,
+            owner: word(&self.owner, "owner")?,
+            status: word(&self.status, "status")?,
+            request,
+            output_format: word(&self.output_format, "output_format")?,
+            error,
+            created_at: moment(self.created_at_ms)?,
+            started_at: self.started_at_ms.map(moment).transpose()?,
+            finished_at: self.finished_at_ms.map(moment).transpose()?,
+        };
+        Ok(OpenJob { job, attempts: self.attempts })
+    }
+}
+
+fn word<T: std::str::FromStr>(text: &str, column: &str) -> Result<T, JobsError> {
+    text.parse().map_err(|_| JobsError::storage(format!("the column {column} of a job cannot be read")))
+}
+
+fn milliseconds(moment: OffsetDateTime) -> i64 {
+    (moment.unix_timestamp_nanos() / 1_000_000) as i64
+}
+
+fn moment(milliseconds: i64) -> Result<OffsetDateTime, JobsError> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000)
+        .map_err(|_| JobsError::storage("a time of a job cannot be read"))
+}

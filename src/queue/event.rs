@@ -1,0 +1,148 @@
+//! What the engine thread tells about one job, delivered so that a slow listener never holds the engine up: progress
+//! is a value that is overwritten, the end is sent once.
+
+use tokio::sync::{oneshot, watch};
+
+use crate::domain::engine::RgbImage;
+
+/// Something that happened to a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum QueueEvent {
+    /// The engine has admitted it. Also after being put back and admitted anew.
+    Started,
+    /// `step` of `steps` are done. Steps that passed unread are skipped.
+    Step {
+        /// Steps done.
+        step: u32,
+        /// Steps in all.
+        steps: u32,
+    },
+    /// The picture is drawn.
+    Finished(RgbImage),
+    /// The job ended without a picture.
+    Failed(JobFailure),
+    /// The job ended because somebody asked for it.
+    Canceled,
+}
+
+/// Why a job ended without a picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFailure {
+    /// A stable word: see [`JobFailure::CODES`].
+    pub code: &'static str,
+    /// In words for the client.
+    pub reason: String,
+}
+
+impl JobFailure {
+    /// The engine says that this picture cannot be drawn.
+    pub const REFUSED_BY_ENGINE: &'static str = "refused_by_engine";
+    /// It does not fit the device's memory.
+    pub const OUT_OF_MEMORY: &'static str = "out_of_memory";
+    /// The engine broke while it was being drawn.
+    pub const ENGINE_FAILED: &'static str = "engine_failed";
+    /// Every code the queue gives.
+    pub const CODES: [&'static str; 3] = [Self::REFUSED_BY_ENGINE, Self::OUT_OF_MEMORY, Self::ENGINE_FAILED];
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Waiting,
+    Started,
+    Step { step: u32, steps: u32 },
+}
+
+/// The engine thread's end. Dropping it without an outcome means that the queue was closed with the job unfinished.
+#[derive(Debug)]
+pub(super) struct EventSender {
+    progress: watch::Sender<Progress>,
+    outcome: Option<oneshot::Sender<QueueEvent>>,
+}
+
+/// The listener's end.
+#[derive(Debug)]
+pub struct JobEvents {
+    progress: watch::Receiver<Progress>,
+    progress_open: bool,
+    outcome: Option<oneshot::Receiver<QueueEvent>>,
+}
+
+/// Both ends for one job.
+pub(super) fn channel() -> (EventSender, JobEvents) {
+    let (progress, progress_receiver) = watch::channel(Progress::Waiting);
+    let (outcome, outcome_receiver) = oneshot::channel();
+    let sender = EventSender { progress, outcome: Some(outcome) };
+    let receiver = JobEvents { progress: progress_receiver, progress_open: true, outcome: Some(outcome_receiver) };
+    (sender, receiver)
+}
+
+impl EventSender {
+    pub(super) fn started(&self) {
+        self.progress.send_replace(Progress::Started);
+    }
+
+    pub(super) fn step(&self, step: u32, steps: u32) {
+        self.progress.send_replace(Progress::Step { step, steps });
+    }
+
+    /// Ends the job. Nobody listening is fine.
+    pub(super) fn end(mut self, outcome: QueueEvent) {
+        if let Some(sender) = self.outcome.take() {
+            drop(sender.send(outcome));
+        }
+    }
+}
+
+impl JobEvents {
+    /// The next event. `None` after the last one, and when the queue was closed with the job unfinished.
+    pub async fn next(&mut self) -> Option<QueueEvent> {
+        let outcome = self.outcome.as_mut()?;
+        loop {
+            tokio::select! {
+                biased;
+                ended = &mut *outcome => {
+                    self.outcome = None;
+                    return ended.ok();
+                }
+                changed = self.progress.changed(), if self.progress_open => {
+                    if changed.is_err() {
+                        self.progress_open = false;
+                        continue;
+                    }
+                    match *self.progress.borrow_and_update() {
+                        Progress::Waiting => {}
+                        Progress::Started => return Some(QueueEvent::Started),
+                        Progress::Step { step, steps } => return Some(QueueEvent::Step { step, steps }),
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn unread_steps_are_skipped_and_the_end_is_not() {
+        let (sender, mut events) = channel();
+        sender.started();
+        assert_eq!(events.next().await, Some(QueueEvent::Started));
+        for step in 1..=5 {
+            sender.step(step, 8);
+        }
+        assert_eq!(events.next().await, Some(QueueEvent::Step { step: 5, steps: 8 }));
+        sender.step(6, 8);
+        sender.end(QueueEvent::Canceled);
+        assert_eq!(events.next().await, Some(QueueEvent::Canceled));
+        assert_eq!(events.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_closed_queue_is_no_outcome() {
+        let (sender, mut events) = channel();
+        drop(sender);
+        assert_eq!(events.next().await, None);
+    }
+}
