@@ -58,7 +58,11 @@ async fn a_smaller_queue_gives_up_what_has_no_place() {
     let first = app.submit(&picture(1)).await;
     let second = app.submit(&picture(2)).await;
     app.crash().await;
-    let app = app.restart(Options { jobs_max: 1, ..Options::default() }).await;
+    let options = Options { jobs_max: 1, ..Options::default() };
+    // The first job keeps its place until the second one has asked for one.
+    options.control.hold_after(1);
+    let app = app.restart(options).await;
+    app.control.release();
     app.until_status(&first, "succeeded").await;
     let view = app.until_status(&second, "failed").await;
     assert_eq!(view["error"]["code"], "queue_full");

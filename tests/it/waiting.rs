@@ -105,7 +105,7 @@ async fn a_client_that_hangs_up_cancels_its_waiting_job() {
     let app = TestApp::start().await;
     app.control.hold();
     let first = app.submit(&picture(1)).await;
-    app.control.held().await;
+    app.until_status(&first, "running").await;
     let request = app.post_request(&picture(2), &[("accept", "image/png")]);
     let waiting = tokio::spawn(app.router.clone().oneshot(request));
     let second = loop {
