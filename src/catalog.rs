@@ -82,8 +82,7 @@ impl Catalog {
                 },
             };
             if !cards.contains_key(id) {
-                let card = ModelCard { id: id.clone(), ..cards::flux_dev() };
-                cards.insert(id.clone(), Arc::new(card));
+                cards.insert(id.clone(), Arc::new(card_or_flux_dev(id)));
             }
             let entry = Served { files, availability: Availability::Loading };
             if served.insert(id.clone(), entry).is_some() {
@@ -129,6 +128,12 @@ impl Catalog {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.values().any(|entry| entry.availability == Availability::Ready)
     }
+}
+
+/// The card of a model; one without a card gets the values of FLUX.1-dev's.
+pub fn card_or_flux_dev(id: &ModelId) -> ModelCard {
+    let known = cards::built_in().into_iter().find(|card| card.id == *id);
+    known.unwrap_or_else(|| ModelCard { id: id.clone(), ..cards::flux_dev() })
 }
 
 /// The smallest picture a card allows: what an engine draws to prove itself before it is called ready.

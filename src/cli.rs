@@ -111,7 +111,7 @@ pub async fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow
             flags.device = arguments.device;
             let config = Config::load(flags)?;
             let request = arguments.into_request(&config, generate::draw_seed, notes)?;
-            app::generate(&config, request, notes)
+            generate::run(request)
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,
         Command::Models(ModelsCommand::List) => app::list_models(&Config::load(flags)?, out),

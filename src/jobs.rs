@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 
 pub use request::JobRequest;
 pub use results::ResultLink;
-pub use service::{JobService, ServiceParts};
+pub use service::{AcceptedJob, JobService, ServiceParts};
 
 use crate::catalog::Availability;
 use crate::domain::ids::{JobId, KeyId};

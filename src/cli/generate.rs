@@ -4,8 +4,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::app::GenerateRequest;
+use crate::app::{self, GenerateRequest};
 use crate::config::{Config, ModelSource};
 use crate::domain::device::DeviceChoice;
 use crate::domain::spec::{GenerateParams, PIXELS_PER_TOKEN_SIDE, SEED_MAX};
@@ -105,6 +106,18 @@ fn whole_patches(name: &str, pixels: Option<u32>, notes: &mut dyn Write) -> std:
         writeln!(notes, "{name} {pixels} is not a multiple of {PIXELS_PER_TOKEN_SIDE}: drawing {whole}")?;
     }
     Ok(Some(whole))
+}
+
+/// Draws the picture, with a progress bar where there is a terminal.
+pub(super) fn run(request: GenerateRequest) -> anyhow::Result<()> {
+    let bar = ProgressBar::new(0)
+        .with_style(ProgressStyle::with_template("{bar:40} step {pos}/{len}, {elapsed} gone, {eta} to go")?);
+    let outcome = app::generate(request, &mut |done, steps| {
+        bar.set_length(steps.into());
+        bar.set_position(done.into());
+    });
+    bar.finish_and_clear();
+    outcome
 }
 
 /// A seed from the operating system.

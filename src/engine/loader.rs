@@ -154,8 +154,11 @@ fn component(
     let mut problems = Vec::new();
     let files = WeightFiles::open(source, stem, &mut problems);
     let checked = files.and_then(|files| CheckedTensors::check(files, expected, is_ignored, &mut problems));
-    let (tensors, bytes, paths) = checked.as_ref().map_or((0, 0, Vec::new()), CheckedTensors::summary);
-    inspection.components.push(ComponentReport { name, files: paths, tensors, bytes, problems });
+    let report = match &checked {
+        Some(checked) => checked.report(name),
+        None => ComponentReport { name, files: Vec::new(), tensors: 0, bytes: 0, bytes_as_f32: 0, problems },
+    };
+    inspection.components.push(report);
     checked
 }
 

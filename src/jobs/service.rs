@@ -88,7 +88,8 @@ impl JobService {
         Ok(Self(inner))
     }
 
-    /// Accepts a job: it is in the database when this returns, and ends exactly once.
+    /// Accepts a job: it is in the database when this returns, and ends exactly once. Until the caller says
+    /// [`AcceptedJob::keep`], the job goes with the caller.
     ///
     /// # Errors
     /// When the model does not draw now, there is no place, the worker is going down, or the database fails.
@@ -97,7 +98,7 @@ impl JobService {
         owner: KeyId,
         spec: GenerateSpec,
         output_format: OutputFormat,
-    ) -> Result<JobReport, JobsError> {
+    ) -> Result<AcceptedJob, JobsError> {
         if self.is_draining() {
             return Err(JobsError::Draining);
         }
@@ -112,7 +113,7 @@ impl JobService {
         }
         let service = self.clone();
         // A task of its own: a caller who leaves between the insert and the hand-over must not leave a row behind
-        // that nobody draws.
+        // that nobody draws. What it returns is then dropped, which cancels the job.
         let accepted = tokio::spawn(async move {
             let job = Job {
                 id: JobId::generate(),
@@ -128,7 +129,8 @@ impl JobService {
             let Job { id, created_at, .. } = job;
             service.0.store.insert(NewJob { id, owner, request: &job.request, output_format, created_at }).await?;
             service.0.hand_over(&job, spec, place);
-            Ok(service.0.report(job))
+            let report = service.0.report(job);
+            Ok(AcceptedJob { service, report, is_kept: false })
         });
         accepted.await.map_err(JobsError::storage)?
     }
@@ -177,11 +179,6 @@ impl JobService {
         let job = self.0.owned(owner, id).await?;
         self.0.cancel(&job.request.model, id);
         Ok(())
-    }
-
-    /// As [`JobService::cancel`], for a caller who cannot wait and knows that the job is theirs.
-    pub fn cancel_now(&self, model: &ModelId, id: JobId) {
-        self.0.cancel(model, id);
     }
 
     /// The picture of one of the owner's jobs.
@@ -243,6 +240,35 @@ impl JobService {
     /// Stops the engines after what they are doing now. Unfinished jobs stay in the database for the next start.
     pub fn close(&self) {
         self.0.queues.values().for_each(Queue::close);
+    }
+}
+
+/// A job that was just accepted. Dropped before [`AcceptedJob::keep`], it is cancelled: whoever asked for it has left.
+#[must_use = "a job that is not kept is cancelled"]
+pub struct AcceptedJob {
+    service: JobService,
+    report: JobReport,
+    is_kept: bool,
+}
+
+impl AcceptedJob {
+    /// The job as it was accepted.
+    #[must_use]
+    pub fn report(&self) -> &JobReport {
+        &self.report
+    }
+
+    /// Lets the job go on by itself.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for AcceptedJob {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.service.0.cancel(&self.report.job.request.model, self.report.job.id);
+        }
     }
 }
 

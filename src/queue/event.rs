@@ -98,12 +98,9 @@ impl JobEvents {
     pub async fn next(&mut self) -> Option<QueueEvent> {
         let outcome = self.outcome.as_mut()?;
         loop {
+            // Progress first: a listener who comes late still learns that the job was begun before it ended.
             tokio::select! {
                 biased;
-                ended = &mut *outcome => {
-                    self.outcome = None;
-                    return ended.ok();
-                }
                 changed = self.progress.changed(), if self.progress_open => {
                     if changed.is_err() {
                         self.progress_open = false;
@@ -114,6 +111,10 @@ impl JobEvents {
                         Progress::Started => return Some(QueueEvent::Started),
                         Progress::Step { step, steps } => return Some(QueueEvent::Step { step, steps }),
                     }
+                }
+                ended = &mut *outcome => {
+                    self.outcome = None;
+                    return ended.ok();
                 }
             }
         }
@@ -135,6 +136,7 @@ mod tests {
         assert_eq!(events.next().await, Some(QueueEvent::Step { step: 5, steps: 8 }));
         sender.step(6, 8);
         sender.end(QueueEvent::Canceled);
+        assert_eq!(events.next().await, Some(QueueEvent::Step { step: 6, steps: 8 }));
         assert_eq!(events.next().await, Some(QueueEvent::Canceled));
         assert_eq!(events.next().await, None);
     }

@@ -141,7 +141,9 @@ mod tests {
         fn new(jobs: &[(u32, usize)]) -> Self {
             let mut bench =
                 Self { waiting: VecDeque::new(), state: PlannerState::default(), names: Vec::new(), turn: 0 };
-            jobs.iter().for_each(|job| bench.arrive(*job));
+            for job in jobs {
+                bench.arrive(*job);
+            }
             bench
         }
 

@@ -1,1 +1,13 @@
-fn main() {}
+//! The worker as its clients see it: the real router, queue, jobs, keys and SQLite, in one process; only the engine is
+//! a fake.
+
+mod app;
+mod error_codes;
+mod fake_engine;
+mod faults;
+mod fields;
+mod jobs;
+mod operations;
+mod recovery;
+mod routes;
+mod waiting;

@@ -9,7 +9,7 @@ use candle_nn::var_builder::SimpleBackend;
 use safetensors::Dtype;
 
 use super::inventory::Expected;
-use super::report::Problem;
+use super::report::{ComponentReport, Problem};
 use super::weights::WeightFiles;
 
 /// The tensors of one component, all present and of the right shape.
@@ -45,11 +45,18 @@ impl CheckedTensors {
         (problems.len() == before).then(|| Self(Arc::new(Inner { files, expected })))
     }
 
-    /// Tensors, their bytes, and the files they stand in.
-    pub(super) fn summary(&self) -> (usize, usize, Vec<String>) {
+    /// What there is, in numbers.
+    pub(super) fn report(&self, name: &'static str) -> ComponentReport {
         let files = &self.0.files;
-        let bytes = files.entries.values().map(|entry| entry.range.len()).sum();
-        (files.entries.len(), bytes, files.files.iter().map(|(path, _)| path.clone()).collect())
+        let elements: usize = files.entries.values().map(|entry| entry.shape.iter().product::<usize>()).sum();
+        ComponentReport {
+            name,
+            files: files.files.iter().map(|(path, _)| path.clone()).collect(),
+            tensors: files.entries.len(),
+            bytes: files.entries.values().map(|entry| entry.range.len()).sum(),
+            bytes_as_f32: elements * size_of::<f32>(),
+            problems: Vec::new(),
+        }
     }
 
     /// candle's way to ask for tensors.

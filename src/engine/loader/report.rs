@@ -88,6 +88,8 @@ pub struct ComponentReport {
     pub tensors: usize,
     /// Size of those tensors on disk.
     pub bytes: usize,
+    /// Size of those tensors in memory as f32, as they are kept on the CPU.
+    pub bytes_as_f32: usize,
     /// What is wrong.
     pub problems: Vec<Problem>,
 }

@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::jobs::{JobView, eta_seconds, picture_response};
-use crate::domain::ids::{JobId, ModelId};
+use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX};
@@ -18,7 +18,7 @@ use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::json::{ApiJson, Fields, FromFields};
 use crate::http::extract::wishes::{AnswerForm, Wishes};
 use crate::http::origin::Origin;
-use crate::jobs::{JobReport, JobService};
+use crate::jobs::JobReport;
 
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
@@ -103,34 +103,6 @@ struct AcceptedView {
     eta_seconds: Option<f64>,
 }
 
-/// Cancels a job whose client has left: when the client hangs up, the handler is dropped, and this with it.
-struct CancelOnHangUp {
-    jobs: JobService,
-    model: ModelId,
-    id: JobId,
-    is_armed: bool,
-}
-
-impl CancelOnHangUp {
-    fn new(jobs: &JobService, report: &JobReport) -> Self {
-        let (model, id) = (report.job.request.model.clone(), report.job.id);
-        Self { jobs: jobs.clone(), model, id, is_armed: true }
-    }
-
-    /// The client is still there.
-    fn disarm(mut self) {
-        self.is_armed = false;
-    }
-}
-
-impl Drop for CancelOnHangUp {
-    fn drop(&mut self) {
-        if self.is_armed {
-            self.jobs.cancel_now(&self.model, self.id);
-        }
-    }
-}
-
 pub(in crate::http) async fn submit(
     State(state): State<HttpState>,
     InferenceCaller(caller): InferenceCaller,
@@ -142,11 +114,13 @@ pub(in crate::http) async fn submit(
     let (spec, format) = request.into_spec(card, wishes.form)?;
     let accepted = state.jobs.submit(caller.key_id, spec, format).await?;
     let Some(wait) = wishes.wait(state.settings.wait_max) else {
-        return Ok(accepted_response(&accepted, &origin));
+        let response = accepted_response(accepted.report(), &origin);
+        accepted.keep();
+        return Ok(response);
     };
-    let hang_up = CancelOnHangUp::new(&state.jobs, &accepted);
-    let report = state.jobs.wait(caller.key_id, accepted.job.id, wait).await?;
-    hang_up.disarm();
+    // A client that hangs up has this handler dropped, and the job with it.
+    let report = state.jobs.wait(caller.key_id, accepted.report().job.id, wait).await?;
+    accepted.keep();
     let mut response = match wishes.form {
         _ if !report.job.status.is_final() => accepted_response(&report, &origin),
         AnswerForm::Json => Json(JobView::new(&report, &origin)).into_response(),

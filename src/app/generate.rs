@@ -1,0 +1,83 @@
+//! `generate`: one picture, straight from the engine into a file.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+
+use super::models::files_of;
+use crate::catalog::card_or_flux_dev;
+use crate::config::ModelSource;
+use crate::domain::device::DeviceChoice;
+use crate::domain::engine::StepEngine;
+use crate::domain::model::ModelCard;
+use crate::domain::spec::{GenerateParams, GenerateSpec, PIXELS_PER_TOKEN_SIDE};
+use crate::encode::{OutputFormat, encode};
+use crate::engine::FluxEngine;
+
+/// A picture to be drawn from the command line.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerateRequest {
+    /// The model that draws it.
+    pub model: ModelSource,
+    /// Where to draw it.
+    pub device: DeviceChoice,
+    /// What to draw, not yet checked against the model's card.
+    pub params: GenerateParams,
+    /// The PNG file to write.
+    pub output: PathBuf,
+}
+
+/// Longest prompt on the command line, in characters: what a shell passes on, not what a server can afford.
+const PROMPT_CHARS_MAX: usize = 100_000;
+
+/// Draws one picture and writes it; `on_step` hears (steps done, steps in all) after each step.
+///
+/// # Errors
+/// When the model cannot be loaded, does not draw what is asked for, or the file cannot be written.
+pub fn generate(request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> anyhow::Result<()> {
+    let card = for_its_operator(card_or_flux_dev(&request.model.id));
+    let spec = GenerateSpec::new(request.params, &card).map_err(|errors| {
+        let lines: Vec<String> =
+            errors.into_iter().map(|error| format!("{}: {}", option_of(&error.field), error.reason)).collect();
+        anyhow::Error::msg(lines.join("\n"))
+    })?;
+    let folder = request.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        bail!("the folder of `{}` is not there: make `{}` first", request.output.display(), folder.display());
+    }
+    let mut engine = FluxEngine::load(&files_of(&request.model)?, request.device)?;
+    let slot = engine.admit(&spec)?;
+    on_step(0, spec.steps());
+    for step in 1..=spec.steps() {
+        engine.step(&[slot])?;
+        on_step(step, spec.steps());
+    }
+    let bytes = encode(&engine.finish(slot)?, OutputFormat::Png)?;
+    write_whole(&request.output, &bytes).with_context(|| format!("writing `{}`", request.output.display()))
+}
+
+/// The card without the limits that keep strangers from taking a shared worker for themselves.
+fn for_its_operator(mut card: ModelCard) -> ModelCard {
+    card.prompt_chars_max = PROMPT_CHARS_MAX;
+    card.limits.width_min = PIXELS_PER_TOKEN_SIDE;
+    card.limits.height_min = PIXELS_PER_TOKEN_SIDE;
+    card
+}
+
+/// How the command line names a field.
+fn option_of(field: &str) -> String {
+    format!("--{}", field.replace('_', "-"))
+}
+
+/// Writes beside the file first, so that a half-written picture is never there under its name.
+fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.partial", std::process::id()));
+    let partial = PathBuf::from(name);
+    let outcome = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
+    if outcome.is_err() {
+        // The error that counts is the first one.
+        let _ = std::fs::remove_file(&partial);
+    }
+    outcome
+}

@@ -1,0 +1,306 @@
+//! A whole worker in this process, and clients of it by role.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{HeaderMap, Request, StatusCode, header};
+use fluxserve::auth::{Authenticator, KeyService, NewKey};
+use fluxserve::catalog::{Availability, Catalog, ModelChoice, warm_up_spec};
+use fluxserve::domain::clock::{Clock, ManualClock};
+use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::scope::Scope;
+use fluxserve::http::{HttpParts, HttpSettings, router};
+use fluxserve::jobs::{JobService, JobSettings, ServiceParts};
+use fluxserve::queue::{Queue, QueueSettings};
+use fluxserve::store::Store;
+use fluxserve::telemetry::metrics;
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use time::OffsetDateTime;
+use tower::ServiceExt;
+
+use crate::fake_engine::EngineControl;
+
+pub(crate) const MODEL: &str = "fluxserve/flux-random";
+/// Longest a test waits for something to happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How a worker differs from the usual one.
+pub(crate) struct Options {
+    pub(crate) jobs_max: usize,
+    pub(crate) results_bytes_max: u64,
+    pub(crate) http: HttpSettings,
+    pub(crate) control: EngineControl,
+    pub(crate) waits_for_ready: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let http = HttpSettings {
+            body_bytes_max: 16 * 1024,
+            body_deadline: Duration::from_millis(200),
+            wait_max: Duration::from_secs(20),
+            request_deadline: Duration::from_secs(30),
+            public_url: None,
+        };
+        let (jobs_max, results_bytes_max) = (8, u64::MAX);
+        Self { jobs_max, results_bytes_max, http, control: EngineControl::default(), waits_for_ready: true }
+    }
+}
+
+/// The keys of a worker, by what they may do.
+#[derive(Clone)]
+pub(crate) struct Keys {
+    pub(crate) inference: String,
+    pub(crate) other_inference: String,
+    pub(crate) all: String,
+    pub(crate) kubernetes: String,
+}
+
+pub(crate) struct TestApp {
+    pub(crate) router: Router,
+    pub(crate) jobs: JobService,
+    pub(crate) catalog: Arc<Catalog>,
+    pub(crate) control: EngineControl,
+    pub(crate) clock: ManualClock,
+    pub(crate) store: Store,
+    pub(crate) keys: Keys,
+    pub(crate) folder: TempDir,
+}
+
+impl TestApp {
+    pub(crate) async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub(crate) async fn with(options: Options) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let clock = ManualClock::new(OffsetDateTime::now_utc());
+        Self::build(options, folder, clock, None).await
+    }
+
+    /// The next life of a worker, on what the last one left.
+    pub(crate) async fn restart(self, options: Options) -> Self {
+        // The folder lives on; everything that was in memory is gone.
+        let Self { folder, clock, keys, .. } = self;
+        Self::build(options, folder, clock, Some(keys)).await
+    }
+
+    async fn build(options: Options, folder: TempDir, clock: ManualClock, keys: Option<Keys>) -> Self {
+        let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("a database");
+        let shared_clock: Arc<dyn Clock> = Arc::new(clock.clone());
+        let choice = ModelChoice { id: ModelId::new(MODEL), directory: None };
+        let catalog = Arc::new(Catalog::new(&[choice]).expect("a known model"));
+        let control = options.control;
+        let queues = start_queues(&catalog, options.jobs_max, &control);
+        let parts = ServiceParts {
+            store: store.clone(),
+            catalog: Arc::clone(&catalog),
+            queues,
+            clock: Arc::clone(&shared_clock),
+            settings: JobSettings {
+                results_directory: folder.path().join("results"),
+                results_retention: Duration::from_hours(24),
+                results_bytes_max: options.results_bytes_max,
+                sweep_interval: Duration::from_hours(1),
+            },
+        };
+        let jobs = JobService::start(parts).await.expect("a service");
+        let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
+        let keys = match keys {
+            Some(keys) => keys,
+            None => make_keys(&KeyService::new(store.clone(), shared_clock)).await,
+        };
+        let router = router(HttpParts {
+            jobs: jobs.clone(),
+            catalog: Arc::clone(&catalog),
+            authenticator,
+            metrics: metrics::install(),
+            settings: options.http,
+        });
+        let app = Self { router, jobs, catalog, control, clock, store, keys, folder };
+        if options.waits_for_ready {
+            app.until_availability(Availability::Ready).await;
+            app.control.forget_calls();
+        }
+        app
+    }
+
+    pub(crate) async fn until_availability(&self, availability: Availability) {
+        let model = ModelId::new(MODEL);
+        let started = Instant::now();
+        while self.catalog.availability(&model) != availability {
+            assert!(started.elapsed() < PATIENCE, "the model did not become {availability:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Stops the engine in mid-work and forgets it: as a crash, all that stays is on the disk.
+    pub(crate) async fn crash(&self) {
+        self.jobs.close();
+        self.control.release();
+        assert_eq!(self.jobs.wait_until_idle(PATIENCE).await, 0);
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Answer {
+        self.send_from("127.0.0.1:40000", request).await
+    }
+
+    pub(crate) async fn send_from(&self, peer: &str, mut request: Request<Body>) -> Answer {
+        let peer: SocketAddr = peer.parse().expect("an address");
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let response = self.router.clone().oneshot(request).await.expect("a router always answers");
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.expect("a whole body").to_bytes().to_vec();
+        Answer { status: parts.status, headers: parts.headers, bytes }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.send(request("GET", path, Some(&self.keys.inference), None)).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> Answer {
+        self.send(request("DELETE", path, Some(&self.keys.inference), None)).await
+    }
+
+    pub(crate) async fn post(&self, body: &Value) -> Answer {
+        self.send(self.post_request(body, &[])).await
+    }
+
+    pub(crate) async fn post_with(&self, body: &Value, headers: &[(&str, &str)]) -> Answer {
+        self.send(self.post_request(body, headers)).await
+    }
+
+    pub(crate) fn post_request(&self, body: &Value, headers: &[(&str, &str)]) -> Request<Body> {
+        let mut request = request("POST", "/v1/inference/image", Some(&self.keys.inference), Some(body));
+        for (name, value) in headers {
+            let name: header::HeaderName = name.parse().expect("a header name");
+            request.headers_mut().insert(name, value.parse().expect("a header value"));
+        }
+        request
+    }
+
+    /// Submits a picture and gives its job's id.
+    pub(crate) async fn submit(&self, body: &Value) -> String {
+        let answer = self.post(body).await;
+        assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
+        answer.json()["job_id"].as_str().expect("an id").to_owned()
+    }
+
+    /// Waits until a job stands at `status`, and gives what is said of it.
+    pub(crate) async fn until_status(&self, job: &str, status: &str) -> Value {
+        let started = Instant::now();
+        loop {
+            let view = self.get(&format!("/v1/inference/jobs/{job}")).await.json();
+            if view["status"] == status {
+                return view;
+            }
+            assert!(started.elapsed() < PATIENCE, "the job did not become {status}: {view}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn start_queues(catalog: &Catalog, jobs_max: usize, control: &EngineControl) -> BTreeMap<ModelId, Queue> {
+    let start = |(card, _): (Arc<_>, _)| {
+        let card: &fluxserve::domain::model::ModelCard = &card;
+        let settings = QueueSettings {
+            model: card.id.clone(),
+            jobs_max,
+            warm_up: warm_up_spec(card),
+            builds_max: 3,
+            rebuild_delay: Duration::from_millis(5),
+        };
+        let control = control.clone();
+        let queue = Queue::start(settings, Box::new(move || control.build())).expect("a thread");
+        (card.id.clone(), queue)
+    };
+    catalog.served().into_iter().map(start).collect()
+}
+
+async fn make_keys(service: &KeyService) -> Keys {
+    let make = |scope: Scope| async move {
+        let key = NewKey { name: "test".into(), scope, expires_at: None };
+        service.create(key).await.expect("a key").plain.reveal().to_owned()
+    };
+    Keys {
+        inference: make(Scope::Inference).await,
+        other_inference: make(Scope::Inference).await,
+        all: make(Scope::All).await,
+        kubernetes: make(Scope::KubernetesAll).await,
+    }
+}
+
+/// A request with a key and a JSON body, where they are given.
+pub(crate) fn request(method: &str, path: &str, key: Option<&str>, body: Option<&Value>) -> Request<Body> {
+    let mut builder = Request::builder().method(method).uri(path).header(header::HOST, "worker.test");
+    if let Some(key) = key {
+        builder = builder.header("x-api-key", key);
+    }
+    let body = body.map(|body| {
+        builder
+            .headers_mut()
+            .expect("a valid builder")
+            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        Body::from(body.to_string())
+    });
+    builder.body(body.unwrap_or_default()).expect("a valid request")
+}
+
+/// A small picture that is drawn at once.
+pub(crate) fn picture(seed: u64) -> Value {
+    json!({ "model": MODEL, "prompt": "a fox", "width": 64, "height": 64, "steps": 2, "seed": seed })
+}
+
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.bytes).unwrap_or_else(|_| panic!("no JSON: {}", self.text()))
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The code of an error, once everything that belongs to one was checked.
+    #[track_caller]
+    pub(crate) fn code(&self) -> String {
+        assert_eq!(self.header("content-type"), "application/problem+json", "{}", self.text());
+        let body = self.json();
+        assert_eq!(body["status"], self.status.as_u16());
+        assert_eq!(body["request_id"], self.header("x-request-id"));
+        assert!(body["title"].is_string() && body["type"].is_string(), "{body}");
+        body["code"].as_str().expect("a code").to_owned()
+    }
+
+    /// The fields that an `invalid_request` names.
+    #[track_caller]
+    pub(crate) fn fields(&self) -> Vec<String> {
+        assert_eq!(self.code(), "invalid_request");
+        let body = self.json();
+        let errors = body["errors"].as_array().expect("errors").iter();
+        errors.map(|error| error["field"].as_str().expect("a name").to_owned()).collect()
+    }
+}
+
+/// The decoded pixels of an encoded picture: its size, and the colour of the first pixel.
+pub(crate) fn decoded(bytes: &[u8]) -> (u32, u32, [u8; 3]) {
+    let picture = image::load_from_memory(bytes).expect("a picture").to_rgb8();
+    (picture.width(), picture.height(), picture.get_pixel(0, 0).0)
+}

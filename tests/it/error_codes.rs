@@ -1,0 +1,136 @@
+//! Every code of the table of errors is reached, with its status.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::Request;
+use fluxserve::domain::engine::EngineError;
+use fluxserve::http::error::ErrorCode;
+use futures_util::stream;
+use serde_json::json;
+
+use crate::app::{Answer, Options, TestApp, picture, request};
+use crate::fake_engine::Fault;
+
+/// Reached by a handler that panics: the unit tests of the layer for panics make one.
+const REACHED_ELSEWHERE: [&str; 1] = ["internal"];
+
+struct Reached(BTreeSet<String>);
+
+impl Reached {
+    #[track_caller]
+    fn note(&mut self, answer: &Answer, expected: &str) {
+        assert_eq!(answer.code(), expected, "{}", answer.text());
+        let code = ErrorCode::ALL.iter().find(|code| code.as_str() == expected).expect("in the table");
+        assert_eq!(answer.status, code.status());
+        assert_eq!(answer.json()["title"], code.title());
+        self.0.insert(expected.to_owned());
+    }
+}
+
+#[tokio::test]
+async fn every_code_is_reached() {
+    let mut reached = Reached(REACHED_ELSEWHERE.map(str::to_owned).into());
+    requests_alone(&mut reached).await;
+    jobs_in_several_states(&mut reached).await;
+    a_full_and_draining_worker(&mut reached).await;
+    a_worker_without_its_tables(&mut reached).await;
+    let missing: Vec<&str> =
+        ErrorCode::ALL.iter().map(|code| code.as_str()).filter(|code| !reached.0.contains(*code)).collect();
+    assert!(missing.is_empty(), "no request reaches {missing:?}");
+}
+
+async fn requests_alone(reached: &mut Reached) {
+    let app = TestApp::start().await;
+    let key = app.keys.inference.clone();
+    let post = |content_type: &str, body: Body| {
+        let request = Request::post("/v1/inference/image").header("x-api-key", &key);
+        request.header("content-type", content_type).body(body).expect("a request")
+    };
+    reached.note(&app.post(&json!({})).await, "invalid_request");
+    reached.note(&app.send(post("application/json", Body::from("{"))).await, "malformed_json");
+    reached.note(&app.send(post("text/plain", Body::from("{}"))).await, "unsupported_media_type");
+    reached.note(&app.send(post("application/json", Body::from(" ".repeat(20_000)))).await, "body_too_large");
+    let stalled = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+    reached.note(&app.send(post("application/json", stalled)).await, "body_timeout");
+    reached.note(&app.post_with(&picture(1), &[("accept", "text/html")]).await, "not_acceptable");
+    reached.note(&app.send(request("GET", "/v1/inference/jobs", None, None)).await, "unauthorized");
+    let kubernetes = Some(app.keys.kubernetes.as_str());
+    reached.note(&app.send(request("GET", "/v1/inference/jobs", kubernetes, None)).await, "scope_forbidden");
+    reached.note(&app.get("/nothing").await, "not_found");
+    reached.note(&app.send(request("PATCH", "/healthz", None, None)).await, "method_not_allowed");
+    let mut unknown = picture(1);
+    unknown["model"] = json!("nobody/nothing");
+    reached.note(&app.post(&unknown).await, "model_not_found");
+    unknown["model"] = json!("black-forest-labs/FLUX.1-dev");
+    reached.note(&app.post(&unknown).await, "model_unavailable");
+    for guess in 0..100_000 {
+        // Well-formed keys that nobody has: only those cost the worker something, so only those are counted.
+        let presented = fluxserve::auth::PlainKey::generate().expect("random bytes");
+        let answer = app.send(request("GET", "/v1/inference/jobs", Some(presented.reveal()), None)).await;
+        if answer.status != 401 {
+            assert_ne!(answer.header("retry-after"), "");
+            reached.note(&answer, "too_many_failures");
+            return;
+        }
+        assert!(guess < 1000, "guessing is never stopped");
+    }
+}
+
+async fn jobs_in_several_states(reached: &mut Reached) {
+    let app = TestApp::start().await;
+    let missing = "/v1/inference/jobs/job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f";
+    reached.note(&app.get(missing).await, "job_not_found");
+    app.control.on_next_admit(Fault::Error(EngineError::Request("no".into())));
+    reached.note(&app.post_with(&picture(1), &[("accept", "image/png")]).await, "job_failed");
+    let id = app.submit(&picture(2)).await;
+    app.until_status(&id, "succeeded").await;
+    let result = format!("/v1/inference/jobs/{id}/result");
+    reached.note(&app.get(&format!("{result}?expires=1&signature=00")).await, "link_refused");
+    std::fs::remove_file(app.folder.path().join("results").join(format!("{id}.png"))).expect("a picture");
+    reached.note(&app.get(&result).await, "picture_gone");
+
+    app.control.hold();
+    let third = picture(3);
+    let (answer, ()) = tokio::join!(app.post_with(&third, &[("accept", "image/png")]), async {
+        app.control.held().await;
+        let list = app.get("/v1/inference/jobs?limit=1").await.json();
+        let id = list["data"][0]["job_id"].as_str().expect("an id").to_owned();
+        reached.note(&app.get(&format!("/v1/inference/jobs/{id}/result")).await, "no_picture");
+        let path = format!("/v1/inference/jobs/{id}");
+        tokio::join!(app.delete(&path), async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            app.control.release();
+        });
+    });
+    reached.note(&answer, "job_canceled");
+}
+
+async fn a_full_and_draining_worker(reached: &mut Reached) {
+    let mut options = Options { jobs_max: 1, ..Options::default() };
+    options.http.request_deadline = Duration::from_millis(500);
+    let app = TestApp::with(options).await;
+    app.control.hold();
+    app.submit(&picture(1)).await;
+    reached.note(&app.post(&picture(2)).await, "queue_full");
+    app.control.release();
+    assert_eq!(app.jobs.wait_until_idle(Duration::from_secs(20)).await, 0);
+    app.control.hold();
+    reached.note(&app.post_with(&picture(3), &[("prefer", "wait=20")]).await, "deadline_exceeded");
+    app.control.release();
+    app.jobs.drain();
+    reached.note(&app.post(&picture(4)).await, "draining");
+    reached.note(&app.get("/readyz").await, "not_ready");
+}
+
+async fn a_worker_without_its_tables(reached: &mut Reached) {
+    let app = TestApp::start().await;
+    app.get("/v1/inference/jobs").await;
+    sqlx::query("DROP TABLE jobs").execute(app.store.pool()).await.expect("a table");
+    let answer = app.get("/v1/inference/jobs").await;
+    reached.note(&answer, "storage_unavailable");
+    assert!(!answer.text().contains("table"), "the cause is for the log alone: {}", answer.text());
+    app.store.pool().close().await;
+    reached.note(&app.get("/v1/inference/jobs").await, "auth_unavailable");
+}

@@ -1,0 +1,221 @@
+//! An engine without a model: a picture's colour follows from its seed, and the test says when it steps, fails or
+//! panics, and sees what it was told to do.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use fluxserve::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
+use fluxserve::domain::spec::GenerateSpec;
+
+/// Longest a test waits for something to happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What an engine was told to do; pictures go by their seeds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Call {
+    Build,
+    Admit(u64),
+    Step(Vec<u64>),
+    Finish(u64),
+    Release(u64),
+}
+
+/// What the next call of a kind does instead of its work.
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    Error(EngineError),
+    Panic,
+}
+
+#[derive(Default)]
+struct State {
+    calls: Vec<Call>,
+    is_held: bool,
+    /// Steps that pass although it is held.
+    free_steps: u32,
+    waits_at_gate: bool,
+    failing_builds: u32,
+    next_admit: Option<Fault>,
+    next_step: Option<Fault>,
+    next_finish: Option<Fault>,
+    limits: Option<EngineLimits>,
+    step_pictures_max: Option<usize>,
+}
+
+/// The test's hold on the engine.
+#[derive(Clone, Default)]
+pub(crate) struct EngineControl(Arc<(Mutex<State>, Condvar)>);
+
+impl EngineControl {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.0.lock().expect("no panic under this lock")
+    }
+
+    /// Every step waits from now on, until `release`.
+    pub(crate) fn hold(&self) {
+        self.lock().is_held = true;
+    }
+
+    /// Every step after the next `steps` waits.
+    pub(crate) fn hold_after(&self, steps: u32) {
+        let mut state = self.lock();
+        (state.is_held, state.free_steps) = (true, steps);
+    }
+
+    pub(crate) fn release(&self) {
+        self.lock().is_held = false;
+        self.0.1.notify_all();
+    }
+
+    /// Waits until the engine stands before a step.
+    pub(crate) async fn held(&self) {
+        self.until(|state| state.waits_at_gate).await;
+    }
+
+    pub(crate) async fn until_called(&self, call: Call) {
+        self.until(|state| state.calls.contains(&call)).await;
+    }
+
+    async fn until(&self, condition: impl Fn(&State) -> bool) {
+        let started = Instant::now();
+        while !condition(&self.lock()) {
+            assert!(started.elapsed() < PATIENCE, "it did not happen; calls: {:?}", self.lock().calls);
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.lock().calls.clone()
+    }
+
+    pub(crate) fn forget_calls(&self) {
+        self.lock().calls.clear();
+    }
+
+    pub(crate) fn fail_builds(&self, builds: u32) {
+        self.lock().failing_builds = builds;
+    }
+
+    pub(crate) fn on_next_admit(&self, fault: Fault) {
+        self.lock().next_admit = Some(fault);
+    }
+
+    pub(crate) fn on_next_step(&self, fault: Fault) {
+        self.lock().next_step = Some(fault);
+    }
+
+    pub(crate) fn on_next_finish(&self, fault: Fault) {
+        self.lock().next_finish = Some(fault);
+    }
+
+    pub(crate) fn set_limits(&self, limits: EngineLimits) {
+        self.lock().limits = Some(limits);
+    }
+
+    /// Steps of more pictures than this run out of memory.
+    pub(crate) fn set_step_pictures_max(&self, pictures: usize) {
+        self.lock().step_pictures_max = Some(pictures);
+    }
+
+    pub(crate) fn build(&self) -> Result<Box<dyn StepEngine>, EngineError> {
+        let mut state = self.lock();
+        state.calls.push(Call::Build);
+        if state.failing_builds > 0 {
+            state.failing_builds -= 1;
+            return Err(EngineError::Fatal("told not to start".into()));
+        }
+        drop(state);
+        Ok(Box::new(FakeEngine { control: self.clone(), pictures: BTreeMap::new(), next_slot: 0 }))
+    }
+}
+
+struct Picture {
+    spec: GenerateSpec,
+    step: u32,
+}
+
+struct FakeEngine {
+    control: EngineControl,
+    pictures: BTreeMap<Slot, Picture>,
+    next_slot: u64,
+}
+
+fn act(fault: Option<Fault>) -> Result<(), EngineError> {
+    match fault {
+        None => Ok(()),
+        Some(Fault::Error(error)) => Err(error),
+        Some(Fault::Panic) => panic!("told to panic"),
+    }
+}
+
+impl StepEngine for FakeEngine {
+    fn limits(&self) -> EngineLimits {
+        self.control.lock().limits.unwrap_or(EngineLimits { pictures_max: 4, step_tokens_max: 100_000 })
+    }
+
+    fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
+        let fault = {
+            let mut state = self.control.lock();
+            state.calls.push(Call::Admit(spec.seed()));
+            state.next_admit.take()
+        };
+        act(fault)?;
+        let slot = Slot(self.next_slot);
+        self.next_slot += 1;
+        self.pictures.insert(slot, Picture { spec: spec.clone(), step: 0 });
+        Ok(slot)
+    }
+
+    fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
+        let seeds = slots.iter().map(|slot| self.pictures[slot].spec.seed()).collect();
+        let (fault, pictures_max) = {
+            let mut state = self.control.lock();
+            state.calls.push(Call::Step(seeds));
+            if state.free_steps > 0 {
+                state.free_steps -= 1;
+            } else {
+                state.waits_at_gate = state.is_held;
+                let wake = &self.control.0.1;
+                state = wake.wait_while(state, |state| state.is_held).expect("no panic under this lock");
+                state.waits_at_gate = false;
+            }
+            (state.next_step.take(), state.step_pictures_max)
+        };
+        act(fault)?;
+        if pictures_max.is_some_and(|max| slots.len() > max) {
+            return Err(EngineError::OutOfMemory("told to".into()));
+        }
+        for slot in slots {
+            let picture = self.pictures.get_mut(slot).expect("an admitted slot");
+            assert!(picture.step < picture.spec.steps(), "a picture must not step beyond its end");
+            picture.step += 1;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
+        let Picture { spec, step } = self.pictures.remove(&slot).expect("an admitted slot");
+        let fault = {
+            let mut state = self.control.lock();
+            state.calls.push(Call::Finish(spec.seed()));
+            state.next_finish.take()
+        };
+        act(fault)?;
+        assert_eq!(step, spec.steps(), "a picture must have done all its steps");
+        let pixels = colour(spec.seed()).repeat(spec.width() as usize * spec.height() as usize);
+        Ok(RgbImage::new(spec.width(), spec.height(), pixels).expect("three bytes per pixel"))
+    }
+
+    fn release(&mut self, slot: Slot) {
+        if let Some(picture) = self.pictures.remove(&slot) {
+            self.control.lock().calls.push(Call::Release(picture.spec.seed()));
+        }
+    }
+}
+
+/// The colour of every pixel of a seed's picture.
+pub(crate) fn colour(seed: u64) -> [u8; 3] {
+    let [red, green, blue, ..] = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
+    [red, green, blue]
+}

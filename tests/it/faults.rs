@@ -1,0 +1,136 @@
+//! What the engine does wrong costs its pictures, not the worker.
+
+use axum::http::StatusCode;
+use fluxserve::catalog::Availability;
+use fluxserve::domain::engine::{EngineError, EngineLimits};
+use serde_json::json;
+
+use crate::app::{Options, TestApp, picture, request};
+use crate::fake_engine::{Call, EngineControl, Fault};
+
+async fn error_code(app: &TestApp, id: &str) -> String {
+    let view = app.until_status(id, "failed").await;
+    view["error"]["code"].as_str().expect("a code").to_owned()
+}
+
+/// Waits until the next engine has drawn its warm-up picture, whose seed is 0.
+async fn rebuilt(app: &TestApp) {
+    app.control.until_called(Call::Finish(0)).await;
+    app.control.forget_calls();
+    app.until_availability(Availability::Ready).await;
+}
+
+#[tokio::test]
+async fn a_panic_fails_the_pictures_at_hand_and_the_engine_is_built_again() {
+    let app = TestApp::start().await;
+    app.control.hold();
+    let first = app.submit(&picture(1)).await;
+    app.control.held().await;
+    let second = app.submit(&picture(2)).await;
+    app.control.on_next_step(Fault::Panic);
+    app.control.release();
+    assert_eq!(error_code(&app, &first).await, "engine_failed");
+    app.until_status(&second, "succeeded").await;
+    rebuilt(&app).await;
+    assert_eq!(app.get("/readyz").await.status, StatusCode::OK);
+    let view = app.get(&format!("/v1/inference/jobs/{first}")).await.text();
+    assert!(!view.contains("told to panic"), "what is inside stays inside: {view}");
+}
+
+#[tokio::test]
+async fn a_fatal_error_while_admitting_or_decoding_is_the_same() {
+    let app = TestApp::start().await;
+    let fatal = || Fault::Error(EngineError::Fatal("the device fell off the bus".into()));
+    app.control.on_next_admit(fatal());
+    let first = app.submit(&picture(1)).await;
+    assert_eq!(error_code(&app, &first).await, "engine_failed");
+    rebuilt(&app).await;
+    app.control.on_next_finish(fatal());
+    let second = app.submit(&picture(2)).await;
+    assert_eq!(error_code(&app, &second).await, "engine_failed");
+    rebuilt(&app).await;
+    let third = app.submit(&picture(3)).await;
+    app.until_status(&third, "succeeded").await;
+}
+
+#[tokio::test]
+async fn an_engine_that_cannot_be_built_is_given_up() {
+    let control = EngineControl::default();
+    control.fail_builds(u32::MAX);
+    let app = TestApp::with(Options { control, waits_for_ready: false, ..Options::default() }).await;
+    app.until_availability(Availability::Failed).await;
+    let answer = app.post(&picture(1)).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "model_unavailable"));
+    assert_ne!(answer.header("retry-after"), "");
+    assert_eq!(app.get("/readyz").await.code(), "not_ready");
+    let models = app.send(request("GET", "/v1/inference/runtime/models", None, None)).await.json();
+    let random =
+        json!({ "id": "fluxserve/flux-random", "available": false, "ready_replicas": 0, "desired_replicas": 1 });
+    assert_eq!(models["models"][1], random);
+}
+
+#[tokio::test]
+async fn a_second_attempt_to_build_may_succeed() {
+    let control = EngineControl::default();
+    control.fail_builds(2);
+    let app = TestApp::with(Options { control, ..Options::default() }).await;
+    let id = app.submit(&picture(1)).await;
+    app.until_status(&id, "succeeded").await;
+}
+
+#[tokio::test]
+async fn a_step_that_does_not_fit_is_halved() {
+    let app = TestApp::start().await;
+    app.control.set_step_pictures_max(1);
+    app.control.hold();
+    let first = app.submit(&picture(1)).await;
+    app.control.held().await;
+    let second = app.submit(&picture(2)).await;
+    app.control.release();
+    app.until_status(&first, "succeeded").await;
+    app.until_status(&second, "succeeded").await;
+    let calls = app.control.calls();
+    assert!(calls.contains(&Call::Step(vec![1, 2])) && calls.contains(&Call::Step(vec![2])), "{calls:?}");
+}
+
+#[tokio::test]
+async fn a_picture_that_never_fits_fails_alone() {
+    let app = TestApp::start().await;
+    app.control.set_step_pictures_max(0);
+    let first = app.submit(&picture(1)).await;
+    assert_eq!(error_code(&app, &first).await, "out_of_memory");
+    app.control.set_limits(EngineLimits { pictures_max: 4, step_tokens_max: 100 });
+    let second = app.submit(&picture(2)).await;
+    assert_eq!(error_code(&app, &second).await, "out_of_memory");
+    assert!(!app.control.calls().contains(&Call::Admit(2)), "it is not even tried");
+}
+
+#[tokio::test]
+async fn a_newcomer_that_does_not_fit_now_comes_later() {
+    let app = TestApp::start().await;
+    app.control.hold();
+    let first = app.submit(&picture(1)).await;
+    app.control.held().await;
+    app.control.on_next_admit(Fault::Error(EngineError::OutOfMemory("full".into())));
+    let second = app.submit(&picture(2)).await;
+    app.control.release();
+    app.until_status(&first, "succeeded").await;
+    app.until_status(&second, "succeeded").await;
+    let order: Vec<Call> =
+        app.control.calls().into_iter().filter(|call| matches!(call, Call::Admit(_) | Call::Finish(_))).collect();
+    assert_eq!(order, [Call::Admit(1), Call::Admit(2), Call::Finish(1), Call::Admit(2), Call::Finish(2)]);
+}
+
+#[tokio::test]
+async fn one_bad_request_in_a_shared_step_fails_alone() {
+    let app = TestApp::start().await;
+    app.control.hold();
+    let first = app.submit(&picture(1)).await;
+    app.control.held().await;
+    app.control.on_next_finish(Fault::Error(EngineError::Request("not a finite picture".into())));
+    let second = app.submit(&picture(2)).await;
+    app.control.release();
+    assert_eq!(error_code(&app, &first).await, "refused_by_engine");
+    app.until_status(&second, "succeeded").await;
+    assert!(!app.control.calls().contains(&Call::Build));
+}

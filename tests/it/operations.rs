@@ -1,0 +1,141 @@
+//! What operators see: health, metrics, a full queue, and going down.
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use serde_json::json;
+
+use crate::app::{Options, TestApp, picture, request};
+use crate::fake_engine::EngineControl;
+
+#[tokio::test]
+async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
+    let app = TestApp::with(Options { jobs_max: 2, ..Options::default() }).await;
+    app.control.hold();
+    let first = app.submit(&picture(1)).await;
+    let second = app.submit(&picture(2)).await;
+    let answer = app.post(&picture(3)).await;
+    assert_eq!((answer.status, answer.code().as_str()), (StatusCode::TOO_MANY_REQUESTS, "queue_full"));
+    assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
+    app.control.release();
+    app.until_status(&first, "succeeded").await;
+    app.until_status(&second, "succeeded").await;
+    let third = app.submit(&picture(3)).await;
+    app.until_status(&third, "succeeded").await;
+}
+
+#[tokio::test]
+async fn not_ready_before_the_engine_has_drawn() {
+    let control = EngineControl::default();
+    control.hold();
+    let app = TestApp::with(Options { control, waits_for_ready: false, ..Options::default() }).await;
+    app.control.held().await;
+    assert_eq!(app.get("/healthz").await.json(), json!({ "status": "ok" }));
+    let early = app.get("/readyz").await;
+    assert_eq!((early.status, early.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "not_ready"));
+    assert_eq!(app.post(&picture(1)).await.code(), "model_unavailable");
+    app.control.release();
+    app.until_availability(fluxserve::catalog::Availability::Ready).await;
+    assert_eq!(app.get("/readyz").await.json(), json!({ "status": "ready" }));
+}
+
+#[tokio::test]
+async fn not_ready_when_the_database_does_not_write() {
+    let app = TestApp::start().await;
+    app.store.pool().close().await;
+    let answer = app.get("/readyz").await;
+    assert_eq!(answer.code(), "not_ready");
+    assert_eq!(app.get("/healthz").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn draining_refuses_newcomers_and_finishes_the_rest() {
+    let app = TestApp::start().await;
+    app.control.hold();
+    let id = app.submit(&picture(1)).await;
+    app.jobs.drain();
+    let answer = app.post(&picture(2)).await;
+    assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "draining"));
+    assert_ne!(answer.header("retry-after"), "");
+    assert_eq!(app.get("/readyz").await.code(), "not_ready");
+    assert_eq!(app.jobs.wait_until_idle(Duration::from_millis(50)).await, 1);
+    app.control.release();
+    assert_eq!(app.jobs.wait_until_idle(Duration::from_secs(20)).await, 0);
+    assert_eq!(app.get(&format!("/v1/inference/jobs/{id}")).await.json()["status"], "succeeded");
+}
+
+#[tokio::test]
+async fn metrics_are_for_this_machine_alone() {
+    let app = TestApp::start().await;
+    app.post_with(&picture(1), &[("prefer", "wait=20")]).await;
+    let metrics = || request("GET", "/metrics", None, None);
+    let answer = app.send(metrics()).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    for name in
+        ["fluxserve_http_requests_total", "fluxserve_jobs_total", "fluxserve_step_tokens", "fluxserve_queue_depth_jobs"]
+    {
+        assert!(answer.text().contains(name), "{name} is missing");
+    }
+    assert_eq!(app.send_from("192.0.2.1:9", metrics()).await.code(), "not_found");
+    let mut proxied = metrics();
+    proxied.headers_mut().insert("x-forwarded-for", "192.0.2.1".parse().expect("a value"));
+    assert_eq!(app.send(proxied).await.code(), "not_found");
+}
+
+#[tokio::test]
+async fn the_catalog_is_for_everyone() {
+    let app = TestApp::start().await;
+    let models = app.send(request("GET", "/v1/inference/models", None, None)).await.json();
+    let dev = &models["models"][0];
+    assert_eq!(dev["id"], "black-forest-labs/FLUX.1-dev");
+    assert_eq!((&dev["min_input_images"], &dev["max_input_images"]), (&json!(0), &json!(0)));
+    assert_eq!(dev["max_prompt_chars"], 2048);
+    let defaults = json!({ "width": 512, "height": 512, "steps": 30, "guidance": 3.5 });
+    assert_eq!(dev["parameter_defaults"], defaults);
+    assert_eq!(dev["parameter_limits"]["pixels_max"], 4_194_304);
+    let runtime = app.send(request("GET", "/v1/inference/runtime/models", None, None)).await.json();
+    let expected = json!({ "models": [
+        { "id": "black-forest-labs/FLUX.1-dev", "available": false, "ready_replicas": 0, "desired_replicas": 0 },
+        { "id": "fluxserve/flux-random", "available": true, "ready_replicas": 1, "desired_replicas": 1 },
+    ] });
+    assert_eq!(runtime, expected);
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("no panic under this lock").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn logs_hold_neither_keys_nor_prompts_nor_links() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone()).finish();
+    // For the engine's thread, too. The lines of other tests come along; their prompts and keys are others.
+    tracing::subscriber::set_global_default(subscriber).expect("no other test sets up logging");
+    let app = TestApp::start().await;
+    let mut body = picture(1);
+    body["prompt"] = json!("an unmistakable capybara");
+    let job = app.post_with(&body, &[("prefer", "wait=20")]).await.json();
+    let url = job["result_url"].as_str().expect("a URL").trim_start_matches("http://worker.test");
+    assert_eq!(app.send(request("GET", url, None, None)).await.status, StatusCode::OK);
+    body["width"] = json!(1);
+    app.post(&body).await;
+    let (_, signature) = url.split_once("signature=").expect("a signature");
+    let written = String::from_utf8(log.0.lock().expect("no panic under this lock").clone()).expect("text");
+    assert!(written.contains("answered") && written.contains("job ended"), "{written}");
+    for secret in ["capybara", signature, &app.keys.inference, &app.keys.inference[13..]] {
+        assert!(!written.contains(secret), "{secret} is in the log");
+    }
+}
