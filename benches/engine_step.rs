@@ -9,10 +9,11 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use fluxserve::catalog::card_or_flux_dev;
 use fluxserve::domain::device::DeviceChoice;
 use fluxserve::domain::engine::StepEngine;
 use fluxserve::domain::ids::ModelId;
-use fluxserve::domain::model::{ModelCard, ModelFiles, ParameterDefaults, ParameterLimits};
+use fluxserve::domain::model::{ModelFiles, ParameterDefaults};
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::engine::FluxEngine;
 
@@ -27,27 +28,9 @@ fn main() {
     let (pictures, side, steps) = (setting("PICTURES", 1), setting("SIDE", 512), setting("STEPS", 3).max(1));
     let mut engine =
         FluxEngine::load(&ModelFiles::Directory(checkpoint), DeviceChoice::Auto).expect("the checkpoint loads");
-    let card = ModelCard {
-        id: ModelId::new("benchmark"),
-        defaults: ParameterDefaults { width: side, height: side, steps: steps + 1, guidance: 3.5 },
-        limits: ParameterLimits {
-            width_min: 16,
-            width_max: 2048,
-            height_min: 16,
-            height_max: 2048,
-            size_multiple_of: 16,
-            pixels_max: 1 << 22,
-            steps_min: 1,
-            steps_max: 1000,
-            guidance_min: 0.0,
-            guidance_max: 30.0,
-        },
-        input_images_min: 0,
-        input_images_max: 0,
-        prompt_chars_max: 2048,
-        sequence_length: 512,
-        true_cfg_scale: 4.0,
-    };
+    let mut card = card_or_flux_dev(&ModelId::new("benchmark"));
+    card.defaults = ParameterDefaults { width: side, height: side, steps: steps + 1, guidance: 3.5 };
+    card.limits.steps_max = steps + 1;
     let slots: Vec<_> = (0..pictures)
         .map(|seed| {
             let params =

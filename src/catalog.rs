@@ -6,23 +6,14 @@
 mod cards;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use cards::embedded_files;
 
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ModelFiles};
+use crate::domain::model_source::ModelSource;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
-
-/// One model the worker was told to serve: `ID` or `ID=DIR`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ModelChoice {
-    /// The name clients will use.
-    pub id: ModelId,
-    /// The checkpoint folder, in either published layout. `None`: the files compiled into the program.
-    pub directory: Option<PathBuf>,
-}
 
 /// Whether a model draws.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +58,7 @@ impl Catalog {
     ///
     /// # Errors
     /// When a choice names no files, or a model twice.
-    pub fn new(choices: &[ModelChoice]) -> Result<Self, CatalogError> {
+    pub fn new(choices: &[ModelSource]) -> Result<Self, CatalogError> {
         let mut cards: BTreeMap<_, _> =
             cards::built_in().into_iter().map(|card| (card.id.clone(), Arc::new(card))).collect();
         let mut served = BTreeMap::new();
@@ -154,10 +145,12 @@ pub fn warm_up_spec(card: &ModelCard) -> GenerateSpec {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
-    fn choice(id: &str, directory: Option<&str>) -> ModelChoice {
-        ModelChoice { id: ModelId::new(id), directory: directory.map(PathBuf::from) }
+    fn choice(id: &str, directory: Option<&str>) -> ModelSource {
+        ModelSource { id: ModelId::new(id), directory: directory.map(PathBuf::from) }
     }
 
     #[test]

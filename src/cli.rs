@@ -16,8 +16,9 @@ use clap::{Args, Parser, Subcommand};
 pub use generate::GenerateArgs;
 pub use keys::KeysCommand;
 
-use crate::config::{Config, Flags, ModelSource, VARIABLES};
+use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::DeviceChoice;
+use crate::domain::model_source::ModelSource;
 use crate::{app, shutdown};
 
 /// A worker that draws images with FLUX, and knows who may ask for them.

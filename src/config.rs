@@ -2,7 +2,6 @@
 //! variable is named once, in `env`, and an error says in which file, field or variable it stands.
 
 mod env;
-mod model_source;
 mod resolve;
 mod settings;
 
@@ -13,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use env::{VARIABLES, Variable};
-pub use model_source::{InvalidModelSource, ModelSource};
 
 use crate::domain::device::DeviceChoice;
 use crate::domain::ids::ModelId;
+use crate::domain::model_source::ModelSource;
 
 /// Read from the working directory when no other file is named, and only if it is there.
 pub const DEFAULT_FILE: &str = "fluxserve.toml";

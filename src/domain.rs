@@ -9,5 +9,6 @@ pub mod engine;
 pub mod ids;
 pub mod job;
 pub mod model;
+pub mod model_source;
 pub mod scope;
 pub mod spec;

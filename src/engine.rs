@@ -190,12 +190,14 @@ impl StepEngine for FluxEngine {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the form that `map_err` takes")]
 fn unreadable_prompt(error: TokenizerError) -> EngineError {
     tracing::debug!(%error, "a tokenizer refused a prompt");
     EngineError::Request("the prompt cannot be cut into tokens".to_owned())
 }
 
 /// candle says "out of memory" only in words.
+#[expect(clippy::needless_pass_by_value, reason = "the form that `map_err` takes")]
 fn device_error(error: candle_core::Error) -> EngineError {
     let text = error.to_string();
     if text.contains("OUT_OF_MEMORY") || text.contains("out of memory") {

@@ -5,6 +5,8 @@
 
 pub mod metrics;
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 /// How log lines are written.
@@ -34,7 +36,10 @@ pub enum TelemetryError {
 /// When the filter cannot be read, or logging was set up before.
 pub fn start_logs(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
     let directives = EnvFilter::try_new(filter).map_err(|_| TelemetryError::Filter(filter.to_owned()))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(directives).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(directives)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     let outcome = match format {
         LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),

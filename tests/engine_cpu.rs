@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
+use fluxserve::catalog::card_or_flux_dev;
 use fluxserve::domain::device::DeviceChoice;
 use fluxserve::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
-use fluxserve::domain::model::{ModelCard, ModelFiles, ParameterDefaults, ParameterLimits};
+use fluxserve::domain::model::{ModelCard, ModelFiles};
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::engine::FluxEngine;
 
@@ -18,28 +19,13 @@ fn engine() -> FluxEngine {
     FluxEngine::load(&ModelFiles::Directory(reference("FLUX.1-dev")), DeviceChoice::Cpu).expect("the checkpoint loads")
 }
 
+/// FLUX.1-dev's card, without the limits that some pictures here go beyond.
 fn card() -> ModelCard {
-    ModelCard {
-        id: ModelId::new("reference"),
-        defaults: ParameterDefaults { width: 64, height: 64, steps: 4, guidance: 3.5 },
-        limits: ParameterLimits {
-            width_min: 16,
-            width_max: 2048,
-            height_min: 16,
-            height_max: 2048,
-            size_multiple_of: 16,
-            pixels_max: 1 << 22,
-            steps_min: 1,
-            steps_max: 100,
-            guidance_min: 0.0,
-            guidance_max: 30.0,
-        },
-        input_images_min: 0,
-        input_images_max: 0,
-        prompt_chars_max: 100_000,
-        sequence_length: 512,
-        true_cfg_scale: 4.0,
-    }
+    let mut card = card_or_flux_dev(&ModelId::new("reference"));
+    card.prompt_chars_max = 100_000;
+    card.limits.width_min = 16;
+    card.limits.height_min = 16;
+    card
 }
 
 fn spec(params: GenerateParams) -> GenerateSpec {

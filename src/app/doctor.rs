@@ -5,7 +5,8 @@ use std::io::Write;
 use anyhow::bail;
 
 use super::models::files_of;
-use crate::config::{Config, ModelSource};
+use crate::config::Config;
+use crate::domain::model_source::ModelSource;
 use crate::engine;
 use crate::store::Store;
 

@@ -6,10 +6,10 @@ use anyhow::{Context as _, bail};
 
 use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
-use crate::config::ModelSource;
 use crate::domain::device::DeviceChoice;
 use crate::domain::engine::StepEngine;
 use crate::domain::model::ModelCard;
+use crate::domain::model_source::ModelSource;
 use crate::domain::spec::{GenerateParams, GenerateSpec, PIXELS_PER_TOKEN_SIDE};
 use crate::encode::{OutputFormat, encode};
 use crate::engine::FluxEngine;

@@ -4,15 +4,15 @@ use std::io::Write;
 
 use anyhow::{anyhow, bail};
 
-use crate::catalog::{self, Catalog, ModelChoice};
-use crate::config::{Config, ModelSource};
+use crate::catalog::{self, Catalog};
+use crate::config::Config;
 use crate::domain::model::ModelFiles;
+use crate::domain::model_source::ModelSource;
 use crate::engine;
 
 /// The catalog of the models that are to be served.
 pub(super) fn catalog_of(config: &Config) -> anyhow::Result<Catalog> {
-    let choice = |source: &ModelSource| ModelChoice { id: source.id.clone(), directory: source.directory.clone() };
-    Ok(Catalog::new(&config.models.iter().map(choice).collect::<Vec<_>>())?)
+    Ok(Catalog::new(&config.models)?)
 }
 
 /// A model's files: the folder that was named, or what is compiled into the program.

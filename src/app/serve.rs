@@ -116,6 +116,8 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> a
     if tokio::time::timeout(CONNECTIONS_CLOSE_DEADLINE, server).await.is_err() {
         tracing::warn!("some connections did not close in time");
     }
+    // The engines have stopped: what their last events left to write down is short.
+    jobs.wait_until_idle(CONNECTIONS_CLOSE_DEADLINE).await;
     recorder.await?;
     keys.store.close().await;
     Ok(())
@@ -202,6 +204,10 @@ fn greet(out: &mut dyn Write, url: &str, catalog: &Catalog, demo_key: Option<&st
             ModelFiles::Embedded(_) => "in the program".to_owned(),
         };
         writeln!(out, "{} is ready ({place})", card.id)?;
+        if let Some(notice) = &card.notice {
+            writeln!(out, "  note: {notice}")?;
+            tracing::warn!(model = %card.id, "{notice}");
+        }
     }
     let key = match demo_key {
         Some(key) => {

@@ -16,6 +16,7 @@ static FLUX_RANDOM_FILES: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/model
 #[serde(deny_unknown_fields)]
 struct CardFile {
     id: ModelId,
+    notice: Option<String>,
     input_images_min: usize,
     input_images_max: usize,
     prompt_chars_max: usize,
@@ -29,6 +30,7 @@ fn read(text: &str) -> ModelCard {
     let file: CardFile = toml::from_str(text).expect("a card of models/ is valid");
     ModelCard {
         id: file.id,
+        notice: file.notice,
         defaults: file.defaults,
         limits: file.limits,
         input_images_min: file.input_images_min,

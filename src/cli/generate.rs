@@ -7,8 +7,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::app::{self, GenerateRequest};
-use crate::config::{Config, ModelSource};
+use crate::config::Config;
 use crate::domain::device::DeviceChoice;
+use crate::domain::model_source::ModelSource;
 use crate::domain::spec::{GenerateParams, PIXELS_PER_TOKEN_SIDE, SEED_MAX};
 
 /// Options of `generate`.

@@ -8,7 +8,8 @@ use std::str::FromStr;
 
 use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, Origin, Settings};
-use crate::config::{Config, ConfigError, HttpConfig, LogConfig, ModelSource, QueueConfig, ResultsConfig};
+use crate::config::{Config, ConfigError, HttpConfig, LogConfig, QueueConfig, ResultsConfig};
+use crate::domain::model_source::ModelSource;
 
 // What each number may be. The ends are where a value turns from unusual into a mistake of the unit.
 const DRAIN_DEADLINE_SECONDS: RangeInclusive<u64> = 0..=3600;

@@ -11,6 +11,8 @@ use crate::domain::ids::ModelId;
 pub struct ModelCard {
     /// The name clients use.
     pub id: ModelId,
+    /// What a person should know before taking its pictures for more than they are.
+    pub notice: Option<String>,
     /// Used for fields that a request leaves out.
     pub defaults: ParameterDefaults,
     /// What a request may ask for.

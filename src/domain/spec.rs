@@ -277,6 +277,7 @@ mod tests {
     fn card() -> ModelCard {
         ModelCard {
             id: ModelId::new("test/model"),
+            notice: None,
             defaults: ParameterDefaults { width: 512, height: 512, steps: 30, guidance: 3.5 },
             limits: ParameterLimits {
                 width_min: 64,

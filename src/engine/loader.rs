@@ -93,22 +93,22 @@ impl Checkpoint {
 
 fn examine(files: &ModelFiles) -> (Option<Checkpoint>, Inspection) {
     let source = Source::new(files);
-    let mut inspection = Inspection::of(&source);
-    let configs = Configs::read(&source, &mut inspection.problems);
-    let tokenizers = TokenizerFiles::read(&source, &mut inspection.problems);
+    let mut inspection = Inspection::of(source);
+    let configs = Configs::read(source, &mut inspection.problems);
+    let tokenizers = TokenizerFiles::read(source, &mut inspection.problems);
     let Some(configs) = configs else {
         return (None, inspection);
     };
-    let (layout, stem) = transformer_location(&source);
+    let (layout, stem) = transformer_location(source);
     let expected = inventory::transformer(&configs.transformer, layout);
-    let transformer = component(&source, &mut inspection, "transformer", &stem, expected, inventory::none_ignored);
-    let (layout, stem) = vae_location(&source);
+    let transformer = component(source, &mut inspection, "transformer", &stem, expected, inventory::none_ignored);
+    let (layout, stem) = vae_location(source);
     let expected = inventory::vae(&configs.vae, layout);
-    let vae = component(&source, &mut inspection, "vae", &stem, expected, inventory::none_ignored);
+    let vae = component(source, &mut inspection, "vae", &stem, expected, inventory::none_ignored);
     let expected = inventory::clip(&configs.clip);
-    let clip = component(&source, &mut inspection, "text_encoder", CLIP_STEM, expected, inventory::clip_ignored);
+    let clip = component(source, &mut inspection, "text_encoder", CLIP_STEM, expected, inventory::clip_ignored);
     let expected = inventory::t5(&configs.t5);
-    let t5 = component(&source, &mut inspection, "text_encoder_2", T5_STEM, expected, inventory::t5_ignored);
+    let t5 = component(source, &mut inspection, "text_encoder_2", T5_STEM, expected, inventory::t5_ignored);
     let checkpoint = match (tokenizers, transformer, vae, clip, t5) {
         (Some(tokenizers), Some(transformer), Some(vae), Some(clip), Some(t5)) if inspection.is_sound() => {
             Some(Checkpoint { configs, tokenizers, transformer, vae, clip, t5 })
@@ -124,7 +124,7 @@ const TRANSFORMER_STEM: &str = "transformer/diffusion_pytorch_model";
 const VAE_STEM: &str = "vae/diffusion_pytorch_model";
 
 /// The folders win where both layouts are there: they carry their own configuration.
-fn transformer_location(source: &Source) -> (Layout, String) {
+fn transformer_location(source: Source) -> (Layout, String) {
     if WeightFiles::exist(source, TRANSFORMER_STEM) {
         return (Layout::Diffusers, TRANSFORMER_STEM.to_owned());
     }
@@ -135,7 +135,7 @@ fn transformer_location(source: &Source) -> (Layout, String) {
     single.map_or((Layout::Diffusers, TRANSFORMER_STEM.to_owned()), |stem| (Layout::SingleFile, stem))
 }
 
-fn vae_location(source: &Source) -> (Layout, String) {
+fn vae_location(source: Source) -> (Layout, String) {
     if !WeightFiles::exist(source, VAE_STEM) && WeightFiles::exist(source, "ae") {
         return (Layout::SingleFile, "ae".to_owned());
     }
@@ -144,7 +144,7 @@ fn vae_location(source: &Source) -> (Layout, String) {
 
 /// Opens the weight files of one component and compares them with what is expected.
 fn component(
-    source: &Source,
+    source: Source,
     inspection: &mut Inspection,
     name: &'static str,
     stem: &str,
@@ -163,7 +163,7 @@ fn component(
 }
 
 impl TokenizerFiles {
-    fn read(source: &Source, problems: &mut Vec<Problem>) -> Option<Self> {
+    fn read(source: Source, problems: &mut Vec<Problem>) -> Option<Self> {
         let clip_vocabulary = source.required_text("tokenizer/vocab.json", problems);
         let clip_merges = source.required_text("tokenizer/merges.txt", problems);
         let t5 = source.required_text("tokenizer_2/tokenizer.json", problems);

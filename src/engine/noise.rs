@@ -53,7 +53,7 @@ fn natural_logarithm(x: f32) -> f32 {
         -1.666_805_8e-1,
         2.000_071_4e-1,
         -2.499_999_4e-1,
-        3.333_333_1e-1,
+        3.333_333e-1,
     ];
     let bits = x.to_bits();
     let mut exponent = (bits >> 23) as f32 - 126.0;

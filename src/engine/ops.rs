@@ -4,6 +4,8 @@
 //! On the CPU in f32 each runs as a fused custom op. Elsewhere it runs as a composition of candle's own operations
 //! (`*_composed`), which is also the twin that the tests hold the fused one to.
 
+#![expect(clippy::inline_always, reason = "only what is inlined into `vectorized` is compiled for wide vectors")]
+
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod gemm;

@@ -11,10 +11,11 @@ use super::loader::config::Configs;
 use super::slots::TokenGrid;
 use super::text::tokens::Tokenizers;
 use super::{FluxEngine, noise, ops, sampler, vae};
+use crate::catalog::card_or_flux_dev;
 use crate::domain::device::DeviceChoice;
 use crate::domain::engine::StepEngine;
 use crate::domain::ids::ModelId;
-use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles, ParameterDefaults, ParameterLimits};
+use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles};
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 
 /// Largest absolute differences that a correct implementation stays within; the smallest mistake that was tried moves
@@ -69,28 +70,13 @@ fn engine(files: &ModelFiles) -> FluxEngine {
     FluxEngine::load(files, DeviceChoice::Cpu).expect("the reference checkpoint loads")
 }
 
+/// FLUX.1-dev's card, without the limits that the recorded cases go beyond.
 fn card() -> ModelCard {
-    ModelCard {
-        id: ModelId::new("reference"),
-        defaults: ParameterDefaults { width: 64, height: 64, steps: 4, guidance: 3.5 },
-        limits: ParameterLimits {
-            width_min: 16,
-            width_max: 2048,
-            height_min: 16,
-            height_max: 2048,
-            size_multiple_of: 16,
-            pixels_max: 1 << 22,
-            steps_min: 1,
-            steps_max: 100,
-            guidance_min: 0.0,
-            guidance_max: 30.0,
-        },
-        input_images_min: 0,
-        input_images_max: 0,
-        prompt_chars_max: 100_000,
-        sequence_length: 512,
-        true_cfg_scale: 4.0,
-    }
+    let mut card = card_or_flux_dev(&ModelId::new("reference"));
+    card.prompt_chars_max = 100_000;
+    card.limits.width_min = 16;
+    card.limits.height_min = 16;
+    card
 }
 
 fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {

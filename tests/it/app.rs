@@ -10,9 +10,10 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use fluxserve::auth::{Authenticator, KeyService, NewKey};
-use fluxserve::catalog::{Availability, Catalog, ModelChoice, warm_up_spec};
+use fluxserve::catalog::{Availability, Catalog, warm_up_spec};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::model_source::ModelSource;
 use fluxserve::domain::scope::Scope;
 use fluxserve::http::{HttpParts, HttpSettings, router};
 use fluxserve::jobs::{JobService, JobSettings, ServiceParts};
@@ -95,7 +96,7 @@ impl TestApp {
     async fn build(options: Options, folder: TempDir, clock: ManualClock, keys: Option<Keys>) -> Self {
         let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("a database");
         let shared_clock: Arc<dyn Clock> = Arc::new(clock.clone());
-        let choice = ModelChoice { id: ModelId::new(MODEL), directory: None };
+        let choice = ModelSource { id: ModelId::new(MODEL), directory: None };
         let catalog = Arc::new(Catalog::new(&[choice]).expect("a known model"));
         let control = options.control;
         let queues = start_queues(&catalog, options.jobs_max, &control);

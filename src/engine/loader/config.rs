@@ -163,7 +163,7 @@ impl Configs {
     ///
     /// The transformer's, the autoencoder's and the scheduler's may be absent, as they are beside the single files; then
     /// FLUX.1-dev's published dimensions are taken, and weights of other shapes are found out by the inventory.
-    pub(super) fn read(source: &Source, problems: &mut Vec<Problem>) -> Option<Self> {
+    pub(super) fn read(source: Source, problems: &mut Vec<Problem>) -> Option<Self> {
         let before = problems.len();
         let transformer = optional(source, TRANSFORMER, TransformerConfig::flux_dev, problems);
         let vae = optional(source, VAE, VaeConfig::flux, problems);
@@ -245,13 +245,13 @@ fn parse<T: DeserializeOwned>(path: &str, text: &str, problems: &mut Vec<Problem
     }
 }
 
-fn required<T: DeserializeOwned>(source: &Source, path: &str, problems: &mut Vec<Problem>) -> Option<T> {
+fn required<T: DeserializeOwned>(source: Source, path: &str, problems: &mut Vec<Problem>) -> Option<T> {
     let text = source.required_text(path, problems)?;
     parse(path, &text, problems)
 }
 
 fn optional<T: DeserializeOwned>(
-    source: &Source,
+    source: Source,
     path: &str,
     default: impl FnOnce() -> T,
     problems: &mut Vec<Problem>,

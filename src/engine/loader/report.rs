@@ -106,7 +106,7 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    pub(super) fn of(source: &Source) -> Self {
+    pub(super) fn of(source: Source) -> Self {
         Self { place: source.place(), components: Vec::new(), problems: Vec::new() }
     }
 
@@ -146,9 +146,9 @@ impl fmt::Display for Inspection {
 const LISTED_MAX: usize = 12;
 
 pub(super) fn bullet_list(problems: &[Problem]) -> String {
-    let mut text: String = problems.iter().take(LISTED_MAX).map(|problem| format!("\n  - {problem}")).collect();
+    let mut lines: Vec<String> = problems.iter().take(LISTED_MAX).map(ToString::to_string).collect();
     if problems.len() > LISTED_MAX {
-        text += &format!("\n  - and {} more", problems.len() - LISTED_MAX);
+        lines.push(format!("and {} more", problems.len() - LISTED_MAX));
     }
-    text
+    lines.into_iter().flat_map(|line| ["\n  - ".to_owned(), line]).collect()
 }

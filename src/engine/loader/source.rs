@@ -37,7 +37,7 @@ impl<'a> Source<'a> {
     }
 
     /// Where the files are, for messages.
-    pub(super) fn place(&self) -> String {
+    pub(super) fn place(self) -> String {
         match self.0 {
             ModelFiles::Directory(directory) => directory.display().to_string(),
             ModelFiles::Embedded(_) => "the program itself".to_owned(),
@@ -45,7 +45,7 @@ impl<'a> Source<'a> {
     }
 
     /// Opens a file; `None` where there is none of that name.
-    pub(super) fn open(&self, path: &str) -> io::Result<Option<Blob>> {
+    pub(super) fn open(self, path: &str) -> io::Result<Option<Blob>> {
         match self.0 {
             ModelFiles::Embedded(files) => {
                 let file = files.iter().find(|file| file.path == path);
@@ -60,7 +60,7 @@ impl<'a> Source<'a> {
     }
 
     /// Whether there is a file of that name.
-    pub(super) fn contains(&self, path: &str) -> bool {
+    pub(super) fn contains(self, path: &str) -> bool {
         match self.0 {
             ModelFiles::Embedded(files) => files.iter().any(|file| file.path == path),
             ModelFiles::Directory(directory) => directory.join(path).is_file(),
@@ -68,7 +68,7 @@ impl<'a> Source<'a> {
     }
 
     /// Names of the files at the top, sorted.
-    pub(super) fn top_level_files(&self) -> Vec<String> {
+    pub(super) fn top_level_files(self) -> Vec<String> {
         let mut names: Vec<String> = match self.0 {
             ModelFiles::Embedded(files) => {
                 files.iter().map(|file| file.path.to_owned()).filter(|path| !path.contains('/')).collect()
@@ -84,7 +84,7 @@ impl<'a> Source<'a> {
     }
 
     /// A text file; `None` where there is none, or where it cannot be read, which is a problem.
-    pub(super) fn text(&self, path: &str, problems: &mut Vec<Problem>) -> Option<String> {
+    pub(super) fn text(self, path: &str, problems: &mut Vec<Problem>) -> Option<String> {
         let blob = match self.open(path) {
             Ok(blob) => blob?,
             Err(error) => {
@@ -107,7 +107,7 @@ impl<'a> Source<'a> {
     }
 
     /// A text file whose absence is a problem.
-    pub(super) fn required_text(&self, path: &str, problems: &mut Vec<Problem>) -> Option<String> {
+    pub(super) fn required_text(self, path: &str, problems: &mut Vec<Problem>) -> Option<String> {
         let before = problems.len();
         let text = self.text(path, problems);
         if text.is_none() && problems.len() == before {

@@ -42,13 +42,13 @@ fn index_path(stem: &str) -> String {
 
 impl WeightFiles {
     /// Whether there is a file or an index of this stem.
-    pub(super) fn exist(source: &Source, stem: &str) -> bool {
+    pub(super) fn exist(source: Source, stem: &str) -> bool {
         source.contains(&single_path(stem)) || source.contains(&index_path(stem))
     }
 
     /// Opens `STEM.safetensors`, or the shards that `STEM.safetensors.index.json` names, and reads their headers.
     /// `None` when not one file could be opened; whatever is wrong goes to `problems`.
-    pub(super) fn open(source: &Source, stem: &str, problems: &mut Vec<Problem>) -> Option<Self> {
+    pub(super) fn open(source: Source, stem: &str, problems: &mut Vec<Problem>) -> Option<Self> {
         let (single, index) = (single_path(stem), index_path(stem));
         if source.contains(&single) {
             let mut weights = Self { files: Vec::new(), entries: BTreeMap::new(), label: single.clone() };
@@ -80,13 +80,13 @@ impl WeightFiles {
         (!weights.files.is_empty()).then_some(weights)
     }
 
-    fn add(&mut self, source: &Source, path: &str, problems: &mut Vec<Problem>) {
+    fn add(&mut self, source: Source, path: &str, problems: &mut Vec<Problem>) {
         match source.open(path) {
             Err(error) => problems.push(Problem::unreadable(path, error)),
             Ok(None) => problems.push(Problem::missing(path)),
             Ok(Some(blob)) => match self.read_header(blob.as_ref(), path, problems) {
                 Err(error) => {
-                    problems.push(Problem::unreadable(path, format!("not a whole safetensors file: {error}")))
+                    problems.push(Problem::unreadable(path, format!("not a whole safetensors file: {error}")));
                 }
                 Ok(()) => self.files.push((path.to_owned(), blob)),
             },

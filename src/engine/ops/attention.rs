@@ -96,10 +96,11 @@ struct Scratch {
 }
 
 fn attend(qkv: &Rows, heads: usize, block: Block, scratch: &mut Scratch) {
+    let Block { sequence, queries: own, out } = block;
     let part_width = qkv.width / 3;
     let head_width = part_width / heads;
     let scale = 1.0 / (head_width as f32).sqrt();
-    let (queries, keys) = (block.queries.len(), block.sequence.len());
+    let (queries, keys) = (own.len(), sequence.len());
     scratch.scores.resize(queries * keys, 0.0);
     scratch.answers.resize(queries * head_width, 0.0);
     for head in 0..heads {
@@ -107,7 +108,7 @@ fn attend(qkv: &Rows, heads: usize, block: Block, scratch: &mut Scratch) {
             let start = rows.start * qkv.stride + part * part_width + head * head_width;
             MatrixRef::new(&qkv.values[start..], rows.len(), head_width, qkv.stride)
         };
-        let (query, key, value) = (matrix(&block.queries, 0), matrix(&block.sequence, 1), matrix(&block.sequence, 2));
+        let (query, key, value) = (matrix(&own, 0), matrix(&sequence, 1), matrix(&sequence, 2));
         multiply(&mut scratch.scores, query, key.transposed(), false, Threads::One);
         vectorized(|| {
             for scores in scratch.scores.chunks_exact_mut(keys) {
@@ -117,8 +118,8 @@ fn attend(qkv: &Rows, heads: usize, block: Block, scratch: &mut Scratch) {
         let weights = MatrixRef::new(&scratch.scores, queries, keys, keys);
         multiply(&mut scratch.answers, weights, value, false, Threads::One);
         let answers = scratch.answers.chunks_exact(head_width);
-        for (out, answer) in block.out.chunks_exact_mut(part_width).zip(answers) {
-            out[head * head_width..][..head_width].copy_from_slice(answer);
+        for (row, answer) in out.chunks_exact_mut(part_width).zip(answers) {
+            row[head * head_width..][..head_width].copy_from_slice(answer);
         }
     }
 }
