@@ -90,14 +90,14 @@ struct Places {
     max: usize,
 }
 
-/// The right to submit one job. Given back when dropped, and when the job ends.
+/// The right to submit one job. Given back when dropped, and when the job has ended and its listener is gone.
 #[must_use = "a place that is dropped is given back"]
 pub struct Place {
     queue: Queue,
     hold: PlaceHold,
 }
 
-/// One counted place; travels with the job until its end.
+/// One counted place; travels with the job until its end, and with its listener until that is done.
 #[derive(Debug)]
 struct PlaceHold(Arc<Places>);
 
@@ -170,8 +170,13 @@ impl Queue {
 impl Place {
     /// Puts a job at the end of the line.
     pub fn submit(self, id: JobId, spec: GenerateSpec) -> JobEvents {
-        let (events, listener) = event::channel();
-        self.queue.line.push(Entry { id, spec, events, restarts: 0, _hold: self.hold });
+        let (events, mut listener) = event::channel();
+        let hold = Arc::new(self.hold);
+        listener.hold = Some(Arc::clone(&hold));
+        self.queue.line.push(Entry { id, spec, events, restarts: 0, _hold: hold });
         listener
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,11 @@
 //! What the engine thread tells about one job, delivered so that a slow listener never holds the engine up: progress
 //! is a value that is overwritten, the end is sent once.
 
+use std::sync::Arc;
+
 use tokio::sync::{oneshot, watch};
 
+use super::PlaceHold;
 use crate::domain::engine::RgbImage;
 
 /// Something that happened to a job.
@@ -65,6 +68,8 @@ pub struct JobEvents {
     progress: watch::Receiver<Progress>,
     progress_open: bool,
     outcome: Option<oneshot::Receiver<QueueEvent>>,
+    /// The job's place is free only when its listener has done with it as well.
+    pub(super) hold: Option<Arc<PlaceHold>>,
 }
 
 /// Both ends for one job.
@@ -72,7 +77,8 @@ pub(super) fn channel() -> (EventSender, JobEvents) {
     let (progress, progress_receiver) = watch::channel(Progress::Waiting);
     let (outcome, outcome_receiver) = oneshot::channel();
     let sender = EventSender { progress, outcome: Some(outcome) };
-    let receiver = JobEvents { progress: progress_receiver, progress_open: true, outcome: Some(outcome_receiver) };
+    let receiver =
+        JobEvents { progress: progress_receiver, progress_open: true, outcome: Some(outcome_receiver), hold: None };
     (sender, receiver)
 }
 

@@ -2,7 +2,7 @@
 //! being drawn. Every lock is held for a few copies only, never over an engine call.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -24,7 +24,7 @@ pub(super) struct Entry {
     pub(super) events: EventSender,
     /// How often its drawing was begun anew to make room for others.
     pub(super) restarts: u32,
-    pub(super) _hold: PlaceHold,
+    pub(super) _hold: Arc<PlaceHold>,
 }
 
 impl Entry {
@@ -155,11 +155,16 @@ impl Line {
         self.state.send_replace(state);
     }
 
-    /// Shows what is being drawn and takes what has happened meanwhile.
-    pub(super) fn exchange(&self, admitted: &[Admitted]) -> News {
+    /// Shows what is being drawn.
+    pub(super) fn show(&self, admitted: &[Admitted]) {
         let mut inner = self.lock();
         inner.admitted.clear();
         inner.admitted.extend_from_slice(admitted);
+    }
+
+    /// Takes what has happened meanwhile.
+    pub(super) fn take_news(&self) -> News {
+        let mut inner = self.lock();
         News {
             next_waiting: inner.waiting.front().map(|entry| entry.id),
             waiting: inner.waiting.len(),

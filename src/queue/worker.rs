@@ -118,9 +118,8 @@ impl Worker {
 
     /// Takes the news and lets go of cancelled pictures. `true`: the queue is closed.
     fn catch_up(&mut self, engine: &mut GuardedEngine) -> Result<bool, Broken> {
-        let news = self.line.exchange(&self.state.admitted);
+        let news = self.line.take_news();
         self.state.next_waiting = news.next_waiting;
-        metrics::queue_depth(self.settings.model.as_str(), news.waiting, self.drawings.len());
         for id in news.cancels {
             if let Some(drawing) = self.leave(id) {
                 drawing.entry.events.end(QueueEvent::Canceled);
@@ -130,6 +129,8 @@ impl Worker {
                 self.line.cancel(id);
             }
         }
+        // Only now: before a sleep, nobody would come by to strike out those who have just left.
+        self.show(news.waiting);
         Ok(news.closed)
     }
 
@@ -249,7 +250,12 @@ impl Worker {
         for (_, drawing) in self.drawings.drain() {
             drawing.entry.fail(JobFailure::ENGINE_FAILED, ENGINE_FAILED_REASON);
         }
-        self.line.exchange(&[]);
+        self.show(self.line.take_news().waiting);
+    }
+
+    fn show(&self, waiting: usize) {
+        self.line.show(&self.state.admitted);
+        metrics::queue_depth(self.settings.model.as_str(), waiting, self.drawings.len());
     }
 }
 

@@ -1,0 +1,128 @@
+//! One engine's queue from outside, with a pretended engine that steps when the test lets it.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::event::{JobEvents, QueueEvent};
+use super::{EngineState, Queue, QueueSettings};
+use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
+use crate::domain::ids::{JobId, ModelId};
+use crate::domain::spec::{GenerateParams, GenerateSpec};
+
+/// Longest a test waits for something to happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn spec() -> GenerateSpec {
+    let card = crate::catalog::card_or_flux_dev(&ModelId::new("test/model"));
+    let params = GenerateParams { prompt: "a fox".into(), width: Some(64), height: Some(64), ..Default::default() };
+    GenerateSpec::new(params, &card).expect("valid")
+}
+
+/// Steps once for each message; without a sender, as often as it is told to.
+struct Gated {
+    gate: Arc<Mutex<mpsc::Receiver<()>>>,
+    pictures: BTreeMap<Slot, GenerateSpec>,
+    slots: u64,
+}
+
+impl StepEngine for Gated {
+    fn limits(&self) -> EngineLimits {
+        EngineLimits { pictures_max: 2, step_tokens_max: 100_000 }
+    }
+
+    fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
+        self.slots += 1;
+        self.pictures.insert(Slot(self.slots), spec.clone());
+        Ok(Slot(self.slots))
+    }
+
+    fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
+        // The warm-up picture passes.
+        if self.slots > 1 {
+            drop(self.gate.lock().expect("one engine at a time").recv());
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
+        let spec = self.pictures.remove(&slot).expect("admitted");
+        let bytes = spec.width() as usize * spec.height() as usize * 3;
+        Ok(RgbImage::new(spec.width(), spec.height(), vec![0; bytes]).expect("three bytes per pixel"))
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.pictures.remove(&slot);
+    }
+}
+
+fn settings() -> QueueSettings {
+    QueueSettings {
+        model: ModelId::new("test/model"),
+        jobs_max: 4,
+        warm_up: spec(),
+        builds_max: 3,
+        rebuild_delay: Duration::from_millis(1),
+    }
+}
+
+async fn ready(queue: &Queue) {
+    let mut state = queue.state();
+    let reached = state.wait_for(|state| *state == EngineState::Ready);
+    tokio::time::timeout(PATIENCE, reached).await.expect("in time").expect("a queue");
+}
+
+async fn gated() -> (Queue, mpsc::Sender<()>) {
+    let (steps, gate) = mpsc::channel();
+    let gate = Arc::new(Mutex::new(gate));
+    let build = move || {
+        let gate = Arc::clone(&gate);
+        Ok(Box::new(Gated { gate, pictures: BTreeMap::new(), slots: 0 }) as Box<dyn StepEngine>)
+    };
+    let queue = Queue::start(settings(), Box::new(build)).expect("a thread");
+    ready(&queue).await;
+    (queue, steps)
+}
+
+/// The next event; an engine that does nothing fails the test instead of stopping it.
+async fn next(events: &mut JobEvents) -> Option<QueueEvent> {
+    tokio::time::timeout(PATIENCE, events.next()).await.expect("in time")
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_picture_stands_nowhere_while_the_engine_idles() {
+    let (queue, steps) = gated().await;
+    let id = JobId::generate();
+    let mut events = queue.reserve().expect("a place").submit(id, spec());
+    assert_eq!(next(&mut events).await, Some(QueueEvent::Started));
+    assert!(queue.standing(id).is_some());
+    queue.cancel(id);
+    steps.send(()).expect("an engine");
+    while next(&mut events).await.is_some_and(|event| event != QueueEvent::Canceled) {}
+    until("it has left", || queue.standing(id).is_none()).await;
+    queue.close();
+}
+
+#[tokio::test]
+async fn a_place_is_held_until_the_listener_is_done() {
+    let (queue, steps) = gated().await;
+    let mut all: Vec<JobEvents> =
+        (0..4).map(|_| queue.reserve().expect("a place").submit(JobId::generate(), spec())).collect();
+    drop(steps);
+    for events in &mut all {
+        while next(events).await.is_some() {}
+    }
+    assert!(queue.reserve().is_err(), "four ends are not yet written down");
+    all.pop();
+    until("a place is free", || queue.reserve().is_ok()).await;
+    queue.close();
+}
