@@ -28,6 +28,9 @@ use crate::encode::OutputFormat;
 /// Most jobs in one page of a list.
 pub const PAGE_JOBS_MAX: u32 = 100;
 
+/// Ended jobs of one owner that are kept, where nothing else is said: a day of one every nine seconds.
+pub const ENDED_JOBS_PER_OWNER_MAX: u32 = 10_000;
+
 /// What the life of a job is held to.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
@@ -37,6 +40,8 @@ pub struct JobSettings {
     pub results_retention: Duration,
     /// How much disk pictures may take; the oldest go first. Looked after by the sweep, so passed for a while.
     pub results_bytes_max: u64,
+    /// How many ended jobs of one owner are kept; the oldest go first. Looked after by the sweep, so passed for a while.
+    pub ended_jobs_per_owner_max: u32,
     /// How often finished jobs are looked through for those to be forgotten.
     pub sweep_interval: Duration,
 }

@@ -21,7 +21,7 @@ use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
 use crate::engine::{self, FluxEngine};
 use crate::http::{self, HttpParts, HttpSettings};
-use crate::jobs::{JobService, JobSettings, ServiceParts};
+use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, JobService, JobSettings, ServiceParts};
 use crate::queue::{EngineFactory, EngineState, Queue, QueueSettings};
 use crate::shutdown::{self, Shutdown};
 use crate::telemetry;
@@ -136,6 +136,7 @@ fn job_settings(config: &Config) -> JobSettings {
         results_directory: config.results_dir(),
         results_retention: Duration::from_secs(config.results.retention_seconds),
         results_bytes_max: config.results.bytes_max,
+        ended_jobs_per_owner_max: ENDED_JOBS_PER_OWNER_MAX,
         sweep_interval: SWEEP_INTERVAL,
     }
 }

@@ -1,26 +1,29 @@
 //! Writes down what becomes of a job: one small task per job listens to the queue, encodes the picture off the async
 //! threads, stores it, and moves the row on. There are at most as many as the queues have places.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::JobError;
 use super::service::{Inner, Live};
 use super::store::Ending;
-use super::{JobError, JobsError};
 use crate::domain::engine::RgbImage;
 use crate::domain::ids::JobId;
 use crate::encode::{OutputFormat, encode};
 use crate::queue::event::{JobEvents, JobFailure, QueueEvent};
 use crate::telemetry::metrics;
 
-/// Tries to write a job's end before it is left to the next start, which draws the picture again.
-const WRITE_TRIES_MAX: u32 = 5;
+/// Wait before a job's end is written down a second time; doubled before each further try, up to the longest.
 const WRITE_RETRY_DELAY: Duration = Duration::from_millis(200);
+const WRITE_RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
+/// How often one job complains that its end cannot be written down.
+const WRITE_FAILURE_LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 type Failure = (&'static str, &'static str);
 const ENCODING_FAILED: Failure = ("encoding_failed", "the picture could not be encoded");
 const STORAGE_FAILED: Failure = ("storage_failed", "the picture could not be stored");
+const NOBODY_DRAWS: Failure = (JobFailure::ENGINE_FAILED, "the engine's thread went down");
 
 /// What one recorder looks after.
 pub(super) struct Recorder {
@@ -31,10 +34,12 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Listens to the end. A queue that is closed with the job unfinished leaves the row as it is: the next start
-    /// draws it.
+    /// Listens to the end. When the service was closed with the job unfinished, the row stays as it is: the next start
+    /// draws it. The job keeps its place in the queue until its end is written down, so that ends which wait for the
+    /// database are bounded, too.
     pub(super) async fn run(self, inner: &Inner, mut events: JobEvents) {
         let mut is_running = false;
+        let mut has_ended = false;
         while let Some(event) = events.next().await {
             if !is_running && matches!(event, QueueEvent::Started | QueueEvent::Step { .. }) {
                 is_running = true;
@@ -42,6 +47,7 @@ impl Recorder {
                     tracing::warn!(job = %self.id, %error, "the start of a job was not written down");
                 }
             }
+            has_ended = matches!(event, QueueEvent::Finished(_) | QueueEvent::Failed(_) | QueueEvent::Canceled);
             match event {
                 QueueEvent::Started => {}
                 QueueEvent::Step { step, .. } => self.live.send_modify(|live| live.step = step),
@@ -52,6 +58,13 @@ impl Recorder {
                 QueueEvent::Canceled => self.end(inner, Ending::Canceled).await,
             }
         }
+        if !has_ended && !inner.is_closed() {
+            self.fail(inner, NOBODY_DRAWS).await;
+        }
+    }
+
+    async fn fail(&self, inner: &Inner, (code, reason): Failure) {
+        self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() })).await;
     }
 
     async fn keep(&self, inner: &Inner, picture: RgbImage) {
@@ -61,35 +74,34 @@ impl Recorder {
             files.write(id, format, &bytes).map_err(|error| (STORAGE_FAILED, error.to_string()))?;
             Ok(bytes.len())
         });
-        let ((code, reason), cause) = match stored.await {
+        let (failure, cause) = match stored.await {
             Ok(Ok(result_bytes)) => return self.end(inner, Ending::Succeeded { result_bytes }).await,
             Ok(Err(failure)) => failure,
             Err(panic) => (ENCODING_FAILED, panic.to_string()),
         };
-        tracing::error!(job = %id, %cause, "{reason}");
-        self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() })).await;
+        tracing::error!(job = %id, %cause, "{}", failure.1);
+        self.fail(inner, failure).await;
     }
 
+    /// Writes the end down, however long the database takes to come back: what was drawn must not be drawn again.
     async fn end(&self, inner: &Inner, ending: Ending) {
-        let status = ending.status();
-        for attempt in 1.. {
-            let now = inner.clock.now();
-            match inner.store.set_final(self.id, &ending, now).await {
-                Ok(()) => {
-                    let took = Duration::try_from(now - self.created_at).unwrap_or_default();
-                    metrics::job_ended(status.as_str(), took);
-                    tracing::info!(job = %self.id, %status, seconds = took.as_secs_f64(), "job ended");
-                    return;
-                }
-                Err(JobsError::Storage(cause)) if attempt < WRITE_TRIES_MAX => {
-                    tracing::warn!(job = %self.id, %cause, "the end of a job was not written down; trying again");
-                    tokio::time::sleep(WRITE_RETRY_DELAY * attempt).await;
-                }
-                Err(error) => {
-                    tracing::error!(job = %self.id, %error, "the end of a job is lost; the next start draws it again");
-                    return;
-                }
+        let (row_id, status, ended_at) = (self.id.to_string(), ending.status(), inner.clock.now());
+        let mut delay = WRITE_RETRY_DELAY;
+        let mut told_at: Option<Instant> = None;
+        while let Err(error) = inner.store.set_final(&row_id, &ending, ended_at).await {
+            if inner.store.is_closed() {
+                tracing::error!(job = %self.id, "the end of a job is lost; the next start draws it again");
+                return;
             }
+            if told_at.is_none_or(|moment| moment.elapsed() >= WRITE_FAILURE_LOG_INTERVAL) {
+                tracing::error!(job = %self.id, ?error, "the end of a job cannot be written down; trying on");
+                told_at = Some(Instant::now());
+            }
+            tokio::time::sleep(delay).await;
+            delay = (delay * 2).min(WRITE_RETRY_DELAY_MAX);
         }
+        let took = Duration::try_from(ended_at - self.created_at).unwrap_or_default();
+        metrics::job_ended(status.as_str(), took);
+        tracing::info!(job = %self.id, %status, seconds = took.as_secs_f64(), "job ended");
     }
 }

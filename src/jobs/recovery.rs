@@ -1,13 +1,13 @@
 //! What a crash left behind: jobs that were accepted and have not ended are drawn again, or end with a reason.
 
 use super::service::Inner;
-use super::store::{Ending, OpenJob};
+use super::store::{Ending, OpenJob, UnreadableJob};
 use super::{Job, JobError, JobsError};
 use crate::domain::spec::GenerateSpec;
 use crate::queue::Place;
 
-/// Times the engine may begin a job over several lives of the process. A job that takes the process down each time
-/// must not do so for ever.
+/// Times the engine may begin a job in lives of the process that did not end cleanly. A job that takes the process
+/// down each time must not do so for ever.
 const ATTEMPTS_MAX: i64 = 3;
 
 /// Why a job is not drawn again.
@@ -19,20 +19,34 @@ struct Hopeless {
 /// Puts every unfinished job back into its queue, oldest first; returns how many.
 pub(super) async fn recover(inner: &std::sync::Arc<Inner>) -> Result<usize, JobsError> {
     let mut resumed = 0;
-    for open in inner.store.open_jobs().await? {
+    inner.store.set_all_queued().await?;
+    for row in inner.store.open_jobs().await? {
+        let open = match row {
+            Ok(open) => open,
+            Err(UnreadableJob { row_id, error }) => {
+                tracing::error!(row_id, ?error, "the row of an unfinished job cannot be read");
+                give_up(inner, &row_id, &UNREADABLE).await?;
+                continue;
+            }
+        };
         match place_for(inner, &open) {
             Ok((place, spec)) => {
                 inner.hand_over(&open.job, spec, place);
                 resumed += 1;
             }
-            Err(Hopeless { code, reason }) => {
-                tracing::warn!(job = %open.job.id, code, "an unfinished job is given up");
-                let ending = Ending::Failed(JobError { code: code.into(), reason: reason.into() });
-                inner.store.set_final(open.job.id, &ending, inner.clock.now()).await?;
-            }
+            Err(hopeless) => give_up(inner, &open.job.id.to_string(), &hopeless).await?,
         }
     }
     Ok(resumed)
+}
+
+const UNREADABLE: Hopeless =
+    Hopeless { code: "job_unreadable", reason: "the worker can no longer read what was asked for" };
+
+async fn give_up(inner: &Inner, row_id: &str, Hopeless { code, reason }: &Hopeless) -> Result<(), JobsError> {
+    tracing::warn!(row_id, code, "an unfinished job is given up");
+    let ending = Ending::Failed(JobError { code: (*code).into(), reason: (*reason).into() });
+    inner.store.set_final(row_id, &ending, inner.clock.now()).await
 }
 
 fn place_for(inner: &Inner, open: &OpenJob) -> Result<(Place, GenerateSpec), Hopeless> {

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::recorder::Recorder;
 use super::results::{LinkSigner, ResultFiles, ResultLink};
-use super::store::{JobStore, NewJob};
+use super::store::{JobStore, ListedJobs, NewJob};
 use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobsError, ListQuery, PAGE_JOBS_MAX, Picture};
 use super::{recovery, sweep};
 use crate::catalog::{Availability, Catalog};
@@ -57,6 +57,7 @@ pub(super) struct Inner {
     live: Mutex<HashMap<JobId, watch::Receiver<Live>>>,
     unfinished: watch::Sender<usize>,
     draining: AtomicBool,
+    closed: AtomicBool,
 }
 
 impl JobService {
@@ -74,8 +75,9 @@ impl JobService {
         let signer = LinkSigner::new(store.link_secret().await?);
         let (unfinished, _) = watch::channel(0);
         let live = Mutex::default();
-        let draining = AtomicBool::new(false);
-        let inner = Inner { store, catalog, queues, clock, settings, files, signer, live, unfinished, draining };
+        let (draining, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let inner =
+            Inner { store, catalog, queues, clock, settings, files, signer, live, unfinished, draining, closed };
         let inner = Arc::new(inner);
         for (model, queue) in &inner.queues {
             tokio::spawn(mirror_availability(Arc::clone(&inner.catalog), model.clone(), queue.state()));
@@ -162,11 +164,7 @@ impl JobService {
     /// When the database fails.
     pub async fn list(&self, owner: KeyId, query: ListQuery) -> Result<JobPage, JobsError> {
         let jobs_max = query.jobs_max.clamp(1, PAGE_JOBS_MAX);
-        // One more than asked for tells whether there is a next page.
-        let mut jobs = self.0.store.list(owner, ListQuery { jobs_max: jobs_max + 1, ..query }).await?;
-        let has_more = jobs.len() > jobs_max as usize;
-        jobs.truncate(jobs_max as usize);
-        let next = jobs.last().filter(|_| has_more).map(|job| job.id);
+        let ListedJobs { jobs, next } = self.0.store.list(owner, ListQuery { jobs_max, ..query }).await?;
         Ok(JobPage { jobs: jobs.into_iter().map(|job| self.0.report(job)).collect(), next })
     }
 
@@ -210,7 +208,8 @@ impl JobService {
         self.0.store.check_writable().await
     }
 
-    /// Forgets the jobs whose time is over now; returns how many. Also happens from time to time by itself.
+    /// Forgets the jobs whose time is over now, and pictures beyond the share of the disk; returns how many jobs this
+    /// was about. Also happens from time to time by itself.
     ///
     /// # Errors
     /// When the database or the disk fails.
@@ -239,7 +238,17 @@ impl JobService {
 
     /// Stops the engines after what they are doing now. Unfinished jobs stay in the database for the next start.
     pub fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
         self.0.queues.values().for_each(Queue::close);
+    }
+
+    /// The last thing before the process ends cleanly: jobs that were begun and have not ended wait again, and the
+    /// attempt is not counted. Only a life that breaks off counts against its jobs. Returns how many there were.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn leave_to_next_start(&self) -> Result<u64, JobsError> {
+        self.0.store.undo_attempts().await
     }
 }
 
@@ -277,6 +286,11 @@ impl Inner {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether [`JobService::close`] was called.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
     /// Puts a job whose row stands into the queue, and writes down what becomes of it.
     pub(super) fn hand_over(self: &Arc<Self>, job: &Job, spec: GenerateSpec, place: Place) {
         let (live, receiver) = watch::channel(Live::default());
@@ -304,7 +318,8 @@ impl Inner {
     }
 
     fn report(&self, job: Job) -> JobReport {
-        let standing = self.queues.get(&job.request.model).and_then(|queue| queue.standing(job.id));
+        let queue = self.queues.get(&job.request.model).filter(|_| !job.status.is_final());
+        let standing = queue.and_then(|queue| queue.standing(job.id));
         let step = match job.status {
             JobStatus::Succeeded => job.request.steps,
             _ => self.live().get(&job.id).map_or(0, |live| live.borrow().step),

@@ -30,10 +30,25 @@ pub(super) struct OpenJob {
     pub(super) attempts: i64,
 }
 
-/// A job that may be forgotten.
+/// A row that says nothing this program understands: damaged, or written by another version.
+pub(super) struct UnreadableJob {
+    /// As it stands in the table, whatever it is.
+    pub(super) row_id: String,
+    pub(super) error: JobsError,
+}
+
+/// Some jobs, newest first, and where the next page begins.
+pub(super) struct ListedJobs {
+    pub(super) jobs: Vec<Job>,
+    pub(super) next: Option<JobId>,
+}
+
+/// A job that has ended, by what it takes to forget it.
 pub(super) struct EndedJob {
-    pub(super) id: JobId,
-    pub(super) output_format: OutputFormat,
+    /// As it stands in the table: also a row that cannot be read must go when its time is over.
+    pub(super) row_id: String,
+    /// What names its picture's file. `None` when the row does not say so in words this program knows.
+    pub(super) file: Option<(JobId, OutputFormat)>,
     pub(super) result_bytes: u64,
 }
 
@@ -84,9 +99,21 @@ struct JobRow {
     finished_at_ms: Option<i64>,
 }
 
+#[derive(FromRow)]
+struct EndedRow {
+    id: String,
+    output_format: String,
+    result_bytes: Option<i64>,
+}
+
 impl JobStore {
     pub(super) fn new(store: Store) -> Self {
         Self { store }
+    }
+
+    /// Whether the process has done with the database.
+    pub(super) fn is_closed(&self) -> bool {
+        self.store.pool().is_closed()
     }
 
     pub(super) async fn check_writable(&self) -> Result<(), JobsError> {
@@ -128,12 +155,13 @@ impl JobStore {
             .bind(id.to_string())
             .fetch_optional(self.store.pool())
             .await?;
-        row.ok_or(JobsError::NotFound)?.read().map(|open| open.job)
+        let read = row.ok_or(JobsError::NotFound)?.read();
+        read.map(|open| open.job).map_err(|unreadable| unreadable.error)
     }
 
-    /// One owner's jobs, newest first.
-    pub(super) async fn list(&self, owner: KeyId, query: ListQuery) -> Result<Vec<Job>, JobsError> {
-        let rows: Vec<JobRow> = sqlx::query_as(
+    /// One owner's jobs, newest first. Rows that cannot be read are left out: one of them must not hide the others.
+    pub(super) async fn list(&self, owner: KeyId, query: ListQuery) -> Result<ListedJobs, JobsError> {
+        let mut rows: Vec<JobRow> = sqlx::query_as(
             "SELECT * FROM jobs
              WHERE owner = ?1 AND (?2 IS NULL OR id < ?2) AND (?3 IS NULL OR status = ?3)
              ORDER BY id DESC LIMIT ?4",
@@ -141,18 +169,43 @@ impl JobStore {
         .bind(owner.to_string())
         .bind(query.before.map(|id| id.to_string()))
         .bind(query.status.map(JobStatus::as_str))
-        .bind(query.jobs_max)
+        // One more than asked for tells whether there is a next page.
+        .bind(query.jobs_max + 1)
         .fetch_all(self.store.pool())
         .await?;
-        rows.into_iter().map(|row| row.read().map(|open| open.job)).collect()
+        let has_more = rows.len() > query.jobs_max as usize;
+        rows.truncate(query.jobs_max as usize);
+        let next = rows.iter().rev().find_map(|row| row.id.parse().ok()).filter(|_| has_more);
+        let read = |row: JobRow| match row.read() {
+            Ok(open) => Some(open.job),
+            Err(UnreadableJob { row_id, error }) => {
+                tracing::warn!(row_id, ?error, "a job cannot be read and is left out of a list");
+                None
+            }
+        };
+        Ok(ListedJobs { jobs: rows.into_iter().filter_map(read).collect(), next })
+    }
+
+    /// Puts the jobs that the last life had begun back to the waiting ones; their attempts stay counted.
+    pub(super) async fn set_all_queued(&self) -> Result<(), JobsError> {
+        sqlx::query("UPDATE jobs SET status = 'queued' WHERE status = 'running'").execute(self.store.pool()).await?;
+        Ok(())
+    }
+
+    /// Puts the jobs that this life has begun and not ended back to the waiting ones, as if it had not begun them;
+    /// returns how many.
+    pub(super) async fn undo_attempts(&self) -> Result<u64, JobsError> {
+        let undone =
+            sqlx::query("UPDATE jobs SET status = 'queued', attempts = max(attempts - 1, 0) WHERE status = 'running'");
+        Ok(undone.execute(self.store.pool()).await?.rows_affected())
     }
 
     /// Jobs that have not ended, oldest first.
-    pub(super) async fn open_jobs(&self) -> Result<Vec<OpenJob>, JobsError> {
+    pub(super) async fn open_jobs(&self) -> Result<Vec<Result<OpenJob, UnreadableJob>>, JobsError> {
         let rows: Vec<JobRow> = sqlx::query_as("SELECT * FROM jobs WHERE status IN ('queued', 'running') ORDER BY id")
             .fetch_all(self.store.pool())
             .await?;
-        rows.into_iter().map(JobRow::read).collect()
+        Ok(rows.into_iter().map(JobRow::read).collect())
     }
 
     /// The engine began a job.
@@ -170,7 +223,7 @@ impl JobStore {
     }
 
     /// A job ended. A job that has ended before stays as it is.
-    pub(super) async fn set_final(&self, id: JobId, ending: &Ending, now: OffsetDateTime) -> Result<(), JobsError> {
+    pub(super) async fn set_final(&self, row_id: &str, ending: &Ending, now: OffsetDateTime) -> Result<(), JobsError> {
         let error = ending.error();
         sqlx::query(
             "UPDATE jobs SET status = ?, error_code = ?, error_reason = ?, result_bytes = ?, finished_at_ms = ?
@@ -181,7 +234,7 @@ impl JobStore {
         .bind(error.map(|error| error.reason.as_str()))
         .bind(ending.result_bytes())
         .bind(milliseconds(now))
-        .bind(id.to_string())
+        .bind(row_id)
         .execute(self.store.pool())
         .await?;
         Ok(())
@@ -196,7 +249,7 @@ impl JobStore {
 
     /// Some jobs that ended before `cutoff`, the oldest first.
     pub(super) async fn ended_before(&self, cutoff: OffsetDateTime, jobs_max: u32) -> Result<Vec<EndedJob>, JobsError> {
-        let rows: Vec<(String, String, Option<i64>)> = sqlx::query_as(
+        let rows: Vec<EndedRow> = sqlx::query_as(
             "SELECT id, output_format, result_bytes FROM jobs WHERE finished_at_ms < ?
              ORDER BY finished_at_ms LIMIT ?",
         )
@@ -204,21 +257,68 @@ impl JobStore {
         .bind(jobs_max)
         .fetch_all(self.store.pool())
         .await?;
-        let read = |(id, format, bytes): (String, String, Option<i64>)| {
-            let (id, output_format) = (word(&id, "id")?, word(&format, "output_format")?);
-            Ok(EndedJob { id, output_format, result_bytes: bytes.unwrap_or(0).cast_unsigned() })
-        };
-        rows.into_iter().map(read).collect()
+        Ok(rows.into_iter().map(EndedRow::read).collect())
     }
 
-    pub(super) async fn delete(&self, id: JobId) -> Result<(), JobsError> {
-        sqlx::query("DELETE FROM jobs WHERE id = ?").bind(id.to_string()).execute(self.store.pool()).await?;
+    /// Some jobs that still have their pictures, the oldest first.
+    pub(super) async fn with_pictures(&self, jobs_max: u32) -> Result<Vec<EndedJob>, JobsError> {
+        let rows: Vec<EndedRow> = sqlx::query_as(
+            "SELECT id, output_format, result_bytes FROM jobs WHERE result_bytes > 0
+             ORDER BY finished_at_ms LIMIT ?",
+        )
+        .bind(jobs_max)
+        .fetch_all(self.store.pool())
+        .await?;
+        Ok(rows.into_iter().map(EndedRow::read).collect())
+    }
+
+    /// Some jobs that have ended and are older than the `kept` youngest ones of their owner.
+    pub(super) async fn beyond_share(&self, kept: u32, jobs_max: u32) -> Result<Vec<EndedJob>, JobsError> {
+        let rows: Vec<EndedRow> = sqlx::query_as(
+            "SELECT id, output_format, result_bytes FROM (
+                 SELECT id, output_format, result_bytes, row_number() OVER (PARTITION BY owner ORDER BY id DESC) AS place
+                 FROM jobs WHERE finished_at_ms IS NOT NULL)
+             WHERE place > ? LIMIT ?",
+        )
+        .bind(kept)
+        .bind(jobs_max)
+        .fetch_all(self.store.pool())
+        .await?;
+        Ok(rows.into_iter().map(EndedRow::read).collect())
+    }
+
+    /// The picture's file is gone; the job is still known.
+    pub(super) async fn note_picture_gone(&self, row_id: &str) -> Result<(), JobsError> {
+        sqlx::query("UPDATE jobs SET result_bytes = 0 WHERE id = ? AND result_bytes IS NOT NULL")
+            .bind(row_id)
+            .execute(self.store.pool())
+            .await?;
+        Ok(())
+    }
+
+    pub(super) async fn delete(&self, row_id: &str) -> Result<(), JobsError> {
+        sqlx::query("DELETE FROM jobs WHERE id = ?").bind(row_id).execute(self.store.pool()).await?;
         Ok(())
     }
 }
 
+impl EndedRow {
+    fn read(self) -> EndedJob {
+        EndedJob {
+            file: self.id.parse().ok().zip(self.output_format.parse().ok()),
+            row_id: self.id,
+            result_bytes: self.result_bytes.unwrap_or(0).cast_unsigned(),
+        }
+    }
+}
+
 impl JobRow {
-    fn read(self) -> Result<OpenJob, JobsError> {
+    fn read(self) -> Result<OpenJob, UnreadableJob> {
+        let row_id = self.id.clone();
+        self.read_columns().map_err(|error| UnreadableJob { row_id, error })
+    }
+
+    fn read_columns(self) -> Result<OpenJob, JobsError> {
         let request = serde_json::from_str(&self.request)
             .map_err(|_| JobsError::storage(format!("the request of {} cannot be read", self.id)))?;
         let error = self.error_code.map(|code| JobError { code, reason: self.error_reason.unwrap_or_default() });

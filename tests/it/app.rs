@@ -36,6 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Options {
     pub(crate) jobs_max: usize,
     pub(crate) results_bytes_max: u64,
+    pub(crate) ended_jobs_per_owner_max: u32,
     pub(crate) http: HttpSettings,
     pub(crate) control: EngineControl,
     pub(crate) waits_for_ready: bool,
@@ -50,8 +51,14 @@ impl Default for Options {
             request_deadline: Duration::from_secs(30),
             public_url: None,
         };
-        let (jobs_max, results_bytes_max) = (8, u64::MAX);
-        Self { jobs_max, results_bytes_max, http, control: EngineControl::default(), waits_for_ready: true }
+        Self {
+            jobs_max: 8,
+            results_bytes_max: u64::MAX,
+            ended_jobs_per_owner_max: 100,
+            http,
+            control: EngineControl::default(),
+            waits_for_ready: true,
+        }
     }
 }
 
@@ -109,6 +116,7 @@ impl TestApp {
                 results_directory: folder.path().join("results"),
                 results_retention: Duration::from_hours(24),
                 results_bytes_max: options.results_bytes_max,
+                ended_jobs_per_owner_max: options.ended_jobs_per_owner_max,
                 sweep_interval: Duration::from_hours(1),
             },
         };
@@ -142,11 +150,23 @@ impl TestApp {
         }
     }
 
-    /// Stops the engine in mid-work and forgets it: as a crash, all that stays is on the disk.
+    /// Stops in mid-work: all that stays is what is on the disk now.
     pub(crate) async fn crash(&self) {
+        // First, so that nothing that happens from here on is written down.
+        self.store.close().await;
         self.jobs.close();
         self.control.release();
         assert_eq!(self.jobs.wait_until_idle(PATIENCE).await, 0);
+    }
+
+    /// Stops in mid-work as a worker does whose drain deadline has passed.
+    pub(crate) async fn stop_cleanly(&self) {
+        self.jobs.drain();
+        self.jobs.close();
+        self.control.release();
+        assert_eq!(self.jobs.wait_until_idle(PATIENCE).await, 0);
+        self.jobs.leave_to_next_start().await.expect("a database");
+        self.store.close().await;
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Answer {

@@ -1,11 +1,12 @@
 //! Jobs after their acceptance: status, result, links, lists, cancelling, sharing steps, forgetting.
 
 use axum::http::StatusCode;
+use fluxserve::domain::engine::EngineError;
 use serde_json::json;
 use time::Duration;
 
 use crate::app::{Options, TestApp, decoded, picture, request};
-use crate::fake_engine::{Call, colour};
+use crate::fake_engine::{Call, Fault, colour};
 
 #[tokio::test]
 async fn progress_is_reported_while_it_is_drawn() {
@@ -180,9 +181,33 @@ async fn jobs_are_forgotten_when_their_time_is_over() {
 #[tokio::test]
 async fn the_oldest_pictures_go_when_the_disk_share_is_used_up() {
     let app = TestApp::with(Options { results_bytes_max: 1, ..Options::default() }).await;
-    let id = app.submit(&picture(1)).await;
+    app.control.on_next_admit(Fault::Error(EngineError::Request("told to".into())));
+    let failed = app.submit(&picture(1)).await;
+    app.until_status(&failed, "failed").await;
+    let id = app.submit(&picture(2)).await;
     app.until_status(&id, "succeeded").await;
     app.clock.advance(Duration::seconds(1));
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1);
-    assert_eq!(app.get(&format!("/v1/inference/jobs/{id}")).await.code(), "job_not_found");
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 0);
+    // The job that has no picture frees nothing by going; the one that had says that it is gone.
+    app.until_status(&failed, "failed").await;
+    app.until_status(&id, "succeeded").await;
+    let result = app.get(&format!("/v1/inference/jobs/{id}/result")).await;
+    assert_eq!((result.status, result.code().as_str()), (StatusCode::GONE, "picture_gone"));
+    assert_eq!(std::fs::read_dir(app.folder.path().join("results")).expect("a folder").count(), 0);
+}
+
+#[tokio::test]
+async fn ended_jobs_of_one_owner_are_bounded() {
+    let app = TestApp::with(Options { ended_jobs_per_owner_max: 2, ..Options::default() }).await;
+    let mut ids = Vec::new();
+    for seed in 0..3 {
+        let id = app.submit(&picture(seed)).await;
+        app.until_status(&id, "succeeded").await;
+        ids.push(id);
+    }
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1);
+    assert_eq!(app.get(&format!("/v1/inference/jobs/{}", ids[0])).await.code(), "job_not_found");
+    assert_eq!(app.get(&format!("/v1/inference/jobs/{}/result", ids[1])).await.status, StatusCode::OK);
+    assert_eq!(std::fs::read_dir(app.folder.path().join("results")).expect("a folder").count(), 2);
 }

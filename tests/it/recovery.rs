@@ -1,7 +1,9 @@
 //! A job that was accepted is drawn, whatever happens to the process.
 
-use crate::app::{Options, TestApp, decoded, picture};
-use crate::fake_engine::colour;
+use serde_json::json;
+
+use crate::app::{Options, TestApp, decoded, picture, request};
+use crate::fake_engine::{Call, colour};
 
 #[tokio::test]
 async fn jobs_that_a_crash_left_are_drawn_again_with_the_same_seed() {
@@ -14,8 +16,6 @@ async fn jobs_that_a_crash_left_are_drawn_again_with_the_same_seed() {
     app.until_status(&running, "running").await;
     let queued = app.submit(&picture(3)).await;
     app.crash().await;
-    assert_eq!(app.get(&format!("/v1/inference/jobs/{queued}")).await.json()["status"], "queued");
-
     let app = app.restart(Options::default()).await;
     for (id, seed) in [(done, 1), (running, 2), (queued, 3)] {
         app.until_status(&id, "succeeded").await;
@@ -66,4 +66,100 @@ async fn a_smaller_queue_gives_up_what_has_no_place() {
     app.until_status(&first, "succeeded").await;
     let view = app.until_status(&second, "failed").await;
     assert_eq!(view["error"]["code"], "queue_full");
+}
+
+#[tokio::test]
+async fn a_clean_restart_is_not_counted_against_a_job() {
+    let mut app = TestApp::start().await;
+    app.control.hold();
+    let id = app.submit(&picture(1)).await;
+    for _ in 0..4 {
+        app.control.held().await;
+        app.until_status(&id, "running").await;
+        app.stop_cleanly().await;
+        let options = Options::default();
+        options.control.hold_after(1);
+        app = app.restart(options).await;
+    }
+    app.control.release();
+    app.until_status(&id, "succeeded").await;
+}
+
+#[tokio::test]
+async fn a_clean_restart_does_not_forgive_a_crash() {
+    let mut app = TestApp::start().await;
+    app.control.hold();
+    let id = app.submit(&picture(1)).await;
+    for is_clean in [false, true, false, true, false] {
+        app.control.held().await;
+        app.until_status(&id, "running").await;
+        if is_clean {
+            app.stop_cleanly().await;
+        } else {
+            app.crash().await;
+        }
+        let options = Options::default();
+        options.control.hold_after(1);
+        app = app.restart(options).await;
+    }
+    assert_eq!(app.until_status(&id, "failed").await["error"]["code"], "worker_crashed");
+}
+
+#[tokio::test]
+async fn a_row_that_cannot_be_read_stops_neither_the_start_nor_lists_nor_the_sweep() {
+    let app = TestApp::start().await;
+    app.control.hold();
+    let damaged = app.submit(&picture(1)).await;
+    app.control.held().await;
+    let whole = app.submit(&picture(2)).await;
+    let last = app.submit(&picture(3)).await;
+    sqlx::query("UPDATE jobs SET request = 'no request' WHERE id = ?")
+        .bind(&damaged)
+        .execute(app.store.pool())
+        .await
+        .expect("damaged");
+    app.crash().await;
+
+    let app = app.restart(Options::default()).await;
+    app.until_status(&whole, "succeeded").await;
+    app.until_status(&last, "succeeded").await;
+    let ending: (String, String) = sqlx::query_as("SELECT status, error_code FROM jobs WHERE id = ?")
+        .bind(&damaged)
+        .fetch_one(app.store.pool())
+        .await
+        .expect("its row");
+    assert_eq!(ending, ("failed".into(), "job_unreadable".into()));
+
+    let page = async |query: &str| app.get(&format!("/v1/inference/jobs{query}")).await.json();
+    let all = page("").await;
+    let listed: Vec<_> = all["data"].as_array().expect("a list").iter().map(|job| job["job_id"].clone()).collect();
+    assert_eq!(listed, [json!(last), json!(whole)]);
+    let first = page("?limit=1").await;
+    assert_eq!((&first["data"][0]["job_id"], &first["next_cursor"]), (&json!(last), &json!(last)));
+    let end = page(&format!("?limit=2&cursor={last}")).await;
+    assert_eq!((&end["data"][0]["job_id"], &end["next_cursor"]), (&json!(whole), &json!(null)));
+    let others = app.send(request("GET", "/v1/inference/jobs", Some(&app.keys.other_inference), None)).await;
+    assert_eq!(others.json()["data"], json!([]));
+
+    app.clock.advance(time::Duration::hours(25));
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 3);
+}
+
+#[tokio::test]
+async fn a_finished_job_outlasts_an_outage_of_the_database() {
+    let app = TestApp::with(Options { jobs_max: 1, ..Options::default() }).await;
+    let outage = "CREATE TRIGGER outage BEFORE UPDATE ON jobs WHEN NEW.finished_at_ms IS NOT NULL
+                  BEGIN SELECT RAISE(ABORT, 'told to fail'); END";
+    sqlx::query(outage).execute(app.store.pool()).await.expect("a trigger");
+    let id = app.submit(&picture(1)).await;
+    app.control.until_called(Call::Finish(1)).await;
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    let view = app.get(&format!("/v1/inference/jobs/{id}")).await.json();
+    assert_eq!(view["status"], "running");
+    assert_eq!(app.post(&picture(2)).await.code(), "queue_full", "it keeps its place");
+    sqlx::query("DROP TRIGGER outage").execute(app.store.pool()).await.expect("no trigger");
+    let view = app.until_status(&id, "succeeded").await;
+    assert_eq!(view["progress"]["step"], 2);
+    assert_eq!(app.jobs.wait_until_idle(std::time::Duration::from_secs(5)).await, 0);
+    assert!(!app.control.calls().contains(&Call::Admit(2)));
 }
