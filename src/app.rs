@@ -1,7 +1,10 @@
 //! Wires all parts together: the only place that knows everything.
 
+mod data_lock;
 mod doctor;
+mod engines;
 mod generate;
+mod greeting;
 mod models;
 mod serve;
 

@@ -161,12 +161,6 @@ impl JobsError {
     }
 }
 
-impl From<sqlx::Error> for JobsError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::storage(error)
-    }
-}
-
 impl From<std::io::Error> for JobsError {
     fn from(error: std::io::Error) -> Self {
         Self::storage(error)

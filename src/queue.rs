@@ -34,10 +34,13 @@ pub struct QueueSettings {
     pub jobs_max: usize,
     /// Drawn once before the engine is called ready.
     pub warm_up: GenerateSpec,
-    /// Attempts to build an engine in a row before it is given up.
-    pub builds_max: u32,
-    /// Wait before the second attempt; doubled before each further one.
+    /// Wait before an engine is built again; doubled before each further attempt, up to the longest. It is never given
+    /// up: what is wrong with a device may pass, and a worker that comes back by itself needs nobody at night.
     pub rebuild_delay: Duration,
+    /// The longest such wait.
+    pub rebuild_delay_max: Duration,
+    /// How long accepted jobs wait for an engine that cannot be built. Then they fail: whoever waits should know.
+    pub outage_max: Duration,
 }
 
 /// How the engine is.
@@ -48,9 +51,14 @@ pub enum EngineState {
     /// It has drawn, and has not failed since.
     Ready,
     /// It failed, and is being built again.
-    Rebuilding,
-    /// It could not be built in as many attempts as are allowed. Nothing more will be drawn.
-    GivenUp,
+    Rebuilding {
+        /// Why it failed last. For operators, not for clients.
+        cause: String,
+        /// Attempts in a row to build it that failed; 0 when it had been ready.
+        builds_failed: u32,
+    },
+    /// Its thread is gone, by a mistake of ours. Nothing more will be drawn.
+    Gone,
 }
 
 /// Why no place was given.

@@ -351,7 +351,7 @@ async fn mirror_availability(catalog: Arc<Catalog>, model: ModelId, mut state: w
         let availability = match *state.borrow_and_update() {
             EngineState::Loading => Availability::Loading,
             EngineState::Ready => Availability::Ready,
-            EngineState::Rebuilding | EngineState::GivenUp => Availability::Failed,
+            EngineState::Rebuilding { .. } | EngineState::Gone => Availability::Failed,
         };
         catalog.set_availability(&model, availability);
         if state.changed().await.is_err() {

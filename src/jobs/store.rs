@@ -337,6 +337,12 @@ impl JobRow {
     }
 }
 
+impl From<sqlx::Error> for JobsError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::storage(error)
+    }
+}
+
 fn word<T: std::str::FromStr>(text: &str, column: &str) -> Result<T, JobsError> {
     text.parse().map_err(|_| JobsError::storage(format!("the column {column} of a job cannot be read")))
 }

@@ -44,8 +44,11 @@ impl JobFailure {
     pub const OUT_OF_MEMORY: &'static str = "out_of_memory";
     /// The engine broke while it was being drawn.
     pub const ENGINE_FAILED: &'static str = "engine_failed";
+    /// No engine could be built for longer than jobs are made to wait.
+    pub const ENGINE_UNAVAILABLE: &'static str = "engine_unavailable";
     /// Every code the queue gives.
-    pub const CODES: [&'static str; 3] = [Self::REFUSED_BY_ENGINE, Self::OUT_OF_MEMORY, Self::ENGINE_FAILED];
+    pub const CODES: [&'static str; 4] =
+        [Self::REFUSED_BY_ENGINE, Self::OUT_OF_MEMORY, Self::ENGINE_FAILED, Self::ENGINE_UNAVAILABLE];
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

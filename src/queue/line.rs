@@ -46,7 +46,6 @@ struct Inner {
     admitted: Vec<Admitted>,
     draining: bool,
     closed: bool,
-    given_up: bool,
     seconds_per_token: Option<f64>,
 }
 
@@ -78,11 +77,6 @@ impl Line {
 
     pub(super) fn push(&self, entry: Entry) {
         let mut inner = self.lock();
-        if inner.given_up {
-            drop(inner);
-            entry.fail(JobFailure::ENGINE_FAILED, "the model's engine cannot be started");
-            return;
-        }
         if inner.closed {
             drop(inner);
             drop(entry);
@@ -209,17 +203,12 @@ impl Line {
         inner.seconds_per_token = Some(mean + COST_SMOOTHING * (measured - mean));
     }
 
-    /// Nothing more will be drawn: everyone in line is told, and everyone who comes later.
-    pub(super) fn give_up(&self) {
-        let mut inner = self.lock();
-        inner.given_up = true;
-        inner.admitted.clear();
-        let waiting = std::mem::take(&mut inner.waiting);
-        drop(inner);
+    /// Tells everyone in line that they have waited in vain.
+    pub(super) fn fail_waiting(&self) {
+        let waiting = std::mem::take(&mut self.lock().waiting);
         for entry in waiting {
-            entry.fail(JobFailure::ENGINE_FAILED, "the model's engine cannot be started");
+            entry.fail(JobFailure::ENGINE_UNAVAILABLE, "the model's engine could not be started for too long");
         }
-        self.set_state(EngineState::GivenUp);
     }
 
     /// The thread is going: whoever is left ends without an outcome.

@@ -1,11 +1,12 @@
 //! One engine's queue from outside, with a pretended engine that steps when the test lets it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use super::event::{JobEvents, QueueEvent};
+use super::event::{JobEvents, JobFailure, QueueEvent};
 use super::{EngineState, Queue, QueueSettings};
 use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
 use crate::domain::ids::{JobId, ModelId};
@@ -41,7 +42,7 @@ impl StepEngine for Gated {
     fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
         // The warm-up picture passes.
         if self.slots > 1 {
-            drop(self.gate.lock().expect("one engine at a time").recv());
+            let _ = self.gate.lock().expect("one engine at a time").recv();
         }
         Ok(())
     }
@@ -62,8 +63,9 @@ fn settings() -> QueueSettings {
         model: ModelId::new("test/model"),
         jobs_max: 4,
         warm_up: spec(),
-        builds_max: 3,
         rebuild_delay: Duration::from_millis(1),
+        rebuild_delay_max: Duration::from_millis(4),
+        outage_max: PATIENCE,
     }
 }
 
@@ -109,6 +111,43 @@ async fn a_cancelled_picture_stands_nowhere_while_the_engine_idles() {
     steps.send(()).expect("an engine");
     while next(&mut events).await.is_some_and(|event| event != QueueEvent::Canceled) {}
     until("it has left", || queue.standing(id).is_none()).await;
+    queue.close();
+}
+
+/// A queue whose engine cannot be built for the first `failures` times.
+fn reluctant(settings: QueueSettings, failures: u32) -> (Queue, mpsc::Sender<()>) {
+    let (steps, gate) = mpsc::channel();
+    let (gate, tries) = (Arc::new(Mutex::new(gate)), AtomicU32::new(0));
+    let build = move || {
+        if tries.fetch_add(1, Ordering::Relaxed) < failures {
+            return Err(EngineError::Fatal("the device fell off the bus".into()));
+        }
+        let gate = Arc::clone(&gate);
+        Ok(Box::new(Gated { gate, pictures: BTreeMap::new(), slots: 0 }) as Box<dyn StepEngine>)
+    };
+    (Queue::start(settings, Box::new(build)).expect("a thread"), steps)
+}
+
+#[tokio::test]
+async fn an_engine_is_built_until_it_stands_and_jobs_wait_for_it() {
+    let (queue, steps) = reluctant(settings(), 20);
+    drop(steps);
+    let mut events = queue.reserve().expect("a place").submit(JobId::generate(), spec());
+    let mut state = queue.state();
+    let failed = state.wait_for(|state| matches!(state, EngineState::Rebuilding { builds_failed: 5.., .. })).await;
+    let EngineState::Rebuilding { cause, .. } = failed.expect("a queue").clone() else { unreachable!() };
+    assert!(cause.contains("the device fell off the bus"), "{cause}");
+    ready(&queue).await;
+    while next(&mut events).await.is_some_and(|event| !matches!(event, QueueEvent::Finished(_))) {}
+    queue.close();
+}
+
+#[tokio::test]
+async fn jobs_do_not_wait_for_ever_for_an_engine_that_cannot_be_built() {
+    let (queue, _steps) = reluctant(QueueSettings { outage_max: Duration::from_millis(50), ..settings() }, u32::MAX);
+    let mut events = queue.reserve().expect("a place").submit(JobId::generate(), spec());
+    let Some(QueueEvent::Failed(failure)) = next(&mut events).await else { panic!("it must fail") };
+    assert_eq!(failure.code, JobFailure::ENGINE_UNAVAILABLE);
     queue.close();
 }
 

@@ -46,39 +46,38 @@ impl Worker {
         Self { line, settings, drawings: HashMap::new(), state: PlannerState::default(), turn: 0 }
     }
 
-    /// Builds engines and serves with them until the queue is closed or no engine can be built.
+    /// Builds engines and serves with them until the queue is closed.
     pub(super) fn run(mut self, factory: &EngineFactory) {
         let model = self.settings.model.clone();
         let mut delay = self.settings.rebuild_delay;
-        let mut builds: u32 = 0;
+        let mut builds_failed: u32 = 0;
+        let mut down_since = Instant::now();
         loop {
             let broken = match self.build(factory) {
                 Ok(engine) => {
-                    (builds, delay) = (0, self.settings.rebuild_delay);
+                    (builds_failed, delay) = (0, self.settings.rebuild_delay);
                     self.line.set_state(EngineState::Ready);
-                    match self.serve(engine) {
-                        Ok(()) => break,
-                        Err(broken) => broken,
-                    }
+                    let Err(broken) = self.serve(engine) else { break };
+                    down_since = Instant::now();
+                    broken
                 }
                 Err(broken) => {
-                    builds += 1;
+                    builds_failed = builds_failed.saturating_add(1);
                     broken
                 }
             };
-            tracing::error!(%model, reason = broken.0, "the engine failed");
+            let Broken(cause) = broken;
+            tracing::error!(%model, cause, builds_failed, "the engine failed and is built again");
             self.fail_all();
-            if builds >= self.settings.builds_max {
-                tracing::error!(%model, builds, "the engine cannot be built; giving up");
-                self.line.give_up();
-                return;
+            if down_since.elapsed() >= self.settings.outage_max {
+                self.line.fail_waiting();
             }
-            self.line.set_state(EngineState::Rebuilding);
+            self.line.set_state(EngineState::Rebuilding { cause, builds_failed });
             metrics::engine_rebuilt(model.as_str());
             if !self.line.sleep(delay) {
                 break;
             }
-            delay = delay.saturating_mul(2);
+            delay = delay.saturating_mul(2).min(self.settings.rebuild_delay_max);
         }
     }
 
@@ -263,7 +262,7 @@ impl Drop for Worker {
     /// Also when this thread panics, which is a mistake of ours: nobody shall wait for a thread that is gone.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.line.set_state(EngineState::GivenUp);
+            self.line.set_state(EngineState::Gone);
         }
         self.line.abandon();
     }

@@ -235,8 +235,9 @@ fn start_queues(catalog: &Catalog, jobs_max: usize, control: &EngineControl) -> 
             model: card.id.clone(),
             jobs_max,
             warm_up: warm_up_spec(card),
-            builds_max: 3,
             rebuild_delay: Duration::from_millis(5),
+            rebuild_delay_max: Duration::from_millis(50),
+            outage_max: PATIENCE,
         };
         let control = control.clone();
         let queue = Queue::start(settings, Box::new(move || control.build())).expect("a thread");

@@ -54,7 +54,7 @@ async fn a_fatal_error_while_admitting_or_decoding_is_the_same() {
 }
 
 #[tokio::test]
-async fn an_engine_that_cannot_be_built_is_given_up() {
+async fn an_engine_that_cannot_be_built_takes_no_jobs() {
     let control = EngineControl::default();
     control.fail_builds(u32::MAX);
     let app = TestApp::with(Options { control, waits_for_ready: false, ..Options::default() }).await;

@@ -1,0 +1,171 @@
+//! One engine and one queue for each served model, and what became of their first start.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::bail;
+
+use crate::catalog::{Catalog, warm_up_spec};
+use crate::config::Config;
+use crate::domain::device::DeviceChoice;
+use crate::domain::engine::{EngineError, StepEngine};
+use crate::domain::ids::ModelId;
+use crate::domain::model::ModelFiles;
+use crate::engine::{self, FluxEngine};
+use crate::queue::{EngineFactory, EngineState, Queue, QueueSettings};
+
+/// Attempts to build an engine that failed, after which the start goes on without it.
+const BUILDS_AT_START_MAX: u32 = 3;
+
+/// Wait before an engine is built a second time, and the longest wait before any further one.
+const REBUILD_DELAY: Duration = Duration::from_secs(1);
+const REBUILD_DELAY_MAX: Duration = Duration::from_mins(1);
+
+/// How long accepted jobs wait for an engine that cannot be built: long enough for a device to be reset by hand.
+const OUTAGE_MAX: Duration = Duration::from_mins(15);
+
+/// A model that does not draw, and why.
+#[derive(Debug)]
+pub(super) struct NotReady {
+    pub(super) model: ModelId,
+    pub(super) cause: String,
+}
+
+/// Refuses models whose checkpoints are not whole, before anything is started.
+pub(super) fn check_models(catalog: &Catalog) -> anyhow::Result<()> {
+    for (card, files) in catalog.served() {
+        let inspection = engine::inspect(&files);
+        if !inspection.is_sound() {
+            bail!("the model `{}` cannot be served:\n{inspection}", card.id);
+        }
+    }
+    Ok(())
+}
+
+/// One engine and one queue for each served model.
+pub(super) fn start_engines(config: &Config, catalog: &Catalog) -> anyhow::Result<BTreeMap<ModelId, Queue>> {
+    let mut queues = BTreeMap::new();
+    for (card, files) in catalog.served() {
+        let settings = QueueSettings {
+            model: card.id.clone(),
+            jobs_max: usize::try_from(config.queue.jobs_max)?,
+            warm_up: warm_up_spec(&card),
+            rebuild_delay: REBUILD_DELAY,
+            rebuild_delay_max: REBUILD_DELAY_MAX,
+            outage_max: OUTAGE_MAX,
+        };
+        queues.insert(card.id.clone(), Queue::start(settings, engine_factory(files, config.device))?);
+    }
+    Ok(queues)
+}
+
+fn engine_factory(files: ModelFiles, device: DeviceChoice) -> EngineFactory {
+    Box::new(move || match FluxEngine::load(&files, device) {
+        Ok(engine) => Ok(Box::new(engine) as Box<dyn StepEngine>),
+        Err(error) => Err(EngineError::Fatal(format!("{:#}", anyhow::Error::from(error)))),
+    })
+}
+
+/// Waits until every engine has drawn its first picture or failed often enough to be called not ready.
+///
+/// # Errors
+/// When no engine is ready: there is nothing to serve with. Some that are not are told of, and tried again meanwhile.
+pub(super) async fn settled(queues: &BTreeMap<ModelId, Queue>) -> anyhow::Result<Vec<NotReady>> {
+    let mut not_ready = Vec::new();
+    for (model, queue) in queues {
+        if let Some(cause) = cause_of_failure(queue).await {
+            tracing::warn!(%model, cause, "the model is not ready; the start goes on without it");
+            not_ready.push(NotReady { model: model.clone(), cause });
+        }
+    }
+    if !not_ready.is_empty() && not_ready.len() == queues.len() {
+        let lines: Vec<String> = not_ready
+            .iter()
+            .map(|NotReady { model, cause }| format!("the model `{model}` cannot be started: {cause}"))
+            .collect();
+        bail!(lines.join("\n"));
+    }
+    Ok(not_ready)
+}
+
+async fn cause_of_failure(queue: &Queue) -> Option<String> {
+    let mut state = queue.state();
+    let has_settled = |state: &EngineState| match state {
+        EngineState::Loading => false,
+        EngineState::Ready | EngineState::Gone => true,
+        EngineState::Rebuilding { builds_failed, .. } => *builds_failed >= BUILDS_AT_START_MAX,
+    };
+    match state.wait_for(has_settled).await.as_deref() {
+        Ok(EngineState::Ready) => None,
+        Ok(EngineState::Rebuilding { cause, .. }) => Some(cause.clone()),
+        Ok(EngineState::Loading | EngineState::Gone) | Err(_) => Some("the engine's thread went down".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::engine::{EngineLimits, RgbImage, Slot};
+    use crate::domain::spec::GenerateSpec;
+
+    struct Blank;
+
+    impl StepEngine for Blank {
+        fn limits(&self) -> EngineLimits {
+            EngineLimits { pictures_max: 1, step_tokens_max: 1 }
+        }
+
+        fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
+            Ok(Slot(0))
+        }
+
+        fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
+            Ok(())
+        }
+
+        fn finish(&mut self, _: Slot) -> Result<RgbImage, EngineError> {
+            Ok(RgbImage::new(1, 1, vec![0; 3]).expect("one pixel"))
+        }
+
+        fn release(&mut self, _: Slot) {}
+    }
+
+    fn queue(model: &str, factory: EngineFactory) -> (ModelId, Queue) {
+        let model = ModelId::new(model);
+        let settings = QueueSettings {
+            model: model.clone(),
+            jobs_max: 1,
+            warm_up: warm_up_spec(&crate::catalog::card_or_flux_dev(&model)),
+            rebuild_delay: Duration::from_millis(1),
+            rebuild_delay_max: Duration::from_millis(2),
+            outage_max: OUTAGE_MAX,
+        };
+        (model, Queue::start(settings, factory).expect("a thread"))
+    }
+
+    fn sound() -> EngineFactory {
+        Box::new(|| Ok(Box::new(Blank) as Box<dyn StepEngine>))
+    }
+
+    fn broken() -> EngineFactory {
+        Box::new(|| Err(EngineError::Fatal("no such device".into())))
+    }
+
+    #[tokio::test]
+    async fn one_model_that_fails_does_not_keep_the_others_from_serving() {
+        let queues = BTreeMap::from([queue("test/broken", broken()), queue("test/sound", sound())]);
+        let not_ready = settled(&queues).await.expect("one serves");
+        assert_eq!((not_ready.len(), not_ready[0].model.as_str()), (1, "test/broken"));
+        assert!(not_ready[0].cause.contains("no such device"), "{not_ready:?}");
+        assert_eq!(*queues[&ModelId::new("test/sound")].state().borrow(), EngineState::Ready);
+        queues.values().for_each(Queue::close);
+    }
+
+    #[tokio::test]
+    async fn without_any_model_the_start_fails_and_says_which_and_why() {
+        let queues = BTreeMap::from([queue("test/broken", broken())]);
+        let error = settled(&queues).await.expect_err("none serves").to_string();
+        assert!(error.contains("test/broken") && error.contains("no such device"), "{error}");
+        queues.values().for_each(Queue::close);
+    }
+}

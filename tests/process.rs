@@ -1,0 +1,185 @@
+//! The program as its operator sees it: processes that are started, told to stop, and started again, on the model that
+//! is compiled in.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const MODEL: &str = "fluxserve/flux-random";
+/// Longest a test waits for something to happen.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+fn program(data: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fluxserve"));
+    command.env_clear().current_dir(data.parent().expect("a folder around it")).arg("--data-dir").arg(data);
+    command
+}
+
+fn folder() -> (TempDir, std::path::PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    (folder, data)
+}
+
+fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(started.elapsed() < PATIENCE, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A worker that dies with the test.
+struct Server {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Where it has ended already, there is nothing to do.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Server {
+    fn start(data: &Path, arguments: &[&str]) -> Self {
+        let mut command = program(data);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu"]).args(arguments);
+        command.env("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "1");
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a process");
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        Self { child, lines }
+    }
+
+    /// The rest of the next line that begins so.
+    fn line(&self, beginning: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(PATIENCE).expect("a line in time");
+            if let Some(rest) = line.strip_prefix(beginning) {
+                return rest.to_owned();
+            }
+        }
+    }
+
+    fn url(&self) -> String {
+        self.line("fluxserve listens on ")
+    }
+
+    fn stop(&mut self) -> ExitStatus {
+        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill");
+        assert!(told.success());
+        until("the end of the process", || self.child.try_wait().expect("a child"))
+    }
+}
+
+fn get(url: &str, key: &str) -> Value {
+    let mut answer = ureq::get(url).header("x-api-key", key).call().expect("an answer");
+    serde_json::from_str(&answer.body_mut().read_to_string().expect("a text")).expect("JSON")
+}
+
+fn submit(url: &str, key: &str, body: &Value) -> String {
+    let request = ureq::post(format!("{url}/v1/inference/image"));
+    let request = request.header("x-api-key", key).header("content-type", "application/json");
+    let mut answer = request.send(body.to_string()).expect("an answer");
+    let job: Value = serde_json::from_str(&answer.body_mut().read_to_string().expect("a text")).expect("JSON");
+    job["job_id"].as_str().expect("an id").to_owned()
+}
+
+/// Runs a command that ends by itself.
+fn run(data: &Path, arguments: &[&str]) -> Output {
+    let mut child =
+        program(data).args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let mut stderr = child.stderr.take().expect("piped");
+    let errors = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        stderr.read_to_end(&mut text).map(|_| text)
+    });
+    let started = Instant::now();
+    while child.try_wait().expect("a child").is_none() {
+        if started.elapsed() > PATIENCE {
+            drop(child.kill());
+            panic!("{arguments:?} does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let output = child.wait_with_output().expect("an end");
+    Output { stderr: errors.join().expect("no panic").expect("readable"), ..output }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn a_start_that_fails_says_why_and_leaves_the_demo_key_to_the_next() {
+    let (_folder, data) = folder();
+    let failed = run(&data, &["serve", "--listen", "127.0.0.1:0", "--device", "cuda:99"]);
+    assert!(!failed.status.success());
+    let errors = text(&failed.stderr);
+    let last = errors.lines().last().expect("a reason");
+    assert!(last.contains(MODEL) && last.to_lowercase().contains("cuda"), "{errors}");
+    assert!(!text(&failed.stdout).contains("demo key"));
+    let keys = run(&data, &["keys", "list"]);
+    assert!(!text(&keys.stdout).contains("demo"), "{}", text(&keys.stdout));
+
+    let mut server = Server::start(&data, &[]);
+    assert!(server.line("A demo key, shown this once: ").starts_with("rgpu_"));
+    assert!(server.stop().success());
+}
+
+#[test]
+fn a_data_folder_belongs_to_one_worker_and_keys_can_be_made_beside_it() {
+    let (_folder, data) = folder();
+    let mut server = Server::start(&data, &[]);
+    server.line("A demo key");
+    let second = run(&data, &["serve", "--listen", "127.0.0.1:0"]);
+    let errors = text(&second.stderr);
+    assert!(!second.status.success());
+    assert!(errors.contains(&data.display().to_string()) && errors.contains("--data-dir"), "{errors}");
+    let made = run(&data, &["keys", "create", "--name", "beside", "--scope", "inference"]);
+    assert!(made.status.success() && text(&made.stdout).starts_with("rgpu_"), "{}", text(&made.stderr));
+    assert!(server.stop().success());
+    // A worker that was stopped has let go of it.
+    let mut next = Server::start(&data, &[]);
+    next.line(&format!("{MODEL} is ready"));
+    assert!(next.stop().success());
+}
+
+#[test]
+fn many_restarts_do_not_fail_a_job_and_many_crashes_do() {
+    let (_folder, data) = folder();
+    let made = run(&data, &["keys", "create", "--name", "test", "--scope", "inference"]);
+    let key = text(&made.stdout).trim().to_owned();
+    let mut server = Server::start(&data, &[]);
+    let mut url = server.url();
+    server.line("Draw a picture:");
+    // Long enough to be caught at it each time.
+    let body = json!({ "model": MODEL, "prompt": "a fox", "width": 1024, "height": 1024, "steps": 100, "seed": 1 });
+    let job = submit(&url, &key, &body);
+    let status = |url: &str| get(&format!("{url}/v1/inference/jobs/{job}"), &key);
+    let runs = |url: &str| until("it is drawn", || (status(url)["status"] == "running").then_some(()));
+    for is_clean in [true, true, true, true, false, false, false] {
+        runs(&url);
+        if is_clean {
+            assert!(server.stop().success());
+        }
+        drop(server);
+        server = Server::start(&data, &[]);
+        url = server.url();
+    }
+    let view = until("it is given up", || Some(status(&url)).filter(|view| view["status"] == "failed"));
+    assert_eq!(view["error"]["code"], "worker_crashed");
+    assert!(server.stop().success());
+}
