@@ -140,7 +140,7 @@ pub enum JobsError {
     /// The model is known and does not draw now.
     #[error("the model does not draw now: {0:?}")]
     ModelUnavailable(Availability),
-    /// No place in the queue.
+    /// No place in the queue, or none left of this owner's share.
     #[error("the queue is full")]
     QueueFull {
         /// When a place is likely to be free.

@@ -7,20 +7,22 @@
 pub mod event;
 mod guarded;
 mod line;
+mod places;
 pub mod planner;
+mod rounds;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::domain::engine::{EngineError, StepEngine};
-use crate::domain::ids::{JobId, ModelId};
+use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::spec::GenerateSpec;
 use event::JobEvents;
 use line::{Entry, Line};
+use places::{PlaceHold, Places};
 
 /// Builds the engine on its own thread; called again after the engine failed.
 pub type EngineFactory = Box<dyn Fn() -> Result<Box<dyn StepEngine>, EngineError> + Send>;
@@ -64,7 +66,7 @@ pub enum EngineState {
 /// Why no place was given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ReserveError {
-    /// As many jobs as are allowed wait and run.
+    /// As many jobs as are allowed wait and run, of all owners or of this one.
     #[error("the queue is full")]
     Full {
         /// When a place is likely to be free.
@@ -91,28 +93,12 @@ pub struct Queue {
     places: Arc<Places>,
 }
 
-/// Counts the jobs that wait or run.
-#[derive(Debug)]
-struct Places {
-    taken: AtomicUsize,
-    max: usize,
-}
-
 /// The right to submit one job. Given back when dropped, and when the job has ended and its listener is gone.
 #[must_use = "a place that is dropped is given back"]
 pub struct Place {
     queue: Queue,
+    owner: KeyId,
     hold: PlaceHold,
-}
-
-/// One counted place; travels with the job until its end, and with its listener until that is done.
-#[derive(Debug)]
-struct PlaceHold(Arc<Places>);
-
-impl Drop for PlaceHold {
-    fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::AcqRel);
-    }
 }
 
 impl Queue {
@@ -121,7 +107,7 @@ impl Queue {
     /// # Errors
     /// When the system gives no thread.
     pub fn start(settings: QueueSettings, factory: EngineFactory) -> std::io::Result<Self> {
-        let places = Arc::new(Places { taken: AtomicUsize::new(0), max: settings.jobs_max });
+        let places = Arc::new(Places::new(settings.jobs_max));
         let line = Arc::new(Line::new());
         let name = format!("engine {}", settings.model);
         let worker = worker::Worker::new(Arc::clone(&line), settings);
@@ -129,24 +115,32 @@ impl Queue {
         Ok(Self { line, places })
     }
 
-    /// Takes a place, or refuses at once.
+    /// Takes a place for a job of `owner`, or refuses at once. One owner gets half of the places at most, so that others
+    /// always find some.
+    ///
+    /// # Errors
+    /// When the queue or the owner's share of it is full, or it drains.
+    pub fn reserve(&self, owner: KeyId) -> Result<Place, ReserveError> {
+        self.place_for(owner, self.places.take_within_share(owner))
+    }
+
+    /// As [`Queue::reserve`], for a job that was accepted in an earlier life: it has had its share then.
     ///
     /// # Errors
     /// When the queue is full or drains.
-    pub fn reserve(&self) -> Result<Place, ReserveError> {
+    pub fn reserve_again(&self, owner: KeyId) -> Result<Place, ReserveError> {
+        self.place_for(owner, self.places.take(owner))
+    }
+
+    fn place_for(&self, owner: KeyId, hold: Option<PlaceHold>) -> Result<Place, ReserveError> {
         if self.line.is_draining() {
             return Err(ReserveError::Draining);
         }
-        let max = self.places.max;
-        let counted = self
-            .places
-            .taken
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |taken| (taken < max).then_some(taken + 1));
-        if counted.is_err() {
+        let Some(hold) = hold else {
             let retry_after_seconds = self.line.seconds_until_somebody_leaves().unwrap_or(1.0).ceil().max(1.0) as u64;
             return Err(ReserveError::Full { retry_after_seconds });
-        }
-        Ok(Place { queue: self.clone(), hold: PlaceHold(Arc::clone(&self.places)) })
+        };
+        Ok(Place { queue: self.clone(), owner, hold })
     }
 
     /// Cancels a job: out of the line at once, out of a running batch before the next step. Unknown jobs are ignored.
@@ -176,12 +170,12 @@ impl Queue {
 }
 
 impl Place {
-    /// Puts a job at the end of the line.
+    /// Puts a job into the line, behind the owner's others.
     pub fn submit(self, id: JobId, spec: GenerateSpec) -> JobEvents {
         let (events, mut listener) = event::channel();
         let hold = Arc::new(self.hold);
         listener.hold = Some(Arc::clone(&hold));
-        self.queue.line.push(Entry { id, spec, events, restarts: 0, _hold: hold });
+        self.queue.line.push(Entry { id, owner: self.owner, spec, events, restarts: 0, _hold: hold });
         listener
     }
 }

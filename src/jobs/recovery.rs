@@ -63,7 +63,7 @@ fn place_for(inner: &Inner, open: &OpenJob) -> Result<(Place, GenerateSpec), Hop
         code: "request_outdated",
         reason: "the model's limits have changed since the job was accepted",
     })?;
-    let place = queue.reserve().map_err(|_| Hopeless {
+    let place = queue.reserve_again(open.job.owner).map_err(|_| Hopeless {
         code: "queue_full",
         reason: "the worker came back with a smaller queue, which has no place for this job",
     })?;

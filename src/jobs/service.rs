@@ -106,7 +106,7 @@ impl JobService {
         }
         let availability = self.0.catalog.availability(spec.model());
         let queue = self.0.queues.get(spec.model()).ok_or(JobsError::ModelUnavailable(availability))?;
-        let place = queue.reserve().map_err(|refusal| match refusal {
+        let place = queue.reserve(owner).map_err(|refusal| match refusal {
             ReserveError::Full { retry_after_seconds } => JobsError::QueueFull { retry_after_seconds },
             ReserveError::Draining => JobsError::Draining,
         })?;

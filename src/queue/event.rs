@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 
-use super::PlaceHold;
+use super::places::PlaceHold;
 use crate::domain::engine::RgbImage;
 
 /// Something that happened to a job.

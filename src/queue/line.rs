@@ -1,16 +1,17 @@
 //! What the callers and the engine thread share: the line of waiting jobs, wishes to cancel, and a picture of what is
 //! being drawn. Every lock is held for a few copies only, never over an engine call.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::event::{EventSender, JobFailure, QueueEvent};
+use super::places::PlaceHold;
 use super::planner::Admitted;
-use super::{EngineState, PlaceHold, Standing};
-use crate::domain::ids::JobId;
+use super::rounds::Rounds;
+use super::{EngineState, Standing};
+use crate::domain::ids::{JobId, KeyId};
 use crate::domain::spec::GenerateSpec;
 
 /// Weight of the newest measurement in the running mean of the time per token.
@@ -20,6 +21,7 @@ const COST_SMOOTHING: f64 = 0.2;
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: JobId,
+    pub(super) owner: KeyId,
     pub(super) spec: GenerateSpec,
     pub(super) events: EventSender,
     /// How often its drawing was begun anew to make room for others.
@@ -40,7 +42,7 @@ impl Entry {
 
 #[derive(Default)]
 struct Inner {
-    waiting: VecDeque<Entry>,
+    waiting: Rounds<Entry>,
     /// At most as long as `admitted`.
     cancels: Vec<JobId>,
     admitted: Vec<Admitted>,
@@ -82,13 +84,14 @@ impl Line {
             drop(entry);
             return;
         }
-        inner.waiting.push_back(entry);
+        inner.waiting.push(entry.owner, entry);
         self.wake.notify_all();
     }
 
     pub(super) fn cancel(&self, id: JobId) {
         let mut inner = self.lock();
-        if let Some(place) = inner.waiting.iter().position(|entry| entry.id == id) {
+        let place = inner.waiting.iter().position(|entry| entry.id == id);
+        if let Some(place) = place {
             let entry = inner.waiting.remove(place);
             drop(inner);
             if let Some(entry) = entry {
@@ -160,7 +163,7 @@ impl Line {
     pub(super) fn take_news(&self) -> News {
         let mut inner = self.lock();
         News {
-            next_waiting: inner.waiting.front().map(|entry| entry.id),
+            next_waiting: inner.waiting.first().map(|entry| entry.id),
             waiting: inner.waiting.len(),
             cancels: std::mem::take(&mut inner.cancels),
             closed: inner.closed,
@@ -170,7 +173,7 @@ impl Line {
     /// Takes the first in line if it is still `id`, and shows it as admitted, so that it can be cancelled from now on.
     pub(super) fn take_first(&self, id: JobId) -> Option<Entry> {
         let mut inner = self.lock();
-        let entry = inner.waiting.pop_front_if(|first| first.id == id)?;
+        let entry = inner.waiting.pop_first_if(|first| first.id == id)?;
         let (steps, step_tokens) = (entry.spec.steps(), entry.spec.step_tokens());
         inner.admitted.push(Admitted { id, step: 0, steps, step_tokens, moved_in_turn: 0 });
         Some(entry)
@@ -178,13 +181,13 @@ impl Line {
 
     /// Gives a job its old place at the head of the line.
     pub(super) fn put_back(&self, entry: Entry) {
-        self.lock().waiting.push_front(entry);
+        self.lock().waiting.put_back(entry.owner, entry);
     }
 
     /// Sleeps until there is something to do.
     pub(super) fn wait_for_work(&self) {
         let inner = self.lock();
-        let idle = |inner: &mut Inner| inner.waiting.is_empty() && inner.cancels.is_empty() && !inner.closed;
+        let idle = |inner: &mut Inner| inner.waiting.len() == 0 && inner.cancels.is_empty() && !inner.closed;
         drop(self.wake.wait_while(inner, idle).unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -205,7 +208,7 @@ impl Line {
 
     /// Tells everyone in line that they have waited in vain.
     pub(super) fn fail_waiting(&self) {
-        let waiting = std::mem::take(&mut self.lock().waiting);
+        let waiting = self.lock().waiting.take();
         for entry in waiting {
             entry.fail(JobFailure::ENGINE_UNAVAILABLE, "the model's engine could not be started for too long");
         }
@@ -216,7 +219,7 @@ impl Line {
         let mut inner = self.lock();
         inner.closed = true;
         inner.admitted.clear();
-        let waiting = std::mem::take(&mut inner.waiting);
+        let waiting = inner.waiting.take();
         drop(inner);
         drop(waiting);
     }

@@ -28,7 +28,7 @@ pub struct Admitted {
 /// All that the decision depends on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PlannerState {
-    /// Who is first in line; the line is first come, first served.
+    /// Who is first in line; the line is round robin between owners.
     pub next_waiting: Option<JobId>,
     /// Who is being drawn, in order of admission.
     pub admitted: Vec<Admitted>,
@@ -77,7 +77,7 @@ pub struct Plan {
 
 /// Decides the next action.
 ///
-/// Nobody starves: the line is first come, first served, and who has waited longest for a step is always in the next
+/// Nobody starves: in the line owners take turns, and who has waited longest for a step is always in the next
 /// one, so each picture moves at least once in as many steps as there are pictures.
 #[must_use]
 pub fn plan(state: &PlannerState, limits: &EngineLimits) -> Plan {

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::event::{JobEvents, JobFailure, QueueEvent};
-use super::{EngineState, Queue, QueueSettings};
+use super::{EngineState, Queue, QueueSettings, ReserveError};
 use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
-use crate::domain::ids::{JobId, ModelId};
+use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 
 /// Longest a test waits for something to happen.
@@ -104,7 +104,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 async fn a_cancelled_picture_stands_nowhere_while_the_engine_idles() {
     let (queue, steps) = gated().await;
     let id = JobId::generate();
-    let mut events = queue.reserve().expect("a place").submit(id, spec());
+    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(id, spec());
     assert_eq!(next(&mut events).await, Some(QueueEvent::Started));
     assert!(queue.standing(id).is_some());
     queue.cancel(id);
@@ -132,7 +132,7 @@ fn reluctant(settings: QueueSettings, failures: u32) -> (Queue, mpsc::Sender<()>
 async fn an_engine_is_built_until_it_stands_and_jobs_wait_for_it() {
     let (queue, steps) = reluctant(settings(), 20);
     drop(steps);
-    let mut events = queue.reserve().expect("a place").submit(JobId::generate(), spec());
+    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec());
     let mut state = queue.state();
     let failed = state.wait_for(|state| matches!(state, EngineState::Rebuilding { builds_failed: 5.., .. })).await;
     let EngineState::Rebuilding { cause, .. } = failed.expect("a queue").clone() else { unreachable!() };
@@ -145,7 +145,7 @@ async fn an_engine_is_built_until_it_stands_and_jobs_wait_for_it() {
 #[tokio::test]
 async fn jobs_do_not_wait_for_ever_for_an_engine_that_cannot_be_built() {
     let (queue, _steps) = reluctant(QueueSettings { outage_max: Duration::from_millis(50), ..settings() }, u32::MAX);
-    let mut events = queue.reserve().expect("a place").submit(JobId::generate(), spec());
+    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec());
     let Some(QueueEvent::Failed(failure)) = next(&mut events).await else { panic!("it must fail") };
     assert_eq!(failure.code, JobFailure::ENGINE_UNAVAILABLE);
     queue.close();
@@ -155,13 +155,30 @@ async fn jobs_do_not_wait_for_ever_for_an_engine_that_cannot_be_built() {
 async fn a_place_is_held_until_the_listener_is_done() {
     let (queue, steps) = gated().await;
     let mut all: Vec<JobEvents> =
-        (0..4).map(|_| queue.reserve().expect("a place").submit(JobId::generate(), spec())).collect();
+        (0..4).map(|_| queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec())).collect();
     drop(steps);
     for events in &mut all {
         while next(events).await.is_some() {}
     }
-    assert!(queue.reserve().is_err(), "four ends are not yet written down");
+    assert!(queue.reserve(KeyId::generate()).is_err(), "four ends are not yet written down");
     all.pop();
-    until("a place is free", || queue.reserve().is_ok()).await;
+    until("a place is free", || queue.reserve(KeyId::generate()).is_ok()).await;
+    queue.close();
+}
+
+#[tokio::test]
+async fn one_owner_gets_half_of_the_places() {
+    let (queue, _steps) = gated().await;
+    let (greedy, modest) = (KeyId::generate(), KeyId::generate());
+    let first = queue.reserve(greedy).expect("a place");
+    let second = queue.reserve(greedy).expect("a place");
+    assert!(matches!(queue.reserve(greedy), Err(ReserveError::Full { .. })));
+    let others = [queue.reserve(modest).expect("a place"), queue.reserve(modest).expect("a place")];
+    drop(first);
+    let accepted_before = queue.reserve_again(modest).expect("the share was asked for then");
+    assert!(queue.reserve_again(greedy).is_err(), "all places are taken");
+    drop(others);
+    let again = queue.reserve(greedy).expect("a place");
+    drop((second, accepted_before, again));
     queue.close();
 }

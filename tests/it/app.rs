@@ -52,7 +52,7 @@ impl Default for Options {
             public_url: None,
         };
         Self {
-            jobs_max: 8,
+            jobs_max: 16,
             results_bytes_max: u64::MAX,
             ended_jobs_per_owner_max: 100,
             http,

@@ -12,16 +12,22 @@ use crate::fake_engine::EngineControl;
 
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
-    let app = TestApp::with(Options { jobs_max: 2, ..Options::default() }).await;
+    let app = TestApp::with(Options { jobs_max: 4, ..Options::default() }).await;
     app.control.hold();
     let first = app.submit(&picture(1)).await;
     let second = app.submit(&picture(2)).await;
+    // The other half is for others.
     let answer = app.post(&picture(3)).await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::TOO_MANY_REQUESTS, "queue_full"));
     assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
+    let path = "/v1/inference/image";
+    for (key, status) in [(&app.keys.all, 202), (&app.keys.other_inference, 202), (&app.keys.all, 429)] {
+        assert_eq!(app.send(request("POST", path, Some(key), Some(&picture(4)))).await.status.as_u16(), status);
+    }
     app.control.release();
     app.until_status(&first, "succeeded").await;
     app.until_status(&second, "succeeded").await;
+    assert_eq!(app.jobs.wait_until_idle(Duration::from_secs(20)).await, 0);
     let third = app.submit(&picture(3)).await;
     app.until_status(&third, "succeeded").await;
 }

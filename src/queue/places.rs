@@ -1,0 +1,66 @@
+//! How many jobs wait and run, together and of each owner.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::domain::ids::KeyId;
+
+/// One owner gets the places divided by this, rounded up: half of them.
+const OWNER_SHARE_DIVISOR: usize = 2;
+
+/// Counts the jobs that wait or run.
+#[derive(Debug)]
+pub(super) struct Places {
+    /// By owner; those without a job are not in it, so it is no longer than there are places.
+    taken: Mutex<HashMap<KeyId, usize>>,
+    max: usize,
+}
+
+/// One counted place; travels with the job until its end, and with its listener until that is done.
+#[derive(Debug)]
+pub(super) struct PlaceHold {
+    places: Arc<Places>,
+    owner: KeyId,
+}
+
+impl Places {
+    pub(super) fn new(max: usize) -> Self {
+        Self { taken: Mutex::default(), max }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<KeyId, usize>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place, if there is one within the owner's share.
+    pub(super) fn take_within_share(self: &Arc<Self>, owner: KeyId) -> Option<PlaceHold> {
+        self.take_up_to(owner, self.max.div_ceil(OWNER_SHARE_DIVISOR))
+    }
+
+    /// A place, if there is one.
+    pub(super) fn take(self: &Arc<Self>, owner: KeyId) -> Option<PlaceHold> {
+        self.take_up_to(owner, self.max)
+    }
+
+    fn take_up_to(self: &Arc<Self>, owner: KeyId, owner_max: usize) -> Option<PlaceHold> {
+        let mut taken = self.lock();
+        let own = taken.get(&owner).copied().unwrap_or(0);
+        if own >= owner_max || taken.values().sum::<usize>() >= self.max {
+            return None;
+        }
+        taken.insert(owner, own + 1);
+        Some(PlaceHold { places: Arc::clone(self), owner })
+    }
+}
+
+impl Drop for PlaceHold {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        let left = taken.get(&self.owner).copied().unwrap_or(0).saturating_sub(1);
+        if left == 0 {
+            taken.remove(&self.owner);
+        } else {
+            taken.insert(self.owner, left);
+        }
+    }
+}
