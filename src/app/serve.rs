@@ -49,11 +49,10 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> a
     let listener = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("listening on {}: choose another address with --listen", config.listen))?;
-    let url = local_url(listener.local_addr()?);
     let keys = Keys::open(&config).await?;
-    let outcome = match Worker::start(&config, &catalog, &keys, listener).await {
+    let outcome = match Worker::start(&config, catalog, &keys, listener).await {
         Ok(worker) => {
-            let outcome = worker.welcome(&url, &catalog, &keys, &shutdown, out).await;
+            let outcome = worker.welcome(&keys, &shutdown, out).await;
             // After an error there is nothing to wait for: who waits is drawn at the next start.
             let drain_deadline = outcome.as_ref().map_or(0, |()| config.drain_deadline_seconds);
             worker.stop(Duration::from_secs(drain_deadline)).await;
@@ -67,6 +66,8 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> a
 
 /// All that runs.
 struct Worker {
+    url: String,
+    catalog: Arc<Catalog>,
     queues: BTreeMap<ModelId, Queue>,
     jobs: JobService,
     server: JoinHandle<io::Result<()>>,
@@ -76,20 +77,16 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(
-        config: &Config,
-        catalog: &Arc<Catalog>,
-        keys: &Keys,
-        listener: TcpListener,
-    ) -> anyhow::Result<Self> {
+    async fn start(config: &Config, catalog: Arc<Catalog>, keys: &Keys, listener: TcpListener) -> anyhow::Result<Self> {
+        let url = local_url(listener.local_addr()?);
         // Before anything that counts.
         let metrics = telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
-        let queues = start_engines(config, catalog)?;
+        let queues = start_engines(config, &catalog)?;
         let parts = ServiceParts {
             store: keys.store.clone(),
-            catalog: Arc::clone(catalog),
+            catalog: Arc::clone(&catalog),
             queues: queues.clone(),
             clock,
             settings: job_settings(config),
@@ -97,7 +94,7 @@ impl Worker {
         let jobs = JobService::start(parts).await.inspect_err(|_| queues.values().for_each(Queue::close))?;
         let router = http::router(HttpParts {
             jobs: jobs.clone(),
-            catalog: Arc::clone(catalog),
+            catalog: Arc::clone(&catalog),
             authenticator: authenticator.clone(),
             metrics,
             settings: http_settings(config),
@@ -105,23 +102,16 @@ impl Worker {
         let (close, closing) = shutdown::channel();
         let server = start_server(listener, router, closing.clone());
         let uses = tokio::spawn(async move { authenticator.record_uses_until(closing.requested()).await });
-        Ok(Self { queues, jobs, server, uses, close })
+        Ok(Self { url, catalog, queues, jobs, server, uses, close })
     }
 
     /// Tells what can be done as soon as it can be done; returns when it is time to finish.
-    async fn welcome(
-        &self,
-        url: &str,
-        catalog: &Catalog,
-        keys: &Keys,
-        shutdown: &Shutdown,
-        out: &mut dyn Write,
-    ) -> anyhow::Result<()> {
-        writeln!(out, "fluxserve listens on {url}")?;
+    async fn welcome(&self, keys: &Keys, shutdown: &Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
+        writeln!(out, "fluxserve listens on {}", self.url)?;
         out.flush()?;
         tokio::select! {
             not_ready = settled(&self.queues) => {
-                greet(out, url, catalog, &not_ready?, keys).await?;
+                greet(out, &self.url, &self.catalog, &not_ready?, keys).await?;
                 shutdown.requested().await;
             }
             () = shutdown.requested() => {}
