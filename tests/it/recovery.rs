@@ -163,3 +163,24 @@ async fn a_finished_job_outlasts_an_outage_of_the_database() {
     assert_eq!(app.jobs.wait_until_idle(std::time::Duration::from_secs(5)).await, 0);
     assert!(!app.control.calls().contains(&Call::Admit(2)));
 }
+
+#[tokio::test]
+async fn a_crash_counts_although_the_next_life_did_not_begin_the_job() {
+    let mut app = TestApp::start().await;
+    app.control.hold();
+    let id = app.submit(&picture(1)).await;
+    for _ in 0..3 {
+        app.control.held().await;
+        app.until_status(&id, "running").await;
+        app.crash().await;
+        let options = Options { waits_for_ready: false, ..Options::default() };
+        // The engine gets no further than its warm-up picture.
+        options.control.hold();
+        app = app.restart(options).await;
+        app.stop_cleanly().await;
+        let options = Options::default();
+        options.control.hold_after(1);
+        app = app.restart(options).await;
+    }
+    assert_eq!(app.until_status(&id, "failed").await["error"]["code"], "worker_crashed");
+}
