@@ -21,9 +21,9 @@ pub use results::ResultLink;
 pub use service::{AcceptedJob, JobService, ServiceParts};
 
 use crate::catalog::Availability;
+use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
-use crate::encode::OutputFormat;
 
 /// Most jobs in one page of a list.
 pub const PAGE_JOBS_MAX: u32 = 100;
@@ -153,12 +153,6 @@ impl JobsError {
     /// A failure of the database or the disk.
     fn storage(cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Storage(cause.into())
-    }
-}
-
-impl From<sqlx::Error> for JobsError {
-    fn from(error: sqlx::Error) -> Self {
-        Self::storage(error)
     }
 }
 

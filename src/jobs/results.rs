@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
+use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
-use crate::encode::OutputFormat;
 
 const UNFINISHED_EXTENSION: &str = "part";
 

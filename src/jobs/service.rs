@@ -14,10 +14,10 @@ use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobsError, ListQue
 use super::{recovery, sweep};
 use crate::catalog::{Availability, Catalog};
 use crate::domain::clock::Clock;
+use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::spec::GenerateSpec;
-use crate::encode::OutputFormat;
 use crate::queue::{EngineState, Place, Queue, ReserveError};
 use crate::store::Store;
 

@@ -4,9 +4,9 @@ use sqlx::FromRow;
 use time::OffsetDateTime;
 
 use super::{Job, JobError, JobRequest, JobsError, ListQuery};
+use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
-use crate::encode::OutputFormat;
 use crate::store::Store;
 
 /// The table of jobs.
@@ -214,6 +214,12 @@ impl JobStore {
     pub(super) async fn delete(&self, id: JobId) -> Result<(), JobsError> {
         sqlx::query("DELETE FROM jobs WHERE id = ?").bind(id.to_string()).execute(self.store.pool()).await?;
         Ok(())
+    }
+}
+
+impl From<sqlx::Error> for JobsError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::storage(error)
     }
 }
 

@@ -7,7 +7,7 @@ use axum::http::header::ACCEPT;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 
-use crate::encode::OutputFormat;
+use crate::domain::format::OutputFormat;
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 
