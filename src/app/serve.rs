@@ -20,7 +20,7 @@ use crate::domain::engine::{EngineError, StepEngine};
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
 use crate::engine::{self, FluxEngine};
-use crate::http::{self, HttpParts, HttpSettings};
+use crate::http::{self, ConnectionLimits, HttpParts, HttpSettings};
 use crate::jobs::{JobService, JobSettings, ServiceParts};
 use crate::queue::{EngineFactory, EngineState, Queue, QueueSettings};
 use crate::shutdown::{self, Shutdown};
@@ -81,12 +81,10 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> a
     };
     let address = listener.local_addr()?;
     let (close, closing) = shutdown::channel();
-    let service = http::router(parts).into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown({
-        let closing = closing.clone();
-        async move { closing.requested().await }
+    let server = tokio::spawn({
+        let (closing, limits) = (closing.clone(), connection_limits(&config));
+        async move { http::serve(listener, http::router(parts), closing.requested(), limits).await }
     });
-    let server = tokio::spawn(server.into_future());
     let recorder = tokio::spawn({
         let authenticator = authenticator.clone();
         async move { authenticator.record_uses_until(closing.requested()).await }
@@ -146,7 +144,19 @@ fn http_settings(config: &Config) -> HttpSettings {
         body_bytes_max: usize::try_from(config.http.body_limit_bytes).unwrap_or(usize::MAX),
         wait_max,
         request_deadline: wait_max + REQUEST_MARGIN,
+        public_url: config.http.public_url.as_ref().map(ToString::to_string),
         ..HttpSettings::default()
+    }
+}
+
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    let connections_max = usize::try_from(config.http.connections_max).unwrap_or(usize::MAX);
+    ConnectionLimits {
+        connections_max,
+        // One peer alone must leave room for others.
+        connections_per_peer_max: connections_max / 2,
+        header_deadline: Duration::from_secs(config.http.header_deadline_seconds),
+        ..ConnectionLimits::default()
     }
 }
 
