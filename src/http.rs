@@ -70,13 +70,18 @@ pub struct HttpParts {
 
 /// What every handler can reach.
 #[derive(Clone)]
-struct HttpState(Arc<HttpParts>);
+struct HttpState(Arc<Shared>);
+
+struct Shared {
+    parts: HttpParts,
+    write_check: api::health::WriteCheck,
+}
 
 impl std::ops::Deref for HttpState {
     type Target = HttpParts;
 
     fn deref(&self) -> &HttpParts {
-        &self.0
+        &self.0.parts
     }
 }
 
@@ -136,7 +141,7 @@ pub fn routes() -> Vec<Route> {
 /// The whole surface as one service, for [`serve`]: throttling by address and `/metrics` need to know the peer.
 pub fn router(parts: HttpParts) -> Router {
     let body_bytes_max = parts.settings.body_bytes_max;
-    let state = HttpState(Arc::new(parts));
+    let state = HttpState(Arc::new(Shared { parts, write_check: api::health::WriteCheck::default() }));
     let mut router = Router::new();
     for (route, handler) in table() {
         router = router.route(route.path, handler);
