@@ -309,11 +309,13 @@ impl Inner {
             JobStatus::Succeeded => job.request.steps,
             _ => self.live().get(&job.id).map_or(0, |live| live.borrow().step),
         };
+        // A link lasts as long as the picture, whose time begins when the job ends.
+        let ended_or_now = job.finished_at.unwrap_or_else(|| self.clock.now());
         JobReport {
             step,
             queue_position: standing.map(|standing| standing.position),
             eta_seconds: standing.and_then(|standing| standing.eta_seconds),
-            link: self.signer.sign(job.id, job.created_at + self.settings.results_retention),
+            link: self.signer.sign(job.id, ended_or_now + self.settings.results_retention),
             job,
         }
     }
