@@ -2,6 +2,7 @@
 //! a fake.
 
 mod app;
+mod connections;
 mod error_codes;
 mod fake_engine;
 mod faults;

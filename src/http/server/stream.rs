@@ -105,3 +105,29 @@ pub(super) async fn hung_up(stream: &TcpStream) {
     }
     tokio::time::sleep(HANG_UP_GRACE).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_peer_that_takes_nothing_is_given_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (stream, _) = accepted.expect("a connection");
+        let mut watched = WatchedStream::new(Arc::new(stream), Duration::from_millis(100));
+        let writing = async {
+            let chunk = vec![0; 1 << 20];
+            for _ in 0..256 {
+                watched.write_all(&chunk).await?;
+            }
+            Ok::<(), io::Error>(())
+        };
+        let outcome = tokio::time::timeout(Duration::from_secs(20), writing).await.expect("an end");
+        assert_eq!(outcome.expect_err("no room for all of it").kind(), io::ErrorKind::TimedOut);
+    }
+}
