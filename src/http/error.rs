@@ -71,6 +71,7 @@ error_codes! {
     NotAcceptable        "not_acceptable"         NOT_ACCEPTABLE         "No acceptable form of the answer can be given";
     BodyTimeout          "body_timeout"           REQUEST_TIMEOUT        "The body took too long to arrive";
     NoPicture            "no_picture"             CONFLICT               "The job has no picture";
+    IdempotencyConflict  "idempotency_conflict"   CONFLICT               "The Idempotency-Key was used for another request";
     JobCanceled          "job_canceled"           CONFLICT               "The job was canceled";
     PictureGone          "picture_gone"           GONE                   "The picture is gone";
     BodyTooLarge         "body_too_large"         PAYLOAD_TOO_LARGE      "The body is too large";
@@ -184,6 +185,7 @@ impl From<JobsError> for ApiError {
             JobsError::PictureGone => Self::new(ErrorCode::PictureGone),
             JobsError::LinkRefused => Self::new(ErrorCode::LinkRefused),
             JobsError::ModelUnavailable(availability) => model_unavailable(availability),
+            JobsError::OtherRequest => Self::new(ErrorCode::IdempotencyConflict),
             JobsError::QueueFull { retry_after_seconds } => {
                 Self::new(ErrorCode::QueueFull).with_retry_after(retry_after_seconds)
             }

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Weak};
 
-use super::JobsError;
 use super::service::Inner;
 use super::store::EndedJob;
+use super::{JobsError, idempotency};
 
 /// Jobs looked at in one go.
 const BATCH_JOBS: u32 = 100;
@@ -33,6 +33,7 @@ pub(super) async fn run(service: Weak<Inner>) {
 pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
     let now = inner.clock.now();
     let cutoff = now - inner.settings.results_retention;
+    inner.store.delete_repeat_keys(idempotency::cutoff(now)).await?;
     let mut forgotten = 0;
     for _ in 0..BATCHES_MAX {
         let batch = inner.store.ended_before(cutoff, BATCH_JOBS).await?;

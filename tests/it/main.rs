@@ -7,6 +7,7 @@ mod error_codes;
 mod fake_engine;
 mod faults;
 mod fields;
+mod idempotency;
 mod jobs;
 mod operations;
 mod recovery;
