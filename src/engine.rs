@@ -28,8 +28,7 @@ use loader::Checkpoint;
 use loader::config::Configs;
 pub use loader::{CheckpointError, ComponentReport, Inspection, Problem, inspect};
 use slots::{Pass, Picture, TokenGrid};
-pub use text::tokens::TokenizerError;
-use text::tokens::Tokenizers;
+use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 use transformer::Transformer;
 use vae::Decoder;
@@ -43,9 +42,6 @@ pub enum LoadError {
     /// The checkpoint is not whole.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    /// A tokenizer file is malformed.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
     /// The weights could not be brought to the device.
     #[error("the weights could not be loaded: {0}")]
     Weights(#[from] candle_core::Error),
@@ -59,6 +55,7 @@ pub struct FluxEngine {
     transformer: Transformer,
     decoder: Decoder,
     device: Device,
+    limits: EngineLimits,
     pictures: BTreeMap<Slot, Picture>,
     next_slot: u64,
 }
@@ -75,12 +72,13 @@ impl FluxEngine {
         let configs = checkpoint.configs.clone();
         let dtype = device::dtype(&device);
         Ok(Self {
-            tokenizers: Tokenizers::new(&checkpoint.tokenizers, configs.clip.max_position_embeddings)?,
-            text: TextEncoders::load(&checkpoint, dtype, &device)?,
+            text: TextEncoders::load(&configs, &checkpoint.clip(dtype, &device), checkpoint.t5(dtype, &device))?,
             transformer: Transformer::load(&configs.transformer, &checkpoint.transformer(dtype, &device))?,
             decoder: Decoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?,
+            tokenizers: checkpoint.tokenizers,
             configs,
             device,
+            limits: device::initial_limits(),
             pictures: BTreeMap::new(),
             next_slot: 0,
         })
@@ -149,7 +147,7 @@ impl FluxEngine {
 
 impl StepEngine for FluxEngine {
     fn limits(&self) -> EngineLimits {
-        device::limits()
+        self.limits
     }
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
@@ -161,7 +159,12 @@ impl StepEngine for FluxEngine {
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
-        let latents = self.stepped(slots)?;
+        let latents = self.stepped(slots).inspect_err(|error| {
+            if matches!(error, EngineError::OutOfMemory(_)) {
+                let tokens = slots.iter().filter_map(|slot| self.pictures.get(slot)).map(Picture::step_tokens).sum();
+                self.limits = device::limits_after_out_of_memory(self.limits, tokens);
+            }
+        })?;
         for (slot, latents) in slots.iter().zip(latents) {
             if let Some(picture) = self.pictures.get_mut(slot) {
                 picture.latents = latents;

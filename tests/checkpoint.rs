@@ -7,7 +7,6 @@ use fluxserve::domain::model::ModelFiles;
 use fluxserve::engine::{Inspection, Problem, inspect};
 
 const SHARD: &str = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors";
-const INDEX: &str = "transformer/diffusion_pytorch_model.safetensors.index.json";
 
 fn reference() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev")
@@ -87,12 +86,50 @@ fn a_whole_checkpoint_is_sound_in_both_layouts() {
 }
 
 #[test]
-fn a_missing_shard_is_named_with_the_tensors_it_held() {
+fn a_missing_shard_is_named_once_and_the_rest_is_still_counted() {
     let checkpoint = Damaged::new();
     std::fs::remove_file(checkpoint.path(SHARD)).expect("removed");
-    let problems = checkpoint.problems();
-    assert_eq!(problems[0], Problem::MissingFile { path: SHARD.into(), hint: String::new() });
-    assert!(problems.iter().any(|problem| matches!(problem, Problem::MissingTensor { file, .. } if file == INDEX)));
+    let inspection = checkpoint.inspect();
+    assert!(inspection.components[0].tensors > 0, "the other shards are there");
+    assert_eq!(inspection.into_problems(), [Problem::MissingFile { path: SHARD.into(), hint: String::new() }]);
+}
+
+#[test]
+fn a_token_that_no_text_encoder_knows_is_named() {
+    let checkpoint = Damaged::new();
+    for (file, from, to) in [
+        ("tokenizer/vocab.json", "\"z</w>\": ", "\"z</w>\": 999"),
+        ("text_encoder_2/config.json", "\"vocab_size\": 448", "\"vocab_size\": 400"),
+    ] {
+        let text = std::fs::read_to_string(checkpoint.path(file)).expect("readable");
+        assert!(text.contains(from), "{file}");
+        std::fs::write(checkpoint.path(file), text.replace(from, to)).expect("written");
+    }
+    let texts: Vec<String> = checkpoint.problems().iter().map(ToString::to_string).collect();
+    assert!(texts[0].starts_with("tokenizer/vocab.json: has the token id 999"), "{texts:?}");
+    assert!(texts[1].starts_with("tokenizer_2/tokenizer.json: has the token id"), "{texts:?}");
+}
+
+#[test]
+fn numbers_that_cannot_be_are_refused_before_anything_is_computed_from_them() {
+    for (file, from, to, rule) in [
+        ("transformer/config.json", "\"num_layers\": 2", "\"num_layers\": 1000000000", "at most 1000 layers"),
+        ("vae/config.json", "\"scaling_factor\": 0.3611", "\"scaling_factor\": 0", "scaling_factor must be"),
+        (
+            "scheduler/scheduler_config.json",
+            "\"max_image_seq_len\": 4096",
+            "\"max_image_seq_len\": 256",
+            "must be above",
+        ),
+        ("text_encoder/config.json", "\"num_attention_heads\": 4", "\"num_attention_heads\": 0", "every width"),
+    ] {
+        let checkpoint = Damaged::new();
+        let text = std::fs::read_to_string(checkpoint.path(file)).expect("readable");
+        assert!(text.contains(from), "{file}: {from}");
+        std::fs::write(checkpoint.path(file), text.replace(from, to)).expect("written");
+        let text = checkpoint.problems()[0].to_string();
+        assert!(text.starts_with(file) && text.contains(rule), "{text}");
+    }
 }
 
 #[test]
@@ -155,6 +192,7 @@ fn a_missing_configuration_or_tokenizer_file_is_named() {
 
 #[test]
 fn a_folder_that_is_not_there_is_not_usable() {
-    let inspection = inspect(&ModelFiles::Directory("/nonexistent/checkpoint".into()));
-    assert!(!inspection.is_sound());
+    let problems = inspect(&ModelFiles::Directory("/nonexistent/checkpoint".into())).into_problems();
+    assert_eq!(problems.len(), 1);
+    assert_eq!(problems[0].to_string(), "/nonexistent/checkpoint: not a folder that can be read");
 }

@@ -69,9 +69,14 @@ const PICTURES_MAX: usize = 32;
 /// fits alone and many small ones fit together.
 const STEP_TOKENS_MAX: usize = 2 * (128 * 128 + 512);
 
-/// What one step may hold.
-pub(crate) fn limits() -> EngineLimits {
+/// What one step may hold before anything is known about the device.
+pub(crate) fn initial_limits() -> EngineLimits {
     EngineLimits { pictures_max: PICTURES_MAX, step_tokens_max: STEP_TOKENS_MAX }
+}
+
+/// What one step may hold after `tokens` were too many: half of them.
+pub(crate) fn limits_after_out_of_memory(limits: EngineLimits, tokens: usize) -> EngineLimits {
+    EngineLimits { step_tokens_max: limits.step_tokens_max.min(tokens / 2).max(1), ..limits }
 }
 
 fn first_line(text: &str) -> String {

@@ -16,6 +16,7 @@ use candle_nn::VarBuilder;
 
 use crate::domain::model::ModelFiles;
 
+use super::text::tokens::{self, TokenizerFiles, Tokenizers};
 use backend::CheckedTensors;
 use config::Configs;
 use inventory::Layout;
@@ -36,21 +37,11 @@ pub struct CheckpointError {
 /// A checkpoint whose files have all been found right. Tensors are read when they are asked for.
 pub(crate) struct Checkpoint {
     pub(crate) configs: Configs,
-    pub(crate) tokenizers: TokenizerFiles,
+    pub(crate) tokenizers: Tokenizers,
     transformer: CheckedTensors,
     vae: CheckedTensors,
     clip: CheckedTensors,
     t5: CheckedTensors,
-}
-
-/// The texts of the tokenizer files.
-pub(crate) struct TokenizerFiles {
-    /// `tokenizer/vocab.json`
-    pub(crate) clip_vocabulary: String,
-    /// `tokenizer/merges.txt`
-    pub(crate) clip_merges: String,
-    /// `tokenizer_2/tokenizer.json`
-    pub(crate) t5: String,
 }
 
 /// Reads and compares everything but the weights' values, and says what was found.
@@ -94,23 +85,47 @@ impl Checkpoint {
 fn examine(files: &ModelFiles) -> (Option<Checkpoint>, Inspection) {
     let source = Source::new(files);
     let mut inspection = Inspection::of(source);
-    let configs = Configs::read(source, &mut inspection.problems);
-    let tokenizers = TokenizerFiles::read(source, &mut inspection.problems);
-    let Some(configs) = configs else {
+    if !source.is_there() {
+        inspection.problems.push(Problem::unreadable(inspection.place.clone(), "not a folder that can be read"));
         return (None, inspection);
-    };
+    }
+    let configs = Configs::read(source, &mut inspection.problems);
+    let tokenizers = tokenizers(source, configs.as_ref(), &mut inspection.problems);
+    let configs_ref = configs.as_ref();
     let (layout, stem) = transformer_location(source);
-    let expected = inventory::transformer(&configs.transformer, layout);
-    let transformer = component(source, &mut inspection, "transformer", &stem, expected, inventory::none_ignored);
+    let transformer = Component {
+        name: "transformer",
+        stem: &stem,
+        expected: configs_ref.map(|configs| inventory::transformer(&configs.transformer, layout)),
+        is_ignored: inventory::none_ignored,
+    };
+    let transformer = transformer.examine(source, &mut inspection);
     let (layout, stem) = vae_location(source);
-    let expected = inventory::vae(&configs.vae, layout);
-    let vae = component(source, &mut inspection, "vae", &stem, expected, inventory::none_ignored);
-    let expected = inventory::clip(&configs.clip);
-    let clip = component(source, &mut inspection, "text_encoder", CLIP_STEM, expected, inventory::clip_ignored);
-    let expected = inventory::t5(&configs.t5);
-    let t5 = component(source, &mut inspection, "text_encoder_2", T5_STEM, expected, inventory::t5_ignored);
-    let checkpoint = match (tokenizers, transformer, vae, clip, t5) {
-        (Some(tokenizers), Some(transformer), Some(vae), Some(clip), Some(t5)) if inspection.is_sound() => {
+    let vae = Component {
+        name: "vae",
+        stem: &stem,
+        expected: configs_ref.map(|configs| inventory::vae(&configs.vae, layout)),
+        is_ignored: inventory::none_ignored,
+    };
+    let vae = vae.examine(source, &mut inspection);
+    let clip = Component {
+        name: "text_encoder",
+        stem: CLIP_STEM,
+        expected: configs_ref.map(|configs| inventory::clip(&configs.clip)),
+        is_ignored: inventory::clip_ignored,
+    };
+    let clip = clip.examine(source, &mut inspection);
+    let t5 = Component {
+        name: "text_encoder_2",
+        stem: T5_STEM,
+        expected: configs_ref.map(|configs| inventory::t5(&configs.t5)),
+        is_ignored: inventory::t5_ignored,
+    };
+    let t5 = t5.examine(source, &mut inspection);
+    let checkpoint = match (configs, tokenizers, transformer, vae, clip, t5) {
+        (Some(configs), Some(tokenizers), Some(transformer), Some(vae), Some(clip), Some(t5))
+            if inspection.is_sound() =>
+        {
             Some(Checkpoint { configs, tokenizers, transformer, vae, clip, t5 })
         }
         _ => None,
@@ -142,33 +157,56 @@ fn vae_location(source: Source) -> (Layout, String) {
     (Layout::Diffusers, VAE_STEM.to_owned())
 }
 
-/// Opens the weight files of one component and compares them with what is expected.
-fn component(
-    source: Source,
-    inspection: &mut Inspection,
+/// One component: where its weights are, and what is expected there.
+struct Component<'a> {
     name: &'static str,
-    stem: &str,
-    expected: Vec<inventory::Expected>,
+    stem: &'a str,
+    /// `None` where the configuration could not be read: then what is there is only counted.
+    expected: Option<Vec<inventory::Expected>>,
     is_ignored: fn(&str) -> bool,
-) -> Option<CheckedTensors> {
-    let mut problems = Vec::new();
-    let files = WeightFiles::open(source, stem, &mut problems);
-    let checked = files.and_then(|files| CheckedTensors::check(files, expected, is_ignored, &mut problems));
-    let report = match &checked {
-        Some(checked) => checked.report(name),
-        None => ComponentReport { name, files: Vec::new(), tensors: 0, bytes: 0, bytes_as_f32: 0, problems },
-    };
-    inspection.components.push(report);
-    checked
 }
 
-impl TokenizerFiles {
-    fn read(source: Source, problems: &mut Vec<Problem>) -> Option<Self> {
-        let clip_vocabulary = source.required_text("tokenizer/vocab.json", problems);
-        let clip_merges = source.required_text("tokenizer/merges.txt", problems);
-        let t5 = source.required_text("tokenizer_2/tokenizer.json", problems);
-        Some(Self { clip_vocabulary: clip_vocabulary?, clip_merges: clip_merges?, t5: t5? })
+impl Component<'_> {
+    /// Opens the weight files and compares them with what is expected; what was found goes to `inspection`.
+    fn examine(self, source: Source, inspection: &mut Inspection) -> Option<CheckedTensors> {
+        let mut problems = Vec::new();
+        let files = WeightFiles::open(source, self.stem, &mut problems);
+        let mut report = ComponentReport::of(self.name, files.as_ref());
+        let checked = match (files, self.expected) {
+            (Some(files), Some(expected)) => CheckedTensors::check(files, expected, self.is_ignored, &mut problems),
+            _ => None,
+        };
+        report.problems = problems;
+        inspection.components.push(report);
+        checked
     }
+}
+
+/// Builds the tokenizers, and makes sure that the text encoders know every id they can give.
+fn tokenizers(source: Source, configs: Option<&Configs>, problems: &mut Vec<Problem>) -> Option<Tokenizers> {
+    let clip_vocabulary = source.required_text(tokens::CLIP_VOCABULARY, problems);
+    let clip_merges = source.required_text(tokens::CLIP_MERGES, problems);
+    let t5 = source.required_text(tokens::T5, problems);
+    let files = TokenizerFiles { clip_vocabulary: clip_vocabulary?, clip_merges: clip_merges?, t5: t5? };
+    let configs = configs?;
+    let tokenizers = match Tokenizers::new(&files, configs.clip.max_position_embeddings) {
+        Ok(tokenizers) => tokenizers,
+        Err(error) => {
+            problems.push(Problem::unreadable(error.file, error.reason));
+            return None;
+        }
+    };
+    let [clip_id, t5_id] = tokenizers.largest_ids();
+    let limits =
+        [(tokens::CLIP_VOCABULARY, clip_id, configs.clip.vocab_size), (tokens::T5, t5_id, configs.t5.vocab_size)];
+    for (file, id, vocabulary) in limits {
+        if id as usize >= vocabulary {
+            let reason =
+                format!("has the token id {id}, but the text encoder's config.json says vocab_size {vocabulary}");
+            problems.push(Problem::unreadable(file, reason));
+        }
+    }
+    Some(tokenizers)
 }
 
 /// The names under which the model asks for the transformer's tensors.

@@ -9,7 +9,6 @@ use serde::Deserialize;
 use super::loader::Checkpoint;
 use super::loader::config::Configs;
 use super::slots::TokenGrid;
-use super::text::tokens::Tokenizers;
 use super::{FluxEngine, noise, ops, sampler, vae};
 use crate::catalog::card_or_flux_dev;
 use crate::domain::device::DeviceChoice;
@@ -110,7 +109,7 @@ struct ClipVariants {
 #[test]
 fn token_ids_equal_transformers() {
     let checkpoint = Checkpoint::open(&diffusers_folders()).expect("opens");
-    let tokenizers = Tokenizers::new(&checkpoint.tokenizers, 77).expect("tokenizers");
+    let tokenizers = &checkpoint.tokenizers;
     for case in json::<TokenCases>("tokens.json").prompts {
         let expected = case.clip_variants.as_ref().map_or(&case.clip_77, |variants| &variants.fast);
         let mut clip = tokenizers.clip(&case.prompt).expect("CLIP ids");

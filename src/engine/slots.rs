@@ -77,6 +77,12 @@ impl Picture {
         self.steps_done + 1 >= self.sigmas.len()
     }
 
+    /// Tokens that one step of this picture puts through the model.
+    pub(crate) fn step_tokens(&self) -> usize {
+        let passes = std::iter::once(&self.prompt).chain(self.negative.as_ref().map(|(pass, _)| pass));
+        passes.map(|pass| self.grid.rows * self.grid.columns + pass.text.dims()[0]).sum()
+    }
+
     /// What goes into the next step: one sequence, or two with a negative prompt.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
         let passes = std::iter::once(&self.prompt).chain(self.negative.as_ref().map(|(pass, _)| pass));

@@ -2,12 +2,12 @@
 
 pub(crate) mod tokens;
 
-use candle_core::{DType, Device, IndexOp, Result, Tensor};
+use candle_core::{Device, IndexOp, Result, Tensor};
+use candle_nn::VarBuilder;
 use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
 use candle_transformers::models::t5::T5EncoderModel;
 
-use super::loader::Checkpoint;
-use super::loader::config::ClipConfig;
+use super::loader::config::{ClipConfig, Configs};
 
 /// What the transformer is told about a prompt.
 #[derive(Debug, Clone)]
@@ -26,15 +26,14 @@ pub(crate) struct TextEncoders {
 }
 
 impl TextEncoders {
-    /// Loads both encoders in `dtype`.
+    /// Loads both encoders, in the builders' dtype.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(checkpoint: &Checkpoint, dtype: DType, device: &Device) -> Result<Self> {
-        let clip_config = clip_config(&checkpoint.configs.clip);
-        let clip = ClipTextTransformer::new(checkpoint.clip(dtype, device).pp("text_model"), &clip_config)?;
-        let t5 = T5EncoderModel::load(checkpoint.t5(dtype, device), &checkpoint.configs.t5)?;
-        Ok(Self { clip, t5, device: device.clone() })
+    pub(crate) fn load(configs: &Configs, clip: &VarBuilder, t5: VarBuilder<'_>) -> Result<Self> {
+        let device = clip.device().clone();
+        let clip = ClipTextTransformer::new(clip.pp("text_model"), &clip_config(&configs.clip))?;
+        Ok(Self { clip, t5: T5EncoderModel::load(t5, &configs.t5)?, device })
     }
 
     /// CLIP's hidden state at the first end-of-text token, `[1, width]`.

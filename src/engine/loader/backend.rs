@@ -9,7 +9,7 @@ use candle_nn::var_builder::SimpleBackend;
 use safetensors::Dtype;
 
 use super::inventory::Expected;
-use super::report::{ComponentReport, Problem};
+use super::report::Problem;
 use super::weights::WeightFiles;
 
 /// The tensors of one component, all present and of the right shape.
@@ -45,20 +45,6 @@ impl CheckedTensors {
         (problems.len() == before).then(|| Self(Arc::new(Inner { files, expected })))
     }
 
-    /// What there is, in numbers.
-    pub(super) fn report(&self, name: &'static str) -> ComponentReport {
-        let files = &self.0.files;
-        let elements: usize = files.entries.values().map(|entry| entry.shape.iter().product::<usize>()).sum();
-        ComponentReport {
-            name,
-            files: files.files.iter().map(|(path, _)| path.clone()).collect(),
-            tensors: files.entries.len(),
-            bytes: files.entries.values().map(|entry| entry.range.len()).sum(),
-            bytes_as_f32: elements * size_of::<f32>(),
-            problems: Vec::new(),
-        }
-    }
-
     /// candle's way to ask for tensors.
     pub(super) fn builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
@@ -67,6 +53,10 @@ impl CheckedTensors {
 
 fn check_part(files: &WeightFiles, name: &str, shape: &[usize], problems: &mut Vec<Problem>) {
     let Some(entry) = files.entries.get(name) else {
+        if files.unread.contains(name) {
+            // Its shard is already named as a problem.
+            return;
+        }
         let (file, tensor) = (files.label.clone(), name.to_owned());
         problems.push(Problem::MissingTensor { file, tensor, expected: shape.to_vec() });
         return;

@@ -19,6 +19,13 @@ pub(crate) struct Configs {
     pub(crate) scheduler: SchedulerConfig,
 }
 
+/// Most layers of one kind that are believed; the published model has 38. A wrong number must not fill the memory with
+/// names of tensors.
+const LAYERS_MAX: usize = 1000;
+
+/// Largest width that is believed; the published models stay below 50,000.
+const WIDTH_MAX: usize = 1 << 20;
+
 /// `transformer/config.json`, as diffusers' `FluxTransformer2DModel` writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct TransformerConfig {
@@ -179,61 +186,95 @@ impl Configs {
 
     /// What in these files contradicts another, or asks for something that this engine does not do.
     fn contradictions(&self) -> Vec<(&'static str, String)> {
+        let broken = |rules: Vec<Rule>| -> Vec<_> {
+            let broken = rules.into_iter().filter(|(_, holds, _)| !holds);
+            broken.map(|(path, _, rule)| (path, rule.to_owned())).collect()
+        };
+        let unbelievable = broken(self.size_rules());
+        if !unbelievable.is_empty() {
+            // Nothing is computed from sizes like these.
+            return unbelievable;
+        }
+        broken([self.transformer_rules(), self.vae_rules(), self.text_rules()].concat())
+    }
+
+    fn size_rules(&self) -> Vec<Rule> {
         let Self { transformer, vae, clip, t5, .. } = self;
-        let axes = transformer.axes_dims_rope;
-        let rules = [
+        let widths = |path, widths: &[usize]| {
             (
-                TRANSFORMER,
-                axes.iter().sum::<usize>() == transformer.attention_head_dim,
-                "axes_dims_rope must add up to attention_head_dim",
-            ),
-            (TRANSFORMER, axes.iter().all(|axis| axis.is_multiple_of(2)), "axes_dims_rope must be even"),
-            (TRANSFORMER, transformer.num_attention_heads > 0, "num_attention_heads must be at least 1"),
-            (
-                TRANSFORMER,
-                transformer.in_channels == 4 * vae.latent_channels,
-                "in_channels must be four times vae/config.json's latent_channels",
-            ),
-            (
-                TRANSFORMER,
-                transformer.joint_attention_dim == t5.d_model,
-                "joint_attention_dim must equal text_encoder_2/config.json's d_model",
-            ),
-            (
-                TRANSFORMER,
-                transformer.pooled_projection_dim == clip.hidden_size,
-                "pooled_projection_dim must equal text_encoder/config.json's hidden_size",
-            ),
-            (
-                VAE,
-                vae.block_out_channels.len() == 4,
-                "block_out_channels must have four levels: FLUX latents are an eighth of the picture",
-            ),
-            (
-                VAE,
-                vae.norm_num_groups > 0
-                    && vae.block_out_channels.iter().all(|width| width.is_multiple_of(vae.norm_num_groups)),
-                "every width in block_out_channels must be a multiple of norm_num_groups",
-            ),
-            (VAE, vae.out_channels == 3 && vae.in_channels == 3, "in_channels and out_channels must be 3 (RGB)"),
-            (VAE, vae.mid_block_add_attention, "mid_block_add_attention must be true"),
-            (
-                VAE,
-                !vae.use_quant_conv && !vae.use_post_quant_conv,
-                "use_quant_conv and use_post_quant_conv must be false, as in FLUX",
-            ),
-            (CLIP, clip.hidden_act == "quick_gelu", "hidden_act must be quick_gelu"),
-            (CLIP, (clip.layer_norm_eps - 1e-5).abs() < 1e-9, "layer_norm_eps must be 1e-5"),
+                path,
+                widths.iter().all(|&width| (1..=WIDTH_MAX).contains(&width)),
+                "every width must be from 1 to 1048576",
+            )
+        };
+        let layers = |path, layers: &[usize]| {
+            (path, layers.iter().all(|&count| count <= LAYERS_MAX), "there can be at most 1000 layers of a kind")
+        };
+        let TransformerConfig { in_channels, attention_head_dim, num_attention_heads, joint_attention_dim, .. } =
+            *transformer;
+        let pooled = transformer.pooled_projection_dim;
+        vec![
+            widths(TRANSFORMER, &[in_channels, attention_head_dim, num_attention_heads, joint_attention_dim, pooled]),
+            widths(TRANSFORMER, &transformer.axes_dims_rope),
+            layers(TRANSFORMER, &[transformer.num_layers, transformer.num_single_layers]),
+            widths(VAE, &vae.block_out_channels),
+            widths(VAE, &[vae.latent_channels, vae.norm_num_groups]),
+            layers(VAE, &[vae.layers_per_block, vae.block_out_channels.len()]),
+            widths(CLIP, &[clip.hidden_size, clip.intermediate_size, clip.num_attention_heads, clip.vocab_size]),
+            layers(CLIP, &[clip.num_hidden_layers]),
+            // Start, one token, end.
             (
                 CLIP,
-                clip.num_attention_heads > 0 && clip.hidden_size.is_multiple_of(clip.num_attention_heads),
-                "hidden_size must be a multiple of num_attention_heads",
+                (3..=WIDTH_MAX).contains(&clip.max_position_embeddings),
+                "max_position_embeddings must be at least 3",
             ),
+            widths(T5, &[t5.d_model, t5.d_kv, t5.d_ff, t5.num_heads, t5.vocab_size, t5.relative_attention_num_buckets]),
+            layers(T5, &[t5.num_layers]),
+        ]
+    }
+
+    #[rustfmt::skip]
+    fn transformer_rules(&self) -> Vec<Rule> {
+        let Self { transformer, vae, clip, t5, scheduler } = self;
+        let axes = transformer.axes_dims_rope;
+        vec![
+            (TRANSFORMER, axes.iter().sum::<usize>() == transformer.attention_head_dim, "axes_dims_rope must add up to attention_head_dim"),
+            (TRANSFORMER, axes.iter().all(|axis| axis.is_multiple_of(2)), "axes_dims_rope must be even"),
+            (TRANSFORMER, transformer.in_channels == 4 * vae.latent_channels, "in_channels must be four times vae/config.json's latent_channels"),
+            (TRANSFORMER, transformer.joint_attention_dim == t5.d_model, "joint_attention_dim must equal text_encoder_2/config.json's d_model"),
+            (TRANSFORMER, transformer.pooled_projection_dim == clip.hidden_size, "pooled_projection_dim must equal text_encoder/config.json's hidden_size"),
+            (SCHEDULER, scheduler.max_image_seq_len > scheduler.base_image_seq_len, "max_image_seq_len must be above base_image_seq_len"),
+        ]
+    }
+
+    #[rustfmt::skip]
+    fn vae_rules(&self) -> Vec<Rule> {
+        let vae = &self.vae;
+        let widths_fit_groups = vae.block_out_channels.iter().all(|width| width.is_multiple_of(vae.norm_num_groups));
+        vec![
+            (VAE, vae.block_out_channels.len() == 4, "block_out_channels must have four levels: FLUX latents are an eighth of the picture"),
+            (VAE, widths_fit_groups, "every width in block_out_channels must be a multiple of norm_num_groups"),
+            (VAE, vae.out_channels == 3 && vae.in_channels == 3, "in_channels and out_channels must be 3 (RGB)"),
+            (VAE, vae.scaling_factor.is_normal() && vae.shift_factor.is_finite(), "scaling_factor must be a number other than 0, shift_factor a number"),
+            (VAE, vae.mid_block_add_attention, "mid_block_add_attention must be true"),
+            (VAE, !vae.use_quant_conv && !vae.use_post_quant_conv, "use_quant_conv and use_post_quant_conv must be false, as in FLUX"),
+        ]
+    }
+
+    #[rustfmt::skip]
+    fn text_rules(&self) -> Vec<Rule> {
+        let Self { clip, t5, .. } = self;
+        vec![
+            (CLIP, clip.hidden_act == "quick_gelu", "hidden_act must be quick_gelu"),
+            (CLIP, (clip.layer_norm_eps - 1e-5).abs() < 1e-9, "layer_norm_eps must be 1e-5"),
+            (CLIP, clip.hidden_size.is_multiple_of(clip.num_attention_heads), "hidden_size must be a multiple of num_attention_heads"),
             (T5, t5.feed_forward_proj.gated, "feed_forward_proj must be gated-gelu"),
-        ];
-        rules.into_iter().filter(|(_, holds, _)| !holds).map(|(path, _, rule)| (path, rule.to_owned())).collect()
+        ]
     }
 }
+
+/// A file, whether its rule holds, and the rule.
+type Rule = (&'static str, bool, &'static str);
 
 fn parse<T: DeserializeOwned>(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<T> {
     match serde_json::from_str(text) {

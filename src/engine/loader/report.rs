@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::source::Source;
+use super::weights::WeightFiles;
 
 /// One thing that is wrong with a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,7 +85,7 @@ pub struct ComponentReport {
     pub name: &'static str,
     /// The weight files, as paths inside the checkpoint.
     pub files: Vec<String>,
-    /// Tensors that were found right.
+    /// Tensors that are there, right or not.
     pub tensors: usize,
     /// Size of those tensors on disk.
     pub bytes: usize,
@@ -103,6 +104,22 @@ pub struct Inspection {
     pub components: Vec<ComponentReport>,
     /// What is wrong with the configuration and tokenizer files.
     pub problems: Vec<Problem>,
+}
+
+impl ComponentReport {
+    /// What is there, in numbers.
+    pub(super) fn of(name: &'static str, files: Option<&WeightFiles>) -> Self {
+        let mut report = Self { name, files: Vec::new(), tensors: 0, bytes: 0, bytes_as_f32: 0, problems: Vec::new() };
+        if let Some(files) = files {
+            report.files = files.files.iter().map(|(path, _)| path.clone()).collect();
+            report.tensors = files.entries.len();
+            for entry in files.entries.values() {
+                report.bytes += entry.range.len();
+                report.bytes_as_f32 += entry.shape.iter().product::<usize>() * size_of::<f32>();
+            }
+        }
+        report
+    }
 }
 
 impl Inspection {

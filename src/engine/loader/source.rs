@@ -44,6 +44,14 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// Whether there is a place to look at.
+    pub(super) fn is_there(self) -> bool {
+        match self.0 {
+            ModelFiles::Directory(directory) => std::fs::read_dir(directory).is_ok(),
+            ModelFiles::Embedded(_) => true,
+        }
+    }
+
     /// Opens a file; `None` where there is none of that name.
     pub(super) fn open(self, path: &str) -> io::Result<Option<Blob>> {
         match self.0 {

@@ -1,6 +1,6 @@
 //! The safetensors files of one component: one file, or shards with an index.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
@@ -25,6 +25,8 @@ pub(super) struct WeightFiles {
     pub(super) entries: BTreeMap<String, Entry>,
     /// The file, or the index of the shards: what to name when a tensor is missing.
     pub(super) label: String,
+    /// Tensors that the index places in shards which are missing or cannot be read.
+    pub(super) unread: BTreeSet<String>,
 }
 
 #[derive(Deserialize)]
@@ -51,7 +53,7 @@ impl WeightFiles {
     pub(super) fn open(source: Source, stem: &str, problems: &mut Vec<Problem>) -> Option<Self> {
         let (single, index) = (single_path(stem), index_path(stem));
         if source.contains(&single) {
-            let mut weights = Self { files: Vec::new(), entries: BTreeMap::new(), label: single.clone() };
+            let mut weights = Self::empty(single.clone());
             weights.add(source, &single, problems);
             return (!weights.files.is_empty()).then_some(weights);
         }
@@ -73,11 +75,20 @@ impl WeightFiles {
         let mut shards: Vec<&String> = map.values().collect();
         shards.sort();
         shards.dedup();
-        let mut weights = Self { files: Vec::new(), entries: BTreeMap::new(), label: index };
+        let mut weights = Self::empty(index);
         for shard in shards {
+            let before = weights.files.len();
             weights.add(source, &format!("{folder}{shard}"), problems);
+            if weights.files.len() == before {
+                let held = map.iter().filter(|(_, file)| *file == shard);
+                weights.unread.extend(held.map(|(tensor, _)| tensor.clone()));
+            }
         }
         (!weights.files.is_empty()).then_some(weights)
+    }
+
+    fn empty(label: String) -> Self {
+        Self { files: Vec::new(), entries: BTreeMap::new(), label, unread: BTreeSet::new() }
     }
 
     fn add(&mut self, source: Source, path: &str, problems: &mut Vec<Problem>) {

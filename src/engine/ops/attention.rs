@@ -1,14 +1,17 @@
 //! Attention inside each sequence of a packed stream. Nothing larger than a few rows of scores is ever held.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::gemm::{MatrixRef, Threads, multiply};
-use super::vector::{softmax, vectorized};
+use super::vector::{softmax_numerators, vectorized};
 use super::{Rows, Segments, contiguous, is_fused};
 
-/// Queries handled at a time: large enough that keys are read from cache, small enough that their scores stay there.
-const QUERY_BLOCK: usize = 64;
+/// Queries answered at a time: many, because the keys are rearranged anew for each block, but few enough that their
+/// scores stay in the cache.
+const QUERY_BLOCK: usize = 256;
 
 /// `softmax(q kᵀ / sqrt(head width)) v` for every head, each sequence for itself.
 ///
@@ -50,11 +53,12 @@ struct CpuAttention<'a> {
     segments: &'a Segments,
 }
 
-/// Queries of one sequence that one task answers, and where the answers go.
-struct Block<'a> {
-    sequence: std::ops::Range<usize>,
-    queries: std::ops::Range<usize>,
-    out: &'a mut [f32],
+/// Some queries of one head of one sequence, and where their answers go: `[queries, head width]`.
+struct Task<'a> {
+    head: usize,
+    sequence: Range<usize>,
+    queries: Range<usize>,
+    answers: &'a mut [f32],
 }
 
 impl CustomOp1 for CpuAttention<'_> {
@@ -70,57 +74,73 @@ impl CustomOp1 for CpuAttention<'_> {
             bail!("attention: {rows}x{width} is not {:?} of three parts of {} heads", self.segments, self.heads);
         }
         let qkv = Rows { values, count: rows, width, stride: width };
-        let mut out = vec![0.0_f32; rows * part_width];
-        let mut rest = out.as_mut_slice();
-        let mut blocks = Vec::new();
-        for sequence in self.segments.ranges() {
-            for start in sequence.clone().step_by(QUERY_BLOCK) {
-                let queries = start..(start + QUERY_BLOCK).min(sequence.end);
-                let (block, after) = rest.split_at_mut(queries.len() * part_width);
-                rest = after;
-                blocks.push(Block { sequence: sequence.clone(), queries, out: block });
+        // Block by block, and head by head inside a block, so that each task has its answers to itself.
+        let mut answers = vec![0.0_f32; rows * part_width];
+        let mut tasks = Vec::new();
+        let mut rest = answers.as_mut_slice();
+        for (sequence, queries) in self.blocks() {
+            let (block, after) = rest.split_at_mut(queries.len() * part_width);
+            rest = after;
+            for (head, answers) in block.chunks_exact_mut(block.len() / self.heads).enumerate() {
+                tasks.push(Task { head, sequence: sequence.clone(), queries: queries.clone(), answers });
             }
         }
-        blocks.into_par_iter().for_each_init(Scratch::default, |scratch, block| {
-            attend(&qkv, self.heads, block, scratch);
-        });
-        Ok((CpuStorage::F32(out), Shape::from((rows, part_width))))
+        tasks.into_par_iter().for_each_init(Vec::new, |scores, task| attend(&qkv, self.heads, task, scores));
+        Ok((CpuStorage::F32(self.by_rows(&answers, part_width)), Shape::from((rows, part_width))))
     }
 }
 
-/// Memory that one thread uses again and again.
-#[derive(Default)]
-struct Scratch {
-    scores: Vec<f32>,
-    answers: Vec<f32>,
+impl CpuAttention<'_> {
+    /// Each sequence with each of its blocks of queries, in stream order.
+    fn blocks(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        self.segments.ranges().flat_map(|sequence| {
+            let starts = sequence.clone().step_by(QUERY_BLOCK);
+            starts.map(move |start| (sequence.clone(), start..(start + QUERY_BLOCK).min(sequence.end)))
+        })
+    }
+
+    /// Answers as the tasks leave them, in the order of the stream: `[rows, heads × head width]`.
+    fn by_rows(&self, answers: &[f32], part_width: usize) -> Vec<f32> {
+        let head_width = part_width / self.heads;
+        let mut out = Vec::with_capacity(answers.len());
+        for (_, queries) in self.blocks() {
+            let block = &answers[queries.start * part_width..queries.end * part_width];
+            for row in 0..queries.len() {
+                for head in 0..self.heads {
+                    let start = (head * queries.len() + row) * head_width;
+                    out.extend_from_slice(&block[start..start + head_width]);
+                }
+            }
+        }
+        out
+    }
 }
 
-fn attend(qkv: &Rows, heads: usize, block: Block, scratch: &mut Scratch) {
-    let Block { sequence, queries: own, out } = block;
+/// Answers a task's queries. `scores` is memory that one thread uses again and again.
+fn attend(qkv: &Rows, heads: usize, task: Task, scores: &mut Vec<f32>) {
+    let Task { head, sequence, queries, answers } = task;
     let part_width = qkv.width / 3;
     let head_width = part_width / heads;
+    let matrix = |rows: &Range<usize>, part: usize| {
+        let start = rows.start * qkv.stride + part * part_width + head * head_width;
+        MatrixRef::new(&qkv.values[start..], rows.len(), head_width, qkv.stride)
+    };
+    let (query, key, value) = (matrix(&queries, 0), matrix(&sequence, 1), matrix(&sequence, 2));
+    let keys = sequence.len();
+    scores.resize(queries.len() * keys, 0.0);
+    multiply(scores, query, key.transposed(), false, Threads::One);
     let scale = 1.0 / (head_width as f32).sqrt();
-    let (queries, keys) = (own.len(), sequence.len());
-    scratch.scores.resize(queries * keys, 0.0);
-    scratch.answers.resize(queries * head_width, 0.0);
-    for head in 0..heads {
-        let matrix = |rows: &std::ops::Range<usize>, part: usize| {
-            let start = rows.start * qkv.stride + part * part_width + head * head_width;
-            MatrixRef::new(&qkv.values[start..], rows.len(), head_width, qkv.stride)
-        };
-        let (query, key, value) = (matrix(&own, 0), matrix(&sequence, 1), matrix(&sequence, 2));
-        multiply(&mut scratch.scores, query, key.transposed(), false, Threads::One);
-        vectorized(|| {
-            for scores in scratch.scores.chunks_exact_mut(keys) {
-                softmax(scores, scale);
-            }
-        });
-        let weights = MatrixRef::new(&scratch.scores, queries, keys, keys);
-        multiply(&mut scratch.answers, weights, value, false, Threads::One);
-        let answers = scratch.answers.chunks_exact(head_width);
-        for (row, answer) in out.chunks_exact_mut(part_width).zip(answers) {
-            row[head * head_width..][..head_width].copy_from_slice(answer);
+    let mut denominators = vec![0.0; queries.len()];
+    vectorized(|| {
+        // A plain loop: what an iterator's adapters call is not compiled for wide vectors.
+        for (scores, denominator) in scores.chunks_exact_mut(keys).zip(&mut denominators) {
+            *denominator = softmax_numerators(scores, scale);
         }
+    });
+    multiply(answers, MatrixRef::new(scores, queries.len(), keys, keys), value, false, Threads::One);
+    for (answer, denominator) in answers.chunks_exact_mut(head_width).zip(denominators) {
+        let inverse = 1.0 / denominator;
+        answer.iter_mut().for_each(|number| *number *= inverse);
     }
 }
 

@@ -9,7 +9,14 @@ use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizerSequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, Tokenizer};
 
-use crate::engine::loader::TokenizerFiles;
+/// CLIP's tokens and their ids.
+pub(crate) const CLIP_VOCABULARY: &str = "tokenizer/vocab.json";
+
+/// CLIP's byte pairs, in the order of their merging.
+pub(crate) const CLIP_MERGES: &str = "tokenizer/merges.txt";
+
+/// T5's tokenizer, whole.
+pub(crate) const T5: &str = "tokenizer_2/tokenizer.json";
 
 const START_OF_TEXT: &str = "<|startoftext|>";
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -20,17 +27,27 @@ const CLIP_WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'l
 /// A tokenizer file that is not what it should be.
 #[derive(Debug, thiserror::Error)]
 #[error("{file}: {reason}")]
-pub struct TokenizerError {
+pub(crate) struct TokenizerError {
     /// Path inside the checkpoint.
-    pub file: &'static str,
+    pub(crate) file: &'static str,
     /// What is wrong with it.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 impl TokenizerError {
     fn new(file: &'static str, reason: impl std::fmt::Display) -> Self {
         Self { file, reason: reason.to_string() }
     }
+}
+
+/// The texts of the tokenizer files.
+pub(crate) struct TokenizerFiles {
+    /// Of [`CLIP_VOCABULARY`].
+    pub(crate) clip_vocabulary: String,
+    /// Of [`CLIP_MERGES`].
+    pub(crate) clip_merges: String,
+    /// Of [`T5`].
+    pub(crate) t5: String,
 }
 
 /// Both tokenizers.
@@ -51,8 +68,8 @@ impl Tokenizers {
     /// When a file is malformed or lacks a special token.
     pub(crate) fn new(files: &TokenizerFiles, clip_length: usize) -> Result<Self, TokenizerError> {
         let clip = clip_tokenizer(files)?;
-        let clip_start = special(&clip, START_OF_TEXT, VOCABULARY)?;
-        let clip_end = special(&clip, END_OF_TEXT, VOCABULARY)?;
+        let clip_start = special(&clip, START_OF_TEXT, CLIP_VOCABULARY)?;
+        let clip_end = special(&clip, END_OF_TEXT, CLIP_VOCABULARY)?;
         let mut t5: Tokenizer = files.t5.parse().map_err(|error| TokenizerError::new(T5, error))?;
         t5.with_truncation(None).map_err(|error| TokenizerError::new(T5, error))?.with_padding(None);
         let t5_end = special(&t5, "</s>", T5)?;
@@ -65,12 +82,18 @@ impl Tokenizers {
         self.clip_end
     }
 
+    /// The largest id that CLIP's and T5's tokenizer can give.
+    pub(crate) fn largest_ids(&self) -> [u32; 2] {
+        [&self.clip, &self.t5].map(|tokenizer| tokenizer.get_vocab(true).into_values().max().unwrap_or(0))
+    }
+
     /// Start, the prompt cut to fit, end. Without the padding, which is more ends.
     ///
     /// # Errors
     /// When the tokenizer cannot read the text.
     pub(crate) fn clip(&self, prompt: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self.clip.encode_fast(prompt, false).map_err(|error| TokenizerError::new(VOCABULARY, error))?;
+        let encoding =
+            self.clip.encode_fast(prompt, false).map_err(|error| TokenizerError::new(CLIP_VOCABULARY, error))?;
         let words = encoding.get_ids();
         let kept = words.len().min(self.clip_length - 2);
         Ok([&[self.clip_start], &words[..kept], &[self.clip_end]].concat())
@@ -90,21 +113,17 @@ impl Tokenizers {
     }
 }
 
-const VOCABULARY: &str = "tokenizer/vocab.json";
-const MERGES: &str = "tokenizer/merges.txt";
-const T5: &str = "tokenizer_2/tokenizer.json";
-
 fn special(tokenizer: &Tokenizer, token: &str, file: &'static str) -> Result<u32, TokenizerError> {
     tokenizer.token_to_id(token).ok_or_else(|| TokenizerError::new(file, format!("the token `{token}` is missing")))
 }
 
 fn clip_tokenizer(files: &TokenizerFiles) -> Result<Tokenizer, TokenizerError> {
     let vocabulary: HashMap<String, u32> =
-        serde_json::from_str(&files.clip_vocabulary).map_err(|error| TokenizerError::new(VOCABULARY, error))?;
+        serde_json::from_str(&files.clip_vocabulary).map_err(|error| TokenizerError::new(CLIP_VOCABULARY, error))?;
     let mut merges = Vec::new();
     for line in files.clip_merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty()) {
         let (left, right) =
-            line.split_once(' ').ok_or_else(|| TokenizerError::new(MERGES, format!("not a pair: `{line}`")))?;
+            line.split_once(' ').ok_or_else(|| TokenizerError::new(CLIP_MERGES, format!("not a pair: `{line}`")))?;
         merges.push((left.to_owned(), right.to_owned()));
     }
     let model = BPE::builder()
@@ -113,9 +132,9 @@ fn clip_tokenizer(files: &TokenizerFiles) -> Result<Tokenizer, TokenizerError> {
         .continuing_subword_prefix(String::new())
         .end_of_word_suffix("</w>".to_owned())
         .build()
-        .map_err(|error| TokenizerError::new(MERGES, error))?;
+        .map_err(|error| TokenizerError::new(CLIP_MERGES, error))?;
     let mut tokenizer = Tokenizer::new(model);
-    let invalid = |error: tokenizers::Error| TokenizerError::new(VOCABULARY, error);
+    let invalid = |error: tokenizers::Error| TokenizerError::new(CLIP_VOCABULARY, error);
     let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_owned()), " ").map_err(invalid)?;
     let normalizer = NormalizerSequence::new(vec![NFC.into(), spaces.into(), Lowercase.into()]);
     tokenizer.with_normalizer(Some(normalizer)).map_err(invalid)?;
