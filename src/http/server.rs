@@ -29,6 +29,9 @@ use stream::{WatchedStream, hung_up};
 /// Pause after the system had no socket for us; trying at once would only burn a core.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(250);
 
+/// Longest head of a request, and what is read ahead of its body: this much memory a connection may cost.
+const HEAD_BYTES_MAX: usize = 64 * 1024;
+
 /// What connections are held to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionLimits {
@@ -117,6 +120,7 @@ async fn run(stream: TcpStream, peer: SocketAddr, router: Router, limits: &Conne
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_deadline)
+        .max_buf_size(HEAD_BYTES_MAX)
         .serve_connection(io, service);
     tokio::select! {
         biased;

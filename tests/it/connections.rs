@@ -62,6 +62,19 @@ async fn a_connection_that_is_kept_open_without_use_is_closed() {
 }
 
 #[tokio::test]
+async fn a_head_without_end_is_refused() {
+    let app = TestApp::start().await;
+    let (address, server) = listen(&app, ConnectionLimits::default()).await;
+    let mut connection = connect(address).await;
+    let head = format!("GET /healthz HTTP/1.1\r\nhost: worker.test\r\nx: {}", "x".repeat(100_000));
+    // The worker may have closed the connection before all of it is written.
+    drop(connection.write_all(head.as_bytes()).await);
+    let answer = rest(&mut connection).await;
+    assert!(!answer.contains(" 200 "), "{answer}");
+    server.abort();
+}
+
+#[tokio::test]
 async fn closing_lets_the_request_at_hand_finish() {
     let app = TestApp::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
