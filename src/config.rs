@@ -2,6 +2,7 @@
 //! variable is named once, in `env`, and an error says in which file, field or variable it stands.
 
 mod env;
+mod public_url;
 mod resolve;
 mod settings;
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use env::{VARIABLES, Variable};
+pub use public_url::{NotAPublicUrl, PublicUrl};
 
 use crate::domain::device::DeviceChoice;
 use crate::domain::ids::ModelId;
@@ -52,6 +54,12 @@ pub struct HttpConfig {
     pub body_limit_bytes: u64,
     /// Longest time a client may ask to wait for its picture in one request.
     pub wait_seconds_max: u64,
+    /// Most connections at one time.
+    pub connections_max: u64,
+    /// Longest time for a request's head to arrive.
+    pub header_deadline_seconds: u64,
+    /// Where clients reach this worker. `None`: as the `Host` header says, by http.
+    pub public_url: Option<PublicUrl>,
 }
 
 /// Limits of the queue.
@@ -114,7 +122,13 @@ impl Default for Config {
             device: DeviceChoice::Auto,
             // Below the 30 seconds that Kubernetes gives a pod by default.
             drain_deadline_seconds: 25,
-            http: HttpConfig { body_limit_bytes: 1024 * 1024, wait_seconds_max: 300 },
+            http: HttpConfig {
+                body_limit_bytes: 1024 * 1024,
+                wait_seconds_max: 300,
+                connections_max: 512,
+                header_deadline_seconds: 15,
+                public_url: None,
+            },
             queue: QueueConfig { jobs_max: 256 },
             results: ResultsConfig { retention_seconds: 24 * 60 * 60, bytes_max: 10 * 1024 * 1024 * 1024 },
             log: LogConfig { filter: "info".into(), format: LogFormat::Text },

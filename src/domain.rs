@@ -6,6 +6,7 @@
 pub mod clock;
 pub mod device;
 pub mod engine;
+pub mod format;
 pub mod ids;
 pub mod job;
 pub mod model;

@@ -1,11 +1,9 @@
 //! Pixels to PNG, JPEG or WebP bytes.
 //!
-//! Owns the output formats and their settings. Knows nothing of jobs or HTTP; encoding takes milliseconds to
+//! Owns the settings of the formats. Knows nothing of jobs or HTTP; encoding takes milliseconds to
 //! hundreds of milliseconds of processor time, so callers keep it off the async threads.
 
-use std::fmt;
 use std::io::Cursor;
-use std::str::FromStr;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
@@ -13,26 +11,10 @@ use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
 use crate::domain::engine::RgbImage;
+use crate::domain::format::OutputFormat;
 
 /// JPEG quality, 1 to 100. At 92 block edges cannot be seen on generated pictures; above it files grow for nothing.
 pub const JPEG_QUALITY: u8 = 92;
-
-/// A file format a picture can be had in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum OutputFormat {
-    /// Lossless.
-    #[default]
-    Png,
-    /// Lossy, at [`JPEG_QUALITY`].
-    Jpeg,
-    /// Lossless WebP.
-    Webp,
-}
-
-/// A word that names no format.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be `png`, `jpeg` or `webp`")]
-pub struct UnknownFormat;
 
 /// Why a picture could not be encoded.
 #[derive(Debug, thiserror::Error)]
@@ -42,55 +24,6 @@ pub struct EncodeError {
     pub format: OutputFormat,
     /// What the encoder said; for the log.
     pub cause: String,
-}
-
-impl OutputFormat {
-    /// Every format.
-    pub const ALL: [Self; 3] = [Self::Png, Self::Jpeg, Self::Webp];
-
-    /// The word used on the wire and in the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Png => "png",
-            Self::Jpeg => "jpeg",
-            Self::Webp => "webp",
-        }
-    }
-
-    /// The media type of the bytes.
-    #[must_use]
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Png => "image/png",
-            Self::Jpeg => "image/jpeg",
-            Self::Webp => "image/webp",
-        }
-    }
-
-    /// The ending of a file name, without the dot.
-    #[must_use]
-    pub fn extension(self) -> &'static str {
-        match self {
-            Self::Png => "png",
-            Self::Jpeg => "jpg",
-            Self::Webp => "webp",
-        }
-    }
-}
-
-impl fmt::Display for OutputFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for OutputFormat {
-    type Err = UnknownFormat;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|format| format.as_str() == text).ok_or(UnknownFormat)
-    }
 }
 
 /// Encodes a picture.
@@ -151,13 +84,5 @@ mod tests {
         ] {
             assert!(encode(&picture, format).expect("encodes").starts_with(start), "{format}");
         }
-    }
-
-    #[test]
-    fn words_round_trip() {
-        for format in OutputFormat::ALL {
-            assert_eq!(format.as_str().parse(), Ok(format));
-        }
-        assert_eq!("PNG".parse::<OutputFormat>(), Err(UnknownFormat));
     }
 }

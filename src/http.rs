@@ -8,6 +8,7 @@ pub mod error;
 mod extract;
 mod layer;
 mod origin;
+mod server;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, delete, get, post};
 use tower_http::catch_panic::CatchPanicLayer;
+
+pub use server::{ConnectionLimits, serve};
 
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
@@ -67,13 +70,18 @@ pub struct HttpParts {
 
 /// What every handler can reach.
 #[derive(Clone)]
-struct HttpState(Arc<HttpParts>);
+struct HttpState(Arc<Shared>);
+
+struct Shared {
+    parts: HttpParts,
+    write_check: api::health::WriteCheck,
+}
 
 impl std::ops::Deref for HttpState {
     type Target = HttpParts;
 
     fn deref(&self) -> &HttpParts {
-        &self.0
+        &self.0.parts
     }
 }
 
@@ -130,11 +138,10 @@ pub fn routes() -> Vec<Route> {
     table().into_iter().map(|(route, _)| route).collect()
 }
 
-/// The whole surface as one service. Serve it with connection info (`SocketAddr`): throttling by address and
-/// `/metrics` need to know the peer.
+/// The whole surface as one service, for [`serve`]: throttling by address and `/metrics` need to know the peer.
 pub fn router(parts: HttpParts) -> Router {
     let body_bytes_max = parts.settings.body_bytes_max;
-    let state = HttpState(Arc::new(parts));
+    let state = HttpState(Arc::new(Shared { parts, write_check: api::health::WriteCheck::default() }));
     let mut router = Router::new();
     for (route, handler) in table() {
         router = router.route(route.path, handler);

@@ -3,12 +3,14 @@
 //! Owns the table of jobs, the folder of results and the links to them. An accepted job is in the database before its
 //! acceptance is reported, so it survives a crash: at the next start it is drawn again with the same seed.
 
+mod idempotency;
 mod recorder;
 mod recovery;
 mod request;
 mod results;
 mod service;
 mod store;
+mod submission;
 mod sweep;
 
 use std::path::PathBuf;
@@ -16,14 +18,16 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
+pub use idempotency::RepeatKey;
 pub use request::JobRequest;
 pub use results::ResultLink;
 pub use service::{AcceptedJob, JobService, ServiceParts};
+pub use submission::{Submission, Submitted};
 
 use crate::catalog::Availability;
+use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
-use crate::encode::OutputFormat;
 
 /// Most jobs in one page of a list.
 pub const PAGE_JOBS_MAX: u32 = 100;
@@ -146,6 +150,9 @@ pub enum JobsError {
         /// When a place is likely to be free.
         retry_after_seconds: u64,
     },
+    /// The word that makes a request repeatable stood for another request.
+    #[error("the same word was used for another request")]
+    OtherRequest,
     /// The worker is going down.
     #[error("the worker is shutting down")]
     Draining,

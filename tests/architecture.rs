@@ -47,7 +47,7 @@ const MODULES: &[(&str, &[&str])] = &[
 /// Outside crates and the only files that may name them. `*` stands for anything, also within a name; a folder's name
 /// stands for all that is in it.
 const HOMES: &[(&[&str], &[&str])] = &[
-    (&["axum", "axum_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
+    (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
     (&["candle_*", "cudarc", "gemm", "hf_hub", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
     (&["memmap2"], &["engine/loader/source"]),
     (&["argon2"], &["auth/hash"]),

@@ -8,10 +8,11 @@ use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
 use crate::domain::device::DeviceChoice;
 use crate::domain::engine::StepEngine;
+use crate::domain::format::OutputFormat;
 use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
 use crate::domain::spec::{GenerateParams, GenerateSpec, PIXELS_PER_TOKEN_SIDE};
-use crate::encode::{OutputFormat, encode};
+use crate::encode::encode;
 use crate::engine::FluxEngine;
 
 /// A picture to be drawn from the command line.

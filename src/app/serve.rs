@@ -1,8 +1,7 @@
 //! `serve`: from the configuration to a worker that answers, and back down again.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
-use std::net::SocketAddr;
+use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use crate::catalog::Catalog;
 use crate::config::{Config, LogFormat};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::ModelId;
-use crate::http::{self, HttpParts, HttpSettings};
+use crate::http::{self, ConnectionLimits, HttpParts, HttpSettings};
 use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, JobService, JobSettings, ServiceParts};
 use crate::queue::Queue;
 use crate::shutdown::{self, Shutdown, ShutdownTrigger};
@@ -70,7 +69,7 @@ struct Worker {
     catalog: Arc<Catalog>,
     queues: BTreeMap<ModelId, Queue>,
     jobs: JobService,
-    server: JoinHandle<io::Result<()>>,
+    server: JoinHandle<()>,
     /// Writes down when keys were last used.
     uses: JoinHandle<()>,
     close: ShutdownTrigger,
@@ -100,7 +99,10 @@ impl Worker {
             settings: http_settings(config),
         });
         let (close, closing) = shutdown::channel();
-        let server = start_server(listener, router, closing.clone());
+        let server = tokio::spawn({
+            let (closing, limits) = (closing.clone(), connection_limits(config));
+            async move { http::serve(listener, router, closing.requested(), limits).await }
+        });
         let uses = tokio::spawn(async move { authenticator.record_uses_until(closing.requested()).await });
         Ok(Self { url, catalog, queues, jobs, server, uses, close })
     }
@@ -143,12 +145,6 @@ impl Worker {
     }
 }
 
-fn start_server(listener: TcpListener, router: axum::Router, closing: Shutdown) -> JoinHandle<io::Result<()>> {
-    let service = router.into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service).with_graceful_shutdown(async move { closing.requested().await });
-    tokio::spawn(server.into_future())
-}
-
 fn start_logs(config: &Config) -> anyhow::Result<()> {
     let format = match config.log.format {
         LogFormat::Text => telemetry::LogFormat::Text,
@@ -173,6 +169,18 @@ fn http_settings(config: &Config) -> HttpSettings {
         body_bytes_max: usize::try_from(config.http.body_limit_bytes).unwrap_or(usize::MAX),
         wait_max,
         request_deadline: wait_max + REQUEST_MARGIN,
+        public_url: config.http.public_url.as_ref().map(ToString::to_string),
         ..HttpSettings::default()
+    }
+}
+
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    let connections_max = usize::try_from(config.http.connections_max).unwrap_or(usize::MAX);
+    ConnectionLimits {
+        connections_max,
+        // One peer alone must leave room for others.
+        connections_per_peer_max: connections_max / 2,
+        header_deadline: Duration::from_secs(config.http.header_deadline_seconds),
+        ..ConnectionLimits::default()
     }
 }

@@ -40,6 +40,18 @@ pub(super) const HTTP_BODY_LIMIT_BYTES: Variable =
     variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "http.body_limit_bytes", "largest request body");
 pub(super) const HTTP_WAIT_SECONDS_MAX: Variable =
     variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "http.wait_seconds_max", "longest wait of one request for its picture");
+pub(super) const HTTP_CONNECTIONS_MAX: Variable =
+    variable("FLUXSERVE_HTTP_CONNECTIONS_MAX", "http.connections_max", "most connections at one time");
+pub(super) const HTTP_HEADER_DEADLINE_SECONDS: Variable = variable(
+    "FLUXSERVE_HTTP_HEADER_DEADLINE_SECONDS",
+    "http.header_deadline_seconds",
+    "time for a request's head to arrive",
+);
+pub(super) const HTTP_PUBLIC_URL: Variable = variable(
+    "FLUXSERVE_HTTP_PUBLIC_URL",
+    "http.public_url",
+    "where clients reach this worker: https://images.example.org",
+);
 pub(super) const QUEUE_JOBS_MAX: Variable =
     variable("FLUXSERVE_QUEUE_JOBS_MAX", "queue.jobs_max", "most jobs waiting or running");
 pub(super) const RESULTS_RETENTION_SECONDS: Variable =
@@ -51,7 +63,7 @@ pub(super) const LOG_FILTER: Variable =
 pub(super) const LOG_FORMAT: Variable = variable("FLUXSERVE_LOG_FORMAT", "log.format", "text or json");
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 13] = [
+pub const VARIABLES: [Variable; 16] = [
     CONFIG_FILE,
     LISTEN,
     DATA_DIR,
@@ -60,6 +72,9 @@ pub const VARIABLES: [Variable; 13] = [
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
     HTTP_WAIT_SECONDS_MAX,
+    HTTP_CONNECTIONS_MAX,
+    HTTP_HEADER_DEADLINE_SECONDS,
+    HTTP_PUBLIC_URL,
     QUEUE_JOBS_MAX,
     RESULTS_RETENTION_SECONDS,
     RESULTS_BYTES_MAX,
@@ -109,6 +124,9 @@ impl<'a> Environment<'a> {
             http: HttpSettings {
                 body_limit_bytes: self.number(&HTTP_BODY_LIMIT_BYTES)?,
                 wait_seconds_max: self.number(&HTTP_WAIT_SECONDS_MAX)?,
+                connections_max: self.number(&HTTP_CONNECTIONS_MAX)?,
+                header_deadline_seconds: self.number(&HTTP_HEADER_DEADLINE_SECONDS)?,
+                public_url: self.text(&HTTP_PUBLIC_URL)?,
             },
             queue: QueueSettings { jobs_max: self.number(&QUEUE_JOBS_MAX)? },
             results: ResultsSettings {

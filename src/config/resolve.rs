@@ -15,6 +15,8 @@ use crate::domain::model_source::ModelSource;
 const DRAIN_DEADLINE_SECONDS: RangeInclusive<u64> = 0..=3600;
 const BODY_LIMIT_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
 const WAIT_SECONDS_MAX: RangeInclusive<u64> = 0..=3600;
+const CONNECTIONS_MAX: RangeInclusive<u64> = 2..=100_000;
+const HEADER_DEADLINE_SECONDS: RangeInclusive<u64> = 1..=300;
 const JOBS_MAX: RangeInclusive<u64> = 1..=100_000;
 const RETENTION_SECONDS: RangeInclusive<u64> = 60..=366 * 24 * 60 * 60;
 const BYTES_MAX: RangeInclusive<u64> = 1024 * 1024..=1 << 50;
@@ -71,20 +73,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
             &DRAIN_DEADLINE_SECONDS,
             default.drain_deadline_seconds,
         )?,
-        http: HttpConfig {
-            body_limit_bytes: number(
-                &env::HTTP_BODY_LIMIT_BYTES,
-                |settings| settings.http.body_limit_bytes,
-                &BODY_LIMIT_BYTES,
-                default.http.body_limit_bytes,
-            )?,
-            wait_seconds_max: number(
-                &env::HTTP_WAIT_SECONDS_MAX,
-                |settings| settings.http.wait_seconds_max,
-                &WAIT_SECONDS_MAX,
-                default.http.wait_seconds_max,
-            )?,
-        },
+        http: http(layers, default.http)?,
         queue: QueueConfig {
             jobs_max: number(
                 &env::QUEUE_JOBS_MAX,
@@ -111,6 +100,46 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
             filter: parsed(layers, &env::LOG_FILTER, |settings| settings.log.filter.as_ref(), default.log.filter)?,
             format: parsed(layers, &env::LOG_FORMAT, |settings| settings.log.format.as_ref(), default.log.format)?,
         },
+    })
+}
+
+fn http(layers: &[Layer], default: HttpConfig) -> Result<HttpConfig, ConfigError> {
+    let number =
+        |variable, get: fn(&Settings) -> Option<u64>, range, default| within(layers, variable, get, range, default);
+    let public_url = match last(layers, |settings| settings.http.public_url.as_ref()) {
+        None => default.public_url,
+        Some((text, origin)) => {
+            let url =
+                text.parse().map_err(|error| origin.error(&env::HTTP_PUBLIC_URL, format!("`{text}`: {error}")))?;
+            Some(url)
+        }
+    };
+    Ok(HttpConfig {
+        body_limit_bytes: number(
+            &env::HTTP_BODY_LIMIT_BYTES,
+            |settings| settings.http.body_limit_bytes,
+            &BODY_LIMIT_BYTES,
+            default.body_limit_bytes,
+        )?,
+        wait_seconds_max: number(
+            &env::HTTP_WAIT_SECONDS_MAX,
+            |settings| settings.http.wait_seconds_max,
+            &WAIT_SECONDS_MAX,
+            default.wait_seconds_max,
+        )?,
+        connections_max: number(
+            &env::HTTP_CONNECTIONS_MAX,
+            |settings| settings.http.connections_max,
+            &CONNECTIONS_MAX,
+            default.connections_max,
+        )?,
+        header_deadline_seconds: number(
+            &env::HTTP_HEADER_DEADLINE_SECONDS,
+            |settings| settings.http.header_deadline_seconds,
+            &HEADER_DEADLINE_SECONDS,
+            default.header_deadline_seconds,
+        )?,
+        public_url,
     })
 }
 

@@ -27,6 +27,9 @@ pub(super) struct Settings {
 pub(super) struct HttpSettings {
     pub(super) body_limit_bytes: Option<u64>,
     pub(super) wait_seconds_max: Option<u64>,
+    pub(super) connections_max: Option<u64>,
+    pub(super) header_deadline_seconds: Option<u64>,
+    pub(super) public_url: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -53,6 +53,9 @@ drain_deadline_seconds = 10
 [http]
 body_limit_bytes = 2048
 wait_seconds_max = 60
+connections_max = 64
+header_deadline_seconds = 5
+public_url = "https://images.example.org/"
 
 [queue]
 jobs_max = 8
@@ -85,7 +88,13 @@ fn every_field_of_the_file_is_read() {
             .to_vec(),
         device: DeviceChoice::Cuda(1),
         drain_deadline_seconds: 10,
-        http: HttpConfig { body_limit_bytes: 2048, wait_seconds_max: 60 },
+        http: HttpConfig {
+            body_limit_bytes: 2048,
+            wait_seconds_max: 60,
+            connections_max: 64,
+            header_deadline_seconds: 5,
+            public_url: Some("https://images.example.org".parse().expect("a URL")),
+        },
         queue: QueueConfig { jobs_max: 8 },
         results: ResultsConfig { retention_seconds: 3600, bytes_max: 1_048_576 },
         log: LogConfig { filter: "warn".into(), format: LogFormat::Json },
@@ -103,6 +112,9 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
         .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")
         .variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "60")
+        .variable("FLUXSERVE_HTTP_CONNECTIONS_MAX", "64")
+        .variable("FLUXSERVE_HTTP_HEADER_DEADLINE_SECONDS", "5")
+        .variable("FLUXSERVE_HTTP_PUBLIC_URL", "https://images.example.org")
         .variable("FLUXSERVE_QUEUE_JOBS_MAX", "8")
         .variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "3600")
         .variable("FLUXSERVE_RESULTS_BYTES_MAX", "1048576")
@@ -156,6 +168,8 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         ("[queue]\njobs_max = -1", &["line 2", "-1"]),
         ("[queue]\njobs_maximum = 1", &["line 2", "unknown field `jobs_maximum`", "`jobs_max`"]),
         ("[http]\nbody_limit_bytes = \"1 MiB\"", &["line 2", "string"]),
+        ("[http]\nconnections_max = 0", &["field `http.connections_max`", "from 2"]),
+        ("[http]\npublic_url = \"example.org\"", &["field `http.public_url`", "https://images.example.org"]),
         ("[results]\nretention_seconds = 1", &["field `results.retention_seconds`", "from 60"]),
         ("[log]\nformat = \"xml\"", &["field `log.format`", "`text` or `json`"]),
         ("port = 8080", &["unknown field `port`"]),

@@ -20,6 +20,11 @@ const DRAINING_RETRY_AFTER_SECONDS: u64 = 30;
 /// An engine takes seconds to minutes to load.
 const LOADING_RETRY_AFTER_SECONDS: u64 = 10;
 
+/// Broken rules named in one answer. A refusal must not be many times as long as what it refuses.
+const FIELD_ERRORS_MAX: usize = 32;
+/// Characters of a field's name in an answer; names of ours are shorter.
+const FIELD_CHARS_MAX: usize = 64;
+
 macro_rules! error_codes {
     ($($name:ident $word:literal $status:ident $title:literal;)*) => {
         /// A kind of error, by a word that never changes.
@@ -66,6 +71,7 @@ error_codes! {
     NotAcceptable        "not_acceptable"         NOT_ACCEPTABLE         "No acceptable form of the answer can be given";
     BodyTimeout          "body_timeout"           REQUEST_TIMEOUT        "The body took too long to arrive";
     NoPicture            "no_picture"             CONFLICT               "The job has no picture";
+    IdempotencyConflict  "idempotency_conflict"   CONFLICT               "The Idempotency-Key was used for another request";
     JobCanceled          "job_canceled"           CONFLICT               "The job was canceled";
     PictureGone          "picture_gone"           GONE                   "The picture is gone";
     BodyTooLarge         "body_too_large"         PAYLOAD_TOO_LARGE      "The body is too large";
@@ -127,9 +133,15 @@ impl ApiError {
 
     /// Fields that break rules.
     #[must_use]
-    pub fn invalid(errors: Vec<FieldError>) -> Self {
+    pub fn invalid(mut errors: Vec<FieldError>) -> Self {
+        let more = errors.len().saturating_sub(FIELD_ERRORS_MAX);
+        errors.truncate(FIELD_ERRORS_MAX);
+        for error in &mut errors {
+            cut(&mut error.field);
+        }
         let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
-        let detail = format!("these fields break rules: {}", fields.join(", "));
+        let and_more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        let detail = format!("these fields break rules: {}{and_more}", fields.join(", "));
         let mut invalid = Self::new(ErrorCode::InvalidRequest).with_detail(detail);
         invalid.0.errors = errors;
         invalid
@@ -173,12 +185,21 @@ impl From<JobsError> for ApiError {
             JobsError::PictureGone => Self::new(ErrorCode::PictureGone),
             JobsError::LinkRefused => Self::new(ErrorCode::LinkRefused),
             JobsError::ModelUnavailable(availability) => model_unavailable(availability),
+            JobsError::OtherRequest => Self::new(ErrorCode::IdempotencyConflict),
             JobsError::QueueFull { retry_after_seconds } => {
                 Self::new(ErrorCode::QueueFull).with_retry_after(retry_after_seconds)
             }
             JobsError::Draining => Self::new(ErrorCode::Draining).with_retry_after(DRAINING_RETRY_AFTER_SECONDS),
             error @ JobsError::Storage(_) => Self::new(ErrorCode::StorageUnavailable).with_cause(&causes(&error)),
         }
+    }
+}
+
+/// Cuts a name that a client has made up.
+fn cut(name: &mut String) {
+    if let Some((end, _)) = name.char_indices().nth(FIELD_CHARS_MAX) {
+        name.truncate(end);
+        name.push('…');
     }
 }
 

@@ -9,8 +9,9 @@ use super::JobError;
 use super::service::{Inner, Live};
 use super::store::Ending;
 use crate::domain::engine::RgbImage;
+use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
-use crate::encode::{OutputFormat, encode};
+use crate::encode::encode;
 use crate::queue::event::{JobEvents, JobFailure, QueueEvent};
 use crate::telemetry::metrics;
 

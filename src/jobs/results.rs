@@ -3,14 +3,14 @@
 //! A file is written beside its place and renamed into it, so that a half-written picture is never served. A link is
 //! a keyed hash over the job and the moment the link expires; the secret is kept in the database.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use time::OffsetDateTime;
 
+use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
-use crate::encode::OutputFormat;
 
 const UNFINISHED_EXTENSION: &str = "part";
 
@@ -23,7 +23,7 @@ pub(super) struct ResultFiles {
 impl ResultFiles {
     /// Makes the folder, and removes what a crash left half written.
     pub(super) fn open(directory: &Path) -> io::Result<Self> {
-        fs::create_dir_all(directory)?;
+        make_private(directory)?;
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == UNFINISHED_EXTENSION) {
@@ -40,7 +40,7 @@ impl ResultFiles {
     /// Writes a picture that survives a crash of the machine once this has returned.
     pub(super) fn write(&self, id: JobId, format: OutputFormat, bytes: &[u8]) -> io::Result<()> {
         let unfinished = self.directory.join(format!("{id}.{UNFINISHED_EXTENSION}"));
-        let written = File::create(&unfinished).and_then(|mut file| {
+        let written = create_private(&unfinished).and_then(|mut file| {
             file.write_all(bytes)?;
             file.sync_all()
         });
@@ -59,6 +59,35 @@ impl ResultFiles {
             _ => Ok(()),
         }
     }
+}
+
+/// Makes the folder for this user alone; one that is there and open to others is closed to them.
+fn make_private(directory: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+        builder.mode(0o700);
+        builder.create(directory)?;
+        let is_open = fs::metadata(directory)?.permissions().mode() & 0o077 != 0;
+        if is_open && let Err(error) = fs::set_permissions(directory, fs::Permissions::from_mode(0o700)) {
+            // Of another user, perhaps a mounted volume. Its pictures are private all the same.
+            tracing::warn!(%error, folder = %directory.display(), "others on this machine may list the results");
+        }
+        Ok(())
+    }
+    #[cfg(not(unix))]
+    builder.create(directory)
+}
+
+/// Makes a file for this user alone.
+fn create_private(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path)
 }
 
 /// The two parameters that stand for a key on a link to one picture.
@@ -115,6 +144,21 @@ mod tests {
         assert!(!signer.accepts(job, &ResultLink { expires: link.expires + 1, ..link.clone() }, now));
         assert!(!LinkSigner::new([8; 32]).accepts(job, &link, now));
         assert!(!signer.accepts(job, &ResultLink { signature: "ä".repeat(32), ..link }, now));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn pictures_are_this_users_alone_even_where_the_folder_was_open() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let directory = folder.path().join("results");
+        fs::create_dir(&directory).expect("writable");
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).expect("ours");
+        let files = ResultFiles::open(&directory).expect("a usable folder");
+        let id = JobId::generate();
+        files.write(id, OutputFormat::Png, b"whole").expect("writable");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode(&directory), mode(&files.path(id, OutputFormat::Png))), (0o700, 0o600));
     }
 
     #[test]

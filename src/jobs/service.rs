@@ -10,14 +10,14 @@ use tokio::sync::watch;
 use super::recorder::Recorder;
 use super::results::{LinkSigner, ResultFiles, ResultLink};
 use super::store::{JobStore, ListedJobs, NewJob};
+use super::submission::{Submission, Submitted};
 use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobsError, ListQuery, PAGE_JOBS_MAX, Picture};
-use super::{recovery, sweep};
+use super::{idempotency, recovery, sweep};
 use crate::catalog::{Availability, Catalog};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::spec::GenerateSpec;
-use crate::encode::OutputFormat;
 use crate::queue::{EngineState, Place, Queue, ReserveError};
 use crate::store::Store;
 
@@ -91,22 +91,23 @@ impl JobService {
     }
 
     /// Accepts a job: it is in the database when this returns, and ends exactly once. Until the caller says
-    /// [`AcceptedJob::keep`], the job goes with the caller.
+    /// [`AcceptedJob::keep`], the job goes with the caller. A request that was accepted before gives that job, also
+    /// when there would be no place for a new one.
     ///
     /// # Errors
-    /// When the model does not draw now, there is no place, the worker is going down, or the database fails.
-    pub async fn submit(
-        &self,
-        owner: KeyId,
-        spec: GenerateSpec,
-        output_format: OutputFormat,
-    ) -> Result<AcceptedJob, JobsError> {
+    /// When the model does not draw now, there is no place, the worker is going down, or the database fails; or when
+    /// the repeat key stood for another request.
+    pub async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
+        if let Some(earlier) = self.repeated(&submission).await? {
+            return Ok(Submitted::Earlier(earlier));
+        }
         if self.is_draining() {
             return Err(JobsError::Draining);
         }
-        let availability = self.0.catalog.availability(spec.model());
-        let queue = self.0.queues.get(spec.model()).ok_or(JobsError::ModelUnavailable(availability))?;
-        let place = queue.reserve(owner).map_err(|refusal| match refusal {
+        let model = submission.spec.model();
+        let availability = self.0.catalog.availability(model);
+        let queue = self.0.queues.get(model).ok_or(JobsError::ModelUnavailable(availability))?;
+        let place = queue.reserve(submission.owner).map_err(|refusal| match refusal {
             ReserveError::Full { retry_after_seconds } => JobsError::QueueFull { retry_after_seconds },
             ReserveError::Draining => JobsError::Draining,
         })?;
@@ -116,25 +117,46 @@ impl JobService {
         let service = self.clone();
         // A task of its own: a caller who leaves between the insert and the hand-over must not leave a row behind
         // that nobody draws. What it returns is then dropped, which cancels the job.
-        let accepted = tokio::spawn(async move {
-            let job = Job {
-                id: JobId::generate(),
-                owner,
-                status: JobStatus::Queued,
-                request: JobRequest::from(&spec),
-                output_format,
-                error: None,
-                created_at: service.0.clock.now(),
-                started_at: None,
-                finished_at: None,
-            };
-            let Job { id, created_at, .. } = job;
-            service.0.store.insert(NewJob { id, owner, request: &job.request, output_format, created_at }).await?;
-            service.0.hand_over(&job, spec, place);
-            let report = service.0.report(job);
-            Ok(AcceptedJob { service, report, is_kept: false })
-        });
+        let accepted = tokio::spawn(service.accept(submission, place));
         accepted.await.map_err(JobsError::storage)?
+    }
+
+    async fn accept(self, submission: Submission, place: Place) -> Result<Submitted, JobsError> {
+        let job = Job {
+            id: JobId::generate(),
+            owner: submission.owner,
+            status: JobStatus::Queued,
+            request: JobRequest::from(&submission.spec),
+            output_format: submission.output_format,
+            error: None,
+            created_at: self.0.clock.now(),
+            started_at: None,
+            finished_at: None,
+        };
+        let row = NewJob {
+            id: job.id,
+            owner: job.owner,
+            request: &job.request,
+            output_format: job.output_format,
+            created_at: job.created_at,
+            repeat_key: submission.repeat_key.as_ref(),
+        };
+        if !self.0.store.insert(row).await? {
+            // The same request came twice at once, and the other one was first.
+            let earlier = self.repeated(&submission).await?;
+            return earlier.map(Submitted::Earlier).ok_or_else(|| JobsError::storage("a repeat key came and went"));
+        }
+        self.0.hand_over(&job, submission.spec, place);
+        let report = self.0.report(job);
+        // Who makes a request repeatable means to come back for it, should the connection break.
+        let is_kept = submission.repeat_key.is_some();
+        Ok(Submitted::New(AcceptedJob { service: self, report, is_kept }))
+    }
+
+    async fn repeated(&self, submission: &Submission) -> Result<Option<JobReport>, JobsError> {
+        let Some(key) = &submission.repeat_key else { return Ok(None) };
+        let job = idempotency::earlier_job(&self.0, submission.owner, key).await?;
+        Ok(job.map(|job| self.0.report(job)))
     }
 
     /// One of the owner's jobs.
@@ -324,11 +346,13 @@ impl Inner {
             JobStatus::Succeeded => job.request.steps,
             _ => self.live().get(&job.id).map_or(0, |live| live.borrow().step),
         };
+        // A link lasts as long as the picture, whose time begins when the job ends.
+        let ended_or_now = job.finished_at.unwrap_or_else(|| self.clock.now());
         JobReport {
             step,
             queue_position: standing.map(|standing| standing.position),
             eta_seconds: standing.and_then(|standing| standing.eta_seconds),
-            link: self.signer.sign(job.id, job.created_at + self.settings.results_retention),
+            link: self.signer.sign(job.id, ended_or_now + self.settings.results_retention),
             job,
         }
     }

@@ -3,10 +3,10 @@
 use sqlx::FromRow;
 use time::OffsetDateTime;
 
-use super::{Job, JobError, JobRequest, JobsError, ListQuery};
+use super::{Job, JobError, JobRequest, JobsError, ListQuery, RepeatKey, idempotency};
+use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
-use crate::encode::OutputFormat;
 use crate::store::Store;
 
 /// The table of jobs.
@@ -22,6 +22,7 @@ pub(super) struct NewJob<'a> {
     pub(super) request: &'a JobRequest,
     pub(super) output_format: OutputFormat,
     pub(super) created_at: OffsetDateTime,
+    pub(super) repeat_key: Option<&'a RepeatKey>,
 }
 
 /// A job that had not ended when the process did.
@@ -133,8 +134,12 @@ impl JobStore {
         secret.try_into().map_err(|_| JobsError::storage("the link secret has a wrong length"))
     }
 
-    pub(super) async fn insert(&self, job: NewJob<'_>) -> Result<(), JobsError> {
+    /// Writes a new job, and the word it was asked for under. `false`: the word stands for a job already, and nothing
+    /// was written.
+    pub(super) async fn insert(&self, job: NewJob<'_>) -> Result<bool, JobsError> {
         let request = serde_json::to_string(job.request).expect("a request is plain data");
+        // Begins with a write, so that two of them never wait for each other.
+        let mut transaction = self.store.pool().begin().await?;
         sqlx::query(
             "INSERT INTO jobs (id, owner, status, request, output_format, created_at_ms)
              VALUES (?, ?, 'queued', ?, ?, ?)",
@@ -144,8 +149,57 @@ impl JobStore {
         .bind(request)
         .bind(job.output_format.as_str())
         .bind(milliseconds(job.created_at))
-        .execute(self.store.pool())
+        .execute(&mut *transaction)
         .await?;
+        if let Some(key) = job.repeat_key {
+            // One that has had its time gives way.
+            let written = sqlx::query(
+                "INSERT INTO idempotency_keys (owner, word, body_digest, job_id, created_at_ms) VALUES (?, ?, ?, ?, ?)
+                 ON CONFLICT DO UPDATE SET body_digest = excluded.body_digest, job_id = excluded.job_id,
+                                           created_at_ms = excluded.created_at_ms
+                 WHERE created_at_ms < ?",
+            )
+            .bind(job.owner.to_string())
+            .bind(&key.word)
+            .bind(&key.body_digest[..])
+            .bind(job.id.to_string())
+            .bind(milliseconds(job.created_at))
+            .bind(milliseconds(idempotency::cutoff(job.created_at)))
+            .execute(&mut *transaction)
+            .await?;
+            if written.rows_affected() == 0 {
+                transaction.rollback().await?;
+                return Ok(false);
+            }
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    /// The digest and the job that an owner's word has stood for since `cutoff`.
+    pub(super) async fn repeated(
+        &self,
+        owner: KeyId,
+        word: &str,
+        cutoff: OffsetDateTime,
+    ) -> Result<Option<(Vec<u8>, JobId)>, JobsError> {
+        let row: Option<(Vec<u8>, String)> = sqlx::query_as(
+            "SELECT body_digest, job_id FROM idempotency_keys WHERE owner = ? AND word = ? AND created_at_ms >= ?",
+        )
+        .bind(owner.to_string())
+        .bind(word)
+        .bind(milliseconds(cutoff))
+        .fetch_optional(self.store.pool())
+        .await?;
+        row.map(|(digest, id)| Ok((digest, self::word(&id, "job_id")?))).transpose()
+    }
+
+    /// Forgets words written before `cutoff`.
+    pub(super) async fn delete_repeat_keys(&self, cutoff: OffsetDateTime) -> Result<(), JobsError> {
+        sqlx::query("DELETE FROM idempotency_keys WHERE created_at_ms < ?")
+            .bind(milliseconds(cutoff))
+            .execute(self.store.pool())
+            .await?;
         Ok(())
     }
 

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Weak};
 
-use super::JobsError;
 use super::service::Inner;
 use super::store::EndedJob;
+use super::{JobsError, idempotency};
 
 /// Jobs looked at in one go.
 const BATCH_JOBS: u32 = 100;
@@ -31,6 +31,7 @@ pub(super) async fn run(service: Weak<Inner>) {
 
 /// One sweep; returns how many jobs were forgotten or lost their picture.
 pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
+    inner.store.delete_repeat_keys(idempotency::cutoff(inner.clock.now())).await?;
     let outdated = forget_outdated(inner).await?;
     let surplus = forget_surplus(inner).await?;
     Ok(outdated + surplus + shed_pictures(inner).await?)

@@ -15,7 +15,7 @@ use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model_source::ModelSource;
 use fluxserve::domain::scope::Scope;
-use fluxserve::http::{HttpParts, HttpSettings, router};
+use fluxserve::http::{ConnectionLimits, HttpParts, HttpSettings, router, serve};
 use fluxserve::jobs::{JobService, JobSettings, ServiceParts};
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
@@ -24,6 +24,8 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use time::OffsetDateTime;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
 use crate::fake_engine::EngineControl;
@@ -257,6 +259,13 @@ async fn make_keys(service: &KeyService) -> Keys {
         all: make(Scope::All).await,
         kubernetes: make(Scope::KubernetesAll).await,
     }
+}
+
+/// Serves a worker on a free port of this machine, until the task is aborted.
+pub(crate) async fn listen(app: &TestApp, limits: ConnectionLimits) -> (SocketAddr, JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    (address, tokio::spawn(serve(listener, app.router.clone(), std::future::pending(), limits)))
 }
 
 /// A request with a key and a JSON body, where they are given.

@@ -91,6 +91,10 @@ async fn jobs_in_several_states(reached: &mut Reached) {
     std::fs::remove_file(app.folder.path().join("results").join(format!("{id}.png"))).expect("a picture");
     reached.note(&app.get(&result).await, "picture_gone");
 
+    app.post_with(&picture(4), &[("idempotency-key", "a")]).await;
+    reached.note(&app.post_with(&picture(5), &[("idempotency-key", "a")]).await, "idempotency_conflict");
+    assert_eq!(app.jobs.wait_until_idle(Duration::from_secs(20)).await, 0);
+
     app.control.hold();
     let third = picture(3);
     let (answer, ()) = tokio::join!(app.post_with(&third, &[("accept", "image/png")]), async {

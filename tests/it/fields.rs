@@ -77,6 +77,39 @@ async fn all_bad_fields_are_named_at_once() {
 }
 
 #[tokio::test]
+async fn a_field_that_is_given_twice_is_named() {
+    let app = TestApp::start().await;
+    let body = format!(r#"{{"model": "{MODEL}", "prompt": "a", "seed": 1, "prompt": "b", "x": 1, "x": 2}}"#);
+    let mut request = app.post_request(&json!({}), &[]);
+    *request.body_mut() = Body::from(body);
+    let answer = app.send(request).await;
+    let expected = json!([
+        { "field": "prompt", "reason": "is given twice" },
+        { "field": "x", "reason": "is given twice" },
+        { "field": "x", "reason": "is not a known field" },
+    ]);
+    assert_eq!((answer.code().as_str(), &answer.json()["errors"]), ("invalid_request", &expected));
+}
+
+#[tokio::test]
+async fn a_refusal_is_not_many_times_as_long_as_what_it_refuses() {
+    let app = TestApp::start().await;
+    let mut body = picture(1);
+    for number in 0..500 {
+        body[format!("field_{number:03}")] = json!(1);
+    }
+    let answer = app.post(&body).await;
+    assert_eq!(answer.fields().len(), 32);
+    let detail = answer.json()["detail"].as_str().expect("a detail").to_owned();
+    assert!(detail.ends_with(", and 468 more"), "{detail}");
+    assert!(answer.bytes.len() < body.to_string().len(), "{}", answer.bytes.len());
+    let answer = app.post(&with(&"ä".repeat(5000), json!(1))).await;
+    assert_eq!(answer.fields(), [format!("{}…", "ä".repeat(64))]);
+    let query = app.get(&format!("/v1/inference/jobs?{}=1", "x".repeat(5000))).await;
+    assert_eq!(query.fields(), [format!("{}…", "x".repeat(64))]);
+}
+
+#[tokio::test]
 async fn limits_are_inclusive_and_count_characters() {
     let app = TestApp::start().await;
     for (field, value) in [

@@ -2,10 +2,12 @@
 //! a fake.
 
 mod app;
+mod connections;
 mod error_codes;
 mod fake_engine;
 mod faults;
 mod fields;
+mod idempotency;
 mod jobs;
 mod operations;
 mod recovery;

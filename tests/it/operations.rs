@@ -57,6 +57,19 @@ async fn not_ready_when_the_database_does_not_write() {
 }
 
 #[tokio::test]
+async fn readiness_is_checked_once_a_second_however_many_ask() {
+    let app = TestApp::start().await;
+    let asked = futures_util::future::join_all((0..50).map(|_| app.get("/readyz"))).await;
+    assert!(asked.iter().all(|answer| answer.status == StatusCode::OK));
+    app.store.pool().close().await;
+    let started = std::time::Instant::now();
+    let answer = app.get("/readyz").await;
+    assert!(answer.status == StatusCode::OK || started.elapsed() > Duration::from_millis(500), "the outcome stands");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(app.get("/readyz").await.code(), "not_ready");
+}
+
+#[tokio::test]
 async fn draining_refuses_newcomers_and_finishes_the_rest() {
     let app = TestApp::start().await;
     app.control.hold();
@@ -77,17 +90,37 @@ async fn metrics_are_for_this_machine_alone() {
     let app = TestApp::start().await;
     app.post_with(&picture(1), &[("prefer", "wait=20")]).await;
     let metrics = || request("GET", "/metrics", None, None);
-    let answer = app.send(metrics()).await;
-    assert_eq!(answer.status, StatusCode::OK);
+    let with = |name: &'static str, value: &str| {
+        let mut request = metrics();
+        request.headers_mut().insert("host", "localhost:8080".parse().expect("a value"));
+        request.headers_mut().insert(name, value.parse().expect("a value"));
+        request
+    };
+    for host in ["localhost:8080", "LOCALHOST", "127.0.0.1:9", "[::1]:9"] {
+        assert_eq!(app.send(with("host", host)).await.status, StatusCode::OK, "{host}");
+    }
+    let answer = app.send(with("host", "localhost")).await;
     for name in
         ["fluxserve_http_requests_total", "fluxserve_jobs_total", "fluxserve_step_tokens", "fluxserve_queue_depth_jobs"]
     {
         assert!(answer.text().contains(name), "{name} is missing");
     }
-    assert_eq!(app.send_from("192.0.2.1:9", metrics()).await.code(), "not_found");
-    let mut proxied = metrics();
-    proxied.headers_mut().insert("x-forwarded-for", "192.0.2.1".parse().expect("a value"));
-    assert_eq!(app.send(proxied).await.code(), "not_found");
+    assert_eq!(app.send_from("192.0.2.1:9", with("host", "localhost")).await.code(), "not_found");
+    for (name, value) in [
+        ("host", "worker.test"),
+        ("host", "localhost.example.org"),
+        ("host", "127.0.0.1@worker.test"),
+        ("forwarded", "for=192.0.2.1"),
+        ("x-forwarded-for", "192.0.2.1"),
+        ("x-forwarded-host", "worker.test"),
+        ("x-real-ip", "192.0.2.1"),
+        ("via", "1.1 proxy"),
+    ] {
+        assert_eq!(app.send(with(name, value)).await.code(), "not_found", "{name}: {value}");
+    }
+    let mut hostless = metrics();
+    hostless.headers_mut().remove("host");
+    assert_eq!(app.send(hostless).await.code(), "not_found");
 }
 
 #[tokio::test]

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use fluxserve::domain::engine::EngineError;
+use fluxserve::http::ConnectionLimits;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tower::ServiceExt;
 
-use crate::app::{TestApp, decoded, picture};
+use crate::app::{TestApp, decoded, listen, picture};
 use crate::fake_engine::{Call, Fault, colour};
 
 #[tokio::test]
@@ -126,13 +127,18 @@ async fn a_client_that_hangs_up_cancels_its_waiting_job() {
 #[tokio::test]
 async fn a_connection_that_breaks_cancels_the_job_of_its_request() {
     let app = TestApp::start().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-    let address = listener.local_addr().expect("an address");
-    let service = app.router.clone().into_make_service_with_connect_info::<SocketAddr>();
-    let server = tokio::spawn(async move { axum::serve(listener, service).await });
+    let (address, server) = listen(&app, ConnectionLimits::default()).await;
+    // Also when something lies unread behind the request, as a pipelined one would.
+    for (seed, behind) in [(8, ""), (9, "GET /healthz HTTP/1.1\r\nhost: worker.test\r\n\r\n")] {
+        hang_up_after(&app, address, seed, behind).await;
+        app.control.forget_calls();
+    }
+    server.abort();
+}
 
+async fn hang_up_after(app: &TestApp, address: SocketAddr, seed: u64, behind: &str) {
     app.control.hold();
-    let body = picture(8).to_string();
+    let body = picture(seed).to_string();
     let head = format!(
         "POST /v1/inference/image HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {}\r\nprefer: wait=20\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n",
@@ -140,13 +146,12 @@ async fn a_connection_that_breaks_cancels_the_job_of_its_request() {
         body.len()
     );
     let mut connection = TcpStream::connect(address).await.expect("a connection");
-    connection.write_all(format!("{head}{body}").as_bytes()).await.expect("a written request");
+    connection.write_all(format!("{head}{body}{behind}").as_bytes()).await.expect("a written request");
     app.control.held().await;
     drop(connection);
     // The server has seen the end of the connection before the step is over.
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
     app.control.release();
-    app.control.until_called(Call::Release(8)).await;
-    assert_eq!(app.control.calls(), [Call::Admit(8), Call::Step(vec![8]), Call::Release(8)]);
-    server.abort();
+    app.control.until_called(Call::Release(seed)).await;
+    assert_eq!(app.control.calls(), [Call::Admit(seed), Call::Step(vec![seed]), Call::Release(seed)]);
 }

@@ -112,6 +112,20 @@ async fn six_causes_have_one_refusal() {
 }
 
 #[tokio::test]
+async fn a_key_that_has_ended_is_no_guess() {
+    let fixture = Fixture::new().await;
+    let soon = fixture.clock.now() + Duration::hours(1);
+    let [revoked, expired] = [fixture.key(Scope::All, None).await, fixture.key(Scope::All, Some(soon)).await];
+    fixture.service.revoke(revoked.record.prefix).await.expect("revoked");
+    fixture.clock.advance(Duration::hours(2));
+    for _ in 0..=FAILURES_MAX {
+        assert_refused(&fixture.check(revoked.plain.reveal()).await, "revoked");
+        assert_refused(&fixture.check(expired.plain.reveal()).await, "expired");
+    }
+    assert_refused(&fixture.check(&wrong_secret(&revoked)).await, "the first guess from here");
+}
+
+#[tokio::test]
 async fn a_revocation_by_another_process_acts_on_the_next_request() {
     let fixture = Fixture::new().await;
     let key = fixture.key(Scope::All, None).await;

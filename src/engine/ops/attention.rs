@@ -140,7 +140,9 @@ fn attend(qkv: &Rows, heads: usize, task: Task, scores: &mut Vec<f32>) {
     multiply(answers, MatrixRef::new(scores, queries.len(), keys, keys), value, false, Threads::One);
     for (answer, denominator) in answers.chunks_exact_mut(head_width).zip(denominators) {
         let inverse = 1.0 / denominator;
-        answer.iter_mut().for_each(|number| *number *= inverse);
+        for number in answer {
+            *number *= inverse;
+        }
     }
 }
 

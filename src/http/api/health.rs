@@ -1,12 +1,14 @@
 //! Whether the process lives, whether it can serve, and its metrics.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, FORWARDED};
+use axum::http::header::{CONTENT_TYPE, FORWARDED, HOST, VIA};
+use axum::http::uri::Authority;
 use axum::http::{Extensions, HeaderMap, HeaderName};
 use serde::Serialize;
+use tokio::sync::Mutex;
 
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
@@ -14,7 +16,13 @@ use crate::http::extract::caller::peer_address;
 
 /// A database that takes longer than this to write is as good as none.
 const WRITE_CHECK_DEADLINE: Duration = Duration::from_secs(5);
+/// How long the outcome of a check stands. Anyone may ask, and each check is a write that the disk has to confirm.
+const WRITE_CHECK_FRESH: Duration = Duration::from_secs(1);
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Whether the database took a write, and when that was seen. Who asks while a check runs waits for its outcome.
+#[derive(Default)]
+pub(in crate::http) struct WriteCheck(Mutex<Option<(Instant, bool)>>);
 
 #[derive(Serialize)]
 pub(in crate::http) struct HealthView {
@@ -35,10 +43,33 @@ pub(in crate::http) async fn ready(State(state): State<HttpState>) -> Result<Jso
     if !state.catalog.any_ready() {
         return Err(not_ready("no engine is ready to draw"));
     }
-    let refusal = || not_ready("the database does not take writes");
-    let checked = tokio::time::timeout(WRITE_CHECK_DEADLINE, state.jobs.check_writable()).await;
-    checked.map_err(|_| refusal())?.map_err(|error| refusal().with_cause(&error))?;
-    Ok(Json(HealthView { status: "ready" }))
+    if takes_writes(&state).await {
+        Ok(Json(HealthView { status: "ready" }))
+    } else {
+        Err(not_ready("the database does not take writes"))
+    }
+}
+
+async fn takes_writes(state: &HttpState) -> bool {
+    let mut seen = state.0.write_check.0.lock().await;
+    if let Some((at, outcome)) = *seen
+        && at.elapsed() < WRITE_CHECK_FRESH
+    {
+        return outcome;
+    }
+    let outcome = match tokio::time::timeout(WRITE_CHECK_DEADLINE, state.jobs.check_writable()).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::error!(error = &error as &dyn std::error::Error, "the database does not take writes");
+            false
+        }
+        Err(_) => {
+            tracing::error!(deadline = ?WRITE_CHECK_DEADLINE, "the database takes too long to write");
+            false
+        }
+    };
+    *seen = Some((Instant::now(), outcome));
+    outcome
 }
 
 /// Prometheus text, for peers on this machine.
@@ -47,9 +78,20 @@ pub(in crate::http) async fn metrics(
     headers: HeaderMap,
     extensions: Extensions,
 ) -> Result<([(HeaderName, &'static str); 1], String), ApiError> {
-    // A proxy on this machine speaks for others, whom it names.
-    let is_proxied = headers.contains_key(FORWARDED) || headers.contains_key("x-forwarded-for");
-    let is_local = !is_proxied && peer_address(&extensions).is_some_and(|peer| peer.is_loopback());
+    let is_local = peer_address(&extensions).is_some_and(|peer| peer.is_loopback()) && is_direct(&headers);
     let handle = state.metrics.as_ref().filter(|_| is_local).ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
     Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], handle.render()))
+}
+
+/// Whether nothing says that a peer on this machine speaks for somebody else. A proxy names those it speaks for, or
+/// itself; one that does neither passes on the name by which they know this worker.
+fn is_direct(headers: &HeaderMap) -> bool {
+    let says_proxied = |name: &HeaderName| {
+        [FORWARDED, VIA].contains(name) || name == "x-real-ip" || name.as_str().starts_with("x-forwarded-")
+    };
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).and_then(|host| host.parse::<Authority>().ok());
+    let is_loopback_host = host.is_some_and(|host| {
+        ["localhost", "127.0.0.1", "[::1]"].iter().any(|local| host.host().eq_ignore_ascii_case(local))
+    });
+    is_loopback_host && !headers.keys().any(says_proxied)
 }

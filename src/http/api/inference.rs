@@ -7,18 +7,19 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::jobs::{JobView, eta_seconds, picture_response};
+use crate::domain::format::{OutputFormat, UnknownFormat};
 use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX};
-use crate::encode::{OutputFormat, UnknownFormat};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
+use crate::http::extract::idempotency::IdempotencyWord;
 use crate::http::extract::json::{ApiJson, Fields, FromFields};
 use crate::http::extract::wishes::{AnswerForm, Wishes};
 use crate::http::origin::Origin;
-use crate::jobs::JobReport;
+use crate::jobs::{JobReport, RepeatKey, Submission, Submitted};
 
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
@@ -106,25 +107,52 @@ struct AcceptedView {
 pub(in crate::http) async fn submit(
     State(state): State<HttpState>,
     InferenceCaller(caller): InferenceCaller,
-    wishes: Wishes,
+    (wishes, IdempotencyWord(word)): (Wishes, IdempotencyWord),
     origin: Origin,
-    ApiJson(request): ApiJson<SubmitImage>,
+    ApiJson { value: request, digest }: ApiJson<SubmitImage>,
 ) -> Result<Response, ApiError> {
     let card = state.catalog.card(&request.model).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
-    let (spec, format) = request.into_spec(card, wishes.form)?;
-    let accepted = state.jobs.submit(caller.key_id, spec, format).await?;
-    let Some(wait) = wishes.wait(state.settings.wait_max) else {
-        let response = accepted_response(accepted.report(), &origin);
-        accepted.keep();
-        return Ok(response);
+    let (spec, output_format) = request.into_spec(card, wishes.form)?;
+    let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });
+    let submission = Submission { owner: caller.key_id, spec, output_format, repeat_key };
+    // A client that hangs up has this handler dropped, and a job that is not kept with it.
+    let (accepted, report) = match state.jobs.submit(submission).await? {
+        Submitted::New(accepted) => {
+            let report = accepted.report().clone();
+            (Some(accepted), report)
+        }
+        Submitted::Earlier(report) => (None, report),
     };
-    // A client that hangs up has this handler dropped, and the job with it.
-    let report = state.jobs.wait(caller.key_id, accepted.report().job.id, wait).await?;
-    accepted.keep();
+    if let AnswerForm::Picture(Some(wanted)) = wishes.form
+        && wanted != report.job.output_format
+    {
+        let detail = format!("the job of this Idempotency-Key draws {}", report.job.output_format.content_type());
+        return Err(ApiError::new(ErrorCode::NotAcceptable).with_detail(detail));
+    }
+    let response = match wishes.wait(state.settings.wait_max) {
+        None => accepted_response(&report, &origin),
+        Some(wait) => {
+            let report = state.jobs.wait(caller.key_id, report.job.id, wait).await?;
+            waited_response(&state, &report, &origin, wishes).await?
+        }
+    };
+    if let Some(accepted) = accepted {
+        accepted.keep();
+    }
+    Ok(response)
+}
+
+/// The answer to who has waited: as wished when the job has ended, else as if there had been no wait.
+async fn waited_response(
+    state: &HttpState,
+    report: &JobReport,
+    origin: &Origin,
+    wishes: Wishes,
+) -> Result<Response, ApiError> {
     let mut response = match wishes.form {
-        _ if !report.job.status.is_final() => accepted_response(&report, &origin),
-        AnswerForm::Json => Json(JobView::new(&report, &origin)).into_response(),
-        AnswerForm::Picture(_) => finished_picture(&state, &report).await?,
+        _ if !report.job.status.is_final() => accepted_response(report, origin),
+        AnswerForm::Json => Json(JobView::new(report, origin)).into_response(),
+        AnswerForm::Picture(_) => finished_picture(state, report).await?,
     };
     if let Some(seconds) = wishes.wait_seconds {
         let applied = HeaderValue::try_from(format!("wait={seconds}")).expect("digits are visible ASCII");

@@ -1,11 +1,17 @@
 //! JSON bodies, read field by field, so that a refusal names every field that is unknown or of the wrong type, in our
 //! words and all at once.
 
+use std::collections::BTreeSet;
+use std::fmt;
+
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::error::Category;
+use serde_json::map::Entry;
 use serde_json::{Map, Value};
 
 use crate::domain::spec::FieldError;
@@ -13,7 +19,11 @@ use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 
 /// A JSON object as `T`.
-pub(in crate::http) struct ApiJson<T>(pub(in crate::http) T);
+pub(in crate::http) struct ApiJson<T> {
+    pub(in crate::http) value: T,
+    /// BLAKE3 of the bytes as they came.
+    pub(in crate::http) digest: [u8; 32],
+}
 
 /// A type that can be read from the fields of an object.
 pub(in crate::http) trait FromFields: Sized {
@@ -40,7 +50,8 @@ impl<T: FromFields> FromRequest<HttpState> for ApiJson<T> {
             .await
             .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))?
             .map_err(|rejection| refused(&rejection, state.settings.body_bytes_max))?;
-        read(&body).map(Self)
+        let value = read(&body)?;
+        Ok(Self { value, digest: blake3::hash(&body).into() })
     }
 }
 
@@ -59,15 +70,49 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence.eq_ignore_ascii_case("application/json")
 }
 
+/// An object, and the fields that stand in it more than once: which of them is meant is not ours to guess.
+struct Object {
+    values: Map<String, Value>,
+    twice: BTreeSet<String>,
+}
+
+impl<'de> Deserialize<'de> for Object {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(ObjectVisitor)
+    }
+}
+
+struct ObjectVisitor;
+
+impl<'de> Visitor<'de> for ObjectVisitor {
+    type Value = Object;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object, A::Error> {
+        let mut object = Object { values: Map::new(), twice: BTreeSet::new() };
+        while let Some((field, value)) = map.next_entry::<String, Value>()? {
+            match object.values.entry(field) {
+                Entry::Vacant(entry) => drop(entry.insert(value)),
+                Entry::Occupied(entry) => drop(object.twice.insert(entry.key().clone())),
+            }
+        }
+        Ok(object)
+    }
+}
+
 fn read<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
-    let value: Value = serde_json::from_slice(body).map_err(|error| {
-        let detail = format!("the body cannot be read as JSON at line {}, column {}", error.line(), error.column());
+    let Object { values, twice } = serde_json::from_slice(body).map_err(|error| {
+        let detail = match error.classify() {
+            Category::Data => "the body must be a JSON object".to_owned(),
+            _ => format!("the body cannot be read as JSON at line {}, column {}", error.line(), error.column()),
+        };
         ApiError::new(ErrorCode::MalformedJson).with_detail(detail)
     })?;
-    let Value::Object(values) = value else {
-        return Err(ApiError::new(ErrorCode::MalformedJson).with_detail("the body must be a JSON object"));
-    };
-    let mut fields = Fields { values, errors: Vec::new() };
+    let errors = twice.into_iter().map(|field| FieldError::new(field, "is given twice")).collect();
+    let mut fields = Fields { values, errors };
     let read = T::from_fields(&mut fields);
     let errors = fields.finish();
     match read {

@@ -7,7 +7,7 @@ use axum::http::header::ACCEPT;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 
-use crate::encode::OutputFormat;
+use crate::domain::format::OutputFormat;
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 
@@ -66,40 +66,60 @@ fn wait_seconds(headers: &HeaderMap) -> Option<u64> {
     })
 }
 
-/// The first form the client likes best; JSON when it does not say. `None`: none of ours.
+/// What the client says of one media type or of many: `image/png`, `image/*`, `*/*`.
+struct MediaRange {
+    essence: String,
+    quality: f32,
+}
+
+/// The form the client likes best: the first it names among those it likes equally; JSON when it does not say.
+/// `None`: none of ours.
 fn answer_form(headers: &HeaderMap) -> Option<AnswerForm> {
-    let mut best: Option<(AnswerForm, f32)> = None;
-    let mut is_said = false;
-    for value in headers.get_all(ACCEPT) {
-        for range in value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|range| !range.is_empty()) {
-            is_said = true;
-            let (form, quality) = (form_of(range), quality_of(range));
-            if let Some(form) = form
-                && quality > 0.0
-                && best.is_none_or(|(_, best)| quality > best)
-            {
-                best = Some((form, quality));
-            }
+    let values = headers.get_all(ACCEPT).iter().map(|value| value.to_str().unwrap_or("unreadable"));
+    let texts = values.flat_map(|value| value.split(',')).map(str::trim).filter(|text| !text.is_empty());
+    let ranges: Vec<MediaRange> = texts.map(MediaRange::read).collect();
+    if ranges.is_empty() {
+        return Some(AnswerForm::Json);
+    }
+    let json = place_of(&ranges, "application/json").map(|place| (place, AnswerForm::Json));
+    let formats = OutputFormat::ALL.map(|format| (format, place_of(&ranges, format.content_type())));
+    let are_alike = formats.iter().all(|(_, place)| *place == formats[0].1);
+    let pictures = formats.into_iter().filter_map(|(format, place)| {
+        let wanted = (!are_alike).then_some(format);
+        place.map(|place| (place, AnswerForm::Picture(wanted)))
+    });
+    let mut best: Option<(usize, AnswerForm)> = None;
+    for (place, form) in json.into_iter().chain(pictures) {
+        let is_better = best.is_none_or(|(other, _)| {
+            let (mine, its) = (ranges[place].quality, ranges[other].quality);
+            mine > its || (mine == its && place < other)
+        });
+        if is_better {
+            best = Some((place, form));
         }
     }
-    if is_said { best.map(|(form, _)| form) } else { Some(AnswerForm::Json) }
+    best.map(|(_, form)| form)
 }
 
-fn form_of(range: &str) -> Option<AnswerForm> {
-    let essence = range.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    match essence.as_str() {
-        "*/*" | "application/*" | "application/json" => Some(AnswerForm::Json),
-        "image/*" => Some(AnswerForm::Picture(None)),
-        other => {
-            let format = OutputFormat::ALL.into_iter().find(|format| format.content_type() == other)?;
-            Some(AnswerForm::Picture(Some(format)))
-        }
+/// Where the range stands that speaks of a type, which is the most specific one that fits (RFC 9110, 12.5.1); `None`
+/// when there is none, or it says that the type is not wanted.
+fn place_of(ranges: &[MediaRange], media_type: &str) -> Option<usize> {
+    let (kind, _) = media_type.split_once('/')?;
+    let wildcard = format!("{kind}/*");
+    let fitting = [media_type, &wildcard, "*/*"];
+    let place = fitting.iter().find_map(|text| ranges.iter().position(|range| range.essence == *text))?;
+    (ranges[place].quality > 0.0).then_some(place)
+}
+
+impl MediaRange {
+    fn read(text: &str) -> Self {
+        let mut parts = text.split(';').map(str::trim);
+        let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
+        let weight = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.eq_ignore_ascii_case("q"));
+        // A weight that is none is no wish.
+        let read = |weight: &str| weight.parse().ok().filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(0.0);
+        Self { essence, quality: weight.map_or(1.0, |(_, weight)| read(weight)) }
     }
-}
-
-fn quality_of(range: &str) -> f32 {
-    let weight = range.split(';').skip(1).find_map(|parameter| parameter.trim().strip_prefix("q="));
-    weight.map_or(1.0, |weight| weight.parse().unwrap_or(0.0))
 }
 
 #[cfg(test)]
@@ -129,6 +149,20 @@ mod tests {
         assert_eq!(form("text/html, */*;q=0.1"), Some(Json));
         assert_eq!(form("text/html"), None);
         assert_eq!(form("image/png;q=0"), None);
+        assert_eq!(form("image/webp, image/png"), Some(Picture(Some(OutputFormat::Webp))));
+    }
+
+    #[test]
+    fn weights_count_however_they_are_written_and_none_excludes() {
+        use AnswerForm::{Json, Picture};
+        assert_eq!(form("application/json;Q=0.5, image/jpeg"), Some(Picture(Some(OutputFormat::Jpeg))));
+        assert_eq!(form("image/png; Q=0"), None);
+        assert_eq!(form("*/*, application/json;q=0"), Some(Picture(None)));
+        assert_eq!(form("image/*, image/png;q=0"), Some(Picture(Some(OutputFormat::Jpeg))));
+        assert_eq!(form("image/*;q=0, */*"), Some(Json));
+        assert_eq!(form("*/*;q=0"), None);
+        assert_eq!(form("application/json;q=0.2, */*;q=0.8"), Some(Picture(None)), "the more specific one counts");
+        assert_eq!(form("application/json;q=2"), None, "no weight");
     }
 
     #[test]
