@@ -1,6 +1,8 @@
 //! The table of jobs. The only place of `jobs` that speaks SQL.
 
-use sqlx::FromRow;
+mod rows;
+
+use rows::{EndedRow, JobRow};
 use time::OffsetDateTime;
 
 use super::{Job, JobError, JobRequest, JobsError, ListQuery, RepeatKey, idempotency};
@@ -83,28 +85,6 @@ impl Ending {
             None
         }
     }
-}
-
-#[derive(FromRow)]
-struct JobRow {
-    id: String,
-    owner: String,
-    status: String,
-    request: String,
-    output_format: String,
-    attempts: i64,
-    error_code: Option<String>,
-    error_reason: Option<String>,
-    created_at_ms: i64,
-    started_at_ms: Option<i64>,
-    finished_at_ms: Option<i64>,
-}
-
-#[derive(FromRow)]
-struct EndedRow {
-    id: String,
-    output_format: String,
-    result_bytes: Option<i64>,
 }
 
 impl JobStore {
@@ -191,7 +171,7 @@ impl JobStore {
         .bind(milliseconds(cutoff))
         .fetch_optional(self.store.pool())
         .await?;
-        row.map(|(digest, id)| Ok((digest, self::word(&id, "job_id")?))).transpose()
+        row.map(|(digest, id)| Ok((digest, rows::word(&id, "job_id")?))).transpose()
     }
 
     /// Forgets words written before `cutoff`.
@@ -356,56 +336,12 @@ impl JobStore {
     }
 }
 
-impl EndedRow {
-    fn read(self) -> EndedJob {
-        EndedJob {
-            file: self.id.parse().ok().zip(self.output_format.parse().ok()),
-            row_id: self.id,
-            result_bytes: self.result_bytes.unwrap_or(0).cast_unsigned(),
-        }
-    }
-}
-
-impl JobRow {
-    fn read(self) -> Result<OpenJob, UnreadableJob> {
-        let row_id = self.id.clone();
-        self.read_columns().map_err(|error| UnreadableJob { row_id, error })
-    }
-
-    fn read_columns(self) -> Result<OpenJob, JobsError> {
-        let request = serde_json::from_str(&self.request)
-            .map_err(|_| JobsError::storage(format!("the request of {} cannot be read", self.id)))?;
-        let error = self.error_code.map(|code| JobError { code, reason: self.error_reason.unwrap_or_default() });
-        let job = Job {
-            id: word(&self.id, "id")?,
-            owner: word(&self.owner, "owner")?,
-            status: word(&self.status, "status")?,
-            request,
-            output_format: word(&self.output_format, "output_format")?,
-            error,
-            created_at: moment(self.created_at_ms)?,
-            started_at: self.started_at_ms.map(moment).transpose()?,
-            finished_at: self.finished_at_ms.map(moment).transpose()?,
-        };
-        Ok(OpenJob { job, attempts: self.attempts })
-    }
-}
-
 impl From<sqlx::Error> for JobsError {
     fn from(error: sqlx::Error) -> Self {
         Self::storage(error)
     }
 }
 
-fn word<T: std::str::FromStr>(text: &str, column: &str) -> Result<T, JobsError> {
-    text.parse().map_err(|_| JobsError::storage(format!("the column {column} of a job cannot be read")))
-}
-
 fn milliseconds(moment: OffsetDateTime) -> i64 {
     (moment.unix_timestamp_nanos() / 1_000_000) as i64
-}
-
-fn moment(milliseconds: i64) -> Result<OffsetDateTime, JobsError> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000)
-        .map_err(|_| JobsError::storage("a time of a job cannot be read"))
 }

@@ -1,0 +1,73 @@
+//! What rows of the table of jobs say.
+
+use sqlx::FromRow;
+use time::OffsetDateTime;
+
+use super::{EndedJob, OpenJob, UnreadableJob};
+use crate::jobs::{Job, JobError, JobsError};
+
+#[derive(FromRow)]
+pub(super) struct JobRow {
+    pub(super) id: String,
+    owner: String,
+    status: String,
+    request: String,
+    output_format: String,
+    attempts: i64,
+    error_code: Option<String>,
+    error_reason: Option<String>,
+    created_at_ms: i64,
+    started_at_ms: Option<i64>,
+    finished_at_ms: Option<i64>,
+}
+
+#[derive(FromRow)]
+pub(super) struct EndedRow {
+    id: String,
+    output_format: String,
+    result_bytes: Option<i64>,
+}
+
+impl EndedRow {
+    pub(super) fn read(self) -> EndedJob {
+        EndedJob {
+            file: self.id.parse().ok().zip(self.output_format.parse().ok()),
+            row_id: self.id,
+            result_bytes: self.result_bytes.unwrap_or(0).cast_unsigned(),
+        }
+    }
+}
+
+impl JobRow {
+    pub(super) fn read(self) -> Result<OpenJob, UnreadableJob> {
+        let row_id = self.id.clone();
+        self.read_columns().map_err(|error| UnreadableJob { row_id, error })
+    }
+
+    fn read_columns(self) -> Result<OpenJob, JobsError> {
+        let request = serde_json::from_str(&self.request)
+            .map_err(|_| JobsError::storage(format!("the request of {} cannot be read", self.id)))?;
+        let error = self.error_code.map(|code| JobError { code, reason: self.error_reason.unwrap_or_default() });
+        let job = Job {
+            id: word(&self.id, "id")?,
+            owner: word(&self.owner, "owner")?,
+            status: word(&self.status, "status")?,
+            request,
+            output_format: word(&self.output_format, "output_format")?,
+            error,
+            created_at: moment(self.created_at_ms)?,
+            started_at: self.started_at_ms.map(moment).transpose()?,
+            finished_at: self.finished_at_ms.map(moment).transpose()?,
+        };
+        Ok(OpenJob { job, attempts: self.attempts })
+    }
+}
+
+pub(super) fn word<T: std::str::FromStr>(text: &str, column: &str) -> Result<T, JobsError> {
+    text.parse().map_err(|_| JobsError::storage(format!("the column {column} of a job cannot be read")))
+}
+
+fn moment(milliseconds: i64) -> Result<OffsetDateTime, JobsError> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000)
+        .map_err(|_| JobsError::storage("a time of a job cannot be read"))
+}
