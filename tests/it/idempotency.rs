@@ -100,7 +100,7 @@ async fn who_can_come_back_does_not_lose_the_job_by_hanging_up() {
 
 #[tokio::test]
 async fn words_are_forgotten_after_a_day_and_with_their_job() {
-    let app = TestApp::with(Options { results_bytes_max: 1, ..Options::default() }).await;
+    let app = TestApp::with(Options { ended_jobs_per_owner_max: 0, ..Options::default() }).await;
     let word = ("idempotency-key", "order-17");
     let first = job_id(&app.post_with(&picture(1), &[word, ("prefer", "wait=20")]).await);
     app.clock.advance(Duration::hours(23));
