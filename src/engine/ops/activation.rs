@@ -1,6 +1,6 @@
 //! Elementwise activations.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::vector::{exp, vectorized};
@@ -15,6 +15,42 @@ const CHUNK: usize = 16 * 1024;
 /// When the device fails.
 pub(crate) fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     if is_fused(x) { x.apply_op1_no_bwd(&Elementwise::GeluTanh) } else { x.gelu() }
+}
+
+/// `[left | gelu_tanh(right)]`, side by side: what follows attention and feed-forward in a single block.
+///
+/// `left [rows, a]`, `right [rows, b]` (its rows may be a narrow slice of a wider matrix) -> `[rows, a + b]`.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub(crate) fn beside_gelu_tanh(left: &Tensor, right: &Tensor) -> Result<Tensor> {
+    if is_fused(left) {
+        return left.apply_op2_no_bwd(right, &BesideGeluTanh);
+    }
+    Tensor::cat(&[left, &gelu_tanh(right)?], 1)
+}
+
+struct BesideGeluTanh;
+
+impl CustomOp2 for BesideGeluTanh {
+    fn name(&self) -> &'static str {
+        "beside-gelu-tanh"
+    }
+
+    fn cpu_fwd(&self, left: &CpuStorage, ll: &Layout, right: &CpuStorage, rl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (left, right) = (Rows::new(left, ll)?, Rows::new(right, rl)?);
+        if left.count != right.count {
+            bail!("{} rows beside {}", left.count, right.count);
+        }
+        let width = left.width + right.width;
+        let mut out = vec![0.0_f32; left.count * width];
+        out.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, out)| {
+            let (out_left, out_right) = out.split_at_mut(left.width);
+            out_left.copy_from_slice(left.row(row));
+            Elementwise::GeluTanh.map(right.row(row), out_right);
+        });
+        Ok((CpuStorage::F32(out), Shape::from((left.count, width))))
+    }
 }
 
 /// SiLU (`x × sigmoid(x)`), elementwise.
@@ -103,6 +139,10 @@ mod tests {
         let wide = Tensor::arange(0.0_f32, 60.0, &Device::Cpu).expect("tensor").reshape((5, 12)).expect("reshape");
         let narrow = wide.narrow(1, 3, 7).expect("narrow");
         let copied = narrow.contiguous().expect("contiguous");
-        assert_eq!(largest_difference(&gelu_tanh(&narrow).expect("a"), &gelu_tanh(&copied).expect("b")), 0.0);
+        let fed = gelu_tanh(&copied).expect("fed");
+        assert_eq!(largest_difference(&gelu_tanh(&narrow).expect("narrow"), &fed), 0.0);
+        let left = wide.narrow(1, 0, 3).and_then(|left| left.contiguous()).expect("left");
+        let beside = beside_gelu_tanh(&left, &narrow).expect("beside");
+        assert_eq!(largest_difference(&beside, &Tensor::cat(&[left, fed], 1).expect("cat")), 0.0);
     }
 }

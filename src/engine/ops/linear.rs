@@ -2,6 +2,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
+use rayon::prelude::*;
+
 use super::gemm::{MatrixRef, Threads, multiply};
 use super::{Rows, contiguous, is_fused};
 
@@ -27,10 +29,11 @@ impl CpuLinear {
         if x.width != weight.width || bias.is_some_and(|bias| bias.len() != columns) {
             candle_core::bail!("linear: x has {} columns, the weight is {}x{}", x.width, columns, weight.width);
         }
-        let mut out = match bias {
-            Some(bias) => bias.repeat(x.count),
-            None => vec![0.0; x.count * columns],
-        };
+        // Fresh memory is zero and costs nothing until it is touched, which all threads then do together.
+        let mut out = vec![0.0_f32; x.count * columns];
+        if let Some(bias) = bias {
+            out.par_chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
+        }
         let left = MatrixRef::new(x.values, x.count, x.width, x.stride);
         let right = MatrixRef::new(weight.values, columns, weight.width, weight.stride).transposed();
         multiply(&mut out, left, right, bias.is_some(), Threads::All);

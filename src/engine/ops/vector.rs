@@ -93,14 +93,17 @@ pub(super) fn exp(x: f32) -> f32 {
     const ROUNDER: f32 = 12_582_912.0;
     let clamped = if x > HIGHEST { HIGHEST } else { x };
     let clamped = if clamped < LOWEST { LOWEST } else { clamped };
-    let n = (clamped * std::f32::consts::LOG2_E + ROUNDER) - ROUNDER;
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUNDER;
+    let n = rounded - ROUNDER;
     let r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
     let mut polynomial = 1.0 / 5040.0;
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         polynomial = polynomial * r + coefficient;
     }
-    // SAFETY is not needed: the cast saturates, and n is between -126 and 127.
-    let power = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    // The integer n, between -126 and 127, stands in the low bits of `rounded`: cheaper than a conversion, which would
+    // have to ask for NaN.
+    let integer = rounded.to_bits().wrapping_sub(ROUNDER.to_bits());
+    let power = f32::from_bits(integer.wrapping_add(127) << 23);
     let value = polynomial * power;
     if x < LOWEST { 0.0 } else { value }
 }

@@ -7,7 +7,7 @@ use super::Stream;
 use super::linear::{Linear, Mlp};
 use crate::engine::loader::config::TransformerConfig;
 use crate::engine::ops::Segments;
-use crate::engine::ops::activation::gelu_tanh;
+use crate::engine::ops::activation::{beside_gelu_tanh, gelu_tanh};
 use crate::engine::ops::attention::attention;
 use crate::engine::ops::modulation::{gated_residual, modulated_layer_norm};
 use crate::engine::ops::rope::{Rotary, normalize_and_rotate};
@@ -164,8 +164,8 @@ impl SingleBlock {
         let qkv = wide.narrow(1, 0, 3 * self.hidden)?;
         let qkv = self.norm.apply(&qkv, Some(&stream.joint_rotary))?;
         let attended = attention(&qkv, self.heads, segments)?;
-        let fed = gelu_tanh(&wide.narrow(1, 3 * self.hidden, self.mlp)?)?;
-        let out = self.linear2.forward(&Tensor::cat(&[attended, fed], 1)?)?;
+        let fed = wide.narrow(1, 3 * self.hidden, self.mlp)?;
+        let out = self.linear2.forward(&beside_gelu_tanh(&attended, &fed)?)?;
         modulation.add(joint, &out, segments)
     }
 }
