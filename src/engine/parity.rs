@@ -342,9 +342,8 @@ fn check_picture(
     assert!(off.len() * 1000 <= expected.len(), "{}: {} of {} bytes off", case.name, off.len(), expected.len());
 }
 
-#[test]
-fn every_recorded_case_equals_diffusers() {
-    let mut engine = engine(&diffusers_folders());
+fn check_all_cases(files: &ModelFiles) {
+    let mut engine = engine(files);
     let mut checked = 0;
     for case in json::<Cases>("cases.json").cases.iter().filter(|case| !case.img2img) {
         check_case(&mut engine, case);
@@ -352,6 +351,16 @@ fn every_recorded_case_equals_diffusers() {
     }
     assert!(engine.pictures.is_empty());
     assert_eq!(checked, 15, "every case but image-to-image");
+}
+
+#[test]
+fn every_recorded_case_equals_diffusers_from_the_folders() {
+    check_all_cases(&diffusers_folders());
+}
+
+#[test]
+fn every_recorded_case_equals_diffusers_from_the_single_files() {
+    check_all_cases(&single_files());
 }
 
 #[test]
@@ -374,16 +383,6 @@ fn both_layouts_hold_the_same_tensors() {
     let (a, b) = (folders.vae(DType::F32, &device), singles.vae(DType::F32, &device));
     for tensor in super::loader::vae_names(vae) {
         equal(&a, &b, &tensor);
-    }
-}
-
-#[test]
-fn the_single_files_draw_the_recorded_picture() {
-    let mut engine = engine(&single_files());
-    for case in
-        json::<Cases>("cases.json").cases.iter().filter(|case| case.name == "a_64x64" || case.name == "c_batch2")
-    {
-        check_case(&mut engine, case);
     }
 }
 
