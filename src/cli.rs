@@ -19,6 +19,7 @@ pub use keys::KeysCommand;
 use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
+use crate::domain::spec::draw_seed;
 use crate::{app, shutdown};
 
 /// A worker that draws images with FLUX, and knows who may ask for them.
@@ -111,7 +112,7 @@ pub async fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow
         Command::Generate(arguments) => {
             flags.device = arguments.device;
             let config = Config::load(flags)?;
-            let request = arguments.into_request(&config, generate::draw_seed, notes)?;
+            let request = arguments.into_request(&config, || Ok(draw_seed()?), notes)?;
             generate::run(request)
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,

@@ -7,7 +7,7 @@ use anyhow::bail;
 use super::models::files_of;
 use crate::config::Config;
 use crate::domain::model_source::ModelSource;
-use crate::engine;
+use crate::engine::{self, Inspection};
 use crate::store::Store;
 
 /// What one look found: a fact, or a fault with the way to mend it.
@@ -18,14 +18,15 @@ type Finding = Result<String, String>;
 /// # Errors
 /// When something is wrong that keeps the worker from serving.
 pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
+    let models: Vec<Model> = config.models.iter().map(|source| (source, look_at(source))).collect();
     let mut findings = vec![
         ("device".to_owned(), engine::probe(config.device).map_err(|error| error.to_string())),
-        ("memory".to_owned(), memory(config)),
+        ("memory".to_owned(), memory(&models)),
         ("database".to_owned(), database(config).await),
         ("address".to_owned(), address(config).await),
     ];
-    for source in &config.models {
-        findings.push((format!("model {}", source.id), model(source)));
+    for model in &models {
+        findings.push((format!("model {}", model.0.id), completeness(model)));
     }
     let mut faults = 0;
     for (name, finding) in findings {
@@ -44,13 +45,9 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
 }
 
 /// Free memory against what the weights need on the CPU, where they are kept as f32.
-fn memory(config: &Config) -> Finding {
-    let mut weights_bytes = 0;
-    for source in &config.models {
-        let Ok(files) = files_of(source) else { continue };
-        let components = engine::inspect(&files).components;
-        weights_bytes += components.iter().map(|component| component.bytes_as_f32).sum::<usize>();
-    }
+fn memory(models: &[Model]) -> Finding {
+    let components = models.iter().filter_map(|(_, look)| look.as_ref().ok()).flat_map(|look| &look.components);
+    let weights_bytes: usize = components.map(|component| component.bytes_as_f32).sum();
     let needed = weights_bytes.div_ceil(MEBIBYTE);
     let Some(available) = available_memory_mebibytes() else {
         return Ok(format!("weights need {needed} MiB on the CPU; how much is free cannot be read on this system"));
@@ -93,10 +90,16 @@ async fn address(config: &Config) -> Finding {
     }
 }
 
+/// A model that is to be served, and what its files look like.
+type Model<'a> = (&'a ModelSource, Result<Inspection, String>);
+
+fn look_at(source: &ModelSource) -> Result<Inspection, String> {
+    files_of(source).map(|files| engine::inspect(&files)).map_err(|error| error.to_string())
+}
+
 /// Whether the checkpoint is whole.
-fn model(source: &ModelSource) -> Finding {
-    let files = files_of(source).map_err(|error| error.to_string())?;
-    let inspection = engine::inspect(&files);
+fn completeness((source, look): &Model) -> Finding {
+    let inspection = look.as_ref().map_err(Clone::clone)?;
     if !inspection.is_sound() {
         return Err(format!("not usable; `fluxserve models check {source}` lists what is wrong"));
     }

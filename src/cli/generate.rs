@@ -120,8 +120,3 @@ pub(super) fn run(request: GenerateRequest) -> anyhow::Result<()> {
     bar.finish_and_clear();
     outcome
 }
-
-/// A seed from the operating system.
-pub(super) fn draw_seed() -> anyhow::Result<u64> {
-    Ok(getrandom::u64()? & SEED_MAX)
-}

@@ -144,7 +144,7 @@ fn a_seed_that_was_drawn_is_printed() {
     assert_eq!((request.params.seed, request.params.width), (42, None));
     assert_eq!(String::from_utf8(notes).expect("text"), "seed: 42\n");
     for _ in 0..100 {
-        assert!(generate::draw_seed().expect("random bytes") <= crate::domain::spec::SEED_MAX);
+        assert!(crate::domain::spec::draw_seed().expect("random bytes") <= crate::domain::spec::SEED_MAX);
     }
 }
 

@@ -7,6 +7,14 @@ use crate::domain::model::ModelCard;
 /// Largest seed: the largest integer that every JSON reader keeps exactly (2^53 − 1).
 pub const SEED_MAX: u64 = (1 << 53) - 1;
 
+/// A seed for a request that brings none, from the operating system.
+///
+/// # Errors
+/// When the system gives no random numbers.
+pub fn draw_seed() -> Result<u64, getrandom::Error> {
+    Ok(getrandom::u64()? & SEED_MAX)
+}
+
 /// Pixels along one side of an image token: the VAE's 8 times the patch's 2.
 pub const PIXELS_PER_TOKEN_SIDE: u32 = 16;
 

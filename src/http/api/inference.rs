@@ -11,7 +11,7 @@ use crate::domain::format::{OutputFormat, UnknownFormat};
 use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
 use crate::domain::model::ModelCard;
-use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX};
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, draw_seed};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
@@ -72,7 +72,7 @@ impl SubmitImage {
         let format = self.output_format.or(wanted).unwrap_or_default();
         let seed = match self.seed {
             Some(seed) => seed,
-            None => drawn_seed()?,
+            None => draw_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
         };
         match GenerateSpec::new(GenerateParams { seed, ..self.params }, card) {
             Ok(spec) if errors.is_empty() => Ok((spec, format)),
@@ -83,12 +83,6 @@ impl SubmitImage {
             }
         }
     }
-}
-
-fn drawn_seed() -> Result<u64, ApiError> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?;
-    Ok(u64::from_le_bytes(bytes) & SEED_MAX)
 }
 
 /// The answer to a job that was accepted.
