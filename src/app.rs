@@ -17,7 +17,7 @@ pub use generate::{GenerateRequest, generate};
 pub use models::{check_model, list_models};
 pub use serve::serve;
 
-use crate::auth::{CreatedKey, KeyService, NewKey};
+use crate::auth::{Actor, CreatedKey, KeyService, NewKey};
 use crate::config::Config;
 use crate::domain::clock::SystemClock;
 use crate::domain::scope::Scope;
@@ -63,6 +63,6 @@ impl Keys {
             return Ok(None);
         }
         let new = NewKey { name: "demo".into(), scope: Scope::Inference, expires_at: None };
-        self.service.create(new).await.map(Some).context("making the demo key")
+        self.service.create(new, &Actor::Worker).await.map(Some).context("making the demo key")
     }
 }

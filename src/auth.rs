@@ -1,7 +1,11 @@
-//! API keys: their format, hashing, storage, and the check of a caller. Knows nothing of inference, Kubernetes or HTTP.
+//! API keys: their format, hashing, storage, and the check of a caller; the administrator, and the log of what was done.
+//! Knows nothing of inference, Kubernetes or HTTP.
 //!
-//! [`KeyService`] makes and revokes keys, [`Authenticator`] tells whose key a caller has presented.
+//! [`KeyService`] makes, changes and revokes keys, [`Authenticator`] tells whose key a caller has presented,
+//! [`AdminService`] who may manage keys and who did.
 
+mod admin;
+mod audit;
 mod authenticator;
 mod cache;
 mod hash;
@@ -9,14 +13,23 @@ mod key;
 mod lane;
 mod last_used;
 mod recent;
+mod record;
 mod service;
 mod store;
 mod throttle;
 
+pub use admin::{
+    AdminService, NewSession, SESSION_IDLE_LIFETIME, SESSION_LIFETIME, SESSIONS_MAX, Session, SessionToken, SignInError,
+};
+pub use audit::{AUDIT_PER_PAGE_MAX, Actor, AuditAction, AuditEntry, AuditPage, AuditedKey, UnknownAction};
 pub use authenticator::{AuthError, Authenticator, Principal};
 pub use hash::HashError;
 pub use key::{KEY_CHARS, KEY_PREFIX, MalformedKey, NoRandomness, PlainKey, PublicId};
-pub use service::{CreatedKey, KEYS_PER_PAGE_MAX, KeyError, KeyRecord, KeyService, KeyState, NAME_CHARS_MAX, NewKey};
+pub use record::{
+    Change, CreatedKey, GRACE_SECONDS_MAX, KEYS_PER_PAGE_MAX, KeyEdit, KeyError, KeyPage, KeyQuery, KeyRecord, KeyRef,
+    KeyState, NAME_CHARS_MAX, NewKey, Overlap, UnknownKeyState,
+};
+pub use service::KeyService;
 
 use crate::store::StoreError;
 

@@ -11,5 +11,6 @@ pub mod ids;
 pub mod job;
 pub mod model;
 pub mod model_source;
+pub mod password;
 pub mod scope;
 pub mod spec;

@@ -16,9 +16,9 @@ use crate::auth::hash::{HashError, Hasher, SecretTag};
 use crate::auth::key::{NoRandomness, PresentedKey};
 use crate::auth::lane::{Lane, LanePermit};
 use crate::auth::last_used::LastUsed;
-use crate::auth::service::KeyState;
+use crate::auth::record::KeyState;
 use crate::auth::store::{KeyRow, KeyStore};
-use crate::auth::throttle::Throttle;
+use crate::auth::throttle::{Throttle, ThrottleRule};
 use crate::domain::clock::Clock;
 use crate::domain::ids::KeyId;
 use crate::domain::scope::Scope;
@@ -34,6 +34,8 @@ const LOOKUPS_WAITING_MAX: usize = 1024;
 const SLOW_LOOKUPS_AT_ONCE_MAX: usize = 1;
 /// Waiting for that place.
 const SLOW_LOOKUPS_WAITING_MAX: usize = 64;
+/// Wrong keys from one address.
+pub(super) const WRONG_KEYS: ThrottleRule = ThrottleRule { failures_max: 20, seconds_per_failure: 3 };
 /// What a caller is told when a line is full.
 const LINE_FULL_RETRY_SECONDS: u64 = 1;
 
@@ -88,9 +90,9 @@ impl Authenticator {
         Ok(Self(Arc::new(Inner {
             last_used: LastUsed::new(keys.clone()),
             keys,
-            hasher: Hasher::new(),
+            hasher: Hasher::for_keys(),
             cache: KeyCache::new()?,
-            throttle: Throttle::new(),
+            throttle: Throttle::new(WRONG_KEYS),
             lookups: Lane::new(LOOKUPS_AT_ONCE_MAX, LOOKUPS_WAITING_MAX),
             slow_lookups: Lane::new(SLOW_LOOKUPS_AT_ONCE_MAX, SLOW_LOOKUPS_WAITING_MAX),
             clock,
@@ -126,13 +128,13 @@ impl Inner {
         // An unknown id and a wrong secret take the same path and the same time up to here and from here: one look-up
         // and no argon2. That a public id exists is therefore not to be learnt from the clock, without burning 20 ms
         // of a core on every random key, which would hand the flood its lever.
-        let Some(row) = row.filter(|row| row.tag.matches(SecretTag::of(key))) else {
+        let Some(row) = row.filter(|row| row.value_of(key.public_id()).tag.matches(SecretTag::of(key))) else {
             return Err(self.refuse("unknown", client, now));
         };
         if proven != Some(row.row_version()) && !self.prove(key, &digest, &row).await? {
             return Err(self.refuse("unknown", client, now));
         }
-        let state = row.state(now);
+        let state = row.state_of(key.public_id(), now);
         if state != KeyState::Active {
             // Not a guess: who has the whole key once had the right. A client that has missed its end is told so as
             // often as it asks, and its neighbours behind the same address go on undisturbed.
@@ -156,7 +158,7 @@ impl Inner {
         let (public_id, version) = (key.public_id(), row.row_version());
         // Many requests may come with a key before its first proof is done; one proof is enough for all of them.
         let is_settled = || self.cache.proven_row(public_id, digest) == Some(version);
-        match self.hasher.verify(key, &row.hash, is_settled).await {
+        match self.hasher.verify(key.value(), &row.value_of(public_id).hash, is_settled).await {
             Ok(true) => {
                 self.cache.remember(public_id, digest, version);
                 Ok(true)

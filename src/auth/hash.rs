@@ -1,4 +1,5 @@
-//! Keys as they are kept: argon2id as a PHC string, and a short tag beside it. The only user of argon2.
+//! Keys and the password as they are kept: argon2id as a PHC string, and beside a key's a short tag. The only user of
+//! argon2.
 //!
 //! Hashing takes some 20 ms and 19 MiB, so it runs on the blocking pool, few at a time.
 
@@ -18,21 +19,21 @@ const MEMORY_KIBIBYTES: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
 
-/// Hashes at one time: each takes a core and [`MEMORY_KIBIBYTES`].
-const HASHES_AT_ONCE_MAX: usize = 2;
-/// Hashes that wait for their turn.
-const HASHES_WAITING_MAX: usize = 1024;
+/// Hashes of keys at one time: each takes a core and [`MEMORY_KIBIBYTES`].
+pub(super) const KEY_HASHES_AT_ONCE_MAX: usize = 2;
+/// Hashes of keys that wait for their turn.
+pub(super) const KEY_HASHES_WAITING_MAX: usize = 1024;
 
 /// Bytes of [`SecretTag`].
 pub(super) const TAG_BYTES: usize = 3;
 /// Names what the tag is for, so that the same digest is of use nowhere else.
 const TAG_CONTEXT: &str = "fluxserve 2026 API key: short tag that turns wrong secrets away before argon2";
 
-/// A key's value as an argon2id PHC string.
+/// A key's value, or the password, as an argon2id PHC string.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) struct HashedKey(String);
+pub(super) struct HashedSecret(String);
 
-impl HashedKey {
+impl HashedSecret {
     /// Wraps what the database has.
     pub(super) fn from_stored(phc: String) -> Self {
         Self(phc)
@@ -44,9 +45,9 @@ impl HashedKey {
     }
 }
 
-impl fmt::Debug for HashedKey {
+impl fmt::Debug for HashedSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HashedKey(…)")
+        f.write_str("HashedSecret(…)")
     }
 }
 
@@ -90,7 +91,7 @@ impl fmt::Debug for SecretTag {
 #[derive(Debug, thiserror::Error)]
 pub enum HashError {
     /// Too many hashes are waiting already; try again shortly.
-    #[error("too many keys are being hashed")]
+    #[error("too many keys or passwords are being hashed")]
     Busy,
     /// argon2 refuses: no memory, no random salt, or a stored hash that is none.
     #[error("argon2 failed: {0}")]
@@ -107,23 +108,29 @@ pub(super) struct Hasher {
 }
 
 impl Hasher {
-    pub(super) fn new() -> Self {
-        Self { lane: Lane::new(HASHES_AT_ONCE_MAX, HASHES_WAITING_MAX) }
+    /// Hashes `at_once_max` at one time; `waiting_max` wait for their turn.
+    pub(super) fn new(at_once_max: usize, waiting_max: usize) -> Self {
+        Self { lane: Lane::new(at_once_max, waiting_max) }
     }
 
-    /// Hashes a new key with a random salt.
-    pub(super) async fn hash(&self, key: PresentedKey<'_>) -> Result<HashedKey, HashError> {
+    /// As many at one time as is right for keys.
+    pub(super) fn for_keys() -> Self {
+        Self::new(KEY_HASHES_AT_ONCE_MAX, KEY_HASHES_WAITING_MAX)
+    }
+
+    /// Hashes a new secret with a random salt.
+    pub(super) async fn hash(&self, secret: &str) -> Result<HashedSecret, HashError> {
         let turn = self.lane.enter().await.ok_or(HashError::Busy)?;
-        let hashed = run(turn, key, |value| argon2().hash_password(value).map(|hash| hash.to_string())).await?;
-        hashed.map(HashedKey).map_err(HashError::Argon2)
+        let hashed = run(turn, secret, |value| argon2().hash_password(value).map(|hash| hash.to_string())).await?;
+        hashed.map(HashedSecret).map_err(HashError::Argon2)
     }
 
-    /// Whether `key` is the one that was hashed. `is_settled` is asked when it is this key's turn: where it says that
+    /// Whether `secret` is the one that was hashed. `is_settled` is asked when it is this one's turn: where it says that
     /// somebody else has found out meanwhile, the answer is yes without the work.
     pub(super) async fn verify(
         &self,
-        key: PresentedKey<'_>,
-        hashed: &HashedKey,
+        secret: &str,
+        hashed: &HashedSecret,
         is_settled: impl FnOnce() -> bool,
     ) -> Result<bool, HashError> {
         let turn = self.lane.enter().await.ok_or(HashError::Busy)?;
@@ -131,7 +138,7 @@ impl Hasher {
             return Ok(true);
         }
         let phc = hashed.0.clone();
-        match run(turn, key, move |value| argon2().verify_password(value, phc.as_str())).await? {
+        match run(turn, secret, move |value| argon2().verify_password(value, phc.as_str())).await? {
             Ok(()) => Ok(true),
             Err(password_hash::Error::PasswordInvalid) => Ok(false),
             Err(error) => Err(HashError::Argon2(error)),
@@ -143,10 +150,10 @@ impl Hasher {
 /// up must not make room for one more hash while its own still runs.
 async fn run<T: Send + 'static>(
     turn: LanePermit,
-    key: PresentedKey<'_>,
+    secret: &str,
     work: impl FnOnce(&[u8]) -> T + Send + 'static,
 ) -> Result<T, HashError> {
-    let value = Zeroizing::new(key.value().to_owned());
+    let value = Zeroizing::new(secret.to_owned());
     let task = tokio::task::spawn_blocking(move || {
         let _turn = turn;
         work(value.as_bytes())
@@ -166,20 +173,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_hash_is_salted_and_fits_its_key_alone() {
-        let hasher = Hasher::new();
+        let hasher = Hasher::for_keys();
         let [key, other] = [(); 2].map(|()| PlainKey::generate().expect("random bytes"));
-        let hashed = hasher.hash(key.as_presented()).await.expect("hashes");
+        let hashed = hasher.hash(key.reveal()).await.expect("hashes");
         assert!(hashed.as_str().starts_with("$argon2id$v=19$m=19456,t=2,p=1$"), "{}", hashed.as_str());
-        assert_ne!(hashed, hasher.hash(key.as_presented()).await.expect("hashes"));
-        assert!(hasher.verify(key.as_presented(), &hashed, || false).await.expect("verifies"));
-        assert!(!hasher.verify(other.as_presented(), &hashed, || false).await.expect("verifies"));
+        assert_ne!(hashed, hasher.hash(key.reveal()).await.expect("hashes"));
+        assert!(hasher.verify(key.reveal(), &hashed, || false).await.expect("verifies"));
+        assert!(!hasher.verify(other.reveal(), &hashed, || false).await.expect("verifies"));
     }
 
     #[tokio::test]
     async fn a_stored_text_that_is_no_hash_is_an_error_and_not_a_wrong_key() {
         let key = PlainKey::generate().expect("random bytes");
-        let hashed = HashedKey::from_stored("letmein".into());
-        let outcome = Hasher::new().verify(key.as_presented(), &hashed, || false).await;
+        let hashed = HashedSecret::from_stored("letmein".into());
+        let outcome = Hasher::for_keys().verify(key.reveal(), &hashed, || false).await;
         assert!(matches!(outcome, Err(HashError::Argon2(_))));
     }
 

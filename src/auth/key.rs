@@ -166,6 +166,13 @@ fn is_base62(text: &str) -> bool {
     text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
+/// Random letters and digits, 5.95 bits each, that are wiped from memory when dropped.
+pub(super) fn random_base62(chars: usize) -> Result<Zeroizing<String>, NoRandomness> {
+    let mut text = Zeroizing::new(String::with_capacity(chars));
+    push_random_base62(&mut text, chars)?;
+    Ok(text)
+}
+
 fn push_random_base62(value: &mut String, count: usize) -> Result<(), NoRandomness> {
     let end = value.len() + count;
     let mut bytes = Zeroizing::new([0_u8; 64]);

@@ -1,142 +1,24 @@
-//! Keys from the administrator's side: make, list, look at, revoke.
+//! Keys from the administrator's side: make, list, look at, edit, rotate, revoke.
 
 use std::fmt;
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 
 use crate::auth::KeyFailure;
+use crate::auth::audit::{self, Actor, AuditAction, AuditedKey, NewEntry};
 use crate::auth::hash::{Hasher, SecretTag};
-use crate::auth::key::{PlainKey, PublicId};
-use crate::auth::store::{KeyRow, KeyStore};
-use crate::domain::clock::Clock;
+use crate::auth::key::PlainKey;
+use crate::auth::record::{
+    CreatedKey, KEYS_PER_PAGE_MAX, KeyEdit, KeyError, KeyPage, KeyQuery, KeyRecord, KeyRef, NewKey, checked_grace,
+};
+use crate::auth::store::{KeyRow, KeyStore, StoredValue};
+use crate::domain::clock::{Clock, to_the_millisecond};
 use crate::domain::ids::KeyId;
-use crate::domain::scope::Scope;
 use crate::store::Store;
 
-/// Longest name of a key, in Unicode characters.
-pub const NAME_CHARS_MAX: usize = 100;
-/// Most keys in one page of a list.
-pub const KEYS_PER_PAGE_MAX: u32 = 100;
-
-/// A key to be made.
-#[derive(Debug, Clone)]
-pub struct NewKey {
-    /// For the administrator to know it by; need not be unique.
-    pub name: String,
-    /// What it may do.
-    pub scope: Scope,
-    /// When it ceases to work; `None` for never.
-    pub expires_at: Option<OffsetDateTime>,
-}
-
-/// A key that has just been made: the only time its value is at hand.
-#[derive(Debug)]
-pub struct CreatedKey {
-    /// Its row.
-    pub id: KeyId,
-    /// Its value, to be shown once.
-    pub plain: PlainKey,
-    /// What will be known of it from now on.
-    pub record: KeyRecord,
-}
-
-/// What is known of a key. Neither its value nor the hash.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeyRecord {
-    /// Its row.
-    pub id: KeyId,
-    /// The part of its value that anyone may see.
-    pub prefix: PublicId,
-    /// The administrator's name for it.
-    pub name: String,
-    /// What it may do.
-    pub scope: Scope,
-    /// Whether it works, at the moment it was looked at.
-    pub state: KeyState,
-    /// When it was made.
-    pub created_at: OffsetDateTime,
-    /// When it ceases or ceased to work by itself.
-    pub expires_at: Option<OffsetDateTime>,
-    /// When it was revoked.
-    pub revoked_at: Option<OffsetDateTime>,
-    /// When a caller last proved itself with it; up to half a minute late.
-    pub last_used_at: Option<OffsetDateTime>,
-}
-
-/// Whether a key works.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyState {
-    /// It does.
-    Active,
-    /// Its time is over.
-    Expired,
-    /// It was revoked, whether or not its time is over too.
-    Revoked,
-}
-
-impl KeyState {
-    /// The word on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Expired => "expired",
-            Self::Revoked => "revoked",
-        }
-    }
-}
-
-impl fmt::Display for KeyState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// Why a key was not made, found or revoked.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyError {
-    /// The name is empty, too long, or would garble a list.
-    #[error("a name must be 1 to {NAME_CHARS_MAX} characters, none of them a control character")]
-    Name,
-    /// The expiry is not in the future.
-    #[error("the expiry must be in the future")]
-    ExpiryPassed,
-    /// No key has this prefix.
-    #[error("there is no key with the prefix {0}")]
-    NotFound(PublicId),
-    /// Something inside failed.
-    #[error("the keys are not available")]
-    Unavailable(#[from] KeyFailure),
-}
-
-impl KeyRow {
-    pub(super) fn state(&self, now: OffsetDateTime) -> KeyState {
-        if self.revoked_at.is_some() {
-            KeyState::Revoked
-        } else if self.expires_at.is_some_and(|expiry| expiry <= now) {
-            KeyState::Expired
-        } else {
-            KeyState::Active
-        }
-    }
-
-    fn into_record(self, now: OffsetDateTime) -> KeyRecord {
-        KeyRecord {
-            state: self.state(now),
-            id: self.id,
-            prefix: self.public_id,
-            name: self.name,
-            scope: self.scope,
-            created_at: self.created_at,
-            expires_at: self.expires_at,
-            revoked_at: self.revoked_at,
-            last_used_at: self.last_used_at,
-        }
-    }
-}
-
-/// Makes and revokes keys. Cheap to clone.
+/// Makes, changes and revokes keys. Cheap to clone.
 #[derive(Clone)]
 pub struct KeyService {
     keys: KeyStore,
@@ -147,38 +29,32 @@ pub struct KeyService {
 impl KeyService {
     /// The keys in `store`.
     pub fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
-        Self { keys: KeyStore::new(store), hasher: Hasher::new(), clock }
+        Self { keys: KeyStore::new(store), hasher: Hasher::for_keys(), clock }
     }
 
     /// Makes a key.
     ///
     /// # Errors
     /// [`KeyError::Name`], [`KeyError::ExpiryPassed`] or [`KeyError::Unavailable`].
-    pub async fn create(&self, new: NewKey) -> Result<CreatedKey, KeyError> {
-        let now = self.clock.now();
-        let name = new.name.trim().to_owned();
-        if name.is_empty() || name.chars().count() > NAME_CHARS_MAX || name.chars().any(char::is_control) {
-            return Err(KeyError::Name);
-        }
-        if new.expires_at.is_some_and(|expiry| expiry <= now) {
-            return Err(KeyError::ExpiryPassed);
-        }
-        let plain = PlainKey::generate().map_err(KeyFailure::from)?;
-        let presented = plain.as_presented();
+    pub async fn create(&self, new: NewKey, by: &Actor) -> Result<CreatedKey, KeyError> {
+        let now = self.now();
+        let new = new.checked(now)?;
+        let (plain, value) = self.new_value().await?;
+        let detail = audit::of_new(&new);
         let row = KeyRow {
             id: KeyId::generate(),
-            public_id: presented.public_id(),
-            name,
-            hash: self.hasher.hash(presented).await.map_err(KeyFailure::from)?,
-            tag: SecretTag::of(presented),
+            value,
+            previous: None,
+            name: new.name,
             scope: new.scope,
             version: 1,
             created_at: now,
             expires_at: new.expires_at,
             revoked_at: None,
             last_used_at: None,
+            rotated_at: None,
         };
-        self.keys.insert(&row).await?;
+        self.keys.insert(&row, &self.entry(by, AuditAction::KeyCreated, &row, detail)).await?;
         Ok(CreatedKey { id: row.id, plain, record: row.into_record(now) })
     }
 
@@ -188,9 +64,23 @@ impl KeyService {
     /// # Errors
     /// [`KeyError::Unavailable`].
     pub async fn list(&self, after: Option<KeyId>, limit: u32) -> Result<Vec<KeyRecord>, KeyError> {
-        let now = self.clock.now();
-        let rows = self.keys.page(after, limit.min(KEYS_PER_PAGE_MAX)).await?;
+        let now = self.now();
+        let rows = self.keys.oldest_first(after, limit.min(KEYS_PER_PAGE_MAX)).await?;
         Ok(rows.into_iter().map(|row| row.into_record(now)).collect())
+    }
+
+    /// Some keys, the newest first.
+    ///
+    /// # Errors
+    /// [`KeyError::Unavailable`].
+    pub async fn page(&self, query: KeyQuery) -> Result<KeyPage, KeyError> {
+        let now = self.now();
+        let keys_max = query.keys_max.clamp(1, KEYS_PER_PAGE_MAX);
+        let rows = self.keys.newest_first(KeyQuery { keys_max, ..query }, now).await?;
+        let has_more = rows.len() > keys_max as usize;
+        let keys: Vec<KeyRecord> = rows.into_iter().take(keys_max as usize).map(|row| row.into_record(now)).collect();
+        let next = keys.last().map(|key| key.id).filter(|_| has_more);
+        Ok(KeyPage { keys, next })
     }
 
     /// How many keys there are, whatever their state.
@@ -201,22 +91,77 @@ impl KeyService {
         Ok(self.keys.count().await?)
     }
 
-    /// The key with this prefix.
+    /// One key.
     ///
     /// # Errors
     /// [`KeyError::NotFound`] or [`KeyError::Unavailable`].
-    pub async fn get(&self, prefix: PublicId) -> Result<KeyRecord, KeyError> {
-        let row = self.keys.by_public_id(prefix).await?.ok_or(KeyError::NotFound(prefix))?;
-        Ok(row.into_record(self.clock.now()))
+    pub async fn get(&self, key: impl Into<KeyRef>) -> Result<KeyRecord, KeyError> {
+        let row = self.find(key.into()).await?;
+        Ok(row.into_record(self.now()))
     }
 
-    /// Revokes the key with this prefix, from the next request on. Doing it twice is no error and changes nothing.
+    /// Changes a key that is not revoked, from the next request on. One that has expired can be given a later end.
+    ///
+    /// # Errors
+    /// Every one but [`KeyError::GraceTooLong`].
+    pub async fn edit(&self, key: impl Into<KeyRef>, edit: KeyEdit, by: &Actor) -> Result<KeyRecord, KeyError> {
+        let row = self.find(key.into()).await?;
+        let now = self.now();
+        let edit = edit.checked(now)?;
+        if edit.is_empty() {
+            return Ok(row.into_record(now));
+        }
+        let entry = self.entry(by, AuditAction::KeyEdited, &row, audit::of_edit(&edit));
+        let has_changed = self.keys.edit(row.id, &edit, &entry).await?;
+        let record = self.get(row.id).await?;
+        if has_changed { Ok(record) } else { Err(KeyError::Ended(record.state)) }
+    }
+
+    /// Gives an active key another value, from the next request on. The old one goes on working for `grace_seconds`; one
+    /// that was still in its grace from an earlier rotation does not.
+    ///
+    /// # Errors
+    /// [`KeyError::GraceTooLong`], [`KeyError::NotFound`], [`KeyError::Ended`] or [`KeyError::Unavailable`].
+    pub async fn rotate(&self, key: impl Into<KeyRef>, grace_seconds: u64, by: &Actor) -> Result<CreatedKey, KeyError> {
+        let until = checked_grace(grace_seconds, self.now())?;
+        let row = self.find(key.into()).await?;
+        let (plain, value) = self.new_value().await?;
+        let detail = audit::of_rotation(value.public_id, until);
+        let entry = self.entry(by, AuditAction::KeyRotated, &row, detail);
+        let has_changed = self.keys.rotate(row.id, &value, until, &entry).await?;
+        let record = self.get(row.id).await?;
+        if has_changed { Ok(CreatedKey { id: row.id, plain, record }) } else { Err(KeyError::Ended(record.state)) }
+    }
+
+    /// Revokes a key, from the next request on. Doing it twice is no error and changes nothing.
     ///
     /// # Errors
     /// [`KeyError::NotFound`] or [`KeyError::Unavailable`].
-    pub async fn revoke(&self, prefix: PublicId) -> Result<KeyRecord, KeyError> {
-        self.keys.revoke(prefix, self.clock.now()).await?;
-        self.get(prefix).await
+    pub async fn revoke(&self, key: impl Into<KeyRef>, by: &Actor) -> Result<KeyRecord, KeyError> {
+        let row = self.find(key.into()).await?;
+        self.keys.revoke(row.id, &self.entry(by, AuditAction::KeyRevoked, &row, json!({}))).await?;
+        self.get(row.id).await
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        to_the_millisecond(self.clock.now())
+    }
+
+    async fn find(&self, key: KeyRef) -> Result<KeyRow, KeyError> {
+        self.keys.find(key).await?.ok_or(KeyError::NotFound(key))
+    }
+
+    async fn new_value(&self) -> Result<(PlainKey, StoredValue), KeyFailure> {
+        let plain = PlainKey::generate()?;
+        let hash = self.hasher.hash(plain.reveal()).await?;
+        let presented = plain.as_presented();
+        let value = StoredValue { public_id: presented.public_id(), hash, tag: SecretTag::of(presented) };
+        Ok((plain, value))
+    }
+
+    fn entry<'a>(&self, actor: &'a Actor, action: AuditAction, row: &KeyRow, detail: Value) -> NewEntry<'a> {
+        let key = AuditedKey { id: row.id, prefix: row.value.public_id };
+        NewEntry { at: self.now(), actor, action, key: Some(key), detail }
     }
 }
 
@@ -227,62 +172,4 @@ impl fmt::Debug for KeyService {
 }
 
 #[cfg(test)]
-mod tests {
-    use time::Duration;
-    use time::macros::datetime;
-
-    use super::*;
-    use crate::domain::clock::ManualClock;
-
-    async fn service() -> (KeyService, ManualClock) {
-        let clock = ManualClock::new(datetime!(2030-01-01 12:00 UTC));
-        let store = Store::open_in_memory().await.expect("opens");
-        (KeyService::new(store, Arc::new(clock.clone())), clock)
-    }
-
-    fn new_key(name: &str) -> NewKey {
-        NewKey { name: name.into(), scope: Scope::Inference, expires_at: None }
-    }
-
-    #[tokio::test]
-    async fn what_is_made_is_what_is_listed() {
-        let (service, clock) = service().await;
-        assert_eq!(service.count().await.expect("counted"), 0);
-        let expires_at = Some(clock.now() + Duration::hours(1));
-        let first = service.create(NewKey { expires_at, ..new_key(" one ") }).await.expect("made").record;
-        let second = service.create(new_key("two")).await.expect("made").record;
-        assert_eq!((first.name.as_str(), first.state, first.expires_at), ("one", KeyState::Active, expires_at));
-        assert_eq!(service.list(None, 10).await.expect("listed"), [first.clone(), second.clone()]);
-        assert_eq!(service.list(None, 1).await.expect("listed"), std::slice::from_ref(&first));
-        assert_eq!(service.list(Some(first.id), 10).await.expect("listed"), std::slice::from_ref(&second));
-        assert_eq!(service.get(second.prefix).await.expect("there"), second);
-        clock.advance(Duration::hours(1));
-        assert_eq!(service.get(first.prefix).await.expect("there").state, KeyState::Expired);
-        assert_eq!(service.count().await.expect("counted"), 2);
-    }
-
-    #[tokio::test]
-    async fn names_and_expiries_are_checked() {
-        let (service, clock) = service().await;
-        for name in ["", "  ", "two\nlines", "\u{1b}[2J", &"x".repeat(NAME_CHARS_MAX + 1)] {
-            assert!(matches!(service.create(new_key(name)).await, Err(KeyError::Name)), "{name:?}");
-        }
-        service.create(new_key(&"ü".repeat(NAME_CHARS_MAX))).await.expect("characters are counted, not bytes");
-        for expiry in [clock.now(), clock.now() - Duration::days(1)] {
-            let outcome = service.create(NewKey { expires_at: Some(expiry), ..new_key("late") }).await;
-            assert!(matches!(outcome, Err(KeyError::ExpiryPassed)));
-        }
-    }
-
-    #[tokio::test]
-    async fn revoking_twice_is_revoking_once() {
-        let (service, clock) = service().await;
-        let key = service.create(new_key("short-lived")).await.expect("made").record;
-        let revoked = service.revoke(key.prefix).await.expect("revoked");
-        assert_eq!((revoked.state, revoked.revoked_at), (KeyState::Revoked, Some(clock.now())));
-        clock.advance(Duration::hours(1));
-        assert_eq!(service.revoke(key.prefix).await.expect("again"), revoked);
-        let nobody = "rgpu_00000000".parse().expect("a prefix");
-        assert!(matches!(service.revoke(nobody).await, Err(KeyError::NotFound(prefix)) if prefix == nobody));
-    }
-}
+mod tests;

@@ -1,11 +1,18 @@
-//! The table `api_keys`: every statement that touches it.
+//! The table `api_keys`: every statement that touches it. Beside it, the tables of the administrator and of the audit log.
+//!
+//! What is changed and what the audit log says of it are written together or not at all.
+
+pub(super) mod admin;
+pub(super) mod audit;
 
 use time::OffsetDateTime;
 
 use crate::auth::KeyFailure;
+use crate::auth::audit::NewEntry;
 use crate::auth::cache::RowVersion;
-use crate::auth::hash::{HashedKey, SecretTag};
+use crate::auth::hash::{HashedSecret, SecretTag};
 use crate::auth::key::PublicId;
+use crate::auth::record::{Change, KeyEdit, KeyQuery, KeyRef, KeyState};
 use crate::domain::ids::KeyId;
 use crate::domain::scope::Scope;
 use crate::store::{Store, StoreError};
@@ -13,8 +20,9 @@ use crate::store::{Store, StoreError};
 macro_rules! select_keys {
     ($rest:literal) => {
         concat!(
-            "SELECT id, public_id, name, secret_hash, secret_tag, scope, version, ",
-            "created_at_ms, expires_at_ms, revoked_at_ms, last_used_at_ms FROM api_keys ",
+            "SELECT id, public_id, name, secret_hash, secret_tag, scope, version, created_at_ms, expires_at_ms, ",
+            "revoked_at_ms, last_used_at_ms, rotated_at_ms, previous_public_id, previous_secret_hash, ",
+            "previous_secret_tag, previous_until_ms FROM api_keys ",
             $rest
         )
     };
@@ -24,21 +32,43 @@ macro_rules! select_keys {
 #[derive(Debug)]
 pub(super) struct KeyRow {
     pub(super) id: KeyId,
-    pub(super) public_id: PublicId,
+    pub(super) value: StoredValue,
+    pub(super) previous: Option<PreviousValue>,
     pub(super) name: String,
-    pub(super) hash: HashedKey,
-    pub(super) tag: SecretTag,
     pub(super) scope: Scope,
     pub(super) version: i64,
     pub(super) created_at: OffsetDateTime,
     pub(super) expires_at: Option<OffsetDateTime>,
     pub(super) revoked_at: Option<OffsetDateTime>,
     pub(super) last_used_at: Option<OffsetDateTime>,
+    pub(super) rotated_at: Option<OffsetDateTime>,
+}
+
+/// What is kept of a key's value.
+#[derive(Debug)]
+pub(super) struct StoredValue {
+    pub(super) public_id: PublicId,
+    pub(super) hash: HashedSecret,
+    pub(super) tag: SecretTag,
+}
+
+/// What is kept of the value that the last rotation replaced.
+#[derive(Debug)]
+pub(super) struct PreviousValue {
+    pub(super) value: StoredValue,
+    /// From then on it is refused.
+    pub(super) until: OffsetDateTime,
 }
 
 impl KeyRow {
     pub(super) fn row_version(&self) -> RowVersion {
         RowVersion { key_id: self.id, version: self.version }
+    }
+
+    /// The value with this public id, which the row was found by.
+    pub(super) fn value_of(&self, public_id: PublicId) -> &StoredValue {
+        let previous = self.previous.as_ref().filter(|previous| previous.value.public_id == public_id);
+        previous.map_or(&self.value, |previous| &previous.value)
     }
 }
 
@@ -56,6 +86,11 @@ struct StoredRow {
     expires_at_ms: Option<i64>,
     revoked_at_ms: Option<i64>,
     last_used_at_ms: Option<i64>,
+    rotated_at_ms: Option<i64>,
+    previous_public_id: Option<String>,
+    previous_secret_hash: Option<String>,
+    previous_secret_tag: Option<Vec<u8>>,
+    previous_until_ms: Option<i64>,
 }
 
 impl TryFrom<StoredRow> for KeyRow {
@@ -66,18 +101,38 @@ impl TryFrom<StoredRow> for KeyRow {
         let id = stored.id;
         let corrupt = |column: &'static str| KeyFailure::CorruptRow { key_id: id.clone(), column };
         let moment = |column, milliseconds| from_milliseconds(milliseconds).ok_or_else(|| corrupt(column));
+        let value = |public_id: &str, hash: String, tag: &[u8]| {
+            Ok::<_, KeyFailure>(StoredValue {
+                public_id: PublicId::from_stored(public_id).map_err(|_| corrupt("public_id"))?,
+                hash: HashedSecret::from_stored(hash),
+                tag: SecretTag::from_stored(tag).ok_or_else(|| corrupt("secret_tag"))?,
+            })
+        };
+        let previous = match (
+            stored.previous_public_id,
+            stored.previous_secret_hash,
+            stored.previous_secret_tag,
+            stored.previous_until_ms,
+        ) {
+            (None, None, None, None) => None,
+            (Some(public_id), Some(hash), Some(tag), Some(until)) => {
+                let until = moment("previous_until_ms", until)?;
+                Some(PreviousValue { value: value(&public_id, hash, &tag)?, until })
+            }
+            _ => return Err(corrupt("previous_public_id")),
+        };
         let scope = serde_json::from_str(&stored.scope).map_err(|_| corrupt("scope"))?;
         Ok(Self {
-            public_id: PublicId::from_stored(&stored.public_id).map_err(|_| corrupt("public_id"))?,
+            value: value(&stored.public_id, stored.secret_hash, &stored.secret_tag)?,
+            previous,
             name: stored.name,
-            hash: HashedKey::from_stored(stored.secret_hash),
-            tag: SecretTag::from_stored(&stored.secret_tag).ok_or_else(|| corrupt("secret_tag"))?,
             scope: Scope::from_json(&scope).map_err(|_| corrupt("scope"))?,
             version: stored.version,
             created_at: moment("created_at_ms", stored.created_at_ms)?,
             expires_at: stored.expires_at_ms.map(|value| moment("expires_at_ms", value)).transpose()?,
             revoked_at: stored.revoked_at_ms.map(|value| moment("revoked_at_ms", value)).transpose()?,
             last_used_at: stored.last_used_at_ms.map(|value| moment("last_used_at_ms", value)).transpose()?,
+            rotated_at: stored.rotated_at_ms.map(|value| moment("rotated_at_ms", value)).transpose()?,
             id: id.parse().map_err(|_| corrupt("id"))?,
         })
     }
@@ -92,31 +147,33 @@ impl KeyStore {
         Self(store)
     }
 
-    pub(super) async fn insert(&self, row: &KeyRow) -> Result<(), KeyFailure> {
+    pub(super) async fn insert(&self, row: &KeyRow, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
+        let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
         sqlx::query(
             "INSERT INTO api_keys (id, public_id, name, secret_hash, secret_tag, scope, version, \
-                                   created_at_ms, expires_at_ms, revoked_at_ms, last_used_at_ms) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                                   created_at_ms, expires_at_ms) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(row.id.to_string())
-        .bind(row.public_id.as_str())
+        .bind(row.value.public_id.as_str())
         .bind(&row.name)
-        .bind(row.hash.as_str())
-        .bind(row.tag.as_bytes())
+        .bind(row.value.hash.as_str())
+        .bind(row.value.tag.as_bytes())
         .bind(row.scope.to_json().to_string())
         .bind(row.version)
         .bind(to_milliseconds(row.created_at))
         .bind(row.expires_at.map(to_milliseconds))
-        .bind(row.revoked_at.map(to_milliseconds))
-        .bind(row.last_used_at.map(to_milliseconds))
-        .execute(self.0.pool())
+        .execute(&mut *transaction)
         .await
         .map_err(StoreError::from)?;
+        audit::insert(&mut transaction, entry).await?;
+        transaction.commit().await.map_err(StoreError::from)?;
         Ok(())
     }
 
+    /// The row whose value, or whose value before the last rotation, has this public id.
     pub(super) async fn by_public_id(&self, public_id: PublicId) -> Result<Option<KeyRow>, KeyFailure> {
-        let stored: Option<StoredRow> = sqlx::query_as(select_keys!("WHERE public_id = ?"))
+        let stored: Option<StoredRow> = sqlx::query_as(select_keys!("WHERE public_id = ?1 OR previous_public_id = ?1"))
             .bind(public_id.as_str())
             .fetch_optional(self.0.pool())
             .await
@@ -124,8 +181,21 @@ impl KeyStore {
         stored.map(KeyRow::try_from).transpose()
     }
 
+    pub(super) async fn find(&self, key: KeyRef) -> Result<Option<KeyRow>, KeyFailure> {
+        let id = match key {
+            KeyRef::Prefix(prefix) => return self.by_public_id(prefix).await,
+            KeyRef::Id(id) => id,
+        };
+        let stored: Option<StoredRow> = sqlx::query_as(select_keys!("WHERE id = ?"))
+            .bind(id.to_string())
+            .fetch_optional(self.0.pool())
+            .await
+            .map_err(StoreError::from)?;
+        stored.map(KeyRow::try_from).transpose()
+    }
+
     /// Rows in the order of their creation, from the one after `after`.
-    pub(super) async fn page(&self, after: Option<KeyId>, limit: u32) -> Result<Vec<KeyRow>, KeyFailure> {
+    pub(super) async fn oldest_first(&self, after: Option<KeyId>, limit: u32) -> Result<Vec<KeyRow>, KeyFailure> {
         let stored: Vec<StoredRow> = sqlx::query_as(select_keys!("WHERE id > ? ORDER BY id LIMIT ?"))
             .bind(after.map_or_else(String::new, |id| id.to_string()))
             .bind(limit)
@@ -135,23 +205,111 @@ impl KeyStore {
         stored.into_iter().map(KeyRow::try_from).collect()
     }
 
+    /// Rows against the order of their creation: at most `query.keys_max`, and one more where there are more.
+    pub(super) async fn newest_first(&self, query: KeyQuery, now: OffsetDateTime) -> Result<Vec<KeyRow>, KeyFailure> {
+        let stored: Vec<StoredRow> = sqlx::query_as(select_keys!(
+            "WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR ?2 = CASE \
+                 WHEN revoked_at_ms IS NOT NULL THEN 'revoked' \
+                 WHEN expires_at_ms <= ?3 THEN 'expired' \
+                 ELSE 'active' END) \
+             ORDER BY id DESC LIMIT ?4"
+        ))
+        .bind(query.before.map(|id| id.to_string()))
+        .bind(query.state.map(KeyState::as_str))
+        .bind(to_milliseconds(now))
+        .bind(query.keys_max + 1)
+        .fetch_all(self.0.pool())
+        .await
+        .map_err(StoreError::from)?;
+        stored.into_iter().map(KeyRow::try_from).collect()
+    }
+
     pub(super) async fn count(&self) -> Result<u64, KeyFailure> {
         let count: (i64,) =
             sqlx::query_as("SELECT count(*) FROM api_keys").fetch_one(self.0.pool()).await.map_err(StoreError::from)?;
         Ok(count.0.unsigned_abs())
     }
 
-    /// Revokes a key that is not revoked yet; the first revocation's time stays.
-    pub(super) async fn revoke(&self, public_id: PublicId, now: OffsetDateTime) -> Result<(), KeyFailure> {
-        sqlx::query(
-            "UPDATE api_keys SET revoked_at_ms = ?, version = version + 1 \
-             WHERE public_id = ? AND revoked_at_ms IS NULL",
+    /// Changes a key that is not revoked. `false`: there is none.
+    pub(super) async fn edit(&self, id: KeyId, edit: &KeyEdit, entry: &NewEntry<'_>) -> Result<bool, KeyFailure> {
+        let (changes_end, expires_at) = match edit.expires_at {
+            Change::Keep => (false, None),
+            Change::Remove => (true, None),
+            Change::Set(expires_at) => (true, Some(to_milliseconds(expires_at))),
+        };
+        let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
+        let edited = sqlx::query(
+            "UPDATE api_keys SET name = coalesce(?, name), scope = coalesce(?, scope), \
+                                 expires_at_ms = iif(?, ?, expires_at_ms), version = version + 1 \
+             WHERE id = ? AND revoked_at_ms IS NULL",
         )
-        .bind(to_milliseconds(now))
-        .bind(public_id.as_str())
-        .execute(self.0.pool())
+        .bind(&edit.name)
+        .bind(edit.scope.as_ref().map(|scope| scope.to_json().to_string()))
+        .bind(changes_end)
+        .bind(expires_at)
+        .bind(id.to_string())
+        .execute(&mut *transaction)
         .await
         .map_err(StoreError::from)?;
+        let has_changed = edited.rows_affected() > 0;
+        if has_changed {
+            audit::insert(&mut transaction, entry).await?;
+        }
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(has_changed)
+    }
+
+    /// Gives an active key another value. The old one works until `until`, or not at all any more. `false`: there is no
+    /// such key, or it is not active.
+    pub(super) async fn rotate(
+        &self,
+        id: KeyId,
+        value: &StoredValue,
+        until: Option<OffsetDateTime>,
+        entry: &NewEntry<'_>,
+    ) -> Result<bool, KeyFailure> {
+        let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
+        // The right sides are all of the row as it was.
+        let rotated = sqlx::query(
+            "UPDATE api_keys SET previous_public_id = iif(?1 IS NULL, NULL, public_id), \
+                                 previous_secret_hash = iif(?1 IS NULL, NULL, secret_hash), \
+                                 previous_secret_tag = iif(?1 IS NULL, NULL, secret_tag), \
+                                 previous_until_ms = ?1, public_id = ?2, secret_hash = ?3, secret_tag = ?4, \
+                                 rotated_at_ms = ?5, version = version + 1 \
+             WHERE id = ?6 AND revoked_at_ms IS NULL AND (expires_at_ms IS NULL OR expires_at_ms > ?5)",
+        )
+        .bind(until.map(to_milliseconds))
+        .bind(value.public_id.as_str())
+        .bind(value.hash.as_str())
+        .bind(value.tag.as_bytes())
+        .bind(to_milliseconds(entry.at))
+        .bind(id.to_string())
+        .execute(&mut *transaction)
+        .await
+        .map_err(StoreError::from)?;
+        let has_changed = rotated.rows_affected() > 0;
+        if has_changed {
+            audit::insert(&mut transaction, entry).await?;
+        }
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(has_changed)
+    }
+
+    /// Revokes a key that is not revoked yet; the first revocation's time stays.
+    pub(super) async fn revoke(&self, id: KeyId, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
+        let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
+        let revoked = sqlx::query(
+            "UPDATE api_keys SET revoked_at_ms = ?, version = version + 1 WHERE id = ? AND revoked_at_ms IS NULL",
+        )
+        .bind(to_milliseconds(entry.at))
+        .bind(id.to_string())
+        .execute(&mut *transaction)
+        .await
+        .map_err(StoreError::from)?;
+        if revoked.rows_affected() > 0 {
+            audit::insert(&mut transaction, entry).await?;
+        }
+        transaction.commit().await.map_err(StoreError::from)?;
         Ok(())
     }
 

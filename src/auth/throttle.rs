@@ -1,10 +1,10 @@
-//! How many wrong keys one address may try, and how many keys are looked up at one time.
+//! How many wrong keys, or passwords, one address may try.
 //!
-//! Nothing here can guess a key: that would take 2^190 tries. The point is that trying must not get in the way of those
+//! No key can be guessed: that would take 2^190 tries. For keys the point is that trying must not get in the way of those
 //! whose keys are good.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use time::{Duration, OffsetDateTime};
 
@@ -13,18 +13,34 @@ use crate::auth::recent::RecentMap;
 /// Addresses remembered, some 100 bytes each. Older ones are forgotten first; a client with more addresses than this is
 /// not held back by an address book.
 pub(super) const ADDRESSES_MAX: usize = 16_384;
-/// Wrong keys an address may try at once.
-pub(super) const FAILURES_MAX: u32 = 20;
-/// After how long it may try one more.
-pub(super) const SECONDS_PER_FAILURE: i64 = 3;
 
-/// Wrong keys by address.
+/// How much failure is borne.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ThrottleRule {
+    /// Failures an address may have at once.
+    pub(super) failures_max: u32,
+    /// After how long it may have one more.
+    pub(super) seconds_per_failure: i64,
+}
+
+impl ThrottleRule {
+    fn one(self) -> Duration {
+        Duration::seconds(self.seconds_per_failure)
+    }
+
+    fn full(self) -> Duration {
+        Duration::seconds(self.seconds_per_failure * i64::from(self.failures_max))
+    }
+}
+
+/// Failures by address.
 #[derive(Debug)]
 pub(super) struct Throttle {
+    rule: ThrottleRule,
     failures: Mutex<RecentMap<IpAddr, Failures>>,
 }
 
-/// A bucket that fills by one with each failure and leaks one every [`SECONDS_PER_FAILURE`].
+/// A bucket that fills by one with each failure and leaks one every [`ThrottleRule::seconds_per_failure`].
 #[derive(Debug, Clone, Copy)]
 struct Failures {
     /// When the bucket will be empty.
@@ -32,30 +48,62 @@ struct Failures {
 }
 
 impl Throttle {
-    pub(super) fn new() -> Self {
-        Self { failures: Mutex::new(RecentMap::new(ADDRESSES_MAX)) }
+    pub(super) fn new(rule: ThrottleRule) -> Self {
+        Self { rule, failures: Mutex::new(RecentMap::new(ADDRESSES_MAX)) }
     }
 
-    /// Seconds (at least 1) until `client` may try a wrong key again; `None` when it may now.
+    /// Seconds (at least 1) until `client` may fail again; `None` when it may now.
     pub(super) fn retry_after_seconds(&self, client: IpAddr, now: OffsetDateTime) -> Option<u64> {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        self.wait_seconds(&mut self.failures(), client, now)
+    }
+
+    /// Counts a failure.
+    pub(super) fn record_failure(&self, client: IpAddr, now: OffsetDateTime) {
+        self.record(&mut self.failures(), client, now);
+    }
+
+    /// Counts a failure before it is known to be one, if one more is borne; else the seconds until then.
+    pub(super) fn try_failure(&self, client: IpAddr, now: OffsetDateTime) -> Result<(), u64> {
+        let mut failures = self.failures();
+        if let Some(seconds) = self.wait_seconds(&mut failures, client, now) {
+            return Err(seconds);
+        }
+        self.record(&mut failures, client, now);
+        Ok(())
+    }
+
+    /// Takes back one failure that was none.
+    pub(super) fn forgive(&self, client: IpAddr) {
+        if let Some(bucket) = self.failures().get_mut(&network(client)) {
+            bucket.forgiven_at -= self.rule.one();
+        }
+    }
+
+    fn failures(&self) -> MutexGuard<'_, RecentMap<IpAddr, Failures>> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait_seconds(
+        &self,
+        failures: &mut RecentMap<IpAddr, Failures>,
+        client: IpAddr,
+        now: OffsetDateTime,
+    ) -> Option<u64> {
         let bucket = failures.get_mut(&network(client))?;
         // One more must fit.
-        let free_at = bucket.forgiven_at - FULL + ONE;
+        let free_at = bucket.forgiven_at - self.rule.full() + self.rule.one();
         let wait = free_at - now;
         wait.is_positive().then(|| (wait.whole_milliseconds() as u64).div_ceil(1000).max(1))
     }
 
-    /// Counts a wrong key.
-    pub(super) fn record_failure(&self, client: IpAddr, now: OffsetDateTime) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+    fn record(&self, failures: &mut RecentMap<IpAddr, Failures>, client: IpAddr, now: OffsetDateTime) {
         let network = network(client);
         match failures.get_mut(&network) {
             Some(bucket) => {
                 // Full is full: who goes on trying waits no longer than who stops.
-                bucket.forgiven_at = (bucket.forgiven_at.max(now) + ONE).min(now + FULL);
+                bucket.forgiven_at = (bucket.forgiven_at.max(now) + self.rule.one()).min(now + self.rule.full());
             }
-            None => failures.insert(network, Failures { forgiven_at: now + ONE }),
+            None => failures.insert(network, Failures { forgiven_at: now + self.rule.one() }),
         }
     }
 
@@ -64,9 +112,6 @@ impl Throttle {
         self.failures.lock().expect("not poisoned").len()
     }
 }
-
-const ONE: Duration = Duration::seconds(SECONDS_PER_FAILURE);
-const FULL: Duration = Duration::seconds(SECONDS_PER_FAILURE * FAILURES_MAX as i64);
 
 /// What counts as one client: an IPv4 address, or the 64 bits of an IPv6 address that a subscriber cannot choose.
 fn network(address: IpAddr) -> IpAddr {
@@ -82,32 +127,34 @@ mod tests {
 
     use super::*;
 
+    const RULE: ThrottleRule = ThrottleRule { failures_max: 20, seconds_per_failure: 3 };
+    const ONE: Duration = Duration::seconds(3);
     const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
     #[test]
     fn an_address_is_held_back_after_its_failures_and_then_forgiven_one_by_one() {
-        let throttle = Throttle::new();
-        for _ in 0..FAILURES_MAX {
+        let throttle = Throttle::new(RULE);
+        for _ in 0..RULE.failures_max {
             assert_eq!(throttle.retry_after_seconds(HERE, START), None);
             throttle.record_failure(HERE, START);
         }
-        assert_eq!(throttle.retry_after_seconds(HERE, START), Some(SECONDS_PER_FAILURE as u64));
+        assert_eq!(throttle.retry_after_seconds(HERE, START), Some(RULE.seconds_per_failure as u64));
         assert_eq!(throttle.retry_after_seconds(THERE, START), None);
         assert_eq!(throttle.retry_after_seconds(HERE, START + ONE - Duration::milliseconds(1)), Some(1));
         assert_eq!(throttle.retry_after_seconds(HERE, START + ONE), None);
         throttle.record_failure(HERE, START + ONE);
-        assert_eq!(throttle.retry_after_seconds(HERE, START + ONE), Some(SECONDS_PER_FAILURE as u64));
+        assert_eq!(throttle.retry_after_seconds(HERE, START + ONE), Some(RULE.seconds_per_failure as u64));
     }
 
     #[test]
     fn trying_on_does_not_lengthen_the_wait() {
-        let throttle = Throttle::new();
+        let throttle = Throttle::new(RULE);
         for _ in 0..1000 {
             throttle.record_failure(HERE, START);
         }
-        assert_eq!(throttle.retry_after_seconds(HERE, START), Some(SECONDS_PER_FAILURE as u64));
+        assert_eq!(throttle.retry_after_seconds(HERE, START), Some(RULE.seconds_per_failure as u64));
     }
 
     #[test]
@@ -121,8 +168,20 @@ mod tests {
     }
 
     #[test]
+    fn a_try_is_counted_until_it_is_forgiven() {
+        let throttle = Throttle::new(RULE);
+        for _ in 0..RULE.failures_max {
+            assert_eq!(throttle.try_failure(HERE, START), Ok(()));
+        }
+        assert_eq!(throttle.try_failure(HERE, START), Err(RULE.seconds_per_failure as u64));
+        throttle.forgive(HERE);
+        assert_eq!(throttle.try_failure(HERE, START), Ok(()));
+        assert!(throttle.try_failure(HERE, START).is_err());
+    }
+
+    #[test]
     fn memory_is_bounded() {
-        let throttle = Throttle::new();
+        let throttle = Throttle::new(RULE);
         for number in 0..100_000_u32 {
             throttle.record_failure(IpAddr::V4(Ipv4Addr::from_bits(number)), START);
         }

@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::app::Keys;
-use crate::auth::{KEYS_PER_PAGE_MAX, KeyRecord, KeyService, NewKey, PublicId};
+use crate::auth::{Actor, KEYS_PER_PAGE_MAX, KeyRecord, KeyService, NewKey, PublicId};
 use crate::cli::table::write_table;
 use crate::config::Config;
 use crate::domain::scope::Scope;
@@ -81,7 +81,7 @@ async fn create(
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let CreateKeyArgs { name, scope, expires_at } = arguments;
-    let created = keys.create(NewKey { name, scope, expires_at }).await?;
+    let created = keys.create(NewKey { name, scope, expires_at }, &Actor::CommandLine).await?;
     writeln!(out, "{}", created.plain.reveal())?;
     writeln!(notes, "made the key {}; keep it, it is not shown again", created.record.prefix)?;
     Ok(())
@@ -122,7 +122,7 @@ fn to_the_second(moment: OffsetDateTime) -> String {
 }
 
 async fn revoke(keys: &KeyService, prefix: PublicId, notes: &mut dyn Write) -> anyhow::Result<()> {
-    let key = keys.revoke(prefix).await?;
+    let key = keys.revoke(prefix, &Actor::CommandLine).await?;
     let revoked_at = key.revoked_at.map(to_the_second).unwrap_or_default();
     writeln!(notes, "the key {prefix} ({}) is revoked since {revoked_at}", key.name)?;
     Ok(())

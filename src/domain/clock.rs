@@ -10,6 +10,13 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> OffsetDateTime;
 }
 
+/// The moment without what the database does not keep of it: what is told when something is made is then what is told of
+/// it later.
+#[must_use]
+pub fn to_the_millisecond(moment: OffsetDateTime) -> OffsetDateTime {
+    moment.truncate_to_millisecond()
+}
+
 /// The machine's clock.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SystemClock;

@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Request, StatusCode, header};
-use fluxserve::auth::{Authenticator, KeyService, NewKey};
+use fluxserve::auth::{Actor, Authenticator, KeyService, NewKey};
 use fluxserve::catalog::{Availability, Catalog, warm_up_spec};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
@@ -251,7 +251,7 @@ fn start_queues(catalog: &Catalog, jobs_max: usize, control: &EngineControl) -> 
 async fn make_keys(service: &KeyService) -> Keys {
     let make = |scope: Scope| async move {
         let key = NewKey { name: "test".into(), scope, expires_at: None };
-        service.create(key).await.expect("a key").plain.reveal().to_owned()
+        service.create(key, &Actor::CommandLine).await.expect("a key").plain.reveal().to_owned()
     };
     Keys {
         inference: make(Scope::Inference).await,

@@ -7,11 +7,16 @@ use time::Duration;
 use time::macros::datetime;
 
 use super::*;
+use crate::auth::audit::Actor;
 use crate::auth::key::tests::key_with;
-use crate::auth::service::{CreatedKey, KeyService, NewKey};
-use crate::auth::throttle::{ADDRESSES_MAX, FAILURES_MAX, SECONDS_PER_FAILURE};
+use crate::auth::record::{Change, CreatedKey, KeyEdit, NewKey};
+use crate::auth::service::KeyService;
+use crate::auth::throttle::ADDRESSES_MAX;
 use crate::domain::clock::ManualClock;
 
+const BY: Actor = Actor::CommandLine;
+const FAILURES_MAX: u32 = WRONG_KEYS.failures_max;
+const SECONDS_PER_FAILURE: i64 = WRONG_KEYS.seconds_per_failure;
 const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
 const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
@@ -34,7 +39,7 @@ impl Fixture {
     }
 
     async fn key(&self, scope: Scope, expires_at: Option<OffsetDateTime>) -> CreatedKey {
-        self.service.create(NewKey { name: "test".into(), scope, expires_at }).await.expect("made")
+        self.service.create(NewKey { name: "test".into(), scope, expires_at }, &BY).await.expect("made")
     }
 
     async fn check(&self, value: &str) -> Result<Principal, AuthError> {
@@ -91,7 +96,7 @@ async fn six_causes_have_one_refusal() {
         fixture.check(key.plain.reveal()).await.expect("let in at first");
     }
     fixture.clock.advance(Duration::hours(1));
-    fixture.service.revoke(revoked.record.prefix).await.expect("revoked");
+    fixture.service.revoke(revoked.record.prefix, &BY).await.expect("revoked");
 
     let mut misspelt = good.plain.reveal().to_owned();
     let last = if misspelt.ends_with('0') { "1" } else { "0" };
@@ -116,7 +121,7 @@ async fn a_key_that_has_ended_is_no_guess() {
     let fixture = Fixture::new().await;
     let soon = fixture.clock.now() + Duration::hours(1);
     let [revoked, expired] = [fixture.key(Scope::All, None).await, fixture.key(Scope::All, Some(soon)).await];
-    fixture.service.revoke(revoked.record.prefix).await.expect("revoked");
+    fixture.service.revoke(revoked.record.prefix, &BY).await.expect("revoked");
     fixture.clock.advance(Duration::hours(2));
     for _ in 0..=FAILURES_MAX {
         assert_refused(&fixture.check(revoked.plain.reveal()).await, "revoked");
@@ -131,7 +136,7 @@ async fn a_revocation_by_another_process_acts_on_the_next_request() {
     let key = fixture.key(Scope::All, None).await;
     fixture.check(key.plain.reveal()).await.expect("let in");
     let other = Store::open_existing(&fixture.folder.path().join("fluxserve.db")).await.expect("opens");
-    KeyService::new(other, Arc::new(fixture.clock.clone())).revoke(key.record.prefix).await.expect("revoked");
+    KeyService::new(other, Arc::new(fixture.clock.clone())).revoke(key.record.prefix, &BY).await.expect("revoked");
     assert_refused(&fixture.check(key.plain.reveal()).await, "revoked");
 }
 
@@ -140,11 +145,53 @@ async fn a_changed_scope_and_expiry_act_on_the_next_request() {
     let fixture = Fixture::new().await;
     let key = fixture.key(Scope::All, None).await;
     fixture.check(key.plain.reveal()).await.expect("let in");
-    fixture.sql(r#"UPDATE api_keys SET scope = '{"inference":true}', version = version + 1"#).await;
+    let edit = KeyEdit { scope: Some(Scope::Inference), ..KeyEdit::default() };
+    fixture.service.edit(key.id, edit, &BY).await.expect("edited");
     assert_eq!(fixture.check(key.plain.reveal()).await.expect("let in").scope, Scope::Inference);
+    let end = fixture.clock.now() + Duration::hours(1);
+    let edit = KeyEdit { expires_at: Change::Set(end), ..KeyEdit::default() };
+    fixture.service.edit(key.id, edit, &BY).await.expect("edited");
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    fixture.clock.advance(Duration::hours(1));
+    assert_refused(&fixture.check(key.plain.reveal()).await, "expired");
+    let edit = KeyEdit { expires_at: Change::Remove, ..KeyEdit::default() };
+    fixture.service.edit(key.id, edit, &BY).await.expect("edited");
+    fixture.check(key.plain.reveal()).await.expect("let in");
     // Even a change that forgets to move the version.
     fixture.sql("UPDATE api_keys SET expires_at_ms = 1").await;
     assert_refused(&fixture.check(key.plain.reveal()).await, "expired");
+}
+
+#[tokio::test]
+async fn a_rotated_value_works_to_the_end_of_its_grace_and_no_longer() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    let rotated = fixture.service.rotate(key.id, 60, &BY).await.expect("rotated");
+    for _ in 0..2 {
+        for value in [&key.plain, &rotated.plain] {
+            assert_eq!(fixture.check(value.reveal()).await.expect("both work").key_id, key.id);
+        }
+    }
+    assert_refused(&fixture.check(&wrong_secret(&key)).await, "the old prefix is no way in");
+    let mixed = key_with(&key.plain.reveal()[5..13], &rotated.plain.reveal()[13..45]);
+    assert_refused(&fixture.check(&mixed).await, "the old prefix with the new secret");
+    fixture.clock.advance(Duration::seconds(59));
+    fixture.check(key.plain.reveal()).await.expect("the last second");
+    fixture.clock.advance(Duration::seconds(1));
+    assert_refused(&fixture.check(key.plain.reveal()).await, "the grace is over");
+    fixture.check(rotated.plain.reveal()).await.expect("the new value stays");
+
+    let third = fixture.service.rotate(key.id, 0, &BY).await.expect("rotated");
+    assert_refused(&fixture.check(rotated.plain.reveal()).await, "no grace");
+    let fourth = fixture.service.rotate(key.id, 600, &BY).await.expect("rotated");
+    let fifth = fixture.service.rotate(key.id, 600, &BY).await.expect("rotated");
+    assert_refused(&fixture.check(third.plain.reveal()).await, "two rotations ago");
+    fixture.check(fourth.plain.reveal()).await.expect("in its grace");
+    fixture.service.revoke(key.id, &BY).await.expect("revoked");
+    for value in [&fourth.plain, &fifth.plain] {
+        assert_refused(&fixture.check(value.reveal()).await, "revoked, whichever value");
+    }
 }
 
 /// A stored hash that argon2 cannot read tells whether it was asked.
@@ -310,7 +357,7 @@ async fn no_secret_reaches_the_database_the_logs_or_debug() {
     let value = key.plain.reveal();
     fixture.check(value).await.expect("let in");
     fixture.check(&wrong_secret(&key)).await.expect_err("wrong");
-    fixture.service.revoke(key.record.prefix).await.expect("revoked");
+    fixture.service.revoke(key.record.prefix, &BY).await.expect("revoked");
     fixture.check(value).await.expect_err("revoked");
     fixture.authenticator.record_uses_until(async {}).await;
 

@@ -1,0 +1,350 @@
+//! The administrator: one password, and the sessions of those who know it.
+//!
+//! A password can be guessed, unlike a key. So wrong ones are few by address and few in all, each try is counted before
+//! it is looked at, and argon2 runs for one at a time, apart from the keys' own line.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use serde_json::json;
+use time::{Duration, OffsetDateTime};
+use zeroize::Zeroizing;
+
+use crate::auth::KeyFailure;
+use crate::auth::audit::{AUDIT_PER_PAGE_MAX, Actor, AuditAction, AuditPage, NewEntry};
+use crate::auth::hash::{HashError, HashedSecret, Hasher};
+use crate::auth::key::{NoRandomness, random_base62};
+use crate::auth::store::admin::{AdminStore, Lifetimes, NewSessionRow};
+use crate::auth::store::audit;
+use crate::auth::throttle::{Throttle, ThrottleRule};
+use crate::domain::clock::{Clock, to_the_millisecond};
+use crate::domain::ids::SessionId;
+use crate::domain::password::{AdminPassword, PASSWORD_CHARS_MAX};
+use crate::store::Store;
+
+/// How long a session lasts, however much it is used.
+pub const SESSION_LIFETIME: Duration = Duration::hours(24);
+/// How long a session lasts without being used.
+pub const SESSION_IDLE_LIFETIME: Duration = Duration::hours(2);
+/// Most sessions at one time; the oldest goes.
+pub const SESSIONS_MAX: u32 = 32;
+/// A use is written down when the last one that was is this old: not every request must write.
+const USE_WRITE_INTERVAL: Duration = Duration::minutes(1);
+
+/// Wrong passwords from one address: some at once, then one every half minute.
+const BY_ADDRESS: ThrottleRule = ThrottleRule { failures_max: 5, seconds_per_failure: 30 };
+/// Wrong passwords from everywhere: some at once, then one every other second.
+const FROM_EVERYWHERE: ThrottleRule = ThrottleRule { failures_max: 30, seconds_per_failure: 2 };
+/// The one bucket of [`FROM_EVERYWHERE`].
+const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+
+/// Passwords hashed at one time.
+const HASHES_AT_ONCE_MAX: usize = 1;
+/// Passwords that wait for their turn.
+const HASHES_WAITING_MAX: usize = 16;
+/// What a caller is told when all those places are taken.
+const BUSY_RETRY_SECONDS: u64 = 2;
+
+/// Characters of a generated password: 142 random bits.
+const GENERATED_PASSWORD_CHARS: usize = 24;
+/// Characters of a session's token: 256 random bits.
+const TOKEN_CHARS: usize = 43;
+/// Names what the hash is for, so that the same digest is of use nowhere else.
+const TOKEN_CONTEXT: &str = "fluxserve 2026 admin session: hash of the token as it is stored";
+
+/// What proves a session: goes into a cookie, once. Cannot be copied, serialised or printed by accident.
+pub struct SessionToken(Zeroizing<String>);
+
+impl SessionToken {
+    fn generate() -> Result<Self, NoRandomness> {
+        random_base62(TOKEN_CHARS).map(Self)
+    }
+
+    /// The token itself: for the one answer that hands it over.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SessionToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionToken(…)")
+    }
+}
+
+/// A token as it is stored.
+#[derive(Debug)]
+pub(super) struct SessionHash([u8; 32]);
+
+impl SessionHash {
+    fn of(token: &str) -> Self {
+        Self(blake3::derive_key(TOKEN_CONTEXT, token.as_bytes()))
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// A sign-in that has not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// By which the audit log names it.
+    pub id: SessionId,
+    /// When somebody signed in.
+    pub created_at: OffsetDateTime,
+    /// When it was last used; up to a minute late.
+    pub last_used_at: OffsetDateTime,
+}
+
+impl Session {
+    /// When it ends, unless it is used before.
+    #[must_use]
+    pub fn idle_expires_at(&self) -> OffsetDateTime {
+        (self.last_used_at + SESSION_IDLE_LIFETIME).min(self.expires_at())
+    }
+
+    /// When it ends, however much it is used.
+    #[must_use]
+    pub fn expires_at(&self) -> OffsetDateTime {
+        self.created_at + SESSION_LIFETIME
+    }
+}
+
+/// A sign-in that has just been made: the only time its token is at hand.
+#[derive(Debug)]
+pub struct NewSession {
+    /// What proves it from now on.
+    pub token: SessionToken,
+    /// What is known of it.
+    pub session: Session,
+}
+
+/// Why somebody is not signed in.
+#[derive(Debug, thiserror::Error)]
+pub enum SignInError {
+    /// The password is not the one, or there is none.
+    #[error("the password is wrong")]
+    WrongPassword,
+    /// Too many wrong passwords, from this address or in all, or too many at once.
+    #[error("too many attempts, try again in {retry_after_seconds} s")]
+    Throttled {
+        /// When the next attempt has a chance.
+        retry_after_seconds: u64,
+    },
+    /// It cannot be told now.
+    #[error("the password cannot be checked")]
+    Unavailable(#[from] KeyFailure),
+}
+
+/// The administrator's password and sessions, and the log of what was done. Cheap to clone; clones share everything.
+#[derive(Clone)]
+pub struct AdminService(Arc<Inner>);
+
+struct Inner {
+    admin: AdminStore,
+    hasher: Hasher,
+    by_address: Throttle,
+    from_everywhere: Throttle,
+    clock: Arc<dyn Clock>,
+}
+
+impl AdminService {
+    /// The password and sessions in `store`.
+    pub fn new(store: Store, clock: Arc<dyn Clock>) -> Self {
+        Self(Arc::new(Inner {
+            admin: AdminStore::new(store),
+            hasher: Hasher::new(HASHES_AT_ONCE_MAX, HASHES_WAITING_MAX),
+            by_address: Throttle::new(BY_ADDRESS),
+            from_everywhere: Throttle::new(FROM_EVERYWHERE),
+            clock,
+        }))
+    }
+
+    /// Whether there is a password. Without one nobody can sign in.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn has_password(&self) -> Result<bool, KeyFailure> {
+        Ok(self.0.admin.password_hash().await?.is_some())
+    }
+
+    /// Sets the password, and ends all sessions.
+    ///
+    /// # Errors
+    /// When it cannot be hashed or stored.
+    pub async fn set_password(&self, password: &AdminPassword, by: &Actor) -> Result<(), KeyFailure> {
+        let hash = self.0.hasher.hash(password.reveal()).await?;
+        let entry = self.entry(by, AuditAction::PasswordSet);
+        self.0.admin.set_password(&hash, &entry).await
+    }
+
+    /// Sets the password unless it is this one already: `true` when it was another, or none.
+    ///
+    /// # Errors
+    /// When it cannot be hashed, compared or stored.
+    pub async fn ensure_password(&self, password: &AdminPassword, by: &Actor) -> Result<bool, KeyFailure> {
+        if let Some(hash) = self.0.admin.password_hash().await?
+            && self.0.hasher.verify(password.reveal(), &hash, || false).await?
+        {
+            return Ok(false);
+        }
+        self.set_password(password, by).await?;
+        Ok(true)
+    }
+
+    /// Sets a random password and gives it, to be shown once.
+    ///
+    /// # Errors
+    /// When there are no random bytes, or as [`AdminService::set_password`].
+    pub async fn generate_password(&self, by: &Actor) -> Result<AdminPassword, KeyFailure> {
+        let text = random_base62(GENERATED_PASSWORD_CHARS)?;
+        let password: AdminPassword = text.parse().expect("as long as a password must be");
+        self.set_password(&password, by).await?;
+        Ok(password)
+    }
+
+    /// Signs in who knows the password.
+    ///
+    /// # Errors
+    /// See [`SignInError`].
+    pub async fn sign_in(&self, password: &str, client: IpAddr) -> Result<NewSession, SignInError> {
+        let Some(hash) = self.0.admin.password_hash().await? else { return Err(SignInError::WrongPassword) };
+        let attempt = self.count_attempt(client)?;
+        let is_right = match self.verify(password, &hash).await {
+            Ok(is_right) => is_right,
+            Err(HashError::Busy) => {
+                attempt.forgive();
+                return Err(SignInError::Throttled { retry_after_seconds: BUSY_RETRY_SECONDS });
+            }
+            Err(error) => return Err(KeyFailure::from(error).into()),
+        };
+        if !is_right {
+            return Err(self.refuse(client).await);
+        }
+        attempt.forgive();
+        // Whoever has changed the password meanwhile has ended this sign-in as well.
+        self.begin_session(&hash, client).await?.ok_or(SignInError::WrongPassword)
+    }
+
+    async fn verify(&self, password: &str, hash: &HashedSecret) -> Result<bool, HashError> {
+        // A longer one cannot be right, and hashing it would be work at the stranger's will.
+        if password.chars().nth(PASSWORD_CHARS_MAX).is_some() {
+            return Ok(false);
+        }
+        self.0.hasher.verify(password, hash, || false).await
+    }
+
+    async fn refuse(&self, client: IpAddr) -> SignInError {
+        tracing::warn!(%client, "somebody tried to sign in with a wrong password");
+        let stranger = Actor::Stranger { address: client };
+        let entry = self.entry(&stranger, AuditAction::SignInRefused);
+        match audit::insert_alone(self.0.admin.store(), &entry).await {
+            Ok(()) => SignInError::WrongPassword,
+            Err(failure) => failure.into(),
+        }
+    }
+
+    /// `None`: the password is another one by now.
+    async fn begin_session(&self, password: &HashedSecret, client: IpAddr) -> Result<Option<NewSession>, KeyFailure> {
+        let now = self.now();
+        let token = SessionToken::generate()?;
+        let session = Session { id: SessionId::generate(), created_at: now, last_used_at: now };
+        let row = NewSessionRow {
+            hash: SessionHash::of(token.reveal()),
+            id: session.id,
+            address: client.to_string(),
+            created_at: now,
+        };
+        let actor = Actor::Administrator { session: session.id, address: client };
+        let entry = self.entry(&actor, AuditAction::SignedIn);
+        let is_in = self.0.admin.insert_session(&row, (password, lifetimes(now)), SESSIONS_MAX, &entry).await?;
+        Ok(is_in.then_some(NewSession { token, session }))
+    }
+
+    /// The session that `token` proves, if it has not ended. Counts as a use of it.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn session(&self, token: &str) -> Result<Option<Session>, KeyFailure> {
+        let now = self.now();
+        let found = self.0.admin.session(&SessionHash::of(token), lifetimes(now)).await?;
+        let Some(mut session) = found else { return Ok(None) };
+        if now - session.last_used_at >= USE_WRITE_INTERVAL {
+            self.0.admin.note_use(session.id, now).await?;
+            session.last_used_at = now;
+        }
+        Ok(Some(session))
+    }
+
+    /// Ends a session.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn sign_out(&self, session: SessionId, by: &Actor) -> Result<(), KeyFailure> {
+        self.0.admin.delete_session(session, &self.entry(by, AuditAction::SignedOut)).await
+    }
+
+    /// The log's entries before `before`, the newest first: at most `limit` and never more than [`AUDIT_PER_PAGE_MAX`].
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn audit_page(&self, before: Option<i64>, limit: u32) -> Result<AuditPage, KeyFailure> {
+        let limit = limit.clamp(1, AUDIT_PER_PAGE_MAX);
+        let (entries, next) = audit::page(self.0.admin.store(), before, limit).await?;
+        Ok(AuditPage { entries, next })
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        to_the_millisecond(self.0.clock.now())
+    }
+
+    /// Counts an attempt as a failure, until it has proven to be none: many at one time must not get a free look each.
+    fn count_attempt(&self, client: IpAddr) -> Result<Attempt<'_>, SignInError> {
+        let now = self.now();
+        let throttled = |retry_after_seconds| SignInError::Throttled { retry_after_seconds };
+        self.0.by_address.try_failure(client, now).map_err(throttled)?;
+        // Who guesses from many addresses must not lock out who sits at the machine.
+        let is_counted_everywhere = !client.is_loopback();
+        if is_counted_everywhere && let Err(seconds) = self.0.from_everywhere.try_failure(EVERYWHERE, now) {
+            self.0.by_address.forgive(client);
+            return Err(throttled(seconds));
+        }
+        Ok(Attempt { inner: &self.0, client, is_counted_everywhere })
+    }
+
+    fn entry<'a>(&self, actor: &'a Actor, action: AuditAction) -> NewEntry<'a> {
+        NewEntry { at: self.now(), actor, action, key: None, detail: json!({}) }
+    }
+}
+
+/// An attempt that was counted as a failure.
+struct Attempt<'a> {
+    inner: &'a Inner,
+    client: IpAddr,
+    is_counted_everywhere: bool,
+}
+
+impl Attempt<'_> {
+    fn forgive(self) {
+        self.inner.by_address.forgive(self.client);
+        if self.is_counted_everywhere {
+            self.inner.from_everywhere.forgive(EVERYWHERE);
+        }
+    }
+}
+
+fn lifetimes(now: OffsetDateTime) -> Lifetimes {
+    Lifetimes { created_after: now - SESSION_LIFETIME, used_after: now - SESSION_IDLE_LIFETIME }
+}
+
+impl fmt::Debug for AdminService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AdminService").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+use time::macros::datetime;
+
+use super::*;
+use crate::domain::clock::ManualClock;
+
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const WORKER: Actor = Actor::Worker;
+
+async fn fixture() -> (AdminService, ManualClock, Store) {
+    let clock = ManualClock::new(datetime!(2030-01-01 12:00 UTC));
+    let store = Store::open_in_memory().await.expect("opens");
+    (AdminService::new(store.clone(), Arc::new(clock.clone())), clock, store)
+}
+
+async fn with_password() -> (AdminService, ManualClock, String) {
+    let (admin, clock, _) = fixture().await;
+    let password = admin.generate_password(&WORKER).await.expect("set").reveal().to_owned();
+    (admin, clock, password)
+}
+
+async fn actions(admin: &AdminService) -> Vec<AuditAction> {
+    let page = admin.audit_page(None, 100).await.expect("read");
+    page.entries.into_iter().rev().map(|entry| entry.action).collect()
+}
+
+fn address(number: u32) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + number))
+}
+
+#[tokio::test]
+async fn without_a_password_nobody_signs_in() {
+    let (admin, _, _) = fixture().await;
+    assert!(!admin.has_password().await.expect("read"));
+    assert!(matches!(admin.sign_in("", HERE).await, Err(SignInError::WrongPassword)));
+}
+
+#[tokio::test]
+async fn who_knows_the_password_has_a_session_until_it_is_ended() {
+    let (admin, _, password) = with_password().await;
+    assert_eq!(password.len(), GENERATED_PASSWORD_CHARS);
+    let NewSession { token, session } = admin.sign_in(&password, HERE).await.expect("in");
+    assert_eq!(admin.session(token.reveal()).await.expect("read"), Some(session));
+    let mut other = token.reveal().to_owned();
+    other.replace_range(0..1, if other.starts_with('a') { "b" } else { "a" });
+    assert_eq!(admin.session(&other).await.expect("read"), None);
+    let actor = Actor::Administrator { session: session.id, address: HERE };
+    for _ in 0..2 {
+        admin.sign_out(session.id, &actor).await.expect("out");
+    }
+    assert_eq!(admin.session(token.reveal()).await.expect("read"), None);
+    let expected = [AuditAction::PasswordSet, AuditAction::SignedIn, AuditAction::SignedOut];
+    assert_eq!(actions(&admin).await, expected);
+}
+
+#[tokio::test]
+async fn a_session_ends_when_it_is_not_used_and_when_it_is_old() {
+    let (admin, clock, password) = with_password().await;
+    let idle = admin.sign_in(&password, HERE).await.expect("in");
+    clock.advance(SESSION_IDLE_LIFETIME - Duration::seconds(1));
+    let used = admin.sign_in(&password, HERE).await.expect("in");
+    let seen = admin.session(idle.token.reveal()).await.expect("read").expect("just in time");
+    assert_eq!(seen.last_used_at, clock.now());
+    clock.advance(SESSION_IDLE_LIFETIME);
+    assert_eq!(admin.session(idle.token.reveal()).await.expect("read"), None);
+    assert_eq!(admin.session(used.token.reveal()).await.expect("read"), None);
+
+    let busy = admin.sign_in(&password, HERE).await.expect("in");
+    let end = busy.session.expires_at();
+    while clock.now() + Duration::hours(1) < end {
+        clock.advance(Duration::hours(1));
+        let session = admin.session(busy.token.reveal()).await.expect("read").expect("used every hour");
+        assert!(session.idle_expires_at() <= end);
+    }
+    clock.advance(Duration::hours(1));
+    assert_eq!(admin.session(busy.token.reveal()).await.expect("read"), None);
+}
+
+#[tokio::test]
+async fn there_are_so_many_sessions_and_the_oldest_goes() {
+    let (admin, _, password) = with_password().await;
+    let mut sessions = Vec::new();
+    for _ in 0..=SESSIONS_MAX {
+        sessions.push(admin.sign_in(&password, HERE).await.expect("in"));
+    }
+    assert_eq!(admin.session(sessions[0].token.reveal()).await.expect("read"), None);
+    for other in &sessions[1..] {
+        assert!(admin.session(other.token.reveal()).await.expect("read").is_some());
+    }
+}
+
+#[tokio::test]
+async fn another_password_ends_all_sessions_and_the_same_one_does_not() {
+    let (admin, _, password) = with_password().await;
+    let session = admin.sign_in(&password, HERE).await.expect("in");
+    let same = password.parse().expect("fit");
+    assert!(!admin.ensure_password(&same, &WORKER).await.expect("compared"));
+    assert!(admin.session(session.token.reveal()).await.expect("read").is_some());
+    let other = "another password".parse().expect("fit");
+    assert!(admin.ensure_password(&other, &WORKER).await.expect("set"));
+    assert_eq!(admin.session(session.token.reveal()).await.expect("read"), None);
+    assert!(matches!(admin.sign_in(&password, HERE).await, Err(SignInError::WrongPassword)));
+    admin.sign_in(other.reveal(), HERE).await.expect("in");
+}
+
+#[tokio::test]
+async fn guesses_are_few_by_address_also_when_they_come_at_once() {
+    let (admin, clock, password) = with_password().await;
+    let guesses = (0..20).map(|_| admin.sign_in("a wrong password", HERE));
+    let outcomes = futures_util::future::join_all(guesses).await;
+    let looked_at = outcomes.iter().filter(|outcome| matches!(outcome, Err(SignInError::WrongPassword))).count();
+    assert_eq!(looked_at, BY_ADDRESS.failures_max as usize);
+    let outcome = admin.sign_in(&password, HERE).await;
+    let expected = BY_ADDRESS.seconds_per_failure as u64;
+    assert!(matches!(outcome, Err(SignInError::Throttled { retry_after_seconds }) if retry_after_seconds == expected));
+    admin.sign_in(&password, address(1)).await.expect("others are not in their way");
+    clock.advance(Duration::seconds(BY_ADDRESS.seconds_per_failure));
+    // A right one is not counted, so that it can be done again at once.
+    for _ in 0..3 {
+        admin.sign_in(&password, HERE).await.expect("in");
+    }
+    let refusals = actions(&admin).await.into_iter().filter(|action| *action == AuditAction::SignInRefused).count();
+    assert_eq!(refusals, looked_at);
+}
+
+#[tokio::test]
+async fn guesses_are_few_in_all_and_the_machine_itself_is_not_locked_out() {
+    let (admin, _, password) = with_password().await;
+    for number in 0..FROM_EVERYWHERE.failures_max {
+        let outcome = admin.sign_in("a wrong password", address(number)).await;
+        assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{outcome:?}");
+    }
+    let outcome = admin.sign_in(&password, HERE).await;
+    assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "{outcome:?}");
+    admin.sign_in(&password, IpAddr::V4(Ipv4Addr::LOCALHOST)).await.expect("in");
+}
+
+#[tokio::test]
+async fn neither_password_nor_token_is_in_the_database_or_in_debug() {
+    let (admin, _, store) = fixture().await;
+    let password = admin.generate_password(&WORKER).await.expect("set");
+    let new = admin.sign_in(password.reveal(), HERE).await.expect("in");
+    let shown = format!("{password:?} {new:?} {admin:?}");
+    assert!(!shown.contains(password.reveal()) && !shown.contains(new.token.reveal()), "{shown}");
+    let texts: Vec<String> = sqlx::query_scalar(
+        "SELECT password_hash FROM admin_password UNION ALL SELECT hex(token_hash) || id FROM admin_sessions \
+         UNION ALL SELECT concat(actor, session_id, detail) FROM audit_log",
+    )
+    .fetch_all(store.pool())
+    .await
+    .expect("rows");
+    assert!(texts[0].starts_with("$argon2id$") && texts.len() == 4, "{texts:?}");
+    for secret in [password.reveal(), new.token.reveal()] {
+        assert!(texts.iter().all(|text| !text.contains(secret)));
+    }
+}

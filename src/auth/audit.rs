@@ -1,0 +1,215 @@
+//! The audit log: who did what to keys, password and sessions, when, and from where. Never holds a secret.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::auth::key::PublicId;
+use crate::auth::record::{Change, KeyEdit, NewKey};
+use crate::domain::ids::{KeyId, SessionId};
+
+/// Most entries in one page of the log.
+pub const AUDIT_PER_PAGE_MAX: u32 = 100;
+/// Most entries that are kept of what was done by those who may; the oldest go first.
+pub(super) const ENTRIES_MAX: u32 = 100_000;
+/// Most entries that are kept of what was tried by those who may not.
+pub(super) const STRANGERS_ENTRIES_MAX: u32 = 1_000;
+
+/// Who did it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Actor {
+    /// Whoever signed in.
+    Administrator {
+        /// The sign-in.
+        session: SessionId,
+        /// Where the request came from.
+        address: IpAddr,
+    },
+    /// Whoever may run the program on the data folder.
+    CommandLine,
+    /// The worker by itself, at its start.
+    Worker,
+    /// Somebody who has not proven anything.
+    Stranger {
+        /// Where the request came from.
+        address: IpAddr,
+    },
+}
+
+impl Actor {
+    /// The word in the log.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Administrator { .. } => "administrator",
+            Self::CommandLine => "command_line",
+            Self::Worker => "worker",
+            Self::Stranger { .. } => "stranger",
+        }
+    }
+
+    pub(super) fn session(&self) -> Option<SessionId> {
+        if let Self::Administrator { session, .. } = self { Some(*session) } else { None }
+    }
+
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        match self {
+            Self::Administrator { address, .. } | Self::Stranger { address } => Some(*address),
+            Self::CommandLine | Self::Worker => None,
+        }
+    }
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditAction {
+    /// A key was made.
+    KeyCreated,
+    /// A key's name, scope or end was changed.
+    KeyEdited,
+    /// A key got another value.
+    KeyRotated,
+    /// A key was revoked.
+    KeyRevoked,
+    /// The administrator's password was set; all sessions have ended with it.
+    PasswordSet,
+    /// Somebody signed in.
+    SignedIn,
+    /// Somebody signed out.
+    SignedOut,
+    /// Somebody tried a wrong password.
+    SignInRefused,
+}
+
+/// A word that is no action.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("unknown action")]
+pub struct UnknownAction;
+
+impl AuditAction {
+    /// Every action.
+    pub const ALL: [Self; 8] = [
+        Self::KeyCreated,
+        Self::KeyEdited,
+        Self::KeyRotated,
+        Self::KeyRevoked,
+        Self::PasswordSet,
+        Self::SignedIn,
+        Self::SignedOut,
+        Self::SignInRefused,
+    ];
+
+    /// The word in the log and on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyCreated => "key_created",
+            Self::KeyEdited => "key_edited",
+            Self::KeyRotated => "key_rotated",
+            Self::KeyRevoked => "key_revoked",
+            Self::PasswordSet => "password_set",
+            Self::SignedIn => "signed_in",
+            Self::SignedOut => "signed_out",
+            Self::SignInRefused => "sign_in_refused",
+        }
+    }
+}
+
+impl fmt::Display for AuditAction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for AuditAction {
+    type Err = UnknownAction;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|action| action.as_str() == text).ok_or(UnknownAction)
+    }
+}
+
+/// The key that something was done to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AuditedKey {
+    /// Its row.
+    pub id: KeyId,
+    /// Its prefix at that time.
+    pub prefix: PublicId,
+}
+
+/// Something to be written into the log.
+#[derive(Debug)]
+pub(super) struct NewEntry<'a> {
+    pub(super) at: OffsetDateTime,
+    pub(super) actor: &'a Actor,
+    pub(super) action: AuditAction,
+    pub(super) key: Option<AuditedKey>,
+    pub(super) detail: Value,
+}
+
+/// One line of the log.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuditEntry {
+    /// Its number; later ones are higher.
+    pub id: i64,
+    /// When it was done.
+    pub at: OffsetDateTime,
+    /// Who did it: a word of [`Actor::as_str`].
+    pub actor: String,
+    /// The sign-in that it was done with.
+    pub session: Option<String>,
+    /// Where the request came from.
+    pub address: Option<String>,
+    /// What was done.
+    pub action: AuditAction,
+    /// The key that it was done to.
+    pub key: Option<AuditedKey>,
+    /// What is particular: the new name, scope or end of a key.
+    pub detail: Value,
+}
+
+/// Some entries, the newest first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AuditPage {
+    /// The entries.
+    pub entries: Vec<AuditEntry>,
+    /// Where the next page begins, when there is one.
+    pub next: Option<i64>,
+}
+
+/// What the log says of a new key.
+pub(super) fn of_new(new: &NewKey) -> Value {
+    json!({ "name": new.name, "scope": new.scope.to_json(), "expires_at": new.expires_at.map(moment) })
+}
+
+/// What the log says of an edit: what is different now.
+pub(super) fn of_edit(edit: &KeyEdit) -> Value {
+    let mut detail = Map::new();
+    if let Some(name) = &edit.name {
+        detail.insert("name".into(), json!(name));
+    }
+    if let Some(scope) = &edit.scope {
+        detail.insert("scope".into(), scope.to_json());
+    }
+    match edit.expires_at {
+        Change::Keep => {}
+        Change::Remove => drop(detail.insert("expires_at".into(), Value::Null)),
+        Change::Set(expires_at) => drop(detail.insert("expires_at".into(), json!(moment(expires_at)))),
+    }
+    Value::Object(detail)
+}
+
+/// What the log says of a rotation.
+pub(super) fn of_rotation(new_prefix: PublicId, until: Option<OffsetDateTime>) -> Value {
+    json!({ "new_prefix": new_prefix.to_string(), "old_value_until": until.map(moment) })
+}
+
+fn moment(moment: OffsetDateTime) -> String {
+    // Only years beyond 9999 have no such form.
+    moment.format(&Rfc3339).unwrap_or_else(|_| moment.unix_timestamp().to_string())
+}

@@ -1,0 +1,160 @@
+//! The tables `admin_password` and `admin_sessions`: every statement that touches them.
+
+use time::OffsetDateTime;
+
+use super::{audit, from_milliseconds, to_milliseconds};
+use crate::auth::KeyFailure;
+use crate::auth::admin::{Session, SessionHash};
+use crate::auth::audit::NewEntry;
+use crate::auth::hash::HashedSecret;
+use crate::domain::ids::SessionId;
+use crate::store::{Store, StoreError};
+
+/// The statements.
+#[derive(Debug, Clone)]
+pub(in crate::auth) struct AdminStore(Store);
+
+/// A sign-in to be written down.
+#[derive(Debug)]
+pub(in crate::auth) struct NewSessionRow {
+    pub(in crate::auth) hash: SessionHash,
+    pub(in crate::auth) id: SessionId,
+    pub(in crate::auth) address: String,
+    pub(in crate::auth) created_at: OffsetDateTime,
+}
+
+/// Sessions made before `created_after` or not used since `used_after` have ended.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::auth) struct Lifetimes {
+    pub(in crate::auth) created_after: OffsetDateTime,
+    pub(in crate::auth) used_after: OffsetDateTime,
+}
+
+impl AdminStore {
+    pub(in crate::auth) fn new(store: Store) -> Self {
+        Self(store)
+    }
+
+    pub(in crate::auth) fn store(&self) -> &Store {
+        &self.0
+    }
+
+    pub(in crate::auth) async fn password_hash(&self) -> Result<Option<HashedSecret>, KeyFailure> {
+        let hash: Option<String> = sqlx::query_scalar("SELECT password_hash FROM admin_password")
+            .fetch_optional(self.0.pool())
+            .await
+            .map_err(StoreError::from)?;
+        Ok(hash.map(HashedSecret::from_stored))
+    }
+
+    /// Sets the password and ends all sessions.
+    pub(in crate::auth) async fn set_password(
+        &self,
+        hash: &HashedSecret,
+        entry: &NewEntry<'_>,
+    ) -> Result<(), KeyFailure> {
+        let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
+        sqlx::query(
+            "INSERT INTO admin_password (only_row, password_hash, set_at_ms) VALUES (1, ?, ?) \
+             ON CONFLICT DO UPDATE SET password_hash = excluded.password_hash, set_at_ms = excluded.set_at_ms",
+        )
+        .bind(hash.as_str())
+        .bind(to_milliseconds(entry.at))
+        .execute(&mut *transaction)
+        .await
+        .map_err(StoreError::from)?;
+        sqlx::query("DELETE FROM admin_sessions").execute(&mut *transaction).await.map_err(StoreError::from)?;
+        audit::insert(&mut transaction, entry).await?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    /// Writes a session down, unless the password has changed since `password` was read (`false`). Those that have ended
+    /// go, and of the others the oldest beyond `sessions_max`.
+    pub(in crate::auth) async fn insert_session(
+        &self,
+        row: &NewSessionRow,
+        (password, lifetimes): (&HashedSecret, Lifetimes),
+        sessions_max: u32,
+        entry: &NewEntry<'_>,
+    ) -> Result<bool, KeyFailure> {
+        let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
+        let inserted = sqlx::query(
+            "INSERT INTO admin_sessions (token_hash, id, address, created_at_ms, last_used_at_ms) \
+             SELECT ?1, ?2, ?3, ?4, ?4 FROM admin_password WHERE password_hash = ?5",
+        )
+        .bind(row.hash.as_bytes())
+        .bind(row.id.to_string())
+        .bind(&row.address)
+        .bind(to_milliseconds(row.created_at))
+        .bind(password.as_str())
+        .execute(&mut *transaction)
+        .await
+        .map_err(StoreError::from)?;
+        if inserted.rows_affected() == 0 {
+            return Ok(false);
+        }
+        sqlx::query(
+            "DELETE FROM admin_sessions WHERE created_at_ms <= ?1 OR last_used_at_ms <= ?2 \
+                 OR id IN (SELECT id FROM admin_sessions ORDER BY id DESC LIMIT -1 OFFSET ?3)",
+        )
+        .bind(to_milliseconds(lifetimes.created_after))
+        .bind(to_milliseconds(lifetimes.used_after))
+        .bind(sessions_max)
+        .execute(&mut *transaction)
+        .await
+        .map_err(StoreError::from)?;
+        audit::insert(&mut transaction, entry).await?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(true)
+    }
+
+    /// The session of this token, if it has not ended.
+    pub(in crate::auth) async fn session(
+        &self,
+        hash: &SessionHash,
+        lifetimes: Lifetimes,
+    ) -> Result<Option<Session>, KeyFailure> {
+        let row: Option<(String, i64, i64)> = sqlx::query_as(
+            "SELECT id, created_at_ms, last_used_at_ms FROM admin_sessions \
+             WHERE token_hash = ? AND created_at_ms > ? AND last_used_at_ms > ?",
+        )
+        .bind(hash.as_bytes())
+        .bind(to_milliseconds(lifetimes.created_after))
+        .bind(to_milliseconds(lifetimes.used_after))
+        .fetch_optional(self.0.pool())
+        .await
+        .map_err(StoreError::from)?;
+        Ok(row.and_then(|(id, created_at, last_used_at)| {
+            Some(Session {
+                id: id.parse().ok()?,
+                created_at: from_milliseconds(created_at)?,
+                last_used_at: from_milliseconds(last_used_at)?,
+            })
+        }))
+    }
+
+    pub(in crate::auth) async fn note_use(&self, id: SessionId, now: OffsetDateTime) -> Result<(), KeyFailure> {
+        sqlx::query("UPDATE admin_sessions SET last_used_at_ms = max(last_used_at_ms, ?) WHERE id = ?")
+            .bind(to_milliseconds(now))
+            .bind(id.to_string())
+            .execute(self.0.pool())
+            .await
+            .map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    pub(in crate::auth) async fn delete_session(&self, id: SessionId, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
+        let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
+        let deleted = sqlx::query("DELETE FROM admin_sessions WHERE id = ?")
+            .bind(id.to_string())
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::from)?;
+        if deleted.rows_affected() > 0 {
+            audit::insert(&mut transaction, entry).await?;
+        }
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(())
+    }
+}

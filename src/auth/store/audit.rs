@@ -1,0 +1,163 @@
+//! The table `audit_log`: every statement that touches it.
+
+use sqlx::SqliteConnection;
+
+use super::{from_milliseconds, to_milliseconds};
+use crate::auth::KeyFailure;
+use crate::auth::audit::{Actor, AuditEntry, AuditedKey, ENTRIES_MAX, NewEntry, STRANGERS_ENTRIES_MAX};
+use crate::auth::key::PublicId;
+use crate::store::{Store, StoreError};
+
+/// Writes an entry as a part of what it tells of, and lets go of the oldest ones beyond the share of its kind.
+pub(in crate::auth) async fn insert(connection: &mut SqliteConnection, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
+    sqlx::query(
+        "INSERT INTO audit_log (at_ms, actor, session_id, address, action, key_id, key_prefix, detail) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(to_milliseconds(entry.at))
+    .bind(entry.actor.as_str())
+    .bind(entry.actor.session().map(|id| id.to_string()))
+    .bind(entry.actor.address().map(|address| address.to_string()))
+    .bind(entry.action.as_str())
+    .bind(entry.key.map(|key| key.id.to_string()))
+    .bind(entry.key.map(|key| key.prefix.as_str().to_owned()))
+    .bind(entry.detail.to_string())
+    .execute(&mut *connection)
+    .await
+    .map_err(StoreError::from)?;
+    let is_strange = matches!(entry.actor, Actor::Stranger { .. });
+    let kept = if is_strange { STRANGERS_ENTRIES_MAX } else { ENTRIES_MAX };
+    trim(connection, is_strange, kept).await
+}
+
+async fn trim(connection: &mut SqliteConnection, is_strange: bool, kept: u32) -> Result<(), KeyFailure> {
+    let statement = if is_strange {
+        "DELETE FROM audit_log WHERE actor = 'stranger' AND id <= \
+             (SELECT id FROM audit_log WHERE actor = 'stranger' ORDER BY id DESC LIMIT 1 OFFSET ?)"
+    } else {
+        // The offset is counted over all entries: few strangers' ones make no difference, and the index is the table.
+        "DELETE FROM audit_log WHERE actor <> 'stranger' AND id <= \
+             (SELECT id FROM audit_log ORDER BY id DESC LIMIT 1 OFFSET ?)"
+    };
+    sqlx::query(statement).bind(kept).execute(connection).await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+/// The columns as they stand in the file.
+#[derive(sqlx::FromRow)]
+struct StoredEntry {
+    id: i64,
+    at_ms: i64,
+    actor: String,
+    session_id: Option<String>,
+    address: Option<String>,
+    action: String,
+    key_id: Option<String>,
+    key_prefix: Option<String>,
+    detail: String,
+}
+
+impl StoredEntry {
+    /// `None`: the row says nothing that this program understands.
+    fn read(self) -> Option<AuditEntry> {
+        let key = match (self.key_id, self.key_prefix) {
+            (Some(id), Some(prefix)) => {
+                Some(AuditedKey { id: id.parse().ok()?, prefix: PublicId::from_stored(&prefix).ok()? })
+            }
+            _ => None,
+        };
+        Some(AuditEntry {
+            id: self.id,
+            at: from_milliseconds(self.at_ms)?,
+            actor: self.actor,
+            session: self.session_id,
+            address: self.address,
+            action: self.action.parse().ok()?,
+            key,
+            detail: serde_json::from_str(&self.detail).ok()?,
+        })
+    }
+}
+
+/// The entries before `before`, the newest first: at most `limit`, and one more where there are more. One that cannot
+/// be read is left out: it must not hide the others.
+pub(in crate::auth) async fn page(
+    store: &Store,
+    before: Option<i64>,
+    limit: u32,
+) -> Result<(Vec<AuditEntry>, Option<i64>), KeyFailure> {
+    let mut rows: Vec<StoredEntry> = sqlx::query_as(
+        "SELECT id, at_ms, actor, session_id, address, action, key_id, key_prefix, detail FROM audit_log \
+         WHERE ?1 IS NULL OR id < ?1 ORDER BY id DESC LIMIT ?2",
+    )
+    .bind(before)
+    .bind(limit + 1)
+    .fetch_all(store.pool())
+    .await
+    .map_err(StoreError::from)?;
+    let has_more = rows.len() > limit as usize;
+    rows.truncate(limit as usize);
+    let next = rows.last().map(|row| row.id).filter(|_| has_more);
+    let read = |row: StoredEntry| {
+        let id = row.id;
+        let entry = row.read();
+        if entry.is_none() {
+            tracing::warn!(id, "an entry of the audit log cannot be read and is left out of a list");
+        }
+        entry
+    };
+    Ok((rows.into_iter().filter_map(read).collect(), next))
+}
+
+/// Writes an entry by itself.
+pub(in crate::auth) async fn insert_alone(store: &Store, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
+    let mut transaction = store.pool().begin().await.map_err(StoreError::from)?;
+    insert(&mut transaction, entry).await?;
+    transaction.commit().await.map_err(StoreError::from)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use serde_json::json;
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::auth::audit::AuditAction;
+
+    #[tokio::test]
+    async fn strangers_push_out_strangers_alone() {
+        let store = Store::open_in_memory().await.expect("opens");
+        let entry = |actor| NewEntry {
+            at: OffsetDateTime::UNIX_EPOCH,
+            actor,
+            action: AuditAction::PasswordSet,
+            key: None,
+            detail: json!({}),
+        };
+        let stranger = Actor::Stranger { address: IpAddr::V4(Ipv4Addr::LOCALHOST) };
+        let mut connection = store.pool().acquire().await.expect("a connection");
+        insert(&mut connection, &entry(&Actor::Worker)).await.expect("written");
+        for _ in 0..5 {
+            insert(&mut connection, &entry(&stranger)).await.expect("written");
+        }
+        trim(&mut connection, true, 2).await.expect("trimmed");
+        drop(connection);
+        let (entries, next) = page(&store, None, 10).await.expect("read");
+        assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [6, 5, 1]);
+        assert_eq!(next, None);
+        let mut connection = store.pool().acquire().await.expect("a connection");
+        for _ in 0..3 {
+            insert(&mut connection, &entry(&Actor::CommandLine)).await.expect("written");
+        }
+        trim(&mut connection, false, 3).await.expect("trimmed");
+        drop(connection);
+        let (entries, next) = page(&store, None, 3).await.expect("read");
+        assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [9, 8, 7]);
+        assert_eq!(next, Some(7));
+        let (entries, _) = page(&store, next, 3).await.expect("read");
+        assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [6, 5]);
+    }
+}
