@@ -17,19 +17,22 @@ pub use generate::{GenerateRequest, generate};
 pub use models::{check_model, list_models};
 pub use serve::serve;
 
-use crate::auth::{Actor, CreatedKey, KeyService, NewKey};
+use crate::auth::{Actor, AdminService, CreatedKey, KeyService, NewKey};
 use crate::config::Config;
-use crate::domain::clock::SystemClock;
+use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::password::AdminPassword;
 use crate::domain::scope::Scope;
 use crate::store::Store;
 
-/// The database and the keys in it.
+/// The database, the keys in it, and who manages them.
 #[derive(Debug, Clone)]
 pub struct Keys {
     /// The database, to be closed at the end.
     pub store: Store,
     /// The keys.
     pub service: KeyService,
+    /// The administrator.
+    pub admin: AdminService,
 }
 
 impl Keys {
@@ -50,8 +53,33 @@ impl Keys {
     }
 
     fn of(store: Store) -> Self {
-        let service = KeyService::new(store.clone(), Arc::new(SystemClock));
-        Self { store, service }
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let service = KeyService::new(store.clone(), Arc::clone(&clock));
+        let admin = AdminService::new(store.clone(), clock);
+        Self { store, service, admin }
+    }
+
+    /// Sets the administrator's password to the one that the configuration gives, where it gives one.
+    ///
+    /// # Errors
+    /// When the password is not available.
+    pub async fn apply_password(&self, config: &Config) -> anyhow::Result<()> {
+        let Some(password) = &config.admin_password else { return Ok(()) };
+        if self.admin.ensure_password(password, &Actor::Worker).await.context("setting the password")? {
+            tracing::info!("the administrator's password is the environment's from now on; all sessions have ended");
+        }
+        Ok(())
+    }
+
+    /// The administrator's password of the first start: made where there is none and no key either.
+    ///
+    /// # Errors
+    /// When password or keys are not available.
+    pub async fn first_password(&self) -> anyhow::Result<Option<AdminPassword>> {
+        if self.service.count().await? > 0 || self.admin.has_password().await? {
+            return Ok(None);
+        }
+        self.admin.generate_password(&Actor::Worker).await.map(Some).context("making the password")
     }
 
     /// The key of the first start: made when there is no key at all, so that a new worker can be tried at once.

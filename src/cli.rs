@@ -1,8 +1,10 @@
 //! The command line: what the words mean and what they print. Knows how to ask the application for things, not how they
 //! are done.
 //!
-//! Output goes through the handles that [`run`] gets: what a script reads to `out`, what a person reads to `notes`.
+//! Output goes through the handles that [`run`] gets: what a script reads to `out`, what a person reads to `notes`. So does
+//! the one thing that is read, a password.
 
+mod admin;
 mod generate;
 mod keys;
 mod table;
@@ -13,6 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use admin::{AdminCommand, PasswordInput};
 pub use generate::GenerateArgs;
 pub use keys::KeysCommand;
 
@@ -57,6 +60,9 @@ pub enum Command {
     /// Make, list and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Say who may manage the worker over HTTP
+    #[command(subcommand)]
+    Admin(AdminCommand),
     /// See which models there are and whether they are complete
     #[command(subcommand)]
     Models(ModelsCommand),
@@ -99,7 +105,7 @@ pub struct CheckModelArgs {
 ///
 /// # Errors
 /// Whatever kept it from being done, in words for the person who asked.
-pub async fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
+pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
     let mut flags = Flags { config_file: cli.shared.config, data_dir: cli.shared.data_dir, ..Flags::default() };
     match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(arguments) => {
@@ -116,6 +122,7 @@ pub async fn run(cli: Cli, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow
             generate::run(request)
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,
+        Command::Admin(command) => admin::run(command, &Config::load(flags)?, input, notes).await,
         Command::Models(ModelsCommand::List) => app::list_models(&Config::load(flags)?, out),
         Command::Models(ModelsCommand::Check(arguments)) => {
             app::check_model(&Config::load(flags)?, &arguments.model, out)

@@ -18,6 +18,7 @@ pub use public_url::{NotAPublicUrl, PublicUrl};
 use crate::domain::device::DeviceChoice;
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
+use crate::domain::password::AdminPassword;
 
 /// Read from the working directory when no other file is named, and only if it is there.
 pub const DEFAULT_FILE: &str = "fluxserve.toml";
@@ -35,6 +36,8 @@ pub struct Config {
     pub models: Vec<ModelSource>,
     /// Where to draw.
     pub device: DeviceChoice,
+    /// The administrator's password. `None`: as it stands in the database. Only the environment can give one.
+    pub admin_password: Option<AdminPassword>,
     /// How long accepted jobs may take to finish after the signal to stop.
     pub drain_deadline_seconds: u64,
     /// Limits of HTTP requests.
@@ -120,6 +123,7 @@ impl Default for Config {
             data_dir: PathBuf::from("data"),
             models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
             device: DeviceChoice::Auto,
+            admin_password: None,
             // Below the 30 seconds that Kubernetes gives a pod by default.
             drain_deadline_seconds: 25,
             http: HttpConfig {
@@ -163,6 +167,7 @@ impl Config {
         let mut layers = Vec::from_iter(file);
         layers.push(environment.read()?);
         let mut config = resolve::resolve(&layers)?;
+        config.admin_password = environment.admin_password()?;
         config.listen = flags.listen.unwrap_or(config.listen);
         config.data_dir = flags.data_dir.unwrap_or(config.data_dir);
         config.device = flags.device.unwrap_or(config.device);

@@ -1,10 +1,10 @@
 //! Parses the command line and runs it; an error becomes a message and an exit code: 0 done, 1 failed, 2 not understood.
 
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use fluxserve::cli::{self, Cli};
+use fluxserve::cli::{self, Cli, PasswordInput};
 
 fn main() -> ExitCode {
     // Exits by itself on what it does not understand, with 2, and on `--help`, with 0.
@@ -21,5 +21,7 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(cli::run(cli, &mut io::stdout(), &mut io::stderr()))
+    let mut lines = io::BufReader::new(io::stdin());
+    let input = if io::stdin().is_terminal() { PasswordInput::Terminal } else { PasswordInput::Line(&mut lines) };
+    runtime.block_on(cli::run(cli, input, &mut io::stdout(), &mut io::stderr()))
 }

@@ -23,8 +23,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// Says what can be done now. On the first start it makes the demo key: not before this is the moment to show it, since
-/// it is never shown again.
+/// Says what can be done now. On the first start it makes the administrator's password and the demo key: not before this
+/// is the moment to show them, since they are never shown again.
 pub(super) async fn greet(
     out: &mut dyn Write,
     url: &str,
@@ -48,6 +48,17 @@ pub(super) async fn greet(
             tracing::warn!(model = %card.id, "{notice}");
         }
         first_ready.get_or_insert(card.id.clone());
+    }
+    out.flush()?;
+    match keys.first_password().await? {
+        Some(password) => {
+            writeln!(out, "The administrator's password, shown this once: {}", password.reveal())?;
+            writeln!(out, "  `fluxserve admin set-password` sets another")?;
+        }
+        None if !keys.admin.has_password().await? => {
+            writeln!(out, "Nobody can manage keys over HTTP: `fluxserve admin set-password` sets a password")?;
+        }
+        None => {}
     }
     out.flush()?;
     let demo_key = keys.demo_key().await?;

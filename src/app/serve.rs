@@ -49,7 +49,11 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> a
         .await
         .with_context(|| format!("listening on {}: choose another address with --listen", config.listen))?;
     let keys = Keys::open(&config).await?;
-    let outcome = match Worker::start(&config, catalog, &keys, listener).await {
+    let started = async {
+        keys.apply_password(&config).await?;
+        Worker::start(&config, catalog, &keys, listener).await
+    };
+    let outcome = match started.await {
         Ok(worker) => {
             let outcome = worker.welcome(&keys, &shutdown, out).await;
             // After an error there is nothing to wait for: who waits is drawn at the next start.
@@ -95,6 +99,8 @@ impl Worker {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
             authenticator: authenticator.clone(),
+            keys: keys.service.clone(),
+            admin: keys.admin.clone(),
             metrics,
             settings: http_settings(config),
         });

@@ -13,10 +13,19 @@ fn parse_error(arguments: &[&str]) -> clap::Error {
 
 /// Runs a command in a folder of its own: what it wrote to `out` and to `notes`.
 async fn run_in(data_dir: &std::path::Path, arguments: &[&str]) -> anyhow::Result<(String, String)> {
+    run_with_input(data_dir, arguments, "").await
+}
+
+async fn run_with_input(
+    data_dir: &std::path::Path,
+    arguments: &[&str],
+    input: &str,
+) -> anyhow::Result<(String, String)> {
+    let mut input = input.as_bytes();
     let mut cli = parse(arguments)?;
     cli.shared.data_dir = Some(data_dir.to_owned());
     let (mut out, mut notes) = (Vec::new(), Vec::new());
-    run(cli, &mut out, &mut notes).await?;
+    run(cli, PasswordInput::Line(&mut input), &mut out, &mut notes).await?;
     Ok((String::from_utf8(out)?, String::from_utf8(notes)?))
 }
 
@@ -71,6 +80,7 @@ fn mistakes_are_usage_errors() {
             ErrorKind::ValueValidation,
         ),
         (vec!["keys", "revoke", "rgpu_short"], ErrorKind::ValueValidation),
+        (vec!["admin", "set-password", "an argument is read by others"], ErrorKind::UnknownArgument),
         (generate.to_vec(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--true-cfg-scale", "4"]].concat(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--seed", "9007199254740992"]].concat(), ErrorKind::ValueValidation),
@@ -177,6 +187,19 @@ async fn keys_are_made_listed_and_revoked() {
 }
 
 #[tokio::test]
+async fn a_password_is_read_from_the_input() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = Config { data_dir: folder.path().join("data"), ..Config::default() };
+    let set = ["admin", "set-password"];
+    let error = run_with_input(&config.data_dir, &set, "short\n").await.expect_err("too short");
+    assert!(error.to_string().contains("12 to 256") && !config.data_dir.exists(), "{error}");
+    let (out, notes) = run_with_input(&config.data_dir, &set, "a good password\n").await.expect("set");
+    assert!(out.is_empty() && !notes.contains("a good password"), "{notes}");
+    let keys = app::Keys::open_existing(&config).await.expect("opens");
+    keys.admin.sign_in("a good password", std::net::Ipv4Addr::LOCALHOST.into()).await.expect("in");
+}
+
+#[tokio::test]
 async fn what_cannot_be_done_says_why() {
     let folder = tempfile::tempdir().expect("a folder");
     let missing = folder.path().join("typo");
@@ -199,4 +222,26 @@ async fn the_first_start_makes_one_key() {
     let demo = keys.demo_key().await.expect("made").expect("the first");
     assert_eq!(demo.record.scope.to_string(), "inference");
     assert!(keys.demo_key().await.expect("counted").is_none());
+}
+
+#[tokio::test]
+async fn the_first_start_makes_a_password_unless_one_is_given() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = |name: &str| Config { data_dir: folder.path().join(name), ..Config::default() };
+    let client = std::net::Ipv4Addr::LOCALHOST.into();
+    let keys = app::Keys::open(&config("fresh")).await.expect("opens");
+    let password = keys.first_password().await.expect("made").expect("the first");
+    keys.admin.sign_in(password.reveal(), client).await.expect("in");
+    assert!(keys.first_password().await.expect("looked").is_none());
+
+    let given = Config { admin_password: "a good password".parse().ok(), ..config("given") };
+    let keys = app::Keys::open(&given).await.expect("opens");
+    keys.apply_password(&given).await.expect("set");
+    assert!(keys.first_password().await.expect("looked").is_none());
+    keys.admin.sign_in("a good password", client).await.expect("in");
+
+    let keys = app::Keys::open(&config("used")).await.expect("opens");
+    keys.demo_key().await.expect("made").expect("the first");
+    assert!(keys.first_password().await.expect("looked").is_none(), "an older worker's database");
+    assert!(!keys.admin.has_password().await.expect("looked"));
 }

@@ -6,8 +6,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use zeroize::Zeroizing;
+
 use crate::config::ConfigError;
 use crate::config::settings::{HttpSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings, Settings};
+use crate::domain::password::AdminPassword;
 
 /// An environment variable and the field of the file that it stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,8 @@ pub(super) const CONFIG_FILE: Variable =
     variable("FLUXSERVE_CONFIG", "", "configuration file, fluxserve.toml by default");
 pub(super) const LISTEN: Variable = variable("FLUXSERVE_LISTEN", "listen", "address and port to listen on");
 pub(super) const DATA_DIR: Variable = variable("FLUXSERVE_DATA_DIR", "data_dir", "folder of database and results");
+pub(super) const ADMIN_PASSWORD: Variable =
+    variable("FLUXSERVE_ADMIN_PASSWORD", "", "the administrator's password, set at each start; 12 characters or more");
 pub(super) const MODELS: Variable =
     variable("FLUXSERVE_MODELS", "models", "models to serve, ID or ID=DIR, separated by commas");
 pub(super) const DEVICE: Variable = variable("FLUXSERVE_DEVICE", "device", "auto, cpu, cuda or cuda:N");
@@ -63,8 +68,9 @@ pub(super) const LOG_FILTER: Variable =
 pub(super) const LOG_FORMAT: Variable = variable("FLUXSERVE_LOG_FORMAT", "log.format", "text or json");
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 16] = [
+pub const VARIABLES: [Variable; 17] = [
     CONFIG_FILE,
+    ADMIN_PASSWORD,
     LISTEN,
     DATA_DIR,
     MODELS,
@@ -102,6 +108,14 @@ impl<'a> Environment<'a> {
             Some(Ok(text)) => Ok(Some(text)),
             Some(Err(_)) => Err(Origin::Environment.error(variable, "not valid UTF-8".into())),
         }
+    }
+
+    /// The administrator's password. Stands in no file, so it is no setting.
+    pub(super) fn admin_password(&self) -> Result<Option<AdminPassword>, ConfigError> {
+        let text = self.text(&ADMIN_PASSWORD)?.map(Zeroizing::new);
+        let password = text.map(|text| text.parse::<AdminPassword>()).transpose();
+        // The reason does not repeat the text.
+        password.map_err(|unfit| Origin::Environment.error(&ADMIN_PASSWORD, unfit.to_string()))
     }
 
     fn number(&self, variable: &Variable) -> Result<Option<u64>, ConfigError> {

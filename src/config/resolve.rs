@@ -67,6 +67,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
         data_dir: last(layers, |settings| settings.data_dir.clone()).map_or(default.data_dir, |(path, _)| path),
         models: models(layers, default.models)?,
         device: parsed(layers, &env::DEVICE, |settings| settings.device.as_ref(), default.device)?,
+        admin_password: default.admin_password,
         drain_deadline_seconds: number(
             &env::DRAIN_DEADLINE_SECONDS,
             |settings| settings.drain_deadline_seconds,

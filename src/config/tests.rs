@@ -87,6 +87,7 @@ fn every_field_of_the_file_is_read() {
             .map(|text| text.parse().expect("a model"))
             .to_vec(),
         device: DeviceChoice::Cuda(1),
+        admin_password: None,
         drain_deadline_seconds: 10,
         http: HttpConfig {
             body_limit_bytes: 2048,
@@ -120,7 +121,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_RESULTS_BYTES_MAX", "1048576")
         .variable("FLUXSERVE_LOG_FILTER", "warn")
         .variable("FLUXSERVE_LOG_FORMAT", "json");
-    assert_eq!(sources.variables.len() + 1, VARIABLES.len(), "all but the file's own name");
+    assert_eq!(sources.variables.len() + 2, VARIABLES.len(), "all but the file's own name and the password");
     let from_file = Sources::new().file(WHOLE_FILE).load().expect("valid");
     assert_eq!(sources.load().expect("valid"), from_file);
 }
@@ -195,6 +196,19 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
     let twice = vec!["a".parse().expect("a model"), "a".parse().expect("a model")];
     let error = Sources::new().flags(Flags { models: twice, ..Flags::default() }).error();
     assert!(error.contains("--model") && error.contains("twice"), "{error}");
+}
+
+#[test]
+fn the_password_comes_from_the_environment_alone_and_is_never_shown() {
+    let sources = || Sources::new().file(WHOLE_FILE);
+    let config = sources().variable("FLUXSERVE_ADMIN_PASSWORD", "a good password").load().expect("valid");
+    assert_eq!(config.admin_password.as_ref().map(AdminPassword::reveal), Some("a good password"));
+    assert!(!format!("{config:?}").contains("a good password"));
+    let error = sources().variable("FLUXSERVE_ADMIN_PASSWORD", "too short").error();
+    assert!(error.contains("FLUXSERVE_ADMIN_PASSWORD") && error.contains("12 to 256"), "{error}");
+    assert!(!error.contains("too short"), "{error}");
+    let error = Sources::new().file("admin_password = \"a good password\"").error();
+    assert!(error.contains("unknown field `admin_password`"), "{error}");
 }
 
 #[test]

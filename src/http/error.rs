@@ -10,7 +10,7 @@ use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use crate::auth::AuthError;
+use crate::auth::{AuthError, KeyError, KeyFailure, SignInError};
 use crate::catalog::Availability;
 use crate::domain::spec::FieldError;
 use crate::jobs::JobsError;
@@ -62,10 +62,14 @@ error_codes! {
     InvalidRequest       "invalid_request"        BAD_REQUEST            "The request breaks rules of its fields";
     MalformedJson        "malformed_json"         BAD_REQUEST            "The body is not a JSON object";
     Unauthorized         "unauthorized"           UNAUTHORIZED           "A valid API key is needed";
+    SessionRequired      "session_required"       UNAUTHORIZED           "A signed-in session is needed";
+    WrongPassword        "wrong_password"         UNAUTHORIZED           "The password is wrong";
     ScopeForbidden       "scope_forbidden"        FORBIDDEN              "The key's scope does not allow this";
     LinkRefused          "link_refused"           FORBIDDEN              "The link is not valid or has expired";
+    ForeignOrigin        "foreign_origin"         FORBIDDEN              "The request comes from a page of another site";
     NotFound             "not_found"              NOT_FOUND              "There is nothing at this path";
     ModelNotFound        "model_not_found"        NOT_FOUND              "There is no such model";
+    KeyNotFound          "key_not_found"          NOT_FOUND              "There is no such key";
     JobNotFound          "job_not_found"          NOT_FOUND              "There is no such job";
     MethodNotAllowed     "method_not_allowed"     METHOD_NOT_ALLOWED     "The path does not take this method";
     NotAcceptable        "not_acceptable"         NOT_ACCEPTABLE         "No acceptable form of the answer can be given";
@@ -73,10 +77,12 @@ error_codes! {
     NoPicture            "no_picture"             CONFLICT               "The job has no picture";
     IdempotencyConflict  "idempotency_conflict"   CONFLICT               "The Idempotency-Key was used for another request";
     JobCanceled          "job_canceled"           CONFLICT               "The job was canceled";
+    KeyEnded             "key_ended"              CONFLICT               "The key has expired or is revoked";
     PictureGone          "picture_gone"           GONE                   "The picture is gone";
     BodyTooLarge         "body_too_large"         PAYLOAD_TOO_LARGE      "The body is too large";
     UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
     TooManyFailures      "too_many_failures"      TOO_MANY_REQUESTS      "Too many refused keys from this address";
+    TooManySignIns       "too_many_sign_ins"      TOO_MANY_REQUESTS      "Too many attempts to sign in";
     QueueFull            "queue_full"             TOO_MANY_REQUESTS      "The queue is full";
     Internal             "internal"               INTERNAL_SERVER_ERROR  "Something went wrong in the worker";
     JobFailed            "job_failed"             INTERNAL_SERVER_ERROR  "The job failed";
@@ -156,8 +162,10 @@ impl IntoResponse for ApiError {
         if let Some(seconds) = problem.retry_after_seconds {
             headers.insert(RETRY_AFTER, seconds.into());
         }
-        if problem.code == ErrorCode::Unauthorized {
-            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(r#"Bearer realm="fluxserve""#));
+        if problem.code.status() == StatusCode::UNAUTHORIZED {
+            let is_for_keys = problem.code == ErrorCode::Unauthorized;
+            let challenge = if is_for_keys { r#"Bearer realm="fluxserve""# } else { r#"Session realm="fluxserve""# };
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
         }
         response.extensions_mut().insert(problem);
         response
@@ -172,8 +180,40 @@ impl From<AuthError> for ApiError {
             AuthError::Throttled { retry_after_seconds } => {
                 Self::new(ErrorCode::TooManyFailures).with_retry_after(retry_after_seconds)
             }
-            AuthError::Unavailable(failure) => Self::new(ErrorCode::AuthUnavailable).with_cause(&causes(&failure)),
+            AuthError::Unavailable(failure) => failure.into(),
         }
+    }
+}
+
+impl From<KeyFailure> for ApiError {
+    fn from(failure: KeyFailure) -> Self {
+        Self::new(ErrorCode::AuthUnavailable).with_cause(&causes(&failure))
+    }
+}
+
+impl From<SignInError> for ApiError {
+    fn from(error: SignInError) -> Self {
+        match error {
+            SignInError::WrongPassword => Self::new(ErrorCode::WrongPassword),
+            SignInError::Throttled { retry_after_seconds } => {
+                Self::new(ErrorCode::TooManySignIns).with_retry_after(retry_after_seconds)
+            }
+            SignInError::Unavailable(failure) => failure.into(),
+        }
+    }
+}
+
+impl From<KeyError> for ApiError {
+    fn from(error: KeyError) -> Self {
+        let field = match error {
+            KeyError::NotFound(_) => return Self::new(ErrorCode::KeyNotFound),
+            KeyError::Ended(state) => return Self::new(ErrorCode::KeyEnded).with_detail(format!("the key is {state}")),
+            KeyError::Unavailable(failure) => return failure.into(),
+            KeyError::Name => "name",
+            KeyError::ExpiryPassed | KeyError::ExpiryTooLate => "expires_at",
+            KeyError::GraceTooLong => "grace_seconds",
+        };
+        Self::invalid(vec![FieldError::new(field, error.to_string())])
     }
 }
 

@@ -1,5 +1,6 @@
 //! From the request's parts to what handlers work with; whatever is wrong with a part is refused here.
 
+pub(super) mod administrator;
 pub(super) mod caller;
 pub(super) mod idempotency;
 pub(super) mod json;

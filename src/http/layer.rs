@@ -2,5 +2,6 @@
 
 pub(super) mod access_log;
 pub(super) mod deadline;
+pub(super) mod management;
 pub(super) mod panic;
 pub(super) mod request_id;

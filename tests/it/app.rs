@@ -9,7 +9,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{HeaderMap, Request, StatusCode, header};
-use fluxserve::auth::{Actor, Authenticator, KeyService, NewKey};
+use fluxserve::auth::{Actor, AdminService, Authenticator, KeyService, NewKey, PublicId};
 use fluxserve::catalog::{Availability, Catalog, warm_up_spec};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
@@ -30,6 +30,7 @@ use tower::ServiceExt;
 
 use crate::fake_engine::EngineControl;
 
+pub(crate) const PASSWORD: &str = "the password of these tests";
 pub(crate) const MODEL: &str = "fluxserve/flux-random";
 /// Longest a test waits for something to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,6 +43,7 @@ pub(crate) struct Options {
     pub(crate) http: HttpSettings,
     pub(crate) control: EngineControl,
     pub(crate) waits_for_ready: bool,
+    pub(crate) has_password: bool,
 }
 
 impl Default for Options {
@@ -60,6 +62,7 @@ impl Default for Options {
             http,
             control: EngineControl::default(),
             waits_for_ready: true,
+            has_password: true,
         }
     }
 }
@@ -71,6 +74,9 @@ pub(crate) struct Keys {
     pub(crate) other_inference: String,
     pub(crate) all: String,
     pub(crate) kubernetes: String,
+    pub(crate) kubernetes_one: String,
+    pub(crate) expired: String,
+    pub(crate) revoked: String,
 }
 
 pub(crate) struct TestApp {
@@ -81,6 +87,8 @@ pub(crate) struct TestApp {
     pub(crate) clock: ManualClock,
     pub(crate) store: Store,
     pub(crate) keys: Keys,
+    pub(crate) service: KeyService,
+    pub(crate) admin: AdminService,
     pub(crate) folder: TempDir,
 }
 
@@ -124,23 +132,35 @@ impl TestApp {
         };
         let jobs = JobService::start(parts).await.expect("a service");
         let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
+        let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
+        let admin = AdminService::new(store.clone(), shared_clock);
+        if options.has_password {
+            let password = PASSWORD.parse().expect("long enough");
+            admin.ensure_password(&password, &Actor::CommandLine).await.expect("set");
+        }
         let keys = match keys {
             Some(keys) => keys,
-            None => make_keys(&KeyService::new(store.clone(), shared_clock)).await,
+            None => make_keys(&service, &clock).await,
         };
         let router = router(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
             authenticator,
+            keys: service.clone(),
+            admin: admin.clone(),
             metrics: metrics::install(),
             settings: options.http,
         });
-        let app = Self { router, jobs, catalog, control, clock, store, keys, folder };
+        let app = Self { router, jobs, catalog, control, clock, store, keys, service, admin, folder };
         if options.waits_for_ready {
             app.until_availability(Availability::Ready).await;
             app.control.forget_calls();
         }
         app
+    }
+
+    pub(crate) fn clock_now(&self) -> OffsetDateTime {
+        self.clock.now()
     }
 
     pub(crate) async fn until_availability(&self, availability: Availability) {
@@ -209,6 +229,15 @@ impl TestApp {
         request
     }
 
+    /// Signs in and gives the cookie.
+    pub(crate) async fn sign_in(&self) -> String {
+        let body = json!({ "password": PASSWORD });
+        let answer = self.send(request("POST", "/v1/session", None, Some(&body))).await;
+        assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
+        let cookie = answer.header("set-cookie").split(';').next().expect("a pair");
+        cookie.to_owned()
+    }
+
     /// Submits a picture and gives its job's id.
     pub(crate) async fn submit(&self, body: &Value) -> String {
         let answer = self.post(body).await;
@@ -248,17 +277,26 @@ fn start_queues(catalog: &Catalog, jobs_max: usize, control: &EngineControl) -> 
     catalog.served().into_iter().map(start).collect()
 }
 
-async fn make_keys(service: &KeyService) -> Keys {
-    let make = |scope: Scope| async move {
-        let key = NewKey { name: "test".into(), scope, expires_at: None };
+async fn make_keys(service: &KeyService, clock: &ManualClock) -> Keys {
+    let make_until = |scope: Scope, expires_at| async move {
+        let key = NewKey { name: "test".into(), scope, expires_at };
         service.create(key, &Actor::CommandLine).await.expect("a key").plain.reveal().to_owned()
     };
-    Keys {
+    let make = |scope: Scope| make_until(scope, None);
+    let namespace = "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f".parse().expect("an id");
+    let keys = Keys {
         inference: make(Scope::Inference).await,
         other_inference: make(Scope::Inference).await,
         all: make(Scope::All).await,
         kubernetes: make(Scope::KubernetesAll).await,
-    }
+        kubernetes_one: make(Scope::KubernetesNamespaces(vec![namespace])).await,
+        expired: make_until(Scope::All, Some(clock.now() + time::Duration::seconds(1))).await,
+        revoked: make(Scope::All).await,
+    };
+    clock.advance(time::Duration::seconds(1));
+    let prefix: PublicId = keys.revoked[..13].parse().expect("a prefix");
+    service.revoke(prefix, &Actor::CommandLine).await.expect("revoked");
+    keys
 }
 
 /// Serves a worker on a free port of this machine, until the task is aborted.
@@ -282,6 +320,13 @@ pub(crate) fn request(method: &str, path: &str, key: Option<&str>, body: Option<
         Body::from(body.to_string())
     });
     builder.body(body.unwrap_or_default()).expect("a valid request")
+}
+
+/// A request with a session's cookie and a JSON body, where it is given.
+pub(crate) fn managing(cookie: &str, method: &str, path: &str, body: Option<&Value>) -> Request<Body> {
+    let mut request = request(method, path, None, body);
+    request.headers_mut().insert(header::COOKIE, cookie.parse().expect("a value"));
+    request
 }
 
 /// A small picture that is drawn at once.

@@ -10,7 +10,7 @@ use fluxserve::http::error::ErrorCode;
 use futures_util::stream;
 use serde_json::json;
 
-use crate::app::{Answer, Options, TestApp, picture, request};
+use crate::app::{Answer, Options, PASSWORD, TestApp, managing, picture, request};
 use crate::fake_engine::Fault;
 
 /// Reached by a handler that panics: the unit tests of the layer for panics make one.
@@ -33,6 +33,7 @@ impl Reached {
 async fn every_code_is_reached() {
     let mut reached = Reached(REACHED_ELSEWHERE.map(str::to_owned).into());
     requests_alone(&mut reached).await;
+    an_administrator_at_work(&mut reached).await;
     jobs_in_several_states(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
@@ -76,6 +77,31 @@ async fn requests_alone(reached: &mut Reached) {
         }
         assert!(guess < 1000, "guessing is never stopped");
     }
+}
+
+async fn an_administrator_at_work(reached: &mut Reached) {
+    let app = TestApp::start().await;
+    let sign_in = |password: &str| request("POST", "/v1/session", None, Some(&json!({ "password": password })));
+    let mut foreign = sign_in(PASSWORD);
+    foreign.headers_mut().insert("origin", "http://evil.test".parse().expect("a value"));
+    reached.note(&app.send(foreign).await, "foreign_origin");
+    reached.note(&app.send(request("GET", "/v1/api-keys", None, None)).await, "session_required");
+    let cookie = app.sign_in().await;
+    reached.note(&app.send(managing(&cookie, "GET", "/v1/api-keys/nobody", None)).await, "key_not_found");
+    let revoked = app.send(managing(&cookie, "GET", "/v1/api-keys?state=revoked", None)).await.json();
+    let id = revoked["data"][0]["id"].as_str().expect("an id").to_owned();
+    let rotate = managing(&cookie, "POST", &format!("/v1/api-keys/{id}/rotate"), None);
+    reached.note(&app.send(rotate).await, "key_ended");
+    reached.note(&app.send(sign_in("a wrong password")).await, "wrong_password");
+    for _ in 0..20 {
+        let answer = app.send(sign_in("a wrong password")).await;
+        if answer.status != 401 {
+            assert_ne!(answer.header("retry-after"), "");
+            reached.note(&answer, "too_many_sign_ins");
+            return;
+        }
+    }
+    panic!("guessing is never stopped");
 }
 
 async fn jobs_in_several_states(reached: &mut Reached) {

@@ -1,9 +1,12 @@
-//! Every route against every kind of key. A route that is missing here fails the test.
+//! Every route against every kind of caller. A route that is missing here fails the test.
 
 use axum::http::StatusCode;
+use fluxserve::auth::{Actor, NewKey};
+use fluxserve::domain::scope::Scope;
 use fluxserve::http::{Access, routes};
+use serde_json::{Value, json};
 
-use crate::app::{TestApp, picture, request};
+use crate::app::{Keys, Options, PASSWORD, TestApp, managing, picture, request};
 
 /// What each kind of caller gets from one route.
 struct Expected {
@@ -18,7 +21,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 10] = [
+const MATRIX: [Expected; 20] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -26,6 +29,16 @@ const MATRIX: [Expected; 10] = [
     expect(Access::InferenceOrLink, "GET", "/v1/inference/jobs/{job_id}/result", 200),
     expect(Access::Anyone, "GET", "/v1/inference/models", 200),
     expect(Access::Anyone, "GET", "/v1/inference/runtime/models", 200),
+    expect(Access::SignIn, "POST", "/v1/session", 201),
+    expect(Access::Session, "GET", "/v1/session", 200),
+    expect(Access::Session, "DELETE", "/v1/session", 204),
+    expect(Access::Session, "GET", "/v1/api-keys", 200),
+    expect(Access::Session, "POST", "/v1/api-keys", 201),
+    expect(Access::Session, "GET", "/v1/api-keys/{key_id}", 200),
+    expect(Access::Session, "PATCH", "/v1/api-keys/{key_id}", 200),
+    expect(Access::Session, "DELETE", "/v1/api-keys/{key_id}", 200),
+    expect(Access::Session, "POST", "/v1/api-keys/{key_id}/rotate", 200),
+    expect(Access::Session, "GET", "/v1/audit", 200),
     expect(Access::Anyone, "GET", "/healthz", 200),
     expect(Access::Anyone, "GET", "/readyz", 200),
     expect(Access::Loopback, "GET", "/metrics", 200),
@@ -38,38 +51,126 @@ fn the_matrix_lists_every_route() {
     assert_eq!(listed, there);
 }
 
+/// A kind of caller.
+#[derive(Debug, Clone, Copy)]
+enum Caller {
+    Nobody,
+    Malformed,
+    Unknown,
+    Expired,
+    Revoked,
+    Inference,
+    KubernetesOne,
+    KubernetesAll,
+    All,
+    OtherInference,
+    Session,
+    /// A session's cookie and a key.
+    SessionAndKey,
+}
+
+const CALLERS: [Caller; 12] = [
+    Caller::Nobody,
+    Caller::Malformed,
+    Caller::Unknown,
+    Caller::Expired,
+    Caller::Revoked,
+    Caller::Inference,
+    Caller::KubernetesOne,
+    Caller::KubernetesAll,
+    Caller::All,
+    Caller::OtherInference,
+    Caller::Session,
+    Caller::SessionAndKey,
+];
+
+impl Caller {
+    fn key(self, keys: &Keys) -> Option<&str> {
+        match self {
+            Self::Nobody | Self::Session => None,
+            Self::Malformed => Some("nonsense"),
+            Self::Unknown => Some("rgpu_00000000aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa000000"),
+            Self::Expired => Some(&keys.expired),
+            Self::Revoked => Some(&keys.revoked),
+            Self::Inference | Self::SessionAndKey => Some(&keys.inference),
+            Self::KubernetesOne => Some(&keys.kubernetes_one),
+            Self::KubernetesAll => Some(&keys.kubernetes),
+            Self::All => Some(&keys.all),
+            Self::OtherInference => Some(&keys.other_inference),
+        }
+    }
+
+    /// What this caller gets from a route. A job is its owner's, the inference key's.
+    fn expected(self, row: &Expected) -> u16 {
+        match row.access {
+            Access::Anyone | Access::Loopback | Access::SignIn => row.allowed,
+            Access::Session => match self {
+                Self::Session | Self::SessionAndKey => row.allowed,
+                _ => 401,
+            },
+            Access::Inference | Access::InferenceOrLink => match self {
+                Self::Nobody | Self::Malformed | Self::Unknown | Self::Expired | Self::Revoked | Self::Session => 401,
+                Self::KubernetesOne | Self::KubernetesAll => 403,
+                Self::All | Self::OtherInference if row.path.contains("{job_id}") => 404,
+                Self::Inference | Self::SessionAndKey | Self::All | Self::OtherInference => row.allowed,
+            },
+        }
+    }
+}
+
+fn body_of(row: &Expected) -> Option<Value> {
+    match (row.method, row.path) {
+        ("POST", "/v1/inference/image") => Some(picture(2)),
+        ("POST", "/v1/session") => Some(json!({ "password": PASSWORD })),
+        ("POST", "/v1/api-keys") => Some(json!({ "name": "new", "scope": { "all": true } })),
+        ("PATCH", _) => Some(json!({ "name": "other" })),
+        _ => None,
+    }
+}
+
 #[tokio::test]
 async fn every_route_opens_to_its_callers_alone() {
     let app = TestApp::start().await;
     let job = app.submit(&picture(1)).await;
     app.until_status(&job, "succeeded").await;
-    let keys = &app.keys;
-    let strangers = ["", "nonsense", "rgpu_00000000aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa000000"];
     for row in MATRIX {
-        let path = row.path.replace("{job_id}", &job);
-        let is_post = row.method == "POST";
-        let body = is_post.then(|| picture(2));
-        let status = async |key: Option<&str>| {
-            let mut request = request(row.method, &path, key, body.as_ref());
+        for caller in CALLERS {
+            let new = NewKey { name: "worked on".into(), scope: Scope::Inference, expires_at: None };
+            let subject = app.service.create(new, &Actor::CommandLine).await.expect("a key").id;
+            let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
+            let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if row.access == Access::Loopback {
                 request.headers_mut().insert("host", "localhost".parse().expect("a value"));
             }
-            app.send(request).await.status
-        };
-        let needs_key = matches!(row.access, Access::Inference | Access::InferenceOrLink);
-        let refused = |status: u16| if needs_key { status } else { row.allowed };
-        let name = format!("{} {}", row.method, row.path);
-        assert_eq!(status(None).await, refused(401), "{name} without a key");
-        for stranger in strangers {
-            assert_eq!(status(Some(stranger)).await, refused(401), "{name} with {stranger:?}");
+            if matches!(caller, Caller::Session | Caller::SessionAndKey) {
+                let cookie = app.sign_in().await;
+                request.headers_mut().insert("cookie", cookie.parse().expect("a value"));
+            }
+            let answer = app.send(request).await;
+            let name = format!("{} {} for {caller:?}: {}", row.method, row.path, answer.text());
+            assert_eq!(answer.status, caller.expected(&row), "{name}");
+            let is_management = matches!(row.access, Access::SignIn | Access::Session);
+            assert_eq!(answer.header("cache-control") == "no-store", is_management, "{name}");
         }
-        assert_eq!(status(Some(&keys.kubernetes)).await, refused(403), "{name} with a kubernetes key");
-        assert_eq!(status(Some(&keys.inference)).await, row.allowed, "{name} with an inference key");
-        let is_job = row.path.contains("{job_id}");
-        let of_all = if is_job { 404 } else { row.allowed };
-        assert_eq!(status(Some(&keys.all)).await, of_all, "{name} with a key for all");
-        assert_eq!(status(Some(&keys.other_inference)).await, of_all, "{name} with another's key");
     }
+}
+
+#[tokio::test]
+async fn without_a_password_there_are_no_management_routes() {
+    let app = TestApp::with(Options { has_password: false, ..Options::default() }).await;
+    let nothing = app.send(request("GET", "/v1/nothing", None, None)).await;
+    for row in MATRIX.iter().filter(|row| matches!(row.access, Access::SignIn | Access::Session)) {
+        for method in [row.method, "PUT"] {
+            let path = row.path.replace("{key_id}", "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f");
+            let mut request = managing("fluxserve_session=guess", method, &path, body_of(row).as_ref());
+            request.headers_mut().insert("origin", "http://evil.test".parse().expect("a value"));
+            let answer = app.send(request).await;
+            assert_eq!((answer.status, answer.code()), (nothing.status, nothing.code()), "{method} {path}");
+        }
+    }
+    let password = PASSWORD.parse().expect("long enough");
+    app.admin.set_password(&password, &Actor::CommandLine).await.expect("set");
+    app.sign_in().await;
 }
 
 #[tokio::test]

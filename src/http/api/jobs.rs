@@ -13,7 +13,6 @@ use time::serde::rfc3339;
 
 use crate::domain::ids::{JobId, ModelId};
 use crate::domain::job::JobStatus;
-use crate::domain::spec::FieldError;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::caller::InferenceCaller;
@@ -22,7 +21,6 @@ use crate::http::extract::query::Parameters;
 use crate::http::origin::Origin;
 use crate::jobs::{JobReport, ListQuery, PAGE_JOBS_MAX, Picture, ResultLink};
 
-const PAGE_JOBS_DEFAULT: u32 = 20;
 /// A cancelled job leaves the line at once and a batch within a step; who cancels sees it happen unless steps are slow.
 const CANCEL_WAIT: Duration = Duration::from_secs(2);
 const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
@@ -142,12 +140,8 @@ pub(in crate::http) async fn list(
 ) -> Result<Json<JobListView>, ApiError> {
     let before = parameters.take("cursor", "the `next_cursor` of an earlier page");
     let status = parameters.take("status", "queued, running, succeeded, failed or canceled");
-    let limit_rule = format!("a whole number from 1 to {PAGE_JOBS_MAX}");
-    let jobs_max = parameters.take("limit", &limit_rule).unwrap_or(PAGE_JOBS_DEFAULT);
+    let jobs_max = parameters.take_limit(PAGE_JOBS_MAX);
     parameters.finish()?;
-    if !(1..=PAGE_JOBS_MAX).contains(&jobs_max) {
-        return Err(ApiError::invalid(vec![FieldError::new("limit", format!("must be {limit_rule}"))]));
-    }
     let page = state.jobs.list(caller.key_id, ListQuery { before, status, jobs_max }).await?;
     let data = page.jobs.iter().map(|report| JobView::new(report, &origin)).collect();
     Ok(Json(JobListView { data, next_cursor: page.next.map(|id| id.to_string()) }))

@@ -1,5 +1,6 @@
 //! Who calls: the API key in `x-api-key` or `Authorization: Bearer`.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use axum::extract::{ConnectInfo, FromRequestParts};
@@ -23,14 +24,26 @@ impl FromRequestParts<HttpState> for InferenceCaller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let Ok(ClientAddress(client)) = ClientAddress::from_request_parts(parts, state).await;
         let presented = presented_key(&parts.headers).ok_or_else(|| ApiError::new(ErrorCode::Unauthorized))?;
-        let client = peer_address(&parts.extensions).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let principal = state.authenticator.authenticate(presented, client).await?;
         if principal.scope.permits(Product::Inference) {
             Ok(Self(principal))
         } else {
             Err(ApiError::new(ErrorCode::ScopeForbidden).with_detail("the key's scope does not include inference"))
         }
+    }
+}
+
+/// The address at the other end of the connection; all zeros when it is not known.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::http) struct ClientAddress(pub(in crate::http) IpAddr);
+
+impl FromRequestParts<HttpState> for ClientAddress {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &HttpState) -> Result<Self, Infallible> {
+        Ok(Self(peer_address(&parts.extensions).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED))))
     }
 }
 

@@ -6,14 +6,17 @@ use std::fmt;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, OptionalFromRequest, Request};
 use axum::http::HeaderMap;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::map::Entry;
 use serde_json::{Map, Value};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
+use crate::auth::Change;
 use crate::domain::spec::FieldError;
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
@@ -52,6 +55,20 @@ impl<T: FromFields> FromRequest<HttpState> for ApiJson<T> {
             .map_err(|rejection| refused(&rejection, state.settings.body_bytes_max))?;
         let value = read(&body)?;
         Ok(Self { value, digest: blake3::hash(&body).into() })
+    }
+}
+
+/// A body that may be left out.
+impl<T: FromFields> OptionalFromRequest<HttpState> for ApiJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &HttpState) -> Result<Option<Self>, ApiError> {
+        let headers = request.headers();
+        let is_empty = headers.get(CONTENT_LENGTH).is_none_or(|length| length.as_bytes() == b"0");
+        if is_empty && !headers.contains_key(TRANSFER_ENCODING) && !headers.contains_key(CONTENT_TYPE) {
+            return Ok(None);
+        }
+        <Self as FromRequest<HttpState>>::from_request(request, state).await.map(Some)
     }
 }
 
@@ -152,6 +169,45 @@ impl Fields {
             return None;
         }
         self.text(field)
+    }
+
+    /// A value of any kind, also `null`.
+    pub(in crate::http) fn given(&mut self, field: &str) -> Option<Value> {
+        self.values.remove(field)
+    }
+
+    /// A value of any kind that has to be there.
+    pub(in crate::http) fn required(&mut self, field: &str) -> Option<Value> {
+        let value = self.given(field);
+        if value.is_none() {
+            self.refuse(field, "is required");
+        }
+        value
+    }
+
+    /// A moment, RFC 3339 with its offset from UTC.
+    pub(in crate::http) fn moment(&mut self, field: &str) -> Option<OffsetDateTime> {
+        let must_be = "a date and time with an offset, like 2030-01-31T12:00:00Z";
+        self.take(field, must_be, |value| OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok())
+    }
+
+    /// What is to become of a text: `null` takes it away.
+    pub(in crate::http) fn text_change(&mut self, field: &str) -> Change<String> {
+        if self.is_null(field) { Change::Remove } else { self.text(field).map_or(Change::Keep, Change::Set) }
+    }
+
+    /// What is to become of a moment: `null` takes it away.
+    pub(in crate::http) fn moment_change(&mut self, field: &str) -> Change<OffsetDateTime> {
+        if self.is_null(field) { Change::Remove } else { self.moment(field).map_or(Change::Keep, Change::Set) }
+    }
+
+    /// Whether a field is `null`; then it is taken.
+    fn is_null(&mut self, field: &str) -> bool {
+        let is_null = self.values.get(field).is_some_and(Value::is_null);
+        if is_null {
+            self.values.remove(field);
+        }
+        is_null
     }
 
     /// A number without a fraction, from 0.

@@ -1,9 +1,11 @@
-//! Ids in paths. What is no id names no job.
+//! Ids in paths. What is no id names nothing.
+
+use std::str::FromStr;
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 
-use crate::domain::ids::JobId;
+use crate::domain::ids::{JobId, KeyId};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 
@@ -14,8 +16,24 @@ impl FromRequestParts<HttpState> for JobPath {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
-        let text = Path::<String>::from_request_parts(parts, state).await.ok();
-        let id = text.and_then(|Path(text)| text.parse().ok());
+        let id = id_in_path(parts, state).await;
         id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::JobNotFound))
     }
+}
+
+/// The key that the path names.
+pub(in crate::http) struct KeyPath(pub(in crate::http) KeyId);
+
+impl FromRequestParts<HttpState> for KeyPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let id = id_in_path(parts, state).await;
+        id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::KeyNotFound))
+    }
+}
+
+async fn id_in_path<T: FromStr>(parts: &mut Parts, state: &HttpState) -> Option<T> {
+    let Path(text) = Path::<String>::from_request_parts(parts, state).await.ok()?;
+    text.parse().ok()
 }

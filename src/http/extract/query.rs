@@ -10,6 +10,9 @@ use crate::domain::spec::FieldError;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 
+/// Things in one page, where the client does not say.
+const PAGE_DEFAULT: u32 = 20;
+
 /// The parameters that have not been taken yet.
 pub(in crate::http) struct Parameters {
     values: BTreeMap<String, String>,
@@ -47,6 +50,16 @@ impl Parameters {
             self.errors.push(FieldError::new(name, format!("must be {must_be}")));
         }
         read
+    }
+
+    /// How many things one page shall have: `limit`, from 1 to `limit_max`.
+    pub(in crate::http) fn take_limit(&mut self, limit_max: u32) -> u32 {
+        let must_be = format!("a whole number from 1 to {limit_max}");
+        let limit = self.take("limit", &must_be).unwrap_or(PAGE_DEFAULT.min(limit_max));
+        if !(1..=limit_max).contains(&limit) {
+            self.errors.push(FieldError::new("limit", format!("must be {must_be}")));
+        }
+        limit
     }
 
     /// Refuses the request if anything was wrong, or is left over.

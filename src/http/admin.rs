@@ -1,0 +1,6 @@
+//! The routes for the administrator, behind a signed-in session. What goes over the wire stands in `wire`.
+
+pub(super) mod api_keys;
+pub(super) mod audit;
+pub(super) mod session;
+pub(super) mod wire;

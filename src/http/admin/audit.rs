@@ -1,0 +1,24 @@
+//! `/v1/audit`: who did what, when, from where.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::wire::audit::{AuditEntryView, AuditListView};
+use crate::auth::AUDIT_PER_PAGE_MAX;
+use crate::http::HttpState;
+use crate::http::error::ApiError;
+use crate::http::extract::administrator::Administrator;
+use crate::http::extract::query::Parameters;
+
+pub(in crate::http) async fn list(
+    State(state): State<HttpState>,
+    _: Administrator,
+    mut parameters: Parameters,
+) -> Result<Json<AuditListView>, ApiError> {
+    let before = parameters.take("cursor", "the `next_cursor` of an earlier page");
+    let limit = parameters.take_limit(AUDIT_PER_PAGE_MAX);
+    parameters.finish()?;
+    let page = state.admin.audit_page(before, limit).await?;
+    let data = page.entries.into_iter().map(AuditEntryView::from).collect();
+    Ok(Json(AuditListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
+}

@@ -1,0 +1,5 @@
+//! The management routes' bodies, one file for each thing they speak of.
+
+pub(in crate::http) mod audit;
+pub(in crate::http) mod key;
+pub(in crate::http) mod session;

@@ -1,0 +1,52 @@
+//! The audit log, as it is shown.
+
+use serde::Serialize;
+use serde_json::Value;
+use time::OffsetDateTime;
+use time::serde::rfc3339;
+
+use crate::auth::AuditEntry;
+use crate::domain::ids::KeyId;
+
+/// One thing that was done.
+#[derive(Serialize)]
+pub(in crate::http) struct AuditEntryView {
+    id: String,
+    #[serde(with = "rfc3339")]
+    at: OffsetDateTime,
+    /// Who: `administrator`, `command_line`, `worker` or `stranger`.
+    actor: String,
+    session_id: Option<String>,
+    /// From where.
+    address: Option<String>,
+    /// What.
+    action: &'static str,
+    /// To which key.
+    key_id: Option<KeyId>,
+    /// Its prefix at that time.
+    key_prefix: Option<String>,
+    detail: Value,
+}
+
+impl From<AuditEntry> for AuditEntryView {
+    fn from(entry: AuditEntry) -> Self {
+        Self {
+            id: entry.id.to_string(),
+            at: entry.at,
+            actor: entry.actor,
+            session_id: entry.session,
+            address: entry.address,
+            action: entry.action.as_str(),
+            key_id: entry.key.map(|key| key.id),
+            key_prefix: entry.key.map(|key| key.prefix.to_string()),
+            detail: entry.detail,
+        }
+    }
+}
+
+/// One page of the log, the newest first.
+#[derive(Serialize)]
+pub(in crate::http) struct AuditListView {
+    pub(in crate::http) data: Vec<AuditEntryView>,
+    pub(in crate::http) next_cursor: Option<String>,
+}
