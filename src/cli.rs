@@ -5,6 +5,7 @@
 //! the one thing that is read, a password.
 
 mod admin;
+mod backup;
 mod generate;
 mod keys;
 mod table;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 pub use admin::{AdminCommand, PasswordInput};
+pub use backup::BackupArgs;
 pub use generate::GenerateArgs;
 pub use keys::KeysCommand;
 
@@ -57,12 +59,14 @@ pub enum Command {
     Serve(ServeArgs),
     /// Draw one picture into a file, without a server
     Generate(GenerateArgs),
-    /// Make, list and revoke API keys
+    /// Make, list, change and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
     /// Say who may manage the worker over HTTP
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// Copy the database into a file, also while a server runs
+    Backup(BackupArgs),
     /// See which models there are and whether they are complete
     #[command(subcommand)]
     Models(ModelsCommand),
@@ -123,6 +127,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,
         Command::Admin(command) => admin::run(command, &Config::load(flags)?, input, notes).await,
+        Command::Backup(arguments) => backup::run(&arguments, &Config::load(flags)?, notes).await,
         Command::Models(ModelsCommand::List) => app::list_models(&Config::load(flags)?, out),
         Command::Models(ModelsCommand::Check(arguments)) => {
             app::check_model(&Config::load(flags)?, &arguments.model, out)

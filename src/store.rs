@@ -1,7 +1,7 @@
 //! The SQLite database: pool, pragmas, migrations, and whether it can be written. Does not know what any table means;
 //! each table belongs to the `store.rs` of one module.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -47,6 +47,14 @@ pub enum StoreError {
     /// The database's shape is not one this program can bring up to date.
     #[error("cannot bring the database up to date: use the program that wrote it, or restore a backup")]
     Migrate(#[source] MigrateError),
+    /// The copy was not made.
+    #[error("cannot copy the database to `{}`", path.display())]
+    Backup {
+        /// Where to.
+        path: PathBuf,
+        /// What SQLite or the system says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A query failed: busy, full, or broken. Trying again may help.
     #[error("the database failed")]
     Query(#[from] sqlx::Error),
@@ -135,6 +143,31 @@ impl Store {
         Ok(())
     }
 
+    /// Copies the database, as it stands at one moment, into a file that is not there yet and that this user alone can
+    /// read; returns its size in bytes. Others can go on reading and writing meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError::Create`] when the file is there or cannot be made, [`StoreError::Backup`] when it cannot be filled;
+    /// then it is removed.
+    pub async fn backup(&self, path: &Path) -> Result<u64, StoreError> {
+        let failed =
+            |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Backup { path: path.to_owned(), source };
+        let name = path.to_str().ok_or_else(|| failed("the path is not valid UTF-8".into()))?;
+        let file = create_private(OpenOptions::new().write(true).create_new(true), path)
+            .map_err(|source| StoreError::Create { path: path.to_owned(), source })?;
+        // SQLite fills an empty file, and keeps its rights.
+        let copied = sqlx::query("VACUUM INTO ?").bind(name).execute(&self.pool).await;
+        let outcome = match copied {
+            Ok(_) => file.sync_all().and_then(|()| file.metadata()).map_err(|error| failed(error.into())),
+            Err(error) => Err(failed(error.into())),
+        };
+        if outcome.is_err() {
+            // What is left is no copy. Should it stay, the error that is reported matters more.
+            drop(std::fs::remove_file(path));
+        }
+        outcome.map(|metadata| metadata.len())
+    }
+
     /// Closes all connections; the write-ahead log is folded into the file. Queries fail afterwards.
     pub async fn close(&self) {
         self.pool.close().await;
@@ -152,12 +185,16 @@ fn create_file(path: &Path) -> Result<(), StoreError> {
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         builder.create(folder).map_err(|source| failed(folder, source))?;
     }
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).map_err(|source| failed(path, source))?;
+    create_private(OpenOptions::new().write(true).create(true).truncate(false), path)
+        .map_err(|source| failed(path, source))?;
     Ok(())
+}
+
+/// Opens a file that, where it is made, this user alone can read.
+fn create_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    options.open(path)
 }
 
 #[cfg(test)]
@@ -185,6 +222,32 @@ mod tests {
             assert_eq!(mode(&folder.path().join("data/fluxserve.db-wal")), 0o600);
             assert_eq!(mode(&folder.path().join("data")), 0o700);
         }
+    }
+
+    #[tokio::test]
+    async fn a_backup_is_whole_private_and_never_over_another_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
+        let sql = "INSERT INTO result_link_secret (only_row, secret) VALUES (1, zeroblob(32))";
+        sqlx::query(sql).execute(store.pool()).await.expect("written");
+        let copy = folder.path().join("copy.db");
+        let bytes = store.backup(&copy).await.expect("copied");
+        assert_eq!(std::fs::metadata(&copy).expect("there").len(), bytes);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(std::fs::metadata(&copy).expect("there").permissions().mode() & 0o777, 0o600);
+        }
+        let before = std::fs::read(&copy).expect("readable");
+        assert!(matches!(store.backup(&copy).await, Err(StoreError::Create { .. })));
+        assert_eq!(std::fs::read(&copy).expect("readable"), before);
+        let restored = Store::open_existing(&copy).await.expect("a database");
+        assert_eq!(pragma(&restored, "SELECT hex(secret) FROM result_link_secret").await, "00".repeat(32));
+
+        store.close().await;
+        let never = folder.path().join("never.db");
+        assert!(matches!(store.backup(&never).await, Err(StoreError::Backup { .. })));
+        assert!(!never.exists(), "nothing is left of a copy that failed");
     }
 
     #[tokio::test]

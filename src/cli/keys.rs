@@ -7,7 +7,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::app::Keys;
-use crate::auth::{Actor, KEYS_PER_PAGE_MAX, KeyRecord, KeyService, NewKey, PublicId};
+use crate::auth::{
+    Actor, Change, GRACE_SECONDS_MAX, KEYS_PER_PAGE_MAX, KeyEdit, KeyRecord, KeyService, NewKey, Overlap, PublicId,
+};
 use crate::cli::table::write_table;
 use crate::config::Config;
 use crate::domain::scope::Scope;
@@ -19,6 +21,10 @@ pub enum KeysCommand {
     Create(CreateKeyArgs),
     /// List all keys, the oldest first
     List,
+    /// Give a key another value and print it; a running server refuses the old one from the next request on
+    Rotate(RotateKeyArgs),
+    /// Change a key's name, scope or end; a running server heeds it from the next request on
+    Edit(EditKeyArgs),
     /// Revoke a key; a running server refuses it from the next request on
     Revoke(RevokeKeyArgs),
 }
@@ -35,6 +41,57 @@ pub struct CreateKeyArgs {
     /// When it ceases to work, e.g. 2030-01-31T12:00:00+01:00 [default: never]
     #[arg(long, value_name = "RFC3339", value_parser = parse_moment)]
     pub expires_at: Option<OffsetDateTime>,
+}
+
+/// Options of `keys rotate`.
+#[derive(Debug, Args)]
+pub struct RotateKeyArgs {
+    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters
+    #[arg(value_parser = parse_prefix)]
+    pub prefix: PublicId,
+    /// How long the old value goes on working
+    #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=GRACE_SECONDS_MAX))]
+    pub grace_seconds: u64,
+}
+
+/// Options of `keys edit`.
+#[derive(Debug, Args)]
+pub struct EditKeyArgs {
+    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters
+    #[arg(value_parser = parse_prefix)]
+    pub prefix: PublicId,
+    /// What is to be different.
+    #[command(flatten)]
+    pub changes: KeyChanges,
+}
+
+/// What is to be different about a key: at least one thing.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+pub struct KeyChanges {
+    /// Another name
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What it may do: all, inference, kubernetes-exec:all or kubernetes-exec:ID,ID
+    #[arg(long)]
+    pub scope: Option<Scope>,
+    /// When it ceases to work, e.g. 2030-01-31T12:00:00+01:00
+    #[arg(long, value_name = "RFC3339", value_parser = parse_moment, conflicts_with = "never_expires")]
+    pub expires_at: Option<OffsetDateTime>,
+    /// Take its end away
+    #[arg(long)]
+    pub never_expires: bool,
+}
+
+impl KeyChanges {
+    fn into_edit(self) -> KeyEdit {
+        let expires_at = match self.expires_at {
+            Some(expires_at) => Change::Set(expires_at),
+            None if self.never_expires => Change::Remove,
+            None => Change::Keep,
+        };
+        KeyEdit { name: self.name, scope: self.scope, expires_at }
+    }
 }
 
 /// Options of `keys revoke`.
@@ -63,11 +120,15 @@ pub(super) async fn run(
     // Only a new key is a reason to make a new database; elsewhere it would hide a mistyped folder.
     let keys = match command {
         KeysCommand::Create(_) => Keys::open(config).await?,
-        KeysCommand::List | KeysCommand::Revoke(_) => Keys::open_existing(config).await?,
+        KeysCommand::List | KeysCommand::Rotate(_) | KeysCommand::Edit(_) | KeysCommand::Revoke(_) => {
+            Keys::open_existing(config).await?
+        }
     };
     let outcome = match command {
         KeysCommand::Create(arguments) => create(&keys.service, arguments, out, notes).await,
         KeysCommand::List => list(&keys.service, out).await,
+        KeysCommand::Rotate(arguments) => rotate(&keys.service, &arguments, out, notes).await,
+        KeysCommand::Edit(arguments) => edit(&keys.service, arguments, notes).await,
         KeysCommand::Revoke(arguments) => revoke(&keys.service, arguments.prefix, notes).await,
     };
     keys.store.close().await;
@@ -119,6 +180,33 @@ fn to_the_second(moment: OffsetDateTime) -> String {
     let whole = moment.replace_nanosecond(0).expect("0 is a nanosecond");
     // Only years beyond 9999 have no such form, and no key is that old.
     whole.format(&Rfc3339).unwrap_or_else(|_| whole.unix_timestamp().to_string())
+}
+
+async fn rotate(
+    keys: &KeyService,
+    arguments: &RotateKeyArgs,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let rotated = keys.rotate(arguments.prefix, arguments.grace_seconds, &Actor::CommandLine).await?;
+    writeln!(out, "{}", rotated.plain.reveal())?;
+    let KeyRecord { name, prefix, overlap, .. } = rotated.record;
+    writeln!(notes, "the key {name} is now {prefix}; keep the value, it is not shown again")?;
+    match overlap {
+        Some(Overlap { prefix, until }) => {
+            writeln!(notes, "the old value {prefix} works until {}", to_the_second(until))?;
+        }
+        None => writeln!(notes, "the old value does not work any more")?,
+    }
+    Ok(())
+}
+
+async fn edit(keys: &KeyService, arguments: EditKeyArgs, notes: &mut dyn Write) -> anyhow::Result<()> {
+    let prefix = arguments.prefix;
+    let key = keys.edit(prefix, arguments.changes.into_edit(), &Actor::CommandLine).await?;
+    let end = key.expires_at.map_or_else(|| "never".to_owned(), to_the_second);
+    writeln!(notes, "the key {prefix} ({}): {}, scope {}, expires {end}", key.name, key.state, key.scope)?;
+    Ok(())
 }
 
 async fn revoke(keys: &KeyService, prefix: PublicId, notes: &mut dyn Write) -> anyhow::Result<()> {

@@ -80,7 +80,14 @@ fn mistakes_are_usage_errors() {
             ErrorKind::ValueValidation,
         ),
         (vec!["keys", "revoke", "rgpu_short"], ErrorKind::ValueValidation),
+        (vec!["keys", "edit", "rgpu_00000000"], ErrorKind::MissingRequiredArgument),
+        (
+            vec!["keys", "edit", "rgpu_00000000", "--never-expires", "--expires-at", "2030-01-01T00:00:00Z"],
+            ErrorKind::ArgumentConflict,
+        ),
+        (vec!["keys", "rotate", "rgpu_00000000", "--grace-seconds", "604801"], ErrorKind::ValueValidation),
         (vec!["admin", "set-password", "an argument is read by others"], ErrorKind::UnknownArgument),
+        (vec!["backup"], ErrorKind::MissingRequiredArgument),
         (generate.to_vec(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--true-cfg-scale", "4"]].concat(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--seed", "9007199254740992"]].concat(), ErrorKind::ValueValidation),
@@ -187,16 +194,49 @@ async fn keys_are_made_listed_and_revoked() {
 }
 
 #[tokio::test]
-async fn a_password_is_read_from_the_input() {
+async fn keys_are_rotated_and_edited() {
     let folder = tempfile::tempdir().expect("a folder");
-    let config = Config { data_dir: folder.path().join("data"), ..Config::default() };
+    let run = async |arguments: &[&str]| run_in(folder.path(), arguments).await;
+    let (out, _) = run(&["keys", "create", "--name", "ci", "--scope", "all"]).await.expect("made");
+    let first = out[..13].to_owned();
+    let (out, notes) = run(&["keys", "rotate", &first, "--grace-seconds", "3600"]).await.expect("rotated");
+    let value = out.strip_suffix('\n').expect("a line");
+    assert_eq!(value.len(), 51, "the key alone");
+    assert!(!notes.contains(value) && notes.contains(&format!("the old value {first} works until ")), "{notes}");
+    let second = &value[..13];
+    let edit =
+        ["keys", "edit", &first, "--name", "build", "--scope", "inference", "--expires-at", "2999-01-01T00:00:00Z"];
+    let (_, notes) = run(&edit).await.expect("edited, by the old prefix");
+    assert!(notes.contains("(build): active, scope inference, expires 2999-01-01T00:00:00Z"), "{notes}");
+    let (_, notes) = run(&["keys", "edit", second, "--never-expires"]).await.expect("edited");
+    assert!(notes.contains("(build): active, scope inference, expires never"), "{notes}");
+    let (_, notes) = run(&["keys", "rotate", second]).await.expect("rotated");
+    assert!(notes.contains("the old value does not work any more"), "{notes}");
+    let error = run(&["keys", "edit", second, "--name", "gone"]).await.expect_err("replaced without a grace");
+    assert!(error.to_string().contains(second), "{error}");
+}
+
+#[tokio::test]
+async fn a_password_is_read_from_the_input_and_a_backup_is_a_database() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
     let set = ["admin", "set-password"];
-    let error = run_with_input(&config.data_dir, &set, "short\n").await.expect_err("too short");
-    assert!(error.to_string().contains("12 to 256") && !config.data_dir.exists(), "{error}");
-    let (out, notes) = run_with_input(&config.data_dir, &set, "a good password\n").await.expect("set");
+    let error = run_with_input(&data, &set, "short\n").await.expect_err("too short");
+    assert!(error.to_string().contains("12 to 256") && !data.exists(), "{error}");
+    let (out, notes) = run_with_input(&data, &set, "a good password\n").await.expect("set");
     assert!(out.is_empty() && !notes.contains("a good password"), "{notes}");
-    let keys = app::Keys::open_existing(&config).await.expect("opens");
-    keys.admin.sign_in("a good password", std::net::Ipv4Addr::LOCALHOST.into()).await.expect("in");
+    let copy = folder.path().join("copy").join("fluxserve.db");
+    let path = copy.to_str().expect("text");
+    let error = run_in(&data, &["backup", path]).await.expect_err("no folder");
+    assert!(error.to_string().contains(path), "{error}");
+    std::fs::create_dir(folder.path().join("copy")).expect("made");
+    let (_, notes) = run_in(&data, &["backup", path]).await.expect("copied");
+    assert!(notes.contains(path), "{notes}");
+    run_in(&data, &["backup", path]).await.expect_err("is there already");
+    let config = Config { data_dir: folder.path().join("copy"), ..Config::default() };
+    let restored = app::Keys::open_existing(&config).await.expect("a database");
+    let client = std::net::Ipv4Addr::LOCALHOST.into();
+    restored.admin.sign_in("a good password", client).await.expect("the password is in the copy");
 }
 
 #[tokio::test]

@@ -13,4 +13,5 @@ mod management;
 mod operations;
 mod recovery;
 mod routes;
+mod secrets;
 mod waiting;

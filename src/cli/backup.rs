@@ -1,0 +1,31 @@
+//! `fluxserve backup`: the database as it stands at one moment, in one file.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::app::Keys;
+use crate::config::Config;
+
+/// Options of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Where to; must not be there yet
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
+/// Writes the copy.
+pub(super) async fn run(arguments: &BackupArgs, config: &Config, notes: &mut dyn Write) -> anyhow::Result<()> {
+    let keys = Keys::open_existing(config).await?;
+    let outcome = keys.store.backup(&arguments.file).await;
+    keys.store.close().await;
+    let bytes = outcome?;
+    writeln!(
+        notes,
+        "wrote `{}`: {bytes} bytes; the pictures in the data folder are not in it",
+        arguments.file.display()
+    )?;
+    Ok(())
+}
