@@ -3,7 +3,7 @@
 
 #![cfg(unix)]
 
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -132,12 +132,29 @@ fn a_start_that_fails_says_why_and_leaves_the_demo_key_to_the_next() {
     let errors = text(&failed.stderr);
     let last = errors.lines().last().expect("a reason");
     assert!(last.contains(MODEL) && last.to_lowercase().contains("cuda"), "{errors}");
-    assert!(!text(&failed.stdout).contains("demo key"));
+    assert!(!text(&failed.stdout).contains("demo key") && !text(&failed.stdout).contains("password"));
     let keys = run(&data, &["keys", "list"]);
     assert!(!text(&keys.stdout).contains("demo"), "{}", text(&keys.stdout));
 
     let mut server = Server::start(&data, &[]);
+    let url = server.url();
+    let password = server.line("The administrator's password, shown this once: ");
     assert!(server.line("A demo key, shown this once: ").starts_with("rgpu_"));
+    let sign_in = |url: &str| {
+        let request = ureq::post(format!("{url}/v1/session")).header("content-type", "application/json");
+        request.send(json!({ "password": password }).to_string()).map(|answer| answer.status().as_u16())
+    };
+    assert_eq!(sign_in(&url).expect("an answer"), 201);
+    // Beside the running server, and heeded by its next request.
+    let mut set = program(&data)
+        .args(["admin", "set-password"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a process");
+    set.stdin.take().expect("piped").write_all(b"another password\n").expect("read");
+    assert!(set.wait().expect("an end").success());
+    assert!(matches!(sign_in(&url), Err(ureq::Error::StatusCode(401))));
     assert!(server.stop().success());
 }
 

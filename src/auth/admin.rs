@@ -212,7 +212,7 @@ impl AdminService {
     /// See [`SignInError`].
     pub async fn sign_in(&self, password: &str, client: IpAddr) -> Result<NewSession, SignInError> {
         let Some(hash) = self.0.admin.password_hash().await? else { return Err(SignInError::WrongPassword) };
-        let attempt = self.count_attempt(client)?;
+        let attempt = self.count_attempt(client).await?;
         let is_right = match self.verify(password, &hash).await {
             Ok(is_right) => is_right,
             Err(HashError::Busy) => {
@@ -302,17 +302,23 @@ impl AdminService {
     }
 
     /// Counts an attempt as a failure, until it has proven to be none: many at one time must not get a free look each.
-    fn count_attempt(&self, client: IpAddr) -> Result<Attempt<'_>, SignInError> {
+    async fn count_attempt(&self, client: IpAddr) -> Result<Attempt<'_>, SignInError> {
         let now = self.now();
         let throttled = |retry_after_seconds| SignInError::Throttled { retry_after_seconds };
         self.0.by_address.try_failure(client, now).map_err(throttled)?;
-        // Who guesses from many addresses must not lock out who sits at the machine.
-        let is_counted_everywhere = !client.is_loopback();
-        if is_counted_everywhere && let Err(seconds) = self.0.from_everywhere.try_failure(EVERYWHERE, now) {
-            self.0.by_address.forgive(client);
-            return Err(throttled(seconds));
+        let mut attempt = Attempt { inner: &self.0, client, is_counted_everywhere: false };
+        match self.0.from_everywhere.try_failure(EVERYWHERE, now) {
+            Ok(()) => attempt.is_counted_everywhere = true,
+            // Who guesses from many addresses must not lock out who is known by an earlier sign-in, or sits at the
+            // machine. They are still counted by their address.
+            Err(seconds) => {
+                if !client.is_loopback() && !self.0.admin.has_session_from(client).await? {
+                    attempt.forgive();
+                    return Err(throttled(seconds));
+                }
+            }
         }
-        Ok(Attempt { inner: &self.0, client, is_counted_everywhere })
+        Ok(attempt)
     }
 
     fn entry<'a>(&self, actor: &'a Actor, action: AuditAction) -> NewEntry<'a> {

@@ -123,15 +123,25 @@ async fn guesses_are_few_by_address_also_when_they_come_at_once() {
 }
 
 #[tokio::test]
-async fn guesses_are_few_in_all_and_the_machine_itself_is_not_locked_out() {
+async fn guesses_are_few_in_all_and_who_is_known_is_not_locked_out() {
     let (admin, _, password) = with_password().await;
+    let known = address(1_000_000);
+    admin.sign_in(&password, known).await.expect("in");
     for number in 0..FROM_EVERYWHERE.failures_max {
         let outcome = admin.sign_in("a wrong password", address(number)).await;
         assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{outcome:?}");
     }
     let outcome = admin.sign_in(&password, HERE).await;
     assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "{outcome:?}");
-    admin.sign_in(&password, IpAddr::V4(Ipv4Addr::LOCALHOST)).await.expect("in");
+    for place in [known, IpAddr::V4(Ipv4Addr::LOCALHOST)] {
+        admin.sign_in(&password, place).await.expect("in");
+        for _ in 0..BY_ADDRESS.failures_max {
+            let outcome = admin.sign_in("a wrong password", place).await;
+            assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{outcome:?}");
+        }
+        let outcome = admin.sign_in(&password, place).await;
+        assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "they are counted by address all the same");
+    }
 }
 
 #[tokio::test]

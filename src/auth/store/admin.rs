@@ -1,5 +1,7 @@
 //! The tables `admin_password` and `admin_sessions`: every statement that touches them.
 
+use std::net::IpAddr;
+
 use time::OffsetDateTime;
 
 use super::{audit, from_milliseconds, to_milliseconds};
@@ -132,6 +134,16 @@ impl AdminStore {
                 last_used_at: from_milliseconds(last_used_at)?,
             })
         }))
+    }
+
+    /// Whether somebody has signed in from there, not long ago: ended sessions are kept until the next sign-in.
+    pub(in crate::auth) async fn has_session_from(&self, address: IpAddr) -> Result<bool, KeyFailure> {
+        let is_there = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM admin_sessions WHERE address = ?)")
+            .bind(address.to_string())
+            .fetch_one(self.0.pool())
+            .await
+            .map_err(StoreError::from)?;
+        Ok(is_there)
     }
 
     pub(in crate::auth) async fn note_use(&self, id: SessionId, now: OffsetDateTime) -> Result<(), KeyFailure> {
