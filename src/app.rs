@@ -17,11 +17,14 @@ pub use generate::{GenerateRequest, generate};
 pub use models::{check_model, list_models};
 pub use serve::serve;
 
-use crate::auth::{Actor, AdminService, CreatedKey, KeyService, NewKey};
+use crate::auth::{Actor, AdminService, CreatedKey, KeyService, NewKey, PublicId};
 use crate::config::Config;
 use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::limits::KeyLimits;
 use crate::domain::password::AdminPassword;
 use crate::domain::scope::Scope;
+use crate::domain::usage::{Day, DayUsage, by_day};
+use crate::jobs::WorkBook;
 use crate::store::Store;
 
 /// The database, the keys in it, and who manages them.
@@ -59,6 +62,19 @@ impl Keys {
         Self { store, service, admin }
     }
 
+    /// What a key has used up in the last `days` days, the oldest first.
+    ///
+    /// # Errors
+    /// When there is no such key, or the database fails.
+    pub async fn usage(&self, prefix: PublicId, days: u32) -> anyhow::Result<Vec<DayUsage>> {
+        let key = self.service.get(prefix).await?;
+        let today = Day::of(self.service.now());
+        let since = today.before(days.saturating_sub(1));
+        let requests = self.service.requests_by_day(key.id, since).await?;
+        let work = WorkBook::new(self.store.clone()).by_day(key.id, since).await?;
+        Ok(by_day(today, days, &requests, &work))
+    }
+
     /// Sets the administrator's password to the one that the configuration gives, where it gives one.
     ///
     /// # Errors
@@ -90,7 +106,8 @@ impl Keys {
         if self.service.count().await? > 0 {
             return Ok(None);
         }
-        let new = NewKey { name: "demo".into(), scope: Scope::Inference, expires_at: None };
+        let new =
+            NewKey { name: "demo".into(), scope: Scope::Inference, expires_at: None, limits: KeyLimits::default() };
         self.service.create(new, &Actor::Worker).await.map(Some).context("making the demo key")
     }
 }

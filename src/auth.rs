@@ -11,12 +11,13 @@ mod cache;
 mod hash;
 mod key;
 mod lane;
-mod last_used;
+mod rates;
 mod recent;
 mod record;
 mod service;
 mod store;
 mod throttle;
+mod uses;
 
 pub use admin::{
     AdminService, NewSession, SESSION_IDLE_LIFETIME, SESSION_LIFETIME, SESSIONS_MAX, Session, SessionToken, SignInError,
@@ -27,7 +28,7 @@ pub use hash::HashError;
 pub use key::{KEY_CHARS, KEY_PREFIX, MalformedKey, NoRandomness, PlainKey, PublicId};
 pub use record::{
     Change, CreatedKey, GRACE_SECONDS_MAX, KEYS_PER_PAGE_MAX, KeyEdit, KeyError, KeyPage, KeyQuery, KeyRecord, KeyRef,
-    KeyState, NAME_CHARS_MAX, NewKey, Overlap, UnknownKeyState,
+    KeyState, LimitChanges, NAME_CHARS_MAX, NewKey, Overlap, UnknownKeyState,
 };
 pub use service::KeyService;
 

@@ -9,6 +9,7 @@ pub mod error;
 mod extract;
 mod layer;
 mod origin;
+mod quota;
 mod same_origin;
 mod server;
 mod session_cookie;
@@ -150,6 +151,7 @@ fn table() -> Vec<Row> {
         row(Session,         "PATCH",  "/v1/api-keys/{key_id}",              patch(admin::api_keys::edit)),
         row(Session,         "DELETE", "/v1/api-keys/{key_id}",              delete(admin::api_keys::revoke)),
         row(Session,         "POST",   "/v1/api-keys/{key_id}/rotate",       post(admin::api_keys::rotate)),
+        row(Session,         "GET",    "/v1/api-keys/{key_id}/usage",        get(admin::usage::show)),
         row(Session,         "GET",    "/v1/audit",                          get(admin::audit::list)),
         row(Anyone,          "GET",    "/healthz",                           get(api::health::alive)),
         row(Anyone,          "GET",    "/readyz",                            get(api::health::ready)),

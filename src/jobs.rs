@@ -3,6 +3,7 @@
 //! Owns the table of jobs, the folder of results and the links to them. An accepted job is in the database before its
 //! acceptance is reported, so it survives a crash: at the next start it is drawn again with the same seed.
 
+mod allowance;
 mod idempotency;
 mod recorder;
 mod recovery;
@@ -12,17 +13,20 @@ mod service;
 mod store;
 mod submission;
 mod sweep;
+mod work_book;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use time::OffsetDateTime;
 
+pub use allowance::LimitReached;
 pub use idempotency::RepeatKey;
 pub use request::JobRequest;
 pub use results::ResultLink;
-pub use service::{AcceptedJob, JobService, ServiceParts};
-pub use submission::{Submission, Submitted};
+pub use service::{JobService, ServiceParts};
+pub use submission::{AcceptedJob, Submission, Submitted};
+pub use work_book::WorkBook;
 
 use crate::catalog::Availability;
 use crate::domain::format::OutputFormat;
@@ -150,6 +154,9 @@ pub enum JobsError {
         /// When a place is likely to be free.
         retry_after_seconds: u64,
     },
+    /// A bound of the key that asks.
+    #[error(transparent)]
+    LimitReached(LimitReached),
     /// The word that makes a request repeatable stood for another request.
     #[error("the same word was used for another request")]
     OtherRequest,

@@ -137,10 +137,14 @@ impl Queue {
             return Err(ReserveError::Draining);
         }
         let Some(hold) = hold else {
-            let retry_after_seconds = self.line.seconds_until_somebody_leaves().unwrap_or(1.0).ceil().max(1.0) as u64;
-            return Err(ReserveError::Full { retry_after_seconds });
+            return Err(ReserveError::Full { retry_after_seconds: self.retry_after_seconds() });
         };
         Ok(Place { queue: self.clone(), owner, hold })
+    }
+
+    /// When a job is likely to end.
+    pub fn retry_after_seconds(&self) -> u64 {
+        self.line.seconds_until_somebody_leaves().unwrap_or(1.0).ceil().max(1.0) as u64
     }
 
     /// Cancels a job: out of the line at once, out of a running batch before the next step. Unknown jobs are ignored.

@@ -53,7 +53,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["argon2"], &["auth/hash"]),
     (&["image"], &["encode"]),
     (&["sqlx"], &["store", "*/store*"]),
-    (&["clap"], &["cli", "main"]),
+    (&["clap", "console"], &["cli", "main"]),
     (&["metrics_exporter_prometheus"], &["telemetry"]),
 ];
 

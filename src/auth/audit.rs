@@ -9,8 +9,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::auth::key::PublicId;
-use crate::auth::record::{Change, KeyEdit, NewKey};
+use crate::auth::record::{Change, KeyEdit, LimitChanges, NewKey};
 use crate::domain::ids::{KeyId, SessionId};
+use crate::domain::limits::KeyLimits;
 
 /// Most entries in one page of the log.
 pub const AUDIT_PER_PAGE_MAX: u32 = 100;
@@ -184,7 +185,17 @@ pub struct AuditPage {
 
 /// What the log says of a new key.
 pub(super) fn of_new(new: &NewKey) -> Value {
-    json!({ "name": new.name, "scope": new.scope.to_json(), "expires_at": new.expires_at.map(moment) })
+    let KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day } = new.limits;
+    json!({
+        "name": new.name,
+        "scope": new.scope.to_json(),
+        "expires_at": new.expires_at.map(moment),
+        "limits": {
+            "requests_per_minute": requests_per_minute,
+            "concurrent_jobs": concurrent_jobs,
+            "megapixel_steps_per_day": megapixel_steps_per_day,
+        },
+    })
 }
 
 /// What the log says of an edit: what is different now.
@@ -196,12 +207,24 @@ pub(super) fn of_edit(edit: &KeyEdit) -> Value {
     if let Some(scope) = &edit.scope {
         detail.insert("scope".into(), scope.to_json());
     }
-    match edit.expires_at {
-        Change::Keep => {}
-        Change::Remove => drop(detail.insert("expires_at".into(), Value::Null)),
-        Change::Set(expires_at) => drop(detail.insert("expires_at".into(), json!(moment(expires_at)))),
+    insert(&mut detail, "expires_at", edit.expires_at, |expires_at| json!(moment(expires_at)));
+    let mut limits = Map::new();
+    let LimitChanges { requests_per_minute, concurrent_jobs, megapixel_steps_per_day } = edit.limits;
+    insert(&mut limits, "requests_per_minute", requests_per_minute, Value::from);
+    insert(&mut limits, "concurrent_jobs", concurrent_jobs, Value::from);
+    insert(&mut limits, "megapixel_steps_per_day", megapixel_steps_per_day, Value::from);
+    if !limits.is_empty() {
+        detail.insert("limits".into(), Value::Object(limits));
     }
     Value::Object(detail)
+}
+
+fn insert<T>(detail: &mut Map<String, Value>, field: &str, change: Change<T>, say: impl FnOnce(T) -> Value) {
+    match change {
+        Change::Keep => {}
+        Change::Remove => drop(detail.insert(field.into(), Value::Null)),
+        Change::Set(value) => drop(detail.insert(field.into(), say(value))),
+    }
 }
 
 /// What the log says of a rotation.

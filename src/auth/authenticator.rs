@@ -15,12 +15,14 @@ use crate::auth::cache::{KeyCache, KeyDigest};
 use crate::auth::hash::{HashError, Hasher, SecretTag};
 use crate::auth::key::{NoRandomness, PresentedKey};
 use crate::auth::lane::{Lane, LanePermit};
-use crate::auth::last_used::LastUsed;
+use crate::auth::rates::Rates;
 use crate::auth::record::KeyState;
 use crate::auth::store::{KeyRow, KeyStore};
 use crate::auth::throttle::{Throttle, ThrottleRule};
+use crate::auth::uses::Uses;
 use crate::domain::clock::Clock;
 use crate::domain::ids::KeyId;
+use crate::domain::limits::KeyLimits;
 use crate::domain::scope::Scope;
 use crate::store::Store;
 
@@ -46,6 +48,8 @@ pub struct Principal {
     pub key_id: KeyId,
     /// What that key may do, as of this request.
     pub scope: Scope,
+    /// What it may use up, as of this request.
+    pub limits: KeyLimits,
 }
 
 /// Why a caller is not let in.
@@ -58,6 +62,14 @@ pub enum AuthError {
     #[error("too many attempts, try again in {retry_after_seconds} s")]
     Throttled {
         /// When the next attempt has a chance.
+        retry_after_seconds: u64,
+    },
+    /// The key is good, and has sent as many requests as it may.
+    #[error("more than {per_minute} requests a minute, try again in {retry_after_seconds} s")]
+    RateLimited {
+        /// How many it may.
+        per_minute: u32,
+        /// When the next one may come.
         retry_after_seconds: u64,
     },
     /// It cannot be told now. Not the caller's fault.
@@ -76,7 +88,8 @@ struct Inner {
     throttle: Throttle,
     lookups: Lane,
     slow_lookups: Lane,
-    last_used: LastUsed,
+    rates: Rates,
+    uses: Uses,
     clock: Arc<dyn Clock>,
 }
 
@@ -88,7 +101,8 @@ impl Authenticator {
     pub fn new(store: Store, clock: Arc<dyn Clock>) -> Result<Self, NoRandomness> {
         let keys = KeyStore::new(store);
         Ok(Self(Arc::new(Inner {
-            last_used: LastUsed::new(keys.clone()),
+            rates: Rates::new(),
+            uses: Uses::new(keys.clone()),
             keys,
             hasher: Hasher::for_keys(),
             cache: KeyCache::new()?,
@@ -109,10 +123,10 @@ impl Authenticator {
         self.0.authenticate(key, client).await
     }
 
-    /// Writes now and then when keys were last used, until `stop` is done, and then once more: to be spawned beside the
+    /// Writes now and then how keys were used, until `stop` is done, and then once more: to be spawned beside the
     /// server and awaited before the database is closed.
     pub async fn record_uses_until(&self, stop: impl Future<Output = ()>) {
-        self.0.last_used.write_until(stop).await;
+        self.0.uses.write_until(stop).await;
     }
 }
 
@@ -141,8 +155,13 @@ impl Inner {
             tracing::debug!(reason = state.as_str(), %client, "key refused");
             return Err(AuthError::Refused);
         }
-        self.last_used.note(row.id, now);
-        Ok(Principal { key_id: row.id, scope: row.scope })
+        if let Some(per_minute) = row.limits.requests_per_minute {
+            self.rates
+                .take(row.id, per_minute, now)
+                .map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })?;
+        }
+        self.uses.note(row.id, now);
+        Ok(Principal { key_id: row.id, scope: row.scope, limits: row.limits })
     }
 
     /// Waits to look up a key of which nothing is known.

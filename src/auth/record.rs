@@ -10,6 +10,7 @@ use crate::auth::key::{PlainKey, PublicId};
 use crate::auth::store::KeyRow;
 use crate::domain::clock::to_the_millisecond;
 use crate::domain::ids::KeyId;
+use crate::domain::limits::{InvalidLimit, KeyLimits};
 use crate::domain::scope::Scope;
 
 /// Longest name of a key, in Unicode characters.
@@ -28,6 +29,8 @@ pub struct NewKey {
     pub scope: Scope,
     /// When it ceases to work; `None` for never.
     pub expires_at: Option<OffsetDateTime>,
+    /// What it may use up.
+    pub limits: KeyLimits,
 }
 
 /// What an edit does to something that can be there or not.
@@ -51,6 +54,31 @@ pub struct KeyEdit {
     pub scope: Option<Scope>,
     /// Another end, or none.
     pub expires_at: Change<OffsetDateTime>,
+    /// Other bounds, or none.
+    pub limits: LimitChanges,
+}
+
+/// What is to be different about a key's bounds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LimitChanges {
+    /// See [`KeyLimits::requests_per_minute`].
+    pub requests_per_minute: Change<u32>,
+    /// See [`KeyLimits::concurrent_jobs`].
+    pub concurrent_jobs: Change<u32>,
+    /// See [`KeyLimits::megapixel_steps_per_day`].
+    pub megapixel_steps_per_day: Change<u32>,
+}
+
+impl LimitChanges {
+    /// What is set: only of interest to see whether it may be.
+    fn set(&self) -> KeyLimits {
+        let set = |change| if let Change::Set(limit) = change { Some(limit) } else { None };
+        KeyLimits {
+            requests_per_minute: set(self.requests_per_minute),
+            concurrent_jobs: set(self.concurrent_jobs),
+            megapixel_steps_per_day: set(self.megapixel_steps_per_day),
+        }
+    }
 }
 
 /// Which key is meant.
@@ -135,6 +163,8 @@ pub struct KeyRecord {
     pub revoked_at: Option<OffsetDateTime>,
     /// When a caller last proved itself with it; up to half a minute late.
     pub last_used_at: Option<OffsetDateTime>,
+    /// What it may use up.
+    pub limits: KeyLimits,
     /// When it last got another value.
     pub rotated_at: Option<OffsetDateTime>,
     /// The value before that, while it still works.
@@ -210,6 +240,9 @@ pub enum KeyError {
     /// The old value would outlive its replacement for too long.
     #[error("the old value can go on working for at most {GRACE_SECONDS_MAX} seconds")]
     GraceTooLong,
+    /// A bound that is none.
+    #[error(transparent)]
+    Limit(#[from] InvalidLimit),
     /// There is no such key.
     #[error("there is no key with the {0}")]
     NotFound(KeyRef),
@@ -255,6 +288,7 @@ impl KeyRow {
             expires_at: self.expires_at,
             revoked_at: self.revoked_at,
             last_used_at: self.last_used_at,
+            limits: self.limits,
             rotated_at: self.rotated_at,
             overlap: previous.map(|previous| Overlap { prefix: previous.value.public_id, until: previous.until }),
         }
@@ -264,6 +298,7 @@ impl KeyRow {
 impl NewKey {
     /// The same with a name and an end that are as they should be.
     pub(super) fn checked(self, now: OffsetDateTime) -> Result<Self, KeyError> {
+        self.limits.check()?;
         let name = checked_name(&self.name)?;
         let expires_at = self.expires_at.map(|expires_at| checked_expiry(expires_at, now)).transpose()?;
         Ok(Self { name, expires_at, ..self })
@@ -273,6 +308,7 @@ impl NewKey {
 impl KeyEdit {
     /// The same with a name and an end that are as they should be.
     pub(super) fn checked(self, now: OffsetDateTime) -> Result<Self, KeyError> {
+        self.limits.set().check()?;
         let expires_at = match self.expires_at {
             Change::Set(expires_at) => Change::Set(checked_expiry(expires_at, now)?),
             change => change,
@@ -283,7 +319,8 @@ impl KeyEdit {
 
     /// Whether nothing is to be different.
     pub(super) fn is_empty(&self) -> bool {
-        self.name.is_none() && self.scope.is_none() && self.expires_at == Change::Keep
+        let keeps_limits = self.limits == LimitChanges::default();
+        self.name.is_none() && self.scope.is_none() && self.expires_at == Change::Keep && keeps_limits
     }
 }
 

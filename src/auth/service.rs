@@ -16,6 +16,7 @@ use crate::auth::record::{
 use crate::auth::store::{KeyRow, KeyStore, StoredValue};
 use crate::domain::clock::{Clock, to_the_millisecond};
 use crate::domain::ids::KeyId;
+use crate::domain::usage::Day;
 use crate::store::Store;
 
 /// Makes, changes and revokes keys. Cheap to clone.
@@ -52,6 +53,7 @@ impl KeyService {
             expires_at: new.expires_at,
             revoked_at: None,
             last_used_at: None,
+            limits: new.limits,
             rotated_at: None,
         };
         self.keys.insert(&row, &self.entry(by, AuditAction::KeyCreated, &row, detail)).await?;
@@ -143,7 +145,16 @@ impl KeyService {
         self.get(row.id).await
     }
 
-    fn now(&self) -> OffsetDateTime {
+    /// How many requests a key was let in with in each day since `since`, where there were any; up to half a minute late.
+    ///
+    /// # Errors
+    /// [`KeyError::Unavailable`].
+    pub async fn requests_by_day(&self, id: KeyId, since: Day) -> Result<Vec<(Day, u64)>, KeyError> {
+        Ok(self.keys.requests_by_day(id, since).await?)
+    }
+
+    /// The moment by which keys are judged.
+    pub fn now(&self) -> OffsetDateTime {
         to_the_millisecond(self.clock.now())
     }
 

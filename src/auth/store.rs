@@ -4,6 +4,7 @@
 
 pub(super) mod admin;
 pub(super) mod audit;
+mod uses;
 
 use time::OffsetDateTime;
 
@@ -14,6 +15,7 @@ use crate::auth::hash::{HashedSecret, SecretTag};
 use crate::auth::key::PublicId;
 use crate::auth::record::{Change, KeyEdit, KeyQuery, KeyRef, KeyState};
 use crate::domain::ids::KeyId;
+use crate::domain::limits::KeyLimits;
 use crate::domain::scope::Scope;
 use crate::store::{Store, StoreError};
 
@@ -22,7 +24,8 @@ macro_rules! select_keys {
         concat!(
             "SELECT id, public_id, name, secret_hash, secret_tag, scope, version, created_at_ms, expires_at_ms, ",
             "revoked_at_ms, last_used_at_ms, rotated_at_ms, previous_public_id, previous_secret_hash, ",
-            "previous_secret_tag, previous_until_ms FROM api_keys ",
+            "previous_secret_tag, previous_until_ms, requests_per_minute, concurrent_jobs, megapixel_steps_per_day ",
+            "FROM api_keys ",
             $rest
         )
     };
@@ -41,6 +44,7 @@ pub(super) struct KeyRow {
     pub(super) expires_at: Option<OffsetDateTime>,
     pub(super) revoked_at: Option<OffsetDateTime>,
     pub(super) last_used_at: Option<OffsetDateTime>,
+    pub(super) limits: KeyLimits,
     pub(super) rotated_at: Option<OffsetDateTime>,
 }
 
@@ -91,6 +95,9 @@ struct StoredRow {
     previous_secret_hash: Option<String>,
     previous_secret_tag: Option<Vec<u8>>,
     previous_until_ms: Option<i64>,
+    requests_per_minute: Option<u32>,
+    concurrent_jobs: Option<u32>,
+    megapixel_steps_per_day: Option<u32>,
 }
 
 impl TryFrom<StoredRow> for KeyRow {
@@ -132,6 +139,11 @@ impl TryFrom<StoredRow> for KeyRow {
             expires_at: stored.expires_at_ms.map(|value| moment("expires_at_ms", value)).transpose()?,
             revoked_at: stored.revoked_at_ms.map(|value| moment("revoked_at_ms", value)).transpose()?,
             last_used_at: stored.last_used_at_ms.map(|value| moment("last_used_at_ms", value)).transpose()?,
+            limits: KeyLimits {
+                requests_per_minute: stored.requests_per_minute,
+                concurrent_jobs: stored.concurrent_jobs,
+                megapixel_steps_per_day: stored.megapixel_steps_per_day,
+            },
             rotated_at: stored.rotated_at_ms.map(|value| moment("rotated_at_ms", value)).transpose()?,
             id: id.parse().map_err(|_| corrupt("id"))?,
         })
@@ -151,8 +163,9 @@ impl KeyStore {
         let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
         sqlx::query(
             "INSERT INTO api_keys (id, public_id, name, secret_hash, secret_tag, scope, version, \
-                                   created_at_ms, expires_at_ms) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                                   created_at_ms, expires_at_ms, \
+                                   requests_per_minute, concurrent_jobs, megapixel_steps_per_day) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(row.id.to_string())
         .bind(row.value.public_id.as_str())
@@ -163,6 +176,9 @@ impl KeyStore {
         .bind(row.version)
         .bind(to_milliseconds(row.created_at))
         .bind(row.expires_at.map(to_milliseconds))
+        .bind(row.limits.requests_per_minute)
+        .bind(row.limits.concurrent_jobs)
+        .bind(row.limits.megapixel_steps_per_day)
         .execute(&mut *transaction)
         .await
         .map_err(StoreError::from)?;
@@ -232,21 +248,31 @@ impl KeyStore {
 
     /// Changes a key that is not revoked. `false`: there is none.
     pub(super) async fn edit(&self, id: KeyId, edit: &KeyEdit, entry: &NewEntry<'_>) -> Result<bool, KeyFailure> {
-        let (changes_end, expires_at) = match edit.expires_at {
-            Change::Keep => (false, None),
-            Change::Remove => (true, None),
-            Change::Set(expires_at) => (true, Some(to_milliseconds(expires_at))),
-        };
+        let end = Stored::of(edit.expires_at, to_milliseconds);
+        let limits = edit.limits;
+        let requests = Stored::of(limits.requests_per_minute, i64::from);
+        let jobs = Stored::of(limits.concurrent_jobs, i64::from);
+        let megapixel_steps = Stored::of(limits.megapixel_steps_per_day, i64::from);
         let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
         let edited = sqlx::query(
             "UPDATE api_keys SET name = coalesce(?, name), scope = coalesce(?, scope), \
-                                 expires_at_ms = iif(?, ?, expires_at_ms), version = version + 1 \
+                                 expires_at_ms = iif(?, ?, expires_at_ms), \
+                                 requests_per_minute = iif(?, ?, requests_per_minute), \
+                                 concurrent_jobs = iif(?, ?, concurrent_jobs), \
+                                 megapixel_steps_per_day = iif(?, ?, megapixel_steps_per_day), \
+                                 version = version + 1 \
              WHERE id = ? AND revoked_at_ms IS NULL",
         )
         .bind(&edit.name)
         .bind(edit.scope.as_ref().map(|scope| scope.to_json().to_string()))
-        .bind(changes_end)
-        .bind(expires_at)
+        .bind(end.is_changed)
+        .bind(end.value)
+        .bind(requests.is_changed)
+        .bind(requests.value)
+        .bind(jobs.is_changed)
+        .bind(jobs.value)
+        .bind(megapixel_steps.is_changed)
+        .bind(megapixel_steps.value)
         .bind(id.to_string())
         .execute(&mut *transaction)
         .await
@@ -312,21 +338,21 @@ impl KeyStore {
         transaction.commit().await.map_err(StoreError::from)?;
         Ok(())
     }
+}
 
-    /// Notes when keys were last used, all in one transaction.
-    pub(super) async fn record_uses(&self, uses: &[(KeyId, OffsetDateTime)]) -> Result<(), KeyFailure> {
-        let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
-        for (id, used_at) in uses {
-            // Another process may have written a later use.
-            sqlx::query("UPDATE api_keys SET last_used_at_ms = max(coalesce(last_used_at_ms, ?1), ?1) WHERE id = ?2")
-                .bind(to_milliseconds(*used_at))
-                .bind(id.to_string())
-                .execute(&mut *transaction)
-                .await
-                .map_err(StoreError::from)?;
+/// A change in the form that statements take.
+struct Stored {
+    is_changed: bool,
+    value: Option<i64>,
+}
+
+impl Stored {
+    fn of<T>(change: Change<T>, stored: impl FnOnce(T) -> i64) -> Self {
+        match change {
+            Change::Keep => Self { is_changed: false, value: None },
+            Change::Remove => Self { is_changed: true, value: None },
+            Change::Set(value) => Self { is_changed: true, value: Some(stored(value)) },
         }
-        transaction.commit().await.map_err(StoreError::from)?;
-        Ok(())
     }
 }
 

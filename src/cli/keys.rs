@@ -8,11 +8,14 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::app::Keys;
 use crate::auth::{
-    Actor, Change, GRACE_SECONDS_MAX, KEYS_PER_PAGE_MAX, KeyEdit, KeyRecord, KeyService, NewKey, Overlap, PublicId,
+    Actor, Change, GRACE_SECONDS_MAX, KEYS_PER_PAGE_MAX, KeyEdit, KeyRecord, KeyService, LimitChanges, NewKey, Overlap,
+    PublicId,
 };
 use crate::cli::table::write_table;
 use crate::config::Config;
+use crate::domain::limits::KeyLimits;
 use crate::domain::scope::Scope;
+use crate::domain::usage::{DayUsage, USAGE_DAYS_KEPT};
 
 /// What to do with keys.
 #[derive(Debug, Subcommand)]
@@ -23,8 +26,10 @@ pub enum KeysCommand {
     List,
     /// Give a key another value and print it; a running server refuses the old one from the next request on
     Rotate(RotateKeyArgs),
-    /// Change a key's name, scope or end; a running server heeds it from the next request on
+    /// Change a key's name, scope, end or limits; a running server heeds it from the next request on
     Edit(EditKeyArgs),
+    /// Show what a key has used up in the last days
+    Usage(KeyUsageArgs),
     /// Revoke a key; a running server refuses it from the next request on
     Revoke(RevokeKeyArgs),
 }
@@ -41,6 +46,15 @@ pub struct CreateKeyArgs {
     /// When it ceases to work, e.g. 2030-01-31T12:00:00+01:00 [default: never]
     #[arg(long, value_name = "RFC3339", value_parser = parse_moment)]
     pub expires_at: Option<OffsetDateTime>,
+    /// How many requests it may send in a minute [default: any number]
+    #[arg(long, value_name = "N")]
+    pub requests_per_minute: Option<u32>,
+    /// How many unfinished jobs it may have [default: any number]
+    #[arg(long, value_name = "N")]
+    pub concurrent_jobs: Option<u32>,
+    /// How much it may draw in a UTC day: megapixels times steps [default: any number]
+    #[arg(long, value_name = "N")]
+    pub megapixel_steps_per_day: Option<u32>,
 }
 
 /// Options of `keys rotate`.
@@ -81,6 +95,15 @@ pub struct KeyChanges {
     /// Take its end away
     #[arg(long)]
     pub never_expires: bool,
+    /// How many requests it may send in a minute, or `none` for any number
+    #[arg(long, value_name = "N", value_parser = parse_limit)]
+    pub requests_per_minute: Option<Change<u32>>,
+    /// How many unfinished jobs it may have, or `none` for any number
+    #[arg(long, value_name = "N", value_parser = parse_limit)]
+    pub concurrent_jobs: Option<Change<u32>>,
+    /// How much it may draw in a UTC day (megapixels times steps), or `none` for any number
+    #[arg(long, value_name = "N", value_parser = parse_limit)]
+    pub megapixel_steps_per_day: Option<Change<u32>>,
 }
 
 impl KeyChanges {
@@ -90,8 +113,24 @@ impl KeyChanges {
             None if self.never_expires => Change::Remove,
             None => Change::Keep,
         };
-        KeyEdit { name: self.name, scope: self.scope, expires_at }
+        let limits = LimitChanges {
+            requests_per_minute: self.requests_per_minute.unwrap_or_default(),
+            concurrent_jobs: self.concurrent_jobs.unwrap_or_default(),
+            megapixel_steps_per_day: self.megapixel_steps_per_day.unwrap_or_default(),
+        };
+        KeyEdit { name: self.name, scope: self.scope, expires_at, limits }
     }
+}
+
+/// Options of `keys usage`.
+#[derive(Debug, Args)]
+pub struct KeyUsageArgs {
+    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters
+    #[arg(value_parser = parse_prefix)]
+    pub prefix: PublicId,
+    /// How many days, today included
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=i64::from(USAGE_DAYS_KEPT)))]
+    pub days: u32,
 }
 
 /// Options of `keys revoke`.
@@ -104,6 +143,13 @@ pub struct RevokeKeyArgs {
 
 fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
     OffsetDateTime::parse(text, &Rfc3339).map_err(|_| "write it like 2030-01-31T12:00:00Z or …+01:00".to_owned())
+}
+
+fn parse_limit(text: &str) -> Result<Change<u32>, String> {
+    if text == "none" {
+        return Ok(Change::Remove);
+    }
+    text.parse().map(Change::Set).map_err(|_| "a limit is a whole number, or `none`".to_owned())
 }
 
 fn parse_prefix(text: &str) -> Result<PublicId, String> {
@@ -120,15 +166,18 @@ pub(super) async fn run(
     // Only a new key is a reason to make a new database; elsewhere it would hide a mistyped folder.
     let keys = match command {
         KeysCommand::Create(_) => Keys::open(config).await?,
-        KeysCommand::List | KeysCommand::Rotate(_) | KeysCommand::Edit(_) | KeysCommand::Revoke(_) => {
-            Keys::open_existing(config).await?
-        }
+        KeysCommand::List
+        | KeysCommand::Rotate(_)
+        | KeysCommand::Edit(_)
+        | KeysCommand::Usage(_)
+        | KeysCommand::Revoke(_) => Keys::open_existing(config).await?,
     };
     let outcome = match command {
         KeysCommand::Create(arguments) => create(&keys.service, arguments, out, notes).await,
         KeysCommand::List => list(&keys.service, out).await,
         KeysCommand::Rotate(arguments) => rotate(&keys.service, &arguments, out, notes).await,
         KeysCommand::Edit(arguments) => edit(&keys.service, arguments, notes).await,
+        KeysCommand::Usage(arguments) => usage(&keys, &arguments, out).await,
         KeysCommand::Revoke(arguments) => revoke(&keys.service, arguments.prefix, notes).await,
     };
     keys.store.close().await;
@@ -141,8 +190,10 @@ async fn create(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let CreateKeyArgs { name, scope, expires_at } = arguments;
-    let created = keys.create(NewKey { name, scope, expires_at }, &Actor::CommandLine).await?;
+    let CreateKeyArgs { name, scope, expires_at, requests_per_minute, concurrent_jobs, megapixel_steps_per_day } =
+        arguments;
+    let limits = KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day };
+    let created = keys.create(NewKey { name, scope, expires_at, limits }, &Actor::CommandLine).await?;
     writeln!(out, "{}", created.plain.reveal())?;
     writeln!(notes, "made the key {}; keep it, it is not shown again", created.record.prefix)?;
     Ok(())
@@ -206,6 +257,22 @@ async fn edit(keys: &KeyService, arguments: EditKeyArgs, notes: &mut dyn Write) 
     let key = keys.edit(prefix, arguments.changes.into_edit(), &Actor::CommandLine).await?;
     let end = key.expires_at.map_or_else(|| "never".to_owned(), to_the_second);
     writeln!(notes, "the key {prefix} ({}): {}, scope {}, expires {end}", key.name, key.state, key.scope)?;
+    Ok(())
+}
+
+async fn usage(keys: &Keys, arguments: &KeyUsageArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let usage = keys.usage(arguments.prefix, arguments.days).await?;
+    let row = |day: &DayUsage| {
+        [
+            day.day.to_string(),
+            day.requests.to_string(),
+            day.work.images.to_string(),
+            format!("{:.1}", day.work.megapixel_steps()),
+            format!("{:.1}", day.work.engine_time.as_secs_f64()),
+        ]
+    };
+    let rows: Vec<_> = usage.iter().map(row).collect();
+    write_table(out, ["DAY (UTC)", "REQUESTS", "IMAGES", "MEGAPIXEL-STEPS", "ENGINE SECONDS"], &rows)?;
     Ok(())
 }
 

@@ -85,6 +85,8 @@ fn mistakes_are_usage_errors() {
             vec!["keys", "edit", "rgpu_00000000", "--never-expires", "--expires-at", "2030-01-01T00:00:00Z"],
             ErrorKind::ArgumentConflict,
         ),
+        (vec!["keys", "edit", "rgpu_00000000", "--concurrent-jobs", "many"], ErrorKind::ValueValidation),
+        (vec!["keys", "usage", "rgpu_00000000", "--days", "0"], ErrorKind::ValueValidation),
         (vec!["keys", "rotate", "rgpu_00000000", "--grace-seconds", "604801"], ErrorKind::ValueValidation),
         (vec!["admin", "set-password", "an argument is read by others"], ErrorKind::UnknownArgument),
         (vec!["backup"], ErrorKind::MissingRequiredArgument),
@@ -212,8 +214,21 @@ async fn keys_are_rotated_and_edited() {
     assert!(notes.contains("(build): active, scope inference, expires never"), "{notes}");
     let (_, notes) = run(&["keys", "rotate", second]).await.expect("rotated");
     assert!(notes.contains("the old value does not work any more"), "{notes}");
+    let third = out_prefix(&run(&["keys", "list"]).await.expect("listed").0);
+    let limits = ["--requests-per-minute", "60", "--concurrent-jobs", "none", "--megapixel-steps-per-day", "1000"];
+    run(&[&["keys", "edit", &third][..], &limits].concat()).await.expect("edited");
+    let error = run(&["keys", "edit", &third, "--concurrent-jobs", "0"]).await.expect_err("no limit");
+    assert!(error.to_string().contains("from 1 to"), "{error}");
+    let (table, _) = run(&["keys", "usage", &third, "--days", "2"]).await.expect("shown");
+    assert_eq!(table.lines().count(), 3, "{table}");
+    assert!(table.lines().nth(2).is_some_and(|line| line.split_whitespace().skip(1).eq(["0", "0", "0.0", "0.0"])));
     let error = run(&["keys", "edit", second, "--name", "gone"]).await.expect_err("replaced without a grace");
     assert!(error.to_string().contains(second), "{error}");
+}
+
+/// The prefix in the first row of a table.
+fn out_prefix(table: &str) -> String {
+    table.lines().nth(1).expect("a row")[..13].to_owned()
 }
 
 #[tokio::test]

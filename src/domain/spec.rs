@@ -196,6 +196,12 @@ impl GenerateSpec {
         self.height
     }
 
+    /// What the picture costs: pixels times denoising steps.
+    #[must_use]
+    pub fn pixel_steps(&self) -> u64 {
+        u64::from(self.width) * u64::from(self.height) * u64::from(self.steps)
+    }
+
     /// Denoising steps.
     #[must_use]
     pub fn steps(&self) -> u32 {

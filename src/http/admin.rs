@@ -3,4 +3,5 @@
 pub(super) mod api_keys;
 pub(super) mod audit;
 pub(super) mod session;
+pub(super) mod usage;
 pub(super) mod wire;

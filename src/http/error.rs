@@ -10,10 +10,12 @@ use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use super::quota::{DAY_SECONDS, Quota};
 use crate::auth::{AuthError, KeyError, KeyFailure, SignInError};
 use crate::catalog::Availability;
+use crate::domain::limits::InvalidLimit;
 use crate::domain::spec::FieldError;
-use crate::jobs::JobsError;
+use crate::jobs::{JobsError, LimitReached};
 
 /// A client that comes back after this many seconds finds the next worker in our place.
 const DRAINING_RETRY_AFTER_SECONDS: u64 = 30;
@@ -83,6 +85,9 @@ error_codes! {
     UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
     TooManyFailures      "too_many_failures"      TOO_MANY_REQUESTS      "Too many refused keys from this address";
     TooManySignIns       "too_many_sign_ins"      TOO_MANY_REQUESTS      "Too many attempts to sign in";
+    RateLimited          "rate_limited"           TOO_MANY_REQUESTS      "The key sends more requests than it may";
+    ConcurrentJobsLimit  "concurrent_jobs_limit"  TOO_MANY_REQUESTS      "The key has as many jobs as it may";
+    DailyLimit           "daily_limit"            TOO_MANY_REQUESTS      "The key's share of the day does not suffice";
     QueueFull            "queue_full"             TOO_MANY_REQUESTS      "The queue is full";
     Internal             "internal"               INTERNAL_SERVER_ERROR  "Something went wrong in the worker";
     JobFailed            "job_failed"             INTERNAL_SERVER_ERROR  "The job failed";
@@ -107,13 +112,21 @@ pub(super) struct Problem {
     /// For the log, never for the client.
     pub(super) cause: Option<String>,
     retry_after_seconds: Option<u64>,
+    quota: Option<Quota>,
 }
 
 impl ApiError {
     /// An error of this kind, with nothing more to say.
     #[must_use]
     pub fn new(code: ErrorCode) -> Self {
-        Self(Box::new(Problem { code, detail: None, errors: Vec::new(), cause: None, retry_after_seconds: None }))
+        Self(Box::new(Problem {
+            code,
+            detail: None,
+            errors: Vec::new(),
+            cause: None,
+            retry_after_seconds: None,
+            quota: None,
+        }))
     }
 
     /// What is special about this occurrence, in words for the client.
@@ -135,6 +148,13 @@ impl ApiError {
     pub fn with_retry_after(mut self, seconds: u64) -> Self {
         self.0.retry_after_seconds = Some(seconds);
         self
+    }
+
+    /// Which share is used up, and when there is more of it.
+    #[must_use]
+    fn with_quota(mut self, quota: Quota, retry_after_seconds: u64) -> Self {
+        self.0.quota = Some(quota);
+        self.with_retry_after(retry_after_seconds)
     }
 
     /// Fields that break rules.
@@ -161,6 +181,9 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         if let Some(seconds) = problem.retry_after_seconds {
             headers.insert(RETRY_AFTER, seconds.into());
+            if let Some(quota) = &problem.quota {
+                quota.write(headers, seconds);
+            }
         }
         if problem.code.status() == StatusCode::UNAUTHORIZED {
             let is_for_keys = problem.code == ErrorCode::Unauthorized;
@@ -179,6 +202,12 @@ impl From<AuthError> for ApiError {
             AuthError::Refused => Self::new(ErrorCode::Unauthorized),
             AuthError::Throttled { retry_after_seconds } => {
                 Self::new(ErrorCode::TooManyFailures).with_retry_after(retry_after_seconds)
+            }
+            AuthError::RateLimited { per_minute, retry_after_seconds } => {
+                let quota = Quota { name: "requests", limit: per_minute, window_seconds: Some(60), left: 0 };
+                Self::new(ErrorCode::RateLimited)
+                    .with_detail(format!("the key may send {per_minute} requests a minute"))
+                    .with_quota(quota, retry_after_seconds)
             }
             AuthError::Unavailable(failure) => failure.into(),
         }
@@ -206,6 +235,10 @@ impl From<SignInError> for ApiError {
 impl From<KeyError> for ApiError {
     fn from(error: KeyError) -> Self {
         let field = match error {
+            KeyError::Limit(InvalidLimit { limit, max }) => {
+                let reason = format!("must be a whole number from 1 to {max}");
+                return Self::invalid(vec![FieldError::new(format!("limits.{limit}"), reason)]);
+            }
             KeyError::NotFound(_) => return Self::new(ErrorCode::KeyNotFound),
             KeyError::Ended(state) => return Self::new(ErrorCode::KeyEnded).with_detail(format!("the key is {state}")),
             KeyError::Unavailable(failure) => return failure.into(),
@@ -225,6 +258,7 @@ impl From<JobsError> for ApiError {
             JobsError::PictureGone => Self::new(ErrorCode::PictureGone),
             JobsError::LinkRefused => Self::new(ErrorCode::LinkRefused),
             JobsError::ModelUnavailable(availability) => model_unavailable(availability),
+            JobsError::LimitReached(reached) => limit_reached(&reached),
             JobsError::OtherRequest => Self::new(ErrorCode::IdempotencyConflict),
             JobsError::QueueFull { retry_after_seconds } => {
                 Self::new(ErrorCode::QueueFull).with_retry_after(retry_after_seconds)
@@ -247,6 +281,24 @@ fn cut(name: &mut String) {
 fn causes(error: &dyn std::error::Error) -> String {
     let behind = std::iter::successors(error.source(), |cause| cause.source());
     behind.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+fn limit_reached(reached: &LimitReached) -> ApiError {
+    match *reached {
+        LimitReached::ConcurrentJobs { limit, retry_after_seconds } => {
+            let quota = Quota { name: "concurrent-jobs", limit, window_seconds: None, left: 0 };
+            ApiError::new(ErrorCode::ConcurrentJobsLimit)
+                .with_detail(format!("the key may have {limit} unfinished jobs"))
+                .with_quota(quota, retry_after_seconds)
+        }
+        LimitReached::MegapixelSteps { limit, left, needed, retry_after_seconds } => {
+            let quota = Quota { name: "megapixel-steps", limit, window_seconds: Some(DAY_SECONDS), left };
+            let detail = format!(
+                "of the {limit} megapixel-steps that the key has in a UTC day {left} are left, and this takes {needed}"
+            );
+            ApiError::new(ErrorCode::DailyLimit).with_detail(detail).with_quota(quota, retry_after_seconds)
+        }
+    }
 }
 
 fn model_unavailable(availability: Availability) -> ApiError {

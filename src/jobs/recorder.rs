@@ -10,7 +10,8 @@ use super::service::{Inner, Live};
 use super::store::Ending;
 use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
-use crate::domain::ids::JobId;
+use crate::domain::ids::{JobId, KeyId};
+use crate::domain::usage::Work;
 use crate::encode::encode;
 use crate::queue::event::{JobEvents, JobFailure, QueueEvent};
 use crate::telemetry::metrics;
@@ -29,6 +30,9 @@ const NOBODY_DRAWS: Failure = (JobFailure::ENGINE_FAILED, "the engine's thread w
 /// What one recorder looks after.
 pub(super) struct Recorder {
     pub(super) id: JobId,
+    pub(super) owner: KeyId,
+    /// Of the picture.
+    pub(super) pixels: u64,
     pub(super) format: OutputFormat,
     pub(super) created_at: time::OffsetDateTime,
     pub(super) live: watch::Sender<Live>,
@@ -52,23 +56,24 @@ impl Recorder {
             match event {
                 QueueEvent::Started => {}
                 QueueEvent::Step { step, .. } => self.live.send_modify(|live| live.step = step),
-                QueueEvent::Finished(picture) => self.keep(inner, picture).await,
+                QueueEvent::Finished(picture) => self.keep(inner, picture, events.engine_time()).await,
                 QueueEvent::Failed(JobFailure { code, reason }) => {
-                    self.end(inner, Ending::Failed(JobError { code: code.to_owned(), reason })).await;
+                    let error = JobError { code: code.to_owned(), reason };
+                    self.end(inner, Ending::Failed(error), events.engine_time()).await;
                 }
-                QueueEvent::Canceled => self.end(inner, Ending::Canceled).await,
+                QueueEvent::Canceled => self.end(inner, Ending::Canceled, events.engine_time()).await,
             }
         }
         if !has_ended && !inner.is_closed() {
-            self.fail(inner, NOBODY_DRAWS).await;
+            self.fail(inner, NOBODY_DRAWS, events.engine_time()).await;
         }
     }
 
-    async fn fail(&self, inner: &Inner, (code, reason): Failure) {
-        self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() })).await;
+    async fn fail(&self, inner: &Inner, (code, reason): Failure, engine_time: Duration) {
+        self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() }), engine_time).await;
     }
 
-    async fn keep(&self, inner: &Inner, picture: RgbImage) {
+    async fn keep(&self, inner: &Inner, picture: RgbImage, engine_time: Duration) {
         let (id, format, files) = (self.id, self.format, inner.files.clone());
         let stored = tokio::task::spawn_blocking(move || {
             let bytes = encode(&picture, format).map_err(|error| (ENCODING_FAILED, error.to_string()))?;
@@ -76,20 +81,25 @@ impl Recorder {
             Ok(bytes.len())
         });
         let (failure, cause) = match stored.await {
-            Ok(Ok(result_bytes)) => return self.end(inner, Ending::Succeeded { result_bytes }).await,
+            Ok(Ok(result_bytes)) => return self.end(inner, Ending::Succeeded { result_bytes }, engine_time).await,
             Ok(Err(failure)) => failure,
             Err(panic) => (ENCODING_FAILED, panic.to_string()),
         };
         tracing::error!(job = %id, %cause, "{}", failure.1);
-        self.fail(inner, failure).await;
+        self.fail(inner, failure, engine_time).await;
     }
 
     /// Writes the end down, however long the database takes to come back: what was drawn must not be drawn again.
-    async fn end(&self, inner: &Inner, ending: Ending) {
+    async fn end(&self, inner: &Inner, ending: Ending, engine_time: Duration) {
+        let work = Work {
+            images: u64::from(matches!(ending, Ending::Succeeded { .. })),
+            pixel_steps: self.pixels * u64::from(self.live.borrow().step),
+            engine_time,
+        };
         let (row_id, status, ended_at) = (self.id.to_string(), ending.status(), inner.clock.now());
         let mut delay = WRITE_RETRY_DELAY;
         let mut told_at: Option<Instant> = None;
-        while let Err(error) = inner.store.set_final(&row_id, &ending, ended_at).await {
+        while let Err(error) = inner.store.set_final(&row_id, &ending, ended_at, Some((self.owner, work))).await {
             if inner.store.is_closed() {
                 tracing::error!(job = %self.id, "the end of a job is lost; the next start draws it again");
                 return;

@@ -31,7 +31,8 @@ pub(super) async fn recover(inner: &std::sync::Arc<Inner>) -> Result<usize, Jobs
         };
         match place_for(inner, &open) {
             Ok((place, spec)) => {
-                inner.hand_over(&open.job, spec, place);
+                let allowance = inner.allowances.enter_again(open.job.owner, spec.pixel_steps());
+                inner.hand_over(&open.job, spec, place, allowance);
                 resumed += 1;
             }
             Err(hopeless) => give_up(inner, &open.job.id.to_string(), &hopeless).await?,
@@ -46,7 +47,7 @@ const UNREADABLE: Hopeless =
 async fn give_up(inner: &Inner, row_id: &str, Hopeless { code, reason }: &Hopeless) -> Result<(), JobsError> {
     tracing::warn!(row_id, code, "an unfinished job is given up");
     let ending = Ending::Failed(JobError { code: (*code).into(), reason: (*reason).into() });
-    inner.store.set_final(row_id, &ending, inner.clock.now()).await
+    inner.store.set_final(row_id, &ending, inner.clock.now(), None).await
 }
 
 fn place_for(inner: &Inner, open: &OpenJob) -> Result<(Place, GenerateSpec), Hopeless> {

@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::allowance::{Allowance, Allowances};
 use super::recorder::Recorder;
 use super::results::{LinkSigner, ResultFiles, ResultLink};
 use super::store::{JobStore, ListedJobs, NewJob};
-use super::submission::{Submission, Submitted};
+use super::submission::{AcceptedJob, Submission, Submitted};
+use super::work_book::WorkBook;
 use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobsError, ListQuery, PAGE_JOBS_MAX, Picture};
-use super::{idempotency, recovery, sweep};
+use super::{allowance, idempotency, recovery, sweep};
 use crate::catalog::{Availability, Catalog};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
@@ -43,7 +45,7 @@ pub struct ServiceParts {
 
 /// The life of jobs. Clones share it.
 #[derive(Clone)]
-pub struct JobService(Arc<Inner>);
+pub struct JobService(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
     pub(super) store: JobStore,
@@ -52,6 +54,8 @@ pub(super) struct Inner {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: JobSettings,
     pub(super) files: ResultFiles,
+    pub(super) allowances: Arc<Allowances>,
+    work_book: WorkBook,
     signer: LinkSigner,
     /// Jobs with a recorder: at most as many as the queues have places. A sender that is gone means "ended".
     live: Mutex<HashMap<JobId, watch::Receiver<Live>>>,
@@ -68,16 +72,29 @@ impl JobService {
     /// When the database or the folder of results cannot be used.
     pub async fn start(parts: ServiceParts) -> Result<Self, JobsError> {
         let ServiceParts { store, catalog, queues, clock, settings } = parts;
-        let store = JobStore::new(store);
+        let (store, work_book) = (JobStore::new(store.clone()), WorkBook::new(store));
         let directory = settings.results_directory.clone();
         let files =
             tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
         let signer = LinkSigner::new(store.link_secret().await?);
         let (unfinished, _) = watch::channel(0);
-        let live = Mutex::default();
+        let (live, allowances) = (Mutex::default(), Arc::default());
         let (draining, closed) = (AtomicBool::new(false), AtomicBool::new(false));
-        let inner =
-            Inner { store, catalog, queues, clock, settings, files, signer, live, unfinished, draining, closed };
+        let inner = Inner {
+            store,
+            catalog,
+            queues,
+            clock,
+            settings,
+            files,
+            allowances,
+            work_book,
+            signer,
+            live,
+            unfinished,
+            draining,
+            closed,
+        };
         let inner = Arc::new(inner);
         for (model, queue) in &inner.queues {
             tokio::spawn(mirror_availability(Arc::clone(&inner.catalog), model.clone(), queue.state()));
@@ -107,6 +124,7 @@ impl JobService {
         let model = submission.spec.model();
         let availability = self.0.catalog.availability(model);
         let queue = self.0.queues.get(model).ok_or(JobsError::ModelUnavailable(availability))?;
+        let allowance = allowance::take(&self.0, &submission, queue).await?;
         let place = queue.reserve(submission.owner).map_err(|refusal| match refusal {
             ReserveError::Full { retry_after_seconds } => JobsError::QueueFull { retry_after_seconds },
             ReserveError::Draining => JobsError::Draining,
@@ -117,11 +135,11 @@ impl JobService {
         let service = self.clone();
         // A task of its own: a caller who leaves between the insert and the hand-over must not leave a row behind
         // that nobody draws. What it returns is then dropped, which cancels the job.
-        let accepted = tokio::spawn(service.accept(submission, place));
+        let accepted = tokio::spawn(service.accept(submission, place, allowance));
         accepted.await.map_err(JobsError::storage)?
     }
 
-    async fn accept(self, submission: Submission, place: Place) -> Result<Submitted, JobsError> {
+    async fn accept(self, submission: Submission, place: Place, allowance: Allowance) -> Result<Submitted, JobsError> {
         let job = Job {
             id: JobId::generate(),
             owner: submission.owner,
@@ -146,11 +164,11 @@ impl JobService {
             let earlier = self.repeated(&submission).await?;
             return earlier.map(Submitted::Earlier).ok_or_else(|| JobsError::storage("a repeat key came and went"));
         }
-        self.0.hand_over(&job, submission.spec, place);
+        self.0.hand_over(&job, submission.spec, place, allowance);
         let report = self.0.report(job);
         // Who makes a request repeatable means to come back for it, should the connection break.
         let is_kept = submission.repeat_key.is_some();
-        Ok(Submitted::New(AcceptedJob { service: self, report, is_kept }))
+        Ok(Submitted::New(AcceptedJob::new(self, report, is_kept)))
     }
 
     async fn repeated(&self, submission: &Submission) -> Result<Option<JobReport>, JobsError> {
@@ -222,6 +240,11 @@ impl JobService {
         self.0.read_picture(job).await
     }
 
+    /// What was drawn for whom.
+    pub fn work_book(&self) -> &WorkBook {
+        &self.0.work_book
+    }
+
     /// Proves that the database takes writes.
     ///
     /// # Errors
@@ -274,35 +297,6 @@ impl JobService {
     }
 }
 
-/// A job that was just accepted. Dropped before [`AcceptedJob::keep`], it is cancelled: whoever asked for it has left.
-#[must_use = "a job that is not kept is cancelled"]
-pub struct AcceptedJob {
-    service: JobService,
-    report: JobReport,
-    is_kept: bool,
-}
-
-impl AcceptedJob {
-    /// The job as it was accepted.
-    #[must_use]
-    pub fn report(&self) -> &JobReport {
-        &self.report
-    }
-
-    /// Lets the job go on by itself.
-    pub fn keep(mut self) {
-        self.is_kept = true;
-    }
-}
-
-impl Drop for AcceptedJob {
-    fn drop(&mut self) {
-        if !self.is_kept {
-            self.service.0.cancel(&self.report.job.request.model, self.report.job.id);
-        }
-    }
-}
-
 impl Inner {
     fn live(&self) -> MutexGuard<'_, HashMap<JobId, watch::Receiver<Live>>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
@@ -314,21 +308,24 @@ impl Inner {
     }
 
     /// Puts a job whose row stands into the queue, and writes down what becomes of it.
-    pub(super) fn hand_over(self: &Arc<Self>, job: &Job, spec: GenerateSpec, place: Place) {
+    pub(super) fn hand_over(self: &Arc<Self>, job: &Job, spec: GenerateSpec, place: Place, allowance: Allowance) {
         let (live, receiver) = watch::channel(Live::default());
         self.live().insert(job.id, receiver);
         self.unfinished.send_modify(|count| *count += 1);
+        let pixels = u64::from(spec.width()) * u64::from(spec.height());
         let events = place.submit(job.id, spec);
-        let recorder = Recorder { id: job.id, format: job.output_format, created_at: job.created_at, live };
-        let (inner, id) = (Arc::clone(self), job.id);
+        let Job { id, owner, output_format, created_at, .. } = *job;
+        let recorder = Recorder { id, owner, pixels, format: output_format, created_at, live };
+        let inner = Arc::clone(self);
         tokio::spawn(async move {
             recorder.run(&inner, events).await;
+            drop(allowance);
             inner.live().remove(&id);
             inner.unfinished.send_modify(|count| *count -= 1);
         });
     }
 
-    fn cancel(&self, model: &ModelId, id: JobId) {
+    pub(super) fn cancel(&self, model: &ModelId, id: JobId) {
         if let Some(queue) = self.queues.get(model) {
             queue.cancel(id);
         }

@@ -1,6 +1,7 @@
 //! The table of jobs. The only place of `jobs` that speaks SQL.
 
 mod rows;
+mod work;
 
 use rows::{EndedRow, JobRow};
 use time::OffsetDateTime;
@@ -9,6 +10,7 @@ use super::{Job, JobError, JobRequest, JobsError, ListQuery, RepeatKey, idempote
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
+use crate::domain::usage::{Day, Work};
 use crate::store::Store;
 
 /// The table of jobs.
@@ -256,10 +258,18 @@ impl JobStore {
         Ok(())
     }
 
-    /// A job ended. A job that has ended before stays as it is.
-    pub(super) async fn set_final(&self, row_id: &str, ending: &Ending, now: OffsetDateTime) -> Result<(), JobsError> {
+    /// A job ended, and this was drawn for its owner. A job that has ended before stays as it is, and so does what was
+    /// drawn.
+    pub(super) async fn set_final(
+        &self,
+        row_id: &str,
+        ending: &Ending,
+        now: OffsetDateTime,
+        drawn: Option<(KeyId, Work)>,
+    ) -> Result<(), JobsError> {
         let error = ending.error();
-        sqlx::query(
+        let mut transaction = self.store.pool().begin().await?;
+        let ended = sqlx::query(
             "UPDATE jobs SET status = ?, error_code = ?, error_reason = ?, result_bytes = ?, finished_at_ms = ?
              WHERE id = ? AND status IN ('queued', 'running')",
         )
@@ -269,8 +279,12 @@ impl JobStore {
         .bind(ending.result_bytes())
         .bind(milliseconds(now))
         .bind(row_id)
-        .execute(self.store.pool())
+        .execute(&mut *transaction)
         .await?;
+        if let Some((owner, work)) = drawn.filter(|(_, work)| ended.rows_affected() > 0 && *work != Work::default()) {
+            work::add(&mut transaction, owner, Day::of(now), &work).await?;
+        }
+        transaction.commit().await?;
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! What is asked of the service, and what becomes of it.
 
-use super::{AcceptedJob, JobReport, RepeatKey};
+use super::{JobReport, JobService, RepeatKey};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::KeyId;
+use crate::domain::limits::KeyLimits;
 use crate::domain::spec::GenerateSpec;
 
 /// A job that is asked for.
@@ -10,6 +11,8 @@ use crate::domain::spec::GenerateSpec;
 pub struct Submission {
     /// The key that asks.
     pub owner: KeyId,
+    /// The bounds of that key.
+    pub limits: KeyLimits,
     /// What is drawn.
     pub spec: GenerateSpec,
     /// How the picture is encoded.
@@ -24,4 +27,37 @@ pub enum Submitted {
     New(AcceptedJob),
     /// The job of the same request that came before.
     Earlier(JobReport),
+}
+
+/// A job that was just accepted. Dropped before [`AcceptedJob::keep`], it is cancelled: whoever asked for it has left.
+#[must_use = "a job that is not kept is cancelled"]
+pub struct AcceptedJob {
+    service: JobService,
+    report: JobReport,
+    is_kept: bool,
+}
+
+impl AcceptedJob {
+    pub(super) fn new(service: JobService, report: JobReport, is_kept: bool) -> Self {
+        Self { service, report, is_kept }
+    }
+
+    /// The job as it was accepted.
+    #[must_use]
+    pub fn report(&self) -> &JobReport {
+        &self.report
+    }
+
+    /// Lets the job go on by itself.
+    pub fn keep(mut self) {
+        self.is_kept = true;
+    }
+}
+
+impl Drop for AcceptedJob {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            self.service.0.cancel(&self.report.job.request.model, self.report.job.id);
+        }
+    }
 }

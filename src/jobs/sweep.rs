@@ -5,6 +5,7 @@ use std::sync::{Arc, Weak};
 use super::service::Inner;
 use super::store::EndedJob;
 use super::{JobsError, idempotency};
+use crate::domain::usage::{Day, USAGE_DAYS_KEPT};
 
 /// Jobs looked at in one go.
 const BATCH_JOBS: u32 = 100;
@@ -31,7 +32,9 @@ pub(super) async fn run(service: Weak<Inner>) {
 
 /// One sweep; returns how many jobs were forgotten or lost their picture.
 pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
-    inner.store.delete_repeat_keys(idempotency::cutoff(inner.clock.now())).await?;
+    let now = inner.clock.now();
+    inner.store.delete_repeat_keys(idempotency::cutoff(now)).await?;
+    inner.store.delete_work_before(Day::of(now).before(USAGE_DAYS_KEPT)).await?;
     let outdated = forget_outdated(inner).await?;
     let surplus = forget_surplus(inner).await?;
     Ok(outdated + surplus + shed_pictures(inner).await?)

@@ -2,6 +2,8 @@
 //! is a value that is overwritten, the end is sent once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
@@ -61,6 +63,7 @@ enum Progress {
 /// The engine thread's end. Dropping it without an outcome means that the queue was closed with the job unfinished.
 #[derive(Debug)]
 pub(super) struct EventSender {
+    engine_microseconds: Arc<AtomicU64>,
     progress: watch::Sender<Progress>,
     outcome: Option<oneshot::Sender<QueueEvent>>,
 }
@@ -68,6 +71,7 @@ pub(super) struct EventSender {
 /// The listener's end.
 #[derive(Debug)]
 pub struct JobEvents {
+    engine_microseconds: Arc<AtomicU64>,
     progress: watch::Receiver<Progress>,
     progress_open: bool,
     outcome: Option<oneshot::Receiver<QueueEvent>>,
@@ -79,9 +83,16 @@ pub struct JobEvents {
 pub(super) fn channel() -> (EventSender, JobEvents) {
     let (progress, progress_receiver) = watch::channel(Progress::Waiting);
     let (outcome, outcome_receiver) = oneshot::channel();
-    let sender = EventSender { progress, outcome: Some(outcome) };
-    let receiver =
-        JobEvents { progress: progress_receiver, progress_open: true, outcome: Some(outcome_receiver), hold: None };
+    let engine_microseconds = Arc::new(AtomicU64::new(0));
+    let sender =
+        EventSender { engine_microseconds: Arc::clone(&engine_microseconds), progress, outcome: Some(outcome) };
+    let receiver = JobEvents {
+        engine_microseconds,
+        progress: progress_receiver,
+        progress_open: true,
+        outcome: Some(outcome_receiver),
+        hold: None,
+    };
     (sender, receiver)
 }
 
@@ -94,6 +105,11 @@ impl EventSender {
         self.progress.send_replace(Progress::Step { step, steps });
     }
 
+    /// The engine has worked on it; what it does for many at once counts for each with its part.
+    pub(super) fn worked(&self, took: Duration) {
+        self.engine_microseconds.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+    }
+
     /// Ends the job. Nobody listening is fine.
     pub(super) fn end(mut self, outcome: QueueEvent) {
         if let Some(sender) = self.outcome.take() {
@@ -103,6 +119,11 @@ impl EventSender {
 }
 
 impl JobEvents {
+    /// The engine's time for this job so far, also for what was begun anew.
+    pub fn engine_time(&self) -> Duration {
+        Duration::from_micros(self.engine_microseconds.load(Ordering::Relaxed))
+    }
+
     /// The next event. `None` after the last one, and when the queue was closed with the job unfinished.
     pub async fn next(&mut self) -> Option<QueueEvent> {
         let outcome = self.outcome.as_mut()?;

@@ -145,8 +145,10 @@ impl Worker {
             entry.fail(JobFailure::OUT_OF_MEMORY, reason);
             return Ok(());
         }
+        let started = Instant::now();
         match engine.admit(&entry.spec) {
             Ok(slot) => {
+                entry.events.worked(started.elapsed());
                 entry.events.started();
                 self.state.admitted.push(Admitted { id, step: 0, steps, step_tokens, moved_in_turn: self.turn });
                 self.drawings.insert(id, Drawing { entry, slot });
@@ -197,6 +199,10 @@ impl Worker {
             tokens += picture.step_tokens;
             self.drawings[&picture.id].entry.events.step(picture.step, picture.steps);
         }
+        for picture in self.state.admitted.iter().filter(|picture| ids.contains(&picture.id)) {
+            let part = picture.step_tokens as f64 / tokens.max(1) as f64;
+            self.drawings[&picture.id].entry.events.worked(took.mul_f64(part));
+        }
         self.line.note_cost(tokens, took);
         metrics::step_done(self.settings.model.as_str(), tokens, took);
     }
@@ -225,7 +231,10 @@ impl Worker {
         let Some(Drawing { entry, slot }) = self.leave(id) else {
             return Ok(());
         };
-        match engine.finish(slot) {
+        let started = Instant::now();
+        let drawn = engine.finish(slot);
+        entry.events.worked(started.elapsed());
+        match drawn {
             Ok(picture) => entry.events.end(QueueEvent::Finished(picture)),
             // The engine has let go of the picture: it can only be drawn anew, when there is more room.
             Err(EngineError::OutOfMemory(_)) if !self.drawings.is_empty() => {

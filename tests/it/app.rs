@@ -13,6 +13,7 @@ use fluxserve::auth::{Actor, AdminService, Authenticator, KeyService, NewKey, Pu
 use fluxserve::catalog::{Availability, Catalog, warm_up_spec};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::limits::KeyLimits;
 use fluxserve::domain::model_source::ModelSource;
 use fluxserve::domain::scope::Scope;
 use fluxserve::http::{ConnectionLimits, HttpParts, HttpSettings, router, serve};
@@ -89,6 +90,7 @@ pub(crate) struct TestApp {
     pub(crate) keys: Keys,
     pub(crate) service: KeyService,
     pub(crate) admin: AdminService,
+    pub(crate) authenticator: Authenticator,
     pub(crate) folder: TempDir,
 }
 
@@ -145,13 +147,13 @@ impl TestApp {
         let router = router(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
-            authenticator,
+            authenticator: authenticator.clone(),
             keys: service.clone(),
             admin: admin.clone(),
             metrics: metrics::install(),
             settings: options.http,
         });
-        let app = Self { router, jobs, catalog, control, clock, store, keys, service, admin, folder };
+        let app = Self { router, jobs, catalog, control, clock, store, keys, service, admin, authenticator, folder };
         if options.waits_for_ready {
             app.until_availability(Availability::Ready).await;
             app.control.forget_calls();
@@ -279,7 +281,7 @@ fn start_queues(catalog: &Catalog, jobs_max: usize, control: &EngineControl) -> 
 
 async fn make_keys(service: &KeyService, clock: &ManualClock) -> Keys {
     let make_until = |scope: Scope, expires_at| async move {
-        let key = NewKey { name: "test".into(), scope, expires_at };
+        let key = NewKey { name: "test".into(), scope, expires_at, limits: KeyLimits::default() };
         service.create(key, &Actor::CommandLine).await.expect("a key").plain.reveal().to_owned()
     };
     let make = |scope: Scope| make_until(scope, None);

@@ -34,6 +34,7 @@ async fn every_code_is_reached() {
     let mut reached = Reached(REACHED_ELSEWHERE.map(str::to_owned).into());
     requests_alone(&mut reached).await;
     an_administrator_at_work(&mut reached).await;
+    a_key_at_its_limits(&mut reached).await;
     jobs_in_several_states(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
@@ -102,6 +103,30 @@ async fn an_administrator_at_work(reached: &mut Reached) {
         }
     }
     panic!("guessing is never stopped");
+}
+
+async fn a_key_at_its_limits(reached: &mut Reached) {
+    let app = TestApp::start().await;
+    let cookie = app.sign_in().await;
+    let draw = async |limits: serde_json::Value| {
+        let body = json!({ "name": "test", "scope": { "inference": true }, "limits": limits });
+        let made = app.send(managing(&cookie, "POST", "/v1/api-keys", Some(&body))).await.json();
+        let key = made["key"].as_str().expect("a value").to_owned();
+        let draw = || request("POST", "/v1/inference/image", Some(&key), Some(&picture(1)));
+        app.send(draw()).await;
+        app.send(draw()).await
+    };
+    app.control.hold();
+    reached.note(&draw(json!({ "requests_per_minute": 1 })).await, "rate_limited");
+    reached.note(&draw(json!({ "concurrent_jobs": 1 })).await, "concurrent_jobs_limit");
+    let mut large = picture(1);
+    (large["width"], large["height"], large["steps"]) = (json!(512), json!(512), json!(8));
+    let body = json!({ "name": "test", "scope": { "inference": true }, "limits": { "megapixel_steps_per_day": 2 } });
+    let made = app.send(managing(&cookie, "POST", "/v1/api-keys", Some(&body))).await.json();
+    let key = made["key"].as_str().expect("a value");
+    let answer = app.send(request("POST", "/v1/inference/image", Some(key), Some(&large))).await;
+    reached.note(&answer, "daily_limit");
+    app.control.release();
 }
 
 async fn jobs_in_several_states(reached: &mut Reached) {

@@ -9,6 +9,7 @@ mod faults;
 mod fields;
 mod idempotency;
 mod jobs;
+mod limits;
 mod management;
 mod operations;
 mod recovery;

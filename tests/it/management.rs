@@ -153,7 +153,7 @@ async fn a_key_is_made_shown_listed_and_its_value_never_again() {
     assert_eq!(view["expires_at"], "3000-01-01T00:30:00Z");
     let fields: Vec<&str> = view.as_object().expect("an object").keys().map(String::as_str).collect();
     let documented =
-        ["id", "name", "prefix", "scope", "state", "created_at", "expires_at", "last_used_at", "rotated_at"];
+        ["id", "name", "prefix", "scope", "state", "created_at", "expires_at", "last_used_at", "rotated_at", "limits"];
     assert!(documented.iter().all(|field| fields.contains(field)) && !fields.contains(&"key"), "{fields:?}");
 
     let all = administrator.get("/v1/api-keys?limit=100").await;
@@ -239,6 +239,16 @@ async fn what_is_wrong_with_a_key_is_named_field_by_field() {
         (json!({ "name": "a\nb", "scope": scope }), vec!["name"]),
         (json!({ "name": "x".repeat(101), "scope": scope }), vec!["name"]),
         (json!({ "name": "a", "scope": scope, "key": "mine" }), vec!["key"]),
+        (json!({ "name": "a", "scope": scope, "limits": 7 }), vec!["limits"]),
+        (
+            json!({ "name": "a", "scope": scope, "limits": { "concurrent_jobs": "1", "per_hour": 1 } }),
+            vec!["limits.concurrent_jobs", "limits.per_hour"],
+        ),
+        (json!({ "name": "a", "scope": scope, "limits": { "concurrent_jobs": 0 } }), vec!["limits.concurrent_jobs"]),
+        (
+            json!({ "name": "a", "scope": scope, "limits": { "requests_per_minute": 9_999_999_999_u64 } }),
+            vec!["limits.requests_per_minute"],
+        ),
     ];
     for (body, fields) in creations {
         assert_eq!(administrator.ask("POST", "/v1/api-keys", Some(body.clone())).await.fields(), fields, "{body}");
@@ -246,6 +256,8 @@ async fn what_is_wrong_with_a_key_is_named_field_by_field() {
     let edits = [
         (json!({ "name": null }), vec!["name"]),
         (json!({ "name": "" }), vec!["name"]),
+        (json!({ "limits": { "requests_per_minute": 0 } }), vec!["limits.requests_per_minute"]),
+        (json!({ "limits": { "requests_per_minute": -1 } }), vec!["limits.requests_per_minute"]),
         (json!({ "expires_at": "2001-01-01T00:00:00Z" }), vec!["expires_at"]),
         (json!({ "state": "active", "prefix": "rgpu_" }), vec!["prefix", "state"]),
     ];

@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 use fluxserve::auth::{Actor, NewKey};
+use fluxserve::domain::limits::KeyLimits;
 use fluxserve::domain::scope::Scope;
 use fluxserve::http::{Access, routes};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 20] = [
+const MATRIX: [Expected; 21] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -38,6 +39,7 @@ const MATRIX: [Expected; 20] = [
     expect(Access::Session, "PATCH", "/v1/api-keys/{key_id}", 200),
     expect(Access::Session, "DELETE", "/v1/api-keys/{key_id}", 200),
     expect(Access::Session, "POST", "/v1/api-keys/{key_id}/rotate", 200),
+    expect(Access::Session, "GET", "/v1/api-keys/{key_id}/usage", 200),
     expect(Access::Session, "GET", "/v1/audit", 200),
     expect(Access::Anyone, "GET", "/healthz", 200),
     expect(Access::Anyone, "GET", "/readyz", 200),
@@ -135,7 +137,12 @@ async fn every_route_opens_to_its_callers_alone() {
     app.until_status(&job, "succeeded").await;
     for row in MATRIX {
         for caller in CALLERS {
-            let new = NewKey { name: "worked on".into(), scope: Scope::Inference, expires_at: None };
+            let new = NewKey {
+                name: "worked on".into(),
+                scope: Scope::Inference,
+                expires_at: None,
+                limits: KeyLimits::default(),
+            };
             let subject = app.service.create(new, &Actor::CommandLine).await.expect("a key").id;
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());

@@ -9,10 +9,11 @@ use time::macros::datetime;
 use super::*;
 use crate::auth::audit::Actor;
 use crate::auth::key::tests::key_with;
-use crate::auth::record::{Change, CreatedKey, KeyEdit, NewKey};
+use crate::auth::record::{Change, CreatedKey, KeyEdit, LimitChanges, NewKey};
 use crate::auth::service::KeyService;
 use crate::auth::throttle::ADDRESSES_MAX;
 use crate::domain::clock::ManualClock;
+use crate::domain::usage::{Day, USAGE_DAYS_KEPT};
 
 const BY: Actor = Actor::CommandLine;
 const FAILURES_MAX: u32 = WRONG_KEYS.failures_max;
@@ -39,7 +40,10 @@ impl Fixture {
     }
 
     async fn key(&self, scope: Scope, expires_at: Option<OffsetDateTime>) -> CreatedKey {
-        self.service.create(NewKey { name: "test".into(), scope, expires_at }, &BY).await.expect("made")
+        self.service
+            .create(NewKey { name: "test".into(), scope, expires_at, limits: KeyLimits::default() }, &BY)
+            .await
+            .expect("made")
     }
 
     async fn check(&self, value: &str) -> Result<Principal, AuthError> {
@@ -78,7 +82,7 @@ async fn a_good_key_tells_whose_it_is_and_what_it_may_do() {
         let key = fixture.key(scope.clone(), None).await;
         for _ in 0..3 {
             let principal = fixture.check(key.plain.reveal()).await.expect("let in");
-            assert_eq!(principal, Principal { key_id: key.id, scope: scope.clone() });
+            assert_eq!(principal, Principal { key_id: key.id, scope: scope.clone(), limits: KeyLimits::default() });
         }
     }
 }
@@ -289,7 +293,7 @@ async fn a_flood_of_wrong_keys_starves_nobody_and_fills_no_memory() {
     let inner = &fixture.authenticator.0;
     assert_eq!(inner.cache.len(), 2, "only good keys take a place");
     assert!(inner.throttle.len() <= ADDRESSES_MAX);
-    assert!(inner.last_used.len() <= 2);
+    assert!(inner.uses.len() <= 2);
 }
 
 #[tokio::test]
@@ -313,7 +317,59 @@ async fn uses_are_written_when_the_worker_stops() {
     let used = fixture.service.get(used.record.prefix).await.expect("there");
     assert_eq!(used.last_used_at, Some(datetime!(2030-01-01 12:01 UTC)));
     assert_eq!(fixture.service.get(unused.record.prefix).await.expect("there").last_used_at, None);
-    assert_eq!(fixture.authenticator.0.last_used.len(), 0);
+    assert_eq!(fixture.authenticator.0.uses.len(), 0);
+}
+
+#[tokio::test]
+async fn requests_are_counted_by_day_and_refused_ones_are_not() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    let today = Day::of(fixture.clock.now());
+    for count in [3, 2] {
+        for _ in 0..count {
+            fixture.check(key.plain.reveal()).await.expect("let in");
+        }
+        fixture.check(&wrong_secret(&key)).await.expect_err("wrong");
+        fixture.authenticator.record_uses_until(async {}).await;
+    }
+    fixture.clock.advance(Duration::hours(12));
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    fixture.authenticator.record_uses_until(async {}).await;
+    let requests = fixture.service.requests_by_day(key.id, today).await.expect("read");
+    let tomorrow = Day::of(fixture.clock.now());
+    assert_eq!(requests, [(today, 5), (tomorrow, 1)]);
+    assert_eq!(fixture.service.requests_by_day(key.id, tomorrow).await.expect("read"), [(tomorrow, 1)]);
+
+    fixture.clock.advance(Duration::days(i64::from(USAGE_DAYS_KEPT)));
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    fixture.authenticator.record_uses_until(async {}).await;
+    let days: Vec<_> = fixture.service.requests_by_day(key.id, today).await.expect("read");
+    assert_eq!(days.iter().map(|(day, _)| *day).collect::<Vec<_>>(), [tomorrow, Day::of(fixture.clock.now())]);
+}
+
+#[tokio::test]
+async fn requests_beyond_the_bound_wait_and_another_bound_acts_at_once() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    let limit = async |requests_per_minute| {
+        let limits = LimitChanges { requests_per_minute, ..LimitChanges::default() };
+        let edit = KeyEdit { limits, ..KeyEdit::default() };
+        fixture.service.edit(key.id, edit, &BY).await.expect("edited").limits
+    };
+    assert_eq!(limit(Change::Set(2)).await.requests_per_minute, Some(2));
+    for _ in 0..2 {
+        assert_eq!(fixture.check(key.plain.reveal()).await.expect("let in").limits.requests_per_minute, Some(2));
+    }
+    let outcome = fixture.check(key.plain.reveal()).await;
+    let expected = matches!(outcome, Err(AuthError::RateLimited { per_minute: 2, retry_after_seconds: 30 }));
+    assert!(expected, "{outcome:?}");
+    fixture.clock.advance(Duration::seconds(30));
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    fixture.check(key.plain.reveal()).await.expect_err("too soon");
+    limit(Change::Remove).await;
+    for _ in 0..10 {
+        fixture.check(key.plain.reveal()).await.expect("no bound");
+    }
 }
 
 #[tokio::test]
@@ -323,7 +379,7 @@ async fn uses_that_could_not_be_written_are_kept() {
     fixture.check(key.plain.reveal()).await.expect("let in");
     fixture.store.close().await;
     fixture.authenticator.record_uses_until(async {}).await;
-    assert_eq!(fixture.authenticator.0.last_used.len(), 1);
+    assert_eq!(fixture.authenticator.0.uses.len(), 1);
 }
 
 /// Everything that is logged while it is the subscriber of its thread.

@@ -2,8 +2,9 @@ use time::Duration;
 use time::macros::datetime;
 
 use super::*;
-use crate::auth::record::{Change, GRACE_SECONDS_MAX, KeyState, NAME_CHARS_MAX, Overlap};
+use crate::auth::record::{Change, GRACE_SECONDS_MAX, KeyState, LimitChanges, NAME_CHARS_MAX, Overlap};
 use crate::domain::clock::ManualClock;
+use crate::domain::limits::KeyLimits;
 use crate::domain::scope::Scope;
 
 const BY: Actor = Actor::CommandLine;
@@ -15,7 +16,7 @@ async fn service() -> (KeyService, ManualClock) {
 }
 
 fn new_key(name: &str) -> NewKey {
-    NewKey { name: name.into(), scope: Scope::Inference, expires_at: None }
+    NewKey { name: name.into(), scope: Scope::Inference, expires_at: None, limits: KeyLimits::default() }
 }
 
 #[tokio::test]
@@ -156,7 +157,12 @@ async fn the_log_tells_what_was_done_and_what_was_not_is_not_in_it() {
     let service = KeyService::new(store.clone(), Arc::new(clock.clone()));
     let admin = crate::auth::AdminService::new(store, Arc::new(clock.clone()));
     let key = service.create(new_key("one"), &BY).await.expect("made").record;
-    let edit = KeyEdit { name: Some("two".into()), expires_at: Change::Remove, ..KeyEdit::default() };
+    let limits = LimitChanges {
+        requests_per_minute: Change::Remove,
+        concurrent_jobs: Change::Set(3),
+        ..LimitChanges::default()
+    };
+    let edit = KeyEdit { name: Some("two".into()), expires_at: Change::Remove, limits, ..KeyEdit::default() };
     service.edit(key.id, edit, &BY).await.expect("edited");
     let rotated = service.rotate(key.id, 0, &Actor::Worker).await.expect("rotated").record;
     for _ in 0..2 {
@@ -166,8 +172,19 @@ async fn the_log_tells_what_was_done_and_what_was_not_is_not_in_it() {
     let page = admin.audit_page(None, 100).await.expect("read");
     let told: Vec<_> = page.entries.iter().rev().map(|entry| (entry.action, entry.detail.clone())).collect();
     let expected = [
-        (AuditAction::KeyCreated, json!({ "name": "one", "scope": { "inference": true }, "expires_at": null })),
-        (AuditAction::KeyEdited, json!({ "name": "two", "expires_at": null })),
+        (
+            AuditAction::KeyCreated,
+            json!({
+                "name": "one",
+                "scope": { "inference": true },
+                "expires_at": null,
+                "limits": { "requests_per_minute": null, "concurrent_jobs": null, "megapixel_steps_per_day": null },
+            }),
+        ),
+        (
+            AuditAction::KeyEdited,
+            json!({ "name": "two", "expires_at": null, "limits": { "concurrent_jobs": 3, "requests_per_minute": null } }),
+        ),
         (AuditAction::KeyRotated, json!({ "new_prefix": rotated.prefix.to_string(), "old_value_until": null })),
         (AuditAction::KeyRevoked, json!({})),
     ];

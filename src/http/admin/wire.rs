@@ -2,4 +2,6 @@
 
 pub(in crate::http) mod audit;
 pub(in crate::http) mod key;
+mod limits;
 pub(in crate::http) mod session;
+pub(in crate::http) mod usage;

@@ -108,7 +108,7 @@ pub(in crate::http) async fn submit(
     let card = state.catalog.card(&request.model).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
     let (spec, output_format) = request.into_spec(card, wishes.form)?;
     let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });
-    let submission = Submission { owner: caller.key_id, spec, output_format, repeat_key };
+    let submission = Submission { owner: caller.key_id, limits: caller.limits, spec, output_format, repeat_key };
     // A client that hangs up has this handler dropped, and a job that is not kept with it.
     let (accepted, report) = match state.jobs.submit(submission).await? {
         Submitted::New(accepted) => {

@@ -201,8 +201,26 @@ impl Fields {
         if self.is_null(field) { Change::Remove } else { self.moment(field).map_or(Change::Keep, Change::Set) }
     }
 
+    /// What is to become of a number without a fraction, from 0: `null` takes it away.
+    pub(in crate::http) fn number_change(&mut self, field: &str) -> Change<u32> {
+        if self.is_null(field) { Change::Remove } else { self.small_number(field).map_or(Change::Keep, Change::Set) }
+    }
+
+    /// The fields of an object within; what is wrong with them is named with the object in front.
+    pub(in crate::http) fn nested(&mut self, field: &str, read: impl FnOnce(&mut Self)) {
+        let values = self.take(field, "an object", |value| match value {
+            Value::Object(values) => Some(values),
+            _ => None,
+        });
+        let Some(values) = values else { return };
+        let mut fields = Self { values, errors: Vec::new() };
+        read(&mut fields);
+        let named = |error: FieldError| FieldError::new(format!("{field}.{}", error.field), error.reason);
+        self.errors.extend(fields.finish().into_iter().map(named));
+    }
+
     /// Whether a field is `null`; then it is taken.
-    fn is_null(&mut self, field: &str) -> bool {
+    pub(in crate::http) fn is_null(&mut self, field: &str) -> bool {
         let is_null = self.values.get(field).is_some_and(Value::is_null);
         if is_null {
             self.values.remove(field);

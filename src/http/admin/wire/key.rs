@@ -5,6 +5,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 use time::serde::rfc3339;
 
+use super::limits::{self, LimitsView};
 use crate::auth::{Change, CreatedKey, KeyEdit, KeyRecord, NewKey};
 use crate::domain::ids::KeyId;
 use crate::domain::scope::Scope;
@@ -18,7 +19,8 @@ impl FromFields for CreateKey {
         let name = fields.required_text("name");
         let scope = fields.required("scope").and_then(|value| scope(fields, &value));
         let expires_at = fields.moment("expires_at");
-        Some(Self(NewKey { name: name?, scope: scope?, expires_at }))
+        let limits = limits::of_new(fields);
+        Some(Self(NewKey { name: name?, scope: scope?, expires_at, limits }))
     }
 }
 
@@ -37,7 +39,8 @@ impl FromFields for EditKey {
         };
         let scope = fields.given("scope").and_then(|value| scope(fields, &value));
         let expires_at = fields.moment_change("expires_at");
-        Some(Self(KeyEdit { name, scope, expires_at }))
+        let limits = limits::of_edit(fields);
+        Some(Self(KeyEdit { name, scope, expires_at, limits }))
     }
 }
 
@@ -76,6 +79,7 @@ pub(in crate::http) struct KeyView {
     last_used_at: Option<OffsetDateTime>,
     #[serde(with = "rfc3339::option")]
     rotated_at: Option<OffsetDateTime>,
+    limits: LimitsView,
     /// The value before the last rotation, while it still works.
     overlap: Option<OverlapView>,
 }
@@ -101,6 +105,7 @@ impl From<KeyRecord> for KeyView {
             revoked_at: record.revoked_at,
             last_used_at: record.last_used_at,
             rotated_at: record.rotated_at,
+            limits: record.limits.into(),
             overlap: record
                 .overlap
                 .map(|overlap| OverlapView { prefix: overlap.prefix.to_string(), until: overlap.until }),

@@ -1,5 +1,5 @@
-//! When each key was last used, collected in memory and written now and then: a write for every request would make
-//! reading a key as dear as changing one.
+//! How often each key was used and when it last was, collected in memory and written now and then: a write for every
+//! request would make reading a key as dear as changing one.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,29 +10,42 @@ use time::OffsetDateTime;
 use crate::auth::KeyFailure;
 use crate::auth::store::KeyStore;
 use crate::domain::ids::KeyId;
+use crate::domain::usage::Day;
 
-/// Most keys noted between two writes. A use beyond that is not noted; the next one will be.
+/// Most keys (times days, at midnight) noted between two writes. A use beyond that is not noted.
 pub(super) const PENDING_MAX: usize = 10_000;
 /// How often they are written.
 const WRITE_INTERVAL_SECONDS: u64 = 30;
 
-/// The uses not yet written. Clones share them.
-#[derive(Debug, Clone)]
-pub(super) struct LastUsed {
-    keys: KeyStore,
-    pending: Arc<Mutex<HashMap<KeyId, OffsetDateTime>>>,
+/// A key's uses of one day that are not yet written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PendingUse {
+    pub(super) last_at: OffsetDateTime,
+    pub(super) requests: u64,
 }
 
-impl LastUsed {
+/// The uses not yet written. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct Uses {
+    keys: KeyStore,
+    pending: Arc<Mutex<HashMap<(KeyId, Day), PendingUse>>>,
+}
+
+impl Uses {
     pub(super) fn new(keys: KeyStore) -> Self {
         Self { keys, pending: Arc::default() }
     }
 
     pub(super) fn note(&self, id: KeyId, now: OffsetDateTime) {
+        self.add((id, Day::of(now)), PendingUse { last_at: now, requests: 1 });
+    }
+
+    fn add(&self, key: (KeyId, Day), more: PendingUse) {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        if pending.len() < PENDING_MAX || pending.contains_key(&id) {
-            let used_at = pending.entry(id).or_insert(now);
-            *used_at = now.max(*used_at);
+        if pending.len() < PENDING_MAX || pending.contains_key(&key) {
+            let noted = pending.entry(key).or_insert(PendingUse { requests: 0, ..more });
+            noted.last_at = noted.last_at.max(more.last_at);
+            noted.requests += more.requests;
         }
     }
 
@@ -47,8 +60,8 @@ impl LastUsed {
         }
         let outcome = self.keys.record_uses(&uses).await;
         if outcome.is_err() {
-            for (id, used_at) in uses {
-                self.note(id, used_at);
+            for (key, noted) in uses {
+                self.add(key, noted);
             }
         }
         outcome
@@ -64,7 +77,7 @@ impl LastUsed {
                 () = &mut stop => true,
             };
             if let Err(error) = self.write().await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "could not write when keys were last used");
+                tracing::warn!(error = &error as &dyn std::error::Error, "could not write how keys were used");
             }
             if stopping {
                 return;

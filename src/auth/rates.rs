@@ -1,0 +1,99 @@
+//! Requests per minute, of keys that have a bound for them.
+//!
+//! A bucket for each key: a request fills it by one, it leaks as many in a minute as the key may send, and holds as
+//! many. So a client can spend its minute at once, and then has to keep to the pace.
+
+use std::sync::{Mutex, PoisonError};
+
+use time::{Duration, OffsetDateTime};
+
+use crate::auth::recent::RecentMap;
+use crate::domain::ids::KeyId;
+
+/// Keys remembered, some 100 bytes each; those that have not been used for the longest time are forgotten first.
+const KEYS_MAX: usize = 10_000;
+/// The time that the bound speaks of.
+const MINUTE: Duration = Duration::MINUTE;
+
+/// The buckets.
+#[derive(Debug)]
+pub(super) struct Rates {
+    /// When each key's bucket will be empty.
+    empty_at: Mutex<RecentMap<KeyId, OffsetDateTime>>,
+}
+
+impl Rates {
+    pub(super) fn new() -> Self {
+        Self { empty_at: Mutex::new(RecentMap::new(KEYS_MAX)) }
+    }
+
+    /// Takes a request in, or tells after how many seconds (at least 1) the next one will be.
+    pub(super) fn take(&self, key: KeyId, per_minute: u32, now: OffsetDateTime) -> Result<(), u64> {
+        let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = MINUTE / per_minute.max(1);
+        // With a new bound, a bucket is never fuller than full.
+        let empty_at = buckets.get_mut(&key).map_or(now, |empty_at| (*empty_at).clamp(now, now + MINUTE));
+        let wait = empty_at + one - (now + MINUTE);
+        // Parts of a request that rounding has left over are none.
+        if wait > Duration::nanoseconds(i64::from(per_minute)) {
+            return Err((wait.whole_milliseconds() as u64).div_ceil(1000).max(1));
+        }
+        buckets.insert(key, empty_at + one);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+    fn taken(rates: &Rates, key: KeyId, per_minute: u32, now: OffsetDateTime) -> u32 {
+        let mut taken = 0;
+        while rates.take(key, per_minute, now).is_ok() {
+            taken += 1;
+        }
+        taken
+    }
+
+    #[test]
+    fn a_minute_can_be_spent_at_once_and_then_the_pace_holds() {
+        for per_minute in [1, 7, 60, 1000] {
+            let rates = Rates::new();
+            let (key, other) = (KeyId::generate(), KeyId::generate());
+            assert_eq!(taken(&rates, key, per_minute, START), per_minute);
+            assert_eq!(rates.take(key, per_minute, START), Err(60_u64.div_ceil(u64::from(per_minute))));
+            assert_eq!(taken(&rates, other, per_minute, START), per_minute, "each key has its own");
+            let mut later = 0;
+            for second in 1..=600 {
+                later += taken(&rates, key, per_minute, START + Duration::seconds(second));
+            }
+            assert_eq!(later, 10 * per_minute, "in ten minutes");
+            assert_eq!(taken(&rates, key, per_minute, START + Duration::HOUR), per_minute, "no more is saved up");
+        }
+    }
+
+    #[test]
+    fn waiting_as_told_is_enough() {
+        let rates = Rates::new();
+        let key = KeyId::generate();
+        let mut now = START;
+        for _ in 0..100 {
+            if let Err(seconds) = rates.take(key, 7, now) {
+                now += Duration::seconds(seconds.cast_signed());
+                assert_eq!(rates.take(key, 7, now), Ok(()));
+            }
+        }
+    }
+
+    #[test]
+    fn another_bound_acts_at_once() {
+        let rates = Rates::new();
+        let key = KeyId::generate();
+        assert_eq!(taken(&rates, key, 10, START), 10);
+        assert_eq!(taken(&rates, key, 100, START), 0, "the bucket is full");
+        assert_eq!(taken(&rates, key, 100, START + Duration::seconds(6)), 10);
+        assert_eq!(rates.take(key, 1, START + Duration::seconds(6)), Err(60));
+    }
+}

@@ -1,0 +1,132 @@
+//! What a key has used up, by UTC day.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+
+/// How many days of use are kept.
+pub const USAGE_DAYS_KEPT: u32 = 400;
+
+const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
+
+/// A day in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Day(i32);
+
+impl Day {
+    /// The day of a moment.
+    #[must_use]
+    pub fn of(moment: OffsetDateTime) -> Self {
+        Self(moment.unix_timestamp().div_euclid(SECONDS_PER_DAY) as i32)
+    }
+
+    /// The day `days` before this one.
+    #[must_use]
+    pub fn before(self, days: u32) -> Self {
+        Self(self.0.saturating_sub_unsigned(days))
+    }
+
+    /// Days since 1970-01-01, as the database has it.
+    #[must_use]
+    pub fn number(self) -> i32 {
+        self.0
+    }
+
+    /// Reads what [`Day::number`] gave.
+    #[must_use]
+    pub fn from_number(number: i32) -> Self {
+        Self(number)
+    }
+
+    /// Seconds (at least 1) from `now`, which is in this day, until the next one.
+    #[must_use]
+    pub fn seconds_left(self, now: OffsetDateTime) -> u64 {
+        let end = (i64::from(self.0) + 1) * SECONDS_PER_DAY;
+        (end - now.unix_timestamp()).max(1).unsigned_abs()
+    }
+}
+
+/// As in `2030-01-31`.
+impl fmt::Display for Day {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match OffsetDateTime::from_unix_timestamp(i64::from(self.0) * SECONDS_PER_DAY) {
+            Ok(moment) => moment.date().fmt(f),
+            // Only what nobody's clock has shown.
+            Err(_) => write!(f, "day {}", self.0),
+        }
+    }
+}
+
+/// What was drawn.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Pictures that were finished.
+    pub images: u64,
+    /// Pixels times denoising steps, also of pictures that were not finished.
+    pub pixel_steps: u64,
+    /// The engine's time; what it does for many pictures at once is shared among them.
+    pub engine_time: Duration,
+}
+
+impl Work {
+    /// Pixel-steps in the unit that limits and reports have.
+    #[must_use]
+    pub fn megapixel_steps(&self) -> f64 {
+        self.pixel_steps as f64 / 1e6
+    }
+}
+
+/// What a key has used up in one day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DayUsage {
+    /// The day.
+    pub day: Day,
+    /// Requests that the key was let in with.
+    pub requests: u64,
+    /// What was drawn for it.
+    pub work: Work,
+}
+
+/// The last `days` days up to `today`, the oldest first, also those in which nothing happened.
+#[must_use]
+pub fn by_day(today: Day, days: u32, requests: &[(Day, u64)], work: &[(Day, Work)]) -> Vec<DayUsage> {
+    let requests: BTreeMap<_, _> = requests.iter().copied().collect();
+    let work: BTreeMap<_, _> = work.iter().copied().collect();
+    let usage = |day: Day| DayUsage {
+        day,
+        requests: requests.get(&day).copied().unwrap_or_default(),
+        work: work.get(&day).copied().unwrap_or_default(),
+    };
+    (0..days).rev().map(|age| usage(today.before(age))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn a_day_begins_and_ends_at_midnight_utc() {
+        let day = Day::of(datetime!(2030-01-31 0:00 UTC));
+        assert_eq!(day.to_string(), "2030-01-31");
+        assert_eq!(Day::of(datetime!(2030-01-31 23:59:59.999 UTC)), day);
+        assert_eq!(Day::of(datetime!(2030-02-01 0:30 +1)), day);
+        assert_eq!(Day::of(datetime!(1969-12-31 23:59 UTC)).number(), -1);
+        assert_eq!(Day::from_number(day.number()).before(31).to_string(), "2029-12-31");
+        assert_eq!(day.seconds_left(datetime!(2030-01-31 23:59:50 UTC)), 10);
+        assert_eq!(day.seconds_left(datetime!(2030-02-01 0:00 UTC)), 1);
+    }
+
+    #[test]
+    fn days_without_use_are_there_too() {
+        let today = Day::of(datetime!(2030-01-31 12:00 UTC));
+        let work = Work { images: 2, pixel_steps: 3_500_000, engine_time: Duration::from_secs(1) };
+        let usage = by_day(today, 3, &[(today.before(2), 7), (today.before(9), 1)], &[(today, work)]);
+        assert_eq!(usage.iter().map(|day| day.requests).collect::<Vec<_>>(), [7, 0, 0]);
+        assert_eq!(usage.iter().map(|day| day.work.images).collect::<Vec<_>>(), [0, 0, 2]);
+        assert_eq!(usage[2].work.megapixel_steps(), 3.5);
+    }
+}

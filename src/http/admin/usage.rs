@@ -1,0 +1,37 @@
+//! `/v1/api-keys/{key_id}/usage`: what a key has used up, day by day.
+
+use axum::Json;
+use axum::extract::State;
+
+use super::wire::usage::{DayUsageView, UsageView};
+use crate::domain::spec::FieldError;
+use crate::domain::usage::{Day, USAGE_DAYS_KEPT, by_day};
+use crate::http::HttpState;
+use crate::http::error::ApiError;
+use crate::http::extract::administrator::Administrator;
+use crate::http::extract::path::KeyPath;
+use crate::http::extract::query::Parameters;
+
+/// Days that are told of, where the client does not say.
+const DAYS_DEFAULT: u32 = 30;
+
+pub(in crate::http) async fn show(
+    State(state): State<HttpState>,
+    _: Administrator,
+    KeyPath(id): KeyPath,
+    mut parameters: Parameters,
+) -> Result<Json<UsageView>, ApiError> {
+    let rule = format!("a whole number from 1 to {USAGE_DAYS_KEPT}");
+    let days = parameters.take("days", &rule).unwrap_or(DAYS_DEFAULT);
+    parameters.finish()?;
+    if !(1..=USAGE_DAYS_KEPT).contains(&days) {
+        return Err(ApiError::invalid(vec![FieldError::new("days", format!("must be {rule}"))]));
+    }
+    let key = state.keys.get(id).await?;
+    let today = Day::of(state.keys.now());
+    let since = today.before(days - 1);
+    let requests = state.keys.requests_by_day(key.id, since).await?;
+    let work = state.jobs.work_book().by_day(key.id, since).await?;
+    let data = by_day(today, days, &requests, &work).into_iter().map(DayUsageView::from).collect();
+    Ok(Json(UsageView { data }))
+}

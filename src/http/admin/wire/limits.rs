@@ -1,0 +1,60 @@
+//! What a key may use up, as it is asked for and as it is shown.
+
+use serde::Serialize;
+
+use crate::auth::{Change, LimitChanges};
+use crate::domain::limits::KeyLimits;
+use crate::http::extract::json::Fields;
+
+const FIELD: &str = "limits";
+
+/// The limits of a new key: those that are not given are none.
+pub(super) fn of_new(fields: &mut Fields) -> KeyLimits {
+    let mut limits = KeyLimits::default();
+    fields.nested(FIELD, |fields| {
+        limits = KeyLimits {
+            requests_per_minute: fields.small_number("requests_per_minute"),
+            concurrent_jobs: fields.small_number("concurrent_jobs"),
+            megapixel_steps_per_day: fields.small_number("megapixel_steps_per_day"),
+        };
+    });
+    limits
+}
+
+/// What is to become of a key's limits: those that are not given stay, `null` takes one away, or all of them.
+pub(super) fn of_edit(fields: &mut Fields) -> LimitChanges {
+    if fields.is_null(FIELD) {
+        return LimitChanges {
+            requests_per_minute: Change::Remove,
+            concurrent_jobs: Change::Remove,
+            megapixel_steps_per_day: Change::Remove,
+        };
+    }
+    let mut changes = LimitChanges::default();
+    fields.nested(FIELD, |fields| {
+        changes = LimitChanges {
+            requests_per_minute: fields.number_change("requests_per_minute"),
+            concurrent_jobs: fields.number_change("concurrent_jobs"),
+            megapixel_steps_per_day: fields.number_change("megapixel_steps_per_day"),
+        };
+    });
+    changes
+}
+
+/// A key's limits; `null` is none.
+#[derive(Serialize)]
+pub(in crate::http) struct LimitsView {
+    requests_per_minute: Option<u32>,
+    concurrent_jobs: Option<u32>,
+    megapixel_steps_per_day: Option<u32>,
+}
+
+impl From<KeyLimits> for LimitsView {
+    fn from(limits: KeyLimits) -> Self {
+        Self {
+            requests_per_minute: limits.requests_per_minute,
+            concurrent_jobs: limits.concurrent_jobs,
+            megapixel_steps_per_day: limits.megapixel_steps_per_day,
+        }
+    }
+}

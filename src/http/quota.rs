@@ -1,0 +1,35 @@
+//! A share that is used up, in the words of the IETF's draft on rate limits (draft-ietf-httpapi-ratelimit-headers-11): the
+//! fields `RateLimit-Policy` and `RateLimit`.
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+
+const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+pub(super) const DAY_SECONDS: u32 = 24 * 60 * 60;
+
+/// A share of something.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Quota {
+    /// Of what.
+    pub(super) name: &'static str,
+    /// All of it.
+    pub(super) limit: u32,
+    /// The time it is for.
+    pub(super) window_seconds: Option<u32>,
+    /// What is left of it.
+    pub(super) left: u64,
+}
+
+impl Quota {
+    /// Says it in the headers of an answer; there is more of it after `reset_seconds`.
+    pub(super) fn write(&self, headers: &mut HeaderMap, reset_seconds: u64) {
+        let Self { name, limit, window_seconds, left } = self;
+        let window = window_seconds.map(|seconds| format!(";w={seconds}")).unwrap_or_default();
+        let policy = format!("\"{name}\";q={limit}{window}");
+        let state = format!("\"{name}\";r={left};t={reset_seconds}");
+        for (field, text) in [(POLICY, policy), (LIMIT, state)] {
+            headers.insert(field, HeaderValue::try_from(text).expect("words and digits are visible ASCII"));
+        }
+    }
+}
