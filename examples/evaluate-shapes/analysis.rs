@@ -1,0 +1,188 @@
+//! Plain image analysis: the colour of the background, and of each connected patch its colour, shape and place.
+
+use fluxserve::domain::engine::RgbImage;
+
+use crate::outlines::{Grid, Outlines, SIDE};
+
+/// Names of colours and what they look like; the training varies each channel by 6 at most.
+pub(crate) const COLOURS: [(&str, [u8; 3]); 12] = [
+    ("red", [220, 50, 47]),
+    ("orange", [245, 140, 30]),
+    ("yellow", [250, 215, 60]),
+    ("green", [50, 160, 70]),
+    ("cyan", [60, 200, 215]),
+    ("blue", [45, 90, 205]),
+    ("purple", [130, 65, 180]),
+    ("pink", [245, 150, 190]),
+    ("brown", [120, 75, 45]),
+    ("white", [245, 245, 245]),
+    ("gray", [135, 138, 142]),
+    ("black", [25, 25, 28]),
+];
+
+/// A colour that is farther from all of them, in levels, has no name.
+const COLOUR_DISTANCE_MAX: f32 = 60.0;
+
+/// Smallest patch that counts, as a share of the picture. The smallest object of the training covers 0.8 %.
+const PATCH_SHARE_MIN: f32 = 0.002;
+
+/// Smallest overlap with an outline that makes a patch this shape.
+const OVERLAP_MIN: f32 = 0.7;
+
+/// A patch of one colour.
+#[derive(Debug, Clone)]
+pub(crate) struct Patch {
+    /// A name of [`COLOURS`], or none.
+    pub(crate) colour: Option<&'static str>,
+    /// A name of [`crate::outlines::SHAPES`], or none.
+    pub(crate) shape: Option<&'static str>,
+    /// Middle of its bounding box, as shares of width and height.
+    pub(crate) centre: [f32; 2],
+}
+
+/// What is to be seen in a picture.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    /// A name of [`COLOURS`], or none.
+    pub(crate) background: Option<&'static str>,
+    /// Largest first.
+    pub(crate) patches: Vec<Patch>,
+}
+
+type Colour = [f32; 3];
+
+fn distance(left: Colour, right: Colour) -> f32 {
+    left.iter().zip(right).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()
+}
+
+fn name_of(colour: Colour) -> Option<&'static str> {
+    let distances = COLOURS.iter().map(|(name, value)| (*name, distance(colour, value.map(f32::from))));
+    let (name, nearest) = distances.min_by(|left, right| left.1.total_cmp(&right.1))?;
+    (nearest <= COLOUR_DISTANCE_MAX).then_some(name)
+}
+
+/// Channel by channel.
+fn median(colours: &[Colour]) -> Colour {
+    std::array::from_fn(|channel| {
+        let mut values: Vec<f32> = colours.iter().map(|colour| colour[channel]).collect();
+        values.sort_by(f32::total_cmp);
+        values[values.len() / 2]
+    })
+}
+
+struct Picture {
+    width: usize,
+    height: usize,
+    pixels: Vec<Colour>,
+}
+
+impl Picture {
+    fn of(image: &RgbImage) -> Self {
+        let pixels = image.pixels().chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]].map(f32::from));
+        Self { width: image.width() as usize, height: image.height() as usize, pixels: pixels.collect() }
+    }
+
+    fn is_border(&self, index: usize) -> bool {
+        let (x, y) = (index % self.width, index / self.width);
+        x == 0 || y == 0 || x == self.width - 1 || y == self.height - 1
+    }
+
+    /// Pixels that touch this one, corners included.
+    fn around(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
+        let (x, y) = (index % self.width, index / self.width);
+        let rows = y.saturating_sub(1)..(y + 2).min(self.height);
+        rows.flat_map(move |row| {
+            (x.saturating_sub(1)..(x + 2).min(self.width)).map(move |column| row * self.width + column)
+        })
+    }
+
+    /// Connected pixels that are not background, each patch by itself.
+    fn patches(&self, background: Colour) -> Vec<Vec<usize>> {
+        // Half way to the nearest pair of colours: pixels on an edge go to the side they are nearer to.
+        let mut open: Vec<bool> = self.pixels.iter().map(|pixel| distance(*pixel, background) > 45.0).collect();
+        let mut patches = Vec::new();
+        for start in 0..open.len() {
+            if !std::mem::take(&mut open[start]) {
+                continue;
+            }
+            let mut patch = vec![start];
+            let mut next = 0;
+            while next < patch.len() {
+                for neighbour in self.around(patch[next]) {
+                    if std::mem::take(&mut open[neighbour]) {
+                        patch.push(neighbour);
+                    }
+                }
+                next += 1;
+            }
+            if patch.len() as f32 >= PATCH_SHARE_MIN * self.pixels.len() as f32 {
+                patches.push(patch);
+            }
+        }
+        patches.sort_by_key(|patch| std::cmp::Reverse(patch.len()));
+        patches
+    }
+
+    fn describe(&self, members: &[usize], background: Colour, outlines: &Outlines) -> Patch {
+        let inside: std::collections::HashSet<usize> = members.iter().copied().collect();
+        let whole = |index: &usize| self.around(*index).all(|neighbour| inside.contains(&neighbour));
+        let core: Vec<Colour> = members.iter().filter(|index| whole(index)).map(|&index| self.pixels[index]).collect();
+        let all: Vec<Colour> = members.iter().map(|&index| self.pixels[index]).collect();
+        let colour = median(if core.is_empty() { &all } else { &core });
+        let (columns, rows) =
+            (members.iter().map(|index| index % self.width), members.iter().map(|index| index / self.width));
+        let (left, right) = (columns.clone().min().unwrap_or(0), columns.max().unwrap_or(0) + 1);
+        let (top, bottom) = (rows.clone().min().unwrap_or(0), rows.max().unwrap_or(0) + 1);
+        let cover = |x: usize, y: usize| {
+            let index = y * self.width + x;
+            let share = distance(self.pixels[index], background) / distance(colour, background).max(1.0);
+            if inside.contains(&index) { share.clamp(0.0, 1.0) } else { 0.0 }
+        };
+        let grid = resample([left, right], [top, bottom], cover);
+        let (shape, overlap) = outlines.nearest(&grid);
+        Patch {
+            colour: name_of(colour),
+            shape: (overlap >= OVERLAP_MIN).then_some(shape),
+            centre: [(left + right) as f32 / 2.0 / self.width as f32, (top + bottom) as f32 / 2.0 / self.height as f32],
+        }
+    }
+}
+
+/// Brings a box of pixels onto the grid that outlines are compared on, by bilinear samples.
+fn resample(across: [usize; 2], down: [usize; 2], cover: impl Fn(usize, usize) -> f32) -> Grid {
+    // Cells are sampled at four places, so that a cell wider than a pixel misses none.
+    const SAMPLES: usize = 4;
+    let place = |[from, to]: [usize; 2], step: usize| {
+        let exact = (step as f32 + 0.5) / (SIDE * SAMPLES) as f32 * (to - from) as f32 - 0.5;
+        let exact = exact.clamp(0.0, (to - from - 1) as f32);
+        let before = exact.floor() as usize;
+        (from + before, from + (before + 1).min(to - from - 1), exact - exact.floor())
+    };
+    let mut grid = vec![0.0; SIDE * SIDE];
+    for row in 0..SIDE * SAMPLES {
+        let (above, below, lower) = place(down, row);
+        for column in 0..SIDE * SAMPLES {
+            let (before, after, right) = place(across, column);
+            let upper_value = cover(before, above) * (1.0 - right) + cover(after, above) * right;
+            let lower_value = cover(before, below) * (1.0 - right) + cover(after, below) * right;
+            grid[row / SAMPLES * SIDE + column / SAMPLES] +=
+                (upper_value * (1.0 - lower) + lower_value * lower) / (SAMPLES * SAMPLES) as f32;
+        }
+    }
+    grid
+}
+
+/// Looks at a picture.
+pub(crate) fn look(image: &RgbImage, outlines: &Outlines) -> Seen {
+    let picture = Picture::of(image);
+    let border: Vec<Colour> = (0..picture.pixels.len())
+        .filter(|&index| picture.is_border(index))
+        .map(|index| picture.pixels[index])
+        .collect();
+    let background = median(&border);
+    let patches = picture.patches(background);
+    Seen {
+        background: name_of(background),
+        patches: patches.iter().map(|members| picture.describe(members, background, outlines)).collect(),
+    }
+}

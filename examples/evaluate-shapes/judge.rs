@@ -1,0 +1,127 @@
+//! Holds what is seen against what was asked for, and counts.
+
+use std::fmt;
+
+use crate::analysis::{Patch, Seen};
+use crate::scene::{Object, Scene};
+
+/// So many of so many.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tally {
+    pub(crate) right: usize,
+    pub(crate) of: usize,
+}
+
+impl Tally {
+    fn add(&mut self, right: bool) {
+        self.right += usize::from(right);
+        self.of += 1;
+    }
+
+    /// In percent; 100 of nothing.
+    pub(crate) fn percent(self) -> f64 {
+        if self.of == 0 { 100.0 } else { 100.0 * self.right as f64 / self.of as f64 }
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.of == 0 {
+            return f.pad("-");
+        }
+        f.pad(&format!("{:.1} % of {}", self.percent(), self.of))
+    }
+}
+
+/// What was right, over many pictures.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Score {
+    /// Pictures with the right background.
+    pub(crate) background: Tally,
+    /// Objects asked for that were drawn in their colour.
+    pub(crate) colour: Tally,
+    /// Objects asked for that were drawn in their shape.
+    pub(crate) shape: Tally,
+    /// Pictures whose objects stand as asked (`relation`, `pair`, `placed`).
+    pub(crate) arrangement: Tally,
+    /// Pictures with as many objects as asked, no more and no fewer.
+    pub(crate) count: Tally,
+    /// Pictures with nothing wrong at all.
+    pub(crate) whole: Tally,
+}
+
+/// For each object the patch that is meant to be it: the pairing with most colours and shapes right.
+fn pair<'a>(objects: &[Object], patches: &'a [Patch]) -> Vec<Option<&'a Patch>> {
+    fn likeness(object: &Object, patch: &Patch) -> usize {
+        usize::from(patch.colour == Some(&object.colour)) + usize::from(patch.shape == Some(&object.shape))
+    }
+    fn best<'a>(objects: &[Object], free: &[&'a Patch]) -> (usize, Vec<Option<&'a Patch>>) {
+        let Some((object, others)) = objects.split_first() else { return (0, Vec::new()) };
+        let mut found = None;
+        for (index, patch) in free.iter().enumerate() {
+            let mut rest = free.to_vec();
+            rest.remove(index);
+            let (points, mut pairs) = best(others, &rest);
+            let points = points + likeness(object, patch);
+            if found.as_ref().is_none_or(|(most, _)| points > *most) {
+                pairs.insert(0, Some(*patch));
+                found = Some((points, pairs));
+            }
+        }
+        found.unwrap_or_else(|| {
+            let (points, mut pairs) = best(others, free);
+            pairs.insert(0, None);
+            (points, pairs)
+        })
+    }
+    let largest: Vec<&Patch> = patches.iter().take(objects.len()).collect();
+    best(objects, &largest).1
+}
+
+/// Whether objects stand as asked; nothing when nothing was asked.
+fn arranged(scene: &Scene, pairs: &[Option<&Patch>]) -> Option<bool> {
+    if scene.kind == "placed" {
+        let stands = |patch: &Patch| {
+            (0..2).all(|axis| ((patch.centre[axis] - 0.5) / 0.15).round().clamp(-1.0, 1.0) as i32 == scene.place[axis])
+        };
+        return Some(pairs[0].is_some_and(stands));
+    }
+    // Farther apart along the axis that was named than half of what training shows.
+    let apart = 0.2;
+    let (axis, sign) = match scene.relation.as_str() {
+        "left" => (0, -1.0),
+        "right" => (0, 1.0),
+        "above" => (1, -1.0),
+        "below" => (1, 1.0),
+        _ => return None,
+    };
+    Some(match pairs {
+        [Some(first), Some(second)] => (first.centre[axis] - second.centre[axis]) * sign > apart,
+        _ => false,
+    })
+}
+
+impl Score {
+    /// Counts one picture in.
+    pub(crate) fn add(&mut self, scene: &Scene, seen: &Seen) -> bool {
+        let pairs = pair(&scene.objects, &seen.patches);
+        let background = seen.background == Some(&scene.background);
+        let counted = seen.patches.len() == scene.objects.len();
+        let arranged = arranged(scene, &pairs);
+        let mut whole = background && counted && arranged.unwrap_or(true);
+        for (object, patch) in scene.objects.iter().zip(&pairs) {
+            let colour = patch.is_some_and(|patch| patch.colour == Some(&object.colour));
+            let shape = patch.is_some_and(|patch| patch.shape == Some(&object.shape));
+            self.colour.add(colour);
+            self.shape.add(shape);
+            whole &= colour && shape;
+        }
+        self.background.add(background);
+        self.count.add(counted);
+        if let Some(right) = arranged {
+            self.arrangement.add(right);
+        }
+        self.whole.add(whole);
+        whole
+    }
+}
