@@ -22,6 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from PIL import Image
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
 import autoencoder
@@ -105,9 +106,17 @@ def write(model, work, output):
     """FLUX.1's folders, weights in bf16."""
     half = model.to(torch.bfloat16)
     half.transformer.save_pretrained(output / "transformer")
-    half.clip.save_pretrained(output / "text_encoder")
     half.t5.save_pretrained(output / "text_encoder_2")
+    half.clip.save_pretrained(output / "text_encoder")
+    # The published names, which every version of transformers reads; version 5 writes them without the head.
+    tensors = {"text_model." + name.removeprefix("text_model."): tensor for name, tensor in half.clip.state_dict().items()
+               if not name.endswith("position_ids")}
+    save_file(tensors, output / "text_encoder/model.safetensors", metadata={"format": "pt"})
     AutoencoderKL.from_pretrained(work / "vae").to(torch.bfloat16).save_pretrained(output / "vae")
+    # Where it lay on this machine is nobody's business.
+    configuration = json.loads((output / "vae/config.json").read_text())
+    configuration.pop("_name_or_path", None)
+    (output / "vae/config.json").write_text(json.dumps(configuration, indent=2, sort_keys=True) + "\n")
     for name in ["tokenizer", "tokenizer_2"]:
         (output / name).mkdir(exist_ok=True)
         for file in (work / name).iterdir():
