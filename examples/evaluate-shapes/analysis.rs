@@ -23,6 +23,10 @@ pub(crate) const COLOURS: [(&str, [u8; 3]); 12] = [
 /// A colour that is farther from all of them, in levels, has no name.
 const COLOUR_DISTANCE_MAX: f32 = 60.0;
 
+/// What is nearer to the background, in levels, belongs to it: just above half of what lies between the two nearest
+/// colours, orange and yellow (81), so that a pixel on an edge goes to the side it is nearer to.
+const BACKGROUND_DISTANCE_MAX: f32 = 45.0;
+
 /// Smallest patch that counts, as a share of the picture. The smallest object of the training covers 0.8 %.
 const PATCH_SHARE_MIN: f32 = 0.002;
 
@@ -98,8 +102,8 @@ impl Picture {
 
     /// Connected pixels that are not background, each patch by itself.
     fn patches(&self, background: Colour) -> Vec<Vec<usize>> {
-        // Half way to the nearest pair of colours: pixels on an edge go to the side they are nearer to.
-        let mut open: Vec<bool> = self.pixels.iter().map(|pixel| distance(*pixel, background) > 45.0).collect();
+        let mut open: Vec<bool> =
+            self.pixels.iter().map(|pixel| distance(*pixel, background) > BACKGROUND_DISTANCE_MAX).collect();
         let mut patches = Vec::new();
         for start in 0..open.len() {
             if !std::mem::take(&mut open[start]) {
