@@ -170,6 +170,10 @@ class Lessons:
             return batch
         return self.size_rng.choice(kept)
 
+    def guidance(self, count):
+        low, high = GUIDANCE_RANGE
+        return low + (high - low) * torch.rand(count, generator=self.generator)
+
     def next(self, empty=EMPTY_PROMPTS, share=1.0):
         """Size, ids, sigmas, noisy latents, velocities."""
         width, height = self.size_rng.choices(self.sizes, self.weights)[0]
@@ -188,10 +192,14 @@ class Lessons:
         return (width, height), self.tokens(prompts), sigma, noisy, noise - latents
 
 
-def compiled(model):
-    """The same model; its transformer's arithmetic is compiled for all sizes."""
-    model.transformer.compile(dynamic=True)
-    return model
+def learn_from(model, optimizer, predicted, target):
+    """One step towards `target`, with the gradients of all workers. Gives this worker's loss."""
+    loss = torch.nn.functional.mse_loss(predicted, target)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    parallel.average_gradients(model)
+    optimizer.step()
+    return loss.item()
 
 
 def follow(average, model, decay):
@@ -239,23 +247,16 @@ class Log:
 def train_painter(model, lessons, steps, rate, log_path, save, save_every=500):
     """Flow matching on captioned pictures. Gives the running average of the weights."""
     average = copy.deepcopy(model).requires_grad_(False)
-    compiled(model)
     optimizer = new_optimizer(model, rate)
     log = Log(log_path)
     for step in range(steps):
         set_rate(optimizer, rate, step, steps, WARM_UP_STEPS)
         size, ids, sigma, noisy, velocity = lessons.next()
         # Any guidance: it says nothing before it is distilled.
-        low, high = GUIDANCE_RANGE
-        guidance = low + (high - low) * torch.rand(len(sigma), generator=lessons.generator)
-        predicted = model.predict(noisy, sigma, guidance, model.read(*ids), size)
-        loss = torch.nn.functional.mse_loss(predicted, velocity)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parallel.average_gradients(model)
-        optimizer.step()
+        predicted = model.predict(noisy, sigma, lessons.guidance(len(sigma)), model.read(*ids), size)
+        loss = learn_from(model, optimizer, predicted, velocity)
         follow(average, model, min(EMA_DECAY, (step + 1) / (step + 10)))
-        log.add(step, size, loss.item(), step == steps - 1)
+        log.add(step, size, loss, step == steps - 1)
         if (step + 1) % save_every == 0:
             save(average)
     return average
@@ -264,16 +265,13 @@ def train_painter(model, lessons, steps, rate, log_path, save, save_every=500):
 def distil_guidance(teacher, lessons, steps, rate, log_path):
     """Teaches one pass to answer as two did: the plain prediction pushed away from the empty prompt's."""
     student = copy.deepcopy(teacher).requires_grad_(True)
-    compiled(teacher), compiled(student)
     average = copy.deepcopy(teacher)
     optimizer = new_optimizer(student, rate)
     log = Log(log_path)
     for step in range(steps):
         set_rate(optimizer, rate, step, steps, 50)
         size, ids, sigma, noisy, _ = lessons.next(empty=0.05, share=0.7)
-        low, high = GUIDANCE_RANGE
-        guidance = low + (high - low) * torch.rand(len(sigma), generator=lessons.generator)
-        one = torch.ones_like(sigma)
+        guidance, one = lessons.guidance(len(sigma)), torch.ones_like(sigma)
         with torch.no_grad():
             with_text = teacher.predict(noisy, sigma, one, teacher.read(*ids), size)
             empty = teacher.read(*lessons.tokens([""] * len(sigma)))
@@ -281,11 +279,7 @@ def distil_guidance(teacher, lessons, steps, rate, log_path):
             push = 1 + GUIDANCE_PUSH * (guidance - 1)
             target = without + push[:, None, None] * (with_text - without)
         predicted = student.predict(noisy, sigma, guidance, student.read(*ids), size)
-        loss = torch.nn.functional.mse_loss(predicted, target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parallel.average_gradients(student)
-        optimizer.step()
+        loss = learn_from(student, optimizer, predicted, target)
         follow(average, student, min(0.99, (step + 1) / (step + 10)))
-        log.add(step, size, loss.item(), step == steps - 1)
+        log.add(step, size, loss, step == steps - 1)
     return average

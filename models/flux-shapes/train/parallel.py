@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+GRADIENT_NORM_MAX = 1.0
+
 
 def _free_port():
     with socket.socket() as listener:
@@ -33,15 +35,13 @@ def run(workers, job, *arguments):
 
 
 def average_gradients(model):
-    """Replaces each gradient by its mean over the workers. Gives the gradient's norm."""
+    """Replaces each gradient by its mean over the workers, all of them together no longer than GRADIENT_NORM_MAX."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    norm = flat.norm()
-    flat *= min(1.0, 1.0 / (norm.item() + 1e-6))
+    flat *= min(1.0, GRADIENT_NORM_MAX / (flat.norm().item() + 1e-6))
     start = 0
     for gradient in gradients:
         gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
         start += gradient.numel()
-    return norm.item()
