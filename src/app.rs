@@ -27,6 +27,11 @@ use crate::domain::usage::{Day, DayUsage, by_day};
 use crate::jobs::WorkBook;
 use crate::store::Store;
 
+/// The description of the HTTP API: OpenAPI 3.1, as JSON.
+pub fn api_description() -> String {
+    crate::http::openapi_json()
+}
+
 /// The database, the keys in it, and who manages them.
 #[derive(Debug, Clone)]
 pub struct Keys {

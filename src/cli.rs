@@ -70,6 +70,8 @@ pub enum Command {
     /// See which models there are and whether they are complete
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Print the description of the HTTP API: OpenAPI 3.1, as JSON
+    Openapi,
     /// Look for what keeps this machine from serving, and say how to mend it
     Doctor,
 }
@@ -80,6 +82,9 @@ pub struct ServeArgs {
     /// Where to listen [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
+    /// Another address for the console and the management routes, which are then not to be had at the first
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub admin_listen: Option<SocketAddr>,
     /// A model to serve, with the folder of its checkpoint; can be repeated [default: fluxserve/flux-random]
     #[arg(long = "model", value_name = "ID[=DIR]")]
     pub models: Vec<ModelSource>,
@@ -114,6 +119,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
     match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(arguments) => {
             flags.listen = arguments.listen;
+            flags.admin_listen = arguments.admin_listen;
             flags.models = arguments.models;
             flags.device = arguments.device;
             let config = Config::load(flags)?;
@@ -132,6 +138,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
         Command::Models(ModelsCommand::Check(arguments)) => {
             app::check_model(&Config::load(flags)?, &arguments.model, out)
         }
+        Command::Openapi => Ok(writeln!(out, "{}", app::api_description())?),
         Command::Doctor => app::doctor(&Config::load(flags)?, out).await,
     }
 }

@@ -30,6 +30,10 @@ pub const DEFAULT_MODEL: &str = "fluxserve/flux-random";
 pub struct Config {
     /// Where to listen for HTTP.
     pub listen: SocketAddr,
+    /// Where to listen for the console and the management routes. `None`: with everything else.
+    pub admin_listen: Option<SocketAddr>,
+    /// What https needs. `None`: plain http.
+    pub tls: Option<TlsConfig>,
     /// Folder of the database and the results.
     pub data_dir: PathBuf,
     /// The models to serve: at least one, none twice.
@@ -48,6 +52,15 @@ pub struct Config {
     pub results: ResultsConfig,
     /// The log.
     pub log: LogConfig,
+}
+
+/// What https needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The certificate and those that vouch for it, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub private_key: PathBuf,
 }
 
 /// Limits of HTTP requests.
@@ -120,6 +133,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
+            admin_listen: None,
+            tls: None,
             data_dir: PathBuf::from("data"),
             models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
             device: DeviceChoice::Auto,
@@ -169,6 +184,7 @@ impl Config {
         let mut config = resolve::resolve(&layers)?;
         config.admin_password = environment.admin_password()?;
         config.listen = flags.listen.unwrap_or(config.listen);
+        config.admin_listen = flags.admin_listen.or(config.admin_listen);
         config.data_dir = flags.data_dir.unwrap_or(config.data_dir);
         config.device = flags.device.unwrap_or(config.device);
         if !flags.models.is_empty() {
@@ -199,6 +215,8 @@ pub struct Flags {
     pub config_file: Option<PathBuf>,
     /// See [`Config::listen`].
     pub listen: Option<SocketAddr>,
+    /// See [`Config::admin_listen`].
+    pub admin_listen: Option<SocketAddr>,
     /// See [`Config::data_dir`].
     pub data_dir: Option<PathBuf>,
     /// See [`Config::models`]; empty means absent.

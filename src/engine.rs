@@ -5,6 +5,7 @@ mod device;
 mod loader;
 mod noise;
 pub(crate) mod ops;
+mod preview;
 mod sampler;
 mod slots;
 mod text;
@@ -27,6 +28,7 @@ pub use device::{DeviceError, probe};
 use loader::Checkpoint;
 use loader::config::Configs;
 pub use loader::{CheckpointError, ComponentReport, Inspection, Problem, inspect};
+use preview::Preview;
 use slots::{Pass, Picture, TokenGrid};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
@@ -54,6 +56,7 @@ pub struct FluxEngine {
     text: TextEncoders,
     transformer: Transformer,
     decoder: Decoder,
+    preview: Option<Preview>,
     device: Device,
     limits: EngineLimits,
     pictures: BTreeMap<Slot, Picture>,
@@ -71,10 +74,12 @@ impl FluxEngine {
         let checkpoint = Checkpoint::open(files)?;
         let configs = checkpoint.configs.clone();
         let dtype = device::dtype(&device);
+        let decoder = Decoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?;
         Ok(Self {
+            preview: Preview::learn(&decoder, configs.vae.latent_channels, &device)?,
+            decoder,
             text: TextEncoders::load(&configs, &checkpoint.clip(dtype, &device), checkpoint.t5(dtype, &device))?,
             transformer: Transformer::load(&configs.transformer, &checkpoint.transformer(dtype, &device))?,
-            decoder: Decoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?,
             tokenizers: checkpoint.tokenizers,
             configs,
             device,
@@ -118,6 +123,7 @@ impl FluxEngine {
             height: spec.height(),
             grid,
             latents: grid.pack(noise, &self.device).map_err(device_error)?,
+            velocity: None,
             sigmas: sampler::sigmas(&self.configs.scheduler, spec.image_tokens(), spec.steps() as usize),
             steps_done: 0,
             rotary: self.transformer.rotary(grid.rows, grid.columns).map_err(device_error)?,
@@ -126,8 +132,8 @@ impl FluxEngine {
         })
     }
 
-    /// The latents of `slots` after one more step, in their order.
-    fn stepped(&self, slots: &[Slot]) -> Result<Vec<Tensor>, EngineError> {
+    /// The latents of `slots` after one more step and where it was headed, in their order.
+    fn stepped(&self, slots: &[Slot]) -> Result<Vec<(Tensor, Tensor)>, EngineError> {
         let mut pictures = Vec::with_capacity(slots.len());
         for slot in slots {
             let picture = self.pictures.get(slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
@@ -137,9 +143,13 @@ impl FluxEngine {
             pictures.push(picture);
         }
         let sequences: Vec<_> = pictures.iter().flat_map(|picture| picture.sequences()).collect();
-        let run = || -> candle_core::Result<Vec<Tensor>> {
+        let run = || -> candle_core::Result<Vec<(Tensor, Tensor)>> {
             let mut velocities = self.transformer.velocities(&sequences)?.into_iter();
-            pictures.iter().map(|picture| picture.euler_step(&picture.combine(&mut velocities)?)).collect()
+            let stepped = pictures.iter().map(|picture| {
+                let velocity = picture.combine(&mut velocities)?;
+                Ok((picture.euler_step(&velocity)?, velocity))
+            });
+            stepped.collect()
         };
         run().map_err(device_error)
     }
@@ -159,15 +169,15 @@ impl StepEngine for FluxEngine {
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
-        let latents = self.stepped(slots).inspect_err(|error| {
+        let stepped = self.stepped(slots).inspect_err(|error| {
             if matches!(error, EngineError::OutOfMemory(_)) {
                 let tokens = slots.iter().filter_map(|slot| self.pictures.get(slot)).map(Picture::step_tokens).sum();
                 self.limits = device::limits_after_out_of_memory(self.limits, tokens);
             }
         })?;
-        for (slot, latents) in slots.iter().zip(latents) {
+        for (slot, (latents, velocity)) in slots.iter().zip(stepped) {
             if let Some(picture) = self.pictures.get_mut(slot) {
-                picture.latents = latents;
+                (picture.latents, picture.velocity) = (latents, Some(velocity));
                 picture.steps_done += 1;
             }
         }
@@ -186,6 +196,18 @@ impl StepEngine for FluxEngine {
             bytes.ok_or_else(|| EngineError::Request("the model produced numbers that are not finite".to_owned()))?;
         RgbImage::new(picture.width, picture.height, bytes)
             .ok_or_else(|| EngineError::Fatal("the decoder produced a picture of another size".to_owned()))
+    }
+
+    fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
+        let (Some(picture), Some(preview)) = (self.pictures.get(&slot), &self.preview) else { return Ok(None) };
+        let run = || -> candle_core::Result<Option<RgbImage>> {
+            let Some(latents) = picture.expected()? else { return Ok(None) };
+            let pixels = preview.pixels(&picture.grid.unpack(&latents)?)?;
+            let (_, _, height, width) = pixels.dims4()?;
+            let bytes = vae::to_rgb_bytes(&pixels)?;
+            Ok(bytes.and_then(|bytes| RgbImage::new(width as u32, height as u32, bytes)))
+        };
+        run().map_err(device_error)
     }
 
     fn release(&mut self, slot: Slot) {

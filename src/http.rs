@@ -5,9 +5,11 @@
 
 mod admin;
 mod api;
+mod console;
 pub mod error;
 mod extract;
 mod layer;
+mod openapi;
 mod origin;
 mod quota;
 mod same_origin;
@@ -19,18 +21,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, delete, get, patch, post};
+use time::OffsetDateTime;
 use tower_http::catch_panic::CatchPanicLayer;
 
-pub use server::{ConnectionLimits, serve};
+pub use server::{ConnectionLimits, Tls, TlsError, serve};
 
 use crate::auth::{AdminService, Authenticator, KeyService};
 use crate::catalog::Catalog;
 use crate::jobs::JobService;
 use crate::telemetry::metrics::MetricsHandle;
 use error::{ApiError, ErrorCode};
+use openapi::Operation;
 
 /// What the surface is held to.
 #[derive(Debug, Clone)]
@@ -43,8 +48,12 @@ pub struct HttpSettings {
     pub wait_max: Duration,
     /// Longest time any request may take; above `wait_max`.
     pub request_deadline: Duration,
-    /// Where clients reach this worker, e.g. `https://images.example.org`. `None`: as the `Host` header says, by http.
+    /// Where clients reach this worker, e.g. `https://images.example.org`. `None`: as the `Host` header says.
     pub public_url: Option<String>,
+    /// Whether it is served by https.
+    pub has_tls: bool,
+    /// Whether console and management routes are served at an address of their own.
+    pub has_own_management: bool,
 }
 
 impl Default for HttpSettings {
@@ -55,6 +64,8 @@ impl Default for HttpSettings {
             wait_max: Duration::from_mins(5),
             request_deadline: Duration::from_mins(6),
             public_url: None,
+            has_tls: false,
+            has_own_management: false,
         }
     }
 }
@@ -71,6 +82,8 @@ pub struct HttpParts {
     pub keys: KeyService,
     /// Who the administrator is, and what was done.
     pub admin: AdminService,
+    /// What pictures are drawn on, in words for the administrator.
+    pub device: String,
     /// What `/metrics` shows; `None` where nothing is counted.
     pub metrics: Option<MetricsHandle>,
     /// What it is held to.
@@ -84,6 +97,9 @@ struct HttpState(Arc<Shared>);
 struct Shared {
     parts: HttpParts,
     write_check: api::health::WriteCheck,
+    started_at: OffsetDateTime,
+    /// The API's description, as JSON.
+    document: Bytes,
     /// The paths, as the table has them, that need a password to exist.
     management_paths: HashSet<&'static str>,
 }
@@ -111,6 +127,15 @@ pub enum Access {
     SignIn,
     /// Who has signed in. Without a password it is not there.
     Session,
+    /// Everyone; stands where the management routes stand.
+    Page,
+}
+
+impl Access {
+    /// Whether it is for the administrator.
+    fn is_management(self) -> bool {
+        matches!(self, Self::SignIn | Self::Session | Self::Page)
+    }
 }
 
 /// One row of the table of routes.
@@ -124,60 +149,108 @@ pub struct Route {
     pub access: Access,
 }
 
-type Row = (Route, MethodRouter<HttpState>);
+type Row = (Route, MethodRouter<HttpState>, Operation);
 
-fn row(access: Access, method: &'static str, path: &'static str, handler: MethodRouter<HttpState>) -> Row {
-    (Route { method, path, access }, handler)
+fn row(
+    access: Access,
+    method: &'static str,
+    path: &'static str,
+    handler: MethodRouter<HttpState>,
+    operation: Operation,
+) -> Row {
+    (Route { method, path, access }, handler, operation)
 }
 
-/// Every route there is.
+/// Every route there is, and what the API's description says of it.
 #[rustfmt::skip]
 fn table() -> Vec<Row> {
-    use Access::{Anyone, Inference, InferenceOrLink, Loopback, Session, SignIn};
+    use Access::{Anyone, Inference, InferenceOrLink, Loopback, Page, Session, SignIn};
+    use admin::{api_keys, audit, jobs as all_jobs, overview, playground, session, usage};
+    use api::{catalog, health, inference, jobs};
     vec![
-        row(Inference,       "POST",   "/v1/inference/image",                post(api::inference::submit)),
-        row(Inference,       "GET",    "/v1/inference/jobs",                 get(api::jobs::list)),
-        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}",        get(api::jobs::show)),
-        row(Inference,       "DELETE", "/v1/inference/jobs/{job_id}",        delete(api::jobs::cancel)),
-        row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result", get(api::jobs::result)),
-        row(Anyone,          "GET",    "/v1/inference/models",               get(api::catalog::models)),
-        row(Anyone,          "GET",    "/v1/inference/runtime/models",       get(api::catalog::runtime_models)),
-        row(SignIn,          "POST",   "/v1/session",                        post(admin::session::sign_in)),
-        row(Session,         "GET",    "/v1/session",                        get(admin::session::show)),
-        row(Session,         "DELETE", "/v1/session",                        delete(admin::session::sign_out)),
-        row(Session,         "GET",    "/v1/api-keys",                       get(admin::api_keys::list)),
-        row(Session,         "POST",   "/v1/api-keys",                       post(admin::api_keys::create)),
-        row(Session,         "GET",    "/v1/api-keys/{key_id}",              get(admin::api_keys::show)),
-        row(Session,         "PATCH",  "/v1/api-keys/{key_id}",              patch(admin::api_keys::edit)),
-        row(Session,         "DELETE", "/v1/api-keys/{key_id}",              delete(admin::api_keys::revoke)),
-        row(Session,         "POST",   "/v1/api-keys/{key_id}/rotate",       post(admin::api_keys::rotate)),
-        row(Session,         "GET",    "/v1/api-keys/{key_id}/usage",        get(admin::usage::show)),
-        row(Session,         "GET",    "/v1/audit",                          get(admin::audit::list)),
-        row(Anyone,          "GET",    "/healthz",                           get(api::health::alive)),
-        row(Anyone,          "GET",    "/readyz",                            get(api::health::ready)),
-        row(Loopback,        "GET",    "/metrics",                           get(api::health::metrics)),
+        row(Inference,       "POST",   "/v1/inference/image",                post(inference::submit),      inference::submit_operation()),
+        row(Inference,       "GET",    "/v1/inference/jobs",                 get(jobs::list),              jobs::list_operation()),
+        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}",        get(jobs::show),              jobs::show_operation()),
+        row(Inference,       "DELETE", "/v1/inference/jobs/{job_id}",        delete(jobs::cancel),         jobs::cancel_operation()),
+        row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result", get(jobs::result),            jobs::result_operation()),
+        row(Anyone,          "GET",    "/v1/inference/models",               get(catalog::models),         catalog::models_operation()),
+        row(Anyone,          "GET",    "/v1/inference/runtime/models",       get(catalog::runtime_models), catalog::runtime_models_operation()),
+        row(SignIn,          "POST",   "/v1/session",                        post(session::sign_in),       session::sign_in_operation()),
+        row(Session,         "GET",    "/v1/session",                        get(session::show),           session::show_operation()),
+        row(Session,         "DELETE", "/v1/session",                        delete(session::sign_out),    session::sign_out_operation()),
+        row(Session,         "GET",    "/v1/api-keys",                       get(api_keys::list),          api_keys::list_operation()),
+        row(Session,         "POST",   "/v1/api-keys",                       post(api_keys::create),       api_keys::create_operation()),
+        row(Session,         "GET",    "/v1/api-keys/{key_id}",              get(api_keys::show),          api_keys::show_operation()),
+        row(Session,         "PATCH",  "/v1/api-keys/{key_id}",              patch(api_keys::edit),        api_keys::edit_operation()),
+        row(Session,         "DELETE", "/v1/api-keys/{key_id}",              delete(api_keys::revoke),     api_keys::revoke_operation()),
+        row(Session,         "POST",   "/v1/api-keys/{key_id}/rotate",       post(api_keys::rotate),       api_keys::rotate_operation()),
+        row(Session,         "GET",    "/v1/api-keys/{key_id}/usage",        get(usage::show),             usage::show_operation()),
+        row(Session,         "GET",    "/v1/audit",                          get(audit::list),             audit::list_operation()),
+        row(Session,         "GET",    "/v1/overview",                       get(overview::show),          overview::show_operation()),
+        row(Session,         "POST",   "/v1/playground/image",               post(playground::submit),     playground::submit_operation()),
+        row(Session,         "GET",    "/v1/jobs",                           get(all_jobs::list),          all_jobs::list_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}",                  get(all_jobs::show),          all_jobs::show_operation()),
+        row(Session,         "DELETE", "/v1/jobs/{job_id}",                  delete(all_jobs::cancel),     all_jobs::cancel_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}/preview",          get(all_jobs::preview),       all_jobs::preview_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}/result",           get(all_jobs::result),        all_jobs::result_operation()),
+        row(Page,            "GET",    "/admin",                             get(self::console::page),     self::console::page_operation()),
+        row(Page,            "GET",    "/admin/assets/{file}",               get(self::console::asset),    self::console::asset_operation()),
+        row(Anyone,          "GET",    "/openapi.json",                      get(openapi::serve),          openapi::serve_operation()),
+        row(Anyone,          "GET",    "/healthz",                           get(health::alive),           health::alive_operation()),
+        row(Anyone,          "GET",    "/readyz",                            get(health::ready),           health::ready_operation()),
+        row(Loopback,        "GET",    "/metrics",                           get(health::metrics),         health::metrics_operation()),
     ]
 }
 
 /// Every route there is, without its handler.
 pub fn routes() -> Vec<Route> {
-    table().into_iter().map(|(route, _)| route).collect()
+    table().into_iter().map(|(route, _, _)| route).collect()
 }
 
-/// The whole surface as one service, for [`serve`]: throttling by address and `/metrics` need to know the peer.
-pub fn router(parts: HttpParts) -> Router {
+/// The API's description: OpenAPI 3.1, as JSON.
+pub fn openapi_json() -> String {
+    let rows = table().into_iter().map(|(route, _, operation)| (route, operation));
+    openapi::json(&openapi::document(rows))
+}
+
+/// The surface as services, for [`serve`]: throttling by address and `/metrics` need to know the peer.
+pub struct Routers {
+    /// What clients use; and the administrator, too, unless there is another one for that.
+    pub clients: Router,
+    /// Console and management routes, with all that needs no key. Where [`HttpSettings::has_own_management`] says so.
+    pub management: Option<Router>,
+}
+
+/// The whole surface, made of `parts`.
+pub fn routers(parts: HttpParts) -> Routers {
+    let is_split = parts.settings.has_own_management;
     let body_bytes_max = parts.settings.body_bytes_max;
     let management = routes().into_iter().filter(|route| matches!(route.access, Access::SignIn | Access::Session));
     let shared = Shared {
+        started_at: parts.keys.now(),
         parts,
         write_check: api::health::WriteCheck::default(),
+        document: openapi_json().into(),
         management_paths: management.map(|route| route.path).collect(),
     };
     let state = HttpState(Arc::new(shared));
-    let mut router = Router::new();
-    for (route, handler) in table() {
-        router = router.route(route.path, handler);
+    let router = |is_wanted: fn(Access) -> bool| with_layers(routes_of(is_wanted), &state, body_bytes_max);
+    if is_split {
+        Routers {
+            clients: router(|access| !access.is_management()),
+            management: Some(router(|access| access.is_management() || access == Access::Anyone)),
+        }
+    } else {
+        Routers { clients: router(|_| true), management: None }
     }
+}
+
+fn routes_of(is_wanted: fn(Access) -> bool) -> Router<HttpState> {
+    let wanted = table().into_iter().filter(|(route, ..)| is_wanted(route.access));
+    wanted.fold(Router::new(), |router, (route, handler, _)| router.route(route.path, handler))
+}
+
+fn with_layers(router: Router<HttpState>, state: &HttpState, body_bytes_max: usize) -> Router {
     // Outermost last: the request id is there before anything is logged, and whatever panics is still answered.
     router
         .fallback(|| async { ApiError::new(ErrorCode::NotFound) })
@@ -188,5 +261,5 @@ pub fn router(parts: HttpParts) -> Router {
         .layer(CatchPanicLayer::custom(layer::panic::answer))
         .layer(from_fn(layer::access_log::record))
         .layer(from_fn(layer::request_id::attach))
-        .with_state(state)
+        .with_state(state.clone())
 }

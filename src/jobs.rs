@@ -5,11 +5,14 @@
 
 mod allowance;
 mod idempotency;
+mod pictures;
+mod reach;
 mod recorder;
 mod recovery;
 mod request;
 mod results;
 mod service;
+mod statistics;
 mod store;
 mod submission;
 mod sweep;
@@ -22,9 +25,11 @@ use time::OffsetDateTime;
 
 pub use allowance::LimitReached;
 pub use idempotency::RepeatKey;
+pub use reach::Reach;
 pub use request::JobRequest;
 pub use results::ResultLink;
 pub use service::{JobService, ServiceParts};
+pub use statistics::{Minute, Statistics};
 pub use submission::{AcceptedJob, Submission, Submitted};
 pub use work_book::WorkBook;
 
@@ -139,6 +144,9 @@ pub enum JobsError {
     /// The job has no picture: it has not succeeded (yet).
     #[error("the job has no picture; it is {0}")]
     NoPicture(JobStatus),
+    /// Nothing can be seen of the job now: it is not being drawn, or has not come to its first step.
+    #[error("there is no preview of the job now")]
+    NoPreview,
     /// The job succeeded, and its picture is gone.
     #[error("the picture is gone")]
     PictureGone,

@@ -9,6 +9,7 @@ mod guarded;
 mod line;
 mod places;
 pub mod planner;
+mod previews;
 mod rounds;
 mod worker;
 
@@ -23,6 +24,7 @@ use crate::domain::spec::GenerateSpec;
 use event::JobEvents;
 use line::{Entry, Line};
 use places::{PlaceHold, Places};
+pub use previews::Previews;
 
 /// Builds the engine on its own thread; called again after the engine failed.
 pub type EngineFactory = Box<dyn Fn() -> Result<Box<dyn StepEngine>, EngineError> + Send>;
@@ -84,6 +86,17 @@ pub struct Standing {
     pub position: usize,
     /// Likely time to its end, from the measured time per token. `None` before anything was measured.
     pub eta_seconds: Option<f64>,
+}
+
+/// What a queue has to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Jobs in line.
+    pub waiting: usize,
+    /// Jobs being drawn.
+    pub drawing: usize,
+    /// Most jobs in line and being drawn together.
+    pub jobs_max: usize,
 }
 
 /// One engine's queue. Clones share it.
@@ -155,6 +168,12 @@ impl Queue {
     /// Where a job stands; `None` when it is not here (any more).
     pub fn standing(&self, id: JobId) -> Option<Standing> {
         self.line.standing(id)
+    }
+
+    /// What there is to do now.
+    pub fn load(&self) -> Load {
+        let (waiting, drawing) = self.line.load();
+        Load { waiting, drawing, jobs_max: self.places.jobs_max() }
     }
 
     /// How the engine is, now and as it changes.

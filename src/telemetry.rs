@@ -4,6 +4,7 @@
 //! [`metrics`] take plain numbers and fixed words. Nothing here is ever given a key, a body or a prompt.
 
 pub mod metrics;
+pub mod process;
 
 use std::io::IsTerminal as _;
 

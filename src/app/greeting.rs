@@ -8,9 +8,17 @@ use super::engines::NotReady;
 use crate::catalog::Catalog;
 use crate::domain::model::ModelFiles;
 
-/// Where a client on this machine finds the worker.
-pub(super) fn local_url(address: SocketAddr) -> String {
-    format!("http://{}", reachable(address))
+/// Where people and clients on this machine find the worker.
+pub(super) struct Urls {
+    pub(super) clients: String,
+    /// Console and management routes.
+    pub(super) management: String,
+}
+
+/// Where a client on this machine finds what listens on `address`.
+pub(super) fn local_url(address: SocketAddr, has_tls: bool) -> String {
+    let scheme = if has_tls { "https" } else { "http" };
+    format!("{scheme}://{}", reachable(address))
 }
 
 /// How a client on this machine reaches an address: the wildcards are not addresses one can connect to.
@@ -27,7 +35,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 /// is the moment to show them, since they are never shown again.
 pub(super) async fn greet(
     out: &mut dyn Write,
-    url: &str,
+    urls: &Urls,
     catalog: &Catalog,
     not_ready: &[NotReady],
     keys: &Keys,
@@ -49,6 +57,7 @@ pub(super) async fn greet(
         }
         first_ready.get_or_insert(card.id.clone());
     }
+    writeln!(out, "The console is at {}/admin", urls.management)?;
     out.flush()?;
     match keys.first_password().await? {
         Some(password) => {
@@ -56,7 +65,7 @@ pub(super) async fn greet(
             writeln!(out, "  `fluxserve admin set-password` sets another")?;
         }
         None if !keys.admin.has_password().await? => {
-            writeln!(out, "Nobody can manage keys over HTTP: `fluxserve admin set-password` sets a password")?;
+            writeln!(out, "Nobody can sign in to it yet: `fluxserve admin set-password` sets a password")?;
         }
         None => {}
     }
@@ -71,6 +80,7 @@ pub(super) async fn greet(
         None => "$FLUXSERVE_API_KEY",
     };
     let Some(model) = first_ready else { return Ok(()) };
+    let url = &urls.clients;
     writeln!(
         out,
         "Draw a picture:\n\n  curl --fail-with-body -sS {url}/v1/inference/image -H \"x-api-key: {key}\" \

@@ -2,24 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::Keys;
 use super::data_lock::DataLock;
 use super::engines::{check_models, settled, start_engines};
-use super::greeting::{greet, local_url};
+use super::greeting::{Urls, greet, local_url};
 use super::models::catalog_of;
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, LogFormat};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::ids::ModelId;
-use crate::http::{self, ConnectionLimits, HttpParts, HttpSettings};
+use crate::engine;
+use crate::http::{self, ConnectionLimits, HttpParts, HttpSettings, Tls};
 use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, JobService, JobSettings, ServiceParts};
 use crate::queue::Queue;
 use crate::shutdown::{self, Shutdown, ShutdownTrigger};
@@ -45,13 +47,11 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> a
     check_models(&catalog)?;
     // Held until the end: nobody else may take up the jobs before this process has let go of them.
     let _lock = DataLock::take(&config.data_dir)?;
-    let listener = TcpListener::bind(config.listen)
-        .await
-        .with_context(|| format!("listening on {}: choose another address with --listen", config.listen))?;
+    let doors = Doors::open(&config).await?;
     let keys = Keys::open(&config).await?;
     let started = async {
         keys.apply_password(&config).await?;
-        Worker::start(&config, catalog, &keys, listener).await
+        Worker::start(&config, catalog, &keys, doors).await
     };
     let outcome = match started.await {
         Ok(worker) => {
@@ -67,21 +67,55 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> a
     outcome
 }
 
+/// Where connections come in.
+struct Doors {
+    clients: TcpListener,
+    /// For console and management routes, where they have an address of their own.
+    management: Option<TcpListener>,
+    tls: Option<Tls>,
+}
+
+impl Doors {
+    async fn open(config: &Config) -> anyhow::Result<Self> {
+        let tls = config.tls.as_ref().map(|files| Tls::load(files.certificate.clone(), files.private_key.clone()));
+        let tls = tls.transpose().context("serving by https")?;
+        let clients = listen(config.listen, "--listen").await?;
+        let management = match config.admin_listen {
+            Some(address) => Some(listen(address, "--admin-listen").await?),
+            None => None,
+        };
+        Ok(Self { clients, management, tls })
+    }
+
+    fn urls(&self) -> anyhow::Result<Urls> {
+        let url =
+            |listener: &TcpListener| Ok::<_, anyhow::Error>(local_url(listener.local_addr()?, self.tls.is_some()));
+        let clients = url(&self.clients)?;
+        let management = self.management.as_ref().map(url).transpose()?;
+        Ok(Urls { management: management.unwrap_or_else(|| clients.clone()), clients })
+    }
+}
+
+async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("listening on {address}: choose another address with {flag}"))
+}
+
 /// All that runs.
 struct Worker {
-    url: String,
+    urls: Urls,
     catalog: Arc<Catalog>,
     queues: BTreeMap<ModelId, Queue>,
     jobs: JobService,
-    server: JoinHandle<()>,
+    servers: JoinSet<()>,
     /// Writes down when keys were last used.
     uses: JoinHandle<()>,
     close: ShutdownTrigger,
 }
 
 impl Worker {
-    async fn start(config: &Config, catalog: Arc<Catalog>, keys: &Keys, listener: TcpListener) -> anyhow::Result<Self> {
-        let url = local_url(listener.local_addr()?);
+    async fn start(config: &Config, catalog: Arc<Catalog>, keys: &Keys, doors: Doors) -> anyhow::Result<Self> {
+        let urls = doors.urls()?;
         // Before anything that counts.
         let metrics = telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -95,31 +129,38 @@ impl Worker {
             settings: job_settings(config),
         };
         let jobs = JobService::start(parts).await.inspect_err(|_| queues.values().for_each(Queue::close))?;
-        let router = http::router(HttpParts {
+        let routers = http::routers(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
             authenticator: authenticator.clone(),
             keys: keys.service.clone(),
             admin: keys.admin.clone(),
+            device: engine::probe(config.device).unwrap_or_else(|_| config.device.to_string()),
             metrics,
             settings: http_settings(config),
         });
         let (close, closing) = shutdown::channel();
-        let server = tokio::spawn({
-            let (closing, limits) = (closing.clone(), connection_limits(config));
-            async move { http::serve(listener, router, closing.requested(), limits).await }
-        });
+        let mut servers = JoinSet::new();
+        if let Some(tls) = doors.tls.clone() {
+            // Ends with the process: nothing waits for it.
+            tokio::spawn(tls.reload_when_changed());
+        }
+        let management = doors.management.zip(routers.management);
+        for (listener, router) in [(doors.clients, routers.clients)].into_iter().chain(management) {
+            let (closing, limits, tls) = (closing.clone(), connection_limits(config), doors.tls.clone());
+            servers.spawn(async move { http::serve(listener, router, closing.requested(), limits, tls).await });
+        }
         let uses = tokio::spawn(async move { authenticator.record_uses_until(closing.requested()).await });
-        Ok(Self { url, catalog, queues, jobs, server, uses, close })
+        Ok(Self { urls, catalog, queues, jobs, servers, uses, close })
     }
 
     /// Tells what can be done as soon as it can be done; returns when it is time to finish.
     async fn welcome(&self, keys: &Keys, shutdown: &Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
-        writeln!(out, "fluxserve listens on {}", self.url)?;
+        writeln!(out, "fluxserve listens on {}", self.urls.clients)?;
         out.flush()?;
         tokio::select! {
             not_ready = settled(&self.queues) => {
-                greet(out, &self.url, &self.catalog, &not_ready?, keys).await?;
+                greet(out, &self.urls, &self.catalog, &not_ready?, keys).await?;
                 shutdown.requested().await;
             }
             () = shutdown.requested() => {}
@@ -129,7 +170,7 @@ impl Worker {
 
     /// Lets accepted work finish, then ends everything. What has not ended by then is left to the next start.
     async fn stop(self, drain_deadline: Duration) {
-        let Self { jobs, server, uses, close, .. } = self;
+        let Self { jobs, mut servers, uses, close, .. } = self;
         jobs.drain();
         let unfinished = jobs.wait_until_idle(drain_deadline).await;
         if unfinished > 0 {
@@ -137,7 +178,8 @@ impl Worker {
         }
         jobs.close();
         close.request();
-        if tokio::time::timeout(CONNECTIONS_CLOSE_DEADLINE, server).await.is_err() {
+        let all_closed = async { while servers.join_next().await.is_some() {} };
+        if tokio::time::timeout(CONNECTIONS_CLOSE_DEADLINE, all_closed).await.is_err() {
             tracing::warn!("some connections did not close in time");
         }
         // The engines have stopped: what their last events left to write down is short.
@@ -176,6 +218,8 @@ fn http_settings(config: &Config) -> HttpSettings {
         wait_max,
         request_deadline: wait_max + REQUEST_MARGIN,
         public_url: config.http.public_url.as_ref().map(ToString::to_string),
+        has_tls: config.tls.is_some(),
+        has_own_management: config.admin_listen.is_some(),
         ..HttpSettings::default()
     }
 }

@@ -9,7 +9,9 @@ use std::path::PathBuf;
 use zeroize::Zeroizing;
 
 use crate::config::ConfigError;
-use crate::config::settings::{HttpSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings, Settings};
+use crate::config::settings::{
+    HttpSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings, Settings, TlsSettings,
+};
 use crate::domain::password::AdminPassword;
 
 /// An environment variable and the field of the file that it stands for.
@@ -30,6 +32,11 @@ const fn variable(name: &'static str, field: &'static str, meaning: &'static str
 pub(super) const CONFIG_FILE: Variable =
     variable("FLUXSERVE_CONFIG", "", "configuration file, fluxserve.toml by default");
 pub(super) const LISTEN: Variable = variable("FLUXSERVE_LISTEN", "listen", "address and port to listen on");
+pub(super) const ADMIN_LISTEN: Variable = variable(
+    "FLUXSERVE_ADMIN_LISTEN",
+    "admin_listen",
+    "another address and port for the console and the management routes",
+);
 pub(super) const DATA_DIR: Variable = variable("FLUXSERVE_DATA_DIR", "data_dir", "folder of database and results");
 pub(super) const ADMIN_PASSWORD: Variable =
     variable("FLUXSERVE_ADMIN_PASSWORD", "", "the administrator's password, set at each start; 12 characters or more");
@@ -66,12 +73,17 @@ pub(super) const RESULTS_BYTES_MAX: Variable =
 pub(super) const LOG_FILTER: Variable =
     variable("FLUXSERVE_LOG_FILTER", "log.filter", "what is logged: info, or warn,fluxserve=debug");
 pub(super) const LOG_FORMAT: Variable = variable("FLUXSERVE_LOG_FORMAT", "log.format", "text or json");
+pub(super) const TLS_CERTIFICATE: Variable =
+    variable("FLUXSERVE_TLS_CERTIFICATE", "tls.certificate", "certificate for https, PEM; read again when it changes");
+pub(super) const TLS_PRIVATE_KEY: Variable =
+    variable("FLUXSERVE_TLS_PRIVATE_KEY", "tls.private_key", "the certificate's private key, PEM");
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 17] = [
+pub const VARIABLES: [Variable; 20] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
+    ADMIN_LISTEN,
     DATA_DIR,
     MODELS,
     DEVICE,
@@ -86,6 +98,8 @@ pub const VARIABLES: [Variable; 17] = [
     RESULTS_BYTES_MAX,
     LOG_FILTER,
     LOG_FORMAT,
+    TLS_CERTIFICATE,
+    TLS_PRIVATE_KEY,
 ];
 
 /// The environment, or in tests something like it.
@@ -131,6 +145,7 @@ impl<'a> Environment<'a> {
         let models = self.text(&MODELS)?;
         let settings = Settings {
             listen: self.text(&LISTEN)?,
+            admin_listen: self.text(&ADMIN_LISTEN)?,
             data_dir: self.path(&DATA_DIR),
             models: models.map(|list| list.split(',').map(|model| model.trim().to_owned()).collect()),
             device: self.text(&DEVICE)?,
@@ -148,6 +163,7 @@ impl<'a> Environment<'a> {
                 bytes_max: self.number(&RESULTS_BYTES_MAX)?,
             },
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
+            tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },
         };
         Ok(Layer { origin: Origin::Environment, settings })
     }

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, Origin, Settings};
-use crate::config::{Config, ConfigError, HttpConfig, LogConfig, QueueConfig, ResultsConfig};
+use crate::config::{Config, ConfigError, HttpConfig, LogConfig, QueueConfig, ResultsConfig, TlsConfig};
 use crate::domain::model_source::ModelSource;
 
 // What each number may be. The ends are where a value turns from unusual into a mistake of the unit.
@@ -63,7 +63,9 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
     let number =
         |variable, get: fn(&Settings) -> Option<u64>, range, default| within(layers, variable, get, range, default);
     Ok(Config {
-        listen: listen(layers, default.listen)?,
+        listen: address(layers, &env::LISTEN, |settings| settings.listen.as_ref())?.unwrap_or(default.listen),
+        admin_listen: address(layers, &env::ADMIN_LISTEN, |settings| settings.admin_listen.as_ref())?,
+        tls: tls(layers)?,
         data_dir: last(layers, |settings| settings.data_dir.clone()).map_or(default.data_dir, |(path, _)| path),
         models: models(layers, default.models)?,
         device: parsed(layers, &env::DEVICE, |settings| settings.device.as_ref(), default.device)?,
@@ -144,11 +146,38 @@ fn http(layers: &[Layer], default: HttpConfig) -> Result<HttpConfig, ConfigError
     })
 }
 
-fn listen(layers: &[Layer], default: SocketAddr) -> Result<SocketAddr, ConfigError> {
-    let Some((text, origin)) = last(layers, |settings| settings.listen.as_ref()) else { return Ok(default) };
-    text.parse().map_err(|_| {
-        origin.error(&env::LISTEN, format!("`{text}` is not an address and a port: write it like {default}"))
-    })
+fn address<'a>(
+    layers: &'a [Layer],
+    variable: &Variable,
+    get: impl Fn(&'a Settings) -> Option<&'a String>,
+) -> Result<Option<SocketAddr>, ConfigError> {
+    let Some((text, origin)) = last(layers, get) else { return Ok(None) };
+    let like = Config::default().listen;
+    text.parse()
+        .map(Some)
+        .map_err(|_| origin.error(variable, format!("`{text}` is not an address and a port: write it like {like}")))
+}
+
+/// Certificate and key, which are of no use without each other.
+fn tls(layers: &[Layer]) -> Result<Option<TlsConfig>, ConfigError> {
+    let certificate = last(layers, |settings| settings.tls.certificate.as_ref());
+    let private_key = last(layers, |settings| settings.tls.private_key.as_ref());
+    match (certificate, private_key) {
+        (None, None) => Ok(None),
+        (Some((certificate, _)), Some((private_key, _))) => {
+            Ok(Some(TlsConfig { certificate: certificate.clone(), private_key: private_key.clone() }))
+        }
+        (Some((_, origin)), None) => {
+            let reason =
+                format!("needs its private key: `{}` or {}", env::TLS_PRIVATE_KEY.field, env::TLS_PRIVATE_KEY.name);
+            Err(origin.error(&env::TLS_CERTIFICATE, reason))
+        }
+        (None, Some((_, origin))) => {
+            let reason =
+                format!("needs its certificate: `{}` or {}", env::TLS_CERTIFICATE.field, env::TLS_CERTIFICATE.name);
+            Err(origin.error(&env::TLS_PRIVATE_KEY, reason))
+        }
+    }
 }
 
 fn models(layers: &[Layer], default: Vec<ModelSource>) -> Result<Vec<ModelSource>, ConfigError> {

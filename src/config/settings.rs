@@ -12,6 +12,7 @@ use crate::config::env::Variable;
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Settings {
     pub(super) listen: Option<String>,
+    pub(super) admin_listen: Option<String>,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) models: Option<Vec<String>>,
     pub(super) device: Option<String>,
@@ -20,6 +21,14 @@ pub(super) struct Settings {
     pub(super) queue: QueueSettings,
     pub(super) results: ResultsSettings,
     pub(super) log: LogSettings,
+    pub(super) tls: TlsSettings,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TlsSettings {
+    pub(super) certificate: Option<PathBuf>,
+    pub(super) private_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

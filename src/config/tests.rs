@@ -45,6 +45,7 @@ impl Sources {
 
 const WHOLE_FILE: &str = r#"
 listen = "0.0.0.0:9000"
+admin_listen = "127.0.0.1:9001"
 data_dir = "/var/lib/fluxserve"
 models = ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-random"]
 device = "cuda:1"
@@ -67,6 +68,10 @@ bytes_max = 1048576
 [log]
 filter = "warn"
 format = "json"
+
+[tls]
+certificate = "/etc/fluxserve/certificate.pem"
+private_key = "/etc/fluxserve/key.pem"
 "#;
 
 #[test]
@@ -82,6 +87,11 @@ fn every_field_of_the_file_is_read() {
     let config = Sources::new().file(WHOLE_FILE).load().expect("valid");
     let expected = Config {
         listen: "0.0.0.0:9000".parse().expect("an address"),
+        admin_listen: Some("127.0.0.1:9001".parse().expect("an address")),
+        tls: Some(TlsConfig {
+            certificate: "/etc/fluxserve/certificate.pem".into(),
+            private_key: "/etc/fluxserve/key.pem".into(),
+        }),
         data_dir: "/var/lib/fluxserve".into(),
         models: ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-random"]
             .map(|text| text.parse().expect("a model"))
@@ -107,6 +117,9 @@ fn every_field_of_the_file_is_read() {
 fn every_variable_sets_the_field_it_names() {
     let sources = Sources::new()
         .variable("FLUXSERVE_LISTEN", "0.0.0.0:9000")
+        .variable("FLUXSERVE_ADMIN_LISTEN", "127.0.0.1:9001")
+        .variable("FLUXSERVE_TLS_CERTIFICATE", "/etc/fluxserve/certificate.pem")
+        .variable("FLUXSERVE_TLS_PRIVATE_KEY", "/etc/fluxserve/key.pem")
         .variable("FLUXSERVE_DATA_DIR", "/var/lib/fluxserve")
         .variable("FLUXSERVE_MODELS", "black-forest-labs/FLUX.1-dev=/weights, fluxserve/flux-random")
         .variable("FLUXSERVE_DEVICE", "cuda:1")
@@ -134,13 +147,14 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
     assert_eq!(config.device, DeviceChoice::Cuda(1), "an empty variable is none");
     let flags = Flags {
         listen: Some("127.0.0.3:2".parse().expect("an address")),
+        admin_listen: Some("127.0.0.3:3".parse().expect("an address")),
         data_dir: Some("elsewhere".into()),
         models: vec!["other/model".parse().expect("a model")],
         device: Some(DeviceChoice::Cpu),
         config_file: None,
     };
     let config = layered().flags(flags.clone()).load().expect("valid");
-    assert_eq!(config.listen.port(), 2);
+    assert_eq!((config.listen.port(), config.admin_listen.map(|address| address.port())), (2, Some(3)));
     assert_eq!((config.data_dir, config.models), ("elsewhere".into(), flags.models));
     assert_eq!((config.device, config.queue.jobs_max), (DeviceChoice::Cpu, 8));
 }
@@ -161,6 +175,12 @@ fn another_file_can_be_named_and_must_then_be_there() {
 fn a_mistake_is_named_with_its_place_and_the_way_out() {
     let file_cases = [
         ("listen = \"here\"", &["field `listen`", "`here`"][..]),
+        ("admin_listen = \"9001\"", &["field `admin_listen`", "`9001`", "127.0.0.1:8080"]),
+        (
+            "[tls]\ncertificate = \"a.pem\"",
+            &["field `tls.certificate`", "`tls.private_key`", "FLUXSERVE_TLS_PRIVATE_KEY"],
+        ),
+        ("[tls]\nprivate_key = \"a.pem\"", &["field `tls.private_key`", "`tls.certificate`"]),
         ("device = \"gpu\"", &["field `device`", "`auto`, `cpu`"]),
         ("models = []", &["field `models`", "from 1 to"]),
         ("models = [\"a\", \"a=/x\"]", &["field `models`", "`a` twice"]),

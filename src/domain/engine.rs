@@ -57,6 +57,15 @@ pub trait StepEngine {
     /// [`EngineError::Request`] when the picture is not finite or not done.
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError>;
 
+    /// What a picture is going to look like, as far as can be told now: small and rough, and cheap beside a step. `None`
+    /// before its first step, and from an engine that has none to give.
+    ///
+    /// # Errors
+    /// [`EngineError::OutOfMemory`] when there is no room for it.
+    fn preview(&mut self, _slot: Slot) -> Result<Option<RgbImage>, EngineError> {
+        Ok(None)
+    }
+
     /// Frees a picture's place without decoding it. Unknown slots are ignored.
     fn release(&mut self, slot: Slot);
 }

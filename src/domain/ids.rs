@@ -50,6 +50,9 @@ impl FromStr for JobId {
 pub struct KeyId(Uuid);
 
 impl KeyId {
+    /// No key: what the administrator has drawn in the console is put down to it.
+    pub const NONE: Self = Self(Uuid::nil());
+
     /// A new id, unique and ordered by creation time.
     #[must_use]
     pub fn generate() -> Self {

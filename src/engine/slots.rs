@@ -62,6 +62,8 @@ pub(crate) struct Picture {
     pub(crate) grid: TokenGrid,
     /// Packed, `[tokens, in_channels]`, f32.
     pub(crate) latents: Tensor,
+    /// Where the last step was headed, as `latents`.
+    pub(crate) velocity: Option<Tensor>,
     /// Noise level before each step, and 0 after the last.
     pub(crate) sigmas: Vec<f32>,
     /// Steps done.
@@ -107,6 +109,13 @@ impl Picture {
                 without + (difference * *scale)?
             }
         }
+    }
+
+    /// The latents that the schedule would end with if all further steps were headed where the last one was:
+    /// `x - sigma × v`, packed. `None` before the first step.
+    pub(crate) fn expected(&self) -> Result<Option<Tensor>> {
+        let sigma = f64::from(self.sigmas[self.steps_done]);
+        self.velocity.as_ref().map(|velocity| &self.latents - (velocity * sigma)?).transpose()
     }
 
     /// The latents after an Euler step along `velocity`, both `[tokens, in_channels]` f32.

@@ -2,6 +2,9 @@
 
 pub(super) mod api_keys;
 pub(super) mod audit;
+pub(super) mod jobs;
+pub(super) mod overview;
+pub(super) mod playground;
 pub(super) mod session;
 pub(super) mod usage;
 pub(super) mod wire;

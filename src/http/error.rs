@@ -73,6 +73,7 @@ error_codes! {
     ModelNotFound        "model_not_found"        NOT_FOUND              "There is no such model";
     KeyNotFound          "key_not_found"          NOT_FOUND              "There is no such key";
     JobNotFound          "job_not_found"          NOT_FOUND              "There is no such job";
+    NoPreview            "no_preview"             NOT_FOUND              "Nothing can be seen of the job now";
     MethodNotAllowed     "method_not_allowed"     METHOD_NOT_ALLOWED     "The path does not take this method";
     NotAcceptable        "not_acceptable"         NOT_ACCEPTABLE         "No acceptable form of the answer can be given";
     BodyTimeout          "body_timeout"           REQUEST_TIMEOUT        "The body took too long to arrive";
@@ -255,6 +256,7 @@ impl From<JobsError> for ApiError {
         match error {
             JobsError::NotFound => Self::new(ErrorCode::JobNotFound),
             JobsError::NoPicture(status) => Self::new(ErrorCode::NoPicture).with_detail(format!("the job is {status}")),
+            JobsError::NoPreview => Self::new(ErrorCode::NoPreview),
             JobsError::PictureGone => Self::new(ErrorCode::PictureGone),
             JobsError::LinkRefused => Self::new(ErrorCode::LinkRefused),
             JobsError::ModelUnavailable(availability) => model_unavailable(availability),

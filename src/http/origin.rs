@@ -24,7 +24,8 @@ impl FromRequestParts<HttpState> for Origin {
         // Parsed, not pasted: only what can be a host comes back in an answer.
         let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
         let host = host.filter(|host| !host.contains('@')).and_then(|host| host.parse::<Authority>().ok());
-        Ok(Self(host.map(|host| format!("http://{host}")).unwrap_or_default()))
+        let scheme = if state.settings.has_tls { "https" } else { "http" };
+        Ok(Self(host.map(|host| format!("{scheme}://{host}")).unwrap_or_default()))
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod peers;
 mod stream;
+mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,12 +20,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower::Service as _;
 
 use peers::Peers;
 use stream::{WatchedStream, hung_up};
+pub use tls::{Tls, TlsError};
 
 /// Pause after the system had no socket for us; trying at once would only burn a core.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(250);
@@ -58,12 +61,26 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// Serves until `closing` is done; then takes no more connections, lets each finish the request it is at, and returns
-/// when all are gone. How long that may take is for the caller to say.
-pub async fn serve(listener: TcpListener, router: Router, closing: impl Future<Output = ()>, limits: ConnectionLimits) {
+/// How connections are served.
+#[derive(Clone)]
+struct Terms {
+    limits: ConnectionLimits,
+    tls: Option<Tls>,
+}
+
+/// Serves until `closing` is done, by https where there is a certificate; then takes no more connections, lets each
+/// finish the request it is at, and returns when all are gone. How long that may take is for the caller to say.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    closing: impl Future<Output = ()>,
+    limits: ConnectionLimits,
+    tls: Option<Tls>,
+) {
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(limits.connections_max));
     let peers = Peers::new(limits.connections_per_peer_max);
+    let terms = Terms { limits, tls };
     let mut closing = pin!(closing);
     loop {
         let next = async {
@@ -79,9 +96,15 @@ pub async fn serve(listener: TcpListener, router: Router, closing: impl Future<O
             tracing::debug!(%peer, "too many connections of this peer");
             continue;
         };
-        let (router, limits, watcher) = (router.clone(), limits.clone(), graceful.watcher());
+        let (router, terms, watcher) = (router.clone(), terms.clone(), graceful.watcher());
         tokio::spawn(async move {
-            run(stream, peer, router, &limits, watcher).await;
+            let stream = Arc::new(stream);
+            tokio::select! {
+                biased;
+                () = run(Arc::clone(&stream), peer, router, terms, watcher) => {}
+                // Drops the handler of the request at hand, which is what a job that waits for its client goes by.
+                () = hung_up(&stream) => tracing::debug!(%peer, "the peer has hung up"),
+            }
             drop((place, share));
         });
     }
@@ -109,27 +132,44 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 }
 
 /// One connection, from its first request to its end.
-async fn run(stream: TcpStream, peer: SocketAddr, router: Router, limits: &ConnectionLimits, watcher: Watcher) {
-    let stream = Arc::new(stream);
+async fn run(stream: Arc<TcpStream>, peer: SocketAddr, router: Router, Terms { limits, tls }: Terms, watcher: Watcher) {
+    let watched = WatchedStream::new(stream, limits.write_stall_max);
+    let outcome = match tls {
+        None => speak(watched, peer, router, &limits, watcher).await,
+        Some(tls) => match tokio::time::timeout(limits.header_deadline, tls.accept(watched)).await {
+            Ok(Ok(secured)) => speak(secured, peer, router, &limits, watcher).await,
+            Ok(Err(error)) => {
+                tracing::debug!(%peer, %error, "no agreement on a secured connection");
+                return;
+            }
+            Err(_) => {
+                tracing::debug!(%peer, "the peer takes too long to agree on a secured connection");
+                return;
+            }
+        },
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%peer, %error, "a connection ended before its time");
+    }
+}
+
+/// HTTP over a stream of bytes.
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    router: Router,
+    limits: &ConnectionLimits,
+    watcher: Watcher,
+) -> hyper::Result<()> {
     let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         // A router is always ready.
         router.clone().call(request)
     });
-    let io = TokioIo::new(WatchedStream::new(Arc::clone(&stream), limits.write_stall_max));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_deadline)
         .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(io, service);
-    tokio::select! {
-        biased;
-        outcome = watcher.watch(connection) => {
-            if let Err(error) = outcome {
-                tracing::debug!(%peer, %error, "a connection ended before its time");
-            }
-        }
-        // Drops the handler of the request at hand, which is what a job that waits for its client goes by.
-        () = hung_up(&stream) => tracing::debug!(%peer, "the peer has hung up"),
-    }
+        .serve_connection(TokioIo::new(stream), service);
+    watcher.watch(connection).await
 }

@@ -8,7 +8,7 @@ use crate::auth::{SESSION_LIFETIME, SessionToken};
 
 /// The cookie's name where clients come by https: browsers then hold it to be of this host alone and `Secure`.
 const SECURE_NAME: &str = "__Host-fluxserve_session";
-const PLAIN_NAME: &str = "fluxserve_session";
+pub(super) const PLAIN_NAME: &str = "fluxserve_session";
 
 /// How the cookie looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +18,8 @@ pub(super) struct SessionCookie {
 
 impl SessionCookie {
     pub(super) fn of(settings: &HttpSettings) -> Self {
-        Self { is_secure: settings.public_url.as_ref().is_some_and(|url| url.starts_with("https://")) }
+        let public_url = settings.public_url.as_ref().filter(|_| !settings.has_own_management);
+        Self { is_secure: settings.has_tls || public_url.is_some_and(|url| url.starts_with("https://")) }
     }
 
     fn name(self) -> &'static str {

@@ -9,24 +9,30 @@ use tokio::sync::watch;
 
 use super::allowance::{Allowance, Allowances};
 use super::recorder::Recorder;
-use super::results::{LinkSigner, ResultFiles, ResultLink};
+use super::results::{LinkSigner, ResultFiles};
 use super::store::{JobStore, ListedJobs, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
 use super::work_book::WorkBook;
-use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobsError, ListQuery, PAGE_JOBS_MAX, Picture};
+use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobsError, ListQuery, PAGE_JOBS_MAX, Reach};
 use super::{allowance, idempotency, recovery, sweep};
 use crate::catalog::{Availability, Catalog};
 use crate::domain::clock::Clock;
-use crate::domain::ids::{JobId, KeyId, ModelId};
+use crate::domain::ids::{JobId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::spec::GenerateSpec;
-use crate::queue::{EngineState, Place, Queue, ReserveError};
+use crate::queue::{EngineState, Place, Previews, Queue, ReserveError};
 use crate::store::Store;
 
 /// How far a job is, while it has not ended.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Live {
     pub(super) step: u32,
+}
+
+/// What is known in memory of a job that has not ended.
+pub(super) struct LiveJob {
+    progress: watch::Receiver<Live>,
+    pub(super) previews: Previews,
 }
 
 /// What the service is made of.
@@ -56,9 +62,9 @@ pub(super) struct Inner {
     pub(super) files: ResultFiles,
     pub(super) allowances: Arc<Allowances>,
     work_book: WorkBook,
-    signer: LinkSigner,
+    pub(super) signer: LinkSigner,
     /// Jobs with a recorder: at most as many as the queues have places. A sender that is gone means "ended".
-    live: Mutex<HashMap<JobId, watch::Receiver<Live>>>,
+    live: Mutex<HashMap<JobId, LiveJob>>,
     unfinished: watch::Sender<usize>,
     draining: AtomicBool,
     closed: AtomicBool,
@@ -177,34 +183,34 @@ impl JobService {
         Ok(job.map(|job| self.0.report(job)))
     }
 
-    /// One of the owner's jobs.
+    /// One of the jobs within reach.
     ///
     /// # Errors
-    /// [`JobsError::NotFound`] also for the jobs of others.
-    pub async fn get(&self, owner: KeyId, id: JobId) -> Result<JobReport, JobsError> {
-        self.0.owned(owner, id).await.map(|job| self.0.report(job))
+    /// [`JobsError::NotFound`] also for those beyond it.
+    pub async fn get(&self, reach: impl Into<Reach>, id: JobId) -> Result<JobReport, JobsError> {
+        self.0.within(reach.into(), id).await.map(|job| self.0.report(job))
     }
 
     /// Waits until the job has ended, but no longer than `wait_max`; then reports it either way.
     ///
     /// # Errors
     /// As [`JobService::get`].
-    pub async fn wait(&self, owner: KeyId, id: JobId, wait_max: Duration) -> Result<JobReport, JobsError> {
-        let receiver = self.0.live().get(&id).cloned();
+    pub async fn wait(&self, reach: impl Into<Reach>, id: JobId, wait_max: Duration) -> Result<JobReport, JobsError> {
+        let receiver = self.0.live().get(&id).map(|live| live.progress.clone());
         if let Some(mut live) = receiver {
             // The sender goes when the end is written down; that is the only way for this to end early.
             drop(tokio::time::timeout(wait_max, async { while live.changed().await.is_ok() {} }).await);
         }
-        self.get(owner, id).await
+        self.get(reach, id).await
     }
 
-    /// The owner's jobs, newest first.
+    /// The jobs within reach, newest first.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn list(&self, owner: KeyId, query: ListQuery) -> Result<JobPage, JobsError> {
+    pub async fn list(&self, reach: impl Into<Reach>, query: ListQuery) -> Result<JobPage, JobsError> {
         let jobs_max = query.jobs_max.clamp(1, PAGE_JOBS_MAX);
-        let ListedJobs { jobs, next } = self.0.store.list(owner, ListQuery { jobs_max, ..query }).await?;
+        let ListedJobs { jobs, next } = self.0.store.list(reach.into(), ListQuery { jobs_max, ..query }).await?;
         Ok(JobPage { jobs: jobs.into_iter().map(|job| self.0.report(job)).collect(), next })
     }
 
@@ -213,31 +219,10 @@ impl JobService {
     ///
     /// # Errors
     /// As [`JobService::get`].
-    pub async fn cancel(&self, owner: KeyId, id: JobId) -> Result<(), JobsError> {
-        let job = self.0.owned(owner, id).await?;
+    pub async fn cancel(&self, reach: impl Into<Reach>, id: JobId) -> Result<(), JobsError> {
+        let job = self.0.within(reach.into(), id).await?;
         self.0.cancel(&job.request.model, id);
         Ok(())
-    }
-
-    /// The picture of one of the owner's jobs.
-    ///
-    /// # Errors
-    /// When there is no such job, or no picture of it.
-    pub async fn picture(&self, owner: KeyId, id: JobId) -> Result<Picture, JobsError> {
-        let job = self.0.owned(owner, id).await?;
-        self.0.read_picture(job).await
-    }
-
-    /// The picture of a job, for anyone who has a link to it.
-    ///
-    /// # Errors
-    /// [`JobsError::LinkRefused`], else as [`JobService::picture`].
-    pub async fn picture_by_link(&self, id: JobId, link: &ResultLink) -> Result<Picture, JobsError> {
-        if !self.0.signer.accepts(id, link, self.0.clock.now()) {
-            return Err(JobsError::LinkRefused);
-        }
-        let job = self.0.store.get(id).await?;
-        self.0.read_picture(job).await
     }
 
     /// What was drawn for whom.
@@ -298,7 +283,7 @@ impl JobService {
 }
 
 impl Inner {
-    fn live(&self) -> MutexGuard<'_, HashMap<JobId, watch::Receiver<Live>>> {
+    pub(super) fn live(&self) -> MutexGuard<'_, HashMap<JobId, LiveJob>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -310,10 +295,10 @@ impl Inner {
     /// Puts a job whose row stands into the queue, and writes down what becomes of it.
     pub(super) fn hand_over(self: &Arc<Self>, job: &Job, spec: GenerateSpec, place: Place, allowance: Allowance) {
         let (live, receiver) = watch::channel(Live::default());
-        self.live().insert(job.id, receiver);
         self.unfinished.send_modify(|count| *count += 1);
         let pixels = u64::from(spec.width()) * u64::from(spec.height());
         let events = place.submit(job.id, spec);
+        self.live().insert(job.id, LiveJob { progress: receiver, previews: events.previews() });
         let Job { id, owner, output_format, created_at, .. } = *job;
         let recorder = Recorder { id, owner, pixels, format: output_format, created_at, live };
         let inner = Arc::clone(self);
@@ -331,9 +316,9 @@ impl Inner {
         }
     }
 
-    async fn owned(&self, owner: KeyId, id: JobId) -> Result<Job, JobsError> {
+    pub(super) async fn within(&self, reach: Reach, id: JobId) -> Result<Job, JobsError> {
         let job = self.store.get(id).await?;
-        if job.owner == owner { Ok(job) } else { Err(JobsError::NotFound) }
+        if reach.covers(job.owner) { Ok(job) } else { Err(JobsError::NotFound) }
     }
 
     fn report(&self, job: Job) -> JobReport {
@@ -341,7 +326,7 @@ impl Inner {
         let standing = queue.and_then(|queue| queue.standing(job.id));
         let step = match job.status {
             JobStatus::Succeeded => job.request.steps,
-            _ => self.live().get(&job.id).map_or(0, |live| live.borrow().step),
+            _ => self.live().get(&job.id).map_or(0, |live| live.progress.borrow().step),
         };
         // A link lasts as long as the picture, whose time begins when the job ends.
         let ended_or_now = job.finished_at.unwrap_or_else(|| self.clock.now());
@@ -351,17 +336,6 @@ impl Inner {
             eta_seconds: standing.and_then(|standing| standing.eta_seconds),
             link: self.signer.sign(job.id, ended_or_now + self.settings.results_retention),
             job,
-        }
-    }
-
-    async fn read_picture(&self, job: Job) -> Result<Picture, JobsError> {
-        if job.status != JobStatus::Succeeded {
-            return Err(JobsError::NoPicture(job.status));
-        }
-        match tokio::fs::read(self.files.path(job.id, job.output_format)).await {
-            Ok(bytes) => Ok(Picture { bytes, format: job.output_format }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(JobsError::PictureGone),
-            Err(error) => Err(error.into()),
         }
     }
 }

@@ -1,12 +1,13 @@
 //! The table of jobs. The only place of `jobs` that speaks SQL.
 
 mod rows;
+mod statistics;
 mod work;
 
 use rows::{EndedRow, JobRow};
 use time::OffsetDateTime;
 
-use super::{Job, JobError, JobRequest, JobsError, ListQuery, RepeatKey, idempotency};
+use super::{Job, JobError, JobRequest, JobsError, ListQuery, Reach, RepeatKey, idempotency};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
@@ -195,20 +196,31 @@ impl JobStore {
         read.map(|open| open.job).map_err(|unreadable| unreadable.error)
     }
 
-    /// One owner's jobs, newest first. Rows that cannot be read are left out: one of them must not hide the others.
-    pub(super) async fn list(&self, owner: KeyId, query: ListQuery) -> Result<ListedJobs, JobsError> {
-        let mut rows: Vec<JobRow> = sqlx::query_as(
-            "SELECT * FROM jobs
-             WHERE owner = ?1 AND (?2 IS NULL OR id < ?2) AND (?3 IS NULL OR status = ?3)
-             ORDER BY id DESC LIMIT ?4",
-        )
-        .bind(owner.to_string())
-        .bind(query.before.map(|id| id.to_string()))
-        .bind(query.status.map(JobStatus::as_str))
-        // One more than asked for tells whether there is a next page.
-        .bind(query.jobs_max + 1)
-        .fetch_all(self.store.pool())
-        .await?;
+    /// The jobs within reach, newest first. Rows that cannot be read are left out: one of them must not hide the others.
+    pub(super) async fn list(&self, reach: Reach, query: ListQuery) -> Result<ListedJobs, JobsError> {
+        // Two statements, so that one owner's jobs are found by their index.
+        let (statement, owner) = match reach {
+            Reach::Of(owner) => (
+                "SELECT * FROM jobs
+                 WHERE owner = ?1 AND (?2 IS NULL OR id < ?2) AND (?3 IS NULL OR status = ?3)
+                 ORDER BY id DESC LIMIT ?4",
+                Some(owner),
+            ),
+            Reach::Everyones => (
+                "SELECT * FROM jobs
+                 WHERE ?1 IS NULL AND (?2 IS NULL OR id < ?2) AND (?3 IS NULL OR status = ?3)
+                 ORDER BY id DESC LIMIT ?4",
+                None,
+            ),
+        };
+        let mut rows: Vec<JobRow> = sqlx::query_as(statement)
+            .bind(owner.map(|owner| owner.to_string()))
+            .bind(query.before.map(|id| id.to_string()))
+            .bind(query.status.map(JobStatus::as_str))
+            // One more than asked for tells whether there is a next page.
+            .bind(query.jobs_max + 1)
+            .fetch_all(self.store.pool())
+            .await?;
         let has_more = rows.len() > query.jobs_max as usize;
         rows.truncate(query.jobs_max as usize);
         let next = rows.iter().rev().find_map(|row| row.id.parse().ok()).filter(|_| has_more);

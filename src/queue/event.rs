@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::places::PlaceHold;
+use super::previews::Previews;
 use crate::domain::engine::RgbImage;
 
 /// Something that happened to a job.
@@ -64,6 +65,7 @@ enum Progress {
 #[derive(Debug)]
 pub(super) struct EventSender {
     engine_microseconds: Arc<AtomicU64>,
+    pub(super) previews: Previews,
     progress: watch::Sender<Progress>,
     outcome: Option<oneshot::Sender<QueueEvent>>,
 }
@@ -72,6 +74,7 @@ pub(super) struct EventSender {
 #[derive(Debug)]
 pub struct JobEvents {
     engine_microseconds: Arc<AtomicU64>,
+    previews: Previews,
     progress: watch::Receiver<Progress>,
     progress_open: bool,
     outcome: Option<oneshot::Receiver<QueueEvent>>,
@@ -84,10 +87,16 @@ pub(super) fn channel() -> (EventSender, JobEvents) {
     let (progress, progress_receiver) = watch::channel(Progress::Waiting);
     let (outcome, outcome_receiver) = oneshot::channel();
     let engine_microseconds = Arc::new(AtomicU64::new(0));
-    let sender =
-        EventSender { engine_microseconds: Arc::clone(&engine_microseconds), progress, outcome: Some(outcome) };
+    let previews = Previews::default();
+    let sender = EventSender {
+        engine_microseconds: Arc::clone(&engine_microseconds),
+        previews: previews.clone(),
+        progress,
+        outcome: Some(outcome),
+    };
     let receiver = JobEvents {
         engine_microseconds,
+        previews,
         progress: progress_receiver,
         progress_open: true,
         outcome: Some(outcome_receiver),
@@ -122,6 +131,11 @@ impl JobEvents {
     /// The engine's time for this job so far, also for what was begun anew.
     pub fn engine_time(&self) -> Duration {
         Duration::from_micros(self.engine_microseconds.load(Ordering::Relaxed))
+    }
+
+    /// What the job looks like while it is being drawn.
+    pub fn previews(&self) -> Previews {
+        self.previews.clone()
     }
 
     /// The next event. `None` after the last one, and when the queue was closed with the job unfinished.

@@ -35,6 +35,10 @@ impl GuardedEngine {
         guard(|| self.engine().finish(slot))
     }
 
+    pub(super) fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
+        guard(|| self.engine().preview(slot))
+    }
+
     pub(super) fn release(&mut self, slot: Slot) -> Result<(), EngineError> {
         guard(|| {
             self.engine().release(slot);

@@ -127,6 +127,12 @@ impl Line {
         Some(inner.seconds_per_token? * tokens.min_by(f64::total_cmp)?)
     }
 
+    /// How many wait, and how many are being drawn.
+    pub(super) fn load(&self) -> (usize, usize) {
+        let inner = self.lock();
+        (inner.waiting.len(), inner.admitted.len())
+    }
+
     pub(super) fn state(&self) -> watch::Receiver<EngineState> {
         self.state.subscribe()
     }

@@ -28,6 +28,10 @@ impl Places {
         Self { taken: Mutex::default(), max }
     }
 
+    pub(super) fn jobs_max(&self) -> usize {
+        self.max
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<KeyId, usize>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }

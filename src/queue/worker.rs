@@ -172,7 +172,7 @@ impl Worker {
             match engine.step(&slots) {
                 Ok(()) => {
                     self.note_step(&ids, started.elapsed());
-                    return Ok(());
+                    return self.show_previews(engine, &ids);
                 }
                 Err(error @ (EngineError::OutOfMemory(_) | EngineError::Request(_))) if ids.len() > 1 => {
                     tracing::warn!(%error, pictures = ids.len(), "the step is tried again with half its pictures");
@@ -189,6 +189,22 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Rough pictures for those who look. One that cannot be made is no reason to stop.
+    fn show_previews(&self, engine: &mut GuardedEngine, ids: &[JobId]) -> Result<(), Broken> {
+        for Drawing { entry, slot } in ids.iter().filter_map(|id| self.drawings.get(id)) {
+            if !entry.events.previews.take_wish() {
+                continue;
+            }
+            match engine.preview(*slot) {
+                Ok(None) => {}
+                Ok(Some(preview)) => entry.events.previews.show(preview),
+                Err(EngineError::Fatal(reason)) => return Err(Broken(reason)),
+                Err(error) => tracing::debug!(%error, "no preview"),
+            }
+        }
+        Ok(())
     }
 
     fn note_step(&mut self, ids: &[JobId], took: Duration) {

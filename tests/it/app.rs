@@ -16,7 +16,7 @@ use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::limits::KeyLimits;
 use fluxserve::domain::model_source::ModelSource;
 use fluxserve::domain::scope::Scope;
-use fluxserve::http::{ConnectionLimits, HttpParts, HttpSettings, router, serve};
+use fluxserve::http::{ConnectionLimits, HttpParts, HttpSettings, Routers, routers, serve};
 use fluxserve::jobs::{JobService, JobSettings, ServiceParts};
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tower::ServiceExt;
 
+use crate::documented;
 use crate::fake_engine::EngineControl;
 
 pub(crate) const PASSWORD: &str = "the password of these tests";
@@ -54,7 +55,7 @@ impl Default for Options {
             body_deadline: Duration::from_millis(200),
             wait_max: Duration::from_secs(20),
             request_deadline: Duration::from_secs(30),
-            public_url: None,
+            ..HttpSettings::default()
         };
         Self {
             jobs_max: 16,
@@ -82,6 +83,8 @@ pub(crate) struct Keys {
 
 pub(crate) struct TestApp {
     pub(crate) router: Router,
+    /// Where the management routes have an address of their own.
+    pub(crate) management: Option<Router>,
     pub(crate) jobs: JobService,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) control: EngineControl,
@@ -144,16 +147,30 @@ impl TestApp {
             Some(keys) => keys,
             None => make_keys(&service, &clock).await,
         };
-        let router = router(HttpParts {
+        let Routers { clients: router, management } = routers(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
             authenticator: authenticator.clone(),
             keys: service.clone(),
             admin: admin.clone(),
+            device: "a fake".into(),
             metrics: metrics::install(),
             settings: options.http,
         });
-        let app = Self { router, jobs, catalog, control, clock, store, keys, service, admin, authenticator, folder };
+        let app = Self {
+            router,
+            management,
+            jobs,
+            catalog,
+            control,
+            clock,
+            store,
+            keys,
+            service,
+            admin,
+            authenticator,
+            folder,
+        };
         if options.waits_for_ready {
             app.until_availability(Availability::Ready).await;
             app.control.forget_calls();
@@ -200,10 +217,13 @@ impl TestApp {
     pub(crate) async fn send_from(&self, peer: &str, mut request: Request<Body>) -> Answer {
         let peer: SocketAddr = peer.parse().expect("an address");
         request.extensions_mut().insert(ConnectInfo(peer));
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = self.router.clone().oneshot(request).await.expect("a router always answers");
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.expect("a whole body").to_bytes().to_vec();
-        Answer { status: parts.status, headers: parts.headers, bytes }
+        let answer = Answer { status: parts.status, headers: parts.headers, bytes };
+        documented::check(&method, &path, &answer);
+        answer
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -305,7 +325,7 @@ async fn make_keys(service: &KeyService, clock: &ManualClock) -> Keys {
 pub(crate) async fn listen(app: &TestApp, limits: ConnectionLimits) -> (SocketAddr, JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");
-    (address, tokio::spawn(serve(listener, app.router.clone(), std::future::pending(), limits)))
+    (address, tokio::spawn(serve(listener, app.router.clone(), std::future::pending(), limits, None)))
 }
 
 /// A request with a key and a JSON body, where they are given.

@@ -80,7 +80,7 @@ async fn closing_lets_the_request_at_hand_finish() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");
     let (close, closing) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(serve(listener, app.router.clone(), async { drop(closing.await) }, strict(4)));
+    let server = tokio::spawn(serve(listener, app.router.clone(), async { drop(closing.await) }, strict(4), None));
     app.control.hold();
     let body = picture(1).to_string();
     let head = format!(

@@ -153,6 +153,9 @@ async fn jobs_in_several_states(reached: &mut Reached) {
         let list = app.get("/v1/inference/jobs?limit=1").await.json();
         let id = list["data"][0]["job_id"].as_str().expect("an id").to_owned();
         reached.note(&app.get(&format!("/v1/inference/jobs/{id}/result")).await, "no_picture");
+        let cookie = app.sign_in().await;
+        let look = managing(&cookie, "GET", &format!("/v1/jobs/{id}/preview"), None);
+        reached.note(&app.send(look).await, "no_preview");
         let path = format!("/v1/inference/jobs/{id}");
         tokio::join!(app.delete(&path), async {
             tokio::time::sleep(Duration::from_millis(50)).await;

@@ -43,6 +43,13 @@ struct State {
     step_pictures_max: Option<usize>,
 }
 
+impl State {
+    /// Whether a step has to wait.
+    fn is_shut(&self) -> bool {
+        self.is_held && self.free_steps == 0
+    }
+}
+
 /// The test's hold on the engine.
 #[derive(Clone, Default)]
 pub(crate) struct EngineControl(Arc<(Mutex<State>, Condvar)>);
@@ -61,6 +68,12 @@ impl EngineControl {
     pub(crate) fn hold_after(&self, steps: u32) {
         let mut state = self.lock();
         (state.is_held, state.free_steps) = (true, steps);
+    }
+
+    /// The next `steps` steps pass, also one that waits.
+    pub(crate) fn let_pass(&self, steps: u32) {
+        self.lock().free_steps = steps;
+        self.0.1.notify_all();
     }
 
     pub(crate) fn release(&self) {
@@ -172,14 +185,10 @@ impl StepEngine for FakeEngine {
         let (fault, pictures_max) = {
             let mut state = self.control.lock();
             state.calls.push(Call::Step(seeds));
-            if state.free_steps > 0 {
-                state.free_steps -= 1;
-            } else {
-                state.waits_at_gate = state.is_held;
-                let wake = &self.control.0.1;
-                state = wake.wait_while(state, |state| state.is_held).expect("no panic under this lock");
-                state.waits_at_gate = false;
-            }
+            state.waits_at_gate = state.is_shut();
+            state = self.control.0.1.wait_while(state, |state| state.is_shut()).expect("no panic under this lock");
+            state.waits_at_gate = false;
+            state.free_steps = state.free_steps.saturating_sub(1);
             (state.next_step.take(), state.step_pictures_max)
         };
         act(fault)?;
@@ -205,6 +214,12 @@ impl StepEngine for FakeEngine {
         assert_eq!(step, spec.steps(), "a picture must have done all its steps");
         let pixels = colour(spec.seed()).repeat(spec.width() as usize * spec.height() as usize);
         Ok(RgbImage::new(spec.width(), spec.height(), pixels).expect("three bytes per pixel"))
+    }
+
+    /// One pixel, whose red says how many steps are done.
+    fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
+        let step = self.pictures[&slot].step as u8;
+        Ok(RgbImage::new(1, 1, vec![step, 0, 0]))
     }
 
     fn release(&mut self, slot: Slot) {

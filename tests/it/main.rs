@@ -1,8 +1,11 @@
 //! The worker as its clients see it: the real router, queue, jobs, keys and SQLite, in one process; only the engine is
 //! a fake.
 
+mod addresses;
 mod app;
 mod connections;
+mod console;
+mod documented;
 mod error_codes;
 mod fake_engine;
 mod faults;
@@ -13,6 +16,7 @@ mod limits;
 mod management;
 mod operations;
 mod recovery;
+mod revocation;
 mod routes;
 mod secrets;
 mod waiting;

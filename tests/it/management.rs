@@ -8,21 +8,21 @@ use time::Duration;
 use crate::app::{Answer, Options, PASSWORD, TestApp, managing, picture, request};
 
 /// An administrator at work.
-struct Administrator<'a> {
+pub(crate) struct Administrator<'a> {
     app: &'a TestApp,
     cookie: String,
 }
 
 impl<'a> Administrator<'a> {
-    async fn of(app: &'a TestApp) -> Self {
+    pub(crate) async fn of(app: &'a TestApp) -> Self {
         Self { app, cookie: app.sign_in().await }
     }
 
-    async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
+    pub(crate) async fn ask(&self, method: &str, path: &str, body: Option<Value>) -> Answer {
         self.app.send(managing(&self.cookie, method, path, body.as_ref())).await
     }
 
-    async fn get(&self, path: &str) -> Value {
+    pub(crate) async fn get(&self, path: &str) -> Value {
         let answer = self.ask("GET", path, None).await;
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
         answer.json()

@@ -22,7 +22,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 21] = [
+const MATRIX: [Expected; 31] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -41,6 +41,17 @@ const MATRIX: [Expected; 21] = [
     expect(Access::Session, "POST", "/v1/api-keys/{key_id}/rotate", 200),
     expect(Access::Session, "GET", "/v1/api-keys/{key_id}/usage", 200),
     expect(Access::Session, "GET", "/v1/audit", 200),
+    expect(Access::Session, "GET", "/v1/overview", 200),
+    expect(Access::Session, "POST", "/v1/playground/image", 202),
+    expect(Access::Session, "GET", "/v1/jobs", 200),
+    expect(Access::Session, "GET", "/v1/jobs/{job_id}", 200),
+    expect(Access::Session, "DELETE", "/v1/jobs/{job_id}", 200),
+    // The job has ended: nobody can look on.
+    expect(Access::Session, "GET", "/v1/jobs/{job_id}/preview", 404),
+    expect(Access::Session, "GET", "/v1/jobs/{job_id}/result", 200),
+    expect(Access::Page, "GET", "/admin", 200),
+    expect(Access::Page, "GET", "/admin/assets/{file}", 200),
+    expect(Access::Anyone, "GET", "/openapi.json", 200),
     expect(Access::Anyone, "GET", "/healthz", 200),
     expect(Access::Anyone, "GET", "/readyz", 200),
     expect(Access::Loopback, "GET", "/metrics", 200),
@@ -105,7 +116,7 @@ impl Caller {
     /// What this caller gets from a route. A job is its owner's, the inference key's.
     fn expected(self, row: &Expected) -> u16 {
         match row.access {
-            Access::Anyone | Access::Loopback | Access::SignIn => row.allowed,
+            Access::Anyone | Access::Page | Access::Loopback | Access::SignIn => row.allowed,
             Access::Session => match self {
                 Self::Session | Self::SessionAndKey => row.allowed,
                 _ => 401,
@@ -122,7 +133,7 @@ impl Caller {
 
 fn body_of(row: &Expected) -> Option<Value> {
     match (row.method, row.path) {
-        ("POST", "/v1/inference/image") => Some(picture(2)),
+        ("POST", "/v1/inference/image" | "/v1/playground/image") => Some(picture(2)),
         ("POST", "/v1/session") => Some(json!({ "password": PASSWORD })),
         ("POST", "/v1/api-keys") => Some(json!({ "name": "new", "scope": { "all": true } })),
         ("PATCH", _) => Some(json!({ "name": "other" })),
@@ -145,6 +156,7 @@ async fn every_route_opens_to_its_callers_alone() {
             };
             let subject = app.service.create(new, &Actor::CommandLine).await.expect("a key").id;
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
+            let path = path.replace("{file}", "app.js");
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if row.access == Access::Loopback {
                 request.headers_mut().insert("host", "localhost".parse().expect("a value"));
@@ -169,6 +181,7 @@ async fn without_a_password_there_are_no_management_routes() {
     for row in MATRIX.iter().filter(|row| matches!(row.access, Access::SignIn | Access::Session)) {
         for method in [row.method, "PUT"] {
             let path = row.path.replace("{key_id}", "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f");
+            let path = path.replace("{job_id}", "job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f");
             let mut request = managing("fluxserve_session=guess", method, &path, body_of(row).as_ref());
             request.headers_mut().insert("origin", "http://evil.test".parse().expect("a value"));
             let answer = app.send(request).await;

@@ -3,17 +3,20 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use serde_json::json;
 
 use super::wire::key::{CreateKey, CreatedKeyView, EditKey, KeyListView, KeyView, RotateKey};
-use crate::auth::{KEYS_PER_PAGE_MAX, KeyQuery};
+use crate::auth::{KEYS_PER_PAGE_MAX, KeyQuery, KeyState};
 use crate::domain::scope::Scope;
 use crate::domain::spec::FieldError;
 use crate::http::HttpState;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::json::ApiJson;
 use crate::http::extract::path::KeyPath;
 use crate::http::extract::query::Parameters;
+use crate::http::openapi::schema::one_of;
+use crate::http::openapi::{Operation, Tag};
 
 pub(in crate::http) async fn list(
     State(state): State<HttpState>,
@@ -29,6 +32,13 @@ pub(in crate::http) async fn list(
     Ok(Json(KeyListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
 }
 
+pub(in crate::http) fn list_operation() -> Operation {
+    Operation::new(Tag::ApiKeys, "list_api_keys", "All keys, the newest first")
+        .query("state", one_of(KeyState::ALL.map(KeyState::as_str)), "Only keys that stand so.")
+        .pages(KEYS_PER_PAGE_MAX)
+        .answers::<KeyListView>(StatusCode::OK, "One page of keys.")
+}
+
 pub(in crate::http) async fn create(
     State(state): State<HttpState>,
     administrator: Administrator,
@@ -39,12 +49,24 @@ pub(in crate::http) async fn create(
     Ok((StatusCode::CREATED, Json(created.into())))
 }
 
+pub(in crate::http) fn create_operation() -> Operation {
+    Operation::new(Tag::ApiKeys, "create_api_key", "Make a key")
+        .says("The answer is the one time that its value is shown.")
+        .body::<CreateKey>(json!({ "name": "web shop", "scope": { "inference": true } }))
+        .answers::<CreatedKeyView>(StatusCode::CREATED, "The key and its value.")
+}
+
 pub(in crate::http) async fn show(
     State(state): State<HttpState>,
     _: Administrator,
     KeyPath(id): KeyPath,
 ) -> Result<Json<KeyView>, ApiError> {
     Ok(Json(state.keys.get(id).await?.into()))
+}
+
+pub(in crate::http) fn show_operation() -> Operation {
+    Operation::new(Tag::ApiKeys, "get_api_key", "What is known of a key")
+        .answers::<KeyView>(StatusCode::OK, "The key, without its value.")
 }
 
 pub(in crate::http) async fn edit(
@@ -56,6 +78,14 @@ pub(in crate::http) async fn edit(
     edit.scope.as_ref().map_or(Ok(()), refuse_unknown_namespaces)?;
     let edited = state.keys.edit(id, edit, &administrator.actor()).await?;
     Ok(Json(edited.into()))
+}
+
+pub(in crate::http) fn edit_operation() -> Operation {
+    Operation::new(Tag::ApiKeys, "edit_api_key", "Rename a key, change its scope, expiry or limits")
+        .says("Counts from the key's next request on.")
+        .body::<EditKey>(json!({ "limits": { "requests_per_minute": 60 } }))
+        .answers::<KeyView>(StatusCode::OK, "The key as it is now.")
+        .refuses([ErrorCode::KeyEnded])
 }
 
 /// Without a body the old value ceases to work at once.
@@ -70,6 +100,14 @@ pub(in crate::http) async fn rotate(
     Ok(Json(rotated.into()))
 }
 
+pub(in crate::http) fn rotate_operation() -> Operation {
+    Operation::new(Tag::ApiKeys, "rotate_api_key", "Give a key another value")
+        .says("The answer is the one time that the value is shown. The old one ceases to work at once, or after `grace_seconds`.")
+        .optional_body::<RotateKey>(json!({ "grace_seconds": 86400 }))
+        .answers::<CreatedKeyView>(StatusCode::OK, "The key and its new value.")
+        .refuses([ErrorCode::KeyEnded])
+}
+
 pub(in crate::http) async fn revoke(
     State(state): State<HttpState>,
     administrator: Administrator,
@@ -77,6 +115,12 @@ pub(in crate::http) async fn revoke(
 ) -> Result<Json<KeyView>, ApiError> {
     let revoked = state.keys.revoke(id, &administrator.actor()).await?;
     Ok(Json(revoked.into()))
+}
+
+pub(in crate::http) fn revoke_operation() -> Operation {
+    Operation::new(Tag::ApiKeys, "revoke_api_key", "Revoke a key")
+        .says("For good, from its next request on. What is known of it stays.")
+        .answers::<KeyView>(StatusCode::OK, "The key as it is now.")
 }
 
 /// A scope can name namespaces of this worker alone, and this worker has no table of namespaces yet: there is none that

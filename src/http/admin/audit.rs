@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 
 use super::wire::audit::{AuditEntryView, AuditListView};
 use crate::auth::AUDIT_PER_PAGE_MAX;
@@ -9,6 +10,7 @@ use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::query::Parameters;
+use crate::http::openapi::{Operation, Tag};
 
 pub(in crate::http) async fn list(
     State(state): State<HttpState>,
@@ -21,4 +23,10 @@ pub(in crate::http) async fn list(
     let page = state.admin.audit_page(before, limit).await?;
     let data = page.entries.into_iter().map(AuditEntryView::from).collect();
     Ok(Json(AuditListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
+}
+
+pub(in crate::http) fn list_operation() -> Operation {
+    Operation::new(Tag::Audit, "list_audit_entries", "What was done, the newest first")
+        .pages(AUDIT_PER_PAGE_MAX)
+        .answers::<AuditListView>(StatusCode::OK, "One page of the log.")
 }

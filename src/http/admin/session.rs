@@ -4,13 +4,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::header::SET_COOKIE;
 use axum::http::{HeaderName, HeaderValue, StatusCode};
+use serde_json::json;
 
 use super::wire::session::{SessionView, SignIn};
 use crate::http::HttpState;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::caller::ClientAddress;
 use crate::http::extract::json::ApiJson;
+use crate::http::openapi::{Operation, Tag};
 use crate::http::session_cookie::SessionCookie;
 
 type WithCookie = [(HeaderName, HeaderValue); 1];
@@ -25,8 +27,21 @@ pub(in crate::http) async fn sign_in(
     Ok((StatusCode::CREATED, [(SET_COOKIE, cookie)], Json(new.session.into())))
 }
 
+pub(in crate::http) fn sign_in_operation() -> Operation {
+    Operation::new(Tag::Session, "sign_in", "Sign in as the administrator")
+        .says("Sets the session's cookie, which the other management routes ask for.")
+        .body::<SignIn>(json!({ "password": "the administrator's password" }))
+        .answers::<SessionView>(StatusCode::CREATED, "Signed in.")
+        .refuses([ErrorCode::WrongPassword, ErrorCode::TooManySignIns])
+}
+
 pub(in crate::http) async fn show(administrator: Administrator) -> Json<SessionView> {
     Json(administrator.session.into())
+}
+
+pub(in crate::http) fn show_operation() -> Operation {
+    Operation::new(Tag::Session, "get_session", "Who is signed in")
+        .answers::<SessionView>(StatusCode::OK, "The session.")
 }
 
 pub(in crate::http) async fn sign_out(
@@ -36,4 +51,9 @@ pub(in crate::http) async fn sign_out(
     state.admin.sign_out(administrator.session.id, &administrator.actor()).await?;
     let cookie = SessionCookie::of(&state.settings).clear();
     Ok((StatusCode::NO_CONTENT, [(SET_COOKIE, cookie)]))
+}
+
+pub(in crate::http) fn sign_out_operation() -> Operation {
+    Operation::new(Tag::Session, "sign_out", "Sign out")
+        .answers_nothing(StatusCode::NO_CONTENT, "The session has ended, and the cookie is taken away.")
 }

@@ -2,15 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 
 use super::wire::usage::{DayUsageView, UsageView};
 use crate::domain::spec::FieldError;
 use crate::domain::usage::{Day, USAGE_DAYS_KEPT, by_day};
 use crate::http::HttpState;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::path::KeyPath;
 use crate::http::extract::query::Parameters;
+use crate::http::openapi::schema::whole;
+use crate::http::openapi::{Operation, Tag};
 
 /// Days that are told of, where the client does not say.
 const DAYS_DEFAULT: u32 = 30;
@@ -34,4 +37,11 @@ pub(in crate::http) async fn show(
     let work = state.jobs.work_book().by_day(key.id, since).await?;
     let data = by_day(today, days, &requests, &work).into_iter().map(DayUsageView::from).collect();
     Ok(Json(UsageView { data }))
+}
+
+pub(in crate::http) fn show_operation() -> Operation {
+    Operation::new(Tag::ApiKeys, "get_api_key_usage", "What a key has used up, day by day")
+        .query("days", whole(1).maximum(Some(USAGE_DAYS_KEPT)), "How many UTC days to tell of, today among them.")
+        .answers::<UsageView>(StatusCode::OK, "The days, the oldest first.")
+        .refuses([ErrorCode::StorageUnavailable])
 }

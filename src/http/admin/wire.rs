@@ -1,7 +1,9 @@
 //! The management routes' bodies, one file for each thing they speak of.
 
 pub(in crate::http) mod audit;
+pub(in crate::http) mod job;
 pub(in crate::http) mod key;
 mod limits;
+pub(in crate::http) mod overview;
 pub(in crate::http) mod session;
 pub(in crate::http) mod usage;

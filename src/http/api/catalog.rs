@@ -2,32 +2,79 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-use crate::catalog::Availability;
+use crate::catalog::{Availability, Catalog};
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ParameterDefaults, ParameterLimits};
 use crate::http::HttpState;
+use crate::http::openapi::{Operation, Tag};
 
-#[derive(Serialize)]
-pub(in crate::http) struct ModelList<T> {
-    models: Vec<T>,
+/// The models this worker knows.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ModelList)]
+pub(in crate::http) struct ModelListView {
+    models: Vec<ModelView>,
 }
 
 /// A model as its card says.
-#[derive(Serialize)]
-pub(in crate::http) struct ModelView {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Model)]
+struct ModelView {
+    #[schema(value_type = String)]
     id: ModelId,
     min_input_images: usize,
     max_input_images: usize,
     max_prompt_chars: usize,
-    parameter_defaults: ParameterDefaults,
-    parameter_limits: ParameterLimits,
+    parameter_defaults: ParameterDefaultsView,
+    parameter_limits: ParameterLimitsView,
+}
+
+/// What counts where a request says nothing.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ParameterDefaults)]
+struct ParameterDefaultsView {
+    /// Pixels.
+    width: u32,
+    /// Pixels.
+    height: u32,
+    /// Denoising steps.
+    steps: u32,
+    guidance: f64,
+}
+
+/// What a request may ask for. All bounds are inclusive.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ParameterLimits)]
+struct ParameterLimitsView {
+    width_min: u32,
+    width_max: u32,
+    height_min: u32,
+    height_max: u32,
+    /// Width and height must be multiples of this many pixels.
+    size_multiple_of: u32,
+    /// Most pixels in one picture: width times height.
+    pixels_max: u32,
+    steps_min: u32,
+    steps_max: u32,
+    guidance_min: f64,
+    guidance_max: f64,
+}
+
+/// Whether the models draw.
+#[derive(Serialize, ToSchema)]
+#[schema(as = RuntimeModelList)]
+pub(in crate::http) struct RuntimeModelListView {
+    models: Vec<RuntimeModelView>,
 }
 
 /// Whether a model draws.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = RuntimeModel)]
 pub(in crate::http) struct RuntimeModelView {
+    #[schema(value_type = String)]
     id: ModelId,
     available: bool,
     /// Engines that draw. A replica is one engine on one device.
@@ -36,9 +83,14 @@ pub(in crate::http) struct RuntimeModelView {
     desired_replicas: u32,
 }
 
-pub(in crate::http) async fn models(State(state): State<HttpState>) -> Json<ModelList<ModelView>> {
+pub(in crate::http) async fn models(State(state): State<HttpState>) -> Json<ModelListView> {
     let models = state.catalog.cards().map(|card| view(card)).collect();
-    Json(ModelList { models })
+    Json(ModelListView { models })
+}
+
+pub(in crate::http) fn models_operation() -> Operation {
+    Operation::new(Tag::Models, "list_models", "What can be asked of each model")
+        .answers::<ModelListView>(StatusCode::OK, "The models of the catalog, served or not.")
 }
 
 fn view(card: &ModelCard) -> ModelView {
@@ -47,14 +99,42 @@ fn view(card: &ModelCard) -> ModelView {
         min_input_images: card.input_images_min,
         max_input_images: card.input_images_max,
         max_prompt_chars: card.prompt_chars_max,
-        parameter_defaults: card.defaults,
-        parameter_limits: card.limits,
+        parameter_defaults: card.defaults.into(),
+        parameter_limits: card.limits.into(),
     }
 }
 
-pub(in crate::http) async fn runtime_models(State(state): State<HttpState>) -> Json<ModelList<RuntimeModelView>> {
-    let models = state.catalog.cards().map(|card| {
-        let availability = state.catalog.availability(&card.id);
+impl From<ParameterDefaults> for ParameterDefaultsView {
+    fn from(defaults: ParameterDefaults) -> Self {
+        let ParameterDefaults { width, height, steps, guidance } = defaults;
+        Self { width, height, steps, guidance }
+    }
+}
+
+impl From<ParameterLimits> for ParameterLimitsView {
+    fn from(limits: ParameterLimits) -> Self {
+        Self {
+            width_min: limits.width_min,
+            width_max: limits.width_max,
+            height_min: limits.height_min,
+            height_max: limits.height_max,
+            size_multiple_of: limits.size_multiple_of,
+            pixels_max: limits.pixels_max,
+            steps_min: limits.steps_min,
+            steps_max: limits.steps_max,
+            guidance_min: limits.guidance_min,
+            guidance_max: limits.guidance_max,
+        }
+    }
+}
+
+pub(in crate::http) async fn runtime_models(State(state): State<HttpState>) -> Json<RuntimeModelListView> {
+    Json(RuntimeModelListView { models: runtime_model_views(&state.catalog) })
+}
+
+pub(in crate::http) fn runtime_model_views(catalog: &Catalog) -> Vec<RuntimeModelView> {
+    let views = catalog.cards().map(|card| {
+        let availability = catalog.availability(&card.id);
         let available = availability == Availability::Ready;
         RuntimeModelView {
             id: card.id.clone(),
@@ -63,5 +143,10 @@ pub(in crate::http) async fn runtime_models(State(state): State<HttpState>) -> J
             desired_replicas: u32::from(availability != Availability::NotServed),
         }
     });
-    Json(ModelList { models: models.collect() })
+    views.collect()
+}
+
+pub(in crate::http) fn runtime_models_operation() -> Operation {
+    Operation::new(Tag::Models, "list_runtime_models", "Whether the models draw now")
+        .answers::<RuntimeModelListView>(StatusCode::OK, "True at every moment of loading.")
 }

@@ -6,13 +6,15 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::header::{CONTENT_TYPE, FORWARDED, HOST, VIA};
 use axum::http::uri::Authority;
-use axum::http::{Extensions, HeaderMap, HeaderName};
+use axum::http::{Extensions, HeaderMap, HeaderName, StatusCode};
 use serde::Serialize;
 use tokio::sync::Mutex;
+use utoipa::ToSchema;
 
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::peer_address;
+use crate::http::openapi::{Operation, Tag};
 
 /// A database that takes longer than this to write is as good as none.
 const WRITE_CHECK_DEADLINE: Duration = Duration::from_secs(5);
@@ -24,7 +26,9 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[derive(Default)]
 pub(in crate::http) struct WriteCheck(Mutex<Option<(Instant, bool)>>);
 
-#[derive(Serialize)]
+/// How it is.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
 pub(in crate::http) struct HealthView {
     status: &'static str,
 }
@@ -32,6 +36,11 @@ pub(in crate::http) struct HealthView {
 /// The process answers.
 pub(in crate::http) async fn alive() -> Json<HealthView> {
     Json(HealthView { status: "ok" })
+}
+
+pub(in crate::http) fn alive_operation() -> Operation {
+    Operation::new(Tag::Health, "get_health", "Whether the process answers")
+        .answers::<HealthView>(StatusCode::OK, "It does.")
 }
 
 /// The database writes, and an engine has drawn and has not failed since.
@@ -48,6 +57,15 @@ pub(in crate::http) async fn ready(State(state): State<HttpState>) -> Result<Jso
     } else {
         Err(not_ready("the database does not take writes"))
     }
+}
+
+pub(in crate::http) fn ready_operation() -> Operation {
+    Operation::new(Tag::Health, "get_readiness", "Whether pictures can be had now")
+        .answers::<HealthView>(
+            StatusCode::OK,
+            "The database takes writes, and an engine has drawn and not failed since.",
+        )
+        .refuses([ErrorCode::NotReady])
 }
 
 async fn takes_writes(state: &HttpState) -> bool {
@@ -81,6 +99,12 @@ pub(in crate::http) async fn metrics(
     let is_local = peer_address(&extensions).is_some_and(|peer| peer.is_loopback()) && is_direct(&headers);
     let handle = state.metrics.as_ref().filter(|_| is_local).ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
     Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], handle.render()))
+}
+
+pub(in crate::http) fn metrics_operation() -> Operation {
+    Operation::new(Tag::Health, "get_metrics", "Metrics, for peers on this machine")
+        .says("To others, and through a proxy, there is nothing at this path.")
+        .answers_text(StatusCode::OK, PROMETHEUS_TEXT, "Prometheus text.")
 }
 
 /// Whether nothing says that a peer on this machine speaks for somebody else. A proxy names those it speaks for, or

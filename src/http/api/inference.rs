@@ -5,19 +5,25 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use serde_json::json;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ArrayBuilder, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use super::jobs::{JobView, eta_seconds, picture_response};
 use crate::domain::format::{OutputFormat, UnknownFormat};
 use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
 use crate::domain::model::ModelCard;
-use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, draw_seed};
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, draw_seed};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::idempotency::IdempotencyWord;
 use crate::http::extract::json::{ApiJson, Fields, FromFields};
 use crate::http::extract::wishes::{AnswerForm, Wishes};
+use crate::http::openapi::schema::{ObjectSchema, number, one_of, text, whole};
+use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
 use crate::jobs::{JobReport, RepeatKey, Submission, Submitted};
 
@@ -58,9 +64,39 @@ impl FromFields for SubmitImage {
     }
 }
 
+impl ToSchema for SubmitImage {}
+
+impl PartialSchema for SubmitImage {
+    fn schema() -> RefOr<Schema> {
+        let images =
+            ArrayBuilder::new().items(text()).description(Some("Pictures to start from, as many as the model takes."));
+        ObjectSchema::new("A picture to draw. What a field may be, the model's `parameter_limits` say; what counts where it is left out, its `parameter_defaults`.")
+            .required("prompt", text().min_length(Some(1)).description(Some("What to draw.")))
+            .required("model", text().description(Some("Which model draws it.")))
+            .optional("negative_prompt", text().description(Some("What to steer away from. Each step then takes two passes.")))
+            .optional("width", whole(1).description(Some("Pixels.")))
+            .optional("height", whole(1).description(Some("Pixels.")))
+            .optional("steps", whole(1).description(Some("Denoising steps.")))
+            .optional("guidance", number().description(Some("How closely to follow the prompt.")))
+            .optional("seed", whole(0).maximum(Some(SEED_MAX)).description(Some("The same seed gives the same picture. Drawn and told when it is left out.")))
+            .optional("input_images_base64", images)
+            .optional("output_format", one_of(OutputFormat::ALL.map(OutputFormat::as_str)).description(Some("The file's format; png when nothing is said.")))
+            .into()
+    }
+}
+
 impl SubmitImage {
+    /// The model it asks for.
+    pub(in crate::http) fn model(&self) -> &ModelId {
+        &self.model
+    }
+
     /// The valid request, and the format of its picture.
-    fn into_spec(self, card: &ModelCard, form: AnswerForm) -> Result<(GenerateSpec, OutputFormat), ApiError> {
+    pub(in crate::http) fn into_spec(
+        self,
+        card: &ModelCard,
+        form: AnswerForm,
+    ) -> Result<(GenerateSpec, OutputFormat), ApiError> {
         let mut errors = Vec::new();
         let wanted = if let AnswerForm::Picture(wanted) = form { wanted } else { None };
         if let (Some(wanted), Some(format)) = (wanted, self.output_format)
@@ -86,16 +122,47 @@ impl SubmitImage {
 }
 
 /// The answer to a job that was accepted.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = AcceptedJob)]
 struct AcceptedView {
     job_id: String,
     job_type: &'static str,
+    #[schema(value_type = String)]
     status: JobStatus,
     status_url: String,
     result_url: String,
     seed: u64,
     queue_position: Option<usize>,
     eta_seconds: Option<f64>,
+}
+
+pub(in crate::http) fn submit_operation() -> Operation {
+    let example = json!({ "model": "fluxserve/flux-shapes", "prompt": "a red circle on a blue background" });
+    Operation::new(Tag::Images, "create_image", "Draw a picture")
+        .says(
+            "Answers at once, with 202 and where to look; or waits: `Prefer: wait=SECONDS` for the job's end, an `Accept` \
+             of `image/png`, `image/jpeg` or `image/webp` for the picture itself. Who hangs up while waiting cancels the job.",
+        )
+        .header("Prefer", "`wait=SECONDS`: answer when the job has ended, or with 202 when that time is over.")
+        .header("Idempotency-Key", "The same word and body within a day give the same job.")
+        .body::<SubmitImage>(example)
+        .answers::<JobView>(StatusCode::OK, "The job has ended within the wait, or its picture.")
+        .answers_picture(StatusCode::OK, "The job has ended within the wait, or its picture.")
+        .answers::<AcceptedView>(StatusCode::ACCEPTED, "The job is accepted and will be drawn.")
+        .refuses([
+            ErrorCode::ModelNotFound,
+            ErrorCode::NotAcceptable,
+            ErrorCode::IdempotencyConflict,
+            ErrorCode::JobCanceled,
+            ErrorCode::PictureGone,
+            ErrorCode::ConcurrentJobsLimit,
+            ErrorCode::DailyLimit,
+            ErrorCode::QueueFull,
+            ErrorCode::JobFailed,
+            ErrorCode::ModelUnavailable,
+            ErrorCode::Draining,
+            ErrorCode::StorageUnavailable,
+        ])
 }
 
 pub(in crate::http) async fn submit(

@@ -5,32 +5,37 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::serde::rfc3339;
+use utoipa::ToSchema;
 
 use crate::domain::ids::{JobId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::http::HttpState;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::path::JobPath;
 use crate::http::extract::query::Parameters;
+use crate::http::openapi::schema::{one_of, text};
+use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
 use crate::jobs::{JobReport, ListQuery, PAGE_JOBS_MAX, Picture, ResultLink};
 
 /// A cancelled job leaves the line at once and a batch within a step; who cancels sees it happen unless steps are slow.
-const CANCEL_WAIT: Duration = Duration::from_secs(2);
+pub(in crate::http) const CANCEL_WAIT: Duration = Duration::from_secs(2);
 const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const SEED: HeaderName = HeaderName::from_static("x-seed");
 
 /// A job as its owner sees it.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Job)]
 pub(in crate::http) struct JobView {
     job_id: String,
     job_type: &'static str,
+    #[schema(value_type = String)]
     status: JobStatus,
     status_url: String,
     result_url: String,
@@ -48,14 +53,17 @@ pub(in crate::http) struct JobView {
     error: Option<JobErrorView>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobProgress)]
 struct ProgressView {
     step: u32,
     steps: u32,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobParameters)]
 struct ParametersView {
+    #[schema(value_type = String)]
     model: ModelId,
     prompt: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -68,14 +76,16 @@ struct ParametersView {
     output_format: &'static str,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobError)]
 struct JobErrorView {
     code: String,
     reason: String,
 }
 
 /// One page of jobs.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobList)]
 pub(in crate::http) struct JobListView {
     data: Vec<JobView>,
     next_cursor: Option<String>,
@@ -132,6 +142,12 @@ pub(in crate::http) async fn show(
     Ok(Json(JobView::new(&report, &origin)))
 }
 
+pub(in crate::http) fn show_operation() -> Operation {
+    Operation::new(Tag::Jobs, "get_job", "How a job stands")
+        .answers::<JobView>(StatusCode::OK, "The job.")
+        .refuses([ErrorCode::StorageUnavailable])
+}
+
 pub(in crate::http) async fn list(
     State(state): State<HttpState>,
     InferenceCaller(caller): InferenceCaller,
@@ -147,6 +163,15 @@ pub(in crate::http) async fn list(
     Ok(Json(JobListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
 }
 
+pub(in crate::http) fn list_operation() -> Operation {
+    let states = JobStatus::ALL.map(JobStatus::as_str);
+    Operation::new(Tag::Jobs, "list_jobs", "The calling key's jobs, the newest first")
+        .query("status", one_of(states), "Only jobs that stand so.")
+        .pages(PAGE_JOBS_MAX)
+        .answers::<JobListView>(StatusCode::OK, "One page of jobs.")
+        .refuses([ErrorCode::StorageUnavailable])
+}
+
 pub(in crate::http) async fn cancel(
     State(state): State<HttpState>,
     InferenceCaller(caller): InferenceCaller,
@@ -156,6 +181,13 @@ pub(in crate::http) async fn cancel(
     state.jobs.cancel(caller.key_id, id).await?;
     let report = state.jobs.wait(caller.key_id, id, CANCEL_WAIT).await?;
     Ok(Json(JobView::new(&report, &origin)))
+}
+
+pub(in crate::http) fn cancel_operation() -> Operation {
+    Operation::new(Tag::Jobs, "cancel_job", "Cancel a job")
+        .says("Out of the queue at once, out of a running batch at the next step. A job that has ended stays as it is.")
+        .answers::<JobView>(StatusCode::OK, "The job.")
+        .refuses([ErrorCode::StorageUnavailable])
 }
 
 /// The picture: for the job's owner, or for anyone with a signed link.
@@ -179,8 +211,17 @@ pub(in crate::http) async fn result(
     Ok(picture_response(id, None, picture))
 }
 
+pub(in crate::http) fn result_operation() -> Operation {
+    Operation::new(Tag::Jobs, "get_job_result", "A job's picture")
+        .says("For the key that asked for it, or for whom it gave the `result_url`, which needs no key.")
+        .query("expires", text(), "From the `result_url`.")
+        .query("signature", text(), "From the `result_url`.")
+        .answers_picture(StatusCode::OK, "The picture.")
+        .refuses([ErrorCode::LinkRefused, ErrorCode::NoPicture, ErrorCode::PictureGone, ErrorCode::StorageUnavailable])
+}
+
 /// A picture as an answer. The seed is named where the caller may not know it yet.
-pub(super) fn picture_response(id: JobId, seed: Option<u64>, picture: Picture) -> Response {
+pub(in crate::http) fn picture_response(id: JobId, seed: Option<u64>, picture: Picture) -> Response {
     let Picture { bytes, format } = picture;
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static(format.content_type())),

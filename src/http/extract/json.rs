@@ -40,6 +40,9 @@ pub(in crate::http) trait FromFields: Sized {
 pub(in crate::http) struct Fields {
     values: Map<String, Value>,
     errors: Vec<FieldError>,
+    /// Every field that was looked for: what the API's description has to name.
+    #[cfg(test)]
+    asked: BTreeSet<String>,
 }
 
 impl<T: FromFields> FromRequest<HttpState> for ApiJson<T> {
@@ -129,7 +132,7 @@ fn read<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
         ApiError::new(ErrorCode::MalformedJson).with_detail(detail)
     })?;
     let errors = twice.into_iter().map(|field| FieldError::new(field, "is given twice")).collect();
-    let mut fields = Fields { values, errors };
+    let mut fields = Fields::new(values, errors);
     let read = T::from_fields(&mut fields);
     let errors = fields.finish();
     match read {
@@ -139,8 +142,31 @@ fn read<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
 }
 
 impl Fields {
+    fn new(values: Map<String, Value>, errors: Vec<FieldError>) -> Self {
+        Self {
+            values,
+            errors,
+            #[cfg(test)]
+            asked: BTreeSet::new(),
+        }
+    }
+
+    /// The fields that `T` looks for.
+    #[cfg(test)]
+    pub(in crate::http) fn asked_by<T: FromFields>() -> BTreeSet<String> {
+        let mut fields = Self::new(Map::new(), Vec::new());
+        T::from_fields(&mut fields);
+        fields.asked
+    }
+
+    fn remove(&mut self, field: &str) -> Option<Value> {
+        #[cfg(test)]
+        self.asked.insert(field.to_owned());
+        self.values.remove(field)
+    }
+
     fn take<T>(&mut self, field: &str, must_be: &str, read: impl FnOnce(Value) -> Option<T>) -> Option<T> {
-        let value = self.values.remove(field).filter(|value| !value.is_null())?;
+        let value = self.remove(field).filter(|value| !value.is_null())?;
         let read = read(value);
         if read.is_none() {
             self.refuse(field, format!("must be {must_be}"));
@@ -164,7 +190,7 @@ impl Fields {
     /// A text that has to be there.
     pub(in crate::http) fn required_text(&mut self, field: &str) -> Option<String> {
         if self.values.get(field).is_none_or(Value::is_null) {
-            self.values.remove(field);
+            self.remove(field);
             self.refuse(field, "is required");
             return None;
         }
@@ -173,7 +199,7 @@ impl Fields {
 
     /// A value of any kind, also `null`.
     pub(in crate::http) fn given(&mut self, field: &str) -> Option<Value> {
-        self.values.remove(field)
+        self.remove(field)
     }
 
     /// A value of any kind that has to be there.
@@ -213,7 +239,7 @@ impl Fields {
             _ => None,
         });
         let Some(values) = values else { return };
-        let mut fields = Self { values, errors: Vec::new() };
+        let mut fields = Self::new(values, Vec::new());
         read(&mut fields);
         let named = |error: FieldError| FieldError::new(format!("{field}.{}", error.field), error.reason);
         self.errors.extend(fields.finish().into_iter().map(named));
@@ -223,7 +249,7 @@ impl Fields {
     pub(in crate::http) fn is_null(&mut self, field: &str) -> bool {
         let is_null = self.values.get(field).is_some_and(Value::is_null);
         if is_null {
-            self.values.remove(field);
+            self.remove(field);
         }
         is_null
     }

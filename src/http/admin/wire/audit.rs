@@ -4,12 +4,14 @@ use serde::Serialize;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::serde::rfc3339;
+use utoipa::ToSchema;
 
 use crate::auth::AuditEntry;
 use crate::domain::ids::KeyId;
 
 /// One thing that was done.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = AuditEntry)]
 pub(in crate::http) struct AuditEntryView {
     id: String,
     #[serde(with = "rfc3339")]
@@ -22,9 +24,12 @@ pub(in crate::http) struct AuditEntryView {
     /// What.
     action: &'static str,
     /// To which key.
+    #[schema(value_type = Option<String>)]
     key_id: Option<KeyId>,
     /// Its prefix at that time.
     key_prefix: Option<String>,
+    /// More, by action.
+    #[schema(value_type = Object)]
     detail: Value,
 }
 
@@ -45,7 +50,8 @@ impl From<AuditEntry> for AuditEntryView {
 }
 
 /// One page of the log, the newest first.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = AuditList)]
 pub(in crate::http) struct AuditListView {
     pub(in crate::http) data: Vec<AuditEntryView>,
     pub(in crate::http) next_cursor: Option<String>,

@@ -1,10 +1,14 @@
 //! What a key may use up, as it is asked for and as it is shown.
 
 use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema};
 
 use crate::auth::{Change, LimitChanges};
 use crate::domain::limits::KeyLimits;
 use crate::http::extract::json::Fields;
+use crate::http::openapi::schema::{ObjectSchema, or_null, whole};
 
 const FIELD: &str = "limits";
 
@@ -42,7 +46,8 @@ pub(super) fn of_edit(fields: &mut Fields) -> LimitChanges {
 }
 
 /// A key's limits; `null` is none.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Limits)]
 pub(in crate::http) struct LimitsView {
     requests_per_minute: Option<u32>,
     concurrent_jobs: Option<u32>,
@@ -57,4 +62,19 @@ impl From<KeyLimits> for LimitsView {
             megapixel_steps_per_day: limits.megapixel_steps_per_day,
         }
     }
+}
+
+/// The schema of the limits of a request; `adapt` is for each of them.
+pub(super) fn schema(description: &str, adapt: fn(ObjectBuilder) -> ObjectBuilder) -> RefOr<Schema> {
+    let limit = |says: &str| adapt(whole(1).description(Some(says)));
+    ObjectSchema::new(description)
+        .optional("requests_per_minute", limit("Requests in a minute."))
+        .optional("concurrent_jobs", limit("Unfinished jobs at a time."))
+        .optional("megapixel_steps_per_day", limit("Megapixels times denoising steps in a UTC day."))
+        .into()
+}
+
+/// As [`schema`], where `null` takes a limit away.
+pub(super) fn edit_schema() -> RefOr<Schema> {
+    schema("What is to be different about the limits.", or_null)
 }

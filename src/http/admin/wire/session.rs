@@ -3,11 +3,15 @@
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::serde::rfc3339;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::Schema;
+use utoipa::{PartialSchema, ToSchema};
 use zeroize::Zeroizing;
 
 use crate::auth::Session;
 use crate::domain::ids::SessionId;
 use crate::http::extract::json::{Fields, FromFields};
+use crate::http::openapi::schema::{ObjectSchema, text};
 
 /// Who wants in.
 pub(in crate::http) struct SignIn {
@@ -20,9 +24,19 @@ impl FromFields for SignIn {
     }
 }
 
+impl ToSchema for SignIn {}
+
+impl PartialSchema for SignIn {
+    fn schema() -> RefOr<Schema> {
+        ObjectSchema::new("Who wants in.").required("password", text()).into()
+    }
+}
+
 /// A sign-in. Its token is in the cookie alone.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Session)]
 pub(in crate::http) struct SessionView {
+    #[schema(value_type = String)]
     id: SessionId,
     #[serde(with = "rfc3339")]
     created_at: OffsetDateTime,

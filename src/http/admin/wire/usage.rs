@@ -1,11 +1,13 @@
 //! What a key has used up, as it is shown.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::domain::usage::DayUsage;
 
 /// One UTC day.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = DayUsage)]
 pub(in crate::http) struct DayUsageView {
     /// As in `2030-01-31`.
     date: String,
@@ -28,7 +30,8 @@ impl From<DayUsage> for DayUsageView {
 }
 
 /// The last days, the oldest first, up to today.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Usage)]
 pub(in crate::http) struct UsageView {
     pub(in crate::http) data: Vec<DayUsageView>,
 }

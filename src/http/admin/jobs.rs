@@ -1,0 +1,126 @@
+//! `/v1/jobs`: the jobs of every key, for the administrator.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+
+use super::wire::job::{AnyJobListView, AnyJobView};
+use crate::domain::ids::KeyId;
+use crate::domain::job::JobStatus;
+use crate::http::HttpState;
+use crate::http::api::jobs::{CANCEL_WAIT, picture_response};
+use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::administrator::Administrator;
+use crate::http::extract::path::JobPath;
+use crate::http::extract::query::Parameters;
+use crate::http::openapi::schema::{one_of, text};
+use crate::http::openapi::{Operation, Tag};
+use crate::http::origin::Origin;
+use crate::jobs::{ListQuery, PAGE_JOBS_MAX, Reach};
+
+/// How a query names the jobs that no key asked for.
+const PLAYGROUND: &str = "playground";
+
+pub(in crate::http) async fn list(
+    State(state): State<HttpState>,
+    _: Administrator,
+    origin: Origin,
+    mut parameters: Parameters,
+) -> Result<Json<AnyJobListView>, ApiError> {
+    let before = parameters.take("cursor", "the `next_cursor` of an earlier page");
+    let status = parameters.take("status", "queued, running, succeeded, failed or canceled");
+    let owner = parameters.take("key_id", "a key's id, or playground");
+    let jobs_max = parameters.take_limit(PAGE_JOBS_MAX);
+    parameters.finish()?;
+    let reach = owner.map_or(Reach::Everyones, |Owner(id)| Reach::Of(id));
+    let page = state.jobs.list(reach, ListQuery { before, status, jobs_max }).await?;
+    let data = page.jobs.iter().map(|report| AnyJobView::new(report, &origin)).collect();
+    Ok(Json(AnyJobListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
+}
+
+/// Whose jobs to list.
+struct Owner(KeyId);
+
+impl std::str::FromStr for Owner {
+    type Err = crate::domain::ids::InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == PLAYGROUND { Ok(Self(KeyId::NONE)) } else { text.parse().map(Self) }
+    }
+}
+
+pub(in crate::http) fn list_operation() -> Operation {
+    let states = JobStatus::ALL.map(JobStatus::as_str);
+    Operation::new(Tag::Console, "list_all_jobs", "The jobs of every key, the newest first")
+        .query("status", one_of(states), "Only jobs that stand so.")
+        .query("key_id", text(), "Only the jobs of this key; `playground` for those drawn in the console.")
+        .pages(PAGE_JOBS_MAX)
+        .answers::<AnyJobListView>(StatusCode::OK, "One page of jobs.")
+        .refuses([ErrorCode::StorageUnavailable])
+}
+
+pub(in crate::http) async fn show(
+    State(state): State<HttpState>,
+    _: Administrator,
+    JobPath(id): JobPath,
+    origin: Origin,
+) -> Result<Json<AnyJobView>, ApiError> {
+    let report = state.jobs.get(Reach::Everyones, id).await?;
+    Ok(Json(AnyJobView::new(&report, &origin)))
+}
+
+pub(in crate::http) fn show_operation() -> Operation {
+    Operation::new(Tag::Console, "get_any_job", "How any key's job stands")
+        .answers::<AnyJobView>(StatusCode::OK, "The job.")
+        .refuses([ErrorCode::StorageUnavailable])
+}
+
+pub(in crate::http) async fn cancel(
+    State(state): State<HttpState>,
+    _: Administrator,
+    JobPath(id): JobPath,
+    origin: Origin,
+) -> Result<Json<AnyJobView>, ApiError> {
+    state.jobs.cancel(Reach::Everyones, id).await?;
+    let report = state.jobs.wait(Reach::Everyones, id, CANCEL_WAIT).await?;
+    Ok(Json(AnyJobView::new(&report, &origin)))
+}
+
+pub(in crate::http) fn cancel_operation() -> Operation {
+    Operation::new(Tag::Console, "cancel_any_job", "Cancel any key's job")
+        .answers::<AnyJobView>(StatusCode::OK, "The job.")
+        .refuses([ErrorCode::StorageUnavailable])
+}
+
+/// Rough, for who looks on while it is being drawn.
+pub(in crate::http) async fn preview(
+    State(state): State<HttpState>,
+    _: Administrator,
+    JobPath(id): JobPath,
+) -> Result<Response, ApiError> {
+    let picture = state.jobs.preview(Reach::Everyones, id).await?;
+    Ok(picture_response(id, None, picture))
+}
+
+pub(in crate::http) fn preview_operation() -> Operation {
+    Operation::new(Tag::Console, "get_any_job_preview", "What any key's job looks like while it is being drawn")
+        .says("Small and rough: an eighth of the picture's size. The first request only says that somebody looks on.")
+        .answers_picture(StatusCode::OK, "The preview, PNG.")
+        .refuses([ErrorCode::NoPreview, ErrorCode::StorageUnavailable])
+}
+
+pub(in crate::http) async fn result(
+    State(state): State<HttpState>,
+    _: Administrator,
+    JobPath(id): JobPath,
+) -> Result<Response, ApiError> {
+    let picture = state.jobs.picture(Reach::Everyones, id).await?;
+    Ok(picture_response(id, None, picture))
+}
+
+pub(in crate::http) fn result_operation() -> Operation {
+    Operation::new(Tag::Console, "get_any_job_result", "The picture of any key's job")
+        .answers_picture(StatusCode::OK, "The picture.")
+        .refuses([ErrorCode::NoPicture, ErrorCode::PictureGone, ErrorCode::StorageUnavailable])
+}

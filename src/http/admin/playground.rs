@@ -1,0 +1,54 @@
+//! `/v1/playground/image`: a picture for the administrator, without a key.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::json;
+
+use super::wire::job::AnyJobView;
+use crate::domain::ids::KeyId;
+use crate::domain::limits::KeyLimits;
+use crate::http::HttpState;
+use crate::http::api::inference::SubmitImage;
+use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::administrator::Administrator;
+use crate::http::extract::json::ApiJson;
+use crate::http::extract::wishes::AnswerForm;
+use crate::http::openapi::{Operation, Tag};
+use crate::http::origin::Origin;
+use crate::jobs::{Submission, Submitted};
+
+pub(in crate::http) async fn submit(
+    State(state): State<HttpState>,
+    _: Administrator,
+    origin: Origin,
+    ApiJson { value: request, .. }: ApiJson<SubmitImage>,
+) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
+    let card = state.catalog.card(request.model()).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
+    let (spec, output_format) = request.into_spec(card, AnswerForm::Json)?;
+    let limits = KeyLimits::default();
+    let submission = Submission { owner: KeyId::NONE, limits, spec, output_format, repeat_key: None };
+    let view = match state.jobs.submit(submission).await? {
+        Submitted::New(accepted) => {
+            let view = AnyJobView::new(accepted.report(), &origin);
+            accepted.keep();
+            view
+        }
+        Submitted::Earlier(report) => AnyJobView::new(&report, &origin),
+    };
+    Ok((StatusCode::ACCEPTED, Json(view)))
+}
+
+pub(in crate::http) fn submit_operation() -> Operation {
+    let example = json!({ "model": "fluxserve/flux-shapes", "prompt": "a red circle on a blue background" });
+    Operation::new(Tag::Console, "create_playground_image", "Draw a picture without a key")
+        .body::<SubmitImage>(example)
+        .answers::<AnyJobView>(StatusCode::ACCEPTED, "The job is accepted and will be drawn.")
+        .refuses([
+            ErrorCode::ModelNotFound,
+            ErrorCode::QueueFull,
+            ErrorCode::ModelUnavailable,
+            ErrorCode::Draining,
+            ErrorCode::StorageUnavailable,
+        ])
+}

@@ -1,0 +1,136 @@
+// Owns the conversation with the worker: requests, errors, and the news that the session has ended.
+
+import { sentence } from "./format.js";
+
+// An error that the worker answered with, or that kept it from answering.
+export class Problem extends Error {
+  constructor({ status, code, title, detail, errors, requestId, retryAfterSeconds }) {
+    super(detail || title || "Something went wrong");
+    this.name = "Problem";
+    this.status = status;
+    this.code = code;
+    this.errors = errors || [];
+    this.requestId = requestId || null;
+    this.retryAfterSeconds = retryAfterSeconds ?? null;
+  }
+}
+
+// Tells of `session-ended`: any answer that says a session is needed.
+export const sessionNews = new EventTarget();
+
+const SESSION_PATH = "/v1/session";
+
+// The path with those query parameters that have a value.
+function withQuery(path, query) {
+  const given = Object.entries(query || {}).filter(
+    ([, value]) => value !== null && value !== undefined && value !== "",
+  );
+  const text = new URLSearchParams(given).toString();
+  return text ? `${path}?${text}` : path;
+}
+
+// Sends a request and gives the response, whatever its kind. Throws a Problem where it is an error.
+async function send(method, path, { body, query, signal } = {}) {
+  const options = { method, signal, credentials: "same-origin", cache: "no-store", headers: {} };
+  if (body !== undefined) {
+    options.headers["Content-Type"] = "application/json";
+    options.body = JSON.stringify(body);
+  }
+  let response;
+  try {
+    response = await fetch(withQuery(path, query), options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Problem({ status: 0, code: "unreachable", detail: "The worker cannot be reached." });
+  }
+  if (!response.ok) throw await problemOf(response, path);
+  return response;
+}
+
+async function problemOf(response, path) {
+  let body = {};
+  try {
+    body = await response.json();
+  } catch {
+    // Not from the worker but from something in front of it: the status has to do.
+  }
+  const problem = new Problem({
+    status: response.status,
+    code: body.code || "unknown",
+    title: body.title || `The worker answered ${response.status}`,
+    detail: body.detail ? sentence(body.detail) : undefined,
+    errors: body.errors,
+    requestId: body.request_id || response.headers.get("x-request-id"),
+    retryAfterSeconds: Number(response.headers.get("retry-after")) || null,
+  });
+  if (problem.status === 401 && path !== SESSION_PATH) sessionNews.dispatchEvent(new Event("session-ended"));
+  return problem;
+}
+
+async function json(method, path, options) {
+  const response = await send(method, path, options);
+  return response.status === 204 ? null : response.json();
+}
+
+const get = (path, query, signal) => json("GET", path, { query, signal });
+const post = (path, body, signal) => json("POST", path, { body, signal });
+const patch = (path, body, signal) => json("PATCH", path, { body, signal });
+const remove = (path, signal) => json("DELETE", path, { signal });
+
+// A picture as a Blob, or null where there is none.
+async function picture(path, signal) {
+  try {
+    const response = await send("GET", path, { signal });
+    return await response.blob();
+  } catch (error) {
+    if (error instanceof Problem && [404, 409, 410].includes(error.status)) return null;
+    throw error;
+  }
+}
+
+export const session = {
+  show: (signal) => get(SESSION_PATH, null, signal),
+  signIn: (password) => post(SESSION_PATH, { password }),
+  signOut: () => remove(SESSION_PATH),
+};
+
+const keyPath = (id) => `/v1/api-keys/${encodeURIComponent(id)}`;
+const jobPath = (id) => `/v1/jobs/${encodeURIComponent(id)}`;
+
+export const keys = {
+  list: (query, signal) => get("/v1/api-keys", query, signal),
+  show: (id, signal) => get(keyPath(id), null, signal),
+  create: (body) => post("/v1/api-keys", body),
+  edit: (id, changes) => patch(keyPath(id), changes),
+  rotate: (id, graceSeconds) => post(`${keyPath(id)}/rotate`, { grace_seconds: graceSeconds }),
+  revoke: (id) => remove(keyPath(id)),
+  usage: (id, days, signal) => get(`${keyPath(id)}/usage`, { days }, signal),
+};
+
+export const jobs = {
+  list: (query, signal) => get("/v1/jobs", query, signal),
+  show: (id, signal) => get(jobPath(id), null, signal),
+  cancel: (id) => remove(jobPath(id)),
+  draw: (body) => post("/v1/playground/image", body),
+  preview: (id, signal) => picture(`${jobPath(id)}/preview`, signal),
+  resultPath: (id) => `${jobPath(id)}/result`,
+};
+
+export const models = {
+  cards: async (signal) => (await get("/v1/inference/models", null, signal)).models,
+  runtime: async (signal) => (await get("/v1/inference/runtime/models", null, signal)).models,
+};
+
+// Namespaces, or null where this worker has no cluster.
+export async function namespaces(signal) {
+  try {
+    return (await get("/v1/kubernetes/namespaces", null, signal)).data;
+  } catch (error) {
+    if (error instanceof Problem && [404, 503].includes(error.status)) return null;
+    throw error;
+  }
+}
+
+export const overview = (signal) => get("/v1/overview", null, signal);
+export const audit = (query, signal) => get("/v1/audit", query, signal);
+export const openapi = (signal) => get("/openapi.json", null, signal);

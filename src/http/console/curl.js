@@ -1,0 +1,31 @@
+// Owns the command lines that are there to be copied.
+
+// A text as one word of a shell.
+function shellWord(text) {
+  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}
+
+const EXAMPLE_PROMPT = "a lighthouse on a cliff at dawn, soft light";
+
+// Draws one picture. Without a key's value the shell's own variable stands in its place.
+export function drawCommand({ key, body }) {
+  const format = body.output_format || "png";
+  return [
+    `curl --fail-with-body -sS ${location.origin}/v1/inference/image \\`,
+    `  -H "x-api-key: ${key || "$FLUXSERVE_KEY"}" \\`,
+    '  -H "content-type: application/json" \\',
+    `  -H "accept: image/${format}" \\`,
+    `  -d ${shellWord(JSON.stringify(body))} \\`,
+    `  --output ${fileName("picture", format)}`,
+  ].join("\n");
+}
+
+// What a new key can be tried with.
+export function firstCommand(key, modelId) {
+  return drawCommand({ key, body: { model: modelId, prompt: EXAMPLE_PROMPT } });
+}
+
+// The file's name for a picture in a format.
+export function fileName(stem, format) {
+  return `${stem}.${format === "jpeg" ? "jpg" : format}`;
+}

@@ -1,0 +1,180 @@
+// Owns how a job is shown: its picture, its parameters, the window with all of it.
+
+import { jobs } from "./api.js";
+import { openDialog } from "./dialog.js";
+import { element, replace } from "./dom.js";
+import { decimal, duration, exactMoment, jobSeconds, sentence } from "./format.js";
+import { repeat } from "./router.js";
+import { toastDone, toastProblem } from "./toast.js";
+import { fileName } from "./curl.js";
+import { button, copyButton, facts, linkButton, notice, skeleton, statusBadge, time, whileBusy } from "./widgets.js";
+
+const REFRESH_MS = 1000;
+
+export const isUnfinished = (job) => job.status === "queued" || job.status === "running";
+export const sizeText = ({ width, height }) => `${width} × ${height}`;
+export const PLAYGROUND = "Playground";
+
+// What is going on, in a few words.
+export function progressText(job) {
+  if (job.status === "queued") return queueText(job);
+  if (job.status === "running")
+    return job.progress.step > 0 ? `Step ${job.progress.step} of ${job.progress.steps}` : "Reading the prompt";
+  const seconds = jobSeconds(job);
+  return seconds === null ? "" : `Took ${duration(seconds)}`;
+}
+
+function queueText({ queue_position: position, eta_seconds: eta }) {
+  const place =
+    position === null || position === undefined
+      ? "Waiting in the queue"
+      : position <= 1
+        ? "Next in the queue"
+        : `Number ${position} in the queue`;
+  return eta ? `${place}, about ${duration(eta)}` : place;
+}
+
+// The picture of a job that has succeeded. Results go after a day: then there is a text in its place.
+export function resultImage(job, { lazy = false, alt = job.parameters.prompt } = {}) {
+  const { width, height } = job.parameters;
+  const image = element("img", {
+    src: jobs.resultPath(job.job_id),
+    alt,
+    width,
+    height,
+    loading: lazy ? "lazy" : null,
+    decoding: "async",
+  });
+  image.addEventListener("error", () =>
+    image.replaceWith(element("span", { class: "no-picture", title: "The picture is no longer kept" }, "Gone")),
+  );
+  return image;
+}
+
+export function downloadLink(job) {
+  const { seed, output_format: format } = job.parameters;
+  return linkButton("Download", jobs.resultPath(job.job_id), {
+    symbol: "download",
+    download: fileName(`flux-${seed}`, format),
+  });
+}
+
+export function parameterFacts({ parameters }) {
+  return facts([
+    ["Model", parameters.model],
+    ["Size", `${sizeText(parameters)} px`],
+    ["Steps", parameters.steps],
+    ["Guidance", decimal(parameters.guidance)],
+    [
+      "Seed",
+      element(
+        "span",
+        { class: "with-button" },
+        element("code", { data: { testid: "seed" } }, parameters.seed),
+        copyButton(String(parameters.seed), "Copy", { "aria-label": "Copy seed" }),
+      ),
+    ],
+    ["Format", parameters.output_format.toUpperCase()],
+    ["Negative prompt", parameters.negative_prompt],
+  ]);
+}
+
+// A window with everything about a job, kept up to date until the job is done. `keyName` gives a name for a key's id.
+export function openJob(id, { keyName, signal, onChange, onClose }) {
+  const place = element("div", { class: "job-detail" }, skeleton(8));
+  const closing = new AbortController();
+  const close = () => closing.abort();
+  signal.addEventListener("abort", close, { signal: closing.signal });
+  openDialog({
+    title: "Job",
+    wide: true,
+    testid: "job-dialog",
+    body: place,
+    onClose: () => {
+      close();
+      onClose?.();
+    },
+  });
+  let shown = "";
+  const refresh = async () => {
+    try {
+      const job = await jobs.show(id, closing.signal);
+      // Drawn anew only where something is different: else a selection or an open picture would suffer.
+      const asText = JSON.stringify(job, (name, value) => (name.endsWith("_url") ? undefined : value));
+      if (asText !== shown) {
+        shown = asText;
+        replace(place, jobDetail(job, keyName, refresh));
+        onChange?.(job);
+      }
+      if (!isUnfinished(job)) close();
+    } catch (error) {
+      if (error.name === "AbortError") return;
+      close();
+      replace(place, notice("bad", element("p", null, error.message)));
+    }
+  };
+  repeat(refresh, REFRESH_MS, closing.signal);
+}
+
+function jobDetail(job, keyName, refresh) {
+  const moment = (iso) => iso && time(iso, exactMoment);
+  return [
+    element("div", { class: "job-picture" }, jobPicture(job)),
+    element(
+      "div",
+      { class: "stack-small" },
+      element(
+        "div",
+        { class: "job-status" },
+        statusBadge(job.status),
+        element("span", { class: "muted" }, progressText(job)),
+      ),
+      job.error &&
+        notice(
+          "bad",
+          element("p", null, sentence(job.error.reason)),
+          element("p", { class: "request-id" }, job.error.code),
+        ),
+      element("p", { class: "job-prompt" }, job.parameters.prompt),
+      (job.status === "succeeded" || isUnfinished(job)) &&
+        element(
+          "div",
+          { class: "row-buttons" },
+          job.status === "succeeded" ? downloadLink(job) : cancelButton(job, refresh),
+        ),
+      parameterFacts(job),
+      facts([
+        ["Asked for by", keyName(job.key_id)],
+        ["Created", moment(job.created_at)],
+        ["Started", moment(job.started_at)],
+        ["Finished", moment(job.finished_at)],
+        ["Job", element("code", null, job.job_id)],
+      ]),
+    ),
+  ];
+}
+
+function jobPicture(job) {
+  if (job.status === "succeeded") return resultImage(job);
+  if (!isUnfinished(job)) return element("p", { class: "muted" }, "No picture");
+  return element("progress", {
+    class: "bar",
+    max: job.progress.steps,
+    value: job.progress.step,
+    "aria-label": "Steps done",
+  });
+}
+
+export function cancelButton(job, onDone) {
+  const control = button("Cancel job", { kind: "danger-quiet", symbol: "stop", data: { testid: "cancel-job" } });
+  control.addEventListener("click", async () => {
+    try {
+      const canceled = await whileBusy(control, () => jobs.cancel(job.job_id));
+      if (canceled.status === "canceled") toastDone("The job was canceled.");
+      await onDone();
+    } catch (error) {
+      toastProblem(error);
+    }
+  });
+  return control;
+}

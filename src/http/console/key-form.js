@@ -1,0 +1,226 @@
+// Owns the form that creates and edits keys: its fields, and what is to be sent of them.
+
+import { element } from "./dom.js";
+import { DAY, exactMoment } from "./format.js";
+import { field, formAlert, numberOf, radios, select } from "./form.js";
+
+const NAME_CHARACTERS_MAX = 100;
+
+const LIMITS = [
+  ["requests_per_minute", "Requests per minute", 1_000_000],
+  ["concurrent_jobs", "Concurrent jobs", 100_000],
+  ["megapixel_steps_per_day", "Megapixel-steps per day", 1_000_000_000],
+];
+
+const SCOPES = [
+  { value: "inference", label: "Inference", hint: "Draws images. Right for nearly every application." },
+  { value: "kubernetes_exec", label: "Kubernetes exec", hint: "Lets kubectl into namespaces. Cannot draw." },
+  { value: "all", label: "All", hint: "Everything, also what is added later. Prefer a narrower scope." },
+];
+
+const EXPIRATIONS = [
+  ["none", "No expiration"],
+  ["7", "In 7 days"],
+  ["30", "In 30 days"],
+  ["90", "In 90 days"],
+  ["365", "In a year"],
+  ["custom", "At a date and time"],
+];
+
+// The form for a new key, or for `key`. `namespaces` is null where there is no cluster. `read` gives `{ body, errors }`:
+// all fields of a new key, of an old one those that differ.
+export function keyForm({ id, key = null, namespaces, onSubmit }) {
+  const name = element("input", {
+    type: "text",
+    id: "key-name",
+    name: "name",
+    maxlength: NAME_CHARACTERS_MAX,
+    required: true,
+    autocomplete: "off",
+    autofocus: true,
+    value: key?.name,
+  });
+  const scope = scopeFields(key?.scope, namespaces);
+  const expiration = expirationFields(key);
+  const limits = limitFields(key?.limits);
+  const submit = (event) => {
+    event.preventDefault();
+    onSubmit();
+  };
+  const form = element(
+    "form",
+    { id, class: "form", novalidate: true, on: { submit } },
+    formAlert(),
+    field("name", "Name", name, {
+      hint: "The system that uses it. Give each system a key of its own, so that one can be revoked without the others.",
+    }),
+    scope.root,
+    expiration.root,
+    limits.root,
+  );
+  const read = () => {
+    const body = { name: name.value.trim(), scope: scope.read(), limits: limits.read() };
+    const expiresAt = expiration.read();
+    if (expiresAt !== undefined) body.expires_at = expiresAt;
+    const errors = [];
+    if (body.name === "") errors.push(["name", "Give the key a name"]);
+    if (body.scope.kubernetes_exec?.namespace_ids?.length === 0)
+      errors.push(["scope", "Choose at least one namespace"]);
+    if (Number.isNaN(Date.parse(body.expires_at ?? "2000-01-01")))
+      errors.push(["expires_at", "Give a date and a time"]);
+    return { body: key ? differences(body, key) : withoutNothing(body), errors };
+  };
+  return { form, read };
+}
+
+function scopeFields(scope, namespaces) {
+  const chosen = !scope || scope.inference ? "inference" : scope.all ? "all" : "kubernetes_exec";
+  const picker = namespacePicker(scope?.kubernetes_exec, namespaces || []);
+  const root = radios("scope", "Scope", SCOPES, chosen, (value) => {
+    picker.root.hidden = value !== "kubernetes_exec";
+  });
+  picker.root.hidden = chosen !== "kubernetes_exec";
+  root.querySelector('input[value="kubernetes_exec"]').closest(".choice").after(picker.root);
+  const read = () => {
+    const value = root.querySelector('input[name="scope"]:checked').value;
+    return value === "kubernetes_exec" ? { kubernetes_exec: picker.read() } : { [value]: true };
+  };
+  return { root, read };
+}
+
+// Without namespaces to choose from there is only "all" - and those that the key has already, which must not get lost.
+function namespacePicker(scope, namespaces) {
+  const had = scope?.namespace_ids || [];
+  const unknown = had
+    .filter((id) => !namespaces.some((namespace) => namespace.id === id))
+    .map((id) => ({ id, name: id }));
+  const offered = [...namespaces, ...unknown];
+  if (offered.length === 0) {
+    const root = element(
+      "div",
+      { class: "nested" },
+      element("p", { class: "hint" }, "All namespaces. No cluster is configured on this worker yet."),
+    );
+    return { root, read: () => ({ all_namespaces: true }) };
+  }
+  const box = ({ id, name }) => {
+    const input = element("input", {
+      type: "checkbox",
+      name: "namespace",
+      value: id,
+      id: `namespace-${id}`,
+      checked: had.includes(id),
+    });
+    return element("div", { class: "choice" }, input, element("label", { for: `namespace-${id}` }, name));
+  };
+  const list = element("div", { class: "checks", role: "group", "aria-label": "Namespaces" }, offered.map(box));
+  const isChosen = had.length > 0;
+  list.hidden = !isChosen;
+  const which = radios(
+    "namespaces",
+    "Namespaces",
+    [
+      { value: "all", label: "All namespaces" },
+      { value: "chosen", label: "Chosen namespaces" },
+    ],
+    isChosen ? "chosen" : "all",
+    (value) => {
+      list.hidden = value !== "chosen";
+    },
+  );
+  const root = element("div", { class: "nested" }, which, list);
+  const read = () => {
+    if (root.querySelector('input[name="namespaces"]:checked').value === "all") return { all_namespaces: true };
+    return { namespace_ids: [...list.querySelectorAll("input:checked")].map((input) => input.value) };
+  };
+  return { root, read };
+}
+
+function expirationFields(key) {
+  const keep = key?.expires_at ? [["keep", `As it is: ${exactMoment(key.expires_at)}`]] : [];
+  const choice = select([...keep, ...EXPIRATIONS], keep.length > 0 ? "keep" : "none", { id: "key-expiration" });
+  const moment = element("input", {
+    type: "datetime-local",
+    id: "key-expires-at",
+    "aria-label": "Date and time of expiration",
+    hidden: true,
+  });
+  choice.addEventListener("change", () => {
+    moment.hidden = choice.value !== "custom";
+  });
+  const root = field("expires_at", "Expiration", choice, {
+    beside: moment,
+    hint: "A key that expires by itself bounds the harm of a leak. You can put it off later.",
+  });
+  // Undefined where it stays as it is, null where there shall be none.
+  const read = () => {
+    if (choice.value === "keep") return undefined;
+    if (choice.value === "none") return null;
+    if (choice.value !== "custom") return new Date(Date.now() + Number(choice.value) * DAY * 1000).toISOString();
+    const date = new Date(moment.value);
+    return Number.isNaN(date.getTime()) ? "" : date.toISOString();
+  };
+  return { root, read };
+}
+
+function limitFields(limits) {
+  const inputs = LIMITS.map(([name, label, max]) => {
+    const input = element("input", {
+      type: "number",
+      min: 1,
+      max,
+      step: 1,
+      inputmode: "numeric",
+      placeholder: "No limit",
+      id: `key-${name.replaceAll("_", "-")}`,
+      value: limits?.[name],
+    });
+    return [name, input, field(`limits.${name}`, label, input)];
+  });
+  const root = element(
+    "fieldset",
+    { class: "field" },
+    element("legend", null, "Limits", element("span", { class: "optional" }, " optional")),
+    element(
+      "div",
+      { class: "field-grid" },
+      inputs.map(([, , holder]) => holder),
+    ),
+    element(
+      "p",
+      { class: "hint" },
+      "A request beyond a limit gets 429. A megapixel-step is one million pixels times one step: 1024 × 1024 with 30 steps takes about 31.",
+    ),
+  );
+  const read = () => Object.fromEntries(inputs.map(([name, input]) => [name, numberOf(input)]));
+  return { root, read };
+}
+
+function withoutNothing(body) {
+  const limits = Object.fromEntries(Object.entries(body.limits).filter(([, value]) => value !== null));
+  const { name, scope, expires_at: expiresAt } = body;
+  return {
+    name,
+    scope,
+    ...(expiresAt && { expires_at: expiresAt }),
+    ...(Object.keys(limits).length > 0 && { limits }),
+  };
+}
+
+function differences(body, key) {
+  const changes = {};
+  if (body.name !== key.name) changes.name = body.name;
+  if (!isSameScope(body.scope, key.scope)) changes.scope = body.scope;
+  if (body.expires_at !== undefined && body.expires_at !== key.expires_at) changes.expires_at = body.expires_at;
+  const limits = Object.entries(body.limits).filter(([name, value]) => value !== (key.limits[name] ?? null));
+  if (limits.length > 0) changes.limits = Object.fromEntries(limits);
+  return changes;
+}
+
+function isSameScope(one, other) {
+  const plain = (scope) => {
+    const ids = scope.kubernetes_exec?.namespace_ids;
+    return JSON.stringify(ids ? [...ids].sort() : scope);
+  };
+  return plain(one) === plain(other);
+}

@@ -1,0 +1,87 @@
+// Owns what is said of keys: their scopes and states in words, and what an administrator may want to look at.
+
+import { element } from "./dom.js";
+import { DAY, plural, secondsUntil } from "./format.js";
+import { statusBadge, time } from "./widgets.js";
+
+const EXPIRES_SOON_SECONDS = 14 * DAY;
+const UNUSED_SECONDS = 30 * DAY;
+
+// As `{ name, note? }`.
+function scopeText(scope) {
+  if (scope.all) return { name: "All" };
+  if (scope.inference) return { name: "Inference" };
+  const kubernetes = scope.kubernetes_exec || {};
+  const note = kubernetes.all_namespaces
+    ? "all namespaces"
+    : plural(kubernetes.namespace_ids?.length || 0, "namespace");
+  return { name: "Kubernetes exec", note };
+}
+
+export function scopeView(scope) {
+  const { name, note } = scopeText(scope);
+  return [element("span", null, name), note && element("span", { class: "note" }, note)];
+}
+
+// Whether the key can draw.
+export const canDraw = (scope) => Boolean(scope.all || scope.inference);
+
+// The state, and that the value before the last rotation still works.
+export function stateView(key, { isShort = false } = {}) {
+  const which = isShort
+    ? "Old value works, ends "
+    : ["Old value ", element("code", null, key.overlap?.prefix), " works, ends "];
+  return [
+    statusBadge(key.state),
+    key.overlap && element("span", { class: "note", title: key.overlap.prefix }, which, time(key.overlap.until)),
+  ];
+}
+
+const isSoon = (iso) => iso !== null && secondsUntil(iso) > 0 && secondsUntil(iso) < EXPIRES_SOON_SECONDS;
+const ageSeconds = (iso) => -secondsUntil(iso);
+
+// Every kind of advice: whom it is for, and what it says.
+const ADVICE = [
+  {
+    kind: "expires-soon",
+    applies: (key) => isSoon(key.expires_at),
+    note: "Expires soon",
+    text: "Expires within 14 days. Put off the end or hand out a new key in time:",
+  },
+  {
+    kind: "unused",
+    applies: (key) => ageSeconds(key.last_used_at || key.created_at) > UNUSED_SECONDS,
+    note: "Unused for 30 days",
+    text: "Not used for 30 days or more. Revoke what nobody needs:",
+  },
+  {
+    kind: "wide-scope",
+    applies: (key) => Boolean(key.scope.all),
+    note: null,
+    text: "Scope All. If the system only draws images, Inference is enough:",
+  },
+  {
+    kind: "no-expiration",
+    applies: (key) => key.expires_at === null,
+    note: null,
+    text: "No expiration. One bounds the harm of a leak:",
+  },
+];
+
+// The advice that applies to an active key; there is nothing to be done about others.
+export function adviceFor(key) {
+  return key.state === "active" ? ADVICE.filter((advice) => advice.applies(key)) : [];
+}
+
+// Every kind of advice with the keys that it applies to, without those that apply to none.
+export function adviceByKind(keys) {
+  const list = ADVICE.map((advice) => ({ ...advice, keys: keys.filter((key) => adviceFor(key).includes(advice)) }));
+  return list.filter((advice) => advice.keys.length > 0);
+}
+
+// The short warnings for a row of the table.
+export function warningsFor(key) {
+  return adviceFor(key)
+    .filter((advice) => advice.note)
+    .map((advice) => element("span", { class: "note is-warning" }, advice.note));
+}

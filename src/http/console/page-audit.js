@@ -1,0 +1,132 @@
+// Owns the audit log: who did what, when, from where.
+
+import { audit } from "./api.js";
+import { element, replace } from "./dom.js";
+import { exactMoment, words } from "./format.js";
+import { icon } from "./icons.js";
+import { pagedList } from "./paged-list.js";
+import { emptyState, pageHead, time } from "./widgets.js";
+
+const PER_PAGE = 50;
+
+const ACTORS = {
+  administrator: "The administrator",
+  command_line: "Somebody at the command line",
+  worker: "The worker",
+  stranger: "A stranger",
+};
+
+const SYMBOLS = {
+  key_created: "plus",
+  key_edited: "edit",
+  key_rotated: "rotate",
+  key_revoked: "revoke",
+  password_set: "keys",
+  signed_in: "check",
+  signed_out: "signOut",
+  sign_in_refused: "warning",
+};
+
+export async function showAudit({ main, signal }) {
+  const entries = element("ol", { class: "timeline", "aria-label": "Audit log, newest first" });
+  const list = pagedList({
+    load: (cursor) => audit({ cursor, limit: PER_PAGE }, signal),
+    place: entries,
+    render: entryView,
+    empty: () =>
+      emptyState("audit", "Nothing has happened yet", "Sign-ins and every change to keys are written down here."),
+  });
+  replace(main, pageHead("Audit log", "Who did what to keys, password and sessions, and from where."), list.root);
+  await list.reload();
+}
+
+function entryView(entry) {
+  const isWarning = entry.action === "sign_in_refused";
+  const hasDetail = entry.detail && Object.keys(entry.detail).length > 0;
+  return element(
+    "li",
+    { class: isWarning ? "entry is-warning" : "entry", data: { action: entry.action } },
+    element("span", { class: "entry-symbol" }, icon(SYMBOLS[entry.action] || "information")),
+    element(
+      "div",
+      { class: "entry-body" },
+      element(
+        "p",
+        { class: "entry-sentence" },
+        element("strong", null, ACTORS[entry.actor] || words(entry.actor)),
+        " ",
+        deed(entry),
+        ".",
+      ),
+      element(
+        "p",
+        { class: "entry-meta" },
+        time(entry.at),
+        element("span", null, exactMoment(entry.at)),
+        entry.address && element("span", null, `from ${entry.address}`),
+      ),
+      hasDetail &&
+        element(
+          "details",
+          null,
+          element("summary", null, "Details"),
+          element(
+            "pre",
+            { tabindex: "0", role: "group", "aria-label": "Details of the entry" },
+            JSON.stringify(entry.detail, null, 2),
+          ),
+        ),
+    ),
+  );
+}
+
+function deed(entry) {
+  const detail = entry.detail || {};
+  switch (entry.action) {
+    case "key_created":
+      return ["created the key ", detail.name && `“${detail.name}” `, keyLink(entry)];
+    case "key_edited":
+      return ["changed ", changes(detail), " of the key ", keyLink(entry)];
+    case "key_rotated":
+      return [
+        "gave the key ",
+        keyLink(entry),
+        " a new value",
+        detail.new_prefix && [", ", prefix(detail.new_prefix)],
+        overlap(detail),
+      ];
+    case "key_revoked":
+      return ["revoked the key ", keyLink(entry)];
+    case "password_set":
+      return "set the administrator password; all sessions have ended";
+    case "signed_in":
+      return "signed in";
+    case "signed_out":
+      return "signed out";
+    case "sign_in_refused":
+      return "tried to sign in with a wrong password";
+    default:
+      return [words(entry.action).toLowerCase(), entry.key_prefix && [" ", keyLink(entry)]];
+  }
+}
+
+function prefix(text) {
+  return element("code", null, text);
+}
+
+function keyLink({ key_id: id, key_prefix: text }) {
+  return id ? element("a", { href: `#/keys/${encodeURIComponent(id)}` }, prefix(text)) : prefix(text);
+}
+
+function changes(detail) {
+  const names = { name: "the name", scope: "the scope", expires_at: "the expiration", limits: "the limits" };
+  const changed = Object.keys(detail).map((field) => names[field] || field);
+  if (changed.length < 2) return changed[0] || "nothing";
+  return `${changed.slice(0, -1).join(", ")} and ${changed.at(-1)}`;
+}
+
+function overlap({ old_value_until: until }) {
+  return until
+    ? ["; the old one works until ", element("time", { datetime: until }, exactMoment(until))]
+    : "; the old one stopped working at once";
+}

@@ -1,0 +1,59 @@
+// Owns the page of models: what can be asked of each, and whether it draws.
+
+import { models } from "./api.js";
+import { element, replace } from "./dom.js";
+import { count, decimal } from "./format.js";
+import { emptyState, facts, linkButton, modelState, pageHead, skeleton } from "./widgets.js";
+
+export async function showModels({ main, signal }) {
+  const place = element("div", { class: "columns" }, skeleton(6));
+  replace(main, pageHead("Models", "What this worker can draw with, and what a request may ask for."), place);
+  const [cards, runtime] = await Promise.all([models.cards(signal), models.runtime(signal)]);
+  if (cards.length === 0) {
+    replace(place, emptyState("models", "No models", "This worker knows no model."));
+    return;
+  }
+  const stateOf = new Map(runtime.map((state) => [state.id, state]));
+  replace(
+    place,
+    cards.map((model) => modelCard(model, stateOf.get(model.id))),
+  );
+}
+
+function modelCard(model, state) {
+  const { parameter_defaults: defaults, parameter_limits: limits } = model;
+  const megapixels = decimal(limits.pixels_max / 1e6);
+  const images = model.max_input_images === 0 ? "None" : `${model.min_input_images} to ${model.max_input_images}`;
+  return element(
+    "section",
+    { class: "card model-card" },
+    element(
+      "div",
+      { class: "card-head" },
+      element("h2", { class: "card-title" }, model.id),
+      state && modelState(state),
+    ),
+    facts([
+      ["Replicas", state && `${state.ready_replicas} ready of ${state.desired_replicas}`],
+      ["Default size", `${defaults.width} × ${defaults.height}`],
+      ["Default steps", count(defaults.steps)],
+      ["Default guidance", decimal(defaults.guidance)],
+    ]),
+    element("h3", { class: "card-subtitle" }, "Limits"),
+    facts([
+      ["Width", `${limits.width_min} to ${limits.width_max} px`],
+      ["Height", `${limits.height_min} to ${limits.height_max} px`],
+      ["Size", `Multiples of ${limits.size_multiple_of}, at most ${megapixels} megapixels`],
+      ["Steps", `${limits.steps_min} to ${limits.steps_max}`],
+      ["Guidance", `${decimal(limits.guidance_min)} to ${decimal(limits.guidance_max)}`],
+      ["Prompt", `Up to ${count(model.max_prompt_chars)} characters`],
+      ["Input images", images],
+    ]),
+    state?.available &&
+      element(
+        "div",
+        { class: "card-foot" },
+        linkButton("Draw with it", `#/playground?model=${encodeURIComponent(model.id)}`, { symbol: "sparkle" }),
+      ),
+  );
+}

@@ -1,0 +1,54 @@
+// Owns the strip of pictures that were drawn in the playground.
+
+import { jobs } from "./api.js";
+import { element, replace } from "./dom.js";
+import { cut } from "./format.js";
+import { resultImage } from "./job-view.js";
+
+const PICTURES_MAX = 24;
+const LABEL_CHARACTERS = 80;
+
+export function playgroundHistory({ signal, onChoose }) {
+  const strip = element("ul", { class: "strip" });
+  const root = element(
+    "section",
+    { class: "history", "aria-label": "Earlier pictures" },
+    element("h2", { class: "card-title" }, "Earlier pictures"),
+    strip,
+  );
+  root.hidden = true;
+  let marked = null;
+
+  const mark = (id) => {
+    marked = id;
+    for (const control of strip.querySelectorAll("button"))
+      control.setAttribute("aria-pressed", String(control.dataset.jobId === id));
+  };
+  const entry = (job) =>
+    element(
+      "li",
+      null,
+      element(
+        "button",
+        {
+          type: "button",
+          class: "strip-picture",
+          "aria-label": `Show: ${cut(job.parameters.prompt, LABEL_CHARACTERS)}`,
+          data: { jobId: job.job_id },
+          on: { click: () => onChoose(job) },
+        },
+        resultImage(job, { lazy: true, alt: "" }),
+      ),
+    );
+  const reload = async () => {
+    try {
+      const page = await jobs.list({ key_id: "playground", status: "succeeded", limit: PICTURES_MAX }, signal);
+      root.hidden = page.data.length === 0;
+      replace(strip, page.data.map(entry));
+      mark(marked);
+    } catch {
+      // The strip is a convenience: what is wrong with the worker shows at the form.
+    }
+  };
+  return { root, reload, mark };
+}

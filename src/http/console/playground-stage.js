@@ -1,0 +1,214 @@
+// Owns the playground's stage: a job while it is drawn, and its picture.
+
+import { jobs } from "./api.js";
+import { drawCommand } from "./curl.js";
+import { element, replace, setText } from "./dom.js";
+import { sentence } from "./format.js";
+import { cancelButton, downloadLink, isUnfinished, parameterFacts, progressText, resultImage } from "./job-view.js";
+import { toastProblem } from "./toast.js";
+import { button, codeBlock, emptyState, notice, statusBadge } from "./widgets.js";
+
+// `show(job, signal)` shows how a job stands; it may be called over and over with the same job.
+export function playgroundStage(uses) {
+  const canvas = element("div", { class: "canvas" });
+  const below = element("div", { class: "stage-below" });
+  const root = element("section", { class: "card stage", "aria-label": "Result" }, canvas, below);
+  let shown = null;
+  let endShown = null;
+
+  const show = (job, signal) => {
+    if (shown?.id !== job.job_id) {
+      shown?.release();
+      shown = null;
+    }
+    if (isUnfinished(job)) {
+      endShown = null;
+      shown ??= beginProgress(job, { canvas, below });
+      shown.update(job, signal);
+      return;
+    }
+    shown?.release();
+    shown = null;
+    endShown = job.job_id;
+    showEnd(job, { canvas, below, uses, isStillShown: () => endShown === job.job_id });
+  };
+  replace(
+    canvas,
+    emptyState("sparkle", "Nothing drawn yet", "Describe a picture and press Draw. You can watch it take shape here."),
+  );
+  return { root, show };
+}
+
+// The canvas takes the picture's shape at once, so that nothing jumps when it comes.
+function shape(canvas, { width, height }) {
+  canvas.style.aspectRatio = `${width} / ${height}`;
+  canvas.classList.toggle("is-tall", height > width);
+}
+
+function beginProgress(job, { canvas, below }) {
+  const image = element("img", {
+    class: "preview",
+    alt: "Preview of the picture while it is drawn",
+    hidden: true,
+    data: { testid: "preview" },
+  });
+  const waiting = element("div", { class: "canvas-waiting" });
+  const badgePlace = element("span");
+  const words = element("span", { class: "muted", data: { testid: "progress-text" } });
+  const bar = element("progress", {
+    class: "bar",
+    max: job.progress.steps,
+    "aria-label": "Steps done",
+    data: { testid: "progress" },
+  });
+  let address = null;
+  let stepShown = 0;
+  let statusShown = null;
+  shape(canvas, job.parameters);
+  replace(canvas, waiting, image);
+  replace(
+    below,
+    element(
+      "div",
+      { class: "stage-line" },
+      element("div", { class: "job-status", role: "status" }, badgePlace),
+      words,
+      cancelButton(job, () => {}),
+    ),
+    bar,
+  );
+
+  const loadPreview = async (step, signal) => {
+    try {
+      const blob = await jobs.preview(job.job_id, signal);
+      if (!blob || signal.aborted || step < stepShown) return;
+      const before = address;
+      address = URL.createObjectURL(blob);
+      image.src = address;
+      image.hidden = false;
+      if (before) URL.revokeObjectURL(before);
+    } catch (error) {
+      if (error.name !== "AbortError" && error.status !== 0) toastProblem(error);
+    }
+  };
+  const update = (now, signal) => {
+    if (statusShown !== now.status) replace(badgePlace, statusBadge(now.status));
+    statusShown = now.status;
+    setText(words, progressText(now));
+    bar.value = now.progress.step;
+    if (now.progress.step <= stepShown) return;
+    stepShown = now.progress.step;
+    // Sharper with every step.
+    image.dataset.done = String(Math.min(4, Math.floor((stepShown / now.progress.steps) * 5)));
+    loadPreview(stepShown, signal);
+  };
+  const release = () => {
+    if (address) URL.revokeObjectURL(address);
+  };
+  return { id: job.job_id, update, release };
+}
+
+function showEnd(job, { canvas, below, uses, isStillShown }) {
+  const line = element(
+    "div",
+    { class: "stage-line" },
+    element("div", { class: "job-status", role: "status" }, statusBadge(job.status)),
+    element("span", { class: "muted" }, progressText(job)),
+  );
+  if (job.status === "succeeded") {
+    showPicture(job, canvas, isStillShown);
+    replace(below, line, resultParts(job, uses));
+    return;
+  }
+  shape(canvas, job.parameters);
+  replace(canvas, element("p", { class: "canvas-text" }, job.status === "canceled" ? "Canceled" : "No picture"));
+  replace(
+    below,
+    line,
+    job.error &&
+      notice(
+        "bad",
+        element("p", null, sentence(job.error.reason)),
+        element("p", { class: "request-id" }, `${job.error.code}, ${job.job_id}`),
+      ),
+    element("p", { class: "job-prompt" }, job.parameters.prompt),
+    element(
+      "div",
+      { class: "row-buttons" },
+      button("Use these settings", { symbol: "edit", onClick: () => uses.onUseParameters(job.parameters) }),
+    ),
+  );
+}
+
+// The preview stays until the picture can take its place.
+async function showPicture(job, canvas, isStillShown) {
+  const image = resultImage(job);
+  image.dataset.testid = "result";
+  try {
+    await image.decode();
+  } catch {
+    // It is no longer kept, and says so itself.
+  }
+  if (!isStillShown()) return;
+  shape(canvas, job.parameters);
+  const link = element(
+    "a",
+    {
+      href: jobs.resultPath(job.job_id),
+      target: "_blank",
+      rel: "noopener",
+      "aria-label": "Open the picture in full size",
+    },
+    image,
+  );
+  replace(
+    canvas,
+    image.complete && image.naturalWidth > 0
+      ? link
+      : element("p", { class: "canvas-text" }, "The picture is no longer kept"),
+  );
+}
+
+function resultParts(job, uses) {
+  const { parameters } = job;
+  const {
+    model,
+    prompt,
+    negative_prompt: negative,
+    width,
+    height,
+    steps,
+    guidance,
+    seed,
+    output_format: format,
+  } = parameters;
+  const body = {
+    model,
+    prompt,
+    ...(negative && { negative_prompt: negative }),
+    width,
+    height,
+    steps,
+    guidance,
+    seed,
+    output_format: format,
+  };
+  const command = drawCommand({ body });
+  return [
+    element("p", { class: "job-prompt" }, prompt),
+    element(
+      "div",
+      { class: "row-buttons" },
+      downloadLink(job),
+      button("Use this seed", { symbol: "dice", onClick: () => uses.onUseSeed(seed) }),
+      button("Use these settings", { symbol: "edit", onClick: () => uses.onUseParameters(parameters) }),
+    ),
+    parameterFacts(job),
+    element(
+      "details",
+      { class: "more" },
+      element("summary", null, "The same with curl"),
+      codeBlock(command, "command that draws this picture", { testid: "playground-curl" }),
+    ),
+  ];
+}

@@ -1,0 +1,278 @@
+//! The API's description, OpenAPI 3.1, made from the table of routes and the table of errors. A row of the first brings
+//! its [`Operation`] along, so there is no route without one; what follows from a route's path, its body and who may
+//! use it is added here, once for all.
+
+mod operation;
+pub(super) mod schema;
+
+use std::collections::BTreeMap;
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterIn, PathItem, PathsBuilder};
+use utoipa::openapi::schema::Schema;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::tag::TagBuilder;
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr};
+
+pub(super) use operation::{Operation, Tag};
+
+use super::error::ErrorCode;
+use super::session_cookie::PLAIN_NAME;
+use super::{Access, HttpState, Route};
+use schema::{ObjectSchema, one_of, text, whole};
+
+const API_KEY: &str = "apiKey";
+const BEARER: &str = "bearer";
+const SESSION: &str = "session";
+
+const ABOUT: &str = "\
+Pictures from prompts by FLUX models, with keys of this worker's own.
+
+Errors are `application/problem+json` (RFC 9457); their `code` is a word that never changes. Fields and parameters that are \
+not known are refused. Every answer carries `x-request-id`; a request may bring its own.";
+
+/// The whole document.
+pub(super) fn document(rows: impl IntoIterator<Item = (Route, Operation)>) -> OpenApi {
+    let mut paths = PathsBuilder::new();
+    let mut schemas = BTreeMap::from([("Problem".to_owned(), problem_schema())]);
+    for (route, operation) in rows {
+        schemas.extend(operation.schemas.clone());
+        paths = paths.path(route.path, PathItem::new(method_of(route), describe(route, operation)));
+    }
+    let components = schemas
+        .into_iter()
+        .fold(ComponentsBuilder::new(), |components, (name, schema)| components.schema(name, schema));
+    let info = InfoBuilder::new()
+        .title("fluxserve")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(ABOUT))
+        .license(Some(LicenseBuilder::new().name("Apache-2.0").identifier(Some("Apache-2.0")).build()));
+    let tags = Tag::ALL.map(|tag| TagBuilder::new().name(tag.name()).description(Some(tag.description())).build());
+    OpenApiBuilder::new()
+        .info(info.build())
+        .tags(Some(tags))
+        .paths(paths.build())
+        .components(Some(with_security(components).build()))
+        .build()
+}
+
+/// The document as a file.
+pub(super) fn json(document: &OpenApi) -> String {
+    document.to_pretty_json().expect("the document has texts for keys")
+}
+
+pub(super) async fn serve(State(state): State<HttpState>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, "application/json")], state.0.document.clone())
+}
+
+pub(super) fn serve_operation() -> Operation {
+    Operation::new(Tag::Health, "get_openapi", "This document").answers_text(
+        axum::http::StatusCode::OK,
+        "application/json",
+        "OpenAPI 3.1.",
+    )
+}
+
+fn with_security(components: ComponentsBuilder) -> ComponentsBuilder {
+    let key = "A key whose scope allows the route. Also as `Authorization: Bearer`.";
+    let session = "What `POST /v1/session` sets. Its name begins with `__Host-` where clients come by https.";
+    let bearer =
+        Http::builder().scheme(HttpAuthScheme::Bearer).description(Some("The key, as a bearer token.")).build();
+    components
+        .security_scheme(
+            API_KEY,
+            SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description("x-api-key", key))),
+        )
+        .security_scheme(BEARER, SecurityScheme::Http(bearer))
+        .security_scheme(
+            SESSION,
+            SecurityScheme::ApiKey(ApiKey::Cookie(ApiKeyValue::with_description(PLAIN_NAME, session))),
+        )
+}
+
+fn method_of(route: Route) -> HttpMethod {
+    match route.method {
+        "GET" => HttpMethod::Get,
+        "POST" => HttpMethod::Post,
+        "PATCH" => HttpMethod::Patch,
+        "DELETE" => HttpMethod::Delete,
+        other => unreachable!("no route has the method {other}"),
+    }
+}
+
+fn describe(route: Route, operation: Operation) -> OperationBuilder {
+    let codes = codes_of(route, &operation);
+    let mut described = OperationBuilder::new()
+        .operation_id(Some(operation.id))
+        .tag(operation.tag.name())
+        .summary(Some(operation.summary))
+        .description(operation.description)
+        .request_body(operation.body);
+    for name in names_in(route.path) {
+        let (schema, says) = path_parameter(name);
+        described = described.parameter(operation::parameter(ParameterIn::Path, name, schema, says));
+    }
+    for parameter in operation.parameters {
+        described = described.parameter(parameter);
+    }
+    for requirement in requirements(route.access) {
+        described = described.security(requirement);
+    }
+    for (status, response) in operation.answers {
+        described = described.response(status.to_string(), response.build());
+    }
+    for (status, codes) in codes {
+        described = described.response(status.to_string(), operation::refusal(&codes));
+    }
+    described
+}
+
+/// Every error of a route, by status, in the order of their table.
+fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
+    use ErrorCode::{
+        AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, JobNotFound, KeyNotFound, NotFound, RateLimited,
+        ScopeForbidden, SessionRequired, TooManyFailures, Unauthorized,
+    };
+    let mut all = vec![Internal, DeadlineExceeded];
+    all.extend(&operation.refusals);
+    match route.access {
+        Access::Anyone | Access::Page => {}
+        Access::Inference | Access::InferenceOrLink => {
+            all.extend([Unauthorized, TooManyFailures, RateLimited, ScopeForbidden, AuthUnavailable]);
+        }
+        Access::Loopback => all.push(NotFound),
+        Access::SignIn => all.extend([NotFound, ForeignOrigin, AuthUnavailable]),
+        Access::Session => all.extend([NotFound, ForeignOrigin, SessionRequired, AuthUnavailable]),
+    }
+    for name in names_in(route.path) {
+        all.extend(match name {
+            "job_id" => Some(JobNotFound),
+            "key_id" => Some(KeyNotFound),
+            _ => None,
+        });
+    }
+    let mut by_status: BTreeMap<u16, Vec<ErrorCode>> = BTreeMap::new();
+    for code in ErrorCode::ALL.iter().filter(|code| all.contains(code)) {
+        by_status.entry(code.status().as_u16()).or_default().push(*code);
+    }
+    by_status
+}
+
+fn names_in(path: &'static str) -> impl Iterator<Item = &'static str> {
+    path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+}
+
+fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) {
+    match name {
+        "job_id" => (text(), "The job's id, as its acceptance named it."),
+        "key_id" => (text(), "The key's id; not its value."),
+        "file" => (text(), "The file's name."),
+        other => unreachable!("nothing is known of the path parameter {other}"),
+    }
+}
+
+fn requirements(access: Access) -> Vec<SecurityRequirement> {
+    let one = |name| SecurityRequirement::new(name, [] as [&str; 0]);
+    match access {
+        Access::Anyone | Access::Loopback | Access::SignIn | Access::Page => Vec::new(),
+        Access::Inference => vec![one(API_KEY), one(BEARER)],
+        // The empty one stands for the signature in the link.
+        Access::InferenceOrLink => vec![one(API_KEY), one(BEARER), SecurityRequirement::default()],
+        Access::Session => vec![one(SESSION)],
+    }
+}
+
+fn problem_schema() -> RefOr<Schema> {
+    let field = ObjectSchema::new("A rule that is broken.")
+        .required("field", text().description(Some("The field, parameter or header.")))
+        .required("reason", text().description(Some("What is wrong with it.")));
+    let codes = ErrorCode::ALL.iter().map(|code| code.as_str());
+    ObjectSchema::new("An error, as RFC 9457 has it.")
+        .required("type", text().description(Some("Names the kind of error; not meant to be opened.")))
+        .required("title", text().description(Some("The kind of error in words.")))
+        .required("status", whole(400).description(Some("The status of the answer.")))
+        .required("code", one_of(codes).description(Some("A word that never changes.")))
+        .required("request_id", text().description(Some("What the worker's log calls this request.")))
+        .optional("detail", text().description(Some("What is special about this occurrence.")))
+        .optional("errors", utoipa::openapi::ArrayBuilder::new().items(RefOr::from(field)))
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+    use utoipa::PartialSchema;
+
+    use super::*;
+    use crate::http::admin::wire::key::{CreateKey, EditKey, RotateKey};
+    use crate::http::admin::wire::session::SignIn;
+    use crate::http::api::inference::SubmitImage;
+    use crate::http::extract::json::{Fields, FromFields};
+
+    fn described<T: PartialSchema>() -> BTreeSet<String> {
+        let schema = serde_json::to_value(T::schema()).expect("a schema is JSON");
+        let properties = schema["properties"].as_object().expect("an object with fields");
+        properties.keys().cloned().collect()
+    }
+
+    #[track_caller]
+    fn check<T: FromFields + PartialSchema>() {
+        assert_eq!(described::<T>(), Fields::asked_by::<T>());
+    }
+
+    #[test]
+    fn bodies_are_described_as_they_are_read() {
+        check::<SubmitImage>();
+        check::<SignIn>();
+        check::<CreateKey>();
+        check::<EditKey>();
+        check::<RotateKey>();
+    }
+
+    #[test]
+    fn every_route_and_every_error_is_described() {
+        let document: Value = serde_json::from_str(&crate::http::openapi_json()).expect("JSON");
+        assert_eq!(document["openapi"], "3.1.0");
+        let mut codes = BTreeSet::new();
+        let mut ids = BTreeSet::new();
+        for route in crate::http::routes() {
+            let operation = &document["paths"][route.path][route.method.to_lowercase()];
+            let id = operation["operationId"].as_str().unwrap_or_else(|| panic!("{route:?} is not described"));
+            assert!(ids.insert(id.to_owned()), "{id} twice");
+            let responses = operation["responses"].as_object().expect("answers");
+            assert!(responses.keys().any(|status| status.starts_with('2')), "{id} never succeeds");
+            for response in responses.values() {
+                let code = &response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"];
+                let words = code["enum"].as_array().into_iter().flatten();
+                codes.extend(words.map(|word| word.as_str().expect("a word").to_owned()));
+            }
+        }
+        // No route answers that: it is the answer where the path has no such route.
+        codes.insert(ErrorCode::MethodNotAllowed.as_str().to_owned());
+        let all: BTreeSet<String> = ErrorCode::ALL.iter().map(|code| code.as_str().to_owned()).collect();
+        assert_eq!(codes, all);
+    }
+
+    #[test]
+    fn what_is_referred_to_is_there() {
+        let document: Value = serde_json::from_str(&crate::http::openapi_json()).expect("JSON");
+        let mut left = vec![&document];
+        while let Some(value) = left.pop() {
+            match value {
+                Value::Object(fields) => {
+                    if let Some(Value::String(reference)) = fields.get("$ref") {
+                        let pointer = reference.strip_prefix('#').expect("within the document");
+                        assert!(document.pointer(pointer).is_some(), "{reference} is not there");
+                    }
+                    left.extend(fields.values());
+                }
+                Value::Array(items) => left.extend(items),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What the document says of one route beside its path, its method and who may use it.
+
+use std::collections::BTreeMap;
+
+use axum::http::StatusCode;
+use serde_json::Value;
+use utoipa::ToSchema;
+use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
+use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
+use utoipa::openapi::schema::Schema;
+use utoipa::openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder};
+
+use super::schema::{one_of, text, whole};
+use crate::domain::format::OutputFormat;
+use crate::http::error::ErrorCode;
+
+const JSON: &str = "application/json";
+
+/// A group of routes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::http) enum Tag {
+    Images,
+    Jobs,
+    Models,
+    Session,
+    ApiKeys,
+    Audit,
+    Console,
+    Health,
+}
+
+impl Tag {
+    pub(super) const ALL: [Self; 8] = [
+        Self::Images,
+        Self::Jobs,
+        Self::Models,
+        Self::Session,
+        Self::ApiKeys,
+        Self::Audit,
+        Self::Console,
+        Self::Health,
+    ];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Images => "Images",
+            Self::Jobs => "Jobs",
+            Self::Models => "Models",
+            Self::Session => "Session",
+            Self::ApiKeys => "API keys",
+            Self::Audit => "Audit",
+            Self::Console => "Console",
+            Self::Health => "Health",
+        }
+    }
+
+    pub(super) fn description(self) -> &'static str {
+        match self {
+            Self::Images => "Pictures from prompts.",
+            Self::Jobs => "What became of requests for pictures. A key sees its own jobs alone.",
+            Self::Models => "What can be asked for, and whether it can be had now.",
+            Self::Session => "The administrator's sign-in.",
+            Self::ApiKeys => "The whole life of a key: made, edited, rotated, revoked.",
+            Self::Audit => "Who did what, when, from where.",
+            Self::Console => "The console's pages and what they are fed with. Jobs of every key are seen here.",
+            Self::Health => "For supervisors, load balancers and monitoring, and this document.",
+        }
+    }
+}
+
+type Schemas = Vec<(String, RefOr<Schema>)>;
+
+/// One route's part of the document. [`super::document`] adds what follows from path, method and access.
+pub(in crate::http) struct Operation {
+    pub(super) id: &'static str,
+    pub(super) tag: Tag,
+    pub(super) summary: &'static str,
+    pub(super) description: Option<&'static str>,
+    pub(super) parameters: Vec<Parameter>,
+    pub(super) body: Option<RequestBody>,
+    pub(super) answers: BTreeMap<u16, ResponseBuilder>,
+    pub(super) refusals: Vec<ErrorCode>,
+    pub(super) schemas: Schemas,
+}
+
+impl Operation {
+    pub(in crate::http) fn new(tag: Tag, id: &'static str, summary: &'static str) -> Self {
+        Self {
+            id,
+            tag,
+            summary,
+            description: None,
+            parameters: Vec::new(),
+            body: None,
+            answers: BTreeMap::new(),
+            refusals: Vec::new(),
+            schemas: Vec::new(),
+        }
+    }
+
+    /// More than the summary has room for.
+    pub(in crate::http) fn says(mut self, description: &'static str) -> Self {
+        self.description = Some(description);
+        self
+    }
+
+    /// An optional parameter in the query. What stands there and is not known is refused.
+    pub(in crate::http) fn query(mut self, name: &str, schema: impl Into<RefOr<Schema>>, description: &str) -> Self {
+        self.parameters.push(parameter(ParameterIn::Query, name, schema, description));
+        self.refuses([ErrorCode::InvalidRequest])
+    }
+
+    /// `cursor` and `limit`, as every list has them.
+    pub(in crate::http) fn pages(self, limit_max: u32) -> Self {
+        self.query("cursor", text(), "The `next_cursor` of an earlier page.").query(
+            "limit",
+            whole(1).maximum(Some(limit_max)),
+            "How many entries the page has at most.",
+        )
+    }
+
+    /// An optional header of the request.
+    pub(in crate::http) fn header(mut self, name: &str, description: &str) -> Self {
+        self.parameters.push(parameter(ParameterIn::Header, name, text(), description));
+        self
+    }
+
+    /// A JSON body that has to be there.
+    pub(in crate::http) fn body<T: ToSchema>(self, example: Value) -> Self {
+        self.with_body::<T>(example, Required::True)
+    }
+
+    /// A JSON body that may be left out.
+    pub(in crate::http) fn optional_body<T: ToSchema>(self, example: Value) -> Self {
+        self.with_body::<T>(example, Required::False)
+    }
+
+    fn with_body<T: ToSchema>(mut self, example: Value, required: Required) -> Self {
+        let content = ContentBuilder::new().schema(Some(self.reference::<T>())).example(Some(example)).build();
+        self.body = Some(RequestBodyBuilder::new().required(Some(required)).content(JSON, content).build());
+        self.refuses([
+            ErrorCode::InvalidRequest,
+            ErrorCode::MalformedJson,
+            ErrorCode::BodyTimeout,
+            ErrorCode::BodyTooLarge,
+            ErrorCode::UnsupportedMediaType,
+        ])
+    }
+
+    /// Answers with JSON.
+    pub(in crate::http) fn answers<T: ToSchema>(mut self, status: StatusCode, description: &str) -> Self {
+        let content = ContentBuilder::new().schema(Some(self.reference::<T>())).build();
+        self.answer(status, description, |response| response.content(JSON, content))
+    }
+
+    /// Answers with a picture in one of our formats.
+    pub(in crate::http) fn answers_picture(self, status: StatusCode, description: &str) -> Self {
+        self.answer(status, description, |response| {
+            let content = || ContentBuilder::new().build();
+            OutputFormat::ALL
+                .iter()
+                .fold(response, |response, format| response.content(format.content_type(), content()))
+                .header("x-job-id", HeaderBuilder::new().schema(Some(text())).build())
+        })
+    }
+
+    /// Answers with something else than JSON.
+    pub(in crate::http) fn answers_text(self, status: StatusCode, media_type: &str, description: &str) -> Self {
+        let content = ContentBuilder::new().schema(Some(text())).build();
+        self.answer(status, description, |response| response.content(media_type, content))
+    }
+
+    /// Answers with nothing but headers.
+    pub(in crate::http) fn answers_nothing(self, status: StatusCode, description: &str) -> Self {
+        self.answer(status, description, |response| response)
+    }
+
+    fn answer(
+        mut self,
+        status: StatusCode,
+        description: &str,
+        add: impl FnOnce(ResponseBuilder) -> ResponseBuilder,
+    ) -> Self {
+        let fresh = || ResponseBuilder::new().description(description);
+        let response = self.answers.remove(&status.as_u16()).unwrap_or_else(fresh);
+        self.answers.insert(status.as_u16(), add(response));
+        self
+    }
+
+    /// Errors of its own, beside those that follow from its access, its path and its body.
+    pub(in crate::http) fn refuses(mut self, codes: impl IntoIterator<Item = ErrorCode>) -> Self {
+        self.refusals.extend(codes);
+        self
+    }
+
+    /// A reference to the schema of `T`, which is noted with all that it refers to.
+    fn reference<T: ToSchema>(&mut self) -> RefOr<Schema> {
+        let name = T::name().into_owned();
+        T::schemas(&mut self.schemas);
+        self.schemas.push((name.clone(), T::schema()));
+        Ref::from_schema_name(name).into()
+    }
+}
+
+pub(super) fn parameter(
+    place: ParameterIn,
+    name: &str,
+    schema: impl Into<RefOr<Schema>>,
+    description: &str,
+) -> Parameter {
+    let required = if place == ParameterIn::Path { Required::True } else { Required::False };
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(place)
+        .required(required)
+        .description(Some(description))
+        .schema(Some(schema))
+        .build()
+}
+
+/// The answer with which a route refuses for any of `codes`, which all have the same status.
+pub(super) fn refusal(codes: &[ErrorCode]) -> Response {
+    let status = codes.first().map(|code| code.status());
+    let lines: Vec<String> = codes.iter().map(|code| format!("- `{}`: {}", code.as_str(), code.title())).collect();
+    let words = codes.iter().map(|code| code.as_str());
+    let code = utoipa::openapi::ObjectBuilder::new().property("code", one_of(words));
+    let problem = utoipa::openapi::AllOfBuilder::new().item(Ref::from_schema_name("Problem")).item(code);
+    let content = ContentBuilder::new().schema(Some(problem)).build();
+    let response = ResponseBuilder::new().description(lines.join("\n")).content("application/problem+json", content);
+    let header =
+        |schema: RefOr<Schema>, says: &str| HeaderBuilder::new().schema(Some(schema)).description(Some(says)).build();
+    match status {
+        Some(StatusCode::UNAUTHORIZED) => {
+            response.header("WWW-Authenticate", header(text().into(), "What would be accepted."))
+        }
+        Some(StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
+            response.header("Retry-After", header(whole(0).into(), "Seconds after which to ask again, where it helps."))
+        }
+        _ => response,
+    }
+    .build()
+}

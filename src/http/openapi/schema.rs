@@ -1,0 +1,72 @@
+//! Schemas of what is read by hand, field by field: the bodies of requests.
+
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{
+    AdditionalProperties, KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type,
+};
+
+/// A text.
+pub(in crate::http) fn text() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::String)
+}
+
+/// One of some words.
+pub(in crate::http) fn one_of(words: impl IntoIterator<Item = &'static str>) -> ObjectBuilder {
+    text().enum_values(Some(words))
+}
+
+/// A moment, RFC 3339 with its offset from UTC.
+pub(in crate::http) fn moment() -> ObjectBuilder {
+    text().format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
+}
+
+/// A whole number, from `minimum`.
+pub(in crate::http) fn whole(minimum: u64) -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(minimum))
+}
+
+/// Any number.
+pub(in crate::http) fn number() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Number)
+}
+
+/// Yes, and never no.
+pub(in crate::http) fn yes() -> ObjectBuilder {
+    ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([true]))
+}
+
+/// The same, or `null`.
+pub(in crate::http) fn or_null(schema: ObjectBuilder) -> ObjectBuilder {
+    let object = schema.build();
+    let SchemaType::Type(kind) = object.schema_type.clone() else { return object.into() };
+    ObjectBuilder::from(object).schema_type(SchemaType::Array(vec![kind, Type::Null]))
+}
+
+/// An object with no other fields than those that are named.
+pub(in crate::http) struct ObjectSchema(ObjectBuilder);
+
+impl ObjectSchema {
+    pub(in crate::http) fn new(description: &str) -> Self {
+        let object = ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .description(Some(description))
+            .additional_properties(Some(AdditionalProperties::FreeForm(false)));
+        Self(object)
+    }
+
+    /// A field that has to be there.
+    pub(in crate::http) fn required(self, name: &str, schema: impl Into<RefOr<Schema>>) -> Self {
+        Self(self.0.property(name, schema).required(name))
+    }
+
+    /// A field that may be left out.
+    pub(in crate::http) fn optional(self, name: &str, schema: impl Into<RefOr<Schema>>) -> Self {
+        Self(self.0.property(name, schema))
+    }
+}
+
+impl From<ObjectSchema> for RefOr<Schema> {
+    fn from(object: ObjectSchema) -> Self {
+        object.0.into()
+    }
+}

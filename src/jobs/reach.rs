@@ -1,0 +1,27 @@
+//! Whose jobs somebody may look at and cancel.
+
+use crate::domain::ids::KeyId;
+
+/// The jobs that are there for somebody. To all others they do not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Those of one owner.
+    Of(KeyId),
+    /// All there are.
+    Everyones,
+}
+
+impl Reach {
+    pub(super) fn covers(self, owner: KeyId) -> bool {
+        match self {
+            Self::Of(only) => only == owner,
+            Self::Everyones => true,
+        }
+    }
+}
+
+impl From<KeyId> for Reach {
+    fn from(owner: KeyId) -> Self {
+        Self::Of(owner)
+    }
+}

@@ -1,0 +1,49 @@
+//! What ended when, and how long it took.
+
+use std::time::Duration;
+
+use crate::jobs::JobsError;
+use crate::jobs::store::JobStore;
+
+/// Pictures that a latency is taken from at most.
+const LATENCIES_MAX: u32 = 1000;
+
+const MINUTE_MILLISECONDS: i64 = 60_000;
+
+/// How many jobs ended in one minute with or without a picture.
+#[derive(Debug, sqlx::FromRow)]
+pub(in crate::jobs) struct EndedCount {
+    /// Minutes since 1970.
+    pub(in crate::jobs) minute: i64,
+    pub(in crate::jobs) succeeded: bool,
+    #[sqlx(try_from = "i64")]
+    pub(in crate::jobs) jobs: u64,
+}
+
+impl JobStore {
+    /// Jobs that succeeded or failed in the minute `first` or later.
+    pub(in crate::jobs) async fn ended_by_minute(&self, first: i64) -> Result<Vec<EndedCount>, JobsError> {
+        let rows = sqlx::query_as(
+            "SELECT finished_at_ms / ?1 AS minute, status = 'succeeded' AS succeeded, COUNT(*) AS jobs FROM jobs
+             WHERE finished_at_ms >= ?2 * ?1 AND status IN ('succeeded', 'failed') GROUP BY minute, succeeded",
+        )
+        .bind(MINUTE_MILLISECONDS)
+        .bind(first)
+        .fetch_all(self.store.pool())
+        .await?;
+        Ok(rows)
+    }
+
+    /// From acceptance to end, of pictures finished in the minute `first` or later; the newest where there are many.
+    pub(in crate::jobs) async fn latencies_since(&self, first: i64) -> Result<Vec<Duration>, JobsError> {
+        let rows: Vec<i64> = sqlx::query_scalar(
+            "SELECT finished_at_ms - created_at_ms FROM jobs WHERE finished_at_ms >= ?1 AND status = 'succeeded'
+             ORDER BY finished_at_ms DESC LIMIT ?2",
+        )
+        .bind(first * MINUTE_MILLISECONDS)
+        .bind(LATENCIES_MAX)
+        .fetch_all(self.store.pool())
+        .await?;
+        Ok(rows.into_iter().map(|took| Duration::from_millis(took.max(0).cast_unsigned())).collect())
+    }
+}

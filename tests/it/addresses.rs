@@ -1,0 +1,99 @@
+//! Https, and an address of their own for console and management routes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{Request, StatusCode};
+use fluxserve::http::{Access, ConnectionLimits, HttpSettings, Tls, routes, serve};
+use rcgen::generate_simple_self_signed;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tower::ServiceExt;
+
+use crate::app::{Options, PASSWORD, TestApp, request};
+
+const HOST: &str = "worker.test";
+
+async fn status(router: &Router, request: Request<axum::body::Body>) -> StatusCode {
+    router.clone().oneshot(request).await.expect("a router always answers").status()
+}
+
+#[tokio::test]
+async fn with_an_address_of_their_own_management_routes_are_not_at_the_other() {
+    let http = HttpSettings { has_own_management: true, ..Options::default().http };
+    let app = TestApp::with(Options { http, ..Options::default() }).await;
+    let management = app.management.as_ref().expect("a second router");
+    let ids = |path: &str| path.replace("{job_id}", "job_x").replace("{key_id}", "x").replace("{file}", "app.js");
+    let (mut clients, mut administrators) = (BTreeSet::new(), BTreeSet::new());
+    for route in routes() {
+        // A method that no route has: told from no path at all by its status.
+        let knock = || request("PUT", &ids(route.path), None, None);
+        if status(&app.router, knock()).await == StatusCode::METHOD_NOT_ALLOWED {
+            clients.insert(route.path);
+        }
+        if status(management, knock()).await == StatusCode::METHOD_NOT_ALLOWED {
+            administrators.insert(route.path);
+        }
+        let is_management = matches!(route.access, Access::SignIn | Access::Session | Access::Page);
+        assert_eq!(clients.contains(route.path), !is_management, "{route:?}");
+        let is_there = is_management || route.access == Access::Anyone;
+        assert_eq!(administrators.contains(route.path), is_there, "{route:?}");
+    }
+    let body = serde_json::json!({ "password": PASSWORD });
+    let sign_in = || request("POST", "/v1/session", None, Some(&body));
+    assert_eq!(status(&app.router, sign_in()).await, StatusCode::NOT_FOUND);
+    assert_eq!(status(management, sign_in()).await, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn https_is_served_and_plain_http_is_not_understood_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let pair = generate_simple_self_signed(vec![HOST.to_owned()]).expect("a certificate");
+    let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
+    std::fs::write(&certificate, pair.cert.pem()).expect("written");
+    std::fs::write(&key, pair.signing_key.serialize_pem()).expect("written");
+    let tls = Tls::load(certificate, key).expect("a pair");
+    let http = HttpSettings { has_tls: true, ..Options::default().http };
+    let app = TestApp::with(Options { http, ..Options::default() }).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let limits = ConnectionLimits { header_deadline: Duration::from_secs(2), ..ConnectionLimits::default() };
+    let server = tokio::spawn(serve(listener, app.router.clone(), std::future::pending(), limits, Some(tls)));
+
+    let mut roots = RootCertStore::empty();
+    roots.add(pair.cert.der().clone()).expect("a certificate");
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("usual versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let stream = TcpStream::connect(address).await.expect("a connection");
+    let name = ServerName::try_from(HOST).expect("a name");
+    let mut secured = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("agreement");
+    let body = format!("{{\"password\": \"{PASSWORD}\"}}");
+    let head = format!(
+        "POST /v1/session HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    secured.write_all(head.as_bytes()).await.expect("written");
+    let mut answer = Vec::new();
+    // The end comes without a farewell, which a client of HTTP does not need: it has the length.
+    drop(secured.read_to_end(&mut answer).await);
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+    assert!(answer.contains("__Host-fluxserve_session=") && answer.contains("Secure"), "{answer}");
+
+    let mut plain = TcpStream::connect(address).await.expect("a connection");
+    plain.write_all(b"GET /healthz HTTP/1.1\r\nhost: worker.test\r\n\r\n").await.expect("written");
+    let mut answer = Vec::new();
+    drop(plain.read_to_end(&mut answer).await);
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+    server.abort();
+}

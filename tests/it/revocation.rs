@@ -1,0 +1,81 @@
+//! A revoked key under load: no request that begins after the revocation was answered is let in.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fluxserve::http::ConnectionLimits;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::app::{TestApp, listen};
+use crate::management::Administrator;
+
+const CONNECTIONS: usize = 64;
+
+/// When a request was begun, and what became of it.
+type Asked = (Instant, u16);
+
+/// Asks over and over, on one connection, until told to stop.
+async fn ask(address: std::net::SocketAddr, key: String, stop: Arc<AtomicBool>) -> Vec<Asked> {
+    let mut connection = TcpStream::connect(address).await.expect("a connection");
+    let request = format!("GET /v1/inference/jobs?limit=1 HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {key}\r\n\r\n");
+    let mut asked = Vec::new();
+    let mut buffer = [0; 4096];
+    while !stop.load(Ordering::Relaxed) {
+        let begun = Instant::now();
+        connection.write_all(request.as_bytes()).await.expect("written");
+        let mut answer = Vec::new();
+        // Short answers, whose length the head tells.
+        while !is_whole(&answer) {
+            let count = connection.read(&mut buffer).await.expect("read");
+            assert!(count > 0, "the worker has closed the connection");
+            answer.extend_from_slice(&buffer[..count]);
+        }
+        let status = std::str::from_utf8(&answer[9..12]).expect("digits").parse().expect("a status");
+        asked.push((begun, status));
+    }
+    asked
+}
+
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer).to_lowercase();
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
+    body.len() >= length.expect("a length")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_request_that_begins_after_the_revocation_is_let_in() {
+    let app = TestApp::start().await;
+    let administrator = Administrator::of(&app).await;
+    let body = json!({ "name": "to be revoked", "scope": { "inference": true } });
+    let created = administrator.ask("POST", "/v1/api-keys", Some(body)).await.json();
+    let (id, key) = (created["id"].as_str().expect("an id"), created["key"].as_str().expect("a value"));
+    let (address, server) = listen(&app, ConnectionLimits::default()).await;
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> =
+        (0..CONNECTIONS).map(|_| tokio::spawn(ask(address, key.to_owned(), Arc::clone(&stop)))).collect();
+    // Every client has been let in by then.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let revoked = administrator.ask("DELETE", &format!("/v1/api-keys/{id}"), None).await;
+    let answered = Instant::now();
+    assert_eq!(revoked.status.as_u16(), 200, "{}", revoked.text());
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    stop.store(true, Ordering::Relaxed);
+    let mut before = 0;
+    let mut after = 0;
+    for client in clients {
+        for (begun, status) in client.await.expect("no panic") {
+            if begun > answered {
+                assert!([401, 429].contains(&status), "{status} for a request after the revocation");
+                after += 1;
+            } else {
+                before += u32::from(status == 200);
+            }
+        }
+    }
+    assert!(before as usize >= CONNECTIONS && after >= CONNECTIONS, "{before} let in before, {after} asked after");
+    server.abort();
+}
