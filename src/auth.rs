@@ -14,6 +14,7 @@ mod lane;
 mod rates;
 mod recent;
 mod record;
+mod rows;
 mod service;
 mod store;
 mod throttle;

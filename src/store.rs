@@ -1,11 +1,15 @@
 //! The SQLite database: pool, pragmas, migrations, and whether it can be written. Does not know what any table means;
 //! each table belongs to the `store.rs` of one module.
 
+mod changes;
+
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use changes::ChangeMark;
+use changes::Changes;
 use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -64,6 +68,8 @@ pub enum StoreError {
 #[derive(Debug, Clone)]
 pub struct Store {
     pool: SqlitePool,
+    /// `None`: in memory.
+    changes: Option<Changes>,
 }
 
 impl Store {
@@ -102,7 +108,7 @@ impl Store {
             .connect_with(SqliteConnectOptions::new().in_memory(true).foreign_keys(true))
             .await
             .map_err(|source| StoreError::Open { path: PathBuf::from(":memory:"), source })?;
-        Self::migrate(pool).await
+        Self::migrate(pool, None).await
     }
 
     async fn connect(path: &Path) -> Result<Self, StoreError> {
@@ -115,16 +121,26 @@ impl Store {
             .busy_timeout(Duration::from_secs(BUSY_TIMEOUT_SECONDS));
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
+            // One stays open whatever happens: with the last one the WAL index would go, and marks are of one index.
+            .min_connections(1)
+            .idle_timeout(None)
+            .max_lifetime(None)
             .acquire_timeout(Duration::from_secs(ACQUIRE_TIMEOUT_SECONDS))
             .connect_with(options)
             .await
             .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
-        Self::migrate(pool).await
+        Self::migrate(pool, Some(Changes::of(path))).await
     }
 
-    async fn migrate(pool: SqlitePool) -> Result<Self, StoreError> {
+    async fn migrate(pool: SqlitePool, changes: Option<Changes>) -> Result<Self, StoreError> {
         MIGRATIONS.run(&pool).await.map_err(StoreError::Migrate)?;
-        Ok(Self { pool })
+        Ok(Self { pool, changes })
+    }
+
+    /// What the database stands at. Two equal marks: nothing was committed between them, by any process. `None`: that
+    /// cannot be told, and whoever asks has to assume a change.
+    pub fn change_mark(&self) -> Option<ChangeMark> {
+        self.changes.as_ref()?.mark()
     }
 
     /// The connections, for the `store.rs` of other modules.

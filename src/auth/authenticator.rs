@@ -1,8 +1,9 @@
 //! Whose key a caller has presented.
 //!
 //! Three things are wanted at once: a key costs microseconds after its first use, a change to its row acts on the very
-//! next request, and a flood of wrong keys does not get in the way of good ones. So the row is read every time; argon2
-//! runs once for each version of a row; and only keys not yet proven queue anywhere.
+//! next request, and a flood of wrong keys does not get in the way of good ones. So the row is as the database has it at
+//! every request, read again after every commit; argon2 runs once for each version of a row; and only keys not yet proven
+//! queue anywhere.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -17,6 +18,7 @@ use crate::auth::key::{NoRandomness, PresentedKey};
 use crate::auth::lane::{Lane, LanePermit};
 use crate::auth::rates::Rates;
 use crate::auth::record::KeyState;
+use crate::auth::rows::Rows;
 use crate::auth::store::{KeyRow, KeyStore};
 use crate::auth::throttle::{Throttle, ThrottleRule};
 use crate::auth::uses::Uses;
@@ -82,7 +84,7 @@ pub enum AuthError {
 pub struct Authenticator(Arc<Inner>);
 
 struct Inner {
-    keys: KeyStore,
+    rows: Rows,
     hasher: Hasher,
     cache: KeyCache,
     throttle: Throttle,
@@ -103,7 +105,7 @@ impl Authenticator {
         Ok(Self(Arc::new(Inner {
             rates: Rates::new(),
             uses: Uses::new(keys.clone()),
-            keys,
+            rows: Rows::new(keys),
             hasher: Hasher::for_keys(),
             cache: KeyCache::new()?,
             throttle: Throttle::new(WRONG_KEYS),
@@ -137,7 +139,7 @@ impl Inner {
         let proven = self.cache.proven_row(key.public_id(), &digest);
         let row = {
             let _place = if proven.is_none() { Some(self.queue_for_lookup(client, now).await?) } else { None };
-            self.keys.by_public_id(key.public_id()).await?
+            self.rows.get(key.public_id()).await?
         };
         // An unknown id and a wrong secret take the same path and the same time up to here and from here: one look-up
         // and no argon2. That a public id exists is therefore not to be learnt from the clock, without burning 20 ms
@@ -161,7 +163,7 @@ impl Inner {
                 .map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })?;
         }
         self.uses.note(row.id, now);
-        Ok(Principal { key_id: row.id, scope: row.scope, limits: row.limits })
+        Ok(Principal { key_id: row.id, scope: row.scope.clone(), limits: row.limits })
     }
 
     /// Waits to look up a key of which nothing is known.

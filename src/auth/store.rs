@@ -17,7 +17,7 @@ use crate::auth::record::{Change, KeyEdit, KeyQuery, KeyRef, KeyState};
 use crate::domain::ids::KeyId;
 use crate::domain::limits::KeyLimits;
 use crate::domain::scope::Scope;
-use crate::store::{Store, StoreError};
+use crate::store::{ChangeMark, Store, StoreError};
 
 macro_rules! select_keys {
     ($rest:literal) => {
@@ -157,6 +157,10 @@ pub(super) struct KeyStore(Store);
 impl KeyStore {
     pub(super) fn new(store: Store) -> Self {
         Self(store)
+    }
+
+    pub(super) fn change_mark(&self) -> Option<ChangeMark> {
+        self.0.change_mark()
     }
 
     pub(super) async fn insert(&self, row: &KeyRow, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {

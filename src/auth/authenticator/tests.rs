@@ -421,7 +421,7 @@ async fn no_secret_reaches_the_database_the_logs_or_debug() {
     let logged = String::from_utf8_lossy(&captured.0.lock().expect("not poisoned")).into_owned();
     assert!(logged.contains("revoked"), "something is logged at all: {logged}");
     assert!(!logged.contains(secret));
-    let row = fixture.authenticator.0.keys.by_public_id(key.record.prefix).await.expect("readable");
+    let row = fixture.authenticator.0.rows.get(key.record.prefix).await.expect("readable");
     let shown = format!("{key:?} {row:?} {:?} {:?}", fixture.authenticator, fixture.service);
     assert!(!shown.contains(secret) && !shown.contains("argon2id"), "{shown}");
     let mut prefixes = 0;
