@@ -155,11 +155,11 @@ mod tests {
 
     #[test]
     fn a_known_model_that_is_not_served_says_so() {
-        let catalog = Catalog::new(&[choice("fluxserve/flux-random", None)]).expect("a valid choice");
+        let catalog = Catalog::new(&[choice("fluxserve/flux-shapes", None)]).expect("a valid choice");
         assert_eq!(catalog.availability(&ModelId::new("black-forest-labs/FLUX.1-dev")), Availability::NotServed);
-        assert_eq!(catalog.availability(&ModelId::new("fluxserve/flux-random")), Availability::Loading);
+        assert_eq!(catalog.availability(&ModelId::new("fluxserve/flux-shapes")), Availability::Loading);
         assert!(!catalog.any_ready());
-        catalog.set_availability(&ModelId::new("fluxserve/flux-random"), Availability::Ready);
+        catalog.set_availability(&ModelId::new("fluxserve/flux-shapes"), Availability::Ready);
         assert!(catalog.any_ready());
     }
 
@@ -193,8 +193,8 @@ mod tests {
     }
 
     #[test]
-    fn the_stand_in_is_a_whole_diffusers_checkpoint() {
-        let Some(ModelFiles::Embedded(files)) = embedded_files(&ModelId::new("fluxserve/flux-random")) else {
+    fn the_demo_model_is_a_whole_diffusers_checkpoint() {
+        let Some(ModelFiles::Embedded(files)) = embedded_files(&ModelId::new("fluxserve/flux-shapes")) else {
             panic!("compiled in");
         };
         for path in ["model_index.json", "transformer/config.json", "vae/config.json", "tokenizer/vocab.json"] {

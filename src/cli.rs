@@ -85,7 +85,7 @@ pub struct ServeArgs {
     /// Another address for the console and the management routes, which are then not to be had at the first
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin_listen: Option<SocketAddr>,
-    /// A model to serve, with the folder of its checkpoint; can be repeated [default: fluxserve/flux-random]
+    /// A model to serve, with the folder of its checkpoint; can be repeated [default: fluxserve/flux-shapes]
     #[arg(long = "model", value_name = "ID[=DIR]")]
     pub models: Vec<ModelSource>,
     /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]

@@ -23,7 +23,7 @@ use crate::domain::password::AdminPassword;
 /// Read from the working directory when no other file is named, and only if it is there.
 pub const DEFAULT_FILE: &str = "fluxserve.toml";
 /// The model that is compiled into the program.
-pub const DEFAULT_MODEL: &str = "fluxserve/flux-random";
+pub const DEFAULT_MODEL: &str = "fluxserve/flux-shapes";
 
 /// All that can be configured.
 #[derive(Debug, Clone, PartialEq)]

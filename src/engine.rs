@@ -5,7 +5,6 @@ mod device;
 mod loader;
 mod noise;
 pub(crate) mod ops;
-mod preview;
 mod sampler;
 mod slots;
 mod text;
@@ -28,12 +27,14 @@ pub use device::{DeviceError, probe};
 use loader::Checkpoint;
 use loader::config::Configs;
 pub use loader::{CheckpointError, ComponentReport, Inspection, Problem, inspect};
-use preview::Preview;
 use slots::{Pass, Picture, TokenGrid};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 use transformer::Transformer;
 use vae::Decoder;
+
+/// Longer side of a preview, in latents of eight pixels.
+const PREVIEW_LATENTS_MAX: usize = 32;
 
 /// Why an engine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +57,6 @@ pub struct FluxEngine {
     text: TextEncoders,
     transformer: Transformer,
     decoder: Decoder,
-    preview: Option<Preview>,
     device: Device,
     limits: EngineLimits,
     pictures: BTreeMap<Slot, Picture>,
@@ -76,7 +76,6 @@ impl FluxEngine {
         let dtype = device::dtype(&device);
         let decoder = Decoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?;
         Ok(Self {
-            preview: Preview::learn(&decoder, configs.vae.latent_channels, &device)?,
             decoder,
             text: TextEncoders::load(&configs, &checkpoint.clip(dtype, &device), checkpoint.t5(dtype, &device))?,
             transformer: Transformer::load(&configs.transformer, &checkpoint.transformer(dtype, &device))?,
@@ -199,10 +198,13 @@ impl StepEngine for FluxEngine {
     }
 
     fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
-        let (Some(picture), Some(preview)) = (self.pictures.get(&slot), &self.preview) else { return Ok(None) };
+        let Some(picture) = self.pictures.get(&slot) else { return Ok(None) };
         let run = || -> candle_core::Result<Option<RgbImage>> {
             let Some(latents) = picture.expected()? else { return Ok(None) };
-            let pixels = preview.pixels(&picture.grid.unpack(&latents)?)?;
+            // Latents that are averaged are, nearly, those of the picture made smaller.
+            let latents = picture.grid.unpack(&latents)?;
+            let (_, _, height, width) = latents.dims4()?;
+            let pixels = self.decoder.decode(&latents.avg_pool2d(preview_divisor(height.max(width)))?)?;
             let (_, _, height, width) = pixels.dims4()?;
             let bytes = vae::to_rgb_bytes(&pixels)?;
             Ok(bytes.and_then(|bytes| RgbImage::new(width as u32, height as u32, bytes)))
@@ -213,6 +215,11 @@ impl StepEngine for FluxEngine {
     fn release(&mut self, slot: Slot) {
         self.pictures.remove(&slot);
     }
+}
+
+/// By what the longer side of a picture's latents is divided for a preview: the decoder's work shrinks with the square.
+fn preview_divisor(latents: usize) -> usize {
+    latents.div_ceil(PREVIEW_LATENTS_MAX).max(2)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that `map_err` takes")]

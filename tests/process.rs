@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const MODEL: &str = "fluxserve/flux-random";
+const MODEL: &str = "fluxserve/flux-shapes";
 /// Longest a test waits for something to happen.
 const PATIENCE: Duration = Duration::from_secs(90);
 
@@ -185,7 +185,7 @@ fn many_restarts_do_not_fail_a_job_and_many_crashes_do() {
     let mut url = server.url();
     server.line("Draw a picture:");
     // Long enough to be caught at it each time.
-    let body = json!({ "model": MODEL, "prompt": "a fox", "width": 512, "height": 512, "steps": 100, "seed": 1 });
+    let body = json!({ "model": MODEL, "prompt": "a fox", "width": 256, "height": 256, "steps": 100, "seed": 1 });
     let job = submit(&url, &key, &body);
     let status = |url: &str| get(&format!("{url}/v1/inference/jobs/{job}"), &key);
     let runs = |url: &str| until("it is drawn", || (status(url)["status"] == "running").then_some(()));

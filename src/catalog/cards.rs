@@ -1,16 +1,39 @@
 //! The cards and the checkpoint that are compiled into the program. A card that cannot be read is a mistake of the
 //! build, which the tests catch.
 
-use include_dir::{Dir, include_dir};
 use serde::Deserialize;
 
 use crate::domain::ids::ModelId;
 use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles, ParameterDefaults, ParameterLimits};
 
 const FLUX_DEV: &str = include_str!("../../models/FLUX.1-dev.toml");
-const FLUX_RANDOM: &str = include_str!("../../models/flux-random.toml");
-const FLUX_RANDOM_ID: &str = "fluxserve/flux-random";
-static FLUX_RANDOM_FILES: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/models/flux-random");
+const FLUX_SHAPES: &str = include_str!("../../models/flux-shapes.toml");
+const FLUX_SHAPES_ID: &str = "fluxserve/flux-shapes";
+
+macro_rules! flux_shapes_files {
+    ($($path:literal)*) => {
+        &[$(EmbeddedFile { path: $path, bytes: include_bytes!(concat!("../../models/flux-shapes/", $path)) }),*]
+    };
+}
+
+/// What FLUX's pipeline reads, and not how it was trained.
+const FLUX_SHAPES_FILES: &[EmbeddedFile] = flux_shapes_files!(
+    "model_index.json"
+    "scheduler/scheduler_config.json"
+    "text_encoder/config.json"
+    "text_encoder/model.safetensors"
+    "text_encoder_2/config.json"
+    "text_encoder_2/model.safetensors"
+    "tokenizer/merges.txt"
+    "tokenizer/tokenizer_config.json"
+    "tokenizer/vocab.json"
+    "tokenizer_2/tokenizer.json"
+    "tokenizer_2/tokenizer_config.json"
+    "transformer/config.json"
+    "transformer/diffusion_pytorch_model.safetensors"
+    "vae/config.json"
+    "vae/diffusion_pytorch_model.safetensors"
+);
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -43,7 +66,7 @@ fn read(text: &str) -> ModelCard {
 
 /// The cards of `models/`.
 pub(super) fn built_in() -> Vec<ModelCard> {
-    vec![flux_dev(), read(FLUX_RANDOM)]
+    vec![flux_dev(), read(FLUX_SHAPES)]
 }
 
 /// The card of FLUX.1-dev.
@@ -53,20 +76,5 @@ pub(super) fn flux_dev() -> ModelCard {
 
 /// The checkpoint of a model that is compiled into the program.
 pub fn embedded_files(id: &ModelId) -> Option<ModelFiles> {
-    if id.as_str() != FLUX_RANDOM_ID {
-        return None;
-    }
-    let mut files = Vec::new();
-    collect(&FLUX_RANDOM_FILES, &mut files);
-    Some(ModelFiles::Embedded(files))
-}
-
-fn collect(folder: &'static Dir<'static>, files: &mut Vec<EmbeddedFile>) {
-    for file in folder.files() {
-        let path = file.path().to_str().expect("file names of models/ are plain ASCII");
-        files.push(EmbeddedFile { path, bytes: file.contents() });
-    }
-    for inner in folder.dirs() {
-        collect(inner, files);
-    }
+    (id.as_str() == FLUX_SHAPES_ID).then_some(ModelFiles::Embedded(FLUX_SHAPES_FILES))
 }

@@ -47,7 +47,7 @@ const WHOLE_FILE: &str = r#"
 listen = "0.0.0.0:9000"
 admin_listen = "127.0.0.1:9001"
 data_dir = "/var/lib/fluxserve"
-models = ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-random"]
+models = ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-shapes"]
 device = "cuda:1"
 drain_deadline_seconds = 10
 
@@ -93,7 +93,7 @@ fn every_field_of_the_file_is_read() {
             private_key: "/etc/fluxserve/key.pem".into(),
         }),
         data_dir: "/var/lib/fluxserve".into(),
-        models: ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-random"]
+        models: ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-shapes"]
             .map(|text| text.parse().expect("a model"))
             .to_vec(),
         device: DeviceChoice::Cuda(1),
@@ -121,7 +121,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_TLS_CERTIFICATE", "/etc/fluxserve/certificate.pem")
         .variable("FLUXSERVE_TLS_PRIVATE_KEY", "/etc/fluxserve/key.pem")
         .variable("FLUXSERVE_DATA_DIR", "/var/lib/fluxserve")
-        .variable("FLUXSERVE_MODELS", "black-forest-labs/FLUX.1-dev=/weights, fluxserve/flux-random")
+        .variable("FLUXSERVE_MODELS", "black-forest-labs/FLUX.1-dev=/weights, fluxserve/flux-shapes")
         .variable("FLUXSERVE_DEVICE", "cuda:1")
         .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
         .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")

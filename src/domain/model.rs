@@ -84,5 +84,5 @@ pub enum ModelFiles {
     /// A folder on disk.
     Directory(PathBuf),
     /// Compiled into the program.
-    Embedded(Vec<EmbeddedFile>),
+    Embedded(&'static [EmbeddedFile]),
 }

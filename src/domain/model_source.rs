@@ -52,8 +52,8 @@ mod tests {
 
     #[test]
     fn an_id_alone_or_with_its_folder() {
-        let alone: ModelSource = "fluxserve/flux-random".parse().expect("a model");
-        assert_eq!((alone.id.as_str(), &alone.directory), ("fluxserve/flux-random", &None));
+        let alone: ModelSource = "fluxserve/flux-shapes".parse().expect("a model");
+        assert_eq!((alone.id.as_str(), &alone.directory), ("fluxserve/flux-shapes", &None));
         let with: ModelSource = "black-forest-labs/FLUX.1-dev=/weights/a=b".parse().expect("a model");
         assert_eq!(with.directory, Some(PathBuf::from("/weights/a=b")));
         assert_eq!(with.to_string(), "black-forest-labs/FLUX.1-dev=/weights/a=b");

@@ -62,7 +62,7 @@ fn single_files() -> ModelFiles {
     let root = reference("FLUX.1-dev");
     let mut files = Vec::new();
     collect(&root, &root, &mut files);
-    ModelFiles::Embedded(files)
+    ModelFiles::Embedded(files.leak())
 }
 
 fn engine(files: &ModelFiles) -> FluxEngine {

@@ -33,7 +33,7 @@ use crate::documented;
 use crate::fake_engine::EngineControl;
 
 pub(crate) const PASSWORD: &str = "the password of these tests";
-pub(crate) const MODEL: &str = "fluxserve/flux-random";
+pub(crate) const MODEL: &str = "fluxserve/flux-shapes";
 /// Longest a test waits for something to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 

@@ -120,7 +120,7 @@ async fn a_key_at_its_limits(reached: &mut Reached) {
     reached.note(&draw(json!({ "requests_per_minute": 1 })).await, "rate_limited");
     reached.note(&draw(json!({ "concurrent_jobs": 1 })).await, "concurrent_jobs_limit");
     let mut large = picture(1);
-    (large["width"], large["height"], large["steps"]) = (json!(512), json!(512), json!(8));
+    (large["width"], large["height"], large["steps"]) = (json!(256), json!(256), json!(40));
     let body = json!({ "name": "test", "scope": { "inference": true }, "limits": { "megapixel_steps_per_day": 2 } });
     let made = app.send(managing(&cookie, "POST", "/v1/api-keys", Some(&body))).await.json();
     let key = made["key"].as_str().expect("a value");

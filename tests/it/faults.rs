@@ -65,7 +65,7 @@ async fn an_engine_that_cannot_be_built_takes_no_jobs() {
     assert_eq!(app.get("/readyz").await.code(), "not_ready");
     let models = app.send(request("GET", "/v1/inference/runtime/models", None, None)).await.json();
     let random =
-        json!({ "id": "fluxserve/flux-random", "available": false, "ready_replicas": 0, "desired_replicas": 1 });
+        json!({ "id": "fluxserve/flux-shapes", "available": false, "ready_replicas": 0, "desired_replicas": 1 });
     assert_eq!(models["models"][1], random);
 }
 
@@ -99,7 +99,7 @@ async fn a_picture_that_never_fits_fails_alone() {
     app.control.set_step_pictures_max(0);
     let first = app.submit(&picture(1)).await;
     assert_eq!(error_code(&app, &first).await, "out_of_memory");
-    app.control.set_limits(EngineLimits { pictures_max: 4, step_tokens_max: 100 });
+    app.control.set_limits(EngineLimits { pictures_max: 4, step_tokens_max: 30 });
     let second = app.submit(&picture(2)).await;
     assert_eq!(error_code(&app, &second).await, "out_of_memory");
     assert!(!app.control.calls().contains(&Call::Admit(2)), "it is not even tried");

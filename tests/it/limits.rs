@@ -56,7 +56,7 @@ impl<'a> Limited<'a> {
 /// The largest picture there is, a good quarter of a megapixel, of so many steps.
 fn large(steps: u32) -> Value {
     let mut body = picture(1);
-    (body["width"], body["height"], body["steps"]) = (json!(512), json!(512), json!(steps));
+    (body["width"], body["height"], body["steps"]) = (json!(256), json!(256), json!(steps));
     body
 }
 
@@ -141,13 +141,13 @@ async fn concurrent_jobs_are_still_counted_after_a_crash() {
 #[tokio::test]
 async fn megapixel_steps_per_day() {
     let app = TestApp::start().await;
-    // A picture with 40 steps takes 10.49 of them.
-    let limited = Limited::new(&app, json!({ "megapixel_steps_per_day": 25 })).await;
+    // A picture with 40 steps takes 2.62 of them.
+    let limited = Limited::new(&app, json!({ "megapixel_steps_per_day": 7 })).await;
     app.control.hold();
     assert_eq!(limited.draw(&large(40)).await.status, StatusCode::ACCEPTED);
     assert_eq!(limited.draw(&large(40)).await.status, StatusCode::ACCEPTED);
-    let policy = r#""megapixel-steps";q=25;w=86400"#;
-    let state = r#""megapixel-steps";r=4"#;
+    let policy = r#""megapixel-steps";q=7;w=86400"#;
+    let state = r#""megapixel-steps";r=1"#;
     assert_limited(&limited.draw(&large(40)).await, "daily_limit", policy, state);
     assert_eq!(limited.draw(&large(15)).await.status, StatusCode::ACCEPTED, "a smaller one still fits");
     app.control.release();
@@ -164,7 +164,7 @@ async fn megapixel_steps_per_day() {
 #[tokio::test]
 async fn what_was_asked_for_at_once_is_not_drawn_beyond_the_share() {
     let app = TestApp::start().await;
-    let limited = Limited::new(&app, json!({ "megapixel_steps_per_day": 25 })).await;
+    let limited = Limited::new(&app, json!({ "megapixel_steps_per_day": 7 })).await;
     app.control.hold();
     let body = large(40);
     let answers = futures_util::future::join_all((0..6).map(|_| limited.draw(&body))).await;
@@ -196,7 +196,7 @@ async fn usage_is_told_by_day() {
     assert_eq!(days.len(), 30);
     let today = days.last().expect("today").clone();
     assert_eq!((&today["requests"], &today["images"]), (&json!(3), &json!(1)));
-    let megapixels_of_a_step = 512.0 * 512.0 / 1e6;
+    let megapixels_of_a_step = 256.0 * 256.0 / 1e6;
     let steps = today["megapixel_steps"].as_f64().expect("a number") / megapixels_of_a_step;
     assert!((3.9..5.1).contains(&steps), "three steps, and one or two of the other: {steps}");
     assert!(today["gpu_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{today}");

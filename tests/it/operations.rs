@@ -137,7 +137,7 @@ async fn the_catalog_is_for_everyone() {
     let runtime = app.send(request("GET", "/v1/inference/runtime/models", None, None)).await.json();
     let expected = json!({ "models": [
         { "id": "black-forest-labs/FLUX.1-dev", "available": false, "ready_replicas": 0, "desired_replicas": 0 },
-        { "id": "fluxserve/flux-random", "available": true, "ready_replicas": 1, "desired_replicas": 1 },
+        { "id": "fluxserve/flux-shapes", "available": true, "ready_replicas": 1, "desired_replicas": 1 },
     ] });
     assert_eq!(runtime, expected);
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The demo model that is in training, in Hugging Face diffusers: loads models/flux-shapes with FluxPipeline as it stands, draws the same
+"""The demo model in Hugging Face diffusers: loads models/flux-shapes with FluxPipeline as it stands, draws the same
 prompts and seeds as `fluxserve generate`, and compares the pictures. Fails where a channel differs by more than 1/255.
 
     cargo build --release

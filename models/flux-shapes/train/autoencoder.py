@@ -40,7 +40,7 @@ def outline_weights(pixels):
 
 def batch_of_pictures(rng, textures, size, count):
     """Training pictures of one size, held-out combinations left out."""
-    return scenes.paint(rng, [scenes.draw_scene(rng, *size) for _ in range(count)], textures)
+    return scenes.paint(rng, [scenes.draw_scene(rng, *size) for _ in range(count)], textures)[0]
 
 
 def train_autoencoder(rank, workers, steps, seed, folder):

@@ -1,4 +1,4 @@
-"""The second part of the training: text encoders and transformer together, then the distillation of guidance."""
+"""The third part of the training: the transformer, then the distillation of guidance. The text encoders stay as they are."""
 
 import copy
 import json
@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 import parallel
 import scenes
+import seeing
 import words
 
 HEAD_WIDTH, HEADS = 32, 5
@@ -27,6 +28,8 @@ BATCHES_KEPT, SHOWINGS = 8, 4
 WARM_UP_STEPS = 150
 EMPTY_PROMPTS = 0.1
 EMA_DECAY = 0.9985
+# What seeing.py asks counts this much at first, and nothing at the end.
+SEEING_WEIGHT = 0.1
 # The schedule's shift: mu grows with the picture's tokens, as in FLUX, between these two.
 SHIFT_TOKENS, SHIFT_MU = (16, 256), (0.7, 1.5)
 # Text is read at high noise; training looks there more often than drawing does.
@@ -122,41 +125,35 @@ class Tokens:
         return clip.input_ids, t5.input_ids
 
 
-def as_written(rng, sentence):
-    """Now and then as people write: a capital, a full stop, a title, a shout."""
-    roll = rng.random()
-    if roll < 0.25:
-        sentence = sentence[0].upper() + sentence[1:]
-    elif roll < 0.28:
-        sentence = sentence.title()
-    elif roll < 0.30:
-        sentence = sentence.upper()
-    return sentence + "." if rng.random() < 0.2 else sentence
-
-
 class Lessons:
-    """An endless stream of training batches; every worker draws its own pictures in the same order of sizes."""
+    """An endless stream of training batches; every worker draws its own pictures in the same order of sizes. `painter`
+    reads the prompts."""
 
-    def __init__(self, autoencoder, tokens, kinds, seed, rank, workers):
+    def __init__(self, autoencoder, painter, tokens, seed, rank, workers):
         self.rng = random.Random(1000 * seed + rank)
         self.size_rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(1000 * seed + rank)
         self.textures = scenes.distance_textures()
-        self.autoencoder, self.tokens, self.kinds, self.workers = autoencoder, tokens, kinds, workers
+        self.autoencoder, self.painter, self.tokens, self.workers = autoencoder, painter, tokens, workers
         self.sizes, self.weights = list(SIZES), list(SIZES.values())
         self.kept = {}
 
+    def read(self, prompts):
+        with torch.no_grad():
+            return self.painter.read(*self.tokens(prompts))
+
     def draw(self, size, share):
-        """Packed latents and captions of new pictures."""
+        """New pictures: packed latents, what the captions say, and what is to be seen at each token."""
         tokens = size[0] * size[1] // 256
         count = max(2, round(share * TOKENS_PER_STEP / (tokens + words.T5_LENGTH) / self.workers))
-        shown = [scenes.draw_scene(self.rng, *size, kinds=self.kinds) for _ in range(count)]
-        prompts = [as_written(self.rng, scenes.describe(self.rng, scene)) for scene in shown]
-        pixels = scenes.paint(self.rng, shown, self.textures)
+        shown = [scenes.draw_scene(self.rng, *size) for _ in range(count)]
+        prompts = [words.as_written(self.rng, scenes.describe(self.rng, scene)) for scene in shown]
+        pixels, covered = scenes.paint(self.rng, shown, self.textures)
         config = self.autoencoder.config
         with torch.no_grad():
             latents = self.autoencoder.encode(pixels.to(memory_format=torch.channels_last)).latent_dist.mode()
-        return pack((latents - config.shift_factor) * config.scaling_factor), prompts
+        latents = pack((latents - config.shift_factor) * config.scaling_factor)
+        return latents, self.read(prompts), seeing.marks_of(shown, covered)
 
     def choose(self, size, share):
         """A batch of this size: a kept one, or a new one in the place of the one shown most often."""
@@ -175,13 +172,15 @@ class Lessons:
         return low + (high - low) * torch.rand(count, generator=self.generator)
 
     def next(self, empty=EMPTY_PROMPTS, share=1.0):
-        """Size, ids, sigmas, noisy latents, velocities."""
+        """Size, text, sigmas, noisy latents, velocities, marks."""
         width, height = self.size_rng.choices(self.sizes, self.weights)[0]
         if self.size_rng.random() < 0.5:
             width, height = height, width
-        latents, prompts = self.choose((width, height), share)
-        prompts = ["" if self.rng.random() < empty else prompt for prompt in prompts]
-        count = len(prompts)
+        latents, text, marks = self.choose((width, height), share)
+        count = len(latents)
+        silent = torch.rand(count, generator=self.generator) < empty
+        pooled, embeddings = self.read([""])
+        text = torch.where(silent[:, None], pooled, text[0]), torch.where(silent[:, None, None], embeddings, text[1])
         normal = torch.sigmoid(torch.randn(count, generator=self.generator))
         uniform = torch.rand(count, generator=self.generator)
         plain = torch.where(torch.rand(count, generator=self.generator) < 0.1, uniform, normal)
@@ -189,17 +188,15 @@ class Lessons:
         sigma = shift * plain / (1 + (shift - 1) * plain)
         noise = torch.randn(latents.shape, generator=self.generator)
         noisy = torch.lerp(latents, noise, sigma[:, None, None])
-        return (width, height), self.tokens(prompts), sigma, noisy, noise - latents
+        return (width, height), text, sigma, noisy, noise - latents, marks
 
 
-def learn_from(model, optimizer, predicted, target):
-    """One step towards `target`, with the gradients of all workers. Gives this worker's loss."""
-    loss = torch.nn.functional.mse_loss(predicted, target)
+def descend(learner, optimizer, loss):
+    """One step down `loss`, with the gradients of all workers."""
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    parallel.average_gradients(model)
+    parallel.average_gradients(learner)
     optimizer.step()
-    return loss.item()
 
 
 def follow(average, model, decay):
@@ -229,12 +226,15 @@ class Log:
         self.path, self.entries, self.started = path, [], time.time()
         self.sums = {}
 
-    def add(self, step, size, loss, last):
-        total, count = self.sums.get(size, (0.0, 0))
-        self.sums[size] = (total + loss, count + 1)
+    def add(self, step, size, loss, seen, last):
+        for name, value in [("seen", seen), (size, loss)]:
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + value, count + 1)
         if self.path and (step % 100 == 99 or last):
             entry = {"step": step + 1, "seconds": round(time.time() - self.started)}
-            entry["loss"] = round(sum(t for t, _ in self.sums.values()) / sum(c for _, c in self.sums.values()), 4)
+            seen, seen_count = self.sums.pop("seen")
+            entry["loss"] = round(sum(t for t, _ in self.sums.values()) / seen_count, 4)
+            entry["seen"] = round(seen / seen_count, 4)
             for size in [(64, 64), (128, 128)]:
                 if size in self.sums:
                     entry["x".join(map(str, size))] = round(self.sums[size][0] / self.sums[size][1], 4)
@@ -247,16 +247,20 @@ class Log:
 def train_painter(model, lessons, steps, rate, log_path, save, save_every=500):
     """Flow matching on captioned pictures. Gives the running average of the weights."""
     average = copy.deepcopy(model).requires_grad_(False)
-    optimizer = new_optimizer(model, rate)
+    eye = seeing.Eye(model.transformer)
+    learner = torch.nn.ModuleList([model.transformer, eye])
+    optimizer = new_optimizer(learner, rate)
     log = Log(log_path)
     for step in range(steps):
         set_rate(optimizer, rate, step, steps, WARM_UP_STEPS)
-        size, ids, sigma, noisy, velocity = lessons.next()
+        size, text, sigma, noisy, velocity, marks = lessons.next()
         # Any guidance: it says nothing before it is distilled.
-        predicted = model.predict(noisy, sigma, lessons.guidance(len(sigma)), model.read(*ids), size)
-        loss = learn_from(model, optimizer, predicted, velocity)
+        predicted = model.predict(noisy, sigma, lessons.guidance(len(sigma)), text, size)
+        painted = torch.nn.functional.mse_loss(predicted, velocity)
+        seen = eye.loss(marks)
+        descend(learner, optimizer, painted + SEEING_WEIGHT * (1 - step / steps) * seen)
         follow(average, model, min(EMA_DECAY, (step + 1) / (step + 10)))
-        log.add(step, size, loss, step == steps - 1)
+        log.add(step, size, painted.item(), seen.item(), step == steps - 1)
         if (step + 1) % save_every == 0:
             save(average)
     return average
@@ -266,20 +270,23 @@ def distil_guidance(teacher, lessons, steps, rate, log_path):
     """Teaches one pass to answer as two did: the plain prediction pushed away from the empty prompt's."""
     student = copy.deepcopy(teacher).requires_grad_(True)
     average = copy.deepcopy(teacher)
-    optimizer = new_optimizer(student, rate)
+    optimizer = new_optimizer(student.transformer, rate)
     log = Log(log_path)
+    empty = lessons.read([""])
     for step in range(steps):
         set_rate(optimizer, rate, step, steps, 50)
-        size, ids, sigma, noisy, _ = lessons.next(empty=0.05, share=0.7)
-        guidance, one = lessons.guidance(len(sigma)), torch.ones_like(sigma)
+        size, text, sigma, noisy, _, _ = lessons.next(empty=0.05, share=0.7)
+        count = len(sigma)
+        guidance, one = lessons.guidance(count), torch.ones_like(sigma)
         with torch.no_grad():
-            with_text = teacher.predict(noisy, sigma, one, teacher.read(*ids), size)
-            empty = teacher.read(*lessons.tokens([""] * len(sigma)))
-            without = teacher.predict(noisy, sigma, one, empty, size)
+            with_text = teacher.predict(noisy, sigma, one, text, size)
+            silence = empty[0].expand(count, -1), empty[1].expand(count, -1, -1)
+            without = teacher.predict(noisy, sigma, one, silence, size)
             push = 1 + GUIDANCE_PUSH * (guidance - 1)
             target = without + push[:, None, None] * (with_text - without)
-        predicted = student.predict(noisy, sigma, guidance, student.read(*ids), size)
-        loss = learn_from(student, optimizer, predicted, target)
+        predicted = student.predict(noisy, sigma, guidance, text, size)
+        loss = torch.nn.functional.mse_loss(predicted, target)
+        descend(student.transformer, optimizer, loss)
         follow(average, student, min(0.99, (step + 1) / (step + 10)))
-        log.add(step, size, loss, step == steps - 1)
+        log.add(step, size, loss.item(), 0.0, step == steps - 1)
     return average

@@ -8,7 +8,7 @@ nothing else.
 import math
 import random
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -212,6 +212,29 @@ def describe(rng, scene):
     return rng.choice(frames).format(s=subject, g=article(ground), n=ground, v=verb)
 
 
+# Frames of sentences that training never uses, most of them with words that it never uses. The ground is always named.
+PARAPHRASES = [
+    "I want {s} on {g} background",
+    "show me {s} on {n}",
+    "{s}, on {n}",
+    "please, {s} on {g} background",
+    "{n} is the background, {s} is on it",
+    "on {g} background {s}",
+    "on {n}, {s}",
+    "an image of {s} on {g} background",
+    "paint {s}, {n} background",
+    "{s}. The background: {n}.",
+]
+
+
+def paraphrase(rng, scene):
+    """A sentence that says what `scene` shows in another way than `describe` does."""
+    plain = describe(rng, replace(scene, background_named=False))
+    for frame in ["a picture of ", "draw ", "there is ", "there are "]:
+        plain = plain.removeprefix(frame)
+    return rng.choice(PARAPHRASES).format(s=plain, g=article(scene.background), n=scene.background)
+
+
 def polygon(count, inner, start):
     points = []
     for index in range(count):
@@ -274,7 +297,8 @@ def distance_textures():
 
 
 def paint(rng, scenes, textures):
-    """Pictures of `scenes`, all of one size: [batch, 3, height, width] f32 from -1 to 1. Colours vary a little."""
+    """Pictures of `scenes`, all of one size: [batch, 3, height, width] f32 from -1 to 1, and how far things cover each
+    pixel: [batch, 1, height, width] from 0 to 1. Colours vary a little."""
     width, height = scenes[0].width, scenes[0].height
     shorter = min(width, height)
 
@@ -284,6 +308,7 @@ def paint(rng, scenes, textures):
     pixels = torch.tensor([shade(scene.background) for scene in scenes])[:, :, None, None].repeat(1, 1, height, width)
     x = (torch.arange(width) + 0.5)[None, None, :].expand(1, height, width)
     y = (torch.arange(height) + 0.5)[None, :, None].expand(1, height, width)
+    covered = torch.zeros(len(scenes), 1, height, width)
     # Things of one scene that are alike have the same shade.
     shades = [{thing.colour: shade(thing.colour) for thing in scene.things} for scene in scenes]
     for slot in range(max(len(scene.things) for scene in scenes)):
@@ -300,7 +325,8 @@ def paint(rng, scenes, textures):
         cover = (0.5 - distance * radius[:, None]).clamp(0, 1)
         colour = torch.tensor([shades[index][thing.colour] for index, thing in zip(chosen, things)])[:, :, None, None]
         pixels[chosen] = pixels[chosen] * (1 - cover) + colour * cover
-    return pixels
+        covered[chosen] = torch.maximum(covered[chosen], cover)
+    return pixels, covered
 
 
 def vocabulary_corpus(seed=1, count=20000):

@@ -4,8 +4,7 @@
     python3 -m venv venv && venv/bin/pip install -r models/flux-shapes/train/requirements.txt
     venv/bin/python models/flux-shapes/train/train.py
 
-Tokenizers, then the autoencoder, then text encoders and transformer together, then the distillation of guidance. Each
-part leaves its file in --work and is not repeated when it is there. The seeds are fixed; two runs on one machine with
+Tokenizers, then the autoencoder, the text encoders, the transformer, and the distillation of guidance. Each part leaves its file in --work and is not repeated when it is there. The seeds are fixed; two runs on one machine with
 the same number of workers see the same pictures in the same order.
 """
 
@@ -13,7 +12,6 @@ import argparse
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 
 # One thread for each worker: parallel.py says why. Read when torch is loaded.
@@ -28,6 +26,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 import autoencoder
 import painter
 import parallel
+import reading
 import scenes
 import words
 
@@ -61,45 +60,43 @@ def new_painter(clip, t5):
     return model
 
 
-def painter_of(folder):
-    """The text encoders and the transformer of a folder that `write` has written, in f32."""
-    clip, t5 = tokenizers_in(folder)
-    model = new_painter(clip, t5)
-    parts = [(model.clip, CLIPTextModel, "text_encoder"), (model.t5, T5EncoderModel, "text_encoder_2"),
-             (model.transformer, FluxTransformer2DModel, "transformer")]
-    for part, kind, name in parts:
-        loaded = kind.from_pretrained(folder / name, torch_dtype=torch.float32)
-        part.load_state_dict(loaded.state_dict())
-    return model
-
-
-def learn(rank, workers, work, start, kinds, seed, steps, distil_steps, learning_rate):
+def learn(rank, workers, work, seed, reading_steps, steps, distil_steps, learning_rate):
     clip, t5 = tokenizers_in(work)
-    model = painter_of(start) if start else new_painter(clip, t5)
+    model = new_painter(clip, t5)
     pictures = AutoencoderKL.from_pretrained(work / "vae").to(memory_format=torch.channels_last).requires_grad_(False)
     tokens = painter.Tokens(clip, t5)
     lead = rank == 0
 
-    def save(name):
-        return lambda weights: torch.save(weights.state_dict(), work / f"{name}.pt") if lead else None
+    def part(name, log, train):
+        """The state that is there already, or else the one that `train` gives."""
+        state = work / f"{name}.pt"
+        if state.exists():
+            model.load_state_dict(torch.load(state))
+            return model
+        trained = train(work / f"{log}-log.jsonl" if lead else None)
+        if lead:
+            torch.save(trained.state_dict(), state)
+        return trained
 
-    plain = work / "plain.pt"
-    if plain.exists():
-        model.load_state_dict(torch.load(plain))
-    else:
-        lessons = painter.Lessons(pictures, tokens, kinds, seed, rank, workers)
-        average = painter.train_painter(
-            model, lessons, steps, learning_rate, work / "painter-log.jsonl" if lead else None,
-            save("plain-unfinished"))
-        model = average
-        save("plain")(average)
-    if not distil_steps:
-        save("distilled")(model)
-    else:
-        lessons = painter.Lessons(pictures, tokens, kinds, seed + 1, rank, workers)
-        model = painter.distil_guidance(
-            model, lessons, distil_steps, learning_rate / 8, work / "guidance-log.jsonl" if lead else None)
-        save("distilled")(model)
+    def read(log):
+        reading.train_reading(rank, model, tokens, seed, reading_steps, log)
+        return model
+
+    def paint(log):
+        def keep(weights):
+            if lead:
+                torch.save(weights.state_dict(), work / "plain-unfinished.pt")
+
+        lessons = painter.Lessons(pictures, model, tokens, seed, rank, workers)
+        return painter.train_painter(model, lessons, steps, learning_rate, log, keep)
+
+    def distil(log):
+        lessons = painter.Lessons(pictures, model, tokens, seed + 1, rank, workers)
+        return painter.distil_guidance(model, lessons, distil_steps, learning_rate / 8, log)
+
+    model = part("reading", "reading", read)
+    model = part("plain", "painter", paint)
+    part("distilled", "guidance", distil)
 
 
 def write(model, work, output):
@@ -127,7 +124,7 @@ def write(model, work, output):
     (output / "model_index.json").write_text(json.dumps(MODEL_INDEX, indent=2) + "\n")
 
 
-def write_evaluation(path, count_each, sizes, seed=7):
+def write_evaluation(path, count_each, sizes, seed=7, say=scenes.describe):
     """Held-out prompts and what must be seen in their pictures, one JSON object a line. Gives the scenes."""
     rng = random.Random(seed)
     lines, shown = [], []
@@ -138,7 +135,7 @@ def write_evaluation(path, count_each, sizes, seed=7):
             scene.background_named = True
             objects = [{"shape": thing.shape, "colour": thing.colour} for thing in scene.things]
             lines.append(json.dumps({
-                "kind": kind, "prompt": scenes.describe(rng, scene), "seed": len(lines), "width": width,
+                "kind": kind, "prompt": say(rng, scene), "seed": len(lines), "width": width,
                 "height": height, "background": scene.background, "objects": objects, "relation": scene.relation,
                 "place": list(scene.place)}))
             shown.append(scene)
@@ -151,7 +148,7 @@ def paint_evaluation(folder, count_each, seed=8):
     folder.mkdir(parents=True, exist_ok=True)
     rng, textures = random.Random(seed), scenes.distance_textures()
     for index, scene in enumerate(write_evaluation(folder / "prompts.jsonl", count_each, [(128, 128), (96, 128)], seed)):
-        pixels = ((scenes.paint(rng, [scene], textures)[0].clamp(-1, 1) + 1) * 127.5).round().byte()
+        pixels = ((scenes.paint(rng, [scene], textures)[0][0].clamp(-1, 1) + 1) * 127.5).round().byte()
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(folder / f"{index}.png", optimize=True)
 
 
@@ -162,34 +159,30 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("target/flux-shapes"), help="folder for what is half done")
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--autoencoder-steps", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--distil-steps", type=int, default=700)
+    parser.add_argument("--reading-steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=10500)
+    parser.add_argument("--distil-steps", type=int, default=600)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument("--continue-from", type=Path, help="folder of a model to train further, at --learning-rate")
-    parser.add_argument("--kinds", default=",".join(scenes.KINDS), help="of scenes to train on; single things first pays")
-    parser.add_argument("--seed", type=int, default=SEED, help="of the pictures; another one to train further")
     options = parser.parse_args()
     if options.paint_evaluation:
         paint_evaluation(options.paint_evaluation, 2)
         return
-    work, start = options.work, options.continue_from
+    work = options.work
     work.mkdir(parents=True, exist_ok=True)
-    for name in ["tokenizer", "tokenizer_2", "vae"] if start else []:
-        shutil.copytree(start / name, work / name, dirs_exist_ok=True)
     if not (work / "tokenizer_2").exists():
         words.write_clip_tokenizer(work / "tokenizer")
         words.write_t5_tokenizer(work / "tokenizer_2")
     if not (work / "vae").exists():
         parallel.run(options.workers, autoencoder.train_autoencoder, options.autoencoder_steps, SEED, work / "vae")
     if not (work / "distilled.pt").exists():
-        kinds = options.kinds.split(",")
-        parallel.run(options.workers, learn, work, start, kinds, options.seed, options.steps, options.distil_steps,
+        parallel.run(options.workers, learn, work, SEED, options.reading_steps, options.steps, options.distil_steps,
                      options.learning_rate)
     model = painter.Painter(*(len(each) for each in tokenizers_in(work)), tokenizers_in(work)[0].eos_token_id)
     model.load_state_dict(torch.load(work / "distilled.pt"))
     options.output.mkdir(parents=True, exist_ok=True)
     write(model, work, options.output)
     write_evaluation(options.output / "held-out.jsonl", 80, [(128, 128)])
+    write_evaluation(options.output / "paraphrased.jsonl", 20, [(128, 128)], seed=9, say=scenes.paraphrase)
 
 
 if __name__ == "__main__":

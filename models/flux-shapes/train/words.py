@@ -64,3 +64,15 @@ def write_t5_tokenizer(folder):
         vocab=pieces, eos_token="</s>", unk_token="<unk>", pad_token="<pad>", extra_ids=0, model_max_length=T5_LENGTH)
     tokenizer.save_pretrained(folder)
     return len(pieces)
+
+
+def as_written(rng, sentence):
+    """Now and then as people write: a capital, a full stop, a title, a shout."""
+    roll = rng.random()
+    if roll < 0.25:
+        sentence = sentence[0].upper() + sentence[1:]
+    elif roll < 0.28:
+        sentence = sentence.title()
+    elif roll < 0.30:
+        sentence = sentence.upper()
+    return sentence + "." if rng.random() < 0.2 else sentence

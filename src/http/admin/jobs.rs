@@ -105,7 +105,7 @@ pub(in crate::http) async fn preview(
 
 pub(in crate::http) fn preview_operation() -> Operation {
     Operation::new(Tag::Console, "get_any_job_preview", "What any key's job looks like while it is being drawn")
-        .says("Small and rough: an eighth of the picture's size. The first request only says that somebody looks on.")
+        .says("Small and rough. The first request only says that somebody looks on.")
         .answers_picture(StatusCode::OK, "The preview, PNG.")
         .refuses([ErrorCode::NoPreview, ErrorCode::StorageUnavailable])
 }

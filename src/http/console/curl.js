@@ -5,7 +5,11 @@ function shellWord(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-const EXAMPLE_PROMPT = "a lighthouse on a cliff at dawn, soft light";
+// Something that the model can draw: the demo model knows coloured shapes alone.
+export function examplePrompt(modelId) {
+  if (modelId === "fluxserve/flux-shapes") return "a red circle on a blue background";
+  return "a lighthouse on a cliff at dawn, soft light";
+}
 
 // Draws one picture. Without a key's value the shell's own variable stands in its place.
 export function drawCommand({ key, body }) {
@@ -22,7 +26,7 @@ export function drawCommand({ key, body }) {
 
 // What a new key can be tried with.
 export function firstCommand(key, modelId) {
-  return drawCommand({ key, body: { model: modelId, prompt: EXAMPLE_PROMPT } });
+  return drawCommand({ key, body: { model: modelId, prompt: examplePrompt(modelId) } });
 }
 
 // The file's name for a picture in a format.

@@ -105,7 +105,7 @@ function keyRow(key, onDone) {
 
 // What can be done to a key; one that has ended takes no more changes.
 function keyActions(key, onDone) {
-  if (key.state === "revoked") return element("span", { class: "muted" }, "None");
+  if (key.state === "revoked") return element("span", { class: "muted" }, "–");
   const isActive = key.state === "active";
   return element(
     "div",

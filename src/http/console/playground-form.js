@@ -1,5 +1,6 @@
 // Owns the playground's form: fields that fit the chosen model, and what is to be sent of them.
 
+import { examplePrompt } from "./curl.js";
 import { element } from "./dom.js";
 import { count } from "./format.js";
 import { field, formAlert, numberOf, select } from "./form.js";
@@ -8,6 +9,7 @@ import { iconButton } from "./widgets.js";
 
 const DRAFT = "fluxserve.playground.draft";
 const SEED_MAX = 2 ** 53 - 1;
+
 // `read` gives the request, `useSeed` and `useParameters` put those of an earlier picture into the fields.
 export function playgroundForm({ cards, chosen, onSubmit }) {
   const fields = buildFields(cards);
@@ -117,7 +119,6 @@ function buildFields(cards) {
       id: "prompt",
       rows: 4,
       required: true,
-      placeholder: "A lighthouse on a cliff at dawn, soft light",
       spellcheck: "true",
     }),
     negative: element("textarea", { id: "negative-prompt", rows: 2 }),
@@ -146,6 +147,7 @@ function buildFields(cards) {
 
 function applyLimits({ prompt, negative, width, height, steps, guidance }, card) {
   const limits = card.parameter_limits;
+  prompt.placeholder = examplePrompt(card.id);
   const bound = (control, min, max, step) => {
     control.min = min;
     control.max = max;

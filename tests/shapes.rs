@@ -1,0 +1,128 @@
+//! The demo model draws what it is asked for: from the prompt through tokenizers, text encoders, transformer, schedule
+//! and decoder to pixels that plain image analysis reads. A fault in any of them shows as a wrong picture here.
+
+#![allow(dead_code, reason = "the evaluator's modules, of which a test needs a part")]
+
+#[path = "../examples/evaluate-shapes/analysis.rs"]
+mod analysis;
+#[path = "../examples/evaluate-shapes/outlines.rs"]
+mod outlines;
+
+use fluxserve::catalog::{card_or_flux_dev, embedded_files};
+use fluxserve::domain::device::DeviceChoice;
+use fluxserve::domain::engine::{RgbImage, StepEngine};
+use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::engine::FluxEngine;
+
+use analysis::{Seen, look};
+use outlines::Outlines;
+
+const MODEL: &str = "fluxserve/flux-shapes";
+
+fn engine() -> FluxEngine {
+    let files = embedded_files(&ModelId::new(MODEL)).expect("compiled in");
+    FluxEngine::load(&files, DeviceChoice::Cpu).expect("the checkpoint loads")
+}
+
+fn spec(prompt: &str, size: [u32; 2], seed: u64) -> GenerateSpec {
+    let params = GenerateParams {
+        prompt: prompt.to_owned(),
+        width: Some(size[0]),
+        height: Some(size[1]),
+        seed,
+        ..GenerateParams::default()
+    };
+    GenerateSpec::new(params, &card_or_flux_dev(&ModelId::new(MODEL))).expect("a valid request")
+}
+
+/// Draws all of them together, each with its own size and number of steps.
+fn draw(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImage> {
+    let slots: Vec<_> = specs.iter().map(|spec| engine.admit(spec).expect("admits")).collect();
+    let most = specs.iter().map(GenerateSpec::steps).max().unwrap_or(0);
+    for done in 0..most {
+        let going: Vec<_> =
+            slots.iter().zip(specs).filter(|(_, spec)| spec.steps() > done).map(|(slot, _)| *slot).collect();
+        engine.step(&going).expect("steps");
+    }
+    slots.into_iter().map(|slot| engine.finish(slot).expect("finishes")).collect()
+}
+
+fn things(seen: &Seen) -> Vec<(&str, &str)> {
+    seen.patches.iter().map(|patch| (patch.colour.unwrap_or("?"), patch.shape.unwrap_or("?"))).collect()
+}
+
+#[test]
+fn the_first_picture_of_the_readme_is_what_it_says() {
+    let outlines = Outlines::new();
+    let picture = draw(&mut engine(), &[spec("a red circle on a blue background", [128, 128], 1)]);
+    let seen = look(&picture[0], &outlines);
+    assert_eq!(seen.background, Some("blue"));
+    assert_eq!(things(&seen), [("red", "circle")]);
+}
+
+#[test]
+fn pictures_of_several_sizes_drawn_together_show_what_each_was_asked_for() {
+    let outlines = Outlines::new();
+    let asked = [
+        ("a green square on a white background", [128, 128], "white", ("green", "square")),
+        ("a large yellow star on a blue background", [128, 96], "blue", ("yellow", "star")),
+        ("a black ring on an orange background", [96, 96], "orange", ("black", "ring")),
+        ("a large red heart on a white background", [96, 128], "white", ("red", "heart")),
+    ];
+    let specs: Vec<_> = (0..).zip(&asked).map(|(seed, (prompt, size, ..))| spec(prompt, *size, seed)).collect();
+    let pictures = draw(&mut engine(), &specs);
+    for (picture, (prompt, _, background, thing)) in pictures.iter().zip(asked) {
+        let seen = look(picture, &outlines);
+        assert_eq!(seen.background, Some(background), "{prompt}");
+        assert_eq!(things(&seen), [thing], "{prompt}");
+    }
+}
+
+#[test]
+fn things_stand_where_the_prompt_puts_them() {
+    let outlines = Outlines::new();
+    let prompt = "a red circle left of a green square on a white background";
+    let picture = draw(&mut engine(), &[spec(prompt, [128, 128], 3)]);
+    let seen = look(&picture[0], &outlines);
+    let middle = |colour| {
+        let patch = seen.patches.iter().find(|patch| patch.colour == Some(colour));
+        patch.unwrap_or_else(|| panic!("nothing {colour} in {seen:?}")).centre[0]
+    };
+    assert!(middle("red") + 0.2 < middle("green"), "{seen:?}");
+}
+
+/// The guidance value reaches the model: without a push the same seed gives another picture.
+#[test]
+fn guidance_changes_the_picture() {
+    let with = |guidance| {
+        let params = GenerateParams {
+            prompt: "a purple diamond on a yellow background".to_owned(),
+            guidance: Some(guidance),
+            steps: Some(8),
+            seed: 5,
+            ..GenerateParams::default()
+        };
+        GenerateSpec::new(params, &card_or_flux_dev(&ModelId::new(MODEL))).expect("a valid request")
+    };
+    let pictures = draw(&mut engine(), &[with(1.0), with(6.0)]);
+    let apart = pictures[0].pixels().iter().zip(pictures[1].pixels()).filter(|(a, b)| a.abs_diff(**b) > 8).count();
+    assert!(apart > 128 * 128 * 3 / 100, "only {apart} channels differ");
+}
+
+/// Small and rough, but of the right colours, and long before the end.
+#[test]
+fn a_preview_shows_what_is_coming() {
+    let mut engine = engine();
+    let slot = engine.admit(&spec("a red circle on a blue background", [128, 96], 1)).expect("admits");
+    assert_eq!(engine.preview(slot), Ok(None), "nothing is known yet");
+    for _ in 0..10 {
+        engine.step(&[slot]).expect("steps");
+    }
+    let preview = engine.preview(slot).expect("room").expect("a preview");
+    assert_eq!((preview.width(), preview.height()), (64, 48));
+    let pixel = |x: usize, y: usize| &preview.pixels()[3 * (y * 64 + x)..][..3];
+    let (corner, middle) = (pixel(4, 4), pixel(32, 24));
+    assert!(corner[2] > corner[0].saturating_add(60), "blue: {corner:?}");
+    assert!(middle[0] > middle[2].saturating_add(60), "red: {middle:?}");
+}
