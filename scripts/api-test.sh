@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Asks the real program thousands of questions that its own OpenAPI document gives rise to, with a key and as the
+# administrator: no answer may be a failure of the server, or one that the document does not describe. Installs schemathesis
+# into .tools/api.
+#
+#   scripts/api-test.sh [PROGRAM]
+#
+# PROGRAM is target/release/fluxserve by default.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+program=$(realpath "${1:-target/release/fluxserve}")
+start_seconds_max=120
+examples_max=${FLUXSERVE_API_TEST_EXAMPLES:-25}
+
+if [ ! -x .tools/api/bin/schemathesis ]; then
+  mkdir -p .tools
+  python3 -m venv .tools/api
+fi
+.tools/api/bin/pip install --quiet --disable-pip-version-check schemathesis==4.32.5
+schemathesis=$PWD/.tools/api/bin/schemathesis
+
+folder=$(mktemp -d)
+server=
+finish() {
+  status=$?
+  [ -z "$server" ] || kill -KILL "$server" 2>/dev/null || true
+  [ "$status" -eq 0 ] || tail -n 50 "$folder/log" >&2
+  rm -rf "$folder"
+}
+trap finish EXIT
+
+cd "$folder"
+# Waits are short here, so that no question takes long.
+FLUXSERVE_ADMIN_PASSWORD='the password of this test' FLUXSERVE_HTTP_WAIT_SECONDS_MAX=2 \
+  "$program" serve --listen 127.0.0.1:0 --data-dir "$folder/data" >out 2>log &
+server=$!
+for _ in $(seq $((start_seconds_max * 5))); do
+  ! grep -q 'curl' out || break
+  kill -0 "$server" 2>/dev/null || { echo "error: the server ended by itself" >&2; exit 1; }
+  sleep 0.2
+done
+url=$(sed -n 's/^fluxserve listens on //p' out)
+key=$(grep -oE 'rgpu_[0-9A-Za-z]{46}' out | head -n 1)
+curl -fsS -o /dev/null -c cookies "$url/v1/session" -H 'content-type: application/json' \
+  -d '{"password": "the password of this test"}'
+token=$(awk '$6 == "fluxserve_session" { print $7 }' cookies)
+
+# Signing out would end the session of all questions after it.
+"$schemathesis" run "$url/openapi.json" \
+  --header "x-api-key: $key" --header "cookie: fluxserve_session=$token" \
+  --exclude-operation-id sign_out \
+  --checks not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance \
+  --phases examples,coverage,fuzzing --max-examples "$examples_max" --continue-on-failure --seed 1 \
+  --request-timeout 30 --suppress-health-check all --warnings off
+
+kill -0 "$server"
+echo "no failure of the server, and no answer that the document does not describe"
