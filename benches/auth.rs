@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench auth` serves two routes that do nothing, one of them behind a key, from this process on a loopback
 //! port, with the real database, and asks them over keep-alive connections from threads of its own. Rounds of both
-//! alternate; what counts are the ratios of their medians. `FLUXSERVE_BENCH_SECONDS` is the length of a round, and
+//! alternate; what counts are the ratios of their medians. `FLUXSERVE_BENCH_SECONDS` is the length of a round,
+//! `FLUXSERVE_BENCH_CONNECTIONS` how many ask at once (16 saturate two cores: then latencies are those of waiting), and
 //! `FLUXSERVE_BENCH_SERVE=1` only serves, for a load generator of your own, and prints its key.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a benchmark prints its result")]
@@ -26,7 +27,6 @@ use fluxserve::store::Store;
 use fluxserve::telemetry::process::resident_bytes;
 use tokio::net::TcpListener;
 
-const CONNECTIONS: usize = 16;
 const ROUNDS: usize = 5;
 const FLOOD_PER_SECOND: u32 = 2000;
 const OTHER_KEYS: u32 = 10_000;
@@ -154,12 +154,18 @@ fn median(mut loads: Vec<Load>) -> Load {
     loads[loads.len() / 2]
 }
 
-/// Asks over [`CONNECTIONS`] connections, each waiting for its answer, for one round.
+fn setting(name: &str, default: f64) -> f64 {
+    let text = std::env::var(format!("FLUXSERVE_BENCH_{name}")).ok();
+    text.and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Asks over some connections, each waiting for its answer, for one round.
 fn measure(address: SocketAddr, request: &[u8]) -> Load {
-    let seconds: f64 = std::env::var("FLUXSERVE_BENCH_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1.0);
+    let seconds = setting("SECONDS", 1.0);
+    let connections = setting("CONNECTIONS", 16.0) as usize;
     let end = Instant::now() + Duration::from_secs_f64(seconds);
     let mut latencies: Vec<Duration> = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(|| ask_until(address, request, end))).collect();
+        let clients: Vec<_> = (0..connections).map(|_| scope.spawn(|| ask_until(address, request, end))).collect();
         clients.into_iter().flat_map(|client| client.join().expect("no panic")).collect()
     });
     latencies.sort_unstable();
