@@ -103,10 +103,11 @@ mod tests {
     #[test]
     fn no_page_holds_what_the_policy_forbids() {
         for file in FILES.files() {
-            let (name, text) = (file.path().display(), file.contents_utf8().expect("text"));
+            // The name of a language, which nobody is asked for.
+            let text = file.contents_utf8().expect("text").replace("http://www.w3.org/", "");
+            let name = file.path().display();
             for forbidden in ["http://", "https://", " style=\"", "javascript:", "eval("] {
-                let allowed = text.matches(forbidden).count() == text.matches("http://www.w3.org/").count();
-                assert!(allowed || !text.contains(forbidden), "{name} holds {forbidden}");
+                assert!(!text.contains(forbidden), "{name} holds {forbidden}");
             }
         }
     }

@@ -171,36 +171,15 @@ async function showPicture(job, canvas, isStillShown) {
 
 function resultParts(job, uses) {
   const { parameters } = job;
-  const {
-    model,
-    prompt,
-    negative_prompt: negative,
-    width,
-    height,
-    steps,
-    guidance,
-    seed,
-    output_format: format,
-  } = parameters;
-  const body = {
-    model,
-    prompt,
-    ...(negative && { negative_prompt: negative }),
-    width,
-    height,
-    steps,
-    guidance,
-    seed,
-    output_format: format,
-  };
-  const command = drawCommand({ body });
+  // What a job says of itself are the fields of the request, with every default filled in.
+  const command = drawCommand({ body: parameters });
   return [
-    element("p", { class: "job-prompt" }, prompt),
+    element("p", { class: "job-prompt" }, parameters.prompt),
     element(
       "div",
       { class: "row-buttons" },
       downloadLink(job),
-      button("Use this seed", { symbol: "dice", onClick: () => uses.onUseSeed(seed) }),
+      button("Use this seed", { symbol: "dice", onClick: () => uses.onUseSeed(parameters.seed) }),
       button("Use these settings", { symbol: "edit", onClick: () => uses.onUseParameters(parameters) }),
     ),
     parameterFacts(job),
