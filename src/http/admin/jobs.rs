@@ -9,7 +9,7 @@ use super::wire::job::{AnyJobListView, AnyJobView};
 use crate::domain::ids::KeyId;
 use crate::domain::job::JobStatus;
 use crate::http::HttpState;
-use crate::http::api::jobs::{CANCEL_WAIT, picture_response};
+use crate::http::api::jobs::{CANCEL_WAIT, picture_response, take_list_query};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::path::JobPath;
@@ -17,7 +17,7 @@ use crate::http::extract::query::Parameters;
 use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
-use crate::jobs::{ListQuery, PAGE_JOBS_MAX, Reach};
+use crate::jobs::{PAGE_JOBS_MAX, Reach};
 
 /// How a query names the jobs that no key asked for.
 const PLAYGROUND: &str = "playground";
@@ -28,13 +28,11 @@ pub(in crate::http) async fn list(
     origin: Origin,
     mut parameters: Parameters,
 ) -> Result<Json<AnyJobListView>, ApiError> {
-    let before = parameters.take("cursor", "the `next_cursor` of an earlier page");
-    let status = parameters.take("status", "queued, running, succeeded, failed or canceled");
+    let query = take_list_query(&mut parameters);
     let owner = parameters.take("key_id", "a key's id, or playground");
-    let jobs_max = parameters.take_limit(PAGE_JOBS_MAX);
     parameters.finish()?;
     let reach = owner.map_or(Reach::Everyones, |Owner(id)| Reach::Of(id));
-    let page = state.jobs.list(reach, ListQuery { before, status, jobs_max }).await?;
+    let page = state.jobs.list(reach, query).await?;
     let data = page.jobs.iter().map(|report| AnyJobView::new(report, &origin)).collect();
     Ok(Json(AnyJobListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
 }

@@ -154,13 +154,18 @@ pub(in crate::http) async fn list(
     origin: Origin,
     mut parameters: Parameters,
 ) -> Result<Json<JobListView>, ApiError> {
-    let before = parameters.take("cursor", "the `next_cursor` of an earlier page");
-    let status = parameters.take("status", "queued, running, succeeded, failed or canceled");
-    let jobs_max = parameters.take_limit(PAGE_JOBS_MAX);
+    let query = take_list_query(&mut parameters);
     parameters.finish()?;
-    let page = state.jobs.list(caller.key_id, ListQuery { before, status, jobs_max }).await?;
+    let page = state.jobs.list(caller.key_id, query).await?;
     let data = page.jobs.iter().map(|report| JobView::new(report, &origin)).collect();
     Ok(Json(JobListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
+}
+
+/// Which jobs a list is to show, and from where on.
+pub(in crate::http) fn take_list_query(parameters: &mut Parameters) -> ListQuery {
+    let before = parameters.take("cursor", "the `next_cursor` of an earlier page");
+    let status = parameters.take("status", "queued, running, succeeded, failed or canceled");
+    ListQuery { before, status, jobs_max: parameters.take_limit(PAGE_JOBS_MAX) }
 }
 
 pub(in crate::http) fn list_operation() -> Operation {
