@@ -109,21 +109,31 @@ fn compare(worker: &Worker, name: &str, with_flood: bool) {
     let plain = request("/plain", "");
     let keyed = request("/keyed", &format!("x-api-key: {}\r\n", worker.key));
     let mut plains = Vec::new();
-    let (mut keyeds, mut flooded) = (Vec::new(), Vec::new());
+    let (mut keyeds, mut flooded, mut crowded) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=ROUNDS {
         let results = [
             measure(worker.address, &plain),
             measure(worker.address, &keyed),
-            if with_flood { beside_flood(worker, || measure(worker.address, &keyed)) } else { Load::default() },
+            if with_flood {
+                beside(worker, Beside::WrongKeys, || measure(worker.address, &keyed))
+            } else {
+                Load::default()
+            },
+            if with_flood {
+                beside(worker, Beside::NoKeys, || measure(worker.address, &keyed))
+            } else {
+                Load::default()
+            },
         ];
         // The first warms up.
         if round > 0 {
             plains.push(results[0]);
             keyeds.push(results[1]);
             flooded.push(results[2]);
+            crowded.push(results[3]);
         }
     }
-    let (plain, keyed, flooded) = (median(plains), median(keyeds), median(flooded));
+    let (plain, keyed, flooded, crowded) = (median(plains), median(keyeds), median(flooded), median(crowded));
     line(&format!("{name}: without a key"), plain);
     line(&format!("{name}: with a key"), keyed);
     println!(
@@ -135,6 +145,8 @@ fn compare(worker: &Worker, name: &str, with_flood: bool) {
     if with_flood {
         line("  with a key beside the flood", flooded);
         println!("{:<44}{:>10.3}", "  ratio to the same without the flood", flooded.per_second / keyed.per_second);
+        line("  beside as many requests that need no key", crowded);
+        println!("{:<44}{:>10.3}", "  ratio of flood to that", flooded.per_second / crowded.per_second);
     }
 }
 
@@ -205,8 +217,17 @@ impl Client {
     }
 }
 
-/// Runs `measure` while wrong keys of three kinds come in at a fixed rate, each from another address.
-fn beside_flood(worker: &Worker, measure: impl FnOnce() -> Load) -> Load {
+/// What else comes in while good keys are measured.
+#[derive(Clone, Copy)]
+enum Beside {
+    /// Wrong keys of three kinds, each from another address.
+    WrongKeys,
+    /// As many requests that are nobody's fault: what the flood would cost if wrong keys cost nothing.
+    NoKeys,
+}
+
+/// Runs `measure` while other requests come in at a fixed rate.
+fn beside(worker: &Worker, others: Beside, measure: impl FnOnce() -> Load) -> Load {
     let (stop, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -214,13 +235,19 @@ fn beside_flood(worker: &Worker, measure: impl FnOnce() -> Load) -> Load {
             let started = Instant::now();
             while !stop.load(Ordering::Relaxed) {
                 let number = sent.fetch_add(1, Ordering::Relaxed) as u32;
-                let headers = format!("x-api-key: {}\r\nx-from: {}\r\n", wrong_key(worker, number), address_of(number));
-                assert_eq!(client.ask(&request("/keyed", &headers)), 401);
+                match others {
+                    Beside::WrongKeys => {
+                        let key = wrong_key(worker, number);
+                        let headers = format!("x-api-key: {key}\r\nx-from: {}\r\n", address_of(number));
+                        assert_eq!(client.ask(&request("/keyed", &headers)), 401);
+                    }
+                    Beside::NoKeys => assert_eq!(client.ask(&request("/plain", "")), 200),
+                }
                 let due = started + Duration::from_secs(1) * (number + 1) / FLOOD_PER_SECOND;
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
             }
             let rate = f64::from(sent.load(Ordering::Relaxed) as u32) / started.elapsed().as_secs_f64();
-            assert!(rate > f64::from(FLOOD_PER_SECOND) * 0.5, "the flood got through at {rate:.0}/s only");
+            assert!(rate > f64::from(FLOOD_PER_SECOND) * 0.5, "the others got through at {rate:.0}/s only");
         });
         let load = measure();
         stop.store(true, Ordering::Relaxed);

@@ -112,6 +112,7 @@ impl Store {
     }
 
     async fn connect(path: &Path) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Open { path: path.to_owned(), source };
         let options = SqliteConnectOptions::new()
             .filename(path)
             .foreign_keys(true)
@@ -121,15 +122,14 @@ impl Store {
             .busy_timeout(Duration::from_secs(BUSY_TIMEOUT_SECONDS));
         let pool = SqlitePoolOptions::new()
             .max_connections(CONNECTIONS_MAX)
-            // One stays open whatever happens: with the last one the WAL index would go, and marks are of one index.
-            .min_connections(1)
             .idle_timeout(None)
             .max_lifetime(None)
             .acquire_timeout(Duration::from_secs(ACQUIRE_TIMEOUT_SECONDS))
-            .connect_with(options)
+            .connect_with(options.clone())
             .await
-            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
-        Self::migrate(pool, Some(Changes::of(path))).await
+            .map_err(failed)?;
+        let changes = Changes::of(path, &options).await.map_err(failed)?;
+        Self::migrate(pool, Some(changes)).await
     }
 
     async fn migrate(pool: SqlitePool, changes: Option<Changes>) -> Result<Self, StoreError> {
@@ -187,6 +187,9 @@ impl Store {
     /// Closes all connections; the write-ahead log is folded into the file. Queries fail afterwards.
     pub async fn close(&self) {
         self.pool.close().await;
+        if let Some(changes) = &self.changes {
+            changes.close().await;
+        }
     }
 }
 

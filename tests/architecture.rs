@@ -49,7 +49,7 @@ const MODULES: &[(&str, &[&str])] = &[
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
     (&["candle_*", "cudarc", "gemm", "hf_hub", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
-    (&["memmap2"], &["engine/loader/source"]),
+    (&["memmap2"], &["engine/loader/source", "store/changes"]),
     (&["tokio_rustls"], &["http/server/tls"]),
     (&["argon2"], &["auth/hash"]),
     (&["image"], &["encode"]),
