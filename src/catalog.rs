@@ -42,9 +42,19 @@ pub enum CatalogError {
     Duplicate(ModelId),
 }
 
+/// How many engines draw with a model, each on a device of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Replicas {
+    /// So many have drawn, and have not failed since.
+    pub ready: u32,
+    /// So many there should be.
+    pub desired: u32,
+}
+
 struct Served {
     files: ModelFiles,
     availability: Availability,
+    replicas: Replicas,
 }
 
 /// Every known model and the state of those that are served.
@@ -75,7 +85,8 @@ impl Catalog {
             if !cards.contains_key(id) {
                 cards.insert(id.clone(), Arc::new(card_or_flux_dev(id)));
             }
-            let entry = Served { files, availability: Availability::Loading };
+            let replicas = Replicas { ready: 0, desired: 1 };
+            let entry = Served { files, availability: Availability::Loading, replicas };
             if served.insert(id.clone(), entry).is_some() {
                 return Err(CatalogError::Duplicate(id.clone()));
             }
@@ -106,11 +117,17 @@ impl Catalog {
         served.get(id).map_or(Availability::NotServed, |entry| entry.availability)
     }
 
-    /// Notes what became of a served model's engine. Ids that are not served are ignored.
-    pub fn set_availability(&self, id: &ModelId, availability: Availability) {
+    /// How many engines a model has; none where it is not served.
+    pub fn replicas(&self, id: &ModelId) -> Replicas {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.get(id).map_or(Replicas::default(), |entry| entry.replicas)
+    }
+
+    /// Notes what became of a served model's engines. Ids that are not served are ignored.
+    pub fn set_availability(&self, id: &ModelId, availability: Availability, replicas: Replicas) {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = served.get_mut(id) {
-            entry.availability = availability;
+            (entry.availability, entry.replicas) = (availability, replicas);
         }
     }
 
@@ -159,7 +176,12 @@ mod tests {
         assert_eq!(catalog.availability(&ModelId::new("black-forest-labs/FLUX.1-dev")), Availability::NotServed);
         assert_eq!(catalog.availability(&ModelId::new("fluxserve/flux-shapes")), Availability::Loading);
         assert!(!catalog.any_ready());
-        catalog.set_availability(&ModelId::new("fluxserve/flux-shapes"), Availability::Ready);
+        catalog.set_availability(
+            &ModelId::new("fluxserve/flux-shapes"),
+            Availability::Ready,
+            Replicas { ready: 1, desired: 2 },
+        );
+        assert_eq!(catalog.replicas(&ModelId::new("fluxserve/flux-shapes")).desired, 2);
         assert!(catalog.any_ready());
     }
 

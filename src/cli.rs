@@ -22,7 +22,7 @@ pub use generate::GenerateArgs;
 pub use keys::KeysCommand;
 
 use crate::config::{Config, Flags, VARIABLES};
-use crate::domain::device::DeviceChoice;
+use crate::domain::device::Devices;
 use crate::domain::model_source::ModelSource;
 use crate::domain::spec::draw_seed;
 use crate::{app, shutdown};
@@ -88,9 +88,10 @@ pub struct ServeArgs {
     /// A model to serve, with the folder of its checkpoint; can be repeated [default: fluxserve/flux-shapes]
     #[arg(long = "model", value_name = "ID[=DIR]")]
     pub models: Vec<ModelSource>,
-    /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
-    #[arg(long)]
-    pub device: Option<DeviceChoice>,
+    /// Where to draw: auto, cpu, cuda, cuda:N, or several with commas between, each with an engine of its own [default:
+    /// auto]
+    #[arg(long, value_name = "DEVICE[,DEVICE]")]
+    pub device: Option<Devices>,
 }
 
 /// What to do with models.
@@ -126,7 +127,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             app::serve(config, shutdown::on_signals()?, out).await
         }
         Command::Generate(arguments) => {
-            flags.device = arguments.device;
+            flags.device = arguments.device.map(Into::into);
             let config = Config::load(flags)?;
             let request = arguments.into_request(&config, || Ok(draw_seed()?), notes)?;
             generate::run(request)

@@ -15,7 +15,7 @@ use std::str::FromStr;
 pub use env::{VARIABLES, Variable};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 
-use crate::domain::device::DeviceChoice;
+use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 use crate::domain::password::AdminPassword;
@@ -38,8 +38,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The models to serve: at least one, none twice.
     pub models: Vec<ModelSource>,
-    /// Where to draw.
-    pub device: DeviceChoice,
+    /// Where to draw: an engine on each.
+    pub device: Devices,
     /// The administrator's password. `None`: as it stands in the database. Only the environment can give one.
     pub admin_password: Option<AdminPassword>,
     /// How long accepted jobs may take to finish after the signal to stop.
@@ -137,7 +137,7 @@ impl Default for Config {
             tls: None,
             data_dir: PathBuf::from("data"),
             models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
-            device: DeviceChoice::Auto,
+            device: Devices::default(),
             admin_password: None,
             // Below the 30 seconds that Kubernetes gives a pod by default.
             drain_deadline_seconds: 25,
@@ -222,7 +222,7 @@ pub struct Flags {
     /// See [`Config::models`]; empty means absent.
     pub models: Vec<ModelSource>,
     /// See [`Config::device`].
-    pub device: Option<DeviceChoice>,
+    pub device: Option<Devices>,
 }
 
 /// What is wrong with the configuration, and where.

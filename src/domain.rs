@@ -13,6 +13,7 @@ pub mod limits;
 pub mod model;
 pub mod model_source;
 pub mod password;
+pub mod priority;
 pub mod scope;
 pub mod spec;
 pub mod usage;

@@ -159,6 +159,10 @@ impl StepEngine for FluxEngine {
         self.limits
     }
 
+    fn attention_balance_tokens(&self) -> usize {
+        self.transformer.attention_balance_tokens()
+    }
+
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         let picture = self.picture(spec)?;
         let slot = Slot(self.next_slot);
@@ -191,8 +195,7 @@ impl StepEngine for FluxEngine {
         let latents = picture.grid.unpack(&picture.latents).map_err(device_error)?;
         let pixels = self.decoder.decode(&latents).map_err(device_error)?;
         let bytes = vae::to_rgb_bytes(&pixels).map_err(device_error)?;
-        let bytes =
-            bytes.ok_or_else(|| EngineError::Request("the model produced numbers that are not finite".to_owned()))?;
+        let bytes = bytes.ok_or(EngineError::NotFinite)?;
         RgbImage::new(picture.width, picture.height, bytes)
             .ok_or_else(|| EngineError::Fatal("the decoder produced a picture of another size".to_owned()))
     }

@@ -37,6 +37,7 @@ use crate::catalog::Availability;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
+use crate::domain::priority::Priority;
 
 /// Most jobs in one page of a list.
 pub const PAGE_JOBS_MAX: u32 = 100;
@@ -72,6 +73,8 @@ pub struct Job {
     pub request: JobRequest,
     /// How the picture is encoded.
     pub output_format: OutputFormat,
+    /// How urgent it is.
+    pub terms: JobTerms,
     /// Why it failed, where it failed.
     pub error: Option<JobError>,
     /// When it was accepted.
@@ -80,6 +83,17 @@ pub struct Job {
     pub started_at: Option<OffsetDateTime>,
     /// When it ended.
     pub finished_at: Option<OffsetDateTime>,
+}
+
+/// How urgent a job is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct JobTerms {
+    /// Its place among the jobs of the same owner.
+    pub priority: Priority,
+    /// The owner's part of the device beside other owners', as of the job's acceptance.
+    pub owner_priority: Priority,
+    /// From this moment on nobody wants the picture any more: then the job fails.
+    pub deadline_at: Option<OffsetDateTime>,
 }
 
 /// Why a job failed.

@@ -1,38 +1,44 @@
 //! The planner and the engine thread. Sees `domain::engine::StepEngine` only, never candle.
 //!
-//! Owns the line of waiting jobs of one engine, its bound, and the thread the engine lives on. A job's way in is
+//! Owns the jobs that wait for one model's engines, their bound, and the threads the engines live on: one for each device,
+//! all drawing from the same line. A job's way in is
 //! [`Queue::reserve`] (a place, or a refusal now) and [`Place::submit`]; its way out is [`event::JobEvents`]. Must not
 //! know who asked for a picture, where it goes, or that there is a database.
 
+pub mod cost;
+mod entry;
 pub mod event;
+mod forecast;
 mod guarded;
+pub mod ledger;
 mod line;
 mod places;
 pub mod planner;
 mod previews;
-mod rounds;
 mod worker;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use crate::domain::engine::{EngineError, StepEngine};
 use crate::domain::ids::{JobId, KeyId, ModelId};
+use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
+use entry::Entry;
 use event::JobEvents;
-use line::{Entry, Line};
+use line::Line;
 use places::{PlaceHold, Places};
 pub use previews::Previews;
 
 /// Builds the engine on its own thread; called again after the engine failed.
 pub type EngineFactory = Box<dyn Fn() -> Result<Box<dyn StepEngine>, EngineError> + Send>;
 
-/// What one engine's queue is held to.
+/// What one model's queue is held to.
 #[derive(Debug, Clone)]
 pub struct QueueSettings {
-    /// The model the engine draws with; names its thread, its metrics and its log lines.
+    /// The model the engines draw with; names its thread, its metrics and its log lines.
     pub model: ModelId,
     /// Most jobs waiting and running together.
     pub jobs_max: usize,
@@ -47,7 +53,44 @@ pub struct QueueSettings {
     pub outage_max: Duration,
 }
 
-/// How the engine is.
+/// On what terms a job is drawn.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Terms {
+    /// Its place among the jobs of the same owner.
+    pub priority: Priority,
+    /// The owner's part of the device, next to other owners'.
+    pub owner_priority: Priority,
+    /// When the picture is of no use any more: then the job fails.
+    pub deadline: Option<Instant>,
+}
+
+/// Why a job was not drawn to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelCause {
+    /// Whoever may asked for it.
+    Request,
+    /// Who waited has left.
+    Disconnect,
+    /// Its key is good no more.
+    KeyEnded,
+    /// Its time was over.
+    Deadline,
+}
+
+impl CancelCause {
+    /// The word for it in metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Request => "request",
+            Self::Disconnect => "disconnect",
+            Self::KeyEnded => "key_ended",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+/// How an engine is; of a queue, how its engines are together: ready as soon as one is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineState {
     /// Being built for the first time.
@@ -84,7 +127,7 @@ pub enum ReserveError {
 pub struct Standing {
     /// 0: being drawn; 1: next in line.
     pub position: usize,
-    /// Likely time to its end, from the measured time per token. `None` before anything was measured.
+    /// Likely time to its end, from the measured time of steps. `None` before anything was measured.
     pub eta_seconds: Option<f64>,
 }
 
@@ -99,7 +142,7 @@ pub struct Load {
     pub jobs_max: usize,
 }
 
-/// One engine's queue. Clones share it.
+/// One model's queue. Clones share it.
 #[derive(Clone)]
 pub struct Queue {
     line: Arc<Line>,
@@ -115,16 +158,20 @@ pub struct Place {
 }
 
 impl Queue {
-    /// Starts the engine's thread, which builds the engine and draws the warm-up picture.
+    /// Starts a thread for each engine, which builds it and draws the warm-up picture.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(settings: QueueSettings, factory: EngineFactory) -> std::io::Result<Self> {
+    pub fn start(settings: &QueueSettings, factories: Vec<EngineFactory>) -> std::io::Result<Self> {
         let places = Arc::new(Places::new(settings.jobs_max));
-        let line = Arc::new(Line::new());
-        let name = format!("engine {}", settings.model);
-        let worker = worker::Worker::new(Arc::clone(&line), settings);
-        std::thread::Builder::new().name(name).spawn(move || worker.run(&factory))?;
+        let line = Arc::new(Line::new(factories.len()));
+        for (engine, factory) in factories.into_iter().enumerate() {
+            let worker = worker::Worker::new(Arc::clone(&line), engine, settings.clone());
+            let name = format!("engine {engine} {}", settings.model);
+            let started = std::thread::Builder::new().name(name).spawn(move || worker.run(&factory));
+            // Those that were started must not go on for nobody.
+            started.inspect_err(|_| line.close())?;
+        }
         Ok(Self { line, places })
     }
 
@@ -161,8 +208,8 @@ impl Queue {
     }
 
     /// Cancels a job: out of the line at once, out of a running batch before the next step. Unknown jobs are ignored.
-    pub fn cancel(&self, id: JobId) {
-        self.line.cancel(id);
+    pub fn cancel(&self, id: JobId, cause: CancelCause) {
+        self.line.cancel(id, cause);
     }
 
     /// Where a job stands; `None` when it is not here (any more).
@@ -176,7 +223,12 @@ impl Queue {
         Load { waiting, drawing, jobs_max: self.places.jobs_max() }
     }
 
-    /// How the engine is, now and as it changes.
+    /// How many engines are ready, and how many there are.
+    pub fn engines(&self) -> (usize, usize) {
+        self.line.engines()
+    }
+
+    /// How the engines are, now and as it changes.
     pub fn state(&self) -> watch::Receiver<EngineState> {
         self.line.state()
     }
@@ -186,19 +238,29 @@ impl Queue {
         self.line.drain();
     }
 
-    /// Stops the engine's thread after what it is doing now. Unfinished jobs end without an outcome.
+    /// Stops the engines' threads after what it is doing now. Unfinished jobs end without an outcome.
     pub fn close(&self) {
         self.line.close();
     }
 }
 
 impl Place {
-    /// Puts a job into the line, behind the owner's others.
-    pub fn submit(self, id: JobId, spec: GenerateSpec) -> JobEvents {
+    /// Puts a job into the line.
+    pub fn submit(self, id: JobId, spec: GenerateSpec, terms: Terms) -> JobEvents {
         let (events, mut listener) = event::channel();
         let hold = Arc::new(self.hold);
         listener.hold = Some(Arc::clone(&hold));
-        self.queue.line.push(Entry { id, owner: self.owner, spec, events, restarts: 0, _hold: hold });
+        self.queue.line.push(Entry {
+            id,
+            owner: self.owner,
+            spec,
+            terms,
+            arrived: Instant::now(),
+            events,
+            restarts: 0,
+            engine_failures: 0,
+            _hold: hold,
+        });
         listener
     }
 }

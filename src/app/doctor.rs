@@ -20,11 +20,13 @@ type Finding = Result<String, String>;
 pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
     let models: Vec<Model> = config.models.iter().map(|source| (source, look_at(source))).collect();
     let mut findings = vec![
-        ("device".to_owned(), engine::probe(config.device).map_err(|error| error.to_string())),
         ("memory".to_owned(), memory(&models)),
         ("database".to_owned(), database(config).await),
         ("address".to_owned(), address(config).await),
     ];
+    for device in config.device.iter() {
+        findings.insert(0, ("device".to_owned(), engine::probe(device).map_err(|error| error.to_string())));
+    }
     for model in &models {
         findings.push((format!("model {}", model.0.id), completeness(model)));
     }

@@ -54,7 +54,8 @@ pub(super) fn start_engines(config: &Config, catalog: &Catalog) -> anyhow::Resul
             rebuild_delay_max: REBUILD_DELAY_MAX,
             outage_max: OUTAGE_MAX,
         };
-        queues.insert(card.id.clone(), Queue::start(settings, engine_factory(files, config.device))?);
+        let factories = config.device.iter().map(|device| engine_factory(files.clone(), device)).collect();
+        queues.insert(card.id.clone(), Queue::start(&settings, factories)?);
     }
     Ok(queues)
 }
@@ -140,7 +141,7 @@ mod tests {
             rebuild_delay_max: Duration::from_millis(2),
             outage_max: OUTAGE_MAX,
         };
-        (model, Queue::start(settings, factory).expect("a thread"))
+        (model, Queue::start(&settings, vec![factory]).expect("a thread"))
     }
 
     fn sound() -> EngineFactory {

@@ -19,6 +19,7 @@ use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, LogFormat};
 use crate::domain::clock::{Clock, SystemClock};
+use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
 use crate::engine;
 use crate::http::{self, ConnectionLimits, HttpParts, HttpSettings, Tls};
@@ -135,7 +136,7 @@ impl Worker {
             authenticator: authenticator.clone(),
             keys: keys.service.clone(),
             admin: keys.admin.clone(),
-            device: engine::probe(config.device).unwrap_or_else(|_| config.device.to_string()),
+            device: describe_devices(&config.device),
             metrics,
             settings: http_settings(config),
         });
@@ -191,6 +192,12 @@ impl Worker {
             tracing::error!(%error, "the last uses of keys were not written down");
         }
     }
+}
+
+fn describe_devices(devices: &Devices) -> String {
+    let words: Vec<String> =
+        devices.iter().map(|device| engine::probe(device).unwrap_or_else(|_| device.to_string())).collect();
+    words.join("; ")
 }
 
 fn start_logs(config: &Config) -> anyhow::Result<()> {

@@ -94,7 +94,7 @@ impl GenerateArgs {
             sequence_length: self.max_sequence_length,
             input_images: 0,
         };
-        Ok(GenerateRequest { model: self.model, device: config.device, params, output: self.output })
+        Ok(GenerateRequest { model: self.model, device: config.device.first(), params, output: self.output })
     }
 }
 

@@ -1,6 +1,7 @@
 use clap::error::ErrorKind;
 
 use super::*;
+use crate::domain::device::DeviceChoice;
 use crate::domain::spec::GenerateParams;
 
 fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
@@ -58,7 +59,7 @@ fn serve_takes_several_models() {
     let Some(Command::Serve(serve)) = parse(&arguments).expect("valid").command else { panic!("serve") };
     assert_eq!(serve.listen.map(|address| address.port()), Some(80));
     assert_eq!(serve.models.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a", "b=/c"]);
-    assert_eq!(serve.device, Some(DeviceChoice::Cuda(1)));
+    assert_eq!(serve.device, Some(DeviceChoice::Cuda(1).into()));
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::domain::device::DeviceChoice;
 
 struct Sources {
     folder: tempfile::TempDir,
@@ -96,7 +97,7 @@ fn every_field_of_the_file_is_read() {
         models: ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-shapes"]
             .map(|text| text.parse().expect("a model"))
             .to_vec(),
-        device: DeviceChoice::Cuda(1),
+        device: DeviceChoice::Cuda(1).into(),
         admin_password: None,
         drain_deadline_seconds: 10,
         http: HttpConfig {
@@ -144,19 +145,19 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
     let layered = || Sources::new().file(WHOLE_FILE).variable("FLUXSERVE_LISTEN", "127.0.0.2:1");
     let config = layered().variable("FLUXSERVE_DEVICE", "").load().expect("valid");
     assert_eq!(config.listen.port(), 1);
-    assert_eq!(config.device, DeviceChoice::Cuda(1), "an empty variable is none");
+    assert_eq!(config.device, DeviceChoice::Cuda(1).into(), "an empty variable is none");
     let flags = Flags {
         listen: Some("127.0.0.3:2".parse().expect("an address")),
         admin_listen: Some("127.0.0.3:3".parse().expect("an address")),
         data_dir: Some("elsewhere".into()),
         models: vec!["other/model".parse().expect("a model")],
-        device: Some(DeviceChoice::Cpu),
+        device: Some(DeviceChoice::Cpu.into()),
         config_file: None,
     };
     let config = layered().flags(flags.clone()).load().expect("valid");
     assert_eq!((config.listen.port(), config.admin_listen.map(|address| address.port())), (2, Some(3)));
     assert_eq!((config.data_dir, config.models), ("elsewhere".into(), flags.models));
-    assert_eq!((config.device, config.queue.jobs_max), (DeviceChoice::Cpu, 8));
+    assert_eq!((config.device, config.queue.jobs_max), (DeviceChoice::Cpu.into(), 8));
 }
 
 #[test]

@@ -46,6 +46,82 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
+/// Most devices one worker draws on.
+const DEVICES_MAX: usize = 16;
+
+/// One or more devices, separated by commas. Each gets an engine of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices(Vec<DeviceChoice>);
+
+/// Words that name no devices, or one of them twice.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnknownDevices {
+    /// One of them names none.
+    #[error(transparent)]
+    Unknown(#[from] UnknownDevice),
+    /// One device twice. The CPU may be named more than once: then it is shared.
+    #[error("the device `{0}` is named twice")]
+    Twice(DeviceChoice),
+    /// `auto` beside others.
+    #[error("`auto` stands for one device: name each of several")]
+    AutoAmongOthers,
+    /// More than a machine has.
+    #[error("more than {DEVICES_MAX} devices")]
+    TooMany,
+}
+
+impl Devices {
+    /// The first one: where only one is used.
+    #[must_use]
+    pub fn first(&self) -> DeviceChoice {
+        self.0.first().copied().unwrap_or_default()
+    }
+
+    /// All of them; at least one.
+    pub fn iter(&self) -> impl Iterator<Item = DeviceChoice> + '_ {
+        self.0.iter().copied()
+    }
+}
+
+impl From<DeviceChoice> for Devices {
+    fn from(device: DeviceChoice) -> Self {
+        Self(vec![device])
+    }
+}
+
+impl Default for Devices {
+    fn default() -> Self {
+        DeviceChoice::default().into()
+    }
+}
+
+impl FromStr for Devices {
+    type Err = UnknownDevices;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let devices = text.split(',').map(|word| word.trim().parse()).collect::<Result<Vec<DeviceChoice>, _>>()?;
+        if devices.len() > DEVICES_MAX {
+            return Err(UnknownDevices::TooMany);
+        }
+        if devices.len() > 1 && devices.contains(&DeviceChoice::Auto) {
+            return Err(UnknownDevices::AutoAmongOthers);
+        }
+        for (place, device) in devices.iter().enumerate() {
+            if *device != DeviceChoice::Cpu && devices[..place].contains(device) {
+                return Err(UnknownDevices::Twice(*device));
+            }
+        }
+        Ok(Self(devices))
+    }
+}
+
+impl fmt::Display for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<String> = self.iter().map(|device| device.to_string()).collect();
+        f.write_str(&words.join(","))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +134,17 @@ mod tests {
         for text in ["", "gpu", "cuda:", "cuda:x", "CPU"] {
             assert_eq!(text.parse::<DeviceChoice>(), Err(UnknownDevice), "{text:?}");
         }
+    }
+
+    #[test]
+    fn lists_of_devices() {
+        let devices: Devices = "cuda:0, cuda:1".parse().expect("two devices");
+        assert_eq!((devices.to_string().as_str(), devices.first()), ("cuda:0,cuda:1", DeviceChoice::Cuda(0)));
+        assert_eq!("cpu,cpu".parse::<Devices>().map(|devices| devices.iter().count()), Ok(2));
+        let twice = UnknownDevices::Twice(DeviceChoice::Cuda(0));
+        assert_eq!("cuda,cpu,cuda:0".parse::<Devices>(), Err(twice));
+        assert_eq!("auto,cpu".parse::<Devices>(), Err(UnknownDevices::AutoAmongOthers));
+        assert_eq!("cpu,".parse::<Devices>(), Err(UnknownDevices::Unknown(UnknownDevice)));
+        assert_eq!(["cpu"; 17].join(",").parse::<Devices>(), Err(UnknownDevices::TooMany));
     }
 }

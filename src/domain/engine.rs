@@ -22,6 +22,9 @@ pub enum EngineError {
     /// This picture cannot be drawn; the others are unharmed. The reason may be shown to the client.
     #[error("{0}")]
     Request(String),
+    /// The numbers of this picture are no numbers any more; the others are unharmed.
+    #[error("the model produced numbers that are not finite")]
+    NotFinite,
     /// The device's memory did not suffice; fewer pictures at once may do.
     #[error("the device is out of memory: {0}")]
     OutOfMemory(String),
@@ -37,6 +40,12 @@ pub enum EngineError {
 pub trait StepEngine {
     /// What fits. May change after an `OutOfMemory`; ask again then.
     fn limits(&self) -> EngineLimits;
+
+    /// The length of a sequence, in tokens, at which attention costs as much as all linear layers together. By this the
+    /// work of pictures of unlike sizes is compared.
+    fn attention_balance_tokens(&self) -> usize {
+        usize::MAX
+    }
 
     /// Encodes the prompt, draws the noise, and takes a place for the picture.
     ///
@@ -54,7 +63,7 @@ pub trait StepEngine {
     /// Decodes a picture that has done all its steps, and frees its place (also on error).
     ///
     /// # Errors
-    /// [`EngineError::Request`] when the picture is not finite or not done.
+    /// [`EngineError::NotFinite`], and [`EngineError::Request`] when the picture is not done.
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError>;
 
     /// What a picture is going to look like, as far as can be told now: small and rough, and cheap beside a step. `None`
@@ -96,6 +105,12 @@ impl RgbImage {
     #[must_use]
     pub fn height(&self) -> u32 {
         self.height
+    }
+
+    /// Whether there is nothing on it at all: every byte is zero.
+    #[must_use]
+    pub fn is_black(&self) -> bool {
+        self.pixels.iter().all(|byte| *byte == 0)
     }
 
     /// The bytes, `width × height × 3` of them.

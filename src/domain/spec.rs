@@ -238,11 +238,16 @@ impl GenerateSpec {
         (self.width / PIXELS_PER_TOKEN_SIDE) as usize * (self.height / PIXELS_PER_TOKEN_SIDE) as usize
     }
 
+    /// Times the model runs in one denoising step: twice with a negative prompt.
+    #[must_use]
+    pub fn passes(&self) -> usize {
+        if self.negative.is_some() { 2 } else { 1 }
+    }
+
     /// Tokens that one denoising step of this picture puts through the model, over both passes where there are two.
     #[must_use]
     pub fn step_tokens(&self) -> usize {
-        let passes = if self.negative.is_some() { 2 } else { 1 };
-        passes * (self.image_tokens() + self.sequence_length)
+        self.passes() * (self.image_tokens() + self.sequence_length)
     }
 }
 

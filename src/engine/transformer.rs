@@ -118,6 +118,13 @@ impl Transformer {
         })
     }
 
+    /// The length of a sequence at which attention costs as much as everything else, in tokens. Both kinds of blocks have
+    /// 24 × hidden² floating-point operations a token in their linear layers (an MLP is four times as wide as the stream),
+    /// and 4 × hidden for each pair of tokens in attention.
+    pub(crate) fn attention_balance_tokens(&self) -> usize {
+        6 * self.config.hidden_size()
+    }
+
     /// T5's sequence `[tokens, joint_attention_dim]` as the blocks take it, `[tokens, hidden]`. The same in every step.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -13,14 +13,15 @@ use super::results::{LinkSigner, ResultFiles};
 use super::store::{JobStore, ListedJobs, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
 use super::work_book::WorkBook;
-use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobsError, ListQuery, PAGE_JOBS_MAX, Reach};
+use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobTerms, JobsError, ListQuery, PAGE_JOBS_MAX, Reach};
 use super::{allowance, idempotency, recovery, sweep};
-use crate::catalog::{Availability, Catalog};
+use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, ModelId};
 use crate::domain::job::JobStatus;
+use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
-use crate::queue::{EngineState, Place, Previews, Queue, ReserveError};
+use crate::queue::{CancelCause, EngineState, Place, Previews, Queue, ReserveError, Terms};
 use crate::store::Store;
 
 /// How far a job is, while it has not ended.
@@ -103,7 +104,7 @@ impl JobService {
         };
         let inner = Arc::new(inner);
         for (model, queue) in &inner.queues {
-            tokio::spawn(mirror_availability(Arc::clone(&inner.catalog), model.clone(), queue.state()));
+            tokio::spawn(mirror_availability(Arc::clone(&inner.catalog), model.clone(), queue.clone()));
         }
         let resumed = recovery::recover(&inner).await?;
         if resumed > 0 {
@@ -146,14 +147,20 @@ impl JobService {
     }
 
     async fn accept(self, submission: Submission, place: Place, allowance: Allowance) -> Result<Submitted, JobsError> {
+        let created_at = self.0.clock.now();
         let job = Job {
             id: JobId::generate(),
             owner: submission.owner,
             status: JobStatus::Queued,
             request: JobRequest::from(&submission.spec),
             output_format: submission.output_format,
+            terms: JobTerms {
+                priority: submission.priority,
+                owner_priority: Priority::Normal,
+                deadline_at: submission.deadline.map(|deadline| created_at + deadline),
+            },
             error: None,
-            created_at: self.0.clock.now(),
+            created_at,
             started_at: None,
             finished_at: None,
         };
@@ -162,6 +169,7 @@ impl JobService {
             owner: job.owner,
             request: &job.request,
             output_format: job.output_format,
+            terms: job.terms,
             created_at: job.created_at,
             repeat_key: submission.repeat_key.as_ref(),
         };
@@ -221,7 +229,7 @@ impl JobService {
     /// As [`JobService::get`].
     pub async fn cancel(&self, reach: impl Into<Reach>, id: JobId) -> Result<(), JobsError> {
         let job = self.0.within(reach.into(), id).await?;
-        self.0.cancel(&job.request.model, id);
+        self.0.cancel(&job.request.model, id, CancelCause::Request);
         Ok(())
     }
 
@@ -297,7 +305,7 @@ impl Inner {
         let (live, receiver) = watch::channel(Live::default());
         self.unfinished.send_modify(|count| *count += 1);
         let pixels = u64::from(spec.width()) * u64::from(spec.height());
-        let events = place.submit(job.id, spec);
+        let events = place.submit(job.id, spec, self.queue_terms(&job.terms));
         self.live().insert(job.id, LiveJob { progress: receiver, previews: events.previews() });
         let Job { id, owner, output_format, created_at, .. } = *job;
         let recorder = Recorder { id, owner, pixels, format: output_format, created_at, live };
@@ -310,9 +318,17 @@ impl Inner {
         });
     }
 
-    pub(super) fn cancel(&self, model: &ModelId, id: JobId) {
+    /// The terms as the queue's clock has them.
+    fn queue_terms(&self, terms: &JobTerms) -> Terms {
+        let left = terms.deadline_at.map(|deadline| deadline - self.clock.now());
+        // A deadline that has passed while the worker was down is one that passes now.
+        let deadline = left.map(|left| Instant::now() + Duration::try_from(left).unwrap_or_default());
+        Terms { priority: terms.priority, owner_priority: terms.owner_priority, deadline }
+    }
+
+    pub(super) fn cancel(&self, model: &ModelId, id: JobId, cause: CancelCause) {
         if let Some(queue) = self.queues.get(model) {
-            queue.cancel(id);
+            queue.cancel(id, cause);
         }
     }
 
@@ -341,14 +357,17 @@ impl Inner {
 }
 
 /// Keeps the catalog's word on a model true to what its engine does.
-async fn mirror_availability(catalog: Arc<Catalog>, model: ModelId, mut state: watch::Receiver<EngineState>) {
+async fn mirror_availability(catalog: Arc<Catalog>, model: ModelId, queue: Queue) {
+    let mut state = queue.state();
     loop {
         let availability = match *state.borrow_and_update() {
             EngineState::Loading => Availability::Loading,
             EngineState::Ready => Availability::Ready,
             EngineState::Rebuilding { .. } | EngineState::Gone => Availability::Failed,
         };
-        catalog.set_availability(&model, availability);
+        let (ready, desired) = queue.engines();
+        let count = |engines: usize| u32::try_from(engines).unwrap_or(u32::MAX);
+        catalog.set_availability(&model, availability, Replicas { ready: count(ready), desired: count(desired) });
         if state.changed().await.is_err() {
             return;
         }

@@ -7,7 +7,7 @@ mod work;
 use rows::{EndedRow, JobRow};
 use time::OffsetDateTime;
 
-use super::{Job, JobError, JobRequest, JobsError, ListQuery, Reach, RepeatKey, idempotency};
+use super::{Job, JobError, JobRequest, JobTerms, JobsError, ListQuery, Reach, RepeatKey, idempotency};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
@@ -26,6 +26,7 @@ pub(super) struct NewJob<'a> {
     pub(super) owner: KeyId,
     pub(super) request: &'a JobRequest,
     pub(super) output_format: OutputFormat,
+    pub(super) terms: JobTerms,
     pub(super) created_at: OffsetDateTime,
     pub(super) repeat_key: Option<&'a RepeatKey>,
 }
@@ -124,14 +125,18 @@ impl JobStore {
         // Begins with a write, so that two of them never wait for each other.
         let mut transaction = self.store.pool().begin().await?;
         sqlx::query(
-            "INSERT INTO jobs (id, owner, status, request, output_format, created_at_ms)
-             VALUES (?, ?, 'queued', ?, ?, ?)",
+            "INSERT INTO jobs (id, owner, status, request, output_format, created_at_ms, priority, owner_priority,
+                               deadline_at_ms)
+             VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
         )
         .bind(job.id.to_string())
         .bind(job.owner.to_string())
         .bind(request)
         .bind(job.output_format.as_str())
         .bind(milliseconds(job.created_at))
+        .bind(job.terms.priority.as_str())
+        .bind(job.terms.owner_priority.as_str())
+        .bind(job.terms.deadline_at.map(milliseconds))
         .execute(&mut *transaction)
         .await?;
         if let Some(key) = job.repeat_key {

@@ -1,10 +1,14 @@
 //! What is asked of the service, and what becomes of it.
 
+use std::time::Duration;
+
 use super::{JobReport, JobService, RepeatKey};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::KeyId;
 use crate::domain::limits::KeyLimits;
+use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
+use crate::queue::CancelCause;
 
 /// A job that is asked for.
 #[derive(Debug)]
@@ -17,6 +21,10 @@ pub struct Submission {
     pub spec: GenerateSpec,
     /// How the picture is encoded.
     pub output_format: OutputFormat,
+    /// Its place among the owner's jobs.
+    pub priority: Priority,
+    /// For how long somebody wants the picture; after that the job fails.
+    pub deadline: Option<Duration>,
     /// Where the client may ask again: by what the repetition is known.
     pub repeat_key: Option<RepeatKey>,
 }
@@ -57,7 +65,8 @@ impl AcceptedJob {
 impl Drop for AcceptedJob {
     fn drop(&mut self) {
         if !self.is_kept {
-            self.service.0.cancel(&self.report.job.request.model, self.report.job.id);
+            let job = &self.report.job;
+            self.service.0.cancel(&job.request.model, job.id, CancelCause::Disconnect);
         }
     }
 }

@@ -49,9 +49,22 @@ impl JobFailure {
     pub const ENGINE_FAILED: &'static str = "engine_failed";
     /// No engine could be built for longer than jobs are made to wait.
     pub const ENGINE_UNAVAILABLE: &'static str = "engine_unavailable";
+    /// The model's numbers ran away.
+    pub const NOT_FINITE: &'static str = "not_finite";
+    /// The picture came out with every pixel black, which no prompt asks for: a sign of numbers that ran away unseen.
+    pub const BLACK_PICTURE: &'static str = "black_picture";
+    /// Its deadline came first.
+    pub const DEADLINE_PASSED: &'static str = "deadline_passed";
     /// Every code the queue gives.
-    pub const CODES: [&'static str; 4] =
-        [Self::REFUSED_BY_ENGINE, Self::OUT_OF_MEMORY, Self::ENGINE_FAILED, Self::ENGINE_UNAVAILABLE];
+    pub const CODES: [&'static str; 7] = [
+        Self::REFUSED_BY_ENGINE,
+        Self::OUT_OF_MEMORY,
+        Self::ENGINE_FAILED,
+        Self::ENGINE_UNAVAILABLE,
+        Self::NOT_FINITE,
+        Self::BLACK_PICTURE,
+        Self::DEADLINE_PASSED,
+    ];
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -23,6 +23,10 @@ impl GuardedEngine {
         guard(|| Ok(self.engine().limits()))
     }
 
+    pub(super) fn attention_balance_tokens(&mut self) -> Result<usize, EngineError> {
+        guard(|| Ok(self.engine().attention_balance_tokens()))
+    }
+
     pub(super) fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         guard(|| self.engine().admit(spec))
     }

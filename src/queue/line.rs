@@ -1,74 +1,79 @@
-//! What the callers and the engine thread share: the line of waiting jobs, wishes to cancel, and a picture of what is
-//! being drawn. Every lock is held for a few copies only, never over an engine call.
+//! What the callers and the engines' threads share: the jobs that wait, wishes to cancel, a picture of what is being
+//! drawn, and who has had how much. Every lock is held for a few copies only, never over an engine call.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::event::{EventSender, JobFailure, QueueEvent};
-use super::places::PlaceHold;
-use super::planner::Admitted;
-use super::rounds::Rounds;
-use super::{EngineState, Standing};
-use crate::domain::ids::{JobId, KeyId};
-use crate::domain::spec::GenerateSpec;
+use super::cost::{CostModel, WorkScale};
+use super::entry::{Entry, Shown};
+use super::event::{JobFailure, QueueEvent};
+use super::forecast::{Forecast, Outlook};
+use super::ledger::{Ledger, Share};
+use super::planner::Candidate;
+use super::{CancelCause, EngineState, Standing};
+use crate::domain::ids::JobId;
+use crate::domain::priority::Priority;
+use crate::telemetry::metrics::{self, Waiting};
 
-/// Weight of the newest measurement in the running mean of the time per token.
-const COST_SMOOTHING: f64 = 0.2;
-
-/// A job on its way through the queue.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) id: JobId,
-    pub(super) owner: KeyId,
-    pub(super) spec: GenerateSpec,
-    pub(super) events: EventSender,
-    /// How often its drawing was begun anew to make room for others.
-    pub(super) restarts: u32,
-    pub(super) _hold: Arc<PlaceHold>,
-}
-
-impl Entry {
-    /// Tokens it takes from first step to last.
-    fn work_tokens(&self) -> f64 {
-        f64::from(self.spec.steps()) * self.spec.step_tokens() as f64
-    }
-
-    pub(super) fn fail(self, code: &'static str, reason: impl Into<String>) {
-        self.events.end(QueueEvent::Failed(JobFailure { code, reason: reason.into() }));
-    }
-}
-
-#[derive(Default)]
-struct Inner {
-    waiting: Rounds<Entry>,
+/// One engine, as the others see it.
+struct Side {
+    admitted: Vec<Shown>,
     /// At most as long as `admitted`.
-    cancels: Vec<JobId>,
-    admitted: Vec<Admitted>,
+    cancels: Vec<(JobId, CancelCause)>,
+    costs: CostModel,
+    scale: WorkScale,
+    state: EngineState,
+}
+
+struct Inner {
+    waiting: Vec<Entry>,
+    engines: Vec<Side>,
+    ledger: Ledger,
     draining: bool,
     closed: bool,
-    seconds_per_token: Option<f64>,
+    /// Since when no engine has been ready.
+    down_since: Option<Instant>,
 }
 
 pub(super) struct Line {
     inner: Mutex<Inner>,
     wake: Condvar,
     state: watch::Sender<EngineState>,
+    epoch: Instant,
 }
 
-/// What the engine thread learns between two actions.
+/// What an engine's thread learns between two actions.
 pub(super) struct News {
-    pub(super) next_waiting: Option<JobId>,
-    pub(super) waiting: usize,
-    pub(super) cancels: Vec<JobId>,
+    pub(super) candidates: Vec<Candidate>,
+    pub(super) ledger: Ledger,
+    pub(super) costs: CostModel,
+    pub(super) cancels: Vec<(JobId, CancelCause)>,
+    pub(super) others_idle: bool,
     pub(super) closed: bool,
 }
 
 impl Line {
-    pub(super) fn new() -> Self {
+    /// For so many engines.
+    pub(super) fn new(engines: usize) -> Self {
         let (state, _) = watch::channel(EngineState::Loading);
-        Self { inner: Mutex::default(), wake: Condvar::new(), state }
+        let side = || Side {
+            admitted: Vec::new(),
+            cancels: Vec::new(),
+            costs: CostModel::default(),
+            scale: WorkScale { attention_balance_tokens: usize::MAX },
+            state: EngineState::Loading,
+        };
+        let inner = Inner {
+            waiting: Vec::new(),
+            engines: std::iter::repeat_with(side).take(engines).collect(),
+            ledger: Ledger::default(),
+            draining: false,
+            closed: false,
+            down_since: Some(Instant::now()),
+        };
+        Self { inner: Mutex::new(inner), wake: Condvar::new(), state, epoch: Instant::now() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -84,53 +89,46 @@ impl Line {
             drop(entry);
             return;
         }
-        inner.waiting.push(entry.owner, entry);
+        inner.waiting.push(entry);
         self.wake.notify_all();
     }
 
-    pub(super) fn cancel(&self, id: JobId) {
+    pub(super) fn cancel(&self, id: JobId, cause: CancelCause) {
         let mut inner = self.lock();
-        let place = inner.waiting.iter().position(|entry| entry.id == id);
-        if let Some(place) = place {
+        if let Some(place) = inner.waiting.iter().position(|entry| entry.id == id) {
             let entry = inner.waiting.remove(place);
             drop(inner);
-            if let Some(entry) = entry {
-                entry.events.end(QueueEvent::Canceled);
-            }
+            metrics::job_canceled(cause.as_str());
+            entry.events.end(QueueEvent::Canceled);
             return;
         }
-        let is_admitted = inner.admitted.iter().any(|picture| picture.id == id);
-        if is_admitted && !inner.cancels.contains(&id) {
-            inner.cancels.push(id);
+        let holder = inner.engines.iter_mut().find(|side| side.admitted.iter().any(|shown| shown.id == id));
+        if let Some(side) = holder
+            && side.cancels.iter().all(|(wished, _)| *wished != id)
+        {
+            side.cancels.push((id, cause));
             self.wake.notify_all();
         }
     }
 
     pub(super) fn standing(&self, id: JobId) -> Option<Standing> {
-        let inner = self.lock();
-        let cost = inner.seconds_per_token;
-        if let Some(picture) = inner.admitted.iter().find(|picture| picture.id == id) {
-            return Some(Standing {
-                position: 0,
-                eta_seconds: cost.map(|cost| cost * inner.tokens_until_done(picture)),
-            });
-        }
-        let place = inner.waiting.iter().position(|entry| entry.id == id)?;
-        let ahead: f64 = inner.admitted.iter().map(remaining_tokens).sum();
-        let waiting: f64 = inner.waiting.iter().take(place + 1).map(Entry::work_tokens).sum();
-        Some(Standing { position: place + 1, eta_seconds: cost.map(|cost| cost * (ahead + waiting)) })
+        self.lock().forecast(self.epoch).standing(id)
     }
 
     pub(super) fn seconds_until_somebody_leaves(&self) -> Option<f64> {
-        let inner = self.lock();
-        let tokens = inner.admitted.iter().map(|picture| inner.tokens_until_done(picture));
-        Some(inner.seconds_per_token? * tokens.min_by(f64::total_cmp)?)
+        self.lock().forecast(self.epoch).seconds_until_somebody_leaves()
     }
 
     /// How many wait, and how many are being drawn.
     pub(super) fn load(&self) -> (usize, usize) {
         let inner = self.lock();
-        (inner.waiting.len(), inner.admitted.len())
+        (inner.waiting.len(), inner.engines.iter().map(|side| side.admitted.len()).sum())
+    }
+
+    /// How many engines are ready, and how many there are.
+    pub(super) fn engines(&self) -> (usize, usize) {
+        let inner = self.lock();
+        (inner.engines.iter().filter(|side| side.state == EngineState::Ready).count(), inner.engines.len())
     }
 
     pub(super) fn state(&self) -> watch::Receiver<EngineState> {
@@ -152,48 +150,99 @@ impl Line {
         self.wake.notify_all();
     }
 
-    // The engine thread's side.
+    // The engines' side.
 
-    pub(super) fn set_state(&self, state: EngineState) {
-        self.state.send_replace(state);
-    }
-
-    /// Shows what is being drawn.
-    pub(super) fn show(&self, admitted: &[Admitted]) {
+    pub(super) fn set_state(&self, engine: usize, state: EngineState) {
         let mut inner = self.lock();
-        inner.admitted.clear();
-        inner.admitted.extend_from_slice(admitted);
-    }
-
-    /// Takes what has happened meanwhile.
-    pub(super) fn take_news(&self) -> News {
-        let mut inner = self.lock();
-        News {
-            next_waiting: inner.waiting.first().map(|entry| entry.id),
-            waiting: inner.waiting.len(),
-            cancels: std::mem::take(&mut inner.cancels),
-            closed: inner.closed,
+        inner.engines[engine].state = state;
+        let all = inner.state();
+        match (&all, inner.down_since) {
+            (EngineState::Ready, _) => inner.down_since = None,
+            (_, None) => inner.down_since = Some(Instant::now()),
+            (_, Some(_)) => {}
         }
+        drop(inner);
+        self.state.send_replace(all);
     }
 
-    /// Takes the first in line if it is still `id`, and shows it as admitted, so that it can be cancelled from now on.
-    pub(super) fn take_first(&self, id: JobId) -> Option<Entry> {
+    /// How long no engine has been ready.
+    pub(super) fn down_for(&self) -> Duration {
+        self.lock().down_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    pub(super) fn set_costs(&self, engine: usize, costs: CostModel, scale: WorkScale) {
         let mut inner = self.lock();
-        let entry = inner.waiting.pop_first_if(|first| first.id == id)?;
-        let (steps, step_tokens) = (entry.spec.steps(), entry.spec.step_tokens());
-        inner.admitted.push(Admitted { id, step: 0, steps, step_tokens, moved_in_turn: 0 });
+        let side = &mut inner.engines[engine];
+        (side.costs, side.scale) = (costs, scale);
+    }
+
+    pub(super) fn update_costs(&self, engine: usize, update: impl FnOnce(&mut CostModel)) {
+        update(&mut self.lock().engines[engine].costs);
+    }
+
+    /// Shows what an engine holds. `false` when others are now better off elsewhere.
+    pub(super) fn show(&self, engine: usize, admitted: &[Shown]) {
+        let mut inner = self.lock();
+        let side = &mut inner.engines[engine];
+        side.admitted.clear();
+        side.admitted.extend_from_slice(admitted);
+    }
+
+    /// Takes what has happened meanwhile, and ends those whose deadline has passed while they waited.
+    pub(super) fn take_news(&self, engine: usize) -> News {
+        let mut inner = self.lock();
+        let late = inner.take_late(Instant::now());
+        let costs = inner.engines[engine].costs;
+        let is_idle = |(other, side): (usize, &Side)| {
+            other != engine && side.state == EngineState::Ready && side.admitted.is_empty()
+        };
+        let news = News {
+            candidates: inner.candidates(engine, self.epoch),
+            ledger: inner.ledger.clone(),
+            costs,
+            cancels: std::mem::take(&mut inner.engines[engine].cancels),
+            others_idle: inner.engines.iter().enumerate().any(is_idle),
+            closed: inner.closed,
+        };
+        drop(inner);
+        late.into_iter().for_each(Entry::end_late);
+        news
+    }
+
+    /// Takes a job that waits, if it still does, and shows it as admitted, so that it can be cancelled from now on.
+    pub(super) fn take(&self, engine: usize, id: JobId) -> Option<Entry> {
+        let mut inner = self.lock();
+        let place = inner.waiting.iter().position(|entry| entry.id == id)?;
+        let entry = inner.waiting.remove(place);
+        let side = &mut inner.engines[engine];
+        side.admitted.push(Shown::new(&entry, side.scale));
         Some(entry)
     }
 
-    /// Gives a job its old place at the head of the line.
+    /// Lets a job wait again. It keeps the moment it came.
     pub(super) fn put_back(&self, entry: Entry) {
-        self.lock().waiting.put_back(entry.owner, entry);
+        self.lock().waiting.push(entry);
+        self.wake.notify_all();
+    }
+
+    /// Counts a step's work for those it was done for, against all who have something to draw.
+    pub(super) fn note_step(&self, served: &[Share]) {
+        let mut inner = self.lock();
+        let present = inner.waiting.iter().map(|entry| (entry.owner, entry.terms));
+        let admitted = inner.engines.iter().flat_map(|side| &side.admitted).map(|shown| (shown.owner, shown.terms));
+        let mut shares: Vec<Share> = present
+            .chain(admitted)
+            .map(|(owner, terms)| Share { owner, weight: terms.owner_priority.weight(), work: 0.0 })
+            .collect();
+        shares.extend_from_slice(served);
+        inner.ledger.note_step(&shares);
     }
 
     /// Sleeps until there is something to do.
-    pub(super) fn wait_for_work(&self) {
+    pub(super) fn wait_for_work(&self, engine: usize) {
         let inner = self.lock();
-        let idle = |inner: &mut Inner| inner.waiting.len() == 0 && inner.cancels.is_empty() && !inner.closed;
+        let idle =
+            |inner: &mut Inner| inner.waiting.is_empty() && inner.engines[engine].cancels.is_empty() && !inner.closed;
         drop(self.wake.wait_while(inner, idle).unwrap_or_else(PoisonError::into_inner));
     }
 
@@ -205,40 +254,102 @@ impl Line {
         !inner.closed
     }
 
-    pub(super) fn note_cost(&self, tokens: usize, took: Duration) {
-        let measured = took.as_secs_f64() / tokens.max(1) as f64;
-        let mut inner = self.lock();
-        let mean = inner.seconds_per_token.unwrap_or(measured);
-        inner.seconds_per_token = Some(mean + COST_SMOOTHING * (measured - mean));
+    /// Ends those in line whose deadline has passed: for when no engine comes by to do it.
+    pub(super) fn end_late(&self) {
+        let late = self.lock().take_late(Instant::now());
+        late.into_iter().for_each(Entry::end_late);
     }
 
     /// Tells everyone in line that they have waited in vain.
     pub(super) fn fail_waiting(&self) {
-        let waiting = self.lock().waiting.take();
+        let waiting = std::mem::take(&mut self.lock().waiting);
         for entry in waiting {
             entry.fail(JobFailure::ENGINE_UNAVAILABLE, "the model's engine could not be started for too long");
         }
     }
 
-    /// The thread is going: whoever is left ends without an outcome.
-    pub(super) fn abandon(&self) {
+    /// An engine's thread is going. With the last one, whoever is left ends without an outcome.
+    pub(super) fn abandon(&self, engine: usize) {
         let mut inner = self.lock();
-        inner.closed = true;
-        inner.admitted.clear();
-        let waiting = inner.waiting.take();
+        inner.engines[engine].admitted.clear();
+        let is_last = inner.engines.iter().all(|side| side.state == EngineState::Gone);
+        let waiting = if is_last || inner.closed { std::mem::take(&mut inner.waiting) } else { Vec::new() };
+        inner.closed |= is_last;
         drop(inner);
         drop(waiting);
+    }
+
+    /// Tells the metrics how many wait.
+    pub(super) fn count(&self, model: &str) {
+        let inner = self.lock();
+        let mut waiting = Waiting::default();
+        for entry in &inner.waiting {
+            match entry.terms.owner_priority {
+                Priority::Low => waiting.low += 1,
+                Priority::Normal => waiting.normal += 1,
+                Priority::High => waiting.high += 1,
+            }
+        }
+        let admitted = inner.engines.iter().map(|side| side.admitted.len()).sum();
+        drop(inner);
+        metrics::queue_depth(model, waiting, admitted);
     }
 }
 
 impl Inner {
-    /// Tokens that go through the engine until `picture` is done, when everyone who is admitted steps together.
-    fn tokens_until_done(&self, picture: &Admitted) -> f64 {
-        let per_step: usize = self.admitted.iter().map(|other| other.step_tokens).sum();
-        f64::from(picture.steps.saturating_sub(picture.step)) * per_step as f64
+    /// The state of all engines together: ready as soon as one is.
+    fn state(&self) -> EngineState {
+        let states = || self.engines.iter().map(|side| &side.state);
+        if states().any(|state| *state == EngineState::Ready) {
+            return EngineState::Ready;
+        }
+        let rebuilding = states().find(|state| matches!(state, EngineState::Rebuilding { .. }));
+        let loading = states().find(|state| **state == EngineState::Loading);
+        loading.or(rebuilding).cloned().unwrap_or(EngineState::Gone)
     }
-}
 
-fn remaining_tokens(picture: &Admitted) -> f64 {
-    f64::from(picture.steps.saturating_sub(picture.step)) * picture.step_tokens as f64
+    fn take_late(&mut self, now: Instant) -> Vec<Entry> {
+        self.waiting.extract_if(.., |entry| entry.is_late(now)).collect()
+    }
+
+    /// Who waits, and who is in this engine.
+    fn candidates(&self, engine: usize, epoch: Instant) -> Vec<Candidate> {
+        let side = &self.engines[engine];
+        let now = epoch.elapsed().as_secs_f64();
+        let candidate = |shown: &Shown, is_admitted: bool| Candidate {
+            id: shown.id,
+            owner: shown.owner,
+            weight: shown.terms.owner_priority.weight(),
+            rank: shown.urgency(epoch, &side.costs).rank(now),
+            step_tokens: shown.step_tokens,
+            step_work: shown.step_work,
+            steps_left: shown.steps_left,
+            is_suspect: shown.is_suspect,
+            is_admitted,
+        };
+        let admitted = side.admitted.iter().map(|shown| candidate(shown, true));
+        let waiting = self.waiting.iter().map(|entry| candidate(&Shown::new(entry, side.scale), false));
+        admitted.chain(waiting).collect()
+    }
+
+    fn forecast(&self, epoch: Instant) -> Forecast {
+        // Where engines differ, the first one's measure serves for all.
+        let ready = || self.engines.iter().filter(|side| side.state == EngineState::Ready);
+        let Some(side) = ready().find(|side| side.costs.is_known()).or(self.engines.first()) else {
+            return Forecast::default();
+        };
+        let now = epoch.elapsed().as_secs_f64();
+        let outlook = |shown: &Shown, is_drawn: bool| Outlook {
+            id: shown.id,
+            owner: shown.owner,
+            weight: shown.terms.owner_priority.weight(),
+            rank: shown.urgency(epoch, &side.costs).rank(now),
+            work: shown.step_work * f64::from(shown.steps_left),
+            alone_seconds: shown.left_seconds(&side.costs),
+            is_drawn,
+        };
+        let drawn = self.engines.iter().flat_map(|side| &side.admitted).map(|shown| outlook(shown, true));
+        let waiting = self.waiting.iter().map(|entry| outlook(&Shown::new(entry, side.scale), false));
+        Forecast::new(drawn.chain(waiting).collect(), &side.costs, ready().count())
+    }
 }

@@ -1,41 +1,128 @@
 //! What the engine does next: a pure function of what waits and what runs.
 //!
-//! Owns the order of work and its fairness. Must not know time, threads, channels or pictures: it is tested as traces,
-//! jobs in and actions out. Finishing comes first, since it frees memory; then a few newcomers; then one step of as
-//! many pictures as fit.
+//! Owns the order of work and its fairness. Must not know clocks, threads, channels or pictures: it is tested as traces,
+//! jobs in and actions out, and drives simulations as it drives the engine.
+//!
+//! Everyone who waits and everyone who has been admitted is ranked for the next step. Between owners goes by the
+//! [`Ledger`]: whoever is not further behind than the fairness window may be served, and among those the best [`Rank`]
+//! is; who is further behind goes first. Within an owner's jobs, the rank decides. The step is filled in this order until
+//! packing pays no more ([`CostModel::packed_work`]) or memory is used up. Who is chosen and still waits is admitted
+//! first. Admitting and finishing hold everybody up, so between two steps there is no more of it than one step takes.
 
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use super::cost::CostModel;
+use super::ledger::Ledger;
 use crate::domain::engine::EngineLimits;
-use crate::domain::ids::JobId;
+use crate::domain::ids::{JobId, KeyId};
+use crate::domain::priority::Priority;
 
-/// Newcomers between two steps. Admitting encodes a prompt, which holds up everyone who is being drawn.
-pub const ADMISSIONS_BETWEEN_STEPS_MAX: usize = 2;
+/// How many times its own duration a job lets others go first: with `arrival + patience × time left` as the moment it is
+/// due, short jobs pass long ones, and a long one is passed for so long only.
+pub const PATIENCE: f64 = 8.0;
 
-/// A picture the engine has admitted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Admitted {
-    /// Its job.
+/// Most work, in tokens, by which owners that both have something to draw may drift apart: a picture of four megapixels
+/// in fifty steps. The window is smaller where all pictures are.
+pub const FAIRNESS_WINDOW_WORK_MAX: f64 = 1.7e6;
+
+/// A job's place among its owner's jobs. The smaller one goes first.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rank {
+    /// What the client asked for.
+    pub priority: Priority,
+    /// Its deadline cannot be met any more: whatever else can be drawn is of more use.
+    pub is_hopeless: bool,
+    /// When it should be on its way, in seconds on any clock.
+    pub due_seconds: f64,
+}
+
+/// What a job's rank depends on, all on one clock.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Urgency {
+    /// What the client asked for.
+    pub priority: Priority,
+    /// When it was accepted.
+    pub arrived_seconds: f64,
+    /// When it is of no use any more.
+    pub deadline_seconds: Option<f64>,
+    /// What it still takes when it is drawn alone.
+    pub left_seconds: f64,
+}
+
+impl Urgency {
+    /// The rank at `now_seconds`.
+    #[must_use]
+    pub fn rank(&self, now_seconds: f64) -> Rank {
+        let patient = self.arrived_seconds + PATIENCE * self.left_seconds;
+        let latest_start = self.deadline_seconds.map(|deadline| deadline - self.left_seconds);
+        Rank {
+            priority: self.priority,
+            is_hopeless: latest_start.is_some_and(|start| start < now_seconds),
+            due_seconds: latest_start.map_or(patient, |start| start.min(patient)),
+        }
+    }
+}
+
+impl Rank {
+    /// Among jobs of one owner.
+    pub(super) fn order(&self, other: &Self) -> Ordering {
+        other.priority.cmp(&self.priority).then_with(|| self.order_between_owners(other))
+    }
+
+    /// What a client calls urgent is no concern of other owners.
+    fn order_between_owners(&self, other: &Self) -> Ordering {
+        self.is_hopeless.cmp(&other.is_hopeless).then(self.due_seconds.total_cmp(&other.due_seconds))
+    }
+}
+
+/// A job that waits or is being drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Candidate {
+    /// The job.
     pub id: JobId,
-    /// Steps done.
-    pub step: u32,
-    /// Steps in all.
-    pub steps: u32,
-    /// Tokens it adds to a step.
+    /// Whose it is.
+    pub owner: KeyId,
+    /// The owner's part of the device, next to the others'.
+    pub weight: f64,
+    /// Its place among its owner's jobs.
+    pub rank: Rank,
+    /// Tokens it adds to a step: what it takes of memory.
     pub step_tokens: usize,
-    /// The number of the turn it last moved in, or was admitted in. Smaller: has waited longer.
-    pub moved_in_turn: u64,
+    /// Work it adds to a step: what it takes of time.
+    pub step_work: f64,
+    /// Steps it still needs.
+    pub steps_left: u32,
+    /// Whether it may break the engine: it was at it when an engine broke, and takes nobody along a second time.
+    pub is_suspect: bool,
+    /// Whether the engine holds it.
+    pub is_admitted: bool,
+}
+
+/// What was done since the last step that was no step.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Asides {
+    /// Admissions and finishes.
+    pub count: usize,
+    /// How long they took.
+    pub seconds: f64,
 }
 
 /// All that the decision depends on.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PlannerState {
-    /// Who is first in line; the line is round robin between owners.
-    pub next_waiting: Option<JobId>,
-    /// Who is being drawn, in order of admission.
-    pub admitted: Vec<Admitted>,
-    /// Newcomers since the last step.
-    pub admissions_since_step: usize,
+#[derive(Debug, Clone, Copy)]
+pub struct PlannerState<'a> {
+    /// Who waits, and who has been admitted by this engine.
+    pub candidates: &'a [Candidate],
+    /// Who has had how much.
+    pub ledger: &'a Ledger,
+    /// What this engine is known to take for what.
+    pub costs: &'a CostModel,
+    /// What has held up those who are being drawn.
+    pub asides: Asides,
     /// Memory ran out: nobody is admitted before somebody leaves.
     pub admissions_blocked: bool,
+    /// Another engine has nothing to do: who waits is better off there.
+    pub others_idle: bool,
 }
 
 /// The next thing to do.
@@ -43,7 +130,7 @@ pub struct PlannerState {
 pub enum Action {
     /// Nothing to do.
     Idle,
-    /// Take the first in line.
+    /// Take this one in.
     Admit(JobId),
     /// One denoising step of each of these.
     Step(Vec<JobId>),
@@ -58,12 +145,35 @@ pub enum Reason {
     NothingToDo,
     /// A picture has done all its steps, and decoding it frees memory.
     PictureComplete,
-    /// There is room for the first in line.
-    RoomForNewcomer,
-    /// Everyone who is admitted steps.
+    /// It is among those who should step next.
+    ChosenForStep,
+    /// Everyone who could steps.
     EveryoneSteps,
-    /// Not everyone fits one step; those who have waited longest go first.
-    StepTokensReached,
+    /// More pictures in this step would save next to nothing and wait for each other.
+    PackingPaysNoMore,
+    /// More tokens do not fit the memory.
+    MemoryReached,
+    /// The engine holds no more pictures.
+    PicturesReached,
+    /// Somebody was there when an engine broke, and rides alone.
+    SuspectAlone,
+}
+
+impl Reason {
+    /// The word for it in logs and metrics.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NothingToDo => "nothing_to_do",
+            Self::PictureComplete => "picture_complete",
+            Self::ChosenForStep => "chosen_for_step",
+            Self::EveryoneSteps => "everyone_steps",
+            Self::PackingPaysNoMore => "packing_pays_no_more",
+            Self::MemoryReached => "memory_reached",
+            Self::PicturesReached => "pictures_reached",
+            Self::SuspectAlone => "suspect_alone",
+        }
+    }
 }
 
 /// An action and its reason.
@@ -76,197 +186,164 @@ pub struct Plan {
 }
 
 /// Decides the next action.
-///
-/// Nobody starves: in the line owners take turns, and who has waited longest for a step is always in the next
-/// one, so each picture moves at least once in as many steps as there are pictures.
 #[must_use]
-pub fn plan(state: &PlannerState, limits: &EngineLimits) -> Plan {
-    if let Some(complete) = state.admitted.iter().find(|picture| picture.step >= picture.steps) {
+pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
+    let admitted = choose_step(state, limits, |candidate| candidate.is_admitted);
+    if let Some(complete) = complete(state.candidates)
+        && (admitted.is_none() || has_time(state, state.costs.finish_seconds(complete.step_work)))
+    {
         return Plan { action: Action::Finish(complete.id), reason: Reason::PictureComplete };
     }
-    if let Some(newcomer) = state.next_waiting
-        && may_admit(state, limits)
-    {
-        return Plan { action: Action::Admit(newcomer), reason: Reason::RoomForNewcomer };
-    }
-    if state.admitted.is_empty() {
-        return Plan { action: Action::Idle, reason: Reason::NothingToDo };
-    }
-    choose_step(&state.admitted, limits)
-}
-
-fn may_admit(state: &PlannerState, limits: &EngineLimits) -> bool {
-    // An empty engine takes one whatever the limits say: else a limit of zero would stop everything without a word.
-    state.admitted.is_empty()
-        || (!state.admissions_blocked
-            && state.admitted.len() < limits.pictures_max
-            && state.admissions_since_step < ADMISSIONS_BETWEEN_STEPS_MAX)
-}
-
-fn choose_step(admitted: &[Admitted], limits: &EngineLimits) -> Plan {
-    let mut by_patience: Vec<&Admitted> = admitted.iter().collect();
-    // Stable: among equals the earlier admission goes first.
-    by_patience.sort_by_key(|picture| picture.moved_in_turn);
-    let mut tokens = 0;
-    let mut chosen = Vec::with_capacity(by_patience.len());
-    for picture in by_patience {
-        let fits = tokens + picture.step_tokens <= limits.step_tokens_max && chosen.len() < limits.pictures_max;
-        // The first goes even alone and too large: whether it fits is then the engine's to say, not ours to wait for.
-        if fits || chosen.is_empty() {
-            tokens += picture.step_tokens;
-            chosen.push(picture.id);
+    if may_admit_anybody(state, limits) {
+        let everybody = choose_step(state, limits, |_| true);
+        let mut newcomers = everybody.iter().flat_map(|step| &step.chosen).filter(|chosen| !chosen.is_admitted);
+        if let Some(newcomer) = newcomers.find(|newcomer| has_place(state, limits, newcomer.owner)) {
+            return Plan { action: Action::Admit(newcomer.id), reason: Reason::ChosenForStep };
         }
     }
-    let reason = if chosen.len() == admitted.len() { Reason::EveryoneSteps } else { Reason::StepTokensReached };
-    Plan { action: Action::Step(chosen), reason }
+    match admitted {
+        Some(step) => Plan {
+            action: Action::Step(step.chosen.iter().map(|candidate| candidate.id).collect()),
+            reason: step.stopped,
+        },
+        None => Plan { action: Action::Idle, reason: Reason::NothingToDo },
+    }
+}
+
+/// Who has done all steps; of several, the one that is due first.
+fn complete(candidates: &[Candidate]) -> Option<&Candidate> {
+    let complete = candidates.iter().filter(|candidate| candidate.is_admitted && candidate.steps_left == 0);
+    complete.min_by(|one, other| one.rank.order(&other.rank))
+}
+
+/// Whether those who are being drawn can wait for something of so many seconds: for one thing at least, and else for as
+/// long as one step of theirs.
+fn has_time(state: &PlannerState<'_>, seconds: f64) -> bool {
+    let step_work = state.costs.packed_work();
+    state.asides.count == 0 || state.asides.seconds + seconds <= state.costs.step_seconds(step_work)
+}
+
+fn may_admit_anybody(state: &PlannerState<'_>, limits: &EngineLimits) -> bool {
+    let admitted = state.candidates.iter().filter(|candidate| candidate.is_admitted).count();
+    // An empty engine takes one whatever the limits say: else a limit of zero would stop everything without a word.
+    admitted == 0
+        || (!state.admissions_blocked
+            && !state.others_idle
+            && admitted < limits.pictures_max
+            && has_time(state, state.costs.admit_seconds()))
+}
+
+/// Whether an owner may have one more picture in the engine: the last place is for those who have none there, so that
+/// nobody fills it with pictures that are begun and wait.
+fn has_place(state: &PlannerState<'_>, limits: &EngineLimits, owner: KeyId) -> bool {
+    let admitted = || state.candidates.iter().filter(|candidate| candidate.is_admitted);
+    admitted().count() + 1 < limits.pictures_max || admitted().all(|candidate| candidate.owner != owner)
+}
+
+struct ChosenStep<'a> {
+    /// At least one.
+    chosen: Vec<&'a Candidate>,
+    stopped: Reason,
+}
+
+/// Who of those that are `wanted` should step next; `None` when there is nobody.
+fn choose_step<'a>(
+    state: &PlannerState<'a>,
+    limits: &EngineLimits,
+    wanted: impl Fn(&Candidate) -> bool,
+) -> Option<ChosenStep<'a>> {
+    let could_step = state.candidates.iter().filter(|candidate| candidate.steps_left > 0 && wanted(candidate));
+    let mut turns = Turns::new(could_step, state.ledger);
+    let packed_work = state.costs.packed_work();
+    let mut step = ChosenStep { chosen: Vec::new(), stopped: Reason::EveryoneSteps };
+    let (mut tokens, mut work) = (0, 0.0);
+    while let Some(next) = turns.next() {
+        // The first goes even alone and too large: whether it fits is then the engine's to say, not ours to wait for.
+        let refusal = if step.chosen.is_empty() {
+            None
+        } else if next.is_suspect || step.chosen[0].is_suspect {
+            Some(Reason::SuspectAlone)
+        } else if step.chosen.len() >= limits.pictures_max {
+            Some(Reason::PicturesReached)
+        } else if tokens + next.step_tokens > limits.step_tokens_max {
+            Some(Reason::MemoryReached)
+        } else if work + next.step_work > packed_work {
+            Some(Reason::PackingPaysNoMore)
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
+            // Who is smaller may still fit, but not of the same owner: it would be served all the time, and never be so far
+            // behind that what does not fit here comes first. Where it is first, its jobs go by rank anyway.
+            step.stopped = reason;
+            if step.chosen[0].owner != next.owner {
+                turns.pass(next.owner);
+            }
+            continue;
+        }
+        tokens += next.step_tokens;
+        work += next.step_work;
+        turns.serve(next);
+        step.chosen.push(next);
+    }
+    (!step.chosen.is_empty()).then_some(step)
+}
+
+/// The order in which candidates come up, owner by owner.
+struct Turns<'a> {
+    owners: BTreeMap<KeyId, OwnerTurns<'a>>,
+    window_work: f64,
+}
+
+struct OwnerTurns<'a> {
+    behind: f64,
+    /// The best rank last.
+    candidates: Vec<&'a Candidate>,
+}
+
+impl<'a> Turns<'a> {
+    fn new(candidates: impl Iterator<Item = &'a Candidate>, ledger: &Ledger) -> Self {
+        let mut owners: BTreeMap<KeyId, OwnerTurns<'a>> = BTreeMap::new();
+        let mut window_work: f64 = 0.0;
+        for candidate in candidates {
+            window_work = window_work.max(candidate.step_work * f64::from(candidate.steps_left));
+            let new = || OwnerTurns { behind: ledger.behind(candidate.owner), candidates: Vec::new() };
+            owners.entry(candidate.owner).or_insert_with(new).candidates.push(candidate);
+        }
+        for owner in owners.values_mut() {
+            owner.candidates.sort_by(|one, other| one.rank.order(&other.rank));
+            // The best comes last; of two alike, the one that came first.
+            owner.candidates.reverse();
+        }
+        Self { owners, window_work: window_work.min(FAIRNESS_WINDOW_WORK_MAX) }
+    }
+
+    /// The best of those whose owners are not much less behind than the one that is most.
+    fn next(&mut self) -> Option<&'a Candidate> {
+        let waiting = || self.owners.values().filter(|owner| !owner.candidates.is_empty());
+        let most_behind = waiting().map(|owner| owner.behind).max_by(f64::total_cmp)?;
+        let first = self
+            .owners
+            .iter()
+            .filter(|(_, owner)| owner.behind >= most_behind - self.window_work)
+            .filter_map(|(id, owner)| owner.candidates.last().map(|candidate| (*id, candidate.rank)))
+            .min_by(|(_, one), (_, other)| one.order_between_owners(other));
+        let (owner, _) = first?;
+        self.owners.get_mut(&owner)?.candidates.pop()
+    }
+
+    /// Leaves out the rest of an owner's candidates.
+    fn pass(&mut self, owner: KeyId) {
+        self.owners.remove(&owner);
+    }
+
+    /// Counts a step of this one against its owner.
+    fn serve(&mut self, candidate: &Candidate) {
+        if let Some(owner) = self.owners.get_mut(&candidate.owner) {
+            owner.behind -= candidate.step_work / candidate.weight;
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::VecDeque;
-
-    use super::*;
-
-    const LIMITS: EngineLimits = EngineLimits { pictures_max: 3, step_tokens_max: 100 };
-
-    struct Bench {
-        waiting: VecDeque<(JobId, u32, usize)>,
-        state: PlannerState,
-        names: Vec<JobId>,
-        turn: u64,
-    }
-
-    impl Bench {
-        /// Jobs of (steps, tokens per step), named a, b, c … in the trace.
-        fn new(jobs: &[(u32, usize)]) -> Self {
-            let mut bench =
-                Self { waiting: VecDeque::new(), state: PlannerState::default(), names: Vec::new(), turn: 0 };
-            for job in jobs {
-                bench.arrive(*job);
-            }
-            bench
-        }
-
-        fn arrive(&mut self, (steps, tokens): (u32, usize)) {
-            let id = JobId::generate();
-            self.names.push(id);
-            self.waiting.push_back((id, steps, tokens));
-        }
-
-        fn name(&self, id: JobId) -> char {
-            let place = self.names.iter().position(|known| *known == id).expect("a job of this bench");
-            char::from(b'a' + place as u8)
-        }
-
-        /// Plans once and does it. `+a` admit, `a` finish as `!a`, a step as `[ab]`, idle as `.`.
-        fn turn(&mut self, limits: &EngineLimits) -> String {
-            self.turn += 1;
-            self.state.next_waiting = self.waiting.front().map(|job| job.0);
-            match plan(&self.state, limits).action {
-                Action::Idle => ".".into(),
-                Action::Admit(id) => {
-                    let (first, steps, step_tokens) = self.waiting.pop_front().expect("somebody waits");
-                    assert_eq!(first, id);
-                    let moved_in_turn = self.turn;
-                    self.state.admitted.push(Admitted { id, step: 0, steps, step_tokens, moved_in_turn });
-                    self.state.admissions_since_step += 1;
-                    format!("+{}", self.name(id))
-                }
-                Action::Step(ids) => {
-                    self.state.admissions_since_step = 0;
-                    for picture in self.state.admitted.iter_mut().filter(|picture| ids.contains(&picture.id)) {
-                        picture.step += 1;
-                        picture.moved_in_turn = self.turn;
-                    }
-                    let mut names: Vec<char> = ids.iter().map(|id| self.name(*id)).collect();
-                    names.sort_unstable();
-                    format!("[{}]", names.into_iter().collect::<String>())
-                }
-                Action::Finish(id) => {
-                    self.state.admitted.retain(|picture| picture.id != id);
-                    self.state.admissions_blocked = false;
-                    format!("!{}", self.name(id))
-                }
-            }
-        }
-
-        fn run(&mut self, limits: &EngineLimits) -> String {
-            let mut trace = Vec::new();
-            loop {
-                let action = self.turn(limits);
-                if action == "." || trace.len() > 1000 {
-                    return trace.join(" ");
-                }
-                trace.push(action);
-            }
-        }
-    }
-
-    #[test]
-    fn nothing_to_do_is_idle() {
-        let nothing = plan(&PlannerState::default(), &LIMITS);
-        assert_eq!(nothing, Plan { action: Action::Idle, reason: Reason::NothingToDo });
-    }
-
-    #[test]
-    fn one_job_is_admitted_stepped_and_finished() {
-        assert_eq!(Bench::new(&[(2, 10)]).run(&LIMITS), "+a [a] [a] !a");
-    }
-
-    #[test]
-    fn a_late_comer_joins_between_two_steps() {
-        let mut bench = Bench::new(&[(3, 10)]);
-        assert_eq!((bench.turn(&LIMITS), bench.turn(&LIMITS)), ("+a".into(), "[a]".into()));
-        bench.arrive((2, 10));
-        assert_eq!(bench.run(&LIMITS), "+b [ab] [ab] !a !b");
-    }
-
-    #[test]
-    fn only_a_few_are_admitted_between_two_steps() {
-        assert_eq!(Bench::new(&[(2, 10), (2, 10), (1, 10)]).run(&LIMITS), "+a +b [ab] +c [abc] !a !b !c");
-    }
-
-    #[test]
-    fn the_line_is_first_come_first_served_and_bounded_by_places() {
-        let limits = EngineLimits { pictures_max: 1, ..LIMITS };
-        assert_eq!(Bench::new(&[(1, 10), (1, 10)]).run(&limits), "+a [a] !a +b [b] !b");
-    }
-
-    #[test]
-    fn a_step_holds_as_many_tokens_as_fit_and_nobody_starves() {
-        let trace = Bench::new(&[(2, 60), (2, 60), (2, 30)]).run(&LIMITS);
-        assert_eq!(trace, "+a +b [a] +c [bc] [ac] !a !c [b] !b");
-    }
-
-    #[test]
-    fn a_picture_larger_than_a_step_goes_alone() {
-        assert_eq!(Bench::new(&[(1, 500), (1, 10)]).run(&LIMITS), "+a +b [a] !a [b] !b");
-    }
-
-    #[test]
-    fn after_memory_ran_out_nobody_is_admitted_until_somebody_left() {
-        let mut bench = Bench::new(&[(2, 10)]);
-        bench.turn(&LIMITS);
-        bench.state.admissions_blocked = true;
-        bench.arrive((1, 10));
-        assert_eq!(bench.run(&LIMITS), "[a] [a] !a +b [b] !b");
-    }
-
-    #[test]
-    fn every_picture_moves_within_as_many_steps_as_there_are_pictures() {
-        let limits = EngineLimits { pictures_max: 8, step_tokens_max: 100 };
-        let mut bench = Bench::new(&[(40, 90), (40, 10), (40, 50), (40, 70), (40, 100), (40, 20), (40, 30), (40, 60)]);
-        let mut since_moved = [0; 8];
-        for _ in 0..200 {
-            let action = bench.turn(&limits);
-            if !action.starts_with('[') {
-                continue;
-            }
-            for picture in &bench.state.admitted {
-                let place = usize::from(bench.name(picture.id) as u8 - b'a');
-                since_moved[place] = if picture.moved_in_turn == bench.turn { 0 } else { since_moved[place] + 1 };
-                assert!(since_moved[place] < 8, "{place} waited {} steps", since_moved[place]);
-            }
-        }
-    }
-}
+mod tests;

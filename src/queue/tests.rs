@@ -1,13 +1,13 @@
 //! One engine's queue from outside, with a pretended engine that steps when the test lets it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::event::{JobEvents, JobFailure, QueueEvent};
-use super::{EngineState, Queue, QueueSettings, ReserveError};
+use super::{CancelCause, EngineFactory, EngineState, Queue, QueueSettings, ReserveError, Terms};
 use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::spec::{GenerateParams, GenerateSpec};
@@ -21,11 +21,16 @@ fn spec() -> GenerateSpec {
     GenerateSpec::new(params, &card).expect("valid")
 }
 
-/// Steps once for each message; without a sender, as often as it is told to.
+/// Steps once for each message, as soon as it is shut; without a sender, as often as it is told to.
 struct Gated {
-    gate: Arc<Mutex<mpsc::Receiver<()>>>,
+    gate: Arc<Gate>,
     pictures: BTreeMap<Slot, GenerateSpec>,
     slots: u64,
+}
+
+struct Gate {
+    is_shut: AtomicBool,
+    messages: Mutex<mpsc::Receiver<()>>,
 }
 
 impl StepEngine for Gated {
@@ -40,9 +45,9 @@ impl StepEngine for Gated {
     }
 
     fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
-        // The warm-up picture passes.
-        if self.slots > 1 {
-            let _ = self.gate.lock().expect("one engine at a time").recv();
+        // The warm-up pictures pass.
+        if self.gate.is_shut.load(Ordering::Relaxed) {
+            let _ = self.gate.messages.lock().expect("one engine at a time").recv();
         }
         Ok(())
     }
@@ -50,7 +55,7 @@ impl StepEngine for Gated {
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
         let spec = self.pictures.remove(&slot).expect("admitted");
         let bytes = spec.width() as usize * spec.height() as usize * 3;
-        Ok(RgbImage::new(spec.width(), spec.height(), vec![0; bytes]).expect("three bytes per pixel"))
+        Ok(RgbImage::new(spec.width(), spec.height(), vec![1; bytes]).expect("three bytes per pixel"))
     }
 
     fn release(&mut self, slot: Slot) {
@@ -75,15 +80,22 @@ async fn ready(queue: &Queue) {
     tokio::time::timeout(PATIENCE, reached).await.expect("in time").expect("a queue");
 }
 
+/// A factory of gated engines, and what opens their gate.
+fn gate() -> (Arc<Gate>, mpsc::Sender<()>) {
+    let (steps, messages) = mpsc::channel();
+    (Arc::new(Gate { is_shut: AtomicBool::new(false), messages: Mutex::new(messages) }), steps)
+}
+
+fn gated_engine(gate: &Arc<Gate>) -> Box<dyn StepEngine> {
+    Box::new(Gated { gate: Arc::clone(gate), pictures: BTreeMap::new(), slots: 0 })
+}
+
 async fn gated() -> (Queue, mpsc::Sender<()>) {
-    let (steps, gate) = mpsc::channel();
-    let gate = Arc::new(Mutex::new(gate));
-    let build = move || {
-        let gate = Arc::clone(&gate);
-        Ok(Box::new(Gated { gate, pictures: BTreeMap::new(), slots: 0 }) as Box<dyn StepEngine>)
-    };
-    let queue = Queue::start(settings(), Box::new(build)).expect("a thread");
+    let (gate, steps) = gate();
+    let shut = Arc::clone(&gate);
+    let queue = Queue::start(&settings(), vec![Box::new(move || Ok(gated_engine(&gate)))]).expect("a thread");
     ready(&queue).await;
+    shut.is_shut.store(true, Ordering::Relaxed);
     (queue, steps)
 }
 
@@ -104,10 +116,10 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 async fn a_cancelled_picture_stands_nowhere_while_the_engine_idles() {
     let (queue, steps) = gated().await;
     let id = JobId::generate();
-    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(id, spec());
+    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(id, spec(), Terms::default());
     assert_eq!(next(&mut events).await, Some(QueueEvent::Started));
     assert!(queue.standing(id).is_some());
-    queue.cancel(id);
+    queue.cancel(id, CancelCause::Request);
     steps.send(()).expect("an engine");
     while next(&mut events).await.is_some_and(|event| event != QueueEvent::Canceled) {}
     until("it has left", || queue.standing(id).is_none()).await;
@@ -115,24 +127,23 @@ async fn a_cancelled_picture_stands_nowhere_while_the_engine_idles() {
 }
 
 /// A queue whose engine cannot be built for the first `failures` times.
-fn reluctant(settings: QueueSettings, failures: u32) -> (Queue, mpsc::Sender<()>) {
-    let (steps, gate) = mpsc::channel();
-    let (gate, tries) = (Arc::new(Mutex::new(gate)), AtomicU32::new(0));
+fn reluctant(settings: &QueueSettings, failures: u32) -> Queue {
+    let (gate, _) = gate();
+    let tries = AtomicU32::new(0);
     let build = move || {
         if tries.fetch_add(1, Ordering::Relaxed) < failures {
             return Err(EngineError::Fatal("the device fell off the bus".into()));
         }
-        let gate = Arc::clone(&gate);
-        Ok(Box::new(Gated { gate, pictures: BTreeMap::new(), slots: 0 }) as Box<dyn StepEngine>)
+        Ok(gated_engine(&gate))
     };
-    (Queue::start(settings, Box::new(build)).expect("a thread"), steps)
+    Queue::start(settings, vec![Box::new(build)]).expect("a thread")
 }
 
 #[tokio::test]
 async fn an_engine_is_built_until_it_stands_and_jobs_wait_for_it() {
-    let (queue, steps) = reluctant(settings(), 20);
-    drop(steps);
-    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec());
+    let queue = reluctant(&settings(), 20);
+    let mut events =
+        queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), Terms::default());
     let mut state = queue.state();
     let failed = state.wait_for(|state| matches!(state, EngineState::Rebuilding { builds_failed: 5.., .. })).await;
     let EngineState::Rebuilding { cause, .. } = failed.expect("a queue").clone() else { unreachable!() };
@@ -144,8 +155,9 @@ async fn an_engine_is_built_until_it_stands_and_jobs_wait_for_it() {
 
 #[tokio::test]
 async fn jobs_do_not_wait_for_ever_for_an_engine_that_cannot_be_built() {
-    let (queue, _steps) = reluctant(QueueSettings { outage_max: Duration::from_millis(50), ..settings() }, u32::MAX);
-    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec());
+    let queue = reluctant(&QueueSettings { outage_max: Duration::from_millis(50), ..settings() }, u32::MAX);
+    let mut events =
+        queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), Terms::default());
     let Some(QueueEvent::Failed(failure)) = next(&mut events).await else { panic!("it must fail") };
     assert_eq!(failure.code, JobFailure::ENGINE_UNAVAILABLE);
     queue.close();
@@ -154,8 +166,9 @@ async fn jobs_do_not_wait_for_ever_for_an_engine_that_cannot_be_built() {
 #[tokio::test]
 async fn a_place_is_held_until_the_listener_is_done() {
     let (queue, steps) = gated().await;
-    let mut all: Vec<JobEvents> =
-        (0..4).map(|_| queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec())).collect();
+    let mut all: Vec<JobEvents> = (0..4)
+        .map(|_| queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), Terms::default()))
+        .collect();
     drop(steps);
     for events in &mut all {
         while next(events).await.is_some() {}
@@ -180,5 +193,71 @@ async fn one_owner_gets_half_of_the_places() {
     drop(others);
     let again = queue.reserve(greedy).expect("a place");
     drop((second, accepted_before, again));
+    queue.close();
+}
+
+/// How many engines have a picture.
+fn drawing(queue: &Queue) -> usize {
+    queue.load().drawing
+}
+
+#[tokio::test]
+async fn two_engines_draw_from_one_line_and_one_that_is_dead_harms_nobody() {
+    let (gate, steps) = gate();
+    let shut = Arc::clone(&gate);
+    let sound = move || Ok(gated_engine(&gate));
+    let dead = || Err(EngineError::Fatal("the device fell off the bus".into()));
+    let factories: Vec<EngineFactory> = vec![Box::new(sound.clone()), Box::new(dead), Box::new(sound)];
+    let queue = Queue::start(&settings(), factories).expect("threads");
+    until("two are ready", || queue.engines() == (2, 3)).await;
+    shut.is_shut.store(true, Ordering::Relaxed);
+    let submit =
+        || queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), Terms::default());
+    let (mut first, mut second) = (submit(), submit());
+    for events in [&mut first, &mut second] {
+        assert_eq!(next(events).await, Some(QueueEvent::Started), "one each, before anybody has stepped");
+    }
+    assert_eq!(drawing(&queue), 2);
+    drop(steps);
+    for events in [&mut first, &mut second] {
+        while next(events).await.is_some_and(|event| !matches!(event, QueueEvent::Finished(_))) {}
+    }
+    assert_eq!(*queue.state().borrow(), EngineState::Ready, "with one of three dead");
+    queue.close();
+}
+
+#[tokio::test]
+async fn a_deadline_ends_a_job_that_waits_and_one_that_is_drawn() {
+    let (queue, steps) = gated().await;
+    let terms = Terms { deadline: Some(Instant::now() + Duration::from_millis(100)), ..Terms::default() };
+    let submit = |terms| queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), terms);
+    let mut drawn = submit(terms);
+    assert_eq!(next(&mut drawn).await, Some(QueueEvent::Started));
+    let mut waits = submit(terms);
+    let mut patient = submit(Terms::default());
+    tokio::time::sleep(Duration::from_millis(120)).await;
+    steps.send(()).expect("an engine");
+    for events in [&mut drawn, &mut waits] {
+        let failure = loop {
+            match next(events).await {
+                Some(QueueEvent::Failed(failure)) => break failure,
+                Some(QueueEvent::Started | QueueEvent::Step { .. }) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(failure.code, JobFailure::DEADLINE_PASSED);
+    }
+    drop(steps);
+    while next(&mut patient).await.is_some_and(|event| !matches!(event, QueueEvent::Finished(_))) {}
+    queue.close();
+}
+
+#[tokio::test]
+async fn a_deadline_passes_also_while_there_is_no_engine() {
+    let queue = reluctant(&settings(), u32::MAX);
+    let terms = Terms { deadline: Some(Instant::now() + Duration::from_millis(20)), ..Terms::default() };
+    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), terms);
+    let Some(QueueEvent::Failed(failure)) = next(&mut events).await else { panic!("it must fail") };
+    assert_eq!(failure.code, JobFailure::DEADLINE_PASSED);
     queue.close();
 }

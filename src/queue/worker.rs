@@ -1,30 +1,40 @@
-//! The engine's own thread: builds the engine, does what the planner says, and survives what the engine does.
+//! An engine's own thread: builds the engine, does what the planner says, and survives what the engine does.
 //!
 //! Newcomers and cancellations are looked at between any two actions, so a late comer joins the next step and a
 //! cancelled picture is not in it.
+
+mod faults;
+mod warm_up;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::cost::WorkScale;
+use super::entry::{Entry, Shown};
 use super::event::{JobFailure, QueueEvent};
 use super::guarded::GuardedEngine;
-use super::line::{Entry, Line};
-use super::planner::{Action, Admitted, PlannerState, plan};
-use super::{EngineFactory, EngineState, QueueSettings};
+use super::ledger::Share;
+use super::line::{Line, News};
+use super::planner::{Action, Asides, PlannerState, Reason, plan};
+use super::{CancelCause, EngineFactory, EngineState, QueueSettings};
 use crate::domain::engine::{EngineError, Slot};
 use crate::domain::ids::JobId;
 use crate::telemetry::metrics;
+use faults::end_failed;
 
-/// How often one job is begun anew to make room for others before it fails.
-const RESTARTS_MAX: u32 = 3;
+/// How often the deadlines of those in line are looked at while there is no engine.
+const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The engine is of no use any more, and why.
-struct Broken(String);
+/// The engine is of no use any more: why, and which jobs it was at.
+pub(super) struct Broken {
+    cause: String,
+    at: Vec<JobId>,
+}
 
 impl From<EngineError> for Broken {
     fn from(error: EngineError) -> Self {
-        Self(error.to_string())
+        Self { cause: error.to_string(), at: Vec::new() }
     }
 }
 
@@ -35,15 +45,28 @@ struct Drawing {
 
 pub(super) struct Worker {
     line: Arc<Line>,
+    engine: usize,
     settings: QueueSettings,
     drawings: HashMap<JobId, Drawing>,
-    state: PlannerState,
-    turn: u64,
+    /// As in `drawings`, in order of admission.
+    admitted: Vec<Shown>,
+    asides: Asides,
+    admissions_blocked: bool,
+    scale: WorkScale,
 }
 
 impl Worker {
-    pub(super) fn new(line: Arc<Line>, settings: QueueSettings) -> Self {
-        Self { line, settings, drawings: HashMap::new(), state: PlannerState::default(), turn: 0 }
+    pub(super) fn new(line: Arc<Line>, engine: usize, settings: QueueSettings) -> Self {
+        Self {
+            line,
+            engine,
+            settings,
+            drawings: HashMap::new(),
+            admitted: Vec::new(),
+            asides: Asides::default(),
+            admissions_blocked: false,
+            scale: WorkScale { attention_balance_tokens: usize::MAX },
+        }
     }
 
     /// Builds engines and serves with them until the queue is closed.
@@ -51,14 +74,12 @@ impl Worker {
         let model = self.settings.model.clone();
         let mut delay = self.settings.rebuild_delay;
         let mut builds_failed: u32 = 0;
-        let mut down_since = Instant::now();
         loop {
             let broken = match self.build(factory) {
                 Ok(engine) => {
                     (builds_failed, delay) = (0, self.settings.rebuild_delay);
-                    self.line.set_state(EngineState::Ready);
+                    self.line.set_state(self.engine, EngineState::Ready);
                     let Err(broken) = self.serve(engine) else { break };
-                    down_since = Instant::now();
                     broken
                 }
                 Err(broken) => {
@@ -66,106 +87,164 @@ impl Worker {
                     broken
                 }
             };
-            let Broken(cause) = broken;
-            tracing::error!(%model, cause, builds_failed, "the engine failed and is built again");
-            self.fail_all();
-            if down_since.elapsed() >= self.settings.outage_max {
-                self.line.fail_waiting();
-            }
-            self.line.set_state(EngineState::Rebuilding { cause, builds_failed });
+            let Broken { cause, at } = broken;
+            tracing::error!(%model, engine = self.engine, cause, builds_failed, "the engine failed and is built again");
+            self.line.set_state(self.engine, EngineState::Rebuilding { cause, builds_failed });
+            self.let_all_go(&at);
             metrics::engine_rebuilt(model.as_str());
-            if !self.line.sleep(delay) {
+            if !self.wait_out(delay) {
                 break;
             }
             delay = delay.saturating_mul(2).min(self.settings.rebuild_delay_max);
         }
     }
 
-    /// Builds an engine and has it draw: only an engine that has drawn is ready.
-    fn build(&self, factory: &EngineFactory) -> Result<GuardedEngine, Broken> {
+    /// Waits before the next attempt; `false` when the queue was closed. Those in line have no engine to look after them
+    /// now, unless there is another one.
+    fn wait_out(&self, delay: Duration) -> bool {
+        let until = Instant::now() + delay;
+        loop {
+            self.line.end_late();
+            if self.line.down_for() >= self.settings.outage_max {
+                self.line.fail_waiting();
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if !self.line.sleep(left.min(DEADLINE_CHECK_INTERVAL)) {
+                return false;
+            }
+            if left <= DEADLINE_CHECK_INTERVAL {
+                return true;
+            }
+        }
+    }
+
+    /// Builds an engine and has it draw: only an engine that has drawn is ready, and what it took is known by then.
+    fn build(&mut self, factory: &EngineFactory) -> Result<GuardedEngine, Broken> {
         let started = Instant::now();
         let mut engine = GuardedEngine::build(factory)?;
-        let warm_up = &self.settings.warm_up;
-        let slot = engine.admit(warm_up)?;
-        for _ in 0..warm_up.steps() {
-            let step_started = Instant::now();
-            engine.step(&[slot])?;
-            self.line.note_cost(warm_up.step_tokens(), step_started.elapsed());
-        }
-        engine.finish(slot)?;
-        tracing::info!(model = %self.settings.model, seconds = started.elapsed().as_secs_f64(), "the engine has drawn");
+        self.scale = WorkScale { attention_balance_tokens: engine.attention_balance_tokens()? };
+        let costs = warm_up::draw(&mut engine, &self.settings.warm_up, self.scale)?;
+        self.line.set_costs(self.engine, costs, self.scale);
+        tracing::info!(
+            model = %self.settings.model,
+            engine = self.engine,
+            seconds = started.elapsed().as_secs_f64(),
+            step_overhead_seconds = costs.step_seconds(0.0),
+            seconds_per_kilotoken = costs.step_seconds(1000.0) - costs.step_seconds(0.0),
+            packed_tokens = costs.packed_work(),
+            "the engine has drawn"
+        );
         Ok(engine)
     }
 
     /// Serves until the queue is closed (`Ok`) or the engine breaks.
     fn serve(&mut self, mut engine: GuardedEngine) -> Result<(), Broken> {
         loop {
-            if self.catch_up(&mut engine)? {
-                return Ok(());
-            }
-            let plan = plan(&self.state, &engine.limits()?);
+            let Some(news) = self.catch_up(&mut engine)? else { return Ok(()) };
+            let state = PlannerState {
+                candidates: &news.candidates,
+                ledger: &news.ledger,
+                costs: &news.costs,
+                asides: self.asides,
+                admissions_blocked: self.admissions_blocked,
+                others_idle: news.others_idle,
+            };
+            let plan = plan(&state, &engine.limits()?);
             tracing::trace!(?plan, "planned");
-            self.turn += 1;
             match plan.action {
-                Action::Idle => self.line.wait_for_work(),
+                Action::Idle => self.line.wait_for_work(self.engine),
                 Action::Admit(id) => self.admit(&mut engine, id)?,
-                Action::Step(ids) => self.step(&mut engine, ids)?,
+                Action::Step(ids) => self.step(&mut engine, ids, plan.reason)?,
                 Action::Finish(id) => self.finish(&mut engine, id)?,
             }
         }
     }
 
-    /// Takes the news and lets go of cancelled pictures. `true`: the queue is closed.
-    fn catch_up(&mut self, engine: &mut GuardedEngine) -> Result<bool, Broken> {
-        let news = self.line.take_news();
-        self.state.next_waiting = news.next_waiting;
-        for id in news.cancels {
-            if let Some(drawing) = self.leave(id) {
-                drawing.entry.events.end(QueueEvent::Canceled);
-                engine.release(drawing.slot)?;
-            } else {
-                // Put back into the line between the wish and now.
-                self.line.cancel(id);
+    /// Lets go of pictures that are cancelled or late, then takes the news. `None`: the queue is closed.
+    fn catch_up(&mut self, engine: &mut GuardedEngine) -> Result<Option<News>, Broken> {
+        let now = Instant::now();
+        let is_late = |shown: &&Shown| shown.terms.deadline.is_some_and(|deadline| deadline <= now);
+        let late: Vec<JobId> = self.admitted.iter().filter(is_late).map(|shown| shown.id).collect();
+        for drawing in late.into_iter().filter_map(|id| self.leave(id)).collect::<Vec<_>>() {
+            drawing.entry.end_late();
+            engine.release(drawing.slot)?;
+        }
+        loop {
+            // Before the news: who has left must not be planned with, and before a sleep nobody else would come by to
+            // strike them out.
+            self.line.show(self.engine, &self.admitted);
+            let news = self.line.take_news(self.engine);
+            if news.cancels.is_empty() {
+                self.line.count(self.settings.model.as_str());
+                return Ok((!news.closed).then_some(news));
+            }
+            for (id, cause) in news.cancels {
+                self.cancel(engine, id, cause)?;
             }
         }
-        // Only now: before a sleep, nobody would come by to strike out those who have just left.
-        self.show(news.waiting);
-        Ok(news.closed)
     }
 
-    fn admit(&mut self, engine: &mut GuardedEngine, id: JobId) -> Result<(), Broken> {
-        let tokens_max = engine.limits()?.step_tokens_max;
-        let Some(entry) = self.line.take_first(id) else {
-            return Ok(());
-        };
-        self.state.admissions_since_step += 1;
-        let (steps, step_tokens) = (entry.spec.steps(), entry.spec.step_tokens());
-        if step_tokens > tokens_max {
-            let reason = format!("it takes {step_tokens} tokens per step, and this device holds {tokens_max}");
-            entry.fail(JobFailure::OUT_OF_MEMORY, reason);
-            return Ok(());
-        }
-        let started = Instant::now();
-        match engine.admit(&entry.spec) {
-            Ok(slot) => {
-                entry.events.worked(started.elapsed());
-                entry.events.started();
-                self.state.admitted.push(Admitted { id, step: 0, steps, step_tokens, moved_in_turn: self.turn });
-                self.drawings.insert(id, Drawing { entry, slot });
-            }
-            Err(EngineError::OutOfMemory(_)) if !self.drawings.is_empty() => {
-                self.state.admissions_blocked = true;
-                self.line.put_back(entry);
-            }
-            Err(error) => return end_failed(entry, error),
+    fn cancel(&mut self, engine: &mut GuardedEngine, id: JobId, cause: CancelCause) -> Result<(), Broken> {
+        if let Some(drawing) = self.leave(id) {
+            metrics::job_canceled(cause.as_str());
+            drawing.entry.events.end(QueueEvent::Canceled);
+            engine.release(drawing.slot)?;
+        } else {
+            // Put back into the line between the wish and now.
+            self.line.cancel(id, cause);
         }
         Ok(())
     }
 
-    /// One step of `ids`. Where the engine refuses the set, the first half of it, down to one picture; the others then
-    /// have waited longest and are first in the next step.
-    fn step(&mut self, engine: &mut GuardedEngine, mut ids: Vec<JobId>) -> Result<(), Broken> {
-        self.state.admissions_since_step = 0;
+    fn admit(&mut self, engine: &mut GuardedEngine, id: JobId) -> Result<(), Broken> {
+        let tokens_max = engine.limits()?.step_tokens_max;
+        let Some(entry) = self.line.take(self.engine, id) else {
+            return Ok(());
+        };
+        let shown = Shown::new(&entry, self.scale);
+        if shown.step_tokens > tokens_max {
+            let reason = format!("it takes {} tokens per step, and this device holds {tokens_max}", shown.step_tokens);
+            entry.fail(JobFailure::OUT_OF_MEMORY, reason);
+            return Ok(());
+        }
+        let started = Instant::now();
+        let admitted = engine.admit(&entry.spec);
+        let took = self.note_aside(started);
+        metrics::admitted(self.settings.model.as_str(), entry.arrived.elapsed(), took);
+        match admitted {
+            Ok(slot) => {
+                self.line.update_costs(self.engine, |costs| costs.note_admission(took));
+                entry.events.worked(took);
+                entry.events.started();
+                self.admitted.push(shown);
+                self.drawings.insert(id, Drawing { entry, slot });
+            }
+            Err(EngineError::OutOfMemory(_)) if !self.drawings.is_empty() => {
+                self.admissions_blocked = true;
+                self.line.put_back(entry);
+            }
+            Err(EngineError::Fatal(cause)) => {
+                // The only one it was at.
+                self.begin_again_elsewhere(entry, true);
+                return Err(Broken { cause, at: Vec::new() });
+            }
+            Err(error) => end_failed(entry, &error),
+        }
+        Ok(())
+    }
+
+    fn note_aside(&mut self, started: Instant) -> Duration {
+        let took = started.elapsed();
+        self.asides.count += 1;
+        self.asides.seconds += took.as_secs_f64();
+        took
+    }
+
+    /// One step of `ids`. Where the engine refuses the set, the first half of it, down to one picture; the others are
+    /// next.
+    fn step(&mut self, engine: &mut GuardedEngine, mut ids: Vec<JobId>, reason: Reason) -> Result<(), Broken> {
+        self.asides = Asides::default();
+        metrics::step_planned(self.settings.model.as_str(), reason.as_str(), ids.len());
         loop {
             let slots: Vec<Slot> = ids.iter().map(|id| self.drawings[id].slot).collect();
             let started = Instant::now();
@@ -174,15 +253,15 @@ impl Worker {
                     self.note_step(&ids, started.elapsed());
                     return self.show_previews(engine, &ids);
                 }
-                Err(error @ (EngineError::OutOfMemory(_) | EngineError::Request(_))) if ids.len() > 1 => {
+                Err(EngineError::Fatal(cause)) => return Err(Broken { cause, at: ids }),
+                Err(error) if ids.len() > 1 => {
                     tracing::warn!(%error, pictures = ids.len(), "the step is tried again with half its pictures");
                     ids.truncate(ids.len() / 2);
                 }
                 Err(EngineError::OutOfMemory(_)) if self.drawings.len() > 1 => return self.make_room(engine, ids[0]),
-                Err(EngineError::Fatal(reason)) => return Err(Broken(reason)),
                 Err(error) => {
                     if let Some(drawing) = self.leave(ids[0]) {
-                        end_failed(drawing.entry, error)?;
+                        end_failed(drawing.entry, &error);
                         engine.release(drawing.slot)?;
                     }
                     return Ok(());
@@ -200,7 +279,7 @@ impl Worker {
             match engine.preview(*slot) {
                 Ok(None) => {}
                 Ok(Some(preview)) => entry.events.previews.show(preview),
-                Err(EngineError::Fatal(reason)) => return Err(Broken(reason)),
+                Err(EngineError::Fatal(cause)) => return Err(Broken { cause, at: vec![entry.id] }),
                 Err(error) => tracing::debug!(%error, "no preview"),
             }
         }
@@ -208,78 +287,62 @@ impl Worker {
     }
 
     fn note_step(&mut self, ids: &[JobId], took: Duration) {
-        let mut tokens = 0;
-        for picture in self.state.admitted.iter_mut().filter(|picture| ids.contains(&picture.id)) {
-            picture.step += 1;
-            picture.moved_in_turn = self.turn;
-            tokens += picture.step_tokens;
-            self.drawings[&picture.id].entry.events.step(picture.step, picture.steps);
+        let (mut tokens, mut work) = (0, 0.0);
+        let mut served = Vec::with_capacity(ids.len());
+        for shown in self.admitted.iter_mut().filter(|shown| ids.contains(&shown.id)) {
+            shown.steps_left -= 1;
+            tokens += shown.step_tokens;
+            work += shown.step_work;
+            let weight = shown.terms.owner_priority.weight();
+            served.push(Share { owner: shown.owner, weight, work: shown.step_work });
+            let entry = &self.drawings[&shown.id].entry;
+            entry.events.step(entry.spec.steps() - shown.steps_left, entry.spec.steps());
         }
-        for picture in self.state.admitted.iter().filter(|picture| ids.contains(&picture.id)) {
-            let part = picture.step_tokens as f64 / tokens.max(1) as f64;
-            self.drawings[&picture.id].entry.events.worked(took.mul_f64(part));
+        for shown in self.admitted.iter().filter(|shown| ids.contains(&shown.id)) {
+            self.drawings[&shown.id].entry.events.worked(took.mul_f64(shown.step_work / work.max(1.0)));
         }
-        self.line.note_cost(tokens, took);
+        self.line.note_step(&served);
+        self.line.update_costs(self.engine, |costs| costs.note_step(work, took));
         metrics::step_done(self.settings.model.as_str(), tokens, took);
     }
 
-    /// Puts the youngest picture but `keep` back into the line, to be drawn anew when somebody has left.
-    fn make_room(&mut self, engine: &mut GuardedEngine, keep: JobId) -> Result<(), Broken> {
-        let youngest = self.state.admitted.iter().rev().find(|picture| picture.id != keep).map(|picture| picture.id);
-        if let Some(drawing) = youngest.and_then(|id| self.leave(id)) {
-            self.begin_anew(drawing.entry);
-            engine.release(drawing.slot)?;
-        }
-        self.state.admissions_blocked = true;
-        Ok(())
-    }
-
-    fn begin_anew(&self, mut entry: Entry) {
-        if entry.restarts >= RESTARTS_MAX {
-            entry.fail(JobFailure::OUT_OF_MEMORY, "the device's memory did not suffice");
-            return;
-        }
-        entry.restarts += 1;
-        self.line.put_back(entry);
-    }
-
     fn finish(&mut self, engine: &mut GuardedEngine, id: JobId) -> Result<(), Broken> {
+        let step_work = self.admitted.iter().find(|shown| shown.id == id).map_or(0.0, |shown| shown.step_work);
         let Some(Drawing { entry, slot }) = self.leave(id) else {
             return Ok(());
         };
         let started = Instant::now();
         let drawn = engine.finish(slot);
-        entry.events.worked(started.elapsed());
+        let took = self.note_aside(started);
+        entry.events.worked(took);
         match drawn {
-            Ok(picture) => entry.events.end(QueueEvent::Finished(picture)),
+            Ok(picture) if picture.is_black() => {
+                entry.fail(JobFailure::BLACK_PICTURE, "every pixel came out black, which is a fault of the model's");
+            }
+            Ok(picture) => {
+                self.line.update_costs(self.engine, |costs| costs.note_finish(step_work, took));
+                metrics::finished(self.settings.model.as_str(), entry.spec.pixel_steps(), took);
+                entry.events.end(QueueEvent::Finished(picture));
+            }
             // The engine has let go of the picture: it can only be drawn anew, when there is more room.
             Err(EngineError::OutOfMemory(_)) if !self.drawings.is_empty() => {
                 self.begin_anew(entry);
-                self.state.admissions_blocked = true;
+                self.admissions_blocked = true;
             }
-            Err(error) => return end_failed(entry, error),
+            Err(EngineError::Fatal(cause)) => {
+                self.begin_again_elsewhere(entry, true);
+                return Err(Broken { cause, at: Vec::new() });
+            }
+            Err(error) => end_failed(entry, &error),
         }
         Ok(())
     }
 
     /// Forgets a picture. Somebody has left, so others may come.
     fn leave(&mut self, id: JobId) -> Option<Drawing> {
-        self.state.admitted.retain(|picture| picture.id != id);
-        self.state.admissions_blocked = false;
+        self.admitted.retain(|shown| shown.id != id);
+        self.admissions_blocked = false;
         self.drawings.remove(&id)
-    }
-
-    fn fail_all(&mut self) {
-        self.state = PlannerState::default();
-        for (_, drawing) in self.drawings.drain() {
-            drawing.entry.fail(JobFailure::ENGINE_FAILED, ENGINE_FAILED_REASON);
-        }
-        self.show(self.line.take_news().waiting);
-    }
-
-    fn show(&self, waiting: usize) {
-        self.line.show(&self.state.admitted);
-        metrics::queue_depth(self.settings.model.as_str(), waiting, self.drawings.len());
     }
 }
 
@@ -287,25 +350,8 @@ impl Drop for Worker {
     /// Also when this thread panics, which is a mistake of ours: nobody shall wait for a thread that is gone.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.line.set_state(EngineState::Gone);
+            self.line.set_state(self.engine, EngineState::Gone);
         }
-        self.line.abandon();
+        self.line.abandon(self.engine);
     }
-}
-
-const ENGINE_FAILED_REASON: &str = "the engine failed while it drew this picture";
-
-/// Tells one job that it failed. `Err` when the engine is broken for the others, too.
-fn end_failed(entry: Entry, error: EngineError) -> Result<(), Broken> {
-    match error {
-        EngineError::Request(reason) => entry.fail(JobFailure::REFUSED_BY_ENGINE, reason),
-        EngineError::OutOfMemory(_) => {
-            entry.fail(JobFailure::OUT_OF_MEMORY, "the device's memory does not suffice for this picture");
-        }
-        EngineError::Fatal(reason) => {
-            entry.fail(JobFailure::ENGINE_FAILED, ENGINE_FAILED_REASON);
-            return Err(Broken(reason));
-        }
-    }
-    Ok(())
 }

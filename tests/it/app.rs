@@ -293,7 +293,7 @@ fn start_queues(catalog: &Catalog, jobs_max: usize, control: &EngineControl) -> 
             outage_max: PATIENCE,
         };
         let control = control.clone();
-        let queue = Queue::start(settings, Box::new(move || control.build())).expect("a thread");
+        let queue = Queue::start(&settings, vec![Box::new(move || control.build())]).expect("a thread");
         (card.id.clone(), queue)
     };
     catalog.served().into_iter().map(start).collect()

@@ -189,6 +189,6 @@ async fn a_worker_without_its_tables(reached: &mut Reached) {
     let answer = app.get("/v1/inference/jobs").await;
     reached.note(&answer, "storage_unavailable");
     assert!(!answer.text().contains("table"), "the cause is for the log alone: {}", answer.text());
-    app.store.pool().close().await;
+    app.store.close().await;
     reached.note(&app.get("/v1/inference/jobs").await, "auth_unavailable");
 }

@@ -26,12 +26,16 @@ pub(crate) enum Call {
 pub(crate) enum Fault {
     Error(EngineError),
     Panic,
+    /// Only of a finish: every pixel is black.
+    Black,
 }
 
 #[derive(Default)]
 struct State {
     calls: Vec<Call>,
     is_held: bool,
+    /// Also the warm-up's steps wait.
+    holds_warm_up: bool,
     /// Steps that pass although it is held.
     free_steps: u32,
     waits_at_gate: bool,
@@ -39,6 +43,8 @@ struct State {
     next_admit: Option<Fault>,
     next_step: Option<Fault>,
     next_finish: Option<Fault>,
+    /// Every step of the picture with this seed panics.
+    poison: Option<u64>,
     limits: Option<EngineLimits>,
     step_pictures_max: Option<usize>,
 }
@@ -59,15 +65,15 @@ impl EngineControl {
         self.0.0.lock().expect("no panic under this lock")
     }
 
-    /// Every step waits from now on, until `release`.
+    /// Every step but the warm-up's waits from now on, until `release`.
     pub(crate) fn hold(&self) {
         self.lock().is_held = true;
     }
 
-    /// Every step after the next `steps` waits.
-    pub(crate) fn hold_after(&self, steps: u32) {
+    /// As `hold`, from the warm-up on.
+    pub(crate) fn hold_from_the_start(&self) {
         let mut state = self.lock();
-        (state.is_held, state.free_steps) = (true, steps);
+        (state.is_held, state.holds_warm_up) = (true, true);
     }
 
     /// The next `steps` steps pass, also one that waits.
@@ -118,6 +124,11 @@ impl EngineControl {
         self.lock().next_step = Some(fault);
     }
 
+    /// Every step of the picture with this seed panics.
+    pub(crate) fn panic_at_every_step_of(&self, seed: u64) {
+        self.lock().poison = Some(seed);
+    }
+
     pub(crate) fn on_next_finish(&self, fault: Fault) {
         self.lock().next_finish = Some(fault);
     }
@@ -156,9 +167,19 @@ struct FakeEngine {
 
 fn act(fault: Option<Fault>) -> Result<(), EngineError> {
     match fault {
-        None => Ok(()),
+        None | Some(Fault::Black) => Ok(()),
         Some(Fault::Error(error)) => Err(error),
         Some(Fault::Panic) => panic!("told to panic"),
+    }
+}
+
+impl FakeEngine {
+    fn do_steps(&mut self, slots: &[Slot]) {
+        for slot in slots {
+            let picture = self.pictures.get_mut(slot).expect("an admitted slot");
+            assert!(picture.step < picture.spec.steps(), "a picture must not step beyond its end");
+            picture.step += 1;
+        }
     }
 }
 
@@ -181,10 +202,19 @@ impl StepEngine for FakeEngine {
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
-        let seeds = slots.iter().map(|slot| self.pictures[slot].spec.seed()).collect();
+        let seeds: Vec<u64> = slots.iter().map(|slot| self.pictures[slot].spec.seed()).collect();
+        let is_warm_up = slots.iter().all(|slot| self.pictures[slot].spec.prompt() == "warm-up");
         let (fault, pictures_max) = {
             let mut state = self.control.lock();
+            if state.poison.is_some_and(|poison| seeds.contains(&poison)) {
+                state.next_step = Some(Fault::Panic);
+            }
             state.calls.push(Call::Step(seeds));
+            if is_warm_up && !state.holds_warm_up {
+                drop(state);
+                self.do_steps(slots);
+                return Ok(());
+            }
             state.waits_at_gate = state.is_shut();
             state = self.control.0.1.wait_while(state, |state| state.is_shut()).expect("no panic under this lock");
             state.waits_at_gate = false;
@@ -195,11 +225,7 @@ impl StepEngine for FakeEngine {
         if pictures_max.is_some_and(|max| slots.len() > max) {
             return Err(EngineError::OutOfMemory("told to".into()));
         }
-        for slot in slots {
-            let picture = self.pictures.get_mut(slot).expect("an admitted slot");
-            assert!(picture.step < picture.spec.steps(), "a picture must not step beyond its end");
-            picture.step += 1;
-        }
+        self.do_steps(slots);
         Ok(())
     }
 
@@ -210,9 +236,10 @@ impl StepEngine for FakeEngine {
             state.calls.push(Call::Finish(spec.seed()));
             state.next_finish.take()
         };
+        let colour = if matches!(fault, Some(Fault::Black)) { [0; 3] } else { colour(spec.seed()) };
         act(fault)?;
         assert_eq!(step, spec.steps(), "a picture must have done all its steps");
-        let pixels = colour(spec.seed()).repeat(spec.width() as usize * spec.height() as usize);
+        let pixels = colour.repeat(spec.width() as usize * spec.height() as usize);
         Ok(RgbImage::new(spec.width(), spec.height(), pixels).expect("three bytes per pixel"))
     }
 
@@ -232,5 +259,6 @@ impl StepEngine for FakeEngine {
 /// The colour of every pixel of a seed's picture.
 pub(crate) fn colour(seed: u64) -> [u8; 3] {
     let [red, green, blue, ..] = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
-    [red, green, blue]
+    // A picture that is black all over is a fault.
+    [red | 1, green, blue]
 }

@@ -182,7 +182,7 @@ async fn usage_is_told_by_day() {
     limited.draw(&large(3)).await;
     limited.until_idle().await;
     // One that is cancelled after a step was drawn in part.
-    app.control.hold_after(1);
+    app.control.hold();
     let job = limited.draw(&large(9)).await.json();
     app.control.held().await;
     let job = format!("/v1/inference/jobs/{}", job["job_id"].as_str().expect("an id"));

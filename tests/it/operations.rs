@@ -35,7 +35,7 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
 #[tokio::test]
 async fn not_ready_before_the_engine_has_drawn() {
     let control = EngineControl::default();
-    control.hold();
+    control.hold_from_the_start();
     let app = TestApp::with(Options { control, waits_for_ready: false, ..Options::default() }).await;
     app.control.held().await;
     assert_eq!(app.get("/healthz").await.json(), json!({ "status": "ok" }));

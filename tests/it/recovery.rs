@@ -43,8 +43,7 @@ async fn a_job_that_takes_the_worker_down_each_time_is_given_up() {
         app.until_status(&id, "running").await;
         app.crash().await;
         let options = Options::default();
-        // The warm-up picture has one step; the job's first is held.
-        options.control.hold_after(1);
+        options.control.hold();
         app = app.restart(options).await;
     }
     let view = app.until_status(&id, "failed").await;
@@ -60,7 +59,7 @@ async fn a_smaller_queue_gives_up_what_has_no_place() {
     app.crash().await;
     let options = Options { jobs_max: 1, ..Options::default() };
     // The first job keeps its place until the second one has asked for one.
-    options.control.hold_after(1);
+    options.control.hold();
     let app = app.restart(options).await;
     app.control.release();
     app.until_status(&first, "succeeded").await;
@@ -78,7 +77,7 @@ async fn a_clean_restart_is_not_counted_against_a_job() {
         app.until_status(&id, "running").await;
         app.stop_cleanly().await;
         let options = Options::default();
-        options.control.hold_after(1);
+        options.control.hold();
         app = app.restart(options).await;
     }
     app.control.release();
@@ -99,7 +98,7 @@ async fn a_clean_restart_does_not_forgive_a_crash() {
             app.crash().await;
         }
         let options = Options::default();
-        options.control.hold_after(1);
+        options.control.hold();
         app = app.restart(options).await;
     }
     assert_eq!(app.until_status(&id, "failed").await["error"]["code"], "worker_crashed");
@@ -179,7 +178,7 @@ async fn a_crash_counts_although_the_next_life_did_not_begin_the_job() {
         app = app.restart(options).await;
         app.stop_cleanly().await;
         let options = Options::default();
-        options.control.hold_after(1);
+        options.control.hold();
         app = app.restart(options).await;
     }
     assert_eq!(app.until_status(&id, "failed").await["error"]["code"], "worker_crashed");

@@ -25,9 +25,18 @@ pub(in crate::http) async fn submit(
     ApiJson { value: request, .. }: ApiJson<SubmitImage>,
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
     let card = state.catalog.card(request.model()).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
+    let urgency = request.urgency();
     let (spec, output_format) = request.into_spec(card, AnswerForm::Json)?;
     let limits = KeyLimits::default();
-    let submission = Submission { owner: KeyId::NONE, limits, spec, output_format, repeat_key: None };
+    let submission = Submission {
+        owner: KeyId::NONE,
+        limits,
+        spec,
+        output_format,
+        priority: urgency.priority,
+        deadline: urgency.deadline,
+        repeat_key: None,
+    };
     let view = match state.jobs.submit(submission).await? {
         Submitted::New(accepted) => {
             let view = AnyJobView::new(accepted.report(), &origin);

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::catalog::{Availability, Catalog};
+use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ParameterDefaults, ParameterLimits};
 use crate::http::HttpState;
@@ -135,12 +135,12 @@ pub(in crate::http) async fn runtime_models(State(state): State<HttpState>) -> J
 pub(in crate::http) fn runtime_model_views(catalog: &Catalog) -> Vec<RuntimeModelView> {
     let views = catalog.cards().map(|card| {
         let availability = catalog.availability(&card.id);
-        let available = availability == Availability::Ready;
+        let Replicas { ready, desired } = catalog.replicas(&card.id);
         RuntimeModelView {
             id: card.id.clone(),
-            available,
-            ready_replicas: u32::from(available),
-            desired_replicas: u32::from(availability != Availability::NotServed),
+            available: availability == Availability::Ready,
+            ready_replicas: ready,
+            desired_replicas: desired,
         }
     });
     views.collect()

@@ -1,5 +1,7 @@
 //! `POST /v1/inference/image`: a picture, now or as a job.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -15,6 +17,7 @@ use crate::domain::format::{OutputFormat, UnknownFormat};
 use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
 use crate::domain::model::ModelCard;
+use crate::domain::priority::{Priority, UnknownPriority};
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, draw_seed};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
@@ -27,6 +30,9 @@ use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
 use crate::jobs::{JobReport, RepeatKey, Submission, Submitted};
 
+/// The longest deadline: beyond a day nobody waits.
+const DEADLINE_SECONDS_MAX: u64 = 24 * 60 * 60;
+
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// The request as it comes.
@@ -35,6 +41,14 @@ pub(in crate::http) struct SubmitImage {
     params: GenerateParams,
     seed: Option<u64>,
     output_format: Option<OutputFormat>,
+    urgency: Urgency,
+}
+
+/// How urgent a picture is to the client.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::http) struct Urgency {
+    pub(in crate::http) priority: Priority,
+    pub(in crate::http) deadline: Option<Duration>,
 }
 
 impl FromFields for SubmitImage {
@@ -59,8 +73,21 @@ impl FromFields for SubmitImage {
             let format: Result<OutputFormat, UnknownFormat> = word.parse();
             format.inspect_err(|unknown| fields.refuse("output_format", unknown.to_string())).ok()
         });
+        let priority = fields.text("priority").and_then(|word| {
+            let priority: Result<Priority, UnknownPriority> = word.parse();
+            priority.inspect_err(|unknown| fields.refuse("priority", unknown.to_string())).ok()
+        });
+        let deadline_seconds = fields.whole_number("deadline_seconds").filter(|seconds| {
+            let is_allowed = (1..=DEADLINE_SECONDS_MAX).contains(seconds);
+            if !is_allowed {
+                fields.refuse("deadline_seconds", format!("must be from 1 to {DEADLINE_SECONDS_MAX}, not {seconds}"));
+            }
+            is_allowed
+        });
+        let urgency =
+            Urgency { priority: priority.unwrap_or_default(), deadline: deadline_seconds.map(Duration::from_secs) };
         let params = GenerateParams { prompt: prompt?, ..params };
-        Some(Self { model: ModelId::new(model?), params, seed, output_format })
+        Some(Self { model: ModelId::new(model?), params, seed, output_format, urgency })
     }
 }
 
@@ -81,11 +108,18 @@ impl PartialSchema for SubmitImage {
             .optional("seed", whole(0).maximum(Some(SEED_MAX)).description(Some("The same seed gives the same picture. Drawn and told when it is left out.")))
             .optional("input_images_base64", images)
             .optional("output_format", one_of(OutputFormat::ALL.map(OutputFormat::as_str)).description(Some("The file's format; png when nothing is said.")))
+            .optional("priority", one_of(Priority::ALL.map(Priority::as_str)).description(Some("Its place among the jobs of the same key; normal when nothing is said.")))
+            .optional("deadline_seconds", whole(1).maximum(Some(DEADLINE_SECONDS_MAX)).description(Some("For how long the picture is wanted: after that the job fails with `deadline_passed`.")))
             .into()
     }
 }
 
 impl SubmitImage {
+    /// How urgent it is.
+    pub(in crate::http) fn urgency(&self) -> Urgency {
+        self.urgency
+    }
+
     /// The model it asks for.
     pub(in crate::http) fn model(&self) -> &ModelId {
         &self.model
@@ -173,9 +207,18 @@ pub(in crate::http) async fn submit(
     ApiJson { value: request, digest }: ApiJson<SubmitImage>,
 ) -> Result<Response, ApiError> {
     let card = state.catalog.card(&request.model).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
+    let urgency = request.urgency();
     let (spec, output_format) = request.into_spec(card, wishes.form)?;
     let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });
-    let submission = Submission { owner: caller.key_id, limits: caller.limits, spec, output_format, repeat_key };
+    let submission = Submission {
+        owner: caller.key_id,
+        limits: caller.limits,
+        spec,
+        output_format,
+        priority: urgency.priority,
+        deadline: urgency.deadline,
+        repeat_key,
+    };
     // A client that hangs up has this handler dropped, and a job that is not kept with it.
     let (accepted, report) = match state.jobs.submit(submission).await? {
         Submitted::New(accepted) => {

@@ -44,6 +44,10 @@ pub(in crate::http) struct JobView {
     eta_seconds: Option<f64>,
     progress: ProgressView,
     parameters: ParametersView,
+    #[schema(value_type = String)]
+    priority: &'static str,
+    #[serde(with = "rfc3339::option")]
+    deadline_at: Option<OffsetDateTime>,
     #[serde(with = "rfc3339")]
     created_at: OffsetDateTime,
     #[serde(with = "rfc3339::option")]
@@ -116,6 +120,8 @@ impl JobView {
                 seed: request.seed,
                 output_format: job.output_format.as_str(),
             },
+            priority: job.terms.priority.as_str(),
+            deadline_at: job.terms.deadline_at,
             created_at: job.created_at,
             started_at: job.started_at,
             finished_at: job.finished_at,

@@ -4,7 +4,7 @@ use sqlx::FromRow;
 use time::OffsetDateTime;
 
 use super::{EndedJob, OpenJob, UnreadableJob};
-use crate::jobs::{Job, JobError, JobsError};
+use crate::jobs::{Job, JobError, JobTerms, JobsError};
 
 #[derive(FromRow)]
 pub(super) struct JobRow {
@@ -13,6 +13,9 @@ pub(super) struct JobRow {
     status: String,
     request: String,
     output_format: String,
+    priority: String,
+    owner_priority: String,
+    deadline_at_ms: Option<i64>,
     attempts: i64,
     error_code: Option<String>,
     error_reason: Option<String>,
@@ -54,6 +57,11 @@ impl JobRow {
             status: word(&self.status, "status")?,
             request,
             output_format: word(&self.output_format, "output_format")?,
+            terms: JobTerms {
+                priority: word(&self.priority, "priority")?,
+                owner_priority: word(&self.owner_priority, "owner_priority")?,
+                deadline_at: self.deadline_at_ms.map(moment).transpose()?,
+            },
             error,
             created_at: moment(self.created_at_ms)?,
             started_at: self.started_at_ms.map(moment).transpose()?,

@@ -1,0 +1,271 @@
+//! What a step costs on this device, learnt by watching it.
+//!
+//! Owns the model `seconds of a step = overhead + work × seconds per unit of work` and what follows from it: how much to
+//! pack into one step, and when a job is likely to end. Work is counted in tokens, each sequence's by `t × (1 + t / b)`:
+//! linear layers cost the same for every token, attention grows with the sequence, and at `b` tokens
+//! ([`crate::domain::engine::StepEngine::attention_balance_tokens`]) both cost the same.
+
+use std::time::Duration;
+
+use crate::domain::spec::GenerateSpec;
+
+/// Packing stops where a step's overhead is less than this share of its time: more pictures would only wait for each
+/// other.
+const OVERHEAD_SHARE: f64 = 0.1;
+/// Work that one step may hold whatever was measured: so little leaves every device half idle.
+const PACKED_WORK_MIN: f64 = 1024.0;
+/// What a measurement of the past still counts after one more step: about the last hundred steps make the picture.
+const FADING: f64 = 0.99;
+/// Weight of the newest measurement in the running means of admitting and finishing.
+const MEAN_SMOOTHING: f64 = 0.2;
+
+/// How an engine counts: what a step of a picture is to it, in work.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct WorkScale {
+    /// Length of a sequence whose attention costs as much as its linear layers, in tokens.
+    pub attention_balance_tokens: usize,
+}
+
+impl WorkScale {
+    /// The work of one step of a picture, over all its passes.
+    #[must_use]
+    pub fn step_work(&self, spec: &GenerateSpec) -> f64 {
+        let passes = spec.passes() as f64;
+        let tokens = spec.step_tokens() as f64 / passes;
+        passes * self.sequence_work(tokens)
+    }
+
+    /// The work of one sequence of `tokens` in one step.
+    #[must_use]
+    pub fn sequence_work(&self, tokens: f64) -> f64 {
+        tokens * (1.0 + tokens / self.attention_balance_tokens.max(1) as f64)
+    }
+}
+
+/// Sums over measurements of steps, from which a straight line follows.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Sums {
+    count: f64,
+    work: f64,
+    seconds: f64,
+    work_work: f64,
+    work_seconds: f64,
+}
+
+impl Sums {
+    fn add(&mut self, work: f64, seconds: f64) {
+        self.count += 1.0;
+        self.work += work;
+        self.seconds += seconds;
+        self.work_work += work * work;
+        self.work_seconds += work * seconds;
+    }
+
+    fn scaled(self, factor: f64) -> Self {
+        Self {
+            count: self.count * factor,
+            work: self.work * factor,
+            seconds: self.seconds * factor,
+            work_work: self.work_work * factor,
+            work_seconds: self.work_seconds * factor,
+        }
+    }
+
+    fn plus(self, other: Self) -> Self {
+        Self {
+            count: self.count + other.count,
+            work: self.work + other.work,
+            seconds: self.seconds + other.seconds,
+            work_work: self.work_work + other.work_work,
+            work_seconds: self.work_seconds + other.work_seconds,
+        }
+    }
+
+    /// Overhead and seconds per work of the line with the least squared error; a line with a negative part is none, and
+    /// gives way to the one through zero.
+    fn line(&self) -> Option<(f64, f64)> {
+        let (mean_work, mean_seconds) = (self.work / self.count, self.seconds / self.count);
+        let spread = self.work_work / self.count - mean_work * mean_work;
+        if spread > 1e-6 * mean_work * mean_work {
+            let slope = (self.work_seconds / self.count - mean_work * mean_seconds) / spread;
+            let overhead = mean_seconds - slope * mean_work;
+            if slope > 0.0 && overhead >= 0.0 {
+                return Some((overhead, slope));
+            }
+        }
+        let through_zero = self.work_seconds / self.work_work;
+        (through_zero.is_finite() && through_zero > 0.0).then_some((0.0, through_zero))
+    }
+}
+
+/// What is known of one engine's speed.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct CostModel {
+    /// Steps of unlike sizes, taken before the engine was ready: they keep the line's tilt when all later steps are alike.
+    warm_up: Sums,
+    recent: Sums,
+    admit_seconds: f64,
+    /// Per unit of a picture's work: decoding grows with the picture.
+    finish_seconds: f64,
+    line: Option<(f64, f64)>,
+}
+
+impl CostModel {
+    /// A model with a known line, for simulations.
+    #[must_use]
+    pub fn known(overhead_seconds: f64, seconds_per_work: f64, admit_seconds: f64, finish_seconds: f64) -> Self {
+        Self { admit_seconds, finish_seconds, line: Some((overhead_seconds, seconds_per_work)), ..Self::default() }
+    }
+
+    /// A step before the engine was ready.
+    pub fn note_warm_up(&mut self, work: f64, took: Duration) {
+        self.warm_up.add(work, took.as_secs_f64());
+        self.fit();
+    }
+
+    /// A step of pictures that somebody waits for.
+    pub fn note_step(&mut self, work: f64, took: Duration) {
+        self.recent = self.recent.scaled(FADING);
+        self.recent.add(work, took.as_secs_f64());
+        self.fit();
+    }
+
+    /// A picture was admitted.
+    pub fn note_admission(&mut self, took: Duration) {
+        smooth(&mut self.admit_seconds, took.as_secs_f64());
+    }
+
+    /// A picture whose step is `work` was decoded.
+    pub fn note_finish(&mut self, work: f64, took: Duration) {
+        smooth(&mut self.finish_seconds, took.as_secs_f64() / work.max(1.0));
+    }
+
+    fn fit(&mut self) {
+        self.line = self.warm_up.plus(self.recent).line();
+    }
+
+    /// Whether anything was measured.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.line.is_some()
+    }
+
+    /// Likely time of a step of so much work; 0 before anything was measured.
+    #[must_use]
+    pub fn step_seconds(&self, work: f64) -> f64 {
+        self.line.map_or(0.0, |(overhead, per_work)| overhead + per_work * work)
+    }
+
+    /// Likely time to admit a picture.
+    #[must_use]
+    pub fn admit_seconds(&self) -> f64 {
+        self.admit_seconds
+    }
+
+    /// Likely time to decode a picture whose step is `work`.
+    #[must_use]
+    pub fn finish_seconds(&self, work: f64) -> f64 {
+        self.finish_seconds * work
+    }
+
+    /// How much work one step should hold: beyond it, more pictures in a step save next to nothing and wait for each
+    /// other.
+    #[must_use]
+    pub fn packed_work(&self) -> f64 {
+        let worthwhile = self.line.map_or(0.0, |(overhead, per_work)| {
+            // overhead / (overhead + per_work × work) = share
+            overhead / per_work * (1.0 / OVERHEAD_SHARE - 1.0)
+        });
+        worthwhile.max(PACKED_WORK_MIN)
+    }
+
+    /// Time per unit of work when steps are packed as they should be.
+    #[must_use]
+    pub fn seconds_per_packed_work(&self) -> f64 {
+        let work = self.packed_work();
+        self.step_seconds(work) / work
+    }
+}
+
+fn smooth(mean: &mut f64, measured: f64) {
+    *mean = if *mean == 0.0 { measured } else { *mean + MEAN_SMOOTHING * (measured - *mean) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: f64) -> Duration {
+        Duration::from_secs_f64(seconds)
+    }
+
+    /// Steps of 5 ms and 13 µs for each unit of work.
+    fn measured(works: &[f64]) -> CostModel {
+        let mut model = CostModel::default();
+        for work in works {
+            model.note_warm_up(*work, seconds(0.005 + 13e-6 * work));
+        }
+        model
+    }
+
+    #[test]
+    fn overhead_and_rate_are_found_and_say_how_much_to_pack() {
+        let model = measured(&[1600.0, 3200.0, 6400.0]);
+        assert!((model.step_seconds(5000.0) - 0.07).abs() < 1e-9);
+        // 5 ms are a tenth of 50 ms, of which 45 ms are work.
+        assert!((model.packed_work() - 0.045 / 13e-6).abs() < 1.0);
+        assert!((model.seconds_per_packed_work() - 0.05 / (0.045 / 13e-6)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_device_without_overhead_packs_what_is_tiny_and_no_more() {
+        let mut model = CostModel::default();
+        for work in [500.0, 1000.0, 4000.0] {
+            model.note_warm_up(work, seconds(1e-5 * work));
+        }
+        assert!(model.packed_work() < PACKED_WORK_MIN * 1.01, "{}", model.packed_work());
+    }
+
+    #[test]
+    fn like_steps_for_a_long_time_do_not_take_the_overhead_away() {
+        let mut model = measured(&[1600.0, 3200.0, 6400.0]);
+        for _ in 0..10_000 {
+            model.note_step(1600.0, seconds(0.005 + 13e-6 * 1600.0));
+        }
+        assert!((model.step_seconds(0.0) - 0.005).abs() < 1e-4, "{}", model.step_seconds(0.0));
+    }
+
+    #[test]
+    fn a_slower_device_is_noticed() {
+        let mut model = measured(&[1600.0, 3200.0, 6400.0]);
+        for step in 0..500 {
+            let work = if step % 2 == 0 { 1600.0 } else { 6400.0 };
+            model.note_step(work, seconds(2.0 * (0.005 + 13e-6 * work)));
+        }
+        let now = model.step_seconds(5000.0);
+        assert!((0.13..0.141).contains(&now), "{now}");
+    }
+
+    #[test]
+    fn noise_that_points_downwards_gives_a_line_through_zero() {
+        let mut model = CostModel::default();
+        model.note_step(100.0, seconds(0.2));
+        assert!((model.step_seconds(50.0) - 0.1).abs() < 1e-12);
+        model.note_step(200.0, seconds(0.1));
+        assert!(model.step_seconds(0.0) >= 0.0 && model.step_seconds(100.0) > 0.0);
+    }
+
+    #[test]
+    fn nothing_is_known_at_first_and_nothing_breaks() {
+        let model = CostModel::default();
+        assert!(!model.is_known() && model.step_seconds(1e6) == 0.0);
+        assert!(model.packed_work() == PACKED_WORK_MIN);
+    }
+
+    #[test]
+    fn long_sequences_cost_more_than_their_tokens() {
+        let scale = WorkScale { attention_balance_tokens: 18_432 };
+        // FLUX.1-dev at 1024×1024: a quarter more than its linear layers.
+        assert!((scale.sequence_work(4608.0) / 4608.0 - 1.25).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,127 @@
+//! Who has had how much of the engine: deficit round robin between owners, in work.
+//!
+//! Owns one number for each owner: how much it is behind (above zero) or ahead of its share. Each step's work is shared
+//! out to all who have something to draw, by weight, and taken from those it was done for. So over any time in which two
+//! owners both have work, what they get differs by no more than the planner lets the numbers drift apart.
+
+use std::collections::BTreeMap;
+
+use crate::domain::ids::KeyId;
+
+/// Owners ahead of their share who are remembered while they have nothing to draw. Only those: who is behind and leaves
+/// has waived it.
+const ABSENT_OWNERS_MAX: usize = 1024;
+
+/// Work that was done for an owner.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Share {
+    /// For whom.
+    pub owner: KeyId,
+    /// Its part of the device, next to the others'.
+    pub weight: f64,
+    /// How much; 0 for an owner that has something to draw and was not in this step.
+    pub work: f64,
+}
+
+/// How far each owner is behind its share, in work divided by its weight.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Ledger(BTreeMap<KeyId, f64>);
+
+impl Ledger {
+    /// How far an owner is behind; 0 for a newcomer.
+    #[must_use]
+    pub fn behind(&self, owner: KeyId) -> f64 {
+        self.0.get(&owner).copied().unwrap_or(0.0)
+    }
+
+    /// Notes one step: `shares` has every owner that has something to draw, perhaps more than once.
+    pub fn note_step(&mut self, shares: &[Share]) {
+        let mut owners: BTreeMap<KeyId, (f64, f64)> = BTreeMap::new();
+        for share in shares {
+            let (weight, work) = owners.entry(share.owner).or_insert((share.weight, 0.0));
+            *weight = weight.max(share.weight);
+            *work += share.work;
+        }
+        let weights: f64 = owners.values().map(|(weight, _)| weight).sum();
+        let work: f64 = owners.values().map(|(_, work)| work).sum();
+        if weights <= 0.0 {
+            return;
+        }
+        let credit = work / weights;
+        for (owner, (weight, work)) in &owners {
+            *self.0.entry(*owner).or_insert(0.0) += credit - work / weight;
+        }
+        self.settle_absent(&owners, credit);
+    }
+
+    /// Who is not there loses what it was behind, and keeps what it was ahead until the others have caught up: so to leave
+    /// and come back gains nothing. What the present ones have too much or too little together is taken out of all of
+    /// them: else who comes next would find everybody ahead or behind.
+    fn settle_absent(&mut self, present: &BTreeMap<KeyId, (f64, f64)>, credit: f64) {
+        self.0.retain(|owner, behind| {
+            if present.contains_key(owner) {
+                return true;
+            }
+            *behind += credit;
+            *behind < 0.0
+        });
+        while self.0.len() > present.len() + ABSENT_OWNERS_MAX {
+            let absent = self.0.keys().find(|owner| !present.contains_key(owner)).copied();
+            let Some(absent) = absent else { break };
+            self.0.remove(&absent);
+        }
+        let weights: f64 = present.values().map(|(weight, _)| weight).sum();
+        let sum: f64 = present.iter().map(|(owner, (weight, _))| weight * self.behind(*owner)).sum();
+        let mean = sum / weights;
+        for owner in present.keys() {
+            if let Some(behind) = self.0.get_mut(owner) {
+                *behind -= mean;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share(owner: KeyId, work: f64) -> Share {
+        Share { owner, weight: 1.0, work }
+    }
+
+    #[test]
+    fn who_is_served_is_ahead_and_the_others_are_behind() {
+        let (one, other) = (KeyId::generate(), KeyId::generate());
+        let mut ledger = Ledger::default();
+        ledger.note_step(&[share(one, 100.0), share(other, 0.0)]);
+        assert_eq!((ledger.behind(one), ledger.behind(other)), (-50.0, 50.0));
+        ledger.note_step(&[share(one, 0.0), share(other, 60.0), share(other, 40.0)]);
+        assert_eq!((ledger.behind(one), ledger.behind(other)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn a_weight_of_four_gets_four_times_as_much() {
+        let (high, normal) = (KeyId::generate(), KeyId::generate());
+        let mut ledger = Ledger::default();
+        let shares = [Share { owner: high, weight: 4.0, work: 80.0 }, share(normal, 20.0)];
+        ledger.note_step(&shares);
+        assert_eq!((ledger.behind(high), ledger.behind(normal)), (0.0, 0.0));
+    }
+
+    #[test]
+    fn who_leaves_waives_what_it_was_behind_and_owes_what_it_was_ahead() {
+        let [one, other, third] = [0; 3].map(|_| KeyId::generate());
+        let mut ledger = Ledger::default();
+        ledger.note_step(&[share(one, 100.0), share(other, 0.0), share(third, 0.0)]);
+        ledger.note_step(&[share(other, 30.0), share(third, 30.0)]);
+        assert!(ledger.behind(one) < -20.0, "{ledger:?}");
+        for _ in 0..5 {
+            ledger.note_step(&[share(other, 30.0), share(third, 30.0)]);
+        }
+        assert_eq!(ledger.behind(one), 0.0, "paid back by the others' turns");
+        ledger.note_step(&[share(one, 100.0), share(other, 0.0), share(third, 0.0)]);
+        ledger.note_step(&[share(one, 10.0)]);
+        assert_eq!(ledger.behind(other), 0.0, "waived");
+        assert_eq!(ledger.behind(one), 0.0, "alone, nobody is ahead");
+    }
+}

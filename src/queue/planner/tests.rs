@@ -1,0 +1,447 @@
+//! Traces, jobs in and actions out; and what must hold whatever comes in.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::queue::ledger::Share;
+
+const LIMITS: EngineLimits = EngineLimits { pictures_max: 8, step_tokens_max: 1_000_000 };
+/// A tenth of a second for each thousand tokens, and next to nothing for each step: a step is worth packing up to 1,024.
+const SECONDS_PER_TOKEN: f64 = 1e-4;
+
+#[derive(Debug, Clone, Copy)]
+struct Job {
+    id: JobId,
+    owner: KeyId,
+    weight: f64,
+    priority: Priority,
+    arrived: f64,
+    deadline: Option<f64>,
+    tokens: usize,
+    steps: u32,
+    steps_left: u32,
+    is_suspect: bool,
+    is_admitted: bool,
+    ended: Option<f64>,
+}
+
+struct Bench {
+    owners: Vec<KeyId>,
+    jobs: Vec<Job>,
+    ledger: Ledger,
+    costs: CostModel,
+    asides: Asides,
+    admissions_blocked: bool,
+    others_idle: bool,
+    now: f64,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            owners: (0..4).map(|_| KeyId::generate()).collect(),
+            jobs: Vec::new(),
+            ledger: Ledger::default(),
+            costs: CostModel::known(0.0, SECONDS_PER_TOKEN, 1e-3, 0.0),
+            asides: Asides::default(),
+            admissions_blocked: false,
+            others_idle: false,
+            now: 0.0,
+        }
+    }
+
+    /// Named a, b, c … in the trace.
+    fn with(jobs: &[(usize, u32, usize)]) -> Self {
+        let mut bench = Self::new();
+        for (owner, steps, tokens) in jobs {
+            bench.arrive(*owner, *steps, *tokens);
+        }
+        bench
+    }
+
+    fn arrive(&mut self, owner: usize, steps: u32, tokens: usize) -> &mut Job {
+        self.jobs.push(Job {
+            id: JobId::generate(),
+            owner: self.owners[owner],
+            weight: 1.0,
+            priority: Priority::Normal,
+            arrived: self.now,
+            deadline: None,
+            tokens,
+            steps,
+            steps_left: steps,
+            is_suspect: false,
+            is_admitted: false,
+            ended: None,
+        });
+        self.jobs.last_mut().expect("just pushed")
+    }
+
+    fn candidates(&self) -> Vec<Candidate> {
+        let open = self.jobs.iter().filter(|job| job.ended.is_none());
+        open.map(|job| {
+            let step_work = job.tokens as f64;
+            let urgency = Urgency {
+                priority: job.priority,
+                arrived_seconds: job.arrived,
+                deadline_seconds: job.deadline,
+                left_seconds: f64::from(job.steps_left) * self.costs.step_seconds(step_work),
+            };
+            Candidate {
+                id: job.id,
+                owner: job.owner,
+                weight: job.weight,
+                rank: urgency.rank(self.now),
+                step_tokens: job.tokens,
+                step_work,
+                steps_left: job.steps_left,
+                is_suspect: job.is_suspect,
+                is_admitted: job.is_admitted,
+            }
+        })
+        .collect()
+    }
+
+    fn plan(&self, limits: &EngineLimits) -> Plan {
+        let candidates = self.candidates();
+        let state = PlannerState {
+            candidates: &candidates,
+            ledger: &self.ledger,
+            costs: &self.costs,
+            asides: self.asides,
+            admissions_blocked: self.admissions_blocked,
+            others_idle: self.others_idle,
+        };
+        plan(&state, limits)
+    }
+
+    fn job(&mut self, id: JobId) -> &mut Job {
+        self.jobs.iter_mut().find(|job| job.id == id).expect("a job of this bench")
+    }
+
+    fn name(&self, id: JobId) -> char {
+        let place = self.jobs.iter().position(|known| known.id == id).expect("a job of this bench");
+        char::from(b'a' + place as u8)
+    }
+
+    /// Plans once and does it.
+    fn turn(&mut self, limits: &EngineLimits) -> Action {
+        let action = self.plan(limits).action;
+        match &action {
+            Action::Idle => {}
+            Action::Admit(id) => {
+                self.job(*id).is_admitted = true;
+                self.aside(self.costs.admit_seconds());
+            }
+            Action::Step(ids) => {
+                self.asides = Asides::default();
+                let chosen: Vec<Job> = ids.iter().map(|id| *self.job(*id)).collect();
+                let work: usize = chosen.iter().map(|job| job.tokens).sum();
+                self.now += self.costs.step_seconds(work as f64);
+                let open = self.jobs.iter().filter(|job| job.ended.is_none());
+                let mut shares: Vec<Share> =
+                    open.map(|job| Share { owner: job.owner, weight: job.weight, work: 0.0 }).collect();
+                for job in chosen {
+                    shares.push(Share { owner: job.owner, weight: job.weight, work: job.tokens as f64 });
+                    self.job(job.id).steps_left -= 1;
+                }
+                self.ledger.note_step(&shares);
+            }
+            Action::Finish(id) => {
+                self.aside(0.0);
+                self.admissions_blocked = false;
+                self.job(*id).ended = Some(self.now);
+            }
+        }
+        action
+    }
+
+    fn aside(&mut self, seconds: f64) {
+        self.now += seconds;
+        self.asides.count += 1;
+        self.asides.seconds += seconds;
+    }
+
+    /// `+a` admit, `a` finish as `!a`, a step as `[ab]`, idle as `.`.
+    fn word(&mut self, limits: &EngineLimits) -> String {
+        match self.turn(limits) {
+            Action::Idle => ".".into(),
+            Action::Admit(id) => format!("+{}", self.name(id)),
+            Action::Finish(id) => format!("!{}", self.name(id)),
+            Action::Step(ids) => {
+                let mut names: Vec<char> = ids.iter().map(|id| self.name(*id)).collect();
+                names.sort_unstable();
+                format!("[{}]", names.into_iter().collect::<String>())
+            }
+        }
+    }
+
+    fn run(&mut self, limits: &EngineLimits) -> String {
+        let mut trace = Vec::new();
+        loop {
+            let action = self.word(limits);
+            if action == "." || trace.len() > 1000 {
+                return trace.join(" ");
+            }
+            trace.push(action);
+        }
+    }
+}
+
+#[test]
+fn nothing_to_do_is_idle() {
+    let nothing = Bench::new().plan(&LIMITS);
+    assert_eq!(nothing, Plan { action: Action::Idle, reason: Reason::NothingToDo });
+}
+
+#[test]
+fn one_job_is_admitted_stepped_and_finished() {
+    assert_eq!(Bench::with(&[(0, 2, 100)]).run(&LIMITS), "+a [a] [a] !a");
+}
+
+#[test]
+fn what_is_small_rides_together_and_a_late_comer_joins_between_two_steps() {
+    let mut bench = Bench::with(&[(0, 3, 100)]);
+    assert_eq!((bench.word(&LIMITS), bench.word(&LIMITS)), ("+a".into(), "[a]".into()));
+    bench.arrive(1, 2, 200);
+    assert_eq!(bench.run(&LIMITS), "+b [ab] [ab] !a !b");
+}
+
+#[test]
+fn packing_stops_where_it_stops_paying() {
+    let mut bench = Bench::with(&[(0, 1, 600), (0, 1, 600)]);
+    bench.costs = CostModel::known(0.0, SECONDS_PER_TOKEN, 0.0, 0.0);
+    assert_eq!(bench.run(&LIMITS), "+a [a] !a +b [b] !b", "without overhead nothing is saved");
+    let mut bench = Bench::with(&[(0, 1, 600), (0, 1, 600), (0, 1, 600)]);
+    // 2 ms for a step and a tenth of a microsecond a token: up to 180,000 tokens in one.
+    bench.costs = CostModel::known(2e-3, 1e-7, 0.0, 0.0);
+    assert_eq!(bench.run(&LIMITS), "+a +b +c [abc] !a !b !c");
+    let mut bench = Bench::with(&[(0, 1, 600), (0, 1, 600)]);
+    bench.turn(&LIMITS);
+    assert_eq!(bench.plan(&LIMITS).reason, Reason::EveryoneSteps, "of those who have been admitted");
+    bench.jobs[1].is_admitted = true;
+    assert_eq!(bench.plan(&LIMITS).reason, Reason::PackingPaysNoMore);
+}
+
+#[test]
+fn memory_and_places_bound_a_step() {
+    let costs = CostModel::known(1.0, 1e-7, 0.0, 0.0);
+    let limits = EngineLimits { step_tokens_max: 1000, ..LIMITS };
+    let mut bench = Bench { costs, ..Bench::with(&[(0, 2, 600), (0, 2, 600), (0, 2, 300)]) };
+    assert_eq!(bench.run(&limits), "+c +a [ac] [ac] !a !c +b [b] [b] !b");
+    let limits = EngineLimits { pictures_max: 1, ..LIMITS };
+    let mut bench = Bench { costs, ..Bench::with(&[(0, 1, 10), (0, 1, 10)]) };
+    assert_eq!(bench.run(&limits), "+a [a] !a +b [b] !b");
+}
+
+#[test]
+fn a_picture_larger_than_a_step_goes_alone() {
+    let limits = EngineLimits { step_tokens_max: 100, ..LIMITS };
+    assert_eq!(Bench::with(&[(0, 1, 500), (0, 1, 10)]).run(&limits), "+b [b] !b +a [a] !a");
+}
+
+#[test]
+fn a_small_picture_passes_a_large_one_that_is_being_drawn() {
+    let mut bench = Bench::with(&[(0, 30, 5000)]);
+    for _ in 0..4 {
+        bench.turn(&LIMITS);
+    }
+    bench.arrive(0, 2, 500);
+    let words: Vec<String> = (0..4).map(|_| bench.word(&LIMITS)).collect();
+    assert_eq!(words.join(" "), "+b [b] [b] !b");
+}
+
+#[test]
+fn a_step_is_held_up_by_no_more_than_its_own_time() {
+    let mut bench = Bench::with(&[(0, 5, 300), (0, 5, 300), (0, 5, 300), (0, 5, 10)]);
+    // A step that is worth its overhead takes 0.1 s, an admission 0.06 s.
+    bench.costs = CostModel::known(0.0, SECONDS_PER_TOKEN, 0.06, 0.0);
+    let words: Vec<String> = (0..6).map(|_| bench.word(&LIMITS)).collect();
+    assert_eq!(words.join(" "), "+d [d] +a [ad] +b [abd]");
+}
+
+#[test]
+fn after_memory_ran_out_nobody_is_admitted_until_somebody_left() {
+    let mut bench = Bench::with(&[(0, 2, 10)]);
+    bench.turn(&LIMITS);
+    bench.admissions_blocked = true;
+    bench.arrive(0, 1, 10);
+    assert_eq!(bench.run(&LIMITS), "[a] [a] !a +b [b] !b");
+}
+
+#[test]
+fn who_may_break_the_engine_rides_alone() {
+    let mut bench = Bench::with(&[(0, 2, 10), (0, 2, 20), (0, 2, 30)]);
+    bench.jobs[1].is_suspect = true;
+    assert_eq!(bench.run(&LIMITS), "+a +c [ac] [ac] !a !c +b [b] [b] !b");
+    let mut bench = Bench::with(&[(0, 2, 10), (0, 2, 20)]);
+    bench.jobs[0].is_suspect = true;
+    assert_eq!(bench.run(&LIMITS), "+a [a] [a] !a +b [b] [b] !b");
+}
+
+#[test]
+fn who_waits_is_left_to_an_engine_that_has_nothing_to_do() {
+    let mut bench = Bench::with(&[(0, 2, 10), (0, 2, 10)]);
+    bench.others_idle = true;
+    assert_eq!(bench.run(&LIMITS), "+a [a] [a] !a +b [b] [b] !b");
+}
+
+#[test]
+fn priority_decides_among_ones_own_jobs_and_not_against_others() {
+    let mut bench = Bench::with(&[(0, 2, 2000)]);
+    bench.arrive(0, 2, 3000).priority = Priority::High;
+    assert_eq!(bench.run(&LIMITS), "+b [b] [b] !b +a [a] [a] !a");
+    let mut bench = Bench::with(&[(1, 2, 2000)]);
+    bench.arrive(0, 2, 3000).priority = Priority::High;
+    assert_eq!(bench.run(&LIMITS), "+a [a] [a] !a +b [b] [b] !b");
+}
+
+#[test]
+fn a_deadline_pulls_a_job_forward_and_a_lost_one_goes_last() {
+    let mut bench = Bench::with(&[(0, 2, 2000)]);
+    // 0.8 s of work until 0.9 s.
+    bench.arrive(0, 2, 4000).deadline = Some(0.9);
+    assert_eq!(bench.run(&LIMITS), "+b [b] [b] !b +a [a] [a] !a");
+    let mut bench = Bench::with(&[(0, 2, 2000)]);
+    bench.arrive(0, 2, 4000).deadline = Some(0.7);
+    assert_eq!(bench.run(&LIMITS), "+a [a] [a] !a +b [b] [b] !b");
+}
+
+#[test]
+fn a_key_of_higher_priority_gets_four_times_as_much() {
+    let mut bench = Bench::new();
+    for owner in [0, 1] {
+        for _ in 0..400 {
+            bench.arrive(owner, 4, 2000);
+        }
+    }
+    for job in bench.jobs.iter_mut().take(400) {
+        job.weight = Priority::High.weight();
+    }
+    for _ in 0..3000 {
+        bench.turn(&LIMITS);
+    }
+    let done = |owner: KeyId| -> u32 {
+        bench.jobs.iter().filter(|job| job.owner == owner).map(|job| job.steps - job.steps_left).sum()
+    };
+    let ratio = f64::from(done(bench.owners[0])) / f64::from(done(bench.owners[1]));
+    assert!((3.8..4.2).contains(&ratio), "{ratio}");
+}
+
+/// Steps and tokens of a job, and whose it is: from 64×64 to some megapixels.
+fn any_job() -> impl Strategy<Value = (usize, u32, usize)> {
+    (0..4usize, 1..30u32, prop_oneof![20..200usize, 200..2000usize, 2000..9000usize])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever comes in when: each step is within the limits, each picture gets its steps and is finished once, and
+    /// everything ends.
+    #[test]
+    fn everything_is_drawn_and_no_limit_is_passed(
+        jobs in prop::collection::vec((any_job(), 0..60usize), 1..40),
+        pictures_max in 1..9usize,
+        step_tokens_max in 500..20_000usize,
+    ) {
+        let limits = EngineLimits { pictures_max, step_tokens_max };
+        let mut bench = Bench::new();
+        let mut arrivals = jobs.clone();
+        let steps: usize = jobs.iter().map(|((_, steps, _), _)| *steps as usize).sum();
+        for turn in 0.. {
+            prop_assert!(turn <= 61 + steps + 2 * jobs.len(), "it goes on and on");
+            for ((owner, steps, tokens), _) in arrivals.extract_if(.., |(_, at)| *at <= turn) {
+                bench.arrive(owner, steps, tokens);
+            }
+            let before: Vec<Job> = bench.jobs.clone();
+            match bench.turn(&limits) {
+                Action::Idle => {
+                    prop_assert!(bench.jobs.iter().all(|job| job.ended.is_some()), "idle beside work");
+                    if arrivals.is_empty() {
+                        break;
+                    }
+                }
+                Action::Admit(_) => {
+                    let held = bench.jobs.iter().filter(|job| job.is_admitted && job.ended.is_none()).count();
+                    prop_assert!(held <= pictures_max);
+                }
+                Action::Step(ids) => {
+                    let chosen: Vec<&Job> = before.iter().filter(|job| ids.contains(&job.id)).collect();
+                    let tokens: usize = chosen.iter().map(|job| job.tokens).sum();
+                    prop_assert_eq!(chosen.len(), ids.len());
+                    prop_assert!(chosen.iter().all(|job| job.is_admitted && job.steps_left > 0));
+                    prop_assert!(chosen.len() == 1 || (tokens <= step_tokens_max && chosen.len() <= pictures_max));
+                }
+                Action::Finish(id) => {
+                    let job = before.iter().find(|job| job.id == id).expect("known");
+                    prop_assert!(job.is_admitted && job.steps_left == 0 && job.ended.is_none());
+                }
+            }
+        }
+    }
+
+    /// Two owners that always have something to draw get the same, whatever they ask for: never further apart than the
+    /// fairness window on either side, and one step.
+    #[test]
+    fn owners_get_the_same(
+        kinds in prop::collection::vec(any_job(), 8),
+        turns in 200..1500usize,
+    ) {
+        let mut bench = Bench::new();
+        let mut next = kinds.iter().cycle();
+        for turn in 0..turns {
+            for owner in [0, 1] {
+                let open = bench.jobs.iter().filter(|job| job.owner == bench.owners[owner] && job.ended.is_none());
+                if open.count() < 3 {
+                    let (_, steps, tokens) = *next.next().expect("endless");
+                    bench.arrive(owner, steps, tokens);
+                }
+            }
+            bench.turn(&LIMITS);
+            let got = |owner: KeyId| -> f64 {
+                let own = bench.jobs.iter().filter(|job| job.owner == owner);
+                own.map(|job| f64::from(job.steps - job.steps_left) * job.tokens as f64).sum()
+            };
+            let apart = (got(bench.owners[0]) - got(bench.owners[1])).abs();
+            let largest = kinds.iter().map(|(_, steps, tokens)| f64::from(*steps) * *tokens as f64);
+            let window = largest.fold(0.0, f64::max);
+            prop_assert!(apart <= 2.0 * window + 9000.0, "{apart} apart after {turn} turns, window {window}");
+        }
+    }
+
+    /// A large picture is passed by small ones for so long only, even when its own owner never stops asking for small
+    /// ones and others have more than enough to do. The bound: until it is due nobody need care for it; from then on only
+    /// what was there already goes before it, and it has its owner's share of the engine.
+    #[test]
+    fn the_wait_is_bounded(
+        steps in 2..20u32,
+        tokens in 2000..9000usize,
+        rivals in 1..4usize,
+        small in 20..1500usize,
+        backlog in 1..6usize,
+    ) {
+        let mut bench = Bench { costs: CostModel::known(0.0, SECONDS_PER_TOKEN, 0.0, 0.0), ..Bench::new() };
+        let large = bench.arrive(0, steps, tokens).id;
+        let alone = f64::from(steps) * tokens as f64 * SECONDS_PER_TOKEN;
+        let due = PATIENCE * alone;
+        let small_seconds = 4.0 * small as f64 * SECONDS_PER_TOKEN;
+        let behind_it = alone + backlog as f64 * small_seconds;
+        // Two windows: what its owner may be behind when it is due, and how far the others may get ahead.
+        let bound = due + rivals as f64 * (behind_it + 2.0 * alone) + behind_it + 1.0;
+        while bench.job(large).ended.is_none() {
+            prop_assert!(bench.now <= bound, "not drawn after {} s, bound {bound} s", bench.now);
+            for owner in 0..rivals {
+                let owner_id = bench.owners[owner];
+                let open = bench.jobs.iter().filter(|job| job.owner == owner_id && job.ended.is_none());
+                for _ in open.count()..=backlog {
+                    bench.arrive(owner, 4, small);
+                }
+            }
+            bench.jobs.retain(|job| job.ended.is_none());
+            bench.turn(&LIMITS);
+            if bench.jobs.iter().all(|job| job.id != large) {
+                break;
+            }
+        }
+    }
+}

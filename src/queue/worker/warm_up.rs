@@ -1,0 +1,100 @@
+//! An engine's first pictures: that it draws, and what a step takes.
+//!
+//! One picture is drawn to its end. Then a few steps of more and more such pictures at once show how a step's time grows
+//! with what is in it, until a step is large enough that packing more pays no more, the engine's limits are reached, or
+//! the time for this is used up.
+
+use std::time::{Duration, Instant};
+
+use super::Broken;
+use crate::domain::engine::Slot;
+use crate::domain::spec::GenerateSpec;
+use crate::queue::cost::{CostModel, WorkScale};
+use crate::queue::guarded::GuardedEngine;
+
+/// Pictures at once, one after the other.
+const PACKS: [usize; 4] = [2, 4, 8, 16];
+/// What is learnt is not worth a longer wait: a slow device is not asked for large steps.
+const LEARNING_MAX: Duration = Duration::from_secs(5);
+/// Of steps alike, the quickest is the device's; the others met something else on the machine.
+const TIMES_EACH: u32 = 3;
+
+/// Draws, and tells what it took.
+pub(super) fn draw(engine: &mut GuardedEngine, spec: &GenerateSpec, scale: WorkScale) -> Result<CostModel, Broken> {
+    let mut costs = CostModel::default();
+    let work = scale.step_work(spec);
+    // The first picture meets what is done once: memory, kernels, tables.
+    draw_one(engine, spec, |_| ())?;
+    let started = Instant::now();
+    let (mut quickest, mut admitting, mut finishing) = (Duration::MAX, Duration::ZERO, Duration::ZERO);
+    for _ in 0..TIMES_EACH {
+        let took = draw_one(engine, spec, |step| quickest = quickest.min(step))?;
+        (admitting, finishing) = took;
+        if started.elapsed() > LEARNING_MAX {
+            break;
+        }
+    }
+    costs.note_warm_up(work, quickest);
+    costs.note_admission(admitting);
+    costs.note_finish(work, finishing);
+    for pictures in PACKS {
+        let limits = engine.limits()?;
+        let expected = costs.step_seconds(work * pictures as f64) * f64::from(TIMES_EACH);
+        let is_over = started.elapsed().as_secs_f64() + expected > LEARNING_MAX.as_secs_f64();
+        if is_over || pictures > limits.pictures_max || pictures * spec.step_tokens() > limits.step_tokens_max {
+            break;
+        }
+        if let Some(took) = step_together(engine, spec, pictures)? {
+            costs.note_warm_up(work * pictures as f64, took);
+        }
+    }
+    Ok(costs)
+}
+
+/// One picture from beginning to end; the times to admit and to finish it.
+fn draw_one(
+    engine: &mut GuardedEngine,
+    spec: &GenerateSpec,
+    mut note_step: impl FnMut(Duration),
+) -> Result<(Duration, Duration), Broken> {
+    let started = Instant::now();
+    let slot = engine.admit(spec)?;
+    let admitting = started.elapsed();
+    for _ in 0..spec.steps() {
+        let started = Instant::now();
+        engine.step(&[slot])?;
+        note_step(started.elapsed());
+    }
+    let started = Instant::now();
+    engine.finish(slot)?;
+    Ok((admitting, started.elapsed()))
+}
+
+/// The quickest of a few steps of so many pictures; `None` where the engine does not take them: then it is not asked for
+/// more than it takes.
+fn step_together(engine: &mut GuardedEngine, spec: &GenerateSpec, pictures: usize) -> Result<Option<Duration>, Broken> {
+    let mut quickest: Option<Duration> = None;
+    for _ in 0..TIMES_EACH {
+        let mut slots: Vec<Slot> = Vec::with_capacity(pictures);
+        let took = (|| {
+            for _ in 0..pictures {
+                slots.push(engine.admit(spec)?);
+            }
+            let started = Instant::now();
+            engine.step(&slots)?;
+            Ok(started.elapsed())
+        })();
+        for slot in slots {
+            engine.release(slot)?;
+        }
+        match took {
+            Ok(took) => quickest = Some(quickest.map_or(took, |best| best.min(took))),
+            Err(error @ crate::domain::engine::EngineError::Fatal(_)) => return Err(error.into()),
+            Err(error) => {
+                tracing::info!(%error, pictures, "so many pictures at once are too many for this device");
+                return Ok(None);
+            }
+        }
+    }
+    Ok(quickest)
+}
