@@ -19,8 +19,9 @@ use crate::domain::ids::{JobId, KeyId};
 use crate::domain::priority::Priority;
 
 /// How many times its own duration a job lets others go first: with `arrival + patience × time left` as the moment it is
-/// due, short jobs pass long ones, and a long one is passed for so long only.
-pub const PATIENCE: f64 = 8.0;
+/// due, short jobs pass long ones, and a long one is passed for so long only. More gives the short ones a little more near
+/// saturation and lets the long ones wait much longer (`benches/README.md`).
+pub const PATIENCE: f64 = 32.0;
 
 /// Most work, in tokens, by which owners that both have something to draw may drift apart: a picture of four megapixels
 /// in fifty steps. The window is smaller where all pictures are.
