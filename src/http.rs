@@ -6,6 +6,7 @@
 mod admin;
 mod api;
 mod console;
+mod dialect;
 pub mod error;
 mod extract;
 mod layer;
@@ -143,10 +144,17 @@ impl Access {
 pub struct Route {
     /// The method, in capitals.
     pub method: &'static str,
-    /// The path; names in braces stand for one segment each.
+    /// The path; names in braces stand for one segment each, one with a star for all that is left.
     pub path: &'static str,
     /// Who may use it.
     pub access: Access,
+}
+
+impl Route {
+    /// The path as the API's description has it, which knows no stars.
+    pub fn documented_path(&self) -> String {
+        self.path.replace("{*", "{")
+    }
 }
 
 type Row = (Route, MethodRouter<HttpState>, Operation);

@@ -100,6 +100,20 @@ error_codes! {
     DeadlineExceeded     "deadline_exceeded"      GATEWAY_TIMEOUT        "The request took too long";
 }
 
+impl ErrorCode {
+    /// The kind of error it is to clients of OpenAI, which has no words finer than these.
+    #[must_use]
+    pub(super) fn openai_type(self) -> &'static str {
+        match self.status() {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            status if status.is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+}
+
 /// An error on its way to the client.
 #[derive(Debug, Clone)]
 pub struct ApiError(Box<Problem>);

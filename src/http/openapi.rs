@@ -11,17 +11,17 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterIn, PathItem, PathsBuilder};
-use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::tag::TagBuilder;
-use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, RefOr};
+use utoipa::openapi::{ComponentsBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder};
 
 pub(super) use operation::{Operation, Tag};
 
+use super::dialect::Dialect;
 use super::error::ErrorCode;
 use super::session_cookie::PLAIN_NAME;
 use super::{Access, HttpState, Route};
-use schema::{ObjectSchema, one_of, text, whole};
+use schema::text;
 
 const API_KEY: &str = "apiKey";
 const BEARER: &str = "bearer";
@@ -30,16 +30,18 @@ const SESSION: &str = "session";
 const ABOUT: &str = "\
 Pictures from prompts by FLUX models, with keys of this worker's own.
 
-Errors are `application/problem+json` (RFC 9457); their `code` is a word that never changes. Fields and parameters that are \
-not known are refused. Every answer carries `x-request-id`; a request may bring its own.";
+Errors are `application/problem+json` (RFC 9457), and have OpenAI's shape on the routes that its clients use; their `code` \
+is a word that never changes. Fields and parameters that are not known are refused. Every answer carries `x-request-id`; a \
+request may bring its own.";
 
 /// The whole document.
 pub(super) fn document(rows: impl IntoIterator<Item = (Route, Operation)>) -> OpenApi {
     let mut paths = PathsBuilder::new();
-    let mut schemas = BTreeMap::from([("Problem".to_owned(), problem_schema())]);
+    let of_errors = Dialect::ALL.map(Dialect::schema).map(|(name, schema)| (name.to_owned(), schema));
+    let mut schemas = BTreeMap::from(of_errors);
     for (route, operation) in rows {
         schemas.extend(operation.schemas.clone());
-        paths = paths.path(route.path, PathItem::new(method_of(route), describe(route, operation)));
+        paths = paths.path(route.documented_path(), PathItem::new(method_of(route), describe(route, operation)));
     }
     let components = schemas
         .into_iter()
@@ -124,7 +126,7 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
         described = described.response(status.to_string(), response.build());
     }
     for (status, codes) in codes {
-        described = described.response(status.to_string(), operation::refusal(&codes));
+        described = described.response(status.to_string(), operation::refusal(&codes, Dialect::of(route.path)));
     }
     described
 }
@@ -132,8 +134,8 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
 /// Every error of a route, by status, in the order of their table.
 fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
     use ErrorCode::{
-        AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, JobNotFound, KeyNotFound, NotFound, RateLimited,
-        ScopeForbidden, SessionRequired, TooManyFailures, Unauthorized,
+        AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, JobNotFound, KeyNotFound, ModelNotFound, NotFound,
+        RateLimited, ScopeForbidden, SessionRequired, TooManyFailures, Unauthorized,
     };
     let mut all = vec![Internal, DeadlineExceeded];
     all.extend(&operation.refusals);
@@ -150,6 +152,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
         all.extend(match name {
             "job_id" => Some(JobNotFound),
             "key_id" => Some(KeyNotFound),
+            "model" => Some(ModelNotFound),
             _ => None,
         });
     }
@@ -161,7 +164,8 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
 }
 
 fn names_in(path: &'static str) -> impl Iterator<Item = &'static str> {
-    path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+    let names = path.split('/').filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'));
+    names.map(|name| name.trim_start_matches('*'))
 }
 
 fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) {
@@ -169,6 +173,7 @@ fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) 
         "job_id" => (text(), "The job's id, as its acceptance named it."),
         "key_id" => (text(), "The key's id; not its value."),
         "file" => (text(), "The file's name."),
+        "model" => (text(), "The model's id. Its slash may also come as it is."),
         other => unreachable!("nothing is known of the path parameter {other}"),
     }
 }
@@ -182,22 +187,6 @@ fn requirements(access: Access) -> Vec<SecurityRequirement> {
         Access::InferenceOrLink => vec![one(API_KEY), one(BEARER), SecurityRequirement::default()],
         Access::Session => vec![one(SESSION)],
     }
-}
-
-fn problem_schema() -> RefOr<Schema> {
-    let field = ObjectSchema::new("A rule that is broken.")
-        .required("field", text().description(Some("The field, parameter or header.")))
-        .required("reason", text().description(Some("What is wrong with it.")));
-    let codes = ErrorCode::ALL.iter().map(|code| code.as_str());
-    ObjectSchema::new("An error, as RFC 9457 has it.")
-        .required("type", text().description(Some("Names the kind of error; not meant to be opened.")))
-        .required("title", text().description(Some("The kind of error in words.")))
-        .required("status", whole(400).description(Some("The status of the answer.")))
-        .required("code", one_of(codes).description(Some("A word that never changes.")))
-        .required("request_id", text().description(Some("What the worker's log calls this request.")))
-        .optional("detail", text().description(Some("What is special about this occurrence.")))
-        .optional("errors", utoipa::openapi::ArrayBuilder::new().items(RefOr::from(field)))
-        .into()
 }
 
 #[cfg(test)]
@@ -240,7 +229,7 @@ mod tests {
         let mut codes = BTreeSet::new();
         let mut ids = BTreeSet::new();
         for route in crate::http::routes() {
-            let operation = &document["paths"][route.path][route.method.to_lowercase()];
+            let operation = &document["paths"][route.documented_path()][route.method.to_lowercase()];
             let id = operation["operationId"].as_str().unwrap_or_else(|| panic!("{route:?} is not described"));
             assert!(ids.insert(id.to_owned()), "{id} twice");
             let responses = operation["responses"].as_object().expect("answers");

@@ -10,8 +10,9 @@ use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
 use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder};
 
-use super::schema::{one_of, text, whole};
+use super::schema::{text, whole};
 use crate::domain::format::OutputFormat;
+use crate::http::dialect::Dialect;
 use crate::http::error::ErrorCode;
 
 const JSON: &str = "application/json";
@@ -219,14 +220,14 @@ pub(super) fn parameter(
 }
 
 /// The answer with which a route refuses for any of `codes`, which all have the same status.
-pub(super) fn refusal(codes: &[ErrorCode]) -> Response {
+pub(super) fn refusal(codes: &[ErrorCode], dialect: Dialect) -> Response {
     let status = codes.first().map(|code| code.status());
     let lines: Vec<String> = codes.iter().map(|code| format!("- `{}`: {}", code.as_str(), code.title())).collect();
     let words = codes.iter().map(|code| code.as_str());
-    let code = utoipa::openapi::ObjectBuilder::new().property("code", one_of(words));
-    let problem = utoipa::openapi::AllOfBuilder::new().item(Ref::from_schema_name("Problem")).item(code);
-    let content = ContentBuilder::new().schema(Some(problem)).build();
-    let response = ResponseBuilder::new().description(lines.join("\n")).content("application/problem+json", content);
+    let (name, _) = dialect.schema();
+    let error = utoipa::openapi::AllOfBuilder::new().item(Ref::from_schema_name(name)).item(dialect.code_schema(words));
+    let content = ContentBuilder::new().schema(Some(error)).build();
+    let response = ResponseBuilder::new().description(lines.join("\n")).content(dialect.media_type(), content);
     let header =
         |schema: RefOr<Schema>, says: &str| HeaderBuilder::new().schema(Some(schema)).description(Some(says)).build();
     match status {

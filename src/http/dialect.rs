@@ -1,0 +1,189 @@
+//! In whose words an error is said: RFC 9457's, or OpenAI's on the routes that its clients use. Only the body differs;
+//! status and headers are the error's own.
+
+use axum::Json;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::{HeaderName, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use utoipa::openapi::schema::{ObjectBuilder, Schema};
+use utoipa::openapi::{ArrayBuilder, RefOr};
+
+use super::error::{ErrorCode, Problem};
+use super::openapi::schema::{ObjectSchema, one_of, or_null, text, whole};
+
+const PROBLEM_JSON: &str = "application/problem+json";
+const JSON: &str = "application/json";
+/// What OpenAI's clients go by before they ask again by themselves, which they do twice.
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// In whose words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Dialect {
+    /// RFC 9457.
+    Problem,
+    /// OpenAI's API.
+    OpenAi,
+}
+
+/// The body of an error, RFC 9457.
+#[derive(Serialize)]
+struct ProblemBody<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    detail: Option<&'a str>,
+    code: &'static str,
+    request_id: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<FieldView<'a>>,
+}
+
+#[derive(Serialize)]
+struct FieldView<'a> {
+    field: &'a str,
+    reason: &'a str,
+}
+
+/// The body of an error as OpenAI's clients read it: with these four fields, each of them always there.
+#[derive(Serialize)]
+struct OpenAiBody<'a> {
+    error: OpenAiError<'a>,
+}
+
+#[derive(Serialize)]
+struct OpenAiError<'a> {
+    message: String,
+    r#type: &'static str,
+    param: Option<&'a str>,
+    code: &'static str,
+}
+
+impl Dialect {
+    pub(super) const ALL: [Self; 2] = [Self::Problem, Self::OpenAi];
+
+    /// The dialect of a path. Goes by the path and not by the route, so that clients of OpenAI also understand that there
+    /// is no `/v1/images/edits`.
+    pub(super) fn of(path: &str) -> Self {
+        let is_of_openai = path == "/v1/models" || path.starts_with("/v1/models/") || path.starts_with("/v1/images/");
+        if is_of_openai { Self::OpenAi } else { Self::Problem }
+    }
+
+    pub(super) fn media_type(self) -> &'static str {
+        match self {
+            Self::Problem => PROBLEM_JSON,
+            Self::OpenAi => JSON,
+        }
+    }
+
+    /// Writes the body that belongs to `problem` into its answer.
+    pub(super) fn write(self, response: &mut Response, problem: &Problem, request_id: &str) {
+        let written = match self {
+            Self::Problem => Json(problem_body(problem, request_id)).into_response(),
+            Self::OpenAi => Json(openai_body(problem)).into_response(),
+        };
+        *response.body_mut() = written.into_body();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.media_type()));
+        // Set for the empty body that stood here before.
+        headers.remove(CONTENT_LENGTH);
+        // Somebody ended the job, or nobody had the time to draw it: to ask for the same again is not a client's to
+        // decide by itself.
+        if self == Self::OpenAi && matches!(problem.code, ErrorCode::JobCanceled | ErrorCode::DeadlineExceeded) {
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+    }
+
+    /// The schema of such a body, and its name in the API's description.
+    pub(super) fn schema(self) -> (&'static str, RefOr<Schema>) {
+        match self {
+            Self::Problem => ("Problem", problem_schema()),
+            Self::OpenAi => ("OpenAiError", openai_schema()),
+        }
+    }
+
+    /// A schema that holds the code of such a body to some words.
+    pub(super) fn code_schema(self, words: impl IntoIterator<Item = &'static str>) -> ObjectBuilder {
+        let code = ObjectBuilder::new().property("code", one_of(words));
+        match self {
+            Self::Problem => code,
+            Self::OpenAi => ObjectBuilder::new().property("error", code),
+        }
+    }
+}
+
+fn problem_body<'a>(problem: &'a Problem, request_id: &'a str) -> ProblemBody<'a> {
+    let code = problem.code;
+    let errors = problem.errors.iter();
+    ProblemBody {
+        r#type: format!("urn:fluxserve:problem:{}", code.as_str()),
+        title: code.title(),
+        status: code.status().as_u16(),
+        detail: problem.detail.as_deref(),
+        code: code.as_str(),
+        request_id,
+        errors: errors.map(|error| FieldView { field: &error.field, reason: &error.reason }).collect(),
+    }
+}
+
+fn openai_body(problem: &Problem) -> OpenAiBody<'_> {
+    let broken: Vec<String> =
+        problem.errors.iter().map(|error| format!("`{}` {}", error.field, error.reason)).collect();
+    let message = match &problem.detail {
+        _ if !broken.is_empty() => broken.join("; "),
+        Some(detail) => format!("{}: {detail}", problem.code.title()),
+        None => problem.code.title().to_owned(),
+    };
+    let param = problem.errors.first().map(|error| error.field.as_str());
+    let error = OpenAiError { message, r#type: problem.code.openai_type(), param, code: problem.code.as_str() };
+    OpenAiBody { error }
+}
+
+fn problem_schema() -> RefOr<Schema> {
+    let field = ObjectSchema::new("A rule that is broken.")
+        .required("field", text().description(Some("The field, parameter or header.")))
+        .required("reason", text().description(Some("What is wrong with it.")));
+    ObjectSchema::new("An error, as RFC 9457 has it.")
+        .required("type", text().description(Some("Names the kind of error; not meant to be opened.")))
+        .required("title", text().description(Some("The kind of error in words.")))
+        .required("status", whole(400).description(Some("The status of the answer.")))
+        .required("code", code_schema())
+        .required("request_id", text().description(Some("What the worker's log calls this request.")))
+        .optional("detail", text().description(Some("What is special about this occurrence.")))
+        .optional("errors", ArrayBuilder::new().items(RefOr::from(field)))
+        .into()
+}
+
+fn openai_schema() -> RefOr<Schema> {
+    let types = ErrorCode::ALL.iter().map(|code| code.openai_type());
+    let mut types: Vec<&str> = types.collect();
+    types.sort_unstable();
+    types.dedup();
+    let error = ObjectSchema::new("What is wrong.")
+        .required("message", text().description(Some("In words.")))
+        .required("type", one_of(types).description(Some("The kind of error, in OpenAI's words.")))
+        .required("param", or_null(text()).description(Some("The first field that breaks a rule.")))
+        .required("code", code_schema());
+    ObjectSchema::new("An error, as OpenAI's clients read it.").required("error", error).into()
+}
+
+fn code_schema() -> ObjectBuilder {
+    let codes = ErrorCode::ALL.iter().map(|code| code.as_str());
+    one_of(codes).description(Some("A word that never changes."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_openai_has_is_said_in_its_words() {
+        for path in ["/v1/images/generations", "/v1/images/edits", "/v1/models", "/v1/models/a/b"] {
+            assert_eq!(Dialect::of(path), Dialect::OpenAi, "{path}");
+        }
+        for path in ["/v1/inference/models", "/v1/inference/image", "/v1/modelsx", "/v1/images", "/", "/healthz"] {
+            assert_eq!(Dialect::of(path), Dialect::Problem, "{path}");
+        }
+    }
+}
