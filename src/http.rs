@@ -174,6 +174,7 @@ fn row(
 fn table() -> Vec<Row> {
     use Access::{Anyone, Inference, InferenceOrLink, Loopback, Page, Session, SignIn};
     use admin::{api_keys, audit, jobs as all_jobs, overview, playground, session, usage};
+    use api::openai::{images, models};
     use api::{catalog, health, inference, jobs};
     vec![
         row(Inference,       "POST",   "/v1/inference/image",                post(inference::submit),      inference::submit_operation()),
@@ -183,6 +184,9 @@ fn table() -> Vec<Row> {
         row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result", get(jobs::result),            jobs::result_operation()),
         row(Anyone,          "GET",    "/v1/inference/models",               get(catalog::models),         catalog::models_operation()),
         row(Anyone,          "GET",    "/v1/inference/runtime/models",       get(catalog::runtime_models), catalog::runtime_models_operation()),
+        row(Inference,       "POST",   "/v1/images/generations",             post(images::generate),       images::generate_operation()),
+        row(Anyone,          "GET",    "/v1/models",                         get(models::list),            models::list_operation()),
+        row(Anyone,          "GET",    "/v1/models/{*model}",                get(models::show),            models::show_operation()),
         row(SignIn,          "POST",   "/v1/session",                        post(session::sign_in),       session::sign_in_operation()),
         row(Session,         "GET",    "/v1/session",                        get(session::show),           session::show_operation()),
         row(Session,         "DELETE", "/v1/session",                        delete(session::sign_out),    session::sign_out_operation()),

@@ -4,3 +4,4 @@ pub(super) mod catalog;
 pub(super) mod health;
 pub(super) mod inference;
 pub(super) mod jobs;
+pub(super) mod openai;

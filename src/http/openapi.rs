@@ -200,6 +200,7 @@ mod tests {
     use crate::http::admin::wire::key::{CreateKey, EditKey, RotateKey};
     use crate::http::admin::wire::session::SignIn;
     use crate::http::api::inference::SubmitImage;
+    use crate::http::api::openai::request::GenerateImages;
     use crate::http::extract::json::{Fields, FromFields};
 
     fn described<T: PartialSchema>() -> BTreeSet<String> {
@@ -216,6 +217,7 @@ mod tests {
     #[test]
     fn bodies_are_described_as_they_are_read() {
         check::<SubmitImage>();
+        check::<GenerateImages>();
         check::<SignIn>();
         check::<CreateKey>();
         check::<EditKey>();

@@ -387,6 +387,32 @@ impl Answer {
         body["code"].as_str().expect("a code").to_owned()
     }
 
+    /// An error in OpenAI's shape, once everything that belongs to one was checked.
+    #[track_caller]
+    pub(crate) fn openai_error(&self) -> Value {
+        assert_eq!(self.header("content-type"), "application/json", "{}", self.text());
+        assert_ne!(self.header("x-request-id"), "");
+        let body = self.json();
+        let mut body: serde_json::Map<String, Value> = serde_json::from_value(body).expect("an object");
+        let error = body.remove("error").unwrap_or_else(|| panic!("no error: {}", self.text()));
+        assert!(body.is_empty(), "{}", self.text());
+        let names: Vec<&String> = error.as_object().expect("an object").keys().collect();
+        assert_eq!(names.len(), 4, "{names:?}");
+        assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{error}");
+        assert!(error["type"].is_string() && error["code"].is_string(), "{error}");
+        assert!(error["param"].is_string() || error.get("param") == Some(&Value::Null), "{error}");
+        error
+    }
+
+    /// The code of an error in either shape.
+    #[track_caller]
+    pub(crate) fn any_code(&self) -> String {
+        if self.header("content-type") == "application/problem+json" {
+            return self.code();
+        }
+        self.openai_error()["code"].as_str().expect("a code").to_owned()
+    }
+
     /// The fields that an `invalid_request` names.
     #[track_caller]
     pub(crate) fn fields(&self) -> Vec<String> {

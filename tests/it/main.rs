@@ -14,6 +14,7 @@ mod idempotency;
 mod jobs;
 mod limits;
 mod management;
+mod openai;
 mod operations;
 mod recovery;
 mod revocation;

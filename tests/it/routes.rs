@@ -7,7 +7,7 @@ use fluxserve::domain::scope::Scope;
 use fluxserve::http::{Access, routes};
 use serde_json::{Value, json};
 
-use crate::app::{Keys, Options, PASSWORD, TestApp, managing, picture, request};
+use crate::app::{Keys, MODEL, Options, PASSWORD, TestApp, managing, picture, request};
 
 /// What each kind of caller gets from one route.
 struct Expected {
@@ -22,7 +22,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 31] = [
+const MATRIX: [Expected; 34] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -30,6 +30,9 @@ const MATRIX: [Expected; 31] = [
     expect(Access::InferenceOrLink, "GET", "/v1/inference/jobs/{job_id}/result", 200),
     expect(Access::Anyone, "GET", "/v1/inference/models", 200),
     expect(Access::Anyone, "GET", "/v1/inference/runtime/models", 200),
+    expect(Access::Inference, "POST", "/v1/images/generations", 200),
+    expect(Access::Anyone, "GET", "/v1/models", 200),
+    expect(Access::Anyone, "GET", "/v1/models/{*model}", 200),
     expect(Access::SignIn, "POST", "/v1/session", 201),
     expect(Access::Session, "GET", "/v1/session", 200),
     expect(Access::Session, "DELETE", "/v1/session", 204),
@@ -134,6 +137,7 @@ impl Caller {
 fn body_of(row: &Expected) -> Option<Value> {
     match (row.method, row.path) {
         ("POST", "/v1/inference/image" | "/v1/playground/image") => Some(picture(2)),
+        ("POST", "/v1/images/generations") => Some(json!({ "model": MODEL, "prompt": "a fox", "steps": 2 })),
         ("POST", "/v1/session") => Some(json!({ "password": PASSWORD })),
         ("POST", "/v1/api-keys") => Some(json!({ "name": "new", "scope": { "all": true } })),
         ("PATCH", _) => Some(json!({ "name": "other" })),
@@ -156,7 +160,7 @@ async fn every_route_opens_to_its_callers_alone() {
             };
             let subject = app.service.create(new, &Actor::CommandLine).await.expect("a key").id;
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
-            let path = path.replace("{file}", "app.js");
+            let path = path.replace("{file}", "app.js").replace("{*model}", MODEL);
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if row.access == Access::Loopback {
                 request.headers_mut().insert("host", "localhost".parse().expect("a value"));

@@ -28,7 +28,7 @@ use crate::http::extract::wishes::{AnswerForm, Wishes};
 use crate::http::openapi::schema::{ObjectSchema, number, one_of, text, whole};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
-use crate::jobs::{JobReport, RepeatKey, Submission, Submitted};
+use crate::jobs::{Job, JobReport, RepeatKey, Submission, Submitted};
 
 /// The longest deadline: beyond a day nobody waits.
 const DEADLINE_SECONDS_MAX: u64 = 24 * 60 * 60;
@@ -288,14 +288,18 @@ fn accepted_response(report: &JobReport, origin: &Origin) -> Response {
 /// The picture of a job that has ended, or why there is none.
 async fn finished_picture(state: &HttpState, report: &JobReport) -> Result<Response, ApiError> {
     let job = &report.job;
+    check_succeeded(job)?;
+    let picture = state.jobs.picture(job.owner, job.id).await?;
+    Ok(picture_response(job.id, Some(job.request.seed), picture))
+}
+
+/// Why a job that has ended has no picture.
+pub(super) fn check_succeeded(job: &Job) -> Result<(), ApiError> {
     match (job.status, &job.error) {
         (JobStatus::Canceled, _) => Err(ApiError::new(ErrorCode::JobCanceled)),
         (JobStatus::Failed, Some(error)) => {
             Err(ApiError::new(ErrorCode::JobFailed).with_detail(format!("{}: {}", error.code, error.reason)))
         }
-        _ => {
-            let picture = state.jobs.picture(job.owner, job.id).await?;
-            Ok(picture_response(job.id, Some(job.request.seed), picture))
-        }
+        _ => Ok(()),
     }
 }

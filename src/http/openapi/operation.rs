@@ -21,6 +21,7 @@ const JSON: &str = "application/json";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::http) enum Tag {
     Images,
+    OpenAi,
     Jobs,
     Models,
     Session,
@@ -31,8 +32,9 @@ pub(in crate::http) enum Tag {
 }
 
 impl Tag {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Images,
+        Self::OpenAi,
         Self::Jobs,
         Self::Models,
         Self::Session,
@@ -45,6 +47,7 @@ impl Tag {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Images => "Images",
+            Self::OpenAi => "OpenAI",
             Self::Jobs => "Jobs",
             Self::Models => "Models",
             Self::Session => "Session",
@@ -58,6 +61,7 @@ impl Tag {
     pub(super) fn description(self) -> &'static str {
         match self {
             Self::Images => "Pictures from prompts.",
+            Self::OpenAi => "What clients of OpenAI's API use, in its words.",
             Self::Jobs => "What became of requests for pictures. A key sees its own jobs alone.",
             Self::Models => "What can be asked for, and whether it can be had now.",
             Self::Session => "The administrator's sign-in.",

@@ -1,0 +1,168 @@
+//! `POST /v1/images/generations`: as many pictures as asked for, each a job of its own; all of them or none.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use futures_util::future::try_join_all;
+use serde::Serialize;
+use serde_json::json;
+use tokio::task::spawn_blocking;
+use utoipa::ToSchema;
+
+use super::request::{GenerateImages, PictureForm};
+use crate::auth::Principal;
+use crate::domain::format::OutputFormat;
+use crate::domain::spec::GenerateSpec;
+use crate::http::HttpState;
+use crate::http::api::inference::check_succeeded;
+use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::caller::InferenceCaller;
+use crate::http::extract::json::ApiJson;
+use crate::http::openapi::{Operation, Tag};
+use crate::http::origin::Origin;
+use crate::jobs::{AcceptedJob, JobReport, Picture, Submission, Submitted};
+
+/// Pictures.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiImages)]
+struct ImagesView {
+    /// Unix seconds.
+    created: i64,
+    data: Vec<ImageView>,
+    output_format: &'static str,
+    /// `WIDTHxHEIGHT`, in pixels.
+    size: String,
+}
+
+/// A picture: within, or behind a link.
+#[derive(Serialize, ToSchema)]
+#[schema(as = OpenAiImage)]
+struct ImageView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    b64_json: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    url: Option<String>,
+    seed: u64,
+    job_id: String,
+}
+
+pub(in crate::http) fn generate_operation() -> Operation {
+    let example = json!({
+        "model": "fluxserve/flux-shapes", "prompt": "a red circle on a blue background", "n": 2, "size": "128x128",
+    });
+    Operation::new(Tag::OpenAi, "create_openai_images", "Draw pictures and wait for them")
+        .says(
+            "Each picture is a job. If one of them cannot be accepted or fails, if they take longer than the worker lets \
+             anyone wait, or if the client hangs up, those that are not drawn yet are cancelled.",
+        )
+        .body::<GenerateImages>(example)
+        .answers::<ImagesView>(StatusCode::OK, "The pictures, in the order of their seeds.")
+        .refuses([
+            ErrorCode::ModelNotFound,
+            ErrorCode::JobCanceled,
+            ErrorCode::PictureGone,
+            ErrorCode::ConcurrentJobsLimit,
+            ErrorCode::DailyLimit,
+            ErrorCode::QueueFull,
+            ErrorCode::JobFailed,
+            ErrorCode::ModelUnavailable,
+            ErrorCode::Draining,
+            ErrorCode::StorageUnavailable,
+        ])
+}
+
+// An `Idempotency-Key` is passed over. OpenAI's clients send none by themselves, and need none: a client that asks again
+// has had an error or has hung up, and either has cancelled what it had asked for.
+pub(in crate::http) async fn generate(
+    State(state): State<HttpState>,
+    InferenceCaller(caller): InferenceCaller,
+    origin: Origin,
+    ApiJson { value: request, .. }: ApiJson<GenerateImages>,
+) -> Result<Response, ApiError> {
+    let card = state.catalog.card(request.model()).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
+    let specs = request.specs(card)?;
+    // Whatever ends this function early, be it an error or a client that hangs up, drops the jobs, and that cancels them.
+    let accepted = accept_all(&state, &caller, specs, request.output_format).await?;
+    let reports = try_join_all(accepted.iter().map(|job| until_drawn(&state, job))).await?;
+    let response = match request.form {
+        PictureForm::Link => answer(reports.iter().map(|report| linked(report, &origin)).collect(), &reports)?,
+        PictureForm::Base64 => {
+            let mut pictures = Vec::with_capacity(reports.len());
+            for JobReport { job, .. } in &reports {
+                pictures.push(state.jobs.picture(job.owner, job.id).await?);
+            }
+            // Some megabytes for each picture: not on the threads that answer everyone else.
+            let within = move || answer(reports.iter().zip(&pictures).map(embedded).collect(), &reports);
+            spawn_blocking(within).await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))??
+        }
+    };
+    accepted.into_iter().for_each(AcceptedJob::keep);
+    Ok(response)
+}
+
+/// All of the jobs; if one is refused, those before it are dropped and so cancelled.
+async fn accept_all(
+    state: &HttpState,
+    caller: &Principal,
+    specs: Vec<GenerateSpec>,
+    output_format: OutputFormat,
+) -> Result<Vec<AcceptedJob>, ApiError> {
+    let mut accepted = Vec::with_capacity(specs.len());
+    for spec in specs {
+        let (owner, limits) = (caller.key_id, caller.limits);
+        let submission = Submission { owner, limits, spec, output_format, repeat_key: None };
+        match state.jobs.submit(submission).await? {
+            Submitted::New(job) => accepted.push(job),
+            Submitted::Earlier(_) => unreachable!("without a repeat key no job is an earlier one"),
+        }
+    }
+    Ok(accepted)
+}
+
+/// The end of a job, as far as there is a picture at it.
+async fn until_drawn(state: &HttpState, accepted: &AcceptedJob) -> Result<JobReport, ApiError> {
+    let job = &accepted.report().job;
+    let wait_max = state.settings.wait_max;
+    let report = state.jobs.wait(job.owner, job.id, wait_max).await?;
+    if !report.job.status.is_final() {
+        let detail = format!("the pictures were not drawn within {} seconds, and are cancelled", wait_max.as_secs());
+        return Err(ApiError::new(ErrorCode::DeadlineExceeded).with_detail(detail));
+    }
+    check_succeeded(&report.job)?;
+    Ok(report)
+}
+
+fn linked(report: &JobReport, origin: &Origin) -> ImageView {
+    let id = report.job.id;
+    ImageView {
+        b64_json: None,
+        url: Some(origin.result_url(id, &report.link)),
+        seed: report.job.request.seed,
+        job_id: id.to_string(),
+    }
+}
+
+fn embedded((report, picture): (&JobReport, &Picture)) -> ImageView {
+    ImageView {
+        b64_json: Some(STANDARD.encode(&picture.bytes)),
+        url: None,
+        seed: report.job.request.seed,
+        job_id: report.job.id.to_string(),
+    }
+}
+
+/// The answer with the pictures of these jobs, which differ by their seeds alone.
+fn answer(data: Vec<ImageView>, reports: &[JobReport]) -> Result<Response, ApiError> {
+    let job = &reports.first().expect("at least one picture was asked for").job;
+    let view = ImagesView {
+        created: job.created_at.unix_timestamp(),
+        data,
+        output_format: job.output_format.as_str(),
+        size: format!("{}x{}", job.request.width, job.request.height),
+    };
+    let body = serde_json::to_vec(&view).map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?;
+    Ok(([(CONTENT_TYPE, "application/json")], body).into_response())
+}

@@ -1,0 +1,231 @@
+//! The body of `POST /v1/images/generations`. What OpenAI's API has and this worker cannot do is refused by name, unless it
+//! says only what would be done anyway.
+
+use std::fmt::Display;
+use std::iter;
+use std::str::FromStr;
+
+use serde_json::Value;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::domain::format::OutputFormat;
+use crate::domain::ids::ModelId;
+use crate::domain::model::ModelCard;
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, draw_seed};
+use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::json::{Fields, FromFields};
+use crate::http::openapi::schema::{ObjectSchema, number, one_of, text, whole};
+
+/// Most pictures of one request.
+const PICTURES_MAX: u32 = 10;
+const AUTO: &str = "auto";
+
+/// Choices that are none here, and the words that choose what is done anyway.
+const FIXED: [(&str, &[&str]); 4] = [
+    ("quality", &[AUTO, "standard"]),
+    // No picture of ours is transparent.
+    ("background", &[AUTO, "opaque"]),
+    ("moderation", &[AUTO]),
+    ("style", &[AUTO]),
+];
+
+/// How a picture is handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum PictureForm {
+    /// Within the answer.
+    #[default]
+    Base64,
+    /// By a signed link.
+    Link,
+}
+
+impl PictureForm {
+    const ALL: [Self; 2] = [Self::Base64, Self::Link];
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Base64 => "b64_json",
+            Self::Link => "url",
+        }
+    }
+}
+
+impl FromStr for PictureForm {
+    type Err = &'static str;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|form| form.as_str() == word).ok_or("must be `b64_json` or `url`")
+    }
+}
+
+/// Width and height; none where the model's defaults are to be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Size(Option<(u32, u32)>);
+
+impl FromStr for Size {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == AUTO {
+            return Ok(Self(None));
+        }
+        // `parse` alone would take a sign.
+        let side = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?;
+        let sides = text.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
+        sides.map(|sides| Self(Some(sides))).ok_or("must be `auto`, or width and height in pixels like `512x512`")
+    }
+}
+
+/// The request as it comes.
+pub(in crate::http) struct GenerateImages {
+    model: ModelId,
+    params: GenerateParams,
+    pictures: u32,
+    seed: Option<u64>,
+    pub(super) output_format: OutputFormat,
+    pub(super) form: PictureForm,
+}
+
+impl FromFields for GenerateImages {
+    fn from_fields(fields: &mut Fields) -> Option<Self> {
+        let prompt = fields.required_text("prompt");
+        if prompt.as_ref().is_some_and(String::is_empty) {
+            fields.refuse("prompt", "must not be empty");
+        }
+        let model = fields.required_text("model");
+        let pictures = fields.small_number("n").unwrap_or(1);
+        if !(1..=PICTURES_MAX).contains(&pictures) {
+            fields.refuse("n", format!("must be from 1 to {PICTURES_MAX}"));
+        }
+        let Size(sides) = chosen(fields, "size");
+        let params = GenerateParams {
+            negative_prompt: fields.text("negative_prompt"),
+            width: sides.map(|(width, _)| width),
+            height: sides.map(|(_, height)| height),
+            steps: fields.small_number("steps"),
+            guidance: fields.number("guidance"),
+            ..GenerateParams::default()
+        };
+        let seed = fields.whole_number("seed");
+        let (output_format, form) = (chosen(fields, "output_format"), chosen(fields, "response_format"));
+        // Whom the client draws for. Nothing here goes by it, so it is not even kept.
+        fields.text("user");
+        fields.text("safety_identifier");
+        refuse_choices(fields);
+        let params = GenerateParams { prompt: prompt?, ..params };
+        Some(Self { model: ModelId::new(model?), params, pictures, seed, output_format, form })
+    }
+}
+
+/// A field that is one of some words.
+fn chosen<T: FromStr<Err: Display> + Default>(fields: &mut Fields, field: &str) -> T {
+    let Some(word) = fields.text(field) else { return T::default() };
+    word.parse().unwrap_or_else(|error: T::Err| {
+        fields.refuse(field, error.to_string());
+        T::default()
+    })
+}
+
+fn refuse_choices(fields: &mut Fields) {
+    for (field, words) in FIXED {
+        if fields.text(field).is_some_and(|word| !words.contains(&word.as_str())) {
+            fields.refuse(field, format!("cannot be chosen here: must be left out, or `{}`", words.join("` or `")));
+        }
+    }
+    let mut refuse = |field: &str, usual: Option<Value>, reason: &str| {
+        let value = fields.given(field).filter(|value| !value.is_null());
+        if value.is_some() && value != usual {
+            fields.refuse(field, reason);
+        }
+    };
+    refuse("stream", Some(false.into()), "pictures are not streamed here: must be left out, or `false`");
+    refuse("partial_images", Some(0.into()), "pictures are not streamed here: must be left out, or 0");
+    refuse("output_compression", None, "cannot be chosen here: must be left out");
+}
+
+impl ToSchema for GenerateImages {}
+
+impl PartialSchema for GenerateImages {
+    fn schema() -> RefOr<Schema> {
+        let formats = one_of(OutputFormat::ALL.map(OutputFormat::as_str));
+        let forms = one_of(PictureForm::ALL.map(PictureForm::as_str));
+        let whom = "Accepted for clients that send it. Not kept, and nothing goes by it.";
+        let never = ObjectBuilder::new().schema_type(Type::Null);
+        let object = ObjectSchema::new("Pictures to draw, in the words of OpenAI's API and some of ours. What a field may be, the model's `parameter_limits` say (`GET /v1/inference/models`).")
+            .required("prompt", text().min_length(Some(1)).description(Some("What to draw.")))
+            .required("model", text().description(Some("Which model draws it.")))
+            .optional("n", whole(1).maximum(Some(PICTURES_MAX)).description(Some("How many pictures; one when nothing is said.")))
+            .optional("size", text().pattern(Some("^(auto|[0-9]+x[0-9]+)$")).description(Some("`WIDTHxHEIGHT` in pixels, or `auto` for the model's defaults.")))
+            .optional("response_format", forms.description(Some("Whether a picture stands in the answer or behind a link that needs no key.")))
+            .optional("output_format", formats.description(Some("The file's format; png when nothing is said.")))
+            .optional("negative_prompt", text().description(Some("What to steer away from. Each step then takes two passes.")))
+            .optional("steps", whole(1).description(Some("Denoising steps.")))
+            .optional("guidance", number().description(Some("How closely to follow the prompt.")))
+            .optional("seed", whole(0).maximum(Some(SEED_MAX)).description(Some("Of the first picture; each further one has the next. Drawn when it is left out.")))
+            .optional("user", text().description(Some(whom)))
+            .optional("safety_identifier", text().description(Some(whom)))
+            .optional("stream", ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([false])))
+            .optional("partial_images", whole(0).maximum(Some(0)))
+            .optional("output_compression", never.description(Some("Cannot be chosen.")));
+        let fixed = |object: ObjectSchema, (field, words): (&str, &'static [&'static str])| {
+            object.optional(field, one_of(words.iter().copied()).description(Some("Cannot be chosen.")))
+        };
+        FIXED.into_iter().fold(object, fixed).into()
+    }
+}
+
+impl GenerateImages {
+    /// The model it asks for.
+    pub(super) fn model(&self) -> &ModelId {
+        &self.model
+    }
+
+    /// One valid request for each picture. They differ by their seeds alone.
+    pub(super) fn specs(&self, card: &ModelCard) -> Result<Vec<GenerateSpec>, ApiError> {
+        let first = match self.seed {
+            Some(seed) => seed,
+            None => draw_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
+        };
+        let spec = |seed| GenerateSpec::new(GenerateParams { seed, ..self.params.clone() }, card);
+        let specs: Result<_, _> = seeds(first).take(self.pictures as usize).map(spec).collect();
+        specs.map_err(|errors| ApiError::invalid(errors.into_iter().map(in_words_of_size).collect()))
+    }
+}
+
+/// The seeds of the pictures of one request. After the largest comes 0.
+fn seeds(first: u64) -> impl Iterator<Item = u64> {
+    iter::successors(Some(first), |seed| Some(if *seed >= SEED_MAX { 0 } else { seed + 1 }))
+}
+
+/// Width and height are one field here.
+fn in_words_of_size(error: FieldError) -> FieldError {
+    let FieldError { field, reason } = error;
+    if !["width", "height"].contains(&field.as_str()) {
+        return FieldError { field, reason };
+    }
+    let reason = if reason.starts_with("must") { format!("{field} {reason}") } else { reason };
+    FieldError::new("size", reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_strictly() {
+        assert_eq!("auto".parse(), Ok(Size(None)));
+        assert_eq!("64x128".parse(), Ok(Size(Some((64, 128)))));
+        for text in ["", "x", "64", "64x", "x64", "64X64", "+64x64", "64x-64", " 64x64", "64x64x64", "99999999999x64"] {
+            assert!(text.parse::<Size>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn after_the_largest_seed_comes_the_smallest() {
+        let taken = |first| seeds(first).take(3).collect::<Vec<_>>();
+        assert_eq!(taken(7), [7, 8, 9]);
+        assert_eq!(taken(SEED_MAX - 1), [SEED_MAX - 1, SEED_MAX, 0]);
+    }
+}
