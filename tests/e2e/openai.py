@@ -1,0 +1,88 @@
+#!/usr/bin/env python3
+"""OpenAI's client for Python against the real program.
+
+    scripts/openai-test.sh [PROGRAM]
+
+installs what this needs, starts the program, and runs this.
+"""
+
+import base64
+import os
+import struct
+import urllib.request
+
+# This file is called like the package. A script's own folder is searched first, so it has to go.
+import sys
+
+sys.path.pop(0)
+
+import openai  # noqa: E402
+
+MODEL = "fluxserve/flux-shapes"
+URL = os.environ["FLUXSERVE_TEST_URL"]
+KEY = os.environ["FLUXSERVE_TEST_KEY"]
+LIMITED_KEY = os.environ["FLUXSERVE_TEST_LIMITED_KEY"]
+PROMPT = "a red circle on a blue background"
+
+
+def png_size(picture):
+    """Width and height, as the head of a PNG says."""
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n", picture[:16]
+    return struct.unpack(">II", picture[16:24])
+
+
+def refused(kind, call):
+    """The error of a call that has to fail."""
+    try:
+        answer = call()
+    except openai.APIStatusError as error:
+        assert type(error) is kind, f"{type(error).__name__} instead of {kind.__name__}: {error}"
+        assert error.request_id, "an error without a request id"
+        return error
+    raise AssertionError(f"no {kind.__name__}: {answer}")
+
+
+def draw(client, **options):
+    return client.images.generate(**{"model": MODEL, "prompt": PROMPT, **options})
+
+
+def main():
+    client = openai.OpenAI(base_url=URL, api_key=KEY)
+
+    answer = draw(client, size="128x128")
+    assert png_size(base64.b64decode(answer.data[0].b64_json)) == (128, 128)
+    assert (answer.size, answer.output_format) == ("128x128", "png"), answer.size
+
+    answer = draw(client, n=2, size="64x96", response_format="url", extra_body={"seed": 7, "steps": 4})
+    assert [image.seed for image in answer.data] == [7, 8]
+    for image in answer.data:
+        with urllib.request.urlopen(image.url, timeout=60) as picture:
+            assert png_size(picture.read()) == (64, 96)
+
+    models = list(client.models.list())
+    assert [model.id for model in models] == [MODEL], models
+    assert client.models.retrieve(MODEL) == models[0]
+
+    # From here on every call has to fail, and need not be tried again.
+    client = client.with_options(max_retries=0)
+    error = refused(openai.AuthenticationError, lambda: draw(client.with_options(api_key=KEY[:-1] + "!")))
+    assert (error.code, error.type) == ("unauthorized", "authentication_error"), error
+    error = refused(openai.BadRequestError, lambda: draw(client, size="100x100"))
+    assert (error.param, error.code) == ("size", "invalid_request"), error
+    error = refused(openai.BadRequestError, lambda: draw(client, quality="high"))
+    assert (error.param, error.code) == ("quality", "invalid_request"), error
+    error = refused(openai.NotFoundError, lambda: draw(client, model="gpt-image-2"))
+    assert error.code == "model_not_found", error
+    error = refused(openai.NotFoundError, lambda: client.models.retrieve("nobody/nothing"))
+    assert error.code == "model_not_found", error
+
+    limited = client.with_options(api_key=LIMITED_KEY)
+    draw(limited, size="64x64")
+    error = refused(openai.RateLimitError, lambda: draw(limited, size="64x64"))
+    assert (error.code, error.type) == ("rate_limited", "rate_limit_error"), error
+    assert int(error.response.headers["retry-after"]) >= 1
+
+    print(f"openai {openai.__version__} for Python draws, lists models, and understands every refusal")
+
+
+main()
