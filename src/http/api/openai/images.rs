@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use super::request::{GenerateImages, PictureForm};
 use crate::auth::Principal;
 use crate::domain::format::OutputFormat;
+use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
 use crate::http::HttpState;
 use crate::http::api::inference::check_succeeded;
@@ -113,7 +114,15 @@ async fn accept_all(
     let mut accepted = Vec::with_capacity(specs.len());
     for spec in specs {
         let (owner, limits) = (caller.key_id, caller.limits);
-        let submission = Submission { owner, limits, spec, output_format, repeat_key: None };
+        let submission = Submission {
+            owner,
+            limits,
+            spec,
+            output_format,
+            priority: Priority::Normal,
+            deadline: None,
+            repeat_key: None,
+        };
         match state.jobs.submit(submission).await? {
             Submitted::New(job) => accepted.push(job),
             Submitted::Earlier(_) => unreachable!("without a repeat key no job is an earlier one"),
