@@ -5,6 +5,7 @@ mod device;
 mod loader;
 mod noise;
 pub(crate) mod ops;
+mod preview;
 mod sampler;
 mod slots;
 mod text;
@@ -27,14 +28,12 @@ pub use device::{DeviceError, probe};
 use loader::Checkpoint;
 use loader::config::Configs;
 pub use loader::{CheckpointError, ComponentReport, Inspection, Problem, inspect};
+use preview::Projection;
 use slots::{Pass, Picture, TokenGrid};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 use transformer::Transformer;
 use vae::Decoder;
-
-/// Longer side of a preview, in latents of eight pixels.
-const PREVIEW_LATENTS_MAX: usize = 32;
 
 /// Why an engine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +56,7 @@ pub struct FluxEngine {
     text: TextEncoders,
     transformer: Transformer,
     decoder: Decoder,
+    projection: Projection,
     device: Device,
     limits: EngineLimits,
     pictures: BTreeMap<Slot, Picture>,
@@ -76,6 +76,7 @@ impl FluxEngine {
         let dtype = device::dtype(&device);
         let decoder = Decoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?;
         Ok(Self {
+            projection: Projection::of(&decoder, configs.vae.latent_channels, &device)?,
             decoder,
             text: TextEncoders::load(&configs, &checkpoint.clip(dtype, &device), checkpoint.t5(dtype, &device))?,
             transformer: Transformer::load(&configs.transformer, &checkpoint.transformer(dtype, &device))?,
@@ -196,21 +197,20 @@ impl StepEngine for FluxEngine {
         let pixels = self.decoder.decode(&latents).map_err(device_error)?;
         let bytes = vae::to_rgb_bytes(&pixels).map_err(device_error)?;
         let bytes = bytes.ok_or(EngineError::NotFinite)?;
-        RgbImage::new(picture.width, picture.height, bytes)
-            .ok_or_else(|| EngineError::Fatal("the decoder produced a picture of another size".to_owned()))
+        let image = RgbImage::new(picture.width, picture.height, bytes)
+            .ok_or_else(|| EngineError::Fatal("the decoder produced a picture of another size".to_owned()))?;
+        // The picture is done: what goes wrong here must not keep it back.
+        if let Err(error) = self.projection.learn(&latents, &pixels) {
+            tracing::debug!(%error, "nothing was learned for previews");
+        }
+        Ok(image)
     }
 
     fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
         let Some(picture) = self.pictures.get(&slot) else { return Ok(None) };
         let run = || -> candle_core::Result<Option<RgbImage>> {
             let Some(latents) = picture.expected()? else { return Ok(None) };
-            // Latents that are averaged are, nearly, those of the picture made smaller.
-            let latents = picture.grid.unpack(&latents)?;
-            let (_, _, height, width) = latents.dims4()?;
-            let pixels = self.decoder.decode(&latents.avg_pool2d(preview_divisor(height.max(width)))?)?;
-            let (_, _, height, width) = pixels.dims4()?;
-            let bytes = vae::to_rgb_bytes(&pixels)?;
-            Ok(bytes.and_then(|bytes| RgbImage::new(width as u32, height as u32, bytes)))
+            self.projection.picture(&picture.grid.unpack(&latents)?)
         };
         run().map_err(device_error)
     }
@@ -218,11 +218,6 @@ impl StepEngine for FluxEngine {
     fn release(&mut self, slot: Slot) {
         self.pictures.remove(&slot);
     }
-}
-
-/// By what the longer side of a picture's latents is divided for a preview: the decoder's work shrinks with the square.
-fn preview_divisor(latents: usize) -> usize {
-    latents.div_ceil(PREVIEW_LATENTS_MAX).max(2)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "the form that `map_err` takes")]

@@ -120,9 +120,72 @@ fn a_preview_shows_what_is_coming() {
         engine.step(&[slot]).expect("steps");
     }
     let preview = engine.preview(slot).expect("room").expect("a preview");
-    assert_eq!((preview.width(), preview.height()), (64, 48));
-    let pixel = |x: usize, y: usize| &preview.pixels()[3 * (y * 64 + x)..][..3];
-    let (corner, middle) = (pixel(4, 4), pixel(32, 24));
+    assert_eq!((preview.width(), preview.height()), (16, 12));
+    let pixel = |x: usize, y: usize| &preview.pixels()[3 * (y * 16 + x)..][..3];
+    let (corner, middle) = (pixel(1, 1), pixel(8, 6));
     assert!(corner[2] > corner[0].saturating_add(60), "blue: {corner:?}");
     assert!(middle[0] > middle[2].saturating_add(60), "red: {middle:?}");
+}
+
+/// A picture averaged over squares of `side` pixels, as the numbers of all its channels.
+fn averaged(picture: &RgbImage, side: usize) -> Vec<f64> {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let mut sums = vec![0.0; width / side * (height / side) * 3];
+    for (at, value) in picture.pixels().iter().enumerate() {
+        let (row, column, channel) = (at / 3 / width, at / 3 % width, at % 3);
+        sums[(row / side * (width / side) + column / side) * 3 + channel] += f64::from(*value);
+    }
+    sums.into_iter().map(|sum| sum / (side * side) as f64).collect()
+}
+
+/// Pearson's correlation of two equally long lists.
+fn correlation(a: &[f64], b: &[f64]) -> f64 {
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let (mean_a, mean_b) = (mean(a), mean(b));
+    let sum = |of: fn(f64, f64) -> f64| a.iter().zip(b).map(|(a, b)| of(a - mean_a, b - mean_b)).sum::<f64>();
+    sum(|a, b| a * b) / (sum(|a, _| a * a) * sum(|_, b| b * b)).sqrt()
+}
+
+/// How alike the preview after the last step, which is of the very latents that are decoded then, is to the picture.
+fn likeness(engine: &mut FluxEngine, spec: &GenerateSpec) -> f64 {
+    let slot = engine.admit(spec).expect("admits");
+    for _ in 0..spec.steps() {
+        engine.step(&[slot]).expect("steps");
+    }
+    let preview = engine.preview(slot).expect("room").expect("a preview");
+    let picture = engine.finish(slot).expect("finishes");
+    correlation(&averaged(&preview, 1), &averaged(&picture, 8))
+}
+
+#[test]
+fn the_last_preview_is_the_picture_made_small_and_comes_closer_with_every_picture() {
+    let asked = spec("a red circle on a blue background", [128, 128], 1);
+    let new = likeness(&mut engine(), &asked);
+    assert!(new >= 0.85, "{new}");
+    let mut engine = engine();
+    let prompts = ["a green square on a white background", "a yellow star on a red background", "a blue ring"];
+    let others: Vec<_> = (20..).zip(prompts).map(|(seed, prompt)| spec(prompt, [128, 128], seed)).collect();
+    draw(&mut engine, &others);
+    let experienced = likeness(&mut engine, &asked);
+    assert!(experienced >= 0.9 && experienced > new, "{new}, then {experienced}");
+}
+
+/// Who looks on changes nothing.
+#[test]
+fn a_picture_has_the_same_bits_with_and_without_previews() {
+    let drawn = |engine: &mut FluxEngine, looks_on: bool| {
+        let spec = spec("a red circle on a blue background", [128, 96], 4);
+        let slot = engine.admit(&spec).expect("admits");
+        for _ in 0..spec.steps() {
+            engine.step(&[slot]).expect("steps");
+            if looks_on {
+                assert!(engine.preview(slot).expect("room").is_some());
+            }
+        }
+        engine.finish(slot).expect("finishes")
+    };
+    let unseen = drawn(&mut engine(), false);
+    let mut engine = engine();
+    assert!(drawn(&mut engine, true) == unseen);
+    assert!(drawn(&mut engine, false) == unseen);
 }

@@ -159,8 +159,8 @@ impl Attention {
     }
 }
 
-/// Pixels about -1 to 1, `[1, 3, height, width]`, as bytes row by row: `round_half_even(255 × clamp(x / 2 + 1 / 2))`,
-/// as diffusers rounds. `None` when any of them is not finite.
+/// Pixels about -1 to 1, `[1, 3, height, width]`, as bytes row by row, each by [`to_byte`]. `None` when any of them is not
+/// finite.
 ///
 /// # Errors
 /// When the device fails.
@@ -170,6 +170,10 @@ pub(crate) fn to_rgb_bytes(pixels: &Tensor) -> Result<Option<Vec<u8>>> {
     if values.iter().any(|value| !value.is_finite()) {
         return Ok(None);
     }
-    let byte = |value: f32| (255.0 * (value / 2.0 + 0.5).clamp(0.0, 1.0)).round_ties_even() as u8;
-    Ok(Some(values.into_iter().map(byte).collect()))
+    Ok(Some(values.into_iter().map(to_byte).collect()))
+}
+
+/// A colour's share, about -1 to 1, as a byte: `round_half_even(255 × clamp(x / 2 + 1 / 2))`, as diffusers rounds.
+pub(crate) fn to_byte(value: f32) -> u8 {
+    (255.0 * (value / 2.0 + 0.5).clamp(0.0, 1.0)).round_ties_even() as u8
 }

@@ -1,0 +1,324 @@
+//! Rough pictures of what is being drawn: each latent position as one pixel, by a linear map from latent channels to
+//! red, green and blue.
+//!
+//! The map is learned from the loaded model itself, as ridge regression (Hoerl and Kennard, Technometrics 12, 1970,
+//! 55–67) between latents and what its own decoder makes of them, averaged over the square of pixels that belongs to one
+//! latent position. So it fits whatever autoencoder a checkpoint brings. It is learned first from patches of random
+//! colours, so that there is one from the beginning, and then from the pictures that the engine finishes, up to a bound.
+//! It never touches what is drawn.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::noise::standard_normal;
+use super::vae::{self, Decoder};
+use crate::domain::engine::RgbImage;
+
+/// Longer side of a preview, in pixels; larger latents are averaged down.
+const SIDE_MAX: usize = 128;
+/// Latent positions looked at in one finished picture.
+const PICTURE_POSITIONS_MAX: usize = 4096;
+/// Latent positions after which nothing more is learned: sixteen large pictures, or some hundred small ones.
+const POSITIONS_MAX: usize = 65_536;
+/// What is added to the diagonal of the normal equations, as a share of the channels' mean on it. Directions in which the
+/// latents hardly varied so far, as in a single picture, are left alone.
+const RIDGE_SHARE: f64 = 1e-3;
+/// Sides of the patches from which the first map is learned, and of the square they make up, in latents.
+const PATCH_SIDE: usize = 4;
+const PATCHES_SIDE: usize = 16;
+/// How far the patches' latents are scattered. Those of flat colours lie further out than the 1 that the latents of whole
+/// pictures are scaled to.
+const PATCHES_DEVIATION: f64 = 1.5;
+/// Red, green and blue.
+const COLOURS: usize = 3;
+
+/// A linear map from latents to colours, and what it was learned from.
+#[derive(Debug, Clone)]
+pub(crate) struct Projection {
+    equations: NormalEquations,
+    /// For each channel, and last for the constant, its part in each colour; colours from -1 to 1. `None` before anything
+    /// was learned.
+    map: Option<Vec<[f32; COLOURS]>>,
+}
+
+impl Projection {
+    /// Of a decoder of latents with so many channels, learned from patches of random colours alone.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn of(decoder: &Decoder, channels: usize, device: &Device) -> Result<Self> {
+        let count = PATCHES_SIDE / PATCH_SIDE;
+        let colours = standard_normal(0, 0, channels * count * count);
+        let patches = (Tensor::from_vec(colours, (1, channels, count, count), device)? * PATCHES_DEVIATION)?
+            .upsample_nearest2d(PATCHES_SIDE, PATCHES_SIDE)?;
+        let mut projection = Self::new(channels);
+        projection.learn(&patches, &decoder.decode(&patches)?)?;
+        Ok(projection)
+    }
+
+    /// Knows nothing yet.
+    fn new(channels: usize) -> Self {
+        Self { equations: NormalEquations::new(channels + 1), map: None }
+    }
+
+    /// Learns from a picture: its latents `[1, channels, rows, columns]` as the transformer left them, and the
+    /// decoder's pixels `[1, 3, rows × scale, columns × scale]`, about -1 to 1, both f32 on any device.
+    ///
+    /// # Errors
+    /// When the device is out of memory. Nothing was learned then.
+    pub(crate) fn learn(&mut self, latents: &Tensor, pixels: &Tensor) -> Result<()> {
+        if self.equations.samples >= POSITIONS_MAX {
+            return Ok(());
+        }
+        let (_, _, rows, columns) = latents.dims4()?;
+        let (_, _, height, width) = pixels.dims4()?;
+        // Clamped as the picture is: what lies beyond white is white.
+        let colours = pixels.clamp(-1f32, 1f32)?.avg_pool2d((height / rows, width / columns))?;
+        let (latents, colours) = (planes(latents)?, planes(&colours)?);
+        let mut equations = self.equations.clone();
+        let positions = rows * columns;
+        // An odd stride through rows of even length comes to every place inside a token.
+        let stride = positions.div_ceil(PICTURE_POSITIONS_MAX) | 1;
+        let mut inputs = vec![1.0; latents.len() + 1];
+        for position in (0..positions).step_by(stride) {
+            for (input, plane) in inputs.iter_mut().zip(&latents) {
+                *input = f64::from(plane[position]);
+            }
+            equations.add(&inputs, std::array::from_fn(|colour| f64::from(colours[colour][position])));
+        }
+        // Numbers that are not finite, which no picture has that was given out, would spoil all that follows.
+        if let Some(map) = equations.solve() {
+            (self.equations, self.map) = (equations, Some(map));
+        }
+        Ok(())
+    }
+
+    /// Latents `[1, channels, rows, columns]`, f32 on any device -> a picture with a pixel for each position, averaged
+    /// down until its longer side has 128 at most. `None` before anything was learned, and for latents that are not
+    /// finite.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn picture(&self, latents: &Tensor) -> Result<Option<RgbImage>> {
+        let Some(map) = &self.map else { return Ok(None) };
+        let (_, _, rows, columns) = latents.dims4()?;
+        let (constant, parts) = map.split_last().expect("the constant is always there");
+        let divisor = rows.max(columns).div_ceil(SIDE_MAX);
+        let latents = if divisor > 1 { latents.avg_pool2d(divisor)? } else { latents.clone() };
+        let (_, _, height, width) = latents.dims4()?;
+        let planes = planes(&latents)?;
+        let mut bytes = Vec::with_capacity(height * width * COLOURS);
+        for position in 0..height * width {
+            let mut pixel = *constant;
+            for (part, plane) in parts.iter().zip(&planes) {
+                for (colour, part) in pixel.iter_mut().zip(part) {
+                    *colour += part * plane[position];
+                }
+            }
+            if pixel.iter().any(|colour| !colour.is_finite()) {
+                return Ok(None);
+            }
+            bytes.extend(pixel.map(vae::to_byte));
+        }
+        Ok(RgbImage::new(width as u32, height as u32, bytes))
+    }
+}
+
+/// `[1, planes, rows, columns]` -> each plane row by row, f32, off the device.
+fn planes(tensor: &Tensor) -> Result<Vec<Vec<f32>>> {
+    tensor.squeeze(0)?.flatten_from(1)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.to_vec2()
+}
+
+/// `XᵀX` and `XᵀY` of a least-squares problem with three right sides, in f64. The last input is the constant 1.
+#[derive(Debug, Clone)]
+struct NormalEquations {
+    unknowns: usize,
+    samples: usize,
+    /// `[unknowns, unknowns]`, symmetric; only the lower triangle is kept.
+    matrix: Vec<f64>,
+    /// `[unknowns, 3]`
+    right: Vec<[f64; COLOURS]>,
+}
+
+impl NormalEquations {
+    fn new(unknowns: usize) -> Self {
+        Self { unknowns, samples: 0, matrix: vec![0.0; unknowns * unknowns], right: vec![[0.0; COLOURS]; unknowns] }
+    }
+
+    fn add(&mut self, inputs: &[f64], outputs: [f64; COLOURS]) {
+        self.samples += 1;
+        for (row, &input) in inputs.iter().enumerate() {
+            let line = &mut self.matrix[row * self.unknowns..][..=row];
+            for (sum, other) in line.iter_mut().zip(inputs) {
+                *sum += input * other;
+            }
+            for (sum, output) in self.right[row].iter_mut().zip(outputs) {
+                *sum += input * output;
+            }
+        }
+    }
+
+    /// The solution, with the ridge on all unknowns but the constant. `None` where a number is not finite, or where
+    /// nothing varies.
+    fn solve(&self) -> Option<Vec<[f32; COLOURS]>> {
+        let channels = self.unknowns - 1;
+        let diagonal = (0..channels).map(|at| self.matrix[at * self.unknowns + at]);
+        let ridge = RIDGE_SHARE * diagonal.sum::<f64>() / channels as f64;
+        let mut matrix = self.matrix.clone();
+        for at in 0..channels {
+            matrix[at * self.unknowns + at] += ridge;
+        }
+        let solution = solve_positive_definite(matrix, self.right.clone())?;
+        let narrow = |colours: [f64; COLOURS]| colours.map(|colour| colour as f32);
+        let solution: Vec<[f32; COLOURS]> = solution.into_iter().map(narrow).collect();
+        solution.iter().flatten().all(|part| part.is_finite()).then_some(solution)
+    }
+}
+
+/// Solves `matrix × x = right` for a symmetric positive definite matrix, of which the lower triangle is read, by
+/// Cholesky's decomposition (Golub and Van Loan, Matrix Computations, 4th edition, 4.2.5). `None` where the matrix is not
+/// positive definite.
+fn solve_positive_definite(mut matrix: Vec<f64>, mut right: Vec<[f64; COLOURS]>) -> Option<Vec<[f64; COLOURS]>> {
+    let size = right.len();
+    for row in 0..size {
+        for column in 0..=row {
+            let known: f64 = (0..column).map(|at| matrix[row * size + at] * matrix[column * size + at]).sum();
+            let rest = matrix[row * size + column] - known;
+            matrix[row * size + column] = if row > column {
+                rest / matrix[column * size + column]
+            } else if rest > 0.0 {
+                rest.sqrt()
+            } else {
+                return None;
+            };
+        }
+    }
+    // Forward with the triangle, then back with its transpose.
+    for row in 0..size {
+        subtract(&mut right, row, (0..row).map(|at| (at, matrix[row * size + at])));
+        right[row] = right[row].map(|value| value / matrix[row * size + row]);
+    }
+    for row in (0..size).rev() {
+        subtract(&mut right, row, (row + 1..size).map(|at| (at, matrix[at * size + row])));
+        right[row] = right[row].map(|value| value / matrix[row * size + row]);
+    }
+    Some(right)
+}
+
+/// `right[row] -= Σ factor × right[at]`
+fn subtract(right: &mut [[f64; COLOURS]], row: usize, terms: impl Iterator<Item = (usize, f64)>) {
+    for (at, factor) in terms {
+        let other = right[at];
+        for (value, other) in right[row].iter_mut().zip(other) {
+            *value -= factor * other;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHANNELS: usize = 4;
+
+    /// Numbers from -1 to 1 without a pattern, the same each time.
+    fn scattered(count: usize) -> Vec<f32> {
+        let mut state = 1_u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1_u64 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn latents(rows: usize, columns: usize) -> Tensor {
+        let numbers = scattered(CHANNELS * rows * columns);
+        Tensor::from_vec(numbers, (1, CHANNELS, rows, columns), &Device::Cpu).expect("a shape that fits")
+    }
+
+    /// What a decoder makes of `latents` that is linear: red 0.4 a + 0.1, green -0.3 b, blue 0.2 (c + d) - 0.2.
+    fn decoded(latents: &Tensor, scale: usize) -> Tensor {
+        let planes = planes(latents).expect("on the CPU");
+        let (_, _, rows, columns) = latents.dims4().expect("four dimensions");
+        let red = planes[0].iter().map(|a| 0.4 * a + 0.1);
+        let green = planes[1].iter().map(|b| -0.3 * b);
+        let blue = planes[2].iter().zip(&planes[3]).map(|(c, d)| 0.2 * (c + d) - 0.2);
+        let small: Vec<f32> = red.chain(green).chain(blue).collect();
+        let small = Tensor::from_vec(small, (1, 3, rows, columns), &Device::Cpu).expect("a shape that fits");
+        small.upsample_nearest2d(rows * scale, columns * scale).expect("room")
+    }
+
+    #[test]
+    fn a_linear_decoder_is_learned_from_one_picture() {
+        let mut projection = Projection::new(CHANNELS);
+        let (seen, other) = (latents(8, 8), latents(6, 10));
+        assert!(projection.picture(&other).expect("room").is_none(), "nothing is known yet");
+        projection.learn(&seen, &decoded(&seen, 8)).expect("room");
+        let picture = projection.picture(&other).expect("room").expect("it has learned");
+        assert_eq!((picture.width(), picture.height()), (10, 6));
+        let expected = vae::to_rgb_bytes(&decoded(&other, 1)).expect("room").expect("finite");
+        let worst = picture.pixels().iter().zip(&expected).map(|(found, meant)| found.abs_diff(*meant)).max();
+        assert!(worst <= Some(1), "off by {worst:?}");
+    }
+
+    #[test]
+    fn large_latents_are_averaged_down() {
+        let mut projection = Projection::new(CHANNELS);
+        let large = latents(100, 260);
+        projection.learn(&large, &decoded(&large, 2)).expect("room");
+        let picture = projection.picture(&large).expect("room").expect("it has learned");
+        assert_eq!((picture.width(), picture.height()), (86, 33));
+        let expected = vae::to_rgb_bytes(&decoded(&large.avg_pool2d(3).expect("room"), 1)).expect("room");
+        let expected = expected.expect("finite");
+        let worst = picture.pixels().iter().zip(&expected).map(|(found, meant)| found.abs_diff(*meant)).max();
+        assert!(worst <= Some(1), "off by {worst:?}");
+    }
+
+    #[test]
+    fn learning_is_bounded_for_each_picture_and_in_all() {
+        let mut projection = Projection::new(CHANNELS);
+        let large = latents(128, 128);
+        let pixels = decoded(&large, 1);
+        projection.learn(&large, &pixels).expect("room");
+        let once = projection.equations.samples;
+        assert!((PICTURE_POSITIONS_MAX / 2..=PICTURE_POSITIONS_MAX).contains(&once), "{once}");
+        for _ in 0..40 {
+            projection.learn(&large, &pixels).expect("room");
+        }
+        let all = projection.equations.samples;
+        assert!((POSITIONS_MAX..POSITIONS_MAX + PICTURE_POSITIONS_MAX).contains(&all), "{all}");
+    }
+
+    #[test]
+    fn what_is_not_finite_is_neither_learned_nor_shown() {
+        let mut projection = Projection::new(CHANNELS);
+        let good = latents(8, 8);
+        let bad = good.affine(f64::INFINITY, 0.0).expect("room");
+        projection.learn(&bad, &decoded(&good, 8)).expect("room");
+        assert_eq!(projection.equations.samples, 0);
+        projection.learn(&good, &decoded(&good, 8)).expect("room");
+        assert!(projection.picture(&bad).expect("room").is_none());
+        assert!(projection.picture(&good).expect("room").is_some());
+    }
+
+    #[test]
+    fn latents_that_are_nothing_teach_nothing() {
+        let mut projection = Projection::new(CHANNELS);
+        let flat = latents(8, 8).zeros_like().expect("room");
+        projection.learn(&flat, &decoded(&flat, 8)).expect("room");
+        assert!(projection.map.is_none(), "nothing to tell channels by");
+    }
+
+    #[test]
+    fn equations_are_solved_and_those_without_a_solution_are_refused() {
+        let matrix = vec![4.0, f64::NAN, f64::NAN, 2.0, 10.0, f64::NAN, 1.0, 3.0, 5.0];
+        // Of x = (1, 2, 3), (-1, 0, 1) and (0, 0, 2).
+        let right = vec![[11.0, -3.0, 2.0], [31.0, 1.0, 6.0], [22.0, 4.0, 10.0]];
+        let solution = solve_positive_definite(matrix, right).expect("positive definite");
+        let expected = [[1.0, -1.0, 0.0], [2.0, 0.0, 0.0], [3.0, 1.0, 2.0]];
+        for (found, meant) in solution.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((found - meant).abs() < 1e-12, "{solution:?}");
+        }
+        assert!(solve_positive_definite(vec![1.0, 0.0, 2.0, 4.0], vec![[1.0; 3]; 2]).is_none(), "no inverse");
+        assert!(solve_positive_definite(vec![-1.0], vec![[1.0; 3]]).is_none(), "negative");
+    }
+}
