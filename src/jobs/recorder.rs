@@ -54,7 +54,7 @@ impl Recorder {
             }
             has_ended = matches!(event, QueueEvent::Finished(_) | QueueEvent::Failed(_) | QueueEvent::Canceled);
             match event {
-                QueueEvent::Started => {}
+                QueueEvent::Started | QueueEvent::PutBack => self.live.send_modify(|live| live.step = 0),
                 QueueEvent::Step { step, .. } => self.live.send_modify(|live| live.step = step),
                 QueueEvent::Finished(picture) => self.keep(inner, picture, events.engine_time()).await,
                 QueueEvent::Failed(JobFailure { code, reason }) => {

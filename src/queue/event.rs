@@ -16,6 +16,8 @@ use crate::domain::engine::RgbImage;
 pub enum QueueEvent {
     /// The engine has admitted it. Also after being put back and admitted anew.
     Started,
+    /// It has left the engine to be begun anew, and waits again.
+    PutBack,
     /// `step` of `steps` are done. Steps that passed unread are skipped.
     Step {
         /// Steps done.
@@ -71,6 +73,7 @@ impl JobFailure {
 enum Progress {
     Waiting,
     Started,
+    PutBack,
     Step { step: u32, steps: u32 },
 }
 
@@ -123,6 +126,10 @@ impl EventSender {
         self.progress.send_replace(Progress::Started);
     }
 
+    pub(super) fn put_back(&self) {
+        self.progress.send_replace(Progress::PutBack);
+    }
+
     pub(super) fn step(&self, step: u32, steps: u32) {
         self.progress.send_replace(Progress::Step { step, steps });
     }
@@ -166,6 +173,7 @@ impl JobEvents {
                     match *self.progress.borrow_and_update() {
                         Progress::Waiting => {}
                         Progress::Started => return Some(QueueEvent::Started),
+                        Progress::PutBack => return Some(QueueEvent::PutBack),
                         Progress::Step { step, steps } => return Some(QueueEvent::Step { step, steps }),
                     }
                 }

@@ -221,6 +221,7 @@ impl Line {
 
     /// Lets a job wait again. It keeps the moment it came.
     pub(super) fn put_back(&self, entry: Entry) {
+        entry.events.put_back();
         self.lock().waiting.push(entry);
         self.wake.notify_all();
     }

@@ -12,12 +12,12 @@ pub struct Previews(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     is_wanted: AtomicBool,
-    last: Mutex<Option<RgbImage>>,
+    last: Mutex<Option<Arc<RgbImage>>>,
 }
 
 impl Previews {
     /// The last one, and a wish for one after the next step: who looks again then finds a newer one.
-    pub fn look(&self) -> Option<RgbImage> {
+    pub fn look(&self) -> Option<Arc<RgbImage>> {
         self.0.is_wanted.store(true, Ordering::Relaxed);
         self.0.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -28,6 +28,6 @@ impl Previews {
     }
 
     pub(super) fn show(&self, preview: RgbImage) {
-        *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(preview);
+        *self.0.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(preview));
     }
 }

@@ -250,8 +250,11 @@ impl Worker {
             let started = Instant::now();
             match engine.step(&slots) {
                 Ok(()) => {
-                    self.note_step(&ids, started.elapsed());
-                    return self.show_previews(engine, &ids);
+                    let took = started.elapsed();
+                    // First: who hears of the step then finds its preview.
+                    let shown = self.show_previews(engine, &ids);
+                    self.note_step(&ids, took);
+                    return shown;
                 }
                 Err(EngineError::Fatal(cause)) => return Err(Broken { cause, at: ids }),
                 Err(error) if ids.len() > 1 => {
