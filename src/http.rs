@@ -6,6 +6,7 @@
 mod admin;
 mod api;
 mod console;
+mod data_url;
 mod dialect;
 pub mod error;
 mod extract;
@@ -49,6 +50,10 @@ pub struct HttpSettings {
     pub wait_max: Duration,
     /// Longest time any request may take; above `wait_max`.
     pub request_deadline: Duration,
+    /// Longest life of one event stream; its client comes back for the rest.
+    pub event_stream_max: Duration,
+    /// How long an event stream is silent at most.
+    pub event_heartbeat: Duration,
     /// Where clients reach this worker, e.g. `https://images.example.org`. `None`: as the `Host` header says.
     pub public_url: Option<String>,
     /// Whether it is served by https.
@@ -64,6 +69,8 @@ impl Default for HttpSettings {
             body_deadline: Duration::from_secs(30),
             wait_max: Duration::from_mins(5),
             request_deadline: Duration::from_mins(6),
+            event_stream_max: Duration::from_mins(5),
+            event_heartbeat: Duration::from_secs(15),
             public_url: None,
             has_tls: false,
             has_own_management: false,
@@ -175,12 +182,13 @@ fn table() -> Vec<Row> {
     use Access::{Anyone, Inference, InferenceOrLink, Loopback, Page, Session, SignIn};
     use admin::{api_keys, audit, jobs as all_jobs, overview, playground, session, usage};
     use api::openai::{images, models};
-    use api::{catalog, health, inference, jobs};
+    use api::{catalog, events, health, inference, jobs};
     vec![
         row(Inference,       "POST",   "/v1/inference/image",                post(inference::submit),      inference::submit_operation()),
         row(Inference,       "GET",    "/v1/inference/jobs",                 get(jobs::list),              jobs::list_operation()),
         row(Inference,       "GET",    "/v1/inference/jobs/{job_id}",        get(jobs::show),              jobs::show_operation()),
         row(Inference,       "DELETE", "/v1/inference/jobs/{job_id}",        delete(jobs::cancel),         jobs::cancel_operation()),
+        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}/events", get(events::follow),          events::follow_operation()),
         row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result", get(jobs::result),            jobs::result_operation()),
         row(Anyone,          "GET",    "/v1/inference/models",               get(catalog::models),         catalog::models_operation()),
         row(Anyone,          "GET",    "/v1/inference/runtime/models",       get(catalog::runtime_models), catalog::runtime_models_operation()),
@@ -203,6 +211,7 @@ fn table() -> Vec<Row> {
         row(Session,         "GET",    "/v1/jobs",                           get(all_jobs::list),          all_jobs::list_operation()),
         row(Session,         "GET",    "/v1/jobs/{job_id}",                  get(all_jobs::show),          all_jobs::show_operation()),
         row(Session,         "DELETE", "/v1/jobs/{job_id}",                  delete(all_jobs::cancel),     all_jobs::cancel_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}/events",           get(all_jobs::follow),        all_jobs::follow_operation()),
         row(Session,         "GET",    "/v1/jobs/{job_id}/preview",          get(all_jobs::preview),       all_jobs::preview_operation()),
         row(Session,         "GET",    "/v1/jobs/{job_id}/result",           get(all_jobs::result),        all_jobs::result_operation()),
         row(Page,            "GET",    "/admin",                             get(self::console::page),     self::console::page_operation()),

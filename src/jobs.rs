@@ -16,6 +16,8 @@ mod statistics;
 mod store;
 mod submission;
 mod sweep;
+mod watch;
+mod watchers;
 mod work_book;
 
 use std::path::PathBuf;
@@ -31,6 +33,8 @@ pub use results::ResultLink;
 pub use service::{JobService, ServiceParts};
 pub use statistics::{Minute, Statistics};
 pub use submission::{AcceptedJob, Submission, Submitted};
+pub use watch::{JobMark, JobNews, JobWatch, UnknownMark, WatchWishes};
+pub use watchers::{WATCHES_MAX, WATCHES_PER_OWNER_MAX};
 pub use work_book::WorkBook;
 
 use crate::catalog::Availability;
@@ -182,6 +186,9 @@ pub enum JobsError {
     /// The word that makes a request repeatable stood for another request.
     #[error("the same word was used for another request")]
     OtherRequest,
+    /// As many watch jobs as are allowed, of all owners or of this one.
+    #[error("too many are watching")]
+    TooManyWatches,
     /// The worker is going down.
     #[error("the worker is shutting down")]
     Draining,

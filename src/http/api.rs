@@ -1,6 +1,7 @@
 //! The routes for clients, one file for each thing they work with.
 
 pub(super) mod catalog;
+pub(super) mod events;
 pub(super) mod health;
 pub(super) mod inference;
 pub(super) mod jobs;

@@ -22,6 +22,9 @@ const DRAINING_RETRY_AFTER_SECONDS: u64 = 30;
 /// An engine takes seconds to minutes to load.
 const LOADING_RETRY_AFTER_SECONDS: u64 = 10;
 
+/// Jobs end all the time, and those who watch them leave then.
+const WATCH_RETRY_AFTER_SECONDS: u64 = 5;
+
 /// Broken rules named in one answer. A refusal must not be many times as long as what it refuses.
 const FIELD_ERRORS_MAX: usize = 32;
 /// Characters of a field's name in an answer; names of ours are shorter.
@@ -89,6 +92,7 @@ error_codes! {
     RateLimited          "rate_limited"           TOO_MANY_REQUESTS      "The key sends more requests than it may";
     ConcurrentJobsLimit  "concurrent_jobs_limit"  TOO_MANY_REQUESTS      "The key has as many jobs as it may";
     DailyLimit           "daily_limit"            TOO_MANY_REQUESTS      "The key's share of the day does not suffice";
+    TooManyStreams       "too_many_streams"       TOO_MANY_REQUESTS      "Too many event streams are open";
     QueueFull            "queue_full"             TOO_MANY_REQUESTS      "The queue is full";
     Internal             "internal"               INTERNAL_SERVER_ERROR  "Something went wrong in the worker";
     JobFailed            "job_failed"             INTERNAL_SERVER_ERROR  "The job failed";
@@ -276,6 +280,9 @@ impl From<JobsError> for ApiError {
             JobsError::ModelUnavailable(availability) => model_unavailable(availability),
             JobsError::LimitReached(reached) => limit_reached(&reached),
             JobsError::OtherRequest => Self::new(ErrorCode::IdempotencyConflict),
+            JobsError::TooManyWatches => {
+                Self::new(ErrorCode::TooManyStreams).with_retry_after(WATCH_RETRY_AFTER_SECONDS)
+            }
             JobsError::QueueFull { retry_after_seconds } => {
                 Self::new(ErrorCode::QueueFull).with_retry_after(retry_after_seconds)
             }

@@ -6,4 +6,5 @@ pub(super) mod idempotency;
 pub(super) mod json;
 pub(super) mod path;
 pub(super) mod query;
+pub(super) mod watching;
 pub(super) mod wishes;

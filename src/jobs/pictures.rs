@@ -1,8 +1,11 @@
 //! The pictures of jobs: those that are done, and what can be seen of those that are not.
 
+use std::sync::Arc;
+
 use super::results::ResultLink;
 use super::service::Inner;
 use super::{Job, JobService, JobsError, Picture, Reach};
+use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
 use crate::domain::job::JobStatus;
@@ -27,10 +30,7 @@ impl JobService {
         self.0.within(reach.into(), id).await?;
         let previews = self.0.live().get(&id).map(|live| live.previews.clone());
         let preview = previews.and_then(|previews| previews.look()).ok_or(JobsError::NoPreview)?;
-        let format = OutputFormat::Png;
-        let encoded = tokio::task::spawn_blocking(move || encode(&preview, format)).await;
-        let bytes = encoded.map_err(JobsError::storage)?.map_err(JobsError::storage)?;
-        Ok(Picture { bytes, format })
+        encoded(preview, OutputFormat::Png).await
     }
 
     /// The picture of a job, for anyone who has a link to it.
@@ -44,6 +44,13 @@ impl JobService {
         let job = self.0.store.get(id).await?;
         self.0.read_picture(job).await
     }
+}
+
+/// Encodes a preview off the async threads.
+pub(super) async fn encoded(preview: Arc<RgbImage>, format: OutputFormat) -> Result<Picture, JobsError> {
+    let encoded = tokio::task::spawn_blocking(move || encode(&preview, format)).await;
+    let bytes = encoded.map_err(JobsError::storage)?.map_err(JobsError::storage)?;
+    Ok(Picture { bytes, format })
 }
 
 impl Inner {

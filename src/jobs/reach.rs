@@ -20,6 +20,16 @@ impl Reach {
     }
 }
 
+impl Reach {
+    /// Whose share of something it is that somebody with this reach takes.
+    pub(super) fn owner(self) -> KeyId {
+        match self {
+            Self::Of(owner) => owner,
+            Self::Everyones => KeyId::NONE,
+        }
+    }
+}
+
 impl From<KeyId> for Reach {
     fn from(owner: KeyId) -> Self {
         Self::Of(owner)

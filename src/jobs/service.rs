@@ -12,6 +12,7 @@ use super::recorder::Recorder;
 use super::results::{LinkSigner, ResultFiles};
 use super::store::{JobStore, ListedJobs, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
+use super::watchers::Watchers;
 use super::work_book::WorkBook;
 use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobTerms, JobsError, ListQuery, PAGE_JOBS_MAX, Reach};
 use super::{allowance, idempotency, recovery, sweep};
@@ -32,7 +33,7 @@ pub(super) struct Live {
 
 /// What is known in memory of a job that has not ended.
 pub(super) struct LiveJob {
-    progress: watch::Receiver<Live>,
+    pub(super) progress: watch::Receiver<Live>,
     pub(super) previews: Previews,
 }
 
@@ -66,9 +67,10 @@ pub(super) struct Inner {
     pub(super) signer: LinkSigner,
     /// Jobs with a recorder: at most as many as the queues have places. A sender that is gone means "ended".
     live: Mutex<HashMap<JobId, LiveJob>>,
+    pub(super) watchers: Watchers,
     unfinished: watch::Sender<usize>,
     draining: AtomicBool,
-    closed: AtomicBool,
+    pub(super) closed: watch::Sender<bool>,
 }
 
 impl JobService {
@@ -85,8 +87,8 @@ impl JobService {
             tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
         let signer = LinkSigner::new(store.link_secret().await?);
         let (unfinished, _) = watch::channel(0);
-        let (live, allowances) = (Mutex::default(), Arc::default());
-        let (draining, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (live, allowances, watchers) = (Mutex::default(), Arc::default(), Watchers::default());
+        let (draining, closed) = (AtomicBool::new(false), watch::Sender::new(false));
         let inner = Inner {
             store,
             catalog,
@@ -98,6 +100,7 @@ impl JobService {
             work_book,
             signer,
             live,
+            watchers,
             unfinished,
             draining,
             closed,
@@ -276,7 +279,7 @@ impl JobService {
 
     /// Stops the engines after what they are doing now. Unfinished jobs stay in the database for the next start.
     pub fn close(&self) {
-        self.0.closed.store(true, Ordering::Release);
+        self.0.closed.send_replace(true);
         self.0.queues.values().for_each(Queue::close);
     }
 
@@ -297,7 +300,7 @@ impl Inner {
 
     /// Whether [`JobService::close`] was called.
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
+        *self.closed.borrow()
     }
 
     /// Puts a job whose row stands into the queue, and writes down what becomes of it.

@@ -4,6 +4,7 @@ use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::app::{TestApp, decoded, picture, request};
+use crate::fake_engine::PREVIEW_RED_PER_STEP;
 use crate::management::Administrator;
 
 fn ids(page: &Value) -> Vec<&str> {
@@ -79,7 +80,7 @@ async fn who_looks_on_sees_a_job_as_it_is_being_drawn() {
     let preview = administrator.ask("GET", &path, None).await;
     assert_eq!((preview.status, preview.header("content-type")), (StatusCode::OK, "image/png"));
     // Made after the first step that followed the wish, and not again without another.
-    assert_eq!(decoded(&preview.bytes), (1, 1, [1, 0, 0]));
+    assert_eq!(decoded(&preview.bytes), (1, 1, [PREVIEW_RED_PER_STEP, 0, 0]));
     app.control.release();
     app.until_status(&job, "succeeded").await;
     assert_eq!(administrator.ask("GET", &path, None).await.code(), "no_preview");

@@ -7,10 +7,12 @@ use axum::body::{Body, Bytes};
 use axum::http::Request;
 use fluxserve::domain::engine::EngineError;
 use fluxserve::http::error::ErrorCode;
+use fluxserve::jobs::WATCHES_PER_OWNER_MAX;
 use futures_util::stream;
 use serde_json::json;
 
 use crate::app::{Answer, Options, PASSWORD, TestApp, managing, picture, request};
+use crate::events::EventStream;
 use crate::fake_engine::Fault;
 
 /// Reached by a handler that panics: the unit tests of the layer for panics make one.
@@ -36,6 +38,7 @@ async fn every_code_is_reached() {
     an_administrator_at_work(&mut reached).await;
     a_key_at_its_limits(&mut reached).await;
     jobs_in_several_states(&mut reached).await;
+    a_job_that_many_watch(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
     let missing: Vec<&str> =
@@ -163,6 +166,21 @@ async fn jobs_in_several_states(reached: &mut Reached) {
         });
     });
     reached.note(&answer, "job_canceled");
+}
+
+async fn a_job_that_many_watch(reached: &mut Reached) {
+    let app = TestApp::start().await;
+    app.control.hold();
+    let id = app.submit(&picture(1)).await;
+    let path = format!("/v1/inference/jobs/{id}/events");
+    let mut streams = Vec::new();
+    for _ in 0..WATCHES_PER_OWNER_MAX {
+        streams.push(EventStream::open(&app, &path, &[]).await);
+    }
+    let answer = app.get(&path).await;
+    assert_ne!(answer.header("retry-after"), "");
+    reached.note(&answer, "too_many_streams");
+    app.control.release();
 }
 
 async fn a_full_and_draining_worker(reached: &mut Reached) {

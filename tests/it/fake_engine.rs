@@ -11,6 +11,9 @@ use fluxserve::domain::spec::GenerateSpec;
 /// Longest a test waits for something to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How much redder a preview is with every step.
+pub(crate) const PREVIEW_RED_PER_STEP: u8 = 40;
+
 /// What an engine was told to do; pictures go by their seeds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
@@ -243,10 +246,10 @@ impl StepEngine for FakeEngine {
         Ok(RgbImage::new(spec.width(), spec.height(), pixels).expect("three bytes per pixel"))
     }
 
-    /// One pixel, whose red says how many steps are done.
+    /// One pixel, whose red says how many steps are done, in steps that every format keeps apart.
     fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
         let step = self.pictures[&slot].step as u8;
-        Ok(RgbImage::new(1, 1, vec![step, 0, 0]))
+        Ok(RgbImage::new(1, 1, vec![step * PREVIEW_RED_PER_STEP, 0, 0]))
     }
 
     fn release(&mut self, slot: Slot) {

@@ -7,6 +7,7 @@ mod connections;
 mod console;
 mod documented;
 mod error_codes;
+mod events;
 mod fake_engine;
 mod faults;
 mod fields;

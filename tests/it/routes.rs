@@ -22,11 +22,12 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 34] = [
+const MATRIX: [Expected; 36] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
     expect(Access::Inference, "DELETE", "/v1/inference/jobs/{job_id}", 200),
+    expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}/events", 200),
     expect(Access::InferenceOrLink, "GET", "/v1/inference/jobs/{job_id}/result", 200),
     expect(Access::Anyone, "GET", "/v1/inference/models", 200),
     expect(Access::Anyone, "GET", "/v1/inference/runtime/models", 200),
@@ -49,6 +50,7 @@ const MATRIX: [Expected; 34] = [
     expect(Access::Session, "GET", "/v1/jobs", 200),
     expect(Access::Session, "GET", "/v1/jobs/{job_id}", 200),
     expect(Access::Session, "DELETE", "/v1/jobs/{job_id}", 200),
+    expect(Access::Session, "GET", "/v1/jobs/{job_id}/events", 200),
     // The job has ended: nobody can look on.
     expect(Access::Session, "GET", "/v1/jobs/{job_id}/preview", 404),
     expect(Access::Session, "GET", "/v1/jobs/{job_id}/result", 200),
@@ -173,7 +175,8 @@ async fn every_route_opens_to_its_callers_alone() {
             let name = format!("{} {} for {caller:?}: {}", row.method, row.path, answer.text());
             assert_eq!(answer.status, caller.expected(&row), "{name}");
             let is_management = matches!(row.access, Access::SignIn | Access::Session);
-            assert_eq!(answer.header("cache-control") == "no-store", is_management, "{name}");
+            let is_never_kept = is_management || answer.header("content-type") == "text/event-stream";
+            assert_eq!(answer.header("cache-control") == "no-store", is_never_kept, "{name}");
         }
     }
 }

@@ -9,11 +9,13 @@ use super::wire::job::{AnyJobListView, AnyJobView};
 use crate::domain::ids::KeyId;
 use crate::domain::job::JobStatus;
 use crate::http::HttpState;
+use crate::http::api::events::{describe, event_stream};
 use crate::http::api::jobs::{CANCEL_WAIT, picture_response, take_list_query};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::path::JobPath;
 use crate::http::extract::query::Parameters;
+use crate::http::extract::watching::Watching;
 use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
@@ -89,6 +91,21 @@ pub(in crate::http) fn cancel_operation() -> Operation {
     Operation::new(Tag::Console, "cancel_any_job", "Cancel any key's job")
         .answers::<AnyJobView>(StatusCode::OK, "The job.")
         .refuses([ErrorCode::StorageUnavailable])
+}
+
+pub(in crate::http) async fn follow(
+    State(state): State<HttpState>,
+    _: Administrator,
+    JobPath(id): JobPath,
+    Watching(wishes): Watching,
+    origin: Origin,
+) -> Result<Response, ApiError> {
+    let watch = state.jobs.watch(Reach::Everyones, id, wishes).await?;
+    Ok(event_stream(&state, watch, move |report| AnyJobView::new(report, &origin)))
+}
+
+pub(in crate::http) fn follow_operation() -> Operation {
+    describe(Operation::new(Tag::Console, "follow_any_job", "Any key's job's life as it happens"))
 }
 
 /// Rough, for who looks on while it is being drawn.

@@ -1,4 +1,5 @@
-//! No request takes for ever.
+//! No request takes for ever. What is held to the deadline is the way to the answer's head; a body that goes on after
+//! that, as an event stream does, has bounds of its own.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;

@@ -175,6 +175,12 @@ impl Operation {
         self.answer(status, description, |response| response.content(media_type, content))
     }
 
+    /// Has a schema in the document that a description speaks of.
+    pub(in crate::http) fn mentions<T: ToSchema>(mut self) -> Self {
+        self.reference::<T>();
+        self
+    }
+
     /// Answers with nothing but headers.
     pub(in crate::http) fn answers_nothing(self, status: StatusCode, description: &str) -> Self {
         self.answer(status, description, |response| response)

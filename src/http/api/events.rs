@@ -1,0 +1,134 @@
+//! A job's life as Server-Sent Events: what is new of it, as it happens, up to its end.
+//!
+//! An event is made when the connection has room for it, from how the job stands then. So a slow reader costs no memory;
+//! one that takes nothing is cut off as for any other answer.
+
+use std::convert::Infallible;
+use std::future::ready;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderName, StatusCode};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+use tokio::time::{Instant, timeout_at};
+use utoipa::ToSchema;
+
+use super::jobs::{JobView, eta_seconds};
+use crate::http::HttpState;
+use crate::http::data_url::data_url;
+use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::caller::InferenceCaller;
+use crate::http::extract::path::JobPath;
+use crate::http::extract::watching::{LAST_EVENT_ID, Watching};
+use crate::http::openapi::schema::one_of;
+use crate::http::openapi::{Operation, Tag};
+use crate::http::origin::Origin;
+use crate::jobs::{JobNews, JobReport, JobWatch};
+
+/// After which time a client whose stream has ended too early comes back.
+const RETRY: Duration = Duration::from_secs(2);
+/// Asks nginx and what goes by its customs not to collect a stream before passing it on.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// The data of a `queued` event.
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobQueuedEvent)]
+struct QueuedView {
+    position: usize,
+    eta_seconds: Option<f64>,
+}
+
+/// The data of a `step` event.
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobStepEvent)]
+struct StepView {
+    step: u32,
+    steps: u32,
+    eta_seconds: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    preview: Option<String>,
+}
+
+pub(in crate::http) async fn follow(
+    State(state): State<HttpState>,
+    InferenceCaller(caller): InferenceCaller,
+    JobPath(id): JobPath,
+    Watching(wishes): Watching,
+    origin: Origin,
+) -> Result<Response, ApiError> {
+    let watch = state.jobs.watch(caller.key_id, id, wishes).await?;
+    Ok(event_stream(&state, watch, move |report| JobView::new(report, &origin)))
+}
+
+pub(in crate::http) fn follow_operation() -> Operation {
+    describe(Operation::new(Tag::Jobs, "follow_job", "A job's life as it happens"))
+}
+
+/// What the document says of a stream of events.
+pub(in crate::http) fn describe(operation: Operation) -> Operation {
+    operation
+        .says(
+            "Server-Sent Events. `queued`, again when the place in the line has changed: `JobQueuedEvent`. `step`, after \
+             each step but those that pass faster than they are read: `JobStepEvent`; a job that is begun anew goes back. \
+             Then one of `succeeded`, `failed` and `canceled`, with the job as `GET` without `/events` shows it, and the \
+             stream ends. A stream that ends before that, as each does after some minutes, is to be asked for again with \
+             the last event's id as `Last-Event-ID`, as browsers do by themselves: what was seen is not sent again.",
+        )
+        .query(
+            "preview",
+            one_of(["true", "false"]),
+            "Whether `step` brings a small, rough picture, where there is a new one.",
+        )
+        .header(LAST_EVENT_ID.as_str(), "The id of the last event that was seen. One that is not known is passed over.")
+        .answers_text(StatusCode::OK, "text/event-stream", "The events, and a comment from time to time.")
+        .mentions::<QueuedView>()
+        .mentions::<StepView>()
+        .answers_nothing(StatusCode::NO_CONTENT, "The end was seen, and nothing more will come.")
+        .refuses([ErrorCode::TooManyStreams, ErrorCode::Draining, ErrorCode::StorageUnavailable])
+}
+
+/// The news of a watch as an answer, where `view` shows the job that has ended.
+pub(in crate::http) fn event_stream<V: Serialize>(
+    state: &HttpState,
+    watch: Option<JobWatch>,
+    view: impl Fn(&JobReport) -> V + Send + 'static,
+) -> Response {
+    let headers = [(CACHE_CONTROL, "no-store"), (ACCEL_BUFFERING, "no")];
+    let Some(watch) = watch else { return (StatusCode::NO_CONTENT, headers).into_response() };
+    let until = Instant::now() + state.settings.event_stream_max;
+    let span = tracing::Span::current();
+    let first = stream::once(ready(Ok::<_, Infallible>(Event::default().retry(RETRY))));
+    let rest = stream::unfold((watch, view, span), move |(mut watch, view, span)| async move {
+        let news = timeout_at(until, watch.next()).await.ok()?;
+        match news {
+            Ok(news) => news.map(|news| (Ok(event(&news, &view)), (watch, view, span))),
+            Err(error) => {
+                span.in_scope(|| tracing::error!(?error, "an event stream broke off"));
+                None
+            }
+        }
+    });
+    let heartbeat = KeepAlive::new().interval(state.settings.event_heartbeat);
+    (headers, Sse::new(first.chain(rest)).keep_alive(heartbeat)).into_response()
+}
+
+fn event<V: Serialize>(news: &JobNews, view: impl Fn(&JobReport) -> V) -> Event {
+    let event = Event::default().id(news.mark().to_string());
+    let event = match news {
+        JobNews::Queued { position, eta_seconds: eta } => {
+            let view = QueuedView { position: *position, eta_seconds: eta.map(eta_seconds) };
+            event.event("queued").json_data(view)
+        }
+        JobNews::Step { step, steps, eta_seconds: eta, preview } => {
+            let preview = preview.as_ref().map(data_url);
+            let view = StepView { step: *step, steps: *steps, eta_seconds: eta.map(eta_seconds), preview };
+            event.event("step").json_data(view)
+        }
+        JobNews::Ended(report) => event.event(report.job.status.as_str()).json_data(view(report)),
+    };
+    event.expect("views are plain data")
+}
