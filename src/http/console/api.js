@@ -77,17 +77,6 @@ const post = (path, body, signal) => json("POST", path, { body, signal });
 const patch = (path, body, signal) => json("PATCH", path, { body, signal });
 const remove = (path, signal) => json("DELETE", path, { signal });
 
-// A picture as a Blob, or null where there is none.
-async function picture(path, signal) {
-  try {
-    const response = await send("GET", path, { signal });
-    return await response.blob();
-  } catch (error) {
-    if (error instanceof Problem && [404, 409, 410].includes(error.status)) return null;
-    throw error;
-  }
-}
-
 export const session = {
   show: (signal) => get(SESSION_PATH, null, signal),
   signIn: (password) => post(SESSION_PATH, { password }),
@@ -112,7 +101,8 @@ export const jobs = {
   show: (id, signal) => get(jobPath(id), null, signal),
   cancel: (id) => remove(jobPath(id)),
   draw: (body) => post("/v1/playground/image", body),
-  preview: (id, signal) => picture(`${jobPath(id)}/preview`, signal),
+  // Its news as they happen, with previews. The browser takes a stream that breaks up again by itself.
+  events: (id) => new EventSource(`${jobPath(id)}/events?preview=true`),
   resultPath: (id) => `${jobPath(id)}/result`,
 };
 

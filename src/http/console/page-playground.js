@@ -3,15 +3,14 @@
 import { jobs, models } from "./api.js";
 import { element, replace } from "./dom.js";
 import { clearErrors, showProblem } from "./form.js";
+import { followJob } from "./job-events.js";
 import { isUnfinished } from "./job-view.js";
 import { playgroundForm } from "./playground-form.js";
 import { playgroundHistory } from "./playground-history.js";
 import { playgroundStage } from "./playground-stage.js";
-import { repeat } from "./router.js";
 import { toastProblem } from "./toast.js";
 import { emptyState, pageHead, skeleton, whileBusy } from "./widgets.js";
 
-const POLL_MS = 300;
 const CURRENT_JOB = "fluxserve.playground.job";
 
 export async function showPlayground({ main, signal, query }) {
@@ -44,26 +43,23 @@ function buildPlayground({ place, signal, offered, chosen }) {
     signal.addEventListener("abort", () => watching.abort(), { signal: mine });
     sessionStorage.setItem(CURRENT_JOB, job.job_id);
     history.mark(job.job_id);
-    stage.show(job, mine);
+    stage.show(job);
     form.setDrawing(isUnfinished(job));
-    if (isUnfinished(job)) repeat(() => follow(job.job_id, mine), POLL_MS, mine);
+    if (isUnfinished(job)) followJob(job, { signal: mine, onNews: stage.show, onEnd, onProblem });
   };
 
-  const follow = async (id, mine) => {
-    try {
-      const job = await jobs.show(id, mine);
-      stage.show(job, mine);
-      if (isUnfinished(job)) return;
-      watching.abort();
-      form.setDrawing(false);
-      await history.reload();
-      history.mark(id);
-    } catch (error) {
-      if (error.name === "AbortError" || error.status === 0) return;
-      watching.abort();
-      form.setDrawing(false);
-      toastProblem(error);
-    }
+  const onEnd = async (job) => {
+    watching.abort();
+    stage.show(job);
+    form.setDrawing(false);
+    await history.reload();
+    history.mark(job.job_id);
+  };
+
+  const onProblem = (error) => {
+    watching.abort();
+    form.setDrawing(false);
+    toastProblem(error);
   };
 
   const draw = async () => {

@@ -5,10 +5,10 @@ import { drawCommand } from "./curl.js";
 import { element, replace, setText } from "./dom.js";
 import { sentence } from "./format.js";
 import { cancelButton, downloadLink, isUnfinished, parameterFacts, progressText, resultImage } from "./job-view.js";
-import { toastProblem } from "./toast.js";
 import { button, codeBlock, emptyState, notice, statusBadge } from "./widgets.js";
 
-// `show(job, signal)` shows how a job stands; it may be called over and over with the same job.
+// `show(job, preview)` shows how a job stands; it may be called over and over with the same job. A preview is an address,
+// and stays until there is another one.
 export function playgroundStage(uses) {
   const canvas = element("div", { class: "canvas" });
   const below = element("div", { class: "stage-below" });
@@ -16,18 +16,14 @@ export function playgroundStage(uses) {
   let shown = null;
   let endShown = null;
 
-  const show = (job, signal) => {
-    if (shown?.id !== job.job_id) {
-      shown?.release();
-      shown = null;
-    }
+  const show = (job, preview) => {
+    if (shown?.id !== job.job_id) shown = null;
     if (isUnfinished(job)) {
       endShown = null;
       shown ??= beginProgress(job, { canvas, below });
-      shown.update(job, signal);
+      shown.update(job, preview);
       return;
     }
-    shown?.release();
     shown = null;
     endShown = job.job_id;
     showEnd(job, { canvas, below, uses, isStillShown: () => endShown === job.job_id });
@@ -61,8 +57,6 @@ function beginProgress(job, { canvas, below }) {
     "aria-label": "Steps done",
     data: { testid: "progress" },
   });
-  let address = null;
-  let stepShown = 0;
   let statusShown = null;
   shape(canvas, job.parameters);
   replace(canvas, waiting, image);
@@ -78,34 +72,18 @@ function beginProgress(job, { canvas, below }) {
     bar,
   );
 
-  const loadPreview = async (step, signal) => {
-    try {
-      const blob = await jobs.preview(job.job_id, signal);
-      if (!blob || signal.aborted || step < stepShown) return;
-      const before = address;
-      address = URL.createObjectURL(blob);
-      image.src = address;
-      image.hidden = false;
-      if (before) URL.revokeObjectURL(before);
-    } catch (error) {
-      if (error.name !== "AbortError" && error.status !== 0) toastProblem(error);
-    }
-  };
-  const update = (now, signal) => {
+  const update = (now, preview) => {
     if (statusShown !== now.status) replace(badgePlace, statusBadge(now.status));
     statusShown = now.status;
     setText(words, progressText(now));
     bar.value = now.progress.step;
-    if (now.progress.step <= stepShown) return;
-    stepShown = now.progress.step;
     // Sharper with every step.
-    image.dataset.done = String(Math.min(4, Math.floor((stepShown / now.progress.steps) * 5)));
-    loadPreview(stepShown, signal);
+    image.dataset.done = String(Math.min(4, Math.floor((now.progress.step / now.progress.steps) * 5)));
+    if (!preview) return;
+    image.src = preview;
+    image.hidden = false;
   };
-  const release = () => {
-    if (address) URL.revokeObjectURL(address);
-  };
-  return { id: job.job_id, update, release };
+  return { id: job.job_id, update };
 }
 
 function showEnd(job, { canvas, below, uses, isStillShown }) {
