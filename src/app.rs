@@ -6,6 +6,7 @@ mod engines;
 mod generate;
 mod greeting;
 mod models;
+mod revoked_keys;
 mod serve;
 
 use std::sync::Arc;

@@ -5,6 +5,7 @@
 
 mod allowance;
 mod idempotency;
+mod owners;
 mod pictures;
 mod reach;
 mod recorder;

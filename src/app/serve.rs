@@ -15,6 +15,7 @@ use super::data_lock::DataLock;
 use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
 use super::models::catalog_of;
+use super::revoked_keys;
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, LogFormat};
@@ -111,6 +112,8 @@ struct Worker {
     servers: JoinSet<()>,
     /// Writes down when keys were last used.
     uses: JoinHandle<()>,
+    /// Cancels the jobs of revoked keys.
+    revoked_keys: JoinHandle<()>,
     close: ShutdownTrigger,
 }
 
@@ -152,7 +155,9 @@ impl Worker {
             servers.spawn(async move { http::serve(listener, router, closing.requested(), limits, tls).await });
         }
         let uses = tokio::spawn(async move { authenticator.record_uses_until(closing.requested()).await });
-        Ok(Self { urls, catalog, queues, jobs, servers, uses, close })
+        let watching = revoked_keys::cancel_their_jobs(keys.store.clone(), keys.service.clone(), jobs.clone());
+        let revoked_keys = tokio::spawn(watching);
+        Ok(Self { urls, catalog, queues, jobs, servers, uses, revoked_keys, close })
     }
 
     /// Tells what can be done as soon as it can be done; returns when it is time to finish.
@@ -171,12 +176,13 @@ impl Worker {
 
     /// Lets accepted work finish, then ends everything. What has not ended by then is left to the next start.
     async fn stop(self, drain_deadline: Duration) {
-        let Self { jobs, mut servers, uses, close, .. } = self;
+        let Self { jobs, mut servers, uses, revoked_keys, close, .. } = self;
         jobs.drain();
         let unfinished = jobs.wait_until_idle(drain_deadline).await;
         if unfinished > 0 {
             tracing::warn!(unfinished, "the drain deadline has passed; these jobs are drawn at the next start");
         }
+        revoked_keys.abort();
         jobs.close();
         close.request();
         let all_closed = async { while servers.join_next().await.is_some() {} };

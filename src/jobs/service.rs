@@ -18,7 +18,7 @@ use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobTerms, JobsErro
 use super::{allowance, idempotency, recovery, sweep};
 use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::clock::Clock;
-use crate::domain::ids::{JobId, ModelId};
+use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
@@ -35,6 +35,8 @@ pub(super) struct Live {
 pub(super) struct LiveJob {
     pub(super) progress: watch::Receiver<Live>,
     pub(super) previews: Previews,
+    pub(super) owner: KeyId,
+    pub(super) model: ModelId,
 }
 
 /// What the service is made of.
@@ -309,7 +311,8 @@ impl Inner {
         self.unfinished.send_modify(|count| *count += 1);
         let pixels = u64::from(spec.width()) * u64::from(spec.height());
         let events = place.submit(job.id, spec, self.queue_terms(&job.terms));
-        self.live().insert(job.id, LiveJob { progress: receiver, previews: events.previews() });
+        let (previews, model) = (events.previews(), job.request.model.clone());
+        self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
         let Job { id, owner, output_format, created_at, .. } = *job;
         let recorder = Recorder { id, owner, pixels, format: output_format, created_at, live };
         let inner = Arc::clone(self);

@@ -9,7 +9,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::app::{TestApp, listen};
+use crate::app::{TestApp, listen, picture, request};
+use crate::fake_engine::Call;
 use crate::management::Administrator;
 
 const CONNECTIONS: usize = 64;
@@ -78,4 +79,40 @@ async fn no_request_that_begins_after_the_revocation_is_let_in() {
     }
     assert!(before as usize >= CONNECTIONS && after >= CONNECTIONS, "{before} let in before, {after} asked after");
     server.abort();
+}
+
+#[tokio::test]
+async fn the_jobs_of_a_revoked_key_are_cancelled_by_the_next_step_and_no_others() {
+    let app = TestApp::start().await;
+    let administrator = Administrator::of(&app).await;
+    let body = json!({ "name": "to be revoked", "scope": { "inference": true } });
+    let created = administrator.ask("POST", "/v1/api-keys", Some(body)).await.json();
+    let (id, key) = (created["id"].as_str().expect("an id"), created["key"].as_str().expect("a value"));
+    app.control.hold();
+    let others = app.submit(&picture(1)).await;
+    app.control.held().await;
+    let submit = async |seed| {
+        let job = app.send(request("POST", "/v1/inference/image", Some(key), Some(&picture(seed)))).await.json();
+        job["job_id"].as_str().expect("an id").to_owned()
+    };
+    let drawn = submit(2).await;
+    app.control.let_pass(1);
+    app.control.until_called(Call::Step(vec![1, 2])).await;
+    let jobs = [drawn, submit(3).await];
+    assert_eq!(administrator.ask("DELETE", &format!("/v1/api-keys/{id}"), None).await.status.as_u16(), 200);
+    app.control.release();
+    app.until_status(&others, "succeeded").await;
+    for job in jobs {
+        let view = administrator.ask("GET", &format!("/v1/jobs/{job}"), None).await.json();
+        assert_eq!(view["status"], "canceled", "{view}");
+    }
+    let expected = [
+        Call::Admit(1),
+        Call::Step(vec![1]),
+        Call::Admit(2),
+        Call::Step(vec![1, 2]),
+        Call::Release(2),
+        Call::Finish(1),
+    ];
+    assert_eq!(app.control.calls(), expected, "within a step");
 }

@@ -114,12 +114,13 @@ pub(in crate::http) async fn revoke(
     KeyPath(id): KeyPath,
 ) -> Result<Json<KeyView>, ApiError> {
     let revoked = state.keys.revoke(id, &administrator.actor()).await?;
+    state.jobs.cancel_all_of(revoked.id);
     Ok(Json(revoked.into()))
 }
 
 pub(in crate::http) fn revoke_operation() -> Operation {
     Operation::new(Tag::ApiKeys, "revoke_api_key", "Revoke a key")
-        .says("For good, from its next request on. What is known of it stays.")
+        .says("For good, from its next request on; its unfinished jobs are cancelled. What is known of it stays.")
         .answers::<KeyView>(StatusCode::OK, "The key as it is now.")
 }
 
