@@ -1,0 +1,192 @@
+//! Alone = in company, under the real scheduler: hundreds of jobs of several owners come at random moments, some are
+//! cancelled, and every picture that is drawn is the very file it is when it is drawn alone.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use fluxserve::catalog::card_or_flux_dev;
+use fluxserve::domain::device::DeviceChoice;
+use fluxserve::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
+use fluxserve::domain::format::OutputFormat;
+use fluxserve::domain::ids::{JobId, KeyId, ModelId};
+use fluxserve::domain::model::ModelFiles;
+use fluxserve::domain::priority::Priority;
+use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::encode::encode;
+use fluxserve::engine::FluxEngine;
+use fluxserve::queue::event::{JobEvents, QueueEvent};
+use fluxserve::queue::{CancelCause, EngineFactory, EngineState, Queue, QueueSettings, Terms};
+
+const JOBS: usize = 500;
+const OWNERS: usize = 5;
+const SEED: u64 = 20_260_824;
+
+fn engine() -> FluxEngine {
+    let files = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+    FluxEngine::load(&ModelFiles::Directory(files), DeviceChoice::Cpu).expect("the checkpoint loads")
+}
+
+/// SplitMix64: the same jobs in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed ^ (mixed >> 31)) % end
+    }
+
+    fn spec(&mut self, seed: u64) -> GenerateSpec {
+        let mut card = card_or_flux_dev(&ModelId::new("reference"));
+        (card.limits.width_min, card.limits.height_min) = (16, 16);
+        let prompts = ["a red circle", "two eggs", "", "neon signs reflected in a wet street", "a bowl of ramen"];
+        let mut side = || Some(16 * (1 + self.below(4) as u32));
+        let (width, height) = (side(), side());
+        let params = GenerateParams {
+            prompt: prompts[self.below(prompts.len() as u64) as usize].to_owned(),
+            negative_prompt: (self.below(8) == 0).then(|| "blurry".to_owned()),
+            width,
+            height,
+            steps: Some(1 + self.below(5) as u32),
+            guidance: Some(self.below(8) as f64),
+            seed,
+            sequence_length: Some(1 + self.below(16) as usize),
+            ..GenerateParams::default()
+        };
+        GenerateSpec::new(params, &card).expect("a valid picture")
+    }
+}
+
+/// How the steps of a counted engine were shared.
+#[derive(Default)]
+struct Company {
+    steps: AtomicUsize,
+    pictures: AtomicUsize,
+}
+
+/// The engine, and how many rode together.
+struct Counted {
+    engine: FluxEngine,
+    company: Arc<Company>,
+}
+
+impl StepEngine for Counted {
+    fn limits(&self) -> EngineLimits {
+        self.engine.limits()
+    }
+
+    fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
+        self.engine.admit(spec)
+    }
+
+    fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
+        self.company.steps.fetch_add(1, Ordering::Relaxed);
+        self.company.pictures.fetch_add(slots.len(), Ordering::Relaxed);
+        self.engine.step(slots)
+    }
+
+    fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
+        self.engine.finish(slot)
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.engine.release(slot);
+    }
+}
+
+fn draw_alone(engine: &mut FluxEngine, spec: &GenerateSpec) -> Vec<u8> {
+    let slot = engine.admit(spec).expect("admits");
+    for _ in 0..spec.steps() {
+        engine.step(&[slot]).expect("steps");
+    }
+    png(&engine.finish(slot).expect("finishes"))
+}
+
+fn png(image: &RgbImage) -> Vec<u8> {
+    encode(image, OutputFormat::Png).expect("a file")
+}
+
+/// Two engines, so that a picture may be drawn by either.
+async fn queue(company: &Arc<Company>) -> Queue {
+    let settings = QueueSettings {
+        model: ModelId::new("reference"),
+        jobs_max: 2 * JOBS,
+        warm_up: Random(1).spec(0),
+        rebuild_delay: Duration::from_millis(1),
+        rebuild_delay_max: Duration::from_millis(1),
+        outage_max: Duration::from_mins(1),
+    };
+    let factory = || -> EngineFactory {
+        let company = Arc::clone(company);
+        Box::new(move || {
+            Ok(Box::new(Counted { engine: engine(), company: Arc::clone(&company) }) as Box<dyn StepEngine>)
+        })
+    };
+    let queue = Queue::start(&settings, vec![factory(), factory()]).expect("threads");
+    while queue.engines() != (2, 2) {
+        assert_ne!(*queue.state().borrow(), EngineState::Gone);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    queue
+}
+
+/// The picture's file; `None` when the job was cancelled.
+async fn end_of(mut events: JobEvents) -> Option<Vec<u8>> {
+    loop {
+        match events.next().await.expect("an outcome") {
+            QueueEvent::Finished(image) => return Some(png(&image)),
+            QueueEvent::Canceled => return None,
+            QueueEvent::Failed(failure) => panic!("{failure:?}"),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hundreds_of_jobs_among_each_other_give_the_files_they_give_alone() {
+    let company = Arc::new(Company::default());
+    let queue = queue(&company).await;
+    company.steps.store(0, Ordering::Relaxed);
+    company.pictures.store(0, Ordering::Relaxed);
+    let mut random = Random(SEED);
+    let owners: Vec<KeyId> = (0..OWNERS).map(|_| KeyId::generate()).collect();
+    let specs: Vec<GenerateSpec> = (0..JOBS as u64).map(|seed| random.spec(seed)).collect();
+    let mut ends = BTreeMap::new();
+    for (number, spec) in specs.iter().enumerate() {
+        let id = JobId::generate();
+        let place = queue.reserve(owners[random.below(OWNERS as u64) as usize]).expect("a place");
+        let terms = Terms { priority: Priority::ALL[random.below(3) as usize], ..Terms::default() };
+        ends.insert(number, tokio::spawn(end_of(place.submit(id, spec.clone(), terms))));
+        if random.below(6) == 0 {
+            let (queue, wait) = (queue.clone(), Duration::from_millis(random.below(400)));
+            tokio::spawn(async move {
+                tokio::time::sleep(wait).await;
+                queue.cancel(id, CancelCause::Request);
+            });
+        }
+        // In bursts.
+        if random.below(4) == 0 {
+            tokio::time::sleep(Duration::from_millis(random.below(60))).await;
+        }
+    }
+    let mut alone = engine();
+    let (mut drawn, mut cancelled) = (0, 0);
+    for (number, end) in ends {
+        match end.await.expect("no panic") {
+            None => cancelled += 1,
+            Some(file) => {
+                assert!(file == draw_alone(&mut alone, &specs[number]), "{number} is another one: {:?}", specs[number]);
+                drawn += 1;
+            }
+        }
+    }
+    queue.close();
+    let (steps, pictures) = (company.steps.load(Ordering::Relaxed), company.pictures.load(Ordering::Relaxed));
+    assert!(drawn > JOBS * 2 / 3 && cancelled > 0, "{drawn} drawn, {cancelled} cancelled");
+    assert!(pictures > 2 * steps, "{pictures} pictures in {steps} steps: hardly anybody had company");
+}
