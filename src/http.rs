@@ -6,7 +6,6 @@
 mod admin;
 mod api;
 mod console;
-mod data_url;
 mod dialect;
 pub mod error;
 mod extract;

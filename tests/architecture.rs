@@ -52,7 +52,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["memmap2"], &["engine/loader/source", "store/changes"]),
     (&["tokio_rustls"], &["http/server/tls"]),
     (&["argon2"], &["auth/hash"]),
-    (&["base64"], &["http/api/openai/images"]),
+    (&["base64"], &["http/api/events", "http/api/openai/images"]),
     (&["image"], &["encode"]),
     (&["sqlx"], &["store", "*/store*"]),
     (&["clap", "console"], &["cli", "main"]),

@@ -146,7 +146,8 @@ impl JobService {
             return Ok(None);
         }
         let hold = self.0.watchers.enter(reach.owner()).ok_or(JobsError::TooManyWatches)?;
-        let (live, previews) = live.unzip();
+        // One whose end is written down goes through no more steps, even where its recorder is still at work.
+        let (live, previews) = live.filter(|_| !job.status.is_final()).unzip();
         let previews = previews.filter(|_| wishes.previews);
         if let Some(previews) = &previews {
             // Only says that somebody looks on.

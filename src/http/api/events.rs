@@ -12,6 +12,8 @@ use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderName, StatusCode};
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
@@ -19,15 +21,14 @@ use utoipa::ToSchema;
 
 use super::jobs::{JobView, eta_seconds};
 use crate::http::HttpState;
-use crate::http::data_url::data_url;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::path::JobPath;
 use crate::http::extract::watching::{LAST_EVENT_ID, Watching};
-use crate::http::openapi::schema::one_of;
+use crate::http::openapi::schema::{ObjectSchema, one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
-use crate::jobs::{JobNews, JobReport, JobWatch};
+use crate::jobs::{JobNews, JobReport, JobWatch, Picture};
 
 /// After which time a client whose stream has ended too early comes back.
 const RETRY: Duration = Duration::from_secs(2);
@@ -70,6 +71,11 @@ pub(in crate::http) fn follow_operation() -> Operation {
 
 /// What the document says of a stream of events.
 pub(in crate::http) fn describe(operation: Operation) -> Operation {
+    let names = ["queued", "step", "succeeded", "failed", "canceled"];
+    let event = ObjectSchema::new("One event, by its fields.")
+        .required("id", text().description(Some("What to come back with.")))
+        .required("event", one_of(names))
+        .required("data", text().description(Some("JSON.")));
     operation
         .says(
             "Server-Sent Events. `queued`, again when the place in the line has changed: `JobQueuedEvent`. `step`, after \
@@ -84,7 +90,7 @@ pub(in crate::http) fn describe(operation: Operation) -> Operation {
             "Whether `step` brings a small, rough picture, where there is a new one.",
         )
         .header(LAST_EVENT_ID.as_str(), "The id of the last event that was seen. One that is not known is passed over.")
-        .answers_text(StatusCode::OK, "text/event-stream", "The events, and a comment from time to time.")
+        .answers_events(event, "The events, and a comment from time to time.")
         .mentions::<QueuedView>()
         .mentions::<StepView>()
         .answers_nothing(StatusCode::NO_CONTENT, "The end was seen, and nothing more will come.")
@@ -131,4 +137,9 @@ fn event<V: Serialize>(news: &JobNews, view: impl Fn(&JobReport) -> V) -> Event 
         JobNews::Ended(report) => event.event(report.job.status.as_str()).json_data(view(report)),
     };
     event.expect("views are plain data")
+}
+
+/// A picture small enough to travel inside a text (RFC 2397).
+fn data_url(picture: &Picture) -> String {
+    format!("data:{};base64,{}", picture.format.content_type(), STANDARD.encode(&picture.bytes))
 }

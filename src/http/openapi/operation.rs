@@ -175,6 +175,13 @@ impl Operation {
         self.answer(status, description, |response| response.content(media_type, content))
     }
 
+    /// Answers with Server-Sent Events. OpenAPI before 3.2 has no word for a stream: by custom the schema is of one event,
+    /// by its fields.
+    pub(in crate::http) fn answers_events(self, event: impl Into<RefOr<Schema>>, description: &str) -> Self {
+        let content = ContentBuilder::new().schema(Some(event)).build();
+        self.answer(StatusCode::OK, description, |response| response.content("text/event-stream", content))
+    }
+
     /// Has a schema in the document that a description speaks of.
     pub(in crate::http) fn mentions<T: ToSchema>(mut self) -> Self {
         self.reference::<T>();
