@@ -13,11 +13,11 @@ use utoipa::openapi::schema::{ArrayBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::jobs::{JobView, eta_seconds, picture_response};
-use crate::domain::format::{OutputFormat, UnknownFormat};
+use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
 use crate::domain::model::ModelCard;
-use crate::domain::priority::{Priority, UnknownPriority};
+use crate::domain::priority::Priority;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, draw_seed};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
@@ -69,14 +69,8 @@ impl FromFields for SubmitImage {
             ..GenerateParams::default()
         };
         let seed = fields.whole_number("seed");
-        let output_format = fields.text("output_format").and_then(|word| {
-            let format: Result<OutputFormat, UnknownFormat> = word.parse();
-            format.inspect_err(|unknown| fields.refuse("output_format", unknown.to_string())).ok()
-        });
-        let priority = fields.text("priority").and_then(|word| {
-            let priority: Result<Priority, UnknownPriority> = word.parse();
-            priority.inspect_err(|unknown| fields.refuse("priority", unknown.to_string())).ok()
-        });
+        let output_format = fields.word("output_format");
+        let priority = fields.word("priority");
         let deadline_seconds = fields.whole_number("deadline_seconds").filter(|seconds| {
             let is_allowed = (1..=DEADLINE_SECONDS_MAX).contains(seconds);
             if !is_allowed {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::str::FromStr;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
@@ -185,6 +186,12 @@ impl Fields {
             Value::String(text) => Some(text),
             _ => None,
         })
+    }
+
+    /// A text that stands for something; what it can be, its own error says.
+    pub(in crate::http) fn word<T: FromStr<Err: fmt::Display>>(&mut self, field: &str) -> Option<T> {
+        let word = self.text(field)?;
+        word.parse().inspect_err(|unknown: &T::Err| self.refuse(field, unknown.to_string())).ok()
     }
 
     /// A text that has to be there.
