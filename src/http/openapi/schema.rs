@@ -1,5 +1,6 @@
 //! Schemas of what is read by hand, field by field: the bodies of requests.
 
+use serde_json::Value;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{
     AdditionalProperties, KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type,
@@ -39,7 +40,9 @@ pub(in crate::http) fn yes() -> ObjectBuilder {
 pub(in crate::http) fn or_null(schema: ObjectBuilder) -> ObjectBuilder {
     let object = schema.build();
     let SchemaType::Type(kind) = object.schema_type.clone() else { return object.into() };
-    ObjectBuilder::from(object).schema_type(SchemaType::Array(vec![kind, Type::Null]))
+    // An enumeration has to name `null` as well: it allows nothing beside what it lists.
+    let values = object.enum_values.clone().map(|values| values.into_iter().chain([Value::Null]));
+    ObjectBuilder::from(object).schema_type(SchemaType::Array(vec![kind, Type::Null])).enum_values(values)
 }
 
 /// An object with no other fields than those that are named.
