@@ -185,7 +185,7 @@ pub struct AuditPage {
 
 /// What the log says of a new key.
 pub(super) fn of_new(new: &NewKey) -> Value {
-    let KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day } = new.limits;
+    let KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority } = new.limits;
     json!({
         "name": new.name,
         "scope": new.scope.to_json(),
@@ -194,6 +194,7 @@ pub(super) fn of_new(new: &NewKey) -> Value {
             "requests_per_minute": requests_per_minute,
             "concurrent_jobs": concurrent_jobs,
             "megapixel_steps_per_day": megapixel_steps_per_day,
+            "priority": priority.as_str(),
         },
     })
 }
@@ -209,10 +210,13 @@ pub(super) fn of_edit(edit: &KeyEdit) -> Value {
     }
     insert(&mut detail, "expires_at", edit.expires_at, |expires_at| json!(moment(expires_at)));
     let mut limits = Map::new();
-    let LimitChanges { requests_per_minute, concurrent_jobs, megapixel_steps_per_day } = edit.limits;
+    let LimitChanges { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority } = edit.limits;
     insert(&mut limits, "requests_per_minute", requests_per_minute, Value::from);
     insert(&mut limits, "concurrent_jobs", concurrent_jobs, Value::from);
     insert(&mut limits, "megapixel_steps_per_day", megapixel_steps_per_day, Value::from);
+    if let Some(priority) = priority {
+        limits.insert("priority".into(), json!(priority.as_str()));
+    }
     if !limits.is_empty() {
         detail.insert("limits".into(), Value::Object(limits));
     }

@@ -11,6 +11,7 @@ use crate::auth::store::KeyRow;
 use crate::domain::clock::to_the_millisecond;
 use crate::domain::ids::KeyId;
 use crate::domain::limits::{InvalidLimit, KeyLimits};
+use crate::domain::priority::Priority;
 use crate::domain::scope::Scope;
 
 /// Longest name of a key, in Unicode characters.
@@ -58,7 +59,7 @@ pub struct KeyEdit {
     pub limits: LimitChanges,
 }
 
-/// What is to be different about a key's bounds.
+/// What is to be different about a key's bounds and its priority.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LimitChanges {
     /// See [`KeyLimits::requests_per_minute`].
@@ -67,6 +68,8 @@ pub struct LimitChanges {
     pub concurrent_jobs: Change<u32>,
     /// See [`KeyLimits::megapixel_steps_per_day`].
     pub megapixel_steps_per_day: Change<u32>,
+    /// Another one; a key always has some priority, so there is none to take away.
+    pub priority: Option<Priority>,
 }
 
 impl LimitChanges {
@@ -77,6 +80,7 @@ impl LimitChanges {
             requests_per_minute: set(self.requests_per_minute),
             concurrent_jobs: set(self.concurrent_jobs),
             megapixel_steps_per_day: set(self.megapixel_steps_per_day),
+            priority: self.priority.unwrap_or_default(),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::auth::key::PublicId;
 use crate::auth::record::{Change, KeyEdit, KeyQuery, KeyRef, KeyState};
 use crate::domain::ids::KeyId;
 use crate::domain::limits::KeyLimits;
+use crate::domain::priority::Priority;
 use crate::domain::scope::Scope;
 use crate::store::{ChangeMark, Store, StoreError};
 
@@ -24,8 +25,8 @@ macro_rules! select_keys {
         concat!(
             "SELECT id, public_id, name, secret_hash, secret_tag, scope, version, created_at_ms, expires_at_ms, ",
             "revoked_at_ms, last_used_at_ms, rotated_at_ms, previous_public_id, previous_secret_hash, ",
-            "previous_secret_tag, previous_until_ms, requests_per_minute, concurrent_jobs, megapixel_steps_per_day ",
-            "FROM api_keys ",
+            "previous_secret_tag, previous_until_ms, requests_per_minute, concurrent_jobs, megapixel_steps_per_day, ",
+            "priority FROM api_keys ",
             $rest
         )
     };
@@ -98,6 +99,7 @@ struct StoredRow {
     requests_per_minute: Option<u32>,
     concurrent_jobs: Option<u32>,
     megapixel_steps_per_day: Option<u32>,
+    priority: String,
 }
 
 impl TryFrom<StoredRow> for KeyRow {
@@ -143,6 +145,7 @@ impl TryFrom<StoredRow> for KeyRow {
                 requests_per_minute: stored.requests_per_minute,
                 concurrent_jobs: stored.concurrent_jobs,
                 megapixel_steps_per_day: stored.megapixel_steps_per_day,
+                priority: stored.priority.parse().map_err(|_| corrupt("priority"))?,
             },
             rotated_at: stored.rotated_at_ms.map(|value| moment("rotated_at_ms", value)).transpose()?,
             id: id.parse().map_err(|_| corrupt("id"))?,
@@ -168,8 +171,9 @@ impl KeyStore {
         sqlx::query(
             "INSERT INTO api_keys (id, public_id, name, secret_hash, secret_tag, scope, version, \
                                    created_at_ms, expires_at_ms, \
-                                   requests_per_minute, concurrent_jobs, megapixel_steps_per_day) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                                   requests_per_minute, concurrent_jobs, megapixel_steps_per_day, \
+                                   priority) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(row.id.to_string())
         .bind(row.value.public_id.as_str())
@@ -183,6 +187,7 @@ impl KeyStore {
         .bind(row.limits.requests_per_minute)
         .bind(row.limits.concurrent_jobs)
         .bind(row.limits.megapixel_steps_per_day)
+        .bind(row.limits.priority.as_str())
         .execute(&mut *transaction)
         .await
         .map_err(StoreError::from)?;
@@ -264,6 +269,7 @@ impl KeyStore {
                                  requests_per_minute = iif(?, ?, requests_per_minute), \
                                  concurrent_jobs = iif(?, ?, concurrent_jobs), \
                                  megapixel_steps_per_day = iif(?, ?, megapixel_steps_per_day), \
+                                 priority = coalesce(?, priority), \
                                  version = version + 1 \
              WHERE id = ? AND revoked_at_ms IS NULL",
         )
@@ -277,6 +283,7 @@ impl KeyStore {
         .bind(jobs.value)
         .bind(megapixel_steps.is_changed)
         .bind(megapixel_steps.value)
+        .bind(limits.priority.map(Priority::as_str))
         .bind(id.to_string())
         .execute(&mut *transaction)
         .await

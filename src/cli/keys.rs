@@ -14,6 +14,7 @@ use crate::auth::{
 use crate::cli::table::write_table;
 use crate::config::Config;
 use crate::domain::limits::KeyLimits;
+use crate::domain::priority::Priority;
 use crate::domain::scope::Scope;
 use crate::domain::usage::{DayUsage, USAGE_DAYS_KEPT};
 
@@ -26,7 +27,7 @@ pub enum KeysCommand {
     List,
     /// Give a key another value and print it; a running server refuses the old one from the next request on
     Rotate(RotateKeyArgs),
-    /// Change a key's name, scope, end or limits; a running server heeds it from the next request on
+    /// Change a key's name, scope, end, limits or priority; a running server heeds it from the next request on
     Edit(EditKeyArgs),
     /// Show what a key has used up in the last days
     Usage(KeyUsageArgs),
@@ -55,6 +56,9 @@ pub struct CreateKeyArgs {
     /// How much it may draw in a UTC day: megapixels times steps [default: any number]
     #[arg(long, value_name = "N")]
     pub megapixel_steps_per_day: Option<u32>,
+    /// Its share of the device beside other keys: low, normal or high; each step is four times as much
+    #[arg(long, default_value_t)]
+    pub priority: Priority,
 }
 
 /// Options of `keys rotate`.
@@ -104,6 +108,9 @@ pub struct KeyChanges {
     /// How much it may draw in a UTC day (megapixels times steps), or `none` for any number
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub megapixel_steps_per_day: Option<Change<u32>>,
+    /// Its share of the device beside other keys, for jobs from then on: low, normal or high
+    #[arg(long)]
+    pub priority: Option<Priority>,
 }
 
 impl KeyChanges {
@@ -117,6 +124,7 @@ impl KeyChanges {
             requests_per_minute: self.requests_per_minute.unwrap_or_default(),
             concurrent_jobs: self.concurrent_jobs.unwrap_or_default(),
             megapixel_steps_per_day: self.megapixel_steps_per_day.unwrap_or_default(),
+            priority: self.priority,
         };
         KeyEdit { name: self.name, scope: self.scope, expires_at, limits }
     }
@@ -190,9 +198,16 @@ async fn create(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let CreateKeyArgs { name, scope, expires_at, requests_per_minute, concurrent_jobs, megapixel_steps_per_day } =
-        arguments;
-    let limits = KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day };
+    let CreateKeyArgs {
+        name,
+        scope,
+        expires_at,
+        requests_per_minute,
+        concurrent_jobs,
+        megapixel_steps_per_day,
+        priority,
+    } = arguments;
+    let limits = KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority };
     let created = keys.create(NewKey { name, scope, expires_at, limits }, &Actor::CommandLine).await?;
     writeln!(out, "{}", created.plain.reveal())?;
     writeln!(notes, "made the key {}; keep it, it is not shown again", created.record.prefix)?;
@@ -210,17 +225,18 @@ async fn list(keys: &KeyService, out: &mut dyn Write) -> anyhow::Result<()> {
             _ => break,
         }
     }
-    write_table(out, ["PREFIX", "NAME", "STATE", "SCOPE", "CREATED", "EXPIRES", "LAST USED"], &rows)?;
+    write_table(out, ["PREFIX", "NAME", "STATE", "SCOPE", "PRIORITY", "CREATED", "EXPIRES", "LAST USED"], &rows)?;
     Ok(())
 }
 
-fn row(key: &KeyRecord) -> [String; 7] {
+fn row(key: &KeyRecord) -> [String; 8] {
     let moment = |moment: Option<OffsetDateTime>| moment.map_or_else(|| "-".to_owned(), to_the_second);
     [
         key.prefix.to_string(),
         key.name.clone(),
         key.state.to_string(),
         key.scope.to_string(),
+        key.limits.priority.to_string(),
         to_the_second(key.created_at),
         moment(key.expires_at),
         moment(key.last_used_at),
@@ -256,7 +272,8 @@ async fn edit(keys: &KeyService, arguments: EditKeyArgs, notes: &mut dyn Write) 
     let prefix = arguments.prefix;
     let key = keys.edit(prefix, arguments.changes.into_edit(), &Actor::CommandLine).await?;
     let end = key.expires_at.map_or_else(|| "never".to_owned(), to_the_second);
-    writeln!(notes, "the key {prefix} ({}): {}, scope {}, expires {end}", key.name, key.state, key.scope)?;
+    let KeyRecord { name, state, scope, limits, .. } = key;
+    writeln!(notes, "the key {prefix} ({name}): {state}, scope {scope}, expires {end}, priority {}", limits.priority)?;
     Ok(())
 }
 

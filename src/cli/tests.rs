@@ -87,6 +87,8 @@ fn mistakes_are_usage_errors() {
             ErrorKind::ArgumentConflict,
         ),
         (vec!["keys", "edit", "rgpu_00000000", "--concurrent-jobs", "many"], ErrorKind::ValueValidation),
+        (vec!["keys", "edit", "rgpu_00000000", "--priority", "urgent"], ErrorKind::ValueValidation),
+        (vec!["keys", "create", "--name", "n", "--scope", "all", "--priority", "4"], ErrorKind::ValueValidation),
         (vec!["keys", "usage", "rgpu_00000000", "--days", "0"], ErrorKind::ValueValidation),
         (vec!["keys", "rotate", "rgpu_00000000", "--grace-seconds", "604801"], ErrorKind::ValueValidation),
         (vec!["admin", "set-password", "an argument is read by others"], ErrorKind::UnknownArgument),
@@ -183,7 +185,10 @@ async fn keys_are_made_listed_and_revoked() {
     let (table, _) = run_in(&data_dir, &["keys", "list"]).await.expect("listed");
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(lines.len(), 3, "{table}");
-    assert!(lines[0].starts_with("PREFIX         NAME       STATE   SCOPE                CREATED"), "{table}");
+    assert!(
+        lines[0].starts_with("PREFIX         NAME       STATE   SCOPE                PRIORITY  CREATED"),
+        "{table}"
+    );
     assert!(lines[1].starts_with(&format!("{}  my laptop  active  inference ", &value[..13])), "{table}");
     assert!(lines[1].ends_with("3000-01-01T00:30:00Z  -"), "{table}");
     assert!(!table.contains(value));
@@ -194,6 +199,25 @@ async fn keys_are_made_listed_and_revoked() {
     }
     let (table, _) = run_in(&data_dir, &["keys", "list"]).await.expect("listed");
     assert!(table.lines().nth(1).is_some_and(|line| line.contains(" revoked ")), "{table}");
+}
+
+#[tokio::test]
+async fn a_key_has_the_priority_it_was_given() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = async |arguments: &[&str]| run_in(folder.path(), arguments).await;
+    let create = ["keys", "create", "--name", "shop", "--scope", "inference"];
+    let (value, _) = run(&[&create[..], &["--priority", "high"]].concat()).await.expect("made");
+    run(&create).await.expect("made");
+    let priorities = async || {
+        let (table, _) = run(&["keys", "list"]).await.expect("listed");
+        let column = table.find("PRIORITY").expect("a column");
+        table.lines().skip(1).map(|line| line[column..].split(' ').next().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    assert_eq!(priorities().await, [Some("high".to_owned()), Some("normal".to_owned())]);
+    let (_, notes) = run(&["keys", "edit", &value[..13], "--priority", "low"]).await.expect("edited");
+    assert!(notes.contains("(shop): active, scope inference, expires never, priority low"), "{notes}");
+    run(&["keys", "edit", &value[..13], "--name", "outlet"]).await.expect("edited");
+    assert_eq!(priorities().await, [Some("low".to_owned()), Some("normal".to_owned())]);
 }
 
 #[tokio::test]

@@ -1,4 +1,6 @@
-//! What one key may use up, where somebody has set a bound.
+//! What one key may use up, where somebody has set a bound, and its share beside others.
+
+use crate::domain::priority::Priority;
 
 /// Most requests a minute that a key can be limited to; more is no limit.
 pub const REQUESTS_PER_MINUTE_MAX: u32 = 1_000_000;
@@ -7,7 +9,7 @@ pub const CONCURRENT_JOBS_MAX: u32 = 100_000;
 /// Most megapixel-steps a day that a key can be limited to: some 50 million pictures of a megapixel.
 pub const MEGAPIXEL_STEPS_PER_DAY_MAX: u32 = 1_000_000_000;
 
-/// The bounds of one key; `None` for none.
+/// The bounds of one key, `None` for none, and its priority.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeyLimits {
     /// Requests in a minute, of any kind.
@@ -16,6 +18,8 @@ pub struct KeyLimits {
     pub concurrent_jobs: Option<u32>,
     /// Megapixels times denoising steps in a UTC day: what a picture costs.
     pub megapixel_steps_per_day: Option<u32>,
+    /// Its share of the device, next to keys that have jobs at the same time.
+    pub priority: Priority,
 }
 
 /// A bound that is none: nothing, or more than can be meant. A key that shall do nothing is to be revoked.
@@ -55,10 +59,12 @@ mod tests {
     #[test]
     fn a_bound_is_at_least_one_and_can_be_missing() {
         assert_eq!(KeyLimits::default().check(), Ok(()));
+        assert_eq!(KeyLimits::default().priority, Priority::Normal, "nobody comes first unless somebody says so");
         let largest = KeyLimits {
             requests_per_minute: Some(REQUESTS_PER_MINUTE_MAX),
             concurrent_jobs: Some(1),
             megapixel_steps_per_day: Some(MEGAPIXEL_STEPS_PER_DAY_MAX),
+            priority: Priority::Low,
         };
         assert_eq!(largest.check(), Ok(()));
         let nothing = KeyLimits { concurrent_jobs: Some(0), ..largest };

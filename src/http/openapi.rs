@@ -193,8 +193,10 @@ fn requirements(access: Access) -> Vec<SecurityRequirement> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use serde_json::Value;
+    use serde_json::{Value, json};
     use utoipa::PartialSchema;
+    use utoipa::openapi::RefOr;
+    use utoipa::openapi::schema::Schema;
 
     use super::*;
     use crate::http::admin::wire::key::{CreateKey, EditKey, RotateKey};
@@ -222,6 +224,21 @@ mod tests {
         check::<CreateKey>();
         check::<EditKey>();
         check::<RotateKey>();
+    }
+
+    #[test]
+    fn a_priority_is_one_of_its_words_and_null_only_where_it_may_be() {
+        let words_of = |schema: RefOr<Schema>| {
+            let schema = serde_json::to_value(schema).expect("a schema is JSON");
+            schema["properties"]["limits"]["properties"]["priority"]["enum"].clone()
+        };
+        assert_eq!(words_of(CreateKey::schema()), json!(["low", "normal", "high"]));
+        assert_eq!(words_of(EditKey::schema()), json!(["low", "normal", "high", null]));
+        let document: Value = serde_json::from_str(&crate::http::openapi_json()).expect("JSON");
+        let shown = &document["components"]["schemas"]["Limits"];
+        assert_eq!(shown["properties"]["priority"]["enum"], json!(["low", "normal", "high"]));
+        let required = shown["required"].as_array().expect("a list");
+        assert!(required.contains(&json!("priority")), "always shown: {required:?}");
     }
 
     #[test]

@@ -20,7 +20,6 @@ use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
-use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
 use crate::queue::{CancelCause, EngineState, Place, Previews, Queue, ReserveError, Terms};
 use crate::store::Store;
@@ -161,7 +160,7 @@ impl JobService {
             output_format: submission.output_format,
             terms: JobTerms {
                 priority: submission.priority,
-                owner_priority: Priority::Normal,
+                owner_priority: submission.limits.priority,
                 deadline_at: submission.deadline.map(|deadline| created_at + deadline),
             },
             error: None,

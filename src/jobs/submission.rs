@@ -15,7 +15,7 @@ use crate::queue::CancelCause;
 pub struct Submission {
     /// The key that asks.
     pub owner: KeyId,
-    /// The bounds of that key.
+    /// The bounds of that key, and its priority.
     pub limits: KeyLimits,
     /// What is drawn.
     pub spec: GenerateSpec,

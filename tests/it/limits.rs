@@ -1,10 +1,12 @@
-//! What a key may use up, and what it is said to have used up.
+//! What a key may use up, what it is said to have used up, and its share of the device beside other keys.
 
 use axum::http::StatusCode;
+use fluxserve::domain::engine::EngineLimits;
 use serde_json::{Value, json};
 use time::Duration;
 
 use crate::app::{Answer, Options, TestApp, managing, picture, request};
+use crate::fake_engine::Call;
 
 /// A key with limits, and the administrator who made it.
 struct Limited<'a> {
@@ -84,7 +86,12 @@ async fn requests_per_minute() {
     assert_eq!(limited.list().await.status, StatusCode::OK);
     assert_eq!(limited.list().await.status, StatusCode::TOO_MANY_REQUESTS);
     let limits = limited.edit(json!({ "requests_per_minute": null, "concurrent_jobs": 5 })).await;
-    let expected = json!({ "requests_per_minute": null, "concurrent_jobs": 5, "megapixel_steps_per_day": null });
+    let expected = json!({
+        "requests_per_minute": null,
+        "concurrent_jobs": 5,
+        "megapixel_steps_per_day": null,
+        "priority": "normal",
+    });
     assert_eq!(limits, expected);
     assert_eq!(limited.list().await.status, StatusCode::OK, "an edit acts on the next request");
     assert_eq!(limited.edit(Value::Null).await["concurrent_jobs"], Value::Null);
@@ -211,4 +218,92 @@ async fn usage_is_told_by_day() {
     assert_eq!(app.send(managing(&limited.cookie, "GET", &wrong, None)).await.fields(), ["days"]);
     let nobody = "/v1/api-keys/018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f/usage";
     assert_eq!(app.send(managing(&limited.cookie, "GET", nobody, None)).await.code(), "key_not_found");
+}
+
+#[tokio::test]
+async fn a_priority_is_made_edited_and_told() {
+    let app = TestApp::start().await;
+    let plain = Limited::new(&app, json!({ "concurrent_jobs": 9 })).await;
+    assert_eq!(plain.edit(json!({})).await["priority"], "normal");
+    let high = Limited::new(&app, json!({ "priority": "high" })).await;
+    let shown = async || app.send(managing(&high.cookie, "GET", &high.path, None)).await.json()["limits"].clone();
+    assert_eq!(shown().await["priority"], "high");
+    let edits = [
+        (json!({ "priority": "low" }), "low"),
+        (json!({ "requests_per_minute": 60 }), "low"),
+        (json!({ "priority": null }), "normal"),
+        (json!({ "priority": "high" }), "high"),
+    ];
+    for (limits, expected) in edits {
+        assert_eq!(high.edit(limits.clone()).await["priority"], expected, "{limits}");
+        let shown = shown().await;
+        assert_eq!(shown["priority"], expected, "{limits}");
+    }
+    assert_eq!(shown().await["requests_per_minute"], 60, "a priority leaves the limits alone");
+    let usual = high.edit(Value::Null).await;
+    assert_eq!((&usual["priority"], &usual["requests_per_minute"]), (&json!("normal"), &Value::Null));
+
+    for wrong in [json!("urgent"), json!("High"), json!(""), json!(4), json!(["high"])] {
+        let limits = json!({ "limits": { "priority": wrong } });
+        let mut key = limits.clone();
+        (key["name"], key["scope"]) = (json!("wrong"), json!({ "inference": true }));
+        for (method, path, body) in [("POST", "/v1/api-keys", &key), ("PATCH", high.path.as_str(), &limits)] {
+            let answer = app.send(managing(&high.cookie, method, path, Some(body))).await;
+            assert_eq!((answer.status, answer.fields()), (StatusCode::BAD_REQUEST, vec!["limits.priority".to_owned()]));
+            let reason = &answer.json()["errors"][0]["reason"];
+            let expected = if wrong.is_string() { "must be `low`, `normal` or `high`" } else { "must be a string" };
+            assert_eq!(reason, expected, "{method} {wrong}");
+        }
+    }
+    assert_eq!(shown().await["priority"], "normal", "what was refused changed nothing");
+
+    let log = app.send(managing(&high.cookie, "GET", "/v1/audit?limit=100", None)).await.json();
+    let entries = log["data"].as_array().expect("a list").iter().rev();
+    let of_key = entries.filter(|entry| high.path.ends_with(entry["key_id"].as_str().unwrap_or("none")));
+    let told: Vec<_> = of_key.map(|entry| entry["detail"]["limits"].get("priority").and_then(Value::as_str)).collect();
+    let expected = [Some("high"), Some("low"), None, Some("normal"), Some("high"), Some("normal")];
+    assert_eq!(told, expected, "made, then each edit: the priority where it was given");
+}
+
+#[tokio::test]
+async fn a_job_has_the_priority_that_its_key_had_when_it_was_accepted() {
+    let app = TestApp::start().await;
+    app.control.hold();
+    let key = Limited::new(&app, json!({ "priority": "high" })).await;
+    let mut jobs = Vec::new();
+    for (seed, limits) in [(1, json!({})), (2, json!({ "priority": "low" })), (3, json!({ "priority": null }))] {
+        key.edit(limits).await;
+        jobs.push(key.draw(&picture(seed)).await.json()["job_id"].as_str().expect("an id").to_owned());
+    }
+    jobs.push(app.submit(&picture(4)).await);
+    let mut recorded: Vec<(String, String)> = Vec::new();
+    for job in &jobs {
+        let query = sqlx::query_as("SELECT owner_priority, priority FROM jobs WHERE id = ?");
+        recorded.push(query.bind(job).fetch_one(app.store.pool()).await.expect("a row"));
+    }
+    let expected = ["high", "low", "normal", "normal"].map(|owner| (owner.to_owned(), "normal".to_owned()));
+    assert_eq!(recorded, expected, "of the key, and nothing of the job's own priority");
+    app.control.release();
+    key.until_idle().await;
+}
+
+#[tokio::test]
+async fn a_high_key_gets_the_device_before_a_low_one() {
+    let app = TestApp::start().await;
+    app.control.set_limits(EngineLimits { pictures_max: 1, step_tokens_max: 100_000 });
+    let low = Limited::new(&app, json!({ "priority": "low" })).await;
+    let high = Limited::new(&app, json!({ "priority": "high" })).await;
+    app.control.hold();
+    low.draw(&picture(10)).await;
+    app.control.held().await;
+    for seed in 1..4 {
+        low.draw(&picture(10 + seed)).await;
+        high.draw(&picture(20 + seed)).await;
+    }
+    app.control.release();
+    low.until_idle().await;
+    let finished = |call| if let Call::Finish(seed) = call { Some(seed) } else { None };
+    let order: Vec<u64> = app.control.calls().into_iter().filter_map(finished).filter(|seed| *seed >= 10).collect();
+    // Keys of the same priority would take turns.
+    assert_eq!(order, [10, 21, 22, 23, 11, 12, 13]);
 }

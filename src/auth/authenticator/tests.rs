@@ -13,6 +13,7 @@ use crate::auth::record::{Change, CreatedKey, KeyEdit, LimitChanges, NewKey};
 use crate::auth::service::KeyService;
 use crate::auth::throttle::ADDRESSES_MAX;
 use crate::domain::clock::ManualClock;
+use crate::domain::priority::Priority;
 use crate::domain::usage::{Day, USAGE_DAYS_KEPT};
 
 const BY: Actor = Actor::CommandLine;
@@ -238,6 +239,16 @@ async fn a_row_that_makes_no_sense_lets_nobody_in() {
         matches!(outcome, Err(AuthError::Unavailable(KeyFailure::CorruptRow { column: "scope", .. }))),
         "{outcome:?}"
     );
+    fixture.sql("UPDATE api_keys SET scope = '{\"all\": true}'").await;
+    fixture.check(key.plain.reveal()).await.expect("let in");
+    let urgent = "UPDATE api_keys SET priority = 'urgent'";
+    sqlx::query(urgent).execute(fixture.store.pool()).await.expect_err("no such priority");
+    fixture.sql("PRAGMA ignore_check_constraints = 1; UPDATE api_keys SET priority = 'urgent'").await;
+    let outcome = fixture.check(key.plain.reveal()).await;
+    assert!(
+        matches!(outcome, Err(AuthError::Unavailable(KeyFailure::CorruptRow { column: "priority", .. }))),
+        "{outcome:?}"
+    );
 }
 
 #[tokio::test]
@@ -369,6 +380,19 @@ async fn requests_beyond_the_bound_wait_and_another_bound_acts_at_once() {
     limit(Change::Remove).await;
     for _ in 0..10 {
         fixture.check(key.plain.reveal()).await.expect("no bound");
+    }
+}
+
+#[tokio::test]
+async fn another_priority_counts_from_the_next_request_on() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::Inference, None).await;
+    let seen = async || fixture.check(key.plain.reveal()).await.expect("let in").limits.priority;
+    assert_eq!(seen().await, Priority::Normal);
+    for priority in [Priority::High, Priority::Low, Priority::Normal] {
+        let limits = LimitChanges { priority: Some(priority), ..LimitChanges::default() };
+        fixture.service.edit(key.id, KeyEdit { limits, ..KeyEdit::default() }, &BY).await.expect("edited");
+        assert_eq!(seen().await, priority);
     }
 }
 

@@ -5,6 +5,7 @@ use super::*;
 use crate::auth::record::{Change, GRACE_SECONDS_MAX, KeyState, LimitChanges, NAME_CHARS_MAX, Overlap};
 use crate::domain::clock::ManualClock;
 use crate::domain::limits::KeyLimits;
+use crate::domain::priority::Priority;
 use crate::domain::scope::Scope;
 
 const BY: Actor = Actor::CommandLine;
@@ -123,6 +124,30 @@ async fn an_edit_changes_what_it_names_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn a_priority_is_kept_and_changed_by_itself() {
+    let (service, _) = service().await;
+    let plain = service.create(new_key("plain"), &BY).await.expect("made").record;
+    assert_eq!(plain.limits.priority, Priority::Normal);
+    for priority in Priority::ALL {
+        let limits = KeyLimits { concurrent_jobs: Some(3), priority, ..KeyLimits::default() };
+        let made = service.create(NewKey { limits, ..new_key("made") }, &BY).await.expect("made").record;
+        assert_eq!(service.get(made.id).await.expect("there").limits, limits);
+        let edit = async |limits| {
+            let edit = KeyEdit { limits, ..KeyEdit::default() };
+            service.edit(made.id, edit, &BY).await.expect("edited").limits
+        };
+        let fewer = LimitChanges { concurrent_jobs: Change::Set(2), ..LimitChanges::default() };
+        let expected = KeyLimits { concurrent_jobs: Some(2), ..limits };
+        assert_eq!(edit(fewer).await, expected, "another limit leaves the priority alone");
+        for other in Priority::ALL {
+            let change = LimitChanges { priority: Some(other), ..LimitChanges::default() };
+            assert_eq!(edit(change).await, KeyLimits { priority: other, ..expected }, "from {priority}");
+        }
+    }
+    assert_eq!(service.get(plain.id).await.expect("there"), plain, "another key is another key");
+}
+
+#[tokio::test]
 async fn a_rotated_key_keeps_its_row_and_both_prefixes_name_it() {
     let (service, clock) = service().await;
     let key = service.create(new_key("rotating"), &BY).await.expect("made").record;
@@ -160,6 +185,7 @@ async fn the_log_tells_what_was_done_and_what_was_not_is_not_in_it() {
     let limits = LimitChanges {
         requests_per_minute: Change::Remove,
         concurrent_jobs: Change::Set(3),
+        priority: Some(Priority::High),
         ..LimitChanges::default()
     };
     let edit = KeyEdit { name: Some("two".into()), expires_at: Change::Remove, limits, ..KeyEdit::default() };
@@ -178,12 +204,21 @@ async fn the_log_tells_what_was_done_and_what_was_not_is_not_in_it() {
                 "name": "one",
                 "scope": { "inference": true },
                 "expires_at": null,
-                "limits": { "requests_per_minute": null, "concurrent_jobs": null, "megapixel_steps_per_day": null },
+                "limits": {
+                    "requests_per_minute": null,
+                    "concurrent_jobs": null,
+                    "megapixel_steps_per_day": null,
+                    "priority": "normal",
+                },
             }),
         ),
         (
             AuditAction::KeyEdited,
-            json!({ "name": "two", "expires_at": null, "limits": { "concurrent_jobs": 3, "requests_per_minute": null } }),
+            json!({
+                "name": "two",
+                "expires_at": null,
+                "limits": { "concurrent_jobs": 3, "requests_per_minute": null, "priority": "high" },
+            }),
         ),
         (AuditAction::KeyRotated, json!({ "new_prefix": rotated.prefix.to_string(), "old_value_until": null })),
         (AuditAction::KeyRevoked, json!({})),

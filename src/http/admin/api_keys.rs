@@ -81,7 +81,7 @@ pub(in crate::http) async fn edit(
 }
 
 pub(in crate::http) fn edit_operation() -> Operation {
-    Operation::new(Tag::ApiKeys, "edit_api_key", "Rename a key, change its scope, expiry or limits")
+    Operation::new(Tag::ApiKeys, "edit_api_key", "Rename a key, change its scope, expiry, limits or priority")
         .says("Counts from the key's next request on.")
         .body::<EditKey>(json!({ "limits": { "requests_per_minute": 60 } }))
         .answers::<KeyView>(StatusCode::OK, "The key as it is now.")
