@@ -125,6 +125,11 @@ def key_row(page, name):
     return page.get_by_test_id("key-row").filter(has_text=name)
 
 
+def priority_shown(page):
+    """What a key's page says of its priority."""
+    return page.locator("dl.facts > div").filter(has_text="Priority").locator("dd")
+
+
 def taken_value(page):
     """The value that is shown once; puts its window away."""
     value = page.get_by_test_id("key-value").inner_text()
@@ -148,6 +153,8 @@ def life_of_a_key(visitor, worker):
     page.get_by_role("button", name="Create API key").first.click()
     page.get_by_label("Name", exact=True).fill("web shop")
     page.get_by_label("Inference", exact=True).check()
+    expect(page.get_by_label("Priority", exact=True)).to_have_value("normal")
+    page.get_by_label("Priority", exact=True).select_option("High: four times the share of a normal key")
     visitor.look("create-key")
     page.get_by_role("button", name="Create key").click()
     page.get_by_test_id("key-value").wait_for()
@@ -157,6 +164,17 @@ def life_of_a_key(visitor, worker):
     assert worker.ask(first) == 200
     body = {"model": MODEL, "prompt": "a red circle on a blue background", "steps": 4}
     assert worker.ask(first, "POST", "/v1/inference/image", body) == 202
+
+    step("its page shows its priority, which is edited there")
+    key_row(page, "web shop").get_by_role("link", name="web shop").click()
+    page.get_by_role("heading", level=1, name="web shop").wait_for()
+    expect(priority_shown(page)).to_have_text("Highfour times the share of a normal key")
+    page.get_by_role("button", name="Edit").click()
+    expect(page.get_by_label("Priority", exact=True)).to_have_value("high")
+    page.get_by_label("Priority", exact=True).select_option("Low: yields to other keys")
+    page.get_by_role("button", name="Save").click()
+    expect(priority_shown(page)).to_have_text("Lowyields to other keys")
+    visitor.go("keys")
 
     step("it is rotated with overlap: both values work")
     page.get_by_role("button", name="Rotate web shop").click()
@@ -197,7 +215,7 @@ def life_of_a_key(visitor, worker):
     listed = visitor.context.request.get(f"{worker.url}/v1/audit?limit=100").json()["data"]
     actions = [entry["action"] for entry in listed if entry["key_id"] == key_id]
     assert [word.rsplit(".", 1)[-1].rsplit("_", 1)[-1] for word in reversed(actions)] == [
-        "created", "rotated", "rotated", "edited", "revoked"], actions
+        "created", "edited", "rotated", "rotated", "edited", "revoked"], actions
     visitor.go("audit")
     expect(page.get_by_text(third[:13]).first).to_be_visible()
     return third
@@ -222,6 +240,18 @@ def playground(visitor):
     page.locator(".job-picture img").wait_for()
     visitor.look("job")
     page.keyboard.press("Escape")
+
+
+def one_key(visitor):
+    page = visitor.page
+    visitor.go("keys")
+    key_row(page, "demo").get_by_role("link", name="demo").click()
+    page.get_by_role("heading", level=1, name="demo").wait_for()
+    visitor.look("key")
+    page.get_by_role("button", name="Edit").click()
+    page.get_by_label("Priority", exact=True).scroll_into_view_if_needed()
+    visitor.look("edit-key")
+    page.get_by_role("button", name="Cancel").click()
 
 
 def throttled(visitor):
@@ -259,6 +289,7 @@ def main():
                 for route in PAGES:
                     visitor.go(route)
                     visitor.look(route or "overview")
+                one_key(visitor)
                 faults += visitor.close()
             print("a stranger", flush=True)
             visitor = Visitor(browser, worker, "desktop", "light", None)

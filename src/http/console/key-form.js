@@ -3,6 +3,7 @@
 import { element } from "./dom.js";
 import { DAY, exactMoment } from "./format.js";
 import { field, formAlert, numberOf, radios, select } from "./form.js";
+import { PRIORITIES } from "./key-text.js";
 
 const NAME_CHARACTERS_MAX = 100;
 
@@ -42,6 +43,7 @@ export function keyForm({ id, key = null, namespaces, onSubmit }) {
   });
   const scope = scopeFields(key?.scope, namespaces);
   const expiration = expirationFields(key);
+  const priority = priorityField(key?.limits.priority);
   const limits = limitFields(key?.limits);
   const submit = (event) => {
     event.preventDefault();
@@ -56,10 +58,15 @@ export function keyForm({ id, key = null, namespaces, onSubmit }) {
     }),
     scope.root,
     expiration.root,
+    priority.root,
     limits.root,
   );
   const read = () => {
-    const body = { name: name.value.trim(), scope: scope.read(), limits: limits.read() };
+    const body = {
+      name: name.value.trim(),
+      scope: scope.read(),
+      limits: { ...limits.read(), priority: priority.read() },
+    };
     const expiresAt = expiration.read();
     if (expiresAt !== undefined) body.expires_at = expiresAt;
     const errors = [];
@@ -161,6 +168,16 @@ function expirationFields(key) {
     return Number.isNaN(date.getTime()) ? "" : date.toISOString();
   };
   return { root, read };
+}
+
+// On the wire it stands among the limits; for a person it is no limit.
+function priorityField(priority = "normal") {
+  const options = PRIORITIES.map(({ value, name, note }) => [value, note ? `${name}: ${note}` : name]);
+  const choice = select(options, priority, { id: "key-priority" });
+  const root = field("limits.priority", "Priority", choice, {
+    hint: "Decides how keys share the device while several have jobs: a low one gets a quarter of a normal one's share. Counts for new jobs.",
+  });
+  return { root, read: () => choice.value };
 }
 
 function limitFields(limits) {

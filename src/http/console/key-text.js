@@ -1,4 +1,4 @@
-// Owns what is said of keys: their scopes and states in words, and what an administrator may want to look at.
+// Owns what is said of keys: their scopes, priorities and states in words, and what an administrator may want to look at.
 
 import { element } from "./dom.js";
 import { DAY, plural, secondsUntil } from "./format.js";
@@ -20,6 +20,18 @@ function scopeText(scope) {
 
 export function scopeView(scope) {
   const { name, note } = scopeText(scope);
+  return [element("span", null, name), note && element("span", { class: "note" }, note)];
+}
+
+// Every priority, the lowest first.
+export const PRIORITIES = [
+  { value: "low", name: "Low", note: "yields to other keys" },
+  { value: "normal", name: "Normal" },
+  { value: "high", name: "High", note: "four times the share of a normal key" },
+];
+
+export function priorityView(priority) {
+  const { name, note } = PRIORITIES.find(({ value }) => value === priority) || { name: priority };
   return [element("span", null, name), note && element("span", { class: "note" }, note)];
 }
 

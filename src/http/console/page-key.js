@@ -4,7 +4,7 @@ import { keys } from "./api.js";
 import { element, replace } from "./dom.js";
 import { count, exactMoment } from "./format.js";
 import { editKey, revokeKey, rotateKey } from "./key-dialogs.js";
-import { adviceFor, scopeView, stateView } from "./key-text.js";
+import { adviceFor, priorityView, scopeView, stateView } from "./key-text.js";
 import { toastProblem } from "./toast.js";
 import { usageCard } from "./usage-card.js";
 import { button, card, facts, linkButton, notice, pageHead, skeleton, time } from "./widgets.js";
@@ -64,6 +64,7 @@ function aboutCard(key) {
     facts([
       ["State", stateView(key)],
       ["Scope", scopeView(key.scope)],
+      ["Priority", priorityView(key.limits.priority)],
       ["Namespaces", namespaceIds && namespaceIds.map((id) => element("code", { class: "line" }, id))],
       ["Created", moment(key.created_at)],
       ["Expires", key.expires_at ? moment(key.expires_at) : "Never"],
