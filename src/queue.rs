@@ -62,6 +62,8 @@ pub struct Terms {
     pub owner_priority: Priority,
     /// When the picture is of no use any more: then the job fails.
     pub deadline: Option<Instant>,
+    /// It was being drawn when the process ended without a word, and may be why: it rides alone.
+    pub is_suspect: bool,
 }
 
 /// Why a job was not drawn to its end.
@@ -175,8 +177,8 @@ impl Queue {
         Ok(Self { line, places })
     }
 
-    /// Takes a place for a job of `owner`, or refuses at once. One owner gets half of the places at most, so that others
-    /// always find some.
+    /// Takes a place for a job of `owner`, or refuses at once. No owner gets more places than are left free for others:
+    /// half of them when it is alone, a third when there is another such.
     ///
     /// # Errors
     /// When the queue or the owner's share of it is full, or it drains.

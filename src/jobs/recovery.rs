@@ -1,13 +1,14 @@
 //! What a crash left behind: jobs that were accepted and have not ended are drawn again, or end with a reason.
 
-use super::service::Inner;
+use super::service::{Inner, ToDraw};
 use super::store::{Ending, OpenJob, UnreadableJob};
 use super::{Job, JobError, JobsError};
 use crate::domain::spec::GenerateSpec;
 use crate::queue::Place;
 
 /// Times the engine may begin a job in lives of the process that did not end cleanly. A job that takes the process
-/// down each time must not do so for ever.
+/// down each time must not do so for ever. From the second time on it is drawn alone, so that those that were only there
+/// when it happened are not counted again.
 const ATTEMPTS_MAX: i64 = 3;
 
 /// Why a job is not drawn again.
@@ -32,7 +33,8 @@ pub(super) async fn recover(inner: &std::sync::Arc<Inner>) -> Result<usize, Jobs
         match place_for(inner, &open) {
             Ok((place, spec)) => {
                 let allowance = inner.allowances.enter_again(open.job.owner, spec.pixel_steps());
-                inner.hand_over(&open.job, spec, place, allowance);
+                let is_suspect = open.attempts > 0;
+                inner.hand_over(&open.job, ToDraw { spec, place, allowance, is_suspect });
                 resumed += 1;
             }
             Err(hopeless) => give_up(inner, &open.job.id.to_string(), &hopeless).await?,

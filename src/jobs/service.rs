@@ -38,6 +38,15 @@ pub(super) struct LiveJob {
     pub(super) model: ModelId,
 }
 
+/// What it takes to draw a job whose row stands.
+pub(super) struct ToDraw {
+    pub(super) spec: GenerateSpec,
+    pub(super) place: Place,
+    pub(super) allowance: Allowance,
+    /// See [`Terms::is_suspect`].
+    pub(super) is_suspect: bool,
+}
+
 /// What the service is made of.
 pub struct ServiceParts {
     /// The database.
@@ -182,7 +191,8 @@ impl JobService {
             let earlier = self.repeated(&submission).await?;
             return earlier.map(Submitted::Earlier).ok_or_else(|| JobsError::storage("a repeat key came and went"));
         }
-        self.0.hand_over(&job, submission.spec, place, allowance);
+        let to_draw = ToDraw { spec: submission.spec, place, allowance, is_suspect: false };
+        self.0.hand_over(&job, to_draw);
         let report = self.0.report(job);
         // Who makes a request repeatable means to come back for it, should the connection break.
         let is_kept = submission.repeat_key.is_some();
@@ -305,11 +315,12 @@ impl Inner {
     }
 
     /// Puts a job whose row stands into the queue, and writes down what becomes of it.
-    pub(super) fn hand_over(self: &Arc<Self>, job: &Job, spec: GenerateSpec, place: Place, allowance: Allowance) {
+    pub(super) fn hand_over(self: &Arc<Self>, job: &Job, to_draw: ToDraw) {
+        let ToDraw { spec, place, allowance, is_suspect } = to_draw;
         let (live, receiver) = watch::channel(Live::default());
         self.unfinished.send_modify(|count| *count += 1);
         let pixels = u64::from(spec.width()) * u64::from(spec.height());
-        let events = place.submit(job.id, spec, self.queue_terms(&job.terms));
+        let events = place.submit(job.id, spec, Terms { is_suspect, ..self.queue_terms(&job.terms) });
         let (previews, model) = (events.previews(), job.request.model.clone());
         self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
         let Job { id, owner, output_format, created_at, .. } = *job;
@@ -328,7 +339,7 @@ impl Inner {
         let left = terms.deadline_at.map(|deadline| deadline - self.clock.now());
         // A deadline that has passed while the worker was down is one that passes now.
         let deadline = left.map(|left| Instant::now() + Duration::try_from(left).unwrap_or_default());
-        Terms { priority: terms.priority, owner_priority: terms.owner_priority, deadline }
+        Terms { priority: terms.priority, owner_priority: terms.owner_priority, deadline, is_suspect: false }
     }
 
     pub(super) fn cancel(&self, model: &ModelId, id: JobId, cause: CancelCause) {

@@ -9,13 +9,17 @@ use std::time::Duration;
 
 use crate::domain::spec::GenerateSpec;
 
-/// Packing stops where a step's overhead is less than this share of its time: more pictures would only wait for each
-/// other.
-const OVERHEAD_SHARE: f64 = 0.1;
-/// Work that one step may hold whatever was measured: so little leaves every device half idle.
-const PACKED_WORK_MIN: f64 = 1024.0;
+/// Packing stops where a step's overhead is less than this share of its time: from there on more pictures win little and
+/// wait for each other.
+const OVERHEAD_SHARE: f64 = 0.2;
+/// Work that one step may hold before anything was measured.
+const PACKED_WORK_UNKNOWN: f64 = 1024.0;
 /// What a measurement of the past still counts after one more step: about the last hundred steps make the picture.
 const FADING: f64 = 0.99;
+/// A step counts as so many times what was expected of it at most.
+const SURPRISE_MAX: f64 = 3.0;
+/// More work than any step will hold: how much to pack where a step takes the same whatever is in it.
+const PACKED_WORK_MAX: f64 = 1e9;
 /// Weight of the newest measurement in the running means of admitting and finishing.
 const MEAN_SMOOTHING: f64 = 0.2;
 
@@ -81,15 +85,17 @@ impl Sums {
         }
     }
 
-    /// Overhead and seconds per work of the line with the least squared error; a line with a negative part is none, and
-    /// gives way to the one through zero.
+    /// Overhead and seconds per work of the line with the least squared error, neither of them below zero.
     fn line(&self) -> Option<(f64, f64)> {
         let (mean_work, mean_seconds) = (self.work / self.count, self.seconds / self.count);
         let spread = self.work_work / self.count - mean_work * mean_work;
         if spread > 1e-6 * mean_work * mean_work {
             let slope = (self.work_seconds / self.count - mean_work * mean_seconds) / spread;
             let overhead = mean_seconds - slope * mean_work;
-            if slope > 0.0 && overhead >= 0.0 {
+            if slope <= 0.0 {
+                return Some((mean_seconds, 0.0));
+            }
+            if overhead >= 0.0 {
                 return Some((overhead, slope));
             }
         }
@@ -125,8 +131,11 @@ impl CostModel {
 
     /// A step of pictures that somebody waits for.
     pub fn note_step(&mut self, work: f64, took: Duration) {
+        // One step that met something else on the machine says little of the others.
+        let seconds = took.as_secs_f64();
+        let seconds = if self.is_known() { seconds.min(SURPRISE_MAX * self.step_seconds(work)) } else { seconds };
         self.recent = self.recent.scaled(FADING);
-        self.recent.add(work, took.as_secs_f64());
+        self.recent.add(work, seconds);
         self.fit();
     }
 
@@ -172,17 +181,16 @@ impl CostModel {
     /// other.
     #[must_use]
     pub fn packed_work(&self) -> f64 {
-        let worthwhile = self.line.map_or(0.0, |(overhead, per_work)| {
+        self.line.map_or(PACKED_WORK_UNKNOWN, |(overhead, per_work)| {
             // overhead / (overhead + per_work × work) = share
-            overhead / per_work * (1.0 / OVERHEAD_SHARE - 1.0)
-        });
-        worthwhile.max(PACKED_WORK_MIN)
+            (overhead / per_work * (1.0 / OVERHEAD_SHARE - 1.0)).min(PACKED_WORK_MAX)
+        })
     }
 
     /// Time per unit of work when steps are packed as they should be.
     #[must_use]
     pub fn seconds_per_packed_work(&self) -> f64 {
-        let work = self.packed_work();
+        let work = self.packed_work().max(1.0);
         self.step_seconds(work) / work
     }
 }
@@ -212,18 +220,18 @@ mod tests {
     fn overhead_and_rate_are_found_and_say_how_much_to_pack() {
         let model = measured(&[1600.0, 3200.0, 6400.0]);
         assert!((model.step_seconds(5000.0) - 0.07).abs() < 1e-9);
-        // 5 ms are a tenth of 50 ms, of which 45 ms are work.
-        assert!((model.packed_work() - 0.045 / 13e-6).abs() < 1.0);
-        assert!((model.seconds_per_packed_work() - 0.05 / (0.045 / 13e-6)).abs() < 1e-9);
+        // 5 ms are a fifth of 25 ms, of which 20 ms are work.
+        assert!((model.packed_work() - 0.02 / 13e-6).abs() < 1.0);
+        assert!((model.seconds_per_packed_work() - 0.025 / (0.02 / 13e-6)).abs() < 1e-9);
     }
 
     #[test]
-    fn a_device_without_overhead_packs_what_is_tiny_and_no_more() {
+    fn a_device_without_overhead_packs_nothing() {
         let mut model = CostModel::default();
         for work in [500.0, 1000.0, 4000.0] {
             model.note_warm_up(work, seconds(1e-5 * work));
         }
-        assert!(model.packed_work() < PACKED_WORK_MIN * 1.01, "{}", model.packed_work());
+        assert!(model.packed_work() < 1.0, "{}", model.packed_work());
     }
 
     #[test]
@@ -247,19 +255,34 @@ mod tests {
     }
 
     #[test]
-    fn noise_that_points_downwards_gives_a_line_through_zero() {
+    fn noise_gives_no_line_with_a_negative_part() {
         let mut model = CostModel::default();
         model.note_step(100.0, seconds(0.2));
-        assert!((model.step_seconds(50.0) - 0.1).abs() < 1e-12);
+        assert!((model.step_seconds(50.0) - 0.1).abs() < 1e-12, "of one measurement: in proportion");
         model.note_step(200.0, seconds(0.1));
-        assert!(model.step_seconds(0.0) >= 0.0 && model.step_seconds(100.0) > 0.0);
+        assert_eq!(model.step_seconds(1e6), model.step_seconds(0.0), "more takes no less");
+        assert!(model.packed_work() == PACKED_WORK_MAX && model.seconds_per_packed_work().is_finite());
+        let mut model = CostModel::default();
+        model.note_step(100.0, seconds(0.1));
+        model.note_step(200.0, seconds(0.3));
+        assert!(model.step_seconds(0.0) == 0.0, "nothing takes no less than nothing");
+    }
+
+    #[test]
+    fn a_hiccup_of_the_machine_is_no_news_of_the_device() {
+        let mut model = measured(&[1600.0, 3200.0, 6400.0]);
+        for step in 0..50 {
+            model.note_step(1600.0, seconds(if step == 40 { 60.0 } else { 0.005 + 13e-6 * 1600.0 }));
+        }
+        let expected = 0.005 + 13e-6 * 5000.0;
+        assert!((model.step_seconds(5000.0) / expected - 1.0).abs() < 0.2, "{}", model.step_seconds(5000.0));
     }
 
     #[test]
     fn nothing_is_known_at_first_and_nothing_breaks() {
         let model = CostModel::default();
         assert!(!model.is_known() && model.step_seconds(1e6) == 0.0);
-        assert!(model.packed_work() == PACKED_WORK_MIN);
+        assert!(model.packed_work() == PACKED_WORK_UNKNOWN);
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Shown {
             step_tokens: entry.spec.step_tokens(),
             step_work: scale.step_work(&entry.spec),
             steps_left: entry.spec.steps(),
-            is_suspect: entry.engine_failures > 0,
+            is_suspect: entry.terms.is_suspect || entry.engine_failures > 0,
         }
     }
 

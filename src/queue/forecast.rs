@@ -85,7 +85,7 @@ mod tests {
             id: JobId::generate(),
             owner,
             weight: 1.0,
-            rank: Rank { priority: Priority::Normal, is_hopeless: false, due_seconds },
+            rank: Rank { priority: Priority::Normal, is_hopeless: false, due_seconds, fresh_due_seconds: due_seconds },
             work,
             alone_seconds: 0.0,
             is_drawn: false,

@@ -5,9 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::domain::ids::KeyId;
 
-/// One owner gets the places divided by this, rounded up: half of them.
-const OWNER_SHARE_DIVISOR: usize = 2;
-
 /// Counts the jobs that wait or run.
 #[derive(Debug)]
 pub(super) struct Places {
@@ -36,20 +33,22 @@ impl Places {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place, if there is one within the owner's share.
+    /// A place, if there is one within the owner's share: nobody may hold more places than are left free for others. So
+    /// one owner gets half of them, two get a third each, and who has none finds one until the very last is taken.
     pub(super) fn take_within_share(self: &Arc<Self>, owner: KeyId) -> Option<PlaceHold> {
-        self.take_up_to(owner, self.max.div_ceil(OWNER_SHARE_DIVISOR))
+        self.take_if(owner, |own, free| own < free)
     }
 
     /// A place, if there is one.
     pub(super) fn take(self: &Arc<Self>, owner: KeyId) -> Option<PlaceHold> {
-        self.take_up_to(owner, self.max)
+        self.take_if(owner, |_, free| free > 0)
     }
 
-    fn take_up_to(self: &Arc<Self>, owner: KeyId, owner_max: usize) -> Option<PlaceHold> {
+    fn take_if(self: &Arc<Self>, owner: KeyId, is_allowed: impl FnOnce(usize, usize) -> bool) -> Option<PlaceHold> {
         let mut taken = self.lock();
         let own = taken.get(&owner).copied().unwrap_or(0);
-        if own >= owner_max || taken.values().sum::<usize>() >= self.max {
+        let free = self.max.saturating_sub(taken.values().sum());
+        if !is_allowed(own, free) {
             return None;
         }
         taken.insert(owner, own + 1);

@@ -36,6 +36,9 @@ pub struct Rank {
     pub is_hopeless: bool,
     /// When it should be on its way, in seconds on any clock.
     pub due_seconds: f64,
+    /// The same for a job that came just now. It is this that counts between owners: whose turn it is the ledger knows,
+    /// and who has let jobs pile up is not to pass who comes with one.
+    pub fresh_due_seconds: f64,
 }
 
 /// What a job's rank depends on, all on one clock.
@@ -55,12 +58,14 @@ impl Urgency {
     /// The rank at `now_seconds`.
     #[must_use]
     pub fn rank(&self, now_seconds: f64) -> Rank {
-        let patient = self.arrived_seconds + PATIENCE * self.left_seconds;
+        let patience = PATIENCE * self.left_seconds;
         let latest_start = self.deadline_seconds.map(|deadline| deadline - self.left_seconds);
+        let due = |patient: f64| latest_start.map_or(patient, |start| start.min(patient));
         Rank {
             priority: self.priority,
             is_hopeless: latest_start.is_some_and(|start| start < now_seconds),
-            due_seconds: latest_start.map_or(patient, |start| start.min(patient)),
+            due_seconds: due(self.arrived_seconds + patience),
+            fresh_due_seconds: due(now_seconds + patience),
         }
     }
 }
@@ -68,12 +73,14 @@ impl Urgency {
 impl Rank {
     /// Among jobs of one owner.
     pub(super) fn order(&self, other: &Self) -> Ordering {
-        other.priority.cmp(&self.priority).then_with(|| self.order_between_owners(other))
+        let by_priority = other.priority.cmp(&self.priority).then(self.is_hopeless.cmp(&other.is_hopeless));
+        by_priority.then(self.due_seconds.total_cmp(&other.due_seconds))
     }
 
     /// What a client calls urgent is no concern of other owners.
     fn order_between_owners(&self, other: &Self) -> Ordering {
-        self.is_hopeless.cmp(&other.is_hopeless).then(self.due_seconds.total_cmp(&other.due_seconds))
+        let by_due = self.fresh_due_seconds.total_cmp(&other.fresh_due_seconds);
+        self.is_hopeless.cmp(&other.is_hopeless).then(by_due)
     }
 }
 
@@ -94,7 +101,8 @@ pub struct Candidate {
     pub step_work: f64,
     /// Steps it still needs.
     pub steps_left: u32,
-    /// Whether it may break the engine: it was at it when an engine broke, and takes nobody along a second time.
+    /// Whether it may break the engine: it was at it when an engine, or the whole process, broke, and takes nobody along a
+    /// second time.
     pub is_suspect: bool,
     /// Whether the engine holds it.
     pub is_admitted: bool,
@@ -198,7 +206,7 @@ pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
     if may_admit_anybody(state, limits) {
         let everybody = choose_step(state, limits, |_| true);
         let mut newcomers = everybody.iter().flat_map(|step| &step.chosen).filter(|chosen| !chosen.is_admitted);
-        if let Some(newcomer) = newcomers.find(|newcomer| has_place(state, limits, newcomer.owner)) {
+        if let Some(newcomer) = newcomers.find(|newcomer| has_place(state, limits, newcomer)) {
             return Plan { action: Action::Admit(newcomer.id), reason: Reason::ChosenForStep };
         }
     }
@@ -235,10 +243,13 @@ fn may_admit_anybody(state: &PlannerState<'_>, limits: &EngineLimits) -> bool {
 }
 
 /// Whether an owner may have one more picture in the engine: the last place is for those who have none there, so that
-/// nobody fills it with pictures that are begun and wait.
-fn has_place(state: &PlannerState<'_>, limits: &EngineLimits, owner: KeyId) -> bool {
+/// nobody fills it with pictures that are begun and wait. Of those who may break the engine, or the process, it holds one
+/// at a time: then it is known which it was.
+fn has_place(state: &PlannerState<'_>, limits: &EngineLimits, newcomer: &Candidate) -> bool {
     let admitted = || state.candidates.iter().filter(|candidate| candidate.is_admitted);
-    admitted().count() + 1 < limits.pictures_max || admitted().all(|candidate| candidate.owner != owner)
+    let is_within_share =
+        admitted().count() + 1 < limits.pictures_max || admitted().all(|candidate| candidate.owner != newcomer.owner);
+    is_within_share && !(newcomer.is_suspect && admitted().any(|candidate| candidate.is_suspect))
 }
 
 struct ChosenStep<'a> {
@@ -327,9 +338,11 @@ impl<'a> Turns<'a> {
             .owners
             .iter()
             .filter(|(_, owner)| owner.behind >= most_behind - self.window_work)
-            .filter_map(|(id, owner)| owner.candidates.last().map(|candidate| (*id, candidate.rank)))
-            .min_by(|(_, one), (_, other)| one.order_between_owners(other));
-        let (owner, _) = first?;
+            .filter_map(|(id, owner)| owner.candidates.last().map(|candidate| (*id, candidate.rank, owner.behind)))
+            .min_by(|(_, one, one_behind), (_, other, other_behind)| {
+                one.order_between_owners(other).then(other_behind.total_cmp(one_behind))
+            });
+        let (owner, ..) = first?;
         self.owners.get_mut(&owner)?.candidates.pop()
     }
 

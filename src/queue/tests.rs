@@ -180,13 +180,13 @@ async fn a_place_is_held_until_the_listener_is_done() {
 }
 
 #[tokio::test]
-async fn one_owner_gets_half_of_the_places() {
+async fn nobody_holds_more_places_than_are_left_for_others() {
     let (queue, _steps) = gated().await;
     let (greedy, modest) = (KeyId::generate(), KeyId::generate());
     let first = queue.reserve(greedy).expect("a place");
     let second = queue.reserve(greedy).expect("a place");
     assert!(matches!(queue.reserve(greedy), Err(ReserveError::Full { .. })));
-    let others = [queue.reserve(modest).expect("a place"), queue.reserve(modest).expect("a place")];
+    let others = [queue.reserve(modest).expect("a place"), queue.reserve(KeyId::generate()).expect("the last one")];
     drop(first);
     let accepted_before = queue.reserve_again(modest).expect("the share was asked for then");
     assert!(queue.reserve_again(greedy).is_err(), "all places are taken");

@@ -205,7 +205,9 @@ impl StepEngine for FakeEngine {
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
-        let seeds: Vec<u64> = slots.iter().map(|slot| self.pictures[slot].spec.seed()).collect();
+        let mut seeds: Vec<u64> = slots.iter().map(|slot| self.pictures[slot].spec.seed()).collect();
+        // Who is named first in a step makes no difference.
+        seeds.sort_unstable();
         let is_warm_up = slots.iter().all(|slot| self.pictures[slot].spec.prompt() == "warm-up");
         let (fault, pictures_max) = {
             let mut state = self.control.lock();
@@ -215,6 +217,8 @@ impl StepEngine for FakeEngine {
             state.calls.push(Call::Step(seeds));
             if is_warm_up && !state.holds_warm_up {
                 drop(state);
+                // However many pictures share it: so the queue learns that sharing pays.
+                std::thread::sleep(Duration::from_millis(2));
                 self.do_steps(slots);
                 return Ok(());
             }

@@ -6,8 +6,9 @@ use super::*;
 use crate::queue::ledger::Share;
 
 const LIMITS: EngineLimits = EngineLimits { pictures_max: 8, step_tokens_max: 1_000_000 };
-/// A tenth of a second for each thousand tokens, and next to nothing for each step: a step is worth packing up to 1,024.
+/// A tenth of a second for each thousand tokens, and so much for each step that it is worth packing up to 1,024.
 const SECONDS_PER_TOKEN: f64 = 1e-4;
+const OVERHEAD_SECONDS: f64 = 0.0256;
 
 #[derive(Debug, Clone, Copy)]
 struct Job {
@@ -42,7 +43,7 @@ impl Bench {
             owners: (0..4).map(|_| KeyId::generate()).collect(),
             jobs: Vec::new(),
             ledger: Ledger::default(),
-            costs: CostModel::known(0.0, SECONDS_PER_TOKEN, 1e-3, 0.0),
+            costs: CostModel::known(OVERHEAD_SECONDS, SECONDS_PER_TOKEN, 1e-3, 0.0),
             asides: Asides::default(),
             admissions_blocked: false,
             others_idle: false,
@@ -213,7 +214,7 @@ fn packing_stops_where_it_stops_paying() {
     bench.costs = CostModel::known(0.0, SECONDS_PER_TOKEN, 0.0, 0.0);
     assert_eq!(bench.run(&LIMITS), "+a [a] !a +b [b] !b", "without overhead nothing is saved");
     let mut bench = Bench::with(&[(0, 1, 600), (0, 1, 600), (0, 1, 600)]);
-    // 2 ms for a step and a tenth of a microsecond a token: up to 180,000 tokens in one.
+    // 2 ms for a step and a tenth of a microsecond a token: up to 80,000 tokens in one.
     bench.costs = CostModel::known(2e-3, 1e-7, 0.0, 0.0);
     assert_eq!(bench.run(&LIMITS), "+a +b +c [abc] !a !b !c");
     let mut bench = Bench::with(&[(0, 1, 600), (0, 1, 600)]);
@@ -254,8 +255,8 @@ fn a_small_picture_passes_a_large_one_that_is_being_drawn() {
 #[test]
 fn a_step_is_held_up_by_no_more_than_its_own_time() {
     let mut bench = Bench::with(&[(0, 5, 300), (0, 5, 300), (0, 5, 300), (0, 5, 10)]);
-    // A step that is worth its overhead takes 0.1 s, an admission 0.06 s.
-    bench.costs = CostModel::known(0.0, SECONDS_PER_TOKEN, 0.06, 0.0);
+    // A step that is worth its overhead takes 0.13 s, an admission 0.07 s.
+    bench.costs = CostModel::known(OVERHEAD_SECONDS, SECONDS_PER_TOKEN, 0.07, 0.0);
     let words: Vec<String> = (0..6).map(|_| bench.word(&LIMITS)).collect();
     assert_eq!(words.join(" "), "+d [d] +a [ad] +b [abd]");
 }
@@ -277,6 +278,13 @@ fn who_may_break_the_engine_rides_alone() {
     let mut bench = Bench::with(&[(0, 2, 10), (0, 2, 20)]);
     bench.jobs[0].is_suspect = true;
     assert_eq!(bench.run(&LIMITS), "+a [a] [a] !a +b [b] [b] !b");
+    // A second one is not even admitted while the engine holds one.
+    let mut bench = Bench::with(&[(0, 9, 900)]);
+    bench.jobs[0].is_suspect = true;
+    bench.turn(&LIMITS);
+    bench.turn(&LIMITS);
+    bench.arrive(0, 1, 10).is_suspect = true;
+    assert!(matches!(bench.turn(&LIMITS), Action::Step(_)));
 }
 
 #[test]
@@ -305,6 +313,24 @@ fn a_deadline_pulls_a_job_forward_and_a_lost_one_goes_last() {
     let mut bench = Bench::with(&[(0, 2, 2000)]);
     bench.arrive(0, 2, 4000).deadline = Some(0.7);
     assert_eq!(bench.run(&LIMITS), "+a [a] [a] !a +b [b] [b] !b");
+}
+
+#[test]
+fn who_comes_with_one_picture_does_not_wait_behind_a_pile() {
+    let mut bench = Bench::new();
+    for _ in 0..20 {
+        bench.arrive(0, 4, 2000);
+    }
+    for _ in 0..40 {
+        bench.turn(&LIMITS);
+    }
+    let before = bench.now;
+    let single = bench.arrive(1, 4, 2000).id;
+    while bench.job(single).ended.is_none() {
+        bench.turn(&LIMITS);
+    }
+    let alone = 4.0 * bench.costs.step_seconds(2000.0);
+    assert!(bench.now - before < 2.1 * alone, "{} s, alone {alone} s", bench.now - before);
 }
 
 #[test]
@@ -420,11 +446,12 @@ proptest! {
         small in 20..1500usize,
         backlog in 1..6usize,
     ) {
-        let mut bench = Bench { costs: CostModel::known(0.0, SECONDS_PER_TOKEN, 0.0, 0.0), ..Bench::new() };
+        let costs = CostModel::known(OVERHEAD_SECONDS, SECONDS_PER_TOKEN, 0.0, 0.0);
+        let mut bench = Bench { costs, ..Bench::new() };
         let large = bench.arrive(0, steps, tokens).id;
-        let alone = f64::from(steps) * tokens as f64 * SECONDS_PER_TOKEN;
+        let alone = f64::from(steps) * costs.step_seconds(tokens as f64);
         let due = PATIENCE * alone;
-        let small_seconds = 4.0 * small as f64 * SECONDS_PER_TOKEN;
+        let small_seconds = 4.0 * costs.step_seconds(small as f64);
         let behind_it = alone + backlog as f64 * small_seconds;
         // Two windows: what its owner may be behind when it is due, and how far the others may get ahead.
         let bound = due + rivals as f64 * (behind_it + 2.0 * alone) + behind_it + 1.0;
