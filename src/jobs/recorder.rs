@@ -11,6 +11,7 @@ use super::store::Ending;
 use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
+use crate::domain::job::JobStatus;
 use crate::domain::usage::Work;
 use crate::encode::encode;
 use crate::queue::event::{JobEvents, JobFailure, QueueEvent};
@@ -35,6 +36,7 @@ pub(super) struct Recorder {
     pub(super) pixels: u64,
     pub(super) format: OutputFormat,
     pub(super) created_at: time::OffsetDateTime,
+    pub(super) deadline_at: Option<time::OffsetDateTime>,
     pub(super) live: watch::Sender<Live>,
 }
 
@@ -113,6 +115,9 @@ impl Recorder {
         }
         let took = Duration::try_from(ended_at - self.created_at).unwrap_or_default();
         metrics::job_ended(status.as_str(), took);
+        if status == JobStatus::Succeeded && self.deadline_at.is_none_or(|deadline| ended_at <= deadline) {
+            metrics::job_in_time();
+        }
         tracing::info!(job = %self.id, %status, seconds = took.as_secs_f64(), "job ended");
     }
 }

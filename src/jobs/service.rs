@@ -323,8 +323,8 @@ impl Inner {
         let events = place.submit(job.id, spec, Terms { is_suspect, ..self.queue_terms(&job.terms) });
         let (previews, model) = (events.previews(), job.request.model.clone());
         self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
-        let Job { id, owner, output_format, created_at, .. } = *job;
-        let recorder = Recorder { id, owner, pixels, format: output_format, created_at, live };
+        let Job { id, owner, output_format, created_at, terms: JobTerms { deadline_at, .. }, .. } = *job;
+        let recorder = Recorder { id, owner, pixels, format: output_format, created_at, deadline_at, live };
         let inner = Arc::clone(self);
         tokio::spawn(async move {
             recorder.run(&inner, events).await;

@@ -27,25 +27,53 @@ const STEP_PICTURES: &str = "fluxserve_step_pictures";
 const STEP_STOPS: &str = "fluxserve_step_stops_total";
 const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
 
-/// Every metric's name, without what a histogram's series append.
-pub const NAMES: [&str; 17] = [
-    HTTP_REQUESTS,
-    HTTP_SECONDS,
-    JOBS,
-    JOB_SECONDS,
-    JOBS_CANCELED,
-    GOOD_JOBS,
-    PIXEL_STEPS,
-    QUEUE_DEPTH,
-    QUEUE_SECONDS,
-    PICTURES,
-    ADMIT_SECONDS,
-    FINISH_SECONDS,
-    STEP_SECONDS,
-    STEP_TOKENS,
-    STEP_PICTURES,
-    STEP_STOPS,
-    ENGINE_REBUILDS,
+/// What kind of number a metric is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows; of use as a rate.
+    Counter,
+    /// As it is now.
+    Gauge,
+    /// How often a value fell into which bucket: appends `_bucket`, `_sum` and `_count` to its name.
+    Histogram,
+}
+
+/// A metric, as those who read it know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metric {
+    /// Its name, without what a histogram's series append.
+    pub name: &'static str,
+    /// What kind of number it is.
+    pub kind: Kind,
+    /// Its labels.
+    pub labels: &'static [&'static str],
+    /// What it tells.
+    pub meaning: &'static str,
+}
+
+const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str], meaning: &'static str) -> Metric {
+    Metric { name, kind, labels, meaning }
+}
+
+/// Every metric. What draws or watches them can be held to this: `deploy/grafana` is.
+pub const METRICS: [Metric; 17] = [
+    metric(HTTP_REQUESTS, Kind::Counter, &["route", "method", "status"], "HTTP requests answered"),
+    metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its answer's head"),
+    metric(JOBS, Kind::Counter, &["status"], "Jobs that ended"),
+    metric(JOB_SECONDS, Kind::Histogram, &["status"], "Time from a job's acceptance to its end"),
+    metric(JOBS_CANCELED, Kind::Counter, &["cause"], "Jobs that were not drawn to their end"),
+    metric(GOOD_JOBS, Kind::Counter, &[], "Jobs that succeeded, before their deadline where they had one"),
+    metric(PIXEL_STEPS, Kind::Counter, &["model"], "Pixels times denoising steps of finished pictures"),
+    metric(QUEUE_DEPTH, Kind::Gauge, &["model", "priority"], "Jobs waiting for the engine"),
+    metric(QUEUE_SECONDS, Kind::Histogram, &["model"], "Time from a job's acceptance to its admission by an engine"),
+    metric(PICTURES, Kind::Gauge, &["model"], "Pictures admitted by the engines"),
+    metric(ADMIT_SECONDS, Kind::Histogram, &["model"], "Time to encode a prompt and draw the noise"),
+    metric(FINISH_SECONDS, Kind::Histogram, &["model"], "Time to decode a picture"),
+    metric(STEP_SECONDS, Kind::Histogram, &["model"], "Time of one denoising step of all pictures that share it"),
+    metric(STEP_TOKENS, Kind::Histogram, &["model"], "Tokens that went through the model in one step"),
+    metric(STEP_PICTURES, Kind::Histogram, &["model"], "Pictures that shared one step"),
+    metric(STEP_STOPS, Kind::Counter, &["model", "reason"], "Steps, by why no further picture was put into them"),
+    metric(ENGINE_REBUILDS, Kind::Counter, &["model"], "Times an engine was thrown away and built again"),
 ];
 
 const SECONDS_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
@@ -75,13 +103,16 @@ pub fn install() -> Option<MetricsHandle> {
     INSTALLED.get_or_init(install_once).clone()
 }
 
-fn install_once() -> Option<MetricsHandle> {
-    let builder = PrometheusBuilder::new()
+fn builder() -> PrometheusBuilder {
+    PrometheusBuilder::new()
         .set_buckets(&SECONDS_BUCKETS)
         .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(STEP_TOKENS.into()), &TOKEN_BUCKETS))
         .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(STEP_PICTURES.into()), &PICTURE_BUCKETS))
-        .expect("the bucket lists are not empty");
-    let handle = builder.install_recorder().ok()?;
+        .expect("the bucket lists are not empty")
+}
+
+fn install_once() -> Option<MetricsHandle> {
+    let handle = builder().install_recorder().ok()?;
     describe_all();
     let upkeep = handle.clone();
     let spawned = std::thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {
@@ -97,23 +128,13 @@ fn install_once() -> Option<MetricsHandle> {
 }
 
 fn describe_all() {
-    describe_counter!(HTTP_REQUESTS, "HTTP requests answered, by route, method and status");
-    describe_histogram!(HTTP_SECONDS, "Time from a request's head to its answer's head, by route");
-    describe_counter!(JOBS, "Jobs that ended, by final status");
-    describe_histogram!(JOB_SECONDS, "Time from a job's acceptance to its end, by final status");
-    describe_counter!(JOBS_CANCELED, "Jobs that were not drawn to their end, by cause");
-    describe_counter!(GOOD_JOBS, "Jobs that succeeded, before their deadline where they had one");
-    describe_counter!(PIXEL_STEPS, "Pixels times denoising steps of finished pictures, by model");
-    describe_gauge!(QUEUE_DEPTH, "Jobs waiting for the engine, by model and by their key's priority");
-    describe_histogram!(QUEUE_SECONDS, "Time from a job's acceptance to its admission by an engine, by model");
-    describe_gauge!(PICTURES, "Pictures admitted by the engines, by model");
-    describe_histogram!(ADMIT_SECONDS, "Time to encode a prompt and draw the noise, by model");
-    describe_histogram!(FINISH_SECONDS, "Time to decode a picture, by model");
-    describe_histogram!(STEP_SECONDS, "Time of one denoising step of all pictures that share it, by model");
-    describe_histogram!(STEP_TOKENS, "Tokens that went through the model in one step, by model");
-    describe_histogram!(STEP_PICTURES, "Pictures that shared one step, by model");
-    describe_counter!(STEP_STOPS, "Steps, by model and by why no further picture was put into them");
-    describe_counter!(ENGINE_REBUILDS, "Times an engine was thrown away and built again, by model");
+    for Metric { name, kind, meaning, .. } in METRICS {
+        match kind {
+            Kind::Counter => describe_counter!(name, meaning),
+            Kind::Gauge => describe_gauge!(name, meaning),
+            Kind::Histogram => describe_histogram!(name, meaning),
+        }
+    }
 }
 
 /// A request was answered. `route` is the route's template, never the path that was asked for.
@@ -186,4 +207,66 @@ pub fn step_done(model: &str, tokens: usize, took: Duration) {
 /// An engine failed and is built again.
 pub fn engine_rebuilt(model: &str) {
     counter!(ENGINE_REBUILDS, "model" => model.to_owned()).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use super::*;
+
+    fn count_everything() {
+        let second = Duration::from_secs(1);
+        request_answered("/v1/models", "GET", 200, second);
+        job_ended("succeeded", second);
+        job_canceled("request");
+        job_in_time();
+        queue_depth("a/model", Waiting::default(), 1);
+        admitted("a/model", second, second);
+        finished("a/model", 1, second);
+        step_planned("a/model", "everyone_steps", 1);
+        step_done("a/model", 1, second);
+        engine_rebuilt("a/model");
+    }
+
+    fn word(kind: Kind) -> &'static str {
+        match kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        }
+    }
+
+    /// `name{label="value",…} 1`: the name and the labels.
+    fn series(line: &str) -> (&str, BTreeSet<&str>) {
+        let (head, _) = line.rsplit_once(' ').expect("a value");
+        let Some((name, labels)) = head.split_once('{') else { return (head, BTreeSet::new()) };
+        let names = labels.trim_end_matches('}').split(',').filter_map(|label| label.split_once('='));
+        (name, names.map(|(name, _)| name).collect())
+    }
+
+    #[test]
+    fn the_table_says_what_is_counted() {
+        let recorder = builder().build_recorder();
+        ::metrics::with_local_recorder(&recorder, || {
+            describe_all();
+            count_everything();
+        });
+        let text = recorder.handle().render();
+        let kinds: BTreeMap<&str, &str> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
+        let expected: BTreeMap<&str, &str> = METRICS.iter().map(|metric| (metric.name, word(metric.kind))).collect();
+        assert_eq!(kinds, expected, "what is rendered, and what stands in the table");
+        for Metric { name, kind, labels, meaning } in METRICS {
+            assert!(text.contains(&format!("# HELP {name} {meaning}\n")), "{name} is not described");
+            let own = |line: &&str| {
+                let rest = series(line).0.strip_prefix(name);
+                rest.is_some_and(|rest| rest.is_empty() || kind == Kind::Histogram && rest.starts_with('_'))
+            };
+            let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).collect();
+            let mut found: BTreeSet<&str> = lines.iter().copied().filter(own).flat_map(|line| series(line).1).collect();
+            found.remove("le");
+            assert_eq!(found, labels.iter().copied().collect(), "the labels of {name}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod addresses;
 mod app;
 mod connections;
 mod console;
+mod dashboard;
 mod documented;
 mod error_codes;
 mod events;

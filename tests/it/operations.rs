@@ -100,9 +100,13 @@ async fn metrics_are_for_this_machine_alone() {
         assert_eq!(app.send(with("host", host)).await.status, StatusCode::OK, "{host}");
     }
     let answer = app.send(with("host", "localhost")).await;
-    for name in
-        ["fluxserve_http_requests_total", "fluxserve_jobs_total", "fluxserve_step_tokens", "fluxserve_queue_depth_jobs"]
-    {
+    for name in [
+        "fluxserve_http_requests_total",
+        "fluxserve_jobs_total",
+        "fluxserve_jobs_in_time_total",
+        "fluxserve_step_tokens",
+        "fluxserve_queue_depth_jobs",
+    ] {
         assert!(answer.text().contains(name), "{name} is missing");
     }
     assert_eq!(app.send_from("192.0.2.1:9", with("host", "localhost")).await.code(), "not_found");
