@@ -13,6 +13,7 @@ mod recovery;
 mod request;
 mod results;
 mod service;
+mod span;
 mod statistics;
 mod store;
 mod submission;

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tracing::Span;
 
 use crate::domain::engine::{EngineError, StepEngine};
 use crate::domain::ids::{JobId, KeyId, ModelId};
@@ -157,6 +158,7 @@ pub struct Place {
     queue: Queue,
     owner: KeyId,
     hold: PlaceHold,
+    span: Span,
 }
 
 impl Queue {
@@ -201,7 +203,7 @@ impl Queue {
         let Some(hold) = hold else {
             return Err(ReserveError::Full { retry_after_seconds: self.retry_after_seconds() });
         };
-        Ok(Place { queue: self.clone(), owner, hold })
+        Ok(Place { queue: self.clone(), owner, hold, span: Span::none() })
     }
 
     /// When a job is likely to end.
@@ -247,6 +249,11 @@ impl Queue {
 }
 
 impl Place {
+    /// Gives the job a span, which what is logged about it stands in.
+    pub fn within(self, span: Span) -> Self {
+        Self { span, ..self }
+    }
+
     /// Puts a job into the line.
     pub fn submit(self, id: JobId, spec: GenerateSpec, terms: Terms) -> JobEvents {
         let (events, mut listener) = event::channel();
@@ -261,6 +268,7 @@ impl Place {
             events,
             restarts: 0,
             engine_failures: 0,
+            span: self.span,
             _hold: hold,
         });
         listener

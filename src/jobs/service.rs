@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tracing::Instrument as _;
 
 use super::allowance::{Allowance, Allowances};
 use super::recorder::Recorder;
@@ -155,7 +156,7 @@ impl JobService {
         let service = self.clone();
         // A task of its own: a caller who leaves between the insert and the hand-over must not leave a row behind
         // that nobody draws. What it returns is then dropped, which cancels the job.
-        let accepted = tokio::spawn(service.accept(submission, place, allowance));
+        let accepted = tokio::spawn(service.accept(submission, place, allowance).in_current_span());
         accepted.await.map_err(JobsError::storage)?
     }
 
@@ -320,18 +321,21 @@ impl Inner {
         let (live, receiver) = watch::channel(Live::default());
         self.unfinished.send_modify(|count| *count += 1);
         let pixels = u64::from(spec.width()) * u64::from(spec.height());
-        let events = place.submit(job.id, spec, Terms { is_suspect, ..self.queue_terms(&job.terms) });
+        let span = super::span::of(job);
+        let terms = Terms { is_suspect, ..self.queue_terms(&job.terms) };
+        let events = place.within(span.clone()).submit(job.id, spec, terms);
         let (previews, model) = (events.previews(), job.request.model.clone());
         self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
         let Job { id, owner, output_format, created_at, terms: JobTerms { deadline_at, .. }, .. } = *job;
         let recorder = Recorder { id, owner, pixels, format: output_format, created_at, deadline_at, live };
         let inner = Arc::clone(self);
-        tokio::spawn(async move {
+        let recording = async move {
             recorder.run(&inner, events).await;
             drop(allowance);
             inner.live().remove(&id);
             inner.unfinished.send_modify(|count| *count -= 1);
-        });
+        };
+        tokio::spawn(recording.instrument(span));
     }
 
     /// The terms as the queue's clock has them.

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use tracing::Span;
+
 use super::cost::{CostModel, WorkScale};
 use super::event::{EventSender, JobFailure, QueueEvent};
 use super::places::PlaceHold;
@@ -25,6 +27,8 @@ pub(super) struct Entry {
     pub(super) restarts: u32,
     /// How often an engine failed while it was at this job.
     pub(super) engine_failures: u32,
+    /// In which everything about it is logged.
+    pub(super) span: Span,
     pub(super) _hold: Arc<PlaceHold>,
 }
 

@@ -4,6 +4,7 @@
 //! cancelled picture is not in it.
 
 mod faults;
+mod spans;
 mod warm_up;
 
 use std::collections::HashMap;
@@ -208,7 +209,7 @@ impl Worker {
             return Ok(());
         }
         let started = Instant::now();
-        let admitted = engine.admit(&entry.spec);
+        let admitted = entry.span.in_scope(|| engine.admit(&entry.spec));
         let took = self.note_aside(started);
         metrics::admitted(self.settings.model.as_str(), entry.arrived.elapsed(), took);
         match admitted {
@@ -216,6 +217,7 @@ impl Worker {
                 self.line.update_costs(self.engine, |costs| costs.note_admission(took));
                 entry.events.worked(took);
                 entry.events.started();
+                tracing::debug!(parent: &entry.span, engine = self.engine, "admitted");
                 self.admitted.push(shown);
                 self.drawings.insert(id, Drawing { entry, slot });
             }
@@ -248,7 +250,8 @@ impl Worker {
         loop {
             let slots: Vec<Slot> = ids.iter().map(|id| self.drawings[id].slot).collect();
             let started = Instant::now();
-            match engine.step(&slots) {
+            let span = self.step_span(&ids, reason);
+            match span.in_scope(|| engine.step(&slots)) {
                 Ok(()) => {
                     let took = started.elapsed();
                     // First: who hears of the step then finds its preview.
@@ -258,7 +261,7 @@ impl Worker {
                 }
                 Err(EngineError::Fatal(cause)) => return Err(Broken { cause, at: ids }),
                 Err(error) if ids.len() > 1 => {
-                    tracing::warn!(%error, pictures = ids.len(), "the step is tried again with half its pictures");
+                    tracing::warn!(parent: &span, %error, pictures = ids.len(), "the step is tried again with half its pictures");
                     ids.truncate(ids.len() / 2);
                 }
                 Err(EngineError::OutOfMemory(_)) if self.drawings.len() > 1 => return self.make_room(engine, ids[0]),
@@ -279,6 +282,7 @@ impl Worker {
             if !entry.events.previews.take_wish() {
                 continue;
             }
+            let _entered = entry.span.enter();
             match engine.preview(*slot) {
                 Ok(None) => {}
                 Ok(Some(preview)) => entry.events.previews.show(preview),
@@ -315,7 +319,7 @@ impl Worker {
             return Ok(());
         };
         let started = Instant::now();
-        let drawn = engine.finish(slot);
+        let drawn = entry.span.in_scope(|| engine.finish(slot));
         let took = self.note_aside(started);
         entry.events.worked(took);
         match drawn {

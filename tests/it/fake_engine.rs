@@ -50,6 +50,8 @@ struct State {
     poison: Option<u64>,
     limits: Option<EngineLimits>,
     step_pictures_max: Option<usize>,
+    /// Who hears what is logged on the engine's thread.
+    listener: Option<tracing::Dispatch>,
 }
 
 impl State {
@@ -115,6 +117,11 @@ impl EngineControl {
         self.lock().calls.clear();
     }
 
+    /// Hears what is logged on the thread of the next engine that is built.
+    pub(crate) fn listen(&self, listener: tracing::Dispatch) {
+        self.lock().listener = Some(listener);
+    }
+
     pub(crate) fn fail_builds(&self, builds: u32) {
         self.lock().failing_builds = builds;
     }
@@ -152,7 +159,12 @@ impl EngineControl {
             state.failing_builds -= 1;
             return Err(EngineError::Fatal("told not to start".into()));
         }
+        let listener = state.listener.take();
         drop(state);
+        if let Some(listener) = listener {
+            // For as long as the thread lives, which has nothing before or after the queue's work.
+            std::mem::forget(tracing::dispatcher::set_default(&listener));
+        }
         Ok(Box::new(FakeEngine { control: self.clone(), pictures: BTreeMap::new(), next_slot: 0 }))
     }
 }

@@ -22,4 +22,5 @@ mod recovery;
 mod revocation;
 mod routes;
 mod secrets;
+mod spans;
 mod waiting;

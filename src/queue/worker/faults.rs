@@ -33,6 +33,7 @@ impl Worker {
             return;
         }
         entry.restarts += 1;
+        tracing::debug!(parent: &entry.span, restarts = entry.restarts, "begun anew, to make room for others");
         self.line.put_back(entry);
     }
 
@@ -55,6 +56,7 @@ impl Worker {
         if entry.engine_failures >= ENGINE_FAILURES_MAX {
             entry.fail(JobFailure::ENGINE_FAILED, "the engine failed each time it drew this picture");
         } else {
+            tracing::debug!(parent: &entry.span, is_suspect, "begun anew, because the engine failed");
             self.line.put_back(entry);
         }
     }

@@ -1,0 +1,30 @@
+//! The span of a step: it serves many jobs and so is part of none; it follows from each of theirs.
+//!
+//! At level `debug`, as the jobs' own: where nobody listens at that level, none of this is done.
+
+use tracing::{Span, debug_span};
+
+use super::Worker;
+use crate::domain::ids::JobId;
+use crate::queue::planner::Reason;
+
+impl Worker {
+    pub(super) fn step_span(&self, ids: &[JobId], reason: Reason) -> Span {
+        let served = || ids.iter().filter_map(|id| self.drawings.get(id)).map(|drawing| &drawing.entry);
+        let span = debug_span!(
+            parent: None,
+            "step",
+            model = %self.settings.model,
+            engine = self.engine,
+            pictures = ids.len(),
+            tokens = served().map(|entry| entry.spec.step_tokens()).sum::<usize>(),
+            reason = reason.as_str()
+        );
+        if !span.is_disabled() {
+            for entry in served() {
+                span.follows_from(&entry.span);
+            }
+        }
+        span
+    }
+}
