@@ -1,6 +1,6 @@
 """What a worker has to bear: kills in mid-work, a flood, clients that leave. Against the real program, on the CPU.
 
-    python3 tests/e2e/endurance.py PROGRAM [--jobs 200] [--kills 10] [--flood-seconds 60] [--seed 1]
+    python3 tests/e2e/endurance.py PROGRAM [--parts leaving chaos flood] [--jobs 200] [--kills 10] [--flood-seconds 60]
 
 Needs nothing but Python. Each part says what it saw, and the program ends with 1 when anything was not as promised.
 """
@@ -19,8 +19,6 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 
 MODEL = "fluxserve/flux-shapes"
 PATIENCE_SECONDS = 300
@@ -39,7 +37,7 @@ class Worker:
 
     def __init__(self, program, folder, environment=None):
         self.program, self.folder = os.path.realpath(program), folder
-        self.environment = {"FLUXSERVE_ADMIN_PASSWORD": PASSWORD, "FLUXSERVE_LOG": "warn", **(environment or {})}
+        self.environment = {"FLUXSERVE_ADMIN_PASSWORD": PASSWORD, "FLUXSERVE_LOG_FILTER": "warn", **(environment or {})}
         self.process = None
         self.port = free_port()
 
@@ -187,7 +185,7 @@ def images_drawn(worker, key):
     return sum(day["images"] for day in usage["data"])
 
 
-def flood(program, folder, seconds, seed):
+def flood(program, folder, seconds):
     print(f"ten times what can be drawn, for {seconds} s")
     worker = Worker(program, folder, {"FLUXSERVE_QUEUE_JOBS_MAX": "64"})
     greedy, modest = [worker.key(f"greedy {number}") for number in range(2)], worker.key("modest")
@@ -315,14 +313,16 @@ def main():
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--flood-seconds", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
+    parts = {
+        "leaving": lambda folder: leaving(options.program, folder),
+        "chaos": lambda folder: chaos(options.program, folder, options.jobs, options.kills, options.seed),
+        "flood": lambda folder: flood(options.program, folder, options.flood_seconds),
+    }
+    parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts))
     options = parser.parse_args()
-    for part in (
-        lambda folder: leaving(options.program, folder),
-        lambda folder: chaos(options.program, folder, options.jobs, options.kills, options.seed),
-        lambda folder: flood(options.program, folder, options.flood_seconds, options.seed),
-    ):
+    for part in options.parts:
         with tempfile.TemporaryDirectory() as folder:
-            part(folder)
+            parts[part](folder)
     print(f"{len(faults)} faults")
     sys.exit(1 if faults else 0)
 
