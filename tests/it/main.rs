@@ -23,4 +23,5 @@ mod revocation;
 mod routes;
 mod secrets;
 mod spans;
+mod terms;
 mod waiting;
