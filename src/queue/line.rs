@@ -180,7 +180,7 @@ impl Line {
         update(&mut self.lock().engines[engine].costs);
     }
 
-    /// Shows what an engine holds. `false` when others are now better off elsewhere.
+    /// Shows what an engine holds.
     pub(super) fn show(&self, engine: usize, admitted: &[Shown]) {
         let mut inner = self.lock();
         let side = &mut inner.engines[engine];
