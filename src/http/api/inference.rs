@@ -33,6 +33,20 @@ use crate::jobs::{Job, JobReport, RepeatKey, Submission, Submitted};
 /// The longest deadline: beyond a day nobody waits.
 const DEADLINE_SECONDS_MAX: u64 = 24 * 60 * 60;
 
+/// What may keep somebody who waits for a picture from having it.
+pub(in crate::http) const DRAWING_REFUSALS: [ErrorCode; 10] = [
+    ErrorCode::ModelNotFound,
+    ErrorCode::JobCanceled,
+    ErrorCode::PictureGone,
+    ErrorCode::ConcurrentJobsLimit,
+    ErrorCode::DailyLimit,
+    ErrorCode::QueueFull,
+    ErrorCode::JobFailed,
+    ErrorCode::ModelUnavailable,
+    ErrorCode::Draining,
+    ErrorCode::StorageUnavailable,
+];
+
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
 /// The request as it comes.
@@ -177,20 +191,8 @@ pub(in crate::http) fn submit_operation() -> Operation {
         .answers::<JobView>(StatusCode::OK, "The job has ended within the wait, or its picture.")
         .answers_picture(StatusCode::OK, "The job has ended within the wait, or its picture.")
         .answers::<AcceptedView>(StatusCode::ACCEPTED, "The job is accepted and will be drawn.")
-        .refuses([
-            ErrorCode::ModelNotFound,
-            ErrorCode::NotAcceptable,
-            ErrorCode::IdempotencyConflict,
-            ErrorCode::JobCanceled,
-            ErrorCode::PictureGone,
-            ErrorCode::ConcurrentJobsLimit,
-            ErrorCode::DailyLimit,
-            ErrorCode::QueueFull,
-            ErrorCode::JobFailed,
-            ErrorCode::ModelUnavailable,
-            ErrorCode::Draining,
-            ErrorCode::StorageUnavailable,
-        ])
+        .refuses([ErrorCode::NotAcceptable, ErrorCode::IdempotencyConflict])
+        .refuses(DRAWING_REFUSALS)
 }
 
 pub(in crate::http) async fn submit(

@@ -18,7 +18,7 @@ use crate::domain::format::OutputFormat;
 use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
 use crate::http::HttpState;
-use crate::http::api::inference::check_succeeded;
+use crate::http::api::inference::{DRAWING_REFUSALS, check_succeeded};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::json::ApiJson;
@@ -61,18 +61,7 @@ pub(in crate::http) fn generate_operation() -> Operation {
         )
         .body::<GenerateImages>(example)
         .answers::<ImagesView>(StatusCode::OK, "The pictures, in the order of their seeds.")
-        .refuses([
-            ErrorCode::ModelNotFound,
-            ErrorCode::JobCanceled,
-            ErrorCode::PictureGone,
-            ErrorCode::ConcurrentJobsLimit,
-            ErrorCode::DailyLimit,
-            ErrorCode::QueueFull,
-            ErrorCode::JobFailed,
-            ErrorCode::ModelUnavailable,
-            ErrorCode::Draining,
-            ErrorCode::StorageUnavailable,
-        ])
+        .refuses(DRAWING_REFUSALS)
 }
 
 // An `Idempotency-Key` is passed over. OpenAI's clients send none by themselves, and need none: a client that asks again
