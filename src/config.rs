@@ -52,6 +52,8 @@ pub struct Config {
     pub results: ResultsConfig,
     /// The log.
     pub log: LogConfig,
+    /// What is told to collectors.
+    pub telemetry: TelemetryConfig,
 }
 
 /// What https needs.
@@ -103,6 +105,13 @@ pub struct LogConfig {
     pub format: LogFormat,
 }
 
+/// What is told to collectors.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TelemetryConfig {
+    /// Where spans are sent to, by OTLP over HTTP: scheme, host and port. `None`: nowhere.
+    pub otlp_endpoint: Option<String>,
+}
+
 /// Form of the log's lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -151,6 +160,7 @@ impl Default for Config {
             queue: QueueConfig { jobs_max: 256 },
             results: ResultsConfig { retention_seconds: 24 * 60 * 60, bytes_max: 10 * 1024 * 1024 * 1024 },
             log: LogConfig { filter: "info".into(), format: LogFormat::Text },
+            telemetry: TelemetryConfig::default(),
         }
     }
 }

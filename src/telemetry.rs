@@ -1,14 +1,18 @@
-//! Logs and metrics: set-up, and every metric's name and unit, once.
+//! Logs, spans and metrics: set-up, and every metric's name and unit, once.
 //!
 //! Owns the subscriber and the recorder of this process. Must not know what is being served; the functions of
 //! [`metrics`] take plain numbers and fixed words. Nothing here is ever given a key, a body or a prompt.
 
 pub mod metrics;
+#[cfg(feature = "otlp")]
+mod otlp;
 pub mod process;
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -26,24 +30,74 @@ pub enum TelemetryError {
     /// The filter is not in the form `level` or `target=level,…`.
     #[error("the log filter `{0}` cannot be read; use for example `info` or `warn,fluxserve=debug`")]
     Filter(String),
+    /// Spans are to be sent, and this program has not been built for it.
+    #[error(
+        "spans cannot be sent to `{endpoint}`: this program was built without it; build it with \
+         `cargo build --release --features otlp`, or set no OTLP endpoint"
+    )]
+    NoExporter {
+        /// Where to.
+        endpoint: String,
+    },
+    /// Spans are to be sent to a place that they cannot be sent to.
+    #[error("spans cannot be sent to `{endpoint}`: {reason}")]
+    Exporter {
+        /// Where to.
+        endpoint: String,
+        /// Why not.
+        reason: String,
+    },
     /// Another subscriber is in place.
     #[error("logging is set up already")]
     AlreadySet,
 }
 
-/// Starts logging to standard error, so that standard output stays free for results.
+/// What is to be done for the logs at the end of the process.
+#[must_use = "without its end the last spans are lost"]
+#[derive(Debug, Default)]
+pub struct Logging {
+    #[cfg(feature = "otlp")]
+    exporter: Option<otlp::Exporter>,
+}
+
+impl Logging {
+    /// Sends the spans that have not been sent; waits a few seconds at most. Blocks.
+    pub fn finish(self) {
+        #[cfg(feature = "otlp")]
+        if let Some(exporter) = self.exporter {
+            exporter.finish();
+        }
+    }
+}
+
+/// Starts logging to standard error, so that standard output stays free for results, and sends spans to the collector
+/// at `otlp_endpoint` (scheme, host and port), where there is one.
 ///
 /// # Errors
-/// When the filter cannot be read, or logging was set up before.
-pub fn start_logs(filter: &str, format: LogFormat) -> Result<(), TelemetryError> {
+/// When the filter cannot be read, spans cannot be sent, or logging was set up before.
+pub fn start_logs(filter: &str, format: LogFormat, otlp_endpoint: Option<&str>) -> Result<Logging, TelemetryError> {
     let directives = EnvFilter::try_new(filter).map_err(|_| TelemetryError::Filter(filter.to_owned()))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(directives)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal());
-    let outcome = match format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    outcome.map_err(|_| TelemetryError::AlreadySet)
+    let (spans, logging) = otlp_endpoint.map(start_export).transpose()?.unzip();
+    let layers: Vec<BoxedLayer> = [lines.with_filter(directives).boxed()].into_iter().chain(spans).collect();
+    tracing_subscriber::registry().with(layers).try_init().map_err(|_| TelemetryError::AlreadySet)?;
+    Ok(logging.unwrap_or_default())
+}
+
+type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+#[cfg(feature = "otlp")]
+fn start_export(endpoint: &str) -> Result<(BoxedLayer, Logging), TelemetryError> {
+    let (layer, exporter) = otlp::start(endpoint)?;
+    Ok((layer.boxed(), Logging { exporter: Some(exporter) }))
+}
+
+#[cfg(not(feature = "otlp"))]
+fn start_export(endpoint: &str) -> Result<(BoxedLayer, Logging), TelemetryError> {
+    Err(TelemetryError::NoExporter { endpoint: endpoint.to_owned() })
 }

@@ -51,6 +51,10 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["candle_*", "cudarc", "gemm", "hf_hub", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
     (&["memmap2"], &["engine/loader/source", "store/changes"]),
     (&["tokio_rustls"], &["http/server/tls"]),
+    (
+        &["opentelemetry", "opentelemetry_*", "rustls", "rustls_native_certs", "tracing_opentelemetry", "ureq"],
+        &["telemetry/otlp"],
+    ),
     (&["argon2"], &["auth/hash"]),
     (&["base64"], &["http/api/events", "http/api/openai/images"]),
     (&["image"], &["encode"]),

@@ -44,20 +44,27 @@ const CONNECTIONS_CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// # Errors
 /// When it cannot start.
 pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
-    start_logs(&config)?;
-    let catalog = Arc::new(catalog_of(&config)?);
+    let logging = start_logs(&config)?;
+    let outcome = serve_until(&config, &shutdown, out).await;
+    // Waits for the collector of spans, and so is nothing for an async thread. A panic there must not hide the outcome.
+    drop(tokio::task::spawn_blocking(move || logging.finish()).await);
+    outcome
+}
+
+async fn serve_until(config: &Config, shutdown: &Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
+    let catalog = Arc::new(catalog_of(config)?);
     check_models(&catalog)?;
     // Held until the end: nobody else may take up the jobs before this process has let go of them.
     let _lock = DataLock::take(&config.data_dir)?;
-    let doors = Doors::open(&config).await?;
-    let keys = Keys::open(&config).await?;
+    let doors = Doors::open(config).await?;
+    let keys = Keys::open(config).await?;
     let started = async {
-        keys.apply_password(&config).await?;
-        Worker::start(&config, catalog, &keys, doors).await
+        keys.apply_password(config).await?;
+        Worker::start(config, catalog, &keys, doors).await
     };
     let outcome = match started.await {
         Ok(worker) => {
-            let outcome = worker.welcome(&keys, &shutdown, out).await;
+            let outcome = worker.welcome(&keys, shutdown, out).await;
             // After an error there is nothing to wait for: who waits is drawn at the next start.
             let drain_deadline = outcome.as_ref().map_or(0, |()| config.drain_deadline_seconds);
             worker.stop(Duration::from_secs(drain_deadline)).await;
@@ -206,12 +213,12 @@ fn describe_devices(devices: &Devices) -> String {
     words.join("; ")
 }
 
-fn start_logs(config: &Config) -> anyhow::Result<()> {
+fn start_logs(config: &Config) -> anyhow::Result<telemetry::Logging> {
     let format = match config.log.format {
         LogFormat::Text => telemetry::LogFormat::Text,
         LogFormat::Json => telemetry::LogFormat::Json,
     };
-    Ok(telemetry::start_logs(&config.log.filter, format)?)
+    Ok(telemetry::start_logs(&config.log.filter, format, config.telemetry.otlp_endpoint.as_deref())?)
 }
 
 fn job_settings(config: &Config) -> JobSettings {

@@ -10,7 +10,7 @@ use zeroize::Zeroizing;
 
 use crate::config::ConfigError;
 use crate::config::settings::{
-    HttpSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings, Settings, TlsSettings,
+    HttpSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings,
 };
 use crate::domain::password::AdminPassword;
 
@@ -73,13 +73,18 @@ pub(super) const RESULTS_BYTES_MAX: Variable =
 pub(super) const LOG_FILTER: Variable =
     variable("FLUXSERVE_LOG_FILTER", "log.filter", "what is logged: info, or warn,fluxserve=debug");
 pub(super) const LOG_FORMAT: Variable = variable("FLUXSERVE_LOG_FORMAT", "log.format", "text or json");
+pub(super) const TELEMETRY_OTLP_ENDPOINT: Variable = variable(
+    "FLUXSERVE_TELEMETRY_OTLP_ENDPOINT",
+    "telemetry.otlp_endpoint",
+    "collector to send spans to: http://localhost:4318",
+);
 pub(super) const TLS_CERTIFICATE: Variable =
     variable("FLUXSERVE_TLS_CERTIFICATE", "tls.certificate", "certificate for https, PEM; read again when it changes");
 pub(super) const TLS_PRIVATE_KEY: Variable =
     variable("FLUXSERVE_TLS_PRIVATE_KEY", "tls.private_key", "the certificate's private key, PEM");
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 20] = [
+pub const VARIABLES: [Variable; 21] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -98,6 +103,7 @@ pub const VARIABLES: [Variable; 20] = [
     RESULTS_BYTES_MAX,
     LOG_FILTER,
     LOG_FORMAT,
+    TELEMETRY_OTLP_ENDPOINT,
     TLS_CERTIFICATE,
     TLS_PRIVATE_KEY,
 ];
@@ -163,6 +169,7 @@ impl<'a> Environment<'a> {
                 bytes_max: self.number(&RESULTS_BYTES_MAX)?,
             },
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
+            telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },
         };
         Ok(Layer { origin: Origin::Environment, settings })

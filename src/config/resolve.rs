@@ -8,7 +8,9 @@ use std::str::FromStr;
 
 use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, Origin, Settings};
-use crate::config::{Config, ConfigError, HttpConfig, LogConfig, QueueConfig, ResultsConfig, TlsConfig};
+use crate::config::{
+    Config, ConfigError, HttpConfig, LogConfig, PublicUrl, QueueConfig, ResultsConfig, TelemetryConfig, TlsConfig,
+};
 use crate::domain::model_source::ModelSource;
 
 // What each number may be. The ends are where a value turns from unusual into a mistake of the unit.
@@ -103,7 +105,20 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
             filter: parsed(layers, &env::LOG_FILTER, |settings| settings.log.filter.as_ref(), default.log.filter)?,
             format: parsed(layers, &env::LOG_FORMAT, |settings| settings.log.format.as_ref(), default.log.format)?,
         },
+        telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
     })
+}
+
+fn otlp_endpoint(layers: &[Layer]) -> Result<Option<String>, ConfigError> {
+    let Some((text, origin)) = last(layers, |settings| settings.telemetry.otlp_endpoint.as_ref()) else {
+        return Ok(None);
+    };
+    // Of the same form as where we are reached; the protocol says what follows.
+    let url: PublicUrl = text.parse().map_err(|_| {
+        let reason = "is not a URL of scheme, host and port alone: write it like http://localhost:4318";
+        origin.error(&env::TELEMETRY_OTLP_ENDPOINT, format!("`{text}` {reason}"))
+    })?;
+    Ok(Some(url.to_string()))
 }
 
 fn http(layers: &[Layer], default: HttpConfig) -> Result<HttpConfig, ConfigError> {

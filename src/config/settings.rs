@@ -21,6 +21,7 @@ pub(super) struct Settings {
     pub(super) queue: QueueSettings,
     pub(super) results: ResultsSettings,
     pub(super) log: LogSettings,
+    pub(super) telemetry: TelemetrySettings,
     pub(super) tls: TlsSettings,
 }
 
@@ -59,6 +60,12 @@ pub(super) struct ResultsSettings {
 pub(super) struct LogSettings {
     pub(super) filter: Option<String>,
     pub(super) format: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct TelemetrySettings {
+    pub(super) otlp_endpoint: Option<String>,
 }
 
 /// Where settings come from.

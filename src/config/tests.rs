@@ -70,6 +70,9 @@ bytes_max = 1048576
 filter = "warn"
 format = "json"
 
+[telemetry]
+otlp_endpoint = "http://localhost:4318"
+
 [tls]
 certificate = "/etc/fluxserve/certificate.pem"
 private_key = "/etc/fluxserve/key.pem"
@@ -110,6 +113,7 @@ fn every_field_of_the_file_is_read() {
         queue: QueueConfig { jobs_max: 8 },
         results: ResultsConfig { retention_seconds: 3600, bytes_max: 1_048_576 },
         log: LogConfig { filter: "warn".into(), format: LogFormat::Json },
+        telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
     };
     assert_eq!(config, expected);
 }
@@ -134,7 +138,8 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "3600")
         .variable("FLUXSERVE_RESULTS_BYTES_MAX", "1048576")
         .variable("FLUXSERVE_LOG_FILTER", "warn")
-        .variable("FLUXSERVE_LOG_FORMAT", "json");
+        .variable("FLUXSERVE_LOG_FORMAT", "json")
+        .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/");
     assert_eq!(sources.variables.len() + 2, VARIABLES.len(), "all but the file's own name and the password");
     let from_file = Sources::new().file(WHOLE_FILE).load().expect("valid");
     assert_eq!(sources.load().expect("valid"), from_file);
@@ -194,6 +199,10 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         ("[http]\npublic_url = \"example.org\"", &["field `http.public_url`", "https://images.example.org"]),
         ("[results]\nretention_seconds = 1", &["field `results.retention_seconds`", "from 60"]),
         ("[log]\nformat = \"xml\"", &["field `log.format`", "`text` or `json`"]),
+        (
+            "[telemetry]\notlp_endpoint = \"localhost:4318\"",
+            &["field `telemetry.otlp_endpoint`", "http://localhost:4318"],
+        ),
         ("port = 8080", &["unknown field `port`"]),
         ("listen", &["line 1"]),
     ];

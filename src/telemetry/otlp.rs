@@ -1,0 +1,134 @@
+//! Sends spans to a collector: OTLP over HTTP, as protobuf. Owns the connection to it; must not know what the spans mean.
+//!
+//! Spans are collected by a thread of their own, which also sends them: no thread of ours ever waits for the collector,
+//! and where it is slow or away, spans are dropped and the worker draws on.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use rustls::crypto::ring;
+use tracing::{Level, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::registry::LookupSpan;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use super::TelemetryError;
+
+/// Below the endpoint, as the protocol has it.
+const PATH: &str = "/v1/traces";
+/// Longest that one batch may take; then it is dropped.
+const BATCH_DEADLINE: Duration = Duration::from_secs(5);
+/// Longest that the end of the process waits for what is left to be sent.
+const LAST_BATCH_DEADLINE: Duration = Duration::from_secs(3);
+/// Largest answer that is read.
+const ANSWER_BYTES_MAX: u64 = 64 * 1024;
+
+/// What sends the spans.
+#[derive(Debug)]
+pub(super) struct Exporter(SdkTracerProvider);
+
+/// What the spans go through, and what sends them to `endpoint`: scheme, host and port.
+pub(super) fn start<S>(endpoint: &str) -> Result<(impl Layer<S> + use<S>, Exporter), TelemetryError>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+{
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_endpoint(format!("{endpoint}{PATH}"))
+        .with_timeout(BATCH_DEADLINE)
+        .with_http_client(Client::new(endpoint))
+        .build()
+        .map_err(|error| TelemetryError::Exporter { endpoint: endpoint.to_owned(), reason: error.to_string() })?;
+    let name = env!("CARGO_PKG_NAME");
+    let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
+    let resource = Resource::builder().with_service_name(name).with_attribute(version).build();
+    let provider = SdkTracerProvider::builder().with_resource(resource).with_batch_exporter(exporter).build();
+    let layer = tracing_opentelemetry::layer()
+        .with_tracer(provider.tracer(name))
+        .with_threads(false)
+        // Whatever the log shows: jobs and steps are of level debug.
+        .with_filter(Targets::new().with_target(name, Level::DEBUG));
+    Ok((layer, Exporter(provider)))
+}
+
+impl Exporter {
+    /// Sends what is left, but waits no longer than it is worth. Blocks.
+    pub(super) fn finish(self) {
+        if let Err(error) = self.0.shutdown_with_timeout(LAST_BATCH_DEADLINE) {
+            tracing::warn!(%error, "the last spans were not sent");
+        }
+    }
+}
+
+/// Sends one request after the other, on the thread that collects the spans.
+#[derive(Debug)]
+struct Client {
+    agent: ureq::Agent,
+    /// Whether the last batch was not taken: said once, not with each batch.
+    is_failing: AtomicBool,
+}
+
+impl Client {
+    fn new(endpoint: &str) -> Self {
+        let mut tls = TlsConfig::builder().unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()));
+        if endpoint.starts_with("https:") {
+            let found = rustls_native_certs::load_native_certs().certs;
+            let roots = found.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect();
+            tls = tls.root_certs(RootCerts::Specific(Arc::new(roots)));
+        }
+        let config = ureq::Agent::config_builder()
+            .tls_config(tls.build())
+            .timeout_global(Some(BATCH_DEADLINE))
+            .http_status_as_error(false)
+            // Otherwise the environment would say where spans go.
+            .proxy(None)
+            .build();
+        Self { agent: config.into(), is_failing: AtomicBool::new(false) }
+    }
+
+    fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let (parts, mut body) = self.agent.run(request.map(|body| body.to_vec()))?.into_parts();
+        let answer = body.with_config().limit(ANSWER_BYTES_MAX).read_to_vec()?;
+        Ok(Response::from_parts(parts, answer.into()))
+    }
+
+    fn note(&self, problem: Option<String>) {
+        let was_failing = self.is_failing.swap(problem.is_some(), Ordering::Relaxed);
+        match problem {
+            Some(problem) if !was_failing => tracing::warn!(problem, "spans cannot be sent, and are dropped"),
+            None if was_failing => tracing::info!("spans are sent again"),
+            _ => {}
+        }
+    }
+}
+
+impl HttpClient for Client {
+    // What `async_trait` makes of `async fn send_bytes(&self, …)`. It blocks, which only its own thread feels.
+    fn send_bytes<'client, 'answer>(
+        &'client self,
+        request: Request<Bytes>,
+    ) -> Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'answer>>
+    where
+        'client: 'answer,
+        Self: 'answer,
+    {
+        Box::pin(async move {
+            let answer = self.send(request);
+            self.note(match &answer {
+                Ok(answer) if answer.status().is_success() => None,
+                Ok(answer) => Some(format!("the collector answers {}", answer.status())),
+                Err(error) => Some(error.to_string()),
+            });
+            answer
+        })
+    }
+}

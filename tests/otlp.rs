@@ -1,0 +1,139 @@
+//! The whole program sends the spans of a job to a collector, also at the usual level of its log, and what is left at its
+//! end before it ends. A collector that is away holds nothing up.
+
+#![cfg(unix)]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+const MODEL: &str = "fluxserve/flux-shapes";
+/// Longest that a request takes.
+const PATIENCE: Duration = Duration::from_secs(90);
+/// Longest that a worker with nothing to do takes to end: the wait for a collector that is away is part of it.
+const END_MAX: Duration = Duration::from_secs(20);
+
+/// What a collector has received: heads and bodies.
+#[derive(Clone, Default)]
+struct Received(Arc<Mutex<Vec<Exchange>>>);
+
+type Exchange = (String, Vec<u8>);
+
+impl Received {
+    /// Takes one request after the other from each connection, and says yes to all.
+    fn serve(&self, stream: &TcpStream) -> Option<()> {
+        let mut reader = BufReader::new(stream);
+        let mut writer = stream;
+        loop {
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") {
+                (reader.read_line(&mut head).ok()? > 0).then_some(())?;
+            }
+            let length =
+                head.lines().find_map(|line| line.to_lowercase().strip_prefix("content-length: ")?.parse().ok());
+            let mut body = vec![0; length?];
+            reader.read_exact(&mut body).ok()?;
+            self.0.lock().expect("not poisoned").push((head, body));
+            writer.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").ok()?;
+        }
+    }
+
+    /// Starts a collector; where it is.
+    fn start(&self) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let received = self.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let received = received.clone();
+                std::thread::spawn(move || received.serve(&stream));
+            }
+        });
+        url
+    }
+}
+
+fn program(data: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fluxserve"));
+    command.env_clear().current_dir(data.parent().expect("a folder around it")).arg("--data-dir").arg(data);
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Has a worker that tells its spans to `endpoint` draw one picture, and stops it. The job's id, and what the worker
+/// has said.
+fn draw(endpoint: &str, prompt: &str) -> (String, Output) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let made = program(&data).args(["keys", "create", "--name", "test", "--scope", "inference"]).output();
+    let key = text(&made.expect("an end").stdout).trim().to_owned();
+    let mut command = program(&data);
+    command.args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu"]);
+    command.env("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", endpoint);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
+    let mut output = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    let url = output.find_map(|line| line.strip_prefix("fluxserve listens on ").map(str::to_owned)).expect("a line");
+    output.find(|line| line.starts_with("Draw a picture:") || line.contains("is ready")).expect("a line");
+    // What else is said is read, so that nobody waits for a full pipe.
+    let rest = std::thread::spawn(move || output.for_each(drop));
+    let body = json!({ "model": MODEL, "prompt": prompt, "width": 64, "height": 64, "steps": 2, "seed": 1 });
+    let request = ureq::post(format!("{url}/v1/inference/image")).header("x-api-key", &key);
+    let request = request.header("content-type", "application/json").header("prefer", "wait=60");
+    let request = request.config().timeout_global(Some(PATIENCE)).build();
+    let mut answer = request.send(body.to_string()).expect("an answer");
+    let job: Value = serde_json::from_str(&answer.body_mut().read_to_string().expect("a text")).expect("JSON");
+    assert_eq!(job["status"], "succeeded", "{job}");
+    drop(answer);
+    let told = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill");
+    assert!(told.success());
+    let stopped_at = Instant::now();
+    while child.try_wait().expect("a child").is_none() {
+        if stopped_at.elapsed() > END_MAX {
+            drop(child.kill());
+            panic!("the worker does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    rest.join().expect("no panic");
+    (job["job_id"].as_str().expect("an id").to_owned(), child.wait_with_output().expect("an end"))
+}
+
+#[test]
+fn a_collector_receives_the_spans_of_a_job_and_no_prompt() {
+    let received = Received::default();
+    let (job, output) = draw(&received.start(), "a secret otter");
+    assert!(output.status.success());
+    let all = received.0.lock().expect("not poisoned");
+    assert!(!all.is_empty(), "something was sent: {}", text(&output.stderr));
+    let mut bytes = Vec::new();
+    for (head, body) in all.iter() {
+        assert!(head.starts_with("POST /v1/traces HTTP/1.1\r\n"), "{head}");
+        assert!(head.to_lowercase().contains("content-type: application/x-protobuf"), "{head}");
+        bytes.extend_from_slice(body);
+    }
+    let has = |word: &[u8]| bytes.windows(word.len()).any(|window| window == word);
+    // A span's name is field 5 of its message: the tag, the length, the word.
+    for word in [&b"\x2a\x03job"[..], b"\x2a\x04step", b"\x2a\x07request", b"service.name", job.as_bytes()] {
+        assert!(has(word), "`{}` was not sent", text(word));
+    }
+    assert!(!has(b"otter"), "the prompt was sent");
+    let log = text(&output.stderr);
+    assert!(log.contains("job ended") && !log.contains("admitted"), "the log stays at its level: {log}");
+}
+
+#[test]
+fn a_collector_that_is_away_holds_nothing_up_and_is_named_in_the_log_once() {
+    // Taken and let go again: nobody listens there.
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let (_, output) = draw(&format!("http://{address}"), "a fox");
+    assert!(output.status.success());
+    assert_eq!(text(&output.stderr).matches("spans cannot be sent").count(), 1, "{}", text(&output.stderr));
+}
