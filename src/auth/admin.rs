@@ -7,12 +7,12 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 use crate::auth::KeyFailure;
-use crate::auth::audit::{AUDIT_PER_PAGE_MAX, Actor, AuditAction, AuditPage, NewEntry};
+use crate::auth::audit::{AUDIT_PER_PAGE_MAX, Actor, AuditAction, AuditPage, AuditedKey, NewEntry};
 use crate::auth::hash::{HashError, HashedSecret, Hasher};
 use crate::auth::key::{NoRandomness, random_base62};
 use crate::auth::store::admin::{AdminStore, Lifetimes, NewSessionRow};
@@ -295,6 +295,21 @@ impl AdminService {
         let limit = limit.clamp(1, AUDIT_PER_PAGE_MAX);
         let (entries, next) = audit::page(self.0.admin.store(), before, limit).await?;
         Ok(AuditPage { entries, next })
+    }
+
+    /// Writes into the log what was done elsewhere: to nothing of which the tables here tell.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note(
+        &self,
+        by: &Actor,
+        action: AuditAction,
+        key: Option<AuditedKey>,
+        detail: Value,
+    ) -> Result<(), KeyFailure> {
+        let entry = NewEntry { key, detail, ..self.entry(by, action) };
+        audit::insert_alone(self.0.admin.store(), &entry).await
     }
 
     fn now(&self) -> OffsetDateTime {

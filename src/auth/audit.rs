@@ -15,10 +15,10 @@ use crate::domain::limits::KeyLimits;
 
 /// Most entries in one page of the log.
 pub const AUDIT_PER_PAGE_MAX: u32 = 100;
-/// Most entries that are kept of what was done by those who may; the oldest go first.
-pub(super) const ENTRIES_MAX: u32 = 100_000;
+/// Most entries that are kept of what each kind of actor has done who may; the oldest go first.
+const ENTRIES_MAX: u32 = 100_000;
 /// Most entries that are kept of what was tried by those who may not.
-pub(super) const STRANGERS_ENTRIES_MAX: u32 = 1_000;
+const STRANGERS_ENTRIES_MAX: u32 = 1_000;
 
 /// Who did it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,11 @@ pub enum Actor {
         /// Where the request came from.
         address: IpAddr,
     },
+    /// Whoever has the key that the entry names.
+    KeyHolder {
+        /// Where the request came from.
+        address: IpAddr,
+    },
 }
 
 impl Actor {
@@ -50,7 +55,13 @@ impl Actor {
             Self::CommandLine => "command_line",
             Self::Worker => "worker",
             Self::Stranger { .. } => "stranger",
+            Self::KeyHolder { .. } => "key_holder",
         }
+    }
+
+    /// Most entries that are kept of this kind of actor.
+    pub(super) fn entries_max(&self) -> u32 {
+        if matches!(self, Self::Stranger { .. }) { STRANGERS_ENTRIES_MAX } else { ENTRIES_MAX }
     }
 
     pub(super) fn session(&self) -> Option<SessionId> {
@@ -59,7 +70,9 @@ impl Actor {
 
     pub(super) fn address(&self) -> Option<IpAddr> {
         match self {
-            Self::Administrator { address, .. } | Self::Stranger { address } => Some(*address),
+            Self::Administrator { address, .. } | Self::Stranger { address } | Self::KeyHolder { address } => {
+                Some(*address)
+            }
             Self::CommandLine | Self::Worker => None,
         }
     }
@@ -84,6 +97,14 @@ pub enum AuditAction {
     SignedOut,
     /// Somebody tried a wrong password.
     SignInRefused,
+    /// A namespace of the cluster was entered, for keys to be let into.
+    NamespaceCreated,
+    /// A namespace's id stands for another one of the cluster.
+    NamespaceRenamed,
+    /// A namespace was taken out again.
+    NamespaceDeleted,
+    /// A key got a token for a namespace of the cluster.
+    CredentialIssued,
 }
 
 /// A word that is no action.
@@ -93,7 +114,7 @@ pub struct UnknownAction;
 
 impl AuditAction {
     /// Every action.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::KeyCreated,
         Self::KeyEdited,
         Self::KeyRotated,
@@ -102,6 +123,10 @@ impl AuditAction {
         Self::SignedIn,
         Self::SignedOut,
         Self::SignInRefused,
+        Self::NamespaceCreated,
+        Self::NamespaceRenamed,
+        Self::NamespaceDeleted,
+        Self::CredentialIssued,
     ];
 
     /// The word in the log and on the wire.
@@ -116,6 +141,10 @@ impl AuditAction {
             Self::SignedIn => "signed_in",
             Self::SignedOut => "signed_out",
             Self::SignInRefused => "sign_in_refused",
+            Self::NamespaceCreated => "namespace_created",
+            Self::NamespaceRenamed => "namespace_renamed",
+            Self::NamespaceDeleted => "namespace_deleted",
+            Self::CredentialIssued => "credential_issued",
         }
     }
 }
@@ -134,7 +163,7 @@ impl FromStr for AuditAction {
     }
 }
 
-/// The key that something was done to.
+/// The key that something was done to, or with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditedKey {
     /// Its row.

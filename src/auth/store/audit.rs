@@ -4,13 +4,17 @@ use sqlx::SqliteConnection;
 
 use super::{from_milliseconds, to_milliseconds};
 use crate::auth::KeyFailure;
-use crate::auth::audit::{Actor, AuditEntry, AuditedKey, ENTRIES_MAX, NewEntry, STRANGERS_ENTRIES_MAX};
+use crate::auth::audit::{AuditEntry, AuditedKey, NewEntry};
 use crate::auth::key::PublicId;
 use crate::store::{Store, StoreError};
 
-/// Writes an entry as a part of what it tells of, and lets go of the oldest ones beyond the share of its kind.
+/// After how many entries is looked whether some are too old. To find out takes a walk along the index.
+const ENTRIES_PER_TRIM: i64 = 64;
+
+/// Writes an entry as a part of what it tells of, and now and then lets go of the oldest ones beyond the share of its
+/// actor's kind.
 pub(in crate::auth) async fn insert(connection: &mut SqliteConnection, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
-    sqlx::query(
+    let inserted = sqlx::query(
         "INSERT INTO audit_log (at_ms, actor, session_id, address, action, key_id, key_prefix, detail) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
     )
@@ -25,21 +29,22 @@ pub(in crate::auth) async fn insert(connection: &mut SqliteConnection, entry: &N
     .execute(&mut *connection)
     .await
     .map_err(StoreError::from)?;
-    let is_strange = matches!(entry.actor, Actor::Stranger { .. });
-    let kept = if is_strange { STRANGERS_ENTRIES_MAX } else { ENTRIES_MAX };
-    trim(connection, is_strange, kept).await
+    if inserted.last_insert_rowid() % ENTRIES_PER_TRIM == 0 {
+        trim(connection, entry.actor.as_str(), entry.actor.entries_max()).await?;
+    }
+    Ok(())
 }
 
-async fn trim(connection: &mut SqliteConnection, is_strange: bool, kept: u32) -> Result<(), KeyFailure> {
-    let statement = if is_strange {
-        "DELETE FROM audit_log WHERE actor = 'stranger' AND id <= \
-             (SELECT id FROM audit_log WHERE actor = 'stranger' ORDER BY id DESC LIMIT 1 OFFSET ?)"
-    } else {
-        // The offset is counted over all entries: few strangers' ones make no difference, and the index is the table.
-        "DELETE FROM audit_log WHERE actor <> 'stranger' AND id <= \
-             (SELECT id FROM audit_log ORDER BY id DESC LIMIT 1 OFFSET ?)"
-    };
-    sqlx::query(statement).bind(kept).execute(connection).await.map_err(StoreError::from)?;
+async fn trim(connection: &mut SqliteConnection, actor: &str, kept: u32) -> Result<(), KeyFailure> {
+    sqlx::query(
+        "DELETE FROM audit_log WHERE actor = ?1 AND id <= \
+             (SELECT id FROM audit_log WHERE actor = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+    )
+    .bind(actor)
+    .bind(kept)
+    .execute(connection)
+    .await
+    .map_err(StoreError::from)?;
     Ok(())
 }
 
@@ -125,10 +130,10 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
-    use crate::auth::audit::AuditAction;
+    use crate::auth::audit::{Actor, AuditAction};
 
     #[tokio::test]
-    async fn strangers_push_out_strangers_alone() {
+    async fn each_kind_of_actor_pushes_out_its_own_entries_alone() {
         let store = Store::open_in_memory().await.expect("opens");
         let entry = |actor| NewEntry {
             at: OffsetDateTime::UNIX_EPOCH,
@@ -143,21 +148,21 @@ mod tests {
         for _ in 0..5 {
             insert(&mut connection, &entry(&stranger)).await.expect("written");
         }
-        trim(&mut connection, true, 2).await.expect("trimmed");
+        trim(&mut connection, "stranger", 2).await.expect("trimmed");
         drop(connection);
         let (entries, next) = page(&store, None, 10).await.expect("read");
         assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [6, 5, 1]);
         assert_eq!(next, None);
         let mut connection = store.pool().acquire().await.expect("a connection");
-        for _ in 0..3 {
+        for _ in 0..4 {
             insert(&mut connection, &entry(&Actor::CommandLine)).await.expect("written");
         }
-        trim(&mut connection, false, 3).await.expect("trimmed");
+        trim(&mut connection, "command_line", 3).await.expect("trimmed");
         drop(connection);
         let (entries, next) = page(&store, None, 3).await.expect("read");
-        assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [9, 8, 7]);
-        assert_eq!(next, Some(7));
+        assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [10, 9, 8]);
+        assert_eq!(next, Some(8));
         let (entries, _) = page(&store, next, 3).await.expect("read");
-        assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [6, 5]);
+        assert_eq!(entries.iter().map(|entry| entry.id).collect::<Vec<_>>(), [6, 5, 1]);
     }
 }

@@ -16,7 +16,7 @@ pub(in crate::http) struct AuditEntryView {
     id: String,
     #[serde(with = "rfc3339")]
     at: OffsetDateTime,
-    /// Who: `administrator`, `command_line`, `worker` or `stranger`.
+    /// Who: `administrator`, `command_line`, `worker`, `stranger` or `key_holder`.
     actor: String,
     session_id: Option<String>,
     /// From where.
