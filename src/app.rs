@@ -1,10 +1,12 @@
 //! Wires all parts together: the only place that knows everything.
 
+mod cluster;
 mod data_lock;
 mod doctor;
 mod engines;
 mod generate;
 mod greeting;
+mod key_rights;
 mod models;
 mod revoked_keys;
 mod serve;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 
+pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use doctor::doctor;
 pub use generate::{GenerateRequest, generate};
 pub use models::{check_model, list_models};

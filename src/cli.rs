@@ -8,6 +8,7 @@ mod admin;
 mod backup;
 mod generate;
 mod keys;
+mod kubernetes;
 mod table;
 
 use std::io::Write;
@@ -20,6 +21,7 @@ pub use admin::{AdminCommand, PasswordInput};
 pub use backup::BackupArgs;
 pub use generate::GenerateArgs;
 pub use keys::KeysCommand;
+pub use kubernetes::KubernetesCommand;
 
 use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::Devices;
@@ -62,6 +64,9 @@ pub enum Command {
     /// Make, list, change and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
+    /// Set up a cluster whose namespaces keys can be let into
+    #[command(subcommand)]
+    Kubernetes(KubernetesCommand),
     /// Say who may manage the worker over HTTP
     #[command(subcommand)]
     Admin(AdminCommand),
@@ -133,6 +138,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             generate::run(request)
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,
+        Command::Kubernetes(command) => kubernetes::run(command, &Config::load(flags)?, out, notes).await,
         Command::Admin(command) => admin::run(command, &Config::load(flags)?, input, notes).await,
         Command::Backup(arguments) => backup::run(&arguments, &Config::load(flags)?, notes).await,
         Command::Models(ModelsCommand::List) => app::list_models(&Config::load(flags)?, out),

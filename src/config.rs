@@ -18,6 +18,7 @@ pub use public_url::{NotAPublicUrl, PublicUrl};
 use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
+use crate::domain::namespace::NamespaceName;
 use crate::domain::password::AdminPassword;
 
 /// Read from the working directory when no other file is named, and only if it is there.
@@ -54,6 +55,8 @@ pub struct Config {
     pub log: LogConfig,
     /// What is told to collectors.
     pub telemetry: TelemetryConfig,
+    /// The cluster that keys let kubectl into.
+    pub kubernetes: KubernetesConfig,
 }
 
 /// What https needs.
@@ -112,6 +115,21 @@ pub struct TelemetryConfig {
     pub otlp_endpoint: Option<String>,
 }
 
+/// The cluster that keys let kubectl into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KubernetesConfig {
+    /// How the worker gets there. `None`: by [`Config::own_kubeconfig`], if it is there, or not at all.
+    pub kubeconfig: Option<PathBuf>,
+    /// Whether it is the cluster around the worker's pod.
+    pub in_cluster: bool,
+    /// Where clients find the API server, if not where the worker does. Begins with `https://`.
+    pub server: Option<String>,
+    /// The namespace that the worker owns there.
+    pub namespace: NamespaceName,
+    /// Whether the worker opens namespaces by itself, for which it needs the rights of an administrator.
+    pub auto_open: bool,
+}
+
 /// Form of the log's lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -161,6 +179,13 @@ impl Default for Config {
             results: ResultsConfig { retention_seconds: 24 * 60 * 60, bytes_max: 10 * 1024 * 1024 * 1024 },
             log: LogConfig { filter: "info".into(), format: LogFormat::Text },
             telemetry: TelemetryConfig::default(),
+            kubernetes: KubernetesConfig {
+                kubeconfig: None,
+                in_cluster: false,
+                server: None,
+                namespace: env!("CARGO_PKG_NAME").parse().expect("a DNS label"),
+                auto_open: false,
+            },
         }
     }
 }
@@ -209,6 +234,18 @@ impl Config {
     #[must_use]
     pub fn database_path(&self) -> PathBuf {
         self.data_dir.join("fluxserve.db")
+    }
+
+    /// The folder of the worker's own way into a cluster, as `fluxserve kubernetes connect` makes it.
+    #[must_use]
+    pub fn kubernetes_dir(&self) -> PathBuf {
+        self.data_dir.join("kubernetes")
+    }
+
+    /// The worker's own kubeconfig, which stands in that folder.
+    #[must_use]
+    pub fn own_kubeconfig(&self) -> PathBuf {
+        self.kubernetes_dir().join("kubeconfig")
     }
 
     /// The folder of finished pictures.

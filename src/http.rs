@@ -34,6 +34,7 @@ pub use server::{ConnectionLimits, Tls, TlsError, serve};
 use crate::auth::{AdminService, Authenticator, KeyService};
 use crate::catalog::Catalog;
 use crate::jobs::JobService;
+use crate::kubernetes::Kubernetes;
 use crate::telemetry::metrics::MetricsHandle;
 use error::{ApiError, ErrorCode};
 use openapi::Operation;
@@ -55,6 +56,8 @@ pub struct HttpSettings {
     pub event_heartbeat: Duration,
     /// Where clients reach this worker, e.g. `https://images.example.org`. `None`: as the `Host` header says.
     pub public_url: Option<String>,
+    /// Where clients on this machine reach this worker. Of use where the administrator is at another address.
+    pub local_url: Option<String>,
     /// Whether it is served by https.
     pub has_tls: bool,
     /// Whether console and management routes are served at an address of their own.
@@ -71,6 +74,7 @@ impl Default for HttpSettings {
             event_stream_max: Duration::from_mins(5),
             event_heartbeat: Duration::from_secs(15),
             public_url: None,
+            local_url: None,
             has_tls: false,
             has_own_management: false,
         }
@@ -89,6 +93,8 @@ pub struct HttpParts {
     pub keys: KeyService,
     /// Who the administrator is, and what was done.
     pub admin: AdminService,
+    /// The cluster, and who is let into it.
+    pub kubernetes: Kubernetes,
     /// What pictures are drawn on, in words for the administrator.
     pub device: String,
     /// What `/metrics` shows; `None` where nothing is counted.
@@ -126,6 +132,8 @@ pub enum Access {
     Anyone,
     /// A key whose scope allows inference.
     Inference,
+    /// A key whose scope allows the namespace that the path names.
+    Kubernetes,
     /// A key whose scope allows inference, or a signed link.
     InferenceOrLink,
     /// Peers on this machine; to others it is not there.
@@ -178,47 +186,54 @@ fn row(
 /// Every route there is, and what the API's description says of it.
 #[rustfmt::skip]
 fn table() -> Vec<Row> {
-    use Access::{Anyone, Inference, InferenceOrLink, Loopback, Page, Session, SignIn};
-    use admin::{api_keys, audit, jobs as all_jobs, overview, playground, session, usage};
+    use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Loopback, Page, Session, SignIn};
+    use admin::{api_keys, audit, jobs as all_jobs, kubernetes, overview, playground, session, usage};
     use api::openai::{images, models};
-    use api::{catalog, events, health, inference, jobs};
+    use api::{catalog, events, exec_credential, health, inference, jobs};
     vec![
-        row(Inference,       "POST",   "/v1/inference/image",                post(inference::submit),      inference::submit_operation()),
-        row(Inference,       "GET",    "/v1/inference/jobs",                 get(jobs::list),              jobs::list_operation()),
-        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}",        get(jobs::show),              jobs::show_operation()),
-        row(Inference,       "DELETE", "/v1/inference/jobs/{job_id}",        delete(jobs::cancel),         jobs::cancel_operation()),
-        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}/events", get(events::follow),          events::follow_operation()),
-        row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result", get(jobs::result),            jobs::result_operation()),
-        row(Anyone,          "GET",    "/v1/inference/models",               get(catalog::models),         catalog::models_operation()),
-        row(Anyone,          "GET",    "/v1/inference/runtime/models",       get(catalog::runtime_models), catalog::runtime_models_operation()),
-        row(Inference,       "POST",   "/v1/images/generations",             post(images::generate),       images::generate_operation()),
-        row(Anyone,          "GET",    "/v1/models",                         get(models::list),            models::list_operation()),
-        row(Anyone,          "GET",    "/v1/models/{*model}",                get(models::show),            models::show_operation()),
-        row(SignIn,          "POST",   "/v1/session",                        post(session::sign_in),       session::sign_in_operation()),
-        row(Session,         "GET",    "/v1/session",                        get(session::show),           session::show_operation()),
-        row(Session,         "DELETE", "/v1/session",                        delete(session::sign_out),    session::sign_out_operation()),
-        row(Session,         "GET",    "/v1/api-keys",                       get(api_keys::list),          api_keys::list_operation()),
-        row(Session,         "POST",   "/v1/api-keys",                       post(api_keys::create),       api_keys::create_operation()),
-        row(Session,         "GET",    "/v1/api-keys/{key_id}",              get(api_keys::show),          api_keys::show_operation()),
-        row(Session,         "PATCH",  "/v1/api-keys/{key_id}",              patch(api_keys::edit),        api_keys::edit_operation()),
-        row(Session,         "DELETE", "/v1/api-keys/{key_id}",              delete(api_keys::revoke),     api_keys::revoke_operation()),
-        row(Session,         "POST",   "/v1/api-keys/{key_id}/rotate",       post(api_keys::rotate),       api_keys::rotate_operation()),
-        row(Session,         "GET",    "/v1/api-keys/{key_id}/usage",        get(usage::show),             usage::show_operation()),
-        row(Session,         "GET",    "/v1/audit",                          get(audit::list),             audit::list_operation()),
-        row(Session,         "GET",    "/v1/overview",                       get(overview::show),          overview::show_operation()),
-        row(Session,         "POST",   "/v1/playground/image",               post(playground::submit),     playground::submit_operation()),
-        row(Session,         "GET",    "/v1/jobs",                           get(all_jobs::list),          all_jobs::list_operation()),
-        row(Session,         "GET",    "/v1/jobs/{job_id}",                  get(all_jobs::show),          all_jobs::show_operation()),
-        row(Session,         "DELETE", "/v1/jobs/{job_id}",                  delete(all_jobs::cancel),     all_jobs::cancel_operation()),
-        row(Session,         "GET",    "/v1/jobs/{job_id}/events",           get(all_jobs::follow),        all_jobs::follow_operation()),
-        row(Session,         "GET",    "/v1/jobs/{job_id}/preview",          get(all_jobs::preview),       all_jobs::preview_operation()),
-        row(Session,         "GET",    "/v1/jobs/{job_id}/result",           get(all_jobs::result),        all_jobs::result_operation()),
-        row(Page,            "GET",    "/admin",                             get(self::console::page),     self::console::page_operation()),
-        row(Page,            "GET",    "/admin/assets/{file}",               get(self::console::asset),    self::console::asset_operation()),
-        row(Anyone,          "GET",    "/openapi.json",                      get(openapi::serve),          openapi::serve_operation()),
-        row(Anyone,          "GET",    "/healthz",                           get(health::alive),           health::alive_operation()),
-        row(Anyone,          "GET",    "/readyz",                            get(health::ready),           health::ready_operation()),
-        row(Loopback,        "GET",    "/metrics",                           get(health::metrics),         health::metrics_operation()),
+        row(Inference,       "POST",   "/v1/inference/image",                                      post(inference::submit),      inference::submit_operation()),
+        row(Inference,       "GET",    "/v1/inference/jobs",                                       get(jobs::list),              jobs::list_operation()),
+        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}",                              get(jobs::show),              jobs::show_operation()),
+        row(Inference,       "DELETE", "/v1/inference/jobs/{job_id}",                              delete(jobs::cancel),         jobs::cancel_operation()),
+        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}/events",                       get(events::follow),          events::follow_operation()),
+        row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result",                       get(jobs::result),            jobs::result_operation()),
+        row(Anyone,          "GET",    "/v1/inference/models",                                     get(catalog::models),         catalog::models_operation()),
+        row(Anyone,          "GET",    "/v1/inference/runtime/models",                             get(catalog::runtime_models), catalog::runtime_models_operation()),
+        row(Inference,       "POST",   "/v1/images/generations",                                   post(images::generate),       images::generate_operation()),
+        row(Anyone,          "GET",    "/v1/models",                                               get(models::list),            models::list_operation()),
+        row(Anyone,          "GET",    "/v1/models/{*model}",                                      get(models::show),            models::show_operation()),
+        row(SignIn,          "POST",   "/v1/session",                                              post(session::sign_in),       session::sign_in_operation()),
+        row(Session,         "GET",    "/v1/session",                                              get(session::show),           session::show_operation()),
+        row(Session,         "DELETE", "/v1/session",                                              delete(session::sign_out),    session::sign_out_operation()),
+        row(Session,         "GET",    "/v1/api-keys",                                             get(api_keys::list),          api_keys::list_operation()),
+        row(Session,         "POST",   "/v1/api-keys",                                             post(api_keys::create),       api_keys::create_operation()),
+        row(Session,         "GET",    "/v1/api-keys/{key_id}",                                    get(api_keys::show),          api_keys::show_operation()),
+        row(Session,         "PATCH",  "/v1/api-keys/{key_id}",                                    patch(api_keys::edit),        api_keys::edit_operation()),
+        row(Session,         "DELETE", "/v1/api-keys/{key_id}",                                    delete(api_keys::revoke),     api_keys::revoke_operation()),
+        row(Session,         "POST",   "/v1/api-keys/{key_id}/rotate",                             post(api_keys::rotate),       api_keys::rotate_operation()),
+        row(Session,         "GET",    "/v1/api-keys/{key_id}/usage",                              get(usage::show),             usage::show_operation()),
+        row(Session,         "GET",    "/v1/kubernetes",                                           get(kubernetes::cluster),     kubernetes::cluster_operation()),
+        row(Session,         "GET",    "/v1/kubernetes/namespaces",                                get(kubernetes::list),        kubernetes::list_operation()),
+        row(Session,         "POST",   "/v1/kubernetes/namespaces",                                post(kubernetes::create),     kubernetes::create_operation()),
+        row(Session,         "PATCH",  "/v1/kubernetes/namespaces/{namespace_id}",                 patch(kubernetes::edit),      kubernetes::edit_operation()),
+        row(Session,         "DELETE", "/v1/kubernetes/namespaces/{namespace_id}",                 delete(kubernetes::remove),   kubernetes::remove_operation()),
+        row(Session,         "GET",    "/v1/kubernetes/namespaces/{namespace_id}/kubeconfig",      get(kubernetes::kubeconfig),  kubernetes::kubeconfig_operation()),
+        row(Kubernetes,      "POST",   "/v1/kubernetes/namespaces/{namespace_id}/exec-credential", post(exec_credential::issue), exec_credential::issue_operation()),
+        row(Session,         "GET",    "/v1/audit",                                                get(audit::list),             audit::list_operation()),
+        row(Session,         "GET",    "/v1/overview",                                             get(overview::show),          overview::show_operation()),
+        row(Session,         "POST",   "/v1/playground/image",                                     post(playground::submit),     playground::submit_operation()),
+        row(Session,         "GET",    "/v1/jobs",                                                 get(all_jobs::list),          all_jobs::list_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}",                                        get(all_jobs::show),          all_jobs::show_operation()),
+        row(Session,         "DELETE", "/v1/jobs/{job_id}",                                        delete(all_jobs::cancel),     all_jobs::cancel_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}/events",                                 get(all_jobs::follow),        all_jobs::follow_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}/preview",                                get(all_jobs::preview),       all_jobs::preview_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}/result",                                 get(all_jobs::result),        all_jobs::result_operation()),
+        row(Page,            "GET",    "/admin",                                                   get(self::console::page),     self::console::page_operation()),
+        row(Page,            "GET",    "/admin/assets/{file}",                                     get(self::console::asset),    self::console::asset_operation()),
+        row(Anyone,          "GET",    "/openapi.json",                                            get(openapi::serve),          openapi::serve_operation()),
+        row(Anyone,          "GET",    "/healthz",                                                 get(health::alive),           health::alive_operation()),
+        row(Anyone,          "GET",    "/readyz",                                                  get(health::ready),           health::ready_operation()),
+        row(Loopback,        "GET",    "/metrics",                                                 get(health::metrics),         health::metrics_operation()),
     ]
 }
 

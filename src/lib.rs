@@ -11,6 +11,7 @@ pub mod encode;
 pub mod engine;
 pub mod http;
 pub mod jobs;
+pub mod kubernetes;
 pub mod queue;
 pub mod shutdown;
 pub mod store;

@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Keys;
+use super::cluster::cluster_settings;
 use super::data_lock::DataLock;
 use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
@@ -25,6 +26,7 @@ use crate::domain::ids::ModelId;
 use crate::engine;
 use crate::http::{self, ConnectionLimits, HttpParts, HttpSettings, Tls};
 use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, JobService, JobSettings, ServiceParts};
+use crate::kubernetes::{Cluster, Kubernetes, KubernetesParts};
 use crate::queue::Queue;
 use crate::shutdown::{self, Shutdown, ShutdownTrigger};
 use crate::telemetry;
@@ -119,8 +121,8 @@ struct Worker {
     servers: JoinSet<()>,
     /// Writes down when keys were last used.
     uses: JoinHandle<()>,
-    /// Cancels the jobs of revoked keys.
-    revoked_keys: JoinHandle<()>,
+    /// Cancels the jobs of revoked keys, and holds the cluster to what keys may.
+    keepers: JoinSet<()>,
     close: ShutdownTrigger,
 }
 
@@ -139,6 +141,9 @@ impl Worker {
             clock,
             settings: job_settings(config),
         };
+        let kubernetes = open_kubernetes(config, keys, &parts.clock)
+            .await
+            .inspect_err(|_| queues.values().for_each(Queue::close))?;
         let jobs = JobService::start(parts).await.inspect_err(|_| queues.values().for_each(Queue::close))?;
         let routers = http::routers(HttpParts {
             jobs: jobs.clone(),
@@ -146,9 +151,10 @@ impl Worker {
             authenticator: authenticator.clone(),
             keys: keys.service.clone(),
             admin: keys.admin.clone(),
+            kubernetes: kubernetes.clone(),
             device: describe_devices(&config.device),
             metrics,
-            settings: http_settings(config),
+            settings: HttpSettings { local_url: Some(urls.clients.clone()), ..http_settings(config) },
         });
         let (close, closing) = shutdown::channel();
         let mut servers = JoinSet::new();
@@ -162,9 +168,10 @@ impl Worker {
             servers.spawn(async move { http::serve(listener, router, closing.requested(), limits, tls).await });
         }
         let uses = tokio::spawn(async move { authenticator.record_uses_until(closing.requested()).await });
-        let watching = revoked_keys::cancel_their_jobs(keys.store.clone(), keys.service.clone(), jobs.clone());
-        let revoked_keys = tokio::spawn(watching);
-        Ok(Self { urls, catalog, queues, jobs, servers, uses, revoked_keys, close })
+        let mut keepers = JoinSet::new();
+        keepers.spawn(revoked_keys::cancel_their_jobs(keys.store.clone(), keys.service.clone(), jobs.clone()));
+        keepers.spawn(async move { kubernetes.keep().await });
+        Ok(Self { urls, catalog, queues, jobs, servers, uses, keepers, close })
     }
 
     /// Tells what can be done as soon as it can be done; returns when it is time to finish.
@@ -183,13 +190,13 @@ impl Worker {
 
     /// Lets accepted work finish, then ends everything. What has not ended by then is left to the next start.
     async fn stop(self, drain_deadline: Duration) {
-        let Self { jobs, mut servers, uses, revoked_keys, close, .. } = self;
+        let Self { jobs, mut servers, uses, mut keepers, close, .. } = self;
         jobs.drain();
         let unfinished = jobs.wait_until_idle(drain_deadline).await;
         if unfinished > 0 {
             tracing::warn!(unfinished, "the drain deadline has passed; these jobs are drawn at the next start");
         }
-        revoked_keys.abort();
+        keepers.abort_all();
         jobs.close();
         close.request();
         let all_closed = async { while servers.join_next().await.is_some() {} };
@@ -205,6 +212,20 @@ impl Worker {
             tracing::error!(%error, "the last uses of keys were not written down");
         }
     }
+}
+
+async fn open_kubernetes(config: &Config, keys: &Keys, clock: &Arc<dyn Clock>) -> anyhow::Result<Kubernetes> {
+    let cluster = match cluster_settings(config) {
+        Some(settings) => Some(Cluster::open(&settings).await.context("finding the cluster")?),
+        None => None,
+    };
+    Ok(Kubernetes::new(KubernetesParts {
+        store: keys.store.clone(),
+        cluster,
+        rights: Arc::new(keys.service.clone()),
+        clock: Arc::clone(clock),
+        auto_open: config.kubernetes.auto_open,
+    }))
 }
 
 fn describe_devices(devices: &Devices) -> String {

@@ -14,9 +14,8 @@ use time::OffsetDateTime;
 use crate::auth::KeyFailure;
 use crate::auth::cache::{KeyCache, KeyDigest};
 use crate::auth::hash::{HashError, Hasher, SecretTag};
-use crate::auth::key::{NoRandomness, PresentedKey};
+use crate::auth::key::{NoRandomness, PresentedKey, PublicId};
 use crate::auth::lane::{Lane, LanePermit};
-use crate::auth::rates::Rates;
 use crate::auth::record::KeyState;
 use crate::auth::rows::Rows;
 use crate::auth::store::{KeyRow, KeyStore};
@@ -25,6 +24,7 @@ use crate::auth::uses::Uses;
 use crate::domain::clock::Clock;
 use crate::domain::ids::KeyId;
 use crate::domain::limits::KeyLimits;
+use crate::domain::rates::Rates;
 use crate::domain::scope::Scope;
 use crate::store::Store;
 
@@ -48,6 +48,8 @@ const LINE_FULL_RETRY_SECONDS: u64 = 1;
 pub struct Principal {
     /// The key it did it with.
     pub key_id: KeyId,
+    /// The part of the key's value that anyone may see: of the present one, or of the one before a rotation.
+    pub prefix: PublicId,
     /// What that key may do, as of this request.
     pub scope: Scope,
     /// What it may use up, as of this request.
@@ -163,7 +165,7 @@ impl Inner {
                 .map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })?;
         }
         self.uses.note(row.id, now);
-        Ok(Principal { key_id: row.id, scope: row.scope.clone(), limits: row.limits })
+        Ok(Principal { key_id: row.id, prefix: key.public_id(), scope: row.scope.clone(), limits: row.limits })
     }
 
     /// Waits to look up a key of which nothing is known.

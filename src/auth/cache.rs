@@ -10,8 +10,8 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::auth::key::{NoRandomness, PresentedKey, PublicId};
-use crate::auth::recent::RecentMap;
 use crate::domain::ids::KeyId;
+use crate::domain::recent::RecentMap;
 
 /// Most keys remembered, some 200 bytes each.
 pub(super) const ENTRIES_MAX: usize = 10_000;

@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::auth::KeyFailure;
 use crate::auth::cache::ENTRIES_MAX;
 use crate::auth::key::PublicId;
-use crate::auth::recent::RecentMap;
 use crate::auth::store::{KeyRow, KeyStore};
+use crate::domain::recent::RecentMap;
 use crate::store::ChangeMark;
 
 struct Read {

@@ -22,7 +22,7 @@ use crate::store::Store;
 /// Makes, changes and revokes keys. Cheap to clone.
 #[derive(Clone)]
 pub struct KeyService {
-    keys: KeyStore,
+    pub(super) keys: KeyStore,
     hasher: Hasher,
     clock: Arc<dyn Clock>,
 }

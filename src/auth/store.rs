@@ -14,7 +14,7 @@ use crate::auth::cache::RowVersion;
 use crate::auth::hash::{HashedSecret, SecretTag};
 use crate::auth::key::PublicId;
 use crate::auth::record::{Change, KeyEdit, KeyQuery, KeyRef, KeyState};
-use crate::domain::ids::KeyId;
+use crate::domain::ids::{KeyId, NamespaceId};
 use crate::domain::limits::KeyLimits;
 use crate::domain::priority::Priority;
 use crate::domain::scope::Scope;
@@ -246,6 +246,19 @@ impl KeyStore {
         .fetch_all(self.0.pool())
         .await
         .map_err(StoreError::from)?;
+        stored.into_iter().map(KeyRow::try_from).collect()
+    }
+
+    /// Rows that are not revoked and whose scope names the namespace, in the order of their creation.
+    pub(super) async fn naming(&self, namespace: NamespaceId, limit: u32) -> Result<Vec<KeyRow>, KeyFailure> {
+        // The scope is JSON of ours, and no other id is a part of this one.
+        let query = select_keys!("WHERE revoked_at_ms IS NULL AND instr(scope, ?) > 0 ORDER BY id LIMIT ?");
+        let stored: Vec<StoredRow> = sqlx::query_as(query)
+            .bind(namespace.to_string())
+            .bind(limit)
+            .fetch_all(self.0.pool())
+            .await
+            .map_err(StoreError::from)?;
         stored.into_iter().map(KeyRow::try_from).collect()
     }
 

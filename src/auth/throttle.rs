@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use time::{Duration, OffsetDateTime};
 
-use crate::auth::recent::RecentMap;
+use crate::domain::recent::RecentMap;
 
 /// Addresses remembered, some 100 bytes each. Older ones are forgotten first; a client with more addresses than this is
 /// not held back by an address book.

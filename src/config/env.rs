@@ -10,7 +10,8 @@ use zeroize::Zeroizing;
 
 use crate::config::ConfigError;
 use crate::config::settings::{
-    HttpSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings,
+    HttpSettings, KubernetesSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings, Settings,
+    TelemetrySettings, TlsSettings,
 };
 use crate::domain::password::AdminPassword;
 
@@ -82,9 +83,34 @@ pub(super) const TLS_CERTIFICATE: Variable =
     variable("FLUXSERVE_TLS_CERTIFICATE", "tls.certificate", "certificate for https, PEM; read again when it changes");
 pub(super) const TLS_PRIVATE_KEY: Variable =
     variable("FLUXSERVE_TLS_PRIVATE_KEY", "tls.private_key", "the certificate's private key, PEM");
+pub(super) const KUBERNETES_KUBECONFIG: Variable = variable(
+    "FLUXSERVE_KUBERNETES_KUBECONFIG",
+    "kubernetes.kubeconfig",
+    "the worker's way into a cluster, DATA_DIR/kubernetes/kubeconfig by default",
+);
+pub(super) const KUBERNETES_IN_CLUSTER: Variable = variable(
+    "FLUXSERVE_KUBERNETES_IN_CLUSTER",
+    "kubernetes.in_cluster",
+    "true: the cluster is the one around this pod",
+);
+pub(super) const KUBERNETES_SERVER: Variable = variable(
+    "FLUXSERVE_KUBERNETES_SERVER",
+    "kubernetes.server",
+    "where clients find the API server: https://cluster.example.org:6443",
+);
+pub(super) const KUBERNETES_NAMESPACE: Variable = variable(
+    "FLUXSERVE_KUBERNETES_NAMESPACE",
+    "kubernetes.namespace",
+    "the worker's own namespace there, fluxserve by default",
+);
+pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
+    "FLUXSERVE_KUBERNETES_AUTO_OPEN",
+    "kubernetes.auto_open",
+    "true: the worker opens namespaces itself, and can do all in the cluster",
+);
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 21] = [
+pub const VARIABLES: [Variable; 26] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -106,6 +132,11 @@ pub const VARIABLES: [Variable; 21] = [
     TELEMETRY_OTLP_ENDPOINT,
     TLS_CERTIFICATE,
     TLS_PRIVATE_KEY,
+    KUBERNETES_KUBECONFIG,
+    KUBERNETES_IN_CLUSTER,
+    KUBERNETES_SERVER,
+    KUBERNETES_NAMESPACE,
+    KUBERNETES_AUTO_OPEN,
 ];
 
 /// The environment, or in tests something like it.
@@ -146,6 +177,13 @@ impl<'a> Environment<'a> {
             .map_err(|_| Origin::Environment.error(variable, format!("must be a whole number, not `{text}`")))
     }
 
+    fn yes_or_no(&self, variable: &Variable) -> Result<Option<bool>, ConfigError> {
+        let Some(text) = self.text(variable)? else { return Ok(None) };
+        let said = text.trim().parse();
+        said.map(Some)
+            .map_err(|_| Origin::Environment.error(variable, format!("must be `true` or `false`, not `{text}`")))
+    }
+
     /// All variables as one layer of settings.
     pub(super) fn read(&self) -> Result<Layer, ConfigError> {
         let models = self.text(&MODELS)?;
@@ -171,6 +209,13 @@ impl<'a> Environment<'a> {
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },
+            kubernetes: KubernetesSettings {
+                kubeconfig: self.path(&KUBERNETES_KUBECONFIG),
+                in_cluster: self.yes_or_no(&KUBERNETES_IN_CLUSTER)?,
+                server: self.text(&KUBERNETES_SERVER)?,
+                namespace: self.text(&KUBERNETES_NAMESPACE)?,
+                auto_open: self.yes_or_no(&KUBERNETES_AUTO_OPEN)?,
+            },
         };
         Ok(Layer { origin: Origin::Environment, settings })
     }

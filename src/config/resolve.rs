@@ -9,7 +9,8 @@ use std::str::FromStr;
 use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, Origin, Settings};
 use crate::config::{
-    Config, ConfigError, HttpConfig, LogConfig, PublicUrl, QueueConfig, ResultsConfig, TelemetryConfig, TlsConfig,
+    Config, ConfigError, HttpConfig, KubernetesConfig, LogConfig, PublicUrl, QueueConfig, ResultsConfig,
+    TelemetryConfig, TlsConfig,
 };
 use crate::domain::model_source::ModelSource;
 
@@ -106,7 +107,51 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
             format: parsed(layers, &env::LOG_FORMAT, |settings| settings.log.format.as_ref(), default.log.format)?,
         },
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
+        kubernetes: kubernetes(layers, default.kubernetes)?,
     })
+}
+
+fn kubernetes(layers: &[Layer], default: KubernetesConfig) -> Result<KubernetesConfig, ConfigError> {
+    let kubeconfig = last(layers, |settings| settings.kubernetes.kubeconfig.clone());
+    let in_cluster = last(layers, |settings| settings.kubernetes.in_cluster).filter(|(in_cluster, _)| *in_cluster);
+    let server = server(layers)?;
+    if let Some((_, origin)) = in_cluster {
+        let refuse = |reason: &str| Err(origin.error(&env::KUBERNETES_IN_CLUSTER, reason.to_owned()));
+        if kubeconfig.is_some() {
+            return refuse("cannot be true beside `kubernetes.kubeconfig`: there is one cluster");
+        }
+        if server.is_none() {
+            // The address that a pod has of the API server is good inside the cluster alone.
+            return refuse("needs `kubernetes.server`: where clients outside the cluster find the API server");
+        }
+    }
+    let namespace = |settings: &'_ Settings| settings.kubernetes.namespace.clone();
+    let namespace = match last(layers, namespace) {
+        None => default.namespace,
+        Some((text, origin)) => {
+            text.parse().map_err(|error| origin.error(&env::KUBERNETES_NAMESPACE, format!("`{text}` {error}")))?
+        }
+    };
+    Ok(KubernetesConfig {
+        kubeconfig: kubeconfig.map(|(path, _)| path),
+        in_cluster: in_cluster.is_some(),
+        server,
+        namespace,
+        auto_open: last(layers, |settings| settings.kubernetes.auto_open).is_some_and(|(auto_open, _)| auto_open),
+    })
+}
+
+/// Where clients find the API server: fit to stand in a file for them.
+fn server(layers: &[Layer]) -> Result<Option<String>, ConfigError> {
+    let Some((text, origin)) = last(layers, |settings| settings.kubernetes.server.as_ref()) else { return Ok(None) };
+    let url = text.trim_end_matches('/');
+    let is_fit = |character: char| character.is_ascii_alphanumeric() || "-._:/[]".contains(character);
+    let has_host = url.strip_prefix("https://").is_some_and(|rest| !rest.is_empty() && rest.chars().all(is_fit));
+    if has_host {
+        return Ok(Some(url.to_owned()));
+    }
+    let reason = "is not where kubectl can go: write it like https://cluster.example.org:6443";
+    Err(origin.error(&env::KUBERNETES_SERVER, format!("`{text}` {reason}")))
 }
 
 fn otlp_endpoint(layers: &[Layer]) -> Result<Option<String>, ConfigError> {

@@ -23,6 +23,7 @@ pub(super) struct Settings {
     pub(super) log: LogSettings,
     pub(super) telemetry: TelemetrySettings,
     pub(super) tls: TlsSettings,
+    pub(super) kubernetes: KubernetesSettings,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -66,6 +67,16 @@ pub(super) struct LogSettings {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetrySettings {
     pub(super) otlp_endpoint: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct KubernetesSettings {
+    pub(super) kubeconfig: Option<PathBuf>,
+    pub(super) in_cluster: Option<bool>,
+    pub(super) server: Option<String>,
+    pub(super) namespace: Option<String>,
+    pub(super) auto_open: Option<bool>,
 }
 
 /// Where settings come from.

@@ -73,6 +73,13 @@ format = "json"
 [telemetry]
 otlp_endpoint = "http://localhost:4318"
 
+[kubernetes]
+kubeconfig = "/etc/fluxserve/kubeconfig"
+in_cluster = false
+server = "https://cluster.example.org:6443"
+namespace = "pictures"
+auto_open = true
+
 [tls]
 certificate = "/etc/fluxserve/certificate.pem"
 private_key = "/etc/fluxserve/key.pem"
@@ -114,6 +121,13 @@ fn every_field_of_the_file_is_read() {
         results: ResultsConfig { retention_seconds: 3600, bytes_max: 1_048_576 },
         log: LogConfig { filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
+        kubernetes: KubernetesConfig {
+            kubeconfig: Some("/etc/fluxserve/kubeconfig".into()),
+            in_cluster: false,
+            server: Some("https://cluster.example.org:6443".into()),
+            namespace: "pictures".parse().expect("a name"),
+            auto_open: true,
+        },
     };
     assert_eq!(config, expected);
 }
@@ -139,7 +153,12 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_RESULTS_BYTES_MAX", "1048576")
         .variable("FLUXSERVE_LOG_FILTER", "warn")
         .variable("FLUXSERVE_LOG_FORMAT", "json")
-        .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/");
+        .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/")
+        .variable("FLUXSERVE_KUBERNETES_KUBECONFIG", "/etc/fluxserve/kubeconfig")
+        .variable("FLUXSERVE_KUBERNETES_IN_CLUSTER", "false")
+        .variable("FLUXSERVE_KUBERNETES_SERVER", "https://cluster.example.org:6443/")
+        .variable("FLUXSERVE_KUBERNETES_NAMESPACE", "pictures")
+        .variable("FLUXSERVE_KUBERNETES_AUTO_OPEN", "true");
     assert_eq!(sources.variables.len() + 2, VARIABLES.len(), "all but the file's own name and the password");
     let from_file = Sources::new().file(WHOLE_FILE).load().expect("valid");
     assert_eq!(sources.load().expect("valid"), from_file);
@@ -202,6 +221,14 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         (
             "[telemetry]\notlp_endpoint = \"localhost:4318\"",
             &["field `telemetry.otlp_endpoint`", "http://localhost:4318"],
+        ),
+        ("[kubernetes]\nserver = \"http://c\"", &["field `kubernetes.server`", "https://cluster.example.org"]),
+        ("[kubernetes]\nserver = \"https://c'; reboot\"", &["field `kubernetes.server`"]),
+        ("[kubernetes]\nnamespace = \"A\"", &["field `kubernetes.namespace`", "lowercase"]),
+        ("[kubernetes]\nin_cluster = true", &["field `kubernetes.in_cluster`", "needs `kubernetes.server`"]),
+        (
+            "[kubernetes]\nin_cluster = true\nkubeconfig = \"k\"\nserver = \"https://c\"",
+            &["field `kubernetes.in_cluster`", "one cluster"],
         ),
         ("port = 8080", &["unknown field `port`"]),
         ("listen", &["line 1"]),

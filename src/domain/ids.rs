@@ -106,6 +106,14 @@ impl FromStr for SessionId {
 #[serde(transparent)]
 pub struct NamespaceId(Uuid);
 
+impl NamespaceId {
+    /// A new id, unique and ordered by creation time.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
 impl fmt::Display for NamespaceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.hyphenated().fmt(f)

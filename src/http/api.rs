@@ -2,6 +2,7 @@
 
 pub(super) mod catalog;
 pub(super) mod events;
+pub(super) mod exec_credential;
 pub(super) mod health;
 pub(super) mod inference;
 pub(super) mod jobs;

@@ -1,4 +1,5 @@
-//! In whose words an error is said: RFC 9457's, or OpenAI's on the routes that its clients use. Only the body differs;
+//! In whose words an error is said: RFC 9457's, OpenAI's on the routes that its clients use, or one line for a terminal on
+//! the route that kubectl's plugin uses. Only the body differs;
 //! status and headers are the error's own.
 
 use axum::Json;
@@ -24,6 +25,8 @@ pub(super) enum Dialect {
     Problem,
     /// OpenAI's API.
     OpenAi,
+    /// A line for whoever has typed a command.
+    Terminal,
 }
 
 /// The body of an error, RFC 9457.
@@ -60,20 +63,34 @@ struct OpenAiError<'a> {
     code: &'static str,
 }
 
+/// The body of an error as a terminal shows it, on one line.
+#[derive(Serialize)]
+struct TerminalBody<'a> {
+    error: String,
+    code: &'static str,
+    request_id: &'a str,
+}
+
 impl Dialect {
-    pub(super) const ALL: [Self; 2] = [Self::Problem, Self::OpenAi];
+    pub(super) const ALL: [Self; 3] = [Self::Problem, Self::OpenAi, Self::Terminal];
 
     /// The dialect of a path. Goes by the path and not by the route, so that clients of OpenAI also understand that there
     /// is no `/v1/images/edits`.
     pub(super) fn of(path: &str) -> Self {
         let is_of_openai = path == "/v1/models" || path.starts_with("/v1/models/") || path.starts_with("/v1/images/");
-        if is_of_openai { Self::OpenAi } else { Self::Problem }
+        if is_of_openai {
+            Self::OpenAi
+        } else if path.starts_with("/v1/kubernetes/namespaces/") && path.ends_with("/exec-credential") {
+            Self::Terminal
+        } else {
+            Self::Problem
+        }
     }
 
     pub(super) fn media_type(self) -> &'static str {
         match self {
             Self::Problem => PROBLEM_JSON,
-            Self::OpenAi => JSON,
+            Self::OpenAi | Self::Terminal => JSON,
         }
     }
 
@@ -82,6 +99,7 @@ impl Dialect {
         let written = match self {
             Self::Problem => Json(problem_body(problem, request_id)).into_response(),
             Self::OpenAi => Json(openai_body(problem)).into_response(),
+            Self::Terminal => Json(terminal_body(problem, request_id)).into_response(),
         };
         *response.body_mut() = written.into_body();
         let headers = response.headers_mut();
@@ -100,6 +118,7 @@ impl Dialect {
         match self {
             Self::Problem => ("Problem", problem_schema()),
             Self::OpenAi => ("OpenAiError", openai_schema()),
+            Self::Terminal => ("TerminalError", terminal_schema()),
         }
     }
 
@@ -107,7 +126,7 @@ impl Dialect {
     pub(super) fn code_schema(self, words: impl IntoIterator<Item = &'static str>) -> ObjectBuilder {
         let code = ObjectBuilder::new().property("code", one_of(words));
         match self {
-            Self::Problem => code,
+            Self::Problem | Self::Terminal => code,
             Self::OpenAi => ObjectBuilder::new().property("error", code),
         }
     }
@@ -128,16 +147,25 @@ fn problem_body<'a>(problem: &'a Problem, request_id: &'a str) -> ProblemBody<'a
 }
 
 fn openai_body(problem: &Problem) -> OpenAiBody<'_> {
-    let broken: Vec<String> =
-        problem.errors.iter().map(|error| format!("`{}` {}", error.field, error.reason)).collect();
-    let message = match &problem.detail {
-        _ if !broken.is_empty() => broken.join("; "),
-        Some(detail) => format!("{}: {detail}", problem.code.title()),
-        None => problem.code.title().to_owned(),
-    };
+    let message = sentence(problem);
     let param = problem.errors.first().map(|error| error.field.as_str());
     let error = OpenAiError { message, r#type: problem.code.openai_type(), param, code: problem.code.as_str() };
     OpenAiBody { error }
+}
+
+fn terminal_body<'a>(problem: &Problem, request_id: &'a str) -> TerminalBody<'a> {
+    TerminalBody { error: sentence(problem), code: problem.code.as_str(), request_id }
+}
+
+/// All that is said of an error, on one line.
+fn sentence(problem: &Problem) -> String {
+    let broken: Vec<String> =
+        problem.errors.iter().map(|error| format!("`{}` {}", error.field, error.reason)).collect();
+    match &problem.detail {
+        _ if !broken.is_empty() => broken.join("; "),
+        Some(detail) => format!("{}: {detail}", problem.code.title()),
+        None => problem.code.title().to_owned(),
+    }
 }
 
 fn problem_schema() -> RefOr<Schema> {
@@ -168,6 +196,14 @@ fn openai_schema() -> RefOr<Schema> {
     ObjectSchema::new("An error, as OpenAI's clients read it.").required("error", error).into()
 }
 
+fn terminal_schema() -> RefOr<Schema> {
+    ObjectSchema::new("An error, as a terminal shows it.")
+        .required("error", text().description(Some("What is wrong, in words.")))
+        .required("code", code_schema())
+        .required("request_id", text().description(Some("What the worker's log calls this request.")))
+        .into()
+}
+
 fn code_schema() -> ObjectBuilder {
     let codes = ErrorCode::ALL.iter().map(|code| code.as_str());
     one_of(codes).description(Some("A word that never changes."))
@@ -182,7 +218,17 @@ mod tests {
         for path in ["/v1/images/generations", "/v1/images/edits", "/v1/models", "/v1/models/a/b"] {
             assert_eq!(Dialect::of(path), Dialect::OpenAi, "{path}");
         }
-        for path in ["/v1/inference/models", "/v1/inference/image", "/v1/modelsx", "/v1/images", "/", "/healthz"] {
+        let kubectl = "/v1/kubernetes/namespaces/018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f/exec-credential";
+        assert_eq!(Dialect::of(kubectl), Dialect::Terminal);
+        for path in [
+            "/v1/kubernetes/namespaces/x/kubeconfig",
+            "/v1/inference/models",
+            "/v1/inference/image",
+            "/v1/modelsx",
+            "/v1/images",
+            "/",
+            "/healthz",
+        ] {
             assert_eq!(Dialect::of(path), Dialect::Problem, "{path}");
         }
     }

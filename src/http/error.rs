@@ -4,6 +4,8 @@
 //! An [`ApiError`] becomes an answer in two steps: here it gets its status and headers, and the outermost layer writes
 //! the body, since only that knows the request's id.
 
+mod cluster;
+
 use std::fmt;
 
 use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
@@ -64,44 +66,50 @@ macro_rules! error_codes {
 }
 
 error_codes! {
-    InvalidRequest       "invalid_request"        BAD_REQUEST            "The request breaks rules of its fields";
-    MalformedJson        "malformed_json"         BAD_REQUEST            "The body is not a JSON object";
-    Unauthorized         "unauthorized"           UNAUTHORIZED           "A valid API key is needed";
-    SessionRequired      "session_required"       UNAUTHORIZED           "A signed-in session is needed";
-    WrongPassword        "wrong_password"         UNAUTHORIZED           "The password is wrong";
-    ScopeForbidden       "scope_forbidden"        FORBIDDEN              "The key's scope does not allow this";
-    LinkRefused          "link_refused"           FORBIDDEN              "The link is not valid or has expired";
-    ForeignOrigin        "foreign_origin"         FORBIDDEN              "The request comes from a page of another site";
-    NotFound             "not_found"              NOT_FOUND              "There is nothing at this path";
-    ModelNotFound        "model_not_found"        NOT_FOUND              "There is no such model";
-    KeyNotFound          "key_not_found"          NOT_FOUND              "There is no such key";
-    JobNotFound          "job_not_found"          NOT_FOUND              "There is no such job";
-    NoPreview            "no_preview"             NOT_FOUND              "Nothing can be seen of the job now";
-    MethodNotAllowed     "method_not_allowed"     METHOD_NOT_ALLOWED     "The path does not take this method";
-    NotAcceptable        "not_acceptable"         NOT_ACCEPTABLE         "No acceptable form of the answer can be given";
-    BodyTimeout          "body_timeout"           REQUEST_TIMEOUT        "The body took too long to arrive";
-    NoPicture            "no_picture"             CONFLICT               "The job has no picture";
-    IdempotencyConflict  "idempotency_conflict"   CONFLICT               "The Idempotency-Key was used for another request";
-    JobCanceled          "job_canceled"           CONFLICT               "The job was canceled";
-    KeyEnded             "key_ended"              CONFLICT               "The key has expired or is revoked";
-    PictureGone          "picture_gone"           GONE                   "The picture is gone";
-    BodyTooLarge         "body_too_large"         PAYLOAD_TOO_LARGE      "The body is too large";
-    UnsupportedMediaType "unsupported_media_type" UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
-    TooManyFailures      "too_many_failures"      TOO_MANY_REQUESTS      "Too many refused keys from this address";
-    TooManySignIns       "too_many_sign_ins"      TOO_MANY_REQUESTS      "Too many attempts to sign in";
-    RateLimited          "rate_limited"           TOO_MANY_REQUESTS      "The key sends more requests than it may";
-    ConcurrentJobsLimit  "concurrent_jobs_limit"  TOO_MANY_REQUESTS      "The key has as many jobs as it may";
-    DailyLimit           "daily_limit"            TOO_MANY_REQUESTS      "The key's share of the day does not suffice";
-    TooManyStreams       "too_many_streams"       TOO_MANY_REQUESTS      "Too many event streams are open";
-    QueueFull            "queue_full"             TOO_MANY_REQUESTS      "The queue is full";
-    Internal             "internal"               INTERNAL_SERVER_ERROR  "Something went wrong in the worker";
-    JobFailed            "job_failed"             INTERNAL_SERVER_ERROR  "The job failed";
-    ModelUnavailable     "model_unavailable"      SERVICE_UNAVAILABLE    "The model is not being served now";
-    Draining             "draining"               SERVICE_UNAVAILABLE    "The worker is shutting down";
-    StorageUnavailable   "storage_unavailable"    SERVICE_UNAVAILABLE    "Jobs cannot be stored or read now";
-    AuthUnavailable      "auth_unavailable"       SERVICE_UNAVAILABLE    "Keys cannot be checked now";
-    NotReady             "not_ready"              SERVICE_UNAVAILABLE    "The worker is not ready";
-    DeadlineExceeded     "deadline_exceeded"      GATEWAY_TIMEOUT        "The request took too long";
+    InvalidRequest          "invalid_request"           BAD_REQUEST            "The request breaks rules of its fields";
+    MalformedJson           "malformed_json"            BAD_REQUEST            "The body is not a JSON object";
+    Unauthorized            "unauthorized"              UNAUTHORIZED           "A valid API key is needed";
+    SessionRequired         "session_required"          UNAUTHORIZED           "A signed-in session is needed";
+    WrongPassword           "wrong_password"            UNAUTHORIZED           "The password is wrong";
+    ScopeForbidden          "scope_forbidden"           FORBIDDEN              "The key's scope does not allow this";
+    LinkRefused             "link_refused"              FORBIDDEN              "The link is not valid or has expired";
+    ForeignOrigin           "foreign_origin"            FORBIDDEN              "The request comes from a page of another site";
+    NotFound                "not_found"                 NOT_FOUND              "There is nothing at this path";
+    ModelNotFound           "model_not_found"           NOT_FOUND              "There is no such model";
+    KeyNotFound             "key_not_found"             NOT_FOUND              "There is no such key";
+    NamespaceNotFound       "namespace_not_found"       NOT_FOUND              "There is no such namespace";
+    JobNotFound             "job_not_found"             NOT_FOUND              "There is no such job";
+    NoPreview               "no_preview"                NOT_FOUND              "Nothing can be seen of the job now";
+    MethodNotAllowed        "method_not_allowed"        METHOD_NOT_ALLOWED     "The path does not take this method";
+    NotAcceptable           "not_acceptable"            NOT_ACCEPTABLE         "No acceptable form of the answer can be given";
+    BodyTimeout             "body_timeout"              REQUEST_TIMEOUT        "The body took too long to arrive";
+    NoPicture               "no_picture"                CONFLICT               "The job has no picture";
+    IdempotencyConflict     "idempotency_conflict"      CONFLICT               "The Idempotency-Key was used for another request";
+    JobCanceled             "job_canceled"              CONFLICT               "The job was canceled";
+    KeyEnded                "key_ended"                 CONFLICT               "The key has expired or is revoked";
+    NamespaceExists         "namespace_exists"          CONFLICT               "There is a namespace of that name";
+    NamespaceInUse          "namespace_in_use"          CONFLICT               "Keys name the namespace";
+    NamespacePending        "namespace_pending"         CONFLICT               "The namespace is not open in the cluster yet";
+    PictureGone             "picture_gone"              GONE                   "The picture is gone";
+    BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
+    UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
+    TooManyFailures         "too_many_failures"         TOO_MANY_REQUESTS      "Too many refused keys from this address";
+    TooManySignIns          "too_many_sign_ins"         TOO_MANY_REQUESTS      "Too many attempts to sign in";
+    RateLimited             "rate_limited"              TOO_MANY_REQUESTS      "The key sends more requests than it may";
+    ConcurrentJobsLimit     "concurrent_jobs_limit"     TOO_MANY_REQUESTS      "The key has as many jobs as it may";
+    DailyLimit              "daily_limit"               TOO_MANY_REQUESTS      "The key's share of the day does not suffice";
+    TooManyStreams          "too_many_streams"          TOO_MANY_REQUESTS      "Too many event streams are open";
+    QueueFull               "queue_full"                TOO_MANY_REQUESTS      "The queue is full";
+    Internal                "internal"                  INTERNAL_SERVER_ERROR  "Something went wrong in the worker";
+    JobFailed               "job_failed"                INTERNAL_SERVER_ERROR  "The job failed";
+    ModelUnavailable        "model_unavailable"         SERVICE_UNAVAILABLE    "The model is not being served now";
+    Draining                "draining"                  SERVICE_UNAVAILABLE    "The worker is shutting down";
+    StorageUnavailable      "storage_unavailable"       SERVICE_UNAVAILABLE    "Jobs cannot be stored or read now";
+    AuthUnavailable         "auth_unavailable"          SERVICE_UNAVAILABLE    "Keys cannot be checked now";
+    NotReady                "not_ready"                 SERVICE_UNAVAILABLE    "The worker is not ready";
+    KubernetesNotConfigured "kubernetes_not_configured" SERVICE_UNAVAILABLE    "This worker has no cluster";
+    KubernetesUnavailable   "kubernetes_unavailable"    SERVICE_UNAVAILABLE    "The cluster did not do as asked";
+    DeadlineExceeded        "deadline_exceeded"         GATEWAY_TIMEOUT        "The request took too long";
 }
 
 impl ErrorCode {
@@ -174,6 +182,14 @@ impl ApiError {
     fn with_quota(mut self, quota: Quota, retry_after_seconds: u64) -> Self {
         self.0.quota = Some(quota);
         self.with_retry_after(retry_after_seconds)
+    }
+
+    /// What stands in the way, one by one.
+    #[must_use]
+    pub fn with_errors(mut self, mut errors: Vec<FieldError>) -> Self {
+        errors.truncate(FIELD_ERRORS_MAX);
+        self.0.errors = errors;
+        self
     }
 
     /// Fields that break rules.

@@ -30,8 +30,8 @@ const SESSION: &str = "session";
 const ABOUT: &str = "\
 Pictures from prompts by FLUX models, with keys of this worker's own.
 
-Errors are `application/problem+json` (RFC 9457), and have OpenAI's shape on the routes that its clients use; their `code` \
-is a word that never changes. Fields and parameters that are not known are refused. Every answer carries `x-request-id`; a \
+Errors are `application/problem+json` (RFC 9457), have OpenAI's shape on the routes that its clients use, and are one line to \
+read on the route that kubectl uses; their `code` is a word that never changes. Fields and parameters that are not known are refused. Every answer carries `x-request-id`; a \
 request may bring its own.";
 
 /// The whole document.
@@ -134,14 +134,14 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
 /// Every error of a route, by status, in the order of their table.
 fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
     use ErrorCode::{
-        AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, JobNotFound, KeyNotFound, ModelNotFound, NotFound,
-        RateLimited, ScopeForbidden, SessionRequired, TooManyFailures, Unauthorized,
+        AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, JobNotFound, KeyNotFound, ModelNotFound,
+        NamespaceNotFound, NotFound, RateLimited, ScopeForbidden, SessionRequired, TooManyFailures, Unauthorized,
     };
     let mut all = vec![Internal, DeadlineExceeded];
     all.extend(&operation.refusals);
     match route.access {
         Access::Anyone | Access::Page => {}
-        Access::Inference | Access::InferenceOrLink => {
+        Access::Inference | Access::InferenceOrLink | Access::Kubernetes => {
             all.extend([Unauthorized, TooManyFailures, RateLimited, ScopeForbidden, AuthUnavailable]);
         }
         Access::Loopback => all.push(NotFound),
@@ -152,6 +152,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
         all.extend(match name {
             "job_id" => Some(JobNotFound),
             "key_id" => Some(KeyNotFound),
+            "namespace_id" => Some(NamespaceNotFound),
             "model" => Some(ModelNotFound),
             _ => None,
         });
@@ -172,6 +173,7 @@ fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) 
     match name {
         "job_id" => (text(), "The job's id, as its acceptance named it."),
         "key_id" => (text(), "The key's id; not its value."),
+        "namespace_id" => (text(), "The namespace's id here; not the cluster's name for it."),
         "file" => (text(), "The file's name."),
         "model" => (text(), "The model's id. Its slash may also come as it is."),
         other => unreachable!("nothing is known of the path parameter {other}"),
@@ -182,7 +184,7 @@ fn requirements(access: Access) -> Vec<SecurityRequirement> {
     let one = |name| SecurityRequirement::new(name, [] as [&str; 0]);
     match access {
         Access::Anyone | Access::Loopback | Access::SignIn | Access::Page => Vec::new(),
-        Access::Inference => vec![one(API_KEY), one(BEARER)],
+        Access::Inference | Access::Kubernetes => vec![one(API_KEY), one(BEARER)],
         // The empty one stands for the signature in the link.
         Access::InferenceOrLink => vec![one(API_KEY), one(BEARER), SecurityRequirement::default()],
         Access::Session => vec![one(SESSION)],
@@ -200,7 +202,9 @@ mod tests {
 
     use super::*;
     use crate::http::admin::wire::key::{CreateKey, EditKey, RotateKey};
+    use crate::http::admin::wire::kubernetes::{CreateNamespace, EditNamespace};
     use crate::http::admin::wire::session::SignIn;
+    use crate::http::api::exec_credential::ExecInfo;
     use crate::http::api::inference::SubmitImage;
     use crate::http::api::openai::request::GenerateImages;
     use crate::http::extract::json::{Fields, FromFields};
@@ -224,6 +228,9 @@ mod tests {
         check::<CreateKey>();
         check::<EditKey>();
         check::<RotateKey>();
+        check::<CreateNamespace>();
+        check::<EditNamespace>();
+        check::<ExecInfo>();
     }
 
     #[test]
@@ -254,9 +261,11 @@ mod tests {
             let responses = operation["responses"].as_object().expect("answers");
             assert!(responses.keys().any(|status| status.starts_with('2')), "{id} never succeeds");
             for response in responses.values() {
-                let code = &response["content"]["application/problem+json"]["schema"]["allOf"][1]["properties"]["code"];
-                let words = code["enum"].as_array().into_iter().flatten();
-                codes.extend(words.map(|word| word.as_str().expect("a word").to_owned()));
+                for content in response["content"].as_object().into_iter().flat_map(|content| content.values()) {
+                    let words = content["schema"]["allOf"][1]["properties"]["code"]["enum"].as_array();
+                    let words = words.into_iter().flatten();
+                    codes.extend(words.map(|word| word.as_str().expect("a word").to_owned()));
+                }
             }
         }
         // No route answers that: it is the answer where the path has no such route.

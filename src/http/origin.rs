@@ -6,7 +6,7 @@ use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use std::convert::Infallible;
 
-use super::HttpState;
+use super::{HttpSettings, HttpState};
 use crate::domain::ids::JobId;
 use crate::jobs::ResultLink;
 
@@ -30,6 +30,18 @@ impl FromRequestParts<HttpState> for Origin {
 }
 
 impl Origin {
+    /// Where clients reach this worker, fit to stand in a shell's quotes; `None` when it cannot be told. At an address of
+    /// its own for the administrator, that is not where the administrator is.
+    pub(super) fn of_clients(self, settings: &HttpSettings) -> Option<String> {
+        let own = if settings.has_own_management && settings.public_url.is_none() {
+            settings.local_url.clone()
+        } else {
+            Some(self.0)
+        };
+        let is_fit = |character: char| character.is_ascii_alphanumeric() || "-._:/[]".contains(character);
+        own.filter(|url| !url.is_empty() && url.chars().all(is_fit))
+    }
+
     pub(super) fn status_url(&self, id: JobId) -> String {
         format!("{}/v1/inference/jobs/{id}", self.0)
     }

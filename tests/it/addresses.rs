@@ -29,7 +29,10 @@ async fn with_an_address_of_their_own_management_routes_are_not_at_the_other() {
     let http = HttpSettings { has_own_management: true, ..Options::default().http };
     let app = TestApp::with(Options { http, ..Options::default() }).await;
     let management = app.management.as_ref().expect("a second router");
-    let ids = |path: &str| path.replace("{job_id}", "job_x").replace("{key_id}", "x").replace("{file}", "app.js");
+    let ids = |path: &str| {
+        let path = path.replace("{job_id}", "job_x").replace("{key_id}", "x").replace("{file}", "app.js");
+        path.replace("{namespace_id}", "x")
+    };
     let (mut clients, mut administrators) = (BTreeSet::new(), BTreeSet::new());
     for route in routes() {
         // A method that no route has: told from no path at all by its status.

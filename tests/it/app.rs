@@ -18,6 +18,7 @@ use fluxserve::domain::model_source::ModelSource;
 use fluxserve::domain::scope::Scope;
 use fluxserve::http::{ConnectionLimits, HttpParts, HttpSettings, Routers, routers, serve};
 use fluxserve::jobs::{JobService, JobSettings, ServiceParts};
+use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesParts};
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
 use fluxserve::telemetry::metrics;
@@ -33,6 +34,8 @@ use crate::documented;
 use crate::fake_engine::EngineControl;
 
 pub(crate) const PASSWORD: &str = "the password of these tests";
+/// The namespace that the key for one namespace names.
+pub(crate) const NAMESPACE: &str = "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f";
 pub(crate) const MODEL: &str = "fluxserve/flux-shapes";
 /// Longest a test waits for something to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -46,6 +49,8 @@ pub(crate) struct Options {
     pub(crate) control: EngineControl,
     pub(crate) waits_for_ready: bool,
     pub(crate) has_password: bool,
+    pub(crate) cluster: Option<ClusterSettings>,
+    pub(crate) auto_open: bool,
 }
 
 impl Default for Options {
@@ -65,6 +70,8 @@ impl Default for Options {
             control: EngineControl::default(),
             waits_for_ready: true,
             has_password: true,
+            cluster: None,
+            auto_open: false,
         }
     }
 }
@@ -138,7 +145,9 @@ impl TestApp {
         let jobs = JobService::start(parts).await.expect("a service");
         let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
         let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
-        let admin = AdminService::new(store.clone(), shared_clock);
+        let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
+        let kubernetes =
+            start_kubernetes(options.cluster.as_ref(), options.auto_open, (&store, &service), shared_clock).await;
         if options.has_password {
             let password = PASSWORD.parse().expect("long enough");
             admin.ensure_password(&password, &Actor::CommandLine).await.expect("set");
@@ -153,6 +162,7 @@ impl TestApp {
             authenticator: authenticator.clone(),
             keys: service.clone(),
             admin: admin.clone(),
+            kubernetes,
             device: "a fake".into(),
             metrics: metrics::install(),
             settings: options.http,
@@ -299,13 +309,31 @@ fn start_queues(catalog: &Catalog, jobs_max: usize, control: &EngineControl) -> 
     catalog.served().into_iter().map(start).collect()
 }
 
+/// Its keeper ends with the test's runtime.
+async fn start_kubernetes(
+    cluster: Option<&ClusterSettings>,
+    auto_open: bool,
+    (store, keys): (&Store, &KeyService),
+    clock: Arc<dyn Clock>,
+) -> Kubernetes {
+    let cluster = match cluster {
+        Some(settings) => Some(Cluster::open(settings).await.expect("a cluster")),
+        None => None,
+    };
+    let rights = Arc::new(keys.clone());
+    let kubernetes = Kubernetes::new(KubernetesParts { store: store.clone(), cluster, rights, clock, auto_open });
+    let keeper = kubernetes.clone();
+    tokio::spawn(async move { keeper.keep().await });
+    kubernetes
+}
+
 async fn make_keys(service: &KeyService, clock: &ManualClock) -> Keys {
     let make_until = |scope: Scope, expires_at| async move {
         let key = NewKey { name: "test".into(), scope, expires_at, limits: KeyLimits::default() };
         service.create(key, &Actor::CommandLine).await.expect("a key").plain.reveal().to_owned()
     };
     let make = |scope: Scope| make_until(scope, None);
-    let namespace = "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f".parse().expect("an id");
+    let namespace = NAMESPACE.parse().expect("an id");
     let keys = Keys {
         inference: make(Scope::Inference).await,
         other_inference: make(Scope::Inference).await,
@@ -404,11 +432,25 @@ impl Answer {
         error
     }
 
-    /// The code of an error in either shape.
+    /// The code of an error that is one line for a terminal, once everything that belongs to one was checked.
+    #[track_caller]
+    pub(crate) fn terminal_code(&self) -> String {
+        assert_eq!(self.header("content-type"), "application/json", "{}", self.text());
+        let body = self.json();
+        assert_eq!(body["request_id"], self.header("x-request-id"));
+        assert!(body["error"].as_str().is_some_and(|error| !error.is_empty()), "{body}");
+        assert!(self.text().starts_with("{\"error\":") && !self.text().contains('\n'), "{body}");
+        body["code"].as_str().expect("a code").to_owned()
+    }
+
+    /// The code of an error in any shape.
     #[track_caller]
     pub(crate) fn any_code(&self) -> String {
         if self.header("content-type") == "application/problem+json" {
             return self.code();
+        }
+        if self.json()["error"].is_string() {
+            return self.terminal_code();
         }
         self.openai_error()["code"].as_str().expect("a code").to_owned()
     }

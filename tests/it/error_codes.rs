@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::app::{Answer, Options, PASSWORD, TestApp, managing, picture, request};
 use crate::events::EventStream;
 use crate::fake_engine::Fault;
+use crate::kubernetes::Site;
 
 /// Reached by a handler that panics: the unit tests of the layer for panics make one.
 const REACHED_ELSEWHERE: [&str; 1] = ["internal"];
@@ -29,6 +30,15 @@ impl Reached {
         assert_eq!(answer.json()["title"], code.title());
         self.0.insert(expected.to_owned());
     }
+
+    /// An error that is one line for a terminal.
+    #[track_caller]
+    fn note_line(&mut self, answer: &Answer, expected: &str) {
+        assert_eq!(answer.terminal_code(), expected, "{}", answer.text());
+        let code = ErrorCode::ALL.iter().find(|code| code.as_str() == expected).expect("in the table");
+        assert_eq!(answer.status, code.status());
+        self.0.insert(expected.to_owned());
+    }
 }
 
 #[tokio::test]
@@ -39,6 +49,7 @@ async fn every_code_is_reached() {
     a_key_at_its_limits(&mut reached).await;
     jobs_in_several_states(&mut reached).await;
     a_job_that_many_watch(&mut reached).await;
+    a_cluster_and_none(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
     let missing: Vec<&str> =
@@ -181,6 +192,30 @@ async fn a_job_that_many_watch(reached: &mut Reached) {
     assert_ne!(answer.header("retry-after"), "");
     reached.note(&answer, "too_many_streams");
     app.control.release();
+}
+
+async fn a_cluster_and_none(reached: &mut Reached) {
+    let app = TestApp::start().await;
+    let cookie = app.sign_in().await;
+    reached.note(&app.send(managing(&cookie, "GET", "/v1/kubernetes", None)).await, "kubernetes_not_configured");
+    let site = Site::start().await;
+    let namespaces = "/v1/kubernetes/namespaces";
+    let id = site.namespace("team-a").await;
+    let (_, key) = site.key(&json!({ "kubernetes_exec": { "namespace_ids": [id] } })).await;
+    let again = json!({ "name": "team-a" });
+    reached.note(&site.manage("POST", namespaces, Some(&again)).await, "namespace_exists");
+    reached.note(&site.manage("DELETE", &format!("{namespaces}/{id}"), None).await, "namespace_in_use");
+    reached.note(&site.manage("DELETE", &format!("{namespaces}/nothing"), None).await, "namespace_not_found");
+    let pending = json!({ "name": "team-b" });
+    let pending = site.manage("POST", namespaces, Some(&pending)).await.json()["id"].clone();
+    let (_, everywhere) = site.key(&json!({ "all": true })).await;
+    let info = json!({ "kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1" });
+    let ask =
+        |key: &str, id: &str| request("POST", &format!("{namespaces}/{id}/exec-credential"), Some(key), Some(&info));
+    let answer = site.app.send(ask(&everywhere, pending.as_str().expect("an id"))).await;
+    reached.note_line(&answer, "namespace_pending");
+    site.cluster.set_away(true);
+    reached.note_line(&site.app.send(ask(&key, &id)).await, "kubernetes_unavailable");
 }
 
 async fn a_full_and_draining_worker(reached: &mut Reached) {

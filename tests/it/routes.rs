@@ -7,7 +7,8 @@ use fluxserve::domain::scope::Scope;
 use fluxserve::http::{Access, routes};
 use serde_json::{Value, json};
 
-use crate::app::{Keys, MODEL, Options, PASSWORD, TestApp, managing, picture, request};
+use crate::app::{Keys, MODEL, NAMESPACE, Options, PASSWORD, TestApp, managing, picture, request};
+use crate::stub_cluster::StubCluster;
 
 /// What each kind of caller gets from one route.
 struct Expected {
@@ -22,7 +23,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 36] = [
+const MATRIX: [Expected; 43] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -44,6 +45,15 @@ const MATRIX: [Expected; 36] = [
     expect(Access::Session, "DELETE", "/v1/api-keys/{key_id}", 200),
     expect(Access::Session, "POST", "/v1/api-keys/{key_id}/rotate", 200),
     expect(Access::Session, "GET", "/v1/api-keys/{key_id}/usage", 200),
+    expect(Access::Session, "GET", "/v1/kubernetes", 200),
+    expect(Access::Session, "GET", "/v1/kubernetes/namespaces", 200),
+    // There is one of that name.
+    expect(Access::Session, "POST", "/v1/kubernetes/namespaces", 409),
+    expect(Access::Session, "PATCH", "/v1/kubernetes/namespaces/{namespace_id}", 200),
+    // A key names it.
+    expect(Access::Session, "DELETE", "/v1/kubernetes/namespaces/{namespace_id}", 409),
+    expect(Access::Session, "GET", "/v1/kubernetes/namespaces/{namespace_id}/kubeconfig", 200),
+    expect(Access::Kubernetes, "POST", "/v1/kubernetes/namespaces/{namespace_id}/exec-credential", 200),
     expect(Access::Session, "GET", "/v1/audit", 200),
     expect(Access::Session, "GET", "/v1/overview", 200),
     expect(Access::Session, "POST", "/v1/playground/image", 202),
@@ -126,6 +136,11 @@ impl Caller {
                 Self::Session | Self::SessionAndKey => row.allowed,
                 _ => 401,
             },
+            Access::Kubernetes => match self {
+                Self::Nobody | Self::Malformed | Self::Unknown | Self::Expired | Self::Revoked | Self::Session => 401,
+                Self::Inference | Self::SessionAndKey | Self::OtherInference => 403,
+                Self::All | Self::KubernetesOne | Self::KubernetesAll => row.allowed,
+            },
             Access::Inference | Access::InferenceOrLink => match self {
                 Self::Nobody | Self::Malformed | Self::Unknown | Self::Expired | Self::Revoked | Self::Session => 401,
                 Self::KubernetesOne | Self::KubernetesAll => 403,
@@ -142,6 +157,12 @@ fn body_of(row: &Expected) -> Option<Value> {
         ("POST", "/v1/images/generations") => Some(json!({ "model": MODEL, "prompt": "a fox", "steps": 2 })),
         ("POST", "/v1/session") => Some(json!({ "password": PASSWORD })),
         ("POST", "/v1/api-keys") => Some(json!({ "name": "new", "scope": { "all": true } })),
+        ("POST", "/v1/kubernetes/namespaces") | ("PATCH", "/v1/kubernetes/namespaces/{namespace_id}") => {
+            Some(json!({ "name": "team-a" }))
+        }
+        ("POST", path) if path.ends_with("/exec-credential") => {
+            Some(json!({ "kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1" }))
+        }
         ("PATCH", _) => Some(json!({ "name": "other" })),
         _ => None,
     }
@@ -149,7 +170,12 @@ fn body_of(row: &Expected) -> Option<Value> {
 
 #[tokio::test]
 async fn every_route_opens_to_its_callers_alone() {
-    let app = TestApp::start().await;
+    let cluster = StubCluster::start().await;
+    cluster.open("team-a");
+    let app = TestApp::with(Options { cluster: Some(cluster.settings()), ..Options::default() }).await;
+    // The one that the key for one namespace names.
+    let insert = "INSERT INTO kubernetes_namespaces (id, name, created_at_ms, is_open) VALUES (?, 'team-a', 0, 1)";
+    sqlx::query(insert).bind(NAMESPACE).execute(app.store.pool()).await.expect("a row");
     let job = app.submit(&picture(1)).await;
     app.until_status(&job, "succeeded").await;
     for row in MATRIX {
@@ -162,6 +188,7 @@ async fn every_route_opens_to_its_callers_alone() {
             };
             let subject = app.service.create(new, &Actor::CommandLine).await.expect("a key").id;
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
+            let path = path.replace("{namespace_id}", NAMESPACE);
             let path = path.replace("{file}", "app.js").replace("{*model}", MODEL);
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if row.access == Access::Loopback {
@@ -175,7 +202,8 @@ async fn every_route_opens_to_its_callers_alone() {
             let name = format!("{} {} for {caller:?}: {}", row.method, row.path, answer.text());
             assert_eq!(answer.status, caller.expected(&row), "{name}");
             let is_management = matches!(row.access, Access::SignIn | Access::Session);
-            let is_never_kept = is_management || answer.header("content-type") == "text/event-stream";
+            let is_token = row.access == Access::Kubernetes && answer.status == StatusCode::OK;
+            let is_never_kept = is_management || is_token || answer.header("content-type") == "text/event-stream";
             assert_eq!(answer.header("cache-control") == "no-store", is_never_kept, "{name}");
         }
     }
@@ -188,6 +216,7 @@ async fn without_a_password_there_are_no_management_routes() {
     for row in MATRIX.iter().filter(|row| matches!(row.access, Access::SignIn | Access::Session)) {
         for method in [row.method, "PUT"] {
             let path = row.path.replace("{key_id}", "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f");
+            let path = path.replace("{namespace_id}", NAMESPACE);
             let path = path.replace("{job_id}", "job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f");
             let mut request = managing("fluxserve_session=guess", method, &path, body_of(row).as_ref());
             request.headers_mut().insert("origin", "http://evil.test".parse().expect("a value"));

@@ -83,7 +83,13 @@ async fn a_good_key_tells_whose_it_is_and_what_it_may_do() {
         let key = fixture.key(scope.clone(), None).await;
         for _ in 0..3 {
             let principal = fixture.check(key.plain.reveal()).await.expect("let in");
-            assert_eq!(principal, Principal { key_id: key.id, scope: scope.clone(), limits: KeyLimits::default() });
+            let expected = Principal {
+                key_id: key.id,
+                prefix: key.record.prefix,
+                scope: scope.clone(),
+                limits: KeyLimits::default(),
+            };
+            assert_eq!(principal, expected);
         }
     }
 }

@@ -44,7 +44,7 @@ pub(in crate::http) async fn create(
     administrator: Administrator,
     ApiJson { value: CreateKey(new), .. }: ApiJson<CreateKey>,
 ) -> Result<(StatusCode, Json<CreatedKeyView>), ApiError> {
-    refuse_unknown_namespaces(&new.scope)?;
+    refuse_unknown_namespaces(&state, Some(&new.scope)).await?;
     let created = state.keys.create(new, &administrator.actor()).await?;
     Ok((StatusCode::CREATED, Json(created.into())))
 }
@@ -54,6 +54,7 @@ pub(in crate::http) fn create_operation() -> Operation {
         .says("The answer is the one time that its value is shown.")
         .body::<CreateKey>(json!({ "name": "web shop", "scope": { "inference": true } }))
         .answers::<CreatedKeyView>(StatusCode::CREATED, "The key and its value.")
+        .refuses([ErrorCode::KubernetesUnavailable])
 }
 
 pub(in crate::http) async fn show(
@@ -75,7 +76,7 @@ pub(in crate::http) async fn edit(
     KeyPath(id): KeyPath,
     ApiJson { value: EditKey(edit), .. }: ApiJson<EditKey>,
 ) -> Result<Json<KeyView>, ApiError> {
-    edit.scope.as_ref().map_or(Ok(()), refuse_unknown_namespaces)?;
+    refuse_unknown_namespaces(&state, edit.scope.as_ref()).await?;
     let edited = state.keys.edit(id, edit, &administrator.actor()).await?;
     Ok(Json(edited.into()))
 }
@@ -85,7 +86,7 @@ pub(in crate::http) fn edit_operation() -> Operation {
         .says("Counts from the key's next request on.")
         .body::<EditKey>(json!({ "limits": { "requests_per_minute": 60 } }))
         .answers::<KeyView>(StatusCode::OK, "The key as it is now.")
-        .refuses([ErrorCode::KeyEnded])
+        .refuses([ErrorCode::KeyEnded, ErrorCode::KubernetesUnavailable])
 }
 
 /// Without a body the old value ceases to work at once.
@@ -124,10 +125,13 @@ pub(in crate::http) fn revoke_operation() -> Operation {
         .answers::<KeyView>(StatusCode::OK, "The key as it is now.")
 }
 
-/// A scope can name namespaces of this worker alone, and this worker has no table of namespaces yet: there is none that
-/// could be named.
-fn refuse_unknown_namespaces(scope: &Scope) -> Result<(), ApiError> {
-    let Scope::KubernetesNamespaces(ids) = scope else { return Ok(()) };
-    let unknown = |id| FieldError::new("scope", format!("`namespace_ids` names {id}, and there is no such namespace"));
-    Err(ApiError::invalid(ids.iter().map(unknown).collect()))
+/// A scope can name namespaces of this worker alone.
+async fn refuse_unknown_namespaces(state: &HttpState, scope: Option<&Scope>) -> Result<(), ApiError> {
+    let Some(Scope::KubernetesNamespaces(ids)) = scope else { return Ok(()) };
+    let unknown = state.kubernetes.unknown(ids).await?;
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let says = |id| FieldError::new("scope", format!("`namespace_ids` names {id}, and there is no such namespace"));
+    Err(ApiError::invalid(unknown.into_iter().map(says).collect()))
 }

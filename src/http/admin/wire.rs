@@ -3,6 +3,7 @@
 pub(in crate::http) mod audit;
 pub(in crate::http) mod job;
 pub(in crate::http) mod key;
+pub(in crate::http) mod kubernetes;
 mod limits;
 pub(in crate::http) mod overview;
 pub(in crate::http) mod session;

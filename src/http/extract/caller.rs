@@ -9,9 +9,11 @@ use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap};
 
 use crate::auth::Principal;
-use crate::domain::scope::Product;
+use crate::domain::ids::NamespaceId;
+use crate::domain::scope::{Product, Scope};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::path::NamespacePath;
 
 const API_KEY: &str = "x-api-key";
 const BEARER: &str = "bearer";
@@ -24,15 +26,45 @@ impl FromRequestParts<HttpState> for InferenceCaller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
-        let Ok(ClientAddress(client)) = ClientAddress::from_request_parts(parts, state).await;
-        let presented = presented_key(&parts.headers).ok_or_else(|| ApiError::new(ErrorCode::Unauthorized))?;
-        let principal = state.authenticator.authenticate(presented, client).await?;
+        let (principal, _) = principal(parts, state).await?;
         if principal.scope.permits(Product::Inference) {
             Ok(Self(principal))
         } else {
             Err(ApiError::new(ErrorCode::ScopeForbidden).with_detail("the key's scope does not include inference"))
         }
     }
+}
+
+/// A caller whose key allows the namespace that the path names.
+#[derive(Debug)]
+pub(in crate::http) struct KubernetesCaller {
+    pub(in crate::http) principal: Principal,
+    pub(in crate::http) namespace: NamespaceId,
+    pub(in crate::http) address: IpAddr,
+}
+
+impl FromRequestParts<HttpState> for KubernetesCaller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let (principal, address) = principal(parts, state).await?;
+        let forbidden = |detail| Err(ApiError::new(ErrorCode::ScopeForbidden).with_detail(detail));
+        if principal.scope == Scope::Inference {
+            return forbidden("the key's scope is inference, not Kubernetes");
+        }
+        let NamespacePath(namespace) = NamespacePath::from_request_parts(parts, state).await?;
+        if !principal.scope.permits(Product::KubernetesExec(namespace)) {
+            return forbidden("the key's scope does not include this namespace");
+        }
+        Ok(Self { principal, namespace, address })
+    }
+}
+
+/// Whose key was presented, and from where.
+async fn principal(parts: &mut Parts, state: &HttpState) -> Result<(Principal, IpAddr), ApiError> {
+    let Ok(ClientAddress(client)) = ClientAddress::from_request_parts(parts, state).await;
+    let presented = presented_key(&parts.headers).ok_or_else(|| ApiError::new(ErrorCode::Unauthorized))?;
+    Ok((state.authenticator.authenticate(presented, client).await?, client))
 }
 
 /// The address at the other end of the connection; all zeros when it is not known.

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 
-use crate::domain::ids::{JobId, KeyId};
+use crate::domain::ids::{JobId, KeyId, NamespaceId};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 
@@ -30,6 +30,18 @@ impl FromRequestParts<HttpState> for KeyPath {
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
         let id = id_in_path(parts, state).await;
         id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::KeyNotFound))
+    }
+}
+
+/// The namespace that the path names.
+pub(in crate::http) struct NamespacePath(pub(in crate::http) NamespaceId);
+
+impl FromRequestParts<HttpState> for NamespacePath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let id = id_in_path(parts, state).await;
+        id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::NamespaceNotFound))
     }
 }
 

@@ -26,19 +26,21 @@ pub(in crate::http) enum Tag {
     Models,
     Session,
     ApiKeys,
+    Kubernetes,
     Audit,
     Console,
     Health,
 }
 
 impl Tag {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Images,
         Self::OpenAi,
         Self::Jobs,
         Self::Models,
         Self::Session,
         Self::ApiKeys,
+        Self::Kubernetes,
         Self::Audit,
         Self::Console,
         Self::Health,
@@ -52,6 +54,7 @@ impl Tag {
             Self::Models => "Models",
             Self::Session => "Session",
             Self::ApiKeys => "API keys",
+            Self::Kubernetes => "Kubernetes",
             Self::Audit => "Audit",
             Self::Console => "Console",
             Self::Health => "Health",
@@ -66,6 +69,7 @@ impl Tag {
             Self::Models => "What can be asked for, and whether it can be had now.",
             Self::Session => "The administrator's sign-in.",
             Self::ApiKeys => "The whole life of a key: made, edited, rotated, revoked.",
+            Self::Kubernetes => "Namespaces of a cluster that keys let kubectl into, and tokens for that.",
             Self::Audit => "Who did what, when, from where.",
             Self::Console => "The console's pages and what they are fed with. Jobs of every key are seen here.",
             Self::Health => "For supervisors, load balancers and monitoring, and this document.",

@@ -1,5 +1,5 @@
-//! A map with a bound that forgets what has not been used for the longest time, roughly: the memory of the key cache
-//! and of the throttle.
+//! A map with a bound that forgets what has not been used for the longest time, roughly: the memory of caches
+//! and of throttles.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -8,7 +8,7 @@ use std::hash::Hash;
 /// So the map holds at most `entries_max`, an entry survives until at least half as many others have been used after it,
 /// and every operation takes constant time without a list to keep.
 #[derive(Debug)]
-pub(super) struct RecentMap<K, V> {
+pub struct RecentMap<K, V> {
     younger: HashMap<K, V>,
     older: HashMap<K, V>,
     generation_max: usize,
@@ -16,12 +16,13 @@ pub(super) struct RecentMap<K, V> {
 
 impl<K: Eq + Hash, V> RecentMap<K, V> {
     /// A map of at most `entries_max` (at least 2) entries.
-    pub(super) fn new(entries_max: usize) -> Self {
+    #[must_use]
+    pub fn new(entries_max: usize) -> Self {
         Self { younger: HashMap::new(), older: HashMap::new(), generation_max: (entries_max / 2).max(1) }
     }
 
     /// The entry of `key`, which counts as a use of it.
-    pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         if !self.younger.contains_key(key) {
             let (key, value) = self.older.remove_entry(key)?;
             self.insert(key, value);
@@ -30,7 +31,7 @@ impl<K: Eq + Hash, V> RecentMap<K, V> {
     }
 
     /// Puts or replaces the entry of `key`.
-    pub(super) fn insert(&mut self, key: K, value: V) {
+    pub fn insert(&mut self, key: K, value: V) {
         if self.younger.len() >= self.generation_max && !self.younger.contains_key(&key) {
             self.older = std::mem::take(&mut self.younger);
         }
@@ -40,7 +41,7 @@ impl<K: Eq + Hash, V> RecentMap<K, V> {
 
     /// Entries now held.
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.younger.len() + self.older.len()
     }
 }

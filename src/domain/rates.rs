@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use time::{Duration, OffsetDateTime};
 
-use crate::auth::recent::RecentMap;
 use crate::domain::ids::KeyId;
+use crate::domain::recent::RecentMap;
 
 /// Keys remembered, some 100 bytes each; those that have not been used for the longest time are forgotten first.
 const KEYS_MAX: usize = 10_000;
@@ -17,18 +17,29 @@ const MINUTE: Duration = Duration::MINUTE;
 
 /// The buckets.
 #[derive(Debug)]
-pub(super) struct Rates {
+pub struct Rates {
     /// When each key's bucket will be empty.
     empty_at: Mutex<RecentMap<KeyId, OffsetDateTime>>,
 }
 
+impl Default for Rates {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Rates {
-    pub(super) fn new() -> Self {
+    /// Empty buckets.
+    #[must_use]
+    pub fn new() -> Self {
         Self { empty_at: Mutex::new(RecentMap::new(KEYS_MAX)) }
     }
 
-    /// Takes a request in, or tells after how many seconds (at least 1) the next one will be.
-    pub(super) fn take(&self, key: KeyId, per_minute: u32, now: OffsetDateTime) -> Result<(), u64> {
+    /// Takes a request in.
+    ///
+    /// # Errors
+    /// After how many seconds (at least 1) the next one will be taken.
+    pub fn take(&self, key: KeyId, per_minute: u32, now: OffsetDateTime) -> Result<(), u64> {
         let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
         let one = MINUTE / per_minute.max(1);
         // With a new bound, a bucket is never fuller than full.

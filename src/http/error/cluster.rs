@@ -1,0 +1,41 @@
+//! What went wrong with the cluster and its namespaces, as an answer. The cluster's own words are for the log: the
+//! administrator sees them where the state of things is shown, a client does not.
+
+use super::{ApiError, ErrorCode, causes};
+use crate::domain::spec::FieldError;
+use crate::http::quota::Quota;
+use crate::kubernetes::{CREDENTIALS_PER_MINUTE, KubernetesError};
+
+/// A cluster that is away is seldom back at once.
+const RETRY_AFTER_SECONDS: u64 = 5;
+
+impl From<KubernetesError> for ApiError {
+    fn from(error: KubernetesError) -> Self {
+        match &error {
+            KubernetesError::NotConfigured => Self::new(ErrorCode::KubernetesNotConfigured),
+            KubernetesError::NamespaceNotFound => Self::new(ErrorCode::NamespaceNotFound),
+            KubernetesError::NameTaken => Self::new(ErrorCode::NamespaceExists),
+            KubernetesError::TooManyNamespaces => Self::invalid(vec![FieldError::new("name", error.to_string())]),
+            KubernetesError::Pending(name) => {
+                Self::new(ErrorCode::NamespacePending).with_detail(format!("ask the administrator to open `{name}`"))
+            }
+            KubernetesError::RateLimited { retry_after_seconds } => {
+                let limit = CREDENTIALS_PER_MINUTE;
+                let quota = Quota { name: "credentials", limit, window_seconds: Some(60), left: 0 };
+                Self::new(ErrorCode::RateLimited)
+                    .with_detail(format!("a key gets {limit} tokens a minute; come back in {retry_after_seconds} s"))
+                    .with_quota(quota, *retry_after_seconds)
+            }
+            KubernetesError::RightEnded => Self::new(ErrorCode::Unauthorized),
+            KubernetesError::Cluster(_) => unavailable(&error)
+                .with_detail("the administrator finds the reason in the console and in the worker's log"),
+            KubernetesError::Rights(_) | KubernetesError::Store(_) | KubernetesError::CorruptRow { .. } => {
+                unavailable(&error)
+            }
+        }
+    }
+}
+
+fn unavailable(error: &KubernetesError) -> ApiError {
+    ApiError::new(ErrorCode::KubernetesUnavailable).with_retry_after(RETRY_AFTER_SECONDS).with_cause(&causes(error))
+}

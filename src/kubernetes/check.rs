@@ -1,0 +1,122 @@
+//! `kubernetes check`: what works and what is missing, line by line.
+
+use time::{Duration, OffsetDateTime};
+
+use super::cluster::{Cluster, Right};
+use super::manifest::USER_ROLE;
+
+/// A difference of the clocks from which on it is told of. Tokens say when they end by the API server's clock, and kubectl
+/// asks for another one half a minute before.
+const SKEW_MAX: Duration = Duration::seconds(20);
+
+/// What one look found: a fact, or what is missing and the way out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckLine {
+    /// What was looked at.
+    pub subject: &'static str,
+    /// What was found.
+    pub found: Result<String, String>,
+}
+
+fn line(subject: &'static str, found: Result<String, String>) -> CheckLine {
+    CheckLine { subject, found }
+}
+
+/// Looks at all that has to be there once. `now` is this machine's time.
+pub async fn check(cluster: &Cluster, auto_open: bool, now: OffsetDateTime) -> Vec<CheckLine> {
+    let version = cluster.version().await;
+    let is_away = version.is_err();
+    let server = &cluster.server().url;
+    let found = version.map(|version| format!("{server}, Kubernetes {version}"));
+    let mut lines = vec![line("API server", found.map_err(|error| format!("{server}: {error}")))];
+    if is_away {
+        return lines;
+    }
+    lines.push(line("server for clients", Ok(for_clients(server))));
+    lines.push(account_and_clock(cluster, now).await);
+    lines.push(own_rights(cluster, auto_open).await);
+    lines.push(no_more_rights(cluster).await);
+    lines.push(line("own token", own_token(cluster, now)));
+    lines
+}
+
+fn for_clients(server: &str) -> String {
+    let host = server.trim_start_matches("https://");
+    let is_here = ["127.", "localhost", "[::1]", "0.0.0.0"].iter().any(|here| host.starts_with(here));
+    if is_here {
+        format!("{server} is this machine: kubectl elsewhere needs `kubernetes.server` to say where the API server is")
+    } else {
+        format!("kubeconfigs say {server}")
+    }
+}
+
+async fn account_and_clock(cluster: &Cluster, now: OffsetDateTime) -> CheckLine {
+    let found = match cluster.mint_own().await {
+        Err(error) => Err(format!("{error}; apply what `fluxserve kubernetes manifest` prints")),
+        Ok((_, None)) => Ok("the worker's account is there; the API server does not tell its time".to_owned()),
+        Ok((_, Some(made_at))) => {
+            // The moment was cut to the second.
+            let skew = made_at - now;
+            let seconds = skew.whole_seconds();
+            if skew.abs() > SKEW_MAX {
+                Err(format!("this machine's clock and the API server's differ by {seconds} s: set them by NTP"))
+            } else {
+                Ok("the worker's account is there, and the clocks agree".to_owned())
+            }
+        }
+    };
+    line("account and clock", found)
+}
+
+async fn own_rights(cluster: &Cluster, auto_open: bool) -> CheckLine {
+    let holder = Some(cluster.holder().as_str());
+    let own = |verb, resource| Right { verb, resource, group: "", namespace: holder, name: None };
+    let of_rbac =
+        |verb, resource, name| Right { verb, resource, group: "rbac.authorization.k8s.io", namespace: None, name };
+    let mut rights = vec![own("create", "serviceaccounts/token"), own("create", "secrets"), own("delete", "secrets")];
+    if auto_open {
+        rights.extend([own("create", "serviceaccounts"), own("delete", "serviceaccounts")]);
+        rights.extend([of_rbac("create", "rolebindings", None), of_rbac("delete", "rolebindings", None)]);
+        rights.push(of_rbac("bind", "clusterroles", Some(USER_ROLE)));
+    }
+    let mut lacking = Vec::new();
+    for right in rights {
+        match cluster.may(right).await {
+            Ok(true) => {}
+            Ok(false) => lacking.push(right.to_string()),
+            Err(error) => return line("own rights", Err(error.to_string())),
+        }
+    }
+    if lacking.is_empty() {
+        return line("own rights", Ok("complete".to_owned()));
+    }
+    let option = if auto_open { " --auto-open" } else { "" };
+    let way_out = format!("apply what `fluxserve kubernetes manifest{option}` prints");
+    line("own rights", Err(format!("lacking: {}; {way_out}", lacking.join(", "))))
+}
+
+/// A worker with an administrator's credentials would do, and would be worth stealing.
+async fn no_more_rights(cluster: &Cluster) -> CheckLine {
+    let elsewhere = Right { verb: "get", resource: "secrets", group: "", namespace: None, name: None };
+    let found = match cluster.may(elsewhere).await {
+        Ok(false) => Ok("no Secret of the cluster can be read".to_owned()),
+        Ok(true) => Err("the worker can read every Secret of the cluster: give it an account of its own with \
+                         `fluxserve kubernetes connect`"
+            .to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    line("rights elsewhere", found)
+}
+
+fn own_token(cluster: &Cluster, now: OffsetDateTime) -> Result<String, String> {
+    let Some(file) = cluster.token_file() else {
+        return Ok("not the worker's to renew".to_owned());
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| format!("`{}`: {error}", file.display()))?;
+    let claims = super::token::Token::new(text.trim().to_owned()).claims();
+    match claims.and_then(|claims| claims.ends_at()) {
+        Some(end) if end <= now => Err("has ended: run `fluxserve kubernetes connect` again".to_owned()),
+        Some(end) => Ok(format!("good for {} more hours; a running worker renews it", (end - now).whole_hours())),
+        None => Ok("does not tell its end".to_owned()),
+    }
+}

@@ -1,0 +1,63 @@
+//! Why the cluster did not do as asked: what the client library tells, in words of ours.
+
+use kube::client::AuthError;
+
+/// Why the cluster did not do as asked. For the administrator and the log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClusterError {
+    /// No answer.
+    #[error("the API server cannot be reached: {0}")]
+    Unreachable(String),
+    /// The worker's credentials cannot be had.
+    #[error("the worker's own credentials cannot be read: {0}")]
+    NoCredentials(String),
+    /// It does not know the worker.
+    #[error("the API server refuses the worker's own credentials: make new ones with `fluxserve kubernetes connect`")]
+    NotAuthenticated,
+    /// The worker may not.
+    #[error("the worker lacks a right in the cluster: {0}")]
+    Forbidden(String),
+    /// Something that was named is not there: the kind of it, in the plural.
+    #[error("the cluster lacks one of its {0}")]
+    Missing(String),
+    /// Something of that name is there already.
+    #[error("it is there already")]
+    Exists,
+    /// Anything else.
+    #[error("the API server says: {0}")]
+    Refused(String),
+}
+
+impl From<kube::Error> for ClusterError {
+    fn from(error: kube::Error) -> Self {
+        match error {
+            kube::Error::Api(status) => match status.code {
+                401 => Self::NotAuthenticated,
+                403 => Self::Forbidden(status.message),
+                404 => Self::Missing(status.details.map(|details| details.kind).unwrap_or_default()),
+                409 if status.is_already_exists() => Self::Exists,
+                code => Self::Refused(format!("{code} {}", status.message)),
+            },
+            kube::Error::Auth(AuthError::ReadTokenFile(source, path)) => {
+                Self::NoCredentials(format!("{}: {source}", path.display()))
+            }
+            // What a credential plugin has printed may be a credential.
+            kube::Error::Auth(_) => Self::NoCredentials("see the user in the kubeconfig".to_owned()),
+            other => Self::Unreachable(with_sources(&other)),
+        }
+    }
+}
+
+/// An error and what is behind it, on one line. Sources that the text before already tells of are left out.
+pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text.replace('\n', " ")
+}

@@ -1,0 +1,80 @@
+//! `kubernetes connect`: the worker's own way into the cluster, made once with an administrator's rights.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use time::OffsetDateTime;
+
+use super::cluster::{Cluster, ClusterError, ClusterSettings, NoCluster};
+use super::manifest::worker_kubeconfig;
+
+/// Why there is no way in.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The administrator's kubeconfig is not to be used.
+    #[error(transparent)]
+    NoCluster(#[from] NoCluster),
+    /// The worker's account is not there.
+    #[error("the cluster does not know the worker yet: first run `fluxserve kubernetes manifest | kubectl apply -f -`")]
+    NoAccount,
+    /// The cluster did not do as asked.
+    #[error("{0}")]
+    Cluster(#[from] ClusterError),
+    /// The files were not written.
+    #[error("writing `{}`", path.display())]
+    File {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// The way in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Connected {
+    /// The worker's kubeconfig.
+    pub kubeconfig: PathBuf,
+    /// When its token dies, unless the worker renews it before.
+    pub token_ends_at: OffsetDateTime,
+}
+
+/// Gets a token for the worker's own account by way of `administrator`, and writes it into `folder`, readable by this user
+/// alone, with a kubeconfig beside it. The administrator's credentials are not kept.
+///
+/// # Errors
+/// See [`ConnectError`].
+pub async fn connect(administrator: &ClusterSettings, folder: &Path) -> Result<Connected, ConnectError> {
+    let cluster = Cluster::open(administrator).await?;
+    let (minted, _) = cluster.mint_own().await.map_err(|error| match error {
+        ClusterError::Missing(_) => ConnectError::NoAccount,
+        error => error.into(),
+    })?;
+    let kubeconfig = folder.join("kubeconfig");
+    let written = (|| {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true);
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(folder)?;
+        // The kubeconfig last: where it is, its token is.
+        write_private(&folder.join("token"), minted.token.reveal())?;
+        write_private(&kubeconfig, &worker_kubeconfig(cluster.server(), cluster.holder()))
+    })();
+    written.map_err(|source| ConnectError::File { path: folder.to_owned(), source })?;
+    Ok(Connected { kubeconfig, token_ends_at: minted.expires_at })
+}
+
+/// Puts a file in place whole, readable by this user alone.
+pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    let new = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&new)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    std::fs::rename(&new, path)
+}

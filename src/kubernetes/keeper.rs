@@ -1,0 +1,189 @@
+//! What goes on by itself: tokens whose key has no right any more are taken back, what has to go from the cluster goes,
+//! namespaces are looked at, and the worker's own token is renewed.
+//!
+//! Nothing here waits to be told. What is compared is what is and what ought to be, so a right that ends by the command
+//! line, by the clock, or while the worker was down is found just as well.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep};
+
+use super::cluster::{Cluster, ClusterError};
+use super::connect::write_private;
+use super::store::Removal;
+use super::token::Token;
+use super::{Inner, Kubernetes, KubernetesError};
+
+/// How often is looked whether anything was written to the database. While nothing is, that costs next to nothing.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How often grants are compared with keys though nothing was written: keys also end by the clock.
+const COMPARE_INTERVAL: Duration = Duration::from_secs(1);
+/// How long after the first failure something is tried to be removed again; doubled with each further one.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// At most that long: an hour's outage must not be followed by an hour's wait.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(15);
+/// How often a namespace that is not open is looked at.
+const PENDING_LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// How often one that is open is looked at: in how many of the rounds for those that are not.
+const ROUNDS_PER_OPEN_LOOK: u32 = 12;
+/// How often is looked whether the worker's own token is past its middle.
+const RENEWAL_LOOK_INTERVAL: Duration = Duration::from_mins(1);
+
+impl Kubernetes {
+    /// Does all this, for ever. Where there is no cluster, nothing.
+    pub async fn keep(&self) {
+        let Some(cluster) = &self.0.cluster else { return };
+        tokio::join!(
+            self.0.take_back_for_ever(),
+            self.0.remove_for_ever(cluster),
+            self.0.look_for_ever(cluster),
+            self.0.renew_for_ever(cluster),
+        );
+    }
+}
+
+impl Inner {
+    async fn take_back_for_ever(&self) {
+        let mut seen = None;
+        let mut compared_at = None;
+        loop {
+            let mark = self.store.change_mark();
+            let is_due = compared_at.is_none_or(|at: Instant| at.elapsed() >= COMPARE_INTERVAL);
+            if is_due || mark.is_none() || mark != seen {
+                (seen, compared_at) = (mark, Some(Instant::now()));
+                if let Err(error) = self.take_back().await {
+                    tracing::warn!(%error, "which tokens have to die cannot be told now");
+                }
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// Withdraws the grants whose holder has no right any more, and those whose tokens are all dead: nothing is left in
+    /// the cluster of a key that is not used.
+    async fn take_back(&self) -> Result<(), KubernetesError> {
+        for grant in self.store.grants().await? {
+            let now = self.now();
+            let has_right = self.rights.covers(&grant.holder, grant.namespace).await?;
+            if !has_right {
+                tracing::info!(key = %grant.holder.key, namespace = %grant.namespace, "tokens are taken back");
+                self.store.withdraw(&grant, now).await?;
+            } else if grant.tokens_end_at <= now {
+                self.store.withdraw_unused(&grant, now).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn remove_for_ever(&self, cluster: &Cluster) {
+        let mut delays = Delays::default();
+        loop {
+            match self.store.removals().await {
+                Ok(removals) => self.remove(cluster, removals, &mut delays).await,
+                Err(error) => tracing::warn!(%error, "what has to go from the cluster cannot be told now"),
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    async fn remove(&self, cluster: &Cluster, removals: Vec<Removal>, delays: &mut Delays) {
+        delays.keep_only(&removals);
+        for removal in removals {
+            if delays.are_over(removal.id) {
+                let outcome = cluster.remove(removal.kind, &removal.name, &removal.namespace).await;
+                let is_away = matches!(outcome, Err(ClusterError::Unreachable(_)));
+                let noted = match outcome {
+                    Ok(()) => {
+                        tracing::info!(name = removal.name, "gone from the cluster");
+                        self.store.finish_removal(removal.id).await
+                    }
+                    Err(error) => {
+                        let retry_in = delays.lengthen(removal.id);
+                        tracing::warn!(name = removal.name, %error, ?retry_in, "cannot be removed from the cluster");
+                        self.store.note_failed_removal(removal.id, &error.to_string()).await
+                    }
+                };
+                if let Err(error) = noted {
+                    tracing::warn!(%error, "what became of a removal was not written down");
+                }
+                if is_away {
+                    // For the others it is away as well.
+                    return;
+                }
+            }
+        }
+    }
+
+    async fn look_for_ever(&self, cluster: &Cluster) {
+        for round in 0_u32.. {
+            let looks_at_open = round.is_multiple_of(ROUNDS_PER_OPEN_LOOK);
+            for namespace in self.store.namespaces().await.unwrap_or_default() {
+                if (looks_at_open || !namespace.standing.is_open)
+                    && let Err(error) = self.look(cluster, &namespace).await
+                {
+                    tracing::warn!(%error, "how a namespace stands was not written down");
+                }
+            }
+            sleep(PENDING_LOOK_INTERVAL).await;
+        }
+    }
+
+    async fn renew_for_ever(&self, cluster: &Cluster) {
+        let Some(file) = cluster.token_file() else { return };
+        loop {
+            match renew(cluster, file, self.now()).await {
+                Ok(false) => {}
+                Ok(true) => tracing::info!("the worker's own token for the cluster is renewed"),
+                Err(error) => tracing::warn!(%error, "the worker's own token for the cluster was not renewed"),
+            }
+            sleep(RENEWAL_LOOK_INTERVAL).await;
+        }
+    }
+}
+
+/// Renews the worker's own token if more than half of its life is over, and it is the worker's. `true`: it was.
+async fn renew(cluster: &Cluster, file: &Path, now: OffsetDateTime) -> Result<bool, RenewalError> {
+    let token = Token::new(tokio::fs::read_to_string(file).await?.trim().to_owned());
+    let Some(claims) = token.claims() else { return Ok(false) };
+    let own = format!("system:serviceaccount:{}:{}", cluster.holder(), super::manifest::WORKER_ACCOUNT);
+    if claims.sub != own || !claims.is_past_its_middle(now) {
+        return Ok(false);
+    }
+    let (minted, _) = cluster.mint_own().await?;
+    write_private(file, minted.token.reveal())?;
+    Ok(true)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum RenewalError {
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error("its file: {0}")]
+    File(#[from] io::Error),
+}
+
+/// When each removal that has failed is tried again, by its id.
+#[derive(Debug, Default)]
+struct Delays(HashMap<i64, (Instant, Duration)>);
+
+impl Delays {
+    /// Forgets removals that there are no more.
+    fn keep_only(&mut self, removals: &[Removal]) {
+        self.0.retain(|id, _| removals.iter().any(|removal| removal.id == *id));
+    }
+
+    fn are_over(&self, id: i64) -> bool {
+        self.0.get(&id).is_none_or(|(failed_at, delay)| failed_at.elapsed() >= *delay)
+    }
+
+    /// After one more failure.
+    fn lengthen(&mut self, id: i64) -> Duration {
+        let delay = self.0.get(&id).map_or(RETRY_DELAY, |(_, delay)| (*delay * 2).min(RETRY_DELAY_MAX));
+        self.0.insert(id, (Instant::now(), delay));
+        delay
+    }
+}

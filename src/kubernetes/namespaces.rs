@@ -1,0 +1,133 @@
+//! The namespaces that keys can be let into: the administrator's side.
+
+use super::manifest::{ExecVersion, kubeconfig, namespace_objects};
+use super::namespace::{Namespace, Standing};
+use super::{Cluster, Inner, Kubernetes, KubernetesError, NAMESPACES_MAX};
+use crate::domain::ids::NamespaceId;
+use crate::domain::namespace::NamespaceName;
+
+impl Kubernetes {
+    /// All namespaces, by name.
+    ///
+    /// # Errors
+    /// [`KubernetesError::NotConfigured`], or when the database fails.
+    pub async fn namespaces(&self) -> Result<Vec<Namespace>, KubernetesError> {
+        self.0.cluster()?;
+        self.0.store.namespaces().await
+    }
+
+    /// Those of `ids` that stand for no namespace.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn unknown(&self, ids: &[NamespaceId]) -> Result<Vec<NamespaceId>, KubernetesError> {
+        let known = self.0.store.namespaces().await?;
+        let is_known = |id: &NamespaceId| known.iter().any(|namespace| namespace.id == *id);
+        Ok(ids.iter().copied().filter(|id| !is_known(id)).collect())
+    }
+
+    /// One namespace.
+    ///
+    /// # Errors
+    /// [`KubernetesError::NotConfigured`], [`KubernetesError::NamespaceNotFound`], or when the database fails.
+    pub async fn namespace(&self, id: NamespaceId) -> Result<Namespace, KubernetesError> {
+        self.0.cluster()?;
+        self.0.namespace(id).await
+    }
+
+    /// Enters a namespace, and looks how it stands in the cluster. That it is not there yet is no error.
+    ///
+    /// # Errors
+    /// [`KubernetesError::NotConfigured`], [`KubernetesError::NameTaken`], [`KubernetesError::TooManyNamespaces`], or when
+    /// the database fails.
+    pub async fn create_namespace(&self, name: &NamespaceName) -> Result<Namespace, KubernetesError> {
+        let cluster = self.0.cluster()?;
+        if self.0.store.count_namespaces().await? >= NAMESPACES_MAX {
+            return Err(KubernetesError::TooManyNamespaces);
+        }
+        let id = NamespaceId::generate();
+        self.0.store.insert_namespace(id, name, self.0.now()).await?;
+        let namespace = self.0.namespace(id).await?;
+        self.0.look(cluster, &namespace).await?;
+        self.0.namespace(id).await
+    }
+
+    /// Has an id stand for another namespace of the cluster. Scopes that name the id go with it, tokens do not: they die.
+    ///
+    /// # Errors
+    /// [`KubernetesError::NotConfigured`], [`KubernetesError::NamespaceNotFound`], [`KubernetesError::NameTaken`], or when
+    /// the database fails.
+    pub async fn rename_namespace(&self, id: NamespaceId, name: &NamespaceName) -> Result<Namespace, KubernetesError> {
+        let cluster = self.0.cluster()?;
+        let namespace = self.0.namespace(id).await?;
+        if namespace.name == *name {
+            return Ok(namespace);
+        }
+        if !self.0.store.rename_namespace(id, name, self.0.now()).await? {
+            return Err(KubernetesError::NamespaceNotFound);
+        }
+        self.0.look(cluster, &self.0.namespace(id).await?).await?;
+        self.0.namespace(id).await
+    }
+
+    /// Forgets a namespace. All tokens for it die. What the administrator has applied in the cluster stays; what the
+    /// worker has opened it closes.
+    ///
+    /// # Errors
+    /// [`KubernetesError::NotConfigured`], [`KubernetesError::NamespaceNotFound`], or when the database fails.
+    pub async fn delete_namespace(&self, namespace: &Namespace) -> Result<(), KubernetesError> {
+        self.0.cluster()?;
+        let is_deleted = self.0.store.delete_namespace(namespace, self.0.auto_open, self.0.now()).await?;
+        if is_deleted { Ok(()) } else { Err(KubernetesError::NamespaceNotFound) }
+    }
+
+    /// What the administrator applies to open a namespace, as YAML.
+    ///
+    /// # Errors
+    /// [`KubernetesError::NotConfigured`].
+    pub fn objects(&self, namespace: &NamespaceName) -> Result<String, KubernetesError> {
+        Ok(namespace_objects(self.0.cluster()?.holder(), namespace))
+    }
+
+    /// The file for kubectl. `worker` is where clients reach this worker: scheme, host and port, of characters that mean
+    /// nothing to a shell.
+    ///
+    /// # Errors
+    /// [`KubernetesError::NotConfigured`].
+    pub fn kubeconfig(
+        &self,
+        namespace: &Namespace,
+        worker: &str,
+        version: ExecVersion,
+    ) -> Result<String, KubernetesError> {
+        Ok(kubeconfig(self.0.cluster()?.server(), namespace, worker, version))
+    }
+}
+
+impl Inner {
+    pub(super) async fn namespace(&self, id: NamespaceId) -> Result<Namespace, KubernetesError> {
+        self.store.namespace(id).await?.ok_or(KubernetesError::NamespaceNotFound)
+    }
+
+    /// Looks how a namespace stands, opens it where that is the worker's to do, and notes what was found.
+    pub(super) async fn look(&self, cluster: &Cluster, namespace: &Namespace) -> Result<Standing, KubernetesError> {
+        let name = &namespace.name;
+        let mut found = cluster.look_at(name).await;
+        if self.auto_open && matches!(&found, Ok(standing) if !standing.is_open) {
+            found = match cluster.open_namespace(name).await {
+                Ok(()) => cluster.look_at(name).await,
+                Err(error) => Err(error),
+            };
+        }
+        let standing = found.unwrap_or_else(|error| Standing {
+            // Whether it is open is as the last look found: a cluster that is away for a moment closes nothing.
+            problem: Some(error.to_string()),
+            ..namespace.standing.clone()
+        });
+        if standing.is_open != namespace.standing.is_open {
+            tracing::info!(namespace = %name, is_open = standing.is_open, "a namespace stands otherwise than before");
+        }
+        self.store.note_standing(namespace, &standing, self.now()).await?;
+        Ok(standing)
+    }
+}
