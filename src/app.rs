@@ -13,7 +13,7 @@ mod serve;
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use doctor::doctor;
@@ -29,6 +29,7 @@ use crate::domain::password::AdminPassword;
 use crate::domain::scope::Scope;
 use crate::domain::usage::{Day, DayUsage, by_day};
 use crate::jobs::WorkBook;
+use crate::kubernetes::unknown_namespaces;
 use crate::store::Store;
 
 /// The description of the HTTP API: OpenAPI 3.1, as JSON.
@@ -69,6 +70,18 @@ impl Keys {
         let service = KeyService::new(store.clone(), Arc::clone(&clock));
         let admin = AdminService::new(store.clone(), clock);
         Self { store, service, admin }
+    }
+
+    /// Refuses a scope that names a namespace that there is not.
+    ///
+    /// # Errors
+    /// For such a scope, or when the database fails.
+    pub async fn check_namespaces(&self, scope: &Scope) -> anyhow::Result<()> {
+        let Scope::KubernetesNamespaces(ids) = scope else { return Ok(()) };
+        match unknown_namespaces(&self.store, ids).await?.first() {
+            Some(id) => bail!("there is no namespace with the id {id}: the console lists them"),
+            None => Ok(()),
+        }
     }
 
     /// What a key has used up in the last `days` days, the oldest first.

@@ -177,7 +177,8 @@ impl Default for Config {
             },
             queue: QueueConfig { jobs_max: 256 },
             results: ResultsConfig { retention_seconds: 24 * 60 * 60, bytes_max: 10 * 1024 * 1024 * 1024 },
-            log: LogConfig { filter: "info".into(), format: LogFormat::Text },
+            // What goes wrong with the cluster is told in words of ours; its client would tell of it once more.
+            log: LogConfig { filter: "info,kube_client=off".into(), format: LogFormat::Text },
             telemetry: TelemetryConfig::default(),
             kubernetes: KubernetesConfig {
                 kubeconfig: None,

@@ -31,6 +31,7 @@ pub use connect::{ConnectError, Connected, connect};
 pub use credential::{Credential, CredentialRecord};
 pub use manifest::{ExecVersion, UnknownExecVersion, manifest, namespace_objects};
 pub use namespace::{Missing, Namespace, Standing};
+pub use namespaces::unknown_namespaces;
 pub use store::Removal;
 pub use token::Token;
 

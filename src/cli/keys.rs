@@ -11,7 +11,7 @@ use crate::auth::{
     Actor, Change, GRACE_SECONDS_MAX, KEYS_PER_PAGE_MAX, KeyEdit, KeyRecord, KeyService, LimitChanges, NewKey, Overlap,
     PublicId,
 };
-use crate::cli::table::write_table;
+use crate::cli::table::{to_the_second, write_table};
 use crate::config::Config;
 use crate::domain::limits::KeyLimits;
 use crate::domain::priority::Priority;
@@ -181,10 +181,10 @@ pub(super) async fn run(
         | KeysCommand::Revoke(_) => Keys::open_existing(config).await?,
     };
     let outcome = match command {
-        KeysCommand::Create(arguments) => create(&keys.service, arguments, out, notes).await,
+        KeysCommand::Create(arguments) => create(&keys, arguments, out, notes).await,
         KeysCommand::List => list(&keys.service, out).await,
         KeysCommand::Rotate(arguments) => rotate(&keys.service, &arguments, out, notes).await,
-        KeysCommand::Edit(arguments) => edit(&keys.service, arguments, notes).await,
+        KeysCommand::Edit(arguments) => edit(&keys, arguments, notes).await,
         KeysCommand::Usage(arguments) => usage(&keys, &arguments, out).await,
         KeysCommand::Revoke(arguments) => revoke(&keys.service, arguments.prefix, notes).await,
     };
@@ -193,7 +193,7 @@ pub(super) async fn run(
 }
 
 async fn create(
-    keys: &KeyService,
+    keys: &Keys,
     arguments: CreateKeyArgs,
     out: &mut dyn Write,
     notes: &mut dyn Write,
@@ -207,8 +207,9 @@ async fn create(
         megapixel_steps_per_day,
         priority,
     } = arguments;
+    keys.check_namespaces(&scope).await?;
     let limits = KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority };
-    let created = keys.create(NewKey { name, scope, expires_at, limits }, &Actor::CommandLine).await?;
+    let created = keys.service.create(NewKey { name, scope, expires_at, limits }, &Actor::CommandLine).await?;
     writeln!(out, "{}", created.plain.reveal())?;
     writeln!(notes, "made the key {}; keep it, it is not shown again", created.record.prefix)?;
     Ok(())
@@ -243,12 +244,6 @@ fn row(key: &KeyRecord) -> [String; 8] {
     ]
 }
 
-fn to_the_second(moment: OffsetDateTime) -> String {
-    let whole = moment.replace_nanosecond(0).expect("0 is a nanosecond");
-    // Only years beyond 9999 have no such form, and no key is that old.
-    whole.format(&Rfc3339).unwrap_or_else(|_| whole.unix_timestamp().to_string())
-}
-
 async fn rotate(
     keys: &KeyService,
     arguments: &RotateKeyArgs,
@@ -268,9 +263,13 @@ async fn rotate(
     Ok(())
 }
 
-async fn edit(keys: &KeyService, arguments: EditKeyArgs, notes: &mut dyn Write) -> anyhow::Result<()> {
+async fn edit(keys: &Keys, arguments: EditKeyArgs, notes: &mut dyn Write) -> anyhow::Result<()> {
     let prefix = arguments.prefix;
-    let key = keys.edit(prefix, arguments.changes.into_edit(), &Actor::CommandLine).await?;
+    let edit = arguments.changes.into_edit();
+    if let Some(scope) = &edit.scope {
+        keys.check_namespaces(scope).await?;
+    }
+    let key = keys.service.edit(prefix, edit, &Actor::CommandLine).await?;
     let end = key.expires_at.map_or_else(|| "never".to_owned(), to_the_second);
     let KeyRecord { name, state, scope, limits, .. } = key;
     writeln!(notes, "the key {prefix} ({name}): {state}, scope {scope}, expires {end}, priority {}", limits.priority)?;

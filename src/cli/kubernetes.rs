@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::table::to_the_second;
 use crate::app;
 use crate::config::Config;
 
@@ -60,7 +61,7 @@ pub(super) async fn run(
                 notes,
                 "the worker has a way into the cluster, good until {} and renewed while it runs; it is used from the next \
                  start of `fluxserve serve` on this data folder",
-                connected.token_ends_at
+                to_the_second(connected.token_ends_at)
             )?;
             Ok(())
         }

@@ -1,6 +1,9 @@
-//! Columns that stand below each other.
+//! What lists are made of: columns that stand below each other, and moments.
 
 use std::io::{self, Write};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Writes `rows` under `headings`, each column as wide as its widest cell, two blanks between them.
 pub(super) fn write_table<const COLUMNS: usize>(
@@ -29,6 +32,13 @@ fn write_row(out: &mut dyn Write, widths: &[usize], cells: &[&str]) -> io::Resul
         line.extend(std::iter::repeat_n(' ', blanks));
     }
     writeln!(out, "{}", line.trim_end())
+}
+
+/// A moment as lists show it.
+pub(super) fn to_the_second(moment: OffsetDateTime) -> String {
+    let whole = moment.replace_nanosecond(0).expect("0 is a nanosecond");
+    // Only years beyond 9999 have no such form, and nothing here is that old.
+    whole.format(&Rfc3339).unwrap_or_else(|_| whole.unix_timestamp().to_string())
 }
 
 #[cfg(test)]

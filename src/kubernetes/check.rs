@@ -53,17 +53,15 @@ fn for_clients(server: &str) -> String {
 async fn account_and_clock(cluster: &Cluster, now: OffsetDateTime) -> CheckLine {
     let found = match cluster.mint_own().await {
         Err(error) => Err(format!("{error}; apply what `fluxserve kubernetes manifest` prints")),
-        Ok((_, None)) => Ok("the worker's account is there; the API server does not tell its time".to_owned()),
-        Ok((_, Some(made_at))) => {
-            // The moment was cut to the second.
-            let skew = made_at - now;
-            let seconds = skew.whole_seconds();
-            if skew.abs() > SKEW_MAX {
+        // The moment is cut to the second.
+        Ok(minted) => match minted.token.claims().and_then(|claims| claims.made_at()).map(|made_at| made_at - now) {
+            Some(skew) if skew.abs() > SKEW_MAX => {
+                let seconds = skew.whole_seconds();
                 Err(format!("this machine's clock and the API server's differ by {seconds} s: set them by NTP"))
-            } else {
-                Ok("the worker's account is there, and the clocks agree".to_owned())
             }
-        }
+            Some(_) => Ok("the worker's account is there, and the clocks agree".to_owned()),
+            None => Ok("the worker's account is there; its token does not tell the API server's time".to_owned()),
+        },
     };
     line("account and clock", found)
 }

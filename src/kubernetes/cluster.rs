@@ -178,11 +178,11 @@ impl Cluster {
             name: Some(secret.to_owned()),
             uid: None,
         };
-        Ok(self.token_of(&account_of(namespace), TOKEN_SECONDS, Some(bound)).await?.0)
+        self.token_of(&account_of(namespace), TOKEN_SECONDS, Some(bound)).await
     }
 
-    /// A token of the worker itself, and when the API server made it, by its own clock.
-    pub(super) async fn mint_own(&self) -> Result<(MintedToken, Option<OffsetDateTime>), ClusterError> {
+    /// A token of the worker itself.
+    pub(super) async fn mint_own(&self) -> Result<MintedToken, ClusterError> {
         self.token_of(WORKER_ACCOUNT, WORKER_TOKEN_SECONDS, None).await
     }
 
@@ -191,17 +191,16 @@ impl Cluster {
         account: &str,
         seconds: i64,
         bound: Option<BoundObjectReference>,
-    ) -> Result<(MintedToken, Option<OffsetDateTime>), ClusterError> {
+    ) -> Result<MintedToken, ClusterError> {
         let spec =
             TokenRequestSpec { audiences: Vec::new(), expiration_seconds: Some(seconds), bound_object_ref: bound };
         let request = TokenRequest { spec, ..TokenRequest::default() };
         let accounts: Api<ServiceAccount> = self.own();
         let made = in_time(accounts.create_token_request(account, &PostParams::default(), &request)).await?;
-        let made_at = made.metadata.creation_timestamp.and_then(|at| moment(&at));
         let status = made.status.ok_or_else(|| ClusterError::Refused("a token without a token".to_owned()))?;
         let expires_at = moment(&status.expiration_timestamp)
             .ok_or_else(|| ClusterError::Refused("a token whose end has no date".to_owned()))?;
-        Ok((MintedToken { token: Token::new(status.token), expires_at }, made_at))
+        Ok(MintedToken { token: Token::new(status.token), expires_at })
     }
 
     /// Makes the Secret that tokens are bound to. It is empty. One that is there already is as good.
@@ -251,7 +250,7 @@ impl Cluster {
     pub(super) async fn look_at(&self, namespace: &NamespaceName) -> Result<Standing, ClusterError> {
         let missing = |what| Standing { is_open: false, missing: vec![what], problem: None };
         let token = match self.token_of(&account_of(namespace), TOKEN_SECONDS, None).await {
-            Ok((minted, _)) => minted.token,
+            Ok(minted) => minted.token,
             Err(ClusterError::Missing(kind)) if kind == "serviceaccounts" => {
                 return Ok(missing(Missing::ServiceAccount));
             }

@@ -47,7 +47,7 @@ pub struct Connected {
 /// See [`ConnectError`].
 pub async fn connect(administrator: &ClusterSettings, folder: &Path) -> Result<Connected, ConnectError> {
     let cluster = Cluster::open(administrator).await?;
-    let (minted, _) = cluster.mint_own().await.map_err(|error| match error {
+    let minted = cluster.mint_own().await.map_err(|error| match error {
         ClusterError::Missing(_) => ConnectError::NoAccount,
         error => error.into(),
     })?;

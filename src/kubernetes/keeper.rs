@@ -30,7 +30,7 @@ const RETRY_DELAY_MAX: Duration = Duration::from_secs(15);
 const PENDING_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 /// How often one that is open is looked at: in how many of the rounds for those that are not.
 const ROUNDS_PER_OPEN_LOOK: u32 = 12;
-/// How often is looked whether the worker's own token is past its middle.
+/// How often is looked whether the worker's own token is due.
 const RENEWAL_LOOK_INTERVAL: Duration = Duration::from_mins(1);
 
 impl Kubernetes {
@@ -145,15 +145,15 @@ impl Inner {
     }
 }
 
-/// Renews the worker's own token if more than half of its life is over, and it is the worker's. `true`: it was.
+/// Renews the worker's own token if it is due, and the worker's. `true`: it was.
 async fn renew(cluster: &Cluster, file: &Path, now: OffsetDateTime) -> Result<bool, RenewalError> {
     let token = Token::new(tokio::fs::read_to_string(file).await?.trim().to_owned());
     let Some(claims) = token.claims() else { return Ok(false) };
     let own = format!("system:serviceaccount:{}:{}", cluster.holder(), super::manifest::WORKER_ACCOUNT);
-    if claims.sub != own || !claims.is_past_its_middle(now) {
+    if claims.sub != own || !claims.is_due(now) {
         return Ok(false);
     }
-    let (minted, _) = cluster.mint_own().await?;
+    let minted = cluster.mint_own().await?;
     write_private(file, minted.token.reveal())?;
     Ok(true)
 }

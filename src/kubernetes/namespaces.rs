@@ -2,9 +2,19 @@
 
 use super::manifest::{ExecVersion, kubeconfig, namespace_objects};
 use super::namespace::{Namespace, Standing};
+use super::store::KubernetesStore;
 use super::{Cluster, Inner, Kubernetes, KubernetesError, NAMESPACES_MAX};
 use crate::domain::ids::NamespaceId;
 use crate::domain::namespace::NamespaceName;
+use crate::store::Store;
+
+/// Those of `ids` that stand for no namespace in `store`, with or without a cluster.
+///
+/// # Errors
+/// When the database fails.
+pub async fn unknown_namespaces(store: &Store, ids: &[NamespaceId]) -> Result<Vec<NamespaceId>, KubernetesError> {
+    KubernetesStore::new(store.clone()).unknown(ids).await
+}
 
 impl Kubernetes {
     /// All namespaces, by name.
@@ -21,9 +31,7 @@ impl Kubernetes {
     /// # Errors
     /// When the database fails.
     pub async fn unknown(&self, ids: &[NamespaceId]) -> Result<Vec<NamespaceId>, KubernetesError> {
-        let known = self.0.store.namespaces().await?;
-        let is_known = |id: &NamespaceId| known.iter().any(|namespace| namespace.id == *id);
-        Ok(ids.iter().copied().filter(|id| !is_known(id)).collect())
+        self.0.store.unknown(ids).await
     }
 
     /// One namespace.
@@ -53,6 +61,7 @@ impl Kubernetes {
     }
 
     /// Has an id stand for another namespace of the cluster. Scopes that name the id go with it, tokens do not: they die.
+    /// What the worker has opened by the old name it closes.
     ///
     /// # Errors
     /// [`KubernetesError::NotConfigured`], [`KubernetesError::NamespaceNotFound`], [`KubernetesError::NameTaken`], or when
@@ -63,7 +72,7 @@ impl Kubernetes {
         if namespace.name == *name {
             return Ok(namespace);
         }
-        if !self.0.store.rename_namespace(id, name, self.0.now()).await? {
+        if !self.0.store.rename_namespace(&namespace, name, self.0.auto_open, self.0.now()).await? {
             return Err(KubernetesError::NamespaceNotFound);
         }
         self.0.look(cluster, &self.0.namespace(id).await?).await?;

@@ -93,6 +93,13 @@ impl KubernetesStore {
         row.as_ref().map(read_namespace).transpose()
     }
 
+    /// Those of `ids` that stand for no namespace.
+    pub(super) async fn unknown(&self, ids: &[NamespaceId]) -> Result<Vec<NamespaceId>> {
+        let known = self.namespaces().await?;
+        let is_known = |id: &NamespaceId| known.iter().any(|namespace| namespace.id == *id);
+        Ok(ids.iter().copied().filter(|id| !is_known(id)).collect())
+    }
+
     pub(super) async fn count_namespaces(&self) -> Result<u32> {
         Ok(sqlx::query_scalar("SELECT count(*) FROM kubernetes_namespaces").fetch_one(self.0.pool()).await?)
     }
@@ -134,20 +141,25 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Has an id stand for another namespace of the cluster. Tokens for the old one have to die. `false`: no such id.
+    /// Has the id of `namespace` stand for another namespace of the cluster. Tokens for the old one have to die, and so has
+    /// what it was opened with, where the worker did that. `false`: no such id.
     pub(super) async fn rename_namespace(
         &self,
-        id: NamespaceId,
+        namespace: &Namespace,
         name: &NamespaceName,
+        closes_it: bool,
         now: OffsetDateTime,
     ) -> Result<bool> {
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
-        withdraw_all(&mut transaction, id, now).await?;
+        withdraw_all(&mut transaction, namespace.id, now).await?;
+        if closes_it {
+            close(&mut transaction, &namespace.name, now).await?;
+        }
         let renamed = sqlx::query(
             "UPDATE kubernetes_namespaces SET name = ?, is_open = 0, missing = '[]', problem = NULL, checked_at_ms = NULL \
              WHERE id = ?",
         );
-        let renamed = renamed.bind(name.as_str()).bind(id.to_string()).execute(&mut *transaction).await;
+        let renamed = renamed.bind(name.as_str()).bind(namespace.id.to_string()).execute(&mut *transaction).await;
         let has_changed = renamed.map_err(name_taken)?.rows_affected() > 0;
         transaction.commit().await?;
         Ok(has_changed)
@@ -164,12 +176,7 @@ impl KubernetesStore {
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
         withdraw_all(&mut transaction, namespace.id, now).await?;
         if closes_it {
-            let account = account_of(&namespace.name);
-            for (kind, name) in [(Kind::ServiceAccount, account.as_str()), (Kind::RoleBinding, BINDING)] {
-                let removal =
-                    NewRemoval { kind, name, namespace: namespace.name.as_str(), holder: None, tokens_end_at: None };
-                insert_removal(&mut transaction, &removal, now).await?;
-            }
+            close(&mut transaction, &namespace.name, now).await?;
         }
         let deleted = sqlx::query("DELETE FROM kubernetes_namespaces WHERE id = ?");
         let deleted = deleted.bind(namespace.id.to_string()).execute(&mut *transaction).await?;
@@ -260,6 +267,16 @@ impl KubernetesStore {
         sqlx::query(update).bind(error).bind(id).execute(self.0.pool()).await?;
         Ok(())
     }
+}
+
+/// What a namespace was opened with has to go.
+async fn close(connection: &mut SqliteConnection, name: &NamespaceName, now: OffsetDateTime) -> Result<()> {
+    let namespace = name.as_str();
+    for (kind, name) in [(Kind::ServiceAccount, account_of(name).as_str()), (Kind::RoleBinding, BINDING)] {
+        let removal = NewRemoval { kind, name, namespace, holder: None, tokens_end_at: None };
+        insert_removal(connection, &removal, now).await?;
+    }
+    Ok(())
 }
 
 struct NewRemoval<'a> {

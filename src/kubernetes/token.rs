@@ -36,6 +36,9 @@ impl fmt::Debug for Token {
     }
 }
 
+/// With less than that left, a token is renewed however young it is: it may have been made by hand, for a start.
+const RENEWAL_SECONDS_MIN: i64 = 15 * 60;
+
 /// What stands in a token of a service account (RFC 7519).
 #[derive(Debug, Deserialize)]
 pub(super) struct Claims {
@@ -48,9 +51,15 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// Whether more than half of its life is over.
-    pub(super) fn is_past_its_middle(&self, now: OffsetDateTime) -> bool {
-        now.unix_timestamp() >= self.iat.midpoint(self.exp)
+    /// Whether more than half of its life is over, or little is left of it.
+    pub(super) fn is_due(&self, now: OffsetDateTime) -> bool {
+        let now = now.unix_timestamp();
+        now >= self.iat.midpoint(self.exp) || self.exp - now < RENEWAL_SECONDS_MIN
+    }
+
+    /// When it was made, by the clock of who made it.
+    pub(super) fn made_at(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::from_unix_timestamp(self.iat).ok()
     }
 
     /// When it ceases to work.
@@ -80,8 +89,10 @@ mod tests {
         let claims = claims.claims().expect("claims");
         assert_eq!(claims.jti.as_deref(), Some("an-id"));
         let at = |second| OffsetDateTime::from_unix_timestamp(second).expect("a moment");
-        assert!(!claims.is_past_its_middle(at(149)) && claims.is_past_its_middle(at(150)));
-        assert_eq!(claims.ends_at(), Some(at(200)));
+        assert_eq!((claims.made_at(), claims.ends_at()), (Some(at(100)), Some(at(200))));
+        assert!(claims.is_due(at(100)), "little is left of it from the start");
+        let week = Claims { exp: 100_000, ..claims };
+        assert!(!week.is_due(at(50_049)) && week.is_due(at(50_050)));
         assert!(token(r#"{"sub":"x","iat":1,"exp":2}"#).claims().is_some_and(|claims| claims.jti.is_none()));
         for opaque in ["", "abc", "a.b.c", "a..c"] {
             assert!(Token::new(opaque.to_owned()).claims().is_none(), "{opaque:?}");

@@ -374,9 +374,15 @@ async fn with_auto_open_the_worker_opens_and_closes() {
     let made = create("team-a").await;
     assert_eq!(made["state"], "open");
     assert!(site.cluster.is_open("team-a"));
+    let id = made["id"].as_str().expect("an id");
+    let renamed =
+        site.manage("PATCH", &format!("/v1/kubernetes/namespaces/{id}"), Some(&json!({ "name": "team-b" }))).await;
+    assert_eq!(renamed.json()["state"], "open");
+    until("the old one is closed", async || !site.cluster.is_open("team-a")).await;
+    assert!(site.cluster.is_open("team-b"));
     let path = format!("/v1/kubernetes/namespaces/{}", made["id"].as_str().expect("an id"));
     assert_eq!(site.manage("DELETE", &path, None).await.status, StatusCode::NO_CONTENT);
-    until("it is closed again", async || !site.cluster.is_open("team-a")).await;
+    until("it is closed again", async || !site.cluster.is_open("team-b")).await;
     let made = create("nowhere").await;
     assert_eq!(made["state"], "pending");
     assert!(made["problem"].as_str().is_some_and(|problem| problem.contains("namespaces")), "{made}");

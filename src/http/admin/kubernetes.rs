@@ -76,8 +76,12 @@ pub(in crate::http) async fn edit(
     NamespacePath(id): NamespacePath,
     ApiJson { value: EditNamespace(name), .. }: ApiJson<EditNamespace>,
 ) -> Result<Json<NamespaceView>, ApiError> {
+    let before = state.kubernetes.namespace(id).await?;
     let namespace = state.kubernetes.rename_namespace(id, &name).await?;
-    note(&state, &administrator, AuditAction::NamespaceRenamed, &namespace).await?;
+    if namespace.name != before.name {
+        let detail = json!({ "namespace": namespace.name, "namespace_id": id, "was": before.name });
+        state.admin.note(&administrator.actor(), AuditAction::NamespaceRenamed, None, detail).await?;
+    }
     Ok(Json(view(&state, namespace)?))
 }
 

@@ -43,6 +43,7 @@ impl From<kube::Error> for ClusterError {
             }
             // What a credential plugin has printed may be a credential.
             kube::Error::Auth(_) => Self::NoCredentials("see the user in the kubeconfig".to_owned()),
+            kube::Error::Service(cause) => Self::Unreachable(with_sources(&*cause)),
             other => Self::Unreachable(with_sources(&other)),
         }
     }
