@@ -5,39 +5,14 @@ import { firstCommand } from "./curl.js";
 import { isDialogOpen, openDialog } from "./dialog.js";
 import { element } from "./dom.js";
 import { DAY } from "./format.js";
-import { clearErrors, field, formAlert, radios, showErrors, showProblem } from "./form.js";
+import { field, formAlert, radios, showErrors } from "./form.js";
+import { formDialog } from "./form-dialog.js";
 import { keyForm } from "./key-form.js";
 import { canDraw } from "./key-text.js";
 import { toastDone } from "./toast.js";
-import { button, codeBlock, copyButton, notice, whileBusy } from "./widgets.js";
+import { button, codeBlock, copyButton, notice } from "./widgets.js";
 
 const FALLBACK_MODEL = "black-forest-labs/FLUX.1-dev";
-
-// A window around a form. `send` is what its button does; what that throws is shown in the form.
-function formDialog({ title, form, formId, label, kind = "primary", send, testid, submitAttributes = {} }) {
-  const submit = element(
-    "button",
-    { type: "submit", form: formId, class: `button button-${kind}`, ...submitAttributes },
-    label,
-  );
-  const close = openDialog({
-    title,
-    testid,
-    body: form,
-    actions: [button("Cancel", { onClick: () => close() }), submit],
-  });
-  const onSubmit = async () => {
-    clearErrors(form);
-    try {
-      await whileBusy(submit, async () => {
-        if (await send()) close();
-      });
-    } catch (error) {
-      showProblem(form, error);
-    }
-  };
-  return { onSubmit, submit };
-}
 
 export async function createKey(onDone) {
   const list = await namespaces();
