@@ -111,12 +111,28 @@ export const models = {
   runtime: async (signal) => (await get("/v1/inference/runtime/models", null, signal)).models,
 };
 
-// Namespaces, or null where this worker has no cluster.
+const NAMESPACES_PATH = "/v1/kubernetes/namespaces";
+const namespacePath = (id) => `${NAMESPACES_PATH}/${encodeURIComponent(id)}`;
+
+export const kubernetes = {
+  cluster: (signal) => get("/v1/kubernetes", null, signal),
+  namespaces: async (signal) => (await get(NAMESPACES_PATH, null, signal)).data,
+  add: (name) => post(NAMESPACES_PATH, { name }),
+  rename: (id, name) => patch(namespacePath(id), { name }),
+  // By force also where keys have it in their scope.
+  remove: (id, { force = false } = {}) => json("DELETE", namespacePath(id), { query: { force: force || null } }),
+  kubeconfig: (id, apiVersion) => get(`${namespacePath(id)}/kubeconfig`, { api_version: apiVersion }),
+};
+
+// Whether a problem says that this worker has no cluster.
+export const hasNoCluster = (problem) => problem.code === "kubernetes_not_configured";
+
+// The namespaces, or null where this worker has no cluster.
 export async function namespaces(signal) {
   try {
-    return (await get("/v1/kubernetes/namespaces", null, signal)).data;
+    return await kubernetes.namespaces(signal);
   } catch (error) {
-    if (error instanceof Problem && [404, 503].includes(error.status)) return null;
+    if (hasNoCluster(error)) return null;
     throw error;
   }
 }

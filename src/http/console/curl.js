@@ -33,3 +33,16 @@ export function firstCommand(key, modelId) {
 export function fileName(stem, format) {
   return `${stem}.${format === "jpeg" ? "jpg" : format}`;
 }
+
+// What the user of a key types to get into a namespace. The value of a key stands in it only where it is shown anyway.
+export function kubectlLines({ key, namespace }) {
+  const kubectl = `kubectl --kubeconfig ${namespace}.kubeconfig`;
+  return [`export REMOTEGPU_API_KEY=${key || "rgpu_…"}`, `${kubectl} get pods`, `${kubectl} exec -it POD -- sh`].join(
+    "\n",
+  );
+}
+
+// Hands a text to kubectl in one command that can be pasted as it is.
+export function kubectlWith(verb, text) {
+  return `kubectl ${verb} -f - <<'EOF'\n${text.trimEnd()}\nEOF`;
+}

@@ -5,7 +5,8 @@ import { element } from "./dom.js";
 import { clearErrors, showProblem } from "./form.js";
 import { button, whileBusy } from "./widgets.js";
 
-// A window around a form. `send` is what its button does; what that throws is shown in the form.
+// A window around a form. `send` is what its button does; what that throws is shown in the form. The window closes when
+// it gives something: true, or a function that is called once the window is gone.
 export function formDialog({ title, form, formId, label, kind = "primary", send, testid, submitAttributes = {} }) {
   const submit = element(
     "button",
@@ -22,7 +23,10 @@ export function formDialog({ title, form, formId, label, kind = "primary", send,
     clearErrors(form);
     try {
       await whileBusy(submit, async () => {
-        if (await send()) close();
+        const sent = await send();
+        if (!sent) return;
+        close();
+        if (sent instanceof Function) sent();
       });
     } catch (error) {
       showProblem(form, error);

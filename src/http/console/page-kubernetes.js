@@ -1,55 +1,167 @@
-// Owns the page of namespaces.
+// Owns the page of the cluster and its namespaces.
 
-import { namespaces } from "./api.js";
-import { element, replace } from "./dom.js";
-import { words } from "./format.js";
-import { badge, emptyState, linkButton, notice, pageHead, skeleton, table, tableRow } from "./widgets.js";
+import { hasNoCluster, kubernetes } from "./api.js";
+import { accessCard, clusterCard, overdueRemovals, removalsNotice } from "./cluster-card.js";
+import { clusterSetUp } from "./cluster-set-up.js";
+import { element, replace, setText } from "./dom.js";
+import { relative } from "./format.js";
+import { addNamespace, deleteNamespace, renameNamespace } from "./namespace-dialogs.js";
+import { showKubeconfig, showLeftovers, showObjects } from "./namespace-objects.js";
+import { namespaceList } from "./namespace-list.js";
+import { repeat } from "./router.js";
+import { toastDone } from "./toast.js";
+import { button, pageHead, problemView, skeleton } from "./widgets.js";
 
-const COLUMNS = [{ label: "Namespace" }, { label: "State" }, { label: "ID" }];
-const GOOD_STATES = ["active", "ready"];
+const REFRESH_MS = 4000;
+const EXAMPLE_NAME = "team-a";
 
-export async function showKubernetes({ main, signal }) {
-  const place = element("div", { class: "stack" }, skeleton(4));
-  replace(main, pageHead("Kubernetes", "The namespaces that a Kubernetes exec key can let kubectl into."), place);
-  const list = await namespaces(signal);
-  if (list === null) {
-    replace(place, noCluster());
-    return;
-  }
-  if (list.length === 0) {
+export async function showKubernetes(page) {
+  const { main, signal } = page;
+  const add = button("Add namespace", { kind: "primary", symbol: "plus", id: "add-namespace", hidden: true });
+  const place = element("div", { class: "stack" }, skeleton(6));
+  const description = "Let people run kubectl in namespaces of your choice, with an API key in place of an account.";
+  replace(main, pageHead("Kubernetes", description, add), place);
+  let state;
+  try {
+    state = await ask(signal);
+  } catch (error) {
+    if (!hasNoCluster(error)) throw error;
     replace(
       place,
-      emptyState("kubernetes", "No namespaces", "The cluster has no namespace that belongs to this worker yet."),
+      clusterSetUp(() => lookAgain(page)),
     );
     return;
   }
-  const rows = list.map((namespace) =>
-    tableRow(COLUMNS, [
-      element("span", { class: "strong" }, namespace.name),
-      badge(words(namespace.state), GOOD_STATES.includes(namespace.state) ? "good" : "warn"),
-      element("code", null, namespace.id),
-    ]),
-  );
-  replace(
-    place,
-    table("Namespaces", COLUMNS, rows, { isPlain: true }),
-    notice(
-      "information",
-      element(
-        "p",
-        null,
-        "To let somebody in, create a key with the scope Kubernetes exec and choose the namespaces. Such a key cannot draw images.",
-      ),
-      linkButton("To API keys", "#/keys"),
-    ),
-  );
+  const view = buildView({ add, state, signal });
+  add.hidden = false;
+  replace(place, view.root);
+  setTimeout(() => repeat(view.refresh, REFRESH_MS, signal), REFRESH_MS);
 }
 
-function noCluster() {
-  return emptyState(
-    "kubernetes",
-    "No cluster is configured on this worker",
-    "Once one is, its namespaces are listed here, and a key with the scope Kubernetes exec lets kubectl into them. Everything else works without a cluster.",
-    linkButton("Read the API reference", "#/reference"),
-  );
+async function ask(signal) {
+  const [cluster, namespaces] = await Promise.all([kubernetes.cluster(signal), kubernetes.namespaces(signal)]);
+  return { cluster, namespaces };
+}
+
+function buildView({ add, state: first, signal }) {
+  let state = first;
+  let round = 0;
+  const trouble = element("div");
+  const removals = renewed(removalsNotice);
+  const cluster = renewed(clusterCard);
+  const access = renewed(accessCard);
+
+  const refresh = async () => {
+    round += 1;
+    const mine = round;
+    try {
+      const next = await ask(signal);
+      // What was asked for before a change is no longer true.
+      if (mine !== round) return;
+      replace(trouble);
+      windows.tell(state.namespaces, next.namespaces);
+      state = next;
+      show();
+    } catch (error) {
+      if (error.name === "AbortError" || error.status === 401 || mine !== round) return;
+      if (!trouble.firstChild) replace(trouble, problemView(error));
+    }
+  };
+  const windows = namespaceWindows({
+    cluster: () => state.cluster,
+    refresh,
+    focusList: (id) => (id && list.focus(id)) || add.focus(),
+  });
+  const list = namespaceList(windows.onAdd, windows);
+  const show = () => {
+    removals.update(overdueRemovals(state.cluster.pending_removals));
+    cluster.update(state.cluster);
+    list.update(state.namespaces);
+    access.update((state.namespaces.find(isOpen) || state.namespaces[0])?.name || EXAMPLE_NAME);
+  };
+  add.addEventListener("click", windows.onAdd);
+  show();
+  const root = element("div", { class: "stack" }, trouble, removals.root, cluster.root, list.root, access.root);
+  return { root, refresh };
+}
+
+const isOpen = ({ state }) => state === "open";
+
+// What the buttons do, and `tell`, which says of a namespace that it has been opened: in the window that waits for it, or
+// in passing. `cluster()` is the cluster as it is now; `focusList` puts the focus on a namespace, or above them.
+function namespaceWindows({ cluster, refresh, focusList }) {
+  let waiting = null;
+  const tell = (before, after) => {
+    const wasPending = new Set(before.filter((namespace) => !isOpen(namespace)).map(({ id }) => id));
+    for (const namespace of after) {
+      if (namespace.id === waiting?.id) waiting.update(namespace);
+      else if (isOpen(namespace) && wasPending.has(namespace.id)) toastDone(`${namespace.name} is open.`);
+    }
+  };
+  const openObjects = (namespace, formerly = null) => {
+    const onClose = () => {
+      waiting = null;
+      // The button that opened the window is gone if nothing is left to be applied.
+      if (document.activeElement === document.body) focusList(namespace.id);
+    };
+    waiting = { id: namespace.id, update: showObjects(namespace, { cluster: cluster(), formerly, onClose }) };
+  };
+  const onAdded = (namespace) => {
+    refresh();
+    if (isOpen(namespace)) toastDone(`Added ${namespace.name}. It is open.`);
+    else openObjects(namespace);
+  };
+  const onRenamed = (before) => (namespace) => {
+    refresh();
+    const left = isOpen(before) ? before : null;
+    if (!isOpen(namespace)) return openObjects(namespace, left);
+    toastDone(`${before.name} is now ${namespace.name}. It is open.`);
+    if (left) showLeftovers(left);
+  };
+  const onDeleted = (namespace) => {
+    refresh();
+    toastDone(`Deleted ${namespace.name}.`);
+    focusList(null);
+    // What the worker has opened it closes by itself.
+    if (isOpen(namespace) && !cluster().auto_open) showLeftovers(namespace);
+  };
+  return {
+    tell,
+    onAdd: () => addNamespace({ cluster: cluster(), onDone: onAdded }),
+    onObjects: (namespace) => openObjects(namespace),
+    onKubeconfig: showKubeconfig,
+    onRename: (namespace) => renameNamespace(namespace, { onDone: onRenamed(namespace) }),
+    onDelete: (namespace) => deleteNamespace(namespace, { onDone: () => onDeleted(namespace) }),
+  };
+}
+
+// A part of the page that is made anew when what it shows has changed, with the focus left where it was.
+function renewed(render) {
+  const root = element("div");
+  const controls = () => [...root.querySelectorAll("a, button, summary, [tabindex]")];
+  let last = null;
+  const update = (shown) => {
+    const text = JSON.stringify(shown);
+    if (text !== last) {
+      const focused = controls().indexOf(document.activeElement);
+      replace(root, render(shown));
+      controls()[focused]?.focus();
+    }
+    last = text;
+    for (const moment of root.querySelectorAll("time")) setText(moment, relative(moment.dateTime));
+  };
+  return { root, update };
+}
+
+// Gives whether a cluster has been configured meanwhile. Then the page shows it.
+async function lookAgain(page) {
+  try {
+    await kubernetes.cluster(page.signal);
+  } catch (error) {
+    if (hasNoCluster(error)) return false;
+    throw error;
+  }
+  await showKubernetes(page);
+  page.main.querySelector("h1").focus();
+  return true;
 }

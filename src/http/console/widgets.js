@@ -182,13 +182,14 @@ export function skeleton(lines = 4) {
   );
 }
 
-// A note with a tone: information, warn or bad.
+const NOTICE_SYMBOLS = { information: "information", good: "check", warn: "warning", bad: "warning" };
+
+// A note with a tone: information, good, warn or bad.
 export function notice(tone, ...children) {
-  const symbol = tone === "information" ? "information" : "warning";
   return element(
     "div",
     { class: `notice notice-${tone}` },
-    icon(symbol),
+    icon(NOTICE_SYMBOLS[tone]),
     element("div", { class: "notice-text" }, children),
   );
 }
@@ -207,6 +208,13 @@ export function problemView(problem, retry) {
     ),
     retry && button("Try again", { onClick: retry }),
   );
+}
+
+// What is to be done one after the other, as `[title, ...children]` each.
+export function steps(list) {
+  const step = ([title, ...children]) =>
+    element("li", { class: "step" }, element("h3", { class: "step-title" }, title), children);
+  return element("ol", { class: "steps" }, list.map(step));
 }
 
 // Terms and what they are, as rows. An entry without a value is left out.
