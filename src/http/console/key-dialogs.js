@@ -1,7 +1,7 @@
 // Owns the windows in which keys are created, edited, rotated and revoked. Each ends with `onDone`.
 
 import { keys, models, namespaces } from "./api.js";
-import { firstCommand } from "./curl.js";
+import { firstCommand, kubectlLines } from "./curl.js";
 import { isDialogOpen, openDialog } from "./dialog.js";
 import { element } from "./dom.js";
 import { DAY } from "./format.js";
@@ -24,7 +24,7 @@ export async function createKey(onDone) {
     if (errors.length > 0) return showErrors(form, errors);
     const created = await keys.create(body);
     // Shown over the form, which closes behind it: never is there a moment in which the value is nowhere.
-    await showValue({ key: created, title: "API key created" });
+    await showValue({ key: created, title: "API key created", namespaces: list });
     onDone(created);
     return true;
   };
@@ -153,8 +153,11 @@ export function revokeKey(key, onDone) {
 }
 
 // Shows a key's value, this once. The promise is kept when somebody has said that it is stored.
-async function showValue({ key, title }) {
-  const command = canDraw(key.scope) ? firstCommand(key.key, await exampleModel()) : null;
+async function showValue({ key, title, namespaces: list = null }) {
+  const namespace = exampleNamespace(key.scope, list || []);
+  const command = canDraw(key.scope)
+    ? firstCommand(key.key, await exampleModel())
+    : namespace && kubectlLines({ key: key.key, namespace: namespace.name });
   return new Promise((resolve) => {
     const close = openDialog({
       title,
@@ -173,7 +176,8 @@ async function showValue({ key, title }) {
           copyButton(key.key, "Copy key", { autofocus: true, data: { testid: "copy-key" } }),
         ),
         command && element("h3", { class: "card-subtitle" }, "Try it"),
-        command && codeBlock(command, "command that draws with this key", { testid: "key-curl" }),
+        command && codeBlock(command, "first commands with this key", { testid: "key-curl" }),
+        namespace && element("p", { class: "hint" }, kubeconfigHint(namespace)),
       ],
       actions: [
         button("I have stored it", { kind: "primary", onClick: () => close(), data: { testid: "key-stored" } }),
@@ -181,6 +185,18 @@ async function showValue({ key, title }) {
       onClose: resolve,
     });
   });
+}
+
+// A namespace that a key lets kubectl into, an open one rather than another; nothing for a key that does something else.
+function exampleNamespace({ kubernetes_exec: kubernetes }, list) {
+  if (!kubernetes) return null;
+  const allowed = list.filter(({ id }) => kubernetes.all_namespaces || kubernetes.namespace_ids.includes(id));
+  return allowed.find(({ state }) => state === "open") || allowed[0] || null;
+}
+
+function kubeconfigHint({ name, state }) {
+  const where = "The kubeconfig is on the page Kubernetes.";
+  return state === "open" ? where : `${where} ${name} is not open yet: that page says what is missing.`;
 }
 
 // A model that draws, for the example; the catalog being out of reach must not cost the key's value.

@@ -4,6 +4,7 @@ import { element } from "./dom.js";
 import { DAY, exactMoment } from "./format.js";
 import { field, formAlert, numberOf, radios, select } from "./form.js";
 import { PRIORITIES } from "./key-text.js";
+import { stateBadge } from "./namespace-text.js";
 
 const NAME_CHARACTERS_MAX = 100;
 
@@ -82,7 +83,7 @@ export function keyForm({ id, key = null, namespaces, onSubmit }) {
 
 function scopeFields(scope, namespaces) {
   const chosen = !scope || scope.inference ? "inference" : scope.all ? "all" : "kubernetes_exec";
-  const picker = namespacePicker(scope?.kubernetes_exec, namespaces || []);
+  const picker = namespacePicker(scope?.kubernetes_exec, namespaces);
   const root = radios("scope", "Scope", SCOPES, chosen, (value) => {
     picker.root.hidden = value !== "kubernetes_exec";
   });
@@ -95,22 +96,25 @@ function scopeFields(scope, namespaces) {
   return { root, read };
 }
 
+const NO_CLUSTER = "No cluster is configured on this worker yet.";
+const NO_NAMESPACES = "To choose some, add them on the Kubernetes page first.";
+
 // Without namespaces to choose from there is only "all" - and those that the key has already, which must not get lost.
 function namespacePicker(scope, namespaces) {
   const had = scope?.namespace_ids || [];
   const unknown = had
-    .filter((id) => !namespaces.some((namespace) => namespace.id === id))
+    .filter((id) => !namespaces?.some((namespace) => namespace.id === id))
     .map((id) => ({ id, name: id }));
-  const offered = [...namespaces, ...unknown];
+  const offered = [...(namespaces || []), ...unknown];
   if (offered.length === 0) {
     const root = element(
       "div",
       { class: "nested" },
-      element("p", { class: "hint" }, "All namespaces. No cluster is configured on this worker yet."),
+      element("p", { class: "hint" }, `All namespaces. ${namespaces ? NO_NAMESPACES : NO_CLUSTER}`),
     );
     return { root, read: () => ({ all_namespaces: true }) };
   }
-  const box = ({ id, name }) => {
+  const box = ({ id, name, state }) => {
     const input = element("input", {
       type: "checkbox",
       name: "namespace",
@@ -118,7 +122,13 @@ function namespacePicker(scope, namespaces) {
       id: `namespace-${id}`,
       checked: had.includes(id),
     });
-    return element("div", { class: "choice" }, input, element("label", { for: `namespace-${id}` }, name));
+    const label = element(
+      "label",
+      { for: `namespace-${id}` },
+      name,
+      state === "pending" && [" ", stateBadge({ state })],
+    );
+    return element("div", { class: "choice" }, input, label);
   };
   const list = element("div", { class: "checks", role: "group", "aria-label": "Namespaces" }, offered.map(box));
   const isChosen = had.length > 0;

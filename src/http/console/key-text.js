@@ -6,20 +6,31 @@ import { statusBadge, time } from "./widgets.js";
 
 const EXPIRES_SOON_SECONDS = 14 * DAY;
 const UNUSED_SECONDS = 30 * DAY;
+const NAMESPACES_NAMED_MAX = 3;
 
 // As `{ name, note? }`.
-function scopeText(scope) {
+function scopeText(scope, namespaces) {
   if (scope.all) return { name: "All" };
   if (scope.inference) return { name: "Inference" };
   const kubernetes = scope.kubernetes_exec || {};
   const note = kubernetes.all_namespaces
     ? "all namespaces"
-    : plural(kubernetes.namespace_ids?.length || 0, "namespace");
+    : namespacesText(kubernetes.namespace_ids || [], namespaces);
   return { name: "Kubernetes exec", note };
 }
 
-export function scopeView(scope) {
-  const { name, note } = scopeText(scope);
+// By name, as far as the names are known and not too many.
+function namespacesText(ids, namespaces) {
+  const names = ids.map((id) => namespaces?.get(id)?.name).filter(Boolean);
+  if (names.length === 0) return plural(ids.length, "namespace");
+  const named = names.slice(0, NAMESPACES_NAMED_MAX);
+  const others = ids.length - named.length;
+  return others > 0 ? `${named.join(", ")} and ${plural(others, "other")}` : named.join(", ");
+}
+
+// `namespaces` are those that are known, by their ids.
+export function scopeView(scope, namespaces = null) {
+  const { name, note } = scopeText(scope, namespaces);
   return [element("span", null, name), note && element("span", { class: "note" }, note)];
 }
 

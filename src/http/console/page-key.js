@@ -5,6 +5,7 @@ import { element, replace } from "./dom.js";
 import { count, exactMoment } from "./format.js";
 import { editKey, revokeKey, rotateKey } from "./key-dialogs.js";
 import { adviceFor, priorityView, scopeView, stateView } from "./key-text.js";
+import { namespaceView, namespacesById } from "./namespace-text.js";
 import { toastProblem } from "./toast.js";
 import { usageCard } from "./usage-card.js";
 import { button, card, facts, linkButton, notice, pageHead, skeleton, time } from "./widgets.js";
@@ -13,6 +14,7 @@ export async function showKey(page) {
   const { main, signal, rest } = page;
   replace(main, backLink(), pageHead("API key"), skeleton(6));
   const key = await keys.show(rest[0], signal);
+  const namespaces = key.scope.kubernetes_exec?.namespace_ids ? await namespacesById(signal) : new Map();
   const again = () => showKey(page).catch(toastProblem);
   document.title = `${key.name} - fluxserve`;
   replace(
@@ -23,7 +25,7 @@ export async function showKey(page) {
       "div",
       { class: "stack" },
       advice(key),
-      element("div", { class: "columns" }, aboutCard(key), limitsCard(key)),
+      element("div", { class: "columns" }, aboutCard(key, namespaces), limitsCard(key)),
       usageCard(key, signal),
     ),
   );
@@ -57,7 +59,7 @@ function advice(key) {
 
 const moment = (iso) => [time(iso), element("span", { class: "note" }, exactMoment(iso))];
 
-function aboutCard(key) {
+function aboutCard(key, namespaces) {
   const namespaceIds = key.scope.kubernetes_exec?.namespace_ids;
   return card(
     "About",
@@ -65,7 +67,7 @@ function aboutCard(key) {
       ["State", stateView(key)],
       ["Scope", scopeView(key.scope)],
       ["Priority", priorityView(key.limits.priority)],
-      ["Namespaces", namespaceIds && namespaceIds.map((id) => element("code", { class: "line" }, id))],
+      ["Namespaces", namespaceIds?.map((id) => element("span", { class: "line" }, namespaceView(id, namespaces)))],
       ["Created", moment(key.created_at)],
       ["Expires", key.expires_at ? moment(key.expires_at) : "Never"],
       ["Revoked", key.revoked_at && moment(key.revoked_at)],

@@ -5,6 +5,7 @@ import { element, replace } from "./dom.js";
 import { plural } from "./format.js";
 import { createKey, editKey, revokeKey, rotateKey } from "./key-dialogs.js";
 import { adviceByKind, scopeView, stateView, warningsFor } from "./key-text.js";
+import { namespacesById } from "./namespace-text.js";
 import { pagedList } from "./paged-list.js";
 import { noteRoute } from "./router.js";
 import { toastProblem } from "./toast.js";
@@ -33,6 +34,7 @@ const STATES = [
 export async function showKeys({ main, signal, query }) {
   let state = STATES.some(([value]) => value === query.get("state")) ? query.get("state") : "";
   let shown = [];
+  let namespaces = null;
   const advice = element("div");
   const frame = table("API keys", COLUMNS, []);
   const body = frame.querySelector("tbody");
@@ -40,7 +42,8 @@ export async function showKeys({ main, signal, query }) {
   const list = pagedList({
     load: (cursor) => {
       if (!cursor) shown = [];
-      return keys.list({ state, cursor, limit: PER_PAGE }, signal).then((page) => {
+      return keys.list({ state, cursor, limit: PER_PAGE }, signal).then(async (page) => {
+        if (page.data.some(namesNamespaces)) namespaces ??= await namespacesById(signal);
         shown.push(...page.data);
         showAdvice(advice, shown);
         return page;
@@ -48,7 +51,7 @@ export async function showKeys({ main, signal, query }) {
     },
     place: body,
     frame,
-    render: (key) => keyRow(key, () => reloadAt(key)),
+    render: (key) => keyRow(key, namespaces, () => reloadAt(key)),
     empty: () => noKeys(state, create),
   });
   // The row is made anew: who works by the keyboard goes on from there.
@@ -83,7 +86,9 @@ function noKeys(state, create) {
   );
 }
 
-function keyRow(key, onDone) {
+const namesNamespaces = ({ scope }) => Boolean(scope.kubernetes_exec?.namespace_ids);
+
+function keyRow(key, namespaces, onDone) {
   const muted = (text) => element("span", { class: "muted" }, text);
   const cells = [
     element(
@@ -93,7 +98,7 @@ function keyRow(key, onDone) {
       element("code", null, key.prefix),
       warningsFor(key),
     ),
-    element("div", { class: "cell-lines" }, scopeView(key.scope)),
+    element("div", { class: "cell-lines" }, scopeView(key.scope, namespaces)),
     element("div", { class: "cell-lines" }, stateView(key, { isShort: true })),
     time(key.created_at),
     key.expires_at ? time(key.expires_at) : muted("Never"),
