@@ -14,6 +14,7 @@ const ACTORS = {
   command_line: "Somebody at the command line",
   worker: "The worker",
   stranger: "A stranger",
+  key_holder: "A holder of a key",
 };
 
 const SYMBOLS = {
@@ -25,6 +26,10 @@ const SYMBOLS = {
   signed_in: "check",
   signed_out: "signOut",
   sign_in_refused: "warning",
+  credential_issued: "kubernetes",
+  namespace_created: "plus",
+  namespace_renamed: "edit",
+  namespace_deleted: "trash",
 };
 
 export async function showAudit({ main, signal }) {
@@ -34,9 +39,17 @@ export async function showAudit({ main, signal }) {
     place: entries,
     render: entryView,
     empty: () =>
-      emptyState("audit", "Nothing has happened yet", "Sign-ins and every change to keys are written down here."),
+      emptyState(
+        "audit",
+        "Nothing has happened yet",
+        "Sign-ins, every change to keys and namespaces, and every token for kubectl are written down here.",
+      ),
   });
-  replace(main, pageHead("Audit log", "Who did what to keys, password and sessions, and from where."), list.root);
+  replace(
+    main,
+    pageHead("Audit log", "Who did what to keys, namespaces, password and sessions, and from where."),
+    list.root,
+  );
   await list.reload();
 }
 
@@ -64,6 +77,7 @@ function entryView(entry) {
         time(entry.at),
         element("span", null, exactMoment(entry.at)),
         entry.address && element("span", null, `from ${entry.address}`),
+        entry.detail?.jti && element("span", null, "token ", element("code", null, entry.detail.jti)),
       ),
       hasDetail &&
         element(
@@ -105,6 +119,14 @@ function deed(entry) {
       return "signed out";
     case "sign_in_refused":
       return "tried to sign in with a wrong password";
+    case "credential_issued":
+      return ["got a token for the namespace ", namespaceName(detail), " with ", keyLink(entry), tokenEnd(detail)];
+    case "namespace_created":
+      return ["added the namespace ", namespaceName(detail)];
+    case "namespace_renamed":
+      return ["renamed a namespace to ", namespaceName(detail)];
+    case "namespace_deleted":
+      return ["deleted the namespace ", namespaceName(detail)];
     default:
       return [words(entry.action).toLowerCase(), entry.key_prefix && [" ", keyLink(entry)]];
   }
@@ -116,6 +138,12 @@ function prefix(text) {
 
 function keyLink({ key_id: id, key_prefix: text }) {
   return id ? element("a", { href: `#/keys/${encodeURIComponent(id)}` }, prefix(text)) : prefix(text);
+}
+
+const namespaceName = ({ namespace }) => element("strong", null, namespace);
+
+function tokenEnd({ expires_at: end }) {
+  return end && ["; it is good until ", element("time", { datetime: end }, exactMoment(end))];
 }
 
 function changes(detail) {
