@@ -254,6 +254,25 @@ def one_key(visitor):
     page.get_by_role("button", name="Cancel").click()
 
 
+def no_cluster(visitor):
+    page = visitor.page
+    step("without a cluster, the page of namespaces says how to give the worker one")
+    visitor.go("kubernetes")
+    page.get_by_role("heading", name="Connect a cluster").wait_for()
+    for words in ["manifest | kubectl apply -f -", "connect --kubeconfig ~/.kube/config", "check"]:
+        expect(page.get_by_text(f"fluxserve kubernetes {words}", exact=True)).to_be_visible()
+    page.get_by_text("Other ways to connect").click()
+    visitor.look("kubernetes-set-up")
+    page.get_by_role("button", name="Look again").click()
+    expect(page.get_by_text("there was no cluster yet")).to_be_visible()
+    step("and a key for namespaces is for all of them")
+    visitor.go("keys")
+    page.get_by_role("button", name="Create API key").first.click()
+    page.get_by_label("Kubernetes exec", exact=True).check()
+    expect(page.get_by_text("No cluster is configured on this worker yet")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+
+
 def throttled(visitor):
     page = visitor.page
     step("guessing is throttled")
@@ -280,6 +299,7 @@ def main():
             visitor = Visitor(browser, worker, "desktop", "light", options.screenshots)
             life_of_a_key(visitor, worker)
             playground(visitor)
+            no_cluster(visitor)
             faults += visitor.close()
             for size, scheme in [("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark")]:
                 print(f"every page, {size}, {scheme}", flush=True)
