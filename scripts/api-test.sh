@@ -42,7 +42,7 @@ for _ in $(seq $((start_seconds_max * 5))); do
   sleep 0.2
 done
 url=$(sed -n 's/^fluxserve listens on //p' out)
-key=$(grep -oE 'rgpu_[0-9A-Za-z]{46}' out | head -n 1)
+key=$("$program" --data-dir "$folder/data" keys create --name test --scope inference 2>>log)
 curl -fsS -o /dev/null -c cookies "$url/v1/session" -H 'content-type: application/json' \
   -d '{"password": "the password of this test"}'
 token=$(awk '$6 == "fluxserve_session" { print $7 }' cookies)

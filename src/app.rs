@@ -120,12 +120,13 @@ impl Keys {
         self.admin.generate_password(&Actor::Worker).await.map(Some).context("making the password")
     }
 
-    /// The key of the first start: made when there is no key at all, so that a new worker can be tried at once.
+    /// The key of the first start: made when there is no key at all, so that a new worker can be tried at once. Not where
+    /// the configuration has a password: there somebody sees to the worker, and what it says is kept in a log.
     ///
     /// # Errors
     /// When the keys are not available.
-    pub async fn demo_key(&self) -> anyhow::Result<Option<CreatedKey>> {
-        if self.service.count().await? > 0 {
+    pub async fn demo_key(&self, config: &Config) -> anyhow::Result<Option<CreatedKey>> {
+        if config.admin_password.is_some() || self.service.count().await? > 0 {
             return Ok(None);
         }
         let new =

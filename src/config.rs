@@ -33,6 +33,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where to listen for the console and the management routes. `None`: with everything else.
     pub admin_listen: Option<SocketAddr>,
+    /// Where to listen for those who want metrics, by plain http. `None`: metrics are for this machine alone.
+    pub metrics_listen: Option<SocketAddr>,
     /// What https needs. `None`: plain http.
     pub tls: Option<TlsConfig>,
     /// Folder of the database and the results.
@@ -161,6 +163,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
             admin_listen: None,
+            metrics_listen: None,
             tls: None,
             data_dir: PathBuf::from("data"),
             models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],

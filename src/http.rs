@@ -254,6 +254,8 @@ pub struct Routers {
     pub clients: Router,
     /// Console and management routes, with all that needs no key. Where [`HttpSettings::has_own_management`] says so.
     pub management: Option<Router>,
+    /// Metrics, for whoever reaches it, and health: to be served where clients do not come.
+    pub metrics: Router,
 }
 
 /// The whole surface, made of `parts`.
@@ -270,13 +272,16 @@ pub fn routers(parts: HttpParts) -> Routers {
     };
     let state = HttpState(Arc::new(shared));
     let router = |is_wanted: fn(Access) -> bool| with_layers(routes_of(is_wanted), &state, body_bytes_max);
+    let metrics = Router::new()
+        .route("/metrics", get(api::health::metrics_for_all))
+        .route("/healthz", get(api::health::alive))
+        .route("/readyz", get(api::health::ready));
+    let metrics = with_layers(metrics, &state, body_bytes_max);
     if is_split {
-        Routers {
-            clients: router(|access| !access.is_management()),
-            management: Some(router(|access| access.is_management() || access == Access::Anyone)),
-        }
+        let management = router(|access| access.is_management() || access == Access::Anyone);
+        Routers { clients: router(|access| !access.is_management()), management: Some(management), metrics }
     } else {
-        Routers { clients: router(|_| true), management: None }
+        Routers { clients: router(|_| true), management: None, metrics }
     }
 }
 

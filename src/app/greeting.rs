@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::Keys;
 use super::engines::NotReady;
 use crate::catalog::Catalog;
+use crate::config::Config;
 use crate::domain::model::ModelFiles;
 
 /// Where people and clients on this machine find the worker.
@@ -38,7 +39,7 @@ pub(super) async fn greet(
     urls: &Urls,
     catalog: &Catalog,
     not_ready: &[NotReady],
-    keys: &Keys,
+    (config, keys): (&Config, &Keys),
 ) -> anyhow::Result<()> {
     let mut first_ready = None;
     for (card, files) in catalog.served() {
@@ -70,7 +71,7 @@ pub(super) async fn greet(
         None => {}
     }
     out.flush()?;
-    let demo_key = keys.demo_key().await?;
+    let demo_key = keys.demo_key(config).await?;
     let key = match &demo_key {
         Some(created) => {
             let key = created.plain.reveal();

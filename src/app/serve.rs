@@ -66,7 +66,7 @@ async fn serve_until(config: &Config, shutdown: &Shutdown, out: &mut dyn Write) 
     };
     let outcome = match started.await {
         Ok(worker) => {
-            let outcome = worker.welcome(&keys, shutdown, out).await;
+            let outcome = worker.welcome((config, &keys), shutdown, out).await;
             // After an error there is nothing to wait for: who waits is drawn at the next start.
             let drain_deadline = outcome.as_ref().map_or(0, |()| config.drain_deadline_seconds);
             worker.stop(Duration::from_secs(drain_deadline)).await;
@@ -83,6 +83,8 @@ struct Doors {
     clients: TcpListener,
     /// For console and management routes, where they have an address of their own.
     management: Option<TcpListener>,
+    /// For metrics alone, where they have an address of their own.
+    metrics: Option<TcpListener>,
     tls: Option<Tls>,
 }
 
@@ -95,7 +97,11 @@ impl Doors {
             Some(address) => Some(listen(address, "--admin-listen").await?),
             None => None,
         };
-        Ok(Self { clients, management, tls })
+        let metrics = match config.metrics_listen {
+            Some(address) => Some(listen(address, "`metrics_listen`").await?),
+            None => None,
+        };
+        Ok(Self { clients, management, metrics, tls })
     }
 
     fn urls(&self) -> anyhow::Result<Urls> {
@@ -162,9 +168,14 @@ impl Worker {
             // Ends with the process: nothing waits for it.
             tokio::spawn(tls.reload_when_changed());
         }
-        let management = doors.management.zip(routers.management);
-        for (listener, router) in [(doors.clients, routers.clients)].into_iter().chain(management) {
-            let (closing, limits, tls) = (closing.clone(), connection_limits(config), doors.tls.clone());
+        let tls = doors.tls;
+        let with_tls = |(listener, router)| (listener, router, tls.clone());
+        let mut served = vec![with_tls((doors.clients, routers.clients))];
+        served.extend(doors.management.zip(routers.management).map(with_tls));
+        // Who scrapes them is on a network that is trusted with them, or `metrics_listen` would not name it.
+        served.extend(doors.metrics.map(|listener| (listener, routers.metrics, None)));
+        for (listener, router, tls) in served {
+            let (closing, limits) = (closing.clone(), connection_limits(config));
             servers.spawn(async move { http::serve(listener, router, closing.requested(), limits, tls).await });
         }
         let uses = tokio::spawn(async move { authenticator.record_uses_until(closing.requested()).await });
@@ -175,12 +186,12 @@ impl Worker {
     }
 
     /// Tells what can be done as soon as it can be done; returns when it is time to finish.
-    async fn welcome(&self, keys: &Keys, shutdown: &Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
+    async fn welcome(&self, context: (&Config, &Keys), shutdown: &Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
         writeln!(out, "fluxserve listens on {}", self.urls.clients)?;
         out.flush()?;
         tokio::select! {
             not_ready = settled(&self.queues) => {
-                greet(out, &self.urls, &self.catalog, &not_ready?, keys).await?;
+                greet(out, &self.urls, &self.catalog, &not_ready?, context).await?;
                 shutdown.requested().await;
             }
             () = shutdown.requested() => {}

@@ -302,9 +302,9 @@ async fn the_first_start_makes_one_key() {
     let folder = tempfile::tempdir().expect("a folder");
     let config = Config { data_dir: folder.path().to_owned(), ..Config::default() };
     let keys = app::Keys::open(&config).await.expect("opens");
-    let demo = keys.demo_key().await.expect("made").expect("the first");
+    let demo = keys.demo_key(&config).await.expect("made").expect("the first");
     assert_eq!(demo.record.scope.to_string(), "inference");
-    assert!(keys.demo_key().await.expect("counted").is_none());
+    assert!(keys.demo_key(&config).await.expect("counted").is_none());
 }
 
 #[tokio::test]
@@ -322,9 +322,10 @@ async fn the_first_start_makes_a_password_unless_one_is_given() {
     keys.apply_password(&given).await.expect("set");
     assert!(keys.first_password().await.expect("looked").is_none());
     keys.admin.sign_in("a good password", client).await.expect("in");
+    assert!(keys.demo_key(&given).await.expect("looked").is_none(), "who gives a password sees to keys");
 
     let keys = app::Keys::open(&config("used")).await.expect("opens");
-    keys.demo_key().await.expect("made").expect("the first");
+    keys.demo_key(&config("used")).await.expect("made").expect("the first");
     assert!(keys.first_password().await.expect("looked").is_none(), "an older worker's database");
     assert!(!keys.admin.has_password().await.expect("looked"));
 }

@@ -38,6 +38,11 @@ pub(super) const ADMIN_LISTEN: Variable = variable(
     "admin_listen",
     "another address and port for the console and the management routes",
 );
+pub(super) const METRICS_LISTEN: Variable = variable(
+    "FLUXSERVE_METRICS_LISTEN",
+    "metrics_listen",
+    "an address and port for /metrics, which others than this machine may then read",
+);
 pub(super) const DATA_DIR: Variable = variable("FLUXSERVE_DATA_DIR", "data_dir", "folder of database and results");
 pub(super) const ADMIN_PASSWORD: Variable =
     variable("FLUXSERVE_ADMIN_PASSWORD", "", "the administrator's password, set at each start; 12 characters or more");
@@ -110,11 +115,12 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 26] = [
+pub const VARIABLES: [Variable; 27] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
     ADMIN_LISTEN,
+    METRICS_LISTEN,
     DATA_DIR,
     MODELS,
     DEVICE,
@@ -190,6 +196,7 @@ impl<'a> Environment<'a> {
         let settings = Settings {
             listen: self.text(&LISTEN)?,
             admin_listen: self.text(&ADMIN_LISTEN)?,
+            metrics_listen: self.text(&METRICS_LISTEN)?,
             data_dir: self.path(&DATA_DIR),
             models: models.map(|list| list.split(',').map(|model| model.trim().to_owned()).collect()),
             device: self.text(&DEVICE)?,

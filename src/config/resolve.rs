@@ -68,6 +68,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
     Ok(Config {
         listen: address(layers, &env::LISTEN, |settings| settings.listen.as_ref())?.unwrap_or(default.listen),
         admin_listen: address(layers, &env::ADMIN_LISTEN, |settings| settings.admin_listen.as_ref())?,
+        metrics_listen: address(layers, &env::METRICS_LISTEN, |settings| settings.metrics_listen.as_ref())?,
         tls: tls(layers)?,
         data_dir: last(layers, |settings| settings.data_dir.clone()).map_or(default.data_dir, |(path, _)| path),
         models: models(layers, default.models)?,

@@ -13,6 +13,7 @@ use crate::config::env::Variable;
 pub(super) struct Settings {
     pub(super) listen: Option<String>,
     pub(super) admin_listen: Option<String>,
+    pub(super) metrics_listen: Option<String>,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) models: Option<Vec<String>>,
     pub(super) device: Option<String>,

@@ -47,6 +47,7 @@ impl Sources {
 const WHOLE_FILE: &str = r#"
 listen = "0.0.0.0:9000"
 admin_listen = "127.0.0.1:9001"
+metrics_listen = "127.0.0.1:9002"
 data_dir = "/var/lib/fluxserve"
 models = ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-shapes"]
 device = "cuda:1"
@@ -99,6 +100,7 @@ fn every_field_of_the_file_is_read() {
     let expected = Config {
         listen: "0.0.0.0:9000".parse().expect("an address"),
         admin_listen: Some("127.0.0.1:9001".parse().expect("an address")),
+        metrics_listen: Some("127.0.0.1:9002".parse().expect("an address")),
         tls: Some(TlsConfig {
             certificate: "/etc/fluxserve/certificate.pem".into(),
             private_key: "/etc/fluxserve/key.pem".into(),
@@ -137,6 +139,7 @@ fn every_variable_sets_the_field_it_names() {
     let sources = Sources::new()
         .variable("FLUXSERVE_LISTEN", "0.0.0.0:9000")
         .variable("FLUXSERVE_ADMIN_LISTEN", "127.0.0.1:9001")
+        .variable("FLUXSERVE_METRICS_LISTEN", "127.0.0.1:9002")
         .variable("FLUXSERVE_TLS_CERTIFICATE", "/etc/fluxserve/certificate.pem")
         .variable("FLUXSERVE_TLS_PRIVATE_KEY", "/etc/fluxserve/key.pem")
         .variable("FLUXSERVE_DATA_DIR", "/var/lib/fluxserve")

@@ -223,7 +223,7 @@ impl Cluster {
             }
         };
         match outcome {
-            Err(ClusterError::Missing(_)) => Ok(()),
+            Err(ClusterError::Missing { .. }) => Ok(()),
             outcome => outcome,
         }
     }
@@ -251,7 +251,7 @@ impl Cluster {
         let missing = |what| Standing { is_open: false, missing: vec![what], problem: None };
         let token = match self.token_of(&account_of(namespace), TOKEN_SECONDS, None).await {
             Ok(minted) => minted.token,
-            Err(ClusterError::Missing(kind)) if kind == "serviceaccounts" => {
+            Err(ClusterError::Missing { kind, .. }) if kind == "serviceaccounts" => {
                 return Ok(missing(Missing::ServiceAccount));
             }
             Err(error) => return Err(error),

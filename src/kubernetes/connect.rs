@@ -48,7 +48,7 @@ pub struct Connected {
 pub async fn connect(administrator: &ClusterSettings, folder: &Path) -> Result<Connected, ConnectError> {
     let cluster = Cluster::open(administrator).await?;
     let minted = cluster.mint_own().await.map_err(|error| match error {
-        ClusterError::Missing(_) => ConnectError::NoAccount,
+        ClusterError::Missing { .. } => ConnectError::NoAccount,
         error => error.into(),
     })?;
     let kubeconfig = folder.join("kubeconfig");

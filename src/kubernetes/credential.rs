@@ -68,7 +68,7 @@ impl Inner {
         let grant = self.store.take_grant(holder, id, self.now() + TOKEN_LIFE).await?;
         let minted = match mint(cluster, &namespace.name, &grant).await {
             Ok(minted) => minted,
-            Err(ClusterError::Missing(kind)) if kind == "serviceaccounts" => {
+            Err(ClusterError::Missing { kind, .. }) if kind == "serviceaccounts" => {
                 self.look(cluster, &namespace).await?;
                 return Err(KubernetesError::Pending(namespace.name));
             }
@@ -97,7 +97,7 @@ impl Inner {
 async fn mint(cluster: &Cluster, namespace: &NamespaceName, grant: &Grant) -> Result<MintedToken, ClusterError> {
     let secret = grant.secret();
     match cluster.mint(namespace, &secret).await {
-        Err(ClusterError::Missing(kind)) if kind == "secrets" => {
+        Err(ClusterError::Missing { kind, .. }) if kind == "secrets" => {
             cluster.make_secret(&secret).await?;
             cluster.mint(namespace, &secret).await
         }

@@ -37,11 +37,12 @@ impl Kubernetes {
     /// Does all this, for ever. Where there is no cluster, nothing.
     pub async fn keep(&self) {
         let Some(cluster) = &self.0.cluster else { return };
+        // Each holds what a request to the cluster holds.
         tokio::join!(
-            self.0.take_back_for_ever(),
-            self.0.remove_for_ever(cluster),
-            self.0.look_for_ever(cluster),
-            self.0.renew_for_ever(cluster),
+            Box::pin(self.0.take_back_for_ever()),
+            Box::pin(self.0.remove_for_ever(cluster)),
+            Box::pin(self.0.look_for_ever(cluster)),
+            Box::pin(self.0.renew_for_ever(cluster)),
         );
     }
 }

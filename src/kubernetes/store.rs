@@ -247,11 +247,12 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// The oldest removals that are left to do.
+    /// Removals that are left to do: first what tokens hang on, and what was tried the least, so that nothing that cannot
+    /// be removed keeps the rest from it.
     pub(super) async fn removals(&self) -> Result<Vec<Removal>> {
         let rows = sqlx::query(
             "SELECT id, kind, name, namespace, key_id, key_prefix, since_at_ms, tokens_end_at_ms, attempts, last_error \
-             FROM kubernetes_removals ORDER BY id LIMIT ?",
+             FROM kubernetes_removals ORDER BY kind <> 'secret', attempts, id LIMIT ?",
         );
         let rows = rows.bind(REMOVALS_AT_ONCE_MAX).fetch_all(self.0.pool()).await?;
         rows.iter().map(read_removal).collect()

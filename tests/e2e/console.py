@@ -36,6 +36,10 @@ class Worker:
 
     def __init__(self, program, folder):
         environment = dict(os.environ, FLUXSERVE_ADMIN_PASSWORD=PASSWORD)
+        # One that is there already.
+        subprocess.run(
+            [program, "--data-dir", folder / "data", "keys", "create", "--name", "demo", "--scope", "inference"],
+            check=True, capture_output=True)
         self.log = open(folder / "log", "w")
         self.process = subprocess.Popen(
             [program, "serve", "--listen", "127.0.0.1:0", "--data-dir", folder / "data"],

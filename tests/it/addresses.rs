@@ -55,6 +55,25 @@ async fn with_an_address_of_their_own_management_routes_are_not_at_the_other() {
 }
 
 #[tokio::test]
+async fn metrics_can_have_an_address_of_their_own_with_nothing_else_at_it() {
+    let app = TestApp::start().await;
+    let from = |path: &str| {
+        let mut request = request("GET", path, Some(&app.keys.all), None);
+        let elsewhere: std::net::SocketAddr = "192.0.2.1:40000".parse().expect("an address");
+        request.extensions_mut().insert(axum::extract::ConnectInfo(elsewhere));
+        request
+    };
+    assert_eq!(status(&app.metrics, from("/metrics")).await, StatusCode::OK);
+    assert_eq!(status(&app.router, from("/metrics")).await, StatusCode::NOT_FOUND);
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(status(&app.metrics, from(path)).await, StatusCode::OK, "{path}");
+    }
+    for path in ["/v1/inference/jobs", "/v1/api-keys", "/admin", "/openapi.json"] {
+        assert_eq!(status(&app.metrics, from(path)).await, StatusCode::NOT_FOUND, "{path}");
+    }
+}
+
+#[tokio::test]
 async fn https_is_served_and_plain_http_is_not_understood_there() {
     let folder = tempfile::tempdir().expect("a folder");
     let pair = generate_simple_self_signed(vec![HOST.to_owned()]).expect("a certificate");

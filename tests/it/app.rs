@@ -21,7 +21,7 @@ use fluxserve::jobs::{JobService, JobSettings, ServiceParts};
 use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesParts};
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
-use fluxserve::telemetry::metrics;
+use fluxserve::telemetry;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -92,6 +92,8 @@ pub(crate) struct TestApp {
     pub(crate) router: Router,
     /// Where the management routes have an address of their own.
     pub(crate) management: Option<Router>,
+    /// Where metrics have one.
+    pub(crate) metrics: Router,
     pub(crate) jobs: JobService,
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) control: EngineControl,
@@ -156,7 +158,7 @@ impl TestApp {
             Some(keys) => keys,
             None => make_keys(&service, &clock).await,
         };
-        let Routers { clients: router, management } = routers(HttpParts {
+        let Routers { clients: router, management, metrics } = routers(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
             authenticator: authenticator.clone(),
@@ -164,12 +166,13 @@ impl TestApp {
             admin: admin.clone(),
             kubernetes,
             device: "a fake".into(),
-            metrics: metrics::install(),
+            metrics: telemetry::metrics::install(),
             settings: options.http,
         });
         let app = Self {
             router,
             management,
+            metrics,
             jobs,
             catalog,
             control,

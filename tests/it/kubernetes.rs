@@ -430,6 +430,14 @@ async fn the_worker_gets_in_by_way_of_an_administrator_and_renews_its_token() {
     site.namespace("team-a").await;
 }
 
+#[test]
+fn what_deploys_the_worker_has_the_rights_that_the_program_prints() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/kubernetes/rbac.yaml");
+    let deployed = std::fs::read_to_string(path).expect("a file");
+    let printed = kubernetes::manifest(&HOLDER.parse().expect("a name"), false);
+    assert_eq!(deployed, printed, "fluxserve kubernetes manifest > deploy/kubernetes/rbac.yaml");
+}
+
 #[tokio::test]
 async fn without_a_cluster_everything_says_so() {
     let app = TestApp::start().await;

@@ -95,9 +95,20 @@ pub(in crate::http) async fn metrics(
     State(state): State<HttpState>,
     headers: HeaderMap,
     extensions: Extensions,
-) -> Result<([(HeaderName, &'static str); 1], String), ApiError> {
+) -> Result<MetricsText, ApiError> {
     let is_local = peer_address(&extensions).is_some_and(|peer| peer.is_loopback()) && is_direct(&headers);
-    let handle = state.metrics.as_ref().filter(|_| is_local).ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
+    if is_local { rendered(&state) } else { Err(ApiError::new(ErrorCode::NotFound)) }
+}
+
+/// The same at an address of its own, for whoever comes there.
+pub(in crate::http) async fn metrics_for_all(State(state): State<HttpState>) -> Result<MetricsText, ApiError> {
+    rendered(&state)
+}
+
+type MetricsText = ([(HeaderName, &'static str); 1], String);
+
+fn rendered(state: &HttpState) -> Result<MetricsText, ApiError> {
+    let handle = state.metrics.as_ref().ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
     Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], handle.render()))
 }
 

@@ -124,7 +124,7 @@ function deed(entry) {
     case "namespace_created":
       return ["added the namespace ", namespaceName(detail)];
     case "namespace_renamed":
-      return ["renamed a namespace to ", namespaceName(detail)];
+      return ["renamed the namespace ", detail.was && element("strong", null, detail.was), " to ", namespaceName(detail)];
     case "namespace_deleted":
       return ["deleted the namespace ", namespaceName(detail)];
     default:

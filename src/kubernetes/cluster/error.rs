@@ -17,9 +17,14 @@ pub enum ClusterError {
     /// The worker may not.
     #[error("the worker lacks a right in the cluster: {0}")]
     Forbidden(String),
-    /// Something that was named is not there: the kind of it, in the plural.
-    #[error("the cluster lacks one of its {0}")]
-    Missing(String),
+    /// Something that was named is not there.
+    #[error("the cluster lacks something: {reason}")]
+    Missing {
+        /// The kind of it, in the plural: `serviceaccounts`.
+        kind: String,
+        /// What the API server says.
+        reason: String,
+    },
     /// Something of that name is there already.
     #[error("it is there already")]
     Exists,
@@ -34,7 +39,10 @@ impl From<kube::Error> for ClusterError {
             kube::Error::Api(status) => match status.code {
                 401 => Self::NotAuthenticated,
                 403 => Self::Forbidden(status.message),
-                404 => Self::Missing(status.details.map(|details| details.kind).unwrap_or_default()),
+                404 => Self::Missing {
+                    kind: status.details.map(|details| details.kind).unwrap_or_default(),
+                    reason: status.message,
+                },
                 409 if status.is_already_exists() => Self::Exists,
                 code => Self::Refused(format!("{code} {}", status.message)),
             },

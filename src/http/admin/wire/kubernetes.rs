@@ -130,7 +130,7 @@ pub(in crate::http) struct ClusterView {
     version: Option<String>,
     /// Why it does not.
     problem: Option<String>,
-    /// What has to go from the cluster and is not known to be gone: the oldest hundred.
+    /// What has to go from the cluster and is not known to be gone: a hundred at most.
     pending_removals: Vec<RemovalView>,
 }
 
