@@ -33,7 +33,7 @@ use slots::{Pass, Picture, TokenGrid};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 use transformer::Transformer;
-use vae::Decoder;
+use vae::{Decoder, Decoding};
 
 /// Why an engine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -126,10 +126,33 @@ impl FluxEngine {
             velocity: None,
             sigmas: sampler::sigmas(&self.configs.scheduler, spec.image_tokens(), spec.steps() as usize),
             steps_done: 0,
+            decoding: None,
             rotary: self.transformer.rotary(grid.rows, grid.columns).map_err(device_error)?,
             prompt,
             negative,
         })
+    }
+
+    /// Takes a picture out that has done all its steps: what goes wrong from here on lets go of it.
+    fn take_done(&mut self, slot: Slot) -> Result<Picture, EngineError> {
+        let picture = self.pictures.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
+        if picture.is_done() {
+            Ok(picture)
+        } else {
+            Err(EngineError::Request("the picture has steps left to do".to_owned()))
+        }
+    }
+
+    /// What the decoder has done of a picture, if only the beginning.
+    fn decoding(&self, picture: &mut Picture) -> Result<Decoding, EngineError> {
+        match picture.decoding.take() {
+            Some(decoding) => Ok(decoding),
+            None => picture
+                .grid
+                .unpack(&picture.latents)
+                .and_then(|latents| self.decoder.begin(&latents))
+                .map_err(device_error),
+        }
     }
 
     /// The latents of `slots` after one more step and where it was headed, in their order.
@@ -188,19 +211,27 @@ impl StepEngine for FluxEngine {
         Ok(())
     }
 
+    fn decode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        let mut picture = self.take_done(slot)?;
+        let mut decoding = self.decoding(&mut picture)?;
+        let is_left = self.decoder.advance(&mut decoding).map_err(device_error)?;
+        picture.decoding = Some(decoding);
+        self.pictures.insert(slot, picture);
+        Ok(!is_left)
+    }
+
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
-        let picture = self.pictures.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
-        if !picture.is_done() {
-            return Err(EngineError::Request("the picture has steps left to do".to_owned()));
-        }
-        let latents = picture.grid.unpack(&picture.latents).map_err(device_error)?;
-        let pixels = self.decoder.decode(&latents).map_err(device_error)?;
+        let mut picture = self.take_done(slot)?;
+        let decoding = self.decoding(&mut picture)?;
+        let pixels = self.decoder.complete(decoding).map_err(device_error)?;
         let bytes = vae::to_rgb_bytes(&pixels).map_err(device_error)?;
         let bytes = bytes.ok_or(EngineError::NotFinite)?;
         let image = RgbImage::new(picture.width, picture.height, bytes)
             .ok_or_else(|| EngineError::Fatal("the decoder produced a picture of another size".to_owned()))?;
         // The picture is done: what goes wrong here must not keep it back.
-        if let Err(error) = self.projection.learn(&latents, &pixels) {
+        let learned =
+            picture.grid.unpack(&picture.latents).and_then(|latents| self.projection.learn(&latents, &pixels));
+        if let Err(error) = learned {
             tracing::debug!(%error, "nothing was learned for previews");
         }
         Ok(image)

@@ -90,6 +90,10 @@ impl StepEngine for Counted {
         self.engine.step(slots)
     }
 
+    fn decode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        self.engine.decode_part(slot)
+    }
+
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
         self.engine.finish(slot)
     }

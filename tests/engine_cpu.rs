@@ -146,6 +146,41 @@ fn a_picture_has_the_same_bits_alone_and_in_company() {
 }
 
 #[test]
+fn a_picture_decoded_in_parts_between_others_steps_has_the_same_bits() {
+    let mut engine = engine();
+    let specs = mixed();
+    let expected = [draw_alone(&mut engine, &specs[0]), draw_alone(&mut engine, &specs[6])];
+    let [first, second] = [&specs[0], &specs[6]].map(|spec| engine.admit(spec).expect("admits"));
+    for _ in 0..specs[0].steps() {
+        engine.step(&[first]).expect("steps");
+    }
+    let mut steps_left = specs[6].steps();
+    let mut parts = 0;
+    while !engine.decode_part(first).expect("decodes") {
+        parts += 1;
+        if steps_left > 0 {
+            engine.step(&[second]).expect("steps");
+            steps_left -= 1;
+        }
+    }
+    assert!(parts > 5, "{parts} parts are few");
+    assert!(engine.finish(first).expect("finishes") == expected[0]);
+    for _ in 0..steps_left {
+        engine.step(&[second]).expect("steps");
+    }
+    // Some of it in parts, the rest at once; and one that is let go of half-way leaves nothing behind.
+    engine.decode_part(second).expect("decodes");
+    assert!(engine.finish(second).expect("finishes") == expected[1]);
+    let third = engine.admit(&specs[0]).expect("admits");
+    for _ in 0..specs[0].steps() {
+        engine.step(&[third]).expect("steps");
+    }
+    engine.decode_part(third).expect("decodes");
+    engine.release(third);
+    assert!(matches!(engine.finish(third), Err(EngineError::Fatal(_))), "a released slot is gone");
+}
+
+#[test]
 fn a_released_picture_leaves_the_others_as_they_are() {
     let mut engine = engine();
     let specs = mixed();

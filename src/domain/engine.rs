@@ -60,7 +60,17 @@ pub trait StepEngine {
     /// On any error no slot has moved.
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError>;
 
-    /// Decodes a picture that has done all its steps, and frees its place (also on error).
+    /// Does a part of what [`StepEngine::finish`] does, so that others need not wait for all of it: a fraction of the
+    /// whole, of its own choosing. `true`: nothing is left that is worth a part. Never has to be called; the picture is the
+    /// same.
+    ///
+    /// # Errors
+    /// As [`StepEngine::finish`], and the place is free then.
+    fn decode_part(&mut self, _slot: Slot) -> Result<bool, EngineError> {
+        Ok(true)
+    }
+
+    /// Decodes what is left of a picture that has done all its steps, and frees its place (also on error).
     ///
     /// # Errors
     /// [`EngineError::NotFinite`], and [`EngineError::Request`] when the picture is not done.

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::ops::rope::Rotary;
 use super::transformer::Sequence;
+use super::vae::Decoding;
 use crate::domain::spec::{GenerateSpec, PIXELS_PER_TOKEN_SIDE};
 
 /// Latent pixels along one side of a token.
@@ -68,6 +69,8 @@ pub(crate) struct Picture {
     pub(crate) sigmas: Vec<f32>,
     /// Steps done.
     pub(crate) steps_done: usize,
+    /// What the decoder has done of it, once it has begun.
+    pub(crate) decoding: Option<Decoding>,
     pub(crate) rotary: Rotary,
     pub(crate) prompt: Pass,
     /// True classifier-free guidance: the negative prompt and the scale.

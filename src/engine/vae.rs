@@ -76,20 +76,74 @@ impl Decoder {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        self.complete(self.begin(latents)?)
+    }
+
+    /// The beginning of [`Self::decode`], for what is then done part by part.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn begin(&self, latents: &Tensor) -> Result<Decoding> {
         let latents = ((latents / self.scaling_factor)? + self.shift_factor)?;
-        let mut x = self.conv_in.forward(&latents)?;
+        Ok(Decoding { x: self.conv_in.forward(&latents)?, parts_done: 0 })
+    }
+
+    /// Does the next part: one block. `false`: there is none, and [`Self::complete`] has little left to do.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn advance(&self, decoding: &mut Decoding) -> Result<bool> {
+        let Some(part) = self.parts().nth(decoding.parts_done) else { return Ok(false) };
+        decoding.x = part.forward(&decoding.x)?;
+        decoding.parts_done += 1;
+        Ok(true)
+    }
+
+    /// All that is left: the pixels of [`Self::decode`].
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn complete(&self, mut decoding: Decoding) -> Result<Tensor> {
+        while self.advance(&mut decoding)? {}
+        self.conv_out.forward(&silu(&self.norm_out.forward(&decoding.x)?)?)
+    }
+
+    /// What stands between the first convolution and the last, in order.
+    fn parts(&self) -> impl Iterator<Item = Part<'_>> {
         let (first, attention, second) = &self.middle;
-        x = second.forward(&attention.forward(&first.forward(&x)?)?)?;
-        for level in &self.levels {
-            for block in &level.blocks {
-                x = block.forward(&x)?;
-            }
-            if let Some(upsample) = &level.upsample {
+        let middle = [Part::Resnet(first), Part::Attention(attention), Part::Resnet(second)];
+        let levels = self
+            .levels
+            .iter()
+            .flat_map(|level| level.blocks.iter().map(Part::Resnet).chain(level.upsample.as_ref().map(Part::Upsample)));
+        middle.into_iter().chain(levels)
+    }
+}
+
+/// A picture on its way through the decoder.
+pub(crate) struct Decoding {
+    /// What the last part has left: `[1, channels, height, width]`, f32.
+    x: Tensor,
+    parts_done: usize,
+}
+
+enum Part<'a> {
+    Resnet(&'a Resnet),
+    Attention(&'a Attention),
+    /// To twice the size.
+    Upsample(&'a Conv2d),
+}
+
+impl Part<'_> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Resnet(block) => block.forward(x),
+            Self::Attention(block) => block.forward(x),
+            Self::Upsample(convolution) => {
                 let (_, _, height, width) = x.dims4()?;
-                x = upsample.forward(&x.upsample_nearest2d(2 * height, 2 * width)?)?;
+                convolution.forward(&x.upsample_nearest2d(2 * height, 2 * width)?)
             }
         }
-        self.conv_out.forward(&silu(&self.norm_out.forward(&x)?)?)
     }
 }
 

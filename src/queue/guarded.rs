@@ -35,6 +35,10 @@ impl GuardedEngine {
         guard(|| self.engine().step(slots))
     }
 
+    pub(super) fn decode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        guard(|| self.engine().decode_part(slot))
+    }
+
     pub(super) fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
         guard(|| self.engine().finish(slot))
     }

@@ -143,7 +143,7 @@ pub enum Action {
     Admit(JobId),
     /// One denoising step of each of these.
     Step(Vec<JobId>),
-    /// Decode this one.
+    /// Decode this one: all of it, or as much as the others' patience lasts.
     Finish(JobId),
 }
 

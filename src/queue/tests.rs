@@ -63,6 +63,94 @@ impl StepEngine for Gated {
     }
 }
 
+/// Steps and parts of decodings that take so long.
+const SPELL: Duration = Duration::from_millis(4);
+const PARTS: u32 = 12;
+
+/// Decodes in parts, and notes what it does.
+struct InParts {
+    calls: Arc<Mutex<Vec<&'static str>>>,
+    parts_left: BTreeMap<Slot, u32>,
+    slots: u64,
+}
+
+impl InParts {
+    fn spend(&self, call: &'static str) {
+        std::thread::sleep(SPELL);
+        self.calls.lock().expect("not poisoned").push(call);
+    }
+}
+
+impl StepEngine for InParts {
+    fn limits(&self) -> EngineLimits {
+        EngineLimits { pictures_max: 2, step_tokens_max: 100_000 }
+    }
+
+    fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
+        self.slots += 1;
+        self.parts_left.insert(Slot(self.slots), PARTS);
+        Ok(Slot(self.slots))
+    }
+
+    fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
+        self.spend("step");
+        Ok(())
+    }
+
+    fn decode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        self.spend("part");
+        let left = self.parts_left.get_mut(&slot).expect("admitted");
+        *left -= 1;
+        Ok(*left == 0)
+    }
+
+    fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
+        let left = self.parts_left.remove(&slot).expect("admitted");
+        (0..left).for_each(|_| self.spend("part"));
+        Ok(RgbImage::new(1, 1, vec![1; 3]).expect("three bytes"))
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.parts_left.remove(&slot);
+    }
+}
+
+#[tokio::test]
+async fn a_decoding_holds_up_others_for_a_step_at_a_time() {
+    let calls: Arc<Mutex<Vec<&'static str>>> = Arc::default();
+    let made = Arc::clone(&calls);
+    let make = move || -> Result<Box<dyn StepEngine>, EngineError> {
+        Ok(Box::new(InParts { calls: Arc::clone(&made), parts_left: BTreeMap::new(), slots: 0 }))
+    };
+    let queue = Queue::start(&settings(), vec![Box::new(make)]).expect("a thread");
+    ready(&queue).await;
+    calls.lock().expect("not poisoned").clear();
+    let submit = |steps: u32| {
+        let card = crate::catalog::card_or_flux_dev(&ModelId::new("test/model"));
+        let params = GenerateParams {
+            prompt: "a fox".into(),
+            width: Some(64),
+            height: Some(64),
+            steps: Some(steps),
+            ..Default::default()
+        };
+        let spec = GenerateSpec::new(params, &card).expect("valid");
+        queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec, Terms::default())
+    };
+    let (mut long, mut short) = (submit(40), submit(2));
+    for events in [&mut short, &mut long] {
+        while next(events).await.is_some_and(|event| !matches!(event, QueueEvent::Finished(_))) {}
+    }
+    let calls = calls.lock().expect("not poisoned").clone();
+    // The last picture is alone, and is decoded at once.
+    let last_step = calls.iter().rposition(|call| *call == "step").expect("steps");
+    assert_eq!(calls[last_step + 1..], ["part"; PARTS as usize]);
+    let parts = calls[..last_step].split(|call| *call == "step").map(<[_]>::len);
+    assert_eq!(parts.clone().sum::<usize>(), PARTS as usize, "{calls:?}");
+    // What the wait is cut by is known from the warm-up, which a busy machine may have drawn out.
+    assert!(parts.max().is_some_and(|parts| parts <= PARTS as usize / 2), "{calls:?}");
+}
+
 fn settings() -> QueueSettings {
     QueueSettings {
         model: ModelId::new("test/model"),

@@ -3,6 +3,7 @@
 //! Newcomers and cancellations are looked at between any two actions, so a late comer joins the next step and a
 //! cancelled picture is not in it.
 
+mod decode;
 mod faults;
 mod spans;
 mod warm_up;
@@ -22,6 +23,7 @@ use super::{CancelCause, EngineFactory, EngineState, QueueSettings};
 use crate::domain::engine::{EngineError, Slot};
 use crate::domain::ids::JobId;
 use crate::telemetry::metrics;
+use decode::patience;
 use faults::end_failed;
 
 /// How often the deadlines of those in line are looked at while there is no engine.
@@ -42,6 +44,8 @@ impl From<EngineError> for Broken {
 struct Drawing {
     entry: Entry,
     slot: Slot,
+    /// How long it has been decoded so far.
+    decoding: Duration,
 }
 
 pub(super) struct Worker {
@@ -156,7 +160,7 @@ impl Worker {
                 Action::Idle => self.line.wait_for_work(self.engine),
                 Action::Admit(id) => self.admit(&mut engine, id)?,
                 Action::Step(ids) => self.step(&mut engine, ids, plan.reason)?,
-                Action::Finish(id) => self.finish(&mut engine, id)?,
+                Action::Finish(id) => self.finish(&mut engine, id, patience(&state))?,
             }
         }
     }
@@ -219,7 +223,7 @@ impl Worker {
                 entry.events.started();
                 tracing::debug!(parent: &entry.span, engine = self.engine, "admitted");
                 self.admitted.push(shown);
-                self.drawings.insert(id, Drawing { entry, slot });
+                self.drawings.insert(id, Drawing { entry, slot, decoding: Duration::ZERO });
             }
             Err(EngineError::OutOfMemory(_)) if !self.drawings.is_empty() => {
                 self.admissions_blocked = true;
@@ -278,7 +282,7 @@ impl Worker {
 
     /// Rough pictures for those who look. One that cannot be made is no reason to stop.
     fn show_previews(&self, engine: &mut GuardedEngine, ids: &[JobId]) -> Result<(), Broken> {
-        for Drawing { entry, slot } in ids.iter().filter_map(|id| self.drawings.get(id)) {
+        for Drawing { entry, slot, .. } in ids.iter().filter_map(|id| self.drawings.get(id)) {
             if !entry.events.previews.take_wish() {
                 continue;
             }
@@ -311,38 +315,6 @@ impl Worker {
         self.line.note_step(&served);
         self.line.update_costs(self.engine, |costs| costs.note_step(work, took));
         metrics::step_done(self.settings.model.as_str(), tokens, took);
-    }
-
-    fn finish(&mut self, engine: &mut GuardedEngine, id: JobId) -> Result<(), Broken> {
-        let step_work = self.admitted.iter().find(|shown| shown.id == id).map_or(0.0, |shown| shown.step_work);
-        let Some(Drawing { entry, slot }) = self.leave(id) else {
-            return Ok(());
-        };
-        let started = Instant::now();
-        let drawn = entry.span.in_scope(|| engine.finish(slot));
-        let took = self.note_aside(started);
-        entry.events.worked(took);
-        match drawn {
-            Ok(picture) if picture.is_black() => {
-                entry.fail(JobFailure::BLACK_PICTURE, "every pixel came out black, which is a fault of the model's");
-            }
-            Ok(picture) => {
-                self.line.update_costs(self.engine, |costs| costs.note_finish(step_work, took));
-                metrics::finished(self.settings.model.as_str(), entry.spec.pixel_steps(), took);
-                entry.events.end(QueueEvent::Finished(picture));
-            }
-            // The engine has let go of the picture: it can only be drawn anew, when there is more room.
-            Err(EngineError::OutOfMemory(_)) if !self.drawings.is_empty() => {
-                self.begin_anew(entry);
-                self.admissions_blocked = true;
-            }
-            Err(EngineError::Fatal(cause)) => {
-                self.begin_again_elsewhere(entry, true);
-                return Err(Broken { cause, at: Vec::new() });
-            }
-            Err(error) => end_failed(entry, &error),
-        }
-        Ok(())
     }
 
     /// Forgets a picture. Somebody has left, so others may come.
