@@ -32,8 +32,16 @@ finish() {
 trap finish EXIT
 
 cd "$folder"
+# A cluster that is away: all is answered, and nothing waits for it.
+cat >kubeconfig <<'EOF'
+{"apiVersion": "v1", "kind": "Config", "current-context": "x",
+ "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:9"}}],
+ "users": [{"name": "u", "user": {"token": "none"}}],
+ "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}]}
+EOF
 # Waits are short here, so that no question takes long.
 FLUXSERVE_ADMIN_PASSWORD='the password of this test' FLUXSERVE_HTTP_WAIT_SECONDS_MAX=2 \
+  FLUXSERVE_KUBERNETES_KUBECONFIG=kubeconfig \
   "$program" serve --listen 127.0.0.1:0 --data-dir "$folder/data" >out 2>log &
 server=$!
 for _ in $(seq $((start_seconds_max * 5))); do
@@ -42,7 +50,7 @@ for _ in $(seq $((start_seconds_max * 5))); do
   sleep 0.2
 done
 url=$(sed -n 's/^fluxserve listens on //p' out)
-key=$("$program" --data-dir "$folder/data" keys create --name test --scope inference 2>>log)
+key=$("$program" --data-dir "$folder/data" keys create --name test --scope all 2>>log)
 curl -fsS -o /dev/null -c cookies "$url/v1/session" -H 'content-type: application/json' \
   -d '{"password": "the password of this test"}'
 token=$(awk '$6 == "fluxserve_session" { print $7 }' cookies)

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Type-checks and lints the program with CUDA, on any machine and without CUDA: in place of nvcc stands a script that makes
+# empty files of what it is asked to compile. What nvcc would say is not known after this.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+folder=$PWD/.tools/cuda-check
+mkdir -p "$folder"
+cat >"$folder/nvcc" <<'EOF'
+#!/bin/sh
+# Empty files in the places of a compiler's.
+folder=. is_ptx= source=
+while [ "$#" -gt 0 ]; do
+  case $1 in
+  --version) echo 'Cuda compilation tools, release 13.0, V13.0.0'; exit ;;
+  -o) : >"$2"; shift ;;
+  --output-directory) folder=$2; shift ;;
+  --ptx) is_ptx=1 ;;
+  *.cu) source=$1 ;;
+  esac
+  shift
+done
+if [ -n "$is_ptx" ]; then
+  name=${source##*/}
+  : >"$folder/${name%.cu}.ptx"
+fi
+EOF
+chmod +x "$folder/nvcc"
+
+# In the profile `dev`: what nvcc really has made stands in `release`, where it is built with CUDA for use.
+NVCC=$folder/nvcc CUDA_COMPUTE_CAP=90 CUDARC_CUDA_VERSION=13000 \
+  cargo clippy --locked --features cuda --lib --bins -- -D warnings

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Makes what it takes to build with `--features cuda` on a machine that has neither CUDA nor a GPU nor its driver, and writes
+# what to set into DIR/env.sh:
+#
+#   scripts/cuda-toolkit.sh [DIR]          # .tools/cuda by default; 100 MB to fetch, some 300 MB on the disk
+#   . .tools/cuda/env.sh
+#   cargo build --release --features cuda  # for sm_90; CUDA_COMPUTE_CAP=80 or 89 before env.sh for others
+#
+# The program that comes out finds CUDA's libraries when it runs, and does without them where there are none. Needs Python
+# with pip, a C compiler, and cargo.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+mkdir -p "${1:-$root/.tools/cuda}"
+prefix=$(cd "${1:-$root/.tools/cuda}" && pwd)
+home=$prefix/nvidia/cu13
+
+if [ ! -x "$home/bin/nvcc" ]; then
+  python3 -m pip install --quiet --no-cache-dir --no-compile --root-user-action=ignore --disable-pip-version-check \
+    --only-binary :all: --require-hashes --target "$prefix" --requirement "$root/scripts/cuda-requirements.txt"
+fi
+
+# nvcc.profile looks for libraries in lib64, and crates ask for `cudart`: the static one, which loads the driver itself.
+ln -sfn lib "$home/lib64"
+ln -sfn libcudart_static.a "$home/lib/libcudart.a"
+# The linker takes a shared library before an archive.
+rm -f "$home/lib/libcudart.so"
+
+python3 "$root/scripts/cuda_stand_ins.py" "$home/lib"
+
+cat >"$prefix/env.sh" <<EOF
+export CUDA_HOME='$home'
+export PATH="\$CUDA_HOME/bin:\$PATH"
+export CUDARC_CUDA_VERSION=13000
+export CUDA_COMPUTE_CAP=\${CUDA_COMPUTE_CAP:-90}
+export CUDAFORGE_THREADS=\${CUDAFORGE_THREADS:-\$(nproc)}
+EOF
+echo ". $prefix/env.sh"
