@@ -11,9 +11,12 @@ use crate::queue::planner::PlannerState;
 use crate::telemetry::metrics;
 
 /// How long those who are being drawn can wait for a picture to be decoded: for what one step of theirs takes, less what
-/// they have waited already. `None`: there is nobody who waits.
+/// they have waited already. `None`: there is nobody who waits; or more than one picture has done all its steps, and then
+/// decoding is what everybody waits for. To go on stepping meanwhile would only let more of them wait for it.
 pub(super) fn patience(state: &PlannerState<'_>) -> Option<Duration> {
-    let someone_waits = state.candidates.iter().any(|candidate| candidate.is_admitted && candidate.steps_left > 0);
+    let admitted = || state.candidates.iter().filter(|candidate| candidate.is_admitted);
+    let complete = admitted().filter(|candidate| candidate.steps_left == 0).count();
+    let someone_waits = complete == 1 && complete < admitted().count();
     let step_seconds = state.costs.step_seconds(state.costs.packed_work());
     someone_waits.then(|| Duration::from_secs_f64((step_seconds - state.asides.seconds).max(0.0)))
 }
