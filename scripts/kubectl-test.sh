@@ -4,5 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-tests/e2e/kubernetes/tools.sh --kubectl-only .tools/kubernetes
+status=0
+tests/e2e/kubernetes/tools.sh --kubectl-only .tools/kubernetes || status=$?
+if [ "$status" -eq 3 ]; then
+  echo "skipped: kubectl, because it cannot be fetched from here"
+  exit
+fi
+[ "$status" -eq 0 ] || exit "$status"
 FLUXSERVE_TEST_NEEDS_KUBECTL=1 cargo test --locked --test it kubectl

@@ -202,7 +202,7 @@ mod tests {
 
     use super::*;
     use crate::http::admin::wire::key::{CreateKey, EditKey, RotateKey};
-    use crate::http::admin::wire::kubernetes::{CreateNamespace, EditNamespace};
+    use crate::http::admin::wire::kubernetes::NamespaceBody;
     use crate::http::admin::wire::session::SignIn;
     use crate::http::api::exec_credential::ExecInfo;
     use crate::http::api::inference::SubmitImage;
@@ -228,8 +228,7 @@ mod tests {
         check::<CreateKey>();
         check::<EditKey>();
         check::<RotateKey>();
-        check::<CreateNamespace>();
-        check::<EditNamespace>();
+        check::<NamespaceBody>();
         check::<ExecInfo>();
     }
 

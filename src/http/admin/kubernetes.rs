@@ -5,9 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::json;
 
-use super::wire::kubernetes::{
-    ClusterView, CreateNamespace, EditNamespace, KubeconfigView, NamespaceListView, NamespaceView,
-};
+use super::wire::kubernetes::{ClusterView, KubeconfigView, NamespaceBody, NamespaceListView, NamespaceView};
 use crate::auth::AuditAction;
 use crate::domain::spec::FieldError;
 use crate::http::HttpState;
@@ -54,7 +52,7 @@ pub(in crate::http) fn list_operation() -> Operation {
 pub(in crate::http) async fn create(
     State(state): State<HttpState>,
     administrator: Administrator,
-    ApiJson { value: CreateNamespace(name), .. }: ApiJson<CreateNamespace>,
+    ApiJson { value: NamespaceBody(name), .. }: ApiJson<NamespaceBody>,
 ) -> Result<(StatusCode, Json<NamespaceView>), ApiError> {
     let namespace = state.kubernetes.create_namespace(&name).await?;
     note(&state, &administrator, AuditAction::NamespaceCreated, &namespace).await?;
@@ -64,7 +62,7 @@ pub(in crate::http) async fn create(
 pub(in crate::http) fn create_operation() -> Operation {
     Operation::new(Tag::Kubernetes, "create_namespace", "Enter a namespace of the cluster")
         .says("It is open once the cluster has the two `objects` of the answer; the worker looks for them by itself.")
-        .body::<CreateNamespace>(json!({ "name": "team-a" }))
+        .body::<NamespaceBody>(json!({ "name": "team-a" }))
         .answers::<NamespaceView>(StatusCode::CREATED, "The namespace.")
         .refuses(UNAVAILABLE)
         .refuses([ErrorCode::NamespaceExists])
@@ -74,7 +72,7 @@ pub(in crate::http) async fn edit(
     State(state): State<HttpState>,
     administrator: Administrator,
     NamespacePath(id): NamespacePath,
-    ApiJson { value: EditNamespace(name), .. }: ApiJson<EditNamespace>,
+    ApiJson { value: NamespaceBody(name), .. }: ApiJson<NamespaceBody>,
 ) -> Result<Json<NamespaceView>, ApiError> {
     let before = state.kubernetes.namespace(id).await?;
     let namespace = state.kubernetes.rename_namespace(id, &name).await?;
@@ -88,7 +86,7 @@ pub(in crate::http) async fn edit(
 pub(in crate::http) fn edit_operation() -> Operation {
     Operation::new(Tag::Kubernetes, "rename_namespace", "Have an id stand for another namespace of the cluster")
         .says("Keys that name the id are let into the other one from now on; their tokens for the old one die.")
-        .body::<EditNamespace>(json!({ "name": "team-b" }))
+        .body::<NamespaceBody>(json!({ "name": "team-b" }))
         .answers::<NamespaceView>(StatusCode::OK, "The namespace as it is now.")
         .refuses(UNAVAILABLE)
         .refuses([ErrorCode::NamespaceExists])

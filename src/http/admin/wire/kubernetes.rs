@@ -4,7 +4,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use time::serde::rfc3339;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema};
+use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::domain::ids::{KeyId, NamespaceId};
@@ -13,50 +13,32 @@ use crate::http::extract::json::{Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, text};
 use crate::kubernetes::{ClusterStatus, Namespace, Removal};
 
-fn name_schema() -> ObjectBuilder {
-    text()
-        .pattern(Some("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
-        .max_length(Some(NAMESPACE_NAME_CHARS_MAX))
-        .description(Some("What the cluster calls it: a lowercase DNS label, and not `all`."))
-}
+/// What the cluster calls a namespace that keys shall be let into.
+pub(in crate::http) struct NamespaceBody(pub(in crate::http) NamespaceName);
 
-/// A namespace that keys shall be let into.
-pub(in crate::http) struct CreateNamespace(pub(in crate::http) NamespaceName);
-
-impl FromFields for CreateNamespace {
+impl FromFields for NamespaceBody {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
-        name(fields).map(Self)
+        let name: Result<NamespaceName, _> = fields.required_text("name")?.parse();
+        name.inspect_err(|error| fields.refuse("name", error.to_string())).ok().map(Self)
     }
 }
 
-impl ToSchema for CreateNamespace {}
+impl ToSchema for NamespaceBody {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "NamespaceName".into()
+    }
+}
 
-impl PartialSchema for CreateNamespace {
+impl PartialSchema for NamespaceBody {
     fn schema() -> RefOr<Schema> {
-        ObjectSchema::new("A namespace that keys shall be let into.").required("name", name_schema()).into()
+        let name = text()
+            .pattern(Some("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
+            .max_length(Some(NAMESPACE_NAME_CHARS_MAX))
+            .description(Some("A lowercase DNS label, and not `all`."));
+        ObjectSchema::new("What the cluster calls a namespace that keys shall be let into.")
+            .required("name", name)
+            .into()
     }
-}
-
-/// What a namespace's id shall stand for.
-pub(in crate::http) struct EditNamespace(pub(in crate::http) NamespaceName);
-
-impl FromFields for EditNamespace {
-    fn from_fields(fields: &mut Fields) -> Option<Self> {
-        name(fields).map(Self)
-    }
-}
-
-impl ToSchema for EditNamespace {}
-
-impl PartialSchema for EditNamespace {
-    fn schema() -> RefOr<Schema> {
-        ObjectSchema::new("What a namespace's id shall stand for.").required("name", name_schema()).into()
-    }
-}
-
-fn name(fields: &mut Fields) -> Option<NamespaceName> {
-    let name: Result<NamespaceName, _> = fields.required_text("name")?.parse();
-    name.inspect_err(|error| fields.refuse("name", error.to_string())).ok()
 }
 
 /// A namespace that keys can be let into.
