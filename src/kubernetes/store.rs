@@ -151,10 +151,7 @@ impl KubernetesStore {
         now: OffsetDateTime,
     ) -> Result<bool> {
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
-        withdraw_all(&mut transaction, namespace.id, now).await?;
-        if closes_it {
-            close(&mut transaction, &namespace.name, now).await?;
-        }
+        leave(&mut transaction, namespace, closes_it, now).await?;
         let renamed = sqlx::query(
             "UPDATE kubernetes_namespaces SET name = ?, is_open = 0, missing = '[]', problem = NULL, checked_at_ms = NULL \
              WHERE id = ?",
@@ -174,10 +171,7 @@ impl KubernetesStore {
         now: OffsetDateTime,
     ) -> Result<bool> {
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
-        withdraw_all(&mut transaction, namespace.id, now).await?;
-        if closes_it {
-            close(&mut transaction, &namespace.name, now).await?;
-        }
+        leave(&mut transaction, namespace, closes_it, now).await?;
         let deleted = sqlx::query("DELETE FROM kubernetes_namespaces WHERE id = ?");
         let deleted = deleted.bind(namespace.id.to_string()).execute(&mut *transaction).await?;
         transaction.commit().await?;
@@ -268,6 +262,17 @@ impl KubernetesStore {
         sqlx::query(update).bind(error).bind(id).execute(self.0.pool()).await?;
         Ok(())
     }
+}
+
+/// What there is for a namespace has to go: tokens for it, and what it was opened with, where the worker did that.
+async fn leave(
+    connection: &mut SqliteConnection,
+    namespace: &Namespace,
+    closes_it: bool,
+    now: OffsetDateTime,
+) -> Result<()> {
+    withdraw_all(connection, namespace.id, now).await?;
+    if closes_it { close(connection, &namespace.name, now).await } else { Ok(()) }
 }
 
 /// What a namespace was opened with has to go.
