@@ -1,5 +1,19 @@
-//! Rebuilds when a migration is added: the macro that embeds them only notices changes to the files it already knows.
+//! Rebuilds when a migration is added: the macro that embeds them only notices changes to the files it already knows. With
+//! CUDA, has its compiler make PTX of the kernels.
 
 fn main() {
     println!("cargo:rerun-if-changed=migrations");
+    #[cfg(feature = "cuda")]
+    compile_kernels();
+}
+
+/// `engine/kernels/*.cu` -> `OUT_DIR/*.ptx`, for the device of `CUDA_COMPUTE_CAP`, or the one that is here.
+#[cfg(feature = "cuda")]
+fn compile_kernels() {
+    cudaforge::KernelBuilder::new()
+        .source_files(["src/engine/kernels/attention.cu", "src/engine/kernels/rows.cu"])
+        .watch(["src/engine/kernels/device.cuh"])
+        .args(["-std=c++17", "-O3"])
+        .build_ptx()
+        .expect("nvcc compiles the kernels of src/engine/kernels");
 }

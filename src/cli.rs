@@ -24,7 +24,7 @@ pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
 
 use crate::config::{Config, Flags, VARIABLES};
-use crate::domain::device::Devices;
+use crate::domain::device::{Devices, Offload};
 use crate::domain::model_source::ModelSource;
 use crate::domain::spec::draw_seed;
 use crate::{app, shutdown};
@@ -97,6 +97,27 @@ pub struct ServeArgs {
     /// auto]
     #[arg(long, value_name = "DEVICE[,DEVICE]")]
     pub device: Option<Devices>,
+    /// How to use it.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// How engines are built.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct EngineArgs {
+    /// What does not stay on the device: none, or text, which comes for each new prompt only [default: none]
+    #[arg(long, value_name = "WHAT")]
+    pub offload: Option<Offload>,
+    /// Draw the same bits in any company on CUDA, too, at the price of speed; on the CPU it is always so
+    #[arg(long)]
+    pub deterministic: bool,
+}
+
+impl EngineArgs {
+    fn apply(self, flags: &mut Flags) {
+        flags.offload = self.offload;
+        flags.is_deterministic = self.deterministic;
+    }
 }
 
 /// What to do with models.
@@ -128,11 +149,13 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             flags.admin_listen = arguments.admin_listen;
             flags.models = arguments.models;
             flags.device = arguments.device;
+            arguments.engine.apply(&mut flags);
             let config = Config::load(flags)?;
             app::serve(config, shutdown::on_signals()?, out).await
         }
         Command::Generate(arguments) => {
             flags.device = arguments.device.map(Into::into);
+            arguments.engine.clone().apply(&mut flags);
             let config = Config::load(flags)?;
             let request = arguments.into_request(&config, || Ok(draw_seed()?), notes)?;
             generate::run(request)

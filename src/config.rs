@@ -15,7 +15,7 @@ use std::str::FromStr;
 pub use env::{VARIABLES, Variable};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 
-use crate::domain::device::Devices;
+use crate::domain::device::{DeviceChoice, Devices, EngineSettings, Offload};
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 use crate::domain::namespace::NamespaceName;
@@ -43,6 +43,8 @@ pub struct Config {
     pub models: Vec<ModelSource>,
     /// Where to draw: an engine on each.
     pub device: Devices,
+    /// How engines are built there.
+    pub engine: EngineConfig,
     /// The administrator's password. `None`: as it stands in the database. Only the environment can give one.
     pub admin_password: Option<AdminPassword>,
     /// How long accepted jobs may take to finish after the signal to stop.
@@ -68,6 +70,15 @@ pub struct TlsConfig {
     pub certificate: PathBuf,
     /// Its private key, PEM.
     pub private_key: PathBuf,
+}
+
+/// How engines are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineConfig {
+    /// What of a model does not stay on its device.
+    pub offload: Offload,
+    /// Whether a picture has the same bits in any company also where that costs time.
+    pub is_deterministic: bool,
 }
 
 /// Limits of HTTP requests.
@@ -168,6 +179,7 @@ impl Default for Config {
             data_dir: PathBuf::from("data"),
             models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
             device: Devices::default(),
+            engine: EngineConfig::default(),
             admin_password: None,
             // Below the 30 seconds that Kubernetes gives a pod by default.
             drain_deadline_seconds: 25,
@@ -226,12 +238,21 @@ impl Config {
         config.admin_listen = flags.admin_listen.or(config.admin_listen);
         config.data_dir = flags.data_dir.unwrap_or(config.data_dir);
         config.device = flags.device.unwrap_or(config.device);
+        config.engine.offload = flags.offload.unwrap_or(config.engine.offload);
+        config.engine.is_deterministic |= flags.is_deterministic;
         if !flags.models.is_empty() {
             resolve::check_models(&flags.models)
                 .map_err(|reason| ConfigError::Value { place: "flag `--model`".into(), reason })?;
             config.models = flags.models;
         }
         Ok(config)
+    }
+
+    /// How the engine on `device` is built.
+    #[must_use]
+    pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
+        let EngineConfig { offload, is_deterministic } = self.engine;
+        EngineSettings { device, offload, is_deterministic }
     }
 
     /// The database's file.
@@ -274,6 +295,10 @@ pub struct Flags {
     pub models: Vec<ModelSource>,
     /// See [`Config::device`].
     pub device: Option<Devices>,
+    /// See [`EngineConfig::offload`].
+    pub offload: Option<Offload>,
+    /// See [`EngineConfig::is_deterministic`].
+    pub is_deterministic: bool,
 }
 
 /// What is wrong with the configuration, and where.

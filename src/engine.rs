@@ -5,8 +5,10 @@ mod device;
 mod loader;
 mod noise;
 pub(crate) mod ops;
+mod plan;
 mod preview;
 mod sampler;
+mod self_test;
 mod slots;
 mod text;
 mod transformer;
@@ -19,7 +21,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::domain::device::DeviceChoice;
+use crate::domain::device::{EngineSettings, Offload};
 use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
 use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
@@ -28,8 +30,12 @@ pub use device::{DeviceError, probe};
 use loader::Checkpoint;
 use loader::config::Configs;
 pub use loader::{CheckpointError, ComponentReport, Inspection, Problem, inspect};
+use plan::MemoryPlan;
+pub use plan::TooLarge;
 use preview::Projection;
+pub use self_test::{OpReport, self_test};
 use slots::{Pass, Picture, TokenGrid};
+use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 use transformer::Transformer;
@@ -44,6 +50,9 @@ pub enum LoadError {
     /// The checkpoint is not whole.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// The device's memory does not suffice.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
     /// The weights could not be brought to the device.
     #[error("the weights could not be loaded: {0}")]
     Weights(#[from] candle_core::Error),
@@ -54,11 +63,16 @@ pub struct FluxEngine {
     configs: Configs,
     tokenizers: Tokenizers,
     text: TextEncoders,
+    prompts: PromptCache,
     transformer: Transformer,
     decoder: Decoder,
     projection: Projection,
     device: Device,
     limits: EngineLimits,
+    /// Most pixels that can be decoded in the device's memory.
+    pixels_max: usize,
+    /// Whether each picture is computed by itself also within a step.
+    is_apart: bool,
     pictures: BTreeMap<Slot, Picture>,
     next_slot: u64,
 }
@@ -67,34 +81,54 @@ impl FluxEngine {
     /// Loads a checkpoint, in either published layout, onto a device. bf16 on CUDA, f32 on the CPU; the autoencoder is
     /// f32 on both.
     ///
+    /// On the thread that loads it the engine must stay: CUDA's stream is that thread's.
+    ///
     /// # Errors
     /// When the device cannot be had, the checkpoint is not whole, or memory does not suffice.
-    pub fn load(files: &ModelFiles, device: DeviceChoice) -> Result<Self, LoadError> {
-        let device = device::open(device)?;
+    pub fn load(files: &ModelFiles, settings: impl Into<EngineSettings>) -> Result<Self, LoadError> {
+        let settings = settings.into();
+        let device = device::open(settings.device)?;
         let checkpoint = Checkpoint::open(files)?;
         let configs = checkpoint.configs.clone();
         let dtype = device::dtype(&device);
+        let (limits, pixels_max) = limits_of(&checkpoint, &device, settings.offload)?;
+        let is_streamed = settings.offload == Offload::Text;
         let decoder = Decoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?;
         Ok(Self {
             projection: Projection::of(&decoder, configs.vae.latent_channels, &device)?,
             decoder,
-            text: TextEncoders::load(&configs, &checkpoint.clip(dtype, &device), checkpoint.t5(dtype, &device))?,
+            text: TextEncoders::load(
+                &configs,
+                &checkpoint.clip(dtype, &device),
+                checkpoint.t5(dtype, &device),
+                is_streamed,
+            )?,
+            prompts: PromptCache::default(),
             transformer: Transformer::load(&configs.transformer, &checkpoint.transformer(dtype, &device))?,
             tokenizers: checkpoint.tokenizers,
             configs,
+            // The CPU's own operations give each row the same bits in any company.
+            is_apart: settings.is_deterministic && !device.is_cpu(),
             device,
-            limits: device::initial_limits(),
+            limits,
+            pixels_max,
             pictures: BTreeMap::new(),
             next_slot: 0,
         })
     }
 
     fn embed(&mut self, prompt: &str, t5_prompt: &str, length: usize) -> Result<PromptEmbedding, EngineError> {
+        let key = PromptKey { prompt: prompt.to_owned(), t5_prompt: t5_prompt.to_owned(), length };
+        if let Some(embedding) = self.prompts.get(&key) {
+            return Ok(embedding);
+        }
         let clip_ids = self.tokenizers.clip(prompt).map_err(unreadable_prompt)?;
         let t5_ids = self.tokenizers.t5(t5_prompt, length).map_err(unreadable_prompt)?;
         let pooled = self.text.pooled(&clip_ids, self.tokenizers.clip_end()).map_err(device_error)?;
         let sequence = self.text.sequence(&t5_ids).map_err(device_error)?;
-        Ok(PromptEmbedding { pooled, sequence })
+        let embedding = PromptEmbedding { pooled, sequence };
+        self.prompts.put(key, embedding.clone());
+        Ok(embedding)
     }
 
     fn pass(&self, embedding: &PromptEmbedding, guidance: f64) -> candle_core::Result<Pass> {
@@ -105,6 +139,15 @@ impl FluxEngine {
     }
 
     fn picture(&mut self, spec: &GenerateSpec) -> Result<Picture, EngineError> {
+        let pixels = spec.width() as usize * spec.height() as usize;
+        if pixels > self.pixels_max {
+            return Err(EngineError::Request(format!(
+                "{}x{} pixels do not fit in the device's memory: {} pixels do",
+                spec.width(),
+                spec.height(),
+                self.pixels_max
+            )));
+        }
         let length = spec.sequence_length();
         let prompt = self.embed(spec.prompt(), spec.t5_prompt(), length)?;
         let prompt = self.pass(&prompt, spec.guidance()).map_err(device_error)?;
@@ -165,17 +208,34 @@ impl FluxEngine {
             }
             pictures.push(picture);
         }
-        let sequences: Vec<_> = pictures.iter().flat_map(|picture| picture.sequences()).collect();
+        // A product's bits depend on how many rows it has, where the library picks another algorithm for another number.
+        let together = if self.is_apart { 1 } else { pictures.len().max(1) };
         let run = || -> candle_core::Result<Vec<(Tensor, Tensor)>> {
-            let mut velocities = self.transformer.velocities(&sequences)?.into_iter();
-            let stepped = pictures.iter().map(|picture| {
-                let velocity = picture.combine(&mut velocities)?;
-                Ok((picture.euler_step(&velocity)?, velocity))
-            });
-            stepped.collect()
+            let mut stepped = Vec::with_capacity(pictures.len());
+            for pictures in pictures.chunks(together) {
+                let sequences: Vec<_> = pictures.iter().flat_map(|picture| picture.sequences()).collect();
+                let mut velocities = self.transformer.velocities(&sequences)?.into_iter();
+                for picture in pictures {
+                    let velocity = picture.combine(&mut velocities)?;
+                    stepped.push((picture.euler_step(&velocity)?, velocity));
+                }
+            }
+            // What has only been asked of the device has not been done: time is taken after this, and it may still fail.
+            self.device.synchronize()?;
+            Ok(stepped)
         };
         run().map_err(device_error)
     }
+}
+
+/// What one step may hold on a device, and most pixels of a picture.
+fn limits_of(checkpoint: &Checkpoint, device: &Device, offload: Offload) -> Result<(EngineLimits, usize), TooLarge> {
+    let limits = device::initial_limits();
+    let Some(free) = device::free_bytes(device) else { return Ok((limits, usize::MAX)) };
+    let dtype = device::dtype(device);
+    let plan = MemoryPlan::new(&checkpoint.configs, checkpoint.weight_bytes(dtype), dtype, offload, (free, limits))?;
+    tracing::info!(%plan, "the device's memory");
+    Ok((plan.limits, plan.pixels_max))
 }
 
 impl StepEngine for FluxEngine {
@@ -189,6 +249,7 @@ impl StepEngine for FluxEngine {
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         let picture = self.picture(spec)?;
+        self.device.synchronize().map_err(device_error)?;
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
         self.pictures.insert(slot, picture);
@@ -215,6 +276,7 @@ impl StepEngine for FluxEngine {
         let mut picture = self.take_done(slot)?;
         let mut decoding = self.decoding(&mut picture)?;
         let is_left = self.decoder.advance(&mut decoding).map_err(device_error)?;
+        self.device.synchronize().map_err(device_error)?;
         picture.decoding = Some(decoding);
         self.pictures.insert(slot, picture);
         Ok(!is_left)

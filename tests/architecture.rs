@@ -50,7 +50,7 @@ const MODULES: &[(&str, &[&str])] = &[
 /// stands for all that is in it.
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
-    (&["candle_*", "cudarc", "gemm", "hf_hub", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
+    (&["candle_*", "cudarc", "gemm", "half", "hf_hub", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
     (&["memmap2"], &["engine/loader/source", "store/changes"]),
     (&["tokio_rustls"], &["http/server/tls"]),
     (

@@ -6,6 +6,7 @@ use anyhow::bail;
 
 use super::models::files_of;
 use crate::config::Config;
+use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
 use crate::engine::{self, Inspection};
 use crate::store::Store;
@@ -25,7 +26,7 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
         ("address".to_owned(), address(config).await),
     ];
     for device in config.device.iter() {
-        findings.insert(0, ("device".to_owned(), engine::probe(device).map_err(|error| error.to_string())));
+        findings.insert(0, ("device".to_owned(), look_at_device(device)));
     }
     for model in &models {
         findings.push((format!("model {}", model.0.id), completeness(model)));
@@ -44,6 +45,22 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
         bail!("{faults} of the above keep this machine from serving");
     }
     Ok(())
+}
+
+/// Whether a device answers, and computes what the CPU computes.
+fn look_at_device(device: DeviceChoice) -> Finding {
+    let description = engine::probe(device).map_err(|error| error.to_string())?;
+    let reports = engine::self_test(device).map_err(|error| format!("{description}: {error}"))?;
+    let off: Vec<String> = reports
+        .iter()
+        .filter(|report| !report.is_right())
+        .map(|report| format!("{} ({:.2} % off)", report.name, 100.0 * report.error))
+        .collect();
+    if !off.is_empty() {
+        return Err(format!("{description}: does not compute right: {}; use another device", off.join(", ")));
+    }
+    let worst = reports.iter().map(|report| report.error).fold(0.0, f64::max);
+    Ok(format!("{description}; {} operations agree with the CPU's, at most {:.2} % off", reports.len(), 100.0 * worst))
 }
 
 /// Free memory against what the weights need on the CPU, where they are kept as f32.

@@ -7,7 +7,7 @@ use anyhow::bail;
 
 use crate::catalog::{Catalog, warm_up_spec};
 use crate::config::Config;
-use crate::domain::device::DeviceChoice;
+use crate::domain::device::EngineSettings;
 use crate::domain::engine::{EngineError, StepEngine};
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
@@ -54,14 +54,15 @@ pub(super) fn start_engines(config: &Config, catalog: &Catalog) -> anyhow::Resul
             rebuild_delay_max: REBUILD_DELAY_MAX,
             outage_max: OUTAGE_MAX,
         };
-        let factories = config.device.iter().map(|device| engine_factory(files.clone(), device)).collect();
+        let factories =
+            config.device.iter().map(|device| engine_factory(files.clone(), config.engine_settings(device))).collect();
         queues.insert(card.id.clone(), Queue::start(&settings, factories)?);
     }
     Ok(queues)
 }
 
-fn engine_factory(files: ModelFiles, device: DeviceChoice) -> EngineFactory {
-    Box::new(move || match FluxEngine::load(&files, device) {
+fn engine_factory(files: ModelFiles, settings: EngineSettings) -> EngineFactory {
+    Box::new(move || match FluxEngine::load(&files, settings) {
         Ok(engine) => Ok(Box::new(engine) as Box<dyn StepEngine>),
         Err(error) => Err(EngineError::Fatal(format!("{:#}", anyhow::Error::from(error)))),
     })

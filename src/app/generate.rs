@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 
 use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
-use crate::domain::device::DeviceChoice;
+use crate::domain::device::EngineSettings;
 use crate::domain::engine::StepEngine;
 use crate::domain::format::OutputFormat;
 use crate::domain::model::ModelCard;
@@ -20,8 +20,8 @@ use crate::engine::FluxEngine;
 pub struct GenerateRequest {
     /// The model that draws it.
     pub model: ModelSource,
-    /// Where to draw it.
-    pub device: DeviceChoice,
+    /// Where to draw it, and how.
+    pub engine: EngineSettings,
     /// What to draw, not yet checked against the model's card.
     pub params: GenerateParams,
     /// The PNG file to write.
@@ -46,7 +46,7 @@ pub fn generate(request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> 
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         bail!("the folder of `{}` is not there: make `{}` first", request.output.display(), folder.display());
     }
-    let mut engine = FluxEngine::load(&files_of(&request.model)?, request.device)?;
+    let mut engine = FluxEngine::load(&files_of(&request.model)?, request.engine)?;
     let slot = engine.admit(&spec)?;
     on_step(0, spec.steps());
     for step in 1..=spec.steps() {

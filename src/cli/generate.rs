@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::EngineArgs;
 use crate::app::{self, GenerateRequest};
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
@@ -51,6 +52,9 @@ pub struct GenerateArgs {
     /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
+    /// How to use it.
+    #[command(flatten)]
+    pub engine: EngineArgs,
     /// The picture's file
     #[arg(long, value_name = "FILE.png", value_parser = parse_output)]
     pub output: PathBuf,
@@ -94,7 +98,8 @@ impl GenerateArgs {
             sequence_length: self.max_sequence_length,
             input_images: 0,
         };
-        Ok(GenerateRequest { model: self.model, device: config.device.first(), params, output: self.output })
+        let engine = config.engine_settings(config.device.first());
+        Ok(GenerateRequest { model: self.model, engine, params, output: self.output })
     }
 }
 

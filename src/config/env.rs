@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 
 use crate::config::ConfigError;
 use crate::config::settings::{
-    HttpSettings, KubernetesSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings, Settings,
-    TelemetrySettings, TlsSettings,
+    EngineSettings, HttpSettings, KubernetesSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings,
+    Settings, TelemetrySettings, TlsSettings,
 };
 use crate::domain::password::AdminPassword;
 
@@ -49,6 +49,16 @@ pub(super) const ADMIN_PASSWORD: Variable =
 pub(super) const MODELS: Variable =
     variable("FLUXSERVE_MODELS", "models", "models to serve, ID or ID=DIR, separated by commas");
 pub(super) const DEVICE: Variable = variable("FLUXSERVE_DEVICE", "device", "auto, cpu, cuda or cuda:N");
+pub(super) const ENGINE_OFFLOAD: Variable = variable(
+    "FLUXSERVE_ENGINE_OFFLOAD",
+    "engine.offload",
+    "none, or text: T5 comes to the device for each new prompt only",
+);
+pub(super) const ENGINE_DETERMINISTIC: Variable = variable(
+    "FLUXSERVE_ENGINE_DETERMINISTIC",
+    "engine.deterministic",
+    "true: the same bits in any company on CUDA, too",
+);
 pub(super) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
     "drain_deadline_seconds",
@@ -115,7 +125,7 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 27] = [
+pub const VARIABLES: [Variable; 29] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -124,6 +134,8 @@ pub const VARIABLES: [Variable; 27] = [
     DATA_DIR,
     MODELS,
     DEVICE,
+    ENGINE_OFFLOAD,
+    ENGINE_DETERMINISTIC,
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
     HTTP_WAIT_SECONDS_MAX,
@@ -200,6 +212,10 @@ impl<'a> Environment<'a> {
             data_dir: self.path(&DATA_DIR),
             models: models.map(|list| list.split(',').map(|model| model.trim().to_owned()).collect()),
             device: self.text(&DEVICE)?,
+            engine: EngineSettings {
+                offload: self.text(&ENGINE_OFFLOAD)?,
+                deterministic: self.yes_or_no(&ENGINE_DETERMINISTIC)?,
+            },
             drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,
             http: HttpSettings {
                 body_limit_bytes: self.number(&HTTP_BODY_LIMIT_BYTES)?,

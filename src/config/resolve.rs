@@ -9,7 +9,7 @@ use std::str::FromStr;
 use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, Origin, Settings};
 use crate::config::{
-    Config, ConfigError, HttpConfig, KubernetesConfig, LogConfig, PublicUrl, QueueConfig, ResultsConfig,
+    Config, ConfigError, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, PublicUrl, QueueConfig, ResultsConfig,
     TelemetryConfig, TlsConfig,
 };
 use crate::domain::model_source::ModelSource;
@@ -73,6 +73,16 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
         data_dir: last(layers, |settings| settings.data_dir.clone()).map_or(default.data_dir, |(path, _)| path),
         models: models(layers, default.models)?,
         device: parsed(layers, &env::DEVICE, |settings| settings.device.as_ref(), default.device)?,
+        engine: EngineConfig {
+            offload: parsed(
+                layers,
+                &env::ENGINE_OFFLOAD,
+                |settings| settings.engine.offload.as_ref(),
+                default.engine.offload,
+            )?,
+            is_deterministic: last(layers, |settings| settings.engine.deterministic)
+                .map_or(default.engine.is_deterministic, |(is_deterministic, _)| is_deterministic),
+        },
         admin_password: default.admin_password,
         drain_deadline_seconds: number(
             &env::DRAIN_DEADLINE_SECONDS,

@@ -17,6 +17,7 @@ pub(super) struct Settings {
     pub(super) data_dir: Option<PathBuf>,
     pub(super) models: Option<Vec<String>>,
     pub(super) device: Option<String>,
+    pub(super) engine: EngineSettings,
     pub(super) drain_deadline_seconds: Option<u64>,
     pub(super) http: HttpSettings,
     pub(super) queue: QueueSettings,
@@ -25,6 +26,13 @@ pub(super) struct Settings {
     pub(super) telemetry: TelemetrySettings,
     pub(super) tls: TlsSettings,
     pub(super) kubernetes: KubernetesSettings,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct EngineSettings {
+    pub(super) offload: Option<String>,
+    pub(super) deterministic: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -53,6 +53,10 @@ models = ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-shapes"]
 device = "cuda:1"
 drain_deadline_seconds = 10
 
+[engine]
+offload = "text"
+deterministic = true
+
 [http]
 body_limit_bytes = 2048
 wait_seconds_max = 60
@@ -110,6 +114,7 @@ fn every_field_of_the_file_is_read() {
             .map(|text| text.parse().expect("a model"))
             .to_vec(),
         device: DeviceChoice::Cuda(1).into(),
+        engine: EngineConfig { offload: Offload::Text, is_deterministic: true },
         admin_password: None,
         drain_deadline_seconds: 10,
         http: HttpConfig {
@@ -145,6 +150,8 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_DATA_DIR", "/var/lib/fluxserve")
         .variable("FLUXSERVE_MODELS", "black-forest-labs/FLUX.1-dev=/weights, fluxserve/flux-shapes")
         .variable("FLUXSERVE_DEVICE", "cuda:1")
+        .variable("FLUXSERVE_ENGINE_OFFLOAD", "text")
+        .variable("FLUXSERVE_ENGINE_DETERMINISTIC", "true")
         .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
         .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")
         .variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "60")
@@ -180,6 +187,7 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
         models: vec!["other/model".parse().expect("a model")],
         device: Some(DeviceChoice::Cpu.into()),
         config_file: None,
+        ..Flags::default()
     };
     let config = layered().flags(flags.clone()).load().expect("valid");
     assert_eq!((config.listen.port(), config.admin_listen.map(|address| address.port())), (2, Some(3)));
@@ -210,6 +218,7 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         ),
         ("[tls]\nprivate_key = \"a.pem\"", &["field `tls.private_key`", "`tls.certificate`"]),
         ("device = \"gpu\"", &["field `device`", "`auto`, `cpu`"]),
+        ("[engine]\noffload = \"vae\"", &["field `engine.offload`", "`none` or `text`"]),
         ("models = []", &["field `models`", "from 1 to"]),
         ("models = [\"a\", \"a=/x\"]", &["field `models`", "`a` twice"]),
         ("models = [\"=x\"]", &["field `models`", "ID=DIR"]),

@@ -1,4 +1,4 @@
-//! Which device an engine shall use, as the command line writes it.
+//! Which device an engine shall use and how, as the command line writes it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -43,6 +43,50 @@ impl fmt::Display for DeviceChoice {
             Self::Cpu => f.write_str("cpu"),
             Self::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
         }
+    }
+}
+
+/// What of a model does not stay on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Offload {
+    /// All of it stays: fastest.
+    #[default]
+    Nothing,
+    /// T5 comes to the device for each new prompt, block by block: a quarter less memory, some seconds more.
+    Text,
+}
+
+/// A word that names nothing that could stay away.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("cannot be offloaded: use `none` or `text`")]
+pub struct UnknownOffload;
+
+impl FromStr for Offload {
+    type Err = UnknownOffload;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "none" => Ok(Self::Nothing),
+            "text" => Ok(Self::Text),
+            _ => Err(UnknownOffload),
+        }
+    }
+}
+
+/// How an engine is to be built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineSettings {
+    /// Where it draws.
+    pub device: DeviceChoice,
+    /// What does not stay there.
+    pub offload: Offload,
+    /// Whether a picture has the same bits in any company also where that costs time. On the CPU it always has.
+    pub is_deterministic: bool,
+}
+
+impl From<DeviceChoice> for EngineSettings {
+    fn from(device: DeviceChoice) -> Self {
+        Self { device, ..Self::default() }
     }
 }
 

@@ -28,10 +28,10 @@ pub(crate) fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => Err(DeviceError::NotBuilt(choice)),
-        DeviceChoice::Cuda(ordinal) => Device::new_cuda(ordinal)
+        DeviceChoice::Cuda(ordinal) => cuda::open(ordinal)
             .map_err(|error| DeviceError::Unavailable { choice, reason: first_line(&error.to_string()) }),
         DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-        DeviceChoice::Auto => match Device::new_cuda(0) {
+        DeviceChoice::Auto => match cuda::open(0) {
             Ok(device) => Ok(device),
             Err(error) => {
                 tracing::info!(reason = first_line(&error.to_string()), "no CUDA device, drawing on the CPU");
@@ -52,7 +52,10 @@ pub fn probe(choice: DeviceChoice) -> Result<String, DeviceError> {
 fn describe(device: &Device) -> String {
     match device.location() {
         candle_core::DeviceLocation::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
-        candle_core::DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        candle_core::DeviceLocation::Cuda { gpu_id } => match cuda::name_and_free_bytes(device) {
+            Some((name, free)) => format!("cuda:{gpu_id}, {name}, {:.1} GiB free", free as f64 / f64::from(1 << 30)),
+            None => format!("cuda:{gpu_id}"),
+        },
         candle_core::DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }
@@ -77,6 +80,66 @@ pub(crate) fn initial_limits() -> EngineLimits {
 /// What one step may hold after `tokens` were too many: half of them.
 pub(crate) fn limits_after_out_of_memory(limits: EngineLimits, tokens: usize) -> EngineLimits {
     EngineLimits { step_tokens_max: limits.step_tokens_max.min(tokens / 2).max(1), ..limits }
+}
+
+/// Bytes of a device's memory that nobody has; `None` for the CPU, whose memory is the machine's.
+pub(crate) fn free_bytes(device: &Device) -> Option<usize> {
+    cuda::name_and_free_bytes(device).map(|(_, free)| free)
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use candle_core::cuda_backend::WrapErr;
+    use candle_core::cuda_backend::cudarc::driver::{CudaContext, sys};
+    use candle_core::{Device, Result};
+
+    /// Opens a device, on a stream of the calling thread.
+    pub(super) fn open(ordinal: usize) -> Result<Device> {
+        let device = Device::new_cuda(ordinal)?;
+        if let Device::Cuda(cuda) = &device {
+            keep_freed_memory(cuda.cuda_stream().context())?;
+        }
+        Ok(device)
+    }
+
+    /// What a step frees the next one takes again: without this the driver would give it back at each synchronisation,
+    /// and map it anew.
+    fn keep_freed_memory(context: &CudaContext) -> Result<()> {
+        if !context.has_async_alloc() {
+            return Ok(());
+        }
+        let attribute = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        let mut pool = std::ptr::null_mut();
+        let mut threshold = u64::MAX;
+        // SAFETY: the device exists, `pool` is written before it is read, and the attribute's value is a u64.
+        #[expect(unsafe_code, reason = "cudarc has no safe call for it")]
+        unsafe {
+            sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result().w()?;
+            sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result().w()?;
+        }
+        Ok(())
+    }
+
+    /// What the driver calls a device, and how much of its memory is free.
+    pub(super) fn name_and_free_bytes(device: &Device) -> Option<(String, usize)> {
+        let Device::Cuda(cuda) = device else { return None };
+        let stream = cuda.cuda_stream();
+        let (free, _) = stream.context().mem_get_info().ok()?;
+        Some((stream.context().name().unwrap_or_default(), free))
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    use candle_core::{Device, Result};
+
+    pub(super) fn open(ordinal: usize) -> Result<Device> {
+        Device::new_cuda(ordinal)
+    }
+
+    pub(super) fn name_and_free_bytes(_: &Device) -> Option<(String, usize)> {
+        None
+    }
 }
 
 fn first_line(text: &str) -> String {

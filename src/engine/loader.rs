@@ -16,6 +16,7 @@ use candle_nn::VarBuilder;
 
 use crate::domain::model::ModelFiles;
 
+use super::plan::WeightBytes;
 use super::text::tokens::{self, TokenizerFiles, Tokenizers};
 use backend::CheckedTensors;
 use config::Configs;
@@ -59,6 +60,17 @@ impl Checkpoint {
         let (checkpoint, inspection) = examine(files);
         checkpoint
             .ok_or_else(|| CheckpointError { place: inspection.place.clone(), problems: inspection.into_problems() })
+    }
+
+    /// What the weights take in `dtype`; the autoencoder's are always f32.
+    pub(crate) fn weight_bytes(&self, dtype: DType) -> WeightBytes {
+        let bytes = |tensors: &CheckedTensors, dtype: DType| tensors.elements() * dtype.size_in_bytes();
+        WeightBytes {
+            transformer: bytes(&self.transformer, dtype),
+            vae: bytes(&self.vae, DType::F32),
+            clip: bytes(&self.clip, dtype),
+            t5: bytes(&self.t5, dtype),
+        }
     }
 
     /// The transformer's tensors by their names in the single-file layout.

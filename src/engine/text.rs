@@ -1,13 +1,15 @@
 //! Prompts to embeddings: CLIP's pooled vector and T5's sequence.
 
+pub(crate) mod cache;
+mod t5;
 pub(crate) mod tokens;
 
 use candle_core::{Device, IndexOp, Result, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
-use candle_transformers::models::t5::T5EncoderModel;
 
 use super::loader::config::{ClipConfig, Configs};
+use t5::T5Encoder;
 
 /// What the transformer is told about a prompt.
 #[derive(Debug, Clone)]
@@ -21,19 +23,24 @@ pub(crate) struct PromptEmbedding {
 /// Both text encoders.
 pub(crate) struct TextEncoders {
     clip: ClipTextTransformer,
-    t5: T5EncoderModel,
+    t5: T5Encoder,
     device: Device,
 }
 
 impl TextEncoders {
-    /// Loads both encoders, in the builders' dtype.
+    /// Loads both encoders, in the builders' dtype; with `is_streamed`, T5's blocks only for as long as they are needed.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(configs: &Configs, clip: &VarBuilder, t5: VarBuilder<'_>) -> Result<Self> {
+    pub(crate) fn load(
+        configs: &Configs,
+        clip: &VarBuilder,
+        t5: VarBuilder<'static>,
+        is_streamed: bool,
+    ) -> Result<Self> {
         let device = clip.device().clone();
         let clip = ClipTextTransformer::new(clip.pp("text_model"), &clip_config(&configs.clip))?;
-        Ok(Self { clip, t5: T5EncoderModel::load(t5, &configs.t5)?, device })
+        Ok(Self { clip, t5: T5Encoder::load(t5, &configs.t5, is_streamed)?, device })
     }
 
     /// CLIP's hidden state at the first end-of-text token, `[1, width]`.
@@ -44,7 +51,8 @@ impl TextEncoders {
     /// When the device fails.
     pub(crate) fn pooled(&self, ids: &[u32], end_of_text: u32) -> Result<Tensor> {
         let end = ids.iter().position(|&id| id == end_of_text).unwrap_or(ids.len() - 1);
-        let hidden = self.clip.forward_with_mask(&self.batch_of_one(ids)?, usize::MAX)?;
+        let batch_of_one = Tensor::new(ids, &self.device)?.unsqueeze(0)?;
+        let hidden = self.clip.forward_with_mask(&batch_of_one, usize::MAX)?;
         hidden.i((.., end))
     }
 
@@ -53,11 +61,7 @@ impl TextEncoders {
     /// # Errors
     /// When the device fails.
     pub(crate) fn sequence(&mut self, ids: &[u32]) -> Result<Tensor> {
-        self.t5.forward(&self.batch_of_one(ids)?)?.squeeze(0)
-    }
-
-    fn batch_of_one(&self, ids: &[u32]) -> Result<Tensor> {
-        Tensor::new(ids, &self.device)?.unsqueeze(0)
+        self.t5.forward(ids)
     }
 }
 

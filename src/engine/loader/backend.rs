@@ -45,6 +45,11 @@ impl CheckedTensors {
         (problems.len() == before).then(|| Self(Arc::new(Inner { files, expected })))
     }
 
+    /// Numbers in all its tensors.
+    pub(super) fn elements(&self) -> usize {
+        self.0.expected.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
+    }
+
     /// candle's way to ask for tensors.
     pub(super) fn builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
         VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())

@@ -19,6 +19,27 @@ pub(crate) struct Configs {
     pub(crate) scheduler: SchedulerConfig,
 }
 
+#[cfg(test)]
+impl Configs {
+    /// Of FLUX.1-dev as it is published, as far as sizes depend on it.
+    pub(crate) fn flux_dev() -> Self {
+        let t5 =
+            T5Config { d_model: 4096, d_kv: 64, d_ff: 10_240, num_layers: 24, num_heads: 64, ..T5Config::default() };
+        let clip = ClipConfig {
+            vocab_size: 49_408,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            max_position_embeddings: 77,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            hidden_act: "quick_gelu".to_owned(),
+            layer_norm_eps: 1e-5,
+        };
+        let (transformer, scheduler) = (TransformerConfig::flux_dev(), SchedulerConfig::flux_dev());
+        Self { transformer, vae: VaeConfig::flux(), clip, t5, scheduler }
+    }
+}
+
 /// Most layers of one kind that are believed; the published model has 38. A wrong number must not fill the memory with
 /// names of tensors.
 const LAYERS_MAX: usize = 1000;

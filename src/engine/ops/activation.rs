@@ -1,20 +1,25 @@
 //! Elementwise activations.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::vector::{exp, vectorized};
-use super::{Rows, is_fused};
+use super::{Rows, is_on_cpu, is_on_cuda};
 
 /// Values handled by one task.
 const CHUNK: usize = 16 * 1024;
 
-/// GELU by its tanh approximation, elementwise. f32 on the CPU may have rows that do not touch.
+/// GELU by its tanh approximation, elementwise. The rows of a matrix need not touch.
 ///
 /// # Errors
 /// When the device fails.
 pub(crate) fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if is_fused(x) { x.apply_op1_no_bwd(&Elementwise::GeluTanh) } else { x.gelu() }
+    if is_on_cpu(x) || (x.rank() == 2 && is_on_cuda(&[x])) {
+        return x.apply_op1_no_bwd(&Elementwise::GeluTanh);
+    }
+    x.gelu()
 }
 
 /// `[left | gelu_tanh(right)]`, side by side: what follows attention and feed-forward in a single block.
@@ -24,10 +29,10 @@ pub(crate) fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
 pub(crate) fn beside_gelu_tanh(left: &Tensor, right: &Tensor) -> Result<Tensor> {
-    if is_fused(left) {
+    if is_on_cpu(left) || is_on_cuda(&[left, right]) {
         return left.apply_op2_no_bwd(right, &BesideGeluTanh);
     }
-    Tensor::cat(&[left, &gelu_tanh(right)?], 1)
+    Tensor::cat(&[left, &right.gelu()?], 1)
 }
 
 struct BesideGeluTanh;
@@ -51,6 +56,17 @@ impl CustomOp2 for BesideGeluTanh {
         });
         Ok((CpuStorage::F32(out), Shape::from((left.count, width))))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        left: &CudaStorage,
+        left_l: &Layout,
+        right: &CudaStorage,
+        right_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        super::cuda::beside_gelu_tanh(Some((left, left_l)), (right, right_l))
+    }
 }
 
 /// SiLU (`x × sigmoid(x)`), elementwise.
@@ -58,7 +74,7 @@ impl CustomOp2 for BesideGeluTanh {
 /// # Errors
 /// When the device fails.
 pub(crate) fn silu(x: &Tensor) -> Result<Tensor> {
-    if is_fused(x) { x.apply_op1_no_bwd(&Elementwise::Silu) } else { x.silu() }
+    if is_on_cpu(x) { x.apply_op1_no_bwd(&Elementwise::Silu) } else { x.silu() }
 }
 
 enum Elementwise {
@@ -114,6 +130,14 @@ impl CustomOp1 for Elementwise {
             out.par_chunks_mut(rows.width.max(1)).enumerate().for_each(|(index, out)| self.map(rows.row(index), out));
         }
         Ok((CpuStorage::F32(out), shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        match self {
+            Self::GeluTanh => super::cuda::beside_gelu_tanh(None, (x, layout)),
+            Self::Silu => bail!("there is no kernel for SiLU alone"),
+        }
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::gemm::{MatrixRef, Threads, multiply};
 use super::vector::{softmax_numerators, vectorized};
-use super::{Rows, Segments, contiguous, is_fused};
+use super::{Rows, Segments, contiguous, is_launchable, is_on_cpu, is_on_cuda};
 
 /// Queries answered at a time: many, because the keys are rearranged anew for each block, but few enough that their
 /// scores stay in the cache.
@@ -16,15 +18,25 @@ const QUERY_BLOCK: usize = 256;
 /// `softmax(q kᵀ / sqrt(head width)) v` for every head, each sequence for itself.
 ///
 /// `qkv [rows, 3 × heads × head width]` -> `[rows, heads × head width]`, dtype of `qkv`. Scores and their softmax are
-/// f32. A sequence's bits on the CPU depend on that sequence alone.
+/// f32. A sequence's bits depend on that sequence alone.
 ///
 /// # Errors
 /// When shapes or devices do not fit.
 pub(crate) fn attention(qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
-    if is_fused(qkv) {
-        return qkv.apply_op1_no_bwd(&CpuAttention { heads, segments });
+    if is_on_cpu(qkv) || (is_on_cuda(&[qkv]) && is_launchable(segments) && is_compiled_for(qkv, heads)) {
+        return qkv.apply_op1_no_bwd(&PackedAttention { heads, segments });
     }
     attention_composed(qkv, heads, segments)
+}
+
+#[cfg(feature = "cuda")]
+fn is_compiled_for(qkv: &Tensor, heads: usize) -> bool {
+    qkv.is_contiguous() && qkv.dim(1).is_ok_and(|width| super::cuda::HEAD_WIDTHS.contains(&(width / 3 / heads)))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn is_compiled_for(_: &Tensor, _: usize) -> bool {
+    false
 }
 
 fn attention_composed(qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
@@ -48,7 +60,7 @@ fn attention_composed(qkv: &Tensor, heads: usize, segments: &Segments) -> Result
     Tensor::cat(&parts, 0)
 }
 
-struct CpuAttention<'a> {
+struct PackedAttention<'a> {
     heads: usize,
     segments: &'a Segments,
 }
@@ -61,7 +73,7 @@ struct Task<'a> {
     answers: &'a mut [f32],
 }
 
-impl CustomOp1 for CpuAttention<'_> {
+impl CustomOp1 for PackedAttention<'_> {
     fn name(&self) -> &'static str {
         "packed-attention"
     }
@@ -88,9 +100,14 @@ impl CustomOp1 for CpuAttention<'_> {
         tasks.into_par_iter().for_each_init(Vec::new, |scores, task| attend(&qkv, self.heads, task, scores));
         Ok((CpuStorage::F32(self.by_rows(&answers, part_width)), Shape::from((rows, part_width))))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        super::cuda::attention(storage, layout, self.heads, self.segments)
+    }
 }
 
-impl CpuAttention<'_> {
+impl PackedAttention<'_> {
     /// Each sequence with each of its blocks of queries, in stream order.
     fn blocks(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
         self.segments.ranges().flat_map(|sequence| {

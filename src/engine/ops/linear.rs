@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::gemm::{MatrixRef, Threads, multiply};
-use super::{Rows, contiguous, is_fused};
+use super::{Rows, contiguous, is_on_cpu};
 
 /// `x [rows, in]` times the transpose of `weight [out, in]`, plus `bias [out]` -> `[rows, out]`. Any float dtype, the
 /// same for all; f32 on the CPU gives each row the same bits however many rows there are.
@@ -14,8 +14,8 @@ use super::{Rows, contiguous, is_fused};
 /// When shapes, dtypes or devices do not fit.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
-        Some(bias) if is_fused(x) => x.apply_op3_no_bwd(weight, bias, &CpuLinear),
-        None if is_fused(x) => x.apply_op2_no_bwd(weight, &CpuLinear),
+        Some(bias) if is_on_cpu(x) => x.apply_op3_no_bwd(weight, bias, &CpuLinear),
+        None if is_on_cpu(x) => x.apply_op2_no_bwd(weight, &CpuLinear),
         Some(bias) => x.matmul(&weight.t()?)?.broadcast_add(bias),
         None => x.matmul(&weight.t()?),
     }

@@ -1,10 +1,12 @@
 //! Per-picture modulation of a packed stream: each sequence has its own shift, scale and gate.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::vector::{mean_and_scale, vectorized};
-use super::{Rows, Segments, is_fused};
+use super::{Rows, Segments, is_launchable, is_on_cpu, is_on_cuda};
 
 /// Epsilon of every LayerNorm in FLUX.
 const EPSILON: f64 = 1e-6;
@@ -17,7 +19,7 @@ const EPSILON: f64 = 1e-6;
 /// # Errors
 /// When shapes or devices do not fit.
 pub(crate) fn modulated_layer_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, segments: &Segments) -> Result<Tensor> {
-    if is_fused(x) {
+    if is_on_cpu(x) || (is_on_cuda(&[x, shift, scale]) && is_launchable(segments)) {
         return x.apply_op3_no_bwd(shift, scale, &ModulatedLayerNorm { segments });
     }
     modulated_layer_norm_composed(x, shift, scale, segments)
@@ -39,7 +41,7 @@ fn modulated_layer_norm_composed(x: &Tensor, shift: &Tensor, scale: &Tensor, seg
 /// # Errors
 /// When shapes or devices do not fit.
 pub(crate) fn gated_residual(x: &Tensor, y: &Tensor, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
-    if is_fused(x) {
+    if is_on_cpu(x) || (is_on_cuda(&[x, y, gate]) && is_launchable(segments)) {
         return x.apply_op3_no_bwd(y, gate, &GatedResidual { segments });
     }
     gated_residual_composed(x, y, gate, segments)
@@ -110,6 +112,19 @@ impl CustomOp3 for ModulatedLayerNorm<'_> {
         });
         Ok((CpuStorage::F32(out), Shape::from((x.count, x.width))))
     }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        shift: &CudaStorage,
+        shift_l: &Layout,
+        scale: &CudaStorage,
+        scale_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        super::cuda::modulated_layer_norm([(x, xl), (shift, shift_l), (scale, scale_l)], self.segments, EPSILON as f32)
+    }
 }
 
 struct GatedResidual<'a> {
@@ -143,6 +158,19 @@ impl CustomOp3 for GatedResidual<'_> {
             });
         });
         Ok((CpuStorage::F32(out), Shape::from((x.count, x.width))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        y: &CudaStorage,
+        yl: &Layout,
+        gate: &CudaStorage,
+        gate_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        super::cuda::gated_residual([(x, xl), (y, yl), (gate, gate_l)], self.segments)
     }
 }
 

@@ -1,10 +1,14 @@
 //! Query and key normalisation with rotary position embedding, on the packed `[query | key | value]` stream.
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda::HeadOperands;
 use super::vector::{sum_of_squares, vectorized};
-use super::{Rows, is_fused};
+use super::{Rows, is_on_cpu, is_on_cuda};
 
 /// Epsilon of the query and key RMSNorm.
 const EPSILON: f64 = 1e-6;
@@ -82,10 +86,20 @@ pub(crate) fn normalize_and_rotate(
     key_scale: &Tensor,
     rotary: Option<&Rotary>,
 ) -> Result<Tensor> {
-    if is_fused(qkv) {
+    if is_on_cpu(qkv) || (is_on_cuda(&[qkv, query_scale, key_scale]) && is_shareable(query_scale)) {
         return qkv.apply_op1_no_bwd(&NormalizeAndRotate { query_scale, key_scale, rotary });
     }
     normalize_and_rotate_composed(qkv, query_scale, key_scale, rotary)
+}
+
+#[cfg(feature = "cuda")]
+fn is_shareable(scale: &Tensor) -> bool {
+    scale.dim(0).is_ok_and(super::cuda::is_shareable)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn is_shareable(_: &Tensor) -> bool {
+    false
 }
 
 fn normalize_and_rotate_composed(
@@ -150,6 +164,13 @@ impl CustomOp1 for NormalizeAndRotate<'_> {
                 }),
             })
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        let scales = [self.query_scale, self.key_scale];
+        let tables = self.rotary.map(|rotary| [&rotary.cos, &rotary.sin]);
+        super::cuda::normalize_and_rotate(storage, layout, &HeadOperands { scales, tables }, EPSILON as f32)
     }
 }
 

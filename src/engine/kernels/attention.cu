@@ -1,0 +1,221 @@
+// softmax(q kᵀ / sqrt(head width)) v for every head and every sequence of a packed stream, without a matrix of scores:
+// the online softmax of "FlashAttention-2" (Dao, 2023), on the tensor cores of sm_80 and later.
+//
+// A block answers 128 queries of one head; keys and values come 64 at a time, the next ones while these are being worked
+// on. Where a sequence's blocks begin depends on that sequence alone, and so do its answers' bits.
+#include "device.cuh"
+
+namespace {
+
+constexpr int WARPS = 8;
+constexpr int THREADS = WARPS * LANES;
+// Queries of one warp: the rows of one tensor-core product.
+constexpr int WARP_QUERIES = 16;
+constexpr int QUERIES = WARPS * WARP_QUERIES;
+constexpr int KEYS = 64;
+
+// Where a chunk of a row stands in shared memory: neighbouring rows begin in different banks.
+template <int WIDTH> __device__ __forceinline__ int swizzled(int row, int chunk) {
+  constexpr int CHUNKS = WIDTH / CHUNK;
+  constexpr int MASK = (CHUNKS < 8 ? CHUNKS : 8) - 1;
+  return row * WIDTH + (chunk ^ (row & MASK)) * CHUNK;
+}
+
+// Starts to copy `ROWS` rows; those from `rows_there` on become zero.
+template <int WIDTH, int ROWS>
+__device__ __forceinline__ void copy_rows(uint16_t *tile, const uint16_t *source, int64_t stride, int rows_there) {
+  constexpr int CHUNKS = WIDTH / CHUNK;
+  for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
+    const int row = i / CHUNKS;
+    const int chunk = i % CHUNKS;
+    const bool is_there = row < rows_there;
+    copy_async(tile + swizzled<WIDTH>(row, chunk), source + (is_there ? row : 0) * stride + chunk * CHUNK, is_there);
+  }
+}
+
+// The largest or the sum over the four lanes that share a row.
+__device__ __forceinline__ float row_max(float value) {
+  value = fmaxf(value, from_lane_xor(value, 1));
+  return fmaxf(value, from_lane_xor(value, 2));
+}
+__device__ __forceinline__ float row_sum(float value) {
+  value += from_lane_xor(value, 1);
+  return value + from_lane_xor(value, 2);
+}
+
+template <int WIDTH>
+__device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const Bounds &bounds, int heads, float scale) {
+  constexpr int PRODUCTS = WIDTH / 16;
+  SHARED_BYTES(shared);
+  uint16_t *tiles = reinterpret_cast<uint16_t *>(shared);
+  const int warp = threadIdx.x / LANES;
+  const int lane = threadIdx.x % LANES;
+
+  int block = blockIdx.x;
+  int sequence = 0;
+  for (; sequence < bounds.count; ++sequence) {
+    const int blocks = (bounds.at[sequence + 1] - bounds.at[sequence] + QUERIES - 1) / QUERIES;
+    if (block < blocks) {
+      break;
+    }
+    block -= blocks;
+  }
+  if (sequence == bounds.count) {
+    return;
+  }
+  const int64_t first = bounds.at[sequence];
+  const int length = bounds.at[sequence + 1] - bounds.at[sequence];
+  const int64_t part = static_cast<int64_t>(heads) * WIDTH;
+  const int64_t stride = 3 * part;
+  const uint16_t *queries = qkv + first * stride + blockIdx.y * WIDTH;
+  const uint16_t *keys = queries + part;
+  const uint16_t *values = keys + part;
+  const int query = block * QUERIES;
+
+  // Two stages of keys and values; the queries pass through the second, which is not needed yet.
+  constexpr int STAGE = 2 * KEYS * WIDTH;
+  copy_rows<WIDTH, QUERIES>(tiles + STAGE, queries + query * stride, stride, length - query);
+  end_group();
+  copy_rows<WIDTH, KEYS>(tiles, keys, stride, length);
+  copy_rows<WIDTH, KEYS>(tiles + KEYS * WIDTH, values, stride, length);
+  end_group();
+  wait_for_groups<1>();
+  __syncthreads();
+  uint32_t q[PRODUCTS][4];
+#pragma unroll
+  for (int k = 0; k < PRODUCTS; ++k) {
+    const int row = warp * WARP_QUERIES + (lane / 8 % 2) * 8 + lane % 8;
+    load_matrices(q[k], tiles + STAGE + swizzled<WIDTH>(row, 2 * k + lane / 16));
+  }
+  __syncthreads();
+
+  // Of each lane's two rows: the answer so far, the largest score, and this lane's part of the sum of weights.
+  float answer[2 * PRODUCTS][4] = {};
+  float largest[2] = {-INFINITY, -INFINITY};
+  float total[2] = {0.0f, 0.0f};
+  // Weights are powers of two.
+  const float factor = scale * 1.4426950408889634f;
+
+  const int rounds = (length + KEYS - 1) / KEYS;
+  for (int round = 0; round < rounds; ++round) {
+    const uint16_t *key_tile = tiles + round % 2 * STAGE;
+    const uint16_t *value_tile = key_tile + KEYS * WIDTH;
+    const int next = (round + 1) * KEYS;
+    if (next < length) {
+      uint16_t *stage = tiles + (round + 1) % 2 * STAGE;
+      copy_rows<WIDTH, KEYS>(stage, keys + next * stride, stride, length - next);
+      copy_rows<WIDTH, KEYS>(stage + KEYS * WIDTH, values + next * stride, stride, length - next);
+    }
+    end_group();
+    wait_for_groups<1>();
+    __syncthreads();
+
+    float scores[KEYS / 8][4] = {};
+#pragma unroll
+    for (int k = 0; k < PRODUCTS; ++k) {
+#pragma unroll
+      for (int n = 0; n < KEYS / 16; ++n) {
+        uint32_t b[4];
+        const int row = n * 16 + lane / 16 * 8 + lane % 8;
+        load_matrices(b, key_tile + swizzled<WIDTH>(row, 2 * k + lane / 8 % 2));
+        multiply_add(scores[2 * n], q[k], b[0], b[1]);
+        multiply_add(scores[2 * n + 1], q[k], b[2], b[3]);
+      }
+    }
+    if (next > length) {
+      // Behind the sequence's end there are zeros, which must not count.
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          if (round * KEYS + n * 8 + lane % 4 * 2 + i % 2 >= length) {
+            scores[n][i] = -INFINITY;
+          }
+        }
+      }
+    }
+
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float best = largest[half];
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; ++n) {
+        best = fmaxf(best, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+      }
+      best = row_max(best);
+      const float shrink = power_of_two((largest[half] - best) * factor);
+      largest[half] = best;
+      float sum = 0.0f;
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+        for (int i = 2 * half; i < 2 * half + 2; ++i) {
+          scores[n][i] = power_of_two((scores[n][i] - best) * factor);
+          sum += scores[n][i];
+        }
+      }
+      total[half] = total[half] * shrink + sum;
+#pragma unroll
+      for (int n = 0; n < 2 * PRODUCTS; ++n) {
+        answer[n][2 * half] *= shrink;
+        answer[n][2 * half + 1] *= shrink;
+      }
+    }
+
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; ++k) {
+      // What one product leaves in a lane is where the next wants its left side.
+      const float(&even)[4] = scores[2 * k];
+      const float(&odd)[4] = scores[2 * k + 1];
+      const uint32_t weights[4] = {pack(even[0], even[1]), pack(even[2], even[3]), pack(odd[0], odd[1]),
+                                   pack(odd[2], odd[3])};
+#pragma unroll
+      for (int n = 0; n < PRODUCTS; ++n) {
+        uint32_t b[4];
+        const int row = k * 16 + lane / 8 % 2 * 8 + lane % 8;
+        load_matrices_transposed(b, value_tile + swizzled<WIDTH>(row, 2 * n + lane / 16));
+        multiply_add(answer[2 * n], weights, b[0], b[1]);
+        multiply_add(answer[2 * n + 1], weights, b[2], b[3]);
+      }
+    }
+    __syncthreads();
+  }
+
+  // By way of shared memory, so that whole chunks go out. Each warp has a place of its own.
+  uint16_t *place = tiles + warp * WARP_QUERIES * WIDTH;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float inverse = 1.0f / row_sum(total[half]);
+#pragma unroll
+    for (int n = 0; n < 2 * PRODUCTS; ++n) {
+      uint16_t *pair = place + swizzled<WIDTH>(lane / 4 + 8 * half, n) + lane % 4 * 2;
+      *reinterpret_cast<uint32_t *>(pair) = pack(answer[n][2 * half] * inverse, answer[n][2 * half + 1] * inverse);
+    }
+  }
+  __syncwarp();
+  constexpr int CHUNKS = WIDTH / CHUNK;
+  for (int i = lane; i < WARP_QUERIES * CHUNKS; i += LANES) {
+    const int row = i / CHUNKS;
+    const int chunk = i % CHUNKS;
+    const int64_t at = query + warp * WARP_QUERIES + row;
+    if (at < length) {
+      uint16_t *target = out + (first + at) * part + blockIdx.y * WIDTH;
+      put_chunk(target, chunk, *reinterpret_cast<const uint4 *>(place + swizzled<WIDTH>(row, chunk)));
+    }
+  }
+}
+
+} // namespace
+
+// `qkv [rows, 3 × heads × head width]` -> `out [rows, heads × head width]`, bf16, contiguous, 16-byte aligned.
+// Grid: (the sum over sequences of ceil(length / 128), heads); 256 threads; 512 bytes of shared memory × head width.
+#define ATTENTION(width)                                                                                                \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
+      attention_##width(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, float scale) {                    \
+    attend<width>(qkv, out, bounds, heads, scale);                                                                      \
+  }
+
+ATTENTION(16)
+ATTENTION(32)
+ATTENTION(64)
+ATTENTION(128)

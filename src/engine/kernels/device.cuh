@@ -1,0 +1,129 @@
+// What the kernels have in common: the shape of a packed stream, bf16, and the instructions of the tensor cores by name.
+//
+// Everything that only a GPU has stands here. A C++ compiler that is no nvcc gets it from `emulation.h` (tests/kernels),
+// so that the same kernels run, slowly, on any machine.
+#pragma once
+
+#ifdef __CUDACC__
+
+#include <cstdint>
+
+#define SHARED_BYTES(name) extern __shared__ __align__(16) unsigned char name[]
+
+// Two floats, rounded to nearest even, as a pair of bf16: `low` in the lower half.
+static __device__ __forceinline__ uint32_t pack(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+static __device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
+
+// 2 to the power of `x`, to within 2 units in the last place; 0 for minus infinity.
+static __device__ __forceinline__ float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+static __device__ __forceinline__ float from_lane_xor(float value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// Starts to copy 16 bytes from global to shared memory, or to fill them with zeros. `source` must be valid either way.
+static __device__ __forceinline__ void copy_async(void *target, const void *source, bool is_there) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(target));
+  const int bytes = is_there ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(source), "r"(bytes) : "memory");
+}
+
+// Closes a group of copies.
+static __device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most `LEFT` of the latest groups are still being copied.
+template <int LEFT> static __device__ __forceinline__ void wait_for_groups() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+// Four 8×8 matrices of bf16 from shared memory. Lane 8 m + r gives the address of row r of matrix m; lane l gets of each
+// matrix the elements 2 (l % 4) and the next of row l / 4.
+static __device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], const void *row) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(address)
+               : "memory");
+}
+
+// The same, each matrix transposed.
+static __device__ __forceinline__ void load_matrices_transposed(uint32_t (&matrices)[4], const void *row) {
+  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
+               : "r"(address)
+               : "memory");
+}
+
+// sum += a b, with `a` 16×16, `b` 16×8 and `sum` 16×8 spread over the lanes of a warp as PTX's mma.m16n8k16 has it.
+static __device__ __forceinline__ void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+               "{%0, %1, %2, %3};"
+               : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#else
+#include "emulation.h"
+#endif
+
+// Lanes of a warp.
+constexpr int LANES = 32;
+
+// bf16 values in the 16 bytes that one access moves.
+constexpr int CHUNK = 8;
+
+// Most sequences in one launch.
+constexpr int SEQUENCES_MAX = 64;
+
+// How a packed stream is cut into sequences: rows `at[i]` to `at[i + 1]` are sequence i. Handed over by value: there is
+// nothing to upload. `Bounds` in ops/cuda.rs has the same layout.
+struct Bounds {
+  int count;
+  int at[SEQUENCES_MAX + 1];
+};
+
+// Which sequence a row belongs to.
+static __device__ __forceinline__ int sequence_of(const Bounds &bounds, int row) {
+  int sequence = 0;
+  while (sequence + 1 < bounds.count && row >= bounds.at[sequence + 1]) {
+    ++sequence;
+  }
+  return sequence;
+}
+
+// Halves of a pair of bf16.
+static __device__ __forceinline__ float low(uint32_t pair) { return as_float(pair << 16); }
+static __device__ __forceinline__ float high(uint32_t pair) { return as_float(pair & 0xffff0000u); }
+
+// Eight bf16 values of one 16-byte access, as floats and back.
+static __device__ __forceinline__ void unpack(float (&values)[CHUNK], const uint4 &chunk) {
+  const uint32_t pairs[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    values[2 * i] = low(pairs[i]);
+    values[2 * i + 1] = high(pairs[i]);
+  }
+}
+
+static __device__ __forceinline__ uint4 packed(const float (&values)[CHUNK]) {
+  return make_uint4(pack(values[0], values[1]), pack(values[2], values[3]), pack(values[4], values[5]),
+                    pack(values[6], values[7]));
+}
+
+static __device__ __forceinline__ uint4 chunk_at(const uint16_t *values, int64_t chunk) {
+  return reinterpret_cast<const uint4 *>(values)[chunk];
+}
+
+static __device__ __forceinline__ void put_chunk(uint16_t *values, int64_t chunk, const uint4 &data) {
+  reinterpret_cast<uint4 *>(values)[chunk] = data;
+}

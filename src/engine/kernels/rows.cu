@@ -1,0 +1,189 @@
+// What happens to each token by itself: normalisation with modulation, rotation, gates, activations. All move 16 bytes at
+// a time and compute in f32; what is stored is rounded once. Widths, strides and starts are multiples of 8 values.
+#include "device.cuh"
+
+namespace {
+
+constexpr int THREADS = 256;
+
+// The sum over a block. All threads call it; `shared` has a place for each warp.
+__device__ __forceinline__ float block_sum(float value, float *shared) {
+#pragma unroll
+  for (int mask = LANES / 2; mask > 0; mask /= 2) {
+    value += from_lane_xor(value, mask);
+  }
+  __syncthreads();
+  if (threadIdx.x % LANES == 0) {
+    shared[threadIdx.x / LANES] = value;
+  }
+  __syncthreads();
+  float sum = 0.0f;
+#pragma unroll
+  for (int warp = 0; warp < THREADS / LANES; ++warp) {
+    sum += shared[warp];
+  }
+  return sum;
+}
+
+// x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x³): GELU by its tanh approximation.
+__device__ __forceinline__ float gelu_tanh_of(float x) {
+  constexpr float TWICE_SQRT_2_OVER_PI_LOG2E = 2.3022082f;
+  return x / (1.0f + power_of_two(-TWICE_SQRT_2_OVER_PI_LOG2E * (x + 0.044715f * x * x * x)));
+}
+
+} // namespace
+
+// out = LayerNorm(x) (1 + scale) + shift, with the scale and shift of the row's sequence, whose rows lie `stride` apart.
+// Grid: rows of x.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    modulated_layer_norm(const uint16_t *x, const uint16_t *shift, const uint16_t *scale, uint16_t *out, Bounds bounds,
+                         int width, int shift_stride, int scale_stride, float epsilon) {
+  SHARED_BYTES(shared);
+  float *sums = reinterpret_cast<float *>(shared);
+  const int64_t row = blockIdx.x;
+  const int64_t sequence = sequence_of(bounds, blockIdx.x);
+  const int chunks = width / CHUNK;
+  x += row * width;
+  out += row * width;
+  shift += sequence * shift_stride;
+  scale += sequence * scale_stride;
+  float values[CHUNK];
+  float sum = 0.0f;
+  for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
+    unpack(values, chunk_at(x, chunk));
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) {
+      sum += values[i];
+    }
+  }
+  const float mean = block_sum(sum, sums) / width;
+  // The row has just been read: it comes from the cache.
+  sum = 0.0f;
+  for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
+    unpack(values, chunk_at(x, chunk));
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) {
+      sum += (values[i] - mean) * (values[i] - mean);
+    }
+  }
+  const float inverse = rsqrtf(block_sum(sum, sums) / width + epsilon);
+  for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
+    float scales[CHUNK];
+    float shifts[CHUNK];
+    unpack(values, chunk_at(x, chunk));
+    unpack(scales, chunk_at(scale, chunk));
+    unpack(shifts, chunk_at(shift, chunk));
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) {
+      values[i] = (values[i] - mean) * inverse * (1.0f + scales[i]) + shifts[i];
+    }
+    put_chunk(out, chunk, packed(values));
+  }
+}
+
+// out = x + gate y, with the gate of the row's sequence. Grid: rows of x.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    gated_residual(const uint16_t *x, const uint16_t *y, const uint16_t *gate, uint16_t *out, Bounds bounds, int width,
+                   int gate_stride) {
+  const int64_t row = blockIdx.x;
+  gate += static_cast<int64_t>(sequence_of(bounds, blockIdx.x)) * gate_stride;
+  for (int chunk = threadIdx.x; chunk < width / CHUNK; chunk += THREADS) {
+    float values[CHUNK];
+    float added[CHUNK];
+    float gates[CHUNK];
+    unpack(values, chunk_at(x + row * width, chunk));
+    unpack(added, chunk_at(y + row * width, chunk));
+    unpack(gates, chunk_at(gate, chunk));
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) {
+      values[i] += gates[i] * added[i];
+    }
+    put_chunk(out + row * width, chunk, packed(values));
+  }
+}
+
+// RMSNorm of every query's and key's head, with one scale for all queries and one for all keys, and its rotation by the
+// row's angles; values pass through. `cos` and `sin`, `[rows, head width / 2]` in f32, may both be null: no rotation.
+// A head's width is 8 times a power of two, at most 256. Grid: rows.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    normalize_and_rotate(const uint16_t *qkv, const uint16_t *query_scale, const uint16_t *key_scale, const float *cos,
+                         const float *sin, uint16_t *out, int heads, int head_width, int stride, float epsilon) {
+  const int64_t row = blockIdx.x;
+  // Neighbouring lanes share a head.
+  const int head_chunks = head_width / CHUNK;
+  const int part = heads * head_chunks;
+  qkv += row * stride;
+  out += row * 3 * heads * head_width;
+  for (int start = 0; start < 3 * part; start += THREADS) {
+    // All lanes stay: they sum together.
+    const int chunk = start + threadIdx.x;
+    const bool is_there = chunk < 3 * part;
+    const uint4 data = is_there ? chunk_at(qkv, chunk) : make_uint4(0, 0, 0, 0);
+    float values[CHUNK];
+    unpack(values, data);
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) {
+      sum += values[i] * values[i];
+    }
+    for (int mask = head_chunks / 2; mask > 0; mask /= 2) {
+      sum += from_lane_xor(sum, mask);
+    }
+    if (!is_there) {
+      continue;
+    }
+    if (chunk >= 2 * part) {
+      put_chunk(out, chunk, data);
+      continue;
+    }
+    const int in_head = chunk % head_chunks;
+    float scales[CHUNK];
+    unpack(scales, chunk_at(chunk < part ? query_scale : key_scale, in_head));
+    const float inverse = rsqrtf(sum / head_width + epsilon);
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) {
+      values[i] *= inverse * scales[i];
+    }
+    if (cos != nullptr) {
+      // Four angles a chunk, of 4 bytes each.
+      const int64_t angle = row * head_chunks + in_head;
+      const float4 c = reinterpret_cast<const float4 *>(cos)[angle];
+      const float4 s = reinterpret_cast<const float4 *>(sin)[angle];
+      const float cosines[4] = {c.x, c.y, c.z, c.w};
+      const float sines[4] = {s.x, s.y, s.z, s.w};
+#pragma unroll
+      for (int pair = 0; pair < 4; ++pair) {
+        const float a = values[2 * pair];
+        const float b = values[2 * pair + 1];
+        values[2 * pair] = a * cosines[pair] - b * sines[pair];
+        values[2 * pair + 1] = a * sines[pair] + b * cosines[pair];
+      }
+    }
+    put_chunk(out, chunk, packed(values));
+  }
+}
+
+// out = [left | gelu_tanh(right)], row by row. `left_width` may be 0. Grid: rows.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    beside_gelu_tanh(const uint16_t *left, const uint16_t *right, uint16_t *out, int left_width, int right_width,
+                     int left_stride, int right_stride) {
+  const int64_t row = blockIdx.x;
+  const int left_chunks = left_width / CHUNK;
+  const int chunks = left_chunks + right_width / CHUNK;
+  left += row * left_stride;
+  right += row * right_stride;
+  out += row * chunks * CHUNK;
+  for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
+    if (chunk < left_chunks) {
+      put_chunk(out, chunk, chunk_at(left, chunk));
+      continue;
+    }
+    float values[CHUNK];
+    unpack(values, chunk_at(right, chunk - left_chunks));
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) {
+      values[i] = gelu_tanh_of(values[i]);
+    }
+    put_chunk(out, chunk, packed(values));
+  }
+}

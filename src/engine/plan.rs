@@ -1,0 +1,198 @@
+//! What a model takes of a device's memory, worked out before anything is brought there: how many tokens fit in a step,
+//! how large a picture may be, and whether it is worth beginning at all.
+//!
+//! Pure arithmetic. The shares of activations are counted from the operations of one block, where a step has its peak.
+
+use std::fmt;
+
+use candle_core::DType;
+
+use crate::domain::device::Offload;
+use crate::domain::engine::EngineLimits;
+
+use super::loader::config::Configs;
+
+/// What libraries, the driver's context and the encoding of a prompt take.
+const WORKSPACE_BYTES: usize = 1 << 30;
+
+/// A block holds, for each token, its input and output, what the normalisation made, the wide product of queries, keys,
+/// values and feed-forward (7), queries and keys rotated (3), what attention gave, that beside the feed-forward half (5),
+/// and the product: 20 times the stream's width, and some room.
+const STREAM_WIDTHS_PER_TOKEN: usize = 24;
+
+/// Copies of the decoder's widest activation at the picture's own size that normalisation and convolution hold at a time.
+const DECODER_COPIES: usize = 6;
+
+/// Tokens of the smallest step that a device must be good for: a picture of 512×512 pixels with its prompt.
+const SMALLEST_STEP_TOKENS: usize = 1024 + 512;
+
+/// Bytes that each component's weights take on the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WeightBytes {
+    pub(crate) transformer: usize,
+    pub(crate) vae: usize,
+    pub(crate) clip: usize,
+    pub(crate) t5: usize,
+}
+
+/// What fits where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MemoryPlan {
+    weights: WeightBytes,
+    /// Of T5, what is on the device at one time.
+    t5_resident: usize,
+    token: usize,
+    pixel: usize,
+    strip: usize,
+    free: usize,
+    pub(crate) limits: EngineLimits,
+    /// Most pixels of a picture that can be decoded.
+    pub(crate) pixels_max: usize,
+}
+
+/// A device that is too small for a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the device has {free} of memory free, and the model needs {needed} (weights {weights}, and room to draw 512x512 \
+     pixels){way_out}"
+)]
+pub struct TooLarge {
+    free: Gib,
+    needed: Gib,
+    weights: Gib,
+    way_out: WayOut,
+}
+
+/// What helps where the memory does not suffice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WayOut {
+    OffloadText { saves: Gib },
+    Nothing,
+}
+
+impl fmt::Display for WayOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OffloadText { saves } => write!(f, ": `--offload text` saves {saves}"),
+            Self::Nothing => f.write_str(": use a larger device, or `--device cpu`"),
+        }
+    }
+}
+
+/// Bytes, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Gib(usize);
+
+impl fmt::Display for Gib {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} GiB", self.0 as f64 / f64::from(1 << 30))
+    }
+}
+
+impl MemoryPlan {
+    /// A plan for a device with `free` bytes, where at most `limits` are of use and weights are kept in `dtype`.
+    ///
+    /// # Errors
+    /// When not even a small picture would fit.
+    pub(crate) fn new(
+        configs: &Configs,
+        weights: WeightBytes,
+        dtype: DType,
+        offload: Offload,
+        (free, limits): (usize, EngineLimits),
+    ) -> Result<Self, TooLarge> {
+        // The table of embeddings stays in the machine's memory.
+        let t5_blocks = weights.t5.saturating_sub(configs.t5.vocab_size * configs.t5.d_model * dtype.size_in_bytes());
+        let t5_resident = match offload {
+            Offload::Nothing => t5_blocks,
+            Offload::Text => t5_blocks / configs.t5.num_layers.max(1),
+        };
+        let resident = weights.transformer + weights.vae + weights.clip + t5_resident;
+        let transformer = &configs.transformer;
+        let tables = transformer.attention_head_dim * size_of::<f32>();
+        let token = STREAM_WIDTHS_PER_TOKEN * transformer.hidden_size() * dtype.size_in_bytes() + 2 * tables;
+        let widths = &configs.vae.block_out_channels;
+        let widest = widths.iter().take(2).copied().max().unwrap_or_default();
+        let pixel = DECODER_COPIES * widest * size_of::<f32>();
+        let strip = super::vae::STRIP_BYTES_MAX;
+
+        let room = free.saturating_sub(resident + WORKSPACE_BYTES);
+        let smallest = (SMALLEST_STEP_TOKENS * token).max(512 * 512 * pixel + strip);
+        if room < smallest {
+            let saves = t5_blocks - t5_blocks / configs.t5.num_layers.max(1);
+            let way_out = match offload {
+                Offload::Nothing if room + saves >= smallest => WayOut::OffloadText { saves: Gib(saves) },
+                _ => WayOut::Nothing,
+            };
+            let needed = Gib(resident + WORKSPACE_BYTES + smallest);
+            return Err(TooLarge { free: Gib(free), needed, weights: Gib(resident), way_out });
+        }
+        let step_tokens_max = limits.step_tokens_max.min(room / token);
+        let pixels_max = room.saturating_sub(strip) / pixel;
+        let limits = EngineLimits { step_tokens_max, ..limits };
+        Ok(Self { weights, t5_resident, token, pixel, strip, free, limits, pixels_max })
+    }
+}
+
+impl fmt::Display for MemoryPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let WeightBytes { transformer, vae, clip, .. } = self.weights;
+        write!(
+            f,
+            "weights: transformer {}, text {}, autoencoder {}; a step: {} KiB a token, {} tokens fit; a decoding: {} KiB a \
+             pixel and {}, {:.1} megapixels fit; {} were free",
+            Gib(transformer),
+            Gib(clip + self.t5_resident),
+            Gib(vae),
+            self.token >> 10,
+            self.limits.step_tokens_max,
+            self.pixel >> 10,
+            Gib(self.strip),
+            self.pixels_max as f64 / 1e6,
+            Gib(self.free),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: EngineLimits = EngineLimits { pictures_max: 32, step_tokens_max: 33_792 };
+    /// As FLUX.1-dev is published, in bytes of bf16 (the autoencoder: f32).
+    const FLUX_DEV: WeightBytes = WeightBytes {
+        transformer: 2 * 11_901_408_320,
+        vae: 4 * 83_819_683,
+        clip: 2 * 123_060_480,
+        t5: 2 * 4_762_310_656,
+    };
+
+    fn plan(gib: usize, offload: Offload) -> Result<MemoryPlan, TooLarge> {
+        MemoryPlan::new(&Configs::flux_dev(), FLUX_DEV, DType::BF16, offload, (gib << 30, LIMITS))
+    }
+
+    #[test]
+    fn an_h200_holds_all_that_can_be_asked_for() {
+        let plan = plan(139, Offload::Nothing).expect("fits");
+        assert_eq!(plan.limits, LIMITS);
+        assert!(plan.pixels_max > 2048 * 2048, "{plan}");
+        assert!(plan.to_string().contains("transformer 22.2 GiB, text 8.9 GiB"), "{plan}");
+    }
+
+    #[test]
+    fn a_smaller_device_is_told_its_limits() {
+        let plan = plan(36, Offload::Nothing).expect("fits");
+        assert!((5_000..LIMITS.step_tokens_max).contains(&plan.limits.step_tokens_max), "{plan}");
+        assert!((512 * 512..2048 * 2048).contains(&plan.pixels_max), "{plan}");
+        assert!(super::tests::plan(36, Offload::Text).expect("fits").pixels_max > plan.pixels_max);
+    }
+
+    #[test]
+    fn one_that_is_too_small_is_told_what_helps() {
+        let error = plan(32, Offload::Nothing).expect_err("too small").to_string();
+        assert!(error.contains("32.0 GiB of memory free") && error.contains("`--offload text` saves 8."), "{error}");
+        plan(32, Offload::Text).expect("fits");
+        let error = plan(24, Offload::Text).expect_err("too small").to_string();
+        assert!(error.contains("a larger device"), "{error}");
+    }
+}

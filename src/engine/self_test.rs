@@ -1,0 +1,150 @@
+//! Whether a device computes what the CPU does: every operation of a step, on the same random numbers, in the precision in
+//! which the device draws.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::domain::device::DeviceChoice;
+
+use super::device;
+use super::noise::standard_normal;
+use super::ops::Segments;
+use super::ops::activation::{beside_gelu_tanh, gelu_tanh, silu};
+use super::ops::attention::attention;
+use super::ops::linear::linear;
+use super::ops::modulation::{gated_residual, modulated_layer_norm};
+use super::ops::rope::{Rotary, normalize_and_rotate};
+
+/// How far one operation is off.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct OpReport {
+    /// What was computed.
+    pub name: &'static str,
+    /// The difference from the CPU's result in f32, relative to that result, both by their Euclidean norms.
+    pub error: f64,
+    /// What rounding explains in the device's precision.
+    pub tolerance: f64,
+}
+
+impl OpReport {
+    /// Whether the operation can be relied on.
+    #[must_use]
+    pub fn is_right(&self) -> bool {
+        // Not the other way round: what is no number is not right.
+        self.error <= self.tolerance
+    }
+}
+
+/// Lengths of the sequences: a block's tail, one token, several blocks.
+const LENGTHS: [usize; 4] = [77, 1, 300, 128];
+
+/// As in FLUX.1-dev.
+const HEAD_WIDTH: usize = 128;
+const HEADS: usize = 3;
+
+/// bf16 keeps eight bits: half a unit in the last place is 2⁻⁹, and a few of them may add up.
+const BF16_TOLERANCE: f64 = 0.01;
+const F32_TOLERANCE: f64 = 1e-5;
+
+/// Computes every operation on the device and on the CPU.
+///
+/// # Errors
+/// When the device cannot be had, or refuses an operation.
+pub fn self_test(choice: DeviceChoice) -> std::result::Result<Vec<OpReport>, super::LoadError> {
+    let device = device::open(choice)?;
+    Ok(Operands { dtype: device::dtype(&device), device }.run()?)
+}
+
+struct Operands {
+    dtype: DType,
+    device: Device,
+}
+
+/// An operation on the operands that stand on one device.
+type Op<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
+
+impl Operands {
+    fn run(&self) -> Result<Vec<OpReport>> {
+        let segments = Segments::from_lengths(LENGTHS);
+        let rows = segments.rows();
+        let width = HEADS * HEAD_WIDTH;
+        let stream = |seed, columns| self.random(seed, &[rows, columns]);
+        let per_sequence = |seed| self.random(seed, &[LENGTHS.len(), width]);
+        let head = |seed| self.random(seed, &[HEAD_WIDTH]);
+        // The rotary tables are of one sequence as long as all of them.
+        let axes = [16, 56, 56];
+        let rotary = |device: &Device| Rotary::of_image(rows / 2, 2, axes, 10_000.0, device);
+        let ops: [(&'static str, Vec<Tensor>, Op); 9] = [
+            ("linear", vec![stream(1, width)?, self.random(2, &[256, width])?, self.random(3, &[256])?], &|x| {
+                linear(&x[0], &x[1], Some(&x[2]))
+            }),
+            ("attention", vec![stream(4, 3 * width)?], &|x| attention(&x[0], HEADS, &segments)),
+            ("modulated layer norm", vec![stream(5, width)?, per_sequence(6)?, per_sequence(7)?], &|x| {
+                modulated_layer_norm(&x[0], &x[1], &x[2], &segments)
+            }),
+            ("gated residual", vec![stream(8, width)?, stream(9, width)?, per_sequence(10)?], &|x| {
+                gated_residual(&x[0], &x[1], &x[2], &segments)
+            }),
+            ("normalize and rotate", vec![stream(11, 3 * width)?, head(12)?, head(13)?], &|x| {
+                normalize_and_rotate(&x[0], &x[1], &x[2], Some(&rotary(x[0].device())?))
+            }),
+            ("normalize", vec![stream(14, 5 * width)?, head(15)?, head(16)?], &|x| {
+                normalize_and_rotate(&x[0].narrow(1, 0, 3 * width)?, &x[1], &x[2], None)
+            }),
+            ("GELU", vec![stream(17, 4 * width)?], &|x| gelu_tanh(&x[0].narrow(1, width, width)?)),
+            ("GELU beside attention", vec![stream(18, width)?, stream(19, 4 * width)?], &|x| {
+                beside_gelu_tanh(&x[0], &x[1])
+            }),
+            ("SiLU", vec![stream(20, width)?], &|x| silu(&x[0])),
+        ];
+        ops.into_iter().map(|(name, operands, op)| self.compare(name, &operands, op)).collect()
+    }
+
+    /// Random numbers on the CPU, each of which the device's precision can hold.
+    fn random(&self, seed: u64, shape: &[usize]) -> Result<Tensor> {
+        let numbers = standard_normal(seed, 0, shape.iter().product());
+        Tensor::from_vec(numbers, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_dtype(DType::F32)
+    }
+
+    fn compare(&self, name: &'static str, operands: &[Tensor], op: Op) -> Result<OpReport> {
+        let expected = op(operands)?;
+        let moved = operands.iter().map(|operand| operand.to_dtype(self.dtype)?.to_device(&self.device));
+        let found = op(&moved.collect::<Result<Vec<_>>>()?)?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let norm = |x: &Tensor| x.to_dtype(DType::F64)?.sqr()?.sum_all()?.sqrt()?.to_scalar::<f64>();
+        let error = norm(&(&found - &expected)?)? / norm(&expected)?;
+        let tolerance = if self.dtype == DType::F32 { F32_TOLERANCE } else { BF16_TOLERANCE };
+        Ok(OpReport { name, error, tolerance })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_agrees_with_itself() {
+        let reports = self_test(DeviceChoice::Cpu).expect("the CPU is there");
+        assert_eq!(reports.len(), 9);
+        assert!(reports.iter().all(|report| report.error == 0.0), "{reports:?}");
+    }
+
+    #[test]
+    fn what_is_off_or_no_number_is_not_right() {
+        let report = |error| OpReport { name: "x", error, tolerance: 0.01 };
+        assert!(report(0.01).is_right());
+        assert!(!report(0.02).is_right());
+        assert!(!report(f64::NAN).is_right());
+    }
+
+    /// Operations that go wrong are seen to: another operation's result stands for a wrong one.
+    #[test]
+    fn another_result_is_seen() {
+        let operands = Operands { dtype: DType::F32, device: Device::Cpu };
+        let calls = std::cell::Cell::new(0);
+        let x = operands.random(1, &[8, 8]).expect("random");
+        let op = |x: &[Tensor]| {
+            calls.set(calls.get() + 1);
+            if calls.get() == 1 { silu(&x[0]) } else { gelu_tanh(&x[0]) }
+        };
+        assert!(!operands.compare("wrong", &[x], &op).expect("computes").is_right());
+    }
+}

@@ -1,0 +1,210 @@
+//! T5's encoder: token ids to the sequence that the transformer attends to.
+//!
+//! Follows `T5Stack` without a decoder in transformers' `modeling_t5.py` ("T5 v1.1": gated GELU, unscaled attention, one
+//! relative position bias for all blocks, no mask). Weights may stay on the device or come to it block by block.
+
+use candle_core::{D, DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
+use candle_nn::ops::softmax_last_dim;
+
+use crate::engine::loader::config::T5Config;
+use crate::engine::ops::activation::gelu_tanh;
+use crate::engine::ops::linear::linear;
+
+/// The encoder.
+pub(crate) struct T5Encoder {
+    config: T5Config,
+    /// `[vocabulary, width]`, in the memory of the machine: a prompt needs a few of its rows.
+    embedding: Tensor,
+    /// `[buckets, heads]`, f32.
+    bias_table: Tensor,
+    /// The bias `[heads, tokens, tokens]` of the last sequence; the next is nearly always as long.
+    bias: Option<Tensor>,
+    blocks: Blocks,
+    final_norm: RmsNorm,
+    device: Device,
+    dtype: DType,
+}
+
+enum Blocks {
+    Resident(Vec<Block>),
+    /// Loaded for each prompt, one after the other: the device holds one of them at a time.
+    Streamed(VarBuilder<'static>),
+}
+
+impl T5Encoder {
+    /// Loads the weights in the builder's dtype; with `is_streamed`, those of the blocks only when they are needed.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn load(vb: VarBuilder<'static>, config: &T5Config, is_streamed: bool) -> Result<Self> {
+        let (device, dtype) = (vb.device().clone(), vb.dtype());
+        let shared = vb.pp("shared").set_device(Device::Cpu);
+        let embedding = shared.get((config.vocab_size, config.d_model), "weight")?;
+        let bias_table = vb.pp("encoder.block.0.layer.0.SelfAttention.relative_attention_bias");
+        let bias_table = bias_table.get((config.relative_attention_num_buckets, config.num_heads), "weight")?;
+        let final_norm = RmsNorm::load(config, &vb.pp("encoder.final_layer_norm"))?;
+        let blocks = if is_streamed {
+            Blocks::Streamed(vb)
+        } else {
+            Blocks::Resident(
+                (0..config.num_layers).map(|index| Block::load(config, &vb, index)).collect::<Result<_>>()?,
+            )
+        };
+        Ok(Self {
+            config: config.clone(),
+            embedding,
+            bias_table: bias_table.to_dtype(DType::F32)?,
+            bias: None,
+            blocks,
+            final_norm,
+            device,
+            dtype,
+        })
+    }
+
+    /// The last hidden state of the tokens, `[tokens, width]`.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn forward(&mut self, ids: &[u32]) -> Result<Tensor> {
+        let bias = self.bias(ids.len())?;
+        let ids = Tensor::new(ids, &Device::Cpu)?;
+        let mut x = self.embedding.index_select(&ids, 0)?.to_dtype(self.dtype)?.to_device(&self.device)?;
+        match &self.blocks {
+            Blocks::Resident(blocks) => {
+                for block in blocks {
+                    x = block.forward(&x, &bias)?;
+                }
+            }
+            Blocks::Streamed(vb) => {
+                for index in 0..self.config.num_layers {
+                    x = Block::load(&self.config, vb, index)?.forward(&x, &bias)?;
+                }
+            }
+        }
+        self.final_norm.forward(&x)
+    }
+
+    /// What attention adds to the scores of `tokens` tokens: `[heads, tokens, tokens]`, f32.
+    fn bias(&mut self, tokens: usize) -> Result<Tensor> {
+        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.dims()[1] == tokens) {
+            return Ok(bias.clone());
+        }
+        let buckets = self.config.relative_attention_num_buckets;
+        let distance_max = self.config.relative_attention_max_distance;
+        let mut of_pairs = Vec::with_capacity(tokens * tokens);
+        for query in 0..tokens {
+            of_pairs.extend((0..tokens).map(|key| bucket(key as i64 - query as i64, buckets, distance_max) as u32));
+        }
+        let of_pairs = Tensor::from_vec(of_pairs, tokens * tokens, &self.device)?;
+        let bias = self.bias_table.index_select(&of_pairs, 0)?.reshape((tokens, tokens, self.config.num_heads))?;
+        let bias = bias.permute((2, 0, 1))?.contiguous()?;
+        self.bias = Some(bias.clone());
+        Ok(bias)
+    }
+}
+
+/// Which row of the bias table is meant by a key `offset` tokens behind (or, negative, before) a query. One half of the
+/// buckets looks each way; near ones hold one distance each, further ones grow by powers up to `distance_max`, and the
+/// last holds all beyond.
+fn bucket(offset: i64, buckets: usize, distance_max: usize) -> usize {
+    let half = buckets / 2;
+    let exact = half / 2;
+    let distance = offset.unsigned_abs() as usize;
+    let bucket = if distance < exact {
+        distance
+    } else {
+        let power = (distance as f32 / exact as f32).ln() / (distance_max as f64 / exact as f64).ln() as f32;
+        (exact + (power * (half - exact) as f32) as usize).min(half - 1)
+    };
+    if offset > 0 { half + bucket } else { bucket }
+}
+
+struct Block {
+    attention_norm: RmsNorm,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_out: Tensor,
+    feed_norm: RmsNorm,
+    /// The half of the feed-forward layer that goes through GELU, and the one that it is multiplied with.
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
+    heads: usize,
+}
+
+impl Block {
+    fn load(config: &T5Config, vb: &VarBuilder, index: usize) -> Result<Self> {
+        let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
+        let vb = vb.pp(format!("encoder.block.{index}.layer"));
+        let attention = |name: &str, rows, columns| vb.pp("0.SelfAttention").pp(name).get((rows, columns), "weight");
+        let feed = |name: &str, rows, columns| vb.pp("1.DenseReluDense").pp(name).get((rows, columns), "weight");
+        Ok(Self {
+            attention_norm: RmsNorm::load(config, &vb.pp("0.layer_norm"))?,
+            query: attention("q", inner, width)?,
+            key: attention("k", inner, width)?,
+            value: attention("v", inner, width)?,
+            attention_out: attention("o", width, inner)?,
+            feed_norm: RmsNorm::load(config, &vb.pp("1.layer_norm"))?,
+            gate: feed("wi_0", config.d_ff, width)?,
+            up: feed("wi_1", config.d_ff, width)?,
+            down: feed("wo", width, config.d_ff)?,
+            heads: config.num_heads,
+        })
+    }
+
+    /// `x [tokens, width]` -> the same.
+    fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let normed = self.attention_norm.forward(x)?;
+        let x = (x + linear(&self.attend(&normed, bias)?, &self.attention_out, None)?)?;
+        let normed = self.feed_norm.forward(&x)?;
+        let gated = (gelu_tanh(&linear(&normed, &self.gate, None)?)? * linear(&normed, &self.up, None)?)?;
+        x + linear(&gated, &self.down, None)?
+    }
+
+    fn attend(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let tokens = x.dim(0)?;
+        let heads =
+            |weight: &Tensor| linear(x, weight, None)?.reshape((tokens, self.heads, ()))?.transpose(0, 1)?.contiguous();
+        let (query, key, value) = (heads(&self.query)?, heads(&self.key)?, heads(&self.value)?);
+        // T5 does not scale its scores: the weights have learnt to.
+        let scores = (query.matmul(&key.t()?)?.to_dtype(DType::F32)? + bias)?;
+        let weights = softmax_last_dim(&scores)?.to_dtype(x.dtype())?;
+        weights.matmul(&value)?.transpose(0, 1)?.contiguous()?.flatten_from(1)
+    }
+}
+
+/// Scale without mean, its statistics in f32.
+struct RmsNorm {
+    scale: Tensor,
+    epsilon: f64,
+}
+
+impl RmsNorm {
+    fn load(config: &T5Config, vb: &VarBuilder) -> Result<Self> {
+        Ok(Self { scale: vb.get(config.d_model, "weight")?, epsilon: config.layer_norm_epsilon })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let wide = x.to_dtype(DType::F32)?;
+        let mean_square = wide.sqr()?.mean_keepdim(D::Minus1)?;
+        let normed = wide.broadcast_div(&(mean_square + self.epsilon)?.sqrt()?)?;
+        normed.to_dtype(x.dtype())?.broadcast_mul(&self.scale)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `_relative_position_bucket` has them with 32 buckets up to a distance of 128.
+    #[test]
+    fn buckets() {
+        let of = |offset| bucket(offset, 32, 128);
+        assert_eq!([0, -1, -7, -8, -11, -12, -15, -16].map(of), [0, 1, 7, 8, 8, 9, 9, 10]);
+        assert_eq!([1, 7, 8, 90, 91, 127, 128, 511].map(of), [17, 23, 24, 30, 31, 31, 31, 31]);
+        assert_eq!([-90, -91, -511].map(of), [14, 15, 15]);
+    }
+}

@@ -1,0 +1,220 @@
+//! The engine on a CUDA device. Ignored where there is none:
+//!
+//!     cargo test --release --features cuda --test gpu -- --ignored --test-threads 1 --nocapture
+//!
+//! Runs from the project's root, so that a machine without Rust can run the binary that another has built.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use fluxserve::catalog::card_or_flux_dev;
+use fluxserve::domain::device::{DeviceChoice, EngineSettings, Offload};
+use fluxserve::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
+use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::model::ModelFiles;
+use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::engine::{FluxEngine, OpReport, self_test};
+
+const CUDA: DeviceChoice = DeviceChoice::Cuda(0);
+
+/// What a picture of the tiny checkpoint may be off in bf16, of 1: by diffusers' own bf16 it is 0.006 to 0.013.
+const MEAN_ERROR_MAX: f64 = 0.03;
+
+fn reference(path: &str) -> PathBuf {
+    Path::new("tests/reference").join(path)
+}
+
+fn load(settings: impl Into<EngineSettings>) -> FluxEngine {
+    FluxEngine::load(&ModelFiles::Directory(reference("FLUX.1-dev")), settings).expect("the checkpoint loads")
+}
+
+fn spec(prompt: &str, [width, height]: [u32; 2], steps: u32, guidance: f64, seed: u64) -> GenerateSpec {
+    let mut card = card_or_flux_dev(&ModelId::new("reference"));
+    (card.limits.width_min, card.limits.height_min) = (16, 16);
+    let params = GenerateParams {
+        prompt: prompt.to_owned(),
+        width: Some(width),
+        height: Some(height),
+        steps: Some(steps),
+        guidance: Some(guidance),
+        seed,
+        ..GenerateParams::default()
+    };
+    GenerateSpec::new(params, &card).expect("a valid request")
+}
+
+fn draw(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
+    let slot = engine.admit(spec).expect("admits");
+    for _ in 0..spec.steps() {
+        engine.step(&[slot]).expect("steps");
+    }
+    engine.finish(slot).expect("finishes")
+}
+
+/// Of 1.
+fn mean_error(a: &[u8], b: &[u8]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(*b)) / 255.0).sum::<f64>() / a.len() as f64
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn every_operation_agrees_with_the_cpu() {
+    let reports = self_test(CUDA).expect("a CUDA device");
+    for report in &reports {
+        println!("{:<24} {:.3e} of at most {:.0e}", report.name, report.error, report.tolerance);
+    }
+    assert!(reports.iter().all(OpReport::is_right));
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn pictures_are_those_that_diffusers_draws() {
+    let cases = [
+        ("a_64x64", spec("a red circle on a blue background", [64, 64], 4, 3.5, 42)),
+        ("b_96x64", spec("A cat sleeping on a stack of books near the window", [64, 96], 6, 1.0, 7)),
+        ("d3_empty", spec("", [64, 64], 2, 3.5, 3)),
+        ("i_one_step", spec("a fluffy white dog", [48, 32], 1, 0.0, 64)),
+    ];
+    let streamed = EngineSettings { device: CUDA, offload: Offload::Text, is_deterministic: false };
+    for settings in [CUDA.into(), streamed] {
+        let mut engine = load(settings);
+        for (name, spec) in &cases {
+            let expected = image::open(reference(&format!("cases/{name}.0.png"))).expect("a picture").to_rgb8();
+            let error = mean_error(draw(&mut engine, spec).pixels(), expected.as_raw());
+            println!("{name}: mean error {error:.4}");
+            assert!(error <= MEAN_ERROR_MAX, "{name}: {error}");
+        }
+    }
+}
+
+fn company() -> Vec<GenerateSpec> {
+    vec![
+        spec("a red circle on a blue background", [64, 64], 4, 3.5, 1),
+        spec("a cat", [96, 64], 4, 1.0, 2),
+        spec("an old wooden boat on a quiet beach", [32, 128], 4, 7.0, 3),
+        spec("", [16, 16], 4, 0.0, 4),
+        spec("neon signs reflected in a wet street", [512, 256], 4, 30.0, 5),
+    ]
+}
+
+fn draw_together(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImage> {
+    let slots: Vec<Slot> = specs.iter().map(|spec| engine.admit(spec).expect("admits")).collect();
+    for _ in 0..specs[0].steps() {
+        engine.step(&slots).expect("steps");
+    }
+    slots.into_iter().map(|slot| engine.finish(slot).expect("finishes")).collect()
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn deterministic_pictures_have_the_same_bits_in_company() {
+    let settings = EngineSettings { device: CUDA, offload: Offload::Nothing, is_deterministic: true };
+    let mut engine = load(settings);
+    let specs = company();
+    let together = draw_together(&mut engine, &specs);
+    for (spec, image) in specs.iter().zip(together) {
+        assert!(draw(&mut engine, spec) == image, "seed {}", spec.seed());
+    }
+}
+
+/// Where it is not asked for, the library may pick another algorithm for more rows: what that changes is rounding.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn company_changes_no_more_than_rounding() {
+    let mut engine = load(CUDA);
+    let specs = company();
+    let together = draw_together(&mut engine, &specs);
+    for (spec, image) in specs.iter().zip(together) {
+        let alone = draw(&mut engine, spec);
+        let error = mean_error(alone.pixels(), image.pixels());
+        println!(
+            "seed {}: {} (mean difference {error:.5})",
+            spec.seed(),
+            if error == 0.0 { "equal" } else { "differs" }
+        );
+        assert!(error <= MEAN_ERROR_MAX / 3.0, "seed {}: {error}", spec.seed());
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_cancelled_picture_leaves_the_others_as_they_are() {
+    let settings = EngineSettings { device: CUDA, offload: Offload::Nothing, is_deterministic: true };
+    let mut engine = load(settings);
+    let (kept, dropped) = (spec("two eggs", [64, 64], 4, 3.5, 6), spec("a boat", [128, 128], 4, 3.5, 7));
+    let slots = [engine.admit(&kept).expect("admits"), engine.admit(&dropped).expect("admits")];
+    engine.step(&slots).expect("steps");
+    engine.release(slots[1]);
+    for _ in 1..kept.steps() {
+        engine.step(&slots[..1]).expect("steps");
+    }
+    assert!(engine.finish(slots[0]).expect("finishes") == draw(&mut engine, &kept));
+}
+
+/// Takes the device's memory until little is left.
+fn ballast(left_bytes: usize) -> Vec<Tensor> {
+    let device = Device::new_cuda(0).expect("a CUDA device");
+    let mut ballast = Vec::new();
+    let mut size = 8_usize << 30;
+    while size >= left_bytes {
+        match Tensor::zeros(size, DType::U8, &device).and_then(|block| device.synchronize().map(|()| block)) {
+            Ok(block) => ballast.push(block),
+            Err(_) => size /= 2,
+        }
+    }
+    ballast
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn out_of_memory_is_said_and_survived() {
+    let mut engine = load(CUDA);
+    let small = spec("two eggs", [64, 64], 2, 3.5, 6);
+    let before = draw(&mut engine, &small);
+    let tokens_before = engine.limits().step_tokens_max;
+    let taken = ballast(64 << 20);
+    let large = spec("a boat", [2048, 2048], 2, 3.5, 7);
+    let refused = engine.admit(&large).and_then(|slot| {
+        let stepped = engine.step(&[slot]).and_then(|()| engine.step(&[slot])).and_then(|()| engine.finish(slot));
+        engine.release(slot);
+        stepped
+    });
+    assert!(matches!(refused, Err(EngineError::OutOfMemory(_))), "{:?}", refused.map(|_| "drawn"));
+    println!("step limit {tokens_before} -> {} tokens", engine.limits().step_tokens_max);
+    drop(taken);
+    assert!(draw(&mut engine, &small) == before, "the engine draws on");
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn numbers_that_are_none_are_not_shown_as_a_picture() {
+    let folder = tempfile::tempdir().expect("a folder");
+    copy(&reference("FLUX.1-dev"), folder.path());
+    let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
+    let mut bytes = std::fs::read(&file).expect("a shard");
+    // The last numbers of the file, in whatever precision: all ones are no number in any of them.
+    let end = bytes.len();
+    bytes[end - 64..].fill(0xff);
+    std::fs::write(&file, bytes).expect("written");
+    let mut engine = FluxEngine::load(&ModelFiles::Directory(folder.path().to_owned()), CUDA).expect("loads");
+    let spec = spec("two eggs", [64, 64], 2, 3.5, 6);
+    let slot = engine.admit(&spec).expect("admits");
+    for _ in 0..2 {
+        engine.step(&[slot]).expect("steps");
+    }
+    assert_eq!(engine.finish(slot), Err(EngineError::NotFinite));
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&target).expect("a folder");
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}

@@ -1,0 +1,277 @@
+// CUDA's machine model in plain C++, as far as our kernels use it: each thread of a block is a fibre, and whoever reaches a
+// barrier lets the others run. Warp-wide instructions do, lane by lane, what the PTX manual says of them. Slow, and exact
+// enough to find every mistake that is not one of timing.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <ucontext.h>
+#include <vector>
+
+#define __device__
+#define __forceinline__ inline
+#define __global__
+#define __launch_bounds__(...)
+#define SHARED_BYTES(name) unsigned char *name = emulation::block->shared.data()
+
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+struct float4 {
+  float x, y, z, w;
+};
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+namespace emulation {
+
+struct Index {
+  int x, y;
+};
+
+constexpr int WARP = 32;
+constexpr size_t STACK_BYTES = 64 * 1024;
+
+// What a warp's lanes show each other in one instruction.
+struct Exchange {
+  const void *addresses[WARP];
+  uint32_t words[WARP][6];
+  float values[WARP];
+};
+
+// Sixteen bytes on their way. What was not waited for has not arrived.
+struct Copy {
+  void *target;
+  const void *source;
+};
+
+struct Fibre {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack;
+  bool is_done = false;
+  // Closed groups of copies, the oldest first, and the one that is open.
+  std::deque<std::vector<Copy>> groups;
+  std::vector<Copy> open_group;
+
+  void prepare(void (*enter)()) {
+    stack.reset(new char[STACK_BYTES]);
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack.get();
+    context.uc_stack.ss_size = STACK_BYTES;
+    context.uc_link = nullptr;
+    makecontext(&context, enter, 0);
+  }
+};
+
+struct Block {
+  Index index;
+  std::vector<unsigned char> shared;
+  std::vector<Fibre> fibres;
+  std::vector<Exchange> exchanges;
+  // Barriers passed by each thread, of its block and of its warp.
+  std::vector<long> block_barriers, warp_barriers;
+  ucontext_t scheduler;
+  int current = 0;
+  std::function<void()> body;
+};
+
+inline Block *block = nullptr;
+
+inline void yield() { swapcontext(&block->fibres[block->current].context, &block->scheduler); }
+
+// Waits until all threads of [first, last) have come as far.
+inline void wait(std::vector<long> &passed, int first, int last) {
+  const long mine = ++passed[block->current];
+  const int self = block->current;
+  for (;;) {
+    bool all = true;
+    for (int other = first; other < last; ++other) {
+      if (passed[other] < mine && block->fibres[other].is_done) {
+        std::fprintf(stderr, "thread %d ended before a barrier that thread %d waits at\n", other, self);
+        std::abort();
+      }
+      all = all && passed[other] >= mine;
+    }
+    if (all) {
+      return;
+    }
+    yield();
+  }
+}
+
+inline int lane() { return block->current % WARP; }
+inline Exchange &exchange() { return block->exchanges[block->current / WARP]; }
+inline void wait_for_warp() {
+  const int first = block->current / WARP * WARP;
+  wait(block->warp_barriers, first, first + WARP);
+}
+
+inline void enter() {
+  block->body();
+  block->fibres[block->current].is_done = true;
+  yield();
+}
+
+// Runs a kernel: every block of the grid, one after the other.
+inline void launch(Index grid, int threads, size_t shared_bytes, const std::function<void()> &body) {
+  for (int y = 0; y < grid.y; ++y) {
+    for (int x = 0; x < grid.x; ++x) {
+      Block here;
+      here.index = {x, y};
+      // Not zero: what is read before it was written shall be seen.
+      here.shared.assign(shared_bytes, 0xff);
+      here.fibres.resize(threads);
+      here.exchanges.resize((threads + WARP - 1) / WARP);
+      here.block_barriers.assign(threads, 0);
+      here.warp_barriers.assign(threads, 0);
+      here.body = body;
+      block = &here;
+      for (Fibre &fibre : here.fibres) {
+        fibre.prepare(enter);
+      }
+      for (bool is_left = true; is_left;) {
+        is_left = false;
+        for (here.current = 0; here.current < threads; ++here.current) {
+          if (!here.fibres[here.current].is_done) {
+            is_left = true;
+            swapcontext(&here.scheduler, &here.fibres[here.current].context);
+          }
+        }
+      }
+      block = nullptr;
+    }
+  }
+}
+
+} // namespace emulation
+
+#define threadIdx (emulation::Index{emulation::block->current, 0})
+#define blockIdx (emulation::block->index)
+
+inline void __syncthreads() {
+  emulation::wait(emulation::block->block_barriers, 0, static_cast<int>(emulation::block->fibres.size()));
+}
+inline void __syncwarp() { emulation::wait_for_warp(); }
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// bf16 by rounding to nearest even.
+inline uint16_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (std::isnan(value)) {
+    return 0x7fff;
+  }
+  return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+inline uint32_t pack(float low, float high) { return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16; }
+inline float power_of_two(float x) { return std::exp2(x); }
+inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+
+inline float from_lane_xor(float value, int mask) {
+  emulation::Exchange &warp = emulation::exchange();
+  warp.values[emulation::lane()] = value;
+  emulation::wait_for_warp();
+  const float other = warp.values[emulation::lane() ^ mask];
+  emulation::wait_for_warp();
+  return other;
+}
+
+// Sixteen bytes must lie on a boundary of sixteen.
+inline void check_aligned(const void *address) {
+  if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
+    std::fprintf(stderr, "an access of 16 bytes is not aligned\n");
+    std::abort();
+  }
+}
+
+inline emulation::Fibre &this_fibre() { return emulation::block->fibres[emulation::block->current]; }
+
+inline void copy_async(void *target, const void *source, bool is_there) {
+  static const uint4 zeros = {};
+  check_aligned(target);
+  check_aligned(source);
+  this_fibre().open_group.push_back({target, is_there ? source : &zeros});
+}
+
+inline void end_group() {
+  this_fibre().groups.push_back(std::move(this_fibre().open_group));
+  this_fibre().open_group.clear();
+}
+
+template <int LEFT> void wait_for_groups() {
+  for (auto &groups = this_fibre().groups; groups.size() > LEFT; groups.pop_front()) {
+    for (const emulation::Copy &copy : groups.front()) {
+      std::memcpy(copy.target, copy.source, 16);
+    }
+  }
+}
+
+inline uint16_t element(const void *row, int index) { return static_cast<const uint16_t *>(row)[index]; }
+
+inline void load_matrices(uint32_t (&matrices)[4], const void *row) {
+  check_aligned(row);
+  emulation::Exchange &warp = emulation::exchange();
+  const int lane = emulation::lane();
+  warp.addresses[lane] = row;
+  emulation::wait_for_warp();
+  for (int m = 0; m < 4; ++m) {
+    const void *source = warp.addresses[8 * m + lane / 4];
+    matrices[m] = element(source, lane % 4 * 2) | static_cast<uint32_t>(element(source, lane % 4 * 2 + 1)) << 16;
+  }
+  emulation::wait_for_warp();
+}
+
+inline void load_matrices_transposed(uint32_t (&matrices)[4], const void *row) {
+  check_aligned(row);
+  emulation::Exchange &warp = emulation::exchange();
+  const int lane = emulation::lane();
+  warp.addresses[lane] = row;
+  emulation::wait_for_warp();
+  for (int m = 0; m < 4; ++m) {
+    const uint16_t first = element(warp.addresses[8 * m + lane % 4 * 2], lane / 4);
+    const uint16_t second = element(warp.addresses[8 * m + lane % 4 * 2 + 1], lane / 4);
+    matrices[m] = first | static_cast<uint32_t>(second) << 16;
+  }
+  emulation::wait_for_warp();
+}
+
+inline float half_of(uint32_t pair, int which) { return as_float(which == 0 ? pair << 16 : pair & 0xffff0000u); }
+
+inline void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  emulation::Exchange &warp = emulation::exchange();
+  const int lane = emulation::lane();
+  uint32_t *mine = warp.words[lane];
+  std::copy(a, a + 4, mine);
+  mine[4] = b0;
+  mine[5] = b1;
+  emulation::wait_for_warp();
+  // PTX ISA, "Matrix fragments for mma.m16n8k16 with floating point type".
+  const auto left = [&](int row, int k) {
+    const int owner = row % 8 * 4 + k % 8 / 2;
+    return half_of(warp.words[owner][row / 8 + k / 8 * 2], k % 2);
+  };
+  const auto right = [&](int k, int column) {
+    const int owner = column * 4 + k % 8 / 2;
+    return half_of(warp.words[owner][4 + k / 8], k % 2);
+  };
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane / 4 + i / 2 * 8;
+    const int column = lane % 4 * 2 + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      sum[i] += left(row, k) * right(k, column);
+    }
+  }
+  emulation::wait_for_warp();
+}
