@@ -10,7 +10,7 @@ use super::noise::standard_normal;
 use super::ops::Segments;
 use super::ops::activation::{beside_gelu_tanh, gelu_tanh, silu};
 use super::ops::attention::attention;
-use super::ops::linear::linear;
+use super::ops::linear::{linear, product};
 use super::ops::modulation::{gated_residual, modulated_layer_norm};
 use super::ops::rope::{Rotary, normalize_and_rotate};
 
@@ -70,6 +70,10 @@ impl Operands {
         let stream = |seed, columns| self.random(seed, &[rows, columns]);
         let per_sequence = |seed| self.random(seed, &[LENGTHS.len(), width]);
         let head = |seed| self.random(seed, &[HEAD_WIDTH]);
+        let weight = |seed| self.random(seed, &[width, width])? / (width as f64).sqrt();
+        let bias = |seed| self.random(seed, &[width]);
+        let wide = |seed| self.random(seed, &[4 * width, width])? / (width as f64).sqrt();
+        let bias_of_wide = |seed| self.random(seed, &[4 * width]);
         // The rotary tables are of one sequence as long as all of them.
         let axes = [16, 56, 56];
         let rotary = |device: &Device| Rotary::of_image(rows / 2, 2, axes, 10_000.0, device);
@@ -81,18 +85,25 @@ impl Operands {
             ("modulated layer norm", vec![stream(5, width)?, per_sequence(6)?, per_sequence(7)?], &|x| {
                 modulated_layer_norm(&x[0], &x[1], &x[2], &segments)
             }),
-            ("gated residual", vec![stream(8, width)?, stream(9, width)?, per_sequence(10)?], &|x| {
-                gated_residual(&x[0], &x[1], &x[2], &segments)
-            }),
+            (
+                "gated residual",
+                vec![stream(8, width)?, stream(9, width)?, per_sequence(10)?, weight(21)?, bias(22)?],
+                &|x| gated_residual(&x[0], &product(&x[1], &x[3], &x[4])?, &x[2], &segments),
+            ),
             ("normalize and rotate", vec![stream(11, 3 * width)?, head(12)?, head(13)?], &|x| {
-                normalize_and_rotate(&x[0], &x[1], &x[2], Some(&rotary(x[0].device())?))
+                normalize_and_rotate(&x[0].clone().into(), &x[1], &x[2], Some(&rotary(x[0].device())?))
             }),
-            ("normalize", vec![stream(14, 5 * width)?, head(15)?, head(16)?], &|x| {
-                normalize_and_rotate(&x[0].narrow(1, 0, 3 * width)?, &x[1], &x[2], None)
-            }),
-            ("GELU", vec![stream(17, 4 * width)?], &|x| gelu_tanh(&x[0].narrow(1, width, width)?)),
-            ("GELU beside attention", vec![stream(18, width)?, stream(19, 4 * width)?], &|x| {
-                beside_gelu_tanh(&x[0], &x[1])
+            (
+                "normalize a biased slice",
+                vec![stream(14, width)?, head(15)?, head(16)?, wide(23)?, bias_of_wide(24)?],
+                &|x| {
+                    let product = product(&x[0], &x[3], &x[4])?;
+                    normalize_and_rotate(&product.narrow(width, 3 * width)?, &x[1], &x[2], None)
+                },
+            ),
+            ("GELU", vec![stream(17, 4 * width)?], &|x| gelu_tanh(&x[0].narrow(1, width, width)?.into())),
+            ("biased GELU beside attention", vec![stream(18, width)?, weight(25)?, bias(26)?], &|x| {
+                beside_gelu_tanh(&x[0], &product(&x[0], &x[1], &x[2])?)
             }),
             ("SiLU", vec![stream(20, width)?], &|x| silu(&x[0])),
         ];
@@ -143,7 +154,7 @@ mod tests {
         let x = operands.random(1, &[8, 8]).expect("random");
         let op = |x: &[Tensor]| {
             calls.set(calls.get() + 1);
-            if calls.get() == 1 { silu(&x[0]) } else { gelu_tanh(&x[0]) }
+            if calls.get() == 1 { silu(&x[0]) } else { gelu_tanh(&x[0].clone().into()) }
         };
         assert!(!operands.compare("wrong", &[x], &op).expect("computes").is_right());
     }

@@ -1,5 +1,6 @@
 // What happens to each token by itself: normalisation with modulation, rotation, gates, activations. All move 16 bytes at
-// a time and compute in f32; what is stored is rounded once. Widths, strides and starts are multiples of 8 values.
+// a time and compute in f32; what is stored is rounded once. Widths, strides and starts are multiples of 8 values. What a
+// matrix product has left comes with the bias that it still lacks, or with null: it has to be read anyway.
 #include "device.cuh"
 
 namespace {
@@ -29,6 +30,19 @@ __device__ __forceinline__ float block_sum(float value, float *shared) {
 __device__ __forceinline__ float gelu_tanh_of(float x) {
   constexpr float TWICE_SQRT_2_OVER_PI_LOG2E = 2.3022082f;
   return x / (1.0f + power_of_two(-TWICE_SQRT_2_OVER_PI_LOG2E * (x + 0.044715f * x * x * x)));
+}
+
+// A chunk of a matrix product with its bias, in f32.
+__device__ __forceinline__ void unpack_biased(float (&values)[CHUNK], const uint4 &data, const uint16_t *bias, int chunk) {
+  unpack(values, data);
+  if (bias != nullptr) {
+    float biases[CHUNK];
+    unpack(biases, chunk_at(bias, chunk));
+#pragma unroll
+    for (int i = 0; i < CHUNK; ++i) {
+      values[i] += biases[i];
+    }
+  }
 }
 
 } // namespace
@@ -81,10 +95,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// out = x + gate y, with the gate of the row's sequence. Grid: rows of x.
+// out = x + gate (y + bias), with the gate of the row's sequence. Grid: rows of x.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    gated_residual(const uint16_t *x, const uint16_t *y, const uint16_t *gate, uint16_t *out, Bounds bounds, int width,
-                   int gate_stride) {
+    gated_residual(const uint16_t *x, const uint16_t *y, const uint16_t *bias, const uint16_t *gate, uint16_t *out,
+                   Bounds bounds, int width, int gate_stride) {
   const int64_t row = blockIdx.x;
   gate += static_cast<int64_t>(sequence_of(bounds, blockIdx.x)) * gate_stride;
   for (int chunk = threadIdx.x; chunk < width / CHUNK; chunk += THREADS) {
@@ -92,7 +106,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float added[CHUNK];
     float gates[CHUNK];
     unpack(values, chunk_at(x + row * width, chunk));
-    unpack(added, chunk_at(y + row * width, chunk));
+    unpack_biased(added, chunk_at(y + row * width, chunk), bias, chunk);
     unpack(gates, chunk_at(gate, chunk));
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) {
@@ -102,11 +116,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// RMSNorm of every query's and key's head, with one scale for all queries and one for all keys, and its rotation by the
+// RMSNorm of every query's and key's head, after its bias, with one scale for all queries and one for all keys, and its rotation by the
 // row's angles; values pass through. `cos` and `sin`, `[rows, head width / 2]` in f32, may both be null: no rotation.
 // A head's width is 8 times a power of two, at most 256. Grid: rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    normalize_and_rotate(const uint16_t *qkv, const uint16_t *query_scale, const uint16_t *key_scale, const float *cos,
+    normalize_and_rotate(const uint16_t *qkv, const uint16_t *bias, const uint16_t *query_scale, const uint16_t *key_scale, const float *cos,
                          const float *sin, uint16_t *out, int heads, int head_width, int stride, float epsilon) {
   const int64_t row = blockIdx.x;
   // Neighbouring lanes share a head.
@@ -120,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const bool is_there = chunk < 3 * part;
     const uint4 data = is_there ? chunk_at(qkv, chunk) : make_uint4(0, 0, 0, 0);
     float values[CHUNK];
-    unpack(values, data);
+    unpack_biased(values, data, is_there ? bias : nullptr, chunk);
     float sum = 0.0f;
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) {
@@ -133,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       continue;
     }
     if (chunk >= 2 * part) {
-      put_chunk(out, chunk, data);
+      put_chunk(out, chunk, packed(values));
       continue;
     }
     const int in_head = chunk % head_chunks;
@@ -163,10 +177,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// out = [left | gelu_tanh(right)], row by row. `left_width` may be 0. Grid: rows.
+// out = [left | gelu_tanh(right + bias)], row by row. `left_width` may be 0. Grid: rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    beside_gelu_tanh(const uint16_t *left, const uint16_t *right, uint16_t *out, int left_width, int right_width,
-                     int left_stride, int right_stride) {
+    beside_gelu_tanh(const uint16_t *left, const uint16_t *right, const uint16_t *bias, uint16_t *out, int left_width,
+                     int right_width, int left_stride, int right_stride) {
   const int64_t row = blockIdx.x;
   const int left_chunks = left_width / CHUNK;
   const int chunks = left_chunks + right_width / CHUNK;
@@ -179,7 +193,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       continue;
     }
     float values[CHUNK];
-    unpack(values, chunk_at(right, chunk - left_chunks));
+    unpack_biased(values, chunk_at(right, chunk - left_chunks), bias, chunk - left_chunks);
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) {
       values[i] = gelu_tanh_of(values[i]);

@@ -5,21 +5,22 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::linear::Product;
 use super::vector::{exp, vectorized};
 use super::{Rows, is_on_cpu, is_on_cuda};
 
 /// Values handled by one task.
 const CHUNK: usize = 16 * 1024;
 
-/// GELU by its tanh approximation, elementwise. The rows of a matrix need not touch.
+/// GELU by its tanh approximation, elementwise on a matrix whose rows need not touch.
 ///
 /// # Errors
 /// When the device fails.
-pub(crate) fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if is_on_cpu(x) || (x.rank() == 2 && is_on_cuda(&[x])) {
-        return x.apply_op1_no_bwd(&Elementwise::GeluTanh);
+pub(crate) fn gelu_tanh(x: &Product) -> Result<Tensor> {
+    if (is_on_cpu(&x.values) && x.bias().is_none()) || x.is_on_cuda() {
+        return x.values.apply_op1_no_bwd(&Elementwise::GeluTanh { bias: x.bias() });
     }
-    x.gelu()
+    x.biased()?.gelu()
 }
 
 /// `[left | gelu_tanh(right)]`, side by side: what follows attention and feed-forward in a single block.
@@ -28,16 +29,20 @@ pub(crate) fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
-pub(crate) fn beside_gelu_tanh(left: &Tensor, right: &Tensor) -> Result<Tensor> {
-    if is_on_cpu(left) || is_on_cuda(&[left, right]) {
-        return left.apply_op2_no_bwd(right, &BesideGeluTanh);
+pub(crate) fn beside_gelu_tanh(left: &Tensor, right: &Product) -> Result<Tensor> {
+    if (is_on_cpu(left) && right.bias().is_none()) || (is_on_cuda(&[left]) && right.is_on_cuda()) {
+        return left.apply_op2_no_bwd(&right.values, &BesideGeluTanh { bias: right.bias() });
     }
-    Tensor::cat(&[left, &right.gelu()?], 1)
+    Tensor::cat(&[left, &right.biased()?.gelu()?], 1)
 }
 
-struct BesideGeluTanh;
+struct BesideGeluTanh<'a> {
+    /// Of the right side; only on CUDA.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU a product has its bias already"))]
+    bias: Option<&'a Tensor>,
+}
 
-impl CustomOp2 for BesideGeluTanh {
+impl CustomOp2 for BesideGeluTanh<'_> {
     fn name(&self) -> &'static str {
         "beside-gelu-tanh"
     }
@@ -52,7 +57,7 @@ impl CustomOp2 for BesideGeluTanh {
         out.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, out)| {
             let (out_left, out_right) = out.split_at_mut(left.width);
             out_left.copy_from_slice(left.row(row));
-            Elementwise::GeluTanh.map(right.row(row), out_right);
+            Elementwise::GeluTanh { bias: None }.map(right.row(row), out_right);
         });
         Ok((CpuStorage::F32(out), Shape::from((left.count, width))))
     }
@@ -65,7 +70,7 @@ impl CustomOp2 for BesideGeluTanh {
         right: &CudaStorage,
         right_l: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        super::cuda::beside_gelu_tanh(Some((left, left_l)), (right, right_l))
+        super::cuda::beside_gelu_tanh(Some((left, left_l)), (right, right_l), self.bias)
     }
 }
 
@@ -77,8 +82,12 @@ pub(crate) fn silu(x: &Tensor) -> Result<Tensor> {
     if is_on_cpu(x) { x.apply_op1_no_bwd(&Elementwise::Silu) } else { x.silu() }
 }
 
-enum Elementwise {
-    GeluTanh,
+enum Elementwise<'a> {
+    GeluTanh {
+        /// Only on CUDA.
+        #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU a product has its bias already"))]
+        bias: Option<&'a Tensor>,
+    },
     Silu,
 }
 
@@ -94,10 +103,10 @@ fn silu_of(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-impl Elementwise {
+impl Elementwise<'_> {
     fn map(&self, input: &[f32], output: &mut [f32]) {
         match self {
-            Self::GeluTanh => vectorized(|| {
+            Self::GeluTanh { .. } => vectorized(|| {
                 for (out, &x) in output.iter_mut().zip(input) {
                     *out = gelu_tanh_of(x);
                 }
@@ -111,10 +120,10 @@ impl Elementwise {
     }
 }
 
-impl CustomOp1 for Elementwise {
+impl CustomOp1 for Elementwise<'_> {
     fn name(&self) -> &'static str {
         match self {
-            Self::GeluTanh => "gelu-tanh",
+            Self::GeluTanh { .. } => "gelu-tanh",
             Self::Silu => "silu",
         }
     }
@@ -135,7 +144,7 @@ impl CustomOp1 for Elementwise {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         match self {
-            Self::GeluTanh => super::cuda::beside_gelu_tanh(None, (x, layout)),
+            Self::GeluTanh { bias } => super::cuda::beside_gelu_tanh(None, (x, layout), *bias),
             Self::Silu => bail!("there is no kernel for SiLU alone"),
         }
     }
@@ -154,7 +163,7 @@ mod tests {
     fn the_fused_activations_equal_their_twins() {
         let values: Vec<f32> = (-4000..4000).map(|i| i as f32 / 250.0).chain([0.0, 1e4, -1e4, 60.0, -60.0]).collect();
         let x = Tensor::new(values, &Device::Cpu).expect("tensor");
-        assert!(largest_difference(&gelu_tanh(&x).expect("gelu"), &x.gelu().expect("gelu")) < 2e-6);
+        assert!(largest_difference(&gelu_tanh(&x.clone().into()).expect("gelu"), &x.gelu().expect("gelu")) < 2e-6);
         assert!(largest_difference(&silu(&x).expect("silu"), &x.silu().expect("silu")) < 2e-6);
     }
 
@@ -163,10 +172,10 @@ mod tests {
         let wide = Tensor::arange(0.0_f32, 60.0, &Device::Cpu).expect("tensor").reshape((5, 12)).expect("reshape");
         let narrow = wide.narrow(1, 3, 7).expect("narrow");
         let copied = narrow.contiguous().expect("contiguous");
-        let fed = gelu_tanh(&copied).expect("fed");
-        assert_eq!(largest_difference(&gelu_tanh(&narrow).expect("narrow"), &fed), 0.0);
+        let fed = gelu_tanh(&copied.into()).expect("fed");
+        assert_eq!(largest_difference(&gelu_tanh(&narrow.clone().into()).expect("narrow"), &fed), 0.0);
         let left = wide.narrow(1, 0, 3).and_then(|left| left.contiguous()).expect("left");
-        let beside = beside_gelu_tanh(&left, &narrow).expect("beside");
+        let beside = beside_gelu_tanh(&left, &narrow.into()).expect("beside");
         assert_eq!(largest_difference(&beside, &Tensor::cat(&[left, fed], 1).expect("cat")), 0.0);
     }
 }

@@ -21,6 +21,9 @@ const ROWS: &str = include_str!(concat!(env!("OUT_DIR"), "/rows.ptx"));
 const ATTENTION_MODULE: &str = "fluxserve-attention";
 const ROWS_MODULE: &str = "fluxserve-rows";
 
+/// A pointer to nothing, as an argument.
+const NULL: u64 = 0;
+
 /// Values in 16 bytes.
 const CHUNK: usize = 8;
 
@@ -102,6 +105,19 @@ fn with_values<T: candle_core::cuda_backend::CudaDType, R>(
     body(storage.as_cuda_slice::<T>()?.slice(start..end))
 }
 
+/// Calls `body` with the bias of `width` columns, if there is one.
+fn with_bias<R>(
+    bias: Option<&Tensor>,
+    width: usize,
+    body: impl FnOnce(Option<CudaView<bf16>>) -> Result<R>,
+) -> Result<R> {
+    match bias {
+        None => body(None),
+        Some(bias) if bias.dims() != [width] => bail!("a bias of {:?} for {width} columns", bias.dims()),
+        Some(bias) => with_values(bias, |bias| body(Some(bias))),
+    }
+}
+
 fn number(count: usize) -> Result<i32> {
     i32::try_from(count).map_err(candle_core::Error::wrap)
 }
@@ -167,6 +183,7 @@ pub(super) fn modulated_layer_norm(
 /// [`super::modulation::gated_residual`], for an `x` and a `y` whose rows touch.
 pub(super) fn gated_residual(
     [x, y, gate]: [(&CudaStorage, &Layout); 3],
+    bias: Option<&Tensor>,
     segments: &Segments,
 ) -> Result<(CudaStorage, Shape)> {
     let device = x.0.device();
@@ -180,10 +197,18 @@ pub(super) fn gated_residual(
     // SAFETY: the kernel writes every row.
     let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
     let [width, gate_stride] = [number(x.width)?, number(gate.stride)?];
-    let mut launch = kernel.builder();
-    launch.arg(&x.values).arg(&y.values).arg(&gate.values).arg(&mut out).arg(&bounds).arg(&width).arg(&gate_stride);
-    // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
-    unsafe { launch.launch(grid(x.rows, 1, 0)) }.w()?;
+    with_bias(bias, y.width, |bias| {
+        let mut launch = kernel.builder();
+        launch.arg(&x.values).arg(&y.values);
+        match &bias {
+            Some(bias) => launch.arg(bias),
+            None => launch.arg(&NULL),
+        };
+        launch.arg(&gate.values).arg(&mut out).arg(&bounds).arg(&width).arg(&gate_stride);
+        // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
+        unsafe { launch.launch(grid(x.rows, 1, 0)) }.w()?;
+        Ok(())
+    })?;
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, x.width))))
 }
 
@@ -197,6 +222,8 @@ fn check_modulation(x: &Matrix, per_sequence: &[&Matrix], segments: &Segments) -
 
 /// What [`normalize_and_rotate`] is given besides the stream.
 pub(super) struct HeadOperands<'a> {
+    /// `[3 × heads × head width]`, bf16.
+    pub(super) bias: Option<&'a Tensor>,
     /// `[head width]` of the queries' and of the keys' norm, bf16.
     pub(super) scales: [&'a Tensor; 2],
     /// Cosines and sines, `[rows, head width / 2]`, f32.
@@ -237,25 +264,31 @@ pub(super) fn normalize_and_rotate(
     let numbers = [number(heads)?, number(head_width)?, number(qkv.stride)?];
     with_values::<bf16, _>(operands.scales[0], |query_scale| {
         with_values::<bf16, _>(operands.scales[1], |key_scale| {
-            let mut run = |tables: Option<[CudaView<f32>; 2]>| -> Result<()> {
-                let none = 0_u64;
-                let mut launch = kernel.builder();
-                launch.arg(&qkv.values).arg(&query_scale).arg(&key_scale);
-                match &tables {
-                    Some([cos, sin]) => launch.arg(cos).arg(sin),
-                    None => launch.arg(&none).arg(&none),
+            with_bias(operands.bias, qkv.width, |bias| {
+                let mut run = |tables: Option<[CudaView<f32>; 2]>| -> Result<()> {
+                    let mut launch = kernel.builder();
+                    launch.arg(&qkv.values);
+                    match &bias {
+                        Some(bias) => launch.arg(bias),
+                        None => launch.arg(&NULL),
+                    };
+                    launch.arg(&query_scale).arg(&key_scale);
+                    match &tables {
+                        Some([cos, sin]) => launch.arg(cos).arg(sin),
+                        None => launch.arg(&NULL).arg(&NULL),
+                    };
+                    launch.arg(&mut out).arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&epsilon);
+                    // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
+                    unsafe { launch.launch(grid(qkv.rows, 1, 0)) }.w()?;
+                    Ok(())
                 };
-                launch.arg(&mut out).arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&epsilon);
-                // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
-                unsafe { launch.launch(grid(qkv.rows, 1, 0)) }.w()?;
-                Ok(())
-            };
-            match operands.tables {
-                None => run(None),
-                Some([cos, sin]) => {
-                    with_values::<f32, _>(cos, |cos| with_values::<f32, _>(sin, |sin| run(Some([cos, sin]))))
+                match operands.tables {
+                    None => run(None),
+                    Some([cos, sin]) => {
+                        with_values::<f32, _>(cos, |cos| with_values::<f32, _>(sin, |sin| run(Some([cos, sin]))))
+                    }
                 }
-            }
+            })
         })
     })?;
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((qkv.rows, qkv.width))))
@@ -265,6 +298,7 @@ pub(super) fn normalize_and_rotate(
 pub(super) fn beside_gelu_tanh(
     left: Option<(&CudaStorage, &Layout)>,
     right: (&CudaStorage, &Layout),
+    bias: Option<&Tensor>,
 ) -> Result<(CudaStorage, Shape)> {
     let device = right.0.device();
     let right = Matrix::new(right.0, right.1)?;
@@ -280,11 +314,18 @@ pub(super) fn beside_gelu_tanh(
     // SAFETY: the kernel writes every row.
     let mut out = unsafe { device.alloc::<bf16>(right.rows * width) }?;
     let numbers = [number(left_width)?, number(right.width)?, number(left_stride)?, number(right.stride)?];
-    let mut launch = kernel.builder();
-    // Where there is no left side, nothing is read from it.
-    launch.arg(left.as_ref().map_or(&right.values, |left| &left.values)).arg(&right.values).arg(&mut out);
-    launch.arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&numbers[3]);
-    // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
-    unsafe { launch.launch(grid(right.rows, 1, 0)) }.w()?;
+    with_bias(bias, right.width, |bias| {
+        let mut launch = kernel.builder();
+        // Where there is no left side, nothing is read from it.
+        launch.arg(left.as_ref().map_or(&right.values, |left| &left.values)).arg(&right.values);
+        match &bias {
+            Some(bias) => launch.arg(bias),
+            None => launch.arg(&NULL),
+        };
+        launch.arg(&mut out).arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&numbers[3]);
+        // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
+        unsafe { launch.launch(grid(right.rows, 1, 0)) }.w()?;
+        Ok(())
+    })?;
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((right.rows, width))))
 }

@@ -1,11 +1,13 @@
 //! `x Wᵀ + b` over a packed stream.
 
+use std::borrow::Cow;
+
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 
 use rayon::prelude::*;
 
 use super::gemm::{MatrixRef, Threads, multiply};
-use super::{Rows, contiguous, is_on_cpu};
+use super::{Rows, contiguous, is_on_cpu, is_on_cuda};
 
 /// `x [rows, in]` times the transpose of `weight [out, in]`, plus `bias [out]` -> `[rows, out]`. Any float dtype, the
 /// same for all; f32 on the CPU gives each row the same bits however many rows there are.
@@ -19,6 +21,61 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
         Some(bias) => x.matmul(&weight.t()?)?.broadcast_add(bias),
         None => x.matmul(&weight.t()?),
     }
+}
+
+/// A matrix product and the bias that whoever reads it next has to add: on CUDA that costs nothing there, and a pass over
+/// the memory here.
+pub(crate) struct Product<'a> {
+    /// `[rows, columns]`
+    pub(super) values: Tensor,
+    /// `[columns]`; `None`: there is none, or it has been added.
+    pub(super) bias: Option<Cow<'a, Tensor>>,
+}
+
+impl From<Tensor> for Product<'_> {
+    fn from(values: Tensor) -> Self {
+        Self { values, bias: None }
+    }
+}
+
+impl Product<'_> {
+    /// `width` columns from `start` on.
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub(crate) fn narrow(&self, start: usize, width: usize) -> Result<Self> {
+        let bias = self.bias.as_ref().map(|bias| bias.narrow(0, start, width)).transpose()?;
+        Ok(Self { values: self.values.narrow(1, start, width)?, bias: bias.map(Cow::Owned) })
+    }
+
+    /// The values with their bias.
+    pub(super) fn biased(&self) -> Result<Tensor> {
+        match &self.bias {
+            Some(bias) => self.values.broadcast_add(bias),
+            None => Ok(self.values.clone()),
+        }
+    }
+
+    /// The bias by itself.
+    pub(super) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_deref()
+    }
+
+    /// Whether the CUDA kernels apply to it.
+    pub(super) fn is_on_cuda(&self) -> bool {
+        is_on_cuda(&[&self.values]) && self.bias().is_none_or(|bias| is_on_cuda(&[bias]))
+    }
+}
+
+/// [`linear`], whose bias may be left to the next operation.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub(crate) fn product<'a>(x: &Tensor, weight: &Tensor, bias: &'a Tensor) -> Result<Product<'a>> {
+    if is_on_cuda(&[x]) {
+        return Ok(Product { values: linear(x, weight, None)?, bias: Some(Cow::Borrowed(bias)) });
+    }
+    Ok(linear(x, weight, Some(bias))?.into())
 }
 
 struct CpuLinear;

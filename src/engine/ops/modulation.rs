@@ -5,6 +5,7 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::linear::Product;
 use super::vector::{mean_and_scale, vectorized};
 use super::{Rows, Segments, is_launchable, is_on_cpu, is_on_cuda};
 
@@ -40,15 +41,15 @@ fn modulated_layer_norm_composed(x: &Tensor, shift: &Tensor, scale: &Tensor, seg
 ///
 /// # Errors
 /// When shapes or devices do not fit.
-pub(crate) fn gated_residual(x: &Tensor, y: &Tensor, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
-    if is_on_cpu(x) || (is_on_cuda(&[x, y, gate]) && is_launchable(segments)) {
-        return x.apply_op3_no_bwd(y, gate, &GatedResidual { segments });
+pub(crate) fn gated_residual(x: &Tensor, y: &Product, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
+    if (is_on_cpu(x) && y.bias().is_none()) || (is_on_cuda(&[x, gate]) && y.is_on_cuda() && is_launchable(segments)) {
+        return x.apply_op3_no_bwd(&y.values, gate, &GatedResidual { segments, bias: y.bias() });
     }
     gated_residual_composed(x, y, gate, segments)
 }
 
-fn gated_residual_composed(x: &Tensor, y: &Tensor, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
-    x.add(&y.mul(&spread(gate, segments)?)?)
+fn gated_residual_composed(x: &Tensor, y: &Product, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
+    x.add(&y.biased()?.mul(&spread(gate, segments)?)?)
 }
 
 /// One row per token from one row per sequence.
@@ -129,6 +130,9 @@ impl CustomOp3 for ModulatedLayerNorm<'_> {
 
 struct GatedResidual<'a> {
     segments: &'a Segments,
+    /// Of `y`; only on CUDA.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU a product has its bias already"))]
+    bias: Option<&'a Tensor>,
 }
 
 impl CustomOp3 for GatedResidual<'_> {
@@ -170,7 +174,7 @@ impl CustomOp3 for GatedResidual<'_> {
         gate: &CudaStorage,
         gate_l: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        super::cuda::gated_residual([(x, xl), (y, yl), (gate, gate_l)], self.segments)
+        super::cuda::gated_residual([(x, xl), (y, yl), (gate, gate_l)], self.bias, self.segments)
     }
 }
 
@@ -186,6 +190,7 @@ mod tests {
         for width in [7, 64, 129] {
             let random = |rows: usize| Tensor::randn(0.0_f32, 2.0, (rows, width), &device).expect("randn");
             let (x, y, shift, scale) = (random(18), random(18), random(3), random(3));
+            let y = Product::from(y);
             let pairs = [
                 (
                     modulated_layer_norm(&x, &shift, &scale, &segments),

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::HeadOperands;
+use super::linear::Product;
 use super::vector::{sum_of_squares, vectorized};
 use super::{Rows, is_on_cpu, is_on_cuda};
 
@@ -81,15 +82,17 @@ impl Rotary {
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
 pub(crate) fn normalize_and_rotate(
-    qkv: &Tensor,
+    qkv: &Product,
     query_scale: &Tensor,
     key_scale: &Tensor,
     rotary: Option<&Rotary>,
 ) -> Result<Tensor> {
-    if is_on_cpu(qkv) || (is_on_cuda(&[qkv, query_scale, key_scale]) && is_shareable(query_scale)) {
-        return qkv.apply_op1_no_bwd(&NormalizeAndRotate { query_scale, key_scale, rotary });
+    let is_ours_on_cuda = || qkv.is_on_cuda() && is_on_cuda(&[query_scale, key_scale]) && is_shareable(query_scale);
+    if (is_on_cpu(&qkv.values) && qkv.bias().is_none()) || is_ours_on_cuda() {
+        let op = NormalizeAndRotate { bias: qkv.bias(), query_scale, key_scale, rotary };
+        return qkv.values.apply_op1_no_bwd(&op);
     }
-    normalize_and_rotate_composed(qkv, query_scale, key_scale, rotary)
+    normalize_and_rotate_composed(&qkv.biased()?, query_scale, key_scale, rotary)
 }
 
 #[cfg(feature = "cuda")]
@@ -135,6 +138,9 @@ fn normalize_and_rotate_composed(
 }
 
 struct NormalizeAndRotate<'a> {
+    /// Of the stream; only on CUDA.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU a product has its bias already"))]
+    bias: Option<&'a Tensor>,
     query_scale: &'a Tensor,
     key_scale: &'a Tensor,
     rotary: Option<&'a Rotary>,
@@ -170,7 +176,8 @@ impl CustomOp1 for NormalizeAndRotate<'_> {
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         let scales = [self.query_scale, self.key_scale];
         let tables = self.rotary.map(|rotary| [&rotary.cos, &rotary.sin]);
-        super::cuda::normalize_and_rotate(storage, layout, &HeadOperands { scales, tables }, EPSILON as f32)
+        let operands = HeadOperands { bias: self.bias, scales, tables };
+        super::cuda::normalize_and_rotate(storage, layout, &operands, EPSILON as f32)
     }
 }
 
@@ -237,7 +244,7 @@ mod tests {
         let qkv = wide.narrow(1, 0, 3 * heads * 16).expect("narrow");
         let scale = |seed: f32| Tensor::new(vec![seed; 16], &device).expect("scale");
         for rotary in [None, Some(&rotary)] {
-            let fused = normalize_and_rotate(&qkv, &scale(0.7), &scale(1.3), rotary).expect("fused");
+            let fused = normalize_and_rotate(&qkv.clone().into(), &scale(0.7), &scale(1.3), rotary).expect("fused");
             let composed = normalize_and_rotate_composed(&qkv, &scale(0.7), &scale(1.3), rotary).expect("composed");
             let largest: f32 = (fused - composed).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
             assert!(largest < 1e-5, "{largest:e}");
@@ -250,6 +257,7 @@ mod tests {
         let qkv = Tensor::randn(0.0_f32, 1.0, (4, 48), &device).expect("randn");
         let scale = Tensor::ones(16, DType::F32, &device).expect("ones");
         let identity = Rotary::identity(4, 8, &device).expect("identity");
+        let qkv = Product::from(qkv);
         let with = normalize_and_rotate(&qkv, &scale, &scale, Some(&identity)).expect("with");
         let without = normalize_and_rotate(&qkv, &scale, &scale, None).expect("without");
         assert_eq!(with.to_vec2::<f32>().expect("values"), without.to_vec2::<f32>().expect("values"));

@@ -160,7 +160,7 @@ impl Block {
         let normed = self.attention_norm.forward(x)?;
         let x = (x + linear(&self.attend(&normed, bias)?, &self.attention_out, None)?)?;
         let normed = self.feed_norm.forward(&x)?;
-        let gated = (gelu_tanh(&linear(&normed, &self.gate, None)?)? * linear(&normed, &self.up, None)?)?;
+        let gated = (gelu_tanh(&linear(&normed, &self.gate, None)?.into())? * linear(&normed, &self.up, None)?)?;
         x + linear(&gated, &self.down, None)?
     }
 

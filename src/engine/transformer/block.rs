@@ -7,8 +7,9 @@ use super::Stream;
 use super::linear::{Linear, Mlp};
 use crate::engine::loader::config::TransformerConfig;
 use crate::engine::ops::Segments;
-use crate::engine::ops::activation::{beside_gelu_tanh, gelu_tanh};
+use crate::engine::ops::activation::beside_gelu_tanh;
 use crate::engine::ops::attention::attention;
+use crate::engine::ops::linear::Product;
 use crate::engine::ops::modulation::{gated_residual, modulated_layer_norm};
 use crate::engine::ops::rope::{Rotary, normalize_and_rotate};
 
@@ -30,7 +31,7 @@ impl Modulation {
         modulated_layer_norm(x, &self.shift, &self.scale, segments)
     }
 
-    fn add(&self, x: &Tensor, y: &Tensor, segments: &Segments) -> Result<Tensor> {
+    fn add(&self, x: &Tensor, y: &Product, segments: &Segments) -> Result<Tensor> {
         gated_residual(x, y, &self.gate, segments)
     }
 }
@@ -47,7 +48,7 @@ impl HeadNorm {
         Ok(Self { query: vb.get(width, "query_norm.scale")?, key: vb.get(width, "key_norm.scale")? })
     }
 
-    fn apply(&self, qkv: &Tensor, rotary: Option<&Rotary>) -> Result<Tensor> {
+    fn apply(&self, qkv: &Product, rotary: Option<&Rotary>) -> Result<Tensor> {
         normalize_and_rotate(qkv, &self.query, &self.key, rotary)
     }
 }
@@ -90,8 +91,8 @@ impl Half {
         segments: &Segments,
     ) -> Result<Tensor> {
         let (first, second) = modulations;
-        let x = first.add(x, &self.out.forward(attended)?, segments)?;
-        let fed = self.mlp.forward(&second.normalize(&x, segments)?, gelu_tanh)?;
+        let x = first.add(x, &self.out.product(attended)?, segments)?;
+        let fed = self.mlp.gelu_product(&second.normalize(&x, segments)?)?;
         second.add(&x, &fed, segments)
     }
 }
@@ -117,8 +118,8 @@ impl DoubleBlock {
         let (image_segments, text_segments) = (&stream.image_segments, &stream.text_segments);
         let image_modulations = self.image.modulations(&stream.condition)?;
         let text_modulations = self.text.modulations(&stream.condition)?;
-        let image_qkv = self.image.qkv.forward(&image_modulations.0.normalize(image, image_segments)?)?;
-        let text_qkv = self.text.qkv.forward(&text_modulations.0.normalize(text, text_segments)?)?;
+        let image_qkv = self.image.qkv.product(&image_modulations.0.normalize(image, image_segments)?)?;
+        let text_qkv = self.text.qkv.product(&text_modulations.0.normalize(text, text_segments)?)?;
         let image_qkv = self.image.norm.apply(&image_qkv, Some(&stream.image_rotary))?;
         // Text stands at position zero, where the rotation is none.
         let text_qkv = self.text.norm.apply(&text_qkv, None)?;
@@ -160,12 +161,12 @@ impl SingleBlock {
     pub(super) fn forward(&self, joint: &Tensor, stream: &Stream) -> Result<Tensor> {
         let segments = &stream.joint_segments;
         let modulation = Modulation::of(&self.modulation.forward(&stream.condition)?, 0, self.hidden)?;
-        let wide = self.linear1.forward(&modulation.normalize(joint, segments)?)?;
-        let qkv = wide.narrow(1, 0, 3 * self.hidden)?;
+        let wide = self.linear1.product(&modulation.normalize(joint, segments)?)?;
+        let qkv = wide.narrow(0, 3 * self.hidden)?;
         let qkv = self.norm.apply(&qkv, Some(&stream.joint_rotary))?;
         let attended = attention(&qkv, self.heads, segments)?;
-        let fed = wide.narrow(1, 3 * self.hidden, self.mlp)?;
-        let out = self.linear2.forward(&beside_gelu_tanh(&attended, &fed)?)?;
+        let fed = wide.narrow(3 * self.hidden, self.mlp)?;
+        let out = self.linear2.product(&beside_gelu_tanh(&attended, &fed)?)?;
         modulation.add(joint, &out, segments)
     }
 }

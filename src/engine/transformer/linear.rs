@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::engine::ops::linear::linear;
+use crate::engine::ops::activation::gelu_tanh;
+use crate::engine::ops::linear::{Product, linear, product};
 
 /// `x Wᵀ + b`.
 pub(super) struct Linear {
@@ -20,6 +21,11 @@ impl Linear {
     /// `[rows, inputs]` -> `[rows, outputs]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, Some(&self.bias))
+    }
+
+    /// The same, for an operation that adds the bias itself.
+    pub(super) fn product(&self, x: &Tensor) -> Result<Product<'_>> {
+        product(x, &self.weight, &self.bias)
     }
 }
 
@@ -41,5 +47,10 @@ impl Mlp {
     /// `[rows, inputs]` -> `[rows, outputs]`.
     pub(super) fn forward(&self, x: &Tensor, activation: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         self.second.forward(&activation(&self.first.forward(x)?)?)
+    }
+
+    /// With GELU between them, for an operation that adds the last bias itself.
+    pub(super) fn gelu_product(&self, x: &Tensor) -> Result<Product<'_>> {
+        self.second.product(&gelu_tanh(&self.first.product(x)?)?)
     }
 }
