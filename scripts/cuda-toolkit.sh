@@ -2,7 +2,7 @@
 # Makes what it takes to build with `--features cuda` on a machine that has neither CUDA nor a GPU nor its driver, and writes
 # what to set into DIR/env.sh:
 #
-#   scripts/cuda-toolkit.sh [DIR]          # .tools/cuda by default; 100 MB to fetch, some 300 MB on the disk
+#   scripts/cuda-toolkit.sh [DIR]          # .tools/cuda by default; 110 MB to fetch, some 300 MB on the disk
 #   . .tools/cuda/env.sh
 #   cargo build --release --features cuda  # for sm_90; CUDA_COMPUTE_CAP=80 or 89 before env.sh for others
 #
@@ -14,7 +14,7 @@ mkdir -p "${1:-$root/.tools/cuda}"
 prefix=$(cd "${1:-$root/.tools/cuda}" && pwd)
 home=$prefix/nvidia/cu13
 
-if [ ! -x "$home/bin/nvcc" ]; then
+if [ ! -x "$home/bin/nvcc" ] || [ ! -x "$home/bin/cuobjdump" ]; then
   python3 -m pip install --quiet --no-cache-dir --no-compile --root-user-action=ignore --disable-pip-version-check \
     --only-binary :all: --require-hashes --target "$prefix" --requirement "$root/scripts/cuda-requirements.txt"
 fi

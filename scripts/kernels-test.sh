@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What can be said of the CUDA kernels without a GPU. They run on an emulated machine and are compared with the plainest way
-# to compute the same; where nvcc is (scripts/cuda-toolkit.sh brings it), it compiles them for every architecture we
-# build for, and what they take of the machine is printed: none may spill registers into memory.
+# to compute the same. nvcc (scripts/cuda-toolkit.sh brings it) compiles them for every architecture we build for, and what
+# came out is looked at: no registers spilled into memory, products on the tensor cores, 16 bytes in each access.
 #
 #   scripts/kernels-test.sh              # with nvcc, which is fetched if need be: 100 MB
 #   scripts/kernels-test.sh emulation    # without
@@ -31,3 +31,16 @@ for architecture in sm_80 sm_89 sm_90a; do
       END { exit total > 0 }' "$folder/$kernel.$architecture.txt"
   done
 done
+
+# What the machine is told, in its own language: instructions by name, and how often.
+instructions() {
+  cuobjdump -sass "$folder/$1.sm_90a.cubin" | grep -oE '\b(HMMA|LDSM|LDGSTS|LDG|STG|LDL|STL)(\.[A-Z0-9]+)*\b' | sort | uniq -c
+}
+instructions attention >"$folder/attention.sass"
+instructions rows >"$folder/rows.sass"
+paste "$folder/attention.sass" "$folder/rows.sass"
+grep -q 'HMMA.16816.F32.BF16$' "$folder/attention.sass"
+if grep -E 'LDL|STL|(LDG|STG|LDGSTS)(\.[A-Z0-9]+)*$' "$folder"/{attention,rows}.sass | grep -v '\.128$'; then
+  echo "the instructions above move less than 16 bytes, or spill" >&2
+  exit 1
+fi
