@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use cards::embedded_files;
 
+use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ModelFiles};
 use crate::domain::model_source::ModelSource;
@@ -123,6 +124,12 @@ impl Catalog {
         served.get(id).map_or(Replicas::default(), |entry| entry.replicas)
     }
 
+    /// Most pictures that a request to any of the served models may bring.
+    pub fn input_images_max(&self) -> usize {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.keys().map(|id| self.cards[id].input_images_max).max().unwrap_or(0)
+    }
+
     /// Notes what became of a served model's engines. Ids that are not served are ignored.
     pub fn set_availability(&self, id: &ModelId, availability: Availability, replicas: Replicas) {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,10 +161,15 @@ pub fn warm_up_spec(card: &ModelCard) -> GenerateSpec {
         width: Some(card.limits.width_min),
         height: Some(card.limits.height_min),
         steps: Some(card.limits.steps_min),
-        input_images: card.input_images_min,
+        input_images: vec![blank(card.limits.width_min, card.limits.height_min); card.input_images_min],
         ..GenerateParams::default()
     };
     GenerateSpec::new(params, card).expect("a card's smallest picture lies within its limits")
+}
+
+fn blank(width: u32, height: u32) -> Arc<RgbImage> {
+    let pixels = vec![u8::MAX; width as usize * height as usize * 3];
+    Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
 }
 
 #[cfg(test)]
@@ -211,6 +223,7 @@ mod tests {
             let params = GenerateParams { prompt: "a fox".into(), ..GenerateParams::default() };
             assert!(GenerateSpec::new(params, &card).is_ok(), "{}", card.id);
             assert_eq!(warm_up_spec(&card).steps(), card.limits.steps_min);
+            assert!(card.input_images_max <= 1, "there is a use for one: {}", card.id);
         }
     }
 

@@ -39,7 +39,7 @@ use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 use transformer::Transformer;
-use vae::{Decoder, Decoding};
+use vae::{Decoder, Decoding, Encoder};
 
 /// Why an engine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +65,7 @@ pub struct FluxEngine {
     text: TextEncoders,
     prompts: PromptCache,
     transformer: Transformer,
+    encoder: Encoder,
     decoder: Decoder,
     projection: Projection,
     device: Device,
@@ -93,8 +94,10 @@ impl FluxEngine {
         let dtype = device::dtype(&device);
         let (limits, pixels_max) = limits_of(&checkpoint, &device, settings.offload)?;
         let is_streamed = settings.offload == Offload::Text;
-        let decoder = Decoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?;
+        let autoencoder = checkpoint.vae(DType::F32, &device);
+        let decoder = Decoder::load(&configs.vae, &autoencoder)?;
         Ok(Self {
+            encoder: Encoder::load(&configs.vae, &autoencoder)?,
             projection: Projection::of(&decoder, configs.vae.latent_channels, &device)?,
             decoder,
             text: TextEncoders::load(
@@ -159,21 +162,37 @@ impl FluxEngine {
             }
         };
         let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
-        let skipped = spec.image_index() as usize * grid.elements();
-        let noise = noise::standard_normal(spec.seed(), skipped, grid.elements());
+        let mut sigmas = sampler::sigmas(&self.configs.scheduler, spec.image_tokens(), spec.steps_scheduled() as usize);
+        // A picture that starts from another one begins further down the schedule.
+        sigmas.drain(..(spec.steps_scheduled() - spec.steps()) as usize);
         Ok(Picture {
             width: spec.width(),
             height: spec.height(),
             grid,
-            latents: grid.pack(noise, &self.device).map_err(device_error)?,
+            latents: self.first_latents(spec, grid, sigmas[0]).map_err(device_error)?,
             velocity: None,
-            sigmas: sampler::sigmas(&self.configs.scheduler, spec.image_tokens(), spec.steps() as usize),
+            sigmas,
             steps_done: 0,
             decoding: None,
             rotary: self.transformer.rotary(grid.rows, grid.columns).map_err(device_error)?,
             prompt,
             negative,
         })
+    }
+
+    /// The latents that the first step is done on, packed: noise, or the picture to start from with as much noise as
+    /// belongs to the noise level `sigma`. Its sample is drawn from the seed's generator first, and the noise second
+    /// (`FluxImg2ImgPipeline.prepare_latents` of diffusers).
+    fn first_latents(&self, spec: &GenerateSpec, grid: TokenGrid, sigma: f32) -> candle_core::Result<Tensor> {
+        let elements = grid.elements();
+        let draw = |skipped| grid.latents(noise::standard_normal(spec.seed(), skipped, elements), &self.device);
+        let before_this_one = spec.image_index() as usize * elements;
+        let Some(start) = spec.start_image() else { return grid.pack(&draw(before_this_one)?) };
+        let moments = self.encoder.encode(&vae::pixels_of(&start.picture, &self.device)?)?;
+        // Pictures of one batch start from the same sample.
+        let sample = self.encoder.sample(&moments, &draw(0)?)?;
+        let noise = draw(elements + before_this_one)?;
+        grid.pack(&((noise * f64::from(sigma))? + (sample * f64::from(1.0 - sigma))?)?)
     }
 
     /// Takes a picture out that has done all its steps: what goes wrong from here on lets go of it.

@@ -110,6 +110,7 @@ struct HttpState(Arc<Shared>);
 struct Shared {
     parts: HttpParts,
     write_check: api::health::WriteCheck,
+    pictures: api::input_images::PictureDecoder,
     started_at: OffsetDateTime,
     /// The API's description, as JSON.
     document: Bytes,
@@ -267,6 +268,7 @@ pub fn routers(parts: HttpParts) -> Routers {
         started_at: parts.keys.now(),
         parts,
         write_check: api::health::WriteCheck::default(),
+        pictures: api::input_images::PictureDecoder::default(),
         document: openapi_json().into(),
         management_paths: management.map(|route| route.path).collect(),
     };

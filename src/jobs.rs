@@ -14,6 +14,7 @@ mod request;
 mod results;
 mod service;
 mod span;
+mod start_images;
 mod statistics;
 mod store;
 mod submission;
@@ -51,6 +52,9 @@ pub const PAGE_JOBS_MAX: u32 = 100;
 /// Ended jobs of one owner that are kept, where nothing else is said: a day of one every nine seconds.
 pub const ENDED_JOBS_PER_OWNER_MAX: u32 = 10_000;
 
+/// Memory for the pictures that unfinished jobs start from, where nothing else is said: some three hundred of 1024×1024.
+pub const START_IMAGES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+
 /// What the life of a job is held to.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
@@ -62,6 +66,8 @@ pub struct JobSettings {
     pub results_bytes_max: u64,
     /// How many ended jobs of one owner are kept; the oldest go first. Looked after by the sweep, so passed for a while.
     pub ended_jobs_per_owner_max: u32,
+    /// How much memory the pictures may take that unfinished jobs start from, and about as much of the database.
+    pub start_images_bytes_max: u64,
     /// How often finished jobs are looked through for those to be forgotten.
     pub sweep_interval: Duration,
 }

@@ -6,6 +6,7 @@ pub mod auth;
 pub mod catalog;
 pub mod cli;
 pub mod config;
+pub mod decode;
 pub mod domain;
 pub mod encode;
 pub mod engine;

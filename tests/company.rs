@@ -41,17 +41,30 @@ impl Random {
         (mixed ^ (mixed >> 31)) % end
     }
 
+    /// To start from, for one picture in four.
+    fn input_images(&mut self, width: u32, height: u32) -> Vec<Arc<RgbImage>> {
+        if self.below(4) > 0 {
+            return Vec::new();
+        }
+        let pixels = (0..width * height * 3).map(|_| self.below(256) as u8).collect();
+        vec![Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))]
+    }
+
     fn spec(&mut self, seed: u64) -> GenerateSpec {
         let mut card = card_or_flux_dev(&ModelId::new("reference"));
+        card.input_images_max = 1;
         (card.limits.width_min, card.limits.height_min) = (16, 16);
         let prompts = ["a red circle", "two eggs", "", "neon signs reflected in a wet street", "a bowl of ramen"];
-        let mut side = || Some(16 * (1 + self.below(4) as u32));
+        let mut side = || 16 * (1 + self.below(4) as u32);
         let (width, height) = (side(), side());
+        let input_images = self.input_images(width, height);
         let params = GenerateParams {
             prompt: prompts[self.below(prompts.len() as u64) as usize].to_owned(),
             negative_prompt: (self.below(8) == 0).then(|| "blurry".to_owned()),
-            width,
-            height,
+            width: Some(width),
+            height: Some(height),
+            strength: (!input_images.is_empty()).then(|| (1 + self.below(10)) as f64 / 10.0),
+            input_images,
             steps: Some(1 + self.below(5) as u32),
             guidance: Some(self.below(8) as f64),
             seed,

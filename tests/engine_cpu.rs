@@ -2,6 +2,7 @@
 //! that a picture does not depend on its company.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use fluxserve::catalog::card_or_flux_dev;
 use fluxserve::domain::device::DeviceChoice;
@@ -25,6 +26,7 @@ fn card() -> ModelCard {
     card.prompt_chars_max = 100_000;
     card.limits.width_min = 16;
     card.limits.height_min = 16;
+    card.input_images_max = 1;
     card
 }
 
@@ -75,7 +77,13 @@ fn a_seed_gives_the_picture_that_diffusers_gives() {
     }
 }
 
-/// Eight pictures that differ in everything that may differ.
+/// Something to start from.
+fn stripes(width: u32, height: u32) -> Arc<RgbImage> {
+    let pixels = (0..width * height * 3).map(|at| (at % 251) as u8).collect();
+    Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
+}
+
+/// Eight pictures that differ in everything that may differ. Two of them start from a picture.
 fn mixed() -> Vec<GenerateSpec> {
     let picture = |prompt: &str, width, height, steps, guidance, seed, sequence_length| GenerateParams {
         prompt: prompt.to_owned(),
@@ -99,6 +107,9 @@ fn mixed() -> Vec<GenerateSpec> {
     ];
     all[6].negative_prompt = Some("blurry, low quality".to_owned());
     all[6].true_cfg_scale = Some(4.0);
+    all[1].input_images = vec![stripes(96, 64)];
+    all[1].strength = Some(0.4);
+    all[7].input_images = vec![stripes(80, 64)];
     all.into_iter().map(spec).collect()
 }
 
@@ -178,6 +189,27 @@ fn a_picture_decoded_in_parts_between_others_steps_has_the_same_bits() {
     engine.decode_part(third).expect("decodes");
     engine.release(third);
     assert!(matches!(engine.finish(third), Err(EngineError::Fatal(_))), "a released slot is gone");
+}
+
+#[test]
+fn what_a_picture_starts_from_shows_the_more_the_smaller_the_strength() {
+    let mut engine = engine();
+    let start = stripes(64, 64);
+    let mut drawn = |strength| {
+        let input_images = vec![Arc::clone(&start)];
+        let prompt = "a red circle on a blue background".to_owned();
+        let (steps, seed, width, height) = (Some(8), 5, Some(64), Some(64));
+        let params =
+            GenerateParams { prompt, steps, seed, width, height, strength, input_images, ..Default::default() };
+        draw_alone(&mut engine, &spec(params))
+    };
+    let by_strength = [0.125, 0.5, 1.0].map(|strength| drawn(Some(strength)));
+    assert!(drawn(None) == drawn(Some(0.6)), "as diffusers, where nothing is said");
+    let [little, half, all] = &by_strength;
+    let away = |one: &RgbImage, other: &RgbImage| -> u64 {
+        one.pixels().iter().zip(other.pixels()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum()
+    };
+    assert!(away(little, all) > away(half, all) && away(half, all) > 0, "it moves towards what the prompt alone gives");
 }
 
 #[test]

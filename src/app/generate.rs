@@ -1,13 +1,15 @@
 //! `generate`: one picture, straight from the engine into a file.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 
 use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
+use crate::decode::{decode, prepare};
 use crate::domain::device::EngineSettings;
-use crate::domain::engine::StepEngine;
+use crate::domain::engine::{RgbImage, StepEngine};
 use crate::domain::format::OutputFormat;
 use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
@@ -24,6 +26,8 @@ pub struct GenerateRequest {
     pub engine: EngineSettings,
     /// What to draw, not yet checked against the model's card.
     pub params: GenerateParams,
+    /// The picture to start from.
+    pub image: Option<PathBuf>,
     /// The PNG file to write.
     pub output: PathBuf,
 }
@@ -37,7 +41,9 @@ const PROMPT_CHARS_MAX: usize = 100_000;
 /// When the model cannot be loaded, does not draw what is asked for, or the file cannot be written.
 pub fn generate(request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> anyhow::Result<()> {
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
-    let spec = GenerateSpec::new(request.params, &card).map_err(|errors| {
+    let mut params = request.params;
+    params.input_images = Vec::from_iter(request.image.as_deref().map(read_image).transpose()?);
+    let spec = GenerateSpec::new(prepare(params, &card), &card).map_err(|errors| {
         let lines: Vec<String> =
             errors.into_iter().map(|error| format!("{}: {}", option_of(&error.field), error.reason)).collect();
         anyhow::Error::msg(lines.join("\n"))
@@ -57,11 +63,18 @@ pub fn generate(request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> 
     write_whole(&request.output, &bytes).with_context(|| format!("writing `{}`", request.output.display()))
 }
 
+fn read_image(path: &Path) -> anyhow::Result<Arc<RgbImage>> {
+    let bytes = std::fs::read(path).with_context(|| format!("reading `{}`", path.display()))?;
+    let picture = decode(&bytes).map_err(|error| anyhow!("--image: `{}` {error}", path.display()))?;
+    Ok(Arc::new(picture))
+}
+
 /// The card without the limits that keep strangers from taking a shared worker for themselves.
 fn for_its_operator(mut card: ModelCard) -> ModelCard {
     card.prompt_chars_max = PROMPT_CHARS_MAX;
     card.limits.width_min = PIXELS_PER_TOKEN_SIDE;
     card.limits.height_min = PIXELS_PER_TOKEN_SIDE;
+    card.input_images_max = card.input_images_max.max(1);
     card
 }
 

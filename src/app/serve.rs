@@ -25,7 +25,7 @@ use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
 use crate::engine;
 use crate::http::{self, ConnectionLimits, HttpParts, HttpSettings, Tls};
-use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, JobService, JobSettings, ServiceParts};
+use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, JobService, JobSettings, START_IMAGES_BYTES_MAX, ServiceParts};
 use crate::kubernetes::{Cluster, Kubernetes, KubernetesParts};
 use crate::queue::Queue;
 use crate::shutdown::{self, Shutdown, ShutdownTrigger};
@@ -259,6 +259,7 @@ fn job_settings(config: &Config) -> JobSettings {
         results_retention: Duration::from_secs(config.results.retention_seconds),
         results_bytes_max: config.results.bytes_max,
         ended_jobs_per_owner_max: ENDED_JOBS_PER_OWNER_MAX,
+        start_images_bytes_max: START_IMAGES_BYTES_MAX,
         sweep_interval: SWEEP_INTERVAL,
     }
 }

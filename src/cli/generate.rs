@@ -46,6 +46,12 @@ pub struct GenerateArgs {
     /// The same seed draws the same picture [default: a random one, which is printed]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
     pub seed: Option<u64>,
+    /// A picture to start from: PNG, JPEG or WebP. Width and height are its own where they are left out
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// How far to go away from it: above 0, and 1 leaves nothing of it [default: 0.6]
+    #[arg(long, value_name = "X", requires = "image", allow_negative_numbers = true)]
+    pub strength: Option<f64>,
     /// T5 tokens the prompt is padded or cut to [default: the model's]
     #[arg(long, value_name = "N")]
     pub max_sequence_length: Option<usize>,
@@ -96,10 +102,11 @@ impl GenerateArgs {
             guidance: self.guidance,
             seed,
             sequence_length: self.max_sequence_length,
-            input_images: 0,
+            input_images: Vec::new(),
+            strength: self.strength,
         };
         let engine = config.engine_settings(config.device.first());
-        Ok(GenerateRequest { model: self.model, engine, params, output: self.output })
+        Ok(GenerateRequest { model: self.model, engine, params, image: self.image, output: self.output })
     }
 }
 

@@ -132,6 +132,10 @@ fn generate_passes_everything_on() {
         "9007199254740991",
         "--max-sequence-length",
         "256",
+        "--image",
+        "from.jpg",
+        "--strength",
+        "0.3",
         "--output",
         "x.PNG",
     ];
@@ -150,9 +154,10 @@ fn generate_passes_everything_on() {
         guidance: Some(2.5),
         seed: 9_007_199_254_740_991,
         sequence_length: Some(256),
-        input_images: 0,
+        input_images: Vec::new(),
+        strength: Some(0.3),
     };
-    assert_eq!(request.params, expected);
+    assert_eq!((request.params, request.image), (expected, Some("from.jpg".into())));
     assert_eq!((request.model.to_string(), request.output), ("a=/b".into(), "x.PNG".into()));
     assert_eq!(String::from_utf8(notes).expect("text"), "width 100 is not a multiple of 16: drawing 96\n");
 }

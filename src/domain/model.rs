@@ -69,6 +69,34 @@ pub struct ParameterLimits {
     pub guidance_max: f64,
 }
 
+impl ParameterLimits {
+    /// The size to draw a picture in that starts from one of size `picture`: as near to that as the limits come, in its
+    /// proportions, rounded down to whole multiples. Where one side is `given`, it sets the scale.
+    #[must_use]
+    pub fn size_like(&self, picture: (u32, u32), given: (Option<u32>, Option<u32>)) -> (u32, u32) {
+        /// What a product of floats may fall short of a whole number by.
+        const ROUNDING: f64 = 1e-6;
+        let (width, height) = (f64::from(picture.0.max(1)), f64::from(picture.1.max(1)));
+        let scale = match given {
+            (Some(given), _) => f64::from(given) / width,
+            (None, Some(given)) => f64::from(given) / height,
+            (None, None) => {
+                let least = (f64::from(self.width_min) / width).max(f64::from(self.height_min) / height);
+                let most = (f64::from(self.width_max) / width)
+                    .min(f64::from(self.height_max) / height)
+                    .min((f64::from(self.pixels_max) / (width * height)).sqrt());
+                // Where both cannot be had, the larger side counts: the other one is cut to its limit below.
+                1.0_f64.max(least).min(most)
+            }
+        };
+        let side = |pixels: f64, min: u32, max: u32| {
+            let pixels = (pixels * scale + ROUNDING) as u32;
+            (pixels - pixels % self.size_multiple_of).clamp(min, max)
+        };
+        (side(width, self.width_min, self.width_max), side(height, self.height_min, self.height_max))
+    }
+}
+
 /// One file of a checkpoint that is compiled into the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EmbeddedFile {
@@ -85,4 +113,37 @@ pub enum ModelFiles {
     Directory(PathBuf),
     /// Compiled into the program.
     Embedded(&'static [EmbeddedFile]),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_keeps_its_proportions_within_the_limits() {
+        let limits = ParameterLimits {
+            width_min: 64,
+            width_max: 256,
+            height_min: 64,
+            height_max: 256,
+            size_multiple_of: 16,
+            pixels_max: 49_152,
+            steps_min: 1,
+            steps_max: 100,
+            guidance_min: 0.0,
+            guidance_max: 30.0,
+        };
+        let whole = |width, height| limits.size_like((width, height), (None, None));
+        assert_eq!(whole(128, 96), (128, 96), "as it is");
+        assert_eq!(whole(135, 100), (128, 96), "rounded down");
+        assert_eq!(whole(4000, 3000), (256, 192), "as many pixels as there may be");
+        assert_eq!(whole(3000, 3000), (208, 208), "not more pixels than there may be");
+        assert_eq!(whole(2560, 640), (256, 64));
+        assert_eq!(whole(20, 40), (64, 128), "enlarged");
+        assert_eq!(whole(1, 10_000), (64, 256), "nothing fits: each side within its limit");
+        assert_eq!(whole(0, 0), (64, 64));
+        assert_eq!(limits.size_like((400, 200), (Some(128), None)), (128, 64));
+        assert_eq!(limits.size_like((400, 200), (None, Some(96))), (192, 96));
+        assert_eq!(limits.size_like((400, 200), (Some(u32::MAX), None)).1, 256, "what is given is refused elsewhere");
+    }
 }

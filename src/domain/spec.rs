@@ -1,8 +1,11 @@
 //! A request that is known to be valid. [`GenerateParams`] is what somebody asked for; [`GenerateSpec`] can only be
 //! made from it by checking it against the model's card, so nothing behind the door checks again.
 
+use std::sync::Arc;
+
+use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
-use crate::domain::model::ModelCard;
+use crate::domain::model::{ModelCard, ParameterLimits};
 
 /// Largest seed: the largest integer that every JSON reader keeps exactly (2^53 − 1).
 pub const SEED_MAX: u64 = (1 << 53) - 1;
@@ -20,6 +23,12 @@ pub const PIXELS_PER_TOKEN_SIDE: u32 = 16;
 
 /// The longest T5 sequence FLUX was trained with, in tokens.
 pub const SEQUENCE_LENGTH_MAX: usize = 512;
+
+/// The field with the pictures that come along.
+pub const INPUT_IMAGES: &str = "input_images_base64";
+
+/// How much of the schedule a picture goes through that starts from another one, where nothing is said. As in diffusers.
+pub const STRENGTH_DEFAULT: f64 = 0.6;
 
 /// One rule a request breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,8 +69,32 @@ pub struct GenerateParams {
     pub seed: u64,
     /// T5 tokens, at most [`SEQUENCE_LENGTH_MAX`].
     pub sequence_length: Option<usize>,
-    /// How many input pictures came along.
-    pub input_images: usize,
+    /// The pictures that came along, of any size until the request is checked. There is a use for one: to start from it.
+    pub input_images: Vec<Arc<RgbImage>>,
+    /// How far to go away from the picture to start from; above 0, at most 1.
+    pub strength: Option<f64>,
+}
+
+impl GenerateParams {
+    /// Width and height, where they are left out: the model's, or those of the picture to start from, as near as the
+    /// model's limits come to them. Where one side is given, the other one follows the picture's proportions.
+    pub fn settle_size(&mut self, card: &ModelCard) {
+        let (width, height) = match self.input_images.first() {
+            None => (card.defaults.width, card.defaults.height),
+            Some(picture) => card.limits.size_like((picture.width(), picture.height()), (self.width, self.height)),
+        };
+        self.width.get_or_insert(width);
+        self.height.get_or_insert(height);
+    }
+}
+
+/// A picture to start from, instead of from noise alone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StartImage {
+    /// Of the very size that is drawn.
+    pub picture: Arc<RgbImage>,
+    /// The share of the schedule that is gone through: 1 leaves nothing of the picture. Above 0, at most 1.
+    pub strength: f64,
 }
 
 /// True classifier-free guidance: a second pass with another prompt, and how far to move away from it.
@@ -87,19 +120,21 @@ pub struct GenerateSpec {
     seed: u64,
     image_index: u32,
     sequence_length: usize,
+    start_image: Option<StartImage>,
 }
 
 impl GenerateSpec {
-    /// Checks `params` against `card` and fills in its defaults.
+    /// Checks `params` against `card` and fills in its defaults. A picture to start from must have the size that is
+    /// drawn by then.
     ///
     /// # Errors
     /// Every broken rule, not only the first.
-    pub fn new(params: GenerateParams, card: &ModelCard) -> Result<Self, Vec<FieldError>> {
+    pub fn new(mut params: GenerateParams, card: &ModelCard) -> Result<Self, Vec<FieldError>> {
         let mut errors = Vec::new();
         check_prompts(&params, card, &mut errors);
-        let width = params.width.unwrap_or(card.defaults.width);
-        let height = params.height.unwrap_or(card.defaults.height);
-        check_size(width, height, card, &mut errors);
+        params.settle_size(card);
+        let (width, height) = (params.width.unwrap_or_default(), params.height.unwrap_or_default());
+        errors.extend(size_errors((width, height), &card.limits));
         let steps = params.steps.unwrap_or(card.defaults.steps);
         let limits = &card.limits;
         if !(limits.steps_min..=limits.steps_max).contains(&steps) {
@@ -114,16 +149,8 @@ impl GenerateSpec {
         if params.seed > SEED_MAX {
             errors.push(FieldError::new("seed", format!("must be from 0 to {SEED_MAX} (2^53 - 1)")));
         }
-        let images = card.input_images_min..=card.input_images_max;
-        if !images.contains(&params.input_images) {
-            let reason = format!(
-                "this model takes from {} to {} input images, not {}",
-                images.start(),
-                images.end(),
-                params.input_images
-            );
-            errors.push(FieldError::new("input_images_base64", reason));
-        }
+        errors.extend(input_images_error(params.input_images.len(), card));
+        errors.extend(strength_error(params.strength, steps, params.input_images.len()));
         let sequence_length = params.sequence_length.unwrap_or(card.sequence_length);
         if !(1..=SEQUENCE_LENGTH_MAX).contains(&sequence_length) {
             let reason = format!("must be from 1 to {SEQUENCE_LENGTH_MAX}, not {sequence_length}");
@@ -137,6 +164,7 @@ impl GenerateSpec {
         if !errors.is_empty() {
             return Err(errors);
         }
+        let start_image = start_image(&params, (width, height)).map_err(|error| vec![error])?;
         Ok(Self {
             model: card.id.clone(),
             prompt: params.prompt,
@@ -149,6 +177,7 @@ impl GenerateSpec {
             seed: params.seed,
             image_index: 0,
             sequence_length,
+            start_image,
         })
     }
 
@@ -199,13 +228,26 @@ impl GenerateSpec {
     /// What the picture costs: pixels times denoising steps.
     #[must_use]
     pub fn pixel_steps(&self) -> u64 {
-        u64::from(self.width) * u64::from(self.height) * u64::from(self.steps)
+        u64::from(self.width) * u64::from(self.height) * u64::from(self.steps())
     }
 
-    /// Denoising steps.
+    /// Denoising steps that are done: those of the schedule, but for those that a picture to start from lets skip.
     #[must_use]
     pub fn steps(&self) -> u32 {
+        let strength = self.start_image.as_ref().map(|start| start.strength);
+        steps_done(self.steps, strength)
+    }
+
+    /// Denoising steps of the whole schedule: what was asked for.
+    #[must_use]
+    pub fn steps_scheduled(&self) -> u32 {
         self.steps
+    }
+
+    /// What the picture starts from, if not from noise alone.
+    #[must_use]
+    pub fn start_image(&self) -> Option<&StartImage> {
+        self.start_image.as_ref()
     }
 
     /// Value of the guidance embedding.
@@ -266,26 +308,72 @@ fn check_prompts(params: &GenerateParams, card: &ModelCard, errors: &mut Vec<Fie
     }
 }
 
-fn check_size(width: u32, height: u32, card: &ModelCard, errors: &mut Vec<FieldError>) {
-    let limits = &card.limits;
+fn start_image(params: &GenerateParams, (width, height): (u32, u32)) -> Result<Option<StartImage>, FieldError> {
+    let Some(picture) = params.input_images.first() else { return Ok(None) };
+    if (picture.width(), picture.height()) != (width, height) {
+        let reason = format!("must be {width}x{height} pixels, not {}x{}", picture.width(), picture.height());
+        return Err(FieldError::new(format!("{INPUT_IMAGES}[0]"), reason));
+    }
+    Ok(Some(StartImage { picture: Arc::clone(picture), strength: params.strength.unwrap_or(STRENGTH_DEFAULT) }))
+}
+
+/// What is wrong with a picture's size, if anything.
+#[must_use]
+pub fn size_errors((width, height): (u32, u32), limits: &ParameterLimits) -> Vec<FieldError> {
     let multiple = limits.size_multiple_of;
     let sides = [
         ("width", width, limits.width_min, limits.width_max),
         ("height", height, limits.height_min, limits.height_max),
     ];
-    let mut sides_fit = true;
+    let mut errors = Vec::new();
     for (field, value, min, max) in sides {
         if !(min..=max).contains(&value) || !value.is_multiple_of(multiple) {
-            sides_fit = false;
             let reason = format!("must be a multiple of {multiple} from {min} to {max}, not {value}");
             errors.push(FieldError::new(field, reason));
         }
     }
     let pixels = u64::from(width) * u64::from(height);
-    if sides_fit && pixels > u64::from(limits.pixels_max) {
+    if errors.is_empty() && pixels > u64::from(limits.pixels_max) {
         let reason = format!("width × height must be at most {} pixels, not {pixels}", limits.pixels_max);
         errors.push(FieldError::new("width", reason));
     }
+    errors
+}
+
+/// What is wrong with the number of pictures that came along, if anything.
+#[must_use]
+pub fn input_images_error(count: usize, card: &ModelCard) -> Option<FieldError> {
+    let (min, max) = (card.input_images_min, card.input_images_max);
+    let is_allowed = (min..=max).contains(&count);
+    let reason = || format!("this model takes from {min} to {max} input images, not {count}");
+    (!is_allowed).then(|| FieldError::new(INPUT_IMAGES, reason()))
+}
+
+/// What is wrong with a strength, if anything.
+#[must_use]
+pub fn strength_error(strength: Option<f64>, steps: u32, input_images: usize) -> Option<FieldError> {
+    let strength = strength?;
+    let refuse = |reason: String| Some(FieldError::new("strength", reason));
+    if input_images == 0 {
+        return refuse(format!("needs a picture to start from: `{INPUT_IMAGES}`"));
+    }
+    if !(strength > 0.0 && strength <= 1.0) {
+        return refuse(format!("must be above 0 and at most 1, not {strength}"));
+    }
+    if steps > 0 && steps_done(steps, Some(strength)) == 0 {
+        return refuse(format!("leaves none of {steps} steps to do, so it must be larger"));
+    }
+    None
+}
+
+/// The steps that are left of a schedule where a picture is started from with this strength
+/// (`FluxImg2ImgPipeline.get_timesteps` of diffusers).
+#[must_use]
+pub fn steps_done(steps: u32, strength: Option<f64>) -> u32 {
+    let Some(strength) = strength else { return steps };
+    let all = f64::from(steps);
+    let skipped = (all - (all * strength).min(all)) as u32;
+    steps - skipped
 }
 
 #[cfg(test)]
@@ -348,7 +436,8 @@ mod tests {
             (GenerateParams { guidance: Some(-0.1), ..params() }, "guidance"),
             (GenerateParams { guidance: Some(f64::NAN), ..params() }, "guidance"),
             (GenerateParams { seed: SEED_MAX + 1, ..params() }, "seed"),
-            (GenerateParams { input_images: 1, ..params() }, "input_images_base64"),
+            (GenerateParams { input_images: vec![image(512, 512)], ..params() }, "input_images_base64"),
+            (GenerateParams { strength: Some(0.5), ..params() }, "strength"),
             (GenerateParams { prompt: "x".repeat(2049), ..params() }, "prompt"),
             (GenerateParams { negative_prompt: Some("x".repeat(2049)), ..params() }, "negative_prompt"),
             (GenerateParams { sequence_length: Some(513), ..params() }, "max_sequence_length"),
@@ -356,6 +445,57 @@ mod tests {
         for (params, field) in cases {
             assert_eq!(fields(params), [field]);
         }
+    }
+
+    fn image(width: u32, height: u32) -> Arc<RgbImage> {
+        let pixels = vec![7; (width * height * 3) as usize];
+        Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
+    }
+
+    /// From a picture of 512×512 on a card that takes one.
+    fn from_image(strength: Option<f64>, steps: u32) -> Result<GenerateSpec, Vec<FieldError>> {
+        let card = ModelCard { input_images_max: 1, ..card() };
+        let input_images = vec![image(512, 512)];
+        GenerateSpec::new(GenerateParams { input_images, strength, steps: Some(steps), ..params() }, &card)
+    }
+
+    #[test]
+    fn a_strength_says_how_many_steps_are_left_of_the_schedule() {
+        // As diffusers counts: int(steps - min(steps × strength, steps)) are skipped.
+        for (steps, strength, done) in [
+            (10, None, 6),
+            (10, Some(1.0), 10),
+            (10, Some(0.05), 1),
+            (1, Some(0.01), 1),
+            (4, Some(0.6), 3),
+            (7, Some(0.3), 3),
+        ] {
+            let spec = from_image(strength, steps).expect("valid");
+            assert_eq!((spec.steps_scheduled(), spec.steps()), (steps, done), "{strength:?}");
+            assert_eq!(spec.pixel_steps(), 512 * 512 * u64::from(done));
+        }
+    }
+
+    #[test]
+    fn a_strength_beyond_its_range_is_refused() {
+        for strength in [0.0, -0.5, 1.01, f64::NAN, f64::INFINITY, 1e-17] {
+            let errors = from_image(Some(strength), 100).expect_err("out of range");
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert_eq!(errors[0].field, "strength");
+        }
+    }
+
+    #[test]
+    fn a_picture_to_start_from_has_the_size_that_is_drawn() {
+        let card = ModelCard { input_images_max: 1, ..card() };
+        let with = |width, height| {
+            let input_images = vec![image(640, 384)];
+            GenerateSpec::new(GenerateParams { width, height, input_images, ..params() }, &card)
+        };
+        let spec = with(None, None).expect("the picture's own size");
+        assert_eq!((spec.width(), spec.height()), (640, 384));
+        let errors = with(Some(320), Some(384)).expect_err("another size");
+        assert_eq!(errors[0].field, "input_images_base64[0]");
     }
 
     #[test]

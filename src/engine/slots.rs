@@ -29,15 +29,21 @@ impl TokenGrid {
         self.rows * self.columns * self.channels * PATCH * PATCH
     }
 
-    /// Latents `[channels, height / 8, width / 8]`, given as a flat list, -> packed tokens
-    /// `[tokens, channels × 2 × 2]`: channel first, then row, then column inside a token.
-    pub(crate) fn pack(&self, latents: Vec<f32>, device: &Device) -> Result<Tensor> {
-        Tensor::from_vec(latents, (self.channels, self.rows, PATCH, self.columns, PATCH), device)?
+    /// Latents `[1, channels, height / 8, width / 8]`, given as a flat list.
+    pub(crate) fn latents(&self, values: Vec<f32>, device: &Device) -> Result<Tensor> {
+        Tensor::from_vec(values, (1, self.channels, self.rows * PATCH, self.columns * PATCH), device)
+    }
+
+    /// Latents `[1, channels, height / 8, width / 8]` -> packed tokens `[tokens, channels × 2 × 2]`: channel first, then
+    /// row, then column inside a token.
+    pub(crate) fn pack(&self, latents: &Tensor) -> Result<Tensor> {
+        latents
+            .reshape((self.channels, self.rows, PATCH, self.columns, PATCH))?
             .permute((1, 3, 0, 2, 4))?
             .reshape((self.rows * self.columns, self.channels * PATCH * PATCH))
     }
 
-    /// The inverse of [`Self::pack`], with a batch dimension for the decoder: `[1, channels, height / 8, width / 8]`.
+    /// The inverse of [`Self::pack`].
     pub(crate) fn unpack(&self, tokens: &Tensor) -> Result<Tensor> {
         tokens.reshape((self.rows, self.columns, self.channels, PATCH, PATCH))?.permute((2, 0, 3, 1, 4))?.reshape((
             1,

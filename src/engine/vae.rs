@@ -1,7 +1,9 @@
-//! The autoencoder's way back: latents to pixels.
+//! The autoencoder's way back: latents to pixels. `encoder.rs` has the way in.
 //!
 //! Follows `Decoder` in the reference implementation's `autoencoder.py` (black-forest-labs/flux), whose tensor names it
 //! uses; the attention in the middle never holds a whole score matrix.
+
+mod encoder;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Module, VarBuilder, conv2d, group_norm};
@@ -11,6 +13,8 @@ use super::ops::Segments;
 use super::ops::activation::silu;
 use super::ops::attention::attention;
 use super::ops::linear::linear;
+
+pub(crate) use encoder::{Encoder, pixels_of};
 
 /// Epsilon of every GroupNorm in the autoencoder.
 const EPSILON: f64 = 1e-6;

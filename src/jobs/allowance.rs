@@ -1,4 +1,5 @@
-//! How many jobs an owner may have at one time, and how much may be drawn for it in a day, where somebody has set a bound.
+//! How many jobs an owner may have at one time, and how much may be drawn for it in a day, where somebody has set a bound;
+//! and what the pictures that jobs start from take up, of all owners together.
 //!
 //! A job counts from its acceptance: with all its steps while it has not ended, and then with those that were done.
 
@@ -6,8 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::service::Inner;
+use super::start_images::{StartImageHold, StartImages};
 use super::{JobsError, Submission};
 use crate::domain::ids::KeyId;
+use crate::domain::spec::GenerateSpec;
 use crate::domain::usage::Day;
 use crate::queue::Queue;
 
@@ -45,6 +48,7 @@ pub(super) struct Allowances {
     outstanding: Mutex<HashMap<KeyId, Outstanding>>,
     /// Held while it is looked whether a day's share suffices, so that two jobs do not both get the last of it.
     day_turn: tokio::sync::Mutex<()>,
+    start_images: Arc<StartImages>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -59,6 +63,8 @@ pub(super) struct Allowance {
     all: Arc<Allowances>,
     owner: KeyId,
     pixel_steps: u64,
+    /// Taken where there is something to start from.
+    start_image: Option<StartImageHold>,
 }
 
 impl Allowances {
@@ -76,12 +82,14 @@ impl Allowances {
         let own = all.entry(owner).or_default();
         own.jobs += 1;
         own.pixel_steps += pixel_steps;
-        Some(Allowance { all: Arc::clone(self), owner, pixel_steps })
+        Some(Allowance { all: Arc::clone(self), owner, pixel_steps, start_image: None })
     }
 
     /// Takes a job in that was accepted in an earlier life: its bounds were looked at then.
-    pub(super) fn enter_again(self: &Arc<Self>, owner: KeyId, pixel_steps: u64) -> Allowance {
-        self.enter(owner, None, pixel_steps).expect("without a bound there is always room")
+    pub(super) fn enter_again(self: &Arc<Self>, owner: KeyId, spec: &GenerateSpec) -> Allowance {
+        let mut allowance = self.enter(owner, None, spec.pixel_steps()).expect("without a bound there is always room");
+        allowance.start_image = Some(self.start_images.enter_again(spec));
+        allowance
     }
 }
 
@@ -98,8 +106,18 @@ impl Drop for Allowance {
     }
 }
 
-/// Takes a new job in, if its owner's bounds let it.
+/// Takes a new job in, if its owner's bounds let it, and there is room for what it starts from.
 pub(super) async fn take(inner: &Inner, submission: &Submission, queue: &Queue) -> Result<Allowance, JobsError> {
+    let bytes_max = inner.settings.start_images_bytes_max;
+    let start_image = inner.allowances.start_images.enter(&submission.spec, bytes_max);
+    let full = || JobsError::QueueFull { retry_after_seconds: queue.retry_after_seconds() };
+    let start_image = start_image.ok_or_else(full)?;
+    let mut allowance = take_of_owner(inner, submission, queue).await?;
+    allowance.start_image = Some(start_image);
+    Ok(allowance)
+}
+
+async fn take_of_owner(inner: &Inner, submission: &Submission, queue: &Queue) -> Result<Allowance, JobsError> {
     let Submission { owner, limits, .. } = submission;
     let pixel_steps = submission.spec.pixel_steps();
     let enter = || {
@@ -139,7 +157,7 @@ mod tests {
         let second = all.enter(owner, Some(2), 7).expect("room");
         assert!(all.enter(owner, Some(2), 1).is_none());
         let _other = all.enter(other, Some(1), 1).expect("others have their own");
-        let third = all.enter_again(owner, 1);
+        let third = all.enter(owner, None, 1).expect("without a bound there is always room");
         assert_eq!(all.outstanding().get(&owner).map(|own| (own.jobs, own.pixel_steps)), Some((3, 13)));
         drop((first, second));
         assert_eq!(all.outstanding().get(&owner).map(|own| (own.jobs, own.pixel_steps)), Some((1, 1)));

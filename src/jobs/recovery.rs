@@ -1,8 +1,12 @@
 //! What a crash left behind: jobs that were accepted and have not ended are drawn again, or end with a reason.
 
+use std::sync::Arc;
+
 use super::service::{Inner, ToDraw};
+use super::start_images;
 use super::store::{Ending, OpenJob, UnreadableJob};
 use super::{Job, JobError, JobsError};
+use crate::domain::engine::RgbImage;
 use crate::domain::spec::GenerateSpec;
 use crate::queue::Place;
 
@@ -18,7 +22,7 @@ struct Hopeless {
 }
 
 /// Puts every unfinished job back into its queue, oldest first; returns how many.
-pub(super) async fn recover(inner: &std::sync::Arc<Inner>) -> Result<usize, JobsError> {
+pub(super) async fn recover(inner: &Arc<Inner>) -> Result<usize, JobsError> {
     let mut resumed = 0;
     inner.store.set_all_queued().await?;
     for row in inner.store.open_jobs().await? {
@@ -30,9 +34,9 @@ pub(super) async fn recover(inner: &std::sync::Arc<Inner>) -> Result<usize, Jobs
                 continue;
             }
         };
-        match place_for(inner, &open) {
+        match place_for(inner, &open).await? {
             Ok((place, spec)) => {
-                let allowance = inner.allowances.enter_again(open.job.owner, spec.pixel_steps());
+                let allowance = inner.allowances.enter_again(open.job.owner, &spec);
                 let is_suspect = open.attempts > 0;
                 inner.hand_over(&open.job, ToDraw { spec, place, allowance, is_suspect });
                 resumed += 1;
@@ -52,7 +56,25 @@ async fn give_up(inner: &Inner, row_id: &str, Hopeless { code, reason }: &Hopele
     inner.store.set_final(row_id, &ending, inner.clock.now(), None).await
 }
 
-fn place_for(inner: &Inner, open: &OpenJob) -> Result<(Place, GenerateSpec), Hopeless> {
+async fn place_for(inner: &Inner, open: &OpenJob) -> Result<Result<(Place, GenerateSpec), Hopeless>, JobsError> {
+    let Job { id, request, .. } = &open.job;
+    let kept = if request.input_images > 0 { inner.store.start_image(*id).await? } else { None };
+    let start_image = match kept {
+        Some(kept) => start_images::from_kept(kept).await,
+        None => None,
+    };
+    if request.input_images > 0 && start_image.is_none() {
+        let reason = "the worker can no longer read the picture to start from";
+        return Ok(Err(Hopeless { reason, ..UNREADABLE }));
+    }
+    Ok(place_with(inner, open, Vec::from_iter(start_image)))
+}
+
+fn place_with(
+    inner: &Inner,
+    open: &OpenJob,
+    input_images: Vec<Arc<RgbImage>>,
+) -> Result<(Place, GenerateSpec), Hopeless> {
     if open.attempts >= ATTEMPTS_MAX {
         let reason = "the worker went down each time it drew this picture";
         return Err(Hopeless { code: "worker_crashed", reason });
@@ -62,7 +84,7 @@ fn place_for(inner: &Inner, open: &OpenJob) -> Result<(Place, GenerateSpec), Hop
     let (Some(queue), Some(card)) = (inner.queues.get(&request.model), inner.catalog.card(&request.model)) else {
         return Err(not_served);
     };
-    let spec = request.to_spec(card).map_err(|_| Hopeless {
+    let spec = request.to_spec(card, input_images).map_err(|_| Hopeless {
         code: "request_outdated",
         reason: "the model's limits have changed since the job was accepted",
     })?;

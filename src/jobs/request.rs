@@ -1,10 +1,13 @@
 //! What is drawn, in the form in which it is kept: enough to draw the very same picture again.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
+use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelCard;
-use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec};
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, steps_done};
 
 /// A resolved request: every default filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,7 +29,7 @@ pub struct JobRequest {
     pub width: u32,
     /// Pixels.
     pub height: u32,
-    /// Denoising steps.
+    /// Denoising steps of the whole schedule.
     pub steps: u32,
     /// Value of the guidance embedding.
     pub guidance: ExactNumber,
@@ -34,6 +37,17 @@ pub struct JobRequest {
     pub seed: u64,
     /// T5 tokens.
     pub sequence_length: usize,
+    /// How many pictures came along. They are kept beside the request, until the job ends.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub input_images: usize,
+    /// How far to go away from the picture to start from, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<ExactNumber>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that `skip_serializing_if` takes")]
+fn is_none(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A number kept as its shortest decimal text. A JSON reader may round a number's last bit, and the picture that is
@@ -66,20 +80,29 @@ impl From<&GenerateSpec> for JobRequest {
             true_cfg_scale: spec.negative().map(|negative| ExactNumber(negative.scale)),
             width: spec.width(),
             height: spec.height(),
-            steps: spec.steps(),
+            steps: spec.steps_scheduled(),
             guidance: ExactNumber(spec.guidance()),
             seed: spec.seed(),
             sequence_length: spec.sequence_length(),
+            input_images: usize::from(spec.start_image().is_some()),
+            strength: spec.start_image().map(|start| ExactNumber(start.strength)),
         }
     }
 }
 
 impl JobRequest {
-    /// The request as the engine takes it. Checked again: the card may have changed since it was kept.
+    /// Denoising steps that are done: fewer than those of the schedule where there is a picture to start from.
+    #[must_use]
+    pub fn steps_done(&self) -> u32 {
+        steps_done(self.steps, self.strength.map(|number| number.0))
+    }
+
+    /// The request as the engine takes it, with the pictures that came along. Checked again: the card may have changed
+    /// since it was kept.
     ///
     /// # Errors
     /// The rules it breaks now.
-    pub fn to_spec(&self, card: &ModelCard) -> Result<GenerateSpec, Vec<FieldError>> {
+    pub fn to_spec(&self, card: &ModelCard, input_images: Vec<Arc<RgbImage>>) -> Result<GenerateSpec, Vec<FieldError>> {
         let params = GenerateParams {
             prompt: self.prompt.clone(),
             prompt_2: self.prompt_2.clone(),
@@ -91,7 +114,8 @@ impl JobRequest {
             guidance: Some(self.guidance.0),
             seed: self.seed,
             sequence_length: Some(self.sequence_length),
-            input_images: 0,
+            input_images,
+            strength: self.strength.map(|number| number.0),
         };
         GenerateSpec::new(params, card)
     }
@@ -118,6 +142,20 @@ mod tests {
         let spec = GenerateSpec::new(params, card).expect("valid");
         let kept = serde_json::to_string(&JobRequest::from(&spec)).expect("plain data");
         let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
-        assert_eq!(read.to_spec(card), Ok(spec));
+        assert_eq!(read.to_spec(card, Vec::new()), Ok(spec));
+        let picture = Arc::new(RgbImage::new(512, 512, vec![9; 512 * 512 * 3]).expect("three bytes per pixel"));
+        let params = GenerateParams {
+            prompt: "a fox".into(),
+            input_images: vec![Arc::clone(&picture)],
+            strength: Some(0.1 + 0.2),
+            ..GenerateParams::default()
+        };
+        let card = ModelCard { input_images_max: 1, ..ModelCard::clone(card) };
+        let spec = GenerateSpec::new(params, &card).expect("valid");
+        let kept = serde_json::to_string(&JobRequest::from(&spec)).expect("plain data");
+        let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
+        assert_eq!((read.steps, read.steps_done(), read.input_images), (30, 9, 1));
+        assert_eq!(read.to_spec(&card, vec![picture]), Ok(spec));
+        assert!(read.to_spec(&card, Vec::new()).is_err(), "nothing to start from");
     }
 }

@@ -16,7 +16,7 @@ use super::submission::{AcceptedJob, Submission, Submitted};
 use super::watchers::Watchers;
 use super::work_book::WorkBook;
 use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobTerms, JobsError, ListQuery, PAGE_JOBS_MAX, Reach};
-use super::{allowance, idempotency, recovery, sweep};
+use super::{allowance, idempotency, recovery, start_images, sweep};
 use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
@@ -178,6 +178,7 @@ impl JobService {
             started_at: None,
             finished_at: None,
         };
+        let start_image = start_images::to_keep(&submission.spec).await?;
         let row = NewJob {
             id: job.id,
             owner: job.owner,
@@ -186,6 +187,7 @@ impl JobService {
             terms: job.terms,
             created_at: job.created_at,
             repeat_key: submission.repeat_key.as_ref(),
+            start_image: start_image.as_deref(),
         };
         if !self.0.store.insert(row).await? {
             // The same request came twice at once, and the other one was first.
@@ -361,7 +363,7 @@ impl Inner {
         let queue = self.queues.get(&job.request.model).filter(|_| !job.status.is_final());
         let standing = queue.and_then(|queue| queue.standing(job.id));
         let step = match job.status {
-            JobStatus::Succeeded => job.request.steps,
+            JobStatus::Succeeded => job.request.steps_done(),
             _ => self.live().get(&job.id).map_or(0, |live| live.progress.borrow().step),
         };
         // A link lasts as long as the picture, whose time begins when the job ends.

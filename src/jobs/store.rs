@@ -1,6 +1,7 @@
 //! The table of jobs. The only place of `jobs` that speaks SQL.
 
 mod rows;
+mod start_images;
 mod statistics;
 mod work;
 
@@ -29,6 +30,8 @@ pub(super) struct NewJob<'a> {
     pub(super) terms: JobTerms,
     pub(super) created_at: OffsetDateTime,
     pub(super) repeat_key: Option<&'a RepeatKey>,
+    /// What it starts from, PNG.
+    pub(super) start_image: Option<&'a [u8]>,
 }
 
 /// A job that had not ended when the process did.
@@ -118,7 +121,7 @@ impl JobStore {
         secret.try_into().map_err(|_| JobsError::storage("the link secret has a wrong length"))
     }
 
-    /// Writes a new job, and the word it was asked for under. `false`: the word stands for a job already, and nothing
+    /// Writes a new job, what it starts from, and the word it was asked for under. `false`: the word stands for a job already, and nothing
     /// was written.
     pub(super) async fn insert(&self, job: NewJob<'_>) -> Result<bool, JobsError> {
         let request = serde_json::to_string(job.request).expect("a request is plain data");
@@ -139,6 +142,9 @@ impl JobStore {
         .bind(job.terms.deadline_at.map(milliseconds))
         .execute(&mut *transaction)
         .await?;
+        if let Some(picture) = job.start_image {
+            start_images::insert(&mut transaction, job.id, picture).await?;
+        }
         if let Some(key) = job.repeat_key {
             // One that has had its time gives way.
             let written = sqlx::query(
@@ -275,7 +281,7 @@ impl JobStore {
         Ok(())
     }
 
-    /// A job ended, and this was drawn for its owner. A job that has ended before stays as it is, and so does what was
+    /// A job ended, and this was drawn for its owner; what it started from goes. A job that has ended before stays as it is, and so does what was
     /// drawn.
     pub(super) async fn set_final(
         &self,
@@ -301,6 +307,7 @@ impl JobStore {
         if let Some((owner, work)) = drawn.filter(|(_, work)| ended.rows_affected() > 0 && *work != Work::default()) {
             work::add(&mut transaction, owner, Day::of(now), &work).await?;
         }
+        start_images::delete(&mut transaction, row_id).await?;
         transaction.commit().await?;
         Ok(())
     }

@@ -45,6 +45,7 @@ pub(crate) struct Options {
     pub(crate) jobs_max: usize,
     pub(crate) results_bytes_max: u64,
     pub(crate) ended_jobs_per_owner_max: u32,
+    pub(crate) start_images_bytes_max: u64,
     pub(crate) http: HttpSettings,
     pub(crate) control: EngineControl,
     pub(crate) waits_for_ready: bool,
@@ -66,6 +67,7 @@ impl Default for Options {
             jobs_max: 16,
             results_bytes_max: u64::MAX,
             ended_jobs_per_owner_max: 100,
+            start_images_bytes_max: 1024 * 1024,
             http,
             control: EngineControl::default(),
             waits_for_ready: true,
@@ -141,6 +143,7 @@ impl TestApp {
                 results_retention: Duration::from_hours(24),
                 results_bytes_max: options.results_bytes_max,
                 ended_jobs_per_owner_max: options.ended_jobs_per_owner_max,
+                start_images_bytes_max: options.start_images_bytes_max,
                 sweep_interval: Duration::from_hours(1),
             },
         };

@@ -67,7 +67,7 @@ async fn requests_alone(reached: &mut Reached) {
     reached.note(&app.post(&json!({})).await, "invalid_request");
     reached.note(&app.send(post("application/json", Body::from("{"))).await, "malformed_json");
     reached.note(&app.send(post("text/plain", Body::from("{}"))).await, "unsupported_media_type");
-    reached.note(&app.send(post("application/json", Body::from(" ".repeat(20_000)))).await, "body_too_large");
+    reached.note(&app.send(post("application/json", Body::from(" ".repeat(24_000_000)))).await, "body_too_large");
     let stalled = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
     reached.note(&app.send(post("application/json", stalled)).await, "body_timeout");
     reached.note(&app.post_with(&picture(1), &[("accept", "text/html")]).await, "not_acceptable");

@@ -1,4 +1,4 @@
-//! An engine without a model: a picture's colour follows from its seed, and the test says when it steps, fails or
+//! An engine without a model: a picture's colour follows from its seed, or is that of the picture it starts from, and the test says when it steps, fails or
 //! panics, and sees what it was told to do.
 
 use std::collections::BTreeMap;
@@ -255,7 +255,12 @@ impl StepEngine for FakeEngine {
             state.calls.push(Call::Finish(spec.seed()));
             state.next_finish.take()
         };
-        let colour = if matches!(fault, Some(Fault::Black)) { [0; 3] } else { colour(spec.seed()) };
+        let start = spec.start_image().map(|start| start.picture.pixels());
+        let colour = match start {
+            _ if matches!(fault, Some(Fault::Black)) => [0; 3],
+            Some(start) => [start[0], start[1], start[2]],
+            None => colour(spec.seed()),
+        };
         act(fault)?;
         assert_eq!(step, spec.steps(), "a picture must have done all its steps");
         let pixels = colour.repeat(spec.width() as usize * spec.height() as usize);

@@ -25,6 +25,7 @@ mod revocation;
 mod routes;
 mod secrets;
 mod spans;
+mod start_images;
 mod stub_cluster;
 mod terms;
 mod waiting;

@@ -26,7 +26,7 @@ pub(in crate::http) async fn submit(
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
     let card = state.catalog.card(request.model()).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
     let urgency = request.urgency();
-    let (spec, output_format) = request.into_spec(card, AnswerForm::Json)?;
+    let (spec, output_format) = request.into_spec(&state, card, AnswerForm::Json).await?;
     let limits = KeyLimits::default();
     let submission = Submission {
         owner: KeyId::NONE,

@@ -1,5 +1,6 @@
 //! `POST /v1/inference/image`: a picture, now or as a job.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -12,13 +13,14 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::input_images::body_bytes;
 use super::jobs::{JobView, eta_seconds, picture_response};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
 use crate::domain::model::ModelCard;
 use crate::domain::priority::Priority;
-use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, draw_seed};
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, SEED_MAX, draw_seed};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
@@ -32,6 +34,13 @@ use crate::jobs::{Job, JobReport, RepeatKey, Submission, Submitted};
 
 /// The longest deadline: beyond a day nobody waits.
 const DEADLINE_SECONDS_MAX: u64 = 24 * 60 * 60;
+
+const IMAGES: &str = "Pictures to start from, as many as the model takes: one, or none. A PNG, JPEG or WebP file of at most 16 MiB and \
+    32 million pixels, as base64 without a `data:` in front. It is brought to `width` and `height`, which are its own where they are left \
+    out, as far as the model's limits let them; transparency is dropped. Kept until the job ends, and never shown.";
+
+const STRENGTH: &str = "How far to go away from the picture to start from: the share of the steps that are done, and 1 leaves nothing of it. \
+    0.6 when nothing is said. Not without a picture.";
 
 /// What may keep somebody who waits for a picture from having it.
 pub(in crate::http) const DRAWING_REFUSALS: [ErrorCode; 10] = [
@@ -52,7 +61,9 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
 /// The request as it comes.
 pub(in crate::http) struct SubmitImage {
     model: ModelId,
+    /// Without its pictures.
     params: GenerateParams,
+    images: Vec<String>,
     seed: Option<u64>,
     output_format: Option<OutputFormat>,
     urgency: Urgency,
@@ -79,9 +90,10 @@ impl FromFields for SubmitImage {
             height: fields.small_number("height"),
             steps: fields.small_number("steps"),
             guidance: fields.number("guidance"),
-            input_images: fields.texts("input_images_base64").map_or(0, |images| images.len()),
+            strength: fields.number("strength"),
             ..GenerateParams::default()
         };
+        let images = fields.texts(INPUT_IMAGES).unwrap_or_default();
         let seed = fields.whole_number("seed");
         let output_format = fields.word("output_format");
         let priority = fields.word("priority");
@@ -95,7 +107,11 @@ impl FromFields for SubmitImage {
         let urgency =
             Urgency { priority: priority.unwrap_or_default(), deadline: deadline_seconds.map(Duration::from_secs) };
         let params = GenerateParams { prompt: prompt?, ..params };
-        Some(Self { model: ModelId::new(model?), params, seed, output_format, urgency })
+        Some(Self { model: ModelId::new(model?), params, images, seed, output_format, urgency })
+    }
+
+    fn body_bytes_max(state: &HttpState) -> usize {
+        state.settings.body_bytes_max.saturating_add(body_bytes(state.catalog.input_images_max()))
     }
 }
 
@@ -103,8 +119,7 @@ impl ToSchema for SubmitImage {}
 
 impl PartialSchema for SubmitImage {
     fn schema() -> RefOr<Schema> {
-        let images =
-            ArrayBuilder::new().items(text()).description(Some("Pictures to start from, as many as the model takes."));
+        let images = ArrayBuilder::new().items(text().content_encoding("base64")).description(Some(IMAGES));
         ObjectSchema::new("A picture to draw. What a field may be, the model's `parameter_limits` say; what counts where it is left out, its `parameter_defaults`.")
             .required("prompt", text().min_length(Some(1)).description(Some("What to draw.")))
             .required("model", text().description(Some("Which model draws it.")))
@@ -114,7 +129,8 @@ impl PartialSchema for SubmitImage {
             .optional("steps", whole(1).description(Some("Denoising steps.")))
             .optional("guidance", number().description(Some("How closely to follow the prompt.")))
             .optional("seed", whole(0).maximum(Some(SEED_MAX)).description(Some("The same seed gives the same picture. Drawn and told when it is left out.")))
-            .optional("input_images_base64", images)
+            .optional(INPUT_IMAGES, images)
+            .optional("strength", number().exclusive_minimum(Some(0)).maximum(Some(1)).description(Some(STRENGTH)))
             .optional("output_format", one_of(OutputFormat::ALL.map(OutputFormat::as_str)).description(Some("The file's format; png when nothing is said.")))
             .optional("priority", one_of(Priority::ALL.map(Priority::as_str)).description(Some("Its place among the jobs of the same key; normal when nothing is said.")))
             .optional("deadline_seconds", whole(1).maximum(Some(DEADLINE_SECONDS_MAX)).description(Some("For how long the picture is wanted: after that the job fails with `deadline_passed`.")))
@@ -134,9 +150,10 @@ impl SubmitImage {
     }
 
     /// The valid request, and the format of its picture.
-    pub(in crate::http) fn into_spec(
+    pub(in crate::http) async fn into_spec(
         self,
-        card: &ModelCard,
+        state: &HttpState,
+        card: &Arc<ModelCard>,
         form: AnswerForm,
     ) -> Result<(GenerateSpec, OutputFormat), ApiError> {
         let mut errors = Vec::new();
@@ -152,7 +169,8 @@ impl SubmitImage {
             Some(seed) => seed,
             None => draw_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
         };
-        match GenerateSpec::new(GenerateParams { seed, ..self.params }, card) {
+        let params = GenerateParams { seed, ..self.params };
+        match state.0.pictures.spec(self.images, params, card).await? {
             Ok(spec) if errors.is_empty() => Ok((spec, format)),
             Ok(_) => Err(ApiError::invalid(errors)),
             Err(broken) => {
@@ -204,7 +222,7 @@ pub(in crate::http) async fn submit(
 ) -> Result<Response, ApiError> {
     let card = state.catalog.card(&request.model).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
     let urgency = request.urgency();
-    let (spec, output_format) = request.into_spec(card, wishes.form)?;
+    let (spec, output_format) = request.into_spec(&state, card, wishes.form).await?;
     let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });
     let submission = Submission {
         owner: caller.key_id,

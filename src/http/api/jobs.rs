@@ -61,6 +61,7 @@ pub(in crate::http) struct JobView {
 #[schema(as = JobProgress)]
 struct ProgressView {
     step: u32,
+    /// Those that are done in all: fewer than were asked for where there was a picture to start from.
     steps: u32,
 }
 
@@ -77,6 +78,11 @@ struct ParametersView {
     steps: u32,
     guidance: f64,
     seed: u64,
+    /// How many pictures came along.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input_images: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    strength: Option<f64>,
     output_format: &'static str,
 }
 
@@ -108,7 +114,7 @@ impl JobView {
             seed: request.seed,
             queue_position: report.queue_position,
             eta_seconds: report.eta_seconds.map(eta_seconds),
-            progress: ProgressView { step: report.step, steps: request.steps },
+            progress: ProgressView { step: report.step, steps: request.steps_done() },
             parameters: ParametersView {
                 model: request.model.clone(),
                 prompt: request.prompt.clone(),
@@ -118,6 +124,8 @@ impl JobView {
                 steps: request.steps,
                 guidance: request.guidance.0,
                 seed: request.seed,
+                input_images: Some(request.input_images).filter(|count| *count > 0),
+                strength: request.strength.map(|strength| strength.0),
                 output_format: job.output_format.as_str(),
             },
             priority: job.terms.priority.as_str(),

@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
-use axum::extract::{FromRequest, OptionalFromRequest, Request};
+use axum::extract::{DefaultBodyLimit, FromRequest, OptionalFromRequest, Request};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -16,11 +17,15 @@ use serde_json::map::Entry;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::task::spawn_blocking;
 
 use crate::auth::Change;
 use crate::domain::spec::FieldError;
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
+
+/// How much longer a body may take that is larger than those without pictures: some megabytes come by telephone, too.
+const LARGE_BODY_MORE_TIME: Duration = Duration::from_mins(1);
 
 /// A JSON object as `T`.
 pub(in crate::http) struct ApiJson<T> {
@@ -30,9 +35,14 @@ pub(in crate::http) struct ApiJson<T> {
 }
 
 /// A type that can be read from the fields of an object.
-pub(in crate::http) trait FromFields: Sized {
+pub(in crate::http) trait FromFields: Sized + Send + 'static {
     /// Takes its fields. `None` only after an error was noted in `fields`.
     fn from_fields(fields: &mut Fields) -> Option<Self>;
+
+    /// Largest body that it comes in.
+    fn body_bytes_max(state: &HttpState) -> usize {
+        state.settings.body_bytes_max
+    }
 }
 
 /// The fields of an object that have not been taken yet, and what is wrong with those that were. A field that is
@@ -49,17 +59,31 @@ pub(in crate::http) struct Fields {
 impl<T: FromFields> FromRequest<HttpState> for ApiJson<T> {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &HttpState) -> Result<Self, ApiError> {
+    async fn from_request(mut request: Request, state: &HttpState) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             return Err(ApiError::new(ErrorCode::UnsupportedMediaType));
         }
-        let body = tokio::time::timeout(state.settings.body_deadline, Bytes::from_request(request, state))
+        let bytes_max = T::body_bytes_max(state);
+        let is_large = |bytes: usize| bytes > state.settings.body_bytes_max;
+        let announced = announced_bytes(request.headers());
+        let more = if announced.is_some_and(is_large) { LARGE_BODY_MORE_TIME } else { Duration::ZERO };
+        DefaultBodyLimit::max(bytes_max).apply(&mut request);
+        let body = tokio::time::timeout(state.settings.body_deadline + more, Bytes::from_request(request, state))
             .await
             .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))?
-            .map_err(|rejection| refused(&rejection, state.settings.body_bytes_max))?;
-        let value = read(&body)?;
-        Ok(Self { value, digest: blake3::hash(&body).into() })
+            .map_err(|rejection| refused(&rejection, bytes_max))?;
+        let is_large = is_large(body.len());
+        let read = move || Ok(Self { value: read(&body)?, digest: blake3::hash(&body).into() });
+        if !is_large {
+            return read();
+        }
+        // Milliseconds for each picture in it: not on the threads that answer everyone else.
+        spawn_blocking(read).await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?
     }
+}
+
+fn announced_bytes(headers: &HeaderMap) -> Option<usize> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A body that may be left out.

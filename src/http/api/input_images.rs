@@ -1,0 +1,106 @@
+//! The pictures that come along with a request: from base64 to pixels in the size that is drawn, off the async threads.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::sync::Semaphore;
+
+use crate::decode::{self, FILE_BYTES_MAX};
+use crate::domain::engine::RgbImage;
+use crate::domain::model::ModelCard;
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, input_images_error, strength_error};
+use crate::http::error::{ApiError, ErrorCode};
+
+/// Requests whose pictures are decoded at one time: each may take some hundred megabytes meanwhile. The others wait.
+const DECODINGS_MAX: usize = 2;
+
+/// What the pictures of one request may add to its body, in bytes.
+pub(in crate::http) fn body_bytes(images_max: usize) -> usize {
+    // Quotation marks and a comma.
+    images_max * (base64::encoded_len(FILE_BYTES_MAX, true).unwrap_or(usize::MAX) + 3)
+}
+
+/// Decodes pictures, a few at a time.
+#[derive(Debug)]
+pub(in crate::http) struct PictureDecoder {
+    turns: Arc<Semaphore>,
+}
+
+impl Default for PictureDecoder {
+    fn default() -> Self {
+        Self { turns: Arc::new(Semaphore::new(DECODINGS_MAX)) }
+    }
+}
+
+impl PictureDecoder {
+    /// The valid request that `params` make with these pictures, or every rule that is broken.
+    ///
+    /// # Errors
+    /// When they are not looked at, by a mistake of ours.
+    pub(in crate::http) async fn spec(
+        &self,
+        images: Vec<String>,
+        params: GenerateParams,
+        card: &Arc<ModelCard>,
+    ) -> Result<Result<GenerateSpec, Vec<FieldError>>, ApiError> {
+        if images.is_empty() {
+            return Ok(GenerateSpec::new(params, card));
+        }
+        if let Some(error) = input_images_error(images.len(), card) {
+            return Ok(Err(refuse(vec![error], images.len(), params, card)));
+        }
+        let internal = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal).with_cause(error);
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|error| internal(&error))?;
+        let card = Arc::clone(card);
+        let spec = tokio::task::spawn_blocking(move || {
+            // Held by the work itself, which goes on when the client has hung up.
+            let _turn = turn;
+            decoded_spec(&images, params, &card)
+        });
+        spec.await.map_err(|error| internal(&error))
+    }
+}
+
+fn decoded_spec(images: &[String], params: GenerateParams, card: &ModelCard) -> Result<GenerateSpec, Vec<FieldError>> {
+    let (mut pictures, mut errors) = (Vec::with_capacity(images.len()), Vec::new());
+    for (index, image) in images.iter().enumerate() {
+        match picture(image) {
+            Ok(picture) => pictures.push(Arc::new(picture)),
+            Err(reason) => errors.push(FieldError::new(format!("{INPUT_IMAGES}[{index}]"), reason)),
+        }
+    }
+    if !errors.is_empty() {
+        return Err(refuse(errors, images.len(), params, card));
+    }
+    GenerateSpec::new(decode::prepare(GenerateParams { input_images: pictures, ..params }, card), card)
+}
+
+/// What is wrong with the pictures, and with everything else.
+fn refuse(mut errors: Vec<FieldError>, images: usize, params: GenerateParams, card: &ModelCard) -> Vec<FieldError> {
+    let steps = params.steps.unwrap_or(card.defaults.steps);
+    errors.extend(strength_error(params.strength, steps, images));
+    let others = GenerateSpec::new(GenerateParams { strength: None, ..params }, card).err().unwrap_or_default();
+    errors.extend(others.into_iter().filter(|error| error.field != INPUT_IMAGES));
+    errors
+}
+
+fn picture(base64: &str) -> Result<RgbImage, String> {
+    if base64.starts_with("data:") {
+        return Err("must be base64 alone, without `data:` and what follows it up to the comma".to_owned());
+    }
+    let bytes = STANDARD.decode(base64).map_err(|_| "is not base64 with padding and without line breaks".to_owned())?;
+    decode::decode(&bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_picture_fits_its_share_of_the_body() {
+        let longest = STANDARD.encode(vec![0; FILE_BYTES_MAX]).len();
+        assert_eq!(body_bytes(2), 2 * (longest + "\"\",".len()));
+        assert_eq!(body_bytes(0), 0);
+    }
+}
