@@ -38,6 +38,11 @@ pub enum CatalogError {
     /// The id has a card, but its files are not part of the program.
     #[error("the weights of `{0}` are not part of this program; name their folder: `{0}=DIR`")]
     NoFiles(ModelId),
+    /// A setting is about a model that is not known.
+    #[error(
+        "`max_input_images` names the model `{0}`, which is not known: `fluxserve models list` lists those that are"
+    )]
+    NoCard(ModelId),
     /// The same id twice.
     #[error("the model `{0}` is named twice")]
     Duplicate(ModelId),
@@ -128,6 +133,18 @@ impl Catalog {
     pub fn input_images_max(&self) -> usize {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.keys().map(|id| self.cards[id].input_images_max).max().unwrap_or(0)
+    }
+
+    /// Lets requests to these models bring more pictures, or fewer, than their cards say.
+    ///
+    /// # Errors
+    /// When a model is not known.
+    pub fn with_input_images_max(mut self, counts: &BTreeMap<ModelId, usize>) -> Result<Self, CatalogError> {
+        for (id, count) in counts {
+            let card = self.cards.get_mut(id).ok_or_else(|| CatalogError::NoCard(id.clone()))?;
+            Arc::make_mut(card).input_images_max = *count;
+        }
+        Ok(self)
     }
 
     /// Notes what became of a served model's engines. Ids that are not served are ignored.
@@ -225,6 +242,21 @@ mod tests {
             assert_eq!(warm_up_spec(&card).steps(), card.limits.steps_min);
             assert!(card.input_images_max <= 1, "there is a use for one: {}", card.id);
         }
+    }
+
+    #[test]
+    fn a_card_can_be_told_to_take_pictures() {
+        let dev = ModelId::new("black-forest-labs/FLUX.1-dev");
+        let told = |id: &ModelId| {
+            let catalog = Catalog::new(&[choice("my/tune", Some("/weights"))]).expect("a valid choice");
+            catalog.with_input_images_max(&BTreeMap::from([(id.clone(), 1)]))
+        };
+        let catalog = told(&dev).expect("known");
+        assert_eq!(catalog.card(&dev).map(|card| card.input_images_max), Some(1));
+        assert_eq!(catalog.input_images_max(), 0, "it is not served");
+        assert_eq!(told(&ModelId::new("my/tune")).expect("known").input_images_max(), 1);
+        let nobody = ModelId::new("nobody/nothing");
+        assert_eq!(told(&nobody).err(), Some(CatalogError::NoCard(nobody)));
     }
 
     #[test]

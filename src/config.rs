@@ -6,6 +6,7 @@ mod public_url;
 mod resolve;
 mod settings;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -41,6 +42,8 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The models to serve: at least one, none twice.
     pub models: Vec<ModelSource>,
+    /// How many pictures requests to a model may bring, where that is not what its card says: 0 or 1.
+    pub max_input_images: BTreeMap<ModelId, usize>,
     /// Where to draw: an engine on each.
     pub device: Devices,
     /// How engines are built there.
@@ -178,6 +181,7 @@ impl Default for Config {
             tls: None,
             data_dir: PathBuf::from("data"),
             models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
+            max_input_images: BTreeMap::new(),
             device: Devices::default(),
             engine: EngineConfig::default(),
             admin_password: None,
@@ -191,7 +195,10 @@ impl Default for Config {
                 public_url: None,
             },
             queue: QueueConfig { jobs_max: 256 },
-            results: ResultsConfig { retention_seconds: 24 * 60 * 60, bytes_max: 10 * 1024 * 1024 * 1024 },
+            results: ResultsConfig {
+                retention_seconds: 24 * 60 * 60,
+                bytes_max: 10 * 1024 * 1024 * 1024,
+            },
             // What goes wrong with the cluster is told in words of ours; its client would tell of it once more.
             log: LogConfig { filter: "info,kube_client=off".into(), format: LogFormat::Text },
             telemetry: TelemetryConfig::default(),

@@ -12,7 +12,7 @@ use crate::engine;
 
 /// The catalog of the models that are to be served.
 pub(super) fn catalog_of(config: &Config) -> anyhow::Result<Catalog> {
-    Ok(Catalog::new(&config.models)?)
+    Ok(Catalog::new(&config.models)?.with_input_images_max(&config.max_input_images)?)
 }
 
 /// A model's files: the folder that was named, or what is compiled into the program.

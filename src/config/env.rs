@@ -3,6 +3,7 @@
 //! Unknown variables that begin with `FLUXSERVE_` are let pass: Kubernetes sets some of its own (`FLUXSERVE_PORT`,
 //! `FLUXSERVE_SERVICE_HOST`) for a service of this name, and a worker must not refuse to start for that.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
@@ -48,6 +49,11 @@ pub(super) const ADMIN_PASSWORD: Variable =
     variable("FLUXSERVE_ADMIN_PASSWORD", "", "the administrator's password, set at each start; 12 characters or more");
 pub(super) const MODELS: Variable =
     variable("FLUXSERVE_MODELS", "models", "models to serve, ID or ID=DIR, separated by commas");
+pub(super) const MAX_INPUT_IMAGES: Variable = variable(
+    "FLUXSERVE_MAX_INPUT_IMAGES",
+    "max_input_images",
+    "pictures that requests to a model may bring, ID=0 or ID=1, separated by commas",
+);
 pub(super) const DEVICE: Variable = variable("FLUXSERVE_DEVICE", "device", "auto, cpu, cuda or cuda:N");
 pub(super) const ENGINE_OFFLOAD: Variable = variable(
     "FLUXSERVE_ENGINE_OFFLOAD",
@@ -125,7 +131,7 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 29] = [
+pub const VARIABLES: [Variable; 30] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -133,6 +139,7 @@ pub const VARIABLES: [Variable; 29] = [
     METRICS_LISTEN,
     DATA_DIR,
     MODELS,
+    MAX_INPUT_IMAGES,
     DEVICE,
     ENGINE_OFFLOAD,
     ENGINE_DETERMINISTIC,
@@ -195,6 +202,18 @@ impl<'a> Environment<'a> {
             .map_err(|_| Origin::Environment.error(variable, format!("must be a whole number, not `{text}`")))
     }
 
+    /// Numbers by name: `NAME=NUMBER`, separated by commas.
+    fn numbers(&self, variable: &Variable) -> Result<Option<BTreeMap<String, u64>>, ConfigError> {
+        let Some(text) = self.text(variable)? else { return Ok(None) };
+        let number = |entry: &str| {
+            let (name, number) = entry.trim().split_once('=')?;
+            (!name.is_empty()).then_some((name.to_owned(), number.parse().ok()?))
+        };
+        let numbers: Option<BTreeMap<_, _>> = text.split(',').map(number).collect();
+        let refuse = || Origin::Environment.error(variable, format!("must be like `ID=1`, not `{text}`"));
+        numbers.ok_or_else(refuse).map(Some)
+    }
+
     fn yes_or_no(&self, variable: &Variable) -> Result<Option<bool>, ConfigError> {
         let Some(text) = self.text(variable)? else { return Ok(None) };
         let said = text.trim().parse();
@@ -211,6 +230,7 @@ impl<'a> Environment<'a> {
             metrics_listen: self.text(&METRICS_LISTEN)?,
             data_dir: self.path(&DATA_DIR),
             models: models.map(|list| list.split(',').map(|model| model.trim().to_owned()).collect()),
+            max_input_images: self.numbers(&MAX_INPUT_IMAGES)?,
             device: self.text(&DEVICE)?,
             engine: EngineSettings {
                 offload: self.text(&ENGINE_OFFLOAD)?,

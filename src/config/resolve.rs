@@ -1,6 +1,6 @@
 //! From what the sources say to one checked [`Config`].
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -12,6 +12,7 @@ use crate::config::{
     Config, ConfigError, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, PublicUrl, QueueConfig, ResultsConfig,
     TelemetryConfig, TlsConfig,
 };
+use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 
 // What each number may be. The ends are where a value turns from unusual into a mistake of the unit.
@@ -72,6 +73,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
         tls: tls(layers)?,
         data_dir: last(layers, |settings| settings.data_dir.clone()).map_or(default.data_dir, |(path, _)| path),
         models: models(layers, default.models)?,
+        max_input_images: max_input_images(layers)?,
         device: parsed(layers, &env::DEVICE, |settings| settings.device.as_ref(), default.device)?,
         engine: EngineConfig {
             offload: parsed(
@@ -257,6 +259,18 @@ fn models(layers: &[Layer], default: Vec<ModelSource>) -> Result<Vec<ModelSource
     let models: Vec<ModelSource> = texts.iter().map(parse).collect::<Result<_, _>>()?;
     check_models(&models).map_err(|reason| origin.error(&env::MODELS, reason))?;
     Ok(models)
+}
+
+fn max_input_images(layers: &[Layer]) -> Result<BTreeMap<ModelId, usize>, ConfigError> {
+    let Some((counts, origin)) = last(layers, |settings| settings.max_input_images.as_ref()) else {
+        return Ok(BTreeMap::new());
+    };
+    let count = |(id, count): (&String, &u64)| match *count {
+        0 => Ok((ModelId::new(id.as_str()), 0)),
+        1 => Ok((ModelId::new(id.as_str()), 1)),
+        _ => Err(origin.error(&env::MAX_INPUT_IMAGES, format!("`{id}` must be 0 or 1, not {count}"))),
+    };
+    counts.iter().map(count).collect()
 }
 
 /// What is wrong with a list of models, if anything.

@@ -1,5 +1,6 @@
 //! What one source (the file or the environment) says, before it is checked.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -16,6 +17,7 @@ pub(super) struct Settings {
     pub(super) metrics_listen: Option<String>,
     pub(super) data_dir: Option<PathBuf>,
     pub(super) models: Option<Vec<String>>,
+    pub(super) max_input_images: Option<BTreeMap<String, u64>>,
     pub(super) device: Option<String>,
     pub(super) engine: EngineSettings,
     pub(super) drain_deadline_seconds: Option<u64>,

@@ -51,6 +51,7 @@ metrics_listen = "127.0.0.1:9002"
 data_dir = "/var/lib/fluxserve"
 models = ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-shapes"]
 device = "cuda:1"
+max_input_images = { "black-forest-labs/FLUX.1-dev" = 1, "fluxserve/flux-shapes" = 0 }
 drain_deadline_seconds = 10
 
 [engine]
@@ -113,6 +114,9 @@ fn every_field_of_the_file_is_read() {
         models: ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-shapes"]
             .map(|text| text.parse().expect("a model"))
             .to_vec(),
+        max_input_images: [("black-forest-labs/FLUX.1-dev", 1), ("fluxserve/flux-shapes", 0)]
+            .map(|(id, count)| (ModelId::new(id), count))
+            .into(),
         device: DeviceChoice::Cuda(1).into(),
         engine: EngineConfig { offload: Offload::Text, is_deterministic: true },
         admin_password: None,
@@ -149,6 +153,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_TLS_PRIVATE_KEY", "/etc/fluxserve/key.pem")
         .variable("FLUXSERVE_DATA_DIR", "/var/lib/fluxserve")
         .variable("FLUXSERVE_MODELS", "black-forest-labs/FLUX.1-dev=/weights, fluxserve/flux-shapes")
+        .variable("FLUXSERVE_MAX_INPUT_IMAGES", "black-forest-labs/FLUX.1-dev=1, fluxserve/flux-shapes=0")
         .variable("FLUXSERVE_DEVICE", "cuda:1")
         .variable("FLUXSERVE_ENGINE_OFFLOAD", "text")
         .variable("FLUXSERVE_ENGINE_DETERMINISTIC", "true")
@@ -222,6 +227,8 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         ("models = []", &["field `models`", "from 1 to"]),
         ("models = [\"a\", \"a=/x\"]", &["field `models`", "`a` twice"]),
         ("models = [\"=x\"]", &["field `models`", "ID=DIR"]),
+        ("[max_input_images]\n\"a/b\" = 2", &["field `max_input_images`", "`a/b` must be 0 or 1, not 2"]),
+        ("max_input_images = 1", &["line 1", "map"]),
         ("[queue]\njobs_max = 0", &["field `queue.jobs_max`", "from 1 to 100000, not 0"]),
         ("[queue]\njobs_max = -1", &["line 2", "-1"]),
         ("[queue]\njobs_maximum = 1", &["line 2", "unknown field `jobs_maximum`", "`jobs_max`"]),
@@ -256,6 +263,9 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         ("FLUXSERVE_QUEUE_JOBS_MAX", "many", "a whole number, not `many`"),
         ("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "999999", "from 0 to 3600"),
         ("FLUXSERVE_MODELS", "a,,b", "ID=DIR"),
+        ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b", "must be like `ID=1`, not `a/b`"),
+        ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b=many", "must be like `ID=1`"),
+        ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b=3", "`a/b` must be 0 or 1, not 3"),
         ("FLUXSERVE_LOG_FORMAT", "JSON", "`text` or `json`"),
     ];
     for (name, value, part) in variable_cases {
