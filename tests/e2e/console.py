@@ -24,6 +24,7 @@ from playwright.sync_api import expect, sync_playwright
 
 PASSWORD = "the password of this test"
 MODEL = "fluxserve/flux-shapes"
+START_IMAGE = Path(__file__).parent.parent / "reference/cases/b_96x64.0.png"
 START_SECONDS_MAX = 120
 PATIENCE_MILLISECONDS = 20_000
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
@@ -238,6 +239,25 @@ def playground(visitor):
     page.get_by_test_id("result").wait_for()
     expect(page.get_by_test_id("seed")).to_have_text("7")
     visitor.look("playground-done")
+    step("the next one starts from a picture, in its size")
+    page.get_by_text("Start from a picture").click()
+    expect(page.get_by_text("How far to go away from it")).to_be_hidden()
+    page.locator("#start-image").set_input_files(START_IMAGE)
+    page.locator("img.start-image").wait_for()
+    expect(page.get_by_label("Width", exact=True)).to_have_value("")
+    page.get_by_label("How far to go away from it").fill("0.5")
+    visitor.look("playground-image")
+    page.get_by_role("button", name="Draw").click()
+    expect(page.locator(".facts")).to_contain_text("Strength0.5")
+    expect(page.locator(".facts")).to_contain_text("64 × 96 px")
+    page.get_by_text("The same with curl").click()
+    expect(page.get_by_test_id("playground-curl")).to_contain_text("base64 < start.png")
+    step("what is no picture is told of at its field")
+    page.locator("#start-image").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"none"})
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_text("Is not a PNG, JPEG or WebP file")).to_be_visible()
+    page.get_by_role("button", name="Take it away").click()
+    expect(page.locator("img.start-image")).to_be_hidden()
     step("the job stands in the list, with its picture")
     visitor.go("jobs")
     page.get_by_test_id("job-row").first.get_by_role("button").first.click()

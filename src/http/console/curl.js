@@ -11,17 +11,24 @@ export function examplePrompt(modelId) {
   return "a lighthouse on a cliff at dawn, soft light";
 }
 
-// Draws one picture. Without a key's value the shell's own variable stands in its place.
-export function drawCommand({ key, body }) {
+// Draws one picture. Without a key's value the shell's own variable stands in its place. `body` has the fields of the
+// request, or what a job says of them: of a picture that it started from only that there was one, which is then read from
+// a file.
+export function drawCommand({ key, body: { input_images: images, ...body } }) {
   const format = body.output_format || "png";
-  return [
+  const text = JSON.stringify(body);
+  const lines = [
     `curl --fail-with-body -sS ${location.origin}/v1/inference/image \\`,
     `  -H "x-api-key: ${key || "$FLUXSERVE_KEY"}" \\`,
     '  -H "content-type: application/json" \\',
     `  -H "accept: image/${format}" \\`,
-    `  -d ${shellWord(JSON.stringify(body))} \\`,
+    `  -d ${images ? "@-" : shellWord(text)} \\`,
     `  --output ${fileName("picture", format)}`,
-  ].join("\n");
+  ];
+  if (!images) return lines.join("\n");
+  // Through a pipe: a picture is longer than an argument may be.
+  const head = shellWord(`${text.slice(0, -1)},"input_images_base64":["`);
+  return [`{ printf %s ${head}; base64 < start.png | tr -d '\\n'; printf '"]}'; } |`, ...lines].join("\n");
 }
 
 // What a new key can be tried with.

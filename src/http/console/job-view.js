@@ -76,6 +76,8 @@ export function parameterFacts({ parameters }) {
     ],
     ["Format", parameters.output_format.toUpperCase()],
     ["Negative prompt", parameters.negative_prompt],
+    ["Starts from", parameters.input_images && "a picture"],
+    ["Strength", parameters.strength && decimal(parameters.strength)],
   ]);
 }
 

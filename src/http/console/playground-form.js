@@ -4,6 +4,7 @@ import { examplePrompt } from "./curl.js";
 import { element } from "./dom.js";
 import { count } from "./format.js";
 import { field, formAlert, numberOf, select } from "./form.js";
+import { playgroundImage } from "./playground-image.js";
 import { sizePresets } from "./playground-sizes.js";
 import { iconButton } from "./widgets.js";
 
@@ -17,17 +18,25 @@ export function playgroundForm({ cards, chosen, onSubmit }) {
   const submit = element("button", { type: "submit", class: "button button-primary button-block", id: "draw" }, "Draw");
   const remember = () => sessionStorage.setItem(DRAFT, JSON.stringify(valuesOf(fields)));
   const presets = sizePresets(fields, remember);
+  // Without a size, the worker takes the picture's own.
+  const forgetSize = () => {
+    fields.width.value = fields.height.value = "";
+    presets.mark();
+    remember();
+  };
+  const image = playgroundImage({ onChoose: forgetSize });
   const putSeed = (value) => {
     seed.value = value;
     remember();
   };
-  const root = layOut(fields, presets.root, submit, () => putSeed(randomSeed()));
+  const root = layOut(fields, { presets: presets.root, image: image.root, submit }, () => putSeed(randomSeed()));
 
   const fit = ({ keepValues }) => {
     const card = cards.find(({ id }) => id === model.value);
     applyLimits(fields, card);
     if (!keepValues) applyDefaults(fields, card);
     presets.fit(card);
+    image.fit(card);
   };
   const put = (values) => {
     fillIn(fields, values);
@@ -43,10 +52,11 @@ export function playgroundForm({ cards, chosen, onSubmit }) {
   const { prompt: text, negative: negativeText, seed: seedText } = draft;
   put(draft.model === model.value ? draft : { prompt: text, negative: negativeText, seed: seedText });
 
-  const useParameters = ({ model: id, negative_prompt: steerFrom = "", output_format: format, ...others }) => {
+  const useParameters = ({ model: id, negative_prompt: steerFrom = "", output_format: format, strength, ...others }) => {
     if (cards.some((card) => card.id === id)) model.value = id;
     fit({ keepValues: true });
     put({ ...others, negative: steerFrom, format });
+    image.put(strength);
     remember();
     prompt.focus();
   };
@@ -58,10 +68,11 @@ export function playgroundForm({ cards, chosen, onSubmit }) {
     submit.disabled = isDrawing;
     submit.textContent = isDrawing ? "Drawing" : "Draw";
   };
-  return { root, submit, setDrawing, useSeed, useParameters, read: () => requestOf(fields) };
+  return { root, submit, setDrawing, useSeed, useParameters, read: () => ({ ...requestOf(fields), ...image.read() }) };
 }
 
-function layOut({ model, prompt, negative, width, height, steps, guidance, seed, format }, presets, submit, onRoll) {
+function layOut(fields, { presets, image, submit }, onRoll) {
+  const { model, prompt, negative, width, height, steps, guidance, seed, format } = fields;
   return element(
     "form",
     { class: "card form playground-form", novalidate: true, "aria-label": "Picture" },
@@ -74,6 +85,7 @@ function layOut({ model, prompt, negative, width, height, steps, guidance, seed,
       element("summary", null, "Negative prompt"),
       field("negative_prompt", "What to steer away from", negative, { hint: "Takes twice the time per step." }),
     ),
+    image,
     element(
       "fieldset",
       { class: "field" },
@@ -122,8 +134,8 @@ function buildFields(cards) {
       spellcheck: "true",
     }),
     negative: element("textarea", { id: "negative-prompt", rows: 2 }),
-    width: number({ id: "width" }),
-    height: number({ id: "height" }),
+    width: number({ id: "width", placeholder: "Automatic" }),
+    height: number({ id: "height", placeholder: "Automatic" }),
     steps: number({ id: "steps", step: 1 }),
     guidance: number({ id: "guidance", step: "any" }),
     seed: element("input", {

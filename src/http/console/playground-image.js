@@ -1,0 +1,76 @@
+// Owns the picture to start from: its field, what is shown of it, and how far to go away from it.
+
+import { element, setText } from "./dom.js";
+import { field } from "./form.js";
+import { button } from "./widgets.js";
+
+const STRENGTH_DEFAULT = 0.6;
+// What comes before the base64 in the address that a browser makes of a file.
+const ADDRESS_HEAD = /^data:[^,]*,/;
+
+// `fit` shows it only where the model takes a picture, `read` gives what is to be sent of it, `put` sets a strength.
+export function playgroundImage({ onChoose }) {
+  const file = element("input", { type: "file", id: "start-image", accept: "image/png,image/jpeg,image/webp" });
+  const shown = element("img", { class: "start-image", alt: "The picture to start from" });
+  const strength = element("input", { type: "range", id: "strength", min: 0.05, max: 1, step: 0.05 });
+  const value = element("output", { class: "range-value", for: "strength" });
+  const away = button("Take it away", { onClick: () => clear() });
+  const row = element("div", { class: "start-image-row" }, shown, away);
+  const strengthField = field("strength", "How far to go away from it", strength, {
+    hint: "A little changes details, 1 leaves nothing of the picture.",
+    beside: value,
+  });
+  const root = element(
+    "details",
+    { class: "more" },
+    element("summary", null, "Start from a picture"),
+    // By this name the worker tells what is wrong with it.
+    field("input_images_base64[0]", "Picture", file, {
+      hint: "PNG, JPEG or WebP. Stretched where a size is given that has other proportions.",
+    }),
+    row,
+    strengthField,
+  );
+  let address = null;
+
+  const show = (next) => {
+    address = next;
+    row.hidden = strengthField.hidden = next === null;
+    if (next === null) shown.removeAttribute("src");
+    else shown.src = next;
+  };
+  const clear = () => {
+    file.value = "";
+    show(null);
+  };
+  const put = (next) => {
+    strength.value = next ?? STRENGTH_DEFAULT;
+    setText(value, strength.value);
+  };
+  strength.addEventListener("input", () => setText(value, strength.value));
+  file.addEventListener("change", async () => {
+    show(file.files.length > 0 ? await addressOf(file.files[0]) : null);
+    if (address !== null) onChoose();
+  });
+  clear();
+  put(null);
+
+  const fit = (card) => {
+    root.hidden = card.max_input_images === 0;
+    if (root.hidden) clear();
+  };
+  const read = () =>
+    address === null
+      ? {}
+      : { input_images_base64: [address.replace(ADDRESS_HEAD, "")], strength: Number(strength.value) };
+  return { root, fit, put, read };
+}
+
+function addressOf(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.addEventListener("load", () => resolve(reader.result));
+    reader.addEventListener("error", () => reject(reader.error));
+    reader.readAsDataURL(file);
+  });
+}
