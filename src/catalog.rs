@@ -129,6 +129,12 @@ impl Catalog {
         served.get(id).map_or(Replicas::default(), |entry| entry.replicas)
     }
 
+    /// Which state of its repository a served model is, where that is known.
+    pub fn revision(&self, id: &ModelId) -> Option<String> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        served.get(id)?.files.revision()
+    }
+
     /// Most pictures that a request to any of the served models may bring.
     pub fn input_images_max(&self) -> usize {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);

@@ -113,6 +113,8 @@ pub struct ResultsConfig {
     pub retention_seconds: u64,
     /// How much disk they may take; the oldest go first.
     pub bytes_max: u64,
+    /// Whether a picture's file says how it was drawn; never the prompt.
+    pub provenance: bool,
 }
 
 /// The log.
@@ -198,6 +200,7 @@ impl Default for Config {
             results: ResultsConfig {
                 retention_seconds: 24 * 60 * 60,
                 bytes_max: 10 * 1024 * 1024 * 1024,
+                provenance: true,
             },
             // What goes wrong with the cluster is told in words of ours; its client would tell of it once more.
             log: LogConfig { filter: "info,kube_client=off".into(), format: LogFormat::Text },

@@ -15,6 +15,7 @@ pub mod model_source;
 pub mod namespace;
 pub mod password;
 pub mod priority;
+pub mod provenance;
 pub mod rates;
 pub mod recent;
 pub mod scope;

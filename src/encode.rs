@@ -1,20 +1,27 @@
 //! Pixels to PNG, JPEG or WebP bytes.
 //!
-//! Owns the settings of the formats. Knows nothing of jobs or HTTP; encoding takes milliseconds to
+//! Owns the settings of the formats, and where in a file its provenance stands. Knows nothing of jobs or HTTP; encoding takes milliseconds to
 //! hundreds of milliseconds of processor time, so callers keep it off the async threads.
 
+use std::fmt::Write as _;
 use std::io::Cursor;
 
+use exif::experimental::Writer;
+use exif::{Field, In, Tag, Value};
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::codecs::webp::WebPEncoder;
-use image::{ExtendedColorType, ImageEncoder};
+use image::{ExtendedColorType, ImageEncoder, ImageError, ImageResult};
 
 use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
+use crate::domain::provenance::{Provenance, SOFTWARE};
 
 /// JPEG quality, 1 to 100. At 92 block edges cannot be seen on generated pictures; above it files grow for nothing.
 pub const JPEG_QUALITY: u8 = 92;
+
+/// How a `UserComment` begins whose text is ASCII (Exif 2.32, 4.6.5).
+const ASCII_COMMENT: &[u8] = b"ASCII\0\0\0";
 
 /// Why a picture could not be encoded.
 #[derive(Debug, thiserror::Error)]
@@ -26,29 +33,79 @@ pub struct EncodeError {
     pub cause: String,
 }
 
-/// Encodes a picture.
+/// Encodes a picture, with nothing in the file but its pixels.
 ///
 /// # Errors
 /// When the format cannot hold it, for example a side beyond the format's limit.
 pub fn encode(picture: &RgbImage, format: OutputFormat) -> Result<Vec<u8>, EncodeError> {
+    encode_with(picture, format, None)
+}
+
+/// Encodes a picture. What is told of how it came to be stands in its EXIF metadata, in every format: the program as
+/// `Software`, the rest as `UserComment`, a JSON object.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encode_with(
+    picture: &RgbImage,
+    format: OutputFormat,
+    provenance: Option<&Provenance>,
+) -> Result<Vec<u8>, EncodeError> {
+    let refused = |cause: String| EncodeError { format, cause };
+    let exif = provenance.map(exif_of).transpose().map_err(|error| refused(error.to_string()))?;
     let mut bytes = Cursor::new(Vec::new());
-    let (pixels, width, height) = (picture.pixels(), picture.width(), picture.height());
-    let color = ExtendedColorType::Rgb8;
     let outcome = match format {
-        OutputFormat::Png => PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
-            .write_image(pixels, width, height, color),
-        OutputFormat::Jpeg => {
-            JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY).write_image(pixels, width, height, color)
+        OutputFormat::Png => {
+            let encoder = PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive);
+            write_with(encoder, picture, exif)
         }
-        OutputFormat::Webp => WebPEncoder::new_lossless(&mut bytes).write_image(pixels, width, height, color),
+        OutputFormat::Jpeg => write_with(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY), picture, exif),
+        OutputFormat::Webp => write_with(WebPEncoder::new_lossless(&mut bytes), picture, exif),
     };
-    outcome.map_err(|error| EncodeError { format, cause: error.to_string() })?;
+    outcome.map_err(|error| refused(error.to_string()))?;
     Ok(bytes.into_inner())
+}
+
+fn write_with(mut encoder: impl ImageEncoder, picture: &RgbImage, exif: Option<Vec<u8>>) -> ImageResult<()> {
+    if let Some(exif) = exif {
+        encoder.set_exif_metadata(exif).map_err(ImageError::Unsupported)?;
+    }
+    encoder.write_image(picture.pixels(), picture.width(), picture.height(), ExtendedColorType::Rgb8)
+}
+
+fn exif_of(provenance: &Provenance) -> Result<Vec<u8>, exif::Error> {
+    let json = serde_json::to_string(provenance).expect("plain data");
+    let comment = [ASCII_COMMENT, in_ascii(&json).as_bytes()].concat();
+    let field = |tag, value| Field { tag, ifd_num: In::PRIMARY, value };
+    let software = field(Tag::Software, Value::Ascii(vec![SOFTWARE.as_bytes().to_vec()]));
+    let comment = field(Tag::UserComment, Value::Undefined(comment, 0));
+    let mut writer = Writer::new();
+    writer.push_field(&software);
+    writer.push_field(&comment);
+    let mut exif = Cursor::new(Vec::new());
+    writer.write(&mut exif, true)?;
+    Ok(exif.into_inner())
+}
+
+/// JSON with every character beyond ASCII as an escape: a comment that says it is ASCII has to be.
+fn in_ascii(json: &str) -> String {
+    let mut text = String::with_capacity(json.len());
+    for character in json.chars() {
+        if character.is_ascii() {
+            text.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut [0; 2]) {
+                write!(text, "\\u{unit:04x}").expect("a string takes all");
+            }
+        }
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ids::ModelId;
 
     fn gradient(width: u32, height: u32) -> RgbImage {
         let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, (x ^ y) as u8]));
@@ -63,6 +120,53 @@ mod tests {
             let decoded = image::load_from_memory(&bytes).expect("decodes").to_rgb8();
             assert_eq!((decoded.width(), decoded.height()), (48, 32));
             assert_eq!(decoded.as_raw(), picture.pixels(), "{format}");
+        }
+    }
+
+    fn provenance() -> Provenance {
+        Provenance {
+            model: ModelId::new("somebody/mödel-\u{1f98a}"),
+            revision: Some("0123456789abcdef0123456789abcdef01234567".into()),
+            seed: (1 << 53) - 1,
+            steps: 28,
+            guidance: 3.5,
+            width: 48,
+            height: 32,
+            strength: Some(0.6),
+        }
+    }
+
+    #[test]
+    fn every_format_tells_how_its_picture_came_to_be() {
+        let picture = gradient(48, 32);
+        for format in OutputFormat::ALL {
+            let bytes = encode_with(&picture, format, Some(&provenance())).expect("encodes");
+            assert_eq!(bytes, encode_with(&picture, format, Some(&provenance())).expect("encodes"), "the same file");
+            let read = exif::Reader::new().read_from_container(&mut Cursor::new(&bytes)).expect("EXIF");
+            assert_eq!(read.fields().count(), 2, "{format}: nothing else is told");
+            let field = |tag| &read.get_field(tag, In::PRIMARY).expect("the field").value;
+            let Value::Ascii(software) = field(Tag::Software) else { panic!("text") };
+            assert_eq!(software[0], SOFTWARE.as_bytes());
+            let Value::Undefined(comment, _) = field(Tag::UserComment) else { panic!("a comment") };
+            let json = comment.strip_prefix(ASCII_COMMENT).expect("says that it is ASCII");
+            assert!(json.is_ascii());
+            let told: serde_json::Value = serde_json::from_slice(json).expect("JSON");
+            let expected = serde_json::json!({
+                "model": "somebody/mödel-\u{1f98a}", "revision": "0123456789abcdef0123456789abcdef01234567",
+                "seed": 9_007_199_254_740_991_u64, "steps": 28, "guidance": 3.5, "width": 48, "height": 32,
+                "strength": 0.6,
+            });
+            assert_eq!(told, expected, "{format}");
+            let pixels = |bytes: &[u8]| image::load_from_memory(bytes).expect("decodes").to_rgb8();
+            assert_eq!(pixels(&bytes), pixels(&encode(&picture, format).expect("encodes")), "{format}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_provenance_has_no_metadata() {
+        for format in OutputFormat::ALL {
+            let bytes = encode(&gradient(16, 16), format).expect("encodes");
+            assert!(exif::Reader::new().read_from_container(&mut Cursor::new(&bytes)).is_err(), "{format}");
         }
     }
 

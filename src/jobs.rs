@@ -68,6 +68,8 @@ pub struct JobSettings {
     pub ended_jobs_per_owner_max: u32,
     /// How much memory the pictures may take that unfinished jobs start from, and about as much of the database.
     pub start_images_bytes_max: u64,
+    /// Whether a picture's file says how it came to be.
+    pub writes_provenance: bool,
     /// How often finished jobs are looked through for those to be forgotten.
     pub sweep_interval: Duration,
 }

@@ -72,6 +72,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
         ],
     ),
     (&["k8s_openapi", "kube"], &["kubernetes/cluster"]),
+    (&["exif"], &["encode"]),
     (&["image"], &["decode", "encode"]),
     (&["sqlx"], &["store", "*/store*"]),
     (&["clap", "console"], &["cli", "main"]),

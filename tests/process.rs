@@ -233,3 +233,56 @@ fn a_key_that_is_revoked_beside_the_server_takes_its_jobs_along() {
     until("the other one is drawn", || (status(&other, &staying) == "succeeded").then_some(()));
     assert!(server.stop().success());
 }
+
+#[test]
+fn a_picture_is_drawn_from_another_without_a_server() {
+    let (folder, data) = folder();
+    let place = |name: &str| folder.path().join(name);
+    let generate = |output: &str, more: &[&str], provenance: &str| -> Output {
+        let mut command = program(&data);
+        command.args(["generate", "--model", MODEL, "--prompt", "a red circle on a blue background", "--steps", "10"]);
+        command.args(["--seed", "7", "--output", output]).args(more);
+        command.env("FLUXSERVE_RESULTS_PROVENANCE", provenance).output().expect("it runs")
+    };
+    let told = |name: &str| {
+        let bytes = std::fs::read(place(name)).expect("a file");
+        let read = exif::Reader::new().read_from_container(&mut std::io::Cursor::new(&bytes)).ok()?;
+        let comment = read.get_field(exif::Tag::UserComment, exif::In::PRIMARY)?;
+        let exif::Value::Undefined(comment, _) = &comment.value else { panic!("bytes") };
+        Some(serde_json::from_slice::<Value>(&comment[8..]).expect("JSON"))
+    };
+    let first = generate("first.png", &["--width", "96", "--height", "64"], "true");
+    assert!(first.status.success(), "{first:?}");
+    let expected = json!({ "model": MODEL, "seed": 7, "steps": 10, "guidance": 3.5, "width": 96, "height": 64 });
+    assert_eq!(told("first.png"), Some(expected.clone()));
+
+    let from_first = ["--image", "first.png", "--strength", "0.3"];
+    for (output, provenance) in [("second.png", "true"), ("again.png", "true"), ("bare.png", "false")] {
+        let drawn = generate(output, &from_first, provenance);
+        assert!(drawn.status.success(), "{drawn:?}");
+    }
+    let mut expected = expected;
+    expected["strength"] = json!(0.3);
+    assert_eq!(told("second.png"), Some(expected), "in the picture's own size");
+    let read = |name: &str| std::fs::read(place(name)).expect("a file");
+    assert!(read("second.png") == read("again.png"), "the same file each time");
+    assert_eq!(told("bare.png"), None);
+    let pixels = |name: &str| image::open(place(name)).expect("a picture").to_rgb8().into_raw();
+    assert!(pixels("bare.png") == pixels("second.png"));
+    let away = |name: &str| -> u64 {
+        pixels("first.png").iter().zip(pixels(name)).map(|(a, b)| u64::from(a.abs_diff(b))).sum()
+    };
+    assert!(
+        away("second.png") > 0 && away("second.png") < 96 * 64 * 3 * 12,
+        "much of it is left: {}",
+        away("second.png")
+    );
+
+    std::fs::write(place("notes.txt"), "no picture").expect("written");
+    let refused = generate("third.png", &["--image", "notes.txt"], "true");
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("--image: `notes.txt` is not a PNG, JPEG or WebP file"), "{text}");
+    let refused = generate("third.png", &["--image", "first.png", "--strength", "1.5"], "true");
+    let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(text.contains("--strength: must be above 0 and at most 1, not 1.5"), "{text}");
+}

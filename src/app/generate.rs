@@ -13,8 +13,9 @@ use crate::domain::engine::{RgbImage, StepEngine};
 use crate::domain::format::OutputFormat;
 use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
+use crate::domain::provenance::Provenance;
 use crate::domain::spec::{GenerateParams, GenerateSpec, PIXELS_PER_TOKEN_SIDE};
-use crate::encode::encode;
+use crate::encode::encode_with;
 use crate::engine::FluxEngine;
 
 /// A picture to be drawn from the command line.
@@ -28,6 +29,8 @@ pub struct GenerateRequest {
     pub params: GenerateParams,
     /// The picture to start from.
     pub image: Option<PathBuf>,
+    /// Whether the file says how its picture was drawn.
+    pub writes_provenance: bool,
     /// The PNG file to write.
     pub output: PathBuf,
 }
@@ -52,14 +55,16 @@ pub fn generate(request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> 
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         bail!("the folder of `{}` is not there: make `{}` first", request.output.display(), folder.display());
     }
-    let mut engine = FluxEngine::load(&files_of(&request.model)?, request.engine)?;
+    let files = files_of(&request.model)?;
+    let mut engine = FluxEngine::load(&files, request.engine)?;
     let slot = engine.admit(&spec)?;
     on_step(0, spec.steps());
     for step in 1..=spec.steps() {
         engine.step(&[slot])?;
         on_step(step, spec.steps());
     }
-    let bytes = encode(&engine.finish(slot)?, OutputFormat::Png)?;
+    let provenance = request.writes_provenance.then(|| Provenance::of(&spec, files.revision()));
+    let bytes = encode_with(&engine.finish(slot)?, OutputFormat::Png, provenance.as_ref())?;
     write_whole(&request.output, &bytes).with_context(|| format!("writing `{}`", request.output.display()))
 }
 

@@ -260,6 +260,7 @@ fn job_settings(config: &Config) -> JobSettings {
         results_bytes_max: config.results.bytes_max,
         ended_jobs_per_owner_max: ENDED_JOBS_PER_OWNER_MAX,
         start_images_bytes_max: START_IMAGES_BYTES_MAX,
+        writes_provenance: config.results.provenance,
         sweep_interval: SWEEP_INTERVAL,
     }
 }

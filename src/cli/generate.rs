@@ -106,7 +106,14 @@ impl GenerateArgs {
             strength: self.strength,
         };
         let engine = config.engine_settings(config.device.first());
-        Ok(GenerateRequest { model: self.model, engine, params, image: self.image, output: self.output })
+        Ok(GenerateRequest {
+            model: self.model,
+            engine,
+            params,
+            image: self.image,
+            writes_provenance: config.results.provenance,
+            output: self.output,
+        })
     }
 }
 

@@ -92,6 +92,11 @@ pub(super) const RESULTS_RETENTION_SECONDS: Variable =
     variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "results.retention_seconds", "how long finished pictures stay");
 pub(super) const RESULTS_BYTES_MAX: Variable =
     variable("FLUXSERVE_RESULTS_BYTES_MAX", "results.bytes_max", "most disk space for finished pictures");
+pub(super) const RESULTS_PROVENANCE: Variable = variable(
+    "FLUXSERVE_RESULTS_PROVENANCE",
+    "results.provenance",
+    "false: a picture's file does not say how it was drawn",
+);
 pub(super) const LOG_FILTER: Variable =
     variable("FLUXSERVE_LOG_FILTER", "log.filter", "what is logged: info, or warn,fluxserve=debug");
 pub(super) const LOG_FORMAT: Variable = variable("FLUXSERVE_LOG_FORMAT", "log.format", "text or json");
@@ -131,7 +136,7 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 30] = [
+pub const VARIABLES: [Variable; 31] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -152,6 +157,7 @@ pub const VARIABLES: [Variable; 30] = [
     QUEUE_JOBS_MAX,
     RESULTS_RETENTION_SECONDS,
     RESULTS_BYTES_MAX,
+    RESULTS_PROVENANCE,
     LOG_FILTER,
     LOG_FORMAT,
     TELEMETRY_OTLP_ENDPOINT,
@@ -248,6 +254,7 @@ impl<'a> Environment<'a> {
             results: ResultsSettings {
                 retention_seconds: self.number(&RESULTS_RETENTION_SECONDS)?,
                 bytes_max: self.number(&RESULTS_BYTES_MAX)?,
+                provenance: self.yes_or_no(&RESULTS_PROVENANCE)?,
             },
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },

@@ -114,6 +114,8 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
                 &BYTES_MAX,
                 default.results.bytes_max,
             )?,
+            provenance: last(layers, |settings| settings.results.provenance)
+                .map_or(default.results.provenance, |(provenance, _)| provenance),
         },
         log: LogConfig {
             filter: parsed(layers, &env::LOG_FILTER, |settings| settings.log.filter.as_ref(), default.log.filter)?,

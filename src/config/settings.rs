@@ -65,6 +65,7 @@ pub(super) struct QueueSettings {
 pub(super) struct ResultsSettings {
     pub(super) retention_seconds: Option<u64>,
     pub(super) bytes_max: Option<u64>,
+    pub(super) provenance: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

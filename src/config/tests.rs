@@ -71,6 +71,7 @@ jobs_max = 8
 [results]
 retention_seconds = 3600
 bytes_max = 1048576
+provenance = false
 
 [log]
 filter = "warn"
@@ -129,7 +130,7 @@ fn every_field_of_the_file_is_read() {
             public_url: Some("https://images.example.org".parse().expect("a URL")),
         },
         queue: QueueConfig { jobs_max: 8 },
-        results: ResultsConfig { retention_seconds: 3600, bytes_max: 1_048_576 },
+        results: ResultsConfig { retention_seconds: 3600, bytes_max: 1_048_576, provenance: false },
         log: LogConfig { filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
         kubernetes: KubernetesConfig {
@@ -166,6 +167,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_QUEUE_JOBS_MAX", "8")
         .variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "3600")
         .variable("FLUXSERVE_RESULTS_BYTES_MAX", "1048576")
+        .variable("FLUXSERVE_RESULTS_PROVENANCE", "false")
         .variable("FLUXSERVE_LOG_FILTER", "warn")
         .variable("FLUXSERVE_LOG_FORMAT", "json")
         .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/")
@@ -266,6 +268,7 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b", "must be like `ID=1`, not `a/b`"),
         ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b=many", "must be like `ID=1`"),
         ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b=3", "`a/b` must be 0 or 1, not 3"),
+        ("FLUXSERVE_RESULTS_PROVENANCE", "no", "`true` or `false`"),
         ("FLUXSERVE_LOG_FORMAT", "JSON", "`text` or `json`"),
     ];
     for (name, value, part) in variable_cases {

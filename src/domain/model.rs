@@ -115,9 +115,36 @@ pub enum ModelFiles {
     Embedded(&'static [EmbeddedFile]),
 }
 
+impl ModelFiles {
+    /// Which state of the model's repository they are, where their place says so: the folders of the Hugging Face cache
+    /// are named `snapshots/COMMIT`.
+    #[must_use]
+    pub fn revision(&self) -> Option<String> {
+        /// Hexadecimal digits of a commit's name.
+        const COMMIT_DIGITS: usize = 40;
+        let Self::Directory(directory) = self else { return None };
+        let name = directory.file_name()?.to_str()?;
+        let is_commit = name.len() == COMMIT_DIGITS && name.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let is_snapshot = directory.parent()?.file_name()?.to_str()? == "snapshots";
+        (is_commit && is_snapshot).then(|| name.to_owned())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_of_the_hub_cache_names_its_revision() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let revision = |path: String| ModelFiles::Directory(path.into()).revision();
+        assert_eq!(revision(format!("/hub/models--a--b/snapshots/{commit}")).as_deref(), Some(commit));
+        assert_eq!(revision(format!("hub/snapshots/{commit}/")).as_deref(), Some(commit));
+        for path in [format!("/hub/{commit}"), "/hub/snapshots/main".into(), commit.to_owned(), "/".into()] {
+            assert_eq!(revision(path), None);
+        }
+        assert_eq!(ModelFiles::Embedded(&[]).revision(), None);
+    }
 
     #[test]
     fn a_picture_keeps_its_proportions_within_the_limits() {

@@ -12,8 +12,10 @@ use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
+use crate::domain::provenance::Provenance;
+use crate::domain::spec::GenerateSpec;
 use crate::domain::usage::Work;
-use crate::encode::encode;
+use crate::encode::encode_with;
 use crate::queue::event::{JobEvents, JobFailure, QueueEvent};
 use crate::telemetry::metrics;
 
@@ -35,9 +37,16 @@ pub(super) struct Recorder {
     /// Of the picture.
     pub(super) pixels: u64,
     pub(super) format: OutputFormat,
+    pub(super) provenance: Option<Provenance>,
     pub(super) created_at: time::OffsetDateTime,
     pub(super) deadline_at: Option<time::OffsetDateTime>,
     pub(super) live: watch::Sender<Live>,
+}
+
+/// What the file of a picture tells of itself, if anything.
+pub(super) fn provenance(inner: &Inner, spec: &GenerateSpec) -> Option<Provenance> {
+    let is_told = inner.settings.writes_provenance;
+    is_told.then(|| Provenance::of(spec, inner.catalog.revision(spec.model())))
 }
 
 impl Recorder {
@@ -76,9 +85,10 @@ impl Recorder {
     }
 
     async fn keep(&self, inner: &Inner, picture: RgbImage, engine_time: Duration) {
-        let (id, format, files) = (self.id, self.format, inner.files.clone());
+        let (id, format, files, provenance) = (self.id, self.format, inner.files.clone(), self.provenance.clone());
         let stored = tokio::task::spawn_blocking(move || {
-            let bytes = encode(&picture, format).map_err(|error| (ENCODING_FAILED, error.to_string()))?;
+            let bytes = encode_with(&picture, format, provenance.as_ref())
+                .map_err(|error| (ENCODING_FAILED, error.to_string()))?;
             files.write(id, format, &bytes).map_err(|error| (STORAGE_FAILED, error.to_string()))?;
             Ok(bytes.len())
         });

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::allowance::{Allowance, Allowances};
-use super::recorder::Recorder;
+use super::recorder::{self, Recorder};
 use super::results::{LinkSigner, ResultFiles};
 use super::store::{JobStore, ListedJobs, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
@@ -323,13 +323,14 @@ impl Inner {
         let (live, receiver) = watch::channel(Live::default());
         self.unfinished.send_modify(|count| *count += 1);
         let pixels = u64::from(spec.width()) * u64::from(spec.height());
+        let provenance = recorder::provenance(self, &spec);
         let span = super::span::of(job);
         let terms = Terms { is_suspect, ..self.queue_terms(&job.terms) };
         let events = place.within(span.clone()).submit(job.id, spec, terms);
         let (previews, model) = (events.previews(), job.request.model.clone());
         self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
         let Job { id, owner, output_format, created_at, terms: JobTerms { deadline_at, .. }, .. } = *job;
-        let recorder = Recorder { id, owner, pixels, format: output_format, created_at, deadline_at, live };
+        let recorder = Recorder { id, owner, pixels, format: output_format, provenance, created_at, deadline_at, live };
         let inner = Arc::clone(self);
         let recording = async move {
             recorder.run(&inner, events).await;

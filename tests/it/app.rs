@@ -41,11 +41,13 @@ pub(crate) const MODEL: &str = "fluxserve/flux-shapes";
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How a worker differs from the usual one.
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of its own, and named where it is set")]
 pub(crate) struct Options {
     pub(crate) jobs_max: usize,
     pub(crate) results_bytes_max: u64,
     pub(crate) ended_jobs_per_owner_max: u32,
     pub(crate) start_images_bytes_max: u64,
+    pub(crate) writes_provenance: bool,
     pub(crate) http: HttpSettings,
     pub(crate) control: EngineControl,
     pub(crate) waits_for_ready: bool,
@@ -68,6 +70,7 @@ impl Default for Options {
             results_bytes_max: u64::MAX,
             ended_jobs_per_owner_max: 100,
             start_images_bytes_max: 1024 * 1024,
+            writes_provenance: true,
             http,
             control: EngineControl::default(),
             waits_for_ready: true,
@@ -144,6 +147,7 @@ impl TestApp {
                 results_bytes_max: options.results_bytes_max,
                 ended_jobs_per_owner_max: options.ended_jobs_per_owner_max,
                 start_images_bytes_max: options.start_images_bytes_max,
+                writes_provenance: options.writes_provenance,
                 sweep_interval: Duration::from_hours(1),
             },
         };

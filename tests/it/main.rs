@@ -20,6 +20,7 @@ mod limits;
 mod management;
 mod openai;
 mod operations;
+mod provenance;
 mod recovery;
 mod revocation;
 mod routes;
