@@ -79,8 +79,8 @@ pub struct FluxEngine {
 }
 
 impl FluxEngine {
-    /// Loads a checkpoint, in either published layout, onto a device. bf16 on CUDA, f32 on the CPU; the autoencoder is
-    /// f32 on both.
+    /// Loads a checkpoint, in either published layout, onto a device. bf16 on CUDA, f32 on the CPU; latents, and what
+    /// encodes pictures, are f32 on both.
     ///
     /// On the thread that loads it the engine must stay: CUDA's stream is that thread's.
     ///
@@ -94,10 +94,9 @@ impl FluxEngine {
         let dtype = device::dtype(&device);
         let (limits, pixels_max) = limits_of(&checkpoint, &device, settings.offload)?;
         let is_streamed = settings.offload == Offload::Text;
-        let autoencoder = checkpoint.vae(DType::F32, &device);
-        let decoder = Decoder::load(&configs.vae, &autoencoder)?;
+        let decoder = Decoder::load(&configs.vae, &checkpoint.vae(dtype, &device))?;
         Ok(Self {
-            encoder: Encoder::load(&configs.vae, &autoencoder)?,
+            encoder: Encoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?,
             projection: Projection::of(&decoder, configs.vae.latent_channels, &device)?,
             decoder,
             text: TextEncoders::load(

@@ -62,7 +62,7 @@ impl Checkpoint {
             .ok_or_else(|| CheckpointError { place: inspection.place.clone(), problems: inspection.into_problems() })
     }
 
-    /// What the weights take in `dtype`; the autoencoder's are always f32.
+    /// What the weights take in `dtype`; the autoencoder's at most, of which the half that encodes is f32.
     pub(crate) fn weight_bytes(&self, dtype: DType) -> WeightBytes {
         let bytes = |tensors: &CheckedTensors, dtype: DType| tensors.elements() * dtype.size_in_bytes();
         WeightBytes {

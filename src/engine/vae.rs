@@ -19,7 +19,7 @@ pub(crate) use encoder::{Encoder, pixels_of};
 /// Epsilon of every GroupNorm in the autoencoder.
 const EPSILON: f64 = 1e-6;
 
-/// The decoder half, in f32.
+/// The decoder half, in the builder's dtype; its norms take their statistics in f32.
 pub(crate) struct Decoder {
     conv_in: Convolution,
     middle: (Resnet, Attention, Resnet),
@@ -29,6 +29,7 @@ pub(crate) struct Decoder {
     conv_out: Convolution,
     scaling_factor: f64,
     shift_factor: f64,
+    dtype: DType,
 }
 
 struct Level {
@@ -71,11 +72,12 @@ impl Decoder {
             conv_out: convolution(inputs, config.out_channels, vb.pp("conv_out"))?,
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor,
+            dtype: vb.dtype(),
         })
     }
 
     /// Latents `[1, channels, height / 8, width / 8]` as the transformer leaves them -> pixels `[1, 3, height, width]`,
-    /// about -1 to 1, not clamped. f32.
+    /// about -1 to 1, not clamped. Both f32.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -89,7 +91,7 @@ impl Decoder {
     /// When the device is out of memory.
     pub(crate) fn begin(&self, latents: &Tensor) -> Result<Decoding> {
         let latents = ((latents / self.scaling_factor)? + self.shift_factor)?;
-        Ok(Decoding { x: self.conv_in.forward(&latents)?, parts_done: 0 })
+        Ok(Decoding { x: self.conv_in.forward(&latents.to_dtype(self.dtype)?)?, parts_done: 0 })
     }
 
     /// Does the next part: one block. `false`: there is none, and [`Self::complete`] has little left to do.
@@ -109,7 +111,7 @@ impl Decoder {
     /// When the device is out of memory.
     pub(crate) fn complete(&self, mut decoding: Decoding) -> Result<Tensor> {
         while self.advance(&mut decoding)? {}
-        self.conv_out.forward(&silu(&self.norm_out.forward(&decoding.x)?)?)
+        self.conv_out.forward(&silu(&self.norm_out.forward(&decoding.x)?)?)?.to_dtype(DType::F32)
     }
 
     /// What stands between the first convolution and the last, in order.
@@ -126,7 +128,7 @@ impl Decoder {
 
 /// A picture on its way through the decoder.
 pub(crate) struct Decoding {
-    /// What the last part has left: `[1, channels, height, width]`, f32.
+    /// What the last part has left: `[1, channels, height, width]`, in the decoder's dtype.
     x: Tensor,
     parts_done: usize,
 }

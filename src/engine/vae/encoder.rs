@@ -6,7 +6,7 @@
 use candle_core::{D, Device, Result, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Module, VarBuilder, conv2d, group_norm};
 
-use super::{Attention, EPSILON, Resnet, convolution};
+use super::{Attention, Convolution, EPSILON, Resnet, convolution};
 use crate::domain::engine::RgbImage;
 use crate::engine::loader::config::VaeConfig;
 use crate::engine::ops::activation::silu;
@@ -16,12 +16,12 @@ const LOG_VARIANCE: (f32, f32) = (-30.0, 20.0);
 
 /// The encoder half, in f32.
 pub(crate) struct Encoder {
-    conv_in: Conv2d,
+    conv_in: Convolution,
     /// From pixels to latents.
     levels: Vec<Level>,
     middle: (Resnet, Attention, Resnet),
     norm_out: GroupNorm,
-    conv_out: Conv2d,
+    conv_out: Convolution,
     scaling_factor: f64,
     shift_factor: f64,
 }
