@@ -8,7 +8,7 @@ mod cards;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use cards::embedded_files;
+pub use cards::{KnownModel, Licence, embedded_files, known_model, known_models};
 
 use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
@@ -33,16 +33,28 @@ pub enum Availability {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
     /// The id has no card and no folder.
-    #[error("no model `{0}` is known; name its checkpoint folder: `{0}=DIR`")]
+    #[error(
+        "no model `{0}` is known: name the folder of its checkpoint, `{0}=DIR`, or fetch it if it is the name of a repository on the hub, `fluxserve models download {0}`"
+    )]
     UnknownModel(ModelId),
-    /// The id has a card, but its files are not part of the program.
-    #[error("the weights of `{0}` are not part of this program; name their folder: `{0}=DIR`")]
+    /// The id has a card, but its files are not here.
+    #[error(
+        "the weights of `{0}` are not here: `fluxserve models download {0}` fetches them; or name their folder, `{0}=DIR`"
+    )]
     NoFiles(ModelId),
     /// A setting is about a model that is not known.
     #[error(
         "`max_input_images` names the model `{0}`, which is not known: `fluxserve models list` lists those that are"
     )]
     NoCard(ModelId),
+    /// The id has a card that says why it cannot be served.
+    #[error("`{id}` does not work yet: {reason}")]
+    NotYet {
+        /// The model.
+        id: ModelId,
+        /// Why.
+        reason: String,
+    },
     /// The same id twice.
     #[error("the model `{0}` is named twice")]
     Duplicate(ModelId),
@@ -66,6 +78,8 @@ struct Served {
 /// Every known model and the state of those that are served.
 pub struct Catalog {
     cards: BTreeMap<ModelId, Arc<ModelCard>>,
+    /// Models that have a name and do not work yet, and why.
+    not_yet: BTreeMap<ModelId, String>,
     served: Mutex<BTreeMap<ModelId, Served>>,
 }
 
@@ -75,11 +89,19 @@ impl Catalog {
     /// # Errors
     /// When a choice names no files, or a model twice.
     pub fn new(choices: &[ModelSource]) -> Result<Self, CatalogError> {
-        let mut cards: BTreeMap<_, _> =
-            cards::built_in().into_iter().map(|card| (card.id.clone(), Arc::new(card))).collect();
+        let (mut cards, mut not_yet) = (BTreeMap::new(), BTreeMap::new());
+        for KnownModel { card, not_yet: reason, .. } in known_models() {
+            match reason {
+                Some(reason) => drop(not_yet.insert(card.id, reason)),
+                None => drop(cards.insert(card.id.clone(), Arc::new(card))),
+            }
+        }
         let mut served = BTreeMap::new();
         for choice in choices {
             let id = &choice.id;
+            if let Some(reason) = not_yet.get(id) {
+                return Err(CatalogError::NotYet { id: id.clone(), reason: reason.clone() });
+            }
             let files = match &choice.directory {
                 Some(directory) => ModelFiles::Directory(directory.clone()),
                 None => match embedded_files(id) {
@@ -97,7 +119,12 @@ impl Catalog {
                 return Err(CatalogError::Duplicate(id.clone()));
             }
         }
-        Ok(Self { cards, served: Mutex::new(served) })
+        Ok(Self { cards, not_yet, served: Mutex::new(served) })
+    }
+
+    /// Why a model that has a name does not work yet.
+    pub fn not_yet(&self, id: &ModelId) -> Option<&str> {
+        self.not_yet.get(id).map(String::as_str)
     }
 
     /// The card of a known model, served or not.
@@ -170,8 +197,7 @@ impl Catalog {
 
 /// The card of a model; one without a card gets the values of FLUX.1-dev's.
 pub fn card_or_flux_dev(id: &ModelId) -> ModelCard {
-    let known = cards::built_in().into_iter().find(|card| card.id == *id);
-    known.unwrap_or_else(|| ModelCard { id: id.clone(), ..cards::flux_dev() })
+    known_model(id).map_or_else(|| ModelCard { id: id.clone(), ..cards::flux_dev() }, |known| known.card)
 }
 
 /// The smallest picture a card allows: what an engine draws to prove itself before it is called ready.
@@ -241,9 +267,41 @@ mod tests {
     }
 
     #[test]
+    fn a_model_that_does_not_work_yet_is_known_and_refused_with_the_reason() {
+        for name in ["Fill", "Canny", "Depth", "Kontext"] {
+            let id = format!("black-forest-labs/FLUX.1-{name}-dev");
+            let catalog = Catalog::new(&[choice("fluxserve/flux-shapes", None)]).expect("a valid choice");
+            assert!(catalog.card(&ModelId::new(&id)).is_none(), "nothing can be asked of it");
+            assert!(catalog.not_yet(&ModelId::new(&id)).is_some_and(|reason| reason.starts_with("it ")));
+            for directory in [None, Some("/weights")] {
+                let refused = Catalog::new(&[choice(&id, directory)]).err().expect("refused").to_string();
+                assert!(refused.starts_with(&format!("`{id}` does not work yet: it ")), "{refused}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_family_has_the_values_of_its_authors() {
+        let card =
+            |name: &str| known_model(&ModelId::new(format!("black-forest-labs/FLUX.1-{name}"))).expect("known").card;
+        let (schnell, krea) = (card("schnell"), card("Krea-dev"));
+        assert_eq!((schnell.defaults.steps, schnell.sequence_length), (4, 256));
+        let guided = GenerateParams { prompt: "a fox".into(), guidance: Some(3.5), ..GenerateParams::default() };
+        assert!(GenerateSpec::new(guided.clone(), &krea).is_ok());
+        let refused = GenerateSpec::new(guided, &schnell).expect_err("it has no place for a guidance value");
+        assert_eq!(refused[0].field, "guidance");
+        assert_eq!((krea.defaults.steps, krea.defaults.guidance), (28, 4.5));
+    }
+
+    #[test]
     fn every_built_in_card_allows_its_own_defaults_and_warm_up() {
-        for card in cards::built_in() {
-            let params = GenerateParams { prompt: "a fox".into(), ..GenerateParams::default() };
+        for KnownModel { card, licence, .. } in known_models() {
+            assert!(licence.url.starts_with("https://"), "{}", card.id);
+            let params = GenerateParams {
+                prompt: "a fox".into(),
+                input_images: (0..card.input_images_min).map(|_| blank(64, 64)).collect(),
+                ..GenerateParams::default()
+            };
             assert!(GenerateSpec::new(params, &card).is_ok(), "{}", card.id);
             assert_eq!(warm_up_spec(&card).steps(), card.limits.steps_min);
             assert!(card.input_images_max <= 1, "there is a use for one: {}", card.id);

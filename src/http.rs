@@ -33,6 +33,8 @@ pub use server::{ConnectionLimits, Tls, TlsError, serve};
 
 use crate::auth::{AdminService, Authenticator, KeyService};
 use crate::catalog::Catalog;
+use crate::domain::ids::ModelId;
+use crate::domain::model::ModelCard;
 use crate::jobs::JobService;
 use crate::kubernetes::Kubernetes;
 use crate::telemetry::metrics::MetricsHandle;
@@ -116,6 +118,20 @@ struct Shared {
     document: Bytes,
     /// The paths, as the table has them, that need a password to exist.
     management_paths: HashSet<&'static str>,
+}
+
+impl HttpState {
+    /// The card of the model that a request names.
+    fn card_of(&self, model: &ModelId) -> Result<&Arc<ModelCard>, ApiError> {
+        match (self.catalog.card(model), self.catalog.not_yet(model)) {
+            (Some(card), _) => Ok(card),
+            (None, Some(reason)) => {
+                let detail = format!("the model does not work yet: {reason}");
+                Err(ApiError::new(ErrorCode::ModelUnavailable).with_detail(detail))
+            }
+            (None, None) => Err(ApiError::new(ErrorCode::ModelNotFound)),
+        }
+    }
 }
 
 impl std::ops::Deref for HttpState {

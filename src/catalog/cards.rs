@@ -7,7 +7,16 @@ use crate::domain::ids::ModelId;
 use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles, ParameterDefaults, ParameterLimits};
 
 const FLUX_DEV: &str = include_str!("../../models/FLUX.1-dev.toml");
-const FLUX_SHAPES: &str = include_str!("../../models/flux-shapes.toml");
+/// The others.
+const CARDS: [&str; 7] = [
+    include_str!("../../models/FLUX.1-Canny-dev.toml"),
+    include_str!("../../models/FLUX.1-Depth-dev.toml"),
+    include_str!("../../models/FLUX.1-Fill-dev.toml"),
+    include_str!("../../models/FLUX.1-Kontext-dev.toml"),
+    include_str!("../../models/FLUX.1-Krea-dev.toml"),
+    include_str!("../../models/FLUX.1-schnell.toml"),
+    include_str!("../../models/flux-shapes.toml"),
+];
 const FLUX_SHAPES_ID: &str = "fluxserve/flux-shapes";
 
 macro_rules! flux_shapes_files {
@@ -39,6 +48,7 @@ const FLUX_SHAPES_FILES: &[EmbeddedFile] = flux_shapes_files!(
 #[serde(deny_unknown_fields)]
 struct CardFile {
     id: ModelId,
+    not_yet: Option<String>,
     notice: Option<String>,
     input_images_min: usize,
     input_images_max: usize,
@@ -47,11 +57,33 @@ struct CardFile {
     true_cfg_scale: f64,
     defaults: ParameterDefaults,
     limits: ParameterLimits,
+    licence: Licence,
 }
 
-fn read(text: &str) -> ModelCard {
+/// What a model's weights may be used for is said there.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Licence {
+    /// What it is called.
+    pub name: String,
+    /// Where it stands.
+    pub url: String,
+}
+
+/// A model whose card is compiled into the program.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KnownModel {
+    /// What clients may ask of it.
+    pub card: ModelCard,
+    /// Its weights' licence.
+    pub licence: Licence,
+    /// Why this program cannot draw with it, where it cannot.
+    pub not_yet: Option<String>,
+}
+
+fn read(text: &str) -> KnownModel {
     let file: CardFile = toml::from_str(text).expect("a card of models/ is valid");
-    ModelCard {
+    let card = ModelCard {
         id: file.id,
         notice: file.notice,
         defaults: file.defaults,
@@ -61,17 +93,25 @@ fn read(text: &str) -> ModelCard {
         prompt_chars_max: file.prompt_chars_max,
         sequence_length: file.sequence_length,
         true_cfg_scale: file.true_cfg_scale,
-    }
+    };
+    KnownModel { card, licence: file.licence, not_yet: file.not_yet }
 }
 
-/// The cards of `models/`.
-pub(super) fn built_in() -> Vec<ModelCard> {
-    vec![flux_dev(), read(FLUX_SHAPES)]
+/// The models of `models/`, ordered by id.
+pub fn known_models() -> Vec<KnownModel> {
+    let mut known: Vec<_> = CARDS.iter().copied().chain([FLUX_DEV]).map(read).collect();
+    known.sort_by(|left, right| left.card.id.cmp(&right.card.id));
+    known
+}
+
+/// One of them.
+pub fn known_model(id: &ModelId) -> Option<KnownModel> {
+    known_models().into_iter().find(|known| known.card.id == *id)
 }
 
 /// The card of FLUX.1-dev.
 pub(super) fn flux_dev() -> ModelCard {
-    read(FLUX_DEV)
+    read(FLUX_DEV).card
 }
 
 /// The checkpoint of a model that is compiled into the program.

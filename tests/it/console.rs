@@ -105,7 +105,7 @@ async fn the_overview_tells_what_goes_on_and_how_the_last_hour_went() {
     assert_eq!((images.len(), images.iter().sum::<u64>(), images[57]), (60, 1, 1));
     assert_eq!(view["latency_seconds"]["jobs"], 1);
     assert!(view["latency_seconds"]["median"].is_f64() && view["started_at"].is_string(), "{view}");
-    assert_eq!(view["models"].as_array().map(Vec::len), Some(2));
+    assert_eq!(view["models"].as_array().map(Vec::len), Some(4));
     app.control.release();
 }
 

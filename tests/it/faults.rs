@@ -5,7 +5,7 @@ use fluxserve::catalog::Availability;
 use fluxserve::domain::engine::{EngineError, EngineLimits};
 use serde_json::json;
 
-use crate::app::{Options, TestApp, decoded, picture, request};
+use crate::app::{MODEL, Options, TestApp, decoded, picture, request};
 use crate::fake_engine::{Call, EngineControl, Fault, colour};
 
 async fn error_code(app: &TestApp, id: &str) -> String {
@@ -95,7 +95,38 @@ async fn an_engine_that_cannot_be_built_takes_no_jobs() {
     let models = app.send(request("GET", "/v1/inference/runtime/models", None, None)).await.json();
     let random =
         json!({ "id": "fluxserve/flux-shapes", "available": false, "ready_replicas": 0, "desired_replicas": 1 });
-    assert_eq!(models["models"][1], random);
+    assert_eq!(models["models"][3], random);
+}
+
+#[tokio::test]
+async fn what_is_said_of_a_model_is_true_at_every_moment() {
+    let control = EngineControl::default();
+    control.hold_from_the_start();
+    let app = TestApp::with(Options { control, waits_for_ready: false, ..Options::default() }).await;
+    let said = async || {
+        let models = app.send(request("GET", "/v1/inference/runtime/models", None, None)).await.json();
+        let models = models["models"].as_array().expect("a list").clone();
+        let model = models.into_iter().find(|model| model["id"] == MODEL).expect("served");
+        let fields = ["available", "ready_replicas", "desired_replicas"].map(|field| model[field].clone());
+        (fields, app.post(&picture(1)).await.status.as_u16(), app.get("/readyz").await.status.as_u16())
+    };
+    let (drawing, not_drawing) = ([json!(true), json!(1), json!(1)], [json!(false), json!(0), json!(1)]);
+    // Before anything is loaded, and up to the last step of its first picture.
+    assert_eq!(said().await, (not_drawing.clone(), 503, 503));
+    app.control.held().await;
+    assert_eq!(said().await, (not_drawing.clone(), 503, 503));
+    app.control.release();
+    app.until_availability(Availability::Ready).await;
+    assert_eq!(said().await, (drawing.clone(), 202, 200));
+    // When it fails, for as long as it is not built again.
+    app.control.fail_builds(u32::MAX);
+    app.control.on_next_step(Fault::Error(EngineError::Fatal("the device fell off the bus".into())));
+    app.post(&picture(2)).await;
+    app.until_availability(Availability::Failed).await;
+    assert_eq!(said().await, (not_drawing, 503, 503));
+    app.control.fail_builds(0);
+    app.until_availability(Availability::Ready).await;
+    assert_eq!(said().await, (drawing, 202, 200));
 }
 
 #[tokio::test]

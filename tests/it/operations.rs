@@ -131,8 +131,11 @@ async fn metrics_are_for_this_machine_alone() {
 async fn the_catalog_is_for_everyone() {
     let app = TestApp::start().await;
     let models = app.send(request("GET", "/v1/inference/models", None, None)).await.json();
-    let dev = &models["models"][0];
-    assert_eq!(dev["id"], "black-forest-labs/FLUX.1-dev");
+    let ids: Vec<&str> =
+        models["models"].as_array().expect("a list").iter().filter_map(|model| model["id"].as_str()).collect();
+    let family = ["FLUX.1-Krea-dev", "FLUX.1-dev", "FLUX.1-schnell"].map(|name| format!("black-forest-labs/{name}"));
+    assert_eq!(ids, [&family[0], &family[1], &family[2], "fluxserve/flux-shapes"]);
+    let dev = &models["models"][1];
     assert_eq!((&dev["min_input_images"], &dev["max_input_images"]), (&json!(0), &json!(0)));
     assert_eq!(dev["max_prompt_chars"], 2048);
     let defaults = json!({ "width": 512, "height": 512, "steps": 30, "guidance": 3.5 });
@@ -140,10 +143,27 @@ async fn the_catalog_is_for_everyone() {
     assert_eq!(dev["parameter_limits"]["pixels_max"], 4_194_304);
     let runtime = app.send(request("GET", "/v1/inference/runtime/models", None, None)).await.json();
     let expected = json!({ "models": [
-        { "id": "black-forest-labs/FLUX.1-dev", "available": false, "ready_replicas": 0, "desired_replicas": 0 },
+        { "id": family[0], "available": false, "ready_replicas": 0, "desired_replicas": 0 },
+        { "id": family[1], "available": false, "ready_replicas": 0, "desired_replicas": 0 },
+        { "id": family[2], "available": false, "ready_replicas": 0, "desired_replicas": 0 },
         { "id": "fluxserve/flux-shapes", "available": true, "ready_replicas": 1, "desired_replicas": 1 },
     ] });
     assert_eq!(runtime, expected);
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_work_yet_is_refused_with_the_reason() {
+    let app = TestApp::start().await;
+    for id in ["FLUX.1-Fill-dev", "FLUX.1-Canny-dev", "FLUX.1-Depth-dev", "FLUX.1-Kontext-dev"] {
+        let mut body = picture(1);
+        body["model"] = json!(format!("black-forest-labs/{id}"));
+        let answer = app.post(&body).await;
+        assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "model_unavailable"));
+        let problem = answer.json();
+        let detail = problem["detail"].as_str().expect("a sentence");
+        assert!(detail.starts_with("the model does not work yet: it "), "{detail}");
+        assert_eq!(answer.header("retry-after"), "", "no wait will help");
+    }
 }
 
 #[derive(Clone, Default)]

@@ -24,7 +24,7 @@ pub(in crate::http) async fn submit(
     origin: Origin,
     ApiJson { value: request, .. }: ApiJson<SubmitImage>,
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
-    let card = state.catalog.card(request.model()).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
+    let card = state.card_of(request.model())?;
     let urgency = request.urgency();
     let (spec, output_format) = request.into_spec(&state, card, AnswerForm::Json).await?;
     let limits = KeyLimits::default();

@@ -220,7 +220,7 @@ pub(in crate::http) async fn submit(
     origin: Origin,
     ApiJson { value: request, digest }: ApiJson<SubmitImage>,
 ) -> Result<Response, ApiError> {
-    let card = state.catalog.card(&request.model).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
+    let card = state.card_of(&request.model)?;
     let urgency = request.urgency();
     let (spec, output_format) = request.into_spec(&state, card, wishes.form).await?;
     let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });

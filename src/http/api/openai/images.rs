@@ -72,7 +72,7 @@ pub(in crate::http) async fn generate(
     origin: Origin,
     ApiJson { value: request, .. }: ApiJson<GenerateImages>,
 ) -> Result<Response, ApiError> {
-    let card = state.catalog.card(request.model()).ok_or_else(|| ApiError::new(ErrorCode::ModelNotFound))?;
+    let card = state.card_of(request.model())?;
     let specs = request.specs(card)?;
     // Whatever ends this function early, be it an error or a client that hangs up, drops the jobs, and that cancels them.
     let accepted = accept_all(&state, &caller, specs, request.output_format).await?;
