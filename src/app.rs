@@ -4,8 +4,10 @@ mod cluster;
 mod data_lock;
 mod doctor;
 mod engines;
+mod fetching;
 mod generate;
 mod greeting;
+mod hub;
 mod key_rights;
 mod models;
 mod revoked_keys;
@@ -17,9 +19,13 @@ use anyhow::{Context as _, bail};
 
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use doctor::doctor;
+pub use fetching::Told;
 pub use generate::{GenerateRequest, generate};
+pub use hub::{DownloadRequest, download_model};
 pub use models::{check_model, list_models};
 pub use serve::serve;
+
+pub use crate::hub::{Downloaded, Progress};
 
 use crate::auth::{Actor, AdminService, CreatedKey, KeyService, NewKey, PublicId};
 use crate::config::Config;

@@ -9,6 +9,7 @@ mod backup;
 mod generate;
 mod keys;
 mod kubernetes;
+mod models;
 mod table;
 
 use std::io::Write;
@@ -22,6 +23,7 @@ pub use backup::BackupArgs;
 pub use generate::GenerateArgs;
 pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
+pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
 
 use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::{Devices, Offload};
@@ -72,7 +74,7 @@ pub enum Command {
     Admin(AdminCommand),
     /// Copy the database into a file, also while a server runs
     Backup(BackupArgs),
-    /// See which models there are and whether they are complete
+    /// Fetch models, see which there are and whether they are complete
     #[command(subcommand)]
     Models(ModelsCommand),
     /// Print the description of the HTTP API: OpenAPI 3.1, as JSON
@@ -90,9 +92,13 @@ pub struct ServeArgs {
     /// Another address for the console and the management routes, which are then not to be had at the first
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin_listen: Option<SocketAddr>,
-    /// A model to serve, with the folder of its checkpoint; can be repeated [default: fluxserve/flux-shapes]
+    /// A model to serve, with the folder of its checkpoint unless it was downloaded; can be repeated [default:
+    /// fluxserve/flux-shapes]
     #[arg(long = "model", value_name = "ID[=DIR]")]
     pub models: Vec<ModelSource>,
+    /// Fetch models that are not here from the hub first, as `models download` does
+    #[arg(long)]
+    pub download: bool,
     /// Where to draw: auto, cpu, cuda, cuda:N, or several with commas between, each with an engine of its own [default:
     /// auto]
     #[arg(long, value_name = "DEVICE[,DEVICE]")]
@@ -120,23 +126,6 @@ impl EngineArgs {
     }
 }
 
-/// What to do with models.
-#[derive(Debug, Subcommand)]
-pub enum ModelsCommand {
-    /// List the known models and where their weights are
-    List,
-    /// Compare a checkpoint, tensor by tensor, with what its model needs
-    Check(CheckModelArgs),
-}
-
-/// Options of `models check`.
-#[derive(Debug, Args)]
-pub struct CheckModelArgs {
-    /// The model, with the folder of its checkpoint in either published layout
-    #[arg(value_name = "ID[=DIR]")]
-    pub model: ModelSource,
-}
-
 /// Does what the command line asks for.
 ///
 /// # Errors
@@ -150,6 +139,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             flags.models = arguments.models;
             flags.device = arguments.device;
             arguments.engine.apply(&mut flags);
+            flags.download = arguments.download;
             let config = Config::load(flags)?;
             app::serve(config, shutdown::on_signals()?, out).await
         }
@@ -158,16 +148,13 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             arguments.engine.clone().apply(&mut flags);
             let config = Config::load(flags)?;
             let request = arguments.into_request(&config, || Ok(draw_seed()?), notes)?;
-            generate::run(request)
+            generate::run(&config, request)
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,
         Command::Kubernetes(command) => kubernetes::run(command, &Config::load(flags)?, out, notes).await,
         Command::Admin(command) => admin::run(command, &Config::load(flags)?, input, notes).await,
         Command::Backup(arguments) => backup::run(&arguments, &Config::load(flags)?, notes).await,
-        Command::Models(ModelsCommand::List) => app::list_models(&Config::load(flags)?, out),
-        Command::Models(ModelsCommand::Check(arguments)) => {
-            app::check_model(&Config::load(flags)?, &arguments.model, out)
-        }
+        Command::Models(command) => models::run(command, &Config::load(flags)?, out, notes).await,
         Command::Openapi => Ok(writeln!(out, "{}", app::api_description())?),
         Command::Doctor => app::doctor(&Config::load(flags)?, out).await,
     }

@@ -2,6 +2,7 @@
 //! variable is named once, in `env`, and an error says in which file, field or variable it stands.
 
 mod env;
+mod hub;
 mod public_url;
 mod resolve;
 mod settings;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use env::{VARIABLES, Variable};
+pub use hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 
 use crate::domain::device::{DeviceChoice, Devices, EngineSettings, Offload};
@@ -64,6 +66,8 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     /// The cluster that keys let kubectl into.
     pub kubernetes: KubernetesConfig,
+    /// Where models are downloaded from, and where to.
+    pub hub: HubConfig,
 }
 
 /// What https needs.
@@ -212,6 +216,7 @@ impl Default for Config {
                 namespace: env!("CARGO_PKG_NAME").parse().expect("a DNS label"),
                 auto_open: false,
             },
+            hub: HubConfig::default(),
         }
     }
 }
@@ -244,6 +249,7 @@ impl Config {
         layers.push(environment.read()?);
         let mut config = resolve::resolve(&layers)?;
         config.admin_password = environment.admin_password()?;
+        config.hub = HubConfig { download: config.hub.download || flags.download, ..environment.hub()? };
         config.listen = flags.listen.unwrap_or(config.listen);
         config.admin_listen = flags.admin_listen.or(config.admin_listen);
         config.data_dir = flags.data_dir.unwrap_or(config.data_dir);
@@ -309,6 +315,8 @@ pub struct Flags {
     pub offload: Option<Offload>,
     /// See [`EngineConfig::is_deterministic`].
     pub is_deterministic: bool,
+    /// Whether [`HubConfig::download`] is on, whatever else is said.
+    pub download: bool,
 }
 
 /// What is wrong with the configuration, and where.

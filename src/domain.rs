@@ -7,6 +7,7 @@ pub mod clock;
 pub mod device;
 pub mod engine;
 pub mod format;
+pub mod hub_token;
 pub mod ids;
 pub mod job;
 pub mod limits;

@@ -11,6 +11,7 @@ pub mod domain;
 pub mod encode;
 pub mod engine;
 pub mod http;
+pub mod hub;
 pub mod jobs;
 pub mod kubernetes;
 pub mod queue;

@@ -16,6 +16,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("store", &[]),
     ("config", &["domain"]),
     ("catalog", &["domain"]),
+    ("hub", &["domain"]),
     ("encode", &["domain"]),
     ("decode", &["domain"]),
     ("engine", &["domain", "telemetry"]),
@@ -36,6 +37,7 @@ const MODULES: &[(&str, &[&str])] = &[
             "encode",
             "engine",
             "http",
+            "hub",
             "jobs",
             "kubernetes",
             "queue",
@@ -52,9 +54,13 @@ const MODULES: &[(&str, &[&str])] = &[
 /// stands for all that is in it.
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
-    (&["candle_*", "cudarc", "gemm", "half", "hf_hub", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
+    (&["candle_*", "cudarc", "gemm", "half", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
     (&["memmap2"], &["engine/loader/source", "store/changes"]),
-    (&["tokio_rustls"], &["http/server/tls"]),
+    (&["reqwest"], &["hub"]),
+    (&["rustls_platform_verifier"], &["hub/client"]),
+    (&["sha1", "sha2"], &["hub/checksum"]),
+    (&["fs4"], &["hub/download"]),
+    (&["tokio_rustls"], &["http/server/tls", "hub/client"]),
     (
         &["opentelemetry", "opentelemetry_*", "rustls", "rustls_native_certs", "tracing_opentelemetry", "ureq"],
         &["telemetry/otlp"],

@@ -19,7 +19,7 @@ type Finding = Result<String, String>;
 /// # Errors
 /// When something is wrong that keeps the worker from serving.
 pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
-    let models: Vec<Model> = config.models.iter().map(|source| (source, look_at(source))).collect();
+    let models: Vec<Model> = config.models.iter().map(|source| (source, look_at(config, source))).collect();
     let mut findings = vec![
         ("memory".to_owned(), memory(&models)),
         ("database".to_owned(), database(config).await),
@@ -112,8 +112,8 @@ async fn address(config: &Config) -> Finding {
 /// A model that is to be served, and what its files look like.
 type Model<'a> = (&'a ModelSource, Result<Inspection, String>);
 
-fn look_at(source: &ModelSource) -> Result<Inspection, String> {
-    files_of(source).map(|files| engine::inspect(&files)).map_err(|error| error.to_string())
+fn look_at(config: &Config, source: &ModelSource) -> Result<Inspection, String> {
+    files_of(config, source).map(|files| engine::inspect(&files)).map_err(|error| error.to_string())
 }
 
 /// Whether the checkpoint is whole.

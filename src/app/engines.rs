@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
+use super::hub::remedy;
 use crate::catalog::{Catalog, warm_up_spec};
 use crate::config::Config;
 use crate::domain::device::EngineSettings;
@@ -32,11 +33,11 @@ pub(super) struct NotReady {
 }
 
 /// Refuses models whose checkpoints are not whole, before anything is started.
-pub(super) fn check_models(catalog: &Catalog) -> anyhow::Result<()> {
+pub(super) fn check_models(config: &Config, catalog: &Catalog) -> anyhow::Result<()> {
     for (card, files) in catalog.served() {
         let inspection = engine::inspect(&files);
         if !inspection.is_sound() {
-            bail!("the model `{}` cannot be served:\n{inspection}", card.id);
+            bail!("the model `{}` cannot be served:\n{inspection}{}", card.id, remedy(config, &card.id, &files));
         }
     }
     Ok(())

@@ -7,6 +7,7 @@ use anyhow::{Context as _, anyhow, bail};
 
 use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
+use crate::config::Config;
 use crate::decode::{decode, prepare};
 use crate::domain::device::EngineSettings;
 use crate::domain::engine::{RgbImage, StepEngine};
@@ -42,7 +43,7 @@ const PROMPT_CHARS_MAX: usize = 100_000;
 ///
 /// # Errors
 /// When the model cannot be loaded, does not draw what is asked for, or the file cannot be written.
-pub fn generate(request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> anyhow::Result<()> {
+pub fn generate(config: &Config, request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> anyhow::Result<()> {
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let mut params = request.params;
     params.input_images = Vec::from_iter(request.image.as_deref().map(read_image).transpose()?);
@@ -55,7 +56,7 @@ pub fn generate(request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> 
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
         bail!("the folder of `{}` is not there: make `{}` first", request.output.display(), folder.display());
     }
-    let files = files_of(&request.model)?;
+    let files = files_of(config, &request.model)?;
     let mut engine = FluxEngine::load(&files, request.engine)?;
     let slot = engine.admit(&spec)?;
     on_step(0, spec.steps());

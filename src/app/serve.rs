@@ -15,6 +15,7 @@ use super::cluster::cluster_settings;
 use super::data_lock::DataLock;
 use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
+use super::hub::at_hand;
 use super::models::catalog_of;
 use super::revoked_keys;
 use crate::auth::Authenticator;
@@ -54,8 +55,13 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> a
 }
 
 async fn serve_until(config: &Config, shutdown: &Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
-    let catalog = Arc::new(catalog_of(config)?);
-    check_models(&catalog)?;
+    let sources = tokio::select! {
+        sources = at_hand(config) => sources?,
+        // What has come of a model stays, and the next start goes on from there.
+        () = shutdown.requested() => return Ok(()),
+    };
+    let catalog = Arc::new(catalog_of(config, &sources)?);
+    check_models(config, &catalog)?;
     // Held until the end: nobody else may take up the jobs before this process has let go of them.
     let _lock = DataLock::take(&config.data_dir)?;
     let doors = Doors::open(config).await?;

@@ -16,7 +16,7 @@ use crate::domain::spec::{GenerateParams, PIXELS_PER_TOKEN_SIDE, SEED_MAX};
 /// Options of `generate`.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct GenerateArgs {
-    /// The model, with the folder of its checkpoint
+    /// The model, with the folder of its checkpoint unless it was downloaded
     #[arg(long, value_name = "ID[=DIR]")]
     pub model: ModelSource,
     /// What to draw; may be empty
@@ -129,10 +129,10 @@ fn whole_patches(name: &str, pixels: Option<u32>, notes: &mut dyn Write) -> std:
 }
 
 /// Draws the picture, with a progress bar where there is a terminal.
-pub(super) fn run(request: GenerateRequest) -> anyhow::Result<()> {
+pub(super) fn run(config: &Config, request: GenerateRequest) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0)
         .with_style(ProgressStyle::with_template("{bar:40} step {pos}/{len}, {elapsed} gone, {eta} to go")?);
-    let outcome = app::generate(request, &mut |done, steps| {
+    let outcome = app::generate(config, request, &mut |done, steps| {
         bar.set_length(steps.into());
         bar.set_position(done.into());
     });

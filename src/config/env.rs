@@ -10,10 +10,12 @@ use std::path::PathBuf;
 use zeroize::Zeroizing;
 
 use crate::config::ConfigError;
+use crate::config::hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 use crate::config::settings::{
-    EngineSettings, HttpSettings, KubernetesSettings, Layer, LogSettings, Origin, QueueSettings, ResultsSettings,
-    Settings, TelemetrySettings, TlsSettings,
+    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, Origin, QueueSettings,
+    ResultsSettings, Settings, TelemetrySettings, TlsSettings,
 };
+use crate::domain::hub_token::HubToken;
 use crate::domain::password::AdminPassword;
 
 /// An environment variable and the field of the file that it stands for.
@@ -54,6 +56,25 @@ pub(super) const MAX_INPUT_IMAGES: Variable = variable(
     "max_input_images",
     "pictures that requests to a model may bring, ID=0 or ID=1, separated by commas",
 );
+pub(super) const HUB_DOWNLOAD: Variable =
+    variable("FLUXSERVE_HUB_DOWNLOAD", "hub.download", "true: models to serve that are not here are downloaded first");
+pub(super) const HF_TOKEN: Variable = variable("HF_TOKEN", "", "access token for the hub of models");
+pub(super) const HF_TOKEN_PATH: Variable =
+    variable("HF_TOKEN_PATH", "", "file with that token, HF_HOME/token by default");
+pub(super) const HF_HOME: Variable =
+    variable("HF_HOME", "", "folder of the hub's cache and token, ~/.cache/huggingface by default");
+pub(super) const HF_HUB_CACHE: Variable =
+    variable("HF_HUB_CACHE", "", "folder of downloaded models, HF_HOME/hub by default");
+pub(super) const HF_ENDPOINT: Variable = variable("HF_ENDPOINT", "", "another hub than https://huggingface.co");
+pub(super) const HF_HUB_OFFLINE: Variable =
+    variable("HF_HUB_OFFLINE", "", "1: nothing is asked of the hub, models come from the cache");
+pub(super) const HTTPS_PROXY: Variable = variable("HTTPS_PROXY", "", "proxy on the way to the hub");
+pub(super) const HTTP_PROXY: Variable = variable("HTTP_PROXY", "", "the same, for a hub without https");
+pub(super) const ALL_PROXY: Variable = variable("ALL_PROXY", "", "the same, where neither of these is set");
+pub(super) const NO_PROXY: Variable = variable("NO_PROXY", "", "hosts that are reached without a proxy");
+/// Where HF_HOME is by default; everybody knows what they are.
+const XDG_CACHE_HOME: Variable = variable("XDG_CACHE_HOME", "", "");
+const HOME: Variable = variable("HOME", "", "");
 pub(super) const DEVICE: Variable = variable("FLUXSERVE_DEVICE", "device", "auto, cpu, cuda or cuda:N");
 pub(super) const ENGINE_OFFLOAD: Variable = variable(
     "FLUXSERVE_ENGINE_OFFLOAD",
@@ -136,7 +157,7 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 31] = [
+pub const VARIABLES: [Variable; 42] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -168,6 +189,17 @@ pub const VARIABLES: [Variable; 31] = [
     KUBERNETES_SERVER,
     KUBERNETES_NAMESPACE,
     KUBERNETES_AUTO_OPEN,
+    HUB_DOWNLOAD,
+    HF_TOKEN,
+    HF_TOKEN_PATH,
+    HF_HOME,
+    HF_HUB_CACHE,
+    HF_ENDPOINT,
+    HF_HUB_OFFLINE,
+    HTTPS_PROXY,
+    HTTP_PROXY,
+    ALL_PROXY,
+    NO_PROXY,
 ];
 
 /// The environment, or in tests something like it.
@@ -227,6 +259,70 @@ impl<'a> Environment<'a> {
             .map_err(|_| Origin::Environment.error(variable, format!("must be `true` or `false`, not `{text}`")))
     }
 
+    /// The hub as the variables describe it that all its tools share, Python's among them. None stands in our file.
+    pub(super) fn hub(&self) -> Result<HubConfig, ConfigError> {
+        let default = HubConfig::default();
+        let own_cache = self.path(&XDG_CACHE_HOME).or_else(|| Some(self.path(&HOME)?.join(".cache")));
+        let home = self.path(&HF_HOME).or_else(|| Some(own_cache?.join("huggingface")));
+        let below_home = |name: &str| home.as_ref().map(|home| home.join(name));
+        let token = self.text(&HF_TOKEN)?.map(Zeroizing::new);
+        let token = token.map(|text| text.parse::<HubToken>()).transpose();
+        let all = self.proxy(&ALL_PROXY)?;
+        Ok(HubConfig {
+            endpoint: self.endpoint()?.unwrap_or(default.endpoint),
+            // The reason does not repeat the text.
+            token: token.map_err(|unfit| Origin::Environment.error(&HF_TOKEN, unfit.to_string()))?,
+            token_file: self.path(&HF_TOKEN_PATH).or_else(|| below_home("token")),
+            cache_dir: self.path(&HF_HUB_CACHE).or_else(|| below_home("hub")),
+            is_offline: self.is_set(&HF_HUB_OFFLINE)?,
+            proxy: ProxyConfig {
+                https: self.proxy(&HTTPS_PROXY)?.or_else(|| all.clone()),
+                http: self.proxy(&HTTP_PROXY)?.or(all),
+                except: self.either_case(&NO_PROXY)?,
+            },
+            ..default
+        })
+    }
+
+    fn endpoint(&self) -> Result<Option<String>, ConfigError> {
+        let Some(text) = self.text(&HF_ENDPOINT)? else { return Ok(None) };
+        let url = text.trim().trim_end_matches('/');
+        let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+        if rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['?', '#', '@', ' '])) {
+            return Ok(Some(url.to_owned()));
+        }
+        let reason = format!("`{text}` is not a hub's address: write it like {DEFAULT_HUB}");
+        Err(Origin::Environment.error(&HF_ENDPOINT, reason))
+    }
+
+    /// As Python's tools read a switch.
+    fn is_set(&self, variable: &Variable) -> Result<bool, ConfigError> {
+        let text = self.text(variable)?.unwrap_or_default();
+        Ok(["1", "true", "yes", "on"].contains(&text.trim().to_lowercase().as_str()))
+    }
+
+    /// A proxy's variable is known in capitals and in small letters; the small ones win.
+    fn either_case(&self, variable: &Variable) -> Result<Option<String>, ConfigError> {
+        let name = variable.name.to_lowercase();
+        match (self.lookup)(&name).filter(|value| !value.is_empty()).map(OsString::into_string) {
+            None => self.text(variable),
+            Some(Ok(text)) => Ok(Some(text)),
+            Some(Err(_)) => Err(Origin::Environment.error(variable, "not valid UTF-8".into())),
+        }
+    }
+
+    fn proxy(&self, variable: &Variable) -> Result<Option<ProxyUrl>, ConfigError> {
+        let Some(text) = self.either_case(variable)? else { return Ok(None) };
+        let url = if text.contains("://") { text } else { format!("http://{text}") };
+        // A password may stand in it: the reason does not repeat it.
+        let is_one = ["http://", "https://", "socks5://", "socks5h://"].iter().any(|scheme| url.starts_with(scheme));
+        if is_one && !url.contains(char::is_whitespace) {
+            return Ok(Some(ProxyUrl::new(url)));
+        }
+        let reason = "not a proxy's address: write it like http://proxy.example.org:3128";
+        Err(Origin::Environment.error(variable, reason.to_owned()))
+    }
+
     /// All variables as one layer of settings.
     pub(super) fn read(&self) -> Result<Layer, ConfigError> {
         let models = self.text(&MODELS)?;
@@ -266,6 +362,7 @@ impl<'a> Environment<'a> {
                 namespace: self.text(&KUBERNETES_NAMESPACE)?,
                 auto_open: self.yes_or_no(&KUBERNETES_AUTO_OPEN)?,
             },
+            hub: HubSettings { download: self.yes_or_no(&HUB_DOWNLOAD)? },
         };
         Ok(Layer { origin: Origin::Environment, settings })
     }

@@ -9,8 +9,8 @@ use std::str::FromStr;
 use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, Origin, Settings};
 use crate::config::{
-    Config, ConfigError, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, PublicUrl, QueueConfig, ResultsConfig,
-    TelemetryConfig, TlsConfig,
+    Config, ConfigError, EngineConfig, HttpConfig, HubConfig, KubernetesConfig, LogConfig, PublicUrl, QueueConfig,
+    ResultsConfig, TelemetryConfig, TlsConfig,
 };
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
@@ -123,6 +123,10 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
         },
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
         kubernetes: kubernetes(layers, default.kubernetes)?,
+        hub: HubConfig {
+            download: last(layers, |settings| settings.hub.download).is_some_and(|(download, _)| download),
+            ..default.hub
+        },
     })
 }
 

@@ -28,6 +28,7 @@ pub(super) struct Settings {
     pub(super) telemetry: TelemetrySettings,
     pub(super) tls: TlsSettings,
     pub(super) kubernetes: KubernetesSettings,
+    pub(super) hub: HubSettings,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -89,6 +90,12 @@ pub(super) struct KubernetesSettings {
     pub(super) server: Option<String>,
     pub(super) namespace: Option<String>,
     pub(super) auto_open: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HubSettings {
+    pub(super) download: Option<bool>,
 }
 
 /// Where settings come from.

@@ -90,6 +90,9 @@ auto_open = true
 [tls]
 certificate = "/etc/fluxserve/certificate.pem"
 private_key = "/etc/fluxserve/key.pem"
+
+[hub]
+download = true
 "#;
 
 #[test]
@@ -140,6 +143,7 @@ fn every_field_of_the_file_is_read() {
             namespace: "pictures".parse().expect("a name"),
             auto_open: true,
         },
+        hub: HubConfig { download: true, ..HubConfig::default() },
     };
     assert_eq!(config, expected);
 }
@@ -175,8 +179,10 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_KUBERNETES_IN_CLUSTER", "false")
         .variable("FLUXSERVE_KUBERNETES_SERVER", "https://cluster.example.org:6443/")
         .variable("FLUXSERVE_KUBERNETES_NAMESPACE", "pictures")
-        .variable("FLUXSERVE_KUBERNETES_AUTO_OPEN", "true");
-    assert_eq!(sources.variables.len() + 2, VARIABLES.len(), "all but the file's own name and the password");
+        .variable("FLUXSERVE_KUBERNETES_AUTO_OPEN", "true")
+        .variable("FLUXSERVE_HUB_DOWNLOAD", "true");
+    let ours = VARIABLES.iter().filter(|variable| variable.name.starts_with("FLUXSERVE_"));
+    assert_eq!(sources.variables.len() + 2, ours.count(), "all but the file's own name and the password");
     let from_file = Sources::new().file(WHOLE_FILE).load().expect("valid");
     assert_eq!(sources.load().expect("valid"), from_file);
 }
@@ -194,12 +200,17 @@ fn the_environment_wins_over_the_file_and_flags_over_both() {
         models: vec!["other/model".parse().expect("a model")],
         device: Some(DeviceChoice::Cpu.into()),
         config_file: None,
+        download: true,
         ..Flags::default()
     };
     let config = layered().flags(flags.clone()).load().expect("valid");
     assert_eq!((config.listen.port(), config.admin_listen.map(|address| address.port())), (2, Some(3)));
     assert_eq!((config.data_dir, config.models), ("elsewhere".into(), flags.models));
     assert_eq!((config.device, config.queue.jobs_max), (DeviceChoice::Cpu.into(), 8));
+    let off = layered().variable("FLUXSERVE_HUB_DOWNLOAD", "false");
+    assert!(!off.load().expect("valid").hub.download);
+    let flags = Flags { download: true, ..Flags::default() };
+    assert!(Sources::new().flags(flags).load().expect("valid").hub.download);
 }
 
 #[test]
@@ -291,6 +302,48 @@ fn the_password_comes_from_the_environment_alone_and_is_never_shown() {
     assert!(!error.contains("too short"), "{error}");
     let error = Sources::new().file("admin_password = \"a good password\"").error();
     assert!(error.contains("unknown field `admin_password`"), "{error}");
+}
+
+#[test]
+fn the_hub_is_where_its_own_tools_have_it() {
+    let hub = |sources: Sources| sources.load().expect("valid").hub;
+    let at_home = hub(Sources::new().variable("HOME", "/home/ann"));
+    assert_eq!(at_home.endpoint, DEFAULT_HUB);
+    assert_eq!(at_home.cache_dir, Some("/home/ann/.cache/huggingface/hub".into()));
+    assert_eq!(at_home.token_file, Some("/home/ann/.cache/huggingface/token".into()));
+    let elsewhere = Sources::new().variable("HOME", "/home/ann").variable("XDG_CACHE_HOME", "/cache");
+    assert_eq!(hub(elsewhere).cache_dir, Some("/cache/huggingface/hub".into()));
+    let named = || Sources::new().variable("HOME", "/home/ann").variable("HF_HOME", "/hf");
+    assert_eq!(hub(named()).cache_dir, Some("/hf/hub".into()));
+    assert_eq!(hub(named().variable("HF_HUB_CACHE", "/models")).cache_dir, Some("/models".into()));
+    assert_eq!(hub(named().variable("HF_TOKEN_PATH", "/run/token")).token_file, Some("/run/token".into()));
+    for (text, is_offline) in [("1", true), ("ON", true), ("true", true), ("0", false), ("no", false)] {
+        assert_eq!(hub(Sources::new().variable("HF_HUB_OFFLINE", text)).is_offline, is_offline, "{text}");
+    }
+    let mirror = hub(Sources::new().variable("HF_ENDPOINT", "https://mirror.example.org/hf/"));
+    assert_eq!(mirror.endpoint, "https://mirror.example.org/hf");
+    let proxies = Sources::new().variable("all_proxy", "proxy:3128").variable("HTTPS_PROXY", "http://other:1");
+    let proxy = hub(proxies.variable("no_proxy", "localhost")).proxy;
+    assert_eq!(proxy.https.as_ref().map(ProxyUrl::reveal), Some("http://other:1"));
+    assert_eq!(proxy.http.as_ref().map(ProxyUrl::reveal), Some("http://proxy:3128"));
+    assert_eq!(proxy.except.as_deref(), Some("localhost"));
+}
+
+#[test]
+fn a_mistake_in_a_variable_of_the_hub_is_named_and_no_secret_is_shown() {
+    for (name, value, part) in [
+        ("HF_ENDPOINT", "huggingface.co", DEFAULT_HUB),
+        ("HF_TOKEN", "two words", "one word"),
+        ("HTTPS_PROXY", "ftp://ann:secret@proxy", "http://proxy.example.org:3128"),
+    ] {
+        let error = Sources::new().variable(name, value).error();
+        assert!(error.contains(name) && error.contains(part), "{error}");
+        assert!(!error.contains("two words") && !error.contains("secret"), "{error}");
+    }
+    let sources = Sources::new().variable("HF_TOKEN", "hf_secret").variable("HTTP_PROXY", "http://ann:secret@proxy");
+    let config = sources.load().expect("valid");
+    assert_eq!(config.hub.token.as_ref().map(|token| token.reveal()), Some("hf_secret"));
+    assert!(!format!("{config:?}").contains("secret"));
 }
 
 #[test]

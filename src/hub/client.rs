@@ -1,0 +1,377 @@
+//! Asks the hub, by hand where it matters: the token goes to the hub and to nobody else, whomever an answer points to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use reqwest::{NoProxy, Proxy, Response, StatusCode, Url};
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use super::repository::{RepositoryId, Revision};
+use super::{HubError, HubSettings, Patience, Progress};
+use crate::domain::hub_token::{HUB_TOKEN_BYTES_MAX, HubToken};
+
+/// Most answers in a row that point elsewhere.
+const REDIRECTS_MAX: usize = 8;
+/// Most of an error's words that is repeated.
+const SAID_CHARS_MAX: usize = 300;
+/// What is waited where a hub that is asked too often does not say how long.
+const RATE_LIMIT_WAIT: Duration = Duration::from_secs(30);
+
+/// Who asks.
+struct Asker {
+    token: HubToken,
+    /// Where the token comes from, in words.
+    place: String,
+}
+
+/// The hub, as one repository is fetched from it.
+pub(super) struct Client<'a> {
+    http: reqwest::Client,
+    endpoint: Url,
+    asker: Option<Asker>,
+    /// Where a token would be looked for, in words.
+    token_file: String,
+    pub(super) patience: Patience,
+    progress: &'a dyn Progress,
+}
+
+/// What is asked for, for messages.
+pub(super) struct Wanted<'a> {
+    pub(super) repository: &'a RepositoryId,
+    pub(super) revision: &'a Revision,
+    /// `None`: the listing.
+    pub(super) path: Option<&'a str>,
+}
+
+/// What an answer means for the one who asked.
+enum Verdict {
+    Good(Response),
+    Elsewhere(Url),
+    /// Worth another attempt after a while.
+    Later {
+        wait: Option<Duration>,
+        error: HubError,
+    },
+}
+
+impl<'a> Client<'a> {
+    pub(super) fn new(settings: &HubSettings, progress: &'a dyn Progress) -> Result<Self, HubError> {
+        let unusable = |error: &dyn std::fmt::Display| HubError::Client(error.to_string());
+        let endpoint = Url::parse(&settings.endpoint).map_err(|error| unusable(&error))?;
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(settings.patience.connect)
+            .read_timeout(settings.patience.read)
+            .tls_backend_preconfigured(tls(endpoint.scheme() == "https")?)
+            // What the environment says of proxies has been read already, by who reads the environment.
+            .no_proxy();
+        let except = || settings.proxy.except.as_deref().and_then(NoProxy::from_string);
+        if let Some(url) = &settings.proxy.https {
+            builder = builder.proxy(Proxy::https(url).map_err(|error| unusable(&error))?.no_proxy(except()));
+        }
+        if let Some(url) = &settings.proxy.http {
+            builder = builder.proxy(Proxy::http(url).map_err(|error| unusable(&error))?.no_proxy(except()));
+        }
+        let http = builder.build().map_err(|error| unusable(&error))?;
+        let token_file = settings
+            .token_file
+            .as_ref()
+            .map_or_else(|| "HF_HOME/token".to_owned(), |path| format!("`{}`", path.display()));
+        Ok(Self { http, endpoint, asker: asker(settings)?, token_file, patience: settings.patience, progress })
+    }
+
+    /// Whom we ask, for messages.
+    pub(super) fn host(&self) -> String {
+        host_of(&self.endpoint)
+    }
+
+    /// A repository's listing at a revision, as JSON of at most `bytes_max` bytes.
+    pub(super) async fn revision(
+        &self,
+        repository: &RepositoryId,
+        revision: &Revision,
+        bytes_max: usize,
+    ) -> Result<Vec<u8>, HubError> {
+        let [owner, name] = repository.segments();
+        let mut url = self.url(&["api", "models", owner, name, "revision", revision.as_str()]);
+        url.set_query(Some("blobs=true"));
+        let wanted = Wanted { repository, revision, path: None };
+        let mut tries = 0;
+        loop {
+            let mut answer = self.get(&url, 0, &wanted).await?;
+            match whole_body(&mut answer, bytes_max).await {
+                Ok(Some(body)) => return Ok(body),
+                Ok(None) => {
+                    let reason = format!("its listing is longer than {bytes_max} bytes");
+                    return Err(HubError::Malformed { host: self.host(), reason });
+                }
+                Err(error) => {
+                    tries += 1;
+                    if tries >= self.patience.tries_max {
+                        return Err(HubError::Unreachable { host: self.host(), reason: reason_of(&error) });
+                    }
+                    self.pause(tries, "the connection broke off").await;
+                }
+            }
+        }
+    }
+
+    /// The rest of a file at a commit from byte `start` on, or all of it where the hub does not do ranges: the number
+    /// says where the answer's body begins.
+    pub(super) async fn file(&self, wanted: &Wanted<'_>, start: u64) -> Result<(u64, Response), HubError> {
+        let [owner, name] = wanted.repository.segments();
+        let path = wanted.path.unwrap_or_default();
+        let mut segments = vec![owner, name, "resolve", wanted.revision.as_str()];
+        segments.extend(path.split('/'));
+        let answer = self.get(&self.url(&segments), start, wanted).await?;
+        if answer.status() != StatusCode::PARTIAL_CONTENT {
+            return Ok((0, answer));
+        }
+        let range = answer.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        let begins_at = range.and_then(|range| range.strip_prefix("bytes ")?.split_once('-')?.0.parse::<u64>().ok());
+        match begins_at {
+            Some(begins_at) if begins_at == start => Ok((start, answer)),
+            _ => {
+                let reason = format!("it was asked for `{path}` from byte {start} on and sends another part");
+                Err(HubError::Malformed { host: host_of(answer.url()), reason })
+            }
+        }
+    }
+
+    fn url(&self, segments: &[&str]) -> Url {
+        let mut url = self.endpoint.clone();
+        // An endpoint with a scheme and a host always has segments.
+        if let Ok(mut path) = url.path_segments_mut() {
+            path.pop_if_empty().extend(segments);
+        }
+        url
+    }
+
+    /// Asks until there is an answer to read, or no sense in asking on.
+    async fn get(&self, first: &Url, start: u64, wanted: &Wanted<'_>) -> Result<Response, HubError> {
+        let (mut url, mut redirects, mut tries) = (first.clone(), 0, 0);
+        let mut rested = Duration::ZERO;
+        loop {
+            let (wait, error) = match self.ask(&url, start, wanted).await? {
+                Verdict::Good(answer) => return Ok(answer),
+                Verdict::Elsewhere(next) => {
+                    redirects += 1;
+                    if redirects > REDIRECTS_MAX {
+                        let reason = format!("it points elsewhere more than {REDIRECTS_MAX} times in a row");
+                        return Err(HubError::Malformed { host: host_of(&url), reason });
+                    }
+                    url = next;
+                    continue;
+                }
+                Verdict::Later { wait, error } => (wait, error),
+            };
+            // A signed address does not last for ever.
+            (url, redirects) = (first.clone(), 0);
+            tries += 1;
+            let (error, patience) = (error.with_tries(tries), self.patience);
+            match wait {
+                Some(wait) => {
+                    rested += wait;
+                    if rested > patience.rate_limit_wait_max {
+                        return Err(error);
+                    }
+                    self.progress.waiting("the hub is asked too often and wants a rest", wait);
+                    tokio::time::sleep(wait).await;
+                }
+                None if tries >= patience.tries_max => return Err(error),
+                None => self.pause(tries, &error.to_string()).await,
+            }
+        }
+    }
+
+    /// Waits a while, the longer the more attempts have brought nothing.
+    pub(super) async fn pause(&self, tries: u32, reason: &str) {
+        let wait = self.patience.pause * 2_u32.saturating_pow(tries.saturating_sub(1).min(6));
+        self.progress.waiting(reason, wait);
+        tokio::time::sleep(wait).await;
+    }
+
+    async fn ask(&self, url: &Url, start: u64, wanted: &Wanted<'_>) -> Result<Verdict, HubError> {
+        let mut request = self.http.get(url.clone());
+        if let Some(asker) = self.asker.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", asker.token.reveal()))
+                .map_err(|error| HubError::Client(error.to_string()))?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        if start > 0 {
+            request = request.header(RANGE, format!("bytes={start}-"));
+        }
+        match request.send().await {
+            Ok(answer) => self.judge(answer, wanted),
+            Err(error) => {
+                let error = HubError::Unreachable { host: host_of(url), reason: reason_of(&error) };
+                Ok(Verdict::Later { wait: None, error })
+            }
+        }
+    }
+
+    fn judge(&self, answer: Response, wanted: &Wanted<'_>) -> Result<Verdict, HubError> {
+        let (status, headers) = (answer.status(), answer.headers());
+        if status.is_success() {
+            return Ok(Verdict::Good(answer));
+        }
+        if status.is_redirection() {
+            return elsewhere(answer.url(), headers).map(Verdict::Elsewhere);
+        }
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => {
+                let wait = retry_after(headers).unwrap_or(RATE_LIMIT_WAIT);
+                let error = HubError::RateLimited { wait_seconds: wait.as_secs() };
+                Ok(Verdict::Later { wait: Some(wait), error })
+            }
+            status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
+                Ok(Verdict::Later { wait: None, error: other(status, headers, wanted) })
+            }
+            _ => Err(self.refusal(status, headers, wanted)),
+        }
+    }
+
+    /// What a status means that another attempt would not change.
+    fn refusal(&self, status: StatusCode, headers: &HeaderMap, wanted: &Wanted<'_>) -> HubError {
+        let (repository, revision) = (wanted.repository.to_string(), wanted.revision.to_string());
+        let code = headers.get("x-error-code").and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let hub = self.host();
+        let page = |rest: &str| format!("{}/{repository}{rest}", self.endpoint.as_str().trim_end_matches('/'));
+        let tokens_page = format!("{}/settings/tokens", self.endpoint.as_str().trim_end_matches('/'));
+        let token_file = self.token_file.clone();
+        let said = said(headers);
+        let token_place = self.asker.as_ref().map(|asker| asker.place.clone());
+        match (status, code, token_place) {
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, "GatedRepo", None) => {
+                HubError::GatedWithoutToken { page: page(""), repository, tokens_page, token_file }
+            }
+            (StatusCode::FORBIDDEN, "GatedRepo", Some(token_place)) => {
+                HubError::GatedNotAccepted { page: page(""), repository, token_place, said }
+            }
+            // The hub hides private repositories behind this status from those who may see others.
+            (StatusCode::UNAUTHORIZED, "RepoNotFound", Some(_)) => HubError::NoRepository { repository, hub },
+            (StatusCode::UNAUTHORIZED, _, Some(token_place)) => {
+                HubError::TokenRefused { token_place, tokens_page, said }
+            }
+            (StatusCode::UNAUTHORIZED, _, None) => HubError::NotThereOrPrivate { repository, hub, token_file },
+            (StatusCode::FORBIDDEN, _, _) => HubError::Forbidden { what: what(wanted), said },
+            (StatusCode::NOT_FOUND, "RevisionNotFound", _) => {
+                HubError::NoRevision { page: page("/refs"), repository, revision }
+            }
+            (StatusCode::NOT_FOUND, code, _) => match wanted.path {
+                Some(path) if code != "RepoNotFound" => HubError::NoFile { repository, path: path.to_owned() },
+                _ => HubError::NoRepository { repository, hub },
+            },
+            _ => other(status, headers, wanted),
+        }
+    }
+}
+
+impl HubError {
+    fn with_tries(mut self, count: u32) -> Self {
+        if let Self::Status { tries, .. } = &mut self {
+            *tries = count;
+        }
+        self
+    }
+}
+
+fn what(wanted: &Wanted) -> String {
+    wanted.path.map_or_else(|| wanted.repository.to_string(), |path| format!("{}/{path}", wanted.repository))
+}
+
+fn other(status: StatusCode, headers: &HeaderMap, wanted: &Wanted) -> HubError {
+    HubError::Status { status: status.as_u16(), what: what(wanted), tries: 1, said: said(headers) }
+}
+
+/// What a hub says of a refusal, to be hung on a message.
+fn said(headers: &HeaderMap) -> String {
+    let text = headers.get("x-error-message").and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let text: String = text.chars().filter(|letter| !letter.is_control()).take(SAID_CHARS_MAX).collect();
+    if text.is_empty() { text } else { format!(" (the hub says: {text})") }
+}
+
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().map(Duration::from_secs).ok()
+}
+
+/// Where an answer points to: by http or https, and not from https down to http.
+fn elsewhere(from: &Url, headers: &HeaderMap) -> Result<Url, HubError> {
+    let malformed = |reason: &str| HubError::Malformed { host: host_of(from), reason: reason.to_owned() };
+    let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
+    let location = location.ok_or_else(|| malformed("it points elsewhere without saying where"))?;
+    let url = from.join(location).map_err(|_| malformed("it points to no address"))?;
+    match (from.scheme(), url.scheme()) {
+        (_, "https") | ("http", "http") => Ok(url),
+        _ => Err(malformed("it points to an address that is less safe than its own")),
+    }
+}
+
+fn host_of(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+}
+
+/// The innermost cause: what is around it repeats the address, in which a signature may stand.
+pub(super) fn reason_of(error: &reqwest::Error) -> String {
+    if error.is_timeout() {
+        return "nothing came for too long".to_owned();
+    }
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    if cause.downcast_ref::<reqwest::Error>().is_some() { "no more is known".to_owned() } else { cause.to_string() }
+}
+
+/// A body of at most `bytes_max` bytes; `None` for a longer one.
+async fn whole_body(answer: &mut Response, bytes_max: usize) -> reqwest::Result<Option<Vec<u8>>> {
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await? {
+        if body.len() + chunk.len() > bytes_max {
+            return Ok(None);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Some(body))
+}
+
+fn asker(settings: &HubSettings) -> Result<Option<Asker>, HubError> {
+    if let Some(token) = &settings.token {
+        return Ok(Some(Asker { token: token.clone(), place: "HF_TOKEN".to_owned() }));
+    }
+    let Some(path) = &settings.token_file else { return Ok(None) };
+    let unfit = |reason: String| HubError::TokenFile { path: path.clone(), reason };
+    match std::fs::metadata(path) {
+        Ok(found) if found.len() > HUB_TOKEN_BYTES_MAX as u64 => return Err(unfit("too long for a token".to_owned())),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(unfit(error.to_string())),
+    }
+    let text = std::fs::read_to_string(path).map(zeroize::Zeroizing::new).map_err(|error| unfit(error.to_string()))?;
+    if text.trim().is_empty() {
+        return Ok(None);
+    }
+    let token = text.parse().map_err(|error: crate::domain::hub_token::UnfitToken| unfit(error.to_string()))?;
+    Ok(Some(Asker { token, place: format!("`{}`", path.display()) }))
+}
+
+/// Certificates are judged as this machine judges them. Where it has no authorities to judge by, only plain http is left,
+/// which a hub on the same machine may speak.
+fn tls(is_needed: bool) -> Result<ClientConfig, HubError> {
+    let provider = Arc::new(ring::default_provider());
+    let unusable = |error: tokio_rustls::rustls::Error| HubError::Client(format!("https: {error}"));
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
+    let builder = builder.with_safe_default_protocol_versions().map_err(unusable)?;
+    match rustls_platform_verifier::Verifier::new(provider) {
+        Ok(verifier) => {
+            Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
+        }
+        Err(error) if is_needed => Err(unusable(error)),
+        Err(_) => Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth()),
+    }
+}

@@ -1,0 +1,189 @@
+//! A whole repository: what is missing, whether there is room for it, and several files at a time.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use futures_util::{StreamExt as _, TryStreamExt as _};
+
+use super::cache::{Cache, cached};
+use super::checksum::checksum_of;
+use super::client::Client;
+use super::folder;
+use super::listing::{Listing, RemoteFile};
+use super::repository::{RepositoryId, Revision};
+use super::transfer::{Route, Transfer};
+use super::{HubError, HubSettings, Progress};
+
+/// Files that are fetched at one time.
+const FILES_AT_ONCE: usize = 4;
+/// What is left free on the disk.
+const ROOM_LEFT_BYTES: u64 = 64 << 20;
+
+/// What is to be fetched.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// From where.
+    pub repository: RepositoryId,
+    /// Which state of it.
+    pub revision: Revision,
+    /// A folder of one's own. `None`: the cache.
+    pub folder: Option<PathBuf>,
+}
+
+/// What was fetched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Downloaded {
+    /// The folder with the files in it.
+    pub folder: PathBuf,
+    /// The commit they are from. `None`: the hub was not to be asked.
+    pub commit: Option<String>,
+    /// Files of the repository that are there now.
+    pub files: usize,
+    /// Bytes that were fetched this time.
+    pub bytes_fetched: u64,
+}
+
+/// Where files go.
+enum Place {
+    Cache(Cache),
+    Folder(PathBuf),
+}
+
+impl Place {
+    fn of(settings: &HubSettings, request: &Request) -> Result<Self, HubError> {
+        match (&request.folder, &settings.cache_dir) {
+            (Some(folder), _) => Ok(Self::Folder(folder.clone())),
+            (None, Some(root)) => Ok(Self::Cache(Cache::of(root, &request.repository))),
+            (None, None) => Err(HubError::NoCache),
+        }
+    }
+
+    fn transfer(&self, file: RemoteFile) -> Transfer {
+        match self {
+            Self::Cache(cache) => {
+                let (target, lock) = (cache.blob(&file.checksum), cache.lock(&file.checksum));
+                let mut partial = target.clone().into_os_string();
+                partial.push(".incomplete");
+                Transfer { file, target, partial: partial.into(), lock }
+            }
+            Self::Folder(folder) => Transfer {
+                target: folder.join(&file.path),
+                partial: folder::beside(folder, &file.path, "incomplete"),
+                lock: folder::beside(folder, &file.path, "lock"),
+                file,
+            },
+        }
+    }
+
+    /// Whether a file is in its place already. Blobs are called by their checksum, and get their name after it was
+    /// compared; in a folder anybody may have changed a file, and without a note nothing is known of it.
+    fn has(&self, transfer: &Transfer, commit: &str) -> Result<bool, HubError> {
+        let RemoteFile { path, bytes, checksum } = &transfer.file;
+        if !fs::metadata(&transfer.target).is_ok_and(|found| found.is_file() && found.len() == *bytes) {
+            return Ok(false);
+        }
+        let Self::Folder(folder) = self else { return Ok(true) };
+        if folder::noted(folder, path).as_ref() == Some(checksum) {
+            return Ok(true);
+        }
+        let found = checksum_of(&transfer.target, checksum).map_err(|error| HubError::file(&transfer.target, error))?;
+        if found == *checksum {
+            folder::note(folder, path, commit, checksum)?;
+        }
+        Ok(found == *checksum)
+    }
+
+    /// Makes files be found, now that all are there.
+    fn publish(&self, listing: &Listing, revision: &Revision) -> Result<PathBuf, HubError> {
+        match self {
+            Self::Folder(folder) => Ok(folder.clone()),
+            Self::Cache(cache) => {
+                for file in &listing.files {
+                    cache.link(&listing.commit, &file.path, &file.checksum)?;
+                }
+                // Last, so that a branch leads to a whole snapshot only.
+                cache.note(revision, &listing.commit)?;
+                Ok(cache.snapshot(&listing.commit))
+            }
+        }
+    }
+}
+
+/// Fetches what a pipeline needs of a repository, as far as it is not here, and compares each file with its checksum.
+/// Dropping the future ends it; the next one goes on from there.
+///
+/// # Errors
+/// See [`HubError`].
+pub async fn download(
+    settings: &HubSettings,
+    request: &Request,
+    progress: &dyn Progress,
+) -> Result<Downloaded, HubError> {
+    let place = Place::of(settings, request)?;
+    if settings.is_offline {
+        return offline(settings, request);
+    }
+    let client = Client::new(settings, progress)?;
+    let listing = Listing::ask(&client, &request.repository, &request.revision).await?;
+    let files: Vec<RemoteFile> = listing.files.clone();
+    let (here, missing) = look(&place, files, &listing.commit)?;
+    let fetched = missing.iter().map(|transfer| transfer.file.bytes - transfer.bytes_here()).sum();
+    let all: u64 = here + missing.iter().map(|transfer| transfer.file.bytes).sum::<u64>();
+    make_room(fetched, missing.first())?;
+    progress.planned(listing.files.len(), all, all - fetched);
+    let commit: Revision = listing.commit.parse()?;
+    let route = Route { client: &client, repository: &request.repository, revision: &commit, progress };
+    let transfers = futures_util::stream::iter(missing).map(|transfer| route.fetch(transfer));
+    let mut arriving = transfers.buffer_unordered(FILES_AT_ONCE);
+    while let Some(transfer) = arriving.try_next().await? {
+        if let Place::Folder(folder) = &place {
+            folder::note(folder, &transfer.file.path, &listing.commit, &transfer.file.checksum)?;
+        }
+    }
+    let folder = place.publish(&listing, &request.revision)?;
+    let files = listing.files.len();
+    Ok(Downloaded { folder, commit: Some(listing.commit), files, bytes_fetched: fetched })
+}
+
+/// Bytes that are in their places already, and what is to be fetched: each place once, largest first, so that the end is
+/// not one large file alone.
+fn look(place: &Place, files: Vec<RemoteFile>, commit: &str) -> Result<(u64, Vec<Transfer>), HubError> {
+    let mut here = 0;
+    let mut missing = BTreeMap::new();
+    for file in files {
+        let transfer = place.transfer(file);
+        if place.has(&transfer, commit)? {
+            here += transfer.file.bytes;
+        } else {
+            missing.insert(transfer.target.clone(), transfer);
+        }
+    }
+    let mut missing: Vec<Transfer> = missing.into_values().collect();
+    missing.sort_by_key(|transfer| std::cmp::Reverse(transfer.file.bytes));
+    Ok((here, missing))
+}
+
+/// Refuses to begin what cannot be ended.
+fn make_room(needed: u64, first: Option<&Transfer>) -> Result<(), HubError> {
+    let Some(first) = first else { return Ok(()) };
+    super::cache::make_folder_of(&first.partial)?;
+    let place = first.partial.parent().unwrap_or(Path::new("."));
+    let free = fs4::available_space(place).map_err(|error| HubError::file(place, error))?;
+    if needed.saturating_add(ROOM_LEFT_BYTES) > free {
+        return Err(HubError::NoRoom { needed, free, place: place.to_owned() });
+    }
+    Ok(())
+}
+
+fn offline(settings: &HubSettings, request: &Request) -> Result<Downloaded, HubError> {
+    let repository = request.repository.to_string();
+    let folder = request.folder.is_none().then(|| cached(settings, &request.repository, &request.revision)).flatten();
+    match folder {
+        Some(folder) => {
+            let files = folder::known_files(&folder).len();
+            Ok(Downloaded { folder, commit: None, files, bytes_fetched: 0 })
+        }
+        None => Err(HubError::Offline { repository, cache: settings.cache_dir.clone().unwrap_or_default() }),
+    }
+}

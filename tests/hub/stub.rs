@@ -1,0 +1,312 @@
+//! A hub on this machine: one repository, its storage at another address, and whatever can go wrong with either.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sha1::Sha1;
+use sha2::{Digest as _, Sha256};
+
+pub(crate) const ID: &str = "black-forest-labs/FLUX.1-dev";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const LICENCE: &str = "the terms\n";
+
+/// A request as it came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Seen {
+    /// Whether it came to the storage, which is another host than the hub.
+    pub(crate) at_storage: bool,
+    pub(crate) path: String,
+    pub(crate) authorization: Option<String>,
+    /// Where the client wants the answer to begin.
+    pub(crate) start: u64,
+    /// Bytes of the file that were sent.
+    pub(crate) sent: usize,
+}
+
+/// How a file's answers go wrong, each time it is asked for, from the first on; then they are right.
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    Status(u16, Vec<(&'static str, String)>),
+    /// The connection ends after so many bytes of the body.
+    Cut(usize),
+    /// The right length, and another content.
+    Damaged,
+    /// All of the file, whatever was asked for.
+    NoRange,
+    /// To the same address again.
+    Circle,
+}
+
+#[derive(Default)]
+pub(crate) struct Conduct {
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
+    /// Sizes in the listing that are not the files'.
+    pub(crate) listed_sizes: BTreeMap<String, u64>,
+    /// By path inside the repository; `""` is the listing.
+    pub(crate) faults: BTreeMap<String, Vec<Fault>>,
+    /// Files are given to this token alone; another one has not accepted the licence.
+    pub(crate) gate: Option<String>,
+    /// A wait before each 64 KiB from the storage.
+    pub(crate) pause: Duration,
+}
+
+pub(crate) struct Hub {
+    pub(crate) address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    conduct: Mutex<Conduct>,
+    seen: Mutex<Vec<Seen>>,
+    storage: SocketAddr,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut digits, byte| {
+        write!(digits, "{byte:02x}").expect("a string takes all");
+        digits
+    })
+}
+
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+pub(crate) fn git_blob(bytes: &[u8]) -> String {
+    let mut hasher = Sha1::new();
+    hasher.update(format!("blob {}\0", bytes.len()));
+    hasher.update(bytes);
+    hex(&hasher.finalize())
+}
+
+pub(crate) fn is_large(path: &str) -> bool {
+    path.ends_with(".safetensors")
+}
+
+/// The reference checkpoint in both layouts, as a repository holds it.
+pub(crate) fn reference() -> BTreeMap<String, Vec<u8>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+    let mut files = BTreeMap::from([
+        ("LICENSE.md".to_owned(), LICENCE.as_bytes().to_vec()),
+        ("README.md".to_owned(), b"about it".to_vec()),
+    ]);
+    let mut folders = vec![root.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let name = path.strip_prefix(&root).expect("inside").to_str().expect("text").to_owned();
+                files.insert(name, std::fs::read(path).expect("readable"));
+            }
+        }
+    }
+    files
+}
+
+impl Hub {
+    pub(crate) fn start() -> Self {
+        let hub = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let storage = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let shared = Arc::new(Shared {
+            conduct: Mutex::new(Conduct { files: reference(), ..Conduct::default() }),
+            seen: Mutex::default(),
+            storage: storage.local_addr().expect("an address"),
+        });
+        let address = hub.local_addr().expect("an address");
+        for (listener, at_storage) in [(hub, false), (storage, true)] {
+            let shared = Arc::clone(&shared);
+            std::thread::spawn(move || {
+                for stream in listener.incoming().map_while(Result::ok) {
+                    let shared = Arc::clone(&shared);
+                    // A client that goes away in the middle is part of the tests.
+                    std::thread::spawn(move || drop(shared.answer(stream, at_storage)));
+                }
+            });
+        }
+        Self { address, shared }
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn conduct(&self) -> MutexGuard<'_, Conduct> {
+        self.shared.conduct.lock().expect("no panic under this lock")
+    }
+
+    pub(crate) fn fails(&self, path: &str, faults: &[Fault]) {
+        self.conduct().faults.insert(path.to_owned(), faults.to_vec());
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.shared.seen.lock().expect("no panic under this lock").clone()
+    }
+
+    pub(crate) fn forget(&self) {
+        self.shared.seen.lock().expect("no panic under this lock").clear();
+    }
+
+    /// What was asked of a file's content.
+    pub(crate) fn seen_of(&self, path: &str) -> Vec<Seen> {
+        let digest = sha256(&self.conduct().files[path]);
+        self.seen().into_iter().filter(|seen| seen.path.contains(&digest) || seen.path.ends_with(path)).collect()
+    }
+}
+
+struct Answer {
+    status: u16,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+    /// Where the body breaks off.
+    cut: Option<usize>,
+}
+
+impl Answer {
+    fn of(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self { status, headers: Vec::new(), body: body.into(), cut: None }
+    }
+
+    fn error(status: u16, code: &str) -> Self {
+        let mut answer = Self::of(status, "refused");
+        answer.headers.push(("x-error-code", code.to_owned()));
+        answer
+    }
+}
+
+impl Shared {
+    fn answer(&self, stream: TcpStream, at_storage: bool) -> std::io::Result<()> {
+        let mut reader = BufReader::new(stream.try_clone()?);
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
+        let (mut authorization, mut start) = (None, 0);
+        loop {
+            let mut header = String::new();
+            if reader.read_line(&mut header)? == 0 || header == "\r\n" {
+                break;
+            }
+            let (name, value) = header.trim_end().split_once(": ").unwrap_or_default();
+            match name.to_lowercase().as_str() {
+                "authorization" => authorization = Some(value.to_owned()),
+                "range" => {
+                    let range = value.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
+                    start = range.expect("an open range").parse().expect("a number");
+                }
+                _ => {}
+            }
+        }
+        let seen = Seen { at_storage, path, authorization, start, sent: 0 };
+        let answer = self.decide(&mut self.conduct.lock().expect("no panic under this lock"), &seen);
+        let pause = if at_storage { self.conduct.lock().expect("no panic").pause } else { Duration::ZERO };
+        let at = {
+            let mut all = self.seen.lock().expect("no panic under this lock");
+            all.push(seen);
+            all.len() - 1
+        };
+        let length = answer.body.len();
+        let mut head =
+            format!("HTTP/1.1 {} Status\r\ncontent-length: {length}\r\nconnection: close\r\n", answer.status);
+        for (name, value) in answer.headers {
+            write!(head, "{name}: {value}\r\n").expect("a string takes all");
+        }
+        let mut stream = stream;
+        stream.write_all(format!("{head}\r\n").as_bytes())?;
+        let body = &answer.body[..answer.cut.unwrap_or(length).min(length)];
+        for chunk in body.chunks(64 << 10) {
+            std::thread::sleep(pause);
+            stream.write_all(chunk)?;
+            if let Some(seen) = self.seen.lock().expect("no panic under this lock").get_mut(at) {
+                seen.sent += chunk.len();
+            }
+        }
+        stream.flush()
+    }
+
+    fn decide(&self, conduct: &mut Conduct, seen: &Seen) -> Answer {
+        let Seen { at_storage, path, authorization, start, .. } = seen;
+        let (path, start) = (path.as_str(), *start);
+        if *at_storage {
+            let found = conduct.files.iter().find(|(_, bytes)| path.contains(&sha256(bytes)));
+            let (name, bytes) = found.map(|(name, bytes)| (name.clone(), bytes.clone())).expect("a blob");
+            let fault = next_fault(conduct, &name);
+            return content(bytes, start, fault);
+        }
+        let listing = format!("/api/models/{ID}/revision/");
+        if let Some(rest) = path.strip_prefix(&listing) {
+            return match (next_fault(conduct, ""), rest) {
+                (Some(Fault::Status(status, headers)), _) => Answer { headers, ..Answer::of(status, "no") },
+                (_, "main?blobs=true") => Answer::of(200, listing_of(conduct).to_string()),
+                (_, rest) if rest == format!("{COMMIT}?blobs=true") => Answer::of(200, listing_of(conduct).to_string()),
+                _ => Answer::error(404, "RevisionNotFound"),
+            };
+        }
+        let Some(name) = path.strip_prefix(&format!("/{ID}/resolve/{COMMIT}/")) else {
+            return Answer::error(404, "RepoNotFound");
+        };
+        match (&conduct.gate, authorization) {
+            (Some(_), None) => return Answer::error(401, "GatedRepo"),
+            (Some(gate), Some(token)) if *token != format!("Bearer {gate}") => return Answer::error(403, "GatedRepo"),
+            _ => {}
+        }
+        let Some(bytes) = conduct.files.get(name).cloned() else { return Answer::error(404, "EntryNotFound") };
+        if !is_large(name) {
+            let fault = next_fault(conduct, name);
+            return content(bytes, start, fault);
+        }
+        // What the hub itself does; the rest is the storage's.
+        let is_ours = |fault: &Fault| matches!(fault, Fault::Circle);
+        let mut answer = Answer::of(302, "");
+        let target = if conduct.faults.get(name).and_then(|faults| faults.first()).is_some_and(is_ours) {
+            path.to_owned()
+        } else {
+            format!("http://{}/{}?signature=secret", self.storage, sha256(&bytes))
+        };
+        answer.headers.push(("location", target));
+        answer
+    }
+}
+
+fn next_fault(conduct: &mut Conduct, name: &str) -> Option<Fault> {
+    let faults = conduct.faults.get_mut(name)?;
+    (!faults.is_empty()).then(|| faults.remove(0))
+}
+
+fn content(mut bytes: Vec<u8>, start: u64, fault: Option<Fault>) -> Answer {
+    let whole = bytes.len();
+    if matches!(fault, Some(Fault::Damaged)) {
+        bytes[whole / 2] ^= 1;
+    }
+    let start = if matches!(fault, Some(Fault::NoRange)) { 0 } else { usize::try_from(start).expect("small") };
+    let mut answer = match fault {
+        Some(Fault::Status(status, headers)) => return Answer { headers, ..Answer::of(status, "no") },
+        _ => Answer::of(if start > 0 { 206 } else { 200 }, bytes.split_off(start)),
+    };
+    if start > 0 {
+        answer.headers.push(("content-range", format!("bytes {start}-{}/{whole}", whole - 1)));
+    }
+    if let Some(Fault::Cut(after)) = fault {
+        answer.cut = Some(after);
+    }
+    answer
+}
+
+fn listing_of(conduct: &Conduct) -> Value {
+    let siblings = conduct.files.iter().map(|(path, bytes)| {
+        let size = conduct.listed_sizes.get(path).copied().unwrap_or(bytes.len() as u64);
+        if is_large(path) {
+            let lfs = json!({ "sha256": sha256(bytes), "size": size, "pointerSize": 134 });
+            json!({ "rfilename": path, "size": size, "blobId": git_blob(b"a pointer"), "lfs": lfs })
+        } else {
+            json!({ "rfilename": path, "size": size, "blobId": git_blob(bytes) })
+        }
+    });
+    json!({ "id": ID, "sha": COMMIT, "gated": "auto", "siblings": siblings.collect::<Vec<_>>() })
+}
