@@ -26,10 +26,10 @@ use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngin
 use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
 
-pub use device::{DeviceError, probe};
+pub use device::{DeviceError, free_bytes, probe};
 use loader::Checkpoint;
 use loader::config::Configs;
-pub use loader::{CheckpointError, ComponentReport, Inspection, Problem, inspect};
+pub use loader::{CheckpointError, ComponentReport, Inspection, Precision, Problem, inspect};
 use plan::MemoryPlan;
 pub use plan::TooLarge;
 use preview::Projection;
@@ -249,7 +249,7 @@ impl FluxEngine {
 /// What one step may hold on a device, and most pixels of a picture.
 fn limits_of(checkpoint: &Checkpoint, device: &Device, offload: Offload) -> Result<(EngineLimits, usize), TooLarge> {
     let limits = device::initial_limits();
-    let Some(free) = device::free_bytes(device) else { return Ok((limits, usize::MAX)) };
+    let Some(free) = device::free_bytes_of(device) else { return Ok((limits, usize::MAX)) };
     let dtype = device::dtype(device);
     let plan = MemoryPlan::new(&checkpoint.configs, checkpoint.weight_bytes(dtype), dtype, offload, (free, limits))?;
     tracing::info!(%plan, "the device's memory");

@@ -3,8 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use fluxserve::catalog::card_or_flux_dev;
+use fluxserve::domain::device::DeviceChoice;
+use fluxserve::domain::engine::StepEngine as _;
+use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model::ModelFiles;
-use fluxserve::engine::{Inspection, Problem, inspect};
+use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::engine::{FluxEngine, Inspection, Precision, Problem, inspect};
 
 const SHARD: &str = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors";
 
@@ -32,6 +37,28 @@ impl Damaged {
 
     fn problems(&self) -> Vec<Problem> {
         self.inspect().into_problems()
+    }
+
+    /// Replaces text in a file that has it.
+    fn edit(&self, file: &str, from: &str, to: &str) {
+        let text = std::fs::read_to_string(self.path(file)).expect("readable");
+        assert!(text.contains(from), "{file}: {from}");
+        std::fs::write(self.path(file), text.replace(from, to)).expect("written");
+    }
+
+    /// What a model of this name draws with it.
+    fn draw(&self, id: &str, guidance: Option<f64>) -> Vec<u8> {
+        let files = ModelFiles::Directory(self.0.path().to_owned());
+        let mut engine = FluxEngine::load(&files, DeviceChoice::Cpu).expect("it loads");
+        let params =
+            GenerateParams { prompt: "a fox".into(), width: Some(64), height: Some(64), ..GenerateParams::default() };
+        let params = GenerateParams { steps: Some(4), sequence_length: Some(256), guidance, seed: 1, ..params };
+        let spec = GenerateSpec::new(params, &card_or_flux_dev(&ModelId::new(id))).expect("a valid request");
+        let slot = engine.admit(&spec).expect("admits");
+        for _ in 0..spec.steps() {
+            engine.step(&[slot]).expect("steps");
+        }
+        engine.finish(slot).expect("finishes").pixels().to_vec()
     }
 
     /// Rewrites a weight file with other tensors.
@@ -169,6 +196,74 @@ fn a_dtype_that_is_no_weight_is_named() {
     });
     let problems = checkpoint.problems();
     assert!(matches!(&problems[..], [Problem::Dtype { tensor, .. }] if tensor == "text_model.final_layer_norm.bias"));
+}
+
+#[test]
+fn a_checkpoint_in_the_form_of_schnell_draws_and_takes_no_guidance() {
+    let (dev, schnell) = ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell");
+    let checkpoint = Damaged::new();
+    checkpoint.edit("transformer/config.json", "\"guidance_embeds\": true", "\"guidance_embeds\": false");
+    let surplus = checkpoint.problems();
+    let is_guidance = |problem: &Problem| matches!(problem, Problem::SurplusTensor { tensor, .. } if tensor.contains("guidance_embedder"));
+    assert!(surplus.len() == 4 && surplus.iter().all(is_guidance), "{surplus:?}");
+    for number in 1..=3 {
+        checkpoint.rewrite(
+            &format!("transformer/diffusion_pytorch_model-0000{number}-of-00003.safetensors"),
+            |tensors| {
+                tensors.retain(|name, _| !name.contains("guidance_embedder"));
+            },
+        );
+    }
+    assert!(checkpoint.inspect().is_sound(), "{}", checkpoint.inspect());
+    let shifted = checkpoint.draw(dev, Some(1.0));
+    assert_eq!(checkpoint.draw(dev, Some(3.5)), shifted, "there is no place for a guidance value");
+    checkpoint.edit(
+        "scheduler/scheduler_config.json",
+        "\"use_dynamic_shifting\": true",
+        "\"use_dynamic_shifting\": false",
+    );
+    checkpoint.edit("scheduler/scheduler_config.json", "\"shift\": 3.0", "\"shift\": 1.0");
+    let picture = checkpoint.draw(schnell, None);
+    assert_ne!(picture, shifted, "the schedule is the checkpoint's own");
+    assert_eq!(checkpoint.draw(schnell, Some(0.0)), picture, "its card's default is no guidance");
+}
+
+#[test]
+fn what_weights_take_in_memory_goes_by_their_numbers() {
+    let inspection = Damaged::new().inspect();
+    let sums = |precision| inspection.weights_bytes(precision).into_iter().collect::<BTreeMap<_, _>>();
+    let (wide, narrow) = (sums(Precision::F32), sums(Precision::Bf16));
+    // On the disk it is bf16 but for the autoencoder's first layout, which is not read here.
+    for component in &inspection.components {
+        assert_eq!(wide[component.name], 4 * component.elements);
+        let halves = if component.name == "vae" { wide["vae"] } else { wide[component.name] / 2 };
+        assert_eq!(narrow[component.name], halves, "{}", component.name);
+    }
+    assert_eq!(narrow["transformer"], inspection.components[0].bytes);
+}
+
+#[test]
+fn two_tensors_of_other_shapes_that_have_changed_places_are_both_named() {
+    let checkpoint = Damaged::new();
+    let names = ["decoder.conv_in.bias", "decoder.conv_out.bias"];
+    let shard = "vae/diffusion_pytorch_model.safetensors";
+    checkpoint.rewrite(shard, |tensors| {
+        let [left, right] = names.map(|name| tensors.remove(name).expect("there"));
+        tensors.insert(names[0].into(), right);
+        tensors.insert(names[1].into(), left);
+    });
+    let problems = checkpoint.problems();
+    let named: Vec<&str> = problems
+        .iter()
+        .filter_map(|problem| match problem {
+            Problem::Shape { file, tensor, expected, found } if file == shard && expected != found => {
+                Some(tensor.as_str())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(named, names);
+    assert_eq!(problems.len(), 2, "and nothing else");
 }
 
 #[test]

@@ -4,11 +4,12 @@ use std::io::Write;
 
 use anyhow::bail;
 
+use super::fetching::size;
 use super::models::files_of;
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
-use crate::engine::{self, Inspection};
+use crate::engine::{self, Inspection, Precision};
 use crate::store::Store;
 
 /// What one look found: a fact, or a fault with the way to mend it.
@@ -21,7 +22,7 @@ type Finding = Result<String, String>;
 pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
     let models: Vec<Model> = config.models.iter().map(|source| (source, look_at(config, source))).collect();
     let mut findings = vec![
-        ("memory".to_owned(), memory(&models)),
+        ("memory".to_owned(), memory(config, &models)),
         ("database".to_owned(), database(config).await),
         ("address".to_owned(), address(config).await),
     ];
@@ -29,7 +30,7 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
         findings.insert(0, ("device".to_owned(), look_at_device(device)));
     }
     for model in &models {
-        findings.push((format!("model {}", model.0.id), completeness(model)));
+        findings.push((format!("model {}", model.0.id), completeness(config, model)));
     }
     let mut faults = 0;
     for (name, finding) in findings {
@@ -63,29 +64,65 @@ fn look_at_device(device: DeviceChoice) -> Finding {
     Ok(format!("{description}; {} operations agree with the CPU's, at most {:.2} % off", reports.len(), 100.0 * worst))
 }
 
-/// Free memory against what the weights need on the CPU, where they are kept as f32.
-fn memory(models: &[Model]) -> Finding {
-    let components = models.iter().filter_map(|(_, look)| look.as_ref().ok()).flat_map(|look| &look.components);
-    let weights_bytes: usize = components.map(|component| component.bytes_as_f32).sum();
-    let needed = weights_bytes.div_ceil(MEBIBYTE);
-    let Some(available) = available_memory_mebibytes() else {
-        return Ok(format!("weights need {needed} MiB on the CPU; how much is free cannot be read on this system"));
-    };
-    if needed > available {
-        return Err(format!(
-            "weights need {needed} MiB on the CPU, {available} MiB are free: serve a smaller model, or use a GPU"
-        ));
+/// Free memory against what the weights of all models need that are drawn with on the CPU.
+fn memory(config: &Config, models: &[Model]) -> Finding {
+    let available = available_memory_bytes();
+    let free = available
+        .map_or_else(|| "what is free cannot be read here".to_owned(), |bytes| format!("{} free", size(bytes as u64)));
+    if !config.device.iter().any(draws_on_cpu) {
+        return Ok(free);
     }
-    Ok(format!("{available} MiB free, weights need {needed} MiB on the CPU"))
+    let looks = models.iter().filter_map(|(_, look)| look.as_ref().ok());
+    let needed: usize = looks.map(|look| total(look, Precision::F32)).sum();
+    let weights = format!("the weights of all models need {} on the CPU, as f32", size(needed as u64));
+    if available.is_some_and(|available| needed > available) {
+        return Err(format!("{weights}, {free}: serve fewer or smaller models, or use a GPU"));
+    }
+    Ok(format!("{free}, {weights}"))
 }
 
-const MEBIBYTE: usize = 1 << 20;
+fn draws_on_cpu(device: DeviceChoice) -> bool {
+    engine::probe(device).is_ok_and(|description| description.starts_with("cpu"))
+}
 
-fn available_memory_mebibytes() -> Option<usize> {
+fn total(inspection: &Inspection, precision: Precision) -> usize {
+    inspection.weights_bytes(precision).iter().map(|(_, bytes)| bytes).sum()
+}
+
+/// Whether a model's weights fit on each device, in the precision they are kept in there.
+fn fits(config: &Config, inspection: &Inspection) -> String {
+    let on = |device: DeviceChoice| {
+        let (precision, name, free) = match room(device) {
+            Some((Precision::F32, free)) => (Precision::F32, "f32", free),
+            Some((Precision::Bf16, free)) => (Precision::Bf16, "bf16", free),
+            None => return format!("{device} cannot be asked"),
+        };
+        let parts = inspection.weights_bytes(precision).into_iter();
+        let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(bytes as u64))).collect();
+        let needed = total(inspection, precision);
+        let fit = match free {
+            Some(free) if needed <= free => format!("fits, {} free", size(free as u64)),
+            Some(free) => format!("does not fit, {} free", size(free as u64)),
+            None => "how much is free there is not known".to_owned(),
+        };
+        format!("on {device} {} as {name} ({}): {fit}", size(needed as u64), parts.join(", "))
+    };
+    config.device.iter().map(on).collect::<Vec<_>>().join("; ")
+}
+
+/// What weights are kept as on a device, and how many bytes are free there; `None` where it does not answer.
+fn room(device: DeviceChoice) -> Option<(Precision, Option<usize>)> {
+    match engine::free_bytes(device).ok()? {
+        Some(free) => Some((Precision::Bf16, Some(free))),
+        None => Some((Precision::F32, available_memory_bytes())),
+    }
+}
+
+fn available_memory_bytes() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes / 1024)
+    Some(kibibytes * 1024)
 }
 
 async fn database(config: &Config) -> Finding {
@@ -116,11 +153,11 @@ fn look_at(config: &Config, source: &ModelSource) -> Result<Inspection, String> 
     files_of(config, source).map(|files| engine::inspect(&files)).map_err(|error| error.to_string())
 }
 
-/// Whether the checkpoint is whole.
-fn completeness((source, look): &Model) -> Finding {
+/// Whether the checkpoint is whole, and what will fit.
+fn completeness(config: &Config, (source, look): &Model) -> Finding {
     let inspection = look.as_ref().map_err(Clone::clone)?;
     if !inspection.is_sound() {
         return Err(format!("not usable; `fluxserve models check {source}` lists what is wrong"));
     }
-    Ok("complete".to_owned())
+    Ok(format!("complete; {}", fits(config, inspection)))
 }

@@ -83,7 +83,15 @@ pub(crate) fn limits_after_out_of_memory(limits: EngineLimits, tokens: usize) ->
 }
 
 /// Bytes of a device's memory that nobody has; `None` for the CPU, whose memory is the machine's.
-pub(crate) fn free_bytes(device: &Device) -> Option<usize> {
+///
+/// # Errors
+/// When the device cannot be had.
+pub fn free_bytes(choice: DeviceChoice) -> Result<Option<usize>, DeviceError> {
+    open(choice).map(|device| free_bytes_of(&device))
+}
+
+/// [`free_bytes`] of a device that is open.
+pub(crate) fn free_bytes_of(device: &Device) -> Option<usize> {
     cuda::name_and_free_bytes(device).map(|(_, free)| free)
 }
 

@@ -21,7 +21,7 @@ use super::text::tokens::{self, TokenizerFiles, Tokenizers};
 use backend::CheckedTensors;
 use config::Configs;
 use inventory::Layout;
-pub use report::{ComponentReport, Inspection, Problem};
+pub use report::{ComponentReport, Inspection, Precision, Problem};
 use source::Source;
 use weights::WeightFiles;
 

@@ -78,6 +78,15 @@ impl Problem {
     }
 }
 
+/// What weights are kept as in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precision {
+    /// 16 bits, where the hardware multiplies them. The autoencoder stays in 32 all the same.
+    Bf16,
+    /// 32 bits, as on the CPU.
+    F32,
+}
+
 /// What was found of one component.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ComponentReport {
@@ -89,8 +98,8 @@ pub struct ComponentReport {
     pub tensors: usize,
     /// Size of those tensors on disk.
     pub bytes: usize,
-    /// Size of those tensors in memory as f32, as they are kept on the CPU.
-    pub bytes_as_f32: usize,
+    /// Numbers in those tensors.
+    pub elements: usize,
     /// What is wrong.
     pub problems: Vec<Problem>,
 }
@@ -109,13 +118,13 @@ pub struct Inspection {
 impl ComponentReport {
     /// What is there, in numbers.
     pub(super) fn of(name: &'static str, files: Option<&WeightFiles>) -> Self {
-        let mut report = Self { name, files: Vec::new(), tensors: 0, bytes: 0, bytes_as_f32: 0, problems: Vec::new() };
+        let mut report = Self { name, files: Vec::new(), tensors: 0, bytes: 0, elements: 0, problems: Vec::new() };
         if let Some(files) = files {
             report.files = files.files.iter().map(|(path, _)| path.clone()).collect();
             report.tensors = files.entries.len();
             for entry in files.entries.values() {
                 report.bytes += entry.range.len();
-                report.bytes_as_f32 += entry.shape.iter().product::<usize>() * size_of::<f32>();
+                report.elements += entry.shape.iter().product::<usize>();
             }
         }
         report
@@ -131,6 +140,14 @@ impl Inspection {
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.problems.is_empty() && self.components.iter().all(|component| component.problems.is_empty())
+    }
+
+    /// What each component's weights take in memory, in bytes. What is computed with them comes on top.
+    #[must_use]
+    pub fn weights_bytes(&self, precision: Precision) -> Vec<(&'static str, usize)> {
+        let width =
+            |name| if precision == Precision::F32 || name == "vae" { size_of::<f32>() } else { size_of::<u16>() };
+        self.components.iter().map(|component| (component.name, component.elements * width(component.name))).collect()
     }
 
     /// Everything that is wrong.
