@@ -297,6 +297,12 @@ fn a_hub_that_is_asked_too_often_is_waited_for_within_a_bound() {
     assert_eq!(waits, [Duration::from_secs(1), Duration::ZERO]);
 
     let client = Client::new();
+    let rested = Fault::Status(429, vec![("ratelimit", "\"api\";r=0;t=1".into())]);
+    client.hub.fails("", &[rested, too_many(0), too_many(2)]);
+    let text = client.refusal();
+    assert!(text.contains("2 more seconds"), "one second of the two was waited already: {text}");
+
+    let client = Client::new();
     client.hub.fails("", &[too_many(3600)]);
     let text = client.refusal();
     assert!(text.contains("asked too often") && text.contains("3600 more seconds"), "{text}");

@@ -286,3 +286,27 @@ fn a_picture_is_drawn_from_another_without_a_server() {
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(text.contains("--strength: must be above 0 and at most 1, not 1.5"), "{text}");
 }
+
+#[test]
+fn two_models_are_served_side_by_side() {
+    let (_folder, data) = folder();
+    let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+    let other = "black-forest-labs/FLUX.1-dev";
+    let source = format!("{other}={}", reference.display());
+    let mut server = Server::start(&data, &["--model", MODEL, "--model", &source]);
+    let url = server.url();
+    let key = server.line("A demo key, shown this once: ");
+    let jobs = [MODEL, other].map(|model| {
+        let body = json!({ "model": model, "prompt": "a fox", "width": 64, "height": 64, "steps": 2, "seed": 1 });
+        submit(&url, &key, &body)
+    });
+    for job in jobs {
+        let status = || get(&format!("{url}/v1/inference/jobs/{job}"), &key)["status"].clone();
+        until("it is drawn", || (status() == "succeeded").then_some(()));
+    }
+    let runtime = get(&format!("{url}/v1/inference/runtime/models"), &key);
+    let drawing = runtime["models"].as_array().expect("a list").iter().filter(|model| model["available"] == true);
+    let ids: Vec<&str> = drawing.filter_map(|model| model["id"].as_str()).collect();
+    assert_eq!(ids, [other, MODEL]);
+    assert!(server.stop().success());
+}

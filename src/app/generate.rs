@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
 
+use super::hub::remedy;
 use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
@@ -57,7 +58,8 @@ pub fn generate(config: &Config, request: GenerateRequest, on_step: &mut dyn FnM
         bail!("the folder of `{}` is not there: make `{}` first", request.output.display(), folder.display());
     }
     let files = files_of(config, &request.model)?;
-    let mut engine = FluxEngine::load(&files, request.engine)?;
+    let engine = FluxEngine::load(&files, request.engine);
+    let mut engine = engine.map_err(|error| anyhow!("{error}{}", remedy(config, &request.model.id, &files)))?;
     let slot = engine.admit(&spec)?;
     on_step(0, spec.steps());
     for step in 1..=spec.steps() {

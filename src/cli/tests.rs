@@ -60,6 +60,32 @@ fn serve_takes_several_models() {
     assert_eq!(serve.listen.map(|address| address.port()), Some(80));
     assert_eq!(serve.models.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a", "b=/c"]);
     assert_eq!(serve.device, Some(DeviceChoice::Cuda(1).into()));
+    assert!(!serve.download, "only when asked");
+}
+
+#[tokio::test]
+async fn models_are_listed_with_their_licences_and_those_that_do_not_work_yet_say_so() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (table, _) = run_in(folder.path(), &["models", "list"]).await.expect("listed");
+    let row = |id: &str| {
+        let row = table.lines().find(|line| line.starts_with(&format!("{id} ")));
+        row.unwrap_or_else(|| panic!("no {id} in {table}")).to_owned()
+    };
+    let shapes = row("fluxserve/flux-shapes");
+    assert!(shapes.contains(" served ") && shapes.ends_with("in the program"), "{shapes}");
+    let schnell = row("black-forest-labs/FLUX.1-schnell");
+    assert!(schnell.contains(" known ") && schnell.contains(" Apache-2.0 "), "{schnell}");
+    let kontext = row("black-forest-labs/FLUX.1-Kontext-dev");
+    assert!(kontext.contains(" not yet ") && kontext.contains("it changes a picture"), "{kontext}");
+    for command in [
+        &["models", "check"][..],
+        &["models", "download"],
+        &["generate", "--prompt", "", "--output", "x.png", "--model"],
+    ] {
+        let arguments = [command, &["black-forest-labs/FLUX.1-Kontext-dev"]].concat();
+        let error = run_in(folder.path(), &arguments).await.expect_err("refused").to_string();
+        assert!(error.contains("does not work yet: it changes a picture"), "{error}");
+    }
 }
 
 #[test]
@@ -93,6 +119,7 @@ fn mistakes_are_usage_errors() {
         (vec!["keys", "rotate", "rgpu_00000000", "--grace-seconds", "604801"], ErrorKind::ValueValidation),
         (vec!["admin", "set-password", "an argument is read by others"], ErrorKind::UnknownArgument),
         (vec!["backup"], ErrorKind::MissingRequiredArgument),
+        (vec!["models", "download"], ErrorKind::MissingRequiredArgument),
         (generate.to_vec(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--true-cfg-scale", "4"]].concat(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--seed", "9007199254740992"]].concat(), ErrorKind::ValueValidation),

@@ -342,7 +342,7 @@ fn a_mistake_in_a_variable_of_the_hub_is_named_and_no_secret_is_shown() {
     }
     let sources = Sources::new().variable("HF_TOKEN", "hf_secret").variable("HTTP_PROXY", "http://ann:secret@proxy");
     let config = sources.load().expect("valid");
-    assert_eq!(config.hub.token.as_ref().map(|token| token.reveal()), Some("hf_secret"));
+    assert_eq!(config.hub.token.as_ref().map(crate::domain::hub_token::HubToken::reveal), Some("hf_secret"));
     assert!(!format!("{config:?}").contains("secret"));
 }
 

@@ -16,6 +16,8 @@ use crate::domain::hub_token::{HUB_TOKEN_BYTES_MAX, HubToken};
 const REDIRECTS_MAX: usize = 8;
 /// Most of an error's words that is repeated.
 const SAID_CHARS_MAX: usize = 300;
+/// Most rests in a row, also where a hub wants none that takes time.
+const RESTS_MAX: u32 = 30;
 /// What is waited where a hub that is asked too often does not say how long.
 const RATE_LIMIT_WAIT: Duration = Duration::from_secs(30);
 
@@ -175,7 +177,7 @@ impl<'a> Client<'a> {
             match wait {
                 Some(wait) => {
                     rested += wait;
-                    if rested > patience.rate_limit_wait_max {
+                    if rested > patience.rate_limit_wait_max || tries >= RESTS_MAX {
                         return Err(error);
                     }
                     self.progress.waiting("the hub is asked too often and wants a rest", wait);
@@ -295,8 +297,14 @@ fn said(headers: &HeaderMap) -> String {
     if text.is_empty() { text } else { format!(" (the hub says: {text})") }
 }
 
+/// How long a hub wants to be left alone: in seconds, or as the `t` of its `RateLimit`.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().map(Duration::from_secs).ok()
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let seconds = text(RETRY_AFTER.as_str()).or_else(|| {
+        let mut parameters = text("ratelimit")?.split([';', ',']);
+        parameters.find_map(|parameter| parameter.trim().strip_prefix("t="))
+    });
+    seconds?.trim().parse().map(Duration::from_secs).ok()
 }
 
 /// Where an answer points to: by http or https, and not from https down to http.

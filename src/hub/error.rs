@@ -245,3 +245,16 @@ impl HubError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_that_is_full_has_its_own_words() {
+        let full = HubError::file("/models/blob", io::ErrorKind::StorageFull.into()).to_string();
+        assert!(full.starts_with("the disk is full at `/models/blob`") && full.contains("goes on"), "{full}");
+        let other = HubError::file("/models/blob", io::ErrorKind::PermissionDenied.into()).to_string();
+        assert!(other.starts_with("`/models/blob`: permission denied"), "{other}");
+    }
+}

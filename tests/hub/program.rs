@@ -99,9 +99,14 @@ fn one_command_fetches_compares_serves_and_draws() {
     let picture = answer.body_mut().read_to_vec().expect("a body");
     assert!(picture.starts_with(b"\x89PNG"), "{} bytes", picture.len());
     drop(server);
-
-    // From here on the cache is enough, and the hub is not asked.
+    // The next start needs no hub.
     machine.hub.forget();
+    let mut again = Running(machine.program(&serve).spawn().expect("a process"));
+    let mut lines = BufReader::new(again.0.stdout.take().expect("piped")).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.starts_with(&format!("{ID} is ready"))));
+    drop(again);
+
+    // For all others, too, the cache is enough.
     let (is_done, out, errors) = machine.run(&["models", "check", ID]);
     assert!(is_done && out.contains("complete") && out.contains("licence: LICENSE.md"), "{out}{errors}");
     let output = machine.path("fox.png");
@@ -191,6 +196,13 @@ fn two_tensors_that_have_changed_places_are_seen_by_the_checksum_alone() {
     std::fs::remove_file(&blob).expect("removed");
     let (is_done, out, _) = machine.run(&["models", "check", ID]);
     assert!(!is_done && out.contains(&format!("{SHARD}: missing")), "{out}");
+    for command in [
+        &["generate", "--model", ID, "--prompt", "", "--output", "x.png", "--device", "cpu"][..],
+        &["serve", "--listen", "127.0.0.1:0", "--model", ID],
+    ] {
+        let (is_done, _, errors) = machine.run(command);
+        assert!(!is_done && errors.contains(&format!("`fluxserve models download {ID}`")), "{errors}");
+    }
     assert!(machine.run(&["models", "download", ID]).0 && machine.run(&["models", "check", ID, "--checksums"]).0);
 }
 
