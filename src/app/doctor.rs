@@ -107,7 +107,12 @@ fn fits(config: &Config, inspection: &Inspection) -> String {
         };
         format!("on {device} {} as {name} ({}): {fit}", size(needed as u64), parts.join(", "))
     };
-    config.device.iter().map(on).collect::<Vec<_>>().join("; ")
+    let mut words: Vec<String> = config.device.iter().map(on).collect();
+    if config.device.iter().all(draws_on_cpu) {
+        let narrow = total(inspection, Precision::Bf16);
+        words.push(format!("on a GPU it would be {} as bf16", size(narrow as u64)));
+    }
+    words.join("; ")
 }
 
 /// What weights are kept as on a device, and how many bytes are free there; `None` where it does not answer.

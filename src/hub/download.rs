@@ -65,12 +65,13 @@ impl Place {
                 let (target, lock) = (cache.blob(&file.checksum), cache.lock(&file.checksum));
                 let mut partial = target.clone().into_os_string();
                 partial.push(".incomplete");
-                Transfer { file, target, partial: partial.into(), lock }
+                Transfer { file, target, partial: partial.into(), lock, is_place_named_by_checksum: true }
             }
             Self::Folder(folder) => Transfer {
                 target: folder.join(&file.path),
                 partial: folder::beside(folder, &file.path, "incomplete"),
                 lock: folder::beside(folder, &file.path, "lock"),
+                is_place_named_by_checksum: false,
                 file,
             },
         }

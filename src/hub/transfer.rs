@@ -23,6 +23,8 @@ pub(super) struct Transfer {
     pub(super) partial: PathBuf,
     /// What keeps others away meanwhile.
     pub(super) lock: PathBuf,
+    /// Whether whatever stands in its place is it, because its place is called by its checksum.
+    pub(super) is_place_named_by_checksum: bool,
 }
 
 impl Transfer {
@@ -54,6 +56,13 @@ impl Route<'_> {
     pub(super) async fn fetch(&self, transfer: Transfer) -> Result<Transfer, HubError> {
         let path = &transfer.file.path;
         let _lock = lock(path, &transfer.lock)?;
+        if transfer.is_place_named_by_checksum && transfer.target.exists() {
+            // Another process was at it until just now.
+            self.progress.begun(path, transfer.file.bytes, transfer.file.bytes);
+            self.progress.received(path, transfer.file.bytes);
+            self.progress.ended(path);
+            return Ok(transfer);
+        }
         make_folder_of(&transfer.target)?;
         let mut growing = open(&transfer).await?;
         self.progress.begun(path, transfer.file.bytes, growing.bytes);
