@@ -1,5 +1,6 @@
 //! Wires all parts together: the only place that knows everything.
 
+mod bench;
 mod cluster;
 mod data_lock;
 mod doctor;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
+pub use bench::{Outcome, StagesRequest, TimeReport, TimeRequest, Timing, time, write_stages};
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use doctor::doctor;
 pub use fetching::Told;

@@ -6,6 +6,7 @@
 
 mod admin;
 mod backup;
+mod bench;
 mod generate;
 mod keys;
 mod kubernetes;
@@ -20,6 +21,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use admin::{AdminCommand, PasswordInput};
 pub use backup::BackupArgs;
+pub use bench::BenchCommand;
 pub use generate::GenerateArgs;
 pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
@@ -77,6 +79,9 @@ pub enum Command {
     /// Fetch models, see which there are and whether they are complete
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Measure how fast this machine draws, or what stands between a picture's stages
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Print the description of the HTTP API: OpenAPI 3.1, as JSON
     Openapi,
     /// Look for what keeps this machine from serving, and say how to mend it
@@ -155,6 +160,10 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
         Command::Admin(command) => admin::run(command, &Config::load(flags)?, input, notes).await,
         Command::Backup(arguments) => backup::run(&arguments, &Config::load(flags)?, notes).await,
         Command::Models(command) => models::run(command, &Config::load(flags)?, out, notes).await,
+        Command::Bench(command) => {
+            command.apply(&mut flags);
+            bench::run(command, &Config::load(flags)?, out, notes)
+        }
         Command::Openapi => Ok(writeln!(out, "{}", app::api_description())?),
         Command::Doctor => app::doctor(&Config::load(flags)?, out).await,
     }

@@ -15,6 +15,7 @@ pub mod model;
 pub mod model_source;
 pub mod namespace;
 pub mod password;
+pub mod picture_size;
 pub mod priority;
 pub mod provenance;
 pub mod rates;

@@ -78,7 +78,7 @@ fn read_image(path: &Path) -> anyhow::Result<Arc<RgbImage>> {
 }
 
 /// The card without the limits that keep strangers from taking a shared worker for themselves.
-fn for_its_operator(mut card: ModelCard) -> ModelCard {
+pub(super) fn for_its_operator(mut card: ModelCard) -> ModelCard {
     card.prompt_chars_max = PROMPT_CHARS_MAX;
     card.limits.width_min = PIXELS_PER_TOKEN_SIDE;
     card.limits.height_min = PIXELS_PER_TOKEN_SIDE;

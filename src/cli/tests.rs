@@ -124,6 +124,11 @@ fn mistakes_are_usage_errors() {
         ([&with_prompt[..], &["--true-cfg-scale", "4"]].concat(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--seed", "9007199254740992"]].concat(), ErrorKind::ValueValidation),
         (vec!["generate", "--model", "a", "--prompt", "fox", "--output", "x.gif"], ErrorKind::ValueValidation),
+        (vec!["bench", "time"], ErrorKind::MissingRequiredArgument),
+        (vec!["bench", "time", "--model", "a", "--sizes", "512x512,1024"], ErrorKind::ValueValidation),
+        (vec!["bench", "time", "--model", "a", "--counts", "0"], ErrorKind::ValueValidation),
+        (vec!["bench", "time", "--model", "a", "--steps", "101"], ErrorKind::ValueValidation),
+        (vec!["bench", "stages", "--model", "a", "--prompt", ""], ErrorKind::MissingRequiredArgument),
     ];
     for (arguments, kind) in cases {
         let error = parse_error(&arguments);
@@ -360,4 +365,38 @@ async fn the_first_start_makes_a_password_unless_one_is_given() {
     keys.demo_key(&config("used")).await.expect("made").expect("the first");
     assert!(keys.first_password().await.expect("looked").is_none(), "an older worker's database");
     assert!(!keys.admin.has_password().await.expect("looked"));
+}
+
+#[tokio::test]
+async fn what_was_timed_is_a_table_and_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("time.json");
+    let model = ["--model", "fluxserve/flux-shapes", "--device", "cpu"];
+    let options = ["--sizes", "64x64", "--counts", "1", "--steps", "2", "--repeat", "1", "--json"];
+    let arguments = [&["bench", "time"][..], &model, &options, &[json.to_str().expect("text")]].concat();
+    let (table, notes) = run_in(folder.path(), &arguments).await.expect("timed");
+    assert!(table.starts_with("fluxserve/flux-shapes on cpu, "), "{table}");
+    assert!(table.contains("\nstep 64x64 ") && table.contains("\npicture 64x64, 2 steps "), "{table}");
+    assert!(notes.starts_with("loaded in ") && notes.contains("\nstep 64x64: "), "{notes}");
+    let text = std::fs::read_to_string(&json).expect("written");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let step = report["timings"].as_array().expect("a list").iter().find(|timing| timing["part"] == "step");
+    let step = step.expect("a step");
+    assert_eq!((&step["pictures"], &step["outcome"]), (&serde_json::json!([[64, 64]]), &"measured".into()));
+    assert!(step["median_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{step}");
+}
+
+#[tokio::test]
+async fn a_picture_is_laid_open_or_the_reason_is_said() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("stages.safetensors");
+    let start = ["bench", "stages", "--model", "fluxserve/flux-shapes", "--device", "cpu", "--prompt", "a circle"];
+    let out = ["--out", file.to_str().expect("text")];
+    run_in(folder.path(), &[&start[..], &["--size", "64x64"], &out].concat()).await.expect("written");
+    assert!(file.metadata().expect("a file").len() > 64 * 64 * 3 * 4);
+    let error = run_in(folder.path(), &[&start[..], &["--size", "65x64"], &out].concat()).await.expect_err("no size");
+    assert!(error.to_string().starts_with("width: must be a multiple of 16"), "{error}");
+    let nowhere = ["--out", "/nowhere/stages.safetensors"];
+    let error = run_in(folder.path(), &[&start[..], &nowhere].concat()).await.expect_err("no folder");
+    assert!(error.to_string().contains("make `/nowhere` first"), "{error}");
 }

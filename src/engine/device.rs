@@ -49,7 +49,8 @@ pub fn probe(choice: DeviceChoice) -> Result<String, DeviceError> {
     open(choice).map(|device| describe(&device))
 }
 
-fn describe(device: &Device) -> String {
+/// A device in words.
+pub(crate) fn describe(device: &Device) -> String {
     match device.location() {
         candle_core::DeviceLocation::Cpu => format!("cpu, {} threads", rayon::current_num_threads()),
         candle_core::DeviceLocation::Cuda { gpu_id } => match cuda::name_and_free_bytes(device) {

@@ -1,0 +1,289 @@
+//! `bench`: how long each part of a picture takes with a model on a device, and what stands between its stages.
+
+mod timing;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use serde::Serialize;
+
+use super::generate::for_its_operator;
+use super::models::files_of;
+use crate::catalog::card_or_flux_dev;
+use crate::config::Config;
+use crate::domain::device::EngineSettings;
+use crate::domain::engine::{EngineError, Slot, StepEngine};
+use crate::domain::model::ModelCard;
+use crate::domain::model_source::ModelSource;
+use crate::domain::picture_size::PictureSize;
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec};
+use crate::engine::FluxEngine;
+use timing::{Bench, Timed};
+pub use timing::{Outcome, Timing};
+
+/// Sizes that are timed where none are named, as far as the model draws them.
+const SIZES: [u32; 4] = [512, 768, 1024, 2048];
+
+/// A whole picture is timed at the largest size up to this many pixels.
+const WHOLE_PICTURE_PIXELS: u64 = 1024 * 1024;
+
+/// What is to be timed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TimeRequest {
+    /// The model that draws.
+    pub model: ModelSource,
+    /// Where to draw, and how.
+    pub engine: EngineSettings,
+    /// Sizes of pictures; none: the usual ones that the model draws.
+    pub sizes: Vec<PictureSize>,
+    /// Pictures that step together.
+    pub counts: Vec<usize>,
+    /// Whether pictures of all sizes up to a megapixel are also timed in one step together.
+    pub mixed: bool,
+    /// Steps of whole pictures.
+    pub steps: Vec<u32>,
+    /// Times that each part is timed, after it has been done once without.
+    pub repeats: usize,
+    /// Nothing new is begun that would not end within so long from the start.
+    pub budget: Option<Duration>,
+}
+
+/// How long everything took.
+#[derive(Debug, Clone, Serialize)]
+pub struct TimeReport {
+    /// This program's version.
+    pub version: &'static str,
+    /// The model's name.
+    pub model: String,
+    /// Where it drew.
+    pub device: String,
+    /// T5 tokens of each prompt.
+    pub text_tokens: usize,
+    /// Most tokens that the worker puts into one step.
+    pub step_tokens_max: usize,
+    /// From nothing to an engine that has all weights on its device.
+    pub load_seconds: f64,
+    /// What was timed, in order.
+    pub timings: Vec<Timing>,
+}
+
+/// Times the parts of pictures. `on_timing` hears of each part that is done, with all that was timed so far.
+///
+/// # Errors
+/// When the model cannot be loaded, or does not draw one of the sizes.
+pub fn time(
+    config: &Config,
+    request: &TimeRequest,
+    on_timing: &mut dyn FnMut(&TimeReport) -> anyhow::Result<()>,
+) -> anyhow::Result<TimeReport> {
+    let started = Instant::now();
+    let card = for_its_operator(card_or_flux_dev(&request.model.id));
+    let sizes = sizes_of(request, &card)?;
+    let mut engine = FluxEngine::load(&files_of(config, &request.model)?, request.engine)?;
+    engine.wait()?;
+    let mut report = TimeReport {
+        version: env!("CARGO_PKG_VERSION"),
+        model: request.model.id.to_string(),
+        device: engine.device_name(),
+        text_tokens: card.sequence_length,
+        step_tokens_max: engine.limits().step_tokens_max,
+        load_seconds: started.elapsed().as_secs_f64(),
+        timings: Vec::new(),
+    };
+    on_timing(&report)?;
+    let deadline = request.budget.map(|budget| started + budget);
+    let mut bench = Bench::new(&mut engine, card, request.repeats, deadline);
+    let mut keep = |timing: Timing| {
+        report.timings.push(timing);
+        on_timing(&report)
+    };
+    keep(bench.text())?;
+    for &size in &sizes {
+        keep(bench.step(&[size]))?;
+    }
+    for &size in &sizes {
+        keep(bench.decode(size))?;
+        keep(bench.finish(size))?;
+    }
+    let up_to_a_megapixel = || sizes.iter().copied().filter(|size| size.pixels() <= WHOLE_PICTURE_PIXELS);
+    if let Some(size) = up_to_a_megapixel().max_by_key(|size| size.pixels()) {
+        keep(bench.admit(size))?;
+        for &steps in &request.steps {
+            keep(bench.whole(size, steps))?;
+        }
+    }
+    if request.mixed && up_to_a_megapixel().count() > 1 {
+        keep(bench.step(&up_to_a_megapixel().collect::<Vec<_>>()))?;
+    }
+    for pictures in several(&sizes, &request.counts) {
+        keep(bench.step(&pictures))?;
+    }
+    Ok(report)
+}
+
+/// Several pictures of one size, the lighter sets first.
+fn several(sizes: &[PictureSize], counts: &[usize]) -> Vec<Vec<PictureSize>> {
+    let counts = || counts.iter().filter(|&&count| count > 1);
+    let mut sets: Vec<Vec<PictureSize>> =
+        sizes.iter().flat_map(|&size| counts().map(move |&count| vec![size; count])).collect();
+    sets.sort_by_key(|set| set.iter().map(|size| size.pixels()).sum::<u64>());
+    sets
+}
+
+fn sizes_of(request: &TimeRequest, card: &ModelCard) -> anyhow::Result<Vec<PictureSize>> {
+    if request.sizes.is_empty() {
+        let squares = SIZES.map(|side| PictureSize { width: side, height: side });
+        let drawn: Vec<PictureSize> =
+            squares.into_iter().filter(|&size| spec_of(card, params_of(size, "", 1)).is_ok()).collect();
+        let default = PictureSize { width: card.defaults.width, height: card.defaults.height };
+        return Ok(if drawn.is_empty() { vec![default] } else { drawn });
+    }
+    for &size in &request.sizes {
+        spec_of(card, params_of(size, "", 1)).with_context(|| format!("--sizes {size}"))?;
+    }
+    Ok(request.sizes.clone())
+}
+
+fn params_of(size: PictureSize, prompt: &str, steps: u32) -> GenerateParams {
+    GenerateParams {
+        prompt: prompt.to_owned(),
+        width: Some(size.width),
+        height: Some(size.height),
+        steps: Some(steps),
+        ..GenerateParams::default()
+    }
+}
+
+fn spec_of(card: &ModelCard, params: GenerateParams) -> anyhow::Result<GenerateSpec> {
+    GenerateSpec::new(params, card).map_err(|errors| {
+        let lines: Vec<String> =
+            errors.into_iter().map(|FieldError { field, reason }| format!("{field}: {reason}")).collect();
+        anyhow::Error::msg(lines.join("\n"))
+    })
+}
+
+impl Timed for FluxEngine {
+    fn wait(&self) -> Result<(), EngineError> {
+        Self::wait(self)
+    }
+
+    fn encode_text(&mut self, prompt: &str, tokens: usize) -> Result<(), EngineError> {
+        Self::encode_text(self, prompt, tokens)
+    }
+
+    fn decode(&self, slot: Slot) -> Result<(), EngineError> {
+        Self::decode(self, slot)
+    }
+}
+
+/// What is to be laid open.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StagesRequest {
+    /// The model that draws it.
+    pub model: ModelSource,
+    /// Where to draw it, and how.
+    pub engine: EngineSettings,
+    /// What to draw, not yet checked against the model's card.
+    pub params: GenerateParams,
+    /// Whether all steps are done, or only the first.
+    pub whole: bool,
+    /// The safetensors file to write.
+    pub output: PathBuf,
+}
+
+/// Draws a picture and writes what stands between its stages.
+///
+/// # Errors
+/// When the model cannot be loaded, does not draw what is asked for, or the file cannot be written.
+pub fn write_stages(config: &Config, request: StagesRequest) -> anyhow::Result<()> {
+    let card = for_its_operator(card_or_flux_dev(&request.model.id));
+    let spec = spec_of(&card, request.params)?;
+    let folder = request.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        bail!("the folder of `{}` is not there: make `{}` first", request.output.display(), folder.display());
+    }
+    let mut engine = FluxEngine::load(&files_of(config, &request.model)?, request.engine)?;
+    let stages = engine.stages(&spec, request.whole)?;
+    stages.write(&request.output).with_context(|| format!("writing `{}`", request.output.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn size(text: &str) -> PictureSize {
+        text.parse().expect("a size")
+    }
+
+    fn request(model: &str, sizes: &[&str]) -> TimeRequest {
+        TimeRequest {
+            model: model.parse().expect("a model"),
+            engine: EngineSettings::default(),
+            sizes: sizes.iter().map(|text| size(text)).collect(),
+            counts: vec![1],
+            mixed: false,
+            steps: Vec::new(),
+            repeats: 1,
+            budget: None,
+        }
+    }
+
+    fn sizes(request: &TimeRequest) -> anyhow::Result<Vec<PictureSize>> {
+        sizes_of(request, &for_its_operator(card_or_flux_dev(&request.model.id)))
+    }
+
+    #[test]
+    fn the_usual_sizes_are_those_that_the_model_draws() {
+        let of_flux = sizes(&request("black-forest-labs/FLUX.1-dev=/weights", &[])).expect("some");
+        assert_eq!(of_flux, ["512x512", "768x768", "1024x1024", "2048x2048"].map(size));
+        assert_eq!(sizes(&request("fluxserve/flux-shapes", &[])).expect("its own"), [size("128x128")]);
+        let error = sizes(&request("fluxserve/flux-shapes", &["64x64", "512x64"])).expect_err("too wide");
+        let text = format!("{error:#}");
+        assert!(text.starts_with("--sizes 512x64: width: must be") && text.contains("256"), "{text}");
+    }
+
+    #[test]
+    fn lighter_sets_come_first_and_one_picture_is_no_set() {
+        let sets = several(&[size("512x512"), size("1024x1024")], &[1, 2, 8]);
+        let pixels: Vec<u64> = sets.iter().map(|set| set.iter().map(|size| size.pixels()).sum()).collect();
+        assert_eq!(pixels, [524_288, 2_097_152, 2_097_152, 8_388_608]);
+        assert_eq!(sets.iter().map(Vec::len).collect::<Vec<_>>(), [2, 8, 2, 8]);
+    }
+
+    #[test]
+    fn the_demo_model_is_timed_part_by_part() {
+        let request = TimeRequest {
+            counts: vec![1, 2],
+            mixed: true,
+            steps: vec![2],
+            ..request("fluxserve/flux-shapes", &["64x64", "96x64"])
+        };
+        let mut heard = 0;
+        let report = time(&Config::default(), &request, &mut |report| {
+            heard += 1;
+            assert_eq!(report.timings.len() + 1, heard);
+            Ok(())
+        })
+        .expect("timed");
+        let parts: Vec<String> = report.timings.iter().map(Timing::name).collect();
+        let expected = [
+            "text encoders",
+            "step 64x64",
+            "step 96x64",
+            "decoder 64x64",
+            "finish 64x64",
+            "decoder 96x64",
+            "finish 96x64",
+            "admit 96x64",
+            "picture 96x64, 2 steps",
+            "step 64x64 + 96x64",
+            "step 2 × 64x64",
+            "step 2 × 96x64",
+        ];
+        assert_eq!(parts, expected);
+        let all_measured = report.timings.iter().all(|timing| matches!(timing.outcome, Outcome::Measured { .. }));
+        assert!(all_measured && report.load_seconds > 0.0, "{report:?}");
+        assert_eq!(report.timings[2].tokens, 24 + 6 * 4, "the model's 24 text tokens and 6 by 4 image tokens");
+    }
+}

@@ -1,0 +1,452 @@
+//! The stopwatch of `bench`: each part is done once without being timed, then several times with, and the device has done
+//! all its work whenever the clock is read.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::{params_of, spec_of};
+use crate::domain::engine::{EngineError, Slot, StepEngine};
+use crate::domain::model::ModelCard;
+use crate::domain::picture_size::PictureSize;
+use crate::domain::spec::GenerateSpec;
+
+/// No further repetition of a part begins after so long.
+const PART_MAX: Duration = Duration::from_secs(10);
+
+/// Decodings of a picture take that many times what one of its steps takes, at most: for telling whether there is time.
+const DECODINGS_PER_STEP_MAX: f64 = 4.0;
+
+/// An engine whose device can be waited for, and whose verbs can be had in part.
+pub(super) trait Timed: StepEngine {
+    /// Waits until the device has done all that it was told to do.
+    fn wait(&self) -> Result<(), EngineError>;
+    /// Both text encoders.
+    fn encode_text(&mut self, prompt: &str, tokens: usize) -> Result<(), EngineError>;
+    /// The decoder; the picture stays.
+    fn decode(&self, slot: Slot) -> Result<(), EngineError>;
+}
+
+/// How long a part took, or why it was not timed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// In seconds.
+    Measured {
+        /// Half of the repetitions took less.
+        median_seconds: f64,
+        /// The fastest.
+        min_seconds: f64,
+        /// The slowest.
+        max_seconds: f64,
+        /// So many.
+        repeats: usize,
+    },
+    /// The device's memory does not suffice.
+    DoesNotFit {
+        /// What the device said.
+        reason: String,
+    },
+    /// It cannot be done.
+    Failed {
+        /// What the engine said.
+        reason: String,
+    },
+    /// It would not have ended in time.
+    NoTime,
+}
+
+/// What was timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Both text encoders, of one prompt.
+    Text,
+    /// All that comes before the first step: text encoders, noise, tables.
+    Admit,
+    /// One denoising step of all pictures.
+    Step,
+    /// From latents to pixels, on the device.
+    Decoder,
+    /// From latents to bytes in memory.
+    Finish,
+    /// A whole picture: admit, all steps, finish.
+    Picture,
+}
+
+/// A part of the work, and how long it took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Timing {
+    /// Which part.
+    pub part: Part,
+    /// Width and height of each picture, in pixels.
+    pub pictures: Vec<[u32; 2]>,
+    /// Steps, of a whole picture.
+    pub steps: Option<u32>,
+    /// Tokens that go through the model: T5's for text, both kinds for the others.
+    pub tokens: usize,
+    /// How long it took.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+impl Timing {
+    /// What was timed, in words.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let sizes: Vec<String> = self.pictures.iter().map(|[width, height]| format!("{width}x{height}")).collect();
+        let pictures = match sizes.split_first() {
+            Some((first, others)) if !others.is_empty() && others.iter().all(|size| size == first) => {
+                format!("{} × {first}", sizes.len())
+            }
+            _ => sizes.join(" + "),
+        };
+        match (self.part, self.steps) {
+            (Part::Text, _) => "text encoders".to_owned(),
+            (Part::Admit, _) => format!("admit {pictures}"),
+            (Part::Step, _) => format!("step {pictures}"),
+            (Part::Decoder, _) => format!("decoder {pictures}"),
+            (Part::Finish, _) => format!("finish {pictures}"),
+            (Part::Picture, steps) => format!("picture {pictures}, {} steps", steps.unwrap_or_default()),
+        }
+    }
+}
+
+/// Times an engine.
+pub(super) struct Bench<'a> {
+    engine: &'a mut dyn Timed,
+    card: ModelCard,
+    repeats: usize,
+    deadline: Option<Instant>,
+    /// The most that a step took for each of its tokens, once one was timed.
+    seconds_per_token: f64,
+    /// Every prompt is another, so that none is remembered.
+    prompts: u32,
+    /// Pictures in the engine.
+    held: Vec<Slot>,
+}
+
+impl<'a> Bench<'a> {
+    pub(super) fn new(engine: &'a mut dyn Timed, card: ModelCard, repeats: usize, deadline: Option<Instant>) -> Self {
+        Self { engine, card, repeats, deadline, seconds_per_token: 0.0, prompts: 0, held: Vec::new() }
+    }
+
+    /// Both text encoders.
+    pub(super) fn text(&mut self) -> Timing {
+        let tokens = self.card.sequence_length;
+        let outcome = self.repeated(0.0, |bench| {
+            let prompt = bench.next_prompt();
+            bench.timed(|bench| bench.engine.encode_text(&prompt, tokens))
+        });
+        Timing { part: Part::Text, pictures: Vec::new(), steps: None, tokens, outcome: outcome.into() }
+    }
+
+    /// What comes before the first step.
+    pub(super) fn admit(&mut self, size: PictureSize) -> Timing {
+        let outcome = self.repeated(0.0, |bench| {
+            let spec = bench.spec(size, 1)?;
+            bench.timed(|bench| bench.hold(&spec).map(drop))
+        });
+        self.timing(Part::Admit, &[size], None, outcome)
+    }
+
+    /// One step of pictures together.
+    pub(super) fn step(&mut self, sizes: &[PictureSize]) -> Timing {
+        let expected = self.seconds_per_token * self.tokens(sizes) as f64;
+        let outcome = self.repeated(2.0 * expected, |bench| {
+            let slots = bench.hold_all(sizes)?;
+            bench.timed(|bench| bench.engine.step(&slots))
+        });
+        if let Ok(Some(seconds)) = &outcome {
+            let median = median(seconds);
+            self.seconds_per_token = self.seconds_per_token.max(median / self.tokens(sizes) as f64);
+        }
+        self.timing(Part::Step, sizes, None, outcome)
+    }
+
+    /// The decoder, of one picture.
+    pub(super) fn decode(&mut self, size: PictureSize) -> Timing {
+        let outcome = self.repeated(2.0 * self.expected_decoding(size), |bench| {
+            let slots = bench.hold_all(&[size])?;
+            bench.timed(|bench| slots.iter().try_for_each(|&slot| bench.engine.decode(slot)))
+        });
+        self.timing(Part::Decoder, &[size], None, outcome)
+    }
+
+    /// From the last step's latents to bytes.
+    pub(super) fn finish(&mut self, size: PictureSize) -> Timing {
+        let outcome = self.repeated(2.0 * self.expected_decoding(size), |bench| {
+            let spec = bench.spec(size, 1)?;
+            let slot = bench.hold(&spec)?;
+            bench.engine.step(&[slot])?;
+            bench.timed(|bench| allow_not_finite(bench.engine.finish(slot)))
+        });
+        self.timing(Part::Finish, &[size], None, outcome)
+    }
+
+    /// A whole picture. Its parts have been timed before, so a picture of one step is enough to warm up.
+    pub(super) fn whole(&mut self, size: PictureSize, steps: u32) -> Timing {
+        let expected = self.seconds_per_token * self.tokens(&[size]) as f64 * f64::from(steps);
+        let mut is_warm = false;
+        let outcome = self.repeated(expected, |bench| {
+            let steps = if is_warm { steps } else { 1 };
+            is_warm = true;
+            let spec = bench.spec(size, steps)?;
+            bench.timed(|bench| {
+                let slot = bench.hold(&spec)?;
+                for _ in 0..steps {
+                    bench.engine.step(&[slot])?;
+                }
+                allow_not_finite(bench.engine.finish(slot))
+            })
+        });
+        self.timing(Part::Picture, &[size], Some(steps), outcome)
+    }
+
+    fn timing(&self, part: Part, sizes: &[PictureSize], steps: Option<u32>, outcome: Measured) -> Timing {
+        let pictures = sizes.iter().map(|size| [size.width, size.height]).collect();
+        Timing { part, pictures, steps, tokens: self.tokens(sizes), outcome: outcome.into() }
+    }
+
+    /// Does a part once, and then as often as it is to be repeated; `run` says how long it took. `None` where the time
+    /// would not suffice for what is `expected`. No picture is left in the engine.
+    fn repeated(
+        &mut self,
+        expected_seconds: f64,
+        mut run: impl FnMut(&mut Self) -> Result<f64, EngineError>,
+    ) -> Measured {
+        if !self.has_time_for(expected_seconds) {
+            return Ok(None);
+        }
+        let started = Instant::now();
+        let mut seconds = Vec::with_capacity(self.repeats + 1);
+        let outcome = loop {
+            match run(self) {
+                Ok(taken) => seconds.push(taken),
+                Err(error) => break Err(error),
+            }
+            // The first was to warm up.
+            let has_time = self.has_time_for(seconds[seconds.len() - 1]) && started.elapsed() < PART_MAX;
+            if seconds.len() > self.repeats || seconds.len() > 1 && !has_time {
+                break Ok(Some(seconds.split_off(1)));
+            }
+        };
+        self.release_all();
+        outcome
+    }
+
+    fn has_time_for(&self, seconds: f64) -> bool {
+        self.deadline.is_none_or(|deadline| {
+            Instant::now() + Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX) < deadline
+        })
+    }
+
+    /// How long `run` takes, and all that the device does for it.
+    fn timed(&mut self, run: impl FnOnce(&mut Self) -> Result<(), EngineError>) -> Result<f64, EngineError> {
+        self.engine.wait()?;
+        let started = Instant::now();
+        run(self)?;
+        self.engine.wait()?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// Admits a picture in place of those that are held.
+    fn hold(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
+        self.release_all();
+        let slot = self.engine.admit(spec)?;
+        self.held.push(slot);
+        Ok(slot)
+    }
+
+    /// The pictures that are held, or so many new ones, with more steps to do than they will be asked for.
+    fn hold_all(&mut self, sizes: &[PictureSize]) -> Result<Vec<Slot>, EngineError> {
+        if self.held.len() != sizes.len() {
+            self.release_all();
+            for &size in sizes {
+                let spec = self.spec(size, self.repeats as u32 + 2)?;
+                self.held.push(self.engine.admit(&spec)?);
+            }
+        }
+        Ok(self.held.clone())
+    }
+
+    fn release_all(&mut self) {
+        for slot in self.held.drain(..) {
+            self.engine.release(slot);
+        }
+    }
+
+    fn spec(&mut self, size: PictureSize, steps: u32) -> Result<GenerateSpec, EngineError> {
+        let prompt = self.next_prompt();
+        spec_of(&self.card, params_of(size, &prompt, steps)).map_err(|error| EngineError::Request(format!("{error:#}")))
+    }
+
+    fn next_prompt(&mut self) -> String {
+        self.prompts += 1;
+        format!("a red circle on a blue background, take {}", self.prompts)
+    }
+
+    fn tokens(&self, sizes: &[PictureSize]) -> usize {
+        let of_one = |size: &PictureSize| {
+            spec_of(&self.card, params_of(*size, "", 1)).map_or(0, |spec: GenerateSpec| spec.step_tokens())
+        };
+        sizes.iter().map(of_one).sum()
+    }
+
+    fn expected_decoding(&self, size: PictureSize) -> f64 {
+        DECODINGS_PER_STEP_MAX * self.seconds_per_token * self.tokens(&[size]) as f64
+    }
+}
+
+/// What each repetition took; `None`: no time for any.
+type Measured = Result<Option<Vec<f64>>, EngineError>;
+
+impl From<Measured> for Outcome {
+    fn from(measured: Measured) -> Self {
+        match measured {
+            Ok(Some(seconds)) => Self::Measured {
+                median_seconds: median(&seconds),
+                min_seconds: seconds.iter().copied().fold(f64::INFINITY, f64::min),
+                max_seconds: seconds.iter().copied().fold(0.0, f64::max),
+                repeats: seconds.len(),
+            },
+            Ok(None) => Self::NoTime,
+            Err(EngineError::OutOfMemory(reason)) => Self::DoesNotFit { reason },
+            Err(error) => Self::Failed { reason: error.to_string() },
+        }
+    }
+}
+
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] }
+}
+
+/// What is timed need not be a picture: weights may be random.
+fn allow_not_finite<T>(outcome: Result<T, EngineError>) -> Result<(), EngineError> {
+    match outcome {
+        Ok(_) | Err(EngineError::NotFinite) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::catalog::card_or_flux_dev;
+    use crate::domain::engine::{EngineLimits, RgbImage};
+    use crate::domain::ids::ModelId;
+
+    /// Has memory for so many tokens in a step, and draws nothing.
+    #[derive(Default)]
+    struct Small {
+        pictures: BTreeSet<Slot>,
+        admitted: u64,
+        steps: usize,
+        waits: Cell<usize>,
+    }
+
+    impl StepEngine for Small {
+        fn limits(&self) -> EngineLimits {
+            EngineLimits { pictures_max: 8, step_tokens_max: 2000 }
+        }
+
+        fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
+            self.admitted += 1;
+            self.pictures.insert(Slot(self.admitted));
+            Ok(Slot(self.admitted))
+        }
+
+        fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
+            if slots.len() > 2 {
+                return Err(EngineError::OutOfMemory("no more".into()));
+            }
+            self.steps += 1;
+            Ok(())
+        }
+
+        fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
+            self.pictures.remove(&slot);
+            Err(EngineError::NotFinite)
+        }
+
+        fn release(&mut self, slot: Slot) {
+            self.pictures.remove(&slot);
+        }
+    }
+
+    impl Timed for Small {
+        fn wait(&self) -> Result<(), EngineError> {
+            self.waits.set(self.waits.get() + 1);
+            Ok(())
+        }
+
+        fn encode_text(&mut self, _: &str, _: usize) -> Result<(), EngineError> {
+            Err(EngineError::Fatal("no encoders".into()))
+        }
+
+        fn decode(&self, _: Slot) -> Result<(), EngineError> {
+            Ok(())
+        }
+    }
+
+    fn bench(engine: &mut Small, deadline: Option<Instant>) -> Bench<'_> {
+        Bench::new(engine, card_or_flux_dev(&ModelId::new("test/model")), 3, deadline)
+    }
+
+    fn squares(count: usize) -> Vec<PictureSize> {
+        vec![PictureSize { width: 64, height: 64 }; count]
+    }
+
+    fn repeats(timing: &Timing) -> Option<usize> {
+        match timing.outcome {
+            Outcome::Measured { repeats, .. } => Some(repeats),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn each_part_is_done_once_more_than_it_is_timed_and_the_device_is_waited_for() {
+        let mut engine = Small::default();
+        let mut bench = bench(&mut engine, None);
+        assert_eq!(repeats(&bench.step(&squares(2))), Some(3));
+        assert_eq!((engine.steps, engine.waits.get(), engine.pictures.len()), (4, 8, 0));
+        let mut bench = self::bench(&mut engine, None);
+        let size = squares(1)[0];
+        for timing in [bench.admit(size), bench.decode(size), bench.finish(size), bench.whole(size, 5)] {
+            assert_eq!(repeats(&timing), Some(3), "{timing:?}");
+        }
+        assert_eq!(engine.steps, 4 + 4 + 1 + 3 * 5, "steps, finish, a warm-up of one step, whole pictures");
+        assert!(engine.pictures.is_empty());
+    }
+
+    #[test]
+    fn what_does_not_fit_or_fails_is_said_and_the_rest_goes_on() {
+        let mut engine = Small::default();
+        let mut bench = bench(&mut engine, None);
+        assert_eq!(bench.step(&squares(4)).outcome, Outcome::DoesNotFit { reason: "no more".into() });
+        assert_eq!(bench.text().outcome, Outcome::Failed { reason: "the engine failed: no encoders".into() });
+        assert_eq!(repeats(&bench.step(&squares(1))), Some(3));
+        assert!(engine.pictures.is_empty());
+    }
+
+    #[test]
+    fn nothing_is_begun_that_would_end_too_late() {
+        let mut engine = Small::default();
+        let mut timed = bench(&mut engine, Some(Instant::now() + Duration::from_hours(1)));
+        timed.seconds_per_token = 1.0;
+        assert_eq!(repeats(&timed.step(&squares(1))), Some(3), "two steps of 528 seconds, at worst");
+        assert_eq!(timed.whole(squares(1)[0], 50).outcome, Outcome::NoTime);
+        assert_eq!(bench(&mut engine, Some(Instant::now())).text().outcome, Outcome::NoTime);
+    }
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_two() {
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 3.0])), (2.0, 2.5));
+    }
+}

@@ -1,0 +1,223 @@
+//! A picture laid open: what stands between its stages, for comparing with another implementation, and its parts one by
+//! one, for timing them.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::slots::Picture;
+use super::{FluxEngine, device, device_error, unreadable_prompt};
+use crate::domain::engine::{EngineError, Slot, StepEngine};
+use crate::domain::spec::GenerateSpec;
+
+type Outcome<T, E = EngineError> = std::result::Result<T, E>;
+
+/// What stands between the stages of one picture. All tensors are f32 but the token ids, which are i64; shapes are without
+/// a batch dimension.
+///
+/// `clip_ids` and `t5_ids`; `clip_pooled` `[1, width]` and `t5_embeds` `[tokens, width]`; `sigmas` `[steps + 1]`;
+/// `latents_init`, `velocity_first`, `latents_first` (after one step) and `latents_final` (of a whole picture only), all
+/// packed, `[image tokens, channels]`; `decoded_latents`, the last of the latents above, `[channels, height / 8, width / 8]`
+/// before scale and shift; `pixels` `[3, height, width]`, what these are decoded to, about -1 to 1, not clamped.
+pub struct Stages {
+    tensors: HashMap<&'static str, Tensor>,
+    metadata: HashMap<String, String>,
+}
+
+/// A file that could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WriteError(String);
+
+impl Stages {
+    /// Writes the tensors as safetensors, and what was drawn as the file's metadata.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, file: &Path) -> Outcome<(), WriteError> {
+        safetensors::serialize_to_file(&self.tensors, Some(self.metadata.clone()), file)
+            .map_err(|error| WriteError(error.to_string()))
+    }
+}
+
+impl FluxEngine {
+    /// Where it draws, in words.
+    pub fn device_name(&self) -> String {
+        device::describe(&self.device)
+    }
+
+    /// Waits until the device has done all that it was told to do: a GPU's verbs return before.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn wait(&self) -> Outcome<()> {
+        self.device.synchronize().map_err(device_error)
+    }
+
+    /// What [`StepEngine::admit`] does with a prompt, alone: both text encoders, T5 over `length` tokens.
+    ///
+    /// # Errors
+    /// As [`StepEngine::admit`].
+    pub fn encode_text(&mut self, prompt: &str, length: usize) -> Outcome<()> {
+        self.embed(prompt, prompt, length).map(drop)
+    }
+
+    /// What [`StepEngine::finish`] does with the latents, alone: the decoder. The picture may be at any step, and stays.
+    ///
+    /// # Errors
+    /// As [`StepEngine::finish`].
+    pub fn decode(&self, slot: Slot) -> Outcome<()> {
+        let picture = self.held(slot)?;
+        let run = || self.decoder.decode(&picture.grid.unpack(&picture.latents)?);
+        run().map(drop).map_err(device_error)
+    }
+
+    /// Draws a picture, or only its first step, and keeps what stands between its stages.
+    ///
+    /// # Errors
+    /// As the verbs of [`StepEngine`].
+    pub fn stages(&mut self, spec: &GenerateSpec, whole: bool) -> Outcome<Stages> {
+        let slot = self.admit(spec)?;
+        let outcome = self.stages_of(slot, spec, whole);
+        self.release(slot);
+        outcome
+    }
+
+    fn stages_of(&mut self, slot: Slot, spec: &GenerateSpec, whole: bool) -> Outcome<Stages> {
+        let clip_ids = self.tokenizers.clip(spec.prompt()).map_err(unreadable_prompt)?;
+        let t5_ids = self.tokenizers.t5(spec.t5_prompt(), spec.sequence_length()).map_err(unreadable_prompt)?;
+        let embedding = self.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length())?;
+        let mut tensors = vec![
+            ("clip_ids", id_list(&clip_ids)),
+            ("t5_ids", id_list(&t5_ids)),
+            ("clip_pooled", numbers(&embedding.pooled)),
+            ("t5_embeds", numbers(&embedding.sequence)),
+            ("sigmas", Tensor::new(self.held(slot)?.sigmas.as_slice(), &Device::Cpu)),
+            ("latents_init", numbers(&self.held(slot)?.latents)),
+        ];
+        self.step(&[slot])?;
+        let picture = self.held(slot)?;
+        tensors.extend(picture.velocity.as_ref().map(|velocity| ("velocity_first", numbers(velocity))));
+        tensors.push(("latents_first", numbers(&picture.latents)));
+        if whole {
+            while !self.held(slot)?.is_done() {
+                self.step(&[slot])?;
+            }
+            tensors.push(("latents_final", numbers(&self.held(slot)?.latents)));
+        }
+        let picture = self.held(slot)?;
+        let latents = picture.grid.unpack(&picture.latents).map_err(device_error)?;
+        let pixels = self.decoder.decode(&latents).map_err(device_error)?;
+        tensors.push(("decoded_latents", latents.squeeze(0).and_then(|latents| numbers(&latents))));
+        tensors.push(("pixels", pixels.squeeze(0).and_then(|pixels| numbers(&pixels))));
+        let tensors = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.map_err(device_error)?)));
+        let tensors = tensors.collect::<Outcome<_>>()?;
+        Ok(Stages { tensors, metadata: metadata(spec, self.device_name()) })
+    }
+
+    fn held(&self, slot: Slot) -> Outcome<&Picture> {
+        self.pictures.get(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))
+    }
+}
+
+fn metadata(spec: &GenerateSpec, device: String) -> HashMap<String, String> {
+    let entries = [
+        ("prompt", spec.prompt().to_owned()),
+        ("prompt_2", spec.t5_prompt().to_owned()),
+        ("width", spec.width().to_string()),
+        ("height", spec.height().to_string()),
+        ("steps", spec.steps().to_string()),
+        ("guidance", spec.guidance().to_string()),
+        ("seed", spec.seed().to_string()),
+        ("device", device),
+    ];
+    entries.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// As f32, in order, where any program can read it.
+fn numbers(tensor: &Tensor) -> Result<Tensor> {
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()
+}
+
+fn id_list(ids: &[u32]) -> Result<Tensor> {
+    Tensor::from_iter(ids.iter().map(|&id| i64::from(id)), &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::catalog::card_or_flux_dev;
+    use crate::domain::device::DeviceChoice;
+    use crate::domain::ids::ModelId;
+    use crate::domain::model::ModelFiles;
+    use crate::domain::spec::GenerateParams;
+
+    /// Largest absolute difference, as in the other comparisons with the reference.
+    const TOLERANCE: f32 = 5e-5;
+
+    fn reference(path: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(path)
+    }
+
+    fn spec() -> GenerateSpec {
+        let params = GenerateParams {
+            prompt: "a red circle on a blue background".into(),
+            width: Some(64),
+            height: Some(64),
+            steps: Some(4),
+            seed: 42,
+            ..GenerateParams::default()
+        };
+        GenerateSpec::new(params, &card_or_flux_dev(&ModelId::new("reference"))).expect("a valid request")
+    }
+
+    /// What is written is what diffusers has at the same places.
+    #[test]
+    fn a_whole_picture_laid_open() {
+        let files = ModelFiles::Directory(reference("FLUX.1-dev"));
+        let mut engine = FluxEngine::load(&files, DeviceChoice::Cpu).expect("the checkpoint loads");
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("stages.safetensors");
+        engine.stages(&spec(), true).expect("drawn").write(&file).expect("written");
+        assert!(engine.pictures.is_empty());
+        let ours = candle_core::safetensors::load(&file, &Device::Cpu).expect("readable");
+        let theirs =
+            candle_core::safetensors::load(reference("cases/a_64x64.safetensors"), &Device::Cpu).expect("readable");
+        let list = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("numbers");
+        for (name, reference_name) in [
+            ("clip_pooled", "clip_pooled"),
+            ("t5_embeds", "t5_embeds"),
+            ("sigmas", "sigmas"),
+            ("latents_init", "latents_packed_init"),
+            ("velocity_first", "noise_pred"),
+            ("latents_first", "latents_steps"),
+            ("latents_final", "latents_final_packed"),
+            ("decoded_latents", "latents_final"),
+            ("pixels", "vae_output"),
+        ] {
+            let (ours, theirs) = (list(&ours[name]), list(&theirs[reference_name]));
+            // Of all steps' the first.
+            let theirs = &theirs[..ours.len()];
+            let furthest = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(furthest <= TOLERANCE, "{name}: {furthest}");
+        }
+        let text = std::fs::read(&file).expect("readable");
+        let header = String::from_utf8_lossy(&text[8..4096]).into_owned();
+        assert!(header.contains(r#""prompt":"a red circle on a blue background""#), "{header}");
+    }
+
+    #[test]
+    fn only_the_first_step() {
+        let files = ModelFiles::Directory(reference("FLUX.1-dev"));
+        let mut engine = FluxEngine::load(&files, DeviceChoice::Cpu).expect("the checkpoint loads");
+        let stages = engine.stages(&spec(), false).expect("drawn");
+        assert!(!stages.tensors.contains_key("latents_final"));
+        let packed = stages.tensors["latents_first"].dims2().expect("packed");
+        assert_eq!((packed, stages.tensors["decoded_latents"].dims()), ((16, 64), &[16, 8, 8][..]));
+        let error = stages.write(Path::new("/nowhere/stages.safetensors")).expect_err("no such folder");
+        assert!(!error.to_string().is_empty());
+    }
+}
