@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""Writes a FLUX.1-dev checkpoint of random weights, in the diffusers layout and bf16.
+
+The same weights wherever they are made: each tensor's values follow from its name. With torch and a CUDA device they
+are drawn there, else with numpy, which gives others. Nothing is learned: what such a model draws is noise, but it takes
+as long as with published weights.
+
+    python3 benches/gpu/make_weights.py FOLDER [--preset dev|tiny]
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, Callable
+
+import checkpoint
+
+REFERENCE = Path(__file__).resolve().parents[2] / "tests/reference/FLUX.1-dev"
+# Small enough that several are written at one time.
+SHARD_BYTES_MAX = 2 << 30
+BYTES_PER_VALUE = 2
+THREADS = 8
+# Says by whom a folder was made, and at the end that it is whole. A folder with something else in it is left alone.
+SEAL = "made_by.json"
+
+Draw = Callable[[checkpoint.Tensor], memoryview]
+
+
+def seed_of(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "little")
+
+
+def bounds(tensor: checkpoint.Tensor) -> tuple[float, float]:
+    """Of the uniform distribution with this mean and standard deviation."""
+    reach = tensor.deviation * 3**0.5
+    return tensor.mean - reach, tensor.mean + reach
+
+
+def draw_with_torch(tensor: checkpoint.Tensor) -> memoryview:
+    import torch
+
+    generator = torch.Generator("cuda").manual_seed(seed_of(tensor.name))
+    values = torch.empty(tensor.elements(), device="cuda").uniform_(*bounds(tensor), generator=generator)
+    return memoryview(values.to(torch.bfloat16).view(torch.int16).cpu().numpy()).cast("B")
+
+
+def draw_with_numpy(tensor: checkpoint.Tensor) -> memoryview:
+    import numpy
+
+    low, high = bounds(tensor)
+    generator = numpy.random.Generator(numpy.random.SFC64(seed_of(tensor.name)))
+    values = generator.random(tensor.elements(), dtype=numpy.float32) * numpy.float32(high - low) + numpy.float32(low)
+    bits = values.view(numpy.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest bf16, ties to even
+    return memoryview(rounded.astype(numpy.uint16)).cast("B")
+
+
+def has_cuda() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
+
+
+def write_shard(path: Path, tensors: list[checkpoint.Tensor], draw: Draw) -> None:
+    """The safetensors format: the header's length, the header, all values."""
+    header, offset = {}, 0
+    for tensor in tensors:
+        end = offset + BYTES_PER_VALUE * tensor.elements()
+        header[tensor.name] = {"dtype": "BF16", "shape": tensor.shape, "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            write_all(file, draw(tensor))
+
+
+def write_all(file: BinaryIO, data: memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]
+
+
+def shards_of(tensors: list[checkpoint.Tensor]) -> list[list[checkpoint.Tensor]]:
+    shards: list[list[checkpoint.Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        added = BYTES_PER_VALUE * tensor.elements()
+        if shards[-1] and size + added > SHARD_BYTES_MAX:
+            shards.append([])
+            size = 0
+        shards[-1].append(tensor)
+        size += added
+    return shards
+
+
+def write_configuration(folder: Path, preset: str) -> None:
+    for component, config in checkpoint.configurations(preset).items():
+        (folder / component).mkdir(parents=True, exist_ok=True)
+        (folder / component / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    # The published values, and tokenizers whose words are few: all their ids are below any vocabulary here.
+    for name in ["scheduler", "tokenizer", "tokenizer_2"]:
+        shutil.copytree(REFERENCE / name, folder / name, dirs_exist_ok=True)
+    shutil.copy(REFERENCE / "model_index.json", folder)
+
+
+def plan(folder: Path, preset: str) -> list[tuple[Path, list[checkpoint.Tensor]]]:
+    """Every file of weights with its tensors; writes the indices of those that are cut into shards."""
+    files = []
+    for component, tensors in checkpoint.tensors(preset).items():
+        stem = "model" if component.startswith("text") else "diffusion_pytorch_model"
+        shards = shards_of(tensors)
+        names = [f"{stem}.safetensors"]
+        if len(shards) > 1:
+            names = [f"{stem}-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
+            weight_map = {tensor.name: name for name, shard in zip(names, shards) for tensor in shard}
+            size = BYTES_PER_VALUE * sum(tensor.elements() for tensor in tensors)
+            index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+            (folder / component / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+        files += [(folder / component / name, shard) for name, shard in zip(names, shards)]
+    return files
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether this script made it, be it whole or not."""
+    return (folder / SEAL).is_file()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", choices=sorted(checkpoint.PRESETS), default="dev")
+    parser.add_argument("--numpy", action="store_true", help="draw with numpy also where there is a CUDA device")
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    with_torch = not arguments.numpy and has_cuda()
+    seal = {
+        "by": Path(__file__).name,
+        "whole": True,
+        "preset": arguments.preset,
+        "drawn_with": "torch on CUDA" if with_torch else "numpy",
+        "modulation": checkpoint.MODULATION,
+    }
+    if is_ours(folder) and json.loads((folder / SEAL).read_text()) == seal:
+        print(f"{folder} has them already")
+        return
+    if not is_ours(folder) and (folder / "model_index.json").is_file():
+        print(f"{folder} has a checkpoint that was not made by this script: it is used as it is")
+        return
+    if not is_ours(folder) and folder.exists() and any(folder.iterdir()):
+        sys.exit(f"{folder} is not empty, and was not made by this script: name another folder")
+    started = time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SEAL).write_text(json.dumps(seal | {"whole": False}) + "\n")
+    write_configuration(folder, arguments.preset)
+    files = plan(folder, arguments.preset)
+    size = BYTES_PER_VALUE * sum(tensor.elements() for _, shard in files for tensor in shard)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        sys.exit(
+            f"{folder} has {free / 1e9:.1f} GB free, the weights take {size / 1e9:.1f}: name a folder with more room"
+        )
+    draw = draw_with_torch if with_torch else draw_with_numpy
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(lambda file: write_shard(*file, draw), files):
+            pass
+    (folder / SEAL).write_text(json.dumps(seal) + "\n")
+    seconds = time.monotonic() - started
+    print(f"{size / 1e9:.2f} GB in {len(files)} files, drawn with {seal['drawn_with']}, {seconds:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

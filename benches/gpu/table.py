@@ -1,0 +1,258 @@
+#!/usr/bin/env python3
+"""Makes the table of what `run.py` has measured, from the files in its folder: `table.py FOLDER`.
+
+Ratios are ours to theirs. The floor is the arithmetic of a step (its matrix products and attention, counted from the
+model's configuration) at the highest rate that torch reached for any of a step's products on the same machine; the
+share is the floor over what was taken.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from checkpoint import PATCH_PIXELS
+
+# Relative L2. In bf16, which is what a GPU draws in, 57 blocks of random weights are 1.5 % away from f32 by rounding
+# alone; in f32 all that differs is the order of sums.
+TOLERANCES = {
+    "bfloat16": {
+        "sigmas": 1e-5,
+        "clip_pooled": 0.02,
+        "t5_embeds": 0.02,
+        "velocity_first": 0.02,
+        "latents_first": 0.002,
+        "pixels": 0.02,
+    },
+    "float32": {
+        "sigmas": 1e-5,
+        "clip_pooled": 1e-4,
+        "t5_embeds": 1e-4,
+        "velocity_first": 1e-4,
+        "latents_first": 1e-5,
+        "pixels": 1e-4,
+    },
+}
+# Mean error of a picture of the tiny reference set, on the scale from 0 to 1.
+PICTURE_TOLERANCE = 0.03
+# Multiplications and additions per token and layer: 12 × width² weights in either kind of block, two for each.
+LINEAR_FLOPS = 24
+NAMES = {
+    "sigmas": "noise levels",
+    "clip_pooled": "CLIP, pooled",
+    "t5_embeds": "T5",
+    "velocity_first": "first step, velocity",
+    "latents_first": "latents after it",
+    "pixels": "decoder",
+}
+
+
+def read(folder: Path, name: str) -> dict:
+    """What a stage has written; nothing where it did not come to that."""
+    try:
+        return json.loads((folder / name).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def step_flops(transformer: dict, pictures: list[list[int]], text_tokens: int) -> float:
+    """Of one step of these pictures together: attention stays within each."""
+    hidden = transformer["attention_head_dim"] * transformer["num_attention_heads"]
+    layers = transformer["num_layers"] + transformer["num_single_layers"]
+    total = 0
+    for width, height in pictures:
+        tokens = (width // PATCH_PIXELS) * (height // PATCH_PIXELS) + text_tokens
+        total += layers * (LINEAR_FLOPS * hidden**2 * tokens + 4 * hidden * tokens**2)
+    return float(total)
+
+
+def verdict(value: float | None, tolerance: float) -> str:
+    """A number that is none is beyond any tolerance."""
+    if value is None:
+        return "not measured"
+    return "right" if value <= tolerance else "**WRONG**"
+
+
+def shown(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2e}" if value < 1e-3 else f"{100 * value:.2f} %"
+
+
+def row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def correctness(reference: dict, compare: dict) -> list[str]:
+    lines = [
+        "| what | away from diffusers | from diffusers in f32 | diffusers itself from f32 | at most | |",
+        "|---|---|---|---|---|---|",
+    ]
+    pictures = reference.get("pictures", {})
+    means = [picture["mean"] for picture in pictures.values() if "mean" in picture]
+    if pictures:
+        broken = len(pictures) - len(means)
+        worst = max(means, default=None)
+        word = f"**{broken} NOT DRAWN**" if broken else verdict(worst, PICTURE_TOLERANCE)
+        name = f"{len(means)} tiny pictures, worst mean error"
+        lines.append(row(name, "–", shown(worst), "–", shown(PICTURE_TOLERANCE), word))
+    tolerances = TOLERANCES[compare.get("dtype", "bfloat16")]
+    for name, tolerance in tolerances.items():
+        distances = compare.get("distances", {}).get(name, {})
+        values = [
+            distances.get(key, {}).get("relative_l2") for key in ["from_diffusers", "from_f32", "diffusers_from_f32"]
+        ]
+        # Two that both round are further from each other than either is from what both are to be.
+        decisive = values[0] if values[1] is None else values[1]
+        lines.append(row(NAMES[name], *map(shown, values), shown(tolerance), verdict(decisive, tolerance)))
+    same = compare.get("same_tokens")
+    if same is not None:
+        lines.append(row("token ids", *["–"] * 4, "right" if all(same.values()) else "**WRONG**"))
+    return lines
+
+
+def key_of(timing: dict) -> tuple:
+    return timing["part"], json.dumps(timing["pictures"]), timing.get("steps")
+
+
+def name_of(timing: dict) -> str:
+    sizes = [f"{width}×{height}" for width, height in timing["pictures"]]
+    if len(set(sizes)) > 1:
+        pictures = " + ".join(sizes)
+    else:
+        pictures = (f"{len(sizes)} pictures " if len(sizes) > 1 else "") + "".join(sizes[:1])
+    words = {
+        "text": "text encoders",
+        "admit": "all before the first step,",
+        "step": "step",
+        "decoder": "decoder",
+        "finish": "decoder, to bytes,",
+        "picture": "whole picture",
+    }
+    steps = f", {timing['steps']} steps" if timing.get("steps") else ""
+    return f"{words[timing['part']]} {pictures}{steps}".strip()
+
+
+def milliseconds(timing: dict | None) -> str:
+    if timing is None:
+        return "–"
+    if timing["outcome"] != "measured":
+        return {"does_not_fit": "does not fit", "no_time": "no time", "failed": "failed"}[timing["outcome"]]
+    return f"{1000 * timing['median_seconds']:.1f}"
+
+
+def ratio(ours: dict | None, theirs: dict | None) -> str:
+    both = [timing.get("median_seconds") for timing in [ours or {}, theirs or {}]]
+    return f"{both[0] / both[1]:.2f}" if all(both) else "–"
+
+
+def one_by_one(timing: dict, theirs: dict[tuple, dict]) -> dict | None:
+    """What theirs takes for these pictures of several sizes one after the other: it has no other way."""
+    single = [theirs.get(("step", json.dumps([size]), None), {}).get("median_seconds") for size in timing["pictures"]]
+    return {"outcome": "measured", "median_seconds": sum(single)} if single and all(single) else None
+
+
+def times(about: dict, ours: dict, compare: dict) -> list[str]:
+    theirs = {key_of(timing): timing for timing in compare.get("timings", [])}
+    compiled = {key_of(timing): timing for timing in compare.get("compiled", [])}
+    ceiling = max(
+        (rate["flops_per_second"] for rate in compare.get("rates", []) if rate["what"] == "product"), default=None
+    )
+    lines = [
+        "| ms (median) | fluxserve | diffusers | ratio | compiled | ratio | floor | share |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    mine = {key_of(timing): timing for timing in ours.get("timings", [])}
+    timings = list(mine.values()) or list(theirs.values())
+    for timing in timings:
+        key = key_of(timing)
+        other = theirs.get(key)
+        if other is None and timing["part"] == "step" and len({tuple(size) for size in timing["pictures"]}) > 1:
+            other = one_by_one(timing, theirs)
+        floor = share = None
+        if timing["part"] in ["step", "picture"] and ceiling and about.get("transformer"):
+            text_tokens = ours.get("text_tokens", 512)
+            floor = (
+                step_flops(about["transformer"], timing["pictures"], text_tokens) * (timing.get("steps") or 1) / ceiling
+            )
+            taken = mine.get(key, {}).get("median_seconds")
+            share = floor / taken if taken else None
+        cells = [
+            name_of(timing),
+            milliseconds(mine.get(key)),
+            milliseconds(other),
+            ratio(mine.get(key), other),
+            milliseconds(compiled.get(key)),
+            ratio(mine.get(key), compiled.get(key)),
+            f"{1000 * floor:.1f}" if floor else "–",
+            f"{100 * share:.0f} %" if share else "–",
+        ]
+        lines.append(row(*cells))
+    load = [f"{report['load_seconds']:.1f} s" if "load_seconds" in report else "–" for report in [ours, compare]]
+    lines.append(row("load, files as they were in the page cache", *load, *["–"] * 5))
+    return lines
+
+
+def ceilings(compare: dict) -> list[str]:
+    lines = []
+    if "picture_peak_mebibytes" in compare:
+        lines.append(f"diffusers reserves {compare['picture_peak_mebibytes']:,} MiB for a whole picture")
+    for what, word in [("product", "matrix products"), ("attention", "attention")]:
+        rates = [rate["flops_per_second"] for rate in compare.get("rates", []) if rate["what"] == what]
+        if rates:
+            lines.append(
+                f"torch's {word} at a step's shapes: {min(rates) / 1e12:.3g} to {max(rates) / 1e12:.3g} TFLOP/s"
+            )
+    return [" · ".join(lines)] if lines else []
+
+
+def stages(records: dict, compare: dict) -> list[str]:
+    words = []
+    for record in records.get("stages", []):
+        memory = (
+            f", {record['peak_mebibytes']:,} MiB on the {record['peak_on']} at most"
+            if record.get("peak_mebibytes")
+            else ""
+        )
+        clock = f", SM clock {record['busy_sm_clock_mhz']} MHz while busy" if "busy_sm_clock_mhz" in record else ""
+        words.append(f"- {record['stage']}: {record['outcome']}, {record['seconds']:.0f} s{memory}{clock}")
+    missing = [(name, part["outcome"]) for name, part in compare.get("parts", {}).items() if part["outcome"] != "done"]
+    return words + [f"- compare, {name}: {outcome}" for name, outcome in missing]
+
+
+def heading(about: dict, ours: dict, compare: dict) -> list[str]:
+    gpu = about.get("gpu") or "no GPU"
+    software = [f"{name} {compare[name]}" for name in ["torch", "diffusers", "transformers"] if name in compare]
+    run = (
+        "a dry run with tiny weights, which says nothing about speed"
+        if about.get("dry_run")
+        else "random weights of the real size"
+    )
+    lines = [
+        f"## {about.get('commit') or 'unknown commit'} on {gpu}",
+        "",
+        f"{run}; drawn on {ours.get('device', 'nothing')}; {', '.join(software)}",
+    ]
+    return lines + [line for line in [about.get("clocks")] if line]
+
+
+def document(folder: Path) -> str:
+    about, reference, ours, compare, records = (
+        read(folder, f"{name}.json") for name in ["about", "reference", "time", "compare", "stages"]
+    )
+    blocks = [
+        heading(about, ours, compare),
+        correctness(reference, compare),
+        times(about, ours, compare),
+        ceilings(compare),
+        stages(records, compare),
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    arguments = parser.parse_args()
+    print(document(arguments.folder))
+
+
+if __name__ == "__main__":
+    main()

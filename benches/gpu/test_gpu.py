@@ -1,0 +1,185 @@
+#!/usr/bin/env python3
+"""What can be tried of the GPU script in a second and without torch: counting, the table, where weights may go."""
+
+import contextlib
+import io
+import json
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+import checkpoint
+import make_weights
+import table
+
+TRANSFORMER = checkpoint.configurations("dev")["transformer"]
+
+
+def timing(part: str, pictures: list, seconds: float | None, steps: int | None = None) -> dict:
+    measured = (
+        {"outcome": "measured", "median_seconds": seconds} if seconds else {"outcome": "does_not_fit", "reason": "-"}
+    )
+    return {"part": part, "pictures": pictures, "steps": steps} | measured
+
+
+def record(folder: Path, **files: dict) -> str:
+    """The table of a run that has written these files."""
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return table.document(folder)
+
+
+class Counting(unittest.TestCase):
+    def test_a_step_has_the_published_number_of_operations(self) -> None:
+        for side, expected in [(512, 21.5), (768, 41.9), (1024, 74.4), (2048, 418.0)]:
+            teraflops = table.step_flops(TRANSFORMER, [[side, side]], 512) / 1e12
+            self.assertAlmostEqual(teraflops, expected, delta=0.06 if side < 2048 else 0.5)
+
+    def test_pictures_together_do_not_attend_to_each_other(self) -> None:
+        sizes = [[512, 512], [1024, 768]]
+        one_by_one = sum(table.step_flops(TRANSFORMER, [size], 512) for size in sizes)
+        self.assertEqual(table.step_flops(TRANSFORMER, sizes, 512), one_by_one)
+
+    def test_the_weights_are_as_many_as_the_published_ones(self) -> None:
+        counts = {
+            name: sum(tensor.elements() for tensor in tensors) for name, tensors in checkpoint.tensors("dev").items()
+        }
+        expected = {
+            "transformer": 11_901_408_320,
+            "text_encoder": 123_060_480,
+            "text_encoder_2": 4_762_310_656,
+            "vae": 83_819_683,
+        }
+        self.assertEqual(counts, expected)
+
+    def test_no_file_is_too_large_and_no_name_stands_twice(self) -> None:
+        for tensors in checkpoint.tensors("dev").values():
+            names = [tensor.name for tensor in tensors]
+            self.assertEqual(len(names), len(set(names)))
+            shards = make_weights.shards_of(tensors)
+            self.assertEqual([tensor for shard in shards for tensor in shard], tensors)
+            for shard in shards:
+                self.assertLessEqual(2 * sum(tensor.elements() for tensor in shard), make_weights.SHARD_BYTES_MAX)
+
+
+class Table(unittest.TestCase):
+    def setUp(self) -> None:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def test_ratios_floor_and_share(self) -> None:
+        square = [1024, 1024]
+        text = record(
+            self.folder,
+            about={"commit": "abc 2030-01-01", "gpu": "A GPU, 1, 2 MiB", "transformer": TRANSFORMER},
+            time={
+                "device": "cuda:0",
+                "text_tokens": 512,
+                "load_seconds": 5.0,
+                "timings": [
+                    timing("step", [square], 0.2),
+                    timing("picture", [square], 5.0, 28),
+                    timing("step", [square] * 8, None),
+                    timing("step", [[512, 512], square], 0.22),
+                ],
+            },
+            compare={
+                "dtype": "bfloat16",
+                "load_seconds": 10.0,
+                "rates": [
+                    {"what": "product", "shape": [1, 1, 1], "flops_per_second": 744e12},
+                    {"what": "product", "shape": [1, 1, 1], "flops_per_second": 500e12},
+                    {"what": "attention", "shape": [1, 1, 1], "flops_per_second": 900e12},
+                ],
+                "timings": [timing("step", [square], 0.25), timing("step", [[512, 512]], 0.05)],
+                "compiled": [timing("step", [square], 0.1)],
+            },
+            stages={
+                "stages": [
+                    {
+                        "stage": "time",
+                        "outcome": "stopped after 9 s",
+                        "seconds": 9.0,
+                        "peak_mebibytes": 36000,
+                        "peak_on": "GPU",
+                        "busy_sm_clock_mhz": 1700,
+                    }
+                ]
+            },
+        )
+        self.assertTrue(text.startswith("## abc 2030-01-01 on A GPU, 1, 2 MiB\n"), text)
+        for line in [
+            "| step 1024×1024 | 200.0 | 250.0 | 0.80 | 100.0 | 2.00 | 99.9 | 50 % |",
+            "| whole picture 1024×1024, 28 steps | 5000.0 | – | – | – | – | 2798.6 | 56 % |",
+            "| step 8 pictures 1024×1024 | does not fit | – | – | – | – | 799.6 | – |",
+            "| step 512×512 + 1024×1024 | 220.0 | 300.0 | 0.73 | – | – | 128.8 | 59 % |",
+            "- time: stopped after 9 s, 9 s, 36,000 MiB on the GPU at most, SM clock 1700 MHz while busy",
+        ]:
+            self.assertIn(line + "\n", text)
+
+    def test_what_is_off_is_called_wrong_and_what_is_missing_is_not_called_right(self) -> None:
+        def distances(from_diffusers: float, from_f32: float | None = None) -> dict:
+            exact = {} if from_f32 is None else {"from_f32": {"relative_l2": from_f32, "max": 1.0}}
+            return {"from_diffusers": {"relative_l2": from_diffusers, "max": 1.0}} | exact
+
+        text = record(
+            self.folder,
+            reference={"pictures": {"a": {"mean": 0.01}, "b": {"mean": 0.02}}},
+            compare={
+                "dtype": "bfloat16",
+                "same_tokens": {"clip": True, "t5": False},
+                "distances": {
+                    "velocity_first": distances(0.025, 0.015),
+                    "t5_embeds": distances(0.025),
+                    "pixels": distances(float("nan")),
+                },
+            },
+        )
+        verdicts = {
+            line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "|" in line
+        }
+        self.assertEqual(verdicts["2 tiny pictures, worst mean error"], "right")
+        self.assertEqual(verdicts["first step, velocity"], "right", "what counts is the distance from f32")
+        self.assertEqual(verdicts["T5"], "**WRONG**")
+        self.assertEqual(verdicts["decoder"], "**WRONG**", "not a number")
+        self.assertEqual(verdicts["CLIP, pooled"], "not measured")
+        self.assertEqual(verdicts["token ids"], "**WRONG**")
+        text = record(self.folder, reference={"pictures": {"a": {"mean": 0.01}, "b": {"error": "no device"}}})
+        self.assertIn("**1 NOT DRAWN**", text)
+
+    def test_a_run_of_which_nothing_came_still_has_a_table(self) -> None:
+        self.assertIn("## unknown commit on no GPU", table.document(self.folder))
+
+
+class Scripts(unittest.TestCase):
+    def test_all_of_them_are_python(self) -> None:
+        """Also those that import torch."""
+        for file in Path(__file__).parent.glob("*.py"):
+            compile(file.read_text(), file, "exec")
+
+
+class Weights(unittest.TestCase):
+    def test_a_folder_of_somebody_elses_is_left_alone(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            (folder / "picture.png").touch()
+            with self.assertRaisesRegex(SystemExit, "name another folder"):
+                self.make(folder)
+            (folder / "model_index.json").touch()
+            self.assertIn("used as it is", self.make(folder))
+            self.assertEqual(sorted(file.name for file in folder.iterdir()), ["model_index.json", "picture.png"])
+
+    def make(self, folder: Path) -> str:
+        given, sys.argv = sys.argv, ["make_weights.py", str(folder), "--preset", "tiny", "--numpy"]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                make_weights.main()
+            return output.getvalue()
+        finally:
+            sys.argv = given
+
+
+if __name__ == "__main__":
+    unittest.main()
