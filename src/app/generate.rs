@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow, bail};
 
-use super::hub::remedy;
+use super::hub::{refuse_not_yet, remedy};
 use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
@@ -45,6 +45,7 @@ const PROMPT_CHARS_MAX: usize = 100_000;
 /// # Errors
 /// When the model cannot be loaded, does not draw what is asked for, or the file cannot be written.
 pub fn generate(config: &Config, request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> anyhow::Result<()> {
+    refuse_not_yet(&request.model.id)?;
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let mut params = request.params;
     params.input_images = Vec::from_iter(request.image.as_deref().map(read_image).transpose()?);
