@@ -339,11 +339,11 @@ fn unreadable_prompt(error: TokenizerError) -> EngineError {
     EngineError::Request("the prompt cannot be cut into tokens".to_owned())
 }
 
-/// candle says "out of memory" only in words.
+/// candle says "out of memory" only in words: the driver's, or those of a library that wanted room to work in.
 #[expect(clippy::needless_pass_by_value, reason = "the form that `map_err` takes")]
 fn device_error(error: candle_core::Error) -> EngineError {
     let text = error.to_string();
-    if text.contains("OUT_OF_MEMORY") || text.contains("out of memory") {
+    if ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED"].into_iter().any(|words| text.contains(words)) {
         EngineError::OutOfMemory(text)
     } else {
         EngineError::Fatal(text)

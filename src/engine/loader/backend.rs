@@ -88,6 +88,10 @@ impl Inner {
         let entry = self.files.entries.get(name).ok_or_else(|| missing(name))?;
         let found = dtype_of(entry.dtype).ok_or_else(|| missing(name))?;
         let bytes = self.files.bytes_of(entry);
+        if found == dtype {
+            // From the file's pages to the device, without a copy between.
+            return Tensor::from_raw_buffer(bytes, found, &entry.shape, device);
+        }
         // Converted before it moves, so that the device never holds both.
         let tensor = Tensor::from_raw_buffer(bytes, found, &entry.shape, &Device::Cpu)?;
         tensor.to_dtype(dtype)?.to_device(device)
