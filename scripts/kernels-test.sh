@@ -18,7 +18,7 @@ scripts/cuda-toolkit.sh >"$folder/toolkit.log"
 # shellcheck source=/dev/null
 . .tools/cuda/env.sh
 for architecture in sm_80 sm_89 sm_90a; do
-  for kernel in attention rows; do
+  for kernel in attention group_norm rows; do
     nvcc -arch="$architecture" -std=c++17 -O3 -Xptxas -v -cubin -o "$folder/$kernel.$architecture.cubin" \
       "src/engine/kernels/$kernel.cu" 2>"$folder/$kernel.$architecture.txt" || {
       cat "$folder/$kernel.$architecture.txt"
@@ -37,10 +37,13 @@ instructions() {
   cuobjdump -sass "$folder/$1.sm_90a.cubin" | grep -oE '\b(HMMA|LDSM|LDGSTS|LDG|STG|LDL|STL)(\.[A-Z0-9]+)*\b' | sort | uniq -c
 }
 instructions attention >"$folder/attention.sass"
+instructions group_norm >"$folder/group_norm.sass"
 instructions rows >"$folder/rows.sass"
-paste "$folder/attention.sass" "$folder/rows.sass"
+paste "$folder"/{attention,group_norm,rows}.sass
 grep -q 'HMMA.16816.F32.BF16$' "$folder/attention.sass"
-if grep -E 'LDL|STL|(LDG|STG|LDGSTS)(\.[A-Z0-9]+)*$' "$folder"/{attention,rows}.sass | grep -v '\.128$'; then
+# In GroupNorm a block reads its channel's two numbers and its group's moments; all else moves 16 bytes at a time.
+if grep -E 'LDL|STL' "$folder"/*.sass ||
+  grep -E '(LDG|STG|LDGSTS)(\.[A-Z0-9]+)*$' "$folder"/{attention,rows}.sass | grep -v '\.128$'; then
   echo "the instructions above move less than 16 bytes, or spill" >&2
   exit 1
 fi

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fluxserve::catalog::card_or_flux_dev;
-use fluxserve::domain::device::DeviceChoice;
+use fluxserve::domain::device::{DeviceChoice, EngineSettings, Offload};
 use fluxserve::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model::{ModelCard, ModelFiles};
@@ -81,6 +81,28 @@ fn a_seed_gives_the_picture_that_diffusers_gives() {
 fn stripes(width: u32, height: u32) -> Arc<RgbImage> {
     let pixels = (0..width * height * 3).map(|at| (at % 251) as u8).collect();
     Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
+}
+
+/// T5's blocks come to the device one by one, and a prompt that was there before does not come again.
+#[test]
+fn a_text_encoder_that_does_not_stay_gives_the_same_bits() {
+    let files = ModelFiles::Directory(reference("FLUX.1-dev"));
+    let settings = EngineSettings { device: DeviceChoice::Cpu, offload: Offload::Text, is_deterministic: true };
+    let mut streamed = FluxEngine::load(&files, settings).expect("the checkpoint loads");
+    let mut resident = engine();
+    let picture = |prompt: &str, seed| {
+        spec(GenerateParams {
+            prompt: prompt.to_owned(),
+            width: Some(64),
+            height: Some(64),
+            steps: Some(2),
+            seed,
+            ..GenerateParams::default()
+        })
+    };
+    for spec in [picture("two eggs", 1), picture("a boat", 1), picture("two eggs", 2)] {
+        assert!(draw_alone(&mut streamed, &spec) == draw_alone(&mut resident, &spec), "seed {}", spec.seed());
+    }
 }
 
 /// Eight pictures that differ in everything that may differ. Two of them start from a picture.

@@ -1,6 +1,7 @@
 //! One engine and one queue for each served model, and what became of their first start.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::bail;
@@ -8,7 +9,7 @@ use anyhow::bail;
 use super::hub::remedy;
 use crate::catalog::{Catalog, warm_up_spec};
 use crate::config::Config;
-use crate::domain::device::EngineSettings;
+use crate::domain::device::{DeviceChoice, EngineSettings};
 use crate::domain::engine::{EngineError, StepEngine};
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
@@ -46,6 +47,7 @@ pub(super) fn check_models(config: &Config, catalog: &Catalog) -> anyhow::Result
 /// One engine and one queue for each served model.
 pub(super) fn start_engines(config: &Config, catalog: &Catalog) -> anyhow::Result<BTreeMap<ModelId, Queue>> {
     let mut queues = BTreeMap::new();
+    let turns: Vec<(DeviceChoice, Turn)> = config.device.iter().map(|device| (device, Turn::default())).collect();
     for (card, files) in catalog.served() {
         let settings = QueueSettings {
             model: card.id.clone(),
@@ -55,17 +57,27 @@ pub(super) fn start_engines(config: &Config, catalog: &Catalog) -> anyhow::Resul
             rebuild_delay_max: REBUILD_DELAY_MAX,
             outage_max: OUTAGE_MAX,
         };
-        let factories =
-            config.device.iter().map(|device| engine_factory(files.clone(), config.engine_settings(device))).collect();
+        let factory = |(device, turn): &(DeviceChoice, Turn)| {
+            engine_factory(files.clone(), config.engine_settings(*device), Arc::clone(turn))
+        };
+        let factories = turns.iter().map(factory).collect();
         queues.insert(card.id.clone(), Queue::start(&settings, factories)?);
     }
     Ok(queues)
 }
 
-fn engine_factory(files: ModelFiles, settings: EngineSettings) -> EngineFactory {
-    Box::new(move || match FluxEngine::load(&files, settings) {
-        Ok(engine) => Ok(Box::new(engine) as Box<dyn StepEngine>),
-        Err(error) => Err(EngineError::Fatal(format!("{:#}", anyhow::Error::from(error)))),
+/// Whose turn it is to load onto a device: several models one after the other, each of which finds as free what those
+/// before have left.
+type Turn = Arc<Mutex<()>>;
+
+fn engine_factory(files: ModelFiles, settings: EngineSettings, turn: Turn) -> EngineFactory {
+    Box::new(move || {
+        // A panic while another was loading says nothing of this one.
+        let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+        match FluxEngine::load(&files, settings) {
+            Ok(engine) => Ok(Box::new(engine) as Box<dyn StepEngine>),
+            Err(error) => Err(EngineError::Fatal(format!("{:#}", anyhow::Error::from(error)))),
+        }
     })
 }
 

@@ -1,7 +1,7 @@
 use clap::error::ErrorKind;
 
 use super::*;
-use crate::domain::device::DeviceChoice;
+use crate::domain::device::{DeviceChoice, Offload};
 use crate::domain::spec::GenerateParams;
 
 fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
@@ -61,6 +61,24 @@ fn serve_takes_several_models() {
     assert_eq!(serve.models.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a", "b=/c"]);
     assert_eq!(serve.device, Some(DeviceChoice::Cuda(1).into()));
     assert!(!serve.download, "only when asked");
+    assert_eq!(serve.engine, EngineArgs::default());
+}
+
+#[test]
+fn how_engines_are_built_can_be_said_wherever_one_is() {
+    let engine = ["--offload", "text", "--deterministic"];
+    let asked = EngineArgs { offload: Some(Offload::Text), deterministic: true };
+    let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];
+    let Some(Command::Serve(serve)) = parse(&[&["serve"][..], &engine[..]].concat()).expect("valid").command else {
+        panic!("serve")
+    };
+    let Some(Command::Generate(generate)) = parse(&[&generate[..], &engine[..]].concat()).expect("valid").command
+    else {
+        panic!("generate")
+    };
+    assert_eq!((serve.engine, generate.engine), (asked.clone(), asked));
+    let refused = parse(&["serve", "--offload", "vae"]).expect_err("no such thing").to_string();
+    assert!(refused.contains("use `none` or `text`"), "{refused}");
 }
 
 #[tokio::test]

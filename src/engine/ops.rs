@@ -11,6 +11,7 @@ pub(crate) mod attention;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub(crate) mod gemm;
+pub(crate) mod group_norm;
 pub(crate) mod linear;
 pub(crate) mod modulation;
 pub(crate) mod rope;

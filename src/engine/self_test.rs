@@ -10,6 +10,7 @@ use super::noise::standard_normal;
 use super::ops::Segments;
 use super::ops::activation::{beside_gelu_tanh, gelu_tanh, silu};
 use super::ops::attention::attention;
+use super::ops::group_norm::GroupNorm;
 use super::ops::linear::{linear, product};
 use super::ops::modulation::{gated_residual, modulated_layer_norm};
 use super::ops::rope::{Rotary, normalize_and_rotate};
@@ -77,7 +78,7 @@ impl Operands {
         // The rotary tables are of one sequence as long as all of them.
         let axes = [16, 56, 56];
         let rotary = |device: &Device| Rotary::of_image(rows / 2, 2, axes, 10_000.0, device);
-        let ops: [(&'static str, Vec<Tensor>, Op); 9] = [
+        let ops: [(&'static str, Vec<Tensor>, Op); 10] = [
             ("linear", vec![stream(1, width)?, self.random(2, &[256, width])?, self.random(3, &[256])?], &|x| {
                 linear(&x[0], &x[1], Some(&x[2]))
             }),
@@ -105,6 +106,11 @@ impl Operands {
             ("biased GELU beside attention", vec![stream(18, width)?, weight(25)?, bias(26)?], &|x| {
                 beside_gelu_tanh(&x[0], &product(&x[0], &x[1], &x[2])?)
             }),
+            (
+                "group norm, SiLU",
+                vec![self.random(27, &[1, 64, 24, 48])?, self.random(28, &[64])?, self.random(29, &[64])?],
+                &|x| GroupNorm::new(32, 1e-6, x[1].clone(), x[2].clone()).forward_silu(&x[0]),
+            ),
             ("SiLU", vec![stream(20, width)?], &|x| silu(&x[0])),
         ];
         ops.into_iter().map(|(name, operands, op)| self.compare(name, &operands, op)).collect()
@@ -134,7 +140,7 @@ mod tests {
     #[test]
     fn the_cpu_agrees_with_itself() {
         let reports = self_test(DeviceChoice::Cpu).expect("the CPU is there");
-        assert_eq!(reports.len(), 9);
+        assert_eq!(reports.len(), 10);
         assert!(reports.iter().all(|report| report.error == 0.0), "{reports:?}");
     }
 

@@ -6,12 +6,12 @@
 mod encoder;
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Module, VarBuilder, conv2d, group_norm};
+use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d};
 
 use super::loader::config::VaeConfig;
 use super::ops::Segments;
-use super::ops::activation::silu;
 use super::ops::attention::attention;
+use super::ops::group_norm::GroupNorm;
 use super::ops::linear::linear;
 
 pub(crate) use encoder::{Encoder, pixels_of};
@@ -68,7 +68,7 @@ impl Decoder {
             conv_in: convolution(config.latent_channels, widest, vb.pp("conv_in"))?,
             middle,
             levels,
-            norm_out: group_norm(groups, inputs, EPSILON, vb.pp("norm_out"))?,
+            norm_out: GroupNorm::load(groups, inputs, EPSILON, &vb.pp("norm_out"))?,
             conv_out: convolution(inputs, config.out_channels, vb.pp("conv_out"))?,
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor,
@@ -111,7 +111,7 @@ impl Decoder {
     /// When the device is out of memory.
     pub(crate) fn complete(&self, mut decoding: Decoding) -> Result<Tensor> {
         while self.advance(&mut decoding)? {}
-        self.conv_out.forward(&silu(&self.norm_out.forward(&decoding.x)?)?)?.to_dtype(DType::F32)
+        self.conv_out.forward(&self.norm_out.forward_silu(&decoding.x)?)?.to_dtype(DType::F32)
     }
 
     /// What stands between the first convolution and the last, in order.
@@ -186,7 +186,8 @@ impl Convolution {
             let rows = strip_rows.min(height - top);
             let (above, below) = (usize::from(top > 0), usize::from(top + rows < height));
             let seen = x.narrow(2, top - above, above + rows + below)?.contiguous()?;
-            self.inner.forward(&seen)?.narrow(2, above, rows)
+            // Contiguous, so that what they become together is, too.
+            self.inner.forward(&seen)?.narrow(2, above, rows)?.contiguous()
         };
         Tensor::cat(&(0..height).step_by(strip_rows).map(strip).collect::<Result<Vec<_>>>()?, 2)
     }
@@ -204,17 +205,17 @@ impl Resnet {
     fn load(groups: usize, inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
         let shortcut = || conv2d(inputs, outputs, 1, Conv2dConfig::default(), vb.pp("nin_shortcut"));
         Ok(Self {
-            norm1: group_norm(groups, inputs, EPSILON, vb.pp("norm1"))?,
+            norm1: GroupNorm::load(groups, inputs, EPSILON, &vb.pp("norm1"))?,
             conv1: convolution(inputs, outputs, vb.pp("conv1"))?,
-            norm2: group_norm(groups, outputs, EPSILON, vb.pp("norm2"))?,
+            norm2: GroupNorm::load(groups, outputs, EPSILON, &vb.pp("norm2"))?,
             conv2: convolution(outputs, outputs, vb.pp("conv2"))?,
             shortcut: (inputs != outputs).then(shortcut).transpose()?,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let hidden = self.conv1.forward(&silu(&self.norm1.forward(x)?)?)?;
-        let hidden = self.conv2.forward(&silu(&self.norm2.forward(&hidden)?)?)?;
+        let hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
+        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
         match &self.shortcut {
             Some(shortcut) => shortcut.forward(x)? + hidden,
             None => x + hidden,
@@ -237,7 +238,7 @@ impl Attention {
         };
         let (query, key, value) = (pointwise("q")?, pointwise("k")?, pointwise("v")?);
         Ok(Self {
-            norm: group_norm(groups, channels, EPSILON, vb.pp("norm"))?,
+            norm: GroupNorm::load(groups, channels, EPSILON, &vb.pp("norm"))?,
             qkv: (Tensor::cat(&[query.0, key.0, value.0], 0)?, Tensor::cat(&[query.1, key.1, value.1], 0)?),
             out: pointwise("proj_out")?,
         })
@@ -288,7 +289,7 @@ mod tests {
         for rows in [1, 2, 5, 10] {
             let inner = Conv2d::new(weight.clone(), Some(bias.clone()), config);
             let strips = Convolution { inner, strip_bytes: rows * 4 * 9 * 6 * 4 }.forward(&x).expect("strips");
-            assert_eq!(strips.dims(), whole.dims());
+            assert!(strips.dims() == whole.dims() && strips.is_contiguous());
             let largest: f32 = (&strips - &whole).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
             assert!(largest < 1e-5, "{rows} rows: {largest:e}");
         }

@@ -127,3 +127,23 @@ static __device__ __forceinline__ uint4 chunk_at(const uint16_t *values, int64_t
 static __device__ __forceinline__ void put_chunk(uint16_t *values, int64_t chunk, const uint4 &data) {
   reinterpret_cast<uint4 *>(values)[chunk] = data;
 }
+
+// The sum over a block of `THREADS_OF_BLOCK` threads, always in the same order. All threads call it; `shared` has a place
+// for each warp.
+template <int THREADS_OF_BLOCK> static __device__ __forceinline__ float block_sum(float value, float *shared) {
+#pragma unroll
+  for (int mask = LANES / 2; mask > 0; mask /= 2) {
+    value += from_lane_xor(value, mask);
+  }
+  __syncthreads();
+  if (threadIdx.x % LANES == 0) {
+    shared[threadIdx.x / LANES] = value;
+  }
+  __syncthreads();
+  float sum = 0.0f;
+#pragma unroll
+  for (int warp = 0; warp < THREADS_OF_BLOCK / LANES; ++warp) {
+    sum += shared[warp];
+  }
+  return sum;
+}

@@ -7,25 +7,6 @@ namespace {
 
 constexpr int THREADS = 256;
 
-// The sum over a block. All threads call it; `shared` has a place for each warp.
-__device__ __forceinline__ float block_sum(float value, float *shared) {
-#pragma unroll
-  for (int mask = LANES / 2; mask > 0; mask /= 2) {
-    value += from_lane_xor(value, mask);
-  }
-  __syncthreads();
-  if (threadIdx.x % LANES == 0) {
-    shared[threadIdx.x / LANES] = value;
-  }
-  __syncthreads();
-  float sum = 0.0f;
-#pragma unroll
-  for (int warp = 0; warp < THREADS / LANES; ++warp) {
-    sum += shared[warp];
-  }
-  return sum;
-}
-
 // x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x³): GELU by its tanh approximation.
 __device__ __forceinline__ float gelu_tanh_of(float x) {
   constexpr float TWICE_SQRT_2_OVER_PI_LOG2E = 2.3022082f;
@@ -70,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       sum += values[i];
     }
   }
-  const float mean = block_sum(sum, sums) / width;
+  const float mean = block_sum<THREADS>(sum, sums) / width;
   // The row has just been read: it comes from the cache.
   sum = 0.0f;
   for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
@@ -80,7 +61,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       sum += (values[i] - mean) * (values[i] - mean);
     }
   }
-  const float inverse = rsqrtf(block_sum(sum, sums) / width + epsilon);
+  const float inverse = rsqrtf(block_sum<THREADS>(sum, sums) / width + epsilon);
   for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
     float scales[CHUNK];
     float shifts[CHUNK];

@@ -99,7 +99,7 @@ fn gelu_tanh_of(x: f32) -> f32 {
 }
 
 #[inline(always)]
-fn silu_of(x: f32) -> f32 {
+pub(super) fn silu_of(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 

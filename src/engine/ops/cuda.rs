@@ -15,10 +15,12 @@ use half::bf16;
 use super::Segments;
 
 const ATTENTION: &str = include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"));
+const GROUP_NORM: &str = include_str!(concat!(env!("OUT_DIR"), "/group_norm.ptx"));
 const ROWS: &str = include_str!(concat!(env!("OUT_DIR"), "/rows.ptx"));
 
 /// Names under which a device keeps them once they are loaded.
 const ATTENTION_MODULE: &str = "fluxserve-attention";
+const GROUP_NORM_MODULE: &str = "fluxserve-group-norm";
 const ROWS_MODULE: &str = "fluxserve-rows";
 
 /// A pointer to nothing, as an argument.
@@ -328,4 +330,63 @@ pub(super) fn beside_gelu_tanh(
         Ok(())
     })?;
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((right.rows, width))))
+}
+
+/// What the channels of a picture are shared out to.
+#[derive(Clone, Copy)]
+pub(super) struct GroupNormShape {
+    pub(super) channels: usize,
+    pub(super) groups: usize,
+}
+
+/// Blocks that take the moments of one group, and chunks that a block of the second kernel writes.
+const GROUP_PARTS: usize = 64;
+const GROUP_NORM_CHUNKS: usize = 4 * THREADS as usize;
+
+/// [`super::group_norm::GroupNorm`] of one contiguous picture whose channels are whole chunks.
+pub(super) fn group_norm(
+    [x, weight, bias]: [(&CudaStorage, &Layout); 3],
+    shape: GroupNormShape,
+    epsilon: f32,
+    is_activated: bool,
+) -> Result<(CudaStorage, Shape)> {
+    let GroupNormShape { channels, groups } = shape;
+    let device = x.0.device();
+    let values = |(storage, layout): (&'_ CudaStorage, &Layout)| match layout.contiguous_offsets() {
+        Some(range) => Ok(range),
+        None => bail!("group norm: {:?} of {:?} is not contiguous", layout.stride(), storage.dtype()),
+    };
+    let [(start, end), (weight_start, weight_end), (bias_start, bias_end)] =
+        [values(x)?, values(weight)?, values(bias)?];
+    let count = end - start;
+    let channel_chunks = count / channels / CHUNK;
+    let is_whole = count == channels * channel_chunks * CHUNK && start.is_multiple_of(CHUNK);
+    if !is_whole || [weight_end - weight_start, bias_end - bias_start] != [channels; 2] {
+        bail!("group norm: {count} values, {channels} channels: not in chunks of {CHUNK}, or other weights");
+    }
+    let pixels = x.0.as_cuda_slice::<bf16>()?.slice(start..end);
+    let weight = weight.0.as_cuda_slice::<bf16>()?.slice(weight_start..weight_end);
+    let bias = bias.0.as_cuda_slice::<bf16>()?.slice(bias_start..bias_end);
+    // SAFETY: the first kernel writes the moments of every part of every group, the second every value.
+    let (mut moments, mut out) =
+        unsafe { (device.alloc::<f32>(2 * groups * GROUP_PARTS)?, device.alloc::<bf16>(count)?) };
+    let group_channels = channels / groups;
+    let shared = THREADS / 32 * 4;
+
+    let kernel = device.get_or_load_custom_func("group_moments", GROUP_NORM_MODULE, GROUP_NORM)?;
+    let group_chunks = (channel_chunks * group_channels) as i64;
+    let mut launch = kernel.builder();
+    launch.arg(&pixels).arg(&mut moments).arg(&group_chunks);
+    // SAFETY: the arguments are those of group_norm.cu, and the sizes have been compared above.
+    unsafe { launch.launch(grid(GROUP_PARTS, groups, shared)) }.w()?;
+
+    let kernel = device.get_or_load_custom_func("group_norm", GROUP_NORM_MODULE, GROUP_NORM)?;
+    let (chunks, group_channels, is_activated) =
+        (channel_chunks as i64, number(group_channels)?, i32::from(is_activated));
+    let mut launch = kernel.builder();
+    launch.arg(&pixels).arg(&moments).arg(&weight).arg(&bias).arg(&mut out);
+    launch.arg(&chunks).arg(&group_channels).arg(&epsilon).arg(&is_activated);
+    // SAFETY: as above.
+    unsafe { launch.launch(grid(channel_chunks.div_ceil(GROUP_NORM_CHUNKS), channels, shared)) }.w()?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), x.1.shape().clone()))
 }

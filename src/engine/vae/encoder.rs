@@ -4,12 +4,12 @@
 //! uses. Draws nothing by itself: whoever samples brings the noise.
 
 use candle_core::{D, Device, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, GroupNorm, Module, VarBuilder, conv2d, group_norm};
+use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d};
 
 use super::{Attention, Convolution, EPSILON, Resnet, convolution};
 use crate::domain::engine::RgbImage;
 use crate::engine::loader::config::VaeConfig;
-use crate::engine::ops::activation::silu;
+use crate::engine::ops::group_norm::GroupNorm;
 
 /// Bounds of the logarithm of the variance, as in diffusers' `DiagonalGaussianDistribution`.
 const LOG_VARIANCE: (f32, f32) = (-30.0, 20.0);
@@ -70,7 +70,7 @@ impl Encoder {
             conv_in: convolution(config.in_channels, narrowest, vb.pp("conv_in"))?,
             levels,
             middle,
-            norm_out: group_norm(groups, widest, EPSILON, vb.pp("norm_out"))?,
+            norm_out: GroupNorm::load(groups, widest, EPSILON, &vb.pp("norm_out"))?,
             conv_out: convolution(widest, 2 * config.latent_channels, vb.pp("conv_out"))?,
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor,
@@ -94,7 +94,7 @@ impl Encoder {
         }
         let (first, attention, second) = &self.middle;
         let x = second.forward(&attention.forward(&first.forward(&x)?)?)?;
-        let moments = self.conv_out.forward(&silu(&self.norm_out.forward(&x)?)?)?;
+        let moments = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?;
         let halves = moments.chunk(2, 1)?;
         Ok(Moments { mean: halves[0].contiguous()?, log_variance: halves[1].contiguous()? })
     }
