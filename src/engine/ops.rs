@@ -8,6 +8,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod attention;
+pub(crate) mod convolution;
 #[cfg(feature = "cuda")]
 mod cuda;
 pub(crate) mod gemm;

@@ -114,7 +114,7 @@ impl MemoryPlan {
         let widths = &configs.vae.block_out_channels;
         let widest = widths.iter().take(2).copied().max().unwrap_or_default();
         let pixel = DECODER_COPIES * widest * size_of::<f32>();
-        let strip = super::vae::STRIP_BYTES_MAX;
+        let strip = super::ops::convolution::STRIP_BYTES_MAX;
 
         let room = free.saturating_sub(resident + WORKSPACE_BYTES);
         let smallest = (SMALLEST_STEP_TOKENS * token).max(512 * 512 * pixel + strip);

@@ -6,11 +6,12 @@
 mod encoder;
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d};
+use candle_nn::VarBuilder;
 
 use super::loader::config::VaeConfig;
 use super::ops::Segments;
 use super::ops::attention::attention;
+use super::ops::convolution::Convolution;
 use super::ops::group_norm::GroupNorm;
 use super::ops::linear::linear;
 
@@ -155,42 +156,7 @@ impl Part<'_> {
 
 /// A 3×3 convolution that keeps the size.
 fn convolution(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Convolution> {
-    let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
-    Ok(Convolution { inner: conv2d(inputs, outputs, KERNEL, config, vb)?, strip_bytes: STRIP_BYTES_MAX })
-}
-
-/// Rows and columns of the kernels.
-const KERNEL: usize = 3;
-
-/// Most bytes of the matrix that a convolution spreads its input out to, in which every pixel has its neighbours beside it:
-/// 10 GB for all of a picture of 1024×1024 pixels.
-pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
-
-/// A convolution that goes over large pictures in strips of rows. Each strip sees the rows above and below it, so nothing
-/// shows where they meet.
-struct Convolution {
-    inner: Conv2d,
-    strip_bytes: usize,
-}
-
-impl Convolution {
-    /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (_, channels, height, width) = x.dims4()?;
-        let row_bytes = channels * KERNEL * KERNEL * width * x.dtype().size_in_bytes();
-        let strip_rows = (self.strip_bytes / row_bytes.max(1)).max(1);
-        if strip_rows >= height {
-            return self.inner.forward(x);
-        }
-        let strip = |top: usize| {
-            let rows = strip_rows.min(height - top);
-            let (above, below) = (usize::from(top > 0), usize::from(top + rows < height));
-            let seen = x.narrow(2, top - above, above + rows + below)?.contiguous()?;
-            // Contiguous, so that what they become together is, too.
-            self.inner.forward(&seen)?.narrow(2, above, rows)?.contiguous()
-        };
-        Tensor::cat(&(0..height).step_by(strip_rows).map(strip).collect::<Result<Vec<_>>>()?, 2)
-    }
+    Convolution::load(inputs, outputs, 3, vb)
 }
 
 struct Resnet {
@@ -198,12 +164,12 @@ struct Resnet {
     conv1: Convolution,
     norm2: GroupNorm,
     conv2: Convolution,
-    shortcut: Option<Conv2d>,
+    shortcut: Option<Convolution>,
 }
 
 impl Resnet {
     fn load(groups: usize, inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
-        let shortcut = || conv2d(inputs, outputs, 1, Conv2dConfig::default(), vb.pp("nin_shortcut"));
+        let shortcut = || Convolution::load(inputs, outputs, 1, vb.pp("nin_shortcut"));
         Ok(Self {
             norm1: GroupNorm::load(groups, inputs, EPSILON, &vb.pp("norm1"))?,
             conv1: convolution(inputs, outputs, vb.pp("conv1"))?,
@@ -271,27 +237,4 @@ pub(crate) fn to_rgb_bytes(pixels: &Tensor) -> Result<Option<Vec<u8>>> {
 /// A colour's share, about -1 to 1, as a byte: `round_half_even(255 × clamp(x / 2 + 1 / 2))`, as diffusers rounds.
 pub(crate) fn to_byte(value: f32) -> u8 {
     (255.0 * (value / 2.0 + 0.5).clamp(0.0, 1.0)).round_ties_even() as u8
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Whatever the strips' height: one row, some and a rest, all but one.
-    #[test]
-    fn strips_meet_without_a_seam() {
-        let device = Device::Cpu;
-        let random = |shape: &[usize]| Tensor::randn(0.0_f32, 1.0, shape, &device).expect("randn");
-        let (weight, bias) = (random(&[5, 4, 3, 3]), random(&[5]));
-        let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
-        let x = random(&[1, 4, 11, 6]);
-        let whole = Conv2d::new(weight.clone(), Some(bias.clone()), config).forward(&x).expect("whole");
-        for rows in [1, 2, 5, 10] {
-            let inner = Conv2d::new(weight.clone(), Some(bias.clone()), config);
-            let strips = Convolution { inner, strip_bytes: rows * 4 * 9 * 6 * 4 }.forward(&x).expect("strips");
-            assert!(strips.dims() == whole.dims() && strips.is_contiguous());
-            let largest: f32 = (&strips - &whole).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
-            assert!(largest < 1e-5, "{rows} rows: {largest:e}");
-        }
-    }
 }

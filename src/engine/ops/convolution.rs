@@ -1,0 +1,213 @@
+//! Convolutions that keep a picture's size: 3×3 with a border of zeros, and 1×1.
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d};
+use rayon::prelude::*;
+
+use super::gemm::{MatrixRef, Threads, multiply};
+use super::{contiguous, is_on_cpu};
+
+/// Most bytes of the matrix that a convolution on a device spreads its input out to, in which every pixel has its neighbours
+/// beside it: 10 GB for all of a picture of 1024×1024 pixels.
+pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
+
+/// Pixels that one thread of the CPU works on at a time: enough for a matrix product, and few enough for the cache.
+const STRIP_PIXELS: usize = 512;
+
+/// A convolution that goes over a picture in strips of rows. Each strip sees the rows above and below it, so nothing shows
+/// where they meet.
+pub(crate) struct Convolution {
+    inner: Conv2d,
+    kernel: usize,
+    strip_bytes: usize,
+}
+
+impl Convolution {
+    /// `weight [outputs, inputs, kernel, kernel]` and `bias [outputs]`; the kernel is 1 or 3.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn load(inputs: usize, outputs: usize, kernel: usize, vb: VarBuilder) -> Result<Self> {
+        let config = Conv2dConfig { padding: kernel / 2, ..Conv2dConfig::default() };
+        Ok(Self { inner: conv2d(inputs, outputs, kernel, config, vb)?, kernel, strip_bytes: STRIP_BYTES_MAX })
+    }
+
+    /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, contiguous.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit, or the device is out of memory.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self.inner.bias() {
+            Some(bias) if is_on_cpu(x) && x.is_contiguous() => {
+                x.apply_op3_no_bwd(self.inner.weight(), bias, &OnCpu { kernel: self.kernel })
+            }
+            _ => self.in_strips(x),
+        }
+    }
+
+    /// By candle's own convolution.
+    fn in_strips(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, channels, height, width) = x.dims4()?;
+        let row_bytes = channels * self.kernel * self.kernel * width * x.dtype().size_in_bytes();
+        let strip_rows = (self.strip_bytes / row_bytes.max(1)).max(1);
+        if strip_rows >= height {
+            return self.inner.forward(x);
+        }
+        let border = self.kernel / 2;
+        let strip = |top: usize| {
+            let rows = strip_rows.min(height - top);
+            let (above, below) = (border.min(top), border.min(height - top - rows));
+            let seen = x.narrow(2, top - above, above + rows + below)?.contiguous()?;
+            // Contiguous, so that what they become together is, too.
+            self.inner.forward(&seen)?.narrow(2, above, rows)?.contiguous()
+        };
+        Tensor::cat(&(0..height).step_by(strip_rows).map(strip).collect::<Result<Vec<_>>>()?, 2)
+    }
+}
+
+struct OnCpu {
+    kernel: usize,
+}
+
+/// One picture's channels, row by row.
+#[derive(Clone, Copy)]
+struct Planes<'a> {
+    values: &'a [f32],
+    channels: usize,
+    height: usize,
+    width: usize,
+}
+
+impl CustomOp3 for OnCpu {
+    fn name(&self) -> &'static str {
+        "convolution"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+        bias: &CpuStorage,
+        bias_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, channels, height, width) = xl.shape().dims4()?;
+        let (outputs, inputs, rows, columns) = weight_l.shape().dims4()?;
+        let (values, weight, bias) = (contiguous(x, xl)?, contiguous(weight, weight_l)?, contiguous(bias, bias_l)?);
+        if batch != 1 || inputs != channels || [rows, columns] != [self.kernel; 2] || bias.len() != outputs {
+            bail!("convolution: {:?} by {:?}", xl.shape(), weight_l.shape());
+        }
+        let planes = Planes { values, channels, height, width };
+        let taps = channels * self.kernel * self.kernel;
+        let weight = MatrixRef::new(weight, outputs, taps, taps);
+        let strip_rows = (STRIP_PIXELS / width.max(1)).max(1);
+        let starts: Vec<usize> = (0..height).step_by(strip_rows).collect();
+        // Each thread has its strips to itself; then each has channels to itself.
+        let strips: Vec<Vec<f32>> = starts
+            .par_iter()
+            .map_init(Vec::new, |spread, &top| {
+                let rows = strip_rows.min(height - top);
+                let mut out = vec![0.0; outputs * rows * width];
+                let neighbours = planes.neighbours(self.kernel, top, rows, spread);
+                multiply(&mut out, weight, neighbours, false, Threads::One);
+                out
+            })
+            .collect();
+        let mut out = vec![0.0_f32; outputs * height * width];
+        out.par_chunks_mut((height * width).max(1)).enumerate().for_each(|(channel, out)| {
+            for (strip, &top) in strips.iter().zip(&starts) {
+                let pixels = strip.len() / outputs;
+                let target = &mut out[top * width..][..pixels];
+                for (target, &value) in target.iter_mut().zip(&strip[channel * pixels..][..pixels]) {
+                    *target = value + bias[channel];
+                }
+            }
+        });
+        Ok((CpuStorage::F32(out), Shape::from((1, outputs, height, width))))
+    }
+}
+
+impl<'a> Planes<'a> {
+    /// `[channels × kernel × kernel, rows × width]`: of each pixel of some rows all that its output depends on. `spread` is
+    /// memory that one thread uses again and again.
+    fn neighbours<'b>(self, kernel: usize, top: usize, rows: usize, spread: &'b mut Vec<f32>) -> MatrixRef<'b>
+    where
+        'a: 'b,
+    {
+        let Self { values, channels, height, width } = self;
+        let pixels = rows * width;
+        if kernel == 1 {
+            return MatrixRef::new(&values[top * width..], channels, pixels, height * width);
+        }
+        let border = kernel / 2;
+        spread.clear();
+        spread.resize(channels * kernel * kernel * pixels, 0.0);
+        for (tap, line) in spread.chunks_exact_mut(pixels).enumerate() {
+            let (channel, down, right) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
+            for (row, line) in line.chunks_exact_mut(width).enumerate() {
+                let Some(source) = (top + row + down).checked_sub(border).filter(|&row| row < height) else { continue };
+                let source = &values[(channel * height + source) * width..][..width];
+                // Where the neighbour lies beyond the picture's side, the zeros stay.
+                let (skipped, missing) =
+                    (border.saturating_sub(right).min(width), right.saturating_sub(border).min(width));
+                let length = width - skipped - missing;
+                line[skipped..][..length].copy_from_slice(&source[missing..][..length]);
+            }
+        }
+        MatrixRef::new(spread, channels * kernel * kernel, pixels, pixels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn random(shape: &[usize]) -> Tensor {
+        Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu).expect("randn")
+    }
+
+    fn convolution(inputs: usize, outputs: usize, kernel: usize, strip_bytes: usize) -> Convolution {
+        let config = Conv2dConfig { padding: kernel / 2, ..Conv2dConfig::default() };
+        let inner = Conv2d::new(random(&[outputs, inputs, kernel, kernel]), Some(random(&[outputs])), config);
+        Convolution { inner, kernel, strip_bytes }
+    }
+
+    fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
+        assert!(found.dims() == expected.dims() && found.is_contiguous(), "{what}");
+        let largest: f32 = (found - expected).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
+        assert!(largest < 1e-4, "{what}: {largest:e}");
+    }
+
+    #[test]
+    fn the_fused_op_equals_its_twin() {
+        for (kernel, inputs, outputs, height, width) in [
+            (3, 4, 5, 11, 6),
+            (3, 16, 3, 1, 1),
+            (3, 2, 40, 2, 700),
+            (3, 8, 8, 70, 33),
+            (1, 6, 9, 30, 40),
+            (1, 3, 1, 1, 5),
+        ] {
+            let convolution = convolution(inputs, outputs, kernel, STRIP_BYTES_MAX);
+            let x = random(&[1, inputs, height, width]);
+            let what = format!("{kernel}x{kernel}, {inputs} to {outputs}, {height}x{width}");
+            let fused = convolution.forward(&x).expect("fused");
+            assert_close(&fused, &convolution.inner.forward(&x).expect("composed"), &what);
+        }
+    }
+
+    /// Whatever the strips' height: one row, some and a rest, all but one.
+    #[test]
+    fn strips_meet_without_a_seam() {
+        let x = random(&[1, 4, 11, 6]);
+        for kernel in [1, 3] {
+            for rows in [1, 2, 5, 10] {
+                let convolution = convolution(4, 5, kernel, rows * 4 * kernel * kernel * 6 * 4);
+                let strips = convolution.in_strips(&x).expect("strips");
+                assert_close(&strips, &convolution.inner.forward(&x).expect("whole"), &format!("{rows} rows"));
+            }
+        }
+    }
+}
