@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -65,6 +66,24 @@ struct Shared {
     conduct: Mutex<Conduct>,
     seen: Mutex<Vec<Seen>>,
     storage: SocketAddr,
+    /// Connections that are being answered.
+    open: AtomicUsize,
+}
+
+/// One of them.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.open.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -119,15 +138,16 @@ impl Hub {
             conduct: Mutex::new(Conduct { files: reference(), ..Conduct::default() }),
             seen: Mutex::default(),
             storage: storage.local_addr().expect("an address"),
+            open: AtomicUsize::new(0),
         });
         let address = hub.local_addr().expect("an address");
         for (listener, at_storage) in [(hub, false), (storage, true)] {
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || {
                 for stream in listener.incoming().map_while(Result::ok) {
-                    let shared = Arc::clone(&shared);
+                    let open = Open::new(&shared);
                     // A client that goes away in the middle is part of the tests.
-                    std::thread::spawn(move || drop(shared.answer(stream, at_storage)));
+                    std::thread::spawn(move || drop(open.0.answer(stream, at_storage)));
                 }
             });
         }
@@ -150,7 +170,17 @@ impl Hub {
         self.shared.seen.lock().expect("no panic under this lock").clone()
     }
 
+    /// Forgets what was seen, once those who have gone away are answered: what is still being sent to them belongs to it.
     pub(crate) fn forget(&self) {
+        let mut quiet = 0;
+        for _ in 0..1000 {
+            quiet = if self.shared.open.load(Ordering::SeqCst) == 0 { quiet + 1 } else { 0 };
+            if quiet == 5 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert!(quiet == 5, "a connection is still open");
         self.shared.seen.lock().expect("no panic under this lock").clear();
     }
 
@@ -186,11 +216,18 @@ impl Shared {
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut line = String::new();
         reader.read_line(&mut line)?;
+        if line.is_empty() {
+            // Whoever gives up one file leaves the connections for others before anything was asked there.
+            return Ok(());
+        }
         let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
         let (mut authorization, mut start) = (None, 0);
         loop {
             let mut header = String::new();
-            if reader.read_line(&mut header)? == 0 || header == "\r\n" {
+            if reader.read_line(&mut header)? == 0 {
+                return Ok(());
+            }
+            if header == "\r\n" {
                 break;
             }
             let (name, value) = header.trim_end().split_once(": ").unwrap_or_default();
