@@ -1,0 +1,115 @@
+use std::cell::Cell;
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::catalog::card_or_flux_dev;
+use crate::domain::engine::{EngineLimits, RgbImage};
+use crate::domain::ids::ModelId;
+
+/// Has memory for so many tokens in a step, and draws nothing.
+#[derive(Default)]
+struct Small {
+    pictures: BTreeSet<Slot>,
+    admitted: u64,
+    steps: usize,
+    waits: Cell<usize>,
+}
+
+impl StepEngine for Small {
+    fn limits(&self) -> EngineLimits {
+        EngineLimits { pictures_max: 8, step_tokens_max: 2000 }
+    }
+
+    fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
+        self.admitted += 1;
+        self.pictures.insert(Slot(self.admitted));
+        Ok(Slot(self.admitted))
+    }
+
+    fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
+        if slots.len() > 2 {
+            return Err(EngineError::OutOfMemory("no more".into()));
+        }
+        self.steps += 1;
+        Ok(())
+    }
+
+    fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
+        self.pictures.remove(&slot);
+        Err(EngineError::NotFinite)
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.pictures.remove(&slot);
+    }
+}
+
+impl Timed for Small {
+    fn wait(&self) -> Result<(), EngineError> {
+        self.waits.set(self.waits.get() + 1);
+        Ok(())
+    }
+
+    fn encode_text(&mut self, _: &str, _: usize) -> Result<(), EngineError> {
+        Err(EngineError::Fatal("no encoders".into()))
+    }
+
+    fn decode(&self, _: Slot) -> Result<(), EngineError> {
+        Ok(())
+    }
+}
+
+fn bench(engine: &mut Small, deadline: Option<Instant>) -> Bench<'_> {
+    Bench::new(engine, card_or_flux_dev(&ModelId::new("test/model")), 3, deadline)
+}
+
+fn squares(count: usize) -> Vec<PictureSize> {
+    vec![PictureSize { width: 64, height: 64 }; count]
+}
+
+fn repeats(timing: &Timing) -> Option<usize> {
+    match timing.outcome {
+        Outcome::Measured { repeats, .. } => Some(repeats),
+        _ => None,
+    }
+}
+
+#[test]
+fn each_part_is_done_once_more_than_it_is_timed_and_the_device_is_waited_for() {
+    let mut engine = Small::default();
+    let mut bench = bench(&mut engine, None);
+    assert_eq!(repeats(&bench.step(&squares(2))), Some(3));
+    assert_eq!((engine.steps, engine.waits.get(), engine.pictures.len()), (4, 8, 0));
+    let mut bench = self::bench(&mut engine, None);
+    let size = squares(1)[0];
+    for timing in [bench.admit(size), bench.decode(size), bench.finish(size), bench.whole(size, 5)] {
+        assert_eq!(repeats(&timing), Some(3), "{timing:?}");
+    }
+    assert_eq!(engine.steps, 4 + 4 + 1 + 3 * 5, "steps, finish, a warm-up of one step, whole pictures");
+    assert!(engine.pictures.is_empty());
+}
+
+#[test]
+fn what_does_not_fit_or_fails_is_said_and_the_rest_goes_on() {
+    let mut engine = Small::default();
+    let mut bench = bench(&mut engine, None);
+    assert_eq!(bench.step(&squares(4)).outcome, Outcome::DoesNotFit { reason: "no more".into() });
+    assert_eq!(bench.text().outcome, Outcome::Failed { reason: "the engine failed: no encoders".into() });
+    assert_eq!(repeats(&bench.step(&squares(1))), Some(3));
+    assert!(engine.pictures.is_empty());
+}
+
+#[test]
+fn nothing_is_begun_that_would_end_too_late() {
+    let mut engine = Small::default();
+    let mut timed = bench(&mut engine, Some(Instant::now() + Duration::from_hours(1)));
+    timed.seconds_per_token = 1.0;
+    assert_eq!(repeats(&timed.step(&squares(1))), Some(3), "two steps of 528 seconds, at worst");
+    assert_eq!(timed.whole(squares(1)[0], 50).outcome, Outcome::NoTime);
+    assert_eq!(bench(&mut engine, Some(Instant::now())).text().outcome, Outcome::NoTime);
+}
+
+#[test]
+fn the_median_of_an_even_number_lies_between_two() {
+    assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[4.0, 1.0, 2.0, 3.0])), (2.0, 2.5));
+}

@@ -1,0 +1,139 @@
+use super::*;
+use crate::domain::model::{ParameterDefaults, ParameterLimits};
+
+fn card() -> ModelCard {
+    ModelCard {
+        id: ModelId::new("test/model"),
+        notice: None,
+        defaults: ParameterDefaults { width: 512, height: 512, steps: 30, guidance: 3.5 },
+        limits: ParameterLimits {
+            width_min: 64,
+            width_max: 2048,
+            height_min: 64,
+            height_max: 2048,
+            size_multiple_of: 16,
+            pixels_max: 4_194_304,
+            steps_min: 1,
+            steps_max: 100,
+            guidance_min: 0.0,
+            guidance_max: 30.0,
+        },
+        input_images_min: 0,
+        input_images_max: 0,
+        prompt_chars_max: 2048,
+        sequence_length: 512,
+        true_cfg_scale: 4.0,
+    }
+}
+
+fn fields(params: GenerateParams) -> Vec<String> {
+    match GenerateSpec::new(params, &card()) {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors.into_iter().map(|error| error.field).collect(),
+    }
+}
+
+fn params() -> GenerateParams {
+    GenerateParams { prompt: "a fox".into(), ..GenerateParams::default() }
+}
+
+#[test]
+fn defaults_come_from_the_card() {
+    let spec = GenerateSpec::new(params(), &card()).expect("valid");
+    assert_eq!((spec.width(), spec.height(), spec.steps()), (512, 512, 30));
+    assert_eq!(spec.image_tokens(), 1024);
+    assert_eq!(spec.step_tokens(), 1536);
+}
+
+#[test]
+fn each_bad_field_is_named() {
+    let cases = [
+        (GenerateParams { width: Some(100), ..params() }, "width"),
+        (GenerateParams { height: Some(48), ..params() }, "height"),
+        (GenerateParams { height: Some(2064), ..params() }, "height"),
+        (GenerateParams { steps: Some(0), ..params() }, "steps"),
+        (GenerateParams { steps: Some(101), ..params() }, "steps"),
+        (GenerateParams { guidance: Some(-0.1), ..params() }, "guidance"),
+        (GenerateParams { guidance: Some(f64::NAN), ..params() }, "guidance"),
+        (GenerateParams { seed: SEED_MAX + 1, ..params() }, "seed"),
+        (GenerateParams { input_images: vec![image(512, 512)], ..params() }, "input_images_base64"),
+        (GenerateParams { strength: Some(0.5), ..params() }, "strength"),
+        (GenerateParams { prompt: "x".repeat(2049), ..params() }, "prompt"),
+        (GenerateParams { negative_prompt: Some("x".repeat(2049)), ..params() }, "negative_prompt"),
+        (GenerateParams { sequence_length: Some(513), ..params() }, "max_sequence_length"),
+    ];
+    for (params, field) in cases {
+        assert_eq!(fields(params), [field]);
+    }
+}
+
+fn image(width: u32, height: u32) -> Arc<RgbImage> {
+    let pixels = vec![7; (width * height * 3) as usize];
+    Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
+}
+
+/// From a picture of 512×512 on a card that takes one.
+fn from_image(strength: Option<f64>, steps: u32) -> Result<GenerateSpec, Vec<FieldError>> {
+    let card = ModelCard { input_images_max: 1, ..card() };
+    let input_images = vec![image(512, 512)];
+    GenerateSpec::new(GenerateParams { input_images, strength, steps: Some(steps), ..params() }, &card)
+}
+
+#[test]
+fn a_strength_says_how_many_steps_are_left_of_the_schedule() {
+    // As diffusers counts: int(steps - min(steps × strength, steps)) are skipped.
+    for (steps, strength, done) in [
+        (10, None, 6),
+        (10, Some(1.0), 10),
+        (10, Some(0.05), 1),
+        (1, Some(0.01), 1),
+        (4, Some(0.6), 3),
+        (7, Some(0.3), 3),
+    ] {
+        let spec = from_image(strength, steps).expect("valid");
+        assert_eq!((spec.steps_scheduled(), spec.steps()), (steps, done), "{strength:?}");
+        assert_eq!(spec.pixel_steps(), 512 * 512 * u64::from(done));
+    }
+}
+
+#[test]
+fn a_strength_beyond_its_range_is_refused() {
+    for strength in [0.0, -0.5, 1.01, f64::NAN, f64::INFINITY, 1e-17] {
+        let errors = from_image(Some(strength), 100).expect_err("out of range");
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_eq!(errors[0].field, "strength");
+    }
+}
+
+#[test]
+fn a_picture_to_start_from_has_the_size_that_is_drawn() {
+    let card = ModelCard { input_images_max: 1, ..card() };
+    let with = |width, height| {
+        let input_images = vec![image(640, 384)];
+        GenerateSpec::new(GenerateParams { width, height, input_images, ..params() }, &card)
+    };
+    let spec = with(None, None).expect("the picture's own size");
+    assert_eq!((spec.width(), spec.height()), (640, 384));
+    let errors = with(Some(320), Some(384)).expect_err("another size");
+    assert_eq!(errors[0].field, "input_images_base64[0]");
+}
+
+#[test]
+fn all_broken_rules_are_reported_at_once() {
+    let params = GenerateParams { width: Some(1), steps: Some(0), ..params() };
+    assert_eq!(fields(params), ["width", "steps"]);
+}
+
+#[test]
+fn a_negative_prompt_doubles_the_work() {
+    let params = GenerateParams { negative_prompt: Some(String::new()), ..params() };
+    let spec = GenerateSpec::new(params, &card()).expect("valid");
+    assert_eq!(spec.step_tokens(), 2 * 1536);
+}
+
+#[test]
+fn an_empty_prompt_2_falls_back_to_the_prompt() {
+    let params = GenerateParams { prompt_2: Some(String::new()), ..params() };
+    let spec = GenerateSpec::new(params, &card()).expect("valid");
+    assert_eq!(spec.t5_prompt(), "a fox");
+}
