@@ -269,7 +269,7 @@ impl StepEngine for FluxEngine {
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         let picture = self.picture(spec)?;
-        self.device.synchronize().map_err(device_error)?;
+        self.wait()?;
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
         self.pictures.insert(slot, picture);
@@ -296,7 +296,7 @@ impl StepEngine for FluxEngine {
         let mut picture = self.take_done(slot)?;
         let mut decoding = self.decoding(&mut picture)?;
         let is_left = self.decoder.advance(&mut decoding).map_err(device_error)?;
-        self.device.synchronize().map_err(device_error)?;
+        self.wait()?;
         picture.decoding = Some(decoding);
         self.pictures.insert(slot, picture);
         Ok(!is_left)

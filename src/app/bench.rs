@@ -5,10 +5,10 @@ mod timing;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde::Serialize;
 
-use super::generate::for_its_operator;
+use super::generate::{for_its_operator, refuse_without_folder};
 use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
@@ -199,10 +199,7 @@ pub struct StagesRequest {
 pub fn write_stages(config: &Config, request: StagesRequest) -> anyhow::Result<()> {
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let spec = spec_of(&card, request.params)?;
-    let folder = request.output.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        bail!("the folder of `{}` is not there: make `{}` first", request.output.display(), folder.display());
-    }
+    refuse_without_folder(&request.output)?;
     let mut engine = FluxEngine::load(&files_of(config, &request.model)?, request.engine)?;
     let stages = engine.stages(&spec, request.whole)?;
     stages.write(&request.output).with_context(|| format!("writing `{}`", request.output.display()))

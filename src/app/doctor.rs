@@ -82,7 +82,7 @@ fn memory(config: &Config, models: &[Model]) -> Finding {
 }
 
 fn draws_on_cpu(device: DeviceChoice) -> bool {
-    engine::probe(device).is_ok_and(|description| description.starts_with("cpu"))
+    matches!(engine::free_bytes(device), Ok(None))
 }
 
 fn total(inspection: &Inspection, precision: Precision) -> usize {

@@ -54,10 +54,7 @@ pub fn generate(config: &Config, request: GenerateRequest, on_step: &mut dyn FnM
             errors.into_iter().map(|error| format!("{}: {}", option_of(&error.field), error.reason)).collect();
         anyhow::Error::msg(lines.join("\n"))
     })?;
-    let folder = request.output.parent().filter(|folder| !folder.as_os_str().is_empty());
-    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        bail!("the folder of `{}` is not there: make `{}` first", request.output.display(), folder.display());
-    }
+    refuse_without_folder(&request.output)?;
     let files = files_of(config, &request.model)?;
     let engine = FluxEngine::load(&files, request.engine);
     let mut engine = engine.map_err(|error| anyhow!("{error}{}", remedy(config, &request.model.id, &files)))?;
@@ -76,6 +73,15 @@ fn read_image(path: &Path) -> anyhow::Result<Arc<RgbImage>> {
     let bytes = std::fs::read(path).with_context(|| format!("reading `{}`", path.display()))?;
     let picture = decode(&bytes).map_err(|error| anyhow!("--image: `{}` {error}", path.display()))?;
     Ok(Arc::new(picture))
+}
+
+/// Refuses a file whose folder is not there, before anything is drawn for it.
+pub(super) fn refuse_without_folder(output: &Path) -> anyhow::Result<()> {
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        bail!("the folder of `{}` is not there: make `{}` first", output.display(), folder.display());
+    }
+    Ok(())
 }
 
 /// The card without the limits that keep strangers from taking a shared worker for themselves.

@@ -52,7 +52,7 @@ pub enum Offload {
     /// All of it stays: fastest.
     #[default]
     Nothing,
-    /// T5 comes to the device for each new prompt, block by block: a quarter less memory, some seconds more.
+    /// T5 comes to the device for each new prompt, block by block: a quarter less memory, and slower.
     Text,
 }
 

@@ -47,7 +47,7 @@ impl FluxEngine {
         device::describe(&self.device)
     }
 
-    /// Waits until the device has done all that it was told to do: a GPU's verbs return before.
+    /// Waits until the device has done all that it was told to do: until then time is not spent, and it may still fail.
     ///
     /// # Errors
     /// When the device fails.

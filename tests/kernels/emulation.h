@@ -224,32 +224,26 @@ template <int LEFT> void wait_for_groups() {
 
 inline uint16_t element(const void *row, int index) { return static_cast<const uint16_t *>(row)[index]; }
 
-inline void load_matrices(uint32_t (&matrices)[4], const void *row) {
-  check_aligned(row);
+// Of four 8×8 matrices, whose rows the lanes show each other, each lane gets two neighbours in a row, or one above the other.
+inline void load_pairs(uint32_t (&matrices)[4], const void *shown_row, bool is_transposed) {
+  check_aligned(shown_row);
   emulation::Exchange &warp = emulation::exchange();
   const int lane = emulation::lane();
-  warp.addresses[lane] = row;
+  warp.addresses[lane] = shown_row;
   emulation::wait_for_warp();
   for (int m = 0; m < 4; ++m) {
-    const void *source = warp.addresses[8 * m + lane / 4];
-    matrices[m] = element(source, lane % 4 * 2) | static_cast<uint32_t>(element(source, lane % 4 * 2 + 1)) << 16;
+    const auto at = [&](int row, int column) { return element(warp.addresses[8 * m + row], column); };
+    const int line = lane / 4;
+    const int first = lane % 4 * 2;
+    const uint16_t low = is_transposed ? at(first, line) : at(line, first);
+    const uint16_t high = is_transposed ? at(first + 1, line) : at(line, first + 1);
+    matrices[m] = low | static_cast<uint32_t>(high) << 16;
   }
   emulation::wait_for_warp();
 }
 
-inline void load_matrices_transposed(uint32_t (&matrices)[4], const void *row) {
-  check_aligned(row);
-  emulation::Exchange &warp = emulation::exchange();
-  const int lane = emulation::lane();
-  warp.addresses[lane] = row;
-  emulation::wait_for_warp();
-  for (int m = 0; m < 4; ++m) {
-    const uint16_t first = element(warp.addresses[8 * m + lane % 4 * 2], lane / 4);
-    const uint16_t second = element(warp.addresses[8 * m + lane % 4 * 2 + 1], lane / 4);
-    matrices[m] = first | static_cast<uint32_t>(second) << 16;
-  }
-  emulation::wait_for_warp();
-}
+inline void load_matrices(uint32_t (&matrices)[4], const void *row) { load_pairs(matrices, row, false); }
+inline void load_matrices_transposed(uint32_t (&matrices)[4], const void *row) { load_pairs(matrices, row, true); }
 
 inline float half_of(uint32_t pair, int which) { return as_float(which == 0 ? pair << 16 : pair & 0xffff0000u); }
 
