@@ -11,7 +11,7 @@ fn main() {
 #[cfg(feature = "cuda")]
 fn compile_kernels() {
     cudaforge::KernelBuilder::new()
-        .source_files(["attention", "group_norm", "rows"].map(|name| format!("src/engine/kernels/{name}.cu")))
+        .source_dir("src/engine/kernels")
         .watch(["src/engine/kernels/device.cuh"])
         .args(["-std=c++17", "-O3"])
         .build_ptx()

@@ -10,17 +10,21 @@ cd "$(dirname "$0")/.."
 
 folder=$PWD/.tools/kernels
 mkdir -p "$folder"
-c++ -std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -Itests/kernels -o "$folder/emulated" tests/kernels/emulated.cpp
-"$folder/emulated"
+for test in tests/kernels/*.cpp; do
+  program=$folder/$(basename "$test" .cpp)
+  c++ -std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -Itests/kernels -o "$program" "$test"
+  "$program"
+done
 [ "${1:-}" != emulation ] || exit 0
 
 scripts/cuda-toolkit.sh >"$folder/toolkit.log"
 # shellcheck source=/dev/null
 . .tools/cuda/env.sh
 for architecture in sm_80 sm_89 sm_90a; do
-  for kernel in attention group_norm rows; do
+  for source in src/engine/kernels/*.cu; do
+    kernel=$(basename "$source" .cu)
     nvcc -arch="$architecture" -std=c++17 -O3 -Xptxas -v -cubin -o "$folder/$kernel.$architecture.cubin" \
-      "src/engine/kernels/$kernel.cu" 2>"$folder/$kernel.$architecture.txt" || {
+      "$source" 2>"$folder/$kernel.$architecture.txt" || {
       cat "$folder/$kernel.$architecture.txt"
       exit 1
     }

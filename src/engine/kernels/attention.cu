@@ -44,7 +44,8 @@ __device__ __forceinline__ float row_sum(float value) {
 }
 
 template <int WIDTH>
-__device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const Bounds &bounds, int heads, float scale) {
+__device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const Bounds &bounds, int heads, int out_stride,
+                                       float scale) {
   constexpr int PRODUCTS = WIDTH / 16;
   SHARED_BYTES(shared);
   uint16_t *tiles = reinterpret_cast<uint16_t *>(shared);
@@ -199,7 +200,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
     const int chunk = i % CHUNKS;
     const int64_t at = query + warp * WARP_QUERIES + row;
     if (at < length) {
-      uint16_t *target = out + (first + at) * part + blockIdx.y * WIDTH;
+      uint16_t *target = out + (first + at) * out_stride + blockIdx.y * WIDTH;
       put_chunk(target, chunk, *reinterpret_cast<const uint4 *>(place + swizzled<WIDTH>(row, chunk)));
     }
   }
@@ -207,12 +208,13 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 
 } // namespace
 
-// `qkv [rows, 3 × heads × head width]` -> `out [rows, heads × head width]`, bf16, contiguous, 16-byte aligned.
+// `qkv [rows, 3 × heads × head width]`, contiguous -> `out [rows, heads × head width]`, whose rows are `out_stride` values
+// apart; bf16, on boundaries of 16 bytes.
 // Grid: (the sum over sequences of ceil(length / 128), heads); 256 threads; 512 bytes of shared memory × head width.
 #define ATTENTION(width)                                                                                                \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
-      attention_##width(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, float scale) {                    \
-    attend<width>(qkv, out, bounds, heads, scale);                                                                      \
+      attention_##width(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, int out_stride, float scale) {    \
+    attend<width>(qkv, out, bounds, heads, out_stride, scale);                                                          \
   }
 
 ATTENTION(16)

@@ -70,7 +70,7 @@ impl CustomOp2 for BesideGeluTanh<'_> {
         right: &CudaStorage,
         right_l: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        super::cuda::beside_gelu_tanh(Some((left, left_l)), (right, right_l), self.bias)
+        super::cuda::rows::beside_gelu_tanh(Some((left, left_l)), (right, right_l), self.bias)
     }
 }
 
@@ -144,7 +144,7 @@ impl CustomOp1 for Elementwise<'_> {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         match self {
-            Self::GeluTanh { bias } => super::cuda::beside_gelu_tanh(None, (x, layout), *bias),
+            Self::GeluTanh { bias } => super::cuda::rows::beside_gelu_tanh(None, (x, layout), *bias),
             Self::Silu => bail!("there is no kernel for SiLU alone"),
         }
     }

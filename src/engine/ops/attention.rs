@@ -31,7 +31,8 @@ pub(crate) fn attention(qkv: &Tensor, heads: usize, segments: &Segments) -> Resu
 
 #[cfg(feature = "cuda")]
 fn is_compiled_for(qkv: &Tensor, heads: usize) -> bool {
-    qkv.is_contiguous() && qkv.dim(1).is_ok_and(|width| super::cuda::HEAD_WIDTHS.contains(&(width / 3 / heads)))
+    qkv.is_contiguous()
+        && qkv.dim(1).is_ok_and(|width| super::cuda::attention::HEAD_WIDTHS.contains(&(width / 3 / heads)))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -103,7 +104,7 @@ impl CustomOp1 for PackedAttention<'_> {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        super::cuda::attention(storage, layout, self.heads, self.segments)
+        super::cuda::attention::attention(storage, layout, self.heads, self.segments)
     }
 }
 

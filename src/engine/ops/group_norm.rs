@@ -124,9 +124,9 @@ impl CustomOp3 for Op {
         bias: &CudaStorage,
         bias_l: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let shape = super::cuda::GroupNormShape { channels: self.channels(xl)?, groups: self.groups };
+        let shape = super::cuda::group_norm::GroupNormShape { channels: self.channels(xl)?, groups: self.groups };
         let operands = [(x, xl), (weight, weight_l), (bias, bias_l)];
-        super::cuda::group_norm(operands, shape, self.epsilon, self.is_activated)
+        super::cuda::group_norm::group_norm(operands, shape, self.epsilon, self.is_activated)
     }
 }
 

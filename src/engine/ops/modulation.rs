@@ -124,7 +124,11 @@ impl CustomOp3 for ModulatedLayerNorm<'_> {
         scale: &CudaStorage,
         scale_l: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        super::cuda::modulated_layer_norm([(x, xl), (shift, shift_l), (scale, scale_l)], self.segments, EPSILON as f32)
+        super::cuda::rows::modulated_layer_norm(
+            [(x, xl), (shift, shift_l), (scale, scale_l)],
+            self.segments,
+            EPSILON as f32,
+        )
     }
 }
 
@@ -174,7 +178,7 @@ impl CustomOp3 for GatedResidual<'_> {
         gate: &CudaStorage,
         gate_l: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        super::cuda::gated_residual([(x, xl), (y, yl), (gate, gate_l)], self.bias, self.segments)
+        super::cuda::rows::gated_residual([(x, xl), (y, yl), (gate, gate_l)], self.bias, self.segments)
     }
 }
 

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
-use super::cuda::HeadOperands;
+use super::cuda::rows::HeadOperands;
 use super::linear::Product;
 use super::vector::{sum_of_squares, vectorized};
 use super::{Rows, is_on_cpu, is_on_cuda};
@@ -97,7 +97,7 @@ pub(crate) fn normalize_and_rotate(
 
 #[cfg(feature = "cuda")]
 fn is_shareable(scale: &Tensor) -> bool {
-    scale.dim(0).is_ok_and(super::cuda::is_shareable)
+    scale.dim(0).is_ok_and(super::cuda::rows::is_shareable)
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -177,7 +177,7 @@ impl CustomOp1 for NormalizeAndRotate<'_> {
         let scales = [self.query_scale, self.key_scale];
         let tables = self.rotary.map(|rotary| [&rotary.cos, &rotary.sin]);
         let operands = HeadOperands { bias: self.bias, scales, tables };
-        super::cuda::normalize_and_rotate(storage, layout, &operands, EPSILON as f32)
+        super::cuda::rows::normalize_and_rotate(storage, layout, &operands, EPSILON as f32)
     }
 }
 

@@ -1,0 +1,56 @@
+//! Launches of the kernel in `kernels/attention.cu`.
+
+#![expect(unsafe_code, reason = "kernels are launched through the driver")]
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::{CudaStorage, Layout, Result, Shape, bail};
+use half::bf16;
+
+use super::{Bounds, Matrix, grid, number};
+use crate::engine::ops::Segments;
+
+const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"));
+
+/// The name under which a device keeps them once they are loaded.
+const MODULE: &str = "fluxserve-attention";
+
+/// Queries that a block answers.
+const QUERIES: usize = 128;
+
+/// Widths of a head that the kernel is compiled for.
+pub(in crate::engine::ops) const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];
+
+/// [`crate::engine::ops::attention::attention`], for a `qkv` whose rows touch and a head width of [`HEAD_WIDTHS`].
+pub(in crate::engine::ops) fn attention(
+    storage: &CudaStorage,
+    layout: &Layout,
+    heads: usize,
+    segments: &Segments,
+) -> Result<(CudaStorage, Shape)> {
+    let qkv = Matrix::new(storage, layout)?;
+    let part = qkv.width / 3;
+    let head_width = part / heads;
+    let fits = qkv.stride == qkv.width && 3 * heads * head_width == qkv.width && qkv.rows == segments.rows();
+    if !fits || !HEAD_WIDTHS.contains(&head_width) {
+        bail!("attention: {}x{} is not {segments:?} of three parts of {heads} heads", qkv.rows, qkv.width);
+    }
+    let bounds = Bounds::of(segments)?;
+    let blocks = segments.ranges().map(|range| range.len().div_ceil(QUERIES)).sum();
+    let device = storage.device();
+    let kernel = device.get_or_load_custom_func(&format!("attention_{head_width}"), MODULE, KERNELS)?;
+    // Two stages of 64 keys and 64 values; more than a kernel may have unasked.
+    let shared = 2 * 2 * 64 * head_width * size_of::<bf16>();
+    let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    kernel.set_attribute(attribute, number(shared)?).w()?;
+    // SAFETY: the kernel writes every row of every sequence, which are all rows.
+    let mut out = unsafe { device.alloc::<bf16>(qkv.rows * part) }?;
+    let (heads_argument, out_stride, scale) = (number(heads)?, number(part)?, 1.0 / (head_width as f32).sqrt());
+    let mut launch = kernel.builder();
+    launch.arg(&qkv.values).arg(&mut out).arg(&bounds).arg(&heads_argument).arg(&out_stride).arg(&scale);
+    // SAFETY: the arguments are those of attention.cu, and the sizes have been compared above.
+    unsafe { launch.launch(grid(blocks, heads, shared as u32)) }.w()?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((qkv.rows, part))))
+}

@@ -1,0 +1,189 @@
+//! Launches of the kernels in `kernels/rows.cu`: what happens to each token by itself.
+
+#![expect(unsafe_code, reason = "kernels are launched through the driver")]
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::{CudaView, PushKernelArg};
+use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
+
+use super::{Bounds, CHUNK, Matrix, NULL, THREADS, grid, is_aligned, number, with_bias, with_values};
+use crate::engine::ops::Segments;
+
+const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/rows.ptx"));
+
+/// The name under which a device keeps them once they are loaded.
+const MODULE: &str = "fluxserve-rows";
+
+/// [`crate::engine::ops::modulation::modulated_layer_norm`], for an `x` whose rows touch.
+pub(in crate::engine::ops) fn modulated_layer_norm(
+    [x, shift, scale]: [(&CudaStorage, &Layout); 3],
+    segments: &Segments,
+    epsilon: f32,
+) -> Result<(CudaStorage, Shape)> {
+    let device = x.0.device();
+    let [x, shift, scale] = [Matrix::new(x.0, x.1)?, Matrix::new(shift.0, shift.1)?, Matrix::new(scale.0, scale.1)?];
+    check_modulation(&x, &[&shift, &scale], segments)?;
+    let bounds = Bounds::of(segments)?;
+    let kernel = device.get_or_load_custom_func("modulated_layer_norm", MODULE, KERNELS)?;
+    // SAFETY: the kernel writes every row.
+    let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
+    let [width, shift_stride, scale_stride] = [number(x.width)?, number(shift.stride)?, number(scale.stride)?];
+    let mut launch = kernel.builder();
+    launch.arg(&x.values).arg(&shift.values).arg(&scale.values).arg(&mut out).arg(&bounds);
+    launch.arg(&width).arg(&shift_stride).arg(&scale_stride).arg(&epsilon);
+    // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above. A sum for each warp is shared.
+    unsafe { launch.launch(grid(x.rows, 1, THREADS / 32 * 4)) }.w()?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, x.width))))
+}
+
+/// [`crate::engine::ops::modulation::gated_residual`], for an `x` and a `y` whose rows touch.
+pub(in crate::engine::ops) fn gated_residual(
+    [x, y, gate]: [(&CudaStorage, &Layout); 3],
+    bias: Option<&Tensor>,
+    segments: &Segments,
+) -> Result<(CudaStorage, Shape)> {
+    let device = x.0.device();
+    let [x, y, gate] = [Matrix::new(x.0, x.1)?, Matrix::new(y.0, y.1)?, Matrix::new(gate.0, gate.1)?];
+    check_modulation(&x, &[&gate], segments)?;
+    if (y.rows, y.width, y.stride) != (x.rows, x.width, x.width) {
+        bail!("gated residual: {}x{} on {}x{}", y.rows, y.width, x.rows, x.width);
+    }
+    let bounds = Bounds::of(segments)?;
+    let kernel = device.get_or_load_custom_func("gated_residual", MODULE, KERNELS)?;
+    // SAFETY: the kernel writes every row.
+    let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
+    let [width, gate_stride] = [number(x.width)?, number(gate.stride)?];
+    with_bias(bias, y.width, |bias| {
+        let mut launch = kernel.builder();
+        launch.arg(&x.values).arg(&y.values);
+        match &bias {
+            Some(bias) => launch.arg(bias),
+            None => launch.arg(&NULL),
+        };
+        launch.arg(&gate.values).arg(&mut out).arg(&bounds).arg(&width).arg(&gate_stride);
+        // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
+        unsafe { launch.launch(grid(x.rows, 1, 0)) }.w()?;
+        Ok(())
+    })?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, x.width))))
+}
+
+fn check_modulation(x: &Matrix, per_sequence: &[&Matrix], segments: &Segments) -> Result<()> {
+    let fits = |other: &&Matrix| other.width == x.width && other.rows == segments.count();
+    if x.stride != x.width || x.rows != segments.rows() || !per_sequence.iter().all(fits) {
+        bail!("modulation: {} rows of {} do not fit {segments:?}", x.rows, x.width);
+    }
+    Ok(())
+}
+
+/// What [`normalize_and_rotate`] is given besides the stream.
+pub(in crate::engine::ops) struct HeadOperands<'a> {
+    /// `[3 × heads × head width]`, bf16.
+    pub(in crate::engine::ops) bias: Option<&'a Tensor>,
+    /// `[head width]` of the queries' and of the keys' norm, bf16.
+    pub(in crate::engine::ops) scales: [&'a Tensor; 2],
+    /// Cosines and sines, `[rows, head width / 2]`, f32.
+    pub(in crate::engine::ops) tables: Option<[&'a Tensor; 2]>,
+}
+
+/// Whether the kernel can share a head of this width out among lanes.
+pub(in crate::engine::ops) fn is_shareable(head_width: usize) -> bool {
+    head_width.is_multiple_of(CHUNK) && (head_width / CHUNK).is_power_of_two() && head_width / CHUNK <= 32
+}
+
+/// [`crate::engine::ops::rope::normalize_and_rotate`], for heads that are [`is_shareable`].
+pub(in crate::engine::ops) fn normalize_and_rotate(
+    storage: &CudaStorage,
+    layout: &Layout,
+    operands: &HeadOperands,
+    epsilon: f32,
+) -> Result<(CudaStorage, Shape)> {
+    let qkv = Matrix::new(storage, layout)?;
+    let head_width = operands.scales[0].dim(0)?;
+    let heads = qkv.width / 3 / head_width;
+    let has_right_tables = |tables: [&Tensor; 2]| {
+        tables
+            .into_iter()
+            .all(|table| table.dims() == [qkv.rows, head_width / 2] && table.layout().start_offset() % 4 == 0)
+    };
+    let fits = is_shareable(head_width)
+        && 3 * heads * head_width == qkv.width
+        && operands.scales.into_iter().all(|scale| scale.dims() == [head_width] && is_aligned(scale))
+        && operands.tables.is_none_or(has_right_tables);
+    if !fits {
+        bail!("{} columns, scales and tables do not fit heads of {head_width}", qkv.width);
+    }
+    let device = storage.device();
+    let kernel = device.get_or_load_custom_func("normalize_and_rotate", MODULE, KERNELS)?;
+    // SAFETY: the kernel writes every row.
+    let mut out = unsafe { device.alloc::<bf16>(qkv.rows * qkv.width) }?;
+    let numbers = [number(heads)?, number(head_width)?, number(qkv.stride)?];
+    with_values::<bf16, _>(operands.scales[0], |query_scale| {
+        with_values::<bf16, _>(operands.scales[1], |key_scale| {
+            with_bias(operands.bias, qkv.width, |bias| {
+                let mut run = |tables: Option<[CudaView<f32>; 2]>| -> Result<()> {
+                    let mut launch = kernel.builder();
+                    launch.arg(&qkv.values);
+                    match &bias {
+                        Some(bias) => launch.arg(bias),
+                        None => launch.arg(&NULL),
+                    };
+                    launch.arg(&query_scale).arg(&key_scale);
+                    match &tables {
+                        Some([cos, sin]) => launch.arg(cos).arg(sin),
+                        None => launch.arg(&NULL).arg(&NULL),
+                    };
+                    launch.arg(&mut out).arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&epsilon);
+                    // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
+                    unsafe { launch.launch(grid(qkv.rows, 1, 0)) }.w()?;
+                    Ok(())
+                };
+                match operands.tables {
+                    None => run(None),
+                    Some([cos, sin]) => {
+                        with_values::<f32, _>(cos, |cos| with_values::<f32, _>(sin, |sin| run(Some([cos, sin]))))
+                    }
+                }
+            })
+        })
+    })?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((qkv.rows, qkv.width))))
+}
+
+/// [`crate::engine::ops::activation::beside_gelu_tanh`]; without a left side, GELU alone.
+pub(in crate::engine::ops) fn beside_gelu_tanh(
+    left: Option<(&CudaStorage, &Layout)>,
+    right: (&CudaStorage, &Layout),
+    bias: Option<&Tensor>,
+) -> Result<(CudaStorage, Shape)> {
+    let device = right.0.device();
+    let right = Matrix::new(right.0, right.1)?;
+    let left = left.map(|(storage, layout)| Matrix::new(storage, layout)).transpose()?;
+    if let Some(left) = &left
+        && left.rows != right.rows
+    {
+        bail!("{} rows beside {}", left.rows, right.rows);
+    }
+    let (left_width, left_stride) = left.as_ref().map_or((0, 0), |left| (left.width, left.stride));
+    let width = left_width + right.width;
+    let kernel = device.get_or_load_custom_func("beside_gelu_tanh", MODULE, KERNELS)?;
+    // SAFETY: the kernel writes every row.
+    let mut out = unsafe { device.alloc::<bf16>(right.rows * width) }?;
+    let numbers = [number(left_width)?, number(right.width)?, number(left_stride)?, number(right.stride)?];
+    with_bias(bias, right.width, |bias| {
+        let mut launch = kernel.builder();
+        // Where there is no left side, nothing is read from it.
+        launch.arg(left.as_ref().map_or(&right.values, |left| &left.values)).arg(&right.values);
+        match &bias {
+            Some(bias) => launch.arg(bias),
+            None => launch.arg(&NULL),
+        };
+        launch.arg(&mut out).arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&numbers[3]);
+        // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
+        unsafe { launch.launch(grid(right.rows, 1, 0)) }.w()?;
+        Ok(())
+    })?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((right.rows, width))))
+}
