@@ -36,18 +36,20 @@ for architecture in sm_80 sm_89 sm_90a; do
   done
 done
 
-# What the machine is told, in its own language: instructions by name, and how often.
-instructions() {
-  cuobjdump -sass "$folder/$1.sm_90a.cubin" | grep -oE '\b(HMMA|LDSM|LDGSTS|LDG|STG|LDL|STL)(\.[A-Z0-9]+)*\b' | sort | uniq -c
-}
-instructions attention >"$folder/attention.sass"
-instructions group_norm >"$folder/group_norm.sass"
-instructions rows >"$folder/rows.sass"
-paste "$folder"/{attention,group_norm,rows}.sass
-grep -q 'HMMA.16816.F32.BF16$' "$folder/attention.sass"
-# In GroupNorm a block reads its channel's two numbers and its group's moments; all else moves 16 bytes at a time.
-if grep -E 'LDL|STL' "$folder"/*.sass ||
-  grep -E '(LDG|STG|LDGSTS)(\.[A-Z0-9]+)*$' "$folder"/{attention,rows}.sass | grep -v '\.128$'; then
+# What the machine is told, in its own language: of each kernel the instructions by name, and how often.
+for source in src/engine/kernels/*.cu; do
+  cuobjdump -sass "$folder/$(basename "$source" .cu).sm_90a.cubin" |
+    grep -oE '(Function : \w+|\b(HMMA|LDSM|LDGSTS|LDG|STG|LDL|STL)(\.[A-Z0-9]+)*\b)' |
+    awk '/^Function/ { kernel = $3; next } { count[kernel " " $1]++ } END { for (name in count) print name, count[name] }' |
+    sort
+done | tee "$folder/instructions.txt"
+for kernel in attention_128 biased_attention_64; do
+  grep -q "^$kernel HMMA.16816.F32.BF16 " "$folder/instructions.txt"
+done
+# Narrow by intention: a head's bias, which goes to shared memory once; a channel's two numbers and its group's moments.
+narrow='^(biased_attention_[0-9]+ LDG|group_norm LDG|group_moments STG)'
+if grep -E ' (LDL|STL)' "$folder/instructions.txt" ||
+  grep -E ' (LDG|STG|LDGSTS)' "$folder/instructions.txt" | grep -Ev "\.128 |$narrow"; then
   echo "the instructions above move less than 16 bytes, or spill" >&2
   exit 1
 fi

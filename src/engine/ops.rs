@@ -16,6 +16,7 @@ pub(crate) mod group_norm;
 pub(crate) mod linear;
 pub(crate) mod modulation;
 pub(crate) mod rope;
+pub(crate) mod text;
 mod vector;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};

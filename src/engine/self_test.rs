@@ -9,11 +9,12 @@ use super::device;
 use super::noise::standard_normal;
 use super::ops::Segments;
 use super::ops::activation::{beside_gelu_tanh, gelu_tanh, silu};
-use super::ops::attention::attention;
+use super::ops::attention::{attention, biased_attention};
 use super::ops::group_norm::GroupNorm;
 use super::ops::linear::{linear, product};
 use super::ops::modulation::{gated_residual, modulated_layer_norm};
 use super::ops::rope::{Rotary, normalize_and_rotate};
+use super::ops::text::{gated_gelu, rms_norm};
 
 /// How far one operation is off.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,7 +79,7 @@ impl Operands {
         // The rotary tables are of one sequence as long as all of them.
         let axes = [16, 56, 56];
         let rotary = |device: &Device| Rotary::of_image(rows / 2, 2, axes, 10_000.0, device);
-        let ops: [(&'static str, Vec<Tensor>, Op); 10] = [
+        let ops: [(&'static str, Vec<Tensor>, Op); 13] = [
             ("linear", vec![stream(1, width)?, self.random(2, &[256, width])?, self.random(3, &[256])?], &|x| {
                 linear(&x[0], &x[1], Some(&x[2]))
             }),
@@ -112,6 +113,13 @@ impl Operands {
                 &|x| GroupNorm::new(32, 1e-6, x[1].clone(), x[2].clone()).forward_silu(&x[0]),
             ),
             ("SiLU", vec![stream(20, width)?], &|x| silu(&x[0])),
+            (
+                "attention with a bias",
+                vec![(self.random(30, &[128, 3 * width])? * 0.3)?, self.random(31, &[2 * HEADS, 256])?],
+                &|x| biased_attention(&x[0], 2 * HEADS, &x[1].to_dtype(DType::F32)?),
+            ),
+            ("RMSNorm", vec![stream(32, width)?, self.random(33, &[width])?], &|x| rms_norm(&x[0], &x[1], 1e-6)),
+            ("gated GELU", vec![stream(34, 2 * width)?], &|x| gated_gelu(&x[0])),
         ];
         ops.into_iter().map(|(name, operands, op)| self.compare(name, &operands, op)).collect()
     }
@@ -140,7 +148,7 @@ mod tests {
     #[test]
     fn the_cpu_agrees_with_itself() {
         let reports = self_test(DeviceChoice::Cpu).expect("the CPU is there");
-        assert_eq!(reports.len(), 10);
+        assert_eq!(reports.len(), 13);
         assert!(reports.iter().all(|report| report.error == 0.0), "{reports:?}");
     }
 

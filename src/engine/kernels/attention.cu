@@ -1,5 +1,6 @@
-// softmax(q kᵀ / sqrt(head width)) v for every head and every sequence of a packed stream, without a matrix of scores:
-// the online softmax of "FlashAttention-2" (Dao, 2023), on the tensor cores of sm_80 and later.
+// softmax(scale (q kᵀ + bias)) v for every head and every sequence of a packed stream, without a matrix of scores:
+// the online softmax of "FlashAttention-2" (Dao, 2023), on the tensor cores of sm_80 and later. The bias, where there is
+// one, depends on how far a key stands behind its query, and on the head.
 //
 // A block answers 128 queries of one head; keys and values come 64 at a time, the next ones while these are being worked
 // on. Where a sequence's blocks begin depends on that sequence alone, and so do its answers' bits.
@@ -43,9 +44,10 @@ __device__ __forceinline__ float row_sum(float value) {
   return value + from_lane_xor(value, 2);
 }
 
-template <int WIDTH>
-__device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const Bounds &bounds, int heads, int out_stride,
-                                       float scale) {
+// `bias`, `[heads, bias_stride]`: of each head the values for keys from length - 1 before the query to as many behind it.
+template <int WIDTH, bool IS_BIASED>
+__device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const float *bias, int bias_stride,
+                                       const Bounds &bounds, int heads, int out_stride, float scale) {
   constexpr int PRODUCTS = WIDTH / 16;
   SHARED_BYTES(shared);
   uint16_t *tiles = reinterpret_cast<uint16_t *>(shared);
@@ -72,6 +74,13 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   const uint16_t *keys = queries + part;
   const uint16_t *values = keys + part;
   const int query = block * QUERIES;
+  float *biases = reinterpret_cast<float *>(tiles + 4 * KEYS * WIDTH);
+  if (IS_BIASED) {
+    // The barrier after the queries have come is also this one's.
+    for (int i = threadIdx.x; i < 2 * length - 1; i += THREADS) {
+      biases[i] = bias[static_cast<int64_t>(blockIdx.y) * bias_stride + i];
+    }
+  }
 
   // Two stages of keys and values; the queries pass through the second, which is not needed yet.
   constexpr int STAGE = 2 * KEYS * WIDTH;
@@ -121,6 +130,18 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
         load_matrices(b, key_tile + swizzled<WIDTH>(row, 2 * k + lane / 8 % 2));
         multiply_add(scores[2 * n], q[k], b[0], b[1]);
         multiply_add(scores[2 * n + 1], q[k], b[2], b[3]);
+      }
+    }
+    if (IS_BIASED) {
+#pragma unroll
+      for (int n = 0; n < KEYS / 8; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int key = round * KEYS + n * 8 + lane % 4 * 2 + i % 2;
+          const int row = query + warp * WARP_QUERIES + lane / 4 + i / 2 * 8;
+          // Beyond the sequence there is no bias, and nothing that counts.
+          scores[n][i] += key < length && row < length ? biases[key - row + length - 1] : 0.0f;
+        }
       }
     }
     if (next > length) {
@@ -214,10 +235,21 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 #define ATTENTION(width)                                                                                                \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
       attention_##width(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, int out_stride, float scale) {    \
-    attend<width>(qkv, out, bounds, heads, out_stride, scale);                                                          \
+    attend<width, false>(qkv, out, nullptr, 0, bounds, heads, out_stride, scale);                                       \
+  }
+
+// With a bias, in f32, for sequences of one length; it takes 8 bytes × that length more of shared memory.
+#define BIASED_ATTENTION(width)                                                                                         \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
+      biased_attention_##width(const uint16_t *qkv, uint16_t *out, const float *bias, int bias_stride, Bounds bounds,   \
+                               int heads, int out_stride, float scale) {                                                \
+    attend<width, true>(qkv, out, bias, bias_stride, bounds, heads, out_stride, scale);                                 \
   }
 
 ATTENTION(16)
 ATTENTION(32)
 ATTENTION(64)
 ATTENTION(128)
+BIASED_ATTENTION(16)
+BIASED_ATTENTION(32)
+BIASED_ATTENTION(64)

@@ -128,6 +128,12 @@ static __device__ __forceinline__ void put_chunk(uint16_t *values, int64_t chunk
   reinterpret_cast<uint4 *>(values)[chunk] = data;
 }
 
+// x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x³): GELU by its tanh approximation.
+static __device__ __forceinline__ float gelu_tanh_of(float x) {
+  constexpr float TWICE_SQRT_2_OVER_PI_LOG2E = 2.3022082f;
+  return x / (1.0f + power_of_two(-TWICE_SQRT_2_OVER_PI_LOG2E * (x + 0.044715f * x * x * x)));
+}
+
 // The sum over a block of `THREADS_OF_BLOCK` threads, always in the same order. All threads call it; `shared` has a place
 // for each warp.
 template <int THREADS_OF_BLOCK> static __device__ __forceinline__ float block_sum(float value, float *shared) {

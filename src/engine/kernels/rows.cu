@@ -7,12 +7,6 @@ namespace {
 
 constexpr int THREADS = 256;
 
-// x / (1 + e^(-2u)), u = sqrt(2 / pi) (x + 0.044715 x³): GELU by its tanh approximation.
-__device__ __forceinline__ float gelu_tanh_of(float x) {
-  constexpr float TWICE_SQRT_2_OVER_PI_LOG2E = 2.3022082f;
-  return x / (1.0f + power_of_two(-TWICE_SQRT_2_OVER_PI_LOG2E * (x + 0.044715f * x * x * x)));
-}
-
 // A chunk of a matrix product with its bias, in f32.
 __device__ __forceinline__ void unpack_biased(float (&values)[CHUNK], const uint4 &data, const uint16_t *bias, int chunk) {
   unpack(values, data);

@@ -92,7 +92,7 @@ enum Elementwise<'a> {
 }
 
 #[inline(always)]
-fn gelu_tanh_of(x: f32) -> f32 {
+pub(super) fn gelu_tanh_of(x: f32) -> f32 {
     // 0.5 x (1 + tanh u) = x / (1 + e^(-2u)) with u = sqrt(2 / pi) (x + 0.044715 x^3): one exponential, no cancellation.
     const TWICE_SQRT_2_OVER_PI: f32 = 1.595_769;
     x / (1.0 + exp(-TWICE_SQRT_2_OVER_PI * (x + 0.044_715 * x * x * x)))

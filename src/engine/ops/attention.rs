@@ -24,20 +24,67 @@ const QUERY_BLOCK: usize = 256;
 /// When shapes or devices do not fit.
 pub(crate) fn attention(qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
     if is_on_cpu(qkv) || (is_on_cuda(&[qkv]) && is_launchable(segments) && is_compiled_for(qkv, heads)) {
-        return qkv.apply_op1_no_bwd(&PackedAttention { heads, segments });
+        return qkv.apply_op1_no_bwd(&PackedAttention { heads, segments, bias: None });
     }
     attention_composed(qkv, heads, segments)
 }
 
+/// `softmax(q kᵀ + bias) v` of one sequence: T5's attention, which leaves scores as they are and knows of positions only
+/// by this bias.
+///
+/// `qkv [tokens, 3 × heads × head width]` -> `[tokens, heads × head width]`, dtype of `qkv`; `bias [heads, 2 × tokens]` in
+/// f32, of which value `tokens - 1 + d` is for a key that stands `d` tokens behind the query. Scores and their softmax are
+/// f32.
+///
+/// # Errors
+/// When shapes or devices do not fit.
+pub(crate) fn biased_attention(qkv: &Tensor, heads: usize, bias: &Tensor) -> Result<Tensor> {
+    let tokens = qkv.dim(0)?;
+    if bias.dims() != [heads, 2 * tokens] {
+        bail!("attention: a bias of {:?} for {tokens} tokens and {heads} heads", bias.dims());
+    }
+    if is_on_cpu(qkv) || (is_on_cuda(&[qkv]) && is_compiled_with_bias_for(qkv, heads)) {
+        let segments = Segments::from_lengths([tokens]);
+        return qkv.apply_op1_no_bwd(&PackedAttention { heads, segments: &segments, bias: Some(bias) });
+    }
+    biased_attention_composed(qkv, heads, bias)
+}
+
+#[cfg(feature = "cuda")]
+fn has_head_width_of(qkv: &Tensor, heads: usize, widths: &[usize]) -> bool {
+    qkv.is_contiguous() && qkv.dim(1).is_ok_and(|width| widths.contains(&(width / 3 / heads)))
+}
+
 #[cfg(feature = "cuda")]
 fn is_compiled_for(qkv: &Tensor, heads: usize) -> bool {
-    qkv.is_contiguous()
-        && qkv.dim(1).is_ok_and(|width| super::cuda::attention::HEAD_WIDTHS.contains(&(width / 3 / heads)))
+    has_head_width_of(qkv, heads, &super::cuda::attention::HEAD_WIDTHS)
+}
+
+#[cfg(feature = "cuda")]
+fn is_compiled_with_bias_for(qkv: &Tensor, heads: usize) -> bool {
+    has_head_width_of(qkv, heads, &super::cuda::text::HEAD_WIDTHS)
 }
 
 #[cfg(not(feature = "cuda"))]
 fn is_compiled_for(_: &Tensor, _: usize) -> bool {
     false
+}
+
+#[cfg(not(feature = "cuda"))]
+fn is_compiled_with_bias_for(_: &Tensor, _: usize) -> bool {
+    false
+}
+
+fn biased_attention_composed(qkv: &Tensor, heads: usize, bias: &Tensor) -> Result<Tensor> {
+    let tokens = qkv.dim(0)?;
+    let qkv = qkv.reshape((tokens, 3, heads, ()))?;
+    let part = |index| qkv.narrow(1, index, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
+    let (query, key, value): (Tensor, Tensor, Tensor) = (part(0)?, part(1)?, part(2)?);
+    let of_queries = (0..tokens).map(|query| bias.narrow(1, tokens - 1 - query, tokens));
+    let bias = Tensor::stack(&of_queries.collect::<Result<Vec<_>>>()?, 1)?;
+    let scores = (query.matmul(&key.t()?)?.to_dtype(DType::F32)? + bias)?;
+    let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(qkv.dtype())?;
+    weights.matmul(&value)?.transpose(0, 1)?.contiguous()?.flatten_from(1)
 }
 
 fn attention_composed(qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
@@ -64,6 +111,8 @@ fn attention_composed(qkv: &Tensor, heads: usize, segments: &Segments) -> Result
 struct PackedAttention<'a> {
     heads: usize,
     segments: &'a Segments,
+    /// As [`biased_attention`] takes it; then there is one sequence, and scores are not scaled.
+    bias: Option<&'a Tensor>,
 }
 
 /// Some queries of one head of one sequence, and where their answers go: `[queries, head width]`.
@@ -98,13 +147,19 @@ impl CustomOp1 for PackedAttention<'_> {
                 tasks.push(Task { head, sequence: sequence.clone(), queries: queries.clone(), answers });
             }
         }
-        tasks.into_par_iter().for_each_init(Vec::new, |scores, task| attend(&qkv, self.heads, task, scores));
+        let bias = self.bias.map(Tensor::to_vec2).transpose()?;
+        tasks
+            .into_par_iter()
+            .for_each_init(Vec::new, |scores, task| attend(&qkv, self.heads, task, bias.as_deref(), scores));
         Ok((CpuStorage::F32(self.by_rows(&answers, part_width)), Shape::from((rows, part_width))))
     }
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
-        super::cuda::attention::attention(storage, layout, self.heads, self.segments)
+        match self.bias {
+            None => super::cuda::attention::attention(storage, layout, self.heads, self.segments),
+            Some(bias) => super::cuda::text::biased_attention(storage, layout, self.heads, bias),
+        }
     }
 }
 
@@ -135,7 +190,7 @@ impl PackedAttention<'_> {
 }
 
 /// Answers a task's queries. `scores` is memory that one thread uses again and again.
-fn attend(qkv: &Rows, heads: usize, task: Task, scores: &mut Vec<f32>) {
+fn attend(qkv: &Rows, heads: usize, task: Task, bias: Option<&[Vec<f32>]>, scores: &mut Vec<f32>) {
     let Task { head, sequence, queries, answers } = task;
     let part_width = qkv.width / 3;
     let head_width = part_width / heads;
@@ -147,7 +202,17 @@ fn attend(qkv: &Rows, heads: usize, task: Task, scores: &mut Vec<f32>) {
     let keys = sequence.len();
     scores.resize(queries.len() * keys, 0.0);
     multiply(scores, query, key.transposed(), false, Threads::One);
-    let scale = 1.0 / (head_width as f32).sqrt();
+    if let Some(bias) = bias {
+        for (query, scores) in queries.clone().zip(scores.chunks_exact_mut(keys)) {
+            let bias = &bias[head][keys - 1 - query..][..keys];
+            vectorized(|| {
+                for (score, &bias) in scores.iter_mut().zip(bias) {
+                    *score += bias;
+                }
+            });
+        }
+    }
+    let scale = if bias.is_some() { 1.0 } else { 1.0 / (head_width as f32).sqrt() };
     let mut denominators = vec![0.0; queries.len()];
     vectorized(|| {
         // A plain loop: what an iterator's adapters call is not compiled for wide vectors.
@@ -178,6 +243,19 @@ mod tests {
             let composed = attention_composed(&qkv, heads, &segments).expect("composed");
             let largest: f32 = (fused - composed).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
             assert!(largest < 1e-5, "{largest:e}");
+        }
+    }
+
+    #[test]
+    fn with_a_bias_the_fused_op_equals_its_twin() {
+        for (heads, head_width, tokens) in [(4, 16, 70), (2, 64, 300), (1, 32, 1)] {
+            let random = |rows, columns| Tensor::randn(0.0_f32, 0.5, (rows, columns), &Device::Cpu).expect("randn");
+            let (qkv, bias) = (random(tokens, 3 * heads * head_width), random(heads, 2 * tokens));
+            let fused = biased_attention(&qkv, heads, &bias).expect("fused");
+            let composed = biased_attention_composed(&qkv, heads, &bias).expect("composed");
+            let largest: f32 = (fused - composed).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
+            assert!(largest < 1e-5, "{largest:e}");
+            assert!(biased_attention(&qkv, heads, &random(heads, 2 * tokens - 1)).is_err());
         }
     }
 

@@ -8,6 +8,7 @@
 pub(super) mod attention;
 pub(super) mod group_norm;
 pub(super) mod rows;
+pub(super) mod text;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaView, DeviceRepr, LaunchConfig};
 use candle_core::{CudaStorage, Layout, Result, Storage, Tensor, bail};

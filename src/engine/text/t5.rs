@@ -3,22 +3,22 @@
 //! Follows `T5Stack` without a decoder in transformers' `modeling_t5.py` ("T5 v1.1": gated GELU, unscaled attention, one
 //! relative position bias for all blocks, no mask). Weights may stay on the device or come to it block by block.
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
-use candle_nn::ops::softmax_last_dim;
 
 use crate::engine::loader::config::T5Config;
-use crate::engine::ops::activation::gelu_tanh;
+use crate::engine::ops::attention::biased_attention;
 use crate::engine::ops::linear::linear;
+use crate::engine::ops::text::{gated_gelu, rms_norm};
 
 /// The encoder.
 pub(crate) struct T5Encoder {
     config: T5Config,
     /// `[vocabulary, width]`, in the memory of the machine: a prompt needs a few of its rows.
     embedding: Tensor,
-    /// `[buckets, heads]`, f32.
-    bias_table: Tensor,
-    /// The bias `[heads, tokens, tokens]` of the last sequence; the next is nearly always as long.
+    /// What each head adds to a score, bucket by bucket of distances: `[buckets][heads]`.
+    bias_table: Vec<Vec<f32>>,
+    /// The bias `[heads, 2 × tokens]` of the last sequence; the next is nearly always as long.
     bias: Option<Tensor>,
     blocks: Blocks,
     final_norm: RmsNorm,
@@ -41,7 +41,7 @@ impl T5Encoder {
         let (device, dtype) = (vb.device().clone(), vb.dtype());
         let shared = vb.pp("shared").set_device(Device::Cpu);
         let embedding = shared.get((config.vocab_size, config.d_model), "weight")?;
-        let bias_table = vb.pp("encoder.block.0.layer.0.SelfAttention.relative_attention_bias");
+        let bias_table = vb.pp("encoder.block.0.layer.0.SelfAttention.relative_attention_bias").set_device(Device::Cpu);
         let bias_table = bias_table.get((config.relative_attention_num_buckets, config.num_heads), "weight")?;
         let final_norm = RmsNorm::load(config, &vb.pp("encoder.final_layer_norm"))?;
         let blocks = if is_streamed {
@@ -54,7 +54,7 @@ impl T5Encoder {
         Ok(Self {
             config: config.clone(),
             embedding,
-            bias_table: bias_table.to_dtype(DType::F32)?,
+            bias_table: bias_table.to_dtype(DType::F32)?.to_vec2()?,
             bias: None,
             blocks,
             final_norm,
@@ -86,20 +86,21 @@ impl T5Encoder {
         self.final_norm.forward(&x)
     }
 
-    /// What attention adds to the scores of `tokens` tokens: `[heads, tokens, tokens]`, f32.
+    /// What attention adds to the scores of `tokens` tokens, by how far the key stands behind the query: `[heads, 2 ×
+    /// tokens]`, f32, from `tokens - 1` before it to as many behind it. The last value is none.
     fn bias(&mut self, tokens: usize) -> Result<Tensor> {
-        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.dims()[1] == tokens) {
+        if let Some(bias) = self.bias.as_ref().filter(|bias| bias.dims()[1] == 2 * tokens) {
             return Ok(bias.clone());
         }
-        let buckets = self.config.relative_attention_num_buckets;
+        let (buckets, heads) = (self.config.relative_attention_num_buckets, self.config.num_heads);
         let distance_max = self.config.relative_attention_max_distance;
-        let mut of_pairs = Vec::with_capacity(tokens * tokens);
-        for query in 0..tokens {
-            of_pairs.extend((0..tokens).map(|key| bucket(key as i64 - query as i64, buckets, distance_max) as u32));
+        let mut values = vec![0.0; heads * 2 * tokens];
+        for (index, offset) in (1 - tokens as i64..tokens as i64).enumerate() {
+            for (head, &value) in self.bias_table[bucket(offset, buckets, distance_max)].iter().enumerate() {
+                values[head * 2 * tokens + index] = value;
+            }
         }
-        let of_pairs = Tensor::from_vec(of_pairs, tokens * tokens, &self.device)?;
-        let bias = self.bias_table.index_select(&of_pairs, 0)?.reshape((tokens, tokens, self.config.num_heads))?;
-        let bias = bias.permute((2, 0, 1))?.contiguous()?;
+        let bias = Tensor::from_vec(values, (heads, 2 * tokens), &self.device)?;
         self.bias = Some(bias.clone());
         Ok(bias)
     }
@@ -123,14 +124,12 @@ fn bucket(offset: i64, buckets: usize, distance_max: usize) -> usize {
 
 struct Block {
     attention_norm: RmsNorm,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    /// Of queries, keys and values.
+    qkv: Tensor,
     attention_out: Tensor,
     feed_norm: RmsNorm,
     /// The half of the feed-forward layer that goes through GELU, and the one that it is multiplied with.
-    gate: Tensor,
-    up: Tensor,
+    gate_and_up: Tensor,
     down: Tensor,
     heads: usize,
 }
@@ -143,13 +142,13 @@ impl Block {
         let feed = |name: &str, rows, columns| vb.pp("1.DenseReluDense").pp(name).get((rows, columns), "weight");
         Ok(Self {
             attention_norm: RmsNorm::load(config, &vb.pp("0.layer_norm"))?,
-            query: attention("q", inner, width)?,
-            key: attention("k", inner, width)?,
-            value: attention("v", inner, width)?,
+            qkv: Tensor::cat(
+                &[attention("q", inner, width)?, attention("k", inner, width)?, attention("v", inner, width)?],
+                0,
+            )?,
             attention_out: attention("o", width, inner)?,
             feed_norm: RmsNorm::load(config, &vb.pp("1.layer_norm"))?,
-            gate: feed("wi_0", config.d_ff, width)?,
-            up: feed("wi_1", config.d_ff, width)?,
+            gate_and_up: Tensor::cat(&[feed("wi_0", config.d_ff, width)?, feed("wi_1", config.d_ff, width)?], 0)?,
             down: feed("wo", width, config.d_ff)?,
             heads: config.num_heads,
         })
@@ -157,26 +156,16 @@ impl Block {
 
     /// `x [tokens, width]` -> the same.
     fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let normed = self.attention_norm.forward(x)?;
-        let x = (x + linear(&self.attend(&normed, bias)?, &self.attention_out, None)?)?;
-        let normed = self.feed_norm.forward(&x)?;
-        let gated = (gelu_tanh(&linear(&normed, &self.gate, None)?.into())? * linear(&normed, &self.up, None)?)?;
-        x + linear(&gated, &self.down, None)?
-    }
-
-    fn attend(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let tokens = x.dim(0)?;
-        let heads =
-            |weight: &Tensor| linear(x, weight, None)?.reshape((tokens, self.heads, ()))?.transpose(0, 1)?.contiguous();
-        let (query, key, value) = (heads(&self.query)?, heads(&self.key)?, heads(&self.value)?);
+        let qkv = linear(&self.attention_norm.forward(x)?, &self.qkv, None)?;
         // T5 does not scale its scores: the weights have learnt to.
-        let scores = (query.matmul(&key.t()?)?.to_dtype(DType::F32)? + bias)?;
-        let weights = softmax_last_dim(&scores)?.to_dtype(x.dtype())?;
-        weights.matmul(&value)?.transpose(0, 1)?.contiguous()?.flatten_from(1)
+        let attended = biased_attention(&qkv, self.heads, bias)?;
+        let x = (x + linear(&attended, &self.attention_out, None)?)?;
+        let gated = gated_gelu(&linear(&self.feed_norm.forward(&x)?, &self.gate_and_up, None)?)?;
+        x + linear(&gated, &self.down, None)?
     }
 }
 
-/// Scale without mean, its statistics in f32.
+/// Scale without mean.
 struct RmsNorm {
     scale: Tensor,
     epsilon: f64,
@@ -188,10 +177,7 @@ impl RmsNorm {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let wide = x.to_dtype(DType::F32)?;
-        let mean_square = wide.sqr()?.mean_keepdim(D::Minus1)?;
-        let normed = wide.broadcast_div(&(mean_square + self.epsilon)?.sqrt()?)?;
-        normed.to_dtype(x.dtype())?.broadcast_mul(&self.scale)
+        rms_norm(x, &self.scale, self.epsilon)
     }
 }
 

@@ -12,13 +12,13 @@ use half::bf16;
 use super::{Bounds, Matrix, grid, number};
 use crate::engine::ops::Segments;
 
-const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"));
+pub(super) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"));
 
 /// The name under which a device keeps them once they are loaded.
-const MODULE: &str = "fluxserve-attention";
+pub(super) const MODULE: &str = "fluxserve-attention";
 
 /// Queries that a block answers.
-const QUERIES: usize = 128;
+pub(super) const QUERIES: usize = 128;
 
 /// Widths of a head that the kernel is compiled for.
 pub(in crate::engine::ops) const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];

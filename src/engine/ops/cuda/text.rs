@@ -1,0 +1,100 @@
+//! Launches of what T5 needs: `kernels/text.cu`, and attention with a bias in `kernels/attention.cu`.
+
+#![expect(unsafe_code, reason = "kernels are launched through the driver")]
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
+use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
+use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
+
+use super::{Bounds, Matrix, THREADS, attention, grid, number, with_values};
+use crate::engine::ops::Segments;
+
+const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/text.ptx"));
+
+/// The name under which a device keeps them once they are loaded.
+const MODULE: &str = "fluxserve-text";
+
+/// Widths of a head that attention with a bias is compiled for.
+pub(in crate::engine::ops) const HEAD_WIDTHS: [usize; 3] = [16, 32, 64];
+
+/// [`crate::engine::ops::attention::biased_attention`], for a `qkv` whose rows touch and a head width of [`HEAD_WIDTHS`].
+pub(in crate::engine::ops) fn biased_attention(
+    storage: &CudaStorage,
+    layout: &Layout,
+    heads: usize,
+    bias: &Tensor,
+) -> Result<(CudaStorage, Shape)> {
+    let qkv = Matrix::new(storage, layout)?;
+    let part = qkv.width / 3;
+    let head_width = part / heads;
+    let fits = qkv.stride == qkv.width && 3 * heads * head_width == qkv.width && bias.dims() == [heads, 2 * qkv.rows];
+    if !fits || !HEAD_WIDTHS.contains(&head_width) {
+        bail!("attention: {}x{} does not fit {heads} heads and a bias of {:?}", qkv.rows, qkv.width, bias.dims());
+    }
+    let bounds = Bounds::of(&Segments::from_lengths([qkv.rows]))?;
+    let device = storage.device();
+    let name = format!("biased_attention_{head_width}");
+    let kernel = device.get_or_load_custom_func(&name, attention::MODULE, attention::KERNELS)?;
+    // Two stages of 64 keys and 64 values, and the bias of a head.
+    let shared = 2 * 2 * 64 * head_width * size_of::<bf16>() + 2 * qkv.rows * size_of::<f32>();
+    let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    kernel.set_attribute(attribute, number(shared)?).w()?;
+    // SAFETY: the kernel writes every row.
+    let mut out = unsafe { device.alloc::<bf16>(qkv.rows * part) }?;
+    let (bias_stride, heads_argument, out_stride) = (number(2 * qkv.rows)?, number(heads)?, number(part)?);
+    with_values::<f32, _>(bias, |bias| {
+        let mut launch = kernel.builder();
+        launch.arg(&qkv.values).arg(&mut out).arg(&bias).arg(&bias_stride).arg(&bounds);
+        launch.arg(&heads_argument).arg(&out_stride).arg(&1.0_f32);
+        // SAFETY: the arguments are those of attention.cu, and the sizes have been compared above.
+        unsafe { launch.launch(grid(qkv.rows.div_ceil(attention::QUERIES), heads, shared as u32)) }.w()?;
+        Ok(())
+    })?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((qkv.rows, part))))
+}
+
+/// [`crate::engine::ops::text::rms_norm`], for an `x` whose rows touch.
+pub(in crate::engine::ops) fn rms_norm(
+    x: (&CudaStorage, &Layout),
+    scale: (&CudaStorage, &Layout),
+    epsilon: f32,
+) -> Result<(CudaStorage, Shape)> {
+    let device = x.0.device();
+    let x = Matrix::new(x.0, x.1)?;
+    let Some((start, end)) = scale.1.contiguous_offsets() else { bail!("RMSNorm: its scale is not contiguous") };
+    if x.stride != x.width || end - start != x.width {
+        bail!("RMSNorm: {} scales for rows of {} values, {} apart", end - start, x.width, x.stride);
+    }
+    let scale = scale.0.as_cuda_slice::<bf16>()?.slice(start..end);
+    let kernel = device.get_or_load_custom_func("rms_norm", MODULE, KERNELS)?;
+    // SAFETY: the kernel writes every row.
+    let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
+    let width = number(x.width)?;
+    let mut launch = kernel.builder();
+    launch.arg(&x.values).arg(&scale).arg(&mut out).arg(&width).arg(&epsilon);
+    // SAFETY: the arguments are those of text.cu, and the sizes have been compared above. A sum for each warp is shared.
+    unsafe { launch.launch(grid(x.rows, 1, THREADS / 32 * 4)) }.w()?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, x.width))))
+}
+
+/// [`crate::engine::ops::text::gated_gelu`], for an `x` whose rows touch.
+pub(in crate::engine::ops) fn gated_gelu(storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+    let device = storage.device();
+    let x = Matrix::new(storage, layout)?;
+    let width = x.width / 2;
+    if x.stride != x.width || 2 * width != x.width || !width.is_multiple_of(super::CHUNK) {
+        bail!("gated GELU: rows of {} values, {} apart, are not two halves of whole chunks", x.width, x.stride);
+    }
+    let kernel = device.get_or_load_custom_func("gated_gelu", MODULE, KERNELS)?;
+    // SAFETY: the kernel writes every row.
+    let mut out = unsafe { device.alloc::<bf16>(x.rows * width) }?;
+    let width_argument = number(width)?;
+    let mut launch = kernel.builder();
+    launch.arg(&x.values).arg(&mut out).arg(&width_argument);
+    // SAFETY: the arguments are those of text.cu, and the sizes have been compared above.
+    unsafe { launch.launch(grid(x.rows, 1, 0)) }.w()?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, width))))
+}
