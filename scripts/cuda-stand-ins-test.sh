@@ -13,9 +13,10 @@ cat >"$folder/program.c" <<'EOF'
 /* Not what these functions really take: as many numbers of both kinds as any of them. */
 int cuInit(int, int, int, int, int, int, int, int, double, double, double, double, double, double, double, double);
 int cublasCreate_v2(void *);
+int cublasLtCreate(void *);
 int main(void) {
   for (int i = 0; i < 2; i++) printf("%d ", cuInit(1, 2, 3, 4, 5, 6, 7, 8, .5, 1.5, 2.5, 3.5, 4.5, 5.5, 6.5, 7.5));
-  printf("%d\n", cublasCreate_v2(0));
+  printf("%d %d\n", cublasCreate_v2(0), cublasLtCreate(0));
 }
 EOF
 cat >"$folder/real.c" <<'EOF'
@@ -26,7 +27,7 @@ int cuInit(int a, int b, int c, int d, int e, int f, int g, int h, double s, dou
   return is_whole ? 42 : 13;
 }
 EOF
-cc -o "$folder/program" "$folder/program.c" -L"$folder" -lcuda -lcublas -ldl -lpthread
+cc -o "$folder/program" "$folder/program.c" -L"$folder" -lcuda -lcublas -lcublasLt -ldl -lpthread
 mkdir "$folder/libraries"
 cc -shared -fPIC -o "$folder/libraries/libcuda.so.1" "$folder/real.c"
 
@@ -35,6 +36,6 @@ check() {
   echo "$1: $2"
 }
 if ! ldconfig -p 2>/dev/null | grep -q libcuda.so.1; then
-  check "without the libraries" "$("$folder/program")" "100 100 1"
+  check "without the libraries" "$("$folder/program")" "100 100 1 1"
 fi
-check "with one of them" "$(FLUXSERVE_CUDA_LIBRARIES=/nowhere:$folder/libraries "$folder/program")" "42 42 1"
+check "with one of them" "$(FLUXSERVE_CUDA_LIBRARIES=/nowhere:$folder/libraries "$folder/program")" "42 42 1 1"

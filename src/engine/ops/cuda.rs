@@ -6,12 +6,14 @@
 #![expect(unsafe_code, reason = "kernels take structs by value")]
 
 pub(super) mod attention;
+mod cublaslt;
 pub(super) mod group_norm;
+pub(super) mod products;
 pub(super) mod rows;
 pub(super) mod text;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaView, DeviceRepr, LaunchConfig};
-use candle_core::{CudaStorage, Layout, Result, Storage, Tensor, bail};
+use candle_core::cuda_backend::cudarc::driver::{CudaView, CudaViewMut, DeviceRepr, LaunchConfig};
+use candle_core::{CudaStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 use half::bf16;
 
 use super::Segments;
@@ -72,14 +74,42 @@ struct Matrix<'a> {
 
 impl<'a> Matrix<'a> {
     fn new(storage: &'a CudaStorage, layout: &Layout) -> Result<Self> {
-        let (rows, width) = layout.shape().dims2()?;
-        let [stride, 1] = *layout.stride() else { bail!("expected contiguous rows, found {:?}", layout.stride()) };
-        let start = layout.start_offset();
-        if [start, width, stride].into_iter().any(|count| !count.is_multiple_of(CHUNK)) {
-            bail!("rows of {width} values, {stride} apart from {start} on, are not in chunks of {CHUNK}");
-        }
-        Ok(Self { values: storage.as_cuda_slice::<bf16>()?.slice(start..), rows, width, stride })
+        let (rows, width, stride) = rows_of(layout)?;
+        Ok(Self { values: storage.as_cuda_slice::<bf16>()?.slice(layout.start_offset()..), rows, width, stride })
     }
+}
+
+/// A matrix on the device that is written, as part of a wider one perhaps.
+struct MatrixMut<'a> {
+    values: CudaViewMut<'a, bf16>,
+    rows: usize,
+    width: usize,
+    stride: usize,
+}
+
+impl<'a> MatrixMut<'a> {
+    fn new(storage: &'a mut CudaStorage, layout: &Layout) -> Result<Self> {
+        let (rows, width, stride) = rows_of(layout)?;
+        let values = storage.as_cuda_slice_mut::<bf16>()?.slice_mut(layout.start_offset()..);
+        Ok(Self { values, rows, width, stride })
+    }
+}
+
+/// How many rows of how many values, how far apart: in whole chunks.
+fn rows_of(layout: &Layout) -> Result<(usize, usize, usize)> {
+    let (rows, width) = layout.shape().dims2()?;
+    let [stride, 1] = *layout.stride() else { bail!("expected contiguous rows, found {:?}", layout.stride()) };
+    let start = layout.start_offset();
+    if [start, width, stride].into_iter().any(|count| !count.is_multiple_of(CHUNK)) {
+        bail!("rows of {width} values, {stride} apart from {start} on, are not in chunks of {CHUNK}");
+    }
+    Ok((rows, width, stride))
+}
+
+/// A matrix that holds what the memory held, for operations that write all of it.
+pub(super) fn unwritten(rows: usize, width: usize, device: &Device) -> Result<Tensor> {
+    // SAFETY: any bits are numbers in bf16, and who asks for it writes it before it is read.
+    unsafe { Tensor::empty((rows, width), DType::BF16, device) }
 }
 
 /// Calls `body` with a contiguous tensor's values on the device.

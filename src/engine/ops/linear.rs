@@ -6,6 +6,9 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 
 use rayon::prelude::*;
 
+use super::activation::gelu_tanh;
+#[cfg(feature = "cuda")]
+use super::cuda::products::LinearInto;
 use super::gemm::{MatrixRef, Threads, multiply};
 use super::{Rows, contiguous, is_on_cpu, is_on_cuda};
 
@@ -16,11 +19,46 @@ use super::{Rows, contiguous, is_on_cpu, is_on_cuda};
 /// When shapes, dtypes or devices do not fit.
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
-        Some(bias) if is_on_cpu(x) => x.apply_op3_no_bwd(weight, bias, &CpuLinear),
-        None if is_on_cpu(x) => x.apply_op2_no_bwd(weight, &CpuLinear),
-        Some(bias) => x.matmul(&weight.t()?)?.broadcast_add(bias),
-        None => x.matmul(&weight.t()?),
+        Some(bias) if is_on_cpu(x) => return x.apply_op3_no_bwd(weight, bias, &CpuLinear),
+        None if is_on_cpu(x) => return x.apply_op2_no_bwd(weight, &CpuLinear),
+        _ => {}
     }
+    match (fused(x, weight, bias, false)?, bias) {
+        (Some(out), _) => Ok(out),
+        (None, Some(bias)) => x.matmul(&weight.t()?)?.broadcast_add(bias),
+        (None, None) => x.matmul(&weight.t()?),
+    }
+}
+
+/// GELU by its tanh approximation of [`linear`]: on CUDA in the product's epilogue, before anything is rounded.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub(crate) fn gelu_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match (fused(x, weight, bias, true)?, bias) {
+        (Some(out), _) => Ok(out),
+        (None, Some(bias)) => gelu_tanh(&product(x, weight, bias)?),
+        (None, None) => gelu_tanh(&linear(x, weight, None)?.into()),
+    }
+}
+
+/// By cublasLt, with bias and GELU in its epilogue. `None`: not there, or not these.
+#[cfg(feature = "cuda")]
+fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, is_activated: bool) -> Result<Option<Tensor>> {
+    let fits = x.rank() == 2 && is_on_cuda(&[x, weight]) && bias.is_none_or(|bias| is_on_cuda(&[bias]));
+    if !fits || x.elem_count() == 0 {
+        return Ok(None);
+    }
+    let out = super::cuda::unwritten(x.dim(0)?, weight.dim(0)?, x.device())?;
+    if !is_on_cuda(&[&out]) {
+        return Ok(None);
+    }
+    Ok(LinearInto::new(bias, is_activated).run(&out, x, weight)?.then_some(out))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn fused(_: &Tensor, _: &Tensor, _: Option<&Tensor>, _: bool) -> Result<Option<Tensor>> {
+    Ok(None)
 }
 
 /// A matrix product and the bias that whoever reads it next has to add: on CUDA that costs nothing there, and a pass over

@@ -3,8 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::engine::ops::activation::gelu_tanh;
-use crate::engine::ops::linear::{Product, linear, product};
+use crate::engine::ops::linear::{Product, gelu_linear, linear, product};
 
 /// `x Wᵀ + b`.
 pub(super) struct Linear {
@@ -21,6 +20,11 @@ impl Linear {
     /// `[rows, inputs]` -> `[rows, outputs]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, Some(&self.bias))
+    }
+
+    /// The same through GELU.
+    pub(super) fn gelu(&self, x: &Tensor) -> Result<Tensor> {
+        gelu_linear(x, &self.weight, Some(&self.bias))
     }
 
     /// The same, for an operation that adds the bias itself.
@@ -51,6 +55,6 @@ impl Mlp {
 
     /// With GELU between them, for an operation that adds the last bias itself.
     pub(super) fn gelu_product(&self, x: &Tensor) -> Result<Product<'_>> {
-        self.second.product(&gelu_tanh(&self.first.product(x)?)?)
+        self.second.product(&self.first.gelu(x)?)
     }
 }

@@ -1,0 +1,341 @@
+//! cublasLt by its C interface: matrix products with an epilogue, whose result may be a part of a wider matrix.
+//! Knows addresses and shapes; what tensors they are is not its concern.
+//!
+//! What is promised of bits: the algorithm of a product is the first that the library proposes for its [`Key`], and it
+//! proposes the same for the same key, in this process and in the next on the same model of device with the same version of
+//! the library. What an algorithm computes is the same each time: its workspace belongs to one stream, and where the inner
+//! dimension is shared out, the shares are held in f32 and added in their order. Nothing is promised of one row among
+//! different numbers of rows: these have different keys. So who wants the bits of a picture drawn alone has to give each
+//! picture products of its own, as `--deterministic` does.
+
+#![expect(unsafe_code, reason = "the library is called through its C interface")]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t;
+use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
+use candle_core::cuda_backend::cudarc::driver::sys::CUdeviceptr;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, SyncOnDrop};
+use candle_core::{Error, Result, bail};
+use half::bf16;
+use sys::cublasLtMatmulDescAttributes_t as Attribute;
+use sys::cublasLtMatmulPreferenceAttributes_t as Wish;
+
+/// Memory that an algorithm may work in, as NVIDIA recommends for Hopper.
+const WORKSPACE_BYTES: usize = 32 << 20;
+
+/// Most products whose algorithms are remembered for one stream; beyond it all are asked for anew. A step has about a dozen
+/// for each number of rows.
+const PLANS_MAX: usize = 1024;
+
+/// Boundaries that addresses are told to stand on, in bytes, at most: the library knows no larger ones.
+const ALIGNMENT_MAX: u32 = 256;
+
+/// What a matrix consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Numbers {
+    Bf16,
+}
+
+impl Numbers {
+    fn in_cuda(self) -> sys::cudaDataType {
+        match self {
+            Self::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+        }
+    }
+}
+
+/// Types of numbers that products take.
+pub(super) trait Number {
+    const KIND: Numbers;
+}
+
+impl Number for bf16 {
+    const KIND: Numbers = Numbers::Bf16;
+}
+
+/// Rows of a matrix: how many, how many numbers in each, and how many from one's beginning to the next's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Extent {
+    pub(super) rows: usize,
+    pub(super) width: usize,
+    pub(super) stride: usize,
+}
+
+impl Extent {
+    /// Whether the rows do not overlap, and end within so many numbers.
+    fn fits(&self, numbers: usize) -> bool {
+        self.rows == 0 || (self.width <= self.stride && (self.rows - 1) * self.stride + self.width <= numbers)
+    }
+}
+
+/// A matrix in the device's memory, for as long as a call needs it.
+pub(super) struct Operand<'a> {
+    address: CUdeviceptr,
+    numbers: Numbers,
+    extent: Extent,
+    _use: SyncOnDrop<'a>,
+}
+
+impl<'a> Operand<'a> {
+    /// A matrix that is read.
+    pub(super) fn read<T: Number>(values: CudaView<'a, T>, extent: Extent, stream: &'a CudaStream) -> Result<Self> {
+        if !extent.fits(values.len()) {
+            bail!("product: {extent:?} reaches beyond its memory, or its rows overlap");
+        }
+        let (address, guard) = values.view_ptr(stream);
+        Ok(Self { address, numbers: T::KIND, extent, _use: guard })
+    }
+
+    /// A matrix that is written.
+    pub(super) fn written<T: Number>(
+        values: CudaViewMut<'a, T>,
+        extent: Extent,
+        stream: &'a CudaStream,
+    ) -> Result<Self> {
+        if !extent.fits(values.len()) {
+            bail!("product: {extent:?} reaches beyond its memory, or its rows overlap");
+        }
+        let (address, guard) = values.view_ptr_mut(stream);
+        Ok(Self { address, numbers: T::KIND, extent, _use: guard })
+    }
+
+    /// The largest boundary that it stands on, in bytes.
+    fn alignment(&self) -> u32 {
+        1 << self.address.trailing_zeros().min(ALIGNMENT_MAX.trailing_zeros())
+    }
+
+    /// As the library sees it: by columns, so that a row is a column.
+    fn layout(&self) -> Result<Owned<sys::cublasLtMatrixLayout_t>> {
+        let Extent { rows, width, stride } = self.extent;
+        let handle = result::create_matrix_layout(self.numbers.in_cuda(), width as u64, rows as u64, stride as i64);
+        Ok(Owned { handle: handle.map_err(refused)?, destroy: result::destroy_matrix_layout })
+    }
+}
+
+/// `out = activation(x weightᵀ + bias)`, computed in f32 and rounded once.
+pub(super) struct Multiplication<'a> {
+    /// `[rows, inner]`
+    pub(super) x: Operand<'a>,
+    /// `[columns, inner]`
+    pub(super) weight: Operand<'a>,
+    /// `[1, columns]`, in the precision of `out`.
+    pub(super) bias: Option<Operand<'a>>,
+    /// By GELU's tanh approximation: what the library calls GELU (pytorch/pytorch#104061).
+    pub(super) is_activated: bool,
+    /// `[rows, columns]`
+    pub(super) out: Operand<'a>,
+}
+
+/// All that an algorithm is chosen by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    /// Of `x`, `weight` and `out`, as the next two.
+    extents: [Extent; 3],
+    numbers: [Numbers; 3],
+    alignments: [u32; 3],
+    epilogue: sys::cublasLtEpilogue_t,
+}
+
+impl Multiplication<'_> {
+    fn key(&self) -> Result<Key> {
+        let operands = [&self.x, &self.weight, &self.out];
+        let [x, weight, out] = operands.map(|operand| operand.extent);
+        let is_whole = x.width == weight.width && out.rows == x.rows && out.width == weight.rows;
+        let is_bias = |bias: &Operand| bias.extent.rows == 1 && bias.extent.width == out.width;
+        if !is_whole || !self.bias.as_ref().is_none_or(is_bias) {
+            bail!("product: {x:?} by {weight:?} with {:?} is not {out:?}", self.bias.as_ref().map(|bias| bias.extent));
+        }
+        Ok(Key {
+            extents: [x, weight, out],
+            numbers: operands.map(|operand| operand.numbers),
+            alignments: operands.map(Operand::alignment),
+            epilogue: match (&self.bias, self.is_activated) {
+                (None, false) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_DEFAULT,
+                (Some(_), false) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS,
+                (None, true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU,
+                (Some(_), true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
+            },
+        })
+    }
+}
+
+/// Something of the library's that has to be given back.
+struct Owned<Handle: Copy> {
+    handle: Handle,
+    destroy: unsafe fn(Handle) -> std::result::Result<(), result::CublasError>,
+}
+
+impl<Handle: Copy> Drop for Owned<Handle> {
+    fn drop(&mut self) {
+        // SAFETY: whoever made it gave the function that belongs to it, and nobody else destroys it. Should that fail,
+        // nothing is left to be done.
+        let _ = unsafe { (self.destroy)(self.handle) };
+    }
+}
+
+/// How a product is done: its descriptions, made once, and the algorithm.
+struct Plan {
+    operation: Owned<sys::cublasLtMatmulDesc_t>,
+    x: Owned<sys::cublasLtMatrixLayout_t>,
+    weight: Owned<sys::cublasLtMatrixLayout_t>,
+    out: Owned<sys::cublasLtMatrixLayout_t>,
+    algorithm: sys::cublasLtMatmulAlgo_t,
+}
+
+impl Plan {
+    /// Asks the library. `None`: it knows no way.
+    fn new(library: sys::cublasLtHandle_t, product: &Multiplication, key: &Key) -> Result<Option<Self>> {
+        let (compute, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
+        let operation = Owned {
+            handle: result::create_matmul_desc(compute, scale).map_err(refused)?,
+            destroy: result::destroy_matmul_desc,
+        };
+        // By columns all of it is transposed: outᵀ = weight xᵀ, and the weight stands as its transpose.
+        set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &cublasOperation_t::CUBLAS_OP_T)?;
+        set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &cublasOperation_t::CUBLAS_OP_N)?;
+        set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &key.epilogue)?;
+        let (x, weight, out) = (product.x.layout()?, product.weight.layout()?, product.out.layout()?);
+        let wishes =
+            Owned { handle: result::create_matmul_pref().map_err(refused)?, destroy: result::destroy_matmul_pref };
+        let [x_alignment, weight_alignment, out_alignment] = &key.alignments;
+        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE_BYTES as u64))?;
+        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, weight_alignment)?;
+        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x_alignment)?;
+        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment)?;
+        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment)?;
+        let reduction = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &(reduction as u32))?;
+        // SAFETY: all of these have just been made.
+        let proposal = unsafe {
+            result::get_matmul_algo_heuristic(
+                library,
+                operation.handle,
+                weight.handle,
+                x.handle,
+                out.handle,
+                out.handle,
+                wishes.handle,
+            )
+        };
+        match proposal {
+            Ok(proposal) => Ok(Some(Self { operation, x, weight, out, algorithm: proposal.algo })),
+            Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => {
+                tracing::warn!(product = ?key, "cublasLt knows no way to compute a product, it is put together instead");
+                Ok(None)
+            }
+            Err(error) => Err(refused(error)),
+        }
+    }
+}
+
+fn set_operation<T>(operation: &Owned<sys::cublasLtMatmulDesc_t>, name: Attribute, value: &T) -> Result<()> {
+    // SAFETY: the description lives, and the library reads as many bytes as the value has.
+    unsafe { result::set_matmul_desc_attribute(operation.handle, name, (&raw const *value).cast(), size_of::<T>()) }
+        .map_err(refused)
+}
+
+fn set_wish<T>(wishes: &Owned<sys::cublasLtMatmulPreference_t>, name: Wish, value: &T) -> Result<()> {
+    // SAFETY: the wishes live, and the library reads as many bytes as the value has.
+    unsafe { result::set_matmul_pref_attribute(wishes.handle, name, (&raw const *value).cast(), size_of::<T>()) }
+        .map_err(refused)
+}
+
+/// The library on one stream.
+struct Library {
+    handle: Owned<sys::cublasLtHandle_t>,
+    workspace: CudaSlice<u8>,
+    /// `None`: it is known that the library knows no way.
+    plans: HashMap<Key, Option<Plan>>,
+    stream: Arc<CudaStream>,
+}
+
+impl Library {
+    fn new(stream: &Arc<CudaStream>) -> Result<Self> {
+        stream.context().bind_to_thread().w()?;
+        let handle = result::create_handle().map_err(refused)?;
+        Ok(Self {
+            handle: Owned { handle, destroy: result::destroy_handle },
+            // SAFETY: what an algorithm reads of it, it has written before.
+            workspace: unsafe { stream.alloc(WORKSPACE_BYTES) }.w()?,
+            plans: HashMap::new(),
+            stream: stream.clone(),
+        })
+    }
+
+    fn multiply(&mut self, product: &Multiplication) -> Result<bool> {
+        let key = product.key()?;
+        if key.extents.iter().any(|extent| extent.rows == 0 || extent.width == 0) {
+            bail!("product: {:?} are not all there", key.extents);
+        }
+        self.stream.context().bind_to_thread().w()?;
+        if self.plans.len() >= PLANS_MAX && !self.plans.contains_key(&key) {
+            self.plans.clear();
+        }
+        let plan = match self.plans.entry(key) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Plan::new(self.handle.handle, product, &key)?),
+        };
+        let Some(plan) = plan else { return Ok(false) };
+        if let Some(bias) = &product.bias {
+            set_operation(&plan.operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.address)?;
+        }
+        let (workspace, _use) = self.workspace.device_ptr(&self.stream);
+        let (one, zero) = (1.0_f32, 0.0_f32);
+        // SAFETY: the descriptions are those of the operands, which reach no further than their memory and are borrowed
+        // until this has been put on the stream; all else on the stream comes before or after it.
+        unsafe {
+            result::matmul(
+                self.handle.handle,
+                plan.operation.handle,
+                (&raw const one).cast(),
+                (&raw const zero).cast(),
+                product.weight.address as *const c_void,
+                plan.weight.handle,
+                product.x.address as *const c_void,
+                plan.x.handle,
+                product.out.address as *const c_void,
+                plan.out.handle,
+                product.out.address as *mut c_void,
+                plan.out.handle,
+                &raw const plan.algorithm,
+                workspace as *mut c_void,
+                WORKSPACE_BYTES,
+                self.stream.cu_stream().cast(),
+            )
+        }
+        .map_err(refused)?;
+        Ok(true)
+    }
+}
+
+thread_local! {
+    /// By the number of the device and the stream: as many as this thread has devices.
+    static LIBRARIES: RefCell<HashMap<(usize, usize), Library>> = RefCell::default();
+}
+
+/// Puts a product on a stream. Whether the library knows a way: where it does not, nothing has been done. The library
+/// says so of no product that FLUX has; should a version of it, a drawn picture is worth more than a fast one, and candle's
+/// own product takes what this one does not.
+///
+/// # Errors
+/// When shapes do not fit or are empty, or the library fails.
+pub(super) fn multiply(stream: &Arc<CudaStream>, product: &Multiplication) -> Result<bool> {
+    LIBRARIES.with_borrow_mut(|libraries| {
+        match libraries.entry((stream.context().ordinal(), stream.cu_stream() as usize)) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(Library::new(stream)?),
+        }
+        .multiply(product)
+    })
+}
+
+/// The status goes into the message: what means "out of memory" is told by it.
+fn refused(error: result::CublasError) -> Error {
+    Error::msg(format!("cublasLt: {error}"))
+}

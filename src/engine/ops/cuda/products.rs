@@ -1,0 +1,86 @@
+//! Linear layers by cublasLt: bias and GELU in the product's epilogue, the result in a part of a wider matrix if need be.
+
+use std::cell::Cell;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CudaStorage, InplaceOp3, Layout, Result, Tensor, bail};
+
+use super::cublaslt::{Extent, Multiplication, Operand, multiply};
+use super::{Matrix, MatrixMut, with_bias};
+
+/// A linear layer's product, to be written into a matrix that is there.
+pub(in crate::engine::ops) struct LinearInto<'a> {
+    /// `[columns]`
+    bias: Option<&'a Tensor>,
+    /// By GELU's tanh approximation.
+    is_activated: bool,
+    is_done: Cell<bool>,
+}
+
+impl<'a> LinearInto<'a> {
+    pub(in crate::engine::ops) fn new(bias: Option<&'a Tensor>, is_activated: bool) -> Self {
+        Self { bias, is_activated, is_done: Cell::new(false) }
+    }
+
+    /// `target [rows, columns] = activation(x [rows, inner] × weight [columns, inner]ᵀ + bias)`, bf16. Whether it was
+    /// done: where the library knows no way, nothing was.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or the device fails.
+    pub(in crate::engine::ops) fn run(&self, target: &Tensor, x: &Tensor, weight: &Tensor) -> Result<bool> {
+        self.is_done.set(false);
+        target.inplace_op3(x, weight, self)?;
+        Ok(self.is_done.get())
+    }
+}
+
+impl InplaceOp3 for LinearInto<'_> {
+    fn name(&self) -> &'static str {
+        "linear-into"
+    }
+
+    fn cpu_fwd(
+        &self,
+        _: &mut CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<()> {
+        bail!("products on the CPU make matrices of their own")
+    }
+
+    fn cuda_fwd(
+        &self,
+        target: &mut CudaStorage,
+        target_l: &Layout,
+        x: &CudaStorage,
+        xl: &Layout,
+        weight: &CudaStorage,
+        weight_l: &Layout,
+    ) -> Result<()> {
+        let stream = x.device().cuda_stream();
+        let (x, weight) = (Matrix::new(x, xl)?, Matrix::new(weight, weight_l)?);
+        let out = MatrixMut::new(target, target_l)?;
+        let columns = out.width;
+        with_bias(self.bias, columns, |bias| {
+            let is_done = multiply(
+                &stream,
+                &Multiplication {
+                    x: Operand::read(x.values, extent(x.rows, x.width, x.stride), &stream)?,
+                    weight: Operand::read(weight.values, extent(weight.rows, weight.width, weight.stride), &stream)?,
+                    bias: bias.map(|bias| Operand::read(bias, extent(1, columns, columns), &stream)).transpose()?,
+                    is_activated: self.is_activated,
+                    out: Operand::written(out.values, extent(out.rows, out.width, out.stride), &stream)?,
+                },
+            )?;
+            self.is_done.set(is_done);
+            Ok(())
+        })
+    }
+}
+
+fn extent(rows: usize, width: usize, stride: usize) -> Extent {
+    Extent { rows, width, stride }
+}
