@@ -74,6 +74,18 @@ fn is_on_cuda(_: &[&Tensor]) -> bool {
     false
 }
 
+/// A matrix for operations that write into parts of it, and together into all of it. Dtype and device are those of `like`.
+///
+/// # Errors
+/// When the device is out of memory.
+pub(crate) fn unwritten(rows: usize, width: usize, like: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if is_on_cuda(&[like]) {
+        return cuda::unwritten(rows, width, like.device());
+    }
+    Tensor::zeros((rows, width), like.dtype(), like.device())
+}
+
 /// Whether the CUDA kernels take a stream of so many sequences.
 #[cfg(feature = "cuda")]
 fn is_launchable(segments: &Segments) -> bool {

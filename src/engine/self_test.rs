@@ -7,14 +7,14 @@ use crate::domain::device::DeviceChoice;
 
 use super::device;
 use super::noise::standard_normal;
-use super::ops::Segments;
-use super::ops::activation::{beside_gelu_tanh, gelu_tanh, silu};
-use super::ops::attention::{attention, biased_attention};
+use super::ops::activation::{gelu_tanh, silu};
+use super::ops::attention::{attention, attention_into, biased_attention};
 use super::ops::group_norm::GroupNorm;
-use super::ops::linear::{gelu_linear, linear, product};
+use super::ops::linear::{gelu_linear, gelu_linear_into, linear, product};
 use super::ops::modulation::{gated_residual, modulated_layer_norm};
 use super::ops::rope::{Rotary, normalize_and_rotate};
 use super::ops::text::{gated_gelu, rms_norm};
+use super::ops::{Segments, unwritten};
 
 /// How far one operation is off.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -107,9 +107,19 @@ impl Operands {
                 },
             ),
             ("GELU", vec![stream(17, 4 * width)?], &|x| gelu_tanh(&x[0].narrow(1, width, width)?.into())),
-            ("biased GELU beside attention", vec![stream(18, width)?, weight(25)?, bias(26)?], &|x| {
-                beside_gelu_tanh(&x[0], &product(&x[0], &x[1], &x[2])?)
+            ("biased GELU", vec![stream(18, width)?, weight(25)?, bias(26)?], &|x| {
+                gelu_tanh(&product(&x[0], &x[1], &x[2])?)
             }),
+            (
+                "attention beside a product's GELU",
+                vec![stream(33, 3 * width)?, stream(34, width)?, wide(35)?, bias_of_wide(36)?],
+                &|x| {
+                    let both = unwritten(rows, 5 * width, &x[0])?;
+                    attention_into(&both, 0, &x[0], HEADS, &segments)?;
+                    gelu_linear_into(&both, width, &x[1], &x[2], &x[3])?;
+                    Ok(both)
+                },
+            ),
             (
                 "group norm, SiLU",
                 vec![self.random(27, &[1, 64, 24, 48])?, self.random(28, &[64])?, self.random(29, &[64])?],

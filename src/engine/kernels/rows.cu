@@ -152,23 +152,15 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// out = [left | gelu_tanh(right + bias)], row by row. `left_width` may be 0. Grid: rows.
+// out = gelu_tanh(x + bias), row by row; the rows of `x` lie `stride` apart. Grid: rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    beside_gelu_tanh(const uint16_t *left, const uint16_t *right, const uint16_t *bias, uint16_t *out, int left_width,
-                     int right_width, int left_stride, int right_stride) {
+    gelu_tanh(const uint16_t *x, const uint16_t *bias, uint16_t *out, int width, int stride) {
   const int64_t row = blockIdx.x;
-  const int left_chunks = left_width / CHUNK;
-  const int chunks = left_chunks + right_width / CHUNK;
-  left += row * left_stride;
-  right += row * right_stride;
-  out += row * chunks * CHUNK;
-  for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
-    if (chunk < left_chunks) {
-      put_chunk(out, chunk, chunk_at(left, chunk));
-      continue;
-    }
+  x += row * stride;
+  out += row * width;
+  for (int chunk = threadIdx.x; chunk < width / CHUNK; chunk += THREADS) {
     float values[CHUNK];
-    unpack_biased(values, chunk_at(right, chunk - left_chunks), bias, chunk - left_chunks);
+    unpack_biased(values, chunk_at(x, chunk), bias, chunk);
 #pragma unroll
     for (int i = 0; i < CHUNK; ++i) {
       values[i] = gelu_tanh_of(values[i]);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::linear::Product;
 use super::vector::{exp, vectorized};
-use super::{Rows, is_on_cpu, is_on_cuda};
+use super::{Rows, is_on_cpu};
 
 /// Values handled by one task.
 const CHUNK: usize = 16 * 1024;
@@ -17,32 +17,29 @@ const CHUNK: usize = 16 * 1024;
 /// # Errors
 /// When the device fails.
 pub(crate) fn gelu_tanh(x: &Product) -> Result<Tensor> {
-    if (is_on_cpu(&x.values) && x.bias().is_none()) || x.is_on_cuda() {
+    if (is_on_cpu(&x.values) && x.bias().is_none()) || (x.is_on_cuda() && x.values.rank() == 2) {
         return x.values.apply_op1_no_bwd(&Elementwise::GeluTanh { bias: x.bias() });
     }
     x.biased()?.gelu()
 }
 
-/// `[left | gelu_tanh(right)]`, side by side: what follows attention and feed-forward in a single block.
+/// `[left | gelu_tanh(right)]`, side by side: what follows attention and feed-forward in a single block, where the two do
+/// not write into one matrix themselves.
 ///
 /// `left [rows, a]`, `right [rows, b]` (its rows may be a narrow slice of a wider matrix) -> `[rows, a + b]`.
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
 pub(crate) fn beside_gelu_tanh(left: &Tensor, right: &Product) -> Result<Tensor> {
-    if (is_on_cpu(left) && right.bias().is_none()) || (is_on_cuda(&[left]) && right.is_on_cuda()) {
-        return left.apply_op2_no_bwd(&right.values, &BesideGeluTanh { bias: right.bias() });
+    if is_on_cpu(left) && right.bias().is_none() {
+        return left.apply_op2_no_bwd(&right.values, &BesideGeluTanh);
     }
-    Tensor::cat(&[left, &right.biased()?.gelu()?], 1)
+    Tensor::cat(&[left, &gelu_tanh(right)?], 1)
 }
 
-struct BesideGeluTanh<'a> {
-    /// Of the right side; only on CUDA.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU a product has its bias already"))]
-    bias: Option<&'a Tensor>,
-}
+struct BesideGeluTanh;
 
-impl CustomOp2 for BesideGeluTanh<'_> {
+impl CustomOp2 for BesideGeluTanh {
     fn name(&self) -> &'static str {
         "beside-gelu-tanh"
     }
@@ -60,17 +57,6 @@ impl CustomOp2 for BesideGeluTanh<'_> {
             Elementwise::GeluTanh { bias: None }.map(right.row(row), out_right);
         });
         Ok((CpuStorage::F32(out), Shape::from((left.count, width))))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        left: &CudaStorage,
-        left_l: &Layout,
-        right: &CudaStorage,
-        right_l: &Layout,
-    ) -> Result<(CudaStorage, Shape)> {
-        super::cuda::rows::beside_gelu_tanh(Some((left, left_l)), (right, right_l), self.bias)
     }
 }
 
@@ -144,7 +130,7 @@ impl CustomOp1 for Elementwise<'_> {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, x: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         match self {
-            Self::GeluTanh { bias } => super::cuda::rows::beside_gelu_tanh(None, (x, layout), *bias),
+            Self::GeluTanh { bias } => super::cuda::rows::gelu_tanh(x, layout, *bias),
             Self::Silu => bail!("there is no kernel for SiLU alone"),
         }
     }

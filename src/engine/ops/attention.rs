@@ -4,7 +4,7 @@ use std::ops::Range;
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::gemm::{MatrixRef, Threads, multiply};
@@ -48,6 +48,26 @@ pub(crate) fn biased_attention(qkv: &Tensor, heads: usize, bias: &Tensor) -> Res
         return qkv.apply_op1_no_bwd(&PackedAttention { heads, segments: &segments, bias: Some(bias) });
     }
     biased_attention_composed(qkv, heads, bias)
+}
+
+/// [`attention`] into the columns of a wider matrix from `start` on; all others stay as they are.
+///
+/// `wide [rows, at least start + heads × head width]`, contiguous; `qkv` is no part of it.
+///
+/// # Errors
+/// When shapes or devices do not fit.
+pub(crate) fn attention_into(
+    wide: &Tensor,
+    start: usize,
+    qkv: &Tensor,
+    heads: usize,
+    segments: &Segments,
+) -> Result<()> {
+    let target = wide.narrow(1, start, qkv.dim(1)? / 3)?;
+    if is_on_cuda(&[&target, qkv]) && is_launchable(segments) && is_compiled_for(qkv, heads) {
+        return target.inplace_op2(qkv, &PackedAttention { heads, segments, bias: None });
+    }
+    wide.slice_set(&attention(qkv, heads, segments)?, 1, start)
 }
 
 #[cfg(feature = "cuda")]
@@ -160,6 +180,22 @@ impl CustomOp1 for PackedAttention<'_> {
             None => super::cuda::attention::attention(storage, layout, self.heads, self.segments),
             Some(bias) => super::cuda::text::biased_attention(storage, layout, self.heads, bias),
         }
+    }
+}
+
+/// Into a matrix that is there.
+impl InplaceOp2 for PackedAttention<'_> {
+    fn name(&self) -> &'static str {
+        "packed-attention-into"
+    }
+
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<()> {
+        bail!("attention on the CPU makes a matrix of its own")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut CudaStorage, out_l: &Layout, qkv: &CudaStorage, qkv_l: &Layout) -> Result<()> {
+        super::cuda::attention::attention_into((out, out_l), (qkv, qkv_l), self.heads, self.segments)
     }
 }
 

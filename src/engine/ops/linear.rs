@@ -7,10 +7,8 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::activation::gelu_tanh;
-#[cfg(feature = "cuda")]
-use super::cuda::products::LinearInto;
 use super::gemm::{MatrixRef, Threads, multiply};
-use super::{Rows, contiguous, is_on_cpu, is_on_cuda};
+use super::{Rows, contiguous, is_on_cpu, is_on_cuda, unwritten};
 
 /// `x [rows, in]` times the transpose of `weight [out, in]`, plus `bias [out]` -> `[rows, out]`. Any float dtype, the
 /// same for all; f32 on the CPU gives each row the same bits however many rows there are.
@@ -42,23 +40,46 @@ pub(crate) fn gelu_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) ->
     }
 }
 
+/// [`gelu_linear`] into the columns of a wider matrix from `start` on; all others stay as they are.
+///
+/// `wide [rows, at least start + out]`, contiguous, on its own: no operand is a part of it.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub(crate) fn gelu_linear_into(wide: &Tensor, start: usize, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<()> {
+    let target = wide.narrow(1, start, weight.dim(0)?)?;
+    if is_fusible(&target, x, weight, Some(bias)) && fused_into(&target, x, weight, Some(bias), true)? {
+        return Ok(());
+    }
+    wide.slice_set(&gelu_tanh(&product(x, weight, bias)?)?, 1, start)
+}
+
 /// By cublasLt, with bias and GELU in its epilogue. `None`: not there, or not these.
-#[cfg(feature = "cuda")]
 fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, is_activated: bool) -> Result<Option<Tensor>> {
-    let fits = x.rank() == 2 && is_on_cuda(&[x, weight]) && bias.is_none_or(|bias| is_on_cuda(&[bias]));
-    if !fits || x.elem_count() == 0 {
+    if !is_on_cuda(&[x]) || x.rank() != 2 {
         return Ok(None);
     }
-    let out = super::cuda::unwritten(x.dim(0)?, weight.dim(0)?, x.device())?;
-    if !is_on_cuda(&[&out]) {
-        return Ok(None);
-    }
-    Ok(LinearInto::new(bias, is_activated).run(&out, x, weight)?.then_some(out))
+    let out = unwritten(x.dim(0)?, weight.dim(0)?, x)?;
+    let is_done = is_fusible(&out, x, weight, bias) && fused_into(&out, x, weight, bias, is_activated)?;
+    Ok(is_done.then_some(out))
+}
+
+/// Whether cublasLt is given these.
+fn is_fusible(target: &Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
+    let is_there = |tensor: &&Tensor| tensor.rank() == 2 && tensor.elem_count() > 0;
+    let matrices = [target, x, weight];
+    matrices.iter().all(is_there) && is_on_cuda(&matrices) && bias.is_none_or(|bias| is_on_cuda(&[bias]))
+}
+
+/// Whether it was done: where the library knows no way, nothing was.
+#[cfg(feature = "cuda")]
+fn fused_into(target: &Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, is_activated: bool) -> Result<bool> {
+    super::cuda::products::LinearInto::new(bias, is_activated).run(target, x, weight)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn fused(_: &Tensor, _: &Tensor, _: Option<&Tensor>, _: bool) -> Result<Option<Tensor>> {
-    Ok(None)
+fn fused_into(_: &Tensor, _: &Tensor, _: &Tensor, _: Option<&Tensor>, _: bool) -> Result<bool> {
+    Ok(false)
 }
 
 /// A matrix product and the bias that whoever reads it next has to add: on CUDA that costs nothing there, and a pass over
@@ -161,5 +182,29 @@ impl CustomOp3 for CpuLinear {
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         Self::run(Rows::new(x, xl)?, Rows::new(w, wl)?, Some(contiguous(b, bl)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    fn random(rows: usize, columns: usize) -> Tensor {
+        Tensor::randn(0.0_f32, 1.0, (rows, columns), &Device::Cpu).expect("randn")
+    }
+
+    #[test]
+    fn a_part_of_a_wider_matrix_takes_a_product_and_the_rest_stays() {
+        let (x, weight) = (random(5, 16), random(24, 16));
+        let bias = random(1, 24).squeeze(0).expect("a row");
+        let wide = random(5, 40);
+        let before = wide.copy().expect("copy");
+        gelu_linear_into(&wide, 8, &x, &weight, &bias).expect("into");
+        let fed = gelu_linear(&x, &weight, Some(&bias)).expect("fed");
+        let parts = [before.narrow(1, 0, 8), Ok(fed), before.narrow(1, 32, 8)].map(|part| part.expect("a part"));
+        let expected = Tensor::cat(&parts, 1).expect("side by side");
+        assert_eq!(wide.to_vec2::<f32>().expect("values"), expected.to_vec2::<f32>().expect("values"));
+        assert!(gelu_linear_into(&wide, 24, &x, &weight, &bias).is_err(), "beyond the end");
     }
 }

@@ -6,12 +6,12 @@ use candle_nn::VarBuilder;
 use super::Stream;
 use super::linear::{Linear, Mlp};
 use crate::engine::loader::config::TransformerConfig;
-use crate::engine::ops::Segments;
 use crate::engine::ops::activation::beside_gelu_tanh;
-use crate::engine::ops::attention::attention;
+use crate::engine::ops::attention::{attention, attention_into};
 use crate::engine::ops::linear::Product;
 use crate::engine::ops::modulation::{gated_residual, modulated_layer_norm};
 use crate::engine::ops::rope::{Rotary, normalize_and_rotate};
+use crate::engine::ops::{Segments, unwritten};
 
 /// Shift, scale and gate of one modulated part, `[sequences, hidden]` each.
 struct Modulation {
@@ -135,7 +135,11 @@ impl DoubleBlock {
 /// The joint stream, attention and feed-forward side by side.
 pub(super) struct SingleBlock {
     modulation: Linear,
+    /// Queries, keys and values, and the first half of the feed-forward part.
     linear1: Linear,
+    /// The two, each by itself: parts of the same weights.
+    qkv: Linear,
+    feed: Linear,
     linear2: Linear,
     norm: HeadNorm,
     heads: usize,
@@ -146,9 +150,12 @@ pub(super) struct SingleBlock {
 impl SingleBlock {
     pub(super) fn load(config: &TransformerConfig, vb: &VarBuilder) -> Result<Self> {
         let (hidden, mlp) = (config.hidden_size(), config.mlp_size());
+        let linear1 = Linear::load(hidden, 3 * hidden + mlp, &vb.pp("linear1"))?;
         Ok(Self {
             modulation: Linear::load(hidden, 3 * hidden, &vb.pp("modulation.lin"))?,
-            linear1: Linear::load(hidden, 3 * hidden + mlp, &vb.pp("linear1"))?,
+            qkv: linear1.part(0, 3 * hidden)?,
+            feed: linear1.part(3 * hidden, mlp)?,
+            linear1,
             linear2: Linear::load(hidden + mlp, hidden, &vb.pp("linear2"))?,
             norm: HeadNorm::load(config, &vb.pp("norm"))?,
             heads: config.num_attention_heads,
@@ -161,12 +168,27 @@ impl SingleBlock {
     pub(super) fn forward(&self, joint: &Tensor, stream: &Stream) -> Result<Tensor> {
         let segments = &stream.joint_segments;
         let modulation = Modulation::of(&self.modulation.forward(&stream.condition)?, 0, self.hidden)?;
-        let wide = self.linear1.product(&modulation.normalize(joint, segments)?)?;
+        let x = modulation.normalize(joint, segments)?;
+        let inner = if joint.device().is_cuda() { self.inner_in_place(&x, stream) } else { self.inner(&x, stream) }?;
+        modulation.add(joint, &self.linear2.product(&inner)?, segments)
+    }
+
+    /// Attention and, beside it, the feed-forward half: `x [tokens, hidden]` -> `[tokens, hidden + mlp]`.
+    fn inner(&self, x: &Tensor, stream: &Stream) -> Result<Tensor> {
+        let wide = self.linear1.product(x)?;
         let qkv = wide.narrow(0, 3 * self.hidden)?;
         let qkv = self.norm.apply(&qkv, Some(&stream.joint_rotary))?;
-        let attended = attention(&qkv, self.heads, segments)?;
-        let fed = wide.narrow(3 * self.hidden, self.mlp)?;
-        let out = self.linear2.product(&beside_gelu_tanh(&attended, &fed)?)?;
-        modulation.add(joint, &out, segments)
+        let attended = attention(&qkv, self.heads, &stream.joint_segments)?;
+        beside_gelu_tanh(&attended, &wide.narrow(3 * self.hidden, self.mlp)?)
+    }
+
+    /// The same, with nothing put side by side afterwards: GELU in the product's epilogue, and both write to where the
+    /// next product reads.
+    fn inner_in_place(&self, x: &Tensor, stream: &Stream) -> Result<Tensor> {
+        let qkv = self.norm.apply(&self.qkv.product(x)?, Some(&stream.joint_rotary))?;
+        let inner = unwritten(x.dim(0)?, self.hidden + self.mlp, x)?;
+        attention_into(&inner, 0, &qkv, self.heads, &stream.joint_segments)?;
+        self.feed.gelu_into(&inner, self.hidden, x)?;
+        Ok(inner)
     }
 }

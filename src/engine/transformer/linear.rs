@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
-use crate::engine::ops::linear::{Product, gelu_linear, linear, product};
+use crate::engine::ops::linear::{Product, gelu_linear, gelu_linear_into, linear, product};
 
 /// `x Wᵀ + b`.
 pub(super) struct Linear {
@@ -17,6 +17,11 @@ impl Linear {
         Ok(Self { weight: vb.get((outputs, inputs), "weight")?, bias: vb.get(outputs, "bias")? })
     }
 
+    /// The layer of some of the outputs, from `start` on: the weights are these.
+    pub(super) fn part(&self, start: usize, outputs: usize) -> Result<Self> {
+        Ok(Self { weight: self.weight.narrow(0, start, outputs)?, bias: self.bias.narrow(0, start, outputs)? })
+    }
+
     /// `[rows, inputs]` -> `[rows, outputs]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         linear(x, &self.weight, Some(&self.bias))
@@ -25,6 +30,11 @@ impl Linear {
     /// The same through GELU.
     pub(super) fn gelu(&self, x: &Tensor) -> Result<Tensor> {
         gelu_linear(x, &self.weight, Some(&self.bias))
+    }
+
+    /// [`Self::gelu`] into the columns of `wide` from `start` on.
+    pub(super) fn gelu_into(&self, wide: &Tensor, start: usize, x: &Tensor) -> Result<()> {
+        gelu_linear_into(wide, start, x, &self.weight, &self.bias)
     }
 
     /// The same, for an operation that adds the bias itself.

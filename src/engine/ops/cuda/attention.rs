@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::{CudaStorage, Layout, Result, Shape, bail};
 use half::bf16;
 
-use super::{Bounds, Matrix, grid, number};
+use super::{Bounds, Matrix, MatrixMut, grid, number};
 use crate::engine::ops::Segments;
 
 pub(super) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"));
@@ -30,12 +30,31 @@ pub(in crate::engine::ops) fn attention(
     heads: usize,
     segments: &Segments,
 ) -> Result<(CudaStorage, Shape)> {
-    let qkv = Matrix::new(storage, layout)?;
+    let (rows, width) = layout.shape().dims2()?;
+    let device = storage.device();
+    // SAFETY: the kernel writes every row of every sequence, which are all rows.
+    let out = unsafe { device.alloc::<bf16>(rows * width / 3) }?;
+    let (mut out, shape) = (CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((rows, width / 3)));
+    attention_into((&mut out, &Layout::contiguous(&shape)), (storage, layout), heads, segments)?;
+    Ok((out, shape))
+}
+
+/// The same into a matrix that is there, whose rows need not touch.
+pub(in crate::engine::ops) fn attention_into(
+    (out, out_layout): (&mut CudaStorage, &Layout),
+    (storage, layout): (&CudaStorage, &Layout),
+    heads: usize,
+    segments: &Segments,
+) -> Result<()> {
+    let (qkv, mut out) = (Matrix::new(storage, layout)?, MatrixMut::new(out, out_layout)?);
     let part = qkv.width / 3;
     let head_width = part / heads;
     let fits = qkv.stride == qkv.width && 3 * heads * head_width == qkv.width && qkv.rows == segments.rows();
     if !fits || !HEAD_WIDTHS.contains(&head_width) {
         bail!("attention: {}x{} is not {segments:?} of three parts of {heads} heads", qkv.rows, qkv.width);
+    }
+    if (out.rows, out.width) != (qkv.rows, part) {
+        bail!("attention: {}x{} has no room for {}x{part}", out.rows, out.width, qkv.rows);
     }
     let bounds = Bounds::of(segments)?;
     let blocks = segments.ranges().map(|range| range.len().div_ceil(QUERIES)).sum();
@@ -45,12 +64,10 @@ pub(in crate::engine::ops) fn attention(
     let shared = 2 * 2 * 64 * head_width * size_of::<bf16>();
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, number(shared)?).w()?;
-    // SAFETY: the kernel writes every row of every sequence, which are all rows.
-    let mut out = unsafe { device.alloc::<bf16>(qkv.rows * part) }?;
-    let (heads_argument, out_stride, scale) = (number(heads)?, number(part)?, 1.0 / (head_width as f32).sqrt());
+    let (heads_argument, out_stride, scale) = (number(heads)?, number(out.stride)?, 1.0 / (head_width as f32).sqrt());
     let mut launch = kernel.builder();
-    launch.arg(&qkv.values).arg(&mut out).arg(&bounds).arg(&heads_argument).arg(&out_stride).arg(&scale);
+    launch.arg(&qkv.values).arg(&mut out.values).arg(&bounds).arg(&heads_argument).arg(&out_stride).arg(&scale);
     // SAFETY: the arguments are those of attention.cu, and the sizes have been compared above.
     unsafe { launch.launch(grid(blocks, heads, shared as u32)) }.w()?;
-    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((qkv.rows, part))))
+    Ok(())
 }

@@ -152,38 +152,29 @@ pub(in crate::engine::ops) fn normalize_and_rotate(
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((qkv.rows, qkv.width))))
 }
 
-/// [`crate::engine::ops::activation::beside_gelu_tanh`]; without a left side, GELU alone.
-pub(in crate::engine::ops) fn beside_gelu_tanh(
-    left: Option<(&CudaStorage, &Layout)>,
-    right: (&CudaStorage, &Layout),
+/// [`crate::engine::ops::activation::gelu_tanh`].
+pub(in crate::engine::ops) fn gelu_tanh(
+    storage: &CudaStorage,
+    layout: &Layout,
     bias: Option<&Tensor>,
 ) -> Result<(CudaStorage, Shape)> {
-    let device = right.0.device();
-    let right = Matrix::new(right.0, right.1)?;
-    let left = left.map(|(storage, layout)| Matrix::new(storage, layout)).transpose()?;
-    if let Some(left) = &left
-        && left.rows != right.rows
-    {
-        bail!("{} rows beside {}", left.rows, right.rows);
-    }
-    let (left_width, left_stride) = left.as_ref().map_or((0, 0), |left| (left.width, left.stride));
-    let width = left_width + right.width;
-    let kernel = device.get_or_load_custom_func("beside_gelu_tanh", MODULE, KERNELS)?;
+    let device = storage.device();
+    let x = Matrix::new(storage, layout)?;
+    let kernel = device.get_or_load_custom_func("gelu_tanh", MODULE, KERNELS)?;
     // SAFETY: the kernel writes every row.
-    let mut out = unsafe { device.alloc::<bf16>(right.rows * width) }?;
-    let numbers = [number(left_width)?, number(right.width)?, number(left_stride)?, number(right.stride)?];
-    with_bias(bias, right.width, |bias| {
+    let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
+    let [width, stride] = [number(x.width)?, number(x.stride)?];
+    with_bias(bias, x.width, |bias| {
         let mut launch = kernel.builder();
-        // Where there is no left side, nothing is read from it.
-        launch.arg(left.as_ref().map_or(&right.values, |left| &left.values)).arg(&right.values);
+        launch.arg(&x.values);
         match &bias {
             Some(bias) => launch.arg(bias),
             None => launch.arg(&NULL),
         };
-        launch.arg(&mut out).arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&numbers[3]);
+        launch.arg(&mut out).arg(&width).arg(&stride);
         // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
-        unsafe { launch.launch(grid(right.rows, 1, 0)) }.w()?;
+        unsafe { launch.launch(grid(x.rows, 1, 0)) }.w()?;
         Ok(())
     })?;
-    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((right.rows, width))))
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, x.width))))
 }
