@@ -6,6 +6,7 @@
 
 mod block;
 mod linear;
+mod modulation;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
@@ -18,6 +19,7 @@ use super::ops::rope::Rotary;
 
 use block::{DoubleBlock, SingleBlock};
 use linear::{Linear, Mlp};
+use modulation::{FINAL_PARTS, Modulated, Modulations};
 
 /// Width of the sinusoid that encodes a time or a guidance value.
 const SINUSOID_WIDTH: usize = 256;
@@ -35,7 +37,9 @@ pub(crate) struct Transformer {
     guidance_in: Option<Mlp>,
     double_blocks: Vec<DoubleBlock>,
     single_blocks: Vec<SingleBlock>,
-    final_modulation: Linear,
+    modulations: Modulations,
+    /// The first part of the final layer's modulation.
+    final_modulation: usize,
     final_linear: Linear,
     device: Device,
     dtype: DType,
@@ -64,8 +68,8 @@ pub(super) struct Stream {
     pub(super) image_rotary: Rotary,
     /// Tables of text and image tokens in joint order.
     pub(super) joint_rotary: Rotary,
-    /// `silu(condition)`, `[sequences, hidden]`: what every modulation is computed from.
-    pub(super) condition: Tensor,
+    /// Shifts, scales and gates of all blocks.
+    modulated: Modulated,
 }
 
 impl Stream {
@@ -100,17 +104,23 @@ impl Transformer {
         let hidden = config.hidden_size();
         let embedder = |name: &str, inputs| Mlp::load(inputs, hidden, hidden, ["in_layer", "out_layer"], &vb.pp(name));
         let guidance_in = config.guidance_embeds.then(|| embedder("guidance_in", SINUSOID_WIDTH)).transpose()?;
-        let double = |index: usize| DoubleBlock::load(config, &vb.pp(format!("double_blocks.{index}")));
-        let single = |index: usize| SingleBlock::load(config, &vb.pp(format!("single_blocks.{index}")));
+        let mut modulations = Modulations::new(config, vb)?;
+        let mut double =
+            |index: usize| DoubleBlock::load(config, &mut modulations, &vb.pp(format!("double_blocks.{index}")));
+        let double_blocks = (0..config.num_layers).map(&mut double).collect::<Result<_>>()?;
+        let mut single =
+            |index: usize| SingleBlock::load(config, &mut modulations, &vb.pp(format!("single_blocks.{index}")));
+        let single_blocks = (0..config.num_single_layers).map(&mut single).collect::<Result<_>>()?;
         Ok(Self {
             img_in: Linear::load(config.in_channels, hidden, &vb.pp("img_in"))?,
             txt_in: Linear::load(config.joint_attention_dim, hidden, &vb.pp("txt_in"))?,
             time_in: embedder("time_in", SINUSOID_WIDTH)?,
             vector_in: embedder("vector_in", config.pooled_projection_dim)?,
             guidance_in,
-            double_blocks: (0..config.num_layers).map(double).collect::<Result<_>>()?,
-            single_blocks: (0..config.num_single_layers).map(single).collect::<Result<_>>()?,
-            final_modulation: Linear::load(hidden, 2 * hidden, &vb.pp("final_layer.adaLN_modulation.1"))?,
+            double_blocks,
+            single_blocks,
+            final_modulation: modulations.take(FINAL_PARTS, &vb.pp("final_layer.adaLN_modulation.1"))?,
+            modulations,
             final_linear: Linear::load(hidden, config.in_channels, &vb.pp("final_layer.linear"))?,
             device: vb.device().clone(),
             dtype: vb.dtype(),
@@ -174,9 +184,8 @@ impl Transformer {
             joint = block.forward(&joint, &stream)?;
         }
         let (_, image) = stream.split(&joint)?;
-        let modulation = self.final_modulation.forward(&stream.condition)?;
-        let hidden = self.config.hidden_size();
-        let (shift, scale) = (modulation.narrow(1, 0, hidden)?, modulation.narrow(1, hidden, hidden)?);
+        let (shift, scale) =
+            (stream.modulated.part(self.final_modulation)?, stream.modulated.part(self.final_modulation + 1)?);
         let image = modulated_layer_norm(&image, &shift, &scale, &stream.image_segments)?;
         let out = self.final_linear.forward(&image)?.to_dtype(DType::F32)?;
         stream.image_segments.ranges().map(|range| out.narrow(0, range.start, range.len())?.contiguous()).collect()
@@ -204,7 +213,7 @@ impl Transformer {
             text_segments: Segments::from_lengths(text_lengths),
             image_rotary: Rotary::concatenate(&image_parts)?,
             joint_rotary: Rotary::concatenate(&joint_parts.iter().collect::<Vec<_>>())?,
-            condition: silu(&(time + Tensor::cat(&conditions, 0)?)?)?,
+            modulated: self.modulations.forward(&silu(&(time + Tensor::cat(&conditions, 0)?)?)?)?,
         })
     }
 

@@ -5,36 +5,13 @@ use candle_nn::VarBuilder;
 
 use super::Stream;
 use super::linear::{Linear, Mlp};
+use super::modulation::{HALF_PARTS, Modulated, Modulation, Modulations, SINGLE_PARTS};
 use crate::engine::loader::config::TransformerConfig;
 use crate::engine::ops::activation::beside_gelu_tanh;
 use crate::engine::ops::attention::{attention, attention_into};
 use crate::engine::ops::linear::Product;
-use crate::engine::ops::modulation::{gated_residual, modulated_layer_norm};
 use crate::engine::ops::rope::{Rotary, normalize_and_rotate};
 use crate::engine::ops::{Segments, unwritten};
-
-/// Shift, scale and gate of one modulated part, `[sequences, hidden]` each.
-struct Modulation {
-    shift: Tensor,
-    scale: Tensor,
-    gate: Tensor,
-}
-
-impl Modulation {
-    /// The `index`-th triple of a modulation layer's output.
-    fn of(output: &Tensor, index: usize, hidden: usize) -> Result<Self> {
-        let part = |offset: usize| output.narrow(1, (3 * index + offset) * hidden, hidden);
-        Ok(Self { shift: part(0)?, scale: part(1)?, gate: part(2)? })
-    }
-
-    fn normalize(&self, x: &Tensor, segments: &Segments) -> Result<Tensor> {
-        modulated_layer_norm(x, &self.shift, &self.scale, segments)
-    }
-
-    fn add(&self, x: &Tensor, y: &Product, segments: &Segments) -> Result<Tensor> {
-        gated_residual(x, y, &self.gate, segments)
-    }
-}
 
 /// Scales of the query and key normalisation, `[head width]` each.
 struct HeadNorm {
@@ -55,32 +32,30 @@ impl HeadNorm {
 
 /// One stream's half of a double block.
 struct Half {
-    modulation: Linear,
+    /// The first part of its modulation.
+    modulation: usize,
     qkv: Linear,
     norm: HeadNorm,
     out: Linear,
     mlp: Mlp,
-    hidden: usize,
 }
 
 impl Half {
-    fn load(config: &TransformerConfig, stream: &str, vb: &VarBuilder) -> Result<Self> {
+    fn load(config: &TransformerConfig, stream: &str, modulations: &mut Modulations, vb: &VarBuilder) -> Result<Self> {
         let hidden = config.hidden_size();
         let name = |rest: &str| vb.pp(format!("{stream}_{rest}"));
         Ok(Self {
-            modulation: Linear::load(hidden, 6 * hidden, &name("mod.lin"))?,
+            modulation: modulations.take(HALF_PARTS, &name("mod.lin"))?,
             qkv: Linear::load(hidden, 3 * hidden, &name("attn.qkv"))?,
             norm: HeadNorm::load(config, &name("attn.norm"))?,
             out: Linear::load(hidden, hidden, &name("attn.proj"))?,
             mlp: Mlp::load(hidden, config.mlp_size(), hidden, ["0", "2"], &name("mlp"))?,
-            hidden,
         })
     }
 
     /// Both modulations: before attention, before the feed-forward part.
-    fn modulations(&self, condition: &Tensor) -> Result<(Modulation, Modulation)> {
-        let output = self.modulation.forward(condition)?;
-        Ok((Modulation::of(&output, 0, self.hidden)?, Modulation::of(&output, 1, self.hidden)?))
+    fn modulations(&self, modulated: &Modulated) -> Result<(Modulation, Modulation)> {
+        Ok((modulated.triple(self.modulation)?, modulated.triple(self.modulation + 3)?))
     }
 
     fn finish(
@@ -105,10 +80,11 @@ pub(super) struct DoubleBlock {
 }
 
 impl DoubleBlock {
-    pub(super) fn load(config: &TransformerConfig, vb: &VarBuilder) -> Result<Self> {
+    /// Its modulation goes into `modulations`.
+    pub(super) fn load(config: &TransformerConfig, modulations: &mut Modulations, vb: &VarBuilder) -> Result<Self> {
         Ok(Self {
-            image: Half::load(config, "img", vb)?,
-            text: Half::load(config, "txt", vb)?,
+            image: Half::load(config, "img", modulations, vb)?,
+            text: Half::load(config, "txt", modulations, vb)?,
             heads: config.num_attention_heads,
         })
     }
@@ -116,8 +92,8 @@ impl DoubleBlock {
     /// `text [text tokens, hidden]`, `image [image tokens, hidden]` -> the same.
     pub(super) fn forward(&self, text: &Tensor, image: &Tensor, stream: &Stream) -> Result<(Tensor, Tensor)> {
         let (image_segments, text_segments) = (&stream.image_segments, &stream.text_segments);
-        let image_modulations = self.image.modulations(&stream.condition)?;
-        let text_modulations = self.text.modulations(&stream.condition)?;
+        let image_modulations = self.image.modulations(&stream.modulated)?;
+        let text_modulations = self.text.modulations(&stream.modulated)?;
         let image_qkv = self.image.qkv.product(&image_modulations.0.normalize(image, image_segments)?)?;
         let text_qkv = self.text.qkv.product(&text_modulations.0.normalize(text, text_segments)?)?;
         let image_qkv = self.image.norm.apply(&image_qkv, Some(&stream.image_rotary))?;
@@ -134,7 +110,8 @@ impl DoubleBlock {
 
 /// The joint stream, attention and feed-forward side by side.
 pub(super) struct SingleBlock {
-    modulation: Linear,
+    /// The first part of its modulation.
+    modulation: usize,
     /// Queries, keys and values, and the first half of the feed-forward part.
     linear1: Linear,
     /// The two, each by itself: parts of the same weights.
@@ -148,11 +125,12 @@ pub(super) struct SingleBlock {
 }
 
 impl SingleBlock {
-    pub(super) fn load(config: &TransformerConfig, vb: &VarBuilder) -> Result<Self> {
+    /// Its modulation goes into `modulations`.
+    pub(super) fn load(config: &TransformerConfig, modulations: &mut Modulations, vb: &VarBuilder) -> Result<Self> {
         let (hidden, mlp) = (config.hidden_size(), config.mlp_size());
         let linear1 = Linear::load(hidden, 3 * hidden + mlp, &vb.pp("linear1"))?;
         Ok(Self {
-            modulation: Linear::load(hidden, 3 * hidden, &vb.pp("modulation.lin"))?,
+            modulation: modulations.take(SINGLE_PARTS, &vb.pp("modulation.lin"))?,
             qkv: linear1.part(0, 3 * hidden)?,
             feed: linear1.part(3 * hidden, mlp)?,
             linear1,
@@ -167,7 +145,7 @@ impl SingleBlock {
     /// `joint [tokens, hidden]` -> the same.
     pub(super) fn forward(&self, joint: &Tensor, stream: &Stream) -> Result<Tensor> {
         let segments = &stream.joint_segments;
-        let modulation = Modulation::of(&self.modulation.forward(&stream.condition)?, 0, self.hidden)?;
+        let modulation = stream.modulated.triple(self.modulation)?;
         let x = modulation.normalize(joint, segments)?;
         let inner = if joint.device().is_cuda() { self.inner_in_place(&x, stream) } else { self.inner(&x, stream) }?;
         modulation.add(joint, &self.linear2.product(&inner)?, segments)
@@ -190,5 +168,56 @@ impl SingleBlock {
         attention_into(&inner, 0, &qkv, self.heads, &stream.joint_segments)?;
         self.feed.gelu_into(&inner, self.hidden, x)?;
         Ok(inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::noise::standard_normal;
+    use candle_core::{DType, Device};
+    use std::collections::HashMap;
+
+    /// The two ways through a single block's inside.
+    #[test]
+    fn what_is_written_in_place_is_what_is_put_side_by_side() {
+        let config = serde_json::json!({
+            "in_channels": 4, "num_layers": 0, "num_single_layers": 1, "attention_head_dim": 16,
+            "num_attention_heads": 2, "joint_attention_dim": 8, "pooled_projection_dim": 8, "guidance_embeds": false,
+            "axes_dims_rope": [4, 6, 6]
+        });
+        let config: TransformerConfig = serde_json::from_value(config).expect("a configuration");
+        let random = |seed, shape: &[usize]| {
+            Tensor::from_vec(standard_normal(seed, 0, shape.iter().product()), shape, &Device::Cpu).expect("random")
+        };
+        let tensors = [
+            ("modulation.lin.weight", vec![96, 32]),
+            ("modulation.lin.bias", vec![96]),
+            ("linear1.weight", vec![224, 32]),
+            ("linear1.bias", vec![224]),
+            ("linear2.weight", vec![32, 160]),
+            ("linear2.bias", vec![32]),
+            ("norm.query_norm.scale", vec![16]),
+            ("norm.key_norm.scale", vec![16]),
+        ];
+        let tensors: HashMap<String, Tensor> =
+            (0..).zip(tensors).map(|(seed, (name, shape))| (name.to_owned(), random(seed, &shape))).collect();
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        let mut modulations = Modulations::new(&config, &vb).expect("room");
+        let block = SingleBlock::load(&config, &mut modulations, &vb).expect("loads");
+        let image_rotary = Rotary::of_image(3, 4, config.axes_dims_rope, 10_000.0, &Device::Cpu).expect("tables");
+        let stream = Stream {
+            image_segments: Segments::from_lengths([12]),
+            text_segments: Segments::from_lengths([0]),
+            joint_segments: Segments::from_lengths([12]),
+            joint_rotary: image_rotary.clone(),
+            image_rotary,
+            modulated: modulations.forward(&random(10, &[1, 32])).expect("modulates"),
+        };
+        let x = random(11, &[12, 32]);
+        let apart = block.inner(&x, &stream).expect("apart");
+        let in_place = block.inner_in_place(&x, &stream).expect("in place");
+        let largest: f32 = (apart - in_place).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
+        assert!(largest < 1e-5, "{largest:e}");
     }
 }
