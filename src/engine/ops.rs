@@ -58,6 +58,27 @@ impl Segments {
     }
 }
 
+/// Where the sequences of a stream stand in another one, each in one piece.
+#[derive(Debug, Clone)]
+pub(crate) struct Places {
+    sources: Segments,
+    starts: Vec<usize>,
+}
+
+impl Places {
+    /// `starts` are the first rows in the other stream, one for each sequence.
+    pub(crate) fn new(sources: &Segments, starts: impl IntoIterator<Item = usize>) -> Self {
+        let places = Self { sources: sources.clone(), starts: starts.into_iter().collect() };
+        assert_eq!(places.starts.len(), sources.count(), "a place for each sequence");
+        places
+    }
+
+    /// The rows of every sequence, and the first of those in the other stream.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (std::ops::Range<usize>, usize)> + '_ {
+        self.sources.ranges().zip(self.starts.iter().copied())
+    }
+}
+
 /// Whether the fused CPU ops apply to this tensor.
 fn is_on_cpu(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32

@@ -12,9 +12,9 @@ use super::ops::attention::{attention, attention_into, biased_attention};
 use super::ops::group_norm::GroupNorm;
 use super::ops::linear::{gelu_linear, gelu_linear_into, linear, product};
 use super::ops::modulation::{gated_residual, modulated_layer_norm};
-use super::ops::rope::{Rotary, normalize_and_rotate};
+use super::ops::rope::{Rotary, normalize_and_rotate, normalize_and_rotate_into};
 use super::ops::text::{gated_gelu, rms_norm};
-use super::ops::{Segments, unwritten};
+use super::ops::{Places, Segments, unwritten};
 
 /// How far one operation is off.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -111,16 +111,6 @@ impl Operands {
                 gelu_tanh(&product(&x[0], &x[1], &x[2])?)
             }),
             (
-                "attention beside a product's GELU",
-                vec![stream(33, 3 * width)?, stream(34, width)?, wide(35)?, bias_of_wide(36)?],
-                &|x| {
-                    let both = unwritten(rows, 5 * width, &x[0])?;
-                    attention_into(&both, 0, &x[0], HEADS, &segments)?;
-                    gelu_linear_into(&both, width, &x[1], &x[2], &x[3])?;
-                    Ok(both)
-                },
-            ),
-            (
                 "group norm, SiLU",
                 vec![self.random(27, &[1, 64, 24, 48])?, self.random(28, &[64])?, self.random(29, &[64])?],
                 &|x| GroupNorm::new(32, 1e-6, x[1].clone(), x[2].clone()).forward_silu(&x[0]),
@@ -134,7 +124,40 @@ impl Operands {
             ("RMSNorm", vec![stream(32, width)?, self.random(33, &[width])?], &|x| rms_norm(&x[0], &x[1], 1e-6)),
             ("gated GELU", vec![stream(34, 2 * width)?], &|x| gated_gelu(&x[0])),
         ];
-        ops.into_iter().map(|(name, operands, op)| self.compare(name, &operands, op)).collect()
+        let reports = ops.into_iter().map(|(name, operands, op)| self.compare(name, &operands, op));
+        reports.chain(self.run_in_place()?.into_iter().map(Ok)).collect()
+    }
+
+    /// What writes into parts of a matrix.
+    fn run_in_place(&self) -> Result<Vec<OpReport>> {
+        let segments = Segments::from_lengths(LENGTHS);
+        let rows = segments.rows();
+        let width = HEADS * HEAD_WIDTH;
+        let stream = |seed, columns| self.random(seed, &[rows, columns]);
+        let head = |seed| self.random(seed, &[HEAD_WIDTH]);
+        let weight = self.random(35, &[4 * width, width])? / (width as f64).sqrt();
+        let beside = self.compare(
+            "attention beside a product's GELU",
+            &[stream(33, 3 * width)?, stream(34, width)?, weight?, self.random(36, &[4 * width])?],
+            &|x| {
+                let both = unwritten(rows, 5 * width, &x[0])?;
+                attention_into(&both, 0, &x[0], HEADS, &segments)?;
+                gelu_linear_into(&both, width, &x[1], &x[2], &x[3])?;
+                Ok(both)
+            },
+        )?;
+        // Of each sequence first the one stream's part, then the other's.
+        let firsts = Places::new(&segments, segments.ranges().map(|range| 2 * range.start));
+        let seconds = Places::new(&segments, segments.ranges().map(|range| range.start + range.end));
+        let streams = [stream(37, 3 * width)?, stream(38, 3 * width)?, head(39)?, head(40)?];
+        let joint = self.compare("rotate into a joint stream", &streams, &|x| {
+            let joint = unwritten(2 * rows, 3 * width, &x[0])?;
+            let rotary = Rotary::of_image(rows / 2, 2, [16, 56, 56], 10_000.0, x[0].device())?;
+            normalize_and_rotate_into(&joint, &firsts, &x[0].clone().into(), [&x[2], &x[3]], None)?;
+            normalize_and_rotate_into(&joint, &seconds, &x[1].clone().into(), [&x[2], &x[3]], Some(&rotary))?;
+            Ok(joint)
+        })?;
+        Ok(vec![beside, joint])
     }
 
     /// Random numbers on the CPU, each of which the device's precision can hold.

@@ -12,10 +12,10 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::loader::config::TransformerConfig;
-use super::ops::Segments;
 use super::ops::activation::silu;
 use super::ops::modulation::modulated_layer_norm;
 use super::ops::rope::Rotary;
+use super::ops::{Places, Segments};
 
 use block::{DoubleBlock, SingleBlock};
 use linear::{Linear, Mlp};
@@ -64,6 +64,9 @@ pub(super) struct Stream {
     pub(super) image_segments: Segments,
     pub(super) text_segments: Segments,
     pub(super) joint_segments: Segments,
+    /// Where image and text stand in the joint stream: each sequence's text first.
+    pub(super) image_places: Places,
+    pub(super) text_places: Places,
     /// Tables of the image tokens alone.
     pub(super) image_rotary: Rotary,
     /// Tables of text and image tokens in joint order.
@@ -207,10 +210,17 @@ impl Transformer {
         let sigmas: Vec<f32> = sequences.iter().map(|sequence| model_time(sequence.sigma)).collect();
         let conditions: Vec<&Tensor> = sequences.iter().map(|sequence| sequence.condition).collect();
         let time = self.time_in.forward(&self.sinusoid(&sigmas)?, silu)?;
+        let joint_segments = Segments::from_lengths(joint_lengths);
+        let (text_segments, image_segments) =
+            (Segments::from_lengths(text_lengths.iter().copied()), Segments::from_lengths(image_lengths));
+        let text_starts: Vec<usize> = joint_segments.ranges().map(|range| range.start).collect();
+        let image_starts = text_starts.iter().zip(&text_lengths).map(|(start, length)| start + length);
         Ok(Stream {
-            joint_segments: Segments::from_lengths(joint_lengths),
-            image_segments: Segments::from_lengths(image_lengths),
-            text_segments: Segments::from_lengths(text_lengths),
+            image_places: Places::new(&image_segments, image_starts),
+            text_places: Places::new(&text_segments, text_starts.iter().copied()),
+            joint_segments,
+            image_segments,
+            text_segments,
             image_rotary: Rotary::concatenate(&image_parts)?,
             joint_rotary: Rotary::concatenate(&joint_parts.iter().collect::<Vec<_>>())?,
             modulated: self.modulations.forward(&silu(&(time + Tensor::cat(&conditions, 0)?)?)?)?,

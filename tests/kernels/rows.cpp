@@ -65,7 +65,14 @@ void test_gated_residual(int width, const std::vector<int> &lengths, bool is_bia
   compare("gated residual, width " + std::to_string(width), out, expected, 1e-4);
 }
 
-void test_rotation(int heads, int width, int rows, bool is_rotated, bool is_biased) {
+// `gap` rows stay free before each sequence, and behind the last: for another stream.
+void test_rotation(int heads, int width, const std::vector<int> &lengths, int gap, bool is_rotated, bool is_biased) {
+  const Bounds sources = bounds_of(lengths);
+  Bounds targets = sources;
+  for (int sequence = 0; sequence <= sources.count; ++sequence) {
+    targets.at[sequence] += (sequence + 1) * gap;
+  }
+  const int rows = sources.at[sources.count];
   const int part = heads * width;
   const int stride = 3 * part + 40;
   auto qkv = random_values(static_cast<size_t>(rows) * stride, 2.0f);
@@ -80,13 +87,21 @@ void test_rotation(int heads, int width, int rows, bool is_rotated, bool is_bias
   }
   const float *cos = is_rotated ? reinterpret_cast<float *>(cosines.data()) : nullptr;
   const float *sin = is_rotated ? reinterpret_cast<float *>(sines.data()) : nullptr;
-  Guarded out(static_cast<size_t>(rows) * 3 * part);
+  const size_t joint_rows = rows + (sources.count + 1) * static_cast<size_t>(gap);
+  Guarded out(joint_rows * 3 * part);
+  // What stands in the gaps must stay.
+  const uint16_t other = to_bf16(42.0f);
+  std::fill_n(out.data(), joint_rows * 3 * part, other);
   emulation::launch({rows, 1}, 256, 0, [&] {
     normalize_and_rotate(qkv->data(), is_biased ? bias->data() : nullptr, scales->data(), scales->data() + width, cos,
-                               sin, out.data(), heads, width, stride, 1e-6f);
+                         sin, out.data(), sources, targets, heads, width, stride, 1e-6f);
   });
   std::vector<double> expected;
+  const auto leave_gap = [&] { expected.insert(expected.end(), static_cast<size_t>(gap) * 3 * part, value(other)); };
   for (int row = 0; row < rows; ++row) {
+    if (std::find(sources.at, sources.at + sources.count, row) != sources.at + sources.count) {
+      leave_gap();
+    }
     const uint16_t *values = qkv->data() + static_cast<size_t>(row) * stride;
     for (int head = 0; head < 3 * heads; ++head) {
       std::vector<double> own(width);
@@ -109,7 +124,9 @@ void test_rotation(int heads, int width, int rows, bool is_rotated, bool is_bias
       expected.insert(expected.end(), own.begin(), own.end());
     }
   }
-  compare("normalize and rotate, " + std::to_string(heads) + " heads of " + std::to_string(width), out, expected, 1e-4);
+  leave_gap();
+  compare("normalize and rotate, " + std::to_string(heads) + " heads of " + std::to_string(width) + ", gaps of " +
+              std::to_string(gap), out, expected, 1e-4);
 }
 
 void test_gelu(int width, int rows, bool is_biased) {
@@ -145,8 +162,9 @@ int main() {
     test_gated_residual(width, {5, 1, 12}, width != 136);
   }
   for (int width : {16, 32, 64, 128}) {
-    test_rotation(5, width, 7, true, true);
-    test_rotation(24, width, 3, false, width < 64);
+    test_rotation(5, width, {7}, 0, true, true);
+    test_rotation(5, width, {3, 1, 5}, 2, true, true);
+    test_rotation(24, width, {3}, 1, false, width < 64);
   }
   test_gelu(24, 5, false);
   test_gelu(12288, 2, true);

@@ -91,18 +91,22 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// RMSNorm of every query's and key's head, after its bias, with one scale for all queries and one for all keys, and its rotation by the
-// row's angles; values pass through. `cos` and `sin`, `[rows, head width / 2]` in f32, may both be null: no rotation.
-// A head's width is 8 times a power of two, at most 256. Grid: rows.
+// RMSNorm of every query's and key's head, after its bias, with one scale for all queries and one for all keys, and its
+// rotation by the row's angles; values pass through. `cos` and `sin`, `[rows, head width / 2]` in f32, may both be null: no
+// rotation. Sequence i goes to the rows of `out` from `targets.at[i]` on. A head's width is 8 times a power of two, at most
+// 256. Grid: rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    normalize_and_rotate(const uint16_t *qkv, const uint16_t *bias, const uint16_t *query_scale, const uint16_t *key_scale, const float *cos,
-                         const float *sin, uint16_t *out, int heads, int head_width, int stride, float epsilon) {
+    normalize_and_rotate(const uint16_t *qkv, const uint16_t *bias, const uint16_t *query_scale,
+                         const uint16_t *key_scale, const float *cos, const float *sin, uint16_t *out, Bounds sources,
+                         Bounds targets, int heads, int head_width, int stride, float epsilon) {
   const int64_t row = blockIdx.x;
+  const int sequence = sequence_of(sources, blockIdx.x);
+  const int64_t target = row - sources.at[sequence] + targets.at[sequence];
   // Neighbouring lanes share a head.
   const int head_chunks = head_width / CHUNK;
   const int part = heads * head_chunks;
   qkv += row * stride;
-  out += row * 3 * heads * head_width;
+  out += target * 3 * heads * head_width;
   for (int start = 0; start < 3 * part; start += THREADS) {
     // All lanes stay: they sum together.
     const int chunk = start + threadIdx.x;

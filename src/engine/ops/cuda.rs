@@ -52,6 +52,18 @@ impl Bounds {
         }
         Ok(bounds)
     }
+
+    /// Of sequences that stand apart, only where each begins.
+    fn at(starts: &[usize]) -> Result<Self> {
+        if starts.len() > SEQUENCES_MAX {
+            bail!("{} sequences in one launch, of at most {SEQUENCES_MAX}", starts.len());
+        }
+        let mut bounds = Self { count: starts.len() as i32, at: [0; SEQUENCES_MAX + 1] };
+        for (at, &start) in bounds.at.iter_mut().zip(starts) {
+            *at = number(start)?;
+        }
+        Ok(bounds)
+    }
 }
 
 /// Whether the kernels can read a tensor in place: rows of whole chunks that begin on chunks.

@@ -2,14 +2,14 @@
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
-use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Device, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda::rows::HeadOperands;
 use super::linear::Product;
 use super::vector::{sum_of_squares, vectorized};
-use super::{Rows, is_on_cpu, is_on_cuda};
+use super::{Places, Rows, is_launchable, is_on_cpu, is_on_cuda};
 
 /// Epsilon of the query and key RMSNorm.
 const EPSILON: f64 = 1e-6;
@@ -95,6 +95,32 @@ pub(crate) fn normalize_and_rotate(
     normalize_and_rotate_composed(&qkv.biased()?, query_scale, key_scale, rotary)
 }
 
+/// [`normalize_and_rotate`] into the rows of a joint stream where the sequences have their places; all others stay as they
+/// are. `scales` are those of queries and keys.
+///
+/// `joint [rows, 3 × heads × head width]`, contiguous; `qkv` is no part of it.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit.
+pub(crate) fn normalize_and_rotate_into(
+    joint: &Tensor,
+    places: &Places,
+    qkv: &Product,
+    [query_scale, key_scale]: [&Tensor; 2],
+    rotary: Option<&Rotary>,
+) -> Result<()> {
+    let operands_are_ours = || qkv.is_on_cuda() && is_on_cuda(&[query_scale, key_scale]) && is_shareable(query_scale);
+    if is_on_cuda(&[joint]) && joint.is_contiguous() && is_launchable(&places.sources) && operands_are_ours() {
+        let op = NormalizeAndRotate { bias: qkv.bias(), query_scale, key_scale, rotary };
+        return joint.inplace_op2(&qkv.values, &Placed { op, places });
+    }
+    let rotated = normalize_and_rotate(qkv, query_scale, key_scale, rotary)?;
+    for (rows, start) in places.pairs().filter(|(rows, _)| !rows.is_empty()) {
+        joint.slice_set(&rotated.narrow(0, rows.start, rows.len())?, 0, start)?;
+    }
+    Ok(())
+}
+
 #[cfg(feature = "cuda")]
 fn is_shareable(scale: &Tensor) -> bool {
     scale.dim(0).is_ok_and(super::cuda::rows::is_shareable)
@@ -174,10 +200,44 @@ impl CustomOp1 for NormalizeAndRotate<'_> {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        super::cuda::rows::normalize_and_rotate(storage, layout, &self.operands(), EPSILON as f32)
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl NormalizeAndRotate<'_> {
+    fn operands(&self) -> HeadOperands<'_> {
         let scales = [self.query_scale, self.key_scale];
-        let tables = self.rotary.map(|rotary| [&rotary.cos, &rotary.sin]);
-        let operands = HeadOperands { bias: self.bias, scales, tables };
-        super::cuda::rows::normalize_and_rotate(storage, layout, &operands, EPSILON as f32)
+        HeadOperands { bias: self.bias, scales, tables: self.rotary.map(|rotary| [&rotary.cos, &rotary.sin]) }
+    }
+}
+
+/// Into a joint stream.
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU rows are put in their places afterwards"))]
+struct Placed<'a> {
+    op: NormalizeAndRotate<'a>,
+    places: &'a Places,
+}
+
+impl InplaceOp2 for Placed<'_> {
+    fn name(&self) -> &'static str {
+        "normalize-and-rotate-into"
+    }
+
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<()> {
+        bail!("rotation on the CPU makes a matrix of its own")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, joint: &mut CudaStorage, joint_l: &Layout, qkv: &CudaStorage, qkv_l: &Layout) -> Result<()> {
+        let operands = self.op.operands();
+        super::cuda::rows::normalize_and_rotate_into(
+            (joint, joint_l),
+            self.places,
+            (qkv, qkv_l),
+            &operands,
+            EPSILON as f32,
+        )
     }
 }
 
@@ -234,6 +294,7 @@ fn rotate_head(head: &mut [f32], cos: &[f32], sin: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::ops::Segments;
 
     #[test]
     fn the_fused_op_equals_its_twin() {
@@ -249,6 +310,27 @@ mod tests {
             let largest: f32 = (fused - composed).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
             assert!(largest < 1e-5, "{largest:e}");
         }
+    }
+
+    #[test]
+    fn two_streams_stand_in_one_as_if_they_had_been_put_together() {
+        let device = Device::Cpu;
+        let scale = Tensor::new(vec![1.3_f32; 16], &device).expect("scale");
+        let rotary = Rotary::of_image(3, 2, [4, 6, 6], 10_000.0, &device).expect("tables");
+        let random = |rows| Product::from(Tensor::randn(0.0_f32, 1.0, (rows, 48), &device).expect("randn"));
+        let (text, image) = (random(5), random(6));
+        // Text and image of one picture, then of another, whose text is empty.
+        let texts = Places::new(&Segments::from_lengths([5, 0]), [0, 7]);
+        let images = Places::new(&Segments::from_lengths([2, 4]), [5, 7]);
+        let joint = Tensor::zeros((11, 48), DType::F32, &device).expect("room");
+        normalize_and_rotate_into(&joint, &texts, &text, [&scale, &scale], None).expect("text");
+        normalize_and_rotate_into(&joint, &images, &image, [&scale, &scale], Some(&rotary)).expect("image");
+        let apart = [
+            normalize_and_rotate(&text, &scale, &scale, None).expect("text"),
+            normalize_and_rotate(&image, &scale, &scale, Some(&rotary)).expect("image"),
+        ];
+        let expected = Tensor::cat(&apart, 0).expect("together");
+        assert_eq!(joint.to_vec2::<f32>().expect("values"), expected.to_vec2::<f32>().expect("values"));
     }
 
     #[test]

@@ -10,8 +10,8 @@ use crate::engine::loader::config::TransformerConfig;
 use crate::engine::ops::activation::beside_gelu_tanh;
 use crate::engine::ops::attention::{attention, attention_into};
 use crate::engine::ops::linear::Product;
-use crate::engine::ops::rope::{Rotary, normalize_and_rotate};
-use crate::engine::ops::{Segments, unwritten};
+use crate::engine::ops::rope::{Rotary, normalize_and_rotate, normalize_and_rotate_into};
+use crate::engine::ops::{Places, Segments, unwritten};
 
 /// Scales of the query and key normalisation, `[head width]` each.
 struct HeadNorm {
@@ -27,6 +27,10 @@ impl HeadNorm {
 
     fn apply(&self, qkv: &Product, rotary: Option<&Rotary>) -> Result<Tensor> {
         normalize_and_rotate(qkv, &self.query, &self.key, rotary)
+    }
+
+    fn apply_into(&self, joint: &Tensor, places: &Places, qkv: &Product, rotary: Option<&Rotary>) -> Result<()> {
+        normalize_and_rotate_into(joint, places, qkv, [&self.query, &self.key], rotary)
     }
 }
 
@@ -96,10 +100,10 @@ impl DoubleBlock {
         let text_modulations = self.text.modulations(&stream.modulated)?;
         let image_qkv = self.image.qkv.product(&image_modulations.0.normalize(image, image_segments)?)?;
         let text_qkv = self.text.qkv.product(&text_modulations.0.normalize(text, text_segments)?)?;
-        let image_qkv = self.image.norm.apply(&image_qkv, Some(&stream.image_rotary))?;
+        let joint = unwritten(stream.joint_segments.rows(), 3 * image.dim(1)?, image)?;
+        self.image.norm.apply_into(&joint, &stream.image_places, &image_qkv, Some(&stream.image_rotary))?;
         // Text stands at position zero, where the rotation is none.
-        let text_qkv = self.text.norm.apply(&text_qkv, None)?;
-        let joint = stream.join(&text_qkv, &image_qkv)?;
+        self.text.norm.apply_into(&joint, &stream.text_places, &text_qkv, None)?;
         let attended = attention(&joint, self.heads, &stream.joint_segments)?;
         let (text_attended, image_attended) = stream.split(&attended)?;
         let image = self.image.finish(image, &image_attended, &image_modulations, image_segments)?;
@@ -206,10 +210,13 @@ mod tests {
         let mut modulations = Modulations::new(&config, &vb).expect("room");
         let block = SingleBlock::load(&config, &mut modulations, &vb).expect("loads");
         let image_rotary = Rotary::of_image(3, 4, config.axes_dims_rope, 10_000.0, &Device::Cpu).expect("tables");
+        let (none, all) = (Segments::from_lengths([0]), Segments::from_lengths([12]));
         let stream = Stream {
-            image_segments: Segments::from_lengths([12]),
-            text_segments: Segments::from_lengths([0]),
-            joint_segments: Segments::from_lengths([12]),
+            image_places: Places::new(&all, [0]),
+            text_places: Places::new(&none, [0]),
+            image_segments: all.clone(),
+            text_segments: none,
+            joint_segments: all,
             joint_rotary: image_rotary.clone(),
             image_rotary,
             modulated: modulations.forward(&random(10, &[1, 32])).expect("modulates"),

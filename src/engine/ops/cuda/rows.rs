@@ -8,8 +8,8 @@ use candle_core::cuda_backend::cudarc::driver::{CudaView, PushKernelArg};
 use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use super::{Bounds, CHUNK, Matrix, NULL, THREADS, grid, is_aligned, number, with_bias, with_values};
-use crate::engine::ops::Segments;
+use super::{Bounds, CHUNK, Matrix, MatrixMut, NULL, THREADS, grid, is_aligned, number, with_bias, with_values};
+use crate::engine::ops::{Places, Segments};
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/rows.ptx"));
 
@@ -100,7 +100,26 @@ pub(in crate::engine::ops) fn normalize_and_rotate(
     operands: &HeadOperands,
     epsilon: f32,
 ) -> Result<(CudaStorage, Shape)> {
-    let qkv = Matrix::new(storage, layout)?;
+    let shape = layout.shape().clone();
+    let device = storage.device();
+    // SAFETY: the kernel writes every row.
+    let out = unsafe { device.alloc::<bf16>(shape.elem_count()) }?;
+    let mut out = CudaStorage::wrap_cuda_slice(out, device.clone());
+    let in_order = Places::new(&Segments::from_lengths([shape.dims2()?.0]), [0]);
+    let target = (&mut out, &Layout::contiguous(&shape));
+    normalize_and_rotate_into(target, &in_order, (storage, layout), operands, epsilon)?;
+    Ok((out, shape))
+}
+
+/// The same into rows of a matrix whose rows touch.
+pub(in crate::engine::ops) fn normalize_and_rotate_into(
+    (out, out_layout): (&mut CudaStorage, &Layout),
+    places: &Places,
+    (storage, layout): (&CudaStorage, &Layout),
+    operands: &HeadOperands,
+    epsilon: f32,
+) -> Result<()> {
+    let (qkv, mut out) = (Matrix::new(storage, layout)?, MatrixMut::new(out, out_layout)?);
     let head_width = operands.scales[0].dim(0)?;
     let heads = qkv.width / 3 / head_width;
     let has_right_tables = |tables: [&Tensor; 2]| {
@@ -115,10 +134,14 @@ pub(in crate::engine::ops) fn normalize_and_rotate(
     if !fits {
         bail!("{} columns, scales and tables do not fit heads of {head_width}", qkv.width);
     }
-    let device = storage.device();
-    let kernel = device.get_or_load_custom_func("normalize_and_rotate", MODULE, KERNELS)?;
-    // SAFETY: the kernel writes every row.
-    let mut out = unsafe { device.alloc::<bf16>(qkv.rows * qkv.width) }?;
+    let is_room = places.pairs().all(|(rows, start)| start + rows.len() <= out.rows)
+        && [out.width, out.stride] == [qkv.width; 2]
+        && places.sources.rows() == qkv.rows;
+    if !is_room {
+        bail!("{}x{} has no room for {}x{} in {places:?}", out.rows, out.width, qkv.rows, qkv.width);
+    }
+    let (sources, targets) = (Bounds::of(&places.sources)?, Bounds::at(&places.starts)?);
+    let kernel = storage.device().get_or_load_custom_func("normalize_and_rotate", MODULE, KERNELS)?;
     let numbers = [number(heads)?, number(head_width)?, number(qkv.stride)?];
     with_values::<bf16, _>(operands.scales[0], |query_scale| {
         with_values::<bf16, _>(operands.scales[1], |key_scale| {
@@ -135,7 +158,8 @@ pub(in crate::engine::ops) fn normalize_and_rotate(
                         Some([cos, sin]) => launch.arg(cos).arg(sin),
                         None => launch.arg(&NULL).arg(&NULL),
                     };
-                    launch.arg(&mut out).arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&epsilon);
+                    launch.arg(&mut out.values).arg(&sources).arg(&targets);
+                    launch.arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&epsilon);
                     // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
                     unsafe { launch.launch(grid(qkv.rows, 1, 0)) }.w()?;
                     Ok(())
@@ -148,8 +172,7 @@ pub(in crate::engine::ops) fn normalize_and_rotate(
                 }
             })
         })
-    })?;
-    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((qkv.rows, qkv.width))))
+    })
 }
 
 /// [`crate::engine::ops::activation::gelu_tanh`].
