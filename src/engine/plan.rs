@@ -15,9 +15,9 @@ use super::loader::config::Configs;
 /// What libraries, the driver's context and the encoding of a prompt take.
 const WORKSPACE_BYTES: usize = 1 << 30;
 
-/// A block holds, for each token, its input and output, what the normalisation made, the wide product of queries, keys,
-/// values and feed-forward (7), queries and keys rotated (3), what attention gave, that beside the feed-forward half (5),
-/// and the product: 20 times the stream's width, and some room.
+/// A single block holds, for each token, its input, what the normalisation made, queries, keys and values rotated (3),
+/// attention beside the feed-forward half (5), and, where cublasLt knows no way to write that in place, the product and what
+/// GELU made of it (4 each): 18 times the stream's width, and some room.
 const STREAM_WIDTHS_PER_TOKEN: usize = 24;
 
 /// Copies of the decoder's widest activation at the picture's own size that normalisation and convolution hold at a time.

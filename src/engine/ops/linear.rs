@@ -71,13 +71,14 @@ fn is_fusible(target: &Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor
     matrices.iter().all(is_there) && is_on_cuda(&matrices) && bias.is_none_or(|bias| is_on_cuda(&[bias]))
 }
 
-/// Whether it was done: where the library knows no way, nothing was.
+/// Whether it was done: where the library knows no way, `target` is as good as unwritten.
 #[cfg(feature = "cuda")]
 fn fused_into(target: &Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, is_activated: bool) -> Result<bool> {
     super::cuda::products::LinearInto::new(bias, is_activated).run(target, x, weight)
 }
 
 #[cfg(not(feature = "cuda"))]
+#[expect(clippy::unnecessary_wraps, reason = "with CUDA it may fail")]
 fn fused_into(_: &Tensor, _: &Tensor, _: &Tensor, _: Option<&Tensor>, _: bool) -> Result<bool> {
     Ok(false)
 }

@@ -6,7 +6,11 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, InplaceOp3, Layout, Result, Tensor, bail};
 
 use super::cublaslt::{Extent, Multiplication, Operand, multiply};
-use super::{Matrix, MatrixMut, with_bias};
+use super::{CHUNK, Matrix, MatrixMut, with_bias};
+
+/// Most numbers of a weight that are left to one product. Where addresses are counted in 32 bits, in some kernel of the
+/// library, twice as many would still be in reach; the modulation of all blocks has three times as many.
+const WEIGHT_NUMBERS_MAX: usize = 1 << 30;
 
 /// A linear layer's product, to be written into a matrix that is there.
 pub(in crate::engine::ops) struct LinearInto<'a> {
@@ -23,14 +27,24 @@ impl<'a> LinearInto<'a> {
     }
 
     /// `target [rows, columns] = activation(x [rows, inner] × weight [columns, inner]ᵀ + bias)`, bf16. Whether it was
-    /// done: where the library knows no way, nothing was.
+    /// done: where the library knows no way, `target` is as good as unwritten.
     ///
     /// # Errors
     /// When shapes do not fit, or the device fails.
     pub(in crate::engine::ops) fn run(&self, target: &Tensor, x: &Tensor, weight: &Tensor) -> Result<bool> {
-        self.is_done.set(false);
-        target.inplace_op3(x, weight, self)?;
-        Ok(self.is_done.get())
+        let (columns, inner) = weight.dims2()?;
+        let parts = (columns * inner).div_ceil(WEIGHT_NUMBERS_MAX).max(1);
+        let part_columns = columns.div_ceil(parts).next_multiple_of(CHUNK);
+        for start in (0..columns).step_by(part_columns) {
+            let width = part_columns.min(columns - start);
+            let bias = self.bias.map(|bias| bias.narrow(0, start, width)).transpose()?;
+            let part = LinearInto { bias: bias.as_ref(), is_activated: self.is_activated, is_done: Cell::new(false) };
+            target.narrow(1, start, width)?.inplace_op3(x, &weight.narrow(0, start, width)?, &part)?;
+            if !part.is_done.get() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
