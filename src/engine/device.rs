@@ -106,6 +106,13 @@ mod cuda {
     pub(super) fn open(ordinal: usize) -> Result<Device> {
         let device = Device::new_cuda(ordinal)?;
         if let Device::Cuda(cuda) = &device {
+            // Each allocation would come with two events, to be made and destroyed, that nobody waits for.
+            // SAFETY: everything of this context is done on one stream, that of the engine's thread: memory is given back
+            // on it behind all that uses it. Whoever brings in another one orders the two with events of their own.
+            #[expect(unsafe_code, reason = "what the events would see to is seen to by the one stream")]
+            unsafe {
+                cuda.disable_event_tracking();
+            }
             keep_freed_memory(cuda.cuda_stream().context())?;
         }
         Ok(device)
