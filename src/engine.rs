@@ -175,7 +175,7 @@ impl FluxEngine {
             sigmas,
             steps_done: 0,
             decoding: None,
-            rotary: self.transformer.rotary(grid.rows, grid.columns).map_err(device_error)?,
+            rotary: self.transformer.rotary(length, grid.rows, grid.columns).map_err(device_error)?,
             prompt,
             negative,
         })

@@ -77,6 +77,7 @@ pub(crate) struct Picture {
     pub(crate) steps_done: usize,
     /// What the decoder has done of it, once it has begun.
     pub(crate) decoding: Option<Decoding>,
+    /// Of its text, whichever prompt, and image tokens.
     pub(crate) rotary: Rotary,
     pub(crate) prompt: Pass,
     /// True classifier-free guidance: the negative prompt and the scale.

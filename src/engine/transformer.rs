@@ -8,7 +8,7 @@ mod block;
 mod linear;
 mod modulation;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use candle_nn::VarBuilder;
 
 use super::loader::config::TransformerConfig;
@@ -53,7 +53,7 @@ pub(crate) struct Sequence<'a> {
     pub(crate) text: &'a Tensor,
     /// From [`Transformer::embed_condition`], `[1, hidden]`.
     pub(crate) condition: &'a Tensor,
-    /// The rotary tables of the image tokens.
+    /// The rotary tables of its text and image tokens.
     pub(crate) rotary: &'a Rotary,
     /// Noise level of this step, 1 down to 0.
     pub(crate) sigma: f32,
@@ -159,12 +159,12 @@ impl Transformer {
         }
     }
 
-    /// The rotary tables of a picture of `rows × columns` tokens.
+    /// The rotary tables of a picture of `rows × columns` tokens behind its text.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn rotary(&self, rows: usize, columns: usize) -> Result<Rotary> {
-        Rotary::of_image(rows, columns, self.config.axes_dims_rope, ROTARY_THETA, &self.device)
+    pub(crate) fn rotary(&self, text_tokens: usize, rows: usize, columns: usize) -> Result<Rotary> {
+        Rotary::of_image(rows, columns, self.config.axes_dims_rope, ROTARY_THETA, &self.device)?.after_text(text_tokens)
     }
 
     /// Predicts the velocity (noise minus picture) of every sequence: `[image tokens, in_channels]` each, f32, in the
@@ -195,18 +195,19 @@ impl Transformer {
     }
 
     fn stream(&self, sequences: &[Sequence]) -> Result<Stream> {
-        let pairs = self.config.attention_head_dim / 2;
-        let mut joint_parts = Vec::with_capacity(2 * sequences.len());
+        let mut image_rotary = Vec::with_capacity(sequences.len());
         let (mut image_lengths, mut text_lengths) = (Vec::new(), Vec::new());
         for sequence in sequences {
-            let text_length = sequence.text.dim(0)?;
+            let (text_length, image_length) = (sequence.text.dim(0)?, sequence.latents.dim(0)?);
+            if sequence.rotary.tokens() != text_length + image_length {
+                bail!("{text_length} and {image_length} tokens with tables of {}", sequence.rotary.tokens());
+            }
             text_lengths.push(text_length);
-            image_lengths.push(sequence.latents.dim(0)?);
-            joint_parts.push(Rotary::identity(text_length, pairs, &self.device)?);
-            joint_parts.push(sequence.rotary.clone());
+            image_lengths.push(image_length);
+            image_rotary.push(sequence.rotary.starting_at(text_length)?);
         }
         let joint_lengths = text_lengths.iter().zip(&image_lengths).map(|(text, image)| text + image);
-        let image_parts: Vec<&Rotary> = sequences.iter().map(|sequence| sequence.rotary).collect();
+        let joint_rotary: Vec<&Rotary> = sequences.iter().map(|sequence| sequence.rotary).collect();
         let sigmas: Vec<f32> = sequences.iter().map(|sequence| model_time(sequence.sigma)).collect();
         let conditions: Vec<&Tensor> = sequences.iter().map(|sequence| sequence.condition).collect();
         let time = self.time_in.forward(&self.sinusoid(&sigmas)?, silu)?;
@@ -221,8 +222,8 @@ impl Transformer {
             joint_segments,
             image_segments,
             text_segments,
-            image_rotary: Rotary::concatenate(&image_parts)?,
-            joint_rotary: Rotary::concatenate(&joint_parts.iter().collect::<Vec<_>>())?,
+            image_rotary: Rotary::concatenate(&image_rotary.iter().collect::<Vec<_>>())?,
+            joint_rotary: Rotary::concatenate(&joint_rotary)?,
             modulated: self.modulations.forward(&silu(&(time + Tensor::cat(&conditions, 0)?)?)?)?,
         })
     }

@@ -51,6 +51,30 @@ impl Rotary {
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
+    /// These tables behind `text_tokens` of text: of one sequence of the joint stream. Made once for a picture, since nothing
+    /// in them changes from step to step.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn after_text(&self, text_tokens: usize) -> Result<Self> {
+        let text = Self::identity(text_tokens, self.cos.dim(1)?, self.cos.device())?;
+        Self::concatenate(&[&text, self])
+    }
+
+    /// The tables of all tokens from `start` on, without a copy.
+    ///
+    /// # Errors
+    /// When there are not so many.
+    pub(crate) fn starting_at(&self, start: usize) -> Result<Self> {
+        let rest = self.tokens().saturating_sub(start);
+        Ok(Self { cos: self.cos.narrow(0, start, rest)?, sin: self.sin.narrow(0, start, rest)? })
+    }
+
+    /// How many tokens they are of.
+    pub(crate) fn tokens(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
     /// The tables of several streams, one after the other.
     ///
     /// # Errors
@@ -65,7 +89,7 @@ impl Rotary {
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn identity(tokens: usize, pairs: usize, device: &Device) -> Result<Self> {
+    fn identity(tokens: usize, pairs: usize, device: &Device) -> Result<Self> {
         Ok(Self {
             cos: Tensor::ones((tokens, pairs), DType::F32, device)?,
             sin: Tensor::zeros((tokens, pairs), DType::F32, device)?,
@@ -331,6 +355,20 @@ mod tests {
         ];
         let expected = Tensor::cat(&apart, 0).expect("together");
         assert_eq!(joint.to_vec2::<f32>().expect("values"), expected.to_vec2::<f32>().expect("values"));
+    }
+
+    #[test]
+    fn behind_text_stand_the_tables_of_the_image() {
+        let rotary = Rotary::of_image(3, 2, [4, 6, 6], 10_000.0, &Device::Cpu).expect("tables");
+        let joint = rotary.after_text(5).expect("joint");
+        assert_eq!(
+            (joint.tokens(), joint.cos.get(4).and_then(|row| row.to_vec1::<f32>()).expect("a row")),
+            (11, vec![1.0; 8])
+        );
+        let image = joint.starting_at(5).expect("image");
+        for (found, expected) in [(&image.cos, &rotary.cos), (&image.sin, &rotary.sin)] {
+            assert_eq!(found.to_vec2::<f32>().expect("values"), expected.to_vec2::<f32>().expect("values"));
+        }
     }
 
     #[test]
