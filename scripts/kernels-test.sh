@@ -33,19 +33,30 @@ for architecture in sm_80 sm_89 sm_90a; do
       /spill/ { spills = $5 + $9 }
       /Used/ { printf "%-8s %-22s %3d registers, %d bytes spilled\n", architecture, name, $5, spills; total += spills }
       END { exit total > 0 }' "$folder/$kernel.$architecture.txt"
+    # So nvcc says that it makes each product of a warpgroup wait for the one before, or fences that are missing.
+    if grep -E 'Potential Performance Loss|warpgroup\.arrive is injected' "$folder/$kernel.$architecture.txt"; then
+      exit 1
+    fi
   done
 done
 
 # What the machine is told, in its own language: of each kernel the instructions by name, and how often.
 for source in src/engine/kernels/*.cu; do
   cuobjdump -sass "$folder/$(basename "$source" .cu).sm_90a.cubin" |
-    grep -oE '(Function : \w+|\b(HMMA|LDSM|LDGSTS|LDG|STG|LDL|STL)(\.[A-Z0-9]+)*\b)' |
+    grep -oE '(Function : \w+|\b(HMMA|HGMMA|LDSM|LDGSTS|LDG|STG|LDL|STL)(\.[A-Zx0-9]+)*\b)' |
     awk '/^Function/ { kernel = $3; next } { count[kernel " " $1]++ } END { for (name in count) print name, count[name] }' |
     sort
 done | tee "$folder/instructions.txt"
 for kernel in attention_128 biased_attention_64; do
   grep -q "^$kernel HMMA.16816.F32.BF16 " "$folder/instructions.txt"
 done
+grep -q '^attention_hopper_128 HGMMA.64x128x16.F32.BF16 ' "$folder/instructions.txt"
+# Of the 66 powers of two of a turn, most must stand between its two waits for products: there the tensor cores are at work.
+cuobjdump -sass "$folder/attention_hopper.sm_90a.cubin" | awk '
+  /WARPGROUP.DEPBAR.LE gsb0, 0x1/ { is_beside = 1 }
+  /WARPGROUP.DEPBAR.LE gsb0, 0x0/ { is_beside = 0 }
+  is_beside && /MUFU.EX2/ { ++powers }
+  END { printf "%d powers of two beside products\n", powers; exit powers < 60 }'
 # Narrow by intention: a head's bias, which goes to shared memory once; a channel's two numbers and its group's moments.
 narrow='^(biased_attention_[0-9]+ LDG|group_norm LDG|group_moments STG)'
 if grep -E ' (LDL|STL)' "$folder/instructions.txt" ||

@@ -1,5 +1,6 @@
 // CUDA's machine model in plain C++, as far as our kernels use it: each thread of a block is a fibre, and whoever reaches a
-// barrier lets the others run. Warp-wide instructions do, lane by lane, what the PTX manual says of them. Slow, and exact
+// barrier lets the others run. A warp goes as far as it can before another gets a turn: who relies on the others' pace is
+// found out. Warp-wide instructions do, lane by lane, what the PTX manual says of them. Slow, and exact
 // enough to find every mistake that is not one of timing.
 #pragma once
 
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <ucontext.h>
 #include <vector>
@@ -55,6 +57,9 @@ struct Copy {
   const void *source;
 };
 
+// What is going on beside the program in a warpgroup's products: warpgroup.h.
+struct Products;
+
 struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
@@ -62,6 +67,9 @@ struct Fibre {
   // Closed groups of copies, the oldest first, and the one that is open.
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open_group;
+  // Copies that have arrived, and that products of a warpgroup do not see yet.
+  std::vector<Copy> arrived;
+  std::shared_ptr<Products> products;
 
   void prepare(void (*enter)()) {
     stack.reset(new char[STACK_BYTES]);
@@ -75,11 +83,14 @@ struct Fibre {
 
 struct Block {
   Index index;
-  std::vector<unsigned char> shared;
+  // Shared memory, and how the asynchronous proxy sees it, through which a warpgroup's products read.
+  std::vector<unsigned char> shared, published;
   std::vector<Fibre> fibres;
   std::vector<Exchange> exchanges;
   // Barriers passed by each thread, of its block and of its warp.
   std::vector<long> block_barriers, warp_barriers;
+  // How often any thread has got past a barrier.
+  long passed = 0;
   ucontext_t scheduler;
   int current = 0;
   std::function<void()> body;
@@ -103,6 +114,7 @@ inline void wait(std::vector<long> &passed, int first, int last) {
       all = all && passed[other] >= mine;
     }
     if (all) {
+      ++block->passed;
       return;
     }
     yield();
@@ -122,14 +134,33 @@ inline void enter() {
   yield();
 }
 
-// Runs a kernel: every block of the grid, one after the other.
+// Lets the threads of a warp run until none of them comes any further. Whether one is left that is not done.
+inline bool run_warp(Block &here, int first) {
+  for (;;) {
+    const long before = here.passed;
+    bool is_left = false;
+    for (here.current = first; here.current < first + WARP; ++here.current) {
+      if (!here.fibres[here.current].is_done) {
+        is_left = true;
+        swapcontext(&here.scheduler, &here.fibres[here.current].context);
+      }
+    }
+    if (here.passed == before) {
+      return is_left;
+    }
+  }
+}
+
+// Runs a kernel: every block of the grid, one after the other. In every second block the last warp is the first to go.
 inline void launch(Index grid, int threads, size_t shared_bytes, const std::function<void()> &body) {
+  static bool is_backward = false;
   for (int y = 0; y < grid.y; ++y) {
     for (int x = 0; x < grid.x; ++x) {
       Block here;
       here.index = {x, y};
       // Not zero: what is read before it was written shall be seen.
       here.shared.assign(shared_bytes, 0xff);
+      here.published = here.shared;
       here.fibres.resize(threads);
       here.exchanges.resize((threads + WARP - 1) / WARP);
       here.block_barriers.assign(threads, 0);
@@ -139,13 +170,11 @@ inline void launch(Index grid, int threads, size_t shared_bytes, const std::func
       for (Fibre &fibre : here.fibres) {
         fibre.prepare(enter);
       }
+      is_backward = !is_backward;
       for (bool is_left = true; is_left;) {
         is_left = false;
-        for (here.current = 0; here.current < threads; ++here.current) {
-          if (!here.fibres[here.current].is_done) {
-            is_left = true;
-            swapcontext(&here.scheduler, &here.fibres[here.current].context);
-          }
+        for (int first = 0; first < threads; first += WARP) {
+          is_left = run_warp(here, is_backward ? threads - WARP - first : first) || is_left;
         }
       }
       block = nullptr;
@@ -207,6 +236,10 @@ inline void copy_async(void *target, const void *source, bool is_there) {
   check_aligned(target);
   check_aligned(source);
   this_fibre().open_group.push_back({target, is_there ? source : &zeros});
+  // From now on it may arrive at any time: who still reads what was there shall be seen.
+  emulation::Block &block = *emulation::block;
+  std::memset(target, 0xff, 16);
+  std::memset(block.published.data() + (static_cast<unsigned char *>(target) - block.shared.data()), 0xff, 16);
 }
 
 inline void end_group() {
@@ -218,6 +251,7 @@ template <int LEFT> void wait_for_groups() {
   for (auto &groups = this_fibre().groups; groups.size() > LEFT; groups.pop_front()) {
     for (const emulation::Copy &copy : groups.front()) {
       std::memcpy(copy.target, copy.source, 16);
+      this_fibre().arrived.push_back(copy);
     }
   }
 }

@@ -4,7 +4,7 @@
 //
 // A block answers 128 queries of one head; keys and values come 64 at a time, the next ones while these are being worked
 // on. Where a sequence's blocks begin depends on that sequence alone, and so do its answers' bits.
-#include "device.cuh"
+#include "attention.cuh"
 
 namespace {
 
@@ -34,16 +34,6 @@ __device__ __forceinline__ void copy_rows(uint16_t *tile, const uint16_t *source
   }
 }
 
-// The largest or the sum over the four lanes that share a row.
-__device__ __forceinline__ float row_max(float value) {
-  value = fmaxf(value, from_lane_xor(value, 1));
-  return fmaxf(value, from_lane_xor(value, 2));
-}
-__device__ __forceinline__ float row_sum(float value) {
-  value += from_lane_xor(value, 1);
-  return value + from_lane_xor(value, 2);
-}
-
 // `bias`, `[heads, bias_stride]`: of each head the values for keys from length - 1 before the query to as many behind it.
 template <int WIDTH, bool IS_BIASED>
 __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const float *bias, int bias_stride,
@@ -54,26 +44,15 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   const int warp = threadIdx.x / LANES;
   const int lane = threadIdx.x % LANES;
 
-  int block = blockIdx.x;
-  int sequence = 0;
-  for (; sequence < bounds.count; ++sequence) {
-    const int blocks = (bounds.at[sequence + 1] - bounds.at[sequence] + QUERIES - 1) / QUERIES;
-    if (block < blocks) {
-      break;
-    }
-    block -= blocks;
-  }
-  if (sequence == bounds.count) {
+  const auto [first, length, query] = task_of<QUERIES>(bounds, blockIdx.x);
+  if (length == 0) {
     return;
   }
-  const int64_t first = bounds.at[sequence];
-  const int length = bounds.at[sequence + 1] - bounds.at[sequence];
   const int64_t part = static_cast<int64_t>(heads) * WIDTH;
   const int64_t stride = 3 * part;
   const uint16_t *queries = qkv + first * stride + blockIdx.y * WIDTH;
   const uint16_t *keys = queries + part;
   const uint16_t *values = keys + part;
-  const int query = block * QUERIES;
   float *biases = reinterpret_cast<float *>(tiles + 4 * KEYS * WIDTH);
   if (IS_BIASED) {
     // The barrier after the queries have come is also this one's.

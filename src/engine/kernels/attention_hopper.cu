@@ -1,0 +1,249 @@
+// The attention of attention.cu at a head width of 128, by the products of sm_90a: two warpgroups of 64 queries each, keys
+// and values 128 at a time, the tensor cores at work while the weights of the next keys are being computed
+// ("FlashAttention-3", Shah et al., 2024).
+//
+// Keys are taken from the sequence's end to its beginning, so that only the first tile can be an incomplete one. Where a
+// sequence's blocks and tiles begin depends on that sequence alone, and so do its answers' bits.
+#include "attention.cuh"
+#include "warpgroup.cuh"
+
+// Other devices do not have these instructions, and the kernel is not there.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
+
+namespace {
+
+constexpr int WIDTH = 128;
+constexpr int GROUPS = 2;
+constexpr int THREADS = GROUPS * WARPGROUP;
+// Queries of one warpgroup: the rows of one of its products.
+constexpr int GROUP_QUERIES = 64;
+constexpr int QUERIES = GROUPS * GROUP_QUERIES;
+// Of one tile. Tiles of queries, keys and values have the same shape.
+constexpr int KEYS = 128;
+constexpr int TILE = KEYS * WIDTH;
+constexpr int PANEL_BYTES = KEYS * PANEL * 2;
+static_assert(QUERIES == KEYS, "one shape of tiles");
+
+constexpr int CHUNKS = WIDTH / CHUNK;
+// Terms of the sum in one product.
+constexpr int DEPTH = 16;
+
+// Starts to copy a tile, of which `rows_there` rows exist. Those behind become zeros: what stands there in memory is
+// another sequence's, and need not be finite.
+template <bool IS_WHOLE>
+__device__ __forceinline__ void copy_tile(uint16_t *tile, const uint16_t *source, int64_t stride, int rows_there) {
+  constexpr int ROWS_AT_ONCE = THREADS / CHUNKS;
+  static_assert(ROWS_AT_ONCE % 8 == 0, "a thread's chunks stand below each other");
+  const int first_row = threadIdx.x / CHUNKS;
+  const int chunk = threadIdx.x % CHUNKS;
+  uint16_t *target = tile + in_panels<KEYS>(first_row, chunk);
+  source += chunk * CHUNK;
+#pragma unroll
+  for (int i = 0; i < KEYS; i += ROWS_AT_ONCE) {
+    const bool is_there = IS_WHOLE || first_row + i < rows_there;
+    copy_async(target + i * PANEL, source + (is_there ? first_row + i : 0) * stride, is_there);
+  }
+}
+
+// Starts a tile's scores: 64 queries by 128 keys.
+__device__ __forceinline__ void multiply_by_keys(float (&scores)[64], uint64_t queries, uint64_t keys) {
+#pragma unroll
+  for (int k = 0; k < WIDTH / DEPTH; ++k) {
+    const int at = k * DEPTH / PANEL * PANEL_BYTES + k * DEPTH % PANEL * 2;
+    if (k == 0) {
+      multiply_panels(scores, queries, keys);
+    } else {
+      multiply_add_panels(scores, further(queries, at), further(keys, at));
+    }
+  }
+  end_products();
+}
+
+// Starts to add a tile's values, by their weights, to the answer.
+__device__ __forceinline__ void multiply_by_values(float (&answer)[64], const uint32_t (&weights)[8][4], uint64_t values) {
+#pragma unroll
+  for (int k = 0; k < KEYS / DEPTH; ++k) {
+    multiply_add_rows(answer, weights[k], further(values, k * (DEPTH / 8) * EIGHT_ROWS_BYTES));
+  }
+  end_products();
+}
+
+// Of each lane's two rows: the largest score so far and this lane's part of the sum of weights. Scores count in steps of a
+// factor of two of the weight.
+struct Softmax {
+  float largest[2] = {-INFINITY, -INFINITY};
+  float total[2] = {0.0f, 0.0f};
+
+  // From a tile's scores its weights, in their place, and by how much all weights before have shrunk.
+  __device__ __forceinline__ void add(float (&scores)[64], float factor, float (&shrink)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float best = -INFINITY;
+#pragma unroll
+      for (int i = 2 * half; i < 64; i += 4) {
+        best = fmaxf(best, fmaxf(scores[i], scores[i + 1]));
+      }
+      best = fmaxf(largest[half], row_max(best) * factor);
+      shrink[half] = power_of_two(largest[half] - best);
+      largest[half] = best;
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 2 * half; i < 64; i += 4) {
+        scores[i] = power_of_two(fmaf(scores[i], factor, -best));
+        scores[i + 1] = power_of_two(fmaf(scores[i + 1], factor, -best));
+        sum += scores[i] + scores[i + 1];
+      }
+      total[half] = total[half] * shrink[half] + sum;
+    }
+  }
+};
+
+// What one product leaves in a lane is where the next wants its left side.
+__device__ __forceinline__ void pack_weights(uint32_t (&weights)[8][4], const float (&scores)[64]) {
+#pragma unroll
+  for (int i = 0; i < 32; ++i) {
+    weights[i / 4][i % 4] = pack(scores[2 * i], scores[2 * i + 1]);
+  }
+}
+
+// Each lane's two rows, each by its factor.
+__device__ __forceinline__ void scale_rows(float (&answer)[64], const float (&factors)[2]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) {
+    answer[i] *= factors[i / 2 % 2];
+  }
+}
+
+__device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const Bounds &bounds, int heads, int out_stride,
+                                       float scale) {
+  SHARED_BYTES(shared);
+  const auto [first, length, query] = task_of<QUERIES>(bounds, blockIdx.x);
+  if (length == 0) {
+    return;
+  }
+  const int64_t part = static_cast<int64_t>(heads) * WIDTH;
+  const int64_t stride = 3 * part;
+  const uint16_t *queries = qkv + first * stride + blockIdx.y * WIDTH;
+  const uint16_t *keys = queries + part;
+  const uint16_t *values = keys + part;
+
+  // The queries, then two places for keys and two for values.
+  const uint32_t unaligned = shared_address(shared);
+  const uint32_t skipped = (TILE_ALIGNMENT - unaligned % TILE_ALIGNMENT) % TILE_ALIGNMENT;
+  uint16_t *query_tile = reinterpret_cast<uint16_t *>(shared + skipped);
+  uint16_t *key_tiles = query_tile + TILE;
+  uint16_t *value_tiles = key_tiles + 2 * TILE;
+  const uint32_t start = unaligned + skipped;
+  const int group = same_in_warp(threadIdx.x / WARPGROUP);
+  const uint64_t query_matrix = matrix_at(start + group * GROUP_QUERIES * PANEL * 2, PANEL_BYTES);
+  const auto key_matrix = [&](int turn) { return matrix_at(start + (1 + turn % 2) * TILE * 2, PANEL_BYTES); };
+  const auto value_matrix = [&](int turn) { return matrix_at(start + (3 + turn % 2) * TILE * 2, PANEL_BYTES); };
+
+  float answer[64] = {};
+  float scores[64];
+  uint32_t weights[8][4] = {};
+  Softmax softmax;
+  float shrink[2];
+  // Weights are powers of two.
+  const float factor = scale * 1.4426950408889634f;
+
+  // Each turn takes one tile of keys. One group of copies is on its way at any time: the next turn's keys and this
+  // turn's values, which are wanted then as well.
+  const int turns = (length + KEYS - 1) / KEYS;
+  const int tail = (turns - 1) * KEYS;
+  copy_tile<false>(query_tile, queries + query * stride, stride, length - query);
+  copy_tile<false>(key_tiles, keys + tail * stride, stride, length - tail);
+  end_group();
+  wait_for_groups<0>();
+  publish_copies();
+  __syncthreads();
+  order_registers();
+  multiply_by_keys(scores, query_matrix, key_matrix(0));
+  if (turns > 1) {
+    copy_tile<true>(key_tiles + TILE, keys + (tail - KEYS) * stride, stride, KEYS);
+  }
+  copy_tile<false>(value_tiles, values + tail * stride, stride, length - tail);
+  end_group();
+  wait_for_products<0>(scores);
+  if (tail + KEYS > length) {
+    // Behind the sequence's end there are zeros, which must not count.
+    const int column = tail + threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+      if (column + i / 4 * 8 + i % 2 >= length) {
+        scores[i] = -INFINITY;
+      }
+    }
+  }
+  softmax.add(scores, factor, shrink);
+
+  for (int turn = 1; turn < turns; ++turn) {
+    // The turn before last has had all the time of the weights' computation.
+    wait_for_products<0>(answer, weights);
+    pack_weights(weights, scores);
+    wait_for_groups<0>();
+    publish_copies();
+    // After this the copies of all threads are there, and nobody reads the tiles of the turn before last any more.
+    __syncthreads();
+    order_registers();
+    multiply_by_keys(scores, query_matrix, key_matrix(turn));
+    const int at = tail - turn * KEYS;
+    if (turn + 1 < turns) {
+      copy_tile<true>(key_tiles + (turn + 1) % 2 * TILE, keys + (at - KEYS) * stride, stride, KEYS);
+    }
+    copy_tile<true>(value_tiles + turn % 2 * TILE, values + at * stride, stride, KEYS);
+    end_group();
+    scale_rows(answer, shrink);
+    order_registers(answer, weights);
+    multiply_by_values(answer, weights, value_matrix(turn - 1));
+    wait_for_products<1>(scores);
+    softmax.add(scores, factor, shrink);
+  }
+  wait_for_products<0>(answer, weights);
+  pack_weights(weights, scores);
+  scale_rows(answer, shrink);
+  wait_for_groups<0>();
+  publish_copies();
+  __syncthreads();
+  order_registers(answer, weights);
+  multiply_by_values(answer, weights, value_matrix(turns - 1));
+  wait_for_products<0>(answer, weights);
+
+  // By way of shared memory, so that whole chunks go out: where the queries stood, which nobody reads any more. Each warp
+  // has its own 16 rows.
+  const int lane = threadIdx.x % LANES;
+  const int row = threadIdx.x / LANES * 16;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float inverse = 1.0f / row_sum(softmax.total[half]);
+#pragma unroll
+    for (int n = 0; n < CHUNKS; ++n) {
+      uint16_t *pair = query_tile + in_panels<QUERIES>(row + lane / 4 + 8 * half, n) + lane % 4 * 2;
+      const int i = 4 * n + 2 * half;
+      *reinterpret_cast<uint32_t *>(pair) = pack(answer[i] * inverse, answer[i + 1] * inverse);
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = lane; i < 16 * CHUNKS; i += LANES) {
+    const int64_t at = query + row + i / CHUNKS;
+    if (at < length) {
+      uint16_t *target = out + (first + at) * out_stride + blockIdx.y * WIDTH;
+      const uint16_t *source = query_tile + in_panels<QUERIES>(row + i / CHUNKS, i % CHUNKS);
+      put_chunk(target, i % CHUNKS, *reinterpret_cast<const uint4 *>(source));
+    }
+  }
+}
+
+} // namespace
+
+// `qkv [rows, 3 × heads × 128]`, contiguous -> `out [rows, heads × 128]`, whose rows are `out_stride` values apart; bf16, on
+// boundaries of 16 bytes.
+// Grid: (the sum over sequences of ceil(length / 128), heads); 256 threads; 161 KiB of shared memory: five tiles of 32 KiB,
+// and what it takes to begin on a boundary.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    attention_hopper_128(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, int out_stride, float scale) {
+  attend(qkv, out, bounds, heads, out_stride, scale);
+}
+
+#endif

@@ -1,0 +1,119 @@
+// Products of a warpgroup, four warps together, as sm_90a has them (PTX ISA, "Asynchronous Warpgroup Level Matrix
+// Instructions"). They run beside the program: what a product reads must stay, and what it gives must not be touched, until
+// it has been waited for. So the functions that order products and that wait for them name the registers concerned: the
+// compiler, too, then moves nothing across.
+//
+// A tile in shared memory is a row of panels: 64 bf16 values in each row, rows of 128 bytes one below the other, and the
+// 16-byte chunks of row r swizzled by r % 8. A tile begins on a boundary of 1024 bytes.
+#pragma once
+
+#include "device.cuh"
+
+// Threads of a warpgroup.
+constexpr int WARPGROUP = 128;
+
+// Values in a row of a panel, and the bytes of eight rows.
+constexpr int PANEL = 64;
+constexpr int EIGHT_ROWS_BYTES = 8 * 128;
+
+// Where tiles may begin.
+constexpr int TILE_ALIGNMENT = 1024;
+
+// Where a chunk of a row stands in a tile of `ROWS` rows, counted in values.
+template <int ROWS> static __device__ __forceinline__ int in_panels(int row, int chunk) {
+  constexpr int CHUNKS = PANEL / CHUNK;
+  return chunk / CHUNKS * (ROWS * PANEL) + row * PANEL + (chunk ^ row) % CHUNKS * CHUNK;
+}
+
+// What tells a product where a matrix stands ("Matrix Descriptor Format"), with the swizzle of 128 bytes.
+//
+// `panel_bytes` lie between panels where a row runs along the result's columns; where rows run along the sum, one product
+// stays within a panel, and the field is not read.
+static __device__ __forceinline__ uint64_t matrix_at(uint32_t address, int panel_bytes) {
+  return (address & 0x3ffff) >> 4 | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
+         static_cast<uint64_t>(EIGHT_ROWS_BYTES >> 4) << 32 | static_cast<uint64_t>(1) << 62;
+}
+
+// The matrix that stands so many bytes further on.
+static __device__ __forceinline__ uint64_t further(uint64_t matrix, int bytes) { return matrix + (bytes >> 4); }
+
+#ifdef __CUDACC__
+
+static __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// A number that is the same in all lanes of a warp, and which the compiler then knows to be.
+static __device__ __forceinline__ int same_in_warp(int number) { return __shfl_sync(0xffffffffu, number, 0); }
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// This thread's copies that have arrived can be read by products; those of other threads, after a barrier.
+static __device__ __forceinline__ void publish_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+#define EIGHT_FLOATS(mode, sum, i)                                                                                      \
+  mode(sum[i]), mode(sum[i + 1]), mode(sum[i + 2]), mode(sum[i + 3]), mode(sum[i + 4]), mode(sum[i + 5]),               \
+      mode(sum[i + 6]), mode(sum[i + 7])
+#define ALL_FLOATS(mode, sum)                                                                                           \
+  EIGHT_FLOATS(mode, sum, 0), EIGHT_FLOATS(mode, sum, 8), EIGHT_FLOATS(mode, sum, 16), EIGHT_FLOATS(mode, sum, 24),     \
+      EIGHT_FLOATS(mode, sum, 32), EIGHT_FLOATS(mode, sum, 40), EIGHT_FLOATS(mode, sum, 48), EIGHT_FLOATS(mode, sum, 56)
+#define FOUR_WORDS(words) "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
+#define ALL_WORDS(words)                                                                                                \
+  FOUR_WORDS(words[0]), FOUR_WORDS(words[1]), FOUR_WORDS(words[2]), FOUR_WORDS(words[3]), FOUR_WORDS(words[4]),         \
+      FOUR_WORDS(words[5]), FOUR_WORDS(words[6]), FOUR_WORDS(words[7])
+#define SUM_REGISTERS                                                                                                   \
+  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                                             \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "                                    \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                                    \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
+
+// Stands between what the program did with registers and the products that use them.
+static __device__ __forceinline__ void order_registers() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+static __device__ __forceinline__ void order_registers(float (&sum)[64], uint32_t (&left)[8][4]) {
+  asm volatile("wgmma.fence.sync.aligned;" : ALL_FLOATS("+f", sum), ALL_WORDS(left)::"memory");
+}
+
+// Starts sum = a bᵀ, with `a` 64×16 and `b` 128×16 in shared memory, the sum along the rows of both. Lane l of warp w holds
+// of the sum's columns 8 n + 2 (l % 4) and the next: in 4 n and 4 n + 1 those of row 16 w + l / 4, in 4 n + 2 and 4 n + 3
+// those eight rows below.
+static __device__ __forceinline__ void multiply_panels(float (&sum)[64], uint64_t a, uint64_t b) {
+  asm volatile("{\n.reg .pred accumulates;\nsetp.ne.b32 accumulates, 0, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " SUM_REGISTERS ", %64, %65, accumulates, 1, 1, 0, 0;\n}"
+               : ALL_FLOATS("=f", sum)
+               : "l"(a), "l"(b)
+               : "memory");
+}
+
+// Starts sum += a bᵀ.
+static __device__ __forceinline__ void multiply_add_panels(float (&sum)[64], uint64_t a, uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " SUM_REGISTERS ", %64, %65, 1, 1, 1, 0, 0;"
+               : ALL_FLOATS("+f", sum)
+               : "l"(a), "l"(b)
+               : "memory");
+}
+
+// Starts sum += a b, with `a` 64×16 in registers, which warp w holds for its 16 rows as `multiply_add` wants them, and `b`
+// 16×128 in shared memory.
+static __device__ __forceinline__ void multiply_add_rows(float (&sum)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " SUM_REGISTERS
+               ", {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
+               : ALL_FLOATS("+f", sum)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+               : "memory");
+}
+
+// Closes a group of products.
+static __device__ __forceinline__ void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+
+// Waits until at most `LEFT` of the latest groups are still being worked on; `sum` is complete then, and `left`, if named, free.
+template <int LEFT> static __device__ __forceinline__ void wait_for_products(float (&sum)[64]) {
+  asm volatile("wgmma.wait_group.sync.aligned %64;" : ALL_FLOATS("+f", sum) : "n"(LEFT) : "memory");
+}
+template <int LEFT> static __device__ __forceinline__ void wait_for_products(float (&sum)[64], uint32_t (&left)[8][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned %96;" : ALL_FLOATS("+f", sum), ALL_WORDS(left) : "n"(LEFT) : "memory");
+}
+
+#endif
+#else
+#include "warpgroup.h"
+#endif
