@@ -28,7 +28,7 @@ pub use kubernetes::KubernetesCommand;
 pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
 
 use crate::config::{Config, Flags, VARIABLES};
-use crate::domain::device::{Devices, Offload};
+use crate::domain::device::{Attention, Devices, Offload};
 use crate::domain::model_source::ModelSource;
 use crate::domain::spec::draw_seed;
 use crate::{app, shutdown};
@@ -122,12 +122,17 @@ pub struct EngineArgs {
     /// Draw the same bits in any company on CUDA, too, at the price of speed; on the CPU it is always so
     #[arg(long)]
     pub deterministic: bool,
+    /// What computes attention on CUDA: auto, the fastest kernel that proves right, or mma, the one that every device has
+    /// [default: auto]
+    #[arg(long, value_name = "KERNEL")]
+    pub attention: Option<Attention>,
 }
 
 impl EngineArgs {
     fn apply(self, flags: &mut Flags) {
         flags.offload = self.offload;
         flags.is_deterministic = self.deterministic;
+        flags.attention = self.attention;
     }
 }
 

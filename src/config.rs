@@ -18,7 +18,7 @@ pub use env::{VARIABLES, Variable};
 pub use hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 
-use crate::domain::device::{DeviceChoice, Devices, EngineSettings, Offload};
+use crate::domain::device::{Attention, DeviceChoice, Devices, EngineSettings, Offload};
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 use crate::domain::namespace::NamespaceName;
@@ -86,6 +86,8 @@ pub struct EngineConfig {
     pub offload: Offload,
     /// Whether a picture has the same bits in any company also where that costs time.
     pub is_deterministic: bool,
+    /// Which kernel computes attention on CUDA.
+    pub attention: Attention,
 }
 
 /// Limits of HTTP requests.
@@ -256,6 +258,7 @@ impl Config {
         config.device = flags.device.unwrap_or(config.device);
         config.engine.offload = flags.offload.unwrap_or(config.engine.offload);
         config.engine.is_deterministic |= flags.is_deterministic;
+        config.engine.attention = flags.attention.unwrap_or(config.engine.attention);
         if !flags.models.is_empty() {
             resolve::check_models(&flags.models)
                 .map_err(|reason| ConfigError::Value { place: "flag `--model`".into(), reason })?;
@@ -267,8 +270,8 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic } = self.engine;
-        EngineSettings { device, offload, is_deterministic }
+        let EngineConfig { offload, is_deterministic, attention } = self.engine;
+        EngineSettings { device, offload, is_deterministic, attention }
     }
 
     /// The database's file.
@@ -315,6 +318,8 @@ pub struct Flags {
     pub offload: Option<Offload>,
     /// See [`EngineConfig::is_deterministic`].
     pub is_deterministic: bool,
+    /// See [`EngineConfig::attention`].
+    pub attention: Option<Attention>,
     /// Whether [`HubConfig::download`] is on, whatever else is said.
     pub download: bool,
 }

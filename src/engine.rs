@@ -96,6 +96,7 @@ impl FluxEngine {
         let dtype = device::dtype(&device);
         let (limits, pixels_max) = limits_of(&checkpoint, &device, settings.offload)?;
         let is_streamed = settings.offload == Offload::Text;
+        ops::attention::choose(&device, settings.attention);
         let decoder = Decoder::load(&configs.vae, &checkpoint.vae(dtype, &device))?;
         Ok(Self {
             encoder: Encoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?,

@@ -87,7 +87,7 @@ fn stripes(width: u32, height: u32) -> Arc<RgbImage> {
 #[test]
 fn a_text_encoder_that_does_not_stay_gives_the_same_bits() {
     let files = ModelFiles::Directory(reference("FLUX.1-dev"));
-    let settings = EngineSettings { device: DeviceChoice::Cpu, offload: Offload::Text, is_deterministic: true };
+    let settings = EngineSettings { offload: Offload::Text, is_deterministic: true, ..DeviceChoice::Cpu.into() };
     let mut streamed = FluxEngine::load(&files, settings).expect("the checkpoint loads");
     let mut resident = engine();
     let picture = |prompt: &str, seed| {

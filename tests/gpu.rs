@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use fluxserve::catalog::card_or_flux_dev;
-use fluxserve::domain::device::{DeviceChoice, EngineSettings, Offload};
+use fluxserve::domain::device::{Attention, DeviceChoice, EngineSettings, Offload};
 use fluxserve::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model::ModelFiles;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
-use fluxserve::engine::{FluxEngine, OpReport, self_test};
+use fluxserve::engine::{FluxEngine, OpReport, probe, self_test};
 
 const CUDA: DeviceChoice = DeviceChoice::Cuda(0);
 
@@ -65,6 +65,10 @@ fn every_operation_agrees_with_the_cpu() {
         println!("{:<24} {:.3e} of at most {:.0e}", report.name, report.error, report.tolerance);
     }
     assert!(reports.iter().all(OpReport::is_right));
+    let device = probe(CUDA).expect("a CUDA device");
+    let is_hopper = ["H100", "H200", "GH200"].into_iter().any(|name| device.contains(name));
+    let is_compared = reports.iter().any(|report| report.name == "attention by warpgroups");
+    assert_eq!(is_compared, is_hopper, "{device}: built for it, Hopper's own kernel is there");
 }
 
 #[test]
@@ -76,8 +80,9 @@ fn pictures_are_those_that_diffusers_draws() {
         ("d3_empty", spec("", [64, 64], 2, 3.5, 3)),
         ("i_one_step", spec("a fluffy white dog", [48, 32], 1, 0.0, 64)),
     ];
-    let streamed = EngineSettings { device: CUDA, offload: Offload::Text, is_deterministic: false };
-    for settings in [CUDA.into(), streamed] {
+    let streamed = EngineSettings { offload: Offload::Text, ..CUDA.into() };
+    let by_mma = EngineSettings { attention: Attention::Mma, ..CUDA.into() };
+    for settings in [CUDA.into(), streamed, by_mma] {
         let mut engine = load(settings);
         for (name, spec) in &cases {
             let expected = image::open(reference(&format!("cases/{name}.0.png"))).expect("a picture").to_rgb8();
@@ -109,7 +114,7 @@ fn draw_together(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImag
 #[test]
 #[ignore = "needs a CUDA device"]
 fn deterministic_pictures_have_the_same_bits_in_company() {
-    let settings = EngineSettings { device: CUDA, offload: Offload::Nothing, is_deterministic: true };
+    let settings = EngineSettings { is_deterministic: true, ..CUDA.into() };
     let mut engine = load(settings);
     let specs = company();
     let together = draw_together(&mut engine, &specs);
@@ -140,7 +145,7 @@ fn company_changes_no_more_than_rounding() {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn a_cancelled_picture_leaves_the_others_as_they_are() {
-    let settings = EngineSettings { device: CUDA, offload: Offload::Nothing, is_deterministic: true };
+    let settings = EngineSettings { is_deterministic: true, ..CUDA.into() };
     let mut engine = load(settings);
     let (kept, dropped) = (spec("two eggs", [64, 64], 4, 3.5, 6), spec("a boat", [128, 128], 4, 3.5, 7));
     let slots = [engine.admit(&kept).expect("admits"), engine.admit(&dropped).expect("admits")];

@@ -1,7 +1,7 @@
 use clap::error::ErrorKind;
 
 use super::*;
-use crate::domain::device::{DeviceChoice, Offload};
+use crate::domain::device::{Attention, DeviceChoice, Offload};
 use crate::domain::spec::GenerateParams;
 
 fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
@@ -66,8 +66,8 @@ fn serve_takes_several_models() {
 
 #[test]
 fn how_engines_are_built_can_be_said_wherever_one_is() {
-    let engine = ["--offload", "text", "--deterministic"];
-    let asked = EngineArgs { offload: Some(Offload::Text), deterministic: true };
+    let engine = ["--offload", "text", "--deterministic", "--attention", "mma"];
+    let asked = EngineArgs { offload: Some(Offload::Text), deterministic: true, attention: Some(Attention::Mma) };
     let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];
     let Some(Command::Serve(serve)) = parse(&[&["serve"][..], &engine[..]].concat()).expect("valid").command else {
         panic!("serve")

@@ -86,6 +86,11 @@ pub(super) const ENGINE_DETERMINISTIC: Variable = variable(
     "engine.deterministic",
     "true: the same bits in any company on CUDA, too",
 );
+pub(super) const ENGINE_ATTENTION: Variable = variable(
+    "FLUXSERVE_ENGINE_ATTENTION",
+    "engine.attention",
+    "auto, or mma: on CUDA only the kernel that every device has",
+);
 pub(super) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
     "drain_deadline_seconds",
@@ -157,7 +162,7 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 42] = [
+pub const VARIABLES: [Variable; 43] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -169,6 +174,7 @@ pub const VARIABLES: [Variable; 42] = [
     DEVICE,
     ENGINE_OFFLOAD,
     ENGINE_DETERMINISTIC,
+    ENGINE_ATTENTION,
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
     HTTP_WAIT_SECONDS_MAX,
@@ -337,6 +343,7 @@ impl<'a> Environment<'a> {
             engine: EngineSettings {
                 offload: self.text(&ENGINE_OFFLOAD)?,
                 deterministic: self.yes_or_no(&ENGINE_DETERMINISTIC)?,
+                attention: self.text(&ENGINE_ATTENTION)?,
             },
             drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,
             http: HttpSettings {

@@ -75,16 +75,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
         models: models(layers, default.models)?,
         max_input_images: max_input_images(layers)?,
         device: parsed(layers, &env::DEVICE, |settings| settings.device.as_ref(), default.device)?,
-        engine: EngineConfig {
-            offload: parsed(
-                layers,
-                &env::ENGINE_OFFLOAD,
-                |settings| settings.engine.offload.as_ref(),
-                default.engine.offload,
-            )?,
-            is_deterministic: last(layers, |settings| settings.engine.deterministic)
-                .map_or(default.engine.is_deterministic, |(is_deterministic, _)| is_deterministic),
-        },
+        engine: engine(layers, default.engine)?,
         admin_password: default.admin_password,
         drain_deadline_seconds: number(
             &env::DRAIN_DEADLINE_SECONDS,
@@ -183,6 +174,20 @@ fn otlp_endpoint(layers: &[Layer]) -> Result<Option<String>, ConfigError> {
         origin.error(&env::TELEMETRY_OTLP_ENDPOINT, format!("`{text}` {reason}"))
     })?;
     Ok(Some(url.to_string()))
+}
+
+fn engine(layers: &[Layer], default: EngineConfig) -> Result<EngineConfig, ConfigError> {
+    Ok(EngineConfig {
+        offload: parsed(layers, &env::ENGINE_OFFLOAD, |settings| settings.engine.offload.as_ref(), default.offload)?,
+        is_deterministic: last(layers, |settings| settings.engine.deterministic)
+            .map_or(default.is_deterministic, |(is_deterministic, _)| is_deterministic),
+        attention: parsed(
+            layers,
+            &env::ENGINE_ATTENTION,
+            |settings| settings.engine.attention.as_ref(),
+            default.attention,
+        )?,
+    })
 }
 
 fn http(layers: &[Layer], default: HttpConfig) -> Result<HttpConfig, ConfigError> {

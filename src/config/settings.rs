@@ -36,6 +36,7 @@ pub(super) struct Settings {
 pub(super) struct EngineSettings {
     pub(super) offload: Option<String>,
     pub(super) deterministic: Option<bool>,
+    pub(super) attention: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::device::DeviceChoice;
+use crate::domain::device::{Attention, DeviceChoice};
 
 struct Sources {
     folder: tempfile::TempDir,
@@ -57,6 +57,7 @@ drain_deadline_seconds = 10
 [engine]
 offload = "text"
 deterministic = true
+attention = "mma"
 
 [http]
 body_limit_bytes = 2048
@@ -122,7 +123,7 @@ fn every_field_of_the_file_is_read() {
             .map(|(id, count)| (ModelId::new(id), count))
             .into(),
         device: DeviceChoice::Cuda(1).into(),
-        engine: EngineConfig { offload: Offload::Text, is_deterministic: true },
+        engine: EngineConfig { offload: Offload::Text, is_deterministic: true, attention: Attention::Mma },
         admin_password: None,
         drain_deadline_seconds: 10,
         http: HttpConfig {
@@ -162,6 +163,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_DEVICE", "cuda:1")
         .variable("FLUXSERVE_ENGINE_OFFLOAD", "text")
         .variable("FLUXSERVE_ENGINE_DETERMINISTIC", "true")
+        .variable("FLUXSERVE_ENGINE_ATTENTION", "mma")
         .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
         .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")
         .variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "60")

@@ -73,6 +73,33 @@ impl FromStr for Offload {
     }
 }
 
+/// Which kernel computes attention on a CUDA device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Attention {
+    /// The fastest that the device has, once it has been found to agree with the one that every device has.
+    #[default]
+    Auto,
+    /// The one that every device has, by the tensor cores' `mma.sync`.
+    Mma,
+}
+
+/// A word that names no kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a kernel of attention: use `auto` or `mma`")]
+pub struct UnknownAttention;
+
+impl FromStr for Attention {
+    type Err = UnknownAttention;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "mma" => Ok(Self::Mma),
+            _ => Err(UnknownAttention),
+        }
+    }
+}
+
 /// How an engine is to be built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EngineSettings {
@@ -82,6 +109,8 @@ pub struct EngineSettings {
     pub offload: Offload,
     /// Whether a picture has the same bits in any company also where that costs time. On the CPU it always has.
     pub is_deterministic: bool,
+    /// Which kernel computes attention on CUDA. All engines of a device share one: that of the latest.
+    pub attention: Attention,
 }
 
 impl From<DeviceChoice> for EngineSettings {
@@ -177,6 +206,14 @@ mod tests {
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
         for text in ["", "gpu", "cuda:", "cuda:x", "CPU"] {
             assert_eq!(text.parse::<DeviceChoice>(), Err(UnknownDevice), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn words_and_kernels_of_attention() {
+        assert_eq!(("auto".parse(), "mma".parse()), (Ok(Attention::Auto), Ok(Attention::Mma)));
+        for text in ["", "wgmma", "MMA"] {
+            assert_eq!(text.parse::<Attention>(), Err(UnknownAttention), "{text:?}");
         }
     }
 

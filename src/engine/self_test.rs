@@ -8,7 +8,7 @@ use crate::domain::device::DeviceChoice;
 use super::device;
 use super::noise::standard_normal;
 use super::ops::activation::{gelu_tanh, silu};
-use super::ops::attention::{attention, attention_into, biased_attention};
+use super::ops::attention::{Kernel, attention_by, attention_into, biased_attention, kernels};
 use super::ops::group_norm::GroupNorm;
 use super::ops::linear::{gelu_linear, gelu_linear_into, linear, product};
 use super::ops::modulation::{gated_residual, modulated_layer_norm};
@@ -86,7 +86,7 @@ impl Operands {
             ("linear, GELU", vec![stream(30, width)?, wide(31)?, bias_of_wide(32)?], &|x| {
                 gelu_linear(&x[0], &x[1], Some(&x[2]))
             }),
-            ("attention", vec![stream(4, 3 * width)?], &|x| attention(&x[0], HEADS, &segments)),
+            ("attention", vec![stream(4, 3 * width)?], &|x| attention_by(Kernel::Warp, &x[0], HEADS, &segments)),
             ("modulated layer norm", vec![stream(5, width)?, per_sequence(6)?, per_sequence(7)?], &|x| {
                 modulated_layer_norm(&x[0], &x[1], &x[2], &segments)
             }),
@@ -124,8 +124,16 @@ impl Operands {
             ("RMSNorm", vec![stream(32, width)?, self.random(33, &[width])?], &|x| rms_norm(&x[0], &x[1], 1e-6)),
             ("gated GELU", vec![stream(34, 2 * width)?], &|x| gated_gelu(&x[0])),
         ];
-        let reports = ops.into_iter().map(|(name, operands, op)| self.compare(name, &operands, op));
-        reports.chain(self.run_in_place()?.into_iter().map(Ok)).collect()
+        let mut reports = ops
+            .into_iter()
+            .map(|(name, operands, op)| self.compare(name, &operands, op))
+            .collect::<Result<Vec<_>>>()?;
+        if kernels(&self.device).contains(&Kernel::Warpgroup) {
+            let op: Op = &|x| attention_by(Kernel::Warpgroup, &x[0], HEADS, &segments);
+            reports.push(self.compare("attention by warpgroups", &[stream(4, 3 * width)?], op)?);
+        }
+        reports.extend(self.run_in_place()?);
+        Ok(reports)
     }
 
     /// What writes into parts of a matrix.

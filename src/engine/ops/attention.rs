@@ -1,5 +1,7 @@
 //! Attention inside each sequence of a packed stream. Nothing larger than a few rows of scores is ever held.
 
+mod kernel;
+
 use std::ops::Range;
 
 #[cfg(feature = "cuda")]
@@ -10,6 +12,8 @@ use rayon::prelude::*;
 use super::gemm::{MatrixRef, Threads, multiply};
 use super::vector::{softmax_numerators, vectorized};
 use super::{Rows, Segments, contiguous, is_launchable, is_on_cpu, is_on_cuda};
+
+pub(crate) use kernel::{Kernel, choose, kernels};
 
 /// Queries answered at a time: many, because the keys are rearranged anew for each block, but few enough that their
 /// scores stay in the cache.
@@ -23,8 +27,16 @@ const QUERY_BLOCK: usize = 256;
 /// # Errors
 /// When shapes or devices do not fit.
 pub(crate) fn attention(qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
+    attention_by(kernel::chosen(qkv.device()), qkv, heads, segments)
+}
+
+/// [`attention`] by one kernel, where it is that of a CUDA device and takes heads of this width.
+///
+/// # Errors
+/// As [`attention`].
+pub(crate) fn attention_by(kernel: Kernel, qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
     if is_on_cpu(qkv) || (is_on_cuda(&[qkv]) && is_launchable(segments) && is_compiled_for(qkv, heads)) {
-        return qkv.apply_op1_no_bwd(&PackedAttention { heads, segments, bias: None });
+        return qkv.apply_op1_no_bwd(&PackedAttention { kernel, heads, segments, bias: None });
     }
     attention_composed(qkv, heads, segments)
 }
@@ -45,7 +57,12 @@ pub(crate) fn biased_attention(qkv: &Tensor, heads: usize, bias: &Tensor) -> Res
     }
     if is_on_cpu(qkv) || (is_on_cuda(&[qkv]) && is_compiled_with_bias_for(qkv, heads)) {
         let segments = Segments::from_lengths([tokens]);
-        return qkv.apply_op1_no_bwd(&PackedAttention { heads, segments: &segments, bias: Some(bias) });
+        return qkv.apply_op1_no_bwd(&PackedAttention {
+            kernel: Kernel::Warp,
+            heads,
+            segments: &segments,
+            bias: Some(bias),
+        });
     }
     biased_attention_composed(qkv, heads, bias)
 }
@@ -65,7 +82,8 @@ pub(crate) fn attention_into(
 ) -> Result<()> {
     let target = wide.narrow(1, start, qkv.dim(1)? / 3)?;
     if is_on_cuda(&[&target, qkv]) && is_launchable(segments) && is_compiled_for(qkv, heads) {
-        return target.inplace_op2(qkv, &PackedAttention { heads, segments, bias: None });
+        let kernel = kernel::chosen(qkv.device());
+        return target.inplace_op2(qkv, &PackedAttention { kernel, heads, segments, bias: None });
     }
     wide.slice_set(&attention(qkv, heads, segments)?, 1, start)
 }
@@ -129,6 +147,8 @@ fn attention_composed(qkv: &Tensor, heads: usize, segments: &Segments) -> Result
 }
 
 struct PackedAttention<'a> {
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU has one way"))]
+    kernel: Kernel,
     heads: usize,
     segments: &'a Segments,
     /// As [`biased_attention`] takes it; then there is one sequence, and scores are not scaled.
@@ -177,7 +197,7 @@ impl CustomOp1 for PackedAttention<'_> {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         match self.bias {
-            None => super::cuda::attention::attention(storage, layout, self.heads, self.segments),
+            None => super::cuda::attention::attention(self.kernel, storage, layout, self.heads, self.segments),
             Some(bias) => super::cuda::text::biased_attention(storage, layout, self.heads, bias),
         }
     }
@@ -195,7 +215,7 @@ impl InplaceOp2 for PackedAttention<'_> {
 
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, out: &mut CudaStorage, out_l: &Layout, qkv: &CudaStorage, qkv_l: &Layout) -> Result<()> {
-        super::cuda::attention::attention_into((out, out_l), (qkv, qkv_l), self.heads, self.segments)
+        super::cuda::attention::attention_into(self.kernel, (out, out_l), (qkv, qkv_l), self.heads, self.segments)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Launches of the kernel in `kernels/attention.cu`.
+//! Launches of the kernels in `kernels/attention.cu` and `kernels/attention_hopper.cu`.
 
 #![expect(unsafe_code, reason = "kernels are launched through the driver")]
 
@@ -6,25 +6,45 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
-use candle_core::{CudaStorage, Layout, Result, Shape, bail};
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, bail};
 use half::bf16;
 
 use super::{Bounds, Matrix, MatrixMut, grid, number};
 use crate::engine::ops::Segments;
+use crate::engine::ops::attention::Kernel;
 
 pub(super) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"));
 
-/// The name under which a device keeps them once they are loaded.
+/// Empty but for what every PTX begins with, unless the program is built for Hopper itself (sm_90a).
+const HOPPER_KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention_hopper.ptx"));
+
+/// The names under which a device keeps them once they are loaded.
 pub(super) const MODULE: &str = "fluxserve-attention";
+const HOPPER_MODULE: &str = "fluxserve-attention-hopper";
 
 /// Queries that a block answers.
 pub(super) const QUERIES: usize = 128;
 
-/// Widths of a head that the kernel is compiled for.
+/// Widths of a head that [`Kernel::Warp`] is compiled for.
 pub(in crate::engine::ops) const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];
+
+/// The one that [`Kernel::Warpgroup`] is compiled for, and its entry.
+const HOPPER_HEAD_WIDTH: usize = 128;
+const HOPPER_ENTRY: &str = "attention_hopper_128";
+
+/// Bytes of shared memory of [`Kernel::Warpgroup`]: the queries, two tiles of keys and two of values, and what it takes to
+/// begin on a boundary of 1024 bytes.
+const HOPPER_SHARED_BYTES: usize = 5 * 128 * HOPPER_HEAD_WIDTH * size_of::<bf16>() + 1024;
+
+/// Whether [`Kernel::Warpgroup`] is compiled in and the device has what it takes.
+pub(in crate::engine::ops) fn has_warpgroups(device: &CudaDevice) -> bool {
+    let capability = device.cuda_stream().context().compute_capability();
+    HOPPER_KERNELS.contains(HOPPER_ENTRY) && capability.is_ok_and(|(major, _)| major == 9)
+}
 
 /// [`crate::engine::ops::attention::attention`], for a `qkv` whose rows touch and a head width of [`HEAD_WIDTHS`].
 pub(in crate::engine::ops) fn attention(
+    kernel: Kernel,
     storage: &CudaStorage,
     layout: &Layout,
     heads: usize,
@@ -35,12 +55,13 @@ pub(in crate::engine::ops) fn attention(
     // SAFETY: the kernel writes every row of every sequence, which are all rows.
     let out = unsafe { device.alloc::<bf16>(rows * width / 3) }?;
     let (mut out, shape) = (CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((rows, width / 3)));
-    attention_into((&mut out, &Layout::contiguous(&shape)), (storage, layout), heads, segments)?;
+    attention_into(kernel, (&mut out, &Layout::contiguous(&shape)), (storage, layout), heads, segments)?;
     Ok((out, shape))
 }
 
 /// The same into a matrix that is there, whose rows need not touch.
 pub(in crate::engine::ops) fn attention_into(
+    kernel: Kernel,
     (out, out_layout): (&mut CudaStorage, &Layout),
     (storage, layout): (&CudaStorage, &Layout),
     heads: usize,
@@ -59,15 +80,20 @@ pub(in crate::engine::ops) fn attention_into(
     let bounds = Bounds::of(segments)?;
     let blocks = segments.ranges().map(|range| range.len().div_ceil(QUERIES)).sum();
     let device = storage.device();
-    let kernel = device.get_or_load_custom_func(&format!("attention_{head_width}"), MODULE, KERNELS)?;
-    // Two stages of 64 keys and 64 values; more than a kernel may have unasked.
-    let shared = 2 * 2 * 64 * head_width * size_of::<bf16>();
+    let (kernel, shared) = if kernel == Kernel::Warpgroup && head_width == HOPPER_HEAD_WIDTH {
+        (device.get_or_load_custom_func(HOPPER_ENTRY, HOPPER_MODULE, HOPPER_KERNELS)?, HOPPER_SHARED_BYTES)
+    } else {
+        let kernel = device.get_or_load_custom_func(&format!("attention_{head_width}"), MODULE, KERNELS)?;
+        // Two stages of 64 keys and 64 values.
+        (kernel, 2 * 2 * 64 * head_width * size_of::<bf16>())
+    };
+    // More than a kernel may have unasked.
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, number(shared)?).w()?;
     let (heads_argument, out_stride, scale) = (number(heads)?, number(out.stride)?, 1.0 / (head_width as f32).sqrt());
     let mut launch = kernel.builder();
     launch.arg(&qkv.values).arg(&mut out.values).arg(&bounds).arg(&heads_argument).arg(&out_stride).arg(&scale);
-    // SAFETY: the arguments are those of attention.cu, and the sizes have been compared above.
+    // SAFETY: the arguments are those of both kernels, and the sizes have been compared above.
     unsafe { launch.launch(grid(blocks, heads, shared as u32)) }.w()?;
     Ok(())
 }
