@@ -47,7 +47,7 @@ for source in src/engine/kernels/*.cu; do
     awk '/^Function/ { kernel = $3; next } { count[kernel " " $1]++ } END { for (name in count) print name, count[name] }' |
     sort
 done | tee "$folder/instructions.txt"
-for kernel in attention_128 biased_attention_64; do
+for kernel in attention_128 biased_attention_64 convolution; do
   grep -q "^$kernel HMMA.16816.F32.BF16 " "$folder/instructions.txt"
 done
 grep -q '^attention_hopper_128 HGMMA.64x128x16.F32.BF16 ' "$folder/instructions.txt"
@@ -57,9 +57,10 @@ cuobjdump -sass "$folder/attention_hopper.sm_90a.cubin" | awk '
   /WARPGROUP.DEPBAR.LE gsb0, 0x0/ { is_beside = 0 }
   is_beside && /MUFU.EX2/ { ++powers }
   END { printf "%d powers of two beside products\n", powers; exit powers < 60 }'
-# Narrow by intention: a head's bias, which goes to shared memory once; a channel's two numbers and its group's moments.
-narrow='^(biased_attention_[0-9]+ LDG|group_norm LDG|group_moments STG)'
-if grep -E ' (LDL|STL)' "$folder/instructions.txt" ||
+# Narrow by intention: a head's bias, which goes to shared memory once; the numbers of GroupNorm's groups and channels, a few
+# for each picture. What a convolution reads goes to shared memory without a register between.
+narrow='^(biased_attention_[0-9]+ LDG|group_)'
+if grep -E ' (LDL|STL)' "$folder/instructions.txt" || grep -E '^convolution.* LDG\.' "$folder/instructions.txt" ||
   grep -E ' (LDG|STG|LDGSTS)' "$folder/instructions.txt" | grep -Ev "\.128 |$narrow"; then
   echo "the instructions above move less than 16 bytes, or spill" >&2
   exit 1

@@ -16,6 +16,7 @@ pub(crate) mod group_norm;
 pub(crate) mod linear;
 pub(crate) mod modulation;
 pub(crate) mod rope;
+pub(crate) mod softmax;
 pub(crate) mod text;
 mod vector;
 
@@ -84,10 +85,15 @@ fn is_on_cpu(tensor: &Tensor) -> bool {
     tensor.device().is_cpu() && tensor.dtype() == DType::F32
 }
 
+/// Whether there are CUDA kernels for what stands where this tensor does, in its dtype.
+fn has_kernels(tensor: &Tensor) -> bool {
+    cfg!(feature = "cuda") && tensor.device().is_cuda() && tensor.dtype() == DType::BF16
+}
+
 /// Whether the CUDA kernels apply to these tensors.
 #[cfg(feature = "cuda")]
 fn is_on_cuda(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|tensor| tensor.device().is_cuda() && tensor.dtype() == DType::BF16 && cuda::is_aligned(tensor))
+    tensors.iter().all(|tensor| has_kernels(tensor) && cuda::is_aligned(tensor))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -116,6 +122,17 @@ fn is_launchable(segments: &Segments) -> bool {
 #[cfg(not(feature = "cuda"))]
 fn is_launchable(_: &Segments) -> bool {
     false
+}
+
+/// A picture `[1, channels, height, width]` as `[1, height, width, channels]`, contiguous: each pixel's channels side by side, as
+/// the CUDA kernels have them. Nothing moves where a picture comes from [`channels_first`].
+pub(crate) fn channels_last(picture: &Tensor) -> Result<Tensor> {
+    picture.permute((0, 2, 3, 1))?.contiguous()
+}
+
+/// The way back, in which nothing moves: the same memory under other strides.
+pub(crate) fn channels_first(picture: &Tensor) -> Result<Tensor> {
+    picture.permute((0, 3, 1, 2))
 }
 
 /// The values of a contiguous f32 operand on the CPU.

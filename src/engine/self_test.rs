@@ -1,6 +1,8 @@
 //! Whether a device computes what the CPU does: every operation of a step, on the same random numbers, in the precision in
 //! which the device draws.
 
+mod autoencoder;
+
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::domain::device::DeviceChoice;
@@ -59,6 +61,13 @@ pub fn self_test(choice: DeviceChoice) -> std::result::Result<Vec<OpReport>, sup
 struct Operands {
     dtype: DType,
     device: Device,
+}
+
+/// `count` numbers from the normal distribution. Noise comes in blocks, these need not.
+fn numbers(seed: u64, count: usize) -> Vec<f32> {
+    let mut numbers = standard_normal(seed, 0, count.next_multiple_of(16));
+    numbers.truncate(count);
+    numbers
 }
 
 /// An operation on the operands that stand on one device.
@@ -133,6 +142,7 @@ impl Operands {
             reports.push(self.compare("attention by warpgroups", &[stream(4, 3 * width)?], op)?);
         }
         reports.extend(self.run_in_place()?);
+        reports.extend(self.autoencoder()?);
         Ok(reports)
     }
 
@@ -170,8 +180,9 @@ impl Operands {
 
     /// Random numbers on the CPU, each of which the device's precision can hold.
     fn random(&self, seed: u64, shape: &[usize]) -> Result<Tensor> {
-        let numbers = standard_normal(seed, 0, shape.iter().product());
-        Tensor::from_vec(numbers, shape, &Device::Cpu)?.to_dtype(self.dtype)?.to_dtype(DType::F32)
+        Tensor::from_vec(numbers(seed, shape.iter().product()), shape, &Device::Cpu)?
+            .to_dtype(self.dtype)?
+            .to_dtype(DType::F32)
     }
 
     fn compare(&self, name: &'static str, operands: &[Tensor], op: Op) -> Result<OpReport> {

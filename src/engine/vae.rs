@@ -9,11 +9,11 @@ use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::loader::config::VaeConfig;
-use super::ops::Segments;
 use super::ops::attention::attention;
 use super::ops::convolution::Convolution;
 use super::ops::group_norm::GroupNorm;
 use super::ops::linear::linear;
+use super::ops::{Segments, channels_first, channels_last};
 
 pub(crate) use encoder::{Encoder, pixels_of};
 
@@ -62,15 +62,16 @@ impl Decoder {
                 blocks.push(Resnet::load(groups, inputs, width, &vb.pp(format!("block.{block}")))?);
                 inputs = width;
             }
-            let upsample = (level > 0).then(|| convolution(width, width, vb.pp("upsample.conv"))).transpose()?;
+            let upsample = || Convolution::load_doubling(width, &vb.pp("upsample.conv"));
+            let upsample = (level > 0).then(upsample).transpose()?;
             levels.push(Level { blocks, upsample });
         }
         Ok(Self {
-            conv_in: convolution(config.latent_channels, widest, vb.pp("conv_in"))?,
+            conv_in: convolution(config.latent_channels, widest, &vb.pp("conv_in"))?,
             middle,
             levels,
             norm_out: GroupNorm::load(groups, inputs, EPSILON, &vb.pp("norm_out"))?,
-            conv_out: convolution(inputs, config.out_channels, vb.pp("conv_out"))?,
+            conv_out: convolution(inputs, config.out_channels, &vb.pp("conv_out"))?,
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor,
             dtype: vb.dtype(),
@@ -129,7 +130,7 @@ impl Decoder {
 
 /// A picture on its way through the decoder.
 pub(crate) struct Decoding {
-    /// What the last part has left: `[1, channels, height, width]`, in the decoder's dtype.
+    /// What the last part has left: `[1, channels, height, width]`, in the decoder's dtype; in memory as the device likes it.
     x: Tensor,
     parts_done: usize,
 }
@@ -146,16 +147,13 @@ impl Part<'_> {
         match self {
             Self::Resnet(block) => block.forward(x),
             Self::Attention(block) => block.forward(x),
-            Self::Upsample(convolution) => {
-                let (_, _, height, width) = x.dims4()?;
-                convolution.forward(&x.upsample_nearest2d(2 * height, 2 * width)?)
-            }
+            Self::Upsample(convolution) => convolution.forward(x),
         }
     }
 }
 
 /// A 3×3 convolution that keeps the size.
-fn convolution(inputs: usize, outputs: usize, vb: VarBuilder) -> Result<Convolution> {
+fn convolution(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Convolution> {
     Convolution::load(inputs, outputs, 3, vb)
 }
 
@@ -169,22 +167,22 @@ struct Resnet {
 
 impl Resnet {
     fn load(groups: usize, inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
-        let shortcut = || Convolution::load(inputs, outputs, 1, vb.pp("nin_shortcut"));
+        let shortcut = || Convolution::load(inputs, outputs, 1, &vb.pp("nin_shortcut"));
         Ok(Self {
             norm1: GroupNorm::load(groups, inputs, EPSILON, &vb.pp("norm1"))?,
-            conv1: convolution(inputs, outputs, vb.pp("conv1"))?,
+            conv1: convolution(inputs, outputs, &vb.pp("conv1"))?,
             norm2: GroupNorm::load(groups, outputs, EPSILON, &vb.pp("norm2"))?,
-            conv2: convolution(outputs, outputs, vb.pp("conv2"))?,
+            conv2: convolution(outputs, outputs, &vb.pp("conv2"))?,
             shortcut: (inputs != outputs).then(shortcut).transpose()?,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let hidden = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
-        let hidden = self.conv2.forward(&self.norm2.forward_silu(&hidden)?)?;
+        let hidden = self.norm2.forward_silu(&hidden)?;
         match &self.shortcut {
-            Some(shortcut) => shortcut.forward(x)? + hidden,
-            None => x + hidden,
+            Some(shortcut) => self.conv2.forward_onto(&hidden, &shortcut.forward(x)?),
+            None => self.conv2.forward_onto(&hidden, x),
         }
     }
 }
@@ -212,11 +210,16 @@ impl Attention {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (batch, channels, height, width) = x.dims4()?;
-        let positions = self.norm.forward(x)?.squeeze(0)?.flatten_from(1)?.t()?.contiguous()?;
+        let positions = channels_last(&self.norm.forward(x)?)?.reshape((height * width, channels))?;
         let qkv = linear(&positions, &self.qkv.0, Some(&self.qkv.1))?;
         let attended = attention(&qkv, 1, &Segments::from_lengths([height * width]))?;
         let out = linear(&attended, &self.out.0, Some(&self.out.1))?;
-        out.t()?.contiguous()?.reshape((batch, channels, height, width))? + x
+        let out = out.reshape((batch, height, width, channels))?;
+        // In the order in which `x` stands in memory, so that the sum does.
+        if x.is_contiguous() {
+            return channels_first(&out)?.contiguous()? + x;
+        }
+        channels_first(&(out + channels_last(x)?)?)
     }
 }
 

@@ -210,6 +210,7 @@ inline uint16_t to_bf16(float value) {
 
 inline uint32_t pack(float low, float high) { return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16; }
 inline float power_of_two(float x) { return std::exp2(x); }
+inline float reciprocal(float x) { return 1.0f / x; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 
 inline float from_lane_xor(float value, int mask) {

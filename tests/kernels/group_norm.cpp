@@ -4,52 +4,60 @@
 
 namespace {
 
-void test_group_norm(int channels, int groups, int positions, float mean, bool is_activated) {
-  const size_t count = static_cast<size_t>(channels) * positions;
+void test_group_norm(int channels, int groups, int pixels, int parts, float mean, bool is_activated) {
+  const size_t count = static_cast<size_t>(channels) * pixels;
   auto x = random_values(count, 3.0f, mean);
   auto weight = random_values(channels, 1.0f);
   auto bias = random_values(channels, 1.0f);
   Guarded out(count);
-  std::vector<float2> moments(groups * 64);
-  const int64_t channel_chunks = positions / 8;
-  const int group_channels = channels / groups;
-  emulation::launch({64, groups}, 256, 64, [&] {
-    group_moments(x->data(), moments.data(), channel_chunks * group_channels);
+  std::vector<float2> moments(groups * parts);
+  const std::unique_ptr<float4[]> scales(new float4[channels / 2]);
+  float *numbers = reinterpret_cast<float *>(scales.get());
+  emulation::launch({parts, 1}, 256, 256 * 8 * 8, [&] {
+    group_moments(x->data(), moments.data(), pixels, channels, groups, parts);
   });
-  emulation::launch({static_cast<int>((channel_chunks + 1023) / 1024), channels}, 256, 64, [&] {
-    group_norm(x->data(), moments.data(), weight->data(), bias->data(), out.data(), channel_chunks, group_channels,
-                      1e-6f, is_activated ? 1 : 0);
+  emulation::launch({groups, 1}, 256, 32, [&] {
+    group_scales(moments.data(), weight->data(), bias->data(), numbers, pixels, channels, groups, parts, 1e-6f);
   });
-  std::vector<double> expected;
-  const size_t group_size = static_cast<size_t>(group_channels) * positions;
+  const int block_pixels = 16 * (256 * 8 / channels);
+  emulation::launch({(pixels + block_pixels - 1) / block_pixels, 1}, 256, 0, [&] {
+    group_norm(x->data(), numbers, out.data(), pixels, channels, is_activated ? 1 : 0);
+  });
+  std::vector<double> expected(count);
+  const int width = channels / groups;
+  const double size = static_cast<double>(width) * pixels;
   for (int group = 0; group < groups; ++group) {
-    const uint16_t *values = x->data() + group * group_size;
+    const auto each = [&](const auto &body) {
+      for (int pixel = 0; pixel < pixels; ++pixel) {
+        for (int channel = group * width; channel < (group + 1) * width; ++channel) {
+          body(static_cast<size_t>(pixel) * channels + channel, channel);
+        }
+      }
+    };
     double mean = 0.0, variance = 0.0;
-    for (size_t i = 0; i < group_size; ++i) {
-      mean += value(values[i]) / static_cast<double>(group_size);
-    }
-    for (size_t i = 0; i < group_size; ++i) {
-      variance += (value(values[i]) - mean) * (value(values[i]) - mean) / static_cast<double>(group_size);
-    }
-    for (size_t i = 0; i < group_size; ++i) {
-      const size_t channel = group * group_channels + i / positions;
-      const double normed = (value(values[i]) - mean) / std::sqrt(variance + 1e-6);
+    each([&](size_t i, int) { mean += value(x->data()[i]) / size; });
+    each([&](size_t i, int) { variance += (value(x->data()[i]) - mean) * (value(x->data()[i]) - mean) / size; });
+    each([&](size_t i, int channel) {
+      const double normed = (value(x->data()[i]) - mean) / std::sqrt(variance + 1e-6);
       const double y = normed * value(weight->data()[channel]) + value(bias->data()[channel]);
-      expected.push_back(is_activated ? y / (1.0 + std::exp(-y)) : y);
-    }
+      expected[i] = is_activated ? y / (1.0 + std::exp(-y)) : y;
+    });
   }
   compare("group norm, " + std::to_string(channels) + " channels in " + std::to_string(groups) + " of " +
-              std::to_string(positions) + (is_activated ? ", SiLU" : ""),
+              std::to_string(pixels) + " pixels" + (is_activated ? ", SiLU" : ""),
           out, expected, 1e-3);
 }
 
 } // namespace
 
 int main() {
-  test_group_norm(32, 32, 8, 0.0f, true);
-  test_group_norm(64, 32, 24, 0.0f, false);
-  test_group_norm(64, 16, 1032, 100.0f, true);
-  test_group_norm(8, 4, 8 * 1500, -5.0f, true);
+  // Groups of one channel, of a chunk and less, of six, of more than a chunk; more parts than pixels; means far from zero.
+  test_group_norm(32, 32, 7, 16, 0.0f, true);
+  test_group_norm(64, 32, 33, 4, 0.0f, false);
+  test_group_norm(48, 8, 1031, 3, 100.0f, true);
+  test_group_norm(128, 32, 2000, 300, -5.0f, true);
+  test_group_norm(512, 32, 129, 2, 30.0f, false);
+  test_group_norm(2048, 16, 21, 1, 0.0f, true);
   std::printf("%d faults\n", faults);
   return faults == 0 ? 0 : 1;
 }

@@ -26,6 +26,13 @@ static __device__ __forceinline__ float power_of_two(float x) {
   return y;
 }
 
+// 1 / x, to within one unit in the last place.
+static __device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 static __device__ __forceinline__ float from_lane_xor(float value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
@@ -134,13 +141,19 @@ static __device__ __forceinline__ float gelu_tanh_of(float x) {
   return x / (1.0f + power_of_two(-TWICE_SQRT_2_OVER_PI_LOG2E * (x + 0.044715f * x * x * x)));
 }
 
-// The sum over a block of `THREADS_OF_BLOCK` threads, always in the same order. All threads call it; `shared` has a place
-// for each warp.
-template <int THREADS_OF_BLOCK> static __device__ __forceinline__ float block_sum(float value, float *shared) {
+// The sum over a warp, always in the same order. All lanes call it.
+static __device__ __forceinline__ float warp_sum(float value) {
 #pragma unroll
   for (int mask = LANES / 2; mask > 0; mask /= 2) {
     value += from_lane_xor(value, mask);
   }
+  return value;
+}
+
+// The sum over a block of `THREADS_OF_BLOCK` threads, always in the same order. All threads call it; `shared` has a place
+// for each warp.
+template <int THREADS_OF_BLOCK> static __device__ __forceinline__ float block_sum(float value, float *shared) {
+  value = warp_sum(value);
   __syncthreads();
   if (threadIdx.x % LANES == 0) {
     shared[threadIdx.x / LANES] = value;

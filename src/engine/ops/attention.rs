@@ -10,6 +10,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Result, Shap
 use rayon::prelude::*;
 
 use super::gemm::{MatrixRef, Threads, multiply};
+use super::softmax::softmax;
 use super::vector::{softmax_numerators, vectorized};
 use super::{Rows, Segments, contiguous, is_launchable, is_on_cpu, is_on_cuda};
 
@@ -138,8 +139,7 @@ fn attention_composed(qkv: &Tensor, heads: usize, segments: &Segments) -> Result
         let key = key.t()?;
         for start in (0..rows).step_by(1024) {
             let block = query.narrow(1, start, 1024.min(rows - start))?;
-            let scores = (block.matmul(&key)?.to_dtype(DType::F32)? * scale)?;
-            let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(qkv.dtype())?;
+            let weights = softmax(&block.matmul(&key)?, scale)?;
             parts.push(weights.matmul(&value)?.transpose(0, 1)?.contiguous()?.flatten_from(1)?);
         }
     }

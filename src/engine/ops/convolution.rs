@@ -1,25 +1,32 @@
-//! Convolutions that keep a picture's size: 3×3 with a border of zeros, and 1×1.
+//! Convolutions that keep a picture's size or double its sides first: 3×3 with a border of zeros, and 1×1.
+
+mod channels_last;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d};
+use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 use rayon::prelude::*;
 
 use super::gemm::{MatrixRef, Threads, multiply};
-use super::{contiguous, is_on_cpu};
+use super::{contiguous, has_kernels, is_on_cpu};
+
+use channels_last::ChannelsLast;
+#[cfg(feature = "cuda")]
+pub(super) use channels_last::Sizes;
 
 /// Most bytes of the matrix that a convolution on a device spreads its input out to, in which every pixel has its neighbours
-/// beside it: 10 GB for all of a picture of 1024×1024 pixels.
+/// beside it: 10 GB for all of a picture of 1024×1024 pixels. Where a kernel does the convolution there is none.
 pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
 
 /// Pixels that one thread of the CPU works on at a time: enough for a matrix product, and few enough for the cache.
 const STRIP_PIXELS: usize = 512;
 
-/// A convolution that goes over a picture in strips of rows. Each strip sees the rows above and below it, so nothing shows
-/// where they meet.
-pub(crate) struct Convolution {
-    inner: Conv2d,
-    kernel: usize,
-    strip_bytes: usize,
+/// A convolution of one picture. Where it will run is settled with its weights: by the kernels for CUDA in bf16, if the inputs
+/// are whole chunks; by our own products on the CPU; elsewhere by candle's.
+pub(crate) struct Convolution(Form);
+
+enum Form {
+    ChannelsLast(ChannelsLast),
+    InPlanes(InPlanes),
 }
 
 impl Convolution {
@@ -27,21 +34,86 @@ impl Convolution {
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(inputs: usize, outputs: usize, kernel: usize, vb: VarBuilder) -> Result<Self> {
-        let config = Conv2dConfig { padding: kernel / 2, ..Conv2dConfig::default() };
-        Ok(Self { inner: conv2d(inputs, outputs, kernel, config, vb)?, kernel, strip_bytes: STRIP_BYTES_MAX })
+    pub(crate) fn load(inputs: usize, outputs: usize, kernel: usize, vb: &VarBuilder) -> Result<Self> {
+        Self::new(&vb.get((outputs, inputs, kernel, kernel), "weight")?, &vb.get(outputs, "bias")?)
     }
 
-    /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, contiguous.
+    /// The same, 3×3, of a picture whose sides are doubled first, by repeating each pixel.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn load_doubling(channels: usize, vb: &VarBuilder) -> Result<Self> {
+        Self::new_doubling(&vb.get((channels, channels, 3, 3), "weight")?, &vb.get(channels, "bias")?)
+    }
+
+    /// From `weight [outputs, inputs, kernel, kernel]` and `bias [outputs]`; the kernel is 1 or 3.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        Self::of(weight, bias, false)
+    }
+
+    /// The same, 3×3, of a picture whose sides are doubled first.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn new_doubling(weight: &Tensor, bias: &Tensor) -> Result<Self> {
+        Self::of(weight, bias, true)
+    }
+
+    fn of(weight: &Tensor, bias: &Tensor, is_doubled: bool) -> Result<Self> {
+        let (_, inputs, kernel, _) = weight.dims4()?;
+        if has_kernels(weight) && inputs.is_multiple_of(channels_last::CHUNK) {
+            return Ok(Self(Form::ChannelsLast(ChannelsLast::new(weight, bias, is_doubled)?)));
+        }
+        let config = Conv2dConfig { padding: kernel / 2, ..Conv2dConfig::default() };
+        let inner = Conv2d::new(weight.clone(), Some(bias.clone()), config);
+        Ok(Self(Form::InPlanes(InPlanes { inner, kernel, is_doubled, strip_bytes: STRIP_BYTES_MAX })))
+    }
+
+    /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides; in memory as the device likes it.
     ///
     /// # Errors
     /// When shapes or devices do not fit, or the device is out of memory.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Form::ChannelsLast(form) => form.forward(x, None),
+            Form::InPlanes(form) => form.forward(x),
+        }
+    }
+
+    /// `residual` plus [`Self::forward`] of `x`.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit, or the device is out of memory.
+    pub(crate) fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
+        match &self.0 {
+            Form::ChannelsLast(form) => form.forward(x, Some(residual)),
+            Form::InPlanes(form) => residual + form.forward(x)?,
+        }
+    }
+}
+
+/// A convolution of planes, one for each channel. It goes over a picture in strips of rows, each of which sees the rows above
+/// and below it, so nothing shows where they meet.
+struct InPlanes {
+    inner: Conv2d,
+    kernel: usize,
+    is_doubled: bool,
+    strip_bytes: usize,
+}
+
+impl InPlanes {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        let (_, _, height, width) = x.dims4()?;
+        let x = if self.is_doubled { x.upsample_nearest2d(2 * height, 2 * width)? } else { x };
         match self.inner.bias() {
-            Some(bias) if is_on_cpu(x) && x.is_contiguous() => {
+            Some(bias) if is_on_cpu(&x) => {
                 x.apply_op3_no_bwd(self.inner.weight(), bias, &OnCpu { kernel: self.kernel })
             }
-            _ => self.in_strips(x),
+            _ => self.in_strips(&x),
         }
     }
 
@@ -168,10 +240,10 @@ mod tests {
         Tensor::randn(0.0_f32, 1.0, shape, &Device::Cpu).expect("randn")
     }
 
-    fn convolution(inputs: usize, outputs: usize, kernel: usize, strip_bytes: usize) -> Convolution {
+    fn convolution(inputs: usize, outputs: usize, kernel: usize, strip_bytes: usize) -> InPlanes {
         let config = Conv2dConfig { padding: kernel / 2, ..Conv2dConfig::default() };
         let inner = Conv2d::new(random(&[outputs, inputs, kernel, kernel]), Some(random(&[outputs])), config);
-        Convolution { inner, kernel, strip_bytes }
+        InPlanes { inner, kernel, is_doubled: false, strip_bytes }
     }
 
     fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {
@@ -209,5 +281,40 @@ mod tests {
                 assert_close(&strips, &convolution.inner.forward(&x).expect("whole"), &format!("{rows} rows"));
             }
         }
+    }
+
+    /// What the kernel for CUDA is told, weights as it gets them: 3×3, 1×1 and after doubling, with a residual and without.
+    #[test]
+    fn channels_last_equals_planes() {
+        for (kernel, is_doubled, inputs, outputs, height, width) in [
+            (3, false, 8, 16, 7, 5),
+            (3, false, 16, 3, 1, 1),
+            (3, true, 8, 8, 5, 4),
+            (3, true, 24, 11, 1, 3),
+            (1, false, 8, 5, 3, 6),
+        ] {
+            let weight = random(&[outputs, inputs, kernel, kernel]);
+            let bias = random(&[outputs]);
+            let planes = Convolution::of(&weight, &bias, is_doubled).expect("planes");
+            assert!(matches!(planes.0, Form::InPlanes(_)));
+            let pixels = ChannelsLast::new(&weight, &bias, is_doubled).expect("pixels");
+            let x = random(&[1, inputs, height, width]);
+            let scale = 1 + usize::from(is_doubled);
+            let residual = random(&[1, outputs, scale * height, scale * width]);
+            let what = format!("{kernel}x{kernel}, {inputs} to {outputs}, {height}x{width}, doubled: {is_doubled}");
+            let found = pixels.forward(&x, None).and_then(|found| found.contiguous()).expect("convolves");
+            assert_close(&found, &planes.forward(&x).expect("convolves"), &what);
+            let found = pixels.forward(&x, Some(&residual)).and_then(|found| found.contiguous()).expect("convolves");
+            assert_close(&found, &planes.forward_onto(&x, &residual).expect("convolves"), &what);
+        }
+    }
+
+    /// What one operation leaves is what the next reads, without a copy.
+    #[test]
+    fn channels_stay_last() {
+        let form = ChannelsLast::new(&random(&[8, 8, 3, 3]), &random(&[8]), false).expect("pixels");
+        let out = form.forward(&random(&[1, 8, 4, 6]), None).expect("convolves");
+        assert_eq!(out.stride(), [8 * 4 * 6, 1, 8 * 6, 8]);
+        assert!(out.permute((0, 2, 3, 1)).expect("permutes").is_contiguous());
     }
 }

@@ -6,10 +6,12 @@
 #![expect(unsafe_code, reason = "kernels take structs by value")]
 
 pub(super) mod attention;
+pub(super) mod convolution;
 mod cublaslt;
 pub(super) mod group_norm;
 pub(super) mod products;
 pub(super) mod rows;
+pub(super) mod softmax;
 pub(super) mod text;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaView, CudaViewMut, DeviceRepr, LaunchConfig};
@@ -122,6 +124,14 @@ fn rows_of(layout: &Layout) -> Result<(usize, usize, usize)> {
 pub(super) fn unwritten(rows: usize, width: usize, device: &Device) -> Result<Tensor> {
     // SAFETY: any bits are numbers in bf16, and who asks for it writes it before it is read.
     unsafe { Tensor::empty((rows, width), DType::BF16, device) }
+}
+
+/// The values of a contiguous operand that begins on a chunk.
+fn values_of<'a>((storage, layout): (&'a CudaStorage, &Layout)) -> Result<CudaView<'a, bf16>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) if start.is_multiple_of(CHUNK) => Ok(storage.as_cuda_slice::<bf16>()?.slice(start..end)),
+        _ => bail!("expected a contiguous operand on a boundary of {CHUNK} values, found {layout:?}"),
+    }
 }
 
 /// Calls `body` with a contiguous tensor's values on the device.

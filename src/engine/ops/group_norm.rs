@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::activation::{silu, silu_of};
 use super::vector::{sum, sum_of_squares, vectorized};
-use super::{contiguous, is_on_cpu, is_on_cuda};
+use super::{channels_first, channels_last, contiguous, has_kernels, is_on_cpu};
 
 /// Values whose sum is taken in f32; the sums of a group's stretches are added in f64, of which there may be thousands.
 const STRETCH: usize = 4096;
@@ -52,13 +52,20 @@ impl GroupNorm {
     }
 
     fn run(&self, x: &Tensor, is_activated: bool) -> Result<Tensor> {
-        // The kernel's accesses must not reach over a channel's end.
-        let is_ours_on_cuda = || is_on_cuda(&[x]) && x.dims().iter().skip(2).product::<usize>().is_multiple_of(8);
-        if x.is_contiguous() && (is_on_cpu(x) || is_ours_on_cuda()) {
-            let op = Op { groups: self.groups, epsilon: self.epsilon as f32, is_activated };
+        let op = Op { groups: self.groups, epsilon: self.epsilon as f32, is_activated, is_channels_last: false };
+        if has_kernels(x) && fits_kernels(self.weight.dim(0)?) {
+            return self.run_channels_last(x, op);
+        }
+        if x.is_contiguous() && is_on_cpu(x) {
             return x.apply_op3_no_bwd(&self.weight, &self.bias, &op);
         }
         self.composed(x, is_activated)
+    }
+
+    /// With the channels of each pixel side by side, as the kernels have them. Nothing moves if `x` comes from a kernel.
+    fn run_channels_last(&self, x: &Tensor, op: Op) -> Result<Tensor> {
+        let op = Op { is_channels_last: true, ..op };
+        channels_first(&channels_last(x)?.apply_op3_no_bwd(&self.weight, &self.bias, &op)?)
     }
 
     fn composed(&self, x: &Tensor, is_activated: bool) -> Result<Tensor> {
@@ -69,10 +76,23 @@ impl GroupNorm {
     }
 }
 
+/// Whether the kernels take so many channels.
+#[cfg(feature = "cuda")]
+fn fits_kernels(channels: usize) -> bool {
+    channels.is_multiple_of(8) && channels <= super::cuda::group_norm::CHANNELS_MAX
+}
+
+#[cfg(not(feature = "cuda"))]
+fn fits_kernels(_: usize) -> bool {
+    false
+}
+
+#[derive(Clone, Copy)]
 struct Op {
     groups: usize,
     epsilon: f32,
     is_activated: bool,
+    is_channels_last: bool,
 }
 
 impl CustomOp3 for Op {
@@ -93,6 +113,9 @@ impl CustomOp3 for Op {
         let channels = self.channels(xl)?;
         if [weight.len(), bias.len()] != [channels; 2] {
             bail!("group norm: {} weights and {} biases for {channels} channels", weight.len(), bias.len());
+        }
+        if self.is_channels_last {
+            return Ok((CpuStorage::F32(self.by_pixels(values, weight, bias)), xl.shape().clone()));
         }
         let positions = values.len() / channels;
         let group_channels = channels / self.groups;
@@ -131,10 +154,34 @@ impl CustomOp3 for Op {
 }
 
 impl Op {
+    /// The plainest way, for a picture with its channels last: the kernels' twin.
+    fn by_pixels(&self, values: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
+        let channels = weight.len();
+        let width = channels / self.groups;
+        let of_group = |group: usize| {
+            let pixels = values.chunks_exact(channels);
+            pixels.flat_map(|pixel| &pixel[group * width..][..width]).copied().collect::<Vec<f32>>()
+        };
+        let statistics: Vec<(f32, f32)> =
+            (0..self.groups).map(|group| mean_and_scale(&of_group(group), self.epsilon)).collect();
+        let norm = |(at, value): (usize, &f32)| {
+            let channel = at % channels;
+            let (mean, inverse) = statistics[channel / width];
+            let normed = (value - mean) * inverse * weight[channel] + bias[channel];
+            if self.is_activated { silu_of(normed) } else { normed }
+        };
+        values.iter().enumerate().map(norm).collect()
+    }
+
     /// Channels of the one picture that there is.
     fn channels(&self, layout: &Layout) -> Result<usize> {
-        match *layout.dims() {
-            [1, channels, ..] if channels > 0 && channels.is_multiple_of(self.groups) => Ok(channels),
+        let channels = match *layout.dims() {
+            [1, .., channels] if self.is_channels_last => Some(channels),
+            [1, channels, ..] if !self.is_channels_last => Some(channels),
+            _ => None,
+        };
+        match channels {
+            Some(channels) if channels > 0 && channels.is_multiple_of(self.groups) => Ok(channels),
             _ => bail!("group norm: {:?} is not one picture of {} groups of channels", layout.dims(), self.groups),
         }
     }
@@ -180,8 +227,13 @@ mod tests {
                 let fused = norm.run(&x, is_activated).expect("fused");
                 let composed = norm.composed(&x, is_activated).expect("composed");
                 let largest: f32 =
-                    (fused - composed).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
+                    (fused - &composed).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
                 assert!(largest < 1e-5, "{channels} channels in {groups}: {largest:e}");
+                let op = Op { groups, epsilon: 1e-6, is_activated, is_channels_last: false };
+                let last = norm.run_channels_last(&x, op).expect("channels last");
+                let largest: f32 =
+                    (last - &composed).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
+                assert!(largest < 1e-5, "{channels} channels in {groups}, last: {largest:e}");
             }
         }
     }

@@ -68,11 +68,11 @@ impl Encoder {
             Resnet::load(groups, widest, widest, &vb.pp("mid.block_2"))?,
         );
         Ok(Self {
-            conv_in: convolution(config.in_channels, narrowest, vb.pp("conv_in"))?,
+            conv_in: convolution(config.in_channels, narrowest, &vb.pp("conv_in"))?,
             levels,
             middle,
             norm_out: GroupNorm::load(groups, widest, EPSILON, &vb.pp("norm_out"))?,
-            conv_out: convolution(widest, 2 * config.latent_channels, vb.pp("conv_out"))?,
+            conv_out: convolution(widest, 2 * config.latent_channels, &vb.pp("conv_out"))?,
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor,
         })

@@ -8,12 +8,15 @@ use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{CudaStorage, Layout, Result, Shape, bail};
 use half::bf16;
 
-use super::{CHUNK, THREADS, grid, number};
+use super::{CHUNK, THREADS, grid, number, values_of};
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/group_norm.ptx"));
 
 /// The name under which a device keeps them once they are loaded.
 const MODULE: &str = "fluxserve-group-norm";
+
+/// Most channels: a thread for each chunk of a pixel.
+pub(in crate::engine::ops) const CHANNELS_MAX: usize = THREADS as usize * CHUNK;
 
 /// What the channels of a picture are shared out to.
 #[derive(Clone, Copy)]
@@ -22,11 +25,16 @@ pub(in crate::engine::ops) struct GroupNormShape {
     pub(in crate::engine::ops) groups: usize,
 }
 
-/// Blocks that take the moments of one group, and chunks that a block of the second kernel writes.
-const GROUP_PARTS: usize = 64;
-const BLOCK_CHUNKS: usize = 4 * THREADS as usize;
+/// Most parts whose statistics are taken each by a block of its own: eight blocks for each multiprocessor of an H200.
+const PARTS_MAX: usize = 1056;
 
-/// [`crate::engine::ops::group_norm::GroupNorm`] of one contiguous picture whose channels are whole chunks.
+/// Pixels that make it worth a part.
+const PART_PIXELS_MIN: usize = 64;
+
+/// Pixels that one thread of the last kernel norms.
+const PIXELS_PER_THREAD: usize = 16;
+
+/// [`crate::engine::ops::group_norm::GroupNorm`] of one contiguous picture, channels last.
 pub(in crate::engine::ops) fn group_norm(
     [x, weight, bias]: [(&CudaStorage, &Layout); 3],
     shape: GroupNormShape,
@@ -34,42 +42,43 @@ pub(in crate::engine::ops) fn group_norm(
     is_activated: bool,
 ) -> Result<(CudaStorage, Shape)> {
     let GroupNormShape { channels, groups } = shape;
-    let device = x.0.device();
-    let values = |(storage, layout): (&'_ CudaStorage, &Layout)| match layout.contiguous_offsets() {
-        Some(range) => Ok(range),
-        None => bail!("group norm: {:?} of {:?} is not contiguous", layout.stride(), storage.dtype()),
-    };
-    let [(start, end), (weight_start, weight_end), (bias_start, bias_end)] =
-        [values(x)?, values(weight)?, values(bias)?];
-    let count = end - start;
-    let channel_chunks = count / channels / CHUNK;
-    let is_whole = count == channels * channel_chunks * CHUNK && start.is_multiple_of(CHUNK);
-    if !is_whole || [weight_end - weight_start, bias_end - bias_start] != [channels; 2] {
-        bail!("group norm: {count} values, {channels} channels: not in chunks of {CHUNK}, or other weights");
+    let (device, out_shape) = (x.0.device(), x.1.shape().clone());
+    let count = out_shape.elem_count();
+    let pixels = count / channels;
+    let fits = channels.is_multiple_of(CHUNK) && channels <= CHANNELS_MAX && count == pixels * channels;
+    if !fits || [weight.1, bias.1].iter().any(|layout| layout.dims() != [channels]) {
+        bail!("group norm: {out_shape:?} of {channels} channels is not in chunks of {CHUNK}, or has other weights");
     }
-    let pixels = x.0.as_cuda_slice::<bf16>()?.slice(start..end);
-    let weight = weight.0.as_cuda_slice::<bf16>()?.slice(weight_start..weight_end);
-    let bias = bias.0.as_cuda_slice::<bf16>()?.slice(bias_start..bias_end);
-    // SAFETY: the first kernel writes the moments of every part of every group, the second every value.
-    let (mut moments, mut out) =
-        unsafe { (device.alloc::<f32>(2 * groups * GROUP_PARTS)?, device.alloc::<bf16>(count)?) };
-    let group_channels = channels / groups;
-    let shared = THREADS / 32 * 4;
+    let [x, weight, bias] = [values_of(x)?, values_of(weight)?, values_of(bias)?];
+    let parts = (pixels / PART_PIXELS_MIN).clamp(1, PARTS_MAX);
+    // SAFETY: the first kernel writes the moments of every part of every group, the second two numbers for every channel, the
+    // third every value.
+    let (mut moments, mut scales, mut out) = unsafe {
+        (device.alloc::<f32>(2 * groups * parts)?, device.alloc::<f32>(2 * channels)?, device.alloc::<bf16>(count)?)
+    };
+    let block_pixels = THREADS as usize / (channels / CHUNK) * PIXELS_PER_THREAD;
+    let blocks = pixels.div_ceil(block_pixels);
+    let pixels = pixels as i64;
+    let [channels, groups_argument, parts_argument] = [number(channels)?, number(groups)?, number(parts)?];
 
     let kernel = device.get_or_load_custom_func("group_moments", MODULE, KERNELS)?;
-    let group_chunks = (channel_chunks * group_channels) as i64;
     let mut launch = kernel.builder();
-    launch.arg(&pixels).arg(&mut moments).arg(&group_chunks);
+    launch.arg(&x).arg(&mut moments).arg(&pixels).arg(&channels).arg(&groups_argument).arg(&parts_argument);
     // SAFETY: the arguments are those of group_norm.cu, and the sizes have been compared above.
-    unsafe { launch.launch(grid(GROUP_PARTS, groups, shared)) }.w()?;
+    unsafe { launch.launch(grid(parts, 1, THREADS * 8 * 8)) }.w()?;
+
+    let kernel = device.get_or_load_custom_func("group_scales", MODULE, KERNELS)?;
+    let mut launch = kernel.builder();
+    launch.arg(&moments).arg(&weight).arg(&bias).arg(&mut scales).arg(&pixels);
+    launch.arg(&channels).arg(&groups_argument).arg(&parts_argument).arg(&epsilon);
+    // SAFETY: as above.
+    unsafe { launch.launch(grid(groups, 1, THREADS / 32 * 4)) }.w()?;
 
     let kernel = device.get_or_load_custom_func("group_norm", MODULE, KERNELS)?;
-    let (chunks, group_channels, is_activated) =
-        (channel_chunks as i64, number(group_channels)?, i32::from(is_activated));
+    let is_activated = i32::from(is_activated);
     let mut launch = kernel.builder();
-    launch.arg(&pixels).arg(&moments).arg(&weight).arg(&bias).arg(&mut out);
-    launch.arg(&chunks).arg(&group_channels).arg(&epsilon).arg(&is_activated);
+    launch.arg(&x).arg(&scales).arg(&mut out).arg(&pixels).arg(&channels).arg(&is_activated);
     // SAFETY: as above.
-    unsafe { launch.launch(grid(channel_chunks.div_ceil(BLOCK_CHUNKS), channels, shared)) }.w()?;
-    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), x.1.shape().clone()))
+    unsafe { launch.launch(grid(blocks, 1, 0)) }.w()?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), out_shape))
 }

@@ -1,0 +1,187 @@
+//! Convolutions of a picture whose pixels have their channels side by side: the CUDA kernel's way, and its twin's on the CPU.
+
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::super::linear::linear;
+use super::super::{channels_first, channels_last, contiguous};
+
+/// Channels come in chunks of so many.
+pub(super) const CHUNK: usize = 8;
+
+/// A convolution's weights as the kernel wants them.
+pub(super) struct ChannelsLast {
+    kind: Kind,
+    /// As many as were asked for. There may be more of the kernel's, up to whole chunks; those are zero.
+    outputs: usize,
+}
+
+enum Kind {
+    /// 3×3, or the four 2×2 ones that make a picture of doubled sides: `weight [kinds, outputs, taps, inputs]`, `bias [outputs]`.
+    Kernel { weight: Tensor, bias: Tensor, is_doubled: bool },
+    /// 1×1, which is a linear layer: `weight [outputs, inputs]`, `bias [outputs]`.
+    Pointwise { weight: Tensor, bias: Tensor },
+}
+
+impl ChannelsLast {
+    /// From `weight [outputs, inputs, kernel, kernel]`, with a kernel of 1 or 3, and `bias [outputs]`.
+    pub(super) fn new(weight: &Tensor, bias: &Tensor, is_doubled: bool) -> Result<Self> {
+        let (outputs, inputs, kernel, _) = weight.dims4()?;
+        if kernel == 1 {
+            let kind = Kind::Pointwise { weight: weight.reshape((outputs, inputs))?, bias: bias.clone() };
+            return Ok(Self { kind, outputs });
+        }
+        let weight = if is_doubled { doubled(weight)? } else { taps_of(weight)?.unsqueeze(0)? };
+        let missing = outputs.next_multiple_of(CHUNK) - outputs;
+        let weight = weight.pad_with_zeros(1, 0, missing)?.contiguous()?;
+        let bias = bias.pad_with_zeros(0, 0, missing)?.contiguous()?;
+        Ok(Self { kind: Kind::Kernel { weight, bias, is_doubled }, outputs })
+    }
+
+    /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides; plus `residual`, which has the
+    /// result's shape. Nothing moves if the operands are results of this.
+    pub(super) fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        let x = channels_last(x)?;
+        let residual = residual.map(channels_last).transpose()?;
+        let (_, height, width, inputs) = x.dims4()?;
+        let (out, rest) = match &self.kind {
+            Kind::Kernel { weight, bias, is_doubled } => {
+                let (fused, rest) = if bias.dim(0)? == self.outputs { (residual, None) } else { (None, residual) };
+                let op = Op { residual: fused, is_doubled: *is_doubled };
+                (x.apply_op3_no_bwd(weight, bias, &op)?.narrow(3, 0, self.outputs)?, rest)
+            }
+            Kind::Pointwise { weight, bias } => {
+                let out = linear(&x.reshape((height * width, inputs))?, weight, Some(bias))?;
+                (out.reshape((1, height, width, self.outputs))?, residual)
+            }
+        };
+        channels_first(&match rest {
+            Some(rest) => (out + rest)?,
+            None => out,
+        })
+    }
+}
+
+/// `[outputs, inputs, rows, columns]` -> `[outputs, taps, inputs]`
+fn taps_of(weight: &Tensor) -> Result<Tensor> {
+    weight.permute((0, 2, 3, 1))?.contiguous()?.flatten(1, 2)
+}
+
+/// Of a convolution after each pixel has been repeated, those of the small picture that make the pixels in even and odd rows
+/// and columns: `[4, outputs, 4, inputs]`. Sums of weights are taken in f32.
+fn doubled(weight: &Tensor) -> Result<Tensor> {
+    let nine = weight.to_dtype(DType::F32)?;
+    // Of an even line's three neighbours the first is the small line before, the other two are its own; of an odd line's the
+    // first two are its own, the last is the small line behind.
+    let halves = |weight: &Tensor, along: usize, is_odd: bool| {
+        let lines = |first, count| weight.narrow(along, first, count)?.sum_keepdim(along);
+        let border = if is_odd { 2 } else { 1 };
+        Tensor::cat(&[lines(0, border)?, lines(border, 3 - border)?], along)
+    };
+    let kinds = [(false, false), (false, true), (true, false), (true, true)];
+    let kinds = kinds.map(|(row, column)| taps_of(&halves(&halves(&nine, 2, row)?, 3, column)?));
+    Tensor::stack(&kinds.into_iter().collect::<Result<Vec<_>>>()?, 0)?.to_dtype(weight.dtype())
+}
+
+/// What a convolution is about.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::engine::ops) struct Sizes {
+    pub(in crate::engine::ops) height: usize,
+    pub(in crate::engine::ops) width: usize,
+    pub(in crate::engine::ops) inputs: usize,
+    pub(in crate::engine::ops) outputs: usize,
+    pub(in crate::engine::ops) is_doubled: bool,
+}
+
+impl Sizes {
+    fn of(x: &Layout, weight: &Layout, bias: &Layout, is_doubled: bool) -> Result<Self> {
+        let (batch, height, width, inputs) = x.shape().dims4()?;
+        let outputs = bias.shape().dims1()?;
+        let expected = if is_doubled { [4, outputs, 4, inputs] } else { [1, outputs, 9, inputs] };
+        if batch != 1 || weight.dims() != expected {
+            bail!("convolution: {:?} by {:?} and {outputs} biases", x.dims(), weight.dims());
+        }
+        Ok(Self { height, width, inputs, outputs, is_doubled })
+    }
+
+    /// How many times as many rows and columns come out.
+    fn scale(self) -> usize {
+        1 + usize::from(self.is_doubled)
+    }
+
+    /// `[1, height, width, outputs]` of what comes out.
+    pub(in crate::engine::ops) fn out_shape(self) -> Shape {
+        (1, self.scale() * self.height, self.scale() * self.width, self.outputs).into()
+    }
+}
+
+/// On `x [1, height, width, inputs]`, with weights as in [`Kind::Kernel`].
+struct Op {
+    residual: Option<Tensor>,
+    is_doubled: bool,
+}
+
+impl CustomOp3 for Op {
+    fn name(&self) -> &'static str {
+        "convolution-channels-last"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        weight: &CpuStorage,
+        weight_l: &Layout,
+        bias: &CpuStorage,
+        bias_l: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let sizes = Sizes::of(xl, weight_l, bias_l, self.is_doubled)?;
+        let Sizes { height, width, inputs, outputs, .. } = sizes;
+        let (x, weight, bias) = (contiguous(x, xl)?, contiguous(weight, weight_l)?, contiguous(bias, bias_l)?);
+        let shape = sizes.out_shape();
+        let mut out = match &self.residual {
+            Some(residual) if residual.shape() == &shape => residual.flatten_all()?.to_vec1::<f32>()?,
+            Some(residual) => bail!("convolution: {:?} on {shape:?}", residual.dims()),
+            None => vec![0.0; shape.elem_count()],
+        };
+        let (scale, side) = (sizes.scale(), if self.is_doubled { 2 } else { 3 });
+        let taps = side * side;
+        out.par_chunks_mut((scale * width * outputs).max(1)).enumerate().for_each(|(row, line)| {
+            for (column, pixel) in line.chunks_exact_mut(outputs).enumerate() {
+                let kind = row % scale * 2 + column % scale;
+                for (output, value) in pixel.iter_mut().enumerate() {
+                    let mut sum = bias[output];
+                    for tap in 0..taps {
+                        // The first tap is above and left, but for odd rows and columns of doubled sides.
+                        let from = |at: usize, tap: usize| (at / scale + at % scale + tap).checked_sub(1);
+                        let (Some(y), Some(x_at)) = (from(row, tap / side), from(column, tap % side)) else { continue };
+                        if y < height && x_at < width {
+                            let seen = &x[(y * width + x_at) * inputs..][..inputs];
+                            let weights = &weight[((kind * outputs + output) * taps + tap) * inputs..][..inputs];
+                            sum += seen.iter().zip(weights).map(|(a, b)| a * b).sum::<f32>();
+                        }
+                    }
+                    *value += sum;
+                }
+            }
+        });
+        Ok((CpuStorage::F32(out), shape))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        xl: &Layout,
+        weight: &CudaStorage,
+        weight_l: &Layout,
+        bias: &CudaStorage,
+        bias_l: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let sizes = Sizes::of(xl, weight_l, bias_l, self.is_doubled)?;
+        let operands = [(x, xl), (weight, weight_l), (bias, bias_l)];
+        super::super::cuda::convolution::convolution(operands, self.residual.as_ref(), sizes)
+    }
+}

@@ -1,0 +1,100 @@
+//! The autoencoder's operations, and the decoding of a small picture by an autoencoder of random weights.
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_nn::VarBuilder;
+use candle_nn::var_builder::SimpleBackend;
+
+use crate::engine::loader::config::VaeConfig;
+use crate::engine::ops::convolution::Convolution;
+use crate::engine::ops::group_norm::GroupNorm;
+use crate::engine::ops::softmax::softmax;
+use crate::engine::vae::Decoder;
+
+use super::{Op, OpReport, Operands, numbers};
+
+/// Channels of the small autoencoder's latents.
+const LATENT_CHANNELS: usize = 16;
+
+impl Operands {
+    /// Sizes are no multiples of a tile's, and not all channels are whole chunks.
+    pub(super) fn autoencoder(&self) -> Result<Vec<OpReport>> {
+        let picture = |seed, channels, height, width| self.random(seed, &[1, channels, height, width]);
+        let channels = |seed, count| self.random(seed, &[count]);
+        let kernel = |seed, outputs: usize, inputs: usize, side: usize| {
+            // What comes out has about the deviation of what goes in.
+            let scaled = (self.random(seed, &[outputs, inputs, side, side])? / ((inputs * side * side) as f64).sqrt())?;
+            scaled.to_dtype(self.dtype)?.to_dtype(DType::F32)
+        };
+        let ops: [(&'static str, Vec<Tensor>, Op); 7] = [
+            (
+                "convolution onto a residual",
+                vec![picture(40, 40, 19, 33)?, kernel(41, 136, 40, 3)?, channels(42, 136)?, picture(43, 136, 19, 33)?],
+                &|x| Convolution::new(&x[1], &x[2])?.forward_onto(&x[0], &x[3]),
+            ),
+            ("convolution to colours", vec![picture(44, 24, 9, 17)?, kernel(45, 3, 24, 3)?, channels(46, 3)?], &|x| {
+                Convolution::new(&x[1], &x[2])?.forward(&x[0])
+            }),
+            ("convolution, doubled", vec![picture(47, 48, 7, 18)?, kernel(48, 48, 48, 3)?, channels(49, 48)?], &|x| {
+                Convolution::new_doubling(&x[1], &x[2])?.forward(&x[0])
+            }),
+            ("convolution 1x1", vec![picture(50, 48, 7, 18)?, kernel(51, 40, 48, 1)?, channels(52, 40)?], &|x| {
+                Convolution::new(&x[1], &x[2])?.forward(&x[0])
+            }),
+            ("group norm of sixes", vec![picture(53, 48, 13, 11)?, channels(54, 48)?, channels(55, 48)?], &|x| {
+                GroupNorm::new(8, 1e-6, x[1].clone(), x[2].clone()).forward(&x[0])
+            }),
+            ("softmax", vec![self.random(56, &[3, 264])?], &|x| softmax(&x[0], 0.3)),
+            ("decoder", vec![picture(57, LATENT_CHANNELS, 10, 12)?], &|x| {
+                random_decoder(x[0].dtype(), x[0].device())?.decode(&x[0].to_dtype(DType::F32)?)
+            }),
+        ];
+        let mut reports = ops.map(|(name, operands, op)| self.compare(name, &operands, op));
+        // A dozen layers, each of which rounds.
+        if let Some(Ok(decoder)) = reports.last_mut() {
+            decoder.tolerance *= 4.0;
+        }
+        reports.into_iter().collect()
+    }
+}
+
+/// A decoder on a device: two levels, whose groups are five and six channels wide, and an attention whose head is of no
+/// width that a kernel does without scores.
+fn random_decoder(dtype: DType, device: &Device) -> Result<Decoder> {
+    let config = VaeConfig {
+        in_channels: 3,
+        out_channels: 3,
+        latent_channels: LATENT_CHANNELS,
+        block_out_channels: vec![40, 48],
+        layers_per_block: 1,
+        norm_num_groups: 8,
+        scaling_factor: 0.3611,
+        shift_factor: 0.1159,
+        mid_block_add_attention: true,
+        use_quant_conv: false,
+        use_post_quant_conv: false,
+    };
+    Decoder::load(&config, &VarBuilder::from_backend(Box::new(RandomWeights), dtype, device.clone()))
+}
+
+/// Numbers that depend on a tensor's name alone, each of which bf16 can hold: about one times the input's deviation comes out
+/// of every layer.
+struct RandomWeights;
+
+impl SimpleBackend for RandomWeights {
+    fn get(&self, shape: Shape, name: &str, _: candle_nn::Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let seed = name.bytes().fold(0_u64, |seed, byte| seed.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        let numbers = Tensor::from_vec(numbers(seed, shape.elem_count()), &shape, &Device::Cpu)?;
+        let inputs: usize = shape.dims().iter().skip(1).product();
+        let is_norm = shape.rank() == 1 && name.ends_with("weight");
+        let (factor, mean) = if is_norm { (0.2, 1.0) } else { (1.0 / (inputs as f64).sqrt(), 0.0) };
+        numbers.affine(factor, mean)?.to_dtype(DType::BF16)?.to_dtype(dtype)?.to_device(device)
+    }
+
+    fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
+        candle_core::bail!("`{name}` is wanted in whatever shape it has")
+    }
+
+    fn contains_tensor(&self, _: &str) -> bool {
+        true
+    }
+}
