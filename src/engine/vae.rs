@@ -7,6 +7,7 @@ mod encoder;
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::VarBuilder;
+use rayon::prelude::*;
 
 use super::loader::config::VaeConfig;
 use super::ops::attention::attention;
@@ -229,12 +230,13 @@ impl Attention {
 /// # Errors
 /// When the device fails.
 pub(crate) fn to_rgb_bytes(pixels: &Tensor) -> Result<Option<Vec<u8>>> {
-    let interleaved = pixels.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.squeeze(0)?.permute((1, 2, 0))?;
-    let values = interleaved.flatten_all()?.to_vec1::<f32>()?;
-    if values.iter().any(|value| !value.is_finite()) {
+    // Rearranged where they are: that takes a device next to no time.
+    let interleaved = pixels.squeeze(0)?.permute((1, 2, 0))?.contiguous()?.to_device(&Device::Cpu)?;
+    let values = interleaved.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    if values.par_iter().any(|value| !value.is_finite()) {
         return Ok(None);
     }
-    Ok(Some(values.into_iter().map(to_byte).collect()))
+    Ok(Some(values.into_par_iter().map(to_byte).collect()))
 }
 
 /// A colour's share, about -1 to 1, as a byte: `round_half_even(255 × clamp(x / 2 + 1 / 2))`, as diffusers rounds.
