@@ -135,8 +135,8 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   uint16_t *value_tiles = key_tiles + 2 * TILE;
   const uint32_t start = unaligned + skipped;
   const int group = same_in_warp(threadIdx.x / WARPGROUP);
-  const uint64_t query_matrix = matrix_at(start + group * GROUP_QUERIES * PANEL * 2, PANEL_BYTES);
-  const auto key_matrix = [&](int turn) { return matrix_at(start + (1 + turn % 2) * TILE * 2, PANEL_BYTES); };
+  const uint64_t query_matrix = matrix_at(start + group * GROUP_QUERIES * PANEL * 2, WITHIN_PANEL);
+  const auto key_matrix = [&](int turn) { return matrix_at(start + (1 + turn % 2) * TILE * 2, WITHIN_PANEL); };
   const auto value_matrix = [&](int turn) { return matrix_at(start + (3 + turn % 2) * TILE * 2, PANEL_BYTES); };
 
   float answer[64] = {};

@@ -28,7 +28,8 @@ template <int ROWS> static __device__ __forceinline__ int in_panels(int row, int
 // What tells a product where a matrix stands ("Matrix Descriptor Format"), with the swizzle of 128 bytes.
 //
 // `panel_bytes` lie between panels where a row runs along the result's columns; where rows run along the sum, one product
-// stays within a panel, and the field is not read.
+// stays within a panel, and the field is not read: `WITHIN_PANEL` is what it is then taken to be.
+constexpr int WITHIN_PANEL = 16;
 static __device__ __forceinline__ uint64_t matrix_at(uint32_t address, int panel_bytes) {
   return (address & 0x3ffff) >> 4 | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
          static_cast<uint64_t>(EIGHT_ROWS_BYTES >> 4) << 32 | static_cast<uint64_t>(1) << 62;
