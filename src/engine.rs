@@ -7,6 +7,7 @@ mod noise;
 pub(crate) mod ops;
 mod plan;
 mod preview;
+mod reading;
 mod sampler;
 mod self_test;
 mod slots;
@@ -19,21 +20,24 @@ mod vae;
 mod parity;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
 use crate::domain::device::{EngineSettings, Offload};
-use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
+use crate::domain::engine::{EngineError, EngineLimits, LoadObserver, RgbImage, Slot, StepEngine};
 use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
 
 pub use device::{DeviceError, free_bytes, probe};
-use loader::Checkpoint;
 use loader::config::Configs;
+use loader::{Checkpoint, Keeping};
 pub use loader::{CheckpointError, ComponentReport, Inspection, Precision, Problem, inspect};
 use plan::MemoryPlan;
 pub use plan::TooLarge;
 use preview::Projection;
+pub use reading::{LoadTimes, Reading, read_weights};
 pub use self_test::{OpReport, self_test};
 use slots::{Pass, Picture, TokenGrid};
 pub use stages::{Stages, WriteError};
@@ -78,6 +82,7 @@ pub struct FluxEngine {
     is_apart: bool,
     pictures: BTreeMap<Slot, Picture>,
     next_slot: u64,
+    load_times: LoadTimes,
 }
 
 impl FluxEngine {
@@ -89,27 +94,50 @@ impl FluxEngine {
     /// # Errors
     /// When the device cannot be had, the checkpoint is not whole, or memory does not suffice.
     pub fn load(files: &ModelFiles, settings: impl Into<EngineSettings>) -> Result<Self, LoadError> {
-        let settings = settings.into();
-        let device = device::open(settings.device)?;
-        let checkpoint = Checkpoint::open(files)?;
+        Self::load_watched(files, settings, Arc::new(()))
+    }
+
+    /// [`Self::load`], and `observer` hears how far it is.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_watched(
+        files: &ModelFiles,
+        settings: impl Into<EngineSettings>,
+        observer: Arc<dyn LoadObserver>,
+    ) -> Result<Self, LoadError> {
+        let (started, settings) = (Instant::now(), settings.into());
+        // To open a device can take as long as to open the files, and most of either is waiting.
+        let (device, device_seconds, checkpoint) = std::thread::scope(|scope| {
+            let checkpoint = scope.spawn(|| Checkpoint::open(files));
+            let device = device::open(settings.device);
+            let device_seconds = started.elapsed().as_secs_f64();
+            (device, device_seconds, checkpoint.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let (device, checkpoint) = (device?, checkpoint?);
+        let check_seconds = started.elapsed().as_secs_f64() - device_seconds;
         let configs = checkpoint.configs.clone();
-        let dtype = device::dtype(&device);
         let (limits, pixels_max) = limits_of(&checkpoint, &device, settings.offload)?;
-        let is_streamed = settings.offload == Offload::Text;
         ops::attention::choose(&device, settings.attention);
-        let decoder = Decoder::load(&configs.vae, &checkpoint.vae(dtype, &device))?;
+        let is_text_streamed = settings.offload == Offload::Text;
+        let keeping = Keeping { dtype: device::dtype(&device), is_text_streamed };
+        let loading = checkpoint.load_onto(&device, keeping, observer)?;
+        // In the order of the plan in `loader/loading.rs`, by which is read ahead.
+        let decoder = Decoder::load(&configs.vae, &loading.decoder())?;
+        let encoder = Encoder::load(&configs.vae, &loading.encoder())?;
+        let text = TextEncoders::load(&configs, &loading.clip(), loading.t5(), is_text_streamed)?;
+        let transformer = Transformer::load(&configs.transformer, &loading.transformer())?;
+        let (weights_bytes, weights_seconds) = loading.finish()?;
+        let learning = Instant::now();
+        let projection = Projection::of(&decoder, configs.vae.latent_channels, &device)?;
+        let preview_seconds = learning.elapsed().as_secs_f64();
         Ok(Self {
-            encoder: Encoder::load(&configs.vae, &checkpoint.vae(DType::F32, &device))?,
-            projection: Projection::of(&decoder, configs.vae.latent_channels, &device)?,
+            encoder,
+            projection,
             decoder,
-            text: TextEncoders::load(
-                &configs,
-                &checkpoint.clip(dtype, &device),
-                checkpoint.t5(dtype, &device),
-                is_streamed,
-            )?,
+            text,
             prompts: PromptCache::default(),
-            transformer: Transformer::load(&configs.transformer, &checkpoint.transformer(dtype, &device))?,
+            transformer,
             tokenizers: checkpoint.tokenizers,
             configs,
             // The CPU's own operations give each row the same bits in any company.
@@ -119,7 +147,14 @@ impl FluxEngine {
             pixels_max,
             pictures: BTreeMap::new(),
             next_slot: 0,
+            load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
         })
+    }
+
+    /// What the parts of loading took.
+    #[must_use]
+    pub fn load_times(&self) -> LoadTimes {
+        self.load_times
     }
 
     fn embed(&mut self, prompt: &str, t5_prompt: &str, length: usize) -> Result<PromptEmbedding, EngineError> {

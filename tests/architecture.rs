@@ -55,7 +55,7 @@ const MODULES: &[(&str, &[&str])] = &[
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
     (&["candle_*", "cudarc", "gemm", "half", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
-    (&["memmap2"], &["engine/loader/source", "store/changes"]),
+    (&["memmap2"], &["store/changes"]),
     (&["reqwest"], &["hub"]),
     (&["rustls_platform_verifier"], &["hub/client"]),
     (&["sha1", "sha2"], &["hub/checksum"]),

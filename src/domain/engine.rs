@@ -89,6 +89,22 @@ pub trait StepEngine {
     fn release(&mut self, slot: Slot);
 }
 
+/// Hears how far the loading of a model is. Whoever hears of it must not keep the engine waiting.
+pub trait LoadObserver: Send + Sync {
+    /// So many bytes are going to be read. What was said before does not count any more.
+    fn planned(&self, bytes: u64);
+
+    /// So many more have been.
+    fn loaded(&self, bytes: u64);
+}
+
+/// Does not care.
+impl LoadObserver for () {
+    fn planned(&self, _: u64) {}
+
+    fn loaded(&self, _: u64) {}
+}
+
 /// 8-bit RGB pixels, row by row from the top left, three bytes each.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RgbImage {

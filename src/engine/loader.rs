@@ -7,12 +7,15 @@
 mod backend;
 pub(crate) mod config;
 mod inventory;
+mod loading;
+mod recipe;
 mod report;
 mod source;
+mod stream;
+mod values;
 mod weights;
 
-use candle_core::{DType, Device};
-use candle_nn::VarBuilder;
+use candle_core::DType;
 
 use crate::domain::model::ModelFiles;
 
@@ -21,6 +24,7 @@ use super::text::tokens::{self, TokenizerFiles, Tokenizers};
 use backend::CheckedTensors;
 use config::Configs;
 use inventory::Layout;
+pub(crate) use loading::{Keeping, reading};
 pub use report::{ComponentReport, Inspection, Precision, Problem};
 use source::Source;
 use weights::WeightFiles;
@@ -71,26 +75,6 @@ impl Checkpoint {
             clip: bytes(&self.clip, dtype),
             t5: bytes(&self.t5, dtype),
         }
-    }
-
-    /// The transformer's tensors by their names in the single-file layout.
-    pub(crate) fn transformer(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        self.transformer.builder(dtype, device)
-    }
-
-    /// The autoencoder's tensors by their names in the single-file layout.
-    pub(crate) fn vae(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        self.vae.builder(dtype, device)
-    }
-
-    /// CLIP's tensors by their published names.
-    pub(crate) fn clip(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        self.clip.builder(dtype, device)
-    }
-
-    /// T5's tensors by their published names.
-    pub(crate) fn t5(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        self.t5.builder(dtype, device)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Checked tensors behind candle's [`VarBuilder`]: puts a tensor together from its parts when it is asked for.
+//! Checked tensors, and how each is put together from its parts; and candle's [`VarBuilder`], which asks for them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -9,8 +9,11 @@ use candle_nn::var_builder::SimpleBackend;
 use safetensors::Dtype;
 
 use super::inventory::Expected;
+use super::recipe::{Recipe, Segment};
 use super::report::Problem;
+use super::stream::TensorStream;
 use super::weights::WeightFiles;
+use crate::domain::engine::LoadObserver;
 
 /// The tensors of one component, all present and of the right shape.
 #[derive(Clone)]
@@ -19,6 +22,8 @@ pub(super) struct CheckedTensors(Arc<Inner>);
 struct Inner {
     files: WeightFiles,
     expected: BTreeMap<String, Expected>,
+    /// Their names, in the order of the inventory.
+    order: Vec<String>,
 }
 
 impl CheckedTensors {
@@ -41,8 +46,9 @@ impl CheckedTensors {
                 problems.push(Problem::SurplusTensor { file, tensor: name.clone(), found: entry.shape.clone() });
             }
         }
+        let order = expected.iter().map(|tensor| tensor.name.clone()).collect();
         let expected = expected.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
-        (problems.len() == before).then(|| Self(Arc::new(Inner { files, expected })))
+        (problems.len() == before).then(|| Self(Arc::new(Inner { files, expected, order })))
     }
 
     /// Numbers in all its tensors.
@@ -50,9 +56,17 @@ impl CheckedTensors {
         self.0.expected.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum()
     }
 
-    /// candle's way to ask for tensors.
-    pub(super) fn builder(&self, dtype: DType, device: &Device) -> VarBuilder<'static> {
-        VarBuilder::from_backend(Box::new(self.clone()), dtype, device.clone())
+    /// Their names, in the order in which the model asks for them.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.order.iter().map(String::as_str)
+    }
+
+    /// How a tensor comes to be as numbers of type `dtype`.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub(super) fn recipe(&self, name: &str, dtype: DType) -> Result<Recipe> {
+        self.0.recipe(name, dtype)
     }
 }
 
@@ -84,36 +98,65 @@ fn dtype_of(dtype: Dtype) -> Option<DType> {
 }
 
 impl Inner {
-    fn part(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let entry = self.files.entries.get(name).ok_or_else(|| missing(name))?;
-        let found = dtype_of(entry.dtype).ok_or_else(|| missing(name))?;
-        let bytes = self.files.bytes_of(entry);
-        if found == dtype {
-            // From the file's pages to the device, without a copy between.
-            return Tensor::from_raw_buffer(bytes, found, &entry.shape, device);
+    fn recipe(&self, name: &str, dtype: DType) -> Result<Recipe> {
+        let expected = self.expected.get(name).ok_or_else(|| missing(name))?;
+        let mut segments = Vec::with_capacity(expected.parts.len());
+        for part in &expected.parts {
+            let entry = self.files.entries.get(&part.name).ok_or_else(|| missing(&part.name))?;
+            let file = Arc::clone(&self.files.files[entry.file]);
+            let found = dtype_of(entry.dtype).ok_or_else(|| missing(&part.name))?;
+            let count = entry.range.len() / found.size_in_bytes();
+            segments.push(Segment { file, start: entry.range.start, count, dtype: found });
         }
-        // Converted before it moves, so that the device never holds both.
-        let tensor = Tensor::from_raw_buffer(bytes, found, &entry.shape, &Device::Cpu)?;
-        tensor.to_dtype(dtype)?.to_device(device)
-    }
-
-    fn assemble(&self, expected: &Expected, dtype: DType, device: &Device) -> Result<Tensor> {
-        let parts = expected.parts.iter();
-        let mut parts = parts.map(|part| self.part(&part.name, dtype, device)).collect::<Result<Vec<_>>>()?;
         if expected.swap_halves {
-            let halves = parts[0].chunk(2, 0)?;
-            parts = vec![halves[1].clone(), halves[0].clone()];
+            segments = segments.into_iter().flat_map(swapped_halves).collect();
         }
-        let tensor = if parts.len() == 1 { parts.swap_remove(0) } else { Tensor::cat(&parts, 0)? };
-        tensor.reshape(expected.shape.as_slice())
+        Ok(Recipe { segments, dtype, shape: expected.shape.clone() })
     }
+}
+
+fn swapped_halves(whole: Segment) -> [Segment; 2] {
+    let half = whole.count / 2;
+    let start = whole.start + half * whole.dtype.size_in_bytes();
+    [Segment { start, count: whole.count - half, ..whole.clone() }, Segment { count: half, ..whole }]
 }
 
 fn missing(name: &str) -> Error {
     Error::CannotFindTensor { path: name.to_owned() }.bt()
 }
 
-impl SimpleBackend for CheckedTensors {
+/// Tensors that come when candle's [`VarBuilder`] asks for them: out of a stream those that it has in the type that is
+/// asked for, and by the machine's memory all others.
+pub(super) struct Weights {
+    pub(super) tensors: CheckedTensors,
+    pub(super) streamed: Option<Streamed>,
+    /// Hears of what was read.
+    pub(super) observer: Arc<dyn LoadObserver>,
+    /// Except of tensors whose names begin so: those that come anew for each prompt.
+    pub(super) untold: Option<&'static str>,
+}
+
+/// A component's tensors in a stream: by their names, their numbers and types there.
+pub(super) struct Streamed {
+    pub(super) stream: Arc<dyn TensorStream>,
+    pub(super) numbers: BTreeMap<String, (usize, DType)>,
+}
+
+impl Streamed {
+    /// `None` where the stream has no such tensor.
+    fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Option<Result<Tensor>> {
+        let &(number, kept) = self.numbers.get(name)?;
+        (kept == dtype && self.stream.leads_to(device)).then(|| self.stream.tensor(number))
+    }
+}
+
+impl Weights {
+    pub(super) fn builder(self, dtype: DType, device: &Device) -> VarBuilder<'static> {
+        VarBuilder::from_backend(Box::new(self), dtype, device.clone())
+    }
+}
+
+impl SimpleBackend for Weights {
     fn get(&self, shape: Shape, name: &str, _: candle_nn::Init, dtype: DType, device: &Device) -> Result<Tensor> {
         let tensor = self.get_unchecked(name, dtype, device)?;
         if tensor.shape() != &shape {
@@ -123,11 +166,22 @@ impl SimpleBackend for CheckedTensors {
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let expected = self.0.expected.get(name).ok_or_else(|| missing(name))?;
-        self.0.assemble(expected, dtype, device)
+        let recipe = self.tensors.recipe(name, dtype)?;
+        let tensor = match &self.streamed {
+            Some(streamed) => streamed.tensor(name, dtype, device).transpose()?,
+            None => None,
+        };
+        let tensor = match tensor {
+            Some(tensor) => tensor,
+            None => recipe.read_to_host()?.to_device(device)?,
+        };
+        if !self.untold.is_some_and(|untold| name.starts_with(untold)) {
+            self.observer.loaded(recipe.file_bytes() as u64);
+        }
+        Ok(tensor)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.0.expected.contains_key(name)
+        self.tensors.0.expected.contains_key(name)
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! The model's own names are those of the single files (`flux1-dev.safetensors`, `ae.safetensors`). The diffusers
 //! folders cut some of these tensors into parts, and keep the final modulation's halves in the other order.
+//!
+//! Tensors stand in the order in which the model asks for them when it is loaded: by it is read ahead.
 
 use super::config::{ClipConfig, T5Config, TransformerConfig, VaeConfig};
 
@@ -124,18 +126,18 @@ impl Collector {
 pub(super) fn transformer(config: &TransformerConfig, layout: Layout) -> Vec<Expected> {
     let hidden = config.hidden_size();
     let mut collector = Collector::new(layout);
-    collector.linear("img_in", &[("x_embedder", hidden)], config.in_channels);
-    collector.linear("txt_in", &[("context_embedder", hidden)], config.joint_attention_dim);
-    let mut embedder = |name: &str, diffusers: &str, inputs: usize| {
+    let embedder = |collector: &mut Collector, name: &str, diffusers: &str, inputs: usize| {
         let (first, second) = (format!("{diffusers}.linear_1"), format!("{diffusers}.linear_2"));
         collector.linear(&format!("{name}.in_layer"), &[(&first, hidden)], inputs);
         collector.linear(&format!("{name}.out_layer"), &[(&second, hidden)], hidden);
     };
-    embedder("time_in", "time_text_embed.timestep_embedder", 256);
-    embedder("vector_in", "time_text_embed.text_embedder", config.pooled_projection_dim);
     if config.guidance_embeds {
-        embedder("guidance_in", "time_text_embed.guidance_embedder", 256);
+        embedder(&mut collector, "guidance_in", "time_text_embed.guidance_embedder", 256);
     }
+    collector.linear("img_in", &[("x_embedder", hidden)], config.in_channels);
+    collector.linear("txt_in", &[("context_embedder", hidden)], config.joint_attention_dim);
+    embedder(&mut collector, "time_in", "time_text_embed.timestep_embedder", 256);
+    embedder(&mut collector, "vector_in", "time_text_embed.text_embedder", config.pooled_projection_dim);
     for index in 0..config.num_layers {
         double_block(&mut collector, config, index);
     }
@@ -194,7 +196,6 @@ pub(super) fn vae(config: &VaeConfig, layout: Layout) -> Vec<Expected> {
     let widths = &config.block_out_channels;
     let (narrowest, widest) = (widths[0], widths[widths.len() - 1]);
     let mut collector = Collector::new(layout);
-    collector.convolution("encoder.conv_in", "encoder.conv_in", [narrowest, config.in_channels, 3]);
     let mut inputs = narrowest;
     for (level, &width) in widths.iter().enumerate() {
         for block in 0..config.layers_per_block {
@@ -208,9 +209,9 @@ pub(super) fn vae(config: &VaeConfig, layout: Layout) -> Vec<Expected> {
         }
     }
     middle(&mut collector, "encoder", widest);
+    collector.convolution("encoder.conv_in", "encoder.conv_in", [narrowest, config.in_channels, 3]);
     collector.norm("encoder.norm_out", "encoder.conv_norm_out", widest);
     collector.convolution("encoder.conv_out", "encoder.conv_out", [2 * config.latent_channels, widest, 3]);
-    collector.convolution("decoder.conv_in", "decoder.conv_in", [widest, config.latent_channels, 3]);
     middle(&mut collector, "decoder", widest);
     let mut inputs = widest;
     for (position, (level, &width)) in widths.iter().enumerate().rev().enumerate() {
@@ -224,6 +225,7 @@ pub(super) fn vae(config: &VaeConfig, layout: Layout) -> Vec<Expected> {
             collector.convolution(&format!("decoder.up.{level}.upsample.conv"), &theirs, [width, width, 3]);
         }
     }
+    collector.convolution("decoder.conv_in", "decoder.conv_in", [widest, config.latent_channels, 3]);
     collector.norm("decoder.norm_out", "decoder.conv_norm_out", narrowest);
     collector.convolution("decoder.conv_out", "decoder.conv_out", [config.out_channels, narrowest, 3]);
     collector.tensors
@@ -244,10 +246,14 @@ fn middle(collector: &mut Collector, side: &str, channels: usize) {
     let (ours, theirs) = (format!("{side}.mid"), format!("{side}.mid_block"));
     resnet(collector, &format!("{ours}.block_1"), &format!("{theirs}.resnets.0"), channels, channels);
     let attention = format!("{theirs}.attentions.0");
-    collector.norm(&format!("{ours}.attn_1.norm"), &format!("{attention}.group_norm"), channels);
-    for (name, diffusers) in [("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")] {
+    let pointwise = |collector: &mut Collector, name: &str, diffusers: &str| {
         collector.pointwise(&format!("{ours}.attn_1.{name}"), &format!("{attention}.{diffusers}"), channels);
+    };
+    for (name, diffusers) in [("q", "to_q"), ("k", "to_k"), ("v", "to_v")] {
+        pointwise(collector, name, diffusers);
     }
+    collector.norm(&format!("{ours}.attn_1.norm"), &format!("{attention}.group_norm"), channels);
+    pointwise(collector, "proj_out", "to_out.0");
     resnet(collector, &format!("{ours}.block_2"), &format!("{theirs}.resnets.1"), channels, channels);
 }
 
@@ -261,12 +267,12 @@ pub(super) fn clip(config: &ClipConfig) -> Vec<Expected> {
     }
     for index in 0..config.num_hidden_layers {
         let name = |rest: &str| format!("text_model.encoder.layers.{index}.{rest}");
-        for projection in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+        for projection in ["k_proj", "v_proj", "q_proj", "out_proj"] {
             collector.linear(&name(&format!("self_attn.{projection}")), &[("", width)], width);
         }
+        collector.norm(&name("layer_norm1"), "", width);
         collector.linear(&name("mlp.fc1"), &[("", config.intermediate_size)], width);
         collector.linear(&name("mlp.fc2"), &[("", width)], config.intermediate_size);
-        collector.norm(&name("layer_norm1"), "", width);
         collector.norm(&name("layer_norm2"), "", width);
     }
     collector.norm("text_model.final_layer_norm", "", width);
@@ -277,29 +283,24 @@ pub(super) fn clip(config: &ClipConfig) -> Vec<Expected> {
 pub(super) fn t5(config: &T5Config) -> Vec<Expected> {
     let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
     let mut collector = Collector::new(Layout::SingleFile);
-    let mut matrix = |name: String, rows: usize, columns: usize| {
+    let matrix = |collector: &mut Collector, name: String, rows: usize, columns: usize| {
         collector.push(name, vec![rows, columns], Vec::new());
     };
-    matrix("shared.weight".to_owned(), config.vocab_size, width);
-    for index in 0..config.num_layers {
-        let name = |rest: &str| format!("encoder.block.{index}.layer.{rest}.weight");
-        for projection in ["q", "k", "v"] {
-            matrix(name(&format!("0.SelfAttention.{projection}")), inner, width);
-        }
-        matrix(name("0.SelfAttention.o"), width, inner);
-        if index == 0 {
-            let bias = name("0.SelfAttention.relative_attention_bias");
-            matrix(bias, config.relative_attention_num_buckets, config.num_heads);
-        }
-        matrix(name("1.DenseReluDense.wi_0"), config.d_ff, width);
-        matrix(name("1.DenseReluDense.wi_1"), config.d_ff, width);
-        matrix(name("1.DenseReluDense.wo"), width, config.d_ff);
-    }
-    for index in 0..config.num_layers {
-        for layer in 0..2 {
-            collector.vector(&format!("encoder.block.{index}.layer.{layer}.layer_norm.weight"), "", width);
-        }
-    }
+    let name = |index: usize, rest: &str| format!("encoder.block.{index}.layer.{rest}.weight");
+    matrix(&mut collector, "shared.weight".to_owned(), config.vocab_size, width);
+    let bias = name(0, "0.SelfAttention.relative_attention_bias");
+    matrix(&mut collector, bias, config.relative_attention_num_buckets, config.num_heads);
     collector.vector("encoder.final_layer_norm.weight", "", width);
+    for index in 0..config.num_layers {
+        collector.vector(&name(index, "0.layer_norm"), "", width);
+        for projection in ["q", "k", "v"] {
+            matrix(&mut collector, name(index, &format!("0.SelfAttention.{projection}")), inner, width);
+        }
+        matrix(&mut collector, name(index, "0.SelfAttention.o"), width, inner);
+        collector.vector(&name(index, "1.layer_norm"), "", width);
+        matrix(&mut collector, name(index, "1.DenseReluDense.wi_0"), config.d_ff, width);
+        matrix(&mut collector, name(index, "1.DenseReluDense.wi_1"), config.d_ff, width);
+        matrix(&mut collector, name(index, "1.DenseReluDense.wo"), width, config.d_ff);
+    }
     collector.tensors
 }

@@ -120,7 +120,7 @@ impl ComponentReport {
     pub(super) fn of(name: &'static str, files: Option<&WeightFiles>) -> Self {
         let mut report = Self { name, files: Vec::new(), tensors: 0, bytes: 0, elements: 0, problems: Vec::new() };
         if let Some(files) = files {
-            report.files = files.files.iter().map(|(path, _)| path.clone()).collect();
+            report.files = files.files.iter().map(|file| file.path().to_owned()).collect();
             report.tensors = files.entries.len();
             for entry in files.entries.values() {
                 report.bytes += entry.range.len();

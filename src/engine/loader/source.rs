@@ -2,8 +2,7 @@
 
 use std::fs::File;
 use std::io;
-
-use memmap2::Mmap;
+use std::os::unix::fs::FileExt as _;
 
 use crate::domain::model::ModelFiles;
 
@@ -12,18 +11,79 @@ use super::report::Problem;
 /// Longest configuration or tokenizer file that is read.
 const TEXT_BYTES_MAX: usize = 64 << 20;
 
-/// A whole file, mapped or embedded.
-pub(super) enum Blob {
-    Mapped(Mmap),
+/// A file, on the disk or part of the program, to be read from any place in it by any thread.
+///
+/// It is not mapped: who reads a file through a map is killed when another process cuts it short, or its disk fails. A read
+/// says so instead.
+#[derive(Debug)]
+pub(super) struct Blob {
+    path: String,
+    contents: Contents,
+}
+
+#[derive(Debug)]
+enum Contents {
+    OnDisk { file: File, bytes: usize },
     Embedded(&'static [u8]),
 }
 
-impl AsRef<[u8]> for Blob {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Mapped(map) => map,
-            Self::Embedded(bytes) => bytes,
+impl Blob {
+    /// A file that is part of the program.
+    pub(super) fn embedded(path: &str, bytes: &'static [u8]) -> Self {
+        Self { path: path.to_owned(), contents: Contents::Embedded(bytes) }
+    }
+
+    fn on_disk(path: &str, file: File) -> io::Result<Self> {
+        let bytes = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        Ok(Self { path: path.to_owned(), contents: Contents::OnDisk { file, bytes } })
+    }
+
+    /// Its path inside the checkpoint.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Its length when it was opened.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.contents {
+            Contents::OnDisk { bytes, .. } => *bytes,
+            Contents::Embedded(bytes) => bytes.len(),
         }
+    }
+
+    /// Fills `out` with what stands from `start` on.
+    ///
+    /// # Errors
+    /// When it cannot be read, or has become shorter: names the file, and says what helps.
+    pub(super) fn read(&self, start: usize, out: &mut [u8]) -> Result<(), String> {
+        let read = match &self.contents {
+            Contents::OnDisk { file, .. } => file.read_exact_at(out, start as u64),
+            Contents::Embedded(bytes) => match bytes.get(start..start + out.len()) {
+                Some(bytes) => {
+                    out.copy_from_slice(bytes);
+                    Ok(())
+                }
+                None => Err(io::ErrorKind::UnexpectedEof.into()),
+            },
+        };
+        read.map_err(|error| {
+            let path = &self.path;
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                format!(
+                    "`{path}` has become shorter than it was when it was opened: fetch it again with `fluxserve models \
+                     download`, and let nobody write to it while it is loaded"
+                )
+            } else {
+                format!("`{path}` cannot be read: {error}; see whether its disk or network is well, and start again")
+            }
+        })
+    }
+
+    /// The whole file.
+    fn read_all(&self) -> Result<Vec<u8>, String> {
+        let mut bytes = vec![0; self.bytes()];
+        self.read(0, &mut bytes)?;
+        Ok(bytes)
     }
 }
 
@@ -57,10 +117,10 @@ impl<'a> Source<'a> {
         match self.0 {
             ModelFiles::Embedded(files) => {
                 let file = files.iter().find(|file| file.path == path);
-                Ok(file.map(|file| Blob::Embedded(file.bytes)))
+                Ok(file.map(|file| Blob::embedded(path, file.bytes)))
             }
             ModelFiles::Directory(directory) => match File::open(directory.join(path)) {
-                Ok(file) => map(&file).map(Some),
+                Ok(file) => Blob::on_disk(path, file).map(Some),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(error),
             },
@@ -100,18 +160,14 @@ impl<'a> Source<'a> {
                 return None;
             }
         };
-        let bytes = blob.as_ref();
-        if bytes.len() > TEXT_BYTES_MAX {
+        if blob.bytes() > TEXT_BYTES_MAX {
             problems.push(Problem::unreadable(path, format!("longer than {TEXT_BYTES_MAX} bytes")));
             return None;
         }
-        match std::str::from_utf8(bytes) {
-            Ok(text) => Some(text.to_owned()),
-            Err(error) => {
-                problems.push(Problem::unreadable(path, format!("not UTF-8: {error}")));
-                None
-            }
-        }
+        let text = blob
+            .read_all()
+            .and_then(|bytes| String::from_utf8(bytes).map_err(|error| format!("not UTF-8: {}", error.utf8_error())));
+        text.map_err(|reason| problems.push(Problem::unreadable(path, reason))).ok()
     }
 
     /// A text file whose absence is a problem.
@@ -123,16 +179,4 @@ impl<'a> Source<'a> {
         }
         text
     }
-}
-
-fn map(file: &File) -> io::Result<Blob> {
-    if file.metadata()?.len() == 0 {
-        // An empty file cannot be mapped.
-        return Ok(Blob::Embedded(&[]));
-    }
-    // SAFETY: a mapping is undefined behaviour if another process cuts the file short while it is in use. Checkpoints
-    // are written once and then only read; the alternative, a second copy of 24 GB in memory, is worse.
-    #[expect(unsafe_code, reason = "weights are mapped rather than copied")]
-    let map = unsafe { Mmap::map(file)? };
-    Ok(Blob::Mapped(map))
 }

@@ -1,12 +1,17 @@
 //! The safetensors files of one component: one file, or shards with an index.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
+use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
 use super::report::Problem;
 use super::source::{Blob, Source};
+
+/// Longest header that is read; as in the library that defines the format.
+const HEADER_BYTES_MAX: usize = 100_000_000;
 
 /// One tensor's place.
 #[derive(Debug, Clone)]
@@ -21,7 +26,7 @@ pub(super) struct Entry {
 
 /// All tensors of one component, by name.
 pub(super) struct WeightFiles {
-    pub(super) files: Vec<(String, Blob)>,
+    pub(super) files: Vec<Arc<Blob>>,
     pub(super) entries: BTreeMap<String, Entry>,
     /// The file, or the index of the shards: what to name when a tensor is missing.
     pub(super) label: String,
@@ -95,22 +100,21 @@ impl WeightFiles {
         match source.open(path) {
             Err(error) => problems.push(Problem::unreadable(path, error)),
             Ok(None) => problems.push(Problem::missing(path)),
-            Ok(Some(blob)) => match self.read_header(blob.as_ref(), path, problems) {
+            Ok(Some(blob)) => match self.read_header(&blob, path, problems) {
                 Err(error) => {
                     problems.push(Problem::unreadable(path, format!("not a whole safetensors file: {error}")));
                 }
-                Ok(()) => self.files.push((path.to_owned(), blob)),
+                Ok(()) => self.files.push(Arc::new(blob)),
             },
         }
     }
 
-    fn read_header(&mut self, bytes: &[u8], path: &str, problems: &mut Vec<Problem>) -> Result<(), String> {
-        let (header_length, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
-        // The length field stands before the header and is not part of it.
-        let start = header_length + size_of::<u64>();
-        let expected = start + metadata.data_len();
-        if bytes.len() != expected {
-            return Err(format!("it has {} bytes, its header speaks of {expected}", bytes.len()));
+    fn read_header(&mut self, blob: &Blob, path: &str, problems: &mut Vec<Problem>) -> Result<(), String> {
+        let (start, metadata) = header_of(blob)?;
+        let expected = metadata.data_len().checked_add(start);
+        if expected != Some(blob.bytes()) {
+            let expected = expected.map_or("more than there can be".to_owned(), |bytes| bytes.to_string());
+            return Err(format!("it has {} bytes, its header speaks of {expected}", blob.bytes()));
         }
         for (name, info) in metadata.tensors() {
             let range = start + info.data_offsets.0..start + info.data_offsets.1;
@@ -124,11 +128,23 @@ impl WeightFiles {
 
     /// The path of the file an entry stands in.
     pub(super) fn path_of(&self, entry: &Entry) -> &str {
-        &self.files[entry.file].0
+        self.files[entry.file].path()
     }
+}
 
-    /// The bytes of an entry.
-    pub(super) fn bytes_of(&self, entry: &Entry) -> &[u8] {
-        &self.files[entry.file].1.as_ref()[entry.range.clone()]
+/// A file's header, and where the tensors begin behind it.
+fn header_of(blob: &Blob) -> Result<(usize, Metadata), String> {
+    let mut length = [0; size_of::<u64>()];
+    if blob.bytes() < length.len() {
+        return Err(format!("it has {} bytes", blob.bytes()));
     }
+    blob.read(0, &mut length)?;
+    let bytes = u64::from_le_bytes(length);
+    let bytes = usize::try_from(bytes).ok().filter(|&bytes| bytes <= HEADER_BYTES_MAX && bytes <= blob.bytes());
+    let bytes = bytes.ok_or_else(|| "its header would be longer than the file, or than any header".to_owned())?;
+    let mut header = vec![0; bytes];
+    blob.read(length.len(), &mut header)?;
+    // Beside the fields it also compares the tensors' places: one behind the other, without gaps, as long as their shapes.
+    let metadata = serde_json::from_slice(&header).map_err(|error| error.to_string())?;
+    Ok((length.len() + bytes, metadata))
 }
