@@ -10,6 +10,7 @@ mod generate;
 mod greeting;
 mod hub;
 mod key_rights;
+mod loading;
 mod models;
 mod revoked_keys;
 mod serve;

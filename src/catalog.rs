@@ -69,10 +69,21 @@ pub struct Replicas {
     pub desired: u32,
 }
 
+/// How far the weights of a model have been read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Loaded {
+    /// So many bytes have been.
+    pub bytes: u64,
+    /// So many there are.
+    pub bytes_total: u64,
+}
+
 struct Served {
     files: ModelFiles,
     availability: Availability,
     replicas: Replicas,
+    /// Of each engine that is loading, by its number.
+    loading: BTreeMap<usize, Loaded>,
 }
 
 /// Every known model and the state of those that are served.
@@ -114,7 +125,7 @@ impl Catalog {
                 cards.insert(id.clone(), Arc::new(card_or_flux_dev(id)));
             }
             let replicas = Replicas { ready: 0, desired: 1 };
-            let entry = Served { files, availability: Availability::Loading, replicas };
+            let entry = Served { files, availability: Availability::Loading, replicas, loading: BTreeMap::new() };
             if served.insert(id.clone(), entry).is_some() {
                 return Err(CatalogError::Duplicate(id.clone()));
             }
@@ -154,6 +165,23 @@ impl Catalog {
     pub fn replicas(&self, id: &ModelId) -> Replicas {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.get(id).map_or(Replicas::default(), |entry| entry.replicas)
+    }
+
+    /// How far a model's engines have read its weights, all together; `None` where none is reading.
+    pub fn loading(&self, id: &ModelId) -> Option<Loaded> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let engines = served.get(id)?.loading.values().copied();
+        engines.reduce(|a, b| Loaded { bytes: a.bytes + b.bytes, bytes_total: a.bytes_total + b.bytes_total })
+    }
+
+    /// Notes how far an engine of a model has read its weights; `None` when it has ended, one way or the other.
+    pub fn note_loading(&self, id: &ModelId, engine: usize, loaded: Option<Loaded>) {
+        let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = served.get_mut(id) else { return };
+        match loaded {
+            Some(loaded) => drop(entry.loading.insert(engine, loaded)),
+            None => drop(entry.loading.remove(&engine)),
+        }
     }
 
     /// Which state of its repository a served model is, where that is known.
@@ -229,6 +257,21 @@ mod tests {
 
     fn choice(id: &str, directory: Option<&str>) -> ModelSource {
         ModelSource { id: ModelId::new(id), directory: directory.map(PathBuf::from) }
+    }
+
+    #[test]
+    fn what_engines_have_read_of_a_model_adds_up() {
+        let id = ModelId::new("fluxserve/flux-shapes");
+        let catalog = Catalog::new(&[choice(id.as_str(), None)]).expect("a valid choice");
+        assert_eq!(catalog.loading(&id), None);
+        catalog.note_loading(&id, 0, Some(Loaded { bytes: 1, bytes_total: 10 }));
+        catalog.note_loading(&id, 1, Some(Loaded { bytes: 2, bytes_total: 10 }));
+        catalog.note_loading(&id, 0, Some(Loaded { bytes: 5, bytes_total: 10 }));
+        assert_eq!(catalog.loading(&id), Some(Loaded { bytes: 7, bytes_total: 20 }));
+        catalog.note_loading(&id, 0, None);
+        assert_eq!(catalog.loading(&id), Some(Loaded { bytes: 2, bytes_total: 10 }));
+        catalog.note_loading(&id, 1, None);
+        assert_eq!(catalog.loading(&id), None);
     }
 
     #[test]

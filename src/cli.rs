@@ -10,6 +10,7 @@ mod bench;
 mod generate;
 mod keys;
 mod kubernetes;
+mod load_bar;
 mod models;
 mod table;
 

@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::bail;
 
 use super::hub::remedy;
+use super::loading::LoadLog;
 use crate::catalog::{Catalog, warm_up_spec};
 use crate::config::Config;
 use crate::domain::device::{DeviceChoice, EngineSettings};
-use crate::domain::engine::{EngineError, StepEngine};
+use crate::domain::engine::{EngineError, LoadObserver, StepEngine};
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
 use crate::engine::{self, FluxEngine};
@@ -45,7 +46,7 @@ pub(super) fn check_models(config: &Config, catalog: &Catalog) -> anyhow::Result
 }
 
 /// One engine and one queue for each served model.
-pub(super) fn start_engines(config: &Config, catalog: &Catalog) -> anyhow::Result<BTreeMap<ModelId, Queue>> {
+pub(super) fn start_engines(config: &Config, catalog: &Arc<Catalog>) -> anyhow::Result<BTreeMap<ModelId, Queue>> {
     let mut queues = BTreeMap::new();
     let turns: Vec<(DeviceChoice, Turn)> = config.device.iter().map(|device| (device, Turn::default())).collect();
     for (card, files) in catalog.served() {
@@ -57,10 +58,12 @@ pub(super) fn start_engines(config: &Config, catalog: &Catalog) -> anyhow::Resul
             rebuild_delay_max: REBUILD_DELAY_MAX,
             outage_max: OUTAGE_MAX,
         };
-        let factory = |(device, turn): &(DeviceChoice, Turn)| {
-            engine_factory(files.clone(), config.engine_settings(*device), Arc::clone(turn))
+        let factory = |(engine, (device, turn)): (usize, &(DeviceChoice, Turn))| {
+            let (model, catalog) = (card.id.clone(), Arc::clone(catalog));
+            let log = move || LoadLog::new(model.clone(), engine, Arc::clone(&catalog));
+            engine_factory(files.clone(), config.engine_settings(*device), Arc::clone(turn), log)
         };
-        let factories = turns.iter().map(factory).collect();
+        let factories = turns.iter().enumerate().map(factory).collect();
         queues.insert(card.id.clone(), Queue::start(&settings, factories)?);
     }
     Ok(queues)
@@ -70,12 +73,21 @@ pub(super) fn start_engines(config: &Config, catalog: &Catalog) -> anyhow::Resul
 /// before have left.
 type Turn = Arc<Mutex<()>>;
 
-fn engine_factory(files: ModelFiles, settings: EngineSettings, turn: Turn) -> EngineFactory {
+fn engine_factory(
+    files: ModelFiles,
+    settings: EngineSettings,
+    turn: Turn,
+    log: impl Fn() -> LoadLog + Send + 'static,
+) -> EngineFactory {
     Box::new(move || {
         // A panic while another was loading says nothing of this one.
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-        match FluxEngine::load(&files, settings) {
-            Ok(engine) => Ok(Box::new(engine) as Box<dyn StepEngine>),
+        let log = Arc::new(log());
+        match FluxEngine::load_watched(&files, settings, Arc::clone(&log) as Arc<dyn LoadObserver>) {
+            Ok(engine) => {
+                log.ended(&engine.load_times());
+                Ok(Box::new(engine) as Box<dyn StepEngine>)
+            }
             Err(error) => Err(EngineError::Fatal(format!("{:#}", anyhow::Error::from(error)))),
         }
     })

@@ -11,7 +11,7 @@ use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
 use crate::decode::{decode, prepare};
 use crate::domain::device::EngineSettings;
-use crate::domain::engine::{RgbImage, StepEngine};
+use crate::domain::engine::{LoadObserver, RgbImage, StepEngine};
 use crate::domain::format::OutputFormat;
 use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
@@ -40,11 +40,17 @@ pub struct GenerateRequest {
 /// Longest prompt on the command line, in characters: what a shell passes on, not what a server can afford.
 const PROMPT_CHARS_MAX: usize = 100_000;
 
-/// Draws one picture and writes it; `on_step` hears (steps done, steps in all) after each step.
+/// Draws one picture and writes it; `on_load` hears how far the model is loaded, `on_step` (steps done, steps in all) after
+/// each step.
 ///
 /// # Errors
 /// When the model cannot be loaded, does not draw what is asked for, or the file cannot be written.
-pub fn generate(config: &Config, request: GenerateRequest, on_step: &mut dyn FnMut(u32, u32)) -> anyhow::Result<()> {
+pub fn generate(
+    config: &Config,
+    request: GenerateRequest,
+    on_load: Arc<dyn LoadObserver>,
+    on_step: &mut dyn FnMut(u32, u32),
+) -> anyhow::Result<()> {
     refuse_not_yet(&request.model.id)?;
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let mut params = request.params;
@@ -56,7 +62,7 @@ pub fn generate(config: &Config, request: GenerateRequest, on_step: &mut dyn FnM
     })?;
     refuse_without_folder(&request.output)?;
     let files = files_of(config, &request.model)?;
-    let engine = FluxEngine::load(&files, request.engine);
+    let engine = FluxEngine::load_watched(&files, request.engine, on_load);
     let mut engine = engine.map_err(|error| anyhow!("{error}{}", remedy(config, &request.model.id, &files)))?;
     let slot = engine.admit(&spec)?;
     on_step(0, spec.steps());

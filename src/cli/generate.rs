@@ -7,6 +7,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::EngineArgs;
+use super::load_bar::LoadBar;
 use crate::app::{self, GenerateRequest};
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
@@ -132,7 +133,7 @@ fn whole_patches(name: &str, pixels: Option<u32>, notes: &mut dyn Write) -> std:
 pub(super) fn run(config: &Config, request: GenerateRequest) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0)
         .with_style(ProgressStyle::with_template("{bar:40} step {pos}/{len}, {elapsed} gone, {eta} to go")?);
-    let outcome = app::generate(config, request, &mut |done, steps| {
+    let outcome = app::generate(config, request, LoadBar::new()?, &mut |done, steps| {
         bar.set_length(steps.into());
         bar.set_position(done.into());
     });

@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::catalog::{Availability, Catalog, Replicas};
+use crate::catalog::{Availability, Catalog, Loaded, Replicas};
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ParameterDefaults, ParameterLimits};
 use crate::http::HttpState;
@@ -81,6 +81,25 @@ pub(in crate::http) struct RuntimeModelView {
     ready_replicas: u32,
     /// Engines there should be.
     desired_replicas: u32,
+    /// How far its weights have been read, while they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loading: Option<LoadingView>,
+}
+
+/// How far a model's weights have been read, for all of its engines that are reading them.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Loading)]
+struct LoadingView {
+    /// Bytes that have been.
+    bytes: u64,
+    /// Bytes there are.
+    bytes_total: u64,
+}
+
+impl From<Loaded> for LoadingView {
+    fn from(Loaded { bytes, bytes_total }: Loaded) -> Self {
+        Self { bytes, bytes_total }
+    }
 }
 
 pub(in crate::http) async fn models(State(state): State<HttpState>) -> Json<ModelListView> {
@@ -141,6 +160,7 @@ pub(in crate::http) fn runtime_model_views(catalog: &Catalog) -> Vec<RuntimeMode
             available: availability == Availability::Ready,
             ready_replicas: ready,
             desired_replicas: desired,
+            loading: catalog.loading(&card.id).map(Into::into),
         }
     });
     views.collect()

@@ -281,7 +281,8 @@ export function segments(label, options, chosen, onChange) {
 }
 
 // In a word whether a model draws.
-export function modelState({ available, desired_replicas: desired }) {
+export function modelState({ available, desired_replicas: desired, loading }) {
   if (available) return badge("Ready", "good");
+  if (loading) return badge(`Loading, ${Math.floor((100 * loading.bytes) / Math.max(loading.bytes_total, 1))} %`, "warn");
   return desired > 0 ? badge("Not ready", "warn") : badge("Not served", "neutral");
 }
