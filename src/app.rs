@@ -19,6 +19,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
+pub use bench::{LoadPart, LoadReport, LoadRequest, Moved, load};
 pub use bench::{Outcome, StagesRequest, TimeReport, TimeRequest, Timing, time, write_stages};
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use doctor::doctor;

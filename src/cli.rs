@@ -80,7 +80,7 @@ pub enum Command {
     /// Fetch models, see which there are and whether they are complete
     #[command(subcommand)]
     Models(ModelsCommand),
-    /// Measure how fast this machine draws, or what stands between a picture's stages
+    /// Measure how fast this machine draws and loads, or what stands between a picture's stages
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Print the description of the HTTP API: OpenAPI 3.1, as JSON

@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MODEL = "black-forest-labs/FLUX.1-dev"
 PROMPT = "a red fox asleep on a stack of books near the window, warm afternoon light"
-STAGES = ["the machine", "reference", "weights", "stages", "time", "compare"]
+STAGES = ["the machine", "reference", "weights", "stages", "time", "load", "compare"]
 # Kept back for the table.
 RESERVE_SECONDS = 10.0
 # Weights, what is compared, and room.
@@ -261,6 +261,7 @@ def stages(arguments: argparse.Namespace, left: float) -> list[Stage]:
         Stage("weights", script("make_weights.py") + made, 200, 10),
         Stage("stages", [*program, "stages", *where, *options(picture)], 100, 15),
         Stage("time", [*program, "time", *where, *options(timed), "--mixed"], min(200, left / 2), 20),
+        Stage("load", [*program, "load", *where, "--json", str(out / "load.json")], 60, 15),
         Stage("compare", script("compare.py") + options(compared), left, 20),
     ]
 
@@ -320,7 +321,7 @@ def main() -> None:
     if not arguments.binary.is_file():
         sys.exit(f"{arguments.binary} is not there: build it, or name it with --binary")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in ["about", "reference", "time", "compare", "stages"]:
+    for name in ["about", "reference", "time", "load", "compare", "stages"]:
         (arguments.out / f"{name}.json").unlink(missing_ok=True)
     run = Run(arguments)
     (arguments.out / "about.json").write_text(json.dumps(about(arguments), indent=2) + "\n")

@@ -1,8 +1,11 @@
-//! `bench`: how long each part of a picture takes with a model on a device, and what stands between its stages.
+//! `bench`: how long each part of a picture takes with a model on a device, what loading takes, and what stands between a
+//! picture's stages.
 
+mod loading;
 mod timing;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,12 +16,13 @@ use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
 use crate::domain::device::EngineSettings;
-use crate::domain::engine::{EngineError, Slot, StepEngine};
+use crate::domain::engine::{EngineError, LoadObserver, Slot, StepEngine};
 use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
 use crate::domain::picture_size::PictureSize;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec};
 use crate::engine::FluxEngine;
+pub use loading::{LoadPart, LoadReport, LoadRequest, Moved, load};
 use timing::{Bench, Timed};
 pub use timing::{Outcome, Timing};
 
@@ -68,19 +72,20 @@ pub struct TimeReport {
     pub timings: Vec<Timing>,
 }
 
-/// Times the parts of pictures. `on_timing` hears of each part that is done, with all that was timed so far.
+/// Times the parts of pictures. `on_load` hears how far the model is loaded, `on_timing` of each part that is done, with all that was timed so far.
 ///
 /// # Errors
 /// When the model cannot be loaded, or does not draw one of the sizes.
 pub fn time(
     config: &Config,
     request: &TimeRequest,
+    on_load: Arc<dyn LoadObserver>,
     on_timing: &mut dyn FnMut(&TimeReport) -> anyhow::Result<()>,
 ) -> anyhow::Result<TimeReport> {
     let started = Instant::now();
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let sizes = sizes_of(request, &card)?;
-    let mut engine = FluxEngine::load(&files_of(config, &request.model)?, request.engine)?;
+    let mut engine = FluxEngine::load_watched(&files_of(config, &request.model)?, request.engine, on_load)?;
     engine.wait()?;
     let mut report = TimeReport {
         version: env!("CARGO_PKG_VERSION"),
@@ -257,7 +262,7 @@ mod tests {
             ..request("fluxserve/flux-shapes", &["64x64", "96x64"])
         };
         let mut heard = 0;
-        let report = time(&Config::default(), &request, &mut |report| {
+        let report = time(&Config::default(), &request, Arc::new(()), &mut |report| {
             heard += 1;
             assert_eq!(report.timings.len() + 1, heard);
             Ok(())

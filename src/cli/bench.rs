@@ -9,8 +9,9 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 
 use super::EngineArgs;
+use super::load_bar::LoadBar;
 use super::table::write_table;
-use crate::app::{self, Outcome, StagesRequest, TimeReport, TimeRequest, Timing};
+use crate::app::{self, LoadReport, LoadRequest, Moved, Outcome, StagesRequest, TimeReport, TimeRequest, Timing};
 use crate::config::{Config, Flags};
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
@@ -25,6 +26,12 @@ pub enum BenchCommand {
     /// Each part is done once without being timed, then several times with; the table shows the median, the fastest and the
     /// slowest. Nothing else should run meanwhile.
     Time(TimeArgs),
+    /// Time what stands between the start of the process and a model that draws, beside reading its files alone
+    ///
+    /// The files are read, the model is loaded until it has drawn its smallest picture, and the files are read again, always
+    /// by the same threads in the same pieces. The first reading says what the disk gives of files that are not in the page
+    /// cache, the last what the page cache gives. Nothing else should run meanwhile.
+    Load(LoadArgs),
     /// Write what stands between a picture's stages into a file, to compare it with another implementation
     ///
     /// The file has the token ids (`clip_ids`, `t5_ids`), the embeddings (`clip_pooled`, `t5_embeds`), `sigmas`, the packed
@@ -72,6 +79,26 @@ pub struct TimeArgs {
     pub json: Option<PathBuf>,
 }
 
+/// Options of `bench load`.
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// The model, with the folder of its checkpoint
+    #[arg(long, value_name = "ID[=DIR]")]
+    pub model: ModelSource,
+    /// Where to load it to: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+    /// How to use it.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Load at once, without reading the files first: from the disk what is not in the page cache
+    #[arg(long)]
+    pub at_once: bool,
+    /// Also write what was timed into a file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
 /// Options of `bench stages`.
 #[derive(Debug, Args)]
 pub struct StagesArgs {
@@ -115,6 +142,7 @@ impl BenchCommand {
     pub(super) fn apply(&self, flags: &mut Flags) {
         let (device, engine) = match self {
             Self::Time(arguments) => (arguments.device, &arguments.engine),
+            Self::Load(arguments) => (arguments.device, &arguments.engine),
             Self::Stages(arguments) => (arguments.device, &arguments.engine),
         };
         flags.device = device.map(Into::into);
@@ -131,6 +159,7 @@ pub(super) fn run(
 ) -> anyhow::Result<()> {
     match command {
         BenchCommand::Time(arguments) => time(arguments, config, out, notes),
+        BenchCommand::Load(arguments) => load(arguments, config, out),
         BenchCommand::Stages(arguments) => {
             let params = GenerateParams {
                 prompt: arguments.prompt,
@@ -160,7 +189,7 @@ fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut d
         repeats: arguments.repeat.into(),
         budget: arguments.budget_seconds.map(Duration::from_secs),
     };
-    let report = app::time(config, &request, &mut |report| {
+    let report = app::time(config, &request, LoadBar::new()?, &mut |report| {
         if let Some(file) = &arguments.json {
             write_json(file, report).with_context(|| format!("writing `{}`", file.display()))?;
         }
@@ -173,7 +202,43 @@ fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut d
     write_report(&report, out)
 }
 
-fn write_json(file: &Path, report: &TimeReport) -> anyhow::Result<()> {
+fn load(arguments: LoadArgs, config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
+    let engine = config.engine_settings(config.device.first());
+    let request = LoadRequest { model: arguments.model, engine, reads_before: !arguments.at_once };
+    let report = app::load(config, &request, LoadBar::new()?)?;
+    if let Some(file) = &arguments.json {
+        write_json(file, &report).with_context(|| format!("writing `{}`", file.display()))?;
+    }
+    write_load_report(&report, out)
+}
+
+fn write_load_report(report: &LoadReport, out: &mut dyn Write) -> anyhow::Result<()> {
+    let LoadReport { model, device, readers, buffer_bytes, share_of_reading, seconds, .. } = report;
+    writeln!(out, "{model} on {device}, {readers} threads read {} MiB at a time", buffer_bytes >> 20)?;
+    let moved = |name: &str, moved: Moved| {
+        let Moved { bytes, seconds, gigabytes_per_second } = moved;
+        [
+            name.to_owned(),
+            format!("{:.2}", bytes as f64 / 1e9),
+            format!("{seconds:.3}"),
+            format!("{gigabytes_per_second:.2}"),
+        ]
+    };
+    let before = report.reading_before.map(|before| moved("reading alone, before", before));
+    let after = [moved("weights onto the device", report.weights), moved("reading alone, after", report.reading_after)];
+    let rows: Vec<[String; 4]> = before.into_iter().chain(after).collect();
+    write_table(out, ["WHAT", "GB", "SECONDS", "GB/S"], &rows)?;
+    writeln!(out, "loaded at {:.0} % of the rate of reading alone, after\n", 100.0 * share_of_reading)?;
+    let parts = report.parts.iter().map(|part| [part.name.to_owned(), format!("{:.3}", part.seconds)]);
+    let rows: Vec<[String; 2]> = parts.chain([["ready".to_owned(), format!("{seconds:.3}")]]).collect();
+    write_table(out, ["PART", "SECONDS"], &rows)?;
+    if let Some(bytes) = report.resident_bytes_max {
+        writeln!(out, "at most {:.2} GB of memory in use", bytes as f64 / 1e9)?;
+    }
+    Ok(())
+}
+
+fn write_json(file: &Path, report: &impl serde::Serialize) -> anyhow::Result<()> {
     Ok(fs::write(file, serde_json::to_string_pretty(report)? + "\n")?)
 }
 

@@ -146,6 +146,7 @@ fn mistakes_are_usage_errors() {
         (vec!["bench", "time", "--model", "a", "--sizes", "512x512,1024"], ErrorKind::ValueValidation),
         (vec!["bench", "time", "--model", "a", "--counts", "0"], ErrorKind::ValueValidation),
         (vec!["bench", "time", "--model", "a", "--steps", "101"], ErrorKind::ValueValidation),
+        (vec!["bench", "load", "--device", "cpu"], ErrorKind::MissingRequiredArgument),
         (vec!["bench", "stages", "--model", "a", "--prompt", ""], ErrorKind::MissingRequiredArgument),
     ];
     for (arguments, kind) in cases {
@@ -402,6 +403,27 @@ async fn what_was_timed_is_a_table_and_a_file() {
     let step = step.expect("a step");
     assert_eq!((&step["pictures"], &step["outcome"]), (&serde_json::json!([[64, 64]]), &"measured".into()));
     assert!(step["median_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{step}");
+}
+
+#[tokio::test]
+async fn what_loading_took_is_two_tables_and_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("load.json");
+    let model = ["--model", "fluxserve/flux-shapes", "--device", "cpu"];
+    let arguments = [&["bench", "load"][..], &model, &["--json", json.to_str().expect("text")]].concat();
+    let (tables, _) = run_in(folder.path(), &arguments).await.expect("timed");
+    assert!(tables.starts_with("fluxserve/flux-shapes on cpu, "), "{tables}");
+    for line in
+        ["reading alone, before ", "weights onto the device ", "reading alone, after ", "first picture ", "ready "]
+    {
+        assert!(tables.contains(&format!("\n{line}")), "{line}: {tables}");
+    }
+    let text = std::fs::read_to_string(&json).expect("written");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(report["weights"]["bytes"], report["reading_before"]["bytes"]);
+    assert!(report["share_of_reading"].as_f64().is_some_and(|share| share > 0.0), "{report}");
+    let (tables, _) = run_in(folder.path(), &[&arguments[..], &["--at-once"]].concat()).await.expect("timed");
+    assert!(!tables.contains("before") && tables.contains("\nreading alone, after "), "{tables}");
 }
 
 #[tokio::test]

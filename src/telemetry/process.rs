@@ -3,13 +3,37 @@
 /// Bytes of memory that are in use, where the system tells (Linux).
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
-    read(&std::fs::read_to_string("/proc/self/status").ok()?)
+    read_line(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
-fn read(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+fn read_line(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     kibibytes.checked_mul(1024)
+}
+
+/// Most bytes of memory that have been in use at one time, where the system tells (Linux).
+#[must_use]
+pub fn resident_bytes_max() -> Option<u64> {
+    read_line(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// Seconds since the system began to start this process, to the hundredth, where it tells (Linux).
+#[must_use]
+pub fn running_seconds() -> Option<f64> {
+    let [status, uptime] = ["/proc/self/stat", "/proc/uptime"].map(std::fs::read_to_string);
+    seconds_since_start(&status.ok()?, &uptime.ok()?)
+}
+
+/// Ticks in a second of what `/proc` counts in; the same on every machine that this is built for (`USER_HZ`).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+fn seconds_since_start(status: &str, uptime: &str) -> Option<f64> {
+    // The second field is the program's name in brackets, with anything in it; the start is the 22nd.
+    let (_, fields) = status.rsplit_once(')')?;
+    let started: f64 = fields.split_whitespace().nth(19)?.parse().ok()?;
+    let now: f64 = uptime.split_whitespace().next()?.parse().ok()?;
+    Some((now - started / TICKS_PER_SECOND).max(0.0))
 }
 
 #[cfg(test)]
@@ -18,8 +42,17 @@ mod tests {
 
     #[test]
     fn the_line_is_found_and_read() {
+        let read = |status| read_line(status, "VmRSS:");
         assert_eq!(read("Name:\tfluxserve\nVmRSS:\t   12345 kB\nThreads:\t3\n"), Some(12345 * 1024));
         assert_eq!(read("VmRSS:\tmuch"), None);
         assert_eq!(read(""), None);
+    }
+
+    #[test]
+    fn the_start_is_found_behind_any_name() {
+        let status = "77 (a (b) 1 2) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 12345 20 21";
+        let seconds = seconds_since_start(status, "125.50 200.00\n").expect("both are there");
+        assert!((seconds - 2.05).abs() < 1e-9, "{seconds}");
+        assert_eq!(seconds_since_start("77 (a) S 1", "125.50 200.00"), None);
     }
 }

@@ -22,7 +22,7 @@ use state::{Chunk, State};
 
 /// Bytes of one buffer. A copy of so many takes a PCIe link of the fifth generation 0.15 ms, beside which what is done once
 /// for each buffer is nothing; and it stays in the processor's caches until then: pieces of 32 MiB took half as long again to
-/// read out of the page cache (`benches/README.md`).
+/// be read out of the page cache (`benches/README.md`).
 pub(super) const BUFFER_BYTES: usize = 8 << 20;
 
 /// Most threads that read. One brings some 5 to 20 GB/s out of the page cache, and such a link takes 55; a fast disk wants

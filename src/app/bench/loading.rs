@@ -1,0 +1,178 @@
+//! `bench load`: what loading a model takes, part by part, beside what reading its files alone takes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::app::hub::refuse_not_yet;
+use crate::app::loading::rate;
+use crate::app::models::files_of;
+use crate::catalog::{card_or_flux_dev, warm_up_spec};
+use crate::config::Config;
+use crate::domain::device::EngineSettings;
+use crate::domain::engine::{EngineError, LoadObserver, StepEngine as _};
+use crate::domain::model_source::ModelSource;
+use crate::domain::spec::GenerateSpec;
+use crate::engine::{FluxEngine, LoadTimes, Reading, inspect, read_weights};
+use crate::telemetry::process;
+
+/// What is to be loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoadRequest {
+    /// The model.
+    pub model: ModelSource,
+    /// Where to load it to, and how.
+    pub engine: EngineSettings,
+    /// Whether its files are read before it is loaded. Without, what is loaded comes from where it happens to be.
+    pub reads_before: bool,
+}
+
+/// What that took.
+#[derive(Debug, Clone, Serialize)]
+pub struct LoadReport {
+    /// This program's version.
+    pub version: &'static str,
+    /// The model's name.
+    pub model: String,
+    /// Where it was loaded to.
+    pub device: String,
+    /// Threads that read.
+    pub readers: usize,
+    /// What each reads at one time.
+    pub buffer_bytes: usize,
+    /// Reading alone, before: from the disk what was not in the page cache.
+    pub reading_before: Option<Moved>,
+    /// All weights onto the device.
+    pub weights: Moved,
+    /// Reading alone, after: from the page cache, where that is large enough.
+    pub reading_after: Moved,
+    /// The rate of `weights` as a share of that of `reading_after`.
+    pub share_of_reading: f64,
+    /// What happens from the start of the process until the model is ready, in order.
+    pub parts: Vec<LoadPart>,
+    /// All of them.
+    pub seconds: f64,
+    /// Most memory that the process had in use until then, where the system tells.
+    pub resident_bytes_max: Option<u64>,
+}
+
+/// Bytes from one place to another.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Moved {
+    /// How many.
+    pub bytes: u64,
+    /// In what time.
+    pub seconds: f64,
+    /// Gigabytes, of 10⁹ bytes, a second.
+    pub gigabytes_per_second: f64,
+}
+
+/// One of the things that happen one after the other.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LoadPart {
+    /// What.
+    pub name: &'static str,
+    /// How long.
+    pub seconds: f64,
+}
+
+impl Moved {
+    fn new(bytes: usize, seconds: f64) -> Self {
+        Self { bytes: bytes as u64, seconds, gigabytes_per_second: rate(bytes as u64, seconds) }
+    }
+
+    fn of(reading: &Reading) -> Self {
+        Self::new(reading.bytes, reading.seconds)
+    }
+}
+
+/// Loads a model as `serve` does, until it has drawn its first picture. `observer` hears how far the weights are.
+///
+/// # Errors
+/// When the model cannot be loaded, or does not draw.
+pub fn load(config: &Config, request: &LoadRequest, observer: Arc<dyn LoadObserver>) -> anyhow::Result<LoadReport> {
+    let mut parts = vec![LoadPart { name: "start of the process", seconds: process::running_seconds().unwrap_or(0.0) }];
+    refuse_not_yet(&request.model.id)?;
+    let card = card_or_flux_dev(&request.model.id);
+    let files = files_of(config, &request.model)?;
+    let reading_before = if request.reads_before { Some(Moved::of(&read_weights(&files)?)) } else { None };
+    let started = Instant::now();
+    // `serve` refuses what is not whole before it starts anything.
+    let inspection = inspect(&files);
+    if !inspection.is_sound() {
+        anyhow::bail!("the model `{}` cannot be loaded:\n{inspection}", card.id);
+    }
+    parts.push(LoadPart { name: "first check of the files", seconds: started.elapsed().as_secs_f64() });
+    let mut engine = FluxEngine::load_watched(&files, request.engine, observer)?;
+    let times = engine.load_times();
+    let LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds } = times;
+    parts.push(LoadPart { name: "device", seconds: device_seconds });
+    parts.push(LoadPart { name: "files opened and checked", seconds: check_seconds });
+    parts.push(LoadPart { name: "weights", seconds: weights_seconds });
+    parts.push(LoadPart { name: "map for previews", seconds: preview_seconds });
+    let spec = warm_up_spec(&card);
+    parts.push(LoadPart { name: "first picture", seconds: picture_seconds(&mut engine, &spec)? });
+    let resident_bytes_max = process::resident_bytes_max();
+    let device = engine.device_name();
+    drop(engine);
+    let reading = read_weights(&files)?;
+    let (weights, reading_after) = (Moved::new(weights_bytes, weights_seconds), Moved::of(&reading));
+    Ok(LoadReport {
+        version: env!("CARGO_PKG_VERSION"),
+        model: request.model.id.to_string(),
+        device,
+        readers: reading.readers,
+        buffer_bytes: reading.buffer_bytes,
+        reading_before,
+        weights,
+        reading_after,
+        share_of_reading: weights.gigabytes_per_second / reading_after.gigabytes_per_second,
+        seconds: parts.iter().map(|part| part.seconds).sum(),
+        parts,
+        resident_bytes_max,
+    })
+}
+
+/// The smallest picture that the model draws: by it an engine proves itself before it is called ready.
+fn picture_seconds(engine: &mut FluxEngine, spec: &GenerateSpec) -> Result<f64, EngineError> {
+    let started = Instant::now();
+    let slot = engine.admit(spec)?;
+    for _ in 0..spec.steps() {
+        engine.step(&[slot])?;
+    }
+    engine.finish(slot)?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::device::DeviceChoice;
+
+    #[test]
+    fn the_demo_model_is_loaded_part_by_part() {
+        let engine = EngineSettings::from(DeviceChoice::Cpu);
+        let model = "fluxserve/flux-shapes".parse().expect("a model");
+        let mut request = LoadRequest { model, engine, reads_before: true };
+        let report = load(&Config::default(), &request, Arc::new(())).expect("loaded");
+        let names: Vec<&str> = report.parts.iter().map(|part| part.name).collect();
+        let expected = [
+            "start of the process",
+            "first check of the files",
+            "device",
+            "files opened and checked",
+            "weights",
+            "map for previews",
+            "first picture",
+        ];
+        assert_eq!(names, expected);
+        let before = report.reading_before.expect("was read");
+        assert_eq!((before.bytes, report.reading_after.bytes), (report.weights.bytes, report.weights.bytes));
+        assert!(report.weights.bytes > 1_000_000 && report.share_of_reading > 0.0, "{report:?}");
+        let sum: f64 = report.parts.iter().map(|part| part.seconds).sum();
+        assert!(sum == report.seconds && report.parts.iter().skip(4).all(|part| part.seconds > 0.0), "{report:?}");
+        request.reads_before = false;
+        assert!(load(&Config::default(), &request, Arc::new(())).expect("loaded").reading_before.is_none());
+    }
+}
