@@ -108,20 +108,18 @@ impl Transformer {
         let embedder = |name: &str, inputs| Mlp::load(inputs, hidden, hidden, ["in_layer", "out_layer"], &vb.pp(name));
         let guidance_in = config.guidance_embeds.then(|| embedder("guidance_in", SINUSOID_WIDTH)).transpose()?;
         let mut modulations = Modulations::new(config, vb)?;
-        let mut double =
-            |index: usize| DoubleBlock::load(config, &mut modulations, &vb.pp(format!("double_blocks.{index}")));
-        let double_blocks = (0..config.num_layers).map(&mut double).collect::<Result<_>>()?;
-        let mut single =
-            |index: usize| SingleBlock::load(config, &mut modulations, &vb.pp(format!("single_blocks.{index}")));
-        let single_blocks = (0..config.num_single_layers).map(&mut single).collect::<Result<_>>()?;
         Ok(Self {
             img_in: Linear::load(config.in_channels, hidden, &vb.pp("img_in"))?,
             txt_in: Linear::load(config.joint_attention_dim, hidden, &vb.pp("txt_in"))?,
             time_in: embedder("time_in", SINUSOID_WIDTH)?,
             vector_in: embedder("vector_in", config.pooled_projection_dim)?,
             guidance_in,
-            double_blocks,
-            single_blocks,
+            double_blocks: (0..config.num_layers)
+                .map(|index| DoubleBlock::load(config, &mut modulations, &vb.pp(format!("double_blocks.{index}"))))
+                .collect::<Result<_>>()?,
+            single_blocks: (0..config.num_single_layers)
+                .map(|index| SingleBlock::load(config, &mut modulations, &vb.pp(format!("single_blocks.{index}"))))
+                .collect::<Result<_>>()?,
             final_modulation: modulations.take(FINAL_PARTS, &vb.pp("final_layer.adaLN_modulation.1"))?,
             modulations,
             final_linear: Linear::load(hidden, config.in_channels, &vb.pp("final_layer.linear"))?,

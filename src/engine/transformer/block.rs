@@ -132,9 +132,10 @@ impl SingleBlock {
     /// Its modulation goes into `modulations`.
     pub(super) fn load(config: &TransformerConfig, modulations: &mut Modulations, vb: &VarBuilder) -> Result<Self> {
         let (hidden, mlp) = (config.hidden_size(), config.mlp_size());
+        let modulation = modulations.take(SINGLE_PARTS, &vb.pp("modulation.lin"))?;
         let linear1 = Linear::load(hidden, 3 * hidden + mlp, &vb.pp("linear1"))?;
         Ok(Self {
-            modulation: modulations.take(SINGLE_PARTS, &vb.pp("modulation.lin"))?,
+            modulation,
             qkv: linear1.part(0, 3 * hidden)?,
             feed: linear1.part(3 * hidden, mlp)?,
             linear1,
