@@ -52,7 +52,12 @@ pub(crate) fn choose(device: &Device, setting: Attention) {
             (Kernel::Warp, "the device has no products of a warpgroup, or the program was not built for them")
         }
         Attention::Auto => match do_agree(device) {
-            Ok(true) => (Kernel::Warpgroup, "it agrees with the other one"),
+            Ok(true) => {
+                if let Some(bytes) = spilled_bytes(device).filter(|bytes| *bytes > 0) {
+                    tracing::warn!(bytes, "the driver's compiler spills registers of attention's kernel: it is slower");
+                }
+                (Kernel::Warpgroup, "it agrees with the other one")
+            }
             Ok(false) => {
                 tracing::warn!("the faster kernel of attention does not agree with the other one, and is not used");
                 (Kernel::Warp, "the faster one does not agree with it")
@@ -106,6 +111,17 @@ fn has_warpgroups(device: &Device) -> bool {
 #[cfg(not(feature = "cuda"))]
 fn has_warpgroups(_: &Device) -> bool {
     false
+}
+
+#[cfg(feature = "cuda")]
+fn spilled_bytes(device: &Device) -> Option<i32> {
+    let Device::Cuda(device) = device else { return None };
+    crate::engine::ops::cuda::attention::spilled_bytes(device).ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn spilled_bytes(_: &Device) -> Option<i32> {
+    None
 }
 
 #[cfg(test)]

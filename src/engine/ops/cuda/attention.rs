@@ -42,6 +42,12 @@ pub(in crate::engine::ops) fn has_warpgroups(device: &CudaDevice) -> bool {
     HOPPER_KERNELS.contains(HOPPER_ENTRY) && capability.is_ok_and(|(major, _)| major == 9)
 }
 
+/// Bytes that each thread of [`Kernel::Warpgroup`] spills from registers into memory, as the driver has compiled it. nvcc
+/// spills none, but leaves no register free.
+pub(in crate::engine::ops) fn spilled_bytes(device: &CudaDevice) -> Result<i32> {
+    device.get_or_load_custom_func(HOPPER_ENTRY, HOPPER_MODULE, HOPPER_KERNELS)?.local_size_bytes().w()
+}
+
 /// [`crate::engine::ops::attention::attention`], for a `qkv` whose rows touch and a head width of [`HEAD_WIDTHS`].
 pub(in crate::engine::ops) fn attention(
     kernel: Kernel,
