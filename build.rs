@@ -12,7 +12,7 @@ fn main() {
 fn compile_kernels() {
     cudaforge::KernelBuilder::new()
         .source_dir("src/engine/kernels")
-        .watch(["attention", "device", "warpgroup"].map(|name| format!("src/engine/kernels/{name}.cuh")))
+        .watch(["attention", "convolution", "device", "warpgroup"].map(|name| format!("src/engine/kernels/{name}.cuh")))
         .args(["-std=c++17", "-O3"])
         .build_ptx()
         .expect("nvcc compiles the kernels of src/engine/kernels");

@@ -50,7 +50,9 @@ done | tee "$folder/instructions.txt"
 for kernel in attention_128 biased_attention_64 convolution; do
   grep -q "^$kernel HMMA.16816.F32.BF16 " "$folder/instructions.txt"
 done
-grep -q '^attention_hopper_128 HGMMA.64x128x16.F32.BF16 ' "$folder/instructions.txt"
+for kernel in attention_hopper_128 convolution_hopper convolution_hopper_doubled; do
+  grep -q "^$kernel HGMMA.64x128x16.F32.BF16 " "$folder/instructions.txt"
+done
 # Of the 66 powers of two of a turn, most must stand between its two waits for products: there the tensor cores are at work.
 cuobjdump -sass "$folder/attention_hopper.sm_90a.cubin" | awk '
   /WARPGROUP.DEPBAR.LE gsb0, 0x1/ { is_beside = 1 }

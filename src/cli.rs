@@ -123,8 +123,8 @@ pub struct EngineArgs {
     /// Draw the same bits in any company on CUDA, too, at the price of speed; on the CPU it is always so
     #[arg(long)]
     pub deterministic: bool,
-    /// What computes attention on CUDA: auto, the fastest kernel that proves right, or mma, the one that every device has
-    /// [default: auto]
+    /// What computes attention and convolutions on CUDA: auto, the fastest kernels that prove right, or mma, those that every
+    /// device has [default: auto]
     #[arg(long, value_name = "KERNEL")]
     pub attention: Option<Attention>,
 }

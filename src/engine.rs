@@ -119,6 +119,7 @@ impl FluxEngine {
         let configs = checkpoint.configs.clone();
         let (limits, pixels_max) = limits_of(&checkpoint, &device, settings.offload)?;
         ops::attention::choose(&device, settings.attention);
+        ops::convolution::choose(&device, settings.attention);
         let is_text_streamed = settings.offload == Offload::Text;
         let keeping = Keeping { dtype: device::dtype(&device), is_text_streamed };
         let loading = checkpoint.load_onto(&device, keeping, observer)?;

@@ -89,7 +89,7 @@ pub(super) const ENGINE_DETERMINISTIC: Variable = variable(
 pub(super) const ENGINE_ATTENTION: Variable = variable(
     "FLUXSERVE_ENGINE_ATTENTION",
     "engine.attention",
-    "auto, or mma: on CUDA only the kernel that every device has",
+    "auto, or mma: on CUDA only the kernels that every device has, of convolutions, too",
 );
 pub(super) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",

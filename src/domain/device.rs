@@ -73,7 +73,7 @@ impl FromStr for Offload {
     }
 }
 
-/// Which kernel computes attention on a CUDA device.
+/// Which kernel computes attention on a CUDA device, and which one convolves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Attention {
     /// The fastest that the device has, once it has been found to agree with the one that every device has.
@@ -109,7 +109,7 @@ pub struct EngineSettings {
     pub offload: Offload,
     /// Whether a picture has the same bits in any company also where that costs time. On the CPU it always has.
     pub is_deterministic: bool,
-    /// Which kernel computes attention on CUDA. All engines of a device share one: that of the latest.
+    /// Which kernel computes attention on CUDA, and which one convolves. All engines of a device share one: that of the latest.
     pub attention: Attention,
 }
 

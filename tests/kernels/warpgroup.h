@@ -222,19 +222,24 @@ inline void finish(const Product &product) {
   }
 }
 
-template <int LEFT> void wait_for_groups_of_products(float *sum) {
+template <int LEFT> void wait_for_groups_of_products() {
   Products &mine = products();
   for (; mine.groups.size() > LEFT; mine.groups.pop_front()) {
     for (const Product &product : mine.groups.front()) {
       finish(product);
     }
   }
-  if (mine.sums[sum].products_left > 0) {
-    refuse("a sum is used before its products have been waited for");
-  }
   // From here on the program does as it likes with registers.
   mine.is_ordered = false;
   mine.ordered.clear();
+}
+
+// And a sum is wanted then.
+template <int LEFT> void wait_for_sum(float *sum) {
+  wait_for_groups_of_products<LEFT>();
+  if (products().sums[sum].products_left > 0) {
+    refuse("a sum is used before its products have been waited for");
+  }
 }
 
 } // namespace emulation
@@ -264,13 +269,16 @@ inline void publish_copies() {
 
 inline void order_registers() { emulation::products().is_ordered = true; }
 
-inline void order_registers(float (&sum)[64], uint32_t (&left)[8][4]) {
+inline void order_registers(uint32_t (&left)[8][4]) {
   order_registers();
+  emulation::products().ordered[left] = std::vector<uint32_t>(&left[0][0], &left[0][0] + 32);
+}
+
+inline void order_registers(float (&sum)[64], uint32_t (&left)[8][4]) {
+  order_registers(left);
   std::vector<uint32_t> words(64);
   std::memcpy(words.data(), sum, sizeof sum);
-  auto &ordered = emulation::products().ordered;
-  ordered[sum] = words;
-  ordered[left] = std::vector<uint32_t>(&left[0][0], &left[0][0] + 32);
+  emulation::products().ordered[sum] = words;
 }
 
 inline void multiply_panels(float (&sum)[64], uint64_t a, uint64_t b) {
@@ -283,13 +291,16 @@ inline void multiply_add_rows(float (&sum)[64], const uint32_t (&a)[4], uint64_t
   emulation::start({sum, a, 0, b, true, true, nullptr});
 }
 
+inline void multiply_add_rows_by_rows(float (&sum)[64], const uint32_t (&a)[4], uint64_t b) {
+  emulation::start({sum, a, 0, b, false, true, nullptr});
+}
+
 inline void end_products() {
   auto &products = emulation::products();
   products.groups.push_back(std::move(products.open_group));
   products.open_group.clear();
 }
 
-template <int LEFT> void wait_for_products(float (&sum)[64]) { emulation::wait_for_groups_of_products<LEFT>(sum); }
-template <int LEFT> void wait_for_products(float (&sum)[64], uint32_t (&)[8][4]) {
-  emulation::wait_for_groups_of_products<LEFT>(sum);
-}
+template <int LEFT> void wait_for_products(float (&sum)[64]) { emulation::wait_for_sum<LEFT>(sum); }
+template <int LEFT> void wait_for_products(float (&sum)[64], uint32_t (&)[8][4]) { emulation::wait_for_sum<LEFT>(sum); }
+template <int LEFT> void wait_for_products(uint32_t (&)[8][4]) { emulation::wait_for_groups_of_products<LEFT>(); }

@@ -74,6 +74,11 @@ static __device__ __forceinline__ void order_registers(float (&sum)[64], uint32_
   asm volatile("wgmma.fence.sync.aligned;" : ALL_FLOATS("+f", sum), ALL_WORDS(left)::"memory");
 }
 
+// The same for a left side alone, while products go on with sums that nobody has touched.
+static __device__ __forceinline__ void order_registers(uint32_t (&left)[8][4]) {
+  asm volatile("wgmma.fence.sync.aligned;" : ALL_WORDS(left)::"memory");
+}
+
 // Starts sum = a bᵀ, with `a` 64×16 and `b` 128×16 in shared memory, the sum along the rows of both. Lane l of warp w holds
 // of the sum's columns 8 n + 2 (l % 4) and the next: in 4 n and 4 n + 1 those of row 16 w + l / 4, in 4 n + 2 and 4 n + 3
 // those eight rows below.
@@ -103,6 +108,15 @@ static __device__ __forceinline__ void multiply_add_rows(float (&sum)[64], const
                : "memory");
 }
 
+// Starts sum += a bᵀ, with `a` 64×16 in registers and `b` 128×16 in shared memory, the sum along its rows.
+static __device__ __forceinline__ void multiply_add_rows_by_rows(float (&sum)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " SUM_REGISTERS
+               ", {%64, %65, %66, %67}, %68, 1, 1, 1, 0;"
+               : ALL_FLOATS("+f", sum)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+               : "memory");
+}
+
 // Closes a group of products.
 static __device__ __forceinline__ void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
@@ -112,6 +126,11 @@ template <int LEFT> static __device__ __forceinline__ void wait_for_products(flo
 }
 template <int LEFT> static __device__ __forceinline__ void wait_for_products(float (&sum)[64], uint32_t (&left)[8][4]) {
   asm volatile("wgmma.wait_group.sync.aligned %96;" : ALL_FLOATS("+f", sum), ALL_WORDS(left) : "n"(LEFT) : "memory");
+}
+
+// The same for a left side alone: other products go on with the sum.
+template <int LEFT> static __device__ __forceinline__ void wait_for_products(uint32_t (&left)[8][4]) {
+  asm volatile("wgmma.wait_group.sync.aligned %32;" : ALL_WORDS(left) : "n"(LEFT) : "memory");
 }
 
 #endif

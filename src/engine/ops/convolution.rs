@@ -1,6 +1,7 @@
 //! Convolutions that keep a picture's size or double its sides first: 3×3 with a border of zeros, and 1×1.
 
 mod channels_last;
+mod kernel;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
@@ -12,6 +13,7 @@ use super::{contiguous, has_kernels, is_on_cpu};
 use channels_last::ChannelsLast;
 #[cfg(feature = "cuda")]
 pub(super) use channels_last::Sizes;
+pub(crate) use kernel::{Kernel, choose, kernels};
 
 /// Most bytes of the matrix that a convolution on a device spreads its input out to, in which every pixel has its neighbours
 /// beside it: 10 GB for all of a picture of 1024×1024 pixels. Where a kernel does the convolution there is none.
@@ -51,7 +53,7 @@ impl Convolution {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        Self::of(weight, bias, false)
+        Self::by(kernel::chosen(weight.device()), weight, bias, false)
     }
 
     /// The same, 3×3, of a picture whose sides are doubled first.
@@ -59,17 +61,21 @@ impl Convolution {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn new_doubling(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        Self::of(weight, bias, true)
+        Self::by(kernel::chosen(weight.device()), weight, bias, true)
     }
 
-    fn of(weight: &Tensor, bias: &Tensor, is_doubled: bool) -> Result<Self> {
-        let (_, inputs, kernel, _) = weight.dims4()?;
+    /// [`Self::new`] or [`Self::new_doubling`], by one of a CUDA device's kernels.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn by(kernel: Kernel, weight: &Tensor, bias: &Tensor, is_doubled: bool) -> Result<Self> {
+        let (_, inputs, side, _) = weight.dims4()?;
         if has_kernels(weight) && inputs.is_multiple_of(channels_last::CHUNK) {
-            return Ok(Self(Form::ChannelsLast(ChannelsLast::new(weight, bias, is_doubled)?)));
+            return Ok(Self(Form::ChannelsLast(ChannelsLast::new(kernel, weight, bias, is_doubled)?)));
         }
-        let config = Conv2dConfig { padding: kernel / 2, ..Conv2dConfig::default() };
+        let config = Conv2dConfig { padding: side / 2, ..Conv2dConfig::default() };
         let inner = Conv2d::new(weight.clone(), Some(bias.clone()), config);
-        Ok(Self(Form::InPlanes(InPlanes { inner, kernel, is_doubled, strip_bytes: STRIP_BYTES_MAX })))
+        Ok(Self(Form::InPlanes(InPlanes { inner, kernel: side, is_doubled, strip_bytes: STRIP_BYTES_MAX })))
     }
 
     /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides; in memory as the device likes it.
@@ -295,9 +301,9 @@ mod tests {
         ] {
             let weight = random(&[outputs, inputs, kernel, kernel]);
             let bias = random(&[outputs]);
-            let planes = Convolution::of(&weight, &bias, is_doubled).expect("planes");
+            let planes = Convolution::by(Kernel::Warp, &weight, &bias, is_doubled).expect("planes");
             assert!(matches!(planes.0, Form::InPlanes(_)));
-            let pixels = ChannelsLast::new(&weight, &bias, is_doubled).expect("pixels");
+            let pixels = ChannelsLast::new(Kernel::Warp, &weight, &bias, is_doubled).expect("pixels");
             let x = random(&[1, inputs, height, width]);
             let scale = 1 + usize::from(is_doubled);
             let residual = random(&[1, outputs, scale * height, scale * width]);
@@ -312,7 +318,7 @@ mod tests {
     /// What one operation leaves is what the next reads, without a copy.
     #[test]
     fn channels_stay_last() {
-        let form = ChannelsLast::new(&random(&[8, 8, 3, 3]), &random(&[8]), false).expect("pixels");
+        let form = ChannelsLast::new(Kernel::Warp, &random(&[8, 8, 3, 3]), &random(&[8]), false).expect("pixels");
         let out = form.forward(&random(&[1, 8, 4, 6]), None).expect("convolves");
         assert_eq!(out.stride(), [8 * 4 * 6, 1, 8 * 6, 8]);
         assert!(out.permute((0, 2, 3, 1)).expect("permutes").is_contiguous());

@@ -5,7 +5,7 @@ use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 
 use crate::engine::loader::config::VaeConfig;
-use crate::engine::ops::convolution::Convolution;
+use crate::engine::ops::convolution::{Convolution, Kernel, kernels};
 use crate::engine::ops::group_norm::GroupNorm;
 use crate::engine::ops::softmax::softmax;
 use crate::engine::vae::Decoder;
@@ -25,18 +25,18 @@ impl Operands {
             let scaled = (self.random(seed, &[outputs, inputs, side, side])? / ((inputs * side * side) as f64).sqrt())?;
             scaled.to_dtype(self.dtype)?.to_dtype(DType::F32)
         };
+        let onto =
+            vec![picture(40, 72, 19, 33)?, kernel(41, 136, 72, 3)?, channels(42, 136)?, picture(43, 136, 19, 33)?];
+        let doubled = vec![picture(47, 48, 7, 18)?, kernel(48, 48, 48, 3)?, channels(49, 48)?];
+        let onto_residual =
+            |kernel, x: &[Tensor]| Convolution::by(kernel, &x[1], &x[2], false)?.forward_onto(&x[0], &x[3]);
+        let of_doubled = |kernel, x: &[Tensor]| Convolution::by(kernel, &x[1], &x[2], true)?.forward(&x[0]);
         let ops: [(&'static str, Vec<Tensor>, Op); 7] = [
-            (
-                "convolution onto a residual",
-                vec![picture(40, 40, 19, 33)?, kernel(41, 136, 40, 3)?, channels(42, 136)?, picture(43, 136, 19, 33)?],
-                &|x| Convolution::new(&x[1], &x[2])?.forward_onto(&x[0], &x[3]),
-            ),
+            ("convolution onto a residual", onto.clone(), &|x| onto_residual(Kernel::Warp, x)),
             ("convolution to colours", vec![picture(44, 24, 9, 17)?, kernel(45, 3, 24, 3)?, channels(46, 3)?], &|x| {
                 Convolution::new(&x[1], &x[2])?.forward(&x[0])
             }),
-            ("convolution, doubled", vec![picture(47, 48, 7, 18)?, kernel(48, 48, 48, 3)?, channels(49, 48)?], &|x| {
-                Convolution::new_doubling(&x[1], &x[2])?.forward(&x[0])
-            }),
+            ("convolution, doubled", doubled.clone(), &|x| of_doubled(Kernel::Warp, x)),
             ("convolution 1x1", vec![picture(50, 48, 7, 18)?, kernel(51, 40, 48, 1)?, channels(52, 40)?], &|x| {
                 Convolution::new(&x[1], &x[2])?.forward(&x[0])
             }),
@@ -53,7 +53,14 @@ impl Operands {
         if let Some(Ok(decoder)) = reports.last_mut() {
             decoder.tolerance *= 4.0;
         }
-        reports.into_iter().collect()
+        let mut reports = reports.into_iter().collect::<Result<Vec<_>>>()?;
+        if kernels(&self.device).contains(&Kernel::Warpgroup) {
+            let op: Op = &|x| onto_residual(Kernel::Warpgroup, x);
+            reports.push(self.compare("convolution by warpgroups", &onto, op)?);
+            let op: Op = &|x| of_doubled(Kernel::Warpgroup, x);
+            reports.push(self.compare("doubled, by warpgroups", &doubled, op)?);
+        }
+        Ok(reports)
     }
 }
 

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::super::linear::linear;
 use super::super::{channels_first, channels_last, contiguous};
+use super::kernel::Kernel;
 
 /// Channels come in chunks of so many.
 pub(super) const CHUNK: usize = 8;
@@ -20,16 +21,16 @@ pub(super) struct ChannelsLast {
 
 enum Kind {
     /// 3×3, or the four 2×2 ones that make a picture of doubled sides: `weight [kinds, outputs, taps, inputs]`, `bias [outputs]`.
-    Kernel { weight: Tensor, bias: Tensor, is_doubled: bool },
+    Kernel { weight: Tensor, bias: Tensor, is_doubled: bool, kernel: Kernel },
     /// 1×1, which is a linear layer: `weight [outputs, inputs]`, `bias [outputs]`.
     Pointwise { weight: Tensor, bias: Tensor },
 }
 
 impl ChannelsLast {
-    /// From `weight [outputs, inputs, kernel, kernel]`, with a kernel of 1 or 3, and `bias [outputs]`.
-    pub(super) fn new(weight: &Tensor, bias: &Tensor, is_doubled: bool) -> Result<Self> {
-        let (outputs, inputs, kernel, _) = weight.dims4()?;
-        if kernel == 1 {
+    /// From `weight [outputs, inputs, side, side]`, with a side of 1 or 3, and `bias [outputs]`, by one of the device's kernels.
+    pub(super) fn new(kernel: Kernel, weight: &Tensor, bias: &Tensor, is_doubled: bool) -> Result<Self> {
+        let (outputs, inputs, side, _) = weight.dims4()?;
+        if side == 1 {
             let kind = Kind::Pointwise { weight: weight.reshape((outputs, inputs))?, bias: bias.clone() };
             return Ok(Self { kind, outputs });
         }
@@ -37,7 +38,7 @@ impl ChannelsLast {
         let missing = outputs.next_multiple_of(CHUNK) - outputs;
         let weight = weight.pad_with_zeros(1, 0, missing)?.contiguous()?;
         let bias = bias.pad_with_zeros(0, 0, missing)?.contiguous()?;
-        Ok(Self { kind: Kind::Kernel { weight, bias, is_doubled }, outputs })
+        Ok(Self { kind: Kind::Kernel { weight, bias, is_doubled, kernel }, outputs })
     }
 
     /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides; plus `residual`, which has the
@@ -47,9 +48,9 @@ impl ChannelsLast {
         let residual = residual.map(channels_last).transpose()?;
         let (_, height, width, inputs) = x.dims4()?;
         let (out, rest) = match &self.kind {
-            Kind::Kernel { weight, bias, is_doubled } => {
+            Kind::Kernel { weight, bias, is_doubled, kernel } => {
                 let (fused, rest) = if bias.dim(0)? == self.outputs { (residual, None) } else { (None, residual) };
-                let op = Op { residual: fused, is_doubled: *is_doubled };
+                let op = Op { kernel: *kernel, residual: fused, is_doubled: *is_doubled };
                 (x.apply_op3_no_bwd(weight, bias, &op)?.narrow(3, 0, self.outputs)?, rest)
             }
             Kind::Pointwise { weight, bias } => {
@@ -119,6 +120,8 @@ impl Sizes {
 
 /// On `x [1, height, width, inputs]`, with weights as in [`Kind::Kernel`].
 struct Op {
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU has one way"))]
+    kernel: Kernel,
     residual: Option<Tensor>,
     is_doubled: bool,
 }
@@ -182,6 +185,6 @@ impl CustomOp3 for Op {
     ) -> Result<(CudaStorage, Shape)> {
         let sizes = Sizes::of(xl, weight_l, bias_l, self.is_doubled)?;
         let operands = [(x, xl), (weight, weight_l), (bias, bias_l)];
-        super::super::cuda::convolution::convolution(operands, self.residual.as_ref(), sizes)
+        super::super::cuda::convolution::convolution(self.kernel, operands, self.residual.as_ref(), sizes)
     }
 }

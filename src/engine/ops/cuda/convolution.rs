@@ -1,4 +1,4 @@
-//! Launches of the kernels in `kernels/convolution.cu`.
+//! Launches of the kernels in `kernels/convolution.cu` and `kernels/convolution_hopper.cu`.
 
 #![expect(unsafe_code, reason = "kernels are launched through the driver")]
 
@@ -6,30 +6,83 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
-use candle_core::{CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
 use super::{CHUNK, NULL, grid, number, values_of};
-use crate::engine::ops::convolution::Sizes;
+use crate::engine::ops::convolution::{Kernel, Sizes};
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/convolution.ptx"));
 
-/// The name under which a device keeps them once they are loaded.
+/// Empty but for what every PTX begins with, unless the program is built for Hopper itself (sm_90a).
+const HOPPER_KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/convolution_hopper.ptx"));
+
+/// The names under which a device keeps them once they are loaded.
 const MODULE: &str = "fluxserve-convolution";
+const HOPPER_MODULE: &str = "fluxserve-convolution-hopper";
 
 /// Pixels at each side of a block's tile.
 const TILE: usize = 16;
 
-/// Channels of the input at a time, and how many rounds' weights are in shared memory.
-const STEP: usize = 32;
+/// Rounds whose weights are in shared memory, and steps whose pixels are.
 const STAGES: usize = 4;
+const STEPS: usize = 2;
 
 /// Outputs of a block, and of one where there are few.
 const OUTPUTS: usize = 128;
 const OUTPUTS_NARROW: usize = 16;
 
+/// One of the kernels' entries.
+struct Entry {
+    name: &'static str,
+    kernels: (&'static str, &'static str),
+    /// Channels of the input at a time, outputs of a block, and what it takes to begin on a boundary.
+    step: usize,
+    outputs: usize,
+    alignment: usize,
+}
+
+const PLAIN: Entry =
+    Entry { name: "convolution", kernels: (MODULE, KERNELS), step: 32, outputs: OUTPUTS, alignment: 0 };
+const NARROW: Entry = Entry { name: "convolution_narrow", outputs: OUTPUTS_NARROW, ..PLAIN };
+const DOUBLED: Entry = Entry { name: "convolution_doubled", ..PLAIN };
+const HOPPER: Entry = Entry {
+    name: "convolution_hopper",
+    kernels: (HOPPER_MODULE, HOPPER_KERNELS),
+    step: 64,
+    outputs: OUTPUTS,
+    alignment: 1024,
+};
+const HOPPER_DOUBLED: Entry = Entry { name: "convolution_hopper_doubled", ..HOPPER };
+
+impl Entry {
+    fn of(kernel: Kernel, sizes: Sizes) -> Self {
+        match (kernel, sizes.is_doubled) {
+            (_, false) if sizes.outputs <= OUTPUTS_NARROW => NARROW,
+            (Kernel::Warp, false) => PLAIN,
+            (Kernel::Warp, true) => DOUBLED,
+            (Kernel::Warpgroup, false) => HOPPER,
+            (Kernel::Warpgroup, true) => HOPPER_DOUBLED,
+        }
+    }
+
+    /// For a kernel with so many taps at each side.
+    fn shared_bytes(&self, taps_side: usize) -> usize {
+        let side = TILE + taps_side - 1;
+        let values = STEPS * side * side * self.step + STAGES * self.outputs * self.step + self.outputs;
+        values * size_of::<bf16>() + self.alignment
+    }
+}
+
+/// Whether [`Kernel::Warpgroup`] is compiled in and the device has what it takes.
+pub(in crate::engine::ops) fn has_warpgroups(device: &CudaDevice) -> bool {
+    let capability = device.cuda_stream().context().compute_capability();
+    HOPPER_KERNELS.contains(HOPPER.name) && capability.is_ok_and(|(major, _)| major == 9)
+}
+
 /// [`crate::engine::ops::convolution::ChannelsLast`], of one contiguous picture; and `residual`, which is as the result, added.
 pub(in crate::engine::ops) fn convolution(
+    kernel: Kernel,
     [x, weight, bias]: [(&CudaStorage, &Layout); 3],
     residual: Option<&Tensor>,
     sizes: Sizes,
@@ -40,20 +93,17 @@ pub(in crate::engine::ops) fn convolution(
     }
     let device = x.0.device();
     let [x, weight, bias] = [values_of(x)?, values_of(weight)?, values_of(bias)?];
-    let (name, taps_side, kinds, block_outputs) = match (is_doubled, outputs <= OUTPUTS_NARROW) {
-        (true, _) => ("convolution_doubled", 2, 4, OUTPUTS),
-        (false, false) => ("convolution", 3, 1, OUTPUTS),
-        (false, true) => ("convolution_narrow", 3, 1, OUTPUTS_NARROW),
-    };
-    let kernel = device.get_or_load_custom_func(name, MODULE, KERNELS)?;
-    let side = TILE + taps_side - 1;
-    let shared = (2 * side * side * STEP + STAGES * block_outputs * STEP + block_outputs) * size_of::<bf16>();
+    let entry = Entry::of(kernel, sizes);
+    let (taps_side, kinds) = if is_doubled { (2, 4) } else { (3, 1) };
+    let (module, kernels) = entry.kernels;
+    let kernel = device.get_or_load_custom_func(entry.name, module, kernels)?;
+    let shared = entry.shared_bytes(taps_side);
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, number(shared)?).w()?;
     let shape = sizes.out_shape();
     // SAFETY: the kernel writes every channel of every pixel.
     let mut out = unsafe { device.alloc::<bf16>(shape.elem_count()) }?;
-    let blocks = height.div_ceil(TILE) * width.div_ceil(TILE) * kinds * outputs.div_ceil(block_outputs);
+    let blocks = height.div_ceil(TILE) * width.div_ceil(TILE) * kinds * outputs.div_ceil(entry.outputs);
     // Pixels are counted in 32 bits; blocks are fewer.
     number(height * width * kinds)?;
     let held = residual.map(Tensor::storage_and_layout);
@@ -72,7 +122,7 @@ pub(in crate::engine::ops) fn convolution(
         None => launch.arg(&NULL),
     };
     launch.arg(&mut out).arg(&height).arg(&width).arg(&inputs).arg(&outputs);
-    // SAFETY: the arguments are those of convolution.cu, and the sizes have been compared here and by `Sizes`.
+    // SAFETY: the arguments are those of all these kernels, and the sizes have been compared here and by `Sizes`.
     unsafe { launch.launch(grid(blocks, 1, shared as u32)) }.w()?;
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), shape))
 }

@@ -1,0 +1,149 @@
+// What the convolutions have in common: how a picture is cut into tiles, how its pixels come to shared memory, and how a
+// tile's outputs get back.
+//
+// A block makes 128 channels of a tile of 16×16 pixels. It goes over the input some channels at a time, which is a step: these
+// of the tile and of the pixels around it lie in shared memory once, and each tap of the kernel reads them there from another
+// place on. The weights come tap by tap: a round. What comes next is on its way while this is being worked on. No sum is
+// split between blocks: always the same order, always the same bits.
+//
+// A picture of doubled sides is never made. Of its pixels those in even rows see the rows above and here, those in odd rows
+// here and below, where the one that is seen twice has the sum of two weights; and so with the columns. So each of the four
+// kinds of pixels is a 2×2 convolution of the small picture: 4 taps for 9.
+#pragma once
+
+#include "device.cuh"
+
+// Pixels at each side of a block's tile. A warp's product takes 16 pixels of one row.
+constexpr int TILE = 16;
+
+struct Picture {
+  int height, width, channels;
+};
+
+// Rounds that follow each other: tap by tap, step by step.
+template <int TAPS> struct Round {
+  int step, tap;
+
+  __device__ __forceinline__ void advance() {
+    if (++tap == TAPS) {
+      tap = 0;
+      ++step;
+    }
+  }
+};
+
+// What a block has to do. `KERNEL` is 3, or 2 of the four convolutions that make a picture of doubled sides.
+template <int KERNEL> struct Task {
+  static constexpr int SCALE = KERNEL == 3 ? 1 : 2;
+
+  int first_output, kind, top, left;
+
+  // Blocks that read the same pixels follow each other.
+  __device__ __forceinline__ Task(int block, const Picture &picture, int outputs, int outputs_of_block) {
+    const int output_blocks = (outputs + outputs_of_block - 1) / outputs_of_block;
+    const int tiles_across = (picture.width + TILE - 1) / TILE;
+    first_output = block % output_blocks * outputs_of_block;
+    block /= output_blocks;
+    kind = block % (SCALE * SCALE);
+    block /= SCALE * SCALE;
+    top = block / tiles_across * TILE;
+    left = block % tiles_across * TILE;
+  }
+
+  // Where the first tap sees the tile's first pixel: above and left of it, but for odd rows and columns of doubled sides.
+  __device__ __forceinline__ int seen_top() const { return top - 1 + kind / 2; }
+  __device__ __forceinline__ int seen_left() const { return left - 1 + kind % 2; }
+};
+
+// Where a chunk of `STEP` channels stands in shared memory: of eight rows that follow each other, from any on, each is in
+// banks of its own.
+template <int STEP> static __device__ __forceinline__ int swizzled(int row, int chunk) {
+  static_assert(STEP == 32 || STEP == 64, "half of all banks, or all");
+  return row * STEP + (STEP == 32 ? chunk ^ (row >> 1 & 3) : chunk ^ (row & 7)) * CHUNK;
+}
+
+// Starts to copy `STEP` channels of the `SIDE`×`SIDE` pixels from (top, left) on, which may lie outside: there are zeros.
+template <int SIDE, int STEP, int THREADS>
+static __device__ __forceinline__ void copy_pixels(uint16_t *target, const uint16_t *x, const Picture &picture, int top,
+                                                   int left, int channel) {
+  constexpr int CHUNKS = STEP / CHUNK;
+  constexpr int ALL = SIDE * SIDE * CHUNKS;
+  // What the rounds have in common would not fit the registers: it is worked out anew in each.
+#pragma unroll 2
+  for (int i = threadIdx.x; i < ALL; i += THREADS) {
+    const int pixel = i / CHUNKS;
+    const int chunk = i % CHUNKS;
+    const int row = top + pixel / SIDE;
+    const int column = left + pixel % SIDE;
+    const int from = channel + chunk * CHUNK;
+    const bool is_there =
+        row >= 0 && row < picture.height && column >= 0 && column < picture.width && from < picture.channels;
+    const int64_t at = static_cast<int64_t>(row * picture.width + column) * picture.channels + from;
+    copy_async(target + swizzled<STEP>(pixel, chunk), x + (is_there ? at : 0), is_there);
+  }
+}
+
+// What a warp has made of a tile: `WIDTH` channels from the block's `first_output` on of some of the tile's rows.
+struct Part {
+  int first_row, row_step, first_output;
+};
+
+// Adds bias and residual, if there is one, to a warp's sums and writes them, by way of `place` in shared memory, so that
+// whole chunks go out. `sum_at(m, n, half, i)` is that of row m, of pixel lane / 4 + 8 half, in channel 8 n + 2 (lane % 4) + i.
+template <int KERNEL, int ROWS, int WIDTH, class Sum>
+static __device__ __forceinline__ void write_outputs(const Sum &sum_at, const Task<KERNEL> &task, const Part &part,
+                                                     const Picture &picture, int outputs, const uint16_t *biases,
+                                                     const uint16_t *residual, uint16_t *out, uint16_t *place) {
+  constexpr int SCALE = Task<KERNEL>::SCALE;
+  constexpr int CHUNKS = WIDTH / CHUNK;
+  const int lane = threadIdx.x % LANES;
+  const auto in_place = [&](int pixel, int chunk) {
+    return place + pixel * WIDTH + (chunk ^ (pixel % (CHUNKS < 8 ? CHUNKS : 8))) * CHUNK;
+  };
+  const auto for_each_chunk = [&](const auto &body) {
+#pragma unroll 4
+    for (int i = lane; i < ROWS * TILE * CHUNKS; i += LANES) {
+      const int pixel = i / CHUNKS;
+      const int row = task.top + part.first_row + pixel / TILE * part.row_step;
+      const int column = task.left + pixel % TILE;
+      const int output = task.first_output + part.first_output + i % CHUNKS * CHUNK;
+      const bool is_there = row < picture.height && column < picture.width && output < outputs;
+      const int64_t out_row = row * SCALE + task.kind / 2;
+      const int64_t at = out_row * (picture.width * SCALE) + column * SCALE + task.kind % 2;
+      body(in_place(pixel, i % CHUNKS), at * outputs + output, is_there);
+    }
+  };
+  if (residual != nullptr) {
+    for_each_chunk([&](uint16_t *chunk, int64_t at, bool is_there) { //
+      copy_async(chunk, residual + (is_there ? at : 0), is_there);
+    });
+    end_group();
+    wait_for_groups<0>();
+    __syncwarp();
+  }
+#pragma unroll
+  for (int n = 0; n < CHUNKS; ++n) {
+    const uint32_t bias = *reinterpret_cast<const uint32_t *>(biases + part.first_output + n * CHUNK + lane % 4 * 2);
+#pragma unroll
+    for (int m = 0; m < ROWS; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int pixel = m * TILE + half * 8 + lane / 4;
+        uint32_t *pair = reinterpret_cast<uint32_t *>(in_place(pixel, n) + lane % 4 * 2);
+        float first = sum_at(m, n, half, 0) + low(bias);
+        float second = sum_at(m, n, half, 1) + high(bias);
+        if (residual != nullptr) {
+          first += low(*pair);
+          second += high(*pair);
+        }
+        *pair = pack(first, second);
+      }
+    }
+  }
+  __syncwarp();
+  for_each_chunk([&](const uint16_t *chunk, int64_t at, bool is_there) {
+    if (is_there) {
+      put_chunk(out + at, 0, *reinterpret_cast<const uint4 *>(chunk));
+    }
+  });
+}
