@@ -60,10 +60,12 @@ cuobjdump -sass "$folder/attention_hopper.sm_90a.cubin" | awk '
   is_beside && /MUFU.EX2/ { ++powers }
   END { printf "%d powers of two beside products\n", powers; exit powers < 60 }'
 # Narrow by intention: a head's bias, which goes to shared memory once; the numbers of GroupNorm's groups and channels, a few
-# for each picture. What a convolution reads goes to shared memory without a register between.
-narrow='^(biased_attention_[0-9]+ LDG|group_)'
+# for each picture; a row's one scale. What a convolution reads goes to shared memory without a register between.
+narrow='^(biased_attention_[0-9]+ LDG|group_|quantize_[a-z_]+ STG\.E )'
 if grep -E ' (LDL|STL)' "$folder/instructions.txt" || grep -E '^convolution.* LDG\.' "$folder/instructions.txt" ||
   grep -E ' (LDG|STG|LDGSTS)' "$folder/instructions.txt" | grep -Ev "\.128 |$narrow"; then
   echo "the instructions above move less than 16 bytes, or spill" >&2
   exit 1
 fi
+# The rounding to e4m3 is one instruction for two numbers.
+cuobjdump -sass "$folder/quantize.sm_90a.cubin" | grep 'F2FP.SATFINITE.E4M3.F32' >/dev/null

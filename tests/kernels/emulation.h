@@ -198,6 +198,12 @@ inline float as_float(uint32_t bits) {
   return value;
 }
 
+inline uint32_t as_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
 // bf16 by rounding to nearest even.
 inline uint16_t to_bf16(float value) {
   uint32_t bits;
@@ -207,6 +213,34 @@ inline uint16_t to_bf16(float value) {
   }
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
+
+// What a code of e4m3 stands for: a sign, four bits of exponent, three of mantissa, no infinity.
+inline float from_e4m3(uint32_t code) {
+  if ((code & 0x7f) == 0x7f) {
+    return NAN;
+  }
+  const int exponent = code >> 3 & 15;
+  const int mantissa = code & 7;
+  const float magnitude = exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+  return code & 0x80 ? -magnitude : magnitude;
+}
+
+// PTX ISA, `cvt.rn.satfinite.e4m3x2.f32`, in the plainest way: of all codes the nearest, of two as near the even one.
+inline uint32_t nearest_e4m3(float value) {
+  if (std::isnan(value)) {
+    return 0x7f;
+  }
+  uint32_t best = 0;
+  for (uint32_t code = 0; code < 0x7f; ++code) {
+    const auto distance = [&](uint32_t of) { return std::abs(std::abs(static_cast<double>(value)) - from_e4m3(of)); };
+    if (distance(code) < distance(best) || (distance(code) == distance(best) && code % 2 == 0)) {
+      best = code;
+    }
+  }
+  return best | (std::signbit(value) ? 0x80 : 0);
+}
+
+inline uint32_t convert_to_e4m3(float low, float high) { return nearest_e4m3(low) | nearest_e4m3(high) << 8; }
 
 inline uint32_t pack(float low, float high) { return to_bf16(low) | static_cast<uint32_t>(to_bf16(high)) << 16; }
 inline float power_of_two(float x) { return std::exp2(x); }

@@ -18,6 +18,7 @@ static __device__ __forceinline__ uint32_t pack(float low, float high) {
 }
 
 static __device__ __forceinline__ float as_float(uint32_t bits) { return __uint_as_float(bits); }
+static __device__ __forceinline__ uint32_t as_bits(float value) { return __float_as_uint(value); }
 
 // 2 to the power of `x`, to within 2 units in the last place; 0 for minus infinity.
 static __device__ __forceinline__ float power_of_two(float x) {
@@ -78,6 +79,15 @@ static __device__ __forceinline__ void multiply_add(float (&sum)[4], const uint3
                : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+
+#if __CUDA_ARCH__ >= 890
+// Two floats, rounded to nearest even, as a pair of e4m3, at most 448 in magnitude: `low` in the lower byte.
+static __device__ __forceinline__ uint32_t convert_to_e4m3(float low, float high) {
+  uint16_t pair;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+#endif
 
 #else
 #include "emulation.h"
@@ -165,4 +175,32 @@ template <int THREADS_OF_BLOCK> static __device__ __forceinline__ float block_su
     sum += shared[warp];
   }
   return sum;
+}
+
+// A float in e4m3, rounded to nearest even. What is larger than 448 becomes 448, what is no number 0x7f.
+static __device__ __forceinline__ uint32_t e4m3_of(float value) {
+  const uint32_t bits = as_bits(value);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) {
+    return 0x7f;
+  }
+  uint32_t code;
+  if (magnitude < 0x3c800000u) {
+    // Below 2^-6 the codes count steps of 2^-9: what an addition to 2^14 leaves of a float.
+    code = as_bits(as_float(magnitude) + 16384.0f) - as_bits(16384.0f);
+  } else {
+    // Twenty bits are rounded away, and the exponent counts from -7 instead of from -127.
+    code = ((magnitude + 0x7ffffu + (magnitude >> 20 & 1)) >> 20) - (120 << 3);
+    code = code > 0x7e ? 0x7e : code;
+  }
+  return (bits >> 24 & 0x80) | code;
+}
+
+// Two floats in e4m3: `low` in the lower byte.
+static __device__ __forceinline__ uint32_t pack_e4m3(float low, float high) {
+#if defined(__CUDACC__) && !(__CUDA_ARCH__ >= 890)
+  return e4m3_of(low) | e4m3_of(high) << 8;
+#else
+  return convert_to_e4m3(low, high);
+#endif
 }
