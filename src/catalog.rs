@@ -14,6 +14,7 @@ use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ModelFiles};
 use crate::domain::model_source::ModelSource;
+use crate::domain::precision::Precision;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 
 /// Whether a model draws.
@@ -92,6 +93,7 @@ pub struct Catalog {
     /// Models that have a name and do not work yet, and why.
     not_yet: BTreeMap<ModelId, String>,
     served: Mutex<BTreeMap<ModelId, Served>>,
+    precision: Precision,
 }
 
 impl Catalog {
@@ -130,7 +132,7 @@ impl Catalog {
                 return Err(CatalogError::Duplicate(id.clone()));
             }
         }
-        Ok(Self { cards, not_yet, served: Mutex::new(served) })
+        Ok(Self { cards, not_yet, served: Mutex::new(served), precision: Precision::default() })
     }
 
     /// Why a model that has a name does not work yet.
@@ -206,6 +208,17 @@ impl Catalog {
             Arc::make_mut(card).input_images_max = *count;
         }
         Ok(self)
+    }
+
+    /// The catalog of a worker whose engines draw in this precision.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// In which precision the served models draw.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Notes what became of a served model's engines. Ids that are not served are ignored.

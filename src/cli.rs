@@ -31,6 +31,7 @@ pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
 use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::{Attention, Devices, Offload};
 use crate::domain::model_source::ModelSource;
+use crate::domain::precision::Precision;
 use crate::domain::spec::draw_seed;
 use crate::{app, shutdown};
 
@@ -127,6 +128,10 @@ pub struct EngineArgs {
     /// device has [default: auto]
     #[arg(long, value_name = "KERNEL")]
     pub attention: Option<Attention>,
+    /// Linear layers in full, or in fp8: eight bits, faster on a GPU that has them, half the memory, and lossy [default:
+    /// full]
+    #[arg(long, value_name = "PRECISION")]
+    pub precision: Option<Precision>,
 }
 
 impl EngineArgs {
@@ -134,6 +139,7 @@ impl EngineArgs {
         flags.offload = self.offload;
         flags.is_deterministic = self.deterministic;
         flags.attention = self.attention;
+        flags.precision = self.precision;
     }
 }
 

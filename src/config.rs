@@ -23,6 +23,7 @@ use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 use crate::domain::namespace::NamespaceName;
 use crate::domain::password::AdminPassword;
+use crate::domain::precision::Precision;
 
 /// Read from the working directory when no other file is named, and only if it is there.
 pub const DEFAULT_FILE: &str = "fluxserve.toml";
@@ -88,6 +89,8 @@ pub struct EngineConfig {
     pub is_deterministic: bool,
     /// Which kernel computes attention on CUDA.
     pub attention: Attention,
+    /// In which numbers the linear layers of a model's blocks multiply.
+    pub precision: Precision,
 }
 
 /// Limits of HTTP requests.
@@ -259,6 +262,7 @@ impl Config {
         config.engine.offload = flags.offload.unwrap_or(config.engine.offload);
         config.engine.is_deterministic |= flags.is_deterministic;
         config.engine.attention = flags.attention.unwrap_or(config.engine.attention);
+        config.engine.precision = flags.precision.unwrap_or(config.engine.precision);
         if !flags.models.is_empty() {
             resolve::check_models(&flags.models)
                 .map_err(|reason| ConfigError::Value { place: "flag `--model`".into(), reason })?;
@@ -270,8 +274,8 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic, attention } = self.engine;
-        EngineSettings { device, offload, is_deterministic, attention }
+        let EngineConfig { offload, is_deterministic, attention, precision } = self.engine;
+        EngineSettings { device, offload, is_deterministic, attention, precision }
     }
 
     /// The database's file.
@@ -320,6 +324,8 @@ pub struct Flags {
     pub is_deterministic: bool,
     /// See [`EngineConfig::attention`].
     pub attention: Option<Attention>,
+    /// See [`EngineConfig::precision`].
+    pub precision: Option<Precision>,
     /// Whether [`HubConfig::download`] is on, whatever else is said.
     pub download: bool,
 }

@@ -16,6 +16,7 @@ pub mod model_source;
 pub mod namespace;
 pub mod password;
 pub mod picture_size;
+pub mod precision;
 pub mod priority;
 pub mod provenance;
 pub mod rates;

@@ -6,6 +6,7 @@ mod loader;
 mod noise;
 pub(crate) mod ops;
 mod plan;
+mod precision;
 mod preview;
 mod reading;
 mod sampler;
@@ -13,6 +14,7 @@ mod self_test;
 mod slots;
 mod stages;
 mod text;
+mod trace;
 mod transformer;
 mod vae;
 
@@ -36,6 +38,7 @@ use loader::{Checkpoint, Keeping};
 pub use loader::{CheckpointError, ComponentReport, Inspection, Precision, Problem, inspect};
 use plan::MemoryPlan;
 pub use plan::TooLarge;
+pub use precision::{PrecisionError, check_precision};
 use preview::Projection;
 pub use reading::{LoadTimes, Reading, read_weights};
 pub use self_test::{OpReport, self_test};
@@ -44,6 +47,7 @@ pub use stages::{Stages, WriteError};
 use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
+pub use trace::Trace;
 use transformer::Transformer;
 use vae::{Decoder, Decoding, Encoder};
 
@@ -59,6 +63,9 @@ pub enum LoadError {
     /// The device's memory does not suffice.
     #[error(transparent)]
     TooLarge(#[from] TooLarge),
+    /// The device or the model does not have the precision.
+    #[error(transparent)]
+    Precision(#[from] PrecisionError),
     /// The weights could not be brought to the device.
     #[error("the weights could not be loaded: {0}")]
     Weights(#[from] candle_core::Error),
@@ -117,7 +124,13 @@ impl FluxEngine {
         let (device, checkpoint) = (device?, checkpoint?);
         let check_seconds = started.elapsed().as_secs_f64() - device_seconds;
         let configs = checkpoint.configs.clone();
-        let (limits, pixels_max) = limits_of(&checkpoint, &device, settings.offload)?;
+        precision::check_widths(&configs.transformer, &device, settings.precision)?;
+        precision::check_device(&device, settings.precision)?;
+        let (limits, pixels_max) = limits_of(&checkpoint, &device, &settings)?;
+        if settings.precision.is_lossy() {
+            let precision = settings.precision;
+            tracing::warn!(%precision, "the engine draws in a lossy precision: not quite the pictures of the model");
+        }
         ops::attention::choose(&device, settings.attention);
         ops::convolution::choose(&device, settings.attention);
         let is_text_streamed = settings.offload == Offload::Text;
@@ -127,7 +140,7 @@ impl FluxEngine {
         let decoder = Decoder::load(&configs.vae, &loading.decoder())?;
         let encoder = Encoder::load(&configs.vae, &loading.encoder())?;
         let text = TextEncoders::load(&configs, &loading.clip(), loading.t5(), is_text_streamed)?;
-        let transformer = Transformer::load(&configs.transformer, &loading.transformer())?;
+        let transformer = Transformer::load(&configs.transformer, &loading.transformer(), settings.precision)?;
         let (weights_bytes, weights_seconds) = loading.finish()?;
         let learning = Instant::now();
         let projection = Projection::of(&decoder, configs.vae.latent_channels, &device)?;
@@ -286,11 +299,17 @@ impl FluxEngine {
 }
 
 /// What one step may hold on a device, and most pixels of a picture.
-fn limits_of(checkpoint: &Checkpoint, device: &Device, offload: Offload) -> Result<(EngineLimits, usize), TooLarge> {
+fn limits_of(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    settings: &EngineSettings,
+) -> Result<(EngineLimits, usize), TooLarge> {
     let limits = device::initial_limits();
     let Some(free) = device::free_bytes_of(device) else { return Ok((limits, usize::MAX)) };
     let dtype = device::dtype(device);
-    let plan = MemoryPlan::new(&checkpoint.configs, checkpoint.weight_bytes(dtype), dtype, offload, (free, limits))?;
+    let mut weights = checkpoint.weight_bytes(dtype);
+    weights.transformer -= precision::bytes_saved(&checkpoint.configs.transformer, dtype, settings.precision);
+    let plan = MemoryPlan::new(&checkpoint.configs, weights, dtype, settings.offload, (free, limits))?;
     tracing::info!(%plan, "the device's memory");
     Ok((plan.limits, plan.pixels_max))
 }

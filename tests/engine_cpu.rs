@@ -9,11 +9,18 @@ use fluxserve::domain::device::{DeviceChoice, EngineSettings, Offload};
 use fluxserve::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model::{ModelCard, ModelFiles};
+use fluxserve::domain::precision::Precision;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::engine::FluxEngine;
 
 fn reference(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(path)
+}
+
+/// The same engine in eight bits.
+fn lossy_engine() -> FluxEngine {
+    let settings = EngineSettings { precision: Precision::Fp8, ..DeviceChoice::Cpu.into() };
+    FluxEngine::load(&ModelFiles::Directory(reference("FLUX.1-dev")), settings).expect("the checkpoint loads")
 }
 
 fn engine() -> FluxEngine {
@@ -167,13 +174,76 @@ fn draw_together(engine: &mut FluxEngine, specs: &[GenerateSpec], joins_at: &[us
 
 #[test]
 fn a_picture_has_the_same_bits_alone_and_in_company() {
-    let mut engine = engine();
+    is_the_same_in_company(engine());
+}
+
+/// Each row is rounded on a scale of its own.
+#[test]
+fn a_picture_in_eight_bits_has_the_same_bits_alone_and_in_company() {
+    is_the_same_in_company(lossy_engine());
+}
+
+fn is_the_same_in_company(mut engine: FluxEngine) {
     let specs = mixed();
     let alone: Vec<RgbImage> = specs.iter().map(|spec| draw_alone(&mut engine, spec)).collect();
     for joins_at in [[0; 8], [0, 0, 1, 1, 2, 3, 3, 0], [3, 2, 0, 1, 0, 2, 0, 1]] {
         let together = draw_together(&mut engine, &specs, &joins_at);
         for (index, (alone, together)) in alone.iter().zip(&together).enumerate() {
             assert_eq!(alone.pixels(), together.pixels(), "picture {index}, joining at {joins_at:?}");
+        }
+    }
+}
+
+/// Eight bits make another picture, but not quite another one.
+#[test]
+fn a_picture_in_eight_bits_is_near_the_one_in_full() {
+    let (mut full, mut lossy) = (engine(), lossy_engine());
+    for spec in &mixed()[..3] {
+        let pictures = [draw_alone(&mut full, spec), draw_alone(&mut lossy, spec)];
+        let [full, lossy] = pictures.each_ref().map(RgbImage::pixels);
+        let squares = full.iter().zip(lossy).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
+        let psnr_db = 10.0 * (255.0 * 255.0 * full.len() as f64 / squares).log10();
+        assert!(squares > 0.0 && psnr_db > 20.0, "seed {}: {psnr_db} dB", spec.seed());
+    }
+}
+
+/// One number that is none in the weights of a layer, in full and rounded to eight bits.
+#[test]
+fn numbers_that_are_none_are_not_shown_as_a_picture() {
+    let folder = tempfile::tempdir().expect("a folder");
+    copy(&reference("FLUX.1-dev"), folder.path());
+    let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
+    spoil(&file, "transformer_blocks.0.ff.net.0.proj.weight");
+    for precision in [Precision::Full, Precision::Fp8] {
+        let settings = EngineSettings { precision, ..DeviceChoice::Cpu.into() };
+        let mut engine = FluxEngine::load(&ModelFiles::Directory(folder.path().to_owned()), settings).expect("loads");
+        let spec = &mixed()[5];
+        let slot = engine.admit(spec).expect("admits");
+        engine.step(&[slot]).expect("steps");
+        assert_eq!(engine.finish(slot), Err(EngineError::NotFinite), "{precision}");
+    }
+}
+
+/// The first number of a tensor becomes none.
+fn spoil(file: &Path, tensor: &str) {
+    let mut bytes = std::fs::read(file).expect("a shard");
+    let header_bytes = u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header_bytes]).expect("a header");
+    let start = header[tensor]["data_offsets"][0].as_u64().expect("the tensor stands here") as usize;
+    // All ones are no number in any precision.
+    bytes[8 + header_bytes + start..][..4].fill(0xff);
+    std::fs::write(file, bytes).expect("written");
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            std::fs::create_dir(&target).expect("a folder");
+            copy(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copied");
         }
     }
 }

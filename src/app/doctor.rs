@@ -29,6 +29,7 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
     for device in config.device.iter() {
         findings.insert(0, ("device".to_owned(), look_at_device(device)));
     }
+    findings.push(("precision".to_owned(), precision(config)));
     for model in &models {
         findings.push((format!("model {}", model.0.id), completeness(config, model)));
     }
@@ -62,6 +63,22 @@ fn look_at_device(device: DeviceChoice) -> Finding {
     }
     let worst = reports.iter().map(|report| report.error).fold(0.0, f64::max);
     Ok(format!("{description}; {} operations agree with the CPU's, at most {:.2} % off", reports.len(), 100.0 * worst))
+}
+
+/// Whether the devices have the precision that is asked for, and what it means.
+fn precision(config: &Config) -> Finding {
+    let precision = config.engine.precision;
+    for device in config.device.iter() {
+        // A device that does not answer is told of by itself.
+        if engine::probe(device).is_ok() {
+            engine::check_precision(device, precision).map_err(|error| error.to_string())?;
+        }
+    }
+    Ok(if precision.is_lossy() {
+        format!("{precision}, which is lossy: pictures differ a little from those that the models draw in full")
+    } else {
+        format!("{precision}: nothing is rounded further than the device needs")
+    })
 }
 
 /// Free memory against what the weights of all models need that are drawn with on the CPU.
@@ -111,6 +128,9 @@ fn fits(config: &Config, inspection: &Inspection) -> String {
     if config.device.iter().all(draws_on_cpu) {
         let narrow = total(inspection, Precision::Bf16);
         words.push(format!("on a GPU it would be {} as bf16", size(narrow as u64)));
+    }
+    if config.engine.precision.is_lossy() {
+        words.push("the transformer's linear layers take half of their bf16 once they are rounded to fp8".to_owned());
     }
     words.join("; ")
 }

@@ -70,7 +70,8 @@ pub fn generate(
         engine.step(&[slot])?;
         on_step(step, spec.steps());
     }
-    let provenance = request.writes_provenance.then(|| Provenance::of(&spec, files.revision()));
+    let provenance =
+        request.writes_provenance.then(|| Provenance::of(&spec, files.revision(), request.engine.precision));
     let bytes = encode_with(&engine.finish(slot)?, OutputFormat::Png, provenance.as_ref())?;
     write_whole(&request.output, &bytes).with_context(|| format!("writing `{}`", request.output.display()))
 }

@@ -72,7 +72,8 @@ fn place(source: &ModelSource) -> String {
 
 /// The catalog of the models that are to be served.
 pub(super) fn catalog_of(config: &Config, sources: &[ModelSource]) -> anyhow::Result<Catalog> {
-    Ok(Catalog::new(sources)?.with_input_images_max(&config.max_input_images)?)
+    let catalog = Catalog::new(sources)?.with_precision(config.engine.precision);
+    Ok(catalog.with_input_images_max(&config.max_input_images)?)
 }
 
 /// Writes what a checkpoint has and lacks, tensor by tensor, and whether its files are those of the hub. Large files are

@@ -2,6 +2,7 @@ use clap::error::ErrorKind;
 
 use super::*;
 use crate::domain::device::{Attention, DeviceChoice, Offload};
+use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateParams;
 
 fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {
@@ -66,8 +67,13 @@ fn serve_takes_several_models() {
 
 #[test]
 fn how_engines_are_built_can_be_said_wherever_one_is() {
-    let engine = ["--offload", "text", "--deterministic", "--attention", "mma"];
-    let asked = EngineArgs { offload: Some(Offload::Text), deterministic: true, attention: Some(Attention::Mma) };
+    let engine = ["--offload", "text", "--deterministic", "--attention", "mma", "--precision", "fp8"];
+    let asked = EngineArgs {
+        offload: Some(Offload::Text),
+        deterministic: true,
+        attention: Some(Attention::Mma),
+        precision: Some(Precision::Fp8),
+    };
     let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];
     let Some(Command::Serve(serve)) = parse(&[&["serve"][..], &engine[..]].concat()).expect("valid").command else {
         panic!("serve")
@@ -79,6 +85,8 @@ fn how_engines_are_built_can_be_said_wherever_one_is() {
     assert_eq!((serve.engine, generate.engine), (asked.clone(), asked));
     let refused = parse(&["serve", "--offload", "vae"]).expect_err("no such thing").to_string();
     assert!(refused.contains("use `none` or `text`"), "{refused}");
+    let refused = parse(&["serve", "--precision", "int8"]).expect_err("no such thing").to_string();
+    assert!(refused.contains("use `full`, or `fp8`"), "{refused}");
 }
 
 #[tokio::test]

@@ -91,6 +91,11 @@ pub(super) const ENGINE_ATTENTION: Variable = variable(
     "engine.attention",
     "auto, or mma: on CUDA only the kernels that every device has, of convolutions, too",
 );
+pub(super) const ENGINE_PRECISION: Variable = variable(
+    "FLUXSERVE_ENGINE_PRECISION",
+    "engine.precision",
+    "full, or fp8: linear layers in eight bits, faster on a GPU that has them, and lossy",
+);
 pub(super) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
     "drain_deadline_seconds",
@@ -162,7 +167,7 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 43] = [
+pub const VARIABLES: [Variable; 44] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -175,6 +180,7 @@ pub const VARIABLES: [Variable; 43] = [
     ENGINE_OFFLOAD,
     ENGINE_DETERMINISTIC,
     ENGINE_ATTENTION,
+    ENGINE_PRECISION,
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
     HTTP_WAIT_SECONDS_MAX,
@@ -344,6 +350,7 @@ impl<'a> Environment<'a> {
                 offload: self.text(&ENGINE_OFFLOAD)?,
                 deterministic: self.yes_or_no(&ENGINE_DETERMINISTIC)?,
                 attention: self.text(&ENGINE_ATTENTION)?,
+                precision: self.text(&ENGINE_PRECISION)?,
             },
             drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,
             http: HttpSettings {

@@ -187,6 +187,12 @@ fn engine(layers: &[Layer], default: EngineConfig) -> Result<EngineConfig, Confi
             |settings| settings.engine.attention.as_ref(),
             default.attention,
         )?,
+        precision: parsed(
+            layers,
+            &env::ENGINE_PRECISION,
+            |settings| settings.engine.precision.as_ref(),
+            default.precision,
+        )?,
     })
 }
 

@@ -37,6 +37,7 @@ pub(super) struct EngineSettings {
     pub(super) offload: Option<String>,
     pub(super) deterministic: Option<bool>,
     pub(super) attention: Option<String>,
+    pub(super) precision: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

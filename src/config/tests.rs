@@ -58,6 +58,7 @@ drain_deadline_seconds = 10
 offload = "text"
 deterministic = true
 attention = "mma"
+precision = "fp8"
 
 [http]
 body_limit_bytes = 2048
@@ -123,7 +124,12 @@ fn every_field_of_the_file_is_read() {
             .map(|(id, count)| (ModelId::new(id), count))
             .into(),
         device: DeviceChoice::Cuda(1).into(),
-        engine: EngineConfig { offload: Offload::Text, is_deterministic: true, attention: Attention::Mma },
+        engine: EngineConfig {
+            offload: Offload::Text,
+            is_deterministic: true,
+            attention: Attention::Mma,
+            precision: Precision::Fp8,
+        },
         admin_password: None,
         drain_deadline_seconds: 10,
         http: HttpConfig {
@@ -164,6 +170,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_ENGINE_OFFLOAD", "text")
         .variable("FLUXSERVE_ENGINE_DETERMINISTIC", "true")
         .variable("FLUXSERVE_ENGINE_ATTENTION", "mma")
+        .variable("FLUXSERVE_ENGINE_PRECISION", "fp8")
         .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
         .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")
         .variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "60")
@@ -239,6 +246,7 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         ("[tls]\nprivate_key = \"a.pem\"", &["field `tls.private_key`", "`tls.certificate`"]),
         ("device = \"gpu\"", &["field `device`", "`auto`, `cpu`"]),
         ("[engine]\noffload = \"vae\"", &["field `engine.offload`", "`none` or `text`"]),
+        ("[engine]\nprecision = \"bf16\"", &["field `engine.precision`", "`bf16`", "use `full`, or `fp8`"]),
         ("models = []", &["field `models`", "from 1 to"]),
         ("models = [\"a\", \"a=/x\"]", &["field `models`", "`a` twice"]),
         ("models = [\"=x\"]", &["field `models`", "ID=DIR"]),
@@ -283,6 +291,7 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b=3", "`a/b` must be 0 or 1, not 3"),
         ("FLUXSERVE_RESULTS_PROVENANCE", "no", "`true` or `false`"),
         ("FLUXSERVE_LOG_FORMAT", "JSON", "`text` or `json`"),
+        ("FLUXSERVE_ENGINE_PRECISION", "e4m3", "use `full`, or `fp8`"),
     ];
     for (name, value, part) in variable_cases {
         let error = Sources::new().variable(name, value).error();

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::domain::precision::Precision;
+
 /// `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
@@ -111,6 +113,8 @@ pub struct EngineSettings {
     pub is_deterministic: bool,
     /// Which kernel computes attention on CUDA, and which one convolves. All engines of a device share one: that of the latest.
     pub attention: Attention,
+    /// In which numbers the linear layers of its blocks multiply.
+    pub precision: Precision,
 }
 
 impl From<DeviceChoice> for EngineSettings {

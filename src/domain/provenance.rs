@@ -4,6 +4,7 @@
 use serde::Serialize;
 
 use crate::domain::ids::ModelId;
+use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateSpec;
 
 /// The program that drew the picture, and its version.
@@ -30,12 +31,16 @@ pub struct Provenance {
     /// How far it went away from the picture that it was started from, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
+    /// In which numbers it was drawn, where these are not the model's own: then it is not the picture that the model would
+    /// have drawn.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<Precision>,
 }
 
 impl Provenance {
-    /// Of the picture that is drawn for `spec`.
+    /// Of the picture that is drawn for `spec`, by a model in some state of its repository and some precision.
     #[must_use]
-    pub fn of(spec: &GenerateSpec, revision: Option<String>) -> Self {
+    pub fn of(spec: &GenerateSpec, revision: Option<String>, precision: Precision) -> Self {
         Self {
             model: spec.model().clone(),
             revision,
@@ -45,6 +50,7 @@ impl Provenance {
             width: spec.width(),
             height: spec.height(),
             strength: spec.start_image().map(|start| start.strength),
+            precision: precision.if_lossy(),
         }
     }
 }

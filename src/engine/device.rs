@@ -96,6 +96,11 @@ pub(crate) fn free_bytes_of(device: &Device) -> Option<usize> {
     cuda::name_and_free_bytes(device).map(|(_, free)| free)
 }
 
+/// What generation a CUDA device is of; `None` for the CPU, or where the driver does not say.
+pub(crate) fn compute_capability(device: &Device) -> Option<(i32, i32)> {
+    cuda::compute_capability(device)
+}
+
 #[cfg(feature = "cuda")]
 mod cuda {
     use candle_core::cuda_backend::WrapErr;
@@ -143,6 +148,11 @@ mod cuda {
         let (free, _) = stream.context().mem_get_info().ok()?;
         Some((stream.context().name().unwrap_or_default(), free))
     }
+
+    pub(super) fn compute_capability(device: &Device) -> Option<(i32, i32)> {
+        let Device::Cuda(cuda) = device else { return None };
+        cuda.cuda_stream().context().compute_capability().ok()
+    }
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -154,6 +164,10 @@ mod cuda {
     }
 
     pub(super) fn name_and_free_bytes(_: &Device) -> Option<(String, usize)> {
+        None
+    }
+
+    pub(super) fn compute_capability(_: &Device) -> Option<(i32, i32)> {
         None
     }
 }

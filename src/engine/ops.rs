@@ -15,6 +15,7 @@ pub(crate) mod gemm;
 pub(crate) mod group_norm;
 pub(crate) mod linear;
 pub(crate) mod modulation;
+pub(crate) mod quantize;
 pub(crate) mod rope;
 pub(crate) mod softmax;
 pub(crate) mod text;

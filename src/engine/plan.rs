@@ -157,6 +157,7 @@ impl fmt::Display for MemoryPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::precision::Precision;
 
     const LIMITS: EngineLimits = EngineLimits { pictures_max: 32, step_tokens_max: 33_792 };
     /// As FLUX.1-dev is published, in bytes of bf16 (the autoencoder: f32).
@@ -185,6 +186,17 @@ mod tests {
         assert!((5_000..LIMITS.step_tokens_max).contains(&plan.limits.step_tokens_max), "{plan}");
         assert!((512 * 512..2048 * 2048).contains(&plan.pixels_max), "{plan}");
         assert!(super::tests::plan(36, Offload::Text).expect("fits").pixels_max > plan.pixels_max);
+    }
+
+    #[test]
+    fn in_eight_bits_a_smaller_device_suffices() {
+        let configs = Configs::flux_dev();
+        let saved = crate::engine::precision::bytes_saved(&configs.transformer, DType::BF16, Precision::Fp8);
+        let weights = WeightBytes { transformer: FLUX_DEV.transformer - saved, ..FLUX_DEV };
+        let plan = |gib: usize, offload| MemoryPlan::new(&configs, weights, DType::BF16, offload, (gib << 30, LIMITS));
+        assert!(plan(139, Offload::Nothing).expect("fits").to_string().contains("transformer 14.2 GiB"));
+        plan(27, Offload::Nothing).expect("fits");
+        plan(19, Offload::Text).expect("fits");
     }
 
     #[test]

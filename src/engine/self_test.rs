@@ -2,6 +2,7 @@
 //! which the device draws.
 
 mod autoencoder;
+mod rounded;
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -143,6 +144,7 @@ impl Operands {
         }
         reports.extend(self.run_in_place()?);
         reports.extend(self.autoencoder()?);
+        reports.extend(self.run_rounded()?);
         Ok(reports)
     }
 

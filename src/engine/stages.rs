@@ -116,7 +116,7 @@ impl FluxEngine {
         Ok(Stages { tensors, metadata: metadata(spec, self.device_name()) })
     }
 
-    fn held(&self, slot: Slot) -> Outcome<&Picture> {
+    pub(super) fn held(&self, slot: Slot) -> Outcome<&Picture> {
         self.pictures.get(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))
     }
 }

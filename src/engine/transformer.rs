@@ -5,6 +5,7 @@
 //! once over the whole stream, modulation is per sequence, and attention stays inside each sequence.
 
 mod block;
+mod block_linear;
 mod linear;
 mod modulation;
 
@@ -16,6 +17,7 @@ use super::ops::activation::silu;
 use super::ops::modulation::modulated_layer_norm;
 use super::ops::rope::Rotary;
 use super::ops::{Places, Segments};
+use crate::domain::precision::Precision;
 
 use block::{DoubleBlock, SingleBlock};
 use linear::{Linear, Mlp};
@@ -103,7 +105,7 @@ impl Transformer {
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(config: &TransformerConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(crate) fn load(config: &TransformerConfig, vb: &VarBuilder, precision: Precision) -> Result<Self> {
         let hidden = config.hidden_size();
         let embedder = |name: &str, inputs| Mlp::load(inputs, hidden, hidden, ["in_layer", "out_layer"], &vb.pp(name));
         let guidance_in = config.guidance_embeds.then(|| embedder("guidance_in", SINUSOID_WIDTH)).transpose()?;
@@ -115,10 +117,16 @@ impl Transformer {
             vector_in: embedder("vector_in", config.pooled_projection_dim)?,
             guidance_in,
             double_blocks: (0..config.num_layers)
-                .map(|index| DoubleBlock::load(config, &mut modulations, &vb.pp(format!("double_blocks.{index}"))))
+                .map(|index| {
+                    let vb = vb.pp(format!("double_blocks.{index}"));
+                    DoubleBlock::load(config, precision, &mut modulations, &vb)
+                })
                 .collect::<Result<_>>()?,
             single_blocks: (0..config.num_single_layers)
-                .map(|index| SingleBlock::load(config, &mut modulations, &vb.pp(format!("single_blocks.{index}"))))
+                .map(|index| {
+                    let vb = vb.pp(format!("single_blocks.{index}"));
+                    SingleBlock::load(config, precision, &mut modulations, &vb)
+                })
                 .collect::<Result<_>>()?,
             final_modulation: modulations.take(FINAL_PARTS, &vb.pp("final_layer.adaLN_modulation.1"))?,
             modulations,

@@ -46,7 +46,7 @@ pub(super) struct Recorder {
 /// What the file of a picture tells of itself, if anything.
 pub(super) fn provenance(inner: &Inner, spec: &GenerateSpec) -> Option<Provenance> {
     let is_told = inner.settings.writes_provenance;
-    is_told.then(|| Provenance::of(spec, inner.catalog.revision(spec.model())))
+    is_told.then(|| Provenance::of(spec, inner.catalog.revision(spec.model()), inner.catalog.precision()))
 }
 
 impl Recorder {

@@ -15,6 +15,7 @@ use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::limits::KeyLimits;
 use fluxserve::domain::model_source::ModelSource;
+use fluxserve::domain::precision::Precision;
 use fluxserve::domain::scope::Scope;
 use fluxserve::http::{ConnectionLimits, HttpParts, HttpSettings, Routers, routers, serve};
 use fluxserve::jobs::{JobService, JobSettings, ServiceParts};
@@ -54,6 +55,7 @@ pub(crate) struct Options {
     pub(crate) has_password: bool,
     pub(crate) cluster: Option<ClusterSettings>,
     pub(crate) auto_open: bool,
+    pub(crate) precision: Precision,
 }
 
 impl Default for Options {
@@ -77,6 +79,7 @@ impl Default for Options {
             has_password: true,
             cluster: None,
             auto_open: false,
+            precision: Precision::default(),
         }
     }
 }
@@ -133,7 +136,8 @@ impl TestApp {
         let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("a database");
         let shared_clock: Arc<dyn Clock> = Arc::new(clock.clone());
         let choice = ModelSource { id: ModelId::new(MODEL), directory: None };
-        let catalog = Arc::new(Catalog::new(&[choice]).expect("a known model"));
+        let catalog = Catalog::new(&[choice]).expect("a known model").with_precision(options.precision);
+        let catalog = Arc::new(catalog);
         let control = options.control;
         let queues = start_queues(&catalog, options.jobs_max, &control);
         let parts = ServiceParts {

@@ -7,6 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use exif::{In, Tag, Value as Exif};
 use serde_json::{Value, json};
 
+use fluxserve::domain::precision::Precision;
+
 use crate::app::{MODEL, Options, TestApp, picture};
 
 /// Program and parameters, as a file tells of them.
@@ -68,6 +70,38 @@ async fn pictures_of_the_other_routes_say_so_too_and_previews_do_not() {
         tokio::time::sleep(std::time::Duration::from_millis(2)).await;
     };
     assert!(told(&preview).is_none());
+}
+
+/// A model says beforehand that it draws with loss, and each of its pictures says so afterwards.
+#[tokio::test]
+async fn a_lossy_picture_can_be_told() {
+    let app = TestApp::with(Options { precision: Precision::Fp8, ..Options::default() }).await;
+    let (_, parameters) = told(&drawn(&app, "image/png", "a fox").await).expect("there is something");
+    let expected = json!({
+        "model": MODEL, "seed": 5, "steps": 2, "guidance": 3.5, "width": 64, "height": 64, "precision": "fp8"
+    });
+    assert_eq!(parameters, expected);
+    let models = app.get("/v1/inference/runtime/models").await.json()["models"].clone();
+    let told: Vec<(&Value, &Value)> =
+        models.as_array().expect("models").iter().map(|model| (&model["id"], &model["precision"])).collect();
+    assert!(told.contains(&(&json!(MODEL), &json!("fp8"))), "{told:?}");
+    assert!(told.iter().all(|(id, precision)| *id == MODEL || precision.is_null()), "{told:?}");
+    assert_eq!(app.get("/v1/models").await.json()["data"][0]["precision"], "fp8");
+}
+
+/// A job outlives a change of precision: it is drawn in the one that the worker has then, and its file says in which.
+#[tokio::test]
+async fn a_job_that_is_drawn_again_in_another_precision_says_so() {
+    let app = TestApp::start().await;
+    app.control.hold();
+    let id = app.submit(&picture(7)).await;
+    app.control.held().await;
+    app.crash().await;
+    let app = app.restart(Options { precision: Precision::Fp8, ..Options::default() }).await;
+    app.until_status(&id, "succeeded").await;
+    let result = app.get(&format!("/v1/inference/jobs/{id}/result")).await;
+    let (_, parameters) = told(&result.bytes).expect("there is something");
+    assert_eq!((&parameters["seed"], &parameters["precision"]), (&json!(7), &json!("fp8")));
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ pub(super) mod convolution;
 mod cublaslt;
 pub(super) mod group_norm;
 pub(super) mod products;
+pub(super) mod quantize;
 pub(super) mod rows;
 pub(super) mod softmax;
 pub(super) mod text;

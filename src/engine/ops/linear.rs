@@ -109,7 +109,10 @@ impl Product<'_> {
     }
 
     /// The values with their bias.
-    pub(super) fn biased(&self) -> Result<Tensor> {
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn biased(&self) -> Result<Tensor> {
         match &self.bias {
             Some(bias) => self.values.broadcast_add(bias),
             None => Ok(self.values.clone()),

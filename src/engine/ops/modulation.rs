@@ -10,7 +10,7 @@ use super::vector::{mean_and_scale, vectorized};
 use super::{Rows, Segments, is_launchable, is_on_cpu, is_on_cuda};
 
 /// Epsilon of every LayerNorm in FLUX.
-const EPSILON: f64 = 1e-6;
+pub(super) const EPSILON: f64 = 1e-6;
 
 /// `(1 + scale) × LayerNorm(x) + shift`, with the shift and scale of the sequence a row belongs to. LayerNorm has no
 /// weights of its own; its statistics are taken in f32.

@@ -4,8 +4,10 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::Stream;
-use super::linear::{Linear, Mlp};
+use super::block_linear::{BlockLinear, FeedForward};
+use super::linear::Linear;
 use super::modulation::{HALF_PARTS, Modulated, Modulation, Modulations, SINGLE_PARTS};
+use crate::domain::precision::Precision;
 use crate::engine::loader::config::TransformerConfig;
 use crate::engine::ops::activation::beside_gelu_tanh;
 use crate::engine::ops::attention::{attention, attention_into};
@@ -38,22 +40,28 @@ impl HeadNorm {
 struct Half {
     /// The first part of its modulation.
     modulation: usize,
-    qkv: Linear,
+    qkv: BlockLinear,
     norm: HeadNorm,
-    out: Linear,
-    mlp: Mlp,
+    out: BlockLinear,
+    mlp: FeedForward,
 }
 
 impl Half {
-    fn load(config: &TransformerConfig, stream: &str, modulations: &mut Modulations, vb: &VarBuilder) -> Result<Self> {
+    fn load(
+        config: &TransformerConfig,
+        stream: &str,
+        precision: Precision,
+        modulations: &mut Modulations,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
         let hidden = config.hidden_size();
         let name = |rest: &str| vb.pp(format!("{stream}_{rest}"));
         Ok(Self {
             modulation: modulations.take(HALF_PARTS, &name("mod.lin"))?,
-            qkv: Linear::load(hidden, 3 * hidden, &name("attn.qkv"))?,
+            qkv: BlockLinear::load(hidden, 3 * hidden, precision, &name("attn.qkv"))?,
             norm: HeadNorm::load(config, &name("attn.norm"))?,
-            out: Linear::load(hidden, hidden, &name("attn.proj"))?,
-            mlp: Mlp::load(hidden, config.mlp_size(), hidden, ["0", "2"], &name("mlp"))?,
+            out: BlockLinear::load(hidden, hidden, precision, &name("attn.proj"))?,
+            mlp: FeedForward::load(hidden, config.mlp_size(), precision, &name("mlp"))?,
         })
     }
 
@@ -71,7 +79,7 @@ impl Half {
     ) -> Result<Tensor> {
         let (first, second) = modulations;
         let x = first.add(x, &self.out.product(attended)?, segments)?;
-        let fed = self.mlp.gelu_product(&second.normalize(&x, segments)?)?;
+        let fed = self.mlp.normed_product(&x, second, segments)?;
         second.add(&x, &fed, segments)
     }
 }
@@ -85,10 +93,15 @@ pub(super) struct DoubleBlock {
 
 impl DoubleBlock {
     /// Its modulation goes into `modulations`.
-    pub(super) fn load(config: &TransformerConfig, modulations: &mut Modulations, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn load(
+        config: &TransformerConfig,
+        precision: Precision,
+        modulations: &mut Modulations,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
         Ok(Self {
-            image: Half::load(config, "img", modulations, vb)?,
-            text: Half::load(config, "txt", modulations, vb)?,
+            image: Half::load(config, "img", precision, modulations, vb)?,
+            text: Half::load(config, "txt", precision, modulations, vb)?,
             heads: config.num_attention_heads,
         })
     }
@@ -98,8 +111,8 @@ impl DoubleBlock {
         let (image_segments, text_segments) = (&stream.image_segments, &stream.text_segments);
         let image_modulations = self.image.modulations(&stream.modulated)?;
         let text_modulations = self.text.modulations(&stream.modulated)?;
-        let image_qkv = self.image.qkv.product(&image_modulations.0.normalize(image, image_segments)?)?;
-        let text_qkv = self.text.qkv.product(&text_modulations.0.normalize(text, text_segments)?)?;
+        let image_qkv = self.image.qkv.normed_product(image, &image_modulations.0, image_segments)?;
+        let text_qkv = self.text.qkv.normed_product(text, &text_modulations.0, text_segments)?;
         let joint = unwritten(stream.joint_segments.rows(), 3 * image.dim(1)?, image)?;
         self.image.norm.apply_into(&joint, &stream.image_places, &image_qkv, Some(&stream.image_rotary))?;
         // Text stands at position zero, where the rotation is none.
@@ -117,11 +130,10 @@ pub(super) struct SingleBlock {
     /// The first part of its modulation.
     modulation: usize,
     /// Queries, keys and values, and the first half of the feed-forward part.
-    linear1: Linear,
-    /// The two, each by itself: parts of the same weights.
-    qkv: Linear,
-    feed: Linear,
-    linear2: Linear,
+    linear1: BlockLinear,
+    /// The two, each by itself: parts of the same weights. Only in full.
+    parts: Option<[Linear; 2]>,
+    linear2: BlockLinear,
     norm: HeadNorm,
     heads: usize,
     hidden: usize,
@@ -130,16 +142,22 @@ pub(super) struct SingleBlock {
 
 impl SingleBlock {
     /// Its modulation goes into `modulations`.
-    pub(super) fn load(config: &TransformerConfig, modulations: &mut Modulations, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn load(
+        config: &TransformerConfig,
+        precision: Precision,
+        modulations: &mut Modulations,
+        vb: &VarBuilder,
+    ) -> Result<Self> {
         let (hidden, mlp) = (config.hidden_size(), config.mlp_size());
         let modulation = modulations.take(SINGLE_PARTS, &vb.pp("modulation.lin"))?;
-        let linear1 = Linear::load(hidden, 3 * hidden + mlp, &vb.pp("linear1"))?;
+        let linear1 = BlockLinear::load(hidden, 3 * hidden + mlp, precision, &vb.pp("linear1"))?;
+        let parts =
+            |whole: &Linear| -> Result<[Linear; 2]> { Ok([whole.part(0, 3 * hidden)?, whole.part(3 * hidden, mlp)?]) };
         Ok(Self {
             modulation,
-            qkv: linear1.part(0, 3 * hidden)?,
-            feed: linear1.part(3 * hidden, mlp)?,
+            parts: linear1.in_full().map(parts).transpose()?,
             linear1,
-            linear2: Linear::load(hidden + mlp, hidden, &vb.pp("linear2"))?,
+            linear2: BlockLinear::load(hidden + mlp, hidden, precision, &vb.pp("linear2"))?,
             norm: HeadNorm::load(config, &vb.pp("norm"))?,
             heads: config.num_attention_heads,
             hidden,
@@ -151,9 +169,21 @@ impl SingleBlock {
     pub(super) fn forward(&self, joint: &Tensor, stream: &Stream) -> Result<Tensor> {
         let segments = &stream.joint_segments;
         let modulation = stream.modulated.triple(self.modulation)?;
+        let Some(parts) = &self.parts else {
+            return modulation.add(joint, &self.rounded(joint, &modulation, stream)?, segments);
+        };
         let x = modulation.normalize(joint, segments)?;
-        let inner = if joint.device().is_cuda() { self.inner_in_place(&x, stream) } else { self.inner(&x, stream) }?;
+        let in_place = joint.device().is_cuda();
+        let inner = if in_place { self.inner_in_place(parts, &x, stream) } else { self.inner(&x, stream) }?;
         modulation.add(joint, &self.linear2.product(&inner)?, segments)
+    }
+
+    /// All of it in eight bits: what a product reads is rounded where it is computed.
+    fn rounded(&self, joint: &Tensor, modulation: &Modulation, stream: &Stream) -> Result<Product<'_>> {
+        let wide = self.linear1.normed_product(joint, modulation, &stream.joint_segments)?;
+        let qkv = self.norm.apply(&wide.narrow(0, 3 * self.hidden)?, Some(&stream.joint_rotary))?;
+        let attended = attention(&qkv, self.heads, &stream.joint_segments)?;
+        self.linear2.gelu_product(Some(&attended), &wide.narrow(3 * self.hidden, self.mlp)?)
     }
 
     /// Attention and, beside it, the feed-forward half: `x [tokens, hidden]` -> `[tokens, hidden + mlp]`.
@@ -167,11 +197,11 @@ impl SingleBlock {
 
     /// The same, with nothing put side by side afterwards: GELU in the product's epilogue, and both write to where the
     /// next product reads.
-    fn inner_in_place(&self, x: &Tensor, stream: &Stream) -> Result<Tensor> {
-        let qkv = self.norm.apply(&self.qkv.product(x)?, Some(&stream.joint_rotary))?;
+    fn inner_in_place(&self, [qkv, feed]: &[Linear; 2], x: &Tensor, stream: &Stream) -> Result<Tensor> {
+        let qkv = self.norm.apply(&qkv.product(x)?, Some(&stream.joint_rotary))?;
         let inner = unwritten(x.dim(0)?, self.hidden + self.mlp, x)?;
         attention_into(&inner, 0, &qkv, self.heads, &stream.joint_segments)?;
-        self.feed.gelu_into(&inner, self.hidden, x)?;
+        feed.gelu_into(&inner, self.hidden, x)?;
         Ok(inner)
     }
 }
@@ -209,7 +239,7 @@ mod tests {
             (0..).zip(tensors).map(|(seed, (name, shape))| (name.to_owned(), random(seed, &shape))).collect();
         let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
         let mut modulations = Modulations::new(&config, &vb).expect("room");
-        let block = SingleBlock::load(&config, &mut modulations, &vb).expect("loads");
+        let block = SingleBlock::load(&config, Precision::Full, &mut modulations, &vb).expect("loads");
         let image_rotary = Rotary::of_image(3, 4, config.axes_dims_rope, 10_000.0, &Device::Cpu).expect("tables");
         let (none, all) = (Segments::from_lengths([0]), Segments::from_lengths([12]));
         let stream = Stream {
@@ -224,7 +254,7 @@ mod tests {
         };
         let x = random(11, &[12, 32]);
         let apart = block.inner(&x, &stream).expect("apart");
-        let in_place = block.inner_in_place(&x, &stream).expect("in place");
+        let in_place = block.inner_in_place(block.parts.as_ref().expect("in full"), &x, &stream).expect("in place");
         let largest: f32 = (apart - in_place).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
         assert!(largest < 1e-5, "{largest:e}");
     }

@@ -62,9 +62,4 @@ impl Mlp {
     pub(super) fn forward(&self, x: &Tensor, activation: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         self.second.forward(&activation(&self.first.forward(x)?)?)
     }
-
-    /// With GELU between them, for an operation that adds the last bias itself.
-    pub(super) fn gelu_product(&self, x: &Tensor) -> Result<Product<'_>> {
-        self.second.product(&self.first.gelu(x)?)
-    }
 }

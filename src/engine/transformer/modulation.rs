@@ -11,6 +11,7 @@ use crate::engine::loader::config::TransformerConfig;
 use crate::engine::ops::Segments;
 use crate::engine::ops::linear::{Product, linear};
 use crate::engine::ops::modulation::{gated_residual, modulated_layer_norm};
+use crate::engine::ops::quantize::Quantized;
 
 /// Parts of a layer in the checkpoint, each as wide as the stream: for either half of a double block two triples of shift,
 /// scale and gate; for a single block one; for the final layer shift and scale.
@@ -86,6 +87,11 @@ pub(super) struct Modulation {
 impl Modulation {
     pub(super) fn normalize(&self, x: &Tensor, segments: &Segments) -> Result<Tensor> {
         modulated_layer_norm(x, &self.shift, &self.scale, segments)
+    }
+
+    /// [`Self::normalize`], rounded to eight bits.
+    pub(super) fn normalize_rounded(&self, x: &Tensor, segments: &Segments) -> Result<Quantized> {
+        Quantized::of_layer_norm(x, &self.shift, &self.scale, segments)
     }
 
     pub(super) fn add(&self, x: &Tensor, y: &Product, segments: &Segments) -> Result<Tensor> {

@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::catalog::{Availability, Catalog, Loaded, Replicas};
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ParameterDefaults, ParameterLimits};
+use crate::domain::precision::Precision;
 use crate::http::HttpState;
 use crate::http::openapi::{Operation, Tag};
 
@@ -84,6 +85,11 @@ pub(in crate::http) struct RuntimeModelView {
     /// How far its weights have been read, while they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     loading: Option<LoadingView>,
+    /// `fp8`: the model draws in eight bits, which is lossy; pictures differ from those of the model as it is published.
+    /// Not there: it draws in full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    precision: Option<Precision>,
 }
 
 /// How far a model's weights have been read, for all of its engines that are reading them.
@@ -161,6 +167,7 @@ pub(in crate::http) fn runtime_model_views(catalog: &Catalog) -> Vec<RuntimeMode
             ready_replicas: ready,
             desired_replicas: desired,
             loading: catalog.loading(&card.id).map(Into::into),
+            precision: catalog.precision().if_lossy().filter(|_| desired > 0),
         }
     });
     views.collect()

@@ -35,6 +35,7 @@ function modelCard(model, state) {
     ),
     facts([
       ["Replicas", state && `${state.ready_replicas} ready of ${state.desired_replicas}`],
+      ["Precision", state?.precision && `${state.precision}, lossy`],
       ["Default size", `${defaults.width} × ${defaults.height}`],
       ["Default steps", count(defaults.steps)],
       ["Default guidance", decimal(defaults.guidance)],

@@ -8,6 +8,7 @@ use candle_nn::var_builder::SimpleBackend;
 use super::super::stream::slow::Slow;
 use super::*;
 use crate::domain::model::ModelFiles;
+use crate::domain::precision::Precision;
 use crate::engine::text::TextEncoders;
 use crate::engine::transformer::Transformer;
 use crate::engine::vae::{Decoder, Encoder};
@@ -86,7 +87,7 @@ fn the_model_asks_in_the_order_of_the_plan_and_all_of_it_is_told() {
     Decoder::load(&configs.vae, &recorded(loading.decoder())).expect("loads");
     Encoder::load(&configs.vae, &recorded(loading.encoder())).expect("loads");
     TextEncoders::load(configs, &recorded(loading.clip()), recorded(loading.t5()), false).expect("loads");
-    Transformer::load(&configs.transformer, &recorded(loading.transformer())).expect("loads");
+    Transformer::load(&configs.transformer, &recorded(loading.transformer()), Precision::Full).expect("loads");
     let asked = asked.lock().expect("no panic");
     let planned =
         PARTS.into_iter().flat_map(|part| part.tensors(&checkpoint).names().filter(move |name| part.has(name)));
@@ -147,7 +148,7 @@ fn without_pinned_memory_it_is_loaded_all_the_same() {
         .expect("begins")
         .through(|| Slow::new(Duration::ZERO).with_buffers(1));
     assert!(loading.stream.is_none());
-    Transformer::load(&checkpoint.configs.transformer, &loading.transformer()).expect("loads");
+    Transformer::load(&checkpoint.configs.transformer, &loading.transformer(), Precision::Full).expect("loads");
 }
 
 #[test]

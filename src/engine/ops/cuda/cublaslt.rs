@@ -40,12 +40,16 @@ const ALIGNMENT_MAX: u32 = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Numbers {
     Bf16,
+    F32,
+    E4m3,
 }
 
 impl Numbers {
     fn in_cuda(self) -> sys::cudaDataType {
         match self {
             Self::Bf16 => sys::cudaDataType::CUDA_R_16BF,
+            Self::F32 => sys::cudaDataType::CUDA_R_32F,
+            Self::E4m3 => sys::cudaDataType::CUDA_R_8F_E4M3,
         }
     }
 }
@@ -57,6 +61,15 @@ pub(super) trait Number {
 
 impl Number for bf16 {
     const KIND: Numbers = Numbers::Bf16;
+}
+
+impl Number for f32 {
+    const KIND: Numbers = Numbers::F32;
+}
+
+/// Codes of e4m3.
+impl Number for u8 {
+    const KIND: Numbers = Numbers::E4m3;
 }
 
 /// Rows of a matrix: how many, how many numbers in each, and how many from one's beginning to the next's.
@@ -124,6 +137,8 @@ pub(super) struct Multiplication<'a> {
     pub(super) x: Operand<'a>,
     /// `[columns, inner]`
     pub(super) weight: Operand<'a>,
+    /// Of each row of `x`, `[1, rows]`, and of `weight`, `[1, columns]`, f32: where these are e4m3.
+    pub(super) scales: Option<[Operand<'a>; 2]>,
     /// `[1, columns]`, in the precision of `out`.
     pub(super) bias: Option<Operand<'a>>,
     /// By GELU's tanh approximation: what the library calls GELU (pytorch/pytorch#104061; within 6e-6 of torch's in f32 by
@@ -148,8 +163,13 @@ impl Multiplication<'_> {
         let operands = [&self.x, &self.weight, &self.out];
         let [x, weight, out] = operands.map(|operand| operand.extent);
         let is_whole = x.width == weight.width && out.rows == x.rows && out.width == weight.rows;
-        let is_bias = |bias: &Operand| bias.extent.rows == 1 && bias.extent.width == out.width;
-        if !is_whole || !self.bias.as_ref().is_none_or(is_bias) {
+        let is_row = |row: &Operand, width| row.extent.rows == 1 && row.extent.width == width;
+        let has_scales = match (&self.scales, self.x.numbers) {
+            (Some([rows, columns]), Numbers::E4m3) => is_row(rows, out.rows) && is_row(columns, out.width),
+            (None, Numbers::Bf16) => true,
+            _ => false,
+        };
+        if !is_whole || !has_scales || !self.bias.as_ref().is_none_or(|bias| is_row(bias, out.width)) {
             bail!("product: {x:?} by {weight:?} with {:?} is not {out:?}", self.bias.as_ref().map(|bias| bias.extent));
         }
         let [x_alignment, weight_alignment, out_alignment] = operands.map(Operand::alignment);
@@ -166,6 +186,20 @@ impl Multiplication<'_> {
                 (Some(_), true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
             },
         })
+    }
+}
+
+impl Multiplication<'_> {
+    /// Tells where bias and scales are. By columns `weight` stands on the left.
+    fn point(&self, operation: &Owned<sys::cublasLtMatmulDesc_t>) -> Result<()> {
+        if let Some(bias) = &self.bias {
+            set_operation(operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.address)?;
+        }
+        if let Some([rows, columns]) = &self.scales {
+            set_operation(operation, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_POINTER, &columns.address)?;
+            set_operation(operation, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_POINTER, &rows.address)?;
+        }
+        Ok(())
     }
 }
 
@@ -204,10 +238,15 @@ impl Plan {
         set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &cublasOperation_t::CUBLAS_OP_T)?;
         set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &cublasOperation_t::CUBLAS_OP_N)?;
         set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &key.epilogue)?;
-        if let Some(bias) = &product.bias {
-            // Without one the library may find that the epilogue cannot be done.
-            set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.address)?;
+        if product.scales.is_some() {
+            let by_rows = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
+            set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &by_rows)?;
+            set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &by_rows)?;
+            // Sums stay in the tensor cores' accumulators, of fewer bits than f32: as torch has it for such scales.
+            set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1_i8)?;
         }
+        // Without a bias the library may find that the epilogue cannot be done.
+        product.point(&operation)?;
         let (x, weight, out) = (product.x.layout()?, product.weight.layout()?, product.out.layout()?);
         let wishes =
             Owned { handle: result::create_matmul_pref().map_err(refused)?, destroy: result::destroy_matmul_pref };
@@ -290,9 +329,7 @@ impl Library {
             Entry::Vacant(place) => place.insert(Plan::new(self.handle.handle, product, &key)?),
         };
         let Some(plan) = plan else { return Ok(false) };
-        if let Some(bias) = &product.bias {
-            set_operation(&plan.operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.address)?;
-        }
+        product.point(&plan.operation)?;
         let (workspace, _use) = self.workspace.device_ptr(&self.stream);
         let (one, zero) = (1.0_f32, 0.0_f32);
         // SAFETY: the descriptions are those of the operands, which reach no further than their memory and are borrowed

@@ -3,10 +3,12 @@
 use std::cell::Cell;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, InplaceOp3, Layout, Result, Tensor, bail};
+use candle_core::op::BackpropOp;
+use candle_core::{CpuStorage, CudaStorage, Device, InplaceOp3, Layout, Result, Storage, Tensor, bail};
+use half::bf16;
 
 use super::cublaslt::{Extent, Multiplication, Operand, multiply};
-use super::{CHUNK, Matrix, MatrixMut, with_bias};
+use super::{CHUNK, Matrix, MatrixMut, with_bias, with_values};
 
 /// Most numbers of a weight that are left to one product. Where addresses are counted in 32 bits, in some kernel of the
 /// library, twice as many would still be in reach; the modulation of all blocks has three times as many.
@@ -84,6 +86,7 @@ impl InplaceOp3 for LinearInto<'_> {
                 &Multiplication {
                     x: Operand::read(x.values, extent(x.rows, x.width, x.stride), &stream)?,
                     weight: Operand::read(weight.values, extent(weight.rows, weight.width, weight.stride), &stream)?,
+                    scales: None,
                     bias: bias.map(|bias| Operand::read(bias, extent(1, columns, columns), &stream)).transpose()?,
                     is_activated: self.is_activated,
                     out: Operand::written(out.values, extent(out.rows, out.width, out.stride), &stream)?,
@@ -93,6 +96,44 @@ impl InplaceOp3 for LinearInto<'_> {
             Ok(())
         })
     }
+}
+
+/// `x weightᵀ` of matrices in e4m3, each with its codes `[rows, width]`, u8, and its rows' scales `[rows]`, f32 ->
+/// `[rows of x, rows of weight]`, bf16. `None`: the library has no such product on this device.
+///
+/// # Errors
+/// When shapes do not fit, or the device fails.
+pub(in crate::engine::ops) fn product_e4m3(x: [&Tensor; 2], weight: [&Tensor; 2]) -> Result<Option<Tensor>> {
+    let ((rows, inner), (columns, weight_inner)) = (x[0].dims2()?, weight[0].dims2()?);
+    let Device::Cuda(device) = x[0].device() else { bail!("expected tensors on a CUDA device") };
+    let stream = device.cuda_stream();
+    // SAFETY: the product writes all of it, or it is dropped.
+    #[expect(unsafe_code, reason = "memory is not cleared before it is written")]
+    let mut out = unsafe { device.alloc::<bf16>(rows * columns) }?;
+    let is_done = with_values::<u8, _>(x[0], |x_codes| {
+        with_values::<f32, _>(x[1], |x_scales| {
+            with_values::<u8, _>(weight[0], |weight_codes| {
+                with_values::<f32, _>(weight[1], |weight_scales| {
+                    multiply(
+                        &stream,
+                        &Multiplication {
+                            x: Operand::read(x_codes, extent(rows, inner, inner), &stream)?,
+                            weight: Operand::read(weight_codes, extent(columns, weight_inner, weight_inner), &stream)?,
+                            scales: Some([
+                                Operand::read(x_scales, extent(1, rows, rows), &stream)?,
+                                Operand::read(weight_scales, extent(1, columns, columns), &stream)?,
+                            ]),
+                            bias: None,
+                            is_activated: false,
+                            out: Operand::written(out.slice_mut(..), extent(rows, columns, columns), &stream)?,
+                        },
+                    )
+                })
+            })
+        })
+    })?;
+    let out = Storage::Cuda(CudaStorage::wrap_cuda_slice(out, device.clone()));
+    Ok(is_done.then(|| Tensor::from_storage(out, (rows, columns), BackpropOp::none(), false)))
 }
 
 fn extent(rows: usize, width: usize, stride: usize) -> Extent {

@@ -10,6 +10,7 @@ use utoipa::ToSchema;
 
 use crate::catalog::Availability;
 use crate::domain::ids::ModelId;
+use crate::domain::precision::Precision;
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::openapi::{Operation, Tag};
@@ -33,6 +34,10 @@ pub(in crate::http) struct ModelView {
     created: i64,
     /// What stands before the slash in its id.
     owned_by: String,
+    /// `fp8`: the model draws in eight bits, which is lossy. Not there: it draws in full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    precision: Option<Precision>,
 }
 
 impl ModelView {
@@ -43,6 +48,7 @@ impl ModelView {
             object: "model",
             created: state.0.started_at.unix_timestamp(),
             owned_by: owner.to_owned(),
+            precision: state.catalog.precision().if_lossy(),
         }
     }
 }

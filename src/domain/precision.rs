@@ -1,0 +1,78 @@
+//! In which numbers a model draws.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::Serialize;
+
+/// In which numbers the linear layers of a model's blocks are kept and multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// As the device has everything: bf16 on CUDA, f32 on the CPU.
+    #[default]
+    Full,
+    /// Eight bits, e4m3, with a scale for each row of weights and for each token: faster on a GPU that has them, half the
+    /// memory, and lossy. On the CPU the same rounding, no faster.
+    Fp8,
+}
+
+/// A word that names no precision.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a precision: use `full`, or `fp8`, which is faster and lossy")]
+pub struct UnknownPrecision;
+
+impl Precision {
+    /// Whether pictures are others than those that the model draws as it is published.
+    #[must_use]
+    pub fn is_lossy(self) -> bool {
+        match self {
+            Self::Full => false,
+            Self::Fp8 => true,
+        }
+    }
+
+    /// This, where it has to be told: where it is lossy.
+    #[must_use]
+    pub fn if_lossy(self) -> Option<Self> {
+        self.is_lossy().then_some(self)
+    }
+}
+
+impl FromStr for Precision {
+    type Err = UnknownPrecision;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "full" => Ok(Self::Full),
+            "fp8" => Ok(Self::Fp8),
+            _ => Err(UnknownPrecision),
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "full",
+            Self::Fp8 => "fp8",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_and_precisions() {
+        for precision in [Precision::Full, Precision::Fp8] {
+            assert_eq!(precision.to_string().parse(), Ok(precision));
+            assert_eq!(serde_json::to_string(&precision).expect("JSON"), format!("\"{precision}\""));
+        }
+        for text in ["", "FP8", "bf16", "e4m3"] {
+            assert_eq!(text.parse::<Precision>(), Err(UnknownPrecision), "{text:?}");
+        }
+        assert_eq!([Precision::Full, Precision::Fp8].map(Precision::if_lossy), [None, Some(Precision::Fp8)]);
+    }
+}
