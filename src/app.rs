@@ -19,8 +19,10 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
-pub use bench::{LoadPart, LoadReport, LoadRequest, Moved, load};
-pub use bench::{Outcome, StagesRequest, TimeReport, TimeRequest, Timing, time, write_stages};
+pub use bench::{
+    Distance, FidelityReport, FidelityRequest, LoadPart, LoadReport, LoadRequest, Moved, Outcome, StagesRequest,
+    TimeReport, TimeRequest, Timing, fidelity, load, time, write_stages,
+};
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use doctor::doctor;
 pub use fetching::Told;

@@ -31,7 +31,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MODEL = "black-forest-labs/FLUX.1-dev"
 PROMPT = "a red fox asleep on a stack of books near the window, warm afternoon light"
-STAGES = ["the machine", "reference", "weights", "stages", "time", "load", "compare"]
+STAGES = ["the machine", "reference", "weights", "stages", "time", "load", "time fp8", "fidelity", "compare"]
+# The first devices that multiply in eight bits as the program does it.
+FP8_CAPABILITY = 9.0
 # Kept back for the table.
 RESERVE_SECONDS = 10.0
 # Weights, what is compared, and room.
@@ -182,6 +184,8 @@ class Run:
         record = {"stage": stage.name, "outcome": "", "seconds": 0.0}
         if self.arguments.only and stage.name not in self.arguments.only:
             record["outcome"] = "left out, as was asked for"
+        elif stage.name in ["time fp8", "fidelity"] and (reason := without_fp8(self.arguments)):
+            record["outcome"] = reason
         elif self.left() < stage.seconds_min:
             record["outcome"] = f"skipped: {max(self.left(), 0):.0f} s were left, it needs {stage.seconds_min:.0f}"
         else:
@@ -253,6 +257,11 @@ def stages(arguments: argparse.Namespace, left: float) -> list[Stage]:
     timed = timing | {"--json": out / "time.json"}
     compared = {"--weights": arguments.weights, "--stages": laid_open, "--dtype": "float32" if dry else "bfloat16"}
     compared |= timing | {"--device": arguments.device, "--out": out / "compare.json"}
+    lossy: dict[str, object] = {"--precision": "fp8", "--repeat": 1 if dry else 3, "--budget-seconds": SECONDS}
+    lossy |= {"--sizes": "64x64,128x128" if dry else "512x512,1024x1024", "--counts": "1,4", "--steps": "28"}
+    lossy |= {"--json": out / "time_fp8.json"}
+    near: dict[str, object] = {"--prompt": PROMPT, "--seeds": "0,1", "--guidance": 4, "--json": out / "fidelity.json"}
+    near |= {"--size": "128x128", "--steps": 4} if dry else {"--size": "1024x1024", "--steps": 28}
     drawn = {"--binary": arguments.binary, "--device": arguments.device, "--out": out / "reference.json"}
     made = [str(arguments.weights), "--preset", arguments.preset]
     return [
@@ -262,8 +271,23 @@ def stages(arguments: argparse.Namespace, left: float) -> list[Stage]:
         Stage("stages", [*program, "stages", *where, *options(picture)], 100, 15),
         Stage("time", [*program, "time", *where, *options(timed), "--mixed"], min(200, left / 2), 20),
         Stage("load", [*program, "load", *where, "--json", str(out / "load.json")], 60, 15),
+        Stage("time fp8", [*program, "time", *where, *options(lossy)], min(80, left / 4), 20),
+        Stage("fidelity", [*program, "fidelity", *where, *options(near), "--precision", "fp8"], 80, 20),
         Stage("compare", script("compare.py") + options(compared), left, 20),
     ]
+
+
+def without_fp8(arguments: argparse.Namespace) -> str | None:
+    """Why there is nothing in eight bits to be measured, where that is so."""
+    if arguments.dry_run:
+        return None
+    capability = nvidia_smi("compute_cap", arguments.device.removeprefix("cuda:"))
+    try:
+        has_it = float(capability or "") >= FP8_CAPABILITY
+    except ValueError:
+        # The program will say.
+        has_it = True
+    return None if has_it else f"left out: compute capability {capability} has no fp8 with a scale for each row"
 
 
 def script(name: str) -> list[str]:
@@ -321,7 +345,7 @@ def main() -> None:
     if not arguments.binary.is_file():
         sys.exit(f"{arguments.binary} is not there: build it, or name it with --binary")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in ["about", "reference", "time", "load", "compare", "stages"]:
+    for name in ["about", "reference", "time", "load", "time_fp8", "fidelity", "compare", "stages"]:
         (arguments.out / f"{name}.json").unlink(missing_ok=True)
     run = Run(arguments)
     (arguments.out / "about.json").write_text(json.dumps(about(arguments), indent=2) + "\n")

@@ -190,6 +190,37 @@ def times(about: dict, ours: dict, compare: dict) -> list[str]:
     return lines
 
 
+def lossy(ours: dict, fp8: dict, fidelity: dict) -> list[str]:
+    """What eight bits save and what they cost."""
+    lines = []
+    mine = {key_of(timing): timing for timing in ours.get("timings", [])}
+    timings = [timing for timing in fp8.get("timings", []) if timing["part"] in ["step", "picture"]]
+    if timings:
+        lines += ["| ms (median) | in full | fp8, lossy | ratio |", "|---|---|---|---|"]
+        for timing in timings:
+            full = mine.get(key_of(timing))
+            lines.append(row(name_of(timing), milliseconds(full), milliseconds(timing), ratio(timing, full)))
+    if fidelity.get("pictures"):
+        what = f"{fidelity['width']}×{fidelity['height']}, {fidelity['steps']} steps"
+        if lines:
+            lines.append("")
+        lines += [
+            f"| fp8 away from full, {what} | first velocity | last latents | PSNR |",
+            "|---|---|---|---|",
+        ]
+        for picture in fidelity["pictures"]:
+            decibels = picture["psnr_db"]
+            lines.append(
+                row(
+                    f"seed {picture['seed']}",
+                    shown(picture["velocity_first"]),
+                    shown(picture["latents_final"]),
+                    "–" if decibels is None else f"{decibels:.1f} dB",
+                )
+            )
+    return lines
+
+
 def ceilings(compare: dict) -> list[str]:
     lines = []
     if "picture_peak_mebibytes" in compare:
@@ -234,13 +265,15 @@ def heading(about: dict, ours: dict, compare: dict) -> list[str]:
 
 
 def document(folder: Path) -> str:
-    about, reference, ours, compare, records = (
-        read(folder, f"{name}.json") for name in ["about", "reference", "time", "compare", "stages"]
+    about, reference, ours, fp8, fidelity, compare, records = (
+        read(folder, f"{name}.json")
+        for name in ["about", "reference", "time", "time_fp8", "fidelity", "compare", "stages"]
     )
     blocks = [
         heading(about, ours, compare),
         correctness(reference, compare),
         times(about, ours, compare),
+        lossy(ours, fp8, fidelity),
         ceilings(compare),
         stages(records, compare),
     ]

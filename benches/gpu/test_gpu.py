@@ -119,6 +119,36 @@ class Table(unittest.TestCase):
         ]:
             self.assertIn(line + "\n", text)
 
+    def test_eight_bits_stand_beside_what_is_drawn_in_full(self) -> None:
+        square = [1024, 1024]
+        picture = {"prompt": "a fox", "seed": 1, "velocity_first": 0.031, "latents_final": 0.0004, "psnr_db": 31.25}
+        text = record(
+            self.folder,
+            time={"timings": [timing("step", [square], 0.1)]},
+            time_fp8={
+                "timings": [
+                    timing("text", [], 0.03),
+                    timing("step", [square], 0.08),
+                    timing("step", [square] * 4, 0.3),
+                ]
+            },
+            fidelity={
+                "width": 1024,
+                "height": 1024,
+                "steps": 28,
+                "pictures": [picture, picture | {"seed": 2, "psnr_db": None, "latents_final": None}],
+            },
+        )
+        for line in [
+            "| ms (median) | in full | fp8, lossy | ratio |",
+            "| step 1024×1024 | 100.0 | 80.0 | 0.80 |",
+            "| step 4 pictures 1024×1024 | – | 300.0 | – |",
+            "| fp8 away from full, 1024×1024, 28 steps | first velocity | last latents | PSNR |",
+            "| seed 1 | 3.10 % | 4.00e-04 | 31.2 dB |",
+            "| seed 2 | 3.10 % | – | – |",
+        ]:
+            self.assertIn(line + "\n", text)
+
     def test_what_is_off_is_called_wrong_and_what_is_missing_is_not_called_right(self) -> None:
         def distances(from_diffusers: float, from_f32: float | None = None) -> dict:
             exact = {} if from_f32 is None else {"from_f32": {"relative_l2": from_f32, "max": 1.0}}

@@ -1,6 +1,7 @@
-//! `bench`: how long each part of a picture takes with a model on a device, what loading takes, and what stands between a
-//! picture's stages.
+//! `bench`: how long each part of a picture takes with a model on a device, what loading takes, what stands between a
+//! picture's stages, and what a lossy precision costs.
 
+mod fidelity;
 mod loading;
 mod timing;
 
@@ -20,8 +21,10 @@ use crate::domain::engine::{EngineError, LoadObserver, Slot, StepEngine};
 use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
 use crate::domain::picture_size::PictureSize;
+use crate::domain::precision::Precision;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec};
 use crate::engine::FluxEngine;
+pub use fidelity::{Distance, FidelityReport, FidelityRequest, fidelity};
 pub use loading::{LoadPart, LoadReport, LoadRequest, Moved, load};
 use timing::{Bench, Timed};
 pub use timing::{Outcome, Timing};
@@ -62,6 +65,8 @@ pub struct TimeReport {
     pub model: String,
     /// Where it drew.
     pub device: String,
+    /// In which precision.
+    pub precision: Precision,
     /// T5 tokens of each prompt.
     pub text_tokens: usize,
     /// Most tokens that the worker puts into one step.
@@ -91,6 +96,7 @@ pub fn time(
         version: env!("CARGO_PKG_VERSION"),
         model: request.model.id.to_string(),
         device: engine.device_name(),
+        precision: request.engine.precision,
         text_tokens: card.sequence_length,
         step_tokens_max: engine.limits().step_tokens_max,
         load_seconds: started.elapsed().as_secs_f64(),

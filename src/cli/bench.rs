@@ -7,11 +7,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::EngineArgs;
 use super::load_bar::LoadBar;
 use super::table::write_table;
-use crate::app::{self, LoadReport, LoadRequest, Moved, Outcome, StagesRequest, TimeReport, TimeRequest, Timing};
+use crate::app::{
+    self, Distance, FidelityReport, FidelityRequest, LoadReport, LoadRequest, Moved, Outcome, StagesRequest,
+    TimeReport, TimeRequest, Timing,
+};
 use crate::config::{Config, Flags};
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
@@ -39,7 +43,50 @@ pub enum BenchCommand {
     /// with --whole, after all (`latents_final`), and what the decoder makes (`pixels`) of the last of these
     /// (`decoded_latents`).
     Stages(StagesArgs),
+    /// Say how far pictures in a lossy precision are from those in full
+    ///
+    /// Each prompt is drawn with each seed in full, and then again in the precision of --precision, fp8 if none is named. The
+    /// table has how far they are apart, relative to the first: the model's first output, from the same noise; the latents
+    /// after all steps; and the peak signal to noise of the pixels, in dB, which is the higher the closer they are. Noise
+    /// that is nudged early may become another picture, no worse than the first, so look at some before judging a number.
+    Fidelity(FidelityArgs),
 }
+
+/// Options of `bench fidelity`.
+#[derive(Debug, Args)]
+pub struct FidelityArgs {
+    /// The model, with the folder of its checkpoint
+    #[arg(long, value_name = "ID[=DIR]")]
+    pub model: ModelSource,
+    /// What to draw; can be repeated
+    #[arg(long = "prompt", value_name = "TEXT", allow_hyphen_values = true, default_values = PROMPTS)]
+    pub prompts: Vec<String>,
+    /// Seeds of the noise, with commas between
+    #[arg(long, value_name = "S", value_delimiter = ',', default_value = "0,1",
+          value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
+    pub seeds: Vec<u64>,
+    /// Pixels [default: the model's]
+    #[arg(long, value_name = "WxH")]
+    pub size: Option<PictureSize>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u32>,
+    /// How closely to follow the prompt [default: the model's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+    /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
+    #[arg(long)]
+    pub device: Option<DeviceChoice>,
+    /// How to use it.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    /// Also write the numbers into a file
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+}
+
+/// What is drawn where nothing is named.
+const PROMPTS: [&str; 2] = ["a red circle on a blue background", "a green square above a yellow triangle"];
 
 /// Options of `bench time`.
 #[derive(Debug, Args)]
@@ -144,6 +191,7 @@ impl BenchCommand {
             Self::Time(arguments) => (arguments.device, &arguments.engine),
             Self::Load(arguments) => (arguments.device, &arguments.engine),
             Self::Stages(arguments) => (arguments.device, &arguments.engine),
+            Self::Fidelity(arguments) => (arguments.device, &arguments.engine),
         };
         flags.device = device.map(Into::into);
         engine.clone().apply(flags);
@@ -160,6 +208,7 @@ pub(super) fn run(
     match command {
         BenchCommand::Time(arguments) => time(arguments, config, out, notes),
         BenchCommand::Load(arguments) => load(arguments, config, out),
+        BenchCommand::Fidelity(arguments) => fidelity(arguments, config, out, notes),
         BenchCommand::Stages(arguments) => {
             let params = GenerateParams {
                 prompt: arguments.prompt,
@@ -191,7 +240,7 @@ fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut d
     };
     let report = app::time(config, &request, LoadBar::new()?, &mut |report| {
         if let Some(file) = &arguments.json {
-            write_json(file, report).with_context(|| format!("writing `{}`", file.display()))?;
+            write_json(file, report)?;
         }
         match report.timings.last() {
             None => writeln!(notes, "loaded in {:.2} s on {}", report.load_seconds, report.device)?,
@@ -207,7 +256,7 @@ fn load(arguments: LoadArgs, config: &Config, out: &mut dyn Write) -> anyhow::Re
     let request = LoadRequest { model: arguments.model, engine, reads_before: !arguments.at_once };
     let report = app::load(config, &request, LoadBar::new()?)?;
     if let Some(file) = &arguments.json {
-        write_json(file, &report).with_context(|| format!("writing `{}`", file.display()))?;
+        write_json(file, &report)?;
     }
     write_load_report(&report, out)
 }
@@ -238,8 +287,49 @@ fn write_load_report(report: &LoadReport, out: &mut dyn Write) -> anyhow::Result
     Ok(())
 }
 
-fn write_json(file: &Path, report: &impl serde::Serialize) -> anyhow::Result<()> {
-    Ok(fs::write(file, serde_json::to_string_pretty(report)? + "\n")?)
+fn write_json(file: &Path, report: &impl Serialize) -> anyhow::Result<()> {
+    let text = serde_json::to_string_pretty(report)? + "\n";
+    fs::write(file, text).with_context(|| format!("writing `{}`", file.display()))
+}
+
+fn fidelity(
+    arguments: FidelityArgs,
+    config: &Config,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let request = FidelityRequest {
+        model: arguments.model,
+        engine: config.engine_settings(config.device.first()),
+        prompts: arguments.prompts,
+        seeds: arguments.seeds,
+        size: arguments.size,
+        steps: arguments.steps,
+        guidance: arguments.guidance,
+    };
+    let report = app::fidelity(config, &request, &mut |done, all, precision| {
+        Ok(writeln!(notes, "{precision}: picture {done} of {all}")?)
+    })?;
+    if let Some(file) = &arguments.json {
+        write_json(file, &report)?;
+    }
+    let FidelityReport { model, device, precision, width, height, steps, .. } = &report;
+    writeln!(out, "{model} on {device}: {precision} (lossy) against full, {width}x{height}, {steps} steps")?;
+    let rows: Vec<[String; 5]> = report.pictures.iter().map(distances).collect();
+    Ok(write_table(out, ["PROMPT", "SEED", "VELOCITY", "LATENTS", "PSNR DB"], &rows)?)
+}
+
+fn distances(distance: &Distance) -> [String; 5] {
+    let shown = |value: Option<f64>, factor: f64, unit: &str| {
+        value.map_or_else(|| "-".to_owned(), |value| format!("{:.2}{unit}", factor * value))
+    };
+    [
+        distance.prompt.clone(),
+        distance.seed.to_string(),
+        shown(distance.velocity_first, 100.0, " %"),
+        shown(distance.latents_final, 100.0, " %"),
+        shown(distance.psnr_db, 1.0, ""),
+    ]
 }
 
 fn in_short(outcome: &Outcome) -> String {

@@ -156,6 +156,9 @@ fn mistakes_are_usage_errors() {
         (vec!["bench", "time", "--model", "a", "--steps", "101"], ErrorKind::ValueValidation),
         (vec!["bench", "load", "--device", "cpu"], ErrorKind::MissingRequiredArgument),
         (vec!["bench", "stages", "--model", "a", "--prompt", ""], ErrorKind::MissingRequiredArgument),
+        (vec!["bench", "fidelity"], ErrorKind::MissingRequiredArgument),
+        (vec!["bench", "fidelity", "--model", "a", "--precision", "fp4"], ErrorKind::ValueValidation),
+        (vec!["bench", "fidelity", "--model", "a", "--seeds", "-1"], ErrorKind::UnknownArgument),
     ];
     for (arguments, kind) in cases {
         let error = parse_error(&arguments);
@@ -432,6 +435,27 @@ async fn what_loading_took_is_two_tables_and_a_file() {
     assert!(report["share_of_reading"].as_f64().is_some_and(|share| share > 0.0), "{report}");
     let (tables, _) = run_in(folder.path(), &[&arguments[..], &["--at-once"]].concat()).await.expect("timed");
     assert!(!tables.contains("before") && tables.contains("\nreading alone, after "), "{tables}");
+}
+
+#[tokio::test]
+async fn what_a_lossy_precision_costs_is_a_table_and_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("fidelity.json");
+    let start =
+        ["bench", "fidelity", "--model", "fluxserve/flux-shapes", "--device", "cpu", "--prompt", "a red circle"];
+    let options = ["--seeds", "3", "--size", "64x64", "--steps", "2", "--json", json.to_str().expect("text")];
+    let (table, notes) = run_in(folder.path(), &[&start[..], &options].concat()).await.expect("compared");
+    assert!(
+        table.starts_with("fluxserve/flux-shapes on cpu, ") && table.contains(": fp8 (lossy) against full"),
+        "{table}"
+    );
+    assert!(table.contains("\na red circle  3 "), "{table}");
+    assert_eq!(notes, "full: picture 1 of 1\nfp8: picture 1 of 1\n");
+    let text = std::fs::read_to_string(&json).expect("written");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!((&report["precision"], &report["steps"]), (&"fp8".into(), &2.into()));
+    let picture = &report["pictures"][0];
+    assert!(picture["velocity_first"].as_f64().is_some_and(|x| x > 0.0) && picture["psnr_db"].is_f64(), "{picture}");
 }
 
 #[tokio::test]
