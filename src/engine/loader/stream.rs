@@ -149,8 +149,8 @@ impl<D: Destination> WeightStream<D> {
             match shared.copy_next(&mut front, number, &mut target, left) {
                 Ok(copied) => left -= copied,
                 Err(error) => {
-                    // Part of it is gone: whoever asks again gets it from its beginning.
-                    shared.begin_anew_at(&mut front, number);
+                    // Part of it is gone: whoever asks again gets it from its beginning, as it stands in the file then.
+                    shared.forget_ahead(&mut front, |state| state.stop(shared.asked));
                     return Err(error);
                 }
             }
@@ -203,13 +203,14 @@ impl<D: Destination> Shared<D> {
             return;
         }
         drop(state);
-        self.begin_anew_at(front, number);
+        self.forget_ahead(front, |state| state.begin_anew_at(number, self.asked));
     }
 
-    fn begin_anew_at(&self, front: &mut Front<D::Buffer>, number: usize) {
+    /// Lets go of what has come to the front, and of what was read after it.
+    fn forget_ahead(&self, front: &mut Front<D::Buffer>, forget: impl FnOnce(&mut State<D::Buffer>)) {
         let mut state = self.lock();
         state.free.extend(front.chunk.take().map(|chunk| chunk.buffer));
-        state.begin_anew_at(number, self.asked);
+        forget(&mut state);
         front.awaited = state.next;
         self.changed.notify_all();
     }

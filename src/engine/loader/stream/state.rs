@@ -24,7 +24,7 @@ pub(super) struct State<B> {
     pub(super) next: u64,
     /// Chunks with smaller numbers are of no use any more.
     pub(super) valid_from: u64,
-    /// The tensor, and the byte of it, where reading goes on; `None` behind the last.
+    /// The tensor, and the byte of it, where reading goes on; `None` behind the last, and after something went wrong.
     pub(super) cursor: Option<(usize, usize)>,
     /// Tensors that have been begun to be read and not been given, in order.
     pub(super) coming: VecDeque<usize>,
@@ -103,6 +103,12 @@ impl<B> State<B> {
     /// Forgets what has been read and not been given, and reads on at another tensor.
     pub(super) fn begin_anew_at(&mut self, number: usize, asked: Asked) {
         self.restarts += 1;
+        self.stop(asked);
+        self.cursor = Some((number, 0));
+    }
+
+    /// Forgets what has been read and not been given, and reads nothing more before it is asked for.
+    pub(super) fn stop(&mut self, asked: Asked) {
         let unused = std::mem::take(&mut self.filled);
         self.free.extend(unused.into_values().flatten().map(|chunk| chunk.buffer));
         self.valid_from = self.next;
@@ -110,7 +116,7 @@ impl<B> State<B> {
         if asked == Asked::Once {
             self.is_begun.clone_from(&self.is_given);
         }
-        self.cursor = Some((number, 0));
+        self.cursor = None;
     }
 
     /// Notes that the tensor in front has been given.
