@@ -29,7 +29,7 @@ pub use kubernetes::KubernetesCommand;
 pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
 
 use crate::config::{Config, Flags, VARIABLES};
-use crate::domain::device::{Attention, Devices, Offload};
+use crate::domain::device::{Devices, Kernels, Offload};
 use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
 use crate::domain::spec::draw_seed;
@@ -124,10 +124,10 @@ pub struct EngineArgs {
     /// Draw the same bits in any company on CUDA, too, at the price of speed; on the CPU it is always so
     #[arg(long)]
     pub deterministic: bool,
-    /// What computes attention and convolutions on CUDA: auto, the fastest kernels that prove right, or mma, those that every
-    /// device has [default: auto]
-    #[arg(long, value_name = "KERNEL")]
-    pub attention: Option<Attention>,
+    /// What computes attention and convolutions on CUDA: auto, the fastest kernels that prove right, or portable, those that
+    /// every device has [default: auto]
+    #[arg(long, value_name = "KERNELS")]
+    pub kernels: Option<Kernels>,
     /// Linear layers in full, or in fp8: eight bits, faster on a GPU that has them, half the memory, and lossy [default:
     /// full]
     #[arg(long, value_name = "PRECISION")]
@@ -138,7 +138,7 @@ impl EngineArgs {
     fn apply(self, flags: &mut Flags) {
         flags.offload = self.offload;
         flags.is_deterministic = self.deterministic;
-        flags.attention = self.attention;
+        flags.kernels = self.kernels;
         flags.precision = self.precision;
     }
 }

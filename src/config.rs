@@ -18,7 +18,7 @@ pub use env::{VARIABLES, Variable};
 pub use hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 
-use crate::domain::device::{Attention, DeviceChoice, Devices, EngineSettings, Offload};
+use crate::domain::device::{DeviceChoice, Devices, EngineSettings, Kernels, Offload};
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 use crate::domain::namespace::NamespaceName;
@@ -87,8 +87,8 @@ pub struct EngineConfig {
     pub offload: Offload,
     /// Whether a picture has the same bits in any company also where that costs time.
     pub is_deterministic: bool,
-    /// Which kernel computes attention on CUDA.
-    pub attention: Attention,
+    /// Which kernels compute attention and convolutions on CUDA.
+    pub kernels: Kernels,
     /// In which numbers the linear layers of a model's blocks multiply.
     pub precision: Precision,
 }
@@ -261,7 +261,7 @@ impl Config {
         config.device = flags.device.unwrap_or(config.device);
         config.engine.offload = flags.offload.unwrap_or(config.engine.offload);
         config.engine.is_deterministic |= flags.is_deterministic;
-        config.engine.attention = flags.attention.unwrap_or(config.engine.attention);
+        config.engine.kernels = flags.kernels.unwrap_or(config.engine.kernels);
         config.engine.precision = flags.precision.unwrap_or(config.engine.precision);
         if !flags.models.is_empty() {
             resolve::check_models(&flags.models)
@@ -274,8 +274,8 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic, attention, precision } = self.engine;
-        EngineSettings { device, offload, is_deterministic, attention, precision }
+        let EngineConfig { offload, is_deterministic, kernels, precision } = self.engine;
+        EngineSettings { device, offload, is_deterministic, kernels, precision }
     }
 
     /// The database's file.
@@ -322,8 +322,8 @@ pub struct Flags {
     pub offload: Option<Offload>,
     /// See [`EngineConfig::is_deterministic`].
     pub is_deterministic: bool,
-    /// See [`EngineConfig::attention`].
-    pub attention: Option<Attention>,
+    /// See [`EngineConfig::kernels`].
+    pub kernels: Option<Kernels>,
     /// See [`EngineConfig::precision`].
     pub precision: Option<Precision>,
     /// Whether [`HubConfig::download`] is on, whatever else is said.

@@ -131,8 +131,8 @@ impl FluxEngine {
             let precision = settings.precision;
             tracing::warn!(%precision, "the engine draws in a lossy precision: not quite the pictures of the model");
         }
-        ops::attention::choose(&device, settings.attention);
-        ops::convolution::choose(&device, settings.attention);
+        ops::attention::choose(&device, settings.kernels);
+        ops::convolution::choose(&device, settings.kernels);
         let is_text_streamed = settings.offload == Offload::Text;
         let keeping = Keeping { dtype: device::dtype(&device), is_text_streamed };
         let loading = checkpoint.load_onto(&device, keeping, observer)?;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use fluxserve::catalog::card_or_flux_dev;
-use fluxserve::domain::device::{Attention, DeviceChoice, EngineSettings, Offload};
+use fluxserve::domain::device::{DeviceChoice, EngineSettings, Kernels, Offload};
 use fluxserve::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model::ModelFiles;
@@ -82,8 +82,8 @@ fn pictures_are_those_that_diffusers_draws() {
         ("i_one_step", spec("a fluffy white dog", [48, 32], 1, 0.0, 64)),
     ];
     let streamed = EngineSettings { offload: Offload::Text, ..CUDA.into() };
-    let by_mma = EngineSettings { attention: Attention::Mma, ..CUDA.into() };
-    for settings in [CUDA.into(), streamed, by_mma] {
+    let portable = EngineSettings { kernels: Kernels::Portable, ..CUDA.into() };
+    for settings in [CUDA.into(), streamed, portable] {
         let mut engine = load(settings);
         for (name, spec) in &cases {
             let expected = image::open(reference(&format!("cases/{name}.0.png"))).expect("a picture").to_rgb8();

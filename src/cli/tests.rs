@@ -1,7 +1,7 @@
 use clap::error::ErrorKind;
 
 use super::*;
-use crate::domain::device::{Attention, DeviceChoice, Offload};
+use crate::domain::device::{DeviceChoice, Kernels, Offload};
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateParams;
 
@@ -67,11 +67,11 @@ fn serve_takes_several_models() {
 
 #[test]
 fn how_engines_are_built_can_be_said_wherever_one_is() {
-    let engine = ["--offload", "text", "--deterministic", "--attention", "mma", "--precision", "fp8"];
+    let engine = ["--offload", "text", "--deterministic", "--kernels", "portable", "--precision", "fp8"];
     let asked = EngineArgs {
         offload: Some(Offload::Text),
         deterministic: true,
-        attention: Some(Attention::Mma),
+        kernels: Some(Kernels::Portable),
         precision: Some(Precision::Fp8),
     };
     let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];

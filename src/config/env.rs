@@ -86,10 +86,10 @@ pub(super) const ENGINE_DETERMINISTIC: Variable = variable(
     "engine.deterministic",
     "true: the same bits in any company on CUDA, too",
 );
-pub(super) const ENGINE_ATTENTION: Variable = variable(
-    "FLUXSERVE_ENGINE_ATTENTION",
-    "engine.attention",
-    "auto, or mma: on CUDA only the kernels that every device has, of convolutions, too",
+pub(super) const ENGINE_KERNELS: Variable = variable(
+    "FLUXSERVE_ENGINE_KERNELS",
+    "engine.kernels",
+    "auto, or portable: on CUDA only the kernels that every device has",
 );
 pub(super) const ENGINE_PRECISION: Variable = variable(
     "FLUXSERVE_ENGINE_PRECISION",
@@ -179,7 +179,7 @@ pub const VARIABLES: [Variable; 44] = [
     DEVICE,
     ENGINE_OFFLOAD,
     ENGINE_DETERMINISTIC,
-    ENGINE_ATTENTION,
+    ENGINE_KERNELS,
     ENGINE_PRECISION,
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
@@ -349,7 +349,7 @@ impl<'a> Environment<'a> {
             engine: EngineSettings {
                 offload: self.text(&ENGINE_OFFLOAD)?,
                 deterministic: self.yes_or_no(&ENGINE_DETERMINISTIC)?,
-                attention: self.text(&ENGINE_ATTENTION)?,
+                kernels: self.text(&ENGINE_KERNELS)?,
                 precision: self.text(&ENGINE_PRECISION)?,
             },
             drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,

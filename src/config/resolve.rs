@@ -181,12 +181,7 @@ fn engine(layers: &[Layer], default: EngineConfig) -> Result<EngineConfig, Confi
         offload: parsed(layers, &env::ENGINE_OFFLOAD, |settings| settings.engine.offload.as_ref(), default.offload)?,
         is_deterministic: last(layers, |settings| settings.engine.deterministic)
             .map_or(default.is_deterministic, |(is_deterministic, _)| is_deterministic),
-        attention: parsed(
-            layers,
-            &env::ENGINE_ATTENTION,
-            |settings| settings.engine.attention.as_ref(),
-            default.attention,
-        )?,
+        kernels: parsed(layers, &env::ENGINE_KERNELS, |settings| settings.engine.kernels.as_ref(), default.kernels)?,
         precision: parsed(
             layers,
             &env::ENGINE_PRECISION,

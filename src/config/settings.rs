@@ -36,7 +36,7 @@ pub(super) struct Settings {
 pub(super) struct EngineSettings {
     pub(super) offload: Option<String>,
     pub(super) deterministic: Option<bool>,
-    pub(super) attention: Option<String>,
+    pub(super) kernels: Option<String>,
     pub(super) precision: Option<String>,
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::device::{Attention, DeviceChoice};
+use crate::domain::device::{DeviceChoice, Kernels};
 
 struct Sources {
     folder: tempfile::TempDir,
@@ -57,7 +57,7 @@ drain_deadline_seconds = 10
 [engine]
 offload = "text"
 deterministic = true
-attention = "mma"
+kernels = "portable"
 precision = "fp8"
 
 [http]
@@ -127,7 +127,7 @@ fn every_field_of_the_file_is_read() {
         engine: EngineConfig {
             offload: Offload::Text,
             is_deterministic: true,
-            attention: Attention::Mma,
+            kernels: Kernels::Portable,
             precision: Precision::Fp8,
         },
         admin_password: None,
@@ -169,7 +169,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_DEVICE", "cuda:1")
         .variable("FLUXSERVE_ENGINE_OFFLOAD", "text")
         .variable("FLUXSERVE_ENGINE_DETERMINISTIC", "true")
-        .variable("FLUXSERVE_ENGINE_ATTENTION", "mma")
+        .variable("FLUXSERVE_ENGINE_KERNELS", "portable")
         .variable("FLUXSERVE_ENGINE_PRECISION", "fp8")
         .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
         .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")

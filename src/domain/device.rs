@@ -75,29 +75,29 @@ impl FromStr for Offload {
     }
 }
 
-/// Which kernel computes attention on a CUDA device, and which one convolves.
+/// Which kernels compute attention and convolutions on a CUDA device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Attention {
-    /// The fastest that the device has, once it has been found to agree with the one that every device has.
+pub enum Kernels {
+    /// The fastest that the device has, once they have been found to agree with those that every device has.
     #[default]
     Auto,
-    /// The one that every device has, by the tensor cores' `mma.sync`.
-    Mma,
+    /// Those that every device has, by the tensor cores' `mma.sync`.
+    Portable,
 }
 
-/// A word that names no kernel.
+/// A word that names no choice of kernels.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a kernel of attention: use `auto` or `mma`")]
-pub struct UnknownAttention;
+#[error("not a choice of kernels: use `auto` or `portable`")]
+pub struct UnknownKernels;
 
-impl FromStr for Attention {
-    type Err = UnknownAttention;
+impl FromStr for Kernels {
+    type Err = UnknownKernels;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "auto" => Ok(Self::Auto),
-            "mma" => Ok(Self::Mma),
-            _ => Err(UnknownAttention),
+            "portable" => Ok(Self::Portable),
+            _ => Err(UnknownKernels),
         }
     }
 }
@@ -111,8 +111,8 @@ pub struct EngineSettings {
     pub offload: Offload,
     /// Whether a picture has the same bits in any company also where that costs time. On the CPU it always has.
     pub is_deterministic: bool,
-    /// Which kernel computes attention on CUDA, and which one convolves. All engines of a device share one: that of the latest.
-    pub attention: Attention,
+    /// Which kernels compute attention and convolutions on CUDA. All engines of a device share the choice of the latest.
+    pub kernels: Kernels,
     /// In which numbers the linear layers of its blocks multiply.
     pub precision: Precision,
 }
@@ -214,10 +214,10 @@ mod tests {
     }
 
     #[test]
-    fn words_and_kernels_of_attention() {
-        assert_eq!(("auto".parse(), "mma".parse()), (Ok(Attention::Auto), Ok(Attention::Mma)));
-        for text in ["", "wgmma", "MMA"] {
-            assert_eq!(text.parse::<Attention>(), Err(UnknownAttention), "{text:?}");
+    fn words_and_kernels() {
+        assert_eq!(("auto".parse(), "portable".parse()), (Ok(Kernels::Auto), Ok(Kernels::Portable)));
+        for text in ["", "wgmma", "PORTABLE"] {
+            assert_eq!(text.parse::<Kernels>(), Err(UnknownKernels), "{text:?}");
         }
     }
 

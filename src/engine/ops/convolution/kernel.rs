@@ -6,7 +6,7 @@ use std::sync::{PoisonError, RwLock};
 use candle_core::{DType, Device, DeviceLocation, Result, Tensor};
 
 use super::channels_last::ChannelsLast;
-use crate::domain::device::Attention;
+use crate::domain::device::Kernels;
 use crate::engine::noise::standard_normal;
 
 /// What convolves on a CUDA device.
@@ -42,16 +42,16 @@ pub(crate) fn kernels(device: &Device) -> Vec<Kernel> {
 
 /// Decides by which kernel the convolutions of a device are loaded from now on, and says why in the log. The setting is that
 /// of attention: what it is about is the products of a warpgroup. The CPU has no choice.
-pub(crate) fn choose(device: &Device, setting: Attention) {
+pub(crate) fn choose(device: &Device, setting: Kernels) {
     if !device.is_cuda() {
         return;
     }
     let (kernel, reason) = match setting {
-        Attention::Mma => (Kernel::Warp, "so it was asked for"),
-        Attention::Auto if !has_warpgroups(device) => {
+        Kernels::Portable => (Kernel::Warp, "so it was asked for"),
+        Kernels::Auto if !has_warpgroups(device) => {
             (Kernel::Warp, "the device has no products of a warpgroup, or the program was not built for them")
         }
-        Attention::Auto => match do_agree(device) {
+        Kernels::Auto => match do_agree(device) {
             Ok(true) => (Kernel::Warpgroup, "it agrees with the other one"),
             Ok(false) => {
                 tracing::warn!("the faster kernel of convolutions does not agree with the other one, and is not used");
@@ -60,7 +60,7 @@ pub(crate) fn choose(device: &Device, setting: Attention) {
             Err(error) => {
                 tracing::warn!(
                     %error,
-                    "the faster kernel of convolutions does not run; `attention = \"mma\"` leaves it alone"
+                    "the faster kernel of convolutions does not run; `kernels = \"portable\"` leaves it alone"
                 );
                 (Kernel::Warp, "the faster one does not run")
             }
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn the_cpu_has_one_kernel_and_no_choice() {
         assert_eq!(kernels(&Device::Cpu), [Kernel::Warp]);
-        choose(&Device::Cpu, Attention::Auto);
+        choose(&Device::Cpu, Kernels::Auto);
         assert_eq!(chosen(&Device::Cpu), Kernel::Warp);
     }
 
