@@ -11,8 +11,9 @@ use crate::domain::device::DeviceChoice;
 use super::device;
 use super::noise::standard_normal;
 use super::ops::activation::{gelu_tanh, silu};
-use super::ops::attention::{Kernel, attention_by, attention_into, biased_attention, kernels};
+use super::ops::attention::{KERNELS, attention_by, attention_into, biased_attention};
 use super::ops::group_norm::GroupNorm;
+use super::ops::kernel::Kernel;
 use super::ops::linear::{gelu_linear, gelu_linear_into, linear, product};
 use super::ops::modulation::{gated_residual, modulated_layer_norm};
 use super::ops::rope::{Rotary, normalize_and_rotate, normalize_and_rotate_into};
@@ -138,7 +139,7 @@ impl Operands {
             .into_iter()
             .map(|(name, operands, op)| self.compare(name, &operands, op))
             .collect::<Result<Vec<_>>>()?;
-        if kernels(&self.device).contains(&Kernel::Warpgroup) {
+        if KERNELS.kernels(&self.device).contains(&Kernel::Warpgroup) {
             let op: Op = &|x| attention_by(Kernel::Warpgroup, &x[0], HEADS, &segments);
             reports.push(self.compare("attention by warpgroups", &[stream(4, 3 * width)?], op)?);
         }

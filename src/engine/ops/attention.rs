@@ -10,11 +10,12 @@ use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Result, Shap
 use rayon::prelude::*;
 
 use super::gemm::{MatrixRef, Threads, multiply};
+use super::kernel::Kernel;
 use super::softmax::softmax;
 use super::vector::{softmax_numerators, vectorized};
 use super::{Rows, Segments, contiguous, is_launchable, is_on_cpu, is_on_cuda};
 
-pub(crate) use kernel::{Kernel, choose, kernels};
+pub(crate) use kernel::CHOICE as KERNELS;
 
 /// Queries answered at a time: many, because the keys are rearranged anew for each block, but few enough that their
 /// scores stay in the cache.
@@ -28,7 +29,7 @@ const QUERY_BLOCK: usize = 256;
 /// # Errors
 /// When shapes or devices do not fit.
 pub(crate) fn attention(qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
-    attention_by(kernel::chosen(qkv.device()), qkv, heads, segments)
+    attention_by(KERNELS.chosen(qkv.device()), qkv, heads, segments)
 }
 
 /// [`attention`] by one kernel, where it is that of a CUDA device and takes heads of this width.
@@ -83,7 +84,7 @@ pub(crate) fn attention_into(
 ) -> Result<()> {
     let target = wide.narrow(1, start, qkv.dim(1)? / 3)?;
     if is_on_cuda(&[&target, qkv]) && is_launchable(segments) && is_compiled_for(qkv, heads) {
-        let kernel = kernel::chosen(qkv.device());
+        let kernel = KERNELS.chosen(qkv.device());
         return target.inplace_op2(qkv, &PackedAttention { kernel, heads, segments, bias: None });
     }
     wide.slice_set(&attention(qkv, heads, segments)?, 1, start)

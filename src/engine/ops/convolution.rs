@@ -8,12 +8,13 @@ use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 use rayon::prelude::*;
 
 use super::gemm::{MatrixRef, Threads, multiply};
+use super::kernel::Kernel;
 use super::{contiguous, has_kernels, is_on_cpu};
 
 use channels_last::ChannelsLast;
 #[cfg(feature = "cuda")]
 pub(super) use channels_last::Sizes;
-pub(crate) use kernel::{Kernel, choose, kernels};
+pub(crate) use kernel::CHOICE as KERNELS;
 
 /// Most bytes of the matrix that a convolution on a device spreads its input out to, in which every pixel has its neighbours
 /// beside it: 10 GB for all of a picture of 1024×1024 pixels. Where a kernel does the convolution there is none.
@@ -53,7 +54,7 @@ impl Convolution {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn new(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        Self::by(kernel::chosen(weight.device()), weight, bias, false)
+        Self::by(KERNELS.chosen(weight.device()), weight, bias, false)
     }
 
     /// The same, 3×3, of a picture whose sides are doubled first.
@@ -61,7 +62,7 @@ impl Convolution {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn new_doubling(weight: &Tensor, bias: &Tensor) -> Result<Self> {
-        Self::by(kernel::chosen(weight.device()), weight, bias, true)
+        Self::by(KERNELS.chosen(weight.device()), weight, bias, true)
     }
 
     /// [`Self::new`] or [`Self::new_doubling`], by one of a CUDA device's kernels.

@@ -5,8 +5,9 @@ use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 
 use crate::engine::loader::config::VaeConfig;
-use crate::engine::ops::convolution::{Convolution, Kernel, kernels};
+use crate::engine::ops::convolution::{Convolution, KERNELS};
 use crate::engine::ops::group_norm::GroupNorm;
+use crate::engine::ops::kernel::Kernel;
 use crate::engine::ops::softmax::softmax;
 use crate::engine::vae::Decoder;
 
@@ -54,7 +55,7 @@ impl Operands {
             decoder.tolerance *= 4.0;
         }
         let mut reports = reports.into_iter().collect::<Result<Vec<_>>>()?;
-        if kernels(&self.device).contains(&Kernel::Warpgroup) {
+        if KERNELS.kernels(&self.device).contains(&Kernel::Warpgroup) {
             let op: Op = &|x| onto_residual(Kernel::Warpgroup, x);
             reports.push(self.compare("convolution by warpgroups", &onto, op)?);
             let op: Op = &|x| of_doubled(Kernel::Warpgroup, x);

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::super::linear::linear;
 use super::super::{channels_first, channels_last, contiguous};
-use super::kernel::Kernel;
+use crate::engine::ops::kernel::Kernel;
 
 /// Channels come in chunks of so many.
 pub(super) const CHUNK: usize = 8;

@@ -11,7 +11,7 @@ use half::bf16;
 
 use super::{Bounds, Matrix, MatrixMut, grid, number};
 use crate::engine::ops::Segments;
-use crate::engine::ops::attention::Kernel;
+use crate::engine::ops::kernel::Kernel;
 
 pub(super) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"));
 

@@ -10,7 +10,8 @@ use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tenso
 use half::bf16;
 
 use super::{CHUNK, NULL, grid, number, values_of};
-use crate::engine::ops::convolution::{Kernel, Sizes};
+use crate::engine::ops::convolution::Sizes;
+use crate::engine::ops::kernel::Kernel;
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/convolution.ptx"));
 
