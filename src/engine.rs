@@ -9,6 +9,7 @@ mod plan;
 mod precision;
 mod preview;
 mod reading;
+mod room;
 mod sampler;
 mod self_test;
 mod slots;
@@ -36,11 +37,11 @@ pub use device::{DeviceError, free_bytes, probe};
 use loader::config::Configs;
 use loader::{Checkpoint, Keeping};
 pub use loader::{CheckpointError, ComponentReport, Inspection, Precision, Problem, inspect};
-use plan::MemoryPlan;
 pub use plan::TooLarge;
 pub use precision::{PrecisionError, check_precision};
 use preview::Projection;
 pub use reading::{LoadTimes, Reading, read_weights};
+pub use room::memory_plan;
 pub use self_test::{OpReport, self_test};
 use slots::{Pass, Picture, TokenGrid};
 pub use stages::{Stages, WriteError};
@@ -126,13 +127,13 @@ impl FluxEngine {
         let configs = checkpoint.configs.clone();
         precision::check_widths(&configs.transformer, &device, settings.precision)?;
         precision::check_device(&device, settings.precision)?;
-        let (limits, pixels_max) = limits_of(&checkpoint, &device, &settings)?;
+        let (limits, pixels_max) = room::limits_of(&checkpoint, &device, &settings)?;
         if settings.precision.is_lossy() {
             let precision = settings.precision;
             tracing::warn!(%precision, "the engine draws in a lossy precision: not quite the pictures of the model");
         }
-        ops::attention::choose(&device, settings.kernels);
-        ops::convolution::choose(&device, settings.kernels);
+        ops::attention::KERNELS.choose(&device, settings.kernels);
+        ops::convolution::KERNELS.choose(&device, settings.kernels);
         let is_text_streamed = settings.offload == Offload::Text;
         let keeping = Keeping { dtype: device::dtype(&device), is_text_streamed };
         let loading = checkpoint.load_onto(&device, keeping, observer)?;
@@ -296,22 +297,6 @@ impl FluxEngine {
         };
         run().map_err(device_error)
     }
-}
-
-/// What one step may hold on a device, and most pixels of a picture.
-fn limits_of(
-    checkpoint: &Checkpoint,
-    device: &Device,
-    settings: &EngineSettings,
-) -> Result<(EngineLimits, usize), TooLarge> {
-    let limits = device::initial_limits();
-    let Some(free) = device::free_bytes_of(device) else { return Ok((limits, usize::MAX)) };
-    let dtype = device::dtype(device);
-    let mut weights = checkpoint.weight_bytes(dtype);
-    weights.transformer -= precision::bytes_saved(&checkpoint.configs.transformer, dtype, settings.precision);
-    let plan = MemoryPlan::new(&checkpoint.configs, weights, dtype, settings.offload, (free, limits))?;
-    tracing::info!(%plan, "the device's memory");
-    Ok((plan.limits, plan.pixels_max))
 }
 
 impl StepEngine for FluxEngine {

@@ -9,7 +9,7 @@ use super::models::files_of;
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
-use crate::engine::{self, Inspection, Precision};
+use crate::engine::{self, Inspection, LoadError, Precision};
 use crate::store::Store;
 
 /// What one look found: a fact, or a fault with the way to mend it.
@@ -106,41 +106,36 @@ fn total(inspection: &Inspection, precision: Precision) -> usize {
     inspection.weights_bytes(precision).iter().map(|(_, bytes)| bytes).sum()
 }
 
-/// Whether a model's weights fit on each device, in the precision they are kept in there.
-fn fits(config: &Config, inspection: &Inspection) -> String {
-    let on = |device: DeviceChoice| {
-        let (precision, name, free) = match room(device) {
-            Some((Precision::F32, free)) => (Precision::F32, "f32", free),
-            Some((Precision::Bf16, free)) => (Precision::Bf16, "bf16", free),
-            None => return format!("{device} cannot be asked"),
-        };
-        let parts = inspection.weights_bytes(precision).into_iter();
-        let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(bytes as u64))).collect();
-        let needed = total(inspection, precision);
-        let fit = match free {
-            Some(free) if needed <= free => format!("fits, {} free", size(free as u64)),
-            Some(free) => format!("does not fit, {} free", size(free as u64)),
-            None => "how much is free there is not known".to_owned(),
-        };
-        format!("on {device} {} as {name} ({}): {fit}", size(needed as u64), parts.join(", "))
-    };
-    let mut words: Vec<String> = config.device.iter().map(on).collect();
+/// Whether a model fits on each device: what the engine itself would plan there before it loads anything.
+fn fits(config: &Config, source: &ModelSource, inspection: &Inspection) -> Finding {
+    let files = files_of(config, source).map_err(|error| error.to_string())?;
+    let mut words = Vec::new();
+    for device in config.device.iter() {
+        words.push(match engine::memory_plan(&files, &config.engine_settings(device)) {
+            Ok(Some(plan)) => format!("on {device}: {plan}"),
+            Ok(None) => fits_on_cpu(device, inspection),
+            // Told of by itself.
+            Err(LoadError::Device(_)) => format!("{device} cannot be asked"),
+            Err(error) => return Err(format!("on {device}: {error}")),
+        });
+    }
     if config.device.iter().all(draws_on_cpu) {
         let narrow = total(inspection, Precision::Bf16);
         words.push(format!("on a GPU it would be {} as bf16", size(narrow as u64)));
     }
-    if config.engine.precision.is_lossy() {
-        words.push("the transformer's linear layers take half of their bf16 once they are rounded to fp8".to_owned());
-    }
-    words.join("; ")
+    Ok(words.join("; "))
 }
 
-/// What weights are kept as on a device, and how many bytes are free there; `None` where it does not answer.
-fn room(device: DeviceChoice) -> Option<(Precision, Option<usize>)> {
-    match engine::free_bytes(device).ok()? {
-        Some(free) => Some((Precision::Bf16, Some(free))),
-        None => Some((Precision::F32, available_memory_bytes())),
-    }
+fn fits_on_cpu(device: DeviceChoice, inspection: &Inspection) -> String {
+    let parts = inspection.weights_bytes(Precision::F32).into_iter();
+    let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(bytes as u64))).collect();
+    let needed = total(inspection, Precision::F32);
+    let fit = match available_memory_bytes() {
+        Some(free) if needed <= free => format!("fits, {} free", size(free as u64)),
+        Some(free) => format!("does not fit, {} free", size(free as u64)),
+        None => "how much is free there is not known".to_owned(),
+    };
+    format!("on {device} {} as f32 ({}): {fit}", size(needed as u64), parts.join(", "))
 }
 
 fn available_memory_bytes() -> Option<usize> {
@@ -184,5 +179,5 @@ fn completeness(config: &Config, (source, look): &Model) -> Finding {
     if !inspection.is_sound() {
         return Err(format!("not usable; `fluxserve models check {source}` lists what is wrong"));
     }
-    Ok(format!("complete; {}", fits(config, inspection)))
+    fits(config, source, inspection).map(|fits| format!("complete; {fits}"))
 }

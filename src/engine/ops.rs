@@ -13,6 +13,7 @@ pub(crate) mod convolution;
 mod cuda;
 pub(crate) mod gemm;
 pub(crate) mod group_norm;
+pub(crate) mod kernel;
 pub(crate) mod linear;
 pub(crate) mod modulation;
 pub(crate) mod quantize;
