@@ -31,7 +31,7 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 MODEL = "black-forest-labs/FLUX.1-dev"
 PROMPT = "a red fox asleep on a stack of books near the window, warm afternoon light"
-STAGES = ["the machine", "reference", "weights", "stages", "time", "load", "time fp8", "fidelity", "compare"]
+STAGES = ["the machine", "reference", "weights", "stages", "time", "load", "time portable", "time fp8", "fidelity", "compare"]
 # The first devices that multiply in eight bits as the program does it.
 FP8_CAPABILITY = 9.0
 # Kept back for the table.
@@ -257,6 +257,9 @@ def stages(arguments: argparse.Namespace, left: float) -> list[Stage]:
     timed = timing | {"--json": out / "time.json"}
     compared = {"--weights": arguments.weights, "--stages": laid_open, "--dtype": "float32" if dry else "bfloat16"}
     compared |= timing | {"--device": arguments.device, "--out": out / "compare.json"}
+    portable: dict[str, object] = {"--kernels": "portable", "--repeat": 1 if dry else 3, "--budget-seconds": SECONDS}
+    portable |= {"--sizes": "128x128" if dry else "1024x1024", "--counts": "1", "--steps": "28"}
+    portable |= {"--json": out / "time_portable.json"}
     lossy: dict[str, object] = {"--precision": "fp8", "--repeat": 1 if dry else 3, "--budget-seconds": SECONDS}
     lossy |= {"--sizes": "64x64,128x128" if dry else "512x512,1024x1024", "--counts": "1,4", "--steps": "28"}
     lossy |= {"--json": out / "time_fp8.json"}
@@ -271,6 +274,7 @@ def stages(arguments: argparse.Namespace, left: float) -> list[Stage]:
         Stage("stages", [*program, "stages", *where, *options(picture)], 100, 15),
         Stage("time", [*program, "time", *where, *options(timed), "--mixed"], min(200, left / 2), 20),
         Stage("load", [*program, "load", *where, "--json", str(out / "load.json")], 60, 15),
+        Stage("time portable", [*program, "time", *where, *options(portable)], min(60, left / 6), 15),
         Stage("time fp8", [*program, "time", *where, *options(lossy)], min(80, left / 4), 20),
         Stage("fidelity", [*program, "fidelity", *where, *options(near), "--precision", "fp8"], 80, 20),
         Stage("compare", script("compare.py") + options(compared), left, 20),
@@ -345,7 +349,7 @@ def main() -> None:
     if not arguments.binary.is_file():
         sys.exit(f"{arguments.binary} is not there: build it, or name it with --binary")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    for name in ["about", "reference", "time", "load", "time_fp8", "fidelity", "compare", "stages"]:
+    for name in ["about", "reference", "time", "load", "time_portable", "time_fp8", "fidelity", "compare", "stages"]:
         (arguments.out / f"{name}.json").unlink(missing_ok=True)
     run = Run(arguments)
     (arguments.out / "about.json").write_text(json.dumps(about(arguments), indent=2) + "\n")

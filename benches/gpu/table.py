@@ -190,16 +190,38 @@ def times(about: dict, ours: dict, compare: dict) -> list[str]:
     return lines
 
 
+def beside(ours: dict, other: dict, words: tuple[str, str], parts: list[str]) -> list[str]:
+    """What is timed in two ways of the program."""
+    mine = {key_of(timing): timing for timing in ours.get("timings", [])}
+    timings = [timing for timing in other.get("timings", []) if timing["part"] in parts]
+    if not timings:
+        return []
+    lines = [row("ms (median)", *words, "ratio"), "|---|---|---|---|"]
+    for timing in timings:
+        own = mine.get(key_of(timing))
+        lines.append(row(name_of(timing), milliseconds(own), milliseconds(timing), ratio(timing, own)))
+    return lines
+
+
+def loading(load: dict) -> list[str]:
+    """How fast weights come, and from what the time until the first picture is made up."""
+    if "weights" not in load:
+        return []
+    rates = [
+        f"{what} {load[name]['gigabytes_per_second']:.1f} GB/s"
+        for name, what in [("reading_before", "reading alone"), ("weights", "loading"), ("reading_after", "reading again")]
+        if load.get(name)
+    ]
+    parts = [f"{part['name']} {part['seconds']:.2f} s" for part in load["parts"]]
+    return [
+        f"{' · '.join(rates)}: {100 * load['share_of_reading']:.0f} % of reading alone",
+        f"until the first picture {load['seconds']:.2f} s: {', '.join(parts)}",
+    ]
+
+
 def lossy(ours: dict, fp8: dict, fidelity: dict) -> list[str]:
     """What eight bits save and what they cost."""
-    lines = []
-    mine = {key_of(timing): timing for timing in ours.get("timings", [])}
-    timings = [timing for timing in fp8.get("timings", []) if timing["part"] in ["step", "picture"]]
-    if timings:
-        lines += ["| ms (median) | in full | fp8, lossy | ratio |", "|---|---|---|---|"]
-        for timing in timings:
-            full = mine.get(key_of(timing))
-            lines.append(row(name_of(timing), milliseconds(full), milliseconds(timing), ratio(timing, full)))
+    lines = beside(ours, fp8, ("in full", "fp8, lossy"), ["step", "picture"])
     if fidelity.get("pictures"):
         what = f"{fidelity['width']}×{fidelity['height']}, {fidelity['steps']} steps"
         if lines:
@@ -265,15 +287,17 @@ def heading(about: dict, ours: dict, compare: dict) -> list[str]:
 
 
 def document(folder: Path) -> str:
-    about, reference, ours, fp8, fidelity, compare, records = (
+    about, reference, ours, load, portable, fp8, fidelity, compare, records = (
         read(folder, f"{name}.json")
-        for name in ["about", "reference", "time", "time_fp8", "fidelity", "compare", "stages"]
+        for name in "about reference time load time_portable time_fp8 fidelity compare stages".split()
     )
     blocks = [
         heading(about, ours, compare),
         correctness(reference, compare),
         times(about, ours, compare),
+        beside(ours, portable, ("all kernels", "portable ones"), ["step", "decoder", "picture"]),
         lossy(ours, fp8, fidelity),
+        loading(load),
         ceilings(compare),
         stages(records, compare),
     ]

@@ -149,6 +149,31 @@ class Table(unittest.TestCase):
         ]:
             self.assertIn(line + "\n", text)
 
+    def test_portable_kernels_stand_beside_all_of_them_and_loading_in_its_parts(self) -> None:
+        square = [1024, 1024]
+        moved = {"bytes": 34e9, "seconds": 2.0, "gigabytes_per_second": 17.0}
+        text = record(
+            self.folder,
+            time={"timings": [timing("step", [square], 0.1), timing("decoder", [square], 0.02)]},
+            time_portable={"timings": [timing("step", [square], 0.125), timing("decoder", [square], 0.03)]},
+            load={
+                "reading_before": None,
+                "weights": moved,
+                "reading_after": moved | {"gigabytes_per_second": 20.0},
+                "share_of_reading": 0.85,
+                "parts": [{"name": "device", "seconds": 0.5}, {"name": "weights", "seconds": 2.0}],
+                "seconds": 2.5,
+            },
+        )
+        for line in [
+            "| ms (median) | all kernels | portable ones | ratio |",
+            "| step 1024×1024 | 100.0 | 125.0 | 1.25 |",
+            "| decoder 1024×1024 | 20.0 | 30.0 | 1.50 |",
+            "loading 17.0 GB/s · reading again 20.0 GB/s: 85 % of reading alone",
+            "until the first picture 2.50 s: device 0.50 s, weights 2.00 s",
+        ]:
+            self.assertIn(line + "\n", text)
+
     def test_what_is_off_is_called_wrong_and_what_is_missing_is_not_called_right(self) -> None:
         def distances(from_diffusers: float, from_f32: float | None = None) -> dict:
             exact = {} if from_f32 is None else {"from_f32": {"relative_l2": from_f32, "max": 1.0}}
