@@ -14,6 +14,8 @@ use crate::queue::guarded::GuardedEngine;
 
 /// Pictures at once, one after the other.
 const PACKS: [usize; 4] = [2, 4, 8, 16];
+/// So many show a line; more are asked for only where packing them pays.
+const PACKS_AT_LEAST: usize = 2;
 /// What is learnt is not worth a longer wait: a slow device is not asked for large steps.
 const LEARNING_MAX: Duration = Duration::from_secs(5);
 /// Of steps alike, the quickest is the device's; the others met something else on the machine.
@@ -37,7 +39,10 @@ pub(super) fn draw(engine: &mut GuardedEngine, spec: &GenerateSpec, scale: WorkS
     costs.note_warm_up(work, quickest);
     costs.note_admission(admitting);
     costs.note_finish(work, finishing);
-    for pictures in PACKS {
+    for (index, pictures) in PACKS.into_iter().enumerate() {
+        if index >= PACKS_AT_LEAST && !pays(&costs, work * PACKS[index - 1] as f64) {
+            break;
+        }
         let limits = engine.limits()?;
         let expected = costs.step_seconds(work * pictures as f64) * f64::from(TIMES_EACH);
         let is_over = started.elapsed().as_secs_f64() + expected > LEARNING_MAX.as_secs_f64();
@@ -49,6 +54,11 @@ pub(super) fn draw(engine: &mut GuardedEngine, spec: &GenerateSpec, scale: WorkS
         }
     }
     Ok(costs)
+}
+
+/// Whether a step gains anything by holding more than so much.
+fn pays(costs: &CostModel, work: f64) -> bool {
+    costs.packed_work() > work
 }
 
 /// One picture from beginning to end; the times to admit and to finish it.
@@ -97,4 +107,22 @@ fn step_together(engine: &mut GuardedEngine, spec: &GenerateSpec, pictures: usiz
         }
     }
     Ok(quickest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_is_tried_only_where_it_pays() {
+        let after = |overhead: f64| {
+            let mut costs = CostModel::default();
+            for pictures in [1.0, 2.0, 4.0] {
+                costs.note_warm_up(1000.0 * pictures, Duration::from_secs_f64(overhead + 0.01 * pictures));
+            }
+            pays(&costs, 4000.0)
+        };
+        assert!(!after(0.0) && !after(0.005), "the device is full");
+        assert!(after(0.02), "half of a step of one picture is overhead");
+    }
 }
