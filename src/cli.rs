@@ -128,8 +128,7 @@ pub struct EngineArgs {
     /// every device has [default: auto]
     #[arg(long, value_name = "KERNELS")]
     pub kernels: Option<Kernels>,
-    /// Linear layers in full, or in fp8: eight bits, faster on a GPU that has them, half the memory, and lossy [default:
-    /// full]
+    /// Linear layers in full, or in fp8: eight bits, which take half the memory, and are lossy [default: full]
     #[arg(long, value_name = "PRECISION")]
     pub precision: Option<Precision>,
 }

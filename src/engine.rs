@@ -36,7 +36,7 @@ use crate::domain::spec::GenerateSpec;
 pub use device::{DeviceError, free_bytes, probe};
 use loader::config::Configs;
 use loader::{Checkpoint, Keeping};
-pub use loader::{CheckpointError, ComponentReport, Inspection, Precision, Problem, inspect};
+pub use loader::{CheckpointError, ComponentReport, Inspection, KeptAs, Problem, inspect};
 pub use plan::TooLarge;
 pub use precision::{PrecisionError, check_precision};
 use preview::Projection;

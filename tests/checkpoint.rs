@@ -1,5 +1,7 @@
 //! Checkpoints that are not whole: each fault is named by file, tensor, expected and found shape.
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +11,8 @@ use fluxserve::domain::engine::StepEngine as _;
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model::ModelFiles;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
-use fluxserve::engine::{FluxEngine, Inspection, Precision, Problem, inspect};
+use fluxserve::engine::{FluxEngine, Inspection, KeptAs, Problem, inspect};
+use support::copy_folder;
 
 const SHARD: &str = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors";
 
@@ -23,7 +26,7 @@ struct Damaged(tempfile::TempDir);
 impl Damaged {
     fn new() -> Self {
         let directory = tempfile::tempdir().expect("a directory");
-        copy(&reference(), directory.path());
+        copy_folder(&reference(), directory.path());
         Self(directory)
     }
 
@@ -79,19 +82,6 @@ impl Damaged {
             (name.clone(), view)
         });
         safetensors::serialize_to_file(views, None, &self.path(file)).expect("written");
-    }
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("a directory");
-    for entry in std::fs::read_dir(from).expect("a directory") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).expect("copied");
-        }
     }
 }
 
@@ -232,7 +222,7 @@ fn a_checkpoint_in_the_form_of_schnell_draws_and_takes_no_guidance() {
 fn what_weights_take_in_memory_goes_by_their_numbers() {
     let inspection = Damaged::new().inspect();
     let sums = |precision| inspection.weights_bytes(precision).into_iter().collect::<BTreeMap<_, _>>();
-    let (wide, narrow) = (sums(Precision::F32), sums(Precision::Bf16));
+    let (wide, narrow) = (sums(KeptAs::F32), sums(KeptAs::Bf16));
     // On the disk it is bf16 but for the autoencoder's first layout, which is not read here.
     for component in &inspection.components {
         assert_eq!(wide[component.name], 4 * component.elements);

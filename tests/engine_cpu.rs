@@ -1,6 +1,8 @@
 //! The engine as its callers see it, on the CPU: the pictures diffusers draws from the same prompts, and the promise
 //! that a picture does not depend on its company.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use fluxserve::domain::model::{ModelCard, ModelFiles};
 use fluxserve::domain::precision::Precision;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::engine::FluxEngine;
+use support::copy_folder;
 
 fn reference(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(path)
@@ -211,7 +214,7 @@ fn a_picture_in_eight_bits_is_near_the_one_in_full() {
 #[test]
 fn numbers_that_are_none_are_not_shown_as_a_picture() {
     let folder = tempfile::tempdir().expect("a folder");
-    copy(&reference("FLUX.1-dev"), folder.path());
+    copy_folder(&reference("FLUX.1-dev"), folder.path());
     let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
     spoil(&file, "transformer_blocks.0.ff.net.0.proj.weight");
     for precision in [Precision::Full, Precision::Fp8] {
@@ -233,19 +236,6 @@ fn spoil(file: &Path, tensor: &str) {
     // All ones are no number in any precision.
     bytes[8 + header_bytes + start..][..4].fill(0xff);
     std::fs::write(file, bytes).expect("written");
-}
-
-fn copy(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            std::fs::create_dir(&target).expect("a folder");
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).expect("copied");
-        }
-    }
 }
 
 #[test]

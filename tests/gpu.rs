@@ -4,6 +4,8 @@
 //!
 //! Runs from the project's root, so that a machine without Rust can run the binary that another has built.
 
+mod support;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -15,6 +17,7 @@ use fluxserve::domain::model::ModelFiles;
 use fluxserve::domain::precision::Precision;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::engine::{FluxEngine, OpReport, probe, self_test};
+use support::copy_folder;
 
 const CUDA: DeviceChoice = DeviceChoice::Cuda(0);
 
@@ -214,7 +217,7 @@ fn out_of_memory_is_said_and_survived() {
 #[ignore = "needs a CUDA device"]
 fn numbers_that_are_none_are_not_shown_as_a_picture() {
     let folder = tempfile::tempdir().expect("a folder");
-    copy(&reference("FLUX.1-dev"), folder.path());
+    copy_folder(&reference("FLUX.1-dev"), folder.path());
     let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
     let mut bytes = std::fs::read(&file).expect("a shard");
     // The last numbers of the file, in whatever precision: all ones are no number in any of them.
@@ -228,17 +231,4 @@ fn numbers_that_are_none_are_not_shown_as_a_picture() {
         engine.step(&[slot]).expect("steps");
     }
     assert_eq!(engine.finish(slot), Err(EngineError::NotFinite));
-}
-
-fn copy(from: &Path, to: &Path) {
-    for entry in std::fs::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            std::fs::create_dir(&target).expect("a folder");
-            copy(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).expect("copied");
-        }
-    }
 }

@@ -9,7 +9,7 @@ use super::models::files_of;
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
-use crate::engine::{self, Inspection, LoadError, Precision};
+use crate::engine::{self, Inspection, KeptAs, LoadError};
 use crate::store::Store;
 
 /// What one look found: a fact, or a fault with the way to mend it.
@@ -90,7 +90,7 @@ fn memory(config: &Config, models: &[Model]) -> Finding {
         return Ok(free);
     }
     let looks = models.iter().filter_map(|(_, look)| look.as_ref().ok());
-    let needed: usize = looks.map(|look| total(look, Precision::F32)).sum();
+    let needed: usize = looks.map(|look| total(look, KeptAs::F32)).sum();
     let weights = format!("the weights of all models need {} on the CPU, as f32", size(needed as u64));
     if available.is_some_and(|available| needed > available) {
         return Err(format!("{weights}, {free}: serve fewer or smaller models, or use a GPU"));
@@ -102,8 +102,8 @@ fn draws_on_cpu(device: DeviceChoice) -> bool {
     matches!(engine::free_bytes(device), Ok(None))
 }
 
-fn total(inspection: &Inspection, precision: Precision) -> usize {
-    inspection.weights_bytes(precision).iter().map(|(_, bytes)| bytes).sum()
+fn total(inspection: &Inspection, kept_as: KeptAs) -> usize {
+    inspection.weights_bytes(kept_as).iter().map(|(_, bytes)| bytes).sum()
 }
 
 /// Whether a model fits on each device: what the engine itself would plan there before it loads anything.
@@ -120,16 +120,16 @@ fn fits(config: &Config, source: &ModelSource, inspection: &Inspection) -> Findi
         });
     }
     if config.device.iter().all(draws_on_cpu) {
-        let narrow = total(inspection, Precision::Bf16);
+        let narrow = total(inspection, KeptAs::Bf16);
         words.push(format!("on a GPU it would be {} as bf16", size(narrow as u64)));
     }
     Ok(words.join("; "))
 }
 
 fn fits_on_cpu(device: DeviceChoice, inspection: &Inspection) -> String {
-    let parts = inspection.weights_bytes(Precision::F32).into_iter();
+    let parts = inspection.weights_bytes(KeptAs::F32).into_iter();
     let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(bytes as u64))).collect();
-    let needed = total(inspection, Precision::F32);
+    let needed = total(inspection, KeptAs::F32);
     let fit = match available_memory_bytes() {
         Some(free) if needed <= free => format!("fits, {} free", size(free as u64)),
         Some(free) => format!("does not fit, {} free", size(free as u64)),

@@ -52,6 +52,20 @@ pub enum BenchCommand {
     Fidelity(FidelityArgs),
 }
 
+/// How a picture is drawn.
+#[derive(Debug, Args)]
+pub struct PictureArgs {
+    /// Pixels [default: the model's]
+    #[arg(long, value_name = "WxH")]
+    pub size: Option<PictureSize>,
+    /// Denoising steps [default: the model's]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u32>,
+    /// How closely to follow the prompt [default: the model's]
+    #[arg(long, value_name = "G", allow_negative_numbers = true)]
+    pub guidance: Option<f64>,
+}
+
 /// Options of `bench fidelity`.
 #[derive(Debug, Args)]
 pub struct FidelityArgs {
@@ -65,15 +79,9 @@ pub struct FidelityArgs {
     #[arg(long, value_name = "S", value_delimiter = ',', default_value = "0,1",
           value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
     pub seeds: Vec<u64>,
-    /// Pixels [default: the model's]
-    #[arg(long, value_name = "WxH")]
-    pub size: Option<PictureSize>,
-    /// Denoising steps [default: the model's]
-    #[arg(long, value_name = "N")]
-    pub steps: Option<u32>,
-    /// How closely to follow the prompt [default: the model's]
-    #[arg(long, value_name = "G", allow_negative_numbers = true)]
-    pub guidance: Option<f64>,
+    /// How to draw it.
+    #[command(flatten)]
+    pub picture: PictureArgs,
     /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -155,15 +163,9 @@ pub struct StagesArgs {
     /// What to draw; may be empty
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
-    /// Pixels [default: the model's]
-    #[arg(long, value_name = "WxH")]
-    pub size: Option<PictureSize>,
-    /// Denoising steps [default: the model's]
-    #[arg(long, value_name = "N")]
-    pub steps: Option<u32>,
-    /// How closely to follow the prompt [default: the model's]
-    #[arg(long, value_name = "G", allow_negative_numbers = true)]
-    pub guidance: Option<f64>,
+    /// How to draw it.
+    #[command(flatten)]
+    pub picture: PictureArgs,
     /// Seed of the noise
     #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
     pub seed: u64,
@@ -212,10 +214,10 @@ pub(super) fn run(
         BenchCommand::Stages(arguments) => {
             let params = GenerateParams {
                 prompt: arguments.prompt,
-                width: arguments.size.map(|size| size.width),
-                height: arguments.size.map(|size| size.height),
-                steps: arguments.steps,
-                guidance: arguments.guidance,
+                width: arguments.picture.size.map(|size| size.width),
+                height: arguments.picture.size.map(|size| size.height),
+                steps: arguments.picture.steps,
+                guidance: arguments.picture.guidance,
                 seed: arguments.seed,
                 sequence_length: arguments.max_sequence_length,
                 ..GenerateParams::default()
@@ -303,9 +305,9 @@ fn fidelity(
         engine: config.engine_settings(config.device.first()),
         prompts: arguments.prompts,
         seeds: arguments.seeds,
-        size: arguments.size,
-        steps: arguments.steps,
-        guidance: arguments.guidance,
+        size: arguments.picture.size,
+        steps: arguments.picture.steps,
+        guidance: arguments.picture.guidance,
     };
     let report = app::fidelity(config, &request, &mut |done, all, precision| {
         Ok(writeln!(notes, "{precision}: picture {done} of {all}")?)

@@ -94,7 +94,7 @@ pub(super) const ENGINE_KERNELS: Variable = variable(
 pub(super) const ENGINE_PRECISION: Variable = variable(
     "FLUXSERVE_ENGINE_PRECISION",
     "engine.precision",
-    "full, or fp8: linear layers in eight bits, faster on a GPU that has them, and lossy",
+    "full, or fp8: linear layers in eight bits, which take half the memory, and are lossy",
 );
 pub(super) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",

@@ -12,14 +12,14 @@ pub enum Precision {
     /// As the device has everything: bf16 on CUDA, f32 on the CPU.
     #[default]
     Full,
-    /// Eight bits, e4m3, with a scale for each row of weights and for each token: faster on a GPU that has them, half the
-    /// memory, and lossy. On the CPU the same rounding, no faster.
+    /// Eight bits, e4m3, with a scale for each row of weights and for each token: half the memory, meant to be faster on a
+    /// GPU that has them, and lossy. On the CPU the same rounding, no faster.
     Fp8,
 }
 
 /// A word that names no precision.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a precision: use `full`, or `fp8`, which is faster and lossy")]
+#[error("not a precision: use `full`, or `fp8`, which is lossy")]
 pub struct UnknownPrecision;
 
 impl Precision {

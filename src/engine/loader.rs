@@ -25,7 +25,7 @@ use backend::CheckedTensors;
 use config::Configs;
 use inventory::Layout;
 pub(crate) use loading::{Keeping, reading};
-pub use report::{ComponentReport, Inspection, Precision, Problem};
+pub use report::{ComponentReport, Inspection, KeptAs, Problem};
 use source::Source;
 use weights::WeightFiles;
 

@@ -13,9 +13,12 @@ use crate::domain::model::ModelFiles;
 /// planned.
 ///
 /// # Errors
-/// When the device cannot be had, the checkpoint is not whole, or the model does not fit.
+/// When the device cannot be had; on any but the CPU, when the checkpoint is not whole, or the model does not fit.
 pub fn memory_plan(files: &ModelFiles, settings: &EngineSettings) -> Result<Option<String>, LoadError> {
     let device = device::open(settings.device)?;
+    if device.is_cpu() {
+        return Ok(None);
+    }
     let checkpoint = Checkpoint::open(files)?;
     Ok(plan_for(&checkpoint, &device, settings)?.map(|plan| plan.to_string()))
 }

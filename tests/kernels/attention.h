@@ -1,7 +1,7 @@
 // The test that every kernel of attention takes. The kernel has been included before.
 #pragma once
 
-#include "compare.h"
+#include "plain_attention.h"
 
 namespace {
 
@@ -24,8 +24,6 @@ struct Launch {
   }
 };
 
-Bounds bounds_of(const std::vector<int> &lengths) { return bounds_from<Bounds>(lengths); }
-
 void test_attention(const Launch &launch, int heads, const std::vector<int> &lengths, float deviation, double tolerance) {
   const int width = launch.width;
   const Bounds bounds = bounds_of(lengths);
@@ -34,37 +32,8 @@ void test_attention(const Launch &launch, int heads, const std::vector<int> &len
   auto qkv = random_values(static_cast<size_t>(rows) * 3 * part, deviation);
   Guarded out(static_cast<size_t>(rows) * part);
   launch.run(qkv->data(), out.data(), bounds, heads, part);
-  std::vector<double> expected(static_cast<size_t>(rows) * part);
-  const auto at = [&](int row, int which, int column) {
-    return static_cast<double>(value(qkv->data()[static_cast<size_t>(row) * 3 * part + which * part + column]));
-  };
-  for (int sequence = 0; sequence < bounds.count; ++sequence) {
-    for (int head = 0; head < heads; ++head) {
-      for (int query = bounds.at[sequence]; query < bounds.at[sequence + 1]; ++query) {
-        std::vector<double> weights;
-        for (int key = bounds.at[sequence]; key < bounds.at[sequence + 1]; ++key) {
-          double score = 0.0;
-          for (int i = 0; i < width; ++i) {
-            score += at(query, 0, head * width + i) * at(key, 1, head * width + i);
-          }
-          weights.push_back(score / std::sqrt(static_cast<double>(width)));
-        }
-        const double largest = *std::max_element(weights.begin(), weights.end());
-        double total = 0.0;
-        for (double &weight : weights) {
-          weight = std::exp(weight - largest);
-          total += weight;
-        }
-        for (int i = 0; i < width; ++i) {
-          double sum = 0.0;
-          for (size_t key = 0; key < weights.size(); ++key) {
-            sum += weights[key] / total * at(bounds.at[sequence] + static_cast<int>(key), 2, head * width + i);
-          }
-          expected[static_cast<size_t>(query) * part + head * width + i] = sum;
-        }
-      }
-    }
-  }
+  const auto scaled = [&](double score, int, int, int) { return score / std::sqrt(static_cast<double>(width)); };
+  const std::vector<double> expected = plain_attention(qkv->data(), bounds, heads, width, scaled);
   std::string name = launch.name + ", " + std::to_string(heads) + " heads of " + std::to_string(width) + ", deviation " +
                      std::to_string(deviation).substr(0, 4) + ", lengths";
   for (int length : lengths) {

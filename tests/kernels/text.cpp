@@ -7,14 +7,14 @@ namespace text {
 #undef THREADS
 } // namespace text
 
-#include "compare.h"
+#include "plain_attention.h"
 
 namespace {
 
-using Attention = void (*)(const uint16_t *, uint16_t *, const float *, int, Bounds, int, int, float);
+using BiasedAttention = void (*)(const uint16_t *, uint16_t *, const float *, int, Bounds, int, int, float);
 
-void test_attention(int width, int heads, int tokens, float deviation, float scale, double tolerance) {
-  const Attention kernel = width == 16 ? biased_attention_16 : width == 32 ? biased_attention_32 : biased_attention_64;
+void test_biased_attention(int width, int heads, int tokens, float deviation, float scale, double tolerance) {
+  const BiasedAttention kernel = width == 16 ? biased_attention_16 : width == 32 ? biased_attention_32 : biased_attention_64;
   const int part = heads * width;
   auto qkv = random_values(static_cast<size_t>(tokens) * 3 * part, deviation);
   const int bias_stride = 2 * tokens;
@@ -24,38 +24,13 @@ void test_attention(int width, int heads, int tokens, float deviation, float sca
     value = normal(generator);
   }
   Guarded out(static_cast<size_t>(tokens) * part);
-  const Bounds bounds = bounds_from<Bounds>({tokens});
+  const Bounds bounds = bounds_of({tokens});
   emulation::launch({(tokens + 127) / 128, heads}, 256, 512 * width + 8 * tokens,
                     [&] { kernel(qkv->data(), out.data(), bias.data(), bias_stride, bounds, heads, part, scale); });
-  std::vector<double> expected(static_cast<size_t>(tokens) * part);
-  const auto at = [&](int row, int which, int column) {
-    return static_cast<double>(value(qkv->data()[static_cast<size_t>(row) * 3 * part + which * part + column]));
+  const auto weigh = [&](double score, int head, int query, int key) {
+    return (score + bias[static_cast<size_t>(head) * bias_stride + key - query + tokens - 1]) * scale;
   };
-  for (int head = 0; head < heads; ++head) {
-    for (int query = 0; query < tokens; ++query) {
-      std::vector<double> weights(tokens);
-      for (int key = 0; key < tokens; ++key) {
-        double score = bias[static_cast<size_t>(head) * bias_stride + key - query + tokens - 1];
-        for (int i = 0; i < width; ++i) {
-          score += at(query, 0, head * width + i) * at(key, 1, head * width + i);
-        }
-        weights[key] = score * scale;
-      }
-      const double largest = *std::max_element(weights.begin(), weights.end());
-      double total = 0.0;
-      for (double &weight : weights) {
-        weight = std::exp(weight - largest);
-        total += weight;
-      }
-      for (int i = 0; i < width; ++i) {
-        double sum = 0.0;
-        for (int key = 0; key < tokens; ++key) {
-          sum += weights[key] / total * at(key, 2, head * width + i);
-        }
-        expected[static_cast<size_t>(query) * part + head * width + i] = sum;
-      }
-    }
-  }
+  const std::vector<double> expected = plain_attention(qkv->data(), bounds, heads, width, weigh);
   compare("biased attention, " + std::to_string(heads) + " heads of " + std::to_string(width) + ", " +
               std::to_string(tokens) + " tokens, scale " + std::to_string(scale).substr(0, 5),
           out, expected, tolerance);
@@ -103,11 +78,11 @@ void test_gated_gelu(int width, int rows, float deviation) {
 
 int main() {
   for (int width : {16, 32, 64}) {
-    test_attention(width, 2, 200, 0.5f, 1.0f, 4e-3);
-    test_attention(width, 3, 1, 1.0f, 1.0f, 4e-3);
+    test_biased_attention(width, 2, 200, 0.5f, 1.0f, 4e-3);
+    test_biased_attention(width, 3, 1, 1.0f, 1.0f, 4e-3);
   }
-  test_attention(64, 1, 512, 0.5f, 1.0f, 4e-3);
-  test_attention(64, 1, 129, 3.0f, 0.125f, 1e-2);
+  test_biased_attention(64, 1, 512, 0.5f, 1.0f, 4e-3);
+  test_biased_attention(64, 1, 129, 3.0f, 0.125f, 1e-2);
   for (int width : {8, 136, 4096}) {
     test_rms_norm(width, 5, 2.0f, 0.0f);
   }

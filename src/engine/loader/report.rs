@@ -80,7 +80,7 @@ impl Problem {
 
 /// What weights are kept as in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Precision {
+pub enum KeptAs {
     /// 16 bits, where the hardware multiplies them. The autoencoder stays in 32 all the same.
     Bf16,
     /// 32 bits, as on the CPU.
@@ -144,9 +144,8 @@ impl Inspection {
 
     /// What each component's weights take in memory, in bytes. What is computed with them comes on top.
     #[must_use]
-    pub fn weights_bytes(&self, precision: Precision) -> Vec<(&'static str, usize)> {
-        let width =
-            |name| if precision == Precision::F32 || name == "vae" { size_of::<f32>() } else { size_of::<u16>() };
+    pub fn weights_bytes(&self, kept_as: KeptAs) -> Vec<(&'static str, usize)> {
+        let width = |name| if kept_as == KeptAs::F32 || name == "vae" { size_of::<f32>() } else { size_of::<u16>() };
         self.components.iter().map(|component| (component.name, component.elements * width(component.name))).collect()
     }
 

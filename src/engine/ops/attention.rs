@@ -115,11 +115,16 @@ fn is_compiled_with_bias_for(_: &Tensor, _: usize) -> bool {
     false
 }
 
+/// One sequence's queries, keys and values, `[heads, rows, head width]` each.
+fn heads_apart(sequence: &Tensor, heads: usize) -> Result<[Tensor; 3]> {
+    let sequence = sequence.reshape((sequence.dim(0)?, 3, heads, ()))?;
+    let part = |index| sequence.narrow(1, index, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
+    Ok([part(0)?, part(1)?, part(2)?])
+}
+
 fn biased_attention_composed(qkv: &Tensor, heads: usize, bias: &Tensor) -> Result<Tensor> {
     let tokens = qkv.dim(0)?;
-    let qkv = qkv.reshape((tokens, 3, heads, ()))?;
-    let part = |index| qkv.narrow(1, index, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
-    let (query, key, value): (Tensor, Tensor, Tensor) = (part(0)?, part(1)?, part(2)?);
+    let [query, key, value] = heads_apart(qkv, heads)?;
     let of_queries = (0..tokens).map(|query| bias.narrow(1, tokens - 1 - query, tokens));
     let bias = Tensor::stack(&of_queries.collect::<Result<Vec<_>>>()?, 1)?;
     let scores = (query.matmul(&key.t()?)?.to_dtype(DType::F32)? + bias)?;
@@ -134,9 +139,7 @@ fn attention_composed(qkv: &Tensor, heads: usize, segments: &Segments) -> Result
     let mut parts = Vec::with_capacity(segments.count());
     for range in segments.ranges() {
         let rows = range.len();
-        let sequence = qkv.narrow(0, range.start, rows)?.reshape((rows, 3, heads, head_width))?;
-        let part = |index| sequence.narrow(1, index, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
-        let (query, key, value): (Tensor, Tensor, Tensor) = (part(0)?, part(1)?, part(2)?);
+        let [query, key, value] = heads_apart(&qkv.narrow(0, range.start, rows)?, heads)?;
         let key = key.t()?;
         for start in (0..rows).step_by(1024) {
             let block = query.narrow(1, start, 1024.min(rows - start))?;

@@ -32,11 +32,10 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
-pub(crate) fn gelu_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    match (fused(x, weight, bias, true)?, bias) {
-        (Some(out), _) => Ok(out),
-        (None, Some(bias)) => gelu_tanh(&product(x, weight, bias)?),
-        (None, None) => gelu_tanh(&linear(x, weight, None)?.into()),
+pub(crate) fn gelu_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    match fused(x, weight, Some(bias), true)? {
+        Some(out) => Ok(out),
+        None => gelu_tanh(&product(x, weight, bias)?),
     }
 }
 
@@ -205,7 +204,7 @@ mod tests {
         let wide = random(5, 40);
         let before = wide.copy().expect("copy");
         gelu_linear_into(&wide, 8, &x, &weight, &bias).expect("into");
-        let fed = gelu_linear(&x, &weight, Some(&bias)).expect("fed");
+        let fed = gelu_linear(&x, &weight, &bias).expect("fed");
         let parts = [before.narrow(1, 0, 8), Ok(fed), before.narrow(1, 32, 8)].map(|part| part.expect("a part"));
         let expected = Tensor::cat(&parts, 1).expect("side by side");
         assert_eq!(wide.to_vec2::<f32>().expect("values"), expected.to_vec2::<f32>().expect("values"));

@@ -1,4 +1,4 @@
-//! Linear layers: the one place that knows in which precision weights are kept.
+//! Linear layers in full; `block_linear.rs` has those that may be kept in eight bits.
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
@@ -27,9 +27,9 @@ impl Linear {
         linear(x, &self.weight, Some(&self.bias))
     }
 
-    /// The same through GELU.
+    /// [`Self::forward`] through GELU.
     pub(super) fn gelu(&self, x: &Tensor) -> Result<Tensor> {
-        gelu_linear(x, &self.weight, Some(&self.bias))
+        gelu_linear(x, &self.weight, &self.bias)
     }
 
     /// [`Self::gelu`] into the columns of `wide` from `start` on.
@@ -37,7 +37,7 @@ impl Linear {
         gelu_linear_into(wide, start, x, &self.weight, &self.bias)
     }
 
-    /// The same, for an operation that adds the bias itself.
+    /// [`Self::forward`] for an operation that adds the bias itself.
     pub(super) fn product(&self, x: &Tensor) -> Result<Product<'_>> {
         product(x, &self.weight, &self.bias)
     }

@@ -48,6 +48,11 @@ pub(in crate::engine::ops) fn spilled_bytes(device: &CudaDevice) -> Result<i32> 
     device.get_or_load_custom_func(HOPPER_ENTRY, HOPPER_MODULE, HOPPER_KERNELS)?.local_size_bytes().w()
 }
 
+/// Bytes of shared memory of [`Kernel::Warp`]: two stages of 64 keys and 64 values.
+pub(super) fn shared_bytes(head_width: usize) -> usize {
+    2 * 2 * 64 * head_width * size_of::<bf16>()
+}
+
 /// [`crate::engine::ops::attention::attention`], for a `qkv` whose rows touch and a head width of [`HEAD_WIDTHS`].
 pub(in crate::engine::ops) fn attention(
     kernel: Kernel,
@@ -90,8 +95,7 @@ pub(in crate::engine::ops) fn attention_into(
         (device.get_or_load_custom_func(HOPPER_ENTRY, HOPPER_MODULE, HOPPER_KERNELS)?, HOPPER_SHARED_BYTES)
     } else {
         let kernel = device.get_or_load_custom_func(&format!("attention_{head_width}"), MODULE, KERNELS)?;
-        // Two stages of 64 keys and 64 values.
-        (kernel, 2 * 2 * 64 * head_width * size_of::<bf16>())
+        (kernel, shared_bytes(head_width))
     };
     // More than a kernel may have unasked.
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

@@ -9,6 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Result, Storage, Tensor, bail};
 
+use super::rows::check_modulation;
 use super::{Bounds, Matrix, NULL, THREADS, grid, number, with_bias};
 use crate::engine::ops::Segments;
 use crate::engine::ops::quantize::{CODES, WIDTH_MAX, is_possible};
@@ -92,10 +93,9 @@ pub(in crate::engine::ops) fn modulated_layer_norm(
     with_matrix(x, |x, device| {
         with_matrix(shift, |shift, _| {
             with_matrix(scale, |scale, _| {
-                let fits = |other: &Matrix| other.width == x.width && other.rows == segments.count();
-                let is_whole = x.stride == x.width && x.rows == segments.rows();
-                if !is_whole || !is_narrow(x.width) || !fits(shift) || !fits(scale) {
-                    bail!("modulation: {} rows of {} do not fit {segments:?}", x.rows, x.width);
+                check_modulation(x, &[shift, scale], segments)?;
+                if !is_narrow(x.width) {
+                    bail!("modulation: rows of {} are wider than {NARROW_MAX}, or not in chunks of {CODES}", x.width);
                 }
                 let bounds = Bounds::of(segments)?;
                 let mut out = Rounded::new(device, x.rows, x.width)?;

@@ -70,7 +70,8 @@ pub(in crate::engine::ops) fn gated_residual(
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, x.width))))
 }
 
-fn check_modulation(x: &Matrix, per_sequence: &[&Matrix], segments: &Segments) -> Result<()> {
+/// Whether shifts, scales or gates fit a stream: a row for each sequence.
+pub(super) fn check_modulation(x: &Matrix, per_sequence: &[&Matrix], segments: &Segments) -> Result<()> {
     let fits = |other: &&Matrix| other.width == x.width && other.rows == segments.count();
     if x.stride != x.width || x.rows != segments.rows() || !per_sequence.iter().all(fits) {
         bail!("modulation: {} rows of {} do not fit {segments:?}", x.rows, x.width);

@@ -38,8 +38,8 @@ pub(in crate::engine::ops) fn biased_attention(
     let device = storage.device();
     let name = format!("biased_attention_{head_width}");
     let kernel = device.get_or_load_custom_func(&name, attention::MODULE, attention::KERNELS)?;
-    // Two stages of 64 keys and 64 values, and the bias of a head.
-    let shared = 2 * 2 * 64 * head_width * size_of::<bf16>() + 2 * qkv.rows * size_of::<f32>();
+    // Without a bias, and that of a head.
+    let shared = attention::shared_bytes(head_width) + 2 * qkv.rows * size_of::<f32>();
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, number(shared)?).w()?;
     // SAFETY: the kernel writes every row.
