@@ -10,9 +10,9 @@ use std::time::Duration;
 
 pub use changes::ChangeMark;
 use changes::Changes;
-use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection as _, SqlitePool};
 
 /// Connections of the pool. SQLite has one writer at a time, so more of them would only wait for each other.
 const CONNECTIONS_MAX: u32 = 8;
@@ -99,7 +99,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Open`] or [`StoreError::Migrate`].
     pub async fn open_in_memory() -> Result<Self, StoreError> {
-        // Each connection to `:memory:` is a database of its own, so there is exactly one and it never ends.
+        // Each connection to `:memory:` is a database of its own, so there is exactly one and it never ends. There is no
+        // disk that a COMMIT could fail at either, so nothing is asked of it when it comes back.
         let pool = SqlitePoolOptions::new()
             .max_connections(1)
             .min_connections(1)
@@ -120,14 +121,7 @@ impl Store {
             // What was answered with success must survive a power cut too; commits are rare next to the work they buy.
             .synchronous(SqliteSynchronous::Full)
             .busy_timeout(Duration::from_secs(BUSY_TIMEOUT_SECONDS));
-        let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .acquire_timeout(Duration::from_secs(ACQUIRE_TIMEOUT_SECONDS))
-            .connect_with(options.clone())
-            .await
-            .map_err(failed)?;
+        let pool = pool_options(CONNECTIONS_MAX).connect_with(options.clone()).await.map_err(failed)?;
         let changes = Changes::of(path, &options).await.map_err(failed)?;
         Self::migrate(pool, Some(changes)).await
     }
@@ -193,6 +187,30 @@ impl Store {
     }
 }
 
+/// A pool for a database in a file.
+fn pool_options(connections_max: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections_max)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .acquire_timeout(Duration::from_secs(ACQUIRE_TIMEOUT_SECONDS))
+        // Where a COMMIT fails (the disk is full, say), SQLite has rolled back by itself, and sqlx's own count of open
+        // transactions stays one too high: what that connection "commits" from then on is the end of an inner savepoint,
+        // which reaches no file and keeps every other writer out. Such a connection is closed, which undoes all that it
+        // still held, and never used again.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                // Comes after the rollback that a dropped transaction has queued.
+                connection.ping().await?;
+                let is_sound = !connection.is_in_transaction();
+                if !is_sound {
+                    tracing::warn!("a transaction could not be ended: its connection to the database is given up");
+                }
+                Ok(is_sound)
+            })
+        })
+}
+
 /// Makes the file before SQLite does, because SQLite would take the process's umask; the files it later puts beside it
 /// get the same rights as this one.
 fn create_file(path: &Path) -> Result<(), StoreError> {
@@ -217,102 +235,4 @@ fn create_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn pragma(store: &Store, query: &'static str) -> String {
-        let row: (String,) = sqlx::query_as(query).fetch_one(store.pool()).await.expect("a pragma");
-        row.0
-    }
-
-    #[tokio::test]
-    async fn a_new_database_is_private_and_keeps_a_write_ahead_log() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("data/fluxserve.db");
-        let store = Store::open(&path).await.expect("opens");
-        store.check_writable().await.expect("writable");
-        assert_eq!(pragma(&store, "SELECT journal_mode FROM pragma_journal_mode").await, "wal");
-        assert_eq!(pragma(&store, "SELECT CAST(foreign_keys AS TEXT) FROM pragma_foreign_keys").await, "1");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            let mode = |path: &Path| std::fs::metadata(path).expect("there").permissions().mode() & 0o777;
-            assert_eq!(mode(&path), 0o600);
-            assert_eq!(mode(&folder.path().join("data/fluxserve.db-wal")), 0o600);
-            assert_eq!(mode(&folder.path().join("data")), 0o700);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_backup_is_whole_private_and_never_over_another_file() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
-        let sql = "INSERT INTO result_link_secret (only_row, secret) VALUES (1, zeroblob(32))";
-        sqlx::query(sql).execute(store.pool()).await.expect("written");
-        let copy = folder.path().join("copy.db");
-        let bytes = store.backup(&copy).await.expect("copied");
-        assert_eq!(std::fs::metadata(&copy).expect("there").len(), bytes);
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            assert_eq!(std::fs::metadata(&copy).expect("there").permissions().mode() & 0o777, 0o600);
-        }
-        let before = std::fs::read(&copy).expect("readable");
-        assert!(matches!(store.backup(&copy).await, Err(StoreError::Create { .. })));
-        assert_eq!(std::fs::read(&copy).expect("readable"), before);
-        let restored = Store::open_existing(&copy).await.expect("a database");
-        assert_eq!(pragma(&restored, "SELECT hex(secret) FROM result_link_secret").await, "00".repeat(32));
-
-        store.close().await;
-        let never = folder.path().join("never.db");
-        assert!(matches!(store.backup(&never).await, Err(StoreError::Backup { .. })));
-        assert!(!never.exists(), "nothing is left of a copy that failed");
-    }
-
-    #[tokio::test]
-    async fn opening_twice_migrates_once() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("fluxserve.db");
-        Store::open(&path).await.expect("opens").close().await;
-        Store::open_existing(&path).await.expect("opens again");
-    }
-
-    #[tokio::test]
-    async fn a_missing_database_is_not_made_for_readers() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("fluxserve.db");
-        let error = Store::open_existing(&path).await.expect_err("nothing is there");
-        assert!(matches!(error, StoreError::Missing { .. }));
-        assert!(!path.exists());
-    }
-
-    #[tokio::test]
-    async fn a_file_that_is_no_database_is_refused_with_its_name() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("fluxserve.db");
-        std::fs::write(&path, "not a database, only a text that is long enough to be looked at".repeat(20))
-            .expect("written");
-        let error = Store::open(&path).await.expect_err("no database");
-        assert!(error.to_string().contains("fluxserve.db"), "{error}");
-    }
-
-    #[tokio::test]
-    async fn a_database_that_cannot_be_written_is_noticed() {
-        let store = Store::open_in_memory().await.expect("opens");
-        store.check_writable().await.expect("writable");
-        sqlx::query("PRAGMA query_only = ON").execute(store.pool()).await.expect("set");
-        assert!(matches!(store.check_writable().await, Err(StoreError::Query(_))));
-    }
-
-    #[tokio::test]
-    async fn a_database_of_a_newer_program_is_refused() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("fluxserve.db");
-        let store = Store::open(&path).await.expect("opens");
-        let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
-                     VALUES (9999, 'later', TRUE, x'00', 0)";
-        sqlx::query(newer).execute(store.pool()).await.expect("inserted");
-        store.close().await;
-        assert!(matches!(Store::open(&path).await, Err(StoreError::Migrate(_))));
-    }
-}
+mod tests;
