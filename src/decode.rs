@@ -18,6 +18,14 @@ use crate::domain::spec::{GenerateParams, size_errors};
 pub const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Most pixels of a picture, before it is brought to the size that is drawn.
 pub const PIXELS_MAX: u64 = 32_000_000;
+/// Most pixels of one side. By its area alone a picture might be millions of pixels wide and one high, and what is
+/// taken up on the way to the size that is drawn grows with a side as well.
+pub const SIDE_MAX: u32 = 16_384;
+/// What is taken up for one pixel between the two passes of a resizing: four channels of 32 bits.
+const RESIZING_PIXEL_BYTES: u64 = 16;
+/// Most memory between the two passes of a resizing, in the order in which pictures are resized as a rule. Beyond it the
+/// other side comes first, and then it is at most the root of [`PIXELS_MAX`] times the pixels that are drawn.
+const RESIZING_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Most memory for decoding one picture: [`PIXELS_MAX`] with four channels of 16 bits.
 const DECODING_BYTES_MAX: u64 = 8 * PIXELS_MAX;
 
@@ -36,6 +44,14 @@ pub enum DecodeError {
     /// There is too much on it.
     #[error("must have at most {PIXELS_MAX} pixels, not {width}x{height}")]
     Pixels {
+        /// Pixels across.
+        width: u32,
+        /// Pixels down.
+        height: u32,
+    },
+    /// It is too long or too high.
+    #[error("must be at most {SIDE_MAX} pixels wide and high, not {width}x{height}")]
+    Sides {
         /// Pixels across.
         width: u32,
         /// Pixels down.
@@ -74,6 +90,9 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     if u64::from(width) * u64::from(height) > PIXELS_MAX {
         return Err(DecodeError::Pixels { width, height });
     }
+    if width.max(height) > SIDE_MAX {
+        return Err(DecodeError::Sides { width, height });
+    }
     let orientation = decoder.orientation().map_err(damaged)?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     picture.apply_orientation(orientation);
@@ -99,11 +118,29 @@ pub fn prepare(mut params: GenerateParams, card: &ModelCard) -> GenerateParams {
 }
 
 /// The picture in another size, by Lanczos' filter.
-fn resize(picture: &RgbImage, (width, height): (u32, u32)) -> RgbImage {
+fn resize(picture: &RgbImage, size: (u32, u32)) -> RgbImage {
     let pixels = ImageBuffer::<Rgb<u8>, _>::from_raw(picture.width(), picture.height(), picture.pixels())
         .expect("three bytes per pixel");
-    let resized = imageops::resize(&pixels, width, height, FilterType::Lanczos3);
-    RgbImage::new(width, height, resized.into_raw()).expect("three bytes per pixel")
+    let resized = if is_width_first((picture.width(), picture.height()), size) {
+        // The library begins with the height, whatever it costs: so it is shown the picture lying on its side.
+        let lying = imageops::rotate90(&pixels);
+        imageops::rotate270(&imageops::resize(&lying, size.1, size.0, FilterType::Lanczos3))
+    } else {
+        imageops::resize(&pixels, size.0, size.1, FilterType::Lanczos3)
+    };
+    RgbImage::new(size.0, size.1, resized.into_raw()).expect("three bytes per pixel")
+}
+
+/// Bytes between the passes of a resizing that begins with the height.
+fn between_passes((width, _): (u32, u32), (_, new_height): (u32, u32)) -> u64 {
+    RESIZING_PIXEL_BYTES * u64::from(width) * u64::from(new_height)
+}
+
+/// Whether a resizing has to begin with the width. As long as there is room it begins with the height, so that pictures
+/// of usual proportions come out as they always have, to the bit.
+fn is_width_first(from: (u32, u32), to: (u32, u32)) -> bool {
+    let height_first = between_passes(from, to);
+    height_first > RESIZING_BYTES_MAX && height_first > between_passes((from.1, from.0), (to.1, to.0))
 }
 
 #[cfg(test)]
@@ -155,15 +192,19 @@ mod tests {
     fn a_camera_that_was_held_upright_is_heeded() {
         // TIFF, little endian: one entry, orientation 6, which is to be turned to the right.
         let exif = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
-        let mut bytes = Vec::new();
-        let mut encoder = JpegEncoder::new_with_quality(&mut bytes, 95);
-        encoder.set_exif_metadata(exif).expect("JPEG can hold it");
-        let lying = two_halves(64, 32);
-        encoder.write_image(lying.pixels(), 64, 32, ExtendedColorType::Rgb8).expect("encodes");
-        let upright = decode(&bytes).expect("decodes");
-        assert_eq!((upright.width(), upright.height()), (32, 64));
-        let red_of = |row: usize| upright.pixels()[row * 32 * 3];
-        assert!(red_of(4) > 150 && red_of(60) < 90, "the left half is at the top");
+        let mut as_long = exif.clone();
+        as_long[12] = 4;
+        for exif in [exif, as_long] {
+            let mut bytes = Vec::new();
+            let mut encoder = JpegEncoder::new_with_quality(&mut bytes, 95);
+            encoder.set_exif_metadata(exif).expect("JPEG can hold it");
+            let lying = two_halves(64, 32);
+            encoder.write_image(lying.pixels(), 64, 32, ExtendedColorType::Rgb8).expect("encodes");
+            let upright = decode(&bytes).expect("decodes");
+            assert_eq!((upright.width(), upright.height()), (32, 64));
+            let red_of = |row: usize| upright.pixels()[row * 32 * 3];
+            assert!(red_of(4) > 150 && red_of(60) < 90, "the left half is at the top");
+        }
     }
 
     #[test]
@@ -192,6 +233,79 @@ mod tests {
         let sum = crc32fast::hash(&bomb[12..29]).to_be_bytes();
         bomb[29..33].copy_from_slice(&sum);
         assert_eq!(decode(&bomb), Err(DecodeError::Pixels { width: 65_535, height: 65_535 }));
+    }
+
+    #[test]
+    fn long_thin_pictures_are_refused_before_they_are_unpacked() {
+        let headers = |width: u32, height: u32| {
+            let mut bytes = png(&[0; 3], (1, 1), ExtendedColorType::Rgb8);
+            bytes[16..20].copy_from_slice(&width.to_be_bytes());
+            bytes[20..24].copy_from_slice(&height.to_be_bytes());
+            let sum = crc32fast::hash(&bytes[12..29]).to_be_bytes();
+            bytes[29..33].copy_from_slice(&sum);
+            bytes
+        };
+        for (width, height) in
+            [(32_000_000, 1), (1, 32_000_000), (4_000_000, 8), (8, 4_000_000), (16_385, 1), (1, 16_385)]
+        {
+            assert_eq!(decode(&headers(width, height)), Err(DecodeError::Sides { width, height }));
+        }
+        let wide = two_halves(16_385, 1);
+        let mut jpeg = Vec::new();
+        JpegEncoder::new(&mut jpeg).write_image(wide.pixels(), 16_385, 1, ExtendedColorType::Rgb8).expect("encodes");
+        assert_eq!(decode(&jpeg), Err(DecodeError::Sides { width: 16_385, height: 1 }));
+    }
+
+    #[test]
+    fn what_a_resizing_takes_up_is_bounded_whatever_the_proportions() {
+        for known in crate::catalog::known_models() {
+            let limits = known.card.limits;
+            let sides = |min: u32, max: u32| [min, 512, 1024, max];
+            for (width, height) in [1, 1953, 5656, 8192, SIDE_MAX].into_iter().flat_map(|side| {
+                let other = u32::try_from(PIXELS_MAX / u64::from(side)).expect("few").min(SIDE_MAX);
+                [(side, other), (other, side)]
+            }) {
+                for to in sides(limits.width_min, limits.width_max)
+                    .into_iter()
+                    .flat_map(|to| sides(limits.height_min, limits.height_max).map(|other| (to, other)))
+                {
+                    let from = (width, height);
+                    let bytes = if is_width_first(from, to) {
+                        between_passes((height, width), (to.1, to.0))
+                    } else {
+                        between_passes(from, to)
+                    };
+                    assert!(bytes <= RESIZING_BYTES_MAX, "{from:?} to {to:?}: {bytes}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_pictures_of_each_format_are_brought_to_size() {
+        let longest = |format| if format == OutputFormat::Webp { 16_383 } else { SIDE_MAX };
+        for format in OutputFormat::ALL {
+            for turned in [false, true] {
+                let side = longest(format);
+                let (width, height) = if turned { (3, side) } else { (side, 3) };
+                let picture = decode(&encode(&two_halves(width, height), format).expect("encodes")).expect("decodes");
+                let resized = resize(&picture, (2048, 2048));
+                assert_eq!((resized.width(), resized.height()), (2048, 2048), "{format}");
+                let red_of = |x: usize, y: usize| resized.pixels()[(y * 2048 + x) * 3];
+                assert!(red_of(8, 1000) > 150 && red_of(2040, 1000) < 90, "{format}: left is left");
+            }
+        }
+    }
+
+    #[test]
+    fn the_order_of_the_passes_does_not_show() {
+        let picture = two_halves(16_384, 4);
+        let to = (256, 2048);
+        assert!(is_width_first((picture.width(), picture.height()), to));
+        let pixels = ImageBuffer::<Rgb<u8>, _>::from_raw(16_384, 4, picture.pixels()).expect("three bytes per pixel");
+        let height_first = imageops::resize(&pixels, to.0, to.1, FilterType::Lanczos3);
+        let differs = |(mine, other): (&u8, &u8)| mine.abs_diff(*other) > 1;
+        assert!(!resize(&picture, to).pixels().iter().zip(height_first.as_raw()).any(differs));
     }
 
     #[test]

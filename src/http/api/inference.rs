@@ -36,7 +36,7 @@ use crate::jobs::{Job, JobReport, RepeatKey, Submission, Submitted};
 const DEADLINE_SECONDS_MAX: u64 = 24 * 60 * 60;
 
 const IMAGES: &str = "Pictures to start from, as many as the model takes: one, or none. A PNG, JPEG or WebP file of at most 16 MiB and \
-    32 million pixels, as base64 without a `data:` in front. It is brought to `width` and `height`, which are its own where they are left \
+    32 million pixels, and of at most 16,384 pixels a side, as base64 without a `data:` in front. It is brought to `width` and `height`, which are its own where they are left \
     out, as far as the model's limits let them; transparency is dropped. Kept until the job ends, and never shown.";
 
 const STRENGTH: &str = "How far to go away from the picture to start from: the share of the steps that are done, and 1 leaves nothing of it. \
