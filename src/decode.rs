@@ -4,6 +4,8 @@
 //! in plain RGB. Knows nothing of jobs or HTTP; decoding takes up to some hundred milliseconds of processor time, so
 //! callers keep it off the async threads.
 
+mod orientation;
+
 use std::io::Cursor;
 use std::sync::Arc;
 
@@ -93,7 +95,8 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     if width.max(height) > SIDE_MAX {
         return Err(DecodeError::Sides { width, height });
     }
-    let orientation = decoder.orientation().map_err(damaged)?;
+    // Read here, because the decoders heed it only where it is written as the standard says.
+    let orientation = orientation::of_exif(&decoder.exif_metadata().map_err(damaged)?.unwrap_or_default());
     let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     picture.apply_orientation(orientation);
     let picture = picture.into_rgb8();
