@@ -1,7 +1,10 @@
-//! The SQLite database: pool, pragmas, migrations, and whether it can be written. Does not know what any table means;
+//! The SQLite database: pool, pragmas, migrations, copies, and whether it can be written. Does not know what any table means;
 //! each table belongs to the `store.rs` of one module.
 
+mod backup;
 mod changes;
+mod migration;
+mod write_check;
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -10,7 +13,7 @@ use std::time::Duration;
 
 pub use changes::ChangeMark;
 use changes::Changes;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection as _, SqlitePool};
 
@@ -20,8 +23,8 @@ const CONNECTIONS_MAX: u32 = 8;
 const BUSY_TIMEOUT_SECONDS: u64 = 5;
 /// How long a caller waits for a connection before it is told that the database is not available.
 const ACQUIRE_TIMEOUT_SECONDS: u64 = 10;
-
-static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+/// What the log is cut down to when it begins anew: what it holds is readable long after the rows are gone.
+const LOG_BYTES_KEPT_MAX: u32 = 4 * 1024 * 1024;
 
 /// Why the database did not do as asked. The cause is the error's source, not part of its text.
 #[derive(Debug, thiserror::Error)]
@@ -48,9 +51,50 @@ pub enum StoreError {
         /// What SQLite says.
         source: sqlx::Error,
     },
-    /// The database's shape is not one this program can bring up to date.
-    #[error("cannot bring the database up to date: use the program that wrote it, or restore a backup")]
-    Migrate(#[source] MigrateError),
+    /// There is a file, with nothing in it.
+    #[error("`{}` has none of this program's tables: restore a backup, or let `fluxserve serve` begin anew there", path.display())]
+    Blank {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A newer program has written it, or one that was built from other sources.
+    #[error("the database `{}` is of another version: use the program that wrote it, or restore a backup", path.display())]
+    OtherProgram {
+        /// The file.
+        path: PathBuf,
+        /// What is different.
+        source: MigrateError,
+    },
+    /// The disk, or what this user may take of it, is full.
+    #[error("there is no room for the database `{}`: make room on the disk", path.display())]
+    Full {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The file is no database, or no longer a whole one.
+    #[error("the database `{}` is damaged: restore a backup", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Another process does not let go of it.
+    #[error("another process holds the database `{}`: try again when it is done", path.display())]
+    Locked {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The tables could not be changed, and none of the other reasons is why.
+    #[error("cannot bring the database `{}` up to date", path.display())]
+    Migrate {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: MigrateError,
+    },
     /// The copy was not made.
     #[error("cannot copy the database to `{}`", path.display())]
     Backup {
@@ -59,6 +103,9 @@ pub enum StoreError {
         /// What SQLite or the system says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// What one connection has written, another does not find.
+    #[error("what is written to the database is not there for others")]
+    NotSeen,
     /// A query failed: busy, full, or broken. Trying again may help.
     #[error("the database failed")]
     Query(#[from] sqlx::Error),
@@ -77,21 +124,29 @@ impl Store {
     /// brings its tables up to date.
     ///
     /// # Errors
-    /// Every variant but [`StoreError::Missing`] and [`StoreError::Query`].
+    /// Every variant but [`StoreError::Missing`], [`StoreError::Blank`] and [`StoreError::Query`].
     pub async fn open(path: &Path) -> Result<Self, StoreError> {
+        let was_there = path.exists();
         create_file(path)?;
-        Self::connect(path).await
+        Self::connect(path, |path| {
+            if was_there {
+                tracing::warn!("`{}` was there with nothing in it: a new database is begun", path.display());
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Like [`Store::open`], for callers to whom a new, empty database would be of no use.
     ///
     /// # Errors
-    /// [`StoreError::Missing`] when there is no such file; else as [`Store::open`].
+    /// [`StoreError::Missing`] when there is no such file, [`StoreError::Blank`] when nothing is in it; else as
+    /// [`Store::open`].
     pub async fn open_existing(path: &Path) -> Result<Self, StoreError> {
         if !path.exists() {
             return Err(StoreError::Missing { path: path.to_owned() });
         }
-        Self::connect(path).await
+        Self::connect(path, |path| Err(StoreError::Blank { path: path.to_owned() })).await
     }
 
     /// A database that lives as long as the value: for tests.
@@ -99,6 +154,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Open`] or [`StoreError::Migrate`].
     pub async fn open_in_memory() -> Result<Self, StoreError> {
+        let path = Path::new(":memory:");
         // Each connection to `:memory:` is a database of its own, so there is exactly one and it never ends. There is no
         // disk that a COMMIT could fail at either, so nothing is asked of it when it comes back.
         let pool = SqlitePoolOptions::new()
@@ -108,27 +164,37 @@ impl Store {
             .max_lifetime(None)
             .connect_with(SqliteConnectOptions::new().in_memory(true).foreign_keys(true))
             .await
-            .map_err(|source| StoreError::Open { path: PathBuf::from(":memory:"), source })?;
-        Self::migrate(pool, None).await
+            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
+        migration::run(&pool, path).await?;
+        Ok(Self { pool, changes: None })
     }
 
-    async fn connect(path: &Path) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Open { path: path.to_owned(), source };
+    /// `if_blank` is asked where there are no tables yet.
+    async fn connect(path: &Path, if_blank: impl Fn(&Path) -> Result<(), StoreError>) -> Result<Self, StoreError> {
+        let failed = |source: sqlx::Error| match migration::Cause::of(&source) {
+            Some(cause) => cause.told_of(path.to_owned(), Box::new(source)),
+            None => StoreError::Open { path: path.to_owned(), source },
+        };
+        // SQLite follows links, and puts what belongs to a database beside the file itself; so does everything here.
+        let real = path.canonicalize().map_err(|source| StoreError::Create { path: path.to_owned(), source })?;
         let options = SqliteConnectOptions::new()
-            .filename(path)
+            .filename(&real)
             .foreign_keys(true)
             .journal_mode(SqliteJournalMode::Wal)
             // What was answered with success must survive a power cut too; commits are rare next to the work they buy.
             .synchronous(SqliteSynchronous::Full)
+            // What is deleted is written over: prompts and start pictures are not to be read in the file afterwards.
+            .pragma("secure_delete", "ON")
+            .pragma("journal_size_limit", LOG_BYTES_KEPT_MAX.to_string())
             .busy_timeout(Duration::from_secs(BUSY_TIMEOUT_SECONDS));
+        let _lock = migration::MigrationLock::take(&real).await?;
         let pool = pool_options(CONNECTIONS_MAX).connect_with(options.clone()).await.map_err(failed)?;
-        let changes = Changes::of(path, &options).await.map_err(failed)?;
-        Self::migrate(pool, Some(changes)).await
-    }
-
-    async fn migrate(pool: SqlitePool, changes: Option<Changes>) -> Result<Self, StoreError> {
-        MIGRATIONS.run(&pool).await.map_err(StoreError::Migrate)?;
-        Ok(Self { pool, changes })
+        if migration::is_blank(&pool).await.map_err(failed)? {
+            if_blank(path)?;
+        }
+        migration::run(&pool, path).await?;
+        let changes = Changes::of(&real, &options).await.map_err(failed)?;
+        Ok(Self { pool, changes: Some(changes) })
     }
 
     /// What the database stands at. Two equal marks: nothing was committed between them, by any process. `None`: that
@@ -142,40 +208,34 @@ impl Store {
         &self.pool
     }
 
-    /// Writes to the database, to see that it can be done: not locked, not read-only, the disk not full.
+    /// Writes to the database, to see that it can be done: not locked, not read-only, the disk not full, and what is
+    /// written is there for others.
     ///
     /// # Errors
-    /// [`StoreError::Query`] when it cannot.
+    /// [`StoreError::Query`] when it cannot, [`StoreError::NotSeen`] when others do not find it.
     pub async fn check_writable(&self) -> Result<(), StoreError> {
-        // A field of the file's header that SQLite leaves to the application: setting it is a whole write transaction
-        // and touches no table.
-        sqlx::query("PRAGMA user_version = 1").execute(&self.pool).await?;
-        Ok(())
+        write_check::check(&self.pool).await
+    }
+
+    /// Folds the write-ahead log into the file and empties it, so that what was deleted is gone from both. `false`: not
+    /// now, because somebody is reading; the log is as it was, or shorter.
+    ///
+    /// # Errors
+    /// [`StoreError::Query`] when the database cannot be written.
+    pub async fn truncate_log(&self) -> Result<bool, StoreError> {
+        let (is_busy, _, _): (i64, i64, i64) =
+            sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&self.pool).await?;
+        Ok(is_busy == 0)
     }
 
     /// Copies the database, as it stands at one moment, into a file that is not there yet and that this user alone can
-    /// read; returns its size in bytes. Others can go on reading and writing meanwhile.
+    /// read; returns its size in bytes. Others can go on reading and writing meanwhile. The file gets its name when it is
+    /// whole; until then it is `….part`.
     ///
     /// # Errors
-    /// [`StoreError::Create`] when the file is there or cannot be made, [`StoreError::Backup`] when it cannot be filled;
-    /// then it is removed.
+    /// [`StoreError::Create`] when the file is there or cannot be made, [`StoreError::Backup`] when it cannot be filled.
     pub async fn backup(&self, path: &Path) -> Result<u64, StoreError> {
-        let failed =
-            |source: Box<dyn std::error::Error + Send + Sync>| StoreError::Backup { path: path.to_owned(), source };
-        let name = path.to_str().ok_or_else(|| failed("the path is not valid UTF-8".into()))?;
-        let file = create_private(OpenOptions::new().write(true).create_new(true), path)
-            .map_err(|source| StoreError::Create { path: path.to_owned(), source })?;
-        // SQLite fills an empty file, and keeps its rights.
-        let copied = sqlx::query("VACUUM INTO ?").bind(name).execute(&self.pool).await;
-        let outcome = match copied {
-            Ok(_) => file.sync_all().and_then(|()| file.metadata()).map_err(|error| failed(error.into())),
-            Err(error) => Err(failed(error.into())),
-        };
-        if outcome.is_err() {
-            // What is left is no copy. Should it stay, the error that is reported matters more.
-            drop(std::fs::remove_file(path));
-        }
-        outcome.map(|metadata| metadata.len())
+        backup::write(&self.pool, path).await
     }
 
     /// Closes all connections; the write-ahead log is folded into the file. Queries fail afterwards.

@@ -30,28 +30,37 @@ pub(super) struct Changes {
     guard: Arc<Mutex<Option<SqliteConnection>>>,
 }
 
-/// The mapped index.
+/// The index, mapped where that could be done.
 struct Index {
-    map: MmapRaw,
+    map: Option<MmapRaw>,
     /// To close any descriptor of a file takes all the process's locks off it (`fcntl(2)`, "Record locking"), SQLite's
     /// among them: so this one is kept until the connections are closed.
     _file: File,
 }
 
 impl Changes {
-    /// For the database at `path`, which is in WAL mode.
+    /// For the database at `path`, which is in WAL mode; no link leads there.
     ///
     /// # Errors
-    /// When the database cannot be opened once more. An index that cannot be mapped is no error: then there are no marks.
+    /// When the database cannot be opened once more. An index that cannot be mapped, or that is not the one which commits
+    /// change, is no error: then there are no marks.
     pub(super) async fn of(path: &Path, options: &SqliteConnectOptions) -> Result<Self, sqlx::Error> {
         let mut guard = options.connect().await?;
         // The index is opened with the first transaction.
         sqlx::query("SELECT count(*) FROM sqlite_schema").execute(&mut guard).await?;
         let mut name = path.as_os_str().to_owned();
         name.push("-shm");
-        let index = Index::open(Path::new(&name))
-            .inspect_err(|error| tracing::warn!(%error, "the WAL index cannot be mapped: every key is looked up anew"));
-        Ok(Self { index: Arc::new(RwLock::new(index.ok())), guard: Arc::new(Mutex::new(Some(guard))) })
+        let mut index = Index::open(Path::new(&name))
+            .inspect_err(|error| tracing::warn!(%error, "the WAL index cannot be read: every key is looked up anew"))
+            .ok();
+        if let Some(index) = &mut index
+            && index.map.is_some()
+            && !index.follows(&mut guard).await
+        {
+            tracing::warn!("commits do not show in the WAL index at `{}`: every key is looked up anew", path.display());
+            index.map = None;
+        }
+        Ok(Self { index: Arc::new(RwLock::new(index)), guard: Arc::new(Mutex::new(Some(guard))) })
     }
 
     /// What the database stands at. `None` when it cannot be told: somebody is writing, or the database was closed.
@@ -80,34 +89,50 @@ impl std::fmt::Debug for Changes {
 impl Index {
     fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::open(path)?;
-        let map = MmapOptions::new().len(2 * HEADER_WORDS * size_of::<u32>()).map_raw_read_only(&file)?;
-        Ok(Self { map, _file: file })
+        let map = MmapOptions::new().len(2 * HEADER_WORDS * size_of::<u32>()).map_raw_read_only(&file);
+        let map = map
+            .inspect_err(|error| tracing::warn!(%error, "the WAL index cannot be mapped: every key is looked up anew"));
+        Ok(Self { map: map.ok(), _file: file })
+    }
+
+    /// Whether a commit changes the mark: a file that only has the right name would tell for ever that nothing was.
+    async fn follows(&self, connection: &mut SqliteConnection) -> bool {
+        let before = self.mark();
+        // A field of the file's header that SQLite leaves to the application: setting it is a whole write transaction
+        // and touches no table.
+        if let Err(error) = sqlx::query("PRAGMA user_version = 1").execute(connection).await {
+            tracing::warn!(%error, "the database takes no writes");
+            return false;
+        }
+        let after = self.mark();
+        before.is_some() && after.is_some() && before != after
     }
 
     fn mark(&self) -> Option<ChangeMark> {
+        let map = self.map.as_ref()?;
         // A writer fills the second copy, then the first (`walIndexWriteHdr`): read the other way round, two equal ones
         // are whole.
-        let first = self.copy(0);
+        let first = copy(map, 0);
         fence(Ordering::Acquire);
-        let second = self.copy(1);
+        let second = copy(map, 1);
         (first == second).then_some(ChangeMark(first))
     }
+}
 
-    #[expect(unsafe_code, clippy::cast_ptr_alignment, reason = "what is mapped here is shared with other processes")]
-    fn copy(&self, which: usize) -> [u32; HEADER_WORDS] {
-        std::array::from_fn(|word| {
-            // SAFETY: the map begins at a page, so its words are aligned; `which` is 0 or 1, so they lie within its
-            // length. The file is longer than that as long as the guard's connection is open: SQLite maps 32 KiB of it
-            // and would be lost itself if somebody cut it. What others write meanwhile is read as atomics are.
-            let shared =
-                unsafe { AtomicU32::from_ptr(self.map.as_mut_ptr().cast::<u32>().add(which * HEADER_WORDS + word)) };
-            shared.load(Ordering::Relaxed)
-        })
-    }
+#[expect(unsafe_code, clippy::cast_ptr_alignment, reason = "what is mapped here is shared with other processes")]
+fn copy(map: &MmapRaw, which: usize) -> [u32; HEADER_WORDS] {
+    std::array::from_fn(|word| {
+        // SAFETY: the map begins at a page, so its words are aligned; `which` is 0 or 1, so they lie within its
+        // length. The file is longer than that as long as the guard's connection is open: SQLite maps 32 KiB of it
+        // and would be lost itself if somebody cut it. What others write meanwhile is read as atomics are.
+        let shared = unsafe { AtomicU32::from_ptr(map.as_mut_ptr().cast::<u32>().add(which * HEADER_WORDS + word)) };
+        shared.load(Ordering::Relaxed)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::store::Store;
 
     #[tokio::test]
@@ -164,6 +189,44 @@ mod tests {
         other.check_writable().await.expect("writes");
         assert!(before.is_some() && store.change_mark().is_some() && store.change_mark() != before);
         assert!(store.change_mark() == other.change_mark());
+    }
+
+    #[cfg(unix)]
+    #[tokio::test]
+    async fn a_database_behind_a_link_is_followed_whatever_lies_beside_the_link() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (real, link) = (folder.path().join("real.db"), folder.path().join("link.db"));
+        let store = Store::open(&real).await.expect("opens");
+        // An index that a killed process has left where the database was once.
+        std::fs::copy(folder.path().join("real.db-shm"), folder.path().join("link.db-shm")).expect("copied");
+        std::os::unix::fs::symlink(&real, &link).expect("a link");
+        let linked = Store::open(&link).await.expect("opens");
+        let before = linked.change_mark();
+        store.check_writable().await.expect("writes");
+        assert!(before.is_some() && linked.change_mark().is_some() && linked.change_mark() != before);
+        assert!(linked.change_mark() == store.change_mark());
+    }
+
+    #[tokio::test]
+    async fn an_index_that_commits_do_not_change_gives_no_marks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, other) = (folder.path().join("test.db"), folder.path().join("other.db"));
+        let store = Store::open(&path).await.expect("opens");
+        // Whole, and of a database that nobody has open.
+        std::fs::copy(folder.path().join("test.db-shm"), folder.path().join("other.db-shm")).expect("copied");
+        let options = SqliteConnectOptions::new().filename(&path);
+        let wrong = Changes::of(&other, &options).await.expect("opens");
+        assert!(wrong.mark().is_none());
+        assert!(Changes::of(&path, &options).await.expect("opens").mark().is_some());
+        assert!(store.change_mark().is_some());
+    }
+
+    #[tokio::test]
+    async fn an_index_that_cannot_be_mapped_keeps_its_descriptor() {
+        let folder = tempfile::tempdir().expect("a folder");
+        // A folder can be opened, and never mapped.
+        let index = Index::open(folder.path()).expect("opened");
+        assert!(index.map.is_none() && index.mark().is_none());
     }
 
     #[tokio::test]

@@ -82,14 +82,116 @@ async fn a_file_that_is_no_database_is_refused_with_its_name() {
 
 #[tokio::test]
 async fn a_database_that_cannot_be_written_is_noticed() {
-    let store = Store::open_in_memory().await.expect("opens");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("fluxserve.db");
+    let store = Store::open(&path).await.expect("opens");
     store.check_writable().await.expect("writable");
-    sqlx::query("PRAGMA query_only = ON").execute(store.pool()).await.expect("set");
+    // Room for a page or two, and not for a job: as on a disk that is all but full.
+    let pages = "SELECT page_count + 2 FROM pragma_page_count";
+    let pages: i64 = sqlx::query_scalar(pages).fetch_one(store.pool()).await.expect("counted");
+    sqlx::query("DELETE FROM write_checks").execute(store.pool()).await.expect("deleted");
+    sqlx::query("VACUUM").execute(store.pool()).await.expect("packed");
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        let mut connection = store.pool().acquire().await.expect("a connection");
+        let pages = format!("PRAGMA max_page_count = {}", pages - 16);
+        sqlx::query(sqlx::AssertSqlSafe(pages)).execute(&mut *connection).await.expect("set");
+        held.push(connection);
+    }
+    // A write of one page still goes through.
+    sqlx::query("PRAGMA user_version = 1").execute(&mut *held[0]).await.expect("written");
+    drop(held);
     assert!(matches!(store.check_writable().await, Err(StoreError::Query(_))));
 }
 
 #[tokio::test]
-async fn a_database_of_a_newer_program_is_refused() {
+async fn what_only_the_writer_sees_is_not_written() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
+    let mut held = Vec::new();
+    for _ in 0..CONNECTIONS_MAX {
+        let mut connection = store.pool().acquire().await.expect("a connection");
+        // What it writes stays with it.
+        let shadow = "CREATE TEMP TABLE write_checks (only_row INTEGER PRIMARY KEY, content BLOB NOT NULL)";
+        sqlx::query(shadow).execute(&mut *connection).await.expect("made");
+        sqlx::query("INSERT INTO write_checks VALUES (1, x'00')").execute(&mut *connection).await.expect("written");
+        held.push(connection);
+    }
+    drop(held);
+    assert!(matches!(store.check_writable().await, Err(StoreError::NotSeen)));
+}
+
+#[tokio::test]
+async fn what_was_deleted_is_not_in_the_files_any_more() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("fluxserve.db");
+    let store = Store::open(&path).await.expect("opens");
+    let secret = "a prompt that nobody is to read afterwards ".repeat(500);
+    sqlx::query("INSERT INTO write_checks (only_row, content) VALUES (1, CAST(? AS BLOB))")
+        .bind(&secret)
+        .execute(store.pool())
+        .await
+        .expect("written");
+    let is_readable = || {
+        ["fluxserve.db", "fluxserve.db-wal"].iter().any(|name| {
+            let bytes = std::fs::read(folder.path().join(name)).expect("readable");
+            bytes.windows(40).any(|window| window == &secret.as_bytes()[..40])
+        })
+    };
+    assert!(is_readable());
+    assert!(store.truncate_log().await.expect("folded"), "into the file");
+    sqlx::query("DELETE FROM write_checks").execute(store.pool()).await.expect("deleted");
+    assert!(store.truncate_log().await.expect("folded"));
+    assert!(!is_readable());
+    assert_eq!(std::fs::metadata(folder.path().join("fluxserve.db-wal")).expect("there").len(), 0);
+    let limit = "SELECT CAST(journal_size_limit AS TEXT) FROM pragma_journal_size_limit";
+    assert_eq!(pragma(&store, limit).await, LOG_BYTES_KEPT_MAX.to_string());
+}
+
+#[tokio::test]
+async fn a_log_that_somebody_reads_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("fluxserve.db");
+    let store = Store::open(&path).await.expect("opens");
+    let mut reading = store.pool().begin().await.expect("begins");
+    sqlx::query("SELECT count(*) FROM jobs").fetch_one(&mut *reading).await.expect("read");
+    store.check_writable().await.expect("writes");
+    assert!(!store.truncate_log().await.expect("no failure"));
+    reading.rollback().await.expect("ends");
+    assert!(store.truncate_log().await.expect("folded"));
+}
+
+#[tokio::test]
+async fn many_first_starts_at_once_all_find_their_tables() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("fluxserve.db");
+    let starts: Vec<_> = (0..6)
+        .map(|_| {
+            tokio::spawn({
+                let path = path.clone();
+                async move { Store::open(&path).await }
+            })
+        })
+        .collect();
+    for start in starts {
+        let store = start.await.expect("no panic").expect("opens");
+        store.check_writable().await.expect("writable");
+    }
+}
+
+#[tokio::test]
+async fn a_file_with_nothing_in_it_is_no_database_for_readers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("fluxserve.db");
+    std::fs::write(&path, "").expect("written");
+    assert!(matches!(Store::open_existing(&path).await, Err(StoreError::Blank { .. })));
+    // A worker that was killed in its first moments leaves the same, and has to start again.
+    Store::open(&path).await.expect("begins anew").close().await;
+    Store::open_existing(&path).await.expect("a database");
+}
+
+#[tokio::test]
+async fn each_reason_why_a_database_cannot_be_used_has_its_own_words() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("fluxserve.db");
     let store = Store::open(&path).await.expect("opens");
@@ -97,5 +199,25 @@ async fn a_database_of_a_newer_program_is_refused() {
                  VALUES (9999, 'later', TRUE, x'00', 0)";
     sqlx::query(newer).execute(store.pool()).await.expect("inserted");
     store.close().await;
-    assert!(matches!(Store::open(&path).await, Err(StoreError::Migrate(_))));
+    let error = Store::open(&path).await.expect_err("of a newer program");
+    assert!(
+        matches!(error, StoreError::OtherProgram { .. }) && error.to_string().contains("another version"),
+        "{error}"
+    );
+
+    let damaged = folder.path().join("damaged.db");
+    Store::open(&damaged).await.expect("opens").close().await;
+    let mut bytes = std::fs::read(&damaged).expect("readable");
+    // The root of the schema: page 1, behind the file's header.
+    bytes[100..400].fill(0xff);
+    std::fs::write(&damaged, bytes).expect("written");
+    let error = Store::open(&damaged).await.expect_err("damaged");
+    assert!(matches!(error, StoreError::Damaged { .. }) && error.to_string().contains("damaged"), "{error}");
+
+    let locked = folder.path().join("locked.db");
+    let holder = migration::MigrationLock::take(&locked).await.expect("free");
+    let waiting = tokio::time::timeout(Duration::from_millis(200), Store::open(&locked)).await;
+    assert!(waiting.is_err(), "waits for the other one");
+    drop(holder);
+    Store::open(&locked).await.expect("opens");
 }

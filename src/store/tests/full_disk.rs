@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool};
 
-use crate::store::{Store, pool_options};
+use crate::store::{Store, StoreError, pool_options};
 
 fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
@@ -126,4 +126,30 @@ async fn a_disk_that_was_full_leaves_nothing_acknowledged_that_is_not_there() {
     assert_eq!(rows_seen_by_another(&path).await, acknowledged);
     store.check_writable().await.expect("writable");
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_from_a_database_of_another_program() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let Some(disk) = SmallDisk::mount(folder.path()) else { return };
+    let path = folder.path().join("fluxserve.db");
+    std::fs::write(&path, "").expect("written");
+    disk.fill();
+    let error = Store::open(&path).await.expect_err("no room");
+    assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
+    assert!(error.to_string().contains("no room"), "{error}");
+    disk.free();
+    Store::open(&path).await.expect("with room it opens").close().await;
+}
+
+#[tokio::test]
+async fn a_full_disk_is_seen_as_one_that_takes_no_writes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let Some(disk) = SmallDisk::mount(folder.path()) else { return };
+    let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
+    store.truncate_log().await.expect("folded");
+    disk.fill();
+    store.check_writable().await.expect_err("full");
+    disk.free();
+    store.check_writable().await.expect("there is room again");
 }
