@@ -185,6 +185,8 @@ impl KubernetesStore {
         namespace: NamespaceId,
         end: OffsetDateTime,
     ) -> Result<Grant> {
+        // Outside a transaction the row would be given out before it is committed, and a COMMIT that fails not told of.
+        let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
         let row = sqlx::query(
             "INSERT INTO kubernetes_grants (id, key_id, key_prefix, namespace_id, tokens_end_at_ms) VALUES (?, ?, ?, ?, ?) \
              ON CONFLICT (key_prefix, namespace_id) \
@@ -196,13 +198,14 @@ impl KubernetesStore {
         .bind(&holder.prefix)
         .bind(namespace.to_string())
         .bind(to_milliseconds(end))
-        .fetch_one(self.0.pool())
+        .fetch_one(&mut *transaction)
         .await
         // The namespace has been deleted meanwhile.
         .map_err(|error| match &error {
             sqlx::Error::Database(cause) if cause.is_foreign_key_violation() => KubernetesError::NamespaceNotFound,
             _ => error.into(),
         })?;
+        transaction.commit().await?;
         read_grant(&row)
     }
 
