@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::auth::{KeyService, KeyState};
+use crate::auth::{KeyError, KeyService, KeyState};
 use crate::jobs::JobService;
 use crate::store::Store;
 
@@ -21,8 +21,16 @@ pub(super) async fn cancel_their_jobs(store: Store, keys: KeyService, jobs: JobS
         }
         seen = mark;
         for owner in jobs.owners() {
-            // A key that cannot be read now is looked at again, and the console's jobs have none.
-            let Ok(key) = keys.get(owner).await else { continue };
+            let key = match keys.get(owner).await {
+                Ok(key) => key,
+                // The console's jobs have none.
+                Err(KeyError::NotFound(_)) => continue,
+                // It is looked at again, also when nothing is written until then.
+                Err(_) => {
+                    seen = None;
+                    continue;
+                }
+            };
             if key.state == KeyState::Revoked {
                 let count = jobs.cancel_all_of(owner);
                 tracing::info!(key = %owner, jobs = count, "the jobs of a revoked key are cancelled");
