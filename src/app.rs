@@ -44,6 +44,9 @@ use crate::jobs::WorkBook;
 use crate::kubernetes::unknown_namespaces;
 use crate::store::Store;
 
+/// How long the key of the first start is good for: what is shown may be kept in a log, and is forgotten there.
+pub(crate) const DEMO_KEY_DAYS: i64 = 30;
+
 /// The description of the HTTP API: OpenAPI 3.1, as JSON.
 pub fn api_description() -> String {
     crate::http::openapi_json()
@@ -141,8 +144,8 @@ impl Keys {
         if config.admin_password.is_some() || self.service.count().await? > 0 {
             return Ok(None);
         }
-        let new =
-            NewKey { name: "demo".into(), scope: Scope::Inference, expires_at: None, limits: KeyLimits::default() };
+        let expires_at = Some(self.service.now() + time::Duration::days(DEMO_KEY_DAYS));
+        let new = NewKey { name: "demo".into(), scope: Scope::Inference, expires_at, limits: KeyLimits::default() };
         self.service.create(new, &Actor::Worker).await.map(Some).context("making the demo key")
     }
 }

@@ -14,7 +14,7 @@ mod load_bar;
 mod models;
 mod table;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -33,6 +33,7 @@ use crate::domain::device::{Devices, Kernels, Offload};
 use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
 use crate::domain::spec::draw_seed;
+use crate::telemetry::pipe::Pipe;
 use crate::{app, shutdown};
 
 /// A worker that draws images with FLUX, and knows who may ask for them.
@@ -157,7 +158,9 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             arguments.engine.apply(&mut flags);
             flags.download = arguments.download;
             let config = Config::load(flags)?;
-            app::serve(config, shutdown::on_signals()?, out).await
+            // Not by way of `out`, which would have the worker wait for its reader.
+            let greeting = Pipe::start("greeting", io::stdout())?;
+            app::serve(config, shutdown::on_signals()?, greeting).await
         }
         Command::Generate(arguments) => {
             flags.device = arguments.device.map(Into::into);

@@ -1,10 +1,15 @@
 //! Parses the command line and runs it; an error becomes a message and an exit code: 0 done, 1 failed, 2 not understood.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use fluxserve::cli::{self, Cli, PasswordInput};
+use fluxserve::telemetry::pipe::Pipe;
+
+/// Longest that the exit waits for somebody to read why.
+const LAST_WORD_DEADLINE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     // Exits by itself on what it does not understand, with 2, and on `--help`, with 0.
@@ -13,7 +18,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // When even this cannot be written, the exit code is all that is left to say.
-            let _ = writeln!(io::stderr(), "error: {error:#}");
+            if let Ok(pipe) = Pipe::start("error", io::stderr()) {
+                pipe.send(format!("error: {error:#}\n").as_bytes());
+                let _ = pipe.flush(LAST_WORD_DEADLINE);
+            }
             ExitCode::FAILURE
         }
     }

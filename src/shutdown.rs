@@ -1,11 +1,17 @@
-//! From the signal to the exit: the first SIGINT or SIGTERM asks everybody to finish, the second one ends the process.
+//! From the signal to the exit: the first SIGINT, SIGTERM or SIGHUP asks everybody to finish, the second one ends the
+//! process.
+//!
+//! What a signal asks for is done before it is logged: nobody may be reading the log.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 /// The exit code of a process that was told twice.
 const SECOND_SIGNAL_EXIT_CODE: i32 = 1;
+/// What the log gets to say that it was.
+const LAST_WORD: Duration = Duration::from_millis(100);
 
 /// Asks everybody who holds the other end to finish.
 #[derive(Debug)]
@@ -54,11 +60,18 @@ pub fn on_signals() -> io::Result<Shutdown> {
     let mut signals = Signals::catch()?;
     tokio::spawn(async move {
         let name = signals.next().await;
-        tracing::info!("{name}: finishing what has been accepted; a second signal ends at once");
         trigger.request();
+        tracing::info!("{name}: finishing what has been accepted; a second signal ends at once");
         let name = signals.next().await;
+        let exit = || std::process::exit(SECOND_SIGNAL_EXIT_CODE);
+        let exits = std::thread::Builder::new().name("exit".into()).spawn(move || {
+            std::thread::sleep(LAST_WORD);
+            exit();
+        });
+        if exits.is_err() {
+            exit();
+        }
         tracing::warn!("{name} again: ending at once");
-        std::process::exit(SECOND_SIGNAL_EXIT_CODE);
     });
     Ok(shutdown)
 }
@@ -67,21 +80,50 @@ pub fn on_signals() -> io::Result<Shutdown> {
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
+    /// The terminal is gone. `None`: whoever started the process (`nohup`) has it go on then.
+    hangup: Option<tokio::signal::unix::Signal>,
 }
 
 #[cfg(unix)]
 impl Signals {
     fn catch() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        let hangup = SignalKind::hangup();
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: if is_ignored(hangup.as_raw_value()) { None } else { Some(signal(hangup)?) },
+        })
     }
 
     async fn next(&mut self) -> &'static str {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
+            () = received(&mut self.hangup) => "SIGHUP",
         }
     }
+}
+
+#[cfg(unix)]
+async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
+    match signal {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether the process was started with a signal ignored, where the system tells (Linux).
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    std::fs::read_to_string("/proc/self/status").is_ok_and(|status| is_ignored_by(&status, signal))
+}
+
+#[cfg(unix)]
+fn is_ignored_by(status: &str, signal: i32) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 #[cfg(windows)]
@@ -119,6 +161,14 @@ mod tests {
         drop(trigger);
         shutdown.clone().requested().await;
         assert!(shutdown.is_requested());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn who_was_told_to_ignore_a_signal_does() {
+        let status = "Name:\tfluxserve\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n";
+        assert!(is_ignored_by(status, 1) && is_ignored_by(status, 13));
+        assert!(!is_ignored_by(status, 2) && !is_ignored_by(status, 15) && !is_ignored_by("", 1));
     }
 
     #[tokio::test]

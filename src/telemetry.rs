@@ -6,13 +6,32 @@
 pub mod metrics;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod panics;
+pub mod pipe;
 pub mod process;
 
-use std::io::IsTerminal as _;
+use std::io::{self, IsTerminal as _};
+use std::time::Duration;
 
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+#[cfg(feature = "otlp")]
+use otlp::Exporter;
+use pipe::Pipe;
+
+/// Of a program that cannot send spans there is no exporter.
+#[cfg(not(feature = "otlp"))]
+#[derive(Debug)]
+enum Exporter {}
+
+#[cfg(not(feature = "otlp"))]
+impl Exporter {
+    fn finish(self) {
+        match self {}
+    }
+}
 
 /// How log lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -50,23 +69,30 @@ pub enum TelemetryError {
     /// Another subscriber is in place.
     #[error("logging is set up already")]
     AlreadySet,
+    /// The system gives no thread that could write.
+    #[error("no thread to write the log")]
+    NoThread(#[from] io::Error),
 }
 
+/// Longest that the end of the process waits for the last lines to be read.
+pub const LAST_LINES_DEADLINE: Duration = Duration::from_secs(1);
+
 /// What is to be done for the logs at the end of the process.
-#[must_use = "without its end the last spans are lost"]
-#[derive(Debug, Default)]
+#[must_use = "without its end the last lines and spans are lost"]
+#[derive(Debug)]
 pub struct Logging {
-    #[cfg(feature = "otlp")]
-    exporter: Option<otlp::Exporter>,
+    lines: Pipe,
+    exporter: Option<Exporter>,
 }
 
 impl Logging {
-    /// Sends the spans that have not been sent; waits a few seconds at most. Blocks.
+    /// Sends the spans and writes the lines that have not been; waits a few seconds at most. Blocks.
     pub fn finish(self) {
-        #[cfg(feature = "otlp")]
         if let Some(exporter) = self.exporter {
             exporter.finish();
         }
+        // Where nobody reads there is nobody to tell.
+        let _ = self.lines.flush(LAST_LINES_DEADLINE);
     }
 }
 
@@ -77,27 +103,28 @@ impl Logging {
 /// When the filter cannot be read, spans cannot be sent, or logging was set up before.
 pub fn start_logs(filter: &str, format: LogFormat, otlp_endpoint: Option<&str>) -> Result<Logging, TelemetryError> {
     let directives = EnvFilter::try_new(filter).map_err(|_| TelemetryError::Filter(filter.to_owned()))?;
-    let lines =
-        tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let pipe = Pipe::start("log", io::stderr())?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(pipe.clone()).with_ansi(io::stderr().is_terminal());
     let lines = match format {
         LogFormat::Text => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
     };
-    let (spans, logging) = otlp_endpoint.map(start_export).transpose()?.unzip();
+    let (spans, exporter) = otlp_endpoint.map(start_export).transpose()?.unzip();
     let layers: Vec<BoxedLayer> = [lines.with_filter(directives).boxed()].into_iter().chain(spans).collect();
     tracing_subscriber::registry().with(layers).try_init().map_err(|_| TelemetryError::AlreadySet)?;
-    Ok(logging.unwrap_or_default())
+    panics::log_to(pipe.clone(), format);
+    Ok(Logging { lines: pipe, exporter })
 }
 
 type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 #[cfg(feature = "otlp")]
-fn start_export(endpoint: &str) -> Result<(BoxedLayer, Logging), TelemetryError> {
+fn start_export(endpoint: &str) -> Result<(BoxedLayer, Exporter), TelemetryError> {
     let (layer, exporter) = otlp::start(endpoint)?;
-    Ok((layer.boxed(), Logging { exporter: Some(exporter) }))
+    Ok((layer.boxed(), exporter))
 }
 
 #[cfg(not(feature = "otlp"))]
-fn start_export(endpoint: &str) -> Result<(BoxedLayer, Logging), TelemetryError> {
+fn start_export(endpoint: &str) -> Result<(BoxedLayer, Exporter), TelemetryError> {
     Err(TelemetryError::NoExporter { endpoint: endpoint.to_owned() })
 }

@@ -3,7 +3,7 @@
 
 #![cfg(unix)]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter, Read as _, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -55,10 +55,11 @@ impl Drop for Server {
 
 impl Server {
     fn start(data: &Path, arguments: &[&str]) -> Self {
-        let mut command = program(data);
-        command.args(["serve", "--listen", "127.0.0.1:0", "--device", "cpu"]).args(arguments);
-        command.env("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "0");
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("a process");
+        Self::of(serving(data).args(arguments))
+    }
+
+    fn of(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("a process");
         let output = BufReader::new(child.stdout.take().expect("piped"));
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
@@ -80,10 +81,138 @@ impl Server {
     }
 
     fn stop(&mut self) -> ExitStatus {
-        let told = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().expect("kill");
-        assert!(told.success());
+        self.tell("-TERM");
         until("the end of the process", || self.child.try_wait().expect("a child"))
     }
+
+    fn tell(&self, signal: &str) {
+        let told = Command::new("kill").args([signal, &self.child.id().to_string()]).status().expect("kill");
+        assert!(told.success());
+    }
+}
+
+/// What serves, without a word of the log.
+fn serving(data: &Path) -> Command {
+    serving_at(data, "127.0.0.1:0", "cpu")
+}
+
+fn serving_at(data: &Path, address: &str, device: &str) -> Command {
+    let mut command = program(data);
+    command.args(["serve", "--listen", address, "--device", device]).stderr(Stdio::null());
+    command.env("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "0");
+    command
+}
+
+/// A pipe that takes no byte until it is read.
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = std::io::pipe().expect("a pipe");
+    // What Linux has a pipe hold.
+    writer.write_all(&vec![b'.'; 65_536]).expect("written");
+    (reader, writer)
+}
+
+/// An address that nobody listens at.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("an address");
+    listener.local_addr().expect("an address").to_string()
+}
+
+fn answers(url: &str) -> bool {
+    let request = ureq::get(format!("{url}/healthz")).config().timeout_global(Some(Duration::from_secs(10))).build();
+    request.call().is_ok()
+}
+
+/// Longest that a worker without anything to do may take to go.
+const GOES_WITHIN: Duration = Duration::from_secs(20);
+
+fn goes(server: &mut Server) {
+    let told = Instant::now();
+    assert!(server.stop().success());
+    assert!(told.elapsed() < GOES_WITHIN, "it took {:?} to go", told.elapsed());
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_neither_answers_nor_the_end() {
+    let (_folder, data) = folder();
+    let (_reader, writer) = full_pipe();
+    let mut server = Server::of(serving(&data).env("FLUXSERVE_LOG_FILTER", "trace").stderr(writer));
+    let url = server.url();
+    let key = server.line("A demo key, shown this once: ");
+    assert!((0..100).all(|_| answers(&url)));
+    let job = submit(&url, &key, &json!({ "model": MODEL, "prompt": "a fox", "steps": 2, "seed": 1 }));
+    let status = || get(&format!("{url}/v1/inference/jobs/{job}"), &key)["status"].clone();
+    until("it is drawn", || (status() == "succeeded").then_some(()));
+    goes(&mut server);
+
+    // Also where it cannot start, and its last word is not read.
+    let (_reader, writer) = full_pipe();
+    let mut command = serving_at(&data, "127.0.0.1:0", "cuda:99");
+    let mut refused = command.stdout(Stdio::null()).stderr(writer).spawn().expect("starts");
+    assert_eq!(until("its end", || refused.try_wait().expect("a child")).code(), Some(1));
+}
+
+#[test]
+fn a_standard_output_that_is_closed_or_full_ends_nothing() {
+    let (_folder, data) = folder();
+    let starts = |stdout: PipeWriter| {
+        let address = free_address();
+        let mut command = serving_at(&data, &address, "cpu");
+        let child = command.stdout(stdout).spawn().expect("a process");
+        let server = Server { child, lines: mpsc::channel().1 };
+        let url = format!("http://{address}");
+        until("it answers", || answers(&url).then_some(()));
+        (server, url)
+    };
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let (mut closed, url) = starts(writer);
+    let is_ready = |url: &str| ureq::get(format!("{url}/readyz")).call().is_ok().then_some(());
+    until("it is ready", || is_ready(&url));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(answers(&url));
+    goes(&mut closed);
+
+    let (reader, writer) = full_pipe();
+    let (mut full, url) = starts(writer);
+    until("it is ready", || is_ready(&url));
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(answers(&url));
+    goes(&mut full);
+    drop(reader);
+
+    // No secret was made that nobody has seen, and who reads late still reads all.
+    let (mut reader, writer) = full_pipe();
+    let (mut late, url) = starts(writer);
+    until("it is ready", || is_ready(&url));
+    let mut filling = vec![0; 65_536];
+    reader.read_exact(&mut filling).expect("read");
+    let mut lines = BufReader::new(reader).lines().map_while(Result::ok);
+    assert!(lines.any(|line| line.starts_with("The administrator's password, shown this once: ")));
+    assert!(lines.any(|line| line.starts_with("A demo key, shown this once: rgpu_")));
+    goes(&mut late);
+}
+
+#[test]
+fn a_terminal_that_is_gone_ends_the_worker_in_good_order() {
+    let (_folder, data) = folder();
+    let mut server = Server::start(&data, &[]);
+    server.line("Draw a picture:");
+    server.tell("-HUP");
+    let status = until("the end of the process", || server.child.try_wait().expect("a child"));
+    assert!(status.success(), "{status:?}");
+
+    // Whoever asked for it to go on, as `nohup` does, is heeded.
+    let direct = serving(&data);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(direct.get_program()).args(direct.get_args());
+    shell.current_dir(data.parent().expect("a folder around it")).stderr(Stdio::null());
+    let mut server = Server::of(&mut shell);
+    let url = server.url();
+    server.line(&format!("{MODEL} is ready"));
+    server.tell("-HUP");
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(answers(&url));
+    goes(&mut server);
 }
 
 fn get(url: &str, key: &str) -> Value {

@@ -1,13 +1,15 @@
 //! What `serve` says to the person who started it.
 
-use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::Keys;
 use super::engines::NotReady;
+use super::{DEMO_KEY_DAYS, Keys};
 use crate::catalog::Catalog;
 use crate::config::Config;
+use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
+use crate::shutdown::Shutdown;
+use crate::telemetry::pipe::{Pipe, Written};
 
 /// Where people and clients on this machine find the worker.
 pub(super) struct Urls {
@@ -33,61 +35,91 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 }
 
 /// Says what can be done now. On the first start it makes the administrator's password and the demo key: not before this
-/// is the moment to show them, since they are never shown again.
+/// is the moment to show them, and somebody has read what came before, since they are never shown again.
 pub(super) async fn greet(
-    out: &mut dyn Write,
+    (out, shutdown): (&Pipe, &Shutdown),
     urls: &Urls,
     catalog: &Catalog,
     not_ready: &[NotReady],
     (config, keys): (&Config, &Keys),
 ) -> anyhow::Result<()> {
-    let mut first_ready = None;
-    for (card, files) in catalog.served() {
-        if let Some(NotReady { cause, .. }) = not_ready.iter().find(|other| other.model == card.id) {
-            writeln!(out, "{} is not ready, and is tried again: {cause}", card.id)?;
-            continue;
-        }
-        let place = match files {
-            ModelFiles::Directory(directory) => directory.display().to_string(),
-            ModelFiles::Embedded(_) => "in the program".to_owned(),
-        };
-        writeln!(out, "{} is ready ({place})", card.id)?;
-        if let Some(notice) = &card.notice {
-            writeln!(out, "  note: {notice}")?;
-            tracing::warn!(model = %card.id, "{notice}");
-        }
-        first_ready.get_or_insert(card.id.clone());
+    let (about_models, first_ready) = models(catalog, not_ready);
+    out.send(about_models.as_bytes());
+    out.send(format!("The console is at {}/admin\n", urls.management).as_bytes());
+    if !is_read(out, shutdown).await {
+        return Ok(());
     }
-    writeln!(out, "The console is at {}/admin", urls.management)?;
-    out.flush()?;
     match keys.first_password().await? {
         Some(password) => {
-            writeln!(out, "The administrator's password, shown this once: {}", password.reveal())?;
-            writeln!(out, "  `fluxserve admin set-password` sets another")?;
+            let shown = format!("The administrator's password, shown this once: {}\n", password.reveal());
+            out.send(shown.as_bytes());
+            out.send(b"  `fluxserve admin set-password` sets another\n");
         }
         None if !keys.admin.has_password().await? => {
-            writeln!(out, "Nobody can sign in to it yet: `fluxserve admin set-password` sets a password")?;
+            out.send(b"Nobody can sign in to it yet: `fluxserve admin set-password` sets a password\n");
         }
         None => {}
     }
-    out.flush()?;
+    if !is_read(out, shutdown).await {
+        return Ok(());
+    }
     let demo_key = keys.demo_key(config).await?;
     let key = match &demo_key {
         Some(created) => {
             let key = created.plain.reveal();
-            writeln!(out, "A demo key, shown this once: {key}")?;
+            let shown = format!("A demo key, shown this once: {key}\n  it is good for {DEMO_KEY_DAYS} days\n");
+            out.send(shown.as_bytes());
             key
         }
         None => "$FLUXSERVE_API_KEY",
     };
     let Some(model) = first_ready else { return Ok(()) };
     let url = &urls.clients;
-    writeln!(
-        out,
+    let shown = format!(
         "Draw a picture:\n\n  curl --fail-with-body -sS {url}/v1/inference/image -H \"x-api-key: {key}\" \
          -H \"content-type: application/json\" -H \"accept: image/png\" -d '{{\"model\": \"{model}\", \"prompt\": \"a red circle on a blue background\"}}' \
-         --output picture.png\n",
-    )?;
-    out.flush()?;
+         --output picture.png\n\n",
+    );
+    out.send(shown.as_bytes());
     Ok(())
+}
+
+/// What is said of the models, and the first that draws.
+fn models(catalog: &Catalog, not_ready: &[NotReady]) -> (String, Option<ModelId>) {
+    let (mut lines, mut first_ready) = (Vec::new(), None);
+    for (card, files) in catalog.served() {
+        if let Some(NotReady { cause, .. }) = not_ready.iter().find(|other| other.model == card.id) {
+            lines.push(format!("{} is not ready, and is tried again: {cause}", card.id));
+            continue;
+        }
+        let place = match files {
+            ModelFiles::Directory(directory) => directory.display().to_string(),
+            ModelFiles::Embedded(_) => "in the program".to_owned(),
+        };
+        lines.push(format!("{} is ready ({place})", card.id));
+        if let Some(notice) = &card.notice {
+            lines.push(format!("  note: {notice}"));
+            tracing::warn!(model = %card.id, "{notice}");
+        }
+        first_ready.get_or_insert(card.id.clone());
+    }
+    // With an end of the last line, too.
+    lines.push(String::new());
+    (lines.join("\n"), first_ready)
+}
+
+/// Whether what was said so far was taken. Where nobody reads, the worker serves without a word, and makes no secrets
+/// that nobody would see.
+async fn is_read(out: &Pipe, shutdown: &Shutdown) -> bool {
+    let written = tokio::select! {
+        written = out.settled() => written,
+        () = shutdown.requested() => return false,
+    };
+    if let Written::Failed(kind) = written {
+        tracing::warn!(
+            "nobody reads standard output ({kind}), so no password and no key were made to be shown there: `fluxserve \
+             admin set-password` and `fluxserve keys create` make them"
+        );
+    }
+    written == Written::All
 }

@@ -1,7 +1,6 @@
 //! `serve`: from the configuration to a worker that answers, and back down again.
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,7 +29,8 @@ use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, JobService, JobSettings, START_IMAGE
 use crate::kubernetes::{Cluster, Kubernetes, KubernetesParts};
 use crate::queue::Queue;
 use crate::shutdown::{self, Shutdown, ShutdownTrigger};
-use crate::telemetry;
+use crate::telemetry::pipe::Pipe;
+use crate::telemetry::{self, LAST_LINES_DEADLINE};
 
 /// How often finished jobs are looked through for those whose time is over.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
@@ -42,19 +42,25 @@ const REQUEST_MARGIN: Duration = Duration::from_mins(1);
 const CONNECTIONS_CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Runs the worker until `shutdown` is requested and what it has accepted is done. What a person should see at the start
-/// goes to `out`.
+/// goes to `out`, and whether anybody reads it is all the same to the worker.
 ///
 /// # Errors
 /// When it cannot start.
-pub async fn serve(config: Config, shutdown: Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
+pub async fn serve(config: Config, shutdown: Shutdown, out: Pipe) -> anyhow::Result<()> {
     let logging = start_logs(&config)?;
-    let outcome = serve_until(&config, &shutdown, out).await;
-    // Waits for the collector of spans, and so is nothing for an async thread. A panic there must not hide the outcome.
-    drop(tokio::task::spawn_blocking(move || logging.finish()).await);
+    let outcome = serve_until(&config, &shutdown, &out).await;
+    // Waits for the collector of spans and whoever reads, and so is nothing for an async thread. A panic there must not
+    // hide the outcome.
+    let last_words = move || {
+        // Whether somebody has read them is all the same now.
+        let _ = out.flush(LAST_LINES_DEADLINE);
+        logging.finish();
+    };
+    drop(tokio::task::spawn_blocking(last_words).await);
     outcome
 }
 
-async fn serve_until(config: &Config, shutdown: &Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
+async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow::Result<()> {
     let sources = tokio::select! {
         sources = at_hand(config) => sources?,
         // What has come of a model stays, and the next start goes on from there.
@@ -192,12 +198,11 @@ impl Worker {
     }
 
     /// Tells what can be done as soon as it can be done; returns when it is time to finish.
-    async fn welcome(&self, context: (&Config, &Keys), shutdown: &Shutdown, out: &mut dyn Write) -> anyhow::Result<()> {
-        writeln!(out, "fluxserve listens on {}", self.urls.clients)?;
-        out.flush()?;
+    async fn welcome(&self, context: (&Config, &Keys), shutdown: &Shutdown, out: &Pipe) -> anyhow::Result<()> {
+        out.send(format!("fluxserve listens on {}\n", self.urls.clients).as_bytes());
         tokio::select! {
             not_ready = settled(&self.queues) => {
-                greet(out, &self.urls, &self.catalog, &not_ready?, context).await?;
+                greet((out, shutdown), &self.urls, &self.catalog, &not_ready?, context).await?;
                 shutdown.requested().await;
             }
             () = shutdown.requested() => {}

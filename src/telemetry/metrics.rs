@@ -26,6 +26,7 @@ const STEP_TOKENS: &str = "fluxserve_step_tokens";
 const STEP_PICTURES: &str = "fluxserve_step_pictures";
 const STEP_STOPS: &str = "fluxserve_step_stops_total";
 const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
+const LOG_LINES_DROPPED: &str = "fluxserve_log_lines_dropped_total";
 
 /// What kind of number a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,7 +57,7 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
 }
 
 /// Every metric. What draws or watches them can be held to this: `deploy/grafana` is.
-pub const METRICS: [Metric; 17] = [
+pub const METRICS: [Metric; 18] = [
     metric(HTTP_REQUESTS, Kind::Counter, &["route", "method", "status"], "HTTP requests answered"),
     metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its answer's head"),
     metric(JOBS, Kind::Counter, &["status"], "Jobs that ended"),
@@ -74,6 +75,12 @@ pub const METRICS: [Metric; 17] = [
     metric(STEP_PICTURES, Kind::Histogram, &["model"], "Pictures that shared one step"),
     metric(STEP_STOPS, Kind::Counter, &["model", "reason"], "Steps, by why no further picture was put into them"),
     metric(ENGINE_REBUILDS, Kind::Counter, &["model"], "Times an engine was thrown away and built again"),
+    metric(
+        LOG_LINES_DROPPED,
+        Kind::Counter,
+        &[],
+        "Lines of the log that nobody read in time, or that could not be written",
+    ),
 ];
 
 const SECONDS_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
@@ -114,6 +121,8 @@ fn builder() -> PrometheusBuilder {
 fn install_once() -> Option<MetricsHandle> {
     let handle = builder().install_recorder().ok()?;
     describe_all();
+    // There from the start, so that a first one is seen to come.
+    log_lines_dropped(0);
     let upkeep = handle.clone();
     let spawned = std::thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {
         loop {
@@ -204,6 +213,11 @@ pub fn step_done(model: &str, tokens: usize, took: Duration) {
     histogram!(STEP_TOKENS, "model" => model.to_owned()).record(tokens as f64);
 }
 
+/// So many lines of the log were dropped so far.
+pub(super) fn log_lines_dropped(so_far: u64) {
+    counter!(LOG_LINES_DROPPED).absolute(so_far);
+}
+
 /// An engine failed and is built again.
 pub fn engine_rebuilt(model: &str) {
     counter!(ENGINE_REBUILDS, "model" => model.to_owned()).increment(1);
@@ -227,6 +241,7 @@ mod tests {
         step_planned("a/model", "everyone_steps", 1);
         step_done("a/model", 1, second);
         engine_rebuilt("a/model");
+        log_lines_dropped(1);
     }
 
     fn word(kind: Kind) -> &'static str {
