@@ -3,7 +3,7 @@
 //! Owners share the device by weight, and within an owner jobs are drawn by rank. So by the time an owner has got the work
 //! `w` that its jobs up to this one need, every other owner has got its own share of the same time, or all it wanted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::Standing;
 use super::cost::CostModel;
@@ -27,9 +27,8 @@ pub(super) struct Outlook {
 /// When each job is likely to end.
 #[derive(Debug, Default)]
 pub(super) struct Forecast {
-    /// By likely end.
-    jobs: Vec<(Outlook, f64)>,
-    is_known: bool,
+    by_id: HashMap<JobId, Standing>,
+    first_end_seconds: Option<f64>,
 }
 
 impl Forecast {
@@ -56,22 +55,25 @@ impl Forecast {
             })
             .collect();
         ends.sort_by(|(_, one), (_, other)| one.total_cmp(other));
-        Self { jobs: ends, is_known: costs.is_known() }
+        let known = |seconds: f64| costs.is_known().then_some(seconds);
+        let mut waiting = 0;
+        let standing = |(job, seconds): &(Outlook, f64)| {
+            waiting += usize::from(!job.is_drawn);
+            let position = if job.is_drawn { 0 } else { waiting };
+            (job.id, Standing { position, eta_seconds: known(*seconds) })
+        };
+        let by_id = ends.iter().map(standing).collect();
+        Self { by_id, first_end_seconds: ends.first().and_then(|(_, seconds)| known(*seconds)) }
     }
 
     /// Where a job stands: 0 when it is drawn, else its place among those who wait.
     pub(super) fn standing(&self, id: JobId) -> Option<Standing> {
-        let place = self.jobs.iter().position(|(job, _)| job.id == id)?;
-        let (job, seconds) = &self.jobs[place];
-        let waiting = self.jobs[..=place].iter().filter(|(job, _)| !job.is_drawn).count();
-        let position = if job.is_drawn { 0 } else { waiting };
-        Some(Standing { position, eta_seconds: self.is_known.then_some(*seconds) })
+        self.by_id.get(&id).copied()
     }
 
     /// `None` when nobody is there or nothing is known.
     pub(super) fn seconds_until_somebody_leaves(&self) -> Option<f64> {
-        let (_, seconds) = self.jobs.first()?;
-        self.is_known.then_some(*seconds)
+        self.first_end_seconds
     }
 }
 

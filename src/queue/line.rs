@@ -1,18 +1,20 @@
 //! What the callers and the engines' threads share: the jobs that wait, wishes to cancel, a picture of what is being
 //! drawn, and who has had how much. Every lock is held for a few copies only, never over an engine call.
 
+mod forecasts;
+
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use forecasts::Reading;
 use tokio::sync::watch;
 
 use super::cost::{CostModel, WorkScale};
 use super::entry::{Entry, Shown};
 use super::event::{JobFailure, QueueEvent};
-use super::forecast::{Forecast, Outlook};
 use super::ledger::{Ledger, Share};
 use super::planner::Candidate;
-use super::{CancelCause, EngineState, Standing};
+use super::{CancelCause, EngineState};
 use crate::domain::ids::JobId;
 use crate::domain::priority::Priority;
 use crate::telemetry::metrics::{self, Waiting};
@@ -35,6 +37,8 @@ struct Inner {
     closed: bool,
     /// Since when no engine has been ready.
     down_since: Option<Instant>,
+    /// Another one as soon as somebody comes, is taken up or leaves.
+    crowd: u64,
 }
 
 pub(super) struct Line {
@@ -42,6 +46,8 @@ pub(super) struct Line {
     wake: Condvar,
     state: watch::Sender<EngineState>,
     epoch: Instant,
+    /// Always locked before `inner`. Who asks while it is worked out waits for it, and does not work it out again.
+    forecast: Mutex<Option<Reading>>,
 }
 
 /// What an engine's thread learns between two actions.
@@ -72,8 +78,10 @@ impl Line {
             draining: false,
             closed: false,
             down_since: Some(Instant::now()),
+            crowd: 0,
         };
-        Self { inner: Mutex::new(inner), wake: Condvar::new(), state, epoch: Instant::now() }
+        let epoch = Instant::now();
+        Self { inner: Mutex::new(inner), wake: Condvar::new(), state, epoch, forecast: Mutex::new(None) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -90,6 +98,7 @@ impl Line {
             return;
         }
         inner.waiting.push(entry);
+        inner.crowd += 1;
         self.wake.notify_all();
     }
 
@@ -97,6 +106,7 @@ impl Line {
         let mut inner = self.lock();
         if let Some(place) = inner.waiting.iter().position(|entry| entry.id == id) {
             let entry = inner.waiting.remove(place);
+            inner.crowd += 1;
             drop(inner);
             metrics::job_canceled(cause.as_str());
             entry.events.end(QueueEvent::Canceled);
@@ -109,14 +119,6 @@ impl Line {
             side.cancels.push((id, cause));
             self.wake.notify_all();
         }
-    }
-
-    pub(super) fn standing(&self, id: JobId) -> Option<Standing> {
-        self.lock().forecast(self.epoch).standing(id)
-    }
-
-    pub(super) fn seconds_until_somebody_leaves(&self) -> Option<f64> {
-        self.lock().forecast(self.epoch).seconds_until_somebody_leaves()
     }
 
     /// How many wait, and how many are being drawn.
@@ -155,6 +157,7 @@ impl Line {
     pub(super) fn set_state(&self, engine: usize, state: EngineState) {
         let mut inner = self.lock();
         inner.engines[engine].state = state;
+        inner.crowd += 1;
         let all = inner.state();
         match (&all, inner.down_since) {
             (EngineState::Ready, _) => inner.down_since = None,
@@ -183,6 +186,9 @@ impl Line {
     /// Shows what an engine holds.
     pub(super) fn show(&self, engine: usize, admitted: &[Shown]) {
         let mut inner = self.lock();
+        let side = &mut inner.engines[engine];
+        let is_same = side.admitted.iter().map(|shown| shown.id).eq(admitted.iter().map(|shown| shown.id));
+        inner.crowd += u64::from(!is_same);
         let side = &mut inner.engines[engine];
         side.admitted.clear();
         side.admitted.extend_from_slice(admitted);
@@ -216,13 +222,17 @@ impl Line {
         let entry = inner.waiting.remove(place);
         let side = &mut inner.engines[engine];
         side.admitted.push(Shown::new(&entry, side.scale));
+        inner.crowd += 1;
         Some(entry)
     }
 
     /// Lets a job wait again. It keeps the moment it came.
     pub(super) fn put_back(&self, entry: Entry) {
         entry.events.put_back();
-        self.lock().waiting.push(entry);
+        let mut inner = self.lock();
+        inner.waiting.push(entry);
+        inner.crowd += 1;
+        drop(inner);
         self.wake.notify_all();
     }
 
@@ -263,7 +273,10 @@ impl Line {
 
     /// Tells everyone in line that they have waited in vain.
     pub(super) fn fail_waiting(&self) {
-        let waiting = std::mem::take(&mut self.lock().waiting);
+        let mut inner = self.lock();
+        let waiting = std::mem::take(&mut inner.waiting);
+        inner.crowd += 1;
+        drop(inner);
         for entry in waiting {
             entry.fail(JobFailure::ENGINE_UNAVAILABLE, "the model's engine could not be started for too long");
         }
@@ -273,6 +286,7 @@ impl Line {
     pub(super) fn abandon(&self, engine: usize) {
         let mut inner = self.lock();
         inner.engines[engine].admitted.clear();
+        inner.crowd += 1;
         let is_last = inner.engines.iter().all(|side| side.state == EngineState::Gone);
         let waiting = if is_last || inner.closed { std::mem::take(&mut inner.waiting) } else { Vec::new() };
         inner.closed |= is_last;
@@ -310,7 +324,9 @@ impl Inner {
     }
 
     fn take_late(&mut self, now: Instant) -> Vec<Entry> {
-        self.waiting.extract_if(.., |entry| entry.is_late(now)).collect()
+        let late: Vec<Entry> = self.waiting.extract_if(.., |entry| entry.is_late(now)).collect();
+        self.crowd += late.len() as u64;
+        late
     }
 
     /// Who waits, and who is in this engine.
@@ -331,26 +347,5 @@ impl Inner {
         let admitted = side.admitted.iter().map(|shown| candidate(shown, true));
         let waiting = self.waiting.iter().map(|entry| candidate(&Shown::new(entry, side.scale), false));
         admitted.chain(waiting).collect()
-    }
-
-    fn forecast(&self, epoch: Instant) -> Forecast {
-        // Where engines differ, the first one's measure serves for all.
-        let ready = || self.engines.iter().filter(|side| side.state == EngineState::Ready);
-        let Some(side) = ready().find(|side| side.costs.is_known()).or(self.engines.first()) else {
-            return Forecast::default();
-        };
-        let now = epoch.elapsed().as_secs_f64();
-        let outlook = |shown: &Shown, is_drawn: bool| Outlook {
-            id: shown.id,
-            owner: shown.owner,
-            weight: shown.terms.owner_priority.weight(),
-            rank: shown.urgency(epoch, &side.costs).rank(now),
-            work: shown.step_work * f64::from(shown.steps_left),
-            alone_seconds: shown.left_seconds(&side.costs),
-            is_drawn,
-        };
-        let drawn = self.engines.iter().flat_map(|side| &side.admitted).map(|shown| outlook(shown, true));
-        let waiting = self.waiting.iter().map(|entry| outlook(&Shown::new(entry, side.scale), false));
-        Forecast::new(drawn.chain(waiting).collect(), &side.costs, ready().count())
     }
 }

@@ -349,3 +349,23 @@ async fn a_deadline_passes_also_while_there_is_no_engine() {
     assert_eq!(failure.code, JobFailure::DEADLINE_PASSED);
     queue.close();
 }
+
+#[tokio::test]
+async fn a_list_of_jobs_takes_one_forecast_and_one_who_comes_is_in_the_next() {
+    let (queue, _steps) = gated().await;
+    let place = || queue.reserve_again(KeyId::generate()).expect("a place");
+    let first = JobId::generate();
+    let mut events = place().submit(first, spec(), Terms::default());
+    assert_eq!(next(&mut events).await, Some(QueueEvent::Started));
+    let is_shared = (0..20).any(|_| {
+        let (one, other) = (queue.line.forecast(), queue.line.forecast());
+        Arc::ptr_eq(&one, &other)
+    });
+    assert!(is_shared, "worked out anew for each job of a list");
+    let second = JobId::generate();
+    let _waiting = place().submit(second, spec(), Terms::default());
+    assert!(queue.standing(first).is_some() && queue.standing(second).is_some());
+    queue.cancel(second, CancelCause::Request);
+    until("it has left", || queue.standing(second).is_none()).await;
+    queue.close();
+}
