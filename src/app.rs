@@ -12,6 +12,7 @@ mod hub;
 mod key_rights;
 mod loading;
 mod models;
+mod results_disk;
 mod revoked_keys;
 mod serve;
 
@@ -40,7 +41,7 @@ use crate::domain::limits::KeyLimits;
 use crate::domain::password::AdminPassword;
 use crate::domain::scope::Scope;
 use crate::domain::usage::{Day, DayUsage, by_day};
-use crate::jobs::WorkBook;
+use crate::jobs::{WorkBook, rotate_link_secret};
 use crate::kubernetes::unknown_namespaces;
 use crate::store::Store;
 
@@ -50,6 +51,15 @@ pub(crate) const DEMO_KEY_DAYS: i64 = 30;
 /// The description of the HTTP API: OpenAPI 3.1, as JSON.
 pub fn api_description() -> String {
     crate::http::openapi_json()
+}
+
+/// Withdraws every link to a picture that was given out.
+///
+/// # Errors
+/// When there is no data folder, or the new secret cannot be written.
+pub fn rotate_links(config: &Config) -> anyhow::Result<()> {
+    let path = config.link_secret_path();
+    rotate_link_secret(&path).with_context(|| format!("writing `{}`", path.display()))
 }
 
 /// The database, the keys in it, and who manages them.

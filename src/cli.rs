@@ -10,6 +10,7 @@ mod bench;
 mod generate;
 mod keys;
 mod kubernetes;
+mod links;
 mod load_bar;
 mod models;
 mod table;
@@ -26,6 +27,7 @@ pub use bench::BenchCommand;
 pub use generate::GenerateArgs;
 pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
+pub use links::LinksCommand;
 pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
 
 use crate::config::{Config, Flags, VARIABLES};
@@ -77,6 +79,9 @@ pub enum Command {
     /// Say who may manage the worker over HTTP
     #[command(subcommand)]
     Admin(AdminCommand),
+    /// Withdraw the links to pictures that need no key
+    #[command(subcommand)]
+    Links(LinksCommand),
     /// Copy the database into a file, also while a server runs
     Backup(BackupArgs),
     /// Fetch models, see which there are and whether they are complete
@@ -172,6 +177,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,
         Command::Kubernetes(command) => kubernetes::run(command, &Config::load(flags)?, out, notes).await,
         Command::Admin(command) => admin::run(command, &Config::load(flags)?, input, notes).await,
+        Command::Links(command) => links::run(&command, &Config::load(flags)?, notes),
         Command::Backup(arguments) => backup::run(&arguments, &Config::load(flags)?, notes).await,
         Command::Models(command) => models::run(command, &Config::load(flags)?, out, notes).await,
         Command::Bench(command) => {

@@ -120,6 +120,8 @@ pub struct QueueConfig {
 pub struct ResultsConfig {
     /// How long finished pictures stay.
     pub retention_seconds: u64,
+    /// How long a link to one is good that needs no key.
+    pub link_seconds: u64,
     /// How much disk they may take; the oldest go first.
     pub bytes_max: u64,
     /// Whether a picture's file says how it was drawn; never the prompt.
@@ -208,6 +210,7 @@ impl Default for Config {
             queue: QueueConfig { jobs_max: 256 },
             results: ResultsConfig {
                 retention_seconds: 24 * 60 * 60,
+                link_seconds: 60 * 60,
                 bytes_max: 10 * 1024 * 1024 * 1024,
                 provenance: true,
             },
@@ -294,6 +297,12 @@ impl Config {
     #[must_use]
     pub fn own_kubeconfig(&self) -> PathBuf {
         self.kubernetes_dir().join("kubeconfig")
+    }
+
+    /// The secret behind links to pictures. Beside the database, and not in it: no copy of that is to open pictures.
+    #[must_use]
+    pub fn link_secret_path(&self) -> PathBuf {
+        self.data_dir.join("links.secret")
     }
 
     /// The folder of finished pictures.

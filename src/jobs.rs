@@ -4,12 +4,16 @@
 //! acceptance is reported, so it survives a crash: at the next start it is drawn again with the same seed.
 
 mod allowance;
+mod disk;
 mod idempotency;
+mod links;
+mod orphans;
 mod owners;
 mod pictures;
 mod reach;
 mod recorder;
 mod recovery;
+mod reports;
 mod request;
 mod results;
 mod service;
@@ -30,9 +34,10 @@ use time::OffsetDateTime;
 
 pub use allowance::LimitReached;
 pub use idempotency::RepeatKey;
+pub use links::{ResultLink, rotate_link_secret};
 pub use reach::Reach;
 pub use request::JobRequest;
-pub use results::ResultLink;
+pub use results::{results_disk_bytes, try_results};
 pub use service::{JobService, ServiceParts};
 pub use statistics::{Minute, Statistics};
 pub use submission::{AcceptedJob, Submission, Submitted};
@@ -60,6 +65,13 @@ pub const START_IMAGES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 pub struct JobSettings {
     /// Where pictures are kept; made where it is missing.
     pub results_directory: PathBuf,
+    /// The file of the secret behind links to pictures; made where it is missing. Not part of the database, so that no
+    /// copy of that opens pictures.
+    pub link_secret_path: PathBuf,
+    /// How long a link to a picture is good.
+    pub link_life: Duration,
+    /// How long a picture is offered to a disk that does not take it before its job fails.
+    pub storage_patience: Duration,
     /// How long a finished job and its picture are kept.
     pub results_retention: Duration,
     /// How much disk pictures may take; the oldest go first. Looked after by the sweep, so passed for a while.

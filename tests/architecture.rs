@@ -59,7 +59,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["reqwest"], &["hub"]),
     (&["rustls_platform_verifier"], &["hub/client"]),
     (&["sha1", "sha2"], &["hub/checksum"]),
-    (&["fs4"], &["hub/download"]),
+    (&["fs4"], &["hub/download", "jobs/results"]),
     (&["tokio_rustls"], &["http/server/tls", "hub/client"]),
     (
         &["opentelemetry", "opentelemetry_*", "rustls", "rustls_native_certs", "tracing_opentelemetry", "ureq"],

@@ -16,7 +16,7 @@ use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
 use super::hub::at_hand;
 use super::models::catalog_of;
-use super::revoked_keys;
+use super::{results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, LogFormat};
@@ -34,6 +34,9 @@ use crate::telemetry::{self, LAST_LINES_DEADLINE};
 
 /// How often finished jobs are looked through for those whose time is over.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
+
+/// How long a picture is offered to a disk that does not take it: full, out of descriptors, or not mounted just now.
+const STORAGE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a request may take beyond the longest wait it can ask for.
 const REQUEST_MARGIN: Duration = Duration::from_mins(1);
@@ -162,6 +165,9 @@ impl Worker {
         let kubernetes = open_kubernetes(config, keys, &parts.clock)
             .await
             .inspect_err(|_| queues.values().for_each(Queue::close))?;
+        if let Some(note) = results_disk::too_small(config) {
+            tracing::warn!("{note}");
+        }
         let jobs = JobService::start(parts).await.inspect_err(|_| queues.values().for_each(Queue::close))?;
         let routers = http::routers(HttpParts {
             jobs: jobs.clone(),
@@ -267,6 +273,9 @@ fn start_logs(config: &Config) -> anyhow::Result<telemetry::Logging> {
 fn job_settings(config: &Config) -> JobSettings {
     JobSettings {
         results_directory: config.results_dir(),
+        link_secret_path: config.link_secret_path(),
+        link_life: Duration::from_secs(config.results.link_seconds),
+        storage_patience: STORAGE_PATIENCE,
         results_retention: Duration::from_secs(config.results.retention_seconds),
         results_bytes_max: config.results.bytes_max,
         ended_jobs_per_owner_max: ENDED_JOBS_PER_OWNER_MAX,

@@ -121,6 +121,8 @@ pub(super) const QUEUE_JOBS_MAX: Variable =
     variable("FLUXSERVE_QUEUE_JOBS_MAX", "queue.jobs_max", "most jobs waiting or running");
 pub(super) const RESULTS_RETENTION_SECONDS: Variable =
     variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "results.retention_seconds", "how long finished pictures stay");
+pub(super) const RESULTS_LINK_SECONDS: Variable =
+    variable("FLUXSERVE_RESULTS_LINK_SECONDS", "results.link_seconds", "how long a link to a picture is good");
 pub(super) const RESULTS_BYTES_MAX: Variable =
     variable("FLUXSERVE_RESULTS_BYTES_MAX", "results.bytes_max", "most disk space for finished pictures");
 pub(super) const RESULTS_PROVENANCE: Variable = variable(
@@ -167,7 +169,7 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 44] = [
+pub const VARIABLES: [Variable; 45] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -189,6 +191,7 @@ pub const VARIABLES: [Variable; 44] = [
     HTTP_PUBLIC_URL,
     QUEUE_JOBS_MAX,
     RESULTS_RETENTION_SECONDS,
+    RESULTS_LINK_SECONDS,
     RESULTS_BYTES_MAX,
     RESULTS_PROVENANCE,
     LOG_FILTER,
@@ -363,6 +366,7 @@ impl<'a> Environment<'a> {
             queue: QueueSettings { jobs_max: self.number(&QUEUE_JOBS_MAX)? },
             results: ResultsSettings {
                 retention_seconds: self.number(&RESULTS_RETENTION_SECONDS)?,
+                link_seconds: self.number(&RESULTS_LINK_SECONDS)?,
                 bytes_max: self.number(&RESULTS_BYTES_MAX)?,
                 provenance: self.yes_or_no(&RESULTS_PROVENANCE)?,
             },

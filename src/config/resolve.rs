@@ -23,6 +23,7 @@ const CONNECTIONS_MAX: RangeInclusive<u64> = 2..=100_000;
 const HEADER_DEADLINE_SECONDS: RangeInclusive<u64> = 1..=300;
 const JOBS_MAX: RangeInclusive<u64> = 1..=100_000;
 const RETENTION_SECONDS: RangeInclusive<u64> = 60..=366 * 24 * 60 * 60;
+const LINK_SECONDS: RangeInclusive<u64> = 60..=366 * 24 * 60 * 60;
 const BYTES_MAX: RangeInclusive<u64> = 1024 * 1024..=1 << 50;
 /// Most models of one worker.
 const MODELS_MAX: usize = 64;
@@ -98,6 +99,12 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
                 |settings| settings.results.retention_seconds,
                 &RETENTION_SECONDS,
                 default.results.retention_seconds,
+            )?,
+            link_seconds: number(
+                &env::RESULTS_LINK_SECONDS,
+                |settings| settings.results.link_seconds,
+                &LINK_SECONDS,
+                default.results.link_seconds,
             )?,
             bytes_max: number(
                 &env::RESULTS_BYTES_MAX,

@@ -67,6 +67,7 @@ pub(super) struct QueueSettings {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ResultsSettings {
     pub(super) retention_seconds: Option<u64>,
+    pub(super) link_seconds: Option<u64>,
     pub(super) bytes_max: Option<u64>,
     pub(super) provenance: Option<bool>,
 }

@@ -72,6 +72,7 @@ jobs_max = 8
 
 [results]
 retention_seconds = 3600
+link_seconds = 600
 bytes_max = 1048576
 provenance = false
 
@@ -140,7 +141,7 @@ fn every_field_of_the_file_is_read() {
             public_url: Some("https://images.example.org".parse().expect("a URL")),
         },
         queue: QueueConfig { jobs_max: 8 },
-        results: ResultsConfig { retention_seconds: 3600, bytes_max: 1_048_576, provenance: false },
+        results: ResultsConfig { retention_seconds: 3600, link_seconds: 600, bytes_max: 1_048_576, provenance: false },
         log: LogConfig { filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
         kubernetes: KubernetesConfig {
@@ -179,6 +180,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_HTTP_PUBLIC_URL", "https://images.example.org")
         .variable("FLUXSERVE_QUEUE_JOBS_MAX", "8")
         .variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "3600")
+        .variable("FLUXSERVE_RESULTS_LINK_SECONDS", "600")
         .variable("FLUXSERVE_RESULTS_BYTES_MAX", "1048576")
         .variable("FLUXSERVE_RESULTS_PROVENANCE", "false")
         .variable("FLUXSERVE_LOG_FILTER", "warn")

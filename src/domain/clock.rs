@@ -1,6 +1,7 @@
 //! Time as a dependency, so that expiry can be tested without waiting.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
@@ -8,6 +9,10 @@ use time::OffsetDateTime;
 pub trait Clock: Send + Sync {
     /// The present moment, UTC.
     fn now(&self) -> OffsetDateTime;
+
+    /// How long this process has run, about: only differences mean anything. Unlike [`Clock::now`] it never goes back or
+    /// leaps, whoever sets the machine's clock meanwhile, so it is what waits and rates are measured by.
+    fn uptime(&self) -> Duration;
 }
 
 /// The moment without what the database does not keep of it: what is told when something is made is then what is told of
@@ -25,27 +30,46 @@ impl Clock for SystemClock {
     fn now(&self) -> OffsetDateTime {
         OffsetDateTime::now_utc()
     }
+
+    fn uptime(&self) -> Duration {
+        static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+        BEGINNING.elapsed()
+    }
 }
 
 /// A clock that stands still until it is told to move: for tests.
 #[derive(Debug, Clone)]
-pub struct ManualClock(Arc<Mutex<OffsetDateTime>>);
+pub struct ManualClock(Arc<Mutex<(OffsetDateTime, Duration)>>);
 
 impl ManualClock {
     /// A clock standing at `now`.
     pub fn new(now: OffsetDateTime) -> Self {
-        Self(Arc::new(Mutex::new(now)))
+        Self(Arc::new(Mutex::new((now, Duration::ZERO))))
     }
 
-    /// Moves the clock forward (or back, with a negative duration).
+    /// Lets time pass. With a negative duration the clock is set back, as [`ManualClock::set_by`] does.
     pub fn advance(&self, by: time::Duration) {
-        let mut now = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, uptime) = &mut *self.lock();
         *now += by;
+        *uptime += Duration::try_from(by).unwrap_or_default();
+    }
+
+    /// Sets the clock ahead, or back, without any time passing.
+    pub fn set_by(&self, by: time::Duration) {
+        self.lock().0 += by;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (OffsetDateTime, Duration)> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Clock for ManualClock {
     fn now(&self) -> OffsetDateTime {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lock().0
+    }
+
+    fn uptime(&self) -> Duration {
+        self.lock().1
     }
 }

@@ -23,6 +23,9 @@ use crate::jobs::{JobsError, LimitReached};
 const DRAINING_RETRY_AFTER_SECONDS: u64 = 30;
 /// An engine takes seconds to minutes to load.
 const LOADING_RETRY_AFTER_SECONDS: u64 = 10;
+/// A lock passes in seconds, and a disk that was full is looked after by then. Each try has the client wait for the
+/// database, too.
+const STORAGE_RETRY_AFTER_SECONDS: u64 = 5;
 
 /// Jobs end all the time, and those who watch them leave then.
 const WATCH_RETRY_AFTER_SECONDS: u64 = 5;
@@ -303,7 +306,9 @@ impl From<JobsError> for ApiError {
                 Self::new(ErrorCode::QueueFull).with_retry_after(retry_after_seconds)
             }
             JobsError::Draining => Self::new(ErrorCode::Draining).with_retry_after(DRAINING_RETRY_AFTER_SECONDS),
-            error @ JobsError::Storage(_) => Self::new(ErrorCode::StorageUnavailable).with_cause(&causes(&error)),
+            error @ JobsError::Storage(_) => Self::new(ErrorCode::StorageUnavailable)
+                .with_retry_after(STORAGE_RETRY_AFTER_SECONDS)
+                .with_cause(&causes(&error)),
         }
     }
 }

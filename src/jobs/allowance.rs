@@ -131,8 +131,9 @@ async fn take_of_owner(inner: &Inner, submission: &Submission, queue: &Queue) ->
     let _turn = inner.allowances.day_turn.lock().await;
     let now = inner.clock.now();
     let today = Day::of(now);
-    let done: u64 = inner.store.work_by_day(*owner, today).await?.iter().map(|(_, work)| work.pixel_steps).sum();
+    // In this order: a job that ends in between counts twice for a moment, and not nowhere.
     let promised = inner.allowances.outstanding().get(owner).map_or(0, |own| own.pixel_steps);
+    let done: u64 = inner.store.work_by_day(*owner, today).await?.iter().map(|(_, work)| work.pixel_steps).sum();
     let left = (u64::from(limit) * PIXELS_PER_MEGAPIXEL).saturating_sub(done + promised);
     if pixel_steps > left {
         return Err(JobsError::LimitReached(LimitReached::MegapixelSteps {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use super::results::ResultLink;
+use super::links::ResultLink;
 use super::service::Inner;
 use super::{Job, JobService, JobsError, Picture, Reach};
 use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
-use crate::domain::ids::JobId;
+use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
 use crate::encode::encode;
 
@@ -33,16 +33,15 @@ impl JobService {
         encoded(preview, OutputFormat::Png).await
     }
 
-    /// The picture of a job, for anyone who has a link to it.
+    /// Whose picture a link leads to. It is good for as long as that key is, which whoever asks has to see to.
     ///
     /// # Errors
-    /// [`JobsError::LinkRefused`], else as [`JobService::picture`].
-    pub async fn picture_by_link(&self, id: JobId, link: &ResultLink) -> Result<Picture, JobsError> {
+    /// [`JobsError::LinkRefused`], or as [`JobService::get`].
+    pub async fn owner_by_link(&self, id: JobId, link: &ResultLink) -> Result<KeyId, JobsError> {
         if !self.0.signer.accepts(id, link, self.0.clock.now()) {
             return Err(JobsError::LinkRefused);
         }
-        let job = self.0.store.get(id).await?;
-        self.0.read_picture(job).await
+        Ok(self.0.store.get(id).await?.owner)
     }
 }
 

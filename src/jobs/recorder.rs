@@ -3,11 +3,12 @@
 
 use std::time::{Duration, Instant};
 
+use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::JobError;
 use super::service::{Inner, Live};
-use super::store::Ending;
+use super::store::{Ending, JobEnd};
 use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
@@ -22,6 +23,8 @@ use crate::telemetry::metrics;
 /// Wait before a job's end is written down a second time; doubled before each further try, up to the longest.
 const WRITE_RETRY_DELAY: Duration = Duration::from_millis(200);
 const WRITE_RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
+/// Wait before a job's start is written down again that the database did not take.
+const START_RETRY_DELAY: Duration = Duration::from_secs(1);
 /// How often one job complains that its end cannot be written down.
 const WRITE_FAILURE_LOG_INTERVAL: Duration = Duration::from_mins(1);
 
@@ -38,9 +41,24 @@ pub(super) struct Recorder {
     pub(super) pixels: u64,
     pub(super) format: OutputFormat,
     pub(super) provenance: Option<Provenance>,
-    pub(super) created_at: time::OffsetDateTime,
-    pub(super) deadline_at: Option<time::OffsetDateTime>,
+    pub(super) created_at: OffsetDateTime,
+    pub(super) deadline_at: Option<OffsetDateTime>,
     pub(super) live: watch::Sender<Live>,
+}
+
+/// What came of a job in the engine.
+#[derive(Clone, Copy)]
+struct Drawn {
+    began_at: Option<OffsetDateTime>,
+    engine_time: Duration,
+}
+
+/// The start of a job, as far as it is written down.
+#[derive(Default)]
+struct Start {
+    began_at: Option<OffsetDateTime>,
+    /// When to write it down again: it has not been.
+    retry_at: Option<tokio::time::Instant>,
 }
 
 /// What the file of a picture tells of itself, if anything.
@@ -52,66 +70,103 @@ pub(super) fn provenance(inner: &Inner, spec: &GenerateSpec) -> Option<Provenanc
 impl Recorder {
     /// Listens to the end. When the service was closed with the job unfinished, the row stays as it is: the next start
     /// draws it. The job keeps its place in the queue until its end is written down, so that ends which wait for the
-    /// database are bounded, too.
+    /// database or the disk are bounded, too.
     pub(super) async fn run(self, inner: &Inner, mut events: JobEvents) {
-        let mut is_running = false;
+        let mut start = Start::default();
         let mut has_ended = false;
-        while let Some(event) = events.next().await {
-            if !is_running && matches!(event, QueueEvent::Started | QueueEvent::Step { .. }) {
-                is_running = true;
-                if let Err(error) = inner.store.set_running(self.id, inner.clock.now()).await {
-                    tracing::warn!(job = %self.id, %error, "the start of a job was not written down");
+        loop {
+            let event = tokio::select! {
+                biased;
+                event = events.next() => event,
+                () = start.retry() => {
+                    self.note_start(inner, &mut start).await;
+                    continue;
                 }
+            };
+            let Some(event) = event else { break };
+            if start.began_at.is_none() && matches!(event, QueueEvent::Started | QueueEvent::Step { .. }) {
+                start.began_at = Some(inner.clock.now());
+                self.note_start(inner, &mut start).await;
             }
             has_ended = matches!(event, QueueEvent::Finished(_) | QueueEvent::Failed(_) | QueueEvent::Canceled);
+            let drawn = Drawn { began_at: start.began_at, engine_time: events.engine_time() };
             match event {
                 QueueEvent::Started | QueueEvent::PutBack => self.live.send_modify(|live| live.step = 0),
                 QueueEvent::Step { step, .. } => self.live.send_modify(|live| live.step = step),
-                QueueEvent::Finished(picture) => self.keep(inner, picture, events.engine_time()).await,
+                QueueEvent::Finished(picture) => self.keep(inner, picture, drawn).await,
                 QueueEvent::Failed(JobFailure { code, reason }) => {
                     let error = JobError { code: code.to_owned(), reason };
-                    self.end(inner, Ending::Failed(error), events.engine_time()).await;
+                    self.end(inner, Ending::Failed(error), drawn).await;
                 }
-                QueueEvent::Canceled => self.end(inner, Ending::Canceled, events.engine_time()).await,
+                QueueEvent::Canceled => self.end(inner, Ending::Canceled, drawn).await,
             }
         }
         if !has_ended && !inner.is_closed() {
-            self.fail(inner, NOBODY_DRAWS, events.engine_time()).await;
+            let drawn = Drawn { began_at: start.began_at, engine_time: events.engine_time() };
+            self.fail(inner, NOBODY_DRAWS, drawn).await;
         }
     }
 
-    async fn fail(&self, inner: &Inner, (code, reason): Failure, engine_time: Duration) {
-        self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() }), engine_time).await;
+    /// Writes down that the engine has begun the job, which then counts should the process go down. What the database
+    /// does not take now is tried again while the job is drawn.
+    async fn note_start(&self, inner: &Inner, start: &mut Start) {
+        let Some(began_at) = start.began_at else { return };
+        start.retry_at = None;
+        if let Err(error) = inner.store.set_running(self.id, began_at).await {
+            tracing::warn!(job = %self.id, %error, "the start of a job was not written down; trying on");
+            start.retry_at = Some(tokio::time::Instant::now() + START_RETRY_DELAY);
+        }
     }
 
-    async fn keep(&self, inner: &Inner, picture: RgbImage, engine_time: Duration) {
-        let (id, format, files, provenance) = (self.id, self.format, inner.files.clone(), self.provenance.clone());
-        let stored = tokio::task::spawn_blocking(move || {
-            let bytes = encode_with(&picture, format, provenance.as_ref())
-                .map_err(|error| (ENCODING_FAILED, error.to_string()))?;
-            files.write(id, format, &bytes).map_err(|error| (STORAGE_FAILED, error.to_string()))?;
-            Ok(bytes.len())
-        });
-        let (failure, cause) = match stored.await {
-            Ok(Ok(result_bytes)) => return self.end(inner, Ending::Succeeded { result_bytes }, engine_time).await,
-            Ok(Err(failure)) => failure,
-            Err(panic) => (ENCODING_FAILED, panic.to_string()),
+    async fn fail(&self, inner: &Inner, (code, reason): Failure, drawn: Drawn) {
+        self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() }), drawn).await;
+    }
+
+    async fn keep(&self, inner: &Inner, picture: RgbImage, drawn: Drawn) {
+        let (id, format, provenance) = (self.id, self.format, self.provenance.clone());
+        let encoding = tokio::task::spawn_blocking(move || encode_with(&picture, format, provenance.as_ref()));
+        let encoded = match encoding.await {
+            Ok(encoded) => encoded.map_err(|error| error.to_string()),
+            Err(panic) => Err(panic.to_string()),
+        };
+        let (failure, cause) = match encoded {
+            Ok(bytes) => {
+                let result_bytes = bytes.len();
+                match inner.store_picture(id, format, bytes).await {
+                    Ok(()) => return self.end(inner, Ending::Succeeded { result_bytes }, drawn).await,
+                    Err(error) if inner.is_closed() => {
+                        tracing::warn!(job = %id, %error, "a picture is lost; the next start draws it again");
+                        return;
+                    }
+                    Err(error) => (STORAGE_FAILED, error.to_string()),
+                }
+            }
+            Err(cause) => (ENCODING_FAILED, cause),
         };
         tracing::error!(job = %id, %cause, "{}", failure.1);
-        self.fail(inner, failure, engine_time).await;
+        self.fail(inner, failure, drawn).await;
+    }
+
+    /// What an ending costs the owner. A picture that was drawn and lost here costs it nothing.
+    fn work(&self, ending: &Ending, engine_time: Duration) -> Work {
+        let is_lost_here = matches!(ending, Ending::Failed(JobError { code, .. })
+            if [STORAGE_FAILED, ENCODING_FAILED].iter().any(|(lost, _)| code == lost));
+        let steps = if is_lost_here { 0 } else { self.live.borrow().step };
+        Work {
+            images: u64::from(matches!(ending, Ending::Succeeded { .. })),
+            pixel_steps: self.pixels * u64::from(steps),
+            engine_time,
+        }
     }
 
     /// Writes the end down, however long the database takes to come back: what was drawn must not be drawn again.
-    async fn end(&self, inner: &Inner, ending: Ending, engine_time: Duration) {
-        let work = Work {
-            images: u64::from(matches!(ending, Ending::Succeeded { .. })),
-            pixel_steps: self.pixels * u64::from(self.live.borrow().step),
-            engine_time,
-        };
+    async fn end(&self, inner: &Inner, ending: Ending, Drawn { began_at, engine_time }: Drawn) {
+        let work = self.work(&ending, engine_time);
         let (row_id, status, ended_at) = (self.id.to_string(), ending.status(), inner.clock.now());
+        let end = JobEnd { ending, at: ended_at, began_at, drawn: Some((self.owner, work)) };
         let mut delay = WRITE_RETRY_DELAY;
         let mut told_at: Option<Instant> = None;
-        while let Err(error) = inner.store.set_final(&row_id, &ending, ended_at, Some((self.owner, work))).await {
+        while let Err(error) = inner.store.set_final(&row_id, &end).await {
             if inner.store.is_closed() {
                 tracing::error!(job = %self.id, "the end of a job is lost; the next start draws it again");
                 return;
@@ -129,5 +184,15 @@ impl Recorder {
             metrics::job_in_time();
         }
         tracing::info!(job = %self.id, %status, seconds = took.as_secs_f64(), "job ended");
+    }
+}
+
+impl Start {
+    /// Waits until it is to be written down again; for ever where it has been.
+    async fn retry(&self) {
+        match self.retry_at {
+            Some(moment) => tokio::time::sleep_until(moment).await,
+            None => std::future::pending().await,
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::service::{Inner, ToDraw};
 use super::start_images;
-use super::store::{Ending, OpenJob, UnreadableJob};
+use super::store::{Ending, JobEnd, OpenJob, UnreadableJob};
 use super::{Job, JobError, JobsError};
 use crate::domain::engine::RgbImage;
 use crate::domain::spec::GenerateSpec;
@@ -53,7 +53,8 @@ const UNREADABLE: Hopeless =
 async fn give_up(inner: &Inner, row_id: &str, Hopeless { code, reason }: &Hopeless) -> Result<(), JobsError> {
     tracing::warn!(row_id, code, "an unfinished job is given up");
     let ending = Ending::Failed(JobError { code: (*code).into(), reason: (*reason).into() });
-    inner.store.set_final(row_id, &ending, inner.clock.now(), None).await
+    let end = JobEnd { ending, at: inner.clock.now(), began_at: None, drawn: None };
+    inner.store.set_final(row_id, &end).await
 }
 
 async fn place_for(inner: &Inner, open: &OpenJob) -> Result<Result<(Place, GenerateSpec), Hopeless>, JobsError> {

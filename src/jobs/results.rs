@@ -1,23 +1,34 @@
-//! Pictures as files, and links to them that need no key.
+//! Pictures as files.
 //!
-//! A file is written beside its place and renamed into it, so that a half-written picture is never served. A link is
-//! a keyed hash over the job and the moment the link expires; the secret is kept in the database.
+//! A file is written beside its place and renamed into it, so that a half-written picture is never served.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-
-use time::OffsetDateTime;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::{Duration, SystemTime};
 
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
 
 const UNFINISHED_EXTENSION: &str = "part";
+/// About what a small picture takes, so that a disk that takes the proof takes a picture, too.
+const PROBE_BYTES: usize = 64 * 1024;
+/// Names looked at in one go.
+const PAGE_FILES: usize = 1000;
 
 /// The folder of pictures. Its functions block; async callers take them off their threads.
 #[derive(Debug, Clone)]
 pub(super) struct ResultFiles {
     directory: PathBuf,
+    /// Held while the folder is tried: of a disk that hangs one thread waits, and not one for everyone who asks.
+    probing: Arc<Mutex<()>>,
+}
+
+/// Names of pictures in the folder that have been there for some time, page by page.
+pub(super) struct OldPictures {
+    entries: fs::ReadDir,
+    age_min: Duration,
 }
 
 impl ResultFiles {
@@ -26,24 +37,24 @@ impl ResultFiles {
         make_private(directory)?;
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == UNFINISHED_EXTENSION) {
-                fs::remove_file(path)?;
+            if path.extension().is_some_and(|extension| extension == UNFINISHED_EXTENSION)
+                && let Err(error) = fs::remove_file(&path)
+            {
+                // No reason not to draw.
+                tracing::warn!(%error, file = %path.display(), "a half-written picture cannot be removed");
             }
         }
-        Ok(Self { directory: directory.to_owned() })
+        Ok(Self { directory: directory.to_owned(), probing: Arc::default() })
     }
 
     pub(super) fn path(&self, id: JobId, format: OutputFormat) -> PathBuf {
         self.directory.join(format!("{id}.{}", format.extension()))
     }
 
-    /// Writes a picture that survives a crash of the machine once this has returned.
+    /// Writes a picture that survives a crash of the machine once this has returned. A folder that is gone is made anew.
     pub(super) fn write(&self, id: JobId, format: OutputFormat, bytes: &[u8]) -> io::Result<()> {
-        let unfinished = self.directory.join(format!("{id}.{UNFINISHED_EXTENSION}"));
-        let written = create_private(&unfinished).and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        });
+        let unfinished = self.unfinished(&id.to_string());
+        let written = self.write_unfinished(&unfinished, bytes);
         if let Err(error) = written.and_then(|()| fs::rename(&unfinished, self.path(id, format))) {
             // Where the disk is full, the half-written file is what fills it.
             drop(fs::remove_file(&unfinished));
@@ -52,13 +63,88 @@ impl ResultFiles {
         File::open(&self.directory)?.sync_all()
     }
 
-    /// Removes a picture; one that is not there is fine.
-    pub(super) fn remove(&self, id: JobId, format: OutputFormat) -> io::Result<()> {
-        match fs::remove_file(self.path(id, format)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+    /// Proves that a picture could be written now: writes as much, has the disk confirm it, and removes it.
+    pub(super) fn probe(&self) -> io::Result<()> {
+        let _turn = match self.probing.try_lock() {
+            Ok(turn) => turn,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the disk has not confirmed the last try yet"));
+            }
+        };
+        let path = self.unfinished(&format!("probe-{}", std::process::id()));
+        let written = self.write_unfinished(&path, &vec![0x5a; PROBE_BYTES]);
+        let removed = fs::remove_file(&path);
+        written.and(removed)
+    }
+
+    fn unfinished(&self, name: &str) -> PathBuf {
+        self.directory.join(format!("{name}.{UNFINISHED_EXTENSION}"))
+    }
+
+    fn write_unfinished(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        let file = match create_private(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                make_private(&self.directory)?;
+                tracing::warn!(folder = %self.directory.display(), "the folder of results was gone and is made anew");
+                create_private(path)
+            }
+            file => file,
+        };
+        let mut file = file?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    }
+
+    /// Removes a picture, and says how many bytes that gave back; one that is not there is fine.
+    pub(super) fn remove(&self, id: JobId, format: OutputFormat) -> io::Result<u64> {
+        let path = self.path(id, format);
+        let bytes = fs::symlink_metadata(&path).map_or(0, |metadata| metadata.len());
+        match fs::remove_file(path) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
         }
     }
+
+    /// The pictures that have been in the folder for `age_min`.
+    pub(super) fn old_pictures(&self, age_min: Duration) -> io::Result<OldPictures> {
+        Ok(OldPictures { entries: fs::read_dir(&self.directory)?, age_min })
+    }
+}
+
+impl OldPictures {
+    /// Some more of them; `None` when there are no more.
+    pub(super) fn next_page(&mut self) -> Option<Vec<(JobId, OutputFormat)>> {
+        let page: Vec<_> = self.entries.by_ref().take(PAGE_FILES).collect();
+        let old = |entry: io::Result<fs::DirEntry>| {
+            let entry = entry.ok()?;
+            let name = entry.file_name().into_string().ok()?;
+            let (id, extension) = name.split_once('.')?;
+            let format = OutputFormat::ALL.into_iter().find(|format| format.extension() == extension)?;
+            let age = SystemTime::now().duration_since(entry.metadata().ok()?.modified().ok()?).ok()?;
+            Some((id.parse().ok()?, format)).filter(|_| age >= self.age_min)
+        };
+        (!page.is_empty()).then(|| page.into_iter().filter_map(old).collect())
+    }
+}
+
+/// How large the file system is that holds, or is to hold, a folder of results.
+///
+/// # Errors
+/// When it cannot be asked.
+pub fn results_disk_bytes(directory: &Path) -> io::Result<u64> {
+    let directory = std::path::absolute(directory)?;
+    let there = directory.ancestors().find(|folder| folder.exists()).unwrap_or(&directory);
+    fs4::total_space(there)
+}
+
+/// Writes as much into a folder of results as a picture takes, and removes it again.
+///
+/// # Errors
+/// When the disk does not take it.
+pub fn try_results(directory: &Path) -> io::Result<()> {
+    ResultFiles { directory: directory.to_owned(), probing: Arc::default() }.probe()
 }
 
 /// Makes the folder for this user alone; one that is there and open to others is closed to them.
@@ -90,61 +176,9 @@ fn create_private(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// The two parameters that stand for a key on a link to one picture.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ResultLink {
-    /// Seconds since 1970, UTC, after which the link is refused.
-    pub expires: i64,
-    /// 64 hexadecimal digits.
-    pub signature: String,
-}
-
-/// Makes and checks links.
-#[derive(Clone)]
-pub(super) struct LinkSigner {
-    secret: [u8; 32],
-}
-
-impl LinkSigner {
-    pub(super) fn new(secret: [u8; 32]) -> Self {
-        Self { secret }
-    }
-
-    fn hash(&self, id: JobId, expires: i64) -> blake3::Hash {
-        blake3::keyed_hash(&self.secret, format!("result {id} until {expires}").as_bytes())
-    }
-
-    pub(super) fn sign(&self, id: JobId, expires: OffsetDateTime) -> ResultLink {
-        let expires = expires.unix_timestamp();
-        ResultLink { expires, signature: self.hash(id, expires).to_hex().to_string() }
-    }
-
-    /// Whether a link was made here for this job and is still good. Compares in constant time.
-    pub(super) fn accepts(&self, id: JobId, link: &ResultLink, now: OffsetDateTime) -> bool {
-        let Ok(presented) = blake3::Hash::from_hex(&link.signature) else {
-            return false;
-        };
-        presented == self.hash(id, link.expires) && now.unix_timestamp() <= link.expires
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_link_opens_one_job_until_it_expires() {
-        let signer = LinkSigner::new([7; 32]);
-        let now = OffsetDateTime::UNIX_EPOCH + time::Duration::days(1);
-        let (job, other) = (JobId::generate(), JobId::generate());
-        let link = signer.sign(job, now + time::Duration::hours(1));
-        assert!(signer.accepts(job, &link, now));
-        assert!(!signer.accepts(other, &link, now));
-        assert!(!signer.accepts(job, &link, now + time::Duration::hours(2)));
-        assert!(!signer.accepts(job, &ResultLink { expires: link.expires + 1, ..link.clone() }, now));
-        assert!(!LinkSigner::new([8; 32]).accepts(job, &link, now));
-        assert!(!signer.accepts(job, &ResultLink { signature: "ä".repeat(32), ..link }, now));
-    }
 
     #[cfg(unix)]
     #[test]

@@ -9,13 +9,16 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::allowance::{Allowance, Allowances};
+use super::disk::RoomTurn;
+use super::links::LinkSigner;
 use super::recorder::{self, Recorder};
-use super::results::{LinkSigner, ResultFiles};
-use super::store::{JobStore, ListedJobs, NewJob};
+use super::results::ResultFiles;
+use super::store::{JobStore, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
+use super::sweep::Pace;
 use super::watchers::Watchers;
 use super::work_book::WorkBook;
-use super::{Job, JobPage, JobReport, JobRequest, JobSettings, JobTerms, JobsError, ListQuery, PAGE_JOBS_MAX, Reach};
+use super::{Job, JobReport, JobRequest, JobSettings, JobTerms, JobsError, Reach};
 use super::{allowance, idempotency, recovery, start_images, sweep};
 use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::clock::Clock;
@@ -73,6 +76,8 @@ pub(super) struct Inner {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: JobSettings,
     pub(super) files: ResultFiles,
+    pub(super) room_turn: RoomTurn,
+    pub(super) pace: Pace,
     pub(super) allowances: Arc<Allowances>,
     work_book: WorkBook,
     pub(super) signer: LinkSigner,
@@ -96,7 +101,11 @@ impl JobService {
         let directory = settings.results_directory.clone();
         let files =
             tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
-        let signer = LinkSigner::new(store.link_secret().await?);
+        let secret_path = settings.link_secret_path.clone();
+        let signer = tokio::task::spawn_blocking(move || LinkSigner::open(secret_path)).await;
+        let signer = signer.map_err(JobsError::storage)??;
+        let last_end = store.last_end().await?;
+        let pace = Pace::new(last_end.map_or(clock.now(), |last| last.min(clock.now())), clock.uptime());
         let (unfinished, _) = watch::channel(0);
         let (live, allowances, watchers) = (Mutex::default(), Arc::default(), Watchers::default());
         let (draining, closed) = (AtomicBool::new(false), watch::Sender::new(false));
@@ -107,6 +116,8 @@ impl JobService {
             clock,
             settings,
             files,
+            room_turn: RoomTurn::default(),
+            pace,
             allowances,
             work_book,
             signer,
@@ -145,11 +156,13 @@ impl JobService {
         let model = submission.spec.model();
         let availability = self.0.catalog.availability(model);
         let queue = self.0.queues.get(model).ok_or(JobsError::ModelUnavailable(availability))?;
-        let allowance = allowance::take(&self.0, &submission, queue).await?;
-        let place = queue.reserve(submission.owner).map_err(|refusal| match refusal {
-            ReserveError::Full { retry_after_seconds } => JobsError::QueueFull { retry_after_seconds },
-            ReserveError::Draining => JobsError::Draining,
-        })?;
+        let (allowance, place) = match self.let_in(&submission, queue).await {
+            Ok(both) => both,
+            // What was in the way may be the very job: the same request came twice at once, and the other one was first.
+            Err(refusal) => {
+                return self.repeated(&submission).await?.map(Submitted::Earlier).ok_or(refusal);
+            }
+        };
         if availability != Availability::Ready {
             return Err(JobsError::ModelUnavailable(availability));
         }
@@ -158,6 +171,15 @@ impl JobService {
         // that nobody draws. What it returns is then dropped, which cancels the job.
         let accepted = tokio::spawn(service.accept(submission, place, allowance).in_current_span());
         accepted.await.map_err(JobsError::storage)?
+    }
+
+    async fn let_in(&self, submission: &Submission, queue: &Queue) -> Result<(Allowance, Place), JobsError> {
+        let allowance = allowance::take(&self.0, submission, queue).await?;
+        let place = queue.reserve(submission.owner).map_err(|refusal| match refusal {
+            ReserveError::Full { retry_after_seconds } => JobsError::QueueFull { retry_after_seconds },
+            ReserveError::Draining => JobsError::Draining,
+        })?;
+        Ok((allowance, place))
     }
 
     async fn accept(self, submission: Submission, place: Place, allowance: Allowance) -> Result<Submitted, JobsError> {
@@ -206,37 +228,6 @@ impl JobService {
         let Some(key) = &submission.repeat_key else { return Ok(None) };
         let job = idempotency::earlier_job(&self.0, submission.owner, key).await?;
         Ok(job.map(|job| self.0.report(job)))
-    }
-
-    /// One of the jobs within reach.
-    ///
-    /// # Errors
-    /// [`JobsError::NotFound`] also for those beyond it.
-    pub async fn get(&self, reach: impl Into<Reach>, id: JobId) -> Result<JobReport, JobsError> {
-        self.0.within(reach.into(), id).await.map(|job| self.0.report(job))
-    }
-
-    /// Waits until the job has ended, but no longer than `wait_max`; then reports it either way.
-    ///
-    /// # Errors
-    /// As [`JobService::get`].
-    pub async fn wait(&self, reach: impl Into<Reach>, id: JobId, wait_max: Duration) -> Result<JobReport, JobsError> {
-        let receiver = self.0.live().get(&id).map(|live| live.progress.clone());
-        if let Some(mut live) = receiver {
-            // The sender goes when the end is written down; that is the only way for this to end early.
-            drop(tokio::time::timeout(wait_max, async { while live.changed().await.is_ok() {} }).await);
-        }
-        self.get(reach, id).await
-    }
-
-    /// The jobs within reach, newest first.
-    ///
-    /// # Errors
-    /// When the database fails.
-    pub async fn list(&self, reach: impl Into<Reach>, query: ListQuery) -> Result<JobPage, JobsError> {
-        let jobs_max = query.jobs_max.clamp(1, PAGE_JOBS_MAX);
-        let ListedJobs { jobs, next } = self.0.store.list(reach.into(), ListQuery { jobs_max, ..query }).await?;
-        Ok(JobPage { jobs: jobs.into_iter().map(|job| self.0.report(job)).collect(), next })
     }
 
     /// Asks for the end of a job: out of the line at once, out of a running batch before the next step. A job that has
@@ -352,29 +343,6 @@ impl Inner {
     pub(super) fn cancel(&self, model: &ModelId, id: JobId, cause: CancelCause) {
         if let Some(queue) = self.queues.get(model) {
             queue.cancel(id, cause);
-        }
-    }
-
-    pub(super) async fn within(&self, reach: Reach, id: JobId) -> Result<Job, JobsError> {
-        let job = self.store.get(id).await?;
-        if reach.covers(job.owner) { Ok(job) } else { Err(JobsError::NotFound) }
-    }
-
-    fn report(&self, job: Job) -> JobReport {
-        let queue = self.queues.get(&job.request.model).filter(|_| !job.status.is_final());
-        let standing = queue.and_then(|queue| queue.standing(job.id));
-        let step = match job.status {
-            JobStatus::Succeeded => job.request.steps_done(),
-            _ => self.live().get(&job.id).map_or(0, |live| live.progress.borrow().step),
-        };
-        // A link lasts as long as the picture, whose time begins when the job ends.
-        let ended_or_now = job.finished_at.unwrap_or_else(|| self.clock.now());
-        JobReport {
-            step,
-            queue_position: standing.map(|standing| standing.position),
-            eta_seconds: standing.and_then(|standing| standing.eta_seconds),
-            link: self.signer.sign(job.id, ended_or_now + self.settings.results_retention),
-            job,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The table of jobs. The only place of `jobs` that speaks SQL.
 
+mod retention;
 mod rows;
 mod start_images;
 mod statistics;
 mod work;
 
-use rows::{EndedRow, JobRow};
+pub(super) use retention::{EndedCursor, EndedJob};
+use rows::JobRow;
 use time::OffsetDateTime;
 
 use super::{Job, JobError, JobRequest, JobTerms, JobsError, ListQuery, Reach, RepeatKey, idempotency};
@@ -53,15 +55,6 @@ pub(super) struct ListedJobs {
     pub(super) next: Option<JobId>,
 }
 
-/// A job that has ended, by what it takes to forget it.
-pub(super) struct EndedJob {
-    /// As it stands in the table: also a row that cannot be read must go when its time is over.
-    pub(super) row_id: String,
-    /// What names its picture's file. `None` when the row does not say so in words this program knows.
-    pub(super) file: Option<(JobId, OutputFormat)>,
-    pub(super) result_bytes: u64,
-}
-
 /// How a job ended.
 pub(super) enum Ending {
     /// With a picture of this size.
@@ -70,6 +63,16 @@ pub(super) enum Ending {
     },
     Failed(JobError),
     Canceled,
+}
+
+/// A job's end, and what is written down with it.
+pub(super) struct JobEnd {
+    pub(super) ending: Ending,
+    pub(super) at: OffsetDateTime,
+    /// When the engine began it, should that not have been written down yet.
+    pub(super) began_at: Option<OffsetDateTime>,
+    /// What was drawn for its owner.
+    pub(super) drawn: Option<(KeyId, Work)>,
 }
 
 impl Ending {
@@ -108,17 +111,9 @@ impl JobStore {
         self.store.check_writable().await.map_err(JobsError::storage)
     }
 
-    /// The secret behind links; made by the first start.
-    pub(super) async fn link_secret(&self) -> Result<[u8; 32], JobsError> {
-        let mut fresh = [0; 32];
-        getrandom::fill(&mut fresh).map_err(JobsError::storage)?;
-        sqlx::query("INSERT INTO result_link_secret (only_row, secret) VALUES (1, ?) ON CONFLICT DO NOTHING")
-            .bind(&fresh[..])
-            .execute(self.store.pool())
-            .await?;
-        let secret: Vec<u8> =
-            sqlx::query_scalar("SELECT secret FROM result_link_secret").fetch_one(self.store.pool()).await?;
-        secret.try_into().map_err(|_| JobsError::storage("the link secret has a wrong length"))
+    /// Takes what is forgotten out of the write-ahead log, too. Not now, where somebody is reading: the next time, then.
+    pub(super) async fn truncate_log(&self) -> Result<(), JobsError> {
+        self.store.truncate_log().await.map(drop).map_err(JobsError::storage)
     }
 
     /// Writes a new job, what it starts from, and the word it was asked for under. `false`: the word stands for a job already, and nothing
@@ -209,17 +204,21 @@ impl JobStore {
 
     /// The jobs within reach, newest first. Rows that cannot be read are left out: one of them must not hide the others.
     pub(super) async fn list(&self, reach: Reach, query: ListQuery) -> Result<ListedJobs, JobsError> {
-        // Two statements, so that one owner's jobs are found by their index.
-        let (statement, owner) = match reach {
-            Reach::Of(owner) => (
+        // A statement for each, so that each has an index. Beside an owner the status finds less than the owner does.
+        let (statement, owner) = match (reach, query.status) {
+            (Reach::Of(owner), _) => (
                 "SELECT * FROM jobs
-                 WHERE owner = ?1 AND (?2 IS NULL OR id < ?2) AND (?3 IS NULL OR status = ?3)
+                 WHERE owner = ?1 AND id < COALESCE(?2, '~') AND (?3 IS NULL OR status = ?3)
                  ORDER BY id DESC LIMIT ?4",
                 Some(owner),
             ),
-            Reach::Everyones => (
-                "SELECT * FROM jobs
-                 WHERE ?1 IS NULL AND (?2 IS NULL OR id < ?2) AND (?3 IS NULL OR status = ?3)
+            (Reach::Everyones, Some(_)) => (
+                "SELECT * FROM jobs WHERE ?1 IS NULL AND id < COALESCE(?2, '~') AND status = ?3
+                 ORDER BY id DESC LIMIT ?4",
+                None,
+            ),
+            (Reach::Everyones, None) => (
+                "SELECT * FROM jobs WHERE ?1 IS NULL AND id < COALESCE(?2, '~') AND ?3 IS NULL
                  ORDER BY id DESC LIMIT ?4",
                 None,
             ),
@@ -281,95 +280,31 @@ impl JobStore {
         Ok(())
     }
 
-    /// A job ended, and this was drawn for its owner; what it started from goes. A job that has ended before stays as it is, and so does what was
-    /// drawn.
-    pub(super) async fn set_final(
-        &self,
-        row_id: &str,
-        ending: &Ending,
-        now: OffsetDateTime,
-        drawn: Option<(KeyId, Work)>,
-    ) -> Result<(), JobsError> {
+    /// A job ended; what it started from goes. A job that has ended before stays as it is, and so does what was drawn for
+    /// its owner.
+    pub(super) async fn set_final(&self, row_id: &str, end: &JobEnd) -> Result<(), JobsError> {
+        let JobEnd { ending, at: now, began_at, drawn } = end;
         let error = ending.error();
         let mut transaction = self.store.pool().begin().await?;
         let ended = sqlx::query(
-            "UPDATE jobs SET status = ?, error_code = ?, error_reason = ?, result_bytes = ?, finished_at_ms = ?
+            "UPDATE jobs SET status = ?, error_code = ?, error_reason = ?, result_bytes = ?, finished_at_ms = ?,
+                    started_at_ms = COALESCE(started_at_ms, ?)
              WHERE id = ? AND status IN ('queued', 'running')",
         )
         .bind(ending.status().as_str())
         .bind(error.map(|error| error.code.as_str()))
         .bind(error.map(|error| error.reason.as_str()))
         .bind(ending.result_bytes())
-        .bind(milliseconds(now))
+        .bind(milliseconds(*now))
+        .bind(began_at.map(milliseconds))
         .bind(row_id)
         .execute(&mut *transaction)
         .await?;
         if let Some((owner, work)) = drawn.filter(|(_, work)| ended.rows_affected() > 0 && *work != Work::default()) {
-            work::add(&mut transaction, owner, Day::of(now), &work).await?;
+            work::add(&mut transaction, owner, Day::of(*now), &work).await?;
         }
         start_images::delete(&mut transaction, row_id).await?;
         transaction.commit().await?;
-        Ok(())
-    }
-
-    /// What all stored pictures take together.
-    pub(super) async fn result_bytes(&self) -> Result<u64, JobsError> {
-        let bytes: i64 =
-            sqlx::query_scalar("SELECT COALESCE(SUM(result_bytes), 0) FROM jobs").fetch_one(self.store.pool()).await?;
-        Ok(bytes.cast_unsigned())
-    }
-
-    /// Some jobs that ended before `cutoff`, the oldest first.
-    pub(super) async fn ended_before(&self, cutoff: OffsetDateTime, jobs_max: u32) -> Result<Vec<EndedJob>, JobsError> {
-        let rows: Vec<EndedRow> = sqlx::query_as(
-            "SELECT id, output_format, result_bytes FROM jobs WHERE finished_at_ms < ?
-             ORDER BY finished_at_ms LIMIT ?",
-        )
-        .bind(milliseconds(cutoff))
-        .bind(jobs_max)
-        .fetch_all(self.store.pool())
-        .await?;
-        Ok(rows.into_iter().map(EndedRow::read).collect())
-    }
-
-    /// Some jobs that still have their pictures, the oldest first.
-    pub(super) async fn with_pictures(&self, jobs_max: u32) -> Result<Vec<EndedJob>, JobsError> {
-        let rows: Vec<EndedRow> = sqlx::query_as(
-            "SELECT id, output_format, result_bytes FROM jobs WHERE result_bytes > 0
-             ORDER BY finished_at_ms LIMIT ?",
-        )
-        .bind(jobs_max)
-        .fetch_all(self.store.pool())
-        .await?;
-        Ok(rows.into_iter().map(EndedRow::read).collect())
-    }
-
-    /// Some jobs that have ended and are older than the `kept` youngest ones of their owner.
-    pub(super) async fn beyond_share(&self, kept: u32, jobs_max: u32) -> Result<Vec<EndedJob>, JobsError> {
-        let rows: Vec<EndedRow> = sqlx::query_as(
-            "SELECT id, output_format, result_bytes FROM (
-                 SELECT id, output_format, result_bytes, row_number() OVER (PARTITION BY owner ORDER BY id DESC) AS place
-                 FROM jobs WHERE finished_at_ms IS NOT NULL)
-             WHERE place > ? LIMIT ?",
-        )
-        .bind(kept)
-        .bind(jobs_max)
-        .fetch_all(self.store.pool())
-        .await?;
-        Ok(rows.into_iter().map(EndedRow::read).collect())
-    }
-
-    /// The picture's file is gone; the job is still known.
-    pub(super) async fn note_picture_gone(&self, row_id: &str) -> Result<(), JobsError> {
-        sqlx::query("UPDATE jobs SET result_bytes = 0 WHERE id = ? AND result_bytes IS NOT NULL")
-            .bind(row_id)
-            .execute(self.store.pool())
-            .await?;
-        Ok(())
-    }
-
-    pub(super) async fn delete(&self, row_id: &str) -> Result<(), JobsError> {
-        sqlx::query("DELETE FROM jobs WHERE id = ?").bind(row_id).execute(self.store.pool()).await?;
         Ok(())
     }
 }

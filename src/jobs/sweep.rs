@@ -1,71 +1,122 @@
 //! Forgets finished jobs and their pictures when their time is over, or when the pictures take too much of the disk.
+//!
+//! What cannot be removed is passed over, and stays until it can be: one file must not keep all others.
+
+mod pace;
 
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+pub(super) use pace::Pace;
+use time::OffsetDateTime;
 
 use super::service::Inner;
-use super::store::EndedJob;
-use super::{JobsError, idempotency};
+use super::store::{EndedCursor, EndedJob};
+use super::{JobsError, idempotency, orphans};
 use crate::domain::usage::{Day, USAGE_DAYS_KEPT};
 
 /// Jobs looked at in one go.
-const BATCH_JOBS: u32 = 100;
-/// Goes in one sweep, so that a sweep ends; the next one goes on.
-const BATCHES_MAX: u32 = 50;
+pub(super) const BATCH_JOBS: u32 = 100;
+/// Goes in one sweep in which something was forgotten, so that a sweep ends; the next one goes on.
+pub(super) const BATCHES_MAX: u32 = 50;
+/// Goes in one sweep in all, also those in which nothing could be.
+const LOOKS_MAX: u32 = 10 * BATCHES_MAX;
+/// How often is looked for files that no job has.
+const ORPHANS_INTERVAL: Duration = Duration::from_hours(24);
 
 /// Sweeps from time to time, until the service is gone.
 pub(super) async fn run(service: Weak<Inner>) {
+    let mut orphans_removed_at: Option<Instant> = None;
     loop {
-        let Some(interval) = service.upgrade().map(|inner| inner.settings.sweep_interval) else {
-            return;
-        };
+        let Some(inner) = service.upgrade() else { return };
+        if orphans_removed_at.is_none_or(|moment| moment.elapsed() >= ORPHANS_INTERVAL) {
+            orphans_removed_at = Some(Instant::now());
+            orphans::remove(&inner).await;
+        }
+        let interval = inner.settings.sweep_interval;
+        drop(inner);
         tokio::time::sleep(interval).await;
-        let Some(inner) = service.upgrade() else {
-            return;
-        };
-        match sweep(&inner).await {
-            Ok(0) => {}
-            Ok(jobs) => tracing::info!(jobs, "forgot jobs or pictures whose time was over"),
-            Err(error) => tracing::warn!(%error, "old jobs could not be forgotten"),
+        let Some(inner) = service.upgrade() else { return };
+        if let Ok(jobs @ 1..) = sweep(&inner).await {
+            tracing::info!(jobs, "forgot jobs or pictures whose time was over");
+        }
+    }
+}
+
+/// What the parts of a sweep came to.
+#[derive(Default)]
+struct Swept {
+    jobs: usize,
+    error: Option<JobsError>,
+}
+
+impl Swept {
+    /// One part has ended: a failure is no reason not to do the others.
+    fn note(&mut self, part: &'static str, outcome: Result<usize, JobsError>) {
+        match outcome {
+            Ok(jobs) => self.jobs += jobs,
+            Err(error) => {
+                tracing::warn!(part, ?error, "a part of the sweep was not done");
+                self.error.get_or_insert(error);
+            }
         }
     }
 }
 
 /// One sweep; returns how many jobs were forgotten or lost their picture.
+///
+/// # Errors
+/// The first one, after everything else was done.
 pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
-    let now = inner.clock.now();
-    inner.store.delete_repeat_keys(idempotency::cutoff(now)).await?;
-    inner.store.delete_work_before(Day::of(now).before(USAGE_DAYS_KEPT)).await?;
-    let outdated = forget_outdated(inner).await?;
-    let surplus = forget_surplus(inner).await?;
-    Ok(outdated + surplus + shed_pictures(inner).await?)
-}
-
-/// Jobs whose time is over.
-async fn forget_outdated(inner: &Inner) -> Result<usize, JobsError> {
-    let cutoff = inner.clock.now() - inner.settings.results_retention;
-    let mut forgotten = 0;
-    for _ in 0..BATCHES_MAX {
-        let batch = inner.store.ended_before(cutoff, BATCH_JOBS).await?;
-        forget_all(inner, &batch).await?;
-        forgotten += batch.len();
-        if batch.len() < BATCH_JOBS as usize {
-            break;
-        }
-    }
-    Ok(forgotten)
-}
-
-/// Jobs beyond what one owner may leave behind: failed and cancelled ones cost little, but not nothing.
-async fn forget_surplus(inner: &Inner) -> Result<usize, JobsError> {
+    // What is forgotten is gone: a clock that leaps ahead for a minute must not take all there is.
+    let now = inner.pace.now(inner.clock.now(), inner.clock.uptime());
+    let mut swept = Swept::default();
+    let words = inner.store.delete_repeat_keys(idempotency::cutoff(now)).await;
+    swept.note("words of requests", words.map(|()| 0));
+    let work = inner.store.delete_work_before(Day::of(now).before(USAGE_DAYS_KEPT)).await;
+    swept.note("work by day", work.map(|()| 0));
+    let cutoff = now - inner.settings.results_retention;
+    swept.note("jobs whose time is over", forget(inner, Forgettable::EndedBefore(cutoff)).await);
+    // Failed and cancelled jobs cost little, but not nothing.
     let kept = inner.settings.ended_jobs_per_owner_max;
-    let mut forgotten = 0;
-    for _ in 0..BATCHES_MAX {
-        let batch = inner.store.beyond_share(kept, BATCH_JOBS).await?;
-        forget_all(inner, &batch).await?;
-        forgotten += batch.len();
-        if batch.len() < BATCH_JOBS as usize {
+    swept.note("jobs beyond an owner's share", forget(inner, Forgettable::BeyondShare { kept }).await);
+    swept.note("pictures beyond the share of the disk", shed_pictures(inner).await);
+    if swept.jobs > 0 {
+        // What is forgotten is to be gone from the write-ahead log as well.
+        swept.note("the write-ahead log", inner.store.truncate_log().await.map(|()| 0));
+    }
+    swept.error.map_or(Ok(swept.jobs), Err)
+}
+
+/// Which jobs are to be forgotten.
+#[derive(Clone, Copy)]
+enum Forgettable {
+    EndedBefore(OffsetDateTime),
+    /// Older than the youngest so many ones of their owner.
+    BeyondShare {
+        kept: u32,
+    },
+}
+
+async fn forget(inner: &Inner, which: Forgettable) -> Result<usize, JobsError> {
+    let (mut forgotten, mut cursor) = (0, EndedCursor::START);
+    for _ in 0..LOOKS_MAX {
+        let batch = match which {
+            Forgettable::EndedBefore(cutoff) => inner.store.ended_before(cutoff, &cursor, BATCH_JOBS).await?,
+            Forgettable::BeyondShare { kept } => inner.store.beyond_share(kept, &cursor, BATCH_JOBS).await?,
+        };
+        for job in &batch {
+            // The file first: a row without a file is cleared by the next sweep, a file without a row much later.
+            if remove_picture(inner, job).await.is_ok() {
+                inner.store.delete(&job.row_id).await?;
+                forgotten += 1;
+            }
+        }
+        let Some(last) = batch.last().filter(|_| batch.len() >= BATCH_JOBS as usize) else { break };
+        if forgotten >= (BATCHES_MAX * BATCH_JOBS) as usize {
             break;
         }
+        cursor = last.cursor();
     }
     Ok(forgotten)
 }
@@ -73,40 +124,35 @@ async fn forget_surplus(inner: &Inner) -> Result<usize, JobsError> {
 /// The oldest pictures, while all together take too much of the disk. Their jobs stay, and say that it is gone.
 async fn shed_pictures(inner: &Inner) -> Result<usize, JobsError> {
     let mut bytes = inner.store.result_bytes().await?;
-    let mut shed = 0;
-    for _ in 0..BATCHES_MAX {
-        if bytes <= inner.settings.results_bytes_max {
+    let (mut shed, mut cursor) = (0, EndedCursor::START);
+    for _ in 0..LOOKS_MAX {
+        if bytes <= inner.settings.results_bytes_max || shed >= (BATCHES_MAX * BATCH_JOBS) as usize {
             break;
         }
-        for job in inner.store.with_pictures(BATCH_JOBS).await? {
+        let batch = inner.store.with_pictures(&cursor, BATCH_JOBS).await?;
+        let Some(last) = batch.last() else { break };
+        cursor = last.cursor();
+        for job in batch {
             if bytes <= inner.settings.results_bytes_max {
                 break;
             }
-            remove_picture(inner, &job).await?;
-            inner.store.note_picture_gone(&job.row_id).await?;
-            bytes = bytes.saturating_sub(job.result_bytes);
-            shed += 1;
+            if remove_picture(inner, &job).await.is_ok() {
+                inner.store.note_picture_gone(&job.row_id).await?;
+                bytes = bytes.saturating_sub(job.result_bytes);
+                shed += 1;
+            }
         }
     }
     Ok(shed)
 }
 
-async fn forget_all(inner: &Inner, jobs: &[EndedJob]) -> Result<(), JobsError> {
-    for job in jobs {
-        forget(inner, job).await?;
-    }
-    Ok(())
-}
-
-async fn forget(inner: &Inner, job: &EndedJob) -> Result<(), JobsError> {
-    // The file first: a row without a file is cleared by the next sweep, a file without a row never.
-    remove_picture(inner, job).await?;
-    inner.store.delete(&job.row_id).await
-}
-
-async fn remove_picture(inner: &Inner, job: &EndedJob) -> Result<(), JobsError> {
-    let Some((id, format)) = job.file else { return Ok(()) };
+/// Removes a job's picture, and says how many bytes that gave back. What keeps it there is logged.
+pub(super) async fn remove_picture(inner: &Inner, job: &EndedJob) -> Result<u64, JobsError> {
+    let Some((id, format)) = job.file else { return Ok(0) };
     let files = inner.files.clone();
-    tokio::task::spawn_blocking(move || files.remove(id, format)).await.map_err(JobsError::storage)??;
-    Ok(())
+    let removed = tokio::task::spawn_blocking(move || files.remove(id, format)).await.map_err(JobsError::storage)?;
+    removed.map_err(|error| {
+        tracing::warn!(job = %id, %error, "a picture whose time is over cannot be removed");
+        error.into()
+    })
 }

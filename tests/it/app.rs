@@ -46,6 +46,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Options {
     pub(crate) jobs_max: usize,
     pub(crate) results_bytes_max: u64,
+    pub(crate) storage_patience: Duration,
     pub(crate) ended_jobs_per_owner_max: u32,
     pub(crate) start_images_bytes_max: u64,
     pub(crate) writes_provenance: bool,
@@ -70,6 +71,7 @@ impl Default for Options {
         Self {
             jobs_max: 16,
             results_bytes_max: u64::MAX,
+            storage_patience: PATIENCE,
             ended_jobs_per_owner_max: 100,
             start_images_bytes_max: 1024 * 1024,
             writes_provenance: true,
@@ -138,22 +140,14 @@ impl TestApp {
         let choice = ModelSource { id: ModelId::new(MODEL), directory: None };
         let catalog = Catalog::new(&[choice]).expect("a known model").with_precision(options.precision);
         let catalog = Arc::new(catalog);
-        let control = options.control;
+        let control = options.control.clone();
         let queues = start_queues(&catalog, options.jobs_max, &control);
         let parts = ServiceParts {
             store: store.clone(),
             catalog: Arc::clone(&catalog),
             queues,
             clock: Arc::clone(&shared_clock),
-            settings: JobSettings {
-                results_directory: folder.path().join("results"),
-                results_retention: Duration::from_hours(24),
-                results_bytes_max: options.results_bytes_max,
-                ended_jobs_per_owner_max: options.ended_jobs_per_owner_max,
-                start_images_bytes_max: options.start_images_bytes_max,
-                writes_provenance: options.writes_provenance,
-                sweep_interval: Duration::from_hours(1),
-            },
+            settings: job_settings(&options, &folder),
         };
         let jobs = JobService::start(parts).await.expect("a service");
         let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
@@ -302,6 +296,21 @@ impl TestApp {
             assert!(started.elapsed() < PATIENCE, "the job did not become {status}: {view}");
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+}
+
+fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
+    JobSettings {
+        results_directory: folder.path().join("results"),
+        link_secret_path: folder.path().join("links.secret"),
+        link_life: Duration::from_hours(1),
+        storage_patience: options.storage_patience,
+        results_retention: Duration::from_hours(24),
+        results_bytes_max: options.results_bytes_max,
+        ended_jobs_per_owner_max: options.ended_jobs_per_owner_max,
+        start_images_bytes_max: options.start_images_bytes_max,
+        writes_provenance: options.writes_provenance,
+        sweep_interval: Duration::from_hours(1),
     }
 }
 

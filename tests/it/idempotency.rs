@@ -1,6 +1,9 @@
 //! `Idempotency-Key`: asking again gives the same job, and never a second one.
 
 use axum::http::StatusCode;
+use fluxserve::auth::{Actor, NewKey};
+use fluxserve::domain::limits::KeyLimits;
+use fluxserve::domain::scope::Scope;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use time::Duration;
@@ -96,6 +99,25 @@ async fn who_can_come_back_does_not_lose_the_job_by_hanging_up() {
     app.control.release();
     let answer = app.post_with(&picture(4), &[word, ("accept", "image/png")]).await;
     assert_eq!(decoded(&answer.bytes), (64, 64, colour(4)));
+}
+
+#[tokio::test]
+async fn a_duplicate_is_not_refused_for_the_place_that_the_first_one_takes() {
+    let app = TestApp::with(Options { jobs_max: 2, ..Options::default() }).await;
+    app.control.hold();
+    let limits = KeyLimits { concurrent_jobs: Some(1), ..KeyLimits::default() };
+    let key = NewKey { name: "one at a time".into(), scope: Scope::Inference, expires_at: None, limits };
+    let key = app.service.create(key, &Actor::CommandLine).await.expect("a key").plain.reveal().to_owned();
+    // The queue has one place for each of the two keys; the first is bound by its own limit, too.
+    for key in [&key, &app.keys.other_inference] {
+        let headers = [("idempotency-key", "at-once"), ("x-api-key", key)];
+        let body = unseeded();
+        let answers = join_all((0..20).map(|_| app.post_with(&body, &headers))).await;
+        let first = job_id(&answers[0]);
+        for answer in &answers {
+            assert_eq!((answer.status, job_id(answer)), (StatusCode::ACCEPTED, first.clone()), "{}", answer.text());
+        }
+    }
 }
 
 #[tokio::test]

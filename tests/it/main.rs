@@ -27,6 +27,7 @@ mod routes;
 mod secrets;
 mod spans;
 mod start_images;
+mod storage;
 mod stub_cluster;
 mod terms;
 mod waiting;

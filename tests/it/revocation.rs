@@ -120,3 +120,31 @@ async fn the_jobs_of_a_revoked_key_are_cancelled_by_the_next_step_and_no_others(
     ];
     assert_eq!(app.control.calls(), expected, "within a step");
 }
+
+#[tokio::test]
+async fn a_link_ends_with_the_key_that_it_came_from() {
+    let app = TestApp::start().await;
+    let administrator = Administrator::of(&app).await;
+    let make = async |expires_at: Option<&str>| {
+        let body = json!({ "name": "gives links", "scope": { "inference": true }, "expires_at": expires_at });
+        let created = administrator.ask("POST", "/v1/api-keys", Some(body)).await.json();
+        let key = created["key"].as_str().expect("a value");
+        let mut drawing = request("POST", "/v1/inference/image", Some(key), Some(&picture(1)));
+        drawing.headers_mut().insert("prefer", "wait=20".parse().expect("a value"));
+        let url = app.send(drawing).await.json()["result_url"].as_str().expect("a URL").to_owned();
+        let link = url.trim_start_matches("http://worker.test").to_owned();
+        (created["id"].as_str().expect("an id").to_owned(), link)
+    };
+    let open = async |link: &str| app.send(request("GET", link, None, None)).await;
+    let (id, link) = make(None).await;
+    let soon = app.clock_now() + time::Duration::minutes(10);
+    let soon = soon.format(&time::format_description::well_known::Rfc3339).expect("a moment");
+    let (_, short_lived) = make(Some(&soon)).await;
+    for link in [&link, &short_lived] {
+        assert_eq!(open(link).await.status.as_u16(), 200);
+    }
+    assert_eq!(administrator.ask("DELETE", &format!("/v1/api-keys/{id}"), None).await.status.as_u16(), 200);
+    assert_eq!(open(&link).await.code(), "link_refused");
+    app.clock.advance(time::Duration::minutes(11));
+    assert_eq!(open(&short_lived).await.code(), "link_refused");
+}

@@ -15,6 +15,7 @@ use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::peer_address;
 use crate::http::openapi::{Operation, Tag};
+use crate::jobs::JobsError;
 
 /// A database that takes longer than this to write is as good as none.
 const WRITE_CHECK_DEADLINE: Duration = Duration::from_secs(5);
@@ -22,9 +23,9 @@ const WRITE_CHECK_DEADLINE: Duration = Duration::from_secs(5);
 const WRITE_CHECK_FRESH: Duration = Duration::from_secs(1);
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Whether the database took a write, and when that was seen. Who asks while a check runs waits for its outcome.
+/// Whether database and disk took a write, and when that was seen. Who asks while a check runs waits for its outcome.
 #[derive(Default)]
-pub(in crate::http) struct WriteCheck(Mutex<Option<(Instant, bool)>>);
+pub(in crate::http) struct WriteCheck(Mutex<Option<(Instant, Result<(), &'static str>)>>);
 
 /// How it is.
 #[derive(Serialize, ToSchema)]
@@ -43,7 +44,7 @@ pub(in crate::http) fn alive_operation() -> Operation {
         .answers::<HealthView>(StatusCode::OK, "It does.")
 }
 
-/// The database writes, and an engine has drawn and has not failed since.
+/// Database and results folder take writes, and an engine has drawn and has not failed since.
 pub(in crate::http) async fn ready(State(state): State<HttpState>) -> Result<Json<HealthView>, ApiError> {
     let not_ready = |detail| ApiError::new(ErrorCode::NotReady).with_detail(detail);
     if state.jobs.is_draining() {
@@ -52,42 +53,52 @@ pub(in crate::http) async fn ready(State(state): State<HttpState>) -> Result<Jso
     if !state.catalog.any_ready() {
         return Err(not_ready("no engine is ready to draw"));
     }
-    if takes_writes(&state).await {
-        Ok(Json(HealthView { status: "ready" }))
-    } else {
-        Err(not_ready("the database does not take writes"))
-    }
+    takes_writes(&state).await.map_err(not_ready)?;
+    Ok(Json(HealthView { status: "ready" }))
 }
 
 pub(in crate::http) fn ready_operation() -> Operation {
     Operation::new(Tag::Health, "get_readiness", "Whether pictures can be had now")
         .answers::<HealthView>(
             StatusCode::OK,
-            "The database takes writes, and an engine has drawn and not failed since.",
+            "The database and the folder of results take writes, and an engine has drawn and not failed since.",
         )
         .refuses([ErrorCode::NotReady])
 }
 
-async fn takes_writes(state: &HttpState) -> bool {
+async fn takes_writes(state: &HttpState) -> Result<(), &'static str> {
     let mut seen = state.0.write_check.0.lock().await;
     if let Some((at, outcome)) = *seen
         && at.elapsed() < WRITE_CHECK_FRESH
     {
         return outcome;
     }
-    let outcome = match tokio::time::timeout(WRITE_CHECK_DEADLINE, state.jobs.check_writable()).await {
-        Ok(Ok(())) => true,
-        Ok(Err(error)) => {
-            tracing::error!(error = &error as &dyn std::error::Error, "the database does not take writes");
-            false
-        }
-        Err(_) => {
-            tracing::error!(deadline = ?WRITE_CHECK_DEADLINE, "the database takes too long to write");
-            false
-        }
+    let (database, results) = tokio::join!(
+        is_done("the database", state.jobs.check_writable()),
+        is_done("results", state.jobs.check_results())
+    );
+    let outcome = match (database, results) {
+        (false, _) => Err("the database does not take writes"),
+        (true, false) => Err("the folder of results does not take pictures"),
+        (true, true) => Ok(()),
     };
     *seen = Some((Instant::now(), outcome));
     outcome
+}
+
+/// Whether a check is done in time, and well.
+async fn is_done(what: &'static str, check: impl Future<Output = Result<(), JobsError>>) -> bool {
+    match tokio::time::timeout(WRITE_CHECK_DEADLINE, check).await {
+        Ok(Ok(())) => true,
+        Ok(Err(error)) => {
+            tracing::error!(what, error = &error as &dyn std::error::Error, "it does not take writes");
+            false
+        }
+        Err(_) => {
+            tracing::error!(what, deadline = ?WRITE_CHECK_DEADLINE, "it takes too long to write");
+            false
+        }
+    }
 }
 
 /// Prometheus text, for peers on this machine.

@@ -12,7 +12,8 @@ use time::OffsetDateTime;
 use time::serde::rfc3339;
 use utoipa::ToSchema;
 
-use crate::domain::ids::{JobId, ModelId};
+use crate::auth::{KeyError, KeyState};
+use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
@@ -22,7 +23,7 @@ use crate::http::extract::query::Parameters;
 use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
-use crate::jobs::{JobReport, ListQuery, PAGE_JOBS_MAX, Picture, ResultLink};
+use crate::jobs::{JobReport, JobsError, ListQuery, PAGE_JOBS_MAX, Picture, ResultLink};
 
 /// A cancelled job leaves the line at once and a batch within a step; who cancels sees it happen unless steps are slow.
 pub(in crate::http) const CANCEL_WAIT: Duration = Duration::from_secs(2);
@@ -220,7 +221,9 @@ pub(in crate::http) async fn result(
         let expires = parameters.take("expires", "a whole number").unwrap_or_default();
         let signature = parameters.take("signature", "a word").unwrap_or_default();
         parameters.finish()?;
-        state.jobs.picture_by_link(id, &ResultLink { expires, signature }).await?
+        let owner = state.jobs.owner_by_link(id, &ResultLink { expires, signature }).await?;
+        refuse_unless_good(&state, owner).await?;
+        state.jobs.picture(owner, id).await?
     } else {
         let (mut parts, _) = request.into_parts();
         let InferenceCaller(caller) = InferenceCaller::from_request_parts(&mut parts, &state).await?;
@@ -230,9 +233,25 @@ pub(in crate::http) async fn result(
     Ok(picture_response(id, None, picture))
 }
 
+/// A link is worth what the key is worth that it came from, and ends with it.
+async fn refuse_unless_good(state: &HttpState, owner: KeyId) -> Result<(), ApiError> {
+    // The console's pictures are nobody's.
+    if owner == KeyId::NONE {
+        return Ok(());
+    }
+    match state.keys.get(owner).await {
+        Ok(key) if key.state == KeyState::Active => Ok(()),
+        Ok(_) | Err(KeyError::NotFound(_)) => Err(JobsError::LinkRefused.into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 pub(in crate::http) fn result_operation() -> Operation {
     Operation::new(Tag::Jobs, "get_job_result", "A job's picture")
-        .says("For the key that asked for it, or for whom it gave the `result_url`, which needs no key.")
+        .says(
+            "For the key that asked for it, or for whom it gave the `result_url`, which needs no key, is good for a while \
+             (`results.link_seconds`; each look at the job gives a fresh one), and ends with the key.",
+        )
         .query("expires", text(), "From the `result_url`.")
         .query("signature", text(), "From the `result_url`.")
         .answers_picture(StatusCode::OK, "The picture.")

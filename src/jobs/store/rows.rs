@@ -3,7 +3,7 @@
 use sqlx::FromRow;
 use time::OffsetDateTime;
 
-use super::{EndedJob, OpenJob, UnreadableJob};
+use super::{OpenJob, UnreadableJob};
 use crate::jobs::{Job, JobError, JobTerms, JobsError};
 
 #[derive(FromRow)]
@@ -22,23 +22,6 @@ pub(super) struct JobRow {
     created_at_ms: i64,
     started_at_ms: Option<i64>,
     finished_at_ms: Option<i64>,
-}
-
-#[derive(FromRow)]
-pub(super) struct EndedRow {
-    id: String,
-    output_format: String,
-    result_bytes: Option<i64>,
-}
-
-impl EndedRow {
-    pub(super) fn read(self) -> EndedJob {
-        EndedJob {
-            file: self.id.parse().ok().zip(self.output_format.parse().ok()),
-            row_id: self.id,
-            result_bytes: self.result_bytes.unwrap_or(0).cast_unsigned(),
-        }
-    }
 }
 
 impl JobRow {

@@ -1,0 +1,193 @@
+//! Links to pictures that need no key: a keyed hash over the job and the moment the link expires.
+//!
+//! The secret is a file of its own, which no copy of the database has in it. Another one in its place, and all links that
+//! were made before are good no more: see [`rotate_link_secret`].
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::domain::ids::JobId;
+
+const SECRET_BYTES: usize = 32;
+
+type Secret = Zeroizing<[u8; SECRET_BYTES]>;
+
+/// Puts a new secret in the place of the one behind links, or makes the first. A worker that runs takes it from its next
+/// link on.
+///
+/// # Errors
+/// When the file cannot be written; then the old one stands.
+pub fn rotate_link_secret(path: &Path) -> io::Result<()> {
+    write_new(path).map(drop)
+}
+
+/// The two parameters that stand for a key on a link to one picture.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResultLink {
+    /// Seconds since 1970, UTC, after which the link is refused.
+    pub expires: i64,
+    /// 64 hexadecimal digits.
+    pub signature: String,
+}
+
+/// Makes and checks links.
+#[derive(Clone)]
+pub(super) struct LinkSigner {
+    path: PathBuf,
+    known: Arc<Mutex<(Option<Version>, Secret)>>,
+}
+
+/// Which file a secret was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Version {
+    modified_at: Option<SystemTime>,
+    #[cfg(unix)]
+    inode: u64,
+}
+
+impl Version {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            modified_at: metadata.modified().ok(),
+            #[cfg(unix)]
+            inode: std::os::unix::fs::MetadataExt::ino(metadata),
+        }
+    }
+}
+
+impl LinkSigner {
+    /// With the secret in a file, which is made where there is none.
+    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+        let known = match read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => write_new(&path)?,
+            read => read?,
+        };
+        Ok(Self { path, known: Arc::new(Mutex::new(known)) })
+    }
+
+    /// The secret as it stands now. It is a look at a file's name unless somebody has put another one there. While it cannot
+    /// be read the last one counts: links are to fail for those that were withdrawn, not for all.
+    fn secret(&self) -> Secret {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = fs::metadata(&self.path).map(|metadata| Version::of(&metadata));
+        match version {
+            Ok(version) if known.0 == Some(version) => {}
+            Ok(_) => match read(&self.path) {
+                Ok(new) => *known = new,
+                Err(error) => tracing::warn!(%error, "the secret behind links cannot be read"),
+            },
+            // Whoever removes it means to withdraw all links.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match write_new(&self.path) {
+                Ok(new) => *known = new,
+                Err(error) => tracing::warn!(%error, "the secret behind links is gone, and no other can be written"),
+            },
+            Err(error) => tracing::warn!(%error, "the secret behind links cannot be looked at"),
+        }
+        known.1.clone()
+    }
+
+    fn hash(&self, id: JobId, expires: i64) -> blake3::Hash {
+        blake3::keyed_hash(&self.secret(), format!("result {id} until {expires}").as_bytes())
+    }
+
+    pub(super) fn sign(&self, id: JobId, expires: OffsetDateTime) -> ResultLink {
+        let expires = expires.unix_timestamp();
+        ResultLink { expires, signature: self.hash(id, expires).to_hex().to_string() }
+    }
+
+    /// Whether a link was made here for this job and is still good. Compares in constant time.
+    pub(super) fn accepts(&self, id: JobId, link: &ResultLink, now: OffsetDateTime) -> bool {
+        let Ok(presented) = blake3::Hash::from_hex(&link.signature) else {
+            return false;
+        };
+        presented == self.hash(id, link.expires) && now.unix_timestamp() <= link.expires
+    }
+}
+
+fn read(path: &Path) -> io::Result<(Option<Version>, Secret)> {
+    let mut file = File::open(path)?;
+    let version = Version::of(&file.metadata()?);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES + 1));
+    (&mut file).take(SECRET_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    let secret = <[u8; SECRET_BYTES]>::try_from(&bytes[..]).map_err(|_| {
+        let reason = format!("`{}` is no secret of links: remove it, and a new one is made", path.display());
+        io::Error::new(io::ErrorKind::InvalidData, reason)
+    })?;
+    Ok((Some(version), Zeroizing::new(secret)))
+}
+
+/// Writes a new secret for this user alone. It is whole under its name, or not there.
+fn write_new(path: &Path) -> io::Result<(Option<Version>, Secret)> {
+    let mut secret = Zeroizing::new([0; SECRET_BYTES]);
+    getrandom::fill(&mut *secret).map_err(io::Error::other)?;
+    let unfinished = path.with_extension(format!("part-{}", std::process::id()));
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let written = options.open(&unfinished).and_then(|mut file| {
+        file.write_all(&*secret)?;
+        file.sync_all()
+    });
+    if let Err(error) = written.and_then(|()| fs::rename(&unfinished, path)) {
+        drop(fs::remove_file(&unfinished));
+        return Err(error);
+    }
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        File::open(folder)?.sync_all()?;
+    }
+    Ok((Some(Version::of(&fs::metadata(path)?)), secret))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_opens_one_job_until_it_expires() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let signer = LinkSigner::open(folder.path().join("links.secret")).expect("a new secret");
+        let now = OffsetDateTime::UNIX_EPOCH + time::Duration::days(1);
+        let (job, other) = (JobId::generate(), JobId::generate());
+        let link = signer.sign(job, now + time::Duration::hours(1));
+        assert!(signer.accepts(job, &link, now));
+        assert!(!signer.accepts(other, &link, now));
+        assert!(!signer.accepts(job, &link, now + time::Duration::hours(2)));
+        assert!(!signer.accepts(job, &ResultLink { expires: link.expires + 1, ..link.clone() }, now));
+        let stranger = LinkSigner::open(folder.path().join("another")).expect("a new secret");
+        assert!(!stranger.accepts(job, &link, now));
+        assert!(!signer.accepts(job, &ResultLink { signature: "ä".repeat(32), ..link }, now));
+    }
+
+    #[test]
+    fn another_secret_withdraws_every_link_at_once_and_is_private() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("links.secret");
+        let signer = LinkSigner::open(path.clone()).expect("a new secret");
+        let (job, now) = (JobId::generate(), OffsetDateTime::UNIX_EPOCH);
+        let first = signer.sign(job, now);
+        let next_life = LinkSigner::open(path.clone()).expect("the same secret");
+        assert!(next_life.accepts(job, &first, now));
+        rotate_link_secret(&path).expect("writable");
+        assert!(!signer.accepts(job, &first, now) && !next_life.accepts(job, &first, now));
+        let second = signer.sign(job, now);
+        assert!(next_life.accepts(job, &second, now));
+        fs::remove_file(&path).expect("there");
+        assert!(!signer.accepts(job, &second, now), "removed is withdrawn");
+        assert!(path.exists());
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing is left beside it");
+        fs::write(&path, "short").expect("writable");
+        assert!(LinkSigner::open(path).is_err());
+    }
+}
