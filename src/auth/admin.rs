@@ -272,6 +272,12 @@ impl AdminService {
         let now = self.now();
         let found = self.0.admin.session(&SessionHash::of(token), lifetimes(now)).await?;
         let Some(mut session) = found else { return Ok(None) };
+        if session.created_at > now || session.last_used_at > now {
+            // The clock was ahead and has been set back. Or the session would last until the clock is there again.
+            self.0.admin.pull_back(session.id, now).await?;
+            session.created_at = session.created_at.min(now);
+            session.last_used_at = session.last_used_at.min(now);
+        }
         if now - session.last_used_at >= USE_WRITE_INTERVAL {
             self.0.admin.note_use(session.id, now).await?;
             session.last_used_at = now;
@@ -318,7 +324,7 @@ impl AdminService {
 
     /// Counts an attempt as a failure, until it has proven to be none: many at one time must not get a free look each.
     async fn count_attempt(&self, client: IpAddr) -> Result<Attempt<'_>, SignInError> {
-        let now = self.now();
+        let now = self.0.clock.uptime();
         let throttled = |retry_after_seconds| SignInError::Throttled { retry_after_seconds };
         self.0.by_address.try_failure(client, now).map_err(throttled)?;
         let mut attempt = Attempt { inner: &self.0, client, is_counted_everywhere: false };

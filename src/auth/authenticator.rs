@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use time::OffsetDateTime;
+use time::Duration;
 
 use crate::auth::KeyFailure;
 use crate::auth::cache::{KeyCache, KeyDigest};
@@ -136,21 +136,21 @@ impl Authenticator {
 
 impl Inner {
     async fn authenticate(&self, key: PresentedKey<'_>, client: IpAddr) -> Result<Principal, AuthError> {
-        let now = self.clock.now();
+        let (now, uptime) = (self.clock.now(), self.clock.uptime());
         let digest = self.cache.digest(key);
         let proven = self.cache.proven_row(key.public_id(), &digest);
         let row = {
-            let _place = if proven.is_none() { Some(self.queue_for_lookup(client, now).await?) } else { None };
+            let _place = if proven.is_none() { Some(self.queue_for_lookup(client, uptime).await?) } else { None };
             self.rows.get(key.public_id()).await?
         };
         // An unknown id and a wrong secret take the same path and the same time up to here and from here: one look-up
         // and no argon2. That a public id exists is therefore not to be learnt from the clock, without burning 20 ms
         // of a core on every random key, which would hand the flood its lever.
         let Some(row) = row.filter(|row| row.value_of(key.public_id()).tag.matches(SecretTag::of(key))) else {
-            return Err(self.refuse("unknown", client, now));
+            return Err(self.refuse("unknown", client, uptime));
         };
         if proven != Some(row.row_version()) && !self.prove(key, &digest, &row).await? {
-            return Err(self.refuse("unknown", client, now));
+            return Err(self.refuse("unknown", client, uptime));
         }
         let state = row.state_of(key.public_id(), now);
         if state != KeyState::Active {
@@ -161,7 +161,7 @@ impl Inner {
         }
         if let Some(per_minute) = row.limits.requests_per_minute {
             self.rates
-                .take(row.id, per_minute, now)
+                .take(row.id, per_minute, uptime)
                 .map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })?;
         }
         self.uses.note(row.id, now);
@@ -169,8 +169,8 @@ impl Inner {
     }
 
     /// Waits to look up a key of which nothing is known.
-    async fn queue_for_lookup(&self, client: IpAddr, now: OffsetDateTime) -> Result<LanePermit, AuthError> {
-        let wait_seconds = self.throttle.retry_after_seconds(client, now);
+    async fn queue_for_lookup(&self, client: IpAddr, uptime: Duration) -> Result<LanePermit, AuthError> {
+        let wait_seconds = self.throttle.retry_after_seconds(client, uptime);
         let lane = if wait_seconds.is_none() { &self.lookups } else { &self.slow_lookups };
         let retry_after_seconds = wait_seconds.unwrap_or(LINE_FULL_RETRY_SECONDS);
         lane.enter().await.ok_or(AuthError::Throttled { retry_after_seconds })
@@ -192,12 +192,12 @@ impl Inner {
         }
     }
 
-    fn refuse(&self, reason: &'static str, client: IpAddr, now: OffsetDateTime) -> AuthError {
+    fn refuse(&self, reason: &'static str, client: IpAddr, uptime: Duration) -> AuthError {
         tracing::debug!(reason, %client, "key refused");
-        if let Some(retry_after_seconds) = self.throttle.retry_after_seconds(client, now) {
+        if let Some(retry_after_seconds) = self.throttle.retry_after_seconds(client, uptime) {
             return AuthError::Throttled { retry_after_seconds };
         }
-        self.throttle.record_failure(client, now);
+        self.throttle.record_failure(client, uptime);
         AuthError::Refused
     }
 }

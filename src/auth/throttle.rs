@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use time::{Duration, OffsetDateTime};
+use time::Duration;
 
 use crate::domain::recent::RecentMap;
 
@@ -43,8 +43,8 @@ pub(super) struct Throttle {
 /// A bucket that fills by one with each failure and leaks one every [`ThrottleRule::seconds_per_failure`].
 #[derive(Debug, Clone, Copy)]
 struct Failures {
-    /// When the bucket will be empty.
-    forgiven_at: OffsetDateTime,
+    /// When the bucket will be empty, as [`crate::domain::clock::Clock::uptime`] counts.
+    forgiven_at: Duration,
 }
 
 impl Throttle {
@@ -53,17 +53,17 @@ impl Throttle {
     }
 
     /// Seconds (at least 1) until `client` may fail again; `None` when it may now.
-    pub(super) fn retry_after_seconds(&self, client: IpAddr, now: OffsetDateTime) -> Option<u64> {
+    pub(super) fn retry_after_seconds(&self, client: IpAddr, now: Duration) -> Option<u64> {
         self.wait_seconds(&mut self.failures(), client, now)
     }
 
     /// Counts a failure.
-    pub(super) fn record_failure(&self, client: IpAddr, now: OffsetDateTime) {
+    pub(super) fn record_failure(&self, client: IpAddr, now: Duration) {
         self.record(&mut self.failures(), client, now);
     }
 
     /// Counts a failure before it is known to be one, if one more is borne; else the seconds until then.
-    pub(super) fn try_failure(&self, client: IpAddr, now: OffsetDateTime) -> Result<(), u64> {
+    pub(super) fn try_failure(&self, client: IpAddr, now: Duration) -> Result<(), u64> {
         let mut failures = self.failures();
         if let Some(seconds) = self.wait_seconds(&mut failures, client, now) {
             return Err(seconds);
@@ -83,12 +83,7 @@ impl Throttle {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait_seconds(
-        &self,
-        failures: &mut RecentMap<IpAddr, Failures>,
-        client: IpAddr,
-        now: OffsetDateTime,
-    ) -> Option<u64> {
+    fn wait_seconds(&self, failures: &mut RecentMap<IpAddr, Failures>, client: IpAddr, now: Duration) -> Option<u64> {
         let bucket = failures.get_mut(&network(client))?;
         // One more must fit.
         let free_at = bucket.forgiven_at - self.rule.full() + self.rule.one();
@@ -96,7 +91,7 @@ impl Throttle {
         wait.is_positive().then(|| (wait.whole_milliseconds() as u64).div_ceil(1000).max(1))
     }
 
-    fn record(&self, failures: &mut RecentMap<IpAddr, Failures>, client: IpAddr, now: OffsetDateTime) {
+    fn record(&self, failures: &mut RecentMap<IpAddr, Failures>, client: IpAddr, now: Duration) {
         let network = network(client);
         match failures.get_mut(&network) {
             Some(bucket) => {
@@ -129,7 +124,7 @@ mod tests {
 
     const RULE: ThrottleRule = ThrottleRule { failures_max: 20, seconds_per_failure: 3 };
     const ONE: Duration = Duration::seconds(3);
-    const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+    const START: Duration = Duration::ZERO;
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 

@@ -1,9 +1,9 @@
 //! Time as a dependency, so that expiry can be tested without waiting.
 
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 /// Where "now" comes from.
 pub trait Clock: Send + Sync {
@@ -11,7 +11,7 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> OffsetDateTime;
 
     /// How long this process has run, about: only differences mean anything. Unlike [`Clock::now`] it never goes back or
-    /// leaps, whoever sets the machine's clock meanwhile, so it is what waits and rates are measured by.
+    /// leaps, whoever sets the machine's clock meanwhile, so whatever is told to wait, and every rate, is measured by it.
     fn uptime(&self) -> Duration;
 }
 
@@ -33,7 +33,7 @@ impl Clock for SystemClock {
 
     fn uptime(&self) -> Duration {
         static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
-        BEGINNING.elapsed()
+        Duration::try_from(BEGINNING.elapsed()).unwrap_or(Duration::MAX)
     }
 }
 
@@ -48,14 +48,14 @@ impl ManualClock {
     }
 
     /// Lets time pass. With a negative duration the clock is set back, as [`ManualClock::set_by`] does.
-    pub fn advance(&self, by: time::Duration) {
+    pub fn advance(&self, by: Duration) {
         let (now, uptime) = &mut *self.lock();
         *now += by;
-        *uptime += Duration::try_from(by).unwrap_or_default();
+        *uptime += by.max(Duration::ZERO);
     }
 
     /// Sets the clock ahead, or back, without any time passing.
-    pub fn set_by(&self, by: time::Duration) {
+    pub fn set_by(&self, by: Duration) {
         self.lock().0 += by;
     }
 

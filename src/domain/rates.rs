@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use time::{Duration, OffsetDateTime};
+use time::Duration;
 
 use crate::domain::ids::KeyId;
 use crate::domain::recent::RecentMap;
@@ -18,8 +18,8 @@ const MINUTE: Duration = Duration::MINUTE;
 /// The buckets.
 #[derive(Debug)]
 pub struct Rates {
-    /// When each key's bucket will be empty.
-    empty_at: Mutex<RecentMap<KeyId, OffsetDateTime>>,
+    /// When each key's bucket will be empty, as [`crate::domain::clock::Clock::uptime`] counts.
+    empty_at: Mutex<RecentMap<KeyId, Duration>>,
 }
 
 impl Default for Rates {
@@ -35,11 +35,11 @@ impl Rates {
         Self { empty_at: Mutex::new(RecentMap::new(KEYS_MAX)) }
     }
 
-    /// Takes a request in.
+    /// Takes a request in, at `now` as [`crate::domain::clock::Clock::uptime`] counts.
     ///
     /// # Errors
     /// After how many seconds (at least 1) the next one will be taken.
-    pub fn take(&self, key: KeyId, per_minute: u32, now: OffsetDateTime) -> Result<(), u64> {
+    pub fn take(&self, key: KeyId, per_minute: u32, now: Duration) -> Result<(), u64> {
         let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
         let one = MINUTE / per_minute.max(1);
         // With a new bound, a bucket is never fuller than full.
@@ -58,9 +58,9 @@ impl Rates {
 mod tests {
     use super::*;
 
-    const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+    const START: Duration = Duration::ZERO;
 
-    fn taken(rates: &Rates, key: KeyId, per_minute: u32, now: OffsetDateTime) -> u32 {
+    fn taken(rates: &Rates, key: KeyId, per_minute: u32, now: Duration) -> u32 {
         let mut taken = 0;
         while rates.take(key, per_minute, now).is_ok() {
             taken += 1;

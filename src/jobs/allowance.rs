@@ -133,7 +133,9 @@ async fn take_of_owner(inner: &Inner, submission: &Submission, queue: &Queue) ->
     let today = Day::of(now);
     // In this order: a job that ends in between counts twice for a moment, and not nowhere.
     let promised = inner.allowances.outstanding().get(owner).map_or(0, |own| own.pixel_steps);
-    let done: u64 = inner.store.work_by_day(*owner, today).await?.iter().map(|(_, work)| work.pixel_steps).sum();
+    let work = inner.store.work_by_day(*owner, today).await?;
+    // Of today alone: where the clock was ahead, there are days to come in which something was drawn.
+    let done: u64 = work.iter().filter(|(day, _)| *day == today).map(|(_, work)| work.pixel_steps).sum();
     let left = (u64::from(limit) * PIXELS_PER_MEGAPIXEL).saturating_sub(done + promised);
     if pixel_steps > left {
         return Err(JobsError::LimitReached(LimitReached::MegapixelSteps {

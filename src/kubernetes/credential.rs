@@ -60,7 +60,7 @@ impl Inner {
         let cluster = self.cluster()?;
         let namespace = self.namespace(id).await?;
         self.rates
-            .take(holder.key, CREDENTIALS_PER_MINUTE, self.clock.now())
+            .take(holder.key, CREDENTIALS_PER_MINUTE, self.clock.uptime())
             .map_err(|retry_after_seconds| KubernetesError::RateLimited { retry_after_seconds })?;
         if !namespace.standing.is_open && !self.look(cluster, &namespace).await?.is_open {
             return Err(KubernetesError::Pending(namespace.name));

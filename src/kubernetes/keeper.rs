@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use super::cluster::{Cluster, ClusterError};
 use super::connect::write_private;
 use super::store::Removal;
-use super::token::Token;
+use super::token::{Claims, Token};
 use super::{Inner, Kubernetes, KubernetesError};
 
 /// How often is looked whether anything was written to the database. While nothing is, that costs next to nothing.
@@ -32,6 +32,8 @@ const PENDING_LOOK_INTERVAL: Duration = Duration::from_secs(5);
 const ROUNDS_PER_OPEN_LOOK: u32 = 12;
 /// How often is looked whether the worker's own token is due.
 const RENEWAL_LOOK_INTERVAL: Duration = Duration::from_mins(1);
+/// How far this machine's clock may be behind the API server's without a token being of the future.
+const CLOCKS_APART: time::Duration = time::Duration::minutes(5);
 
 impl Kubernetes {
     /// Does all this, for ever. Where there is no cluster, nothing.
@@ -135,8 +137,9 @@ impl Inner {
 
     async fn renew_for_ever(&self, cluster: &Cluster) {
         let Some(file) = cluster.token_file() else { return };
+        let mut known = Known::default();
         loop {
-            match renew(cluster, file, self.now()).await {
+            match renew(cluster, file, &mut known, (self.now(), self.clock.uptime())).await {
                 Ok(false) => {}
                 Ok(true) => tracing::info!("the worker's own token for the cluster is renewed"),
                 Err(error) => tracing::warn!(%error, "the worker's own token for the cluster was not renewed"),
@@ -147,16 +150,44 @@ impl Inner {
 }
 
 /// Renews the worker's own token if it is due, and the worker's. `true`: it was.
-async fn renew(cluster: &Cluster, file: &Path, now: OffsetDateTime) -> Result<bool, RenewalError> {
+async fn renew(
+    cluster: &Cluster,
+    file: &Path,
+    known: &mut Known,
+    now: (OffsetDateTime, time::Duration),
+) -> Result<bool, RenewalError> {
     let token = Token::new(tokio::fs::read_to_string(file).await?.trim().to_owned());
     let Some(claims) = token.claims() else { return Ok(false) };
     let own = format!("system:serviceaccount:{}:{}", cluster.holder(), super::manifest::WORKER_ACCOUNT);
-    if claims.sub != own || !claims.is_due(now) {
+    if claims.sub != own || !known.is_due(&claims, now) {
         return Ok(false);
     }
     let minted = cluster.mint_own().await?;
     write_private(file, minted.token.reveal())?;
+    known.is_fresh = true;
     Ok(true)
+}
+
+/// The worker's own token, and since when it is the one. What stands in it is by the API server's clock; by the clock of a
+/// machine that is days behind it would never be due, and die.
+#[derive(Debug, Default)]
+struct Known {
+    made_at: Option<OffsetDateTime>,
+    since: time::Duration,
+    /// It was made while this process lived, so that how old it is is known.
+    is_fresh: bool,
+}
+
+impl Known {
+    fn is_due(&mut self, claims: &Claims, (now, elapsed): (OffsetDateTime, time::Duration)) -> bool {
+        let made_at = claims.made_at();
+        if self.made_at.is_none() || self.made_at != made_at {
+            (self.made_at, self.since) = (made_at, elapsed);
+        }
+        // One that is from the future is due once: the next one's age is then known.
+        let is_of_the_future = made_at.is_some_and(|made_at| made_at > now + CLOCKS_APART);
+        elapsed - self.since >= claims.due_after() || !self.is_fresh && (claims.is_due(now) || is_of_the_future)
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -186,5 +217,34 @@ impl Delays {
         let delay = self.0.get(&id).map_or(RETRY_DELAY, |(_, delay)| (*delay * 2).min(RETRY_DELAY_MAX));
         self.0.insert(id, (Instant::now(), delay));
         delay
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    #[test]
+    fn a_token_is_renewed_in_time_whatever_the_clock_is_set_to() {
+        let (made, life) = (OffsetDateTime::UNIX_EPOCH + time::Duration::days(20_000), 7 * 86_400);
+        let iat = made.unix_timestamp();
+        let payload = serde_json::json!({ "sub": "worker", "iat": iat, "exp": iat + life });
+        let claims: Claims = serde_json::from_value(payload).expect("claims");
+        for off in [-400, -1, 0, 1, 400] {
+            // Made here: its age counts, and no clock.
+            let mut known = Known { is_fresh: true, ..Known::default() };
+            let now = made + time::Duration::days(off);
+            for (days, is_due) in [(0, false), (3, false), (4, true)] {
+                let elapsed = time::Duration::days(days);
+                assert_eq!(known.is_due(&claims, (now + elapsed, elapsed)), is_due, "{off} days off, after {days}");
+            }
+        }
+        // Of an earlier life: by the clock, and where that cannot be right, at once.
+        for (off, is_due) in [(0, false), (4, true), (400, true), (-400, true)] {
+            let now = made + time::Duration::days(off);
+            assert_eq!(Known::default().is_due(&claims, (now, time::Duration::ZERO)), is_due, "{off} days off");
+        }
     }
 }

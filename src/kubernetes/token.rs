@@ -5,7 +5,7 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
 /// A bearer token. Cannot be copied, serialised or printed by accident, and is wiped from memory when dropped.
@@ -55,6 +55,12 @@ impl Claims {
     pub(super) fn is_due(&self, now: OffsetDateTime) -> bool {
         let now = now.unix_timestamp();
         now >= self.iat.midpoint(self.exp) || self.exp - now < RENEWAL_SECONDS_MIN
+    }
+
+    /// How long after it was made it is due.
+    pub(super) fn due_after(&self) -> Duration {
+        let life = self.exp.saturating_sub(self.iat);
+        Duration::seconds((life / 2).min(life - RENEWAL_SECONDS_MIN).max(0))
     }
 
     /// When it was made, by the clock of who made it.

@@ -166,6 +166,13 @@ async fn megapixel_steps_per_day() {
     app.clock.advance(Duration::seconds(seconds));
     assert_eq!(limited.draw(&large(40)).await.status, StatusCode::ACCEPTED, "a new day");
     limited.until_idle().await;
+    // What was drawn while the clock was ahead is not of this day.
+    app.clock.set_by(Duration::days(100));
+    assert_eq!(limited.draw(&large(90)).await.status, StatusCode::ACCEPTED, "another day");
+    limited.until_idle().await;
+    app.clock.set_by(Duration::days(-100));
+    assert_eq!(limited.draw(&large(40)).await.status, StatusCode::ACCEPTED, "some of it is left");
+    limited.until_idle().await;
 }
 
 #[tokio::test]

@@ -163,3 +163,42 @@ async fn neither_password_nor_token_is_in_the_database_or_in_debug() {
         assert!(texts.iter().all(|text| !text.contains(secret)));
     }
 }
+
+/// The machine's clock is set forward, and back.
+const STEPS: [Duration; 4] = [Duration::minutes(-10), Duration::days(-400), Duration::minutes(10), Duration::days(400)];
+
+#[tokio::test]
+async fn a_right_password_is_let_in_after_the_time_that_was_told_whatever_the_clock_is_set_to() {
+    for step in STEPS {
+        let (admin, clock, password) = with_password().await;
+        for _ in 0..BY_ADDRESS.failures_max {
+            assert!(matches!(admin.sign_in("a wrong password", HERE).await, Err(SignInError::WrongPassword)));
+        }
+        clock.set_by(step);
+        clock.advance(Duration::seconds(BY_ADDRESS.seconds_per_failure));
+        admin.sign_in(&password, HERE).await.expect("in");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_was_made_while_the_clock_was_ahead_ends_in_time() {
+    let (admin, clock, password) = with_password().await;
+    clock.set_by(Duration::days(400));
+    let mut sessions = Vec::new();
+    for _ in 0..SESSIONS_MAX {
+        sessions.push(admin.sign_in(&password, HERE).await.expect("in"));
+    }
+    clock.set_by(Duration::days(-400));
+    let is_in = async |session: &NewSession| admin.session(session.token.reveal()).await.expect("read").is_some();
+    let used = sessions.last().expect("many");
+    assert!(is_in(used).await);
+    let new = admin.sign_in(&password, HERE).await.expect("in");
+    assert!(is_in(&new).await, "it is the newest, whatever the others say");
+    for _ in 0..24 {
+        assert!(is_in(used).await);
+        clock.advance(Duration::hours(1));
+    }
+    assert!(!is_in(used).await, "it has had its day");
+    clock.set_by(Duration::days(400));
+    assert!(!is_in(&new).await, "ahead, all have ended");
+}

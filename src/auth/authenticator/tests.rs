@@ -3,7 +3,7 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 use std::time::Duration as StdDuration;
 
-use time::Duration;
+use time::OffsetDateTime;
 use time::macros::datetime;
 
 use super::*;
@@ -462,4 +462,45 @@ async fn no_secret_reaches_the_database_the_logs_or_debug() {
         prefixes += usize::from(holds(&value[5..13]));
     }
     assert!(prefixes > 0, "the search itself works: the public id is in there");
+}
+
+/// The machine's clock is set forward, and back.
+const STEPS: [Duration; 4] = [Duration::minutes(-10), Duration::days(-400), Duration::minutes(10), Duration::days(400)];
+
+#[tokio::test]
+async fn a_minutes_requests_are_counted_by_no_clock_that_can_be_set() {
+    for step in STEPS {
+        let fixture = Fixture::new().await;
+        let limits = KeyLimits { requests_per_minute: Some(3), ..KeyLimits::default() };
+        let new = NewKey { name: "test".into(), scope: Scope::All, expires_at: None, limits };
+        let key = fixture.service.create(new, &BY).await.expect("made");
+        for _ in 0..3 {
+            fixture.check(key.plain.reveal()).await.expect("let in");
+        }
+        fixture.clock.set_by(step);
+        let outcome = fixture.check(key.plain.reveal()).await;
+        let Err(AuthError::RateLimited { retry_after_seconds, .. }) = outcome else { panic!("{step}: {outcome:?}") };
+        assert_eq!(retry_after_seconds, 20, "{step}");
+        fixture.clock.advance(Duration::seconds(20));
+        fixture.check(key.plain.reveal()).await.expect("it has waited as told");
+    }
+}
+
+#[tokio::test]
+async fn wrong_keys_are_forgiven_after_the_time_that_was_told() {
+    for step in STEPS {
+        let fixture = Fixture::new().await;
+        for number in 0..FAILURES_MAX as usize {
+            assert_refused(&fixture.check(&unknown_key(number)).await, "unknown");
+        }
+        fixture.clock.set_by(step);
+        let outcome = fixture.check(&unknown_key(99)).await;
+        let expected = SECONDS_PER_FAILURE as u64;
+        assert!(
+            matches!(outcome, Err(AuthError::Throttled { retry_after_seconds }) if retry_after_seconds == expected),
+            "{step}: {outcome:?}"
+        );
+        fixture.clock.advance(Duration::seconds(SECONDS_PER_FAILURE));
+        assert_refused(&fixture.check(&unknown_key(99)).await, "forgiven");
+    }
 }

@@ -98,11 +98,13 @@ impl AdminStore {
         }
         sqlx::query(
             "DELETE FROM admin_sessions WHERE created_at_ms <= ?1 OR last_used_at_ms <= ?2 \
-                 OR id IN (SELECT id FROM admin_sessions ORDER BY id DESC LIMIT -1 OFFSET ?3)",
+                 OR id IN (SELECT id FROM admin_sessions ORDER BY id = ?4 DESC, id DESC LIMIT -1 OFFSET ?3)",
         )
         .bind(to_milliseconds(lifetimes.created_after))
         .bind(to_milliseconds(lifetimes.used_after))
         .bind(sessions_max)
+        // Whatever the clock was at when the others were made, the new one stays.
+        .bind(row.id.to_string())
         .execute(&mut *transaction)
         .await
         .map_err(StoreError::from)?;
@@ -144,6 +146,20 @@ impl AdminStore {
             .await
             .map_err(StoreError::from)?;
         Ok(is_there)
+    }
+
+    /// Has a session that was made or used after `now` be of now.
+    pub(in crate::auth) async fn pull_back(&self, id: SessionId, now: OffsetDateTime) -> Result<(), KeyFailure> {
+        sqlx::query(
+            "UPDATE admin_sessions SET created_at_ms = min(created_at_ms, ?1), last_used_at_ms = min(last_used_at_ms, ?1) \
+             WHERE id = ?2",
+        )
+        .bind(to_milliseconds(now))
+        .bind(id.to_string())
+        .execute(self.0.pool())
+        .await
+        .map_err(StoreError::from)?;
+        Ok(())
     }
 
     pub(in crate::auth) async fn note_use(&self, id: SessionId, now: OffsetDateTime) -> Result<(), KeyFailure> {

@@ -4,14 +4,12 @@
 //! shows with time. Until then jobs are forgotten as if the clock had gone on as before.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 /// Further ahead than this the clock has leapt. Less is a correction.
-const LEAP_MIN: Duration = Duration::from_mins(5);
+const LEAP_MIN: Duration = Duration::minutes(5);
 /// A clock that has stood ahead for this long is believed.
-const BELIEVED_AFTER: Duration = Duration::from_hours(1);
+const BELIEVED_AFTER: Duration = Duration::hours(1);
 
 /// Where forgetting stands.
 #[derive(Debug)]
@@ -35,13 +33,13 @@ impl Pace {
     /// The moment to go by, when the clock says `clock` and the process's time is `uptime`.
     pub(in crate::jobs) fn now(&self, clock: OffsetDateTime, uptime: Duration) -> OffsetDateTime {
         let mut standing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let expected = standing.now + uptime.saturating_sub(standing.uptime);
+        let expected = standing.now + (uptime - standing.uptime);
         let is_ahead = clock > expected + LEAP_MIN;
         if is_ahead && standing.ahead_since.is_none() {
             tracing::warn!(%clock, %expected, "the clock has leapt ahead; what its time is over by that stays for an hour more");
             standing.ahead_since = Some(uptime);
         }
-        let is_believed = standing.ahead_since.is_some_and(|since| uptime.saturating_sub(since) >= BELIEVED_AFTER);
+        let is_believed = standing.ahead_since.is_some_and(|since| uptime - since >= BELIEVED_AFTER);
         if !is_ahead || is_believed {
             standing.ahead_since = None;
             standing.now = clock;
@@ -58,9 +56,9 @@ mod tests {
     use super::*;
 
     const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
-    const MINUTE: Duration = Duration::from_mins(1);
-    const HOUR: Duration = Duration::from_hours(1);
-    const YEAR: Duration = Duration::from_hours(24 * 365);
+    const MINUTE: Duration = Duration::MINUTE;
+    const HOUR: Duration = Duration::HOUR;
+    const YEAR: Duration = Duration::days(365);
 
     #[test]
     fn time_that_passes_is_followed_and_so_is_a_clock_that_is_put_right() {
