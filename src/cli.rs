@@ -153,6 +153,7 @@ impl EngineArgs {
 /// # Errors
 /// Whatever kept it from being done, in words for the person who asked.
 pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
+    shutdown::outlive_file_size_limit();
     let mut flags = Flags { config_file: cli.shared.config, data_dir: cli.shared.data_dir, ..Flags::default() };
     match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(arguments) => {

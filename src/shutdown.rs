@@ -3,9 +3,12 @@
 //!
 //! What a signal asks for is done before it is logged: nobody may be reading the log.
 
+mod file_size;
+
 use std::io;
 use std::time::Duration;
 
+pub use file_size::outlive_file_size_limit;
 use tokio::sync::watch;
 
 /// The exit code of a process that was told twice.

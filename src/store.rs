@@ -3,6 +3,7 @@
 
 mod backup;
 mod changes;
+mod files;
 mod migration;
 mod write_check;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use changes::ChangeMark;
 use changes::Changes;
+use files::OpenFiles;
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{Connection as _, SqlitePool};
@@ -103,6 +105,12 @@ pub enum StoreError {
         /// What SQLite or the system says.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A file of the open database is not the one under its name any more.
+    #[error("`{}` was removed or replaced while the database was open: what is written now would be lost", path.display())]
+    TakenAway {
+        /// The file.
+        path: PathBuf,
+    },
     /// What one connection has written, another does not find.
     #[error("what is written to the database is not there for others")]
     NotSeen,
@@ -117,6 +125,7 @@ pub struct Store {
     pool: SqlitePool,
     /// `None`: in memory.
     changes: Option<Changes>,
+    files: OpenFiles,
 }
 
 impl Store {
@@ -166,7 +175,7 @@ impl Store {
             .await
             .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
         migration::run(&pool, path).await?;
-        Ok(Self { pool, changes: None })
+        Ok(Self { pool, changes: None, files: OpenFiles::default() })
     }
 
     /// `if_blank` is asked where there are no tables yet.
@@ -194,7 +203,7 @@ impl Store {
         }
         migration::run(&pool, path).await?;
         let changes = Changes::of(&real, &options).await.map_err(failed)?;
-        Ok(Self { pool, changes: Some(changes) })
+        Ok(Self { pool, changes: Some(changes), files: OpenFiles::of(&real) })
     }
 
     /// What the database stands at. Two equal marks: nothing was committed between them, by any process. `None`: that
@@ -215,6 +224,14 @@ impl Store {
     /// [`StoreError::Query`] when it cannot, [`StoreError::NotSeen`] when others do not find it.
     pub async fn check_writable(&self) -> Result<(), StoreError> {
         write_check::check(&self.pool).await
+    }
+
+    /// Looks whether the open files are still those under their names.
+    ///
+    /// # Errors
+    /// [`StoreError::TakenAway`] for the first that is not.
+    pub fn check_files(&self) -> Result<(), StoreError> {
+        self.files.check()
     }
 
     /// Folds the write-ahead log into the file and empties it, so that what was deleted is gone from both. `false`: not

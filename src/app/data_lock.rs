@@ -1,7 +1,7 @@
 //! One worker for one data folder: a second one would take up the jobs of the first and sweep its pictures away.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 
@@ -9,7 +9,10 @@ const FILE_NAME: &str = "fluxserve.lock";
 
 /// Held as long as the value lives; the system lets go of it when the process ends, however it ends.
 #[derive(Debug)]
-pub(super) struct DataLock(#[expect(dead_code, reason = "the open file is the lock")] File);
+pub(super) struct DataLock {
+    file: File,
+    path: PathBuf,
+}
 
 impl DataLock {
     /// Takes the folder, making it (for this user alone) where it is missing.
@@ -26,7 +29,7 @@ impl DataLock {
         std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
         let file = options.open(&path).with_context(|| format!("opening `{}`", path.display()))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self(file)),
+            Ok(()) => Ok(Self { file, path }),
             Err(TryLockError::WouldBlock) => bail!(
                 "another fluxserve serves from the data folder `{}`: stop it first, or give this one a folder of its \
                  own with --data-dir",
@@ -36,6 +39,20 @@ impl DataLock {
                 format!("locking `{}`: choose a folder on a file system with locks with --data-dir", path.display())
             }),
         }
+    }
+
+    /// Refuses when the lock's file is not the one under its name any more: then another worker can take the folder.
+    pub(super) fn check(&self) -> anyhow::Result<()> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt as _;
+            let held = self.file.metadata().context("looking at the data folder's lock")?;
+            let named = std::fs::metadata(&self.path).ok();
+            if named.is_none_or(|named| (named.dev(), named.ino()) != (held.dev(), held.ino())) {
+                bail!("`{}` was removed or replaced: another worker could take the data folder", self.path.display());
+            }
+        }
+        Ok(())
     }
 }
 

@@ -16,6 +16,7 @@ use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
 use super::hub::at_hand;
 use super::models::catalog_of;
+use super::taken_away::{LOOK_INTERVAL, files_taken_away};
 use super::{results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
@@ -72,7 +73,7 @@ async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow
     let catalog = Arc::new(catalog_of(config, &sources)?);
     check_models(config, &catalog)?;
     // Held until the end: nobody else may take up the jobs before this process has let go of them.
-    let _lock = DataLock::take(&config.data_dir)?;
+    let lock = DataLock::take(&config.data_dir)?;
     let doors = Doors::open(config).await?;
     let keys = Keys::open(config).await?;
     let started = async {
@@ -81,7 +82,13 @@ async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow
     };
     let outcome = match started.await {
         Ok(worker) => {
-            let outcome = worker.welcome((config, &keys), shutdown, out).await;
+            let outcome = tokio::select! {
+                outcome = worker.welcome((config, &keys), shutdown, out) => outcome,
+                error = files_taken_away(&lock, &keys.store, LOOK_INTERVAL) => {
+                    tracing::error!("{error:#}");
+                    Err(error)
+                }
+            };
             // After an error there is nothing to wait for: who waits is drawn at the next start.
             let drain_deadline = outcome.as_ref().map_or(0, |()| config.drain_deadline_seconds);
             worker.stop(Duration::from_secs(drain_deadline)).await;

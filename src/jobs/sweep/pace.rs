@@ -4,6 +4,7 @@
 //! shows with time. Until then jobs are forgotten as if the clock had gone on as before.
 
 use std::sync::{Mutex, PoisonError};
+
 use time::{Duration, OffsetDateTime};
 
 /// Further ahead than this the clock has leapt. Less is a correction.
