@@ -37,7 +37,7 @@ mod tests {
         }
         outlive_file_size_limit();
         let mut file = tempfile::tempfile().expect("a file");
-        let failure = (0..1024).find_map(|_| file.write_all(&[0; 65_536]).err()).expect("there is a limit");
+        let failure = (0..1024).find_map(|_| file.write_all(&vec![0; 65_536]).err()).expect("there is a limit");
         assert_eq!(failure.kind(), std::io::ErrorKind::FileTooLarge);
     }
 
