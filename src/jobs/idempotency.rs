@@ -1,6 +1,10 @@
 //! Requests that may come twice: the same word and body of the same key give the same job for a day.
 
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
 use time::{Duration, OffsetDateTime};
+use tokio::sync::OwnedMutexGuard;
 
 use super::service::Inner;
 use super::{Job, JobsError};
@@ -16,6 +20,33 @@ pub struct RepeatKey {
     pub word: String,
     /// A collision-free digest of the request.
     pub body_digest: [u8; 32],
+}
+
+/// Requests under one word of one key, one after the other: the second is to find the first one's job, and not to be refused
+/// for the place that this one has taken and not written down yet.
+#[derive(Debug, Default)]
+pub(super) struct Turns(Mutex<HashMap<(KeyId, String), Weak<tokio::sync::Mutex<()>>>>);
+
+/// Held until the job is written down, or the request refused.
+#[derive(Debug)]
+pub(super) struct Turn(#[expect(dead_code, reason = "the guard is the turn")] OwnedMutexGuard<()>);
+
+impl Turns {
+    /// At once, unless there is another one under way.
+    pub(super) async fn take(&self, owner: KeyId, key: &RepeatKey) -> Turn {
+        let turn = {
+            let mut turns = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            // So there are at most as many as requests.
+            turns.retain(|_, turn| turn.strong_count() > 0);
+            let turn = turns.entry((owner, key.word.clone())).or_default();
+            turn.upgrade().unwrap_or_else(|| {
+                let new = Arc::default();
+                *turn = Arc::downgrade(&new);
+                new
+            })
+        };
+        Turn(turn.lock_owned().await)
+    }
 }
 
 /// Words written before this moment stand for nothing any more.

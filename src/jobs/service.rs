@@ -79,6 +79,7 @@ pub(super) struct Inner {
     pub(super) room_turn: RoomTurn,
     pub(super) pace: Pace,
     pub(super) allowances: Arc<Allowances>,
+    repeats: idempotency::Turns,
     work_book: WorkBook,
     pub(super) signer: LinkSigner,
     /// Jobs with a recorder: at most as many as the queues have places. A sender that is gone means "ended".
@@ -119,6 +120,7 @@ impl JobService {
             room_turn: RoomTurn::default(),
             pace,
             allowances,
+            repeats: idempotency::Turns::default(),
             work_book,
             signer,
             live,
@@ -147,6 +149,10 @@ impl JobService {
     /// When the model does not draw now, there is no place, the worker is going down, or the database fails; or when
     /// the repeat key stood for another request.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
+        let turn = match &submission.repeat_key {
+            Some(key) => Some(self.0.repeats.take(submission.owner, key).await),
+            None => None,
+        };
         if let Some(earlier) = self.repeated(&submission).await? {
             return Ok(Submitted::Earlier(earlier));
         }
@@ -156,20 +162,19 @@ impl JobService {
         let model = submission.spec.model();
         let availability = self.0.catalog.availability(model);
         let queue = self.0.queues.get(model).ok_or(JobsError::ModelUnavailable(availability))?;
-        let (allowance, place) = match self.let_in(&submission, queue).await {
-            Ok(both) => both,
-            // What was in the way may be the very job: the same request came twice at once, and the other one was first.
-            Err(refusal) => {
-                return self.repeated(&submission).await?.map(Submitted::Earlier).ok_or(refusal);
-            }
-        };
+        let (allowance, place) = self.let_in(&submission, queue).await?;
         if availability != Availability::Ready {
             return Err(JobsError::ModelUnavailable(availability));
         }
         let service = self.clone();
         // A task of its own: a caller who leaves between the insert and the hand-over must not leave a row behind
         // that nobody draws. What it returns is then dropped, which cancels the job.
-        let accepted = tokio::spawn(service.accept(submission, place, allowance).in_current_span());
+        let accepting = async move {
+            let accepted = service.accept(submission, place, allowance).await;
+            drop(turn);
+            accepted
+        };
+        let accepted = tokio::spawn(accepting.in_current_span());
         accepted.await.map_err(JobsError::storage)?
     }
 
