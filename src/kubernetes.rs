@@ -12,6 +12,7 @@ mod check;
 mod cluster;
 mod connect;
 mod credential;
+mod granted;
 mod keeper;
 mod manifest;
 mod namespace;
@@ -40,6 +41,7 @@ use crate::domain::ids::{KeyId, NamespaceId};
 use crate::domain::namespace::NamespaceName;
 use crate::domain::rates::Rates;
 use crate::store::{Store, StoreError};
+use granted::Granted;
 use store::KubernetesStore;
 
 /// Most namespaces of one worker.
@@ -152,6 +154,7 @@ struct Inner {
     clock: Arc<dyn Clock>,
     auto_open: bool,
     rates: Rates,
+    granted: Granted,
 }
 
 impl Kubernetes {
@@ -160,7 +163,15 @@ impl Kubernetes {
     pub fn new(parts: KubernetesParts) -> Self {
         let KubernetesParts { store, cluster, rights, clock, auto_open } = parts;
         let store = KubernetesStore::new(store);
-        Self(Arc::new(Inner { store, cluster, rights, clock, auto_open, rates: Rates::new() }))
+        Self(Arc::new(Inner {
+            store,
+            cluster,
+            rights,
+            clock,
+            auto_open,
+            rates: Rates::new(),
+            granted: Granted::default(),
+        }))
     }
 
     /// How the cluster stands. Asks it, for some seconds at most.

@@ -106,7 +106,7 @@ impl Authenticator {
         let keys = KeyStore::new(store);
         Ok(Self(Arc::new(Inner {
             rates: Rates::new(),
-            uses: Uses::new(keys.clone()),
+            uses: Uses::new(keys.clone(), Arc::clone(&clock)),
             rows: Rows::new(keys),
             hasher: Hasher::for_keys(),
             cache: KeyCache::new()?,

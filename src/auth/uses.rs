@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio::sync::OnceCell;
 
 use crate::auth::KeyFailure;
 use crate::auth::store::KeyStore;
+use crate::domain::clock::Clock;
 use crate::domain::ids::KeyId;
+use crate::domain::pace::{Moment, Pace};
 use crate::domain::usage::Day;
 
 /// Most keys (times days, at midnight) noted between two writes. A use beyond that is not noted.
@@ -25,15 +28,18 @@ pub(super) struct PendingUse {
 }
 
 /// The uses not yet written. Clones share them.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Uses {
     keys: KeyStore,
+    clock: Arc<dyn Clock>,
+    /// Begins with the last use that is written.
+    pace: Arc<OnceCell<Pace>>,
     pending: Arc<Mutex<HashMap<(KeyId, Day), PendingUse>>>,
 }
 
 impl Uses {
-    pub(super) fn new(keys: KeyStore) -> Self {
-        Self { keys, pending: Arc::default() }
+    pub(super) fn new(keys: KeyStore, clock: Arc<dyn Clock>) -> Self {
+        Self { keys, clock, pace: Arc::default(), pending: Arc::default() }
     }
 
     pub(super) fn note(&self, id: KeyId, now: OffsetDateTime) {
@@ -49,8 +55,13 @@ impl Uses {
         }
     }
 
-    /// Writes what is pending; keeps it for the next time on an error.
+    /// Writes what is pending; keeps it for the next time on an error. What a clock that was ahead has dated in the future
+    /// is brought back first.
     pub(super) async fn write(&self) -> Result<(), KeyFailure> {
+        let Moment { now, future_begins, .. } = self.paced().await?;
+        if let Some(future_begins) = future_begins {
+            self.keys.pull_back(future_begins, now).await?;
+        }
         let uses: Vec<_> = {
             let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
             pending.drain().collect()
@@ -58,13 +69,21 @@ impl Uses {
         if uses.is_empty() {
             return Ok(());
         }
-        let outcome = self.keys.record_uses(&uses).await;
+        let outcome = self.keys.record_uses(&uses, Day::of(now)).await;
         if outcome.is_err() {
             for (key, noted) in uses {
                 self.add(key, noted);
             }
         }
         outcome
+    }
+
+    /// What forgetting goes by now.
+    async fn paced(&self) -> Result<Moment, KeyFailure> {
+        let (clock, uptime) = (self.clock.now(), self.clock.uptime());
+        let begin =
+            async || Ok::<_, KeyFailure>(Pace::new(self.keys.last_use().await?.unwrap_or(clock), clock, uptime));
+        Ok(self.pace.get_or_try_init(begin).await?.look(clock, uptime))
     }
 
     /// Writes every [`WRITE_INTERVAL_SECONDS`] until `stop` is done, and then once more.

@@ -49,7 +49,7 @@ impl Turns {
     }
 }
 
-/// Words written before this moment stand for nothing any more.
+/// Words written before this moment stand for nothing any more, when what is to be forgotten goes by `now`.
 pub(super) fn cutoff(now: OffsetDateTime) -> OffsetDateTime {
     now - KEPT_FOR
 }
@@ -59,7 +59,7 @@ pub(super) fn cutoff(now: OffsetDateTime) -> OffsetDateTime {
 /// # Errors
 /// [`JobsError::OtherRequest`] when the word stood for something else.
 pub(super) async fn earlier_job(inner: &Inner, owner: KeyId, key: &RepeatKey) -> Result<Option<Job>, JobsError> {
-    let Some((digest, id)) = inner.store.repeated(owner, &key.word, cutoff(inner.clock.now())).await? else {
+    let Some((digest, id)) = inner.store.repeated(owner, &key.word, cutoff(inner.paced().now)).await? else {
         return Ok(None);
     };
     if digest != key.body_digest {

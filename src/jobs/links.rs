@@ -40,6 +40,7 @@ pub struct ResultLink {
 #[derive(Clone)]
 pub(super) struct LinkSigner {
     path: PathBuf,
+    life: time::Duration,
     known: Arc<Mutex<(Option<Version>, Secret)>>,
 }
 
@@ -62,13 +63,13 @@ impl Version {
 }
 
 impl LinkSigner {
-    /// With the secret in a file, which is made where there is none.
-    pub(super) fn open(path: PathBuf) -> io::Result<Self> {
+    /// For links of this life at most, with the secret in a file, which is made where there is none.
+    pub(super) fn open(path: PathBuf, life: time::Duration) -> io::Result<Self> {
         let known = match read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => write_new(&path)?,
             read => read?,
         };
-        Ok(Self { path, known: Arc::new(Mutex::new(known)) })
+        Ok(Self { path, life, known: Arc::new(Mutex::new(known)) })
     }
 
     /// The secret as it stands now. It is a look at a file's name unless somebody has put another one there. While it cannot
@@ -96,8 +97,9 @@ impl LinkSigner {
         blake3::keyed_hash(&self.secret(), format!("result {id} until {expires}").as_bytes())
     }
 
-    pub(super) fn sign(&self, id: JobId, expires: OffsetDateTime) -> ResultLink {
-        let expires = expires.unix_timestamp();
+    /// A link that is good until its life or the picture's time is over, whichever is first.
+    pub(super) fn sign(&self, id: JobId, picture_ends: OffsetDateTime, now: OffsetDateTime) -> ResultLink {
+        let expires = picture_ends.min(now + self.life).unix_timestamp();
         ResultLink { expires, signature: self.hash(id, expires).to_hex().to_string() }
     }
 
@@ -106,7 +108,11 @@ impl LinkSigner {
         let Ok(presented) = blake3::Hash::from_hex(&link.signature) else {
             return false;
         };
-        presented == self.hash(id, link.expires) && now.unix_timestamp() <= link.expires
+        let (now, life) = (now.unix_timestamp(), self.life.whole_seconds());
+        // One that was made while the clock was ahead would be good until the clock is there again. Twice its life: less
+        // would break good ones when the clock is corrected.
+        let is_of_its_time = (now..=now.saturating_add(life.saturating_mul(2))).contains(&link.expires);
+        presented == self.hash(id, link.expires) && is_of_its_time
     }
 }
 
@@ -149,34 +155,49 @@ fn write_new(path: &Path) -> io::Result<(Option<Version>, Secret)> {
 mod tests {
     use super::*;
 
+    const LIFE: time::Duration = time::Duration::HOUR;
+
     #[test]
     fn a_link_opens_one_job_until_it_expires() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let signer = LinkSigner::open(folder.path().join("links.secret")).expect("a new secret");
+        let signer = LinkSigner::open(folder.path().join("links.secret"), LIFE).expect("a new secret");
         let now = OffsetDateTime::UNIX_EPOCH + time::Duration::days(1);
         let (job, other) = (JobId::generate(), JobId::generate());
-        let link = signer.sign(job, now + time::Duration::hours(1));
+        let link = signer.sign(job, now + time::Duration::DAY, now);
         assert!(signer.accepts(job, &link, now));
         assert!(!signer.accepts(other, &link, now));
         assert!(!signer.accepts(job, &link, now + time::Duration::hours(2)));
+        let of_a_short_life = signer.sign(job, now + time::Duration::minutes(1), now);
+        assert!(!signer.accepts(job, &of_a_short_life, now + time::Duration::minutes(2)), "the picture's time is over");
         assert!(!signer.accepts(job, &ResultLink { expires: link.expires + 1, ..link.clone() }, now));
-        let stranger = LinkSigner::open(folder.path().join("another")).expect("a new secret");
+        let stranger = LinkSigner::open(folder.path().join("another"), LIFE).expect("a new secret");
         assert!(!stranger.accepts(job, &link, now));
         assert!(!signer.accepts(job, &ResultLink { signature: "ä".repeat(32), ..link }, now));
+    }
+
+    #[test]
+    fn a_link_that_was_made_while_the_clock_was_ahead_is_not_good_until_it_is_there_again() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let signer = LinkSigner::open(folder.path().join("links.secret"), LIFE).expect("a new secret");
+        let (job, now) = (JobId::generate(), OffsetDateTime::UNIX_EPOCH + time::Duration::days(1000));
+        let ahead = now + time::Duration::days(400);
+        let link = signer.sign(job, ahead + time::Duration::DAY, ahead);
+        assert!(signer.accepts(job, &link, ahead) && !signer.accepts(job, &link, now));
+        assert!(signer.accepts(job, &link, ahead - time::Duration::minutes(10)), "corrected");
     }
 
     #[test]
     fn another_secret_withdraws_every_link_at_once_and_is_private() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("links.secret");
-        let signer = LinkSigner::open(path.clone()).expect("a new secret");
+        let signer = LinkSigner::open(path.clone(), LIFE).expect("a new secret");
         let (job, now) = (JobId::generate(), OffsetDateTime::UNIX_EPOCH);
-        let first = signer.sign(job, now);
-        let next_life = LinkSigner::open(path.clone()).expect("the same secret");
+        let first = signer.sign(job, now, now);
+        let next_life = LinkSigner::open(path.clone(), LIFE).expect("the same secret");
         assert!(next_life.accepts(job, &first, now));
         rotate_link_secret(&path).expect("writable");
         assert!(!signer.accepts(job, &first, now) && !next_life.accepts(job, &first, now));
-        let second = signer.sign(job, now);
+        let second = signer.sign(job, now, now);
         assert!(next_life.accepts(job, &second, now));
         fs::remove_file(&path).expect("there");
         assert!(!signer.accepts(job, &second, now), "removed is withdrawn");
@@ -188,6 +209,6 @@ mod tests {
         }
         assert_eq!(fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing is left beside it");
         fs::write(&path, "short").expect("writable");
-        assert!(LinkSigner::open(path).is_err());
+        assert!(LinkSigner::open(path, LIFE).is_err());
     }
 }

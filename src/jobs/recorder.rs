@@ -41,7 +41,8 @@ pub(super) struct Recorder {
     pub(super) pixels: u64,
     pub(super) format: OutputFormat,
     pub(super) provenance: Option<Provenance>,
-    pub(super) created_at: OffsetDateTime,
+    /// As [`crate::domain::clock::Clock::uptime`] counts; before its beginning where an earlier life accepted the job.
+    pub(super) accepted_at: time::Duration,
     pub(super) deadline_at: Option<OffsetDateTime>,
     pub(super) live: watch::Sender<Live>,
 }
@@ -178,7 +179,7 @@ impl Recorder {
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(WRITE_RETRY_DELAY_MAX);
         }
-        let took = Duration::try_from(ended_at - self.created_at).unwrap_or_default();
+        let took = Duration::try_from(inner.clock.uptime() - self.accepted_at).unwrap_or_default();
         metrics::job_ended(status.as_str(), took);
         if status == JobStatus::Succeeded && self.deadline_at.is_none_or(|deadline| ended_at <= deadline) {
             metrics::job_in_time();

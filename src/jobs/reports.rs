@@ -61,7 +61,7 @@ impl Inner {
             step,
             queue_position: standing.map(|standing| standing.position),
             eta_seconds: standing.and_then(|standing| standing.eta_seconds),
-            link: self.signer.sign(job.id, picture_ends.min(now + self.settings.link_life)),
+            link: self.signer.sign(job.id, picture_ends, now),
             job,
         }
     }

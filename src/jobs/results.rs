@@ -122,7 +122,9 @@ impl OldPictures {
             let name = entry.file_name().into_string().ok()?;
             let (id, extension) = name.split_once('.')?;
             let format = OutputFormat::ALL.into_iter().find(|format| format.extension() == extension)?;
-            let age = SystemTime::now().duration_since(entry.metadata().ok()?.modified().ok()?).ok()?;
+            let (now, written_at) = (SystemTime::now(), entry.metadata().ok()?.modified().ok()?);
+            // One of the future was written while the clock was ahead, or the clock was set back since.
+            let age = now.duration_since(written_at).unwrap_or_else(|ahead| ahead.duration());
             Some((id.parse().ok()?, format)).filter(|_| age >= self.age_min)
         };
         (!page.is_empty()).then(|| page.into_iter().filter_map(old).collect())

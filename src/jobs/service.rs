@@ -15,7 +15,6 @@ use super::recorder::{self, Recorder};
 use super::results::ResultFiles;
 use super::store::{JobStore, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
-use super::sweep::Pace;
 use super::watchers::Watchers;
 use super::work_book::WorkBook;
 use super::{Job, JobReport, JobRequest, JobSettings, JobTerms, JobsError, Reach};
@@ -24,6 +23,7 @@ use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
+use crate::domain::pace::{Moment, Pace};
 use crate::domain::spec::GenerateSpec;
 use crate::queue::{CancelCause, EngineState, Place, Previews, Queue, ReserveError, Terms};
 use crate::store::Store;
@@ -77,7 +77,7 @@ pub(super) struct Inner {
     pub(super) settings: JobSettings,
     pub(super) files: ResultFiles,
     pub(super) room_turn: RoomTurn,
-    pub(super) pace: Pace,
+    pace: Pace,
     pub(super) allowances: Arc<Allowances>,
     repeats: idempotency::Turns,
     work_book: WorkBook,
@@ -103,10 +103,11 @@ impl JobService {
         let files =
             tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
         let secret_path = settings.link_secret_path.clone();
-        let signer = tokio::task::spawn_blocking(move || LinkSigner::open(secret_path)).await;
+        let link_life = time::Duration::try_from(settings.link_life).unwrap_or(time::Duration::MAX);
+        let signer = tokio::task::spawn_blocking(move || LinkSigner::open(secret_path, link_life)).await;
         let signer = signer.map_err(JobsError::storage)??;
         let last_end = store.last_end().await?;
-        let pace = Pace::new(last_end.map_or(clock.now(), |last| last.min(clock.now())), clock.uptime());
+        let pace = Pace::new(last_end.unwrap_or(clock.now()), clock.now(), clock.uptime());
         let (unfinished, _) = watch::channel(0);
         let (live, allowances, watchers) = (Mutex::default(), Arc::default(), Watchers::default());
         let (draining, closed) = (AtomicBool::new(false), watch::Sender::new(false));
@@ -206,6 +207,7 @@ impl JobService {
             finished_at: None,
         };
         let start_image = start_images::to_keep(&submission.spec).await?;
+        let repeats_since = idempotency::cutoff(self.0.paced().now);
         let row = NewJob {
             id: job.id,
             owner: job.owner,
@@ -213,7 +215,7 @@ impl JobService {
             output_format: job.output_format,
             terms: job.terms,
             created_at: job.created_at,
-            repeat_key: submission.repeat_key.as_ref(),
+            repeat_key: submission.repeat_key.as_ref().map(|key| (key, repeats_since)),
             start_image: start_image.as_deref(),
         };
         if !self.0.store.insert(row).await? {
@@ -308,6 +310,17 @@ impl Inner {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What forgetting goes by now.
+    pub(super) fn paced(&self) -> Moment {
+        let clock = self.clock.now();
+        let moment = self.pace.look(clock, self.clock.uptime());
+        if moment.has_leapt {
+            let expected = moment.now;
+            tracing::warn!(%clock, %expected, "the clock has leapt ahead; what its time is over by that stays for an hour more");
+        }
+        moment
+    }
+
     /// Whether [`JobService::close`] was called.
     pub(super) fn is_closed(&self) -> bool {
         *self.closed.borrow()
@@ -326,7 +339,11 @@ impl Inner {
         let (previews, model) = (events.previews(), job.request.model.clone());
         self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
         let Job { id, owner, output_format, created_at, terms: JobTerms { deadline_at, .. }, .. } = *job;
-        let recorder = Recorder { id, owner, pixels, format: output_format, provenance, created_at, deadline_at, live };
+        let age = (self.clock.now() - created_at).max(time::Duration::ZERO);
+        // Not by the clock that it was accepted by: that can be set while the job is drawn.
+        let accepted_at = self.clock.uptime() - age;
+        let recorder =
+            Recorder { id, owner, pixels, format: output_format, provenance, accepted_at, deadline_at, live };
         let inner = Arc::clone(self);
         let recording = async move {
             recorder.run(&inner, events).await;

@@ -54,8 +54,8 @@ impl JobService {
     pub async fn statistics(&self) -> Result<Statistics, JobsError> {
         let minute_now = self.0.clock.now().unix_timestamp() / 60;
         let first = minute_now - i64::from(MINUTES) + 1;
-        let counts = self.0.store.ended_by_minute(first).await?;
-        let mut latencies = self.0.store.latencies_since(first).await?;
+        let counts = self.0.store.ended_by_minute(first, minute_now).await?;
+        let mut latencies = self.0.store.latencies(first, minute_now).await?;
         latencies.sort_unstable();
         let minute = |number: i64| {
             let of = |succeeded: bool| {

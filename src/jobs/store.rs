@@ -1,5 +1,6 @@
 //! The table of jobs. The only place of `jobs` that speaks SQL.
 
+mod future;
 mod retention;
 mod rows;
 mod start_images;
@@ -10,7 +11,7 @@ pub(super) use retention::{EndedCursor, EndedJob};
 use rows::JobRow;
 use time::OffsetDateTime;
 
-use super::{Job, JobError, JobRequest, JobTerms, JobsError, ListQuery, Reach, RepeatKey, idempotency};
+use super::{Job, JobError, JobRequest, JobTerms, JobsError, ListQuery, Reach, RepeatKey};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
@@ -31,7 +32,8 @@ pub(super) struct NewJob<'a> {
     pub(super) output_format: OutputFormat,
     pub(super) terms: JobTerms,
     pub(super) created_at: OffsetDateTime,
-    pub(super) repeat_key: Option<&'a RepeatKey>,
+    /// The word it was asked for under, and since when words stand for what they were written with.
+    pub(super) repeat_key: Option<(&'a RepeatKey, OffsetDateTime)>,
     /// What it starts from, PNG.
     pub(super) start_image: Option<&'a [u8]>,
 }
@@ -140,7 +142,7 @@ impl JobStore {
         if let Some(picture) = job.start_image {
             start_images::insert(&mut transaction, job.id, picture).await?;
         }
-        if let Some(key) = job.repeat_key {
+        if let Some((key, since)) = job.repeat_key {
             // One that has had its time gives way.
             let written = sqlx::query(
                 "INSERT INTO idempotency_keys (owner, word, body_digest, job_id, created_at_ms) VALUES (?, ?, ?, ?, ?)
@@ -153,7 +155,7 @@ impl JobStore {
             .bind(&key.body_digest[..])
             .bind(job.id.to_string())
             .bind(milliseconds(job.created_at))
-            .bind(milliseconds(idempotency::cutoff(job.created_at)))
+            .bind(milliseconds(since))
             .execute(&mut *transaction)
             .await?;
             if written.rows_affected() == 0 {

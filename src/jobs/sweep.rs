@@ -2,17 +2,15 @@
 //!
 //! What cannot be removed is passed over, and stays until it can be: one file must not keep all others.
 
-mod pace;
-
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-pub(super) use pace::Pace;
 use time::OffsetDateTime;
 
 use super::service::Inner;
 use super::store::{EndedCursor, EndedJob};
 use super::{JobsError, idempotency, orphans};
+use crate::domain::pace::Moment;
 use crate::domain::usage::{Day, USAGE_DAYS_KEPT};
 
 /// Jobs looked at in one go.
@@ -69,8 +67,11 @@ impl Swept {
 /// The first one, after everything else was done.
 pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
     // What is forgotten is gone: a clock that leaps ahead for a minute must not take all there is.
-    let now = inner.pace.now(inner.clock.now(), inner.clock.uptime());
+    let Moment { now, future_begins, .. } = inner.paced();
     let mut swept = Swept::default();
+    if let Some(future_begins) = future_begins {
+        swept.note("what is of the future", inner.store.pull_back(future_begins, now).await.map(|()| 0));
+    }
     let words = inner.store.delete_repeat_keys(idempotency::cutoff(now)).await;
     swept.note("words of requests", words.map(|()| 0));
     let work = inner.store.delete_work_before(Day::of(now).before(USAGE_DAYS_KEPT)).await;

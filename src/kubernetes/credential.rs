@@ -15,7 +15,7 @@ use crate::domain::ids::NamespaceId;
 use crate::domain::namespace::NamespaceName;
 
 /// Longest that a token lives, and then some: what it hangs on is kept for as long.
-const TOKEN_LIFE: Duration = Duration::minutes(11);
+pub(super) const TOKEN_LIFE: Duration = Duration::minutes(11);
 /// Before its token's end kubectl asks for another one, so that no request meets the end.
 const EARLIER: Duration = Duration::seconds(30);
 
@@ -66,6 +66,7 @@ impl Inner {
             return Err(KubernetesError::Pending(namespace.name));
         }
         let grant = self.store.take_grant(holder, id, self.now() + TOKEN_LIFE).await?;
+        self.granted.unused_for(&grant, self.clock.uptime());
         let minted = match mint(cluster, &namespace.name, &grant).await {
             Ok(minted) => minted,
             Err(ClusterError::Missing { kind, .. }) if kind == "serviceaccounts" => {

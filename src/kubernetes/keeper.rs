@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::cluster::{Cluster, ClusterError};
 use super::connect::write_private;
+use super::credential::TOKEN_LIFE;
 use super::store::Removal;
 use super::token::{Claims, Token};
 use super::{Inner, Kubernetes, KubernetesError};
@@ -69,13 +70,15 @@ impl Inner {
     /// Withdraws the grants whose holder has no right any more, and those whose tokens are all dead: nothing is left in
     /// the cluster of a key that is not used.
     async fn take_back(&self) -> Result<(), KubernetesError> {
-        for grant in self.store.grants().await? {
+        let grants = self.store.grants().await?;
+        self.granted.keep_only(&grants);
+        for grant in grants {
             let now = self.now();
             let has_right = self.rights.covers(&grant.holder, grant.namespace).await?;
             if !has_right {
                 tracing::info!(key = %grant.holder.key, namespace = %grant.namespace, "tokens are taken back");
                 self.store.withdraw(&grant, now).await?;
-            } else if grant.tokens_end_at <= now {
+            } else if self.granted.unused_for(&grant, self.clock.uptime()) >= TOKEN_LIFE {
                 self.store.withdraw_unused(&grant, now).await?;
             }
         }

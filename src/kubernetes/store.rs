@@ -190,7 +190,7 @@ impl KubernetesStore {
         let row = sqlx::query(
             "INSERT INTO kubernetes_grants (id, key_id, key_prefix, namespace_id, tokens_end_at_ms) VALUES (?, ?, ?, ?, ?) \
              ON CONFLICT (key_prefix, namespace_id) \
-             DO UPDATE SET tokens_end_at_ms = max(tokens_end_at_ms, excluded.tokens_end_at_ms) \
+             DO UPDATE SET tokens_end_at_ms = excluded.tokens_end_at_ms \
              RETURNING id, key_id, key_prefix, namespace_id, tokens_end_at_ms",
         )
         .bind(Uuid::now_v7().to_string())
@@ -232,11 +232,15 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Takes a grant back whose tokens are all dead, unless there are new ones.
+    /// Takes a grant back whose tokens are all dead, unless there are new ones since it was read.
     pub(super) async fn withdraw_unused(&self, grant: &Grant, now: OffsetDateTime) -> Result<()> {
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
-        let unused = sqlx::query("DELETE FROM kubernetes_grants WHERE id = ? AND tokens_end_at_ms <= ?");
-        let unused = unused.bind(grant.id.to_string()).bind(to_milliseconds(now)).execute(&mut *transaction).await?;
+        let unused = sqlx::query("DELETE FROM kubernetes_grants WHERE id = ? AND tokens_end_at_ms = ?");
+        let unused = unused
+            .bind(grant.id.to_string())
+            .bind(to_milliseconds(grant.tokens_end_at))
+            .execute(&mut *transaction)
+            .await?;
         if unused.rows_affected() > 0 {
             withdraw(&mut transaction, grant, now).await?;
         }

@@ -281,6 +281,23 @@ async fn tokens_die_with_the_right_they_were_given_for() {
 }
 
 #[tokio::test]
+async fn tokens_live_as_long_as_they_were_given_for_whatever_the_clock_is_set_to() {
+    let site = Site::start().await;
+    let namespace = site.namespace("team-a").await;
+    let (_, value) = site.key(&in_namespaces(&[&namespace])).await;
+    let far = time::Duration::days(400);
+    for step in [far, -far, -far, far] {
+        let token = site.token(&value, &namespace).await;
+        site.app.clock.set_by(step);
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        assert!(site.cluster.reach(&token).is_some(), "{step}: no time has passed");
+    }
+    site.app.clock.set_by(-far);
+    site.app.clock.advance(time::Duration::minutes(11));
+    until("nothing is left of keys that are not used", async || site.cluster.secrets().is_empty()).await;
+}
+
+#[tokio::test]
 async fn a_revocation_outlives_an_outage_and_a_crash() {
     let site = Site::start().await;
     let namespace = site.namespace("team-a").await;

@@ -504,3 +504,53 @@ async fn wrong_keys_are_forgiven_after_the_time_that_was_told() {
         assert_refused(&fixture.check(&unknown_key(99)).await, "forgiven");
     }
 }
+
+#[tokio::test]
+async fn an_old_value_ends_in_its_time_although_the_clock_was_ahead_when_it_was_replaced() {
+    let fixture = Fixture::new().await;
+    let key = fixture.key(Scope::All, None).await;
+    let write = async || fixture.authenticator.0.uses.write().await.expect("written");
+    write().await;
+    fixture.clock.set_by(Duration::days(400));
+    fixture.service.rotate(key.id, 3600, &BY).await.expect("rotated");
+    fixture.check(key.plain.reveal()).await.expect("in its grace");
+    write().await;
+    fixture.clock.set_by(Duration::days(-400));
+    write().await;
+    // Which of the two the clock is wrong at shows after an hour.
+    fixture.clock.advance(Duration::hours(1));
+    write().await;
+    let seen = fixture.service.get(key.id).await.expect("there");
+    assert_eq!((seen.rotated_at, seen.last_used_at), (Some(fixture.clock.now()), Some(fixture.clock.now())));
+    fixture.clock.advance(Duration::minutes(59));
+    fixture.check(key.plain.reveal()).await.expect("in its grace");
+    fixture.clock.advance(Duration::minutes(1));
+    assert_refused(&fixture.check(key.plain.reveal()).await, "its grace is over");
+}
+
+#[tokio::test]
+async fn requests_are_neither_forgotten_nor_counted_for_days_to_come_by_a_clock_that_is_wrong() {
+    for step in [Duration::days(500), Duration::days(-500)] {
+        let fixture = Fixture::new().await;
+        let key = fixture.key(Scope::All, None).await;
+        let count = async || {
+            fixture.check(key.plain.reveal()).await.expect("let in");
+            fixture.authenticator.record_uses_until(async {}).await;
+        };
+        let total = async || {
+            let days = fixture.service.requests_by_day(key.id, Day::from_number(0)).await.expect("read");
+            (days.iter().map(|(_, requests)| requests).sum::<u64>(), days.last().map(|(day, _)| *day))
+        };
+        count().await;
+        fixture.clock.set_by(step);
+        count().await;
+        fixture.clock.set_by(-step);
+        fixture.clock.advance(Duration::hours(1));
+        count().await;
+        fixture.clock.advance(Duration::hours(1));
+        count().await;
+        let today = Day::of(fixture.clock.now());
+        let kept = if step.is_negative() { 3 } else { 4 };
+        assert_eq!(total().await, (kept, Some(today)), "{step}: what is too long ago goes, and nothing else");
+    }
+}

@@ -1,6 +1,8 @@
 //! How keys were used: the column `last_used_at_ms` and the table `key_requests`.
 
-use super::{KeyStore, to_milliseconds};
+use time::OffsetDateTime;
+
+use super::{KeyStore, from_milliseconds, to_milliseconds};
 use crate::auth::KeyFailure;
 use crate::auth::uses::PendingUse;
 use crate::domain::ids::KeyId;
@@ -8,8 +10,58 @@ use crate::domain::usage::{Day, USAGE_DAYS_KEPT};
 use crate::store::StoreError;
 
 impl KeyStore {
-    /// Notes how keys were used, all in one transaction, and forgets what was too long ago.
-    pub(in crate::auth) async fn record_uses(&self, uses: &[((KeyId, Day), PendingUse)]) -> Result<(), KeyFailure> {
+    /// When any key was last used.
+    pub(in crate::auth) async fn last_use(&self) -> Result<Option<OffsetDateTime>, KeyFailure> {
+        let last: Option<i64> = sqlx::query_scalar("SELECT MAX(last_used_at_ms) FROM api_keys")
+            .fetch_one(self.0.pool())
+            .await
+            .map_err(StoreError::from)?;
+        Ok(last.and_then(from_milliseconds))
+    }
+
+    /// Has what is dated later than `future_begins`, by a clock that was ahead, be of `now`: when keys were used, and when
+    /// they were rotated, so that the old value ends in its time. Requests that were counted for days to come count for
+    /// yesterday.
+    pub(in crate::auth) async fn pull_back(
+        &self,
+        future_begins: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<(), KeyFailure> {
+        let (last_day, yesterday) = (Day::of(future_begins), Day::of(now).before(1));
+        let (future_begins, now) = (to_milliseconds(future_begins), to_milliseconds(now));
+        let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await.map_err(StoreError::from)?;
+        for (statement, values) in [
+            ("UPDATE api_keys SET last_used_at_ms = ?1 WHERE last_used_at_ms > ?2", [now, future_begins]),
+            (
+                "UPDATE api_keys SET previous_until_ms = previous_until_ms - (rotated_at_ms - ?1), rotated_at_ms = ?1, \
+                                     version = version + 1 \
+                 WHERE rotated_at_ms > ?2",
+                [now, future_begins],
+            ),
+            (
+                "INSERT INTO key_requests (key_id, day, requests) \
+                 SELECT key_id, ?1, sum(requests) FROM key_requests WHERE day > ?2 GROUP BY key_id \
+                 ON CONFLICT DO UPDATE SET requests = requests + excluded.requests",
+                [i64::from(yesterday.number()), i64::from(last_day.number())],
+            ),
+            (
+                "DELETE FROM key_requests WHERE day > ?2 AND ?1 IS NOT NULL",
+                [i64::from(yesterday.number()), i64::from(last_day.number())],
+            ),
+        ] {
+            let query = sqlx::query(statement).bind(values[0]).bind(values[1]);
+            query.execute(&mut *transaction).await.map_err(StoreError::from)?;
+        }
+        transaction.commit().await.map_err(StoreError::from)?;
+        Ok(())
+    }
+
+    /// Notes how keys were used, all in one transaction, and forgets what was too long before `today`.
+    pub(in crate::auth) async fn record_uses(
+        &self,
+        uses: &[((KeyId, Day), PendingUse)],
+        today: Day,
+    ) -> Result<(), KeyFailure> {
         let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
         for ((id, day), noted) in uses {
             // Another process may have written a later use.
@@ -30,13 +82,11 @@ impl KeyStore {
             .await
             .map_err(StoreError::from)?;
         }
-        if let Some(today) = uses.iter().map(|((_, day), _)| *day).max() {
-            sqlx::query("DELETE FROM key_requests WHERE day < ?")
-                .bind(today.before(USAGE_DAYS_KEPT).number())
-                .execute(&mut *transaction)
-                .await
-                .map_err(StoreError::from)?;
-        }
+        sqlx::query("DELETE FROM key_requests WHERE day < ?")
+            .bind(today.before(USAGE_DAYS_KEPT).number())
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::from)?;
         transaction.commit().await.map_err(StoreError::from)?;
         Ok(())
     }

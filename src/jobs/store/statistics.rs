@@ -21,26 +21,29 @@ pub(in crate::jobs) struct EndedCount {
 }
 
 impl JobStore {
-    /// Jobs that succeeded or failed in the minute `first` or later.
-    pub(in crate::jobs) async fn ended_by_minute(&self, first: i64) -> Result<Vec<EndedCount>, JobsError> {
+    /// Jobs that succeeded or failed from the minute `first` to `last`.
+    pub(in crate::jobs) async fn ended_by_minute(&self, first: i64, last: i64) -> Result<Vec<EndedCount>, JobsError> {
         let rows = sqlx::query_as(
             "SELECT finished_at_ms / ?1 AS minute, status = 'succeeded' AS succeeded, COUNT(*) AS jobs FROM jobs
-             WHERE finished_at_ms >= ?2 * ?1 AND status IN ('succeeded', 'failed') GROUP BY minute, succeeded",
+             WHERE finished_at_ms >= ?2 * ?1 AND finished_at_ms < (?3 + 1) * ?1 AND status IN ('succeeded', 'failed') GROUP BY minute, succeeded",
         )
         .bind(MINUTE_MILLISECONDS)
         .bind(first)
+        .bind(last)
         .fetch_all(self.store.pool())
         .await?;
         Ok(rows)
     }
 
-    /// From acceptance to end, of pictures finished in the minute `first` or later; the newest where there are many.
-    pub(in crate::jobs) async fn latencies_since(&self, first: i64) -> Result<Vec<Duration>, JobsError> {
+    /// From acceptance to end, of pictures finished from the minute `first` to `last`; the newest where there are many. What
+    /// was finished by a clock that was ahead is not of this time.
+    pub(in crate::jobs) async fn latencies(&self, first: i64, last: i64) -> Result<Vec<Duration>, JobsError> {
         let rows: Vec<i64> = sqlx::query_scalar(
-            "SELECT finished_at_ms - created_at_ms FROM jobs WHERE finished_at_ms >= ?1 AND status = 'succeeded'
-             ORDER BY finished_at_ms DESC LIMIT ?2",
+            "SELECT finished_at_ms - created_at_ms FROM jobs WHERE finished_at_ms >= ?1 AND finished_at_ms < ?2 AND status = 'succeeded'
+             ORDER BY finished_at_ms DESC LIMIT ?3",
         )
         .bind(first * MINUTE_MILLISECONDS)
+        .bind((last + 1) * MINUTE_MILLISECONDS)
         .bind(LATENCIES_MAX)
         .fetch_all(self.store.pool())
         .await?;

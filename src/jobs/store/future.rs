@@ -1,0 +1,52 @@
+//! What a clock that was ahead has dated in the future. It would be kept until the clock is there again.
+
+use time::OffsetDateTime;
+
+use super::{JobStore, milliseconds};
+use crate::domain::usage::Day;
+use crate::jobs::JobsError;
+
+impl JobStore {
+    /// Has what is dated later than `future_begins` be of `now`, from where on its time counts.
+    pub(in crate::jobs) async fn pull_back(
+        &self,
+        future_begins: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<(), JobsError> {
+        sqlx::query(
+            "UPDATE jobs SET finished_at_ms = ?1, started_at_ms = min(started_at_ms, ?1),
+                             created_at_ms = min(created_at_ms, ?1)
+             WHERE finished_at_ms > ?2",
+        )
+        .bind(milliseconds(now))
+        .bind(milliseconds(future_begins))
+        .execute(self.store.pool())
+        .await?;
+        sqlx::query("UPDATE idempotency_keys SET created_at_ms = ?1 WHERE created_at_ms > ?2")
+            .bind(milliseconds(now))
+            .bind(milliseconds(future_begins))
+            .execute(self.store.pool())
+            .await?;
+        self.pull_work_back(Day::of(future_begins), Day::of(now)).await
+    }
+
+    /// What was drawn counts, but against the share of no day that is still to come or has begun.
+    async fn pull_work_back(&self, last: Day, today: Day) -> Result<(), JobsError> {
+        let mut transaction = self.store.pool().begin_with("BEGIN IMMEDIATE").await?;
+        sqlx::query(
+            "INSERT INTO work_by_day (owner, day, images, pixel_steps, engine_microseconds)
+             SELECT owner, ?1, SUM(images), SUM(pixel_steps), SUM(engine_microseconds) FROM work_by_day
+             WHERE day > ?2 GROUP BY owner
+             ON CONFLICT DO UPDATE SET images = images + excluded.images,
+                                       pixel_steps = pixel_steps + excluded.pixel_steps,
+                                       engine_microseconds = engine_microseconds + excluded.engine_microseconds",
+        )
+        .bind(today.before(1).number())
+        .bind(last.number())
+        .execute(&mut *transaction)
+        .await?;
+        sqlx::query("DELETE FROM work_by_day WHERE day > ?").bind(last.number()).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+}

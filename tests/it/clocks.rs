@@ -1,0 +1,76 @@
+//! The machine's clock is set while the worker runs, ahead and back: what has a time has that time.
+
+use axum::http::StatusCode;
+use time::Duration;
+
+use crate::app::{TestApp, picture};
+
+const FAR: Duration = Duration::days(400);
+/// A little more than a result is kept.
+const RETENTION: Duration = Duration::hours(25);
+
+async fn drawn(app: &TestApp, seed: u64) -> String {
+    let id = app.submit(&picture(seed)).await;
+    app.until_status(&id, "succeeded").await;
+    id
+}
+
+async fn status_of(app: &TestApp, id: &str) -> StatusCode {
+    app.get(&format!("/v1/inference/jobs/{id}")).await.status
+}
+
+async fn number(app: &TestApp, statement: &'static str) -> i64 {
+    sqlx::query_scalar(statement).fetch_one(app.store.pool()).await.expect("a number")
+}
+
+#[tokio::test]
+async fn what_was_finished_while_the_clock_was_ahead_is_forgotten_in_its_time() {
+    let app = TestApp::start().await;
+    app.clock.set_by(FAR);
+    let id = drawn(&app, 1).await;
+    app.clock.set_by(-FAR);
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 0);
+    // Now it shows which of the two the clock was wrong at.
+    app.clock.advance(Duration::HOUR);
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 0);
+    assert_eq!(status_of(&app, &id).await, StatusCode::OK);
+    let days = "SELECT COUNT(*) FROM work_by_day WHERE day > (SELECT MAX(finished_at_ms) / 86400000 FROM jobs)";
+    assert_eq!(number(&app, days).await, 0, "no day to come has begun");
+    assert_eq!(number(&app, "SELECT SUM(images) FROM work_by_day").await, 1, "what was drawn counts");
+    app.clock.advance(RETENTION);
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1);
+    assert_eq!(status_of(&app, &id).await, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn a_word_stands_for_its_job_for_a_day_whatever_the_clock_is_set_to() {
+    for step in [FAR, -FAR, Duration::hours(30), Duration::hours(-30)] {
+        let app = TestApp::start().await;
+        let ask = async || {
+            let answer = app.post_with(&picture(1), &[("idempotency-key", "order-17")]).await;
+            assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
+            answer.json()["job_id"].as_str().expect("an id").to_owned()
+        };
+        let first = ask().await;
+        app.clock.set_by(step);
+        assert_eq!(ask().await, first, "{step}: set");
+        app.clock.set_by(-step);
+        assert_eq!(ask().await, first, "{step}: set back");
+        app.clock.advance(Duration::HOUR);
+        assert_eq!(ask().await, first, "{step}: in its day");
+        app.clock.advance(RETENTION);
+        assert_ne!(ask().await, first, "{step}: its day is over");
+    }
+}
+
+#[tokio::test]
+async fn the_last_hour_is_told_of_without_what_was_finished_while_the_clock_was_ahead() {
+    let app = TestApp::start().await;
+    app.clock.set_by(FAR);
+    drawn(&app, 1).await;
+    app.clock.set_by(-FAR);
+    drawn(&app, 2).await;
+    let statistics = app.jobs.statistics().await.expect("told");
+    let images: u64 = statistics.minutes.iter().map(|minute| minute.images).sum();
+    assert_eq!((images, statistics.latencies.len()), (1, 1));
+}
