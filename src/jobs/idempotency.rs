@@ -25,7 +25,10 @@ pub struct RepeatKey {
 /// Requests under one word of one key, one after the other: the second is to find the first one's job, and not to be refused
 /// for the place that this one has taken and not written down yet.
 #[derive(Debug, Default)]
-pub(super) struct Turns(Mutex<HashMap<(KeyId, String), Weak<tokio::sync::Mutex<()>>>>);
+pub(super) struct Turns(Mutex<HashMap<Asked, Weak<tokio::sync::Mutex<()>>>>);
+
+/// A key, and its word.
+type Asked = (KeyId, String);
 
 /// Held until the job is written down, or the request refused.
 #[derive(Debug)]
