@@ -15,6 +15,7 @@ mod line;
 mod places;
 pub mod planner;
 mod previews;
+mod watchdog;
 mod worker;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ use event::JobEvents;
 use line::Line;
 use places::{PlaceHold, Places};
 pub use previews::Previews;
+pub use watchdog::Stall;
 
 /// Builds the engine on its own thread; called again after the engine failed.
 pub type EngineFactory = Box<dyn Fn() -> Result<Box<dyn StepEngine>, EngineError> + Send>;
@@ -52,6 +54,8 @@ pub struct QueueSettings {
     pub rebuild_delay_max: Duration,
     /// How long accepted jobs wait for an engine that cannot be built. Then they fail: whoever waits should know.
     pub outage_max: Duration,
+    /// A call of the engine that takes less is no sign that it will not come back, whatever was expected of it.
+    pub stall_min: Duration,
 }
 
 /// On what terms a job is drawn.
@@ -150,6 +154,7 @@ pub struct Load {
 pub struct Queue {
     line: Arc<Line>,
     places: Arc<Places>,
+    stall_min: Duration,
 }
 
 /// The right to submit one job. Given back when dropped, and when the job has ended and its listener is gone.
@@ -176,7 +181,7 @@ impl Queue {
             // Those that were started must not go on for nobody.
             started.inspect_err(|_| line.close())?;
         }
-        Ok(Self { line, places })
+        Ok(Self { line, places, stall_min: settings.stall_min })
     }
 
     /// Takes a place for a job of `owner`, or refuses at once. No owner gets more places than are left free for others:
@@ -230,6 +235,11 @@ impl Queue {
     /// How many engines are ready, and how many there are.
     pub fn engines(&self) -> (usize, usize) {
         self.line.engines()
+    }
+
+    /// Why an engine is thought to draw nothing any more, however long one waits; `None` when none is.
+    pub fn stall(&self) -> Option<Stall> {
+        self.line.stall(self.stall_min)
     }
 
     /// How the engines are, now and as it changes.

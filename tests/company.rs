@@ -137,6 +137,7 @@ async fn queue(company: &Arc<Company>) -> Queue {
         rebuild_delay: Duration::from_millis(1),
         rebuild_delay_max: Duration::from_millis(1),
         outage_max: Duration::from_mins(1),
+        stall_min: Duration::from_mins(1),
     };
     let factory = || -> EngineFactory {
         let company = Arc::clone(company);

@@ -27,6 +27,10 @@ const REBUILD_DELAY_MAX: Duration = Duration::from_mins(1);
 /// How long accepted jobs wait for an engine that cannot be built: long enough for a device to be reset by hand.
 const OUTAGE_MAX: Duration = Duration::from_mins(15);
 
+/// How long an engine may be at one thing without being thought not to come back from it: longer than the machine may be
+/// busy with, or asleep over, something else.
+const STALL_MIN: Duration = Duration::from_mins(1);
+
 /// A model that does not draw, and why.
 #[derive(Debug)]
 pub(super) struct NotReady {
@@ -57,6 +61,7 @@ pub(super) fn start_engines(config: &Config, catalog: &Arc<Catalog>) -> anyhow::
             rebuild_delay: REBUILD_DELAY,
             rebuild_delay_max: REBUILD_DELAY_MAX,
             outage_max: OUTAGE_MAX,
+            stall_min: STALL_MIN,
         };
         let factory = |(engine, (device, turn)): (usize, &(DeviceChoice, Turn))| {
             let (model, catalog) = (card.id.clone(), Arc::clone(catalog));
@@ -166,6 +171,7 @@ mod tests {
             rebuild_delay: Duration::from_millis(1),
             rebuild_delay_max: Duration::from_millis(2),
             outage_max: OUTAGE_MAX,
+            stall_min: STALL_MIN,
         };
         (model, Queue::start(&settings, vec![factory]).expect("a thread"))
     }

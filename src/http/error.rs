@@ -110,6 +110,7 @@ error_codes! {
     StorageUnavailable      "storage_unavailable"       SERVICE_UNAVAILABLE    "Jobs cannot be stored or read now";
     AuthUnavailable         "auth_unavailable"          SERVICE_UNAVAILABLE    "Keys cannot be checked now";
     NotReady                "not_ready"                 SERVICE_UNAVAILABLE    "The worker is not ready";
+    EngineStalled           "engine_stalled"            SERVICE_UNAVAILABLE    "An engine draws nothing any more";
     KubernetesNotConfigured "kubernetes_not_configured" SERVICE_UNAVAILABLE    "This worker has no cluster";
     KubernetesUnavailable   "kubernetes_unavailable"    SERVICE_UNAVAILABLE    "The cluster did not do as asked";
     DeadlineExceeded        "deadline_exceeded"         GATEWAY_TIMEOUT        "The request took too long";

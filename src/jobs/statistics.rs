@@ -5,6 +5,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 use super::{JobService, JobsError};
+use crate::domain::ids::ModelId;
 use crate::queue::Queue;
 
 /// Minutes that are told of.
@@ -47,6 +48,13 @@ impl Statistics {
 }
 
 impl JobService {
+    /// Why an engine is thought to draw nothing any more, in words; `None` when none is. Jobs that wait for it are drawn
+    /// when the process is started again.
+    pub fn stalled(&self) -> Option<String> {
+        let of = |(model, queue): (&ModelId, &Queue)| Some(format!("`{model}`: {}", queue.stall()?));
+        self.0.queues.iter().find_map(of)
+    }
+
     /// What goes on, and how the last hour went.
     ///
     /// # Errors

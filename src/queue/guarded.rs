@@ -2,21 +2,37 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use super::EngineFactory;
+use super::watchdog::{Call, Watch};
 use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
 use crate::domain::spec::GenerateSpec;
 
 /// An engine behind `catch_unwind`. After an [`EngineError::Fatal`] it must be thrown away: its state is unknown.
-pub(super) struct GuardedEngine(Option<Box<dyn StepEngine>>);
+pub(super) struct GuardedEngine {
+    engine: Option<Box<dyn StepEngine>>,
+    watch: Arc<Watch>,
+}
 
 impl GuardedEngine {
-    pub(super) fn build(factory: &EngineFactory) -> Result<Self, EngineError> {
-        guard(factory).map(|engine| Self(Some(engine)))
+    /// An engine whose calls are noted in `watch`.
+    pub(super) fn build(factory: &EngineFactory, watch: Arc<Watch>) -> Result<Self, EngineError> {
+        guard(factory).map(|engine| Self { engine: Some(engine), watch })
     }
 
     fn engine(&mut self) -> &mut dyn StepEngine {
-        self.0.as_deref_mut().expect("the engine is there until it is dropped")
+        self.engine.as_deref_mut().expect("the engine is there until it is dropped")
+    }
+
+    fn watched<T>(
+        &mut self,
+        call: Call,
+        of: impl FnOnce(&mut dyn StepEngine) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
+        let watch = Arc::clone(&self.watch);
+        let _under_way = watch.begin(call);
+        guard(|| of(self.engine()))
     }
 
     pub(super) fn limits(&mut self) -> Result<EngineLimits, EngineError> {
@@ -28,23 +44,23 @@ impl GuardedEngine {
     }
 
     pub(super) fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
-        guard(|| self.engine().admit(spec))
+        self.watched(Call::Admit, |engine| engine.admit(spec))
     }
 
     pub(super) fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
-        guard(|| self.engine().step(slots))
+        self.watched(Call::Step, |engine| engine.step(slots))
     }
 
     pub(super) fn decode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
-        guard(|| self.engine().decode_part(slot))
+        self.watched(Call::Decode, |engine| engine.decode_part(slot))
     }
 
     pub(super) fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
-        guard(|| self.engine().finish(slot))
+        self.watched(Call::Decode, |engine| engine.finish(slot))
     }
 
     pub(super) fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
-        guard(|| self.engine().preview(slot))
+        self.watched(Call::Preview, |engine| engine.preview(slot))
     }
 
     pub(super) fn release(&mut self, slot: Slot) -> Result<(), EngineError> {
@@ -57,7 +73,7 @@ impl GuardedEngine {
 
 impl Drop for GuardedEngine {
     fn drop(&mut self) {
-        let engine = self.0.take();
+        let engine = self.engine.take();
         if let Err(error) = guard(move || {
             drop(engine);
             Ok(())

@@ -2,8 +2,9 @@
 //! drawn, and who has had how much. Every lock is held for a few copies only, never over an engine call.
 
 mod forecasts;
+mod stalls;
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use forecasts::Reading;
@@ -14,6 +15,7 @@ use super::entry::{Entry, Shown};
 use super::event::{JobFailure, QueueEvent};
 use super::ledger::{Ledger, Share};
 use super::planner::Candidate;
+use super::watchdog::Watch;
 use super::{CancelCause, EngineState};
 use crate::domain::ids::JobId;
 use crate::domain::priority::Priority;
@@ -27,6 +29,10 @@ struct Side {
     costs: CostModel,
     scale: WorkScale,
     state: EngineState,
+    has_drawn: bool,
+    /// How often it was built again since it finished a picture, once it had drawn.
+    builds_in_vain: u32,
+    watch: Arc<Watch>,
 }
 
 struct Inner {
@@ -70,6 +76,9 @@ impl Line {
             costs: CostModel::default(),
             scale: WorkScale { attention_balance_tokens: usize::MAX },
             state: EngineState::Loading,
+            has_drawn: false,
+            builds_in_vain: 0,
+            watch: Arc::default(),
         };
         let inner = Inner {
             waiting: Vec::new(),
@@ -156,7 +165,10 @@ impl Line {
 
     pub(super) fn set_state(&self, engine: usize, state: EngineState) {
         let mut inner = self.lock();
-        inner.engines[engine].state = state;
+        let side = &mut inner.engines[engine];
+        side.has_drawn |= state == EngineState::Ready;
+        side.builds_in_vain += u32::from(side.has_drawn && matches!(state, EngineState::Rebuilding { .. }));
+        side.state = state;
         inner.crowd += 1;
         let all = inner.state();
         match (&all, inner.down_since) {

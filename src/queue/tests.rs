@@ -159,6 +159,7 @@ fn settings() -> QueueSettings {
         rebuild_delay: Duration::from_millis(1),
         rebuild_delay_max: Duration::from_millis(4),
         outage_max: PATIENCE,
+        stall_min: Duration::from_mins(1),
     }
 }
 

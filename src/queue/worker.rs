@@ -126,7 +126,7 @@ impl Worker {
     /// Builds an engine and has it draw: only an engine that has drawn is ready, and what it took is known by then.
     fn build(&mut self, factory: &EngineFactory) -> Result<GuardedEngine, Broken> {
         let started = Instant::now();
-        let mut engine = GuardedEngine::build(factory)?;
+        let mut engine = GuardedEngine::build(factory, self.line.watch(self.engine))?;
         self.scale = WorkScale { attention_balance_tokens: engine.attention_balance_tokens()? };
         let costs = warm_up::draw(&mut engine, &self.settings.warm_up, self.scale)?;
         self.line.set_costs(self.engine, costs, self.scale);

@@ -57,6 +57,7 @@ pub(crate) struct Options {
     pub(crate) cluster: Option<ClusterSettings>,
     pub(crate) auto_open: bool,
     pub(crate) precision: Precision,
+    pub(crate) stall_min: Duration,
 }
 
 impl Default for Options {
@@ -82,6 +83,7 @@ impl Default for Options {
             cluster: None,
             auto_open: false,
             precision: Precision::default(),
+            stall_min: Duration::from_mins(1),
         }
     }
 }
@@ -141,7 +143,7 @@ impl TestApp {
         let catalog = Catalog::new(&[choice]).expect("a known model").with_precision(options.precision);
         let catalog = Arc::new(catalog);
         let control = options.control.clone();
-        let queues = start_queues(&catalog, options.jobs_max, &control);
+        let queues = start_queues(&catalog, &options, &control);
         let parts = ServiceParts {
             store: store.clone(),
             catalog: Arc::clone(&catalog),
@@ -314,16 +316,17 @@ fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
     }
 }
 
-fn start_queues(catalog: &Catalog, jobs_max: usize, control: &EngineControl) -> BTreeMap<ModelId, Queue> {
+fn start_queues(catalog: &Catalog, options: &Options, control: &EngineControl) -> BTreeMap<ModelId, Queue> {
     let start = |(card, _): (Arc<_>, _)| {
         let card: &fluxserve::domain::model::ModelCard = &card;
         let settings = QueueSettings {
             model: card.id.clone(),
-            jobs_max,
+            jobs_max: options.jobs_max,
             warm_up: warm_up_spec(card),
             rebuild_delay: Duration::from_millis(5),
             rebuild_delay_max: Duration::from_millis(50),
             outage_max: PATIENCE,
+            stall_min: options.stall_min,
         };
         let control = control.clone();
         let queue = Queue::start(&settings, vec![Box::new(move || control.build())]).expect("a thread");

@@ -34,14 +34,23 @@ pub(in crate::http) struct HealthView {
     status: &'static str,
 }
 
-/// The process answers.
-pub(in crate::http) async fn alive() -> Json<HealthView> {
-    Json(HealthView { status: "ok" })
+/// The process answers, and no engine is beyond what the process can do about it.
+pub(in crate::http) async fn alive(State(state): State<HttpState>) -> Result<Json<HealthView>, ApiError> {
+    match state.jobs.stalled() {
+        None => Ok(Json(HealthView { status: "ok" })),
+        Some(why) => Err(ApiError::new(ErrorCode::EngineStalled).with_cause(&why).with_detail(why)),
+    }
 }
 
 pub(in crate::http) fn alive_operation() -> Operation {
-    Operation::new(Tag::Health, "get_health", "Whether the process answers")
+    Operation::new(Tag::Health, "get_health", "Whether the process answers, and starting it again would not help")
+        .says(
+            "An engine that is at one thing for 60 times as long as that should take, and for a minute at least, or that was \
+             built again three times without a picture in between, will not draw by itself. Whoever looks after the worker \
+             should start it again: jobs that were accepted are drawn then.",
+        )
         .answers::<HealthView>(StatusCode::OK, "It does.")
+        .refuses([ErrorCode::EngineStalled])
 }
 
 /// Database and results folder take writes, and an engine has drawn and has not failed since.

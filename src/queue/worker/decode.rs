@@ -47,6 +47,7 @@ impl Worker {
             Ok(picture) => {
                 self.line.update_costs(self.engine, |costs| costs.note_finish(step_work, decoding));
                 metrics::finished(self.settings.model.as_str(), entry.spec.pixel_steps(), decoding);
+                self.line.note_drawn(self.engine);
                 entry.events.end(QueueEvent::Finished(picture));
             }
             // The engine has let go of the picture: it can only be drawn anew, when there is more room.
