@@ -98,6 +98,10 @@ pub struct EngineConfig {
 pub struct HttpConfig {
     /// Largest request body.
     pub body_limit_bytes: u64,
+    /// Most that all large bodies take up at one time.
+    pub bodies_bytes_max: u64,
+    /// Most of it that those of one key take up. One body it may always have.
+    pub key_bodies_bytes_max: u64,
     /// Longest time a client may ask to wait for its picture in one request.
     pub wait_seconds_max: u64,
     /// Most connections at one time.
@@ -202,6 +206,8 @@ impl Default for Config {
             drain_deadline_seconds: 25,
             http: HttpConfig {
                 body_limit_bytes: 1024 * 1024,
+                bodies_bytes_max: 256 * 1024 * 1024,
+                key_bodies_bytes_max: 64 * 1024 * 1024,
                 wait_seconds_max: 300,
                 connections_max: 512,
                 header_deadline_seconds: 15,

@@ -39,6 +39,7 @@ use crate::jobs::JobService;
 use crate::kubernetes::Kubernetes;
 use crate::telemetry::metrics::MetricsHandle;
 use error::{ApiError, ErrorCode};
+use extract::body::BodyBudget;
 use openapi::Operation;
 
 /// What the surface is held to.
@@ -46,6 +47,10 @@ use openapi::Operation;
 pub struct HttpSettings {
     /// Largest request body.
     pub body_bytes_max: usize,
+    /// Most that all large bodies take up at one time, in bytes.
+    pub bodies_bytes_max: usize,
+    /// Most of it that those of one key take up. One body they may always have.
+    pub key_bodies_bytes_max: usize,
     /// Longest time a client may take to send its body.
     pub body_deadline: Duration,
     /// Longest wait that `Prefer: wait` can ask for, and the wait for a picture as the answer.
@@ -70,6 +75,8 @@ impl Default for HttpSettings {
     fn default() -> Self {
         Self {
             body_bytes_max: 2 * 1024 * 1024,
+            bodies_bytes_max: 256 * 1024 * 1024,
+            key_bodies_bytes_max: 64 * 1024 * 1024,
             body_deadline: Duration::from_secs(30),
             wait_max: Duration::from_mins(5),
             request_deadline: Duration::from_mins(6),
@@ -113,6 +120,7 @@ struct Shared {
     parts: HttpParts,
     write_check: api::health::WriteCheck,
     pictures: api::input_images::PictureDecoder,
+    bodies: Arc<BodyBudget>,
     started_at: OffsetDateTime,
     /// The API's description, as JSON.
     document: Bytes,
@@ -280,11 +288,13 @@ pub fn routers(parts: HttpParts) -> Routers {
     let is_split = parts.settings.has_own_management;
     let body_bytes_max = parts.settings.body_bytes_max;
     let management = routes().into_iter().filter(|route| matches!(route.access, Access::SignIn | Access::Session));
+    let bodies = BodyBudget::new(parts.settings.bodies_bytes_max, parts.settings.key_bodies_bytes_max);
     let shared = Shared {
         started_at: parts.keys.now(),
         parts,
         write_check: api::health::WriteCheck::default(),
         pictures: api::input_images::PictureDecoder::default(),
+        bodies: Arc::new(bodies),
         document: openapi_json().into(),
         management_paths: management.map(|route| route.path).collect(),
     };

@@ -296,6 +296,8 @@ fn http_settings(config: &Config) -> HttpSettings {
     let wait_max = Duration::from_secs(config.http.wait_seconds_max);
     HttpSettings {
         body_bytes_max: usize::try_from(config.http.body_limit_bytes).unwrap_or(usize::MAX),
+        bodies_bytes_max: usize::try_from(config.http.bodies_bytes_max).unwrap_or(usize::MAX),
+        key_bodies_bytes_max: usize::try_from(config.http.key_bodies_bytes_max).unwrap_or(usize::MAX),
         wait_max,
         request_deadline: wait_max + REQUEST_MARGIN,
         public_url: config.http.public_url.as_ref().map(ToString::to_string),

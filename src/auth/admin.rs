@@ -285,6 +285,14 @@ impl AdminService {
         Ok(Some(session))
     }
 
+    /// A session as it is now, if it has not ended: for a request that has proven it and has taken its time since.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn session_again(&self, session: SessionId) -> Result<Option<Session>, KeyFailure> {
+        self.0.admin.session_by_id(session, lifetimes(self.now())).await
+    }
+
     /// Ends a session.
     ///
     /// # Errors

@@ -103,6 +103,13 @@ pub(super) const DRAIN_DEADLINE_SECONDS: Variable = variable(
 );
 pub(super) const HTTP_BODY_LIMIT_BYTES: Variable =
     variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "http.body_limit_bytes", "largest request body");
+pub(super) const HTTP_BODIES_BYTES_MAX: Variable =
+    variable("FLUXSERVE_HTTP_BODIES_BYTES_MAX", "http.bodies_bytes_max", "most that large bodies take up at one time");
+pub(super) const HTTP_KEY_BODIES_BYTES_MAX: Variable = variable(
+    "FLUXSERVE_HTTP_KEY_BODIES_BYTES_MAX",
+    "http.key_bodies_bytes_max",
+    "most of it that those of one key take up",
+);
 pub(super) const HTTP_WAIT_SECONDS_MAX: Variable =
     variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "http.wait_seconds_max", "longest wait of one request for its picture");
 pub(super) const HTTP_CONNECTIONS_MAX: Variable =
@@ -169,7 +176,7 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 45] = [
+pub const VARIABLES: [Variable; 47] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -185,6 +192,8 @@ pub const VARIABLES: [Variable; 45] = [
     ENGINE_PRECISION,
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
+    HTTP_BODIES_BYTES_MAX,
+    HTTP_KEY_BODIES_BYTES_MAX,
     HTTP_WAIT_SECONDS_MAX,
     HTTP_CONNECTIONS_MAX,
     HTTP_HEADER_DEADLINE_SECONDS,
@@ -358,6 +367,8 @@ impl<'a> Environment<'a> {
             drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,
             http: HttpSettings {
                 body_limit_bytes: self.number(&HTTP_BODY_LIMIT_BYTES)?,
+                bodies_bytes_max: self.number(&HTTP_BODIES_BYTES_MAX)?,
+                key_bodies_bytes_max: self.number(&HTTP_KEY_BODIES_BYTES_MAX)?,
                 wait_seconds_max: self.number(&HTTP_WAIT_SECONDS_MAX)?,
                 connections_max: self.number(&HTTP_CONNECTIONS_MAX)?,
                 header_deadline_seconds: self.number(&HTTP_HEADER_DEADLINE_SECONDS)?,

@@ -18,6 +18,7 @@ use crate::domain::model_source::ModelSource;
 // What each number may be. The ends are where a value turns from unusual into a mistake of the unit.
 const DRAIN_DEADLINE_SECONDS: RangeInclusive<u64> = 0..=3600;
 const BODY_LIMIT_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
+const BODIES_BYTES: RangeInclusive<u64> = 1024 * 1024..=1024 * 1024 * 1024 * 1024;
 const WAIT_SECONDS_MAX: RangeInclusive<u64> = 0..=3600;
 const CONNECTIONS_MAX: RangeInclusive<u64> = 2..=100_000;
 const HEADER_DEADLINE_SECONDS: RangeInclusive<u64> = 1..=300;
@@ -215,6 +216,18 @@ fn http(layers: &[Layer], default: HttpConfig) -> Result<HttpConfig, ConfigError
             |settings| settings.http.body_limit_bytes,
             &BODY_LIMIT_BYTES,
             default.body_limit_bytes,
+        )?,
+        bodies_bytes_max: number(
+            &env::HTTP_BODIES_BYTES_MAX,
+            |settings| settings.http.bodies_bytes_max,
+            &BODIES_BYTES,
+            default.bodies_bytes_max,
+        )?,
+        key_bodies_bytes_max: number(
+            &env::HTTP_KEY_BODIES_BYTES_MAX,
+            |settings| settings.http.key_bodies_bytes_max,
+            &BODIES_BYTES,
+            default.key_bodies_bytes_max,
         )?,
         wait_seconds_max: number(
             &env::HTTP_WAIT_SECONDS_MAX,

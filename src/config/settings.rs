@@ -51,6 +51,8 @@ pub(super) struct TlsSettings {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct HttpSettings {
     pub(super) body_limit_bytes: Option<u64>,
+    pub(super) bodies_bytes_max: Option<u64>,
+    pub(super) key_bodies_bytes_max: Option<u64>,
     pub(super) wait_seconds_max: Option<u64>,
     pub(super) connections_max: Option<u64>,
     pub(super) header_deadline_seconds: Option<u64>,

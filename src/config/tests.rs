@@ -62,6 +62,8 @@ precision = "fp8"
 
 [http]
 body_limit_bytes = 2048
+bodies_bytes_max = 8388608
+key_bodies_bytes_max = 4194304
 wait_seconds_max = 60
 connections_max = 64
 header_deadline_seconds = 5
@@ -135,6 +137,8 @@ fn every_field_of_the_file_is_read() {
         drain_deadline_seconds: 10,
         http: HttpConfig {
             body_limit_bytes: 2048,
+            bodies_bytes_max: 8_388_608,
+            key_bodies_bytes_max: 4_194_304,
             wait_seconds_max: 60,
             connections_max: 64,
             header_deadline_seconds: 5,
@@ -174,6 +178,8 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_ENGINE_PRECISION", "fp8")
         .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
         .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")
+        .variable("FLUXSERVE_HTTP_BODIES_BYTES_MAX", "8388608")
+        .variable("FLUXSERVE_HTTP_KEY_BODIES_BYTES_MAX", "4194304")
         .variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "60")
         .variable("FLUXSERVE_HTTP_CONNECTIONS_MAX", "64")
         .variable("FLUXSERVE_HTTP_HEADER_DEADLINE_SECONDS", "5")

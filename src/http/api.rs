@@ -8,3 +8,4 @@ pub(super) mod inference;
 pub(super) mod input_images;
 pub(super) mod jobs;
 pub(super) mod openai;
+mod turns;

@@ -30,6 +30,9 @@ const STORAGE_RETRY_AFTER_SECONDS: u64 = 5;
 /// Jobs end all the time, and those who watch them leave then.
 const WATCH_RETRY_AFTER_SECONDS: u64 = 5;
 
+/// A large body is read and its pictures are decoded in a second or so.
+const BODIES_RETRY_AFTER_SECONDS: u64 = 2;
+
 /// Broken rules named in one answer. A refusal must not be many times as long as what it refuses.
 const FIELD_ERRORS_MAX: usize = 32;
 /// Characters of a field's name in an answer; names of ours are shorter.
@@ -99,6 +102,7 @@ error_codes! {
     TooManyFailures         "too_many_failures"         TOO_MANY_REQUESTS      "Too many refused keys from this address";
     TooManySignIns          "too_many_sign_ins"         TOO_MANY_REQUESTS      "Too many attempts to sign in";
     RateLimited             "rate_limited"              TOO_MANY_REQUESTS      "The key sends more requests than it may";
+    TooManyBodies           "too_many_bodies"           TOO_MANY_REQUESTS      "Too many large bodies are on their way";
     ConcurrentJobsLimit     "concurrent_jobs_limit"     TOO_MANY_REQUESTS      "The key has as many jobs as it may";
     DailyLimit              "daily_limit"               TOO_MANY_REQUESTS      "The key's share of the day does not suffice";
     TooManyStreams          "too_many_streams"          TOO_MANY_REQUESTS      "Too many event streams are open";
@@ -172,6 +176,12 @@ impl ApiError {
     pub fn with_cause(mut self, cause: &dyn fmt::Display) -> Self {
         self.0.cause = Some(cause.to_string());
         self
+    }
+
+    /// More large bodies at one time than are taken.
+    #[must_use]
+    pub fn too_many_bodies(detail: &str) -> Self {
+        Self::new(ErrorCode::TooManyBodies).with_detail(detail).with_retry_after(BODIES_RETRY_AFTER_SECONDS)
     }
 
     /// When to come back.

@@ -47,6 +47,7 @@ async fn every_code_is_reached() {
     requests_alone(&mut reached).await;
     an_administrator_at_work(&mut reached).await;
     a_key_at_its_limits(&mut reached).await;
+    a_worker_that_takes_one_large_body(&mut reached).await;
     jobs_in_several_states(&mut reached).await;
     a_job_that_many_watch(&mut reached).await;
     a_cluster_and_none(&mut reached).await;
@@ -141,6 +142,23 @@ async fn a_key_at_its_limits(reached: &mut Reached) {
     let answer = app.send(request("POST", "/v1/inference/image", Some(key), Some(&large))).await;
     reached.note(&answer, "daily_limit");
     app.control.release();
+}
+
+async fn a_worker_that_takes_one_large_body(reached: &mut Reached) {
+    let mut options = Options::default();
+    (options.http.bodies_bytes_max, options.http.body_deadline) = (100_000, Duration::from_secs(1));
+    let app = TestApp::with(options).await;
+    app.get("/v1/inference/jobs").await;
+    let large = |body: Body| {
+        let request = Request::post("/v1/inference/image").header("x-api-key", &app.keys.inference);
+        let request = request.header("content-type", "application/json").header("content-length", 80_000);
+        app.send(request.body(body).expect("a request"))
+    };
+    let stalled = || Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+    let (first, second) = tokio::join!(large(stalled()), large(stalled()));
+    let (late, refused) = if first.status == 408 { (first, second) } else { (second, first) };
+    reached.note(&late, "body_timeout");
+    reached.note(&refused, "too_many_bodies");
 }
 
 async fn jobs_in_several_states(reached: &mut Reached) {

@@ -3,6 +3,7 @@
 
 mod addresses;
 mod app;
+mod bodies;
 mod clocks;
 mod connections;
 mod console;

@@ -32,6 +32,17 @@ pub(in crate::auth) struct Lifetimes {
     pub(in crate::auth) used_after: OffsetDateTime,
 }
 
+/// A session's id, when it was made and when it was last used, both in milliseconds.
+type SessionRow = (String, i64, i64);
+
+fn session((id, created_at, last_used_at): SessionRow) -> Option<Session> {
+    Some(Session {
+        id: id.parse().ok()?,
+        created_at: from_milliseconds(created_at)?,
+        last_used_at: from_milliseconds(last_used_at)?,
+    })
+}
+
 impl AdminStore {
     pub(in crate::auth) fn new(store: Store) -> Self {
         Self(store)
@@ -119,7 +130,7 @@ impl AdminStore {
         hash: &SessionHash,
         lifetimes: Lifetimes,
     ) -> Result<Option<Session>, KeyFailure> {
-        let row: Option<(String, i64, i64)> = sqlx::query_as(
+        let row: Option<SessionRow> = sqlx::query_as(
             "SELECT id, created_at_ms, last_used_at_ms FROM admin_sessions \
              WHERE token_hash = ? AND created_at_ms > ? AND last_used_at_ms > ?",
         )
@@ -129,13 +140,26 @@ impl AdminStore {
         .fetch_optional(self.0.pool())
         .await
         .map_err(StoreError::from)?;
-        Ok(row.and_then(|(id, created_at, last_used_at)| {
-            Some(Session {
-                id: id.parse().ok()?,
-                created_at: from_milliseconds(created_at)?,
-                last_used_at: from_milliseconds(last_used_at)?,
-            })
-        }))
+        Ok(row.and_then(session))
+    }
+
+    /// This session, if it has not ended.
+    pub(in crate::auth) async fn session_by_id(
+        &self,
+        id: SessionId,
+        lifetimes: Lifetimes,
+    ) -> Result<Option<Session>, KeyFailure> {
+        let row: Option<SessionRow> = sqlx::query_as(
+            "SELECT id, created_at_ms, last_used_at_ms FROM admin_sessions \
+             WHERE id = ? AND created_at_ms > ? AND last_used_at_ms > ?",
+        )
+        .bind(id.to_string())
+        .bind(to_milliseconds(lifetimes.created_after))
+        .bind(to_milliseconds(lifetimes.used_after))
+        .fetch_optional(self.0.pool())
+        .await
+        .map_err(StoreError::from)?;
+        Ok(row.and_then(session))
     }
 
     /// Whether somebody has signed in from there, not long ago: ended sessions are kept until the next sign-in.

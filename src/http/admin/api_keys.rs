@@ -45,6 +45,7 @@ pub(in crate::http) async fn create(
     ApiJson { value: CreateKey(new), .. }: ApiJson<CreateKey>,
 ) -> Result<(StatusCode, Json<CreatedKeyView>), ApiError> {
     refuse_unknown_namespaces(&state, Some(&new.scope)).await?;
+    let administrator = administrator.again(&state).await?;
     let created = state.keys.create(new, &administrator.actor()).await?;
     Ok((StatusCode::CREATED, Json(created.into())))
 }
@@ -77,6 +78,7 @@ pub(in crate::http) async fn edit(
     ApiJson { value: EditKey(edit), .. }: ApiJson<EditKey>,
 ) -> Result<Json<KeyView>, ApiError> {
     refuse_unknown_namespaces(&state, edit.scope.as_ref()).await?;
+    let administrator = administrator.again(&state).await?;
     let edited = state.keys.edit(id, edit, &administrator.actor()).await?;
     Ok(Json(edited.into()))
 }
@@ -97,6 +99,7 @@ pub(in crate::http) async fn rotate(
     body: Option<ApiJson<RotateKey>>,
 ) -> Result<Json<CreatedKeyView>, ApiError> {
     let RotateKey { grace_seconds } = body.map(|body| body.value).unwrap_or_default();
+    let administrator = administrator.again(&state).await?;
     let rotated = state.keys.rotate(id, grace_seconds, &administrator.actor()).await?;
     Ok(Json(rotated.into()))
 }

@@ -54,6 +54,7 @@ pub(in crate::http) async fn create(
     administrator: Administrator,
     ApiJson { value: NamespaceBody(name), .. }: ApiJson<NamespaceBody>,
 ) -> Result<(StatusCode, Json<NamespaceView>), ApiError> {
+    let administrator = administrator.again(&state).await?;
     let namespace = state.kubernetes.create_namespace(&name).await?;
     note(&state, &administrator, AuditAction::NamespaceCreated, &namespace).await?;
     Ok((StatusCode::CREATED, Json(view(&state, namespace)?)))
@@ -74,6 +75,7 @@ pub(in crate::http) async fn edit(
     NamespacePath(id): NamespacePath,
     ApiJson { value: NamespaceBody(name), .. }: ApiJson<NamespaceBody>,
 ) -> Result<Json<NamespaceView>, ApiError> {
+    let administrator = administrator.again(&state).await?;
     let before = state.kubernetes.namespace(id).await?;
     let namespace = state.kubernetes.rename_namespace(id, &name).await?;
     if namespace.name != before.name {

@@ -20,13 +20,14 @@ use crate::jobs::{Submission, Submitted};
 
 pub(in crate::http) async fn submit(
     State(state): State<HttpState>,
-    _: Administrator,
+    administrator: Administrator,
     origin: Origin,
-    ApiJson { value: request, .. }: ApiJson<SubmitImage>,
+    ApiJson { value: request, hold, .. }: ApiJson<SubmitImage>,
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
     let card = state.card_of(request.model())?;
     let urgency = request.urgency();
-    let (spec, output_format) = request.into_spec(&state, card, AnswerForm::Json).await?;
+    let (spec, output_format) = request.into_spec(&state, card, (AnswerForm::Json, hold)).await?;
+    administrator.again(&state).await?;
     let limits = KeyLimits::default();
     let submission = Submission {
         owner: KeyId::NONE,
@@ -55,6 +56,7 @@ pub(in crate::http) fn submit_operation() -> Operation {
         .answers::<AnyJobView>(StatusCode::ACCEPTED, "The job is accepted and will be drawn.")
         .refuses([
             ErrorCode::ModelNotFound,
+            ErrorCode::TooManyBodies,
             ErrorCode::QueueFull,
             ErrorCode::ModelUnavailable,
             ErrorCode::Draining,

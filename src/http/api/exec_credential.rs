@@ -83,9 +83,10 @@ struct ExecStatusView {
 
 pub(in crate::http) async fn issue(
     State(state): State<HttpState>,
-    KubernetesCaller { principal, namespace, address }: KubernetesCaller,
+    caller: KubernetesCaller,
     ApiJson { value: ExecInfo { version }, .. }: ApiJson<ExecInfo>,
 ) -> Result<([(HeaderName, HeaderValue); 1], Json<ExecCredentialView>), ApiError> {
+    let KubernetesCaller { principal, namespace, address } = caller.again(&state).await?;
     let holder = Holder { key: principal.key_id, prefix: principal.prefix.to_string() };
     let credential = state.kubernetes.issue(&holder, namespace).await?;
     // Written down before it is given away: what is not in the log is in nobody's hands.

@@ -23,6 +23,7 @@ use crate::domain::priority::Priority;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, SEED_MAX, draw_seed};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::body::BodyHold;
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::idempotency::IdempotencyWord;
 use crate::http::extract::json::{ApiJson, Fields, FromFields};
@@ -43,10 +44,11 @@ const STRENGTH: &str = "How far to go away from the picture to start from: the s
     0.6 when nothing is said. Not without a picture.";
 
 /// What may keep somebody who waits for a picture from having it.
-pub(in crate::http) const DRAWING_REFUSALS: [ErrorCode; 10] = [
+pub(in crate::http) const DRAWING_REFUSALS: [ErrorCode; 11] = [
     ErrorCode::ModelNotFound,
     ErrorCode::JobCanceled,
     ErrorCode::PictureGone,
+    ErrorCode::TooManyBodies,
     ErrorCode::ConcurrentJobsLimit,
     ErrorCode::DailyLimit,
     ErrorCode::QueueFull,
@@ -149,12 +151,12 @@ impl SubmitImage {
         &self.model
     }
 
-    /// The valid request, and the format of its picture.
+    /// The valid request, and the format of its picture. Its pictures lie in the body that the hold is for.
     pub(in crate::http) async fn into_spec(
         self,
         state: &HttpState,
         card: &Arc<ModelCard>,
-        form: AnswerForm,
+        (form, hold): (AnswerForm, BodyHold),
     ) -> Result<(GenerateSpec, OutputFormat), ApiError> {
         let mut errors = Vec::new();
         let wanted = if let AnswerForm::Picture(wanted) = form { wanted } else { None };
@@ -170,7 +172,7 @@ impl SubmitImage {
             None => draw_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
         };
         let params = GenerateParams { seed, ..self.params };
-        match state.0.pictures.spec(self.images, params, card).await? {
+        match state.0.pictures.spec(self.images, params, card, hold).await? {
             Ok(spec) if errors.is_empty() => Ok((spec, format)),
             Ok(_) => Err(ApiError::invalid(errors)),
             Err(broken) => {
@@ -215,14 +217,15 @@ pub(in crate::http) fn submit_operation() -> Operation {
 
 pub(in crate::http) async fn submit(
     State(state): State<HttpState>,
-    InferenceCaller(caller): InferenceCaller,
+    caller: InferenceCaller,
     (wishes, IdempotencyWord(word)): (Wishes, IdempotencyWord),
     origin: Origin,
-    ApiJson { value: request, digest }: ApiJson<SubmitImage>,
+    ApiJson { value: request, digest, hold }: ApiJson<SubmitImage>,
 ) -> Result<Response, ApiError> {
     let card = state.card_of(&request.model)?;
     let urgency = request.urgency();
-    let (spec, output_format) = request.into_spec(&state, card, wishes.form).await?;
+    let (spec, output_format) = request.into_spec(&state, card, (wishes.form, hold)).await?;
+    let caller = caller.again(&state).await?;
     let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });
     let submission = Submission {
         owner: caller.key_id,

@@ -2,18 +2,23 @@
 
 use std::sync::Arc;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use tokio::sync::Semaphore;
-
+use super::turns::Turns;
 use crate::decode::{self, FILE_BYTES_MAX};
 use crate::domain::engine::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, input_images_error, strength_error};
 use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::body::BodyHold;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
-/// Requests whose pictures are decoded at one time: each may take some hundred megabytes meanwhile. The others wait.
+/// Requests whose pictures are decoded at one time, one of each key: each may take some hundred megabytes meanwhile. The
+/// others wait.
 const DECODINGS_MAX: usize = 2;
+/// Most requests of one key that wait for it.
+const KEY_WAITING_MAX: usize = 32;
+/// Most requests that wait for it.
+const WAITING_MAX: usize = 256;
 
 /// What the pictures of one request may add to its body, in bytes.
 pub(in crate::http) fn body_bytes(images_max: usize) -> usize {
@@ -24,25 +29,27 @@ pub(in crate::http) fn body_bytes(images_max: usize) -> usize {
 /// Decodes pictures, a few at a time.
 #[derive(Debug)]
 pub(in crate::http) struct PictureDecoder {
-    turns: Arc<Semaphore>,
+    turns: Arc<Turns>,
 }
 
 impl Default for PictureDecoder {
     fn default() -> Self {
-        Self { turns: Arc::new(Semaphore::new(DECODINGS_MAX)) }
+        Self { turns: Arc::new(Turns::new(DECODINGS_MAX, KEY_WAITING_MAX, WAITING_MAX)) }
     }
 }
 
 impl PictureDecoder {
-    /// The valid request that `params` make with these pictures, or every rule that is broken.
+    /// The valid request that `params` make with these pictures, or every rule that is broken. They lie in the body that
+    /// `hold` is for.
     ///
     /// # Errors
-    /// When they are not looked at, by a mistake of ours.
+    /// When too many are waiting to have theirs looked at; or they are not looked at, by a mistake of ours.
     pub(in crate::http) async fn spec(
         &self,
         images: Vec<String>,
         params: GenerateParams,
         card: &Arc<ModelCard>,
+        hold: BodyHold,
     ) -> Result<Result<GenerateSpec, Vec<FieldError>>, ApiError> {
         if images.is_empty() {
             return Ok(GenerateSpec::new(params, card));
@@ -51,11 +58,13 @@ impl PictureDecoder {
             return Ok(Err(refuse(vec![error], images.len(), params, card)));
         }
         let internal = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal).with_cause(error);
-        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|error| internal(&error))?;
+        let Some(turn) = self.turns.enter(hold.owner()).await else {
+            return Err(ApiError::too_many_bodies("as many pictures are waiting to be decoded as may"));
+        };
         let card = Arc::clone(card);
         let spec = tokio::task::spawn_blocking(move || {
             // Held by the work itself, which goes on when the client has hung up.
-            let _turn = turn;
+            let _turn = (turn, hold);
             decoded_spec(&images, params, &card)
         });
         spec.await.map_err(|error| internal(&error))

@@ -23,6 +23,14 @@ impl Administrator {
     pub(in crate::http) fn actor(&self) -> Actor {
         Actor::Administrator { session: self.session.id, address: self.address }
     }
+
+    /// Whoever it was, if still signed in. A body may take half a minute to arrive, and its pictures wait for their turn:
+    /// what a session asks for that has ended meanwhile must not be done. Every route with a body asks it last of all.
+    pub(in crate::http) async fn again(self, state: &HttpState) -> Result<Self, ApiError> {
+        let session = state.admin.session_again(self.session.id).await?;
+        let session = session.ok_or_else(|| ApiError::new(ErrorCode::SessionRequired))?;
+        Ok(Self { session, ..self })
+    }
 }
 
 impl FromRequestParts<HttpState> for Administrator {

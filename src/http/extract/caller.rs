@@ -13,6 +13,7 @@ use crate::domain::ids::NamespaceId;
 use crate::domain::scope::{Product, Scope};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
+use crate::http::extract::body::BodyOwner;
 use crate::http::extract::path::NamespacePath;
 
 const API_KEY: &str = "x-api-key";
@@ -27,11 +28,24 @@ impl FromRequestParts<HttpState> for InferenceCaller {
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
         let (principal, _) = principal(parts, state).await?;
+        Self::permitted(principal)
+    }
+}
+
+impl InferenceCaller {
+    fn permitted(principal: Principal) -> Result<Self, ApiError> {
         if principal.scope.permits(Product::Inference) {
             Ok(Self(principal))
         } else {
             Err(ApiError::new(ErrorCode::ScopeForbidden).with_detail("the key's scope does not include inference"))
         }
+    }
+
+    /// What the key may do now. A body may take a minute to arrive, and its pictures have to wait for their turn: whoever
+    /// has lost the right meanwhile must not have it used.
+    pub(in crate::http) async fn again(&self, state: &HttpState) -> Result<Principal, ApiError> {
+        let Self(principal) = Self::permitted(state.authenticator.again(&self.0).await?)?;
+        Ok(principal)
     }
 }
 
@@ -48,23 +62,40 @@ impl FromRequestParts<HttpState> for KubernetesCaller {
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
         let (principal, address) = principal(parts, state).await?;
-        let forbidden = |detail| Err(ApiError::new(ErrorCode::ScopeForbidden).with_detail(detail));
         if principal.scope == Scope::Inference {
-            return forbidden("the key's scope is inference, not Kubernetes");
+            return Err(forbidden("the key's scope is inference, not Kubernetes"));
         }
         let NamespacePath(namespace) = NamespacePath::from_request_parts(parts, state).await?;
-        if !principal.scope.permits(Product::KubernetesExec(namespace)) {
-            return forbidden("the key's scope does not include this namespace");
-        }
-        Ok(Self { principal, namespace, address })
+        Self { principal, namespace, address }.permitted()
     }
+}
+
+impl KubernetesCaller {
+    fn permitted(self) -> Result<Self, ApiError> {
+        if !self.principal.scope.permits(Product::KubernetesExec(self.namespace)) {
+            return Err(forbidden("the key's scope does not include this namespace"));
+        }
+        Ok(self)
+    }
+
+    /// As [`InferenceCaller::again`].
+    pub(in crate::http) async fn again(self, state: &HttpState) -> Result<Self, ApiError> {
+        let principal = state.authenticator.again(&self.principal).await?;
+        Self { principal, ..self }.permitted()
+    }
+}
+
+fn forbidden(detail: &str) -> ApiError {
+    ApiError::new(ErrorCode::ScopeForbidden).with_detail(detail)
 }
 
 /// Whose key was presented, and from where.
 async fn principal(parts: &mut Parts, state: &HttpState) -> Result<(Principal, IpAddr), ApiError> {
     let Ok(ClientAddress(client)) = ClientAddress::from_request_parts(parts, state).await;
     let presented = presented_key(&parts.headers).ok_or_else(|| ApiError::new(ErrorCode::Unauthorized))?;
-    Ok((state.authenticator.authenticate(presented, client).await?, client))
+    let principal = state.authenticator.authenticate(presented, client).await?;
+    parts.extensions.insert(BodyOwner(principal.key_id));
+    Ok((principal, client))
 }
 
 /// The address at the other end of the connection; all zeros when it is not known.

@@ -6,11 +6,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use axum::body::Bytes;
-use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
-use axum::extract::{DefaultBodyLimit, FromRequest, OptionalFromRequest, Request};
+use axum::extract::{FromRequest, OptionalFromRequest, Request};
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::map::Entry;
@@ -19,7 +17,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::task::spawn_blocking;
 
+use super::body::{BodyHold, BodyOwner, SMALL_BODY_BYTES_MAX, announced_bytes, collect};
 use crate::auth::Change;
+use crate::domain::ids::KeyId;
 use crate::domain::spec::FieldError;
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
@@ -27,11 +27,21 @@ use crate::http::error::{ApiError, ErrorCode};
 /// How much longer a body may take that is larger than those without pictures: some megabytes come by telephone, too.
 const LARGE_BODY_MORE_TIME: Duration = Duration::from_mins(1);
 
+/// Values in one body, those within others included: ours have some ten. A value takes up to some hundred times the
+/// memory of the two characters that make it.
+const VALUES_MAX: usize = 1024;
+/// Largest whole number that is read to its last digit where it is written as `42.0` or `4.2e1`.
+const FLOAT_EXACT_MAX: f64 = 562_949_953_421_312.0;
+/// Some programs begin a text in UTF-8 with this, which says nothing.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// A JSON object as `T`.
 pub(in crate::http) struct ApiJson<T> {
     pub(in crate::http) value: T,
     /// BLAKE3 of the bytes as they came.
     pub(in crate::http) digest: [u8; 32],
+    /// The memory that the body takes up: to be kept as long as what is large of it.
+    pub(in crate::http) hold: BodyHold,
 }
 
 /// A type that can be read from the fields of an object.
@@ -39,9 +49,9 @@ pub(in crate::http) trait FromFields: Sized + Send + 'static {
     /// Takes its fields. `None` only after an error was noted in `fields`.
     fn from_fields(fields: &mut Fields) -> Option<Self>;
 
-    /// Largest body that it comes in.
+    /// Largest body that it comes in: a small one, where nothing larger is needed.
     fn body_bytes_max(state: &HttpState) -> usize {
-        state.settings.body_bytes_max
+        state.settings.body_bytes_max.min(SMALL_BODY_BYTES_MAX)
     }
 }
 
@@ -59,31 +69,30 @@ pub(in crate::http) struct Fields {
 impl<T: FromFields> FromRequest<HttpState> for ApiJson<T> {
     type Rejection = ApiError;
 
-    async fn from_request(mut request: Request, state: &HttpState) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, state: &HttpState) -> Result<Self, ApiError> {
         if !is_json(request.headers()) {
             return Err(ApiError::new(ErrorCode::UnsupportedMediaType));
         }
-        let bytes_max = T::body_bytes_max(state);
-        let is_large = |bytes: usize| bytes > state.settings.body_bytes_max;
+        if is_encoded(request.headers()) {
+            let detail = "the body must come as it is: no Content-Encoding is read here";
+            return Err(ApiError::new(ErrorCode::UnsupportedMediaType).with_detail(detail));
+        }
         let announced = announced_bytes(request.headers());
-        let more = if announced.is_some_and(is_large) { LARGE_BODY_MORE_TIME } else { Duration::ZERO };
-        DefaultBodyLimit::max(bytes_max).apply(&mut request);
-        let body = tokio::time::timeout(state.settings.body_deadline + more, Bytes::from_request(request, state))
+        let is_large = announced.is_some_and(|bytes| bytes > state.settings.body_bytes_max);
+        let more = if is_large { LARGE_BODY_MORE_TIME } else { Duration::ZERO };
+        let owner = request.extensions().get().map_or(KeyId::NONE, |BodyOwner(owner)| *owner);
+        let body = collect(request.into_body(), announced, T::body_bytes_max(state), (&state.0.bodies, owner));
+        let (body, hold) = tokio::time::timeout(state.settings.body_deadline + more, body)
             .await
-            .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))?
-            .map_err(|rejection| refused(&rejection, bytes_max))?;
-        let is_large = is_large(body.len());
-        let read = move || Ok(Self { value: read(&body)?, digest: blake3::hash(&body).into() });
-        if !is_large {
+            .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))??;
+        let is_small = body.len() <= SMALL_BODY_BYTES_MAX;
+        let read = move || Ok(Self { value: read(&body)?, digest: blake3::hash(&body).into(), hold });
+        if is_small {
             return read();
         }
         // Milliseconds for each picture in it: not on the threads that answer everyone else.
         spawn_blocking(read).await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?
     }
-}
-
-fn announced_bytes(headers: &HeaderMap) -> Option<usize> {
-    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A body that may be left out.
@@ -100,19 +109,45 @@ impl<T: FromFields> OptionalFromRequest<HttpState> for ApiJson<T> {
     }
 }
 
-fn refused(rejection: &BytesRejection, body_bytes_max: usize) -> ApiError {
-    match rejection {
-        BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
-            ApiError::new(ErrorCode::BodyTooLarge).with_detail(format!("the limit is {body_bytes_max} bytes"))
-        }
-        _ => ApiError::new(ErrorCode::MalformedJson).with_detail("the body did not arrive whole"),
-    }
-}
-
 fn is_json(headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = content_type.split(';').next().unwrap_or_default().trim();
     essence.eq_ignore_ascii_case("application/json")
+}
+
+/// Whether the body has to be unpacked before it can be read.
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let words = headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let mut words = words.map(<[u8]>::trim_ascii);
+    words.any(|word| !word.is_empty() && !word.eq_ignore_ascii_case(b"identity"))
+}
+
+/// How many values stand in a JSON text, at most; up to where it is broken, if it is.
+fn values(text: &[u8]) -> usize {
+    let (mut count, mut rest) = (1, text);
+    while let Some((first, behind)) = rest.split_first() {
+        rest = match first {
+            b'"' => behind_string(behind),
+            b',' | b'[' | b'{' => {
+                count += 1;
+                behind
+            }
+            _ => behind,
+        };
+    }
+    count
+}
+
+/// What comes after a string, of which the quotation mark has been read.
+fn behind_string(mut text: &[u8]) -> &[u8] {
+    while let Some(at) = text.iter().position(|byte| matches!(byte, b'"' | b'\\')) {
+        let is_end = text[at] == b'"';
+        text = text.get(at + if is_end { 1 } else { 2 }..).unwrap_or_default();
+        if is_end {
+            return text;
+        }
+    }
+    &[]
 }
 
 /// An object, and the fields that stand in it more than once: which of them is meant is not ours to guess.
@@ -149,6 +184,11 @@ impl<'de> Visitor<'de> for ObjectVisitor {
 }
 
 fn read<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
+    let body = body.strip_prefix(BYTE_ORDER_MARK).unwrap_or(body);
+    if values(body) > VALUES_MAX {
+        let detail = format!("the body holds more than {VALUES_MAX} values");
+        return Err(ApiError::new(ErrorCode::InvalidRequest).with_detail(detail));
+    }
     let Object { values, twice } = serde_json::from_slice(body).map_err(|error| {
         let detail = match error.classify() {
             Category::Data => "the body must be a JSON object".to_owned(),
@@ -285,9 +325,9 @@ impl Fields {
         is_null
     }
 
-    /// A number without a fraction, from 0.
+    /// A number without a fraction, from 0, however it is written: `42`, `42.0` and `4.2e1` are the same to JSON.
     pub(in crate::http) fn whole_number(&mut self, field: &str) -> Option<u64> {
-        self.take(field, "a whole number, not negative", |value| value.as_u64())
+        self.take(field, "a whole number, not negative", |value| whole(&value))
     }
 
     /// As [`Fields::whole_number`]; what does not fit becomes the largest, which no rule of ours allows.
@@ -305,10 +345,56 @@ impl Fields {
         self.take(field, "an array of strings", |value| serde_json::from_value(value).ok())
     }
 
-    /// Everything that is wrong; fields that nobody took are unknown.
+    /// Everything that is wrong; fields that nobody took are unknown, and absent where they are `null`.
     fn finish(self) -> Vec<FieldError> {
         let mut errors = self.errors;
-        errors.extend(self.values.into_iter().map(|(field, _)| FieldError::new(field, "is not a known field")));
+        let unknown = self.values.into_iter().filter(|(_, value)| !value.is_null());
+        errors.extend(unknown.map(|(field, _)| FieldError::new(field, "is not a known field")));
         errors
+    }
+}
+
+/// A value that is a whole number. What is beyond all of them becomes the largest, which no rule of ours allows.
+/// So does a large one that is written with a fraction or an exponent: its last digit is lost on the way, and it must not
+/// become another number.
+pub(in crate::http) fn whole(value: &Value) -> Option<u64> {
+    let exact = |number: f64| if number <= FLOAT_EXACT_MAX { number as u64 } else { u64::MAX };
+    let of_float = |number: f64| (number >= 0.0 && number.fract() == 0.0).then(|| exact(number));
+    value.as_u64().or_else(|| of_float(value.as_f64()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn values_are_counted_as_the_parser_makes_them_and_not_within_strings() {
+        let cases = [
+            ("{}", 2),
+            (r#"{"a":1,"b":[true,null,{}]}"#, 7),
+            (r#"{"a":"[,{\"[,{\\"}"#, 2),
+            (r#"{"a":"\\","b":[]}"#, 4),
+            (r#"{"a":"never ends, [[["#, 2),
+            (r#"{"a":"\"#, 2),
+        ];
+        for (text, count) in cases {
+            assert_eq!(values(text.as_bytes()), count, "{text}");
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_whole_however_they_are_written() {
+        let parsed = |text: &str| whole(&serde_json::from_str(text).expect("JSON"));
+        for (text, number) in [("42", 42), ("42.0", 42), ("4.2e1", 42), ("1e3", 1000), ("-0", 0), ("1E30", u64::MAX)] {
+            assert_eq!(parsed(text), Some(number), "{text}");
+        }
+        assert_eq!(parsed("18446744073709551615"), Some(u64::MAX));
+        for text in ["42.5", "-1", "-1.0", "1e-3", "\"42\"", "null", "[42]"] {
+            assert_eq!(parsed(text), None, "{text}");
+        }
+        assert_eq!(whole(&json!(562_949_953_421_312.0)), Some(562_949_953_421_312));
+        assert_eq!(parsed("9007199254740991.0"), Some(u64::MAX), "not one beside it");
     }
 }

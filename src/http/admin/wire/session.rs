@@ -10,8 +10,12 @@ use zeroize::Zeroizing;
 
 use crate::auth::Session;
 use crate::domain::ids::SessionId;
+use crate::http::HttpState;
 use crate::http::extract::json::{Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, text};
+
+/// Largest body of a sign-in, in bytes: a password, however it is escaped.
+const SIGN_IN_BYTES_MAX: usize = 4 * 1024;
 
 /// Who wants in.
 pub(in crate::http) struct SignIn {
@@ -21,6 +25,11 @@ pub(in crate::http) struct SignIn {
 impl FromFields for SignIn {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
         fields.required_text("password").map(|password| Self { password: Zeroizing::new(password) })
+    }
+
+    // Anyone may send it.
+    fn body_bytes_max(state: &HttpState) -> usize {
+        state.settings.body_bytes_max.min(SIGN_IN_BYTES_MAX)
     }
 }
 

@@ -68,12 +68,13 @@ pub(in crate::http) fn generate_operation() -> Operation {
 // has had an error or has hung up, and either has cancelled what it had asked for.
 pub(in crate::http) async fn generate(
     State(state): State<HttpState>,
-    InferenceCaller(caller): InferenceCaller,
+    caller: InferenceCaller,
     origin: Origin,
     ApiJson { value: request, .. }: ApiJson<GenerateImages>,
 ) -> Result<Response, ApiError> {
     let card = state.card_of(request.model())?;
     let specs = request.specs(card)?;
+    let caller = caller.again(&state).await?;
     // Whatever ends this function early, be it an error or a client that hangs up, drops the jobs, and that cancels them.
     let accepted = accept_all(&state, &caller, specs, request.output_format).await?;
     let reports = try_join_all(accepted.iter().map(|job| until_drawn(&state, job))).await?;

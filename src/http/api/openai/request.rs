@@ -14,8 +14,9 @@ use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, draw_seed};
+use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
-use crate::http::extract::json::{Fields, FromFields};
+use crate::http::extract::json::{self, Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, number, one_of, text, whole};
 
 /// Most pictures of one request.
@@ -117,6 +118,11 @@ impl FromFields for GenerateImages {
         let params = GenerateParams { prompt: prompt?, ..params };
         Some(Self { model: ModelId::new(model?), params, pictures, seed, output_format, form })
     }
+
+    // OpenAI's clients may send what is passed over here, of whatever length.
+    fn body_bytes_max(state: &HttpState) -> usize {
+        state.settings.body_bytes_max
+    }
 }
 
 /// A field that is one of some words.
@@ -136,13 +142,19 @@ fn refuse_choices(fields: &mut Fields) {
     }
     let mut refuse = |field: &str, usual: Option<Value>, reason: &str| {
         let value = fields.given(field).filter(|value| !value.is_null());
-        if value.is_some() && value != usual {
+        let is_usual = value == usual || usual.as_ref().is_some_and(|usual| is_same_number(usual, value.as_ref()));
+        if value.is_some() && !is_usual {
             fields.refuse(field, reason);
         }
     };
     refuse("stream", Some(false.into()), "pictures are not streamed here: must be left out, or `false`");
     refuse("partial_images", Some(0.into()), "pictures are not streamed here: must be left out, or 0");
     refuse("output_compression", None, "cannot be chosen here: must be left out");
+}
+
+/// Whether both are the same whole number, however it is written.
+fn is_same_number(usual: &Value, given: Option<&Value>) -> bool {
+    json::whole(usual).is_some_and(|usual| given.and_then(json::whole) == Some(usual))
 }
 
 impl ToSchema for GenerateImages {}
