@@ -2,7 +2,9 @@
 //! variable is named once, in `env`, and an error says in which file, field or variable it stands.
 
 mod env;
+mod expand;
 mod hub;
+mod own_file;
 mod public_url;
 mod resolve;
 mod settings;
@@ -18,6 +20,7 @@ pub use env::{VARIABLES, Variable};
 pub use hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 
+use self::settings::NamedBy;
 use crate::domain::device::{DeviceChoice, Devices, EngineSettings, Kernels, Offload};
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
@@ -161,6 +164,8 @@ pub struct KubernetesConfig {
     pub namespace: NamespaceName,
     /// Whether the worker opens namespaces by itself, for which it needs the rights of an administrator.
     pub auto_open: bool,
+    /// Whether programs are run that the kubeconfig names as its user's way in.
+    pub allow_exec_plugins: bool,
 }
 
 /// Form of the log's lines.
@@ -229,6 +234,7 @@ impl Default for Config {
                 server: None,
                 namespace: env!("CARGO_PKG_NAME").parse().expect("a DNS label"),
                 auto_open: false,
+                allow_exec_plugins: false,
             },
             hub: HubConfig::default(),
         }
@@ -252,21 +258,25 @@ impl Config {
         let environment = env::Environment::new(environment);
         let named_file = match flags.config_file {
             Some(file) => Some(file),
-            None => environment.path(&env::CONFIG_FILE),
+            None => environment.config_file()?,
         };
         let file = match named_file {
-            Some(file) => Some(settings::read_file(file)?),
-            None if default_file.exists() => Some(settings::read_file(default_file.to_owned())?),
+            Some(file) => Some(settings::read_file(file, NamedBy::TheUser)?),
+            None if default_file.exists() => Some(settings::read_file(default_file.to_owned(), NamedBy::Nobody)?),
             None => None,
         };
         let mut layers = Vec::from_iter(file);
         layers.push(environment.read()?);
+        for layer in &mut layers {
+            environment.expand_paths(layer)?;
+        }
         let mut config = resolve::resolve(&layers)?;
         config.admin_password = environment.admin_password()?;
         config.hub = HubConfig { download: config.hub.download || flags.download, ..environment.hub()? };
         config.listen = flags.listen.unwrap_or(config.listen);
         config.admin_listen = flags.admin_listen.or(config.admin_listen);
-        config.data_dir = flags.data_dir.unwrap_or(config.data_dir);
+        let data_dir = flags.data_dir.map(|path| environment.flag_at_home(path, "--data-dir")).transpose()?;
+        config.data_dir = data_dir.unwrap_or(config.data_dir);
         config.device = flags.device.unwrap_or(config.device);
         config.engine.offload = flags.offload.unwrap_or(config.engine.offload);
         config.engine.is_deterministic |= flags.is_deterministic;
@@ -355,6 +365,18 @@ pub enum ConfigError {
         path: PathBuf,
         /// What the system says.
         source: io::Error,
+    },
+    /// The file stands in the working directory, nobody has named it, and it is not certainly the user's own.
+    #[error(
+        "the configuration file `{}` of the working directory is not used, because {reason}; or name it with `--config`, if \
+         you trust it",
+        path.display()
+    )]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what would be right.
+        reason: String,
     },
     /// The file is no TOML, or has a field that does not exist or is of another type.
     #[error("configuration file `{}`: {message}", path.display())]

@@ -31,7 +31,7 @@ pub use cluster::{Cluster, ClusterAccess, ClusterError, ClusterSettings, NoClust
 pub use connect::{ConnectError, Connected, connect};
 pub use credential::{Credential, CredentialRecord};
 pub use manifest::{ExecVersion, UnknownExecVersion, manifest, namespace_objects};
-pub use namespace::{Missing, Namespace, Standing};
+pub use namespace::{Missing, Namespace, ReservedNamespace, Standing};
 pub use namespaces::unknown_namespaces;
 pub use store::Removal;
 pub use token::Token;
@@ -82,6 +82,9 @@ pub enum KubernetesError {
     /// Another namespace has that name.
     #[error("there is a namespace of that name already")]
     NameTaken,
+    /// No key is to be let in there.
+    #[error(transparent)]
+    Reserved(ReservedNamespace),
     /// [`NAMESPACES_MAX`].
     #[error("there are {NAMESPACES_MAX} namespaces already")]
     TooManyNamespaces,

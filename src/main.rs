@@ -12,18 +12,34 @@ use fluxserve::telemetry::pipe::Pipe;
 const LAST_WORD_DEADLINE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
-    // Exits by itself on what it does not understand, with 2, and on `--help`, with 0.
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let said = error.render().to_string();
+            let shown = cli::without_secrets(&said);
+            if shown == said {
+                // With 2 for what it does not understand, and with 0 for `--help`.
+                error.exit();
+            }
+            // It repeats what was typed, and a key was.
+            last_word(&shown);
+            return ExitCode::from(2);
+        }
+    };
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // When even this cannot be written, the exit code is all that is left to say.
-            if let Ok(pipe) = Pipe::start("error", io::stderr()) {
-                pipe.send(format!("error: {error:#}\n").as_bytes());
-                let _ = pipe.flush(LAST_WORD_DEADLINE);
-            }
+            last_word(&format!("error: {error:#}\n"));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Says it, if anybody reads it. When it cannot be written, the exit code is all that is left to say.
+fn last_word(text: &str) {
+    if let Ok(pipe) = Pipe::start("error", io::stderr()) {
+        pipe.send(text.as_bytes());
+        let _ = pipe.flush(LAST_WORD_DEADLINE);
     }
 }
 

@@ -371,6 +371,127 @@ fn a_key_that_is_revoked_beside_the_server_takes_its_jobs_along() {
 }
 
 #[test]
+fn a_whole_key_means_its_prefix_and_its_secret_is_never_repeated() {
+    let (_folder, data) = folder();
+    let made = run(&data, &["keys", "create", "--name", "leaked", "--scope", "all"]);
+    let key = text(&made.stdout).trim().to_owned();
+    let (prefix, secret) = key.split_at(13);
+    let tell = |arguments: &[&str]| {
+        let output = run(&data, arguments);
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(!said.contains(&secret[..6]), "{arguments:?} repeats the secret: {said}");
+        (output.status.code(), said)
+    };
+    let mistyped = format!("{key}x");
+    for arguments in [
+        &["keys", "edit", &key, "--name", "still leaked"][..],
+        &["keys", "usage", &key],
+        &["keys", "revoke", &key],
+        &["keys", "revoke", prefix],
+    ] {
+        assert_eq!(tell(arguments).0, Some(0), "{arguments:?}");
+    }
+    let (_, listed) = tell(&["keys", "list"]);
+    assert!(listed.contains(prefix) && listed.contains("still leaked") && listed.contains("revoked"), "{listed}");
+    // Wherever else it was pasted.
+    for arguments in [
+        &["keys", "revoke", &mistyped][..],
+        &["keys", "revoke", prefix, &key],
+        &["keys", "list", &key],
+        &["keys", &key],
+        &["keys", "usage", prefix, "--days", &key],
+        &["keys", "edit", prefix, "--scope", &key],
+        &["keys", "revoke", &format!("--prefix={key}")],
+        &[key.as_str()],
+    ] {
+        let (code, said) = tell(arguments);
+        assert!(code == Some(1) || code == Some(2), "{arguments:?}: {code:?} {said}");
+    }
+
+    let made = run(&data, &["keys", "create", "--name", "another", "--scope", "all"]);
+    let another = text(&made.stdout).trim().to_owned();
+    let rotated = run(&data, &["keys", "rotate", &another]);
+    assert!(rotated.status.success() && !text(&rotated.stderr).contains(&another[13..]), "{rotated:?}");
+}
+
+#[test]
+fn a_backup_is_where_its_name_says_also_where_that_looks_like_a_uri() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (folder, data) = folder();
+    assert!(run(&data, &["keys", "create", "--name", "n", "--scope", "all"]).status.success());
+    // In a working directory of its own: the name is relative to that.
+    let here = folder.path().join("here");
+    std::fs::create_dir(&here).expect("made");
+    for name in ["file:copy.db", "file:copy.db?mode=memory", "./file:other.db", ":memory:", "plain.db"] {
+        let mut command = program(&data);
+        let output = command.current_dir(&here).args(["backup", name]).output().expect("it runs");
+        let said = text(&output.stderr);
+        assert!(output.status.success(), "{name}: {said}");
+        let file = here.join(name);
+        let metadata = std::fs::metadata(&file).expect("under its name");
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
+        assert!(said.contains(&format!("{} bytes", metadata.len())) && metadata.len() > 4096, "{name}: {said}");
+        assert!(std::fs::read(&file).expect("readable").starts_with(b"SQLite format 3\0"), "{name}");
+    }
+    let mut found: Vec<_> =
+        std::fs::read_dir(&here).expect("there").map(|entry| entry.expect("one").file_name()).collect();
+    found.sort();
+    assert_eq!(found, [":memory:", "file:copy.db", "file:copy.db?mode=memory", "file:other.db", "plain.db"]);
+}
+
+#[test]
+fn nothing_of_somebody_elses_working_directory_is_run() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (folder, data) = folder();
+    let evil = folder.path().join("evil");
+    std::fs::create_dir(&evil).expect("made");
+    let proof = evil.join("was-run");
+    let kubeconfig = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "x",
+        "clusters": [{ "name": "c", "cluster": { "server": "https://127.0.0.1:1" } }],
+        "users": [{ "name": "u", "user": { "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1", "interactiveMode": "Never",
+            "command": "touch", "args": [proof],
+        } } }],
+        "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
+    });
+    std::fs::write(evil.join("kubeconfig"), kubeconfig.to_string()).expect("written");
+    let file = evil.join("fluxserve.toml");
+    let check = || {
+        let output = program(&data).current_dir(&evil).args(["kubernetes", "check"]).output().expect("it runs");
+        assert!(!output.status.success() && !proof.exists(), "{output:?}");
+        text(&output.stderr)
+    };
+    // In a file of the user's own no program is run unless it says so, too.
+    std::fs::write(&file, "[kubernetes]\nkubeconfig = \"kubeconfig\"\n").expect("written");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("ours");
+    let said = check();
+    assert!(said.contains("`touch`") && said.contains("kubernetes.allow_exec_plugins"), "{said}");
+    // Nor where the data folder is that of the working directory.
+    std::fs::create_dir_all(data.join("kubernetes")).expect("made");
+    std::fs::copy(evil.join("kubeconfig"), data.join("kubernetes/kubeconfig")).expect("copied");
+    std::fs::write(&file, "").expect("written");
+    let said = check();
+    assert!(said.contains("kubernetes.allow_exec_plugins"), "{said}");
+
+    std::fs::write(&file, "[kubernetes]\nkubeconfig = \"kubeconfig\"\nallow_exec_plugins = true\n").expect("written");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).expect("ours");
+    let said = check();
+    assert!(said.contains("fluxserve.toml") && said.contains("others than its owner can write"), "{said}");
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644)).expect("ours");
+    // Only root can give a file away.
+    if std::os::unix::fs::chown(&file, Some(54_321), None).is_ok() {
+        let said = check();
+        assert!(said.contains("belongs to user 54321") && said.contains("--config"), "{said}");
+        std::os::unix::fs::chown(&file, Some(0), None).expect("back");
+    }
+    let allowed = program(&data).current_dir(&evil).args(["kubernetes", "check"]).output().expect("it runs");
+    assert!(!allowed.status.success() && proof.exists(), "it is allowed: {allowed:?}");
+}
+
+#[test]
 fn a_picture_is_drawn_from_another_without_a_server() {
     let (folder, data) = folder();
     let place = |name: &str| folder.path().join(name);

@@ -16,7 +16,11 @@ pub(super) fn cluster_settings(config: &Config) -> Option<ClusterSettings> {
     let access = if kubernetes.in_cluster {
         ClusterAccess::InCluster
     } else {
-        ClusterAccess::Kubeconfig { path: kubernetes.kubeconfig.clone().or_else(own)?, context: None }
+        ClusterAccess::Kubeconfig {
+            path: kubernetes.kubeconfig.clone().or_else(own)?,
+            context: None,
+            allow_exec_plugins: kubernetes.allow_exec_plugins,
+        }
     };
     Some(ClusterSettings { access, server: kubernetes.server.clone(), holder: kubernetes.namespace.clone() })
 }
@@ -36,7 +40,8 @@ pub async fn kubernetes_connect(
     context: Option<String>,
 ) -> anyhow::Result<Connected> {
     let settings = ClusterSettings {
-        access: ClusterAccess::Kubeconfig { path: administrator, context },
+        // Who names it on the command line has kubectl run the same programs.
+        access: ClusterAccess::Kubeconfig { path: administrator, context, allow_exec_plugins: true },
         server: None,
         holder: config.kubernetes.namespace.clone(),
     };

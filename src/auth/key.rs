@@ -51,6 +51,14 @@ impl PublicId {
         text.as_bytes().try_into().map(Self).map_err(|_| MalformedKey)
     }
 
+    /// The prefix of a key that is named by it, or by all of it.
+    ///
+    /// # Errors
+    /// When `text` is neither.
+    pub fn of_prefix_or_key(text: &str) -> Result<Self, MalformedKey> {
+        text.parse().or_else(|_| PresentedKey::parse(text).map(|key| key.public_id()))
+    }
+
     /// Reads what [`PublicId::as_str`] gave.
     ///
     /// # Errors

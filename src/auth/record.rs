@@ -233,7 +233,9 @@ impl FromStr for KeyState {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     /// The name is empty, too long, or would garble a list.
-    #[error("a name must be 1 to {NAME_CHARS_MAX} characters, none of them a control character")]
+    #[error(
+        "a name must be 1 to {NAME_CHARS_MAX} characters, none of them a control character or one that cannot be seen"
+    )]
     Name,
     /// The expiry is not in the future.
     #[error("the expiry must be in the future")]
@@ -328,9 +330,20 @@ impl KeyEdit {
     }
 }
 
+/// What shows nothing and changes how the rest is shown or read: marks of direction, joints and blanks without width, line
+/// separators, tags. Two names that differ by these alone look alike in every list.
+fn is_unseen(character: char) -> bool {
+    matches!(character,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
+        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+        | '\u{feff}' | '\u{ffa0}' | '\u{fe00}'..='\u{fe0f}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e0fff}')
+}
+
 fn checked_name(name: &str) -> Result<String, KeyError> {
     let name = name.trim();
-    let is_fit = (1..=NAME_CHARS_MAX).contains(&name.chars().count()) && !name.chars().any(char::is_control);
+    let is_length = (1..=NAME_CHARS_MAX).contains(&name.chars().count());
+    let is_fit = is_length && !name.chars().any(|character| character.is_control() || is_unseen(character));
     if is_fit { Ok(name.to_owned()) } else { Err(KeyError::Name) }
 }
 

@@ -9,8 +9,8 @@ use time::format_description::well_known::Rfc3339;
 use crate::app::Keys;
 use crate::auth::{
     Actor, Change, GRACE_SECONDS_MAX, KEYS_PER_PAGE_MAX, KeyEdit, KeyRecord, KeyService, LimitChanges, NewKey, Overlap,
-    PublicId,
 };
+use crate::cli::key_argument::KeyArgument;
 use crate::cli::table::{to_the_second, write_table};
 use crate::config::Config;
 use crate::domain::limits::KeyLimits;
@@ -64,9 +64,9 @@ pub struct CreateKeyArgs {
 /// Options of `keys rotate`.
 #[derive(Debug, Args)]
 pub struct RotateKeyArgs {
-    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters
-    #[arg(value_parser = parse_prefix)]
-    pub prefix: PublicId,
+    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters; or all of it
+    #[arg(value_name = "PREFIX", value_parser = KeyArgument::take)]
+    pub key: KeyArgument,
     /// How long the old value goes on working
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=GRACE_SECONDS_MAX))]
     pub grace_seconds: u64,
@@ -75,9 +75,9 @@ pub struct RotateKeyArgs {
 /// Options of `keys edit`.
 #[derive(Debug, Args)]
 pub struct EditKeyArgs {
-    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters
-    #[arg(value_parser = parse_prefix)]
-    pub prefix: PublicId,
+    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters; or all of it
+    #[arg(value_name = "PREFIX", value_parser = KeyArgument::take)]
+    pub key: KeyArgument,
     /// What is to be different.
     #[command(flatten)]
     pub changes: KeyChanges,
@@ -133,9 +133,9 @@ impl KeyChanges {
 /// Options of `keys usage`.
 #[derive(Debug, Args)]
 pub struct KeyUsageArgs {
-    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters
-    #[arg(value_parser = parse_prefix)]
-    pub prefix: PublicId,
+    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters; or all of it
+    #[arg(value_name = "PREFIX", value_parser = KeyArgument::take)]
+    pub key: KeyArgument,
     /// How many days, today included
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=i64::from(USAGE_DAYS_KEPT)))]
     pub days: u32,
@@ -144,9 +144,9 @@ pub struct KeyUsageArgs {
 /// Options of `keys revoke`.
 #[derive(Debug, Args)]
 pub struct RevokeKeyArgs {
-    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters
-    #[arg(value_parser = parse_prefix)]
-    pub prefix: PublicId,
+    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters; or all of it
+    #[arg(value_name = "PREFIX", value_parser = KeyArgument::take)]
+    pub key: KeyArgument,
 }
 
 fn parse_moment(text: &str) -> Result<OffsetDateTime, String> {
@@ -158,10 +158,6 @@ fn parse_limit(text: &str) -> Result<Change<u32>, String> {
         return Ok(Change::Remove);
     }
     text.parse().map(Change::Set).map_err(|_| "a limit is a whole number, or `none`".to_owned())
-}
-
-fn parse_prefix(text: &str) -> Result<PublicId, String> {
-    text.parse().map_err(|_| "a prefix is `rgpu_` and eight characters; `fluxserve keys list` shows them".to_owned())
 }
 
 /// Runs one of the commands.
@@ -186,7 +182,7 @@ pub(super) async fn run(
         KeysCommand::Rotate(arguments) => rotate(&keys.service, &arguments, out, notes).await,
         KeysCommand::Edit(arguments) => edit(&keys, arguments, notes).await,
         KeysCommand::Usage(arguments) => usage(&keys, &arguments, out).await,
-        KeysCommand::Revoke(arguments) => revoke(&keys.service, arguments.prefix, notes).await,
+        KeysCommand::Revoke(arguments) => revoke(&keys.service, &arguments, notes).await,
     };
     keys.store.close().await;
     outcome
@@ -250,7 +246,7 @@ async fn rotate(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let rotated = keys.rotate(arguments.prefix, arguments.grace_seconds, &Actor::CommandLine).await?;
+    let rotated = keys.rotate(arguments.key.public_id()?, arguments.grace_seconds, &Actor::CommandLine).await?;
     writeln!(out, "{}", rotated.plain.reveal())?;
     let KeyRecord { name, prefix, overlap, .. } = rotated.record;
     writeln!(notes, "the key {name} is now {prefix}; keep the value, it is not shown again")?;
@@ -264,7 +260,7 @@ async fn rotate(
 }
 
 async fn edit(keys: &Keys, arguments: EditKeyArgs, notes: &mut dyn Write) -> anyhow::Result<()> {
-    let prefix = arguments.prefix;
+    let prefix = arguments.key.public_id()?;
     let edit = arguments.changes.into_edit();
     if let Some(scope) = &edit.scope {
         keys.check_namespaces(scope).await?;
@@ -277,7 +273,7 @@ async fn edit(keys: &Keys, arguments: EditKeyArgs, notes: &mut dyn Write) -> any
 }
 
 async fn usage(keys: &Keys, arguments: &KeyUsageArgs, out: &mut dyn Write) -> anyhow::Result<()> {
-    let usage = keys.usage(arguments.prefix, arguments.days).await?;
+    let usage = keys.usage(arguments.key.public_id()?, arguments.days).await?;
     let row = |day: &DayUsage| {
         [
             day.day.to_string(),
@@ -292,7 +288,8 @@ async fn usage(keys: &Keys, arguments: &KeyUsageArgs, out: &mut dyn Write) -> an
     Ok(())
 }
 
-async fn revoke(keys: &KeyService, prefix: PublicId, notes: &mut dyn Write) -> anyhow::Result<()> {
+async fn revoke(keys: &KeyService, arguments: &RevokeKeyArgs, notes: &mut dyn Write) -> anyhow::Result<()> {
+    let prefix = arguments.key.public_id()?;
     let key = keys.revoke(prefix, &Actor::CommandLine).await?;
     let revoked_at = key.revoked_at.map(to_the_second).unwrap_or_default();
     writeln!(notes, "the key {prefix} ({}) is revoked since {revoked_at}", key.name)?;

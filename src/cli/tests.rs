@@ -132,7 +132,6 @@ fn mistakes_are_usage_errors() {
             vec!["keys", "create", "--name", "n", "--scope", "all", "--expires-at", "2030-01-01T00:00:00"],
             ErrorKind::ValueValidation,
         ),
-        (vec!["keys", "revoke", "rgpu_short"], ErrorKind::ValueValidation),
         (vec!["keys", "edit", "rgpu_00000000"], ErrorKind::MissingRequiredArgument),
         (
             vec!["keys", "edit", "rgpu_00000000", "--never-expires", "--expires-at", "2030-01-01T00:00:00Z"],

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use zeroize::Zeroizing;
 
 use crate::config::ConfigError;
+use crate::config::expand::{Lookup, Unset, at_home, expanded};
 use crate::config::hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 use crate::config::settings::{
     EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, Origin, QueueSettings,
@@ -174,9 +175,14 @@ pub(super) const KUBERNETES_AUTO_OPEN: Variable = variable(
     "kubernetes.auto_open",
     "true: the worker opens namespaces itself, and can do all in the cluster",
 );
+pub(super) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
+    "FLUXSERVE_KUBERNETES_ALLOW_EXEC_PLUGINS",
+    "kubernetes.allow_exec_plugins",
+    "true: programs that the kubeconfig names are run to get in",
+);
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 47] = [
+pub const VARIABLES: [Variable; 48] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -213,6 +219,7 @@ pub const VARIABLES: [Variable; 47] = [
     KUBERNETES_SERVER,
     KUBERNETES_NAMESPACE,
     KUBERNETES_AUTO_OPEN,
+    KUBERNETES_ALLOW_EXEC_PLUGINS,
     HUB_DOWNLOAD,
     HF_TOKEN,
     HF_TOKEN_PATH,
@@ -228,16 +235,54 @@ pub const VARIABLES: [Variable; 47] = [
 
 /// The environment, or in tests something like it.
 pub(super) struct Environment<'a> {
-    lookup: &'a dyn Fn(&str) -> Option<OsString>,
+    lookup: Lookup<'a>,
 }
 
 impl<'a> Environment<'a> {
-    pub(super) fn new(lookup: &'a dyn Fn(&str) -> Option<OsString>) -> Self {
+    pub(super) fn new(lookup: Lookup<'a>) -> Self {
         Self { lookup }
     }
 
-    pub(super) fn path(&self, variable: &Variable) -> Option<PathBuf> {
+    fn path(&self, variable: &Variable) -> Option<PathBuf> {
         (self.lookup)(variable.name).filter(|value| !value.is_empty()).map(PathBuf::from)
+    }
+
+    /// The configuration file, where a variable names one.
+    pub(super) fn config_file(&self) -> Result<Option<PathBuf>, ConfigError> {
+        self.expand(self.path(&CONFIG_FILE), &CONFIG_FILE, Unset::IsRefused, &Origin::Environment)
+    }
+
+    /// A path with what `~` and variables in it stand for.
+    fn expand(
+        &self,
+        path: Option<PathBuf>,
+        variable: &Variable,
+        unset: Unset,
+        origin: &Origin,
+    ) -> Result<Option<PathBuf>, ConfigError> {
+        let path = path.map(|path| expanded(path, self.lookup, unset)).transpose();
+        path.map_err(|reason| origin.error(variable, reason))
+    }
+
+    /// Puts in what `~` and variables stand for in the paths of a layer, wherever it comes from.
+    pub(super) fn expand_paths(&self, layer: &mut Layer) -> Result<(), ConfigError> {
+        let Layer { origin, settings } = layer;
+        for (path, variable) in [
+            (&mut settings.data_dir, &DATA_DIR),
+            (&mut settings.tls.certificate, &TLS_CERTIFICATE),
+            (&mut settings.tls.private_key, &TLS_PRIVATE_KEY),
+            (&mut settings.kubernetes.kubeconfig, &KUBERNETES_KUBECONFIG),
+        ] {
+            *path = self.expand(path.take(), variable, Unset::IsRefused, origin)?;
+        }
+        Ok(())
+    }
+
+    /// `--data-dir` as a shell leaves it that does not read `~` after an equals sign. Variables it has seen to.
+    pub(super) fn flag_at_home(&self, path: PathBuf, flag: &str) -> Result<PathBuf, ConfigError> {
+        let Some(text) = path.to_str() else { return Ok(path) };
+        let place = format!("flag `{flag}`");
+        at_home(text, self.lookup).map(PathBuf::from).map_err(|reason| ConfigError::Value { place, reason })
     }
 
     fn text(&self, variable: &Variable) -> Result<Option<String>, ConfigError> {
@@ -286,18 +331,26 @@ impl<'a> Environment<'a> {
     /// The hub as the variables describe it that all its tools share, Python's among them. None stands in our file.
     pub(super) fn hub(&self) -> Result<HubConfig, ConfigError> {
         let default = HubConfig::default();
-        let own_cache = self.path(&XDG_CACHE_HOME).or_else(|| Some(self.path(&HOME)?.join(".cache")));
-        let home = self.path(&HF_HOME).or_else(|| Some(own_cache?.join("huggingface")));
+        // Python expands HF_HOME as a whole, also where it comes from XDG_CACHE_HOME, and what is below it once more.
+        let read = |path, variable| self.expand(path, variable, Unset::Stays, &Origin::Environment);
+        let home = match self.path(&HF_HOME) {
+            Some(home) => read(Some(home), &HF_HOME)?,
+            None => match self.path(&XDG_CACHE_HOME) {
+                Some(own_cache) => read(Some(own_cache.join("huggingface")), &XDG_CACHE_HOME)?,
+                None => self.path(&HOME).map(|home| home.join(".cache/huggingface")),
+            },
+        };
         let below_home = |name: &str| home.as_ref().map(|home| home.join(name));
-        let token = self.text(&HF_TOKEN)?.map(Zeroizing::new);
+        // One that is blank is none, as Python's tools have it: so does a template leave it that was not filled in.
+        let token = self.text(&HF_TOKEN)?.map(Zeroizing::new).filter(|text| !text.trim().is_empty());
         let token = token.map(|text| text.parse::<HubToken>()).transpose();
         let all = self.proxy(&ALL_PROXY)?;
         Ok(HubConfig {
             endpoint: self.endpoint()?.unwrap_or(default.endpoint),
             // The reason does not repeat the text.
             token: token.map_err(|unfit| Origin::Environment.error(&HF_TOKEN, unfit.to_string()))?,
-            token_file: self.path(&HF_TOKEN_PATH).or_else(|| below_home("token")),
-            cache_dir: self.path(&HF_HUB_CACHE).or_else(|| below_home("hub")),
+            token_file: read(self.path(&HF_TOKEN_PATH).or_else(|| below_home("token")), &HF_TOKEN_PATH)?,
+            cache_dir: read(self.path(&HF_HUB_CACHE).or_else(|| below_home("hub")), &HF_HUB_CACHE)?,
             is_offline: self.is_set(&HF_HUB_OFFLINE)?,
             proxy: ProxyConfig {
                 https: self.proxy(&HTTPS_PROXY)?.or_else(|| all.clone()),
@@ -390,6 +443,7 @@ impl<'a> Environment<'a> {
                 server: self.text(&KUBERNETES_SERVER)?,
                 namespace: self.text(&KUBERNETES_NAMESPACE)?,
                 auto_open: self.yes_or_no(&KUBERNETES_AUTO_OPEN)?,
+                allow_exec_plugins: self.yes_or_no(&KUBERNETES_ALLOW_EXEC_PLUGINS)?,
             },
             hub: HubSettings { download: self.yes_or_no(&HUB_DOWNLOAD)? },
         };

@@ -156,6 +156,8 @@ fn kubernetes(layers: &[Layer], default: KubernetesConfig) -> Result<KubernetesC
         server,
         namespace,
         auto_open: last(layers, |settings| settings.kubernetes.auto_open).is_some_and(|(auto_open, _)| auto_open),
+        allow_exec_plugins: last(layers, |settings| settings.kubernetes.allow_exec_plugins)
+            .is_some_and(|(are_allowed, _)| are_allowed),
     })
 }
 

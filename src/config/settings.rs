@@ -1,12 +1,15 @@
 //! What one source (the file or the environment) says, before it is checked.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
 use crate::config::ConfigError;
 use crate::config::env::Variable;
+use crate::config::own_file::why_not_ours;
 
 /// The fields of `fluxserve.toml`, all optional.
 #[derive(Debug, Default, Deserialize)]
@@ -95,6 +98,7 @@ pub(super) struct KubernetesSettings {
     pub(super) server: Option<String>,
     pub(super) namespace: Option<String>,
     pub(super) auto_open: Option<bool>,
+    pub(super) allow_exec_plugins: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -128,12 +132,32 @@ pub(super) struct Layer {
     pub(super) settings: Settings,
 }
 
+/// Who has named a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NamedBy {
+    /// The user, who knows whose it is.
+    TheUser,
+    /// Nobody: it stands in the working directory, which may be anybody's. It can have programs run and keys given away.
+    Nobody,
+}
+
 /// Reads a file that is known or said to be there.
-pub(super) fn read_file(path: PathBuf) -> Result<Layer, ConfigError> {
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
+pub(super) fn read_file(path: PathBuf, named_by: NamedBy) -> Result<Layer, ConfigError> {
+    let mut text = String::new();
+    let read = File::open(&path).and_then(|mut file| {
+        // Of the file that is open: what the name leads to may be another one by the time that it is read.
+        let reason = match named_by {
+            NamedBy::TheUser => None,
+            NamedBy::Nobody => why_not_ours(&file, &path.display().to_string())?,
+        };
+        file.read_to_string(&mut text)?;
+        Ok(reason)
+    });
+    match read {
+        Ok(None) => {}
+        Ok(Some(reason)) => return Err(ConfigError::NotOurs { path, reason }),
         Err(source) => return Err(ConfigError::Unreadable { path, source }),
-    };
+    }
     match toml::from_str(&text) {
         Ok(settings) => Ok(Layer { origin: Origin::File(path), settings }),
         Err(error) => Err(ConfigError::Syntax { path, message: error.to_string().trim_end().to_owned() }),

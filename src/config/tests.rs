@@ -91,6 +91,7 @@ in_cluster = false
 server = "https://cluster.example.org:6443"
 namespace = "pictures"
 auto_open = true
+allow_exec_plugins = true
 
 [tls]
 certificate = "/etc/fluxserve/certificate.pem"
@@ -154,6 +155,7 @@ fn every_field_of_the_file_is_read() {
             server: Some("https://cluster.example.org:6443".into()),
             namespace: "pictures".parse().expect("a name"),
             auto_open: true,
+            allow_exec_plugins: true,
         },
         hub: HubConfig { download: true, ..HubConfig::default() },
     };
@@ -197,6 +199,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_KUBERNETES_SERVER", "https://cluster.example.org:6443/")
         .variable("FLUXSERVE_KUBERNETES_NAMESPACE", "pictures")
         .variable("FLUXSERVE_KUBERNETES_AUTO_OPEN", "true")
+        .variable("FLUXSERVE_KUBERNETES_ALLOW_EXEC_PLUGINS", "true")
         .variable("FLUXSERVE_HUB_DOWNLOAD", "true");
     let ours = VARIABLES.iter().filter(|variable| variable.name.starts_with("FLUXSERVE_"));
     assert_eq!(sources.variables.len() + 2, ours.count(), "all but the file's own name and the password");
@@ -240,6 +243,56 @@ fn another_file_can_be_named_and_must_then_be_there() {
     std::fs::write(&other, "[queue]\njobs_max = 3").expect("written");
     let config = Sources::new().file(WHOLE_FILE).flags(flags).load().expect("valid");
     assert_eq!((config.queue.jobs_max, config.listen.port()), (3, 8080), "instead of the default one");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_file_that_nobody_named_must_be_the_users_own() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    for mode in [0o664, 0o646, 0o666] {
+        let sources = Sources::new().file("[queue]\njobs_max = 3");
+        let file = sources.default_file();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).expect("ours");
+        let folder = sources.folder.path().to_owned();
+        let named = Flags { config_file: Some(file), ..Flags::default() };
+        let lookup = |_: &str| None;
+        let config = Config::from_sources(named, &folder.join("none.toml"), &lookup).expect("who names it knows it");
+        assert_eq!(config.queue.jobs_max, 3);
+        let error = sources.error();
+        for part in ["others than its owner", &format!("mode {mode:o}"), "chmod go-w", "--config"] {
+            assert!(error.contains(part), "{part:?} in {error}");
+        }
+    }
+    // That it must not be another user's is tested where it is found out: only root can give a file away.
+}
+
+#[test]
+fn tildes_and_variables_in_paths_are_read_by_whoever_says_them() {
+    let at_home = || Sources::new().variable("HOME", "/home/ann").variable("WHERE", "/mnt");
+    for (sources, data_dir) in [
+        (at_home().variable("FLUXSERVE_DATA_DIR", "~/data"), "/home/ann/data"),
+        (at_home().variable("FLUXSERVE_DATA_DIR", "${WHERE}/data"), "/mnt/data"),
+        (at_home().file("data_dir = \"$WHERE/data\""), "/mnt/data"),
+        (at_home().flags(Flags { data_dir: Some("~/data".into()), ..Flags::default() }), "/home/ann/data"),
+        (at_home().flags(Flags { data_dir: Some("$WHERE".into()), ..Flags::default() }), "$WHERE"),
+    ] {
+        assert_eq!(sources.load().expect("valid").data_dir, Path::new(data_dir));
+    }
+    let tls =
+        at_home().variable("FLUXSERVE_TLS_CERTIFICATE", "~/c.pem").variable("FLUXSERVE_TLS_PRIVATE_KEY", "$WHERE/k");
+    let tls = tls.load().expect("valid").tls.expect("a pair");
+    assert_eq!((tls.certificate, tls.private_key), ("/home/ann/c.pem".into(), "/mnt/k".into()));
+    for (sources, parts) in [
+        (at_home().variable("FLUXSERVE_DATA_DIR", "$NOT/data"), ["FLUXSERVE_DATA_DIR", "no variable NOT"]),
+        (at_home().variable("FLUXSERVE_DATA_DIR", "~bob/data"), ["FLUXSERVE_DATA_DIR", "`./~bob/data`"]),
+        (Sources::new().variable("FLUXSERVE_DATA_DIR", "~/data"), ["FLUXSERVE_DATA_DIR", "HOME"]),
+        (at_home().file("data_dir = \"$NOT\""), ["field `data_dir`", "no variable NOT"]),
+        (at_home().variable("FLUXSERVE_CONFIG", "$NOT"), ["FLUXSERVE_CONFIG", "no variable NOT"]),
+    ] {
+        let error = sources.error();
+        assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    }
 }
 
 #[test]
@@ -336,6 +389,24 @@ fn the_hub_is_where_its_own_tools_have_it() {
     assert_eq!(hub(named()).cache_dir, Some("/hf/hub".into()));
     assert_eq!(hub(named().variable("HF_HUB_CACHE", "/models")).cache_dir, Some("/models".into()));
     assert_eq!(hub(named().variable("HF_TOKEN_PATH", "/run/token")).token_file, Some("/run/token".into()));
+    // Recorded from huggingface_hub 2.4 on Python 3.11: HF_HUB_CACHE and HF_TOKEN_PATH of `huggingface_hub.constants`.
+    for (name, text, cache, token) in [
+        ("HF_HOME", "~/hf", "/home/ann/hf/hub", "/home/ann/hf/token"),
+        ("HF_HOME", "$WHERE/hf", "/mnt/hf/hub", "/mnt/hf/token"),
+        ("HF_HOME", "$NOT/hf", "$NOT/hf/hub", "$NOT/hf/token"),
+        ("HF_HUB_CACHE", "${WHERE}/hub", "/mnt/hub", "/home/ann/.cache/huggingface/token"),
+        ("HF_TOKEN_PATH", "~/token", "/home/ann/.cache/huggingface/hub", "/home/ann/token"),
+        ("XDG_CACHE_HOME", "~/c", "/home/ann/c/huggingface/hub", "/home/ann/c/huggingface/token"),
+        ("XDG_CACHE_HOME", "$WHERE/c", "/mnt/c/huggingface/hub", "/mnt/c/huggingface/token"),
+    ] {
+        let found = hub(Sources::new().variable("HOME", "/home/ann").variable("WHERE", "/mnt").variable(name, text));
+        assert_eq!(found.cache_dir, Some(cache.into()), "{name}={text}");
+        assert_eq!(found.token_file, Some(token.into()), "{name}={text}");
+    }
+    for blank in ["", " ", "\n", " \t\n"] {
+        assert_eq!(hub(Sources::new().variable("HF_TOKEN", blank)).token, None, "{blank:?}");
+    }
+    assert!(hub(Sources::new().variable("HF_TOKEN", " hf_x\n")).token.is_some());
     for (text, is_offline) in [("1", true), ("ON", true), ("true", true), ("0", false), ("no", false)] {
         assert_eq!(hub(Sources::new().variable("HF_HUB_OFFLINE", text)).is_offline, is_offline, "{text}");
     }

@@ -12,10 +12,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec};
-use k8s_openapi::api::core::v1::{Secret, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace as KubernetesNamespace, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::RoleBinding;
 use kube::api::{Api, DeleteParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -47,6 +47,8 @@ pub enum ClusterAccess {
         path: PathBuf,
         /// Which of its contexts; `None` for its current one.
         context: Option<String>,
+        /// Whether programs are run that it names as its user's way in.
+        allow_exec_plugins: bool,
     },
     /// The cluster that the worker runs in, as its pod's account.
     InCluster,
@@ -125,7 +127,9 @@ impl Cluster {
         };
         let refuse = |reason: String| NoCluster { place: place.clone(), reason };
         let mut config = match access {
-            ClusterAccess::Kubeconfig { path, context } => read_kubeconfig(path, context.clone()).await,
+            ClusterAccess::Kubeconfig { path, context, allow_exec_plugins } => {
+                read_kubeconfig(path, context.clone(), *allow_exec_plugins).await
+            }
             ClusterAccess::InCluster => Config::incluster().map_err(|error| with_sources(&error)),
         }
         .map_err(refuse)?;
@@ -246,6 +250,13 @@ impl Cluster {
         unless_there(in_time(bindings.create(&PostParams::default(), &binding)).await)
     }
 
+    /// Which object a namespace is: another one of the same name has another. Needs the rights of `manifest --auto-open`.
+    pub(super) async fn uid_of(&self, namespace: &NamespaceName) -> Result<String, ClusterError> {
+        let namespaces: Api<KubernetesNamespace> = Api::all(self.client.clone());
+        let found = in_time(namespaces.get(namespace.as_str())).await?;
+        found.metadata.uid.ok_or_else(|| ClusterError::Refused("a namespace without a uid".to_owned()))
+    }
+
     /// How a namespace stands. The worker has no right to look into it, so it looks with a token that a key would get.
     pub(super) async fn look_at(&self, namespace: &NamespaceName) -> Result<Standing, ClusterError> {
         let missing = |what| Standing { is_open: false, missing: vec![what], problem: None };
@@ -292,10 +303,20 @@ impl fmt::Debug for Cluster {
     }
 }
 
-async fn read_kubeconfig(path: &Path, context: Option<String>) -> Result<Config, String> {
+async fn read_kubeconfig(path: &Path, context: Option<String>, allow_exec_plugins: bool) -> Result<Config, String> {
     let kubeconfig = Kubeconfig::read_from(path).map_err(|error| with_sources(&error))?;
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
-    Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| with_sources(&error))
+    let config = Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|error| with_sources(&error))?;
+    let AuthInfo { exec, auth_provider, .. } = &config.auth_info;
+    if !allow_exec_plugins && (exec.is_some() || auth_provider.is_some()) {
+        let program = exec.as_ref().and_then(|exec| exec.command.as_deref()).unwrap_or("its auth-provider");
+        return Err(format!(
+            "its user gets in by a program, `{program}`, which is run only where `kubernetes.allow_exec_plugins` is true; \
+             better give the worker an account of its own: `fluxserve kubernetes connect --kubeconfig {}`",
+            path.display()
+        ));
+    }
+    Ok(config)
 }
 
 async fn in_time<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ClusterError> {

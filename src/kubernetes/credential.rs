@@ -7,6 +7,7 @@
 use time::{Duration, OffsetDateTime};
 
 use super::cluster::ClusterError;
+use super::namespaces::reserved;
 use super::store::Grant;
 use super::token::{MintedToken, Token};
 use super::{CREDENTIALS_PER_MINUTE, Cluster, Holder, Inner, Kubernetes, KubernetesError};
@@ -62,16 +63,23 @@ impl Inner {
         self.rates
             .take(holder.key, CREDENTIALS_PER_MINUTE, self.clock.uptime())
             .map_err(|retry_after_seconds| KubernetesError::RateLimited { retry_after_seconds })?;
-        if !namespace.standing.is_open && !self.look(cluster, &namespace).await?.is_open {
+        // Reserved: entered before that was refused.
+        let is_reserved = reserved(&namespace.name, cluster.holder()).is_some();
+        if is_reserved || (!namespace.standing.is_open && !self.look(cluster, &namespace).await?.is_open) {
             return Err(KubernetesError::Pending(namespace.name));
         }
+        // The look may have taken seconds, in which the namespace was renamed: the token is for what it is called when
+        // the grant is taken. Who renames it after that withdraws the grant.
         let grant = self.store.take_grant(holder, id, self.now() + TOKEN_LIFE).await?;
+        if reserved(&grant.namespace_name, cluster.holder()).is_some() {
+            return Err(KubernetesError::Pending(grant.namespace_name));
+        }
         self.granted.unused_for(&grant, self.clock.uptime());
-        let minted = match mint(cluster, &namespace.name, &grant).await {
+        let minted = match mint(cluster, &grant).await {
             Ok(minted) => minted,
             Err(ClusterError::Missing { kind, .. }) if kind == "serviceaccounts" => {
-                self.look(cluster, &namespace).await?;
-                return Err(KubernetesError::Pending(namespace.name));
+                self.look(cluster, &self.namespace(id).await?).await?;
+                return Err(KubernetesError::Pending(grant.namespace_name));
             }
             Err(error) => return Err(error.into()),
         };
@@ -84,10 +92,10 @@ impl Inner {
         let MintedToken { token, expires_at } = minted;
         let expires_at = to_the_millisecond(expires_at);
         let record = CredentialRecord {
-            namespace: namespace.name,
+            secret: grant.secret(),
+            namespace: grant.namespace_name,
             namespace_id: id,
             jti: token.claims().and_then(|claims| claims.jti),
-            secret: grant.secret(),
             expires_at,
         };
         Ok(Credential { token, expires_at: expires_at - EARLIER, record })
@@ -95,8 +103,8 @@ impl Inner {
 }
 
 /// A token that hangs on the grant's Secret, which is made where it is not there.
-async fn mint(cluster: &Cluster, namespace: &NamespaceName, grant: &Grant) -> Result<MintedToken, ClusterError> {
-    let secret = grant.secret();
+async fn mint(cluster: &Cluster, grant: &Grant) -> Result<MintedToken, ClusterError> {
+    let (namespace, secret) = (&grant.namespace_name, grant.secret());
     match cluster.mint(namespace, &secret).await {
         Err(ClusterError::Missing { kind, .. }) if kind == "secrets" => {
             cluster.make_secret(&secret).await?;

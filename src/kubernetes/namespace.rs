@@ -28,6 +28,22 @@ impl Missing {
     }
 }
 
+/// A namespace that no key is let into, and why. The text is for the administrator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ReservedNamespace {
+    /// Who gets in there gets everybody's accounts.
+    #[error(
+        "must not be `{0}`, the worker's own namespace: who is let in there can act as the worker and as every other key's \
+         account"
+    )]
+    Holder(NamespaceName),
+    /// Kubernetes keeps `kube-` for itself.
+    #[error(
+        "must not be `{0}`: names that begin with `kube-` are the cluster's own, and who is let in there has the cluster"
+    )]
+    System(NamespaceName),
+}
+
 /// How a namespace stands in the cluster, as far as is known.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -52,4 +68,7 @@ pub struct Namespace {
     pub standing: Standing,
     /// When that was.
     pub checked_at: Option<OffsetDateTime>,
+    /// Which object of the cluster it was when the worker opened it by itself. One of the same name that was made anew is
+    /// another, and its makers have let nobody in.
+    pub cluster_uid: Option<String>,
 }

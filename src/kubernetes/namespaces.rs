@@ -1,12 +1,16 @@
 //! The namespaces that keys can be let into: the administrator's side.
 
 use super::manifest::{ExecVersion, kubeconfig, namespace_objects};
-use super::namespace::{Namespace, Standing};
+use super::namespace::{Namespace, ReservedNamespace, Standing};
 use super::store::KubernetesStore;
-use super::{Cluster, Inner, Kubernetes, KubernetesError, NAMESPACES_MAX};
+use super::{Cluster, ClusterError, Inner, Kubernetes, KubernetesError, NAMESPACES_MAX};
 use crate::domain::ids::NamespaceId;
 use crate::domain::namespace::NamespaceName;
 use crate::store::Store;
+
+/// What the administrator reads of a namespace that is not the one which the worker has opened.
+const MADE_ANEW: &str = "the cluster's namespace was deleted and made anew since the worker opened it, so it is not opened \
+                         for the keys of before: delete it here and enter it again, or apply its objects by hand";
 
 /// Those of `ids` that stand for no namespace in `store`, with or without a cluster.
 ///
@@ -46,10 +50,11 @@ impl Kubernetes {
     /// Enters a namespace, and looks how it stands in the cluster. That it is not there yet is no error.
     ///
     /// # Errors
-    /// [`KubernetesError::NotConfigured`], [`KubernetesError::NameTaken`], [`KubernetesError::TooManyNamespaces`], or when
-    /// the database fails.
+    /// [`KubernetesError::NotConfigured`], [`KubernetesError::Reserved`], [`KubernetesError::NameTaken`],
+    /// [`KubernetesError::TooManyNamespaces`], or when the database fails.
     pub async fn create_namespace(&self, name: &NamespaceName) -> Result<Namespace, KubernetesError> {
         let cluster = self.0.cluster()?;
+        refuse_reserved(name, cluster)?;
         if self.0.store.count_namespaces().await? >= NAMESPACES_MAX {
             return Err(KubernetesError::TooManyNamespaces);
         }
@@ -64,14 +69,15 @@ impl Kubernetes {
     /// What the worker has opened by the old name it closes.
     ///
     /// # Errors
-    /// [`KubernetesError::NotConfigured`], [`KubernetesError::NamespaceNotFound`], [`KubernetesError::NameTaken`], or when
-    /// the database fails.
+    /// [`KubernetesError::NotConfigured`], [`KubernetesError::NamespaceNotFound`], [`KubernetesError::Reserved`],
+    /// [`KubernetesError::NameTaken`], or when the database fails.
     pub async fn rename_namespace(&self, id: NamespaceId, name: &NamespaceName) -> Result<Namespace, KubernetesError> {
         let cluster = self.0.cluster()?;
         let namespace = self.0.namespace(id).await?;
         if namespace.name == *name {
             return Ok(namespace);
         }
+        refuse_reserved(name, cluster)?;
         if !self.0.store.rename_namespace(&namespace, name, self.0.auto_open, self.0.now()).await? {
             return Err(KubernetesError::NamespaceNotFound);
         }
@@ -121,10 +127,28 @@ impl Inner {
     /// Looks how a namespace stands, opens it where that is the worker's to do, and notes what was found.
     pub(super) async fn look(&self, cluster: &Cluster, namespace: &Namespace) -> Result<Standing, KubernetesError> {
         let name = &namespace.name;
+        if let Some(reserved) = reserved(name, cluster.holder()) {
+            let standing = Standing { problem: Some(reserved.to_string()), ..Standing::default() };
+            self.store.note_standing(namespace, &standing, self.now()).await?;
+            return Ok(standing);
+        }
         let mut found = cluster.look_at(name).await;
+        let mut has_opened = false;
+        if self.auto_open && namespace.cluster_uid.is_none() && matches!(&found, Ok(standing) if standing.is_open) {
+            // It was opened by hand, or before the worker remembered which one it was. What fails here fails again below, on
+            // the day that it counts.
+            let _ = self.is_still_what_it_was(cluster, namespace).await?;
+        }
         if self.auto_open && matches!(&found, Ok(standing) if !standing.is_open) {
-            found = match cluster.open_namespace(name).await {
-                Ok(()) => cluster.look_at(name).await,
+            found = match self.is_still_what_it_was(cluster, namespace).await? {
+                Ok(true) => {
+                    has_opened = true;
+                    match cluster.open_namespace(name).await {
+                        Ok(()) => cluster.look_at(name).await,
+                        Err(error) => Err(error),
+                    }
+                }
+                Ok(false) => found.map(|standing| Standing { problem: Some(MADE_ANEW.to_owned()), ..standing }),
                 Err(error) => Err(error),
             };
         }
@@ -136,7 +160,39 @@ impl Inner {
         if standing.is_open != namespace.standing.is_open {
             tracing::info!(namespace = %name, is_open = standing.is_open, "a namespace stands otherwise than before");
         }
-        self.store.note_standing(namespace, &standing, self.now()).await?;
+        let is_noted = self.store.note_standing(namespace, &standing, self.now()).await?;
+        if has_opened && !is_noted {
+            // It was renamed or forgotten meanwhile, and what that closed may have been opened again just now.
+            self.store.close_unless_entered(name, self.now()).await?;
+        }
         Ok(standing)
+    }
+
+    /// Whether the cluster's namespace is the one that the worker has opened before, where it has.
+    async fn is_still_what_it_was(
+        &self,
+        cluster: &Cluster,
+        namespace: &Namespace,
+    ) -> Result<Result<bool, ClusterError>, KubernetesError> {
+        let uid = match cluster.uid_of(&namespace.name).await {
+            Ok(uid) => uid,
+            Err(error) => return Ok(Err(error)),
+        };
+        Ok(Ok(self.store.note_uid(namespace, &uid).await? == Some(uid)))
+    }
+}
+
+fn refuse_reserved(name: &NamespaceName, cluster: &Cluster) -> Result<(), KubernetesError> {
+    reserved(name, cluster.holder()).map_or(Ok(()), |reserved| Err(KubernetesError::Reserved(reserved)))
+}
+
+/// Why no key is let into a namespace of this name, if so.
+pub(super) fn reserved(name: &NamespaceName, holder: &NamespaceName) -> Option<ReservedNamespace> {
+    if name == holder {
+        Some(ReservedNamespace::Holder(name.clone()))
+    } else if name.as_str().starts_with("kube-") {
+        Some(ReservedNamespace::System(name.clone()))
+    } else {
+        None
     }
 }

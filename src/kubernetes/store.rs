@@ -1,23 +1,22 @@
 //! The tables `kubernetes_namespaces`, `kubernetes_grants` and `kubernetes_removals`: every statement that touches them.
 
+mod removals;
 mod rows;
 
 use sqlx::SqliteConnection;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use rows::{read_grant, read_namespace, read_removal};
+pub use removals::Removal;
+use removals::{NewRemoval, close, insert_removal};
+use rows::{read_grant, read_namespace};
 
 use super::cluster::Kind;
-use super::manifest::{BINDING, account_of};
 use super::namespace::{Namespace, Standing};
 use super::{Holder, KubernetesError};
 use crate::domain::ids::NamespaceId;
 use crate::domain::namespace::NamespaceName;
 use crate::store::{ChangeMark, Store, StoreError};
-
-/// Removals that are read at one time.
-const REMOVALS_AT_ONCE_MAX: u32 = 100;
 
 /// What tokens of one value of a key, for one namespace, hang on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +24,8 @@ pub(super) struct Grant {
     pub(super) id: Uuid,
     pub(super) holder: Holder,
     pub(super) namespace: NamespaceId,
+    /// What that namespace was called when the grant was read.
+    pub(super) namespace_name: NamespaceName,
     /// When the last of its tokens dies by itself.
     pub(super) tokens_end_at: OffsetDateTime,
 }
@@ -36,27 +37,6 @@ impl Grant {
     }
 }
 
-/// What has to go from the cluster, and has not been confirmed to be gone.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Removal {
-    pub(super) id: i64,
-    pub(super) kind: Kind,
-    /// The object's name.
-    pub name: String,
-    /// The namespace that it was for.
-    pub namespace: String,
-    /// Whose tokens die with it. `None` where it was everyone's.
-    pub holder: Option<Holder>,
-    /// Since when it has to go.
-    pub since: OffsetDateTime,
-    /// When the tokens that hang on it die by themselves.
-    pub tokens_end_at: Option<OffsetDateTime>,
-    /// How often the cluster was asked in vain.
-    pub attempts: u32,
-    /// What it said the last time.
-    pub last_error: Option<String>,
-}
-
 /// The statements.
 #[derive(Debug, Clone)]
 pub(super) struct KubernetesStore(Store);
@@ -66,9 +46,19 @@ type Result<T> = std::result::Result<T, KubernetesError>;
 macro_rules! select_namespaces {
     ($rest:literal) => {
         concat!(
-            "SELECT id, name, created_at_ms, is_open, missing, problem, checked_at_ms FROM kubernetes_namespaces ",
+            "SELECT id, name, created_at_ms, is_open, missing, problem, checked_at_ms, cluster_uid \
+             FROM kubernetes_namespaces ",
             $rest
         )
+    };
+}
+
+/// The columns of a grant, with what its namespace is called. As a subquery, so that it can stand behind RETURNING as well:
+/// grant and name are then of the same moment.
+macro_rules! grant_columns {
+    () => {
+        "id, key_id, key_prefix, namespace_id, tokens_end_at_ms, \
+         (SELECT name FROM kubernetes_namespaces WHERE kubernetes_namespaces.id = namespace_id) AS namespace_name"
     };
 }
 
@@ -118,15 +108,15 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Notes what a look at a namespace has found, unless it has another name by now.
+    /// Notes what a look at a namespace has found, unless it has another name by now: then `false`.
     pub(super) async fn note_standing(
         &self,
         namespace: &Namespace,
         standing: &Standing,
         now: OffsetDateTime,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let missing: Vec<&str> = standing.missing.iter().map(|missing| missing.as_str()).collect();
-        sqlx::query(
+        let noted = sqlx::query(
             "UPDATE kubernetes_namespaces SET is_open = ?, missing = ?, problem = ?, checked_at_ms = ? \
              WHERE id = ? AND name = ?",
         )
@@ -138,6 +128,28 @@ impl KubernetesStore {
         .bind(namespace.name.as_str())
         .execute(self.0.pool())
         .await?;
+        Ok(noted.rows_affected() > 0)
+    }
+
+    /// Notes which object of the cluster a namespace is, unless that is known already. What is noted then.
+    pub(super) async fn note_uid(&self, namespace: &Namespace, uid: &str) -> Result<Option<String>> {
+        let noted = sqlx::query_scalar(
+            "UPDATE kubernetes_namespaces SET cluster_uid = coalesce(cluster_uid, ?) WHERE id = ? AND name = ? \
+             RETURNING cluster_uid",
+        );
+        let noted = noted.bind(uid).bind(namespace.id.to_string()).bind(namespace.name.as_str());
+        Ok(noted.fetch_optional(self.0.pool()).await?)
+    }
+
+    /// What the worker has opened by this name has to go, unless a namespace here is called so.
+    pub(super) async fn close_unless_entered(&self, name: &NamespaceName, now: OffsetDateTime) -> Result<()> {
+        let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
+        let entered = sqlx::query_scalar("SELECT count(*) FROM kubernetes_namespaces WHERE name = ?");
+        let entered: u32 = entered.bind(name.as_str()).fetch_one(&mut *transaction).await?;
+        if entered == 0 {
+            close(&mut transaction, name, now).await?;
+        }
+        transaction.commit().await?;
         Ok(())
     }
 
@@ -153,8 +165,8 @@ impl KubernetesStore {
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
         leave(&mut transaction, namespace, closes_it, now).await?;
         let renamed = sqlx::query(
-            "UPDATE kubernetes_namespaces SET name = ?, is_open = 0, missing = '[]', problem = NULL, checked_at_ms = NULL \
-             WHERE id = ?",
+            "UPDATE kubernetes_namespaces SET name = ?, is_open = 0, missing = '[]', problem = NULL, checked_at_ms = NULL, \
+             cluster_uid = NULL WHERE id = ?",
         );
         let renamed = renamed.bind(name.as_str()).bind(namespace.id.to_string()).execute(&mut *transaction).await;
         let has_changed = renamed.map_err(name_taken)?.rows_affected() > 0;
@@ -178,7 +190,8 @@ impl KubernetesStore {
         Ok(deleted.rows_affected() > 0)
     }
 
-    /// The grant of a key's value for a namespace, made where there is none, with tokens until `end`.
+    /// The grant of a key's value for a namespace, made where there is none, with tokens until `end`. It says what the
+    /// namespace is called at that moment: who renames it later finds the grant, and withdraws it.
     pub(super) async fn take_grant(
         &self,
         holder: &Holder,
@@ -187,12 +200,12 @@ impl KubernetesStore {
     ) -> Result<Grant> {
         // Outside a transaction the row would be given out before it is committed, and a COMMIT that fails not told of.
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
-        let row = sqlx::query(
+        let row = sqlx::query(concat!(
             "INSERT INTO kubernetes_grants (id, key_id, key_prefix, namespace_id, tokens_end_at_ms) VALUES (?, ?, ?, ?, ?) \
              ON CONFLICT (key_prefix, namespace_id) \
-             DO UPDATE SET tokens_end_at_ms = excluded.tokens_end_at_ms \
-             RETURNING id, key_id, key_prefix, namespace_id, tokens_end_at_ms",
-        )
+             DO UPDATE SET tokens_end_at_ms = excluded.tokens_end_at_ms RETURNING ",
+            grant_columns!()
+        ))
         .bind(Uuid::now_v7().to_string())
         .bind(holder.key.to_string())
         .bind(&holder.prefix)
@@ -210,7 +223,7 @@ impl KubernetesStore {
     }
 
     pub(super) async fn grants(&self) -> Result<Vec<Grant>> {
-        let select = "SELECT id, key_id, key_prefix, namespace_id, tokens_end_at_ms FROM kubernetes_grants ORDER BY id";
+        let select = concat!("SELECT ", grant_columns!(), " FROM kubernetes_grants ORDER BY id");
         let rows = sqlx::query(select).fetch_all(self.0.pool()).await?;
         rows.iter().map(read_grant).collect()
     }
@@ -247,28 +260,6 @@ impl KubernetesStore {
         transaction.commit().await?;
         Ok(())
     }
-
-    /// Removals that are left to do: first what tokens hang on, and what was tried the least, so that nothing that cannot
-    /// be removed keeps the rest from it.
-    pub(super) async fn removals(&self) -> Result<Vec<Removal>> {
-        let rows = sqlx::query(
-            "SELECT id, kind, name, namespace, key_id, key_prefix, since_at_ms, tokens_end_at_ms, attempts, last_error \
-             FROM kubernetes_removals ORDER BY kind <> 'secret', attempts, id LIMIT ?",
-        );
-        let rows = rows.bind(REMOVALS_AT_ONCE_MAX).fetch_all(self.0.pool()).await?;
-        rows.iter().map(read_removal).collect()
-    }
-
-    pub(super) async fn finish_removal(&self, id: i64) -> Result<()> {
-        sqlx::query("DELETE FROM kubernetes_removals WHERE id = ?").bind(id).execute(self.0.pool()).await?;
-        Ok(())
-    }
-
-    pub(super) async fn note_failed_removal(&self, id: i64, error: &str) -> Result<()> {
-        let update = "UPDATE kubernetes_removals SET attempts = attempts + 1, last_error = ? WHERE id = ?";
-        sqlx::query(update).bind(error).bind(id).execute(self.0.pool()).await?;
-        Ok(())
-    }
 }
 
 /// What there is for a namespace has to go: tokens for it, and what it was opened with, where the worker did that.
@@ -279,54 +270,23 @@ async fn leave(
     now: OffsetDateTime,
 ) -> Result<()> {
     withdraw_all(connection, namespace.id, now).await?;
-    if closes_it { close(connection, &namespace.name, now).await } else { Ok(()) }
-}
-
-/// What a namespace was opened with has to go.
-async fn close(connection: &mut SqliteConnection, name: &NamespaceName, now: OffsetDateTime) -> Result<()> {
-    let namespace = name.as_str();
-    for (kind, name) in [(Kind::ServiceAccount, account_of(name).as_str()), (Kind::RoleBinding, BINDING)] {
-        let removal = NewRemoval { kind, name, namespace, holder: None, tokens_end_at: None };
-        insert_removal(connection, &removal, now).await?;
+    if !closes_it {
+        return Ok(());
     }
-    Ok(())
-}
-
-struct NewRemoval<'a> {
-    kind: Kind,
-    name: &'a str,
-    namespace: &'a str,
-    holder: Option<&'a Holder>,
-    tokens_end_at: Option<OffsetDateTime>,
-}
-
-/// Once is enough for one thing.
-async fn insert_removal(connection: &mut SqliteConnection, new: &NewRemoval<'_>, now: OffsetDateTime) -> Result<()> {
-    sqlx::query(
-        "INSERT INTO kubernetes_removals (kind, name, namespace, key_id, key_prefix, since_at_ms, tokens_end_at_ms) \
-         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-    )
-    .bind(word_of(new.kind))
-    .bind(new.name)
-    .bind(new.namespace)
-    .bind(new.holder.map(|holder| holder.key.to_string()))
-    .bind(new.holder.map(|holder| holder.prefix.as_str()))
-    .bind(to_milliseconds(now))
-    .bind(new.tokens_end_at.map(to_milliseconds))
-    .execute(connection)
-    .await?;
-    Ok(())
+    // As it is called now: it may have been renamed since it was read.
+    let name = sqlx::query_scalar("SELECT name FROM kubernetes_namespaces WHERE id = ?");
+    let name: Option<String> = name.bind(namespace.id.to_string()).fetch_optional(&mut *connection).await?;
+    let name = name.and_then(|name| name.parse().ok());
+    close(connection, name.as_ref().unwrap_or(&namespace.name), now).await
 }
 
 async fn withdraw(connection: &mut SqliteConnection, grant: &Grant, now: OffsetDateTime) -> Result<()> {
-    let name = sqlx::query_scalar("SELECT name FROM kubernetes_namespaces WHERE id = ?");
-    let name: Option<String> = name.bind(grant.namespace.to_string()).fetch_optional(&mut *connection).await?;
     let delete = sqlx::query("DELETE FROM kubernetes_grants WHERE id = ?");
     delete.bind(grant.id.to_string()).execute(&mut *connection).await?;
     let removal = NewRemoval {
         kind: Kind::Secret,
         name: &grant.secret(),
-        namespace: name.as_deref().unwrap_or_default(),
+        namespace: grant.namespace_name.as_str(),
         holder: Some(&grant.holder),
         tokens_end_at: Some(grant.tokens_end_at),
     };
@@ -334,21 +294,11 @@ async fn withdraw(connection: &mut SqliteConnection, grant: &Grant, now: OffsetD
 }
 
 async fn withdraw_all(connection: &mut SqliteConnection, namespace: NamespaceId, now: OffsetDateTime) -> Result<()> {
-    let rows = sqlx::query(
-        "SELECT id, key_id, key_prefix, namespace_id, tokens_end_at_ms FROM kubernetes_grants WHERE namespace_id = ?",
-    );
+    let rows = sqlx::query(concat!("SELECT ", grant_columns!(), " FROM kubernetes_grants WHERE namespace_id = ?"));
     for row in rows.bind(namespace.to_string()).fetch_all(&mut *connection).await? {
         withdraw(connection, &read_grant(&row)?, now).await?;
     }
     Ok(())
-}
-
-fn word_of(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Secret => "secret",
-        Kind::ServiceAccount => "service_account",
-        Kind::RoleBinding => "role_binding",
-    }
 }
 
 /// An error of a statement that sets a name, which no two namespaces share.
@@ -368,3 +318,6 @@ impl From<sqlx::Error> for KubernetesError {
 fn to_milliseconds(moment: OffsetDateTime) -> i64 {
     (moment.unix_timestamp_nanos() / 1_000_000) as i64
 }
+
+#[cfg(test)]
+mod tests;

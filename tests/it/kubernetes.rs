@@ -347,6 +347,78 @@ async fn a_key_that_is_revoked_while_its_token_is_made_gets_none() {
 }
 
 #[tokio::test]
+async fn a_namespace_that_is_renamed_while_it_is_looked_at_gets_no_token_for_its_old_name() {
+    let site = Site::start().await;
+    let made = site.manage("POST", "/v1/kubernetes/namespaces", Some(&json!({ "name": "team-a" }))).await.json();
+    let id = made["id"].as_str().expect("an id").to_owned();
+    let (_, value) = site.key(&in_namespaces(&[&id])).await;
+    site.cluster.hold_reviews(true);
+    site.cluster.open("team-a");
+    site.cluster.open("team-b");
+    let path = format!("/v1/kubernetes/namespaces/{id}");
+    let renamed = json!({ "name": "team-b" });
+    let (answer, renamed, ()) = tokio::join!(
+        site.ask(&value, &id),
+        async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            site.manage("PATCH", &path, Some(&renamed)).await
+        },
+        async {
+            tokio::time::sleep(Duration::from_millis(800)).await;
+            site.cluster.hold_reviews(false);
+        }
+    );
+    assert_eq!(renamed.status, StatusCode::OK, "{}", renamed.text());
+    assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
+    let token = answer.json()["status"]["token"].as_str().expect("a token").to_owned();
+    assert_eq!(site.cluster.reach(&token).as_deref(), Some("team-b"));
+}
+
+#[tokio::test]
+async fn nobody_is_let_into_the_workers_own_namespace_or_the_clusters() {
+    let site = Site::start().await;
+    let id = site.namespace("team-a").await;
+    for name in [HOLDER, "kube-system", "kube-public", "kube-x"] {
+        let body = json!({ "name": name });
+        let entered = site.manage("POST", "/v1/kubernetes/namespaces", Some(&body)).await;
+        assert_eq!(entered.fields(), ["name"], "{name}");
+        assert!(entered.json()["errors"][0]["reason"].as_str().is_some_and(|reason| reason.contains(name)));
+        let path = format!("/v1/kubernetes/namespaces/{id}");
+        assert_eq!(site.manage("PATCH", &path, Some(&body)).await.fields(), ["name"], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_made_anew_is_not_opened_for_the_keys_of_before() {
+    let cluster = StubCluster::start().await;
+    cluster.allow_auto_open();
+    let site = Site::with(cluster, true).await;
+    let body = json!({ "name": "team-a" });
+    let made = site.manage("POST", "/v1/kubernetes/namespaces", Some(&body)).await.json();
+    assert_eq!(made["state"], "open", "{made}");
+    let id = made["id"].as_str().expect("an id").to_owned();
+    site.cluster.make_anew("team-a");
+    // Open ones are looked at once a minute, and at the start.
+    let (_, value) = site.key(&in_namespaces(&[&id])).await;
+    let token = site.token(&value, &id).await;
+    assert_eq!(site.cluster.reach(&token), None, "it is good for nothing there");
+    let Site { app, cluster, .. } = site;
+    app.crash().await;
+    let app = app.restart(Options { cluster: Some(cluster.settings()), auto_open: true, ..Options::default() }).await;
+    let cookie = app.sign_in().await;
+    let site = Site { app, cluster, cookie };
+    let shown = async || site.manage("GET", "/v1/kubernetes/namespaces", None).await.json()["data"][0].clone();
+    until("the worker sees it", async || shown().await["state"] == "pending").await;
+    assert!(shown().await["problem"].as_str().is_some_and(|problem| problem.contains("made anew")));
+    assert!(!site.cluster.is_open("team-a"));
+    let path = format!("/v1/kubernetes/namespaces/{id}?force=true");
+    assert_eq!(site.manage("DELETE", &path, None).await.status, StatusCode::NO_CONTENT);
+    until("what it was opened with goes", async || site.cluster_view().await["pending_removals"] == json!([])).await;
+    let again = site.manage("POST", "/v1/kubernetes/namespaces", Some(&json!({ "name": "team-a" }))).await.json();
+    assert_eq!(again["state"], "open", "{again}");
+}
+
+#[tokio::test]
 async fn tokens_are_few_a_minute() {
     let site = Site::start().await;
     let namespace = site.namespace("team-a").await;
@@ -432,7 +504,7 @@ async fn the_worker_gets_in_by_way_of_an_administrator_and_renews_its_token() {
         let mode = std::fs::metadata(folder.join(file)).expect("there").permissions().mode();
         assert_eq!(mode & 0o777, 0o600, "{file}");
     }
-    let access = ClusterAccess::Kubeconfig { path: connected.kubeconfig, context: None };
+    let access = ClusterAccess::Kubeconfig { path: connected.kubeconfig, context: None, allow_exec_plugins: false };
     let own = Cluster::open(&ClusterSettings { access, ..cluster.settings() }).await.expect("a cluster");
     let lines = kubernetes::check(&own, false, time::OffsetDateTime::now_utc()).await;
     assert!(lines.iter().all(|line| line.found.is_ok()), "{lines:?}");
@@ -476,4 +548,39 @@ async fn without_a_cluster_everything_says_so() {
     let path = format!("/v1/kubernetes/namespaces/{id}/exec-credential");
     let answer = app.send(request("POST", &path, Some(&app.keys.all), Some(&body))).await;
     assert_eq!(answer.terminal_code(), "kubernetes_not_configured");
+}
+
+#[tokio::test]
+async fn no_program_is_run_that_a_kubeconfig_names_unless_that_is_allowed() {
+    let cluster = StubCluster::start().await;
+    let folder = cluster.folder();
+    let proof = folder.join("was-run");
+    let text = std::fs::read_to_string(cluster.kubeconfig()).expect("a file");
+    let with_user = |user: &Value| {
+        let mut config: Value = serde_json::from_str(&text).expect("JSON");
+        config["users"][0]["user"] = user.clone();
+        let path = folder.join("with-plugin");
+        std::fs::write(&path, config.to_string()).expect("written");
+        path
+    };
+    let script = format!(
+        "touch '{}'; echo '{{\"apiVersion\":\"client.authentication.k8s.io/v1\",\"kind\":\"ExecCredential\",\"status\":{{\"token\":\"x\"}}}}'",
+        proof.display()
+    );
+    let exec =
+        json!({ "exec": { "apiVersion": V1, "command": "sh", "args": ["-c", script], "interactiveMode": "Never" } });
+    let provider = json!({ "auth-provider": { "name": "gcp", "config": { "cmd-path": "touch", "cmd-args": proof } } });
+    let open = async |user: &Value, allow_exec_plugins| {
+        let access = ClusterAccess::Kubeconfig { path: with_user(user), context: None, allow_exec_plugins };
+        Cluster::open(&ClusterSettings { access, ..cluster.settings() }).await
+    };
+    for user in [&exec, &provider] {
+        let error = open(user, false).await.expect_err("a program").to_string();
+        for part in ["with-plugin", "kubernetes.allow_exec_plugins", "fluxserve kubernetes connect"] {
+            assert!(error.contains(part), "{part:?} in {error}");
+        }
+        assert!(!proof.exists(), "{user}");
+    }
+    open(&exec, true).await.expect("it is allowed");
+    assert!(proof.exists(), "and was run");
 }

@@ -16,6 +16,7 @@ mod faults;
 mod fields;
 mod idempotency;
 mod jobs;
+mod kubeconfig_script;
 mod kubectl;
 mod kubernetes;
 mod limits;

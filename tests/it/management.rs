@@ -256,6 +256,7 @@ async fn what_is_wrong_with_a_key_is_named_field_by_field() {
     let edits = [
         (json!({ "name": null }), vec!["name"]),
         (json!({ "name": "" }), vec!["name"]),
+        (json!({ "name": "ci\u{202e}x" }), vec!["name"]),
         (json!({ "limits": { "requests_per_minute": 0 } }), vec!["limits.requests_per_minute"]),
         (json!({ "limits": { "requests_per_minute": -1 } }), vec!["limits.requests_per_minute"]),
         (json!({ "expires_at": "2001-01-01T00:00:00Z" }), vec!["expires_at"]),

@@ -51,6 +51,8 @@ struct Inside {
     minted: usize,
     is_away: bool,
     auto_open: bool,
+    /// Which object each namespace is, where that has changed.
+    made_anew: BTreeMap<String, String>,
     /// Life of tokens, where it is not as asked.
     token_seconds: Option<i64>,
 }
@@ -60,6 +62,7 @@ struct Inside {
 pub(crate) struct StubCluster {
     inside: Arc<Mutex<Inside>>,
     hold: Arc<watch::Sender<bool>>,
+    hold_reviews: Arc<watch::Sender<bool>>,
     pub(crate) url: String,
     folder: Arc<tempfile::TempDir>,
 }
@@ -79,6 +82,7 @@ impl StubCluster {
         let stub = Self {
             inside: Arc::default(),
             hold: Arc::new(watch::channel(false).0),
+            hold_reviews: Arc::new(watch::channel(false).0),
             url,
             folder: Arc::new(tempfile::tempdir().expect("a folder")),
         };
@@ -115,7 +119,7 @@ impl StubCluster {
     }
 
     pub(crate) fn settings(&self) -> ClusterSettings {
-        let access = ClusterAccess::Kubeconfig { path: self.kubeconfig(), context: None };
+        let access = ClusterAccess::Kubeconfig { path: self.kubeconfig(), context: None, allow_exec_plugins: false };
         ClusterSettings { access, server: None, holder: HOLDER.parse().expect("a name") }
     }
 
@@ -141,6 +145,13 @@ impl StubCluster {
     pub(crate) fn is_open(&self, namespace: &str) -> bool {
         let inside = self.inside();
         inside.accounts.contains(&format!("ns-{namespace}")) && inside.bound.contains(namespace)
+    }
+
+    /// A namespace is deleted with all in it, and somebody makes one of the same name.
+    pub(crate) fn make_anew(&self, namespace: &str) {
+        let mut inside = self.inside();
+        inside.bound.remove(namespace);
+        inside.made_anew.insert(namespace.to_owned(), uuid::Uuid::new_v4().to_string());
     }
 
     pub(crate) fn allow_auto_open(&self) {
@@ -179,6 +190,11 @@ impl StubCluster {
 
     pub(crate) fn release(&self) {
         self.hold.send_replace(false);
+    }
+
+    /// Holds back answers to whether somebody has a right, or lets go of them.
+    pub(crate) fn hold_reviews(&self, is_held: bool) {
+        self.hold_reviews.send_replace(is_held);
     }
 
     /// Makes the worker's own token one that is past its middle.
@@ -314,6 +330,7 @@ async fn answer(
             }
         }
         ("POST", ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"]) => {
+            stub.reviews_are_let_go().await;
             let mut review = body;
             let allowed = stub.inside().may(&account, &review["spec"]["resourceAttributes"]);
             review["status"] = json!({ "allowed": allowed });
@@ -339,6 +356,11 @@ fn pod(namespace: &str) -> Value {
 }
 
 impl StubCluster {
+    async fn reviews_are_let_go(&self) {
+        let mut hold = self.hold_reviews.subscribe();
+        hold.wait_for(|is_held| !is_held).await.expect("a sender");
+    }
+
     async fn token(&self, account: &str, body: &Value) -> Response {
         let bound = body["spec"]["boundObjectRef"]["name"].as_str().map(str::to_owned);
         if bound.is_some() {
@@ -398,7 +420,9 @@ impl Inside {
         };
         match (verb, resource.as_str()) {
             ("create", "serviceaccounts/token") | ("create" | "delete", "secrets") => namespace == HOLDER,
-            ("create" | "delete", "serviceaccounts" | "rolebindings") | ("bind", "clusterroles") => self.auto_open,
+            ("create" | "delete", "serviceaccounts" | "rolebindings")
+            | ("bind", "clusterroles")
+            | ("get", "namespaces") => self.auto_open,
             _ => false,
         }
     }
@@ -429,6 +453,12 @@ impl Inside {
             }
             ("DELETE", ["api", "v1", "namespaces", HOLDER, "serviceaccounts", name]) if self.auto_open => {
                 deleted(self.accounts.remove(*name), "serviceaccounts", name)
+            }
+            ("GET", ["api", "v1", "namespaces", "nowhere"]) if self.auto_open => missing("namespaces", "nowhere"),
+            ("GET", ["api", "v1", "namespaces", namespace]) if self.auto_open => {
+                let uid = self.made_anew.get(*namespace).map_or("the first", String::as_str);
+                let metadata = json!({ "name": namespace, "uid": uid });
+                said(StatusCode::OK, &json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": metadata }))
             }
             ("POST", ["apis", "rbac.authorization.k8s.io", "v1", "namespaces", namespace, "rolebindings"])
                 if self.auto_open =>

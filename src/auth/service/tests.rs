@@ -43,6 +43,14 @@ async fn names_and_expiries_are_checked() {
     for name in ["", "  ", "two\nlines", "\u{1b}[2J", &"x".repeat(NAME_CHARS_MAX + 1)] {
         assert!(matches!(service.create(new_key(name), &BY).await, Err(KeyError::Name)), "{name:?}");
     }
+    // Right to left from here on, nothing at all, a line's end that is none of ASCII's, a tag, a mark of how to show.
+    for unseen in ["\u{202e}", "\u{200b}", "\u{2028}", "\u{e0041}", "\u{feff}", "\u{ad}", "\u{2066}", "\u{fe0f}"] {
+        let name = format!("ci{unseen}x");
+        assert!(matches!(service.create(new_key(&name), &BY).await, Err(KeyError::Name)), "{name:?}");
+    }
+    for seen in ["ключ", "鍵", "مفتاح", "e\u{301}té", "build — nightly", "🦊"] {
+        service.create(new_key(seen), &BY).await.expect("can be seen");
+    }
     service.create(new_key(&"ü".repeat(NAME_CHARS_MAX)), &BY).await.expect("characters are counted, not bytes");
     for expiry in [clock.now(), clock.now() - Duration::days(1)] {
         let outcome = service.create(NewKey { expires_at: Some(expiry), ..new_key("late") }, &BY).await;

@@ -15,7 +15,9 @@ impl From<KubernetesError> for ApiError {
             KubernetesError::NotConfigured => Self::new(ErrorCode::KubernetesNotConfigured),
             KubernetesError::NamespaceNotFound => Self::new(ErrorCode::NamespaceNotFound),
             KubernetesError::NameTaken => Self::new(ErrorCode::NamespaceExists),
-            KubernetesError::TooManyNamespaces => Self::invalid(vec![FieldError::new("name", error.to_string())]),
+            KubernetesError::TooManyNamespaces | KubernetesError::Reserved(_) => {
+                Self::invalid(vec![FieldError::new("name", error.to_string())])
+            }
             KubernetesError::Pending(name) => {
                 Self::new(ErrorCode::NamespacePending).with_detail(format!("ask the administrator to open `{name}`"))
             }

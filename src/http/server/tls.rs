@@ -111,6 +111,13 @@ impl Files {
         }
         let key = PrivateKeyDer::from_pem_file(&self.private_key)
             .map_err(|error| unreadable("private key", &self.private_key, &error.to_string()))?;
+        if is_readable_by_all(&self.private_key) {
+            tracing::warn!(
+                file = %self.private_key.display(),
+                "the certificate's private key can be read by every user of this machine: take that right away with \
+                 `chmod o-r`"
+            );
+        }
         let pair = |error: tokio_rustls::rustls::Error| TlsError::Pair {
             certificate: self.certificate.clone(),
             private_key: self.private_key.clone(),
@@ -133,6 +140,18 @@ impl Files {
         };
         Marks([mark(&self.certificate), mark(&self.private_key)])
     }
+}
+
+#[cfg(unix)]
+fn is_readable_by_all(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0)
+}
+
+#[cfg(not(unix))]
+fn is_readable_by_all(_path: &Path) -> bool {
+    false
 }
 
 fn unreadable(what: &'static str, path: &Path, reason: &str) -> TlsError {
@@ -186,6 +205,31 @@ mod tests {
         std::fs::write(folder.path("key.pem"), pair.signing_key.serialize_pem()).expect("written");
         let error = folder.load().err().expect("another key").to_string();
         assert!(error.contains("cannot be used together"), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_private_key_that_all_can_read_is_told_of() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let folder = Folder::new();
+        folder.write();
+        for (mode, is_told) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(folder.path("key.pem"), permissions).expect("ours");
+            let file = folder.path("log");
+            let writer = std::fs::File::create(&file).expect("a file");
+            let subscriber = tracing_subscriber::fmt().with_writer(writer).finish();
+            // With a single subscriber, a thread that has none may decide that nobody wants the event.
+            let _second = tracing::Dispatch::new(tracing_subscriber::registry());
+            tracing::subscriber::with_default(subscriber, || drop(folder.load().expect("a pair")));
+            let log = std::fs::read_to_string(file).expect("readable");
+            assert_eq!(
+                log.contains("can be read by every user") && log.contains("key.pem"),
+                is_told,
+                "{mode:o}: {log}"
+            );
+        }
     }
 
     #[test]

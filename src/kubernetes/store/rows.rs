@@ -4,7 +4,8 @@ use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use time::OffsetDateTime;
 
-use super::{Grant, Removal, Result, word_of};
+use super::removals::word_of;
+use super::{Grant, Removal, Result};
 use crate::kubernetes::cluster::Kind;
 use crate::kubernetes::namespace::{Missing, Namespace, Standing};
 use crate::kubernetes::{Holder, KubernetesError};
@@ -40,6 +41,7 @@ pub(super) fn read_namespace(row: &SqliteRow) -> Result<Namespace> {
             problem: row.try_get("problem")?,
         },
         checked_at: optional_moment(row, "checked_at_ms")?,
+        cluster_uid: row.try_get("cluster_uid")?,
     })
 }
 
@@ -48,6 +50,7 @@ pub(super) fn read_grant(row: &SqliteRow) -> Result<Grant> {
         id: word(row, "id")?,
         holder: Holder { key: word(row, "key_id")?, prefix: row.try_get("key_prefix")? },
         namespace: word(row, "namespace_id")?,
+        namespace_name: word(row, "namespace_name")?,
         tokens_end_at: moment(row, "tokens_end_at_ms")?,
     })
 }
