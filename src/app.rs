@@ -15,6 +15,7 @@ mod models;
 mod results_disk;
 mod revoked_keys;
 mod serve;
+mod surface;
 mod taken_away;
 
 use std::sync::Arc;

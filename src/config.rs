@@ -4,6 +4,7 @@
 mod env;
 mod expand;
 mod hub;
+mod names;
 mod own_file;
 mod public_url;
 mod resolve;
@@ -18,6 +19,7 @@ use std::str::FromStr;
 
 pub use env::{VARIABLES, Variable};
 pub use hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
+pub use names::{CorsOrigins, DEFAULT_METRICS_LISTEN, HostNames, MetricsListen, NotAHost, NotAListener, NotAnOrigin};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 
 use self::settings::NamedBy;
@@ -25,6 +27,7 @@ use crate::domain::device::{DeviceChoice, Devices, EngineSettings, Kernels, Offl
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 use crate::domain::namespace::NamespaceName;
+use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
 
@@ -40,8 +43,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Where to listen for the console and the management routes. `None`: with everything else.
     pub admin_listen: Option<SocketAddr>,
-    /// Where to listen for those who want metrics, by plain http. `None`: metrics are for this machine alone.
-    pub metrics_listen: Option<SocketAddr>,
+    /// Where to listen for those who want metrics, by plain http.
+    pub metrics_listen: MetricsListen,
     /// What https needs. `None`: plain http.
     pub tls: Option<TlsConfig>,
     /// Folder of the database and the results.
@@ -113,6 +116,13 @@ pub struct HttpConfig {
     pub header_deadline_seconds: u64,
     /// Where clients reach this worker. `None`: as the `Host` header says, by http.
     pub public_url: Option<PublicUrl>,
+    /// By which names clients may come, beside those of their own machine and of `public_url`. `None`: by no other where
+    /// clients are on this machine, and by any where they come from elsewhere.
+    pub hosts: Option<HostNames>,
+    /// The pages of other sites that may use the API with a key.
+    pub cors_origins: CorsOrigins,
+    /// The proxies whose word counts for whom they speak.
+    pub trusted_proxies: Networks,
 }
 
 /// Limits of the queue.
@@ -199,7 +209,7 @@ impl Default for Config {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080),
             admin_listen: None,
-            metrics_listen: None,
+            metrics_listen: MetricsListen::default(),
             tls: None,
             data_dir: PathBuf::from("data"),
             models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
@@ -217,6 +227,9 @@ impl Default for Config {
                 connections_max: 512,
                 header_deadline_seconds: 15,
                 public_url: None,
+                hosts: None,
+                cors_origins: CorsOrigins::These(Vec::new()),
+                trusted_proxies: Networks::default(),
             },
             queue: QueueConfig { jobs_max: 256 },
             results: ResultsConfig {

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod model;
 pub mod model_source;
 pub mod namespace;
+pub mod networks;
 pub mod pace;
 pub mod password;
 pub mod picture_size;

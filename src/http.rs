@@ -5,10 +5,14 @@
 
 mod admin;
 mod api;
+mod base_url;
 mod console;
+mod cors;
 mod dialect;
 pub mod error;
 mod extract;
+mod forwarded;
+mod hosts;
 mod layer;
 mod openapi;
 mod origin;
@@ -24,23 +28,35 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::DefaultBodyLimit;
+use axum::http::HeaderValue;
+use axum::http::header::{STRICT_TRANSPORT_SECURITY, X_CONTENT_TYPE_OPTIONS};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{MethodRouter, delete, get, patch, post};
 use time::OffsetDateTime;
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::set_header::SetResponseHeaderLayer;
 
+pub use cors::Sharing;
+pub use hosts::Hosts;
 pub use server::{ConnectionLimits, Tls, TlsError, serve};
 
 use crate::auth::{AdminService, Authenticator, KeyService};
 use crate::catalog::Catalog;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelCard;
+use crate::domain::networks::Networks;
 use crate::jobs::JobService;
 use crate::kubernetes::Kubernetes;
 use crate::telemetry::metrics::MetricsHandle;
 use error::{ApiError, ErrorCode};
 use extract::body::BodyBudget;
+use hosts::HEALTH_PATHS;
 use openapi::Operation;
+
+/// For thirty days browsers come by https alone. It goes by the host whatever the port, so that it says nothing of
+/// other names.
+const TRANSPORT_SECURITY: &str = "max-age=2592000";
 
 /// What the surface is held to.
 #[derive(Debug, Clone)]
@@ -69,6 +85,16 @@ pub struct HttpSettings {
     pub has_tls: bool,
     /// Whether console and management routes are served at an address of their own.
     pub has_own_management: bool,
+    /// Which pages of other sites may use the routes that go by a key.
+    pub sharing: Sharing,
+    /// Who may say of others that it speaks for them.
+    pub trusted_proxies: Networks,
+    /// By which names clients come.
+    pub hosts: Hosts,
+    /// By which names the administrator comes, at an address of its own.
+    pub management_hosts: Hosts,
+    /// By which names those come who read metrics.
+    pub metrics_hosts: Hosts,
 }
 
 impl Default for HttpSettings {
@@ -86,6 +112,11 @@ impl Default for HttpSettings {
             local_url: None,
             has_tls: false,
             has_own_management: false,
+            sharing: Sharing::None,
+            trusted_proxies: Networks::default(),
+            hosts: Hosts::Any,
+            management_hosts: Hosts::Any,
+            metrics_hosts: Hosts::Any,
         }
     }
 }
@@ -161,8 +192,8 @@ pub enum Access {
     Kubernetes,
     /// A key whose scope allows inference, or a signed link.
     InferenceOrLink,
-    /// Peers on this machine; to others it is not there.
-    Loopback,
+    /// Whoever reaches the address that metrics have of their own; elsewhere it is not there.
+    Metrics,
     /// Who knows the administrator's password. Without a password it is not there.
     SignIn,
     /// Who has signed in. Without a password it is not there.
@@ -211,7 +242,7 @@ fn row(
 /// Every route there is, and what the API's description says of it.
 #[rustfmt::skip]
 fn table() -> Vec<Row> {
-    use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Loopback, Page, Session, SignIn};
+    use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Metrics, Page, Session, SignIn};
     use admin::{api_keys, audit, jobs as all_jobs, kubernetes, overview, playground, session, usage};
     use api::openai::{images, models};
     use api::{catalog, events, exec_credential, health, inference, jobs};
@@ -258,7 +289,7 @@ fn table() -> Vec<Row> {
         row(Anyone,          "GET",    "/openapi.json",                                            get(openapi::serve),          openapi::serve_operation()),
         row(Anyone,          "GET",    "/healthz",                                                 get(health::alive),           health::alive_operation()),
         row(Anyone,          "GET",    "/readyz",                                                  get(health::ready),           health::ready_operation()),
-        row(Loopback,        "GET",    "/metrics",                                                 get(health::metrics),         health::metrics_operation()),
+        row(Metrics,         "GET",    "/metrics",                                                 get(health::metrics),         health::metrics_operation()),
     ]
 }
 
@@ -273,7 +304,7 @@ pub fn openapi_json() -> String {
     openapi::json(&openapi::document(rows))
 }
 
-/// The surface as services, for [`serve`]: throttling by address and `/metrics` need to know the peer.
+/// The surface as services, for [`serve`]: throttling by address needs to know the peer.
 pub struct Routers {
     /// What clients use; and the administrator, too, unless there is another one for that.
     pub clients: Router,
@@ -285,8 +316,6 @@ pub struct Routers {
 
 /// The whole surface, made of `parts`.
 pub fn routers(parts: HttpParts) -> Routers {
-    let is_split = parts.settings.has_own_management;
-    let body_bytes_max = parts.settings.body_bytes_max;
     let management = routes().into_iter().filter(|route| matches!(route.access, Access::SignIn | Access::Session));
     let bodies = BodyBudget::new(parts.settings.bodies_bytes_max, parts.settings.key_bodies_bytes_max);
     let shared = Shared {
@@ -299,35 +328,66 @@ pub fn routers(parts: HttpParts) -> Routers {
         management_paths: management.map(|route| route.path).collect(),
     };
     let state = HttpState(Arc::new(shared));
-    let router = |is_wanted: fn(Access) -> bool| with_layers(routes_of(is_wanted), &state, body_bytes_max);
-    let metrics = Router::new()
-        .route("/metrics", get(api::health::metrics_for_all))
-        .route("/healthz", get(api::health::alive))
-        .route("/readyz", get(api::health::ready));
-    let metrics = with_layers(metrics, &state, body_bytes_max);
-    if is_split {
-        let management = router(|access| access.is_management() || access == Access::Anyone);
-        Routers { clients: router(|access| !access.is_management()), management: Some(management), metrics }
-    } else {
-        Routers { clients: router(|_| true), management: None, metrics }
+    let settings = &state.settings;
+    let has_tls = settings.has_tls;
+    let clients = Door { has_tls, hosts: &settings.hosts };
+    let metrics = Door { has_tls: false, hosts: &settings.metrics_hosts };
+    let metrics = with_layers(routes_of(is_of_metrics), &state, metrics);
+    if !settings.has_own_management {
+        let clients = with_layers(routes_of(|route| route.access != Access::Metrics), &state, clients);
+        return Routers { clients, management: None, metrics };
+    }
+    let management = Door { has_tls, hosts: &settings.management_hosts };
+    Routers {
+        clients: with_layers(routes_of(is_of_clients), &state, clients),
+        management: Some(with_layers(routes_of(is_of_management), &state, management)),
+        metrics,
     }
 }
 
-fn routes_of(is_wanted: fn(Access) -> bool) -> Router<HttpState> {
-    let wanted = table().into_iter().filter(|(route, ..)| is_wanted(route.access));
+fn is_of_clients(route: &Route) -> bool {
+    !route.access.is_management() && route.access != Access::Metrics
+}
+
+fn is_of_management(route: &Route) -> bool {
+    route.access.is_management() || route.access == Access::Anyone
+}
+
+fn is_of_metrics(route: &Route) -> bool {
+    route.access == Access::Metrics || HEALTH_PATHS.contains(&route.path)
+}
+
+/// What is true of the address where a router is served.
+#[derive(Clone, Copy)]
+struct Door<'a> {
+    has_tls: bool,
+    hosts: &'a Hosts,
+}
+
+fn routes_of(is_wanted: fn(&Route) -> bool) -> Router<HttpState> {
+    let wanted = table().into_iter().filter(|(route, ..)| is_wanted(route));
     wanted.fold(Router::new(), |router, (route, handler, _)| router.route(route.path, handler))
 }
 
-fn with_layers(router: Router<HttpState>, state: &HttpState, body_bytes_max: usize) -> Router {
+fn with_layers(router: Router<HttpState>, state: &HttpState, door: Door<'_>) -> Router {
+    let header = SetResponseHeaderLayer::<HeaderValue>::overriding;
+    let transport = door.has_tls.then(|| HeaderValue::from_static(TRANSPORT_SECURITY));
+    let shared = state.settings.sharing.shared();
     // Outermost last: the request id is there before anything is logged, and whatever panics is still answered.
     router
-        .fallback(|| async { ApiError::new(ErrorCode::NotFound) })
+        .fallback(base_url::nothing_here)
         .method_not_allowed_fallback(|| async { ApiError::new(ErrorCode::MethodNotAllowed) })
-        .layer(DefaultBodyLimit::max(body_bytes_max))
+        .layer(DefaultBodyLimit::max(state.settings.body_bytes_max))
         .layer(from_fn_with_state(state.clone(), layer::management::guard))
         .layer(from_fn_with_state(state.clone(), layer::deadline::limit))
         .layer(CatchPanicLayer::custom(layer::panic::answer))
+        .layer(option_layer(shared.map(|shared| from_fn_with_state(shared, layer::cors::share))))
+        .layer(from_fn_with_state(door.hosts.clone(), layer::host::check))
+        .layer(from_fn(layer::spare::hold))
         .layer(from_fn(layer::access_log::record))
         .layer(from_fn(layer::request_id::attach))
+        .layer(from_fn_with_state(state.settings.trusted_proxies.clone(), layer::client_address::replace))
+        .layer(header(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")))
+        .layer(option_layer(transport.map(|value| header(STRICT_TRANSPORT_SECURITY, value))))
         .with_state(state.clone())
 }

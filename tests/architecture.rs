@@ -80,6 +80,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     ),
     (&["k8s_openapi", "kube"], &["kubernetes/cluster"]),
     (&["exif"], &["encode"]),
+    (&["ipnet"], &["domain/networks"]),
     (&["image"], &["decode", "encode"]),
     (&["sqlx"], &["store", "*/store*"]),
     (&["clap", "console"], &["cli", "main"]),

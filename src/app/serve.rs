@@ -16,16 +16,17 @@ use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
 use super::hub::at_hand;
 use super::models::catalog_of;
+use super::surface::{Addresses, connection_limits, http_settings};
 use super::taken_away::{LOOK_INTERVAL, files_taken_away};
 use super::{results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
-use crate::config::{Config, LogFormat};
+use crate::config::{Config, DEFAULT_METRICS_LISTEN, LogFormat, MetricsListen};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
 use crate::engine;
-use crate::http::{self, ConnectionLimits, HttpParts, HttpSettings, Tls};
+use crate::http::{self, HttpParts, HttpSettings, Tls};
 use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, JobService, JobSettings, START_IMAGES_BYTES_MAX, ServiceParts};
 use crate::kubernetes::{Cluster, Kubernetes, KubernetesParts};
 use crate::queue::Queue;
@@ -38,9 +39,6 @@ const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How long a picture is offered to a disk that does not take it: full, out of descriptors, or not mounted just now.
 const STORAGE_PATIENCE: Duration = Duration::from_secs(30);
-
-/// What a request may take beyond the longest wait it can ask for.
-const REQUEST_MARGIN: Duration = Duration::from_mins(1);
 
 /// What open connections get to hear their last answer, after all jobs are done.
 const CONNECTIONS_CLOSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -105,7 +103,7 @@ struct Doors {
     clients: TcpListener,
     /// For console and management routes, where they have an address of their own.
     management: Option<TcpListener>,
-    /// For metrics alone, where they have an address of their own.
+    /// For metrics alone.
     metrics: Option<TcpListener>,
     tls: Option<Tls>,
 }
@@ -120,10 +118,29 @@ impl Doors {
             None => None,
         };
         let metrics = match config.metrics_listen {
-            Some(address) => Some(listen(address, "`metrics_listen`").await?),
-            None => None,
+            MetricsListen::Off => None,
+            MetricsListen::At(address) => Some(listen(address, "`metrics_listen`").await?),
+            // Nobody has asked for them: another worker of this machine may have them there.
+            MetricsListen::IfFree => TcpListener::bind(DEFAULT_METRICS_LISTEN)
+                .await
+                .inspect_err(|error| {
+                    tracing::warn!(
+                        "metrics are not served: listening on {DEFAULT_METRICS_LISTEN}: {error}; `metrics_listen` names \
+                         another address, or `off`"
+                    );
+                })
+                .ok(),
         };
         Ok(Self { clients, management, metrics, tls })
+    }
+
+    fn addresses(&self) -> anyhow::Result<Addresses> {
+        let address = |listener: &Option<TcpListener>| listener.as_ref().map(TcpListener::local_addr).transpose();
+        Ok(Addresses {
+            clients: self.clients.local_addr()?,
+            management: address(&self.management)?,
+            metrics: address(&self.metrics)?,
+        })
     }
 
     fn urls(&self) -> anyhow::Result<Urls> {
@@ -185,7 +202,10 @@ impl Worker {
             kubernetes: kubernetes.clone(),
             device: describe_devices(&config.device),
             metrics,
-            settings: HttpSettings { local_url: Some(urls.clients.clone()), ..http_settings(config) },
+            settings: HttpSettings {
+                local_url: Some(urls.clients.clone()),
+                ..http_settings(config, &doors.addresses()?)
+            },
         });
         let (close, closing) = shutdown::channel();
         let mut servers = JoinSet::new();
@@ -289,31 +309,5 @@ fn job_settings(config: &Config) -> JobSettings {
         start_images_bytes_max: START_IMAGES_BYTES_MAX,
         writes_provenance: config.results.provenance,
         sweep_interval: SWEEP_INTERVAL,
-    }
-}
-
-fn http_settings(config: &Config) -> HttpSettings {
-    let wait_max = Duration::from_secs(config.http.wait_seconds_max);
-    HttpSettings {
-        body_bytes_max: usize::try_from(config.http.body_limit_bytes).unwrap_or(usize::MAX),
-        bodies_bytes_max: usize::try_from(config.http.bodies_bytes_max).unwrap_or(usize::MAX),
-        key_bodies_bytes_max: usize::try_from(config.http.key_bodies_bytes_max).unwrap_or(usize::MAX),
-        wait_max,
-        request_deadline: wait_max + REQUEST_MARGIN,
-        public_url: config.http.public_url.as_ref().map(ToString::to_string),
-        has_tls: config.tls.is_some(),
-        has_own_management: config.admin_listen.is_some(),
-        ..HttpSettings::default()
-    }
-}
-
-fn connection_limits(config: &Config) -> ConnectionLimits {
-    let connections_max = usize::try_from(config.http.connections_max).unwrap_or(usize::MAX);
-    ConnectionLimits {
-        connections_max,
-        // One peer alone must leave room for others.
-        connections_per_peer_max: connections_max / 2,
-        header_deadline: Duration::from_secs(config.http.header_deadline_seconds),
-        ..ConnectionLimits::default()
     }
 }

@@ -1,7 +1,8 @@
 //! The administrator: one password, and the sessions of those who know it.
 //!
 //! A password can be guessed, unlike a key. So wrong ones are few by address and few in all, each try is counted before
-//! it is looked at, and argon2 runs for one at a time, apart from the keys' own line.
+//! it is looked at, and argon2 runs for one at a time, apart from the keys' own line. Beyond that one is looked at each
+//! second, so that guessing locks nobody out who knows it.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -36,7 +37,10 @@ const USE_WRITE_INTERVAL: Duration = Duration::minutes(1);
 const BY_ADDRESS: ThrottleRule = ThrottleRule { failures_max: 5, seconds_per_failure: 30 };
 /// Wrong passwords from everywhere: some at once, then one every other second.
 const FROM_EVERYWHERE: ThrottleRule = ThrottleRule { failures_max: 30, seconds_per_failure: 2 };
-/// The one bucket of [`FROM_EVERYWHERE`].
+/// Passwords that are looked at although too many were wrong: else whoever goes on guessing would keep those out who know
+/// it, from the same address or in all.
+const BEYOND: ThrottleRule = ThrottleRule { failures_max: 1, seconds_per_failure: 1 };
+/// The one bucket of [`FROM_EVERYWHERE`] and of [`BEYOND`].
 const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// Passwords hashed at one time.
@@ -148,6 +152,7 @@ struct Inner {
     hasher: Hasher,
     by_address: Throttle,
     from_everywhere: Throttle,
+    beyond: Throttle,
     clock: Arc<dyn Clock>,
 }
 
@@ -159,6 +164,7 @@ impl AdminService {
             hasher: Hasher::new(HASHES_AT_ONCE_MAX, HASHES_WAITING_MAX),
             by_address: Throttle::new(BY_ADDRESS),
             from_everywhere: Throttle::new(FROM_EVERYWHERE),
+            beyond: Throttle::new(BEYOND),
             clock,
         }))
     }
@@ -212,7 +218,10 @@ impl AdminService {
     /// See [`SignInError`].
     pub async fn sign_in(&self, password: &str, client: IpAddr) -> Result<NewSession, SignInError> {
         let Some(hash) = self.0.admin.password_hash().await? else { return Err(SignInError::WrongPassword) };
-        let attempt = self.count_attempt(client).await?;
+        let attempt = match self.count_attempt(client).await {
+            Ok(attempt) => attempt,
+            Err(refusal) => return self.sign_in_beyond(password, &hash, client, refusal).await,
+        };
         let is_right = match self.verify(password, &hash).await {
             Ok(is_right) => is_right,
             Err(HashError::Busy) => {
@@ -227,6 +236,25 @@ impl AdminService {
         attempt.forgive();
         // Whoever has changed the password meanwhile has ended this sign-in as well.
         self.begin_session(&hash, client).await?.ok_or(SignInError::WrongPassword)
+    }
+
+    /// For one at a time beyond the bounds: a right password is let in, and who has a wrong one learns nothing.
+    async fn sign_in_beyond(
+        &self,
+        password: &str,
+        hash: &HashedSecret,
+        client: IpAddr,
+        refusal: SignInError,
+    ) -> Result<NewSession, SignInError> {
+        let is_throttled = matches!(refusal, SignInError::Throttled { .. });
+        if !is_throttled || self.0.beyond.try_failure(EVERYWHERE, self.0.clock.uptime()).is_err() {
+            return Err(refusal);
+        }
+        match self.verify(password, hash).await {
+            Ok(true) => self.begin_session(hash, client).await?.ok_or(refusal),
+            Ok(false) | Err(HashError::Busy) => Err(refusal),
+            Err(error) => Err(KeyFailure::from(error).into()),
+        }
     }
 
     async fn verify(&self, password: &str, hash: &HashedSecret) -> Result<bool, HashError> {

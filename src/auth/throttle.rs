@@ -109,7 +109,7 @@ impl Throttle {
 }
 
 /// What counts as one client: an IPv4 address, or the 64 bits of an IPv6 address that a subscriber cannot choose.
-fn network(address: IpAddr) -> IpAddr {
+pub(super) fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64))),
         address @ IpAddr::V4(_) => address,

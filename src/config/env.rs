@@ -3,6 +3,8 @@
 //! Unknown variables that begin with `FLUXSERVE_` are let pass: Kubernetes sets some of its own (`FLUXSERVE_PORT`,
 //! `FLUXSERVE_SERVICE_HOST`) for a service of this name, and a worker must not refuse to start for that.
 
+mod hub;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,7 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::config::ConfigError;
 use crate::config::expand::{Lookup, Unset, at_home, expanded};
-use crate::config::hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
+use crate::config::hub::{HubConfig, ProxyConfig};
 use crate::config::settings::{
     EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, Origin, QueueSettings,
     ResultsSettings, Settings, TelemetrySettings, TlsSettings,
@@ -45,7 +47,7 @@ pub(super) const ADMIN_LISTEN: Variable = variable(
 pub(super) const METRICS_LISTEN: Variable = variable(
     "FLUXSERVE_METRICS_LISTEN",
     "metrics_listen",
-    "an address and port for /metrics, which others than this machine may then read",
+    "address and port of /metrics, 127.0.0.1:9090 by default, or off",
 );
 pub(super) const DATA_DIR: Variable = variable("FLUXSERVE_DATA_DIR", "data_dir", "folder of database and results");
 pub(super) const ADMIN_PASSWORD: Variable =
@@ -125,6 +127,21 @@ pub(super) const HTTP_PUBLIC_URL: Variable = variable(
     "http.public_url",
     "where clients reach this worker: https://images.example.org",
 );
+pub(super) const HTTP_HOSTS: Variable = variable(
+    "FLUXSERVE_HTTP_HOSTS",
+    "http.hosts",
+    "names by which clients reach this worker, separated by commas, or * for any",
+);
+pub(super) const HTTP_CORS_ORIGINS: Variable = variable(
+    "FLUXSERVE_HTTP_CORS_ORIGINS",
+    "http.cors_origins",
+    "sites whose pages may use the API: https://images.example.org, separated by commas, or *",
+);
+pub(super) const HTTP_TRUSTED_PROXIES: Variable = variable(
+    "FLUXSERVE_HTTP_TRUSTED_PROXIES",
+    "http.trusted_proxies",
+    "networks of proxies that say for whom they ask: 10.0.0.0/8, separated by commas",
+);
 pub(super) const QUEUE_JOBS_MAX: Variable =
     variable("FLUXSERVE_QUEUE_JOBS_MAX", "queue.jobs_max", "most jobs waiting or running");
 pub(super) const RESULTS_RETENTION_SECONDS: Variable =
@@ -182,7 +199,7 @@ pub(super) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 48] = [
+pub const VARIABLES: [Variable; 51] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     LISTEN,
@@ -204,6 +221,9 @@ pub const VARIABLES: [Variable; 48] = [
     HTTP_CONNECTIONS_MAX,
     HTTP_HEADER_DEADLINE_SECONDS,
     HTTP_PUBLIC_URL,
+    HTTP_HOSTS,
+    HTTP_CORS_ORIGINS,
+    HTTP_TRUSTED_PROXIES,
     QUEUE_JOBS_MAX,
     RESULTS_RETENTION_SECONDS,
     RESULTS_LINK_SECONDS,
@@ -301,6 +321,12 @@ impl<'a> Environment<'a> {
         password.map_err(|unfit| Origin::Environment.error(&ADMIN_PASSWORD, unfit.to_string()))
     }
 
+    /// Words separated by commas.
+    fn words(&self, variable: &Variable) -> Result<Option<Vec<String>>, ConfigError> {
+        let list = self.text(variable)?;
+        Ok(list.map(|list| list.split(',').map(|word| word.trim().to_owned()).collect()))
+    }
+
     fn number(&self, variable: &Variable) -> Result<Option<u64>, ConfigError> {
         let Some(text) = self.text(variable)? else { return Ok(None) };
         let number = text.trim().parse();
@@ -361,54 +387,14 @@ impl<'a> Environment<'a> {
         })
     }
 
-    fn endpoint(&self) -> Result<Option<String>, ConfigError> {
-        let Some(text) = self.text(&HF_ENDPOINT)? else { return Ok(None) };
-        let url = text.trim().trim_end_matches('/');
-        let rest = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
-        if rest.is_some_and(|rest| !rest.is_empty() && !rest.contains(['?', '#', '@', ' '])) {
-            return Ok(Some(url.to_owned()));
-        }
-        let reason = format!("`{text}` is not a hub's address: write it like {DEFAULT_HUB}");
-        Err(Origin::Environment.error(&HF_ENDPOINT, reason))
-    }
-
-    /// As Python's tools read a switch.
-    fn is_set(&self, variable: &Variable) -> Result<bool, ConfigError> {
-        let text = self.text(variable)?.unwrap_or_default();
-        Ok(["1", "true", "yes", "on"].contains(&text.trim().to_lowercase().as_str()))
-    }
-
-    /// A proxy's variable is known in capitals and in small letters; the small ones win.
-    fn either_case(&self, variable: &Variable) -> Result<Option<String>, ConfigError> {
-        let name = variable.name.to_lowercase();
-        match (self.lookup)(&name).filter(|value| !value.is_empty()).map(OsString::into_string) {
-            None => self.text(variable),
-            Some(Ok(text)) => Ok(Some(text)),
-            Some(Err(_)) => Err(Origin::Environment.error(variable, "not valid UTF-8".into())),
-        }
-    }
-
-    fn proxy(&self, variable: &Variable) -> Result<Option<ProxyUrl>, ConfigError> {
-        let Some(text) = self.either_case(variable)? else { return Ok(None) };
-        let url = if text.contains("://") { text } else { format!("http://{text}") };
-        // A password may stand in it: the reason does not repeat it.
-        let is_one = ["http://", "https://", "socks5://", "socks5h://"].iter().any(|scheme| url.starts_with(scheme));
-        if is_one && !url.contains(char::is_whitespace) {
-            return Ok(Some(ProxyUrl::new(url)));
-        }
-        let reason = "not a proxy's address: write it like http://proxy.example.org:3128";
-        Err(Origin::Environment.error(variable, reason.to_owned()))
-    }
-
     /// All variables as one layer of settings.
     pub(super) fn read(&self) -> Result<Layer, ConfigError> {
-        let models = self.text(&MODELS)?;
         let settings = Settings {
             listen: self.text(&LISTEN)?,
             admin_listen: self.text(&ADMIN_LISTEN)?,
             metrics_listen: self.text(&METRICS_LISTEN)?,
             data_dir: self.path(&DATA_DIR),
-            models: models.map(|list| list.split(',').map(|model| model.trim().to_owned()).collect()),
+            models: self.words(&MODELS)?,
             max_input_images: self.numbers(&MAX_INPUT_IMAGES)?,
             device: self.text(&DEVICE)?,
             engine: EngineSettings {
@@ -426,6 +412,9 @@ impl<'a> Environment<'a> {
                 connections_max: self.number(&HTTP_CONNECTIONS_MAX)?,
                 header_deadline_seconds: self.number(&HTTP_HEADER_DEADLINE_SECONDS)?,
                 public_url: self.text(&HTTP_PUBLIC_URL)?,
+                hosts: self.words(&HTTP_HOSTS)?,
+                cors_origins: self.words(&HTTP_CORS_ORIGINS)?,
+                trusted_proxies: self.words(&HTTP_TRUSTED_PROXIES)?,
             },
             queue: QueueSettings { jobs_max: self.number(&QUEUE_JOBS_MAX)? },
             results: ResultsSettings {

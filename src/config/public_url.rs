@@ -13,6 +13,26 @@ pub struct PublicUrl(String);
 #[error("not a URL of scheme, host and port alone: write it like https://images.example.org")]
 pub struct NotAPublicUrl;
 
+impl PublicUrl {
+    /// As browsers write it: in small letters, and without the port that goes without saying.
+    pub(super) fn origin(&self) -> String {
+        let origin = self.0.to_ascii_lowercase();
+        let port = if origin.starts_with("https://") { ":443" } else { ":80" };
+        origin.strip_suffix(port).map(str::to_owned).unwrap_or(origin)
+    }
+
+    /// The name alone, without a port.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        let authority = self.0.split_once("://").map_or("", |(_, authority)| authority);
+        // The colons of an IPv6 address stand in brackets.
+        match authority.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => host,
+            _ => authority,
+        }
+    }
+}
+
 impl fmt::Display for PublicUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -37,7 +57,8 @@ impl FromStr for PublicUrl {
     }
 }
 
-fn is_host(host: &str) -> bool {
+/// Whether it can be the host of an URL: a name, an IPv4 address, or an IPv6 address in brackets.
+pub(super) fn is_host(host: &str) -> bool {
     if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         return address.parse::<Ipv6Addr>().is_ok();
     }
@@ -50,6 +71,18 @@ fn is_host(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_host_has_no_port() {
+        for (url, host) in [
+            ("https://images.example.org", "images.example.org"),
+            ("http://10.0.0.7:8080/", "10.0.0.7"),
+            ("https://[2001:db8::1]:1", "[2001:db8::1]"),
+            ("https://[2001:db8::1]", "[2001:db8::1]"),
+        ] {
+            assert_eq!(url.parse::<PublicUrl>().expect("an URL").host(), host);
+        }
+    }
 
     #[test]
     fn scheme_host_and_port_alone() {

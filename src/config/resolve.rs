@@ -9,11 +9,12 @@ use std::str::FromStr;
 use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, Origin, Settings};
 use crate::config::{
-    Config, ConfigError, EngineConfig, HttpConfig, HubConfig, KubernetesConfig, LogConfig, PublicUrl, QueueConfig,
-    ResultsConfig, TelemetryConfig, TlsConfig,
+    Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
+    PublicUrl, QueueConfig, ResultsConfig, TelemetryConfig, TlsConfig,
 };
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
+use crate::domain::networks::Networks;
 
 // What each number may be. The ends are where a value turns from unusual into a mistake of the unit.
 const DRAIN_DEADLINE_SECONDS: RangeInclusive<u64> = 0..=3600;
@@ -71,7 +72,12 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
     Ok(Config {
         listen: address(layers, &env::LISTEN, |settings| settings.listen.as_ref())?.unwrap_or(default.listen),
         admin_listen: address(layers, &env::ADMIN_LISTEN, |settings| settings.admin_listen.as_ref())?,
-        metrics_listen: address(layers, &env::METRICS_LISTEN, |settings| settings.metrics_listen.as_ref())?,
+        metrics_listen: parsed(
+            layers,
+            &env::METRICS_LISTEN,
+            |settings| settings.metrics_listen.as_ref(),
+            default.metrics_listen,
+        )?,
         tls: tls(layers)?,
         data_dir: last(layers, |settings| settings.data_dir.clone()).map_or(default.data_dir, |(path, _)| path),
         models: models(layers, default.models)?,
@@ -250,7 +256,29 @@ fn http(layers: &[Layer], default: HttpConfig) -> Result<HttpConfig, ConfigError
             default.header_deadline_seconds,
         )?,
         public_url,
+        hosts: hosts(layers)?,
+        cors_origins: cors_origins(layers, default.cors_origins)?,
+        trusted_proxies: trusted_proxies(layers)?,
     })
+}
+
+fn hosts(layers: &[Layer]) -> Result<Option<HostNames>, ConfigError> {
+    let Some((list, origin)) = last(layers, |settings| settings.http.hosts.as_ref()) else { return Ok(None) };
+    HostNames::of(list).map(Some).map_err(|error| origin.error(&env::HTTP_HOSTS, error.to_string()))
+}
+
+fn cors_origins(layers: &[Layer], default: CorsOrigins) -> Result<CorsOrigins, ConfigError> {
+    let Some((list, origin)) = last(layers, |settings| settings.http.cors_origins.as_ref()) else {
+        return Ok(default);
+    };
+    CorsOrigins::of(list).map_err(|error| origin.error(&env::HTTP_CORS_ORIGINS, error.to_string()))
+}
+
+fn trusted_proxies(layers: &[Layer]) -> Result<Networks, ConfigError> {
+    let Some((list, origin)) = last(layers, |settings| settings.http.trusted_proxies.as_ref()) else {
+        return Ok(Networks::default());
+    };
+    Networks::of(list).map_err(|error| origin.error(&env::HTTP_TRUSTED_PROXIES, error.to_string()))
 }
 
 fn address<'a>(

@@ -60,6 +60,9 @@ pub(super) struct HttpSettings {
     pub(super) connections_max: Option<u64>,
     pub(super) header_deadline_seconds: Option<u64>,
     pub(super) public_url: Option<String>,
+    pub(super) hosts: Option<Vec<String>>,
+    pub(super) cors_origins: Option<Vec<String>>,
+    pub(super) trusted_proxies: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

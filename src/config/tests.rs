@@ -1,5 +1,6 @@
 use super::*;
 use crate::domain::device::{DeviceChoice, Kernels};
+use crate::domain::networks::Networks;
 
 struct Sources {
     folder: tempfile::TempDir,
@@ -68,6 +69,9 @@ wait_seconds_max = 60
 connections_max = 64
 header_deadline_seconds = 5
 public_url = "https://images.example.org/"
+hosts = ["images.internal", "10.0.0.7"]
+cors_origins = ["https://pages.example.org"]
+trusted_proxies = ["10.0.0.0/8"]
 
 [queue]
 jobs_max = 8
@@ -115,7 +119,7 @@ fn every_field_of_the_file_is_read() {
     let expected = Config {
         listen: "0.0.0.0:9000".parse().expect("an address"),
         admin_listen: Some("127.0.0.1:9001".parse().expect("an address")),
-        metrics_listen: Some("127.0.0.1:9002".parse().expect("an address")),
+        metrics_listen: MetricsListen::At("127.0.0.1:9002".parse().expect("an address")),
         tls: Some(TlsConfig {
             certificate: "/etc/fluxserve/certificate.pem".into(),
             private_key: "/etc/fluxserve/key.pem".into(),
@@ -144,6 +148,9 @@ fn every_field_of_the_file_is_read() {
             connections_max: 64,
             header_deadline_seconds: 5,
             public_url: Some("https://images.example.org".parse().expect("a URL")),
+            hosts: Some(HostNames::These(vec!["images.internal".to_owned(), "10.0.0.7".to_owned()])),
+            cors_origins: CorsOrigins::These(vec!["https://pages.example.org".to_owned()]),
+            trusted_proxies: Networks::of(&["10.0.0.0/8".to_owned()]).expect("networks"),
         },
         queue: QueueConfig { jobs_max: 8 },
         results: ResultsConfig { retention_seconds: 3600, link_seconds: 600, bytes_max: 1_048_576, provenance: false },
@@ -186,6 +193,9 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_HTTP_CONNECTIONS_MAX", "64")
         .variable("FLUXSERVE_HTTP_HEADER_DEADLINE_SECONDS", "5")
         .variable("FLUXSERVE_HTTP_PUBLIC_URL", "https://images.example.org")
+        .variable("FLUXSERVE_HTTP_HOSTS", "images.internal, 10.0.0.7")
+        .variable("FLUXSERVE_HTTP_CORS_ORIGINS", "https://pages.example.org")
+        .variable("FLUXSERVE_HTTP_TRUSTED_PROXIES", "10.0.0.0/8")
         .variable("FLUXSERVE_QUEUE_JOBS_MAX", "8")
         .variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "3600")
         .variable("FLUXSERVE_RESULTS_LINK_SECONDS", "600")
@@ -319,6 +329,9 @@ fn a_mistake_is_named_with_its_place_and_the_way_out() {
         ("[http]\nbody_limit_bytes = \"1 MiB\"", &["line 2", "string"]),
         ("[http]\nconnections_max = 0", &["field `http.connections_max`", "from 2"]),
         ("[http]\npublic_url = \"example.org\"", &["field `http.public_url`", "https://images.example.org"]),
+        ("[http]\ncors_origins = [\"a.b\"]", &["field `http.cors_origins`", "https://images.example.org"]),
+        ("[http]\ntrusted_proxies = [\"a.b\"]", &["field `http.trusted_proxies`", "10.0.0.0/8"]),
+        ("[http]\nhosts = [\"a.b:80\"]", &["field `http.hosts`", "`a.b:80`", "without a port"]),
         ("[results]\nretention_seconds = 1", &["field `results.retention_seconds`", "from 60"]),
         ("[log]\nformat = \"xml\"", &["field `log.format`", "`text` or `json`"]),
         (

@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::openapi::schema::{ObjectBuilder, Schema};
 use utoipa::openapi::{ArrayBuilder, RefOr};
 
+use super::base_url;
 use super::error::{ErrorCode, Problem};
 use super::openapi::schema::{ObjectSchema, one_of, or_null, text, whole};
 
@@ -17,6 +18,11 @@ const PROBLEM_JSON: &str = "application/problem+json";
 const JSON: &str = "application/json";
 /// What OpenAI's clients go by before they ask again by themselves, which they do twice.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
+/// What OpenAI's clients ask for, whether this worker has it or not.
+const OPENAI_PATHS: [&str; 5] =
+    ["/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"];
+const OPENAI_PREFIXES: [&str; 3] = ["/v1/models/", "/v1/images/", "/v1/audio/"];
 
 /// In whose words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,9 +81,13 @@ impl Dialect {
     pub(super) const ALL: [Self; 3] = [Self::Problem, Self::OpenAi, Self::Terminal];
 
     /// The dialect of a path. Goes by the path and not by the route, so that clients of OpenAI also understand that there
-    /// is no `/v1/images/edits`.
+    /// is no `/v1/images/edits`, and what they are told where their base URL is wrong.
     pub(super) fn of(path: &str) -> Self {
-        let is_of_openai = path == "/v1/models" || path.starts_with("/v1/models/") || path.starts_with("/v1/images/");
+        if let Some(meant) = base_url::meant_by(path) {
+            return Self::of(&meant);
+        }
+        let is_of_openai =
+            OPENAI_PATHS.contains(&path) || OPENAI_PREFIXES.iter().any(|prefix| path.starts_with(prefix));
         if is_of_openai {
             Self::OpenAi
         } else if path.starts_with("/v1/kubernetes/namespaces/") && path.ends_with("/exec-credential") {
@@ -220,7 +230,12 @@ mod tests {
         }
         let kubectl = "/v1/kubernetes/namespaces/018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f/exec-credential";
         assert_eq!(Dialect::of(kubectl), Dialect::Terminal);
+        for path in ["//v1/images/generations", "/models", "/images/generations", "/v1//models", "/v1/v1/models/a/b"] {
+            assert_eq!(Dialect::of(path), Dialect::OpenAi, "{path}");
+        }
         for path in [
+            "//v1/inference/image",
+            "//",
             "/v1/kubernetes/namespaces/x/kubeconfig",
             "/v1/inference/models",
             "/v1/inference/image",

@@ -73,6 +73,7 @@ macro_rules! error_codes {
 
 error_codes! {
     InvalidRequest          "invalid_request"           BAD_REQUEST            "The request breaks rules of its fields";
+    InvalidHost             "invalid_host"              BAD_REQUEST            "The request needs one Host";
     MalformedJson           "malformed_json"            BAD_REQUEST            "The body is not a JSON object";
     Unauthorized            "unauthorized"              UNAUTHORIZED           "A valid API key is needed";
     SessionRequired         "session_required"          UNAUTHORIZED           "A signed-in session is needed";
@@ -99,6 +100,7 @@ error_codes! {
     PictureGone             "picture_gone"              GONE                   "The picture is gone";
     BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
     UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
+    MisdirectedRequest      "misdirected_request"       MISDIRECTED_REQUEST    "The Host is not a name of this worker";
     TooManyFailures         "too_many_failures"         TOO_MANY_REQUESTS      "Too many refused keys from this address";
     TooManySignIns          "too_many_sign_ins"         TOO_MANY_REQUESTS      "Too many attempts to sign in";
     RateLimited             "rate_limited"              TOO_MANY_REQUESTS      "The key sends more requests than it may";
@@ -113,6 +115,7 @@ error_codes! {
     Draining                "draining"                  SERVICE_UNAVAILABLE    "The worker is shutting down";
     StorageUnavailable      "storage_unavailable"       SERVICE_UNAVAILABLE    "Jobs cannot be stored or read now";
     AuthUnavailable         "auth_unavailable"          SERVICE_UNAVAILABLE    "Keys cannot be checked now";
+    TooManyConnections      "too_many_connections"      SERVICE_UNAVAILABLE    "The worker has as many connections as it may";
     NotReady                "not_ready"                 SERVICE_UNAVAILABLE    "The worker is not ready";
     EngineStalled           "engine_stalled"            SERVICE_UNAVAILABLE    "An engine draws nothing any more";
     KubernetesNotConfigured "kubernetes_not_configured" SERVICE_UNAVAILABLE    "This worker has no cluster";
@@ -162,6 +165,12 @@ impl ApiError {
             retry_after_seconds: None,
             quota: None,
         }))
+    }
+
+    /// Which kind of error it is.
+    #[cfg(test)]
+    pub(super) fn code(&self) -> ErrorCode {
+        self.0.code
     }
 
     /// What is special about this occurrence, in words for the client.

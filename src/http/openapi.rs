@@ -19,6 +19,7 @@ pub(super) use operation::{Operation, Tag};
 
 use super::dialect::Dialect;
 use super::error::ErrorCode;
+use super::hosts::HEALTH_PATHS;
 use super::session_cookie::PLAIN_NAME;
 use super::{Access, HttpState, Route};
 use schema::text;
@@ -134,17 +135,21 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
 /// Every error of a route, by status, in the order of their table.
 fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
     use ErrorCode::{
-        AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, JobNotFound, KeyNotFound, ModelNotFound,
-        NamespaceNotFound, NotFound, RateLimited, ScopeForbidden, SessionRequired, TooManyFailures, Unauthorized,
+        AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, InvalidHost, JobNotFound, KeyNotFound,
+        MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, RateLimited, ScopeForbidden, SessionRequired,
+        TooManyConnections, TooManyFailures, Unauthorized,
     };
     let mut all = vec![Internal, DeadlineExceeded];
+    if !HEALTH_PATHS.contains(&route.path) {
+        all.extend([InvalidHost, MisdirectedRequest, TooManyConnections]);
+    }
     all.extend(&operation.refusals);
     match route.access {
         Access::Anyone | Access::Page => {}
         Access::Inference | Access::InferenceOrLink | Access::Kubernetes => {
             all.extend([Unauthorized, TooManyFailures, RateLimited, ScopeForbidden, AuthUnavailable]);
         }
-        Access::Loopback => all.push(NotFound),
+        Access::Metrics => all.push(NotFound),
         Access::SignIn => all.extend([NotFound, ForeignOrigin, AuthUnavailable]),
         Access::Session => all.extend([NotFound, ForeignOrigin, SessionRequired, AuthUnavailable]),
     }
@@ -183,7 +188,7 @@ fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) 
 fn requirements(access: Access) -> Vec<SecurityRequirement> {
     let one = |name| SecurityRequirement::new(name, [] as [&str; 0]);
     match access {
-        Access::Anyone | Access::Loopback | Access::SignIn | Access::Page => Vec::new(),
+        Access::Anyone | Access::Metrics | Access::SignIn | Access::Page => Vec::new(),
         Access::Inference | Access::Kubernetes => vec![one(API_KEY), one(BEARER)],
         // The empty one stands for the signature in the link.
         Access::InferenceOrLink => vec![one(API_KEY), one(BEARER), SecurityRequirement::default()],

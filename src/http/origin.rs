@@ -42,6 +42,11 @@ impl Origin {
         own.filter(|url| !url.is_empty() && url.chars().all(is_fit))
     }
 
+    /// What stands in front of the paths of the API, by the name of OpenAI's clients for it.
+    pub(super) fn base_url(&self) -> String {
+        format!("{}/v1", self.0)
+    }
+
     pub(super) fn status_url(&self, id: JobId) -> String {
         format!("{}/v1/inference/jobs/{id}", self.0)
     }

@@ -4,28 +4,37 @@
 //! A plain `axum::serve` has none of these, so that a few hundred silent connections would shut everybody else out.
 //! HTTP/1 only: behind a proxy that is what arrives, and multiplexed streams would need limits of their own.
 
+mod activity;
+mod leftover;
 mod peers;
+mod places;
 mod stream;
 mod tls;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::ConnectInfo;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::watch;
 use tower::Service as _;
 
+use crate::domain::networks::Networks;
+use crate::http::layer::spare::OnSpareConnection;
+use activity::{Activity, Answer, Life};
+use leftover::ReadToTheEnd;
 use peers::Peers;
+use places::Places;
 use stream::{WatchedStream, hung_up};
 pub use tls::{Tls, TlsError};
 
@@ -38,16 +47,23 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// What connections are held to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Most connections at one time; further ones wait in the system's line. Well below the 1024 files that a process
-    /// may have open by default.
+    /// Most connections at one time. For a newcomer beyond that the one makes way that has served nobody for the longest
+    /// time; where all serve somebody, a few more are told of health alone. Well below the 1024 files that a process may
+    /// have open by default.
     pub connections_max: usize,
     /// Most connections of one peer, so that one alone cannot take them all; further ones are closed. Peers on this
     /// machine are exempt: that is where a proxy is, which speaks for everybody.
     pub connections_per_peer_max: usize,
+    /// Proxies elsewhere, which are exempt as well.
+    pub trusted_proxies: Networks,
     /// Longest time for a request's head to arrive, and for an open connection to be silent between two requests.
     pub header_deadline: Duration,
     /// Longest time a peer may take none of an answer.
     pub write_stall_max: Duration,
+    /// Most requests of one connection; its client comes back for the rest.
+    pub requests_per_connection_max: u64,
+    /// Longest time a connection takes requests.
+    pub connection_age_max: Duration,
 }
 
 impl Default for ConnectionLimits {
@@ -55,8 +71,11 @@ impl Default for ConnectionLimits {
         Self {
             connections_max: 512,
             connections_per_peer_max: 256,
+            trusted_proxies: Networks::default(),
             header_deadline: Duration::from_secs(15),
             write_stall_max: Duration::from_secs(30),
+            requests_per_connection_max: 10_000,
+            connection_age_max: Duration::from_hours(1),
         }
     }
 }
@@ -66,6 +85,8 @@ impl Default for ConnectionLimits {
 struct Terms {
     limits: ConnectionLimits,
     tls: Option<Tls>,
+    /// Ends when no more requests are taken.
+    open: watch::Receiver<()>,
 }
 
 /// Serves until `closing` is done, by https where there is a certificate; then takes no more connections, lets each
@@ -78,37 +99,44 @@ pub async fn serve(
     tls: Option<Tls>,
 ) {
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(limits.connections_max));
-    let peers = Peers::new(limits.connections_per_peer_max);
-    let terms = Terms { limits, tls };
+    let life = Life { requests_max: limits.requests_per_connection_max, age_max: limits.connection_age_max };
+    let places = Places::new(limits.connections_max, life);
+    let peers = Peers::new(limits.connections_per_peer_max, limits.trusted_proxies.clone());
+    let (opened, open) = watch::channel(());
+    let terms = Terms { limits, tls, open };
     let mut closing = pin!(closing);
     loop {
         let next = async {
-            // First a place, then a connection: those that wait do so where they cost no file of ours.
-            let place = Arc::clone(&places).acquire_owned().await.expect("never closed");
-            (place, accept(&listener).await)
+            loop {
+                let (stream, peer) = accept(&listener).await;
+                let Some(share) = peers.enter(peer.ip()) else {
+                    tracing::debug!(%peer, "too many connections of this peer");
+                    continue;
+                };
+                // All others wait in the system's line, where they cost no file of ours.
+                break (stream, peer, (places.take().await, share));
+            }
         };
-        let (place, (stream, peer)) = tokio::select! {
+        let (stream, peer, (place, share)) = tokio::select! {
             next = next => next,
             () = &mut closing => break,
         };
-        let Some(share) = peers.enter(peer.ip()) else {
-            tracing::debug!(%peer, "too many connections of this peer");
-            continue;
-        };
         let (router, terms, watcher) = (router.clone(), terms.clone(), graceful.watcher());
         tokio::spawn(async move {
-            let stream = Arc::new(stream);
+            let activity = place.activity.clone();
+            let (stream, reading) = WatchedStream::new(stream, terms.limits.write_stall_max, activity.clone());
+            let connection = Connection { peer, router, activity: activity.clone(), is_spare: place.is_spare };
             tokio::select! {
                 biased;
-                () = run(Arc::clone(&stream), peer, router, terms, watcher) => {}
+                () = connection.run(stream, terms, watcher) => {}
                 // Drops the handler of the request at hand, which is what a job that waits for its client goes by.
-                () = hung_up(&stream) => tracing::debug!(%peer, "the peer has hung up"),
+                () = hung_up(&reading) => tracing::debug!(%peer, "the peer has hung up"),
+                () = activity.sent_away() => tracing::debug!(%peer, "an idle connection makes way for another"),
             }
             drop((place, share));
         });
     }
-    drop(listener);
+    drop((listener, opened));
     graceful.shutdown().await;
 }
 
@@ -132,44 +160,75 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 }
 
 /// One connection, from its first request to its end.
-async fn run(stream: Arc<TcpStream>, peer: SocketAddr, router: Router, Terms { limits, tls }: Terms, watcher: Watcher) {
-    let watched = WatchedStream::new(stream, limits.write_stall_max);
-    let outcome = match tls {
-        None => speak(watched, peer, router, &limits, watcher).await,
-        Some(tls) => match tokio::time::timeout(limits.header_deadline, tls.accept(watched)).await {
-            Ok(Ok(secured)) => speak(secured, peer, router, &limits, watcher).await,
-            Ok(Err(error)) => {
-                tracing::debug!(%peer, %error, "no agreement on a secured connection");
-                return;
-            }
-            Err(_) => {
-                tracing::debug!(%peer, "the peer takes too long to agree on a secured connection");
-                return;
-            }
-        },
-    };
-    if let Err(error) = outcome {
-        tracing::debug!(%peer, %error, "a connection ended before its time");
+struct Connection {
+    peer: SocketAddr,
+    router: Router,
+    activity: Activity,
+    is_spare: bool,
+}
+
+/// What comes of `handshake` in time, and while the worker is open.
+async fn agree<T>(handshake: impl Future<Output = T>, deadline: Duration, open: &mut watch::Receiver<()>) -> Option<T> {
+    let closed = async { while open.changed().await.is_ok() {} };
+    tokio::select! {
+        outcome = tokio::time::timeout(deadline, handshake) => outcome.ok(),
+        () = closed => None,
     }
 }
 
-/// HTTP over a stream of bytes.
-async fn speak(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    peer: SocketAddr,
-    router: Router,
-    limits: &ConnectionLimits,
-    watcher: Watcher,
-) -> hyper::Result<()> {
-    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
+impl Connection {
+    async fn run(self, stream: WatchedStream, Terms { limits, tls, mut open }: Terms, watcher: Watcher) {
+        let peer = self.peer;
+        let outcome = match tls {
+            None => self.speak(stream, &limits, watcher).await,
+            Some(tls) => match agree(tls.accept(stream), limits.header_deadline, &mut open).await {
+                Some(Ok(secured)) => {
+                    self.activity.forget();
+                    self.speak(secured, &limits, watcher).await
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%peer, %error, "no agreement on a secured connection");
+                    return;
+                }
+                None => {
+                    tracing::debug!(%peer, "no agreement on a secured connection in time");
+                    return;
+                }
+            },
+        };
+        if let Err(error) = outcome {
+            tracing::debug!(%peer, %error, "a connection ended before its time");
+        }
+    }
+
+    /// HTTP over a stream of bytes.
+    async fn speak(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        limits: &ConnectionLimits,
+        watcher: Watcher,
+    ) -> hyper::Result<()> {
+        let service = service_fn(move |request| self.answer(request));
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_deadline)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        watcher.watch(connection).await
+    }
+
+    fn answer(
+        &self,
+        request: hyper::Request<Incoming>,
+    ) -> impl Future<Output = Result<hyper::Response<Answer>, Infallible>> + use<> {
+        let exchange = self.activity.begin();
+        let mut request = ReadToTheEnd::new(request, exchange.clone());
+        request.extensions_mut().insert(ConnectInfo(self.peer));
+        if self.is_spare {
+            request.extensions_mut().insert(OnSpareConnection);
+        }
         // A router is always ready.
-        router.clone().call(request)
-    });
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_deadline)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
-    watcher.watch(connection).await
+        let answer = self.router.clone().call(request);
+        async move { answer.await.map(|response| exchange.answered(response)) }
+    }
 }

@@ -1,6 +1,7 @@
 //! Https, and an address of their own for console and management routes.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use rcgen::generate_simple_self_signed;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
@@ -18,7 +20,29 @@ use tower::ServiceExt;
 
 use crate::app::{Options, PASSWORD, TestApp, request};
 
-const HOST: &str = "worker.test";
+pub(crate) const HOST: &str = "worker.test";
+
+/// A certificate for [`HOST`] in a folder, and what a client of it trusts.
+pub(crate) fn certified(folder: &Path) -> (Tls, Arc<ClientConfig>) {
+    let pair = generate_simple_self_signed(vec![HOST.to_owned()]).expect("a certificate");
+    let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
+    std::fs::write(&certificate, pair.cert.pem()).expect("written");
+    std::fs::write(&key, pair.signing_key.serialize_pem()).expect("written");
+    let mut roots = RootCertStore::empty();
+    roots.add(pair.cert.der().clone()).expect("a certificate");
+    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("usual versions")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    (Tls::load(certificate, key).expect("a pair"), Arc::new(config))
+}
+
+/// A connection to [`HOST`] by https.
+pub(crate) async fn secured(stream: TcpStream, client: &Arc<ClientConfig>) -> TlsStream<TcpStream> {
+    let name = ServerName::try_from(HOST).expect("a name");
+    TlsConnector::from(Arc::clone(client)).connect(name, stream).await.expect("agreement")
+}
 
 async fn status(router: &Router, request: Request<axum::body::Body>) -> StatusCode {
     router.clone().oneshot(request).await.expect("a router always answers").status()
@@ -44,7 +68,8 @@ async fn with_an_address_of_their_own_management_routes_are_not_at_the_other() {
             administrators.insert(route.path);
         }
         let is_management = matches!(route.access, Access::SignIn | Access::Session | Access::Page);
-        assert_eq!(clients.contains(route.path), !is_management, "{route:?}");
+        let is_of_clients = !is_management && route.access != Access::Metrics;
+        assert_eq!(clients.contains(route.path), is_of_clients, "{route:?}");
         let is_there = is_management || route.access == Access::Anyone;
         assert_eq!(administrators.contains(route.path), is_there, "{route:?}");
     }
@@ -76,11 +101,7 @@ async fn metrics_can_have_an_address_of_their_own_with_nothing_else_at_it() {
 #[tokio::test]
 async fn https_is_served_and_plain_http_is_not_understood_there() {
     let folder = tempfile::tempdir().expect("a folder");
-    let pair = generate_simple_self_signed(vec![HOST.to_owned()]).expect("a certificate");
-    let (certificate, key) = (folder.path().join("certificate.pem"), folder.path().join("key.pem"));
-    std::fs::write(&certificate, pair.cert.pem()).expect("written");
-    std::fs::write(&key, pair.signing_key.serialize_pem()).expect("written");
-    let tls = Tls::load(certificate, key).expect("a pair");
+    let (tls, client) = certified(folder.path());
     let http = HttpSettings { has_tls: true, ..Options::default().http };
     let app = TestApp::with(Options { http, ..Options::default() }).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
@@ -88,16 +109,7 @@ async fn https_is_served_and_plain_http_is_not_understood_there() {
     let limits = ConnectionLimits { header_deadline: Duration::from_secs(2), ..ConnectionLimits::default() };
     let server = tokio::spawn(serve(listener, app.router.clone(), std::future::pending(), limits, Some(tls)));
 
-    let mut roots = RootCertStore::empty();
-    roots.add(pair.cert.der().clone()).expect("a certificate");
-    let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("usual versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let stream = TcpStream::connect(address).await.expect("a connection");
-    let name = ServerName::try_from(HOST).expect("a name");
-    let mut secured = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("agreement");
+    let mut secured = secured(TcpStream::connect(address).await.expect("a connection"), &client).await;
     let body = format!("{{\"password\": \"{PASSWORD}\"}}");
     let head = format!(
         "POST /v1/session HTTP/1.1\r\nhost: {HOST}\r\nconnection: close\r\ncontent-type: application/json\r\n\

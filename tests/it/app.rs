@@ -234,16 +234,22 @@ impl TestApp {
         self.send_from("127.0.0.1:40000", request).await
     }
 
-    pub(crate) async fn send_from(&self, peer: &str, mut request: Request<Body>) -> Answer {
+    pub(crate) async fn send_from(&self, peer: &str, request: Request<Body>) -> Answer {
+        self.send_to(&self.router, peer, request).await
+    }
+
+    pub(crate) async fn send_to(&self, router: &Router, peer: &str, mut request: Request<Body>) -> Answer {
         let peer: SocketAddr = peer.parse().expect("an address");
         request.extensions_mut().insert(ConnectInfo(peer));
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let response = self.router.clone().oneshot(request).await.expect("a router always answers");
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.expect("a whole body").to_bytes().to_vec();
-        let answer = Answer { status: parts.status, headers: parts.headers, bytes };
+        let answer = answer_of(router, request).await;
         documented::check(&method, &path, &answer);
         answer
+    }
+
+    /// Sends what is no request of the API's: a browser's question, of which its description says nothing.
+    pub(crate) async fn send_undescribed(&self, request: Request<Body>) -> Answer {
+        answer_of(&self.router, request).await
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {
@@ -299,6 +305,13 @@ impl TestApp {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
+}
+
+async fn answer_of(router: &Router, request: Request<Body>) -> Answer {
+    let response = router.clone().oneshot(request).await.expect("a router always answers");
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.expect("a whole body").to_bytes().to_vec();
+    Answer { status: parts.status, headers: parts.headers, bytes }
 }
 
 fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {

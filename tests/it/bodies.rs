@@ -191,7 +191,7 @@ async fn large_bodies_on_their_way_are_bounded_for_each_key_and_in_all() {
     let app = TestApp::with(options).await;
     let text = format!("{}{}", picture(1), " ".repeat(600_000));
     let ask = |key: &str, body: Body| {
-        let asked = Request::post("/v1/inference/image").header("x-api-key", key);
+        let asked = Request::post("/v1/inference/image").header("host", "worker.test").header("x-api-key", key);
         let asked = asked.header("content-type", "application/json").header("content-length", text.len());
         app.send(asked.body(body).expect("a request"))
     };

@@ -1,7 +1,7 @@
 //! The worker on a real port: what connections are held to.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fluxserve::http::{ConnectionLimits, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -100,4 +100,109 @@ async fn closing_lets_the_request_at_hand_finish() {
     let answer = rest(&mut connection).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("image/png"), "{answer}");
     timeout(PATIENCE, server).await.expect("all are gone").expect("no panic");
+}
+
+async fn ask(connection: &mut TcpStream, path: &str) {
+    let head = format!("GET {path} HTTP/1.1\r\nhost: worker.test\r\n\r\n");
+    connection.write_all(head.as_bytes()).await.expect("written");
+}
+
+/// The head of an answer, in small letters; its body has come as well.
+async fn head(connection: &mut TcpStream) -> String {
+    let mut bytes = vec![0; 16 * 1024];
+    let count = timeout(PATIENCE, connection.read(&mut bytes)).await.expect("an answer").expect("an answer");
+    let answer = String::from_utf8_lossy(&bytes[..count]).to_lowercase();
+    answer.split("\r\n\r\n").next().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn who_keeps_connections_open_without_use_shuts_nobody_out() {
+    let app = TestApp::start().await;
+    let limits = ConnectionLimits { connections_max: 4, ..ConnectionLimits::default() };
+    let (address, server) = listen(&app, limits).await;
+    let mut kept = Vec::new();
+    for _ in 0..4 {
+        let mut connection = connect(address).await;
+        ask(&mut connection, "/healthz").await;
+        assert!(head(&mut connection).await.starts_with("http/1.1 200"));
+        kept.push(connection);
+    }
+    // The second one is used once more, so that the first has been idle for longest.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    ask(&mut kept[1], "/healthz").await;
+    assert!(head(&mut kept[1]).await.starts_with("http/1.1 200"));
+    for expected in [0, 2] {
+        let started = Instant::now();
+        let mut newcomer = connect(address).await;
+        ask(&mut newcomer, "/v1/models").await;
+        assert!(head(&mut newcomer).await.starts_with("http/1.1 200"));
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+        assert_eq!(rest(&mut kept[expected]).await, "", "the longest idle one has made way");
+        kept.push(newcomer);
+    }
+    ask(&mut kept[1], "/healthz").await;
+    assert!(head(&mut kept[1]).await.starts_with("http/1.1 200"), "the others stay");
+    server.abort();
+}
+
+#[tokio::test]
+async fn health_is_told_also_when_every_connection_is_at_work() {
+    let app = TestApp::start().await;
+    let limits = ConnectionLimits { connections_max: 2, ..ConnectionLimits::default() };
+    let (address, server) = listen(&app, limits).await;
+    app.control.hold();
+    let mut working = Vec::new();
+    for seed in 0..2 {
+        let body = picture(seed).to_string();
+        let head = format!(
+            "POST /v1/inference/image HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {}\r\naccept: image/png\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            app.keys.inference,
+            body.len()
+        );
+        let mut connection = connect(address).await;
+        connection.write_all(head.as_bytes()).await.expect("written");
+        working.push(connection);
+    }
+    app.control.held().await;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    for _ in 0..20 {
+        let mut supervisor = connect(address).await;
+        ask(&mut supervisor, "/healthz").await;
+        let answer = head(&mut supervisor).await;
+        assert!(answer.starts_with("http/1.1 200") && answer.contains("connection: close"), "{answer}");
+    }
+    let mut other = connect(address).await;
+    ask(&mut other, "/v1/models").await;
+    let answer = rest(&mut other).await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: "), "{answer}");
+    assert!(answer.contains("too_many_connections"), "{answer}");
+    app.control.release();
+    for connection in &mut working {
+        assert!(head(connection).await.starts_with("http/1.1 200"), "nobody was sent away who is at work");
+    }
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_connection_is_not_used_for_ever() {
+    let app = TestApp::start().await;
+    let few = ConnectionLimits { requests_per_connection_max: 3, ..ConnectionLimits::default() };
+    let (address, server) = listen(&app, few).await;
+    let mut connection = connect(address).await;
+    for number in 1..=3 {
+        ask(&mut connection, "/healthz").await;
+        assert_eq!(head(&mut connection).await.contains("connection: close"), number == 3, "{number}");
+    }
+    assert_eq!(rest(&mut connection).await, "");
+    server.abort();
+    let short = ConnectionLimits { connection_age_max: Duration::from_millis(200), ..ConnectionLimits::default() };
+    let (address, server) = listen(&app, short).await;
+    let mut connection = connect(address).await;
+    for is_last in [false, true] {
+        ask(&mut connection, "/healthz").await;
+        assert_eq!(head(&mut connection).await.contains("connection: close"), is_last);
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    server.abort();
 }

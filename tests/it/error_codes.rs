@@ -7,6 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::http::Request;
 use fluxserve::domain::engine::EngineError;
 use fluxserve::http::error::ErrorCode;
+use fluxserve::http::{Hosts, HttpSettings};
 use fluxserve::jobs::WATCHES_PER_OWNER_MAX;
 use futures_util::stream;
 use serde_json::json;
@@ -16,8 +17,9 @@ use crate::events::EventStream;
 use crate::fake_engine::Fault;
 use crate::kubernetes::Site;
 
-/// Reached by a handler that panics: the unit tests of the layer for panics make one.
-const REACHED_ELSEWHERE: [&str; 1] = ["internal"];
+/// Reached by a handler that panics, which the unit tests of the layer for panics make one of, and by so many connections
+/// as the tests of `connections` have.
+const REACHED_ELSEWHERE: [&str; 2] = ["internal", "too_many_connections"];
 
 struct Reached(BTreeSet<String>);
 
@@ -62,7 +64,7 @@ async fn requests_alone(reached: &mut Reached) {
     let app = TestApp::start().await;
     let key = app.keys.inference.clone();
     let post = |content_type: &str, body: Body| {
-        let request = Request::post("/v1/inference/image").header("x-api-key", &key);
+        let request = Request::post("/v1/inference/image").header("host", "worker.test").header("x-api-key", &key);
         request.header("content-type", content_type).body(body).expect("a request")
     };
     reached.note(&app.post(&json!({})).await, "invalid_request");
@@ -76,6 +78,12 @@ async fn requests_alone(reached: &mut Reached) {
     let kubernetes = Some(app.keys.kubernetes.as_str());
     reached.note(&app.send(request("GET", "/v1/inference/jobs", kubernetes, None)).await, "scope_forbidden");
     reached.note(&app.get("/nothing").await, "not_found");
+    let mut of_two = request("GET", "/v1/inference/jobs", None, None);
+    of_two.headers_mut().append("host", "another.test".parse().expect("a value"));
+    reached.note(&app.send(of_two).await, "invalid_host");
+    let http = HttpSettings { hosts: Hosts::named(["images.test".to_owned()]), ..Options::default().http };
+    let named = TestApp::with(Options { http, ..Options::default() }).await;
+    reached.note(&named.get("/v1/inference/jobs").await, "misdirected_request");
     reached.note(&app.send(request("PATCH", "/healthz", None, None)).await, "method_not_allowed");
     let mut unknown = picture(1);
     unknown["model"] = json!("nobody/nothing");
@@ -150,7 +158,8 @@ async fn a_worker_that_takes_one_large_body(reached: &mut Reached) {
     let app = TestApp::with(options).await;
     app.get("/v1/inference/jobs").await;
     let large = |body: Body| {
-        let request = Request::post("/v1/inference/image").header("x-api-key", &app.keys.inference);
+        let request =
+            Request::post("/v1/inference/image").header("host", "worker.test").header("x-api-key", &app.keys.inference);
         let request = request.header("content-type", "application/json").header("content-length", 80_000);
         app.send(request.body(body).expect("a request"))
     };

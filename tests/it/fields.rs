@@ -132,7 +132,8 @@ async fn limits_are_inclusive_and_count_characters() {
 async fn bodies_that_are_no_object_are_refused() {
     let app = TestApp::start().await;
     let send = async |content_type: Option<&str>, body: String| {
-        let mut request = Request::post("/v1/inference/image").header("x-api-key", &app.keys.inference);
+        let mut request =
+            Request::post("/v1/inference/image").header("host", "worker.test").header("x-api-key", &app.keys.inference);
         if let Some(content_type) = content_type {
             request = request.header("content-type", content_type);
         }

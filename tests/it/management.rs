@@ -134,6 +134,10 @@ async fn wrong_passwords_are_throttled_and_others_are_not_in_their_way() {
     assert_eq!(sign_in_with(&app, PASSWORD, &[]).await.status, StatusCode::TOO_MANY_REQUESTS, "also the right one");
     let elsewhere = request("POST", "/v1/session", None, Some(&json!({ "password": PASSWORD })));
     assert_eq!(app.send_from("192.0.2.9:1", elsewhere).await.status, StatusCode::CREATED);
+    app.clock.advance(Duration::seconds(1));
+    assert_eq!(sign_in_with(&app, PASSWORD, &[]).await.status, StatusCode::CREATED, "one is looked at each second");
+    let throttled = sign_in_with(&app, PASSWORD, &[]).await;
+    assert_eq!(throttled.status, StatusCode::TOO_MANY_REQUESTS, "and no more");
     app.clock.advance(Duration::seconds(seconds));
     assert_eq!(sign_in_with(&app, PASSWORD, &[]).await.status, StatusCode::CREATED);
 }

@@ -227,7 +227,10 @@ async fn refusals_of_extractors_and_layers_have_openais_shape() {
 
     let key = &app.keys.inference;
     let raw = |content_type: &str, body: Body| {
-        let request = Request::post(PATH).header("x-api-key", key).header("content-type", content_type);
+        let request = Request::post(PATH)
+            .header("host", "worker.test")
+            .header("x-api-key", key)
+            .header("content-type", content_type);
         request.body(body).expect("a request")
     };
     let invalid = "invalid_request_error";

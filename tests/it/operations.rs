@@ -86,20 +86,17 @@ async fn draining_refuses_newcomers_and_finishes_the_rest() {
 }
 
 #[tokio::test]
-async fn metrics_are_for_this_machine_alone() {
+async fn metrics_are_at_their_own_address_and_at_no_other() {
     let app = TestApp::start().await;
     app.post_with(&picture(1), &[("prefer", "wait=20")]).await;
-    let metrics = || request("GET", "/metrics", None, None);
-    let with = |name: &'static str, value: &str| {
-        let mut request = metrics();
-        request.headers_mut().insert("host", "localhost:8080".parse().expect("a value"));
-        request.headers_mut().insert(name, value.parse().expect("a value"));
-        request
-    };
-    for host in ["localhost:8080", "LOCALHOST", "127.0.0.1:9", "[::1]:9"] {
-        assert_eq!(app.send(with("host", host)).await.status, StatusCode::OK, "{host}");
+    // Whoever comes from this machine may speak for somebody else: a proxy that adds nothing cannot be told from a client.
+    for host in ["localhost:8080", "127.0.0.1:9", "worker.test"] {
+        let mut request = request("GET", "/metrics", None, None);
+        request.headers_mut().insert("host", host.parse().expect("a value"));
+        assert_eq!(app.send(request).await.code(), "not_found", "{host}");
     }
-    let answer = app.send(with("host", "localhost")).await;
+    let answer = app.send_to(&app.metrics, "192.0.2.1:40000", request("GET", "/metrics", None, None)).await;
+    assert_eq!(answer.status, StatusCode::OK);
     for name in [
         "fluxserve_http_requests_total",
         "fluxserve_jobs_total",
@@ -109,22 +106,6 @@ async fn metrics_are_for_this_machine_alone() {
     ] {
         assert!(answer.text().contains(name), "{name} is missing");
     }
-    assert_eq!(app.send_from("192.0.2.1:9", with("host", "localhost")).await.code(), "not_found");
-    for (name, value) in [
-        ("host", "worker.test"),
-        ("host", "localhost.example.org"),
-        ("host", "127.0.0.1@worker.test"),
-        ("forwarded", "for=192.0.2.1"),
-        ("x-forwarded-for", "192.0.2.1"),
-        ("x-forwarded-host", "worker.test"),
-        ("x-real-ip", "192.0.2.1"),
-        ("via", "1.1 proxy"),
-    ] {
-        assert_eq!(app.send(with(name, value)).await.code(), "not_found", "{name}: {value}");
-    }
-    let mut hostless = metrics();
-    hostless.headers_mut().remove("host");
-    assert_eq!(app.send(hostless).await.code(), "not_found");
 }
 
 #[tokio::test]

@@ -109,9 +109,10 @@ async fn guesses_are_few_by_address_also_when_they_come_at_once() {
     let outcomes = futures_util::future::join_all(guesses).await;
     let looked_at = outcomes.iter().filter(|outcome| matches!(outcome, Err(SignInError::WrongPassword))).count();
     assert_eq!(looked_at, BY_ADDRESS.failures_max as usize);
-    let outcome = admin.sign_in(&password, HERE).await;
     let expected = BY_ADDRESS.seconds_per_failure as u64;
-    assert!(matches!(outcome, Err(SignInError::Throttled { retry_after_seconds }) if retry_after_seconds == expected));
+    let is_refused = |outcome: &Result<_, SignInError>| matches!(outcome, Err(SignInError::Throttled { retry_after_seconds }) if *retry_after_seconds == expected);
+    assert!(is_refused(&admin.sign_in("a wrong password", HERE).await));
+    assert!(is_refused(&admin.sign_in(&password, HERE).await), "one was looked at in this second");
     admin.sign_in(&password, address(1)).await.expect("others are not in their way");
     clock.advance(Duration::seconds(BY_ADDRESS.seconds_per_failure));
     // A right one is not counted, so that it can be done again at once.
@@ -131,16 +132,61 @@ async fn guesses_are_few_in_all_and_who_is_known_is_not_locked_out() {
         let outcome = admin.sign_in("a wrong password", address(number)).await;
         assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{outcome:?}");
     }
-    let outcome = admin.sign_in(&password, HERE).await;
-    assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "{outcome:?}");
     for place in [known, IpAddr::V4(Ipv4Addr::LOCALHOST)] {
         admin.sign_in(&password, place).await.expect("in");
         for _ in 0..BY_ADDRESS.failures_max {
             let outcome = admin.sign_in("a wrong password", place).await;
             assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{outcome:?}");
         }
-        let outcome = admin.sign_in(&password, place).await;
-        assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "they are counted by address all the same");
+        for _ in 0..2 {
+            let outcome = admin.sign_in("a wrong password", place).await;
+            assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "they are counted by address all the same");
+        }
+    }
+    let outcome = admin.sign_in(&password, HERE).await;
+    assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "{outcome:?}");
+}
+
+/// As all do who come through one proxy, or through a whole network of strangers.
+#[tokio::test]
+async fn who_goes_on_guessing_keeps_nobody_out_who_knows_it() {
+    let (admin, clock, password) = with_password().await;
+    for _ in 0..BY_ADDRESS.failures_max {
+        let outcome = admin.sign_in("a wrong password", HERE).await;
+        assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{outcome:?}");
+    }
+    for number in 0..FROM_EVERYWHERE.failures_max {
+        let _ = admin.sign_in("a wrong password", address(number)).await;
+    }
+    // Whoever has got in from a network is not held up by guesses from others: so another one asks next.
+    for (place, next) in [(HERE, HERE), (address(2_000_000), address(2_000_001))] {
+        clock.advance(Duration::seconds(1));
+        if place != HERE {
+            // Takes what is forgiven of the guesses from everywhere by now.
+            let outcome = admin.sign_in("a wrong password", address(3_000_000)).await;
+            assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{outcome:?}");
+        }
+        admin.sign_in(&password, place).await.expect("in");
+        let again = admin.sign_in(&password, next).await;
+        assert!(matches!(again, Err(SignInError::Throttled { .. })), "at a bounded rate: {again:?}");
+        let wrong = admin.sign_in("a wrong password", HERE).await;
+        assert!(matches!(wrong, Err(SignInError::Throttled { .. })), "{wrong:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_administrator_is_known_by_the_network() {
+    let (admin, _, password) = with_password().await;
+    let from = |text: &str| text.parse::<IpAddr>().expect("an address");
+    admin.sign_in(&password, from("2001:db8:0:1::1")).await.expect("in");
+    let store = &admin.0.admin;
+    for (address, is_known) in [
+        ("2001:db8:0:1::1", true),
+        ("2001:db8:0:1:aaaa:bbbb:cccc:dddd", true),
+        ("2001:db8:0:2::1", false),
+        ("192.0.2.1", false),
+    ] {
+        assert_eq!(store.has_session_from(from(address)).await.expect("read"), is_known, "{address}");
     }
 }
 

@@ -9,6 +9,7 @@ use crate::auth::KeyFailure;
 use crate::auth::admin::{Session, SessionHash};
 use crate::auth::audit::NewEntry;
 use crate::auth::hash::HashedSecret;
+use crate::auth::throttle::network;
 use crate::domain::ids::SessionId;
 use crate::store::{Store, StoreError};
 
@@ -162,14 +163,15 @@ impl AdminStore {
         Ok(row.and_then(session))
     }
 
-    /// Whether somebody has signed in from there, not long ago: ended sessions are kept until the next sign-in.
+    /// Whether somebody has signed in from there, not long ago: ended sessions are kept until the next sign-in. From where
+    /// goes by the network: what a subscriber chooses of an IPv6 address changes by itself from day to day.
     pub(in crate::auth) async fn has_session_from(&self, address: IpAddr) -> Result<bool, KeyFailure> {
-        let is_there = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM admin_sessions WHERE address = ?)")
-            .bind(address.to_string())
-            .fetch_one(self.0.pool())
+        let known: Vec<String> = sqlx::query_scalar("SELECT DISTINCT address FROM admin_sessions")
+            .fetch_all(self.0.pool())
             .await
             .map_err(StoreError::from)?;
-        Ok(is_there)
+        let here = network(address);
+        Ok(known.iter().any(|known| known.parse().is_ok_and(|known| network(known) == here)))
     }
 
     /// Has a session that was made or used after `now` be of now.

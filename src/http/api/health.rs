@@ -4,16 +4,14 @@ use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::header::{CONTENT_TYPE, FORWARDED, HOST, VIA};
-use axum::http::uri::Authority;
-use axum::http::{Extensions, HeaderMap, HeaderName, StatusCode};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderName, StatusCode};
 use serde::Serialize;
 use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
-use crate::http::extract::caller::peer_address;
 use crate::http::openapi::{Operation, Tag};
 use crate::jobs::JobsError;
 
@@ -110,43 +108,18 @@ async fn is_done(what: &'static str, check: impl Future<Output = Result<(), Jobs
     }
 }
 
-/// Prometheus text, for peers on this machine.
-pub(in crate::http) async fn metrics(
-    State(state): State<HttpState>,
-    headers: HeaderMap,
-    extensions: Extensions,
-) -> Result<MetricsText, ApiError> {
-    let is_local = peer_address(&extensions).is_some_and(|peer| peer.is_loopback()) && is_direct(&headers);
-    if is_local { rendered(&state) } else { Err(ApiError::new(ErrorCode::NotFound)) }
-}
-
-/// The same at an address of its own, for whoever comes there.
-pub(in crate::http) async fn metrics_for_all(State(state): State<HttpState>) -> Result<MetricsText, ApiError> {
-    rendered(&state)
-}
-
 type MetricsText = ([(HeaderName, &'static str); 1], String);
 
-fn rendered(state: &HttpState) -> Result<MetricsText, ApiError> {
+/// Prometheus text, for whoever reaches the address that it has of its own.
+pub(in crate::http) async fn metrics(State(state): State<HttpState>) -> Result<MetricsText, ApiError> {
     let handle = state.metrics.as_ref().ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
     Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], handle.render()))
 }
 
 pub(in crate::http) fn metrics_operation() -> Operation {
-    Operation::new(Tag::Health, "get_metrics", "Metrics, for peers on this machine")
-        .says("To others, and through a proxy, there is nothing at this path.")
+    Operation::new(Tag::Health, "get_metrics", "Metrics, at an address of their own")
+        .says(
+            "Served at `metrics_listen`, which is 127.0.0.1:9090 by default. Elsewhere there is nothing at this path.",
+        )
         .answers_text(StatusCode::OK, PROMETHEUS_TEXT, "Prometheus text.")
-}
-
-/// Whether nothing says that a peer on this machine speaks for somebody else. A proxy names those it speaks for, or
-/// itself; one that does neither passes on the name by which they know this worker.
-fn is_direct(headers: &HeaderMap) -> bool {
-    let says_proxied = |name: &HeaderName| {
-        [FORWARDED, VIA].contains(name) || name == "x-real-ip" || name.as_str().starts_with("x-forwarded-")
-    };
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()).and_then(|host| host.parse::<Authority>().ok());
-    let is_loopback_host = host.is_some_and(|host| {
-        ["localhost", "127.0.0.1", "[::1]"].iter().any(|local| host.host().eq_ignore_ascii_case(local))
-    });
-    is_loopback_host && !headers.keys().any(says_proxied)
 }

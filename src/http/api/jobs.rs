@@ -210,6 +210,9 @@ pub(in crate::http) fn cancel_operation() -> Operation {
         .refuses([ErrorCode::StorageUnavailable])
 }
 
+/// What is signed in a link.
+const LINK_PARAMETERS: [&str; 2] = ["expires", "signature"];
+
 /// The picture: for the job's owner, or for anyone with a signed link.
 pub(in crate::http) async fn result(
     State(state): State<HttpState>,
@@ -217,7 +220,9 @@ pub(in crate::http) async fn result(
     mut parameters: Parameters,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let picture = if parameters.has("expires") || parameters.has("signature") {
+    let picture = if LINK_PARAMETERS.iter().any(|name| parameters.has(name)) {
+        // Mail, chats and counters of visits append words of their own to every link that they pass on.
+        parameters.retain(&LINK_PARAMETERS);
         let expires = parameters.take("expires", "a whole number").unwrap_or_default();
         let signature = parameters.take("signature", "a word").unwrap_or_default();
         parameters.finish()?;
@@ -250,7 +255,8 @@ pub(in crate::http) fn result_operation() -> Operation {
     Operation::new(Tag::Jobs, "get_job_result", "A job's picture")
         .says(
             "For the key that asked for it, or for whom it gave the `result_url`, which needs no key, is good for a while \
-             (`results.link_seconds`; each look at the job gives a fresh one), and ends with the key.",
+             (`results.link_seconds`; each look at the job gives a fresh one), and ends with the key. Whatever else stands \
+             in the query of a link is passed over.",
         )
         .query("expires", text(), "From the `result_url`.")
         .query("signature", text(), "From the `result_url`.")

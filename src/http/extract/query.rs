@@ -62,6 +62,12 @@ impl Parameters {
         limit
     }
 
+    /// Passes over all but these: neither what they are nor what is wrong with them counts.
+    pub(in crate::http) fn retain(&mut self, names: &[&str]) {
+        self.values.retain(|name, _| names.contains(&name.as_str()));
+        self.errors.retain(|error| names.contains(&error.field.as_str()));
+    }
+
     /// Refuses the request if anything was wrong, or is left over.
     pub(in crate::http) fn finish(self) -> Result<(), ApiError> {
         let mut errors = self.errors;

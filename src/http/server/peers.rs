@@ -4,11 +4,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::domain::networks::Networks;
+
 /// Connections by peer. Only peers that have some are in it, so it is never larger than the number of connections.
 #[derive(Debug, Clone)]
 pub(super) struct Peers {
     counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
     per_peer_max: usize,
+    /// Those who speak for others.
+    proxies: Networks,
 }
 
 /// One connection's part of its peer's share, until it is dropped.
@@ -16,14 +20,15 @@ pub(super) struct Peers {
 pub(super) struct Share(Option<(Peers, IpAddr)>);
 
 impl Peers {
-    pub(super) fn new(per_peer_max: usize) -> Self {
-        Self { counts: Arc::default(), per_peer_max }
+    pub(super) fn new(per_peer_max: usize, proxies: Networks) -> Self {
+        Self { counts: Arc::default(), per_peer_max, proxies }
     }
 
     /// One more connection of this peer; `None` when it has as many as it may.
     pub(super) fn enter(&self, peer: IpAddr) -> Option<Share> {
+        let is_exempt = self.proxies.contain(peer);
         let peer = network(peer);
-        if peer.is_loopback() {
+        if is_exempt || peer.is_loopback() {
             return Some(Share(None));
         }
         let mut counts = self.counts();
@@ -73,7 +78,7 @@ mod tests {
 
     #[test]
     fn a_peer_has_its_share_and_gets_it_back() {
-        let peers = Peers::new(2);
+        let peers = Peers::new(2, Networks::default());
         let (first, second) = (peers.enter(address("192.0.2.1")), peers.enter(address("::ffff:192.0.2.1")));
         assert!(first.is_some() && second.is_some());
         assert!(peers.enter(address("192.0.2.1")).is_none(), "both ways to write it are one peer");
@@ -85,12 +90,12 @@ mod tests {
     }
 
     #[test]
-    fn one_ipv6_subscriber_is_one_peer_and_this_machine_is_exempt() {
-        let peers = Peers::new(1);
+    fn one_ipv6_subscriber_is_one_peer_and_this_machine_and_trusted_proxies_are_exempt() {
+        let peers = Peers::new(1, Networks::of(&["2001:db8:9::/48".to_owned()]).expect("a network"));
         let _held = peers.enter(address("2001:db8:0:1::1")).expect("the first");
         assert!(peers.enter(address("2001:db8:0:1:ffff::2")).is_none());
         assert!(peers.enter(address("2001:db8:0:2::1")).is_some());
-        for local in ["127.0.0.1", "::1"] {
+        for local in ["127.0.0.1", "::1", "2001:db8:9::1"] {
             let held = [peers.enter(address(local)), peers.enter(address(local))];
             assert!(held.iter().all(Option::is_some), "{local}");
         }

@@ -1,0 +1,95 @@
+//! What the HTTP surface is held to, as the configuration has it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::config::{Config, CorsOrigins, HostNames, PublicUrl};
+use crate::http::{ConnectionLimits, Hosts, HttpSettings, Sharing};
+
+/// What a request may take beyond the longest wait it can ask for.
+const REQUEST_MARGIN: Duration = Duration::from_mins(1);
+
+/// Where the surface is served.
+pub(super) struct Addresses {
+    pub(super) clients: SocketAddr,
+    /// Where console and management routes have an address of their own.
+    pub(super) management: Option<SocketAddr>,
+    /// Where metrics are served.
+    pub(super) metrics: Option<SocketAddr>,
+}
+
+pub(super) fn http_settings(config: &Config, addresses: &Addresses) -> HttpSettings {
+    let wait_max = Duration::from_secs(config.http.wait_seconds_max);
+    HttpSettings {
+        body_bytes_max: usize::try_from(config.http.body_limit_bytes).unwrap_or(usize::MAX),
+        bodies_bytes_max: usize::try_from(config.http.bodies_bytes_max).unwrap_or(usize::MAX),
+        key_bodies_bytes_max: usize::try_from(config.http.key_bodies_bytes_max).unwrap_or(usize::MAX),
+        wait_max,
+        request_deadline: wait_max + REQUEST_MARGIN,
+        public_url: config.http.public_url.as_ref().map(ToString::to_string),
+        has_tls: config.tls.is_some(),
+        has_own_management: addresses.management.is_some(),
+        sharing: match &config.http.cors_origins {
+            CorsOrigins::Any => Sharing::Any,
+            CorsOrigins::These(origins) if origins.is_empty() => Sharing::None,
+            CorsOrigins::These(origins) => Sharing::With(origins.clone()),
+        },
+        trusted_proxies: config.http.trusted_proxies.clone(),
+        hosts: hosts_at(addresses.clients, config),
+        management_hosts: addresses.management.map_or(Hosts::Any, |address| hosts_at(address, config)),
+        // Whoever reads metrics goes by an address of the machine, whatever names clients know.
+        metrics_hosts: match addresses.metrics {
+            Some(address) if address.ip().is_loopback() => Hosts::named([]),
+            _ => Hosts::Any,
+        },
+        ..HttpSettings::default()
+    }
+}
+
+/// By which names clients may come to an address.
+fn hosts_at(address: SocketAddr, config: &Config) -> Hosts {
+    let public = config.http.public_url.as_ref().map(PublicUrl::host).map(str::to_owned);
+    match &config.http.hosts {
+        Some(HostNames::These(names)) => Hosts::named(names.iter().cloned().chain(public)),
+        // Nobody else knows this machine by a name that is worth anything.
+        None if address.ip().is_loopback() => Hosts::named(public),
+        // How clients find it from elsewhere is not ours to guess.
+        Some(HostNames::Any) | None => Hosts::Any,
+    }
+}
+
+pub(super) fn connection_limits(config: &Config) -> ConnectionLimits {
+    let connections_max = usize::try_from(config.http.connections_max).unwrap_or(usize::MAX);
+    ConnectionLimits {
+        connections_max,
+        // One peer alone must leave room for others.
+        connections_per_peer_max: connections_max / 2,
+        trusted_proxies: config.http.trusted_proxies.clone(),
+        header_deadline: Duration::from_secs(config.http.header_deadline_seconds),
+        ..ConnectionLimits::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_an_address_of_this_machine_only_its_own_names_are_known() {
+        let at = |address: &str, config: &Config| hosts_at(address.parse().expect("an address"), config);
+        let mut config = Config::default();
+        for local in ["127.0.0.1:8080", "[::1]:8080"] {
+            assert_eq!(at(local, &config), Hosts::named([]), "{local}");
+        }
+        assert_eq!(at("0.0.0.0:8080", &config), Hosts::Any);
+        config.http.public_url = Some("https://images.example.org:8443".parse().expect("an URL"));
+        assert_eq!(at("127.0.0.1:8080", &config), Hosts::named(["images.example.org".to_owned()]));
+        assert_eq!(at("0.0.0.0:8080", &config), Hosts::Any);
+        config.http.hosts = Some(HostNames::These(vec!["a.b".to_owned()]));
+        for address in ["127.0.0.1:8080", "0.0.0.0:8080"] {
+            assert_eq!(at(address, &config), Hosts::named(["a.b".to_owned(), "images.example.org".to_owned()]));
+        }
+        config.http.hosts = Some(HostNames::Any);
+        assert_eq!(at("127.0.0.1:8080", &config), Hosts::Any);
+    }
+}

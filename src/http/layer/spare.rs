@@ -1,0 +1,23 @@
+//! On a connection that is beyond all that there may be, only health is told.
+
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use crate::http::error::{ApiError, ErrorCode};
+use crate::http::hosts::HEALTH_PATHS;
+
+/// Requests end all the time, and their connections make way then.
+const RETRY_AFTER_SECONDS: u64 = 2;
+
+/// Says that a request has come on such a connection.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::http) struct OnSpareConnection;
+
+pub(in crate::http) async fn hold(request: Request, next: Next) -> Response {
+    let is_spare = request.extensions().get::<OnSpareConnection>().is_some();
+    if is_spare && !HEALTH_PATHS.contains(&request.uri().path()) {
+        return ApiError::new(ErrorCode::TooManyConnections).with_retry_after(RETRY_AFTER_SECONDS).into_response();
+    }
+    next.run(request).await
+}
