@@ -344,6 +344,14 @@ impl Run<'_> {
         }
     }
 
+    /// All who have something to draw, and one that an admission or a decoding was for.
+    fn aside(&self, owner: KeyId, owners: &[KeyId]) -> Vec<Share> {
+        let mut shares: Vec<Share> =
+            self.open.iter().map(|job| Share { owner: owners[job.key], weight: 1.0, part: 0.0 }).collect();
+        shares.push(Share { owner, weight: 1.0, part: 1.0 });
+        shares
+    }
+
     /// Step by step, as the planner says.
     fn steps(&mut self, workload: &Workload, owners: &[KeyId], knows_deadlines: bool) {
         let limits = EngineLimits { pictures_max: 32, step_tokens_max: 33_792 };
@@ -370,27 +378,31 @@ impl Run<'_> {
                     let place = place_of(id);
                     self.device.admit(&self.open[place]);
                     self.open[place].is_admitted = true;
-                    asides = Asides { count: asides.count + 1, seconds: asides.seconds + self.device.now() - now };
+                    let owner = owners[self.open[place].key];
+                    asides.note(self.device.now() - now);
+                    ledger.note(&self.aside(owner, owners), workload.costs.work_of(self.device.now() - now));
                 }
                 Action::Finish(id) => {
                     let place = place_of(id);
                     self.device.finish(&self.open[place]);
-                    asides = Asides { count: asides.count + 1, seconds: asides.seconds + self.device.now() - now };
+                    let owner = owners[self.open[place].key];
+                    asides.note(self.device.now() - now);
+                    ledger.note(&self.aside(owner, owners), workload.costs.work_of(self.device.now() - now));
                     self.end(place);
                 }
                 Action::Step(ids) => {
-                    asides = Asides::default();
                     let places: Vec<usize> = ids.iter().map(|id| place_of(*id)).collect();
                     self.device.step(&places.iter().map(|place| &self.open[*place]).collect::<Vec<_>>());
+                    asides.note_step(self.device.now() - now);
                     let mut shares: Vec<Share> =
-                        self.open.iter().map(|job| Share { owner: owners[job.key], weight: 1.0, work: 0.0 }).collect();
+                        self.open.iter().map(|job| Share { owner: owners[job.key], weight: 1.0, part: 0.0 }).collect();
                     for place in places {
                         self.open[place].steps_left -= 1;
                         let (key, work) = (self.open[place].key, self.open[place].work);
-                        shares.push(Share { owner: owners[key], weight: 1.0, work });
+                        shares.push(Share { owner: owners[key], weight: 1.0, part: work });
                         self.count_step(key, work);
                     }
-                    ledger.note_step(&shares);
+                    ledger.note(&shares, workload.costs.work_of(self.device.now() - now));
                 }
             }
         }

@@ -140,6 +140,16 @@ impl Authenticator {
         Ok(Principal { scope: row.scope.clone(), limits: row.limits, ..caller.clone() })
     }
 
+    /// Counts `more` requests for the one that `caller` has sent: all of them or none, and then that one neither.
+    ///
+    /// # Errors
+    /// [`AuthError::RateLimited`].
+    pub fn count_more(&self, caller: &Principal, more: u32) -> Result<(), AuthError> {
+        let Some(per_minute) = caller.limits.requests_per_minute else { return Ok(()) };
+        let taken = self.0.rates.take_more(caller.key_id, per_minute, more, self.0.clock.uptime());
+        taken.map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })
+    }
+
     /// Writes now and then how keys were used, until `stop` is done, and then once more: to be spawned beside the
     /// server and awaited before the database is closed.
     pub async fn record_uses_until(&self, stop: impl Future<Output = ()>) {

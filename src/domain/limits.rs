@@ -16,7 +16,7 @@ pub struct KeyLimits {
     pub requests_per_minute: Option<u32>,
     /// Jobs that have been accepted and have not ended.
     pub concurrent_jobs: Option<u32>,
-    /// Megapixels times denoising steps in a UTC day: what a picture costs.
+    /// Megapixel-steps in a UTC day: what pictures cost ([`crate::domain::usage::PictureCost`]).
     pub megapixel_steps_per_day: Option<u32>,
     /// Its share of the device, next to keys that have jobs at the same time.
     pub priority: Priority,

@@ -44,14 +44,33 @@ impl Rates {
         let one = MINUTE / per_minute.max(1);
         // With a new bound, a bucket is never fuller than full.
         let empty_at = buckets.get_mut(&key).map_or(now, |empty_at| (*empty_at).clamp(now, now + MINUTE));
-        let wait = empty_at + one - (now + MINUTE);
-        // Parts of a request that rounding has left over are none.
-        if wait > Duration::nanoseconds(i64::from(per_minute)) {
-            return Err((wait.whole_milliseconds() as u64).div_ceil(1000).max(1));
-        }
+        room(empty_at + one, per_minute, now)?;
         buckets.insert(key, empty_at + one);
         Ok(())
     }
+
+    /// Takes in `more` requests for one that has been taken in: all of them, or not even that one.
+    ///
+    /// # Errors
+    /// After how many seconds (at least 1) all of them will be taken. Never, where there are more than `per_minute`.
+    pub fn take_more(&self, key: KeyId, per_minute: u32, more: u32, now: Duration) -> Result<(), u64> {
+        let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = MINUTE / per_minute.max(1);
+        let empty_at = buckets.get_mut(&key).map_or(now, |empty_at| (*empty_at).clamp(now, now + MINUTE));
+        let outcome = room(empty_at + one * more, per_minute, now);
+        buckets.insert(key, if outcome.is_ok() { empty_at + one * more } else { empty_at - one });
+        outcome
+    }
+}
+
+/// Whether a bucket that is empty at `empty_at` is not too full now; or else, after how many seconds.
+fn room(empty_at: Duration, per_minute: u32, now: Duration) -> Result<(), u64> {
+    let wait = empty_at - (now + MINUTE);
+    // Parts of a request that rounding has left over are none.
+    if wait > Duration::nanoseconds(i64::from(per_minute)) {
+        return Err((wait.whole_milliseconds() as u64).div_ceil(1000).max(1));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -96,6 +115,23 @@ mod tests {
                 assert_eq!(rates.take(key, 7, now), Ok(()));
             }
         }
+    }
+
+    #[test]
+    fn several_are_taken_in_together_or_not_at_all() {
+        let rates = Rates::new();
+        let key = KeyId::generate();
+        let several = |count: u32, now| {
+            rates.take(key, 12, now)?;
+            rates.take_more(key, 12, count - 1, now)
+        };
+        assert_eq!(several(10, START), Ok(()));
+        let told = several(10, START);
+        assert_eq!(told, Err(40), "eight have to leak out, of which each takes five seconds");
+        assert_eq!(several(10, START), told, "what was refused has taken nothing");
+        assert_eq!(several(10, START + Duration::seconds(39)), Err(1));
+        assert_eq!(several(10, START + Duration::seconds(40)), Ok(()), "waiting as told is enough");
+        assert_eq!(taken(&rates, key, 12, START + Duration::seconds(40)), 0);
     }
 
     #[test]

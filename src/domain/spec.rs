@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ParameterLimits};
+use crate::domain::usage::PictureCost;
 
 /// Largest seed: the largest integer that every JSON reader keeps exactly (2^53 − 1).
 pub const SEED_MAX: u64 = (1 << 53) - 1;
@@ -225,10 +226,16 @@ impl GenerateSpec {
         self.height
     }
 
-    /// What the picture costs: pixels times denoising steps.
+    /// What the picture costs, by how much of it is drawn.
+    #[must_use]
+    pub fn cost(&self) -> PictureCost {
+        PictureCost { pixels: u64::from(self.width) * u64::from(self.height), passes: self.passes() as u32 }
+    }
+
+    /// What the picture costs when it is drawn once and whole.
     #[must_use]
     pub fn pixel_steps(&self) -> u64 {
-        u64::from(self.width) * u64::from(self.height) * u64::from(self.steps())
+        self.cost().pixel_steps(1, self.steps())
     }
 
     /// Denoising steps that are done: those of the schedule, but for those that a picture to start from lets skip.

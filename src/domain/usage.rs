@@ -59,12 +59,34 @@ impl fmt::Display for Day {
     }
 }
 
+/// Steps that a picture counts for beside its own, each time it is begun: about what reading the prompt and decoding take.
+/// The same for every model, so that it is known beforehand what a picture costs.
+pub const STEPS_BESIDE: u32 = 4;
+
+/// What a picture costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PictureCost {
+    /// Of the picture.
+    pub pixels: u64,
+    /// Times the model runs in one denoising step.
+    pub passes: u32,
+}
+
+impl PictureCost {
+    /// For a picture that is begun so often, with so many denoising steps in all.
+    #[must_use]
+    pub fn pixel_steps(self, begun: u32, steps: u32) -> u64 {
+        let own = u64::from(steps) * u64::from(self.passes);
+        self.pixels * (own + u64::from(begun) * u64::from(STEPS_BESIDE))
+    }
+}
+
 /// What was drawn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
     /// Pictures that were finished.
     pub images: u64,
-    /// Pixels times denoising steps, also of pictures that were not finished.
+    /// What the pictures cost, also those that were not finished: see [`PictureCost::pixel_steps`].
     pub pixel_steps: u64,
     /// The engine's time; what it does for many pictures at once is shared among them.
     pub engine_time: Duration,

@@ -15,9 +15,9 @@ use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
 use crate::domain::provenance::Provenance;
 use crate::domain::spec::GenerateSpec;
-use crate::domain::usage::Work;
+use crate::domain::usage::{PictureCost, Work};
 use crate::encode::encode_with;
-use crate::queue::event::{JobEvents, JobFailure, QueueEvent};
+use crate::queue::event::{Effort, JobEvents, JobFailure, QueueEvent};
 use crate::telemetry::metrics;
 
 /// Wait before a job's end is written down a second time; doubled before each further try, up to the longest.
@@ -37,8 +37,7 @@ const NOBODY_DRAWS: Failure = (JobFailure::ENGINE_FAILED, "the engine's thread w
 pub(super) struct Recorder {
     pub(super) id: JobId,
     pub(super) owner: KeyId,
-    /// Of the picture.
-    pub(super) pixels: u64,
+    pub(super) cost: PictureCost,
     pub(super) format: OutputFormat,
     pub(super) provenance: Option<Provenance>,
     /// As [`crate::domain::clock::Clock::uptime`] counts; before its beginning where an earlier life accepted the job.
@@ -51,7 +50,7 @@ pub(super) struct Recorder {
 #[derive(Clone, Copy)]
 struct Drawn {
     began_at: Option<OffsetDateTime>,
-    engine_time: Duration,
+    effort: Effort,
 }
 
 /// The start of a job, as far as it is written down.
@@ -90,7 +89,7 @@ impl Recorder {
                 self.note_start(inner, &mut start).await;
             }
             has_ended = matches!(event, QueueEvent::Finished(_) | QueueEvent::Failed(_) | QueueEvent::Canceled);
-            let drawn = Drawn { began_at: start.began_at, engine_time: events.engine_time() };
+            let drawn = Drawn { began_at: start.began_at, effort: events.effort() };
             match event {
                 QueueEvent::Started | QueueEvent::PutBack => self.live.send_modify(|live| live.step = 0),
                 QueueEvent::Step { step, .. } => self.live.send_modify(|live| live.step = step),
@@ -103,7 +102,7 @@ impl Recorder {
             }
         }
         if !has_ended && !inner.is_closed() {
-            let drawn = Drawn { began_at: start.began_at, engine_time: events.engine_time() };
+            let drawn = Drawn { began_at: start.began_at, effort: events.effort() };
             self.fail(inner, NOBODY_DRAWS, drawn).await;
         }
     }
@@ -149,20 +148,19 @@ impl Recorder {
     }
 
     /// What an ending costs the owner. A picture that was drawn and lost here costs it nothing.
-    fn work(&self, ending: &Ending, engine_time: Duration) -> Work {
+    fn work(&self, ending: &Ending, Effort { engine_time, begun, steps }: Effort) -> Work {
         let is_lost_here = matches!(ending, Ending::Failed(JobError { code, .. })
             if [STORAGE_FAILED, ENCODING_FAILED].iter().any(|(lost, _)| code == lost));
-        let steps = if is_lost_here { 0 } else { self.live.borrow().step };
         Work {
             images: u64::from(matches!(ending, Ending::Succeeded { .. })),
-            pixel_steps: self.pixels * u64::from(steps),
+            pixel_steps: if is_lost_here { 0 } else { self.cost.pixel_steps(begun, steps) },
             engine_time,
         }
     }
 
     /// Writes the end down, however long the database takes to come back: what was drawn must not be drawn again.
-    async fn end(&self, inner: &Inner, ending: Ending, Drawn { began_at, engine_time }: Drawn) {
-        let work = self.work(&ending, engine_time);
+    async fn end(&self, inner: &Inner, ending: Ending, Drawn { began_at, effort }: Drawn) {
+        let work = self.work(&ending, effort);
         let (row_id, status, ended_at) = (self.id.to_string(), ending.status(), inner.clock.now());
         let end = JobEnd { ending, at: ended_at, began_at, drawn: Some((self.owner, work)) };
         let mut delay = WRITE_RETRY_DELAY;

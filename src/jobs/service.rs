@@ -331,7 +331,7 @@ impl Inner {
         let ToDraw { spec, place, allowance, is_suspect } = to_draw;
         let (live, receiver) = watch::channel(Live::default());
         self.unfinished.send_modify(|count| *count += 1);
-        let pixels = u64::from(spec.width()) * u64::from(spec.height());
+        let cost = spec.cost();
         let provenance = recorder::provenance(self, &spec);
         let span = super::span::of(job);
         let terms = Terms { is_suspect, ..self.queue_terms(&job.terms) };
@@ -342,8 +342,7 @@ impl Inner {
         let age = (self.clock.now() - created_at).max(time::Duration::ZERO);
         // Not by the clock that it was accepted by: that can be set while the job is drawn.
         let accepted_at = self.clock.uptime() - age;
-        let recorder =
-            Recorder { id, owner, pixels, format: output_format, provenance, accepted_at, deadline_at, live };
+        let recorder = Recorder { id, owner, cost, format: output_format, provenance, accepted_at, deadline_at, live };
         let inner = Arc::clone(self);
         let recording = async move {
             recorder.run(&inner, events).await;

@@ -187,6 +187,16 @@ impl CostModel {
         })
     }
 
+    /// How much work steps do in so many seconds, packed as they have been of late: what an admission or a decoding is
+    /// worth in steps. 0 before anything was measured.
+    #[must_use]
+    pub fn work_of(&self, seconds: f64) -> f64 {
+        let measured = self.warm_up.plus(self.recent);
+        let per_work =
+            if measured.work > 0.0 { measured.seconds / measured.work } else { self.seconds_per_packed_work() };
+        if per_work > 0.0 { seconds / per_work } else { 0.0 }
+    }
+
     /// Time per unit of work when steps are packed as they should be.
     #[must_use]
     pub fn seconds_per_packed_work(&self) -> f64 {
@@ -223,6 +233,19 @@ mod tests {
         // 5 ms are a fifth of 25 ms, of which 20 ms are work.
         assert!((model.packed_work() - 0.02 / 13e-6).abs() < 1.0);
         assert!((model.seconds_per_packed_work() - 0.025 / (0.02 / 13e-6)).abs() < 1e-9);
+    }
+
+    #[test]
+    fn time_beside_the_steps_is_worth_the_work_that_steps_do_in_it() {
+        let mut model = CostModel::default();
+        assert_eq!(model.work_of(1.0), 0.0, "nothing is known");
+        for _ in 0..3 {
+            model.note_step(1000.0, seconds(0.1));
+        }
+        assert!((model.work_of(0.5) - 5000.0).abs() < 1e-6, "{}", model.work_of(0.5));
+        // A device that takes the same whatever is in a step: its packing has no end, and this stays what it was.
+        model.note_step(2000.0, seconds(0.1));
+        assert!(model.work_of(0.1) < 2000.0);
     }
 
     #[test]

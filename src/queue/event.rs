@@ -2,7 +2,7 @@
 //! is a value that is overwritten, the end is sent once.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
@@ -77,10 +77,29 @@ enum Progress {
     Step { step: u32, steps: u32 },
 }
 
+/// What has been spent on a job, also on what was begun anew.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Effort {
+    /// The engine's time.
+    pub engine_time: Duration,
+    /// How often it was begun.
+    pub begun: u32,
+    /// Denoising steps.
+    pub steps: u32,
+}
+
+/// Counted where it is done, so that nothing is missing where progress passes unread.
+#[derive(Debug, Default)]
+struct Tally {
+    engine_microseconds: AtomicU64,
+    begun: AtomicU32,
+    steps: AtomicU32,
+}
+
 /// The engine thread's end. Dropping it without an outcome means that the queue was closed with the job unfinished.
 #[derive(Debug)]
 pub(super) struct EventSender {
-    engine_microseconds: Arc<AtomicU64>,
+    tally: Arc<Tally>,
     pub(super) previews: Previews,
     progress: watch::Sender<Progress>,
     outcome: Option<oneshot::Sender<QueueEvent>>,
@@ -89,7 +108,7 @@ pub(super) struct EventSender {
 /// The listener's end.
 #[derive(Debug)]
 pub struct JobEvents {
-    engine_microseconds: Arc<AtomicU64>,
+    tally: Arc<Tally>,
     previews: Previews,
     progress: watch::Receiver<Progress>,
     progress_open: bool,
@@ -102,16 +121,12 @@ pub struct JobEvents {
 pub(super) fn channel() -> (EventSender, JobEvents) {
     let (progress, progress_receiver) = watch::channel(Progress::Waiting);
     let (outcome, outcome_receiver) = oneshot::channel();
-    let engine_microseconds = Arc::new(AtomicU64::new(0));
+    let tally = Arc::new(Tally::default());
     let previews = Previews::default();
-    let sender = EventSender {
-        engine_microseconds: Arc::clone(&engine_microseconds),
-        previews: previews.clone(),
-        progress,
-        outcome: Some(outcome),
-    };
+    let sender =
+        EventSender { tally: Arc::clone(&tally), previews: previews.clone(), progress, outcome: Some(outcome) };
     let receiver = JobEvents {
-        engine_microseconds,
+        tally,
         previews,
         progress: progress_receiver,
         progress_open: true,
@@ -123,6 +138,7 @@ pub(super) fn channel() -> (EventSender, JobEvents) {
 
 impl EventSender {
     pub(super) fn started(&self) {
+        self.tally.begun.fetch_add(1, Ordering::Relaxed);
         self.progress.send_replace(Progress::Started);
     }
 
@@ -131,12 +147,13 @@ impl EventSender {
     }
 
     pub(super) fn step(&self, step: u32, steps: u32) {
+        self.tally.steps.fetch_add(1, Ordering::Relaxed);
         self.progress.send_replace(Progress::Step { step, steps });
     }
 
     /// The engine has worked on it; what it does for many at once counts for each with its part.
     pub(super) fn worked(&self, took: Duration) {
-        self.engine_microseconds.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+        self.tally.engine_microseconds.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     }
 
     /// Ends the job. Nobody listening is fine.
@@ -148,9 +165,13 @@ impl EventSender {
 }
 
 impl JobEvents {
-    /// The engine's time for this job so far, also for what was begun anew.
-    pub fn engine_time(&self) -> Duration {
-        Duration::from_micros(self.engine_microseconds.load(Ordering::Relaxed))
+    /// What has been spent on this job so far.
+    pub fn effort(&self) -> Effort {
+        Effort {
+            engine_time: Duration::from_micros(self.tally.engine_microseconds.load(Ordering::Relaxed)),
+            begun: self.tally.begun.load(Ordering::Relaxed),
+            steps: self.tally.steps.load(Ordering::Relaxed),
+        }
     }
 
     /// What the job looks like while it is being drawn.
@@ -202,6 +223,7 @@ mod tests {
         sender.step(6, 8);
         sender.end(QueueEvent::Canceled);
         assert_eq!(events.next().await, Some(QueueEvent::Step { step: 6, steps: 8 }));
+        assert_eq!((events.effort().begun, events.effort().steps), (1, 6), "what passed unread is counted");
         assert_eq!(events.next().await, Some(QueueEvent::Canceled));
         assert_eq!(events.next().await, None);
     }

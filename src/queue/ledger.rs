@@ -1,8 +1,10 @@
-//! Who has had how much of the engine: deficit round robin between owners, in work.
+//! Who has had how much of the engine: deficit round robin between owners, by time.
 //!
-//! Owns one number for each owner: how much it is behind (above zero) or ahead of its share. Each step's work is shared
-//! out to all who have something to draw, by weight, and taken from those it was done for. So over any time in which two
-//! owners both have work, what they get differs by no more than the planner lets the numbers drift apart.
+//! Owns one number for each owner: how much it is behind (above zero) or ahead of its share. The time of each step,
+//! admission and decoding is shared out to all who have something to draw, by weight, and taken from those it was spent
+//! on. So over any time in which two owners both have something to draw, what they get differs by no more than the planner
+//! lets the numbers drift apart. Time is counted as the work that steps do in it: that is what pictures are compared by,
+//! and engines of unlike speed count alike.
 
 use std::collections::BTreeMap;
 
@@ -12,15 +14,16 @@ use crate::domain::ids::KeyId;
 /// has waived it.
 const ABSENT_OWNERS_MAX: usize = 1024;
 
-/// Work that was done for an owner.
+/// An owner's part in what was done.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share {
     /// For whom.
     pub owner: KeyId,
     /// Its part of the device, next to the others'.
     pub weight: f64,
-    /// How much; 0 for an owner that has something to draw and was not in this step.
-    pub work: f64,
+    /// How much of what was done, next to the others; 0 for an owner that has something to draw and that nothing was done
+    /// for now.
+    pub part: f64,
 }
 
 /// How far each owner is behind its share, in work divided by its weight.
@@ -34,17 +37,18 @@ impl Ledger {
         self.0.get(&owner).copied().unwrap_or(0.0)
     }
 
-    /// Notes one step: `shares` has every owner that has something to draw, perhaps more than once.
-    pub fn note_step(&mut self, shares: &[Share]) {
+    /// Notes what was done in the time in which steps do so much `work`: `shares` has every owner that has something to
+    /// draw, perhaps more than once.
+    pub fn note(&mut self, shares: &[Share], work: f64) {
+        let parts: f64 = shares.iter().map(|share| share.part).sum();
         let mut owners: BTreeMap<KeyId, (f64, f64)> = BTreeMap::new();
         for share in shares {
-            let (weight, work) = owners.entry(share.owner).or_insert((share.weight, 0.0));
+            let (weight, own_work) = owners.entry(share.owner).or_insert((share.weight, 0.0));
             *weight = weight.max(share.weight);
-            *work += share.work;
+            *own_work += work * share.part / parts;
         }
         let weights: f64 = owners.values().map(|(weight, _)| weight).sum();
-        let work: f64 = owners.values().map(|(_, work)| work).sum();
-        if weights <= 0.0 {
+        if weights <= 0.0 || parts <= 0.0 {
             return;
         }
         let credit = work / weights;
@@ -85,17 +89,22 @@ impl Ledger {
 mod tests {
     use super::*;
 
-    fn share(owner: KeyId, work: f64) -> Share {
-        Share { owner, weight: 1.0, work }
+    fn share(owner: KeyId, part: f64) -> Share {
+        Share { owner, weight: 1.0, part }
+    }
+
+    /// As much work as its parts.
+    fn note(ledger: &mut Ledger, shares: &[Share]) {
+        ledger.note(shares, shares.iter().map(|share| share.part).sum());
     }
 
     #[test]
     fn who_is_served_is_ahead_and_the_others_are_behind() {
         let (one, other) = (KeyId::generate(), KeyId::generate());
         let mut ledger = Ledger::default();
-        ledger.note_step(&[share(one, 100.0), share(other, 0.0)]);
+        note(&mut ledger, &[share(one, 100.0), share(other, 0.0)]);
         assert_eq!((ledger.behind(one), ledger.behind(other)), (-50.0, 50.0));
-        ledger.note_step(&[share(one, 0.0), share(other, 60.0), share(other, 40.0)]);
+        note(&mut ledger, &[share(one, 0.0), share(other, 60.0), share(other, 40.0)]);
         assert_eq!((ledger.behind(one), ledger.behind(other)), (0.0, 0.0));
     }
 
@@ -103,8 +112,8 @@ mod tests {
     fn a_weight_of_four_gets_four_times_as_much() {
         let (high, normal) = (KeyId::generate(), KeyId::generate());
         let mut ledger = Ledger::default();
-        let shares = [Share { owner: high, weight: 4.0, work: 80.0 }, share(normal, 20.0)];
-        ledger.note_step(&shares);
+        let shares = [Share { owner: high, weight: 4.0, part: 80.0 }, share(normal, 20.0)];
+        note(&mut ledger, &shares);
         assert_eq!((ledger.behind(high), ledger.behind(normal)), (0.0, 0.0));
     }
 
@@ -112,15 +121,15 @@ mod tests {
     fn who_leaves_waives_what_it_was_behind_and_owes_what_it_was_ahead() {
         let [one, other, third] = [0; 3].map(|_| KeyId::generate());
         let mut ledger = Ledger::default();
-        ledger.note_step(&[share(one, 100.0), share(other, 0.0), share(third, 0.0)]);
-        ledger.note_step(&[share(other, 30.0), share(third, 30.0)]);
+        note(&mut ledger, &[share(one, 100.0), share(other, 0.0), share(third, 0.0)]);
+        note(&mut ledger, &[share(other, 30.0), share(third, 30.0)]);
         assert!(ledger.behind(one) < -20.0, "{ledger:?}");
         for _ in 0..5 {
-            ledger.note_step(&[share(other, 30.0), share(third, 30.0)]);
+            note(&mut ledger, &[share(other, 30.0), share(third, 30.0)]);
         }
         assert_eq!(ledger.behind(one), 0.0, "paid back by the others' turns");
-        ledger.note_step(&[share(one, 100.0), share(other, 0.0), share(third, 0.0)]);
-        ledger.note_step(&[share(one, 10.0)]);
+        note(&mut ledger, &[share(one, 100.0), share(other, 0.0), share(third, 0.0)]);
+        note(&mut ledger, &[share(one, 10.0)]);
         assert_eq!(ledger.behind(other), 0.0, "waived");
         assert_eq!(ledger.behind(one), 0.0, "alone, nobody is ahead");
     }

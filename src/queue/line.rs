@@ -248,17 +248,18 @@ impl Line {
         self.wake.notify_all();
     }
 
-    /// Counts a step's work for those it was done for, against all who have something to draw.
-    pub(super) fn note_step(&self, served: &[Share]) {
+    /// Counts time of an engine for those it was spent on, against all who have something to draw.
+    pub(super) fn note_time(&self, engine: usize, served: &[Share], took: Duration) {
         let mut inner = self.lock();
         let present = inner.waiting.iter().map(|entry| (entry.owner, entry.terms));
         let admitted = inner.engines.iter().flat_map(|side| &side.admitted).map(|shown| (shown.owner, shown.terms));
         let mut shares: Vec<Share> = present
             .chain(admitted)
-            .map(|(owner, terms)| Share { owner, weight: terms.owner_priority.weight(), work: 0.0 })
+            .map(|(owner, terms)| Share { owner, weight: terms.owner_priority.weight(), part: 0.0 })
             .collect();
         shares.extend_from_slice(served);
-        inner.ledger.note_step(&shares);
+        let work = inner.engines[engine].costs.work_of(took.as_secs_f64());
+        inner.ledger.note(&shares, work);
     }
 
     /// Sleeps until there is something to do.

@@ -7,7 +7,8 @@
 //! [`Ledger`]: whoever is not further behind than the fairness window may be served, and among those the best [`Rank`]
 //! is; who is further behind goes first. Within an owner's jobs, the rank decides. The step is filled in this order until
 //! packing pays no more ([`CostModel::packed_work`]) or memory is used up. Who is chosen and still waits is admitted
-//! first. Admitting and finishing hold everybody up, so between two steps there is no more of it than one step takes.
+//! first. Admitting and finishing hold everybody up, so between two steps there is no more of it than one step takes; it is
+//! counted for its owner like a step, and who is ahead of its share holds others up for no longer than they have stepped.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -108,13 +109,29 @@ pub struct Candidate {
     pub is_admitted: bool,
 }
 
-/// What was done since the last step that was no step.
+/// What was done that was no step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Asides {
-    /// Admissions and finishes.
+    /// Admissions and finishes since the last step.
     pub count: usize,
-    /// How long they took.
+    /// How long those took.
     pub seconds: f64,
+    /// How long steps have yet to go on until they have had as much time as what was between them.
+    pub owed_seconds: f64,
+}
+
+impl Asides {
+    /// An admission or a finish, or a part of one.
+    pub fn note(&mut self, seconds: f64) {
+        self.count += 1;
+        self.seconds += seconds;
+        self.owed_seconds += seconds;
+    }
+
+    /// A step.
+    pub fn note_step(&mut self, seconds: f64) {
+        *self = Self { owed_seconds: (self.owed_seconds - seconds).max(0.0), ..Self::default() };
+    }
 }
 
 /// All that the decision depends on.
@@ -198,7 +215,7 @@ pub struct Plan {
 #[must_use]
 pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
     let admitted = choose_step(state, limits, |candidate| candidate.is_admitted);
-    if let Some(complete) = complete(state.candidates)
+    if let Some(complete) = complete(state, admitted.is_some())
         && (admitted.is_none() || has_time(state, state.costs.finish_seconds(complete.step_work)))
     {
         return Plan { action: Action::Finish(complete.id), reason: Reason::PictureComplete };
@@ -206,7 +223,9 @@ pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
     if may_admit_anybody(state, limits) {
         let everybody = choose_step(state, limits, |_| true);
         let mut newcomers = everybody.iter().flat_map(|step| &step.chosen).filter(|chosen| !chosen.is_admitted);
-        if let Some(newcomer) = newcomers.find(|newcomer| has_place(state, limits, newcomer)) {
+        if let Some(newcomer) =
+            newcomers.find(|newcomer| has_place(state, limits, newcomer) && is_paid(state, newcomer))
+        {
             return Plan { action: Action::Admit(newcomer.id), reason: Reason::ChosenForStep };
         }
     }
@@ -219,10 +238,19 @@ pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
     }
 }
 
-/// Who has done all steps; of several, the one that is due first.
-fn complete(candidates: &[Candidate]) -> Option<&Candidate> {
-    let complete = candidates.iter().filter(|candidate| candidate.is_admitted && candidate.steps_left == 0);
-    complete.min_by(|one, other| one.rank.order(&other.rank))
+/// Who has done all steps; of several, the one that is due first. Where somebody steps, only who may hold it up.
+fn complete<'a>(state: &PlannerState<'a>, somebody_steps: bool) -> Option<&'a Candidate> {
+    let complete = state.candidates.iter().filter(|candidate| candidate.is_admitted && candidate.steps_left == 0);
+    let may_go = |candidate: &&Candidate| !somebody_steps || state.admissions_blocked || is_paid(state, candidate);
+    complete.filter(may_go).min_by(|one, other| one.rank.order(&other.rank))
+}
+
+/// Whether others need not wait for what is done aside for this one: its owner is not ahead of anybody who is being drawn,
+/// or what was done aside before has been made up for by steps. A step lets others ride along for little; this does not.
+fn is_paid(state: &PlannerState<'_>, candidate: &Candidate) -> bool {
+    let behind = state.ledger.behind(candidate.owner);
+    let mut stepping = state.candidates.iter().filter(|other| other.is_admitted && other.steps_left > 0);
+    state.asides.owed_seconds <= 0.0 || stepping.all(|other| state.ledger.behind(other.owner) <= behind)
 }
 
 /// Whether those who are being drawn can wait for something of so many seconds: for one thing at least, and else for as

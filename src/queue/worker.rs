@@ -214,7 +214,7 @@ impl Worker {
         }
         let started = Instant::now();
         let admitted = entry.span.in_scope(|| engine.admit(&entry.spec));
-        let took = self.note_aside(started);
+        let took = self.note_aside(started, &shown);
         metrics::admitted(self.settings.model.as_str(), entry.arrived.elapsed(), took);
         match admitted {
             Ok(slot) => {
@@ -239,17 +239,18 @@ impl Worker {
         Ok(())
     }
 
-    fn note_aside(&mut self, started: Instant) -> Duration {
+    /// What is no step takes time of the engine as well, so it counts for the owner like one.
+    fn note_aside(&mut self, started: Instant, shown: &Shown) -> Duration {
         let took = started.elapsed();
-        self.asides.count += 1;
-        self.asides.seconds += took.as_secs_f64();
+        self.asides.note(took.as_secs_f64());
+        let (owner, weight) = (shown.owner, shown.terms.owner_priority.weight());
+        self.line.note_time(self.engine, &[Share { owner, weight, part: 1.0 }], took);
         took
     }
 
     /// One step of `ids`. Where the engine refuses the set, the first half of it, down to one picture; the others are
     /// next.
     fn step(&mut self, engine: &mut GuardedEngine, mut ids: Vec<JobId>, reason: Reason) -> Result<(), Broken> {
-        self.asides = Asides::default();
         metrics::step_planned(self.settings.model.as_str(), reason.as_str(), ids.len());
         loop {
             let slots: Vec<Slot> = ids.iter().map(|id| self.drawings[id].slot).collect();
@@ -305,15 +306,16 @@ impl Worker {
             tokens += shown.step_tokens;
             work += shown.step_work;
             let weight = shown.terms.owner_priority.weight();
-            served.push(Share { owner: shown.owner, weight, work: shown.step_work });
+            served.push(Share { owner: shown.owner, weight, part: shown.step_work });
             let entry = &self.drawings[&shown.id].entry;
             entry.events.step(entry.spec.steps() - shown.steps_left, entry.spec.steps());
         }
         for shown in self.admitted.iter().filter(|shown| ids.contains(&shown.id)) {
             self.drawings[&shown.id].entry.events.worked(took.mul_f64(shown.step_work / work.max(1.0)));
         }
-        self.line.note_step(&served);
+        self.asides.note_step(took.as_secs_f64());
         self.line.update_costs(self.engine, |costs| costs.note_step(work, took));
+        self.line.note_time(self.engine, &served, took);
         metrics::step_done(self.settings.model.as_str(), tokens, took);
     }
 

@@ -64,7 +64,7 @@ pub const METRICS: [Metric; 18] = [
     metric(JOB_SECONDS, Kind::Histogram, &["status"], "Time from a job's acceptance to its end"),
     metric(JOBS_CANCELED, Kind::Counter, &["cause"], "Jobs that were not drawn to their end"),
     metric(GOOD_JOBS, Kind::Counter, &[], "Jobs that succeeded, before their deadline where they had one"),
-    metric(PIXEL_STEPS, Kind::Counter, &["model"], "Pixels times denoising steps of finished pictures"),
+    metric(PIXEL_STEPS, Kind::Counter, &["model"], "What finished pictures cost a key's day: pixels times steps"),
     metric(QUEUE_DEPTH, Kind::Gauge, &["model", "priority"], "Jobs waiting for the engine"),
     metric(QUEUE_SECONDS, Kind::Histogram, &["model"], "Time from a job's acceptance to its admission by an engine"),
     metric(PICTURES, Kind::Gauge, &["model"], "Pictures admitted by the engines"),

@@ -2,11 +2,12 @@
 
 use axum::http::StatusCode;
 use fluxserve::domain::engine::EngineLimits;
+use fluxserve::domain::usage::STEPS_BESIDE;
 use serde_json::{Value, json};
 use time::Duration;
 
-use crate::app::{Answer, Options, TestApp, managing, picture, request};
-use crate::fake_engine::Call;
+use crate::app::{Answer, MODEL, Options, TestApp, managing, picture, request};
+use crate::fake_engine::{Call, Fault};
 
 /// A key with limits, and the administrator who made it.
 struct Limited<'a> {
@@ -60,6 +61,13 @@ fn large(steps: u32) -> Value {
     let mut body = picture(1);
     (body["width"], body["height"], body["steps"]) = (json!(256), json!(256), json!(steps));
     body
+}
+
+/// How many steps of one pass of the largest picture a day's use amounts to.
+fn large_steps(day: &Value) -> f64 {
+    let steps = day["megapixel_steps"].as_f64().expect("a number") * 1e6 / f64::from(256 * 256);
+    assert!((steps - steps.round()).abs() < 1e-6, "{steps}");
+    steps.round()
 }
 
 #[track_caller]
@@ -148,7 +156,7 @@ async fn concurrent_jobs_are_still_counted_after_a_crash() {
 #[tokio::test]
 async fn megapixel_steps_per_day() {
     let app = TestApp::start().await;
-    // A picture with 40 steps takes 2.62 of them.
+    // A picture with 40 steps, and 4 for what is beside them, takes 2.88 of them.
     let limited = Limited::new(&app, json!({ "megapixel_steps_per_day": 7 })).await;
     app.control.hold();
     assert_eq!(limited.draw(&large(40)).await.status, StatusCode::ACCEPTED);
@@ -156,7 +164,7 @@ async fn megapixel_steps_per_day() {
     let policy = r#""megapixel-steps";q=7;w=86400"#;
     let state = r#""megapixel-steps";r=1"#;
     assert_limited(&limited.draw(&large(40)).await, "daily_limit", policy, state);
-    assert_eq!(limited.draw(&large(15)).await.status, StatusCode::ACCEPTED, "a smaller one still fits");
+    assert_eq!(limited.draw(&large(14)).await.status, StatusCode::ACCEPTED, "a smaller one still fits");
     app.control.release();
     limited.until_idle().await;
     let answer = limited.draw(&large(40)).await;
@@ -210,9 +218,9 @@ async fn usage_is_told_by_day() {
     assert_eq!(days.len(), 30);
     let today = days.last().expect("today").clone();
     assert_eq!((&today["requests"], &today["images"]), (&json!(3), &json!(1)));
-    let megapixels_of_a_step = 256.0 * 256.0 / 1e6;
-    let steps = today["megapixel_steps"].as_f64().expect("a number") / megapixels_of_a_step;
-    assert!((3.9..5.1).contains(&steps), "three steps, and one or two of the other: {steps}");
+    let steps = large_steps(&today);
+    let beside = 2.0 * f64::from(STEPS_BESIDE);
+    assert!((beside + 3.9..beside + 5.1).contains(&steps), "three steps, and one or two of the other: {steps}");
     assert!(today["gpu_seconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{today}");
 
     app.clock.advance(Duration::days(1));
@@ -225,6 +233,69 @@ async fn usage_is_told_by_day() {
     assert_eq!(app.send(managing(&limited.cookie, "GET", &wrong, None)).await.fields(), ["days"]);
     let nobody = "/v1/api-keys/018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f/usage";
     assert_eq!(app.send(managing(&limited.cookie, "GET", nobody, None)).await.code(), "key_not_found");
+}
+
+#[tokio::test]
+async fn a_picture_costs_its_passes_and_what_is_beside_its_steps() {
+    let app = TestApp::start().await;
+    let limited = Limited::new(&app, json!({})).await;
+    let mut before = 0.0;
+    let mut cost = async |body: Value| {
+        assert_eq!(limited.draw(&body).await.status, StatusCode::ACCEPTED);
+        limited.until_idle().await;
+        let all = limited.usage("?days=1").await.last().map_or(0.0, large_steps);
+        all - std::mem::replace(&mut before, all)
+    };
+    let beside = f64::from(STEPS_BESIDE);
+    assert_eq!(cost(large(3)).await, 3.0 + beside);
+    let mut steered = large(3);
+    steered["negative_prompt"] = json!("a square");
+    assert_eq!(cost(steered).await, 2.0 * 3.0 + beside, "both passes");
+    // The engine breaks in the first step and the picture is begun anew.
+    app.control.on_next_step(Fault::Panic);
+    assert_eq!(cost(large(3)).await, 3.0 + 2.0 * beside);
+}
+
+#[tokio::test]
+async fn what_is_promised_is_what_it_costs() {
+    let app = TestApp::start().await;
+    // Two passes of 40 steps and what is beside them: 5.5.
+    let mut steered = large(40);
+    steered["negative_prompt"] = json!("a square");
+    let limited = Limited::new(&app, json!({ "megapixel_steps_per_day": 5 })).await;
+    assert_eq!(limited.draw(&steered).await.code(), "daily_limit");
+    // Five megapixel-steps are 76 steps of one pass, so 15 pictures of one step.
+    let mut accepted = 0;
+    while limited.draw(&large(1)).await.status == StatusCode::ACCEPTED {
+        accepted += 1;
+        limited.until_idle().await;
+    }
+    assert_eq!(accepted, 15);
+}
+
+#[tokio::test]
+async fn each_picture_of_a_request_counts_as_one() {
+    let app = TestApp::start().await;
+    let limited = Limited::new(&app, json!({ "requests_per_minute": 6 })).await;
+    let several = async |n: u32| {
+        let body = json!({ "model": MODEL, "prompt": "a fox", "size": "64x64", "steps": 1, "n": n });
+        app.send(request("POST", "/v1/images/generations", Some(&limited.key), Some(&body))).await
+    };
+    let too_many = several(7).await;
+    assert_eq!(too_many.status, StatusCode::BAD_REQUEST, "no wait would help");
+    assert_eq!(too_many.openai_error()["param"], "n");
+    app.clock.advance(Duration::MINUTE);
+    assert_eq!(several(4).await.status, StatusCode::OK);
+    let refused = several(4).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS, "{}", refused.text());
+    assert_eq!(refused.openai_error()["code"], "rate_limited");
+    assert_eq!(refused.header("retry-after"), "20", "two have to be forgotten");
+    assert_eq!(several(2).await.status, StatusCode::OK, "what was refused has taken nothing");
+    app.clock.advance(Duration::seconds(40));
+    assert_eq!(several(4).await.status, StatusCode::OK);
+    assert_eq!(limited.list().await.status, StatusCode::TOO_MANY_REQUESTS);
+    let days = limited.usage("?days=1").await;
+    assert_eq!(days.last().map(|day| day["images"].clone()), Some(json!(10)));
 }
 
 #[tokio::test]

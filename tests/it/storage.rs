@@ -113,7 +113,7 @@ async fn a_picture_that_the_disk_never_takes_fails_in_the_end_and_costs_its_owne
     assert_eq!(number(&app, "SELECT COALESCE(SUM(pixel_steps), 0) FROM work_by_day").await, 0);
     mend_results(&app);
     drawn(&app, 2).await;
-    assert_eq!(number(&app, "SELECT SUM(pixel_steps) FROM work_by_day").await, 64 * 64 * 2);
+    assert_eq!(number(&app, "SELECT SUM(pixel_steps) FROM work_by_day").await, 64 * 64 * (2 + 4));
 }
 
 #[tokio::test]

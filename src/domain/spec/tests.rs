@@ -92,8 +92,19 @@ fn a_strength_says_how_many_steps_are_left_of_the_schedule() {
     ] {
         let spec = from_image(strength, steps).expect("valid");
         assert_eq!((spec.steps_scheduled(), spec.steps()), (steps, done), "{strength:?}");
-        assert_eq!(spec.pixel_steps(), 512 * 512 * u64::from(done));
+        assert_eq!(spec.pixel_steps(), 512 * 512 * (u64::from(done) + 4));
     }
+}
+
+#[test]
+fn both_passes_of_a_negative_prompt_cost() {
+    let plain = GenerateParams { prompt: "a fox".into(), steps: Some(10), ..GenerateParams::default() };
+    let steered = GenerateParams { negative_prompt: Some("a dog".into()), ..plain.clone() };
+    let cost = |params| {
+        let spec = GenerateSpec::new(params, &card()).expect("valid");
+        spec.pixel_steps() / (u64::from(spec.width()) * u64::from(spec.height()))
+    };
+    assert_eq!((cost(plain), cost(steered)), (10 + 4, 2 * 10 + 4));
 }
 
 #[test]

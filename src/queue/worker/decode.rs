@@ -32,8 +32,8 @@ impl Worker {
         let Some(Drawing { entry, slot, .. }) = self.drawings.get(&id) else { return Ok(()) };
         let started = Instant::now();
         let drawn = entry.span.in_scope(|| decode(engine, *slot, patience));
-        let took = self.note_aside(started);
-        let step_work = self.admitted.iter().find(|shown| shown.id == id).map_or(0.0, |shown| shown.step_work);
+        let Some(shown) = self.admitted.iter().find(|shown| shown.id == id).copied() else { return Ok(()) };
+        let (took, step_work) = (self.note_aside(started, &shown), shown.step_work);
         if let Some(drawing) = self.drawings.get_mut(&id) {
             drawing.decoding += took;
             drawing.entry.events.worked(took);

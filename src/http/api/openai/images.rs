@@ -16,7 +16,7 @@ use super::request::{GenerateImages, PictureForm};
 use crate::auth::Principal;
 use crate::domain::format::OutputFormat;
 use crate::domain::priority::Priority;
-use crate::domain::spec::GenerateSpec;
+use crate::domain::spec::{FieldError, GenerateSpec};
 use crate::http::HttpState;
 use crate::http::api::inference::{DRAWING_REFUSALS, check_succeeded};
 use crate::http::error::{ApiError, ErrorCode};
@@ -56,7 +56,7 @@ pub(in crate::http) fn generate_operation() -> Operation {
     });
     Operation::new(Tag::OpenAi, "create_openai_images", "Draw pictures and wait for them")
         .says(
-            "Each picture is a job. If one of them cannot be accepted or fails, if they take longer than the worker lets \
+            "Each picture is a job, and counts as a request of those that the key may send in a minute. If one of them cannot be accepted or fails, if they take longer than the worker lets \
              anyone wait, or if the client hangs up, those that are not drawn yet are cancelled.",
         )
         .body::<GenerateImages>(example)
@@ -75,6 +75,7 @@ pub(in crate::http) async fn generate(
     let card = state.card_of(request.model())?;
     let specs = request.specs(card)?;
     let caller = caller.again(&state).await?;
+    count(&state, &caller, specs.len() as u32)?;
     // Whatever ends this function early, be it an error or a client that hangs up, drops the jobs, and that cancels them.
     let accepted = accept_all(&state, &caller, specs, request.output_format).await?;
     let reports = try_join_all(accepted.iter().map(|job| until_drawn(&state, job))).await?;
@@ -92,6 +93,16 @@ pub(in crate::http) async fn generate(
     };
     accepted.into_iter().for_each(AcceptedJob::keep);
     Ok(response)
+}
+
+/// Counts each picture as a request; the one that asks for them has been.
+fn count(state: &HttpState, caller: &Principal, pictures: u32) -> Result<(), ApiError> {
+    if let Some(limit) = caller.limits.requests_per_minute.filter(|limit| pictures > *limit) {
+        let reason =
+            format!("must be at most {limit}: each counts as a request, and the key may send {limit} a minute");
+        return Err(ApiError::invalid(vec![FieldError::new("n", reason)]));
+    }
+    Ok(state.authenticator.count_more(caller, pictures.saturating_sub(1))?)
 }
 
 /// All of the jobs; if one is refused, those before it are dropped and so cancelled.
