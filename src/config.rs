@@ -2,6 +2,7 @@
 //! variable is named once, in `env`, and an error says in which file, field or variable it stands.
 
 mod env;
+mod error;
 mod expand;
 mod hub;
 mod names;
@@ -12,12 +13,12 @@ mod settings;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 pub use env::{VARIABLES, Variable};
+pub use error::ConfigError;
 pub use hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 pub use names::{CorsOrigins, DEFAULT_METRICS_LISTEN, HostNames, MetricsListen, NotAHost, NotAListener, NotAnOrigin};
 pub use public_url::{NotAPublicUrl, PublicUrl};
@@ -366,47 +367,6 @@ pub struct Flags {
     pub precision: Option<Precision>,
     /// Whether [`HubConfig::download`] is on, whatever else is said.
     pub download: bool,
-}
-
-/// What is wrong with the configuration, and where.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("cannot read the configuration file `{}`", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// The file stands in the working directory, nobody has named it, and it is not certainly the user's own.
-    #[error(
-        "the configuration file `{}` of the working directory is not used, because {reason}; or name it with `--config`, if \
-         you trust it",
-        path.display()
-    )]
-    NotOurs {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong and what would be right.
-        reason: String,
-    },
-    /// The file is no TOML, or has a field that does not exist or is of another type.
-    #[error("configuration file `{}`: {message}", path.display())]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Line, column and reason.
-        message: String,
-    },
-    /// A value is not one that can be used.
-    #[error("{place}: {reason}")]
-    Value {
-        /// File and field, variable, or flag.
-        place: String,
-        /// What is wrong and what would be right.
-        reason: String,
-    },
 }
 
 #[cfg(test)]

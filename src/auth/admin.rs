@@ -4,18 +4,19 @@
 //! it is looked at, and argon2 runs for one at a time, apart from the keys' own line. Beyond that one is looked at each
 //! second, so that guessing locks nobody out who knows it.
 
+mod session;
+
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use time::{Duration, OffsetDateTime};
-use zeroize::Zeroizing;
 
 use crate::auth::KeyFailure;
 use crate::auth::audit::{AUDIT_PER_PAGE_MAX, Actor, AuditAction, AuditPage, AuditedKey, NewEntry};
 use crate::auth::hash::{HashError, HashedSecret, Hasher};
-use crate::auth::key::{NoRandomness, random_base62};
+use crate::auth::key::random_base62;
 use crate::auth::store::admin::{AdminStore, Lifetimes, NewSessionRow};
 use crate::auth::store::audit;
 use crate::auth::throttle::{Throttle, ThrottleRule};
@@ -23,11 +24,9 @@ use crate::domain::clock::{Clock, to_the_millisecond};
 use crate::domain::ids::SessionId;
 use crate::domain::password::{AdminPassword, PASSWORD_CHARS_MAX};
 use crate::store::Store;
+pub(super) use session::SessionHash;
+pub use session::{NewSession, SESSION_IDLE_LIFETIME, SESSION_LIFETIME, Session, SessionToken};
 
-/// How long a session lasts, however much it is used.
-pub const SESSION_LIFETIME: Duration = Duration::hours(24);
-/// How long a session lasts without being used.
-pub const SESSION_IDLE_LIFETIME: Duration = Duration::hours(2);
 /// Most sessions at one time; the oldest goes.
 pub const SESSIONS_MAX: u32 = 32;
 /// A use is written down when the last one that was is this old: not every request must write.
@@ -52,79 +51,6 @@ const BUSY_RETRY_SECONDS: u64 = 2;
 
 /// Characters of a generated password: 142 random bits.
 const GENERATED_PASSWORD_CHARS: usize = 24;
-/// Characters of a session's token: 256 random bits.
-const TOKEN_CHARS: usize = 43;
-/// Names what the hash is for, so that the same digest is of use nowhere else.
-const TOKEN_CONTEXT: &str = "fluxserve 2026 admin session: hash of the token as it is stored";
-
-/// What proves a session: goes into a cookie, once. Cannot be copied, serialised or printed by accident.
-pub struct SessionToken(Zeroizing<String>);
-
-impl SessionToken {
-    fn generate() -> Result<Self, NoRandomness> {
-        random_base62(TOKEN_CHARS).map(Self)
-    }
-
-    /// The token itself: for the one answer that hands it over.
-    #[must_use]
-    pub fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SessionToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SessionToken(…)")
-    }
-}
-
-/// A token as it is stored.
-#[derive(Debug)]
-pub(super) struct SessionHash([u8; 32]);
-
-impl SessionHash {
-    fn of(token: &str) -> Self {
-        Self(blake3::derive_key(TOKEN_CONTEXT, token.as_bytes()))
-    }
-
-    pub(super) fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-/// A sign-in that has not ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Session {
-    /// By which the audit log names it.
-    pub id: SessionId,
-    /// When somebody signed in.
-    pub created_at: OffsetDateTime,
-    /// When it was last used; up to a minute late.
-    pub last_used_at: OffsetDateTime,
-}
-
-impl Session {
-    /// When it ends, unless it is used before.
-    #[must_use]
-    pub fn idle_expires_at(&self) -> OffsetDateTime {
-        (self.last_used_at + SESSION_IDLE_LIFETIME).min(self.expires_at())
-    }
-
-    /// When it ends, however much it is used.
-    #[must_use]
-    pub fn expires_at(&self) -> OffsetDateTime {
-        self.created_at + SESSION_LIFETIME
-    }
-}
-
-/// A sign-in that has just been made: the only time its token is at hand.
-#[derive(Debug)]
-pub struct NewSession {
-    /// What proves it from now on.
-    pub token: SessionToken,
-    /// What is known of it.
-    pub session: Session,
-}
 
 /// Why somebody is not signed in.
 #[derive(Debug, thiserror::Error)]
