@@ -211,6 +211,19 @@ impl TestApp {
         }
     }
 
+    /// Waits until the question whether it lives is answered so.
+    pub(crate) async fn until_alive(&self, status: u16) -> Answer {
+        let started = Instant::now();
+        loop {
+            let answer = self.get("/healthz").await;
+            if answer.status.as_u16() == status {
+                return answer;
+            }
+            assert!(started.elapsed() < PATIENCE, "not {status}: {}", answer.text());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// Stops in mid-work: all that stays is what is on the disk now.
     pub(crate) async fn crash(&self) {
         // First, so that nothing that happens from here on is written down.

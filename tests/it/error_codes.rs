@@ -54,6 +54,7 @@ async fn every_code_is_reached() {
     a_job_that_many_watch(&mut reached).await;
     a_cluster_and_none(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
+    a_worker_whose_engine_does_not_come_back(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
     let missing: Vec<&str> =
         ErrorCode::ALL.iter().map(|code| code.as_str()).filter(|code| !reached.0.contains(*code)).collect();
@@ -154,6 +155,7 @@ async fn a_key_at_its_limits(reached: &mut Reached) {
 
 async fn a_worker_that_takes_one_large_body(reached: &mut Reached) {
     let mut options = Options::default();
+    options.http.body_bytes_max = 1024 * 1024;
     (options.http.bodies_bytes_max, options.http.body_deadline) = (100_000, Duration::from_secs(1));
     let app = TestApp::with(options).await;
     app.get("/v1/inference/jobs").await;
@@ -260,6 +262,15 @@ async fn a_full_and_draining_worker(reached: &mut Reached) {
     app.jobs.drain();
     reached.note(&app.post(&picture(4)).await, "draining");
     reached.note(&app.get("/readyz").await, "not_ready");
+}
+
+async fn a_worker_whose_engine_does_not_come_back(reached: &mut Reached) {
+    let app = TestApp::with(Options { stall_min: Duration::from_millis(50), ..Options::default() }).await;
+    app.control.hold();
+    app.submit(&picture(1)).await;
+    app.control.held().await;
+    reached.note(&app.until_alive(503).await, "engine_stalled");
+    app.control.release();
 }
 
 async fn a_worker_without_its_tables(reached: &mut Reached) {
