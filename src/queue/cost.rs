@@ -165,6 +165,12 @@ impl CostModel {
         self.line.map_or(0.0, |(overhead, per_work)| overhead + per_work * work)
     }
 
+    /// What the steps before the engine was ready took together, one of each size.
+    #[must_use]
+    pub fn warm_up_seconds(&self) -> f64 {
+        self.warm_up.seconds
+    }
+
     /// Likely time to admit a picture.
     #[must_use]
     pub fn admit_seconds(&self) -> f64 {

@@ -30,8 +30,8 @@ struct Side {
     scale: WorkScale,
     state: EngineState,
     has_drawn: bool,
-    /// How often it was built again since it finished a picture, once it had drawn.
-    builds_in_vain: u32,
+    /// How often it has failed since it finished a picture, once it had drawn.
+    failures: u32,
     watch: Arc<Watch>,
 }
 
@@ -77,7 +77,7 @@ impl Line {
             scale: WorkScale { attention_balance_tokens: usize::MAX },
             state: EngineState::Loading,
             has_drawn: false,
-            builds_in_vain: 0,
+            failures: 0,
             watch: Arc::default(),
         };
         let inner = Inner {
@@ -167,7 +167,7 @@ impl Line {
         let mut inner = self.lock();
         let side = &mut inner.engines[engine];
         side.has_drawn |= state == EngineState::Ready;
-        side.builds_in_vain += u32::from(side.has_drawn && matches!(state, EngineState::Rebuilding { .. }));
+        side.failures += u32::from(side.has_drawn && matches!(state, EngineState::Rebuilding { .. }));
         side.state = state;
         inner.crowd += 1;
         let all = inner.state();

@@ -26,6 +26,12 @@ pub enum Stall {
         /// What such a thing has taken so far.
         expected_seconds: f64,
     },
+    /// Its thread is gone.
+    #[error("the thread of engine {engine} has ended, by a mistake in this program")]
+    Gone {
+        /// Which one.
+        engine: usize,
+    },
     /// It fails, however often it is built again.
     #[error("engine {engine} was built again {times} times and has finished no picture in between")]
     BuiltInVain {
@@ -56,12 +62,15 @@ impl Call {
     }
 
     /// What it is likely to take an engine that holds pictures whose steps are so much work: of all calls of its kind that
-    /// can be meant, the longest.
-    pub(super) fn expected_seconds(self, costs: &CostModel, works: impl Iterator<Item = f64> + Clone) -> f64 {
+    /// can be meant, the longest. One that holds none is being built again, and draws its first pictures.
+    pub(super) fn expected_seconds(self, costs: &CostModel, works: &[f64]) -> f64 {
+        if works.is_empty() {
+            return costs.admit_seconds().max(costs.warm_up_seconds());
+        }
         match self {
             Self::Admit => costs.admit_seconds(),
-            Self::Step => costs.step_seconds(works.sum()),
-            Self::Preview | Self::Decode => costs.finish_seconds(works.fold(0.0, f64::max)),
+            Self::Step => costs.step_seconds(works.iter().sum()),
+            Self::Preview | Self::Decode => costs.finish_seconds(works.iter().copied().fold(0.0, f64::max)),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What the engine does wrong costs its pictures, not the worker.
 
+use std::time::Duration;
+
 use axum::http::StatusCode;
 use fluxserve::catalog::Availability;
 use fluxserve::domain::engine::{EngineError, EngineLimits};
@@ -193,4 +195,76 @@ async fn one_bad_request_in_a_shared_step_fails_alone() {
     assert_eq!(error_code(&app, &first).await, "refused_by_engine");
     app.until_status(&second, "succeeded").await;
     assert!(!app.control.calls().contains(&Call::Build));
+}
+
+fn impatient() -> Options {
+    Options { stall_min: Duration::from_millis(50), ..Options::default() }
+}
+
+#[tokio::test]
+async fn a_worker_whose_engine_does_not_come_back_says_so_and_its_jobs_are_for_the_next_start() {
+    let app = TestApp::with(impatient()).await;
+    // With nothing to do an engine may be silent for as long as it likes.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(app.get("/healthz").await.status, StatusCode::OK);
+    app.control.hold();
+    let first = app.submit(&picture(1)).await;
+    app.control.held().await;
+    let second = app.submit(&picture(2)).await;
+    let answer = app.until_alive(503).await;
+    assert_eq!(answer.code(), "engine_stalled");
+    let detail = answer.json()["detail"].as_str().expect("a reason").to_owned();
+    assert!(detail.starts_with(&format!("`{MODEL}`: engine 0 has been at a step for ")), "{detail}");
+    // It may come back after all.
+    app.control.release();
+    app.until_alive(200).await;
+    app.until_status(&first, "succeeded").await;
+    app.until_status(&second, "succeeded").await;
+
+    app.control.hold();
+    let first = app.submit(&picture(3)).await;
+    app.control.held().await;
+    let second = app.submit(&picture(4)).await;
+    app.until_alive(503).await;
+    app.crash().await;
+    let app = app.restart(impatient()).await;
+    assert_eq!(app.get("/healthz").await.status, StatusCode::OK);
+    for (id, seed) in [(&first, 3), (&second, 4)] {
+        app.until_status(id, "succeeded").await;
+        let result = app.get(&format!("/v1/inference/jobs/{id}/result")).await;
+        assert_eq!(decoded(&result.bytes), (64, 64, colour(seed)));
+    }
+}
+
+#[tokio::test]
+async fn a_worker_whose_engine_is_built_again_and_again_in_vain_says_so_and_keeps_its_jobs() {
+    let app = TestApp::start().await;
+    let fatal = || Fault::Error(EngineError::Fatal("the device fell off the bus".into()));
+    // Once, and it draws again.
+    app.control.on_next_step(fatal());
+    let first = app.submit(&picture(1)).await;
+    rebuilt(&app).await;
+    app.until_status(&first, "succeeded").await;
+    assert_eq!(app.get("/healthz").await.status, StatusCode::OK);
+
+    app.control.fail_builds(2);
+    app.control.on_next_step(fatal());
+    let second = app.submit(&picture(2)).await;
+    rebuilt(&app).await;
+    app.until_status(&second, "succeeded").await;
+    assert_eq!(app.get("/healthz").await.status, StatusCode::OK, "the third time it drew");
+
+    app.control.fail_builds(u32::MAX);
+    app.control.on_next_step(fatal());
+    let third = app.submit(&picture(3)).await;
+    let answer = app.until_alive(503).await;
+    assert_eq!(answer.code(), "engine_stalled");
+    let detail = answer.json()["detail"].as_str().expect("a reason").to_owned();
+    assert!(detail.contains("was built again 3 times and has finished no picture in between"), "{detail}");
+    let status = app.get(&format!("/v1/inference/jobs/{third}")).await.json()["status"].clone();
+    assert!(status == "running" || status == "queued", "{status}");
+    app.crash().await;
+    let app = app.restart(Options::default()).await;
+    app.until_status(&third, "succeeded").await;
+    assert_eq!(app.get("/healthz").await.status, StatusCode::OK);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Inner, Line};
+use super::{Inner, Line, Side};
 use crate::queue::EngineState;
 use crate::queue::watchdog::{BUILDS_IN_VAIN_MAX, Stall, Watch, allowed};
 
@@ -15,13 +15,27 @@ impl Line {
 
     /// An engine has finished a picture.
     pub(in crate::queue) fn note_drawn(&self, engine: usize) {
-        self.lock().engines[engine].builds_in_vain = 0;
+        self.lock().engines[engine].failures = 0;
     }
 
     /// The first engine that is thought to draw nothing any more. A call that takes less than `call_min` is no reason.
     pub(in crate::queue) fn stall(&self, call_min: Duration) -> Option<Stall> {
         let inner = self.lock();
-        (0..inner.engines.len()).find_map(|engine| inner.stuck(engine, call_min).or_else(|| inner.in_vain(engine)))
+        let of = |engine: usize| {
+            inner.stuck(engine, call_min).or_else(|| inner.gone(engine)).or_else(|| inner.in_vain(engine))
+        };
+        (0..inner.engines.len()).find_map(of)
+    }
+}
+
+impl Side {
+    fn is_ready(&self) -> bool {
+        self.state == EngineState::Ready
+    }
+
+    /// How often it was built again without a picture since.
+    fn builds_in_vain(&self) -> u32 {
+        self.failures.saturating_sub(1)
     }
 }
 
@@ -29,11 +43,12 @@ impl Inner {
     fn stuck(&self, engine: usize, call_min: Duration) -> Option<Stall> {
         let side = &self.engines[engine];
         // Before an engine has drawn, nobody knows what it takes.
-        if side.state != EngineState::Ready {
+        if !side.has_drawn {
             return None;
         }
         let (call, took) = side.watch.under_way()?;
-        let expected_seconds = call.expected_seconds(&side.costs, side.admitted.iter().map(|shown| shown.step_work));
+        let works: Vec<f64> = side.admitted.iter().map(|shown| shown.step_work).collect();
+        let expected_seconds = call.expected_seconds(&side.costs, &works);
         let what = call.words();
         // Nothing was measured yet.
         if expected_seconds <= 0.0 {
@@ -42,23 +57,50 @@ impl Inner {
         (took > allowed(expected_seconds, call_min)).then_some(Stall::Call { engine, what, took, expected_seconds })
     }
 
-    /// While another one draws, this one costs nobody a picture.
+    fn gone(&self, engine: usize) -> Option<Stall> {
+        // When the queue is closed they go in good order.
+        (self.engines[engine].state == EngineState::Gone && !self.draining).then_some(Stall::Gone { engine })
+    }
+
+    /// While another one draws, this one costs nobody a picture; nor does one that was built and has nothing to do.
     fn in_vain(&self, engine: usize) -> Option<Stall> {
-        let is_in_vain = |engine: usize| self.engines[engine].builds_in_vain >= BUILDS_IN_VAIN_MAX;
-        let draws = |other: usize| self.engines[other].state == EngineState::Ready && !is_in_vain(other);
-        let is_alone = !(0..self.engines.len()).any(|other| other != engine && draws(other));
-        let times = self.engines[engine].builds_in_vain;
-        (is_in_vain(engine) && is_alone).then_some(Stall::BuiltInVain { engine, times })
+        let side = &self.engines[engine];
+        let times = side.builds_in_vain();
+        let is_idle = side.is_ready() && side.admitted.is_empty();
+        if times < BUILDS_IN_VAIN_MAX || is_idle {
+            return None;
+        }
+        let draws = |side: &Side| side.is_ready() && side.builds_in_vain() < BUILDS_IN_VAIN_MAX;
+        let is_alone = !self.engines.iter().any(draws);
+        is_alone.then_some(Stall::BuiltInVain { engine, times })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::domain::ids::{JobId, KeyId};
+    use crate::queue::Terms;
     use crate::queue::cost::{CostModel, WorkScale};
+    use crate::queue::entry::Shown;
     use crate::queue::watchdog::Call;
 
     const SOON: Duration = Duration::from_millis(20);
+
+    fn shown() -> Shown {
+        Shown {
+            id: JobId::generate(),
+            owner: KeyId::generate(),
+            terms: Terms::default(),
+            arrived: Instant::now(),
+            step_tokens: 1,
+            step_work: 1.0,
+            steps_left: 1,
+            is_suspect: false,
+        }
+    }
 
     fn fails(line: &Line, engine: usize) {
         line.set_state(engine, EngineState::Rebuilding { cause: "told to fail".into(), builds_failed: 0 });
@@ -74,15 +116,43 @@ mod tests {
         for engine in [0, 1] {
             line.set_state(engine, EngineState::Ready);
         }
-        for times in 1..=4 {
-            fails(&line, 0);
+        for times in 0..=3 {
             line.set_state(0, EngineState::Ready);
-            assert_eq!(line.stall(SOON), None, "{times}: the other one draws");
+            fails(&line, 0);
+            assert_eq!(line.stall(SOON), None, "built again {times} times, and the other one draws");
         }
         fails(&line, 1);
-        assert_eq!(line.stall(SOON), Some(Stall::BuiltInVain { engine: 0, times: 4 }));
+        assert_eq!(line.stall(SOON), Some(Stall::BuiltInVain { engine: 0, times: 3 }));
+        line.set_state(0, EngineState::Ready);
+        assert_eq!(line.stall(SOON), None, "it was built, and nobody wants a picture of it");
+        line.show(0, &[shown()]);
+        assert_eq!(line.stall(SOON), Some(Stall::BuiltInVain { engine: 0, times: 3 }), "it was always built");
         line.note_drawn(0);
         assert_eq!(line.stall(SOON), None);
+    }
+
+    #[test]
+    fn a_thread_that_is_gone_is_told_of_unless_it_was_to_go() {
+        let line = Line::new(1);
+        line.set_state(0, EngineState::Gone);
+        assert_eq!(line.stall(SOON), Some(Stall::Gone { engine: 0 }));
+        line.close();
+        assert_eq!(line.stall(SOON), None);
+    }
+
+    #[test]
+    fn an_engine_that_does_not_come_back_from_its_first_picture_is_noticed_when_it_has_drawn_before() {
+        let line = Line::new(1);
+        let mut costs = CostModel::default();
+        costs.note_warm_up(100.0, Duration::from_millis(1));
+        line.set_costs(0, costs, WorkScale { attention_balance_tokens: 1 });
+        let watch = line.watch(0);
+        let _under_way = watch.begin(Call::Step);
+        std::thread::sleep(Duration::from_millis(65));
+        assert_eq!(line.stall(SOON), None, "it has never drawn");
+        line.set_state(0, EngineState::Ready);
+        fails(&line, 0);
+        assert!(matches!(line.stall(SOON), Some(Stall::Call { what: "a step", .. })), "{:?}", line.stall(SOON));
     }
 
     #[test]
@@ -91,13 +161,17 @@ mod tests {
         let costs = CostModel::known(3600.0, 1.0, 0.001, 0.001);
         line.set_costs(0, costs, WorkScale { attention_balance_tokens: 1 });
         let watch = line.watch(0);
-        let calls = [(Call::Admit, true), (Call::Step, false)];
-        for (call, is_stalled) in calls {
+        let admitting = watch.begin(Call::Admit);
+        std::thread::sleep(Duration::from_millis(65));
+        assert_eq!(line.stall(SOON), None, "nobody knows yet what it takes");
+        drop(admitting);
+        line.set_state(0, EngineState::Ready);
+        line.show(0, &[shown()]);
+        for (call, is_stalled) in
+            [(Call::Admit, true), (Call::Preview, true), (Call::Decode, true), (Call::Step, false)]
+        {
             let _under_way = watch.begin(call);
             std::thread::sleep(Duration::from_millis(65));
-            line.set_state(0, EngineState::Loading);
-            assert_eq!(line.stall(SOON), None, "nobody knows yet what it takes");
-            line.set_state(0, EngineState::Ready);
             assert_eq!(line.stall(Duration::from_mins(1)), None, "{call:?}: a minute is always borne");
             let stall = line.stall(SOON);
             assert_eq!(stall.is_some(), is_stalled, "{call:?}: {stall:?}");
