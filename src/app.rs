@@ -12,6 +12,7 @@ mod hub;
 mod key_rights;
 mod loading;
 mod models;
+mod open_files;
 mod results_disk;
 mod revoked_keys;
 mod serve;

@@ -56,7 +56,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
     (&["candle_*", "cudarc", "gemm", "half", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
     (&["memmap2"], &["store/changes"]),
-    (&["rustix"], &["config/own_file"]),
+    (&["rustix"], &["app/open_files", "config/own_file"]),
     (&["reqwest"], &["hub"]),
     (&["rustls_platform_verifier"], &["hub/client"]),
     (&["sha1", "sha2"], &["hub/checksum"]),

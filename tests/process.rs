@@ -222,6 +222,63 @@ fn a_terminal_that_is_gone_ends_the_worker_in_good_order() {
     goes(&mut server);
 }
 
+/// The same command, with the limit of open files that `ulimit` is told first.
+#[cfg(target_os = "linux")]
+fn with_open_files(ulimit: &str, command: &Command) -> Command {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &format!("ulimit {ulimit} && exec \"$@\""), "sh"]);
+    shell.arg(command.get_program()).args(command.get_args());
+    shell.env_clear().env("PATH", "/usr/bin:/bin");
+    shell.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell.current_dir(command.get_current_dir().expect("one"));
+    shell
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn few_open_files_are_made_more_and_what_does_not_fit_is_refused() {
+    let (_folder, data) = folder();
+    let mut server = Server::of(with_open_files("-S -n 64", &serving(&data)).stderr(Stdio::null()));
+    let url = server.url();
+    let key = server.line("A demo key, shown this once: ");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", server.child.id())).expect("limits");
+    let limit = limits.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    let numbers: Vec<&str> = limit.split_whitespace().filter(|word| word.parse::<u64>().is_ok()).collect();
+    assert!(numbers.len() == 2 && numbers[0] == numbers[1], "{limit}");
+    let address = url.strip_prefix("http://").expect("by http");
+    let silent: Vec<_> = (0..200).map(|_| std::net::TcpStream::connect(address).expect("connected")).collect();
+    assert!(answers(&url));
+    let job = submit(&url, &key, &json!({ "model": MODEL, "prompt": "a fox", "steps": 2, "seed": 1 }));
+    until("it is drawn", || {
+        let status = get(&format!("{url}/v1/inference/jobs/{job}"), &key)["status"].clone();
+        assert_ne!(status, "failed");
+        (status == "succeeded").then_some(())
+    });
+    drop(silent);
+    goes(&mut server);
+
+    let refused = |ulimit: &str| {
+        let output = with_open_files(ulimit, &serving(&data)).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = text(&output.stderr);
+        assert!(said.contains("`http.connections_max`") && said.contains("ulimit -n"), "{said}");
+        said
+    };
+    assert!(refused("-n 64").contains("64 files"));
+    let said = refused("-n 256");
+    let fit = said.split("to at most ").nth(1).and_then(|rest| rest.split(',').next()).expect("a number").to_owned();
+    let mut command = serving(&data);
+    command.env("FLUXSERVE_HTTP_CONNECTIONS_MAX", &fit);
+    let mut server = Server::of(with_open_files("-n 256", &command).stderr(Stdio::null()));
+    let url = server.url();
+    // Whoever comes then gets in, or waits at the door; a few get a place beyond all others.
+    let address = url.strip_prefix("http://").expect("by http");
+    let _silent: Vec<_> = (0..120).map(|_| std::net::TcpStream::connect(address).expect("connected")).collect();
+    assert!(answers(&url));
+    server.line(&format!("{MODEL} is ready"));
+    goes(&mut server);
+}
+
 fn get(url: &str, key: &str) -> Value {
     let mut answer = ureq::get(url).header("x-api-key", key).call().expect("an answer");
     serde_json::from_str(&answer.body_mut().read_to_string().expect("a text")).expect("JSON")

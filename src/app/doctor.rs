@@ -6,7 +6,7 @@ use anyhow::bail;
 
 use super::fetching::size;
 use super::models::files_of;
-use super::results_disk;
+use super::{open_files, results_disk};
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
@@ -26,6 +26,7 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
         ("memory".to_owned(), memory(config, &models)),
         ("database".to_owned(), database(config).await),
         ("results".to_owned(), results_disk::look_at(config)),
+        ("open files".to_owned(), open_files::look_at(config)),
         ("address".to_owned(), address(config).await),
     ];
     for device in config.device.iter() {

@@ -16,9 +16,9 @@ use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
 use super::hub::at_hand;
 use super::models::catalog_of;
-use super::surface::{Addresses, connection_limits, http_settings};
+use super::surface::{Addresses, client_connections, http_settings, other_connections};
 use super::taken_away::{LOOK_INTERVAL, files_taken_away};
-use super::{results_disk, revoked_keys};
+use super::{open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, DEFAULT_METRICS_LISTEN, LogFormat, MetricsListen};
@@ -63,6 +63,7 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: Pipe) -> anyhow::Res
 }
 
 async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow::Result<()> {
+    open_files::make_room(config)?;
     let sources = tokio::select! {
         sources = at_hand(config) => sources?,
         // What has come of a model stays, and the next start goes on from there.
@@ -214,13 +215,13 @@ impl Worker {
             tokio::spawn(tls.reload_when_changed());
         }
         let tls = doors.tls;
-        let with_tls = |(listener, router)| (listener, router, tls.clone());
-        let mut served = vec![with_tls((doors.clients, routers.clients))];
-        served.extend(doors.management.zip(routers.management).map(with_tls));
+        let mut served = vec![(doors.clients, routers.clients, client_connections(config), tls.clone())];
+        let management = doors.management.zip(routers.management);
+        served.extend(management.map(|(listener, router)| (listener, router, other_connections(config), tls)));
         // Who scrapes them is on a network that is trusted with them, or `metrics_listen` would not name it.
-        served.extend(doors.metrics.map(|listener| (listener, routers.metrics, None)));
-        for (listener, router, tls) in served {
-            let (closing, limits) = (closing.clone(), connection_limits(config));
+        served.extend(doors.metrics.map(|listener| (listener, routers.metrics, other_connections(config), None)));
+        for (listener, router, limits, tls) in served {
+            let closing = closing.clone();
             servers.spawn(async move { http::serve(listener, router, closing.requested(), limits, tls).await });
         }
         let uses = tokio::spawn(async move { authenticator.record_uses_until(closing.requested()).await });

@@ -9,6 +9,9 @@ use crate::http::{ConnectionLimits, Hosts, HttpSettings, Sharing};
 /// What a request may take beyond the longest wait it can ask for.
 const REQUEST_MARGIN: Duration = Duration::from_mins(1);
 
+/// Most connections at an address of the administrator's or of those who watch: few people, who must leave files for clients.
+const OTHER_CONNECTIONS_MAX: usize = 64;
+
 /// Where the surface is served.
 pub(super) struct Addresses {
     pub(super) clients: SocketAddr,
@@ -58,7 +61,15 @@ fn hosts_at(address: SocketAddr, config: &Config) -> Hosts {
     }
 }
 
-pub(super) fn connection_limits(config: &Config) -> ConnectionLimits {
+/// At an address that clients do not come to.
+pub(super) fn other_connections(config: &Config) -> ConnectionLimits {
+    let limits = client_connections(config);
+    let connections_max = limits.connections_max.min(OTHER_CONNECTIONS_MAX);
+    ConnectionLimits { connections_max, connections_per_peer_max: connections_max / 2, ..limits }
+}
+
+/// Where clients come.
+pub(super) fn client_connections(config: &Config) -> ConnectionLimits {
     let connections_max = usize::try_from(config.http.connections_max).unwrap_or(usize::MAX);
     ConnectionLimits {
         connections_max,

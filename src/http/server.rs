@@ -34,7 +34,7 @@ use crate::http::layer::spare::OnSpareConnection;
 use activity::{Activity, Answer, Life};
 use leftover::ReadToTheEnd;
 use peers::Peers;
-use places::Places;
+use places::{Places, SPARE_PLACES};
 use stream::{WatchedStream, hung_up};
 pub use tls::{Tls, TlsError};
 
@@ -64,6 +64,14 @@ pub struct ConnectionLimits {
     pub requests_per_connection_max: u64,
     /// Longest time a connection takes requests.
     pub connection_age_max: Duration,
+}
+
+impl ConnectionLimits {
+    /// The most files that an address takes with such connections: its own one, too.
+    #[must_use]
+    pub fn files_max(&self) -> usize {
+        self.connections_max.saturating_add(SPARE_PLACES + 1)
+    }
 }
 
 impl Default for ConnectionLimits {

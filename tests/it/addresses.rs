@@ -131,3 +131,23 @@ async fn https_is_served_and_plain_http_is_not_understood_there() {
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     server.abort();
 }
+
+#[test]
+fn who_looks_after_the_worker_asks_where_no_clients_come() {
+    let deployment = include_str!("../../deploy/kubernetes/deployment.yaml");
+    let probes: Vec<&str> = deployment.split("httpGet:").skip(1).collect();
+    assert_eq!(probes.len(), 3);
+    for probe in probes {
+        let port = probe.lines().find_map(|line| line.trim().strip_prefix("port: "));
+        assert_eq!(port, Some("health"), "{probe}");
+    }
+    assert!(deployment.contains("name: health\n          containerPort: 9090"));
+    let settings = include_str!("../../deploy/kubernetes/config.env");
+    assert!(settings.contains("\nFLUXSERVE_METRICS_LISTEN=0.0.0.0:9090\n"));
+    assert!(settings.contains("\nFLUXSERVE_ADMIN_LISTEN=127.0.0.1:8081\n"));
+    let image = include_str!("../../Dockerfile.cuda");
+    assert!(image.contains("FLUXSERVE_ADMIN_LISTEN=0.0.0.0:8081") && image.contains("-p 127.0.0.1:8081:8081"));
+    let (_, check) = image.split_once("HEALTHCHECK").expect("one");
+    let check = check.split("ENTRYPOINT").next().expect("before the entry point");
+    assert!(check.contains("127.0.0.1:8081/readyz") && !check.contains("8080"), "{check}");
+}

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::activity::{Activity, Life};
 
 /// Connections beyond all others, for questions of health alone.
-const SPARE_PLACES: usize = 8;
+pub(super) const SPARE_PLACES: usize = 8;
 /// A connection that is younger, or has served somebody since, does not make way: a request may be on its way.
 const IDLE_MIN: Duration = Duration::from_secs(1);
 /// How long a newcomer waits for a place before it is looked again who could make way.
