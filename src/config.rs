@@ -58,7 +58,7 @@ pub struct Config {
     pub device: Devices,
     /// How engines are built there.
     pub engine: EngineConfig,
-    /// The administrator's password. `None`: as it stands in the database. Only the environment can give one.
+    /// The administrator's password. `None`: as it stands in the database. Only the environment can give or name one.
     pub admin_password: Option<AdminPassword>,
     /// How long accepted jobs may take to finish after the signal to stop.
     pub drain_deadline_seconds: u64,

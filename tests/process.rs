@@ -279,6 +279,44 @@ fn few_open_files_are_made_more_and_what_does_not_fit_is_refused() {
     goes(&mut server);
 }
 
+#[test]
+fn a_password_from_a_file_is_the_administrators_and_who_is_reached_in_the_clear_is_warned() {
+    let (folder, data) = folder();
+    let file = folder.path().join("password");
+    std::fs::write(&file, "a password from a file\n").expect("written");
+    let (mut log, writer) = std::io::pipe().expect("a pipe");
+    let mut command = serving_at(&data, "0.0.0.0:0", "cpu");
+    command.env("FLUXSERVE_ADMIN_PASSWORD_FILE", &file).env("FLUXSERVE_METRICS_LISTEN", "off").stderr(writer);
+    let mut server = Server::of(&mut command);
+    drop(command);
+    let url = server.url();
+    server.line("Draw a picture:");
+    let request = ureq::post(format!("{url}/v1/session")).header("content-type", "application/json");
+    let signed_in = request.send(json!({ "password": "a password from a file" }).to_string()).expect("an answer");
+    assert_eq!(signed_in.status().as_u16(), 201);
+    goes(&mut server);
+    let mut said = String::new();
+    log.read_to_string(&mut said).expect("a log");
+    assert!(said.contains("WARN") && said.contains("without https") && said.contains("--admin-listen"), "{said}");
+    assert!(!said.contains("a password from a file"), "{said}");
+    let keys = run(&data, &["keys", "list"]);
+    assert!(!text(&keys.stdout).contains("demo"), "somebody sees to it");
+
+    let output = serving(&data).env("FLUXSERVE_ADMIN_PASSWORD_FILE", "/nowhere").stderr(Stdio::piped()).output();
+    let said = text(&output.expect("it runs").stderr);
+    assert!(said.contains("FLUXSERVE_ADMIN_PASSWORD_FILE") && said.contains("/nowhere"), "{said}");
+    // On this machine alone there is nothing to warn of.
+    let (mut log, writer) = std::io::pipe().expect("a pipe");
+    let mut command = serving(&data);
+    let mut server = Server::of(command.env("FLUXSERVE_METRICS_LISTEN", "off").stderr(writer));
+    drop(command);
+    server.line("Draw a picture:");
+    goes(&mut server);
+    let mut said = String::new();
+    log.read_to_string(&mut said).expect("a log");
+    assert!(!said.contains("https"), "{said}");
+}
+
 fn get(url: &str, key: &str) -> Value {
     let mut answer = ureq::get(url).header("x-api-key", key).call().expect("an answer");
     serde_json::from_str(&answer.body_mut().read_to_string().expect("a text")).expect("JSON")

@@ -16,7 +16,7 @@ use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
 use super::hub::at_hand;
 use super::models::catalog_of;
-use super::surface::{Addresses, client_connections, http_settings, other_connections};
+use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
 use super::taken_away::{LOOK_INTERVAL, files_taken_away};
 use super::{open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
@@ -208,6 +208,9 @@ impl Worker {
                 ..http_settings(config, &doors.addresses()?)
             },
         });
+        if let Some(note) = in_the_clear(config, &doors.addresses()?) {
+            tracing::warn!("{note}");
+        }
         let (close, closing) = shutdown::channel();
         let mut servers = JoinSet::new();
         if let Some(tls) = doors.tls.clone() {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::config::{Config, CorsOrigins, HostNames, PublicUrl};
+use crate::domain::networks::Networks;
 use crate::http::{ConnectionLimits, Hosts, HttpSettings, Sharing};
 
 /// What a request may take beyond the longest wait it can ask for.
@@ -61,6 +62,36 @@ fn hosts_at(address: SocketAddr, config: &Config) -> Hosts {
     }
 }
 
+/// What there is to say where others on the way can read what comes and goes.
+pub(super) fn in_the_clear(config: &Config, addresses: &Addresses) -> Option<String> {
+    let is_elsewhere = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
+    let is_secured = |url: &PublicUrl| url.to_string().to_ascii_lowercase().starts_with("https://");
+    // A proxy that speaks https is known by either.
+    let has_proxy =
+        config.http.public_url.as_ref().is_some_and(is_secured) || config.http.trusted_proxies != Networks::default();
+    if config.tls.is_some() || has_proxy {
+        return None;
+    }
+    let open = [Some(addresses.clients), addresses.management].into_iter().flatten().filter(is_elsewhere);
+    let open: Vec<String> = open.map(|address| address.to_string()).collect();
+    if open.is_empty() {
+        return None;
+    }
+    let console = match addresses.management {
+        None => {
+            ", the administrator's password among it, which `--admin-listen 127.0.0.1:8081` would keep on this machine"
+        }
+        Some(address) if is_elsewhere(&address) => ", the administrator's password among it",
+        Some(_) => "",
+    };
+    Some(format!(
+        "other machines reach {} without https: whoever is on the way reads keys, prompts and pictures{console}; \
+         `tls.certificate` and `tls.private_key` are for https, `http.public_url` and `http.trusted_proxies` for a proxy that \
+         speaks it",
+        open.join(" and ")
+    ))
+}
+
 /// At an address that clients do not come to.
 pub(super) fn other_connections(config: &Config) -> ConnectionLimits {
     let limits = client_connections(config);
@@ -84,6 +115,47 @@ pub(super) fn client_connections(config: &Config) -> ConnectionLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::TlsConfig;
+
+    #[test]
+    fn who_listens_for_other_machines_without_https_is_told() {
+        let told = |clients: &str, management: Option<&str>, config: &Config| {
+            let address = |text: &str| text.parse().expect("an address");
+            let addresses = Addresses { clients: address(clients), management: management.map(address), metrics: None };
+            in_the_clear(config, &addresses)
+        };
+        let plain = Config::default();
+        for local in ["127.0.0.1:8080", "127.8.8.8:80", "[::1]:8080", "[::ffff:127.0.0.1]:8080"] {
+            assert_eq!(told(local, None, &plain), None, "{local}");
+            assert_eq!(told(local, Some("127.0.0.1:8081"), &plain), None, "{local}");
+        }
+        for open in ["0.0.0.0:8080", "[::]:8080", "192.0.2.7:80"] {
+            let note = told(open, None, &plain).expect("told");
+            assert!(
+                note.contains(open) && note.contains("--admin-listen") && note.contains("tls.certificate"),
+                "{note}"
+            );
+            let note = told(open, Some("127.0.0.1:8081"), &plain).expect("told");
+            assert!(note.contains(open) && !note.contains("password") && !note.contains("8081"), "{note}");
+            let note = told("127.0.0.1:8080", Some(open), &plain).expect("told");
+            assert!(note.contains(open) && note.contains("password") && !note.contains("127.0.0.1"), "{note}");
+        }
+        let with = |change: fn(&mut Config)| {
+            let mut config = Config::default();
+            change(&mut config);
+            told("0.0.0.0:8080", None, &config)
+        };
+        let https = |config: &mut Config| config.http.public_url = "https://images.example.org".parse().ok();
+        let http = |config: &mut Config| config.http.public_url = "http://images.example.org".parse().ok();
+        let proxies = |config: &mut Config| {
+            config.http.trusted_proxies = Networks::of(&["10.0.0.0/8".to_owned()]).expect("networks");
+        };
+        let tls = |config: &mut Config| {
+            config.tls = Some(TlsConfig { certificate: "c.pem".into(), private_key: "k.pem".into() });
+        };
+        assert_eq!((with(https), with(proxies), with(tls)), (None, None, None));
+        assert!(with(http).is_some());
+    }
 
     #[test]
     fn at_an_address_of_this_machine_only_its_own_names_are_known() {

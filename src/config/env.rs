@@ -4,6 +4,7 @@
 //! `FLUXSERVE_SERVICE_HOST`) for a service of this name, and a worker must not refuse to start for that.
 
 mod hub;
+mod password;
 mod variables;
 
 use std::collections::BTreeMap;
@@ -20,7 +21,6 @@ use crate::config::settings::{
     ResultsSettings, Settings, TelemetrySettings, TlsSettings,
 };
 use crate::domain::hub_token::HubToken;
-use crate::domain::password::AdminPassword;
 
 pub use variables::*;
 
@@ -82,14 +82,6 @@ impl<'a> Environment<'a> {
             Some(Ok(text)) => Ok(Some(text)),
             Some(Err(_)) => Err(Origin::Environment.error(variable, "not valid UTF-8".into())),
         }
-    }
-
-    /// The administrator's password. Stands in no file, so it is no setting.
-    pub(super) fn admin_password(&self) -> Result<Option<AdminPassword>, ConfigError> {
-        let text = self.text(&ADMIN_PASSWORD)?.map(Zeroizing::new);
-        let password = text.map(|text| text.parse::<AdminPassword>()).transpose();
-        // The reason does not repeat the text.
-        password.map_err(|unfit| Origin::Environment.error(&ADMIN_PASSWORD, unfit.to_string()))
     }
 
     /// Words separated by commas.

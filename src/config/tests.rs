@@ -212,7 +212,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_KUBERNETES_ALLOW_EXEC_PLUGINS", "true")
         .variable("FLUXSERVE_HUB_DOWNLOAD", "true");
     let ours = VARIABLES.iter().filter(|variable| variable.name.starts_with("FLUXSERVE_"));
-    assert_eq!(sources.variables.len() + 2, ours.count(), "all but the file's own name and the password");
+    assert_eq!(sources.variables.len() + 3, ours.count(), "all but the file's own name and the password's two");
     let from_file = Sources::new().file(WHOLE_FILE).load().expect("valid");
     assert_eq!(sources.load().expect("valid"), from_file);
 }
@@ -387,6 +387,47 @@ fn the_password_comes_from_the_environment_alone_and_is_never_shown() {
     assert!(!error.contains("too short"), "{error}");
     let error = Sources::new().file("admin_password = \"a good password\"").error();
     assert!(error.contains("unknown field `admin_password`"), "{error}");
+}
+
+#[test]
+fn the_password_may_stand_in_a_file_that_the_environment_names() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("password");
+    let name: &'static str = file.to_str().expect("a text").to_owned().leak();
+    let sources = || Sources::new().file(WHOLE_FILE).variable("FLUXSERVE_ADMIN_PASSWORD_FILE", name);
+    let with = |content: &[u8]| {
+        std::fs::write(&file, content).expect("written");
+        sources()
+    };
+    for content in ["a good password", "a good password\n", "a good password\r\n"] {
+        let config = with(content.as_bytes()).load().expect("valid");
+        assert_eq!(config.admin_password.as_ref().map(AdminPassword::reveal), Some("a good password"), "{content:?}");
+    }
+    let longest = "\u{1F511}".repeat(256);
+    let config = with(format!("{longest}\n").as_bytes()).load().expect("valid");
+    assert_eq!(config.admin_password.as_ref().map(AdminPassword::reveal), Some(&*longest));
+    let endless = vec![b'x'; 100_000];
+    for (content, part) in [
+        ("too short\n".as_bytes(), "12 to 256"),
+        (b"two of them\nin a file\n", "12 to 256"),
+        (b"", "empty"),
+        (b"\n", "empty"),
+        (b"not a text: \xff\xff\xff", "UTF-8"),
+        (&endless, "12 to 256"),
+    ] {
+        let error = with(content).error();
+        assert!(error.contains("FLUXSERVE_ADMIN_PASSWORD_FILE") && error.contains(part), "{error}");
+        assert!(!error.contains("too short") && !error.contains("two of them"), "{error}");
+    }
+    let error = with(b"a good password").variable("FLUXSERVE_ADMIN_PASSWORD", "another password").error();
+    assert!(error.contains("FLUXSERVE_ADMIN_PASSWORD_FILE") && error.contains("beside"), "{error}");
+    let config = with(b"a good password").variable("FLUXSERVE_ADMIN_PASSWORD", "").load().expect("valid");
+    assert!(config.admin_password.is_some(), "an empty variable is none");
+    std::fs::remove_file(&file).expect("removed");
+    let error = sources().error();
+    assert!(error.contains("FLUXSERVE_ADMIN_PASSWORD_FILE") && error.contains(name), "{error}");
+    let error = Sources::new().file("admin_password_file = \"password\"").error();
+    assert!(error.contains("unknown field `admin_password_file`"), "{error}");
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(in crate::config) const DATA_DIR: Variable =
     variable("FLUXSERVE_DATA_DIR", "data_dir", "folder of database and results");
 pub(in crate::config) const ADMIN_PASSWORD: Variable =
     variable("FLUXSERVE_ADMIN_PASSWORD", "", "the administrator's password, set at each start; 12 characters or more");
+pub(in crate::config) const ADMIN_PASSWORD_FILE: Variable =
+    variable("FLUXSERVE_ADMIN_PASSWORD_FILE", "", "instead of it, a file that the password stands in");
 pub(in crate::config) const MODELS: Variable =
     variable("FLUXSERVE_MODELS", "models", "models to serve, ID or ID=DIR, separated by commas");
 pub(in crate::config) const MAX_INPUT_IMAGES: Variable = variable(
@@ -180,9 +182,10 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All of them, in the order of the file's fields.
-pub const VARIABLES: [Variable; 51] = [
+pub const VARIABLES: [Variable; 52] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
+    ADMIN_PASSWORD_FILE,
     LISTEN,
     ADMIN_LISTEN,
     METRICS_LISTEN,
