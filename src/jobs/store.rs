@@ -1,12 +1,17 @@
 //! The table of jobs. The only place of `jobs` that speaks SQL.
 
 mod future;
+mod inserts;
 mod retention;
 mod rows;
 mod start_images;
 mod statistics;
 mod work;
 
+use std::sync::Arc;
+use std::time::Instant;
+
+use inserts::Inserts;
 pub(super) use retention::{EndedCursor, EndedJob};
 use rows::JobRow;
 use time::OffsetDateTime;
@@ -22,6 +27,7 @@ use crate::store::Store;
 #[derive(Clone)]
 pub(super) struct JobStore {
     store: Store,
+    inserts: Arc<Inserts>,
 }
 
 /// A job as it is first written.
@@ -101,7 +107,7 @@ impl Ending {
 
 impl JobStore {
     pub(super) fn new(store: Store) -> Self {
-        Self { store }
+        Self { store, inserts: Arc::default() }
     }
 
     /// Whether the process has done with the database.
@@ -110,6 +116,9 @@ impl JobStore {
     }
 
     pub(super) async fn check_writable(&self) -> Result<(), JobsError> {
+        if self.inserts.fail(Instant::now()) {
+            return Err(JobsError::storage("the last new jobs could not be written down"));
+        }
         self.store.check_writable().await.map_err(JobsError::storage)
     }
 
@@ -121,6 +130,12 @@ impl JobStore {
     /// Writes a new job, what it starts from, and the word it was asked for under. `false`: the word stands for a job already, and nothing
     /// was written.
     pub(super) async fn insert(&self, job: NewJob<'_>) -> Result<bool, JobsError> {
+        let outcome = self.try_insert(job).await;
+        self.inserts.note(outcome.is_ok(), Instant::now());
+        outcome
+    }
+
+    async fn try_insert(&self, job: NewJob<'_>) -> Result<bool, JobsError> {
         let request = serde_json::to_string(job.request).expect("a request is plain data");
         // Begins with a write, so that two of them never wait for each other.
         let mut transaction = self.store.pool().begin().await?;
@@ -206,26 +221,8 @@ impl JobStore {
 
     /// The jobs within reach, newest first. Rows that cannot be read are left out: one of them must not hide the others.
     pub(super) async fn list(&self, reach: Reach, query: ListQuery) -> Result<ListedJobs, JobsError> {
-        // A statement for each, so that each has an index. Beside an owner the status finds less than the owner does.
-        let (statement, owner) = match (reach, query.status) {
-            (Reach::Of(owner), _) => (
-                "SELECT * FROM jobs
-                 WHERE owner = ?1 AND id < COALESCE(?2, '~') AND (?3 IS NULL OR status = ?3)
-                 ORDER BY id DESC LIMIT ?4",
-                Some(owner),
-            ),
-            (Reach::Everyones, Some(_)) => (
-                "SELECT * FROM jobs WHERE ?1 IS NULL AND id < COALESCE(?2, '~') AND status = ?3
-                 ORDER BY id DESC LIMIT ?4",
-                None,
-            ),
-            (Reach::Everyones, None) => (
-                "SELECT * FROM jobs WHERE ?1 IS NULL AND id < COALESCE(?2, '~') AND ?3 IS NULL
-                 ORDER BY id DESC LIMIT ?4",
-                None,
-            ),
-        };
-        let mut rows: Vec<JobRow> = sqlx::query_as(statement)
+        let owner = if let Reach::Of(owner) = reach { Some(owner) } else { None };
+        let mut rows: Vec<JobRow> = sqlx::query_as(list_statement(reach, query.status))
             .bind(owner.map(|owner| owner.to_string()))
             .bind(query.before.map(|id| id.to_string()))
             .bind(query.status.map(JobStatus::as_str))
@@ -311,6 +308,26 @@ impl JobStore {
     }
 }
 
+/// A statement for each kind of list, so that each has an index. Beside an owner the status finds less than the owner does.
+/// Of an owner (1) or of everyone, before a job (2), in a status (3) or in any, so many (4).
+fn list_statement(reach: Reach, status: Option<JobStatus>) -> &'static str {
+    match (reach, status) {
+        (Reach::Of(_), _) => {
+            "SELECT * FROM jobs
+             WHERE owner = ?1 AND id < COALESCE(?2, '~') AND (?3 IS NULL OR status = ?3)
+             ORDER BY id DESC LIMIT ?4"
+        }
+        (Reach::Everyones, Some(_)) => {
+            "SELECT * FROM jobs WHERE ?1 IS NULL AND id < COALESCE(?2, '~') AND status = ?3
+             ORDER BY id DESC LIMIT ?4"
+        }
+        (Reach::Everyones, None) => {
+            "SELECT * FROM jobs WHERE ?1 IS NULL AND id < COALESCE(?2, '~') AND ?3 IS NULL
+             ORDER BY id DESC LIMIT ?4"
+        }
+    }
+}
+
 impl From<sqlx::Error> for JobsError {
     fn from(error: sqlx::Error) -> Self {
         Self::storage(error)
@@ -319,4 +336,39 @@ impl From<sqlx::Error> for JobsError {
 
 fn milliseconds(moment: OffsetDateTime) -> i64 {
     (moment.unix_timestamp_nanos() / 1_000_000) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::AssertSqlSafe;
+
+    use super::*;
+
+    /// What SQLite looks at for a list.
+    async fn plan(store: &Store, reach: Reach, status: Option<JobStatus>) -> String {
+        let statement = format!("EXPLAIN QUERY PLAN {}", list_statement(reach, status));
+        let rows: Vec<(i64, i64, i64, String)> =
+            sqlx::query_as(AssertSqlSafe(statement)).fetch_all(store.pool()).await.expect("a plan");
+        let steps: Vec<String> = rows.into_iter().map(|(_, _, _, step)| step).collect();
+        steps.join("; ")
+    }
+
+    #[tokio::test]
+    async fn every_list_has_an_index_and_none_is_sorted() {
+        let store = Store::open_in_memory().await.expect("a database");
+        let one = Reach::Of(KeyId::generate());
+        for (reach, status, index) in [
+            (one, None, "INDEX jobs_by_owner (owner=? AND id<?)"),
+            (one, Some(JobStatus::Running), "INDEX jobs_by_owner (owner=? AND id<?)"),
+            (Reach::Everyones, Some(JobStatus::Running), "INDEX jobs_by_status (status=? AND id<?)"),
+            (Reach::Everyones, Some(JobStatus::Canceled), "INDEX jobs_by_status (status=? AND id<?)"),
+            (Reach::Everyones, None, "(id<?)"),
+        ] {
+            let plan = plan(&store, reach, status).await;
+            assert!(
+                plan.starts_with("SEARCH jobs USING INDEX") && plan.ends_with(index),
+                "{reach:?} {status:?}: {plan}"
+            );
+        }
+    }
 }

@@ -155,6 +155,24 @@ async fn readiness_says_when_pictures_cannot_be_stored() {
 }
 
 #[tokio::test]
+async fn readiness_says_when_one_job_after_the_other_cannot_be_written_down() {
+    let app = TestApp::start().await;
+    let outage = "CREATE TRIGGER outage BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'told to fail'); END";
+    sqlx::query(outage).execute(app.store.pool()).await.expect("a trigger");
+    for seed in 0..3 {
+        assert_eq!(app.post(&picture(seed)).await.code(), "storage_unavailable");
+    }
+    let answer = app.get("/readyz").await;
+    assert_eq!(answer.code(), "not_ready", "although a look at the database finds nothing");
+    assert_eq!(answer.json()["detail"], "the database does not take writes");
+    sqlx::query("DROP TRIGGER outage").execute(app.store.pool()).await.expect("no trigger");
+    drawn(&app, 4).await;
+    // What was found stands for a second.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(app.get("/readyz").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn one_file_that_cannot_be_removed_does_not_keep_the_others() {
     let app = TestApp::with(Options { ended_jobs_per_owner_max: 1, ..Options::default() }).await;
     let stubborn = drawn(&app, 1).await;
