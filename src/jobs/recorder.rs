@@ -42,7 +42,8 @@ pub(super) struct Recorder {
     pub(super) provenance: Option<Provenance>,
     /// As [`crate::domain::clock::Clock::uptime`] counts; before its beginning where an earlier life accepted the job.
     pub(super) accepted_at: time::Duration,
-    pub(super) deadline_at: Option<OffsetDateTime>,
+    /// Until when somebody wants the picture, as `uptime` counts.
+    pub(super) wanted_until: Option<time::Duration>,
     pub(super) live: watch::Sender<Live>,
 }
 
@@ -177,9 +178,10 @@ impl Recorder {
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(WRITE_RETRY_DELAY_MAX);
         }
-        let took = Duration::try_from(inner.clock.uptime() - self.accepted_at).unwrap_or_default();
+        let uptime = inner.clock.uptime();
+        let took = Duration::try_from(uptime - self.accepted_at).unwrap_or_default();
         metrics::job_ended(status.as_str(), took);
-        if status == JobStatus::Succeeded && self.deadline_at.is_none_or(|deadline| ended_at <= deadline) {
+        if status == JobStatus::Succeeded && self.wanted_until.is_none_or(|end| uptime <= end) {
             metrics::job_in_time();
         }
         tracing::info!(job = %self.id, %status, seconds = took.as_secs_f64(), "job ended");

@@ -338,11 +338,13 @@ impl Inner {
         let events = place.within(span.clone()).submit(job.id, spec, terms);
         let (previews, model) = (events.previews(), job.request.model.clone());
         self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
-        let Job { id, owner, output_format, created_at, terms: JobTerms { deadline_at, .. }, .. } = *job;
+        let Job { id, owner, output_format, created_at, terms, .. } = *job;
         let age = (self.clock.now() - created_at).max(time::Duration::ZERO);
         // Not by the clock that it was accepted by: that can be set while the job is drawn.
         let accepted_at = self.clock.uptime() - age;
-        let recorder = Recorder { id, owner, cost, format: output_format, provenance, accepted_at, deadline_at, live };
+        let wanted_until = terms.deadline_at.map(|deadline| accepted_at + (deadline - created_at));
+        let format = output_format;
+        let recorder = Recorder { id, owner, cost, format, provenance, accepted_at, wanted_until, live };
         let inner = Arc::clone(self);
         let recording = async move {
             recorder.run(&inner, events).await;

@@ -1,6 +1,7 @@
 //! The machine's clock is set while the worker runs, ahead and back: what has a time has that time.
 
 use axum::http::StatusCode;
+use serde_json::json;
 use time::Duration;
 
 use crate::app::{TestApp, picture};
@@ -73,4 +74,25 @@ async fn the_last_hour_is_told_of_without_what_was_finished_while_the_clock_was_
     let statistics = app.jobs.statistics().await.expect("told");
     let images: u64 = statistics.minutes.iter().map(|minute| minute.images).sum();
     assert_eq!((images, statistics.latencies.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_deadline_is_as_far_off_as_it_was_said_whatever_the_clock_is_set_to() {
+    for step in [FAR, -FAR] {
+        let app = TestApp::start().await;
+        let mut wanted_soon = picture(1);
+        wanted_soon["deadline_seconds"] = json!(60);
+        app.control.hold();
+        let drawn = app.submit(&wanted_soon).await;
+        app.control.held().await;
+        let waiting = app.submit(&wanted_soon).await;
+        wanted_soon["deadline_seconds"] = json!(1);
+        let late = app.submit(&wanted_soon).await;
+        app.clock.set_by(step);
+        tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+        app.control.release();
+        app.until_status(&drawn, "succeeded").await;
+        app.until_status(&waiting, "succeeded").await;
+        assert_eq!(app.until_status(&late, "failed").await["error"]["code"], "deadline_passed", "{step}");
+    }
 }
