@@ -105,6 +105,29 @@ async fn a_database_that_cannot_be_written_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_database_whose_commits_fail_is_noticed_and_is_whole_afterwards() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
+    store.check_writable().await.expect("writable");
+    // Every statement succeeds, and what it leaves to the end of the transaction does not.
+    let outage =
+        "CREATE TABLE outages (parent INTEGER REFERENCES write_checks (only_row) DEFERRABLE INITIALLY DEFERRED);
+                  CREATE TRIGGER outage AFTER UPDATE ON write_checks BEGIN INSERT INTO outages VALUES (2); END";
+    sqlx::raw_sql(outage).execute(store.pool()).await.expect("made");
+    for _ in 0..4 {
+        let failure = store.check_writable().await.expect_err("nothing is written");
+        assert!(
+            matches!(&failure, StoreError::Query(error) if error.to_string().contains("FOREIGN KEY")),
+            "{failure:?}"
+        );
+    }
+    sqlx::query("DROP TRIGGER outage").execute(store.pool()).await.expect("nobody holds the database");
+    store.check_writable().await.expect("writable again");
+    let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM outages").fetch_one(store.pool()).await.expect("counted");
+    assert_eq!(rows, 0, "what was not committed is not there");
+}
+
+#[tokio::test]
 async fn what_only_the_writer_sees_is_not_written() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -226,11 +227,29 @@ impl TestApp {
 
     /// Stops in mid-work: all that stays is what is on the disk now.
     pub(crate) async fn crash(&self) {
+        let files = self.database_files().await;
         // First, so that nothing that happens from here on is written down.
         self.store.close().await;
         self.jobs.close();
         self.control.release();
         assert_eq!(self.jobs.wait_until_idle(PATIENCE).await, 0);
+        // Closing has folded the log into the file.
+        for (path, bytes) in files {
+            std::fs::write(path, bytes).expect("the disk takes it");
+        }
+    }
+
+    async fn database_files(&self) -> [(PathBuf, Vec<u8>); 2] {
+        // While somebody reads, what is folded out of the log stays in it, too.
+        let mut reading = self.store.pool().begin().await.expect("a database");
+        sqlx::query("SELECT COUNT(*) FROM jobs").fetch_one(&mut *reading).await.expect("a database");
+        let files = ["fluxserve.db", "fluxserve.db-wal"].map(|name| {
+            let path = self.folder.path().join(name);
+            let bytes = std::fs::read(&path).expect("a file");
+            (path, bytes)
+        });
+        reading.rollback().await.expect("a database");
+        files
     }
 
     /// Stops in mid-work as a worker does whose drain deadline has passed.

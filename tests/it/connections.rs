@@ -29,22 +29,52 @@ async fn rest(connection: &mut TcpStream) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-#[tokio::test]
-async fn half_open_connections_shut_nobody_out() {
-    let app = TestApp::start().await;
-    let (address, server) = listen(&app, strict(4)).await;
+/// Connections of which some say nothing, and some never finish saying it.
+async fn half_open(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     let mut silent = Vec::new();
-    for number in 0..12 {
+    for number in 0..count {
         let mut connection = connect(address).await;
-        // Some say nothing, some never finish saying it.
         if number % 2 == 0 {
             connection.write_all(b"GET /healthz HTTP/1.1\r\nhost: ").await.expect("written");
         }
         silent.push(connection);
     }
+    silent
+}
+
+#[tokio::test]
+async fn half_open_connections_shut_nobody_out() {
+    let app = TestApp::start().await;
+    let limits = ConnectionLimits { connections_max: 4, ..ConnectionLimits::default() };
+    let deadline = limits.header_deadline;
+    let (address, server) = listen(&app, limits).await;
+    let answer = async |path: &str| {
+        let mut good = connect(address).await;
+        ask(&mut good, path).await;
+        head(&mut good).await
+    };
+    let mut silent = Vec::new();
+    for round in 0..3 {
+        silent.extend(half_open(address, 20).await);
+        let asked = Instant::now();
+        assert!(answer("/healthz").await.starts_with("http/1.1 200"), "whoever looks after the worker gets through");
+        // A client may have to come again, until one of the silent ones has been silent for long enough to make way.
+        while !answer("/v1/models").await.starts_with("http/1.1 200") {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(asked.elapsed() < deadline / 3, "round {round} took {:?}", asked.elapsed());
+    }
+    server.abort();
+}
+
+#[tokio::test]
+async fn half_open_connections_are_closed_at_their_deadline() {
+    let app = TestApp::start().await;
+    let (address, server) = listen(&app, strict(4)).await;
+    let mut silent = half_open(address, 12).await;
     let mut good = connect(address).await;
     good.write_all(REQUEST).await.expect("written");
-    assert!(rest(&mut good).await.starts_with("HTTP/1.1 200"), "answered once the silent ones are gone");
+    assert!(rest(&mut good).await.starts_with("HTTP/1.1 200"));
     for connection in &mut silent {
         assert!(!rest(connection).await.contains("200"));
     }

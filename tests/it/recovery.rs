@@ -1,6 +1,8 @@
 //! A job that was accepted is drawn, whatever happens to the process.
 
 use serde_json::json;
+use sqlx::Connection as _;
+use sqlx::sqlite::SqliteConnectOptions;
 
 use crate::app::{Options, TestApp, decoded, picture, request};
 use crate::fake_engine::{Call, colour};
@@ -144,15 +146,33 @@ async fn a_row_that_cannot_be_read_stops_neither_the_start_nor_lists_nor_the_swe
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 3);
 }
 
+/// From now on no job's end can be written down, until there is no `outage` any more.
+async fn break_ends(app: &TestApp, by: &str) {
+    let outage = format!(
+        "DROP TRIGGER IF EXISTS outage;
+         CREATE TRIGGER outage BEFORE UPDATE ON jobs WHEN NEW.finished_at_ms IS NOT NULL BEGIN {by}; END"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(outage)).execute(app.store.pool()).await.expect("a trigger");
+}
+
 #[tokio::test]
 async fn a_finished_job_outlasts_an_outage_of_the_database() {
     let app = TestApp::with(Options { jobs_max: 1, ..Options::default() }).await;
-    let outage = "CREATE TRIGGER outage BEFORE UPDATE ON jobs WHEN NEW.finished_at_ms IS NOT NULL
-                  BEGIN SELECT RAISE(ABORT, 'told to fail'); END";
-    sqlx::query(outage).execute(app.store.pool()).await.expect("a trigger");
+    let outages =
+        "CREATE TABLE outages (parent INTEGER REFERENCES write_checks (only_row) DEFERRABLE INITIALLY DEFERRED)";
+    sqlx::query(outages).execute(app.store.pool()).await.expect("a table");
+    // The transaction is gone and nobody was told, as where SQLite finds the disk full at a COMMIT; a COMMIT fails and the
+    // transaction stands; a statement fails.
+    let by_rollback = "SELECT RAISE(ROLLBACK, 'told to fail')";
+    let by_commit = "INSERT INTO outages VALUES (2)";
+    let by_statement = "SELECT RAISE(ABORT, 'told to fail')";
+    break_ends(&app, by_rollback).await;
     let id = app.submit(&picture(1)).await;
     app.control.until_called(Call::Finish(1)).await;
-    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    for by in [by_commit, by_rollback, by_commit, by_statement] {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        break_ends(&app, by).await;
+    }
     let view = app.get(&format!("/v1/inference/jobs/{id}")).await.json();
     assert_eq!(view["status"], "running");
     assert_eq!(app.post(&picture(2)).await.code(), "queue_full", "it keeps its place");
@@ -161,6 +181,18 @@ async fn a_finished_job_outlasts_an_outage_of_the_database() {
     assert_eq!(view["progress"]["step"], 2);
     assert_eq!(app.jobs.wait_until_idle(std::time::Duration::from_secs(5)).await, 0);
     assert!(!app.control.calls().contains(&Call::Admit(2)));
+    // What was said is there for others, too, and in the next life.
+    let path = app.folder.path().join("fluxserve.db");
+    let mut other =
+        sqlx::SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(path)).await.expect("opens");
+    let seen: String = sqlx::query_scalar("SELECT status FROM jobs").fetch_one(&mut other).await.expect("a row");
+    assert_eq!(seen, "succeeded");
+    sqlx::query("PRAGMA user_version = 1").execute(&mut other).await.expect("others can write");
+    other.close().await.expect("closes");
+    app.crash().await;
+    let app = app.restart(Options::default()).await;
+    app.until_status(&id, "succeeded").await;
+    assert!(!app.control.calls().contains(&Call::Admit(1)), "it was drawn once");
 }
 
 #[tokio::test]
