@@ -76,7 +76,8 @@ async fn own_rights(cluster: &Cluster, auto_open: bool) -> CheckLine {
         rights.extend([own("create", "serviceaccounts"), own("delete", "serviceaccounts")]);
         rights.extend([of_rbac("create", "rolebindings", None), of_rbac("delete", "rolebindings", None)]);
         rights.push(of_rbac("bind", "clusterroles", Some(USER_ROLE)));
-        rights.push(Right { verb: "get", resource: "namespaces", group: "", namespace: None, name: None });
+        let of_namespaces = |verb| Right { verb, resource: "namespaces", group: "", namespace: None, name: None };
+        rights.extend([of_namespaces("get"), of_namespaces("patch")]);
     }
     let mut lacking = Vec::new();
     for right in rights {

@@ -3,6 +3,7 @@
 //! Every call has a deadline, so nothing here waits for long for a cluster that is away.
 
 mod error;
+mod pod_security;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -232,9 +233,10 @@ impl Cluster {
         }
     }
 
-    /// Makes the two objects that open a namespace; those that are there stay as they are. Needs the rights of
-    /// `manifest --auto-open`.
+    /// Makes the two objects that open a namespace; those that are there stay as they are. Before that its pods are kept
+    /// from their node. Needs the rights of `manifest --auto-open`.
     pub(super) async fn open_namespace(&self, namespace: &NamespaceName) -> Result<(), ClusterError> {
+        pod_security::restrict(&self.client, namespace).await?;
         let account = account_of(namespace);
         let labels = json!({ "app.kubernetes.io/managed-by": "fluxserve" });
         let metadata = json!({ "name": account, "labels": labels });
@@ -272,7 +274,9 @@ impl Cluster {
         let client = Client::try_from(config)?;
         let right = Right { verb: "get", resource: "pods", group: "", namespace: Some(namespace.as_str()), name: None };
         if may(&client, right).await? {
-            Ok(Standing { is_open: true, ..Standing::default() })
+            // The account may read the namespace that it stands for, which the worker itself may not.
+            let problem = pod_security::fault(&client, namespace).await?;
+            Ok(Standing { is_open: true, problem, ..Standing::default() })
         } else {
             Ok(missing(Missing::RoleBinding))
         }

@@ -51,7 +51,7 @@ pub struct Standing {
     pub is_open: bool,
     /// What the cluster lacks.
     pub missing: Vec<Missing>,
-    /// Why it could not be told, or not be mended. For the administrator.
+    /// Why it could not be told, or not be mended, or what is to be seen to though it is open. For the administrator.
     pub problem: Option<String>,
 }
 

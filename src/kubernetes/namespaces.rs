@@ -160,6 +160,9 @@ impl Inner {
         if standing.is_open != namespace.standing.is_open {
             tracing::info!(namespace = %name, is_open = standing.is_open, "a namespace stands otherwise than before");
         }
+        if let Some(problem) = standing.problem.as_deref().filter(|_| standing.problem != namespace.standing.problem) {
+            tracing::warn!(namespace = %name, problem, "a namespace is to be seen to");
+        }
         let is_noted = self.store.note_standing(namespace, &standing, self.now()).await?;
         if has_opened && !is_noted {
             // It was renamed or forgotten meanwhile, and what that closed may have been opened again just now.

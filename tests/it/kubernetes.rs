@@ -478,6 +478,59 @@ async fn with_auto_open_the_worker_opens_and_closes() {
 }
 
 #[tokio::test]
+async fn pods_that_may_take_over_their_node_are_told_of_with_what_to_do() {
+    let site = Site::start().await;
+    let enter = async |name: &str| {
+        let made = site.manage("POST", "/v1/kubernetes/namespaces", Some(&json!({ "name": name }))).await.json();
+        assert_eq!(made["state"], "open", "it is open all the same: {made}");
+        made
+    };
+    for (name, level, is_told) in [
+        ("team-a", Some("restricted"), false),
+        ("team-b", Some("baseline"), false),
+        ("team-c", Some("privileged"), true),
+        ("team-d", None, true),
+    ] {
+        site.cluster.open(name);
+        site.cluster.set_pod_security(name, level);
+        let made = enter(name).await;
+        let command =
+            format!("kubectl label --overwrite namespace {name} pod-security.kubernetes.io/enforce=restricted");
+        let problem = made["problem"].as_str().unwrap_or_default();
+        assert_eq!((made["problem"].is_null(), problem.contains(&command)), (!is_told, is_told), "{made}");
+        assert!(made["objects"].as_str().is_some_and(|objects| objects.contains(&command)), "{made}");
+    }
+    // With the role of before the update nobody can tell.
+    site.cluster.hide_namespaces();
+    site.cluster.open("team-e");
+    let made = enter("team-e").await;
+    assert!(made["problem"].as_str().is_some_and(|problem| problem.contains("kubernetes manifest")), "{made}");
+    let rights = kubernetes::manifest(&HOLDER.parse().expect("a name"), false);
+    let (_, of_keys) = rights.split_once("name: fluxserve-namespace-user").expect("the role");
+    assert!(of_keys.contains("resources: [namespaces]\n  verbs: [get]\n"), "{of_keys}");
+}
+
+#[tokio::test]
+async fn a_namespace_that_the_worker_opens_keeps_its_pods_from_their_node() {
+    let cluster = StubCluster::start().await;
+    cluster.allow_auto_open();
+    let site = Site::with(cluster, true).await;
+    for (name, before, after) in [
+        ("team-a", None, "restricted"),
+        ("team-b", Some("baseline"), "baseline"),
+        ("team-c", Some("privileged"), "privileged"),
+    ] {
+        site.cluster.set_pod_security(name, before);
+        let made = site.manage("POST", "/v1/kubernetes/namespaces", Some(&json!({ "name": name }))).await.json();
+        assert_eq!(made["state"], "open", "{made}");
+        assert_eq!(site.cluster.pod_security(name).as_deref(), Some(after), "what it says already counts");
+        assert_eq!(made["problem"].is_null(), after != "privileged", "{made}");
+    }
+    let rights = kubernetes::manifest(&HOLDER.parse().expect("a name"), true);
+    assert!(rights.contains("resources: [namespaces]\n  verbs: [get, patch]\n"), "{rights}");
+}
+
+#[tokio::test]
 async fn the_kubeconfig_holds_no_secret_and_says_where_the_worker_is() {
     let site = Site::start().await;
     let id = site.namespace("team-a").await;

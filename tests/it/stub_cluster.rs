@@ -28,6 +28,7 @@ use tokio_rustls::rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio_rustls::server::TlsStream;
 
 pub(crate) const HOLDER: &str = "fluxserve";
+const POD_SECURITY: &str = "pod-security.kubernetes.io/enforce";
 const SHORTEST_TOKEN_SECONDS: i64 = 600;
 
 /// A token that was made.
@@ -53,6 +54,10 @@ struct Inside {
     auto_open: bool,
     /// Which object each namespace is, where that has changed.
     made_anew: BTreeMap<String, String>,
+    /// What namespaces say of their pods, where that is not `restricted`. `None`: nothing.
+    pod_security: BTreeMap<String, Option<String>>,
+    /// Whether accounts may read the namespace that they are bound in, which they could not always.
+    hides_namespaces: bool,
     /// Life of tokens, where it is not as asked.
     token_seconds: Option<i64>,
 }
@@ -152,6 +157,20 @@ impl StubCluster {
         let mut inside = self.inside();
         inside.bound.remove(namespace);
         inside.made_anew.insert(namespace.to_owned(), uuid::Uuid::new_v4().to_string());
+    }
+
+    /// What a namespace says of its pods by the label of Pod Security. `None`: nothing.
+    pub(crate) fn set_pod_security(&self, namespace: &str, level: Option<&str>) {
+        self.inside().pod_security.insert(namespace.to_owned(), level.map(str::to_owned));
+    }
+
+    pub(crate) fn pod_security(&self, namespace: &str) -> Option<String> {
+        self.inside().pod_security_of(namespace)
+    }
+
+    /// As with the role of before: accounts may not read the namespace that they are bound in.
+    pub(crate) fn hide_namespaces(&self) {
+        self.inside().hides_namespaces = true;
     }
 
     pub(crate) fn allow_auto_open(&self) {
@@ -329,6 +348,14 @@ async fn answer(
                 forbidden(&account, "list", "pods", namespace)
             }
         }
+        ("GET", ["api", "v1", "namespaces", namespace]) if account == format!("ns-{namespace}") => {
+            let inside = stub.inside();
+            if inside.bound.contains(*namespace) && !inside.hides_namespaces {
+                inside.namespace(namespace)
+            } else {
+                forbidden(&account, "get", "namespaces", namespace)
+            }
+        }
         ("POST", ["apis", "authorization.k8s.io", "v1", "selfsubjectaccessreviews"]) => {
             stub.reviews_are_let_go().await;
             let mut review = body;
@@ -422,9 +449,22 @@ impl Inside {
             ("create", "serviceaccounts/token") | ("create" | "delete", "secrets") => namespace == HOLDER,
             ("create" | "delete", "serviceaccounts" | "rolebindings")
             | ("bind", "clusterroles")
-            | ("get", "namespaces") => self.auto_open,
+            | ("get" | "patch", "namespaces") => self.auto_open,
             _ => false,
         }
+    }
+
+    fn pod_security_of(&self, namespace: &str) -> Option<String> {
+        self.pod_security.get(namespace).cloned().unwrap_or_else(|| Some("restricted".to_owned()))
+    }
+
+    fn namespace(&self, name: &str) -> Response {
+        let uid = self.made_anew.get(name).map_or("the first", String::as_str);
+        let mut metadata = json!({ "name": name, "uid": uid, "labels": { "kubernetes.io/metadata.name": name } });
+        if let Some(level) = self.pod_security_of(name) {
+            metadata["labels"][POD_SECURITY] = level.into();
+        }
+        said(StatusCode::OK, &json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": metadata }))
     }
 
     /// What the worker makes and takes away.
@@ -455,10 +495,11 @@ impl Inside {
                 deleted(self.accounts.remove(*name), "serviceaccounts", name)
             }
             ("GET", ["api", "v1", "namespaces", "nowhere"]) if self.auto_open => missing("namespaces", "nowhere"),
-            ("GET", ["api", "v1", "namespaces", namespace]) if self.auto_open => {
-                let uid = self.made_anew.get(*namespace).map_or("the first", String::as_str);
-                let metadata = json!({ "name": namespace, "uid": uid });
-                said(StatusCode::OK, &json!({ "kind": "Namespace", "apiVersion": "v1", "metadata": metadata }))
+            ("GET", ["api", "v1", "namespaces", namespace]) if self.auto_open => self.namespace(namespace),
+            ("PATCH", ["api", "v1", "namespaces", namespace]) if self.auto_open => {
+                let level = body["metadata"]["labels"][POD_SECURITY].as_str().map(str::to_owned);
+                self.pod_security.insert((*namespace).to_owned(), level);
+                self.namespace(namespace)
             }
             ("POST", ["apis", "rbac.authorization.k8s.io", "v1", "namespaces", namespace, "rolebindings"])
                 if self.auto_open =>

@@ -49,7 +49,7 @@ export function kubectlLines({ key, namespace }) {
   );
 }
 
-// Hands a text to kubectl in one command that can be pasted as it is.
-export function kubectlWith(verb, text) {
-  return `kubectl ${verb} -f - <<'EOF'\n${text.trimEnd()}\nEOF`;
+// Hands objects to kubectl in one command that can be pasted as it is, without what is said of them.
+export function kubectlWith(verb, objects) {
+  return `kubectl ${verb} -f - <<'EOF'\n${objects.replace(/^#.*\n/gm, "").trimEnd()}\nEOF`;
 }

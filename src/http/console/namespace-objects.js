@@ -71,6 +71,7 @@ export function showObjects(namespace, { cluster, formerly = null, onClose }) {
       ),
       element("div", null, segments("Form", FORMS, "command", show)),
       element("div", { class: "stack-small" }, block, after),
+      podSecurity(name),
       namespaceHint(name),
       formerly && leftovers(formerly),
     ],
@@ -84,7 +85,8 @@ function statusNotice(namespace, { cluster, hasWaited }) {
   const { name, state, problem } = namespace;
   const list = lacks(namespace);
   if (state === "open") {
-    const next = hasWaited ? "Next, create a key for it and hand that over with the kubeconfig." : list.join(" ");
+    const isDone = hasWaited && !problem;
+    const next = isDone ? "Next, create a key for it and hand that over with the kubeconfig." : list.join(" ");
     return notice(problem ? "warn" : "good", say(element("strong", null, `${name} is open. `), next));
   }
   const wait = cluster.auto_open
@@ -95,6 +97,14 @@ function statusNotice(namespace, { cluster, hasWaited }) {
     say(element("strong", null, "Not open yet. "), list.join(" ")),
     say(wait),
   );
+}
+
+function podSecurity(name) {
+  const command = `kubectl label --overwrite namespace ${name} pod-security.kubernetes.io/enforce=restricted`;
+  return [
+    say("Who is let in can start pods. Label the namespace, so that these cannot take over the node they run on:"),
+    codeBlock(command, "command that labels the namespace"),
+  ];
 }
 
 function namespaceHint(name) {

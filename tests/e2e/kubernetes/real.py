@@ -29,6 +29,7 @@ from endurance import check, faults
 
 DEPLOY = os.path.realpath(os.path.join(HERE, "../../../deploy"))
 HOLDER = "fluxserve"
+POD_SECURITY = "pod-security.kubernetes.io/enforce"
 # The API server remembers a good token for ten seconds; the rest is the worker's, and kubectl's own time.
 DEATH_SECONDS_MAX = 12
 # Until the worker has seen what an administrator has done to the cluster.
@@ -208,6 +209,8 @@ def opening(stage):
     cluster, worker = stage.cluster, stage.worker
     for name in ("team-a", "team-b"):
         cluster.kubectl("create", "namespace", name)
+        if name == "team-a":
+            cluster.kubectl("label", "namespace", name, f"{POD_SECURITY}=baseline")
         status, namespace = worker.manage("POST", "/v1/kubernetes/namespaces", {"name": name})
         check((status, namespace["state"]) == (201, "pending"), f"{name}: {status}, {namespace['state']}")
         check("service_account" in namespace["missing"], f"missing: {namespace['missing']}")
@@ -226,6 +229,8 @@ def opening(stage):
         check(status == 200, f"the key: {status}")
     view = worker.namespace("team-a")
     check(view["missing"] == [] and view["problem"] is None and view["checked_at"], f"nothing is missing: {view['missing']}, {view['problem']}")
+    problem = worker.namespace("team-b")["problem"]
+    check(problem and f"{POD_SECURITY}=restricted" in problem, f"where pods may take over their node: {problem}")
     status, answer = worker.manage("POST", "/v1/kubernetes/namespaces", {"name": "team-a"})
     check((status, answer["code"]) == (409, "namespace_exists"), f"the same once more: {status} {answer['code']}")
     for name in ("Team", "a.b", "-a", "x" * 64, ""):
@@ -684,6 +689,8 @@ def alone(stage):
     cluster.kubectl("create", "namespace", "team-auto")
     status, namespace = worker.manage("POST", "/v1/kubernetes/namespaces", {"name": "team-auto"})
     check(status == 201 and stage.stands("team-auto", "open"), f"{status} {namespace['state']}, then {worker.namespace('team-auto')}")
+    labelled = json.loads(cluster.kubectl("get", "namespace", "team-auto", "-o", "json").out)["metadata"]["labels"]
+    check(labelled.get(POD_SECURITY) == "restricted", f"its pods are kept from their node: {labelled}")
     key = worker.new_key("auto", {"kubernetes_exec": {"namespace_ids": [namespace["id"]]}})
     allowed(stage.person(key["key"], "team-auto"), "get", "pods")
     person = Person(cluster, os.path.join(worker.folder, "kubernetes", "kubeconfig"))

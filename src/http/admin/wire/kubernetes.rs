@@ -53,7 +53,7 @@ pub(in crate::http) struct NamespaceView {
     state: &'static str,
     /// What the cluster lacks: `service_account`, or `role_binding`, which can be told only when the former is there.
     missing: Vec<&'static str>,
-    /// Why the last look told nothing.
+    /// What is to be seen to: why the last look told nothing, or why who is let in gets further than into the namespace.
     problem: Option<String>,
     #[serde(with = "rfc3339")]
     created_at: OffsetDateTime,
