@@ -63,6 +63,13 @@ pub(super) async fn run(
                  start of `fluxserve serve` on this data folder",
                 to_the_second(connected.token_ends_at)
             )?;
+            if connected.is_unverified {
+                writeln!(
+                    notes,
+                    "warning: the API server's certificate is not looked at, because the administrator's kubeconfig says \
+                     `insecure-skip-tls-verify`; the worker's says so, too, and those for holders of keys will"
+                )?;
+            }
             Ok(())
         }
         KubernetesCommand::Check => app::kubernetes_check(config, out).await,

@@ -33,6 +33,7 @@ pub async fn check(cluster: &Cluster, auto_open: bool, now: OffsetDateTime) -> V
         return lines;
     }
     lines.push(line("server for clients", Ok(for_clients(server))));
+    lines.push(line("server's certificate", certificate(cluster.server().is_unverified)));
     lines.push(account_and_clock(cluster, now).await);
     lines.push(own_rights(cluster, auto_open).await);
     lines.push(no_more_rights(cluster).await);
@@ -48,6 +49,19 @@ fn for_clients(server: &str) -> String {
     } else {
         format!("kubeconfigs say {server}")
     }
+}
+
+/// What the worker's kubeconfig says of it goes into those of all holders of keys.
+fn certificate(is_unverified: bool) -> Result<String, String> {
+    if is_unverified {
+        return Err(
+            "is not looked at, neither by the worker nor by kubectl with the kubeconfigs that are handed out: anybody \
+                    in between gets their tokens; replace `insecure-skip-tls-verify` by `certificate-authority` in the \
+                    kubeconfig, and run `fluxserve kubernetes connect` again"
+                .to_owned(),
+        );
+    }
+    Ok("is looked at, and kubeconfigs have kubectl do the same".to_owned())
 }
 
 async fn account_and_clock(cluster: &Cluster, now: OffsetDateTime) -> CheckLine {

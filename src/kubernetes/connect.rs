@@ -38,6 +38,8 @@ pub struct Connected {
     pub kubeconfig: PathBuf,
     /// When its token dies, unless the worker renews it before.
     pub token_ends_at: OffsetDateTime,
+    /// Whether anything is taken for the API server, because the administrator's kubeconfig says so.
+    pub is_unverified: bool,
 }
 
 /// Gets a token for the worker's own account by way of `administrator`, and writes it into `folder`, readable by this user
@@ -63,7 +65,7 @@ pub async fn connect(administrator: &ClusterSettings, folder: &Path) -> Result<C
         write_private(&kubeconfig, &worker_kubeconfig(cluster.server(), cluster.holder()))
     })();
     written.map_err(|source| ConnectError::File { path: folder.to_owned(), source })?;
-    Ok(Connected { kubeconfig, token_ends_at: minted.expires_at })
+    Ok(Connected { kubeconfig, token_ends_at: minted.expires_at, is_unverified: cluster.server().is_unverified })
 }
 
 /// Puts a file in place whole, readable by this user alone.

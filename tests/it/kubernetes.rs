@@ -548,6 +548,32 @@ async fn the_kubeconfig_holds_no_secret_and_says_where_the_worker_is() {
 }
 
 #[tokio::test]
+async fn that_anything_is_taken_for_the_api_server_is_not_passed_on_without_a_word() {
+    let cluster = StubCluster::start().await;
+    let trusting = std::fs::read_to_string(cluster.kubeconfig()).expect("a file");
+    let mut config: Value = serde_json::from_str(&trusting).expect("JSON");
+    config["clusters"][0]["cluster"] = json!({ "server": cluster.url, "insecure-skip-tls-verify": true });
+    let folder = cluster.folder().join("data");
+    for (text, is_unverified) in [(trusting, false), (config.to_string(), true)] {
+        std::fs::write(cluster.kubeconfig(), text).expect("written");
+        let connected = kubernetes::connect(&cluster.settings(), &folder).await.expect("connected");
+        assert_eq!(connected.is_unverified, is_unverified);
+        let access = ClusterAccess::Kubeconfig { path: connected.kubeconfig, context: None, allow_exec_plugins: false };
+        let own = Cluster::open(&ClusterSettings { access, ..cluster.settings() }).await.expect("a cluster");
+        let lines = kubernetes::check(&own, false, time::OffsetDateTime::now_utc()).await;
+        let certificate = lines.iter().find(|line| line.subject == "server's certificate").expect("looked at");
+        assert_eq!(certificate.found.is_err(), is_unverified, "{lines:?}");
+
+        let site = Site::with(cluster.clone(), false).await;
+        let id = site.namespace("team-a").await;
+        let answer = site.manage("GET", &format!("/v1/kubernetes/namespaces/{id}/kubeconfig"), None).await.json();
+        let kubeconfig = answer["kubeconfig"].as_str().expect("YAML");
+        assert_eq!(kubeconfig.contains("insecure-skip-tls-verify: true"), is_unverified, "{kubeconfig}");
+        assert_eq!(kubeconfig.contains("# WARNING: whatever answers"), is_unverified, "{kubeconfig}");
+    }
+}
+
+#[tokio::test]
 async fn the_worker_gets_in_by_way_of_an_administrator_and_renews_its_token() {
     let cluster = StubCluster::start().await;
     let folder = cluster.folder().join("data");
