@@ -6,6 +6,7 @@ mod checksum;
 mod client;
 mod download;
 mod error;
+mod file_system;
 mod folder;
 mod listing;
 mod repository;
@@ -18,6 +19,7 @@ pub use cache::cached;
 pub use checksum::{Checksum, checksum_of};
 pub use download::{Downloaded, Request, download};
 pub use error::HubError;
+pub use file_system::FileSystem;
 pub use folder::{KnownFile, known_files};
 pub use repository::{RepositoryId, Revision};
 
@@ -40,6 +42,8 @@ pub struct HubSettings {
     pub proxy: Proxy,
     /// How long a hub is waited for.
     pub patience: Patience,
+    /// How locks and links are made.
+    pub file_system: FileSystem,
 }
 
 /// Proxies on the way to the hub: their addresses, and the hosts, separated by commas, that are reached without.

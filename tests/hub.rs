@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use fluxserve::domain::model::ModelFiles;
 use fluxserve::engine;
-use fluxserve::hub::{self, Downloaded, HubError, HubSettings, Patience, Progress, Request, known_files};
+use fluxserve::hub::{self, Downloaded, FileSystem, HubError, HubSettings, Patience, Progress, Request, known_files};
 use stub::{COMMIT, Fault, Hub, ID, LICENCE};
 use tempfile::TempDir;
 
@@ -77,6 +77,7 @@ impl Client {
             is_offline: false,
             proxy: hub::Proxy::default(),
             patience,
+            file_system: FileSystem::default(),
         };
         Self { hub, home, settings, heard: Heard::default() }
     }
@@ -397,4 +398,70 @@ fn two_do_not_write_one_file() {
     assert!(text.contains("another process is fetching") && text.contains(SHARD), "{text}");
     file.unlock().expect("let go of");
     client.download().expect("fetched");
+}
+
+/// What systems say of links and locks that a file system does not have.
+fn refused() -> std::io::Error {
+    std::io::ErrorKind::Unsupported.into()
+}
+
+#[test]
+fn a_cache_without_links_works_and_is_found_again() {
+    let no_symbolic_links = FileSystem { symbolic_link: |_, _| Err(refused()), ..FileSystem::default() };
+    let no_links = FileSystem { hard_link: |_, _| Err(refused()), ..no_symbolic_links };
+    for (file_system, has_hard_links) in [(no_symbolic_links, true), (no_links, false)] {
+        let mut client = Client::new();
+        client.settings.file_system = file_system;
+        // One blob for two files.
+        let config = client.hub.conduct().files["vae/config.json"].clone();
+        client.hub.conduct().files.insert("LICENSE.md".into(), config.clone());
+        let downloaded = client.download().expect("fetched");
+        let snapshot = &downloaded.folder;
+        assert!(is_sound(snapshot));
+        for path in [SHARD, "vae/config.json", "LICENSE.md"] {
+            assert!(std::fs::symlink_metadata(snapshot.join(path)).expect("there").is_file(), "no link: {path}");
+        }
+        assert_eq!(std::fs::read(snapshot.join("LICENSE.md")).expect("readable"), config);
+        assert_eq!(client.blob(SHARD).exists(), has_hard_links, "it does not lie there twice");
+        let known = known_files(snapshot);
+        assert_eq!(known.len(), downloaded.files, "what each should be can be looked at");
+
+        let again = |expected: u64| {
+            client.hub.forget();
+            assert_eq!(client.download().expect("here").bytes_fetched, expected);
+            assert!(is_sound(snapshot));
+        };
+        again(0);
+        // As Python's tools leave it.
+        std::fs::remove_dir_all(snapshot.join(".cache")).expect("removed");
+        again(0);
+        let size = client.hub.conduct().files[SHARD].len() as u64;
+        drop(std::fs::remove_file(client.blob(SHARD)));
+        std::fs::write(snapshot.join(SHARD), "cut off").expect("written");
+        again(size);
+        again(0);
+        client.settings.is_offline = true;
+        assert_eq!(client.download().expect("here").folder, *snapshot);
+    }
+}
+
+#[test]
+fn a_file_system_without_locks_is_refused_before_anything_is_fetched() {
+    let mut client = Client::new();
+    // `ENOLCK`, as of a share.
+    let try_lock = |_: &std::fs::File| Err(std::fs::TryLockError::Error(std::io::Error::from_raw_os_error(37)));
+    client.settings.file_system.try_lock = try_lock;
+    let folder = client.home.path().join("weights");
+    for request in [Client::request(), Request { folder: Some(folder), ..Client::request() }] {
+        let text = client.ask(&request).expect_err("a refusal").to_string();
+        for part in ["cannot be locked", "os error 37", "HF_HUB_CACHE", "--to"] {
+            assert!(text.contains(part), "{part:?} in {text}");
+        }
+    }
+    assert!(client.hub.seen().iter().all(|seen| !seen.at_storage), "only the listing was asked for");
+    // What is there already needs none.
+    client.settings.file_system = FileSystem::default();
+    client.download().expect("fetched");
+    client.settings.file_system.try_lock = try_lock;
+    assert_eq!(client.download().expect("here").bytes_fetched, 0);
 }

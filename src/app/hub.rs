@@ -11,7 +11,9 @@ use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
 use crate::domain::model_source::ModelSource;
 use crate::engine;
-use crate::hub::{self, Downloaded, HubSettings, Patience, Progress, Proxy, RepositoryId, Request, Revision};
+use crate::hub::{
+    self, Downloaded, FileSystem, HubSettings, Patience, Progress, Proxy, RepositoryId, Request, Revision,
+};
 
 /// A model to be fetched.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,5 +122,6 @@ fn settings(config: &Config) -> HubSettings {
         is_offline: hub.is_offline,
         proxy: Proxy { https: url(&hub.proxy.https), http: url(&hub.proxy.http), except: hub.proxy.except.clone() },
         patience: Patience::default(),
+        file_system: FileSystem::default(),
     }
 }

@@ -52,10 +52,9 @@ enum Place {
 
 impl Place {
     fn of(settings: &HubSettings, request: &Request) -> Result<Self, HubError> {
-        match (&request.folder, &settings.cache_dir) {
-            (Some(folder), _) => Ok(Self::Folder(folder.clone())),
-            (None, Some(root)) => Ok(Self::Cache(Cache::of(root, &request.repository))),
-            (None, None) => Err(HubError::NoCache),
+        match &request.folder {
+            Some(folder) => Ok(Self::Folder(folder.clone())),
+            None => Cache::of(settings, &request.repository).map(Self::Cache).ok_or(HubError::NoCache),
         }
     }
 
@@ -77,14 +76,17 @@ impl Place {
         }
     }
 
-    /// Whether a file is in its place already. Blobs are called by their checksum, and get their name after it was
-    /// compared; in a folder anybody may have changed a file, and without a note nothing is known of it.
+    /// Whether a file is in its place already. In a folder anybody may have changed a file, and without a note nothing is
+    /// known of it.
     fn has(&self, transfer: &Transfer, commit: &str) -> Result<bool, HubError> {
         let RemoteFile { path, bytes, checksum } = &transfer.file;
+        let folder = match self {
+            Self::Cache(cache) => return cache.has(commit, &transfer.file),
+            Self::Folder(folder) => folder,
+        };
         if !fs::metadata(&transfer.target).is_ok_and(|found| found.is_file() && found.len() == *bytes) {
             return Ok(false);
         }
-        let Self::Folder(folder) = self else { return Ok(true) };
         if folder::noted(folder, path).as_ref() == Some(checksum) {
             return Ok(true);
         }
@@ -100,8 +102,9 @@ impl Place {
         match self {
             Self::Folder(folder) => Ok(folder.clone()),
             Self::Cache(cache) => {
-                for file in &listing.files {
-                    cache.link(&listing.commit, &file.path, &file.checksum)?;
+                for (index, file) in listing.files.iter().enumerate() {
+                    let is_last = listing.files[index + 1..].iter().all(|other| other.checksum != file.checksum);
+                    cache.link(&listing.commit, file, is_last)?;
                 }
                 // Last, so that a branch leads to a whole snapshot only.
                 cache.note(revision, &listing.commit)?;
@@ -134,7 +137,8 @@ pub async fn download(
     make_room(fetched, missing.first())?;
     progress.planned(listing.files.len(), all, all - fetched);
     let commit: Revision = listing.commit.parse()?;
-    let route = Route { client: &client, repository: &request.repository, revision: &commit, progress };
+    let (repository, file_system) = (&request.repository, settings.file_system);
+    let route = Route { client: &client, repository, revision: &commit, progress, file_system };
     let transfers = futures_util::stream::iter(missing).map(|transfer| route.fetch(transfer));
     let mut arriving = transfers.buffer_unordered(FILES_AT_ONCE);
     while let Some(transfer) = arriving.try_next().await? {

@@ -198,6 +198,16 @@ pub enum HubError {
         /// What the system says.
         source: io::Error,
     },
+    /// The file system has no locks. Found out before anything is fetched.
+    #[error(
+        "`{}` cannot be locked ({source}), and without locks two processes may write one file: name a folder of another file system with HF_HUB_CACHE, or with --to", lock.display()
+    )]
+    NoLocks {
+        /// The file that was to be locked.
+        lock: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// Another process is at it.
     #[error("another process is fetching `{path}` (it holds `{}`): wait for it, or end it", lock.display())]
     Busy {

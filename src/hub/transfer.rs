@@ -12,7 +12,7 @@ use super::checksum::Hasher;
 use super::client::{Client, Wanted, reason_of};
 use super::listing::RemoteFile;
 use super::repository::{RepositoryId, Revision};
-use super::{HubError, Progress};
+use super::{FileSystem, HubError, Progress};
 
 /// A file to be fetched, and where it goes.
 pub(super) struct Transfer {
@@ -42,6 +42,7 @@ pub(super) struct Route<'a> {
     /// The commit.
     pub(super) revision: &'a Revision,
     pub(super) progress: &'a dyn Progress,
+    pub(super) file_system: FileSystem,
 }
 
 /// What has been written, and its checksum so far.
@@ -55,7 +56,7 @@ impl Route<'_> {
     /// Fetches a file whole.
     pub(super) async fn fetch(&self, transfer: Transfer) -> Result<Transfer, HubError> {
         let path = &transfer.file.path;
-        let _lock = lock(path, &transfer.lock)?;
+        let _lock = lock(path, &transfer.lock, self.file_system)?;
         if transfer.is_place_named_by_checksum && transfer.target.exists() {
             // Another process was at it until just now.
             self.progress.begun(path, transfer.file.bytes, transfer.file.bytes);
