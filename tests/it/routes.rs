@@ -200,7 +200,10 @@ async fn every_route_opens_to_its_callers_alone() {
             assert_eq!(answer.status, caller.expected(&row), "{name}");
             let is_management = matches!(row.access, Access::SignIn | Access::Session);
             let is_token = row.access == Access::Kubernetes && answer.status == StatusCode::OK;
-            let is_never_kept = is_management || is_token || answer.header("content-type") == "text/event-stream";
+            let content_type = answer.header("content-type");
+            // A picture that is kept outlives the right to see it.
+            let is_private = content_type == "text/event-stream" || content_type.starts_with("image/");
+            let is_never_kept = is_management || is_token || is_private;
             assert_eq!(answer.header("cache-control") == "no-store", is_never_kept, "{name}");
         }
     }

@@ -269,8 +269,8 @@ pub(in crate::http) fn picture_response(id: JobId, seed: Option<u64>, picture: P
     let Picture { bytes, format } = picture;
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static(format.content_type())),
-        // The picture of a job never changes, and is nobody's but its owner's.
-        (CACHE_CONTROL, HeaderValue::from_static("private, immutable, max-age=3600")),
+        // It never changes, but a copy kept by a browser would outlive the key's revocation, and the job.
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
         (JOB_ID, HeaderValue::try_from(id.to_string()).expect("an id is visible ASCII")),
     ];
     let mut response = (headers, bytes).into_response();
