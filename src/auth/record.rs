@@ -330,14 +330,15 @@ impl KeyEdit {
     }
 }
 
-/// What shows nothing and changes how the rest is shown or read: marks of direction, joints and blanks without width, line
-/// separators, tags. Two names that differ by these alone look alike in every list.
+/// What shows nothing and changes how the rest is shown or read: marks of direction, blanks without width, line separators,
+/// tags. Two names that differ by these alone look alike in every list. Not what letters of some scripts and emoji are put
+/// together with: the joiners U+200C and U+200D, and variation selectors.
 fn is_unseen(character: char) -> bool {
     matches!(character,
-        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}'
-        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
-        | '\u{feff}' | '\u{ffa0}' | '\u{fe00}'..='\u{fe0f}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
-        | '\u{e0000}'..='\u{e0fff}')
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180e}'
+        | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+        | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+        | '\u{e0000}'..='\u{e00ff}' | '\u{e01f0}'..='\u{e0fff}')
 }
 
 fn checked_name(name: &str) -> Result<String, KeyError> {
