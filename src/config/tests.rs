@@ -449,6 +449,8 @@ fn the_hub_is_where_its_own_tools_have_it() {
         ("HF_HOME", "$WHERE/hf", "/mnt/hf/hub", "/mnt/hf/token"),
         ("HF_HOME", "$NOT/hf", "$NOT/hf/hub", "$NOT/hf/token"),
         ("HF_HUB_CACHE", "${WHERE}/hub", "/mnt/hub", "/home/ann/.cache/huggingface/token"),
+        ("HF_HUB_CACHE", "~/hub", "/home/ann/hub", "/home/ann/.cache/huggingface/token"),
+        ("HF_TOKEN_PATH", "$WHERE/token", "/home/ann/.cache/huggingface/hub", "/mnt/token"),
         ("HF_TOKEN_PATH", "~/token", "/home/ann/.cache/huggingface/hub", "/home/ann/token"),
         ("XDG_CACHE_HOME", "~/c", "/home/ann/c/huggingface/hub", "/home/ann/c/huggingface/token"),
         ("XDG_CACHE_HOME", "$WHERE/c", "/mnt/c/huggingface/hub", "/mnt/c/huggingface/token"),
@@ -457,10 +459,6 @@ fn the_hub_is_where_its_own_tools_have_it() {
         assert_eq!(found.cache_dir, Some(cache.into()), "{name}={text}");
         assert_eq!(found.token_file, Some(token.into()), "{name}={text}");
     }
-    for blank in ["", " ", "\n", " \t\n"] {
-        assert_eq!(hub(Sources::new().variable("HF_TOKEN", blank)).token, None, "{blank:?}");
-    }
-    assert!(hub(Sources::new().variable("HF_TOKEN", " hf_x\n")).token.is_some());
     for (text, is_offline) in [("1", true), ("ON", true), ("true", true), ("0", false), ("no", false)] {
         assert_eq!(hub(Sources::new().variable("HF_HUB_OFFLINE", text)).is_offline, is_offline, "{text}");
     }
@@ -471,6 +469,15 @@ fn the_hub_is_where_its_own_tools_have_it() {
     assert_eq!(proxy.https.as_ref().map(ProxyUrl::reveal), Some("http://other:1"));
     assert_eq!(proxy.http.as_ref().map(ProxyUrl::reveal), Some("http://proxy:3128"));
     assert_eq!(proxy.except.as_deref(), Some("localhost"));
+}
+
+#[test]
+fn a_blank_token_is_none() {
+    let token = |text| Sources::new().variable("HF_TOKEN", text).load().expect("valid").hub.token;
+    for blank in ["", " ", "\n", " \t\n"] {
+        assert_eq!(token(blank), None, "{blank:?}");
+    }
+    assert!(token(" hf_x\n").is_some());
 }
 
 #[test]
