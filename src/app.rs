@@ -8,6 +8,7 @@ mod engines;
 mod fetching;
 mod generate;
 mod greeting;
+mod heap;
 mod hub;
 mod key_rights;
 mod loading;

@@ -55,6 +55,7 @@ const MODULES: &[(&str, &[&str])] = &[
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
     (&["candle_*", "cudarc", "gemm", "half", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
+    (&["libc"], &["app/heap"]),
     (&["memmap2"], &["store/changes"]),
     (&["rustix"], &["app/open_files", "config/own_file"]),
     (&["reqwest"], &["hub"]),

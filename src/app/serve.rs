@@ -18,7 +18,7 @@ use super::hub::at_hand;
 use super::models::catalog_of;
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
 use super::taken_away::{LOOK_INTERVAL, files_taken_away};
-use super::{open_files, results_disk, revoked_keys};
+use super::{heap, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, DEFAULT_METRICS_LISTEN, LogFormat, MetricsListen};
@@ -63,6 +63,7 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: Pipe) -> anyhow::Res
 }
 
 async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow::Result<()> {
+    heap::bound_what_is_kept();
     open_files::make_room(config)?;
     let sources = tokio::select! {
         sources = at_hand(config) => sources?,

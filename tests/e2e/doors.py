@@ -27,10 +27,10 @@ HOST = "images.test"
 BODY_BYTES = 8 * 1024 * 1024
 
 NGINX = """
-daemon off;
+{user}daemon off;
 worker_processes 1;
 pid {folder}/nginx.pid;
-error_log stderr warn;
+error_log stderr error;
 events {{}}
 http {{
   access_log off;
@@ -144,7 +144,9 @@ def through_nginx(folder, worker, key, options):
         port = free_port()
         file = os.path.join(folder, "nginx.conf")
         with open(file, "w") as configuration:
-            configuration.write(NGINX.format(folder=folder, worker=worker, port=port, buffering=buffering))
+            # Started by root it would work as somebody else, who may not write into the folder.
+            user = "user root;\n" if os.getuid() == 0 else ""
+            configuration.write(NGINX.format(user=user, folder=folder, worker=worker, port=port, buffering=buffering))
         nginx = subprocess.Popen([options.nginx, "-p", folder, "-c", file])
         try:
             until(lambda: is_open(port), nginx, "nginx")
