@@ -370,7 +370,13 @@ fn a_start_that_fails_says_why_and_leaves_the_demo_key_to_the_next() {
     let mut server = Server::start(&data, &[]);
     let url = server.url();
     let password = server.line("The administrator's password, shown this once: ");
-    assert!(server.line("A demo key, shown this once: ").starts_with("rgpu_"));
+    let key = server.line("A demo key, shown this once: ");
+    assert_eq!(server.line("  it is good for "), "30 days");
+    let keys = text(&run(&data, &["keys", "list"]).stdout);
+    let demo = keys.lines().find(|line| line.starts_with(&key[..13])).expect("listed");
+    let expires = time::OffsetDateTime::now_utc() + time::Duration::days(30) - time::Duration::MINUTE;
+    let days = [expires, expires + 2 * time::Duration::MINUTE].map(|moment| moment.date().to_string());
+    assert!(days.iter().any(|day| demo.contains(day.as_str())), "it expires: {demo}");
     let sign_in = |url: &str| {
         let request = ureq::post(format!("{url}/v1/session")).header("content-type", "application/json");
         request.send(json!({ "password": password }).to_string()).map(|answer| answer.status().as_u16())

@@ -151,6 +151,75 @@ async fn a_decoding_holds_up_others_for_a_step_at_a_time() {
     assert!(parts.max().is_some_and(|parts| parts <= PARTS as usize / 2), "{calls:?}");
 }
 
+/// Decodes in one go, which takes as long as so many steps.
+struct InOneGo(u64);
+
+impl StepEngine for InOneGo {
+    fn limits(&self) -> EngineLimits {
+        EngineLimits { pictures_max: 4, step_tokens_max: 100_000 }
+    }
+
+    fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
+        self.0 += 1;
+        Ok(Slot(self.0))
+    }
+
+    fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
+        std::thread::sleep(SPELL);
+        Ok(())
+    }
+
+    fn finish(&mut self, _: Slot) -> Result<RgbImage, EngineError> {
+        std::thread::sleep(SPELL * PARTS);
+        Ok(RgbImage::new(1, 1, vec![1; 3]).expect("three bytes"))
+    }
+
+    fn release(&mut self, _: Slot) {}
+}
+
+#[tokio::test]
+async fn who_asks_for_single_steps_takes_no_more_of_the_engine_than_others() {
+    const STEPS: u32 = 60;
+    let make = || -> Result<Box<dyn StepEngine>, EngineError> { Ok(Box::new(InOneGo(0))) };
+    let queue = Queue::start(&QueueSettings { jobs_max: 16, ..settings() }, vec![Box::new(make)]).expect("a thread");
+    ready(&queue).await;
+    let draw = async |owner: KeyId, steps: u32| {
+        let card = crate::catalog::card_or_flux_dev(&ModelId::new("test/model"));
+        let params = GenerateParams {
+            prompt: "a fox".into(),
+            width: Some(64),
+            height: Some(64),
+            steps: Some(steps),
+            ..Default::default()
+        };
+        let spec = GenerateSpec::new(params, &card).expect("valid");
+        let mut events = queue.reserve(owner).expect("a place").submit(JobId::generate(), spec, Terms::default());
+        while next(&mut events).await.is_some_and(|event| !matches!(event, QueueEvent::Finished(_))) {}
+    };
+    let (owner, rival) = (KeyId::generate(), KeyId::generate());
+    let drawn = AtomicU32::new(0);
+    let single = async || {
+        loop {
+            draw(rival, 1).await;
+            drawn.fetch_add(1, Ordering::Relaxed);
+        }
+    };
+    let singles = async { tokio::join!(single(), single(), single()) };
+    let theirs = tokio::select! {
+        _ = singles => unreachable!("they never end"),
+        theirs = async {
+            until("the rival is served", || drawn.load(Ordering::Relaxed) > 0).await;
+            let before = drawn.load(Ordering::Relaxed);
+            draw(owner, STEPS).await;
+            drawn.load(Ordering::Relaxed) - before
+        } => theirs,
+    };
+    // As many as take the time that the one picture takes. Without a share of the time there would be one for each step.
+    let fair = (STEPS + PARTS) / (1 + PARTS);
+    assert!(theirs <= 2 * fair + 2, "{theirs} pictures beside one, where {fair} take as long");
+    queue.close();
+}
+
 fn settings() -> QueueSettings {
     QueueSettings {
         model: ModelId::new("test/model"),

@@ -195,6 +195,26 @@ async fn one_file_that_cannot_be_removed_does_not_keep_the_others() {
 }
 
 #[tokio::test]
+async fn the_prompts_of_what_a_sweep_forgets_are_in_no_file_any_more() {
+    let app = TestApp::start().await;
+    let mut body = picture(1);
+    let prompt = "a fox that nobody is to read of afterwards";
+    body["prompt"] = Value::from(prompt);
+    let id = app.submit(&body).await;
+    app.until_status(&id, "succeeded").await;
+    let is_readable = || {
+        ["fluxserve.db", "fluxserve.db-wal"].iter().any(|name| {
+            let bytes = fs::read(app.folder.path().join(name)).expect("readable");
+            bytes.windows(prompt.len()).any(|window| window == prompt.as_bytes())
+        })
+    };
+    assert!(is_readable());
+    app.clock.advance(time::Duration::hours(25));
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1);
+    assert!(!is_readable());
+}
+
+#[tokio::test]
 async fn the_share_of_the_disk_is_kept_although_one_picture_cannot_be_removed() {
     let app = TestApp::with(Options { results_bytes_max: 1, ..Options::default() }).await;
     let stubborn = drawn(&app, 1).await;
