@@ -85,14 +85,22 @@ impl<T: FromFields> FromRequest<HttpState> for ApiJson<T> {
         let (body, hold) = tokio::time::timeout(state.settings.body_deadline + more, body)
             .await
             .map_err(|_| ApiError::new(ErrorCode::BodyTimeout))??;
-        let is_small = body.len() <= SMALL_BODY_BYTES_MAX;
+        let bytes = body.len();
         let read = move || Ok(Self { value: read(&body)?, digest: blake3::hash(&body).into(), hold });
-        if is_small {
-            return read();
-        }
-        // Milliseconds for each picture in it: not on the threads that answer everyone else.
-        spawn_blocking(read).await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?
+        done_aside_if_large(bytes, read).await
     }
+}
+
+/// Does what takes milliseconds for each picture in a body, where the body is so large, and not on the threads that answer
+/// everyone else.
+async fn done_aside_if_large<T: Send + 'static>(
+    bytes: usize,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    if bytes <= SMALL_BODY_BYTES_MAX {
+        return work();
+    }
+    spawn_blocking(work).await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?
 }
 
 /// A body that may be left out.
@@ -368,6 +376,14 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[tokio::test]
+    async fn large_bodies_are_read_on_threads_that_answer_nobody() {
+        let thread = || Ok(std::thread::current().id());
+        let here = std::thread::current().id();
+        assert_eq!(done_aside_if_large(SMALL_BODY_BYTES_MAX, thread).await.expect("done"), here);
+        assert_ne!(done_aside_if_large(SMALL_BODY_BYTES_MAX + 1, thread).await.expect("done"), here);
+    }
 
     #[test]
     fn values_are_counted_as_the_parser_makes_them_and_not_within_strings() {
