@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(look().await, []);
         keys.revoke(id, &Actor::CommandLine).await.expect("revoked");
         // A table of that name which only the connection has: looking fails, and nothing is written to the database.
-        everywhere(&store, "CREATE TEMP TABLE api_keys (nothing)").await;
+        everywhere(&store, "CREATE TEMP TABLE api_keys (unlike)").await;
         assert_eq!(look().await, []);
         everywhere(&store, "DROP TABLE temp.api_keys").await;
         assert_eq!(look().await, [id]);

@@ -221,6 +221,16 @@ async fn a_right_password_is_let_in_after_the_time_that_was_told_whatever_the_cl
             assert!(matches!(admin.sign_in("a wrong password", HERE).await, Err(SignInError::WrongPassword)));
         }
         clock.set_by(step);
+        let told = BY_ADDRESS.seconds_per_failure as u64;
+        let outcome = admin.sign_in("a wrong password", HERE).await;
+        assert!(
+            matches!(outcome, Err(SignInError::Throttled { retry_after_seconds }) if retry_after_seconds == told),
+            "{step}: {outcome:?}"
+        );
+        clock.advance(Duration::seconds(BY_ADDRESS.seconds_per_failure));
+        // Not by the one that is looked at each second: that one tells no wrong password that it is wrong.
+        let outcome = admin.sign_in("a wrong password", HERE).await;
+        assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{step}: {outcome:?}");
         clock.advance(Duration::seconds(BY_ADDRESS.seconds_per_failure));
         admin.sign_in(&password, HERE).await.expect("in");
     }
