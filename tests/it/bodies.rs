@@ -117,11 +117,14 @@ async fn a_key_that_loses_its_right_while_its_body_arrives_gets_no_token() {
     let (key_id, key) = site.key(&json!({ "kubernetes_exec": { "namespace_ids": [id] } })).await;
     let info = json!({ "kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1" });
     let route = format!("/v1/kubernetes/namespaces/{id}/exec-credential");
+    let before = site.cluster.minted();
     let answer = meanwhile(&site.app, &route, &key, &info, async {
         let revoked = site.manage("DELETE", &format!("/v1/api-keys/{key_id}"), None).await;
         assert_eq!(revoked.status, StatusCode::OK, "{}", revoked.text());
     });
     assert_eq!(answer.await.status, StatusCode::UNAUTHORIZED);
+    // It is refused before one is made: what is made is asked for once more, and taken back.
+    assert_eq!(site.cluster.minted(), before);
 }
 
 #[tokio::test]
