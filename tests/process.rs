@@ -3,7 +3,7 @@
 
 #![cfg(unix)]
 
-use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, PipeReader, PipeWriter, Read, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
@@ -39,6 +39,14 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// The lines that come out of a pipe, as they come.
+fn lines_of(output: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    let output = BufReader::new(output);
+    std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+    lines
+}
+
 /// A worker that dies with the test.
 struct Server {
     child: Child,
@@ -60,9 +68,7 @@ impl Server {
 
     fn of(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("a process");
-        let output = BufReader::new(child.stdout.take().expect("piped"));
-        let (sender, lines) = mpsc::channel();
-        std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let lines = lines_of(child.stdout.take().expect("piped"));
         Self { child, lines }
     }
 
@@ -186,9 +192,9 @@ fn a_standard_output_that_is_closed_or_full_ends_nothing() {
     until("it is ready", || is_ready(&url));
     let mut filling = vec![0; 65_536];
     reader.read_exact(&mut filling).expect("read");
-    let mut lines = BufReader::new(reader).lines().map_while(Result::ok);
-    assert!(lines.any(|line| line.starts_with("The administrator's password, shown this once: ")));
-    assert!(lines.any(|line| line.starts_with("A demo key, shown this once: rgpu_")));
+    late.lines = lines_of(reader);
+    late.line("The administrator's password, shown this once: ");
+    assert!(late.line("A demo key, shown this once: ").starts_with("rgpu_"));
     goes(&mut late);
 }
 
