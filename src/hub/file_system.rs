@@ -19,7 +19,7 @@ pub struct FileSystem {
 
 impl Default for FileSystem {
     fn default() -> Self {
-        Self { try_lock: File::try_lock, symbolic_link, hard_link: |file, also| fs::hard_link(file, also) }
+        Self { try_lock: File::try_lock, symbolic_link, hard_link }
     }
 }
 
@@ -27,6 +27,10 @@ impl fmt::Debug for FileSystem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileSystem").finish_non_exhaustive()
     }
+}
+
+fn hard_link(file: &Path, also: &Path) -> io::Result<()> {
+    fs::hard_link(file, also)
 }
 
 #[cfg(unix)]
