@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 /// So many failures in a row are no chance.
 const FAILURES_MAX: u32 = 3;
-/// How long they count: while nobody sends jobs here, nothing else would tell that it works again.
-const FAILURE_COUNTS: Duration = Duration::from_secs(10);
+/// How long they count: while nobody sends jobs here, nothing else would tell that it works again. A worker is to be well
+/// five seconds after the disk is.
+const FAILURE_COUNTS: Duration = Duration::from_secs(3);
 
 /// How the last attempts went.
 #[derive(Debug, Default)]
