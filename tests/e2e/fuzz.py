@@ -181,7 +181,7 @@ class Fuzzer:
             connection.close()
 
     def raw(self, method, path, body, headers):
-        head = f"{method} {path} HTTP/1.1\r\nhost: worker.test\r\ncontent-length: {len(body)}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
         head += "".join(f"{name}: {clean(text)}\r\n" for name, text in headers.items())
         whole = head.encode("latin-1", "replace") + b"connection: close\r\n\r\n" + body
         whole = damaged(self.dice, whole)

@@ -79,7 +79,7 @@ class Client:
 
     def leave(self, line, rest="\r\n", reads=False):
         with socket.create_connection(("127.0.0.1", self.worker.port), timeout=30) as connection:
-            connection.sendall(f"{line}host: worker\r\nx-api-key: {self.key}\r\n{rest}".encode())
+            connection.sendall(f"{line}host: localhost\r\nx-api-key: {self.key}\r\n{rest}".encode())
             if reads:
                 connection.recv(self.numbers.choice([1, 3000]))
             else:
