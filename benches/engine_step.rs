@@ -1,7 +1,7 @@
 //! Seconds per denoising step of the engine on the CPU.
 //!
 //! `cargo bench --bench engine_step` uses the tiny reference checkpoint; `FLUXSERVE_BENCH_CHECKPOINT=DIR` names another
-//! and `FLUXSERVE_BENCH_PICTURES`, `…_SIDE`, `…_STEPS` say how many pictures of how many pixels a side step together, how
+//! and `FLUXSERVE_BENCH_IMAGES`, `…_SIDE`, `…_STEPS` say how many images of how many pixels a side step together, how
 //! often. `benches/step_against_diffusers.py` runs it beside diffusers on the same weights.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a benchmark prints its result")]
@@ -25,13 +25,13 @@ fn setting(name: &str, default: u32) -> u32 {
 fn main() {
     let reference = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
     let checkpoint = std::env::var_os("FLUXSERVE_BENCH_CHECKPOINT").map_or(reference, PathBuf::from);
-    let (pictures, side, steps) = (setting("PICTURES", 1), setting("SIDE", 512), setting("STEPS", 3).max(1));
+    let (images, side, steps) = (setting("IMAGES", 1), setting("SIDE", 512), setting("STEPS", 3).max(1));
     let mut engine =
         FluxEngine::load(&ModelFiles::Directory(checkpoint), DeviceChoice::Auto).expect("the checkpoint loads");
     let mut card = card_or_flux_dev(&ModelId::new("benchmark"));
     card.defaults = ParameterDefaults { width: side, height: side, steps: steps + 1, guidance: 3.5 };
     card.limits.steps_max = steps + 1;
-    let slots: Vec<_> = (0..pictures)
+    let slots: Vec<_> = (0..images)
         .map(|seed| {
             let params =
                 GenerateParams { prompt: "a red fox".into(), seed: u64::from(seed), ..GenerateParams::default() };
@@ -47,5 +47,5 @@ fn main() {
         })
         .collect();
     seconds.sort_by(f64::total_cmp);
-    println!("engine_step pictures={pictures} side={side} median_seconds={:.4}", seconds[seconds.len() / 2]);
+    println!("engine_step images={images} side={side} median_seconds={:.4}", seconds[seconds.len() / 2]);
 }

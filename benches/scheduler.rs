@@ -1,4 +1,4 @@
-//! What planning step by step is worth, beside one picture at a time and beside batches of equal requests.
+//! What planning step by step is worth, beside one image at a time and beside batches of equal requests.
 //!
 //! `cargo bench --bench scheduler` plays the same arrivals (Poisson, three keys of unequal appetite, sizes and steps
 //! mixed) against each way of scheduling: first on an engine that is only a cost model of an H200, driven by the planner
@@ -21,11 +21,11 @@ use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::engine::FluxEngine;
 use fluxserve::queue::cost::{CostModel, WorkScale};
 use fluxserve::queue::ledger::{Ledger, Share};
-use fluxserve::queue::planner::{Action, Asides, Candidate, PlannerState, Urgency, plan};
+use fluxserve::queue::planner::{Action, Candidate, NonStepWork, PlannerState, Urgency, plan};
 
 /// How much of what arrives each key asks for.
 const APPETITES: [f64; 3] = [0.6, 0.3, 0.1];
-/// A picture is of use within so many times what it takes alone, and never within less than this.
+/// An image is of use within so many times what it takes alone, and never within less than this.
 const DEADLINE_FACTOR: f64 = 5.0;
 /// Jobs that wait or are drawn; more are turned away.
 const JOBS_MAX: usize = 256;
@@ -54,7 +54,7 @@ struct Ended {
     is_small: bool,
 }
 
-/// What pictures are asked for, and how often.
+/// What images are asked for, and how often.
 struct Workload {
     model: ModelId,
     sides: [(u32, f64); 4],
@@ -129,7 +129,7 @@ impl Device for Real<'_> {
 
     fn finish(&mut self, job: &Job) {
         let slot = self.slots.remove(&job.id).expect("admitted");
-        self.engine.finish(slot).expect("a picture");
+        self.engine.finish(slot).expect("an image");
     }
 
     fn release(&mut self, job: &Job) {
@@ -185,7 +185,7 @@ impl Workload {
         let prompt = "a red circle on a blue background".to_owned();
         let (width, height) = (Some(side), Some(side));
         let params = GenerateParams { prompt, width, height, steps: Some(steps), seed, ..Default::default() };
-        GenerateSpec::new(params, &card_or_flux_dev(&self.model)).expect("a valid picture")
+        GenerateSpec::new(params, &card_or_flux_dev(&self.model)).expect("a valid image")
     }
 
     fn alone_seconds(&self, spec: &GenerateSpec) -> f64 {
@@ -194,7 +194,7 @@ impl Workload {
         self.costs.admit_seconds() + steps + self.costs.finish_seconds(work)
     }
 
-    /// Mean of what a picture takes alone: its inverse is the rate at which one at a time is busy all the time.
+    /// Mean of what an image takes alone: its inverse is the rate at which one at a time is busy all the time.
     fn mean_alone_seconds(&self) -> f64 {
         let sides = self.sides.iter();
         let of_side = |side| STEPS.iter().map(|steps| self.alone_seconds(&self.spec(side, *steps, 0))).sum::<f64>();
@@ -354,8 +354,8 @@ impl Run<'_> {
 
     /// Step by step, as the planner says.
     fn steps(&mut self, workload: &Workload, owners: &[KeyId], knows_deadlines: bool) {
-        let limits = EngineLimits { pictures_max: 32, step_tokens_max: 33_792 };
-        let (mut ledger, mut asides) = (Ledger::default(), Asides::default());
+        let limits = EngineLimits { images_max: 32, step_tokens_max: 33_792 };
+        let (mut ledger, mut non_step_work) = (Ledger::default(), NonStepWork::default());
         while self.let_in() {
             if knows_deadlines {
                 self.drop_late();
@@ -367,7 +367,7 @@ impl Run<'_> {
                 candidates: &candidates,
                 ledger: &ledger,
                 costs: &workload.costs,
-                asides,
+                non_step_work,
                 admissions_blocked: false,
                 others_idle: false,
             };
@@ -379,21 +379,21 @@ impl Run<'_> {
                     self.device.admit(&self.open[place]);
                     self.open[place].is_admitted = true;
                     let owner = owners[self.open[place].key];
-                    asides.note(self.device.now() - now);
+                    non_step_work.note(self.device.now() - now);
                     ledger.note(&self.aside(owner, owners), workload.costs.work_of(self.device.now() - now));
                 }
                 Action::Finish(id) => {
                     let place = place_of(id);
                     self.device.finish(&self.open[place]);
                     let owner = owners[self.open[place].key];
-                    asides.note(self.device.now() - now);
+                    non_step_work.note(self.device.now() - now);
                     ledger.note(&self.aside(owner, owners), workload.costs.work_of(self.device.now() - now));
                     self.end(place);
                 }
                 Action::Step(ids) => {
                     let places: Vec<usize> = ids.iter().map(|id| place_of(*id)).collect();
                     self.device.step(&places.iter().map(|place| &self.open[*place]).collect::<Vec<_>>());
-                    asides.note_step(self.device.now() - now);
+                    non_step_work.note_step(self.device.now() - now);
                     let mut shares: Vec<Share> =
                         self.open.iter().map(|job| Share { owner: owners[job.key], weight: 1.0, part: 0.0 }).collect();
                     for place in places {
@@ -431,7 +431,7 @@ fn candidate(job: &Job, owner: KeyId, workload: &Workload, now: f64, knows_deadl
 }
 
 impl Outcome {
-    /// Of those that asked, who had the picture in time.
+    /// Of those that asked, who had the image in time.
     fn goodput(&self) -> f64 {
         self.ended.iter().filter(|ended| ended.in_time).count() as f64 / self.asked as f64
     }
@@ -546,21 +546,21 @@ fn on_the_cpu(seconds: f64, owners: &[KeyId]) {
 fn measure(engine: &mut FluxEngine, workload: &Workload) -> CostModel {
     let mut costs = CostModel::default();
     for (side, _) in workload.sides {
-        for pictures in [1, 1, 2, 4] {
+        for images in [1, 1, 2, 4] {
             let spec = workload.spec(side, 4, 1);
             let started = Instant::now();
-            let slots: Vec<Slot> = (0..pictures).map(|_| engine.admit(&spec).expect("admitted")).collect();
-            costs.note_admission(started.elapsed() / pictures);
+            let slots: Vec<Slot> = (0..images).map(|_| engine.admit(&spec).expect("admitted")).collect();
+            costs.note_admission(started.elapsed() / images);
             for _ in 0..spec.steps() {
                 let started = Instant::now();
                 engine.step(&slots).expect("a step");
-                costs.note_warm_up(workload.scale.step_work(&spec) * f64::from(pictures), started.elapsed());
+                costs.note_warm_up(workload.scale.step_work(&spec) * f64::from(images), started.elapsed());
             }
             let started = Instant::now();
             for slot in slots {
-                engine.finish(slot).expect("a picture");
+                engine.finish(slot).expect("an image");
             }
-            costs.note_finish(workload.scale.step_work(&spec), started.elapsed() / pictures);
+            costs.note_finish(workload.scale.step_work(&spec), started.elapsed() / images);
         }
     }
     costs

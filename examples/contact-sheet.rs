@@ -1,4 +1,4 @@
-//! The picture at the head of the README: runs `fluxserve generate` once for each prompt below and pastes the pictures
+//! The image at the head of the README: runs `fluxserve generate` once for each prompt below and pastes the images
 //! into one.
 //!
 //! `cargo build --release && cargo run --release --example contact-sheet -- models/flux-shapes/samples.png`
@@ -68,10 +68,10 @@ fn main() -> anyhow::Result<()> {
     let across = |count: u32| count * (SIDE + GAP) + GAP;
     let mut sheet = RgbImage::from_pixel(across(COLUMNS), across(rows), Rgb([255, 255, 255]));
     for (seed, prompt) in PROMPTS.iter().enumerate() {
-        let picture = draw(&options.program, prompt, seed, folder.path())?;
+        let image = draw(&options.program, prompt, seed, folder.path())?;
         let place = |count: u32| i64::from(across(count));
         let (column, row) = (seed as u32 % COLUMNS, seed as u32 / COLUMNS);
-        image::imageops::replace(&mut sheet, &picture, place(column), place(row));
+        image::imageops::replace(&mut sheet, &image, place(column), place(row));
         println!("{prompt}");
     }
     sheet.save(&options.output).with_context(|| format!("writing `{}`", options.output.display()))

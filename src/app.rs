@@ -45,7 +45,7 @@ use crate::domain::limits::KeyLimits;
 use crate::domain::password::AdminPassword;
 use crate::domain::scope::Scope;
 use crate::domain::usage::{Day, DayUsage, by_day};
-use crate::jobs::{WorkBook, rotate_link_secret};
+use crate::jobs::{UsageBuffer, rotate_link_secret};
 use crate::kubernetes::unknown_namespaces;
 use crate::store::Store;
 
@@ -57,7 +57,7 @@ pub fn api_description() -> String {
     crate::http::openapi_json()
 }
 
-/// Withdraws every link to a picture that was given out.
+/// Withdraws every link to an image that was given out.
 ///
 /// # Errors
 /// When there is no data folder, or the new secret cannot be written.
@@ -122,7 +122,7 @@ impl Keys {
         let today = Day::of(self.service.now());
         let since = today.before(days.saturating_sub(1));
         let requests = self.service.requests_by_day(key.id, since).await?;
-        let work = WorkBook::new(self.store.clone()).by_day(key.id, since).await?;
+        let work = UsageBuffer::new(self.store.clone()).by_day(key.id, since).await?;
         Ok(by_day(today, days, &requests, &work))
     }
 

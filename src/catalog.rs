@@ -192,13 +192,13 @@ impl Catalog {
         served.get(id)?.files.revision()
     }
 
-    /// Most pictures that a request to any of the served models may bring.
+    /// Most images that a request to any of the served models may bring.
     pub fn input_images_max(&self) -> usize {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.keys().map(|id| self.cards[id].input_images_max).max().unwrap_or(0)
     }
 
-    /// Lets requests to these models bring more pictures, or fewer, than their cards say.
+    /// Lets requests to these models bring more images, or fewer, than their cards say.
     ///
     /// # Errors
     /// When a model is not known.
@@ -241,7 +241,7 @@ pub fn card_or_flux_dev(id: &ModelId) -> ModelCard {
     known_model(id).map_or_else(|| ModelCard { id: id.clone(), ..cards::flux_dev() }, |known| known.card)
 }
 
-/// The smallest picture a card allows: what an engine draws to prove itself before it is called ready.
+/// The smallest image a card allows: what an engine draws to prove itself before it is called ready.
 ///
 /// # Panics
 /// When the card's own limits contradict each other, which the tests of the built-in cards exclude.
@@ -254,7 +254,7 @@ pub fn warm_up_spec(card: &ModelCard) -> GenerateSpec {
         input_images: vec![blank(card.limits.width_min, card.limits.height_min); card.input_images_min],
         ..GenerateParams::default()
     };
-    GenerateSpec::new(params, card).expect("a card's smallest picture lies within its limits")
+    GenerateSpec::new(params, card).expect("a card's smallest image lies within its limits")
 }
 
 fn blank(width: u32, height: u32) -> Arc<RgbImage> {
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn a_card_can_be_told_to_take_pictures() {
+    fn a_card_can_be_told_to_take_images() {
         let dev = ModelId::new("black-forest-labs/FLUX.1-dev");
         let told = |id: &ModelId| {
             let catalog = Catalog::new(&[choice("my/tune", Some("/weights"))]).expect("a valid choice");

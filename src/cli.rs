@@ -36,7 +36,7 @@ use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::{Devices, Kernels, Offload};
 use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
-use crate::domain::spec::draw_seed;
+use crate::domain::spec::random_seed;
 use crate::telemetry::pipe::Pipe;
 use crate::{app, shutdown};
 
@@ -70,7 +70,7 @@ pub struct SharedArgs {
 pub enum Command {
     /// Serve over HTTP
     Serve(ServeArgs),
-    /// Draw one picture into a file, without a server
+    /// Draw one image into a file, without a server
     Generate(GenerateArgs),
     /// Make, list, change and revoke API keys
     #[command(subcommand)]
@@ -81,7 +81,7 @@ pub enum Command {
     /// Say who may manage the worker over HTTP
     #[command(subcommand)]
     Admin(AdminCommand),
-    /// Withdraw the links to pictures that need no key
+    /// Withdraw the links to images that need no key
     #[command(subcommand)]
     Links(LinksCommand),
     /// Copy the database into a file, also while a server runs
@@ -89,7 +89,7 @@ pub enum Command {
     /// Fetch models, see which there are and whether they are complete
     #[command(subcommand)]
     Models(ModelsCommand),
-    /// Measure how fast this machine draws and loads, or what stands between a picture's stages
+    /// Measure how fast this machine draws and loads, or what stands between an image's stages
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Print the description of the HTTP API: OpenAPI 3.1, as JSON
@@ -174,7 +174,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             flags.device = arguments.device.map(Into::into);
             arguments.engine.clone().apply(&mut flags);
             let config = Config::load(flags)?;
-            let request = arguments.into_request(&config, || Ok(draw_seed()?), notes)?;
+            let request = arguments.into_request(&config, || Ok(random_seed()?), notes)?;
             generate::run(&config, request)
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,

@@ -52,7 +52,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The models to serve: at least one, none twice.
     pub models: Vec<ModelSource>,
-    /// How many pictures requests to a model may bring, where that is not what its card says: 0 or 1.
+    /// How many images requests to a model may bring, where that is not what its card says: 0 or 1.
     pub max_input_images: BTreeMap<ModelId, usize>,
     /// Where to draw: an engine on each.
     pub device: Devices,
@@ -92,7 +92,7 @@ pub struct TlsConfig {
 pub struct EngineConfig {
     /// What of a model does not stay on its device.
     pub offload: Offload,
-    /// Whether a picture has the same bits in any company also where that costs time.
+    /// Whether an image has the same bits in any company also where that costs time.
     pub is_deterministic: bool,
     /// Which kernels compute attention and convolutions on CUDA.
     pub kernels: Kernels,
@@ -109,7 +109,7 @@ pub struct HttpConfig {
     pub bodies_bytes_max: u64,
     /// Most of it that those of one key take up. One body it may always have.
     pub key_bodies_bytes_max: u64,
-    /// Longest time a client may ask to wait for its picture in one request.
+    /// Longest time a client may ask to wait for its image in one request.
     pub wait_seconds_max: u64,
     /// Most connections at one time.
     pub connections_max: u64,
@@ -136,13 +136,13 @@ pub struct QueueConfig {
 /// Limits of what is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultsConfig {
-    /// How long finished pictures stay.
+    /// How long finished images stay.
     pub retention_seconds: u64,
     /// How long a link to one is good that needs no key.
     pub link_seconds: u64,
     /// How much disk they may take; the oldest go first.
     pub bytes_max: u64,
-    /// Whether a picture's file says how it was drawn; never the prompt.
+    /// Whether an image's file says how it was drawn; never the prompt.
     pub provenance: bool,
 }
 
@@ -329,13 +329,13 @@ impl Config {
         self.kubernetes_dir().join("kubeconfig")
     }
 
-    /// The secret behind links to pictures. Beside the database, and not in it: no copy of that is to open pictures.
+    /// The secret behind links to images. Beside the database, and not in it: no copy of that is to open images.
     #[must_use]
     pub fn link_secret_path(&self) -> PathBuf {
         self.data_dir.join("links.secret")
     }
 
-    /// The folder of finished pictures.
+    /// The folder of finished images.
     #[must_use]
     pub fn results_dir(&self) -> PathBuf {
         self.data_dir.join("results")

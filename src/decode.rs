@@ -1,6 +1,6 @@
-//! Picture files that others bring, to pixels.
+//! Image files that others bring, to pixels.
 //!
-//! Owns the bounds of what is looked at, and how a picture becomes one that can be started from: of the right size, and
+//! Owns the bounds of what is looked at, and how an image becomes one that can be started from: of the right size, and
 //! in plain RGB. Knows nothing of jobs or HTTP; decoding takes up to some hundred milliseconds of processor time, so
 //! callers keep it off the async threads.
 
@@ -18,20 +18,20 @@ use crate::domain::spec::{GenerateParams, size_errors};
 
 /// Largest file, in bytes: more than a telephone's camera makes.
 pub const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Most pixels of a picture, before it is brought to the size that is drawn.
+/// Most pixels of an image, before it is brought to the size that is drawn.
 pub const PIXELS_MAX: u64 = 32_000_000;
-/// Most pixels of one side. By its area alone a picture might be millions of pixels wide and one high, and what is
+/// Most pixels of one side. By its area alone an image might be millions of pixels wide and one high, and what is
 /// taken up on the way to the size that is drawn grows with a side as well.
 pub const SIDE_MAX: u32 = 16_384;
 /// What is taken up for one pixel between the two passes of a resizing: four channels of 32 bits.
 const RESIZING_PIXEL_BYTES: u64 = 16;
-/// Most memory between the two passes of a resizing, in the order in which pictures are resized as a rule. Beyond it the
+/// Most memory between the two passes of a resizing, in the order in which images are resized as a rule. Beyond it the
 /// other side comes first, and then it is at most the root of [`PIXELS_MAX`] times the pixels that are drawn.
 const RESIZING_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Most memory for decoding one picture: [`PIXELS_MAX`] with four channels of 16 bits.
+/// Most memory for decoding one image: [`PIXELS_MAX`] with four channels of 16 bits.
 const DECODING_BYTES_MAX: u64 = 8 * PIXELS_MAX;
 
-/// What is wrong with a picture's file, in words for whoever has brought it.
+/// What is wrong with an image's file, in words for whoever has brought it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The file is too large.
@@ -40,7 +40,7 @@ pub enum DecodeError {
         /// Its size.
         bytes: usize,
     },
-    /// It is no picture, or none of a format that is read here.
+    /// It is no image, or none of a format that is read here.
     #[error("is not a PNG, JPEG or WebP file")]
     Format,
     /// There is too much on it.
@@ -59,7 +59,7 @@ pub enum DecodeError {
         /// Pixels down.
         height: u32,
     },
-    /// It begins like a picture, and does not go on like one.
+    /// It begins like an image, and does not go on like one.
     #[error("cannot be read as a {format} file: it is damaged or cut short")]
     Damaged {
         /// What it begins as.
@@ -68,7 +68,7 @@ pub enum DecodeError {
 }
 
 /// The pixels of a PNG, JPEG or WebP file. Turned as its EXIF orientation says; transparency is dropped and grey becomes
-/// colour, as PIL's `convert("RGB")` does; of an animation, the first picture.
+/// colour, as PIL's `convert("RGB")` does; of an animation, the first image.
 ///
 /// # Errors
 /// When it is no such file, or goes beyond a bound.
@@ -97,35 +97,35 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     }
     // Read here, because the decoders heed it only where it is written as the standard says.
     let orientation = orientation::of_exif(&decoder.exif_metadata().map_err(damaged)?.unwrap_or_default());
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
-    picture.apply_orientation(orientation);
-    let picture = picture.into_rgb8();
-    let (width, height) = picture.dimensions();
-    Ok(RgbImage::new(width, height, picture.into_raw()).expect("three bytes per pixel"))
+    let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
+    image.apply_orientation(orientation);
+    let image = image.into_rgb8();
+    let (width, height) = image.dimensions();
+    Ok(RgbImage::new(width, height, image.into_raw()).expect("three bytes per pixel"))
 }
 
-/// Settles the size that is drawn, and brings the pictures that came along to it. They are stretched where the proportions
+/// Settles the size that is drawn, and brings the images that came along to it. They are stretched where the proportions
 /// differ, as diffusers does. A size that the card does not allow is left to be refused.
 #[must_use]
 pub fn prepare(mut params: GenerateParams, card: &ModelCard) -> GenerateParams {
     params.settle_size(card);
     let size = (params.width.unwrap_or_default(), params.height.unwrap_or_default());
     if size_errors(size, &card.limits).is_empty() {
-        for picture in &mut params.input_images {
-            if (picture.width(), picture.height()) != size {
-                *picture = Arc::new(resize(picture, size));
+        for image in &mut params.input_images {
+            if (image.width(), image.height()) != size {
+                *image = Arc::new(resize(image, size));
             }
         }
     }
     params
 }
 
-/// The picture in another size, by Lanczos' filter.
-fn resize(picture: &RgbImage, size: (u32, u32)) -> RgbImage {
-    let pixels = ImageBuffer::<Rgb<u8>, _>::from_raw(picture.width(), picture.height(), picture.pixels())
+/// The image in another size, by Lanczos' filter.
+fn resize(image: &RgbImage, size: (u32, u32)) -> RgbImage {
+    let pixels = ImageBuffer::<Rgb<u8>, _>::from_raw(image.width(), image.height(), image.pixels())
         .expect("three bytes per pixel");
-    let resized = if is_width_first((picture.width(), picture.height()), size) {
-        // The library begins with the height, whatever it costs: so it is shown the picture lying on its side.
+    let resized = if is_width_first((image.width(), image.height()), size) {
+        // The library begins with the height, whatever it costs: so it is shown the image lying on its side.
         let lying = imageops::rotate90(&pixels);
         imageops::rotate270(&imageops::resize(&lying, size.1, size.0, FilterType::Lanczos3))
     } else {
@@ -139,7 +139,7 @@ fn between_passes((width, _): (u32, u32), (_, new_height): (u32, u32)) -> u64 {
     RESIZING_PIXEL_BYTES * u64::from(width) * u64::from(new_height)
 }
 
-/// Whether a resizing has to begin with the width. As long as there is room it begins with the height, so that pictures
+/// Whether a resizing has to begin with the width. As long as there is room it begins with the height, so that images
 /// of usual proportions come out as they always have, to the bit.
 fn is_width_first(from: (u32, u32), to: (u32, u32)) -> bool {
     let height_first = between_passes(from, to);
@@ -172,12 +172,12 @@ mod tests {
 
     #[test]
     fn every_format_that_is_written_is_read() {
-        let picture = two_halves(48, 32);
+        let image = two_halves(48, 32);
         for format in OutputFormat::ALL {
-            let read = decode(&encode(&picture, format).expect("encodes")).expect("decodes");
+            let read = decode(&encode(&image, format).expect("encodes")).expect("decodes");
             assert_eq!((read.width(), read.height()), (48, 32), "{format}");
             let is_lossless = format != OutputFormat::Jpeg;
-            assert!(!is_lossless || read == picture, "{format}");
+            assert!(!is_lossless || read == image, "{format}");
         }
     }
 
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_picture_is_told_from_what_is_damaged() {
+    fn what_is_no_image_is_told_from_what_is_damaged() {
         for bytes in [&b""[..], b"GIF89a", b"BM", b"<svg/>", b"\0\0\0\0"] {
             assert_eq!(decode(bytes), Err(DecodeError::Format), "{bytes:?}");
         }
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn long_thin_pictures_are_refused_before_they_are_unpacked() {
+    fn long_thin_images_are_refused_before_they_are_unpacked() {
         let headers = |width: u32, height: u32| {
             let mut bytes = png(&[0; 3], (1, 1), ExtendedColorType::Rgb8);
             bytes[16..20].copy_from_slice(&width.to_be_bytes());
@@ -285,14 +285,14 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_pictures_of_each_format_are_brought_to_size() {
+    fn the_longest_images_of_each_format_are_brought_to_size() {
         let longest = |format| if format == OutputFormat::Webp { 16_383 } else { SIDE_MAX };
         for format in OutputFormat::ALL {
             for turned in [false, true] {
                 let side = longest(format);
                 let (width, height) = if turned { (3, side) } else { (side, 3) };
-                let picture = decode(&encode(&two_halves(width, height), format).expect("encodes")).expect("decodes");
-                let resized = resize(&picture, (2048, 2048));
+                let image = decode(&encode(&two_halves(width, height), format).expect("encodes")).expect("decodes");
+                let resized = resize(&image, (2048, 2048));
                 assert_eq!((resized.width(), resized.height()), (2048, 2048), "{format}");
                 let red_of = |x: usize, y: usize| resized.pixels()[(y * 2048 + x) * 3];
                 assert!(red_of(8, 1000) > 150 && red_of(2040, 1000) < 90, "{format}: left is left");
@@ -302,17 +302,17 @@ mod tests {
 
     #[test]
     fn the_order_of_the_passes_does_not_show() {
-        let picture = two_halves(16_384, 4);
+        let image = two_halves(16_384, 4);
         let to = (256, 2048);
-        assert!(is_width_first((picture.width(), picture.height()), to));
-        let pixels = ImageBuffer::<Rgb<u8>, _>::from_raw(16_384, 4, picture.pixels()).expect("three bytes per pixel");
+        assert!(is_width_first((image.width(), image.height()), to));
+        let pixels = ImageBuffer::<Rgb<u8>, _>::from_raw(16_384, 4, image.pixels()).expect("three bytes per pixel");
         let height_first = imageops::resize(&pixels, to.0, to.1, FilterType::Lanczos3);
         let differs = |(mine, other): (&u8, &u8)| mine.abs_diff(*other) > 1;
-        assert!(!resize(&picture, to).pixels().iter().zip(height_first.as_raw()).any(differs));
+        assert!(!resize(&image, to).pixels().iter().zip(height_first.as_raw()).any(differs));
     }
 
     #[test]
-    fn a_picture_is_brought_to_the_size_that_is_drawn() {
+    fn an_image_is_brought_to_the_size_that_is_drawn() {
         let card = card_or_flux_dev(&ModelId::new("black-forest-labs/FLUX.1-dev"));
         let prepared = |width: Option<u32>| {
             let input_images = vec![Arc::new(two_halves(130, 70))];
@@ -320,12 +320,9 @@ mod tests {
         };
         let own = prepared(None);
         assert_eq!((own.width, own.height), (Some(128), Some(64)));
-        let picture = &own.input_images[0];
-        assert_eq!((picture.width(), picture.height()), (128, 64));
-        assert_eq!(
-            (&picture.pixels()[..3], &picture.pixels()[127 * 3..128 * 3]),
-            (&[200, 40, 40][..], &[40, 40, 200][..])
-        );
+        let image = &own.input_images[0];
+        assert_eq!((image.width(), image.height()), (128, 64));
+        assert_eq!((&image.pixels()[..3], &image.pixels()[127 * 3..128 * 3]), (&[200, 40, 40][..], &[40, 40, 200][..]));
         let stretched = prepared(Some(96));
         assert_eq!((stretched.input_images[0].width(), stretched.input_images[0].height()), (96, 96));
         let refused = prepared(Some(u32::MAX));

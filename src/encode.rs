@@ -17,15 +17,15 @@ use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::provenance::{Provenance, SOFTWARE};
 
-/// JPEG quality, 1 to 100. At 92 block edges cannot be seen on generated pictures; above it files grow for nothing.
+/// JPEG quality, 1 to 100. At 92 block edges cannot be seen on generated images; above it files grow for nothing.
 pub const JPEG_QUALITY: u8 = 92;
 
 /// How a `UserComment` begins whose text is ASCII (Exif 2.32, 4.6.5).
 const ASCII_COMMENT: &[u8] = b"ASCII\0\0\0";
 
-/// Why a picture could not be encoded.
+/// Why an image could not be encoded.
 #[derive(Debug, thiserror::Error)]
-#[error("the picture cannot be written as {format}: {cause}")]
+#[error("the image cannot be written as {format}: {cause}")]
 pub struct EncodeError {
     /// The format that refused it.
     pub format: OutputFormat,
@@ -33,21 +33,21 @@ pub struct EncodeError {
     pub cause: String,
 }
 
-/// Encodes a picture, with nothing in the file but its pixels.
+/// Encodes an image, with nothing in the file but its pixels.
 ///
 /// # Errors
 /// When the format cannot hold it, for example a side beyond the format's limit.
-pub fn encode(picture: &RgbImage, format: OutputFormat) -> Result<Vec<u8>, EncodeError> {
-    encode_with(picture, format, None)
+pub fn encode(image: &RgbImage, format: OutputFormat) -> Result<Vec<u8>, EncodeError> {
+    encode_with(image, format, None)
 }
 
-/// Encodes a picture. What is told of how it came to be stands in its EXIF metadata, in every format: the program as
+/// Encodes an image. What is told of how it came to be stands in its EXIF metadata, in every format: the program as
 /// `Software`, the rest as `UserComment`, a JSON object.
 ///
 /// # Errors
 /// As [`encode`].
 pub fn encode_with(
-    picture: &RgbImage,
+    image: &RgbImage,
     format: OutputFormat,
     provenance: Option<&Provenance>,
 ) -> Result<Vec<u8>, EncodeError> {
@@ -57,20 +57,20 @@ pub fn encode_with(
     let outcome = match format {
         OutputFormat::Png => {
             let encoder = PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive);
-            write_with(encoder, picture, exif)
+            write_with(encoder, image, exif)
         }
-        OutputFormat::Jpeg => write_with(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY), picture, exif),
-        OutputFormat::Webp => write_with(WebPEncoder::new_lossless(&mut bytes), picture, exif),
+        OutputFormat::Jpeg => write_with(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY), image, exif),
+        OutputFormat::Webp => write_with(WebPEncoder::new_lossless(&mut bytes), image, exif),
     };
     outcome.map_err(|error| refused(error.to_string()))?;
     Ok(bytes.into_inner())
 }
 
-fn write_with(mut encoder: impl ImageEncoder, picture: &RgbImage, exif: Option<Vec<u8>>) -> ImageResult<()> {
+fn write_with(mut encoder: impl ImageEncoder, image: &RgbImage, exif: Option<Vec<u8>>) -> ImageResult<()> {
     if let Some(exif) = exif {
         encoder.set_exif_metadata(exif).map_err(ImageError::Unsupported)?;
     }
-    encoder.write_image(picture.pixels(), picture.width(), picture.height(), ExtendedColorType::Rgb8)
+    encoder.write_image(image.pixels(), image.width(), image.height(), ExtendedColorType::Rgb8)
 }
 
 fn exif_of(provenance: &Provenance) -> Result<Vec<u8>, exif::Error> {
@@ -115,12 +115,12 @@ mod tests {
 
     #[test]
     fn lossless_formats_give_the_same_pixels_back() {
-        let picture = gradient(48, 32);
+        let image = gradient(48, 32);
         for format in [OutputFormat::Png, OutputFormat::Webp] {
-            let bytes = encode(&picture, format).expect("encodes");
+            let bytes = encode(&image, format).expect("encodes");
             let decoded = image::load_from_memory(&bytes).expect("decodes").to_rgb8();
             assert_eq!((decoded.width(), decoded.height()), (48, 32));
-            assert_eq!(decoded.as_raw(), picture.pixels(), "{format}");
+            assert_eq!(decoded.as_raw(), image.pixels(), "{format}");
         }
     }
 
@@ -139,11 +139,11 @@ mod tests {
     }
 
     #[test]
-    fn every_format_tells_how_its_picture_came_to_be() {
-        let picture = gradient(48, 32);
+    fn every_format_tells_how_its_image_came_to_be() {
+        let image = gradient(48, 32);
         for format in OutputFormat::ALL {
-            let bytes = encode_with(&picture, format, Some(&provenance())).expect("encodes");
-            assert_eq!(bytes, encode_with(&picture, format, Some(&provenance())).expect("encodes"), "the same file");
+            let bytes = encode_with(&image, format, Some(&provenance())).expect("encodes");
+            assert_eq!(bytes, encode_with(&image, format, Some(&provenance())).expect("encodes"), "the same file");
             let read = exif::Reader::new().read_from_container(&mut Cursor::new(&bytes)).expect("EXIF");
             assert_eq!(read.fields().count(), 2, "{format}: nothing else is told");
             let field = |tag| &read.get_field(tag, In::PRIMARY).expect("the field").value;
@@ -160,7 +160,7 @@ mod tests {
             });
             assert_eq!(told, expected, "{format}");
             let pixels = |bytes: &[u8]| image::load_from_memory(bytes).expect("decodes").to_rgb8();
-            assert_eq!(pixels(&bytes), pixels(&encode(&picture, format).expect("encodes")), "{format}");
+            assert_eq!(pixels(&bytes), pixels(&encode(&image, format).expect("encodes")), "{format}");
         }
     }
 
@@ -182,13 +182,13 @@ mod tests {
 
     #[test]
     fn bytes_begin_as_their_content_type_says() {
-        let picture = gradient(16, 16);
+        let image = gradient(16, 16);
         for (format, start) in [
             (OutputFormat::Png, &b"\x89PNG"[..]),
             (OutputFormat::Jpeg, &b"\xff\xd8\xff"[..]),
             (OutputFormat::Webp, &b"RIFF"[..]),
         ] {
-            assert!(encode(&picture, format).expect("encodes").starts_with(start), "{format}");
+            assert!(encode(&image, format).expect("encodes").starts_with(start), "{format}");
         }
     }
 }

@@ -35,7 +35,7 @@ use crate::domain::spec::GenerateSpec;
 
 pub use device::{DeviceError, free_bytes, probe};
 use loader::config::Configs;
-use loader::{Checkpoint, Keeping};
+use loader::{Checkpoint, LoadOptions};
 pub use loader::{CheckpointError, ComponentReport, Inspection, KeptAs, Problem, inspect};
 pub use plan::TooLarge;
 pub use precision::{PrecisionError, check_precision};
@@ -43,7 +43,7 @@ use preview::Projection;
 pub use reading::{LoadTimes, Reading, read_weights};
 pub use room::memory_plan;
 pub use self_test::{OpReport, self_test};
-use slots::{Pass, Picture, TokenGrid};
+use slots::{Image, Pass, TokenGrid};
 pub use stages::{Stages, WriteError};
 use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
@@ -86,16 +86,16 @@ pub struct FluxEngine {
     limits: EngineLimits,
     /// Most pixels that can be decoded in the device's memory.
     pixels_max: usize,
-    /// Whether each picture is computed by itself also within a step.
+    /// Whether each image is computed by itself also within a step.
     is_apart: bool,
-    pictures: BTreeMap<Slot, Picture>,
+    images: BTreeMap<Slot, Image>,
     next_slot: u64,
     load_times: LoadTimes,
 }
 
 impl FluxEngine {
     /// Loads a checkpoint, in either published layout, onto a device. bf16 on CUDA, f32 on the CPU; latents, and what
-    /// encodes pictures, are f32 on both.
+    /// encodes images, are f32 on both.
     ///
     /// On the thread that loads it the engine must stay: CUDA's stream is that thread's.
     ///
@@ -130,12 +130,12 @@ impl FluxEngine {
         let (limits, pixels_max) = room::limits_of(&checkpoint, &device, &settings)?;
         if settings.precision.is_lossy() {
             let precision = settings.precision;
-            tracing::warn!(%precision, "the engine draws in a lossy precision: not quite the pictures of the model");
+            tracing::warn!(%precision, "the engine draws in a lossy precision: not quite the images of the model");
         }
         ops::attention::KERNELS.choose(&device, settings.kernels);
         ops::convolution::KERNELS.choose(&device, settings.kernels);
         let is_text_streamed = settings.offload == Offload::Text;
-        let keeping = Keeping { dtype: device::dtype(&device), is_text_streamed };
+        let keeping = LoadOptions { dtype: device::dtype(&device), is_text_streamed };
         let loading = checkpoint.load_onto(&device, keeping, observer)?;
         // In the order of the plan in `loader/loading.rs`, by which is read ahead.
         let decoder = Decoder::load(&configs.vae, &loading.decoder())?;
@@ -160,7 +160,7 @@ impl FluxEngine {
             device,
             limits,
             pixels_max,
-            pictures: BTreeMap::new(),
+            images: BTreeMap::new(),
             next_slot: 0,
             load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
         })
@@ -193,7 +193,7 @@ impl FluxEngine {
         })
     }
 
-    fn picture(&mut self, spec: &GenerateSpec) -> Result<Picture, EngineError> {
+    fn image(&mut self, spec: &GenerateSpec) -> Result<Image, EngineError> {
         let pixels = spec.width() as usize * spec.height() as usize;
         if pixels > self.pixels_max {
             return Err(EngineError::Request(format!(
@@ -215,9 +215,9 @@ impl FluxEngine {
         };
         let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
         let mut sigmas = sampler::sigmas(&self.configs.scheduler, spec.image_tokens(), spec.steps_scheduled() as usize);
-        // A picture that starts from another one begins further down the schedule.
+        // An image that starts from another one begins further down the schedule.
         sigmas.drain(..(spec.steps_scheduled() - spec.steps()) as usize);
-        Ok(Picture {
+        Ok(Image {
             width: spec.width(),
             height: spec.height(),
             grid,
@@ -232,63 +232,57 @@ impl FluxEngine {
         })
     }
 
-    /// The latents that the first step is done on, packed: noise, or the picture to start from with as much noise as
+    /// The latents that the first step is done on, packed: noise, or the input image with as much noise as
     /// belongs to the noise level `sigma`. Its sample is drawn from the seed's generator first, and the noise second
     /// (`FluxImg2ImgPipeline.prepare_latents` of diffusers).
     fn first_latents(&self, spec: &GenerateSpec, grid: TokenGrid, sigma: f32) -> candle_core::Result<Tensor> {
         let elements = grid.elements();
         let draw = |skipped| grid.latents(noise::standard_normal(spec.seed(), skipped, elements), &self.device);
         let before_this_one = spec.image_index() as usize * elements;
-        let Some(start) = spec.start_image() else { return grid.pack(&draw(before_this_one)?) };
-        let moments = self.encoder.encode(&vae::pixels_of(&start.picture, &self.device)?)?;
-        // Pictures of one batch start from the same sample.
+        let Some(start) = spec.input_image() else { return grid.pack(&draw(before_this_one)?) };
+        let moments = self.encoder.encode(&vae::pixels_of(&start.image, &self.device)?)?;
+        // Images of one batch start from the same sample.
         let sample = self.encoder.sample(&moments, &draw(0)?)?;
         let noise = draw(elements + before_this_one)?;
         grid.pack(&((noise * f64::from(sigma))? + (sample * f64::from(1.0 - sigma))?)?)
     }
 
-    /// Takes a picture out that has done all its steps: what goes wrong from here on lets go of it.
-    fn take_done(&mut self, slot: Slot) -> Result<Picture, EngineError> {
-        let picture = self.pictures.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
-        if picture.is_done() {
-            Ok(picture)
-        } else {
-            Err(EngineError::Request("the picture has steps left to do".to_owned()))
-        }
+    /// Takes an image out that has done all its steps: what goes wrong from here on lets go of it.
+    fn take_done(&mut self, slot: Slot) -> Result<Image, EngineError> {
+        let image = self.images.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
+        if image.is_done() { Ok(image) } else { Err(EngineError::Request("the image has steps left to do".to_owned())) }
     }
 
-    /// What the decoder has done of a picture, if only the beginning.
-    fn decoding(&self, picture: &mut Picture) -> Result<Decoding, EngineError> {
-        match picture.decoding.take() {
+    /// What the decoder has done of an image, if only the beginning.
+    fn decoding(&self, image: &mut Image) -> Result<Decoding, EngineError> {
+        match image.decoding.take() {
             Some(decoding) => Ok(decoding),
-            None => picture
-                .grid
-                .unpack(&picture.latents)
-                .and_then(|latents| self.decoder.begin(&latents))
-                .map_err(device_error),
+            None => {
+                image.grid.unpack(&image.latents).and_then(|latents| self.decoder.begin(&latents)).map_err(device_error)
+            }
         }
     }
 
     /// The latents of `slots` after one more step and where it was headed, in their order.
     fn stepped(&self, slots: &[Slot]) -> Result<Vec<(Tensor, Tensor)>, EngineError> {
-        let mut pictures = Vec::with_capacity(slots.len());
+        let mut images = Vec::with_capacity(slots.len());
         for slot in slots {
-            let picture = self.pictures.get(slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
-            if picture.is_done() {
+            let image = self.images.get(slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
+            if image.is_done() {
                 return Err(EngineError::Fatal(format!("{slot:?} has done all its steps")));
             }
-            pictures.push(picture);
+            images.push(image);
         }
         // A product's bits depend on how many rows it has, where the library picks another algorithm for another number.
-        let together = if self.is_apart { 1 } else { pictures.len().max(1) };
+        let together = if self.is_apart { 1 } else { images.len().max(1) };
         let run = || -> candle_core::Result<Vec<(Tensor, Tensor)>> {
-            let mut stepped = Vec::with_capacity(pictures.len());
-            for pictures in pictures.chunks(together) {
-                let sequences: Vec<_> = pictures.iter().flat_map(|picture| picture.sequences()).collect();
+            let mut stepped = Vec::with_capacity(images.len());
+            for images in images.chunks(together) {
+                let sequences: Vec<_> = images.iter().flat_map(|image| image.sequences()).collect();
                 let mut velocities = self.transformer.velocities(&sequences)?.into_iter();
-                for picture in pictures {
-                    let velocity = picture.combine(&mut velocities)?;
-                    stepped.push((picture.euler_step(&velocity)?, velocity));
+                for image in images {
+                    let velocity = image.combine(&mut velocities)?;
+                    stepped.push((image.euler_step(&velocity)?, velocity));
                 }
             }
             // What has only been asked of the device has not been done: time is taken after this, and it may still fail.
@@ -309,68 +303,67 @@ impl StepEngine for FluxEngine {
     }
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
-        let picture = self.picture(spec)?;
+        let image = self.image(spec)?;
         self.wait()?;
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
-        self.pictures.insert(slot, picture);
+        self.images.insert(slot, image);
         Ok(slot)
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
         let stepped = self.stepped(slots).inspect_err(|error| {
             if matches!(error, EngineError::OutOfMemory(_)) {
-                let tokens = slots.iter().filter_map(|slot| self.pictures.get(slot)).map(Picture::step_tokens).sum();
+                let tokens = slots.iter().filter_map(|slot| self.images.get(slot)).map(Image::step_tokens).sum();
                 self.limits = device::limits_after_out_of_memory(self.limits, tokens);
             }
         })?;
         for (slot, (latents, velocity)) in slots.iter().zip(stepped) {
-            if let Some(picture) = self.pictures.get_mut(slot) {
-                (picture.latents, picture.velocity) = (latents, Some(velocity));
-                picture.steps_done += 1;
+            if let Some(image) = self.images.get_mut(slot) {
+                (image.latents, image.velocity) = (latents, Some(velocity));
+                image.steps_done += 1;
             }
         }
         Ok(())
     }
 
     fn decode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
-        let mut picture = self.take_done(slot)?;
-        let mut decoding = self.decoding(&mut picture)?;
+        let mut image = self.take_done(slot)?;
+        let mut decoding = self.decoding(&mut image)?;
         let is_left = self.decoder.advance(&mut decoding).map_err(device_error)?;
         self.wait()?;
-        picture.decoding = Some(decoding);
-        self.pictures.insert(slot, picture);
+        image.decoding = Some(decoding);
+        self.images.insert(slot, image);
         Ok(!is_left)
     }
 
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
-        let mut picture = self.take_done(slot)?;
-        let decoding = self.decoding(&mut picture)?;
+        let mut image = self.take_done(slot)?;
+        let decoding = self.decoding(&mut image)?;
         let pixels = self.decoder.complete(decoding).map_err(device_error)?;
         let bytes = vae::to_rgb_bytes(&pixels).map_err(device_error)?;
         let bytes = bytes.ok_or(EngineError::NotFinite)?;
-        let image = RgbImage::new(picture.width, picture.height, bytes)
-            .ok_or_else(|| EngineError::Fatal("the decoder produced a picture of another size".to_owned()))?;
-        // The picture is done: what goes wrong here must not keep it back.
-        let learned =
-            picture.grid.unpack(&picture.latents).and_then(|latents| self.projection.learn(&latents, &pixels));
+        let result = RgbImage::new(image.width, image.height, bytes)
+            .ok_or_else(|| EngineError::Fatal("the decoder produced an image of another size".to_owned()))?;
+        // The image is done: what goes wrong here must not keep it back.
+        let learned = image.grid.unpack(&image.latents).and_then(|latents| self.projection.learn(&latents, &pixels));
         if let Err(error) = learned {
             tracing::debug!(%error, "nothing was learned for previews");
         }
-        Ok(image)
+        Ok(result)
     }
 
     fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
-        let Some(picture) = self.pictures.get(&slot) else { return Ok(None) };
+        let Some(image) = self.images.get(&slot) else { return Ok(None) };
         let run = || -> candle_core::Result<Option<RgbImage>> {
-            let Some(latents) = picture.expected()? else { return Ok(None) };
-            self.projection.picture(&picture.grid.unpack(&latents)?)
+            let Some(latents) = image.expected()? else { return Ok(None) };
+            self.projection.image(&image.grid.unpack(&latents)?)
         };
         run().map_err(device_error)
     }
 
     fn release(&mut self, slot: Slot) {
-        self.pictures.remove(&slot);
+        self.images.remove(&slot);
     }
 }
 

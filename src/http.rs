@@ -69,7 +69,7 @@ pub struct HttpSettings {
     pub key_bodies_bytes_max: usize,
     /// Longest time a client may take to send its body.
     pub body_deadline: Duration,
-    /// Longest wait that `Prefer: wait` can ask for, and the wait for a picture as the answer.
+    /// Longest wait that `Prefer: wait` can ask for, and the wait for an image as the answer.
     pub wait_max: Duration,
     /// Longest time any request may take; above `wait_max`.
     pub request_deadline: Duration,
@@ -135,7 +135,7 @@ pub struct HttpParts {
     pub admin: AdminService,
     /// The cluster, and who is let into it.
     pub kubernetes: Kubernetes,
-    /// What pictures are drawn on, in words for the administrator.
+    /// What images are drawn on, in words for the administrator.
     pub device: String,
     /// What `/metrics` shows; `None` where nothing is counted.
     pub metrics: Option<MetricsHandle>,
@@ -150,7 +150,7 @@ struct HttpState(Arc<Shared>);
 struct Shared {
     parts: HttpParts,
     write_check: api::health::WriteCheck,
-    pictures: api::input_images::PictureDecoder,
+    images: api::input_images::ImageDecoder,
     bodies: Arc<BodyBudget>,
     started_at: OffsetDateTime,
     /// The API's description, as JSON.
@@ -322,7 +322,7 @@ pub fn routers(parts: HttpParts) -> Routers {
         started_at: parts.keys.now(),
         parts,
         write_check: api::health::WriteCheck::default(),
-        pictures: api::input_images::PictureDecoder::default(),
+        images: api::input_images::ImageDecoder::default(),
         bodies: Arc::new(bodies),
         document: openapi_json().into(),
         management_paths: management.map(|route| route.path).collect(),

@@ -1,4 +1,4 @@
-//! The life of a job from acceptance to stored picture. Knows nothing of HTTP or auth.
+//! The life of a job from acceptance to stored image. Knows nothing of HTTP or auth.
 //!
 //! Owns the table of jobs, the folder of results and the links to them. An accepted job is in the database before its
 //! acceptance is reported, so it survives a crash: at the next start it is drawn again with the same seed.
@@ -6,11 +6,11 @@
 mod allowance;
 mod disk;
 mod idempotency;
+mod images;
+mod input_images;
 mod links;
 mod orphans;
 mod owners;
-mod pictures;
-mod reach;
 mod recorder;
 mod recovery;
 mod reports;
@@ -18,14 +18,14 @@ mod request;
 mod results;
 mod service;
 mod span;
-mod start_images;
 mod statistics;
 mod store;
 mod submission;
 mod sweep;
+mod usage_buffer;
+mod visibility;
 mod watch;
 mod watchers;
-mod work_book;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,15 +35,15 @@ use time::OffsetDateTime;
 pub use allowance::LimitReached;
 pub use idempotency::RepeatKey;
 pub use links::{ResultLink, rotate_link_secret};
-pub use reach::Reach;
 pub use request::JobRequest;
 pub use results::{results_disk_bytes, try_results};
 pub use service::{JobService, ServiceParts};
 pub use statistics::{Minute, Statistics};
 pub use submission::{AcceptedJob, Submission, Submitted};
-pub use watch::{JobMark, JobNews, JobWatch, UnknownMark, WatchWishes};
+pub use usage_buffer::UsageBuffer;
+pub use visibility::Visibility;
+pub use watch::{JobMark, JobUpdate, JobWatch, UnknownMark, WatchOptions};
 pub use watchers::{WATCHES_MAX, WATCHES_PER_OWNER_MAX};
-pub use work_book::WorkBook;
 
 use crate::catalog::Availability;
 use crate::domain::format::OutputFormat;
@@ -57,30 +57,30 @@ pub const PAGE_JOBS_MAX: u32 = 100;
 /// Ended jobs of one owner that are kept, where nothing else is said: a day of one every nine seconds.
 pub const ENDED_JOBS_PER_OWNER_MAX: u32 = 10_000;
 
-/// Memory for the pictures that unfinished jobs start from, where nothing else is said: some three hundred of 1024×1024.
-pub const START_IMAGES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+/// Memory for the images that unfinished jobs start from, where nothing else is said: some three hundred of 1024×1024.
+pub const INPUT_IMAGES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// What the life of a job is held to.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
-    /// Where pictures are kept; made where it is missing.
+    /// Where images are kept; made where it is missing.
     pub results_directory: PathBuf,
-    /// The file of the secret behind links to pictures; made where it is missing. Not part of the database, so that no
-    /// copy of that opens pictures.
+    /// The file of the secret behind links to images; made where it is missing. Not part of the database, so that no
+    /// copy of that opens images.
     pub link_secret_path: PathBuf,
-    /// How long a link to a picture is good.
+    /// How long a link to an image is good.
     pub link_life: Duration,
-    /// How long a picture is offered to a disk that does not take it before its job fails.
+    /// How long an image is offered to a disk that does not take it before its job fails.
     pub storage_patience: Duration,
-    /// How long a finished job and its picture are kept.
+    /// How long a finished job and its image are kept.
     pub results_retention: Duration,
-    /// How much disk pictures may take; the oldest go first. Looked after by the sweep, so passed for a while.
+    /// How much disk images may take; the oldest go first. Looked after by the sweep, so passed for a while.
     pub results_bytes_max: u64,
     /// How many ended jobs of one owner are kept; the oldest go first. Looked after by the sweep, so passed for a while.
     pub ended_jobs_per_owner_max: u32,
-    /// How much memory the pictures may take that unfinished jobs start from, and about as much of the database.
-    pub start_images_bytes_max: u64,
-    /// Whether a picture's file says how it came to be.
+    /// How much memory the images may take that unfinished jobs start from, and about as much of the database.
+    pub input_images_bytes_max: u64,
+    /// Whether an image's file says how it came to be.
     pub writes_provenance: bool,
     /// How often finished jobs are looked through for those to be forgotten.
     pub sweep_interval: Duration,
@@ -97,7 +97,7 @@ pub struct Job {
     pub status: JobStatus,
     /// What is drawn, with every default filled in.
     pub request: JobRequest,
-    /// How the picture is encoded.
+    /// How the image is encoded.
     pub output_format: OutputFormat,
     /// How urgent it is.
     pub terms: JobTerms,
@@ -118,7 +118,7 @@ pub struct JobTerms {
     pub priority: Priority,
     /// The owner's part of the device beside other owners', as of the job's acceptance.
     pub owner_priority: Priority,
-    /// From this moment on nobody wants the picture any more: then the job fails.
+    /// From this moment on nobody wants the image any more: then the job fails.
     pub deadline_at: Option<OffsetDateTime>,
 }
 
@@ -142,7 +142,7 @@ pub struct JobReport {
     pub queue_position: Option<usize>,
     /// Likely time to its end.
     pub eta_seconds: Option<f64>,
-    /// Where its picture can be had without a key, once it has succeeded.
+    /// Where its image can be had without a key, once it has succeeded.
     pub link: ResultLink,
 }
 
@@ -166,9 +166,9 @@ pub struct JobPage {
     pub next: Option<JobId>,
 }
 
-/// An encoded picture.
+/// An encoded image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Picture {
+pub struct Image {
     /// The file.
     pub bytes: Vec<u8>,
     /// Its format.
@@ -181,15 +181,15 @@ pub enum JobsError {
     /// There is no such job, or it is somebody else's.
     #[error("there is no such job")]
     NotFound,
-    /// The job has no picture: it has not succeeded (yet).
-    #[error("the job has no picture; it is {0}")]
-    NoPicture(JobStatus),
+    /// The job has no image: it has not succeeded (yet).
+    #[error("the job has no image; it is {0}")]
+    NoImage(JobStatus),
     /// Nothing can be seen of the job now: it is not being drawn, or has not come to its first step.
     #[error("there is no preview of the job now")]
     NoPreview,
-    /// The job succeeded, and its picture is gone.
-    #[error("the picture is gone")]
-    PictureGone,
+    /// The job succeeded, and its image is gone.
+    #[error("the image is gone")]
+    ImageGone,
     /// The link was not made by this worker, or its time is over.
     #[error("the link is not valid or has expired")]
     LinkRefused,

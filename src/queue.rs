@@ -2,8 +2,8 @@
 //!
 //! Owns the jobs that wait for one model's engines, their bound, and the threads the engines live on: one for each device,
 //! all drawing from the same line. A job's way in is
-//! [`Queue::reserve`] (a place, or a refusal now) and [`Place::submit`]; its way out is [`event::JobEvents`]. Must not
-//! know who asked for a picture, where it goes, or that there is a database.
+//! [`Queue::reserve`] (a place, or a refusal now) and [`Reservation::submit`]; its way out is [`event::JobEvents`]. Must not
+//! know who asked for an image, where it goes, or that there is a database.
 
 pub mod cost;
 mod entry;
@@ -11,10 +11,10 @@ pub mod event;
 mod forecast;
 mod guarded;
 pub mod ledger;
-mod line;
-mod places;
 pub mod planner;
 mod previews;
+mod reservations;
+mod shared;
 mod watchdog;
 mod worker;
 
@@ -30,9 +30,9 @@ use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
 use entry::Entry;
 use event::JobEvents;
-use line::Line;
-use places::{PlaceHold, Places};
 pub use previews::Previews;
+use reservations::{ReservationHold, Reservations};
+use shared::SharedQueue;
 pub use watchdog::Stall;
 
 /// Builds the engine on its own thread; called again after the engine failed.
@@ -65,7 +65,7 @@ pub struct Terms {
     pub priority: Priority,
     /// The owner's part of the device, next to other owners'.
     pub owner_priority: Priority,
-    /// When the picture is of no use any more: then the job fails.
+    /// When the image is of no use any more: then the job fails.
     pub deadline: Option<Instant>,
     /// It was being drawn when the process ended without a word, and may be why: it rides alone.
     pub is_suspect: bool,
@@ -152,36 +152,36 @@ pub struct Load {
 /// One model's queue. Clones share it.
 #[derive(Clone)]
 pub struct Queue {
-    line: Arc<Line>,
-    places: Arc<Places>,
+    shared: Arc<SharedQueue>,
+    reservations: Arc<Reservations>,
     stall_min: Duration,
 }
 
 /// The right to submit one job. Given back when dropped, and when the job has ended and its listener is gone.
-#[must_use = "a place that is dropped is given back"]
-pub struct Place {
+#[must_use = "a reservation that is dropped is given back"]
+pub struct Reservation {
     queue: Queue,
     owner: KeyId,
-    hold: PlaceHold,
+    hold: ReservationHold,
     span: Span,
 }
 
 impl Queue {
-    /// Starts a thread for each engine, which builds it and draws the warm-up picture.
+    /// Starts a thread for each engine, which builds it and draws the warm-up image.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn start(settings: &QueueSettings, factories: Vec<EngineFactory>) -> std::io::Result<Self> {
-        let places = Arc::new(Places::new(settings.jobs_max));
-        let line = Arc::new(Line::new(factories.len()));
+        let reservations = Arc::new(Reservations::new(settings.jobs_max));
+        let shared = Arc::new(SharedQueue::new(factories.len()));
         for (engine, factory) in factories.into_iter().enumerate() {
-            let worker = worker::Worker::new(Arc::clone(&line), engine, settings.clone());
+            let worker = worker::Worker::new(Arc::clone(&shared), engine, settings.clone());
             let name = format!("engine {engine} {}", settings.model);
             let started = std::thread::Builder::new().name(name).spawn(move || worker.run(&factory));
             // Those that were started must not go on for nobody.
-            started.inspect_err(|_| line.close())?;
+            started.inspect_err(|_| shared.close())?;
         }
-        Ok(Self { line, places, stall_min: settings.stall_min })
+        Ok(Self { shared, reservations, stall_min: settings.stall_min })
     }
 
     /// Takes a place for a job of `owner`, or refuses at once. No owner gets more places than are left free for others:
@@ -189,76 +189,76 @@ impl Queue {
     ///
     /// # Errors
     /// When the queue or the owner's share of it is full, or it drains.
-    pub fn reserve(&self, owner: KeyId) -> Result<Place, ReserveError> {
-        self.place_for(owner, self.places.take_within_share(owner))
+    pub fn reserve(&self, owner: KeyId) -> Result<Reservation, ReserveError> {
+        self.reservation_for(owner, self.reservations.take_within_share(owner))
     }
 
     /// As [`Queue::reserve`], for a job that was accepted in an earlier life: it has had its share then.
     ///
     /// # Errors
     /// When the queue is full or drains.
-    pub fn reserve_again(&self, owner: KeyId) -> Result<Place, ReserveError> {
-        self.place_for(owner, self.places.take(owner))
+    pub fn reserve_again(&self, owner: KeyId) -> Result<Reservation, ReserveError> {
+        self.reservation_for(owner, self.reservations.take(owner))
     }
 
-    fn place_for(&self, owner: KeyId, hold: Option<PlaceHold>) -> Result<Place, ReserveError> {
-        if self.line.is_draining() {
+    fn reservation_for(&self, owner: KeyId, hold: Option<ReservationHold>) -> Result<Reservation, ReserveError> {
+        if self.shared.is_draining() {
             return Err(ReserveError::Draining);
         }
         let Some(hold) = hold else {
             return Err(ReserveError::Full { retry_after_seconds: self.retry_after_seconds() });
         };
-        Ok(Place { queue: self.clone(), owner, hold, span: Span::none() })
+        Ok(Reservation { queue: self.clone(), owner, hold, span: Span::none() })
     }
 
     /// When a job is likely to end.
     pub fn retry_after_seconds(&self) -> u64 {
-        self.line.seconds_until_somebody_leaves().unwrap_or(1.0).ceil().max(1.0) as u64
+        self.shared.seconds_until_somebody_leaves().unwrap_or(1.0).ceil().max(1.0) as u64
     }
 
     /// Cancels a job: out of the line at once, out of a running batch before the next step. Unknown jobs are ignored.
     pub fn cancel(&self, id: JobId, cause: CancelCause) {
-        self.line.cancel(id, cause);
+        self.shared.cancel(id, cause);
     }
 
     /// Where a job stands; `None` when it is not here (any more).
     pub fn standing(&self, id: JobId) -> Option<Standing> {
-        self.line.standing(id)
+        self.shared.standing(id)
     }
 
     /// What there is to do now.
     pub fn load(&self) -> Load {
-        let (waiting, drawing) = self.line.load();
-        Load { waiting, drawing, jobs_max: self.places.jobs_max() }
+        let (waiting, drawing) = self.shared.load();
+        Load { waiting, drawing, jobs_max: self.reservations.jobs_max() }
     }
 
     /// How many engines are ready, and how many there are.
     pub fn engines(&self) -> (usize, usize) {
-        self.line.engines()
+        self.shared.engines()
     }
 
     /// Why an engine is thought to draw nothing any more, however long one waits; `None` when none is.
     pub fn stall(&self) -> Option<Stall> {
-        self.line.stall(self.stall_min)
+        self.shared.stall(self.stall_min)
     }
 
     /// How the engines are, now and as it changes.
     pub fn state(&self) -> watch::Receiver<EngineState> {
-        self.line.state()
+        self.shared.state()
     }
 
     /// Refuses newcomers from now on. Who has a place is still drawn.
     pub fn drain(&self) {
-        self.line.drain();
+        self.shared.drain();
     }
 
     /// Stops the engines' threads after what it is doing now. Unfinished jobs end without an outcome.
     pub fn close(&self) {
-        self.line.close();
+        self.shared.close();
     }
 }
 
-impl Place {
+impl Reservation {
     /// Gives the job a span, which what is logged about it stands in.
     pub fn within(self, span: Span) -> Self {
         Self { span, ..self }
@@ -269,7 +269,7 @@ impl Place {
         let (events, mut listener) = event::channel();
         let hold = Arc::new(self.hold);
         listener.hold = Some(Arc::clone(&hold));
-        self.queue.line.push(Entry {
+        self.queue.shared.push(Entry {
             id,
             owner: self.owner,
             spec,

@@ -192,7 +192,7 @@ impl Store {
             .journal_mode(SqliteJournalMode::Wal)
             // What was answered with success must survive a power cut too; commits are rare next to the work they buy.
             .synchronous(SqliteSynchronous::Full)
-            // What is deleted is written over: prompts and start pictures are not to be read in the file afterwards.
+            // What is deleted is written over: prompts and start images are not to be read in the file afterwards.
             .pragma("secure_delete", "ON")
             .pragma("journal_size_limit", LOG_BYTES_KEPT_MAX.to_string())
             .busy_timeout(Duration::from_secs(BUSY_TIMEOUT_SECONDS));

@@ -213,9 +213,9 @@ fn a_checkpoint_in_the_form_of_schnell_draws_and_takes_no_guidance() {
         "\"use_dynamic_shifting\": false",
     );
     checkpoint.edit("scheduler/scheduler_config.json", "\"shift\": 3.0", "\"shift\": 1.0");
-    let picture = checkpoint.draw(schnell, None);
-    assert_ne!(picture, shifted, "the schedule is the checkpoint's own");
-    assert_eq!(checkpoint.draw(schnell, Some(0.0)), picture, "its card's default is no guidance");
+    let image = checkpoint.draw(schnell, None);
+    assert_ne!(image, shifted, "the schedule is the checkpoint's own");
+    assert_eq!(checkpoint.draw(schnell, Some(0.0)), image, "its card's default is no guidance");
 }
 
 #[test]

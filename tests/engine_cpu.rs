@@ -1,5 +1,5 @@
-//! The engine as its callers see it, on the CPU: the pictures diffusers draws from the same prompts, and the promise
-//! that a picture does not depend on its company.
+//! The engine as its callers see it, on the CPU: the images diffusers draws from the same prompts, and the promise
+//! that an image does not depend on its company.
 
 mod support;
 
@@ -30,7 +30,7 @@ fn engine() -> FluxEngine {
     FluxEngine::load(&ModelFiles::Directory(reference("FLUX.1-dev")), DeviceChoice::Cpu).expect("the checkpoint loads")
 }
 
-/// FLUX.1-dev's card, without the limits that some pictures here go beyond.
+/// FLUX.1-dev's card, without the limits that some images here go beyond.
 fn card() -> ModelCard {
     let mut card = card_or_flux_dev(&ModelId::new("reference"));
     card.prompt_chars_max = 100_000;
@@ -44,7 +44,7 @@ fn spec(params: GenerateParams) -> GenerateSpec {
     GenerateSpec::new(params, &card()).expect("a valid request")
 }
 
-fn draw_alone(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
+fn generate_alone(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
     let slot = engine.admit(spec).expect("admits");
     for _ in 0..spec.steps() {
         engine.step(&[slot]).expect("steps");
@@ -53,13 +53,13 @@ fn draw_alone(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
 }
 
 fn read_png(path: &str) -> (u32, u32, Vec<u8>) {
-    let image = image::open(reference(path)).expect("a reference picture").to_rgb8();
+    let image = image::open(reference(path)).expect("a reference image").to_rgb8();
     (image.width(), image.height(), image.into_raw())
 }
 
 /// From the prompt alone: tokenizers, text encoders, torch's noise, schedule, transformer, decoder, rounding.
 #[test]
-fn a_seed_gives_the_picture_that_diffusers_gives() {
+fn a_seed_gives_the_image_that_diffusers_gives() {
     let mut engine = engine();
     let cases = [
         ("a_64x64", "a red circle on a blue background", 64, 64, 4, 3.5, 42),
@@ -77,7 +77,7 @@ fn a_seed_gives_the_picture_that_diffusers_gives() {
             seed,
             ..GenerateParams::default()
         });
-        let image = draw_alone(&mut engine, &spec);
+        let image = generate_alone(&mut engine, &spec);
         let (expected_width, expected_height, expected) = read_png(&format!("cases/{name}.0.png"));
         assert_eq!((image.width(), image.height()), (expected_width, expected_height), "{name}");
         let differences: Vec<u8> = image.pixels().iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).collect();
@@ -100,7 +100,7 @@ fn a_text_encoder_that_does_not_stay_gives_the_same_bits() {
     let settings = EngineSettings { offload: Offload::Text, is_deterministic: true, ..DeviceChoice::Cpu.into() };
     let mut streamed = FluxEngine::load(&files, settings).expect("the checkpoint loads");
     let mut resident = engine();
-    let picture = |prompt: &str, seed| {
+    let image = |prompt: &str, seed| {
         spec(GenerateParams {
             prompt: prompt.to_owned(),
             width: Some(64),
@@ -110,14 +110,14 @@ fn a_text_encoder_that_does_not_stay_gives_the_same_bits() {
             ..GenerateParams::default()
         })
     };
-    for spec in [picture("two eggs", 1), picture("a boat", 1), picture("two eggs", 2)] {
-        assert!(draw_alone(&mut streamed, &spec) == draw_alone(&mut resident, &spec), "seed {}", spec.seed());
+    for spec in [image("two eggs", 1), image("a boat", 1), image("two eggs", 2)] {
+        assert!(generate_alone(&mut streamed, &spec) == generate_alone(&mut resident, &spec), "seed {}", spec.seed());
     }
 }
 
-/// Eight pictures that differ in everything that may differ. Two of them start from a picture.
+/// Eight images that differ in everything that may differ. Two of them start from an image.
 fn mixed() -> Vec<GenerateSpec> {
-    let picture = |prompt: &str, width, height, steps, guidance, seed, sequence_length| GenerateParams {
+    let image = |prompt: &str, width, height, steps, guidance, seed, sequence_length| GenerateParams {
         prompt: prompt.to_owned(),
         width: Some(width),
         height: Some(height),
@@ -128,14 +128,14 @@ fn mixed() -> Vec<GenerateSpec> {
         ..GenerateParams::default()
     };
     let mut all = vec![
-        picture("a red circle on a blue background", 64, 64, 4, 3.5, 1, 512),
-        picture("a cat", 96, 64, 7, 1.0, 2, 256),
-        picture("an old wooden boat on a quiet beach at sunrise", 32, 128, 2, 7.0, 3, 40),
-        picture("", 16, 16, 5, 0.0, 4, 1),
-        picture("neon signs reflected in a wet street", 160, 112, 3, 30.0, 5, 100),
-        picture("two eggs", 48, 48, 1, 3.5, 6, 512),
-        picture("a bowl of ramen", 80, 64, 6, 3.5, 7, 64),
-        picture("a bowl of ramen", 80, 64, 6, 3.5, 8, 64),
+        image("a red circle on a blue background", 64, 64, 4, 3.5, 1, 512),
+        image("a cat", 96, 64, 7, 1.0, 2, 256),
+        image("an old wooden boat on a quiet beach at sunrise", 32, 128, 2, 7.0, 3, 40),
+        image("", 16, 16, 5, 0.0, 4, 1),
+        image("neon signs reflected in a wet street", 160, 112, 3, 30.0, 5, 100),
+        image("two eggs", 48, 48, 1, 3.5, 6, 512),
+        image("a bowl of ramen", 80, 64, 6, 3.5, 7, 64),
+        image("a bowl of ramen", 80, 64, 6, 3.5, 8, 64),
     ];
     all[6].negative_prompt = Some("blurry, low quality".to_owned());
     all[6].true_cfg_scale = Some(4.0);
@@ -145,8 +145,8 @@ fn mixed() -> Vec<GenerateSpec> {
     all.into_iter().map(spec).collect()
 }
 
-/// Admits each picture at its own step, steps all that are there, finishes each as it is done.
-fn draw_together(engine: &mut FluxEngine, specs: &[GenerateSpec], joins_at: &[usize]) -> Vec<RgbImage> {
+/// Admits each image at its own step, steps all that are there, finishes each as it is done.
+fn generate_batched(engine: &mut FluxEngine, specs: &[GenerateSpec], joins_at: &[usize]) -> Vec<RgbImage> {
     let mut images: Vec<Option<RgbImage>> = vec![None; specs.len()];
     let mut drawing: Vec<(usize, Slot, u32)> = Vec::new();
     let mut largest_company = 0;
@@ -158,7 +158,7 @@ fn draw_together(engine: &mut FluxEngine, specs: &[GenerateSpec], joins_at: &[us
             break;
         }
         largest_company = largest_company.max(drawing.len());
-        // Another order in every step: a picture's place in the stream must not matter either.
+        // Another order in every step: an image's place in the stream must not matter either.
         let offset = turn % drawing.len().max(1);
         drawing.rotate_left(offset);
         let slots: Vec<Slot> = drawing.iter().map(|(_, slot, _)| *slot).collect();
@@ -171,39 +171,39 @@ fn draw_together(engine: &mut FluxEngine, specs: &[GenerateSpec], joins_at: &[us
             }
         }
     }
-    assert!(largest_company >= 5, "the pictures travelled together");
-    images.into_iter().map(|image| image.expect("every picture was drawn")).collect()
+    assert!(largest_company >= 5, "the images travelled together");
+    images.into_iter().map(|image| image.expect("every image was drawn")).collect()
 }
 
 #[test]
-fn a_picture_has_the_same_bits_alone_and_in_company() {
+fn an_image_has_the_same_bits_alone_and_in_company() {
     is_the_same_in_company(engine());
 }
 
 /// Each row is rounded on a scale of its own.
 #[test]
-fn a_picture_in_eight_bits_has_the_same_bits_alone_and_in_company() {
+fn an_image_in_eight_bits_has_the_same_bits_alone_and_in_company() {
     is_the_same_in_company(lossy_engine());
 }
 
 fn is_the_same_in_company(mut engine: FluxEngine) {
     let specs = mixed();
-    let alone: Vec<RgbImage> = specs.iter().map(|spec| draw_alone(&mut engine, spec)).collect();
+    let alone: Vec<RgbImage> = specs.iter().map(|spec| generate_alone(&mut engine, spec)).collect();
     for joins_at in [[0; 8], [0, 0, 1, 1, 2, 3, 3, 0], [3, 2, 0, 1, 0, 2, 0, 1]] {
-        let together = draw_together(&mut engine, &specs, &joins_at);
+        let together = generate_batched(&mut engine, &specs, &joins_at);
         for (index, (alone, together)) in alone.iter().zip(&together).enumerate() {
-            assert_eq!(alone.pixels(), together.pixels(), "picture {index}, joining at {joins_at:?}");
+            assert_eq!(alone.pixels(), together.pixels(), "image {index}, joining at {joins_at:?}");
         }
     }
 }
 
-/// Eight bits make another picture, but not quite another one.
+/// Eight bits make another image, but not quite another one.
 #[test]
-fn a_picture_in_eight_bits_is_near_the_one_in_full() {
+fn an_image_in_eight_bits_is_near_the_one_in_full() {
     let (mut full, mut lossy) = (engine(), lossy_engine());
     for spec in &mixed()[..3] {
-        let pictures = [draw_alone(&mut full, spec), draw_alone(&mut lossy, spec)];
-        let [full, lossy] = pictures.each_ref().map(RgbImage::pixels);
+        let images = [generate_alone(&mut full, spec), generate_alone(&mut lossy, spec)];
+        let [full, lossy] = images.each_ref().map(RgbImage::pixels);
         let squares = full.iter().zip(lossy).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
         let psnr_db = 10.0 * (255.0 * 255.0 * full.len() as f64 / squares).log10();
         assert!(squares > 0.0 && psnr_db > 20.0, "seed {}: {psnr_db} dB", spec.seed());
@@ -212,7 +212,7 @@ fn a_picture_in_eight_bits_is_near_the_one_in_full() {
 
 /// One number that is none in the weights of a layer, in full and rounded to eight bits.
 #[test]
-fn numbers_that_are_none_are_not_shown_as_a_picture() {
+fn numbers_that_are_none_are_not_shown_as_a_image() {
     let folder = tempfile::tempdir().expect("a folder");
     copy_folder(&reference("FLUX.1-dev"), folder.path());
     let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
@@ -239,10 +239,10 @@ fn spoil(file: &Path, tensor: &str) {
 }
 
 #[test]
-fn a_picture_decoded_in_parts_between_others_steps_has_the_same_bits() {
+fn an_image_decoded_in_parts_between_others_steps_has_the_same_bits() {
     let mut engine = engine();
     let specs = mixed();
-    let expected = [draw_alone(&mut engine, &specs[0]), draw_alone(&mut engine, &specs[6])];
+    let expected = [generate_alone(&mut engine, &specs[0]), generate_alone(&mut engine, &specs[6])];
     let [first, second] = [&specs[0], &specs[6]].map(|spec| engine.admit(spec).expect("admits"));
     for _ in 0..specs[0].steps() {
         engine.step(&[first]).expect("steps");
@@ -274,7 +274,7 @@ fn a_picture_decoded_in_parts_between_others_steps_has_the_same_bits() {
 }
 
 #[test]
-fn what_a_picture_starts_from_shows_the_more_the_smaller_the_strength() {
+fn what_a_image_starts_from_shows_the_more_the_smaller_the_strength() {
     let mut engine = engine();
     let start = stripes(64, 64);
     let mut drawn = |strength| {
@@ -283,7 +283,7 @@ fn what_a_picture_starts_from_shows_the_more_the_smaller_the_strength() {
         let (steps, seed, width, height) = (Some(8), 5, Some(64), Some(64));
         let params =
             GenerateParams { prompt, steps, seed, width, height, strength, input_images, ..Default::default() };
-        draw_alone(&mut engine, &spec(params))
+        generate_alone(&mut engine, &spec(params))
     };
     let by_strength = [0.125, 0.5, 1.0].map(|strength| drawn(Some(strength)));
     assert!(drawn(None) == drawn(Some(0.6)), "as diffusers, where nothing is said");
@@ -295,10 +295,10 @@ fn what_a_picture_starts_from_shows_the_more_the_smaller_the_strength() {
 }
 
 #[test]
-fn a_released_picture_leaves_the_others_as_they_are() {
+fn a_released_image_leaves_the_others_as_they_are() {
     let mut engine = engine();
     let specs = mixed();
-    let expected = draw_alone(&mut engine, &specs[0]);
+    let expected = generate_alone(&mut engine, &specs[0]);
     let kept = engine.admit(&specs[0]).expect("admits");
     let dropped = engine.admit(&specs[4]).expect("admits");
     engine.step(&[dropped, kept]).expect("steps");
@@ -311,7 +311,7 @@ fn a_released_picture_leaves_the_others_as_they_are() {
 }
 
 #[test]
-fn a_picture_with_steps_left_is_not_finished() {
+fn an_image_with_steps_left_is_not_finished() {
     let mut engine = engine();
     let slot = engine.admit(&mixed()[0]).expect("admits");
     assert!(matches!(engine.finish(slot), Err(EngineError::Request(_))));

@@ -1,4 +1,4 @@
-//! The evaluator of coloured shapes, on pictures that were painted and not drawn by a model: it sees what is there, and
+//! The evaluator of coloured shapes, on images that were painted and not drawn by a model: it sees what is there, and
 //! that it is not something else.
 
 #[path = "../examples/evaluate-shapes/analysis.rs"]
@@ -29,21 +29,21 @@ fn scenes() -> Vec<Scene> {
     text.lines().map(|line| serde_json::from_str(line).expect("a scene")).collect()
 }
 
-fn picture(index: usize) -> RgbImage {
-    let image = image::open(painted().join(format!("{index}.png"))).expect("a picture").to_rgb8();
+fn image(index: usize) -> RgbImage {
+    let image = image::open(painted().join(format!("{index}.png"))).expect("an image").to_rgb8();
     RgbImage::new(image.width(), image.height(), image.into_raw()).expect("three bytes for each pixel")
 }
 
 fn seen(count: usize) -> Vec<Seen> {
     let outlines = Outlines::new();
-    (0..count).map(|index| look(&picture(index), &outlines)).collect()
+    (0..count).map(|index| look(&image(index), &outlines)).collect()
 }
 
 #[test]
-fn the_prompts_fit_their_pictures() {
+fn the_prompts_fit_their_images() {
     for (index, scene) in scenes().iter().enumerate() {
-        let picture = picture(index);
-        assert_eq!((picture.width(), picture.height()), (scene.width, scene.height), "{}", scene.prompt);
+        let image = image(index);
+        assert_eq!((image.width(), image.height()), (scene.width, scene.height), "{}", scene.prompt);
         assert_eq!(scene.seed, index as u64, "each prompt has a seed of its own");
     }
 }
@@ -86,7 +86,7 @@ fn every_kind_of_fault_is_counted_where_it_belongs() {
 }
 
 #[test]
-fn a_flat_or_empty_picture_shows_nothing() {
+fn a_flat_or_empty_image_shows_nothing() {
     let outlines = Outlines::new();
     let flat = RgbImage::new(64, 64, [45, 90, 205].repeat(64 * 64)).expect("three bytes for each pixel");
     let seen = look(&flat, &outlines);

@@ -21,7 +21,7 @@ use support::copy_folder;
 
 const CUDA: DeviceChoice = DeviceChoice::Cuda(0);
 
-/// What a picture of the tiny checkpoint may be off in bf16, of 1: by diffusers' own bf16 it is 0.006 to 0.013.
+/// What an image of the tiny checkpoint may be off in bf16, of 1: by diffusers' own bf16 it is 0.006 to 0.013.
 const MEAN_ERROR_MAX: f64 = 0.03;
 
 fn reference(path: &str) -> PathBuf {
@@ -77,7 +77,7 @@ fn every_operation_agrees_with_the_cpu() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn pictures_are_those_that_diffusers_draws() {
+fn images_are_those_that_diffusers_draws() {
     let cases = [
         ("a_64x64", spec("a red circle on a blue background", [64, 64], 4, 3.5, 42)),
         ("b_96x64", spec("A cat sleeping on a stack of books near the window", [64, 96], 6, 1.0, 7)),
@@ -89,7 +89,7 @@ fn pictures_are_those_that_diffusers_draws() {
     for settings in [CUDA.into(), streamed, portable] {
         let mut engine = load(settings);
         for (name, spec) in &cases {
-            let expected = image::open(reference(&format!("cases/{name}.0.png"))).expect("a picture").to_rgb8();
+            let expected = image::open(reference(&format!("cases/{name}.0.png"))).expect("an image").to_rgb8();
             let error = mean_error(draw(&mut engine, spec).pixels(), expected.as_raw());
             println!("{name}: mean error {error:.4}");
             assert!(error <= MEAN_ERROR_MAX, "{name}: {error}");
@@ -107,7 +107,7 @@ fn company() -> Vec<GenerateSpec> {
     ]
 }
 
-fn draw_together(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImage> {
+fn generate_batched(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImage> {
     let slots: Vec<Slot> = specs.iter().map(|spec| engine.admit(spec).expect("admits")).collect();
     for _ in 0..specs[0].steps() {
         engine.step(&slots).expect("steps");
@@ -117,11 +117,11 @@ fn draw_together(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImag
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn deterministic_pictures_have_the_same_bits_in_company() {
+fn deterministic_images_have_the_same_bits_in_company() {
     let settings = EngineSettings { is_deterministic: true, ..CUDA.into() };
     let mut engine = load(settings);
     let specs = company();
-    let together = draw_together(&mut engine, &specs);
+    let together = generate_batched(&mut engine, &specs);
     for (spec, image) in specs.iter().zip(together) {
         assert!(draw(&mut engine, spec) == image, "seed {}", spec.seed());
     }
@@ -133,7 +133,7 @@ fn deterministic_pictures_have_the_same_bits_in_company() {
 fn company_changes_no_more_than_rounding() {
     let mut engine = load(CUDA);
     let specs = company();
-    let together = draw_together(&mut engine, &specs);
+    let together = generate_batched(&mut engine, &specs);
     for (spec, image) in specs.iter().zip(together) {
         let alone = draw(&mut engine, spec);
         let error = mean_error(alone.pixels(), image.pixels());
@@ -146,15 +146,15 @@ fn company_changes_no_more_than_rounding() {
     }
 }
 
-/// In eight bits, on a device that has them: near the pictures in full, and to the bit the same in company where that is
+/// In eight bits, on a device that has them: near the images in full, and to the bit the same in company where that is
 /// asked for.
 #[test]
 #[ignore = "needs a CUDA device of compute capability 9.0"]
-fn pictures_in_eight_bits_are_near_those_in_full() {
+fn images_in_eight_bits_are_near_those_in_full() {
     let lossy = EngineSettings { precision: Precision::Fp8, is_deterministic: true, ..CUDA.into() };
     let (mut full, mut lossy) = (load(CUDA), load(lossy));
     let specs = company();
-    let together = draw_together(&mut lossy, &specs);
+    let together = generate_batched(&mut lossy, &specs);
     for (spec, image) in specs.iter().zip(together) {
         let expected = draw(&mut full, spec);
         let error = mean_error(expected.pixels(), image.pixels());
@@ -166,7 +166,7 @@ fn pictures_in_eight_bits_are_near_those_in_full() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn a_cancelled_picture_leaves_the_others_as_they_are() {
+fn a_cancelled_image_leaves_the_others_as_they_are() {
     let settings = EngineSettings { is_deterministic: true, ..CUDA.into() };
     let mut engine = load(settings);
     let (kept, dropped) = (spec("two eggs", [64, 64], 4, 3.5, 6), spec("a boat", [128, 128], 4, 3.5, 7));
@@ -215,7 +215,7 @@ fn out_of_memory_is_said_and_survived() {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn numbers_that_are_none_are_not_shown_as_a_picture() {
+fn numbers_that_are_none_are_not_shown_as_a_image() {
     let folder = tempfile::tempdir().expect("a folder");
     copy_folder(&reference("FLUX.1-dev"), folder.path());
     let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");

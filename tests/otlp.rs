@@ -68,7 +68,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Has a worker that tells its spans to `endpoint` draw one picture, and stops it. The job's id, and what the worker
+/// Has a worker that tells its spans to `endpoint` draw one image, and stops it. The job's id, and what the worker
 /// has said.
 fn draw(endpoint: &str, prompt: &str) -> (String, Output) {
     let folder = tempfile::tempdir().expect("a folder");
@@ -81,7 +81,7 @@ fn draw(endpoint: &str, prompt: &str) -> (String, Output) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
     let mut output = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
     let url = output.find_map(|line| line.strip_prefix("fluxserve listens on ").map(str::to_owned)).expect("a line");
-    output.find(|line| line.starts_with("Draw a picture:") || line.contains("is ready")).expect("a line");
+    output.find(|line| line.starts_with("Draw an image:") || line.contains("is ready")).expect("a line");
     // What else is said is read, so that nobody waits for a full pipe.
     let rest = std::thread::spawn(move || output.for_each(drop));
     let body = json!({ "model": MODEL, "prompt": prompt, "width": 64, "height": 64, "steps": 2, "seed": 1 });

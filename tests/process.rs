@@ -209,7 +209,7 @@ fn a_terminal_that_is_gone_ends_the_worker_in_good_order() {
     heeding.env_clear().env("PATH", "/usr/bin:/bin").env("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "0");
     heeding.current_dir(data.parent().expect("a folder around it")).stderr(Stdio::null());
     let mut server = Server::of(&mut heeding);
-    server.line("Draw a picture:");
+    server.line("Draw an image:");
     server.tell("-HUP");
     let status = until("the end of the process", || server.child.try_wait().expect("a child"));
     assert!(status.success(), "{status:?}");
@@ -296,7 +296,7 @@ fn a_password_from_a_file_is_the_administrators_and_who_is_reached_in_the_clear_
     let mut server = Server::of(&mut command);
     drop(command);
     let url = server.url();
-    server.line("Draw a picture:");
+    server.line("Draw an image:");
     let request = ureq::post(format!("{url}/v1/session")).header("content-type", "application/json");
     let signed_in = request.send(json!({ "password": "a password from a file" }).to_string()).expect("an answer");
     assert_eq!(signed_in.status().as_u16(), 201);
@@ -316,7 +316,7 @@ fn a_password_from_a_file_is_the_administrators_and_who_is_reached_in_the_clear_
     let mut command = serving(&data);
     let mut server = Server::of(command.env("FLUXSERVE_METRICS_LISTEN", "off").stderr(writer));
     drop(command);
-    server.line("Draw a picture:");
+    server.line("Draw an image:");
     goes(&mut server);
     let mut said = String::new();
     log.read_to_string(&mut said).expect("a log");
@@ -426,7 +426,7 @@ fn many_restarts_do_not_fail_a_job_and_many_crashes_do() {
     let key = text(&made.stdout).trim().to_owned();
     let mut server = Server::start(&data, &[]);
     let mut url = server.url();
-    server.line("Draw a picture:");
+    server.line("Draw an image:");
     // Long enough to be caught at it each time.
     let body = json!({ "model": MODEL, "prompt": "a fox", "width": 256, "height": 256, "steps": 100, "seed": 1 });
     let job = submit(&url, &key, &body);
@@ -612,7 +612,7 @@ fn nothing_of_somebody_elses_working_directory_is_run() {
 }
 
 #[test]
-fn a_picture_is_drawn_from_another_without_a_server() {
+fn an_image_is_drawn_from_another_without_a_server() {
     let (folder, data) = folder();
     let place = |name: &str| folder.path().join(name);
     let generate = |output: &str, more: &[&str], provenance: &str| -> Output {
@@ -640,11 +640,11 @@ fn a_picture_is_drawn_from_another_without_a_server() {
     }
     let mut expected = expected;
     expected["strength"] = json!(0.3);
-    assert_eq!(told("second.png"), Some(expected), "in the picture's own size");
+    assert_eq!(told("second.png"), Some(expected), "in the image's own size");
     let read = |name: &str| std::fs::read(place(name)).expect("a file");
     assert!(read("second.png") == read("again.png"), "the same file each time");
     assert_eq!(told("bare.png"), None);
-    let pixels = |name: &str| image::open(place(name)).expect("a picture").to_rgb8().into_raw();
+    let pixels = |name: &str| image::open(place(name)).expect("an image").to_rgb8().into_raw();
     assert!(pixels("bare.png") == pixels("second.png"));
     let away = |name: &str| -> u64 {
         pixels("first.png").iter().zip(pixels(name)).map(|(a, b)| u64::from(a.abs_diff(b))).sum()
@@ -655,7 +655,7 @@ fn a_picture_is_drawn_from_another_without_a_server() {
         away("second.png")
     );
 
-    std::fs::write(place("notes.txt"), "no picture").expect("written");
+    std::fs::write(place("notes.txt"), "no image").expect("written");
     let refused = generate("third.png", &["--image", "notes.txt"], "true");
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(text.contains("--image: `notes.txt` is not a PNG, JPEG or WebP file"), "{text}");

@@ -1,5 +1,5 @@
 //! The demo model draws what it is asked for: from the prompt through tokenizers, text encoders, transformer, schedule
-//! and decoder to pixels that plain image analysis reads. A fault in any of them shows as a wrong picture here.
+//! and decoder to pixels that plain image analysis reads. A fault in any of them shows as a wrong image here.
 
 #![allow(dead_code, reason = "the evaluator's modules, of which a test needs a part")]
 
@@ -53,16 +53,16 @@ fn things(seen: &Seen) -> Vec<(&str, &str)> {
 }
 
 #[test]
-fn the_first_picture_of_the_readme_is_what_it_says() {
+fn the_first_image_of_the_readme_is_what_it_says() {
     let outlines = Outlines::new();
-    let picture = draw(&mut engine(), &[spec("a red circle on a blue background", [128, 128], 1)]);
-    let seen = look(&picture[0], &outlines);
+    let image = draw(&mut engine(), &[spec("a red circle on a blue background", [128, 128], 1)]);
+    let seen = look(&image[0], &outlines);
     assert_eq!(seen.background, Some("blue"));
     assert_eq!(things(&seen), [("red", "circle")]);
 }
 
 #[test]
-fn pictures_of_several_sizes_drawn_together_show_what_each_was_asked_for() {
+fn images_of_several_sizes_drawn_together_show_what_each_was_asked_for() {
     let outlines = Outlines::new();
     let asked = [
         ("a green square on a white background", [128, 128], "white", ("green", "square")),
@@ -71,9 +71,9 @@ fn pictures_of_several_sizes_drawn_together_show_what_each_was_asked_for() {
         ("a large red heart on a white background", [96, 128], "white", ("red", "heart")),
     ];
     let specs: Vec<_> = (0..).zip(&asked).map(|(seed, (prompt, size, ..))| spec(prompt, *size, seed)).collect();
-    let pictures = draw(&mut engine(), &specs);
-    for (picture, (prompt, _, background, thing)) in pictures.iter().zip(asked) {
-        let seen = look(picture, &outlines);
+    let images = draw(&mut engine(), &specs);
+    for (image, (prompt, _, background, thing)) in images.iter().zip(asked) {
+        let seen = look(image, &outlines);
         assert_eq!(seen.background, Some(background), "{prompt}");
         assert_eq!(things(&seen), [thing], "{prompt}");
     }
@@ -83,8 +83,8 @@ fn pictures_of_several_sizes_drawn_together_show_what_each_was_asked_for() {
 fn things_stand_where_the_prompt_puts_them() {
     let outlines = Outlines::new();
     let prompt = "a red circle left of a green square on a white background";
-    let picture = draw(&mut engine(), &[spec(prompt, [128, 128], 3)]);
-    let seen = look(&picture[0], &outlines);
+    let image = draw(&mut engine(), &[spec(prompt, [128, 128], 3)]);
+    let seen = look(&image[0], &outlines);
     let middle = |colour| {
         let patch = seen.patches.iter().find(|patch| patch.colour == Some(colour));
         patch.unwrap_or_else(|| panic!("nothing {colour} in {seen:?}")).centre[0]
@@ -92,9 +92,9 @@ fn things_stand_where_the_prompt_puts_them() {
     assert!(middle("red") + 0.2 < middle("green"), "{seen:?}");
 }
 
-/// The guidance value reaches the model: without a push the same seed gives another picture.
+/// The guidance value reaches the model: without a push the same seed gives another image.
 #[test]
-fn guidance_changes_the_picture() {
+fn guidance_changes_the_image() {
     let with = |guidance| {
         let params = GenerateParams {
             prompt: "a purple diamond on a yellow background".to_owned(),
@@ -105,8 +105,8 @@ fn guidance_changes_the_picture() {
         };
         GenerateSpec::new(params, &card_or_flux_dev(&ModelId::new(MODEL))).expect("a valid request")
     };
-    let pictures = draw(&mut engine(), &[with(1.0), with(6.0)]);
-    let apart = pictures[0].pixels().iter().zip(pictures[1].pixels()).filter(|(a, b)| a.abs_diff(**b) > 8).count();
+    let images = draw(&mut engine(), &[with(1.0), with(6.0)]);
+    let apart = images[0].pixels().iter().zip(images[1].pixels()).filter(|(a, b)| a.abs_diff(**b) > 8).count();
     assert!(apart > 128 * 128 * 3 / 100, "only {apart} channels differ");
 }
 
@@ -127,11 +127,11 @@ fn a_preview_shows_what_is_coming() {
     assert!(middle[0] > middle[2].saturating_add(60), "red: {middle:?}");
 }
 
-/// A picture averaged over squares of `side` pixels, as the numbers of all its channels.
-fn averaged(picture: &RgbImage, side: usize) -> Vec<f64> {
-    let (width, height) = (picture.width() as usize, picture.height() as usize);
+/// An image averaged over squares of `side` pixels, as the numbers of all its channels.
+fn averaged(image: &RgbImage, side: usize) -> Vec<f64> {
+    let (width, height) = (image.width() as usize, image.height() as usize);
     let mut sums = vec![0.0; width / side * (height / side) * 3];
-    for (at, value) in picture.pixels().iter().enumerate() {
+    for (at, value) in image.pixels().iter().enumerate() {
         let (row, column, channel) = (at / 3 / width, at / 3 % width, at % 3);
         sums[(row / side * (width / side) + column / side) * 3 + channel] += f64::from(*value);
     }
@@ -146,19 +146,19 @@ fn correlation(a: &[f64], b: &[f64]) -> f64 {
     sum(|a, b| a * b) / (sum(|a, _| a * a) * sum(|_, b| b * b)).sqrt()
 }
 
-/// How alike the preview after the last step, which is of the very latents that are decoded then, is to the picture.
+/// How alike the preview after the last step, which is of the very latents that are decoded then, is to the image.
 fn likeness(engine: &mut FluxEngine, spec: &GenerateSpec) -> f64 {
     let slot = engine.admit(spec).expect("admits");
     for _ in 0..spec.steps() {
         engine.step(&[slot]).expect("steps");
     }
     let preview = engine.preview(slot).expect("room").expect("a preview");
-    let picture = engine.finish(slot).expect("finishes");
-    correlation(&averaged(&preview, 1), &averaged(&picture, 8))
+    let image = engine.finish(slot).expect("finishes");
+    correlation(&averaged(&preview, 1), &averaged(&image, 8))
 }
 
 #[test]
-fn the_last_preview_is_the_picture_made_small_and_comes_closer_with_every_picture() {
+fn the_last_preview_is_the_image_made_small_and_comes_closer_with_every_image() {
     let asked = spec("a red circle on a blue background", [128, 128], 1);
     let new = likeness(&mut engine(), &asked);
     assert!(new >= 0.85, "{new}");
@@ -172,7 +172,7 @@ fn the_last_preview_is_the_picture_made_small_and_comes_closer_with_every_pictur
 
 /// Who looks on changes nothing.
 #[test]
-fn a_picture_has_the_same_bits_with_and_without_previews() {
+fn an_image_has_the_same_bits_with_and_without_previews() {
     let drawn = |engine: &mut FluxEngine, looks_on: bool| {
         let spec = spec("a red circle on a blue background", [128, 96], 4);
         let slot = engine.admit(&spec).expect("admits");

@@ -27,7 +27,7 @@ const COLOUR_DISTANCE_MAX: f32 = 60.0;
 /// colours, orange and yellow (81), so that a pixel on an edge goes to the side it is nearer to.
 const BACKGROUND_DISTANCE_MAX: f32 = 45.0;
 
-/// Smallest patch that counts, as a share of the picture. The smallest object of the training covers 0.8 %.
+/// Smallest patch that counts, as a share of the image. The smallest object of the training covers 0.8 %.
 const PATCH_SHARE_MIN: f32 = 0.002;
 
 /// Smallest overlap with an outline that makes a patch this shape.
@@ -44,7 +44,7 @@ pub(crate) struct Patch {
     pub(crate) centre: [f32; 2],
 }
 
-/// What is to be seen in a picture.
+/// What is to be seen in an image.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     /// A name of [`COLOURS`], or none.
@@ -74,13 +74,13 @@ fn median(colours: &[Colour]) -> Colour {
     })
 }
 
-struct Picture {
+struct Image {
     width: usize,
     height: usize,
     pixels: Vec<Colour>,
 }
 
-impl Picture {
+impl Image {
     fn of(image: &RgbImage) -> Self {
         let pixels = image.pixels().chunks_exact(3).map(|rgb| [rgb[0], rgb[1], rgb[2]].map(f32::from));
         Self { width: image.width() as usize, height: image.height() as usize, pixels: pixels.collect() }
@@ -176,17 +176,15 @@ fn resample(across: [usize; 2], down: [usize; 2], cover: impl Fn(usize, usize) -
     grid
 }
 
-/// Looks at a picture.
+/// Looks at an image.
 pub(crate) fn look(image: &RgbImage, outlines: &Outlines) -> Seen {
-    let picture = Picture::of(image);
-    let border: Vec<Colour> = (0..picture.pixels.len())
-        .filter(|&index| picture.is_border(index))
-        .map(|index| picture.pixels[index])
-        .collect();
+    let image = Image::of(image);
+    let border: Vec<Colour> =
+        (0..image.pixels.len()).filter(|&index| image.is_border(index)).map(|index| image.pixels[index]).collect();
     let background = median(&border);
-    let patches = picture.patches(background);
+    let patches = image.patches(background);
     Seen {
         background: name_of(background),
-        patches: patches.iter().map(|members| picture.describe(members, background, outlines)).collect(),
+        patches: patches.iter().map(|members| image.describe(members, background, outlines)).collect(),
     }
 }

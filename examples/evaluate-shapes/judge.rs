@@ -33,20 +33,20 @@ impl fmt::Display for Tally {
     }
 }
 
-/// What was right, over many pictures.
+/// What was right, over many images.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Score {
-    /// Pictures with the right background.
+    /// Images with the right background.
     pub(crate) background: Tally,
     /// Objects asked for that were drawn in their colour.
     pub(crate) colour: Tally,
     /// Objects asked for that were drawn in their shape.
     pub(crate) shape: Tally,
-    /// Pictures whose objects stand as asked (`relation`, `pair`, `placed`).
+    /// Images whose objects stand as asked (`relation`, `pair`, `placed`).
     pub(crate) arrangement: Tally,
-    /// Pictures with as many objects as asked, no more and no fewer.
+    /// Images with as many objects as asked, no more and no fewer.
     pub(crate) count: Tally,
-    /// Pictures with nothing wrong at all.
+    /// Images with nothing wrong at all.
     pub(crate) whole: Tally,
 }
 
@@ -102,7 +102,7 @@ fn arranged(scene: &Scene, pairs: &[Option<&Patch>]) -> Option<bool> {
 }
 
 impl Score {
-    /// Counts one picture in.
+    /// Counts one image in.
     pub(crate) fn add(&mut self, scene: &Scene, seen: &Seen) -> bool {
         let pairs = pair(&scene.objects, &seen.patches);
         let background = seen.background == Some(&scene.background);

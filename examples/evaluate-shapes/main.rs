@@ -1,5 +1,5 @@
 //! Does a model of coloured shapes draw what it is asked for? Draws the held-out prompts of
-//! `models/flux-shapes/held-out.jsonl` with the engine, looks at the pictures with plain image analysis, and prints what
+//! `models/flux-shapes/held-out.jsonl` with the engine, looks at the images with plain image analysis, and prints what
 //! was right.
 //!
 //! `cargo run --release --example evaluate-shapes`; see `--help` for the rest.
@@ -33,19 +33,19 @@ use scene::Scene;
 /// T5 tokens that the models of `models/flux-shapes/train` are trained with.
 const SEQUENCE_LENGTH: usize = 24;
 
-/// Judges pictures of held-out prompts.
+/// Judges images of held-out prompts.
 #[derive(Debug, Parser)]
 struct Options {
-    /// Prompts and what their pictures must show, one JSON object a line
+    /// Prompts and what their images must show, one JSON object a line
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/flux-shapes/held-out.jsonl"))]
     prompts: PathBuf,
     /// The model's folder
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/flux-shapes"))]
     model: PathBuf,
-    /// Judge the pictures N.png of this folder instead of drawing, N counting the prompts from 0
+    /// Judge the images N.png of this folder instead of drawing, N counting the prompts from 0
     #[arg(long, conflicts_with = "model")]
-    pictures: Option<PathBuf>,
-    /// Keep the pictures that are not wholly right here, N.png
+    images: Option<PathBuf>,
+    /// Keep the images that are not wholly right here, N.png
     #[arg(long)]
     keep_wrong: Option<PathBuf>,
     /// Only every Nth prompt
@@ -65,22 +65,22 @@ struct Options {
     gate: bool,
 }
 
-/// Where pictures come from.
-enum Pictures {
+/// Where images come from.
+enum Images {
     Drawn(Box<FluxEngine>),
     Read(PathBuf),
 }
 
-impl Pictures {
+impl Images {
     fn of(options: &Options) -> anyhow::Result<Self> {
-        if let Some(folder) = &options.pictures {
+        if let Some(folder) = &options.images {
             return Ok(Self::Read(folder.clone()));
         }
         let files = ModelFiles::Directory(options.model.clone());
         Ok(Self::Drawn(Box::new(FluxEngine::load(&files, DeviceChoice::Auto)?)))
     }
 
-    fn picture(&mut self, index: usize, scene: &Scene, options: &Options) -> anyhow::Result<RgbImage> {
+    fn image(&mut self, index: usize, scene: &Scene, options: &Options) -> anyhow::Result<RgbImage> {
         match self {
             Self::Drawn(engine) => draw(engine, scene, options),
             Self::Read(folder) => read(&folder.join(format!("{index}.png"))),
@@ -149,15 +149,15 @@ fn passes(score: &Score) -> bool {
 fn main() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
     let outlines = Outlines::new();
-    let mut pictures = Pictures::of(&options)?;
+    let mut images = Images::of(&options)?;
     let mut rows: Vec<(String, Score)> = Vec::new();
     let mut all = Score::default();
     if let Some(folder) = &options.keep_wrong {
         std::fs::create_dir_all(folder).with_context(|| format!("making `{}`", folder.display()))?;
     }
     for (index, scene) in prompts(&options)? {
-        let picture = pictures.picture(index, &scene, &options)?;
-        let seen = analysis::look(&picture, &outlines);
+        let image = images.image(index, &scene, &options)?;
+        let seen = analysis::look(&image, &outlines);
         if !rows.iter().any(|(kind, _)| *kind == scene.kind) {
             rows.push((scene.kind.clone(), Score::default()));
         }
@@ -169,7 +169,7 @@ fn main() -> anyhow::Result<ExitCode> {
         if let Some(folder) = &options.keep_wrong {
             println!("{index}: {}\n    seen: {seen:?}", scene.prompt);
             let path = folder.join(format!("{index}.png"));
-            std::fs::write(&path, encode(&picture, OutputFormat::Png)?)
+            std::fs::write(&path, encode(&image, OutputFormat::Png)?)
                 .with_context(|| format!("writing `{}`", path.display()))?;
         }
     }

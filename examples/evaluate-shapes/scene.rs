@@ -11,7 +11,7 @@ pub(crate) struct Object {
     pub(crate) colour: String,
 }
 
-/// A prompt and what must be seen in its picture.
+/// A prompt and what must be seen in its image.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Scene {
     /// `alone`, `placed`, `relation`, `pair` or `count`.

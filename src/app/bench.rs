@@ -1,5 +1,5 @@
-//! `bench`: how long each part of a picture takes with a model on a device, what loading takes, what stands between a
-//! picture's stages, and what a lossy precision costs.
+//! `bench`: how long each part of an image takes with a model on a device, what loading takes, what stands between an
+//! image's stages, and what a lossy precision costs.
 
 mod fidelity;
 mod loading;
@@ -18,9 +18,9 @@ use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
 use crate::domain::device::EngineSettings;
 use crate::domain::engine::{EngineError, LoadObserver, Slot, StepEngine};
+use crate::domain::image_size::ImageSize;
 use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
-use crate::domain::picture_size::PictureSize;
 use crate::domain::precision::Precision;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec};
 use crate::engine::FluxEngine;
@@ -32,8 +32,8 @@ pub use timing::{Outcome, Timing};
 /// Sizes that are timed where none are named, as far as the model draws them.
 const SIZES: [u32; 4] = [512, 768, 1024, 2048];
 
-/// A whole picture is timed at the largest size up to this many pixels.
-const WHOLE_PICTURE_PIXELS: u64 = 1024 * 1024;
+/// A whole image is timed at the largest size up to this many pixels.
+const WHOLE_IMAGE_PIXELS: u64 = 1024 * 1024;
 
 /// What is to be timed.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,13 +42,13 @@ pub struct TimeRequest {
     pub model: ModelSource,
     /// Where to draw, and how.
     pub engine: EngineSettings,
-    /// Sizes of pictures; none: the usual ones that the model draws.
-    pub sizes: Vec<PictureSize>,
-    /// Pictures that step together.
+    /// Sizes of images; none: the usual ones that the model draws.
+    pub sizes: Vec<ImageSize>,
+    /// Images that step together.
     pub counts: Vec<usize>,
-    /// Whether pictures of all sizes up to a megapixel are also timed in one step together.
+    /// Whether images of all sizes up to a megapixel are also timed in one step together.
     pub mixed: bool,
-    /// Steps of whole pictures.
+    /// Steps of whole images.
     pub steps: Vec<u32>,
     /// Times that each part is timed, after it has been done once without.
     pub repeats: usize,
@@ -77,7 +77,7 @@ pub struct TimeReport {
     pub timings: Vec<Timing>,
 }
 
-/// Times the parts of pictures. `on_load` hears how far the model is loaded, `on_timing` of each part that is done, with all that was timed so far.
+/// Times the parts of images. `on_load` hears how far the model is loaded, `on_timing` of each part that is done, with all that was timed so far.
 ///
 /// # Errors
 /// When the model cannot be loaded, or does not draw one of the sizes.
@@ -117,7 +117,7 @@ pub fn time(
         keep(bench.decode(size))?;
         keep(bench.finish(size))?;
     }
-    let up_to_a_megapixel = || sizes.iter().copied().filter(|size| size.pixels() <= WHOLE_PICTURE_PIXELS);
+    let up_to_a_megapixel = || sizes.iter().copied().filter(|size| size.pixels() <= WHOLE_IMAGE_PIXELS);
     if let Some(size) = up_to_a_megapixel().max_by_key(|size| size.pixels()) {
         keep(bench.admit(size))?;
         for &steps in &request.steps {
@@ -127,27 +127,27 @@ pub fn time(
     if request.mixed && up_to_a_megapixel().count() > 1 {
         keep(bench.step(&up_to_a_megapixel().collect::<Vec<_>>()))?;
     }
-    for pictures in several(&sizes, &request.counts) {
-        keep(bench.step(&pictures))?;
+    for images in several(&sizes, &request.counts) {
+        keep(bench.step(&images))?;
     }
     Ok(report)
 }
 
-/// Several pictures of one size, the lighter sets first.
-fn several(sizes: &[PictureSize], counts: &[usize]) -> Vec<Vec<PictureSize>> {
+/// Several images of one size, the lighter sets first.
+fn several(sizes: &[ImageSize], counts: &[usize]) -> Vec<Vec<ImageSize>> {
     let counts = || counts.iter().filter(|&&count| count > 1);
-    let mut sets: Vec<Vec<PictureSize>> =
+    let mut sets: Vec<Vec<ImageSize>> =
         sizes.iter().flat_map(|&size| counts().map(move |&count| vec![size; count])).collect();
     sets.sort_by_key(|set| set.iter().map(|size| size.pixels()).sum::<u64>());
     sets
 }
 
-fn sizes_of(request: &TimeRequest, card: &ModelCard) -> anyhow::Result<Vec<PictureSize>> {
+fn sizes_of(request: &TimeRequest, card: &ModelCard) -> anyhow::Result<Vec<ImageSize>> {
     if request.sizes.is_empty() {
-        let squares = SIZES.map(|side| PictureSize { width: side, height: side });
-        let drawn: Vec<PictureSize> =
+        let squares = SIZES.map(|side| ImageSize { width: side, height: side });
+        let drawn: Vec<ImageSize> =
             squares.into_iter().filter(|&size| spec_of(card, params_of(size, "", 1)).is_ok()).collect();
-        let default = PictureSize { width: card.defaults.width, height: card.defaults.height };
+        let default = ImageSize { width: card.defaults.width, height: card.defaults.height };
         return Ok(if drawn.is_empty() { vec![default] } else { drawn });
     }
     for &size in &request.sizes {
@@ -156,7 +156,7 @@ fn sizes_of(request: &TimeRequest, card: &ModelCard) -> anyhow::Result<Vec<Pictu
     Ok(request.sizes.clone())
 }
 
-fn params_of(size: PictureSize, prompt: &str, steps: u32) -> GenerateParams {
+fn params_of(size: ImageSize, prompt: &str, steps: u32) -> GenerateParams {
     GenerateParams {
         prompt: prompt.to_owned(),
         width: Some(size.width),
@@ -203,7 +203,7 @@ pub struct StagesRequest {
     pub output: PathBuf,
 }
 
-/// Draws a picture and writes what stands between its stages.
+/// Draws an image and writes what stands between its stages.
 ///
 /// # Errors
 /// When the model cannot be loaded, does not draw what is asked for, or the file cannot be written.
@@ -220,7 +220,7 @@ pub fn write_stages(config: &Config, request: StagesRequest) -> anyhow::Result<(
 mod tests {
     use super::*;
 
-    fn size(text: &str) -> PictureSize {
+    fn size(text: &str) -> ImageSize {
         text.parse().expect("a size")
     }
 
@@ -237,7 +237,7 @@ mod tests {
         }
     }
 
-    fn sizes(request: &TimeRequest) -> anyhow::Result<Vec<PictureSize>> {
+    fn sizes(request: &TimeRequest) -> anyhow::Result<Vec<ImageSize>> {
         sizes_of(request, &for_its_operator(card_or_flux_dev(&request.model.id)))
     }
 
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn lighter_sets_come_first_and_one_picture_is_no_set() {
+    fn lighter_sets_come_first_and_one_image_is_no_set() {
         let sets = several(&[size("512x512"), size("1024x1024")], &[1, 2, 8]);
         let pixels: Vec<u64> = sets.iter().map(|set| set.iter().map(|size| size.pixels()).sum()).collect();
         assert_eq!(pixels, [524_288, 2_097_152, 2_097_152, 8_388_608]);
@@ -284,7 +284,7 @@ mod tests {
             "decoder 96x64",
             "finish 96x64",
             "admit 96x64",
-            "picture 96x64, 2 steps",
+            "image 96x64, 2 steps",
             "step 64x64 + 96x64",
             "step 2 × 64x64",
             "step 2 × 96x64",

@@ -1,4 +1,4 @@
-//! One worker for one data folder: a second one would take up the jobs of the first and sweep its pictures away.
+//! One worker for one data folder: a second one would take up the jobs of the first and sweep its images away.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};

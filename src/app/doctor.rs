@@ -78,7 +78,7 @@ fn precision(config: &Config) -> Finding {
         }
     }
     Ok(if precision.is_lossy() {
-        format!("{precision}, which is lossy: pictures differ a little from those that the models draw in full")
+        format!("{precision}, which is lossy: images differ a little from those that the models draw in full")
     } else {
         format!("{precision}: nothing is rounded further than the device needs")
     })
@@ -89,7 +89,7 @@ fn memory(config: &Config, models: &[Model]) -> Finding {
     let available = available_memory_bytes();
     let free = available
         .map_or_else(|| "what is free cannot be read here".to_owned(), |bytes| format!("{} free", size(bytes as u64)));
-    if !config.device.iter().any(draws_on_cpu) {
+    if !config.device.iter().any(runs_on_cpu) {
         return Ok(free);
     }
     let looks = models.iter().filter_map(|(_, look)| look.as_ref().ok());
@@ -101,7 +101,7 @@ fn memory(config: &Config, models: &[Model]) -> Finding {
     Ok(format!("{free}, {weights}"))
 }
 
-fn draws_on_cpu(device: DeviceChoice) -> bool {
+fn runs_on_cpu(device: DeviceChoice) -> bool {
     matches!(engine::free_bytes(device), Ok(None))
 }
 
@@ -122,7 +122,7 @@ fn fits(config: &Config, source: &ModelSource, inspection: &Inspection) -> Findi
             Err(error) => return Err(format!("on {device}: {error}")),
         });
     }
-    if config.device.iter().all(draws_on_cpu) {
+    if config.device.iter().all(runs_on_cpu) {
         let narrow = total(inspection, KeptAs::Bf16);
         words.push(format!("on a GPU it would be {} as bf16", size(narrow as u64)));
     }

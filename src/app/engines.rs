@@ -98,7 +98,7 @@ fn engine_factory(
     })
 }
 
-/// Waits until every engine has drawn its first picture or failed often enough to be called not ready.
+/// Waits until every engine has drawn its first image or failed often enough to be called not ready.
 ///
 /// # Errors
 /// When no engine is ready: there is nothing to serve with. Some that are not are told of, and tried again meanwhile.
@@ -144,7 +144,7 @@ mod tests {
 
     impl StepEngine for Blank {
         fn limits(&self) -> EngineLimits {
-            EngineLimits { pictures_max: 1, step_tokens_max: 1 }
+            EngineLimits { images_max: 1, step_tokens_max: 1 }
         }
 
         fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {

@@ -1,4 +1,4 @@
-//! `generate`: one picture, straight from the engine into a file.
+//! `generate`: one image, straight from the engine into a file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::domain::spec::{GenerateParams, GenerateSpec, PIXELS_PER_TOKEN_SIDE};
 use crate::encode::encode_with;
 use crate::engine::FluxEngine;
 
-/// A picture to be drawn from the command line.
+/// An image to be drawn from the command line.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
     /// The model that draws it.
@@ -29,9 +29,9 @@ pub struct GenerateRequest {
     pub engine: EngineSettings,
     /// What to draw, not yet checked against the model's card.
     pub params: GenerateParams,
-    /// The picture to start from.
+    /// The input image.
     pub image: Option<PathBuf>,
-    /// Whether the file says how its picture was drawn.
+    /// Whether the file says how its image was drawn.
     pub writes_provenance: bool,
     /// The PNG file to write.
     pub output: PathBuf,
@@ -40,7 +40,7 @@ pub struct GenerateRequest {
 /// Longest prompt on the command line, in characters: what a shell passes on, not what a server can afford.
 const PROMPT_CHARS_MAX: usize = 100_000;
 
-/// Draws one picture and writes it; `on_load` hears how far the model is loaded, `on_step` (steps done, steps in all) after
+/// Draws one image and writes it; `on_load` hears how far the model is loaded, `on_step` (steps done, steps in all) after
 /// each step.
 ///
 /// # Errors
@@ -78,8 +78,8 @@ pub fn generate(
 
 fn read_image(path: &Path) -> anyhow::Result<Arc<RgbImage>> {
     let bytes = std::fs::read(path).with_context(|| format!("reading `{}`", path.display()))?;
-    let picture = decode(&bytes).map_err(|error| anyhow!("--image: `{}` {error}", path.display()))?;
-    Ok(Arc::new(picture))
+    let image = decode(&bytes).map_err(|error| anyhow!("--image: `{}` {error}", path.display()))?;
+    Ok(Arc::new(image))
 }
 
 /// Refuses a file whose folder is not there, before anything is drawn for it.
@@ -105,7 +105,7 @@ fn option_of(field: &str) -> String {
     format!("--{}", field.replace('_', "-"))
 }
 
-/// Writes beside the file first, so that a half-written picture is never there under its name.
+/// Writes beside the file first, so that a half-written image is never there under its name.
 fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.partial", std::process::id()));

@@ -76,9 +76,9 @@ pub(super) async fn greet(
     let Some(model) = first_ready else { return Ok(()) };
     let url = &urls.clients;
     let shown = format!(
-        "Draw a picture:\n\n  curl --fail-with-body -sS {url}/v1/inference/image -H \"x-api-key: {key}\" \
+        "Draw an image:\n\n  curl --fail-with-body -sS {url}/v1/inference/image -H \"x-api-key: {key}\" \
          -H \"content-type: application/json\" -H \"accept: image/png\" -d '{{\"model\": \"{model}\", \"prompt\": \"a red circle on a blue background\"}}' \
-         --output picture.png\n\n",
+         --output image.png\n\n",
     );
     out.send(shown.as_bytes());
     Ok(())

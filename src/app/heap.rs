@@ -1,7 +1,7 @@
 //! How much freed memory the allocator keeps to itself.
 //!
 //! glibc raises two bounds by itself once large blocks were freed: those up to 32 MiB come from its arenas from then on,
-//! and each arena, of which there are up to eight for each core, keeps up to 64 MiB at its end. Decoding pictures of
+//! and each arena, of which there are up to eight for each core, keeps up to 64 MiB at its end. Decoding images of
 //! clients leaves arenas like that: a worker would end up hundreds of MiB above what it uses. See `mallopt(3)`.
 
 /// A block of this size or more is mapped by itself: where glibc ends up after the first large ones.

@@ -1,12 +1,12 @@
 //! How many files the process may have open. Each connection takes one, and a worker that gets none any more stores no
-//! picture and answers nobody, not even whether it lives.
+//! image and answers nobody, not even whether it lives.
 
 use anyhow::anyhow;
 
 use super::surface::{client_connections, other_connections};
 use crate::config::{Config, MetricsListen};
 
-/// What a worker has open beside its connections, at most: the database, files of models and of pictures, standard output
+/// What a worker has open beside its connections, at most: the database, files of models and of images, standard output
 /// and the log, ways to the cluster, the hub and a collector.
 const OWN_FILES: u64 = 128;
 /// No more is asked for where the system sets no end: programs that the worker starts inherit it, and some of them close

@@ -1,4 +1,4 @@
-//! The jobs of keys that are revoked while they are drawn: nobody is to have these pictures, and others wait for the
+//! The jobs of keys that are revoked while they are drawn: nobody is to have these images, and others wait for the
 //! device. A revocation over HTTP cancels them itself; this is for those that come from the command line.
 
 use std::collections::BTreeSet;

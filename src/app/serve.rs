@@ -27,7 +27,7 @@ use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
 use crate::engine;
 use crate::http::{self, HttpParts, HttpSettings, Tls};
-use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, JobService, JobSettings, START_IMAGES_BYTES_MAX, ServiceParts};
+use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, INPUT_IMAGES_BYTES_MAX, JobService, JobSettings, ServiceParts};
 use crate::kubernetes::{Cluster, Kubernetes, KubernetesParts};
 use crate::queue::Queue;
 use crate::shutdown::{self, Shutdown, ShutdownTrigger};
@@ -37,7 +37,7 @@ use crate::telemetry::{self, LAST_LINES_DEADLINE};
 /// How often finished jobs are looked through for those whose time is over.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How long a picture is offered to a disk that does not take it: full, out of descriptors, or not mounted just now.
+/// How long an image is offered to a disk that does not take it: full, out of descriptors, or not mounted just now.
 const STORAGE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// What open connections get to hear their last answer, after all jobs are done.
@@ -311,7 +311,7 @@ fn job_settings(config: &Config) -> JobSettings {
         results_retention: Duration::from_secs(config.results.retention_seconds),
         results_bytes_max: config.results.bytes_max,
         ended_jobs_per_owner_max: ENDED_JOBS_PER_OWNER_MAX,
-        start_images_bytes_max: START_IMAGES_BYTES_MAX,
+        input_images_bytes_max: INPUT_IMAGES_BYTES_MAX,
         writes_provenance: config.results.provenance,
         sweep_interval: SWEEP_INTERVAL,
     }

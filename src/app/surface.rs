@@ -85,7 +85,7 @@ pub(super) fn in_the_clear(config: &Config, addresses: &Addresses) -> Option<Str
         Some(_) => "",
     };
     Some(format!(
-        "other machines reach {} without https: whoever is on the way reads keys, prompts and pictures{console}; \
+        "other machines reach {} without https: whoever is on the way reads keys, prompts and images{console}; \
          `tls.certificate` and `tls.private_key` are for https, `http.public_url` and `http.trusted_proxies` for a proxy that \
          speaks it",
         open.join(" and ")

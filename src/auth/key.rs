@@ -33,7 +33,7 @@ pub struct MalformedKey;
 #[error("the operating system's random generator failed")]
 pub struct NoRandomness(#[from] getrandom::Error);
 
-/// The part of a key that anyone may see. Shown as its prefix: `rgpu_` and eight characters.
+/// The part of a key that anyone may see. ActiveJob as its prefix: `rgpu_` and eight characters.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PublicId([u8; PUBLIC_ID_CHARS]);
 

@@ -24,7 +24,7 @@ pub(super) async fn run(arguments: &BackupArgs, config: &Config, notes: &mut dyn
     let bytes = outcome?;
     writeln!(
         notes,
-        "wrote `{}`: {bytes} bytes; the pictures in the data folder are not in it",
+        "wrote `{}`: {bytes} bytes; the images in the data folder are not in it",
         arguments.file.display()
     )?;
     Ok(())

@@ -18,46 +18,46 @@ use crate::app::{
 };
 use crate::config::{Config, Flags};
 use crate::domain::device::DeviceChoice;
+use crate::domain::image_size::ImageSize;
 use crate::domain::model_source::ModelSource;
-use crate::domain::picture_size::PictureSize;
 use crate::domain::spec::{GenerateParams, SEED_MAX};
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// Time loading, text encoders, steps, decoding and whole pictures
+    /// Time loading, text encoders, steps, decoding and whole images
     ///
     /// Each part is done once without being timed, then several times with; the table shows the median, the fastest and the
     /// slowest. Nothing else should run meanwhile.
     Time(TimeArgs),
     /// Time what stands between the start of the process and a model that draws, beside reading its files alone
     ///
-    /// The files are read, the model is loaded until it has drawn its smallest picture, and the files are read again, always
+    /// The files are read, the model is loaded until it has drawn its smallest image, and the files are read again, always
     /// by the same threads in the same pieces. The first reading says what the disk gives of files that are not in the page
     /// cache, the last what the page cache gives. Nothing else should run meanwhile.
     Load(LoadArgs),
-    /// Write what stands between a picture's stages into a file, to compare it with another implementation
+    /// Write what stands between an image's stages into a file, to compare it with another implementation
     ///
     /// The file has the token ids (`clip_ids`, `t5_ids`), the embeddings (`clip_pooled`, `t5_embeds`), `sigmas`, the packed
     /// noise (`latents_init`), the model's first output (`velocity_first`), the latents after one step (`latents_first`) and,
     /// with --whole, after all (`latents_final`), and what the decoder makes (`pixels`) of the last of these
     /// (`decoded_latents`).
     Stages(StagesArgs),
-    /// Say how far pictures in a lossy precision are from those in full
+    /// Say how far images in a lossy precision are from those in full
     ///
     /// Each prompt is drawn with each seed in full, and then again in the precision of --precision, fp8 if none is named. The
     /// table has how far they are apart, relative to the first: the model's first output, from the same noise; the latents
     /// after all steps; and the peak signal to noise of the pixels, in dB, which is the higher the closer they are. Noise
-    /// that is nudged early may become another picture, no worse than the first, so look at some before judging a number.
+    /// that is nudged early may become another image, no worse than the first, so look at some before judging a number.
     Fidelity(FidelityArgs),
 }
 
-/// How a picture is drawn.
+/// How an image is drawn.
 #[derive(Debug, Args)]
-pub struct PictureArgs {
+pub struct ImageArgs {
     /// Pixels [default: the model's]
     #[arg(long, value_name = "WxH")]
-    pub size: Option<PictureSize>,
+    pub size: Option<ImageSize>,
     /// Denoising steps [default: the model's]
     #[arg(long, value_name = "N")]
     pub steps: Option<u32>,
@@ -81,7 +81,7 @@ pub struct FidelityArgs {
     pub seeds: Vec<u64>,
     /// How to draw it.
     #[command(flatten)]
-    pub picture: PictureArgs,
+    pub image: ImageArgs,
     /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -108,18 +108,18 @@ pub struct TimeArgs {
     /// How to use it.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Sizes of pictures, with commas between [default: those of 512x512, 768x768, 1024x1024 and 2048x2048 that the model
+    /// Sizes of images, with commas between [default: those of 512x512, 768x768, 1024x1024 and 2048x2048 that the model
     /// draws]
     #[arg(long, value_name = "WxH", value_delimiter = ',')]
-    pub sizes: Vec<PictureSize>,
-    /// Pictures in one step, for each size, with commas between; 1 is always timed
+    pub sizes: Vec<ImageSize>,
+    /// Images in one step, for each size, with commas between; 1 is always timed
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4,8",
           value_parser = clap::value_parser!(u8).range(1..=32))]
     pub counts: Vec<u8>,
-    /// Also time pictures of all sizes up to a megapixel in one step together
+    /// Also time images of all sizes up to a megapixel in one step together
     #[arg(long)]
     pub mixed: bool,
-    /// Steps of whole pictures, with commas between; drawn at the largest size up to a megapixel
+    /// Steps of whole images, with commas between; drawn at the largest size up to a megapixel
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "28,50",
           value_parser = clap::value_parser!(u32).range(1..=100))]
     pub steps: Vec<u32>,
@@ -165,7 +165,7 @@ pub struct StagesArgs {
     pub prompt: String,
     /// How to draw it.
     #[command(flatten)]
-    pub picture: PictureArgs,
+    pub image: ImageArgs,
     /// Seed of the noise
     #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
     pub seed: u64,
@@ -214,10 +214,10 @@ pub(super) fn run(
         BenchCommand::Stages(arguments) => {
             let params = GenerateParams {
                 prompt: arguments.prompt,
-                width: arguments.picture.size.map(|size| size.width),
-                height: arguments.picture.size.map(|size| size.height),
-                steps: arguments.picture.steps,
-                guidance: arguments.picture.guidance,
+                width: arguments.image.size.map(|size| size.width),
+                height: arguments.image.size.map(|size| size.height),
+                steps: arguments.image.steps,
+                guidance: arguments.image.guidance,
                 seed: arguments.seed,
                 sequence_length: arguments.max_sequence_length,
                 ..GenerateParams::default()
@@ -305,19 +305,19 @@ fn fidelity(
         engine: config.engine_settings(config.device.first()),
         prompts: arguments.prompts,
         seeds: arguments.seeds,
-        size: arguments.picture.size,
-        steps: arguments.picture.steps,
-        guidance: arguments.picture.guidance,
+        size: arguments.image.size,
+        steps: arguments.image.steps,
+        guidance: arguments.image.guidance,
     };
     let report = app::fidelity(config, &request, &mut |done, all, precision| {
-        Ok(writeln!(notes, "{precision}: picture {done} of {all}")?)
+        Ok(writeln!(notes, "{precision}: image {done} of {all}")?)
     })?;
     if let Some(file) = &arguments.json {
         write_json(file, &report)?;
     }
     let FidelityReport { model, device, precision, width, height, steps, .. } = &report;
     writeln!(out, "{model} on {device}: {precision} (lossy) against full, {width}x{height}, {steps} steps")?;
-    let rows: Vec<[String; 5]> = report.pictures.iter().map(distances).collect();
+    let rows: Vec<[String; 5]> = report.images.iter().map(distances).collect();
     Ok(write_table(out, ["PROMPT", "SEED", "VELOCITY", "LATENTS", "PSNR DB"], &rows)?)
 }
 

@@ -44,10 +44,10 @@ pub struct GenerateArgs {
     /// How closely to follow the prompt [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
-    /// The same seed draws the same picture [default: a random one, which is printed]
+    /// The same seed draws the same image [default: a random one, which is printed]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
     pub seed: Option<u64>,
-    /// A picture to start from: PNG, JPEG or WebP. Width and height are its own where they are left out
+    /// An input image: PNG, JPEG or WebP. Width and height are its own where they are left out
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
     /// How far to go away from it: above 0, and 1 leaves nothing of it [default: 0.6]
@@ -62,7 +62,7 @@ pub struct GenerateArgs {
     /// How to use it.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// The picture's file
+    /// The image's file
     #[arg(long, value_name = "FILE.png", value_parser = parse_output)]
     pub output: PathBuf,
 }
@@ -80,13 +80,13 @@ impl GenerateArgs {
     pub(super) fn into_request(
         self,
         config: &Config,
-        draw_seed: impl FnOnce() -> anyhow::Result<u64>,
+        random_seed: impl FnOnce() -> anyhow::Result<u64>,
         notes: &mut dyn Write,
     ) -> anyhow::Result<GenerateRequest> {
         let seed = if let Some(seed) = self.seed {
             seed
         } else {
-            let seed = draw_seed()?;
+            let seed = random_seed()?;
             writeln!(notes, "seed: {seed}")?;
             seed
         };
@@ -129,7 +129,7 @@ fn whole_patches(name: &str, pixels: Option<u32>, notes: &mut dyn Write) -> std:
     Ok(Some(whole))
 }
 
-/// Draws the picture, with a progress bar where there is a terminal.
+/// Draws the image, with a progress bar where there is a terminal.
 pub(super) fn run(config: &Config, request: GenerateRequest) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0)
         .with_style(ProgressStyle::with_template("{bar:40} step {pos}/{len}, {elapsed} gone, {eta} to go")?);

@@ -53,7 +53,7 @@ pub struct CreateKeyArgs {
     /// How many unfinished jobs it may have [default: any number]
     #[arg(long, value_name = "N")]
     pub concurrent_jobs: Option<u32>,
-    /// How much it may draw in a UTC day: megapixels times steps, and 4 steps more a picture [default: any number]
+    /// How much it may draw in a UTC day: megapixels times steps, and 4 steps more an image [default: any number]
     #[arg(long, value_name = "N")]
     pub megapixel_steps_per_day: Option<u32>,
     /// Its share of the device beside other keys: low, normal or high; each step is four times as much
@@ -105,7 +105,7 @@ pub struct KeyChanges {
     /// How many unfinished jobs it may have, or `none` for any number
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub concurrent_jobs: Option<Change<u32>>,
-    /// How much it may draw in a UTC day (megapixels times steps, and 4 steps more a picture), or `none` for any number
+    /// How much it may draw in a UTC day (megapixels times steps, and 4 steps more an image), or `none` for any number
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub megapixel_steps_per_day: Option<Change<u32>>,
     /// Its share of the device beside other keys, for jobs from then on: low, normal or high

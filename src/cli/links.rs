@@ -1,4 +1,4 @@
-//! `fluxserve links`: the links to pictures that need no key.
+//! `fluxserve links`: the links to images that need no key.
 
 use std::io::Write;
 
@@ -21,7 +21,7 @@ pub(super) fn run(command: &LinksCommand, config: &Config, notes: &mut dyn Write
             app::rotate_links(config)?;
             writeln!(
                 notes,
-                "all links to pictures that were given out are withdrawn; each look at a job gives a new one"
+                "all links to images that were given out are withdrawn; each look at a job gives a new one"
             )?;
         }
     }

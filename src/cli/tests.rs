@@ -102,7 +102,7 @@ async fn models_are_listed_with_their_licences_and_those_that_do_not_work_yet_sa
     let schnell = row("black-forest-labs/FLUX.1-schnell");
     assert!(schnell.contains(" known ") && schnell.contains(" Apache-2.0 "), "{schnell}");
     let kontext = row("black-forest-labs/FLUX.1-Kontext-dev");
-    assert!(kontext.contains(" not yet ") && kontext.contains("it changes a picture"), "{kontext}");
+    assert!(kontext.contains(" not yet ") && kontext.contains("it changes an image"), "{kontext}");
     for command in [
         &["models", "check"][..],
         &["models", "download"],
@@ -110,7 +110,7 @@ async fn models_are_listed_with_their_licences_and_those_that_do_not_work_yet_sa
     ] {
         let arguments = [command, &["black-forest-labs/FLUX.1-Kontext-dev"]].concat();
         let error = run_in(folder.path(), &arguments).await.expect_err("refused").to_string();
-        assert!(error.contains("does not work yet: it changes a picture"), "{error}");
+        assert!(error.contains("does not work yet: it changes an image"), "{error}");
     }
 }
 
@@ -232,7 +232,7 @@ fn a_seed_that_was_drawn_is_printed() {
     assert_eq!((request.params.seed, request.params.width), (42, None));
     assert_eq!(String::from_utf8(notes).expect("text"), "seed: 42\n");
     for _ in 0..100 {
-        assert!(crate::domain::spec::draw_seed().expect("random bytes") <= crate::domain::spec::SEED_MAX);
+        assert!(crate::domain::spec::random_seed().expect("random bytes") <= crate::domain::spec::SEED_MAX);
     }
 }
 
@@ -405,7 +405,7 @@ async fn what_was_timed_is_a_table_and_a_file() {
     let arguments = [&["bench", "time"][..], &model, &options, &[json.to_str().expect("text")]].concat();
     let (table, notes) = run_in(folder.path(), &arguments).await.expect("timed");
     assert!(table.starts_with("fluxserve/flux-shapes on cpu, "), "{table}");
-    assert!(table.contains("\nstep 64x64 ") && table.contains("\npicture 64x64, 2 steps "), "{table}");
+    assert!(table.contains("\nstep 64x64 ") && table.contains("\nimage 64x64, 2 steps "), "{table}");
     assert!(notes.starts_with("loaded in ") && notes.contains("\nstep 64x64: "), "{notes}");
     let text = std::fs::read_to_string(&json).expect("written");
     let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
@@ -424,7 +424,7 @@ async fn what_loading_took_is_two_tables_and_a_file() {
     let (tables, _) = run_in(folder.path(), &arguments).await.expect("timed");
     assert!(tables.starts_with("fluxserve/flux-shapes on cpu, "), "{tables}");
     for line in
-        ["reading alone, before ", "weights onto the device ", "reading alone, after ", "first picture ", "ready "]
+        ["reading alone, before ", "weights onto the device ", "reading alone, after ", "first image ", "ready "]
     {
         assert!(tables.contains(&format!("\n{line}")), "{line}: {tables}");
     }
@@ -449,16 +449,16 @@ async fn what_a_lossy_precision_costs_is_a_table_and_a_file() {
         "{table}"
     );
     assert!(table.contains("\na red circle  3 "), "{table}");
-    assert_eq!(notes, "full: picture 1 of 1\nfp8: picture 1 of 1\n");
+    assert_eq!(notes, "full: image 1 of 1\nfp8: image 1 of 1\n");
     let text = std::fs::read_to_string(&json).expect("written");
     let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     assert_eq!((&report["precision"], &report["steps"]), (&"fp8".into(), &2.into()));
-    let picture = &report["pictures"][0];
-    assert!(picture["velocity_first"].as_f64().is_some_and(|x| x > 0.0) && picture["psnr_db"].is_f64(), "{picture}");
+    let image = &report["pictures"][0];
+    assert!(image["velocity_first"].as_f64().is_some_and(|x| x > 0.0) && image["psnr_db"].is_f64(), "{image}");
 }
 
 #[tokio::test]
-async fn a_picture_is_laid_open_or_the_reason_is_said() {
+async fn an_image_is_laid_open_or_the_reason_is_said() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("stages.safetensors");
     let start = ["bench", "stages", "--model", "fluxserve/flux-shapes", "--device", "cpu", "--prompt", "a circle"];

@@ -93,7 +93,7 @@ otlp_endpoint = "http://localhost:4318"
 kubeconfig = "/etc/fluxserve/kubeconfig"
 in_cluster = false
 server = "https://cluster.example.org:6443"
-namespace = "pictures"
+namespace = "images"
 auto_open = true
 allow_exec_plugins = true
 
@@ -160,7 +160,7 @@ fn every_field_of_the_file_is_read() {
             kubeconfig: Some("/etc/fluxserve/kubeconfig".into()),
             in_cluster: false,
             server: Some("https://cluster.example.org:6443".into()),
-            namespace: "pictures".parse().expect("a name"),
+            namespace: "images".parse().expect("a name"),
             auto_open: true,
             allow_exec_plugins: true,
         },
@@ -207,7 +207,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_KUBERNETES_KUBECONFIG", "/etc/fluxserve/kubeconfig")
         .variable("FLUXSERVE_KUBERNETES_IN_CLUSTER", "false")
         .variable("FLUXSERVE_KUBERNETES_SERVER", "https://cluster.example.org:6443/")
-        .variable("FLUXSERVE_KUBERNETES_NAMESPACE", "pictures")
+        .variable("FLUXSERVE_KUBERNETES_NAMESPACE", "images")
         .variable("FLUXSERVE_KUBERNETES_AUTO_OPEN", "true")
         .variable("FLUXSERVE_KUBERNETES_ALLOW_EXEC_PLUGINS", "true")
         .variable("FLUXSERVE_HUB_DOWNLOAD", "true");

@@ -109,7 +109,7 @@ pub struct EngineSettings {
     pub device: DeviceChoice,
     /// What does not stay there.
     pub offload: Offload,
-    /// Whether a picture has the same bits in any company also where that costs time. On the CPU it always has.
+    /// Whether an image has the same bits in any company also where that costs time. On the CPU it always has.
     pub is_deterministic: bool,
     /// Which kernels compute attention and convolutions on CUDA. All engines of a device share the choice of the latest.
     pub kernels: Kernels,

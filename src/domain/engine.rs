@@ -2,58 +2,58 @@
 
 use crate::domain::spec::GenerateSpec;
 
-/// A picture the engine has admitted. Given out by [`StepEngine::admit`], valid until `finish` or `release`.
+/// An image the engine has admitted. Given out by [`StepEngine::admit`], valid until `finish` or `release`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u64);
 
 /// What one engine can hold. Speaks in tokens (16×16 pixel patches plus prompt tokens, counted once per pass)
-/// and pictures.
+/// and images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineLimits {
-    /// Most pictures admitted at one time.
-    pub pictures_max: usize,
-    /// Most tokens in one `step`, over all its pictures and passes.
+    /// Most images admitted at one time.
+    pub images_max: usize,
+    /// Most tokens in one `step`, over all its images and passes.
     pub step_tokens_max: usize,
 }
 
 /// Why an engine's verb failed, by what the caller can do about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EngineError {
-    /// This picture cannot be drawn; the others are unharmed. The reason may be shown to the client.
+    /// This image cannot be drawn; the others are unharmed. The reason may be shown to the client.
     #[error("{0}")]
     Request(String),
-    /// The numbers of this picture are no numbers any more; the others are unharmed.
+    /// The numbers of this image are no numbers any more; the others are unharmed.
     #[error("the model produced numbers that are not finite")]
     NotFinite,
-    /// The device's memory did not suffice; fewer pictures at once may do.
+    /// The device's memory did not suffice; fewer images at once may do.
     #[error("the device is out of memory: {0}")]
     OutOfMemory(String),
-    /// The engine is broken: fail its pictures, report not ready, rebuild it. Not for clients' eyes.
+    /// The engine is broken: fail its images, report not ready, rebuild it. Not for clients' eyes.
     #[error("the engine failed: {0}")]
     Fatal(String),
 }
 
-/// An engine that draws pictures step by step. One per device; built on, and never leaving, its own OS thread.
+/// An engine that draws images step by step. One per device; built on, and never leaving, its own OS thread.
 ///
-/// The contract that all callers rely on: a picture's pixels depend on its [`GenerateSpec`] alone, never on which
+/// The contract that all callers rely on: an image's pixels depend on its [`GenerateSpec`] alone, never on which
 /// other slots share its steps.
 pub trait StepEngine {
     /// What fits. May change after an `OutOfMemory`; ask again then.
     fn limits(&self) -> EngineLimits;
 
     /// The length of a sequence, in tokens, at which attention costs as much as all linear layers together. By this the
-    /// work of pictures of unlike sizes is compared.
+    /// work of images of unlike sizes is compared.
     fn attention_balance_tokens(&self) -> usize {
         usize::MAX
     }
 
-    /// Encodes the prompt, draws the noise, and takes a place for the picture.
+    /// Encodes the prompt, draws the noise, and takes a place for the image.
     ///
     /// # Errors
     /// [`EngineError::OutOfMemory`] when it does not fit now; [`EngineError::Request`] when it never will.
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError>;
 
-    /// Does one denoising step of each of `slots`: pictures of any sizes, at any steps. A slot that has done all its
+    /// Does one denoising step of each of `slots`: images of any sizes, at any steps. A slot that has done all its
     /// steps must not be among them.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ pub trait StepEngine {
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError>;
 
     /// Does a part of what [`StepEngine::finish`] does, so that others need not wait for all of it: a fraction of the
-    /// whole, of its own choosing. `true`: nothing is left that is worth a part. Never has to be called; the picture is the
+    /// whole, of its own choosing. `true`: nothing is left that is worth a part. Never has to be called; the image is the
     /// same.
     ///
     /// # Errors
@@ -70,13 +70,13 @@ pub trait StepEngine {
         Ok(true)
     }
 
-    /// Decodes what is left of a picture that has done all its steps, and frees its place (also on error).
+    /// Decodes what is left of an image that has done all its steps, and frees its place (also on error).
     ///
     /// # Errors
-    /// [`EngineError::NotFinite`], and [`EngineError::Request`] when the picture is not done.
+    /// [`EngineError::NotFinite`], and [`EngineError::Request`] when the image is not done.
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError>;
 
-    /// What a picture is going to look like, as far as can be told now: small and rough, and cheap beside a step. `None`
+    /// What an image is going to look like, as far as can be told now: small and rough, and cheap beside a step. `None`
     /// before its first step, and from an engine that has none to give.
     ///
     /// # Errors
@@ -85,7 +85,7 @@ pub trait StepEngine {
         Ok(None)
     }
 
-    /// Frees a picture's place without decoding it. Unknown slots are ignored.
+    /// Frees an image's place without decoding it. Unknown slots are ignored.
     fn release(&mut self, slot: Slot);
 }
 

@@ -1,9 +1,9 @@
-//! The file formats of pictures, as words.
+//! The file formats of images, as words.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A file format a picture can be had in.
+/// A file format an image can be had in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum OutputFormat {
     /// Lossless.

@@ -13,7 +13,7 @@ pub enum JobStatus {
     Queued,
     /// Admitted by the engine.
     Running,
-    /// The picture is stored.
+    /// The image is stored.
     Succeeded,
     /// Ended with an error; the job's record names it.
     Failed,

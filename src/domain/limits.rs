@@ -6,7 +6,7 @@ use crate::domain::priority::Priority;
 pub const REQUESTS_PER_MINUTE_MAX: u32 = 1_000_000;
 /// Most jobs at one time that a key can be limited to.
 pub const CONCURRENT_JOBS_MAX: u32 = 100_000;
-/// Most megapixel-steps a day that a key can be limited to: some 50 million pictures of a megapixel.
+/// Most megapixel-steps a day that a key can be limited to: some 50 million images of a megapixel.
 pub const MEGAPIXEL_STEPS_PER_DAY_MAX: u32 = 1_000_000_000;
 
 /// The bounds of one key, `None` for none, and its priority.
@@ -16,7 +16,7 @@ pub struct KeyLimits {
     pub requests_per_minute: Option<u32>,
     /// Jobs that have been accepted and have not ended.
     pub concurrent_jobs: Option<u32>,
-    /// Megapixel-steps in a UTC day: what pictures cost ([`crate::domain::usage::PictureCost`]).
+    /// Megapixel-steps in a UTC day: what images cost ([`crate::domain::usage::ImageCost`]).
     pub megapixel_steps_per_day: Option<u32>,
     /// Its share of the device, next to keys that have jobs at the same time.
     pub priority: Priority,

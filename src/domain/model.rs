@@ -11,15 +11,15 @@ use crate::domain::ids::ModelId;
 pub struct ModelCard {
     /// The name clients use.
     pub id: ModelId,
-    /// What a person should know before taking its pictures for more than they are.
+    /// What a person should know before taking its images for more than they are.
     pub notice: Option<String>,
     /// Used for fields that a request leaves out.
     pub defaults: ParameterDefaults,
     /// What a request may ask for.
     pub limits: ParameterLimits,
-    /// Fewest input pictures a request must bring.
+    /// Fewest input images a request must bring.
     pub input_images_min: usize,
-    /// Most input pictures a request may bring; 0 for plain text-to-image.
+    /// Most input images a request may bring; 0 for plain text-to-image.
     pub input_images_max: usize,
     /// Longest prompt, in Unicode characters.
     pub prompt_chars_max: usize,
@@ -57,7 +57,7 @@ pub struct ParameterLimits {
     pub height_max: u32,
     /// Width and height must be multiples of this many pixels.
     pub size_multiple_of: u32,
-    /// Most pixels in one picture (width × height).
+    /// Most pixels in one image (width × height).
     pub pixels_max: u32,
     /// Fewest denoising steps.
     pub steps_min: u32,
@@ -70,13 +70,13 @@ pub struct ParameterLimits {
 }
 
 impl ParameterLimits {
-    /// The size to draw a picture in that starts from one of size `picture`: as near to that as the limits come, in its
+    /// The size to draw an image in that starts from one of size `image`: as near to that as the limits come, in its
     /// proportions, rounded down to whole multiples. Where one side is `given`, it sets the scale.
     #[must_use]
-    pub fn size_like(&self, picture: (u32, u32), given: (Option<u32>, Option<u32>)) -> (u32, u32) {
+    pub fn size_like(&self, image: (u32, u32), given: (Option<u32>, Option<u32>)) -> (u32, u32) {
         /// What a product of floats may fall short of a whole number by.
         const ROUNDING: f64 = 1e-6;
-        let (width, height) = (f64::from(picture.0.max(1)), f64::from(picture.1.max(1)));
+        let (width, height) = (f64::from(image.0.max(1)), f64::from(image.1.max(1)));
         let scale = match given {
             (Some(given), _) => f64::from(given) / width,
             (None, Some(given)) => f64::from(given) / height,
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_picture_keeps_its_proportions_within_the_limits() {
+    fn an_image_keeps_its_proportions_within_the_limits() {
         let limits = ParameterLimits {
             width_min: 64,
             width_max: 256,

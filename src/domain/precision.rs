@@ -23,7 +23,7 @@ pub enum Precision {
 pub struct UnknownPrecision;
 
 impl Precision {
-    /// Whether pictures are others than those that the model draws as it is published.
+    /// Whether images are others than those that the model draws as it is published.
     #[must_use]
     pub fn is_lossy(self) -> bool {
         match self {

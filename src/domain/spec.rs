@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ParameterLimits};
-use crate::domain::usage::PictureCost;
+use crate::domain::usage::ImageCost;
 
 /// Largest seed: the largest integer that every JSON reader keeps exactly (2^53 − 1).
 pub const SEED_MAX: u64 = (1 << 53) - 1;
@@ -15,7 +15,7 @@ pub const SEED_MAX: u64 = (1 << 53) - 1;
 ///
 /// # Errors
 /// When the system gives no random numbers.
-pub fn draw_seed() -> Result<u64, getrandom::Error> {
+pub fn random_seed() -> Result<u64, getrandom::Error> {
     Ok(getrandom::u64()? & SEED_MAX)
 }
 
@@ -25,10 +25,10 @@ pub const PIXELS_PER_TOKEN_SIDE: u32 = 16;
 /// The longest T5 sequence FLUX was trained with, in tokens.
 pub const SEQUENCE_LENGTH_MAX: usize = 512;
 
-/// The field with the pictures that come along.
+/// The field with the images that come along.
 pub const INPUT_IMAGES: &str = "input_images_base64";
 
-/// How much of the schedule a picture goes through that starts from another one, where nothing is said. As in diffusers.
+/// How much of the schedule an image goes through that starts from another one, where nothing is said. As in diffusers.
 pub const STRENGTH_DEFAULT: f64 = 0.6;
 
 /// One rule a request breaks.
@@ -70,31 +70,31 @@ pub struct GenerateParams {
     pub seed: u64,
     /// T5 tokens, at most [`SEQUENCE_LENGTH_MAX`].
     pub sequence_length: Option<usize>,
-    /// The pictures that came along, of any size until the request is checked. There is a use for one: to start from it.
+    /// The images that came along, of any size until the request is checked. There is a use for one: to start from it.
     pub input_images: Vec<Arc<RgbImage>>,
-    /// How far to go away from the picture to start from; above 0, at most 1.
+    /// How far to go away from the input image; above 0, at most 1.
     pub strength: Option<f64>,
 }
 
 impl GenerateParams {
-    /// Width and height, where they are left out: the model's, or those of the picture to start from, as near as the
-    /// model's limits come to them. Where one side is given, the other one follows the picture's proportions.
+    /// Width and height, where they are left out: the model's, or those of the input image, as near as the
+    /// model's limits come to them. Where one side is given, the other one follows the image's proportions.
     pub fn settle_size(&mut self, card: &ModelCard) {
         let (width, height) = match self.input_images.first() {
             None => (card.defaults.width, card.defaults.height),
-            Some(picture) => card.limits.size_like((picture.width(), picture.height()), (self.width, self.height)),
+            Some(image) => card.limits.size_like((image.width(), image.height()), (self.width, self.height)),
         };
         self.width.get_or_insert(width);
         self.height.get_or_insert(height);
     }
 }
 
-/// A picture to start from, instead of from noise alone.
+/// An input image, instead of from noise alone.
 #[derive(Debug, Clone, PartialEq)]
-pub struct StartImage {
+pub struct InputImage {
     /// Of the very size that is drawn.
-    pub picture: Arc<RgbImage>,
-    /// The share of the schedule that is gone through: 1 leaves nothing of the picture. Above 0, at most 1.
+    pub image: Arc<RgbImage>,
+    /// The share of the schedule that is gone through: 1 leaves nothing of the image. Above 0, at most 1.
     pub strength: f64,
 }
 
@@ -107,7 +107,7 @@ pub struct NegativeGuidance {
     pub scale: f64,
 }
 
-/// A picture to draw. Every value has been checked against the model's card.
+/// An image to draw. Every value has been checked against the model's card.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateSpec {
     model: ModelId,
@@ -121,11 +121,11 @@ pub struct GenerateSpec {
     seed: u64,
     image_index: u32,
     sequence_length: usize,
-    start_image: Option<StartImage>,
+    input_image: Option<InputImage>,
 }
 
 impl GenerateSpec {
-    /// Checks `params` against `card` and fills in its defaults. A picture to start from must have the size that is
+    /// Checks `params` against `card` and fills in its defaults. An input image must have the size that is
     /// drawn by then.
     ///
     /// # Errors
@@ -165,7 +165,7 @@ impl GenerateSpec {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let start_image = start_image(&params, (width, height)).map_err(|error| vec![error])?;
+        let input_image = input_image(&params, (width, height)).map_err(|error| vec![error])?;
         Ok(Self {
             model: card.id.clone(),
             prompt: params.prompt,
@@ -178,12 +178,12 @@ impl GenerateSpec {
             seed: params.seed,
             image_index: 0,
             sequence_length,
-            start_image,
+            input_image,
         })
     }
 
-    /// The same picture as the `index`-th of a batch that shares one generator, as torch draws the noise of
-    /// `num_images_per_prompt` pictures: the noise of the first `index` pictures is skipped.
+    /// The same image as the `index`-th of a batch that shares one generator, as torch draws the noise of
+    /// `num_images_per_prompt` images: the noise of the first `index` images is skipped.
     #[must_use]
     pub fn at_index(mut self, index: u32) -> Self {
         self.image_index = index;
@@ -226,22 +226,22 @@ impl GenerateSpec {
         self.height
     }
 
-    /// What the picture costs, by how much of it is drawn.
+    /// What the image costs, by how much of it is drawn.
     #[must_use]
-    pub fn cost(&self) -> PictureCost {
-        PictureCost { pixels: u64::from(self.width) * u64::from(self.height), passes: self.passes() as u32 }
+    pub fn cost(&self) -> ImageCost {
+        ImageCost { pixels: u64::from(self.width) * u64::from(self.height), passes: self.passes() as u32 }
     }
 
-    /// What the picture costs when it is drawn once and whole.
+    /// What the image costs when it is drawn once and whole.
     #[must_use]
     pub fn pixel_steps(&self) -> u64 {
         self.cost().pixel_steps(1, self.steps())
     }
 
-    /// Denoising steps that are done: those of the schedule, but for those that a picture to start from lets skip.
+    /// Denoising steps that are done: those of the schedule, but for those that an input image lets skip.
     #[must_use]
     pub fn steps(&self) -> u32 {
-        let strength = self.start_image.as_ref().map(|start| start.strength);
+        let strength = self.input_image.as_ref().map(|start| start.strength);
         steps_done(self.steps, strength)
     }
 
@@ -251,10 +251,10 @@ impl GenerateSpec {
         self.steps
     }
 
-    /// What the picture starts from, if not from noise alone.
+    /// What the image starts from, if not from noise alone.
     #[must_use]
-    pub fn start_image(&self) -> Option<&StartImage> {
-        self.start_image.as_ref()
+    pub fn input_image(&self) -> Option<&InputImage> {
+        self.input_image.as_ref()
     }
 
     /// Value of the guidance embedding.
@@ -269,7 +269,7 @@ impl GenerateSpec {
         self.seed
     }
 
-    /// Place in a batch that shares the seed; 0 for a single picture.
+    /// Place in a batch that shares the seed; 0 for a single image.
     #[must_use]
     pub fn image_index(&self) -> u32 {
         self.image_index
@@ -293,7 +293,7 @@ impl GenerateSpec {
         if self.negative.is_some() { 2 } else { 1 }
     }
 
-    /// Tokens that one denoising step of this picture puts through the model, over both passes where there are two.
+    /// Tokens that one denoising step of this image puts through the model, over both passes where there are two.
     #[must_use]
     pub fn step_tokens(&self) -> usize {
         self.passes() * (self.image_tokens() + self.sequence_length)
@@ -315,16 +315,16 @@ fn check_prompts(params: &GenerateParams, card: &ModelCard, errors: &mut Vec<Fie
     }
 }
 
-fn start_image(params: &GenerateParams, (width, height): (u32, u32)) -> Result<Option<StartImage>, FieldError> {
-    let Some(picture) = params.input_images.first() else { return Ok(None) };
-    if (picture.width(), picture.height()) != (width, height) {
-        let reason = format!("must be {width}x{height} pixels, not {}x{}", picture.width(), picture.height());
+fn input_image(params: &GenerateParams, (width, height): (u32, u32)) -> Result<Option<InputImage>, FieldError> {
+    let Some(image) = params.input_images.first() else { return Ok(None) };
+    if (image.width(), image.height()) != (width, height) {
+        let reason = format!("must be {width}x{height} pixels, not {}x{}", image.width(), image.height());
         return Err(FieldError::new(format!("{INPUT_IMAGES}[0]"), reason));
     }
-    Ok(Some(StartImage { picture: Arc::clone(picture), strength: params.strength.unwrap_or(STRENGTH_DEFAULT) }))
+    Ok(Some(InputImage { image: Arc::clone(image), strength: params.strength.unwrap_or(STRENGTH_DEFAULT) }))
 }
 
-/// What is wrong with a picture's size, if anything.
+/// What is wrong with an image's size, if anything.
 #[must_use]
 pub fn size_errors((width, height): (u32, u32), limits: &ParameterLimits) -> Vec<FieldError> {
     let multiple = limits.size_multiple_of;
@@ -347,7 +347,7 @@ pub fn size_errors((width, height): (u32, u32), limits: &ParameterLimits) -> Vec
     errors
 }
 
-/// What is wrong with the number of pictures that came along, if anything.
+/// What is wrong with the number of images that came along, if anything.
 #[must_use]
 pub fn input_images_error(count: usize, card: &ModelCard) -> Option<FieldError> {
     let (min, max) = (card.input_images_min, card.input_images_max);
@@ -362,7 +362,7 @@ pub fn strength_error(strength: Option<f64>, steps: u32, input_images: usize) ->
     let strength = strength?;
     let refuse = |reason: String| Some(FieldError::new("strength", reason));
     if input_images == 0 {
-        return refuse(format!("needs a picture to start from: `{INPUT_IMAGES}`"));
+        return refuse(format!("needs an input image: `{INPUT_IMAGES}`"));
     }
     if !(strength > 0.0 && strength <= 1.0) {
         return refuse(format!("must be above 0 and at most 1, not {strength}"));
@@ -373,7 +373,7 @@ pub fn strength_error(strength: Option<f64>, steps: u32, input_images: usize) ->
     None
 }
 
-/// The steps that are left of a schedule where a picture is started from with this strength
+/// The steps that are left of a schedule where an image is started from with this strength
 /// (`FluxImg2ImgPipeline.get_timesteps` of diffusers).
 #[must_use]
 pub fn steps_done(steps: u32, strength: Option<f64>) -> u32 {

@@ -59,21 +59,21 @@ impl fmt::Display for Day {
     }
 }
 
-/// Steps that a picture counts for beside its own, each time it is begun: about what reading the prompt and decoding take.
-/// The same for every model, so that it is known beforehand what a picture costs.
+/// Steps that an image counts for beside its own, each time it is begun: about what reading the prompt and decoding take.
+/// The same for every model, so that it is known beforehand what an image costs.
 pub const STEPS_BESIDE: u32 = 4;
 
-/// What a picture costs.
+/// What an image costs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PictureCost {
-    /// Of the picture.
+pub struct ImageCost {
+    /// Of the image.
     pub pixels: u64,
     /// Times the model runs in one denoising step.
     pub passes: u32,
 }
 
-impl PictureCost {
-    /// For a picture that is begun so often, with so many denoising steps in all.
+impl ImageCost {
+    /// For an image that is begun so often, with so many denoising steps in all.
     #[must_use]
     pub fn pixel_steps(self, begun: u32, steps: u32) -> u64 {
         let own = u64::from(steps) * u64::from(self.passes);
@@ -84,11 +84,11 @@ impl PictureCost {
 /// What was drawn.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Pictures that were finished.
+    /// Images that were finished.
     pub images: u64,
-    /// What the pictures cost, also those that were not finished: see [`PictureCost::pixel_steps`].
+    /// What the images cost, also those that were not finished: see [`ImageCost::pixel_steps`].
     pub pixel_steps: u64,
-    /// The engine's time; what it does for many pictures at once is shared among them.
+    /// The engine's time; what it does for many images at once is shared among them.
     pub engine_time: Duration,
 }
 

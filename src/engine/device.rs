@@ -66,8 +66,8 @@ pub(crate) fn dtype(device: &Device) -> DType {
     if device.is_cpu() { DType::F32 } else { DType::BF16 }
 }
 
-/// Pictures held at a time; their latents are small, so this bounds waiting rather than memory.
-const PICTURES_MAX: usize = 32;
+/// Images held at a time; their latents are small, so this bounds waiting rather than memory.
+const IMAGES_MAX: usize = 32;
 
 /// Tokens in one step: the largest single request (2048×2048 pixels, 512 text tokens, two passes), so that any request
 /// fits alone and many small ones fit together.
@@ -75,7 +75,7 @@ const STEP_TOKENS_MAX: usize = 2 * (128 * 128 + 512);
 
 /// What one step may hold before anything is known about the device.
 pub(crate) fn initial_limits() -> EngineLimits {
-    EngineLimits { pictures_max: PICTURES_MAX, step_tokens_max: STEP_TOKENS_MAX }
+    EngineLimits { images_max: IMAGES_MAX, step_tokens_max: STEP_TOKENS_MAX }
 }
 
 /// What one step may hold after `tokens` were too many: half of them.

@@ -24,7 +24,7 @@ use super::text::tokens::{self, TokenizerFiles, Tokenizers};
 use backend::CheckedTensors;
 use config::Configs;
 use inventory::Layout;
-pub(crate) use loading::{Keeping, reading};
+pub(crate) use loading::{LoadOptions, reading};
 pub use report::{ComponentReport, Inspection, KeptAs, Problem};
 use source::Source;
 use weights::WeightFiles;

@@ -126,15 +126,15 @@ fn is_launchable(_: &Segments) -> bool {
     false
 }
 
-/// A picture `[1, channels, height, width]` as `[1, height, width, channels]`, contiguous: each pixel's channels side by side, as
-/// the CUDA kernels have them. Nothing moves where a picture comes from [`channels_first`].
-pub(crate) fn channels_last(picture: &Tensor) -> Result<Tensor> {
-    picture.permute((0, 2, 3, 1))?.contiguous()
+/// An image `[1, channels, height, width]` as `[1, height, width, channels]`, contiguous: each pixel's channels side by side, as
+/// the CUDA kernels have them. Nothing moves where an image comes from [`channels_first`].
+pub(crate) fn channels_last(image: &Tensor) -> Result<Tensor> {
+    image.permute((0, 2, 3, 1))?.contiguous()
 }
 
 /// The way back, in which nothing moves: the same memory under other strides.
-pub(crate) fn channels_first(picture: &Tensor) -> Result<Tensor> {
-    picture.permute((0, 3, 1, 2))
+pub(crate) fn channels_first(image: &Tensor) -> Result<Tensor> {
+    image.permute((0, 3, 1, 2))
 }
 
 /// The values of a contiguous f32 operand on the CPU.

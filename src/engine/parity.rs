@@ -19,7 +19,7 @@ use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles};
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 
 /// Largest absolute differences that a correct implementation stays within; the smallest mistake that was tried moves
-/// the picture by twice as much.
+/// the image by twice as much.
 const IMAGE: f32 = 2e-5;
 const LATENTS: f32 = 5e-5;
 const T5: f32 = 5e-5;
@@ -188,7 +188,7 @@ fn encoding_equals_diffusers() {
 }
 
 #[test]
-fn a_picture_becomes_the_latents_that_diffusers_starts_from() {
+fn an_image_becomes_the_latents_that_diffusers_starts_from() {
     let engine = engine(&diffusers_folders());
     let cases = json::<Cases>("cases.json").cases;
     let case = cases.iter().find(|case| case.strength.is_some()).expect("there is one");
@@ -204,7 +204,7 @@ fn a_picture_becomes_the_latents_that_diffusers_starts_from() {
         grid.latents(noise, &Device::Cpu).expect("latents")
     };
     assert_close("the sample's noise is drawn first", &draw(0), &recorded["vae_sample_eps"], 0.0);
-    assert_close("the picture's second", &draw(grid.elements()), &recorded["noise"], 0.0);
+    assert_close("the image's second", &draw(grid.elements()), &recorded["noise"], 0.0);
     let sample = engine.encoder.sample(&moments, &draw(0)).expect("samples");
     assert_close("sample", &sample, &recorded["image_latents"], LATENTS);
 }
@@ -266,17 +266,17 @@ fn one() -> usize {
 }
 
 impl Case {
-    /// The picture that the case starts from, if it does.
+    /// The image that the case starts from, if it does.
     fn input_images(&self) -> Vec<Arc<RgbImage>> {
         if self.strength.is_none() {
             return Vec::new();
         }
         let pixels = tensors(&self.file)["init_image_u8"].flatten_all().and_then(|flat| flat.to_vec1());
-        let picture = RgbImage::new(self.width, self.height, pixels.expect("bytes")).expect("of the case's size");
-        vec![Arc::new(picture)]
+        let image = RgbImage::new(self.width, self.height, pixels.expect("bytes")).expect("of the case's size");
+        vec![Arc::new(image)]
     }
 
-    /// One spec per picture, in the recorded order. Sizes are floored to whole tokens, as diffusers does.
+    /// One spec per image, in the recorded order. Sizes are floored to whole tokens, as diffusers does.
     fn specs(&self) -> Vec<GenerateSpec> {
         let prompts = match &self.prompt {
             Prompts::One(prompt) => vec![prompt.clone()],
@@ -305,8 +305,8 @@ impl Case {
 }
 
 /// Row `index` of a recorded batch, without the batch dimension.
-fn picture(tensor: &Tensor, index: usize) -> Tensor {
-    tensor.get(index).and_then(|row| row.contiguous()).expect("a picture of the batch")
+fn row_of(tensor: &Tensor, index: usize) -> Tensor {
+    tensor.get(index).and_then(|row| row.contiguous()).expect("an image of the batch")
 }
 
 fn check_case(engine: &mut FluxEngine, case: &Case) {
@@ -315,17 +315,12 @@ fn check_case(engine: &mut FluxEngine, case: &Case) {
     let slots: Vec<_> = specs.iter().map(|spec| engine.admit(spec).expect("admits")).collect();
     for (index, spec) in specs.iter().enumerate() {
         let embedding = engine.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length()).expect("embeds");
-        assert_close(
-            &format!("{} clip", case.name),
-            &embedding.pooled,
-            &picture(&recorded["clip_pooled"], index),
-            CLIP,
-        );
-        assert_close(&format!("{} t5", case.name), &embedding.sequence, &picture(&recorded["t5_embeds"], index), T5);
-        let packed = &engine.pictures[&slots[index]].latents;
+        assert_close(&format!("{} clip", case.name), &embedding.pooled, &row_of(&recorded["clip_pooled"], index), CLIP);
+        assert_close(&format!("{} t5", case.name), &embedding.sequence, &row_of(&recorded["t5_embeds"], index), T5);
+        let packed = &engine.images[&slots[index]].latents;
         // Noise has torch's bits; what was encoded has not.
         let tolerance = if case.strength.is_some() { LATENTS } else { 0.0 };
-        let expected = picture(&recorded["latents_packed_init"], index);
+        let expected = row_of(&recorded["latents_packed_init"], index);
         assert_close(&format!("{} first latents", case.name), packed, &expected, tolerance);
     }
     for step in 0..specs[0].steps() as usize {
@@ -333,10 +328,10 @@ fn check_case(engine: &mut FluxEngine, case: &Case) {
         engine.step(&slots).expect("steps");
         if let Some(latents) = recorded.get("latents_steps") {
             for (index, slot) in slots.iter().enumerate() {
-                let expected = picture(&picture(latents, step), index);
+                let expected = row_of(&row_of(latents, step), index);
                 assert_close(
                     &format!("{} latents {step}", case.name),
-                    &engine.pictures[slot].latents,
+                    &engine.images[slot].latents,
                     &expected,
                     LATENTS,
                 );
@@ -344,7 +339,7 @@ fn check_case(engine: &mut FluxEngine, case: &Case) {
         }
     }
     for (index, slot) in slots.into_iter().enumerate() {
-        check_picture(engine, case, slot, &recorded, index);
+        check_image(engine, case, slot, &recorded, index);
     }
 }
 
@@ -355,12 +350,12 @@ fn check_velocities(
     recorded: &Tensors,
     step: usize,
 ) {
-    let pictures: Vec<_> = slots.iter().map(|slot| &engine.pictures[slot]).collect();
-    let sequences: Vec<_> = pictures.iter().flat_map(|picture| picture.sequences()).collect();
+    let images: Vec<_> = slots.iter().map(|slot| &engine.images[slot]).collect();
+    let sequences: Vec<_> = images.iter().flat_map(|image| image.sequences()).collect();
     let mut velocities = engine.transformer.velocities(&sequences).expect("predicts").into_iter();
     for index in 0..slots.len() {
         let mut check = |name: &str| {
-            let expected = picture(&picture(&recorded[name], step), index);
+            let expected = row_of(&row_of(&recorded[name], step), index);
             let found = velocities.next().expect("one velocity per sequence");
             assert_close(&format!("{} {name} {step}", case.name), &found, &expected, LATENTS);
         };
@@ -371,22 +366,22 @@ fn check_velocities(
     }
 }
 
-fn check_picture(
+fn check_image(
     engine: &mut FluxEngine,
     case: &Case,
     slot: crate::domain::engine::Slot,
     recorded: &Tensors,
     index: usize,
 ) {
-    let grid: TokenGrid = engine.pictures[&slot].grid;
-    let latents = grid.unpack(&engine.pictures[&slot].latents).expect("unpacks");
-    assert_close(&format!("{} final", case.name), &latents, &picture(&recorded["latents_final"], index), LATENTS);
+    let grid: TokenGrid = engine.images[&slot].grid;
+    let latents = grid.unpack(&engine.images[&slot].latents).expect("unpacks");
+    assert_close(&format!("{} final", case.name), &latents, &row_of(&recorded["latents_final"], index), LATENTS);
     let pixels = engine.decoder.decode(&latents).expect("decodes");
     let image = ((pixels / 2.0).expect("halves") + 0.5).and_then(|image| image.clamp(0.0_f32, 1.0)).expect("image");
-    assert_close(&format!("{} image", case.name), &image, &picture(&recorded["image"], index), IMAGE);
+    assert_close(&format!("{} image", case.name), &image, &row_of(&recorded["image"], index), IMAGE);
     let image = engine.finish(slot).expect("finishes");
     let expected =
-        picture(&recorded["image_u8"], index).flatten_all().and_then(|flat| flat.to_vec1::<u8>()).expect("u8");
+        row_of(&recorded["image_u8"], index).flatten_all().and_then(|flat| flat.to_vec1::<u8>()).expect("u8");
     assert_eq!(image.pixels().len(), expected.len(), "{}", case.name);
     let off: Vec<u8> = image.pixels().iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).filter(|d| *d > 0).collect();
     assert!(off.iter().all(|&difference| difference <= 1), "{}: off by more than one level", case.name);
@@ -400,7 +395,7 @@ fn check_all_cases(files: &ModelFiles) {
         check_case(&mut engine, case);
         checked += 1;
     }
-    assert!(engine.pictures.is_empty());
+    assert!(engine.images.is_empty());
     assert_eq!(checked, 16, "every case");
 }
 
@@ -426,7 +421,7 @@ fn both_layouts_hold_the_same_tensors() {
         };
         assert_eq!(read(a), read(b), "{name}");
     };
-    let keeping = super::Keeping { dtype: DType::F32, is_text_streamed: false };
+    let keeping = super::LoadOptions { dtype: DType::F32, is_text_streamed: false };
     let load = |checkpoint| Checkpoint::load_onto(checkpoint, &Device::Cpu, keeping, std::sync::Arc::new(()));
     let (folders, singles) = (load(&folders).expect("loads"), load(&singles).expect("loads"));
     let (a, b) = (folders.transformer(), singles.transformer());
@@ -441,7 +436,7 @@ fn both_layouts_hold_the_same_tensors() {
 }
 
 #[test]
-fn a_picture_that_is_not_finite_is_refused() {
+fn an_image_that_is_not_finite_is_refused() {
     let nan = Tensor::new(&[[[[f32::NAN]], [[0.0]], [[0.0]]]], &Device::Cpu).expect("a pixel");
     assert_eq!(vae::to_rgb_bytes(&nan).expect("reads"), None);
 }

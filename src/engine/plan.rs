@@ -1,5 +1,5 @@
 //! What a model takes of a device's memory, worked out before anything is brought there: how many tokens fit in a step,
-//! how large a picture may be, and whether it is worth beginning at all.
+//! how large an image may be, and whether it is worth beginning at all.
 //!
 //! Pure arithmetic. The shares of activations are counted from the operations of one block, where a step has its peak.
 
@@ -20,10 +20,10 @@ const WORKSPACE_BYTES: usize = 1 << 30;
 /// GELU made of it (4 each): 18 times the stream's width, and some room.
 const STREAM_WIDTHS_PER_TOKEN: usize = 24;
 
-/// Copies of the decoder's widest activation at the picture's own size that normalisation and convolution hold at a time.
+/// Copies of the decoder's widest activation at the image's own size that normalisation and convolution hold at a time.
 const DECODER_COPIES: usize = 6;
 
-/// Tokens of the smallest step that a device must be good for: a picture of 512×512 pixels with its prompt.
+/// Tokens of the smallest step that a device must be good for: an image of 512×512 pixels with its prompt.
 const SMALLEST_STEP_TOKENS: usize = 1024 + 512;
 
 /// Bytes that each component's weights take on the device.
@@ -46,7 +46,7 @@ pub(crate) struct MemoryPlan {
     strip: usize,
     free: usize,
     pub(crate) limits: EngineLimits,
-    /// Most pixels of a picture that can be decoded.
+    /// Most pixels of an image that can be decoded.
     pub(crate) pixels_max: usize,
 }
 
@@ -93,7 +93,7 @@ impl MemoryPlan {
     /// A plan for a device with `free` bytes, where at most `limits` are of use and weights are kept in `dtype`.
     ///
     /// # Errors
-    /// When not even a small picture would fit.
+    /// When not even a small image would fit.
     pub(crate) fn new(
         configs: &Configs,
         weights: WeightBytes,
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
     use crate::domain::precision::Precision;
 
-    const LIMITS: EngineLimits = EngineLimits { pictures_max: 32, step_tokens_max: 33_792 };
+    const LIMITS: EngineLimits = EngineLimits { images_max: 32, step_tokens_max: 33_792 };
     /// As FLUX.1-dev is published, in bytes of bf16 (the autoencoder: f32).
     const FLUX_DEV: WeightBytes = WeightBytes {
         transformer: 2 * 11_901_408_320,

@@ -1,7 +1,7 @@
 //! Whether a model can be drawn with in eight bits on a device, and what that saves of its memory.
 //!
 //! Rounded are the linear layers of the blocks: queries, keys and values, what follows attention, and the feed-forward
-//! part, four fifths of a step's arithmetic. Not rounded are the modulations, which see one row for each picture:
+//! part, four fifths of a step's arithmetic. Not rounded are the modulations, which see one row for each image:
 //! they are bound by reading weights once a step, and what is wrong in a shift or a gate is wrong in every token. Nor the
 //! embedders and the final layer, which are small, and where all that is drawn goes through.
 

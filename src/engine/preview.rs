@@ -1,10 +1,10 @@
-//! Rough pictures of what is being drawn: each latent position as one pixel, by a linear map from latent channels to
+//! Rough images of what is being drawn: each latent position as one pixel, by a linear map from latent channels to
 //! red, green and blue.
 //!
 //! The map is learned from the loaded model itself, as ridge regression (Hoerl and Kennard, Technometrics 12, 1970,
 //! 55–67) between latents and what its own decoder makes of them, averaged over the square of pixels that belongs to one
 //! latent position. So it fits whatever autoencoder a checkpoint brings. It is learned first from patches of random
-//! colours, so that there is one from the beginning, and then from the pictures that the engine finishes, up to a bound.
+//! colours, so that there is one from the beginning, and then from the images that the engine finishes, up to a bound.
 //! It never touches what is drawn.
 
 use candle_core::{DType, Device, Result, Tensor};
@@ -15,18 +15,18 @@ use crate::domain::engine::RgbImage;
 
 /// Longer side of a preview, in pixels; larger latents are averaged down.
 const SIDE_MAX: usize = 128;
-/// Latent positions looked at in one finished picture.
-const PICTURE_POSITIONS_MAX: usize = 4096;
-/// Latent positions after which nothing more is learned: sixteen large pictures, or some hundred small ones.
+/// Latent positions looked at in one finished image.
+const IMAGE_POSITIONS_MAX: usize = 4096;
+/// Latent positions after which nothing more is learned: sixteen large images, or some hundred small ones.
 const POSITIONS_MAX: usize = 65_536;
 /// What is added to the diagonal of the normal equations, as a share of the channels' mean on it. Directions in which the
-/// latents hardly varied so far, as in a single picture, are left alone.
+/// latents hardly varied so far, as in a single image, are left alone.
 const RIDGE_SHARE: f64 = 1e-3;
 /// Sides of the patches from which the first map is learned, and of the square they make up, in latents.
 const PATCH_SIDE: usize = 4;
 const PATCHES_SIDE: usize = 16;
 /// How far the patches' latents are scattered. Those of flat colours lie further out than the 1 that the latents of whole
-/// pictures are scaled to.
+/// images are scaled to.
 const PATCHES_DEVIATION: f64 = 1.5;
 /// Red, green and blue.
 const COLOURS: usize = 3;
@@ -60,7 +60,7 @@ impl Projection {
         Self { equations: NormalEquations::new(channels + 1), map: None }
     }
 
-    /// Learns from a picture: its latents `[1, channels, rows, columns]` as the transformer left them, and the
+    /// Learns from an image: its latents `[1, channels, rows, columns]` as the transformer left them, and the
     /// decoder's pixels `[1, 3, rows × scale, columns × scale]`, about -1 to 1, both f32 on any device.
     ///
     /// # Errors
@@ -71,13 +71,13 @@ impl Projection {
         }
         let (_, _, rows, columns) = latents.dims4()?;
         let (_, _, height, width) = pixels.dims4()?;
-        // Clamped as the picture is: what lies beyond white is white.
+        // Clamped as the image is: what lies beyond white is white.
         let colours = pixels.clamp(-1f32, 1f32)?.avg_pool2d((height / rows, width / columns))?;
         let (latents, colours) = (planes(latents)?, planes(&colours)?);
         let mut equations = self.equations.clone();
         let positions = rows * columns;
         // An odd stride through rows of even length comes to every place inside a token.
-        let stride = positions.div_ceil(PICTURE_POSITIONS_MAX) | 1;
+        let stride = positions.div_ceil(IMAGE_POSITIONS_MAX) | 1;
         let mut inputs = vec![1.0; latents.len() + 1];
         for position in (0..positions).step_by(stride) {
             for (input, plane) in inputs.iter_mut().zip(&latents) {
@@ -85,20 +85,20 @@ impl Projection {
             }
             equations.add(&inputs, std::array::from_fn(|colour| f64::from(colours[colour][position])));
         }
-        // Numbers that are not finite, which no picture has that was given out, would spoil all that follows.
+        // Numbers that are not finite, which no image has that was given out, would spoil all that follows.
         if let Some(map) = equations.solve() {
             (self.equations, self.map) = (equations, Some(map));
         }
         Ok(())
     }
 
-    /// Latents `[1, channels, rows, columns]`, f32 on any device -> a picture with a pixel for each position, averaged
+    /// Latents `[1, channels, rows, columns]`, f32 on any device -> an image with a pixel for each position, averaged
     /// down until its longer side has 128 at most. `None` before anything was learned, and for latents that are not
     /// finite.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn picture(&self, latents: &Tensor) -> Result<Option<RgbImage>> {
+    pub(crate) fn image(&self, latents: &Tensor) -> Result<Option<RgbImage>> {
         let Some(map) = &self.map else { return Ok(None) };
         let (_, _, rows, columns) = latents.dims4()?;
         let (constant, parts) = map.split_last().expect("the constant is always there");
@@ -248,15 +248,15 @@ mod tests {
     }
 
     #[test]
-    fn a_linear_decoder_is_learned_from_one_picture() {
+    fn a_linear_decoder_is_learned_from_one_image() {
         let mut projection = Projection::new(CHANNELS);
         let (seen, other) = (latents(8, 8), latents(6, 10));
-        assert!(projection.picture(&other).expect("room").is_none(), "nothing is known yet");
+        assert!(projection.image(&other).expect("room").is_none(), "nothing is known yet");
         projection.learn(&seen, &decoded(&seen, 8)).expect("room");
-        let picture = projection.picture(&other).expect("room").expect("it has learned");
-        assert_eq!((picture.width(), picture.height()), (10, 6));
+        let image = projection.image(&other).expect("room").expect("it has learned");
+        assert_eq!((image.width(), image.height()), (10, 6));
         let expected = vae::to_rgb_bytes(&decoded(&other, 1)).expect("room").expect("finite");
-        let worst = picture.pixels().iter().zip(&expected).map(|(found, meant)| found.abs_diff(*meant)).max();
+        let worst = image.pixels().iter().zip(&expected).map(|(found, meant)| found.abs_diff(*meant)).max();
         assert!(worst <= Some(1), "off by {worst:?}");
     }
 
@@ -265,27 +265,27 @@ mod tests {
         let mut projection = Projection::new(CHANNELS);
         let large = latents(100, 260);
         projection.learn(&large, &decoded(&large, 2)).expect("room");
-        let picture = projection.picture(&large).expect("room").expect("it has learned");
-        assert_eq!((picture.width(), picture.height()), (86, 33));
+        let image = projection.image(&large).expect("room").expect("it has learned");
+        assert_eq!((image.width(), image.height()), (86, 33));
         let expected = vae::to_rgb_bytes(&decoded(&large.avg_pool2d(3).expect("room"), 1)).expect("room");
         let expected = expected.expect("finite");
-        let worst = picture.pixels().iter().zip(&expected).map(|(found, meant)| found.abs_diff(*meant)).max();
+        let worst = image.pixels().iter().zip(&expected).map(|(found, meant)| found.abs_diff(*meant)).max();
         assert!(worst <= Some(1), "off by {worst:?}");
     }
 
     #[test]
-    fn learning_is_bounded_for_each_picture_and_in_all() {
+    fn learning_is_bounded_for_each_image_and_in_all() {
         let mut projection = Projection::new(CHANNELS);
         let large = latents(128, 128);
         let pixels = decoded(&large, 1);
         projection.learn(&large, &pixels).expect("room");
         let once = projection.equations.samples;
-        assert!((PICTURE_POSITIONS_MAX / 2..=PICTURE_POSITIONS_MAX).contains(&once), "{once}");
+        assert!((IMAGE_POSITIONS_MAX / 2..=IMAGE_POSITIONS_MAX).contains(&once), "{once}");
         for _ in 0..40 {
             projection.learn(&large, &pixels).expect("room");
         }
         let all = projection.equations.samples;
-        assert!((POSITIONS_MAX..POSITIONS_MAX + PICTURE_POSITIONS_MAX).contains(&all), "{all}");
+        assert!((POSITIONS_MAX..POSITIONS_MAX + IMAGE_POSITIONS_MAX).contains(&all), "{all}");
     }
 
     #[test]
@@ -296,8 +296,8 @@ mod tests {
         projection.learn(&bad, &decoded(&good, 8)).expect("room");
         assert_eq!(projection.equations.samples, 0);
         projection.learn(&good, &decoded(&good, 8)).expect("room");
-        assert!(projection.picture(&bad).expect("room").is_none());
-        assert!(projection.picture(&good).expect("room").is_some());
+        assert!(projection.image(&bad).expect("room").is_none());
+        assert!(projection.image(&good).expect("room").is_some());
     }
 
     #[test]

@@ -23,7 +23,7 @@ pub fn memory_plan(files: &ModelFiles, settings: &EngineSettings) -> Result<Opti
     Ok(plan_for(&checkpoint, &device, settings)?.map(|plan| plan.to_string()))
 }
 
-/// What one step may hold on a device, and most pixels of a picture.
+/// What one step may hold on a device, and most pixels of an image.
 pub(super) fn limits_of(
     checkpoint: &Checkpoint,
     device: &Device,

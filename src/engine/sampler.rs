@@ -5,7 +5,7 @@ use super::loader::config::SchedulerConfig;
 /// Noise levels from 1 down to 0: `steps + 1` of them, the last one 0.
 ///
 /// As diffusers' `FlowMatchEulerDiscreteScheduler` with the sigmas that `FluxPipeline` hands it: evenly spaced from 1 to
-/// `1 / steps`, then shifted towards noise, the more the larger the picture.
+/// `1 / steps`, then shifted towards noise, the more the larger the image.
 pub(crate) fn sigmas(config: &SchedulerConfig, image_tokens: usize, steps: usize) -> Vec<f32> {
     let last = 1.0 / steps as f64;
     let linear = |index: usize| {
@@ -22,7 +22,7 @@ pub(crate) fn sigmas(config: &SchedulerConfig, image_tokens: usize, steps: usize
     shifted.into_iter().chain([0.0]).collect()
 }
 
-/// Strength of the shift: linear in the picture's tokens, extrapolated outside the configured range
+/// Strength of the shift: linear in the image's tokens, extrapolated outside the configured range
 /// (`calculate_shift` of diffusers' FLUX pipeline).
 pub(crate) fn mu(config: &SchedulerConfig, image_tokens: usize) -> f64 {
     let span = (config.max_image_seq_len - config.base_image_seq_len) as f64;

@@ -1,4 +1,4 @@
-//! A picture between two steps: its latents, its place in the schedule, and what the transformer is told about it.
+//! An image between two steps: its latents, its place in the schedule, and what the transformer is told about it.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -10,7 +10,7 @@ use crate::domain::spec::{GenerateSpec, PIXELS_PER_TOKEN_SIDE};
 /// Latent pixels along one side of a token.
 const PATCH: usize = 2;
 
-/// A picture's size in tokens, and its latent channels.
+/// An image's size in tokens, and its latent channels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TokenGrid {
     pub(crate) rows: usize,
@@ -54,7 +54,7 @@ impl TokenGrid {
     }
 }
 
-/// One of the prompts a picture is drawn with.
+/// One of the prompts an image is drawn with.
 pub(crate) struct Pass {
     /// `[text tokens, hidden]`
     pub(crate) text: Tensor,
@@ -62,8 +62,8 @@ pub(crate) struct Pass {
     pub(crate) condition: Tensor,
 }
 
-/// A picture being drawn.
-pub(crate) struct Picture {
+/// An image being drawn.
+pub(crate) struct Image {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) grid: TokenGrid,
@@ -84,12 +84,12 @@ pub(crate) struct Picture {
     pub(crate) negative: Option<(Pass, f64)>,
 }
 
-impl Picture {
+impl Image {
     pub(crate) fn is_done(&self) -> bool {
         self.steps_done + 1 >= self.sigmas.len()
     }
 
-    /// Tokens that one step of this picture puts through the model.
+    /// Tokens that one step of this image puts through the model.
     pub(crate) fn step_tokens(&self) -> usize {
         let passes = std::iter::once(&self.prompt).chain(self.negative.as_ref().map(|(pass, _)| pass));
         passes.map(|pass| self.grid.rows * self.grid.columns + pass.text.dims()[0]).sum()

@@ -1,4 +1,4 @@
-//! A picture laid open: what stands between its stages, for comparing with another implementation, and its parts one by
+//! An image laid open: what stands between its stages, for comparing with another implementation, and its parts one by
 //! one, for timing them.
 
 use std::collections::HashMap;
@@ -6,18 +6,18 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::slots::Picture;
+use super::slots::Image;
 use super::{FluxEngine, device, device_error, unreadable_prompt};
 use crate::domain::engine::{EngineError, Slot, StepEngine};
 use crate::domain::spec::GenerateSpec;
 
 type Outcome<T, E = EngineError> = std::result::Result<T, E>;
 
-/// What stands between the stages of one picture. All tensors are f32 but the token ids, which are i64; shapes are without
+/// What stands between the stages of one image. All tensors are f32 but the token ids, which are i64; shapes are without
 /// a batch dimension.
 ///
 /// `clip_ids` and `t5_ids`; `clip_pooled` `[1, width]` and `t5_embeds` `[tokens, width]`; `sigmas` `[steps + 1]`;
-/// `latents_init`, `velocity_first`, `latents_first` (after one step) and `latents_final` (of a whole picture only), all
+/// `latents_init`, `velocity_first`, `latents_first` (after one step) and `latents_final` (of a whole image only), all
 /// packed, `[image tokens, channels]`; `decoded_latents`, the last of the latents above, `[channels, height / 8, width / 8]`
 /// before scale and shift; `pixels` `[3, height, width]`, what these are decoded to, about -1 to 1, not clamped.
 pub struct Stages {
@@ -63,17 +63,17 @@ impl FluxEngine {
         self.embed(prompt, prompt, length).map(drop)
     }
 
-    /// What [`StepEngine::finish`] does with the latents, alone: the decoder. The picture may be at any step, and stays.
+    /// What [`StepEngine::finish`] does with the latents, alone: the decoder. The image may be at any step, and stays.
     ///
     /// # Errors
     /// As [`StepEngine::finish`].
     pub fn decode(&self, slot: Slot) -> Outcome<()> {
-        let picture = self.held(slot)?;
-        let run = || self.decoder.decode(&picture.grid.unpack(&picture.latents)?);
+        let image = self.held(slot)?;
+        let run = || self.decoder.decode(&image.grid.unpack(&image.latents)?);
         run().map(drop).map_err(device_error)
     }
 
-    /// Draws a picture, or only its first step, and keeps what stands between its stages.
+    /// Draws an image, or only its first step, and keeps what stands between its stages.
     ///
     /// # Errors
     /// As the verbs of [`StepEngine`].
@@ -97,17 +97,17 @@ impl FluxEngine {
             ("latents_init", numbers(&self.held(slot)?.latents)),
         ];
         self.step(&[slot])?;
-        let picture = self.held(slot)?;
-        tensors.extend(picture.velocity.as_ref().map(|velocity| ("velocity_first", numbers(velocity))));
-        tensors.push(("latents_first", numbers(&picture.latents)));
+        let image = self.held(slot)?;
+        tensors.extend(image.velocity.as_ref().map(|velocity| ("velocity_first", numbers(velocity))));
+        tensors.push(("latents_first", numbers(&image.latents)));
         if whole {
             while !self.held(slot)?.is_done() {
                 self.step(&[slot])?;
             }
             tensors.push(("latents_final", numbers(&self.held(slot)?.latents)));
         }
-        let picture = self.held(slot)?;
-        let latents = picture.grid.unpack(&picture.latents).map_err(device_error)?;
+        let image = self.held(slot)?;
+        let latents = image.grid.unpack(&image.latents).map_err(device_error)?;
         let pixels = self.decoder.decode(&latents).map_err(device_error)?;
         tensors.push(("decoded_latents", latents.squeeze(0).and_then(|latents| numbers(&latents))));
         tensors.push(("pixels", pixels.squeeze(0).and_then(|pixels| numbers(&pixels))));
@@ -116,8 +116,8 @@ impl FluxEngine {
         Ok(Stages { tensors, metadata: metadata(spec, self.device_name()) })
     }
 
-    pub(super) fn held(&self, slot: Slot) -> Outcome<&Picture> {
-        self.pictures.get(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))
+    pub(super) fn held(&self, slot: Slot) -> Outcome<&Image> {
+        self.images.get(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))
     }
 }
 
@@ -176,13 +176,13 @@ mod tests {
 
     /// What is written is what diffusers has at the same places.
     #[test]
-    fn a_whole_picture_laid_open() {
+    fn a_whole_image_laid_open() {
         let files = ModelFiles::Directory(reference("FLUX.1-dev"));
         let mut engine = FluxEngine::load(&files, DeviceChoice::Cpu).expect("the checkpoint loads");
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("stages.safetensors");
         engine.stages(&spec(), true).expect("drawn").write(&file).expect("written");
-        assert!(engine.pictures.is_empty());
+        assert!(engine.images.is_empty());
         let ours = candle_core::safetensors::load(&file, &Device::Cpu).expect("readable");
         let theirs =
             candle_core::safetensors::load(reference("cases/a_64x64.safetensors"), &Device::Cpu).expect("readable");

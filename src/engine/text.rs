@@ -75,7 +75,7 @@ fn clip_config(config: &ClipConfig) -> ClipTextConfig {
         pad_with: None,
         num_hidden_layers: config.num_hidden_layers,
         num_attention_heads: config.num_attention_heads,
-        // Only used where text meets pictures, which is not here.
+        // Only used where text meets images, which is not here.
         projection_dim: config.hidden_size,
     }
 }

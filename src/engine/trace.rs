@@ -1,4 +1,4 @@
-//! What a picture goes through, as plain numbers: for comparing two ways to draw the same one.
+//! What an image goes through, as plain numbers: for comparing two ways to draw the same one.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -6,21 +6,21 @@ use super::{FluxEngine, device_error};
 use crate::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
 use crate::domain::spec::GenerateSpec;
 
-/// The same places of each picture. Latents are packed, `[image tokens, channels]`, row by row.
+/// The same places of each image. Latents are packed, `[image tokens, channels]`, row by row.
 pub struct Trace {
     /// Where the first step was headed: what the model makes of noise.
     pub velocity_first: Vec<f32>,
     /// What is left after the last step.
     pub latents_final: Vec<f32>,
-    /// The picture. `None`: the decoder's numbers were none, as random weights may have it.
-    pub picture: Option<RgbImage>,
+    /// The image. `None`: the decoder's numbers were none, as random weights may have it.
+    pub image: Option<RgbImage>,
 }
 
 impl FluxEngine {
-    /// Draws a picture and keeps what two ways to draw it are compared by.
+    /// Draws an image and keeps what two ways to draw it are compared by.
     ///
     /// # Errors
-    /// As the verbs of [`StepEngine`]; a picture that is not finite is none.
+    /// As the verbs of [`StepEngine`]; an image that is not finite is none.
     pub fn trace(&mut self, spec: &GenerateSpec) -> Result<Trace, EngineError> {
         let slot = self.admit(spec)?;
         let outcome = self.trace_of(slot, spec.steps());
@@ -35,13 +35,13 @@ impl FluxEngine {
             self.step(&[slot])?;
         }
         let latents_final = numbers(&self.held(slot)?.latents).map_err(device_error)?;
-        let picture = match self.finish(slot) {
-            Ok(picture) => Some(picture),
+        let image = match self.finish(slot) {
+            Ok(image) => Some(image),
             Err(EngineError::NotFinite) => None,
             Err(error) => return Err(error),
         };
         let velocity_first = velocity.transpose().map_err(device_error)?.unwrap_or_default();
-        Ok(Trace { velocity_first, latents_final, picture })
+        Ok(Trace { velocity_first, latents_final, image })
     }
 }
 

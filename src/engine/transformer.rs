@@ -1,4 +1,4 @@
-//! The FLUX transformer over a packed token stream: pictures of any sizes, at any steps, ride together.
+//! The FLUX transformer over a packed token stream: images of any sizes, at any steps, ride together.
 //!
 //! Follows `Flux.forward` of the reference implementation (black-forest-labs/flux, `model.py`), whose tensor names it
 //! uses. Where that has a batch dimension, here is one stream of tokens, cut into sequences: every linear layer runs
@@ -47,7 +47,7 @@ pub(crate) struct Transformer {
     dtype: DType,
 }
 
-/// One sequence's part in a step: a picture, or one of the two passes of true classifier-free guidance.
+/// One sequence's part in a step: an image, or one of the two passes of true classifier-free guidance.
 pub(crate) struct Sequence<'a> {
     /// Noisy latents as packed tokens, `[image tokens, in_channels]`, f32.
     pub(crate) latents: &'a Tensor,
@@ -165,7 +165,7 @@ impl Transformer {
         }
     }
 
-    /// The rotary tables of a picture of `rows × columns` tokens behind its text.
+    /// The rotary tables of an image of `rows × columns` tokens behind its text.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -173,7 +173,7 @@ impl Transformer {
         Rotary::of_image(rows, columns, self.config.axes_dims_rope, ROTARY_THETA, &self.device)?.after_text(text_tokens)
     }
 
-    /// Predicts the velocity (noise minus picture) of every sequence: `[image tokens, in_channels]` each, f32, in the
+    /// Predicts the velocity (noise minus image) of every sequence: `[image tokens, in_channels]` each, f32, in the
     /// order of `sequences`.
     ///
     /// # Errors

@@ -129,7 +129,7 @@ impl Decoder {
     }
 }
 
-/// A picture on its way through the decoder.
+/// An image on its way through the decoder.
 pub(crate) struct Decoding {
     /// What the last part has left: `[1, channels, height, width]`, in the decoder's dtype; in memory as the device likes it.
     x: Tensor,

@@ -30,7 +30,7 @@ const STORAGE_RETRY_AFTER_SECONDS: u64 = 5;
 /// Jobs end all the time, and those who watch them leave then.
 const WATCH_RETRY_AFTER_SECONDS: u64 = 5;
 
-/// A large body is read and its pictures are decoded in a second or so.
+/// A large body is read and its images are decoded in a second or so.
 const BODIES_RETRY_AFTER_SECONDS: u64 = 2;
 
 /// Broken rules named in one answer. A refusal must not be many times as long as what it refuses.
@@ -90,14 +90,14 @@ error_codes! {
     MethodNotAllowed        "method_not_allowed"        METHOD_NOT_ALLOWED     "The path does not take this method";
     NotAcceptable           "not_acceptable"            NOT_ACCEPTABLE         "No acceptable form of the answer can be given";
     BodyTimeout             "body_timeout"              REQUEST_TIMEOUT        "The body took too long to arrive";
-    NoPicture               "no_picture"                CONFLICT               "The job has no picture";
+    NoImage               "no_picture"                CONFLICT               "The job has no image";
     IdempotencyConflict     "idempotency_conflict"      CONFLICT               "The Idempotency-Key was used for another request";
     JobCanceled             "job_canceled"              CONFLICT               "The job was canceled";
     KeyEnded                "key_ended"                 CONFLICT               "The key has expired or is revoked";
     NamespaceExists         "namespace_exists"          CONFLICT               "There is a namespace of that name";
     NamespaceInUse          "namespace_in_use"          CONFLICT               "Keys name the namespace";
     NamespacePending        "namespace_pending"         CONFLICT               "The namespace is not open in the cluster yet";
-    PictureGone             "picture_gone"              GONE                   "The picture is gone";
+    ImageGone             "picture_gone"              GONE                   "The image is gone";
     BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
     UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
     MisdirectedRequest      "misdirected_request"       MISDIRECTED_REQUEST    "The Host is not a name of this worker";
@@ -312,9 +312,9 @@ impl From<JobsError> for ApiError {
     fn from(error: JobsError) -> Self {
         match error {
             JobsError::NotFound => Self::new(ErrorCode::JobNotFound),
-            JobsError::NoPicture(status) => Self::new(ErrorCode::NoPicture).with_detail(format!("the job is {status}")),
+            JobsError::NoImage(status) => Self::new(ErrorCode::NoImage).with_detail(format!("the job is {status}")),
             JobsError::NoPreview => Self::new(ErrorCode::NoPreview),
-            JobsError::PictureGone => Self::new(ErrorCode::PictureGone),
+            JobsError::ImageGone => Self::new(ErrorCode::ImageGone),
             JobsError::LinkRefused => Self::new(ErrorCode::LinkRefused),
             JobsError::ModelUnavailable(availability) => model_unavailable(availability),
             JobsError::LimitReached(reached) => limit_reached(&reached),

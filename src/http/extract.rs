@@ -6,6 +6,6 @@ pub(super) mod caller;
 pub(super) mod idempotency;
 pub(super) mod json;
 pub(super) mod path;
+pub(super) mod preferences;
 pub(super) mod query;
 pub(super) mod watching;
-pub(super) mod wishes;

@@ -29,7 +29,7 @@ const BEARER: &str = "bearer";
 const SESSION: &str = "session";
 
 const ABOUT: &str = "\
-Pictures from prompts by FLUX models, with keys of this worker's own.
+Images from prompts by FLUX models, with keys of this worker's own.
 
 Errors are `application/problem+json` (RFC 9457), have OpenAI's shape on the routes that its clients use, and are one line to \
 read on the route that kubectl uses; their `code` is a word that never changes. Fields and parameters that are not known are refused. Every answer carries `x-request-id`; a \

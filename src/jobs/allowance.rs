@@ -1,13 +1,13 @@
 //! How many jobs an owner may have at one time, and how much may be drawn for it in a day, where somebody has set a bound;
-//! and what the pictures that jobs start from take up, of all owners together.
+//! and what the images that jobs start from take up, of all owners together.
 //!
 //! A job counts from its acceptance: with all its steps while it has not ended, and then with those that were done.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::input_images::{InputImageHold, InputImages};
 use super::service::Inner;
-use super::start_images::{StartImageHold, StartImages};
 use super::{JobsError, Submission};
 use crate::domain::ids::KeyId;
 use crate::domain::spec::GenerateSpec;
@@ -28,7 +28,7 @@ pub enum LimitReached {
         retry_after_seconds: u64,
     },
     /// The day's share does not suffice.
-    #[error("of the day's {limit} megapixel-steps {left} are left, and the picture takes {needed}")]
+    #[error("of the day's {limit} megapixel-steps {left} are left, and the image takes {needed}")]
     MegapixelSteps {
         /// The whole share.
         limit: u32,
@@ -48,7 +48,7 @@ pub(super) struct Allowances {
     outstanding: Mutex<HashMap<KeyId, Outstanding>>,
     /// Held while it is looked whether a day's share suffices, so that two jobs do not both get the last of it.
     day_turn: tokio::sync::Mutex<()>,
-    start_images: Arc<StartImages>,
+    input_images: Arc<InputImages>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -64,7 +64,7 @@ pub(super) struct Allowance {
     owner: KeyId,
     pixel_steps: u64,
     /// Taken where there is something to start from.
-    start_image: Option<StartImageHold>,
+    input_image: Option<InputImageHold>,
 }
 
 impl Allowances {
@@ -82,13 +82,13 @@ impl Allowances {
         let own = all.entry(owner).or_default();
         own.jobs += 1;
         own.pixel_steps += pixel_steps;
-        Some(Allowance { all: Arc::clone(self), owner, pixel_steps, start_image: None })
+        Some(Allowance { all: Arc::clone(self), owner, pixel_steps, input_image: None })
     }
 
     /// Takes a job in that was accepted in an earlier life: its bounds were looked at then.
     pub(super) fn enter_again(self: &Arc<Self>, owner: KeyId, spec: &GenerateSpec) -> Allowance {
         let mut allowance = self.enter(owner, None, spec.pixel_steps()).expect("without a bound there is always room");
-        allowance.start_image = Some(self.start_images.enter_again(spec));
+        allowance.input_image = Some(self.input_images.enter_again(spec));
         allowance
     }
 }
@@ -108,12 +108,12 @@ impl Drop for Allowance {
 
 /// Takes a new job in, if its owner's bounds let it, and there is room for what it starts from.
 pub(super) async fn take(inner: &Inner, submission: &Submission, queue: &Queue) -> Result<Allowance, JobsError> {
-    let bytes_max = inner.settings.start_images_bytes_max;
-    let start_image = inner.allowances.start_images.enter(&submission.spec, bytes_max);
+    let bytes_max = inner.settings.input_images_bytes_max;
+    let input_image = inner.allowances.input_images.enter(&submission.spec, bytes_max);
     let full = || JobsError::QueueFull { retry_after_seconds: queue.retry_after_seconds() };
-    let start_image = start_image.ok_or_else(full)?;
+    let input_image = input_image.ok_or_else(full)?;
     let mut allowance = take_of_owner(inner, submission, queue).await?;
-    allowance.start_image = Some(start_image);
+    allowance.input_image = Some(input_image);
     Ok(allowance)
 }
 

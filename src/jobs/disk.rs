@@ -1,6 +1,6 @@
-//! Bringing pictures to the disk. One that is not taken now is offered again for a while: what was drawn is worth waiting
+//! Bringing images to the disk. One that is not taken now is offered again for a while: what was drawn is worth waiting
 //! for, and its job keeps its place meanwhile, so that no more are drawn than can be waited for. Where the disk is full the
-//! oldest pictures go first.
+//! oldest images go first.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use std::time::{Duration, Instant};
 
 use super::service::Inner;
 use super::store::EndedCursor;
-use super::sweep::{BATCH_JOBS, BATCHES_MAX, remove_picture};
+use super::sweep::{BATCH_JOBS, BATCHES_MAX, remove_image};
 use super::{JobService, JobsError};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
 
-/// Wait before a picture is offered a second time; doubled before each further try, up to the longest.
+/// Wait before an image is offered a second time; doubled before each further try, up to the longest.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
-/// How often pictures are removed at most only to see whether the disk takes something. Whoever asks for that asks again
+/// How often images are removed at most only to see whether the disk takes something. Whoever asks for that asks again
 /// and again, and what fills the disk may be none of ours.
 const PROBE_ROOM_INTERVAL: Duration = Duration::from_secs(10);
-/// What is made room for when a picture does not find any: so many times what it needs.
+/// What is made room for when an image does not find any: so many times what it needs.
 const ROOM_FACTOR: u64 = 2;
 /// What a look at the disk needs room for.
 const PROBE_ROOM_BYTES: u64 = 256 * 1024;
@@ -29,13 +29,13 @@ const PROBE_ROOM_BYTES: u64 = 256 * 1024;
 pub(super) struct RoomTurn(tokio::sync::Mutex<Option<Instant>>);
 
 impl JobService {
-    /// Proves that the folder of results takes pictures.
+    /// Proves that the folder of results takes images.
     ///
     /// # Errors
     /// When it does not.
     pub async fn check_results(&self) -> Result<(), JobsError> {
         let Err(error) = self.0.probe_results().await else { return Ok(()) };
-        // Pictures that come would make room for themselves, but none come to a worker that is not ready.
+        // Images that come would make room for themselves, but none come to a worker that is not ready.
         if is_full(&error) && self.0.make_room_for_probe().await > 0 {
             return Ok(self.0.probe_results().await?);
         }
@@ -44,11 +44,11 @@ impl JobService {
 }
 
 impl Inner {
-    /// Stores a picture.
+    /// Stores an image.
     ///
     /// # Errors
     /// The last one, when the disk has not taken it for too long, or the service was closed meanwhile.
-    pub(super) async fn store_picture(&self, id: JobId, format: OutputFormat, bytes: Vec<u8>) -> io::Result<()> {
+    pub(super) async fn store_image(&self, id: JobId, format: OutputFormat, bytes: Vec<u8>) -> io::Result<()> {
         let bytes = Arc::new(bytes);
         let (offered_at, mut delay, mut is_told) = (Instant::now(), RETRY_DELAY, false);
         let mut closed = self.closed.subscribe();
@@ -60,7 +60,7 @@ impl Inner {
                 return Err(error);
             }
             if !is_told {
-                tracing::warn!(job = %id, %error, "the disk does not take a picture now; trying on");
+                tracing::warn!(job = %id, %error, "the disk does not take an image now; trying on");
                 is_told = true;
             }
             if is_full(&error) && self.make_room(ROOM_FACTOR * bytes.len() as u64).await > 0 {
@@ -91,15 +91,15 @@ impl Inner {
         self.shed_oldest(PROBE_ROOM_BYTES).await
     }
 
-    /// Removes the oldest pictures until that has given `bytes` back; returns how many it has. Their jobs stay, and say
-    /// that the picture is gone.
+    /// Removes the oldest images until that has given `bytes` back; returns how many it has. Their jobs stay, and say
+    /// that the image is gone.
     async fn shed_oldest(&self, bytes: u64) -> u64 {
         let (mut freed, mut shed, mut cursor) = (0, 0, EndedCursor::START);
         for _ in 0..BATCHES_MAX {
-            let batch = match self.store.with_pictures(&cursor, BATCH_JOBS).await {
+            let batch = match self.store.with_images(&cursor, BATCH_JOBS).await {
                 Ok(batch) => batch,
                 Err(error) => {
-                    tracing::warn!(?error, "it cannot be seen which pictures could make room");
+                    tracing::warn!(?error, "it cannot be seen which images could make room");
                     break;
                 }
             };
@@ -109,13 +109,13 @@ impl Inner {
                 if freed >= bytes {
                     break;
                 }
-                let Ok(removed) = remove_picture(self, &job).await else { continue };
+                let Ok(removed) = remove_image(self, &job).await else { continue };
                 freed += removed;
                 shed += 1;
                 // The database may be on the same disk. What it does not take now, a later time will have it take: the
-                // job is still among those with pictures.
-                if let Err(error) = self.store.note_picture_gone(&job.row_id).await {
-                    tracing::warn!(row_id = job.row_id, ?error, "it was not written down that a picture is gone");
+                // job is still among those with images.
+                if let Err(error) = self.store.note_image_gone(&job.row_id).await {
+                    tracing::warn!(row_id = job.row_id, ?error, "it was not written down that an image is gone");
                 }
             }
             if freed >= bytes {
@@ -123,7 +123,7 @@ impl Inner {
             }
         }
         if shed > 0 {
-            tracing::warn!(pictures = shed, bytes = freed, "the disk is full, and the oldest pictures have made room");
+            tracing::warn!(images = shed, bytes = freed, "the disk is full, and the oldest images have made room");
         }
         freed
     }

@@ -1,4 +1,4 @@
-//! Links to pictures that need no key: a keyed hash over the job and the moment the link expires.
+//! Links to images that need no key: a keyed hash over the job and the moment the link expires.
 //!
 //! The secret is a file of its own, which no copy of the database has in it. Another one in its place, and all links that
 //! were made before are good no more: see [`rotate_link_secret`].
@@ -27,7 +27,7 @@ pub fn rotate_link_secret(path: &Path) -> io::Result<()> {
     write_new(path).map(drop)
 }
 
-/// The two parameters that stand for a key on a link to one picture.
+/// The two parameters that stand for a key on a link to one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultLink {
     /// Seconds since 1970, UTC, after which the link is refused.
@@ -97,9 +97,9 @@ impl LinkSigner {
         blake3::keyed_hash(&self.secret(), format!("result {id} until {expires}").as_bytes())
     }
 
-    /// A link that is good until its life or the picture's time is over, whichever is first.
-    pub(super) fn sign(&self, id: JobId, picture_ends: OffsetDateTime, now: OffsetDateTime) -> ResultLink {
-        let expires = picture_ends.min(now + self.life).unix_timestamp();
+    /// A link that is good until its life or the image's time is over, whichever is first.
+    pub(super) fn sign(&self, id: JobId, image_ends: OffsetDateTime, now: OffsetDateTime) -> ResultLink {
+        let expires = image_ends.min(now + self.life).unix_timestamp();
         ResultLink { expires, signature: self.hash(id, expires).to_hex().to_string() }
     }
 
@@ -168,7 +168,7 @@ mod tests {
         assert!(!signer.accepts(other, &link, now));
         assert!(!signer.accepts(job, &link, now + time::Duration::hours(2)));
         let of_a_short_life = signer.sign(job, now + time::Duration::minutes(1), now);
-        assert!(!signer.accepts(job, &of_a_short_life, now + time::Duration::minutes(2)), "the picture's time is over");
+        assert!(!signer.accepts(job, &of_a_short_life, now + time::Duration::minutes(2)), "the image's time is over");
         assert!(!signer.accepts(job, &ResultLink { expires: link.expires + 1, ..link.clone() }, now));
         let stranger = LinkSigner::open(folder.path().join("another"), LIFE).expect("a new secret");
         assert!(!stranger.accepts(job, &link, now));

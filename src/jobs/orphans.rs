@@ -1,5 +1,5 @@
-//! Pictures that no job has: they come with a backup of the database that was restored, or with a crash between the
-//! picture and its row. Nobody can have them, and no bound counts them.
+//! Images that no job has: they come with a backup of the database that was restored, or with a crash between the
+//! image and its row. Nobody can have them, and no bound counts them.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -15,28 +15,28 @@ const AGE_MIN: Duration = Duration::from_hours(1);
 pub(super) async fn remove(inner: &Inner) {
     match remove_all(inner).await {
         Ok(0) => {}
-        Ok(files) => tracing::info!(files, "removed pictures that no job has"),
-        Err(error) => tracing::warn!(?error, "it cannot be seen which pictures no job has"),
+        Ok(files) => tracing::info!(files, "removed images that no job has"),
+        Err(error) => tracing::warn!(?error, "it cannot be seen which images no job has"),
     }
 }
 
 async fn remove_all(inner: &Inner) -> Result<usize, JobsError> {
     let files = inner.files.clone();
-    let opened = tokio::task::spawn_blocking(move || files.old_pictures(AGE_MIN)).await;
-    let mut pictures = opened.map_err(JobsError::storage)??;
+    let opened = tokio::task::spawn_blocking(move || files.old_images(AGE_MIN)).await;
+    let mut images = opened.map_err(JobsError::storage)??;
     let mut removed = 0;
     loop {
         let read = tokio::task::spawn_blocking(move || {
-            let page = pictures.next_page();
-            (pictures, page)
+            let page = images.next_page();
+            (images, page)
         });
         let (rest, page) = read.await.map_err(JobsError::storage)?;
-        pictures = rest;
+        images = rest;
         let Some(page) = page else { return Ok(removed) };
-        // Before the rows: a job that ends in between has its picture by its row.
+        // Before the rows: a job that ends in between has its image by its row.
         let unfinished: HashSet<JobId> = inner.live().keys().copied().collect();
         let ids: Vec<JobId> = page.iter().map(|(id, _)| *id).collect();
-        let known = inner.store.pictures_of(&ids).await?;
+        let known = inner.store.images_of(&ids).await?;
         for (id, format) in page {
             if unfinished.contains(&id) || known.contains(&(id, format)) {
                 continue;
@@ -44,7 +44,7 @@ async fn remove_all(inner: &Inner) -> Result<usize, JobsError> {
             let files = inner.files.clone();
             match tokio::task::spawn_blocking(move || files.remove(id, format)).await.map_err(JobsError::storage)? {
                 Ok(_) => removed += 1,
-                Err(error) => tracing::warn!(job = %id, %error, "a picture that no job has cannot be removed"),
+                Err(error) => tracing::warn!(job = %id, %error, "an image that no job has cannot be removed"),
             }
         }
     }

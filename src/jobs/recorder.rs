@@ -1,4 +1,4 @@
-//! Writes down what becomes of a job: one small task per job listens to the queue, encodes the picture off the async
+//! Writes down what becomes of a job: one small task per job listens to the queue, encodes the image off the async
 //! threads, stores it, and moves the row on. There are at most as many as the queues have places.
 
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
 use crate::domain::provenance::Provenance;
 use crate::domain::spec::GenerateSpec;
-use crate::domain::usage::{PictureCost, Work};
+use crate::domain::usage::{ImageCost, Work};
 use crate::encode::encode_with;
 use crate::queue::event::{Effort, JobEvents, JobFailure, QueueEvent};
 use crate::telemetry::metrics;
@@ -29,20 +29,20 @@ const START_RETRY_DELAY: Duration = Duration::from_secs(1);
 const WRITE_FAILURE_LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 type Failure = (&'static str, &'static str);
-const ENCODING_FAILED: Failure = ("encoding_failed", "the picture could not be encoded");
-const STORAGE_FAILED: Failure = ("storage_failed", "the picture could not be stored");
+const ENCODING_FAILED: Failure = ("encoding_failed", "the image could not be encoded");
+const STORAGE_FAILED: Failure = ("storage_failed", "the image could not be stored");
 const NOBODY_DRAWS: Failure = (JobFailure::ENGINE_FAILED, "the engine's thread went down");
 
 /// What one recorder looks after.
 pub(super) struct Recorder {
     pub(super) id: JobId,
     pub(super) owner: KeyId,
-    pub(super) cost: PictureCost,
+    pub(super) cost: ImageCost,
     pub(super) format: OutputFormat,
     pub(super) provenance: Option<Provenance>,
     /// As [`crate::domain::clock::Clock::uptime`] counts; before its beginning where an earlier life accepted the job.
     pub(super) accepted_at: time::Duration,
-    /// Until when somebody wants the picture, as `uptime` counts.
+    /// Until when somebody wants the image, as `uptime` counts.
     pub(super) wanted_until: Option<time::Duration>,
     pub(super) live: watch::Sender<Live>,
 }
@@ -62,7 +62,7 @@ struct Start {
     retry_at: Option<tokio::time::Instant>,
 }
 
-/// What the file of a picture tells of itself, if anything.
+/// What the file of an image tells of itself, if anything.
 pub(super) fn provenance(inner: &Inner, spec: &GenerateSpec) -> Option<Provenance> {
     let is_told = inner.settings.writes_provenance;
     is_told.then(|| Provenance::of(spec, inner.catalog.revision(spec.model()), inner.catalog.precision()))
@@ -94,7 +94,7 @@ impl Recorder {
             match event {
                 QueueEvent::Started | QueueEvent::PutBack => self.live.send_modify(|live| live.step = 0),
                 QueueEvent::Step { step, .. } => self.live.send_modify(|live| live.step = step),
-                QueueEvent::Finished(picture) => self.keep(inner, picture, drawn).await,
+                QueueEvent::Finished(image) => self.keep(inner, image, drawn).await,
                 QueueEvent::Failed(JobFailure { code, reason }) => {
                     let error = JobError { code: code.to_owned(), reason };
                     self.end(inner, Ending::Failed(error), drawn).await;
@@ -123,9 +123,9 @@ impl Recorder {
         self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() }), drawn).await;
     }
 
-    async fn keep(&self, inner: &Inner, picture: RgbImage, drawn: Drawn) {
+    async fn keep(&self, inner: &Inner, image: RgbImage, drawn: Drawn) {
         let (id, format, provenance) = (self.id, self.format, self.provenance.clone());
-        let encoding = tokio::task::spawn_blocking(move || encode_with(&picture, format, provenance.as_ref()));
+        let encoding = tokio::task::spawn_blocking(move || encode_with(&image, format, provenance.as_ref()));
         let encoded = match encoding.await {
             Ok(encoded) => encoded.map_err(|error| error.to_string()),
             Err(panic) => Err(panic.to_string()),
@@ -133,10 +133,10 @@ impl Recorder {
         let (failure, cause) = match encoded {
             Ok(bytes) => {
                 let result_bytes = bytes.len();
-                match inner.store_picture(id, format, bytes).await {
+                match inner.store_image(id, format, bytes).await {
                     Ok(()) => return self.end(inner, Ending::Succeeded { result_bytes }, drawn).await,
                     Err(error) if inner.is_closed() => {
-                        tracing::warn!(job = %id, %error, "a picture is lost; the next start draws it again");
+                        tracing::warn!(job = %id, %error, "an image is lost; the next start draws it again");
                         return;
                     }
                     Err(error) => (STORAGE_FAILED, error.to_string()),
@@ -148,7 +148,7 @@ impl Recorder {
         self.fail(inner, failure, drawn).await;
     }
 
-    /// What an ending costs the owner. A picture that was drawn and lost here costs it nothing.
+    /// What an ending costs the owner. An image that was drawn and lost here costs it nothing.
     fn work(&self, ending: &Ending, Effort { engine_time, begun, steps }: Effort) -> Work {
         let is_lost_here = matches!(ending, Ending::Failed(JobError { code, .. })
             if [STORAGE_FAILED, ENCODING_FAILED].iter().any(|(lost, _)| code == lost));

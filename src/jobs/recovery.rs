@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::service::{Inner, ToDraw};
-use super::start_images;
+use super::input_images;
+use super::service::{Inner, JobToRun};
 use super::store::{Ending, JobEnd, OpenJob, UnreadableJob};
 use super::{Job, JobError, JobsError};
 use crate::domain::engine::RgbImage;
 use crate::domain::spec::GenerateSpec;
-use crate::queue::Place;
+use crate::queue::Reservation;
 
 /// Times the engine may begin a job in lives of the process that did not end cleanly. A job that takes the process
 /// down each time must not do so for ever. From the second time on it is drawn alone, so that those that were only there
@@ -34,11 +34,11 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<usize, JobsError> {
                 continue;
             }
         };
-        match place_for(inner, &open).await? {
-            Ok((place, spec)) => {
+        match reservation_for(inner, &open).await? {
+            Ok((reservation, spec)) => {
                 let allowance = inner.allowances.enter_again(open.job.owner, &spec);
                 let is_suspect = open.attempts > 0;
-                inner.hand_over(&open.job, ToDraw { spec, place, allowance, is_suspect });
+                inner.hand_over(&open.job, JobToRun { spec, reservation, allowance, is_suspect });
                 resumed += 1;
             }
             Err(hopeless) => give_up(inner, &open.job.id.to_string(), &hopeless).await?,
@@ -57,27 +57,30 @@ async fn give_up(inner: &Inner, row_id: &str, Hopeless { code, reason }: &Hopele
     inner.store.set_final(row_id, &end).await
 }
 
-async fn place_for(inner: &Inner, open: &OpenJob) -> Result<Result<(Place, GenerateSpec), Hopeless>, JobsError> {
+async fn reservation_for(
+    inner: &Inner,
+    open: &OpenJob,
+) -> Result<Result<(Reservation, GenerateSpec), Hopeless>, JobsError> {
     let Job { id, request, .. } = &open.job;
-    let kept = if request.input_images > 0 { inner.store.start_image(*id).await? } else { None };
-    let start_image = match kept {
-        Some(kept) => start_images::from_kept(kept).await,
+    let kept = if request.input_images > 0 { inner.store.input_image(*id).await? } else { None };
+    let input_image = match kept {
+        Some(kept) => input_images::from_kept(kept).await,
         None => None,
     };
-    if request.input_images > 0 && start_image.is_none() {
-        let reason = "the worker can no longer read the picture to start from";
+    if request.input_images > 0 && input_image.is_none() {
+        let reason = "the worker can no longer read the input image";
         return Ok(Err(Hopeless { reason, ..UNREADABLE }));
     }
-    Ok(place_with(inner, open, Vec::from_iter(start_image)))
+    Ok(place_with(inner, open, Vec::from_iter(input_image)))
 }
 
 fn place_with(
     inner: &Inner,
     open: &OpenJob,
     input_images: Vec<Arc<RgbImage>>,
-) -> Result<(Place, GenerateSpec), Hopeless> {
+) -> Result<(Reservation, GenerateSpec), Hopeless> {
     if open.attempts >= ATTEMPTS_MAX {
-        let reason = "the worker went down each time it drew this picture";
+        let reason = "the worker went down each time it drew this image";
         return Err(Hopeless { code: "worker_crashed", reason });
     }
     let Job { request, .. } = &open.job;
@@ -89,9 +92,9 @@ fn place_with(
         code: "request_outdated",
         reason: "the model's limits have changed since the job was accepted",
     })?;
-    let place = queue.reserve_again(open.job.owner).map_err(|_| Hopeless {
+    let reservation = queue.reserve_again(open.job.owner).map_err(|_| Hopeless {
         code: "queue_full",
-        reason: "the worker came back with a smaller queue, which has no place for this job",
+        reason: "the worker came back with a smaller queue, which has no reservation for this job",
     })?;
-    Ok((place, spec))
+    Ok((reservation, spec))
 }

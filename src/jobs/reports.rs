@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::service::Inner;
 use super::store::ListedJobs;
-use super::{Job, JobPage, JobReport, JobService, JobsError, ListQuery, PAGE_JOBS_MAX, Reach};
+use super::{Job, JobPage, JobReport, JobService, JobsError, ListQuery, PAGE_JOBS_MAX, Visibility};
 use crate::domain::ids::JobId;
 use crate::domain::job::JobStatus;
 
@@ -13,7 +13,7 @@ impl JobService {
     ///
     /// # Errors
     /// [`JobsError::NotFound`] also for those beyond it.
-    pub async fn get(&self, reach: impl Into<Reach>, id: JobId) -> Result<JobReport, JobsError> {
+    pub async fn get(&self, reach: impl Into<Visibility>, id: JobId) -> Result<JobReport, JobsError> {
         self.0.within(reach.into(), id).await.map(|job| self.0.report(job))
     }
 
@@ -21,7 +21,12 @@ impl JobService {
     ///
     /// # Errors
     /// As [`JobService::get`].
-    pub async fn wait(&self, reach: impl Into<Reach>, id: JobId, wait_max: Duration) -> Result<JobReport, JobsError> {
+    pub async fn wait(
+        &self,
+        reach: impl Into<Visibility>,
+        id: JobId,
+        wait_max: Duration,
+    ) -> Result<JobReport, JobsError> {
         let receiver = self.0.live().get(&id).map(|live| live.progress.clone());
         if let Some(mut live) = receiver {
             // The sender goes when the end is written down; that is the only way for this to end early.
@@ -34,7 +39,7 @@ impl JobService {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn list(&self, reach: impl Into<Reach>, query: ListQuery) -> Result<JobPage, JobsError> {
+    pub async fn list(&self, reach: impl Into<Visibility>, query: ListQuery) -> Result<JobPage, JobsError> {
         let jobs_max = query.jobs_max.clamp(1, PAGE_JOBS_MAX);
         let ListedJobs { jobs, next } = self.0.store.list(reach.into(), ListQuery { jobs_max, ..query }).await?;
         Ok(JobPage { jobs: jobs.into_iter().map(|job| self.0.report(job)).collect(), next })
@@ -42,7 +47,7 @@ impl JobService {
 }
 
 impl Inner {
-    pub(super) async fn within(&self, reach: Reach, id: JobId) -> Result<Job, JobsError> {
+    pub(super) async fn within(&self, reach: Visibility, id: JobId) -> Result<Job, JobsError> {
         let job = self.store.get(id).await?;
         if reach.covers(job.owner) { Ok(job) } else { Err(JobsError::NotFound) }
     }
@@ -54,14 +59,14 @@ impl Inner {
             JobStatus::Succeeded => job.request.steps_done(),
             _ => self.live().get(&job.id).map_or(0, |live| live.progress.borrow().step),
         };
-        // A link has a life of its own, but none longer than the picture, whose time begins when the job ends.
+        // A link has a life of its own, but none longer than the image, whose time begins when the job ends.
         let now = self.clock.now();
-        let picture_ends = job.finished_at.unwrap_or(now) + self.settings.results_retention;
+        let image_ends = job.finished_at.unwrap_or(now) + self.settings.results_retention;
         JobReport {
             step,
             queue_position: standing.map(|standing| standing.position),
             eta_seconds: standing.and_then(|standing| standing.eta_seconds),
-            link: self.signer.sign(job.id, picture_ends, now),
+            link: self.signer.sign(job.id, image_ends, now),
             job,
         }
     }

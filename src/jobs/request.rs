@@ -1,4 +1,4 @@
-//! What is drawn, in the form in which it is kept: enough to draw the very same picture again.
+//! What is drawn, in the form in which it is kept: enough to draw the very same image again.
 
 use std::sync::Arc;
 
@@ -37,10 +37,10 @@ pub struct JobRequest {
     pub seed: u64,
     /// T5 tokens.
     pub sequence_length: usize,
-    /// How many pictures came along. They are kept beside the request, until the job ends.
+    /// How many images came along. They are kept beside the request, until the job ends.
     #[serde(default, skip_serializing_if = "is_none")]
     pub input_images: usize,
-    /// How far to go away from the picture to start from, where there is one.
+    /// How far to go away from the input image, where there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strength: Option<ExactNumber>,
 }
@@ -50,7 +50,7 @@ fn is_none(count: &usize) -> bool {
     *count == 0
 }
 
-/// A number kept as its shortest decimal text. A JSON reader may round a number's last bit, and the picture that is
+/// A number kept as its shortest decimal text. A JSON reader may round a number's last bit, and the image that is
 /// drawn after a crash must be the same to the last bit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
@@ -84,20 +84,20 @@ impl From<&GenerateSpec> for JobRequest {
             guidance: ExactNumber(spec.guidance()),
             seed: spec.seed(),
             sequence_length: spec.sequence_length(),
-            input_images: usize::from(spec.start_image().is_some()),
-            strength: spec.start_image().map(|start| ExactNumber(start.strength)),
+            input_images: usize::from(spec.input_image().is_some()),
+            strength: spec.input_image().map(|start| ExactNumber(start.strength)),
         }
     }
 }
 
 impl JobRequest {
-    /// Denoising steps that are done: fewer than those of the schedule where there is a picture to start from.
+    /// Denoising steps that are done: fewer than those of the schedule where there is an input image.
     #[must_use]
     pub fn steps_done(&self) -> u32 {
         steps_done(self.steps, self.strength.map(|number| number.0))
     }
 
-    /// The request as the engine takes it, with the pictures that came along. Checked again: the card may have changed
+    /// The request as the engine takes it, with the images that came along. Checked again: the card may have changed
     /// since it was kept.
     ///
     /// # Errors
@@ -127,7 +127,7 @@ mod tests {
     use crate::catalog::Catalog;
 
     #[test]
-    fn a_kept_request_is_the_same_picture_to_the_last_bit() {
+    fn a_kept_request_is_the_same_image_to_the_last_bit() {
         let catalog = Catalog::new(&[]).expect("no choices");
         let card = catalog.card(&ModelId::new("black-forest-labs/FLUX.1-dev")).expect("built in");
         let params = GenerateParams {
@@ -143,10 +143,10 @@ mod tests {
         let kept = serde_json::to_string(&JobRequest::from(&spec)).expect("plain data");
         let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
         assert_eq!(read.to_spec(card, Vec::new()), Ok(spec));
-        let picture = Arc::new(RgbImage::new(512, 512, vec![9; 512 * 512 * 3]).expect("three bytes per pixel"));
+        let image = Arc::new(RgbImage::new(512, 512, vec![9; 512 * 512 * 3]).expect("three bytes per pixel"));
         let params = GenerateParams {
             prompt: "a fox".into(),
-            input_images: vec![Arc::clone(&picture)],
+            input_images: vec![Arc::clone(&image)],
             strength: Some(0.1 + 0.2),
             ..GenerateParams::default()
         };
@@ -155,7 +155,7 @@ mod tests {
         let kept = serde_json::to_string(&JobRequest::from(&spec)).expect("plain data");
         let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
         assert_eq!((read.steps, read.steps_done(), read.input_images), (30, 9, 1));
-        assert_eq!(read.to_spec(&card, vec![picture]), Ok(spec));
+        assert_eq!(read.to_spec(&card, vec![image]), Ok(spec));
         assert!(read.to_spec(&card, Vec::new()).is_err(), "nothing to start from");
     }
 }

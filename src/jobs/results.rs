@@ -1,6 +1,6 @@
-//! Pictures as files.
+//! Images as files.
 //!
-//! A file is written beside its place and renamed into it, so that a half-written picture is never served.
+//! A file is written beside its place and renamed into it, so that a half-written image is never served.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -12,12 +12,12 @@ use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
 
 const UNFINISHED_EXTENSION: &str = "part";
-/// About what a small picture takes, so that a disk that takes the proof takes a picture, too.
+/// About what a small image takes, so that a disk that takes the proof takes an image, too.
 const PROBE_BYTES: usize = 64 * 1024;
 /// Names looked at in one go.
 const PAGE_FILES: usize = 1000;
 
-/// The folder of pictures. Its functions block; async callers take them off their threads.
+/// The folder of images. Its functions block; async callers take them off their threads.
 #[derive(Debug, Clone)]
 pub(super) struct ResultFiles {
     directory: PathBuf,
@@ -25,8 +25,8 @@ pub(super) struct ResultFiles {
     probing: Arc<Mutex<()>>,
 }
 
-/// Names of pictures in the folder that have been there for some time, page by page.
-pub(super) struct OldPictures {
+/// Names of images in the folder that have been there for some time, page by page.
+pub(super) struct OldImages {
     entries: fs::ReadDir,
     age_min: Duration,
 }
@@ -41,7 +41,7 @@ impl ResultFiles {
                 && let Err(error) = fs::remove_file(&path)
             {
                 // No reason not to draw.
-                tracing::warn!(%error, file = %path.display(), "a half-written picture cannot be removed");
+                tracing::warn!(%error, file = %path.display(), "a half-written image cannot be removed");
             }
         }
         Ok(Self { directory: directory.to_owned(), probing: Arc::default() })
@@ -51,7 +51,7 @@ impl ResultFiles {
         self.directory.join(format!("{id}.{}", format.extension()))
     }
 
-    /// Writes a picture that survives a crash of the machine once this has returned. A folder that is gone is made anew.
+    /// Writes an image that survives a crash of the machine once this has returned. A folder that is gone is made anew.
     pub(super) fn write(&self, id: JobId, format: OutputFormat, bytes: &[u8]) -> io::Result<()> {
         let unfinished = self.unfinished(&id.to_string());
         let written = self.write_unfinished(&unfinished, bytes);
@@ -63,7 +63,7 @@ impl ResultFiles {
         File::open(&self.directory)?.sync_all()
     }
 
-    /// Proves that a picture could be written now: writes as much, has the disk confirm it, and removes it.
+    /// Proves that an image could be written now: writes as much, has the disk confirm it, and removes it.
     pub(super) fn probe(&self) -> io::Result<()> {
         let _turn = match self.probing.try_lock() {
             Ok(turn) => turn,
@@ -96,7 +96,7 @@ impl ResultFiles {
         file.sync_all()
     }
 
-    /// Removes a picture, and says how many bytes that gave back; one that is not there is fine.
+    /// Removes an image, and says how many bytes that gave back; one that is not there is fine.
     pub(super) fn remove(&self, id: JobId, format: OutputFormat) -> io::Result<u64> {
         let path = self.path(id, format);
         let bytes = fs::symlink_metadata(&path).map_or(0, |metadata| metadata.len());
@@ -107,13 +107,13 @@ impl ResultFiles {
         }
     }
 
-    /// The pictures that have been in the folder for `age_min`.
-    pub(super) fn old_pictures(&self, age_min: Duration) -> io::Result<OldPictures> {
-        Ok(OldPictures { entries: fs::read_dir(&self.directory)?, age_min })
+    /// The images that have been in the folder for `age_min`.
+    pub(super) fn old_images(&self, age_min: Duration) -> io::Result<OldImages> {
+        Ok(OldImages { entries: fs::read_dir(&self.directory)?, age_min })
     }
 }
 
-impl OldPictures {
+impl OldImages {
     /// Some more of them; `None` when there are no more.
     pub(super) fn next_page(&mut self) -> Option<Vec<(JobId, OutputFormat)>> {
         let page: Vec<_> = self.entries.by_ref().take(PAGE_FILES).collect();
@@ -141,7 +141,7 @@ pub fn results_disk_bytes(directory: &Path) -> io::Result<u64> {
     fs4::total_space(there)
 }
 
-/// Writes as much into a folder of results as a picture takes, and removes it again.
+/// Writes as much into a folder of results as an image takes, and removes it again.
 ///
 /// # Errors
 /// When the disk does not take it.
@@ -160,7 +160,7 @@ fn make_private(directory: &Path) -> io::Result<()> {
         builder.create(directory)?;
         let is_open = fs::metadata(directory)?.permissions().mode() & 0o077 != 0;
         if is_open && let Err(error) = fs::set_permissions(directory, fs::Permissions::from_mode(0o700)) {
-            // Of another user, perhaps a mounted volume. Its pictures are private all the same.
+            // Of another user, perhaps a mounted volume. Its images are private all the same.
             tracing::warn!(%error, folder = %directory.display(), "others on this machine may list the results");
         }
         Ok(())
@@ -184,7 +184,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn pictures_are_this_users_alone_even_where_the_folder_was_open() {
+    fn images_are_this_users_alone_even_where_the_folder_was_open() {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().expect("a temporary folder");
         let directory = folder.path().join("results");

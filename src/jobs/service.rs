@@ -15,17 +15,17 @@ use super::recorder::{self, Recorder};
 use super::results::ResultFiles;
 use super::store::{JobStore, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
+use super::usage_buffer::UsageBuffer;
 use super::watchers::Watchers;
-use super::work_book::WorkBook;
-use super::{Job, JobReport, JobRequest, JobSettings, JobTerms, JobsError, Reach};
-use super::{allowance, idempotency, recovery, start_images, sweep};
+use super::{Job, JobReport, JobRequest, JobSettings, JobTerms, JobsError, Visibility};
+use super::{allowance, idempotency, input_images, recovery, sweep};
 use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::pace::{Moment, Pace};
 use crate::domain::spec::GenerateSpec;
-use crate::queue::{CancelCause, EngineState, Place, Previews, Queue, ReserveError, Terms};
+use crate::queue::{CancelCause, EngineState, Previews, Queue, Reservation, ReserveError, Terms};
 use crate::store::Store;
 
 /// How far a job is, while it has not ended.
@@ -43,9 +43,9 @@ pub(super) struct LiveJob {
 }
 
 /// What it takes to draw a job whose row stands.
-pub(super) struct ToDraw {
+pub(super) struct JobToRun {
     pub(super) spec: GenerateSpec,
-    pub(super) place: Place,
+    pub(super) reservation: Reservation,
     pub(super) allowance: Allowance,
     /// See [`Terms::is_suspect`].
     pub(super) is_suspect: bool,
@@ -80,7 +80,7 @@ pub(super) struct Inner {
     pace: Pace,
     pub(super) allowances: Arc<Allowances>,
     repeats: idempotency::Turns,
-    work_book: WorkBook,
+    usage_buffer: UsageBuffer,
     pub(super) signer: LinkSigner,
     /// Jobs with a recorder: at most as many as the queues have places. A sender that is gone means "ended".
     live: Mutex<HashMap<JobId, LiveJob>>,
@@ -98,7 +98,7 @@ impl JobService {
     /// When the database or the folder of results cannot be used.
     pub async fn start(parts: ServiceParts) -> Result<Self, JobsError> {
         let ServiceParts { store, catalog, queues, clock, settings } = parts;
-        let (store, work_book) = (JobStore::new(store.clone()), WorkBook::new(store));
+        let (store, usage_buffer) = (JobStore::new(store.clone()), UsageBuffer::new(store));
         let directory = settings.results_directory.clone();
         let files =
             tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
@@ -122,7 +122,7 @@ impl JobService {
             pace,
             allowances,
             repeats: idempotency::Turns::default(),
-            work_book,
+            usage_buffer,
             signer,
             live,
             watchers,
@@ -163,7 +163,7 @@ impl JobService {
         let model = submission.spec.model();
         let availability = self.0.catalog.availability(model);
         let queue = self.0.queues.get(model).ok_or(JobsError::ModelUnavailable(availability))?;
-        let (allowance, place) = self.let_in(&submission, queue).await?;
+        let (allowance, reservation) = self.let_in(&submission, queue).await?;
         if availability != Availability::Ready {
             return Err(JobsError::ModelUnavailable(availability));
         }
@@ -171,7 +171,7 @@ impl JobService {
         // A task of its own: a caller who leaves between the insert and the hand-over must not leave a row behind
         // that nobody draws. What it returns is then dropped, which cancels the job.
         let accepting = async move {
-            let accepted = service.accept(submission, place, allowance).await;
+            let accepted = service.accept(submission, reservation, allowance).await;
             drop(turn);
             accepted
         };
@@ -179,16 +179,21 @@ impl JobService {
         accepted.await.map_err(JobsError::storage)?
     }
 
-    async fn let_in(&self, submission: &Submission, queue: &Queue) -> Result<(Allowance, Place), JobsError> {
+    async fn let_in(&self, submission: &Submission, queue: &Queue) -> Result<(Allowance, Reservation), JobsError> {
         let allowance = allowance::take(&self.0, submission, queue).await?;
-        let place = queue.reserve(submission.owner).map_err(|refusal| match refusal {
+        let reservation = queue.reserve(submission.owner).map_err(|refusal| match refusal {
             ReserveError::Full { retry_after_seconds } => JobsError::QueueFull { retry_after_seconds },
             ReserveError::Draining => JobsError::Draining,
         })?;
-        Ok((allowance, place))
+        Ok((allowance, reservation))
     }
 
-    async fn accept(self, submission: Submission, place: Place, allowance: Allowance) -> Result<Submitted, JobsError> {
+    async fn accept(
+        self,
+        submission: Submission,
+        reservation: Reservation,
+        allowance: Allowance,
+    ) -> Result<Submitted, JobsError> {
         let created_at = self.0.clock.now();
         let job = Job {
             id: JobId::generate(),
@@ -206,7 +211,7 @@ impl JobService {
             started_at: None,
             finished_at: None,
         };
-        let start_image = start_images::to_keep(&submission.spec).await?;
+        let input_image = input_images::to_keep(&submission.spec).await?;
         let repeats_since = idempotency::cutoff(self.0.paced().now);
         let row = NewJob {
             id: job.id,
@@ -216,15 +221,15 @@ impl JobService {
             terms: job.terms,
             created_at: job.created_at,
             repeat_key: submission.repeat_key.as_ref().map(|key| (key, repeats_since)),
-            start_image: start_image.as_deref(),
+            input_image: input_image.as_deref(),
         };
         if !self.0.store.insert(row).await? {
             // The same request came twice at once, and the other one was first.
             let earlier = self.repeated(&submission).await?;
             return earlier.map(Submitted::Earlier).ok_or_else(|| JobsError::storage("a repeat key came and went"));
         }
-        let to_draw = ToDraw { spec: submission.spec, place, allowance, is_suspect: false };
-        self.0.hand_over(&job, to_draw);
+        let to_run = JobToRun { spec: submission.spec, reservation, allowance, is_suspect: false };
+        self.0.hand_over(&job, to_run);
         let report = self.0.report(job);
         // Who makes a request repeatable means to come back for it, should the connection break.
         let is_kept = submission.repeat_key.is_some();
@@ -242,15 +247,15 @@ impl JobService {
     ///
     /// # Errors
     /// As [`JobService::get`].
-    pub async fn cancel(&self, reach: impl Into<Reach>, id: JobId) -> Result<(), JobsError> {
+    pub async fn cancel(&self, reach: impl Into<Visibility>, id: JobId) -> Result<(), JobsError> {
         let job = self.0.within(reach.into(), id).await?;
         self.0.cancel(&job.request.model, id, CancelCause::Request);
         Ok(())
     }
 
     /// What was drawn for whom.
-    pub fn work_book(&self) -> &WorkBook {
-        &self.0.work_book
+    pub fn usage_buffer(&self) -> &UsageBuffer {
+        &self.0.usage_buffer
     }
 
     /// Proves that the database takes writes.
@@ -261,7 +266,7 @@ impl JobService {
         self.0.store.check_writable().await
     }
 
-    /// Forgets the jobs whose time is over now, and pictures beyond the share of the disk; returns how many jobs this
+    /// Forgets the jobs whose time is over now, and images beyond the share of the disk; returns how many jobs this
     /// was about. Also happens from time to time by itself.
     ///
     /// # Errors
@@ -327,15 +332,15 @@ impl Inner {
     }
 
     /// Puts a job whose row stands into the queue, and writes down what becomes of it.
-    pub(super) fn hand_over(self: &Arc<Self>, job: &Job, to_draw: ToDraw) {
-        let ToDraw { spec, place, allowance, is_suspect } = to_draw;
+    pub(super) fn hand_over(self: &Arc<Self>, job: &Job, to_run: JobToRun) {
+        let JobToRun { spec, reservation, allowance, is_suspect } = to_run;
         let (live, receiver) = watch::channel(Live::default());
         self.unfinished.send_modify(|count| *count += 1);
         let cost = spec.cost();
         let provenance = recorder::provenance(self, &spec);
         let span = super::span::of(job);
         let terms = Terms { is_suspect, ..self.queue_terms(&job.terms) };
-        let events = place.within(span.clone()).submit(job.id, spec, terms);
+        let events = reservation.within(span.clone()).submit(job.id, spec, terms);
         let (previews, model) = (events.previews(), job.request.model.clone());
         self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
         let Job { id, owner, output_format, created_at, terms, .. } = *job;

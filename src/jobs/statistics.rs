@@ -22,7 +22,7 @@ pub struct Statistics {
     pub jobs_max: usize,
     /// What ended in each of the last sixty minutes, the oldest first; the last is the current one.
     pub minutes: Vec<Minute>,
-    /// From acceptance to end, of the pictures of that time; of the newest of them where there are very many.
+    /// From acceptance to end, of the images of that time; of the newest of them where there are very many.
     pub latencies: Vec<Duration>,
 }
 
@@ -31,14 +31,14 @@ pub struct Statistics {
 pub struct Minute {
     /// Its beginning.
     pub at: OffsetDateTime,
-    /// Pictures that were finished.
+    /// Images that were finished.
     pub images: u64,
     /// Jobs that failed.
     pub failed: u64,
 }
 
 impl Statistics {
-    /// The time that the given share of the pictures took at most: 0.5 for the median. `None` without pictures.
+    /// The time that the given share of the images took at most: 0.5 for the median. `None` without images.
     #[must_use]
     pub fn latency_quantile(&self, share: f64) -> Option<Duration> {
         let last = self.latencies.len().checked_sub(1)?;

@@ -1,10 +1,10 @@
 //! The table of jobs. The only place of `jobs` that speaks SQL.
 
 mod future;
+mod input_images;
 mod inserts;
 mod retention;
 mod rows;
-mod start_images;
 mod statistics;
 mod work;
 
@@ -16,7 +16,7 @@ pub(super) use retention::{EndedCursor, EndedJob};
 use rows::JobRow;
 use time::OffsetDateTime;
 
-use super::{Job, JobError, JobRequest, JobTerms, JobsError, ListQuery, Reach, RepeatKey};
+use super::{Job, JobError, JobRequest, JobTerms, JobsError, ListQuery, RepeatKey, Visibility};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
@@ -41,7 +41,7 @@ pub(super) struct NewJob<'a> {
     /// The word it was asked for under, and since when words stand for what they were written with.
     pub(super) repeat_key: Option<(&'a RepeatKey, OffsetDateTime)>,
     /// What it starts from, PNG.
-    pub(super) start_image: Option<&'a [u8]>,
+    pub(super) input_image: Option<&'a [u8]>,
 }
 
 /// A job that had not ended when the process did.
@@ -65,7 +65,7 @@ pub(super) struct ListedJobs {
 
 /// How a job ended.
 pub(super) enum Ending {
-    /// With a picture of this size.
+    /// With an image of this size.
     Succeeded {
         result_bytes: usize,
     },
@@ -154,8 +154,8 @@ impl JobStore {
         .bind(job.terms.deadline_at.map(milliseconds))
         .execute(&mut *transaction)
         .await?;
-        if let Some(picture) = job.start_image {
-            start_images::insert(&mut transaction, job.id, picture).await?;
+        if let Some(image) = job.input_image {
+            input_images::insert(&mut transaction, job.id, image).await?;
         }
         if let Some((key, since)) = job.repeat_key {
             // One that has had its time gives way.
@@ -220,8 +220,8 @@ impl JobStore {
     }
 
     /// The jobs within reach, newest first. Rows that cannot be read are left out: one of them must not hide the others.
-    pub(super) async fn list(&self, reach: Reach, query: ListQuery) -> Result<ListedJobs, JobsError> {
-        let owner = if let Reach::Of(owner) = reach { Some(owner) } else { None };
+    pub(super) async fn list(&self, reach: Visibility, query: ListQuery) -> Result<ListedJobs, JobsError> {
+        let owner = if let Visibility::Of(owner) = reach { Some(owner) } else { None };
         let mut rows: Vec<JobRow> = sqlx::query_as(list_statement(reach, query.status))
             .bind(owner.map(|owner| owner.to_string()))
             .bind(query.before.map(|id| id.to_string()))
@@ -302,7 +302,7 @@ impl JobStore {
         if let Some((owner, work)) = drawn.filter(|(_, work)| ended.rows_affected() > 0 && *work != Work::default()) {
             work::add(&mut transaction, owner, Day::of(*now), &work).await?;
         }
-        start_images::delete(&mut transaction, row_id).await?;
+        input_images::delete(&mut transaction, row_id).await?;
         transaction.commit().await?;
         Ok(())
     }
@@ -310,18 +310,18 @@ impl JobStore {
 
 /// A statement for each kind of list, so that each has an index. Beside an owner the status finds less than the owner does.
 /// Of an owner (1) or of everyone, before a job (2), in a status (3) or in any, so many (4).
-fn list_statement(reach: Reach, status: Option<JobStatus>) -> &'static str {
+fn list_statement(reach: Visibility, status: Option<JobStatus>) -> &'static str {
     match (reach, status) {
-        (Reach::Of(_), _) => {
+        (Visibility::Of(_), _) => {
             "SELECT * FROM jobs
              WHERE owner = ?1 AND id < COALESCE(?2, '~') AND (?3 IS NULL OR status = ?3)
              ORDER BY id DESC LIMIT ?4"
         }
-        (Reach::Everyones, Some(_)) => {
+        (Visibility::All, Some(_)) => {
             "SELECT * FROM jobs WHERE ?1 IS NULL AND id < COALESCE(?2, '~') AND status = ?3
              ORDER BY id DESC LIMIT ?4"
         }
-        (Reach::Everyones, None) => {
+        (Visibility::All, None) => {
             "SELECT * FROM jobs WHERE ?1 IS NULL AND id < COALESCE(?2, '~') AND ?3 IS NULL
              ORDER BY id DESC LIMIT ?4"
         }
@@ -345,7 +345,7 @@ mod tests {
     use super::*;
 
     /// What SQLite looks at for a list.
-    async fn plan(store: &Store, reach: Reach, status: Option<JobStatus>) -> String {
+    async fn plan(store: &Store, reach: Visibility, status: Option<JobStatus>) -> String {
         let statement = format!("EXPLAIN QUERY PLAN {}", list_statement(reach, status));
         let rows: Vec<(i64, i64, i64, String)> =
             sqlx::query_as(AssertSqlSafe(statement)).fetch_all(store.pool()).await.expect("a plan");
@@ -356,13 +356,13 @@ mod tests {
     #[tokio::test]
     async fn every_list_has_an_index_and_none_is_sorted() {
         let store = Store::open_in_memory().await.expect("a database");
-        let one = Reach::Of(KeyId::generate());
+        let one = Visibility::Of(KeyId::generate());
         for (reach, status, index) in [
             (one, None, "INDEX jobs_by_owner (owner=? AND id<?)"),
             (one, Some(JobStatus::Running), "INDEX jobs_by_owner (owner=? AND id<?)"),
-            (Reach::Everyones, Some(JobStatus::Running), "INDEX jobs_by_status (status=? AND id<?)"),
-            (Reach::Everyones, Some(JobStatus::Canceled), "INDEX jobs_by_status (status=? AND id<?)"),
-            (Reach::Everyones, None, "(id<?)"),
+            (Visibility::All, Some(JobStatus::Running), "INDEX jobs_by_status (status=? AND id<?)"),
+            (Visibility::All, Some(JobStatus::Canceled), "INDEX jobs_by_status (status=? AND id<?)"),
+            (Visibility::All, None, "(id<?)"),
         ] {
             let plan = plan(&store, reach, status).await;
             assert!(

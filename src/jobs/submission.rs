@@ -19,11 +19,11 @@ pub struct Submission {
     pub limits: KeyLimits,
     /// What is drawn.
     pub spec: GenerateSpec,
-    /// How the picture is encoded.
+    /// How the image is encoded.
     pub output_format: OutputFormat,
     /// Its place among the owner's jobs.
     pub priority: Priority,
-    /// For how long somebody wants the picture; after that the job fails.
+    /// For how long somebody wants the image; after that the job fails.
     pub deadline: Option<Duration>,
     /// Where the client may ask again: by what the repetition is known.
     pub repeat_key: Option<RepeatKey>,

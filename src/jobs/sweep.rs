@@ -1,4 +1,4 @@
-//! Forgets finished jobs and their pictures when their time is over, or when the pictures take too much of the disk.
+//! Forgets finished jobs and their images when their time is over, or when the images take too much of the disk.
 //!
 //! What cannot be removed is passed over, and stays until it can be: one file must not keep all others.
 
@@ -36,7 +36,7 @@ pub(super) async fn run(service: Weak<Inner>) {
         tokio::time::sleep(interval).await;
         let Some(inner) = service.upgrade() else { return };
         if let Ok(jobs @ 1..) = sweep(&inner).await {
-            tracing::info!(jobs, "forgot jobs or pictures whose time was over");
+            tracing::info!(jobs, "forgot jobs or images whose time was over");
         }
     }
 }
@@ -61,7 +61,7 @@ impl Swept {
     }
 }
 
-/// One sweep; returns how many jobs were forgotten or lost their picture.
+/// One sweep; returns how many jobs were forgotten or lost their image.
 ///
 /// # Errors
 /// The first one, after everything else was done.
@@ -81,7 +81,7 @@ pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
     // Failed and cancelled jobs cost little, but not nothing.
     let kept = inner.settings.ended_jobs_per_owner_max;
     swept.note("jobs beyond an owner's share", forget(inner, Forgettable::BeyondShare { kept }).await);
-    swept.note("pictures beyond the share of the disk", shed_pictures(inner).await);
+    swept.note("images beyond the share of the disk", shed_images(inner).await);
     if swept.jobs > 0 {
         // What is forgotten is to be gone from the write-ahead log as well.
         swept.note("the write-ahead log", inner.store.truncate_log().await.map(|()| 0));
@@ -108,7 +108,7 @@ async fn forget(inner: &Inner, which: Forgettable) -> Result<usize, JobsError> {
         };
         for job in &batch {
             // The file first: a row without a file is cleared by the next sweep, a file without a row much later.
-            if remove_picture(inner, job).await.is_ok() {
+            if remove_image(inner, job).await.is_ok() {
                 inner.store.delete(&job.row_id).await?;
                 forgotten += 1;
             }
@@ -122,23 +122,23 @@ async fn forget(inner: &Inner, which: Forgettable) -> Result<usize, JobsError> {
     Ok(forgotten)
 }
 
-/// The oldest pictures, while all together take too much of the disk. Their jobs stay, and say that it is gone.
-async fn shed_pictures(inner: &Inner) -> Result<usize, JobsError> {
+/// The oldest images, while all together take too much of the disk. Their jobs stay, and say that it is gone.
+async fn shed_images(inner: &Inner) -> Result<usize, JobsError> {
     let mut bytes = inner.store.result_bytes().await?;
     let (mut shed, mut cursor) = (0, EndedCursor::START);
     for _ in 0..LOOKS_MAX {
         if bytes <= inner.settings.results_bytes_max || shed >= (BATCHES_MAX * BATCH_JOBS) as usize {
             break;
         }
-        let batch = inner.store.with_pictures(&cursor, BATCH_JOBS).await?;
+        let batch = inner.store.with_images(&cursor, BATCH_JOBS).await?;
         let Some(last) = batch.last() else { break };
         cursor = last.cursor();
         for job in batch {
             if bytes <= inner.settings.results_bytes_max {
                 break;
             }
-            if remove_picture(inner, &job).await.is_ok() {
-                inner.store.note_picture_gone(&job.row_id).await?;
+            if remove_image(inner, &job).await.is_ok() {
+                inner.store.note_image_gone(&job.row_id).await?;
                 bytes = bytes.saturating_sub(job.result_bytes);
                 shed += 1;
             }
@@ -147,13 +147,13 @@ async fn shed_pictures(inner: &Inner) -> Result<usize, JobsError> {
     Ok(shed)
 }
 
-/// Removes a job's picture, and says how many bytes that gave back. What keeps it there is logged.
-pub(super) async fn remove_picture(inner: &Inner, job: &EndedJob) -> Result<u64, JobsError> {
+/// Removes a job's image, and says how many bytes that gave back. What keeps it there is logged.
+pub(super) async fn remove_image(inner: &Inner, job: &EndedJob) -> Result<u64, JobsError> {
     let Some((id, format)) = job.file else { return Ok(0) };
     let files = inner.files.clone();
     let removed = tokio::task::spawn_blocking(move || files.remove(id, format)).await.map_err(JobsError::storage)?;
     removed.map_err(|error| {
-        tracing::warn!(job = %id, %error, "a picture whose time is over cannot be removed");
+        tracing::warn!(job = %id, %error, "an image whose time is over cannot be removed");
         error.into()
     })
 }

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::pictures::encoded;
+use super::images::encoded;
 use super::service::Live;
 use super::watchers::WatchHold;
-use super::{JobReport, JobService, JobsError, Picture, Reach};
+use super::{Image, JobReport, JobService, JobsError, Visibility};
 use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, ModelId};
@@ -64,16 +64,16 @@ impl FromStr for JobMark {
 
 /// What a watcher wants.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct WatchWishes {
+pub struct WatchOptions {
     /// What it has seen already.
     pub seen: Option<JobMark>,
-    /// Whether it wants to see the picture take shape.
+    /// Whether it wants to see the image take shape.
     pub previews: bool,
 }
 
 /// Something new about a job.
 #[derive(Debug, Clone, PartialEq)]
-pub enum JobNews {
+pub enum JobUpdate {
     /// It waits, at another place than before.
     Queued {
         /// 1: next in line.
@@ -89,14 +89,14 @@ pub enum JobNews {
         steps: u32,
         /// Likely time to its end.
         eta_seconds: Option<f64>,
-        /// What it looks like now, where that was asked for and is another picture than the last.
-        preview: Option<Picture>,
+        /// What it looks like now, where that was asked for and is another image than the last.
+        preview: Option<Image>,
     },
     /// It has ended.
     Ended(Box<JobReport>),
 }
 
-impl JobNews {
+impl JobUpdate {
     /// What somebody who was told this has seen.
     pub fn mark(&self) -> JobMark {
         match self {
@@ -110,7 +110,7 @@ impl JobNews {
 /// Watches one job. Dropping it changes nothing for the job.
 pub struct JobWatch {
     service: JobService,
-    reach: Reach,
+    reach: Visibility,
     id: JobId,
     model: ModelId,
     steps: u32,
@@ -131,9 +131,9 @@ impl JobService {
     /// As [`JobService::get`]; and when too many are watching, or the worker has stopped.
     pub async fn watch(
         &self,
-        reach: impl Into<Reach>,
+        reach: impl Into<Visibility>,
         id: JobId,
-        wishes: WatchWishes,
+        options: WatchOptions,
     ) -> Result<Option<JobWatch>, JobsError> {
         let reach = reach.into();
         if self.0.is_closed() {
@@ -142,13 +142,13 @@ impl JobService {
         // Before the row is read: a job that ends between the two is one whose end comes by the first.
         let live = self.0.live().get(&id).map(|live| (live.progress.clone(), live.previews.clone()));
         let job = self.0.within(reach, id).await?;
-        if wishes.seen == Some(JobMark::Ended(job.status)) {
+        if options.seen == Some(JobMark::Ended(job.status)) {
             return Ok(None);
         }
         let hold = self.0.watchers.enter(reach.owner()).ok_or(JobsError::TooManyWatches)?;
         // One whose end is written down goes through no more steps, even where its recorder is still at work.
         let (live, previews) = live.filter(|_| !job.status.is_final()).unzip();
-        let previews = previews.filter(|_| wishes.previews);
+        let previews = previews.filter(|_| options.previews);
         if let Some(previews) = &previews {
             // Only says that somebody looks on.
             previews.look();
@@ -159,7 +159,7 @@ impl JobService {
             id,
             steps: job.request.steps_done(),
             model: job.request.model,
-            seen: wishes.seen,
+            seen: options.seen,
             live,
             closed: self.0.closed.subscribe(),
             previews,
@@ -176,10 +176,10 @@ impl JobWatch {
     ///
     /// # Errors
     /// When the database fails. Nothing more will come then.
-    pub async fn next(&mut self) -> Result<Option<JobNews>, JobsError> {
+    pub async fn next(&mut self) -> Result<Option<JobUpdate>, JobsError> {
         while let Some(step) = self.live.as_mut().map(|live| live.borrow_and_update().step) {
             if let Some(mut news) = self.news(step) {
-                if let JobNews::Step { preview, .. } = &mut news {
+                if let JobUpdate::Step { preview, .. } = &mut news {
                     *preview = self.preview().await;
                 }
                 self.seen = Some(news.mark());
@@ -191,25 +191,25 @@ impl JobWatch {
             return Ok(None);
         }
         let report = self.service.get(self.reach, self.id).await?;
-        Ok(report.job.status.is_final().then(|| JobNews::Ended(Box::new(report))))
+        Ok(report.job.status.is_final().then(|| JobUpdate::Ended(Box::new(report))))
     }
 
     /// Where the job stands, if the watcher has not seen it there.
-    fn news(&self, step: u32) -> Option<JobNews> {
+    fn news(&self, step: u32) -> Option<JobUpdate> {
         let queue = self.service.0.queues.get(&self.model);
         let standing = queue.and_then(|queue| queue.standing(self.id));
         let eta_seconds = standing.and_then(|standing| standing.eta_seconds);
         let news = match standing {
-            Some(Standing { position, .. }) if position > 0 => JobNews::Queued { position, eta_seconds },
+            Some(Standing { position, .. }) if position > 0 => JobUpdate::Queued { position, eta_seconds },
             // In no queue and never begun: its end is on its way.
             None if step == 0 => return None,
-            _ => JobNews::Step { step, steps: self.steps, eta_seconds, preview: None },
+            _ => JobUpdate::Step { step, steps: self.steps, eta_seconds, preview: None },
         };
         Some(news).filter(|news| self.seen != Some(news.mark()))
     }
 
     /// The newest preview, where it is another one than the last.
-    async fn preview(&mut self) -> Option<Picture> {
+    async fn preview(&mut self) -> Option<Image> {
         let newest = self.previews.as_ref()?.look()?;
         if self.preview_seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &newest)) {
             return None;

@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use crate::domain::spec::GenerateSpec;
 
-/// Packing stops where a step's overhead is less than this share of its time: from there on more pictures win little and
+/// Packing stops where a step's overhead is less than this share of its time: from there on more images win little and
 /// wait for each other.
 const OVERHEAD_SHARE: f64 = 0.2;
 /// Work that one step may hold before anything was measured.
 const PACKED_WORK_UNKNOWN: f64 = 1024.0;
-/// What a measurement of the past still counts after one more step: about the last hundred steps make the picture.
+/// What a measurement of the past still counts after one more step: about the last hundred steps make the image.
 const FADING: f64 = 0.99;
 /// A step counts as so many times what was expected of it at most.
 const SURPRISE_MAX: f64 = 3.0;
@@ -23,7 +23,7 @@ const PACKED_WORK_MAX: f64 = 1e9;
 /// Weight of the newest measurement in the running means of admitting and finishing.
 const MEAN_SMOOTHING: f64 = 0.2;
 
-/// How an engine counts: what a step of a picture is to it, in work.
+/// How an engine counts: what a step of an image is to it, in work.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WorkScale {
     /// Length of a sequence whose attention costs as much as its linear layers, in tokens.
@@ -31,7 +31,7 @@ pub struct WorkScale {
 }
 
 impl WorkScale {
-    /// The work of one step of a picture, over all its passes.
+    /// The work of one step of an image, over all its passes.
     #[must_use]
     pub fn step_work(&self, spec: &GenerateSpec) -> f64 {
         let passes = spec.passes() as f64;
@@ -111,7 +111,7 @@ pub struct CostModel {
     warm_up: Sums,
     recent: Sums,
     admit_seconds: f64,
-    /// Per unit of a picture's work: decoding grows with the picture.
+    /// Per unit of an image's work: decoding grows with the image.
     finish_seconds: f64,
     line: Option<(f64, f64)>,
 }
@@ -129,7 +129,7 @@ impl CostModel {
         self.fit();
     }
 
-    /// A step of pictures that somebody waits for.
+    /// A step of images that somebody waits for.
     pub fn note_step(&mut self, work: f64, took: Duration) {
         // One step that met something else on the machine says little of the others.
         let seconds = took.as_secs_f64();
@@ -139,12 +139,12 @@ impl CostModel {
         self.fit();
     }
 
-    /// A picture was admitted.
+    /// An image was admitted.
     pub fn note_admission(&mut self, took: Duration) {
         smooth(&mut self.admit_seconds, took.as_secs_f64());
     }
 
-    /// A picture whose step is `work` was decoded.
+    /// An image whose step is `work` was decoded.
     pub fn note_finish(&mut self, work: f64, took: Duration) {
         smooth(&mut self.finish_seconds, took.as_secs_f64() / work.max(1.0));
     }
@@ -171,19 +171,19 @@ impl CostModel {
         self.warm_up.seconds
     }
 
-    /// Likely time to admit a picture.
+    /// Likely time to admit an image.
     #[must_use]
     pub fn admit_seconds(&self) -> f64 {
         self.admit_seconds
     }
 
-    /// Likely time to decode a picture whose step is `work`.
+    /// Likely time to decode an image whose step is `work`.
     #[must_use]
     pub fn finish_seconds(&self, work: f64) -> f64 {
         self.finish_seconds * work
     }
 
-    /// How much work one step should hold: beyond it, more pictures in a step save next to nothing and wait for each
+    /// How much work one step should hold: beyond it, more images in a step save next to nothing and wait for each
     /// other.
     #[must_use]
     pub fn packed_work(&self) -> f64 {

@@ -7,8 +7,8 @@ use tracing::Span;
 
 use super::cost::{CostModel, WorkScale};
 use super::event::{EventSender, JobFailure, QueueEvent};
-use super::places::PlaceHold;
 use super::planner::Urgency;
+use super::reservations::ReservationHold;
 use super::{CancelCause, Terms};
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::spec::GenerateSpec;
@@ -29,7 +29,7 @@ pub(super) struct Entry {
     pub(super) engine_failures: u32,
     /// In which everything about it is logged.
     pub(super) span: Span,
-    pub(super) _hold: Arc<PlaceHold>,
+    pub(super) _hold: Arc<ReservationHold>,
 }
 
 impl Entry {
@@ -47,9 +47,9 @@ impl Entry {
     }
 }
 
-/// What is shown of a picture that an engine holds.
+/// What is shown of an image that an engine holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Shown {
+pub(super) struct ActiveJob {
     pub(super) id: JobId,
     pub(super) owner: KeyId,
     pub(super) terms: Terms,
@@ -60,7 +60,7 @@ pub(super) struct Shown {
     pub(super) is_suspect: bool,
 }
 
-impl Shown {
+impl ActiveJob {
     pub(super) fn new(entry: &Entry, scale: WorkScale) -> Self {
         Self {
             id: entry.id,

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
 
-use super::places::PlaceHold;
 use super::previews::Previews;
+use super::reservations::ReservationHold;
 use crate::domain::engine::RgbImage;
 
 /// Something that happened to a job.
@@ -25,15 +25,15 @@ pub enum QueueEvent {
         /// Steps in all.
         steps: u32,
     },
-    /// The picture is drawn.
+    /// The image is drawn.
     Finished(RgbImage),
-    /// The job ended without a picture.
+    /// The job ended without an image.
     Failed(JobFailure),
     /// The job ended because somebody asked for it.
     Canceled,
 }
 
-/// Why a job ended without a picture.
+/// Why a job ended without an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobFailure {
     /// A stable word: see [`JobFailure::CODES`].
@@ -43,7 +43,7 @@ pub struct JobFailure {
 }
 
 impl JobFailure {
-    /// The engine says that this picture cannot be drawn.
+    /// The engine says that this image cannot be drawn.
     pub const REFUSED_BY_ENGINE: &'static str = "refused_by_engine";
     /// It does not fit the device's memory.
     pub const OUT_OF_MEMORY: &'static str = "out_of_memory";
@@ -53,8 +53,8 @@ impl JobFailure {
     pub const ENGINE_UNAVAILABLE: &'static str = "engine_unavailable";
     /// The model's numbers ran away.
     pub const NOT_FINITE: &'static str = "not_finite";
-    /// The picture came out with every pixel black, which no prompt asks for: a sign of numbers that ran away unseen.
-    pub const BLACK_PICTURE: &'static str = "black_picture";
+    /// The image came out with every pixel black, which no prompt asks for: a sign of numbers that ran away unseen.
+    pub const BLACK_IMAGE: &'static str = "black_picture";
     /// Its deadline came first.
     pub const DEADLINE_PASSED: &'static str = "deadline_passed";
     /// Every code the queue gives.
@@ -64,7 +64,7 @@ impl JobFailure {
         Self::ENGINE_FAILED,
         Self::ENGINE_UNAVAILABLE,
         Self::NOT_FINITE,
-        Self::BLACK_PICTURE,
+        Self::BLACK_IMAGE,
         Self::DEADLINE_PASSED,
     ];
 }
@@ -114,7 +114,7 @@ pub struct JobEvents {
     progress_open: bool,
     outcome: Option<oneshot::Receiver<QueueEvent>>,
     /// The job's place is free only when its listener has done with it as well.
-    pub(super) hold: Option<Arc<PlaceHold>>,
+    pub(super) hold: Option<Arc<ReservationHold>>,
 }
 
 /// Both ends for one job.

@@ -21,7 +21,7 @@ pub(super) struct Outlook {
     pub(super) work: f64,
     /// How long that takes when nobody else is there.
     pub(super) alone_seconds: f64,
-    pub(super) is_drawn: bool,
+    pub(super) is_running: bool,
 }
 
 /// When each job is likely to end.
@@ -58,8 +58,8 @@ impl Forecast {
         let known = |seconds: f64| costs.is_known().then_some(seconds);
         let mut waiting = 0;
         let standing = |(job, seconds): &(Outlook, f64)| {
-            waiting += usize::from(!job.is_drawn);
-            let position = if job.is_drawn { 0 } else { waiting };
+            waiting += usize::from(!job.is_running);
+            let position = if job.is_running { 0 } else { waiting };
             (job.id, Standing { position, eta_seconds: known(*seconds) })
         };
         let by_id = ends.iter().map(standing).collect();
@@ -90,7 +90,7 @@ mod tests {
             rank: Rank { priority: Priority::Normal, is_hopeless: false, due_seconds, fresh_due_seconds: due_seconds },
             work,
             alone_seconds: 0.0,
-            is_drawn: false,
+            is_running: false,
         }
     }
 
@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn places_count_those_who_wait_and_time_alone_is_the_least() {
         let owner = KeyId::generate();
-        let drawn = Outlook { is_drawn: true, alone_seconds: 7.0, ..job(owner, 0.0, 10.0) };
+        let drawn = Outlook { is_running: true, alone_seconds: 7.0, ..job(owner, 0.0, 10.0) };
         let (first, second) = (job(owner, 1.0, 10_000.0), job(owner, 2.0, 10.0));
         let forecast = Forecast::new(vec![second, drawn, first], &CostModel::known(0.0, 1e-3, 0.0, 0.0), 1);
         let positions = [drawn, first, second].map(|job| forecast.standing(job.id).map(|standing| standing.position));

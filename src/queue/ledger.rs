@@ -3,7 +3,7 @@
 //! Owns one number for each owner: how much it is behind (above zero) or ahead of its share. The time of each step,
 //! admission and decoding is shared out to all who have something to draw, by weight, and taken from those it was spent
 //! on. So over any time in which two owners both have something to draw, what they get differs by no more than the planner
-//! lets the numbers drift apart. Time is counted as the work that steps do in it: that is what pictures are compared by,
+//! lets the numbers drift apart. Time is counted as the work that steps do in it: that is what images are compared by,
 //! and engines of unlike speed count alike.
 
 use std::collections::BTreeMap;

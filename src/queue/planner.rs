@@ -1,6 +1,6 @@
 //! What the engine does next: a pure function of what waits and what runs.
 //!
-//! Owns the order of work and its fairness. Must not know clocks, threads, channels or pictures: it is tested as traces,
+//! Owns the order of work and its fairness. Must not know clocks, threads, channels or images: it is tested as traces,
 //! jobs in and actions out, and drives simulations as it drives the engine.
 //!
 //! Everyone who waits and everyone who has been admitted is ranked for the next step. Between owners goes by the
@@ -24,8 +24,8 @@ use crate::domain::priority::Priority;
 /// saturation and lets the long ones wait much longer (`benches/README.md`).
 pub const PATIENCE: f64 = 32.0;
 
-/// Most work, in tokens, by which owners that both have something to draw may drift apart: a picture of four megapixels
-/// in fifty steps. The window is smaller where all pictures are.
+/// Most work, in tokens, by which owners that both have something to draw may drift apart: an image of four megapixels
+/// in fifty steps. The window is smaller where all images are.
 pub const FAIRNESS_WINDOW_WORK_MAX: f64 = 1.7e6;
 
 /// A job's place among its owner's jobs. The smaller one goes first.
@@ -111,7 +111,7 @@ pub struct Candidate {
 
 /// What was done that was no step.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Asides {
+pub struct NonStepWork {
     /// Admissions and finishes since the last step.
     pub count: usize,
     /// How long those took.
@@ -120,7 +120,7 @@ pub struct Asides {
     pub owed_seconds: f64,
 }
 
-impl Asides {
+impl NonStepWork {
     /// An admission or a finish, or a part of one.
     pub fn note(&mut self, seconds: f64) {
         self.count += 1;
@@ -144,7 +144,7 @@ pub struct PlannerState<'a> {
     /// What this engine is known to take for what.
     pub costs: &'a CostModel,
     /// What has held up those who are being drawn.
-    pub asides: Asides,
+    pub non_step_work: NonStepWork,
     /// Memory ran out: nobody is admitted before somebody leaves.
     pub admissions_blocked: bool,
     /// Another engine has nothing to do: who waits is better off there.
@@ -169,18 +169,18 @@ pub enum Action {
 pub enum Reason {
     /// Nobody waits and nobody is admitted.
     NothingToDo,
-    /// A picture has done all its steps, and decoding it frees memory.
-    PictureComplete,
+    /// An image has done all its steps, and decoding it frees memory.
+    ImageComplete,
     /// It is among those who should step next.
     ChosenForStep,
     /// Everyone who could steps.
     EveryoneSteps,
-    /// More pictures in this step would save next to nothing and wait for each other.
+    /// More images in this step would save next to nothing and wait for each other.
     PackingPaysNoMore,
     /// More tokens do not fit the memory.
     MemoryReached,
-    /// The engine holds no more pictures.
-    PicturesReached,
+    /// The engine holds no more images.
+    ImagesReached,
     /// Somebody was there when an engine broke, and rides alone.
     SuspectAlone,
 }
@@ -191,12 +191,12 @@ impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NothingToDo => "nothing_to_do",
-            Self::PictureComplete => "picture_complete",
+            Self::ImageComplete => "picture_complete",
             Self::ChosenForStep => "chosen_for_step",
             Self::EveryoneSteps => "everyone_steps",
             Self::PackingPaysNoMore => "packing_pays_no_more",
             Self::MemoryReached => "memory_reached",
-            Self::PicturesReached => "pictures_reached",
+            Self::ImagesReached => "pictures_reached",
             Self::SuspectAlone => "suspect_alone",
         }
     }
@@ -218,7 +218,7 @@ pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
     if let Some(complete) = complete(state, admitted.is_some())
         && (admitted.is_none() || has_time(state, state.costs.finish_seconds(complete.step_work)))
     {
-        return Plan { action: Action::Finish(complete.id), reason: Reason::PictureComplete };
+        return Plan { action: Action::Finish(complete.id), reason: Reason::ImageComplete };
     }
     if may_admit_anybody(state, limits) {
         let everybody = choose_step(state, limits, |_| true);
@@ -250,14 +250,14 @@ fn complete<'a>(state: &PlannerState<'a>, somebody_steps: bool) -> Option<&'a Ca
 fn is_paid(state: &PlannerState<'_>, candidate: &Candidate) -> bool {
     let behind = state.ledger.behind(candidate.owner);
     let mut stepping = state.candidates.iter().filter(|other| other.is_admitted && other.steps_left > 0);
-    state.asides.owed_seconds <= 0.0 || stepping.all(|other| state.ledger.behind(other.owner) <= behind)
+    state.non_step_work.owed_seconds <= 0.0 || stepping.all(|other| state.ledger.behind(other.owner) <= behind)
 }
 
 /// Whether those who are being drawn can wait for something of so many seconds: for one thing at least, and else for as
 /// long as one step of theirs.
 fn has_time(state: &PlannerState<'_>, seconds: f64) -> bool {
     let step_work = state.costs.packed_work();
-    state.asides.count == 0 || state.asides.seconds + seconds <= state.costs.step_seconds(step_work)
+    state.non_step_work.count == 0 || state.non_step_work.seconds + seconds <= state.costs.step_seconds(step_work)
 }
 
 fn may_admit_anybody(state: &PlannerState<'_>, limits: &EngineLimits) -> bool {
@@ -266,17 +266,17 @@ fn may_admit_anybody(state: &PlannerState<'_>, limits: &EngineLimits) -> bool {
     admitted == 0
         || (!state.admissions_blocked
             && !state.others_idle
-            && admitted < limits.pictures_max
+            && admitted < limits.images_max
             && has_time(state, state.costs.admit_seconds()))
 }
 
-/// Whether an owner may have one more picture in the engine: the last place is for those who have none there, so that
-/// nobody fills it with pictures that are begun and wait. Of those who may break the engine, or the process, it holds one
+/// Whether an owner may have one more image in the engine: the last place is for those who have none there, so that
+/// nobody fills it with images that are begun and wait. Of those who may break the engine, or the process, it holds one
 /// at a time: then it is known which it was.
 fn has_place(state: &PlannerState<'_>, limits: &EngineLimits, newcomer: &Candidate) -> bool {
     let admitted = || state.candidates.iter().filter(|candidate| candidate.is_admitted);
     let is_within_share =
-        admitted().count() + 1 < limits.pictures_max || admitted().all(|candidate| candidate.owner != newcomer.owner);
+        admitted().count() + 1 < limits.images_max || admitted().all(|candidate| candidate.owner != newcomer.owner);
     is_within_share && !(newcomer.is_suspect && admitted().any(|candidate| candidate.is_suspect))
 }
 
@@ -303,8 +303,8 @@ fn choose_step<'a>(
             None
         } else if next.is_suspect || step.chosen[0].is_suspect {
             Some(Reason::SuspectAlone)
-        } else if step.chosen.len() >= limits.pictures_max {
-            Some(Reason::PicturesReached)
+        } else if step.chosen.len() >= limits.images_max {
+            Some(Reason::ImagesReached)
         } else if tokens + next.step_tokens > limits.step_tokens_max {
             Some(Reason::MemoryReached)
         } else if work + next.step_work > packed_work {

@@ -1,4 +1,4 @@
-//! Rough pictures of a job that is being drawn, made only for who looks.
+//! Rough images of a job that is being drawn, made only for who looks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

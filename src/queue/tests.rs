@@ -24,7 +24,7 @@ fn spec() -> GenerateSpec {
 /// Steps once for each message, as soon as it is shut; without a sender, as often as it is told to.
 struct Gated {
     gate: Arc<Gate>,
-    pictures: BTreeMap<Slot, GenerateSpec>,
+    images: BTreeMap<Slot, GenerateSpec>,
     slots: u64,
 }
 
@@ -35,17 +35,17 @@ struct Gate {
 
 impl StepEngine for Gated {
     fn limits(&self) -> EngineLimits {
-        EngineLimits { pictures_max: 2, step_tokens_max: 100_000 }
+        EngineLimits { images_max: 2, step_tokens_max: 100_000 }
     }
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         self.slots += 1;
-        self.pictures.insert(Slot(self.slots), spec.clone());
+        self.images.insert(Slot(self.slots), spec.clone());
         Ok(Slot(self.slots))
     }
 
     fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
-        // The warm-up pictures pass.
+        // The warm-up images pass.
         if self.gate.is_shut.load(Ordering::Relaxed) {
             let _ = self.gate.messages.lock().expect("one engine at a time").recv();
         }
@@ -53,13 +53,13 @@ impl StepEngine for Gated {
     }
 
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
-        let spec = self.pictures.remove(&slot).expect("admitted");
+        let spec = self.images.remove(&slot).expect("admitted");
         let bytes = spec.width() as usize * spec.height() as usize * 3;
         Ok(RgbImage::new(spec.width(), spec.height(), vec![1; bytes]).expect("three bytes per pixel"))
     }
 
     fn release(&mut self, slot: Slot) {
-        self.pictures.remove(&slot);
+        self.images.remove(&slot);
     }
 }
 
@@ -83,7 +83,7 @@ impl InParts {
 
 impl StepEngine for InParts {
     fn limits(&self) -> EngineLimits {
-        EngineLimits { pictures_max: 2, step_tokens_max: 100_000 }
+        EngineLimits { images_max: 2, step_tokens_max: 100_000 }
     }
 
     fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
@@ -135,14 +135,14 @@ async fn a_decoding_holds_up_others_for_a_step_at_a_time() {
             ..Default::default()
         };
         let spec = GenerateSpec::new(params, &card).expect("valid");
-        queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec, Terms::default())
+        queue.reserve(KeyId::generate()).expect("a reservation").submit(JobId::generate(), spec, Terms::default())
     };
     let (mut long, mut short) = (submit(40), submit(2));
     for events in [&mut short, &mut long] {
         while next(events).await.is_some_and(|event| !matches!(event, QueueEvent::Finished(_))) {}
     }
     let calls = calls.lock().expect("not poisoned").clone();
-    // The last picture is alone, and is decoded at once.
+    // The last image is alone, and is decoded at once.
     let last_step = calls.iter().rposition(|call| *call == "step").expect("steps");
     assert_eq!(calls[last_step + 1..], ["part"; PARTS as usize]);
     let parts = calls[..last_step].split(|call| *call == "step").map(<[_]>::len);
@@ -156,7 +156,7 @@ struct InOneGo(u64);
 
 impl StepEngine for InOneGo {
     fn limits(&self) -> EngineLimits {
-        EngineLimits { pictures_max: 4, step_tokens_max: 100_000 }
+        EngineLimits { images_max: 4, step_tokens_max: 100_000 }
     }
 
     fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
@@ -193,7 +193,7 @@ async fn who_asks_for_single_steps_takes_no_more_of_the_engine_than_others() {
             ..Default::default()
         };
         let spec = GenerateSpec::new(params, &card).expect("valid");
-        let mut events = queue.reserve(owner).expect("a place").submit(JobId::generate(), spec, Terms::default());
+        let mut events = queue.reserve(owner).expect("a reservation").submit(JobId::generate(), spec, Terms::default());
         while next(&mut events).await.is_some_and(|event| !matches!(event, QueueEvent::Finished(_))) {}
     };
     let (owner, rival) = (KeyId::generate(), KeyId::generate());
@@ -214,9 +214,9 @@ async fn who_asks_for_single_steps_takes_no_more_of_the_engine_than_others() {
             drawn.load(Ordering::Relaxed) - before
         } => theirs,
     };
-    // As many as take the time that the one picture takes. Without a share of the time there would be one for each step.
+    // As many as take the time that the one image takes. Without a share of the time there would be one for each step.
     let fair = (STEPS + PARTS) / (1 + PARTS);
-    assert!(theirs <= 2 * fair + 2, "{theirs} pictures beside one, where {fair} take as long");
+    assert!(theirs <= 2 * fair + 2, "{theirs} images beside one, where {fair} take as long");
     queue.close();
 }
 
@@ -245,7 +245,7 @@ fn gate() -> (Arc<Gate>, mpsc::Sender<()>) {
 }
 
 fn gated_engine(gate: &Arc<Gate>) -> Box<dyn StepEngine> {
-    Box::new(Gated { gate: Arc::clone(gate), pictures: BTreeMap::new(), slots: 0 })
+    Box::new(Gated { gate: Arc::clone(gate), images: BTreeMap::new(), slots: 0 })
 }
 
 async fn gated() -> (Queue, mpsc::Sender<()>) {
@@ -271,10 +271,10 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 }
 
 #[tokio::test]
-async fn a_cancelled_picture_stands_nowhere_while_the_engine_idles() {
+async fn a_cancelled_image_stands_nowhere_while_the_engine_idles() {
     let (queue, steps) = gated().await;
     let id = JobId::generate();
-    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(id, spec(), Terms::default());
+    let mut events = queue.reserve(KeyId::generate()).expect("a reservation").submit(id, spec(), Terms::default());
     assert_eq!(next(&mut events).await, Some(QueueEvent::Started));
     assert!(queue.standing(id).is_some());
     queue.cancel(id, CancelCause::Request);
@@ -301,7 +301,7 @@ fn reluctant(settings: &QueueSettings, failures: u32) -> Queue {
 async fn an_engine_is_built_until_it_stands_and_jobs_wait_for_it() {
     let queue = reluctant(&settings(), 20);
     let mut events =
-        queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), Terms::default());
+        queue.reserve(KeyId::generate()).expect("a reservation").submit(JobId::generate(), spec(), Terms::default());
     let mut state = queue.state();
     let failed = state.wait_for(|state| matches!(state, EngineState::Rebuilding { builds_failed: 5.., .. })).await;
     let EngineState::Rebuilding { cause, .. } = failed.expect("a queue").clone() else { unreachable!() };
@@ -315,7 +315,7 @@ async fn an_engine_is_built_until_it_stands_and_jobs_wait_for_it() {
 async fn jobs_do_not_wait_for_ever_for_an_engine_that_cannot_be_built() {
     let queue = reluctant(&QueueSettings { outage_max: Duration::from_millis(50), ..settings() }, u32::MAX);
     let mut events =
-        queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), Terms::default());
+        queue.reserve(KeyId::generate()).expect("a reservation").submit(JobId::generate(), spec(), Terms::default());
     let Some(QueueEvent::Failed(failure)) = next(&mut events).await else { panic!("it must fail") };
     assert_eq!(failure.code, JobFailure::ENGINE_UNAVAILABLE);
     queue.close();
@@ -325,7 +325,9 @@ async fn jobs_do_not_wait_for_ever_for_an_engine_that_cannot_be_built() {
 async fn a_place_is_held_until_the_listener_is_done() {
     let (queue, steps) = gated().await;
     let mut all: Vec<JobEvents> = (0..4)
-        .map(|_| queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), Terms::default()))
+        .map(|_| {
+            queue.reserve(KeyId::generate()).expect("a reservation").submit(JobId::generate(), spec(), Terms::default())
+        })
         .collect();
     drop(steps);
     for events in &mut all {
@@ -333,7 +335,7 @@ async fn a_place_is_held_until_the_listener_is_done() {
     }
     assert!(queue.reserve(KeyId::generate()).is_err(), "four ends are not yet written down");
     all.pop();
-    until("a place is free", || queue.reserve(KeyId::generate()).is_ok()).await;
+    until("a reservation is free", || queue.reserve(KeyId::generate()).is_ok()).await;
     queue.close();
 }
 
@@ -341,20 +343,21 @@ async fn a_place_is_held_until_the_listener_is_done() {
 async fn nobody_holds_more_places_than_are_left_for_others() {
     let (queue, _steps) = gated().await;
     let (greedy, modest) = (KeyId::generate(), KeyId::generate());
-    let first = queue.reserve(greedy).expect("a place");
-    let second = queue.reserve(greedy).expect("a place");
+    let first = queue.reserve(greedy).expect("a reservation");
+    let second = queue.reserve(greedy).expect("a reservation");
     assert!(matches!(queue.reserve(greedy), Err(ReserveError::Full { .. })));
-    let others = [queue.reserve(modest).expect("a place"), queue.reserve(KeyId::generate()).expect("the last one")];
+    let others =
+        [queue.reserve(modest).expect("a reservation"), queue.reserve(KeyId::generate()).expect("the last one")];
     drop(first);
     let accepted_before = queue.reserve_again(modest).expect("the share was asked for then");
     assert!(queue.reserve_again(greedy).is_err(), "all places are taken");
     drop(others);
-    let again = queue.reserve(greedy).expect("a place");
+    let again = queue.reserve(greedy).expect("a reservation");
     drop((second, accepted_before, again));
     queue.close();
 }
 
-/// How many engines have a picture.
+/// How many engines have an image.
 fn drawing(queue: &Queue) -> usize {
     queue.load().drawing
 }
@@ -370,7 +373,7 @@ async fn two_engines_draw_from_one_line_and_one_that_is_dead_harms_nobody() {
     until("two are ready", || queue.engines() == (2, 3)).await;
     shut.is_shut.store(true, Ordering::Relaxed);
     let submit =
-        || queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), Terms::default());
+        || queue.reserve(KeyId::generate()).expect("a reservation").submit(JobId::generate(), spec(), Terms::default());
     let (mut first, mut second) = (submit(), submit());
     for events in [&mut first, &mut second] {
         assert_eq!(next(events).await, Some(QueueEvent::Started), "one each, before anybody has stepped");
@@ -388,7 +391,8 @@ async fn two_engines_draw_from_one_line_and_one_that_is_dead_harms_nobody() {
 async fn a_deadline_ends_a_job_that_waits_and_one_that_is_drawn() {
     let (queue, steps) = gated().await;
     let terms = Terms { deadline: Some(Instant::now() + Duration::from_millis(100)), ..Terms::default() };
-    let submit = |terms| queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), terms);
+    let submit =
+        |terms| queue.reserve(KeyId::generate()).expect("a reservation").submit(JobId::generate(), spec(), terms);
     let mut drawn = submit(terms);
     assert_eq!(next(&mut drawn).await, Some(QueueEvent::Started));
     let mut waits = submit(terms);
@@ -414,7 +418,7 @@ async fn a_deadline_ends_a_job_that_waits_and_one_that_is_drawn() {
 async fn a_deadline_passes_also_while_there_is_no_engine() {
     let queue = reluctant(&settings(), u32::MAX);
     let terms = Terms { deadline: Some(Instant::now() + Duration::from_millis(20)), ..Terms::default() };
-    let mut events = queue.reserve(KeyId::generate()).expect("a place").submit(JobId::generate(), spec(), terms);
+    let mut events = queue.reserve(KeyId::generate()).expect("a reservation").submit(JobId::generate(), spec(), terms);
     let Some(QueueEvent::Failed(failure)) = next(&mut events).await else { panic!("it must fail") };
     assert_eq!(failure.code, JobFailure::DEADLINE_PASSED);
     queue.close();
@@ -423,17 +427,17 @@ async fn a_deadline_passes_also_while_there_is_no_engine() {
 #[tokio::test]
 async fn a_list_of_jobs_takes_one_forecast_and_one_who_comes_is_in_the_next() {
     let (queue, _steps) = gated().await;
-    let place = || queue.reserve_again(KeyId::generate()).expect("a place");
+    let reservation = || queue.reserve_again(KeyId::generate()).expect("a reservation");
     let first = JobId::generate();
-    let mut events = place().submit(first, spec(), Terms::default());
+    let mut events = reservation().submit(first, spec(), Terms::default());
     assert_eq!(next(&mut events).await, Some(QueueEvent::Started));
     let is_shared = (0..20).any(|_| {
-        let (one, other) = (queue.line.forecast(), queue.line.forecast());
+        let (one, other) = (queue.shared.forecast(), queue.shared.forecast());
         Arc::ptr_eq(&one, &other)
     });
     assert!(is_shared, "worked out anew for each job of a list");
     let second = JobId::generate();
-    let _waiting = place().submit(second, spec(), Terms::default());
+    let _waiting = reservation().submit(second, spec(), Terms::default());
     assert!(queue.standing(first).is_some() && queue.standing(second).is_some());
     queue.cancel(second, CancelCause::Request);
     until("it has left", || queue.standing(second).is_none()).await;

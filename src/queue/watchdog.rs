@@ -8,7 +8,7 @@ use super::cost::CostModel;
 
 /// A call that takes so many times what was expected is thought not to come back.
 const EXPECTED_TIMES_MAX: f64 = 60.0;
-/// So many times in a row an engine is built again without a picture in between: then building it again does not help.
+/// So many times in a row an engine is built again without an image in between: then building it again does not help.
 pub(super) const BUILDS_IN_VAIN_MAX: u32 = 3;
 
 /// Why an engine is thought to draw nothing any more.
@@ -33,7 +33,7 @@ pub enum Stall {
         engine: usize,
     },
     /// It fails, however often it is built again.
-    #[error("engine {engine} was built again {times} times and has finished no picture in between")]
+    #[error("engine {engine} was built again {times} times and has finished no image in between")]
     BuiltInVain {
         /// Which one.
         engine: usize,
@@ -54,15 +54,15 @@ pub(super) enum Call {
 impl Call {
     pub(super) fn words(self) -> &'static str {
         match self {
-            Self::Admit => "taking a picture in",
+            Self::Admit => "taking an image in",
             Self::Step => "a step",
             Self::Preview => "a preview",
-            Self::Decode => "decoding a picture",
+            Self::Decode => "decoding an image",
         }
     }
 
-    /// What it is likely to take an engine that holds pictures whose steps are so much work: of all calls of its kind that
-    /// can be meant, the longest. One that holds none is being built again, and draws its first pictures.
+    /// What it is likely to take an engine that holds images whose steps are so much work: of all calls of its kind that
+    /// can be meant, the longest. One that holds none is being built again, and draws its first images.
     pub(super) fn expected_seconds(self, costs: &CostModel, works: &[f64]) -> f64 {
         if works.is_empty() {
             return costs.admit_seconds().max(costs.warm_up_seconds());

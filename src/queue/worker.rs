@@ -1,7 +1,7 @@
 //! An engine's own thread: builds the engine, does what the planner says, and survives what the engine does.
 //!
 //! Newcomers and cancellations are looked at between any two actions, so a late comer joins the next step and a
-//! cancelled picture is not in it.
+//! cancelled image is not in it.
 
 mod decode;
 mod faults;
@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::cost::WorkScale;
-use super::entry::{Entry, Shown};
+use super::entry::{ActiveJob, Entry};
 use super::event::{JobFailure, QueueEvent};
 use super::guarded::GuardedEngine;
 use super::ledger::Share;
-use super::line::{Line, News};
-use super::planner::{Action, Asides, PlannerState, Reason, plan};
+use super::planner::{Action, NonStepWork, PlannerState, Reason, plan};
+use super::shared::{SharedQueue, Updates};
 use super::{CancelCause, EngineFactory, EngineState, QueueSettings};
 use crate::domain::engine::{EngineError, Slot};
 use crate::domain::ids::JobId;
@@ -49,26 +49,26 @@ struct Drawing {
 }
 
 pub(super) struct Worker {
-    line: Arc<Line>,
+    shared: Arc<SharedQueue>,
     engine: usize,
     settings: QueueSettings,
     drawings: HashMap<JobId, Drawing>,
     /// As in `drawings`, in order of admission.
-    admitted: Vec<Shown>,
-    asides: Asides,
+    admitted: Vec<ActiveJob>,
+    non_step_work: NonStepWork,
     admissions_blocked: bool,
     scale: WorkScale,
 }
 
 impl Worker {
-    pub(super) fn new(line: Arc<Line>, engine: usize, settings: QueueSettings) -> Self {
+    pub(super) fn new(shared: Arc<SharedQueue>, engine: usize, settings: QueueSettings) -> Self {
         Self {
-            line,
+            shared,
             engine,
             settings,
             drawings: HashMap::new(),
             admitted: Vec::new(),
-            asides: Asides::default(),
+            non_step_work: NonStepWork::default(),
             admissions_blocked: false,
             scale: WorkScale { attention_balance_tokens: usize::MAX },
         }
@@ -83,7 +83,7 @@ impl Worker {
             let broken = match self.build(factory) {
                 Ok(engine) => {
                     (builds_failed, delay) = (0, self.settings.rebuild_delay);
-                    self.line.set_state(self.engine, EngineState::Ready);
+                    self.shared.set_state(self.engine, EngineState::Ready);
                     let Err(broken) = self.serve(engine) else { break };
                     broken
                 }
@@ -94,7 +94,7 @@ impl Worker {
             };
             let Broken { cause, at } = broken;
             tracing::error!(%model, engine = self.engine, cause, builds_failed, "the engine failed and is built again");
-            self.line.set_state(self.engine, EngineState::Rebuilding { cause, builds_failed });
+            self.shared.set_state(self.engine, EngineState::Rebuilding { cause, builds_failed });
             self.let_all_go(&at);
             metrics::engine_rebuilt(model.as_str());
             if !self.wait_out(delay) {
@@ -109,12 +109,12 @@ impl Worker {
     fn wait_out(&self, delay: Duration) -> bool {
         let until = Instant::now() + delay;
         loop {
-            self.line.end_late();
-            if self.line.down_for() >= self.settings.outage_max {
-                self.line.fail_waiting();
+            self.shared.end_late();
+            if self.shared.down_for() >= self.settings.outage_max {
+                self.shared.fail_waiting();
             }
             let left = until.saturating_duration_since(Instant::now());
-            if !self.line.sleep(left.min(DEADLINE_CHECK_INTERVAL)) {
+            if !self.shared.sleep(left.min(DEADLINE_CHECK_INTERVAL)) {
                 return false;
             }
             if left <= DEADLINE_CHECK_INTERVAL {
@@ -126,10 +126,10 @@ impl Worker {
     /// Builds an engine and has it draw: only an engine that has drawn is ready, and what it took is known by then.
     fn build(&mut self, factory: &EngineFactory) -> Result<GuardedEngine, Broken> {
         let started = Instant::now();
-        let mut engine = GuardedEngine::build(factory, self.line.watch(self.engine))?;
+        let mut engine = GuardedEngine::build(factory, self.shared.watch(self.engine))?;
         self.scale = WorkScale { attention_balance_tokens: engine.attention_balance_tokens()? };
         let costs = warm_up::draw(&mut engine, &self.settings.warm_up, self.scale)?;
-        self.line.set_costs(self.engine, costs, self.scale);
+        self.shared.set_costs(self.engine, costs, self.scale);
         tracing::info!(
             model = %self.settings.model,
             engine = self.engine,
@@ -150,14 +150,14 @@ impl Worker {
                 candidates: &news.candidates,
                 ledger: &news.ledger,
                 costs: &news.costs,
-                asides: self.asides,
+                non_step_work: self.non_step_work,
                 admissions_blocked: self.admissions_blocked,
                 others_idle: news.others_idle,
             };
             let plan = plan(&state, &engine.limits()?);
             tracing::trace!(?plan, "planned");
             match plan.action {
-                Action::Idle => self.line.wait_for_work(self.engine),
+                Action::Idle => self.shared.wait_for_work(self.engine),
                 Action::Admit(id) => self.admit(&mut engine, id)?,
                 Action::Step(ids) => self.step(&mut engine, ids, plan.reason)?,
                 Action::Finish(id) => self.finish(&mut engine, id, patience(&state))?,
@@ -165,10 +165,10 @@ impl Worker {
         }
     }
 
-    /// Lets go of pictures that are cancelled or late, then takes the news. `None`: the queue is closed.
-    fn catch_up(&mut self, engine: &mut GuardedEngine) -> Result<Option<News>, Broken> {
+    /// Lets go of images that are cancelled or late, then takes the news. `None`: the queue is closed.
+    fn catch_up(&mut self, engine: &mut GuardedEngine) -> Result<Option<Updates>, Broken> {
         let now = Instant::now();
-        let is_late = |shown: &&Shown| shown.terms.deadline.is_some_and(|deadline| deadline <= now);
+        let is_late = |shown: &&ActiveJob| shown.terms.deadline.is_some_and(|deadline| deadline <= now);
         let late: Vec<JobId> = self.admitted.iter().filter(is_late).map(|shown| shown.id).collect();
         for drawing in late.into_iter().filter_map(|id| self.leave(id)).collect::<Vec<_>>() {
             drawing.entry.end_late();
@@ -177,10 +177,10 @@ impl Worker {
         loop {
             // Before the news: who has left must not be planned with, and before a sleep nobody else would come by to
             // strike them out.
-            self.line.show(self.engine, &self.admitted);
-            let news = self.line.take_news(self.engine);
+            self.shared.show(self.engine, &self.admitted);
+            let news = self.shared.take_news(self.engine);
             if news.cancels.is_empty() {
-                self.line.count(self.settings.model.as_str());
+                self.shared.count(self.settings.model.as_str());
                 return Ok((!news.closed).then_some(news));
             }
             for (id, cause) in news.cancels {
@@ -196,17 +196,17 @@ impl Worker {
             engine.release(drawing.slot)?;
         } else {
             // Put back into the line between the wish and now.
-            self.line.cancel(id, cause);
+            self.shared.cancel(id, cause);
         }
         Ok(())
     }
 
     fn admit(&mut self, engine: &mut GuardedEngine, id: JobId) -> Result<(), Broken> {
         let tokens_max = engine.limits()?.step_tokens_max;
-        let Some(entry) = self.line.take(self.engine, id) else {
+        let Some(entry) = self.shared.take(self.engine, id) else {
             return Ok(());
         };
-        let shown = Shown::new(&entry, self.scale);
+        let shown = ActiveJob::new(&entry, self.scale);
         if shown.step_tokens > tokens_max {
             let reason = format!("it takes {} tokens per step, and this device holds {tokens_max}", shown.step_tokens);
             entry.fail(JobFailure::OUT_OF_MEMORY, reason);
@@ -218,7 +218,7 @@ impl Worker {
         metrics::admitted(self.settings.model.as_str(), entry.arrived.elapsed(), took);
         match admitted {
             Ok(slot) => {
-                self.line.update_costs(self.engine, |costs| costs.note_admission(took));
+                self.shared.update_costs(self.engine, |costs| costs.note_admission(took));
                 entry.events.worked(took);
                 entry.events.started();
                 tracing::debug!(parent: &entry.span, engine = self.engine, "admitted");
@@ -227,7 +227,7 @@ impl Worker {
             }
             Err(EngineError::OutOfMemory(_)) if !self.drawings.is_empty() => {
                 self.admissions_blocked = true;
-                self.line.put_back(entry);
+                self.shared.put_back(entry);
             }
             Err(EngineError::Fatal(cause)) => {
                 // The only one it was at.
@@ -240,15 +240,15 @@ impl Worker {
     }
 
     /// What is no step takes time of the engine as well, so it counts for the owner like one.
-    fn note_aside(&mut self, started: Instant, shown: &Shown) -> Duration {
+    fn note_aside(&mut self, started: Instant, shown: &ActiveJob) -> Duration {
         let took = started.elapsed();
-        self.asides.note(took.as_secs_f64());
+        self.non_step_work.note(took.as_secs_f64());
         let (owner, weight) = (shown.owner, shown.terms.owner_priority.weight());
-        self.line.note_time(self.engine, &[Share { owner, weight, part: 1.0 }], took);
+        self.shared.note_time(self.engine, &[Share { owner, weight, part: 1.0 }], took);
         took
     }
 
-    /// One step of `ids`. Where the engine refuses the set, the first half of it, down to one picture; the others are
+    /// One step of `ids`. Where the engine refuses the set, the first half of it, down to one image; the others are
     /// next.
     fn step(&mut self, engine: &mut GuardedEngine, mut ids: Vec<JobId>, reason: Reason) -> Result<(), Broken> {
         metrics::step_planned(self.settings.model.as_str(), reason.as_str(), ids.len());
@@ -266,7 +266,7 @@ impl Worker {
                 }
                 Err(EngineError::Fatal(cause)) => return Err(Broken { cause, at: ids }),
                 Err(error) if ids.len() > 1 => {
-                    tracing::warn!(parent: &span, %error, pictures = ids.len(), "the step is tried again with half its pictures");
+                    tracing::warn!(parent: &span, %error, images = ids.len(), "the step is tried again with half its images");
                     ids.truncate(ids.len() / 2);
                 }
                 Err(EngineError::OutOfMemory(_)) if self.drawings.len() > 1 => return self.make_room(engine, ids[0]),
@@ -281,7 +281,7 @@ impl Worker {
         }
     }
 
-    /// Rough pictures for those who look. One that cannot be made is no reason to stop.
+    /// Rough images for those who look. One that cannot be made is no reason to stop.
     fn show_previews(&self, engine: &mut GuardedEngine, ids: &[JobId]) -> Result<(), Broken> {
         for Drawing { entry, slot, .. } in ids.iter().filter_map(|id| self.drawings.get(id)) {
             if !entry.events.previews.take_wish() {
@@ -313,13 +313,13 @@ impl Worker {
         for shown in self.admitted.iter().filter(|shown| ids.contains(&shown.id)) {
             self.drawings[&shown.id].entry.events.worked(took.mul_f64(shown.step_work / work.max(1.0)));
         }
-        self.asides.note_step(took.as_secs_f64());
-        self.line.update_costs(self.engine, |costs| costs.note_step(work, took));
-        self.line.note_time(self.engine, &served, took);
+        self.non_step_work.note_step(took.as_secs_f64());
+        self.shared.update_costs(self.engine, |costs| costs.note_step(work, took));
+        self.shared.note_time(self.engine, &served, took);
         metrics::step_done(self.settings.model.as_str(), tokens, took);
     }
 
-    /// Forgets a picture. Somebody has left, so others may come.
+    /// Forgets an image. Somebody has left, so others may come.
     fn leave(&mut self, id: JobId) -> Option<Drawing> {
         self.admitted.retain(|shown| shown.id != id);
         self.admissions_blocked = false;
@@ -331,8 +331,8 @@ impl Drop for Worker {
     /// Also when this thread panics, which is a mistake of ours: nobody shall wait for a thread that is gone.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.line.set_state(self.engine, EngineState::Gone);
+            self.shared.set_state(self.engine, EngineState::Gone);
         }
-        self.line.abandon(self.engine);
+        self.shared.abandon(self.engine);
     }
 }

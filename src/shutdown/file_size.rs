@@ -5,7 +5,7 @@
 const SIGXFSZ: i32 = 25;
 
 /// From now on a write beyond the limit on a file's size fails, as one to a full disk does, where it would have ended the
-/// process: database and pictures are made for failures.
+/// process: database and images are made for failures.
 ///
 /// # Panics
 /// Outside a tokio runtime.

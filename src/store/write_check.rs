@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::StoreError;
 
-/// About what a job takes that starts from a small picture.
+/// About what a job takes that starts from a small image.
 const CONTENT_BYTES: usize = 64 * 1024;
 /// Another process that checks at the same moment may write over what is looked for.
 const TRIES: u32 = 3;

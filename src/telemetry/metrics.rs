@@ -18,12 +18,12 @@ const GOOD_JOBS: &str = "fluxserve_jobs_in_time_total";
 const PIXEL_STEPS: &str = "fluxserve_pixel_steps_total";
 const QUEUE_DEPTH: &str = "fluxserve_queue_depth_jobs";
 const QUEUE_SECONDS: &str = "fluxserve_queue_wait_seconds";
-const PICTURES: &str = "fluxserve_engine_pictures";
+const IMAGES: &str = "fluxserve_engine_pictures";
 const ADMIT_SECONDS: &str = "fluxserve_admit_duration_seconds";
 const FINISH_SECONDS: &str = "fluxserve_finish_duration_seconds";
 const STEP_SECONDS: &str = "fluxserve_step_duration_seconds";
 const STEP_TOKENS: &str = "fluxserve_step_tokens";
-const STEP_PICTURES: &str = "fluxserve_step_pictures";
+const STEP_IMAGES: &str = "fluxserve_step_pictures";
 const STEP_STOPS: &str = "fluxserve_step_stops_total";
 const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
 const LOG_LINES_DROPPED: &str = "fluxserve_log_lines_dropped_total";
@@ -64,16 +64,16 @@ pub const METRICS: [Metric; 18] = [
     metric(JOB_SECONDS, Kind::Histogram, &["status"], "Time from a job's acceptance to its end"),
     metric(JOBS_CANCELED, Kind::Counter, &["cause"], "Jobs that were not drawn to their end"),
     metric(GOOD_JOBS, Kind::Counter, &[], "Jobs that succeeded, before their deadline where they had one"),
-    metric(PIXEL_STEPS, Kind::Counter, &["model"], "What finished pictures cost a key's day: pixels times steps"),
+    metric(PIXEL_STEPS, Kind::Counter, &["model"], "What finished images cost a key's day: pixels times steps"),
     metric(QUEUE_DEPTH, Kind::Gauge, &["model", "priority"], "Jobs waiting for the engine"),
     metric(QUEUE_SECONDS, Kind::Histogram, &["model"], "Time from a job's acceptance to its admission by an engine"),
-    metric(PICTURES, Kind::Gauge, &["model"], "Pictures admitted by the engines"),
+    metric(IMAGES, Kind::Gauge, &["model"], "Images admitted by the engines"),
     metric(ADMIT_SECONDS, Kind::Histogram, &["model"], "Time to encode a prompt and draw the noise"),
-    metric(FINISH_SECONDS, Kind::Histogram, &["model"], "Time to decode a picture"),
-    metric(STEP_SECONDS, Kind::Histogram, &["model"], "Time of one denoising step of all pictures that share it"),
+    metric(FINISH_SECONDS, Kind::Histogram, &["model"], "Time to decode an image"),
+    metric(STEP_SECONDS, Kind::Histogram, &["model"], "Time of one denoising step of all images that share it"),
     metric(STEP_TOKENS, Kind::Histogram, &["model"], "Tokens that went through the model in one step"),
-    metric(STEP_PICTURES, Kind::Histogram, &["model"], "Pictures that shared one step"),
-    metric(STEP_STOPS, Kind::Counter, &["model", "reason"], "Steps, by why no further picture was put into them"),
+    metric(STEP_IMAGES, Kind::Histogram, &["model"], "Images that shared one step"),
+    metric(STEP_STOPS, Kind::Counter, &["model", "reason"], "Steps, by why no further image was put into them"),
     metric(ENGINE_REBUILDS, Kind::Counter, &["model"], "Times an engine was thrown away and built again"),
     metric(
         LOG_LINES_DROPPED,
@@ -89,7 +89,7 @@ const TOKEN_BUCKETS: [f64; 9] = [256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 1
 /// How often histograms are folded while nobody scrapes; without it they would grow.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-const PICTURE_BUCKETS: [f64; 7] = [1.0, 2.0, 3.0, 4.0, 8.0, 16.0, 32.0];
+const IMAGE_BUCKETS: [f64; 7] = [1.0, 2.0, 3.0, 4.0, 8.0, 16.0, 32.0];
 
 static INSTALLED: OnceLock<Option<MetricsHandle>> = OnceLock::new();
 
@@ -114,7 +114,7 @@ fn builder() -> PrometheusBuilder {
     PrometheusBuilder::new()
         .set_buckets(&SECONDS_BUCKETS)
         .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(STEP_TOKENS.into()), &TOKEN_BUCKETS))
-        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(STEP_PICTURES.into()), &PICTURE_BUCKETS))
+        .and_then(|builder| builder.set_buckets_for_metric(Matcher::Full(STEP_IMAGES.into()), &IMAGE_BUCKETS))
         .expect("the bucket lists are not empty")
 }
 
@@ -181,12 +181,12 @@ pub struct Waiting {
     pub high: usize,
 }
 
-/// How many jobs wait and how many pictures are in the engines now.
+/// How many jobs wait and how many images are in the engines now.
 pub fn queue_depth(model: &str, waiting: Waiting, admitted: usize) {
     for (priority, jobs) in [("low", waiting.low), ("normal", waiting.normal), ("high", waiting.high)] {
         gauge!(QUEUE_DEPTH, "model" => model.to_owned(), "priority" => priority).set(jobs as f64);
     }
-    gauge!(PICTURES, "model" => model.to_owned()).set(admitted as f64);
+    gauge!(IMAGES, "model" => model.to_owned()).set(admitted as f64);
 }
 
 /// An engine took a job in, after `waited`.
@@ -195,16 +195,16 @@ pub fn admitted(model: &str, waited: Duration, took: Duration) {
     histogram!(ADMIT_SECONDS, "model" => model.to_owned()).record(took.as_secs_f64());
 }
 
-/// An engine decoded a picture.
+/// An engine decoded an image.
 pub fn finished(model: &str, pixel_steps: u64, took: Duration) {
     counter!(PIXEL_STEPS, "model" => model.to_owned()).increment(pixel_steps);
     histogram!(FINISH_SECONDS, "model" => model.to_owned()).record(took.as_secs_f64());
 }
 
-/// So many pictures are to share a step, and `stop`, one of a few fixed words, is why there are not more.
-pub fn step_planned(model: &str, stop: &'static str, pictures: usize) {
+/// So many images are to share a step, and `stop`, one of a few fixed words, is why there are not more.
+pub fn step_planned(model: &str, stop: &'static str, images: usize) {
     counter!(STEP_STOPS, "model" => model.to_owned(), "reason" => stop).increment(1);
-    histogram!(STEP_PICTURES, "model" => model.to_owned()).record(pictures as f64);
+    histogram!(STEP_IMAGES, "model" => model.to_owned()).record(images as f64);
 }
 
 /// The engine did one step.

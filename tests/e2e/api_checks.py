@@ -2,7 +2,7 @@
 
 import schemathesis
 
-# Has no other answer where a picture is asked for that takes longer than anyone may wait.
+# Has no other answer where an image is asked for that takes longer than anyone may wait.
 WAITS = "/v1/images/generations"
 
 

@@ -4,7 +4,7 @@
     scripts/console-test.sh [PROGRAM]
 
 installs what this needs and runs it. Written in steps, each of which says what a person would do. axe looks at every page
-and window for what would shut people out; --screenshots DIR keeps a picture of each.
+and window for what would shut people out; --screenshots DIR keeps an image of each.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from playwright.sync_api import expect, sync_playwright
 
 PASSWORD = "the password of this test"
 MODEL = "fluxserve/flux-shapes"
-START_IMAGE = Path(__file__).parent.parent / "reference/cases/b_96x64.0.png"
+INPUT_IMAGE = Path(__file__).parent.parent / "reference/cases/b_96x64.0.png"
 START_SECONDS_MAX = 120
 PATIENCE_MILLISECONDS = 20_000
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
@@ -200,7 +200,7 @@ def life_of_a_key(visitor, worker):
     assert worker.ask(second) == 401 and worker.ask(third) == 200
     assert worker.ask(first) == 401, "a value can be replaced once only"
 
-    step("its scope is edited: no more pictures")
+    step("its scope is edited: no more images")
     page.reload()
     page.get_by_role("button", name="Edit web shop").click()
     page.get_by_label("Kubernetes exec", exact=True).check()
@@ -239,11 +239,11 @@ def playground(visitor):
     page.get_by_test_id("result").wait_for()
     expect(page.get_by_test_id("seed")).to_have_text("7")
     visitor.look("playground-done")
-    step("the next one starts from a picture, in its size")
-    page.get_by_text("Start from a picture").click()
+    step("the next one starts from an image, in its size")
+    page.get_by_text("Start from an image").click()
     expect(page.get_by_text("How far to go away from it")).to_be_hidden()
-    page.locator("#start-image").set_input_files(START_IMAGE)
-    page.locator("img.start-image").wait_for()
+    page.locator("#input-image").set_input_files(INPUT_IMAGE)
+    page.locator("img.input-image").wait_for()
     expect(page.get_by_label("Width", exact=True)).to_have_value("")
     page.get_by_label("How far to go away from it").fill("0.5")
     visitor.look("playground-image")
@@ -252,16 +252,16 @@ def playground(visitor):
     expect(page.locator(".facts")).to_contain_text("64 × 96 px")
     page.get_by_text("The same with curl").click()
     expect(page.get_by_test_id("playground-curl")).to_contain_text("base64 < start.png")
-    step("what is no picture is told of at its field")
-    page.locator("#start-image").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"none"})
+    step("what is no image is told of at its field")
+    page.locator("#input-image").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"none"})
     page.get_by_role("button", name="Draw", exact=True).click()
     expect(page.get_by_text("Is not a PNG, JPEG or WebP file")).to_be_visible()
     page.get_by_role("button", name="Take it away").click()
-    expect(page.locator("img.start-image")).to_be_hidden()
-    step("the job stands in the list, with its picture")
+    expect(page.locator("img.input-image")).to_be_hidden()
+    step("the job stands in the list, with its image")
     visitor.go("jobs")
     page.get_by_test_id("job-row").first.get_by_role("button").first.click()
-    page.locator(".job-picture img").wait_for()
+    page.locator(".job-image img").wait_for()
     visitor.look("job")
     page.keyboard.press("Escape")
 

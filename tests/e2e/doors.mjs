@@ -32,8 +32,8 @@ for (let round = 0; round < ROUNDS; round += 1) {
   assert.equal(await status("/v1/session", { headers: { "content-type": "text/plain" } }), 415);
 }
 
-const picture = new File([BODY], "picture.png", { type: "image/png" });
-const edit = (client) => client.images.edit({ model: "fluxserve/flux-shapes", prompt: "a red circle", image: picture });
+const image = new File([BODY], "image.png", { type: "image/png" });
+const edit = (client) => client.images.edit({ model: "fluxserve/flux-shapes", prompt: "a red circle", image: image });
 const refused = (call, kind) => assert.rejects(call, (error) => error.constructor === kind && !!error.requestID);
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 });
 await refused(edit(client), OpenAI.NotFoundError);

@@ -116,10 +116,10 @@ def raw(port, key):
 
 
 def python_client(url, key):
-    picture = ("picture.png", io.BytesIO(b"x" * BODY_BYTES), "image/png")
+    image = ("image.png", io.BytesIO(b"x" * BODY_BYTES), "image/png")
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
     try:
-        client.images.edit(model="fluxserve/flux-shapes", prompt="a red circle", image=picture)
+        client.images.edit(model="fluxserve/flux-shapes", prompt="a red circle", image=image)
         raise AssertionError("there is no such route")
     except openai.NotFoundError as error:
         assert error.request_id, "an error without a request id"

@@ -15,9 +15,9 @@ const PROMPT = "a red circle on a blue background";
 const { FLUXSERVE_TEST_URL: baseURL, FLUXSERVE_TEST_KEY: apiKey, FLUXSERVE_TEST_LIMITED_KEY: limitedKey } = process.env;
 
 /** Width and height, as the head of a PNG says. */
-function pngSize(picture) {
-  assert.equal(picture.subarray(0, 8).toString("hex"), "89504e470d0a1a0a");
-  return [picture.readUInt32BE(16), picture.readUInt32BE(20)];
+function pngSize(image) {
+  assert.equal(image.subarray(0, 8).toString("hex"), "89504e470d0a1a0a");
+  return [image.readUInt32BE(16), image.readUInt32BE(20)];
 }
 
 /** The error of a call that has to fail. */
@@ -44,8 +44,8 @@ assert.deepEqual([answer.size, answer.output_format], ["128x128", "png"]);
 answer = await draw(client, { n: 2, size: "64x96", response_format: "url", seed: 7, steps: 4 });
 assert.deepEqual(answer.data.map((image) => image.seed), [7, 8]);
 for (const image of answer.data) {
-  const picture = await fetch(image.url);
-  assert.deepEqual(pngSize(Buffer.from(await picture.arrayBuffer())), [64, 96]);
+  const image = await fetch(image.url);
+  assert.deepEqual(pngSize(Buffer.from(await image.arrayBuffer())), [64, 96]);
 }
 
 const models = [];

@@ -25,10 +25,10 @@ LIMITED_KEY = os.environ["FLUXSERVE_TEST_LIMITED_KEY"]
 PROMPT = "a red circle on a blue background"
 
 
-def png_size(picture):
+def png_size(image):
     """Width and height, as the head of a PNG says."""
-    assert picture[:8] == b"\x89PNG\r\n\x1a\n", picture[:16]
-    return struct.unpack(">II", picture[16:24])
+    assert image[:8] == b"\x89PNG\r\n\x1a\n", image[:16]
+    return struct.unpack(">II", image[16:24])
 
 
 def refused(kind, call):
@@ -56,8 +56,8 @@ def main():
     answer = draw(client, n=2, size="64x96", response_format="url", extra_body={"seed": 7, "steps": 4})
     assert [image.seed for image in answer.data] == [7, 8]
     for image in answer.data:
-        with urllib.request.urlopen(image.url, timeout=60) as picture:
-            assert png_size(picture.read()) == (64, 96)
+        with urllib.request.urlopen(image.url, timeout=60) as image:
+            assert png_size(image.read()) == (64, 96)
 
     models = list(client.models.list())
     assert [model.id for model in models] == [MODEL], models

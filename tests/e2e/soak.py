@@ -2,7 +2,7 @@
 
     python3 tests/e2e/soak.py PROGRAM [--minutes 20] [--seed N]
 
-Pictures that are waited for, polled and watched, cancelled, asked for by clients that hang up and with keys that do not
+Images that are waited for, polled and watched, cancelled, asked for by clients that hang up and with keys that do not
 work. Needs nothing but Python. Ends with 1 when anything was not as promised.
 """
 
@@ -165,8 +165,8 @@ def soak(program, folder, minutes, numbers):
     check(running <= at_start[2] + SLACK, "threads end")
     check(worker.stop() == 0, "ends with 0 when told to stop")
     rows, files, starts = rows_and_files(folder)
-    check(rows == files, f"each picture has its row and its file: {len(rows)} rows, {len(files)} files")
-    check(starts == 0, "no picture to start from is left over")
+    check(rows == files, f"each image has its row and its file: {len(rows)} rows, {len(files)} files")
+    check(starts == 0, "no input image is left over")
 
 
 def main():

@@ -1,4 +1,4 @@
-//! The same from the command line: one command from nothing to a picture, and what the others say of a model that came
+//! The same from the command line: one command from nothing to an image, and what the others say of a model that came
 //! from a hub.
 
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -96,8 +96,8 @@ fn one_command_fetches_compares_serves_and_draws() {
     let request = ureq::post(format!("{url}/v1/inference/image")).header("content-type", "application/json");
     let request = request.header("x-api-key", &key).header("accept", "image/png");
     let mut answer = request.send(body.to_string()).expect("an answer");
-    let picture = answer.body_mut().read_to_vec().expect("a body");
-    assert!(picture.starts_with(b"\x89PNG"), "{} bytes", picture.len());
+    let image = answer.body_mut().read_to_vec().expect("a body");
+    assert!(image.starts_with(b"\x89PNG"), "{} bytes", image.len());
     drop(server);
     // The next start needs no hub.
     machine.hub.forget();

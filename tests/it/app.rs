@@ -49,7 +49,7 @@ pub(crate) struct Options {
     pub(crate) results_bytes_max: u64,
     pub(crate) storage_patience: Duration,
     pub(crate) ended_jobs_per_owner_max: u32,
-    pub(crate) start_images_bytes_max: u64,
+    pub(crate) input_images_bytes_max: u64,
     pub(crate) writes_provenance: bool,
     pub(crate) http: HttpSettings,
     pub(crate) control: EngineControl,
@@ -75,7 +75,7 @@ impl Default for Options {
             results_bytes_max: u64::MAX,
             storage_patience: PATIENCE,
             ended_jobs_per_owner_max: 100,
-            start_images_bytes_max: 1024 * 1024,
+            input_images_bytes_max: 1024 * 1024,
             writes_provenance: true,
             http,
             control: EngineControl::default(),
@@ -318,7 +318,7 @@ impl TestApp {
         cookie.to_owned()
     }
 
-    /// Submits a picture and gives its job's id.
+    /// Submits an image and gives its job's id.
     pub(crate) async fn submit(&self, body: &Value) -> String {
         let answer = self.post(body).await;
         assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
@@ -355,7 +355,7 @@ fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
         results_retention: Duration::from_hours(24),
         results_bytes_max: options.results_bytes_max,
         ended_jobs_per_owner_max: options.ended_jobs_per_owner_max,
-        start_images_bytes_max: options.start_images_bytes_max,
+        input_images_bytes_max: options.input_images_bytes_max,
         writes_provenance: options.writes_provenance,
         sweep_interval: Duration::from_hours(1),
     }
@@ -450,8 +450,8 @@ pub(crate) fn managing(cookie: &str, method: &str, path: &str, body: Option<&Val
     request
 }
 
-/// A small picture that is drawn at once.
-pub(crate) fn picture(seed: u64) -> Value {
+/// A small image that is drawn at once.
+pub(crate) fn image(seed: u64) -> Value {
     json!({ "model": MODEL, "prompt": "a fox", "width": 64, "height": 64, "steps": 2, "seed": seed })
 }
 
@@ -536,8 +536,8 @@ impl Answer {
     }
 }
 
-/// The decoded pixels of an encoded picture: its size, and the colour of the first pixel.
+/// The decoded pixels of an encoded image: its size, and the colour of the first pixel.
 pub(crate) fn decoded(bytes: &[u8]) -> (u32, u32, [u8; 3]) {
-    let picture = image::load_from_memory(bytes).expect("a picture").to_rgb8();
-    (picture.width(), picture.height(), picture.get_pixel(0, 0).0)
+    let image = image::load_from_memory(bytes).expect("an image").to_rgb8();
+    (image.width(), image.height(), image.get_pixel(0, 0).0)
 }

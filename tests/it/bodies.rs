@@ -9,7 +9,7 @@ use futures_util::{StreamExt, stream};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use crate::app::{Answer, MODEL, Options, PASSWORD, TestApp, managing, picture, request};
+use crate::app::{Answer, MODEL, Options, PASSWORD, TestApp, image, managing, request};
 use crate::kubernetes::Site;
 use crate::management::Administrator;
 
@@ -75,7 +75,7 @@ async fn a_key_that_loses_its_right_while_its_body_arrives_draws_nothing() {
     let app = TestApp::with(patient()).await;
     let administrator = Administrator::of(&app).await;
     let generations = json!({ "prompt": "a fox", "model": MODEL, "size": "64x64", "steps": 2 });
-    for (path, body) in [("/v1/inference/image", picture(1)), ("/v1/images/generations", generations)] {
+    for (path, body) in [("/v1/inference/image", image(1)), ("/v1/images/generations", generations)] {
         let key = json!({ "name": "test", "scope": { "inference": true } });
         let (revoked, value) = made(&administrator, key.clone()).await;
         let answer = meanwhile(&app, path, &value, &body, async {
@@ -94,7 +94,7 @@ async fn a_key_that_loses_its_right_while_its_body_arrives_draws_nothing() {
             let limits = json!({ "limits": { "megapixel_steps_per_day": 1, "concurrent_jobs": 1 } });
             assert_eq!(administrator.ask("PATCH", &limited, Some(limits)).await.status, StatusCode::OK);
             app.control.hold();
-            app.send(request("POST", "/v1/inference/image", Some(&value), Some(&picture(9)))).await;
+            app.send(request("POST", "/v1/inference/image", Some(&value), Some(&image(9)))).await;
         });
         assert_eq!(answer.await.status, StatusCode::TOO_MANY_REQUESTS, "{path}: of lower limits");
         app.control.release();
@@ -140,7 +140,7 @@ async fn nothing_is_done_for_who_is_signed_out_while_the_body_arrives() {
         ("post", "/v1/api-keys/{key_id}/rotate", json!({ "grace_seconds": 60 })),
         ("post", "/v1/kubernetes/namespaces", json!({ "name": "team-b" })),
         ("patch", "/v1/kubernetes/namespaces/{namespace_id}", named),
-        ("post", "/v1/playground/image", picture(1)),
+        ("post", "/v1/playground/image", image(1)),
     ];
     let routes: BTreeSet<_> = cases.iter().map(|(method, path, _)| (*method, *path)).collect();
     let document = app.get("/openapi.json").await.json();
@@ -192,7 +192,7 @@ async fn large_bodies_on_their_way_are_bounded_for_each_key_and_in_all() {
     options.http.body_bytes_max = 1024 * 1024;
     (options.http.bodies_bytes_max, options.http.key_bodies_bytes_max) = (1_500_000, 1_000_000);
     let app = TestApp::with(options).await;
-    let text = format!("{}{}", picture(1), " ".repeat(600_000));
+    let text = format!("{}{}", image(1), " ".repeat(600_000));
     let ask = |key: &str, body: Body| {
         let asked = Request::post("/v1/inference/image").header("host", "worker.test").header("x-api-key", key);
         let asked = asked.header("content-type", "application/json").header("content-length", text.len());
@@ -211,7 +211,7 @@ async fn large_bodies_on_their_way_are_bounded_for_each_key_and_in_all() {
                 assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
                 assert_ne!(refused.header("retry-after"), "");
             }
-            app.submit(&picture(2)).await;
+            app.submit(&image(2)).await;
             mine.tell.send(()).expect("still read");
             others.tell.send(()).expect("still read");
         });
@@ -258,13 +258,13 @@ async fn a_body_of_very_many_values_is_not_taken_apart() {
 async fn an_encoded_body_is_refused_as_such() {
     let app = TestApp::start().await;
     for encoding in ["gzip", "br", "identity, gzip", "DEFLATE", "x"] {
-        let answer = app.post_with(&picture(1), &[("content-encoding", encoding)]).await;
+        let answer = app.post_with(&image(1), &[("content-encoding", encoding)]).await;
         assert_eq!(answer.status, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{encoding}");
         assert_eq!(answer.code(), "unsupported_media_type");
         assert!(answer.text().contains("Content-Encoding"), "{}", answer.text());
     }
     for encoding in ["identity", "Identity", ""] {
-        let answer = app.post_with(&picture(1), &[("content-encoding", encoding)]).await;
+        let answer = app.post_with(&image(1), &[("content-encoding", encoding)]).await;
         assert_eq!(answer.status, StatusCode::ACCEPTED, "{encoding:?}");
     }
 }
@@ -273,10 +273,10 @@ async fn an_encoded_body_is_refused_as_such() {
 async fn a_byte_order_mark_is_passed_over() {
     let app = TestApp::start().await;
     let mut asked = app.post_request(&json!({}), &[]);
-    *asked.body_mut() = Body::from(format!("\u{feff}{}", picture(1)));
+    *asked.body_mut() = Body::from(format!("\u{feff}{}", image(1)));
     assert_eq!(app.send(asked).await.status, StatusCode::ACCEPTED);
     let mut asked = app.post_request(&json!({}), &[]);
-    *asked.body_mut() = Body::from(format!("\u{feff}\u{feff}{}", picture(1)));
+    *asked.body_mut() = Body::from(format!("\u{feff}\u{feff}{}", image(1)));
     assert_eq!(app.send(asked).await.code(), "malformed_json", "one is enough");
 }
 
@@ -314,7 +314,7 @@ async fn whole_numbers_are_taken_however_they_are_written() {
 #[tokio::test]
 async fn null_is_absent_also_where_a_field_is_not_known() {
     let app = TestApp::start().await;
-    let mut body = picture(1);
+    let mut body = image(1);
     (body["negative_prompt"], body["remove_bg"]) = (json!(null), json!(null));
     assert_eq!(app.post(&body).await.status, StatusCode::ACCEPTED);
     body["remove_bg"] = json!(false);

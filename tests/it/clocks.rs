@@ -4,14 +4,14 @@ use axum::http::StatusCode;
 use serde_json::json;
 use time::Duration;
 
-use crate::app::{TestApp, picture};
+use crate::app::{TestApp, image};
 
 const FAR: Duration = Duration::days(400);
 /// A little more than a result is kept.
 const RETENTION: Duration = Duration::hours(25);
 
 async fn drawn(app: &TestApp, seed: u64) -> String {
-    let id = app.submit(&picture(seed)).await;
+    let id = app.submit(&image(seed)).await;
     app.until_status(&id, "succeeded").await;
     id
 }
@@ -48,7 +48,7 @@ async fn a_word_stands_for_its_job_for_a_day_whatever_the_clock_is_set_to() {
     for step in [FAR, -FAR, Duration::hours(30), Duration::hours(-30)] {
         let app = TestApp::start().await;
         let ask = async || {
-            let answer = app.post_with(&picture(1), &[("idempotency-key", "order-17")]).await;
+            let answer = app.post_with(&image(1), &[("idempotency-key", "order-17")]).await;
             assert_eq!(answer.status, StatusCode::ACCEPTED, "{}", answer.text());
             answer.json()["job_id"].as_str().expect("an id").to_owned()
         };
@@ -80,7 +80,7 @@ async fn the_last_hour_is_told_of_without_what_was_finished_while_the_clock_was_
 async fn a_deadline_is_as_far_off_as_it_was_said_whatever_the_clock_is_set_to() {
     for step in [FAR, -FAR] {
         let app = TestApp::start().await;
-        let mut wanted_soon = picture(1);
+        let mut wanted_soon = image(1);
         wanted_soon["deadline_seconds"] = json!(60);
         app.control.hold();
         let drawn = app.submit(&wanted_soon).await;

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 
-use crate::app::{TestApp, listen, picture};
+use crate::app::{TestApp, image, listen};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const REQUEST: &[u8] = b"GET /healthz HTTP/1.1\r\nhost: worker.test\r\nconnection: close\r\n\r\n";
@@ -112,7 +112,7 @@ async fn closing_lets_the_request_at_hand_finish() {
     let (close, closing) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(serve(listener, app.router.clone(), async { drop(closing.await) }, strict(4), None));
     app.control.hold();
-    let body = picture(1).to_string();
+    let body = image(1).to_string();
     let head = format!(
         "POST /v1/inference/image HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {}\r\naccept: image/png\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
@@ -183,7 +183,7 @@ async fn health_is_told_also_when_every_connection_is_at_work() {
     app.control.hold();
     let mut working = Vec::new();
     for seed in 0..2 {
-        let body = picture(seed).to_string();
+        let body = image(seed).to_string();
         let head = format!(
             "POST /v1/inference/image HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {}\r\naccept: image/png\r\n\
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",

@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::app::{TestApp, decoded, picture, request};
+use crate::app::{TestApp, decoded, image, request};
 use crate::fake_engine::PREVIEW_RED_PER_STEP;
 use crate::management::Administrator;
 
@@ -16,10 +16,10 @@ fn ids(page: &Value) -> Vec<&str> {
 async fn the_administrator_sees_and_cancels_the_jobs_of_everyone() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.until_status(&first, "succeeded").await;
     app.control.hold();
-    let other = app.send(request("POST", "/v1/inference/image", Some(&app.keys.all), Some(&picture(2)))).await.json();
+    let other = app.send(request("POST", "/v1/inference/image", Some(&app.keys.all), Some(&image(2)))).await.json();
     let other = other["job_id"].as_str().expect("an id");
     assert_eq!(ids(&administrator.get("/v1/jobs").await), [other, &first]);
     assert_eq!(ids(&administrator.get("/v1/jobs?status=succeeded").await), [first.as_str()]);
@@ -29,8 +29,8 @@ async fn the_administrator_sees_and_cancels_the_jobs_of_everyone() {
     assert!(ids(&administrator.get("/v1/jobs?key_id=playground").await).is_empty());
     let wrong = administrator.ask("GET", "/v1/jobs?key_id=somebody", None).await;
     assert_eq!(wrong.fields(), ["key_id"]);
-    let picture = administrator.ask("GET", &format!("/v1/jobs/{first}/result"), None).await;
-    assert_eq!((picture.status, decoded(&picture.bytes).0), (StatusCode::OK, 64));
+    let image = administrator.ask("GET", &format!("/v1/jobs/{first}/result"), None).await;
+    assert_eq!((image.status, decoded(&image.bytes).0), (StatusCode::OK, 64));
     let canceled = administrator.ask("DELETE", &format!("/v1/jobs/{other}"), None).await;
     app.control.release();
     assert_eq!(canceled.status, StatusCode::OK, "{}", canceled.text());
@@ -44,7 +44,7 @@ async fn the_administrator_sees_and_cancels_the_jobs_of_everyone() {
 async fn the_playground_draws_without_a_key_and_its_jobs_are_nobody_elses() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
-    let accepted = administrator.ask("POST", "/v1/playground/image", Some(picture(7))).await;
+    let accepted = administrator.ask("POST", "/v1/playground/image", Some(image(7))).await;
     assert_eq!(accepted.status, StatusCode::ACCEPTED, "{}", accepted.text());
     let view = accepted.json();
     let id = view["job_id"].as_str().expect("an id");
@@ -66,7 +66,7 @@ async fn who_looks_on_sees_a_job_as_it_is_being_drawn() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     app.control.hold();
-    let mut asked = picture(1);
+    let mut asked = image(1);
     asked["steps"] = json!(6);
     let job = app.submit(&asked).await;
     app.control.held().await;
@@ -90,11 +90,11 @@ async fn who_looks_on_sees_a_job_as_it_is_being_drawn() {
 async fn the_overview_tells_what_goes_on_and_how_the_last_hour_went() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
-    let done = app.submit(&picture(1)).await;
+    let done = app.submit(&image(1)).await;
     app.until_status(&done, "succeeded").await;
     app.clock.advance(time::Duration::minutes(2));
     app.control.hold();
-    let _drawn = app.submit(&picture(2)).await;
+    let _drawn = app.submit(&image(2)).await;
     app.control.held().await;
     let view = administrator.get("/v1/overview").await;
     assert_eq!((&view["state"], &view["device"]), (&json!("ready"), &json!("a fake")));

@@ -6,11 +6,11 @@ use axum::http::{Request, StatusCode};
 use fluxserve::domain::networks::Networks;
 use fluxserve::http::{Hosts, HttpSettings, Sharing};
 
-use crate::app::{Answer, Options, PASSWORD, TestApp, picture, request};
+use crate::app::{Answer, Options, PASSWORD, TestApp, image, request};
 
-/// A link to a picture, without scheme and host.
+/// A link to an image, without scheme and host.
 async fn link(app: &TestApp) -> String {
-    let job = app.post_with(&picture(1), &[("prefer", "wait=20")]).await.json();
+    let job = app.post_with(&image(1), &[("prefer", "wait=20")]).await.json();
     let url = job["result_url"].as_str().expect("a link");
     url.strip_prefix("http://worker.test").expect("ours").to_owned()
 }
@@ -50,7 +50,7 @@ async fn a_wrong_base_url_is_told_from_what_is_not_there() {
         "//v1/models",
         "/chat/completions",
     ] {
-        let answer = app.send(request("POST", path, Some(&app.keys.inference), Some(&picture(1)))).await;
+        let answer = app.send(request("POST", path, Some(&app.keys.inference), Some(&image(1)))).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
         let error = answer.openai_error();
         assert_eq!(error["code"], "not_found", "{path}");
@@ -79,8 +79,8 @@ async fn browsers_are_told_to_take_every_answer_as_what_it_says_it_is() {
             assert_eq!(answer.header("x-content-type-options"), "nosniff", "{path}");
             assert_eq!(answer.header("strict-transport-security").starts_with("max-age="), has_tls, "{path}");
         }
-        let picture = app.post_with(&picture(1), &[("accept", "image/png")]).await;
-        assert_eq!(picture.header("x-content-type-options"), "nosniff");
+        let image = app.post_with(&image(1), &[("accept", "image/png")]).await;
+        assert_eq!(image.header("x-content-type-options"), "nosniff");
     }
 }
 

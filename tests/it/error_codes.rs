@@ -12,7 +12,7 @@ use fluxserve::jobs::WATCHES_PER_OWNER_MAX;
 use futures_util::stream;
 use serde_json::json;
 
-use crate::app::{Answer, Options, PASSWORD, TestApp, managing, picture, request};
+use crate::app::{Answer, Options, PASSWORD, TestApp, image, managing, request};
 use crate::events::EventStream;
 use crate::fake_engine::Fault;
 use crate::kubernetes::Site;
@@ -74,7 +74,7 @@ async fn requests_alone(reached: &mut Reached) {
     reached.note(&app.send(post("application/json", Body::from(" ".repeat(24_000_000)))).await, "body_too_large");
     let stalled = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
     reached.note(&app.send(post("application/json", stalled)).await, "body_timeout");
-    reached.note(&app.post_with(&picture(1), &[("accept", "text/html")]).await, "not_acceptable");
+    reached.note(&app.post_with(&image(1), &[("accept", "text/html")]).await, "not_acceptable");
     reached.note(&app.send(request("GET", "/v1/inference/jobs", None, None)).await, "unauthorized");
     let kubernetes = Some(app.keys.kubernetes.as_str());
     reached.note(&app.send(request("GET", "/v1/inference/jobs", kubernetes, None)).await, "scope_forbidden");
@@ -86,7 +86,7 @@ async fn requests_alone(reached: &mut Reached) {
     let named = TestApp::with(Options { http, ..Options::default() }).await;
     reached.note(&named.get("/v1/inference/jobs").await, "misdirected_request");
     reached.note(&app.send(request("PATCH", "/healthz", None, None)).await, "method_not_allowed");
-    let mut unknown = picture(1);
+    let mut unknown = image(1);
     unknown["model"] = json!("nobody/nothing");
     reached.note(&app.post(&unknown).await, "model_not_found");
     unknown["model"] = json!("black-forest-labs/FLUX.1-dev");
@@ -136,14 +136,14 @@ async fn a_key_at_its_limits(reached: &mut Reached) {
         let body = json!({ "name": "test", "scope": { "inference": true }, "limits": limits });
         let made = app.send(managing(&cookie, "POST", "/v1/api-keys", Some(&body))).await.json();
         let key = made["key"].as_str().expect("a value").to_owned();
-        let draw = || request("POST", "/v1/inference/image", Some(&key), Some(&picture(1)));
+        let draw = || request("POST", "/v1/inference/image", Some(&key), Some(&image(1)));
         app.send(draw()).await;
         app.send(draw()).await
     };
     app.control.hold();
     reached.note(&draw(json!({ "requests_per_minute": 1 })).await, "rate_limited");
     reached.note(&draw(json!({ "concurrent_jobs": 1 })).await, "concurrent_jobs_limit");
-    let mut large = picture(1);
+    let mut large = image(1);
     (large["width"], large["height"], large["steps"]) = (json!(256), json!(256), json!(40));
     let body = json!({ "name": "test", "scope": { "inference": true }, "limits": { "megapixel_steps_per_day": 2 } });
     let made = app.send(managing(&cookie, "POST", "/v1/api-keys", Some(&body))).await.json();
@@ -177,20 +177,20 @@ async fn jobs_in_several_states(reached: &mut Reached) {
     let missing = "/v1/inference/jobs/job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f";
     reached.note(&app.get(missing).await, "job_not_found");
     app.control.on_next_admit(Fault::Error(EngineError::Request("no".into())));
-    reached.note(&app.post_with(&picture(1), &[("accept", "image/png")]).await, "job_failed");
-    let id = app.submit(&picture(2)).await;
+    reached.note(&app.post_with(&image(1), &[("accept", "image/png")]).await, "job_failed");
+    let id = app.submit(&image(2)).await;
     app.until_status(&id, "succeeded").await;
     let result = format!("/v1/inference/jobs/{id}/result");
     reached.note(&app.get(&format!("{result}?expires=1&signature=00")).await, "link_refused");
-    std::fs::remove_file(app.folder.path().join("results").join(format!("{id}.png"))).expect("a picture");
+    std::fs::remove_file(app.folder.path().join("results").join(format!("{id}.png"))).expect("an image");
     reached.note(&app.get(&result).await, "picture_gone");
 
-    app.post_with(&picture(4), &[("idempotency-key", "a")]).await;
-    reached.note(&app.post_with(&picture(5), &[("idempotency-key", "a")]).await, "idempotency_conflict");
+    app.post_with(&image(4), &[("idempotency-key", "a")]).await;
+    reached.note(&app.post_with(&image(5), &[("idempotency-key", "a")]).await, "idempotency_conflict");
     assert_eq!(app.jobs.wait_until_idle(Duration::from_secs(20)).await, 0);
 
     app.control.hold();
-    let third = picture(3);
+    let third = image(3);
     let (answer, ()) = tokio::join!(app.post_with(&third, &[("accept", "image/png")]), async {
         app.control.held().await;
         let list = app.get("/v1/inference/jobs?limit=1").await.json();
@@ -211,7 +211,7 @@ async fn jobs_in_several_states(reached: &mut Reached) {
 async fn a_job_that_many_watch(reached: &mut Reached) {
     let app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     let path = format!("/v1/inference/jobs/{id}/events");
     let mut streams = Vec::new();
     for _ in 0..WATCHES_PER_OWNER_MAX {
@@ -252,22 +252,22 @@ async fn a_full_and_draining_worker(reached: &mut Reached) {
     options.http.request_deadline = Duration::from_millis(500);
     let app = TestApp::with(options).await;
     app.control.hold();
-    app.submit(&picture(1)).await;
-    reached.note(&app.post(&picture(2)).await, "queue_full");
+    app.submit(&image(1)).await;
+    reached.note(&app.post(&image(2)).await, "queue_full");
     app.control.release();
     assert_eq!(app.jobs.wait_until_idle(Duration::from_secs(20)).await, 0);
     app.control.hold();
-    reached.note(&app.post_with(&picture(3), &[("prefer", "wait=20")]).await, "deadline_exceeded");
+    reached.note(&app.post_with(&image(3), &[("prefer", "wait=20")]).await, "deadline_exceeded");
     app.control.release();
     app.jobs.drain();
-    reached.note(&app.post(&picture(4)).await, "draining");
+    reached.note(&app.post(&image(4)).await, "draining");
     reached.note(&app.get("/readyz").await, "not_ready");
 }
 
 async fn a_worker_whose_engine_does_not_come_back(reached: &mut Reached) {
     let app = TestApp::with(Options { stall_min: Duration::from_millis(50), ..Options::default() }).await;
     app.control.hold();
-    app.submit(&picture(1)).await;
+    app.submit(&image(1)).await;
     app.control.held().await;
     reached.note(&app.until_alive(503).await, "engine_stalled");
     app.control.release();

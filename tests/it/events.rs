@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tower::ServiceExt;
 
-use crate::app::{Answer, Options, TestApp, decoded, listen, managing, picture, request};
+use crate::app::{Answer, Options, TestApp, decoded, image, listen, managing, request};
 use crate::documented;
 use crate::fake_engine::{Call, Fault, PREVIEW_RED_PER_STEP};
 
@@ -36,7 +36,7 @@ pub(crate) struct EventStream {
     body: Body,
     unread: String,
     /// Lines that are no part of an event.
-    asides: Vec<String>,
+    non_step_work: Vec<String>,
 }
 
 impl EventStream {
@@ -57,7 +57,7 @@ impl EventStream {
         let answer = Answer { status: parts.status, headers: parts.headers, bytes: Vec::new() };
         assert_eq!(answer.status, StatusCode::OK);
         documented::check(&Method::GET, &path, &answer);
-        Self { answer, body, unread: String::new(), asides: Vec::new() }
+        Self { answer, body, unread: String::new(), non_step_work: Vec::new() }
     }
 
     /// Opens the stream of a job.
@@ -76,8 +76,8 @@ impl EventStream {
         loop {
             while let Some((block, rest)) = self.unread.split_once("\n\n") {
                 let event = read_event(block);
-                let asides = block.lines().filter(|line| line.starts_with(':') || line.starts_with("retry:"));
-                self.asides.extend(asides.map(str::to_owned));
+                let non_step_work = block.lines().filter(|line| line.starts_with(':') || line.starts_with("retry:"));
+                self.non_step_work.extend(non_step_work.map(str::to_owned));
                 self.unread.drain(..self.unread.len() - rest.len());
                 if let Some(event) = event {
                     return Some(event);
@@ -112,19 +112,19 @@ fn ids(events: &[SentEvent]) -> Vec<&str> {
     events.iter().map(|event| event.id.as_str()).collect()
 }
 
-/// A picture of so many steps.
-fn long_picture(seed: u64, steps: u32) -> Value {
-    let mut picture = picture(seed);
-    picture["steps"] = json!(steps);
-    picture
+/// An image of so many steps.
+fn long_image(seed: u64, steps: u32) -> Value {
+    let mut image = image(seed);
+    image["steps"] = json!(steps);
+    image
 }
 
-/// A worker that draws one picture at a time, and its job, which stands before its first step.
+/// A worker that draws one image at a time, and its job, which stands before its first step.
 async fn with_held_job(steps: u32) -> (TestApp, String) {
     let app = TestApp::start().await;
-    app.control.set_limits(EngineLimits { pictures_max: 1, step_tokens_max: 100_000 });
+    app.control.set_limits(EngineLimits { images_max: 1, step_tokens_max: 100_000 });
     app.control.hold();
-    let id = app.submit(&long_picture(1, steps)).await;
+    let id = app.submit(&long_image(1, steps)).await;
     app.control.held().await;
     (app, id)
 }
@@ -132,15 +132,15 @@ async fn with_held_job(steps: u32) -> (TestApp, String) {
 #[tokio::test]
 async fn events_tell_a_jobs_life_in_its_order() {
     let (app, _first) = with_held_job(2).await;
-    app.submit(&long_picture(2, 1)).await;
-    let third = app.submit(&long_picture(3, 2)).await;
+    app.submit(&long_image(2, 1)).await;
+    let third = app.submit(&long_image(3, 2)).await;
     let mut stream = EventStream::of_job(&app, &third, None).await;
     assert_eq!(stream.answer.header("content-type"), "text/event-stream");
     assert_eq!((stream.answer.header("cache-control"), stream.answer.header("x-accel-buffering")), ("no-store", "no"));
     let queued = stream.next().await.expect("an event");
     assert_eq!((queued.name.as_str(), &queued.data["position"]), ("queued", &json!(2)));
     assert!(queued.data["eta_seconds"].is_number(), "{queued:?}");
-    assert_eq!(stream.asides, ["retry: 2000"]);
+    assert_eq!(stream.non_step_work, ["retry: 2000"]);
     app.control.let_pass(2);
     let queued = stream.next().await.expect("an event");
     assert_eq!((queued.name.as_str(), &queued.data["position"]), ("queued", &json!(1)));
@@ -183,7 +183,7 @@ async fn who_comes_back_is_told_what_is_new_and_nothing_else() {
 #[tokio::test]
 async fn the_end_is_told_to_whoever_has_not_seen_it() {
     let app = TestApp::start().await;
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     let job = app.until_status(&id, "succeeded").await;
     for last in [None, Some("queued-1"), Some("step-2"), Some("failed"), Some("nonsense")] {
         let events = EventStream::of_job(&app, &id, last).await.rest().await;
@@ -200,7 +200,7 @@ async fn the_end_is_told_to_whoever_has_not_seen_it() {
 async fn a_job_that_fails_ends_with_its_reason() {
     let app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.control.held().await;
     let mut stream = EventStream::of_job(&app, &id, None).await;
     app.control.on_next_step(Fault::Error(EngineError::Request("the prompt is cursed".into())));
@@ -212,7 +212,7 @@ async fn a_job_that_fails_ends_with_its_reason() {
 #[tokio::test]
 async fn cancelled_jobs_end_so_wherever_they_stand() {
     let (app, running) = with_held_job(4).await;
-    let waiting = app.submit(&picture(2)).await;
+    let waiting = app.submit(&image(2)).await;
     let mut of_running = EventStream::of_job(&app, &running, None).await;
     let mut of_waiting = EventStream::of_job(&app, &waiting, None).await;
     assert_eq!((of_running.next_id().await, of_waiting.next_id().await), ("step-0".into(), "queued-1".into()));
@@ -296,9 +296,9 @@ async fn steps_that_pass_unread_are_skipped() {
 async fn a_job_that_is_begun_anew_goes_back() {
     let app = TestApp::start().await;
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.control.held().await;
-    app.submit(&long_picture(2, 6)).await;
+    app.submit(&long_image(2, 6)).await;
     let mut stream = EventStream::of_job(&app, &first, None).await;
     assert_eq!(stream.next_id().await, "step-0");
     app.control.let_pass(1);
@@ -364,13 +364,17 @@ async fn a_stream_has_a_pulse_and_an_end_and_can_be_taken_up_again() {
     options.http.request_deadline = Duration::from_millis(300);
     let app = TestApp::with(options).await;
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.control.held().await;
     let mut stream = EventStream::of_job(&app, &id, None).await;
     let opened = std::time::Instant::now();
     assert_eq!(ids(&stream.rest().await), ["step-0"], "and no end, for there was none");
     assert!(opened.elapsed() >= Duration::from_millis(500));
-    assert!(stream.asides.iter().filter(|line| line.starts_with(':')).count() >= 3, "{:?}", stream.asides);
+    assert!(
+        stream.non_step_work.iter().filter(|line| line.starts_with(':')).count() >= 3,
+        "{:?}",
+        stream.non_step_work
+    );
     app.control.release();
     let rest = EventStream::of_job(&app, &id, Some("step-0")).await.rest().await;
     assert_eq!(rest.last().map(|event| event.name.as_str()), Some("succeeded"));

@@ -1,4 +1,4 @@
-//! An engine without a model: a picture's colour follows from its seed, or is that of the picture it starts from, and the test says when it steps, fails or
+//! An engine without a model: an image's colour follows from its seed, or is that of the image it starts from, and the test says when it steps, fails or
 //! panics, and sees what it was told to do.
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How much redder a preview is with every step.
 pub(crate) const PREVIEW_RED_PER_STEP: u8 = 40;
 
-/// What an engine was told to do; pictures go by their seeds.
+/// What an engine was told to do; images go by their seeds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
     Build,
@@ -46,10 +46,10 @@ struct State {
     next_admit: Option<Fault>,
     next_step: Option<Fault>,
     next_finish: Option<Fault>,
-    /// Every step of the picture with this seed panics.
+    /// Every step of the image with this seed panics.
     poison: Option<u64>,
     limits: Option<EngineLimits>,
-    step_pictures_max: Option<usize>,
+    step_images_max: Option<usize>,
     /// Who hears what is logged on the engine's thread.
     listener: Option<tracing::Dispatch>,
 }
@@ -134,7 +134,7 @@ impl EngineControl {
         self.lock().next_step = Some(fault);
     }
 
-    /// Every step of the picture with this seed panics.
+    /// Every step of the image with this seed panics.
     pub(crate) fn panic_at_every_step_of(&self, seed: u64) {
         self.lock().poison = Some(seed);
     }
@@ -147,9 +147,9 @@ impl EngineControl {
         self.lock().limits = Some(limits);
     }
 
-    /// Steps of more pictures than this run out of memory.
-    pub(crate) fn set_step_pictures_max(&self, pictures: usize) {
-        self.lock().step_pictures_max = Some(pictures);
+    /// Steps of more images than this run out of memory.
+    pub(crate) fn set_step_images_max(&self, images: usize) {
+        self.lock().step_images_max = Some(images);
     }
 
     pub(crate) fn build(&self) -> Result<Box<dyn StepEngine>, EngineError> {
@@ -165,18 +165,18 @@ impl EngineControl {
             // For as long as the thread lives, which has nothing before or after the queue's work.
             std::mem::forget(tracing::dispatcher::set_default(&listener));
         }
-        Ok(Box::new(FakeEngine { control: self.clone(), pictures: BTreeMap::new(), next_slot: 0 }))
+        Ok(Box::new(FakeEngine { control: self.clone(), images: BTreeMap::new(), next_slot: 0 }))
     }
 }
 
-struct Picture {
+struct Image {
     spec: GenerateSpec,
     step: u32,
 }
 
 struct FakeEngine {
     control: EngineControl,
-    pictures: BTreeMap<Slot, Picture>,
+    images: BTreeMap<Slot, Image>,
     next_slot: u64,
 }
 
@@ -191,16 +191,16 @@ fn act(fault: Option<Fault>) -> Result<(), EngineError> {
 impl FakeEngine {
     fn do_steps(&mut self, slots: &[Slot]) {
         for slot in slots {
-            let picture = self.pictures.get_mut(slot).expect("an admitted slot");
-            assert!(picture.step < picture.spec.steps(), "a picture must not step beyond its end");
-            picture.step += 1;
+            let image = self.images.get_mut(slot).expect("an admitted slot");
+            assert!(image.step < image.spec.steps(), "an image must not step beyond its end");
+            image.step += 1;
         }
     }
 }
 
 impl StepEngine for FakeEngine {
     fn limits(&self) -> EngineLimits {
-        self.control.lock().limits.unwrap_or(EngineLimits { pictures_max: 4, step_tokens_max: 100_000 })
+        self.control.lock().limits.unwrap_or(EngineLimits { images_max: 4, step_tokens_max: 100_000 })
     }
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
@@ -212,16 +212,16 @@ impl StepEngine for FakeEngine {
         act(fault)?;
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
-        self.pictures.insert(slot, Picture { spec: spec.clone(), step: 0 });
+        self.images.insert(slot, Image { spec: spec.clone(), step: 0 });
         Ok(slot)
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
-        let mut seeds: Vec<u64> = slots.iter().map(|slot| self.pictures[slot].spec.seed()).collect();
+        let mut seeds: Vec<u64> = slots.iter().map(|slot| self.images[slot].spec.seed()).collect();
         // Who is named first in a step makes no difference.
         seeds.sort_unstable();
-        let is_warm_up = slots.iter().all(|slot| self.pictures[slot].spec.prompt() == "warm-up");
-        let (fault, pictures_max) = {
+        let is_warm_up = slots.iter().all(|slot| self.images[slot].spec.prompt() == "warm-up");
+        let (fault, images_max) = {
             let mut state = self.control.lock();
             if state.poison.is_some_and(|poison| seeds.contains(&poison)) {
                 state.next_step = Some(Fault::Panic);
@@ -229,7 +229,7 @@ impl StepEngine for FakeEngine {
             state.calls.push(Call::Step(seeds));
             if is_warm_up && !state.holds_warm_up {
                 drop(state);
-                // However many pictures share it: so the queue learns that sharing pays.
+                // However many images share it: so the queue learns that sharing pays.
                 std::thread::sleep(Duration::from_millis(2));
                 self.do_steps(slots);
                 return Ok(());
@@ -238,10 +238,10 @@ impl StepEngine for FakeEngine {
             state = self.control.0.1.wait_while(state, |state| state.is_shut()).expect("no panic under this lock");
             state.waits_at_gate = false;
             state.free_steps = state.free_steps.saturating_sub(1);
-            (state.next_step.take(), state.step_pictures_max)
+            (state.next_step.take(), state.step_images_max)
         };
         act(fault)?;
-        if pictures_max.is_some_and(|max| slots.len() > max) {
+        if images_max.is_some_and(|max| slots.len() > max) {
             return Err(EngineError::OutOfMemory("told to".into()));
         }
         self.do_steps(slots);
@@ -249,40 +249,40 @@ impl StepEngine for FakeEngine {
     }
 
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
-        let Picture { spec, step } = self.pictures.remove(&slot).expect("an admitted slot");
+        let Image { spec, step } = self.images.remove(&slot).expect("an admitted slot");
         let fault = {
             let mut state = self.control.lock();
             state.calls.push(Call::Finish(spec.seed()));
             state.next_finish.take()
         };
-        let start = spec.start_image().map(|start| start.picture.pixels());
+        let start = spec.input_image().map(|start| start.image.pixels());
         let colour = match start {
             _ if matches!(fault, Some(Fault::Black)) => [0; 3],
             Some(start) => [start[0], start[1], start[2]],
             None => colour(spec.seed()),
         };
         act(fault)?;
-        assert_eq!(step, spec.steps(), "a picture must have done all its steps");
+        assert_eq!(step, spec.steps(), "an image must have done all its steps");
         let pixels = colour.repeat(spec.width() as usize * spec.height() as usize);
         Ok(RgbImage::new(spec.width(), spec.height(), pixels).expect("three bytes per pixel"))
     }
 
     /// One pixel, whose red says how many steps are done, in steps that every format keeps apart.
     fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
-        let step = self.pictures[&slot].step as u8;
+        let step = self.images[&slot].step as u8;
         Ok(RgbImage::new(1, 1, vec![step * PREVIEW_RED_PER_STEP, 0, 0]))
     }
 
     fn release(&mut self, slot: Slot) {
-        if let Some(picture) = self.pictures.remove(&slot) {
-            self.control.lock().calls.push(Call::Release(picture.spec.seed()));
+        if let Some(image) = self.images.remove(&slot) {
+            self.control.lock().calls.push(Call::Release(image.spec.seed()));
         }
     }
 }
 
-/// The colour of every pixel of a seed's picture.
+/// The colour of every pixel of a seed's image.
 pub(crate) fn colour(seed: u64) -> [u8; 3] {
     let [red, green, blue, ..] = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
-    // A picture that is black all over is a fault.
+    // An image that is black all over is a fault.
     [red | 1, green, blue]
 }

@@ -1,4 +1,4 @@
-//! What the engine does wrong costs its pictures, not the worker.
+//! What the engine does wrong costs its images, not the worker.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use fluxserve::catalog::Availability;
 use fluxserve::domain::engine::{EngineError, EngineLimits};
 use serde_json::json;
 
-use crate::app::{MODEL, Options, TestApp, decoded, picture, request};
+use crate::app::{MODEL, Options, TestApp, decoded, image, request};
 use crate::fake_engine::{Call, EngineControl, Fault, colour};
 
 async fn error_code(app: &TestApp, id: &str) -> String {
@@ -15,7 +15,7 @@ async fn error_code(app: &TestApp, id: &str) -> String {
     view["error"]["code"].as_str().expect("a code").to_owned()
 }
 
-/// Waits until the next engine has drawn its warm-up picture, whose seed is 0.
+/// Waits until the next engine has drawn its warm-up image, whose seed is 0.
 async fn rebuilt(app: &TestApp) {
     app.control.until_called(Call::Finish(0)).await;
     app.control.forget_calls();
@@ -23,12 +23,12 @@ async fn rebuilt(app: &TestApp) {
 }
 
 #[tokio::test]
-async fn after_a_panic_the_engine_is_built_again_and_its_pictures_are_drawn_again() {
+async fn after_a_panic_the_engine_is_built_again_and_its_images_are_drawn_again() {
     let app = TestApp::start().await;
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.control.held().await;
-    let second = app.submit(&picture(2)).await;
+    let second = app.submit(&image(2)).await;
     app.control.on_next_step(Fault::Panic);
     app.control.release();
     rebuilt(&app).await;
@@ -41,13 +41,13 @@ async fn after_a_panic_the_engine_is_built_again_and_its_pictures_are_drawn_agai
 }
 
 #[tokio::test]
-async fn a_picture_that_breaks_every_engine_fails_and_takes_nobody_along() {
+async fn an_image_that_breaks_every_engine_fails_and_takes_nobody_along() {
     let app = TestApp::start().await;
     app.control.panic_at_every_step_of(1);
     app.control.hold();
-    let others = [app.submit(&picture(2)).await, app.submit(&picture(3)).await];
+    let others = [app.submit(&image(2)).await, app.submit(&image(3)).await];
     app.control.held().await;
-    let poison = app.submit(&picture(1)).await;
+    let poison = app.submit(&image(1)).await;
     app.control.release();
     assert_eq!(error_code(&app, &poison).await, "engine_failed");
     let view = app.get(&format!("/v1/inference/jobs/{poison}")).await.text();
@@ -61,12 +61,12 @@ async fn a_picture_that_breaks_every_engine_fails_and_takes_nobody_along() {
 async fn numbers_that_ran_away_have_a_name() {
     let app = TestApp::start().await;
     app.control.on_next_finish(Fault::Error(EngineError::NotFinite));
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     assert_eq!(error_code(&app, &first).await, "not_finite");
     app.control.on_next_finish(Fault::Black);
-    let second = app.submit(&picture(2)).await;
+    let second = app.submit(&image(2)).await;
     assert_eq!(error_code(&app, &second).await, "black_picture");
-    let third = app.submit(&picture(3)).await;
+    let third = app.submit(&image(3)).await;
     app.until_status(&third, "succeeded").await;
 }
 
@@ -75,11 +75,11 @@ async fn a_fatal_error_while_admitting_or_decoding_is_the_same() {
     let app = TestApp::start().await;
     let fatal = || Fault::Error(EngineError::Fatal("the device fell off the bus".into()));
     app.control.on_next_admit(fatal());
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     rebuilt(&app).await;
     app.until_status(&first, "succeeded").await;
     app.control.on_next_finish(fatal());
-    let second = app.submit(&picture(2)).await;
+    let second = app.submit(&image(2)).await;
     rebuilt(&app).await;
     app.until_status(&second, "succeeded").await;
 }
@@ -90,7 +90,7 @@ async fn an_engine_that_cannot_be_built_takes_no_jobs() {
     control.fail_builds(u32::MAX);
     let app = TestApp::with(Options { control, waits_for_ready: false, ..Options::default() }).await;
     app.until_availability(Availability::Failed).await;
-    let answer = app.post(&picture(1)).await;
+    let answer = app.post(&image(1)).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "model_unavailable"));
     assert_ne!(answer.header("retry-after"), "");
     assert_eq!(app.get("/readyz").await.code(), "not_ready");
@@ -110,10 +110,10 @@ async fn what_is_said_of_a_model_is_true_at_every_moment() {
         let models = models["models"].as_array().expect("a list").clone();
         let model = models.into_iter().find(|model| model["id"] == MODEL).expect("served");
         let fields = ["available", "ready_replicas", "desired_replicas"].map(|field| model[field].clone());
-        (fields, app.post(&picture(1)).await.status.as_u16(), app.get("/readyz").await.status.as_u16())
+        (fields, app.post(&image(1)).await.status.as_u16(), app.get("/readyz").await.status.as_u16())
     };
     let (drawing, not_drawing) = ([json!(true), json!(1), json!(1)], [json!(false), json!(0), json!(1)]);
-    // Before anything is loaded, and up to the last step of its first picture.
+    // Before anything is loaded, and up to the last step of its first image.
     assert_eq!(said().await, (not_drawing.clone(), 503, 503));
     app.control.held().await;
     assert_eq!(said().await, (not_drawing.clone(), 503, 503));
@@ -123,7 +123,7 @@ async fn what_is_said_of_a_model_is_true_at_every_moment() {
     // When it fails, for as long as it is not built again.
     app.control.fail_builds(u32::MAX);
     app.control.on_next_step(Fault::Error(EngineError::Fatal("the device fell off the bus".into())));
-    app.post(&picture(2)).await;
+    app.post(&image(2)).await;
     app.until_availability(Availability::Failed).await;
     assert_eq!(said().await, (not_drawing, 503, 503));
     app.control.fail_builds(0);
@@ -136,18 +136,18 @@ async fn a_second_attempt_to_build_may_succeed() {
     let control = EngineControl::default();
     control.fail_builds(2);
     let app = TestApp::with(Options { control, ..Options::default() }).await;
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.until_status(&id, "succeeded").await;
 }
 
 #[tokio::test]
 async fn a_step_that_does_not_fit_is_halved() {
     let app = TestApp::start().await;
-    app.control.set_step_pictures_max(1);
+    app.control.set_step_images_max(1);
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.control.held().await;
-    let second = app.submit(&picture(2)).await;
+    let second = app.submit(&image(2)).await;
     app.control.release();
     app.until_status(&first, "succeeded").await;
     app.until_status(&second, "succeeded").await;
@@ -156,13 +156,13 @@ async fn a_step_that_does_not_fit_is_halved() {
 }
 
 #[tokio::test]
-async fn a_picture_that_never_fits_fails_alone() {
+async fn an_image_that_never_fits_fails_alone() {
     let app = TestApp::start().await;
-    app.control.set_step_pictures_max(0);
-    let first = app.submit(&picture(1)).await;
+    app.control.set_step_images_max(0);
+    let first = app.submit(&image(1)).await;
     assert_eq!(error_code(&app, &first).await, "out_of_memory");
-    app.control.set_limits(EngineLimits { pictures_max: 4, step_tokens_max: 30 });
-    let second = app.submit(&picture(2)).await;
+    app.control.set_limits(EngineLimits { images_max: 4, step_tokens_max: 30 });
+    let second = app.submit(&image(2)).await;
     assert_eq!(error_code(&app, &second).await, "out_of_memory");
     assert!(!app.control.calls().contains(&Call::Admit(2)), "it is not even tried");
 }
@@ -171,10 +171,10 @@ async fn a_picture_that_never_fits_fails_alone() {
 async fn a_newcomer_that_does_not_fit_now_comes_later() {
     let app = TestApp::start().await;
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.control.held().await;
     app.control.on_next_admit(Fault::Error(EngineError::OutOfMemory("full".into())));
-    let second = app.submit(&picture(2)).await;
+    let second = app.submit(&image(2)).await;
     app.control.release();
     app.until_status(&first, "succeeded").await;
     app.until_status(&second, "succeeded").await;
@@ -187,10 +187,10 @@ async fn a_newcomer_that_does_not_fit_now_comes_later() {
 async fn one_bad_request_in_a_shared_step_fails_alone() {
     let app = TestApp::start().await;
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.control.held().await;
-    app.control.on_next_finish(Fault::Error(EngineError::Request("not a finite picture".into())));
-    let second = app.submit(&picture(2)).await;
+    app.control.on_next_finish(Fault::Error(EngineError::Request("not a finite image".into())));
+    let second = app.submit(&image(2)).await;
     app.control.release();
     assert_eq!(error_code(&app, &first).await, "refused_by_engine");
     app.until_status(&second, "succeeded").await;
@@ -208,9 +208,9 @@ async fn a_worker_whose_engine_does_not_come_back_says_so_and_its_jobs_are_for_t
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(app.get("/healthz").await.status, StatusCode::OK);
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.control.held().await;
-    let second = app.submit(&picture(2)).await;
+    let second = app.submit(&image(2)).await;
     let answer = app.until_alive(503).await;
     assert_eq!(answer.code(), "engine_stalled");
     let detail = answer.json()["detail"].as_str().expect("a reason").to_owned();
@@ -222,9 +222,9 @@ async fn a_worker_whose_engine_does_not_come_back_says_so_and_its_jobs_are_for_t
     app.until_status(&second, "succeeded").await;
 
     app.control.hold();
-    let first = app.submit(&picture(3)).await;
+    let first = app.submit(&image(3)).await;
     app.control.held().await;
-    let second = app.submit(&picture(4)).await;
+    let second = app.submit(&image(4)).await;
     app.until_alive(503).await;
     app.crash().await;
     let app = app.restart(impatient()).await;
@@ -242,25 +242,25 @@ async fn a_worker_whose_engine_is_built_again_and_again_in_vain_says_so_and_keep
     let fatal = || Fault::Error(EngineError::Fatal("the device fell off the bus".into()));
     // Once, and it draws again.
     app.control.on_next_step(fatal());
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     rebuilt(&app).await;
     app.until_status(&first, "succeeded").await;
     assert_eq!(app.get("/healthz").await.status, StatusCode::OK);
 
     app.control.fail_builds(2);
     app.control.on_next_step(fatal());
-    let second = app.submit(&picture(2)).await;
+    let second = app.submit(&image(2)).await;
     rebuilt(&app).await;
     app.until_status(&second, "succeeded").await;
     assert_eq!(app.get("/healthz").await.status, StatusCode::OK, "the third time it drew");
 
     app.control.fail_builds(u32::MAX);
     app.control.on_next_step(fatal());
-    let third = app.submit(&picture(3)).await;
+    let third = app.submit(&image(3)).await;
     let answer = app.until_alive(503).await;
     assert_eq!(answer.code(), "engine_stalled");
     let detail = answer.json()["detail"].as_str().expect("a reason").to_owned();
-    assert!(detail.contains("was built again 3 times and has finished no picture in between"), "{detail}");
+    assert!(detail.contains("was built again 3 times and has finished no image in between"), "{detail}");
     let status = app.get(&format!("/v1/inference/jobs/{third}")).await.json()["status"].clone();
     assert!(status == "running" || status == "queued", "{status}");
     app.crash().await;

@@ -4,17 +4,17 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use serde_json::{Value, json};
 
-use crate::app::{MODEL, TestApp, picture};
+use crate::app::{MODEL, TestApp, image};
 
 /// A good request with one field set to something.
 fn with(field: &str, value: Value) -> Value {
-    let mut body = picture(1);
+    let mut body = image(1);
     body[field] = value;
     body
 }
 
 fn without(field: &str) -> Value {
-    let mut body = picture(1);
+    let mut body = image(1);
     body.as_object_mut().expect("an object").remove(field);
     body
 }
@@ -93,7 +93,7 @@ async fn a_field_that_is_given_twice_is_named() {
 #[tokio::test]
 async fn a_refusal_is_not_many_times_as_long_as_what_it_refuses() {
     let app = TestApp::start().await;
-    let mut body = picture(1);
+    let mut body = image(1);
     for number in 0..500 {
         body[format!("field_{number:03}")] = json!(1);
     }
@@ -141,14 +141,14 @@ async fn bodies_that_are_no_object_are_refused() {
         (answer.status.as_u16(), answer.code())
     };
     let json = Some("application/json");
-    let good = picture(1).to_string();
+    let good = image(1).to_string();
     for broken in ["", "{", "[]", "null", "\"x\"", "{\"prompt\":}", "\u{feff}{"] {
         assert_eq!(send(json, broken.into()).await, (400, "malformed_json".into()), "{broken:?}");
     }
     assert_eq!(send(json, "[".repeat(1000)).await, (400, "malformed_json".into()));
     assert_eq!(send(None, good.clone()).await, (415, "unsupported_media_type".into()));
     assert_eq!(send(Some("text/plain"), good.clone()).await, (415, "unsupported_media_type".into()));
-    // Larger than a picture would make it.
+    // Larger than an image would make it.
     let large = with("prompt", json!("x".repeat(24_000_000))).to_string();
     assert_eq!(send(json, large).await, (413, "body_too_large".into()));
 }
@@ -157,7 +157,7 @@ async fn bodies_that_are_no_object_are_refused() {
 async fn content_types_may_carry_parameters() {
     let app = TestApp::start().await;
     let headers = [("content-type", "Application/JSON; charset=utf-8")];
-    assert_eq!(app.post_with(&picture(1), &headers).await.status, StatusCode::ACCEPTED);
+    assert_eq!(app.post_with(&image(1), &headers).await.status, StatusCode::ACCEPTED);
 }
 
 #[tokio::test]
@@ -173,7 +173,7 @@ async fn models_that_are_unknown_or_not_served() {
 async fn the_answer_to_an_accepted_job_is_exactly_this() {
     let app = TestApp::start().await;
     app.control.hold();
-    let answer = app.post(&picture(5)).await;
+    let answer = app.post(&image(5)).await;
     assert_eq!(answer.status, StatusCode::ACCEPTED);
     let body = answer.json();
     let fields: Vec<&str> = body.as_object().expect("an object").keys().map(String::as_str).collect();
@@ -189,8 +189,8 @@ async fn the_answer_to_an_accepted_job_is_exactly_this() {
     assert!(result_url.starts_with(&format!("http://worker.test/v1/inference/jobs/{id}/result?expires=")));
     assert!(body["eta_seconds"].as_f64().is_some_and(|eta| eta >= 0.0), "the warm-up has measured: {body}");
     app.control.held().await;
-    assert_eq!(app.post(&picture(6)).await.json()["queue_position"], 1);
-    assert_eq!(app.post(&picture(7)).await.json()["queue_position"], 2);
+    assert_eq!(app.post(&image(6)).await.json()["queue_position"], 1);
+    assert_eq!(app.post(&image(7)).await.json()["queue_position"], 2);
     app.control.release();
 }
 

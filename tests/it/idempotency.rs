@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use time::Duration;
 use tower::ServiceExt;
 
-use crate::app::{Answer, Options, TestApp, decoded, picture};
+use crate::app::{Answer, Options, TestApp, decoded, image};
 use crate::fake_engine::{Call, colour};
 
 fn job_id(answer: &Answer) -> String {
@@ -17,7 +17,7 @@ fn job_id(answer: &Answer) -> String {
 }
 
 fn unseeded() -> Value {
-    let mut body = picture(0);
+    let mut body = image(0);
     body.as_object_mut().expect("an object").remove("seed");
     body
 }
@@ -45,13 +45,13 @@ async fn the_same_word_and_body_give_the_same_job() {
 async fn another_body_is_refused_and_another_key_is_another_client() {
     let app = TestApp::start().await;
     let word = ("idempotency-key", "order-17");
-    let first = app.post_with(&picture(1), &[word]).await;
-    let other = app.post_with(&picture(2), &[word]).await;
+    let first = app.post_with(&image(1), &[word]).await;
+    let other = app.post_with(&image(2), &[word]).await;
     assert_eq!((other.status, other.code().as_str()), (StatusCode::CONFLICT, "idempotency_conflict"));
-    let foreign = app.post_with(&picture(2), &[word, ("x-api-key", &app.keys.other_inference)]).await;
+    let foreign = app.post_with(&image(2), &[word, ("x-api-key", &app.keys.other_inference)]).await;
     assert_eq!(foreign.status, StatusCode::ACCEPTED);
     assert_ne!(job_id(&foreign), job_id(&first));
-    let wordless = [app.post(&picture(1)).await, app.post(&picture(1)).await];
+    let wordless = [app.post(&image(1)).await, app.post(&image(1)).await];
     assert_ne!(job_id(&wordless[0]), job_id(&wordless[1]));
 }
 
@@ -75,14 +75,14 @@ async fn a_repetition_needs_no_place_and_survives_a_restart() {
     let app = TestApp::with(Options { jobs_max: 1, ..Options::default() }).await;
     app.control.hold();
     let word = ("idempotency-key", "order-17");
-    let first = job_id(&app.post_with(&picture(1), &[word]).await);
-    assert_eq!(app.post(&picture(2)).await.code(), "queue_full");
-    assert_eq!(job_id(&app.post_with(&picture(1), &[word]).await), first);
+    let first = job_id(&app.post_with(&image(1), &[word]).await);
+    assert_eq!(app.post(&image(2)).await.code(), "queue_full");
+    assert_eq!(job_id(&app.post_with(&image(1), &[word]).await), first);
     app.jobs.drain();
-    assert_eq!(job_id(&app.post_with(&picture(1), &[word]).await), first);
+    assert_eq!(job_id(&app.post_with(&image(1), &[word]).await), first);
     app.crash().await;
     let app = app.restart(Options::default()).await;
-    assert_eq!(job_id(&app.post_with(&picture(1), &[word]).await), first);
+    assert_eq!(job_id(&app.post_with(&image(1), &[word]).await), first);
     app.until_status(&first, "succeeded").await;
 }
 
@@ -91,13 +91,13 @@ async fn who_can_come_back_does_not_lose_the_job_by_hanging_up() {
     let app = TestApp::start().await;
     app.control.hold();
     let word = ("idempotency-key", "order-17");
-    let request = app.post_request(&picture(4), &[word, ("accept", "image/png")]);
+    let request = app.post_request(&image(4), &[word, ("accept", "image/png")]);
     let waiting = tokio::spawn(app.router.clone().oneshot(request));
     app.control.held().await;
     waiting.abort();
     drop(waiting.await);
     app.control.release();
-    let answer = app.post_with(&picture(4), &[word, ("accept", "image/png")]).await;
+    let answer = app.post_with(&image(4), &[word, ("accept", "image/png")]).await;
     assert_eq!(decoded(&answer.bytes), (64, 64, colour(4)));
 }
 
@@ -124,11 +124,11 @@ async fn a_duplicate_is_not_refused_for_the_place_that_the_first_one_takes() {
 async fn words_are_forgotten_after_a_day_and_with_their_job() {
     let app = TestApp::with(Options { ended_jobs_per_owner_max: 0, ..Options::default() }).await;
     let word = ("idempotency-key", "order-17");
-    let first = job_id(&app.post_with(&picture(1), &[word, ("prefer", "wait=20")]).await);
+    let first = job_id(&app.post_with(&image(1), &[word, ("prefer", "wait=20")]).await);
     app.clock.advance(Duration::hours(23));
-    assert_eq!(job_id(&app.post_with(&picture(1), &[word]).await), first);
+    assert_eq!(job_id(&app.post_with(&image(1), &[word]).await), first);
     app.clock.advance(Duration::hours(2));
-    let second = job_id(&app.post_with(&picture(2), &[word, ("prefer", "wait=20")]).await);
+    let second = job_id(&app.post_with(&image(2), &[word, ("prefer", "wait=20")]).await);
     assert_ne!(second, first);
     let words = async || {
         let count = sqlx::query_scalar("SELECT COUNT(*) FROM idempotency_keys").fetch_one(app.store.pool()).await;
@@ -149,14 +149,14 @@ async fn a_word_is_up_to_255_visible_characters() {
     for (word, is_good) in
         [("a", true), (longest.as_str(), true), ("", false), ("two words", false), (&"x".repeat(256), false)]
     {
-        let answer = app.post_with(&picture(1), &[("idempotency-key", word)]).await;
+        let answer = app.post_with(&image(1), &[("idempotency-key", word)]).await;
         if is_good {
             assert_eq!(answer.status, StatusCode::ACCEPTED, "{word:?}");
         } else {
             assert_eq!(answer.fields(), ["Idempotency-Key"], "{word:?}");
         }
     }
-    let mut request = app.post_request(&picture(1), &[("idempotency-key", "a")]);
+    let mut request = app.post_request(&image(1), &[("idempotency-key", "a")]);
     request.headers_mut().append("idempotency-key", "a".parse().expect("a value"));
     assert_eq!(app.send(request).await.json()["errors"][0]["reason"], json!("is given twice"));
 }

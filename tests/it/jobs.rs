@@ -5,14 +5,14 @@ use fluxserve::domain::engine::EngineError;
 use serde_json::json;
 use time::Duration;
 
-use crate::app::{Options, TestApp, decoded, picture, request};
+use crate::app::{Options, TestApp, decoded, image, request};
 use crate::fake_engine::{Call, Fault, colour};
 
 #[tokio::test]
 async fn progress_is_reported_while_it_is_drawn() {
     let app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.control.held().await;
     let view = app.until_status(&id, "running").await;
     assert_eq!((&view["queue_position"], &view["progress"]), (&json!(0), &json!({ "step": 0, "steps": 2 })));
@@ -28,7 +28,7 @@ async fn progress_is_reported_while_it_is_drawn() {
 #[tokio::test]
 async fn a_result_link_needs_no_key_and_expires() {
     let app = TestApp::start().await;
-    let job = app.post_with(&picture(2), &[("prefer", "wait=20")]).await.json();
+    let job = app.post_with(&image(2), &[("prefer", "wait=20")]).await.json();
     let url = job["result_url"].as_str().expect("a URL").trim_start_matches("http://worker.test").to_owned();
     let open = async |path: &str| app.send(request("GET", path, None, None)).await;
     let answer = open(&url).await;
@@ -37,7 +37,7 @@ async fn a_result_link_needs_no_key_and_expires() {
 
     let longer = url.replace("expires=", "expires=1");
     assert_eq!(open(&longer).await.code(), "link_refused");
-    let other = app.submit(&picture(3)).await;
+    let other = app.submit(&image(3)).await;
     let id = job["job_id"].as_str().expect("an id");
     assert_eq!(open(&url.replace(id, &other)).await.code(), "link_refused");
     assert_eq!(open(&format!("/v1/inference/jobs/{id}/result?expires=1")).await.code(), "link_refused");
@@ -49,7 +49,7 @@ async fn a_result_link_needs_no_key_and_expires() {
 async fn a_result_link_lasts_from_the_look_that_gave_it() {
     let app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(2)).await;
+    let id = app.submit(&image(2)).await;
     app.control.held().await;
     // Longer than a link lasts.
     app.clock.advance(Duration::hours(24));
@@ -68,7 +68,7 @@ async fn lists_are_paged_newest_first_and_ones_own() {
     let app = TestApp::start().await;
     let mut ids = Vec::new();
     for seed in 0..5 {
-        ids.push(app.submit(&picture(seed)).await);
+        ids.push(app.submit(&image(seed)).await);
     }
     for id in &ids {
         app.until_status(id, "succeeded").await;
@@ -106,9 +106,9 @@ async fn lists_are_paged_newest_first_and_ones_own() {
 async fn a_queued_job_is_cancelled_at_once() {
     let app = TestApp::start().await;
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.control.held().await;
-    let second = app.submit(&picture(2)).await;
+    let second = app.submit(&image(2)).await;
     let answer = app.delete(&format!("/v1/inference/jobs/{second}")).await;
     assert_eq!((answer.status, &answer.json()["status"]), (StatusCode::OK, &json!("canceled")));
     app.control.release();
@@ -122,9 +122,9 @@ async fn a_queued_job_is_cancelled_at_once() {
 async fn a_running_job_is_cancelled_before_the_next_step() {
     let app = TestApp::start().await;
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.control.held().await;
-    let second = app.submit(&picture(2)).await;
+    let second = app.submit(&image(2)).await;
     let path = format!("/v1/inference/jobs/{first}");
     let (cancelled, ()) = tokio::join!(app.delete(&path), async {
         // The wish is there before the step is over.
@@ -141,7 +141,7 @@ async fn a_running_job_is_cancelled_before_the_next_step() {
 #[tokio::test]
 async fn cancelling_what_has_ended_changes_nothing() {
     let app = TestApp::start().await;
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.until_status(&id, "succeeded").await;
     let answer = app.delete(&format!("/v1/inference/jobs/{id}")).await;
     assert_eq!((answer.status, &answer.json()["status"]), (StatusCode::OK, &json!("succeeded")));
@@ -151,11 +151,11 @@ async fn cancelling_what_has_ended_changes_nothing() {
 async fn a_late_comer_shares_the_steps_of_an_earlier_job() {
     let app = TestApp::start().await;
     app.control.hold();
-    let mut long = picture(1);
+    let mut long = image(1);
     long["steps"] = json!(4);
     let first = app.submit(&long).await;
     app.control.held().await;
-    let mut wide = picture(2);
+    let mut wide = image(2);
     wide["width"] = json!(128);
     let second = app.submit(&wide).await;
     app.control.release();
@@ -181,10 +181,10 @@ async fn what_is_no_job_is_not_found() {
 #[tokio::test]
 async fn jobs_are_forgotten_when_their_time_is_over() {
     let app = TestApp::start().await;
-    let old = app.submit(&picture(1)).await;
+    let old = app.submit(&image(1)).await;
     app.until_status(&old, "succeeded").await;
     app.clock.advance(Duration::hours(23));
-    let young = app.submit(&picture(2)).await;
+    let young = app.submit(&image(2)).await;
     app.until_status(&young, "succeeded").await;
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 0);
     app.clock.advance(Duration::hours(2));
@@ -196,17 +196,17 @@ async fn jobs_are_forgotten_when_their_time_is_over() {
 }
 
 #[tokio::test]
-async fn the_oldest_pictures_go_when_the_disk_share_is_used_up() {
+async fn the_oldest_images_go_when_the_disk_share_is_used_up() {
     let app = TestApp::with(Options { results_bytes_max: 1, ..Options::default() }).await;
     app.control.on_next_admit(Fault::Error(EngineError::Request("told to".into())));
-    let failed = app.submit(&picture(1)).await;
+    let failed = app.submit(&image(1)).await;
     app.until_status(&failed, "failed").await;
-    let id = app.submit(&picture(2)).await;
+    let id = app.submit(&image(2)).await;
     app.until_status(&id, "succeeded").await;
     app.clock.advance(Duration::seconds(1));
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1);
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 0);
-    // The job that has no picture frees nothing by going; the one that had says that it is gone.
+    // The job that has no image frees nothing by going; the one that had says that it is gone.
     app.until_status(&failed, "failed").await;
     app.until_status(&id, "succeeded").await;
     let result = app.get(&format!("/v1/inference/jobs/{id}/result")).await;
@@ -219,7 +219,7 @@ async fn ended_jobs_of_one_owner_are_bounded() {
     let app = TestApp::with(Options { ended_jobs_per_owner_max: 2, ..Options::default() }).await;
     let mut ids = Vec::new();
     for seed in 0..3 {
-        let id = app.submit(&picture(seed)).await;
+        let id = app.submit(&image(seed)).await;
         app.until_status(&id, "succeeded").await;
         ids.push(id);
     }

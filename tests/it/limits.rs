@@ -6,7 +6,7 @@ use fluxserve::domain::usage::STEPS_BESIDE;
 use serde_json::{Value, json};
 use time::Duration;
 
-use crate::app::{Answer, MODEL, Options, TestApp, managing, picture, request};
+use crate::app::{Answer, MODEL, Options, TestApp, image, managing, request};
 use crate::fake_engine::{Call, Fault};
 
 /// A key with limits, and the administrator who made it.
@@ -56,14 +56,14 @@ impl<'a> Limited<'a> {
     }
 }
 
-/// The largest picture there is, a good quarter of a megapixel, of so many steps.
+/// The largest image there is, a good quarter of a megapixel, of so many steps.
 fn large(steps: u32) -> Value {
-    let mut body = picture(1);
+    let mut body = image(1);
     (body["width"], body["height"], body["steps"]) = (json!(256), json!(256), json!(steps));
     body
 }
 
-/// How many steps of one pass of the largest picture a day's use amounts to.
+/// How many steps of one pass of the largest image a day's use amounts to.
 fn large_steps(day: &Value) -> f64 {
     let steps = day["megapixel_steps"].as_f64().expect("a number") * 1e6 / f64::from(256 * 256);
     assert!((steps - steps.round()).abs() < 1e-6, "{steps}");
@@ -110,15 +110,15 @@ async fn concurrent_jobs() {
     let app = TestApp::start().await;
     let limited = Limited::new(&app, json!({ "concurrent_jobs": 2 })).await;
     app.control.hold();
-    let first = limited.draw(&picture(1)).await.json();
-    assert_eq!(limited.draw(&picture(2)).await.status, StatusCode::ACCEPTED);
-    let answer = limited.draw(&picture(3)).await;
+    let first = limited.draw(&image(1)).await.json();
+    assert_eq!(limited.draw(&image(2)).await.status, StatusCode::ACCEPTED);
+    let answer = limited.draw(&image(3)).await;
     let policy = (r#""concurrent-jobs";q=2"#, r#""concurrent-jobs";r=0"#);
     assert!(assert_limited(&answer, "concurrent_jobs_limit", policy.0, policy.1) >= 1);
     assert_eq!(limited.list().await.json()["data"].as_array().map(Vec::len), Some(2), "nothing is left of it");
-    app.submit(&picture(4)).await;
+    app.submit(&image(4)).await;
     assert_eq!(limited.edit(json!({ "concurrent_jobs": 3 })).await["concurrent_jobs"], 3);
-    assert_eq!(limited.draw(&picture(5)).await.status, StatusCode::ACCEPTED);
+    assert_eq!(limited.draw(&image(5)).await.status, StatusCode::ACCEPTED);
     let job = format!("/v1/inference/jobs/{}", first["job_id"].as_str().expect("an id"));
     let cancel = request("DELETE", &job, Some(&limited.key), None);
     let (canceled, ()) = tokio::join!(app.send(cancel), async {
@@ -129,7 +129,7 @@ async fn concurrent_jobs() {
     limited.until_idle().await;
     for seed in 6..9 {
         app.control.hold();
-        assert_eq!(limited.draw(&picture(seed)).await.status, StatusCode::ACCEPTED, "a job that has ended is none");
+        assert_eq!(limited.draw(&image(seed)).await.status, StatusCode::ACCEPTED, "a job that has ended is none");
     }
     app.control.release();
 }
@@ -139,14 +139,14 @@ async fn concurrent_jobs_are_still_counted_after_a_crash() {
     let app = TestApp::start().await;
     let limited = Limited::new(&app, json!({ "concurrent_jobs": 1 })).await;
     app.control.hold();
-    assert_eq!(limited.draw(&picture(1)).await.status, StatusCode::ACCEPTED);
+    assert_eq!(limited.draw(&image(1)).await.status, StatusCode::ACCEPTED);
     let key = limited.key.clone();
     app.crash().await;
-    // Held before its first picture, so that the job is still there.
+    // Held before its first image, so that the job is still there.
     let options = Options { waits_for_ready: false, ..Options::default() };
     options.control.hold();
     let app = app.restart(options).await;
-    let draw = |seed| request("POST", "/v1/inference/image", Some(&key), Some(&picture(seed)));
+    let draw = |seed| request("POST", "/v1/inference/image", Some(&key), Some(&image(seed)));
     assert_eq!(app.send(draw(2)).await.code(), "concurrent_jobs_limit");
     app.control.release();
     assert_eq!(app.jobs.wait_until_idle(std::time::Duration::from_secs(20)).await, 0);
@@ -156,7 +156,7 @@ async fn concurrent_jobs_are_still_counted_after_a_crash() {
 #[tokio::test]
 async fn megapixel_steps_per_day() {
     let app = TestApp::start().await;
-    // A picture with 40 steps, and 4 for what is beside them, takes 2.88 of them.
+    // An image with 40 steps, and 4 for what is beside them, takes 2.88 of them.
     let limited = Limited::new(&app, json!({ "megapixel_steps_per_day": 7 })).await;
     app.control.hold();
     assert_eq!(limited.draw(&large(40)).await.status, StatusCode::ACCEPTED);
@@ -236,7 +236,7 @@ async fn usage_is_told_by_day() {
 }
 
 #[tokio::test]
-async fn a_picture_costs_its_passes_and_what_is_beside_its_steps() {
+async fn an_image_costs_its_passes_and_what_is_beside_its_steps() {
     let app = TestApp::start().await;
     let limited = Limited::new(&app, json!({})).await;
     let mut before = 0.0;
@@ -251,7 +251,7 @@ async fn a_picture_costs_its_passes_and_what_is_beside_its_steps() {
     let mut steered = large(3);
     steered["negative_prompt"] = json!("a square");
     assert_eq!(cost(steered).await, 2.0 * 3.0 + beside, "both passes");
-    // The engine breaks in the first step and the picture is begun anew.
+    // The engine breaks in the first step and the image is begun anew.
     app.control.on_next_step(Fault::Panic);
     assert_eq!(cost(large(3)).await, 3.0 + 2.0 * beside);
 }
@@ -264,7 +264,7 @@ async fn what_is_promised_is_what_it_costs() {
     steered["negative_prompt"] = json!("a square");
     let limited = Limited::new(&app, json!({ "megapixel_steps_per_day": 5 })).await;
     assert_eq!(limited.draw(&steered).await.code(), "daily_limit");
-    // Five megapixel-steps are 76 steps of one pass, so 15 pictures of one step.
+    // Five megapixel-steps are 76 steps of one pass, so 15 images of one step.
     let mut accepted = 0;
     while limited.draw(&large(1)).await.status == StatusCode::ACCEPTED {
         accepted += 1;
@@ -274,7 +274,7 @@ async fn what_is_promised_is_what_it_costs() {
 }
 
 #[tokio::test]
-async fn each_picture_of_a_request_counts_as_one() {
+async fn each_image_of_a_request_counts_as_one() {
     let app = TestApp::start().await;
     let limited = Limited::new(&app, json!({ "requests_per_minute": 6 })).await;
     let several = async |n: u32| {
@@ -351,9 +351,9 @@ async fn a_job_has_the_priority_that_its_key_had_when_it_was_accepted() {
     let mut jobs = Vec::new();
     for (seed, limits) in [(1, json!({})), (2, json!({ "priority": "low" })), (3, json!({ "priority": null }))] {
         key.edit(limits).await;
-        jobs.push(key.draw(&picture(seed)).await.json()["job_id"].as_str().expect("an id").to_owned());
+        jobs.push(key.draw(&image(seed)).await.json()["job_id"].as_str().expect("an id").to_owned());
     }
-    jobs.push(app.submit(&picture(4)).await);
+    jobs.push(app.submit(&image(4)).await);
     let mut recorded: Vec<(String, String)> = Vec::new();
     for job in &jobs {
         let query = sqlx::query_as("SELECT owner_priority, priority FROM jobs WHERE id = ?");
@@ -368,15 +368,15 @@ async fn a_job_has_the_priority_that_its_key_had_when_it_was_accepted() {
 #[tokio::test]
 async fn a_high_key_gets_the_device_before_a_low_one() {
     let app = TestApp::start().await;
-    app.control.set_limits(EngineLimits { pictures_max: 1, step_tokens_max: 100_000 });
+    app.control.set_limits(EngineLimits { images_max: 1, step_tokens_max: 100_000 });
     let low = Limited::new(&app, json!({ "priority": "low" })).await;
     let high = Limited::new(&app, json!({ "priority": "high" })).await;
     app.control.hold();
-    low.draw(&picture(10)).await;
+    low.draw(&image(10)).await;
     app.control.held().await;
     for seed in 1..4 {
-        low.draw(&picture(10 + seed)).await;
-        high.draw(&picture(20 + seed)).await;
+        low.draw(&image(10 + seed)).await;
+        high.draw(&image(20 + seed)).await;
     }
     app.control.release();
     low.until_idle().await;

@@ -5,7 +5,7 @@ use fluxserve::http::HttpSettings;
 use serde_json::{Value, json};
 use time::Duration;
 
-use crate::app::{Answer, Options, PASSWORD, TestApp, managing, picture, request};
+use crate::app::{Answer, Options, PASSWORD, TestApp, image, managing, request};
 
 /// An administrator at work.
 pub(crate) struct Administrator<'a> {
@@ -335,7 +335,7 @@ async fn a_rotation_overlaps_as_long_as_it_was_told() {
     let send = async |key: &str, method: &str, path: &str, body: Option<&Value>| {
         app.send(request(method, path, Some(key), body)).await
     };
-    let job = send(&third, "POST", "/v1/inference/image", Some(&picture(1))).await.json();
+    let job = send(&third, "POST", "/v1/inference/image", Some(&image(1))).await.json();
     let fourth = administrator.rotate(&path, None).await;
     let job = format!("/v1/inference/jobs/{}", job["job_id"].as_str().expect("an id"));
     assert_eq!(send(&fourth, "GET", &job, None).await.status, StatusCode::OK);

@@ -18,8 +18,8 @@ use crate::fake_engine::{Call, Fault, colour};
 const PATH: &str = "/v1/images/generations";
 const DEV: &str = "black-forest-labs/FLUX.1-dev";
 
-/// Small pictures that are drawn at once, and what else is to be said of them.
-fn pictures(more: &Value) -> Value {
+/// Small images that are drawn at once, and what else is to be said of them.
+fn images(more: &Value) -> Value {
     let mut body = json!({ "model": MODEL, "prompt": "a fox", "size": "64x64", "steps": 2 });
     let more = more.as_object().expect("fields").clone();
     body.as_object_mut().expect("an object").extend(more);
@@ -27,7 +27,7 @@ fn pictures(more: &Value) -> Value {
 }
 
 async fn draw(app: &TestApp, more: &Value) -> Answer {
-    app.send(request("POST", PATH, Some(&app.keys.inference), Some(&pictures(more)))).await
+    app.send(request("POST", PATH, Some(&app.keys.inference), Some(&images(more)))).await
 }
 
 fn bearer(key: &str, body: &Value) -> Request<Body> {
@@ -48,7 +48,7 @@ async fn until_ended(app: &TestApp) {
 }
 
 fn embedded(image: &Value) -> Vec<u8> {
-    STANDARD.decode(image["b64_json"].as_str().expect("a picture")).expect("base64")
+    STANDARD.decode(image["b64_json"].as_str().expect("an image")).expect("base64")
 }
 
 #[track_caller]
@@ -60,14 +60,14 @@ fn assert_error(answer: &Answer, status: u16, kind: &str, code: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_picture_stands_in_the_answer() {
+async fn an_image_stands_in_the_answer() {
     let app = TestApp::start().await;
-    let answer = app.send(bearer(&app.keys.inference, &pictures(&json!({ "seed": 5, "user": "u" })))).await;
+    let answer = app.send(bearer(&app.keys.inference, &images(&json!({ "seed": 5, "user": "u" })))).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     let body = answer.json();
     assert_eq!((&body["output_format"], &body["size"]), (&json!("png"), &json!("64x64")));
     assert_eq!(body["created"], app.clock_now().unix_timestamp());
-    let data = body["data"].as_array().expect("pictures");
+    let data = body["data"].as_array().expect("images");
     assert_eq!(data.len(), 1);
     assert!(data[0].get("url").is_none() && data[0]["seed"] == 5, "{body}");
     let bytes = embedded(&data[0]);
@@ -79,22 +79,22 @@ async fn a_picture_stands_in_the_answer() {
 }
 
 #[tokio::test]
-async fn a_picture_stands_behind_a_link_that_needs_no_key() {
+async fn an_image_stands_behind_a_link_that_needs_no_key() {
     let app = TestApp::start().await;
     let body = draw(&app, &json!({ "seed": 5, "response_format": "url" })).await.json();
     assert!(body["data"][0].get("b64_json").is_none(), "{body}");
     let url = body["data"][0]["url"].as_str().expect("a link");
     let path = url.strip_prefix("http://worker.test").expect("the worker's own address");
-    let picture = app.send(request("GET", path, None, None)).await;
-    assert_eq!((picture.status, picture.header("content-type")), (StatusCode::OK, "image/png"));
-    assert_eq!(decoded(&picture.bytes), (64, 64, colour(5)));
+    let image = app.send(request("GET", path, None, None)).await;
+    assert_eq!((image.status, image.header("content-type")), (StatusCode::OK, "image/png"));
+    assert_eq!(decoded(&image.bytes), (64, 64, colour(5)));
 }
 
 #[tokio::test]
-async fn each_picture_has_the_next_seed() {
+async fn each_image_has_the_next_seed() {
     let app = TestApp::start().await;
     let body = draw(&app, &json!({ "n": 3, "seed": 7 })).await.json();
-    let data = body["data"].as_array().expect("pictures");
+    let data = body["data"].as_array().expect("images");
     assert_eq!(data.iter().map(|image| image["seed"].as_u64()).collect::<Vec<_>>(), [Some(7), Some(8), Some(9)]);
     for (image, seed) in data.iter().zip(7..) {
         assert_eq!(decoded(&embedded(image)), (64, 64, colour(seed)));
@@ -195,7 +195,7 @@ async fn what_says_no_more_than_the_usual_is_accepted() {
 #[tokio::test]
 async fn headers_of_openais_clients_are_no_obstacle() {
     let app = TestApp::start().await;
-    let body = pictures(&json!({ "seed": 3 }));
+    let body = images(&json!({ "seed": 3 }));
     let mut ids = Vec::new();
     for _ in 0..2 {
         let mut request = bearer(&app.keys.all, &body);
@@ -218,11 +218,11 @@ async fn headers_of_openais_clients_are_no_obstacle() {
 #[tokio::test]
 async fn refusals_of_extractors_and_layers_have_openais_shape() {
     let app = TestApp::start().await;
-    let wrong = app.send(bearer("rgpu_wrong", &pictures(&json!({})))).await;
+    let wrong = app.send(bearer("rgpu_wrong", &images(&json!({})))).await;
     let error = assert_error(&wrong, 401, "authentication_error", "unauthorized");
     assert_eq!(error["param"], json!(null));
     assert!(wrong.header("www-authenticate").starts_with("Bearer"));
-    let kubernetes = app.send(bearer(&app.keys.kubernetes, &pictures(&json!({})))).await;
+    let kubernetes = app.send(bearer(&app.keys.kubernetes, &images(&json!({})))).await;
     assert_error(&kubernetes, 403, "permission_error", "scope_forbidden");
 
     let key = &app.keys.inference;
@@ -260,8 +260,8 @@ async fn refusals_of_jobs_have_openais_shape() {
     let new = json!({ "name": "test", "scope": { "inference": true }, "limits": { "requests_per_minute": 1 } });
     let made = app.send(managing(&cookie, "POST", "/v1/api-keys", Some(&new))).await.json();
     let key = made["key"].as_str().expect("a value");
-    assert_eq!(app.send(bearer(key, &pictures(&json!({})))).await.status, StatusCode::OK);
-    let limited = app.send(bearer(key, &pictures(&json!({})))).await;
+    assert_eq!(app.send(bearer(key, &images(&json!({})))).await.status, StatusCode::OK);
+    let limited = app.send(bearer(key, &images(&json!({})))).await;
     assert_error(&limited, 429, "rate_limit_error", "rate_limited");
     assert!(limited.header("retry-after").parse::<u64>().is_ok());
     assert!(limited.header("ratelimit").starts_with("\"requests\""));
@@ -284,10 +284,10 @@ async fn other_routes_keep_their_problems() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_cancels_all_its_pictures() {
+async fn a_client_that_hangs_up_cancels_all_its_images() {
     let app = TestApp::start().await;
     app.control.hold();
-    let body = pictures(&json!({ "n": 6, "seed": 1 }));
+    let body = images(&json!({ "n": 6, "seed": 1 }));
     let waiting = tokio::spawn(app.router.clone().oneshot(bearer(&app.keys.inference, &body)));
     app.control.held().await;
     while statuses(&app).await.len() < 6 {
@@ -303,7 +303,7 @@ async fn a_client_that_hangs_up_cancels_all_its_pictures() {
 }
 
 #[tokio::test]
-async fn all_pictures_are_accepted_or_none_is() {
+async fn all_images_are_accepted_or_none_is() {
     // A key gets half of the places.
     let app = TestApp::with(Options { jobs_max: 4, ..Options::default() }).await;
     app.control.hold();
@@ -317,7 +317,7 @@ async fn all_pictures_are_accepted_or_none_is() {
 }
 
 #[tokio::test]
-async fn a_picture_that_fails_takes_the_others_with_it() {
+async fn an_image_that_fails_takes_the_others_with_it() {
     let app = TestApp::start().await;
     app.control.hold();
     app.control.on_next_admit(Fault::Error(EngineError::Request("no".into())));
@@ -330,7 +330,7 @@ async fn a_picture_that_fails_takes_the_others_with_it() {
 }
 
 #[tokio::test]
-async fn when_the_time_is_over_all_pictures_are_cancelled() {
+async fn when_the_time_is_over_all_images_are_cancelled() {
     let mut options = Options::default();
     options.http.wait_max = Duration::from_millis(300);
     let app = TestApp::with(options).await;

@@ -7,28 +7,28 @@ use std::time::Duration;
 use axum::http::StatusCode;
 use serde_json::json;
 
-use crate::app::{Options, TestApp, picture, request};
+use crate::app::{Options, TestApp, image, request};
 use crate::fake_engine::EngineControl;
 
 #[tokio::test]
 async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
     let app = TestApp::with(Options { jobs_max: 4, ..Options::default() }).await;
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
-    let second = app.submit(&picture(2)).await;
+    let first = app.submit(&image(1)).await;
+    let second = app.submit(&image(2)).await;
     // The other half is for others.
-    let answer = app.post(&picture(3)).await;
+    let answer = app.post(&image(3)).await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::TOO_MANY_REQUESTS, "queue_full"));
     assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
     let path = "/v1/inference/image";
     for (key, status) in [(&app.keys.all, 202), (&app.keys.other_inference, 202), (&app.keys.all, 429)] {
-        assert_eq!(app.send(request("POST", path, Some(key), Some(&picture(4)))).await.status.as_u16(), status);
+        assert_eq!(app.send(request("POST", path, Some(key), Some(&image(4)))).await.status.as_u16(), status);
     }
     app.control.release();
     app.until_status(&first, "succeeded").await;
     app.until_status(&second, "succeeded").await;
     assert_eq!(app.jobs.wait_until_idle(Duration::from_secs(20)).await, 0);
-    let third = app.submit(&picture(3)).await;
+    let third = app.submit(&image(3)).await;
     app.until_status(&third, "succeeded").await;
 }
 
@@ -41,7 +41,7 @@ async fn not_ready_before_the_engine_has_drawn() {
     assert_eq!(app.get("/healthz").await.json(), json!({ "status": "ok" }));
     let early = app.get("/readyz").await;
     assert_eq!((early.status, early.code().as_str()), (StatusCode::SERVICE_UNAVAILABLE, "not_ready"));
-    assert_eq!(app.post(&picture(1)).await.code(), "model_unavailable");
+    assert_eq!(app.post(&image(1)).await.code(), "model_unavailable");
     app.control.release();
     app.until_availability(fluxserve::catalog::Availability::Ready).await;
     assert_eq!(app.get("/readyz").await.json(), json!({ "status": "ready" }));
@@ -73,9 +73,9 @@ async fn readiness_is_checked_once_a_second_however_many_ask() {
 async fn draining_refuses_newcomers_and_finishes_the_rest() {
     let app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.jobs.drain();
-    let answer = app.post(&picture(2)).await;
+    let answer = app.post(&image(2)).await;
     assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "draining"));
     assert_ne!(answer.header("retry-after"), "");
     assert_eq!(app.get("/readyz").await.code(), "not_ready");
@@ -88,7 +88,7 @@ async fn draining_refuses_newcomers_and_finishes_the_rest() {
 #[tokio::test]
 async fn metrics_are_at_their_own_address_and_at_no_other() {
     let app = TestApp::start().await;
-    app.post_with(&picture(1), &[("prefer", "wait=20")]).await;
+    app.post_with(&image(1), &[("prefer", "wait=20")]).await;
     // Whoever comes from this machine may speak for somebody else: a proxy that adds nothing cannot be told from a client.
     for host in ["localhost:8080", "127.0.0.1:9", "worker.test"] {
         let mut request = request("GET", "/metrics", None, None);
@@ -136,7 +136,7 @@ async fn the_catalog_is_for_everyone() {
 async fn a_model_that_does_not_work_yet_is_refused_with_the_reason() {
     let app = TestApp::start().await;
     for id in ["FLUX.1-Fill-dev", "FLUX.1-Canny-dev", "FLUX.1-Depth-dev", "FLUX.1-Kontext-dev"] {
-        let mut body = picture(1);
+        let mut body = image(1);
         body["model"] = json!(format!("black-forest-labs/{id}"));
         let answer = app.post(&body).await;
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "model_unavailable"));
@@ -169,7 +169,7 @@ async fn logs_hold_neither_keys_nor_prompts_nor_links() {
     // For the engine's thread, too. The lines of other tests come along; their prompts and keys are others.
     tracing::subscriber::set_global_default(subscriber).expect("no other test sets up logging");
     let app = TestApp::start().await;
-    let mut body = picture(1);
+    let mut body = image(1);
     body["prompt"] = json!("an unmistakable capybara");
     let job = app.post_with(&body, &[("prefer", "wait=20")]).await.json();
     let url = job["result_url"].as_str().expect("a URL").trim_start_matches("http://worker.test");

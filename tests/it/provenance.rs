@@ -1,4 +1,4 @@
-//! What the files of pictures say of how they were drawn, as another reader finds it; and that nothing else is in them.
+//! What the files of images say of how they were drawn, as another reader finds it; and that nothing else is in them.
 
 use std::io::Cursor;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use fluxserve::domain::precision::Precision;
 
-use crate::app::{MODEL, Options, TestApp, picture};
+use crate::app::{MODEL, Options, TestApp, image};
 
 /// Program and parameters, as a file tells of them.
 fn told(bytes: &[u8]) -> Option<(String, Value)> {
@@ -22,7 +22,7 @@ fn told(bytes: &[u8]) -> Option<(String, Value)> {
 }
 
 async fn drawn(app: &TestApp, format: &str, prompt: &str) -> Vec<u8> {
-    let mut body = picture(5);
+    let mut body = image(5);
     body["prompt"] = json!(prompt);
     let answer = app.post_with(&body, &[("accept", format)]).await;
     assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
@@ -46,17 +46,17 @@ async fn a_file_says_how_it_was_drawn_and_not_for_whom_when_or_of_what() {
 }
 
 #[tokio::test]
-async fn pictures_of_the_other_routes_say_so_too_and_previews_do_not() {
+async fn images_of_the_other_routes_say_so_too_and_previews_do_not() {
     let app = TestApp::start().await;
     let body = json!({ "model": MODEL, "prompt": "a fox", "size": "64x64", "seed": 9, "steps": 2 });
     let request = crate::app::request("POST", "/v1/images/generations", Some(&app.keys.inference), Some(&body));
     let answer = app.send(request).await.json();
-    let bytes = STANDARD.decode(answer["data"][0]["b64_json"].as_str().expect("a picture")).expect("base64");
+    let bytes = STANDARD.decode(answer["data"][0]["b64_json"].as_str().expect("an image")).expect("base64");
     assert_eq!(told(&bytes).expect("there is something").1["seed"], 9);
 
     let cookie = app.sign_in().await;
     app.control.hold();
-    let id = app.submit(&picture(3)).await;
+    let id = app.submit(&image(3)).await;
     let path = format!("/v1/jobs/{id}/preview");
     let look = async || app.send(crate::app::managing(&cookie, "GET", &path, None)).await;
     app.control.held().await;
@@ -72,9 +72,9 @@ async fn pictures_of_the_other_routes_say_so_too_and_previews_do_not() {
     assert!(told(&preview).is_none());
 }
 
-/// A model says beforehand that it draws with loss, and each of its pictures says so afterwards.
+/// A model says beforehand that it draws with loss, and each of its images says so afterwards.
 #[tokio::test]
-async fn a_lossy_picture_can_be_told() {
+async fn a_lossy_image_can_be_told() {
     let app = TestApp::with(Options { precision: Precision::Fp8, ..Options::default() }).await;
     let (_, parameters) = told(&drawn(&app, "image/png", "a fox").await).expect("there is something");
     let expected = json!({
@@ -94,7 +94,7 @@ async fn a_lossy_picture_can_be_told() {
 async fn a_job_that_is_drawn_again_in_another_precision_says_so() {
     let app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(7)).await;
+    let id = app.submit(&image(7)).await;
     app.control.held().await;
     app.crash().await;
     let app = app.restart(Options { precision: Precision::Fp8, ..Options::default() }).await;

@@ -4,19 +4,19 @@ use serde_json::json;
 use sqlx::Connection as _;
 use sqlx::sqlite::SqliteConnectOptions;
 
-use crate::app::{Options, TestApp, decoded, picture, request};
+use crate::app::{Options, TestApp, decoded, image, request};
 use crate::fake_engine::{Call, colour};
 
 #[tokio::test]
 async fn jobs_that_a_crash_left_are_drawn_again_with_the_same_seed() {
     let app = TestApp::start().await;
-    let done = app.submit(&picture(1)).await;
+    let done = app.submit(&image(1)).await;
     app.until_status(&done, "succeeded").await;
     app.control.hold();
-    let running = app.submit(&picture(2)).await;
+    let running = app.submit(&image(2)).await;
     app.control.held().await;
     app.until_status(&running, "running").await;
-    let queued = app.submit(&picture(3)).await;
+    let queued = app.submit(&image(3)).await;
     app.crash().await;
     let app = app.restart(Options::default()).await;
     for (id, seed) in [(done, 1), (running, 2), (queued, 3)] {
@@ -29,7 +29,7 @@ async fn jobs_that_a_crash_left_are_drawn_again_with_the_same_seed() {
 #[tokio::test]
 async fn a_link_survives_a_restart() {
     let app = TestApp::start().await;
-    let job = app.post_with(&picture(2), &[("prefer", "wait=20")]).await.json();
+    let job = app.post_with(&image(2), &[("prefer", "wait=20")]).await.json();
     let url = job["result_url"].as_str().expect("a URL").trim_start_matches("http://worker.test").to_owned();
     let app = app.restart(Options::default()).await;
     assert_eq!(app.get(&url).await.status, axum::http::StatusCode::OK);
@@ -39,7 +39,7 @@ async fn a_link_survives_a_restart() {
 async fn a_job_that_takes_the_worker_down_each_time_is_given_up() {
     let mut app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     for _ in 0..3 {
         app.control.held().await;
         app.until_status(&id, "running").await;
@@ -56,8 +56,8 @@ async fn a_job_that_takes_the_worker_down_each_time_is_given_up() {
 async fn a_smaller_queue_gives_up_what_has_no_place() {
     let app = TestApp::start().await;
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
-    let second = app.submit(&picture(2)).await;
+    let first = app.submit(&image(1)).await;
+    let second = app.submit(&image(2)).await;
     app.crash().await;
     let options = Options { jobs_max: 1, ..Options::default() };
     // The first job keeps its place until the second one has asked for one.
@@ -73,7 +73,7 @@ async fn a_smaller_queue_gives_up_what_has_no_place() {
 async fn a_clean_restart_is_not_counted_against_a_job() {
     let mut app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     for _ in 0..4 {
         app.control.held().await;
         app.until_status(&id, "running").await;
@@ -90,7 +90,7 @@ async fn a_clean_restart_is_not_counted_against_a_job() {
 async fn a_clean_restart_does_not_forgive_a_crash() {
     let mut app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     for is_clean in [false, true, false, true, false] {
         app.control.held().await;
         app.until_status(&id, "running").await;
@@ -110,10 +110,10 @@ async fn a_clean_restart_does_not_forgive_a_crash() {
 async fn a_row_that_cannot_be_read_stops_neither_the_start_nor_lists_nor_the_sweep() {
     let app = TestApp::start().await;
     app.control.hold();
-    let damaged = app.submit(&picture(1)).await;
+    let damaged = app.submit(&image(1)).await;
     app.control.held().await;
-    let whole = app.submit(&picture(2)).await;
-    let last = app.submit(&picture(3)).await;
+    let whole = app.submit(&image(2)).await;
+    let last = app.submit(&image(3)).await;
     sqlx::query("UPDATE jobs SET request = 'no request' WHERE id = ?")
         .bind(&damaged)
         .execute(app.store.pool())
@@ -167,7 +167,7 @@ async fn a_finished_job_outlasts_an_outage_of_the_database() {
     let by_commit = "INSERT INTO outages VALUES (2)";
     let by_statement = "SELECT RAISE(ABORT, 'told to fail')";
     break_ends(&app, by_rollback).await;
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.control.until_called(Call::Finish(1)).await;
     for by in [by_commit, by_rollback, by_commit, by_statement] {
         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
@@ -175,7 +175,7 @@ async fn a_finished_job_outlasts_an_outage_of_the_database() {
     }
     let view = app.get(&format!("/v1/inference/jobs/{id}")).await.json();
     assert_eq!(view["status"], "running");
-    assert_eq!(app.post(&picture(2)).await.code(), "queue_full", "it keeps its place");
+    assert_eq!(app.post(&image(2)).await.code(), "queue_full", "it keeps its place");
     sqlx::query("DROP TRIGGER outage").execute(app.store.pool()).await.expect("no trigger");
     let view = app.until_status(&id, "succeeded").await;
     assert_eq!(view["progress"]["step"], 2);
@@ -199,13 +199,13 @@ async fn a_finished_job_outlasts_an_outage_of_the_database() {
 async fn a_crash_counts_although_the_next_life_did_not_begin_the_job() {
     let mut app = TestApp::start().await;
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     for _ in 0..3 {
         app.control.held().await;
         app.until_status(&id, "running").await;
         app.crash().await;
         let options = Options { waits_for_ready: false, ..Options::default() };
-        // The engine gets no further than its warm-up picture.
+        // The engine gets no further than its warm-up image.
         options.control.hold();
         app = app.restart(options).await;
         app.stop_cleanly().await;

@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::app::{TestApp, listen, picture, request};
+use crate::app::{TestApp, image, listen, request};
 use crate::fake_engine::Call;
 use crate::management::Administrator;
 
@@ -89,10 +89,10 @@ async fn the_jobs_of_a_revoked_key_are_cancelled_by_the_next_step_and_no_others(
     let created = administrator.ask("POST", "/v1/api-keys", Some(body)).await.json();
     let (id, key) = (created["id"].as_str().expect("an id"), created["key"].as_str().expect("a value"));
     app.control.hold();
-    let others = app.submit(&picture(1)).await;
+    let others = app.submit(&image(1)).await;
     app.control.held().await;
     let submit = async |seed| {
-        let job = app.send(request("POST", "/v1/inference/image", Some(key), Some(&picture(seed)))).await.json();
+        let job = app.send(request("POST", "/v1/inference/image", Some(key), Some(&image(seed)))).await.json();
         job["job_id"].as_str().expect("an id").to_owned()
     };
     let drawn = submit(2).await;
@@ -129,7 +129,7 @@ async fn a_link_ends_with_the_key_that_it_came_from() {
         let body = json!({ "name": "gives links", "scope": { "inference": true }, "expires_at": expires_at });
         let created = administrator.ask("POST", "/v1/api-keys", Some(body)).await.json();
         let key = created["key"].as_str().expect("a value");
-        let mut drawing = request("POST", "/v1/inference/image", Some(key), Some(&picture(1)));
+        let mut drawing = request("POST", "/v1/inference/image", Some(key), Some(&image(1)));
         drawing.headers_mut().insert("prefer", "wait=20".parse().expect("a value"));
         let url = app.send(drawing).await.json()["result_url"].as_str().expect("a URL").to_owned();
         let link = url.trim_start_matches("http://worker.test").to_owned();

@@ -7,7 +7,7 @@ use fluxserve::domain::scope::Scope;
 use fluxserve::http::{Access, routes};
 use serde_json::{Value, json};
 
-use crate::app::{Keys, MODEL, NAMESPACE, Options, PASSWORD, TestApp, managing, picture, request};
+use crate::app::{Keys, MODEL, NAMESPACE, Options, PASSWORD, TestApp, image, managing, request};
 use crate::stub_cluster::StubCluster;
 
 /// What each kind of caller gets from one route.
@@ -153,7 +153,7 @@ impl Caller {
 
 fn body_of(row: &Expected) -> Option<Value> {
     match (row.method, row.path) {
-        ("POST", "/v1/inference/image" | "/v1/playground/image") => Some(picture(2)),
+        ("POST", "/v1/inference/image" | "/v1/playground/image") => Some(image(2)),
         ("POST", "/v1/images/generations") => Some(json!({ "model": MODEL, "prompt": "a fox", "steps": 2 })),
         ("POST", "/v1/session") => Some(json!({ "password": PASSWORD })),
         ("POST", "/v1/api-keys") => Some(json!({ "name": "new", "scope": { "all": true } })),
@@ -176,7 +176,7 @@ async fn every_route_opens_to_its_callers_alone() {
     // The one that the key for one namespace names.
     let insert = "INSERT INTO kubernetes_namespaces (id, name, created_at_ms, is_open) VALUES (?, 'team-a', 0, 1)";
     sqlx::query(insert).bind(NAMESPACE).execute(app.store.pool()).await.expect("a row");
-    let job = app.submit(&picture(1)).await;
+    let job = app.submit(&image(1)).await;
     app.until_status(&job, "succeeded").await;
     for row in MATRIX {
         for caller in CALLERS {
@@ -201,7 +201,7 @@ async fn every_route_opens_to_its_callers_alone() {
             let is_management = matches!(row.access, Access::SignIn | Access::Session);
             let is_token = row.access == Access::Kubernetes && answer.status == StatusCode::OK;
             let content_type = answer.header("content-type");
-            // A picture that is kept outlives the right to see it.
+            // An image that is kept outlives the right to see it.
             let is_private = content_type == "text/event-stream" || content_type.starts_with("image/");
             let is_never_kept = is_management || is_token || is_private;
             assert_eq!(answer.header("cache-control") == "no-store", is_never_kept, "{name}");

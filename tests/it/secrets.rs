@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
-use crate::app::{Answer, PASSWORD, TestApp, managing, picture, request};
+use crate::app::{Answer, PASSWORD, TestApp, image, managing, request};
 
 /// Everything that is logged while it is the subscriber of its thread.
 #[derive(Clone, Default)]
@@ -92,7 +92,7 @@ async fn no_secret_is_at_rest_in_logs_or_in_refusals() {
     };
 
     for key in [&old, &new] {
-        let answer = app.send(request("POST", "/v1/inference/image", Some(key), Some(&picture(1)))).await;
+        let answer = app.send(request("POST", "/v1/inference/image", Some(key), Some(&image(1)))).await;
         assert_eq!(answer.status, 202);
         search.in_answer(&answer);
     }

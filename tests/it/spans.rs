@@ -14,7 +14,7 @@ use tracing_subscriber::layer::{Context, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::app::{Options, TestApp, picture};
+use crate::app::{Options, TestApp, image};
 
 /// The lines of the log, and which span follows from which; a span is written as `name field=value …`.
 #[derive(Clone, Default)]
@@ -108,7 +108,7 @@ async fn a_job_and_its_steps_have_spans_that_lead_to_each_other() {
     app.control.hold();
     let prompt = "a secret otter in a teapot";
     let body = |seed: u64| {
-        let mut body = picture(seed);
+        let mut body = image(seed);
         body["prompt"] = json!(prompt);
         body
     };
@@ -140,9 +140,9 @@ async fn a_job_and_its_steps_have_spans_that_lead_to_each_other() {
 
     let steps = captured.origins("step ");
     let (alone, _) = &steps[0];
-    assert!(alone.contains("pictures=1") && alone.contains("reason=\"everyone_steps\""), "{alone}");
+    assert!(alone.contains("images=1") && alone.contains("reason=\"everyone_steps\""), "{alone}");
     let together: Vec<&String> =
-        steps.iter().filter(|(step, _)| step.contains("pictures=2")).map(|(_, job)| job).collect();
+        steps.iter().filter(|(step, _)| step.contains("images=2")).map(|(_, job)| job).collect();
     for id in [&first, &second] {
         assert!(together.iter().any(|job| job.starts_with(&format!("job job={id}"))), "{steps:?}");
     }
@@ -162,7 +162,7 @@ async fn at_the_usual_level_there_are_no_such_spans_and_the_lines_still_name_the
     let _logging = tracing::dispatcher::set_default(&listener);
     let _second = Dispatch::new(tracing_subscriber::registry().with(EnvFilter::new("info")));
     let app = heard(&listener).await;
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.until_status(&id, "succeeded").await;
     app.stop_cleanly().await;
     let ended = captured.lines("job ended");

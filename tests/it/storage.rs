@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use fluxserve::jobs::rotate_link_secret;
 use serde_json::Value;
 
-use crate::app::{Options, TestApp, decoded, picture};
+use crate::app::{Options, TestApp, decoded, image};
 use crate::fake_engine::{Call, colour};
 
 /// Long enough for everything that is tried again to have been tried.
@@ -35,7 +35,7 @@ fn mend_results(app: &TestApp) {
 }
 
 async fn drawn(app: &TestApp, seed: u64) -> String {
-    let id = app.submit(&picture(seed)).await;
+    let id = app.submit(&image(seed)).await;
     app.until_status(&id, "succeeded").await;
     id
 }
@@ -50,13 +50,13 @@ async fn number(app: &TestApp, query: &'static str) -> i64 {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn on_a_full_disk_the_oldest_pictures_make_room_for_the_newest() {
+async fn on_a_full_disk_the_oldest_images_make_room_for_the_newest() {
     let app = TestApp::start().await;
     let old = drawn(&app, 1).await;
     app.clock.advance(time::Duration::seconds(1));
     let young = drawn(&app, 2).await;
     app.control.hold();
-    let id = app.submit(&picture(3)).await;
+    let id = app.submit(&image(3)).await;
     app.control.held().await;
     // What is written there is refused for want of space, as on a disk that is full.
     let unfinished = results(&app).join(format!("{id}.part"));
@@ -88,14 +88,14 @@ async fn a_folder_of_results_that_is_gone_is_made_anew() {
 }
 
 #[tokio::test]
-async fn a_disk_that_comes_back_gets_the_picture() {
+async fn a_disk_that_comes_back_gets_the_image() {
     let app = TestApp::with(Options { jobs_max: 1, ..Options::default() }).await;
     break_results(&app);
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.control.until_called(Call::Finish(1)).await;
     tokio::time::sleep(SOME_TIME).await;
     assert_eq!(app.get(&format!("/v1/inference/jobs/{id}")).await.json()["status"], "running");
-    assert_eq!(app.post(&picture(2)).await.code(), "queue_full", "it keeps its place");
+    assert_eq!(app.post(&image(2)).await.code(), "queue_full", "it keeps its place");
     mend_results(&app);
     app.until_status(&id, "succeeded").await;
     assert_eq!(result_status(&app, &id).await, StatusCode::OK);
@@ -104,10 +104,10 @@ async fn a_disk_that_comes_back_gets_the_picture() {
 }
 
 #[tokio::test]
-async fn a_picture_that_the_disk_never_takes_fails_in_the_end_and_costs_its_owner_nothing() {
+async fn an_image_that_the_disk_never_takes_fails_in_the_end_and_costs_its_owner_nothing() {
     let app = TestApp::with(Options { storage_patience: SOME_TIME, ..Options::default() }).await;
     break_results(&app);
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     let view = app.until_status(&id, "failed").await;
     assert_eq!(view["error"]["code"], "storage_failed");
     assert_eq!(number(&app, "SELECT COALESCE(SUM(pixel_steps), 0) FROM work_by_day").await, 0);
@@ -117,10 +117,10 @@ async fn a_picture_that_the_disk_never_takes_fails_in_the_end_and_costs_its_owne
 }
 
 #[tokio::test]
-async fn a_picture_that_waits_for_the_disk_when_the_worker_stops_is_drawn_at_the_next_start() {
+async fn an_image_that_waits_for_the_disk_when_the_worker_stops_is_drawn_at_the_next_start() {
     let app = TestApp::start().await;
     break_results(&app);
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.control.until_called(Call::Finish(1)).await;
     tokio::time::sleep(SOME_TIME).await;
     app.stop_cleanly().await;
@@ -131,7 +131,7 @@ async fn a_picture_that_waits_for_the_disk_when_the_worker_stops_is_drawn_at_the
 }
 
 #[tokio::test]
-async fn readiness_says_when_pictures_cannot_be_stored() {
+async fn readiness_says_when_images_cannot_be_stored() {
     let app = TestApp::start().await;
     assert_eq!(app.get("/readyz").await.status, StatusCode::OK);
     assert_eq!(fs::read_dir(results(&app)).expect("a folder").count(), 0, "what was tried is gone");
@@ -149,7 +149,7 @@ async fn readiness_says_when_pictures_cannot_be_stored() {
     };
     let refusal = until(StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(refusal.code(), "not_ready");
-    assert_eq!(refusal.json()["detail"], "the folder of results does not take pictures");
+    assert_eq!(refusal.json()["detail"], "the folder of results does not take images");
     mend_results(&app);
     until(StatusCode::OK).await;
 }
@@ -160,7 +160,7 @@ async fn readiness_says_when_one_job_after_the_other_cannot_be_written_down() {
     let outage = "CREATE TRIGGER outage BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'told to fail'); END";
     sqlx::query(outage).execute(app.store.pool()).await.expect("a trigger");
     for seed in 0..3 {
-        assert_eq!(app.post(&picture(seed)).await.code(), "storage_unavailable");
+        assert_eq!(app.post(&image(seed)).await.code(), "storage_unavailable");
     }
     let answer = app.get("/readyz").await;
     assert_eq!(answer.code(), "not_ready", "although a look at the database finds nothing");
@@ -197,7 +197,7 @@ async fn one_file_that_cannot_be_removed_does_not_keep_the_others() {
 #[tokio::test]
 async fn the_prompts_of_what_a_sweep_forgets_are_in_no_file_any_more() {
     let app = TestApp::start().await;
-    let mut body = picture(1);
+    let mut body = image(1);
     let prompt = "a fox that nobody is to read of afterwards";
     body["prompt"] = Value::from(prompt);
     let id = app.submit(&body).await;
@@ -215,7 +215,7 @@ async fn the_prompts_of_what_a_sweep_forgets_are_in_no_file_any_more() {
 }
 
 #[tokio::test]
-async fn the_share_of_the_disk_is_kept_although_one_picture_cannot_be_removed() {
+async fn the_share_of_the_disk_is_kept_although_one_image_cannot_be_removed() {
     let app = TestApp::with(Options { results_bytes_max: 1, ..Options::default() }).await;
     let stubborn = drawn(&app, 1).await;
     fs::remove_file(file_of(&app, &stubborn)).expect("removable");
@@ -227,11 +227,11 @@ async fn the_share_of_the_disk_is_kept_although_one_picture_cannot_be_removed() 
 }
 
 #[tokio::test]
-async fn pictures_that_no_job_has_are_removed_and_no_others() {
+async fn images_that_no_job_has_are_removed_and_no_others() {
     let app = TestApp::start().await;
     let kept = drawn(&app, 1).await;
     app.control.hold();
-    let unfinished = app.submit(&picture(2)).await;
+    let unfinished = app.submit(&image(2)).await;
     app.control.held().await;
     let folder = results(&app);
     let fresh = folder.join("job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e60.png");
@@ -292,7 +292,7 @@ async fn a_start_that_cannot_be_written_is_written_later_and_counts() {
                   BEGIN SELECT RAISE(ABORT, 'told to fail'); END";
     sqlx::query(outage).execute(app.store.pool()).await.expect("a trigger");
     app.control.hold();
-    let id = app.submit(&picture(1)).await;
+    let id = app.submit(&image(1)).await;
     app.control.held().await;
     tokio::time::sleep(SOME_TIME).await;
     assert_eq!(app.get(&format!("/v1/inference/jobs/{id}")).await.json()["status"], "queued");
@@ -301,7 +301,7 @@ async fn a_start_that_cannot_be_written_is_written_later_and_counts() {
     assert_eq!(number(&app, "SELECT attempts FROM jobs").await, 1);
 
     sqlx::query(outage).execute(app.store.pool()).await.expect("a trigger");
-    let next = app.submit(&picture(2)).await;
+    let next = app.submit(&image(2)).await;
     app.control.release();
     let view = app.until_status(&next, "succeeded").await;
     assert_ne!(view["started_at"], Value::Null, "the end tells of the start, too");
@@ -312,7 +312,7 @@ async fn who_meets_a_broken_database_is_told_when_to_come_back() {
     let app = TestApp::start().await;
     let id = drawn(&app, 1).await;
     sqlx::query("ALTER TABLE jobs RENAME TO elsewhere").execute(app.store.pool()).await.expect("renamed");
-    for answer in [app.get(&format!("/v1/inference/jobs/{id}")).await, app.post(&picture(2)).await] {
+    for answer in [app.get(&format!("/v1/inference/jobs/{id}")).await, app.post(&image(2)).await] {
         assert_eq!(answer.code(), "storage_unavailable");
         assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
     }
@@ -338,7 +338,7 @@ async fn a_link_has_a_life_of_its_own_and_can_be_withdrawn() {
     rotate_link_secret(&app.folder.path().join("links.secret")).expect("writable");
     assert_eq!(open(&second).await.code(), "link_refused");
     assert_eq!(open(&link_of(&app, &id).await).await.status, StatusCode::OK);
-    // Not longer than the picture, either.
+    // Not longer than the image, either.
     app.clock.advance(time::Duration::hours(22));
     let last = link_of(&app, &id).await;
     app.clock.advance(time::Duration::minutes(60));
@@ -346,7 +346,7 @@ async fn a_link_has_a_life_of_its_own_and_can_be_withdrawn() {
 }
 
 #[tokio::test]
-async fn no_copy_of_the_database_opens_pictures() {
+async fn no_copy_of_the_database_opens_images() {
     let app = TestApp::start().await;
     drawn(&app, 1).await;
     let secret = fs::read(app.folder.path().join("links.secret")).expect("a secret");

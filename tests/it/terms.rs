@@ -2,12 +2,12 @@
 
 use serde_json::json;
 
-use crate::app::{Options, TestApp, picture};
+use crate::app::{Options, TestApp, image};
 use crate::fake_engine::Call;
 
-/// As `picture`, with something more.
+/// As `image`, with something more.
 fn urgent(seed: u64, more: &serde_json::Value) -> serde_json::Value {
-    let mut body = picture(seed);
+    let mut body = image(seed);
     let fields = body.as_object_mut().expect("an object");
     fields.extend(more.as_object().expect("an object").clone());
     body
@@ -32,9 +32,9 @@ async fn what_is_no_priority_or_deadline_is_refused_by_name() {
 #[tokio::test]
 async fn a_job_of_high_priority_goes_before_the_others_of_its_key() {
     let app = TestApp::start().await;
-    app.control.set_limits(fluxserve::domain::engine::EngineLimits { pictures_max: 1, step_tokens_max: 100_000 });
+    app.control.set_limits(fluxserve::domain::engine::EngineLimits { images_max: 1, step_tokens_max: 100_000 });
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.control.held().await;
     let mut all = vec![first];
     for (seed, priority) in [(2, "low"), (3, "normal"), (4, "high")] {

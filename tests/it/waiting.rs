@@ -1,4 +1,4 @@
-//! The ways to wait for a picture, and what happens to a job whose client has left.
+//! The ways to wait for an image, and what happens to a job whose client has left.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,13 +11,13 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tower::ServiceExt;
 
-use crate::app::{TestApp, decoded, listen, picture};
+use crate::app::{TestApp, decoded, image, listen};
 use crate::fake_engine::{Call, Fault, colour};
 
 #[tokio::test]
 async fn prefer_wait_answers_the_finished_job() {
     let app = TestApp::start().await;
-    let answer = app.post_with(&picture(3), &[("prefer", "respond-async, wait=15")]).await;
+    let answer = app.post_with(&image(3), &[("prefer", "respond-async, wait=15")]).await;
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(answer.header("preference-applied"), "wait=15");
     let job = answer.json();
@@ -30,7 +30,7 @@ async fn prefer_wait_answers_the_finished_job() {
 async fn when_time_runs_out_the_job_goes_on() {
     let app = TestApp::start().await;
     app.control.hold();
-    let answer = app.post_with(&picture(3), &[("prefer", "wait=0")]).await;
+    let answer = app.post_with(&image(3), &[("prefer", "wait=0")]).await;
     assert_eq!((answer.status, answer.header("preference-applied")), (StatusCode::ACCEPTED, "wait=0"));
     let id = answer.json()["job_id"].as_str().expect("an id").to_owned();
     app.control.release();
@@ -40,15 +40,15 @@ async fn when_time_runs_out_the_job_goes_on() {
 #[tokio::test]
 async fn waits_are_cut_to_what_is_allowed() {
     let app = TestApp::start().await;
-    let answer = app.post_with(&picture(3), &[("prefer", "wait=86400")]).await;
+    let answer = app.post_with(&image(3), &[("prefer", "wait=86400")]).await;
     assert_eq!(answer.header("preference-applied"), "wait=20");
 }
 
 #[tokio::test]
-async fn accept_asks_for_the_picture_itself() {
+async fn accept_asks_for_the_image_itself() {
     let app = TestApp::start().await;
     for accept in ["image/png", "image/webp", "image/jpeg"] {
-        let answer = app.post_with(&picture(9), &[("accept", accept)]).await;
+        let answer = app.post_with(&image(9), &[("accept", accept)]).await;
         assert_eq!((answer.status, answer.header("content-type")), (StatusCode::OK, accept));
         let (width, height, first) = decoded(&answer.bytes);
         assert_eq!((width, height), (64, 64));
@@ -62,7 +62,7 @@ async fn accept_asks_for_the_picture_itself() {
 #[tokio::test]
 async fn accept_and_output_format_must_agree() {
     let app = TestApp::start().await;
-    let mut body = picture(1);
+    let mut body = image(1);
     body["output_format"] = json!("webp");
     assert_eq!(app.post_with(&body, &[("accept", "image/png")]).await.fields(), ["output_format"]);
     assert_eq!(app.post_with(&body, &[("accept", "image/*")]).await.header("content-type"), "image/webp");
@@ -72,14 +72,14 @@ async fn accept_and_output_format_must_agree() {
 }
 
 #[tokio::test]
-async fn a_picture_that_failed_is_an_error_and_a_job_that_failed_is_a_job() {
+async fn an_image_that_failed_is_an_error_and_a_job_that_failed_is_a_job() {
     let app = TestApp::start().await;
     app.control.on_next_admit(Fault::Error(EngineError::Request("the prompt is cursed".into())));
-    let answer = app.post_with(&picture(1), &[("accept", "image/png")]).await;
+    let answer = app.post_with(&image(1), &[("accept", "image/png")]).await;
     assert_eq!(answer.code(), "job_failed");
     assert!(answer.json()["detail"].as_str().is_some_and(|detail| detail.contains("the prompt is cursed")));
     app.control.on_next_admit(Fault::Error(EngineError::Request("the prompt is cursed".into())));
-    let answer = app.post_with(&picture(1), &[("prefer", "wait=20")]).await;
+    let answer = app.post_with(&image(1), &[("prefer", "wait=20")]).await;
     assert_eq!((answer.status, &answer.json()["status"]), (StatusCode::OK, &json!("failed")));
     assert_eq!(answer.json()["error"], json!({ "code": "refused_by_engine", "reason": "the prompt is cursed" }));
 }
@@ -88,7 +88,7 @@ async fn a_picture_that_failed_is_an_error_and_a_job_that_failed_is_a_job() {
 async fn a_client_that_hangs_up_cancels_its_running_job() {
     let app = TestApp::start().await;
     app.control.hold();
-    let request = app.post_request(&picture(4), &[("prefer", "wait=20")]);
+    let request = app.post_request(&image(4), &[("prefer", "wait=20")]);
     let waiting = tokio::spawn(app.router.clone().oneshot(request));
     app.control.held().await;
     waiting.abort();
@@ -105,9 +105,9 @@ async fn a_client_that_hangs_up_cancels_its_running_job() {
 async fn a_client_that_hangs_up_cancels_its_waiting_job() {
     let app = TestApp::start().await;
     app.control.hold();
-    let first = app.submit(&picture(1)).await;
+    let first = app.submit(&image(1)).await;
     app.until_status(&first, "running").await;
-    let request = app.post_request(&picture(2), &[("accept", "image/png")]);
+    let request = app.post_request(&image(2), &[("accept", "image/png")]);
     let waiting = tokio::spawn(app.router.clone().oneshot(request));
     let second = loop {
         let list = app.get("/v1/inference/jobs?status=queued").await.json();
@@ -138,7 +138,7 @@ async fn a_connection_that_breaks_cancels_the_job_of_its_request() {
 
 async fn hang_up_after(app: &TestApp, address: SocketAddr, seed: u64, behind: &str) {
     app.control.hold();
-    let body = picture(seed).to_string();
+    let body = image(seed).to_string();
     let head = format!(
         "POST /v1/inference/image HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {}\r\nprefer: wait=20\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n",

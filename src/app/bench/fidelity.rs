@@ -1,4 +1,4 @@
-//! What a lossy precision costs: the same pictures drawn in it and in full, one engine after the other, and how far they
+//! What a lossy precision costs: the same images drawn in it and in full, one engine after the other, and how far they
 //! are apart.
 
 use serde::Serialize;
@@ -10,8 +10,8 @@ use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
 use crate::domain::device::EngineSettings;
 use crate::domain::engine::RgbImage;
+use crate::domain::image_size::ImageSize;
 use crate::domain::model_source::ModelSource;
-use crate::domain::picture_size::PictureSize;
 use crate::domain::precision::Precision;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::engine::{FluxEngine, Trace};
@@ -27,15 +27,15 @@ pub struct FidelityRequest {
     pub prompts: Vec<String>,
     /// Seeds of the noise.
     pub seeds: Vec<u64>,
-    /// The pictures' size; `None`: the model's.
-    pub size: Option<PictureSize>,
+    /// The images' size; `None`: the model's.
+    pub size: Option<ImageSize>,
     /// Denoising steps; `None`: the model's.
     pub steps: Option<u32>,
     /// Value of the guidance embedding; `None`: the model's.
     pub guidance: Option<f64>,
 }
 
-/// How far the pictures are apart.
+/// How far the images are apart.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FidelityReport {
     /// This program's version.
@@ -54,11 +54,12 @@ pub struct FidelityReport {
     pub steps: u32,
     /// Value of the guidance embedding.
     pub guidance: f64,
-    /// Each picture, in order.
-    pub pictures: Vec<Distance>,
+    /// Each image, in order.
+    #[serde(rename = "pictures")]
+    pub images: Vec<Distance>,
 }
 
-/// How far one picture is from itself in full.
+/// How far one image is from itself in full.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Distance {
     /// What was drawn.
@@ -69,18 +70,18 @@ pub struct Distance {
     pub velocity_first: Option<f64>,
     /// The same of the latents after the last step: what each step did differently has added up.
     pub latents_final: Option<f64>,
-    /// Peak signal to noise of the pixels, in dB. `None` where they are equal, or one of the pictures is none.
+    /// Peak signal to noise of the pixels, in dB. `None` where they are equal, or one of the images is none.
     pub psnr_db: Option<f64>,
 }
 
-/// Draws each picture twice. `on_picture` hears of each one that was drawn, how many there are, and in which precision.
+/// Draws each image twice. `on_image` hears of each one that was drawn, how many there are, and in which precision.
 ///
 /// # Errors
 /// When the model cannot be loaded in either precision, or does not draw what is asked for.
 pub fn fidelity(
     config: &Config,
     request: &FidelityRequest,
-    on_picture: &mut dyn FnMut(usize, usize, Precision) -> anyhow::Result<()>,
+    on_image: &mut dyn FnMut(usize, usize, Precision) -> anyhow::Result<()>,
 ) -> anyhow::Result<FidelityReport> {
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let mut specs = Vec::with_capacity(request.prompts.len() * request.seeds.len());
@@ -100,7 +101,7 @@ pub fn fidelity(
         let mut traces = Vec::with_capacity(specs.len());
         for spec in &specs {
             traces.push(engine.trace(spec)?);
-            on_picture(traces.len(), specs.len(), precision)?;
+            on_image(traces.len(), specs.len(), precision)?;
         }
         Ok(traces)
     };
@@ -114,7 +115,7 @@ pub fn fidelity(
         height: first.height(),
         steps: first.steps(),
         guidance: first.guidance(),
-        pictures: distances.collect(),
+        images: distances.collect(),
         device,
     })
 }
@@ -126,13 +127,13 @@ fn params(request: &FidelityRequest, prompt: &str, seed: u64) -> GenerateParams 
 }
 
 fn distance(spec: &GenerateSpec, full: &Trace, lossy: &Trace) -> Distance {
-    let pictures = full.picture.as_ref().zip(lossy.picture.as_ref());
+    let images = full.image.as_ref().zip(lossy.image.as_ref());
     Distance {
         prompt: spec.prompt().to_owned(),
         seed: spec.seed(),
         velocity_first: relative(&full.velocity_first, &lossy.velocity_first),
         latents_final: relative(&full.latents_final, &lossy.latents_final),
-        psnr_db: pictures.and_then(|(full, lossy)| psnr_db(full, lossy)),
+        psnr_db: images.and_then(|(full, lossy)| psnr_db(full, lossy)),
     }
 }
 
@@ -186,19 +187,19 @@ mod tests {
             guidance: None,
         };
         let mut heard = Vec::new();
-        let mut on_picture = |done, all, precision| {
+        let mut on_image = |done, all, precision| {
             heard.push((done, all, precision));
             Ok(())
         };
-        let report = fidelity(&Config::default(), &request, &mut on_picture).expect("compared");
+        let report = fidelity(&Config::default(), &request, &mut on_image).expect("compared");
         let (full, lossy) = (Precision::Full, Precision::Fp8);
         assert_eq!(heard, [(1, 2, full), (2, 2, full), (1, 2, lossy), (2, 2, lossy)]);
-        assert_eq!((report.precision, report.steps, report.width, report.pictures.len()), (lossy, 4, 64, 2));
-        for picture in &report.pictures {
+        assert_eq!((report.precision, report.steps, report.width, report.images.len()), (lossy, 4, 64, 2));
+        for image in &report.images {
             // Eight bits are some percent away: nothing would mean that nothing was rounded.
-            let [velocity, latents] = [picture.velocity_first, picture.latents_final].map(|x| x.expect("a number"));
-            assert!((0.001..0.2).contains(&velocity) && (0.001..0.5).contains(&latents), "{picture:?}");
-            assert!(picture.psnr_db.expect("they differ") > 15.0, "{picture:?}");
+            let [velocity, latents] = [image.velocity_first, image.latents_final].map(|x| x.expect("a number"));
+            assert!((0.001..0.2).contains(&velocity) && (0.001..0.5).contains(&latents), "{image:?}");
+            assert!(image.psnr_db.expect("they differ") > 15.0, "{image:?}");
         }
         let nothing = FidelityRequest { seeds: Vec::new(), ..request };
         assert!(fidelity(&Config::default(), &nothing, &mut |_, _, _| Ok(())).is_err());

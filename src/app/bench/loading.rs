@@ -87,7 +87,7 @@ impl Moved {
     }
 }
 
-/// Loads a model as `serve` does, until it has drawn its first picture. `observer` hears how far the weights are.
+/// Loads a model as `serve` does, until it has drawn its first image. `observer` hears how far the weights are.
 ///
 /// # Errors
 /// When the model cannot be loaded, or does not draw.
@@ -112,7 +112,7 @@ pub fn load(config: &Config, request: &LoadRequest, observer: Arc<dyn LoadObserv
     parts.push(LoadPart { name: "weights", seconds: weights_seconds });
     parts.push(LoadPart { name: "map for previews", seconds: preview_seconds });
     let spec = warm_up_spec(&card);
-    parts.push(LoadPart { name: "first picture", seconds: picture_seconds(&mut engine, &spec)? });
+    parts.push(LoadPart { name: "first image", seconds: image_seconds(&mut engine, &spec)? });
     let resident_bytes_max = process::resident_bytes_max();
     let device = engine.device_name();
     drop(engine);
@@ -134,8 +134,8 @@ pub fn load(config: &Config, request: &LoadRequest, observer: Arc<dyn LoadObserv
     })
 }
 
-/// The smallest picture that the model draws: by it an engine proves itself before it is called ready.
-fn picture_seconds(engine: &mut FluxEngine, spec: &GenerateSpec) -> Result<f64, EngineError> {
+/// The smallest image that the model draws: by it an engine proves itself before it is called ready.
+fn image_seconds(engine: &mut FluxEngine, spec: &GenerateSpec) -> Result<f64, EngineError> {
     let started = Instant::now();
     let slot = engine.admit(spec)?;
     for _ in 0..spec.steps() {
@@ -164,7 +164,7 @@ mod tests {
             "files opened and checked",
             "weights",
             "map for previews",
-            "first picture",
+            "first image",
         ];
         assert_eq!(names, expected);
         let before = report.reading_before.expect("was read");

@@ -7,14 +7,14 @@ use serde::Serialize;
 
 use super::{params_of, spec_of};
 use crate::domain::engine::{EngineError, Slot, StepEngine};
+use crate::domain::image_size::ImageSize;
 use crate::domain::model::ModelCard;
-use crate::domain::picture_size::PictureSize;
 use crate::domain::spec::GenerateSpec;
 
 /// No further repetition of a part begins after so long.
 const PART_MAX: Duration = Duration::from_secs(10);
 
-/// Decodings of a picture take that many times what one of its steps takes, at most: for telling whether there is time.
+/// Decodings of an image take that many times what one of its steps takes, at most: for telling whether there is time.
 const DECODINGS_PER_STEP_MAX: f64 = 4.0;
 
 /// An engine whose device can be waited for, and whose verbs can be had in part.
@@ -23,7 +23,7 @@ pub(super) trait Timed: StepEngine {
     fn wait(&self) -> Result<(), EngineError>;
     /// Both text encoders.
     fn encode_text(&mut self, prompt: &str, tokens: usize) -> Result<(), EngineError>;
-    /// The decoder; the picture stays.
+    /// The decoder; the image stays.
     fn decode(&self, slot: Slot) -> Result<(), EngineError>;
 }
 
@@ -64,14 +64,15 @@ pub enum Part {
     Text,
     /// All that comes before the first step: text encoders, noise, tables.
     Admit,
-    /// One denoising step of all pictures.
+    /// One denoising step of all images.
     Step,
     /// From latents to pixels, on the device.
     Decoder,
     /// From latents to bytes in memory.
     Finish,
-    /// A whole picture: admit, all steps, finish.
-    Picture,
+    /// A complete image: admit, all steps, finish.
+    #[serde(rename = "picture")]
+    Image,
 }
 
 /// A part of the work, and how long it took.
@@ -79,9 +80,10 @@ pub enum Part {
 pub struct Timing {
     /// Which part.
     pub part: Part,
-    /// Width and height of each picture, in pixels.
-    pub pictures: Vec<[u32; 2]>,
-    /// Steps, of a whole picture.
+    /// Width and height of each image, in pixels.
+    #[serde(rename = "pictures")]
+    pub images: Vec<[u32; 2]>,
+    /// Steps, of a whole image.
     pub steps: Option<u32>,
     /// Tokens that go through the model: T5's for text, both kinds for the others.
     pub tokens: usize,
@@ -94,8 +96,8 @@ impl Timing {
     /// What was timed, in words.
     #[must_use]
     pub fn name(&self) -> String {
-        let sizes: Vec<String> = self.pictures.iter().map(|[width, height]| format!("{width}x{height}")).collect();
-        let pictures = match sizes.split_first() {
+        let sizes: Vec<String> = self.images.iter().map(|[width, height]| format!("{width}x{height}")).collect();
+        let images = match sizes.split_first() {
             Some((first, others)) if !others.is_empty() && others.iter().all(|size| size == first) => {
                 format!("{} × {first}", sizes.len())
             }
@@ -103,11 +105,11 @@ impl Timing {
         };
         match (self.part, self.steps) {
             (Part::Text, _) => "text encoders".to_owned(),
-            (Part::Admit, _) => format!("admit {pictures}"),
-            (Part::Step, _) => format!("step {pictures}"),
-            (Part::Decoder, _) => format!("decoder {pictures}"),
-            (Part::Finish, _) => format!("finish {pictures}"),
-            (Part::Picture, steps) => format!("picture {pictures}, {} steps", steps.unwrap_or_default()),
+            (Part::Admit, _) => format!("admit {images}"),
+            (Part::Step, _) => format!("step {images}"),
+            (Part::Decoder, _) => format!("decoder {images}"),
+            (Part::Finish, _) => format!("finish {images}"),
+            (Part::Image, steps) => format!("image {images}, {} steps", steps.unwrap_or_default()),
         }
     }
 }
@@ -122,7 +124,7 @@ pub(super) struct Bench<'a> {
     seconds_per_token: f64,
     /// Every prompt is another, so that none is remembered.
     prompts: u32,
-    /// Pictures in the engine.
+    /// Images in the engine.
     held: Vec<Slot>,
 }
 
@@ -138,11 +140,11 @@ impl<'a> Bench<'a> {
             let prompt = bench.next_prompt();
             bench.timed(|bench| bench.engine.encode_text(&prompt, tokens))
         });
-        Timing { part: Part::Text, pictures: Vec::new(), steps: None, tokens, outcome: outcome.into() }
+        Timing { part: Part::Text, images: Vec::new(), steps: None, tokens, outcome: outcome.into() }
     }
 
     /// What comes before the first step.
-    pub(super) fn admit(&mut self, size: PictureSize) -> Timing {
+    pub(super) fn admit(&mut self, size: ImageSize) -> Timing {
         let outcome = self.repeated(0.0, |bench| {
             let spec = bench.spec(size, 1)?;
             bench.timed(|bench| bench.hold(&spec).map(drop))
@@ -150,8 +152,8 @@ impl<'a> Bench<'a> {
         self.timing(Part::Admit, &[size], None, outcome)
     }
 
-    /// One step of pictures together.
-    pub(super) fn step(&mut self, sizes: &[PictureSize]) -> Timing {
+    /// One step of images together.
+    pub(super) fn step(&mut self, sizes: &[ImageSize]) -> Timing {
         let expected = self.seconds_per_token * self.tokens(sizes) as f64;
         let outcome = self.repeated(2.0 * expected, |bench| {
             let slots = bench.hold_all(sizes)?;
@@ -164,8 +166,8 @@ impl<'a> Bench<'a> {
         self.timing(Part::Step, sizes, None, outcome)
     }
 
-    /// The decoder, of one picture.
-    pub(super) fn decode(&mut self, size: PictureSize) -> Timing {
+    /// The decoder, of one image.
+    pub(super) fn decode(&mut self, size: ImageSize) -> Timing {
         let outcome = self.repeated(2.0 * self.expected_decoding(size), |bench| {
             let slots = bench.hold_all(&[size])?;
             bench.timed(|bench| slots.iter().try_for_each(|&slot| bench.engine.decode(slot)))
@@ -174,7 +176,7 @@ impl<'a> Bench<'a> {
     }
 
     /// From the last step's latents to bytes.
-    pub(super) fn finish(&mut self, size: PictureSize) -> Timing {
+    pub(super) fn finish(&mut self, size: ImageSize) -> Timing {
         let outcome = self.repeated(2.0 * self.expected_decoding(size), |bench| {
             let spec = bench.spec(size, 1)?;
             let slot = bench.hold(&spec)?;
@@ -184,8 +186,8 @@ impl<'a> Bench<'a> {
         self.timing(Part::Finish, &[size], None, outcome)
     }
 
-    /// A whole picture. Its parts have been timed before, so a picture of one step is enough to warm up.
-    pub(super) fn whole(&mut self, size: PictureSize, steps: u32) -> Timing {
+    /// A whole image. Its parts have been timed before, so an image of one step is enough to warm up.
+    pub(super) fn whole(&mut self, size: ImageSize, steps: u32) -> Timing {
         let expected = self.seconds_per_token * self.tokens(&[size]) as f64 * f64::from(steps);
         let mut is_warm = false;
         let outcome = self.repeated(expected, |bench| {
@@ -200,16 +202,16 @@ impl<'a> Bench<'a> {
                 allow_not_finite(bench.engine.finish(slot))
             })
         });
-        self.timing(Part::Picture, &[size], Some(steps), outcome)
+        self.timing(Part::Image, &[size], Some(steps), outcome)
     }
 
-    fn timing(&self, part: Part, sizes: &[PictureSize], steps: Option<u32>, outcome: Measured) -> Timing {
-        let pictures = sizes.iter().map(|size| [size.width, size.height]).collect();
-        Timing { part, pictures, steps, tokens: self.tokens(sizes), outcome: outcome.into() }
+    fn timing(&self, part: Part, sizes: &[ImageSize], steps: Option<u32>, outcome: Measured) -> Timing {
+        let images = sizes.iter().map(|size| [size.width, size.height]).collect();
+        Timing { part, images, steps, tokens: self.tokens(sizes), outcome: outcome.into() }
     }
 
     /// Does a part once, and then as often as it is to be repeated; `run` says how long it took. `None` where the time
-    /// would not suffice for what is `expected`. No picture is left in the engine.
+    /// would not suffice for what is `expected`. No image is left in the engine.
     fn repeated(
         &mut self,
         expected_seconds: f64,
@@ -250,7 +252,7 @@ impl<'a> Bench<'a> {
         Ok(started.elapsed().as_secs_f64())
     }
 
-    /// Admits a picture in place of those that are held.
+    /// Admits an image in place of those that are held.
     fn hold(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         self.release_all();
         let slot = self.engine.admit(spec)?;
@@ -258,8 +260,8 @@ impl<'a> Bench<'a> {
         Ok(slot)
     }
 
-    /// The pictures that are held, or so many new ones, with more steps to do than they will be asked for.
-    fn hold_all(&mut self, sizes: &[PictureSize]) -> Result<Vec<Slot>, EngineError> {
+    /// The images that are held, or so many new ones, with more steps to do than they will be asked for.
+    fn hold_all(&mut self, sizes: &[ImageSize]) -> Result<Vec<Slot>, EngineError> {
         if self.held.len() != sizes.len() {
             self.release_all();
             for &size in sizes {
@@ -276,7 +278,7 @@ impl<'a> Bench<'a> {
         }
     }
 
-    fn spec(&mut self, size: PictureSize, steps: u32) -> Result<GenerateSpec, EngineError> {
+    fn spec(&mut self, size: ImageSize, steps: u32) -> Result<GenerateSpec, EngineError> {
         let prompt = self.next_prompt();
         spec_of(&self.card, params_of(size, &prompt, steps)).map_err(|error| EngineError::Request(format!("{error:#}")))
     }
@@ -286,14 +288,14 @@ impl<'a> Bench<'a> {
         format!("a red circle on a blue background, take {}", self.prompts)
     }
 
-    fn tokens(&self, sizes: &[PictureSize]) -> usize {
-        let of_one = |size: &PictureSize| {
+    fn tokens(&self, sizes: &[ImageSize]) -> usize {
+        let of_one = |size: &ImageSize| {
             spec_of(&self.card, params_of(*size, "", 1)).map_or(0, |spec: GenerateSpec| spec.step_tokens())
         };
         sizes.iter().map(of_one).sum()
     }
 
-    fn expected_decoding(&self, size: PictureSize) -> f64 {
+    fn expected_decoding(&self, size: ImageSize) -> f64 {
         DECODINGS_PER_STEP_MAX * self.seconds_per_token * self.tokens(&[size]) as f64
     }
 }
@@ -324,7 +326,7 @@ fn median(seconds: &[f64]) -> f64 {
     if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] }
 }
 
-/// What is timed need not be a picture: weights may be random.
+/// What is timed need not be an image: weights may be random.
 fn allow_not_finite<T>(outcome: Result<T, EngineError>) -> Result<(), EngineError> {
     match outcome {
         Ok(_) | Err(EngineError::NotFinite) => Ok(()),

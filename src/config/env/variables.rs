@@ -39,7 +39,7 @@ pub(in crate::config) const MODELS: Variable =
 pub(in crate::config) const MAX_INPUT_IMAGES: Variable = variable(
     "FLUXSERVE_MAX_INPUT_IMAGES",
     "max_input_images",
-    "pictures that requests to a model may bring, ID=0 or ID=1, separated by commas",
+    "images that requests to a model may bring, ID=0 or ID=1, separated by commas",
 );
 pub(in crate::config) const HUB_DOWNLOAD: Variable =
     variable("FLUXSERVE_HUB_DOWNLOAD", "hub.download", "true: models to serve that are not here are downloaded first");
@@ -97,7 +97,7 @@ pub(in crate::config) const HTTP_KEY_BODIES_BYTES_MAX: Variable = variable(
     "most of it that those of one key take up",
 );
 pub(in crate::config) const HTTP_WAIT_SECONDS_MAX: Variable =
-    variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "http.wait_seconds_max", "longest wait of one request for its picture");
+    variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "http.wait_seconds_max", "longest wait of one request for its image");
 pub(in crate::config) const HTTP_CONNECTIONS_MAX: Variable =
     variable("FLUXSERVE_HTTP_CONNECTIONS_MAX", "http.connections_max", "most connections at one time");
 pub(in crate::config) const HTTP_HEADER_DEADLINE_SECONDS: Variable = variable(
@@ -128,15 +128,15 @@ pub(in crate::config) const HTTP_TRUSTED_PROXIES: Variable = variable(
 pub(in crate::config) const QUEUE_JOBS_MAX: Variable =
     variable("FLUXSERVE_QUEUE_JOBS_MAX", "queue.jobs_max", "most jobs waiting or running");
 pub(in crate::config) const RESULTS_RETENTION_SECONDS: Variable =
-    variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "results.retention_seconds", "how long finished pictures stay");
+    variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "results.retention_seconds", "how long finished images stay");
 pub(in crate::config) const RESULTS_LINK_SECONDS: Variable =
-    variable("FLUXSERVE_RESULTS_LINK_SECONDS", "results.link_seconds", "how long a link to a picture is good");
+    variable("FLUXSERVE_RESULTS_LINK_SECONDS", "results.link_seconds", "how long a link to an image is good");
 pub(in crate::config) const RESULTS_BYTES_MAX: Variable =
-    variable("FLUXSERVE_RESULTS_BYTES_MAX", "results.bytes_max", "most disk space for finished pictures");
+    variable("FLUXSERVE_RESULTS_BYTES_MAX", "results.bytes_max", "most disk space for finished images");
 pub(in crate::config) const RESULTS_PROVENANCE: Variable = variable(
     "FLUXSERVE_RESULTS_PROVENANCE",
     "results.provenance",
-    "false: a picture's file does not say how it was drawn",
+    "false: an image's file does not say how it was drawn",
 );
 pub(in crate::config) const LOG_FILTER: Variable =
     variable("FLUXSERVE_LOG_FILTER", "log.filter", "what is logged: info, or warn,fluxserve=debug");

@@ -72,7 +72,7 @@ fn image(width: u32, height: u32) -> Arc<RgbImage> {
     Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
 }
 
-/// From a picture of 512×512 on a card that takes one.
+/// From an image of 512×512 on a card that takes one.
 fn from_image(strength: Option<f64>, steps: u32) -> Result<GenerateSpec, Vec<FieldError>> {
     let card = ModelCard { input_images_max: 1, ..card() };
     let input_images = vec![image(512, 512)];
@@ -117,13 +117,13 @@ fn a_strength_beyond_its_range_is_refused() {
 }
 
 #[test]
-fn a_picture_to_start_from_has_the_size_that_is_drawn() {
+fn an_image_to_start_from_has_the_size_that_is_drawn() {
     let card = ModelCard { input_images_max: 1, ..card() };
     let with = |width, height| {
         let input_images = vec![image(640, 384)];
         GenerateSpec::new(GenerateParams { width, height, input_images, ..params() }, &card)
     };
-    let spec = with(None, None).expect("the picture's own size");
+    let spec = with(None, None).expect("the image's own size");
     assert_eq!((spec.width(), spec.height()), (640, 384));
     let errors = with(Some(320), Some(384)).expect_err("another size");
     assert_eq!(errors[0].field, "input_images_base64[0]");

@@ -1,5 +1,5 @@
-// Convolutions of one picture, channels last, on the tensor cores of sm_80 and later, without spreading the input out:
-// 3×3 with a border of zeros, and the same after the picture's sides have been doubled by repeating each pixel.
+// Convolutions of one image, channels last, on the tensor cores of sm_80 and later, without spreading the input out:
+// 3×3 with a border of zeros, and the same after the image's sides have been doubled by repeating each pixel.
 // convolution.cuh says how.
 #include "convolution.cuh"
 
@@ -15,7 +15,7 @@ constexpr int STAGES = 4;
 
 template <int KERNEL, int OUTPUTS>
 __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weight, const uint16_t *bias,
-                                         const uint16_t *residual, uint16_t *out, const Picture &picture, int outputs) {
+                                         const uint16_t *residual, uint16_t *out, const Image &image, int outputs) {
   constexpr int TAPS = KERNEL * KERNEL;
   static_assert(TAPS >= STAGES, "pixels of the next step are waited for with the weights of STAGES rounds later");
   constexpr int SIDE = TILE + KERNEL - 1;
@@ -31,13 +31,13 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
   uint16_t *biases = weights + STAGES * WEIGHTS_SIZE;
   const int warp = threadIdx.x / LANES;
   const int lane = threadIdx.x % LANES;
-  const Task<KERNEL> task(blockIdx.x, picture, outputs, OUTPUTS);
+  const Task<KERNEL> task(blockIdx.x, image, outputs, OUTPUTS);
 
   const auto copy_step = [&](int step) {
-    copy_pixels<SIDE, STEP, THREADS>(pixels + step % 2 * PIXELS_SIZE, x, picture, task.seen_top(), task.seen_left(),
+    copy_pixels<SIDE, STEP, THREADS>(pixels + step % 2 * PIXELS_SIZE, x, image, task.seen_top(), task.seen_left(),
                                      step * STEP);
   };
-  const int row_size = TAPS * picture.channels;
+  const int row_size = TAPS * image.channels;
   weight += (static_cast<int64_t>(task.kind) * outputs + task.first_output) * row_size;
   const auto copy_weights = [&](int stage, const Round<TAPS> &round) {
 #pragma unroll
@@ -45,8 +45,8 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
       const int i = first + threadIdx.x;
       const int row = i / STEP_CHUNKS;
       const int from = round.step * STEP + i % STEP_CHUNKS * CHUNK;
-      const bool is_there = task.first_output + row < outputs && from < picture.channels;
-      const int64_t at = static_cast<int64_t>(row) * row_size + round.tap * picture.channels + from;
+      const bool is_there = task.first_output + row < outputs && from < image.channels;
+      const int64_t at = static_cast<int64_t>(row) * row_size + round.tap * image.channels + from;
       if (first + THREADS <= OUTPUTS * STEP_CHUNKS || i < OUTPUTS * STEP_CHUNKS) {
         copy_async(weights + stage * WEIGHTS_SIZE + swizzled<STEP>(row, i % STEP_CHUNKS), weight + (is_there ? at : 0),
                    is_there);
@@ -54,7 +54,7 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
     }
   };
 
-  const int steps = (picture.channels + STEP - 1) / STEP;
+  const int steps = (image.channels + STEP - 1) / STEP;
   const int rounds = steps * TAPS;
   if (threadIdx.x < OUTPUTS / CHUNK) {
     const int from = task.first_output + threadIdx.x * CHUNK;
@@ -128,7 +128,7 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
   // Each warp has a place of its own, where all have read.
   __syncthreads();
   const auto sum_at = [&](int m, int n, int half, int i) { return sums[m][n][2 * half + i]; };
-  write_outputs<KERNEL, WARP_ROWS, WARP_OUTPUTS>(sum_at, task, part, picture, outputs, biases, residual, out,
+  write_outputs<KERNEL, WARP_ROWS, WARP_OUTPUTS>(sum_at, task, part, image, outputs, biases, residual, out,
                                                  pixels + warp * WARP_ROWS * TILE * WARP_OUTPUTS);
 }
 

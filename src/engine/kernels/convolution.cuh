@@ -1,4 +1,4 @@
-// What the convolutions have in common: how a picture is cut into tiles, how its pixels come to shared memory, and how a
+// What the convolutions have in common: how an image is cut into tiles, how its pixels come to shared memory, and how a
 // tile's outputs get back.
 //
 // A block makes 128 channels of a tile of 16×16 pixels. It goes over the input some channels at a time, which is a step: these
@@ -6,9 +6,9 @@
 // place on. The weights come tap by tap: a round. What comes next is on its way while this is being worked on. No sum is
 // split between blocks: always the same order, always the same bits.
 //
-// A picture of doubled sides is never made. Of its pixels those in even rows see the rows above and here, those in odd rows
+// An image of doubled sides is never made. Of its pixels those in even rows see the rows above and here, those in odd rows
 // here and below, where the one that is seen twice has the sum of two weights; and so with the columns. So each of the four
-// kinds of pixels is a 2×2 convolution of the small picture: 4 taps for 9.
+// kinds of pixels is a 2×2 convolution of the small image: 4 taps for 9.
 #pragma once
 
 #include "device.cuh"
@@ -16,7 +16,7 @@
 // Pixels at each side of a block's tile. A warp's product takes 16 pixels of one row.
 constexpr int TILE = 16;
 
-struct Picture {
+struct Image {
   int height, width, channels;
 };
 
@@ -32,16 +32,16 @@ template <int TAPS> struct Round {
   }
 };
 
-// What a block has to do. `KERNEL` is 3, or 2 of the four convolutions that make a picture of doubled sides.
+// What a block has to do. `KERNEL` is 3, or 2 of the four convolutions that make an image of doubled sides.
 template <int KERNEL> struct Task {
   static constexpr int SCALE = KERNEL == 3 ? 1 : 2;
 
   int first_output, kind, top, left;
 
   // Blocks that read the same pixels follow each other.
-  __device__ __forceinline__ Task(int block, const Picture &picture, int outputs, int outputs_of_block) {
+  __device__ __forceinline__ Task(int block, const Image &image, int outputs, int outputs_of_block) {
     const int output_blocks = (outputs + outputs_of_block - 1) / outputs_of_block;
-    const int tiles_across = (picture.width + TILE - 1) / TILE;
+    const int tiles_across = (image.width + TILE - 1) / TILE;
     first_output = block % output_blocks * outputs_of_block;
     block /= output_blocks;
     kind = block % (SCALE * SCALE);
@@ -64,7 +64,7 @@ template <int STEP> static __device__ __forceinline__ int swizzled(int row, int 
 
 // Starts to copy `STEP` channels of the `SIDE`×`SIDE` pixels from (top, left) on, which may lie outside: there are zeros.
 template <int SIDE, int STEP, int THREADS>
-static __device__ __forceinline__ void copy_pixels(uint16_t *target, const uint16_t *x, const Picture &picture, int top,
+static __device__ __forceinline__ void copy_pixels(uint16_t *target, const uint16_t *x, const Image &image, int top,
                                                    int left, int channel) {
   constexpr int CHUNKS = STEP / CHUNK;
   constexpr int ALL = SIDE * SIDE * CHUNKS;
@@ -77,8 +77,8 @@ static __device__ __forceinline__ void copy_pixels(uint16_t *target, const uint1
     const int column = left + pixel % SIDE;
     const int from = channel + chunk * CHUNK;
     const bool is_there =
-        row >= 0 && row < picture.height && column >= 0 && column < picture.width && from < picture.channels;
-    const int64_t at = static_cast<int64_t>(row * picture.width + column) * picture.channels + from;
+        row >= 0 && row < image.height && column >= 0 && column < image.width && from < image.channels;
+    const int64_t at = static_cast<int64_t>(row * image.width + column) * image.channels + from;
     copy_async(target + swizzled<STEP>(pixel, chunk), x + (is_there ? at : 0), is_there);
   }
 }
@@ -92,7 +92,7 @@ struct Part {
 // whole chunks go out. `sum_at(m, n, half, i)` is that of row m, of pixel lane / 4 + 8 half, in channel 8 n + 2 (lane % 4) + i.
 template <int KERNEL, int ROWS, int WIDTH, class Sum>
 static __device__ __forceinline__ void write_outputs(const Sum &sum_at, const Task<KERNEL> &task, const Part &part,
-                                                     const Picture &picture, int outputs, const uint16_t *biases,
+                                                     const Image &image, int outputs, const uint16_t *biases,
                                                      const uint16_t *residual, uint16_t *out, uint16_t *place) {
   constexpr int SCALE = Task<KERNEL>::SCALE;
   constexpr int CHUNKS = WIDTH / CHUNK;
@@ -107,9 +107,9 @@ static __device__ __forceinline__ void write_outputs(const Sum &sum_at, const Ta
       const int row = task.top + part.first_row + pixel / TILE * part.row_step;
       const int column = task.left + pixel % TILE;
       const int output = task.first_output + part.first_output + i % CHUNKS * CHUNK;
-      const bool is_there = row < picture.height && column < picture.width && output < outputs;
+      const bool is_there = row < image.height && column < image.width && output < outputs;
       const int64_t out_row = row * SCALE + task.kind / 2;
-      const int64_t at = out_row * (picture.width * SCALE) + column * SCALE + task.kind % 2;
+      const int64_t at = out_row * (image.width * SCALE) + column * SCALE + task.kind % 2;
       body(in_place(pixel, i % CHUNKS), at * outputs + output, is_there);
     }
   };

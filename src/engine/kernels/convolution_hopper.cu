@@ -26,7 +26,7 @@ constexpr int WIDE = TILE / GROUPS / 4;
 
 template <int KERNEL>
 __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weight, const uint16_t *bias,
-                                         const uint16_t *residual, uint16_t *out, const Picture &picture, int outputs) {
+                                         const uint16_t *residual, uint16_t *out, const Image &image, int outputs) {
   constexpr int TAPS = KERNEL * KERNEL;
   static_assert(TAPS >= STAGES - 2, "pixels of the next step are waited for with the weights of STAGES - 1 rounds later");
   constexpr int SIDE = TILE + KERNEL - 1;
@@ -40,13 +40,13 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
   uint16_t *biases = pixels + 2 * PIXELS_SIZE;
   const int warp = same_in_warp(threadIdx.x / LANES);
   const int lane = threadIdx.x % LANES;
-  const Task<KERNEL> task(blockIdx.x, picture, outputs, OUTPUTS);
+  const Task<KERNEL> task(blockIdx.x, image, outputs, OUTPUTS);
 
   const auto copy_step = [&](int step) {
-    copy_pixels<SIDE, STEP, THREADS>(pixels + step % 2 * PIXELS_SIZE, x, picture, task.seen_top(), task.seen_left(),
+    copy_pixels<SIDE, STEP, THREADS>(pixels + step % 2 * PIXELS_SIZE, x, image, task.seen_top(), task.seen_left(),
                                      step * STEP);
   };
-  const int row_size = TAPS * picture.channels;
+  const int row_size = TAPS * image.channels;
   weight += (static_cast<int64_t>(task.kind) * outputs + task.first_output) * row_size;
   const auto copy_weights = [&](int stage, const Round<TAPS> &round) {
     const int chunk = threadIdx.x % STEP_CHUNKS;
@@ -54,8 +54,8 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
 #pragma unroll
     for (int first = 0; first < OUTPUTS; first += THREADS / STEP_CHUNKS) {
       const int row = first + threadIdx.x / STEP_CHUNKS;
-      const bool is_there = task.first_output + row < outputs && from < picture.channels;
-      const int64_t at = static_cast<int64_t>(row) * row_size + round.tap * picture.channels + from;
+      const bool is_there = task.first_output + row < outputs && from < image.channels;
+      const int64_t at = static_cast<int64_t>(row) * row_size + round.tap * image.channels + from;
       copy_async(weights + stage * WEIGHTS_SIZE + in_panels<OUTPUTS>(row, chunk), weight + (is_there ? at : 0), is_there);
     }
   };
@@ -75,7 +75,7 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
     }
   };
 
-  const int steps = (picture.channels + STEP - 1) / STEP;
+  const int steps = (image.channels + STEP - 1) / STEP;
   const int rounds = steps * TAPS;
   if (threadIdx.x < OUTPUTS / CHUNK) {
     const int from = task.first_output + threadIdx.x * CHUNK;
@@ -142,7 +142,7 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
   // Each warp has a place of its own, where all have fetched.
   __syncthreads();
   const auto sum_at = [&](int m, int n, int half, int i) { return sums[m][4 * n + 2 * half + i]; };
-  write_outputs<KERNEL, WIDE, OUTPUTS>(sum_at, task, part, picture, outputs, biases, residual, out,
+  write_outputs<KERNEL, WIDE, OUTPUTS>(sum_at, task, part, image, outputs, biases, residual, out,
                                        pixels + warp * WIDE * TILE * OUTPUTS);
 }
 

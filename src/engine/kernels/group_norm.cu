@@ -1,8 +1,8 @@
-// GroupNorm of one picture's channels, and SiLU after it where that is asked for, channels last: read twice, written once.
+// GroupNorm of one image's channels, and SiLU after it where that is asked for, channels last: read twice, written once.
 //
 // A thread has eight neighbouring channels to itself and goes down the pixels. Statistics are taken channel by channel, eight
 // pixels at a time around their own mean, and put together level by level, each around the mean of all: of a thread, of a
-// part of the picture, of the picture. A group is put together from channels, so its width need not fit a chunk. Always in
+// part of the image, of the image. A group is put together from channels, so its width need not fit a chunk. Always in
 // the same order, so that the bits are always the same.
 #include "device.cuh"
 

@@ -273,7 +273,7 @@ impl Configs {
         let vae = &self.vae;
         let widths_fit_groups = vae.block_out_channels.iter().all(|width| width.is_multiple_of(vae.norm_num_groups));
         vec![
-            (VAE, vae.block_out_channels.len() == 4, "block_out_channels must have four levels: FLUX latents are an eighth of the picture"),
+            (VAE, vae.block_out_channels.len() == 4, "block_out_channels must have four levels: FLUX latents are an eighth of the image"),
             (VAE, widths_fit_groups, "every width in block_out_channels must be a multiple of norm_num_groups"),
             (VAE, vae.out_channels == 3 && vae.in_channels == 3, "in_channels and out_channels must be 3 (RGB)"),
             (VAE, vae.scaling_factor.is_normal() && vae.shift_factor.is_finite(), "scaling_factor must be a number other than 0, shift_factor a number"),

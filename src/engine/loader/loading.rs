@@ -38,8 +38,8 @@ const PARTS: [Part; 5] = [Part::Decoder, Part::Encoder, Part::Clip, Part::T5, Pa
 
 /// How weights are to be kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Keeping {
-    /// Of all but what encodes pictures, which is f32.
+pub(crate) struct LoadOptions {
+    /// Of all but what encodes images, which is f32.
     pub(crate) dtype: DType,
     /// Whether T5's blocks come to the device for each prompt only.
     pub(crate) is_text_streamed: bool,
@@ -49,7 +49,7 @@ pub(crate) struct Keeping {
 pub(crate) struct Loading<'a> {
     checkpoint: &'a Checkpoint,
     device: Device,
-    keeping: Keeping,
+    keeping: LoadOptions,
     observer: Arc<dyn LoadObserver>,
     stream: Option<Arc<dyn TensorStream>>,
     /// T5's blocks, again and again, where they do not stay.
@@ -77,7 +77,7 @@ impl Checkpoint {
     pub(crate) fn load_onto(
         &self,
         device: &Device,
-        keeping: Keeping,
+        keeping: LoadOptions,
         observer: Arc<dyn LoadObserver>,
     ) -> Result<Loading<'_>> {
         let loading = Loading::new(self, device, keeping, observer)?;
@@ -135,13 +135,13 @@ impl Part {
         }
     }
 
-    fn dtype(self, keeping: Keeping) -> DType {
+    fn dtype(self, keeping: LoadOptions) -> DType {
         if self == Self::Encoder { DType::F32 } else { keeping.dtype }
     }
 }
 
 impl Plan {
-    fn new(checkpoint: &Checkpoint, keeping: Keeping) -> Result<Self> {
+    fn new(checkpoint: &Checkpoint, keeping: LoadOptions) -> Result<Self> {
         let mut plan = Self::default();
         for part in PARTS {
             let (tensors, dtype) = (part.tensors(checkpoint), part.dtype(keeping));
@@ -174,7 +174,7 @@ impl<'a> Loading<'a> {
     fn new(
         checkpoint: &'a Checkpoint,
         device: &Device,
-        keeping: Keeping,
+        keeping: LoadOptions,
         observer: Arc<dyn LoadObserver>,
     ) -> Result<Self> {
         let plan = Plan::new(checkpoint, keeping)?;

@@ -1,4 +1,4 @@
-//! Convolutions that keep a picture's size or double its sides first: 3×3 with a border of zeros, and 1×1.
+//! Convolutions that keep an image's size or double its sides first: 3×3 with a border of zeros, and 1×1.
 
 mod channels_last;
 mod kernel;
@@ -17,13 +17,13 @@ pub(super) use channels_last::Sizes;
 pub(crate) use kernel::CHOICE as KERNELS;
 
 /// Most bytes of the matrix that a convolution on a device spreads its input out to, in which every pixel has its neighbours
-/// beside it: 10 GB for all of a picture of 1024×1024 pixels. Where a kernel does the convolution there is none.
+/// beside it: 10 GB for all of an image of 1024×1024 pixels. Where a kernel does the convolution there is none.
 pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
 
 /// Pixels that one thread of the CPU works on at a time: enough for a matrix product, and few enough for the cache.
 const STRIP_PIXELS: usize = 512;
 
-/// A convolution of one picture. Where it will run is settled with its weights: by the kernels for CUDA in bf16, if the inputs
+/// A convolution of one image. Where it will run is settled with its weights: by the kernels for CUDA in bf16, if the inputs
 /// are whole chunks; by our own products on the CPU; elsewhere by candle's.
 pub(crate) struct Convolution(Form);
 
@@ -41,7 +41,7 @@ impl Convolution {
         Self::new(&vb.get((outputs, inputs, kernel, kernel), "weight")?, &vb.get(outputs, "bias")?)
     }
 
-    /// The same, 3×3, of a picture whose sides are doubled first, by repeating each pixel.
+    /// The same, 3×3, of an image whose sides are doubled first, by repeating each pixel.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -57,7 +57,7 @@ impl Convolution {
         Self::by(KERNELS.chosen(weight.device()), weight, bias, false)
     }
 
-    /// The same, 3×3, of a picture whose sides are doubled first.
+    /// The same, 3×3, of an image whose sides are doubled first.
     ///
     /// # Errors
     /// When the device is out of memory.
@@ -102,7 +102,7 @@ impl Convolution {
     }
 }
 
-/// A convolution of planes, one for each channel. It goes over a picture in strips of rows, each of which sees the rows above
+/// A convolution of planes, one for each channel. It goes over an image in strips of rows, each of which sees the rows above
 /// and below it, so nothing shows where they meet.
 struct InPlanes {
     inner: Conv2d,
@@ -148,7 +148,7 @@ struct OnCpu {
     kernel: usize,
 }
 
-/// One picture's channels, row by row.
+/// One image's channels, row by row.
 #[derive(Clone, Copy)]
 struct Planes<'a> {
     values: &'a [f32],
@@ -227,7 +227,7 @@ impl<'a> Planes<'a> {
             for (row, line) in line.chunks_exact_mut(width).enumerate() {
                 let Some(source) = (top + row + down).checked_sub(border).filter(|&row| row < height) else { continue };
                 let source = &values[(channel * height + source) * width..][..width];
-                // Where the neighbour lies beyond the picture's side, the zeros stay.
+                // Where the neighbour lies beyond the image's side, the zeros stay.
                 let (skipped, missing) =
                     (border.saturating_sub(right).min(width), right.saturating_sub(border).min(width));
                 let length = width - skipped - missing;

@@ -2,7 +2,7 @@
 //!
 //! The `gemm` crate sums each output element over the inner dimension in order, but *how* depends on the problem's
 //! size: it takes other paths for a single row, for at most 256 outputs, and cuts the inner dimension into blocks whose
-//! length depends on whether both outer dimensions are at most 64. A block boundary is a rounding, so a picture's bits
+//! length depends on whether both outer dimensions are at most 64. A block boundary is a rounding, so an image's bits
 //! would change with its company. Two rules keep every product on one path with the same boundaries:
 //! the inner dimension is cut here, into blocks short enough that the crate never cuts again, and a product with fewer
 //! than [`ROWS_MIN`] rows is padded with rows of zeros.

@@ -1,4 +1,4 @@
-//! GroupNorm over the channels of one picture, and SiLU after it: what stands before each of the autoencoder's convolutions.
+//! GroupNorm over the channels of one image, and SiLU after it: what stands before each of the autoencoder's convolutions.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -154,7 +154,7 @@ impl CustomOp3 for Op {
 }
 
 impl Op {
-    /// The plainest way, for a picture with its channels last: the kernels' twin.
+    /// The plainest way, for an image with its channels last: the kernels' twin.
     fn by_pixels(&self, values: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
         let channels = weight.len();
         let width = channels / self.groups;
@@ -173,7 +173,7 @@ impl Op {
         values.iter().enumerate().map(norm).collect()
     }
 
-    /// Channels of the one picture that there is.
+    /// Channels of the one image that there is.
     fn channels(&self, layout: &Layout) -> Result<usize> {
         let channels = match *layout.dims() {
             [1, .., channels] if self.is_channels_last => Some(channels),
@@ -182,7 +182,7 @@ impl Op {
         };
         match channels {
             Some(channels) if channels > 0 && channels.is_multiple_of(self.groups) => Ok(channels),
-            _ => bail!("group norm: {:?} is not one picture of {} groups of channels", layout.dims(), self.groups),
+            _ => bail!("group norm: {:?} is not one image of {} groups of channels", layout.dims(), self.groups),
         }
     }
 }
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_one_picture_is_refused() {
+    fn more_than_one_image_is_refused() {
         let x = Tensor::zeros((2, 4, 8, 8), DType::F32, &Device::Cpu).expect("zeros");
         assert!(norm(2, 4).forward(&x).is_err());
     }

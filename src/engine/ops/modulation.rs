@@ -1,4 +1,4 @@
-//! Per-picture modulation of a packed stream: each sequence has its own shift, scale and gate.
+//! Per-image modulation of a packed stream: each sequence has its own shift, scale and gate.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;

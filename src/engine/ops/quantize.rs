@@ -4,7 +4,7 @@
 //! divided by 448, in f32, and the codes are the row's values times the scale's inverse (rounded to f32), rounded to the
 //! nearest e4m3, of two as near to the even one. A row without a value as large as 448 × 2⁻¹²⁶ has the scale 1, and so
 //! becomes zeros. A finite row stays finite. A row with a value that is not finite has no number for a scale, so that every
-//! product of it is no number: what is wrong with a picture is still found in it.
+//! product of it is no number: what is wrong with an image is still found in it.
 //!
 //! On CUDA in bf16 a kernel does this (`kernels/quantize.cu`) and the tensor cores multiply the codes. On the CPU in f32
 //! the same codes are multiplied as f32: no faster, but the loss can be had anywhere.

@@ -14,7 +14,7 @@ use super::{Places, Rows, is_launchable, is_on_cpu, is_on_cuda};
 /// Epsilon of the query and key RMSNorm.
 const EPSILON: f64 = 1e-6;
 
-/// Cosines and sines of every rotary angle of a token stream, always in f32: in bf16 the angles of a 1024×1024 picture
+/// Cosines and sines of every rotary angle of a token stream, always in f32: in bf16 the angles of a 1024×1024 image
 /// would be off by up to 0.18 rad.
 #[derive(Debug, Clone)]
 pub(crate) struct Rotary {
@@ -25,7 +25,7 @@ pub(crate) struct Rotary {
 }
 
 impl Rotary {
-    /// The tables of one picture's image tokens, row by row. Text tokens stand at position zero, where every angle is
+    /// The tables of one image's image tokens, row by row. Text tokens stand at position zero, where every angle is
     /// zero, and have no table.
     ///
     /// `axes` are the head's dimensions given to (time, row, column), `theta` the base of the frequencies. Angles are
@@ -51,7 +51,7 @@ impl Rotary {
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
-    /// These tables behind `text_tokens` of text: of one sequence of the joint stream. Made once for a picture, since nothing
+    /// These tables behind `text_tokens` of text: of one sequence of the joint stream. Made once for an image, since nothing
     /// in them changes from step to step.
     ///
     /// # Errors
@@ -343,7 +343,7 @@ mod tests {
         let rotary = Rotary::of_image(3, 2, [4, 6, 6], 10_000.0, &device).expect("tables");
         let random = |rows| Product::from(Tensor::randn(0.0_f32, 1.0, (rows, 48), &device).expect("randn"));
         let (text, image) = (random(5), random(6));
-        // Text and image of one picture, then of another, whose text is empty.
+        // Text and image of one image, then of another, whose text is empty.
         let texts = Places::new(&Segments::from_lengths([5, 0]), [0, 7]);
         let images = Places::new(&Segments::from_lengths([2, 4]), [5, 7]);
         let joint = Tensor::zeros((11, 48), DType::F32, &device).expect("room");

@@ -1,4 +1,4 @@
-//! The autoencoder's operations, and the decoding of a small picture by an autoencoder of random weights.
+//! The autoencoder's operations, and the decoding of a small image by an autoencoder of random weights.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
@@ -19,33 +19,32 @@ const LATENT_CHANNELS: usize = 16;
 impl Operands {
     /// Sizes are no multiples of a tile's, and not all channels are whole chunks.
     pub(super) fn autoencoder(&self) -> Result<Vec<OpReport>> {
-        let picture = |seed, channels, height, width| self.random(seed, &[1, channels, height, width]);
+        let image = |seed, channels, height, width| self.random(seed, &[1, channels, height, width]);
         let channels = |seed, count| self.random(seed, &[count]);
         let kernel = |seed, outputs: usize, inputs: usize, side: usize| {
             // What comes out has about the deviation of what goes in.
             let scaled = (self.random(seed, &[outputs, inputs, side, side])? / ((inputs * side * side) as f64).sqrt())?;
             scaled.to_dtype(self.dtype)?.to_dtype(DType::F32)
         };
-        let onto =
-            vec![picture(40, 72, 19, 33)?, kernel(41, 136, 72, 3)?, channels(42, 136)?, picture(43, 136, 19, 33)?];
-        let doubled = vec![picture(47, 48, 7, 18)?, kernel(48, 48, 48, 3)?, channels(49, 48)?];
+        let onto = vec![image(40, 72, 19, 33)?, kernel(41, 136, 72, 3)?, channels(42, 136)?, image(43, 136, 19, 33)?];
+        let doubled = vec![image(47, 48, 7, 18)?, kernel(48, 48, 48, 3)?, channels(49, 48)?];
         let onto_residual =
             |kernel, x: &[Tensor]| Convolution::by(kernel, &x[1], &x[2], false)?.forward_onto(&x[0], &x[3]);
         let of_doubled = |kernel, x: &[Tensor]| Convolution::by(kernel, &x[1], &x[2], true)?.forward(&x[0]);
         let ops: [(&'static str, Vec<Tensor>, Op); 7] = [
             ("convolution onto a residual", onto.clone(), &|x| onto_residual(Kernel::Warp, x)),
-            ("convolution to colours", vec![picture(44, 24, 9, 17)?, kernel(45, 3, 24, 3)?, channels(46, 3)?], &|x| {
+            ("convolution to colours", vec![image(44, 24, 9, 17)?, kernel(45, 3, 24, 3)?, channels(46, 3)?], &|x| {
                 Convolution::new(&x[1], &x[2])?.forward(&x[0])
             }),
             ("convolution, doubled", doubled.clone(), &|x| of_doubled(Kernel::Warp, x)),
-            ("convolution 1x1", vec![picture(50, 48, 7, 18)?, kernel(51, 40, 48, 1)?, channels(52, 40)?], &|x| {
+            ("convolution 1x1", vec![image(50, 48, 7, 18)?, kernel(51, 40, 48, 1)?, channels(52, 40)?], &|x| {
                 Convolution::new(&x[1], &x[2])?.forward(&x[0])
             }),
-            ("group norm of sixes", vec![picture(53, 48, 13, 11)?, channels(54, 48)?, channels(55, 48)?], &|x| {
+            ("group norm of sixes", vec![image(53, 48, 13, 11)?, channels(54, 48)?, channels(55, 48)?], &|x| {
                 GroupNorm::new(8, 1e-6, x[1].clone(), x[2].clone()).forward(&x[0])
             }),
             ("softmax", vec![self.random(56, &[3, 264])?], &|x| softmax(&x[0], 0.3)),
-            ("decoder", vec![picture(57, LATENT_CHANNELS, 10, 12)?], &|x| {
+            ("decoder", vec![image(57, LATENT_CHANNELS, 10, 12)?], &|x| {
                 random_decoder(x[0].dtype(), x[0].device())?.decode(&x[0].to_dtype(DType::F32)?)
             }),
         ];

@@ -32,7 +32,7 @@ struct Level {
     downsample: Option<Conv2d>,
 }
 
-/// Where a picture's latents lie: mean and logarithm of the variance, `[1, channels, height / 8, width / 8]`, f32.
+/// Where an image's latents lie: mean and logarithm of the variance, `[1, channels, height / 8, width / 8]`, f32.
 pub(crate) struct Moments {
     pub(crate) mean: Tensor,
     pub(crate) log_variance: Tensor,
@@ -113,13 +113,13 @@ impl Encoder {
     }
 }
 
-/// A picture as the encoder takes it: `[1, 3, height, width]`, `2 × byte / 255 - 1`, f32, computed as diffusers'
+/// An image as the encoder takes it: `[1, 3, height, width]`, `2 × byte / 255 - 1`, f32, computed as diffusers'
 /// `VaeImageProcessor` does.
 ///
 /// # Errors
 /// When the device is out of memory.
-pub(crate) fn pixels_of(picture: &RgbImage, device: &Device) -> Result<Tensor> {
-    let values: Vec<f32> = picture.pixels().iter().map(|byte| 2.0 * (f32::from(*byte) / 255.0) - 1.0).collect();
-    let shape = (1, picture.height() as usize, picture.width() as usize, 3);
+pub(crate) fn pixels_of(image: &RgbImage, device: &Device) -> Result<Tensor> {
+    let values: Vec<f32> = image.pixels().iter().map(|byte| 2.0 * (f32::from(*byte) / 255.0) - 1.0).collect();
+    let shape = (1, image.height() as usize, image.width() as usize, 3);
     Tensor::from_vec(values, shape, &Device::Cpu)?.permute((0, 3, 1, 2))?.contiguous()?.to_device(device)
 }

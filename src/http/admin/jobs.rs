@@ -10,7 +10,7 @@ use crate::domain::ids::KeyId;
 use crate::domain::job::JobStatus;
 use crate::http::HttpState;
 use crate::http::api::events::{describe, event_stream};
-use crate::http::api::jobs::{CANCEL_WAIT, picture_response, take_list_query};
+use crate::http::api::jobs::{CANCEL_WAIT, image_response, take_list_query};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::path::JobPath;
@@ -19,7 +19,7 @@ use crate::http::extract::watching::Watching;
 use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
-use crate::jobs::{PAGE_JOBS_MAX, Reach};
+use crate::jobs::{PAGE_JOBS_MAX, Visibility};
 
 /// How a query names the jobs that no key asked for.
 const PLAYGROUND: &str = "playground";
@@ -33,7 +33,7 @@ pub(in crate::http) async fn list(
     let query = take_list_query(&mut parameters);
     let owner = parameters.take("key_id", "a key's id, or playground");
     parameters.finish()?;
-    let reach = owner.map_or(Reach::Everyones, |Owner(id)| Reach::Of(id));
+    let reach = owner.map_or(Visibility::All, |Owner(id)| Visibility::Of(id));
     let page = state.jobs.list(reach, query).await?;
     let data = page.jobs.iter().map(|report| AnyJobView::new(report, &origin)).collect();
     Ok(Json(AnyJobListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
@@ -66,7 +66,7 @@ pub(in crate::http) async fn show(
     JobPath(id): JobPath,
     origin: Origin,
 ) -> Result<Json<AnyJobView>, ApiError> {
-    let report = state.jobs.get(Reach::Everyones, id).await?;
+    let report = state.jobs.get(Visibility::All, id).await?;
     Ok(Json(AnyJobView::new(&report, &origin)))
 }
 
@@ -82,8 +82,8 @@ pub(in crate::http) async fn cancel(
     JobPath(id): JobPath,
     origin: Origin,
 ) -> Result<Json<AnyJobView>, ApiError> {
-    state.jobs.cancel(Reach::Everyones, id).await?;
-    let report = state.jobs.wait(Reach::Everyones, id, CANCEL_WAIT).await?;
+    state.jobs.cancel(Visibility::All, id).await?;
+    let report = state.jobs.wait(Visibility::All, id, CANCEL_WAIT).await?;
     Ok(Json(AnyJobView::new(&report, &origin)))
 }
 
@@ -97,10 +97,10 @@ pub(in crate::http) async fn follow(
     State(state): State<HttpState>,
     _: Administrator,
     JobPath(id): JobPath,
-    Watching(wishes): Watching,
+    Watching(preferences): Watching,
     origin: Origin,
 ) -> Result<Response, ApiError> {
-    let watch = state.jobs.watch(Reach::Everyones, id, wishes).await?;
+    let watch = state.jobs.watch(Visibility::All, id, preferences).await?;
     Ok(event_stream(&state, watch, move |report| AnyJobView::new(report, &origin)))
 }
 
@@ -114,14 +114,14 @@ pub(in crate::http) async fn preview(
     _: Administrator,
     JobPath(id): JobPath,
 ) -> Result<Response, ApiError> {
-    let picture = state.jobs.preview(Reach::Everyones, id).await?;
-    Ok(picture_response(id, None, picture))
+    let image = state.jobs.preview(Visibility::All, id).await?;
+    Ok(image_response(id, None, image))
 }
 
 pub(in crate::http) fn preview_operation() -> Operation {
     Operation::new(Tag::Console, "get_any_job_preview", "What any key's job looks like while it is being drawn")
         .says("Small and rough. The first request only says that somebody looks on.")
-        .answers_picture(StatusCode::OK, "The preview, PNG.")
+        .answers_image(StatusCode::OK, "The preview, PNG.")
         .refuses([ErrorCode::NoPreview, ErrorCode::StorageUnavailable])
 }
 
@@ -130,12 +130,12 @@ pub(in crate::http) async fn result(
     _: Administrator,
     JobPath(id): JobPath,
 ) -> Result<Response, ApiError> {
-    let picture = state.jobs.picture(Reach::Everyones, id).await?;
-    Ok(picture_response(id, None, picture))
+    let image = state.jobs.image(Visibility::All, id).await?;
+    Ok(image_response(id, None, image))
 }
 
 pub(in crate::http) fn result_operation() -> Operation {
-    Operation::new(Tag::Console, "get_any_job_result", "The picture of any key's job")
-        .answers_picture(StatusCode::OK, "The picture.")
-        .refuses([ErrorCode::NoPicture, ErrorCode::PictureGone, ErrorCode::StorageUnavailable])
+    Operation::new(Tag::Console, "get_any_job_result", "The image of any key's job")
+        .answers_image(StatusCode::OK, "The image.")
+        .refuses([ErrorCode::NoImage, ErrorCode::ImageGone, ErrorCode::StorageUnavailable])
 }

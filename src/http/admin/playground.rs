@@ -1,4 +1,4 @@
-//! `/v1/playground/image`: a picture for the administrator, without a key.
+//! `/v1/playground/image`: an image for the administrator, without a key.
 
 use axum::Json;
 use axum::extract::State;
@@ -13,7 +13,7 @@ use crate::http::api::inference::SubmitImage;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::json::ApiJson;
-use crate::http::extract::wishes::AnswerForm;
+use crate::http::extract::preferences::AnswerForm;
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
 use crate::jobs::{Submission, Submitted};
@@ -51,7 +51,7 @@ pub(in crate::http) async fn submit(
 
 pub(in crate::http) fn submit_operation() -> Operation {
     let example = json!({ "model": "fluxserve/flux-shapes", "prompt": "a red circle on a blue background" });
-    Operation::new(Tag::Console, "create_playground_image", "Draw a picture without a key")
+    Operation::new(Tag::Console, "create_playground_image", "Draw an image without a key")
         .body::<SubmitImage>(example)
         .answers::<AnyJobView>(StatusCode::ACCEPTED, "The job is accepted and will be drawn.")
         .refuses([

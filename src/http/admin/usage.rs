@@ -34,7 +34,7 @@ pub(in crate::http) async fn show(
     let today = Day::of(state.keys.now());
     let since = today.before(days - 1);
     let requests = state.keys.requests_by_day(key.id, since).await?;
-    let work = state.jobs.work_book().by_day(key.id, since).await?;
+    let work = state.jobs.usage_buffer().by_day(key.id, since).await?;
     let data = by_day(today, days, &requests, &work).into_iter().map(DayUsageView::from).collect();
     Ok(Json(UsageView { data }))
 }

@@ -56,7 +56,7 @@ struct ParameterLimitsView {
     height_max: u32,
     /// Width and height must be multiples of this many pixels.
     size_multiple_of: u32,
-    /// Most pixels in one picture: width times height.
+    /// Most pixels in one image: width times height.
     pixels_max: u32,
     steps_min: u32,
     steps_max: u32,
@@ -85,7 +85,7 @@ pub(in crate::http) struct RuntimeModelView {
     /// How far its weights have been read, while they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     loading: Option<LoadingView>,
-    /// `fp8`: the model draws in eight bits, which is lossy; pictures differ from those of the model as it is published.
+    /// `fp8`: the model draws in eight bits, which is lossy; images differ from those of the model as it is published.
     /// Not there: it draws in full.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]

@@ -28,7 +28,7 @@ use crate::http::extract::watching::{LAST_EVENT_ID, Watching};
 use crate::http::openapi::schema::{ObjectSchema, one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
-use crate::jobs::{JobNews, JobReport, JobWatch, Picture};
+use crate::jobs::{Image, JobReport, JobUpdate, JobWatch};
 
 /// After which time a client whose stream has ended too early comes back.
 const RETRY: Duration = Duration::from_secs(2);
@@ -58,10 +58,10 @@ pub(in crate::http) async fn follow(
     State(state): State<HttpState>,
     InferenceCaller(caller): InferenceCaller,
     JobPath(id): JobPath,
-    Watching(wishes): Watching,
+    Watching(preferences): Watching,
     origin: Origin,
 ) -> Result<Response, ApiError> {
-    let watch = state.jobs.watch(caller.key_id, id, wishes).await?;
+    let watch = state.jobs.watch(caller.key_id, id, preferences).await?;
     Ok(event_stream(&state, watch, move |report| JobView::new(report, &origin)))
 }
 
@@ -87,7 +87,7 @@ pub(in crate::http) fn describe(operation: Operation) -> Operation {
         .query(
             "preview",
             one_of(["true", "false"]),
-            "Whether `step` brings a small, rough picture, where there is a new one.",
+            "Whether `step` brings a small, rough image, where there is a new one.",
         )
         .header(LAST_EVENT_ID.as_str(), "The id of the last event that was seen. One that is not known is passed over.")
         .answers_events(event, "The events, and a comment from time to time.")
@@ -122,24 +122,24 @@ pub(in crate::http) fn event_stream<V: Serialize>(
     (headers, Sse::new(first.chain(rest)).keep_alive(heartbeat)).into_response()
 }
 
-fn event<V: Serialize>(news: &JobNews, view: impl Fn(&JobReport) -> V) -> Event {
+fn event<V: Serialize>(news: &JobUpdate, view: impl Fn(&JobReport) -> V) -> Event {
     let event = Event::default().id(news.mark().to_string());
     let event = match news {
-        JobNews::Queued { position, eta_seconds: eta } => {
+        JobUpdate::Queued { position, eta_seconds: eta } => {
             let view = QueuedView { position: *position, eta_seconds: eta.map(eta_seconds) };
             event.event("queued").json_data(view)
         }
-        JobNews::Step { step, steps, eta_seconds: eta, preview } => {
+        JobUpdate::Step { step, steps, eta_seconds: eta, preview } => {
             let preview = preview.as_ref().map(data_url);
             let view = StepView { step: *step, steps: *steps, eta_seconds: eta.map(eta_seconds), preview };
             event.event("step").json_data(view)
         }
-        JobNews::Ended(report) => event.event(report.job.status.as_str()).json_data(view(report)),
+        JobUpdate::Ended(report) => event.event(report.job.status.as_str()).json_data(view(report)),
     };
     event.expect("views are plain data")
 }
 
-/// A picture small enough to travel inside a text (RFC 2397).
-fn data_url(picture: &Picture) -> String {
-    format!("data:{};base64,{}", picture.format.content_type(), STANDARD.encode(&picture.bytes))
+/// An image small enough to travel inside a text (RFC 2397).
+fn data_url(image: &Image) -> String {
+    format!("data:{};base64,{}", image.format.content_type(), STANDARD.encode(&image.bytes))
 }

@@ -44,7 +44,7 @@ pub(in crate::http) fn alive_operation() -> Operation {
     Operation::new(Tag::Health, "get_health", "Whether the process answers, and starting it again would not help")
         .says(
             "An engine that is at one thing for 60 times as long as that should take, and for a minute at least, or that was \
-             built again three times without a picture in between, will not draw by itself. Whoever looks after the worker \
+             built again three times without an image in between, will not draw by itself. Whoever looks after the worker \
              should start it again: jobs that were accepted are drawn then.",
         )
         .answers::<HealthView>(StatusCode::OK, "It does.")
@@ -65,7 +65,7 @@ pub(in crate::http) async fn ready(State(state): State<HttpState>) -> Result<Jso
 }
 
 pub(in crate::http) fn ready_operation() -> Operation {
-    Operation::new(Tag::Health, "get_readiness", "Whether pictures can be had now")
+    Operation::new(Tag::Health, "get_readiness", "Whether images can be had now")
         .answers::<HealthView>(
             StatusCode::OK,
             "The database and the folder of results take writes, and an engine has drawn and not failed since.",
@@ -86,7 +86,7 @@ async fn takes_writes(state: &HttpState) -> Result<(), &'static str> {
     );
     let outcome = match (database, results) {
         (false, _) => Err("the database does not take writes"),
-        (true, false) => Err("the folder of results does not take pictures"),
+        (true, false) => Err("the folder of results does not take images"),
         (true, true) => Ok(()),
     };
     *seen = Some((Instant::now(), outcome));

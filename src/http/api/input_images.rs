@@ -1,4 +1,4 @@
-//! The pictures that come along with a request: from base64 to pixels in the size that is drawn, off the async threads.
+//! The images that come along with a request: from base64 to pixels in the size that is drawn, off the async threads.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::http::extract::body::BodyHold;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// Requests whose pictures are decoded at one time, one of each key: each may take some hundred megabytes meanwhile. The
+/// Requests whose images are decoded at one time, one of each key: each may take some hundred megabytes meanwhile. The
 /// others wait.
 const DECODINGS_MAX: usize = 2;
 /// Most requests of one key that wait for it.
@@ -20,26 +20,26 @@ const KEY_WAITING_MAX: usize = 32;
 /// Most requests that wait for it.
 const WAITING_MAX: usize = 256;
 
-/// What the pictures of one request may add to its body, in bytes.
+/// What the images of one request may add to its body, in bytes.
 pub(in crate::http) fn body_bytes(images_max: usize) -> usize {
     // Quotation marks and a comma.
     images_max * (base64::encoded_len(FILE_BYTES_MAX, true).unwrap_or(usize::MAX) + 3)
 }
 
-/// Decodes pictures, a few at a time.
+/// Decodes images, a few at a time.
 #[derive(Debug)]
-pub(in crate::http) struct PictureDecoder {
+pub(in crate::http) struct ImageDecoder {
     turns: Arc<Turns>,
 }
 
-impl Default for PictureDecoder {
+impl Default for ImageDecoder {
     fn default() -> Self {
         Self { turns: Arc::new(Turns::new(DECODINGS_MAX, KEY_WAITING_MAX, WAITING_MAX)) }
     }
 }
 
-impl PictureDecoder {
-    /// The valid request that `params` make with these pictures, or every rule that is broken. They lie in the body that
+impl ImageDecoder {
+    /// The valid request that `params` make with these images, or every rule that is broken. They lie in the body that
     /// `hold` is for.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl PictureDecoder {
         }
         let internal = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal).with_cause(error);
         let Some(turn) = self.turns.enter(hold.owner()).await else {
-            return Err(ApiError::too_many_bodies("as many pictures are waiting to be decoded as may"));
+            return Err(ApiError::too_many_bodies("as many images are waiting to be decoded as may"));
         };
         let card = Arc::clone(card);
         let spec = tokio::task::spawn_blocking(move || {
@@ -72,20 +72,20 @@ impl PictureDecoder {
 }
 
 fn decoded_spec(images: &[String], params: GenerateParams, card: &ModelCard) -> Result<GenerateSpec, Vec<FieldError>> {
-    let (mut pictures, mut errors) = (Vec::with_capacity(images.len()), Vec::new());
+    let (mut pixels, mut errors) = (Vec::with_capacity(images.len()), Vec::new());
     for (index, image) in images.iter().enumerate() {
-        match picture(image) {
-            Ok(picture) => pictures.push(Arc::new(picture)),
+        match decoded(image) {
+            Ok(image) => pixels.push(Arc::new(image)),
             Err(reason) => errors.push(FieldError::new(format!("{INPUT_IMAGES}[{index}]"), reason)),
         }
     }
     if !errors.is_empty() {
         return Err(refuse(errors, images.len(), params, card));
     }
-    GenerateSpec::new(decode::prepare(GenerateParams { input_images: pictures, ..params }, card), card)
+    GenerateSpec::new(decode::prepare(GenerateParams { input_images: pixels, ..params }, card), card)
 }
 
-/// What is wrong with the pictures, and with everything else.
+/// What is wrong with the images, and with everything else.
 fn refuse(mut errors: Vec<FieldError>, images: usize, params: GenerateParams, card: &ModelCard) -> Vec<FieldError> {
     let steps = params.steps.unwrap_or(card.defaults.steps);
     errors.extend(strength_error(params.strength, steps, images));
@@ -94,7 +94,7 @@ fn refuse(mut errors: Vec<FieldError>, images: usize, params: GenerateParams, ca
     errors
 }
 
-fn picture(base64: &str) -> Result<RgbImage, String> {
+fn decoded(base64: &str) -> Result<RgbImage, String> {
     if base64.starts_with("data:") {
         return Err("must be base64 alone, without `data:` and what follows it up to the comma".to_owned());
     }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_picture_fits_its_share_of_the_body() {
+    fn the_largest_image_fits_its_share_of_the_body() {
         let longest = STANDARD.encode(vec![0; FILE_BYTES_MAX]).len();
         assert_eq!(body_bytes(2), 2 * (longest + "\"\",".len()));
         assert_eq!(body_bytes(0), 0);

@@ -1,4 +1,4 @@
-//! The jobs of the calling key: how they stand, their pictures, their end.
+//! The jobs of the calling key: how they stand, their images, their end.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use crate::http::extract::query::Parameters;
 use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
-use crate::jobs::{JobReport, JobsError, ListQuery, PAGE_JOBS_MAX, Picture, ResultLink};
+use crate::jobs::{Image, JobReport, JobsError, ListQuery, PAGE_JOBS_MAX, ResultLink};
 
 /// A cancelled job leaves the line at once and a batch within a step; who cancels sees it happen unless steps are slow.
 pub(in crate::http) const CANCEL_WAIT: Duration = Duration::from_secs(2);
@@ -62,7 +62,7 @@ pub(in crate::http) struct JobView {
 #[schema(as = JobProgress)]
 struct ProgressView {
     step: u32,
-    /// Those that are done in all: fewer than were asked for where there was a picture to start from.
+    /// Those that are done in all: fewer than were asked for where there was an input image.
     steps: u32,
 }
 
@@ -79,7 +79,7 @@ struct ParametersView {
     steps: u32,
     guidance: f64,
     seed: u64,
-    /// How many pictures came along.
+    /// How many images came along.
     #[serde(skip_serializing_if = "Option::is_none")]
     input_images: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -213,14 +213,14 @@ pub(in crate::http) fn cancel_operation() -> Operation {
 /// What is signed in a link.
 const LINK_PARAMETERS: [&str; 2] = ["expires", "signature"];
 
-/// The picture: for the job's owner, or for anyone with a signed link.
+/// The image: for the job's owner, or for anyone with a signed link.
 pub(in crate::http) async fn result(
     State(state): State<HttpState>,
     JobPath(id): JobPath,
     mut parameters: Parameters,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let picture = if LINK_PARAMETERS.iter().any(|name| parameters.has(name)) {
+    let image = if LINK_PARAMETERS.iter().any(|name| parameters.has(name)) {
         // Mail, chats and counters of visits append words of their own to every link that they pass on.
         parameters.retain(&LINK_PARAMETERS);
         let expires = parameters.take("expires", "a whole number").unwrap_or_default();
@@ -228,19 +228,19 @@ pub(in crate::http) async fn result(
         parameters.finish()?;
         let owner = state.jobs.owner_by_link(id, &ResultLink { expires, signature }).await?;
         refuse_unless_good(&state, owner).await?;
-        state.jobs.picture(owner, id).await?
+        state.jobs.image(owner, id).await?
     } else {
         let (mut parts, _) = request.into_parts();
         let InferenceCaller(caller) = InferenceCaller::from_request_parts(&mut parts, &state).await?;
         parameters.finish()?;
-        state.jobs.picture(caller.key_id, id).await?
+        state.jobs.image(caller.key_id, id).await?
     };
-    Ok(picture_response(id, None, picture))
+    Ok(image_response(id, None, image))
 }
 
 /// A link is worth what the key is worth that it came from, and ends with it.
 async fn refuse_unless_good(state: &HttpState, owner: KeyId) -> Result<(), ApiError> {
-    // The console's pictures are nobody's.
+    // The console's images are nobody's.
     if owner == KeyId::NONE {
         return Ok(());
     }
@@ -252,7 +252,7 @@ async fn refuse_unless_good(state: &HttpState, owner: KeyId) -> Result<(), ApiEr
 }
 
 pub(in crate::http) fn result_operation() -> Operation {
-    Operation::new(Tag::Jobs, "get_job_result", "A job's picture")
+    Operation::new(Tag::Jobs, "get_job_result", "A job's image")
         .says(
             "For the key that asked for it, or for whom it gave the `result_url`, which needs no key, is good for a while \
              (`results.link_seconds`; each look at the job gives a fresh one), and ends with the key. Whatever else stands \
@@ -260,13 +260,13 @@ pub(in crate::http) fn result_operation() -> Operation {
         )
         .query("expires", text(), "From the `result_url`.")
         .query("signature", text(), "From the `result_url`.")
-        .answers_picture(StatusCode::OK, "The picture.")
-        .refuses([ErrorCode::LinkRefused, ErrorCode::NoPicture, ErrorCode::PictureGone, ErrorCode::StorageUnavailable])
+        .answers_image(StatusCode::OK, "The image.")
+        .refuses([ErrorCode::LinkRefused, ErrorCode::NoImage, ErrorCode::ImageGone, ErrorCode::StorageUnavailable])
 }
 
-/// A picture as an answer. The seed is named where the caller may not know it yet.
-pub(in crate::http) fn picture_response(id: JobId, seed: Option<u64>, picture: Picture) -> Response {
-    let Picture { bytes, format } = picture;
+/// An image as an answer. The seed is named where the caller may not know it yet.
+pub(in crate::http) fn image_response(id: JobId, seed: Option<u64>, image: Image) -> Response {
+    let Image { bytes, format } = image;
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static(format.content_type())),
         // It never changes, but a copy kept by a browser would outlive the key's revocation, and the job.

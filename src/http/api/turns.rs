@@ -1,4 +1,4 @@
-//! Whose picture is decoded next: a few at a time, one of each key, and the keys in turns.
+//! Whose image is decoded next: a few at a time, one of each key, and the keys in turns.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -19,7 +19,7 @@ export function chart({
   room = 0,
   ceilingOf = niceCeiling,
 }) {
-  const picture = svg("svg", { class: "chart-picture", role: "img", preserveAspectRatio: "none" });
+  const image = svg("svg", { class: "chart-image", role: "img", preserveAspectRatio: "none" });
   const top = element("span");
   const middle = element("span");
   const scale = element(
@@ -30,7 +30,7 @@ export function chart({
     element("span", null, "0"),
   );
   const tip = element("div", { class: "chart-tip", hidden: true, "aria-hidden": "true" });
-  const plot = element("div", { class: `chart-plot chart-${height}` }, picture, tip);
+  const plot = element("div", { class: `chart-plot chart-${height}` }, image, tip);
   const axis = element("div", { class: "chart-axis", "aria-hidden": "true" });
   const figure = element("figure", { class: "chart" }, scale, plot, axis);
   let items = [];
@@ -40,9 +40,9 @@ export function chart({
     items = [...Array(Math.max(0, room - next.length)).fill(null), ...next];
     const highest = Math.max(floor, ...next.map((item) => item.values.reduce((sum, value) => sum + value, 0)));
     const ceiling = ceilingOf(highest);
-    picture.setAttribute("viewBox", `0 0 ${Math.max(1, items.length) * STEP} ${HEIGHT}`);
-    picture.setAttribute("aria-label", summary);
-    replace(picture, gridLines(items.length), draw(items, ceiling, tones));
+    image.setAttribute("viewBox", `0 0 ${Math.max(1, items.length) * STEP} ${HEIGHT}`);
+    image.setAttribute("aria-label", summary);
+    replace(image, gridLines(items.length), draw(items, ceiling, tones));
     setText(top, formatValue(ceiling));
     setText(middle, formatValue(ceiling / 2));
     replace(
@@ -50,7 +50,7 @@ export function chart({
       axisLabels.map((label) => element("span", null, label)),
     );
   };
-  followPointer(plot, tip, picture, () => items);
+  followPointer(plot, tip, image, () => items);
   return { figure, update };
 }
 
@@ -96,10 +96,10 @@ function drawLine(items, ceiling) {
   ];
 }
 
-function followPointer(plot, tip, picture, itemsNow) {
+function followPointer(plot, tip, image, itemsNow) {
   const leave = () => {
     tip.hidden = true;
-    picture.querySelector(".is-pointed")?.classList.remove("is-pointed");
+    image.querySelector(".is-pointed")?.classList.remove("is-pointed");
   };
   plot.addEventListener("pointermove", (event) => {
     const items = itemsNow();
@@ -109,7 +109,7 @@ function followPointer(plot, tip, picture, itemsNow) {
     const item = items[index];
     leave();
     if (!item?.text) return;
-    picture.querySelector(`[data-index="${index}"]`)?.classList.add("is-pointed");
+    image.querySelector(`[data-index="${index}"]`)?.classList.add("is-pointed");
     replace(tip, element("strong", null, item.label), element("span", null, item.text));
     tip.hidden = false;
     const half = tip.offsetWidth / 2;

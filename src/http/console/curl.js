@@ -11,8 +11,8 @@ export function examplePrompt(modelId) {
   return "a lighthouse on a cliff at dawn, soft light";
 }
 
-// Draws one picture. Without a key's value the shell's own variable stands in its place. `body` has the fields of the
-// request, or what a job says of them: of a picture that it started from only that there was one, which is then read from
+// Draws one image. Without a key's value the shell's own variable stands in its place. `body` has the fields of the
+// request, or what a job says of them: of an image that it started from only that there was one, which is then read from
 // a file.
 export function drawCommand({ key, body: { input_images: images, ...body } }) {
   const format = body.output_format || "png";
@@ -23,10 +23,10 @@ export function drawCommand({ key, body: { input_images: images, ...body } }) {
     '  -H "content-type: application/json" \\',
     `  -H "accept: image/${format}" \\`,
     `  -d ${images ? "@-" : shellWord(text)} \\`,
-    `  --output ${fileName("picture", format)}`,
+    `  --output ${fileName("image", format)}`,
   ];
   if (!images) return lines.join("\n");
-  // Through a pipe: a picture is longer than an argument may be.
+  // Through a pipe: an image is longer than an argument may be.
   const head = shellWord(`${text.slice(0, -1)},"input_images_base64":["`);
   return [`{ printf %s ${head}; base64 < start.png | tr -d '\\n'; printf '"]}'; } |`, ...lines].join("\n");
 }
@@ -36,7 +36,7 @@ export function firstCommand(key, modelId) {
   return drawCommand({ key, body: { model: modelId, prompt: examplePrompt(modelId) } });
 }
 
-// The file's name for a picture in a format.
+// The file's name for an image in a format.
 export function fileName(stem, format) {
   return `${stem}.${format === "jpeg" ? "jpg" : format}`;
 }

@@ -1,4 +1,4 @@
-// Owns how a job is shown: its picture, its parameters, the window with all of it.
+// Owns how a job is shown: its image, its parameters, the window with all of it.
 
 import { jobs } from "./api.js";
 import { openDialog } from "./dialog.js";
@@ -34,7 +34,7 @@ function queueText({ queue_position: position, eta_seconds: eta }) {
   return eta ? `${place}, about ${duration(eta)}` : place;
 }
 
-// The picture of a job that has succeeded. Results go after a day: then there is a text in its place.
+// The image of a job that has succeeded. Results go after a day: then there is a text in its place.
 export function resultImage(job, { lazy = false, alt = job.parameters.prompt } = {}) {
   const { width, height } = job.parameters;
   const image = element("img", {
@@ -46,7 +46,7 @@ export function resultImage(job, { lazy = false, alt = job.parameters.prompt } =
     decoding: "async",
   });
   image.addEventListener("error", () =>
-    image.replaceWith(element("span", { class: "no-picture", title: "The picture is no longer kept" }, "Gone")),
+    image.replaceWith(element("span", { class: "no-image", title: "The image is no longer kept" }, "Gone")),
   );
   return image;
 }
@@ -76,7 +76,7 @@ export function parameterFacts({ parameters }) {
     ],
     ["Format", parameters.output_format.toUpperCase()],
     ["Negative prompt", parameters.negative_prompt],
-    ["Starts from", parameters.input_images && "a picture"],
+    ["Starts from", parameters.input_images && "an image"],
     ["Strength", parameters.strength && decimal(parameters.strength)],
   ]);
 }
@@ -101,7 +101,7 @@ export function openJob(id, { keyName, signal, onChange, onClose }) {
   const refresh = async () => {
     try {
       const job = await jobs.show(id, closing.signal);
-      // Drawn anew only where something is different: else a selection or an open picture would suffer.
+      // Drawn anew only where something is different: else a selection or an open image would suffer.
       const asText = JSON.stringify(job, (name, value) => (name.endsWith("_url") ? undefined : value));
       if (asText !== shown) {
         shown = asText;
@@ -121,7 +121,7 @@ export function openJob(id, { keyName, signal, onChange, onClose }) {
 function jobDetail(job, keyName, refresh) {
   const moment = (iso) => iso && time(iso, exactMoment);
   return [
-    element("div", { class: "job-picture" }, jobPicture(job)),
+    element("div", { class: "job-image" }, jobImage(job)),
     element(
       "div",
       { class: "stack-small" },
@@ -156,9 +156,9 @@ function jobDetail(job, keyName, refresh) {
   ];
 }
 
-function jobPicture(job) {
+function jobImage(job) {
   if (job.status === "succeeded") return resultImage(job);
-  if (!isUnfinished(job)) return element("p", { class: "muted" }, "No picture");
+  if (!isUnfinished(job)) return element("p", { class: "muted" }, "No image");
   return element("progress", {
     class: "bar",
     max: job.progress.steps,

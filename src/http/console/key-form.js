@@ -216,7 +216,7 @@ function limitFields(limits) {
     element(
       "p",
       { class: "hint" },
-      "A request beyond a limit gets 429. A megapixel-step is one million pixels times one step. A negative prompt doubles a picture's steps, and each picture counts 4 steps more: 1024 × 1024 with 30 steps takes about 36.",
+      "A request beyond a limit gets 429. A megapixel-step is one million pixels times one step. A negative prompt doubles an image's steps, and each image counts 4 steps more: 1024 × 1024 with 30 steps takes about 36.",
     ),
   );
   const read = () => Object.fromEntries(inputs.map(([name, input]) => [name, numberOf(input)]));

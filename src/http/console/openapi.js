@@ -209,7 +209,7 @@ export function curlOf(operation) {
     .filter((parameter) => parameter.in === "query" && parameter.required)
     .map(({ name }) => `${name}=VALUE`);
   const address = `${location.origin}${path}${query.length > 0 ? `?${query.join("&")}` : ""}`;
-  const isPicture = responses.some(
+  const isImage = responses.some(
     ({ status, contents }) =>
       status.startsWith("2") && contents.length > 0 && contents.every(({ type }) => type.startsWith("image/")),
   );
@@ -223,6 +223,6 @@ export function curlOf(operation) {
     lines.push(`-H "content-type: ${body.type}"`);
     if (body.example !== undefined) lines.push(`-d '${JSON.stringify(body.example).replaceAll("'", "'\\''")}'`);
   }
-  if (isPicture) lines.push("--output picture.png");
+  if (isImage) lines.push("--output image.png");
   return lines.join(" \\\n  ");
 }

@@ -19,7 +19,7 @@ const PROMPT_CHARACTERS = 110;
 
 const STATUSES = ["queued", "running", "succeeded", "failed", "canceled"];
 const COLUMNS = [
-  { label: "Picture", class: "cell-thumbnail", hidden: true },
+  { label: "Image", class: "cell-thumbnail", hidden: true },
   { label: "Prompt", class: "cell-main" },
   { label: "Status" },
   { label: "Size" },
@@ -35,7 +35,7 @@ export async function showJobs(page) {
   };
   const body = element("div", { class: "stack" });
   const reload = button("Refresh", { symbol: "refresh", onClick: () => list.reload() });
-  replace(main, pageHead("Jobs", "Every picture that was asked for, by whichever key.", reload), body);
+  replace(main, pageHead("Jobs", "Every image that was asked for, by whichever key.", reload), body);
 
   const names = await keyNames(signal);
   const keyName = (id) => (id === null || id === undefined ? PLAYGROUND : names.get(id) || cut(id, 14));
@@ -105,7 +105,7 @@ function noJobs({ status, key_id: keyId }) {
   return emptyState(
     "jobs",
     "No jobs yet",
-    "Pictures that are asked for show up here, with how far they are.",
+    "Images that are asked for show up here, with how far they are.",
     linkButton("Draw the first one", "#/playground", { kind: "primary", symbol: "sparkle" }),
   );
 }

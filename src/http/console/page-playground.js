@@ -1,4 +1,4 @@
-// Owns the playground: a form on one side, the picture that comes of it on the other, earlier ones below.
+// Owns the playground: a form on one side, the image that comes of it on the other, earlier ones below.
 
 import { jobs, models } from "./api.js";
 import { element, replace } from "./dom.js";
@@ -15,7 +15,7 @@ const CURRENT_JOB = "fluxserve.playground.job";
 
 export async function showPlayground({ main, signal, query }) {
   const place = element("div", { class: "playground" }, skeleton(8));
-  replace(main, pageHead("Playground", "Try a prompt. Pictures drawn here need no key and count for none."), place);
+  replace(main, pageHead("Playground", "Try a prompt. Images drawn here need no key and count for none."), place);
   const [cards, runtime] = await Promise.all([models.cards(signal), models.runtime(signal)]);
   const served = cards.filter((card) => runtime.some((state) => state.id === card.id && state.desired_replicas > 0));
   const offered = served.length > 0 ? served : cards;

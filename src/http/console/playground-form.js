@@ -11,14 +11,14 @@ import { iconButton } from "./widgets.js";
 const DRAFT = "fluxserve.playground.draft";
 const SEED_MAX = 2 ** 53 - 1;
 
-// `read` gives the request, `useSeed` and `useParameters` put those of an earlier picture into the fields.
+// `read` gives the request, `useSeed` and `useParameters` put those of an earlier image into the fields.
 export function playgroundForm({ cards, chosen, onSubmit }) {
   const fields = buildFields(cards);
   const { model, prompt, negative, seed } = fields;
   const submit = element("button", { type: "submit", class: "button button-primary button-block", id: "draw" }, "Draw");
   const remember = () => sessionStorage.setItem(DRAFT, JSON.stringify(valuesOf(fields)));
   const presets = sizePresets(fields, remember);
-  // Without a size, the worker takes the picture's own.
+  // Without a size, the worker takes the image's own.
   const forgetSize = () => {
     fields.width.value = fields.height.value = "";
     presets.mark();
@@ -75,7 +75,7 @@ function layOut(fields, { presets, image, submit }, onRoll) {
   const { model, prompt, negative, width, height, steps, guidance, seed, format } = fields;
   return element(
     "form",
-    { class: "card form playground-form", novalidate: true, "aria-label": "Picture" },
+    { class: "card form playground-form", novalidate: true, "aria-label": "Image" },
     formAlert(),
     field("model", "Model", model),
     field("prompt", "Prompt", prompt),

@@ -1,19 +1,19 @@
-// Owns the strip of pictures that were drawn in the playground.
+// Owns the strip of images that were drawn in the playground.
 
 import { jobs } from "./api.js";
 import { element, replace } from "./dom.js";
 import { cut } from "./format.js";
 import { resultImage } from "./job-view.js";
 
-const PICTURES_MAX = 24;
+const IMAGES_MAX = 24;
 const LABEL_CHARACTERS = 80;
 
 export function playgroundHistory({ signal, onChoose }) {
   const strip = element("ul", { class: "strip" });
   const root = element(
     "section",
-    { class: "history", "aria-label": "Earlier pictures" },
-    element("h2", { class: "card-title" }, "Earlier pictures"),
+    { class: "history", "aria-label": "Earlier images" },
+    element("h2", { class: "card-title" }, "Earlier images"),
     strip,
   );
   root.hidden = true;
@@ -32,7 +32,7 @@ export function playgroundHistory({ signal, onChoose }) {
         "button",
         {
           type: "button",
-          class: "strip-picture",
+          class: "strip-image",
           "aria-label": `Show: ${cut(job.parameters.prompt, LABEL_CHARACTERS)}`,
           data: { jobId: job.job_id },
           on: { click: () => onChoose(job) },
@@ -42,7 +42,7 @@ export function playgroundHistory({ signal, onChoose }) {
     );
   const reload = async () => {
     try {
-      const page = await jobs.list({ key_id: "playground", status: "succeeded", limit: PICTURES_MAX }, signal);
+      const page = await jobs.list({ key_id: "playground", status: "succeeded", limit: IMAGES_MAX }, signal);
       root.hidden = page.data.length === 0;
       replace(strip, page.data.map(entry));
       mark(marked);

@@ -1,4 +1,4 @@
-// Owns the picture to start from: its field, what is shown of it, and how far to go away from it.
+// Owns the input image: its field, what is shown of it, and how far to go away from it.
 
 import { element, setText } from "./dom.js";
 import { field } from "./form.js";
@@ -8,24 +8,24 @@ const STRENGTH_DEFAULT = 0.6;
 // What comes before the base64 in the address that a browser makes of a file.
 const ADDRESS_HEAD = /^data:[^,]*,/;
 
-// `fit` shows it only where the model takes a picture, `read` gives what is to be sent of it, `put` sets a strength.
+// `fit` shows it only where the model takes an image, `read` gives what is to be sent of it, `put` sets a strength.
 export function playgroundImage({ onChoose }) {
-  const file = element("input", { type: "file", id: "start-image", accept: "image/png,image/jpeg,image/webp" });
-  const shown = element("img", { class: "start-image", alt: "The picture to start from" });
+  const file = element("input", { type: "file", id: "input-image", accept: "image/png,image/jpeg,image/webp" });
+  const shown = element("img", { class: "input-image", alt: "The input image" });
   const strength = element("input", { type: "range", id: "strength", min: 0.05, max: 1, step: 0.05 });
   const value = element("output", { class: "range-value", for: "strength" });
   const away = button("Take it away", { onClick: () => clear() });
-  const row = element("div", { class: "start-image-row" }, shown, away);
+  const row = element("div", { class: "input-image-row" }, shown, away);
   const strengthField = field("strength", "How far to go away from it", strength, {
-    hint: "A little changes details, 1 leaves nothing of the picture.",
+    hint: "A little changes details, 1 leaves nothing of the image.",
     beside: value,
   });
   const root = element(
     "details",
     { class: "more" },
-    element("summary", null, "Start from a picture"),
+    element("summary", null, "Start from an image"),
     // By this name the worker tells what is wrong with it.
-    field("input_images_base64[0]", "Picture", file, {
+    field("input_images_base64[0]", "Image", file, {
       hint: "PNG, JPEG or WebP. Stretched where a size is given that has other proportions.",
     }),
     row,

@@ -1,4 +1,4 @@
-// Owns the presets for a picture's size: which there are for a model, and their buttons.
+// Owns the presets for an image's size: which there are for a model, and their buttons.
 
 import { element, replace, svg } from "./dom.js";
 

@@ -1,4 +1,4 @@
-// Owns the playground's stage: a job while it is drawn, and its picture.
+// Owns the playground's stage: a job while it is drawn, and its image.
 
 import { jobs } from "./api.js";
 import { drawCommand } from "./curl.js";
@@ -30,12 +30,12 @@ export function playgroundStage(uses) {
   };
   replace(
     canvas,
-    emptyState("sparkle", "Nothing drawn yet", "Describe a picture and press Draw. You can watch it take shape here."),
+    emptyState("sparkle", "Nothing drawn yet", "Describe an image and press Draw. You can watch it take shape here."),
   );
   return { root, show };
 }
 
-// The canvas takes the picture's shape at once, so that nothing jumps when it comes.
+// The canvas takes the image's shape at once, so that nothing jumps when it comes.
 function shape(canvas, { width, height }) {
   canvas.style.aspectRatio = `${width} / ${height}`;
   canvas.classList.toggle("is-tall", height > width);
@@ -44,7 +44,7 @@ function shape(canvas, { width, height }) {
 function beginProgress(job, { canvas, below }) {
   const image = element("img", {
     class: "preview",
-    alt: "Preview of the picture while it is drawn",
+    alt: "Preview of the image while it is drawn",
     hidden: true,
     data: { testid: "preview" },
   });
@@ -94,12 +94,12 @@ function showEnd(job, { canvas, below, uses, isStillShown }) {
     element("span", { class: "muted" }, progressText(job)),
   );
   if (job.status === "succeeded") {
-    showPicture(job, canvas, isStillShown);
+    showImage(job, canvas, isStillShown);
     replace(below, line, resultParts(job, uses));
     return;
   }
   shape(canvas, job.parameters);
-  replace(canvas, element("p", { class: "canvas-text" }, job.status === "canceled" ? "Canceled" : "No picture"));
+  replace(canvas, element("p", { class: "canvas-text" }, job.status === "canceled" ? "Canceled" : "No image"));
   replace(
     below,
     line,
@@ -118,8 +118,8 @@ function showEnd(job, { canvas, below, uses, isStillShown }) {
   );
 }
 
-// The preview stays until the picture can take its place.
-async function showPicture(job, canvas, isStillShown) {
+// The preview stays until the image can take its place.
+async function showImage(job, canvas, isStillShown) {
   const image = resultImage(job);
   image.dataset.testid = "result";
   try {
@@ -135,7 +135,7 @@ async function showPicture(job, canvas, isStillShown) {
       href: jobs.resultPath(job.job_id),
       target: "_blank",
       rel: "noopener",
-      "aria-label": "Open the picture in full size",
+      "aria-label": "Open the image in full size",
     },
     image,
   );
@@ -143,7 +143,7 @@ async function showPicture(job, canvas, isStillShown) {
     canvas,
     image.complete && image.naturalWidth > 0
       ? link
-      : element("p", { class: "canvas-text" }, "The picture is no longer kept"),
+      : element("p", { class: "canvas-text" }, "The image is no longer kept"),
   );
 }
 
@@ -165,7 +165,7 @@ function resultParts(job, uses) {
       "details",
       { class: "more" },
       element("summary", null, "The same with curl"),
-      codeBlock(command, "command that draws this picture", { testid: "playground-curl" }),
+      codeBlock(command, "command that draws this image", { testid: "playground-curl" }),
     ),
   ];
 }

@@ -24,7 +24,7 @@ impl Administrator {
         Actor::Administrator { session: self.session.id, address: self.address }
     }
 
-    /// Whoever it was, if still signed in. A body may take half a minute to arrive, and its pictures wait for their turn:
+    /// Whoever it was, if still signed in. A body may take half a minute to arrive, and its images wait for their turn:
     /// what a session asks for that has ended meanwhile must not be done. Every route with a body asks it last of all.
     pub(in crate::http) async fn again(self, state: &HttpState) -> Result<Self, ApiError> {
         let session = state.admin.session_again(self.session.id).await?;

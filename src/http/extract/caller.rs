@@ -41,7 +41,7 @@ impl InferenceCaller {
         }
     }
 
-    /// What the key may do now. A body may take a minute to arrive, and its pictures have to wait for their turn: whoever
+    /// What the key may do now. A body may take a minute to arrive, and its images have to wait for their turn: whoever
     /// has lost the right meanwhile must not have it used.
     pub(in crate::http) async fn again(&self, state: &HttpState) -> Result<Principal, ApiError> {
         let Self(principal) = Self::permitted(state.authenticator.again(&self.0).await?)?;

@@ -24,7 +24,7 @@ use crate::domain::spec::FieldError;
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 
-/// How much longer a body may take that is larger than those without pictures: some megabytes come by telephone, too.
+/// How much longer a body may take that is larger than those without images: some megabytes come by telephone, too.
 const LARGE_BODY_MORE_TIME: Duration = Duration::from_mins(1);
 
 /// Values in one body, those within others included: ours have some ten. A value takes up to some hundred times the
@@ -91,7 +91,7 @@ impl<T: FromFields> FromRequest<HttpState> for ApiJson<T> {
     }
 }
 
-/// Does what takes milliseconds for each picture in a body, where the body is so large, and not on the threads that answer
+/// Does what takes milliseconds for each image in a body, where the body is so large, and not on the threads that answer
 /// everyone else.
 async fn done_aside_if_large<T: Send + 'static>(
     bytes: usize,

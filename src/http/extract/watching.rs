@@ -7,12 +7,12 @@ use axum::http::request::Parts;
 use super::query::Parameters;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
-use crate::jobs::WatchWishes;
+use crate::jobs::WatchOptions;
 
 pub(in crate::http) const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 
 /// What the client wants to be told.
-pub(in crate::http) struct Watching(pub(in crate::http) WatchWishes);
+pub(in crate::http) struct Watching(pub(in crate::http) WatchOptions);
 
 impl FromRequestParts<HttpState> for Watching {
     type Rejection = ApiError;
@@ -23,6 +23,6 @@ impl FromRequestParts<HttpState> for Watching {
         parameters.finish()?;
         // One that is not ours is of another stream, or damaged on the way: its client has seen nothing of this one.
         let seen = parts.headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok()?.parse().ok());
-        Ok(Self(WatchWishes { seen, previews }))
+        Ok(Self(WatchOptions { seen, previews }))
     }
 }

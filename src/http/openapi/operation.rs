@@ -63,9 +63,9 @@ impl Tag {
 
     pub(super) fn description(self) -> &'static str {
         match self {
-            Self::Images => "Pictures from prompts.",
+            Self::Images => "Images from prompts.",
             Self::OpenAi => "What clients of OpenAI's API use, in its words.",
-            Self::Jobs => "What became of requests for pictures. A key sees its own jobs alone.",
+            Self::Jobs => "What became of requests for images. A key sees its own jobs alone.",
             Self::Models => "What can be asked for, and whether it can be had now.",
             Self::Session => "The administrator's sign-in.",
             Self::ApiKeys => "The whole life of a key: made, edited, rotated, revoked.",
@@ -162,8 +162,8 @@ impl Operation {
         self.answer(status, description, |response| response.content(JSON, content))
     }
 
-    /// Answers with a picture in one of our formats.
-    pub(in crate::http) fn answers_picture(self, status: StatusCode, description: &str) -> Self {
+    /// Answers with an image in one of our formats.
+    pub(in crate::http) fn answers_image(self, status: StatusCode, description: &str) -> Self {
         self.answer(status, description, |response| {
             let content = || ContentBuilder::new().build();
             OutputFormat::ALL

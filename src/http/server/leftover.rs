@@ -10,7 +10,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::activity::Exchange;
 
-/// Most bytes that are read for nothing: above the largest body that any route takes, with its pictures.
+/// Most bytes that are read for nothing: above the largest body that any route takes, with its images.
 const LEFTOVER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Longest time to read for nothing.
 const LEFTOVER_DEADLINE: Duration = Duration::from_secs(5);

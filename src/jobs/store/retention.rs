@@ -1,4 +1,4 @@
-//! Jobs that have ended, as those to be forgotten, and their pictures.
+//! Jobs that have ended, as those to be forgotten, and their images.
 
 use std::collections::HashSet;
 
@@ -14,7 +14,7 @@ use crate::jobs::JobsError;
 pub(in crate::jobs) struct EndedJob {
     /// As it stands in the table: also a row that cannot be read must go when its time is over.
     pub(in crate::jobs) row_id: String,
-    /// What names its picture's file. `None` when the row does not say so in words this program knows.
+    /// What names its image's file. `None` when the row does not say so in words this program knows.
     pub(in crate::jobs) file: Option<(JobId, OutputFormat)>,
     pub(in crate::jobs) result_bytes: u64,
     finished_at_ms: i64,
@@ -68,7 +68,7 @@ impl JobStore {
         Ok(last.and_then(moment))
     }
 
-    /// What all stored pictures take together.
+    /// What all stored images take together.
     pub(in crate::jobs) async fn result_bytes(&self) -> Result<u64, JobsError> {
         let bytes: i64 = sqlx::query_scalar("SELECT COALESCE(SUM(result_bytes), 0) FROM jobs WHERE result_bytes > 0")
             .fetch_one(self.store.pool())
@@ -96,8 +96,8 @@ impl JobStore {
         Ok(rows.into_iter().map(EndedRow::read).collect())
     }
 
-    /// Some jobs that still have their pictures, the oldest first.
-    pub(in crate::jobs) async fn with_pictures(
+    /// Some jobs that still have their images, the oldest first.
+    pub(in crate::jobs) async fn with_images(
         &self,
         after: &EndedCursor,
         jobs_max: u32,
@@ -137,11 +137,8 @@ impl JobStore {
         Ok(rows.into_iter().map(EndedRow::read).collect())
     }
 
-    /// The pictures that these jobs have.
-    pub(in crate::jobs) async fn pictures_of(
-        &self,
-        ids: &[JobId],
-    ) -> Result<HashSet<(JobId, OutputFormat)>, JobsError> {
+    /// The images that these jobs have.
+    pub(in crate::jobs) async fn images_of(&self, ids: &[JobId]) -> Result<HashSet<(JobId, OutputFormat)>, JobsError> {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         let rows: Vec<(String, String)> = sqlx::query_as(
             "SELECT id, output_format FROM jobs
@@ -153,8 +150,8 @@ impl JobStore {
         Ok(rows.iter().filter_map(|(id, format)| id.parse().ok().zip(format.parse().ok())).collect())
     }
 
-    /// The picture's file is gone; the job is still known.
-    pub(in crate::jobs) async fn note_picture_gone(&self, row_id: &str) -> Result<(), JobsError> {
+    /// The image's file is gone; the job is still known.
+    pub(in crate::jobs) async fn note_image_gone(&self, row_id: &str) -> Result<(), JobsError> {
         sqlx::query("UPDATE jobs SET result_bytes = 0 WHERE id = ? AND result_bytes IS NOT NULL")
             .bind(row_id)
             .execute(self.store.pool())

@@ -5,12 +5,12 @@ use std::time::Duration;
 use crate::jobs::JobsError;
 use crate::jobs::store::JobStore;
 
-/// Pictures that a latency is taken from at most.
+/// Images that a latency is taken from at most.
 const LATENCIES_MAX: u32 = 1000;
 
 const MINUTE_MILLISECONDS: i64 = 60_000;
 
-/// How many jobs ended in one minute with or without a picture.
+/// How many jobs ended in one minute with or without an image.
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::jobs) struct EndedCount {
     /// Minutes since 1970.
@@ -35,7 +35,7 @@ impl JobStore {
         Ok(rows)
     }
 
-    /// From acceptance to end, of pictures finished from the minute `first` to `last`; the newest where there are many. What
+    /// From acceptance to end, of images finished from the minute `first` to `last`; the newest where there are many. What
     /// was finished by a clock that was ahead is not of this time.
     pub(in crate::jobs) async fn latencies(&self, first: i64, last: i64) -> Result<Vec<Duration>, JobsError> {
         let rows: Vec<i64> = sqlx::query_scalar(

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::queue::ledger::Share;
 
-const LIMITS: EngineLimits = EngineLimits { pictures_max: 8, step_tokens_max: 1_000_000 };
+const LIMITS: EngineLimits = EngineLimits { images_max: 8, step_tokens_max: 1_000_000 };
 /// A tenth of a second for each thousand tokens, and so much for each step that it is worth packing up to 1,024.
 const SECONDS_PER_TOKEN: f64 = 1e-4;
 const OVERHEAD_SECONDS: f64 = 0.0256;
@@ -31,7 +31,7 @@ struct Bench {
     jobs: Vec<Job>,
     ledger: Ledger,
     costs: CostModel,
-    asides: Asides,
+    non_step_work: NonStepWork,
     admissions_blocked: bool,
     others_idle: bool,
     now: f64,
@@ -46,7 +46,7 @@ impl Bench {
             jobs: Vec::new(),
             ledger: Ledger::default(),
             costs: CostModel::known(OVERHEAD_SECONDS, SECONDS_PER_TOKEN, 1e-3, 0.0),
-            asides: Asides::default(),
+            non_step_work: NonStepWork::default(),
             admissions_blocked: false,
             others_idle: false,
             now: 0.0,
@@ -112,7 +112,7 @@ impl Bench {
             candidates: &candidates,
             ledger: &self.ledger,
             costs: &self.costs,
-            asides: self.asides,
+            non_step_work: self.non_step_work,
             admissions_blocked: self.admissions_blocked,
             others_idle: self.others_idle,
         };
@@ -142,7 +142,7 @@ impl Bench {
                 let work: usize = chosen.iter().map(|job| job.tokens).sum();
                 let took = self.costs.step_seconds(work as f64);
                 self.now += took;
-                self.asides.note_step(took);
+                self.non_step_work.note_step(took);
                 let mut shares = self.present();
                 for job in chosen {
                     shares.push(Share { owner: job.owner, weight: job.weight, part: job.tokens as f64 });
@@ -169,7 +169,7 @@ impl Bench {
 
     fn aside(&mut self, id: JobId, seconds: f64) {
         self.now += seconds;
-        self.asides.note(seconds);
+        self.non_step_work.note(seconds);
         let Job { owner, weight, .. } = *self.job(id);
         *self.seconds.entry(owner).or_default() += seconds;
         let mut shares = self.present();
@@ -244,19 +244,19 @@ fn memory_and_places_bound_a_step() {
     let limits = EngineLimits { step_tokens_max: 1000, ..LIMITS };
     let mut bench = Bench { costs, ..Bench::with(&[(0, 2, 600), (0, 2, 600), (0, 2, 300)]) };
     assert_eq!(bench.run(&limits), "+c +a [ac] [ac] !a !c +b [b] [b] !b");
-    let limits = EngineLimits { pictures_max: 1, ..LIMITS };
+    let limits = EngineLimits { images_max: 1, ..LIMITS };
     let mut bench = Bench { costs, ..Bench::with(&[(0, 1, 10), (0, 1, 10)]) };
     assert_eq!(bench.run(&limits), "+a [a] !a +b [b] !b");
 }
 
 #[test]
-fn a_picture_larger_than_a_step_goes_alone() {
+fn an_image_larger_than_a_step_goes_alone() {
     let limits = EngineLimits { step_tokens_max: 100, ..LIMITS };
     assert_eq!(Bench::with(&[(0, 1, 500), (0, 1, 10)]).run(&limits), "+b [b] !b +a [a] !a");
 }
 
 #[test]
-fn a_small_picture_passes_a_large_one_that_is_being_drawn() {
+fn a_small_image_passes_a_large_one_that_is_being_drawn() {
     let mut bench = Bench::with(&[(0, 30, 5000)]);
     for _ in 0..4 {
         bench.turn(&LIMITS);
@@ -330,7 +330,7 @@ fn a_deadline_pulls_a_job_forward_and_a_lost_one_goes_last() {
 }
 
 #[test]
-fn who_comes_with_one_picture_does_not_wait_behind_a_pile() {
+fn who_comes_with_one_image_does_not_wait_behind_a_pile() {
     let mut bench = Bench::new();
     for _ in 0..20 {
         bench.arrive(0, 4, 2000);
@@ -347,7 +347,7 @@ fn who_comes_with_one_picture_does_not_wait_behind_a_pile() {
     assert!(bench.now - before < 2.1 * alone, "{} s, alone {alone} s", bench.now - before);
 }
 
-/// A picture of 50 steps beside another owner's pictures of one step, of which there are always some: the time it takes,
+/// An image of 50 steps beside another owner's images of one step, of which there are always some: the time it takes,
 /// next to what it takes alone, where admitting and decoding take so many of its steps' time each.
 fn beside_single_steps(own_tokens: usize, tokens: usize, aside_steps: f64) -> f64 {
     let mut bench = Bench::new();
@@ -372,12 +372,12 @@ fn beside_single_steps(own_tokens: usize, tokens: usize, aside_steps: f64) -> f6
 }
 
 #[test]
-fn pictures_of_one_step_take_no_more_than_their_share_of_the_time() {
+fn images_of_one_step_take_no_more_than_their_share_of_the_time() {
     for own_tokens in [300, 2000] {
         for tokens in [50, 300, 2000] {
             for aside_steps in [0.1, 1.0, 3.0, 10.0] {
                 let ratio = beside_single_steps(own_tokens, tokens, aside_steps);
-                let beside = format!("{own_tokens} tokens beside {tokens}, asides of {aside_steps} steps");
+                let beside = format!("{own_tokens} tokens beside {tokens}, non_step_work of {aside_steps} steps");
                 assert!(ratio < 2.5, "{ratio} times as long as alone: {beside}");
             }
         }
@@ -413,15 +413,15 @@ fn any_job() -> impl Strategy<Value = (usize, u32, usize)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever comes in when: each step is within the limits, each picture gets its steps and is finished once, and
+    /// Whatever comes in when: each step is within the limits, each image gets its steps and is finished once, and
     /// everything ends.
     #[test]
     fn everything_is_drawn_and_no_limit_is_passed(
         jobs in prop::collection::vec((any_job(), 0..60usize), 1..40),
-        pictures_max in 1..9usize,
+        images_max in 1..9usize,
         step_tokens_max in 500..20_000usize,
     ) {
-        let limits = EngineLimits { pictures_max, step_tokens_max };
+        let limits = EngineLimits { images_max, step_tokens_max };
         let mut bench = Bench::new();
         let mut arrivals = jobs.clone();
         let steps: usize = jobs.iter().map(|((_, steps, _), _)| *steps as usize).sum();
@@ -440,14 +440,14 @@ proptest! {
                 }
                 Action::Admit(_) => {
                     let held = bench.jobs.iter().filter(|job| job.is_admitted && job.ended.is_none()).count();
-                    prop_assert!(held <= pictures_max);
+                    prop_assert!(held <= images_max);
                 }
                 Action::Step(ids) => {
                     let chosen: Vec<&Job> = before.iter().filter(|job| ids.contains(&job.id)).collect();
                     let tokens: usize = chosen.iter().map(|job| job.tokens).sum();
                     prop_assert_eq!(chosen.len(), ids.len());
                     prop_assert!(chosen.iter().all(|job| job.is_admitted && job.steps_left > 0));
-                    prop_assert!(chosen.len() == 1 || (tokens <= step_tokens_max && chosen.len() <= pictures_max));
+                    prop_assert!(chosen.len() == 1 || (tokens <= step_tokens_max && chosen.len() <= images_max));
                 }
                 Action::Finish(id) => {
                     let job = before.iter().find(|job| job.id == id).expect("known");
@@ -460,7 +460,7 @@ proptest! {
     /// Two owners that always have something to draw get the same time of the engine, whatever they ask for: never
     /// further apart than the fairness window on either side, and what cannot be divided. Two things are not counted
     /// against who is ahead. A step in which everybody rides who can takes nothing from anybody, however unlike their
-    /// pictures are. And while others are being drawn it is admitted and decoded for no longer than they have stepped.
+    /// images are. And while others are being drawn it is admitted and decoded for no longer than they have stepped.
     #[test]
     fn owners_get_the_same(
         kinds in prop::array::uniform2(prop::collection::vec(any_job(), 1..6)),
@@ -511,7 +511,7 @@ proptest! {
         }
     }
 
-    /// A large picture is passed by small ones for so long only, even when its own owner never stops asking for small
+    /// A large image is passed by small ones for so long only, even when its own owner never stops asking for small
     /// ones and others have more than enough to do. The bound: until it is due nobody need care for it; from then on only
     /// what was there already goes before it, and it has its owner's share of the engine.
     #[test]

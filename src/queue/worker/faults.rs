@@ -1,4 +1,4 @@
-//! What becomes of a picture when the device is out of memory, or the engine breaks.
+//! What becomes of an image when the device is out of memory, or the engine breaks.
 
 use super::{Broken, Drawing, Worker};
 use crate::domain::engine::EngineError;
@@ -6,7 +6,7 @@ use crate::domain::ids::JobId;
 use crate::queue::entry::Entry;
 use crate::queue::event::JobFailure;
 use crate::queue::guarded::GuardedEngine;
-use crate::queue::planner::Asides;
+use crate::queue::planner::NonStepWork;
 
 /// How often one job is begun anew to make room for others before it fails.
 const RESTARTS_MAX: u32 = 3;
@@ -16,7 +16,7 @@ const RESTARTS_MAX: u32 = 3;
 const ENGINE_FAILURES_MAX: u32 = 2;
 
 impl Worker {
-    /// Puts the youngest picture but `keep` back into the line, to be drawn anew when somebody has left.
+    /// Puts the youngest image but `keep` back into the line, to be drawn anew when somebody has left.
     pub(super) fn make_room(&mut self, engine: &mut GuardedEngine, keep: JobId) -> Result<(), Broken> {
         let youngest = self.admitted.iter().rev().find(|shown| shown.id != keep).map(|shown| shown.id);
         if let Some(drawing) = youngest.and_then(|id| self.leave(id)) {
@@ -34,10 +34,10 @@ impl Worker {
         }
         entry.restarts += 1;
         tracing::debug!(parent: &entry.span, restarts = entry.restarts, "begun anew, to make room for others");
-        self.line.put_back(entry);
+        self.shared.put_back(entry);
     }
 
-    /// The engine is broken: its pictures are drawn anew, by it or by another one. Those it was `at` are suspects.
+    /// The engine is broken: its images are drawn anew, by it or by another one. Those it was `at` are suspects.
     pub(super) fn let_all_go(&mut self, at: &[JobId]) {
         for shown in std::mem::take(&mut self.admitted) {
             if let Some(Drawing { entry, .. }) = self.drawings.remove(&shown.id) {
@@ -45,19 +45,19 @@ impl Worker {
                 self.begin_again_elsewhere(entry, is_suspect);
             }
         }
-        self.asides = Asides::default();
+        self.non_step_work = NonStepWork::default();
         self.admissions_blocked = false;
-        self.line.show(self.engine, &self.admitted);
-        self.line.count(self.settings.model.as_str());
+        self.shared.show(self.engine, &self.admitted);
+        self.shared.count(self.settings.model.as_str());
     }
 
     pub(super) fn begin_again_elsewhere(&self, mut entry: Entry, is_suspect: bool) {
         entry.engine_failures += u32::from(is_suspect);
         if entry.engine_failures >= ENGINE_FAILURES_MAX {
-            entry.fail(JobFailure::ENGINE_FAILED, "the engine failed each time it drew this picture");
+            entry.fail(JobFailure::ENGINE_FAILED, "the engine failed each time it drew this image");
         } else {
             tracing::debug!(parent: &entry.span, is_suspect, "begun anew, because the engine failed");
-            self.line.put_back(entry);
+            self.shared.put_back(entry);
         }
     }
 }
@@ -68,7 +68,7 @@ pub(super) fn end_failed(entry: Entry, error: &EngineError) {
         EngineError::Request(_) => JobFailure::REFUSED_BY_ENGINE,
         EngineError::NotFinite => JobFailure::NOT_FINITE,
         EngineError::OutOfMemory(_) => {
-            return entry.fail(JobFailure::OUT_OF_MEMORY, "the device's memory does not suffice for this picture");
+            return entry.fail(JobFailure::OUT_OF_MEMORY, "the device's memory does not suffice for this image");
         }
         EngineError::Fatal(_) => return entry.fail(JobFailure::ENGINE_FAILED, "the engine failed"),
     };

@@ -16,7 +16,7 @@ impl Worker {
             "step",
             model = %self.settings.model,
             engine = self.engine,
-            pictures = ids.len(),
+            images = ids.len(),
             tokens = served().map(|entry| entry.spec.step_tokens()).sum::<usize>(),
             reason = reason.as_str()
         );

@@ -1,6 +1,6 @@
-//! An engine's first pictures: that it draws, and what a step takes.
+//! An engine's first images: that it draws, and what a step takes.
 //!
-//! One picture is drawn to its end. Then a few steps of more and more such pictures at once show how a step's time grows
+//! One image is drawn to its end. Then a few steps of more and more such images at once show how a step's time grows
 //! with what is in it, until a step is large enough that packing more pays no more, the engine's limits are reached, or
 //! the time for this is used up.
 
@@ -12,7 +12,7 @@ use crate::domain::spec::GenerateSpec;
 use crate::queue::cost::{CostModel, WorkScale};
 use crate::queue::guarded::GuardedEngine;
 
-/// Pictures at once, one after the other.
+/// Images at once, one after the other.
 const PACKS: [usize; 4] = [2, 4, 8, 16];
 /// So many show a line; more are asked for only where packing them pays.
 const PACKS_AT_LEAST: usize = 2;
@@ -25,12 +25,12 @@ const TIMES_EACH: u32 = 3;
 pub(super) fn draw(engine: &mut GuardedEngine, spec: &GenerateSpec, scale: WorkScale) -> Result<CostModel, Broken> {
     let mut costs = CostModel::default();
     let work = scale.step_work(spec);
-    // The first picture meets what is done once: memory, kernels, tables.
-    draw_one(engine, spec, |_| ())?;
+    // The first image meets what is done once: memory, kernels, tables.
+    generate_one(engine, spec, |_| ())?;
     let started = Instant::now();
     let (mut quickest, mut admitting, mut finishing) = (Duration::MAX, Duration::ZERO, Duration::ZERO);
     for _ in 0..TIMES_EACH {
-        let took = draw_one(engine, spec, |step| quickest = quickest.min(step))?;
+        let took = generate_one(engine, spec, |step| quickest = quickest.min(step))?;
         (admitting, finishing) = took;
         if started.elapsed() > LEARNING_MAX {
             break;
@@ -39,18 +39,18 @@ pub(super) fn draw(engine: &mut GuardedEngine, spec: &GenerateSpec, scale: WorkS
     costs.note_warm_up(work, quickest);
     costs.note_admission(admitting);
     costs.note_finish(work, finishing);
-    for (index, pictures) in PACKS.into_iter().enumerate() {
+    for (index, images) in PACKS.into_iter().enumerate() {
         if index >= PACKS_AT_LEAST && !pays(&costs, work * PACKS[index - 1] as f64) {
             break;
         }
         let limits = engine.limits()?;
-        let expected = costs.step_seconds(work * pictures as f64) * f64::from(TIMES_EACH);
+        let expected = costs.step_seconds(work * images as f64) * f64::from(TIMES_EACH);
         let is_over = started.elapsed().as_secs_f64() + expected > LEARNING_MAX.as_secs_f64();
-        if is_over || pictures > limits.pictures_max || pictures * spec.step_tokens() > limits.step_tokens_max {
+        if is_over || images > limits.images_max || images * spec.step_tokens() > limits.step_tokens_max {
             break;
         }
-        if let Some(took) = step_together(engine, spec, pictures)? {
-            costs.note_warm_up(work * pictures as f64, took);
+        if let Some(took) = step_together(engine, spec, images)? {
+            costs.note_warm_up(work * images as f64, took);
         }
     }
     Ok(costs)
@@ -61,8 +61,8 @@ fn pays(costs: &CostModel, work: f64) -> bool {
     costs.packed_work() > work
 }
 
-/// One picture from beginning to end; the times to admit and to finish it.
-fn draw_one(
+/// One image from beginning to end; the times to admit and to finish it.
+fn generate_one(
     engine: &mut GuardedEngine,
     spec: &GenerateSpec,
     mut note_step: impl FnMut(Duration),
@@ -80,14 +80,14 @@ fn draw_one(
     Ok((admitting, started.elapsed()))
 }
 
-/// The quickest of a few steps of so many pictures; `None` where the engine does not take them: then it is not asked for
+/// The quickest of a few steps of so many images; `None` where the engine does not take them: then it is not asked for
 /// more than it takes.
-fn step_together(engine: &mut GuardedEngine, spec: &GenerateSpec, pictures: usize) -> Result<Option<Duration>, Broken> {
+fn step_together(engine: &mut GuardedEngine, spec: &GenerateSpec, images: usize) -> Result<Option<Duration>, Broken> {
     let mut quickest: Option<Duration> = None;
     for _ in 0..TIMES_EACH {
-        let mut slots: Vec<Slot> = Vec::with_capacity(pictures);
+        let mut slots: Vec<Slot> = Vec::with_capacity(images);
         let took = (|| {
-            for _ in 0..pictures {
+            for _ in 0..images {
                 slots.push(engine.admit(spec)?);
             }
             let started = Instant::now();
@@ -101,7 +101,7 @@ fn step_together(engine: &mut GuardedEngine, spec: &GenerateSpec, pictures: usiz
             Ok(took) => quickest = Some(quickest.map_or(took, |best| best.min(took))),
             Err(error @ crate::domain::engine::EngineError::Fatal(_)) => return Err(error.into()),
             Err(error) => {
-                tracing::info!(%error, pictures, "so many pictures at once are too many for this device");
+                tracing::info!(%error, images, "so many images at once are too many for this device");
                 return Ok(None);
             }
         }
@@ -117,12 +117,12 @@ mod tests {
     fn more_is_tried_only_where_it_pays() {
         let after = |overhead: f64| {
             let mut costs = CostModel::default();
-            for pictures in [1.0, 2.0, 4.0] {
-                costs.note_warm_up(1000.0 * pictures, Duration::from_secs_f64(overhead + 0.01 * pictures));
+            for images in [1.0, 2.0, 4.0] {
+                costs.note_warm_up(1000.0 * images, Duration::from_secs_f64(overhead + 0.01 * images));
             }
             pays(&costs, 4000.0)
         };
         assert!(!after(0.0) && !after(0.005), "the device is full");
-        assert!(after(0.02), "half of a step of one picture is overhead");
+        assert!(after(0.02), "half of a step of one image is overhead");
     }
 }

@@ -297,7 +297,7 @@ def rights(stage):
         for namespace in ("team-a", "team-b"):
             allowed(stage.person(keys[name], namespace), "get", "pods", who=f"scope {name}, {namespace}")
     refused(stage.person(keys["team-a"], "team-b"), "scope_forbidden", "a key for team-a in team-b")
-    refused(stage.person(keys["inference"], "team-a"), "scope_forbidden", "a key for pictures")
+    refused(stage.person(keys["inference"], "team-a"), "scope_forbidden", "a key for images")
     refused(stage.person(keys["all"][:-1] + "!", "team-a"), "unauthorized", "a mistyped key")
     outcome = stage.person(None, "team-a").kubectl("get", "pods")
     check(outcome.code == 1 and "REMOTEGPU_API_KEY" in outcome.err, f"without a key: {first(outcome.err)}")

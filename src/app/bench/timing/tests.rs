@@ -9,7 +9,7 @@ use crate::domain::ids::ModelId;
 /// Has memory for so many tokens in a step, and draws nothing.
 #[derive(Default)]
 struct Small {
-    pictures: BTreeSet<Slot>,
+    images: BTreeSet<Slot>,
     admitted: u64,
     steps: usize,
     waits: Cell<usize>,
@@ -17,12 +17,12 @@ struct Small {
 
 impl StepEngine for Small {
     fn limits(&self) -> EngineLimits {
-        EngineLimits { pictures_max: 8, step_tokens_max: 2000 }
+        EngineLimits { images_max: 8, step_tokens_max: 2000 }
     }
 
     fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
         self.admitted += 1;
-        self.pictures.insert(Slot(self.admitted));
+        self.images.insert(Slot(self.admitted));
         Ok(Slot(self.admitted))
     }
 
@@ -35,12 +35,12 @@ impl StepEngine for Small {
     }
 
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
-        self.pictures.remove(&slot);
+        self.images.remove(&slot);
         Err(EngineError::NotFinite)
     }
 
     fn release(&mut self, slot: Slot) {
-        self.pictures.remove(&slot);
+        self.images.remove(&slot);
     }
 }
 
@@ -63,8 +63,8 @@ fn bench(engine: &mut Small, deadline: Option<Instant>) -> Bench<'_> {
     Bench::new(engine, card_or_flux_dev(&ModelId::new("test/model")), 3, deadline)
 }
 
-fn squares(count: usize) -> Vec<PictureSize> {
-    vec![PictureSize { width: 64, height: 64 }; count]
+fn squares(count: usize) -> Vec<ImageSize> {
+    vec![ImageSize { width: 64, height: 64 }; count]
 }
 
 fn repeats(timing: &Timing) -> Option<usize> {
@@ -79,14 +79,14 @@ fn each_part_is_done_once_more_than_it_is_timed_and_the_device_is_waited_for() {
     let mut engine = Small::default();
     let mut bench = bench(&mut engine, None);
     assert_eq!(repeats(&bench.step(&squares(2))), Some(3));
-    assert_eq!((engine.steps, engine.waits.get(), engine.pictures.len()), (4, 8, 0));
+    assert_eq!((engine.steps, engine.waits.get(), engine.images.len()), (4, 8, 0));
     let mut bench = self::bench(&mut engine, None);
     let size = squares(1)[0];
     for timing in [bench.admit(size), bench.decode(size), bench.finish(size), bench.whole(size, 5)] {
         assert_eq!(repeats(&timing), Some(3), "{timing:?}");
     }
-    assert_eq!(engine.steps, 4 + 4 + 1 + 3 * 5, "steps, finish, a warm-up of one step, whole pictures");
-    assert!(engine.pictures.is_empty());
+    assert_eq!(engine.steps, 4 + 4 + 1 + 3 * 5, "steps, finish, a warm-up of one step, whole images");
+    assert!(engine.images.is_empty());
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn what_does_not_fit_or_fails_is_said_and_the_rest_goes_on() {
     assert_eq!(bench.step(&squares(4)).outcome, Outcome::DoesNotFit { reason: "no more".into() });
     assert_eq!(bench.text().outcome, Outcome::Failed { reason: "the engine failed: no encoders".into() });
     assert_eq!(repeats(&bench.step(&squares(1))), Some(3));
-    assert!(engine.pictures.is_empty());
+    assert!(engine.images.is_empty());
 }
 
 #[test]

@@ -35,8 +35,8 @@ fn checkpoint() -> Checkpoint {
     Checkpoint::open(&ModelFiles::Directory(folder())).expect("opens")
 }
 
-fn keeping(is_text_streamed: bool) -> Keeping {
-    Keeping { dtype: DType::F32, is_text_streamed }
+fn keeping(is_text_streamed: bool) -> LoadOptions {
+    LoadOptions { dtype: DType::F32, is_text_streamed }
 }
 
 fn slowly<'a>(checkpoint: &'a Checkpoint, is_text_streamed: bool, heard: &Arc<Heard>) -> Loading<'a> {

@@ -1,4 +1,4 @@
-//! Convolutions of a picture whose pixels have their channels side by side: the CUDA kernel's way, and its twin's on the CPU.
+//! Convolutions of an image whose pixels have their channels side by side: the CUDA kernel's way, and its twin's on the CPU.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -20,7 +20,7 @@ pub(super) struct ChannelsLast {
 }
 
 enum Kind {
-    /// 3×3, or the four 2×2 ones that make a picture of doubled sides: `weight [kinds, outputs, taps, inputs]`, `bias [outputs]`.
+    /// 3×3, or the four 2×2 ones that make an image of doubled sides: `weight [kinds, outputs, taps, inputs]`, `bias [outputs]`.
     Kernel { weight: Tensor, bias: Tensor, is_doubled: bool, kernel: Kernel },
     /// 1×1, which is a linear layer: `weight [outputs, inputs]`, `bias [outputs]`.
     Pointwise { weight: Tensor, bias: Tensor },
@@ -70,7 +70,7 @@ fn taps_of(weight: &Tensor) -> Result<Tensor> {
     weight.permute((0, 2, 3, 1))?.contiguous()?.flatten(1, 2)
 }
 
-/// Of a convolution after each pixel has been repeated, those of the small picture that make the pixels in even and odd rows
+/// Of a convolution after each pixel has been repeated, those of the small image that make the pixels in even and odd rows
 /// and columns: `[4, outputs, 4, inputs]`. Sums of weights are taken in f32.
 fn doubled(weight: &Tensor) -> Result<Tensor> {
     let nine = weight.to_dtype(DType::F32)?;

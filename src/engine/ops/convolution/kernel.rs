@@ -10,7 +10,7 @@ use crate::engine::ops::kernel::{Choice, Kernel, are_close};
 /// The kernels of convolutions.
 pub(crate) static CHOICE: Choice = Choice::new("convolutions", has_warpgroups, do_agree);
 
-/// The picture on which the kernels are compared: tails of tiles, of steps and of blocks of outputs, odd and even steps.
+/// The image on which the kernels are compared: tails of tiles, of steps and of blocks of outputs, odd and even steps.
 const INPUTS: usize = 144;
 const OUTPUTS: usize = 136;
 const HEIGHT: usize = 18;

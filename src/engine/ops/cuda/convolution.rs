@@ -81,7 +81,7 @@ pub(in crate::engine::ops) fn has_warpgroups(device: &CudaDevice) -> bool {
     HOPPER_KERNELS.contains(HOPPER.name) && capability.is_ok_and(|(major, _)| major == 9)
 }
 
-/// [`crate::engine::ops::convolution::ChannelsLast`], of one contiguous picture; and `residual`, which is as the result, added.
+/// [`crate::engine::ops::convolution::ChannelsLast`], of one contiguous image; and `residual`, which is as the result, added.
 pub(in crate::engine::ops) fn convolution(
     kernel: Kernel,
     [x, weight, bias]: [(&CudaStorage, &Layout); 3],

@@ -5,8 +5,8 @@
 //! proposes the same for the same key, in this process and in the next on the same model of device with the same version of
 //! the library. What an algorithm computes is the same each time: its workspace belongs to one stream, and where the inner
 //! dimension is shared out, the shares are held in f32 and added in their order. Nothing is promised of one row among
-//! different numbers of rows: these have different keys. So who wants the bits of a picture drawn alone has to give each
-//! picture products of its own, as `--deterministic` does.
+//! different numbers of rows: these have different keys. So who wants the bits of an image drawn alone has to give each
+//! image products of its own, as `--deterministic` does.
 
 #![expect(unsafe_code, reason = "the library is called through its C interface")]
 
@@ -24,7 +24,7 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, CudaView,
 use candle_core::{Error, Result, bail};
 use half::bf16;
 use sys::cublasLtMatmulDescAttributes_t as Attribute;
-use sys::cublasLtMatmulPreferenceAttributes_t as Wish;
+use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
 
 /// Memory that an algorithm may work in, as NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
@@ -248,16 +248,16 @@ impl Plan {
         // Without a bias the library may find that the epilogue cannot be done.
         product.point(&operation)?;
         let (x, weight, out) = (product.x.layout()?, product.weight.layout()?, product.out.layout()?);
-        let wishes =
+        let preferences =
             Owned { handle: result::create_matmul_pref().map_err(refused)?, destroy: result::destroy_matmul_pref };
         let [x_alignment, weight_alignment, out_alignment] = &key.alignments;
-        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE_BYTES as u64))?;
-        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, weight_alignment)?;
-        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x_alignment)?;
-        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment)?;
-        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment)?;
+        set_preference(&preferences, Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE_BYTES as u64))?;
+        set_preference(&preferences, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, weight_alignment)?;
+        set_preference(&preferences, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, x_alignment)?;
+        set_preference(&preferences, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, out_alignment)?;
+        set_preference(&preferences, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, out_alignment)?;
         let reduction = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
-        set_wish(&wishes, Wish::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &(reduction as u32))?;
+        set_preference(&preferences, Preference::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &(reduction as u32))?;
         // SAFETY: all of these have just been made.
         let proposal = unsafe {
             result::get_matmul_algo_heuristic(
@@ -267,7 +267,7 @@ impl Plan {
                 x.handle,
                 out.handle,
                 out.handle,
-                wishes.handle,
+                preferences.handle,
             )
         };
         match proposal {
@@ -287,9 +287,9 @@ fn set_operation<T>(operation: &Owned<sys::cublasLtMatmulDesc_t>, name: Attribut
         .map_err(refused)
 }
 
-fn set_wish<T>(wishes: &Owned<sys::cublasLtMatmulPreference_t>, name: Wish, value: &T) -> Result<()> {
-    // SAFETY: the wishes live, and the library reads as many bytes as the value has.
-    unsafe { result::set_matmul_pref_attribute(wishes.handle, name, (&raw const *value).cast(), size_of::<T>()) }
+fn set_preference<T>(preferences: &Owned<sys::cublasLtMatmulPreference_t>, name: Preference, value: &T) -> Result<()> {
+    // SAFETY: the preferences live, and the library reads as many bytes as the value has.
+    unsafe { result::set_matmul_pref_attribute(preferences.handle, name, (&raw const *value).cast(), size_of::<T>()) }
         .map_err(refused)
 }
 
@@ -365,7 +365,7 @@ thread_local! {
 }
 
 /// Puts a product on a stream. Whether the library knows a way: where it does not, nothing has been done. The library
-/// says so of no product that FLUX has; should a version of it, a drawn picture is worth more than a fast one, and candle's
+/// says so of no product that FLUX has; should a version of it, a drawn image is worth more than a fast one, and candle's
 /// own product takes what this one does not.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ const MODULE: &str = "fluxserve-group-norm";
 /// Most channels: a thread for each chunk of a pixel.
 pub(in crate::engine::ops) const CHANNELS_MAX: usize = THREADS as usize * CHUNK;
 
-/// What the channels of a picture are shared out to.
+/// What the channels of an image are shared out to.
 #[derive(Clone, Copy)]
 pub(in crate::engine::ops) struct GroupNormShape {
     pub(in crate::engine::ops) channels: usize,
@@ -34,7 +34,7 @@ const PART_PIXELS_MIN: usize = 64;
 /// Pixels that one thread of the last kernel norms.
 const PIXELS_PER_THREAD: usize = 16;
 
-/// [`crate::engine::ops::group_norm::GroupNorm`] of one contiguous picture, channels last.
+/// [`crate::engine::ops::group_norm::GroupNorm`] of one contiguous image, channels last.
 pub(in crate::engine::ops) fn group_norm(
     [x, weight, bias]: [(&CudaStorage, &Layout); 3],
     shape: GroupNormShape,

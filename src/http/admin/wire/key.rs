@@ -109,7 +109,7 @@ impl PartialSchema for ScopeSchema {
         let namespaces = OneOfBuilder::new().item(RefOr::from(everywhere)).item(RefOr::from(some));
         let scopes: [RefOr<Schema>; 3] = [
             ObjectSchema::new("Inference and Kubernetes alike.").required("all", yes()).into(),
-            ObjectSchema::new("Pictures.").required("inference", yes()).into(),
+            ObjectSchema::new("Images.").required("inference", yes()).into(),
             ObjectSchema::new("kubectl, in the namespaces that are named.")
                 .required("kubernetes_exec", namespaces)
                 .into(),

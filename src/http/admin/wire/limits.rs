@@ -13,7 +13,7 @@ use crate::http::openapi::schema::{ObjectSchema, one_of, or_null, whole};
 
 const FIELD: &str = "limits";
 const MEGAPIXEL_STEPS: &str = "Megapixel-steps in a UTC day: megapixels times denoising steps, twice those with a negative \
-                               prompt, and 4 steps more for each picture, which are for reading the prompt and decoding.";
+                               prompt, and 4 steps more for each image, which are for reading the prompt and decoding.";
 
 /// The limits of a new key: those that are not given are none, and the priority is normal.
 pub(super) fn of_new(fields: &mut Fields) -> KeyLimits {
@@ -87,7 +87,7 @@ pub(super) fn schema(description: &str, adapt: fn(ObjectBuilder) -> ObjectBuilde
     ObjectSchema::new(description)
         .optional(
             "requests_per_minute",
-            limit("Requests in a minute; each picture asked for in OpenAI's words counts as one."),
+            limit("Requests in a minute; each image asked for in OpenAI's words counts as one."),
         )
         .optional("concurrent_jobs", limit("Unfinished jobs at a time."))
         .optional("megapixel_steps_per_day", limit(MEGAPIXEL_STEPS))

@@ -54,7 +54,7 @@ impl From<Minute> for MinuteView {
     }
 }
 
-/// From a job's acceptance to its end, over the pictures of the last hour.
+/// From a job's acceptance to its end, over the images of the last hour.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Latency)]
 pub(in crate::http) struct LatencyView {

@@ -1,4 +1,4 @@
-//! `POST /v1/images/generations`: as many pictures as asked for, each a job of its own; all of them or none.
+//! `POST /v1/images/generations`: as many images as asked for, each a job of its own; all of them or none.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
-use super::request::{GenerateImages, PictureForm};
+use super::request::{GenerateImages, ImageForm};
 use crate::auth::Principal;
 use crate::domain::format::OutputFormat;
 use crate::domain::priority::Priority;
@@ -24,9 +24,9 @@ use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::json::ApiJson;
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
-use crate::jobs::{AcceptedJob, JobReport, Picture, Submission, Submitted};
+use crate::jobs::{AcceptedJob, Image, JobReport, Submission, Submitted};
 
-/// Pictures.
+/// Images.
 #[derive(Serialize, ToSchema)]
 #[schema(as = OpenAiImages)]
 struct ImagesView {
@@ -38,7 +38,7 @@ struct ImagesView {
     size: String,
 }
 
-/// A picture: within, or behind a link.
+/// An image: within, or behind a link.
 #[derive(Serialize, ToSchema)]
 #[schema(as = OpenAiImage)]
 struct ImageView {
@@ -54,13 +54,13 @@ pub(in crate::http) fn generate_operation() -> Operation {
     let example = json!({
         "model": "fluxserve/flux-shapes", "prompt": "a red circle on a blue background", "n": 2, "size": "128x128",
     });
-    Operation::new(Tag::OpenAi, "create_openai_images", "Draw pictures and wait for them")
+    Operation::new(Tag::OpenAi, "create_openai_images", "Draw images and wait for them")
         .says(
-            "Each picture is a job, and counts as a request of those that the key may send in a minute. If one of them cannot be accepted or fails, if they take longer than the worker lets \
+            "Each image is a job, and counts as a request of those that the key may send in a minute. If one of them cannot be accepted or fails, if they take longer than the worker lets \
              anyone wait, or if the client hangs up, those that are not drawn yet are cancelled.",
         )
         .body::<GenerateImages>(example)
-        .answers::<ImagesView>(StatusCode::OK, "The pictures, in the order of their seeds.")
+        .answers::<ImagesView>(StatusCode::OK, "The images, in the order of their seeds.")
         .refuses(DRAWING_REFUSALS)
 }
 
@@ -78,16 +78,16 @@ pub(in crate::http) async fn generate(
     count(&state, &caller, specs.len() as u32)?;
     // Whatever ends this function early, be it an error or a client that hangs up, drops the jobs, and that cancels them.
     let accepted = accept_all(&state, &caller, specs, request.output_format).await?;
-    let reports = try_join_all(accepted.iter().map(|job| until_drawn(&state, job))).await?;
+    let reports = try_join_all(accepted.iter().map(|job| until_ended(&state, job))).await?;
     let response = match request.form {
-        PictureForm::Link => answer(reports.iter().map(|report| linked(report, &origin)).collect(), &reports)?,
-        PictureForm::Base64 => {
-            let mut pictures = Vec::with_capacity(reports.len());
+        ImageForm::Link => answer(reports.iter().map(|report| linked(report, &origin)).collect(), &reports)?,
+        ImageForm::Base64 => {
+            let mut images = Vec::with_capacity(reports.len());
             for JobReport { job, .. } in &reports {
-                pictures.push(state.jobs.picture(job.owner, job.id).await?);
+                images.push(state.jobs.image(job.owner, job.id).await?);
             }
-            // Some megabytes for each picture: not on the threads that answer everyone else.
-            let within = move || answer(reports.iter().zip(&pictures).map(embedded).collect(), &reports);
+            // Some megabytes for each image: not on the threads that answer everyone else.
+            let within = move || answer(reports.iter().zip(&images).map(embedded).collect(), &reports);
             spawn_blocking(within).await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))??
         }
     };
@@ -95,14 +95,14 @@ pub(in crate::http) async fn generate(
     Ok(response)
 }
 
-/// Counts each picture as a request; the one that asks for them has been.
-fn count(state: &HttpState, caller: &Principal, pictures: u32) -> Result<(), ApiError> {
-    if let Some(limit) = caller.limits.requests_per_minute.filter(|limit| pictures > *limit) {
+/// Counts each image as a request; the one that asks for them has been.
+fn count(state: &HttpState, caller: &Principal, images: u32) -> Result<(), ApiError> {
+    if let Some(limit) = caller.limits.requests_per_minute.filter(|limit| images > *limit) {
         let reason =
             format!("must be at most {limit}: each counts as a request, and the key may send {limit} a minute");
         return Err(ApiError::invalid(vec![FieldError::new("n", reason)]));
     }
-    Ok(state.authenticator.count_more(caller, pictures.saturating_sub(1))?)
+    Ok(state.authenticator.count_more(caller, images.saturating_sub(1))?)
 }
 
 /// All of the jobs; if one is refused, those before it are dropped and so cancelled.
@@ -132,13 +132,13 @@ async fn accept_all(
     Ok(accepted)
 }
 
-/// The end of a job, as far as there is a picture at it.
-async fn until_drawn(state: &HttpState, accepted: &AcceptedJob) -> Result<JobReport, ApiError> {
+/// The end of a job, as far as there is an image at it.
+async fn until_ended(state: &HttpState, accepted: &AcceptedJob) -> Result<JobReport, ApiError> {
     let job = &accepted.report().job;
     let wait_max = state.settings.wait_max;
     let report = state.jobs.wait(job.owner, job.id, wait_max).await?;
     if !report.job.status.is_final() {
-        let detail = format!("the pictures were not drawn within {} seconds, and are cancelled", wait_max.as_secs());
+        let detail = format!("the images were not drawn within {} seconds, and are cancelled", wait_max.as_secs());
         return Err(ApiError::new(ErrorCode::DeadlineExceeded).with_detail(detail));
     }
     check_succeeded(&report.job)?;
@@ -155,18 +155,18 @@ fn linked(report: &JobReport, origin: &Origin) -> ImageView {
     }
 }
 
-fn embedded((report, picture): (&JobReport, &Picture)) -> ImageView {
+fn embedded((report, image): (&JobReport, &Image)) -> ImageView {
     ImageView {
-        b64_json: Some(STANDARD.encode(&picture.bytes)),
+        b64_json: Some(STANDARD.encode(&image.bytes)),
         url: None,
         seed: report.job.request.seed,
         job_id: report.job.id.to_string(),
     }
 }
 
-/// The answer with the pictures of these jobs, which differ by their seeds alone.
+/// The answer with the images of these jobs, which differ by their seeds alone.
 fn answer(data: Vec<ImageView>, reports: &[JobReport]) -> Result<Response, ApiError> {
-    let job = &reports.first().expect("at least one picture was asked for").job;
+    let job = &reports.first().expect("at least one image was asked for").job;
     let view = ImagesView {
         created: job.created_at.unix_timestamp(),
         data,

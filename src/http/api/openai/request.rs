@@ -13,28 +13,28 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelCard;
-use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, draw_seed};
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, random_seed};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::json::{self, Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, number, one_of, text, whole};
 
-/// Most pictures of one request.
-const PICTURES_MAX: u32 = 10;
+/// Most images of one request.
+const IMAGES_MAX: u32 = 10;
 const AUTO: &str = "auto";
 
 /// Choices that are none here, and the words that choose what is done anyway.
 const FIXED: [(&str, &[&str]); 4] = [
     ("quality", &[AUTO, "standard"]),
-    // No picture of ours is transparent.
+    // No image of ours is transparent.
     ("background", &[AUTO, "opaque"]),
     ("moderation", &[AUTO]),
     ("style", &[AUTO]),
 ];
 
-/// How a picture is handed over.
+/// How an image is handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum PictureForm {
+pub(super) enum ImageForm {
     /// Within the answer.
     #[default]
     Base64,
@@ -42,7 +42,7 @@ pub(super) enum PictureForm {
     Link,
 }
 
-impl PictureForm {
+impl ImageForm {
     const ALL: [Self; 2] = [Self::Base64, Self::Link];
 
     fn as_str(self) -> &'static str {
@@ -53,7 +53,7 @@ impl PictureForm {
     }
 }
 
-impl FromStr for PictureForm {
+impl FromStr for ImageForm {
     type Err = &'static str;
 
     fn from_str(word: &str) -> Result<Self, Self::Err> {
@@ -83,10 +83,10 @@ impl FromStr for Size {
 pub(in crate::http) struct GenerateImages {
     model: ModelId,
     params: GenerateParams,
-    pictures: u32,
+    images: u32,
     seed: Option<u64>,
     pub(super) output_format: OutputFormat,
-    pub(super) form: PictureForm,
+    pub(super) form: ImageForm,
 }
 
 impl FromFields for GenerateImages {
@@ -96,9 +96,9 @@ impl FromFields for GenerateImages {
             fields.refuse("prompt", "must not be empty");
         }
         let model = fields.required_text("model");
-        let pictures = fields.small_number("n").unwrap_or(1);
-        if !(1..=PICTURES_MAX).contains(&pictures) {
-            fields.refuse("n", format!("must be from 1 to {PICTURES_MAX}"));
+        let images = fields.small_number("n").unwrap_or(1);
+        if !(1..=IMAGES_MAX).contains(&images) {
+            fields.refuse("n", format!("must be from 1 to {IMAGES_MAX}"));
         }
         let Size(sides) = chosen(fields, "size");
         let params = GenerateParams {
@@ -116,7 +116,7 @@ impl FromFields for GenerateImages {
         fields.text("safety_identifier");
         refuse_choices(fields);
         let params = GenerateParams { prompt: prompt?, ..params };
-        Some(Self { model: ModelId::new(model?), params, pictures, seed, output_format, form })
+        Some(Self { model: ModelId::new(model?), params, images, seed, output_format, form })
     }
 
     // OpenAI's clients may send what is passed over here, of whatever length.
@@ -147,8 +147,8 @@ fn refuse_choices(fields: &mut Fields) {
             fields.refuse(field, reason);
         }
     };
-    refuse("stream", Some(false.into()), "pictures are not streamed here: must be left out, or `false`");
-    refuse("partial_images", Some(0.into()), "pictures are not streamed here: must be left out, or 0");
+    refuse("stream", Some(false.into()), "images are not streamed here: must be left out, or `false`");
+    refuse("partial_images", Some(0.into()), "images are not streamed here: must be left out, or 0");
     refuse("output_compression", None, "cannot be chosen here: must be left out");
 }
 
@@ -162,20 +162,20 @@ impl ToSchema for GenerateImages {}
 impl PartialSchema for GenerateImages {
     fn schema() -> RefOr<Schema> {
         let formats = one_of(OutputFormat::ALL.map(OutputFormat::as_str));
-        let forms = one_of(PictureForm::ALL.map(PictureForm::as_str));
+        let forms = one_of(ImageForm::ALL.map(ImageForm::as_str));
         let whom = "Accepted for clients that send it. Not kept, and nothing goes by it.";
         let never = ObjectBuilder::new().schema_type(Type::Null);
-        let object = ObjectSchema::new("Pictures to draw, in the words of OpenAI's API and some of ours. What a field may be, the model's `parameter_limits` say (`GET /v1/inference/models`).")
+        let object = ObjectSchema::new("Images to draw, in the words of OpenAI's API and some of ours. What a field may be, the model's `parameter_limits` say (`GET /v1/inference/models`).")
             .required("prompt", text().min_length(Some(1)).description(Some("What to draw.")))
             .required("model", text().description(Some("Which model draws it.")))
-            .optional("n", whole(1).maximum(Some(PICTURES_MAX)).description(Some("How many pictures; one when nothing is said.")))
+            .optional("n", whole(1).maximum(Some(IMAGES_MAX)).description(Some("How many images; one when nothing is said.")))
             .optional("size", text().pattern(Some("^(auto|[0-9]+x[0-9]+)$")).description(Some("`WIDTHxHEIGHT` in pixels, or `auto` for the model's defaults.")))
-            .optional("response_format", forms.description(Some("Whether a picture stands in the answer or behind a link that needs no key.")))
+            .optional("response_format", forms.description(Some("Whether an image stands in the answer or behind a link that needs no key.")))
             .optional("output_format", formats.description(Some("The file's format; png when nothing is said.")))
             .optional("negative_prompt", text().description(Some("What to steer away from. Each step then takes two passes.")))
             .optional("steps", whole(1).description(Some("Denoising steps.")))
             .optional("guidance", number().description(Some("How closely to follow the prompt.")))
-            .optional("seed", whole(0).maximum(Some(SEED_MAX)).description(Some("Of the first picture; each further one has the next. Drawn when it is left out.")))
+            .optional("seed", whole(0).maximum(Some(SEED_MAX)).description(Some("Of the first image; each further one has the next. Drawn when it is left out.")))
             .optional("user", text().description(Some(whom)))
             .optional("safety_identifier", text().description(Some(whom)))
             .optional("stream", ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([false])))
@@ -194,19 +194,19 @@ impl GenerateImages {
         &self.model
     }
 
-    /// One valid request for each picture. They differ by their seeds alone.
+    /// One valid request for each image. They differ by their seeds alone.
     pub(super) fn specs(&self, card: &ModelCard) -> Result<Vec<GenerateSpec>, ApiError> {
         let first = match self.seed {
             Some(seed) => seed,
-            None => draw_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
+            None => random_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
         };
         let spec = |seed| GenerateSpec::new(GenerateParams { seed, ..self.params.clone() }, card);
-        let specs: Result<_, _> = seeds(first).take(self.pictures as usize).map(spec).collect();
+        let specs: Result<_, _> = seeds(first).take(self.images as usize).map(spec).collect();
         specs.map_err(|errors| ApiError::invalid(errors.into_iter().map(in_words_of_size).collect()))
     }
 }
 
-/// The seeds of the pictures of one request. After the largest comes 0.
+/// The seeds of the images of one request. After the largest comes 0.
 fn seeds(first: u64) -> impl Iterator<Item = u64> {
     iter::successors(Some(first), |seed| Some(if *seed >= SEED_MAX { 0 } else { seed + 1 }))
 }

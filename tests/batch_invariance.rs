@@ -1,5 +1,5 @@
 //! Alone = in company, under the real scheduler: hundreds of jobs of several owners come at random moments, some are
-//! cancelled, and every picture that is drawn is the very file it is when it is drawn alone.
+//! cancelled, and every image that is drawn is the very file it is when it is drawn alone.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -41,7 +41,7 @@ impl Random {
         (mixed ^ (mixed >> 31)) % end
     }
 
-    /// To start from, for one picture in four.
+    /// To start from, for one image in four.
     fn input_images(&mut self, width: u32, height: u32) -> Vec<Arc<RgbImage>> {
         if self.below(4) > 0 {
             return Vec::new();
@@ -71,7 +71,7 @@ impl Random {
             sequence_length: Some(1 + self.below(16) as usize),
             ..GenerateParams::default()
         };
-        GenerateSpec::new(params, &card).expect("a valid picture")
+        GenerateSpec::new(params, &card).expect("a valid image")
     }
 }
 
@@ -79,7 +79,7 @@ impl Random {
 #[derive(Default)]
 struct Company {
     steps: AtomicUsize,
-    pictures: AtomicUsize,
+    images: AtomicUsize,
 }
 
 /// The engine, and how many rode together.
@@ -99,7 +99,7 @@ impl StepEngine for Counted {
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
         self.company.steps.fetch_add(1, Ordering::Relaxed);
-        self.company.pictures.fetch_add(slots.len(), Ordering::Relaxed);
+        self.company.images.fetch_add(slots.len(), Ordering::Relaxed);
         self.engine.step(slots)
     }
 
@@ -116,7 +116,7 @@ impl StepEngine for Counted {
     }
 }
 
-fn draw_alone(engine: &mut FluxEngine, spec: &GenerateSpec) -> Vec<u8> {
+fn generate_alone(engine: &mut FluxEngine, spec: &GenerateSpec) -> Vec<u8> {
     let slot = engine.admit(spec).expect("admits");
     for _ in 0..spec.steps() {
         engine.step(&[slot]).expect("steps");
@@ -128,7 +128,7 @@ fn png(image: &RgbImage) -> Vec<u8> {
     encode(image, OutputFormat::Png).expect("a file")
 }
 
-/// Two engines, so that a picture may be drawn by either.
+/// Two engines, so that an image may be drawn by either.
 async fn queue(company: &Arc<Company>) -> Queue {
     let settings = QueueSettings {
         model: ModelId::new("reference"),
@@ -153,7 +153,7 @@ async fn queue(company: &Arc<Company>) -> Queue {
     queue
 }
 
-/// The picture's file; `None` when the job was cancelled.
+/// The image's file; `None` when the job was cancelled.
 async fn end_of(mut events: JobEvents) -> Option<Vec<u8>> {
     loop {
         match events.next().await.expect("an outcome") {
@@ -170,7 +170,7 @@ async fn hundreds_of_jobs_among_each_other_give_the_files_they_give_alone() {
     let company = Arc::new(Company::default());
     let queue = queue(&company).await;
     company.steps.store(0, Ordering::Relaxed);
-    company.pictures.store(0, Ordering::Relaxed);
+    company.images.store(0, Ordering::Relaxed);
     let mut random = Random(SEED);
     let owners: Vec<KeyId> = (0..OWNERS).map(|_| KeyId::generate()).collect();
     let specs: Vec<GenerateSpec> = (0..JOBS as u64).map(|seed| random.spec(seed)).collect();
@@ -198,13 +198,17 @@ async fn hundreds_of_jobs_among_each_other_give_the_files_they_give_alone() {
         match end.await.expect("no panic") {
             None => cancelled += 1,
             Some(file) => {
-                assert!(file == draw_alone(&mut alone, &specs[number]), "{number} is another one: {:?}", specs[number]);
+                assert!(
+                    file == generate_alone(&mut alone, &specs[number]),
+                    "{number} is another one: {:?}",
+                    specs[number]
+                );
                 drawn += 1;
             }
         }
     }
     queue.close();
-    let (steps, pictures) = (company.steps.load(Ordering::Relaxed), company.pictures.load(Ordering::Relaxed));
+    let (steps, images) = (company.steps.load(Ordering::Relaxed), company.images.load(Ordering::Relaxed));
     assert!(drawn > JOBS * 2 / 3 && cancelled > 0, "{drawn} drawn, {cancelled} cancelled");
-    assert!(pictures > 2 * steps, "{pictures} pictures in {steps} steps: hardly anybody had company");
+    assert!(images > 2 * steps, "{images} images in {steps} steps: hardly anybody had company");
 }

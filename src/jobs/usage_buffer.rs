@@ -8,9 +8,9 @@ use crate::store::Store;
 
 /// Reads what is written when jobs end. Cheap to clone.
 #[derive(Clone)]
-pub struct WorkBook(JobStore);
+pub struct UsageBuffer(JobStore);
 
-impl WorkBook {
+impl UsageBuffer {
     /// What is written in `store`.
     pub fn new(store: Store) -> Self {
         Self(JobStore::new(store))

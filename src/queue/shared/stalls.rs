@@ -3,18 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Inner, Line, Side};
+use super::{Inner, SharedQueue, Side};
 use crate::queue::EngineState;
 use crate::queue::watchdog::{BUILDS_IN_VAIN_MAX, Stall, Watch, allowed};
 
-impl Line {
+impl SharedQueue {
     /// What an engine notes its calls in.
     pub(in crate::queue) fn watch(&self, engine: usize) -> Arc<Watch> {
         Arc::clone(&self.lock().engines[engine].watch)
     }
 
-    /// An engine has finished a picture.
-    pub(in crate::queue) fn note_drawn(&self, engine: usize) {
+    /// An engine has finished an image.
+    pub(in crate::queue) fn note_finished_image(&self, engine: usize) {
         self.lock().engines[engine].failures = 0;
     }
 
@@ -33,7 +33,7 @@ impl Side {
         self.state == EngineState::Ready
     }
 
-    /// How often it was built again without a picture since.
+    /// How often it was built again without an image since.
     fn builds_in_vain(&self) -> u32 {
         self.failures.saturating_sub(1)
     }
@@ -43,7 +43,7 @@ impl Inner {
     fn stuck(&self, engine: usize, call_min: Duration) -> Option<Stall> {
         let side = &self.engines[engine];
         // Before an engine has drawn, nobody knows what it takes.
-        if !side.has_drawn {
+        if !side.is_warmed_up {
             return None;
         }
         let (call, took) = side.watch.under_way()?;
@@ -62,7 +62,7 @@ impl Inner {
         (self.engines[engine].state == EngineState::Gone && !self.draining).then_some(Stall::Gone { engine })
     }
 
-    /// While another one draws, this one costs nobody a picture; nor does one that was built and has nothing to do.
+    /// While another one draws, this one costs nobody an image; nor does one that was built and has nothing to do.
     fn in_vain(&self, engine: usize) -> Option<Stall> {
         let side = &self.engines[engine];
         let times = side.builds_in_vain();
@@ -84,13 +84,13 @@ mod tests {
     use crate::domain::ids::{JobId, KeyId};
     use crate::queue::Terms;
     use crate::queue::cost::{CostModel, WorkScale};
-    use crate::queue::entry::Shown;
+    use crate::queue::entry::ActiveJob;
     use crate::queue::watchdog::Call;
 
     const SOON: Duration = Duration::from_millis(20);
 
-    fn shown() -> Shown {
-        Shown {
+    fn shown() -> ActiveJob {
+        ActiveJob {
             id: JobId::generate(),
             owner: KeyId::generate(),
             terms: Terms::default(),
@@ -102,80 +102,80 @@ mod tests {
         }
     }
 
-    fn fails(line: &Line, engine: usize) {
-        line.set_state(engine, EngineState::Rebuilding { cause: "told to fail".into(), builds_failed: 0 });
+    fn fails(shared: &SharedQueue, engine: usize) {
+        shared.set_state(engine, EngineState::Rebuilding { cause: "told to fail".into(), builds_failed: 0 });
     }
 
     #[test]
     fn an_engine_that_fails_each_time_it_is_built_is_borne_while_another_one_draws() {
-        let line = Line::new(2);
+        let shared = SharedQueue::new(2);
         for _ in 0..10 {
-            fails(&line, 0);
+            fails(&shared, 0);
         }
-        assert_eq!(line.stall(SOON), None, "it has never drawn, and no other process will do better");
+        assert_eq!(shared.stall(SOON), None, "it has never drawn, and no other process will do better");
         for engine in [0, 1] {
-            line.set_state(engine, EngineState::Ready);
+            shared.set_state(engine, EngineState::Ready);
         }
         for times in 0..=3 {
-            line.set_state(0, EngineState::Ready);
-            fails(&line, 0);
-            assert_eq!(line.stall(SOON), None, "built again {times} times, and the other one draws");
+            shared.set_state(0, EngineState::Ready);
+            fails(&shared, 0);
+            assert_eq!(shared.stall(SOON), None, "built again {times} times, and the other one draws");
         }
-        fails(&line, 1);
-        assert_eq!(line.stall(SOON), Some(Stall::BuiltInVain { engine: 0, times: 3 }));
-        line.set_state(0, EngineState::Ready);
-        assert_eq!(line.stall(SOON), None, "it was built, and nobody wants a picture of it");
-        line.show(0, &[shown()]);
-        assert_eq!(line.stall(SOON), Some(Stall::BuiltInVain { engine: 0, times: 3 }), "it was always built");
-        line.note_drawn(0);
-        assert_eq!(line.stall(SOON), None);
+        fails(&shared, 1);
+        assert_eq!(shared.stall(SOON), Some(Stall::BuiltInVain { engine: 0, times: 3 }));
+        shared.set_state(0, EngineState::Ready);
+        assert_eq!(shared.stall(SOON), None, "it was built, and nobody wants an image of it");
+        shared.show(0, &[shown()]);
+        assert_eq!(shared.stall(SOON), Some(Stall::BuiltInVain { engine: 0, times: 3 }), "it was always built");
+        shared.note_finished_image(0);
+        assert_eq!(shared.stall(SOON), None);
     }
 
     #[test]
     fn a_thread_that_is_gone_is_told_of_unless_it_was_to_go() {
-        let line = Line::new(1);
-        line.set_state(0, EngineState::Gone);
-        assert_eq!(line.stall(SOON), Some(Stall::Gone { engine: 0 }));
-        line.close();
-        assert_eq!(line.stall(SOON), None);
+        let shared = SharedQueue::new(1);
+        shared.set_state(0, EngineState::Gone);
+        assert_eq!(shared.stall(SOON), Some(Stall::Gone { engine: 0 }));
+        shared.close();
+        assert_eq!(shared.stall(SOON), None);
     }
 
     #[test]
-    fn an_engine_that_does_not_come_back_from_its_first_picture_is_noticed_when_it_has_drawn_before() {
-        let line = Line::new(1);
+    fn an_engine_that_does_not_come_back_from_its_first_image_is_noticed_when_it_has_drawn_before() {
+        let shared = SharedQueue::new(1);
         let mut costs = CostModel::default();
         costs.note_warm_up(100.0, Duration::from_millis(1));
-        line.set_costs(0, costs, WorkScale { attention_balance_tokens: 1 });
-        let watch = line.watch(0);
+        shared.set_costs(0, costs, WorkScale { attention_balance_tokens: 1 });
+        let watch = shared.watch(0);
         let _under_way = watch.begin(Call::Step);
         std::thread::sleep(Duration::from_millis(65));
-        assert_eq!(line.stall(SOON), None, "it has never drawn");
-        line.set_state(0, EngineState::Ready);
-        fails(&line, 0);
-        assert!(matches!(line.stall(SOON), Some(Stall::Call { what: "a step", .. })), "{:?}", line.stall(SOON));
+        assert_eq!(shared.stall(SOON), None, "it has never drawn");
+        shared.set_state(0, EngineState::Ready);
+        fails(&shared, 0);
+        assert!(matches!(shared.stall(SOON), Some(Stall::Call { what: "a step", .. })), "{:?}", shared.stall(SOON));
     }
 
     #[test]
     fn a_call_may_take_sixty_times_what_is_expected_and_never_too_little() {
-        let line = Line::new(1);
+        let shared = SharedQueue::new(1);
         let costs = CostModel::known(3600.0, 1.0, 0.001, 0.001);
-        line.set_costs(0, costs, WorkScale { attention_balance_tokens: 1 });
-        let watch = line.watch(0);
+        shared.set_costs(0, costs, WorkScale { attention_balance_tokens: 1 });
+        let watch = shared.watch(0);
         let admitting = watch.begin(Call::Admit);
         std::thread::sleep(Duration::from_millis(65));
-        assert_eq!(line.stall(SOON), None, "nobody knows yet what it takes");
+        assert_eq!(shared.stall(SOON), None, "nobody knows yet what it takes");
         drop(admitting);
-        line.set_state(0, EngineState::Ready);
-        line.show(0, &[shown()]);
+        shared.set_state(0, EngineState::Ready);
+        shared.show(0, &[shown()]);
         for (call, is_stalled) in
             [(Call::Admit, true), (Call::Preview, true), (Call::Decode, true), (Call::Step, false)]
         {
             let _under_way = watch.begin(call);
             std::thread::sleep(Duration::from_millis(65));
-            assert_eq!(line.stall(Duration::from_mins(1)), None, "{call:?}: a minute is always borne");
-            let stall = line.stall(SOON);
+            assert_eq!(shared.stall(Duration::from_mins(1)), None, "{call:?}: a minute is always borne");
+            let stall = shared.stall(SOON);
             assert_eq!(stall.is_some(), is_stalled, "{call:?}: {stall:?}");
         }
-        assert_eq!(line.stall(Duration::ZERO), None, "nothing is under way");
+        assert_eq!(shared.stall(Duration::ZERO), None, "nothing is under way");
     }
 }

@@ -1,10 +1,10 @@
-//! The pictures of jobs: those that are done, and what can be seen of those that are not.
+//! The images of jobs: those that are done, and what can be seen of those that are not.
 
 use std::sync::Arc;
 
 use super::links::ResultLink;
 use super::service::Inner;
-use super::{Job, JobService, JobsError, Picture, Reach};
+use super::{Image, Job, JobService, JobsError, Visibility};
 use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
@@ -12,13 +12,13 @@ use crate::domain::job::JobStatus;
 use crate::encode::encode;
 
 impl JobService {
-    /// The picture of one of the jobs within reach.
+    /// The image of one of the jobs within reach.
     ///
     /// # Errors
-    /// When there is no such job, or no picture of it.
-    pub async fn picture(&self, reach: impl Into<Reach>, id: JobId) -> Result<Picture, JobsError> {
+    /// When there is no such job, or no image of it.
+    pub async fn image(&self, reach: impl Into<Visibility>, id: JobId) -> Result<Image, JobsError> {
         let job = self.0.within(reach.into(), id).await?;
-        self.0.read_picture(job).await
+        self.0.read_image(job).await
     }
 
     /// What one of the jobs within reach looks like while it is being drawn: small and rough, PNG. The first call only says
@@ -26,14 +26,14 @@ impl JobService {
     ///
     /// # Errors
     /// When there is no such job, or [`JobsError::NoPreview`].
-    pub async fn preview(&self, reach: impl Into<Reach>, id: JobId) -> Result<Picture, JobsError> {
+    pub async fn preview(&self, reach: impl Into<Visibility>, id: JobId) -> Result<Image, JobsError> {
         self.0.within(reach.into(), id).await?;
         let previews = self.0.live().get(&id).map(|live| live.previews.clone());
         let preview = previews.and_then(|previews| previews.look()).ok_or(JobsError::NoPreview)?;
         encoded(preview, OutputFormat::Png).await
     }
 
-    /// Whose picture a link leads to. It is good for as long as that key is, which whoever asks has to see to.
+    /// Whose image a link leads to. It is good for as long as that key is, which whoever asks has to see to.
     ///
     /// # Errors
     /// [`JobsError::LinkRefused`], or as [`JobService::get`].
@@ -46,20 +46,20 @@ impl JobService {
 }
 
 /// Encodes a preview off the async threads.
-pub(super) async fn encoded(preview: Arc<RgbImage>, format: OutputFormat) -> Result<Picture, JobsError> {
+pub(super) async fn encoded(preview: Arc<RgbImage>, format: OutputFormat) -> Result<Image, JobsError> {
     let encoded = tokio::task::spawn_blocking(move || encode(&preview, format)).await;
     let bytes = encoded.map_err(JobsError::storage)?.map_err(JobsError::storage)?;
-    Ok(Picture { bytes, format })
+    Ok(Image { bytes, format })
 }
 
 impl Inner {
-    async fn read_picture(&self, job: Job) -> Result<Picture, JobsError> {
+    async fn read_image(&self, job: Job) -> Result<Image, JobsError> {
         if job.status != JobStatus::Succeeded {
-            return Err(JobsError::NoPicture(job.status));
+            return Err(JobsError::NoImage(job.status));
         }
         match tokio::fs::read(self.files.path(job.id, job.output_format)).await {
-            Ok(bytes) => Ok(Picture { bytes, format: job.output_format }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(JobsError::PictureGone),
+            Ok(bytes) => Ok(Image { bytes, format: job.output_format }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(JobsError::ImageGone),
             Err(error) => Err(error.into()),
         }
     }

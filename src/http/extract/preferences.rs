@@ -18,20 +18,20 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 pub(in crate::http) enum AnswerForm {
     /// The job as JSON.
     Json,
-    /// The picture; in this format where the client names one.
-    Picture(Option<OutputFormat>),
+    /// The image; in this format where the client names one.
+    Image(Option<OutputFormat>),
 }
 
-/// What the client asked for beside the picture.
+/// What the client asked for beside the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::http) struct Wishes {
+pub(in crate::http) struct RequestPreferences {
     /// The form of the answer.
     pub(in crate::http) form: AnswerForm,
     /// Seconds to wait, as `Prefer` asked, cut to what we allow.
     pub(in crate::http) wait_seconds: Option<u64>,
 }
 
-impl FromRequestParts<HttpState> for Wishes {
+impl FromRequestParts<HttpState> for RequestPreferences {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
@@ -44,18 +44,18 @@ impl FromRequestParts<HttpState> for Wishes {
     }
 }
 
-impl Wishes {
-    /// How long to wait for the end of the job; `None`: not at all. Who wants a picture as the answer waits for it.
+impl RequestPreferences {
+    /// How long to wait for the end of the job; `None`: not at all. Who wants an image as the answer waits for it.
     pub(in crate::http) fn wait(&self, wait_max: Duration) -> Option<Duration> {
         match (self.wait_seconds, self.form) {
             (Some(seconds), _) => Some(Duration::from_secs(seconds)),
-            (None, AnswerForm::Picture(_)) => Some(wait_max),
+            (None, AnswerForm::Image(_)) => Some(wait_max),
             (None, AnswerForm::Json) => None,
         }
     }
 }
 
-/// Preferences are wishes: what cannot be read is passed over (RFC 7240).
+/// Preferences are preferences: what cannot be read is passed over (RFC 7240).
 fn wait_seconds(headers: &HeaderMap) -> Option<u64> {
     let values = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
     let mut preferences = values.flat_map(|value| value.split(','));
@@ -84,12 +84,12 @@ fn answer_form(headers: &HeaderMap) -> Option<AnswerForm> {
     let json = place_of(&ranges, "application/json").map(|place| (place, AnswerForm::Json));
     let formats = OutputFormat::ALL.map(|format| (format, place_of(&ranges, format.content_type())));
     let are_alike = formats.iter().all(|(_, place)| *place == formats[0].1);
-    let pictures = formats.into_iter().filter_map(|(format, place)| {
+    let images = formats.into_iter().filter_map(|(format, place)| {
         let wanted = (!are_alike).then_some(format);
-        place.map(|place| (place, AnswerForm::Picture(wanted)))
+        place.map(|place| (place, AnswerForm::Image(wanted)))
     });
     let mut best: Option<(usize, AnswerForm)> = None;
-    for (place, form) in json.into_iter().chain(pictures) {
+    for (place, form) in json.into_iter().chain(images) {
         let is_better = best.is_none_or(|(other, _)| {
             let (mine, its) = (ranges[place].quality, ranges[other].quality);
             mine > its || (mine == its && place < other)
@@ -138,30 +138,30 @@ mod tests {
 
     #[test]
     fn the_best_liked_form_is_given() {
-        use AnswerForm::{Json, Picture};
+        use AnswerForm::{Image, Json};
         assert_eq!(answer_form(&HeaderMap::new()), Some(Json));
         assert_eq!(form("*/*"), Some(Json));
-        assert_eq!(form("image/png"), Some(Picture(Some(OutputFormat::Png))));
-        assert_eq!(form("Image/WebP"), Some(Picture(Some(OutputFormat::Webp))));
-        assert_eq!(form("image/*"), Some(Picture(None)));
+        assert_eq!(form("image/png"), Some(Image(Some(OutputFormat::Png))));
+        assert_eq!(form("Image/WebP"), Some(Image(Some(OutputFormat::Webp))));
+        assert_eq!(form("image/*"), Some(Image(None)));
         assert_eq!(form("image/jpeg;q=0.5, application/json"), Some(Json));
-        assert_eq!(form("application/json;q=0.5, image/jpeg"), Some(Picture(Some(OutputFormat::Jpeg))));
+        assert_eq!(form("application/json;q=0.5, image/jpeg"), Some(Image(Some(OutputFormat::Jpeg))));
         assert_eq!(form("text/html, */*;q=0.1"), Some(Json));
         assert_eq!(form("text/html"), None);
         assert_eq!(form("image/png;q=0"), None);
-        assert_eq!(form("image/webp, image/png"), Some(Picture(Some(OutputFormat::Webp))));
+        assert_eq!(form("image/webp, image/png"), Some(Image(Some(OutputFormat::Webp))));
     }
 
     #[test]
     fn weights_count_however_they_are_written_and_none_excludes() {
-        use AnswerForm::{Json, Picture};
-        assert_eq!(form("application/json;Q=0.5, image/jpeg"), Some(Picture(Some(OutputFormat::Jpeg))));
+        use AnswerForm::{Image, Json};
+        assert_eq!(form("application/json;Q=0.5, image/jpeg"), Some(Image(Some(OutputFormat::Jpeg))));
         assert_eq!(form("image/png; Q=0"), None);
-        assert_eq!(form("*/*, application/json;q=0"), Some(Picture(None)));
-        assert_eq!(form("image/*, image/png;q=0"), Some(Picture(Some(OutputFormat::Jpeg))));
+        assert_eq!(form("*/*, application/json;q=0"), Some(Image(None)));
+        assert_eq!(form("image/*, image/png;q=0"), Some(Image(Some(OutputFormat::Jpeg))));
         assert_eq!(form("image/*;q=0, */*"), Some(Json));
         assert_eq!(form("*/*;q=0"), None);
-        assert_eq!(form("application/json;q=0.2, */*;q=0.8"), Some(Picture(None)), "the more specific one counts");
+        assert_eq!(form("application/json;q=0.2, */*;q=0.8"), Some(Image(None)), "the more specific one counts");
         assert_eq!(form("application/json;q=2"), None, "no weight");
     }
 

@@ -1,4 +1,4 @@
-//! Pictures to start from: what is taken, what is refused and how, and that they live as long as their jobs.
+//! Input images: what is taken, what is refused and how, and that they live as long as their jobs.
 
 use axum::http::StatusCode;
 use base64::Engine as _;
@@ -8,7 +8,7 @@ use fluxserve::domain::format::OutputFormat;
 use fluxserve::encode::encode;
 use serde_json::{Value, json};
 
-use crate::app::{MODEL, Options, TestApp, decoded, managing, picture};
+use crate::app::{MODEL, Options, TestApp, decoded, image, managing};
 use crate::fake_engine::Fault;
 
 const ORANGE: [u8; 3] = [250, 130, 10];
@@ -18,13 +18,13 @@ fn flat(width: u32, height: u32, colour: [u8; 3]) -> RgbImage {
     RgbImage::new(width, height, colour.repeat((width * height) as usize)).expect("three bytes per pixel")
 }
 
-fn file(picture: &RgbImage, format: OutputFormat) -> String {
-    STANDARD.encode(encode(picture, format).expect("encodes"))
+fn file(image: &RgbImage, format: OutputFormat) -> String {
+    STANDARD.encode(encode(image, format).expect("encodes"))
 }
 
-/// A request that starts from a picture of one colour, in the size that is drawn.
+/// A request that starts from an image of one colour, in the size that is drawn.
 fn from(colour: [u8; 3], seed: u64) -> Value {
-    let mut body = picture(seed);
+    let mut body = image(seed);
     body["input_images_base64"] = json!([file(&flat(64, 64, colour), OutputFormat::Png)]);
     body
 }
@@ -35,7 +35,7 @@ async fn kept(app: &TestApp) -> i64 {
 }
 
 #[tokio::test]
-async fn a_picture_of_any_format_is_started_from_in_the_size_that_is_drawn() {
+async fn an_image_of_any_format_is_started_from_in_the_size_that_is_drawn() {
     let app = TestApp::start().await;
     for format in [OutputFormat::Png, OutputFormat::Webp, OutputFormat::Jpeg] {
         let mut body = json!({ "model": MODEL, "prompt": "a fox", "steps": 10, "seed": 1, "strength": 0.35 });
@@ -59,12 +59,12 @@ async fn a_picture_of_any_format_is_started_from_in_the_size_that_is_drawn() {
     body.as_object_mut().expect("an object").remove("height");
     let job = app.post_with(&body, &[("prefer", "wait=20")]).await.json();
     assert_eq!((&job["parameters"]["height"], &job["parameters"]["strength"]), (&json!(128), &json!(0.6)));
-    let plain = app.post_with(&picture(1), &[("prefer", "wait=20")]).await.json();
+    let plain = app.post_with(&image(1), &[("prefer", "wait=20")]).await.json();
     assert!(plain["parameters"].get("strength").is_none() && plain["parameters"].get("input_images").is_none());
 }
 
 #[tokio::test]
-async fn each_bad_picture_is_named_with_its_reason() {
+async fn each_bad_image_is_named_with_its_reason() {
     let app = TestApp::start().await;
     let good = file(&flat(64, 64, TEAL), OutputFormat::Png);
     let cut = STANDARD.encode(&STANDARD.decode(&good).expect("base64")[..40]);
@@ -84,7 +84,7 @@ async fn each_bad_picture_is_named_with_its_reason() {
         (json!([good, good]), "input_images_base64", "from 0 to 1 input images, not 2"),
     ];
     for (images, field, reason) in cases {
-        let mut body = picture(1);
+        let mut body = image(1);
         body["input_images_base64"] = images;
         let answer = app.post(&body).await;
         assert_eq!(answer.fields(), [field], "{}", answer.text());
@@ -105,17 +105,17 @@ async fn each_bad_picture_is_named_with_its_reason() {
     let mut body = from(TEAL, 1);
     body["strength"] = json!("much");
     assert_eq!(app.post(&body).await.fields(), ["strength"]);
-    let mut body = picture(1);
+    let mut body = image(1);
     body["strength"] = json!(0.5);
     let answer = app.post(&body).await;
     assert_eq!(answer.fields(), ["strength"]);
-    assert!(answer.text().contains("needs a picture to start from"), "{}", answer.text());
+    assert!(answer.text().contains("needs an input image"), "{}", answer.text());
     assert!(app.control.calls().is_empty(), "nothing reached the engine");
     assert_eq!(kept(&app).await, 0);
 }
 
 #[tokio::test]
-async fn a_model_that_takes_no_picture_says_so() {
+async fn a_model_that_takes_no_image_says_so() {
     let app = TestApp::start().await;
     let mut body = from(TEAL, 1);
     body["model"] = json!("black-forest-labs/FLUX.1-dev");
@@ -125,7 +125,7 @@ async fn a_model_that_takes_no_picture_says_so() {
 }
 
 #[tokio::test]
-async fn a_body_may_be_larger_by_its_pictures() {
+async fn a_body_may_be_larger_by_its_images() {
     let app = TestApp::start().await;
     let mut state = 1_u32;
     let mut noise = || {
@@ -133,7 +133,7 @@ async fn a_body_may_be_larger_by_its_pictures() {
         (state >> 24) as u8
     };
     let pixels = (0..256 * 256 * 3).map(|_| noise()).collect();
-    let mut body = picture(1);
+    let mut body = image(1);
     body["input_images_base64"] = json!([file(&RgbImage::new(256, 256, pixels).expect("fits"), OutputFormat::Png)]);
     assert!(body.to_string().len() > 8 * Options::default().http.body_bytes_max, "noise does not pack");
     assert_eq!(app.post(&body).await.status, StatusCode::ACCEPTED);
@@ -144,13 +144,13 @@ async fn a_body_may_be_larger_by_its_pictures() {
 }
 
 #[tokio::test]
-async fn a_picture_is_kept_until_its_job_ends_and_a_crash_changes_nothing() {
+async fn an_image_is_kept_until_its_job_ends_and_a_crash_changes_nothing() {
     let app = TestApp::start().await;
     app.control.hold();
     let running = app.submit(&from(ORANGE, 1)).await;
     app.control.held().await;
     let queued = app.submit(&from(TEAL, 2)).await;
-    app.submit(&picture(3)).await;
+    app.submit(&image(3)).await;
     assert_eq!(kept(&app).await, 2, "one for each job that starts from one");
     app.crash().await;
     let app = app.restart(Options::default()).await;
@@ -158,20 +158,20 @@ async fn a_picture_is_kept_until_its_job_ends_and_a_crash_changes_nothing() {
         let job = app.until_status(&id, "succeeded").await;
         assert_eq!((&job["parameters"]["strength"], &job["parameters"]["input_images"]), (&json!(0.6), &json!(1)));
         let result = app.get(&format!("/v1/inference/jobs/{id}/result")).await;
-        assert_eq!(decoded(&result.bytes), (64, 64, colour), "from the same picture");
+        assert_eq!(decoded(&result.bytes), (64, 64, colour), "from the same image");
     }
     assert_eq!(kept(&app).await, 0);
 }
 
 #[tokio::test]
-async fn however_a_job_ends_its_picture_goes() {
+async fn however_a_job_ends_its_image_goes() {
     let app = TestApp::start().await;
     app.control.on_next_admit(Fault::Error(EngineError::Request("told to".into())));
     let failed = app.submit(&from(TEAL, 1)).await;
     app.until_status(&failed, "failed").await;
     assert_eq!(kept(&app).await, 0);
     app.control.hold();
-    app.submit(&picture(2)).await;
+    app.submit(&image(2)).await;
     app.control.held().await;
     let canceled = app.submit(&from(TEAL, 3)).await;
     assert_eq!(kept(&app).await, 1);
@@ -182,7 +182,7 @@ async fn however_a_job_ends_its_picture_goes() {
 }
 
 #[tokio::test]
-async fn a_picture_that_cannot_be_read_any_more_fails_its_job_with_a_reason() {
+async fn an_image_that_cannot_be_read_any_more_fails_its_job_with_a_reason() {
     let app = TestApp::start().await;
     app.control.hold();
     let damaged = app.submit(&from(TEAL, 1)).await;
@@ -197,21 +197,21 @@ async fn a_picture_that_cannot_be_read_any_more_fails_its_job_with_a_reason() {
     for id in [damaged, lost] {
         let job = app.until_status(&id, "failed").await;
         assert_eq!(job["error"]["code"], "job_unreadable");
-        assert_eq!(job["error"]["reason"], "the worker can no longer read the picture to start from");
+        assert_eq!(job["error"]["reason"], "the worker can no longer read the input image");
     }
     assert_eq!(kept(&app).await, 0);
 }
 
 #[tokio::test]
-async fn all_pictures_together_are_bounded() {
-    let app = TestApp::with(Options { start_images_bytes_max: 2 * 64 * 64 * 3, ..Options::default() }).await;
+async fn all_images_together_are_bounded() {
+    let app = TestApp::with(Options { input_images_bytes_max: 2 * 64 * 64 * 3, ..Options::default() }).await;
     app.control.hold();
     let first = app.submit(&from(TEAL, 1)).await;
     app.submit(&from(TEAL, 2)).await;
     let refused = app.post(&from(TEAL, 3)).await;
     assert_eq!((refused.status, refused.code().as_str()), (StatusCode::TOO_MANY_REQUESTS, "queue_full"));
     assert_ne!(refused.header("retry-after"), "");
-    app.submit(&picture(4)).await;
+    app.submit(&image(4)).await;
     app.control.release();
     app.until_status(&first, "succeeded").await;
     assert_eq!(app.jobs.wait_until_idle(std::time::Duration::from_secs(20)).await, 0);
@@ -219,7 +219,7 @@ async fn all_pictures_together_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_repetition_has_the_same_picture() {
+async fn a_repetition_has_the_same_image() {
     let app = TestApp::start().await;
     let word = ("idempotency-key", "portrait");
     let first = app.post_with(&from(TEAL, 1), &[word]).await.json();
@@ -229,13 +229,13 @@ async fn a_repetition_has_the_same_picture() {
 }
 
 #[tokio::test]
-async fn the_playground_starts_from_pictures_too() {
+async fn the_playground_starts_from_images_too() {
     let app = TestApp::start().await;
     let cookie = app.sign_in().await;
     let submit = async |body: &Value| app.send(managing(&cookie, "POST", "/v1/playground/image", Some(body))).await;
     let accepted = submit(&from(ORANGE, 7)).await;
     assert_eq!((accepted.status, &accepted.json()["parameters"]["strength"]), (StatusCode::ACCEPTED, &json!(0.6)));
-    let mut body = picture(1);
+    let mut body = image(1);
     body["input_images_base64"] = json!(["aGk="]);
     assert_eq!(submit(&body).await.fields(), ["input_images_base64[0]"]);
 }

@@ -3,10 +3,10 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{Inner, Line};
+use super::{Inner, SharedQueue};
 use crate::domain::ids::JobId;
 use crate::queue::cost::CostModel;
-use crate::queue::entry::Shown;
+use crate::queue::entry::ActiveJob;
 use crate::queue::forecast::{Forecast, Outlook};
 use crate::queue::{EngineState, Standing};
 
@@ -20,7 +20,7 @@ pub(super) struct Reading {
     forecast: Arc<Forecast>,
 }
 
-impl Line {
+impl SharedQueue {
     pub(in crate::queue) fn standing(&self, id: JobId) -> Option<Standing> {
         self.forecast().standing(id)
     }
@@ -57,17 +57,17 @@ impl Inner {
         let ready = || self.engines.iter().filter(|side| side.state == EngineState::Ready);
         let side = ready().find(|side| side.costs.is_known()).or(self.engines.first())?;
         let now = epoch.elapsed().as_secs_f64();
-        let outlook = |shown: &Shown, is_drawn: bool| Outlook {
+        let outlook = |shown: &ActiveJob, is_running: bool| Outlook {
             id: shown.id,
             owner: shown.owner,
             weight: shown.terms.owner_priority.weight(),
             rank: shown.urgency(epoch, &side.costs).rank(now),
             work: shown.step_work * f64::from(shown.steps_left),
             alone_seconds: shown.left_seconds(&side.costs),
-            is_drawn,
+            is_running,
         };
         let drawn = self.engines.iter().flat_map(|side| &side.admitted).map(|shown| outlook(shown, true));
-        let waiting = self.waiting.iter().map(|entry| outlook(&Shown::new(entry, side.scale), false));
+        let waiting = self.waiting.iter().map(|entry| outlook(&ActiveJob::new(entry, side.scale), false));
         Some((drawn.chain(waiting).collect(), side.costs, ready().count()))
     }
 }

@@ -1,11 +1,11 @@
-//! A picture's size, as the command line writes it: `WIDTHxHEIGHT`.
+//! An image's size, as the command line writes it: `WIDTHxHEIGHT`.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A picture's size in pixels. What a model draws is its card's to say.
+/// An image's size in pixels. What a model draws is its card's to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PictureSize {
+pub struct ImageSize {
     /// Pixels across.
     pub width: u32,
     /// Pixels down.
@@ -15,9 +15,9 @@ pub struct PictureSize {
 /// A text that is no size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a size: use `WIDTHxHEIGHT` in pixels, as in `1024x768`")]
-pub struct InvalidPictureSize;
+pub struct InvalidImageSize;
 
-impl PictureSize {
+impl ImageSize {
     /// Pixels in all.
     #[must_use]
     pub fn pixels(self) -> u64 {
@@ -25,17 +25,17 @@ impl PictureSize {
     }
 }
 
-impl FromStr for PictureSize {
-    type Err = InvalidPictureSize;
+impl FromStr for ImageSize {
+    type Err = InvalidImageSize;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (width, height) = text.split_once('x').ok_or(InvalidPictureSize)?;
-        let pixels = |side: &str| side.parse().map_err(|_| InvalidPictureSize);
+        let (width, height) = text.split_once('x').ok_or(InvalidImageSize)?;
+        let pixels = |side: &str| side.parse().map_err(|_| InvalidImageSize);
         Ok(Self { width: pixels(width)?, height: pixels(height)? })
     }
 }
 
-impl fmt::Display for PictureSize {
+impl fmt::Display for ImageSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}", self.width, self.height)
     }
@@ -47,11 +47,11 @@ mod tests {
 
     #[test]
     fn width_comes_first() {
-        let size: PictureSize = "1024x768".parse().expect("a size");
+        let size: ImageSize = "1024x768".parse().expect("a size");
         assert_eq!((size.width, size.height, size.pixels()), (1024, 768, 786_432));
         assert_eq!(size.to_string(), "1024x768");
         for text in ["", "1024", "1024x", "x768", "1024X768", "-1x2", "1024x768x3", "4294967296x1"] {
-            assert_eq!(text.parse::<PictureSize>(), Err(InvalidPictureSize), "{text:?}");
+            assert_eq!(text.parse::<ImageSize>(), Err(InvalidImageSize), "{text:?}");
         }
     }
 }

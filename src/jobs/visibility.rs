@@ -4,33 +4,33 @@ use crate::domain::ids::KeyId;
 
 /// The jobs that are there for somebody. To all others they do not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum Visibility {
     /// Those of one owner.
     Of(KeyId),
     /// All there are.
-    Everyones,
+    All,
 }
 
-impl Reach {
+impl Visibility {
     pub(super) fn covers(self, owner: KeyId) -> bool {
         match self {
             Self::Of(only) => only == owner,
-            Self::Everyones => true,
+            Self::All => true,
         }
     }
 }
 
-impl Reach {
+impl Visibility {
     /// Whose share of something it is that somebody with this reach takes.
     pub(super) fn owner(self) -> KeyId {
         match self {
             Self::Of(owner) => owner,
-            Self::Everyones => KeyId::NONE,
+            Self::All => KeyId::NONE,
         }
     }
 }
 
-impl From<KeyId> for Reach {
+impl From<KeyId> for Visibility {
     fn from(owner: KeyId) -> Self {
         Self::Of(owner)
     }

@@ -6,29 +6,29 @@ use super::JobStore;
 use crate::domain::ids::JobId;
 use crate::jobs::JobsError;
 
-/// Keeps the picture that a job starts from.
-pub(super) async fn insert(connection: &mut SqliteConnection, id: JobId, picture: &[u8]) -> Result<(), JobsError> {
+/// Keeps the image that a job starts from.
+pub(super) async fn insert(connection: &mut SqliteConnection, id: JobId, image: &[u8]) -> Result<(), JobsError> {
     sqlx::query("INSERT INTO job_start_images (job_id, picture) VALUES (?, ?)")
         .bind(id.to_string())
-        .bind(picture)
+        .bind(image)
         .execute(connection)
         .await?;
     Ok(())
 }
 
-/// Forgets the picture that a job started from, if there was one.
+/// Forgets the image that a job started from, if there was one.
 pub(super) async fn delete(connection: &mut SqliteConnection, row_id: &str) -> Result<(), JobsError> {
     sqlx::query("DELETE FROM job_start_images WHERE job_id = ?").bind(row_id).execute(connection).await?;
     Ok(())
 }
 
 impl JobStore {
-    /// The picture that an unfinished job starts from, PNG.
-    pub(in crate::jobs) async fn start_image(&self, id: JobId) -> Result<Option<Vec<u8>>, JobsError> {
-        let picture = sqlx::query_scalar("SELECT picture FROM job_start_images WHERE job_id = ?")
+    /// The image that an unfinished job starts from, PNG.
+    pub(in crate::jobs) async fn input_image(&self, id: JobId) -> Result<Option<Vec<u8>>, JobsError> {
+        let image = sqlx::query_scalar("SELECT picture FROM job_start_images WHERE job_id = ?")
             .bind(id.to_string())
             .fetch_optional(self.store.pool())
             .await?;
-        Ok(picture)
+        Ok(image)
     }
 }

@@ -1,4 +1,4 @@
-//! What the callers and the engines' threads share: the jobs that wait, wishes to cancel, a picture of what is being
+//! What the callers and the engines' threads share: the jobs that wait, wishes to cancel, an image of what is being
 //! drawn, and who has had how much. Every lock is held for a few copies only, never over an engine call.
 
 mod forecasts;
@@ -11,7 +11,7 @@ use forecasts::Reading;
 use tokio::sync::watch;
 
 use super::cost::{CostModel, WorkScale};
-use super::entry::{Entry, Shown};
+use super::entry::{ActiveJob, Entry};
 use super::event::{JobFailure, QueueEvent};
 use super::ledger::{Ledger, Share};
 use super::planner::Candidate;
@@ -23,14 +23,14 @@ use crate::telemetry::metrics::{self, Waiting};
 
 /// One engine, as the others see it.
 struct Side {
-    admitted: Vec<Shown>,
+    admitted: Vec<ActiveJob>,
     /// At most as long as `admitted`.
     cancels: Vec<(JobId, CancelCause)>,
     costs: CostModel,
     scale: WorkScale,
     state: EngineState,
-    has_drawn: bool,
-    /// How often it has failed since it finished a picture, once it had drawn.
+    is_warmed_up: bool,
+    /// How often it has failed since it finished an image, once it had drawn.
     failures: u32,
     watch: Arc<Watch>,
 }
@@ -47,7 +47,7 @@ struct Inner {
     crowd: u64,
 }
 
-pub(super) struct Line {
+pub(super) struct SharedQueue {
     inner: Mutex<Inner>,
     wake: Condvar,
     state: watch::Sender<EngineState>,
@@ -57,7 +57,7 @@ pub(super) struct Line {
 }
 
 /// What an engine's thread learns between two actions.
-pub(super) struct News {
+pub(super) struct Updates {
     pub(super) candidates: Vec<Candidate>,
     pub(super) ledger: Ledger,
     pub(super) costs: CostModel,
@@ -66,7 +66,7 @@ pub(super) struct News {
     pub(super) closed: bool,
 }
 
-impl Line {
+impl SharedQueue {
     /// For so many engines.
     pub(super) fn new(engines: usize) -> Self {
         let (state, _) = watch::channel(EngineState::Loading);
@@ -76,7 +76,7 @@ impl Line {
             costs: CostModel::default(),
             scale: WorkScale { attention_balance_tokens: usize::MAX },
             state: EngineState::Loading,
-            has_drawn: false,
+            is_warmed_up: false,
             failures: 0,
             watch: Arc::default(),
         };
@@ -166,8 +166,8 @@ impl Line {
     pub(super) fn set_state(&self, engine: usize, state: EngineState) {
         let mut inner = self.lock();
         let side = &mut inner.engines[engine];
-        side.has_drawn |= state == EngineState::Ready;
-        side.failures += u32::from(side.has_drawn && matches!(state, EngineState::Rebuilding { .. }));
+        side.is_warmed_up |= state == EngineState::Ready;
+        side.failures += u32::from(side.is_warmed_up && matches!(state, EngineState::Rebuilding { .. }));
         side.state = state;
         inner.crowd += 1;
         let all = inner.state();
@@ -196,7 +196,7 @@ impl Line {
     }
 
     /// Shows what an engine holds.
-    pub(super) fn show(&self, engine: usize, admitted: &[Shown]) {
+    pub(super) fn show(&self, engine: usize, admitted: &[ActiveJob]) {
         let mut inner = self.lock();
         let side = &mut inner.engines[engine];
         let is_same = side.admitted.iter().map(|shown| shown.id).eq(admitted.iter().map(|shown| shown.id));
@@ -207,14 +207,14 @@ impl Line {
     }
 
     /// Takes what has happened meanwhile, and ends those whose deadline has passed while they waited.
-    pub(super) fn take_news(&self, engine: usize) -> News {
+    pub(super) fn take_news(&self, engine: usize) -> Updates {
         let mut inner = self.lock();
         let late = inner.take_late(Instant::now());
         let costs = inner.engines[engine].costs;
         let is_idle = |(other, side): (usize, &Side)| {
             other != engine && side.state == EngineState::Ready && side.admitted.is_empty()
         };
-        let news = News {
+        let news = Updates {
             candidates: inner.candidates(engine, self.epoch),
             ledger: inner.ledger.clone(),
             costs,
@@ -233,7 +233,7 @@ impl Line {
         let place = inner.waiting.iter().position(|entry| entry.id == id)?;
         let entry = inner.waiting.remove(place);
         let side = &mut inner.engines[engine];
-        side.admitted.push(Shown::new(&entry, side.scale));
+        side.admitted.push(ActiveJob::new(&entry, side.scale));
         inner.crowd += 1;
         Some(entry)
     }
@@ -346,7 +346,7 @@ impl Inner {
     fn candidates(&self, engine: usize, epoch: Instant) -> Vec<Candidate> {
         let side = &self.engines[engine];
         let now = epoch.elapsed().as_secs_f64();
-        let candidate = |shown: &Shown, is_admitted: bool| Candidate {
+        let candidate = |shown: &ActiveJob, is_admitted: bool| Candidate {
             id: shown.id,
             owner: shown.owner,
             weight: shown.terms.owner_priority.weight(),
@@ -358,7 +358,7 @@ impl Inner {
             is_admitted,
         };
         let admitted = side.admitted.iter().map(|shown| candidate(shown, true));
-        let waiting = self.waiting.iter().map(|entry| candidate(&Shown::new(entry, side.scale), false));
+        let waiting = self.waiting.iter().map(|entry| candidate(&ActiveJob::new(entry, side.scale), false));
         admitted.chain(waiting).collect()
     }
 }
