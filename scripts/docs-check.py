@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 sys.dont_write_bytecode = True
+import scheduler_figure  # noqa: E402
 from docs_blocks import LANGUAGES, ROOT, blocks_of, documents, unmarked  # noqa: E402
 
 # Folders whose files documents name by their path from the root.
@@ -207,6 +208,8 @@ def main():
         for variable in sorted(set(re.findall(r"\bFLUXSERVE_[A-Z_]*[A-Z]\b", file.read_text()))):
             if not re.search(rf"\b{variable}\b", sources):
                 faults.append(f"{file.relative_to(ROOT)}: nothing reads `{variable}`")
+    if scheduler_figure.FIGURE.read_text() != scheduler_figure.figure():
+        faults.append("docs/scheduler.svg is not what benches/README.md records: run scripts/scheduler_figure.py")
     print("\n".join(faults) or f"{len(chosen)} documents: links, tests, scripts, variables and marks are right")
     sys.exit(bool(faults))
 
