@@ -21,6 +21,7 @@ through for commands and flags that do not exist (docs_facts.py).
 import argparse
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -227,11 +228,13 @@ def main():
     parser.add_argument("--python", default=sys.executable, help="a Python that has OpenAI's client")
     options = parser.parse_args()
     files = [file.resolve() for file in options.files] or documents()
-    program = options.program.resolve()
+    program, python = options.program.resolve(), shutil.which(options.python)
+    if python is None:
+        parser.error(f"there is no Python at {options.python}")
     faults = [fault for file in files for fault in unmarked(blocks_of(file))]
     faults += check_facts(program, files)
     for file in files:
-        faults += test(file, program, options.python)
+        faults += test(file, program, os.path.abspath(python))
     for fault in faults:
         print(f"FAULT {fault}")
     print(f"{len(files)} documents, {len(faults)} faults")

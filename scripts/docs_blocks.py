@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SKIPPED = {".git", ".tools", "target", "node_modules", "data"}
+SKIPPED = {".git", ".tools", "target", "node_modules", "data", "shared", "venv"}
 LANGUAGES = {"sh", "bash", "python"}
 OPTIONS = {"serves", "no server", "pasted", "png", "prints", "exists"}
 

@@ -2,10 +2,11 @@
 """Draws docs/scheduler.svg: how many jobs finish in time, by scheduler and load, from the first table of benches/README.md that
 records `cargo bench --bench scheduler`.
 
-    scripts/scheduler_figure.py
+    scripts/scheduler_figure.py [FILE]
 """
 
 import re
+import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,4 +79,4 @@ def figure():
 
 
 if __name__ == "__main__":
-    FIGURE.write_text(figure())
+    Path(sys.argv[1] if len(sys.argv) > 1 else FIGURE).write_text(figure())
