@@ -102,7 +102,7 @@ async fn models_are_listed_with_their_licences_and_those_that_do_not_work_yet_sa
     let schnell = row("black-forest-labs/FLUX.1-schnell");
     assert!(schnell.contains(" known ") && schnell.contains(" Apache-2.0 "), "{schnell}");
     let kontext = row("black-forest-labs/FLUX.1-Kontext-dev");
-    assert!(kontext.contains(" not yet ") && kontext.contains("it changes an image"), "{kontext}");
+    assert!(kontext.contains(" not yet ") && kontext.contains("it edits an input image"), "{kontext}");
     for command in [
         &["models", "check"][..],
         &["models", "download"],
@@ -110,7 +110,7 @@ async fn models_are_listed_with_their_licences_and_those_that_do_not_work_yet_sa
     ] {
         let arguments = [command, &["black-forest-labs/FLUX.1-Kontext-dev"]].concat();
         let error = run_in(folder.path(), &arguments).await.expect_err("refused").to_string();
-        assert!(error.contains("does not work yet: it changes an image"), "{error}");
+        assert!(error.contains("does not work yet: it edits an input image"), "{error}");
     }
 }
 
