@@ -30,7 +30,7 @@ pub use bench::{
 };
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use doctor::doctor;
-pub use fetching::Told;
+pub use fetching::ProgressLines;
 pub use generate::{GenerateRequest, generate};
 pub use hub::{DownloadRequest, download_model};
 pub use models::{check_model, list_models};

@@ -145,9 +145,12 @@ impl Catalog {
         self.cards.get(id)
     }
 
-    /// Every known card, ordered by id.
-    pub fn cards(&self) -> impl Iterator<Item = &Arc<ModelCard>> {
-        self.cards.values()
+    /// Every known card: first those of the models that are served, then the others, each ordered by id.
+    pub fn cards(&self) -> Vec<&Arc<ModelCard>> {
+        let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut cards, others): (Vec<_>, Vec<_>) = self.cards.values().partition(|card| served.contains_key(&card.id));
+        cards.extend(others);
+        cards
     }
 
     /// The models to be served, with their files, ordered by id.
@@ -309,6 +312,15 @@ mod tests {
         assert_eq!(card.id.as_str(), "my/tune");
         assert_eq!((card.defaults.width, card.defaults.steps), (512, 30));
         assert_eq!(catalog.served().len(), 1);
+    }
+
+    #[test]
+    fn served_models_come_first() {
+        let catalog = Catalog::new(&[choice("z/tune", Some("/weights")), choice("fluxserve/flux-shapes", None)]);
+        let catalog = catalog.expect("valid choices");
+        let ids: Vec<&str> = catalog.cards().into_iter().map(|card| card.id.as_str()).collect();
+        assert_eq!(ids[..2], ["fluxserve/flux-shapes", "z/tune"]);
+        assert!(ids.len() > 2 && ids[2..].is_sorted(), "{ids:?}");
     }
 
     #[test]

@@ -14,7 +14,9 @@ mod kubernetes;
 mod links;
 mod load_bar;
 mod models;
+mod shell;
 mod table;
+mod version;
 
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -31,6 +33,7 @@ pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
 pub use links::LinksCommand;
 pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
+pub use shell::{CompletionsArgs, ManArgs};
 
 use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::{Devices, Kernels, Offload};
@@ -44,7 +47,7 @@ use crate::{app, shutdown};
 ///
 /// Without a command it serves, as `fluxserve serve` does.
 #[derive(Debug, Parser)]
-#[command(name = "fluxserve", version, after_long_help = environment_help())]
+#[command(name = "fluxserve", version, long_version = version::long(), after_long_help = environment_help())]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -94,6 +97,10 @@ pub enum Command {
     Bench(BenchCommand),
     /// Print the description of the HTTP API: OpenAPI 3.1, as JSON
     Openapi,
+    /// Print the completion script of a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for each command
+    Man(ManArgs),
     /// Look for what keeps this machine from serving, and say how to mend it
     Doctor,
 }
@@ -188,6 +195,8 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             bench::run(command, &Config::load(flags)?, out, notes)
         }
         Command::Openapi => Ok(writeln!(out, "{}", app::api_description())?),
+        Command::Completions(arguments) => shell::completions(&arguments, out),
+        Command::Man(arguments) => shell::man(&arguments, out),
         Command::Doctor => app::doctor(&Config::load(flags)?, out).await,
     }
 }

@@ -1,5 +1,5 @@
-//! The hub of models: what a repository holds, its files brought here, and the cache that Hugging Face's own tools share.
-//! Knows nothing of what is in a file; whether the files make a model is not its to say.
+//! The hub of models: lists a repository, downloads its files, and keeps them in the cache that Hugging Face's own tools
+//! share. Knows nothing of what is in a file, nor whether the files make a model.
 
 mod cache;
 mod checksum;
@@ -25,57 +25,57 @@ pub use repository::{RepositoryId, Revision};
 
 use crate::domain::hub_token::HubToken;
 
-/// Where the hub is, who asks it, and where its files go.
+/// Where the hub is, the token for it, and where its files go.
 #[derive(Debug, Clone)]
 pub struct HubSettings {
-    /// Scheme, host, and where it has one a port and a path. Ends in no slash.
+    /// Scheme and host, with a port and a path if it has them. Without a slash at the end.
     pub endpoint: String,
-    /// Who asks. `None`: who [`HubSettings::token_file`] says, or nobody in particular.
+    /// `None`: the token in [`HubSettings::token_file`], or no token.
     pub token: Option<HubToken>,
-    /// A file with a token, which need not be there.
+    /// A file with a token. It may be missing.
     pub token_file: Option<PathBuf>,
     /// Folder of all downloaded repositories.
     pub cache_dir: Option<PathBuf>,
-    /// Whether the hub must not be asked for anything.
+    /// Whether requests to the hub are forbidden.
     pub is_offline: bool,
-    /// What stands between.
+    /// Proxies on the way to the hub.
     pub proxy: Proxy,
-    /// How long a hub is waited for.
+    /// Timeouts and retries.
     pub patience: Patience,
     /// How locks and links are made.
     pub file_system: FileSystem,
 }
 
-/// Proxies on the way to the hub: their addresses, and the hosts, separated by commas, that are reached without.
+/// Addresses of the proxies on the way to the hub, and the hosts that are reached without one.
 #[derive(Clone, Default)]
 pub struct Proxy {
     /// For https.
     pub https: Option<String>,
     /// For plain http.
     pub http: Option<String>,
-    /// Reached without.
+    /// Hosts that are reached without a proxy, separated by commas.
     pub except: Option<String>,
 }
 
 impl std::fmt::Debug for Proxy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        // A password may stand in an address.
+        // An address may contain a password.
         f.debug_struct("Proxy").field("except", &self.except).finish_non_exhaustive()
     }
 }
 
-/// How long a hub is waited for, and how often it is asked again.
+/// Timeouts and retries of requests to the hub.
 #[derive(Debug, Clone, Copy)]
 pub struct Patience {
-    /// For a connection.
+    /// Timeout of a connection.
     pub connect: Duration,
-    /// For the next bytes of an answer.
+    /// Timeout of the next bytes of an answer.
     pub read: Duration,
-    /// Attempts in a row that bring nothing.
+    /// Most attempts in a row that bring nothing.
     pub tries_max: u32,
-    /// Before the second attempt; twice as long before each further one.
+    /// Pause before the second attempt; it doubles for each further one.
     pub pause: Duration,
-    /// Longest wait that a hub may ask for when it is asked too often.
+    /// Longest wait that a hub may ask for when it limits the rate of requests.
     pub rate_limit_wait_max: Duration,
 }
 
@@ -91,18 +91,18 @@ impl Default for Patience {
     }
 }
 
-/// Hears how far a download is. Called from several tasks at a time.
+/// Receives the progress of a download. Called from several tasks at a time.
 pub trait Progress: Send + Sync {
-    /// It is known what there is to do: so many files of so many bytes, of which so many are here already.
+    /// The files and bytes of the download, and how many of the bytes are present already.
     fn planned(&self, files: usize, bytes: u64, bytes_here: u64);
-    /// A file has its turn; so much of it is here already.
+    /// A file's transfer begins, with this much of it present already.
     fn begun(&self, path: &str, bytes: u64, bytes_here: u64);
-    /// More of a file has come.
+    /// More of a file was received.
     fn received(&self, path: &str, bytes: u64);
-    /// What had come of a file was of no use, and it is begun anew.
+    /// Received bytes of a file are discarded: its transfer starts again from the beginning.
     fn lost(&self, path: &str, bytes: u64);
-    /// A file is here, whole and compared.
+    /// A file is complete and its checksum verified.
     fn ended(&self, path: &str);
-    /// Nothing comes for a while, and why.
+    /// A pause, and the reason for it.
     fn waiting(&self, reason: &str, wait: Duration);
 }

@@ -58,7 +58,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["libc"], &["app/heap"]),
     (&["memmap2"], &["store/changes"]),
     (&["rustix"], &["app/open_files", "config/own_file"]),
-    (&["reqwest"], &["hub"]),
+    (&["hf_hub", "reqwest"], &["hub"]),
     (&["rustls_platform_verifier"], &["hub/client"]),
     (&["sha1", "sha2"], &["hub/checksum"]),
     (&["fs4"], &["hub/download", "jobs/results"]),
@@ -84,7 +84,7 @@ const HOMES: &[(&[&str], &[&str])] = &[
     (&["ipnet"], &["domain/networks"]),
     (&["image"], &["decode", "encode"]),
     (&["sqlx"], &["store", "*/store*"]),
-    (&["clap", "console"], &["cli", "main"]),
+    (&["clap", "clap_*", "console"], &["cli", "main"]),
     (&["metrics_exporter_prometheus"], &["telemetry"]),
 ];
 

@@ -1,5 +1,5 @@
-//! Models from a hub: whole, in parts, and through everything that can go wrong on the way. The hub is one on this
-//! machine, made of the reference checkpoint.
+//! Downloads from a hub: complete, resumed, and with every kind of failure. A stub on this machine serves the reference
+//! checkpoint.
 
 #![cfg(unix)]
 
@@ -16,21 +16,21 @@ use std::time::Duration;
 use fluxserve::domain::model::ModelFiles;
 use fluxserve::engine;
 use fluxserve::hub::{self, Downloaded, FileSystem, HubError, HubSettings, Patience, Progress, Request, known_files};
-use stub::{COMMIT, Fault, Hub, ID, LICENCE};
+use stub::{COMMIT, Fault, Hub, ID, LICENSE};
 use tempfile::TempDir;
 
 const SHARD: &str = "transformer/diffusion_pytorch_model-00002-of-00003.safetensors";
 const T5_SHARD: &str = "text_encoder_2/model-00001-of-00002.safetensors";
 
-/// Hears everything and counts the waits.
+/// Records the progress.
 #[derive(Default)]
-struct Heard {
+struct Recorded {
     waits: Mutex<Vec<Duration>>,
     planned: Mutex<Option<(usize, u64, u64)>>,
     received: Mutex<u64>,
 }
 
-impl Progress for Heard {
+impl Progress for Recorded {
     fn planned(&self, files: usize, bytes: u64, bytes_here: u64) {
         *self.planned.lock().expect("no panic") = Some((files, bytes, bytes_here));
     }
@@ -56,7 +56,7 @@ struct Client {
     hub: Hub,
     home: TempDir,
     settings: HubSettings,
-    heard: Heard,
+    recorded: Recorded,
 }
 
 impl Client {
@@ -79,7 +79,7 @@ impl Client {
             patience,
             file_system: FileSystem::default(),
         };
-        Self { hub, home, settings, heard: Heard::default() }
+        Self { hub, home, settings, recorded: Recorded::default() }
     }
 
     fn token(mut self, token: &str) -> Self {
@@ -93,7 +93,7 @@ impl Client {
 
     fn ask(&self, request: &Request) -> Result<Downloaded, HubError> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        runtime.expect("a runtime").block_on(hub::download(&self.settings, request, &self.heard))
+        runtime.expect("a runtime").block_on(hub::download(&self.settings, request, &self.recorded))
     }
 
     fn download(&self) -> Result<Downloaded, HubError> {
@@ -118,14 +118,14 @@ fn is_sound(folder: &Path) -> bool {
 }
 
 #[test]
-fn one_layout_comes_whole_into_the_cache_of_others() {
+fn one_layout_is_downloaded_into_the_shared_cache() {
     let client = Client::new().token("hf_secret");
-    let downloaded = client.download().expect("fetched");
+    let downloaded = client.download().expect("downloaded");
     let snapshot = client.repository_folder().join("snapshots").join(COMMIT);
     assert_eq!((&downloaded.folder, downloaded.commit.as_deref()), (&snapshot, Some(COMMIT)));
     assert!(is_sound(&snapshot));
     assert_eq!(std::fs::read_to_string(client.repository_folder().join("refs/main")).expect("a ref"), COMMIT);
-    assert_eq!(std::fs::read_to_string(snapshot.join("LICENSE.md")).expect("the licence"), LICENCE);
+    assert_eq!(std::fs::read_to_string(snapshot.join("LICENSE.md")).expect("the license"), LICENSE);
     let link = std::fs::read_link(snapshot.join(SHARD)).expect("a link");
     assert!(link.starts_with("../../../blobs") && !link.is_absolute(), "{link:?}");
     for surplus in ["flux1-dev.safetensors", "ae.safetensors", "README.md"] {
@@ -136,35 +136,35 @@ fn one_layout_comes_whole_into_the_cache_of_others() {
     for file in known {
         assert_eq!(hub::checksum_of(&file.content, &file.checksum).expect("read"), file.checksum, "{}", file.path);
     }
-    let (files, bytes, here) = client.heard.planned.lock().expect("no panic").expect("planned");
+    let (files, bytes, here) = client.recorded.planned.lock().expect("no panic").expect("planned");
     assert_eq!((files, bytes, here), (downloaded.files, downloaded.bytes_fetched, 0));
-    assert_eq!(*client.heard.received.lock().expect("no panic"), bytes);
+    assert_eq!(*client.recorded.received.lock().expect("no panic"), bytes);
 
-    // The token is for the hub alone.
+    // Only the hub gets the token.
     let seen = client.hub.seen();
     assert!(seen.iter().any(|seen| seen.at_storage) && seen.iter().any(|seen| !seen.at_storage));
     for seen in seen {
         assert_eq!(seen.authorization.as_deref(), (!seen.at_storage).then_some("Bearer hf_secret"), "{}", seen.path);
     }
 
-    // What is here is not fetched again.
+    // A second download transfers nothing.
     client.hub.forget();
     let again = client.download().expect("here");
     assert_eq!((again.bytes_fetched, again.folder), (0, snapshot));
     assert_eq!(client.hub.seen().len(), 1, "the listing alone");
-    // A blob that is gone is the only one to come again.
+    // Only a missing blob is downloaded again.
     std::fs::remove_file(client.blob(SHARD)).expect("removed");
     client.hub.forget();
     let size = client.hub.conduct().files[SHARD].len() as u64;
-    assert_eq!(client.download().expect("mended").bytes_fetched, size);
+    assert_eq!(client.download().expect("repaired").bytes_fetched, size);
     assert!(is_sound(&downloaded.folder));
 }
 
 #[test]
-fn a_connection_that_breaks_off_goes_on_where_it_was() {
+fn a_download_resumes_after_a_broken_connection() {
     let client = Client::new();
     client.hub.fails(SHARD, &[Fault::Cut(70_000), Fault::Cut(0), Fault::Cut(1000), Fault::Cut(0)]);
-    client.download().expect("fetched");
+    client.download().expect("downloaded");
     let size = client.hub.conduct().files[SHARD].len();
     let seen: Vec<_> = client.hub.seen_of(SHARD).into_iter().filter(|seen| seen.at_storage).collect();
     let starts: Vec<u64> = seen.iter().map(|seen| seen.start).collect();
@@ -173,7 +173,7 @@ fn a_connection_that_breaks_off_goes_on_where_it_was() {
 }
 
 #[test]
-fn a_connection_that_never_holds_is_given_up_and_taken_up_by_the_next_command() {
+fn the_next_command_resumes_a_download_that_was_given_up() {
     let client = Client::new();
     client.hub.fails(SHARD, &[Fault::Cut(50_000), Fault::Cut(0), Fault::Cut(0)]);
     let text = client.refusal();
@@ -183,28 +183,28 @@ fn a_connection_that_never_holds_is_given_up_and_taken_up_by_the_next_command() 
         "{text}"
     );
     client.hub.forget();
-    client.download().expect("fetched");
+    client.download().expect("downloaded");
     let seen: Vec<_> = client.hub.seen_of(SHARD).into_iter().filter(|seen| seen.at_storage).collect();
     assert_eq!(seen.iter().map(|seen| (seen.start, seen.sent)).collect::<Vec<_>>(), [(50_000, size - 50_000)]);
 }
 
 #[test]
-fn a_hub_that_does_no_ranges_sends_all_of_it_again() {
+fn a_hub_without_ranges_sends_the_complete_file_again() {
     let client = Client::new();
     client.hub.fails(SHARD, &[Fault::Cut(50_000), Fault::NoRange]);
-    let downloaded = client.download().expect("fetched");
+    let downloaded = client.download().expect("downloaded");
     assert!(is_sound(&downloaded.folder));
     let bytes = downloaded.bytes_fetched;
-    assert_eq!(*client.heard.received.lock().expect("no panic"), bytes, "what was lost does not count");
+    assert_eq!(*client.recorded.received.lock().expect("no panic"), bytes, "discarded bytes do not count");
 }
 
 #[test]
-fn a_damaged_file_is_named_deleted_and_fetched_anew() {
+fn a_damaged_file_is_named_deleted_and_downloaded_again() {
     for path in [SHARD, "vae/config.json"] {
         let client = Client::new();
         client.hub.fails(path, &[Fault::Damaged]);
         let text = client.refusal();
-        assert!(text.starts_with(&format!("`{path}` came damaged: its ")), "{text}");
+        assert!(text.starts_with(&format!("`{path}` arrived damaged and was deleted: its ")), "{text}");
         let blobs = std::fs::read_dir(client.repository_folder().join("blobs")).expect("a folder");
         let digest = match path {
             SHARD => stub::sha256(&client.hub.conduct().files[path]),
@@ -213,13 +213,13 @@ fn a_damaged_file_is_named_deleted_and_fetched_anew() {
         assert!(text.contains(&digest), "{text}");
         let left: Vec<_> = blobs.map(|blob| blob.expect("a blob").file_name()).collect();
         assert!(!left.iter().any(|name| name.to_string_lossy().starts_with(&digest)), "{left:?}");
-        assert!(!client.repository_folder().join("refs/main").exists(), "nothing leads to half a model");
-        assert!(is_sound(&client.download().expect("fetched").folder));
+        assert!(!client.repository_folder().join("refs/main").exists(), "no ref points to an incomplete model");
+        assert!(is_sound(&client.download().expect("downloaded").folder));
     }
 }
 
 #[test]
-fn a_gated_repository_says_where_to_accept_its_licence_and_where_the_token_goes() {
+fn a_gated_repository_says_where_to_accept_its_license_and_where_to_put_the_token() {
     let client = Client::new();
     client.hub.conduct().gate = Some("hf_accepted".into());
     let text = client.refusal();
@@ -233,11 +233,11 @@ fn a_gated_repository_says_where_to_accept_its_licence_and_where_the_token_goes(
     assert!(text.contains("the account of the token in HF_TOKEN") && text.contains(&page), "{text}");
     assert!(!text.contains("hf_other"), "{text}");
     let client = client.token("hf_accepted");
-    client.download().expect("let in");
+    client.download().expect("accepted");
 }
 
 #[test]
-fn a_token_from_its_file_is_used_and_one_that_is_none_is_named() {
+fn a_token_file_is_used_and_an_invalid_one_is_named() {
     let client = Client::new();
     client.hub.conduct().gate = Some("hf_accepted".into());
     let file = client.home.path().join("token");
@@ -246,11 +246,11 @@ fn a_token_from_its_file_is_used_and_one_that_is_none_is_named() {
     assert!(text.contains(file.to_str().expect("text")) && text.contains("not an access token"), "{text}");
     assert!(!text.contains("two words"), "{text}");
     std::fs::write(&file, "hf_accepted\n").expect("written");
-    client.download().expect("let in");
+    client.download().expect("accepted");
 }
 
 #[test]
-fn each_refusal_has_its_own_words() {
+fn each_refusal_has_its_own_message() {
     let status = |status: u16, code: &str, message: &str| {
         Fault::Status(status, vec![("x-error-code", code.into()), ("x-error-message", message.into())])
     };
@@ -261,8 +261,8 @@ fn each_refusal_has_its_own_words() {
         (T5_SHARD, status(404, "", ""), &["lists the file", T5_SHARD]),
         ("", status(403, "", "not with this token"), &["refuses", "the hub says: not with this token"]),
         ("", status(418, "", ""), &["answers 418"]),
-        ("", Fault::Status(200, vec![]), &["does not answer as a hub does"]),
-        (SHARD, Fault::Circle, &["points elsewhere more than 8 times"]),
+        ("", Fault::Status(200, vec![]), &["does not answer like a hub"]),
+        (SHARD, Fault::Circle, &["redirects more than 8 times"]),
     ];
     for (path, fault, parts) in anonymous {
         let client = Client::new();
@@ -275,7 +275,7 @@ fn each_refusal_has_its_own_words() {
     let client = Client::new().token("hf_old");
     client.hub.fails("", &[status(401, "", "Invalid credentials")]);
     let text = client.refusal();
-    assert!(text.contains("does not take the token in HF_TOKEN") && text.contains("Invalid credentials"), "{text}");
+    assert!(text.contains("rejects the token in HF_TOKEN") && text.contains("Invalid credentials"), "{text}");
 
     let request = Request { revision: "v9".parse().expect("a name"), ..Client::request() };
     let text = client.ask(&request).expect_err("no such revision").to_string();
@@ -288,30 +288,30 @@ fn each_refusal_has_its_own_words() {
 }
 
 #[test]
-fn a_hub_that_is_asked_too_often_is_waited_for_within_a_bound() {
+fn the_wait_for_a_rate_limit_is_bounded() {
     let too_many = |seconds: u32| Fault::Status(429, vec![("retry-after", seconds.to_string())]);
     let client = Client::new();
     client.hub.fails("", &[too_many(1)]);
     client.hub.fails(SHARD, &[too_many(0)]);
-    client.download().expect("fetched after a rest");
-    let waits = client.heard.waits.lock().expect("no panic").clone();
+    client.download().expect("downloaded after a pause");
+    let waits = client.recorded.waits.lock().expect("no panic").clone();
     assert_eq!(waits, [Duration::from_secs(1), Duration::ZERO]);
 
     let client = Client::new();
-    let rested = Fault::Status(429, vec![("ratelimit", "\"api\";r=0;t=1".into())]);
-    client.hub.fails("", &[rested, too_many(0), too_many(2)]);
+    let limited = Fault::Status(429, vec![("ratelimit", "\"api\";r=0;t=1".into())]);
+    client.hub.fails("", &[limited, too_many(0), too_many(2)]);
     let text = client.refusal();
-    assert!(text.contains("2 more seconds"), "one second of the two was waited already: {text}");
+    assert!(text.contains("in 2 seconds"), "one of the two seconds has passed: {text}");
 
     let client = Client::new();
     client.hub.fails("", &[too_many(3600)]);
     let text = client.refusal();
-    assert!(text.contains("asked too often") && text.contains("3600 more seconds"), "{text}");
-    assert!(client.heard.waits.lock().expect("no panic").is_empty(), "an hour is not waited");
+    assert!(text.contains("limits the rate") && text.contains("in 3600 seconds"), "{text}");
+    assert!(client.recorded.waits.lock().expect("no panic").is_empty(), "it does not wait for an hour");
 }
 
 #[test]
-fn a_hub_in_trouble_is_asked_again_and_given_up() {
+fn server_errors_are_retried_a_few_times() {
     let trouble = || Fault::Status(503, vec![]);
     let client = Client::new();
     client.hub.fails("", &[trouble(), trouble()]);
@@ -322,31 +322,31 @@ fn a_hub_in_trouble_is_asked_again_and_given_up() {
     assert!(text.contains("answers 503") && text.contains(SHARD) && text.contains("3 times in a row"), "{text}");
 
     let mut client = Client::new();
-    let nobody = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
-    client.settings.endpoint = format!("http://{nobody}");
+    let unused = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    client.settings.endpoint = format!("http://{unused}");
     let text = client.refusal();
-    assert!(text.contains(&nobody.to_string()) && text.contains("cannot be reached"), "{text}");
+    assert!(text.contains(&unused.to_string()) && text.contains("cannot be reached"), "{text}");
     assert!(text.contains("HTTPS_PROXY"), "{text}");
 }
 
 #[test]
-fn what_does_not_fit_is_not_begun() {
+fn a_download_that_does_not_fit_on_the_disk_is_not_started() {
     let client = Client::new();
     client.hub.conduct().listed_sizes.insert(SHARD.into(), 1 << 55);
     let text = client.refusal();
-    assert!(text.contains("33554432.00 GiB are to be fetched") && text.contains("are free in"), "{text}");
-    assert!(client.hub.seen().iter().all(|seen| !seen.at_storage), "only the listing was asked for");
+    assert!(text.contains("the download needs 33554432.00 GiB") && text.contains("are free in"), "{text}");
+    assert!(client.hub.seen().iter().all(|seen| !seen.at_storage), "only the listing was requested");
 }
 
 #[test]
-fn offline_means_the_cache_or_a_refusal() {
+fn offline_uses_the_cache_or_refuses() {
     let mut client = Client::new();
     client.settings.is_offline = true;
     let text = client.refusal();
     assert!(text.contains("HF_HUB_OFFLINE") && text.contains(ID), "{text}");
     assert!(client.hub.seen().is_empty());
     client.settings.is_offline = false;
-    let folder = client.download().expect("fetched").folder;
+    let folder = client.download().expect("downloaded").folder;
     client.settings.is_offline = true;
     client.hub.forget();
     assert_eq!(client.download().expect("cached").folder, folder);
@@ -354,9 +354,9 @@ fn offline_means_the_cache_or_a_refusal() {
 }
 
 #[test]
-fn a_proxy_is_gone_through_unless_the_host_is_excepted() {
+fn requests_go_through_a_proxy_unless_the_host_is_excepted() {
     let mut client = Client::new();
-    // The stub is its own proxy: it gets the whole address as the path.
+    // The stub is its own proxy: its path is the complete address.
     let real = std::mem::replace(&mut client.settings.endpoint, "http://hub.invalid".into());
     client.settings.proxy.http = Some(real.clone());
     let text = client.refusal();
@@ -368,26 +368,26 @@ fn a_proxy_is_gone_through_unless_the_host_is_excepted() {
 }
 
 #[test]
-fn a_folder_of_ones_own_has_plain_files_and_remembers_what_they_are() {
+fn a_target_folder_has_plain_files_with_known_checksums() {
     let client = Client::new();
     let folder = client.home.path().join("weights");
     let request = Request { folder: Some(folder.clone()), ..Client::request() };
-    let downloaded = client.ask(&request).expect("fetched");
+    let downloaded = client.ask(&request).expect("downloaded");
     assert_eq!(downloaded.folder, folder);
     assert!(is_sound(&folder) && !client.repository_folder().exists());
     assert!(std::fs::symlink_metadata(folder.join(SHARD)).expect("there").is_file(), "no link");
     assert_eq!(known_files(&folder).len(), downloaded.files);
     assert_eq!(client.ask(&request).expect("here").bytes_fetched, 0);
-    // Whose notes are lost is looked at, and what is another file comes again.
+    // Without metadata, files are read, and changed ones are downloaded again.
     std::fs::remove_dir_all(folder.join(".cache")).expect("removed");
     let mut bytes = std::fs::read(folder.join(SHARD)).expect("readable");
     *bytes.last_mut().expect("not empty") ^= 1;
     std::fs::write(folder.join(SHARD), &bytes).expect("written");
-    assert_eq!(client.ask(&request).expect("mended").bytes_fetched, bytes.len() as u64);
+    assert_eq!(client.ask(&request).expect("repaired").bytes_fetched, bytes.len() as u64);
 }
 
 #[test]
-fn two_do_not_write_one_file() {
+fn two_processes_do_not_write_one_file() {
     let client = Client::new();
     let lock = client.home.path().join("hub/.locks/models--black-forest-labs--FLUX.1-dev");
     std::fs::create_dir_all(&lock).expect("made");
@@ -395,12 +395,12 @@ fn two_do_not_write_one_file() {
     let file = std::fs::File::create(lock.join(format!("{digest}.lock"))).expect("made");
     file.lock().expect("taken");
     let text = client.refusal();
-    assert!(text.contains("another process is fetching") && text.contains(SHARD), "{text}");
-    file.unlock().expect("let go of");
-    client.download().expect("fetched");
+    assert!(text.contains("another process is downloading") && text.contains(SHARD), "{text}");
+    file.unlock().expect("released");
+    client.download().expect("downloaded");
 }
 
-/// What systems say of links and locks that a file system does not have.
+/// The system's error where a file system lacks links or locks.
 fn refused() -> std::io::Error {
     std::io::ErrorKind::Unsupported.into()
 }
@@ -415,16 +415,16 @@ fn a_cache_without_links_works_and_is_found_again() {
         // One blob for two files.
         let config = client.hub.conduct().files["vae/config.json"].clone();
         client.hub.conduct().files.insert("LICENSE.md".into(), config.clone());
-        let downloaded = client.download().expect("fetched");
+        let downloaded = client.download().expect("downloaded");
         let snapshot = &downloaded.folder;
         assert!(is_sound(snapshot));
         for path in [SHARD, "vae/config.json", "LICENSE.md"] {
             assert!(std::fs::symlink_metadata(snapshot.join(path)).expect("there").is_file(), "no link: {path}");
         }
         assert_eq!(std::fs::read(snapshot.join("LICENSE.md")).expect("readable"), config);
-        assert_eq!(client.blob(SHARD).exists(), has_hard_links, "it does not lie there twice");
+        assert_eq!(client.blob(SHARD).exists(), has_hard_links, "it is not stored twice");
         let known = known_files(snapshot);
-        assert_eq!(known.len(), downloaded.files, "what each should be can be looked at");
+        assert_eq!(known.len(), downloaded.files, "the checksums are known");
 
         let again = |expected: u64| {
             client.hub.forget();
@@ -446,9 +446,9 @@ fn a_cache_without_links_works_and_is_found_again() {
 }
 
 #[test]
-fn a_file_system_without_locks_is_refused_before_anything_is_fetched() {
+fn a_file_system_without_locks_is_refused_before_the_first_transfer() {
     let mut client = Client::new();
-    // `ENOLCK`, as of a share.
+    // `ENOLCK`, as on a network share.
     let try_lock = |_: &std::fs::File| Err(std::fs::TryLockError::Error(std::io::Error::from_raw_os_error(37)));
     client.settings.file_system.try_lock = try_lock;
     let folder = client.home.path().join("weights");
@@ -458,10 +458,10 @@ fn a_file_system_without_locks_is_refused_before_anything_is_fetched() {
             assert!(text.contains(part), "{part:?} in {text}");
         }
     }
-    assert!(client.hub.seen().iter().all(|seen| !seen.at_storage), "only the listing was asked for");
-    // What is there already needs none.
+    assert!(client.hub.seen().iter().all(|seen| !seen.at_storage), "only the listing was requested");
+    // A complete download needs no locks.
     client.settings.file_system = FileSystem::default();
-    client.download().expect("fetched");
+    client.download().expect("downloaded");
     client.settings.file_system.try_lock = try_lock;
     assert_eq!(client.download().expect("here").bytes_fetched, 0);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
-use super::hub::remedy;
+use super::hub::hint;
 use super::loading::LoadLog;
 use crate::catalog::{Catalog, warm_up_spec};
 use crate::config::Config;
@@ -43,7 +43,7 @@ pub(super) fn check_models(config: &Config, catalog: &Catalog) -> anyhow::Result
     for (card, files) in catalog.served() {
         let inspection = engine::inspect(&files);
         if !inspection.is_sound() {
-            bail!("the model `{}` cannot be served:\n{inspection}{}", card.id, remedy(config, &card.id, &files));
+            bail!("the model `{}` cannot be served:\n{inspection}{}", card.id, hint(config, &card.id, &files));
         }
     }
     Ok(())

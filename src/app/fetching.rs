@@ -1,4 +1,4 @@
-//! How far a download is, told in lines: for logs, and for people whose terminal draws no bars.
+//! Progress of a download as lines, for logs and for terminals without progress bars.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,12 +6,12 @@ use std::time::{Duration, Instant};
 
 use crate::hub::Progress;
 
-/// How often is told how far it is.
+/// Interval of the lines.
 const INTERVAL: Duration = Duration::from_secs(10);
 
-/// Tells a line now and then.
-pub struct Told<F> {
-    tell: F,
+/// Progress of a download, as lines of text.
+pub struct ProgressLines<F> {
+    write: F,
     state: Mutex<State>,
 }
 
@@ -20,17 +20,17 @@ struct State {
     files_ended: usize,
     bytes: u64,
     bytes_here: u64,
-    /// What was fetched since, for the rate.
+    /// Start of the transfers, for the rate.
     since: Instant,
     bytes_fetched: u64,
-    told_at: Instant,
-    /// What is here of each file that is being fetched.
+    written_at: Instant,
+    /// Received bytes of each file in transfer.
     open: BTreeMap<String, u64>,
 }
 
-impl<F: Fn(&str) + Send + Sync> Told<F> {
-    /// Tells its lines to `tell`.
-    pub fn new(tell: F) -> Self {
+impl<F: Fn(&str) + Send + Sync> ProgressLines<F> {
+    /// Passes each line to `write`.
+    pub fn new(write: F) -> Self {
         let now = Instant::now();
         let state = State {
             files: 0,
@@ -39,36 +39,36 @@ impl<F: Fn(&str) + Send + Sync> Told<F> {
             bytes_here: 0,
             since: now,
             bytes_fetched: 0,
-            told_at: now,
+            written_at: now,
             open: BTreeMap::new(),
         };
-        Self { tell, state: Mutex::new(state) }
+        Self { write, state: Mutex::new(state) }
     }
 
     fn change(&self, change: impl FnOnce(&mut State) -> Option<String>) {
-        // Told without the lock: who listens may be slow.
+        // Written without the lock: it may be slow.
         let line = change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some(line) = line {
-            (self.tell)(&line);
+            (self.write)(&line);
         }
     }
 }
 
 impl State {
-    fn how_far(&self) -> String {
+    fn summary(&self) -> String {
         let rate = self.bytes_fetched as f64 / self.since.elapsed().as_secs_f64().max(0.001);
         let left = (self.bytes - self.bytes_here.min(self.bytes)) as f64 / rate.max(1.0);
         let (here, all) = (size(self.bytes_here), size(self.bytes));
-        format!("{here} of {all} are here, {} a second, {} to go", size(rate as u64), duration(left as u64))
+        format!("{here} of {all}, {}/s, {} left", size(rate as u64), duration(left as u64))
     }
 }
 
-impl<F: Fn(&str) + Send + Sync> Progress for Told<F> {
+impl<F: Fn(&str) + Send + Sync> Progress for ProgressLines<F> {
     fn planned(&self, files: usize, bytes: u64, bytes_here: u64) {
         self.change(|state| {
             (state.files, state.bytes, state.bytes_here) = (files, bytes, bytes_here);
             state.since = Instant::now();
-            Some(format!("{files} files, {} in all, {} of it here already", size(bytes), size(bytes_here)))
+            Some(format!("{files} files, {} in total, {} present already", size(bytes), size(bytes_here)))
         });
     }
 
@@ -86,11 +86,11 @@ impl<F: Fn(&str) + Send + Sync> Progress for Told<F> {
             if let Some(open) = state.open.get_mut(path) {
                 *open += bytes;
             }
-            if state.told_at.elapsed() < INTERVAL {
+            if state.written_at.elapsed() < INTERVAL {
                 return None;
             }
-            state.told_at = Instant::now();
-            Some(state.how_far())
+            state.written_at = Instant::now();
+            Some(state.summary())
         });
     }
 
@@ -106,16 +106,16 @@ impl<F: Fn(&str) + Send + Sync> Progress for Told<F> {
         self.change(|state| {
             state.files_ended += 1;
             let bytes = state.open.remove(path).unwrap_or_default();
-            Some(format!("`{path}` is here and compared, {}", size(bytes)))
+            Some(format!("`{path}` is complete and verified, {}", size(bytes)))
         });
     }
 
     fn waiting(&self, reason: &str, wait: Duration) {
-        self.change(|_| Some(format!("{reason}; asking again in {} s", wait.as_secs_f64().ceil())));
+        self.change(|_| Some(format!("{reason}; retrying in {} s", wait.as_secs_f64().ceil())));
     }
 }
 
-/// Bytes for people.
+/// A number of bytes with its unit.
 pub(super) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     for unit in ["B", "KiB", "MiB"] {
@@ -140,19 +140,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_told_adds_up() {
+    fn the_lines_add_up() {
         let lines = Mutex::new(Vec::new());
-        let told = Told::new(|line: &str| lines.lock().expect("no panic").push(line.to_owned()));
-        told.planned(2, 3 << 20, 1 << 20);
-        told.begun("vae/config.json", 2 << 20, 0);
-        told.received("vae/config.json", 2 << 20);
-        told.ended("vae/config.json");
-        told.waiting("the hub is asked too often", Duration::from_millis(1500));
-        drop(told);
+        let progress = ProgressLines::new(|line: &str| lines.lock().expect("no panic").push(line.to_owned()));
+        progress.planned(2, 3 << 20, 1 << 20);
+        progress.begun("vae/config.json", 2 << 20, 0);
+        progress.received("vae/config.json", 2 << 20);
+        progress.ended("vae/config.json");
+        progress.waiting("the hub limits the rate of requests", Duration::from_millis(1500));
+        drop(progress);
         let expected = [
-            "2 files, 3.0 MiB in all, 1.0 MiB of it here already",
-            "`vae/config.json` is here and compared, 2.0 MiB",
-            "the hub is asked too often; asking again in 2 s",
+            "2 files, 3.0 MiB in total, 1.0 MiB present already",
+            "`vae/config.json` is complete and verified, 2.0 MiB",
+            "the hub limits the rate of requests; retrying in 2 s",
         ];
         assert_eq!(lines.into_inner().expect("no panic"), expected);
         assert_eq!((size(999), duration(61), duration(5400)), ("999 B".into(), "2 min".into(), "1.5 h".into()));

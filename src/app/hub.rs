@@ -1,10 +1,10 @@
-//! Models from the hub: fetched when asked, and found in the cache where they were fetched before.
+//! Models from the hub: downloads them on request, and finds downloaded ones in the cache.
 
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 
-use super::fetching::Told;
+use super::fetching::ProgressLines;
 use crate::catalog::{embedded_files, known_model};
 use crate::config::Config;
 use crate::domain::ids::ModelId;
@@ -15,21 +15,21 @@ use crate::hub::{
     self, Downloaded, FileSystem, HubSettings, Patience, Progress, Proxy, RepositoryId, Request, Revision,
 };
 
-/// A model to be fetched.
+/// A model to download.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DownloadRequest {
-    /// Its name, which is its repository's.
+    /// Its id, which is also its repository's name.
     pub model: ModelId,
-    /// A branch, a tag or a commit. `None`: the usual one.
+    /// A branch, a tag or a commit. `None`: the default branch.
     pub revision: Option<String>,
-    /// A folder of its own. `None`: the cache that Hugging Face's tools share.
+    /// The target folder. `None`: the cache that Hugging Face's tools share.
     pub folder: Option<PathBuf>,
 }
 
-/// Fetches a model, or what is missing of it, and looks whether it is whole.
+/// Downloads a model or its missing files, and checks that it is complete.
 ///
 /// # Errors
-/// In words for the person who wanted it.
+/// In words for the user.
 pub async fn download_model(
     config: &Config,
     request: DownloadRequest,
@@ -37,7 +37,7 @@ pub async fn download_model(
 ) -> anyhow::Result<Downloaded> {
     refuse_not_yet(&request.model)?;
     if embedded_files(&request.model).is_some() {
-        bail!("`{}` is part of this program: there is nothing to fetch", request.model);
+        bail!("`{}` is part of this program: there is nothing to download", request.model);
     }
     let revision = request.revision.map(|text| text.parse::<Revision>()).transpose()?;
     let request = Request {
@@ -53,7 +53,7 @@ pub async fn download_model(
     Ok(downloaded)
 }
 
-/// Refuses a model that has a name and does not work yet.
+/// Refuses a known model that is not supported yet.
 pub(super) fn refuse_not_yet(model: &ModelId) -> anyhow::Result<()> {
     match known_model(model).and_then(|known| known.not_yet) {
         Some(reason) => bail!("`{model}` does not work yet: {reason}"),
@@ -61,15 +61,15 @@ pub(super) fn refuse_not_yet(model: &ModelId) -> anyhow::Result<()> {
     }
 }
 
-/// The models to be served with their folders, those from the cache as well. What is missing is fetched first where the
-/// configuration says so.
-pub(super) async fn at_hand(config: &Config) -> anyhow::Result<Vec<ModelSource>> {
+/// Finds the folders of the models to be served, in the cache as well. Downloads missing models first if the configuration
+/// says so.
+pub(super) async fn local_models(config: &Config) -> anyhow::Result<Vec<ModelSource>> {
     let mut sources = Vec::with_capacity(config.models.len());
     for source in &config.models {
         let found = located(config, source);
         let is_hubs = source.directory.is_none() && embedded_files(&source.id).is_none();
-        if config.hub.download && is_hubs && !found.as_ref().is_some_and(is_whole) {
-            sources.push(fetched(config, source).await.with_context(|| format!("fetching `{}`", source.id))?);
+        if config.hub.download && is_hubs && !found.as_ref().is_some_and(is_complete) {
+            sources.push(downloaded(config, source).await.with_context(|| format!("downloading `{}`", source.id))?);
         } else {
             sources.push(found.unwrap_or_else(|| source.clone()));
         }
@@ -77,19 +77,19 @@ pub(super) async fn at_hand(config: &Config) -> anyhow::Result<Vec<ModelSource>>
     Ok(sources)
 }
 
-async fn fetched(config: &Config, source: &ModelSource) -> anyhow::Result<ModelSource> {
+async fn downloaded(config: &Config, source: &ModelSource) -> anyhow::Result<ModelSource> {
     let request = DownloadRequest { model: source.id.clone(), revision: None, folder: None };
-    let progress = Told::new(|line: &str| tracing::info!("{line}"));
+    let progress = ProgressLines::new(|line: &str| tracing::info!("{line}"));
     let downloaded = download_model(config, request, &progress).await?;
     Ok(ModelSource { id: source.id.clone(), directory: Some(downloaded.folder) })
 }
 
-fn is_whole(source: &ModelSource) -> bool {
+fn is_complete(source: &ModelSource) -> bool {
     let files = source.directory.clone().map(ModelFiles::Directory);
     files.is_some_and(|files| engine::inspect(&files).is_sound())
 }
 
-/// A model with its folder in the cache, where it names none itself and has one there.
+/// A model with its folder: the one that was named, or the one in the cache.
 pub(super) fn located(config: &Config, source: &ModelSource) -> Option<ModelSource> {
     if source.directory.is_some() || embedded_files(&source.id).is_some() {
         return Some(source.clone());
@@ -99,13 +99,13 @@ pub(super) fn located(config: &Config, source: &ModelSource) -> Option<ModelSour
     Some(ModelSource { id: source.id.clone(), directory: Some(folder) })
 }
 
-/// What to do about a model that is not whole: where it lies in the cache, it can be fetched again.
-pub(super) fn remedy(config: &Config, id: &ModelId, files: &ModelFiles) -> String {
+/// Hint for an incomplete model: one in the cache can be downloaded again.
+pub(super) fn hint(config: &Config, id: &ModelId, files: &ModelFiles) -> String {
     let source = ModelSource { id: id.clone(), directory: None };
     let in_cache = located(config, &source).and_then(|found| found.directory);
     match (files, in_cache) {
         (ModelFiles::Directory(folder), Some(in_cache)) if *folder == in_cache => {
-            format!("\n`fluxserve models download {id}` fetches what is missing")
+            format!("\n`fluxserve models download {id}` downloads what is missing")
         }
         _ => String::new(),
     }

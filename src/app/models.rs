@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use rayon::prelude::*;
 
-use super::hub::{located, refuse_not_yet, remedy};
+use super::hub::{hint, located, refuse_not_yet};
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::config::Config;
 use crate::domain::model::ModelFiles;
@@ -14,10 +14,10 @@ use crate::domain::model_source::ModelSource;
 use crate::engine;
 use crate::hub::{KnownFile, checksum_of, known_files};
 
-/// Files up to this many bytes are compared with their checksums whether that was asked for or not: it takes no time.
+/// Files up to this size are always verified: it takes no time.
 const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// A model's files: the folder that was named, what is compiled into the program, or what the cache has.
+/// Finds a model's files: in the named folder, in the program, or in the cache.
 pub(super) fn files_of(config: &Config, source: &ModelSource) -> anyhow::Result<ModelFiles> {
     refuse_not_yet(&source.id)?;
     if let Some(files) = source.directory.is_none().then(|| catalog::embedded_files(&source.id)).flatten() {
@@ -30,54 +30,83 @@ pub(super) fn files_of(config: &Config, source: &ModelSource) -> anyhow::Result<
     }
 }
 
-/// Writes which models there are, where, and under which licence.
+/// A model in the list. The order is that of the list.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum State {
+    /// It is served.
+    Served,
+    /// Its files are here.
+    Here,
+    /// It can be downloaded.
+    Missing,
+    /// It is not supported yet.
+    NotYet,
+}
+
+impl State {
+    fn of(is_served: bool, is_here: bool) -> Self {
+        match (is_served, is_here) {
+            (true, _) => Self::Served,
+            (false, true) => Self::Here,
+            (false, false) => Self::Missing,
+        }
+    }
+
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Served => "served",
+            Self::Here | Self::Missing => "known",
+            Self::NotYet => "not yet",
+        }
+    }
+}
+
+/// Writes the models, where they are, and under which license: first those that are served, then those that are here.
 ///
 /// # Errors
-/// When a model to be served has a name that none can have.
+/// When it cannot be written.
 pub fn list_models(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut rows = Vec::new();
     for known in catalog::known_models() {
         let id = &known.card.id;
         let configured = config.models.iter().find(|source| source.id == *id);
         let source = ModelSource { id: id.clone(), directory: None };
-        let (state, place) = match (&known.not_yet, located(config, configured.unwrap_or(&source))) {
-            (Some(reason), _) => ("not yet", reason.clone()),
-            (None, Some(found)) => (served(configured.is_some()), place(&found)),
-            (None, None) => {
-                (served(configured.is_some()), format!("not here: `fluxserve models download {id}` fetches it"))
-            }
+        let found = located(config, configured.unwrap_or(&source));
+        let state = State::of(configured.is_some(), found.is_some());
+        let (state, place) = match (known.not_yet, found) {
+            (Some(reason), _) => (State::NotYet, reason),
+            (None, Some(found)) => (state, place(&found)),
+            (None, None) => (state, format!("not here: `fluxserve models download {id}` downloads it")),
         };
-        rows.push((id.to_string(), state, known.licence.name, place));
+        rows.push((state, id.to_string(), known.licence.name, place));
     }
     for source in &config.models {
         if catalog::known_model(&source.id).is_none() {
             let found = located(config, source);
             let place = found.as_ref().map_or_else(|| "not here".to_owned(), place);
-            rows.push((source.id.to_string(), served(true), "-".to_owned(), place));
+            rows.push((State::Served, source.id.to_string(), "-".to_owned(), place));
         }
     }
-    for (id, state, licence, place) in rows {
+    rows.sort();
+    for (state, id, licence, place) in rows {
+        let state = state.word();
         writeln!(out, "{id:<36} {state:<8} {licence:<37} {place}")?;
     }
     Ok(())
-}
-
-fn served(is_served: bool) -> &'static str {
-    if is_served { "served" } else { "known" }
 }
 
 fn place(source: &ModelSource) -> String {
     source.directory.as_ref().map_or_else(|| "in the program".to_owned(), |directory| directory.display().to_string())
 }
 
-/// The catalog of the models that are to be served.
+/// Builds the catalog of the models that are served.
 pub(super) fn catalog_of(config: &Config, sources: &[ModelSource]) -> anyhow::Result<Catalog> {
     let catalog = Catalog::new(sources)?.with_precision(config.engine.precision);
     Ok(catalog.with_input_images_max(&config.max_input_images)?)
 }
 
-/// Writes what a checkpoint has and lacks, tensor by tensor, and whether its files are those of the hub. Large files are
-/// read for that only with `compares_all`.
+/// Writes which tensors a checkpoint has and lacks, and whether its files equal the hub's. Large files are verified only with
+/// `compares_all`.
 ///
 /// # Errors
 /// When the checkpoint is not complete.
@@ -93,39 +122,39 @@ pub fn check_model(
     writeln!(out, "{}: {inspection}", model.id)?;
     let mut damaged = 0;
     if let ModelFiles::Directory(folder) = &files {
-        writeln!(out, "  {}", licence(model, folder))?;
+        writeln!(out, "  {}", license(model, folder))?;
         damaged = compare(folder, compares_all, out)?;
     }
     if !inspection.is_sound() || damaged > 0 {
-        bail!("the checkpoint of `{}` is not usable{}", model.id, remedy(config, &model.id, &files));
+        bail!("the checkpoint of `{}` is not usable{}", model.id, hint(config, &model.id, &files));
     }
     Ok(())
 }
 
-/// Under what terms a folder's weights are.
-fn licence(model: &ModelSource, folder: &Path) -> String {
-    let is_licence = |name: &str| {
+/// The license of a folder's weights.
+fn license(model: &ModelSource, folder: &Path) -> String {
+    let is_license = |name: &str| {
         let upper = name.to_ascii_uppercase();
         upper.starts_with("LICENSE") || upper.starts_with("LICENCE")
     };
     let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
     let mut found: Vec<String> =
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_licence(name)).collect();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_license(name)).collect();
     found.sort();
     let known = catalog::known_model(&model.id).map(|known| known.licence);
     match (found.is_empty(), known) {
-        (false, Some(known)) => format!("licence: {} ({})", found.join(", "), known.name),
-        (false, None) => format!("licence: {}", found.join(", ")),
-        (true, Some(known)) => format!("licence: no file here; it is {}, {}", known.name, known.url),
-        (true, None) => "licence: no file here".to_owned(),
+        (false, Some(known)) => format!("license: {} ({})", found.join(", "), known.name),
+        (false, None) => format!("license: {}", found.join(", ")),
+        (true, Some(known)) => format!("license: no file here; it is {}, {}", known.name, known.url),
+        (true, None) => "license: no file here".to_owned(),
     }
 }
 
-/// Compares files with what the hub has, and says which are others; so many are.
+/// Verifies files, and writes which are damaged. Returns their number.
 fn compare(folder: &Path, compares_all: bool, out: &mut dyn Write) -> anyhow::Result<usize> {
     let known = known_files(folder);
     if known.is_empty() {
-        writeln!(out, "  checksums: none are known, since this folder did not come from the hub by way of its tools")?;
+        writeln!(out, "  checksums: unknown, because this folder was not downloaded from the hub")?;
         return Ok(0);
     }
     let is_small =
@@ -141,7 +170,7 @@ fn compare(folder: &Path, compares_all: bool, out: &mut dyn Write) -> anyhow::Re
             writeln!(out, "    {fault}")?;
         }
     }
-    let rest = if count < all { ", the large ones not: `--checksums` reads them, too" } else { "" };
+    let rest = if count < all { "; the large ones were not read, `--checksums` does that" } else { "" };
     writeln!(out, "  checksums: {} of {all} files equal the hub's{rest}", count - damaged)?;
     Ok(damaged)
 }
@@ -151,7 +180,7 @@ fn fault(file: &KnownFile) -> anyhow::Result<Option<String>> {
     let text = || {
         let (path, kind, content) = (&file.path, file.checksum.kind(), file.content.display());
         let (found, expected) = (found.digits(), file.checksum.digits());
-        format!("{path}: its {kind} is {found}, the hub's is {expected}: delete `{content}` and fetch it again")
+        format!("{path}: its {kind} is {found}, the hub's is {expected}: delete `{content}` and download it again")
     };
     Ok((found != file.checksum).then(text))
 }

@@ -14,7 +14,7 @@ use super::cluster::cluster_settings;
 use super::data_lock::DataLock;
 use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
-use super::hub::at_hand;
+use super::hub::local_models;
 use super::models::catalog_of;
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
 use super::taken_away::{LOOK_INTERVAL, files_taken_away};
@@ -66,7 +66,7 @@ async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow
     heap::bound_what_is_kept();
     open_files::make_room(config)?;
     let sources = tokio::select! {
-        sources = at_hand(config) => sources?,
+        sources = local_models(config) => sources?,
         // What has come of a model stays, and the next start goes on from there.
         () = shutdown.requested() => return Ok(()),
     };

@@ -1,4 +1,4 @@
-//! `fluxserve models`: fetch, list, check.
+//! `fluxserve models`: download, list, check.
 
 use std::io::{IsTerminal as _, Write};
 use std::path::PathBuf;
@@ -8,35 +8,35 @@ use clap::{Args, Subcommand};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
-use crate::app::{self, DownloadRequest, Downloaded, Progress, Told};
+use crate::app::{self, DownloadRequest, Downloaded, Progress, ProgressLines};
 use crate::config::Config;
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 
-/// Lines about a download that wait to be written. More are left out: the next one says more.
+/// Most progress lines that wait to be written. More are dropped: the next one says more.
 const LINES_WAITING_MAX: usize = 256;
 
 /// What to do with models.
 #[derive(Debug, Subcommand)]
 pub enum ModelsCommand {
-    /// Fetch a model from the hub, or what is missing of it
+    /// Download a model from the hub, or its missing files
     Download(DownloadModelArgs),
-    /// List the known models, their licences, and where their weights are
+    /// List the known models, their licenses, and where their weights are
     List,
-    /// Compare a checkpoint, tensor by tensor, with what its model needs
+    /// Check that a checkpoint has every tensor that its model needs
     Check(CheckModelArgs),
 }
 
 /// Options of `models download`.
 #[derive(Debug, Args)]
 pub struct DownloadModelArgs {
-    /// The model, as its repository is called: black-forest-labs/FLUX.1-dev
+    /// The model, named as its repository: black-forest-labs/FLUX.1-dev
     #[arg(value_name = "ID")]
     pub model: String,
     /// A branch, a tag or a commit [default: main]
     #[arg(long, value_name = "REV")]
     pub revision: Option<String>,
-    /// A folder of its own [default: the cache of Hugging Face's tools, HF_HOME]
+    /// Folder for the files [default: the cache of Hugging Face's tools, HF_HOME]
     #[arg(long, value_name = "DIR")]
     pub to: Option<PathBuf>,
 }
@@ -44,10 +44,10 @@ pub struct DownloadModelArgs {
 /// Options of `models check`.
 #[derive(Debug, Args)]
 pub struct CheckModelArgs {
-    /// The model, with the folder of its checkpoint in either published layout unless it was downloaded
+    /// The model, with the folder of its checkpoint (in either published layout) unless it was downloaded
     #[arg(value_name = "ID[=DIR]")]
     pub model: ModelSource,
-    /// Compare the large files with the hub's checksums, too: reads all of them
+    /// Verify the checksums of the large files, too, which reads all of them
     #[arg(long)]
     pub checksums: bool,
 }
@@ -85,9 +85,9 @@ async fn download(
         with_lines(config, request, notes).await?
     };
     let Downloaded { folder, commit, files, bytes_fetched } = downloaded;
-    let commit = commit.map_or_else(|| "as the cache has it".to_owned(), |commit| format!("commit {commit}"));
-    writeln!(notes, "{files} files, {commit}, {bytes_fetched} bytes fetched, checksums compared, tensors complete")?;
-    // Without options the model is found by its name.
+    let commit = commit.map_or_else(|| "as in the cache".to_owned(), |commit| format!("commit {commit}"));
+    writeln!(notes, "{files} files, {commit}, {bytes_fetched} bytes downloaded, checksums verified, tensors complete")?;
+    // Without options, `serve` finds the model by its name.
     let id = arguments.model;
     let is_found = arguments.to.is_none() && arguments.revision.is_none();
     let source = if is_found { id } else { format!("{id}={}", folder.display()) };
@@ -96,10 +96,10 @@ async fn download(
     Ok(())
 }
 
-/// Downloads, and writes now and then how far it is.
+/// Downloads, and writes lines of progress.
 async fn with_lines(config: &Config, request: DownloadRequest, notes: &mut dyn Write) -> anyhow::Result<Downloaded> {
     let (sender, mut lines) = mpsc::channel::<String>(LINES_WAITING_MAX);
-    let progress = Told::new(move |line: &str| drop(sender.try_send(line.to_owned())));
+    let progress = ProgressLines::new(move |line: &str| drop(sender.try_send(line.to_owned())));
     let mut download = std::pin::pin!(app::download_model(config, request, &progress));
     let outcome = loop {
         tokio::select! {
@@ -114,7 +114,7 @@ async fn with_lines(config: &Config, request: DownloadRequest, notes: &mut dyn W
     outcome
 }
 
-/// A bar for all, and one for each file that is being fetched.
+/// Progress bars: one for the download, and one for each file in transfer.
 struct Bars {
     all: ProgressBar,
     place: MultiProgress,
@@ -124,10 +124,10 @@ struct Bars {
 
 impl Bars {
     fn new() -> anyhow::Result<Self> {
-        let rest = "{binary_bytes:>11} of {binary_total_bytes:<11} {binary_bytes_per_sec:>13} {eta:>5} to go";
+        let rest = "{binary_bytes:>11} of {binary_total_bytes:<11} {binary_bytes_per_sec:>13} {eta:>5} left";
         let style = ProgressStyle::with_template(&format!("{{bar:24}} {rest}  {{msg}}"))?;
         let place = MultiProgress::new();
-        let all = place.add(ProgressBar::new(0).with_style(style.clone()).with_message("in all"));
+        let all = place.add(ProgressBar::new(0).with_style(style.clone()).with_message("total"));
         Ok(Self { all, place, files: std::sync::Mutex::default(), style })
     }
 
@@ -147,7 +147,7 @@ impl Progress for Bars {
     fn planned(&self, _: usize, bytes: u64, bytes_here: u64) {
         self.all.set_length(bytes);
         self.all.set_position(bytes_here);
-        // What was here before says nothing of the rate.
+        // Bytes from an earlier download do not count for the rate.
         self.all.reset_eta();
     }
 
@@ -178,7 +178,7 @@ impl Progress for Bars {
     }
 
     fn waiting(&self, reason: &str, wait: Duration) {
-        // Where nothing can be drawn, nothing can be said either.
-        drop(self.place.println(format!("{reason}; asking again in {} s", wait.as_secs_f64().ceil())));
+        // Without a terminal there is no place for the message either.
+        drop(self.place.println(format!("{reason}; retrying in {} s", wait.as_secs_f64().ceil())));
     }
 }

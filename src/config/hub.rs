@@ -1,30 +1,30 @@
-//! Where models are downloaded from, and where to. The variables are those of Hugging Face's own tools, so that one
-//! cache and one token serve them and this program alike.
+//! Where models are downloaded from, and where to. The variables are those of Hugging Face's own tools, so that all share
+//! one cache and one token.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use crate::domain::hub_token::HubToken;
 
-/// The hub that is asked where nothing names another.
+/// The default hub.
 pub const DEFAULT_HUB: &str = "https://huggingface.co";
 
 /// The hub of models.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HubConfig {
-    /// Whether a model that is to be served and is not here is downloaded first.
+    /// Whether missing models are downloaded before serving.
     pub download: bool,
-    /// Where it is: scheme, host, and where it has one a port and a path. Ends in no slash.
+    /// Scheme and host, with a port and a path if it has them. Without a slash at the end.
     pub endpoint: String,
-    /// Who asks. `None`: who [`HubConfig::token_file`] says, or nobody in particular.
+    /// `None`: the token in [`HubConfig::token_file`], or no token.
     pub token: Option<HubToken>,
-    /// A file with a token, which need not be there. `None`: no home folder is known.
+    /// A file with a token. It may be missing. `None`: no home folder is known.
     pub token_file: Option<PathBuf>,
     /// Folder of downloaded models. `None`: no home folder is known.
     pub cache_dir: Option<PathBuf>,
-    /// Whether the hub must not be asked for anything.
+    /// Whether requests to the hub are forbidden.
     pub is_offline: bool,
-    /// What stands between.
+    /// Proxies on the way to the hub.
     pub proxy: ProxyConfig,
 }
 
@@ -35,11 +35,11 @@ pub struct ProxyConfig {
     pub https: Option<ProxyUrl>,
     /// For plain http.
     pub http: Option<ProxyUrl>,
-    /// Hosts that are reached without one, separated by commas.
+    /// Hosts that are reached without a proxy, separated by commas.
     pub except: Option<String>,
 }
 
-/// A proxy's address. A password may stand in it, so it is not shown.
+/// A proxy's address. It may contain a password, so it is not shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ProxyUrl(String);
 

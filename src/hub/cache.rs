@@ -1,73 +1,78 @@
-//! The cache that Hugging Face's own tools share: `models--OWNER--NAME/{blobs,refs,snapshots}` below one folder. A blob is
-//! called by its checksum; a snapshot is a folder of links to blobs; a ref says which commit a branch stood at. Where a file
-//! system has no such links, a snapshot's files are the blobs themselves.
+//! The cache that Hugging Face's own tools share. Its layout is upstream's: `hf-hub` says where repositories, refs and
+//! snapshots are. A blob is named by its checksum; a snapshot is a folder of links to blobs; a ref holds the commit of a
+//! branch. On a file system without links, a snapshot's files are the blobs themselves.
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+
+use hf_hub::CacheRepo;
 
 use super::checksum::{Checksum, checksum_of};
 use super::listing::RemoteFile;
 use super::repository::{RepositoryId, Revision};
 use super::{FileSystem, HubError, HubSettings, folder};
 
-/// Where things are, or would be.
+/// A repository's part of the cache, at one revision.
 pub(super) struct Cache {
-    /// Of all repositories.
-    root: PathBuf,
-    repository: String,
+    upstream: CacheRepo,
+    revision: Revision,
+    /// The repository's folder.
+    folder: PathBuf,
+    /// Folder of its locks.
+    locks: PathBuf,
     file_system: FileSystem,
 }
 
 impl Cache {
-    /// `None`: nothing says where it is.
-    pub(super) fn of(settings: &HubSettings, repository: &RepositoryId) -> Option<Self> {
-        let (root, file_system) = (settings.cache_dir.clone()?, settings.file_system);
-        Some(Self { root, repository: repository.folder_name(), file_system })
+    /// `None` when no cache folder is configured.
+    pub(super) fn of(settings: &HubSettings, repository: &RepositoryId, revision: &Revision) -> Option<Self> {
+        let root = hf_hub::Cache::new(settings.cache_dir.clone()?);
+        let repo = repository.at(revision);
+        Some(Self {
+            folder: root.path().join(repo.folder_name()),
+            locks: root.path().join(".locks").join(repo.folder_name()),
+            upstream: root.repo(repo),
+            revision: revision.clone(),
+            file_system: settings.file_system,
+        })
     }
 
-    fn folder(&self) -> PathBuf {
-        self.root.join(&self.repository)
-    }
-
+    /// Upstream has this path as well, but only together with its HTTP client.
     pub(super) fn blob(&self, checksum: &Checksum) -> PathBuf {
-        self.folder().join("blobs").join(checksum.digits())
+        self.folder.join("blobs").join(checksum.digits())
     }
 
     pub(super) fn lock(&self, checksum: &Checksum) -> PathBuf {
-        self.root.join(".locks").join(&self.repository).join(format!("{}.lock", checksum.digits()))
+        self.locks.join(format!("{}.lock", checksum.digits()))
     }
 
     pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
-        self.folder().join("snapshots").join(commit)
+        self.upstream.pointer_path(commit)
     }
 
-    fn reference(&self, revision: &Revision) -> PathBuf {
-        self.folder().join("refs").join(revision.as_str())
-    }
-
-    /// The commit that a revision stood at when it was last fetched.
-    pub(super) fn commit(&self, revision: &Revision) -> Option<String> {
-        if revision.is_commit() {
-            return Some(revision.as_str().to_owned());
+    /// The snapshot of the revision when it was last fetched.
+    fn current_snapshot(&self) -> Option<PathBuf> {
+        if self.revision.is_commit() {
+            return Some(self.snapshot(self.revision.as_str()));
         }
-        let text = fs::read_to_string(self.reference(revision)).ok()?;
-        let commit: Revision = text.trim().parse().ok()?;
-        commit.is_commit().then(|| text.trim().to_owned())
+        // The folder itself, by way of the ref. A damaged ref would lead anywhere.
+        let found = self.upstream.get(".")?;
+        let commit: Revision = found.file_name()?.to_str()?.parse().ok()?;
+        let snapshot = self.snapshot(commit.as_str());
+        (commit.is_commit() && found == snapshot).then_some(snapshot)
     }
 
-    /// Notes the commit of a branch or tag.
-    pub(super) fn note(&self, revision: &Revision, commit: &str) -> Result<(), HubError> {
-        if revision.is_commit() {
+    /// Records the commit of a branch or tag.
+    pub(super) fn note(&self, commit: &str) -> Result<(), HubError> {
+        if self.revision.is_commit() {
             return Ok(());
         }
-        let path = self.reference(revision);
-        make_folder_of(&path)?;
-        fs::write(&path, commit).map_err(|error| HubError::file(path, error))
+        self.upstream.create_ref(commit).map_err(|error| HubError::file(self.folder.join("refs"), error))
     }
 
-    /// Whether a file is here: as a blob, which gets its name after it was compared, or in the snapshot itself, where links
-    /// cannot be made.
+    /// Whether a file is present: as a blob, which gets its name after its checksum was verified, or in the snapshot itself
+    /// on a file system without links.
     pub(super) fn has(&self, commit: &str, file: &RemoteFile) -> Result<bool, HubError> {
         let blob = self.blob(&file.checksum);
         if fs::metadata(&blob).is_ok_and(|found| found.is_file() && found.len() == file.bytes) {
@@ -81,7 +86,7 @@ impl Cache {
         if folder::noted(&snapshot, &file.path).as_ref() == Some(&file.checksum) {
             return Ok(true);
         }
-        // Somebody else has put it there.
+        // Another tool has put it there.
         let found = checksum_of(&place, &file.checksum).map_err(|error| HubError::file(&place, error))?;
         if found == file.checksum {
             folder::note(&snapshot, &file.path, commit, &file.checksum)?;
@@ -89,8 +94,8 @@ impl Cache {
         Ok(found == file.checksum)
     }
 
-    /// Makes a snapshot's file lead to its blob. Where the file system has no links that lead anywhere, it becomes the blob;
-    /// `is_last` says that no other file is to be made of that.
+    /// Links a snapshot's file to its blob. On a file system without symbolic links the file becomes the blob; `is_last`
+    /// says that no other file needs that blob.
     pub(super) fn link(&self, commit: &str, file: &RemoteFile, is_last: bool) -> Result<(), HubError> {
         let RemoteFile { path, bytes, checksum } = file;
         let (snapshot, blob) = (self.snapshot(commit), self.blob(checksum));
@@ -109,7 +114,7 @@ impl Cache {
         if (self.file_system.symbolic_link)(&target, &link).is_ok() {
             return Ok(());
         }
-        // As Python's tools do it, which find it in this place.
+        // As Python's tools do, so that they find it here.
         (self.file_system.hard_link)(&blob, &link)
             .or_else(|_| if is_last { fs::rename(&blob, &link) } else { fs::copy(&blob, &link).map(drop) })
             .map_err(|error| HubError::file(link, error))?;
@@ -117,19 +122,18 @@ impl Cache {
     }
 }
 
-/// Whether something is a file of so many bytes, and no link to one.
+/// Whether `path` is a file of this size, and not a link to one.
 fn is_plain_file(path: &Path, bytes: u64) -> bool {
     fs::symlink_metadata(path).is_ok_and(|found| found.is_file() && found.len() == bytes)
 }
 
-/// The folder of a repository's files at a revision, where the cache has one. Whether all files are there is not known.
+/// The folder of a repository's files at a revision, if the cache has one. It may be incomplete.
 pub fn cached(settings: &HubSettings, repository: &RepositoryId, revision: &Revision) -> Option<PathBuf> {
-    let cache = Cache::of(settings, repository)?;
-    let folder = cache.snapshot(&cache.commit(revision)?);
+    let folder = Cache::of(settings, repository, revision)?.current_snapshot()?;
     folder.is_dir().then_some(folder)
 }
 
-/// Makes the folder that a file is to stand in.
+/// Creates the parent folder of a file.
 pub(super) fn make_folder_of(path: &Path) -> Result<(), HubError> {
     match path.parent() {
         Some(folder) => fs::create_dir_all(folder).map_err(|error| HubError::file(folder, error)),
@@ -137,7 +141,8 @@ pub(super) fn make_folder_of(path: &Path) -> Result<(), HubError> {
     }
 }
 
-/// Takes what keeps two processes from writing one file. It is let go of with the value, however the process ends.
+/// Takes the lock that keeps two processes from writing one file. Dropping the value releases it, as does any end of the
+/// process.
 pub(super) fn lock(path: &str, lock: &Path, file_system: FileSystem) -> Result<File, HubError> {
     make_folder_of(lock)?;
     let file = File::options().create(true).append(true).open(lock).map_err(|error| HubError::file(lock, error))?;
@@ -145,5 +150,48 @@ pub(super) fn lock(path: &str, lock: &Path, file_system: FileSystem) -> Result<F
         Ok(()) => Ok(file),
         Err(fs::TryLockError::WouldBlock) => Err(HubError::Busy { path: path.to_owned(), lock: lock.to_owned() }),
         Err(fs::TryLockError::Error(source)) => Err(HubError::NoLocks { lock: lock.to_owned(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::{Patience, Proxy};
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    #[test]
+    fn a_ref_leads_to_its_snapshot_and_a_damaged_one_nowhere() {
+        let home = tempfile::tempdir().expect("a folder");
+        let root = home.path().join("hub");
+        let settings = HubSettings {
+            endpoint: "http://hub.invalid".to_owned(),
+            token: None,
+            token_file: None,
+            cache_dir: Some(root.clone()),
+            is_offline: true,
+            proxy: Proxy::default(),
+            patience: Patience::default(),
+            file_system: FileSystem::default(),
+        };
+        let repository: RepositoryId = "owner/name".parse().expect("an id");
+        let snapshots = root.join("models--owner--name/snapshots");
+        for folder in [COMMIT, "main"] {
+            fs::create_dir_all(snapshots.join(folder)).expect("made");
+        }
+        let revision: Revision = "refs/pr/7".parse().expect("a revision");
+        let cache = Cache::of(&settings, &repository, &revision).expect("a cache");
+        assert_eq!(cached(&settings, &repository, &revision), None);
+        cache.note(COMMIT).expect("written");
+        let reference = root.join("models--owner--name/refs/refs/pr/7");
+        assert_eq!(fs::read_to_string(&reference).expect("a ref"), COMMIT);
+        assert_eq!(cached(&settings, &repository, &revision), Some(snapshots.join(COMMIT)));
+        assert_eq!(cached(&settings, &repository, &COMMIT.parse().expect("a commit")), Some(snapshots.join(COMMIT)));
+        // Cut off by a crash, not a commit, and leading out of the cache.
+        for damaged in ["", "main", &format!("../../{COMMIT}"), home.path().to_str().expect("text")] {
+            fs::create_dir_all(snapshots.join(damaged)).expect("made");
+            fs::write(&reference, damaged).expect("written");
+            assert_eq!(cached(&settings, &repository, &revision), None, "{damaged:?}");
+        }
     }
 }

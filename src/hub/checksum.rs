@@ -1,4 +1,4 @@
-//! Checksums as the hub lists them: SHA-256 for large files, and for all others what git calls the file.
+//! Checksums as the hub lists them: SHA-256 for large files, and git's blob hash for all others.
 
 use std::fmt::{self, Write as _};
 use std::fs::File;
@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 use sha1::Sha1;
 use sha2::{Digest as _, Sha256};
 
-/// Read at a time while a file is compared.
+/// Bytes that are read at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// A file's checksum, in small hexadecimal digits.
+/// A file's checksum, in lower-case hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Checksum {
     /// Of the content.
     Sha256(String),
-    /// SHA-1 of the content with git's head before it, which holds the length.
+    /// SHA-1 of git's header, which holds the length, and the content.
     GitBlob(String),
 }
 
 impl Checksum {
-    /// A checksum by its length, which is how the cache's files are called. `None` for other names.
+    /// Parses a checksum, as the cache names its files; the length tells which kind. `None` for other names.
     pub fn of_name(name: &str) -> Option<Self> {
         let is_hex = name.bytes().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
         match name.len() {
@@ -39,7 +39,7 @@ impl Checksum {
         }
     }
 
-    /// What its kind is called.
+    /// Name of the kind.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Sha256(_) => "SHA-256",
@@ -54,14 +54,14 @@ impl fmt::Display for Checksum {
     }
 }
 
-/// A checksum that is being computed.
+/// Incremental computation of a checksum.
 pub(super) enum Hasher {
     Sha256(Sha256),
     GitBlob(Sha1),
 }
 
 impl Hasher {
-    /// One that ends in a checksum of the same kind as `like`, for a file of so many bytes.
+    /// Starts a checksum of the same kind as `like`, of a file of `bytes` bytes.
     pub(super) fn new(like: &Checksum, bytes: u64) -> Self {
         match like {
             Checksum::Sha256(_) => Self::Sha256(Sha256::new()),
@@ -87,7 +87,7 @@ impl Hasher {
         }
     }
 
-    /// Adds all that a file holds from where it stands.
+    /// Adds a file's content from its current position on.
     pub(super) fn read(&mut self, file: &mut File) -> io::Result<u64> {
         let mut chunk = vec![0; CHUNK_BYTES];
         let mut read = 0;
@@ -110,7 +110,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The checksum of a file's content, of the same kind as `like`. Blocks for as long as reading takes.
+/// Computes a file's checksum, of the same kind as `like`. Blocks while it reads.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kinds_are_those_of_others() {
+    fn both_kinds_equal_those_of_other_tools() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("hello");
         std::fs::write(&path, "hello\n").expect("written");

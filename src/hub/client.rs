@@ -1,4 +1,4 @@
-//! Asks the hub, by hand where it matters: the token goes to the hub and to nobody else, whomever an answer points to.
+//! Requests to the hub. Follows redirects itself: the token goes to the hub and to no other host.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,46 +12,46 @@ use super::repository::{RepositoryId, Revision};
 use super::{HubError, HubSettings, Patience, Progress};
 use crate::domain::hub_token::{HUB_TOKEN_BYTES_MAX, HubToken};
 
-/// Most answers in a row that point elsewhere.
+/// Most redirects in a row.
 const REDIRECTS_MAX: usize = 8;
-/// Most of an error's words that is repeated.
+/// Longest part of the hub's error message that is repeated.
 const SAID_CHARS_MAX: usize = 300;
-/// Most rests in a row, also where a hub wants none that takes time.
-const RESTS_MAX: u32 = 30;
-/// What is waited where a hub that is asked too often does not say how long.
+/// Most rate-limit pauses in a row, including those of zero seconds.
+const RATE_LIMIT_PAUSES_MAX: u32 = 30;
+/// Pause when a rate-limited answer does not say how long.
 const RATE_LIMIT_WAIT: Duration = Duration::from_secs(30);
 
-/// Who asks.
-struct Asker {
+/// The token, and its origin.
+struct Credential {
     token: HubToken,
-    /// Where the token comes from, in words.
+    /// Origin of the token, for messages.
     place: String,
 }
 
-/// The hub, as one repository is fetched from it.
+/// HTTP client of the hub.
 pub(super) struct Client<'a> {
     http: reqwest::Client,
     endpoint: Url,
-    asker: Option<Asker>,
-    /// Where a token would be looked for, in words.
+    credential: Option<Credential>,
+    /// Where a token is looked for, for messages.
     token_file: String,
     pub(super) patience: Patience,
     progress: &'a dyn Progress,
 }
 
-/// What is asked for, for messages.
-pub(super) struct Wanted<'a> {
+/// Target of a request, for messages.
+pub(super) struct RequestTarget<'a> {
     pub(super) repository: &'a RepositoryId,
     pub(super) revision: &'a Revision,
     /// `None`: the listing.
     pub(super) path: Option<&'a str>,
 }
 
-/// What an answer means for the one who asked.
+/// Meaning of an answer.
 enum Verdict {
     Good(Response),
-    Elsewhere(Url),
-    /// Worth another attempt after a while.
+    Redirect(Url),
+    /// Worth another attempt after a pause.
     Later {
         wait: Option<Duration>,
         error: HubError,
@@ -68,7 +68,7 @@ impl<'a> Client<'a> {
             .connect_timeout(settings.patience.connect)
             .read_timeout(settings.patience.read)
             .tls_backend_preconfigured(tls(endpoint.scheme() == "https")?)
-            // What the environment says of proxies has been read already, by who reads the environment.
+            // The configuration has read the environment's proxies already.
             .no_proxy();
         let except = || settings.proxy.except.as_deref().and_then(NoProxy::from_string);
         if let Some(url) = &settings.proxy.https {
@@ -82,29 +82,36 @@ impl<'a> Client<'a> {
             .token_file
             .as_ref()
             .map_or_else(|| "HF_HOME/token".to_owned(), |path| format!("`{}`", path.display()));
-        Ok(Self { http, endpoint, asker: asker(settings)?, token_file, patience: settings.patience, progress })
+        Ok(Self {
+            http,
+            endpoint,
+            credential: credential(settings)?,
+            token_file,
+            patience: settings.patience,
+            progress,
+        })
     }
 
-    /// Whom we ask, for messages.
+    /// The hub's host, for messages.
     pub(super) fn host(&self) -> String {
         host_of(&self.endpoint)
     }
 
-    /// A repository's listing at a revision, as JSON of at most `bytes_max` bytes.
+    /// Requests a repository's listing at a revision: JSON of at most `bytes_max` bytes.
     pub(super) async fn revision(
         &self,
         repository: &RepositoryId,
         revision: &Revision,
         bytes_max: usize,
     ) -> Result<Vec<u8>, HubError> {
-        let [owner, name] = repository.segments();
-        let mut url = self.url(&["api", "models", owner, name, "revision", revision.as_str()]);
+        let segments = ["api", "models"].into_iter().chain(repository.segments());
+        let mut url = self.url(segments.chain(["revision", revision.as_str()]));
         url.set_query(Some("blobs=true"));
-        let wanted = Wanted { repository, revision, path: None };
+        let target = RequestTarget { repository, revision, path: None };
         let mut tries = 0;
         loop {
-            let mut answer = self.get(&url, 0, &wanted).await?;
-            match whole_body(&mut answer, bytes_max).await {
+            let mut answer = self.get(&url, 0, &target).await?;
+            match read_body(&mut answer, bytes_max).await {
                 Ok(Some(body)) => return Ok(body),
                 Ok(None) => {
                     let reason = format!("its listing is longer than {bytes_max} bytes");
@@ -121,14 +128,11 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// The rest of a file at a commit from byte `start` on, or all of it where the hub does not do ranges: the number
-    /// says where the answer's body begins.
-    pub(super) async fn file(&self, wanted: &Wanted<'_>, start: u64) -> Result<(u64, Response), HubError> {
-        let [owner, name] = wanted.repository.segments();
-        let path = wanted.path.unwrap_or_default();
-        let mut segments = vec![owner, name, "resolve", wanted.revision.as_str()];
-        segments.extend(path.split('/'));
-        let answer = self.get(&self.url(&segments), start, wanted).await?;
+    /// Requests a file at a commit from byte `start` on. Returns where the body begins: at 0 if the hub ignores ranges.
+    pub(super) async fn file(&self, target: &RequestTarget<'_>, start: u64) -> Result<(u64, Response), HubError> {
+        let path = target.path.unwrap_or_default();
+        let segments = target.repository.segments().chain(["resolve", target.revision.as_str()]);
+        let answer = self.get(&self.url(segments.chain(path.split('/'))), start, target).await?;
         if answer.status() != StatusCode::PARTIAL_CONTENT {
             return Ok((0, answer));
         }
@@ -137,13 +141,13 @@ impl<'a> Client<'a> {
         match begins_at {
             Some(begins_at) if begins_at == start => Ok((start, answer)),
             _ => {
-                let reason = format!("it was asked for `{path}` from byte {start} on and sends another part");
+                let reason = format!("a request for `{path}` from byte {start} on returned another range");
                 Err(HubError::Malformed { host: host_of(answer.url()), reason })
             }
         }
     }
 
-    fn url(&self, segments: &[&str]) -> Url {
+    fn url<'s>(&self, segments: impl Iterator<Item = &'s str>) -> Url {
         let mut url = self.endpoint.clone();
         // An endpoint with a scheme and a host always has segments.
         if let Ok(mut path) = url.path_segments_mut() {
@@ -152,17 +156,17 @@ impl<'a> Client<'a> {
         url
     }
 
-    /// Asks until there is an answer to read, or no sense in asking on.
-    async fn get(&self, first: &Url, start: u64, wanted: &Wanted<'_>) -> Result<Response, HubError> {
+    /// Repeats a request until it succeeds or another attempt would not help.
+    async fn get(&self, first: &Url, start: u64, target: &RequestTarget<'_>) -> Result<Response, HubError> {
         let (mut url, mut redirects, mut tries) = (first.clone(), 0, 0);
-        let mut rested = Duration::ZERO;
+        let mut paused = Duration::ZERO;
         loop {
-            let (wait, error) = match self.ask(&url, start, wanted).await? {
+            let (wait, error) = match self.ask(&url, start, target).await? {
                 Verdict::Good(answer) => return Ok(answer),
-                Verdict::Elsewhere(next) => {
+                Verdict::Redirect(next) => {
                     redirects += 1;
                     if redirects > REDIRECTS_MAX {
-                        let reason = format!("it points elsewhere more than {REDIRECTS_MAX} times in a row");
+                        let reason = format!("it redirects more than {REDIRECTS_MAX} times in a row");
                         return Err(HubError::Malformed { host: host_of(&url), reason });
                     }
                     url = next;
@@ -170,17 +174,17 @@ impl<'a> Client<'a> {
                 }
                 Verdict::Later { wait, error } => (wait, error),
             };
-            // A signed address does not last for ever.
+            // A signed address expires.
             (url, redirects) = (first.clone(), 0);
             tries += 1;
             let (error, patience) = (error.with_tries(tries), self.patience);
             match wait {
                 Some(wait) => {
-                    rested += wait;
-                    if rested > patience.rate_limit_wait_max || tries >= RESTS_MAX {
+                    paused += wait;
+                    if paused > patience.rate_limit_wait_max || tries >= RATE_LIMIT_PAUSES_MAX {
                         return Err(error);
                     }
-                    self.progress.waiting("the hub is asked too often and wants a rest", wait);
+                    self.progress.waiting("the hub limits the rate of requests", wait);
                     tokio::time::sleep(wait).await;
                 }
                 None if tries >= patience.tries_max => return Err(error),
@@ -189,17 +193,17 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Waits a while, the longer the more attempts have brought nothing.
+    /// Waits; each attempt in a row that brings nothing doubles the pause.
     pub(super) async fn pause(&self, tries: u32, reason: &str) {
         let wait = self.patience.pause * 2_u32.saturating_pow(tries.saturating_sub(1).min(6));
         self.progress.waiting(reason, wait);
         tokio::time::sleep(wait).await;
     }
 
-    async fn ask(&self, url: &Url, start: u64, wanted: &Wanted<'_>) -> Result<Verdict, HubError> {
+    async fn ask(&self, url: &Url, start: u64, target: &RequestTarget<'_>) -> Result<Verdict, HubError> {
         let mut request = self.http.get(url.clone());
-        if let Some(asker) = self.asker.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
-            let mut value = HeaderValue::from_str(&format!("Bearer {}", asker.token.reveal()))
+        if let Some(credential) = self.credential.as_ref().filter(|_| url.origin() == self.endpoint.origin()) {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", credential.token.reveal()))
                 .map_err(|error| HubError::Client(error.to_string()))?;
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
@@ -208,7 +212,7 @@ impl<'a> Client<'a> {
             request = request.header(RANGE, format!("bytes={start}-"));
         }
         match request.send().await {
-            Ok(answer) => self.judge(answer, wanted),
+            Ok(answer) => self.judge(answer, target),
             Err(error) => {
                 let error = HubError::Unreachable { host: host_of(url), reason: reason_of(&error) };
                 Ok(Verdict::Later { wait: None, error })
@@ -216,13 +220,13 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn judge(&self, answer: Response, wanted: &Wanted<'_>) -> Result<Verdict, HubError> {
+    fn judge(&self, answer: Response, target: &RequestTarget<'_>) -> Result<Verdict, HubError> {
         let (status, headers) = (answer.status(), answer.headers());
         if status.is_success() {
             return Ok(Verdict::Good(answer));
         }
         if status.is_redirection() {
-            return elsewhere(answer.url(), headers).map(Verdict::Elsewhere);
+            return redirect_target(answer.url(), headers).map(Verdict::Redirect);
         }
         match status {
             StatusCode::TOO_MANY_REQUESTS => {
@@ -231,22 +235,22 @@ impl<'a> Client<'a> {
                 Ok(Verdict::Later { wait: Some(wait), error })
             }
             status if status.is_server_error() || status == StatusCode::REQUEST_TIMEOUT => {
-                Ok(Verdict::Later { wait: None, error: other(status, headers, wanted) })
+                Ok(Verdict::Later { wait: None, error: other(status, headers, target) })
             }
-            _ => Err(self.refusal(status, headers, wanted)),
+            _ => Err(self.refusal(status, headers, target)),
         }
     }
 
-    /// What a status means that another attempt would not change.
-    fn refusal(&self, status: StatusCode, headers: &HeaderMap, wanted: &Wanted<'_>) -> HubError {
-        let (repository, revision) = (wanted.repository.to_string(), wanted.revision.to_string());
+    /// The error of a status that another attempt would not change.
+    fn refusal(&self, status: StatusCode, headers: &HeaderMap, target: &RequestTarget<'_>) -> HubError {
+        let (repository, revision) = (target.repository.to_string(), target.revision.to_string());
         let code = headers.get("x-error-code").and_then(|value| value.to_str().ok()).unwrap_or_default();
         let hub = self.host();
         let page = |rest: &str| format!("{}/{repository}{rest}", self.endpoint.as_str().trim_end_matches('/'));
         let tokens_page = format!("{}/settings/tokens", self.endpoint.as_str().trim_end_matches('/'));
         let token_file = self.token_file.clone();
         let said = said(headers);
-        let token_place = self.asker.as_ref().map(|asker| asker.place.clone());
+        let token_place = self.credential.as_ref().map(|credential| credential.place.clone());
         match (status, code, token_place) {
             (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, "GatedRepo", None) => {
                 HubError::GatedWithoutToken { page: page(""), repository, tokens_page, token_file }
@@ -254,21 +258,21 @@ impl<'a> Client<'a> {
             (StatusCode::FORBIDDEN, "GatedRepo", Some(token_place)) => {
                 HubError::GatedNotAccepted { page: page(""), repository, token_place, said }
             }
-            // The hub hides private repositories behind this status from those who may see others.
+            // The hub hides private repositories behind this status.
             (StatusCode::UNAUTHORIZED, "RepoNotFound", Some(_)) => HubError::NoRepository { repository, hub },
             (StatusCode::UNAUTHORIZED, _, Some(token_place)) => {
                 HubError::TokenRefused { token_place, tokens_page, said }
             }
             (StatusCode::UNAUTHORIZED, _, None) => HubError::NotThereOrPrivate { repository, hub, token_file },
-            (StatusCode::FORBIDDEN, _, _) => HubError::Forbidden { what: what(wanted), said },
+            (StatusCode::FORBIDDEN, _, _) => HubError::Forbidden { what: what(target), said },
             (StatusCode::NOT_FOUND, "RevisionNotFound", _) => {
                 HubError::NoRevision { page: page("/refs"), repository, revision }
             }
-            (StatusCode::NOT_FOUND, code, _) => match wanted.path {
+            (StatusCode::NOT_FOUND, code, _) => match target.path {
                 Some(path) if code != "RepoNotFound" => HubError::NoFile { repository, path: path.to_owned() },
                 _ => HubError::NoRepository { repository, hub },
             },
-            _ => other(status, headers, wanted),
+            _ => other(status, headers, target),
         }
     }
 }
@@ -282,22 +286,22 @@ impl HubError {
     }
 }
 
-fn what(wanted: &Wanted) -> String {
-    wanted.path.map_or_else(|| wanted.repository.to_string(), |path| format!("{}/{path}", wanted.repository))
+fn what(target: &RequestTarget) -> String {
+    target.path.map_or_else(|| target.repository.to_string(), |path| format!("{}/{path}", target.repository))
 }
 
-fn other(status: StatusCode, headers: &HeaderMap, wanted: &Wanted) -> HubError {
-    HubError::Status { status: status.as_u16(), what: what(wanted), tries: 1, said: said(headers) }
+fn other(status: StatusCode, headers: &HeaderMap, target: &RequestTarget) -> HubError {
+    HubError::Status { status: status.as_u16(), what: what(target), tries: 1, said: said(headers) }
 }
 
-/// What a hub says of a refusal, to be hung on a message.
+/// The hub's own error message, to append to ours.
 fn said(headers: &HeaderMap) -> String {
     let text = headers.get("x-error-message").and_then(|value| value.to_str().ok()).unwrap_or_default();
     let text: String = text.chars().filter(|letter| !letter.is_control()).take(SAID_CHARS_MAX).collect();
     if text.is_empty() { text } else { format!(" (the hub says: {text})") }
 }
 
-/// How long a hub wants to be left alone: in seconds, or as the `t` of its `RateLimit`.
+/// Pause that the hub asks for: `Retry-After` in seconds, or the `t` of its `RateLimit`.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let seconds = text(RETRY_AFTER.as_str()).or_else(|| {
@@ -307,15 +311,15 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     seconds?.trim().parse().map(Duration::from_secs).ok()
 }
 
-/// Where an answer points to: by http or https, and not from https down to http.
-fn elsewhere(from: &Url, headers: &HeaderMap) -> Result<Url, HubError> {
+/// Target of a redirect: http or https, and not from https to http.
+fn redirect_target(from: &Url, headers: &HeaderMap) -> Result<Url, HubError> {
     let malformed = |reason: &str| HubError::Malformed { host: host_of(from), reason: reason.to_owned() };
     let location = headers.get(LOCATION).and_then(|value| value.to_str().ok());
-    let location = location.ok_or_else(|| malformed("it points elsewhere without saying where"))?;
-    let url = from.join(location).map_err(|_| malformed("it points to no address"))?;
+    let location = location.ok_or_else(|| malformed("it redirects without a location"))?;
+    let url = from.join(location).map_err(|_| malformed("it redirects to an invalid address"))?;
     match (from.scheme(), url.scheme()) {
         (_, "https") | ("http", "http") => Ok(url),
-        _ => Err(malformed("it points to an address that is less safe than its own")),
+        _ => Err(malformed("it redirects from https to another scheme")),
     }
 }
 
@@ -324,20 +328,20 @@ fn host_of(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-/// The innermost cause: what is around it repeats the address, in which a signature may stand.
+/// The innermost cause. The outer ones repeat the address, which may contain a signature.
 pub(super) fn reason_of(error: &reqwest::Error) -> String {
     if error.is_timeout() {
-        return "nothing came for too long".to_owned();
+        return "timed out".to_owned();
     }
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    if cause.downcast_ref::<reqwest::Error>().is_some() { "no more is known".to_owned() } else { cause.to_string() }
+    if cause.downcast_ref::<reqwest::Error>().is_some() { "unknown cause".to_owned() } else { cause.to_string() }
 }
 
-/// A body of at most `bytes_max` bytes; `None` for a longer one.
-async fn whole_body(answer: &mut Response, bytes_max: usize) -> reqwest::Result<Option<Vec<u8>>> {
+/// Reads a body of at most `bytes_max` bytes; `None` for a longer one.
+async fn read_body(answer: &mut Response, bytes_max: usize) -> reqwest::Result<Option<Vec<u8>>> {
     let mut body = Vec::new();
     while let Some(chunk) = answer.chunk().await? {
         if body.len() + chunk.len() > bytes_max {
@@ -348,9 +352,9 @@ async fn whole_body(answer: &mut Response, bytes_max: usize) -> reqwest::Result<
     Ok(Some(body))
 }
 
-fn asker(settings: &HubSettings) -> Result<Option<Asker>, HubError> {
+fn credential(settings: &HubSettings) -> Result<Option<Credential>, HubError> {
     if let Some(token) = &settings.token {
-        return Ok(Some(Asker { token: token.clone(), place: "HF_TOKEN".to_owned() }));
+        return Ok(Some(Credential { token: token.clone(), place: "HF_TOKEN".to_owned() }));
     }
     let Some(path) = &settings.token_file else { return Ok(None) };
     let unfit = |reason: String| HubError::TokenFile { path: path.clone(), reason };
@@ -365,11 +369,11 @@ fn asker(settings: &HubSettings) -> Result<Option<Asker>, HubError> {
         return Ok(None);
     }
     let token = text.parse().map_err(|error: crate::domain::hub_token::UnfitToken| unfit(error.to_string()))?;
-    Ok(Some(Asker { token, place: format!("`{}`", path.display()) }))
+    Ok(Some(Credential { token, place: format!("`{}`", path.display()) }))
 }
 
-/// Certificates are judged as this machine judges them. Where it has no authorities to judge by, only plain http is left,
-/// which a hub on the same machine may speak.
+/// TLS that verifies certificates as this machine does. On a machine without certificate authorities only plain http is left,
+/// which a hub on the same machine may use.
 fn tls(is_needed: bool) -> Result<ClientConfig, HubError> {
     let provider = Arc::new(ring::default_provider());
     let unusable = |error: tokio_rustls::rustls::Error| HubError::Client(format!("https: {error}"));

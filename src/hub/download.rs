@@ -1,4 +1,4 @@
-//! A whole repository: what is missing, whether there is room for it, and several files at a time.
+//! Download of a repository: finds what is missing, checks the free space, and transfers several files at a time.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,32 +15,32 @@ use super::repository::{RepositoryId, Revision};
 use super::transfer::{Route, Transfer};
 use super::{HubError, HubSettings, Progress};
 
-/// Files that are fetched at one time.
+/// Files that are downloaded at the same time.
 const FILES_AT_ONCE: usize = 4;
-/// What is left free on the disk.
+/// Free space that a download leaves on the disk.
 const ROOM_LEFT_BYTES: u64 = 64 << 20;
 
-/// What is to be fetched.
+/// A download to make.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// From where.
+    /// The repository.
     pub repository: RepositoryId,
-    /// Which state of it.
+    /// Its revision.
     pub revision: Revision,
-    /// A folder of one's own. `None`: the cache.
+    /// The target folder. `None`: the cache.
     pub folder: Option<PathBuf>,
 }
 
-/// What was fetched.
+/// Result of a download.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Downloaded {
-    /// The folder with the files in it.
+    /// The folder of the files.
     pub folder: PathBuf,
-    /// The commit they are from. `None`: the hub was not to be asked.
+    /// Their commit. `None`: requests to the hub are forbidden.
     pub commit: Option<String>,
-    /// Files of the repository that are there now.
+    /// Number of the repository's files in the folder.
     pub files: usize,
-    /// Bytes that were fetched this time.
+    /// Bytes that were downloaded this time.
     pub bytes_fetched: u64,
 }
 
@@ -54,7 +54,10 @@ impl Place {
     fn of(settings: &HubSettings, request: &Request) -> Result<Self, HubError> {
         match &request.folder {
             Some(folder) => Ok(Self::Folder(folder.clone())),
-            None => Cache::of(settings, &request.repository).map(Self::Cache).ok_or(HubError::NoCache),
+            None => {
+                let cache = Cache::of(settings, &request.repository, &request.revision);
+                cache.map(Self::Cache).ok_or(HubError::NoCache)
+            }
         }
     }
 
@@ -76,8 +79,7 @@ impl Place {
         }
     }
 
-    /// Whether a file is in its place already. In a folder anybody may have changed a file, and without a note nothing is
-    /// known of it.
+    /// Whether a file is in its place already. A file without metadata is read: in a folder of the user's it may have changed.
     fn has(&self, transfer: &Transfer, commit: &str) -> Result<bool, HubError> {
         let RemoteFile { path, bytes, checksum } = &transfer.file;
         let folder = match self {
@@ -97,8 +99,8 @@ impl Place {
         Ok(found == *checksum)
     }
 
-    /// Makes files be found, now that all are there.
-    fn publish(&self, listing: &Listing, revision: &Revision) -> Result<PathBuf, HubError> {
+    /// Makes the complete download visible.
+    fn publish(&self, listing: &Listing) -> Result<PathBuf, HubError> {
         match self {
             Self::Folder(folder) => Ok(folder.clone()),
             Self::Cache(cache) => {
@@ -106,16 +108,16 @@ impl Place {
                     let is_last = listing.files[index + 1..].iter().all(|other| other.checksum != file.checksum);
                     cache.link(&listing.commit, file, is_last)?;
                 }
-                // Last, so that a branch leads to a whole snapshot only.
-                cache.note(revision, &listing.commit)?;
+                // Last, so that a branch leads to a complete snapshot only.
+                cache.note(&listing.commit)?;
                 Ok(cache.snapshot(&listing.commit))
             }
         }
     }
 }
 
-/// Fetches what a pipeline needs of a repository, as far as it is not here, and compares each file with its checksum.
-/// Dropping the future ends it; the next one goes on from there.
+/// Downloads the missing files that a pipeline needs of a repository, and verifies their checksums. Dropping the future stops
+/// the download; the next one resumes it.
 ///
 /// # Errors
 /// See [`HubError`].
@@ -131,10 +133,10 @@ pub async fn download(
     let client = Client::new(settings, progress)?;
     let listing = Listing::ask(&client, &request.repository, &request.revision).await?;
     let files: Vec<RemoteFile> = listing.files.clone();
-    let (here, missing) = look(&place, files, &listing.commit)?;
+    let (here, missing) = split_missing(&place, files, &listing.commit)?;
     let fetched = missing.iter().map(|transfer| transfer.file.bytes - transfer.bytes_here()).sum();
     let all: u64 = here + missing.iter().map(|transfer| transfer.file.bytes).sum::<u64>();
-    make_room(fetched, missing.first())?;
+    check_free_space(fetched, missing.first())?;
     progress.planned(listing.files.len(), all, all - fetched);
     let commit: Revision = listing.commit.parse()?;
     let (repository, file_system) = (&request.repository, settings.file_system);
@@ -146,14 +148,14 @@ pub async fn download(
             folder::note(folder, &transfer.file.path, &listing.commit, &transfer.file.checksum)?;
         }
     }
-    let folder = place.publish(&listing, &request.revision)?;
+    let folder = place.publish(&listing)?;
     let files = listing.files.len();
     Ok(Downloaded { folder, commit: Some(listing.commit), files, bytes_fetched: fetched })
 }
 
-/// Bytes that are in their places already, and what is to be fetched: each place once, largest first, so that the end is
-/// not one large file alone.
-fn look(place: &Place, files: Vec<RemoteFile>, commit: &str) -> Result<(u64, Vec<Transfer>), HubError> {
+/// Counts the bytes that are in place already, and lists the missing files: each target once, and the largest first, so that
+/// the last transfer is not one large file alone.
+fn split_missing(place: &Place, files: Vec<RemoteFile>, commit: &str) -> Result<(u64, Vec<Transfer>), HubError> {
     let mut here = 0;
     let mut missing = BTreeMap::new();
     for file in files {
@@ -169,8 +171,8 @@ fn look(place: &Place, files: Vec<RemoteFile>, commit: &str) -> Result<(u64, Vec
     Ok((here, missing))
 }
 
-/// Refuses to begin what cannot be ended.
-fn make_room(needed: u64, first: Option<&Transfer>) -> Result<(), HubError> {
+/// Fails if the download does not fit on the disk.
+fn check_free_space(needed: u64, first: Option<&Transfer>) -> Result<(), HubError> {
     let Some(first) = first else { return Ok(()) };
     super::cache::make_folder_of(&first.partial)?;
     let place = first.partial.parent().unwrap_or(Path::new("."));

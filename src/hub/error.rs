@@ -1,4 +1,4 @@
-//! Why something of the hub is not here: one variant for each thing that somebody can do about it.
+//! Errors of downloads: one variant for each thing that a user can do about it.
 
 use std::io;
 use std::path::PathBuf;
@@ -9,117 +9,117 @@ fn gibibytes(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / GIBIBYTE)
 }
 
-/// Why a repository or one of its files could not be had.
+/// Why a repository or one of its files is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum HubError {
-    /// A text that names no repository.
-    #[error("`{0}` is no repository of the hub: those are called OWNER/NAME, like black-forest-labs/FLUX.1-dev")]
+    /// Not the name of a repository.
+    #[error("`{0}` is no repository of the hub: write OWNER/NAME, like black-forest-labs/FLUX.1-dev")]
     NotARepository(String),
-    /// A text that names no revision.
+    /// Not the name of a revision.
     #[error("`{0}` is no revision: name a branch, a tag or a commit")]
     NotARevision(String),
-    /// There is no folder to put anything in.
-    #[error("no folder for downloads is known: set HF_HOME, or name one with --to")]
+    /// No cache folder is configured.
+    #[error("no folder for downloads is configured: set HF_HOME, or name one with --to")]
     NoCache,
-    /// The hub must not be asked.
-    #[error("`{repository}` is not whole in the cache `{}`, and HF_HUB_OFFLINE keeps the hub from being asked: unset it, or name the model's folder, `{repository}=DIR`", cache.display())]
+    /// Requests to the hub are forbidden.
+    #[error("`{repository}` is not in the cache `{}`, and HF_HUB_OFFLINE forbids asking the hub: unset it, or name the model's folder, `{repository}=DIR`", cache.display())]
     Offline {
-        /// What was wanted.
+        /// The repository.
         repository: String,
-        /// Where it is not.
+        /// The cache folder.
         cache: PathBuf,
     },
     /// 401 from a gated repository, and no token was sent.
     #[error(
-        "`{repository}` is given only to those who accept its licence: sign in at {page} and accept it there, make a token at {tokens_page}, and put it into the environment variable HF_TOKEN or the file {token_file}"
+        "`{repository}` is available only to accounts that accepted its license: sign in at {page} and accept it there, make a token at {tokens_page}, and put it into the environment variable HF_TOKEN or the file {token_file}"
     )]
     GatedWithoutToken {
-        /// What was wanted.
+        /// The repository.
         repository: String,
-        /// Where its licence is accepted.
+        /// Page where its license is accepted.
         page: String,
-        /// Where tokens are made.
+        /// Page where tokens are made.
         tokens_page: String,
         /// Where a token is looked for.
         token_file: String,
     },
-    /// 403 from a gated repository: the token is good, its account may not.
+    /// 403 from a gated repository: the token is valid, its account has no access.
     #[error(
-        "the account of the token in {token_place} has not been let in to `{repository}`: accept its licence at {page}, signed in to that account, and try again{said}"
+        "the account of the token in {token_place} has no access to `{repository}`: accept its license at {page}, signed in with that account, and try again{said}"
     )]
     GatedNotAccepted {
-        /// What was wanted.
+        /// The repository.
         repository: String,
-        /// Where the token comes from.
+        /// Origin of the token.
         token_place: String,
-        /// Where its licence is accepted.
+        /// Page where its license is accepted.
         page: String,
-        /// What the hub says, with a separator before it, or nothing.
+        /// The hub's own message, with a separator before it, or empty.
         said: String,
     },
     /// 401, although a token was sent.
-    #[error("the hub does not take the token in {token_place}: make a new one at {tokens_page}{said}")]
+    #[error("the hub rejects the token in {token_place}: make a new one at {tokens_page}{said}")]
     TokenRefused {
-        /// Where the token comes from.
+        /// Origin of the token.
         token_place: String,
-        /// Where tokens are made.
+        /// Page where tokens are made.
         tokens_page: String,
-        /// What the hub says, with a separator before it, or nothing.
+        /// The hub's own message, with a separator before it, or empty.
         said: String,
     },
-    /// 401 without a token: the hub does not say which of two it is.
+    /// 401 without a token: the repository is missing or private.
     #[error(
-        "there is no repository `{repository}` on {hub}, or it is a private one: look for a slip in its name; for a private one put a token into HF_TOKEN or the file {token_file}"
+        "there is no repository `{repository}` on {hub}, or it is private: check its name; for a private repository put a token into HF_TOKEN or the file {token_file}"
     )]
     NotThereOrPrivate {
-        /// What was wanted.
+        /// The repository.
         repository: String,
-        /// Who was asked.
+        /// The host.
         hub: String,
         /// Where a token is looked for.
         token_file: String,
     },
-    /// 403 that has nothing to do with a licence.
-    #[error("the hub refuses `{what}`: a token of another kind may be needed, with the right to read it{said}")]
+    /// 403 for another reason than a license.
+    #[error("the hub refuses `{what}`: use a token with the right to read it{said}")]
     Forbidden {
-        /// What was wanted.
+        /// The repository or file.
         what: String,
-        /// What the hub says, with a separator before it, or nothing.
+        /// The hub's own message, with a separator before it, or empty.
         said: String,
     },
     /// 404 for the repository.
-    #[error("there is no repository `{repository}` on {hub}: look for a slip in its name")]
+    #[error("there is no repository `{repository}` on {hub}: check its name")]
     NoRepository {
-        /// What was wanted.
+        /// The repository.
         repository: String,
-        /// Who was asked.
+        /// The host.
         hub: String,
     },
     /// 404 for the revision.
     #[error("`{repository}` has no revision `{revision}`: its branches and tags are at {page}")]
     NoRevision {
-        /// What was wanted.
+        /// The repository.
         repository: String,
-        /// What was wanted of it.
+        /// The missing revision.
         revision: String,
-        /// Where the revisions are listed.
+        /// Page that lists the revisions.
         page: String,
     },
     /// 404 for a file that the listing names.
-    #[error("`{repository}` lists the file `{path}` and does not have it: try again, or another --revision")]
+    #[error("`{repository}` lists the file `{path}` but does not have it: try again, or name another --revision")]
     NoFile {
-        /// What was wanted.
+        /// The repository.
         repository: String,
         /// The file.
         path: String,
     },
-    /// 429 for longer than is waited.
+    /// 429, with a longer pause than the client waits.
     #[error(
-        "the hub is asked too often from here and wants {} more seconds of rest: try again after that; with a token in HF_TOKEN it takes more",
+        "the hub limits the rate of requests from here: try again in {} seconds; with a token in HF_TOKEN the limit is higher",
         wait_seconds
     )]
     RateLimited {
-        /// What it asked for last.
+        /// The pause that the hub asked for last.
         wait_seconds: u64,
     },
     /// Another status.
@@ -127,70 +127,70 @@ pub enum HubError {
     Status {
         /// The status.
         status: u16,
-        /// What was wanted.
+        /// The repository or file.
         what: String,
-        /// So often.
+        /// Number of attempts.
         tries: u32,
-        /// What the hub says, with a separator before it, or nothing.
+        /// The hub's own message, with a separator before it, or empty.
         said: String,
     },
     /// No connection at all.
     #[error("{host} cannot be reached: {reason}; HTTPS_PROXY names a proxy, HF_ENDPOINT another hub")]
     Unreachable {
-        /// Who was asked.
+        /// The host.
         host: String,
         /// What the system says.
         reason: String,
     },
-    /// The connection ends again and again before the file does.
+    /// The connection broke off too often.
     #[error(
-        "the connection broke off {tries} times in a row, with {received} of {bytes} bytes of `{path}` here: {reason}; the same command goes on from there"
+        "the connection broke off {tries} times in a row, with {received} of {bytes} bytes of `{path}` here: {reason}; run the same command again to resume"
     )]
     Cut {
         /// The file.
         path: String,
-        /// So much is here.
+        /// Bytes that are present.
         received: u64,
-        /// So much there is.
+        /// Bytes of the file.
         bytes: u64,
-        /// So often, without a byte in between.
+        /// Number of attempts in a row without a byte.
         tries: u32,
         /// What the system says.
         reason: String,
     },
-    /// What came is not what the hub lists.
+    /// The content does not match the listed checksum.
     #[error(
-        "`{path}` came damaged: its {kind} is {found}, and the hub lists {expected}; it is deleted, the same command fetches it again"
+        "`{path}` arrived damaged and was deleted: its {kind} is {found}, the hub lists {expected}; run the same command to download it again"
     )]
     Damaged {
         /// The file.
         path: String,
-        /// Which checksum.
+        /// Kind of checksum.
         kind: &'static str,
-        /// What the hub lists.
+        /// The listed checksum.
         expected: String,
-        /// What came.
+        /// The content's checksum.
         found: String,
     },
-    /// Too little room, found out before anything is fetched.
+    /// Too little free space, found before the first transfer.
     #[error(
-        "{} are to be fetched and {} are free in `{}`: make room, or name another place with --to or HF_HOME", gibibytes(*needed), gibibytes(*free), place.display()
+        "the download needs {} and {} are free in `{}`: free some space, or choose another folder with --to or HF_HOME", gibibytes(*needed), gibibytes(*free), place.display()
     )]
     NoRoom {
-        /// Bytes to be fetched.
+        /// Bytes to download.
         needed: u64,
-        /// Bytes that are free.
+        /// Free bytes.
         free: u64,
-        /// Where.
+        /// The folder.
         place: PathBuf,
     },
-    /// The disk has filled up meanwhile.
-    #[error("the disk is full at `{}`: make room; the same command goes on from here", path.display())]
+    /// The disk filled up during the download.
+    #[error("the disk is full at `{}`: free some space and run the same command to resume", path.display())]
     DiskFull {
         /// The file that was being written.
         path: PathBuf,
     },
-    /// Something of the file system.
+    /// An error of the file system.
     #[error("`{}`: {source}", path.display())]
     File {
         /// The file or folder.
@@ -198,55 +198,55 @@ pub enum HubError {
         /// What the system says.
         source: io::Error,
     },
-    /// The file system has no locks. Found out before anything is fetched.
+    /// The file system has no locks. Found before the first transfer.
     #[error(
-        "`{}` cannot be locked ({source}), and without locks two processes may write one file: name a folder of another file system with HF_HUB_CACHE, or with --to", lock.display()
+        "`{}` cannot be locked ({source}), and without locks two processes could write one file: choose a folder on another file system with HF_HUB_CACHE or --to", lock.display()
     )]
     NoLocks {
-        /// The file that was to be locked.
+        /// The lock file.
         lock: PathBuf,
         /// What the system says.
         source: io::Error,
     },
-    /// Another process is at it.
-    #[error("another process is fetching `{path}` (it holds `{}`): wait for it, or end it", lock.display())]
+    /// Another process downloads the file.
+    #[error("another process is downloading `{path}` (it holds `{}`): wait for it, or stop it", lock.display())]
     Busy {
         /// The file.
         path: String,
-        /// What says so.
+        /// The lock file.
         lock: PathBuf,
     },
-    /// The repository is something else than a pipeline in diffusers' folders.
-    #[error("`{repository}` has no {missing}: only repositories with diffusers' folders can be fetched")]
+    /// The repository is not a pipeline in diffusers' layout.
+    #[error("`{repository}` has no {missing}: only repositories in diffusers' layout can be downloaded")]
     NotAPipeline {
-        /// What was wanted.
+        /// The repository.
         repository: String,
-        /// What it lacks.
+        /// The missing part.
         missing: String,
     },
-    /// An answer that is none.
-    #[error("{host} does not answer as a hub does: {reason}")]
+    /// An invalid answer.
+    #[error("{host} does not answer like a hub: {reason}")]
     Malformed {
-        /// Who was asked.
+        /// The host.
         host: String,
         /// What is wrong.
         reason: String,
     },
     /// The client could not be made.
-    #[error("asking the hub is not possible: {0}")]
+    #[error("requests to the hub are not possible: {0}")]
     Client(String),
-    /// A token's file that holds none.
+    /// A token file without a valid token.
     #[error("the file `{}`: {reason}", path.display())]
     TokenFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it. Does not repeat what stands there.
+        /// What is wrong. Does not repeat the content.
         reason: String,
     },
 }
 
 impl HubError {
-    /// What the file system says of `path`.
+    /// An error of the file system at `path`.
     pub(super) fn file(path: impl Into<PathBuf>, source: io::Error) -> Self {
         let path = path.into();
         match source.kind() {
@@ -261,9 +261,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_disk_that_is_full_has_its_own_words() {
+    fn a_full_disk_has_its_own_message() {
         let full = HubError::file("/models/blob", io::ErrorKind::StorageFull.into()).to_string();
-        assert!(full.starts_with("the disk is full at `/models/blob`") && full.contains("goes on"), "{full}");
+        assert!(full.starts_with("the disk is full at `/models/blob`") && full.contains("resume"), "{full}");
         let other = HubError::file("/models/blob", io::ErrorKind::PermissionDenied.into()).to_string();
         assert!(other.starts_with("`/models/blob`: permission denied"), "{other}");
     }

@@ -1,19 +1,18 @@
-//! What a download wants of a file system that some do not have: locks, and links. Shares, FAT and exFAT, and much of what
-//! FUSE mounts lack one or the other.
+//! Locks and links, which a download needs and some file systems lack: network shares, FAT and exFAT, many FUSE mounts.
 
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 
-/// The ways to locks and links: the system's, unless others are wanted.
+/// Functions that make locks and links. Tests replace the system's.
 #[derive(Clone, Copy)]
 pub struct FileSystem {
-    /// Takes the lock of a file, if nobody else has it.
+    /// Takes the lock of a file, unless another process has it.
     pub try_lock: fn(&File) -> Result<(), TryLockError>,
-    /// Has the second path lead to the first.
+    /// Makes the second path a symbolic link to the first.
     pub symbolic_link: fn(&Path, &Path) -> io::Result<()>,
-    /// Gives the file at the first path the second one as well.
+    /// Makes the second path another name of the file at the first.
     pub hard_link: fn(&Path, &Path) -> io::Result<()>,
 }
 
@@ -38,7 +37,7 @@ fn symbolic_link(target: &Path, link: &Path) -> io::Result<()> {
     std::os::unix::fs::symlink(target, link)
 }
 
-/// They need rights there that few have.
+/// On other systems they need rights that few users have.
 #[cfg(not(unix))]
 fn symbolic_link(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())

@@ -1,5 +1,5 @@
-//! What is known of files that came from the hub: from the names of the cache's blobs, or from the notes that lie beside
-//! files in a folder of one's own, in the form of Hugging Face's own tools.
+//! Known checksums of downloaded files: from the names of the cache's blobs, or from the metadata files that Hugging Face's
+//! own tools write into a folder of the user's choice.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,9 +10,9 @@ use super::HubError;
 use super::cache::make_folder_of;
 use super::checksum::Checksum;
 
-/// Where notes lie inside a folder.
+/// Where metadata files are inside a folder.
 const NOTES: &str = ".cache/huggingface/download";
-/// Folders that are looked into, one below the other: a pipeline has one level.
+/// Levels of folders that are searched; a pipeline has one.
 const DEPTH_MAX: usize = 3;
 /// Most files that are looked at.
 const FILES_MAX: usize = 20_000;
@@ -24,11 +24,11 @@ pub struct KnownFile {
     pub path: String,
     /// What it should be.
     pub checksum: Checksum,
-    /// Where its content really lies: what to delete where it is damaged.
+    /// The file that holds the content, and that is deleted if it is damaged.
     pub content: PathBuf,
 }
 
-/// The files of a folder whose checksums are known, ordered by path; none for a folder that did not come from the hub.
+/// Lists the files of a folder whose checksums are known, ordered by path. Empty for a folder that did not come from the hub.
 pub fn known_files(folder: &Path) -> Vec<KnownFile> {
     let mut found = BTreeMap::new();
     look(folder, "", DEPTH_MAX, &mut found);
@@ -62,13 +62,13 @@ fn note_of(folder: &Path, path: &str) -> PathBuf {
     folder.join(NOTES).join(format!("{path}.metadata"))
 }
 
-/// What a note says of a file: the commit, and the checksum, and when.
+/// Reads a file's checksum from its metadata: lines with the commit, the checksum and the time.
 pub(super) fn noted(folder: &Path, path: &str) -> Option<Checksum> {
     let text = fs::read_to_string(note_of(folder, path)).ok()?;
     Checksum::of_name(text.lines().nth(1)?.trim())
 }
 
-/// Notes what a file in a folder of one's own is.
+/// Writes a file's metadata.
 pub(super) fn note(folder: &Path, path: &str, commit: &str, checksum: &Checksum) -> Result<(), HubError> {
     let file = note_of(folder, path);
     make_folder_of(&file)?;
@@ -77,7 +77,7 @@ pub(super) fn note(folder: &Path, path: &str, commit: &str, checksum: &Checksum)
     fs::write(&file, text).map_err(|error| HubError::file(file, error))
 }
 
-/// Where a file's parts and its lock lie while it is being fetched into a folder of one's own.
+/// Path of a file's incomplete content or lock during a download into a folder of the user's choice.
 pub(super) fn beside(folder: &Path, path: &str, ending: &str) -> PathBuf {
     folder.join(NOTES).join(format!("{path}.{ending}"))
 }

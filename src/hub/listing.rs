@@ -1,4 +1,4 @@
-//! What a repository holds at one commit, and which of it a pipeline needs: one layout, not both.
+//! A repository's files at one commit, and those that a pipeline needs: one layout, not both.
 
 use serde::Deserialize;
 
@@ -8,7 +8,7 @@ use super::{HubError, client::Client};
 
 /// Longest listing that is read.
 const LISTING_BYTES_MAX: usize = 16 << 20;
-/// Most files that are believed.
+/// Most files that a listing may have.
 const FILES_MAX: usize = 20_000;
 
 /// A repository at one commit.
@@ -16,7 +16,7 @@ const FILES_MAX: usize = 20_000;
 pub(super) struct Listing {
     /// The commit.
     pub(super) commit: String,
-    /// What a pipeline needs of it, ordered by path.
+    /// The files that a pipeline needs, ordered by path.
     pub(super) files: Vec<RemoteFile>,
 }
 
@@ -52,7 +52,7 @@ struct LargeFile {
 }
 
 impl Listing {
-    /// Asks the hub.
+    /// Requests the listing from the hub.
     pub(super) async fn ask(client: &Client<'_>, id: &RepositoryId, revision: &Revision) -> Result<Self, HubError> {
         let body = client.revision(id, revision, LISTING_BYTES_MAX).await?;
         let malformed = |reason: String| HubError::Malformed { host: client.host(), reason };
@@ -60,15 +60,18 @@ impl Listing {
             serde_json::from_slice(&body).map_err(|error| malformed(format!("its listing: {error}")))?;
         let commit: Revision = answer.sha.parse()?;
         if !commit.is_commit() || answer.siblings.len() > FILES_MAX {
-            return Err(malformed("its listing names no commit, or too many files".to_owned()));
+            return Err(malformed("its listing names no commit or too many files".to_owned()));
         }
         let mut files = Vec::new();
-        for sibling in answer.siblings.into_iter().filter(|sibling| is_wanted(&sibling.rfilename)) {
+        for sibling in answer.siblings.into_iter().filter(|sibling| is_needed(&sibling.rfilename)) {
             let path = sibling.rfilename.clone();
-            files.push(remote_file(sibling).ok_or_else(|| malformed(format!("no size and checksum of `{path}`")))?);
+            files.push(
+                remote_file(sibling)
+                    .ok_or_else(|| malformed(format!("its listing has no size and checksum of `{path}`")))?,
+            );
         }
         files.sort_by(|left, right| left.path.cmp(&right.path));
-        without_second_form(&mut files);
+        drop_redundant_shards(&mut files);
         match missing_part(&files) {
             Some(missing) => Err(HubError::NotAPipeline { repository: id.to_string(), missing: missing.to_owned() }),
             None => Ok(Self { commit: answer.sha, files }),
@@ -92,10 +95,10 @@ const NETWORKS: [(&str, &str); 4] = [
     ("vae", "diffusion_pytorch_model"),
 ];
 
-/// Whether a pipeline needs a file. What is wanted has at most one folder in its path, and so leads nowhere else.
-fn is_wanted(path: &str) -> bool {
+/// Whether a pipeline needs a file. Such a path has at most one folder, so it cannot lead out of the target folder.
+fn is_needed(path: &str) -> bool {
     let Some((folder, name)) = path.split_once('/') else {
-        return path == "model_index.json" || is_licence(path);
+        return path == "model_index.json" || is_license(path);
     };
     let is_plain = name.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter));
     if !is_plain || name.starts_with('.') {
@@ -112,14 +115,14 @@ fn is_wanted(path: &str) -> bool {
     network.is_some_and(|(_, stem)| name == "config.json" || is_weights(name, stem))
 }
 
-/// Whether a file at the top is the model's licence.
-fn is_licence(name: &str) -> bool {
+/// Whether a file at the top level is the model's license.
+fn is_license(name: &str) -> bool {
     let upper = name.to_ascii_uppercase();
     let is_plain = name.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter));
     is_plain && ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"].iter().any(|beginning| upper.starts_with(beginning))
 }
 
-/// `STEM.safetensors`, its shards and their index; no other precision, which has a word of its own in its name.
+/// `STEM.safetensors`, its shards and their index. Files of another precision have an infix such as `.fp16` and do not count.
 fn is_weights(name: &str, stem: &str) -> bool {
     let Some(rest) = name.strip_prefix(stem) else { return false };
     let shard = || {
@@ -129,9 +132,9 @@ fn is_weights(name: &str, stem: &str) -> bool {
     matches!(rest, ".safetensors" | ".safetensors.index.json") || shard().unwrap_or(false)
 }
 
-/// Leaves out the shards of a network that is there in one file as well: the one file is what is read.
-fn without_second_form(files: &mut Vec<RemoteFile>) {
-    let whole: Vec<String> = NETWORKS
+/// Removes the shards of a network that the repository also has as one file: the loader reads that file.
+fn drop_redundant_shards(files: &mut Vec<RemoteFile>) {
+    let single: Vec<String> = NETWORKS
         .iter()
         .map(|(folder, stem)| format!("{folder}/{stem}"))
         .filter(|stem| files.iter().any(|file| file.path == format!("{stem}.safetensors")))
@@ -142,11 +145,11 @@ fn without_second_form(files: &mut Vec<RemoteFile>) {
                 .strip_prefix(stem.as_str())
                 .is_some_and(|rest| rest.starts_with('-') || rest.ends_with(".index.json"))
         };
-        !whole.iter().any(second)
+        !single.iter().any(second)
     });
 }
 
-/// What a pipeline cannot do without, if it is not there.
+/// The first required part of a pipeline that is missing.
 fn missing_part(files: &[RemoteFile]) -> Option<&'static str> {
     let has = |beginning: &str, ending: &str| {
         files.iter().any(|file| file.path.starts_with(beginning) && file.path.ends_with(ending))
@@ -168,7 +171,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_layout_is_wanted_and_the_licence() {
+    fn one_layout_and_the_license_are_needed() {
         for path in [
             "model_index.json",
             "LICENSE.md",
@@ -180,7 +183,7 @@ mod tests {
             "transformer/diffusion_pytorch_model.safetensors.index.json",
             "vae/config.json",
         ] {
-            assert!(is_wanted(path), "{path}");
+            assert!(is_needed(path), "{path}");
         }
         for path in [
             "flux1-dev.safetensors",
@@ -198,12 +201,12 @@ mod tests {
             "LICENSE/../../x",
             "/etc/passwd",
         ] {
-            assert!(!is_wanted(path), "{path}");
+            assert!(!is_needed(path), "{path}");
         }
     }
 
     #[test]
-    fn of_two_forms_the_one_that_is_read_is_fetched() {
+    fn shards_are_not_downloaded_beside_the_same_network_in_one_file() {
         let checksum = Checksum::of_name(&"0".repeat(64)).expect("a checksum");
         let file = |path: &str| RemoteFile { path: path.into(), bytes: 1, checksum: checksum.clone() };
         let mut files: Vec<_> = [
@@ -214,7 +217,7 @@ mod tests {
         ]
         .map(file)
         .to_vec();
-        without_second_form(&mut files);
+        drop_redundant_shards(&mut files);
         let paths: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
         let expected = [
             "vae/diffusion_pytorch_model.safetensors",

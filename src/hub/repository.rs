@@ -1,40 +1,39 @@
-//! Names of repositories and revisions, held to what can stand in an address and in the name of a folder.
+//! Names of repositories and revisions, restricted to what is safe in an address and in the name of a folder.
 
 use std::fmt;
 use std::str::FromStr;
+
+use hf_hub::{Repo, RepoType};
 
 use super::HubError;
 
 /// Longest name that the hub gives a repository or its owner.
 const NAME_CHARS_MAX: usize = 96;
-/// Longest name of a branch or tag that is believed.
+/// Longest accepted name of a branch or tag.
 const REVISION_CHARS_MAX: usize = 200;
 /// Digits of a commit's name.
 const COMMIT_DIGITS: usize = 40;
 
 /// A repository on the hub: `black-forest-labs/FLUX.1-dev`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RepositoryId {
-    owner: String,
-    name: String,
-}
+pub struct RepositoryId(String);
 
 impl RepositoryId {
-    /// The name of its folder in the cache.
-    pub(super) fn folder_name(&self) -> String {
-        format!("models--{}--{}", self.owner, self.name)
+    /// The repository at a revision, in upstream's terms.
+    pub(super) fn at(&self, revision: &Revision) -> Repo {
+        Repo::with_revision(self.0.clone(), RepoType::Model, revision.to_string())
     }
 
     /// Owner and name.
-    pub(super) fn segments(&self) -> [&str; 2] {
-        [&self.owner, &self.name]
+    pub(super) fn segments(&self) -> impl Iterator<Item = &str> {
+        self.0.split('/')
     }
 }
 
 fn is_name(text: &str) -> bool {
     let is_known = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
     let is_edge = |letter: char| letter == '.' || letter == '-';
-    // Two hyphens separate owner and name in the cache.
+    // The cache separates owner and name with two hyphens.
     (1..=NAME_CHARS_MAX).contains(&text.len())
         && text.chars().all(is_known)
         && !text.starts_with(is_edge)
@@ -48,9 +47,7 @@ impl FromStr for RepositoryId {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once('/') {
-            Some((owner, name)) if is_name(owner) && is_name(name) => {
-                Ok(Self { owner: owner.to_owned(), name: name.to_owned() })
-            }
+            Some((owner, name)) if is_name(owner) && is_name(name) => Ok(Self(text.to_owned())),
             _ => Err(HubError::NotARepository(text.to_owned())),
         }
     }
@@ -58,7 +55,7 @@ impl FromStr for RepositoryId {
 
 impl fmt::Display for RepositoryId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.owner, self.name)
+        f.write_str(&self.0)
     }
 }
 
@@ -67,7 +64,7 @@ impl fmt::Display for RepositoryId {
 pub struct Revision(String);
 
 impl Revision {
-    /// Whether it is a commit, and so always the same files.
+    /// Whether this is a commit, whose files never change.
     pub(super) fn is_commit(&self) -> bool {
         self.0.len() == COMMIT_DIGITS && self.0.bytes().all(|digit| digit.is_ascii_hexdigit())
     }
@@ -112,9 +109,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn names_that_are_unsafe_in_a_path_are_refused() {
         let id: RepositoryId = "black-forest-labs/FLUX.1-dev".parse().expect("a name");
-        assert_eq!(id.folder_name(), "models--black-forest-labs--FLUX.1-dev");
+        assert_eq!(id.at(&Revision::default()).folder_name(), "models--black-forest-labs--FLUX.1-dev");
         for text in ["", "FLUX.1-dev", "a/b/c", "../etc", "a/..", "a/b--c", "-a/b", "a b/c", "a/b?x", "/a", "a/"] {
             assert!(text.parse::<RepositoryId>().is_err(), "{text:?}");
         }

@@ -1,4 +1,4 @@
-//! One file, from the hub to the disk: goes on from what is here, and takes its place only when its checksum is right.
+//! Download of one file: resumes from the bytes that are present, and gives the file its name only when its checksum is right.
 
 use std::io::{self, Seek as _, SeekFrom};
 use std::path::PathBuf;
@@ -9,26 +9,26 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::cache::{lock, make_folder_of};
 use super::checksum::Hasher;
-use super::client::{Client, Wanted, reason_of};
+use super::client::{Client, RequestTarget, reason_of};
 use super::listing::RemoteFile;
 use super::repository::{RepositoryId, Revision};
 use super::{FileSystem, HubError, Progress};
 
-/// A file to be fetched, and where it goes.
+/// A file to download, and where it goes.
 pub(super) struct Transfer {
     pub(super) file: RemoteFile,
-    /// Its place when it is whole.
+    /// Its path when it is complete.
     pub(super) target: PathBuf,
-    /// Where it grows.
+    /// Its path while it is incomplete.
     pub(super) partial: PathBuf,
-    /// What keeps others away meanwhile.
+    /// File whose lock keeps other processes away.
     pub(super) lock: PathBuf,
-    /// Whether whatever stands in its place is it, because its place is called by its checksum.
+    /// Whether `target` is named by the checksum, so that a file under that name must be this one.
     pub(super) is_place_named_by_checksum: bool,
 }
 
 impl Transfer {
-    /// So much of it is here already.
+    /// Number of bytes that are present already.
     pub(super) fn bytes_here(&self) -> u64 {
         let found = std::fs::metadata(&self.partial).map_or(0, |found| found.len());
         if found > self.file.bytes { 0 } else { found }
@@ -45,7 +45,7 @@ pub(super) struct Route<'a> {
     pub(super) file_system: FileSystem,
 }
 
-/// What has been written, and its checksum so far.
+/// A file that is being written, and its checksum so far.
 struct Growing {
     file: File,
     hasher: Hasher,
@@ -53,12 +53,12 @@ struct Growing {
 }
 
 impl Route<'_> {
-    /// Fetches a file whole.
+    /// Downloads a file.
     pub(super) async fn fetch(&self, transfer: Transfer) -> Result<Transfer, HubError> {
         let path = &transfer.file.path;
         let _lock = lock(path, &transfer.lock, self.file_system)?;
         if transfer.is_place_named_by_checksum && transfer.target.exists() {
-            // Another process was at it until just now.
+            // Another process has just finished it.
             self.progress.begun(path, transfer.file.bytes, transfer.file.bytes);
             self.progress.received(path, transfer.file.bytes);
             self.progress.ended(path);
@@ -70,8 +70,8 @@ impl Route<'_> {
         let mut tries = 0;
         while growing.bytes < transfer.file.bytes {
             let before = growing.bytes;
-            let Err(reason) = self.go_on(&transfer, &mut growing).await? else { break };
-            // Whatever comes is a reason to go on.
+            let Err(reason) = self.receive_once(&transfer, &mut growing).await? else { break };
+            // Any progress starts the count again.
             tries = if growing.bytes > before { 1 } else { tries + 1 };
             if tries >= self.client.patience.tries_max {
                 let (received, bytes) = (growing.bytes, transfer.file.bytes);
@@ -84,15 +84,15 @@ impl Route<'_> {
         Ok(transfer)
     }
 
-    /// One answer's worth. The inner error is a connection that broke off.
-    async fn go_on(&self, transfer: &Transfer, growing: &mut Growing) -> Result<Result<(), String>, HubError> {
+    /// Receives one answer. The inner error is a connection that broke off.
+    async fn receive_once(&self, transfer: &Transfer, growing: &mut Growing) -> Result<Result<(), String>, HubError> {
         let RemoteFile { path, bytes, .. } = &transfer.file;
-        let wanted = Wanted { repository: self.repository, revision: self.revision, path: Some(path) };
-        let (begins_at, answer) = self.client.file(&wanted, growing.bytes).await?;
+        let target = RequestTarget { repository: self.repository, revision: self.revision, path: Some(path) };
+        let (begins_at, answer) = self.client.file(&target, growing.bytes).await?;
         if begins_at != growing.bytes {
-            // A hub that does no ranges sends all of it again.
+            // A hub without range requests sends the complete file again.
             self.progress.lost(path, growing.bytes);
-            begin_anew(transfer, growing).await.map_err(|error| HubError::file(&transfer.partial, error))?;
+            start_again(transfer, growing).await.map_err(|error| HubError::file(&transfer.partial, error))?;
         }
         let outcome = self.receive(transfer, growing, answer).await?;
         let written = growing.file.flush().await;
@@ -117,7 +117,7 @@ impl Route<'_> {
                 Ok(None) => return Ok(Ok(())),
                 Err(error) => return Ok(Err(reason_of(&error))),
             };
-            // Of what is too long no more is taken than shows that it is damaged.
+            // One byte too many shows that the file is damaged; more are not read.
             let left = usize::try_from((bytes + 1).saturating_sub(growing.bytes)).unwrap_or(usize::MAX);
             let chunk = &chunk[..chunk.len().min(left)];
             let written = growing.file.write_all(chunk).await;
@@ -132,16 +132,16 @@ impl Route<'_> {
     }
 }
 
-/// Opens the file that grows, at its end, with the checksum of what is there.
+/// Opens the incomplete file at its end, with the checksum of its bytes so far.
 async fn open(transfer: &Transfer) -> Result<Growing, HubError> {
     make_folder_of(&transfer.partial)?;
-    let (partial, whole, like) = (transfer.partial.clone(), transfer.file.bytes, transfer.file.checksum.clone());
+    let (partial, bytes_total, like) = (transfer.partial.clone(), transfer.file.bytes, transfer.file.checksum.clone());
     let reading = tokio::task::spawn_blocking(move || -> io::Result<Growing> {
         let mut file = std::fs::File::options().create(true).truncate(false).read(true).write(true).open(&partial)?;
-        if file.metadata()?.len() > whole {
+        if file.metadata()?.len() > bytes_total {
             file.set_len(0)?;
         }
-        let mut hasher = Hasher::new(&like, whole);
+        let mut hasher = Hasher::new(&like, bytes_total);
         let bytes = hasher.read(&mut file)?;
         file.seek(SeekFrom::Start(bytes))?;
         Ok(Growing { file: File::from_std(file), hasher, bytes })
@@ -150,7 +150,7 @@ async fn open(transfer: &Transfer) -> Result<Growing, HubError> {
     opened.map_err(|error| HubError::file(&transfer.partial, error))
 }
 
-async fn begin_anew(transfer: &Transfer, growing: &mut Growing) -> io::Result<()> {
+async fn start_again(transfer: &Transfer, growing: &mut Growing) -> io::Result<()> {
     growing.file.set_len(0).await?;
     tokio::io::AsyncSeekExt::rewind(&mut growing.file).await?;
     growing.hasher = Hasher::new(&transfer.file.checksum, transfer.file.bytes);
@@ -158,7 +158,7 @@ async fn begin_anew(transfer: &Transfer, growing: &mut Growing) -> io::Result<()
     Ok(())
 }
 
-/// Compares what has come, and puts it in its place or away.
+/// Verifies the checksum, and gives the file its name or deletes it.
 async fn settle(transfer: &Transfer, growing: Growing) -> Result<(), HubError> {
     let Transfer { file, target, partial, .. } = transfer;
     growing.file.sync_all().await.map_err(|error| HubError::file(partial, error))?;

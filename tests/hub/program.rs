@@ -1,5 +1,5 @@
-//! The same from the command line: one command from nothing to an image, and what the others say of a model that came
-//! from a hub.
+//! The same from the command line: one command from nothing to an image, and what other commands say about a downloaded
+//! model.
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ impl Machine {
     }
 }
 
-/// A process that dies with the test.
+/// A process that ends with the test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -73,12 +73,12 @@ fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 }
 
 #[test]
-fn one_command_fetches_compares_serves_and_draws() {
+fn one_command_downloads_verifies_serves_and_generates() {
     let machine = Machine::new();
     let data = machine.path("data");
     let serve = ["serve", "--listen", "127.0.0.1:0", "--device", "cpu", "--model", ID];
     let serve = [&serve[..], &["--data-dir", data.to_str().expect("text")]].concat();
-    // Without being asked to it fetches nothing, and says which command does.
+    // Without `--download` it only names the command that downloads.
     let (is_done, _, errors) = machine.run(&serve);
     assert!(!is_done && errors.contains(&format!("`fluxserve models download {ID}`")), "{errors}");
     assert!(machine.hub.seen().is_empty() && !machine.path("home").exists());
@@ -106,9 +106,9 @@ fn one_command_fetches_compares_serves_and_draws() {
     assert!(lines.any(|line| line.starts_with(&format!("{ID} is ready"))));
     drop(again);
 
-    // For all others, too, the cache is enough.
+    // The cache is enough for the other commands, too.
     let (is_done, out, errors) = machine.run(&["models", "check", ID]);
-    assert!(is_done && out.contains("complete") && out.contains("licence: LICENSE.md"), "{out}{errors}");
+    assert!(is_done && out.contains("complete") && out.contains("license: LICENSE.md"), "{out}{errors}");
     let output = machine.path("fox.png");
     let generate = ["generate", "--model", ID, "--prompt", "a fox", "--width", "64", "--height", "64", "--steps", "1"];
     let (is_done, _, errors) =
@@ -121,7 +121,7 @@ fn one_command_fetches_compares_serves_and_draws() {
 }
 
 #[test]
-fn a_download_that_was_killed_goes_on_where_it_was() {
+fn a_killed_download_resumes() {
     let machine = Machine::new();
     let digest = sha256(&machine.hub.conduct().files[SHARD]);
     let partial = machine.blobs().join(format!("{digest}.incomplete"));
@@ -131,8 +131,8 @@ fn a_download_that_was_killed_goes_on_where_it_was() {
     first.0.kill().expect("killed");
     first.0.wait().expect("ended");
     let here = std::fs::metadata(&partial).expect("half a file").len();
-    assert!(!machine.snapshot().exists(), "nothing leads to half a model");
-    let whole = bytes_of_partials(&machine.blobs());
+    assert!(!machine.snapshot().exists(), "no ref points to an incomplete model");
+    let present = bytes_of_partials(&machine.blobs());
 
     machine.hub.conduct().pause = Duration::ZERO;
     machine.hub.forget();
@@ -143,17 +143,17 @@ fn a_download_that_was_killed_goes_on_where_it_was() {
     let seen: Vec<_> = machine.hub.seen_of(SHARD).into_iter().filter(|seen| seen.at_storage).collect();
     let size = machine.hub.conduct().files[SHARD].len() as u64;
     assert_eq!(seen.iter().map(|seen| (seen.start, seen.sent as u64)).collect::<Vec<_>>(), [(here, size - here)]);
-    // Over all files, no byte that was here has come again.
+    // No byte of any file was transferred twice.
     let fetched: u64 = machine.hub.seen().iter().filter(|seen| seen.at_storage).map(|seen| seen.sent as u64).sum();
     let needed: u64 = {
         let conduct = machine.hub.conduct();
         let is_needed = |path: &&String| is_large(path) && path.contains('/');
         conduct.files.keys().filter(is_needed).map(|path| conduct.files[path].len() as u64).sum()
     };
-    assert_eq!(fetched + whole, needed);
+    assert_eq!(fetched + present, needed);
 }
 
-/// What the large files have on the disk, whole or in part.
+/// Bytes of the large files on the disk, complete or not.
 fn bytes_of_partials(blobs: &Path) -> u64 {
     let entries = std::fs::read_dir(blobs).expect("a folder").map(|entry| entry.expect("an entry"));
     let large = entries.filter(|entry| entry.file_name().to_string_lossy().trim_end_matches(".incomplete").len() == 64);
@@ -161,7 +161,7 @@ fn bytes_of_partials(blobs: &Path) -> u64 {
 }
 
 #[test]
-fn a_download_that_is_refused_says_why_and_leaves_an_exit_code() {
+fn a_refused_download_says_why_and_fails() {
     let machine = Machine::new();
     machine.hub.conduct().gate = Some("hf_accepted".into());
     let (is_done, out, errors) = machine.run(&["models", "download", ID]);
@@ -169,18 +169,18 @@ fn a_download_that_is_refused_says_why_and_leaves_an_exit_code() {
     assert!(errors.contains(&format!("{}/{ID}", machine.hub.endpoint())), "{errors}");
     assert!(errors.contains(machine.path("home/token").to_str().expect("text")), "{errors}");
     let (is_done, _, errors) = machine.run(&["models", "download", "black-forest-labs/FLUX.1-Fill-dev"]);
-    assert!(!is_done && errors.contains("does not work yet: it fills"), "{errors}");
+    assert!(!is_done && errors.contains("does not work yet: it needs an image and a mask"), "{errors}");
     let (is_done, _, errors) = machine.run(&["models", "download", "fluxserve/flux-shapes"]);
     assert!(!is_done && errors.contains("part of this program"), "{errors}");
-    let mut let_in = machine.program(&["models", "download", ID, "--to", "weights"]);
-    let output = let_in.env("HF_TOKEN", "hf_accepted").output().expect("a process");
+    let mut accepted = machine.program(&["models", "download", ID, "--to", "weights"]);
+    let output = accepted.env("HF_TOKEN", "hf_accepted").output().expect("a process");
     let notes = String::from_utf8(output.stderr).expect("text");
     assert!(output.status.success() && notes.contains(&format!("--model {ID}=weights")), "{notes}");
     assert!(!notes.contains("hf_accepted"), "{notes}");
 }
 
 #[test]
-fn two_tensors_that_have_changed_places_are_seen_by_the_checksum_alone() {
+fn the_checksum_finds_two_swapped_tensors() {
     let machine = Machine::new();
     assert!(machine.run(&["models", "download", ID]).0);
     let blob = machine.blobs().join(sha256(&machine.hub.conduct().files[SHARD]));
@@ -189,7 +189,7 @@ fn two_tensors_that_have_changed_places_are_seen_by_the_checksum_alone() {
     swap(&mut bytes, pair);
     std::fs::write(&blob, bytes).expect("written");
     let (is_done, out, errors) = machine.run(&["models", "check", ID]);
-    // Small as it is here, it is compared without being asked for.
+    // The file is small enough to be verified without `--checksums`.
     assert!(!is_done, "{out}");
     assert!(out.contains(&format!("{SHARD}: its SHA-256 is ")), "{out}");
     assert!(out.contains(blob.to_str().expect("text")) && errors.contains("models download"), "{out}{errors}");
@@ -206,7 +206,7 @@ fn two_tensors_that_have_changed_places_are_seen_by_the_checksum_alone() {
     assert!(machine.run(&["models", "download", ID]).0 && machine.run(&["models", "check", ID, "--checksums"]).0);
 }
 
-/// Exchanges two names of the same length in a header.
+/// Swaps two names of the same length in a header.
 fn swap(bytes: &mut [u8], [left, right]: [&str; 2]) {
     assert_eq!(left.len(), right.len());
     let at =
@@ -217,7 +217,7 @@ fn swap(bytes: &mut [u8], [left, right]: [&str; 2]) {
 }
 
 #[test]
-fn a_worker_that_is_told_to_stop_while_it_fetches_stops() {
+fn a_worker_stops_while_it_downloads() {
     let machine = Machine::new();
     machine.hub.conduct().pause = Duration::from_millis(500);
     let serve = ["serve", "--listen", "127.0.0.1:0", "--model", ID, "--download"];

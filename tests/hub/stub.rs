@@ -1,4 +1,4 @@
-//! A hub on this machine: one repository, its storage at another address, and whatever can go wrong with either.
+//! A hub on this machine: one repository, its storage at another address, and their failures.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -15,43 +15,43 @@ use sha2::{Digest as _, Sha256};
 
 pub(crate) const ID: &str = "black-forest-labs/FLUX.1-dev";
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-pub(crate) const LICENCE: &str = "the terms\n";
+pub(crate) const LICENSE: &str = "the terms\n";
 
-/// A request as it came in.
+/// A received request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
-    /// Whether it came to the storage, which is another host than the hub.
+    /// Whether the storage got it, which is another host than the hub.
     pub(crate) at_storage: bool,
     pub(crate) path: String,
     pub(crate) authorization: Option<String>,
-    /// Where the client wants the answer to begin.
+    /// First byte of the requested range.
     pub(crate) start: u64,
     /// Bytes of the file that were sent.
     pub(crate) sent: usize,
 }
 
-/// How a file's answers go wrong, each time it is asked for, from the first on; then they are right.
+/// Failures of a file's answers, one for each request; later requests succeed.
 #[derive(Debug, Clone)]
 pub(crate) enum Fault {
     Status(u16, Vec<(&'static str, String)>),
-    /// The connection ends after so many bytes of the body.
+    /// The connection ends after this many bytes of the body.
     Cut(usize),
-    /// The right length, and another content.
+    /// The right length with another content.
     Damaged,
-    /// All of the file, whatever was asked for.
+    /// The complete file, whatever range was requested.
     NoRange,
-    /// To the same address again.
+    /// A redirect to the same address.
     Circle,
 }
 
 #[derive(Default)]
 pub(crate) struct Conduct {
     pub(crate) files: BTreeMap<String, Vec<u8>>,
-    /// Sizes in the listing that are not the files'.
+    /// Sizes in the listing that differ from the files'.
     pub(crate) listed_sizes: BTreeMap<String, u64>,
     /// By path inside the repository; `""` is the listing.
     pub(crate) faults: BTreeMap<String, Vec<Fault>>,
-    /// Files are given to this token alone; another one has not accepted the licence.
+    /// The only token that may read files; other accounts have not accepted the license.
     pub(crate) gate: Option<String>,
     /// A wait before each 64 KiB from the storage.
     pub(crate) pause: Duration,
@@ -66,11 +66,11 @@ struct Shared {
     conduct: Mutex<Conduct>,
     seen: Mutex<Vec<Seen>>,
     storage: SocketAddr,
-    /// Connections that are being answered.
+    /// Open connections.
     open: AtomicUsize,
 }
 
-/// One of them.
+/// An open connection.
 struct Open(Arc<Shared>);
 
 impl Open {
@@ -112,7 +112,7 @@ pub(crate) fn is_large(path: &str) -> bool {
 pub(crate) fn reference() -> BTreeMap<String, Vec<u8>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
     let mut files = BTreeMap::from([
-        ("LICENSE.md".to_owned(), LICENCE.as_bytes().to_vec()),
+        ("LICENSE.md".to_owned(), LICENSE.as_bytes().to_vec()),
         ("README.md".to_owned(), b"about it".to_vec()),
     ]);
     let mut folders = vec![root.clone()];
@@ -146,7 +146,7 @@ impl Hub {
             std::thread::spawn(move || {
                 for stream in listener.incoming().map_while(Result::ok) {
                     let open = Open::new(&shared);
-                    // A client that goes away in the middle is part of the tests.
+                    // Some tests disconnect before the answer is complete.
                     std::thread::spawn(move || drop(open.0.answer(stream, at_storage)));
                 }
             });
@@ -170,7 +170,7 @@ impl Hub {
         self.shared.seen.lock().expect("no panic under this lock").clone()
     }
 
-    /// Forgets what was seen, once those who have gone away are answered: what is still being sent to them belongs to it.
+    /// Forgets the requests, once all connections are closed: those still count bytes.
     pub(crate) fn forget(&self) {
         let mut quiet = 0;
         for _ in 0..1000 {
@@ -184,7 +184,7 @@ impl Hub {
         self.shared.seen.lock().expect("no panic under this lock").clear();
     }
 
-    /// What was asked of a file's content.
+    /// The requests for a file's content.
     pub(crate) fn seen_of(&self, path: &str) -> Vec<Seen> {
         let digest = sha256(&self.conduct().files[path]);
         self.seen().into_iter().filter(|seen| seen.path.contains(&digest) || seen.path.ends_with(path)).collect()
@@ -217,7 +217,7 @@ impl Shared {
         let mut line = String::new();
         reader.read_line(&mut line)?;
         if line.is_empty() {
-            // Whoever gives up one file leaves the connections for others before anything was asked there.
+            // A client that gives up may close a connection before its first request.
             return Ok(());
         }
         let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -298,7 +298,7 @@ impl Shared {
             let fault = next_fault(conduct, name);
             return content(bytes, start, fault);
         }
-        // What the hub itself does; the rest is the storage's.
+        // The hub's own fault; the others are the storage's.
         let is_ours = |fault: &Fault| matches!(fault, Fault::Circle);
         let mut answer = Answer::of(302, "");
         let target = if conduct.faults.get(name).and_then(|faults| faults.first()).is_some_and(is_ours) {
@@ -317,9 +317,9 @@ fn next_fault(conduct: &mut Conduct, name: &str) -> Option<Fault> {
 }
 
 fn content(mut bytes: Vec<u8>, start: u64, fault: Option<Fault>) -> Answer {
-    let whole = bytes.len();
+    let length = bytes.len();
     if matches!(fault, Some(Fault::Damaged)) {
-        bytes[whole / 2] ^= 1;
+        bytes[length / 2] ^= 1;
     }
     let start = if matches!(fault, Some(Fault::NoRange)) { 0 } else { usize::try_from(start).expect("small") };
     let mut answer = match fault {
@@ -327,7 +327,7 @@ fn content(mut bytes: Vec<u8>, start: u64, fault: Option<Fault>) -> Answer {
         _ => Answer::of(if start > 0 { 206 } else { 200 }, bytes.split_off(start)),
     };
     if start > 0 {
-        answer.headers.push(("content-range", format!("bytes {start}-{}/{whole}", whole - 1)));
+        answer.headers.push(("content-range", format!("bytes {start}-{}/{length}", length - 1)));
     }
     if let Some(Fault::Cut(after)) = fault {
         answer.cut = Some(after);

@@ -1,4 +1,4 @@
-//! Variables that all tools of the hub and all programs behind a proxy share, read as those read them.
+//! Variables that are shared with the hub's tools and with other programs behind a proxy, and that are read as they read them.
 
 use std::ffi::OsString;
 
@@ -19,13 +19,13 @@ impl Environment<'_> {
         Err(Origin::Environment.error(&HF_ENDPOINT, reason))
     }
 
-    /// As Python's tools read a switch.
+    /// Reads a switch as Python's tools do.
     pub(super) fn is_set(&self, variable: &Variable) -> Result<bool, ConfigError> {
         let text = self.text(variable)?.unwrap_or_default();
         Ok(["1", "true", "yes", "on"].contains(&text.trim().to_lowercase().as_str()))
     }
 
-    /// A proxy's variable is known in capitals and in small letters; the small ones win.
+    /// Reads a proxy's variable in upper or lower case; lower case wins.
     pub(super) fn either_case(&self, variable: &Variable) -> Result<Option<String>, ConfigError> {
         let name = variable.name.to_lowercase();
         match (self.lookup)(&name).filter(|value| !value.is_empty()).map(OsString::into_string) {
@@ -38,7 +38,7 @@ impl Environment<'_> {
     pub(super) fn proxy(&self, variable: &Variable) -> Result<Option<ProxyUrl>, ConfigError> {
         let Some(text) = self.either_case(variable)? else { return Ok(None) };
         let url = if text.contains("://") { text } else { format!("http://{text}") };
-        // A password may stand in it: the reason does not repeat it.
+        // It may contain a password: the reason does not repeat it.
         let is_one = ["http://", "https://", "socks5://", "socks5h://"].iter().any(|scheme| url.starts_with(scheme));
         if is_one && !url.contains(char::is_whitespace) {
             return Ok(Some(ProxyUrl::new(url)));

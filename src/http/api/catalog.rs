@@ -109,7 +109,7 @@ impl From<Loaded> for LoadingView {
 }
 
 pub(in crate::http) async fn models(State(state): State<HttpState>) -> Json<ModelListView> {
-    let models = state.catalog.cards().map(|card| view(card)).collect();
+    let models = state.catalog.cards().into_iter().map(|card| view(card)).collect();
     Json(ModelListView { models })
 }
 
@@ -158,7 +158,7 @@ pub(in crate::http) async fn runtime_models(State(state): State<HttpState>) -> J
 }
 
 pub(in crate::http) fn runtime_model_views(catalog: &Catalog) -> Vec<RuntimeModelView> {
-    let views = catalog.cards().map(|card| {
+    let views = catalog.cards().into_iter().map(|card| {
         let availability = catalog.availability(&card.id);
         let Replicas { ready, desired } = catalog.replicas(&card.id);
         RuntimeModelView {

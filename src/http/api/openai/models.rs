@@ -58,7 +58,7 @@ fn is_served(state: &HttpState, id: &ModelId) -> bool {
 }
 
 pub(in crate::http) async fn list(State(state): State<HttpState>) -> Json<ModelListView> {
-    let ids = state.catalog.cards().map(|card| &card.id).filter(|id| is_served(&state, id));
+    let ids = state.catalog.cards().into_iter().map(|card| &card.id).filter(|id| is_served(&state, id));
     let data = ids.map(|id| ModelView::new(id, &state)).collect();
     Json(ModelListView { object: "list", data })
 }
