@@ -1,5 +1,4 @@
-//! The image at the head of the README: runs `fluxserve generate` once for each prompt below and pastes the images
-//! into one.
+//! Makes the image at the top of the README: runs `fluxserve generate` for each prompt below, and joins the images.
 //!
 //! `cargo build --release && cargo run --release --example contact-sheet -- models/flux-shapes/samples.png`
 
@@ -12,7 +11,7 @@ use anyhow::{Context as _, bail};
 use clap::Parser;
 use image::{Rgb, RgbImage};
 
-/// Row by row. The seed of each is its place.
+/// Row by row. Each one's seed is its index.
 const PROMPTS: [&str; 18] = [
     "a red circle on a blue background",
     "a yellow star on a black background",
@@ -42,12 +41,12 @@ const GAP: u32 = 4;
 struct Options {
     /// The PNG file to write
     output: PathBuf,
-    /// The program that draws
+    /// The `fluxserve` program
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/target/release/fluxserve"))]
     program: PathBuf,
 }
 
-fn draw(program: &Path, prompt: &str, seed: usize, folder: &Path) -> anyhow::Result<RgbImage> {
+fn generate(program: &Path, prompt: &str, seed: usize, folder: &Path) -> anyhow::Result<RgbImage> {
     let file = folder.join(format!("{seed}.png"));
     let status = Command::new(program)
         .args(["generate", "--model", "fluxserve/flux-shapes", "--prompt", prompt, "--seed", &seed.to_string()])
@@ -68,10 +67,10 @@ fn main() -> anyhow::Result<()> {
     let across = |count: u32| count * (SIDE + GAP) + GAP;
     let mut sheet = RgbImage::from_pixel(across(COLUMNS), across(rows), Rgb([255, 255, 255]));
     for (seed, prompt) in PROMPTS.iter().enumerate() {
-        let image = draw(&options.program, prompt, seed, folder.path())?;
-        let place = |count: u32| i64::from(across(count));
+        let image = generate(&options.program, prompt, seed, folder.path())?;
+        let position = |count: u32| i64::from(across(count));
         let (column, row) = (seed as u32 % COLUMNS, seed as u32 / COLUMNS);
-        image::imageops::replace(&mut sheet, &image, place(column), place(row));
+        image::imageops::replace(&mut sheet, &image, position(column), position(row));
         println!("{prompt}");
     }
     sheet.save(&options.output).with_context(|| format!("writing `{}`", options.output.display()))

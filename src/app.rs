@@ -1,4 +1,4 @@
-//! Wires all parts together: the only place that knows everything.
+//! Wires all parts together: the only module that knows all others.
 
 mod bench;
 mod cluster;
@@ -14,11 +14,11 @@ mod key_rights;
 mod loading;
 mod models;
 mod open_files;
+mod removed_files;
 mod results_disk;
 mod revoked_keys;
 mod serve;
 mod surface;
-mod taken_away;
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ use crate::jobs::{UsageBuffer, rotate_link_secret};
 use crate::kubernetes::unknown_namespaces;
 use crate::store::Store;
 
-/// How long the key of the first start is good for: what is shown may be kept in a log, and is forgotten there.
+/// Life of the first start's key, in days: its value may end up in a log, and be forgotten there.
 pub(crate) const DEMO_KEY_DAYS: i64 = 30;
 
 /// The description of the HTTP API: OpenAPI 3.1, as JSON.
@@ -57,7 +57,7 @@ pub fn api_description() -> String {
     crate::http::openapi_json()
 }
 
-/// Withdraws every link to an image that was given out.
+/// Invalidates every link to an image issued so far.
 ///
 /// # Errors
 /// When there is no data folder, or the new secret cannot be written.
@@ -66,7 +66,7 @@ pub fn rotate_links(config: &Config) -> anyhow::Result<()> {
     rotate_link_secret(&path).with_context(|| format!("writing `{}`", path.display()))
 }
 
-/// The database, the keys in it, and who manages them.
+/// The database, its keys, and the administrator.
 #[derive(Debug, Clone)]
 pub struct Keys {
     /// The database, to be closed at the end.
@@ -78,18 +78,18 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Opens the database, making it where there is none.
+    /// Opens the database, creating it if there is none.
     ///
     /// # Errors
-    /// When it cannot be opened or brought up to date.
+    /// When it cannot be opened or migrated.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         Ok(Self::of(Store::open(&config.database_path()).await?))
     }
 
-    /// Opens a database that must be there.
+    /// Opens an existing database.
     ///
     /// # Errors
-    /// When it is not, or cannot be opened or brought up to date.
+    /// When it is missing, or cannot be opened or migrated.
     pub async fn open_existing(config: &Config) -> anyhow::Result<Self> {
         Ok(Self::of(Store::open_existing(&config.database_path()).await?))
     }
@@ -101,19 +101,19 @@ impl Keys {
         Self { store, service, admin }
     }
 
-    /// Refuses a scope that names a namespace that there is not.
+    /// Refuses a scope with an unknown namespace.
     ///
     /// # Errors
     /// For such a scope, or when the database fails.
     pub async fn check_namespaces(&self, scope: &Scope) -> anyhow::Result<()> {
         let Scope::KubernetesNamespaces(ids) = scope else { return Ok(()) };
         match unknown_namespaces(&self.store, ids).await?.first() {
-            Some(id) => bail!("there is no namespace with the id {id}: the console lists them"),
+            Some(id) => bail!("there is no namespace with id {id}: the console lists them"),
             None => Ok(()),
         }
     }
 
-    /// What a key has used up in the last `days` days, the oldest first.
+    /// A key's usage in the last `days` days, the oldest first.
     ///
     /// # Errors
     /// When there is no such key, or the database fails.
@@ -126,22 +126,22 @@ impl Keys {
         Ok(by_day(today, days, &requests, &work))
     }
 
-    /// Sets the administrator's password to the one that the configuration gives, where it gives one.
+    /// Sets the administrator's password to the configured one, if any.
     ///
     /// # Errors
-    /// When the password is not available.
+    /// When the password cannot be stored.
     pub async fn apply_password(&self, config: &Config) -> anyhow::Result<()> {
         let Some(password) = &config.admin_password else { return Ok(()) };
         if self.admin.ensure_password(password, &Actor::Worker).await.context("setting the password")? {
-            tracing::info!("the administrator's password is the environment's from now on; all sessions have ended");
+            tracing::info!("the administrator's password is now the configured one; all sessions have ended");
         }
         Ok(())
     }
 
-    /// The administrator's password of the first start: made where there is none and no key either.
+    /// The administrator's password of the first start: generated when there is neither a password nor a key.
     ///
     /// # Errors
-    /// When password or keys are not available.
+    /// When the password or the keys cannot be read or stored.
     pub async fn first_password(&self) -> anyhow::Result<Option<AdminPassword>> {
         if self.service.count().await? > 0 || self.admin.has_password().await? {
             return Ok(None);
@@ -149,11 +149,11 @@ impl Keys {
         self.admin.generate_password(&Actor::Worker).await.map(Some).context("making the password")
     }
 
-    /// The key of the first start: made when there is no key at all, so that a new worker can be tried at once. Not where
-    /// the configuration has a password: there somebody sees to the worker, and what it says is kept in a log.
+    /// The demo key of the first start: created when there is no key, so that a new worker can be tried at once. Not
+    /// with a configured password: then an operator manages the worker, and its output is kept in a log.
     ///
     /// # Errors
-    /// When the keys are not available.
+    /// When the keys cannot be read or stored.
     pub async fn demo_key(&self, config: &Config) -> anyhow::Result<Option<CreatedKey>> {
         if config.admin_password.is_some() || self.service.count().await? > 0 {
             return Ok(None);

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use cards::{KnownModel, Licence, embedded_files, known_model, known_models};
 
-use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
+use crate::domain::image::RgbImage;
 use crate::domain::model::{ModelCard, ModelFiles};
 use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;

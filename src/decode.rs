@@ -1,8 +1,8 @@
-//! Image files that others bring, to pixels.
+//! Decodes clients' image files to pixels.
 //!
-//! Owns the bounds of what is looked at, and how an image becomes one that can be started from: of the right size, and
-//! in plain RGB. Knows nothing of jobs or HTTP; decoding takes up to some hundred milliseconds of processor time, so
-//! callers keep it off the async threads.
+//! Owns the bounds of what is decoded, and the preparation of an input image: the output size, in plain RGB. Knows
+//! nothing of jobs or HTTP; decoding takes up to some hundred milliseconds of processor time, so callers keep it off
+//! the async threads.
 
 mod orientation;
 
@@ -12,26 +12,26 @@ use std::sync::Arc;
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, ImageBuffer, ImageDecoder as _, ImageFormat, ImageReader, Limits, Rgb};
 
-use crate::domain::engine::RgbImage;
+use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{GenerateParams, size_errors};
 
-/// Largest file, in bytes: more than a telephone's camera makes.
+/// Largest file, in bytes: more than a phone's camera writes.
 pub const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Most pixels of an image, before it is brought to the size that is drawn.
+/// Most pixels of an image, before it is resized.
 pub const PIXELS_MAX: u64 = 32_000_000;
-/// Most pixels of one side. By its area alone an image might be millions of pixels wide and one high, and what is
-/// taken up on the way to the size that is drawn grows with a side as well.
+/// Most pixels of one side. The area alone would allow an image millions of pixels wide and one high, but the memory
+/// for resize grows with the sides as well.
 pub const SIDE_MAX: u32 = 16_384;
-/// What is taken up for one pixel between the two passes of a resizing: four channels of 32 bits.
+/// Memory per pixel between the two passes of a resize: four channels of 32 bits.
 const RESIZING_PIXEL_BYTES: u64 = 16;
-/// Most memory between the two passes of a resizing, in the order in which images are resized as a rule. Beyond it the
-/// other side comes first, and then it is at most the root of [`PIXELS_MAX`] times the pixels that are drawn.
+/// Most memory between the two passes of a resize that starts with the height, as usual. Beyond it the width comes
+/// first, and then the memory is at most that of the root of [`PIXELS_MAX`] times the output side.
 const RESIZING_BYTES_MAX: u64 = 256 * 1024 * 1024;
 /// Most memory for decoding one image: [`PIXELS_MAX`] with four channels of 16 bits.
 const DECODING_BYTES_MAX: u64 = 8 * PIXELS_MAX;
 
-/// What is wrong with an image's file, in words for whoever has brought it.
+/// What is wrong with an image file, for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The file is too large.
@@ -40,10 +40,10 @@ pub enum DecodeError {
         /// Its size.
         bytes: usize,
     },
-    /// It is no image, or none of a format that is read here.
+    /// It is not an image of a supported format.
     #[error("is not a PNG, JPEG or WebP file")]
     Format,
-    /// There is too much on it.
+    /// It has too many pixels.
     #[error("must have at most {PIXELS_MAX} pixels, not {width}x{height}")]
     Pixels {
         /// Pixels across.
@@ -51,7 +51,7 @@ pub enum DecodeError {
         /// Pixels down.
         height: u32,
     },
-    /// It is too long or too high.
+    /// It is too wide or too high.
     #[error("must be at most {SIDE_MAX} pixels wide and high, not {width}x{height}")]
     Sides {
         /// Pixels across.
@@ -59,19 +59,19 @@ pub enum DecodeError {
         /// Pixels down.
         height: u32,
     },
-    /// It begins like an image, and does not go on like one.
+    /// It begins like an image, but is not a valid one.
     #[error("cannot be read as a {format} file: it is damaged or cut short")]
     Damaged {
-        /// What it begins as.
+        /// The format it begins as.
         format: &'static str,
     },
 }
 
-/// The pixels of a PNG, JPEG or WebP file. Turned as its EXIF orientation says; transparency is dropped and grey becomes
-/// colour, as PIL's `convert("RGB")` does; of an animation, the first image.
+/// Decodes a PNG, JPEG or WebP file. The EXIF orientation is applied; transparency is dropped and gray becomes color,
+/// as PIL's `convert("RGB")` does; of an animation, the first frame is used.
 ///
 /// # Errors
-/// When it is no such file, or goes beyond a bound.
+/// When it is not such a file, or exceeds a bound.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     if bytes.len() > FILE_BYTES_MAX {
         return Err(DecodeError::Bytes { bytes: bytes.len() });
@@ -95,7 +95,7 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     if width.max(height) > SIDE_MAX {
         return Err(DecodeError::Sides { width, height });
     }
-    // Read here, because the decoders heed it only where it is written as the standard says.
+    // Parsed here, because the decoders accept it only in the standard's form.
     let orientation = orientation::of_exif(&decoder.exif_metadata().map_err(damaged)?.unwrap_or_default());
     let mut image = DynamicImage::from_decoder(decoder).map_err(damaged)?;
     image.apply_orientation(orientation);
@@ -104,8 +104,8 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     Ok(RgbImage::new(width, height, image.into_raw()).expect("three bytes per pixel"))
 }
 
-/// Settles the size that is drawn, and brings the images that came along to it. They are stretched where the proportions
-/// differ, as diffusers does. A size that the card does not allow is left to be refused.
+/// Settles the output size, and resizes the input images to it. They are stretched if the proportions differ, as
+/// diffusers does. A size that the card does not allow is left for validation to refuse.
 #[must_use]
 pub fn prepare(mut params: GenerateParams, card: &ModelCard) -> GenerateParams {
     params.settle_size(card);
@@ -120,12 +120,12 @@ pub fn prepare(mut params: GenerateParams, card: &ModelCard) -> GenerateParams {
     params
 }
 
-/// The image in another size, by Lanczos' filter.
+/// Resizes an image with the Lanczos filter.
 fn resize(image: &RgbImage, size: (u32, u32)) -> RgbImage {
     let pixels = ImageBuffer::<Rgb<u8>, _>::from_raw(image.width(), image.height(), image.pixels())
         .expect("three bytes per pixel");
     let resized = if is_width_first((image.width(), image.height()), size) {
-        // The library begins with the height, whatever it costs: so it is shown the image lying on its side.
+        // The library always starts with the height, so the image is rotated.
         let lying = imageops::rotate90(&pixels);
         imageops::rotate270(&imageops::resize(&lying, size.1, size.0, FilterType::Lanczos3))
     } else {
@@ -134,13 +134,13 @@ fn resize(image: &RgbImage, size: (u32, u32)) -> RgbImage {
     RgbImage::new(size.0, size.1, resized.into_raw()).expect("three bytes per pixel")
 }
 
-/// Bytes between the passes of a resizing that begins with the height.
+/// Bytes between the passes of a resize that starts with the height.
 fn between_passes((width, _): (u32, u32), (_, new_height): (u32, u32)) -> u64 {
     RESIZING_PIXEL_BYTES * u64::from(width) * u64::from(new_height)
 }
 
-/// Whether a resizing has to begin with the width. As long as there is room it begins with the height, so that images
-/// of usual proportions come out as they always have, to the bit.
+/// Whether a resize has to start with the width. While memory suffices it starts with the height, so that images of
+/// usual proportions keep the same bits.
 fn is_width_first(from: (u32, u32), to: (u32, u32)) -> bool {
     let height_first = between_passes(from, to);
     height_first > RESIZING_BYTES_MAX && height_first > between_passes((from.1, from.0), (to.1, to.0))
@@ -182,18 +182,18 @@ mod tests {
     }
 
     #[test]
-    fn transparency_is_dropped_and_grey_becomes_colour() {
+    fn transparency_is_dropped_and_gray_becomes_color() {
         let rgba = png(&[10, 20, 30, 0, 40, 50, 60, 128], (2, 1), ExtendedColorType::Rgba8);
         assert_eq!(decode(&rgba).expect("decodes").pixels(), [10, 20, 30, 40, 50, 60]);
-        let grey = png(&[7, 200], (2, 1), ExtendedColorType::L8);
-        assert_eq!(decode(&grey).expect("decodes").pixels(), [7, 7, 7, 200, 200, 200]);
+        let gray = png(&[7, 200], (2, 1), ExtendedColorType::L8);
+        assert_eq!(decode(&gray).expect("decodes").pixels(), [7, 7, 7, 200, 200, 200]);
         let deep = png(&[0x12, 0x12, 0xff, 0xff, 0, 0], (1, 1), ExtendedColorType::Rgb16);
         assert_eq!(decode(&deep).expect("decodes").pixels(), [0x12, 0xff, 0]);
     }
 
     #[test]
-    fn a_camera_that_was_held_upright_is_heeded() {
-        // TIFF, little endian: one entry, orientation 6, which is to be turned to the right.
+    fn the_exif_orientation_is_applied() {
+        // TIFF, little endian: one entry, orientation 6 (rotate right).
         let exif = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
         let mut as_long = exif.clone();
         as_long[12] = 4;
@@ -211,15 +211,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_image_is_told_from_what_is_damaged() {
+    fn other_files_are_distinguished_from_damaged_images() {
         for bytes in [&b""[..], b"GIF89a", b"BM", b"<svg/>", b"\0\0\0\0"] {
             assert_eq!(decode(bytes), Err(DecodeError::Format), "{bytes:?}");
         }
         for (format, name) in [(OutputFormat::Png, "PNG"), (OutputFormat::Jpeg, "JPEG"), (OutputFormat::Webp, "WebP")] {
-            let whole = encode(&two_halves(64, 64), format).expect("encodes");
-            for length in [16, whole.len() / 2] {
-                let error = decode(&whole[..length]);
-                // A JPEG that breaks off in its pixels is shown grey from there on, as everywhere.
+            let complete = encode(&two_halves(64, 64), format).expect("encodes");
+            for length in [16, complete.len() / 2] {
+                let error = decode(&complete[..length]);
+                // A JPEG that ends within its pixels decodes as gray from there on, as everywhere.
                 let is_lenient = format == OutputFormat::Jpeg && length > 16;
                 assert!(is_lenient || error == Err(DecodeError::Damaged { format: name }), "{format}: {error:?}");
             }
@@ -227,10 +227,10 @@ mod tests {
     }
 
     #[test]
-    fn large_files_and_many_pixels_are_refused_before_they_are_unpacked() {
+    fn large_files_and_many_pixels_are_refused_before_decoding() {
         let large = vec![0; FILE_BYTES_MAX + 1];
         assert_eq!(decode(&large), Err(DecodeError::Bytes { bytes: FILE_BYTES_MAX + 1 }));
-        // A header alone: whoever began to unpack it would find that the file is cut short.
+        // Only a header: decoding it would report a truncated file.
         let mut bomb = png(&[0; 3], (1, 1), ExtendedColorType::Rgb8);
         bomb[16..24].copy_from_slice(&[0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff]);
         let sum = crc32fast::hash(&bomb[12..29]).to_be_bytes();
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn long_thin_images_are_refused_before_they_are_unpacked() {
+    fn long_thin_images_are_refused_before_decoding() {
         let headers = |width: u32, height: u32| {
             let mut bytes = png(&[0; 3], (1, 1), ExtendedColorType::Rgb8);
             bytes[16..20].copy_from_slice(&width.to_be_bytes());
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_resizing_takes_up_is_bounded_whatever_the_proportions() {
+    fn the_memory_of_a_resize_is_bounded_for_all_proportions() {
         for known in crate::catalog::known_models() {
             let limits = known.card.limits;
             let sides = |min: u32, max: u32| [min, 512, 1024, max];
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_images_of_each_format_are_brought_to_size() {
+    fn the_longest_images_of_each_format_are_resized() {
         let longest = |format| if format == OutputFormat::Webp { 16_383 } else { SIDE_MAX };
         for format in OutputFormat::ALL {
             for turned in [false, true] {
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_the_passes_does_not_show() {
+    fn the_order_of_the_passes_is_invisible() {
         let image = two_halves(16_384, 4);
         let to = (256, 2048);
         assert!(is_width_first((image.width(), image.height()), to));
@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_brought_to_the_size_that_is_drawn() {
+    fn an_image_is_resized_to_the_output_size() {
         let card = card_or_flux_dev(&ModelId::new("black-forest-labs/FLUX.1-dev"));
         let prepared = |width: Option<u32>| {
             let input_images = vec![Arc::new(two_halves(130, 70))];
@@ -326,6 +326,6 @@ mod tests {
         let stretched = prepared(Some(96));
         assert_eq!((stretched.input_images[0].width(), stretched.input_images[0].height()), (96, 96));
         let refused = prepared(Some(u32::MAX));
-        assert_eq!(refused.input_images[0].width(), 130, "left as it is");
+        assert_eq!(refused.input_images[0].width(), 130, "left unchanged");
     }
 }

@@ -1,5 +1,5 @@
-//! The words every other module speaks: ids, a request that is known to be valid, a model's card, a key's scope,
-//! a job's life, and the [`engine::StepEngine`] trait that stands between the queue and the device.
+//! The types every other module shares: ids, a valid request, a model's card, a key's scope, a job's life, and the
+//! [`engine::StepEngine`] trait between queue and device.
 //!
 //! Knows nothing of tokio, axum, sqlx or candle, and imports no other module of this crate.
 
@@ -9,6 +9,7 @@ pub mod engine;
 pub mod format;
 pub mod hub_token;
 pub mod ids;
+pub mod image;
 pub mod image_size;
 pub mod job;
 pub mod limits;
@@ -16,6 +17,7 @@ pub mod model;
 pub mod model_source;
 pub mod namespace;
 pub mod networks;
+pub mod owner_counts;
 pub mod pace;
 pub mod password;
 pub mod precision;

@@ -1,7 +1,7 @@
 //! Pixels to PNG, JPEG or WebP bytes.
 //!
-//! Owns the settings of the formats, and where in a file its provenance stands. Knows nothing of jobs or HTTP; encoding takes milliseconds to
-//! hundreds of milliseconds of processor time, so callers keep it off the async threads.
+//! Owns the formats' settings, and where a file carries its provenance. Knows nothing of jobs or HTTP; encoding takes
+//! milliseconds to hundreds of milliseconds of processor time, so callers keep it off the async threads.
 
 use std::fmt::Write as _;
 use std::io::Cursor;
@@ -13,27 +13,27 @@ use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder, ImageError, ImageResult};
 
-use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
+use crate::domain::image::RgbImage;
 use crate::domain::provenance::{Provenance, SOFTWARE};
 
-/// JPEG quality, 1 to 100. At 92 block edges cannot be seen on generated images; above it files grow for nothing.
+/// JPEG quality, 1 to 100. At 92 block edges are invisible on generated images; above it only the files grow.
 pub const JPEG_QUALITY: u8 = 92;
 
-/// How a `UserComment` begins whose text is ASCII (Exif 2.32, 4.6.5).
+/// Prefix of a `UserComment` in ASCII (Exif 2.32, 4.6.5).
 const ASCII_COMMENT: &[u8] = b"ASCII\0\0\0";
 
 /// Why an image could not be encoded.
 #[derive(Debug, thiserror::Error)]
 #[error("the image cannot be written as {format}: {cause}")]
 pub struct EncodeError {
-    /// The format that refused it.
+    /// The format.
     pub format: OutputFormat,
     /// What the encoder said; for the log.
     pub cause: String,
 }
 
-/// Encodes an image, with nothing in the file but its pixels.
+/// Encodes an image without metadata.
 ///
 /// # Errors
 /// When the format cannot hold it, for example a side beyond the format's limit.
@@ -41,8 +41,8 @@ pub fn encode(image: &RgbImage, format: OutputFormat) -> Result<Vec<u8>, EncodeE
     encode_with(image, format, None)
 }
 
-/// Encodes an image. What is told of how it came to be stands in its EXIF metadata, in every format: the program as
-/// `Software`, the rest as `UserComment`, a JSON object.
+/// Encodes an image with its provenance as EXIF metadata, in every format: the program as `Software`, the rest as
+/// `UserComment`, a JSON object.
 ///
 /// # Errors
 /// As [`encode`].
@@ -87,7 +87,7 @@ fn exif_of(provenance: &Provenance) -> Result<Vec<u8>, exif::Error> {
     Ok(exif.into_inner())
 }
 
-/// JSON with every character beyond ASCII as an escape: a comment that says it is ASCII has to be.
+/// Escapes every non-ASCII character in JSON, since the comment is declared as ASCII.
 fn in_ascii(json: &str) -> String {
     let mut text = String::with_capacity(json.len());
     for character in json.chars() {
@@ -95,7 +95,7 @@ fn in_ascii(json: &str) -> String {
             text.push(character);
         } else {
             for unit in character.encode_utf16(&mut [0; 2]) {
-                write!(text, "\\u{unit:04x}").expect("a string takes all");
+                write!(text, "\\u{unit:04x}").expect("writing to a string cannot fail");
             }
         }
     }
@@ -139,18 +139,18 @@ mod tests {
     }
 
     #[test]
-    fn every_format_tells_how_its_image_came_to_be() {
+    fn every_format_carries_provenance() {
         let image = gradient(48, 32);
         for format in OutputFormat::ALL {
             let bytes = encode_with(&image, format, Some(&provenance())).expect("encodes");
             assert_eq!(bytes, encode_with(&image, format, Some(&provenance())).expect("encodes"), "the same file");
             let read = exif::Reader::new().read_from_container(&mut Cursor::new(&bytes)).expect("EXIF");
-            assert_eq!(read.fields().count(), 2, "{format}: nothing else is told");
+            assert_eq!(read.fields().count(), 2, "{format}: no other fields");
             let field = |tag| &read.get_field(tag, In::PRIMARY).expect("the field").value;
             let Value::Ascii(software) = field(Tag::Software) else { panic!("text") };
             assert_eq!(software[0], SOFTWARE.as_bytes());
             let Value::Undefined(comment, _) = field(Tag::UserComment) else { panic!("a comment") };
-            let json = comment.strip_prefix(ASCII_COMMENT).expect("says that it is ASCII");
+            let json = comment.strip_prefix(ASCII_COMMENT).expect("declared as ASCII");
             assert!(json.is_ascii());
             let told: serde_json::Value = serde_json::from_slice(json).expect("JSON");
             let expected = serde_json::json!({

@@ -29,7 +29,8 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 
 use crate::domain::device::{EngineSettings, Offload};
-use crate::domain::engine::{EngineError, EngineLimits, LoadObserver, RgbImage, Slot, StepEngine};
+use crate::domain::engine::{EngineError, EngineLimits, LoadObserver, Slot, StepEngine};
+use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
 

@@ -1,16 +1,19 @@
 //! The life of a job from acceptance to stored image. Knows nothing of HTTP or auth.
 //!
-//! Owns the table of jobs, the folder of results and the links to them. An accepted job is in the database before its
-//! acceptance is reported, so it survives a crash: at the next start it is drawn again with the same seed.
+//! Owns the table of jobs, the results folder and the links to results. An accepted job is in the database before its
+//! acceptance is reported, so it survives a crash: the next start generates it again with the same seed.
 
+mod admission;
 mod allowance;
 mod disk;
 mod idempotency;
 mod images;
 mod input_images;
+mod launch;
 mod links;
 mod orphans;
 mod owners;
+mod private_files;
 mod recorder;
 mod recovery;
 mod reports;
@@ -18,6 +21,7 @@ mod request;
 mod results;
 mod service;
 mod span;
+mod state;
 mod statistics;
 mod store;
 mod submission;
@@ -54,58 +58,59 @@ use crate::domain::priority::Priority;
 /// Most jobs in one page of a list.
 pub const PAGE_JOBS_MAX: u32 = 100;
 
-/// Ended jobs of one owner that are kept, where nothing else is said: a day of one every nine seconds.
+/// Default number of ended jobs kept per owner: one day with a job every nine seconds.
 pub const ENDED_JOBS_PER_OWNER_MAX: u32 = 10_000;
 
-/// Memory for the images that unfinished jobs start from, where nothing else is said: some three hundred of 1024×1024.
+/// Default memory for the input images of unfinished jobs: some three hundred of 1024×1024.
 pub const INPUT_IMAGES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
-/// What the life of a job is held to.
+/// Settings of the job service.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
-    /// Where images are kept; made where it is missing.
+    /// Folder of the images; created if missing.
     pub results_directory: PathBuf,
-    /// The file of the secret behind links to images; made where it is missing. Not part of the database, so that no
-    /// copy of that opens images.
+    /// File of the secret that signs links; created if missing. Not part of the database, so that a copy of the
+    /// database opens no images.
     pub link_secret_path: PathBuf,
-    /// How long a link to an image is good.
+    /// How long a link to an image is valid.
     pub link_life: Duration,
-    /// How long an image is offered to a disk that does not take it before its job fails.
+    /// How long storing an image is retried before its job fails.
     pub storage_patience: Duration,
     /// How long a finished job and its image are kept.
     pub results_retention: Duration,
-    /// How much disk images may take; the oldest go first. Looked after by the sweep, so passed for a while.
+    /// How much disk space images may take; the oldest go first. Enforced by the sweep, so it can be exceeded for a
+    /// while.
     pub results_bytes_max: u64,
-    /// How many ended jobs of one owner are kept; the oldest go first. Looked after by the sweep, so passed for a while.
+    /// How many ended jobs are kept per owner; the oldest go first. Enforced by the sweep, as above.
     pub ended_jobs_per_owner_max: u32,
-    /// How much memory the images may take that unfinished jobs start from, and about as much of the database.
+    /// How much memory the input images of unfinished jobs may take, and about as much of the database.
     pub input_images_bytes_max: u64,
-    /// Whether an image's file says how it came to be.
+    /// Whether an image's file carries its provenance.
     pub writes_provenance: bool,
-    /// How often finished jobs are looked through for those to be forgotten.
+    /// Time between sweeps.
     pub sweep_interval: Duration,
 }
 
-/// A job as it stands in the database.
+/// A job as stored in the database.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Job {
     /// Its id.
     pub id: JobId,
-    /// The key that asked for it.
+    /// The key that submitted it.
     pub owner: KeyId,
-    /// Where it stands.
+    /// Its state.
     pub status: JobStatus,
-    /// What is drawn, with every default filled in.
+    /// The request, with every default filled in.
     pub request: JobRequest,
     /// How the image is encoded.
     pub output_format: OutputFormat,
     /// How urgent it is.
     pub terms: JobTerms,
-    /// Why it failed, where it failed.
+    /// Why it failed, if it failed.
     pub error: Option<JobError>,
     /// When it was accepted.
     pub created_at: OffsetDateTime,
-    /// When the engine began it.
+    /// When an engine started it.
     pub started_at: Option<OffsetDateTime>,
     /// When it ended.
     pub finished_at: Option<OffsetDateTime>,
@@ -114,35 +119,35 @@ pub struct Job {
 /// How urgent a job is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct JobTerms {
-    /// Its place among the jobs of the same owner.
+    /// Its order among the jobs of the same owner.
     pub priority: Priority,
-    /// The owner's part of the device beside other owners', as of the job's acceptance.
+    /// The owner's share of the device relative to other owners, at the time of acceptance.
     pub owner_priority: Priority,
-    /// From this moment on nobody wants the image any more: then the job fails.
+    /// From this moment on the image is of no use: then the job fails.
     pub deadline_at: Option<OffsetDateTime>,
 }
 
 /// Why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobError {
-    /// A stable word.
+    /// A stable code.
     pub code: String,
-    /// In words for the client.
+    /// Text for the client.
     pub reason: String,
 }
 
-/// A job and how far it is.
+/// A job and its progress.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobReport {
     /// The job.
     pub job: Job,
-    /// Denoising steps done; of those the request asks for.
+    /// Denoising steps done, of those the request asks for.
     pub step: u32,
-    /// Place in the line: 0 while it is drawn. `None` when it is not in the queue.
+    /// Position in the queue: 0 while it runs. `None` when it is not in the queue.
     pub queue_position: Option<usize>,
     /// Likely time to its end.
     pub eta_seconds: Option<f64>,
-    /// Where its image can be had without a key, once it has succeeded.
+    /// Link to its image without a key, once it has succeeded.
     pub link: ResultLink,
 }
 
@@ -151,7 +156,7 @@ pub struct JobReport {
 pub struct ListQuery {
     /// Only jobs older than this one.
     pub before: Option<JobId>,
-    /// Only jobs that stand here.
+    /// Only jobs in this state.
     pub status: Option<JobStatus>,
     /// Most jobs to return, up to [`PAGE_JOBS_MAX`].
     pub jobs_max: u32,
@@ -162,7 +167,7 @@ pub struct ListQuery {
 pub struct JobPage {
     /// The jobs.
     pub jobs: Vec<JobReport>,
-    /// Where the next page begins, when there is one.
+    /// Where the next page begins, if there is one.
     pub next: Option<JobId>,
 }
 
@@ -175,46 +180,46 @@ pub struct Image {
     pub format: OutputFormat,
 }
 
-/// Why something about a job could not be done, by what the caller can do about it.
+/// Why an operation on a job failed, by what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum JobsError {
-    /// There is no such job, or it is somebody else's.
+    /// There is no such job, or the caller may not see it.
     #[error("there is no such job")]
     NotFound,
     /// The job has no image: it has not succeeded (yet).
     #[error("the job has no image; it is {0}")]
     NoImage(JobStatus),
-    /// Nothing can be seen of the job now: it is not being drawn, or has not come to its first step.
+    /// The job has no preview now: it is not running, or has not finished its first step.
     #[error("there is no preview of the job now")]
     NoPreview,
-    /// The job succeeded, and its image is gone.
+    /// The job succeeded, but its image is gone.
     #[error("the image is gone")]
     ImageGone,
-    /// The link was not made by this worker, or its time is over.
+    /// The link is not from this worker, or has expired.
     #[error("the link is not valid or has expired")]
     LinkRefused,
-    /// The model is known and does not draw now.
-    #[error("the model does not draw now: {0:?}")]
+    /// The model is known but not available now.
+    #[error("the model is not available now: {0:?}")]
     ModelUnavailable(Availability),
-    /// No place in the queue, or none left of this owner's share.
+    /// The queue is full, or this owner's share of it.
     #[error("the queue is full")]
     QueueFull {
-        /// When a place is likely to be free.
+        /// When a reservation is likely to be free.
         retry_after_seconds: u64,
     },
-    /// A bound of the key that asks.
+    /// A limit of the caller's key.
     #[error(transparent)]
     LimitReached(LimitReached),
-    /// The word that makes a request repeatable stood for another request.
-    #[error("the same word was used for another request")]
+    /// The idempotency key was used for another request.
+    #[error("the idempotency key was used for another request")]
     OtherRequest,
-    /// As many watch jobs as are allowed, of all owners or of this one.
-    #[error("too many are watching")]
+    /// Too many watches, of all owners or of this one.
+    #[error("there are too many watches")]
     TooManyWatches,
-    /// The worker is going down.
+    /// The worker is shutting down.
     #[error("the worker is shutting down")]
     Draining,
-    /// The database or the disk does not do its part. Not for clients' eyes.
+    /// The database or the disk failed. Not to be shown to clients.
     #[error("jobs cannot be stored")]
     Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
 }

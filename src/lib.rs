@@ -1,5 +1,5 @@
-//! FLUX image inference as one binary: an engine on candle that schedules single denoising steps, a batching queue,
-//! and API keys in SQLite. ARCHITECTURE.md tells how the modules hang together.
+//! FLUX image inference as one binary: an engine on candle, a queue that schedules and batches single denoising steps,
+//! and API keys in SQLite. ARCHITECTURE.md describes how the modules fit together.
 
 pub mod app;
 pub mod auth;

@@ -1,4 +1,4 @@
-//! Parses the command line and runs it; an error becomes a message and an exit code: 0 done, 1 failed, 2 not understood.
+//! Parses and runs the command line; an error becomes a message and an exit code: 0 success, 1 failure, 2 usage error.
 
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use clap::Parser as _;
 use fluxserve::cli::{self, Cli, PasswordInput};
 use fluxserve::telemetry::pipe::Pipe;
 
-/// Longest that the exit waits for somebody to read why.
+/// Longest wait at exit for the last message to be read.
 const LAST_WORD_DEADLINE: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
@@ -18,10 +18,10 @@ fn main() -> ExitCode {
             let said = error.render().to_string();
             let shown = cli::without_secrets(&said);
             if shown == said {
-                // With 2 for what it does not understand, and with 0 for `--help`.
+                // Exits with 2 on a usage error, and with 0 for `--help`.
                 error.exit();
             }
-            // It repeats what was typed, and a key was.
+            // The message repeats the arguments, and one of them is a key.
             last_word(&shown);
             return ExitCode::from(2);
         }
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says it, if anybody reads it. When it cannot be written, the exit code is all that is left to say.
+/// Writes to standard error, within the deadline. If that fails, only the exit code is left.
 fn last_word(text: &str) {
     if let Ok(pipe) = Pipe::start("error", io::stderr()) {
         pipe.send(text.as_bytes());

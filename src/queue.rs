@@ -1,9 +1,9 @@
 //! The planner and the engine thread. Sees `domain::engine::StepEngine` only, never candle.
 //!
-//! Owns the jobs that wait for one model's engines, their bound, and the threads the engines live on: one for each device,
-//! all drawing from the same line. A job's way in is
-//! [`Queue::reserve`] (a place, or a refusal now) and [`Reservation::submit`]; its way out is [`event::JobEvents`]. Must not
-//! know who asked for an image, where it goes, or that there is a database.
+//! Owns the pending jobs of one model, their bound, and its engines' threads: one per device, all fed from the same
+//! queue. A job enters by [`Queue::reserve`] (a reservation, or a refusal now) and [`Reservation::submit`]; what
+//! happens to it comes out as [`event::JobEvents`]. Must not know who asked for an image, where it goes, or that there
+//! is a database.
 
 pub mod cost;
 mod entry;
@@ -15,6 +15,7 @@ pub mod planner;
 mod previews;
 mod reservations;
 mod shared;
+mod terms;
 mod watchdog;
 mod worker;
 
@@ -24,130 +25,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::Span;
 
-use crate::domain::engine::{EngineError, StepEngine};
-use crate::domain::ids::{JobId, KeyId, ModelId};
-use crate::domain::priority::Priority;
+use crate::domain::ids::{JobId, KeyId};
+use crate::domain::owner_counts::OwnerHold;
 use crate::domain::spec::GenerateSpec;
 use entry::Entry;
 use event::JobEvents;
 pub use previews::Previews;
-use reservations::{ReservationHold, Reservations};
+use reservations::Reservations;
 use shared::SharedQueue;
+pub use terms::{CancelCause, EngineFactory, EngineState, Load, QueueSettings, ReserveError, Standing, Terms};
 pub use watchdog::Stall;
-
-/// Builds the engine on its own thread; called again after the engine failed.
-pub type EngineFactory = Box<dyn Fn() -> Result<Box<dyn StepEngine>, EngineError> + Send>;
-
-/// What one model's queue is held to.
-#[derive(Debug, Clone)]
-pub struct QueueSettings {
-    /// The model the engines draw with; names its thread, its metrics and its log lines.
-    pub model: ModelId,
-    /// Most jobs waiting and running together.
-    pub jobs_max: usize,
-    /// Drawn once before the engine is called ready.
-    pub warm_up: GenerateSpec,
-    /// Wait before an engine is built again; doubled before each further attempt, up to the longest. It is never given
-    /// up: what is wrong with a device may pass, and a worker that comes back by itself needs nobody at night.
-    pub rebuild_delay: Duration,
-    /// The longest such wait.
-    pub rebuild_delay_max: Duration,
-    /// How long accepted jobs wait for an engine that cannot be built. Then they fail: whoever waits should know.
-    pub outage_max: Duration,
-    /// A call of the engine that takes less is no sign that it will not come back, whatever was expected of it.
-    pub stall_min: Duration,
-}
-
-/// On what terms a job is drawn.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Terms {
-    /// Its place among the jobs of the same owner.
-    pub priority: Priority,
-    /// The owner's part of the device, next to other owners'.
-    pub owner_priority: Priority,
-    /// When the image is of no use any more: then the job fails.
-    pub deadline: Option<Instant>,
-    /// It was being drawn when the process ended without a word, and may be why: it rides alone.
-    pub is_suspect: bool,
-}
-
-/// Why a job was not drawn to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CancelCause {
-    /// Whoever may asked for it.
-    Request,
-    /// Who waited has left.
-    Disconnect,
-    /// Its key is good no more.
-    KeyEnded,
-    /// Its time was over.
-    Deadline,
-}
-
-impl CancelCause {
-    /// The word for it in metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Request => "request",
-            Self::Disconnect => "disconnect",
-            Self::KeyEnded => "key_ended",
-            Self::Deadline => "deadline",
-        }
-    }
-}
-
-/// How an engine is; of a queue, how its engines are together: ready as soon as one is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EngineState {
-    /// Being built for the first time.
-    Loading,
-    /// It has drawn, and has not failed since.
-    Ready,
-    /// It failed, and is being built again.
-    Rebuilding {
-        /// Why it failed last. For operators, not for clients.
-        cause: String,
-        /// Attempts in a row to build it that failed; 0 when it had been ready.
-        builds_failed: u32,
-    },
-    /// Its thread is gone, by a mistake of ours. Nothing more will be drawn.
-    Gone,
-}
-
-/// Why no place was given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum ReserveError {
-    /// As many jobs as are allowed wait and run, of all owners or of this one.
-    #[error("the queue is full")]
-    Full {
-        /// When a place is likely to be free.
-        retry_after_seconds: u64,
-    },
-    /// The worker is going down and takes no more.
-    #[error("the worker is shutting down")]
-    Draining,
-}
-
-/// Where an unfinished job stands.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Standing {
-    /// 0: being drawn; 1: next in line.
-    pub position: usize,
-    /// Likely time to its end, from the measured time of steps. `None` before anything was measured.
-    pub eta_seconds: Option<f64>,
-}
-
-/// What a queue has to do now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Load {
-    /// Jobs in line.
-    pub waiting: usize,
-    /// Jobs being drawn.
-    pub drawing: usize,
-    /// Most jobs in line and being drawn together.
-    pub jobs_max: usize,
-}
 
 /// One model's queue. Clones share it.
 #[derive(Clone)]
@@ -157,17 +44,17 @@ pub struct Queue {
     stall_min: Duration,
 }
 
-/// The right to submit one job. Given back when dropped, and when the job has ended and its listener is gone.
-#[must_use = "a reservation that is dropped is given back"]
+/// The right to submit one job. Released when dropped, or when the job has ended and its listener is gone.
+#[must_use = "a dropped reservation is released"]
 pub struct Reservation {
     queue: Queue,
     owner: KeyId,
-    hold: ReservationHold,
+    hold: OwnerHold,
     span: Span,
 }
 
 impl Queue {
-    /// Starts a thread for each engine, which builds it and draws the warm-up image.
+    /// Starts a thread for each engine, which builds it and generates the warm-up images.
     ///
     /// # Errors
     /// When the system gives no thread.
@@ -178,14 +65,14 @@ impl Queue {
             let worker = worker::Worker::new(Arc::clone(&shared), engine, settings.clone());
             let name = format!("engine {engine} {}", settings.model);
             let started = std::thread::Builder::new().name(name).spawn(move || worker.run(&factory));
-            // Those that were started must not go on for nobody.
+            // The threads already started must end.
             started.inspect_err(|_| shared.close())?;
         }
         Ok(Self { shared, reservations, stall_min: settings.stall_min })
     }
 
-    /// Takes a place for a job of `owner`, or refuses at once. No owner gets more places than are left free for others:
-    /// half of them when it is alone, a third when there is another such.
+    /// Reserves room for a job of `owner`, or refuses at once. No owner holds more reservations than are left free for
+    /// others: half of them as the only owner, a third beside another such.
     ///
     /// # Errors
     /// When the queue or the owner's share of it is full, or it drains.
@@ -193,7 +80,7 @@ impl Queue {
         self.reservation_for(owner, self.reservations.take_within_share(owner))
     }
 
-    /// As [`Queue::reserve`], for a job that was accepted in an earlier life: it has had its share then.
+    /// As [`Queue::reserve`], for a job accepted before a restart: its owner's share was checked then.
     ///
     /// # Errors
     /// When the queue is full or drains.
@@ -201,7 +88,7 @@ impl Queue {
         self.reservation_for(owner, self.reservations.take(owner))
     }
 
-    fn reservation_for(&self, owner: KeyId, hold: Option<ReservationHold>) -> Result<Reservation, ReserveError> {
+    fn reservation_for(&self, owner: KeyId, hold: Option<OwnerHold>) -> Result<Reservation, ReserveError> {
         if self.shared.is_draining() {
             return Err(ReserveError::Draining);
         }
@@ -213,23 +100,23 @@ impl Queue {
 
     /// When a job is likely to end.
     pub fn retry_after_seconds(&self) -> u64 {
-        self.shared.seconds_until_somebody_leaves().unwrap_or(1.0).ceil().max(1.0) as u64
+        self.shared.seconds_until_next_end().unwrap_or(1.0).ceil().max(1.0) as u64
     }
 
-    /// Cancels a job: out of the line at once, out of a running batch before the next step. Unknown jobs are ignored.
+    /// Cancels a job: at once while pending, before the next step while running. Unknown jobs are ignored.
     pub fn cancel(&self, id: JobId, cause: CancelCause) {
         self.shared.cancel(id, cause);
     }
 
-    /// Where a job stands; `None` when it is not here (any more).
+    /// Standing of a job; `None` when it is not in this queue (any more).
     pub fn standing(&self, id: JobId) -> Option<Standing> {
         self.shared.standing(id)
     }
 
-    /// What there is to do now.
+    /// Pending and running jobs now.
     pub fn load(&self) -> Load {
-        let (waiting, drawing) = self.shared.load();
-        Load { waiting, drawing, jobs_max: self.reservations.jobs_max() }
+        let (waiting, running) = self.shared.load();
+        Load { waiting, running, jobs_max: self.reservations.jobs_max() }
     }
 
     /// How many engines are ready, and how many there are.
@@ -237,34 +124,34 @@ impl Queue {
         self.shared.engines()
     }
 
-    /// Why an engine is thought to draw nothing any more, however long one waits; `None` when none is.
+    /// Why an engine is considered stalled; `None` when none is.
     pub fn stall(&self) -> Option<Stall> {
         self.shared.stall(self.stall_min)
     }
 
-    /// How the engines are, now and as it changes.
+    /// The engines' state, now and as it changes.
     pub fn state(&self) -> watch::Receiver<EngineState> {
         self.shared.state()
     }
 
-    /// Refuses newcomers from now on. Who has a place is still drawn.
+    /// Refuses new jobs from now on. Jobs with a reservation still run.
     pub fn drain(&self) {
         self.shared.drain();
     }
 
-    /// Stops the engines' threads after what it is doing now. Unfinished jobs end without an outcome.
+    /// Stops the engines' threads after their current call. Unfinished jobs end without an outcome.
     pub fn close(&self) {
         self.shared.close();
     }
 }
 
 impl Reservation {
-    /// Gives the job a span, which what is logged about it stands in.
+    /// Sets the job's span: whatever is logged about the job goes under it.
     pub fn within(self, span: Span) -> Self {
         Self { span, ..self }
     }
 
-    /// Puts a job into the line.
+    /// Puts a job into the queue.
     pub fn submit(self, id: JobId, spec: GenerateSpec, terms: Terms) -> JobEvents {
         let (events, mut listener) = event::channel();
         let hold = Arc::new(self.hold);

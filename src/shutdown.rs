@@ -1,7 +1,7 @@
-//! From the signal to the exit: the first SIGINT, SIGTERM or SIGHUP asks everybody to finish, the second one ends the
+//! Shutdown by signals: the first SIGINT, SIGTERM or SIGHUP requests a graceful shutdown, the second one ends the
 //! process.
 //!
-//! What a signal asks for is done before it is logged: nobody may be reading the log.
+//! A signal takes effect before it is logged: the log may be blocked.
 
 mod file_size;
 
@@ -11,37 +11,37 @@ use std::time::Duration;
 pub use file_size::outlive_file_size_limit;
 use tokio::sync::watch;
 
-/// The exit code of a process that was told twice.
+/// The exit code after a second signal.
 const SECOND_SIGNAL_EXIT_CODE: i32 = 1;
-/// What the log gets to say that it was.
+/// Time for the log line about it.
 const LAST_WORD: Duration = Duration::from_millis(100);
 
-/// Asks everybody who holds the other end to finish.
+/// Requests the shutdown from all holders of the other end.
 #[derive(Debug)]
 pub struct ShutdownTrigger(watch::Sender<bool>);
 
 impl ShutdownTrigger {
-    /// Asks. Doing it twice is doing it once.
+    /// Requests the shutdown. Idempotent.
     pub fn request(&self) {
         self.0.send_replace(true);
     }
 }
 
-/// Tells whether, and when, it is time to finish. Cheap to clone.
+/// Tells whether shutdown is requested, and waits for it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Shutdown(watch::Receiver<bool>);
 
 impl Shutdown {
-    /// Whether it is time to finish.
+    /// Whether shutdown is requested.
     #[must_use]
     pub fn is_requested(&self) -> bool {
         *self.0.borrow()
     }
 
-    /// Returns when it is time to finish.
+    /// Returns when shutdown is requested.
     pub async fn requested(&self) {
         if self.0.clone().wait_for(|requested| *requested).await.is_err() {
-            // The trigger is gone without having asked: nobody ever will.
+            // The trigger was dropped without a request: there will be none.
             std::future::pending::<()>().await;
         }
     }
@@ -54,17 +54,17 @@ pub fn channel() -> (ShutdownTrigger, Shutdown) {
     (ShutdownTrigger(sender), Shutdown(receiver))
 }
 
-/// A shutdown that the process's signals request.
+/// A shutdown that is requested by the process's signals.
 ///
 /// # Errors
-/// When the system does not let signals be caught.
+/// When the signals cannot be caught.
 pub fn on_signals() -> io::Result<Shutdown> {
     let (trigger, shutdown) = channel();
     let mut signals = Signals::catch()?;
     tokio::spawn(async move {
         let name = signals.next().await;
         trigger.request();
-        tracing::info!("{name}: finishing what has been accepted; a second signal ends at once");
+        tracing::info!("{name}: finishing accepted jobs; a second signal ends the process at once");
         let name = signals.next().await;
         let exit = || std::process::exit(SECOND_SIGNAL_EXIT_CODE);
         let exits = std::thread::Builder::new().name("exit".into()).spawn(move || {
@@ -83,7 +83,7 @@ pub fn on_signals() -> io::Result<Shutdown> {
 struct Signals {
     interrupt: tokio::signal::unix::Signal,
     terminate: tokio::signal::unix::Signal,
-    /// The terminal is gone. `None`: whoever started the process (`nohup`) has it go on then.
+    /// The terminal was closed. `None` if the process was started to survive that (`nohup`).
     hangup: Option<tokio::signal::unix::Signal>,
 }
 
@@ -116,7 +116,7 @@ async fn received(signal: &mut Option<tokio::signal::unix::Signal>) {
     }
 }
 
-/// Whether the process was started with a signal ignored, where the system tells (Linux).
+/// Whether the process was started with a signal ignored, if the system reports it (Linux).
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     std::fs::read_to_string("/proc/self/status").is_ok_and(|status| is_ignored_by(&status, signal))
@@ -151,7 +151,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn everybody_hears_of_it_also_those_who_come_late() {
+    async fn early_and_late_waiters_are_notified() {
         let (trigger, shutdown) = channel();
         let waiting = tokio::spawn({
             let shutdown = shutdown.clone();
@@ -160,7 +160,7 @@ mod tests {
         assert!(!shutdown.is_requested());
         trigger.request();
         trigger.request();
-        waiting.await.expect("heard");
+        waiting.await.expect("notified");
         drop(trigger);
         shutdown.clone().requested().await;
         assert!(shutdown.is_requested());
@@ -168,14 +168,14 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn who_was_told_to_ignore_a_signal_does() {
+    fn an_inherited_ignored_signal_is_detected() {
         let status = "Name:\tfluxserve\nSigBlk:\t0000000000000001\nSigIgn:\t0000000000001001\n";
         assert!(is_ignored_by(status, 1) && is_ignored_by(status, 13));
         assert!(!is_ignored_by(status, 2) && !is_ignored_by(status, 15) && !is_ignored_by("", 1));
     }
 
     #[tokio::test]
-    async fn a_lost_trigger_is_no_request() {
+    async fn a_dropped_trigger_is_no_request() {
         let (trigger, shutdown) = channel();
         drop(trigger);
         let outcome = tokio::time::timeout(Duration::from_millis(20), shutdown.requested()).await;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use fluxserve::catalog::card_or_flux_dev;
 use fluxserve::domain::device::{DeviceChoice, EngineSettings, Offload};
-use fluxserve::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
+use fluxserve::domain::engine::{EngineError, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::model::{ModelCard, ModelFiles};
 use fluxserve::domain::precision::Precision;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};

@@ -1,5 +1,5 @@
-//! The whole program sends the spans of a job to a collector, also at the usual level of its log, and what is left at its
-//! end before it ends. A collector that is away holds nothing up.
+//! The program sends a job's spans to a collector, also at the default log level, and flushes them before it exits. An
+//! unreachable collector does not block it.
 
 #![cfg(unix)]
 
@@ -15,17 +15,17 @@ use serde_json::{Value, json};
 const MODEL: &str = "fluxserve/flux-shapes";
 /// Longest that a request takes.
 const PATIENCE: Duration = Duration::from_secs(90);
-/// Longest that a worker with nothing to do takes to end: the wait for a collector that is away is part of it.
+/// Longest exit of an idle worker, including the wait for an unreachable collector.
 const END_MAX: Duration = Duration::from_secs(20);
 
-/// What a collector has received: heads and bodies.
+/// Requests that a collector has received: heads and bodies.
 #[derive(Clone, Default)]
 struct Received(Arc<Mutex<Vec<Exchange>>>);
 
 type Exchange = (String, Vec<u8>);
 
 impl Received {
-    /// Takes one request after the other from each connection, and says yes to all.
+    /// Accepts all requests on a connection, one after the other.
     fn serve(&self, stream: &TcpStream) -> Option<()> {
         let mut reader = BufReader::new(stream);
         let mut writer = stream;
@@ -43,7 +43,7 @@ impl Received {
         }
     }
 
-    /// Starts a collector; where it is.
+    /// Starts a collector; returns its URL.
     fn start(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
@@ -68,9 +68,9 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Has a worker that tells its spans to `endpoint` draw one image, and stops it. The job's id, and what the worker
-/// has said.
-fn draw(endpoint: &str, prompt: &str) -> (String, Output) {
+/// Starts a worker that sends its spans to `endpoint`, generates one image, and stops the worker. Returns the job's id
+/// and the worker's output.
+fn generate(endpoint: &str, prompt: &str) -> (String, Output) {
     let folder = tempfile::tempdir().expect("a folder");
     let data = folder.path().join("data");
     let made = program(&data).args(["keys", "create", "--name", "test", "--scope", "inference"]).output();
@@ -81,8 +81,8 @@ fn draw(endpoint: &str, prompt: &str) -> (String, Output) {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
     let mut output = BufReader::new(child.stdout.take().expect("piped")).lines().map_while(Result::ok);
     let url = output.find_map(|line| line.strip_prefix("fluxserve listens on ").map(str::to_owned)).expect("a line");
-    output.find(|line| line.starts_with("Draw an image:") || line.contains("is ready")).expect("a line");
-    // What else is said is read, so that nobody waits for a full pipe.
+    output.find(|line| line.starts_with("Generate an image:") || line.contains("is ready")).expect("a line");
+    // Reads the rest, so that the pipe does not fill up.
     let rest = std::thread::spawn(move || output.for_each(drop));
     let body = json!({ "model": MODEL, "prompt": prompt, "width": 64, "height": 64, "steps": 2, "seed": 1 });
     let request = ureq::post(format!("{url}/v1/inference/image")).header("x-api-key", &key);
@@ -98,7 +98,7 @@ fn draw(endpoint: &str, prompt: &str) -> (String, Output) {
     while child.try_wait().expect("a child").is_none() {
         if stopped_at.elapsed() > END_MAX {
             drop(child.kill());
-            panic!("the worker does not end");
+            panic!("the worker does not exit");
         }
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -109,7 +109,7 @@ fn draw(endpoint: &str, prompt: &str) -> (String, Output) {
 #[test]
 fn a_collector_receives_the_spans_of_a_job_and_no_prompt() {
     let received = Received::default();
-    let (job, output) = draw(&received.start(), "a secret otter");
+    let (job, output) = generate(&received.start(), "a secret otter");
     assert!(output.status.success());
     let all = received.0.lock().expect("not poisoned");
     assert!(!all.is_empty(), "something was sent: {}", text(&output.stderr));
@@ -130,10 +130,10 @@ fn a_collector_receives_the_spans_of_a_job_and_no_prompt() {
 }
 
 #[test]
-fn a_collector_that_is_away_holds_nothing_up_and_is_named_in_the_log_once() {
-    // Taken and let go again: nobody listens there.
+fn an_unreachable_collector_blocks_nothing_and_is_logged_once() {
+    // Bound and dropped again: nothing listens there.
     let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-    let (_, output) = draw(&format!("http://{address}"), "a fox");
+    let (_, output) = generate(&format!("http://{address}"), "a fox");
     assert!(output.status.success());
     assert_eq!(text(&output.stderr).matches("spans cannot be sent").count(), 1, "{}", text(&output.stderr));
 }

@@ -1,5 +1,5 @@
-//! The demo model draws what it is asked for: from the prompt through tokenizers, text encoders, transformer, schedule
-//! and decoder to pixels that plain image analysis reads. A fault in any of them shows as a wrong image here.
+//! The demo model generates what prompts ask for: from the prompt through tokenizers, text encoders, transformer,
+//! schedule and decoder to pixels that plain image analysis reads. A fault in any of them shows as a wrong image.
 
 #![allow(dead_code, reason = "the evaluator's modules, of which a test needs a part")]
 
@@ -10,8 +10,9 @@ mod outlines;
 
 use fluxserve::catalog::{card_or_flux_dev, embedded_files};
 use fluxserve::domain::device::DeviceChoice;
-use fluxserve::domain::engine::{RgbImage, StepEngine};
+use fluxserve::domain::engine::StepEngine;
 use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::engine::FluxEngine;
 
@@ -36,8 +37,8 @@ fn spec(prompt: &str, size: [u32; 2], seed: u64) -> GenerateSpec {
     GenerateSpec::new(params, &card_or_flux_dev(&ModelId::new(MODEL))).expect("a valid request")
 }
 
-/// Draws all of them together, each with its own size and number of steps.
-fn draw(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImage> {
+/// Generates all of them batched, each with its own size and number of steps.
+fn generate(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImage> {
     let slots: Vec<_> = specs.iter().map(|spec| engine.admit(spec).expect("admits")).collect();
     let most = specs.iter().map(GenerateSpec::steps).max().unwrap_or(0);
     for done in 0..most {
@@ -48,21 +49,21 @@ fn draw(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImage> {
     slots.into_iter().map(|slot| engine.finish(slot).expect("finishes")).collect()
 }
 
-fn things(seen: &Seen) -> Vec<(&str, &str)> {
-    seen.patches.iter().map(|patch| (patch.colour.unwrap_or("?"), patch.shape.unwrap_or("?"))).collect()
+fn objects(seen: &Seen) -> Vec<(&str, &str)> {
+    seen.patches.iter().map(|patch| (patch.color.unwrap_or("?"), patch.shape.unwrap_or("?"))).collect()
 }
 
 #[test]
-fn the_first_image_of_the_readme_is_what_it_says() {
+fn the_first_image_of_the_readme_matches_its_prompt() {
     let outlines = Outlines::new();
-    let image = draw(&mut engine(), &[spec("a red circle on a blue background", [128, 128], 1)]);
+    let image = generate(&mut engine(), &[spec("a red circle on a blue background", [128, 128], 1)]);
     let seen = look(&image[0], &outlines);
     assert_eq!(seen.background, Some("blue"));
-    assert_eq!(things(&seen), [("red", "circle")]);
+    assert_eq!(objects(&seen), [("red", "circle")]);
 }
 
 #[test]
-fn images_of_several_sizes_drawn_together_show_what_each_was_asked_for() {
+fn batched_images_of_several_sizes_match_their_prompts() {
     let outlines = Outlines::new();
     let asked = [
         ("a green square on a white background", [128, 128], "white", ("green", "square")),
@@ -71,28 +72,28 @@ fn images_of_several_sizes_drawn_together_show_what_each_was_asked_for() {
         ("a large red heart on a white background", [96, 128], "white", ("red", "heart")),
     ];
     let specs: Vec<_> = (0..).zip(&asked).map(|(seed, (prompt, size, ..))| spec(prompt, *size, seed)).collect();
-    let images = draw(&mut engine(), &specs);
+    let images = generate(&mut engine(), &specs);
     for (image, (prompt, _, background, thing)) in images.iter().zip(asked) {
         let seen = look(image, &outlines);
         assert_eq!(seen.background, Some(background), "{prompt}");
-        assert_eq!(things(&seen), [thing], "{prompt}");
+        assert_eq!(objects(&seen), [thing], "{prompt}");
     }
 }
 
 #[test]
-fn things_stand_where_the_prompt_puts_them() {
+fn objects_are_where_the_prompt_puts_them() {
     let outlines = Outlines::new();
     let prompt = "a red circle left of a green square on a white background";
-    let image = draw(&mut engine(), &[spec(prompt, [128, 128], 3)]);
+    let image = generate(&mut engine(), &[spec(prompt, [128, 128], 3)]);
     let seen = look(&image[0], &outlines);
-    let middle = |colour| {
-        let patch = seen.patches.iter().find(|patch| patch.colour == Some(colour));
-        patch.unwrap_or_else(|| panic!("nothing {colour} in {seen:?}")).centre[0]
+    let middle = |color| {
+        let patch = seen.patches.iter().find(|patch| patch.color == Some(color));
+        patch.unwrap_or_else(|| panic!("nothing {color} in {seen:?}")).center[0]
     };
     assert!(middle("red") + 0.2 < middle("green"), "{seen:?}");
 }
 
-/// The guidance value reaches the model: without a push the same seed gives another image.
+/// The guidance value reaches the model: another value gives another image with the same seed.
 #[test]
 fn guidance_changes_the_image() {
     let with = |guidance| {
@@ -105,17 +106,17 @@ fn guidance_changes_the_image() {
         };
         GenerateSpec::new(params, &card_or_flux_dev(&ModelId::new(MODEL))).expect("a valid request")
     };
-    let images = draw(&mut engine(), &[with(1.0), with(6.0)]);
+    let images = generate(&mut engine(), &[with(1.0), with(6.0)]);
     let apart = images[0].pixels().iter().zip(images[1].pixels()).filter(|(a, b)| a.abs_diff(**b) > 8).count();
     assert!(apart > 128 * 128 * 3 / 100, "only {apart} channels differ");
 }
 
-/// Small and rough, but of the right colours, and long before the end.
+/// Small and rough, but of the right colors, and long before the end.
 #[test]
-fn a_preview_shows_what_is_coming() {
+fn a_preview_resembles_the_coming_image() {
     let mut engine = engine();
     let slot = engine.admit(&spec("a red circle on a blue background", [128, 96], 1)).expect("admits");
-    assert_eq!(engine.preview(slot), Ok(None), "nothing is known yet");
+    assert_eq!(engine.preview(slot), Ok(None), "no step was done yet");
     for _ in 0..10 {
         engine.step(&[slot]).expect("steps");
     }
@@ -127,7 +128,7 @@ fn a_preview_shows_what_is_coming() {
     assert!(middle[0] > middle[2].saturating_add(60), "red: {middle:?}");
 }
 
-/// An image averaged over squares of `side` pixels, as the numbers of all its channels.
+/// All channels of an image, averaged over squares of `side` pixels.
 fn averaged(image: &RgbImage, side: usize) -> Vec<f64> {
     let (width, height) = (image.width() as usize, image.height() as usize);
     let mut sums = vec![0.0; width / side * (height / side) * 3];
@@ -146,7 +147,7 @@ fn correlation(a: &[f64], b: &[f64]) -> f64 {
     sum(|a, b| a * b) / (sum(|a, _| a * a) * sum(|_, b| b * b)).sqrt()
 }
 
-/// How alike the preview after the last step, which is of the very latents that are decoded then, is to the image.
+/// Correlation between the image and the preview after the last step, which is made of the same latents.
 fn likeness(engine: &mut FluxEngine, spec: &GenerateSpec) -> f64 {
     let slot = engine.admit(spec).expect("admits");
     for _ in 0..spec.steps() {
@@ -158,22 +159,22 @@ fn likeness(engine: &mut FluxEngine, spec: &GenerateSpec) -> f64 {
 }
 
 #[test]
-fn the_last_preview_is_the_image_made_small_and_comes_closer_with_every_image() {
+fn the_last_preview_is_the_downscaled_image_and_improves_with_every_image() {
     let asked = spec("a red circle on a blue background", [128, 128], 1);
     let new = likeness(&mut engine(), &asked);
     assert!(new >= 0.85, "{new}");
     let mut engine = engine();
     let prompts = ["a green square on a white background", "a yellow star on a red background", "a blue ring"];
     let others: Vec<_> = (20..).zip(prompts).map(|(seed, prompt)| spec(prompt, [128, 128], seed)).collect();
-    draw(&mut engine, &others);
+    generate(&mut engine, &others);
     let experienced = likeness(&mut engine, &asked);
     assert!(experienced >= 0.9 && experienced > new, "{new}, then {experienced}");
 }
 
-/// Who looks on changes nothing.
+/// Previews do not change the image.
 #[test]
 fn an_image_has_the_same_bits_with_and_without_previews() {
-    let drawn = |engine: &mut FluxEngine, looks_on: bool| {
+    let generated = |engine: &mut FluxEngine, looks_on: bool| {
         let spec = spec("a red circle on a blue background", [128, 96], 4);
         let slot = engine.admit(&spec).expect("admits");
         for _ in 0..spec.steps() {
@@ -184,8 +185,8 @@ fn an_image_has_the_same_bits_with_and_without_previews() {
         }
         engine.finish(slot).expect("finishes")
     };
-    let unseen = drawn(&mut engine(), false);
+    let unseen = generated(&mut engine(), false);
     let mut engine = engine();
-    assert!(drawn(&mut engine, true) == unseen);
-    assert!(drawn(&mut engine, false) == unseen);
+    assert!(generated(&mut engine, true) == unseen);
+    assert!(generated(&mut engine, false) == unseen);
 }

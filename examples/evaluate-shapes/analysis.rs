@@ -1,11 +1,11 @@
-//! Plain image analysis: the colour of the background, and of each connected patch its colour, shape and place.
+//! Plain image analysis: the color of the background, and the color, shape and position of each connected patch.
 
-use fluxserve::domain::engine::RgbImage;
+use fluxserve::domain::image::RgbImage;
 
 use crate::outlines::{Grid, Outlines, SIDE};
 
-/// Names of colours and what they look like; the training varies each channel by 6 at most.
-pub(crate) const COLOURS: [(&str, [u8; 3]); 12] = [
+/// Names and values of colors; the training varies each channel by at most 6.
+pub(crate) const COLORS: [(&str, [u8; 3]); 12] = [
     ("red", [220, 50, 47]),
     ("orange", [245, 140, 30]),
     ("yellow", [250, 215, 60]),
@@ -20,55 +20,55 @@ pub(crate) const COLOURS: [(&str, [u8; 3]); 12] = [
     ("black", [25, 25, 28]),
 ];
 
-/// A colour that is farther from all of them, in levels, has no name.
-const COLOUR_DISTANCE_MAX: f32 = 60.0;
+/// A color farther than this from all of them, in levels, has no name.
+const COLOR_DISTANCE_MAX: f32 = 60.0;
 
-/// What is nearer to the background, in levels, belongs to it: just above half of what lies between the two nearest
-/// colours, orange and yellow (81), so that a pixel on an edge goes to the side it is nearer to.
+/// Pixels nearer to the background than this, in levels, belong to it: just above half the distance between the two
+/// nearest colors, orange and yellow (81), so that a pixel on an edge goes to the nearer side.
 const BACKGROUND_DISTANCE_MAX: f32 = 45.0;
 
-/// Smallest patch that counts, as a share of the image. The smallest object of the training covers 0.8 %.
+/// Smallest patch that counts, as a share of the image. The smallest object in training covers 0.8 %.
 const PATCH_SHARE_MIN: f32 = 0.002;
 
-/// Smallest overlap with an outline that makes a patch this shape.
+/// Smallest overlap with an outline for a patch to have that shape.
 const OVERLAP_MIN: f32 = 0.7;
 
-/// A patch of one colour.
+/// A patch of one color.
 #[derive(Debug, Clone)]
 pub(crate) struct Patch {
-    /// A name of [`COLOURS`], or none.
-    pub(crate) colour: Option<&'static str>,
+    /// A name of [`COLORS`], or none.
+    pub(crate) color: Option<&'static str>,
     /// A name of [`crate::outlines::SHAPES`], or none.
     pub(crate) shape: Option<&'static str>,
     /// Middle of its bounding box, as shares of width and height.
-    pub(crate) centre: [f32; 2],
+    pub(crate) center: [f32; 2],
 }
 
-/// What is to be seen in an image.
+/// What an image shows.
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
-    /// A name of [`COLOURS`], or none.
+    /// A name of [`COLORS`], or none.
     pub(crate) background: Option<&'static str>,
     /// Largest first.
     pub(crate) patches: Vec<Patch>,
 }
 
-type Colour = [f32; 3];
+type Color = [f32; 3];
 
-fn distance(left: Colour, right: Colour) -> f32 {
+fn distance(left: Color, right: Color) -> f32 {
     left.iter().zip(right).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()
 }
 
-fn name_of(colour: Colour) -> Option<&'static str> {
-    let distances = COLOURS.iter().map(|(name, value)| (*name, distance(colour, value.map(f32::from))));
+fn name_of(color: Color) -> Option<&'static str> {
+    let distances = COLORS.iter().map(|(name, value)| (*name, distance(color, value.map(f32::from))));
     let (name, nearest) = distances.min_by(|left, right| left.1.total_cmp(&right.1))?;
-    (nearest <= COLOUR_DISTANCE_MAX).then_some(name)
+    (nearest <= COLOR_DISTANCE_MAX).then_some(name)
 }
 
-/// Channel by channel.
-fn median(colours: &[Colour]) -> Colour {
+/// Median per channel.
+fn median(colors: &[Color]) -> Color {
     std::array::from_fn(|channel| {
-        let mut values: Vec<f32> = colours.iter().map(|colour| colour[channel]).collect();
+        let mut values: Vec<f32> = colors.iter().map(|color| color[channel]).collect();
         values.sort_by(f32::total_cmp);
         values[values.len() / 2]
     })
@@ -77,7 +77,7 @@ fn median(colours: &[Colour]) -> Colour {
 struct Image {
     width: usize,
     height: usize,
-    pixels: Vec<Colour>,
+    pixels: Vec<Color>,
 }
 
 impl Image {
@@ -91,7 +91,7 @@ impl Image {
         x == 0 || y == 0 || x == self.width - 1 || y == self.height - 1
     }
 
-    /// Pixels that touch this one, corners included.
+    /// Neighboring pixels, corners included.
     fn around(&self, index: usize) -> impl Iterator<Item = usize> + '_ {
         let (x, y) = (index % self.width, index / self.width);
         let rows = y.saturating_sub(1)..(y + 2).min(self.height);
@@ -100,8 +100,8 @@ impl Image {
         })
     }
 
-    /// Connected pixels that are not background, each patch by itself.
-    fn patches(&self, background: Colour) -> Vec<Vec<usize>> {
+    /// Connected patches of pixels that are not background.
+    fn patches(&self, background: Color) -> Vec<Vec<usize>> {
         let mut open: Vec<bool> =
             self.pixels.iter().map(|pixel| distance(*pixel, background) > BACKGROUND_DISTANCE_MAX).collect();
         let mut patches = Vec::new();
@@ -112,9 +112,9 @@ impl Image {
             let mut patch = vec![start];
             let mut next = 0;
             while next < patch.len() {
-                for neighbour in self.around(patch[next]) {
-                    if std::mem::take(&mut open[neighbour]) {
-                        patch.push(neighbour);
+                for neighbor in self.around(patch[next]) {
+                    if std::mem::take(&mut open[neighbor]) {
+                        patch.push(neighbor);
                     }
                 }
                 next += 1;
@@ -127,36 +127,37 @@ impl Image {
         patches
     }
 
-    fn describe(&self, members: &[usize], background: Colour, outlines: &Outlines) -> Patch {
+    fn describe(&self, members: &[usize], background: Color, outlines: &Outlines) -> Patch {
         let inside: std::collections::HashSet<usize> = members.iter().copied().collect();
-        let whole = |index: &usize| self.around(*index).all(|neighbour| inside.contains(&neighbour));
-        let core: Vec<Colour> = members.iter().filter(|index| whole(index)).map(|&index| self.pixels[index]).collect();
-        let all: Vec<Colour> = members.iter().map(|&index| self.pixels[index]).collect();
-        let colour = median(if core.is_empty() { &all } else { &core });
+        let is_inner = |index: &usize| self.around(*index).all(|neighbor| inside.contains(&neighbor));
+        let core: Vec<Color> =
+            members.iter().filter(|index| is_inner(index)).map(|&index| self.pixels[index]).collect();
+        let all: Vec<Color> = members.iter().map(|&index| self.pixels[index]).collect();
+        let color = median(if core.is_empty() { &all } else { &core });
         let (columns, rows) =
             (members.iter().map(|index| index % self.width), members.iter().map(|index| index / self.width));
         let (left, right) = (columns.clone().min().unwrap_or(0), columns.max().unwrap_or(0) + 1);
         let (top, bottom) = (rows.clone().min().unwrap_or(0), rows.max().unwrap_or(0) + 1);
         let cover = |x: usize, y: usize| {
             let index = y * self.width + x;
-            let share = distance(self.pixels[index], background) / distance(colour, background).max(1.0);
+            let share = distance(self.pixels[index], background) / distance(color, background).max(1.0);
             if inside.contains(&index) { share.clamp(0.0, 1.0) } else { 0.0 }
         };
         let grid = resample([left, right], [top, bottom], cover);
         let (shape, overlap) = outlines.nearest(&grid);
         Patch {
-            colour: name_of(colour),
+            color: name_of(color),
             shape: (overlap >= OVERLAP_MIN).then_some(shape),
-            centre: [(left + right) as f32 / 2.0 / self.width as f32, (top + bottom) as f32 / 2.0 / self.height as f32],
+            center: [(left + right) as f32 / 2.0 / self.width as f32, (top + bottom) as f32 / 2.0 / self.height as f32],
         }
     }
 }
 
-/// Brings a box of pixels onto the grid that outlines are compared on, by bilinear samples.
+/// Resamples a box of pixels to the grid for comparing outlines, bilinearly.
 fn resample(across: [usize; 2], down: [usize; 2], cover: impl Fn(usize, usize) -> f32) -> Grid {
-    // Cells are sampled at four places, so that a cell wider than a pixel misses none.
+    // Cells are sampled at several points, so that a cell wider than a pixel misses none.
     const SAMPLES: usize = 4;
-    let place = |[from, to]: [usize; 2], step: usize| {
+    let position = |[from, to]: [usize; 2], step: usize| {
         let exact = (step as f32 + 0.5) / (SIDE * SAMPLES) as f32 * (to - from) as f32 - 0.5;
         let exact = exact.clamp(0.0, (to - from - 1) as f32);
         let before = exact.floor() as usize;
@@ -164,9 +165,9 @@ fn resample(across: [usize; 2], down: [usize; 2], cover: impl Fn(usize, usize) -
     };
     let mut grid = vec![0.0; SIDE * SIDE];
     for row in 0..SIDE * SAMPLES {
-        let (above, below, lower) = place(down, row);
+        let (above, below, lower) = position(down, row);
         for column in 0..SIDE * SAMPLES {
-            let (before, after, right) = place(across, column);
+            let (before, after, right) = position(across, column);
             let upper_value = cover(before, above) * (1.0 - right) + cover(after, above) * right;
             let lower_value = cover(before, below) * (1.0 - right) + cover(after, below) * right;
             grid[row / SAMPLES * SIDE + column / SAMPLES] +=
@@ -176,10 +177,10 @@ fn resample(across: [usize; 2], down: [usize; 2], cover: impl Fn(usize, usize) -
     grid
 }
 
-/// Looks at an image.
+/// Analyzes an image.
 pub(crate) fn look(image: &RgbImage, outlines: &Outlines) -> Seen {
     let image = Image::of(image);
-    let border: Vec<Colour> =
+    let border: Vec<Color> =
         (0..image.pixels.len()).filter(|&index| image.is_border(index)).map(|index| image.pixels[index]).collect();
     let background = median(&border);
     let patches = image.patches(background);

@@ -1,11 +1,11 @@
-//! Holds what is seen against what was asked for, and counts.
+//! Compares what images show with what was asked for, and counts.
 
 use std::fmt;
 
 use crate::analysis::{Patch, Seen};
 use crate::scene::{Object, Scene};
 
-/// So many of so many.
+/// A count of right ones among all.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Tally {
     pub(crate) right: usize,
@@ -18,7 +18,7 @@ impl Tally {
         self.of += 1;
     }
 
-    /// In percent; 100 of nothing.
+    /// In percent; 100 for an empty tally.
     pub(crate) fn percent(self) -> f64 {
         if self.of == 0 { 100.0 } else { 100.0 * self.right as f64 / self.of as f64 }
     }
@@ -33,27 +33,27 @@ impl fmt::Display for Tally {
     }
 }
 
-/// What was right, over many images.
+/// Tallies over many images.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Score {
     /// Images with the right background.
     pub(crate) background: Tally,
-    /// Objects asked for that were drawn in their colour.
-    pub(crate) colour: Tally,
-    /// Objects asked for that were drawn in their shape.
+    /// Requested objects in the right color.
+    pub(crate) color: Tally,
+    /// Requested objects in the right shape.
     pub(crate) shape: Tally,
-    /// Images whose objects stand as asked (`relation`, `pair`, `placed`).
+    /// Images with the right arrangement (`relation`, `pair`, `placed`).
     pub(crate) arrangement: Tally,
-    /// Images with as many objects as asked, no more and no fewer.
+    /// Images with the right number of objects.
     pub(crate) count: Tally,
-    /// Images with nothing wrong at all.
-    pub(crate) whole: Tally,
+    /// Images with everything right.
+    pub(crate) all_right: Tally,
 }
 
-/// For each object the patch that is meant to be it: the pairing with most colours and shapes right.
+/// The patch for each object: the pairing with most colors and shapes right.
 fn pair<'a>(objects: &[Object], patches: &'a [Patch]) -> Vec<Option<&'a Patch>> {
     fn likeness(object: &Object, patch: &Patch) -> usize {
-        usize::from(patch.colour == Some(&object.colour)) + usize::from(patch.shape == Some(&object.shape))
+        usize::from(patch.color == Some(&object.color)) + usize::from(patch.shape == Some(&object.shape))
     }
     fn best<'a>(objects: &[Object], free: &[&'a Patch]) -> (usize, Vec<Option<&'a Patch>>) {
         let Some((object, others)) = objects.split_first() else { return (0, Vec::new()) };
@@ -78,15 +78,15 @@ fn pair<'a>(objects: &[Object], patches: &'a [Patch]) -> Vec<Option<&'a Patch>> 
     best(objects, &largest).1
 }
 
-/// Whether objects stand as asked; nothing when nothing was asked.
+/// Whether the objects are arranged as asked; `None` when nothing was asked.
 fn arranged(scene: &Scene, pairs: &[Option<&Patch>]) -> Option<bool> {
     if scene.kind == "placed" {
         let stands = |patch: &Patch| {
-            (0..2).all(|axis| ((patch.centre[axis] - 0.5) / 0.15).round().clamp(-1.0, 1.0) as i32 == scene.place[axis])
+            (0..2).all(|axis| ((patch.center[axis] - 0.5) / 0.15).round().clamp(-1.0, 1.0) as i32 == scene.place[axis])
         };
         return Some(pairs[0].is_some_and(stands));
     }
-    // Farther apart along the axis that was named than half of what training shows.
+    // Half of the smallest distance in training, along the named axis.
     let apart = 0.2;
     let (axis, sign) = match scene.relation.as_str() {
         "left" => (0, -1.0),
@@ -96,32 +96,32 @@ fn arranged(scene: &Scene, pairs: &[Option<&Patch>]) -> Option<bool> {
         _ => return None,
     };
     Some(match pairs {
-        [Some(first), Some(second)] => (first.centre[axis] - second.centre[axis]) * sign > apart,
+        [Some(first), Some(second)] => (first.center[axis] - second.center[axis]) * sign > apart,
         _ => false,
     })
 }
 
 impl Score {
-    /// Counts one image in.
+    /// Adds one image; returns whether everything was right.
     pub(crate) fn add(&mut self, scene: &Scene, seen: &Seen) -> bool {
         let pairs = pair(&scene.objects, &seen.patches);
         let background = seen.background == Some(&scene.background);
         let counted = seen.patches.len() == scene.objects.len();
         let arranged = arranged(scene, &pairs);
-        let mut whole = background && counted && arranged.unwrap_or(true);
+        let mut is_right = background && counted && arranged.unwrap_or(true);
         for (object, patch) in scene.objects.iter().zip(&pairs) {
-            let colour = patch.is_some_and(|patch| patch.colour == Some(&object.colour));
+            let color = patch.is_some_and(|patch| patch.color == Some(&object.color));
             let shape = patch.is_some_and(|patch| patch.shape == Some(&object.shape));
-            self.colour.add(colour);
+            self.color.add(color);
             self.shape.add(shape);
-            whole &= colour && shape;
+            is_right &= color && shape;
         }
         self.background.add(background);
         self.count.add(counted);
         if let Some(right) = arranged {
             self.arrangement.add(right);
         }
-        self.whole.add(whole);
-        whole
+        self.all_right.add(is_right);
+        is_right
     }
 }

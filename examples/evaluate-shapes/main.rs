@@ -1,6 +1,5 @@
-//! Does a model of coloured shapes draw what it is asked for? Draws the held-out prompts of
-//! `models/flux-shapes/held-out.jsonl` with the engine, looks at the images with plain image analysis, and prints what
-//! was right.
+//! Evaluates a model of colored shapes: generates the held-out prompts of `models/flux-shapes/held-out.jsonl` with the
+//! engine, analyzes the images with plain image analysis, and prints what was right.
 //!
 //! `cargo run --release --example evaluate-shapes`; see `--help` for the rest.
 
@@ -18,9 +17,10 @@ use anyhow::Context as _;
 use clap::Parser;
 use fluxserve::catalog::card_or_flux_dev;
 use fluxserve::domain::device::DeviceChoice;
-use fluxserve::domain::engine::{RgbImage, StepEngine};
+use fluxserve::domain::engine::StepEngine;
 use fluxserve::domain::format::OutputFormat;
 use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::model::ModelFiles;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::encode::encode;
@@ -42,10 +42,10 @@ struct Options {
     /// The model's folder
     #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/models/flux-shapes"))]
     model: PathBuf,
-    /// Judge the images N.png of this folder instead of drawing, N counting the prompts from 0
+    /// Judge the images N.png of this folder instead of generating them, with N counting the prompts from 0
     #[arg(long, conflicts_with = "model")]
     images: Option<PathBuf>,
-    /// Keep the images that are not wholly right here, N.png
+    /// Folder to keep the images that are not entirely right, as N.png
     #[arg(long)]
     keep_wrong: Option<PathBuf>,
     /// Only every Nth prompt
@@ -60,14 +60,14 @@ struct Options {
     /// Value fed to the guidance embedding
     #[arg(long, default_value_t = 3.5)]
     guidance: f64,
-    /// Fail unless colour and background are right in 97 %, shape in 92 %, arrangement and count in 80 %
+    /// Fail unless color and background are right in 97 %, shape in 92 %, arrangement and count in 80 %
     #[arg(long)]
     gate: bool,
 }
 
-/// Where images come from.
+/// Source of the images.
 enum Images {
-    Drawn(Box<FluxEngine>),
+    Generated(Box<FluxEngine>),
     Read(PathBuf),
 }
 
@@ -77,18 +77,18 @@ impl Images {
             return Ok(Self::Read(folder.clone()));
         }
         let files = ModelFiles::Directory(options.model.clone());
-        Ok(Self::Drawn(Box::new(FluxEngine::load(&files, DeviceChoice::Auto)?)))
+        Ok(Self::Generated(Box::new(FluxEngine::load(&files, DeviceChoice::Auto)?)))
     }
 
     fn image(&mut self, index: usize, scene: &Scene, options: &Options) -> anyhow::Result<RgbImage> {
         match self {
-            Self::Drawn(engine) => draw(engine, scene, options),
+            Self::Generated(engine) => generate(engine, scene, options),
             Self::Read(folder) => read(&folder.join(format!("{index}.png"))),
         }
     }
 }
 
-fn draw(engine: &mut FluxEngine, scene: &Scene, options: &Options) -> anyhow::Result<RgbImage> {
+fn generate(engine: &mut FluxEngine, scene: &Scene, options: &Options) -> anyhow::Result<RgbImage> {
     let params = GenerateParams {
         prompt: scene.prompt.clone(),
         width: Some(options.side.unwrap_or(scene.width)),
@@ -127,18 +127,18 @@ fn prompts(options: &Options) -> anyhow::Result<Vec<(usize, Scene)>> {
 fn print(rows: &[(String, Score)]) {
     println!(
         "{:<10} {:>16} {:>16} {:>16} {:>16} {:>16} {:>16}",
-        "", "background", "colour", "shape", "arrangement", "count", "all right"
+        "", "background", "color", "shape", "arrangement", "count", "all right"
     );
     for (name, score) in rows {
-        let Score { background, colour, shape, arrangement, count, whole } = score;
-        println!("{name:<10} {background:>16} {colour:>16} {shape:>16} {arrangement:>16} {count:>16} {whole:>16}");
+        let Score { background, color, shape, arrangement, count, all_right } = score;
+        println!("{name:<10} {background:>16} {color:>16} {shape:>16} {arrangement:>16} {count:>16} {all_right:>16}");
     }
 }
 
 fn passes(score: &Score) -> bool {
     let least = [
         (score.background, 97.0),
-        (score.colour, 97.0),
+        (score.color, 97.0),
         (score.shape, 92.0),
         (score.arrangement, 80.0),
         (score.count, 80.0),
@@ -176,7 +176,7 @@ fn main() -> anyhow::Result<ExitCode> {
     rows.push(("all".to_owned(), all));
     print(&rows);
     if options.gate && !passes(&all) {
-        eprintln!("error: below the gate: background and colour 97 %, shape 92 %, arrangement and count 80 %");
+        eprintln!("error: below the gate: background and color 97 %, shape 92 %, arrangement and count 80 %");
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)

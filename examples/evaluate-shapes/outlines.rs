@@ -1,5 +1,4 @@
-//! The shapes as pure geometry, for comparison with what was drawn: each fills a square grid exactly, whatever its own
-//! proportions.
+//! The shapes as pure geometry, for comparison with images: each fills a square grid exactly, whatever its proportions.
 
 /// Cells along a side of a [`Grid`].
 pub(crate) const SIDE: usize = 24;
@@ -7,13 +6,13 @@ pub(crate) const SIDE: usize = 24;
 /// How much of each cell is covered, row by row.
 pub(crate) type Grid = Vec<f32>;
 
-/// Every shape's name.
+/// Names of all shapes.
 pub(crate) const SHAPES: [&str; 8] = ["circle", "square", "triangle", "star", "ring", "cross", "diamond", "heart"];
 
 /// Samples along a side of a cell.
 const SAMPLES: usize = 4;
 
-/// Is the point inside? `x` and `y` go from -1 to 1 over the shape's bounding box, `y` downwards.
+/// Whether a point is inside. `x` and `y` go from -1 to 1 over the shape's bounding box, `y` downwards.
 fn holds(shape: &str, x: f32, y: f32) -> bool {
     let radius = x.hypot(y);
     match shape {

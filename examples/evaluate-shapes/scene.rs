@@ -1,17 +1,18 @@
-//! What a prompt asks for: a line of `models/flux-shapes/held-out.jsonl`, as the training's own code writes it.
+//! What a prompt asks for: a line of `models/flux-shapes/held-out.jsonl`, as the training code writes it.
 
 use serde::Deserialize;
 
-/// One object that must be seen.
+/// One requested object.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub(crate) struct Object {
     /// `circle`, `square`, …: a name of [`crate::outlines::SHAPES`].
     pub(crate) shape: String,
-    /// A name of [`crate::analysis::COLOURS`].
-    pub(crate) colour: String,
+    /// A name of [`crate::analysis::COLORS`].
+    #[serde(rename = "colour")]
+    pub(crate) color: String,
 }
 
-/// A prompt and what must be seen in its image.
+/// A prompt and what its image must show.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Scene {
     /// `alone`, `placed`, `relation`, `pair` or `count`.
@@ -22,10 +23,10 @@ pub(crate) struct Scene {
     pub(crate) width: u32,
     /// Pixels.
     pub(crate) height: u32,
-    /// A name of [`crate::analysis::COLOURS`].
+    /// A name of [`crate::analysis::COLORS`].
     pub(crate) background: String,
     pub(crate) objects: Vec<Object>,
-    /// Where the first object is, seen from the second: `left`, `right`, `above`, `below`, or nothing.
+    /// Where the first object is relative to the second: `left`, `right`, `above`, `below`, or empty.
     pub(crate) relation: String,
     /// For `placed`: -1, 0 or 1 across and down.
     pub(crate) place: [i32; 2],

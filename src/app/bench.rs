@@ -1,5 +1,5 @@
-//! `bench`: how long each part of an image takes with a model on a device, what loading takes, what stands between an
-//! image's stages, and what a lossy precision costs.
+//! `bench`: times the parts of an image with a model on a device, times loading, dumps the intermediate tensors of an
+//! image, and measures the error of a lossy precision.
 
 mod fidelity;
 mod loading;
@@ -29,58 +29,59 @@ pub use loading::{LoadPart, LoadReport, LoadRequest, Moved, load};
 use timing::{Bench, Timed};
 pub use timing::{Outcome, Timing};
 
-/// Sizes that are timed where none are named, as far as the model draws them.
+/// Default sizes to time, as far as the model generates them.
 const SIZES: [u32; 4] = [512, 768, 1024, 2048];
 
-/// A whole image is timed at the largest size up to this many pixels.
-const WHOLE_IMAGE_PIXELS: u64 = 1024 * 1024;
+/// A complete image is timed at the largest size up to this many pixels.
+const COMPLETE_IMAGE_PIXELS: u64 = 1024 * 1024;
 
-/// What is to be timed.
+/// What to time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TimeRequest {
-    /// The model that draws.
+    /// The model.
     pub model: ModelSource,
-    /// Where to draw, and how.
+    /// Device and engine settings.
     pub engine: EngineSettings,
-    /// Sizes of images; none: the usual ones that the model draws.
+    /// Sizes of images; none: the default ones that the model generates.
     pub sizes: Vec<ImageSize>,
-    /// Images that step together.
+    /// Batch sizes.
     pub counts: Vec<usize>,
-    /// Whether images of all sizes up to a megapixel are also timed in one step together.
+    /// Whether images of all sizes up to a megapixel are also timed in one batched step.
     pub mixed: bool,
-    /// Steps of whole images.
+    /// Steps of complete images.
     pub steps: Vec<u32>,
-    /// Times that each part is timed, after it has been done once without.
+    /// How often each part is timed, after one untimed run.
     pub repeats: usize,
-    /// Nothing new is begun that would not end within so long from the start.
+    /// Nothing is started that would not end within this time from the start.
     pub budget: Option<Duration>,
 }
 
-/// How long everything took.
+/// Timings of everything.
 #[derive(Debug, Clone, Serialize)]
 pub struct TimeReport {
     /// This program's version.
     pub version: &'static str,
     /// The model's name.
     pub model: String,
-    /// Where it drew.
+    /// The device.
     pub device: String,
-    /// In which precision.
+    /// The precision.
     pub precision: Precision,
     /// T5 tokens of each prompt.
     pub text_tokens: usize,
-    /// Most tokens that the worker puts into one step.
+    /// Most tokens of one step.
     pub step_tokens_max: usize,
-    /// From nothing to an engine that has all weights on its device.
+    /// Time to load all weights onto the device.
     pub load_seconds: f64,
-    /// What was timed, in order.
+    /// The timings, in order.
     pub timings: Vec<Timing>,
 }
 
-/// Times the parts of images. `on_load` hears how far the model is loaded, `on_timing` of each part that is done, with all that was timed so far.
+/// Times the parts of images. `on_load` observes loading; `on_timing` is called after each part, with all timings so
+/// far.
 ///
 /// # Errors
-/// When the model cannot be loaded, or does not draw one of the sizes.
+/// When the model cannot be loaded, or does not generate one of the sizes.
 pub fn time(
     config: &Config,
     request: &TimeRequest,
@@ -117,11 +118,11 @@ pub fn time(
         keep(bench.decode(size))?;
         keep(bench.finish(size))?;
     }
-    let up_to_a_megapixel = || sizes.iter().copied().filter(|size| size.pixels() <= WHOLE_IMAGE_PIXELS);
+    let up_to_a_megapixel = || sizes.iter().copied().filter(|size| size.pixels() <= COMPLETE_IMAGE_PIXELS);
     if let Some(size) = up_to_a_megapixel().max_by_key(|size| size.pixels()) {
         keep(bench.admit(size))?;
         for &steps in &request.steps {
-            keep(bench.whole(size, steps))?;
+            keep(bench.image(size, steps))?;
         }
     }
     if request.mixed && up_to_a_megapixel().count() > 1 {
@@ -133,7 +134,7 @@ pub fn time(
     Ok(report)
 }
 
-/// Several images of one size, the lighter sets first.
+/// Batches of images of one size, the smaller ones first.
 fn several(sizes: &[ImageSize], counts: &[usize]) -> Vec<Vec<ImageSize>> {
     let counts = || counts.iter().filter(|&&count| count > 1);
     let mut sets: Vec<Vec<ImageSize>> =
@@ -145,10 +146,10 @@ fn several(sizes: &[ImageSize], counts: &[usize]) -> Vec<Vec<ImageSize>> {
 fn sizes_of(request: &TimeRequest, card: &ModelCard) -> anyhow::Result<Vec<ImageSize>> {
     if request.sizes.is_empty() {
         let squares = SIZES.map(|side| ImageSize { width: side, height: side });
-        let drawn: Vec<ImageSize> =
+        let supported: Vec<ImageSize> =
             squares.into_iter().filter(|&size| spec_of(card, params_of(size, "", 1)).is_ok()).collect();
         let default = ImageSize { width: card.defaults.width, height: card.defaults.height };
-        return Ok(if drawn.is_empty() { vec![default] } else { drawn });
+        return Ok(if supported.is_empty() { vec![default] } else { supported });
     }
     for &size in &request.sizes {
         spec_of(card, params_of(size, "", 1)).with_context(|| format!("--sizes {size}"))?;
@@ -188,25 +189,25 @@ impl Timed for FluxEngine {
     }
 }
 
-/// What is to be laid open.
+/// What to dump.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StagesRequest {
-    /// The model that draws it.
+    /// The model.
     pub model: ModelSource,
-    /// Where to draw it, and how.
+    /// Device and engine settings.
     pub engine: EngineSettings,
-    /// What to draw, not yet checked against the model's card.
+    /// What to generate, not yet checked against the model's card.
     pub params: GenerateParams,
-    /// Whether all steps are done, or only the first.
+    /// Whether all steps are run, or only the first.
     pub whole: bool,
     /// The safetensors file to write.
     pub output: PathBuf,
 }
 
-/// Draws an image and writes what stands between its stages.
+/// Generates an image and writes its intermediate tensors.
 ///
 /// # Errors
-/// When the model cannot be loaded, does not draw what is asked for, or the file cannot be written.
+/// When the model cannot be loaded, the request is invalid, or the file cannot be written.
 pub fn write_stages(config: &Config, request: StagesRequest) -> anyhow::Result<()> {
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let spec = spec_of(&card, request.params)?;
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_usual_sizes_are_those_that_the_model_draws() {
+    fn the_default_sizes_are_those_that_the_model_generates() {
         let of_flux = sizes(&request("black-forest-labs/FLUX.1-dev=/weights", &[])).expect("some");
         assert_eq!(of_flux, ["512x512", "768x768", "1024x1024", "2048x2048"].map(size));
         assert_eq!(sizes(&request("fluxserve/flux-shapes", &[])).expect("its own"), [size("128x128")]);
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn lighter_sets_come_first_and_one_image_is_no_set() {
+    fn smaller_batches_come_first_and_one_image_is_no_batch() {
         let sets = several(&[size("512x512"), size("1024x1024")], &[1, 2, 8]);
         let pixels: Vec<u64> = sets.iter().map(|set| set.iter().map(|size| size.pixels()).sum()).collect();
         assert_eq!(pixels, [524_288, 2_097_152, 2_097_152, 8_388_608]);

@@ -1,4 +1,4 @@
-//! `kubernetes`: what a cluster needs, the worker's way into it, and whether all of that is there.
+//! `kubernetes`: the objects that a cluster needs, the worker's access to it, and a check of both.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::domain::clock::{Clock as _, SystemClock};
 use crate::kubernetes::{self, Cluster, ClusterAccess, ClusterSettings, Connected};
 
-/// Where the cluster is. `None`: nothing says so.
+/// How to reach the cluster. `None` if none is configured.
 pub(super) fn cluster_settings(config: &Config) -> Option<ClusterSettings> {
     let kubernetes = &config.kubernetes;
     let own = || Some(config.own_kubeconfig()).filter(|path| path.exists());
@@ -25,22 +25,22 @@ pub(super) fn cluster_settings(config: &Config) -> Option<ClusterSettings> {
     Some(ClusterSettings { access, server: kubernetes.server.clone(), holder: kubernetes.namespace.clone() })
 }
 
-/// What a cluster needs once, as YAML.
+/// The objects that a cluster needs, as YAML.
 pub fn kubernetes_manifest(config: &Config, auto_open: bool) -> String {
     kubernetes::manifest(&config.kubernetes.namespace, auto_open || config.kubernetes.auto_open)
 }
 
-/// Makes the worker's own way into a cluster, with the rights of an administrator's kubeconfig.
+/// Creates the worker's own access to a cluster, with the rights of an administrator's kubeconfig.
 ///
 /// # Errors
-/// When the cluster does not do as asked, or the files are not written.
+/// When the cluster refuses, or the files cannot be written.
 pub async fn kubernetes_connect(
     config: &Config,
     administrator: PathBuf,
     context: Option<String>,
 ) -> anyhow::Result<Connected> {
     let settings = ClusterSettings {
-        // Who names it on the command line has kubectl run the same programs.
+        // Whoever names it on the command line lets kubectl run the same programs.
         access: ClusterAccess::Kubeconfig { path: administrator, context, allow_exec_plugins: true },
         server: None,
         holder: config.kubernetes.namespace.clone(),
@@ -67,7 +67,7 @@ pub async fn kubernetes_check(config: &Config, out: &mut dyn Write) -> anyhow::R
     }
     let faults = lines.iter().filter(|line| line.found.is_err()).count();
     if faults > 0 {
-        bail!("{faults} of the above keep keys from being let into namespaces");
+        bail!("{faults} of the above keep keys out of their namespaces");
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! One worker for one data folder: a second one would take up the jobs of the first and sweep its images away.
+//! One worker per data folder: a second one would run the first one's jobs and delete its images.
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 
 const FILE_NAME: &str = "fluxserve.lock";
 
-/// Held as long as the value lives; the system lets go of it when the process ends, however it ends.
+/// A lock held until the value is dropped; the system releases it when the process ends, however it ends.
 #[derive(Debug)]
 pub(super) struct DataLock {
     file: File,
@@ -15,7 +15,7 @@ pub(super) struct DataLock {
 }
 
 impl DataLock {
-    /// Takes the folder, making it (for this user alone) where it is missing.
+    /// Locks the folder, creating it (for this user only) if it is missing.
     pub(super) fn take(directory: &Path) -> anyhow::Result<Self> {
         let mut folder = DirBuilder::new();
         folder.recursive(true);
@@ -31,8 +31,7 @@ impl DataLock {
         match file.try_lock() {
             Ok(()) => Ok(Self { file, path }),
             Err(TryLockError::WouldBlock) => bail!(
-                "another fluxserve serves from the data folder `{}`: stop it first, or give this one a folder of its \
-                 own with --data-dir",
+                "another fluxserve uses the data folder `{}`: stop it first, or choose another folder with --data-dir",
                 directory.display()
             ),
             Err(TryLockError::Error(error)) => Err(error).with_context(|| {
@@ -41,7 +40,7 @@ impl DataLock {
         }
     }
 
-    /// Refuses when the lock's file is not the one under its name any more: then another worker can take the folder.
+    /// Fails when the lock file is no longer the one under its name: then another worker can take the folder.
     pub(super) fn check(&self) -> anyhow::Result<()> {
         #[cfg(unix)]
         {
@@ -61,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_taken_by_one_at_a_time() {
+    fn a_folder_is_locked_by_one_worker_at_a_time() {
         let folder = tempfile::tempdir().expect("a folder");
         let data = folder.path().join("data");
         let first = DataLock::take(&data).expect("free");

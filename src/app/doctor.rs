@@ -1,4 +1,4 @@
-//! `doctor`: what keeps this machine from serving, and how to mend it.
+//! `doctor`: what keeps this machine from serving, and how to fix it.
 
 use std::io::Write;
 
@@ -13,13 +13,13 @@ use crate::domain::model_source::ModelSource;
 use crate::engine::{self, Inspection, KeptAs, LoadError};
 use crate::store::Store;
 
-/// What one look found: a fact, or a fault with the way to mend it.
+/// Outcome of one check: a fact, or a fault with a hint.
 type Finding = Result<String, String>;
 
-/// Writes what is wrong with device, memory, database and models, and how to mend it.
+/// Checks devices, memory, database, disk and models; writes what is wrong and how to fix it.
 ///
 /// # Errors
-/// When something is wrong that keeps the worker from serving.
+/// When a fault keeps the worker from serving.
 pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
     let models: Vec<Model> = config.models.iter().map(|source| (source, look_at(config, source))).collect();
     let mut findings = vec![
@@ -52,7 +52,7 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Whether a device answers, and computes what the CPU computes.
+/// Whether a device responds, and its results agree with the CPU's.
 fn look_at_device(device: DeviceChoice) -> Finding {
     let description = engine::probe(device).map_err(|error| error.to_string())?;
     let reports = engine::self_test(device).map_err(|error| format!("{description}: {error}"))?;
@@ -62,39 +62,39 @@ fn look_at_device(device: DeviceChoice) -> Finding {
         .map(|report| format!("{} ({:.2} % off)", report.name, 100.0 * report.error))
         .collect();
     if !off.is_empty() {
-        return Err(format!("{description}: does not compute right: {}; use another device", off.join(", ")));
+        return Err(format!("{description}: gives wrong results: {}; use another device", off.join(", ")));
     }
     let worst = reports.iter().map(|report| report.error).fold(0.0, f64::max);
     Ok(format!("{description}; {} operations agree with the CPU's, at most {:.2} % off", reports.len(), 100.0 * worst))
 }
 
-/// Whether the devices have the precision that is asked for, and what it means.
+/// Whether the devices support the configured precision, and what it means.
 fn precision(config: &Config) -> Finding {
     let precision = config.engine.precision;
     for device in config.device.iter() {
-        // A device that does not answer is told of by itself.
+        // A device that does not respond is reported by itself.
         if engine::probe(device).is_ok() {
             engine::check_precision(device, precision).map_err(|error| error.to_string())?;
         }
     }
     Ok(if precision.is_lossy() {
-        format!("{precision}, which is lossy: images differ a little from those that the models draw in full")
+        format!("{precision}, which is lossy: images differ a little from those in full precision")
     } else {
-        format!("{precision}: nothing is rounded further than the device needs")
+        format!("{precision}: nothing is rounded beyond the device's own precision")
     })
 }
 
-/// Free memory against what the weights of all models need that are drawn with on the CPU.
+/// Free memory, compared with what the weights of all models need on the CPU.
 fn memory(config: &Config, models: &[Model]) -> Finding {
     let available = available_memory_bytes();
     let free = available
-        .map_or_else(|| "what is free cannot be read here".to_owned(), |bytes| format!("{} free", size(bytes as u64)));
+        .map_or_else(|| "free memory cannot be read here".to_owned(), |bytes| format!("{} free", size(bytes as u64)));
     if !config.device.iter().any(runs_on_cpu) {
         return Ok(free);
     }
     let looks = models.iter().filter_map(|(_, look)| look.as_ref().ok());
     let needed: usize = looks.map(|look| total(look, KeptAs::F32)).sum();
-    let weights = format!("the weights of all models need {} on the CPU, as f32", size(needed as u64));
+    let weights = format!("the weights of all models need {} on the CPU, in f32", size(needed as u64));
     if available.is_some_and(|available| needed > available) {
         return Err(format!("{weights}, {free}: serve fewer or smaller models, or use a GPU"));
     }
@@ -109,7 +109,7 @@ fn total(inspection: &Inspection, kept_as: KeptAs) -> usize {
     inspection.weights_bytes(kept_as).iter().map(|(_, bytes)| bytes).sum()
 }
 
-/// Whether a model fits on each device: what the engine itself would plan there before it loads anything.
+/// Whether a model fits on each device, by the engine's own memory plan.
 fn fits(config: &Config, source: &ModelSource, inspection: &Inspection) -> Finding {
     let files = files_of(config, source).map_err(|error| error.to_string())?;
     let mut words = Vec::new();
@@ -117,14 +117,14 @@ fn fits(config: &Config, source: &ModelSource, inspection: &Inspection) -> Findi
         words.push(match engine::memory_plan(&files, &config.engine_settings(device)) {
             Ok(Some(plan)) => format!("on {device}: {plan}"),
             Ok(None) => fits_on_cpu(device, inspection),
-            // Told of by itself.
-            Err(LoadError::Device(_)) => format!("{device} cannot be asked"),
+            // Reported by itself.
+            Err(LoadError::Device(_)) => format!("{device} does not respond"),
             Err(error) => return Err(format!("on {device}: {error}")),
         });
     }
     if config.device.iter().all(runs_on_cpu) {
         let narrow = total(inspection, KeptAs::Bf16);
-        words.push(format!("on a GPU it would be {} as bf16", size(narrow as u64)));
+        words.push(format!("on a GPU it would be {} in bf16", size(narrow as u64)));
     }
     Ok(words.join("; "))
 }
@@ -136,9 +136,9 @@ fn fits_on_cpu(device: DeviceChoice, inspection: &Inspection) -> String {
     let fit = match available_memory_bytes() {
         Some(free) if needed <= free => format!("fits, {} free", size(free as u64)),
         Some(free) => format!("does not fit, {} free", size(free as u64)),
-        None => "how much is free there is not known".to_owned(),
+        None => "free memory is unknown".to_owned(),
     };
-    format!("on {device} {} as f32 ({}): {fit}", size(needed as u64), parts.join(", "))
+    format!("on {device} {} in f32 ({}): {fit}", size(needed as u64), parts.join(", "))
 }
 
 fn available_memory_bytes() -> Option<usize> {
@@ -151,32 +151,32 @@ fn available_memory_bytes() -> Option<usize> {
 async fn database(config: &Config) -> Finding {
     let path = config.database_path();
     if !path.exists() {
-        return Ok(format!("`{}` is not there yet; `fluxserve serve` makes it", path.display()));
+        return Ok(format!("`{}` does not exist yet; `fluxserve serve` creates it", path.display()));
     }
     let store = Store::open_existing(&path).await.map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
     let outcome = store.check_writable().await;
     store.close().await;
     match outcome {
-        Ok(()) => Ok(format!("`{}` takes writes", path.display())),
-        Err(error) => Err(format!("`{}` takes no writes: {:#}", path.display(), anyhow::Error::from(error))),
+        Ok(()) => Ok(format!("`{}` accepts writes", path.display())),
+        Err(error) => Err(format!("`{}` does not accept writes: {:#}", path.display(), anyhow::Error::from(error))),
     }
 }
 
 async fn address(config: &Config) -> Finding {
     match tokio::net::TcpListener::bind(config.listen).await {
         Ok(_) => Ok(format!("{} is free", config.listen)),
-        Err(error) => Err(format!("{} cannot be listened on: {error}; choose another with --listen", config.listen)),
+        Err(error) => Err(format!("cannot listen on {}: {error}; choose another with --listen", config.listen)),
     }
 }
 
-/// A model that is to be served, and what its files look like.
+/// A model to serve, and the inspection of its files.
 type Model<'a> = (&'a ModelSource, Result<Inspection, String>);
 
 fn look_at(config: &Config, source: &ModelSource) -> Result<Inspection, String> {
     files_of(config, source).map(|files| engine::inspect(&files)).map_err(|error| error.to_string())
 }
 
-/// Whether the checkpoint is whole, and what will fit.
+/// Whether the checkpoint is complete, and where it fits.
 fn completeness(config: &Config, (source, look): &Model) -> Finding {
     let inspection = look.as_ref().map_err(Clone::clone)?;
     if !inspection.is_sound() {

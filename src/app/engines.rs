@@ -1,4 +1,4 @@
-//! One engine and one queue for each served model, and what became of their first start.
+//! Starts a queue with its engines for each served model, and waits for them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,28 +17,27 @@ use crate::domain::model::ModelFiles;
 use crate::engine::{self, FluxEngine};
 use crate::queue::{EngineFactory, EngineState, Queue, QueueSettings};
 
-/// Attempts to build an engine that failed, after which the start goes on without it.
+/// Failed builds of an engine after which the start continues without it.
 const BUILDS_AT_START_MAX: u32 = 3;
 
-/// Wait before an engine is built a second time, and the longest wait before any further one.
+/// Wait before an engine's first rebuild, and the longest before any further one.
 const REBUILD_DELAY: Duration = Duration::from_secs(1);
 const REBUILD_DELAY_MAX: Duration = Duration::from_mins(1);
 
 /// How long accepted jobs wait for an engine that cannot be built: long enough for a device to be reset by hand.
 const OUTAGE_MAX: Duration = Duration::from_mins(15);
 
-/// How long an engine may be at one thing without being thought not to come back from it: longer than the machine may be
-/// busy with, or asleep over, something else.
+/// How long an engine call may take without being considered stalled: longer than the machine may be busy or asleep.
 const STALL_MIN: Duration = Duration::from_mins(1);
 
-/// A model that does not draw, and why.
+/// A model that is not ready, and why.
 #[derive(Debug)]
 pub(super) struct NotReady {
     pub(super) model: ModelId,
     pub(super) cause: String,
 }
 
-/// Refuses models whose checkpoints are not whole, before anything is started.
+/// Refuses models with incomplete checkpoints, before anything is started.
 pub(super) fn check_models(config: &Config, catalog: &Catalog) -> anyhow::Result<()> {
     for (card, files) in catalog.served() {
         let inspection = engine::inspect(&files);
@@ -49,7 +48,7 @@ pub(super) fn check_models(config: &Config, catalog: &Catalog) -> anyhow::Result
     Ok(())
 }
 
-/// One engine and one queue for each served model.
+/// Starts a queue with its engines for each served model.
 pub(super) fn start_engines(config: &Config, catalog: &Arc<Catalog>) -> anyhow::Result<BTreeMap<ModelId, Queue>> {
     let mut queues = BTreeMap::new();
     let turns: Vec<(DeviceChoice, Turn)> = config.device.iter().map(|device| (device, Turn::default())).collect();
@@ -74,8 +73,7 @@ pub(super) fn start_engines(config: &Config, catalog: &Arc<Catalog>) -> anyhow::
     Ok(queues)
 }
 
-/// Whose turn it is to load onto a device: several models one after the other, each of which finds as free what those
-/// before have left.
+/// Serializes loading onto a device: each model then sees what the earlier ones have left free.
 type Turn = Arc<Mutex<()>>;
 
 fn engine_factory(
@@ -85,7 +83,7 @@ fn engine_factory(
     log: impl Fn() -> LoadLog + Send + 'static,
 ) -> EngineFactory {
     Box::new(move || {
-        // A panic while another was loading says nothing of this one.
+        // A panic while another model was loading does not concern this one.
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let log = Arc::new(log());
         match FluxEngine::load_watched(&files, settings, Arc::clone(&log) as Arc<dyn LoadObserver>) {
@@ -98,15 +96,15 @@ fn engine_factory(
     })
 }
 
-/// Waits until every engine has drawn its first image or failed often enough to be called not ready.
+/// Waits until every engine is ready, or has failed often enough to be reported as not ready.
 ///
 /// # Errors
-/// When no engine is ready: there is nothing to serve with. Some that are not are told of, and tried again meanwhile.
+/// When no engine is ready. If only some are not, they are returned, and retried meanwhile.
 pub(super) async fn settled(queues: &BTreeMap<ModelId, Queue>) -> anyhow::Result<Vec<NotReady>> {
     let mut not_ready = Vec::new();
     for (model, queue) in queues {
         if let Some(cause) = cause_of_failure(queue).await {
-            tracing::warn!(%model, cause, "the model is not ready; the start goes on without it");
+            tracing::warn!(%model, cause, "the model is not ready; the start continues without it");
             not_ready.push(NotReady { model: model.clone(), cause });
         }
     }
@@ -130,14 +128,15 @@ async fn cause_of_failure(queue: &Queue) -> Option<String> {
     match state.wait_for(has_settled).await.as_deref() {
         Ok(EngineState::Ready) => None,
         Ok(EngineState::Rebuilding { cause, .. }) => Some(cause.clone()),
-        Ok(EngineState::Loading | EngineState::Gone) | Err(_) => Some("the engine's thread went down".to_owned()),
+        Ok(EngineState::Loading | EngineState::Gone) | Err(_) => Some("the engine's thread has ended".to_owned()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::engine::{EngineLimits, RgbImage, Slot};
+    use crate::domain::engine::{EngineLimits, Slot};
+    use crate::domain::image::RgbImage;
     use crate::domain::spec::GenerateSpec;
 
     struct Blank;
@@ -185,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_model_that_fails_does_not_keep_the_others_from_serving() {
+    async fn one_failing_model_does_not_keep_the_others_from_serving() {
         let queues = BTreeMap::from([queue("test/broken", broken()), queue("test/sound", sound())]);
         let not_ready = settled(&queues).await.expect("one serves");
         assert_eq!((not_ready.len(), not_ready[0].model.as_str()), (1, "test/broken"));
@@ -195,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn without_any_model_the_start_fails_and_says_which_and_why() {
+    async fn without_any_ready_model_the_start_fails_and_names_model_and_cause() {
         let queues = BTreeMap::from([queue("test/broken", broken())]);
         let error = settled(&queues).await.expect_err("none serves").to_string();
         assert!(error.contains("test/broken") && error.contains("no such device"), "{error}");

@@ -1,4 +1,4 @@
-//! `generate`: one image, straight from the engine into a file.
+//! `generate`: one image, from the engine to a file, without a server.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +11,9 @@ use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
 use crate::decode::{decode, prepare};
 use crate::domain::device::EngineSettings;
-use crate::domain::engine::{LoadObserver, RgbImage, StepEngine};
+use crate::domain::engine::{LoadObserver, StepEngine};
 use crate::domain::format::OutputFormat;
+use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
 use crate::domain::provenance::Provenance;
@@ -20,31 +21,30 @@ use crate::domain::spec::{GenerateParams, GenerateSpec, PIXELS_PER_TOKEN_SIDE};
 use crate::encode::encode_with;
 use crate::engine::FluxEngine;
 
-/// An image to be drawn from the command line.
+/// A request of the command `generate`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateRequest {
-    /// The model that draws it.
+    /// The model.
     pub model: ModelSource,
-    /// Where to draw it, and how.
+    /// Device and engine settings.
     pub engine: EngineSettings,
-    /// What to draw, not yet checked against the model's card.
+    /// What to generate, not yet checked against the model's card.
     pub params: GenerateParams,
     /// The input image.
     pub image: Option<PathBuf>,
-    /// Whether the file says how its image was drawn.
+    /// Whether the file carries its provenance.
     pub writes_provenance: bool,
     /// The PNG file to write.
     pub output: PathBuf,
 }
 
-/// Longest prompt on the command line, in characters: what a shell passes on, not what a server can afford.
+/// Longest prompt on the command line, in characters: as much as a shell passes, not what a server can afford.
 const PROMPT_CHARS_MAX: usize = 100_000;
 
-/// Draws one image and writes it; `on_load` hears how far the model is loaded, `on_step` (steps done, steps in all) after
-/// each step.
+/// Generates one image and writes it; `on_load` observes loading, `on_step` is called with (steps done, steps in all).
 ///
 /// # Errors
-/// When the model cannot be loaded, does not draw what is asked for, or the file cannot be written.
+/// When the model cannot be loaded, the request is invalid, or the file cannot be written.
 pub fn generate(
     config: &Config,
     request: GenerateRequest,
@@ -73,7 +73,7 @@ pub fn generate(
     let provenance =
         request.writes_provenance.then(|| Provenance::of(&spec, files.revision(), request.engine.precision));
     let bytes = encode_with(&engine.finish(slot)?, OutputFormat::Png, provenance.as_ref())?;
-    write_whole(&request.output, &bytes).with_context(|| format!("writing `{}`", request.output.display()))
+    write_atomically(&request.output, &bytes).with_context(|| format!("writing `{}`", request.output.display()))
 }
 
 fn read_image(path: &Path) -> anyhow::Result<Arc<RgbImage>> {
@@ -82,16 +82,16 @@ fn read_image(path: &Path) -> anyhow::Result<Arc<RgbImage>> {
     Ok(Arc::new(image))
 }
 
-/// Refuses a file whose folder is not there, before anything is drawn for it.
+/// Refuses a file in a missing folder, before anything is generated for it.
 pub(super) fn refuse_without_folder(output: &Path) -> anyhow::Result<()> {
     let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
-        bail!("the folder of `{}` is not there: make `{}` first", output.display(), folder.display());
+        bail!("the folder of `{}` does not exist: create `{}` first", output.display(), folder.display());
     }
     Ok(())
 }
 
-/// The card without the limits that keep strangers from taking a shared worker for themselves.
+/// The card without the limits that protect a shared worker from its clients.
 pub(super) fn for_its_operator(mut card: ModelCard) -> ModelCard {
     card.prompt_chars_max = PROMPT_CHARS_MAX;
     card.limits.width_min = PIXELS_PER_TOKEN_SIDE;
@@ -100,19 +100,19 @@ pub(super) fn for_its_operator(mut card: ModelCard) -> ModelCard {
     card
 }
 
-/// How the command line names a field.
+/// The command-line option of a field.
 fn option_of(field: &str) -> String {
     format!("--{}", field.replace('_', "-"))
 }
 
-/// Writes beside the file first, so that a half-written image is never there under its name.
-fn write_whole(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+/// Writes a temporary file first, so that an incomplete image never has the file's name.
+fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".{}.partial", std::process::id()));
     let partial = PathBuf::from(name);
     let outcome = std::fs::write(&partial, bytes).and_then(|()| std::fs::rename(&partial, path));
     if outcome.is_err() {
-        // The error that counts is the first one.
+        // The first error is the one to report.
         let _ = std::fs::remove_file(&partial);
     }
     outcome

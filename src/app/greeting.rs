@@ -1,4 +1,4 @@
-//! What `serve` says to the person who started it.
+//! What `serve` prints for the person who started it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -11,20 +11,20 @@ use crate::domain::model::ModelFiles;
 use crate::shutdown::Shutdown;
 use crate::telemetry::pipe::{Pipe, Written};
 
-/// Where people and clients on this machine find the worker.
+/// URLs of the worker on this machine.
 pub(super) struct Urls {
     pub(super) clients: String,
     /// Console and management routes.
     pub(super) management: String,
 }
 
-/// Where a client on this machine finds what listens on `address`.
+/// The URL for clients on this machine of a server that listens on `address`.
 pub(super) fn local_url(address: SocketAddr, has_tls: bool) -> String {
     let scheme = if has_tls { "https" } else { "http" };
     format!("{scheme}://{}", reachable(address))
 }
 
-/// How a client on this machine reaches an address: the wildcards are not addresses one can connect to.
+/// The address to connect to: wildcards are replaced by the loopback address.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
@@ -34,8 +34,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// Says what can be done now. On the first start it makes the administrator's password and the demo key: not before this
-/// is the moment to show them, and somebody has read what came before, since they are never shown again.
+/// Prints what can be done now. On the first start it creates the administrator's password and the demo key: only after
+/// the earlier output was read, since these are never shown again.
 pub(super) async fn greet(
     (out, shutdown): (&Pipe, &Shutdown),
     urls: &Urls,
@@ -67,7 +67,7 @@ pub(super) async fn greet(
     let key = match &demo_key {
         Some(created) => {
             let key = created.plain.reveal();
-            let shown = format!("A demo key, shown this once: {key}\n  it is good for {DEMO_KEY_DAYS} days\n");
+            let shown = format!("A demo key, shown this once: {key}\n  it is valid for {DEMO_KEY_DAYS} days\n");
             out.send(shown.as_bytes());
             key
         }
@@ -76,7 +76,7 @@ pub(super) async fn greet(
     let Some(model) = first_ready else { return Ok(()) };
     let url = &urls.clients;
     let shown = format!(
-        "Draw an image:\n\n  curl --fail-with-body -sS {url}/v1/inference/image -H \"x-api-key: {key}\" \
+        "Generate an image:\n\n  curl --fail-with-body -sS {url}/v1/inference/image -H \"x-api-key: {key}\" \
          -H \"content-type: application/json\" -H \"accept: image/png\" -d '{{\"model\": \"{model}\", \"prompt\": \"a red circle on a blue background\"}}' \
          --output image.png\n\n",
     );
@@ -84,12 +84,12 @@ pub(super) async fn greet(
     Ok(())
 }
 
-/// What is said of the models, and the first that draws.
+/// Lines about the models, and the first one that is ready.
 fn models(catalog: &Catalog, not_ready: &[NotReady]) -> (String, Option<ModelId>) {
     let (mut lines, mut first_ready) = (Vec::new(), None);
     for (card, files) in catalog.served() {
         if let Some(NotReady { cause, .. }) = not_ready.iter().find(|other| other.model == card.id) {
-            lines.push(format!("{} is not ready, and is tried again: {cause}", card.id));
+            lines.push(format!("{} is not ready, and is retried: {cause}", card.id));
             continue;
         }
         let place = match files {
@@ -103,13 +103,13 @@ fn models(catalog: &Catalog, not_ready: &[NotReady]) -> (String, Option<ModelId>
         }
         first_ready.get_or_insert(card.id.clone());
     }
-    // With an end of the last line, too.
+    // Ends the last line, too.
     lines.push(String::new());
     (lines.join("\n"), first_ready)
 }
 
-/// Whether what was said so far was taken. Where nobody reads, the worker serves without a word, and makes no secrets
-/// that nobody would see.
+/// Whether the output so far was read. If not, the worker serves silently, and creates no secrets that no one would
+/// see.
 async fn is_read(out: &Pipe, shutdown: &Shutdown) -> bool {
     let written = tokio::select! {
         written = out.settled() => written,
@@ -117,8 +117,8 @@ async fn is_read(out: &Pipe, shutdown: &Shutdown) -> bool {
     };
     if let Written::Failed(kind) = written {
         tracing::warn!(
-            "nobody reads standard output ({kind}), so no password and no key were made to be shown there: `fluxserve \
-             admin set-password` and `fluxserve keys create` make them"
+            "standard output is not read ({kind}), so no password and no key were created to be shown there: create them \
+             with `fluxserve admin set-password` and `fluxserve keys create`"
         );
     }
     written == Written::All

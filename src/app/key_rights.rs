@@ -1,4 +1,4 @@
-//! Lets the Kubernetes side ask the keys' side, which do not know each other.
+//! Connects `kubernetes` to `auth`, which do not know each other.
 
 use futures_util::future::BoxFuture;
 
@@ -10,7 +10,7 @@ use crate::kubernetes::{Holder, Rights, RightsUnknown};
 impl Rights for KeyService {
     fn covers<'a>(&'a self, holder: &'a Holder, namespace: NamespaceId) -> BoxFuture<'a, Result<bool, RightsUnknown>> {
         Box::pin(async move {
-            // What is no prefix belongs to no key.
+            // Not a prefix: there is no such key.
             let Ok(prefix) = holder.prefix.parse::<PublicId>() else { return Ok(false) };
             let permits = self.permits(prefix, Product::KubernetesExec(namespace)).await;
             permits.map_err(|error| RightsUnknown(format!("{:#}", anyhow::Error::from(error))))

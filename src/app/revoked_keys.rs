@@ -1,5 +1,5 @@
-//! The jobs of keys that are revoked while they are drawn: nobody is to have these images, and others wait for the
-//! device. A revocation over HTTP cancels them itself; this is for those that come from the command line.
+//! Cancels the jobs of keys that are revoked from the command line: their images must not be delivered, and others wait
+//! for the device. A revocation over HTTP cancels them itself.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,22 +9,22 @@ use crate::domain::ids::KeyId;
 use crate::jobs::JobService;
 use crate::store::{ChangeMark, Store};
 
-/// How often is looked. While nothing is written to the database that costs next to nothing.
-const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Time between checks. One costs next to nothing while the database is not written to.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Looks for ever.
+/// Checks forever.
 pub(super) async fn cancel_their_jobs(store: Store, keys: KeyService, jobs: JobService) {
     let mut seen = None;
     loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         for owner in revoked(&store, &keys, &mut seen, || jobs.owners()).await {
             let count = jobs.cancel_all_of(owner);
-            tracing::info!(key = %owner, jobs = count, "the jobs of a revoked key are cancelled");
+            tracing::info!(key = %owner, jobs = count, "the jobs of a revoked key are canceled");
         }
     }
 }
 
-/// Which of the owners' keys are revoked; none where nothing was written to the database since all could be looked at.
+/// Which owners' keys are revoked; none if the database was not written to since the last complete check.
 async fn revoked(
     store: &Store,
     keys: &KeyService,
@@ -42,7 +42,7 @@ async fn revoked(
             Ok(key) if key.state == KeyState::Revoked => revoked.push(owner),
             // The console's jobs have no key.
             Ok(_) | Err(KeyError::NotFound(_)) => {}
-            // It is looked at again, also when nothing is written until then.
+            // Checked again next time, even if nothing is written until then.
             Err(_) => *seen = None,
         }
     }
@@ -59,7 +59,7 @@ mod tests {
     use crate::domain::limits::KeyLimits;
     use crate::domain::scope::Scope;
 
-    /// Has every connection of the pool run a statement.
+    /// Runs a statement on every connection of the pool.
     async fn everywhere(store: &Store, statement: &'static str) {
         let mut held = Vec::new();
         for _ in 0..store.pool().options().get_max_connections() {
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_look_that_failed_is_repeated_although_nothing_was_written() {
+    async fn a_failed_check_is_repeated_although_nothing_was_written() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
         let keys = KeyService::new(store.clone(), Arc::new(SystemClock));
@@ -78,14 +78,14 @@ mod tests {
             NewKey { name: "test".into(), scope: Scope::Inference, expires_at: None, limits: KeyLimits::default() };
         let id = keys.create(new, &Actor::CommandLine).await.expect("made").record.id;
         let mut seen = None;
-        let mut look = async || revoked(&store, &keys, &mut seen, || BTreeSet::from([id, KeyId::NONE])).await;
-        assert_eq!(look().await, []);
+        let mut check = async || revoked(&store, &keys, &mut seen, || BTreeSet::from([id, KeyId::NONE])).await;
+        assert_eq!(check().await, []);
         keys.revoke(id, &Actor::CommandLine).await.expect("revoked");
-        // A table of that name which only the connection has: looking fails, and nothing is written to the database.
+        // A temporary table shadows the real one: the check fails, and nothing is written to the database.
         everywhere(&store, "CREATE TEMP TABLE api_keys (unlike)").await;
-        assert_eq!(look().await, []);
+        assert_eq!(check().await, []);
         everywhere(&store, "DROP TABLE temp.api_keys").await;
-        assert_eq!(look().await, [id]);
-        assert_eq!(look().await, [], "nothing was written since");
+        assert_eq!(check().await, [id]);
+        assert_eq!(check().await, [], "nothing was written since");
     }
 }

@@ -1,4 +1,4 @@
-//! `serve`: from the configuration to a worker that answers, and back down again.
+//! `serve`: starts a worker from the configuration, and shuts it down.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -16,8 +16,8 @@ use super::engines::{check_models, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
 use super::hub::local_models;
 use super::models::catalog_of;
+use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
-use super::taken_away::{LOOK_INTERVAL, files_taken_away};
 use super::{heap, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
@@ -34,27 +34,27 @@ use crate::shutdown::{self, Shutdown, ShutdownTrigger};
 use crate::telemetry::pipe::Pipe;
 use crate::telemetry::{self, LAST_LINES_DEADLINE};
 
-/// How often finished jobs are looked through for those whose time is over.
+/// Time between sweeps of ended jobs.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
 
-/// How long an image is offered to a disk that does not take it: full, out of descriptors, or not mounted just now.
+/// How long storing an image is retried: the disk may be full, out of descriptors, or not mounted just now.
 const STORAGE_PATIENCE: Duration = Duration::from_secs(30);
 
-/// What open connections get to hear their last answer, after all jobs are done.
+/// Time for open connections to receive their last response, after all jobs are done.
 const CONNECTIONS_CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Runs the worker until `shutdown` is requested and what it has accepted is done. What a person should see at the start
-/// goes to `out`, and whether anybody reads it is all the same to the worker.
+/// Runs the worker until `shutdown` is requested and accepted jobs are done. Greets on `out`, whether or not that is
+/// read.
 ///
 /// # Errors
 /// When it cannot start.
 pub async fn serve(config: Config, shutdown: Shutdown, out: Pipe) -> anyhow::Result<()> {
     let logging = start_logs(&config)?;
     let outcome = serve_until(&config, &shutdown, &out).await;
-    // Waits for the collector of spans and whoever reads, and so is nothing for an async thread. A panic there must not
+    // Waits for the collector of spans and for readers, so it must not run on an async thread. A panic there must not
     // hide the outcome.
     let last_words = move || {
-        // Whether somebody has read them is all the same now.
+        // Whether the last lines were read does not matter now.
         let _ = out.flush(LAST_LINES_DEADLINE);
         logging.finish();
     };
@@ -67,12 +67,12 @@ async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow
     open_files::make_room(config)?;
     let sources = tokio::select! {
         sources = local_models(config) => sources?,
-        // What has come of a model stays, and the next start goes on from there.
+        // What was downloaded of a model stays, and the next start resumes it.
         () = shutdown.requested() => return Ok(()),
     };
     let catalog = Arc::new(catalog_of(config, &sources)?);
     check_models(config, &catalog)?;
-    // Held until the end: nobody else may take up the jobs before this process has let go of them.
+    // Held until the end: no other process may run the jobs before this one has released them.
     let lock = DataLock::take(&config.data_dir)?;
     let doors = Doors::open(config).await?;
     let keys = Keys::open(config).await?;
@@ -84,12 +84,12 @@ async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow
         Ok(worker) => {
             let outcome = tokio::select! {
                 outcome = worker.welcome((config, &keys), shutdown, out) => outcome,
-                error = files_taken_away(&lock, &keys.store, LOOK_INTERVAL) => {
+                error = files_removed(&lock, &keys.store, CHECK_INTERVAL) => {
                     tracing::error!("{error:#}");
                     Err(error)
                 }
             };
-            // After an error there is nothing to wait for: who waits is drawn at the next start.
+            // After an error there is nothing to wait for: the next start runs pending jobs.
             let drain_deadline = outcome.as_ref().map_or(0, |()| config.drain_deadline_seconds);
             worker.stop(Duration::from_secs(drain_deadline)).await;
             outcome
@@ -100,12 +100,12 @@ async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow
     outcome
 }
 
-/// Where connections come in.
+/// Listeners for connections.
 struct Doors {
     clients: TcpListener,
-    /// For console and management routes, where they have an address of their own.
+    /// For the console and management routes, if they have an address of their own.
     management: Option<TcpListener>,
-    /// For metrics alone.
+    /// For metrics.
     metrics: Option<TcpListener>,
     tls: Option<Tls>,
 }
@@ -122,13 +122,13 @@ impl Doors {
         let metrics = match config.metrics_listen {
             MetricsListen::Off => None,
             MetricsListen::At(address) => Some(listen(address, "`metrics_listen`").await?),
-            // Nobody has asked for them: another worker of this machine may have them there.
+            // The default address, not a configured one: another worker on this machine may have it.
             MetricsListen::IfFree => TcpListener::bind(DEFAULT_METRICS_LISTEN)
                 .await
                 .inspect_err(|error| {
                     tracing::warn!(
-                        "metrics are not served: listening on {DEFAULT_METRICS_LISTEN}: {error}; `metrics_listen` names \
-                         another address, or `off`"
+                        "metrics are not served: listening on {DEFAULT_METRICS_LISTEN}: {error}; set `metrics_listen` to \
+                         another address, or to `off`"
                     );
                 })
                 .ok(),
@@ -159,16 +159,16 @@ async fn listen(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> 
     listener.with_context(|| format!("listening on {address}: choose another address with {flag}"))
 }
 
-/// All that runs.
+/// A running worker.
 struct Worker {
     urls: Urls,
     catalog: Arc<Catalog>,
     queues: BTreeMap<ModelId, Queue>,
     jobs: JobService,
     servers: JoinSet<()>,
-    /// Writes down when keys were last used.
+    /// Stores when keys were last used.
     uses: JoinHandle<()>,
-    /// Cancels the jobs of revoked keys, and holds the cluster to what keys may.
+    /// Cancels the jobs of revoked keys, and keeps the cluster in line with the keys' rights.
     keepers: JoinSet<()>,
     close: ShutdownTrigger,
 }
@@ -176,7 +176,7 @@ struct Worker {
 impl Worker {
     async fn start(config: &Config, catalog: Arc<Catalog>, keys: &Keys, doors: Doors) -> anyhow::Result<Self> {
         let urls = doors.urls()?;
-        // Before anything that counts.
+        // Before anything is counted.
         let metrics = telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
@@ -222,7 +222,7 @@ impl Worker {
         let mut served = vec![(doors.clients, routers.clients, client_connections(config), tls.clone())];
         let management = doors.management.zip(routers.management);
         served.extend(management.map(|(listener, router)| (listener, router, other_connections(config), tls)));
-        // Who scrapes them is on a network that is trusted with them, or `metrics_listen` would not name it.
+        // Without TLS: an operator who sets `metrics_listen` trusts that network with the metrics.
         served.extend(doors.metrics.map(|listener| (listener, routers.metrics, other_connections(config), None)));
         for (listener, router, limits, tls) in served {
             let closing = closing.clone();
@@ -235,7 +235,7 @@ impl Worker {
         Ok(Self { urls, catalog, queues, jobs, servers, uses, keepers, close })
     }
 
-    /// Tells what can be done as soon as it can be done; returns when it is time to finish.
+    /// Greets once the engines are ready; returns when shutdown is requested.
     async fn welcome(&self, context: (&Config, &Keys), shutdown: &Shutdown, out: &Pipe) -> anyhow::Result<()> {
         out.send(format!("fluxserve listens on {}\n", self.urls.clients).as_bytes());
         tokio::select! {
@@ -248,13 +248,13 @@ impl Worker {
         Ok(())
     }
 
-    /// Lets accepted work finish, then ends everything. What has not ended by then is left to the next start.
+    /// Lets accepted jobs finish, then ends everything. Jobs that are unfinished by then are left to the next start.
     async fn stop(self, drain_deadline: Duration) {
         let Self { jobs, mut servers, uses, mut keepers, close, .. } = self;
         jobs.drain();
         let unfinished = jobs.wait_until_idle(drain_deadline).await;
         if unfinished > 0 {
-            tracing::warn!(unfinished, "the drain deadline has passed; these jobs are drawn at the next start");
+            tracing::warn!(unfinished, "the drain deadline has passed; these jobs are run at the next start");
         }
         keepers.abort_all();
         jobs.close();
@@ -263,13 +263,13 @@ impl Worker {
         if tokio::time::timeout(CONNECTIONS_CLOSE_DEADLINE, all_closed).await.is_err() {
             tracing::warn!("some connections did not close in time");
         }
-        // The engines have stopped: what their last events left to write down is short.
+        // The engines have stopped: storing their last events is quick.
         jobs.wait_until_idle(CONNECTIONS_CLOSE_DEADLINE).await;
         if let Err(error) = jobs.leave_to_next_start().await {
-            tracing::error!(?error, "this stop counts as a crash for the jobs it has broken off");
+            tracing::error!(?error, "this stop counts as a crash for the jobs it has interrupted");
         }
         if let Err(error) = uses.await {
-            tracing::error!(%error, "the last uses of keys were not written down");
+            tracing::error!(%error, "the last uses of keys were not stored");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What the HTTP surface is held to, as the configuration has it.
+//! Settings of the HTTP surface, from the configuration.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,18 +7,18 @@ use crate::config::{Config, CorsOrigins, HostNames, PublicUrl};
 use crate::domain::networks::Networks;
 use crate::http::{ConnectionLimits, Hosts, HttpSettings, Sharing};
 
-/// What a request may take beyond the longest wait it can ask for.
+/// Time a request may take beyond the longest wait it can ask for.
 const REQUEST_MARGIN: Duration = Duration::from_mins(1);
 
-/// Most connections at an address of the administrator's or of those who watch: few people, who must leave files for clients.
+/// Most connections at the management and metrics addresses: they have few users, and must leave files for clients.
 const OTHER_CONNECTIONS_MAX: usize = 64;
 
-/// Where the surface is served.
+/// Addresses of the HTTP surface.
 pub(super) struct Addresses {
     pub(super) clients: SocketAddr,
-    /// Where console and management routes have an address of their own.
+    /// The console and management routes, if they have an address of their own.
     pub(super) management: Option<SocketAddr>,
-    /// Where metrics are served.
+    /// The metrics.
     pub(super) metrics: Option<SocketAddr>,
 }
 
@@ -41,7 +41,7 @@ pub(super) fn http_settings(config: &Config, addresses: &Addresses) -> HttpSetti
         trusted_proxies: config.http.trusted_proxies.clone(),
         hosts: hosts_at(addresses.clients, config),
         management_hosts: addresses.management.map_or(Hosts::Any, |address| hosts_at(address, config)),
-        // Whoever reads metrics goes by an address of the machine, whatever names clients know.
+        // Scrapers use an address of the machine, whatever names clients use.
         metrics_hosts: match addresses.metrics {
             Some(address) if address.ip().is_loopback() => Hosts::named([]),
             _ => Hosts::Any,
@@ -50,23 +50,23 @@ pub(super) fn http_settings(config: &Config, addresses: &Addresses) -> HttpSetti
     }
 }
 
-/// By which names clients may come to an address.
+/// Host names that clients may use at an address.
 fn hosts_at(address: SocketAddr, config: &Config) -> Hosts {
     let public = config.http.public_url.as_ref().map(PublicUrl::host).map(str::to_owned);
     match &config.http.hosts {
         Some(HostNames::These(names)) => Hosts::named(names.iter().cloned().chain(public)),
-        // Nobody else knows this machine by a name that is worth anything.
+        // Only this machine's own names are plausible on loopback.
         None if address.ip().is_loopback() => Hosts::named(public),
-        // How clients find it from elsewhere is not ours to guess.
+        // The names that remote clients use cannot be guessed.
         Some(HostNames::Any) | None => Hosts::Any,
     }
 }
 
-/// What there is to say where others on the way can read what comes and goes.
+/// A warning when the network can read requests and responses.
 pub(super) fn in_the_clear(config: &Config, addresses: &Addresses) -> Option<String> {
     let is_elsewhere = |address: &SocketAddr| !address.ip().to_canonical().is_loopback();
     let is_secured = |url: &PublicUrl| url.to_string().to_ascii_lowercase().starts_with("https://");
-    // A proxy that speaks https is known by either.
+    // Either setting implies an HTTPS proxy.
     let has_proxy =
         config.http.public_url.as_ref().is_some_and(is_secured) || config.http.trusted_proxies != Networks::default();
     if config.tls.is_some() || has_proxy {
@@ -79,32 +79,32 @@ pub(super) fn in_the_clear(config: &Config, addresses: &Addresses) -> Option<Str
     }
     let console = match addresses.management {
         None => {
-            ", the administrator's password among it, which `--admin-listen 127.0.0.1:8081` would keep on this machine"
+            ", including the administrator's password, which `--admin-listen 127.0.0.1:8081` would keep on this machine"
         }
-        Some(address) if is_elsewhere(&address) => ", the administrator's password among it",
+        Some(address) if is_elsewhere(&address) => ", including the administrator's password",
         Some(_) => "",
     };
     Some(format!(
-        "other machines reach {} without https: whoever is on the way reads keys, prompts and images{console}; \
-         `tls.certificate` and `tls.private_key` are for https, `http.public_url` and `http.trusted_proxies` for a proxy that \
-         speaks it",
+        "other machines reach {} without https: the network can read keys, prompts and images{console}; set \
+         `tls.certificate` and `tls.private_key` for https, or `http.public_url` and `http.trusted_proxies` for a \
+         proxy with https",
         open.join(" and ")
     ))
 }
 
-/// At an address that clients do not come to.
+/// Limits at an address for other than clients.
 pub(super) fn other_connections(config: &Config) -> ConnectionLimits {
     let limits = client_connections(config);
     let connections_max = limits.connections_max.min(OTHER_CONNECTIONS_MAX);
     ConnectionLimits { connections_max, connections_per_peer_max: connections_max / 2, ..limits }
 }
 
-/// Where clients come.
+/// Limits at the clients' address.
 pub(super) fn client_connections(config: &Config) -> ConnectionLimits {
     let connections_max = usize::try_from(config.http.connections_max).unwrap_or(usize::MAX);
     ConnectionLimits {
         connections_max,
-        // One peer alone must leave room for others.
+        // One peer must leave room for others.
         connections_per_peer_max: connections_max / 2,
         trusted_proxies: config.http.trusted_proxies.clone(),
         header_deadline: Duration::from_secs(config.http.header_deadline_seconds),
@@ -118,7 +118,7 @@ mod tests {
     use crate::config::TlsConfig;
 
     #[test]
-    fn who_listens_for_other_machines_without_https_is_told() {
+    fn listening_for_other_machines_without_https_is_warned_about() {
         let told = |clients: &str, management: Option<&str>, config: &Config| {
             let address = |text: &str| text.parse().expect("an address");
             let addresses = Addresses { clients: address(clients), management: management.map(address), metrics: None };
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn at_an_address_of_this_machine_only_its_own_names_are_known() {
+    fn a_loopback_address_accepts_only_its_own_names() {
         let at = |address: &str, config: &Config| hosts_at(address.parse().expect("an address"), config);
         let mut config = Config::default();
         for local in ["127.0.0.1:8080", "[::1]:8080"] {

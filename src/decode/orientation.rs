@@ -1,10 +1,10 @@
-//! How a camera was held, from a file's EXIF data.
+//! Orientation of a camera image, from a file's EXIF data.
 //!
-//! The tag is a SHORT by the standard. Some programs write it as a LONG, and others read it as such, so both are read here.
+//! The standard says that the tag is a SHORT. Some programs write a LONG, so both are read here.
 
 use image::metadata::Orientation;
 
-/// What some programs write in front of the data, also where the file's format does not ask for it.
+/// Prefix that some programs write even where the file's format does not have it.
 const PREFIX: &[u8] = b"Exif\0\0";
 const ORIENTATION_TAG: u16 = 0x0112;
 const SHORT: u16 = 3;
@@ -12,7 +12,7 @@ const LONG: u16 = 4;
 /// Tag, type, count and value of one entry.
 const ENTRY_BYTES: usize = 12;
 
-/// The orientation that the first directory of the data names. As it lies, where there is none or none that can be read.
+/// The orientation in the first directory of the data; none if it is missing or unreadable.
 pub(super) fn of_exif(data: &[u8]) -> Orientation {
     let data = data.strip_prefix(PREFIX).unwrap_or(data);
     let value = Tiff::new(data).and_then(|tiff| tiff.orientation());
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_read_as_a_short_and_as_a_long_in_either_order_of_bytes() {
+    fn it_is_read_as_short_and_as_long_in_either_byte_order() {
         let files: [&[u8]; 5] = [
             b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0",
             b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x04\0\x01\0\0\0\x06\0\0\0\0\0\0\0",
@@ -79,13 +79,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_turns_nothing() {
-        let whole = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x04\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    fn unreadable_data_turns_nothing() {
+        let complete = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x04\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
         for length in 0..22 {
-            assert_eq!(of_exif(&whole[..length]), Orientation::NoTransforms, "{length}");
+            assert_eq!(of_exif(&complete[..length]), Orientation::NoTransforms, "{length}");
         }
         for (at, byte) in [(0, b'X'), (4, 0xff), (7, 0xff), (8, 0), (12, 2), (14, 2), (18, 9), (19, 1), (21, 1)] {
-            let mut other = *whole;
+            let mut other = *complete;
             other[at] = byte;
             assert_eq!(of_exif(&other), Orientation::NoTransforms, "{at}");
         }

@@ -10,13 +10,12 @@ pub trait Clock: Send + Sync {
     /// The present moment, UTC.
     fn now(&self) -> OffsetDateTime;
 
-    /// How long this process has run, about: only differences mean anything. Unlike [`Clock::now`] it never goes back or
-    /// leaps, whoever sets the machine's clock meanwhile, so whatever is told to wait, and every rate, is measured by it.
+    /// How long this process has run, roughly: only differences have a meaning. Unlike [`Clock::now`] it never goes
+    /// back or leaps when the machine's clock is set, so waits and rates are measured by it.
     fn uptime(&self) -> Duration;
 }
 
-/// The moment without what the database does not keep of it: what is told when something is made is then what is told of
-/// it later.
+/// Cuts a moment to the database's resolution, so that a new object shows the same times as a stored one.
 #[must_use]
 pub fn to_the_millisecond(moment: OffsetDateTime) -> OffsetDateTime {
     moment.truncate_to_millisecond()
@@ -37,17 +36,17 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is told to move: for tests.
+/// A clock for tests, which moves only when told to.
 #[derive(Debug, Clone)]
 pub struct ManualClock(Arc<Mutex<(OffsetDateTime, Duration)>>);
 
 impl ManualClock {
-    /// A clock standing at `now`.
+    /// A clock stopped at `now`.
     pub fn new(now: OffsetDateTime) -> Self {
         Self(Arc::new(Mutex::new((now, Duration::ZERO))))
     }
 
-    /// Lets time pass. With a negative duration the clock is set back, as [`ManualClock::set_by`] does.
+    /// Lets time pass. A negative duration sets the clock back, as [`ManualClock::set_by`] does.
     pub fn advance(&self, by: Duration) {
         let (now, uptime) = &mut *self.lock();
         *now += by;

@@ -1,4 +1,4 @@
-//! Which device an engine shall use and how, as the command line writes it.
+//! Choice of devices and engine settings, as the command line writes them.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,16 +8,16 @@ use crate::domain::precision::Precision;
 /// `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DeviceChoice {
-    /// The first CUDA device where there is one that works, else the CPU.
+    /// The first CUDA device if one works, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The CUDA device of this ordinal; an error where there is none.
+    /// The CUDA device of this ordinal; an error if there is none.
     Cuda(usize),
 }
 
-/// A word that names no device.
+/// A word that is not a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a device: use `auto`, `cpu`, `cuda` or `cuda:N`")]
 pub struct UnknownDevice;
@@ -48,17 +48,17 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
-/// What of a model does not stay on its device.
+/// Which part of a model does not stay on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Offload {
-    /// All of it stays: fastest.
+    /// None: fastest.
     #[default]
     Nothing,
-    /// T5 comes to the device for each new prompt, block by block: a quarter less memory, and slower.
+    /// T5 is copied to the device for each new prompt, block by block: a quarter less memory, and slower.
     Text,
 }
 
-/// A word that names nothing that could stay away.
+/// A word that is not an offload choice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("cannot be offloaded: use `none` or `text`")]
 pub struct UnknownOffload;
@@ -78,14 +78,14 @@ impl FromStr for Offload {
 /// Which kernels compute attention and convolutions on a CUDA device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Kernels {
-    /// The fastest that the device has, once they have been found to agree with those that every device has.
+    /// The device's fastest, once they were found to agree with the portable ones.
     #[default]
     Auto,
-    /// Those that every device has, by the tensor cores' `mma.sync`.
+    /// Those that every device runs, based on `mma.sync` of the tensor cores.
     Portable,
 }
 
-/// A word that names no choice of kernels.
+/// A word that is not a choice of kernels.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a choice of kernels: use `auto` or `portable`")]
 pub struct UnknownKernels;
@@ -102,18 +102,18 @@ impl FromStr for Kernels {
     }
 }
 
-/// How an engine is to be built.
+/// How to build an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EngineSettings {
-    /// Where it draws.
+    /// Its device.
     pub device: DeviceChoice,
-    /// What does not stay there.
+    /// What does not stay on it.
     pub offload: Offload,
-    /// Whether an image has the same bits in any company also where that costs time. On the CPU it always has.
+    /// Whether results are bitwise batch invariant even where that costs time. On the CPU they always are.
     pub is_deterministic: bool,
-    /// Which kernels compute attention and convolutions on CUDA. All engines of a device share the choice of the latest.
+    /// Kernels for attention and convolutions on CUDA. All engines of a device share the latest choice.
     pub kernels: Kernels,
-    /// In which numbers the linear layers of its blocks multiply.
+    /// Precision of the linear layers of its blocks.
     pub precision: Precision,
 }
 
@@ -123,20 +123,20 @@ impl From<DeviceChoice> for EngineSettings {
     }
 }
 
-/// Most devices one worker draws on.
+/// Most devices of one worker.
 const DEVICES_MAX: usize = 16;
 
-/// One or more devices, separated by commas. Each gets an engine of its own.
+/// One or more devices, separated by commas, with an engine each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Devices(Vec<DeviceChoice>);
 
-/// Words that name no devices, or one of them twice.
+/// A list that is not one of devices.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnknownDevices {
-    /// One of them names none.
+    /// An entry is not a device.
     #[error(transparent)]
     Unknown(#[from] UnknownDevice),
-    /// One device twice. The CPU may be named more than once: then it is shared.
+    /// One device twice. Only the CPU may be repeated: then it is shared.
     #[error("the device `{0}` is named twice")]
     Twice(DeviceChoice),
     /// `auto` beside others.
@@ -148,7 +148,7 @@ pub enum UnknownDevices {
 }
 
 impl Devices {
-    /// The first one: where only one is used.
+    /// The first one, for uses of a single device.
     #[must_use]
     pub fn first(&self) -> DeviceChoice {
         self.0.first().copied().unwrap_or_default()
@@ -204,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_and_devices() {
+    fn devices_are_parsed() {
         assert_eq!("auto".parse(), Ok(DeviceChoice::Auto));
         assert_eq!("cuda".parse(), Ok(DeviceChoice::Cuda(0)));
         assert_eq!("cuda:3".parse(), Ok(DeviceChoice::Cuda(3)));
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn words_and_kernels() {
+    fn kernels_are_parsed() {
         assert_eq!(("auto".parse(), "portable".parse()), (Ok(Kernels::Auto), Ok(Kernels::Portable)));
         for text in ["", "wgmma", "PORTABLE"] {
             assert_eq!(text.parse::<Kernels>(), Err(UnknownKernels), "{text:?}");
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_of_devices() {
+    fn lists_of_devices_are_parsed() {
         let devices: Devices = "cuda:0, cuda:1".parse().expect("two devices");
         assert_eq!((devices.to_string().as_str(), devices.first()), ("cuda:0,cuda:1", DeviceChoice::Cuda(0)));
         assert_eq!("cpu,cpu".parse::<Devices>().map(|devices| devices.iter().count()), Ok(2));

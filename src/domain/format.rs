@@ -1,9 +1,9 @@
-//! The file formats of images, as words.
+//! File formats of images.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A file format an image can be had in.
+/// An image's file format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum OutputFormat {
     /// Lossless.

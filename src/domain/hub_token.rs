@@ -1,24 +1,24 @@
-//! The token by which a hub of models knows who asks. Never shown.
+//! Access token of a model hub. Never shown.
 
 use std::fmt;
 use std::str::FromStr;
 
 use zeroize::Zeroizing;
 
-/// Longest token, in bytes: what is longer is another file.
+/// Longest token, in bytes: anything longer is not a token file.
 pub const HUB_TOKEN_BYTES_MAX: usize = 4096;
 
-/// An access token. Cannot be serialised or printed by accident, and is wiped from memory when dropped.
+/// An access token. Cannot be serialized or printed by accident, and is wiped from memory when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HubToken(Zeroizing<String>);
 
-/// A text that cannot be a token. Does not repeat it.
+/// A text that cannot be a token. The error does not repeat it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not an access token: it is one word of letters, digits and signs")]
+#[error("not an access token: use one word of letters, digits and signs")]
 pub struct UnfitToken;
 
 impl HubToken {
-    /// The token itself, for the one header that it stands in.
+    /// The token itself, for the one header that carries it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0

@@ -1,4 +1,4 @@
-//! Identifiers, one type each, so that a key's id is never taken for a job's.
+//! Identifiers, one type each, so that they cannot be confused.
 
 use std::fmt;
 use std::str::FromStr;
@@ -50,7 +50,7 @@ impl FromStr for JobId {
 pub struct KeyId(Uuid);
 
 impl KeyId {
-    /// No key: what the administrator has drawn in the console is put down to it.
+    /// No key: owner of the images generated in the console.
     pub const NONE: Self = Self(Uuid::nil());
 
     /// A new id, unique and ordered by creation time.
@@ -74,7 +74,7 @@ impl FromStr for KeyId {
     }
 }
 
-/// A sign-in of the administrator. Names it in the audit log; it is not what proves it.
+/// A session of the administrator, as named in the audit log. It is not the session's secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct SessionId(Uuid);
@@ -124,7 +124,7 @@ impl FromStr for NamespaceId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        // `try_parse` also takes braces and a missing hyphen; the wire form is the hyphenated one alone.
+        // `try_parse` also accepts braces and missing hyphens; the wire form is the hyphenated one only.
         Some(text)
             .filter(|text| text.len() == 36)
             .and_then(|text| Uuid::try_parse(text).ok())
@@ -139,7 +139,7 @@ impl FromStr for NamespaceId {
 pub struct ModelId(String);
 
 impl ModelId {
-    /// Wraps a name as it is; whether such a model exists is the catalog's to say.
+    /// Wraps a name unchanged; the catalog knows whether the model exists.
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// An image's size in pixels. What a model draws is its card's to say.
+/// An image's size in pixels. A model's card says which sizes it generates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageSize {
     /// Pixels across.
@@ -12,13 +12,13 @@ pub struct ImageSize {
     pub height: u32,
 }
 
-/// A text that is no size.
+/// A text that is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a size: use `WIDTHxHEIGHT` in pixels, as in `1024x768`")]
 pub struct InvalidImageSize;
 
 impl ImageSize {
-    /// Pixels in all.
+    /// Total pixels.
     #[must_use]
     pub fn pixels(self) -> u64 {
         u64::from(self.width) * u64::from(self.height)

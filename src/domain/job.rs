@@ -1,17 +1,17 @@
-//! A job's life, in the words of the wire.
+//! A job's states, as named on the wire.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a job stands. `Succeeded`, `Failed` and `Canceled` are final.
+/// State of a job. `Succeeded`, `Failed` and `Canceled` are final.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum JobStatus {
-    /// Accepted, waiting for the engine.
+    /// Accepted, waiting for an engine.
     Queued,
-    /// Admitted by the engine.
+    /// Admitted by an engine.
     Running,
     /// The image is stored.
     Succeeded,
@@ -50,7 +50,7 @@ impl fmt::Display for JobStatus {
     }
 }
 
-/// A word that is no job status.
+/// A word that is not a job status.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown job status")]
 pub struct UnknownStatus;

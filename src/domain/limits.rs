@@ -1,42 +1,42 @@
-//! What one key may use up, where somebody has set a bound, and its share beside others.
+//! Limits of one key, and its priority.
 
 use crate::domain::priority::Priority;
 
-/// Most requests a minute that a key can be limited to; more is no limit.
+/// Largest limit of requests per minute.
 pub const REQUESTS_PER_MINUTE_MAX: u32 = 1_000_000;
-/// Most jobs at one time that a key can be limited to.
+/// Largest limit of concurrent jobs.
 pub const CONCURRENT_JOBS_MAX: u32 = 100_000;
-/// Most megapixel-steps a day that a key can be limited to: some 50 million images of a megapixel.
+/// Largest limit of megapixel-steps per day: some 50 million images of a megapixel.
 pub const MEGAPIXEL_STEPS_PER_DAY_MAX: u32 = 1_000_000_000;
 
-/// The bounds of one key, `None` for none, and its priority.
+/// The limits of one key, `None` for no limit, and its priority.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct KeyLimits {
-    /// Requests in a minute, of any kind.
+    /// Requests per minute, of any kind.
     pub requests_per_minute: Option<u32>,
-    /// Jobs that have been accepted and have not ended.
+    /// Jobs that were accepted and have not ended.
     pub concurrent_jobs: Option<u32>,
-    /// Megapixel-steps in a UTC day: what images cost ([`crate::domain::usage::ImageCost`]).
+    /// Megapixel-steps per UTC day ([`crate::domain::usage::ImageCost`]).
     pub megapixel_steps_per_day: Option<u32>,
-    /// Its share of the device, next to keys that have jobs at the same time.
+    /// Its share of the device, relative to other keys with jobs.
     pub priority: Priority,
 }
 
-/// A bound that is none: nothing, or more than can be meant. A key that shall do nothing is to be revoked.
+/// A limit that is zero or absurdly large. A key that must do nothing has to be revoked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("`{limit}` must be from 1 to {max}")]
 pub struct InvalidLimit {
-    /// Which one.
+    /// The limit's name.
     pub limit: &'static str,
-    /// The most it can be.
+    /// Its largest value.
     pub max: u32,
 }
 
 impl KeyLimits {
-    /// Checks that every bound is one.
+    /// Checks every limit.
     ///
     /// # Errors
-    /// The first that is none.
+    /// The first invalid one.
     pub fn check(&self) -> Result<(), InvalidLimit> {
         let limits = [
             ("requests_per_minute", self.requests_per_minute, REQUESTS_PER_MINUTE_MAX),
@@ -57,9 +57,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bound_is_at_least_one_and_can_be_missing() {
+    fn a_limit_is_at_least_one_or_absent() {
         assert_eq!(KeyLimits::default().check(), Ok(()));
-        assert_eq!(KeyLimits::default().priority, Priority::Normal, "nobody comes first unless somebody says so");
+        assert_eq!(KeyLimits::default().priority, Priority::Normal, "no key goes first by default");
         let largest = KeyLimits {
             requests_per_minute: Some(REQUESTS_PER_MINUTE_MAX),
             concurrent_jobs: Some(1),

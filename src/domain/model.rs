@@ -1,4 +1,4 @@
-//! A model's card: what clients may ask of it and what they get when they do not say.
+//! A model's card: what requests may ask of it, and its defaults.
 
 use std::path::PathBuf;
 
@@ -6,20 +6,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::ids::ModelId;
 
-/// What the catalog says of one model.
+/// The catalog's entry for one model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelCard {
     /// The name clients use.
     pub id: ModelId,
-    /// What a person should know before taking its images for more than they are.
+    /// What people should know before relying on its images.
     pub notice: Option<String>,
     /// Used for fields that a request leaves out.
     pub defaults: ParameterDefaults,
     /// What a request may ask for.
     pub limits: ParameterLimits,
-    /// Fewest input images a request must bring.
+    /// Fewest input images of a request.
     pub input_images_min: usize,
-    /// Most input images a request may bring; 0 for plain text-to-image.
+    /// Most input images of a request; 0 for text-to-image only.
     pub input_images_max: usize,
     /// Longest prompt, in Unicode characters.
     pub prompt_chars_max: usize,
@@ -70,11 +70,11 @@ pub struct ParameterLimits {
 }
 
 impl ParameterLimits {
-    /// The size to draw an image in that starts from one of size `image`: as near to that as the limits come, in its
-    /// proportions, rounded down to whole multiples. Where one side is `given`, it sets the scale.
+    /// The output size for an input image of size `image`: as near to it as the limits allow, in its proportions,
+    /// rounded down to whole multiples. If one side is `given`, it sets the scale.
     #[must_use]
     pub fn size_like(&self, image: (u32, u32), given: (Option<u32>, Option<u32>)) -> (u32, u32) {
-        /// What a product of floats may fall short of a whole number by.
+        /// By how much a float product may fall short of an integer.
         const ROUNDING: f64 = 1e-6;
         let (width, height) = (f64::from(image.0.max(1)), f64::from(image.1.max(1)));
         let scale = match given {
@@ -85,7 +85,7 @@ impl ParameterLimits {
                 let most = (f64::from(self.width_max) / width)
                     .min(f64::from(self.height_max) / height)
                     .min((f64::from(self.pixels_max) / (width * height)).sqrt());
-                // Where both cannot be had, the larger side counts: the other one is cut to its limit below.
+                // Where both limits cannot hold, the larger side counts: the other one is clamped below.
                 1.0_f64.max(least).min(most)
             }
         };
@@ -97,12 +97,12 @@ impl ParameterLimits {
     }
 }
 
-/// One file of a checkpoint that is compiled into the program.
+/// A checkpoint file compiled into the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EmbeddedFile {
     /// Path inside the checkpoint folder, with `/`: `transformer/config.json`.
     pub path: &'static str,
-    /// The whole file.
+    /// The file's content.
     pub bytes: &'static [u8],
 }
 
@@ -116,11 +116,11 @@ pub enum ModelFiles {
 }
 
 impl ModelFiles {
-    /// Which state of the model's repository they are, where their place says so: the folders of the Hugging Face cache
-    /// are named `snapshots/COMMIT`.
+    /// The revision of the model's repository, where the path tells it: folders of the Hugging Face cache are named
+    /// `snapshots/COMMIT`.
     #[must_use]
     pub fn revision(&self) -> Option<String> {
-        /// Hexadecimal digits of a commit's name.
+        /// Hexadecimal digits of a commit hash.
         const COMMIT_DIGITS: usize = 40;
         let Self::Directory(directory) = self else { return None };
         let name = directory.file_name()?.to_str()?;
@@ -160,17 +160,21 @@ mod tests {
             guidance_min: 0.0,
             guidance_max: 30.0,
         };
-        let whole = |width, height| limits.size_like((width, height), (None, None));
-        assert_eq!(whole(128, 96), (128, 96), "as it is");
-        assert_eq!(whole(135, 100), (128, 96), "rounded down");
-        assert_eq!(whole(4000, 3000), (256, 192), "as many pixels as there may be");
-        assert_eq!(whole(3000, 3000), (208, 208), "not more pixels than there may be");
-        assert_eq!(whole(2560, 640), (256, 64));
-        assert_eq!(whole(20, 40), (64, 128), "enlarged");
-        assert_eq!(whole(1, 10_000), (64, 256), "nothing fits: each side within its limit");
-        assert_eq!(whole(0, 0), (64, 64));
+        let size_of = |width, height| limits.size_like((width, height), (None, None));
+        assert_eq!(size_of(128, 96), (128, 96), "unchanged");
+        assert_eq!(size_of(135, 100), (128, 96), "rounded down");
+        assert_eq!(size_of(4000, 3000), (256, 192), "as many pixels as allowed");
+        assert_eq!(size_of(3000, 3000), (208, 208), "not more pixels than allowed");
+        assert_eq!(size_of(2560, 640), (256, 64));
+        assert_eq!(size_of(20, 40), (64, 128), "enlarged");
+        assert_eq!(size_of(1, 10_000), (64, 256), "nothing fits: each side within its limit");
+        assert_eq!(size_of(0, 0), (64, 64));
         assert_eq!(limits.size_like((400, 200), (Some(128), None)), (128, 64));
         assert_eq!(limits.size_like((400, 200), (None, Some(96))), (192, 96));
-        assert_eq!(limits.size_like((400, 200), (Some(u32::MAX), None)).1, 256, "what is given is refused elsewhere");
+        assert_eq!(
+            limits.size_like((400, 200), (Some(u32::MAX), None)).1,
+            256,
+            "a bad given side is refused elsewhere"
+        );
     }
 }

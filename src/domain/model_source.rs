@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use crate::domain::ids::ModelId;
 
-/// A model and, where it is not one the catalog finds by itself, the folder of its checkpoint.
+/// A model and, unless the catalog finds it by itself, its checkpoint's folder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSource {
     /// The name clients use.
@@ -28,7 +28,7 @@ impl FromStr for ModelSource {
             Some((id, directory)) => (id, Some(directory)),
             None => (text, None),
         };
-        // A model's name goes into logs and answers; white space in it is a slip of the shell.
+        // A model's name goes into logs and responses; white space in it is a shell mistake.
         let id_is_name = !id.is_empty() && !id.chars().any(|letter| letter.is_whitespace() || letter.is_control());
         if !id_is_name || directory == Some("") {
             return Err(InvalidModelSource);

@@ -1,4 +1,4 @@
-//! What a cluster calls a namespace.
+//! Names of Kubernetes namespaces.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,19 +8,19 @@ use serde::{Serialize, Serializer};
 /// Longest name: a DNS label (RFC 1123).
 pub const NAMESPACE_NAME_CHARS_MAX: usize = 63;
 
-/// What the cluster calls a namespace: a lowercase DNS label. Fit to stand in YAML and in a shell as it is.
+/// A cluster's name for a namespace: a lowercase DNS label, safe in YAML and in a shell without quotes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NamespaceName(String);
 
 /// A text that cannot be a namespace's name. The text is for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidNamespaceName {
-    /// It is no DNS label.
+    /// Not a DNS label.
     #[error(
         "must be 1 to {NAMESPACE_NAME_CHARS_MAX} lowercase letters, digits and hyphens, with a letter or digit at both ends"
     )]
     NotALabel,
-    /// It is the word that stands for every namespace.
+    /// The word that stands for every namespace.
     #[error("must not be `all`, which stands for every namespace")]
     All,
 }

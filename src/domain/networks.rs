@@ -1,4 +1,4 @@
-//! Lists of networks of addresses.
+//! Lists of IP networks.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use ipnet::IpNet;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Networks(Arc<[IpNet]>);
 
-/// A text that is no network.
+/// A text that is not a network.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a network: write it like 10.0.0.0/8, or like 10.0.0.7 for one address")]
 pub struct NotANetwork(String);
@@ -18,7 +18,7 @@ impl Networks {
     /// Reads a list.
     ///
     /// # Errors
-    /// Names the first that is none.
+    /// Names the first entry that is not a network.
     pub fn of(list: &[String]) -> Result<Self, NotANetwork> {
         let network = |text: &String| {
             let network = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
@@ -27,7 +27,7 @@ impl Networks {
         list.iter().map(network).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether one of them has `address`. An IPv4 address may be written as an IPv6 one.
+    /// Whether one of them contains `address`. An IPv4 address may be written as an IPv6 one.
     #[must_use]
     pub fn contain(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_in_networks_of_their_kind() {
+    fn addresses_are_matched_in_either_notation() {
         let networks = networks(&["10.0.0.0/8", "192.0.2.7", "2001:db8::/32"]).expect("networks");
         for inside in ["10.255.0.1", "::ffff:10.0.0.1", "192.0.2.7", "2001:db8:1::1"] {
             assert!(networks.contain(inside.parse().expect("an address")), "{inside}");
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_is_named() {
+    fn an_invalid_network_is_named() {
         for bad in ["", "10.0.0.0/33", "example.org", "10.0.0.0/", "10.0.0"] {
             assert_eq!(networks(&["10.0.0.0/8", bad]), Err(NotANetwork(bad.to_owned())), "{bad}");
         }

@@ -1,61 +1,61 @@
-//! The moment that forgetting goes by: the machine's clock, but no faster than time passes.
+//! Time for retention: the machine's clock, but no faster than time passes.
 //!
-//! A clock that is suddenly far ahead is wrong (a bad battery, a bad time server), or the machine slept. Which of the two
-//! shows with time. Until then things are forgotten as if the clock had gone on as before.
+//! A clock that is suddenly far ahead is wrong (a bad battery, a bad time server), or the machine slept. Time shows
+//! which. Until then retention goes by what the clock would be without the leap.
 //!
-//! What was dated while the clock was ahead is of the future once it is put right, and would be kept until the clock is
-//! there again. When the clock has gone on evenly for long enough, such dates are known to be wrong.
+//! Records dated while the clock was ahead lie in the future once it is corrected, and would be kept until the clock
+//! gets there. When the clock has run evenly for long enough, such dates are known to be wrong.
 
 use std::sync::{Mutex, PoisonError};
 
 use time::{Duration, OffsetDateTime};
 
-/// Further off than this the clock was set. Less is a correction.
+/// A larger jump means that the clock was set; a smaller one is a correction.
 const LEAP_MIN: Duration = Duration::minutes(5);
-/// A clock that has gone on evenly for this long is believed.
+/// A clock that has run evenly for this long is trusted.
 const BELIEVED_AFTER: Duration = Duration::HOUR;
 
-/// Where forgetting stands.
+/// The clock of retention.
 #[derive(Debug)]
 pub struct Pace(Mutex<Standing>);
 
 #[derive(Debug)]
 struct Standing {
     now: OffsetDateTime,
-    /// The machine's clock when it was last looked at.
+    /// The machine's clock at the last look.
     clock: OffsetDateTime,
-    /// The process's time then.
+    /// The process's uptime then.
     uptime: Duration,
-    /// Since when the clock has gone on evenly, by the process's time.
+    /// Since when the clock has run evenly, by uptime.
     even_since: Duration,
-    /// Since when the clock has been ahead, by the process's time.
+    /// Since when the clock has been ahead, by uptime.
     ahead_since: Option<Duration>,
 }
 
-/// What there is to go by.
+/// One reading of the clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// What is so much older than this has had its time.
+    /// Ages are measured from this moment.
     pub now: OffsetDateTime,
-    /// What is dated later than this was dated by a wrong clock. `None` while that may just as well be this one.
+    /// Later dates come from a wrong clock. `None` while the present clock may be the wrong one.
     pub future_begins: Option<OffsetDateTime>,
-    /// The clock has leapt ahead since the last look, and is not believed.
+    /// The clock has leapt ahead since the last look, and is not trusted yet.
     pub has_leapt: bool,
 }
 
 impl Pace {
-    /// Begins at `last`, the last moment that is known to have been, when the machine's clock says `clock` and the process's
-    /// time is `uptime` ([`crate::domain::clock::Clock::uptime`]).
+    /// Starts at `last`, the last known moment, when the machine's clock says `clock` and the process's uptime is
+    /// `uptime` ([`crate::domain::clock::Clock::uptime`]).
     #[must_use]
     pub fn new(last: OffsetDateTime, clock: OffsetDateTime, uptime: Duration) -> Self {
         let now = last.min(clock);
         Self(Mutex::new(Standing { now, clock, uptime, even_since: uptime, ahead_since: None }))
     }
 
-    /// The moment to go by, when the clock says `clock` and the process's time is `uptime`.
+    /// The moment to use, when the clock says `clock` and the uptime is `uptime`.
     pub fn look(&self, clock: OffsetDateTime, uptime: Duration) -> Moment {
         let mut standing = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Two who look at once may come here in either order.
+        // Two concurrent callers may come here in either order.
         let uptime = uptime.max(standing.uptime);
         let passed = uptime - standing.uptime;
         if (clock - (standing.clock + passed)).abs() > LEAP_MIN {
@@ -90,7 +90,7 @@ mod tests {
     const YEAR: Duration = Duration::days(365);
 
     #[test]
-    fn time_that_passes_is_followed_and_so_is_a_clock_that_is_put_right() {
+    fn passing_time_and_corrections_of_the_clock_are_followed() {
         let pace = Pace::new(START, START, HOUR);
         let now = |clock: OffsetDateTime, uptime: Duration| pace.look(clock, uptime).now;
         assert_eq!(now(START + 48 * HOUR, HOUR + 48 * HOUR), START + 48 * HOUR);
@@ -100,19 +100,19 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_is_believed_only_once_it_has_stood_for_an_hour() {
+    fn a_leap_is_trusted_only_after_an_hour() {
         let pace = Pace::new(START, START, HOUR);
         let at = |passed: Duration, clock: OffsetDateTime| pace.look(clock, HOUR + passed).now;
         assert_eq!(at(MINUTE, START + MINUTE + YEAR), START + MINUTE);
         assert_eq!(at(2 * MINUTE, START + 2 * MINUTE), START + 2 * MINUTE, "it was wrong");
-        assert_eq!(at(3 * MINUTE, START + YEAR), START + 3 * MINUTE, "again, and the hour begins anew");
+        assert_eq!(at(3 * MINUTE, START + YEAR), START + 3 * MINUTE, "again, and the hour starts over");
         assert_eq!(at(62 * MINUTE, START + YEAR + 59 * MINUTE), START + 62 * MINUTE);
         assert_eq!(at(63 * MINUTE, START + YEAR + HOUR), START + YEAR + HOUR);
         assert_eq!(at(64 * MINUTE, START + YEAR + 61 * MINUTE), START + YEAR + 61 * MINUTE);
     }
 
     #[test]
-    fn what_is_of_the_future_is_known_once_the_clock_has_gone_on_evenly_for_an_hour() {
+    fn future_dates_are_known_once_the_clock_has_run_evenly_for_an_hour() {
         let pace = Pace::new(START, START, HOUR);
         let at = |passed: Duration, clock: OffsetDateTime| pace.look(clock, HOUR + passed).future_begins;
         assert_eq!(at(59 * MINUTE, START + 59 * MINUTE), None);

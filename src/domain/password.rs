@@ -1,4 +1,4 @@
-//! The administrator's password as somebody has chosen it: long enough to be one, and never shown again.
+//! A new administrator's password: long enough, and never shown again.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,20 +7,20 @@ use zeroize::Zeroizing;
 
 /// Shortest password, in Unicode characters.
 pub const PASSWORD_CHARS_MIN: usize = 12;
-/// Longest password, in Unicode characters: what is longer is a mistake, and hashing it is work for nothing.
+/// Longest password, in Unicode characters: anything longer is a mistake, and costly to hash.
 pub const PASSWORD_CHARS_MAX: usize = 256;
 
-/// A new password. Cannot be serialised or printed by accident, and is wiped from memory when dropped.
+/// A new password. Cannot be serialized or printed by accident, and is wiped from memory when dropped.
 #[derive(Clone, PartialEq, Eq)]
 pub struct AdminPassword(Zeroizing<String>);
 
-/// A text that cannot be a password. Does not repeat it.
+/// A text that cannot be a password. The error does not repeat it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a password must be {PASSWORD_CHARS_MIN} to {PASSWORD_CHARS_MAX} characters, none of them a control character")]
 pub struct UnfitPassword;
 
 impl AdminPassword {
-    /// The password itself: for hashing, and for the one time that a generated one is shown.
+    /// The password itself: for hashing, and for showing a generated one once.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0

@@ -1,29 +1,29 @@
-//! In which numbers a model draws.
+//! Numeric precision of a model.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::Serialize;
 
-/// In which numbers the linear layers of a model's blocks are kept and multiplied.
+/// Format in which the linear layers of a model's blocks store and multiply their weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// As the device has everything: bf16 on CUDA, f32 on the CPU.
+    /// Full precision: bf16 on CUDA, f32 on the CPU.
     #[default]
     Full,
-    /// Eight bits, e4m3, with a scale for each row of weights and for each token: half the memory, meant to be faster on a
-    /// GPU that has them, and lossy. On the CPU the same rounding, no faster.
+    /// fp8 (e4m3), with a scale per row of weights and per token: half the memory, meant to be faster on GPUs with fp8,
+    /// and lossy. On the CPU the same rounding, no faster.
     Fp8,
 }
 
-/// A word that names no precision.
+/// A word that is not a precision.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a precision: use `full`, or `fp8`, which is lossy")]
 pub struct UnknownPrecision;
 
 impl Precision {
-    /// Whether images are others than those that the model draws as it is published.
+    /// Whether images differ from those in full precision.
     #[must_use]
     pub fn is_lossy(self) -> bool {
         match self {
@@ -32,7 +32,7 @@ impl Precision {
         }
     }
 
-    /// This, where it has to be told: where it is lossy.
+    /// This precision if it is lossy, and so has to be reported.
     #[must_use]
     pub fn if_lossy(self) -> Option<Self> {
         self.is_lossy().then_some(self)
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_and_precisions() {
+    fn words_round_trip() {
         for precision in [Precision::Full, Precision::Fp8] {
             assert_eq!(precision.to_string().parse(), Ok(precision));
             assert_eq!(serde_json::to_string(&precision).expect("JSON"), format!("\"{precision}\""));

@@ -1,22 +1,22 @@
-//! Which of two jobs goes first, and how much of the device a key gets beside others.
+//! Priority of jobs, and of keys.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// `low`, `normal` or `high`. Of a request: its place among the jobs of the same key. Of a key: its share of the device
-/// beside other keys.
+/// `low`, `normal` or `high`. Of a request: its order among the jobs of the same key. Of a key: its share of the device
+/// relative to other keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Priority {
-    /// When there is nothing else to do.
+    /// After the others.
     Low,
-    /// As everybody.
+    /// The default.
     #[default]
     Normal,
     /// Before the others.
     High,
 }
 
-/// A word that is no priority.
+/// A word that is not a priority.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be `low`, `normal` or `high`")]
 pub struct UnknownPriority;
@@ -25,7 +25,7 @@ impl Priority {
     /// Every priority, the lowest first.
     pub const ALL: [Self; 3] = [Self::Low, Self::Normal, Self::High];
 
-    /// The word for it.
+    /// The word used on the wire and in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -35,8 +35,7 @@ impl Priority {
         }
     }
 
-    /// The share of the device that a key of this priority gets, next to those of other keys: four times as much as one
-    /// of the priority below.
+    /// A key's share of the device relative to other keys: four times that of the priority below.
     #[must_use]
     pub fn weight(self) -> f64 {
         match self {
@@ -66,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_and_priorities() {
+    fn words_round_trip_and_priorities_are_ordered() {
         for priority in Priority::ALL {
             assert_eq!(priority.as_str().parse(), Ok(priority));
         }

@@ -1,7 +1,7 @@
-//! Requests per minute, of keys that have a bound for them.
+//! Rate limits of keys: requests per minute.
 //!
-//! A bucket for each key: a request fills it by one, it leaks as many in a minute as the key may send, and holds as
-//! many. So a client can spend its minute at once, and then has to keep to the pace.
+//! A leaky bucket per key: a request fills it by one, it leaks the limit in a minute, and holds as many. So a client
+//! can spend its minute at once, and then has to keep the pace.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,12 +10,12 @@ use time::Duration;
 use crate::domain::ids::KeyId;
 use crate::domain::recent::RecentMap;
 
-/// Keys remembered, some 100 bytes each; those that have not been used for the longest time are forgotten first.
+/// Keys remembered, some 100 bytes each; the least recently used are dropped first.
 const KEYS_MAX: usize = 10_000;
-/// The time that the bound speaks of.
+/// The period of the limit.
 const MINUTE: Duration = Duration::MINUTE;
 
-/// The buckets.
+/// The buckets of all keys.
 #[derive(Debug)]
 pub struct Rates {
     /// When each key's bucket will be empty, as [`crate::domain::clock::Clock::uptime`] counts.
@@ -35,24 +35,24 @@ impl Rates {
         Self { empty_at: Mutex::new(RecentMap::new(KEYS_MAX)) }
     }
 
-    /// Takes a request in, at `now` as [`crate::domain::clock::Clock::uptime`] counts.
+    /// Counts a request at `now`, in [`crate::domain::clock::Clock::uptime`].
     ///
     /// # Errors
-    /// After how many seconds (at least 1) the next one will be taken.
+    /// After how many seconds (at least 1) the next one fits.
     pub fn take(&self, key: KeyId, per_minute: u32, now: Duration) -> Result<(), u64> {
         let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
         let one = MINUTE / per_minute.max(1);
-        // With a new bound, a bucket is never fuller than full.
+        // After a change of the limit, a bucket must not be fuller than full.
         let empty_at = buckets.get_mut(&key).map_or(now, |empty_at| (*empty_at).clamp(now, now + MINUTE));
         room(empty_at + one, per_minute, now)?;
         buckets.insert(key, empty_at + one);
         Ok(())
     }
 
-    /// Takes in `more` requests for one that has been taken in: all of them, or not even that one.
+    /// Counts `more` requests for one already counted: all of them, or not even that one.
     ///
     /// # Errors
-    /// After how many seconds (at least 1) all of them will be taken. Never, where there are more than `per_minute`.
+    /// After how many seconds (at least 1) all of them fit. They never do if they are more than `per_minute`.
     pub fn take_more(&self, key: KeyId, per_minute: u32, more: u32, now: Duration) -> Result<(), u64> {
         let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
         let one = MINUTE / per_minute.max(1);
@@ -63,10 +63,10 @@ impl Rates {
     }
 }
 
-/// Whether a bucket that is empty at `empty_at` is not too full now; or else, after how many seconds.
+/// Whether a bucket that is empty at `empty_at` is not too full now; if it is, after how many seconds it will not be.
 fn room(empty_at: Duration, per_minute: u32, now: Duration) -> Result<(), u64> {
     let wait = empty_at - (now + MINUTE);
-    // Parts of a request that rounding has left over are none.
+    // Ignores fractions of a request left by rounding.
     if wait > Duration::nanoseconds(i64::from(per_minute)) {
         return Err((wait.whole_milliseconds() as u64).div_ceil(1000).max(1));
     }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minute_can_be_spent_at_once_and_then_the_pace_holds() {
+    fn a_minute_can_be_spent_at_once_and_then_the_rate_holds() {
         for per_minute in [1, 7, 60, 1000] {
             let rates = Rates::new();
             let (key, other) = (KeyId::generate(), KeyId::generate());
@@ -100,7 +100,7 @@ mod tests {
                 later += taken(&rates, key, per_minute, START + Duration::seconds(second));
             }
             assert_eq!(later, 10 * per_minute, "in ten minutes");
-            assert_eq!(taken(&rates, key, per_minute, START + Duration::HOUR), per_minute, "no more is saved up");
+            assert_eq!(taken(&rates, key, per_minute, START + Duration::HOUR), per_minute, "no more accumulates");
         }
     }
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn several_are_taken_in_together_or_not_at_all() {
+    fn several_are_counted_together_or_not_at_all() {
         let rates = Rates::new();
         let key = KeyId::generate();
         let several = |count: u32, now| {
@@ -128,14 +128,14 @@ mod tests {
         assert_eq!(several(10, START), Ok(()));
         let told = several(10, START);
         assert_eq!(told, Err(40), "eight have to leak out, of which each takes five seconds");
-        assert_eq!(several(10, START), told, "what was refused has taken nothing");
+        assert_eq!(several(10, START), told, "a refusal counts nothing");
         assert_eq!(several(10, START + Duration::seconds(39)), Err(1));
         assert_eq!(several(10, START + Duration::seconds(40)), Ok(()), "waiting as told is enough");
         assert_eq!(taken(&rates, key, 12, START + Duration::seconds(40)), 0);
     }
 
     #[test]
-    fn another_bound_acts_at_once() {
+    fn a_new_limit_applies_at_once() {
         let rates = Rates::new();
         let key = KeyId::generate();
         assert_eq!(taken(&rates, key, 10, START), 10);

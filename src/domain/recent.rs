@@ -1,12 +1,11 @@
-//! A map with a bound that forgets what has not been used for the longest time, roughly: the memory of caches
-//! and of throttles.
+//! A bounded map that drops roughly the least recently used entries: for caches and throttles.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Two generations of entries. What is used moves to the younger one; when that is full, the older one is dropped whole.
-/// So the map holds at most `entries_max`, an entry survives until at least half as many others have been used after it,
-/// and every operation takes constant time without a list to keep.
+/// Two generations of entries. A used entry moves to the younger one; when that is full, the older one is dropped. So
+/// the map holds at most `entries_max`, an entry survives until at least half as many others have been used after it,
+/// and every operation takes constant time without a list to maintain.
 #[derive(Debug)]
 pub struct RecentMap<K, V> {
     younger: HashMap<K, V>,
@@ -21,7 +20,7 @@ impl<K: Eq + Hash, V> RecentMap<K, V> {
         Self { younger: HashMap::new(), older: HashMap::new(), generation_max: (entries_max / 2).max(1) }
     }
 
-    /// The entry of `key`, which counts as a use of it.
+    /// The entry of `key`; counts as a use.
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         if !self.younger.contains_key(key) {
             let (key, value) = self.older.remove_entry(key)?;
@@ -39,7 +38,7 @@ impl<K: Eq + Hash, V> RecentMap<K, V> {
         self.younger.insert(key, value);
     }
 
-    /// Entries now held.
+    /// Number of entries.
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.younger.len() + self.older.len()
@@ -51,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_bound_holds_whatever_comes() {
+    fn the_bound_always_holds() {
         let mut map = RecentMap::new(10);
         for number in 0..10_000 {
             map.insert(number % 37, number);
@@ -61,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_stays_and_what_is_not_goes() {
+    fn used_entries_stay_and_idle_ones_go() {
         let mut map = RecentMap::new(10);
         map.insert("used", 0);
         map.insert("idle", 0);

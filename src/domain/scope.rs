@@ -1,4 +1,4 @@
-//! What a key may do. Always explicit: nothing means "everything" by being left out.
+//! What a key may do. Always explicit: no omission means "everything".
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use crate::domain::ids::NamespaceId;
 
-/// Most namespaces one key can name; a key for more of them wants `all_namespaces`.
+/// Most namespaces of one key; a key for more needs `all_namespaces`.
 pub const NAMESPACE_IDS_MAX: usize = 100;
 
-/// A thing that a key can be allowed to use.
+/// Something that a key can be allowed to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Product {
     /// The image routes.
@@ -23,17 +23,17 @@ pub enum Product {
 /// What a key may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Scope {
-    /// Everything that a key can be allowed.
+    /// Everything a key can be allowed.
     All,
-    /// The image routes alone.
+    /// The image routes only.
     Inference,
-    /// kubectl, in every namespace of this account.
+    /// kubectl, in every namespace.
     KubernetesAll,
-    /// kubectl, in these namespaces: at least one, none twice.
+    /// kubectl, in these namespaces: at least one, without duplicates.
     KubernetesNamespaces(Vec<NamespaceId>),
 }
 
-/// The rule that a scope breaks. The text is for the client.
+/// A rule that a scope breaks. The text is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ScopeError {
     /// Not a JSON object.
@@ -42,7 +42,7 @@ pub enum ScopeError {
     /// `{}`.
     #[error("an empty scope allows nothing: give one of `all`, `inference` and `kubernetes_exec`")]
     Empty,
-    /// `all` beside anything.
+    /// `all` beside another field.
     #[error("`all` must stand alone, since it includes everything else")]
     AllNotAlone,
     /// `inference` beside `kubernetes_exec`.
@@ -51,7 +51,7 @@ pub enum ScopeError {
     /// `false`, or any other value where only `true` has a meaning.
     #[error("`{0}` must be true where it is given: leave it out to withhold it")]
     NotTrue(&'static str),
-    /// `kubernetes_exec` that is no object.
+    /// `kubernetes_exec` is not an object.
     #[error("`kubernetes_exec` must be an object with `all_namespaces` or `namespace_ids`")]
     KubernetesNotAnObject,
     /// `kubernetes_exec: {}`.
@@ -60,7 +60,7 @@ pub enum ScopeError {
     /// `all_namespaces` beside `namespace_ids`.
     #[error("`all_namespaces` and `namespace_ids` exclude each other")]
     AllNamespacesWithIds,
-    /// `namespace_ids` that is no list.
+    /// `namespace_ids` is not a list.
     #[error("`namespace_ids` must be a list of namespace ids")]
     NamespacesNotAList,
     /// `namespace_ids: []`.
@@ -69,7 +69,7 @@ pub enum ScopeError {
     /// More than [`NAMESPACE_IDS_MAX`].
     #[error("`namespace_ids` must hold at most {NAMESPACE_IDS_MAX} ids, not {0}")]
     NamespacesTooMany(usize),
-    /// Something in `namespace_ids` that is no id.
+    /// An entry of `namespace_ids` that is not an id.
     #[error("`namespace_ids` holds something that is not a namespace id, at position {0}")]
     NamespaceMalformed(usize),
     /// One namespace twice.
@@ -78,7 +78,7 @@ pub enum ScopeError {
     /// A field that no scope has.
     #[error("a scope has no field `{0}`")]
     UnknownField(String),
-    /// A word of the command line that is no scope.
+    /// A word of the command line that is not a scope.
     #[error("not a scope: use `all`, `inference`, `kubernetes-exec:all` or `kubernetes-exec:ID,ID`")]
     UnknownWord,
 }
@@ -100,7 +100,7 @@ impl Scope {
     /// Reads the wire form: `{"all": true}`, `{"inference": true}`, `{"kubernetes_exec": {"all_namespaces": true}}` or
     /// `{"kubernetes_exec": {"namespace_ids": ["…"]}}`. Nothing else is a scope.
     ///
-    /// Whether the namespaces exist is not known here.
+    /// Does not check that the namespaces exist.
     ///
     /// # Errors
     /// The first rule that `value` breaks.
@@ -147,7 +147,7 @@ impl Scope {
         let mut ids = Vec::with_capacity(texts.len());
         for (index, text) in texts.enumerate() {
             let id: NamespaceId = text.parse().map_err(|_| ScopeError::NamespaceMalformed(index))?;
-            // The parsed id is compared: two spellings of one id are the same id.
+            // Parsed ids are compared, so that two spellings of one id count as the same.
             if !seen.insert(id) {
                 return Err(ScopeError::NamespaceTwice(id));
             }
@@ -175,7 +175,7 @@ fn refuse_unknown_fields(fields: &Map<String, Value>, known: &[&str]) -> Result<
     }
 }
 
-/// Whether `name` is given. `false` is refused: it reads as if the scope could be more than what it lists.
+/// Whether `name` is given. `false` is refused: it would suggest that a scope allows more than it lists.
 fn only_true(fields: &Map<String, Value>, name: &'static str) -> Result<bool, ScopeError> {
     match fields.get(name) {
         None => Ok(false),
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn each_refusal_names_its_rule() {
+    fn each_error_names_its_rule() {
         let too_many = vec![FIRST; NAMESPACE_IDS_MAX + 1];
         let exec = |value: Value| json!({"kubernetes_exec": value});
         let cases = [

@@ -1,17 +1,17 @@
-//! A request that is known to be valid. [`GenerateParams`] is what somebody asked for; [`GenerateSpec`] can only be
-//! made from it by checking it against the model's card, so nothing behind the door checks again.
+//! A validated request. [`GenerateParams`] is what was asked for; [`GenerateSpec`] can only be made from it by checking
+//! it against the model's card, so no other code checks again.
 
 use std::sync::Arc;
 
-use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
+use crate::domain::image::RgbImage;
 use crate::domain::model::{ModelCard, ParameterLimits};
 use crate::domain::usage::ImageCost;
 
 /// Largest seed: the largest integer that every JSON reader keeps exactly (2^53 − 1).
 pub const SEED_MAX: u64 = (1 << 53) - 1;
 
-/// A seed for a request that brings none, from the operating system.
+/// A random seed from the operating system, for a request without one.
 ///
 /// # Errors
 /// When the system gives no random numbers.
@@ -25,18 +25,18 @@ pub const PIXELS_PER_TOKEN_SIDE: u32 = 16;
 /// The longest T5 sequence FLUX was trained with, in tokens.
 pub const SEQUENCE_LENGTH_MAX: usize = 512;
 
-/// The field with the images that come along.
+/// The field of the input images.
 pub const INPUT_IMAGES: &str = "input_images_base64";
 
-/// How much of the schedule an image goes through that starts from another one, where nothing is said. As in diffusers.
+/// Default share of the schedule that is run with an input image. As in diffusers.
 pub const STRENGTH_DEFAULT: f64 = 0.6;
 
-/// One rule a request breaks.
+/// A rule that a request breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldError {
     /// The field as the wire names it.
     pub field: String,
-    /// What is wrong, with the numbers of the rule, in words for the client.
+    /// What is wrong, with the rule's numbers, for the client.
     pub reason: String,
 }
 
@@ -47,10 +47,10 @@ impl FieldError {
     }
 }
 
-/// What was asked for, unchecked. `None` means the model's default.
+/// Unchecked parameters of a request. `None` means the model's default.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerateParams {
-    /// What to draw.
+    /// What to generate.
     pub prompt: String,
     /// Given to T5 instead of `prompt`, which then only CLIP reads. Empty counts as absent.
     pub prompt_2: Option<String>,
@@ -70,15 +70,15 @@ pub struct GenerateParams {
     pub seed: u64,
     /// T5 tokens, at most [`SEQUENCE_LENGTH_MAX`].
     pub sequence_length: Option<usize>,
-    /// The images that came along, of any size until the request is checked. There is a use for one: to start from it.
+    /// Input images, of any size until the request is checked. At most one is used.
     pub input_images: Vec<Arc<RgbImage>>,
-    /// How far to go away from the input image; above 0, at most 1.
+    /// How far to depart from the input image; above 0, at most 1.
     pub strength: Option<f64>,
 }
 
 impl GenerateParams {
-    /// Width and height, where they are left out: the model's, or those of the input image, as near as the
-    /// model's limits come to them. Where one side is given, the other one follows the image's proportions.
+    /// Fills in missing width and height: the model's, or the input image's as near as the model's limits allow. If one
+    /// side is given, the other follows the image's proportions.
     pub fn settle_size(&mut self, card: &ModelCard) {
         let (width, height) = match self.input_images.first() {
             None => (card.defaults.width, card.defaults.height),
@@ -89,12 +89,12 @@ impl GenerateParams {
     }
 }
 
-/// An input image, instead of from noise alone.
+/// An input image and how much of it is kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct InputImage {
-    /// Of the very size that is drawn.
+    /// The image, in the output size.
     pub image: Arc<RgbImage>,
-    /// The share of the schedule that is gone through: 1 leaves nothing of the image. Above 0, at most 1.
+    /// Share of the schedule that is run: 1 leaves nothing of the image. Above 0, at most 1.
     pub strength: f64,
 }
 
@@ -107,7 +107,7 @@ pub struct NegativeGuidance {
     pub scale: f64,
 }
 
-/// An image to draw. Every value has been checked against the model's card.
+/// A valid request for an image: every value has been checked against the model's card.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GenerateSpec {
     model: ModelId,
@@ -125,8 +125,7 @@ pub struct GenerateSpec {
 }
 
 impl GenerateSpec {
-    /// Checks `params` against `card` and fills in its defaults. An input image must have the size that is
-    /// drawn by then.
+    /// Checks `params` against `card` and fills in its defaults. An input image must already have the output size.
     ///
     /// # Errors
     /// Every broken rule, not only the first.
@@ -182,33 +181,33 @@ impl GenerateSpec {
         })
     }
 
-    /// The same image as the `index`-th of a batch that shares one generator, as torch draws the noise of
-    /// `num_images_per_prompt` images: the noise of the first `index` images is skipped.
+    /// The `index`-th image of a batch that shares one generator, as torch samples the noise of `num_images_per_prompt`
+    /// images: the noise of the first `index` images is skipped.
     #[must_use]
     pub fn at_index(mut self, index: u32) -> Self {
         self.image_index = index;
         self
     }
 
-    /// The model that draws it.
+    /// The model.
     #[must_use]
     pub fn model(&self) -> &ModelId {
         &self.model
     }
 
-    /// What CLIP reads.
+    /// CLIP's prompt.
     #[must_use]
     pub fn prompt(&self) -> &str {
         &self.prompt
     }
 
-    /// What T5 reads: `prompt_2`, or else the prompt.
+    /// T5's prompt: `prompt_2`, or else the prompt.
     #[must_use]
     pub fn t5_prompt(&self) -> &str {
         self.prompt_2.as_deref().unwrap_or(&self.prompt)
     }
 
-    /// The second pass, where there is one.
+    /// The second pass, if any.
     #[must_use]
     pub fn negative(&self) -> Option<&NegativeGuidance> {
         self.negative.as_ref()
@@ -226,32 +225,32 @@ impl GenerateSpec {
         self.height
     }
 
-    /// What the image costs, by how much of it is drawn.
+    /// The image's cost factors.
     #[must_use]
     pub fn cost(&self) -> ImageCost {
         ImageCost { pixels: u64::from(self.width) * u64::from(self.height), passes: self.passes() as u32 }
     }
 
-    /// What the image costs when it is drawn once and whole.
+    /// Cost of the image when it is generated once, completely.
     #[must_use]
     pub fn pixel_steps(&self) -> u64 {
         self.cost().pixel_steps(1, self.steps())
     }
 
-    /// Denoising steps that are done: those of the schedule, but for those that an input image lets skip.
+    /// Denoising steps that are run: those of the schedule, less those that an input image skips.
     #[must_use]
     pub fn steps(&self) -> u32 {
         let strength = self.input_image.as_ref().map(|start| start.strength);
         steps_done(self.steps, strength)
     }
 
-    /// Denoising steps of the whole schedule: what was asked for.
+    /// Denoising steps of the full schedule, as requested.
     #[must_use]
     pub fn steps_scheduled(&self) -> u32 {
         self.steps
     }
 
-    /// What the image starts from, if not from noise alone.
+    /// The input image, if any.
     #[must_use]
     pub fn input_image(&self) -> Option<&InputImage> {
         self.input_image.as_ref()
@@ -269,7 +268,7 @@ impl GenerateSpec {
         self.seed
     }
 
-    /// Place in a batch that shares the seed; 0 for a single image.
+    /// Index in a batch that shares the seed; 0 for a single image.
     #[must_use]
     pub fn image_index(&self) -> u32 {
         self.image_index
@@ -293,7 +292,7 @@ impl GenerateSpec {
         if self.negative.is_some() { 2 } else { 1 }
     }
 
-    /// Tokens that one denoising step of this image puts through the model, over both passes where there are two.
+    /// Tokens of one denoising step, over all passes.
     #[must_use]
     pub fn step_tokens(&self) -> usize {
         self.passes() * (self.image_tokens() + self.sequence_length)
@@ -347,7 +346,7 @@ pub fn size_errors((width, height): (u32, u32), limits: &ParameterLimits) -> Vec
     errors
 }
 
-/// What is wrong with the number of images that came along, if anything.
+/// What is wrong with the number of input images, if anything.
 #[must_use]
 pub fn input_images_error(count: usize, card: &ModelCard) -> Option<FieldError> {
     let (min, max) = (card.input_images_min, card.input_images_max);
@@ -373,8 +372,7 @@ pub fn strength_error(strength: Option<f64>, steps: u32, input_images: usize) ->
     None
 }
 
-/// The steps that are left of a schedule where an image is started from with this strength
-/// (`FluxImg2ImgPipeline.get_timesteps` of diffusers).
+/// The steps that are run with an input image of this strength (`FluxImg2ImgPipeline.get_timesteps` of diffusers).
 #[must_use]
 pub fn steps_done(steps: u32, strength: Option<f64>) -> u32 {
     let Some(strength) = strength else { return steps };

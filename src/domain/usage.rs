@@ -1,4 +1,4 @@
-//! What a key has used up, by UTC day.
+//! Usage of a key, by UTC day.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 
-/// How many days of use are kept.
+/// How many days of usage are kept.
 pub const USAGE_DAYS_KEPT: u32 = 400;
 
 const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
@@ -28,13 +28,13 @@ impl Day {
         Self(self.0.saturating_sub_unsigned(days))
     }
 
-    /// Days since 1970-01-01, as the database has it.
+    /// Days since 1970-01-01, as stored in the database.
     #[must_use]
     pub fn number(self) -> i32 {
         self.0
     }
 
-    /// Reads what [`Day::number`] gave.
+    /// The inverse of [`Day::number`].
     #[must_use]
     pub fn from_number(number: i32) -> Self {
         Self(number)
@@ -53,65 +53,65 @@ impl fmt::Display for Day {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match OffsetDateTime::from_unix_timestamp(i64::from(self.0) * SECONDS_PER_DAY) {
             Ok(moment) => moment.date().fmt(f),
-            // Only what nobody's clock has shown.
+            // No real clock shows this.
             Err(_) => write!(f, "day {}", self.0),
         }
     }
 }
 
-/// Steps that an image counts for beside its own, each time it is begun: about what reading the prompt and decoding take.
-/// The same for every model, so that it is known beforehand what an image costs.
+/// Steps that an image is charged on top of its own each time it is started: about the cost of encoding the prompt and
+/// decoding. The same for every model, so that an image's cost is known in advance.
 pub const STEPS_BESIDE: u32 = 4;
 
-/// What an image costs.
+/// Cost factors of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageCost {
-    /// Of the image.
+    /// The image's pixels.
     pub pixels: u64,
     /// Times the model runs in one denoising step.
     pub passes: u32,
 }
 
 impl ImageCost {
-    /// For an image that is begun so often, with so many denoising steps in all.
+    /// Cost of an image that was started `starts` times, with `steps` denoising steps in total.
     #[must_use]
-    pub fn pixel_steps(self, begun: u32, steps: u32) -> u64 {
+    pub fn pixel_steps(self, starts: u32, steps: u32) -> u64 {
         let own = u64::from(steps) * u64::from(self.passes);
-        self.pixels * (own + u64::from(begun) * u64::from(STEPS_BESIDE))
+        self.pixels * (own + u64::from(starts) * u64::from(STEPS_BESIDE))
     }
 }
 
-/// What was drawn.
+/// Generated work.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Images that were finished.
+    /// Finished images.
     pub images: u64,
-    /// What the images cost, also those that were not finished: see [`ImageCost::pixel_steps`].
+    /// Cost of all images, unfinished ones included: see [`ImageCost::pixel_steps`].
     pub pixel_steps: u64,
-    /// The engine's time; what it does for many images at once is shared among them.
+    /// Engine time; a batched step's is shared among its images.
     pub engine_time: Duration,
 }
 
 impl Work {
-    /// Pixel-steps in the unit that limits and reports have.
+    /// Pixel-steps in the unit of limits and reports.
     #[must_use]
     pub fn megapixel_steps(&self) -> f64 {
         self.pixel_steps as f64 / 1e6
     }
 }
 
-/// What a key has used up in one day.
+/// Usage of a key in one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DayUsage {
     /// The day.
     pub day: Day,
-    /// Requests that the key was let in with.
+    /// Authenticated requests.
     pub requests: u64,
-    /// What was drawn for it.
+    /// Work generated for it.
     pub work: Work,
 }
 
-/// The last `days` days up to `today`, the oldest first, also those in which nothing happened.
+/// The last `days` days up to `today`, the oldest first, including days without usage.
 #[must_use]
 pub fn by_day(today: Day, days: u32, requests: &[(Day, u64)], work: &[(Day, Work)]) -> Vec<DayUsage> {
     let requests: BTreeMap<_, _> = requests.iter().copied().collect();
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn days_without_use_are_there_too() {
+    fn days_without_usage_are_included() {
         let today = Day::of(datetime!(2030-01-31 12:00 UTC));
         let work = Work { images: 2, pixel_steps: 3_500_000, engine_time: Duration::from_secs(1) };
         let usage = by_day(today, 3, &[(today.before(2), 7), (today.before(9), 1)], &[(today, work)]);

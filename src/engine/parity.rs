@@ -13,8 +13,9 @@ use super::slots::TokenGrid;
 use super::{FluxEngine, noise, ops, sampler, vae};
 use crate::catalog::card_or_flux_dev;
 use crate::domain::device::DeviceChoice;
-use crate::domain::engine::{RgbImage, StepEngine};
+use crate::domain::engine::StepEngine;
 use crate::domain::ids::ModelId;
+use crate::domain::image::RgbImage;
 use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles};
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 

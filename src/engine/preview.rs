@@ -11,7 +11,7 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::noise::standard_normal;
 use super::vae::{self, Decoder};
-use crate::domain::engine::RgbImage;
+use crate::domain::image::RgbImage;
 
 /// Longer side of a preview, in pixels; larger latents are averaged down.
 const SIDE_MAX: usize = 128;

@@ -3,7 +3,8 @@
 use candle_core::{DType, Device, Tensor};
 
 use super::{FluxEngine, device_error};
-use crate::domain::engine::{EngineError, RgbImage, Slot, StepEngine};
+use crate::domain::engine::{EngineError, Slot, StepEngine};
+use crate::domain::image::RgbImage;
 use crate::domain::spec::GenerateSpec;
 
 /// The same places of each image. Latents are packed, `[image tokens, channels]`, row by row.

@@ -1,41 +1,36 @@
-//! Bringing images to the disk. One that is not taken now is offered again for a while: what was drawn is worth waiting
-//! for, and its job keeps its place meanwhile, so that no more are drawn than can be waited for. Where the disk is full the
-//! oldest images go first.
+//! Stores images on disk. A failed write is retried for a while, since the image is expensive; its job keeps its
+//! reservation meanwhile, so that no more images are generated than can wait. If the disk is full, the oldest images
+//! are removed.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::service::Inner;
+use super::state::Inner;
 use super::store::EndedCursor;
 use super::sweep::{BATCH_JOBS, BATCHES_MAX, remove_image};
 use super::{JobService, JobsError};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
 
-/// Wait before an image is offered a second time; doubled before each further try, up to the longest.
+/// Wait before the first retry; doubled before each further one, up to the longest.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
-/// How often images are removed at most only to see whether the disk takes something. Whoever asks for that asks again
-/// and again, and what fills the disk may be none of ours.
+/// Shortest time between removals of images for a probe alone. Probes repeat, and the disk may be full of other files.
 const PROBE_ROOM_INTERVAL: Duration = Duration::from_secs(10);
-/// What is made room for when an image does not find any: so many times what it needs.
+/// How much space is freed for an image, as a multiple of its size.
 const ROOM_FACTOR: u64 = 2;
-/// What a look at the disk needs room for.
+/// How much space is freed for a probe.
 const PROBE_ROOM_BYTES: u64 = 256 * 1024;
 
-/// Held while room is made, with the moment of the last time that it was for a look only.
-#[derive(Debug, Default)]
-pub(super) struct RoomTurn(tokio::sync::Mutex<Option<Instant>>);
-
 impl JobService {
-    /// Proves that the folder of results takes images.
+    /// Proves that the results folder accepts images.
     ///
     /// # Errors
     /// When it does not.
     pub async fn check_results(&self) -> Result<(), JobsError> {
         let Err(error) = self.0.probe_results().await else { return Ok(()) };
-        // Images that come would make room for themselves, but none come to a worker that is not ready.
+        // A new image would free space for itself, but a worker that is not ready gets no jobs.
         if is_full(&error) && self.0.make_room_for_probe().await > 0 {
             return Ok(self.0.probe_results().await?);
         }
@@ -47,7 +42,7 @@ impl Inner {
     /// Stores an image.
     ///
     /// # Errors
-    /// The last one, when the disk has not taken it for too long, or the service was closed meanwhile.
+    /// The last one, when writing failed for too long, or the service was closed meanwhile.
     pub(super) async fn store_image(&self, id: JobId, format: OutputFormat, bytes: Vec<u8>) -> io::Result<()> {
         let bytes = Arc::new(bytes);
         let (offered_at, mut delay, mut is_told) = (Instant::now(), RETRY_DELAY, false);
@@ -60,7 +55,7 @@ impl Inner {
                 return Err(error);
             }
             if !is_told {
-                tracing::warn!(job = %id, %error, "the disk does not take an image now; trying on");
+                tracing::warn!(job = %id, %error, "an image cannot be stored; retrying");
                 is_told = true;
             }
             if is_full(&error) && self.make_room(ROOM_FACTOR * bytes.len() as u64).await > 0 {
@@ -78,12 +73,12 @@ impl Inner {
     }
 
     async fn make_room(&self, bytes: u64) -> u64 {
-        let _turn = self.room_turn.0.lock().await;
+        let _turn = self.probe_freed_at.lock().await;
         self.shed_oldest(bytes).await
     }
 
     async fn make_room_for_probe(&self) -> u64 {
-        let mut last = self.room_turn.0.lock().await;
+        let mut last = self.probe_freed_at.lock().await;
         if last.is_some_and(|moment| moment.elapsed() < PROBE_ROOM_INTERVAL) {
             return 0;
         }
@@ -91,15 +86,14 @@ impl Inner {
         self.shed_oldest(PROBE_ROOM_BYTES).await
     }
 
-    /// Removes the oldest images until that has given `bytes` back; returns how many it has. Their jobs stay, and say
-    /// that the image is gone.
+    /// Removes the oldest images until `bytes` are freed; returns how many bytes were. Their jobs stay, without image.
     async fn shed_oldest(&self, bytes: u64) -> u64 {
         let (mut freed, mut shed, mut cursor) = (0, 0, EndedCursor::START);
         for _ in 0..BATCHES_MAX {
             let batch = match self.store.with_images(&cursor, BATCH_JOBS).await {
                 Ok(batch) => batch,
                 Err(error) => {
-                    tracing::warn!(?error, "it cannot be seen which images could make room");
+                    tracing::warn!(?error, "the images to remove cannot be listed");
                     break;
                 }
             };
@@ -112,10 +106,9 @@ impl Inner {
                 let Ok(removed) = remove_image(self, &job).await else { continue };
                 freed += removed;
                 shed += 1;
-                // The database may be on the same disk. What it does not take now, a later time will have it take: the
-                // job is still among those with images.
+                // The database may be on the same full disk. A later sweep updates the row: it still lists the image.
                 if let Err(error) = self.store.note_image_gone(&job.row_id).await {
-                    tracing::warn!(row_id = job.row_id, ?error, "it was not written down that an image is gone");
+                    tracing::warn!(row_id = job.row_id, ?error, "the removal of an image was not recorded");
                 }
             }
             if freed >= bytes {
@@ -123,7 +116,7 @@ impl Inner {
             }
         }
         if shed > 0 {
-            tracing::warn!(images = shed, bytes = freed, "the disk is full, and the oldest images have made room");
+            tracing::warn!(images = shed, bytes = freed, "the disk is full; the oldest images were removed");
         }
         freed
     }

@@ -1,39 +1,38 @@
-//! The images of jobs: those that are done, and what can be seen of those that are not.
+//! Images of finished jobs, and previews of running ones.
 
 use std::sync::Arc;
 
 use super::links::ResultLink;
-use super::service::Inner;
+use super::state::Inner;
 use super::{Image, Job, JobService, JobsError, Visibility};
-use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
+use crate::domain::image::RgbImage;
 use crate::domain::job::JobStatus;
 use crate::encode::encode;
 
 impl JobService {
-    /// The image of one of the jobs within reach.
+    /// The image of a visible job.
     ///
     /// # Errors
     /// When there is no such job, or no image of it.
-    pub async fn image(&self, reach: impl Into<Visibility>, id: JobId) -> Result<Image, JobsError> {
-        let job = self.0.within(reach.into(), id).await?;
+    pub async fn image(&self, visibility: impl Into<Visibility>, id: JobId) -> Result<Image, JobsError> {
+        let job = self.0.within(visibility.into(), id).await?;
         self.0.read_image(job).await
     }
 
-    /// What one of the jobs within reach looks like while it is being drawn: small and rough, PNG. The first call only says
-    /// that somebody looks.
+    /// A preview of a visible, running job: small and rough, PNG. The first call only requests one.
     ///
     /// # Errors
     /// When there is no such job, or [`JobsError::NoPreview`].
-    pub async fn preview(&self, reach: impl Into<Visibility>, id: JobId) -> Result<Image, JobsError> {
-        self.0.within(reach.into(), id).await?;
+    pub async fn preview(&self, visibility: impl Into<Visibility>, id: JobId) -> Result<Image, JobsError> {
+        self.0.within(visibility.into(), id).await?;
         let previews = self.0.live().get(&id).map(|live| live.previews.clone());
         let preview = previews.and_then(|previews| previews.look()).ok_or(JobsError::NoPreview)?;
         encoded(preview, OutputFormat::Png).await
     }
 
-    /// Whose image a link leads to. It is good for as long as that key is, which whoever asks has to see to.
+    /// The owner of a link's image. The link is valid only while the owner's key is, which the caller has to check.
     ///
     /// # Errors
     /// [`JobsError::LinkRefused`], or as [`JobService::get`].

@@ -1,24 +1,24 @@
-//! The images that jobs start from: how they are kept until their jobs end, and how much all of them may take up.
+//! Input images of unfinished jobs: how they are stored, and how much memory they may take.
 //!
-//! They are kept without loss, so that a job that is drawn again after a crash gives the very same image.
+//! They are stored losslessly, so that a job that is retried after a crash gives the same image.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::JobsError;
 use crate::decode::decode;
-use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
+use crate::domain::image::RgbImage;
 use crate::domain::spec::GenerateSpec;
 use crate::encode::encode;
 
-/// What all of them take up now, in bytes of memory; in the database they take less.
+/// Memory of all input images, in bytes; in the database they take less.
 #[derive(Debug, Default)]
 pub(super) struct InputImages {
     bytes: AtomicU64,
 }
 
-/// What one job takes up of it, until it has ended.
+/// One job's part of it, until it ends.
 #[derive(Debug)]
 pub(super) struct InputImageHold {
     all: Arc<InputImages>,
@@ -26,7 +26,7 @@ pub(super) struct InputImageHold {
 }
 
 impl InputImages {
-    /// Takes in what a job starts from. `None`: then all of them would take up more than `bytes_max`.
+    /// Counts a job's input image. `None` if all of them would take more than `bytes_max`.
     pub(super) fn enter(self: &Arc<Self>, spec: &GenerateSpec, bytes_max: u64) -> Option<InputImageHold> {
         let bytes = spec.input_image().map_or(0, |start| start.image.pixels().len() as u64);
         let fits = |now: u64| now.checked_add(bytes).filter(|sum| bytes == 0 || *sum <= bytes_max);
@@ -34,7 +34,7 @@ impl InputImages {
         Some(InputImageHold { all: Arc::clone(self), bytes })
     }
 
-    /// Takes in what a job starts from that was accepted in an earlier life.
+    /// Counts the input image of a job accepted before a restart.
     pub(super) fn enter_again(self: &Arc<Self>, spec: &GenerateSpec) -> InputImageHold {
         self.enter(spec, u64::MAX).expect("memory has fewer bytes")
     }
@@ -46,16 +46,16 @@ impl Drop for InputImageHold {
     }
 }
 
-/// What a job starts from, as it is kept.
-pub(super) async fn to_keep(spec: &GenerateSpec) -> Result<Option<Vec<u8>>, JobsError> {
+/// A job's input image, encoded for storage.
+pub(super) async fn encode_for_storage(spec: &GenerateSpec) -> Result<Option<Vec<u8>>, JobsError> {
     let Some(start) = spec.input_image() else { return Ok(None) };
     let image = Arc::clone(&start.image);
     let encoded = tokio::task::spawn_blocking(move || encode(&image, OutputFormat::Png)).await;
     encoded.map_err(JobsError::storage)?.map(Some).map_err(JobsError::storage)
 }
 
-/// An image that was kept. `None`: it cannot be read.
-pub(super) async fn from_kept(bytes: Vec<u8>) -> Option<Arc<RgbImage>> {
+/// Decodes a stored input image. `None` if it cannot be read.
+pub(super) async fn decode_stored(bytes: Vec<u8>) -> Option<Arc<RgbImage>> {
     let decoded = tokio::task::spawn_blocking(move || decode(&bytes)).await;
     decoded.ok()?.ok().map(Arc::new)
 }
@@ -77,25 +77,25 @@ mod tests {
     }
 
     #[test]
-    fn all_of_them_are_bounded_and_what_is_taken_up_is_given_back() {
+    fn the_total_is_bounded_and_memory_is_given_back() {
         let all = Arc::new(InputImages::default());
         let bytes_max = 2 * 64 * 64 * 3;
         let first = all.enter(&spec(true), bytes_max).expect("room");
         let _second = all.enter(&spec(true), bytes_max).expect("room");
         assert!(all.enter(&spec(true), bytes_max).is_none());
-        let _plain = all.enter(&spec(false), bytes_max).expect("takes up nothing");
+        let _plain = all.enter(&spec(false), bytes_max).expect("takes no memory");
         let again = all.enter_again(&spec(true));
         drop((first, again));
         let _third = all.enter(&spec(true), bytes_max).expect("room again");
     }
 
     #[tokio::test]
-    async fn an_image_is_kept_to_the_last_bit() {
+    async fn an_input_image_is_stored_bit_for_bit() {
         let spec = spec(true);
-        let kept = to_keep(&spec).await.expect("encodes").expect("there is one");
-        let read = from_kept(kept).await.expect("decodes");
+        let kept = encode_for_storage(&spec).await.expect("encodes").expect("there is one");
+        let read = decode_stored(kept).await.expect("decodes");
         assert_eq!(read, spec.input_image().expect("there is one").image);
-        assert!(from_kept(b"damaged".to_vec()).await.is_none());
-        assert_eq!(to_keep(&super::tests::spec(false)).await.expect("nothing to do"), None);
+        assert!(decode_stored(b"damaged".to_vec()).await.is_none());
+        assert_eq!(encode_for_storage(&super::tests::spec(false)).await.expect("nothing to do"), None);
     }
 }

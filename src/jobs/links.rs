@@ -1,9 +1,9 @@
-//! Links to images that need no key: a keyed hash over the job and the moment the link expires.
+//! Links to images that need no key: signed with a keyed hash over the job and the expiry.
 //!
-//! The secret is a file of its own, which no copy of the database has in it. Another one in its place, and all links that
-//! were made before are good no more: see [`rotate_link_secret`].
+//! The secret is a file of its own, not part of the database. Replacing it invalidates all earlier links: see
+//! [`rotate_link_secret`].
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,22 +12,22 @@ use std::time::SystemTime;
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
+use super::private_files::create_private;
 use crate::domain::ids::JobId;
 
 const SECRET_BYTES: usize = 32;
 
 type Secret = Zeroizing<[u8; SECRET_BYTES]>;
 
-/// Puts a new secret in the place of the one behind links, or makes the first. A worker that runs takes it from its next
-/// link on.
+/// Replaces the secret behind links, or creates the first. A running worker uses it from the next link on.
 ///
 /// # Errors
-/// When the file cannot be written; then the old one stands.
+/// When the file cannot be written; then the old one stays.
 pub fn rotate_link_secret(path: &Path) -> io::Result<()> {
     write_new(path).map(drop)
 }
 
-/// The two parameters that stand for a key on a link to one image.
+/// The two parameters of a link that replace a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultLink {
     /// Seconds since 1970, UTC, after which the link is refused.
@@ -36,7 +36,7 @@ pub struct ResultLink {
     pub signature: String,
 }
 
-/// Makes and checks links.
+/// Signs and verifies links.
 #[derive(Clone)]
 pub(super) struct LinkSigner {
     path: PathBuf,
@@ -44,7 +44,7 @@ pub(super) struct LinkSigner {
     known: Arc<Mutex<(Option<Version>, Secret)>>,
 }
 
-/// Which file a secret was read from.
+/// Identifies the file that a secret was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Version {
     modified_at: Option<SystemTime>,
@@ -63,7 +63,7 @@ impl Version {
 }
 
 impl LinkSigner {
-    /// For links of this life at most, with the secret in a file, which is made where there is none.
+    /// A signer for links that live at most `life`, with the secret in a file that is created if missing.
     pub(super) fn open(path: PathBuf, life: time::Duration) -> io::Result<Self> {
         let known = match read(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => write_new(&path)?,
@@ -72,8 +72,8 @@ impl LinkSigner {
         Ok(Self { path, life, known: Arc::new(Mutex::new(known)) })
     }
 
-    /// The secret as it stands now. It is a look at a file's name unless somebody has put another one there. While it cannot
-    /// be read the last one counts: links are to fail for those that were withdrawn, not for all.
+    /// The current secret; costs one `stat` unless the file was replaced. While it cannot be read, the last one is
+    /// used, so that a failure does not break all links.
     fn secret(&self) -> Secret {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let version = fs::metadata(&self.path).map(|metadata| Version::of(&metadata));
@@ -81,14 +81,14 @@ impl LinkSigner {
             Ok(version) if known.0 == Some(version) => {}
             Ok(_) => match read(&self.path) {
                 Ok(new) => *known = new,
-                Err(error) => tracing::warn!(%error, "the secret behind links cannot be read"),
+                Err(error) => tracing::warn!(%error, "the link secret cannot be read"),
             },
-            // Whoever removes it means to withdraw all links.
+            // Removing the file withdraws all links.
             Err(error) if error.kind() == io::ErrorKind::NotFound => match write_new(&self.path) {
                 Ok(new) => *known = new,
-                Err(error) => tracing::warn!(%error, "the secret behind links is gone, and no other can be written"),
+                Err(error) => tracing::warn!(%error, "the link secret is gone, and a new one cannot be written"),
             },
-            Err(error) => tracing::warn!(%error, "the secret behind links cannot be looked at"),
+            Err(error) => tracing::warn!(%error, "the link secret's file cannot be examined"),
         }
         known.1.clone()
     }
@@ -97,20 +97,20 @@ impl LinkSigner {
         blake3::keyed_hash(&self.secret(), format!("result {id} until {expires}").as_bytes())
     }
 
-    /// A link that is good until its life or the image's time is over, whichever is first.
+    /// A link that is valid until its life or the image's retention ends, whichever is first.
     pub(super) fn sign(&self, id: JobId, image_ends: OffsetDateTime, now: OffsetDateTime) -> ResultLink {
         let expires = image_ends.min(now + self.life).unix_timestamp();
         ResultLink { expires, signature: self.hash(id, expires).to_hex().to_string() }
     }
 
-    /// Whether a link was made here for this job and is still good. Compares in constant time.
+    /// Whether a link was signed here for this job and is still valid. Compares in constant time.
     pub(super) fn accepts(&self, id: JobId, link: &ResultLink, now: OffsetDateTime) -> bool {
         let Ok(presented) = blake3::Hash::from_hex(&link.signature) else {
             return false;
         };
         let (now, life) = (now.unix_timestamp(), self.life.whole_seconds());
-        // One that was made while the clock was ahead would be good until the clock is there again. Twice its life: less
-        // would break good ones when the clock is corrected.
+        // Rejects links signed while the clock was ahead. Twice the life: less would break valid links when the clock
+        // is corrected.
         let is_of_its_time = (now..=now.saturating_add(life.saturating_mul(2))).contains(&link.expires);
         presented == self.hash(id, link.expires) && is_of_its_time
     }
@@ -122,22 +122,18 @@ fn read(path: &Path) -> io::Result<(Option<Version>, Secret)> {
     let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES + 1));
     (&mut file).take(SECRET_BYTES as u64 + 1).read_to_end(&mut bytes)?;
     let secret = <[u8; SECRET_BYTES]>::try_from(&bytes[..]).map_err(|_| {
-        let reason = format!("`{}` is no secret of links: remove it, and a new one is made", path.display());
+        let reason = format!("`{}` is not a link secret: remove it to have a new one created", path.display());
         io::Error::new(io::ErrorKind::InvalidData, reason)
     })?;
     Ok((Some(version), Zeroizing::new(secret)))
 }
 
-/// Writes a new secret for this user alone. It is whole under its name, or not there.
+/// Writes a new secret for this user only, atomically.
 fn write_new(path: &Path) -> io::Result<(Option<Version>, Secret)> {
     let mut secret = Zeroizing::new([0; SECRET_BYTES]);
     getrandom::fill(&mut *secret).map_err(io::Error::other)?;
     let unfinished = path.with_extension(format!("part-{}", std::process::id()));
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let written = options.open(&unfinished).and_then(|mut file| {
+    let written = create_private(&unfinished).and_then(|mut file| {
         file.write_all(&*secret)?;
         file.sync_all()
     });
@@ -168,7 +164,7 @@ mod tests {
         assert!(!signer.accepts(other, &link, now));
         assert!(!signer.accepts(job, &link, now + time::Duration::hours(2)));
         let of_a_short_life = signer.sign(job, now + time::Duration::minutes(1), now);
-        assert!(!signer.accepts(job, &of_a_short_life, now + time::Duration::minutes(2)), "the image's time is over");
+        assert!(!signer.accepts(job, &of_a_short_life, now + time::Duration::minutes(2)), "the image has expired");
         assert!(!signer.accepts(job, &ResultLink { expires: link.expires + 1, ..link.clone() }, now));
         let stranger = LinkSigner::open(folder.path().join("another"), LIFE).expect("a new secret");
         assert!(!stranger.accepts(job, &link, now));
@@ -176,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_was_made_while_the_clock_was_ahead_is_not_good_until_it_is_there_again() {
+    fn a_link_signed_while_the_clock_was_ahead_is_not_valid_after_the_correction() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let signer = LinkSigner::open(folder.path().join("links.secret"), LIFE).expect("a new secret");
         let (job, now) = (JobId::generate(), OffsetDateTime::UNIX_EPOCH + time::Duration::days(1000));
@@ -187,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn another_secret_withdraws_every_link_at_once_and_is_private() {
+    fn a_new_secret_withdraws_every_link_at_once_and_is_private() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("links.secret");
         let signer = LinkSigner::open(path.clone(), LIFE).expect("a new secret");
@@ -200,7 +196,7 @@ mod tests {
         let second = signer.sign(job, now, now);
         assert!(next_life.accepts(job, &second, now));
         fs::remove_file(&path).expect("there");
-        assert!(!signer.accepts(job, &second, now), "removed is withdrawn");
+        assert!(!signer.accepts(job, &second, now), "removing the file withdraws links");
         assert!(path.exists());
         #[cfg(unix)]
         {

@@ -1,22 +1,22 @@
-//! Images that no job has: they come with a backup of the database that was restored, or with a crash between the
-//! image and its row. Nobody can have them, and no bound counts them.
+//! Orphaned images: left by restoring a backup of the database, or by a crash between writing the image and its row.
+//! They are not reachable, and no limit counts them.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use super::JobsError;
-use super::service::Inner;
+use super::state::Inner;
 use crate::domain::ids::JobId;
 
-/// Younger ones may be about to become a job's.
+/// Younger files may belong to a job that is just ending.
 const AGE_MIN: Duration = Duration::from_hours(1);
 
-/// Removes them, as far as they can be.
+/// Removes them as far as possible.
 pub(super) async fn remove(inner: &Inner) {
     match remove_all(inner).await {
         Ok(0) => {}
-        Ok(files) => tracing::info!(files, "removed images that no job has"),
-        Err(error) => tracing::warn!(?error, "it cannot be seen which images no job has"),
+        Ok(files) => tracing::info!(files, "removed images without a job"),
+        Err(error) => tracing::warn!(?error, "searching for images without a job failed"),
     }
 }
 
@@ -33,7 +33,7 @@ async fn remove_all(inner: &Inner) -> Result<usize, JobsError> {
         let (rest, page) = read.await.map_err(JobsError::storage)?;
         images = rest;
         let Some(page) = page else { return Ok(removed) };
-        // Before the rows: a job that ends in between has its image by its row.
+        // Read before the rows: a job that ends in between is then found by its row.
         let unfinished: HashSet<JobId> = inner.live().keys().copied().collect();
         let ids: Vec<JobId> = page.iter().map(|(id, _)| *id).collect();
         let known = inner.store.images_of(&ids).await?;
@@ -44,7 +44,7 @@ async fn remove_all(inner: &Inner) -> Result<usize, JobsError> {
             let files = inner.files.clone();
             match tokio::task::spawn_blocking(move || files.remove(id, format)).await.map_err(JobsError::storage)? {
                 Ok(_) => removed += 1,
-                Err(error) => tracing::warn!(job = %id, %error, "an image that no job has cannot be removed"),
+                Err(error) => tracing::warn!(job = %id, %error, "an image without a job cannot be removed"),
             }
         }
     }

@@ -1,4 +1,4 @@
-//! All jobs of one owner at once: for when a key is good no more.
+//! Cancels all jobs of an owner whose key has ended.
 
 use std::collections::BTreeSet;
 
@@ -7,13 +7,12 @@ use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::queue::CancelCause;
 
 impl JobService {
-    /// Who has jobs that have not ended.
+    /// Owners of unfinished jobs.
     pub fn owners(&self) -> BTreeSet<KeyId> {
         self.0.live().values().map(|live| live.owner).collect()
     }
 
-    /// Asks for the end of every job of `owner` that has not ended, as [`JobService::cancel`] does; returns how many
-    /// there are.
+    /// Cancels every unfinished job of `owner`, as [`JobService::cancel`] does; returns how many there are.
     pub fn cancel_all_of(&self, owner: KeyId) -> usize {
         let own: Vec<(JobId, ModelId)> = {
             let live = self.0.live();

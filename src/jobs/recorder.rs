@@ -1,5 +1,5 @@
-//! Writes down what becomes of a job: one small task per job listens to the queue, encodes the image off the async
-//! threads, stores it, and moves the row on. There are at most as many as the queues have places.
+//! Records a job's progress and outcome: one small task per job listens to the queue, encodes the image off the async
+//! threads, stores it, and updates the row. The queues' sizes bound their number.
 
 use std::time::{Duration, Instant};
 
@@ -7,11 +7,11 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::JobError;
-use super::service::{Inner, Live};
+use super::state::{Inner, Live};
 use super::store::{Ending, JobEnd};
-use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
+use crate::domain::image::RgbImage;
 use crate::domain::job::JobStatus;
 use crate::domain::provenance::Provenance;
 use crate::domain::spec::GenerateSpec;
@@ -20,58 +20,58 @@ use crate::encode::encode_with;
 use crate::queue::event::{Effort, JobEvents, JobFailure, QueueEvent};
 use crate::telemetry::metrics;
 
-/// Wait before a job's end is written down a second time; doubled before each further try, up to the longest.
+/// Wait before storing a job's outcome is retried; doubled before each further retry, up to the longest.
 const WRITE_RETRY_DELAY: Duration = Duration::from_millis(200);
 const WRITE_RETRY_DELAY_MAX: Duration = Duration::from_secs(3);
-/// Wait before a job's start is written down again that the database did not take.
+/// Wait before storing a job's start is retried.
 const START_RETRY_DELAY: Duration = Duration::from_secs(1);
-/// How often one job complains that its end cannot be written down.
+/// Time between log lines about one job whose outcome cannot be stored.
 const WRITE_FAILURE_LOG_INTERVAL: Duration = Duration::from_mins(1);
 
 type Failure = (&'static str, &'static str);
 const ENCODING_FAILED: Failure = ("encoding_failed", "the image could not be encoded");
 const STORAGE_FAILED: Failure = ("storage_failed", "the image could not be stored");
-const NOBODY_DRAWS: Failure = (JobFailure::ENGINE_FAILED, "the engine's thread went down");
+const ENGINE_GONE: Failure = (JobFailure::ENGINE_FAILED, "the engine's thread has ended");
 
-/// What one recorder looks after.
+/// Recorder of one job.
 pub(super) struct Recorder {
     pub(super) id: JobId,
     pub(super) owner: KeyId,
     pub(super) cost: ImageCost,
     pub(super) format: OutputFormat,
     pub(super) provenance: Option<Provenance>,
-    /// As [`crate::domain::clock::Clock::uptime`] counts; before its beginning where an earlier life accepted the job.
+    /// In [`crate::domain::clock::Clock::uptime`]; negative if the job was accepted before a restart.
     pub(super) accepted_at: time::Duration,
-    /// Until when somebody wants the image, as `uptime` counts.
-    pub(super) wanted_until: Option<time::Duration>,
+    /// The deadline, in `uptime`.
+    pub(super) deadline: Option<time::Duration>,
     pub(super) live: watch::Sender<Live>,
 }
 
-/// What came of a job in the engine.
+/// What an engine has done for a job.
 #[derive(Clone, Copy)]
-struct Drawn {
-    began_at: Option<OffsetDateTime>,
+struct Done {
+    started_at: Option<OffsetDateTime>,
     effort: Effort,
 }
 
-/// The start of a job, as far as it is written down.
+/// The start of a job, and whether it is stored.
 #[derive(Default)]
 struct Start {
-    began_at: Option<OffsetDateTime>,
-    /// When to write it down again: it has not been.
+    started_at: Option<OffsetDateTime>,
+    /// When to retry storing it. `None`: it is stored.
     retry_at: Option<tokio::time::Instant>,
 }
 
-/// What the file of an image tells of itself, if anything.
+/// The provenance for an image's file, if enabled.
 pub(super) fn provenance(inner: &Inner, spec: &GenerateSpec) -> Option<Provenance> {
-    let is_told = inner.settings.writes_provenance;
-    is_told.then(|| Provenance::of(spec, inner.catalog.revision(spec.model()), inner.catalog.precision()))
+    let is_enabled = inner.settings.writes_provenance;
+    is_enabled.then(|| Provenance::of(spec, inner.catalog.revision(spec.model()), inner.catalog.precision()))
 }
 
 impl Recorder {
-    /// Listens to the end. When the service was closed with the job unfinished, the row stays as it is: the next start
-    /// draws it. The job keeps its place in the queue until its end is written down, so that ends which wait for the
-    /// database or the disk are bounded, too.
+    /// Listens until the job ends. If the service is closed before that, the row stays: the next start retries the job.
+    /// The job keeps its reservation until its outcome is stored, so that outcomes waiting for the database or the disk
+    /// are bounded, too.
     pub(super) async fn run(self, inner: &Inner, mut events: JobEvents) {
         let mut start = Start::default();
         let mut has_ended = false;
@@ -85,45 +85,45 @@ impl Recorder {
                 }
             };
             let Some(event) = event else { break };
-            if start.began_at.is_none() && matches!(event, QueueEvent::Started | QueueEvent::Step { .. }) {
-                start.began_at = Some(inner.clock.now());
+            if start.started_at.is_none() && matches!(event, QueueEvent::Started | QueueEvent::Step { .. }) {
+                start.started_at = Some(inner.clock.now());
                 self.note_start(inner, &mut start).await;
             }
             has_ended = matches!(event, QueueEvent::Finished(_) | QueueEvent::Failed(_) | QueueEvent::Canceled);
-            let drawn = Drawn { began_at: start.began_at, effort: events.effort() };
+            let done = Done { started_at: start.started_at, effort: events.effort() };
             match event {
                 QueueEvent::Started | QueueEvent::PutBack => self.live.send_modify(|live| live.step = 0),
                 QueueEvent::Step { step, .. } => self.live.send_modify(|live| live.step = step),
-                QueueEvent::Finished(image) => self.keep(inner, image, drawn).await,
+                QueueEvent::Finished(image) => self.keep(inner, image, done).await,
                 QueueEvent::Failed(JobFailure { code, reason }) => {
                     let error = JobError { code: code.to_owned(), reason };
-                    self.end(inner, Ending::Failed(error), drawn).await;
+                    self.end(inner, Ending::Failed(error), done).await;
                 }
-                QueueEvent::Canceled => self.end(inner, Ending::Canceled, drawn).await,
+                QueueEvent::Canceled => self.end(inner, Ending::Canceled, done).await,
             }
         }
         if !has_ended && !inner.is_closed() {
-            let drawn = Drawn { began_at: start.began_at, effort: events.effort() };
-            self.fail(inner, NOBODY_DRAWS, drawn).await;
+            let done = Done { started_at: start.started_at, effort: events.effort() };
+            self.fail(inner, ENGINE_GONE, done).await;
         }
     }
 
-    /// Writes down that the engine has begun the job, which then counts should the process go down. What the database
-    /// does not take now is tried again while the job is drawn.
+    /// Stores that an engine has started the job, which counts as an attempt if the process crashes. A failed write is
+    /// retried while the job runs.
     async fn note_start(&self, inner: &Inner, start: &mut Start) {
-        let Some(began_at) = start.began_at else { return };
+        let Some(started_at) = start.started_at else { return };
         start.retry_at = None;
-        if let Err(error) = inner.store.set_running(self.id, began_at).await {
-            tracing::warn!(job = %self.id, %error, "the start of a job was not written down; trying on");
+        if let Err(error) = inner.store.set_running(self.id, started_at).await {
+            tracing::warn!(job = %self.id, %error, "the start of a job was not stored; retrying");
             start.retry_at = Some(tokio::time::Instant::now() + START_RETRY_DELAY);
         }
     }
 
-    async fn fail(&self, inner: &Inner, (code, reason): Failure, drawn: Drawn) {
-        self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() }), drawn).await;
+    async fn fail(&self, inner: &Inner, (code, reason): Failure, done: Done) {
+        self.end(inner, Ending::Failed(JobError { code: code.into(), reason: reason.into() }), done).await;
     }
 
-    async fn keep(&self, inner: &Inner, image: RgbImage, drawn: Drawn) {
+    async fn keep(&self, inner: &Inner, image: RgbImage, done: Done) {
         let (id, format, provenance) = (self.id, self.format, self.provenance.clone());
         let encoding = tokio::task::spawn_blocking(move || encode_with(&image, format, provenance.as_ref()));
         let encoded = match encoding.await {
@@ -134,9 +134,9 @@ impl Recorder {
             Ok(bytes) => {
                 let result_bytes = bytes.len();
                 match inner.store_image(id, format, bytes).await {
-                    Ok(()) => return self.end(inner, Ending::Succeeded { result_bytes }, drawn).await,
+                    Ok(()) => return self.end(inner, Ending::Succeeded { result_bytes }, done).await,
                     Err(error) if inner.is_closed() => {
-                        tracing::warn!(job = %id, %error, "an image is lost; the next start draws it again");
+                        tracing::warn!(job = %id, %error, "an image is lost; the next start generates it again");
                         return;
                     }
                     Err(error) => (STORAGE_FAILED, error.to_string()),
@@ -145,35 +145,35 @@ impl Recorder {
             Err(cause) => (ENCODING_FAILED, cause),
         };
         tracing::error!(job = %id, %cause, "{}", failure.1);
-        self.fail(inner, failure, drawn).await;
+        self.fail(inner, failure, done).await;
     }
 
-    /// What an ending costs the owner. An image that was drawn and lost here costs it nothing.
-    fn work(&self, ending: &Ending, Effort { engine_time, begun, steps }: Effort) -> Work {
+    /// The usage charged to the owner. An image that was generated and then lost here costs nothing.
+    fn work(&self, ending: &Ending, Effort { engine_time, starts, steps }: Effort) -> Work {
         let is_lost_here = matches!(ending, Ending::Failed(JobError { code, .. })
             if [STORAGE_FAILED, ENCODING_FAILED].iter().any(|(lost, _)| code == lost));
         Work {
             images: u64::from(matches!(ending, Ending::Succeeded { .. })),
-            pixel_steps: if is_lost_here { 0 } else { self.cost.pixel_steps(begun, steps) },
+            pixel_steps: if is_lost_here { 0 } else { self.cost.pixel_steps(starts, steps) },
             engine_time,
         }
     }
 
-    /// Writes the end down, however long the database takes to come back: what was drawn must not be drawn again.
-    async fn end(&self, inner: &Inner, ending: Ending, Drawn { began_at, effort }: Drawn) {
+    /// Stores the outcome, however long the database fails: a generated image must not be generated again.
+    async fn end(&self, inner: &Inner, ending: Ending, Done { started_at, effort }: Done) {
         let work = self.work(&ending, effort);
         let (row_id, status, ended_at) = (self.id.to_string(), ending.status(), inner.clock.now());
-        let end = JobEnd { ending, at: ended_at, began_at, drawn: Some((self.owner, work)) };
+        let end = JobEnd { ending, at: ended_at, started_at, usage: Some((self.owner, work)) };
         let mut delay = WRITE_RETRY_DELAY;
-        let mut told_at: Option<Instant> = None;
+        let mut logged_at: Option<Instant> = None;
         while let Err(error) = inner.store.set_final(&row_id, &end).await {
             if inner.store.is_closed() {
-                tracing::error!(job = %self.id, "the end of a job is lost; the next start draws it again");
+                tracing::error!(job = %self.id, "the outcome of a job is lost; the next start generates it again");
                 return;
             }
-            if told_at.is_none_or(|moment| moment.elapsed() >= WRITE_FAILURE_LOG_INTERVAL) {
-                tracing::error!(job = %self.id, ?error, "the end of a job cannot be written down; trying on");
-                told_at = Some(Instant::now());
+            if logged_at.is_none_or(|moment| moment.elapsed() >= WRITE_FAILURE_LOG_INTERVAL) {
+                tracing::error!(job = %self.id, ?error, "the outcome of a job cannot be stored; retrying");
+                logged_at = Some(Instant::now());
             }
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(WRITE_RETRY_DELAY_MAX);
@@ -181,7 +181,7 @@ impl Recorder {
         let uptime = inner.clock.uptime();
         let took = Duration::try_from(uptime - self.accepted_at).unwrap_or_default();
         metrics::job_ended(status.as_str(), took);
-        if status == JobStatus::Succeeded && self.wanted_until.is_none_or(|end| uptime <= end) {
+        if status == JobStatus::Succeeded && self.deadline.is_none_or(|end| uptime <= end) {
             metrics::job_in_time();
         }
         tracing::info!(job = %self.id, %status, seconds = took.as_secs_f64(), "job ended");
@@ -189,7 +189,7 @@ impl Recorder {
 }
 
 impl Start {
-    /// Waits until it is to be written down again; for ever where it has been.
+    /// Waits until storing is due again; forever once it is stored.
     async fn retry(&self) {
         match self.retry_at {
             Some(moment) => tokio::time::sleep_until(moment).await,

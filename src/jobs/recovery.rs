@@ -1,22 +1,23 @@
-//! What a crash left behind: jobs that were accepted and have not ended are drawn again, or end with a reason.
+//! Recovery after a crash: unfinished jobs are generated again, or fail with a reason.
 
 use std::sync::Arc;
 
 use super::input_images;
-use super::service::{Inner, JobToRun};
+use super::launch::JobToRun;
+use super::state::Inner;
 use super::store::{Ending, JobEnd, OpenJob, UnreadableJob};
 use super::{Job, JobError, JobsError};
-use crate::domain::engine::RgbImage;
+use crate::domain::image::RgbImage;
 use crate::domain::spec::GenerateSpec;
 use crate::queue::Reservation;
 
-/// Times the engine may begin a job in lives of the process that did not end cleanly. A job that takes the process
-/// down each time must not do so for ever. From the second time on it is drawn alone, so that those that were only there
-/// when it happened are not counted again.
+/// How often a job may be started in processes that crash. A job that crashes the process each time must not do so
+/// forever. From the second attempt on it runs unbatched, so that jobs that only shared a step with it are not counted
+/// again.
 const ATTEMPTS_MAX: i64 = 3;
 
-/// Why a job is not drawn again.
-struct Hopeless {
+/// Why a job is not retried.
+struct GivenUp {
     code: &'static str,
     reason: &'static str,
 }
@@ -41,60 +42,60 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<usize, JobsError> {
                 inner.hand_over(&open.job, JobToRun { spec, reservation, allowance, is_suspect });
                 resumed += 1;
             }
-            Err(hopeless) => give_up(inner, &open.job.id.to_string(), &hopeless).await?,
+            Err(given_up) => give_up(inner, &open.job.id.to_string(), &given_up).await?,
         }
     }
     Ok(resumed)
 }
 
-const UNREADABLE: Hopeless =
-    Hopeless { code: "job_unreadable", reason: "the worker can no longer read what was asked for" };
+const UNREADABLE: GivenUp =
+    GivenUp { code: "job_unreadable", reason: "the worker can no longer read what was asked for" };
 
-async fn give_up(inner: &Inner, row_id: &str, Hopeless { code, reason }: &Hopeless) -> Result<(), JobsError> {
-    tracing::warn!(row_id, code, "an unfinished job is given up");
+async fn give_up(inner: &Inner, row_id: &str, GivenUp { code, reason }: &GivenUp) -> Result<(), JobsError> {
+    tracing::warn!(row_id, code, "an unfinished job is failed");
     let ending = Ending::Failed(JobError { code: (*code).into(), reason: (*reason).into() });
-    let end = JobEnd { ending, at: inner.clock.now(), began_at: None, drawn: None };
+    let end = JobEnd { ending, at: inner.clock.now(), started_at: None, usage: None };
     inner.store.set_final(row_id, &end).await
 }
 
 async fn reservation_for(
     inner: &Inner,
     open: &OpenJob,
-) -> Result<Result<(Reservation, GenerateSpec), Hopeless>, JobsError> {
+) -> Result<Result<(Reservation, GenerateSpec), GivenUp>, JobsError> {
     let Job { id, request, .. } = &open.job;
     let kept = if request.input_images > 0 { inner.store.input_image(*id).await? } else { None };
     let input_image = match kept {
-        Some(kept) => input_images::from_kept(kept).await,
+        Some(kept) => input_images::decode_stored(kept).await,
         None => None,
     };
     if request.input_images > 0 && input_image.is_none() {
         let reason = "the worker can no longer read the input image";
-        return Ok(Err(Hopeless { reason, ..UNREADABLE }));
+        return Ok(Err(GivenUp { reason, ..UNREADABLE }));
     }
-    Ok(place_with(inner, open, Vec::from_iter(input_image)))
+    Ok(reservation_with(inner, open, Vec::from_iter(input_image)))
 }
 
-fn place_with(
+fn reservation_with(
     inner: &Inner,
     open: &OpenJob,
     input_images: Vec<Arc<RgbImage>>,
-) -> Result<(Reservation, GenerateSpec), Hopeless> {
+) -> Result<(Reservation, GenerateSpec), GivenUp> {
     if open.attempts >= ATTEMPTS_MAX {
-        let reason = "the worker went down each time it drew this image";
-        return Err(Hopeless { code: "worker_crashed", reason });
+        let reason = "the worker crashed each time it generated this image";
+        return Err(GivenUp { code: "worker_crashed", reason });
     }
     let Job { request, .. } = &open.job;
-    let not_served = Hopeless { code: "model_not_served", reason: "the worker no longer serves this model" };
+    let not_served = GivenUp { code: "model_not_served", reason: "the worker no longer serves this model" };
     let (Some(queue), Some(card)) = (inner.queues.get(&request.model), inner.catalog.card(&request.model)) else {
         return Err(not_served);
     };
-    let spec = request.to_spec(card, input_images).map_err(|_| Hopeless {
+    let spec = request.to_spec(card, input_images).map_err(|_| GivenUp {
         code: "request_outdated",
         reason: "the model's limits have changed since the job was accepted",
     })?;
-    let reservation = queue.reserve_again(open.job.owner).map_err(|_| Hopeless {
+    let reservation = queue.reserve_again(open.job.owner).map_err(|_| GivenUp {
         code: "queue_full",
-        reason: "the worker came back with a smaller queue, which has no reservation for this job",
+        reason: "the worker restarted with a smaller queue, which has no room for this job",
     })?;
     Ok((reservation, spec))
 }

@@ -1,20 +1,20 @@
-//! How jobs stand, for whoever may know.
+//! Reports on jobs, for callers that may see them.
 
 use std::time::Duration;
 
-use super::service::Inner;
+use super::state::Inner;
 use super::store::ListedJobs;
 use super::{Job, JobPage, JobReport, JobService, JobsError, ListQuery, PAGE_JOBS_MAX, Visibility};
 use crate::domain::ids::JobId;
 use crate::domain::job::JobStatus;
 
 impl JobService {
-    /// One of the jobs within reach.
+    /// A visible job.
     ///
     /// # Errors
-    /// [`JobsError::NotFound`] also for those beyond it.
-    pub async fn get(&self, reach: impl Into<Visibility>, id: JobId) -> Result<JobReport, JobsError> {
-        self.0.within(reach.into(), id).await.map(|job| self.0.report(job))
+    /// [`JobsError::NotFound`] also for jobs that are not visible.
+    pub async fn get(&self, visibility: impl Into<Visibility>, id: JobId) -> Result<JobReport, JobsError> {
+        self.0.within(visibility.into(), id).await.map(|job| self.0.report(job))
     }
 
     /// Waits until the job has ended, but no longer than `wait_max`; then reports it either way.
@@ -23,33 +23,33 @@ impl JobService {
     /// As [`JobService::get`].
     pub async fn wait(
         &self,
-        reach: impl Into<Visibility>,
+        visibility: impl Into<Visibility>,
         id: JobId,
         wait_max: Duration,
     ) -> Result<JobReport, JobsError> {
         let receiver = self.0.live().get(&id).map(|live| live.progress.clone());
         if let Some(mut live) = receiver {
-            // The sender goes when the end is written down; that is the only way for this to end early.
+            // The sender is dropped when the outcome is stored; only that ends this early.
             drop(tokio::time::timeout(wait_max, async { while live.changed().await.is_ok() {} }).await);
         }
-        self.get(reach, id).await
+        self.get(visibility, id).await
     }
 
-    /// The jobs within reach, newest first.
+    /// The visible jobs, newest first.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn list(&self, reach: impl Into<Visibility>, query: ListQuery) -> Result<JobPage, JobsError> {
+    pub async fn list(&self, visibility: impl Into<Visibility>, query: ListQuery) -> Result<JobPage, JobsError> {
         let jobs_max = query.jobs_max.clamp(1, PAGE_JOBS_MAX);
-        let ListedJobs { jobs, next } = self.0.store.list(reach.into(), ListQuery { jobs_max, ..query }).await?;
+        let ListedJobs { jobs, next } = self.0.store.list(visibility.into(), ListQuery { jobs_max, ..query }).await?;
         Ok(JobPage { jobs: jobs.into_iter().map(|job| self.0.report(job)).collect(), next })
     }
 }
 
 impl Inner {
-    pub(super) async fn within(&self, reach: Visibility, id: JobId) -> Result<Job, JobsError> {
+    pub(super) async fn within(&self, visibility: Visibility, id: JobId) -> Result<Job, JobsError> {
         let job = self.store.get(id).await?;
-        if reach.covers(job.owner) { Ok(job) } else { Err(JobsError::NotFound) }
+        if visibility.covers(job.owner) { Ok(job) } else { Err(JobsError::NotFound) }
     }
 
     pub(super) fn report(&self, job: Job) -> JobReport {
@@ -59,7 +59,7 @@ impl Inner {
             JobStatus::Succeeded => job.request.steps_done(),
             _ => self.live().get(&job.id).map_or(0, |live| live.progress.borrow().step),
         };
-        // A link has a life of its own, but none longer than the image, whose time begins when the job ends.
+        // A link expires no later than the image, whose retention begins when the job ends.
         let now = self.clock.now();
         let image_ends = job.finished_at.unwrap_or(now) + self.settings.results_retention;
         JobReport {

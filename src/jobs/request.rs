@@ -1,11 +1,11 @@
-//! What is drawn, in the form in which it is kept: enough to draw the very same image again.
+//! A request as stored: enough to generate the same image again.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::engine::RgbImage;
 use crate::domain::ids::ModelId;
+use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, steps_done};
 
@@ -14,22 +14,22 @@ use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, steps_done};
 pub struct JobRequest {
     /// The model.
     pub model: ModelId,
-    /// What to draw.
+    /// What to generate.
     pub prompt: String,
-    /// What T5 reads, where it differs from `prompt`.
+    /// T5's prompt, if it differs from `prompt`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prompt_2: Option<String>,
     /// What to steer away from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,
-    /// Strength of true classifier-free guidance, where there is a negative prompt.
+    /// Strength of true classifier-free guidance, with a negative prompt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub true_cfg_scale: Option<ExactNumber>,
     /// Pixels.
     pub width: u32,
     /// Pixels.
     pub height: u32,
-    /// Denoising steps of the whole schedule.
+    /// Denoising steps of the full schedule.
     pub steps: u32,
     /// Value of the guidance embedding.
     pub guidance: ExactNumber,
@@ -37,10 +37,10 @@ pub struct JobRequest {
     pub seed: u64,
     /// T5 tokens.
     pub sequence_length: usize,
-    /// How many images came along. They are kept beside the request, until the job ends.
+    /// Number of input images. They are stored separately until the job ends.
     #[serde(default, skip_serializing_if = "is_none")]
     pub input_images: usize,
-    /// How far to go away from the input image, where there is one.
+    /// How far to depart from the input image, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strength: Option<ExactNumber>,
 }
@@ -50,8 +50,8 @@ fn is_none(count: &usize) -> bool {
     *count == 0
 }
 
-/// A number kept as its shortest decimal text. A JSON reader may round a number's last bit, and the image that is
-/// drawn after a crash must be the same to the last bit.
+/// A number stored as its shortest decimal text. A JSON reader may round a number's last bit, but a retry must give the
+/// same image bit for bit.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ExactNumber(pub f64);
@@ -91,14 +91,13 @@ impl From<&GenerateSpec> for JobRequest {
 }
 
 impl JobRequest {
-    /// Denoising steps that are done: fewer than those of the schedule where there is an input image.
+    /// Denoising steps that are run: fewer than those of the schedule with an input image.
     #[must_use]
     pub fn steps_done(&self) -> u32 {
         steps_done(self.steps, self.strength.map(|number| number.0))
     }
 
-    /// The request as the engine takes it, with the images that came along. Checked again: the card may have changed
-    /// since it was kept.
+    /// The request for the engine, with its input images. Checked again: the card may have changed since it was stored.
     ///
     /// # Errors
     /// The rules it breaks now.
@@ -127,7 +126,7 @@ mod tests {
     use crate::catalog::Catalog;
 
     #[test]
-    fn a_kept_request_is_the_same_image_to_the_last_bit() {
+    fn a_stored_request_gives_the_same_spec_bit_for_bit() {
         let catalog = Catalog::new(&[]).expect("no choices");
         let card = catalog.card(&ModelId::new("black-forest-labs/FLUX.1-dev")).expect("built in");
         let params = GenerateParams {
@@ -156,6 +155,6 @@ mod tests {
         let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
         assert_eq!((read.steps, read.steps_done(), read.input_images), (30, 9, 1));
         assert_eq!(read.to_spec(&card, vec![image]), Ok(spec));
-        assert!(read.to_spec(&card, Vec::new()).is_err(), "nothing to start from");
+        assert!(read.to_spec(&card, Vec::new()).is_err(), "the input image is missing");
     }
 }

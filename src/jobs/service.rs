@@ -1,57 +1,33 @@
-//! What can be done with jobs.
+//! The job service.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
-use super::allowance::{Allowance, Allowances};
-use super::disk::RoomTurn;
+use super::allowance::Allowance;
+use super::launch::JobToRun;
 use super::links::LinkSigner;
-use super::recorder::{self, Recorder};
 use super::results::ResultFiles;
+use super::state::Inner;
 use super::store::{JobStore, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
 use super::usage_buffer::UsageBuffer;
 use super::watchers::Watchers;
 use super::{Job, JobReport, JobRequest, JobSettings, JobTerms, JobsError, Visibility};
-use super::{allowance, idempotency, input_images, recovery, sweep};
+use super::{idempotency, input_images, recovery, sweep};
 use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::clock::Clock;
-use crate::domain::ids::{JobId, KeyId, ModelId};
+use crate::domain::ids::{JobId, ModelId};
 use crate::domain::job::JobStatus;
-use crate::domain::pace::{Moment, Pace};
-use crate::domain::spec::GenerateSpec;
-use crate::queue::{CancelCause, EngineState, Previews, Queue, Reservation, ReserveError, Terms};
+use crate::domain::pace::Pace;
+use crate::queue::{CancelCause, EngineState, Queue, Reservation};
 use crate::store::Store;
 
-/// How far a job is, while it has not ended.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Live {
-    pub(super) step: u32,
-}
-
-/// What is known in memory of a job that has not ended.
-pub(super) struct LiveJob {
-    pub(super) progress: watch::Receiver<Live>,
-    pub(super) previews: Previews,
-    pub(super) owner: KeyId,
-    pub(super) model: ModelId,
-}
-
-/// What it takes to draw a job whose row stands.
-pub(super) struct JobToRun {
-    pub(super) spec: GenerateSpec,
-    pub(super) reservation: Reservation,
-    pub(super) allowance: Allowance,
-    /// See [`Terms::is_suspect`].
-    pub(super) is_suspect: bool,
-}
-
-/// What the service is made of.
+/// Parts of the service.
 pub struct ServiceParts {
     /// The database.
     pub store: Store,
@@ -59,43 +35,21 @@ pub struct ServiceParts {
     pub catalog: Arc<Catalog>,
     /// One queue for each served model.
     pub queues: BTreeMap<ModelId, Queue>,
-    /// Where "now" comes from.
+    /// The clock.
     pub clock: Arc<dyn Clock>,
-    /// What it is held to.
+    /// Its settings.
     pub settings: JobSettings,
 }
 
-/// The life of jobs. Clones share it.
+/// The service that accepts, runs and stores jobs. Clones share it.
 #[derive(Clone)]
 pub struct JobService(pub(super) Arc<Inner>);
 
-pub(super) struct Inner {
-    pub(super) store: JobStore,
-    pub(super) catalog: Arc<Catalog>,
-    pub(super) queues: BTreeMap<ModelId, Queue>,
-    pub(super) clock: Arc<dyn Clock>,
-    pub(super) settings: JobSettings,
-    pub(super) files: ResultFiles,
-    pub(super) room_turn: RoomTurn,
-    pace: Pace,
-    pub(super) allowances: Arc<Allowances>,
-    repeats: idempotency::Turns,
-    usage_buffer: UsageBuffer,
-    pub(super) signer: LinkSigner,
-    /// Jobs with a recorder: at most as many as the queues have places. A sender that is gone means "ended".
-    live: Mutex<HashMap<JobId, LiveJob>>,
-    pub(super) watchers: Watchers,
-    unfinished: watch::Sender<usize>,
-    draining: AtomicBool,
-    pub(super) closed: watch::Sender<bool>,
-}
-
 impl JobService {
-    /// Starts the service: takes up the jobs a crash left unfinished, and begins to forget old ones. Needs a tokio
-    /// runtime.
+    /// Starts the service: resumes jobs that a crash left unfinished, and starts the sweep. Needs a tokio runtime.
     ///
     /// # Errors
-    /// When the database or the folder of results cannot be used.
+    /// When the database or the results folder cannot be used.
     pub async fn start(parts: ServiceParts) -> Result<Self, JobsError> {
         let ServiceParts { store, catalog, queues, clock, settings } = parts;
         let (store, usage_buffer) = (JobStore::new(store.clone()), UsageBuffer::new(store));
@@ -118,7 +72,7 @@ impl JobService {
             clock,
             settings,
             files,
-            room_turn: RoomTurn::default(),
+            probe_freed_at: tokio::sync::Mutex::default(),
             pace,
             allowances,
             repeats: idempotency::Turns::default(),
@@ -136,19 +90,19 @@ impl JobService {
         }
         let resumed = recovery::recover(&inner).await?;
         if resumed > 0 {
-            tracing::info!(jobs = resumed, "unfinished jobs are drawn again");
+            tracing::info!(jobs = resumed, "unfinished jobs are retried");
         }
         tokio::spawn(sweep::run(Arc::downgrade(&inner)));
         Ok(Self(inner))
     }
 
-    /// Accepts a job: it is in the database when this returns, and ends exactly once. Until the caller says
-    /// [`AcceptedJob::keep`], the job goes with the caller. A request that was accepted before gives that job, also
-    /// when there would be no place for a new one.
+    /// Accepts a job: it is in the database when this returns, and ends exactly once. Until the caller calls
+    /// [`AcceptedJob::keep`], dropping it cancels the job. A repeated request gives the earlier job, even when the
+    /// queue has no room for a new one.
     ///
     /// # Errors
-    /// When the model does not draw now, there is no place, the worker is going down, or the database fails; or when
-    /// the repeat key stood for another request.
+    /// When the model is not available, the queue is full, the worker is shutting down, or the database fails; or when
+    /// the idempotency key was used for another request.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
         let turn = match &submission.repeat_key {
             Some(key) => Some(self.0.repeats.take(submission.owner, key).await),
@@ -163,13 +117,13 @@ impl JobService {
         let model = submission.spec.model();
         let availability = self.0.catalog.availability(model);
         let queue = self.0.queues.get(model).ok_or(JobsError::ModelUnavailable(availability))?;
-        let (allowance, reservation) = self.let_in(&submission, queue).await?;
+        let (allowance, reservation) = self.0.admit(&submission, queue).await?;
         if availability != Availability::Ready {
             return Err(JobsError::ModelUnavailable(availability));
         }
         let service = self.clone();
-        // A task of its own: a caller who leaves between the insert and the hand-over must not leave a row behind
-        // that nobody draws. What it returns is then dropped, which cancels the job.
+        // A task of its own: a client that disconnects between insert and hand-over must not leave an orphaned row. The
+        // task's result is then dropped, which cancels the job.
         let accepting = async move {
             let accepted = service.accept(submission, reservation, allowance).await;
             drop(turn);
@@ -177,15 +131,6 @@ impl JobService {
         };
         let accepted = tokio::spawn(accepting.in_current_span());
         accepted.await.map_err(JobsError::storage)?
-    }
-
-    async fn let_in(&self, submission: &Submission, queue: &Queue) -> Result<(Allowance, Reservation), JobsError> {
-        let allowance = allowance::take(&self.0, submission, queue).await?;
-        let reservation = queue.reserve(submission.owner).map_err(|refusal| match refusal {
-            ReserveError::Full { retry_after_seconds } => JobsError::QueueFull { retry_after_seconds },
-            ReserveError::Draining => JobsError::Draining,
-        })?;
-        Ok((allowance, reservation))
     }
 
     async fn accept(
@@ -211,8 +156,8 @@ impl JobService {
             started_at: None,
             finished_at: None,
         };
-        let input_image = input_images::to_keep(&submission.spec).await?;
-        let repeats_since = idempotency::cutoff(self.0.paced().now);
+        let input_image = input_images::encode_for_storage(&submission.spec).await?;
+        let repeat_key_cutoff = idempotency::cutoff(self.0.paced().now);
         let row = NewJob {
             id: job.id,
             owner: job.owner,
@@ -220,45 +165,44 @@ impl JobService {
             output_format: job.output_format,
             terms: job.terms,
             created_at: job.created_at,
-            repeat_key: submission.repeat_key.as_ref().map(|key| (key, repeats_since)),
+            repeat_key: submission.repeat_key.as_ref().map(|key| (key, repeat_key_cutoff)),
             input_image: input_image.as_deref(),
         };
         if !self.0.store.insert(row).await? {
-            // The same request came twice at once, and the other one was first.
+            // The same request came twice at once, and this one is the second.
             let earlier = self.repeated(&submission).await?;
-            return earlier.map(Submitted::Earlier).ok_or_else(|| JobsError::storage("a repeat key came and went"));
+            return earlier.map(Submitted::Earlier).ok_or_else(|| JobsError::storage("an idempotency key vanished"));
         }
         let to_run = JobToRun { spec: submission.spec, reservation, allowance, is_suspect: false };
         self.0.hand_over(&job, to_run);
         let report = self.0.report(job);
-        // Who makes a request repeatable means to come back for it, should the connection break.
+        // A client with an idempotency key means to come back if the connection breaks.
         let is_kept = submission.repeat_key.is_some();
-        Ok(Submitted::New(AcceptedJob::new(self, report, is_kept)))
+        Ok(Submitted::New(AcceptedJob::new(self.0, report, is_kept)))
     }
 
     async fn repeated(&self, submission: &Submission) -> Result<Option<JobReport>, JobsError> {
         let Some(key) = &submission.repeat_key else { return Ok(None) };
-        let job = idempotency::earlier_job(&self.0, submission.owner, key).await?;
+        let job = self.0.earlier_job(submission.owner, key).await?;
         Ok(job.map(|job| self.0.report(job)))
     }
 
-    /// Asks for the end of a job: out of the line at once, out of a running batch before the next step. A job that has
-    /// ended stays as it is.
+    /// Cancels a job: at once while pending, before the next step while running. A job that has ended stays unchanged.
     ///
     /// # Errors
     /// As [`JobService::get`].
-    pub async fn cancel(&self, reach: impl Into<Visibility>, id: JobId) -> Result<(), JobsError> {
-        let job = self.0.within(reach.into(), id).await?;
+    pub async fn cancel(&self, visibility: impl Into<Visibility>, id: JobId) -> Result<(), JobsError> {
+        let job = self.0.within(visibility.into(), id).await?;
         self.0.cancel(&job.request.model, id, CancelCause::Request);
         Ok(())
     }
 
-    /// What was drawn for whom.
+    /// The usage of owners.
     pub fn usage_buffer(&self) -> &UsageBuffer {
         &self.0.usage_buffer
     }
 
-    /// Proves that the database takes writes.
+    /// Proves that the database accepts writes.
     ///
     /// # Errors
     /// When it does not.
@@ -266,8 +210,8 @@ impl JobService {
         self.0.store.check_writable().await
     }
 
-    /// Forgets the jobs whose time is over now, and images beyond the share of the disk; returns how many jobs this
-    /// was about. Also happens from time to time by itself.
+    /// Deletes jobs past their retention, and images beyond the disk limit; returns how many jobs were affected. Also
+    /// runs at an interval by itself.
     ///
     /// # Errors
     /// When the database or the disk fails.
@@ -275,7 +219,7 @@ impl JobService {
         sweep::sweep(&self.0).await
     }
 
-    /// Accepts no more jobs. Those that were accepted are still drawn.
+    /// Accepts no more jobs. Accepted ones still run.
     pub fn drain(&self) {
         self.0.draining.store(true, Ordering::Release);
         self.0.queues.values().for_each(Queue::drain);
@@ -286,22 +230,22 @@ impl JobService {
         self.0.draining.load(Ordering::Acquire)
     }
 
-    /// Waits until every accepted job has ended and is written down, but no longer than `wait_max`; returns how many
-    /// have not.
+    /// Waits until every accepted job has ended and is stored, but no longer than `wait_max`; returns how many are
+    /// left.
     pub async fn wait_until_idle(&self, wait_max: Duration) -> usize {
         let mut unfinished = self.0.unfinished.subscribe();
         drop(tokio::time::timeout(wait_max, unfinished.wait_for(|count| *count == 0)).await);
         *unfinished.borrow()
     }
 
-    /// Stops the engines after what they are doing now. Unfinished jobs stay in the database for the next start.
+    /// Stops the engines after their current call. Unfinished jobs stay in the database for the next start.
     pub fn close(&self) {
         self.0.closed.send_replace(true);
         self.0.queues.values().for_each(Queue::close);
     }
 
-    /// The last thing before the process ends cleanly: jobs that were begun and have not ended wait again, and the
-    /// attempt is not counted. Only a life that breaks off counts against its jobs. Returns how many there were.
+    /// Called last before a clean exit: unfinished jobs are queued again, and their attempt is not counted. Only a
+    /// crash counts as an attempt. Returns how many there were.
     ///
     /// # Errors
     /// When the database fails.
@@ -310,72 +254,7 @@ impl JobService {
     }
 }
 
-impl Inner {
-    pub(super) fn live(&self) -> MutexGuard<'_, HashMap<JobId, LiveJob>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// What forgetting goes by now.
-    pub(super) fn paced(&self) -> Moment {
-        let clock = self.clock.now();
-        let moment = self.pace.look(clock, self.clock.uptime());
-        if moment.has_leapt {
-            let expected = moment.now;
-            tracing::warn!(%clock, %expected, "the clock has leapt ahead; what its time is over by that stays for an hour more");
-        }
-        moment
-    }
-
-    /// Whether [`JobService::close`] was called.
-    pub(super) fn is_closed(&self) -> bool {
-        *self.closed.borrow()
-    }
-
-    /// Puts a job whose row stands into the queue, and writes down what becomes of it.
-    pub(super) fn hand_over(self: &Arc<Self>, job: &Job, to_run: JobToRun) {
-        let JobToRun { spec, reservation, allowance, is_suspect } = to_run;
-        let (live, receiver) = watch::channel(Live::default());
-        self.unfinished.send_modify(|count| *count += 1);
-        let cost = spec.cost();
-        let provenance = recorder::provenance(self, &spec);
-        let span = super::span::of(job);
-        let terms = Terms { is_suspect, ..self.queue_terms(&job.terms) };
-        let events = reservation.within(span.clone()).submit(job.id, spec, terms);
-        let (previews, model) = (events.previews(), job.request.model.clone());
-        self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
-        let Job { id, owner, output_format, created_at, terms, .. } = *job;
-        let age = (self.clock.now() - created_at).max(time::Duration::ZERO);
-        // Not by the clock that it was accepted by: that can be set while the job is drawn.
-        let accepted_at = self.clock.uptime() - age;
-        let wanted_until = terms.deadline_at.map(|deadline| accepted_at + (deadline - created_at));
-        let format = output_format;
-        let recorder = Recorder { id, owner, cost, format, provenance, accepted_at, wanted_until, live };
-        let inner = Arc::clone(self);
-        let recording = async move {
-            recorder.run(&inner, events).await;
-            drop(allowance);
-            inner.live().remove(&id);
-            inner.unfinished.send_modify(|count| *count -= 1);
-        };
-        tokio::spawn(recording.instrument(span));
-    }
-
-    /// The terms as the queue's clock has them.
-    fn queue_terms(&self, terms: &JobTerms) -> Terms {
-        let left = terms.deadline_at.map(|deadline| deadline - self.clock.now());
-        // A deadline that has passed while the worker was down is one that passes now.
-        let deadline = left.map(|left| Instant::now() + Duration::try_from(left).unwrap_or_default());
-        Terms { priority: terms.priority, owner_priority: terms.owner_priority, deadline, is_suspect: false }
-    }
-
-    pub(super) fn cancel(&self, model: &ModelId, id: JobId, cause: CancelCause) {
-        if let Some(queue) = self.queues.get(model) {
-            queue.cancel(id, cause);
-        }
-    }
-}
-
-/// Keeps the catalog's word on a model true to what its engine does.
+/// Mirrors the state of a model's engines to the catalog.
 async fn mirror_availability(catalog: Arc<Catalog>, model: ModelId, queue: Queue) {
     let mut state = queue.state();
     loop {

@@ -1,14 +1,14 @@
-//! The span of a job, from its acceptance to its end: what is logged about it stands in it, and the steps that an engine
-//! does for it follow from it. Never holds a prompt or a key.
+//! The span of a job, from acceptance to end. Its log lines go under it, and the steps that serve it follow from it.
+//! Never holds a prompt or a key.
 //!
-//! At level `debug`: where nobody listens at that level, it costs the look at one number.
+//! At level `debug`: where that level is off, it costs one comparison.
 
 use tracing::{Span, debug_span};
 
 use super::Job;
 
-/// The span of a job that was just accepted. It outlives the request that it came with, so it is no part of that
-/// request's span, and follows from it instead.
+/// The span of a newly accepted job. It outlives its request, so it is not part of the request's span but follows from
+/// it.
 pub(super) fn of(job: &Job) -> Span {
     let request = &job.request;
     let span = debug_span!(
@@ -22,7 +22,7 @@ pub(super) fn of(job: &Job) -> Span {
     );
     let origin = Span::current();
     span.follows_from(&origin);
-    // Within the request's span: so the log says which request a job came with.
+    // Logged under the request's span, so that the log connects request and job.
     tracing::debug!(job = %job.id, "accepted");
     span
 }

@@ -1,4 +1,4 @@
-//! How the last hour went.
+//! Statistics of the last hour.
 
 use std::time::Duration;
 
@@ -8,54 +8,54 @@ use super::{JobService, JobsError};
 use crate::domain::ids::ModelId;
 use crate::queue::Queue;
 
-/// Minutes that are told of.
+/// Minutes covered.
 const MINUTES: u32 = 60;
 
-/// How the last hour went, and what is going on now.
+/// Statistics of the last hour, and the present load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
-    /// Jobs in line.
+    /// Pending jobs.
     pub waiting: usize,
-    /// Jobs being drawn.
-    pub drawing: usize,
-    /// Most jobs in line and being drawn together.
+    /// Running jobs.
+    pub running: usize,
+    /// Most pending and running jobs together.
     pub jobs_max: usize,
     /// What ended in each of the last sixty minutes, the oldest first; the last is the current one.
     pub minutes: Vec<Minute>,
-    /// From acceptance to end, of the images of that time; of the newest of them where there are very many.
+    /// Times from acceptance to end of that hour's images; of the newest if there are very many.
     pub latencies: Vec<Duration>,
 }
 
 /// What ended in one minute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Minute {
-    /// Its beginning.
+    /// Its start.
     pub at: OffsetDateTime,
-    /// Images that were finished.
+    /// Finished images.
     pub images: u64,
-    /// Jobs that failed.
+    /// Failed jobs.
     pub failed: u64,
 }
 
 impl Statistics {
-    /// The time that the given share of the images took at most: 0.5 for the median. `None` without images.
+    /// Latency quantile of the images: 0.5 for the median. `None` without images.
     #[must_use]
     pub fn latency_quantile(&self, share: f64) -> Option<Duration> {
         let last = self.latencies.len().checked_sub(1)?;
-        let place = (last as f64 * share.clamp(0.0, 1.0)).round() as usize;
-        self.latencies.get(place).copied()
+        let index = (last as f64 * share.clamp(0.0, 1.0)).round() as usize;
+        self.latencies.get(index).copied()
     }
 }
 
 impl JobService {
-    /// Why an engine is thought to draw nothing any more, in words; `None` when none is. Jobs that wait for it are drawn
-    /// when the process is started again.
+    /// Why an engine is considered stalled; `None` when none is. A restart of the process runs the jobs that wait for
+    /// it.
     pub fn stalled(&self) -> Option<String> {
         let of = |(model, queue): (&ModelId, &Queue)| Some(format!("`{model}`: {}", queue.stall()?));
         self.0.queues.iter().find_map(of)
     }
 
-    /// What goes on, and how the last hour went.
+    /// The present load, and statistics of the last hour.
     ///
     /// # Errors
     /// When the database fails.
@@ -74,14 +74,14 @@ impl JobService {
             Ok(Minute { at, images: of(true), failed: of(false) })
         };
         let loads = self.0.queues.values().map(Queue::load);
-        let (mut waiting, mut drawing, mut jobs_max) = (0, 0, 0);
+        let (mut waiting, mut running, mut jobs_max) = (0, 0, 0);
         for load in loads {
             waiting += load.waiting;
-            drawing += load.drawing;
+            running += load.running;
             jobs_max += load.jobs_max;
         }
         let minutes = (first..=minute_now).map(minute).collect::<Result<_, JobsError>>()?;
-        Ok(Statistics { waiting, drawing, jobs_max, minutes, latencies })
+        Ok(Statistics { waiting, running, jobs_max, minutes, latencies })
     }
 }
 
@@ -90,10 +90,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quantiles_are_of_those_that_are_there() {
+    fn quantiles_pick_measured_latencies() {
         let of = |milliseconds: &[u64]| Statistics {
             waiting: 0,
-            drawing: 0,
+            running: 0,
             jobs_max: 1,
             minutes: Vec::new(),
             latencies: milliseconds.iter().copied().map(Duration::from_millis).collect(),

@@ -1,4 +1,4 @@
-//! The table of jobs. The only place of `jobs` that speaks SQL.
+//! The tables of jobs. The only part of `jobs` with SQL.
 
 mod future;
 mod input_images;
@@ -23,14 +23,14 @@ use crate::domain::job::JobStatus;
 use crate::domain::usage::{Day, Work};
 use crate::store::Store;
 
-/// The table of jobs.
+/// Access to the tables of jobs.
 #[derive(Clone)]
 pub(super) struct JobStore {
     store: Store,
     inserts: Arc<Inserts>,
 }
 
-/// A job as it is first written.
+/// A new job's row.
 pub(super) struct NewJob<'a> {
     pub(super) id: JobId,
     pub(super) owner: KeyId,
@@ -38,21 +38,21 @@ pub(super) struct NewJob<'a> {
     pub(super) output_format: OutputFormat,
     pub(super) terms: JobTerms,
     pub(super) created_at: OffsetDateTime,
-    /// The word it was asked for under, and since when words stand for what they were written with.
+    /// Its idempotency key, and the moment before which stored ones have expired.
     pub(super) repeat_key: Option<(&'a RepeatKey, OffsetDateTime)>,
-    /// What it starts from, PNG.
+    /// Its input image, PNG.
     pub(super) input_image: Option<&'a [u8]>,
 }
 
-/// A job that had not ended when the process did.
+/// An unfinished job of an earlier process.
 pub(super) struct OpenJob {
     pub(super) job: Job,
     pub(super) attempts: i64,
 }
 
-/// A row that says nothing this program understands: damaged, or written by another version.
+/// A row that this program cannot read: damaged, or from another version.
 pub(super) struct UnreadableJob {
-    /// As it stands in the table, whatever it is.
+    /// The row's id as stored.
     pub(super) row_id: String,
     pub(super) error: JobsError,
 }
@@ -73,14 +73,14 @@ pub(super) enum Ending {
     Canceled,
 }
 
-/// A job's end, and what is written down with it.
+/// A job's end, and what is stored with it.
 pub(super) struct JobEnd {
     pub(super) ending: Ending,
     pub(super) at: OffsetDateTime,
-    /// When the engine began it, should that not have been written down yet.
-    pub(super) began_at: Option<OffsetDateTime>,
-    /// What was drawn for its owner.
-    pub(super) drawn: Option<(KeyId, Work)>,
+    /// When an engine started it, in case that is not stored yet.
+    pub(super) started_at: Option<OffsetDateTime>,
+    /// The usage charged to its owner.
+    pub(super) usage: Option<(KeyId, Work)>,
 }
 
 impl Ending {
@@ -110,25 +110,25 @@ impl JobStore {
         Self { store, inserts: Arc::default() }
     }
 
-    /// Whether the process has done with the database.
+    /// Whether the database is closed.
     pub(super) fn is_closed(&self) -> bool {
         self.store.pool().is_closed()
     }
 
     pub(super) async fn check_writable(&self) -> Result<(), JobsError> {
         if self.inserts.fail(Instant::now()) {
-            return Err(JobsError::storage("the last new jobs could not be written down"));
+            return Err(JobsError::storage("the last new jobs could not be stored"));
         }
         self.store.check_writable().await.map_err(JobsError::storage)
     }
 
-    /// Takes what is forgotten out of the write-ahead log, too. Not now, where somebody is reading: the next time, then.
+    /// Removes deleted data from the write-ahead log. Does nothing while there are readers: the next call does it.
     pub(super) async fn truncate_log(&self) -> Result<(), JobsError> {
         self.store.truncate_log().await.map(drop).map_err(JobsError::storage)
     }
 
-    /// Writes a new job, what it starts from, and the word it was asked for under. `false`: the word stands for a job already, and nothing
-    /// was written.
+    /// Stores a new job with its input image and idempotency key. `false`: the idempotency key already has a job, and
+    /// nothing was stored.
     pub(super) async fn insert(&self, job: NewJob<'_>) -> Result<bool, JobsError> {
         let outcome = self.try_insert(job).await;
         self.inserts.note(outcome.is_ok(), Instant::now());
@@ -137,7 +137,7 @@ impl JobStore {
 
     async fn try_insert(&self, job: NewJob<'_>) -> Result<bool, JobsError> {
         let request = serde_json::to_string(job.request).expect("a request is plain data");
-        // Begins with a write, so that two of them never wait for each other.
+        // Begins with a write, so that two transactions never deadlock.
         let mut transaction = self.store.pool().begin().await?;
         sqlx::query(
             "INSERT INTO jobs (id, owner, status, request, output_format, created_at_ms, priority, owner_priority,
@@ -158,7 +158,7 @@ impl JobStore {
             input_images::insert(&mut transaction, job.id, image).await?;
         }
         if let Some((key, since)) = job.repeat_key {
-            // One that has had its time gives way.
+            // An expired one is replaced.
             let written = sqlx::query(
                 "INSERT INTO idempotency_keys (owner, word, body_digest, job_id, created_at_ms) VALUES (?, ?, ?, ?, ?)
                  ON CONFLICT DO UPDATE SET body_digest = excluded.body_digest, job_id = excluded.job_id,
@@ -182,7 +182,7 @@ impl JobStore {
         Ok(true)
     }
 
-    /// The digest and the job that an owner's word has stood for since `cutoff`.
+    /// The digest and job of an owner's idempotency key, if stored since `cutoff`.
     pub(super) async fn repeated(
         &self,
         owner: KeyId,
@@ -200,7 +200,7 @@ impl JobStore {
         row.map(|(digest, id)| Ok((digest, rows::word(&id, "job_id")?))).transpose()
     }
 
-    /// Forgets words written before `cutoff`.
+    /// Deletes idempotency keys stored before `cutoff`.
     pub(super) async fn delete_repeat_keys(&self, cutoff: OffsetDateTime) -> Result<(), JobsError> {
         sqlx::query("DELETE FROM idempotency_keys WHERE created_at_ms < ?")
             .bind(milliseconds(cutoff))
@@ -209,7 +209,7 @@ impl JobStore {
         Ok(())
     }
 
-    /// A job by its id, whoever owns it.
+    /// A job by its id, of any owner.
     pub(super) async fn get(&self, id: JobId) -> Result<Job, JobsError> {
         let row: Option<JobRow> = sqlx::query_as("SELECT * FROM jobs WHERE id = ?")
             .bind(id.to_string())
@@ -219,14 +219,14 @@ impl JobStore {
         read.map(|open| open.job).map_err(|unreadable| unreadable.error)
     }
 
-    /// The jobs within reach, newest first. Rows that cannot be read are left out: one of them must not hide the others.
-    pub(super) async fn list(&self, reach: Visibility, query: ListQuery) -> Result<ListedJobs, JobsError> {
-        let owner = if let Visibility::Of(owner) = reach { Some(owner) } else { None };
-        let mut rows: Vec<JobRow> = sqlx::query_as(list_statement(reach, query.status))
+    /// The visible jobs, newest first. Unreadable rows are left out: one must not hide the others.
+    pub(super) async fn list(&self, visibility: Visibility, query: ListQuery) -> Result<ListedJobs, JobsError> {
+        let owner = if let Visibility::Of(owner) = visibility { Some(owner) } else { None };
+        let mut rows: Vec<JobRow> = sqlx::query_as(list_statement(visibility, query.status))
             .bind(owner.map(|owner| owner.to_string()))
             .bind(query.before.map(|id| id.to_string()))
             .bind(query.status.map(JobStatus::as_str))
-            // One more than asked for tells whether there is a next page.
+            // One more than requested tells whether there is a next page.
             .bind(query.jobs_max + 1)
             .fetch_all(self.store.pool())
             .await?;
@@ -236,21 +236,20 @@ impl JobStore {
         let read = |row: JobRow| match row.read() {
             Ok(open) => Some(open.job),
             Err(UnreadableJob { row_id, error }) => {
-                tracing::warn!(row_id, ?error, "a job cannot be read and is left out of a list");
+                tracing::warn!(row_id, ?error, "a job's row cannot be read and is left out of a list");
                 None
             }
         };
         Ok(ListedJobs { jobs: rows.into_iter().filter_map(read).collect(), next })
     }
 
-    /// Puts the jobs that the last life had begun back to the waiting ones; their attempts stay counted.
+    /// Marks the jobs that the last process had started as queued; their attempts stay counted.
     pub(super) async fn set_all_queued(&self) -> Result<(), JobsError> {
         sqlx::query("UPDATE jobs SET status = 'queued' WHERE status = 'running'").execute(self.store.pool()).await?;
         Ok(())
     }
 
-    /// Puts the jobs that this life has begun and not ended back to the waiting ones, as if it had not begun them;
-    /// returns how many.
+    /// Marks this process's running jobs as queued, and takes the attempt back; returns how many.
     pub(super) async fn undo_attempts(&self) -> Result<u64, JobsError> {
         let undone =
             sqlx::query("UPDATE jobs SET status = 'queued', attempts = max(attempts - 1, 0) WHERE status = 'running'");
@@ -265,7 +264,7 @@ impl JobStore {
         Ok(rows.into_iter().map(JobRow::read).collect())
     }
 
-    /// The engine began a job.
+    /// Stores that an engine started a job.
     pub(super) async fn set_running(&self, id: JobId, now: OffsetDateTime) -> Result<(), JobsError> {
         sqlx::query(
             "UPDATE jobs SET status = 'running', attempts = attempts + 1,
@@ -279,10 +278,10 @@ impl JobStore {
         Ok(())
     }
 
-    /// A job ended; what it started from goes. A job that has ended before stays as it is, and so does what was drawn for
-    /// its owner.
+    /// Stores a job's end and deletes its input image. A job that has already ended stays unchanged, and so does its
+    /// owner's usage.
     pub(super) async fn set_final(&self, row_id: &str, end: &JobEnd) -> Result<(), JobsError> {
-        let JobEnd { ending, at: now, began_at, drawn } = end;
+        let JobEnd { ending, at: now, started_at, usage } = end;
         let error = ending.error();
         let mut transaction = self.store.pool().begin().await?;
         let ended = sqlx::query(
@@ -295,11 +294,11 @@ impl JobStore {
         .bind(error.map(|error| error.reason.as_str()))
         .bind(ending.result_bytes())
         .bind(milliseconds(*now))
-        .bind(began_at.map(milliseconds))
+        .bind(started_at.map(milliseconds))
         .bind(row_id)
         .execute(&mut *transaction)
         .await?;
-        if let Some((owner, work)) = drawn.filter(|(_, work)| ended.rows_affected() > 0 && *work != Work::default()) {
+        if let Some((owner, work)) = usage.filter(|(_, work)| ended.rows_affected() > 0 && *work != Work::default()) {
             work::add(&mut transaction, owner, Day::of(*now), &work).await?;
         }
         input_images::delete(&mut transaction, row_id).await?;
@@ -308,10 +307,10 @@ impl JobStore {
     }
 }
 
-/// A statement for each kind of list, so that each has an index. Beside an owner the status finds less than the owner does.
-/// Of an owner (1) or of everyone, before a job (2), in a status (3) or in any, so many (4).
-fn list_statement(reach: Visibility, status: Option<JobStatus>) -> &'static str {
-    match (reach, status) {
+/// A statement per kind of list, so that each can use an index. With an owner given, the owner's index is the better
+/// one. Parameters: owner (1) or none, before a job (2), in a state (3) or any, at most (4) rows.
+fn list_statement(visibility: Visibility, status: Option<JobStatus>) -> &'static str {
+    match (visibility, status) {
         (Visibility::Of(_), _) => {
             "SELECT * FROM jobs
              WHERE owner = ?1 AND id < COALESCE(?2, '~') AND (?3 IS NULL OR status = ?3)
@@ -344,9 +343,9 @@ mod tests {
 
     use super::*;
 
-    /// What SQLite looks at for a list.
-    async fn plan(store: &Store, reach: Visibility, status: Option<JobStatus>) -> String {
-        let statement = format!("EXPLAIN QUERY PLAN {}", list_statement(reach, status));
+    /// SQLite's query plan of a list.
+    async fn plan(store: &Store, visibility: Visibility, status: Option<JobStatus>) -> String {
+        let statement = format!("EXPLAIN QUERY PLAN {}", list_statement(visibility, status));
         let rows: Vec<(i64, i64, i64, String)> =
             sqlx::query_as(AssertSqlSafe(statement)).fetch_all(store.pool()).await.expect("a plan");
         let steps: Vec<String> = rows.into_iter().map(|(_, _, _, step)| step).collect();
@@ -354,20 +353,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_list_has_an_index_and_none_is_sorted() {
+    async fn every_list_uses_an_index_and_none_is_sorted() {
         let store = Store::open_in_memory().await.expect("a database");
         let one = Visibility::Of(KeyId::generate());
-        for (reach, status, index) in [
+        for (visibility, status, index) in [
             (one, None, "INDEX jobs_by_owner (owner=? AND id<?)"),
             (one, Some(JobStatus::Running), "INDEX jobs_by_owner (owner=? AND id<?)"),
             (Visibility::All, Some(JobStatus::Running), "INDEX jobs_by_status (status=? AND id<?)"),
             (Visibility::All, Some(JobStatus::Canceled), "INDEX jobs_by_status (status=? AND id<?)"),
             (Visibility::All, None, "(id<?)"),
         ] {
-            let plan = plan(&store, reach, status).await;
+            let plan = plan(&store, visibility, status).await;
             assert!(
                 plan.starts_with("SEARCH jobs USING INDEX") && plan.ends_with(index),
-                "{reach:?} {status:?}: {plan}"
+                "{visibility:?} {status:?}: {plan}"
             );
         }
     }

@@ -1,8 +1,10 @@
-//! What is asked of the service, and what becomes of it.
+//! A submission to the service, and its outcome.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::{JobReport, JobService, RepeatKey};
+use super::state::Inner;
+use super::{JobReport, RepeatKey};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::KeyId;
 use crate::domain::limits::KeyLimits;
@@ -10,53 +12,53 @@ use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
 use crate::queue::CancelCause;
 
-/// A job that is asked for.
+/// A request for a job.
 #[derive(Debug)]
 pub struct Submission {
-    /// The key that asks.
+    /// The submitting key.
     pub owner: KeyId,
-    /// The bounds of that key, and its priority.
+    /// That key's limits and priority.
     pub limits: KeyLimits,
-    /// What is drawn.
+    /// What to generate.
     pub spec: GenerateSpec,
     /// How the image is encoded.
     pub output_format: OutputFormat,
-    /// Its place among the owner's jobs.
+    /// Its order among the owner's jobs.
     pub priority: Priority,
-    /// For how long somebody wants the image; after that the job fails.
+    /// How long the image is of use; after that the job fails.
     pub deadline: Option<Duration>,
-    /// Where the client may ask again: by what the repetition is known.
+    /// The idempotency key, if the client sent one.
     pub repeat_key: Option<RepeatKey>,
 }
 
-/// What became of a [`Submission`].
+/// Outcome of a [`Submission`].
 pub enum Submitted {
     /// A new job.
     New(AcceptedJob),
-    /// The job of the same request that came before.
+    /// The job of the same earlier request.
     Earlier(JobReport),
 }
 
-/// A job that was just accepted. Dropped before [`AcceptedJob::keep`], it is cancelled: whoever asked for it has left.
-#[must_use = "a job that is not kept is cancelled"]
+/// A newly accepted job. If dropped before [`AcceptedJob::keep`], it is canceled: the client has disconnected.
+#[must_use = "a job that is not kept is canceled"]
 pub struct AcceptedJob {
-    service: JobService,
+    state: Arc<Inner>,
     report: JobReport,
     is_kept: bool,
 }
 
 impl AcceptedJob {
-    pub(super) fn new(service: JobService, report: JobReport, is_kept: bool) -> Self {
-        Self { service, report, is_kept }
+    pub(super) fn new(state: Arc<Inner>, report: JobReport, is_kept: bool) -> Self {
+        Self { state, report, is_kept }
     }
 
-    /// The job as it was accepted.
+    /// The job as accepted.
     #[must_use]
     pub fn report(&self) -> &JobReport {
         &self.report
     }
 
-    /// Lets the job go on by itself.
+    /// Lets the job run without its caller.
     pub fn keep(mut self) {
         self.is_kept = true;
     }
@@ -66,7 +68,7 @@ impl Drop for AcceptedJob {
     fn drop(&mut self) {
         if !self.is_kept {
             let job = &self.report.job;
-            self.service.0.cancel(&job.request.model, job.id, CancelCause::Disconnect);
+            self.state.cancel(&job.request.model, job.id, CancelCause::Disconnect);
         }
     }
 }

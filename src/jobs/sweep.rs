@@ -1,28 +1,28 @@
-//! Forgets finished jobs and their images when their time is over, or when the images take too much of the disk.
+//! Deletes ended jobs and their images when their retention is over, or when images take too much disk space.
 //!
-//! What cannot be removed is passed over, and stays until it can be: one file must not keep all others.
+//! An image that cannot be removed is skipped until the next sweep: one file must not keep all others.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-use super::service::Inner;
+use super::state::Inner;
 use super::store::{EndedCursor, EndedJob};
 use super::{JobsError, idempotency, orphans};
 use crate::domain::pace::Moment;
 use crate::domain::usage::{Day, USAGE_DAYS_KEPT};
 
-/// Jobs looked at in one go.
+/// Jobs per batch.
 pub(super) const BATCH_JOBS: u32 = 100;
-/// Goes in one sweep in which something was forgotten, so that a sweep ends; the next one goes on.
+/// Batches of deleted jobs in one sweep, so that a sweep ends; the next one continues.
 pub(super) const BATCHES_MAX: u32 = 50;
-/// Goes in one sweep in all, also those in which nothing could be.
+/// Batches in one sweep, including those in which nothing could be deleted.
 const LOOKS_MAX: u32 = 10 * BATCHES_MAX;
-/// How often is looked for files that no job has.
+/// Time between searches for orphaned files.
 const ORPHANS_INTERVAL: Duration = Duration::from_hours(24);
 
-/// Sweeps from time to time, until the service is gone.
+/// Sweeps at the configured interval, until the service is dropped.
 pub(super) async fn run(service: Weak<Inner>) {
     let mut orphans_removed_at: Option<Instant> = None;
     loop {
@@ -36,12 +36,12 @@ pub(super) async fn run(service: Weak<Inner>) {
         tokio::time::sleep(interval).await;
         let Some(inner) = service.upgrade() else { return };
         if let Ok(jobs @ 1..) = sweep(&inner).await {
-            tracing::info!(jobs, "forgot jobs or images whose time was over");
+            tracing::info!(jobs, "deleted jobs or images whose retention was over");
         }
     }
 }
 
-/// What the parts of a sweep came to.
+/// Outcome of the parts of a sweep.
 #[derive(Default)]
 struct Swept {
     jobs: usize,
@@ -49,51 +49,51 @@ struct Swept {
 }
 
 impl Swept {
-    /// One part has ended: a failure is no reason not to do the others.
+    /// Notes the outcome of one part: a failure must not stop the others.
     fn note(&mut self, part: &'static str, outcome: Result<usize, JobsError>) {
         match outcome {
             Ok(jobs) => self.jobs += jobs,
             Err(error) => {
-                tracing::warn!(part, ?error, "a part of the sweep was not done");
+                tracing::warn!(part, ?error, "a part of the sweep failed");
                 self.error.get_or_insert(error);
             }
         }
     }
 }
 
-/// One sweep; returns how many jobs were forgotten or lost their image.
+/// One sweep; returns how many jobs were deleted or lost their image.
 ///
 /// # Errors
-/// The first one, after everything else was done.
+/// The first one, after all other parts were done.
 pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
-    // What is forgotten is gone: a clock that leaps ahead for a minute must not take all there is.
+    // Deletion is final: a clock that leaps ahead for a minute must not delete everything.
     let Moment { now, future_begins, .. } = inner.paced();
     let mut swept = Swept::default();
     if let Some(future_begins) = future_begins {
-        swept.note("what is of the future", inner.store.pull_back(future_begins, now).await.map(|()| 0));
+        swept.note("future dates", inner.store.pull_back(future_begins, now).await.map(|()| 0));
     }
-    let words = inner.store.delete_repeat_keys(idempotency::cutoff(now)).await;
-    swept.note("words of requests", words.map(|()| 0));
+    let repeat_keys = inner.store.delete_repeat_keys(idempotency::cutoff(now)).await;
+    swept.note("idempotency keys", repeat_keys.map(|()| 0));
     let work = inner.store.delete_work_before(Day::of(now).before(USAGE_DAYS_KEPT)).await;
     swept.note("work by day", work.map(|()| 0));
     let cutoff = now - inner.settings.results_retention;
-    swept.note("jobs whose time is over", forget(inner, Forgettable::EndedBefore(cutoff)).await);
-    // Failed and cancelled jobs cost little, but not nothing.
+    swept.note("jobs past their retention", forget(inner, Forgettable::EndedBefore(cutoff)).await);
+    // Failed and canceled jobs cost little, but not nothing.
     let kept = inner.settings.ended_jobs_per_owner_max;
     swept.note("jobs beyond an owner's share", forget(inner, Forgettable::BeyondShare { kept }).await);
     swept.note("images beyond the share of the disk", shed_images(inner).await);
     if swept.jobs > 0 {
-        // What is forgotten is to be gone from the write-ahead log as well.
+        // What is deleted must leave the write-ahead log as well.
         swept.note("the write-ahead log", inner.store.truncate_log().await.map(|()| 0));
     }
     swept.error.map_or(Ok(swept.jobs), Err)
 }
 
-/// Which jobs are to be forgotten.
+/// Which jobs to delete.
 #[derive(Clone, Copy)]
 enum Forgettable {
     EndedBefore(OffsetDateTime),
-    /// Older than the youngest so many ones of their owner.
+    /// Older than the `kept` newest ones of their owner.
     BeyondShare {
         kept: u32,
     },
@@ -107,7 +107,7 @@ async fn forget(inner: &Inner, which: Forgettable) -> Result<usize, JobsError> {
             Forgettable::BeyondShare { kept } => inner.store.beyond_share(kept, &cursor, BATCH_JOBS).await?,
         };
         for job in &batch {
-            // The file first: a row without a file is cleared by the next sweep, a file without a row much later.
+            // The file first: a row without a file is deleted by the next sweep, a file without a row much later.
             if remove_image(inner, job).await.is_ok() {
                 inner.store.delete(&job.row_id).await?;
                 forgotten += 1;
@@ -122,7 +122,7 @@ async fn forget(inner: &Inner, which: Forgettable) -> Result<usize, JobsError> {
     Ok(forgotten)
 }
 
-/// The oldest images, while all together take too much of the disk. Their jobs stay, and say that it is gone.
+/// Removes the oldest images while all of them take too much disk space. Their jobs stay, without image.
 async fn shed_images(inner: &Inner) -> Result<usize, JobsError> {
     let mut bytes = inner.store.result_bytes().await?;
     let (mut shed, mut cursor) = (0, EndedCursor::START);
@@ -147,13 +147,13 @@ async fn shed_images(inner: &Inner) -> Result<usize, JobsError> {
     Ok(shed)
 }
 
-/// Removes a job's image, and says how many bytes that gave back. What keeps it there is logged.
+/// Removes a job's image and returns the bytes freed. A failure is logged.
 pub(super) async fn remove_image(inner: &Inner, job: &EndedJob) -> Result<u64, JobsError> {
     let Some((id, format)) = job.file else { return Ok(0) };
     let files = inner.files.clone();
     let removed = tokio::task::spawn_blocking(move || files.remove(id, format)).await.map_err(JobsError::storage)?;
     removed.map_err(|error| {
-        tracing::warn!(job = %id, %error, "an image whose time is over cannot be removed");
+        tracing::warn!(job = %id, %error, "an expired image cannot be removed");
         error.into()
     })
 }

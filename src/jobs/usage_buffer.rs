@@ -1,4 +1,4 @@
-//! What was drawn for whom, for those who only want to know.
+//! Read access to the usage of owners.
 
 use super::JobsError;
 use super::store::JobStore;
@@ -6,17 +6,17 @@ use crate::domain::ids::KeyId;
 use crate::domain::usage::{Day, Work};
 use crate::store::Store;
 
-/// Reads what is written when jobs end. Cheap to clone.
+/// Reads the usage that is stored when jobs end. Cheap to clone.
 #[derive(Clone)]
 pub struct UsageBuffer(JobStore);
 
 impl UsageBuffer {
-    /// What is written in `store`.
+    /// The usage stored in `store`.
     pub fn new(store: Store) -> Self {
         Self(JobStore::new(store))
     }
 
-    /// What was drawn for an owner in each day since `since`, where anything was.
+    /// An owner's usage by day since `since`; days without usage are left out.
     ///
     /// # Errors
     /// When the database fails.

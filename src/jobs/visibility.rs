@@ -1,13 +1,13 @@
-//! Whose jobs somebody may look at and cancel.
+//! Which jobs a caller may see and cancel.
 
 use crate::domain::ids::KeyId;
 
-/// The jobs that are there for somebody. To all others they do not exist.
+/// The jobs that a caller can see. All others do not exist for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Visibility {
-    /// Those of one owner.
+    /// Jobs of one owner.
     Of(KeyId),
-    /// All there are.
+    /// All jobs.
     All,
 }
 
@@ -21,7 +21,7 @@ impl Visibility {
 }
 
 impl Visibility {
-    /// Whose share of something it is that somebody with this reach takes.
+    /// The owner whose limits such a caller counts against.
     pub(super) fn owner(self) -> KeyId {
         match self {
             Self::Of(owner) => owner,

@@ -1,5 +1,5 @@
-//! Watching one job: where it stands whenever that has changed, and its end. Goes by what is known in memory; the database
-//! is asked once at the beginning and once at the end.
+//! Watches one job: reports its standing whenever that changes, and its end. Reads memory; the database only at the
+//! start and the end.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,27 +9,27 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::images::encoded;
-use super::service::Live;
-use super::watchers::WatchHold;
+use super::state::Live;
 use super::{Image, JobReport, JobService, JobsError, Visibility};
-use crate::domain::engine::RgbImage;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, ModelId};
+use crate::domain::image::RgbImage;
 use crate::domain::job::JobStatus;
+use crate::domain::owner_counts::OwnerHold;
 use crate::queue::{Previews, Standing};
 
-/// How often the place in the line is looked at. Nobody tells when it changes.
-const PLACE_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the queue position is polled: its changes are not announced.
+const POSITION_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Where a job stands, as far as a watcher is told. As text it is what one who has left may come back with: it says all
-/// of what was seen, so it holds also after a crash.
+/// A job's standing as reported to a watcher. As text a reconnecting client sends it back: it is self-contained, so it
+/// is valid after a crash, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum JobMark {
-    /// At this place in the line.
+    /// At this position in the queue.
     Queued(usize),
-    /// So many steps are done.
+    /// This many steps are done.
     Step(u32),
-    /// It has ended so.
+    /// It has ended in this state.
     Ended(JobStatus),
 }
 
@@ -43,9 +43,9 @@ impl fmt::Display for JobMark {
     }
 }
 
-/// A text that is no mark.
+/// A text that is not a mark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not where a job can stand")]
+#[error("not the mark of a job event")]
 pub struct UnknownMark;
 
 impl FromStr for JobMark {
@@ -62,34 +62,34 @@ impl FromStr for JobMark {
     }
 }
 
-/// What a watcher wants.
+/// Options of a watcher.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct WatchOptions {
-    /// What it has seen already.
+    /// The last mark it has seen.
     pub seen: Option<JobMark>,
-    /// Whether it wants to see the image take shape.
+    /// Whether it wants previews.
     pub previews: bool,
 }
 
 /// Something new about a job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum JobUpdate {
-    /// It waits, at another place than before.
+    /// It waits at a new position.
     Queued {
         /// 1: next in line.
         position: usize,
         /// Likely time to its end.
         eta_seconds: Option<f64>,
     },
-    /// It is being drawn and has come to another step than before; to an earlier one where it was begun anew.
+    /// It runs and has reached a new step; an earlier one if it was restarted.
     Step {
-        /// Steps done. Steps that passed unread are skipped.
+        /// Steps done. Unread steps are skipped.
         step: u32,
         /// Steps in all.
         steps: u32,
         /// Likely time to its end.
         eta_seconds: Option<f64>,
-        /// What it looks like now, where that was asked for and is another image than the last.
+        /// The newest preview, if requested and not yet reported.
         preview: Option<Image>,
     },
     /// It has ended.
@@ -97,7 +97,7 @@ pub enum JobUpdate {
 }
 
 impl JobUpdate {
-    /// What somebody who was told this has seen.
+    /// The mark of this update.
     pub fn mark(&self) -> JobMark {
         match self {
             Self::Queued { position, .. } => JobMark::Queued(*position),
@@ -107,55 +107,55 @@ impl JobUpdate {
     }
 }
 
-/// Watches one job. Dropping it changes nothing for the job.
+/// A watch of one job. Dropping it changes nothing for the job.
 pub struct JobWatch {
     service: JobService,
-    reach: Visibility,
+    visibility: Visibility,
     id: JobId,
     model: ModelId,
     steps: u32,
     seen: Option<JobMark>,
-    /// `None` once the job has ended, or its worker.
+    /// `None` once the job has ended, or the service was closed.
     live: Option<watch::Receiver<Live>>,
     closed: watch::Receiver<bool>,
     previews: Option<Previews>,
     preview_seen: Option<Arc<RgbImage>>,
     is_over: bool,
-    _hold: WatchHold,
+    _hold: OwnerHold,
 }
 
 impl JobService {
-    /// Watches one of the jobs within reach. `None` for who has seen its end.
+    /// Watches a visible job. `None` if the client has seen its end.
     ///
     /// # Errors
-    /// As [`JobService::get`]; and when too many are watching, or the worker has stopped.
+    /// As [`JobService::get`]; and when there are too many watches, or the worker has stopped.
     pub async fn watch(
         &self,
-        reach: impl Into<Visibility>,
+        visibility: impl Into<Visibility>,
         id: JobId,
         options: WatchOptions,
     ) -> Result<Option<JobWatch>, JobsError> {
-        let reach = reach.into();
+        let visibility = visibility.into();
         if self.0.is_closed() {
             return Err(JobsError::Draining);
         }
-        // Before the row is read: a job that ends between the two is one whose end comes by the first.
+        // Before the row is read: the end of a job that ends in between is reported by this receiver.
         let live = self.0.live().get(&id).map(|live| (live.progress.clone(), live.previews.clone()));
-        let job = self.0.within(reach, id).await?;
+        let job = self.0.within(visibility, id).await?;
         if options.seen == Some(JobMark::Ended(job.status)) {
             return Ok(None);
         }
-        let hold = self.0.watchers.enter(reach.owner()).ok_or(JobsError::TooManyWatches)?;
-        // One whose end is written down goes through no more steps, even where its recorder is still at work.
+        let hold = self.0.watchers.enter(visibility.owner()).ok_or(JobsError::TooManyWatches)?;
+        // A job whose end is stored makes no more steps, even if its recorder is still at work.
         let (live, previews) = live.filter(|_| !job.status.is_final()).unzip();
         let previews = previews.filter(|_| options.previews);
         if let Some(previews) = &previews {
-            // Only says that somebody looks on.
+            // Only requests the first preview.
             previews.look();
         }
         Ok(Some(JobWatch {
             service: self.clone(),
-            reach,
+            visibility,
             id,
             steps: job.request.steps_done(),
             model: job.request.model,
@@ -171,61 +171,61 @@ impl JobService {
 }
 
 impl JobWatch {
-    /// Waits for something new. `None` when nothing more will come: after the end was told, and when the worker stops
+    /// Waits for an update. `None` when there will be no more: after the end was reported, and when the worker stops
     /// with the job unfinished.
     ///
     /// # Errors
-    /// When the database fails. Nothing more will come then.
+    /// When the database fails. There are no more updates then.
     pub async fn next(&mut self) -> Result<Option<JobUpdate>, JobsError> {
         while let Some(step) = self.live.as_mut().map(|live| live.borrow_and_update().step) {
-            if let Some(mut news) = self.news(step) {
-                if let JobUpdate::Step { preview, .. } = &mut news {
+            if let Some(mut update) = self.update(step) {
+                if let JobUpdate::Step { preview, .. } = &mut update {
                     *preview = self.preview().await;
                 }
-                self.seen = Some(news.mark());
-                return Ok(Some(news));
+                self.seen = Some(update.mark());
+                return Ok(Some(update));
             }
-            self.something_happens().await;
+            self.wait_for_change().await;
         }
         if std::mem::replace(&mut self.is_over, true) {
             return Ok(None);
         }
-        let report = self.service.get(self.reach, self.id).await?;
+        let report = self.service.get(self.visibility, self.id).await?;
         Ok(report.job.status.is_final().then(|| JobUpdate::Ended(Box::new(report))))
     }
 
-    /// Where the job stands, if the watcher has not seen it there.
-    fn news(&self, step: u32) -> Option<JobUpdate> {
+    /// The job's standing, if the watcher has not seen it yet.
+    fn update(&self, step: u32) -> Option<JobUpdate> {
         let queue = self.service.0.queues.get(&self.model);
         let standing = queue.and_then(|queue| queue.standing(self.id));
         let eta_seconds = standing.and_then(|standing| standing.eta_seconds);
-        let news = match standing {
+        let update = match standing {
             Some(Standing { position, .. }) if position > 0 => JobUpdate::Queued { position, eta_seconds },
-            // In no queue and never begun: its end is on its way.
+            // In no queue and never started: its end is about to be stored.
             None if step == 0 => return None,
             _ => JobUpdate::Step { step, steps: self.steps, eta_seconds, preview: None },
         };
-        Some(news).filter(|news| self.seen != Some(news.mark()))
+        Some(update).filter(|update| self.seen != Some(update.mark()))
     }
 
-    /// The newest preview, where it is another one than the last.
+    /// The newest preview, if it was not reported yet.
     async fn preview(&mut self) -> Option<Image> {
         let newest = self.previews.as_ref()?.look()?;
         if self.preview_seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &newest)) {
             return None;
         }
         self.preview_seen = Some(Arc::clone(&newest));
-        // One that cannot be had is no reason to stop.
+        // A failed encoding is no reason to stop.
         encoded(newest, OutputFormat::Jpeg).await.ok()
     }
 
-    async fn something_happens(&mut self) {
+    async fn wait_for_change(&mut self) {
         let Some(live) = &mut self.live else { return };
         let has_ended = tokio::select! {
-            // The sender goes when the end is written down.
+            // The sender is dropped when the end is stored.
             changed = live.changed() => changed.is_err(),
             _ = self.closed.wait_for(|is_closed| *is_closed) => true,
-            () = tokio::time::sleep(PLACE_INTERVAL) => false,
+            () = tokio::time::sleep(POSITION_INTERVAL) => false,
         };
         if has_ended {
             self.live = None;

@@ -1,29 +1,29 @@
-//! What a step costs on this device, learnt by watching it.
+//! What a step costs on this device, learned from measurements.
 //!
-//! Owns the model `seconds of a step = overhead + work × seconds per unit of work` and what follows from it: how much to
-//! pack into one step, and when a job is likely to end. Work is counted in tokens, each sequence's by `t × (1 + t / b)`:
-//! linear layers cost the same for every token, attention grows with the sequence, and at `b` tokens
+//! Owns the model `seconds of a step = overhead + work × seconds per unit of work` and what follows from it: how much
+//! to pack into one step, and when a job is likely to end. Work is counted in tokens, each sequence's by `t × (1 + t /
+//! b)`: linear layers cost the same for every token, attention grows with the sequence, and at `b` tokens
 //! ([`crate::domain::engine::StepEngine::attention_balance_tokens`]) both cost the same.
 
 use std::time::Duration;
 
 use crate::domain::spec::GenerateSpec;
 
-/// Packing stops where a step's overhead is less than this share of its time: from there on more images win little and
+/// Packing stops where a step's overhead is less than this share of its time: beyond it more images gain little and
 /// wait for each other.
 const OVERHEAD_SHARE: f64 = 0.2;
 /// Work that one step may hold before anything was measured.
 const PACKED_WORK_UNKNOWN: f64 = 1024.0;
-/// What a measurement of the past still counts after one more step: about the last hundred steps make the image.
+/// Weight that past measurements keep after one more step: about the last hundred steps count.
 const FADING: f64 = 0.99;
-/// A step counts as so many times what was expected of it at most.
+/// A step counts as at most this many times its expected time.
 const SURPRISE_MAX: f64 = 3.0;
-/// More work than any step will hold: how much to pack where a step takes the same whatever is in it.
+/// More work than any step holds: the packing limit where a step takes the same time whatever it holds.
 const PACKED_WORK_MAX: f64 = 1e9;
-/// Weight of the newest measurement in the running means of admitting and finishing.
+/// Weight of the newest measurement in the running means of admission and decoding.
 const MEAN_SMOOTHING: f64 = 0.2;
 
-/// How an engine counts: what a step of an image is to it, in work.
+/// Converts an image's step to work, for one engine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct WorkScale {
     /// Length of a sequence whose attention costs as much as its linear layers, in tokens.
@@ -46,7 +46,7 @@ impl WorkScale {
     }
 }
 
-/// Sums over measurements of steps, from which a straight line follows.
+/// Sums over step measurements, for a linear fit.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Sums {
     count: f64,
@@ -85,7 +85,7 @@ impl Sums {
         }
     }
 
-    /// Overhead and seconds per work of the line with the least squared error, neither of them below zero.
+    /// Overhead and seconds per work by least squares, neither of them below zero.
     fn line(&self) -> Option<(f64, f64)> {
         let (mean_work, mean_seconds) = (self.work / self.count, self.seconds / self.count);
         let spread = self.work_work / self.count - mean_work * mean_work;
@@ -104,14 +104,14 @@ impl Sums {
     }
 }
 
-/// What is known of one engine's speed.
+/// Measured speed of one engine.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct CostModel {
-    /// Steps of unlike sizes, taken before the engine was ready: they keep the line's tilt when all later steps are alike.
+    /// Steps of different sizes from the warm-up: they keep the line's slope when all later steps are alike.
     warm_up: Sums,
     recent: Sums,
     admit_seconds: f64,
-    /// Per unit of an image's work: decoding grows with the image.
+    /// Per unit of an image's step work: decoding grows with the image.
     finish_seconds: f64,
     line: Option<(f64, f64)>,
 }
@@ -123,15 +123,15 @@ impl CostModel {
         Self { admit_seconds, finish_seconds, line: Some((overhead_seconds, seconds_per_work)), ..Self::default() }
     }
 
-    /// A step before the engine was ready.
+    /// Notes a step of the warm-up.
     pub fn note_warm_up(&mut self, work: f64, took: Duration) {
         self.warm_up.add(work, took.as_secs_f64());
         self.fit();
     }
 
-    /// A step of images that somebody waits for.
+    /// Notes a step of jobs.
     pub fn note_step(&mut self, work: f64, took: Duration) {
-        // One step that met something else on the machine says little of the others.
+        // One step that the machine disturbed says little about the others.
         let seconds = took.as_secs_f64();
         let seconds = if self.is_known() { seconds.min(SURPRISE_MAX * self.step_seconds(work)) } else { seconds };
         self.recent = self.recent.scaled(FADING);
@@ -139,12 +139,12 @@ impl CostModel {
         self.fit();
     }
 
-    /// An image was admitted.
+    /// Notes an admission.
     pub fn note_admission(&mut self, took: Duration) {
         smooth(&mut self.admit_seconds, took.as_secs_f64());
     }
 
-    /// An image whose step is `work` was decoded.
+    /// Notes the decoding of an image whose step is `work`.
     pub fn note_finish(&mut self, work: f64, took: Duration) {
         smooth(&mut self.finish_seconds, took.as_secs_f64() / work.max(1.0));
     }
@@ -159,13 +159,13 @@ impl CostModel {
         self.line.is_some()
     }
 
-    /// Likely time of a step of so much work; 0 before anything was measured.
+    /// Likely time of a step of `work`; 0 before anything was measured.
     #[must_use]
     pub fn step_seconds(&self, work: f64) -> f64 {
         self.line.map_or(0.0, |(overhead, per_work)| overhead + per_work * work)
     }
 
-    /// What the steps before the engine was ready took together, one of each size.
+    /// Total time of the warm-up's steps, one per size.
     #[must_use]
     pub fn warm_up_seconds(&self) -> f64 {
         self.warm_up.seconds
@@ -183,8 +183,7 @@ impl CostModel {
         self.finish_seconds * work
     }
 
-    /// How much work one step should hold: beyond it, more images in a step save next to nothing and wait for each
-    /// other.
+    /// How much work one step should hold: beyond it, more images save next to nothing and wait for each other.
     #[must_use]
     pub fn packed_work(&self) -> f64 {
         self.line.map_or(PACKED_WORK_UNKNOWN, |(overhead, per_work)| {
@@ -193,8 +192,8 @@ impl CostModel {
         })
     }
 
-    /// How much work steps do in so many seconds, packed as they have been of late: what an admission or a decoding is
-    /// worth in steps. 0 before anything was measured.
+    /// How much work steps do in `seconds`, packed as they were lately: the price of an admission or a decoding in
+    /// steps. 0 before anything was measured.
     #[must_use]
     pub fn work_of(&self, seconds: f64) -> f64 {
         let measured = self.warm_up.plus(self.recent);
@@ -242,14 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn time_beside_the_steps_is_worth_the_work_that_steps_do_in_it() {
+    fn time_outside_steps_is_worth_the_work_that_steps_do_in_it() {
         let mut model = CostModel::default();
         assert_eq!(model.work_of(1.0), 0.0, "nothing is known");
         for _ in 0..3 {
             model.note_step(1000.0, seconds(0.1));
         }
         assert!((model.work_of(0.5) - 5000.0).abs() < 1e-6, "{}", model.work_of(0.5));
-        // A device that takes the same whatever is in a step: its packing has no end, and this stays what it was.
+        // A device that takes the same time whatever a step holds: packing has no limit, and this value stays.
         model.note_step(2000.0, seconds(0.1));
         assert!(model.work_of(0.1) < 2000.0);
     }
@@ -264,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn like_steps_for_a_long_time_do_not_take_the_overhead_away() {
+    fn equal_steps_for_a_long_time_keep_the_overhead() {
         let mut model = measured(&[1600.0, 3200.0, 6400.0]);
         for _ in 0..10_000 {
             model.note_step(1600.0, seconds(0.005 + 13e-6 * 1600.0));
@@ -284,10 +283,10 @@ mod tests {
     }
 
     #[test]
-    fn noise_gives_no_line_with_a_negative_part() {
+    fn noise_gives_no_negative_overhead_or_rate() {
         let mut model = CostModel::default();
         model.note_step(100.0, seconds(0.2));
-        assert!((model.step_seconds(50.0) - 0.1).abs() < 1e-12, "of one measurement: in proportion");
+        assert!((model.step_seconds(50.0) - 0.1).abs() < 1e-12, "one measurement: proportional");
         model.note_step(200.0, seconds(0.1));
         assert_eq!(model.step_seconds(1e6), model.step_seconds(0.0), "more takes no less");
         assert!(model.packed_work() == PACKED_WORK_MAX && model.seconds_per_packed_work().is_finite());
@@ -298,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hiccup_of_the_machine_is_no_news_of_the_device() {
+    fn one_slow_step_does_not_change_the_model_much() {
         let mut model = measured(&[1600.0, 3200.0, 6400.0]);
         for step in 0..50 {
             model.note_step(1600.0, seconds(if step == 40 { 60.0 } else { 0.005 + 13e-6 * 1600.0 }));

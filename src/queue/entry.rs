@@ -1,4 +1,4 @@
-//! A job on its way through the queue, and what is known of it while an engine holds it.
+//! A job in the queue, and what is published of it while an engine holds it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,13 +8,13 @@ use tracing::Span;
 use super::cost::{CostModel, WorkScale};
 use super::event::{EventSender, JobFailure, QueueEvent};
 use super::planner::Urgency;
-use super::reservations::ReservationHold;
 use super::{CancelCause, Terms};
 use crate::domain::ids::{JobId, KeyId};
+use crate::domain::owner_counts::OwnerHold;
 use crate::domain::spec::GenerateSpec;
 use crate::telemetry::metrics;
 
-/// A job on its way through the queue.
+/// A job in the queue.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) id: JobId,
@@ -23,13 +23,13 @@ pub(super) struct Entry {
     pub(super) terms: Terms,
     pub(super) arrived: Instant,
     pub(super) events: EventSender,
-    /// How often its drawing was begun anew to make room for others.
+    /// How often it was restarted to free memory for others.
     pub(super) restarts: u32,
-    /// How often an engine failed while it was at this job.
+    /// How often an engine failed while working on this job.
     pub(super) engine_failures: u32,
-    /// In which everything about it is logged.
+    /// The job's span for logs.
     pub(super) span: Span,
-    pub(super) _hold: Arc<ReservationHold>,
+    pub(super) _hold: Arc<OwnerHold>,
 }
 
 impl Entry {
@@ -39,7 +39,7 @@ impl Entry {
 
     pub(super) fn end_late(self) {
         metrics::job_canceled(CancelCause::Deadline.as_str());
-        self.fail(JobFailure::DEADLINE_PASSED, "it was not drawn before its deadline");
+        self.fail(JobFailure::DEADLINE_PASSED, "it was not generated before its deadline");
     }
 
     pub(super) fn is_late(&self, now: Instant) -> bool {
@@ -47,7 +47,7 @@ impl Entry {
     }
 }
 
-/// What is shown of an image that an engine holds.
+/// What the shared queue knows of an image that an engine holds.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ActiveJob {
     pub(super) id: JobId,

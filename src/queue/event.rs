@@ -1,5 +1,5 @@
-//! What the engine thread tells about one job, delivered so that a slow listener never holds the engine up: progress
-//! is a value that is overwritten, the end is sent once.
+//! Events of one job from the engine's thread. A slow listener never blocks the engine: progress is a value that is
+//! overwritten, the outcome is sent once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -8,56 +8,56 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use super::previews::Previews;
-use super::reservations::ReservationHold;
-use crate::domain::engine::RgbImage;
+use crate::domain::image::RgbImage;
+use crate::domain::owner_counts::OwnerHold;
 
 /// Something that happened to a job.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum QueueEvent {
-    /// The engine has admitted it. Also after being put back and admitted anew.
+    /// The engine has admitted it, perhaps again after being put back.
     Started,
-    /// It has left the engine to be begun anew, and waits again.
+    /// It has left the engine and waits to be restarted.
     PutBack,
-    /// `step` of `steps` are done. Steps that passed unread are skipped.
+    /// `step` of `steps` are done. Unread steps are skipped.
     Step {
         /// Steps done.
         step: u32,
         /// Steps in all.
         steps: u32,
     },
-    /// The image is drawn.
+    /// The image is generated.
     Finished(RgbImage),
     /// The job ended without an image.
     Failed(JobFailure),
-    /// The job ended because somebody asked for it.
+    /// The job was canceled.
     Canceled,
 }
 
 /// Why a job ended without an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobFailure {
-    /// A stable word: see [`JobFailure::CODES`].
+    /// A stable code: see [`JobFailure::CODES`].
     pub code: &'static str,
-    /// In words for the client.
+    /// Text for the client.
     pub reason: String,
 }
 
 impl JobFailure {
-    /// The engine says that this image cannot be drawn.
+    /// The engine cannot generate this image.
     pub const REFUSED_BY_ENGINE: &'static str = "refused_by_engine";
-    /// It does not fit the device's memory.
+    /// It does not fit into the device's memory.
     pub const OUT_OF_MEMORY: &'static str = "out_of_memory";
-    /// The engine broke while it was being drawn.
+    /// The engine broke while generating it.
     pub const ENGINE_FAILED: &'static str = "engine_failed";
-    /// No engine could be built for longer than jobs are made to wait.
+    /// No engine could be built for longer than jobs wait.
     pub const ENGINE_UNAVAILABLE: &'static str = "engine_unavailable";
-    /// The model's numbers ran away.
+    /// The model produced numbers that are not finite.
     pub const NOT_FINITE: &'static str = "not_finite";
-    /// The image came out with every pixel black, which no prompt asks for: a sign of numbers that ran away unseen.
+    /// Every pixel is black, which no prompt asks for: a sign of undetected overflow.
     pub const BLACK_IMAGE: &'static str = "black_picture";
-    /// Its deadline came first.
+    /// Its deadline passed first.
     pub const DEADLINE_PASSED: &'static str = "deadline_passed";
-    /// Every code the queue gives.
+    /// Every code of the queue.
     pub const CODES: [&'static str; 7] = [
         Self::REFUSED_BY_ENGINE,
         Self::OUT_OF_MEMORY,
@@ -77,22 +77,22 @@ enum Progress {
     Step { step: u32, steps: u32 },
 }
 
-/// What has been spent on a job, also on what was begun anew.
+/// What has been spent on a job, restarts included.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Effort {
-    /// The engine's time.
+    /// Engine time.
     pub engine_time: Duration,
-    /// How often it was begun.
-    pub begun: u32,
+    /// How often it was started.
+    pub starts: u32,
     /// Denoising steps.
     pub steps: u32,
 }
 
-/// Counted where it is done, so that nothing is missing where progress passes unread.
+/// Counted on the sending side, so that unread progress counts too.
 #[derive(Debug, Default)]
 struct Tally {
     engine_microseconds: AtomicU64,
-    begun: AtomicU32,
+    starts: AtomicU32,
     steps: AtomicU32,
 }
 
@@ -113,8 +113,8 @@ pub struct JobEvents {
     progress: watch::Receiver<Progress>,
     progress_open: bool,
     outcome: Option<oneshot::Receiver<QueueEvent>>,
-    /// The job's place is free only when its listener has done with it as well.
-    pub(super) hold: Option<Arc<ReservationHold>>,
+    /// The job's reservation is released only when its listener is done as well.
+    pub(super) hold: Option<Arc<OwnerHold>>,
 }
 
 /// Both ends for one job.
@@ -138,7 +138,7 @@ pub(super) fn channel() -> (EventSender, JobEvents) {
 
 impl EventSender {
     pub(super) fn started(&self) {
-        self.tally.begun.fetch_add(1, Ordering::Relaxed);
+        self.tally.starts.fetch_add(1, Ordering::Relaxed);
         self.progress.send_replace(Progress::Started);
     }
 
@@ -151,12 +151,12 @@ impl EventSender {
         self.progress.send_replace(Progress::Step { step, steps });
     }
 
-    /// The engine has worked on it; what it does for many at once counts for each with its part.
+    /// Adds engine time; of a batched step, the job's part.
     pub(super) fn worked(&self, took: Duration) {
         self.tally.engine_microseconds.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// Ends the job. Nobody listening is fine.
+    /// Ends the job, whether or not there is a listener.
     pub(super) fn end(mut self, outcome: QueueEvent) {
         if let Some(sender) = self.outcome.take() {
             drop(sender.send(outcome));
@@ -169,12 +169,12 @@ impl JobEvents {
     pub fn effort(&self) -> Effort {
         Effort {
             engine_time: Duration::from_micros(self.tally.engine_microseconds.load(Ordering::Relaxed)),
-            begun: self.tally.begun.load(Ordering::Relaxed),
+            starts: self.tally.starts.load(Ordering::Relaxed),
             steps: self.tally.steps.load(Ordering::Relaxed),
         }
     }
 
-    /// What the job looks like while it is being drawn.
+    /// Previews of the running job.
     pub fn previews(&self) -> Previews {
         self.previews.clone()
     }
@@ -183,7 +183,7 @@ impl JobEvents {
     pub async fn next(&mut self) -> Option<QueueEvent> {
         let outcome = self.outcome.as_mut()?;
         loop {
-            // Progress first: a listener who comes late still learns that the job was begun before it ended.
+            // Progress first: a late listener still learns that the job was started before it ended.
             tokio::select! {
                 biased;
                 changed = self.progress.changed(), if self.progress_open => {
@@ -223,7 +223,7 @@ mod tests {
         sender.step(6, 8);
         sender.end(QueueEvent::Canceled);
         assert_eq!(events.next().await, Some(QueueEvent::Step { step: 6, steps: 8 }));
-        assert_eq!((events.effort().begun, events.effort().steps), (1, 6), "what passed unread is counted");
+        assert_eq!((events.effort().starts, events.effort().steps), (1, 6), "unread progress counts");
         assert_eq!(events.next().await, Some(QueueEvent::Canceled));
         assert_eq!(events.next().await, None);
     }

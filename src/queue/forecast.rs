@@ -1,7 +1,7 @@
 //! When jobs are likely to end: the planner's fairness as a fluid.
 //!
-//! Owners share the device by weight, and within an owner jobs are drawn by rank. So by the time an owner has got the work
-//! `w` that its jobs up to this one need, every other owner has got its own share of the same time, or all it wanted.
+//! Owners share the device by weight, and an owner's jobs run by rank. So by the time an owner has got the work `w`
+//! that its jobs up to this one need, every other owner has got its share of the same time, or all it needs.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,7 +19,7 @@ pub(super) struct Outlook {
     pub(super) rank: Rank,
     /// What it still needs.
     pub(super) work: f64,
-    /// How long that takes when nobody else is there.
+    /// How long that takes without other jobs.
     pub(super) alone_seconds: f64,
     pub(super) is_running: bool,
 }
@@ -32,7 +32,7 @@ pub(super) struct Forecast {
 }
 
 impl Forecast {
-    /// With so many engines like the one that `costs` are of.
+    /// Forecasts `jobs` on `engines` engines with these `costs`.
     pub(super) fn new(mut jobs: Vec<Outlook>, costs: &CostModel, engines: usize) -> Self {
         jobs.sort_by(|one, other| one.rank.order(&other.rank));
         let mut totals: BTreeMap<KeyId, (f64, f64)> = BTreeMap::new();
@@ -66,13 +66,13 @@ impl Forecast {
         Self { by_id, first_end_seconds: ends.first().and_then(|(_, seconds)| known(*seconds)) }
     }
 
-    /// Where a job stands: 0 when it is drawn, else its place among those who wait.
+    /// A job's standing: position 0 when it runs, else its position among pending jobs.
     pub(super) fn standing(&self, id: JobId) -> Option<Standing> {
         self.by_id.get(&id).copied()
     }
 
-    /// `None` when nobody is there or nothing is known.
-    pub(super) fn seconds_until_somebody_leaves(&self) -> Option<f64> {
+    /// `None` without jobs or measurements.
+    pub(super) fn seconds_until_next_end(&self) -> Option<f64> {
         self.first_end_seconds
     }
 }
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn another_owner_takes_its_share_and_no_more_than_it_wants() {
+    fn another_owner_takes_its_share_and_no_more_than_it_needs() {
         let [modest, greedy] = [0; 2].map(|_| KeyId::generate());
         let jobs = [job(modest, 9.0, 1000.0), job(greedy, 1.0, 50_000.0), job(greedy, 2.0, 50_000.0)];
         assert_eq!(forecast(&jobs, 1), [2.0, 51.0, 101.0]);
@@ -124,14 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn places_count_those_who_wait_and_time_alone_is_the_least() {
+    fn positions_count_pending_jobs_and_the_time_alone_is_the_least() {
         let owner = KeyId::generate();
-        let drawn = Outlook { is_running: true, alone_seconds: 7.0, ..job(owner, 0.0, 10.0) };
+        let running = Outlook { is_running: true, alone_seconds: 7.0, ..job(owner, 0.0, 10.0) };
         let (first, second) = (job(owner, 1.0, 10_000.0), job(owner, 2.0, 10.0));
-        let forecast = Forecast::new(vec![second, drawn, first], &CostModel::known(0.0, 1e-3, 0.0, 0.0), 1);
-        let positions = [drawn, first, second].map(|job| forecast.standing(job.id).map(|standing| standing.position));
+        let forecast = Forecast::new(vec![second, running, first], &CostModel::known(0.0, 1e-3, 0.0, 0.0), 1);
+        let positions = [running, first, second].map(|job| forecast.standing(job.id).map(|standing| standing.position));
         assert_eq!(positions, [Some(0), Some(1), Some(2)]);
-        assert_eq!(forecast.seconds_until_somebody_leaves(), Some(7.0));
+        assert_eq!(forecast.seconds_until_next_end(), Some(7.0));
         assert_eq!(forecast.standing(JobId::generate()), None);
     }
 }

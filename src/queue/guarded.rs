@@ -1,4 +1,4 @@
-//! An engine whose panics are errors. The engine thread outlives whatever happens inside an engine.
+//! An engine whose panics become errors, so that its thread outlives them.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -6,17 +6,18 @@ use std::sync::Arc;
 
 use super::EngineFactory;
 use super::watchdog::{Call, Watch};
-use crate::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
+use crate::domain::engine::{EngineError, EngineLimits, Slot, StepEngine};
+use crate::domain::image::RgbImage;
 use crate::domain::spec::GenerateSpec;
 
-/// An engine behind `catch_unwind`. After an [`EngineError::Fatal`] it must be thrown away: its state is unknown.
+/// An engine behind `catch_unwind`. After an [`EngineError::Fatal`] it must be dropped: its state is unknown.
 pub(super) struct GuardedEngine {
     engine: Option<Box<dyn StepEngine>>,
     watch: Arc<Watch>,
 }
 
 impl GuardedEngine {
-    /// An engine whose calls are noted in `watch`.
+    /// Builds an engine whose calls are recorded in `watch`.
     pub(super) fn build(factory: &EngineFactory, watch: Arc<Watch>) -> Result<Self, EngineError> {
         guard(factory).map(|engine| Self { engine: Some(engine), watch })
     }
@@ -78,13 +79,13 @@ impl Drop for GuardedEngine {
             drop(engine);
             Ok(())
         }) {
-            tracing::error!(%error, "the engine could not be taken down cleanly");
+            tracing::error!(%error, "dropping the engine failed");
         }
     }
 }
 
 fn guard<T>(call: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
-    // Whatever a panic left half done is thrown away with the engine.
+    // What a panic left half done is dropped with the engine.
     catch_unwind(AssertUnwindSafe(call))
         .unwrap_or_else(|panic| Err(EngineError::Fatal(format!("panicked: {}", words(panic.as_ref())))))
 }

@@ -1,44 +1,43 @@
-//! Who has had how much of the engine: deficit round robin between owners, by time.
+//! How much engine time each owner has had: deficit round robin between owners.
 //!
-//! Owns one number for each owner: how much it is behind (above zero) or ahead of its share. The time of each step,
-//! admission and decoding is shared out to all who have something to draw, by weight, and taken from those it was spent
-//! on. So over any time in which two owners both have something to draw, what they get differs by no more than the planner
-//! lets the numbers drift apart. Time is counted as the work that steps do in it: that is what images are compared by,
-//! and engines of unlike speed count alike.
+//! Owns one number per owner: how much it is behind (above zero) or ahead of its share. The time of each step,
+//! admission and decoding is credited to all owners that have jobs, by weight, and charged to those it was spent on. So
+//! over any time in which two owners both have jobs, what they get differs by no more than the planner lets the numbers
+//! drift apart. Time is counted as the work that steps do in it: that makes images comparable, and engines of different
+//! speed count alike.
 
 use std::collections::BTreeMap;
 
 use crate::domain::ids::KeyId;
 
-/// Owners ahead of their share who are remembered while they have nothing to draw. Only those: who is behind and leaves
-/// has waived it.
+/// Owners ahead of their share that are remembered while they have no job. Only those: an owner that leaves while
+/// behind forfeits its credit.
 const ABSENT_OWNERS_MAX: usize = 1024;
 
-/// An owner's part in what was done.
+/// An owner's part in some work.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Share {
-    /// For whom.
+    /// The owner.
     pub owner: KeyId,
-    /// Its part of the device, next to the others'.
+    /// Its share of the device, relative to the others.
     pub weight: f64,
-    /// How much of what was done, next to the others; 0 for an owner that has something to draw and that nothing was done
-    /// for now.
+    /// Its part of the work, relative to the others; 0 for an owner that has jobs and got none of this work.
     pub part: f64,
 }
 
-/// How far each owner is behind its share, in work divided by its weight.
+/// How far each owner is behind its share, as work divided by its weight.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Ledger(BTreeMap<KeyId, f64>);
 
 impl Ledger {
-    /// How far an owner is behind; 0 for a newcomer.
+    /// How far an owner is behind; 0 for a new one.
     #[must_use]
     pub fn behind(&self, owner: KeyId) -> f64 {
         self.0.get(&owner).copied().unwrap_or(0.0)
     }
 
-    /// Notes what was done in the time in which steps do so much `work`: `shares` has every owner that has something to
-    /// draw, perhaps more than once.
+    /// Charges engine time in which steps do this much `work`. `shares` has every owner that has jobs, perhaps more
+    /// than once.
     pub fn note(&mut self, shares: &[Share], work: f64) {
         let parts: f64 = shares.iter().map(|share| share.part).sum();
         let mut owners: BTreeMap<KeyId, (f64, f64)> = BTreeMap::new();
@@ -58,9 +57,9 @@ impl Ledger {
         self.settle_absent(&owners, credit);
     }
 
-    /// Who is not there loses what it was behind, and keeps what it was ahead until the others have caught up: so to leave
-    /// and come back gains nothing. What the present ones have too much or too little together is taken out of all of
-    /// them: else who comes next would find everybody ahead or behind.
+    /// An absent owner loses its credit, and keeps its debt until the others have caught up: so leaving and coming back
+    /// gains nothing. The mean of the present owners is then subtracted from all of them, so that a new owner does not
+    /// find everyone ahead or behind.
     fn settle_absent(&mut self, present: &BTreeMap<KeyId, (f64, f64)>, credit: f64) {
         self.0.retain(|owner, behind| {
             if present.contains_key(owner) {
@@ -99,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_served_is_ahead_and_the_others_are_behind() {
+    fn a_served_owner_is_ahead_and_the_others_are_behind() {
         let (one, other) = (KeyId::generate(), KeyId::generate());
         let mut ledger = Ledger::default();
         note(&mut ledger, &[share(one, 100.0), share(other, 0.0)]);
@@ -118,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn who_leaves_waives_what_it_was_behind_and_owes_what_it_was_ahead() {
+    fn an_owner_that_leaves_forfeits_its_credit_and_keeps_its_debt() {
         let [one, other, third] = [0; 3].map(|_| KeyId::generate());
         let mut ledger = Ledger::default();
         note(&mut ledger, &[share(one, 100.0), share(other, 0.0), share(third, 0.0)]);
@@ -130,7 +129,7 @@ mod tests {
         assert_eq!(ledger.behind(one), 0.0, "paid back by the others' turns");
         note(&mut ledger, &[share(one, 100.0), share(other, 0.0), share(third, 0.0)]);
         note(&mut ledger, &[share(one, 10.0)]);
-        assert_eq!(ledger.behind(other), 0.0, "waived");
-        assert_eq!(ledger.behind(one), 0.0, "alone, nobody is ahead");
+        assert_eq!(ledger.behind(other), 0.0, "forfeited");
+        assert_eq!(ledger.behind(one), 0.0, "a single owner is never ahead");
     }
 }

@@ -1,14 +1,15 @@
-//! What the engine does next: a pure function of what waits and what runs.
+//! Decides what the engine does next: a pure function of what waits and what runs.
 //!
-//! Owns the order of work and its fairness. Must not know clocks, threads, channels or images: it is tested as traces,
-//! jobs in and actions out, and drives simulations as it drives the engine.
+//! Owns the order of work and its fairness. Must not know clocks, threads, channels or images: it is tested as traces
+//! (jobs in, actions out), and drives simulations as it drives the engine.
 //!
-//! Everyone who waits and everyone who has been admitted is ranked for the next step. Between owners goes by the
-//! [`Ledger`]: whoever is not further behind than the fairness window may be served, and among those the best [`Rank`]
-//! is; who is further behind goes first. Within an owner's jobs, the rank decides. The step is filled in this order until
-//! packing pays no more ([`CostModel::packed_work`]) or memory is used up. Who is chosen and still waits is admitted
-//! first. Admitting and finishing hold everybody up, so between two steps there is no more of it than one step takes; it is
-//! counted for its owner like a step, and who is ahead of its share holds others up for no longer than they have stepped.
+//! All pending and admitted jobs are ranked for the next step. Between owners the [`Ledger`] decides: owners that are
+//! within the fairness window of the one furthest behind may be served, and among those the best [`Rank`]. Within an
+//! owner's jobs, the rank decides. The step is filled in this order until packing stops paying
+//! ([`CostModel::packed_work`]) or memory is used up. A chosen job that is still pending is admitted first. Admitting
+//! and finishing block everything else, so between two steps they take at most the time of one step; they are charged
+//! to their owner like a step, and an owner that is ahead of its share blocks others for no longer than they have
+//! stepped.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -19,26 +20,26 @@ use crate::domain::engine::EngineLimits;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::priority::Priority;
 
-/// How many times its own duration a job lets others go first: with `arrival + patience × time left` as the moment it is
-/// due, short jobs pass long ones, and a long one is passed for so long only. More gives the short ones a little more near
-/// saturation and lets the long ones wait much longer (`benches/README.md`).
+/// How many times its own duration a job lets others go first: it is due at `arrival + patience × time left`, so short
+/// jobs pass long ones, but only for a bounded time. A larger value helps short jobs a little near saturation and makes
+/// long ones wait much longer (`benches/README.md`).
 pub const PATIENCE: f64 = 32.0;
 
-/// Most work, in tokens, by which owners that both have something to draw may drift apart: an image of four megapixels
-/// in fifty steps. The window is smaller where all images are.
+/// Most work, in tokens, by which owners that both have jobs may drift apart: an image of four megapixels in fifty
+/// steps. With smaller images the window is smaller.
 pub const FAIRNESS_WINDOW_WORK_MAX: f64 = 1.7e6;
 
-/// A job's place among its owner's jobs. The smaller one goes first.
+/// A job's order among its owner's jobs. The smaller one goes first.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rank {
     /// What the client asked for.
     pub priority: Priority,
-    /// Its deadline cannot be met any more: whatever else can be drawn is of more use.
+    /// Its deadline can no longer be met: any other job is of more use.
     pub is_hopeless: bool,
-    /// When it should be on its way, in seconds on any clock.
+    /// When it should start, in seconds on any clock.
     pub due_seconds: f64,
-    /// The same for a job that came just now. It is this that counts between owners: whose turn it is the ledger knows,
-    /// and who has let jobs pile up is not to pass who comes with one.
+    /// The same as if it had arrived now. This counts between owners: the ledger knows whose turn it is, and an owner
+    /// with a backlog must not pass one with a single job.
     pub fresh_due_seconds: f64,
 }
 
@@ -49,9 +50,9 @@ pub struct Urgency {
     pub priority: Priority,
     /// When it was accepted.
     pub arrived_seconds: f64,
-    /// When it is of no use any more.
+    /// When it is of no more use.
     pub deadline_seconds: Option<f64>,
-    /// What it still takes when it is drawn alone.
+    /// Time it still needs when it runs alone.
     pub left_seconds: f64,
 }
 
@@ -72,82 +73,82 @@ impl Urgency {
 }
 
 impl Rank {
-    /// Among jobs of one owner.
+    /// Order among jobs of one owner.
     pub(super) fn order(&self, other: &Self) -> Ordering {
         let by_priority = other.priority.cmp(&self.priority).then(self.is_hopeless.cmp(&other.is_hopeless));
         by_priority.then(self.due_seconds.total_cmp(&other.due_seconds))
     }
 
-    /// What a client calls urgent is no concern of other owners.
+    /// Order between owners. A client's priority does not count here.
     fn order_between_owners(&self, other: &Self) -> Ordering {
         let by_due = self.fresh_due_seconds.total_cmp(&other.fresh_due_seconds);
         self.is_hopeless.cmp(&other.is_hopeless).then(by_due)
     }
 }
 
-/// A job that waits or is being drawn.
+/// A pending or running job.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Candidate {
     /// The job.
     pub id: JobId,
-    /// Whose it is.
+    /// Its owner.
     pub owner: KeyId,
-    /// The owner's part of the device, next to the others'.
+    /// The owner's share of the device, relative to the others.
     pub weight: f64,
-    /// Its place among its owner's jobs.
+    /// Its order among its owner's jobs.
     pub rank: Rank,
-    /// Tokens it adds to a step: what it takes of memory.
+    /// Tokens it adds to a step: its memory cost.
     pub step_tokens: usize,
-    /// Work it adds to a step: what it takes of time.
+    /// Work it adds to a step: its time cost.
     pub step_work: f64,
     /// Steps it still needs.
     pub steps_left: u32,
-    /// Whether it may break the engine: it was at it when an engine, or the whole process, broke, and takes nobody along a
-    /// second time.
+    /// Whether it may break the engine: it was running when an engine or the process crashed, and must not take other
+    /// jobs along a second time.
     pub is_suspect: bool,
     /// Whether the engine holds it.
     pub is_admitted: bool,
 }
 
-/// What was done that was no step.
+/// Engine work outside of steps.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct NonStepWork {
     /// Admissions and finishes since the last step.
     pub count: usize,
     /// How long those took.
     pub seconds: f64,
-    /// How long steps have yet to go on until they have had as much time as what was between them.
+    /// Step time still owed until steps have had as much time as the work between them.
     pub owed_seconds: f64,
 }
 
 impl NonStepWork {
-    /// An admission or a finish, or a part of one.
+    /// Notes an admission, a finish, or a part of one.
     pub fn note(&mut self, seconds: f64) {
         self.count += 1;
         self.seconds += seconds;
         self.owed_seconds += seconds;
     }
 
-    /// A step.
+    /// Notes a step.
     pub fn note_step(&mut self, seconds: f64) {
         *self = Self { owed_seconds: (self.owed_seconds - seconds).max(0.0), ..Self::default() };
     }
 }
 
-/// All that the decision depends on.
+/// Everything the decision depends on.
 #[derive(Debug, Clone, Copy)]
 pub struct PlannerState<'a> {
-    /// Who waits, and who has been admitted by this engine.
+    /// All pending jobs, and those admitted by this engine.
     pub candidates: &'a [Candidate],
-    /// Who has had how much.
+    /// How much each owner has had.
     pub ledger: &'a Ledger,
-    /// What this engine is known to take for what.
+    /// What this engine's work costs.
     pub costs: &'a CostModel,
-    /// What has held up those who are being drawn.
+    /// What has blocked the running jobs since their last step.
     pub non_step_work: NonStepWork,
-    /// Memory ran out: nobody is admitted before somebody leaves.
+    /// Memory ran out: no job is admitted before one leaves.
     pub admissions_blocked: bool,
-    /// Another engine has nothing to do: who waits is better off there.
+    /// Another engine is idle: pending jobs are better off there.
     pub others_idle: bool,
 }
 
@@ -156,32 +157,32 @@ pub struct PlannerState<'a> {
 pub enum Action {
     /// Nothing to do.
     Idle,
-    /// Take this one in.
+    /// Admit this one.
     Admit(JobId),
-    /// One denoising step of each of these.
+    /// Run one denoising step for each of these.
     Step(Vec<JobId>),
-    /// Decode this one: all of it, or as much as the others' patience lasts.
+    /// Decode this one: all of it, or as much as the others' patience allows.
     Finish(JobId),
 }
 
-/// Why a plan is what it is.
+/// Why a plan was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// Nobody waits and nobody is admitted.
+    /// No job is pending or admitted.
     NothingToDo,
     /// An image has done all its steps, and decoding it frees memory.
     ImageComplete,
-    /// It is among those who should step next.
+    /// It is among those that should step next.
     ChosenForStep,
-    /// Everyone who could steps.
-    EveryoneSteps,
+    /// Every job that can step does.
+    AllStep,
     /// More images in this step would save next to nothing and wait for each other.
     PackingPaysNoMore,
-    /// More tokens do not fit the memory.
+    /// More tokens do not fit into memory.
     MemoryReached,
     /// The engine holds no more images.
     ImagesReached,
-    /// Somebody was there when an engine broke, and rides alone.
+    /// A suspect runs alone.
     SuspectAlone,
 }
 
@@ -193,7 +194,7 @@ impl Reason {
             Self::NothingToDo => "nothing_to_do",
             Self::ImageComplete => "picture_complete",
             Self::ChosenForStep => "chosen_for_step",
-            Self::EveryoneSteps => "everyone_steps",
+            Self::AllStep => "everyone_steps",
             Self::PackingPaysNoMore => "packing_pays_no_more",
             Self::MemoryReached => "memory_reached",
             Self::ImagesReached => "pictures_reached",
@@ -220,13 +221,11 @@ pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
     {
         return Plan { action: Action::Finish(complete.id), reason: Reason::ImageComplete };
     }
-    if may_admit_anybody(state, limits) {
-        let everybody = choose_step(state, limits, |_| true);
-        let mut newcomers = everybody.iter().flat_map(|step| &step.chosen).filter(|chosen| !chosen.is_admitted);
-        if let Some(newcomer) =
-            newcomers.find(|newcomer| has_place(state, limits, newcomer) && is_paid(state, newcomer))
-        {
-            return Plan { action: Action::Admit(newcomer.id), reason: Reason::ChosenForStep };
+    if may_admit(state, limits) {
+        let all = choose_step(state, limits, |_| true);
+        let mut pending = all.iter().flat_map(|step| &step.chosen).filter(|chosen| !chosen.is_admitted);
+        if let Some(job) = pending.find(|job| has_slot(state, limits, job) && is_paid(state, job)) {
+            return Plan { action: Action::Admit(job.id), reason: Reason::ChosenForStep };
         }
     }
     match admitted {
@@ -238,31 +237,31 @@ pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
     }
 }
 
-/// Who has done all steps; of several, the one that is due first. Where somebody steps, only who may hold it up.
-fn complete<'a>(state: &PlannerState<'a>, somebody_steps: bool) -> Option<&'a Candidate> {
+/// The image that has done all steps; of several, the one due first. While others step, only one that may block them.
+fn complete<'a>(state: &PlannerState<'a>, others_step: bool) -> Option<&'a Candidate> {
     let complete = state.candidates.iter().filter(|candidate| candidate.is_admitted && candidate.steps_left == 0);
-    let may_go = |candidate: &&Candidate| !somebody_steps || state.admissions_blocked || is_paid(state, candidate);
+    let may_go = |candidate: &&Candidate| !others_step || state.admissions_blocked || is_paid(state, candidate);
     complete.filter(may_go).min_by(|one, other| one.rank.order(&other.rank))
 }
 
-/// Whether others need not wait for what is done aside for this one: its owner is not ahead of anybody who is being drawn,
-/// or what was done aside before has been made up for by steps. A step lets others ride along for little; this does not.
+/// Whether others may be blocked for this one's admission or decoding: its owner is not ahead of any owner that is
+/// stepping, or steps have made up for earlier such work. A step serves others along for little; this does not.
 fn is_paid(state: &PlannerState<'_>, candidate: &Candidate) -> bool {
     let behind = state.ledger.behind(candidate.owner);
     let mut stepping = state.candidates.iter().filter(|other| other.is_admitted && other.steps_left > 0);
     state.non_step_work.owed_seconds <= 0.0 || stepping.all(|other| state.ledger.behind(other.owner) <= behind)
 }
 
-/// Whether those who are being drawn can wait for something of so many seconds: for one thing at least, and else for as
-/// long as one step of theirs.
+/// Whether the running images can wait for `seconds`: for one action always, and otherwise for as long as one step of
+/// theirs.
 fn has_time(state: &PlannerState<'_>, seconds: f64) -> bool {
     let step_work = state.costs.packed_work();
     state.non_step_work.count == 0 || state.non_step_work.seconds + seconds <= state.costs.step_seconds(step_work)
 }
 
-fn may_admit_anybody(state: &PlannerState<'_>, limits: &EngineLimits) -> bool {
+fn may_admit(state: &PlannerState<'_>, limits: &EngineLimits) -> bool {
     let admitted = state.candidates.iter().filter(|candidate| candidate.is_admitted).count();
-    // An empty engine takes one whatever the limits say: else a limit of zero would stop everything without a word.
+    // An empty engine admits one whatever the limits say: a limit of zero would otherwise stop everything silently.
     admitted == 0
         || (!state.admissions_blocked
             && !state.others_idle
@@ -270,14 +269,13 @@ fn may_admit_anybody(state: &PlannerState<'_>, limits: &EngineLimits) -> bool {
             && has_time(state, state.costs.admit_seconds()))
 }
 
-/// Whether an owner may have one more image in the engine: the last place is for those who have none there, so that
-/// nobody fills it with images that are begun and wait. Of those who may break the engine, or the process, it holds one
-/// at a time: then it is known which it was.
-fn has_place(state: &PlannerState<'_>, limits: &EngineLimits, newcomer: &Candidate) -> bool {
+/// Whether an owner may have one more image in the engine: the last slot is for owners that have none there, so that no
+/// owner fills it with images that only wait. Of suspects the engine holds one at a time, so that the culprit is known.
+fn has_slot(state: &PlannerState<'_>, limits: &EngineLimits, job: &Candidate) -> bool {
     let admitted = || state.candidates.iter().filter(|candidate| candidate.is_admitted);
     let is_within_share =
-        admitted().count() + 1 < limits.images_max || admitted().all(|candidate| candidate.owner != newcomer.owner);
-    is_within_share && !(newcomer.is_suspect && admitted().any(|candidate| candidate.is_suspect))
+        admitted().count() + 1 < limits.images_max || admitted().all(|candidate| candidate.owner != job.owner);
+    is_within_share && !(job.is_suspect && admitted().any(|candidate| candidate.is_suspect))
 }
 
 struct ChosenStep<'a> {
@@ -286,7 +284,7 @@ struct ChosenStep<'a> {
     stopped: Reason,
 }
 
-/// Who of those that are `wanted` should step next; `None` when there is nobody.
+/// Which of the `wanted` candidates should step next; `None` when there is none.
 fn choose_step<'a>(
     state: &PlannerState<'a>,
     limits: &EngineLimits,
@@ -295,10 +293,10 @@ fn choose_step<'a>(
     let could_step = state.candidates.iter().filter(|candidate| candidate.steps_left > 0 && wanted(candidate));
     let mut turns = Turns::new(could_step, state.ledger);
     let packed_work = state.costs.packed_work();
-    let mut step = ChosenStep { chosen: Vec::new(), stopped: Reason::EveryoneSteps };
+    let mut step = ChosenStep { chosen: Vec::new(), stopped: Reason::AllStep };
     let (mut tokens, mut work) = (0, 0.0);
     while let Some(next) = turns.next() {
-        // The first goes even alone and too large: whether it fits is then the engine's to say, not ours to wait for.
+        // The first goes even if it is too large: then the engine decides whether it fits.
         let refusal = if step.chosen.is_empty() {
             None
         } else if next.is_suspect || step.chosen[0].is_suspect {
@@ -313,8 +311,9 @@ fn choose_step<'a>(
             None
         };
         if let Some(reason) = refusal {
-            // Who is smaller may still fit, but not of the same owner: it would be served all the time, and never be so far
-            // behind that what does not fit here comes first. Where it is first, its jobs go by rank anyway.
+            // A smaller job may still fit, but not of the same owner: that owner would be served all the time, and
+            // never be so far behind that what does not fit here comes first. Where it is first, its jobs go by rank
+            // anyway.
             step.stopped = reason;
             if step.chosen[0].owner != next.owner {
                 turns.pass(next.owner);
@@ -352,13 +351,13 @@ impl<'a> Turns<'a> {
         }
         for owner in owners.values_mut() {
             owner.candidates.sort_by(|one, other| one.rank.order(&other.rank));
-            // The best comes last; of two alike, the one that came first.
+            // The best comes last; of two equal ones, the earlier.
             owner.candidates.reverse();
         }
         Self { owners, window_work: window_work.min(FAIRNESS_WINDOW_WORK_MAX) }
     }
 
-    /// The best of those whose owners are not much less behind than the one that is most.
+    /// The best candidate of the owners within the window of the one furthest behind.
     fn next(&mut self) -> Option<&'a Candidate> {
         let waiting = || self.owners.values().filter(|owner| !owner.candidates.is_empty());
         let most_behind = waiting().map(|owner| owner.behind).max_by(f64::total_cmp)?;
@@ -374,12 +373,12 @@ impl<'a> Turns<'a> {
         self.owners.get_mut(&owner)?.candidates.pop()
     }
 
-    /// Leaves out the rest of an owner's candidates.
+    /// Skips the rest of an owner's candidates.
     fn pass(&mut self, owner: KeyId) {
         self.owners.remove(&owner);
     }
 
-    /// Counts a step of this one against its owner.
+    /// Charges a step of this candidate to its owner.
     fn serve(&mut self, candidate: &Candidate) {
         if let Some(owner) = self.owners.get_mut(&candidate.owner) {
             owner.behind -= candidate.step_work / candidate.weight;

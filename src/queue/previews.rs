@@ -1,11 +1,11 @@
-//! Rough images of a job that is being drawn, made only for who looks.
+//! Previews of a running job, made only on request.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::domain::engine::RgbImage;
+use crate::domain::image::RgbImage;
 
-/// The last preview of one job, and whether another one is wanted. Clones share it.
+/// The last preview of one job, and whether another one is requested. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct Previews(Arc<Inner>);
 
@@ -16,14 +16,14 @@ struct Inner {
 }
 
 impl Previews {
-    /// The last one, and a wish for one after the next step: who looks again then finds a newer one.
+    /// Returns the last preview, and requests a new one after the next step.
     pub fn look(&self) -> Option<Arc<RgbImage>> {
         self.0.is_wanted.store(true, Ordering::Relaxed);
         self.0.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes the wish, if there is one.
-    pub(super) fn take_wish(&self) -> bool {
+    /// Takes the request, if there is one.
+    pub(super) fn take_request(&self) -> bool {
         self.0.is_wanted.swap(false, Ordering::Relaxed)
     }
 

@@ -1,5 +1,5 @@
-//! What the callers and the engines' threads share: the jobs that wait, wishes to cancel, an image of what is being
-//! drawn, and who has had how much. Every lock is held for a few copies only, never over an engine call.
+//! State shared by callers and engine threads: pending jobs, cancel requests, a copy of what is running, and the
+//! ledger. Every lock is held for a few copies only, never over an engine call.
 
 mod forecasts;
 mod stalls;
@@ -21,8 +21,8 @@ use crate::domain::ids::JobId;
 use crate::domain::priority::Priority;
 use crate::telemetry::metrics::{self, Waiting};
 
-/// One engine, as the others see it.
-struct Side {
+/// One engine, as other threads see it.
+struct EngineView {
     admitted: Vec<ActiveJob>,
     /// At most as long as `admitted`.
     cancels: Vec<(JobId, CancelCause)>,
@@ -30,21 +30,21 @@ struct Side {
     scale: WorkScale,
     state: EngineState,
     is_warmed_up: bool,
-    /// How often it has failed since it finished an image, once it had drawn.
+    /// Failures since it last finished an image, once warmed up.
     failures: u32,
     watch: Arc<Watch>,
 }
 
 struct Inner {
     waiting: Vec<Entry>,
-    engines: Vec<Side>,
+    engines: Vec<EngineView>,
     ledger: Ledger,
     draining: bool,
     closed: bool,
     /// Since when no engine has been ready.
     down_since: Option<Instant>,
-    /// Another one as soon as somebody comes, is taken up or leaves.
-    crowd: u64,
+    /// Changes whenever a job arrives, is admitted or leaves.
+    version: u64,
 }
 
 pub(super) struct SharedQueue {
@@ -52,11 +52,11 @@ pub(super) struct SharedQueue {
     wake: Condvar,
     state: watch::Sender<EngineState>,
     epoch: Instant,
-    /// Always locked before `inner`. Who asks while it is worked out waits for it, and does not work it out again.
+    /// Always locked before `inner`. A caller that asks during a computation waits for its result.
     forecast: Mutex<Option<Reading>>,
 }
 
-/// What an engine's thread learns between two actions.
+/// What an engine's thread reads between two actions.
 pub(super) struct Updates {
     pub(super) candidates: Vec<Candidate>,
     pub(super) ledger: Ledger,
@@ -67,10 +67,10 @@ pub(super) struct Updates {
 }
 
 impl SharedQueue {
-    /// For so many engines.
+    /// A queue for `engines` engines.
     pub(super) fn new(engines: usize) -> Self {
         let (state, _) = watch::channel(EngineState::Loading);
-        let side = || Side {
+        let view = || EngineView {
             admitted: Vec::new(),
             cancels: Vec::new(),
             costs: CostModel::default(),
@@ -82,12 +82,12 @@ impl SharedQueue {
         };
         let inner = Inner {
             waiting: Vec::new(),
-            engines: std::iter::repeat_with(side).take(engines).collect(),
+            engines: std::iter::repeat_with(view).take(engines).collect(),
             ledger: Ledger::default(),
             draining: false,
             closed: false,
             down_since: Some(Instant::now()),
-            crowd: 0,
+            version: 0,
         };
         let epoch = Instant::now();
         Self { inner: Mutex::new(inner), wake: Condvar::new(), state, epoch, forecast: Mutex::new(None) }
@@ -97,7 +97,7 @@ impl SharedQueue {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    // The callers' side.
+    // Called by callers.
 
     pub(super) fn push(&self, entry: Entry) {
         let mut inner = self.lock();
@@ -107,39 +107,39 @@ impl SharedQueue {
             return;
         }
         inner.waiting.push(entry);
-        inner.crowd += 1;
+        inner.version += 1;
         self.wake.notify_all();
     }
 
     pub(super) fn cancel(&self, id: JobId, cause: CancelCause) {
         let mut inner = self.lock();
-        if let Some(place) = inner.waiting.iter().position(|entry| entry.id == id) {
-            let entry = inner.waiting.remove(place);
-            inner.crowd += 1;
+        if let Some(index) = inner.waiting.iter().position(|entry| entry.id == id) {
+            let entry = inner.waiting.remove(index);
+            inner.version += 1;
             drop(inner);
             metrics::job_canceled(cause.as_str());
             entry.events.end(QueueEvent::Canceled);
             return;
         }
-        let holder = inner.engines.iter_mut().find(|side| side.admitted.iter().any(|shown| shown.id == id));
-        if let Some(side) = holder
-            && side.cancels.iter().all(|(wished, _)| *wished != id)
+        let holder = inner.engines.iter_mut().find(|view| view.admitted.iter().any(|job| job.id == id));
+        if let Some(view) = holder
+            && view.cancels.iter().all(|(canceled, _)| *canceled != id)
         {
-            side.cancels.push((id, cause));
+            view.cancels.push((id, cause));
             self.wake.notify_all();
         }
     }
 
-    /// How many wait, and how many are being drawn.
+    /// Pending and running jobs.
     pub(super) fn load(&self) -> (usize, usize) {
         let inner = self.lock();
-        (inner.waiting.len(), inner.engines.iter().map(|side| side.admitted.len()).sum())
+        (inner.waiting.len(), inner.engines.iter().map(|view| view.admitted.len()).sum())
     }
 
     /// How many engines are ready, and how many there are.
     pub(super) fn engines(&self) -> (usize, usize) {
         let inner = self.lock();
-        (inner.engines.iter().filter(|side| side.state == EngineState::Ready).count(), inner.engines.len())
+        (inner.engines.iter().filter(|view| view.state == EngineState::Ready).count(), inner.engines.len())
     }
 
     pub(super) fn state(&self) -> watch::Receiver<EngineState> {
@@ -161,15 +161,15 @@ impl SharedQueue {
         self.wake.notify_all();
     }
 
-    // The engines' side.
+    // Called by engine threads.
 
     pub(super) fn set_state(&self, engine: usize, state: EngineState) {
         let mut inner = self.lock();
-        let side = &mut inner.engines[engine];
-        side.is_warmed_up |= state == EngineState::Ready;
-        side.failures += u32::from(side.is_warmed_up && matches!(state, EngineState::Rebuilding { .. }));
-        side.state = state;
-        inner.crowd += 1;
+        let view = &mut inner.engines[engine];
+        view.is_warmed_up |= state == EngineState::Ready;
+        view.failures += u32::from(view.is_warmed_up && matches!(state, EngineState::Rebuilding { .. }));
+        view.state = state;
+        inner.version += 1;
         let all = inner.state();
         match (&all, inner.down_since) {
             (EngineState::Ready, _) => inner.down_since = None,
@@ -180,41 +180,41 @@ impl SharedQueue {
         self.state.send_replace(all);
     }
 
-    /// How long no engine has been ready.
+    /// For how long no engine has been ready.
     pub(super) fn down_for(&self) -> Duration {
         self.lock().down_since.map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     pub(super) fn set_costs(&self, engine: usize, costs: CostModel, scale: WorkScale) {
         let mut inner = self.lock();
-        let side = &mut inner.engines[engine];
-        (side.costs, side.scale) = (costs, scale);
+        let view = &mut inner.engines[engine];
+        (view.costs, view.scale) = (costs, scale);
     }
 
     pub(super) fn update_costs(&self, engine: usize, update: impl FnOnce(&mut CostModel)) {
         update(&mut self.lock().engines[engine].costs);
     }
 
-    /// Shows what an engine holds.
-    pub(super) fn show(&self, engine: usize, admitted: &[ActiveJob]) {
+    /// Publishes what an engine holds.
+    pub(super) fn publish(&self, engine: usize, admitted: &[ActiveJob]) {
         let mut inner = self.lock();
-        let side = &mut inner.engines[engine];
-        let is_same = side.admitted.iter().map(|shown| shown.id).eq(admitted.iter().map(|shown| shown.id));
-        inner.crowd += u64::from(!is_same);
-        let side = &mut inner.engines[engine];
-        side.admitted.clear();
-        side.admitted.extend_from_slice(admitted);
+        let view = &mut inner.engines[engine];
+        let is_same = view.admitted.iter().map(|job| job.id).eq(admitted.iter().map(|job| job.id));
+        inner.version += u64::from(!is_same);
+        let view = &mut inner.engines[engine];
+        view.admitted.clear();
+        view.admitted.extend_from_slice(admitted);
     }
 
-    /// Takes what has happened meanwhile, and ends those whose deadline has passed while they waited.
-    pub(super) fn take_news(&self, engine: usize) -> Updates {
+    /// Takes what has changed, and fails pending jobs whose deadline has passed.
+    pub(super) fn take_updates(&self, engine: usize) -> Updates {
         let mut inner = self.lock();
         let late = inner.take_late(Instant::now());
         let costs = inner.engines[engine].costs;
-        let is_idle = |(other, side): (usize, &Side)| {
-            other != engine && side.state == EngineState::Ready && side.admitted.is_empty()
+        let is_idle = |(other, view): (usize, &EngineView)| {
+            other != engine && view.state == EngineState::Ready && view.admitted.is_empty()
         };
-        let news = Updates {
+        let updates = Updates {
             candidates: inner.candidates(engine, self.epoch),
             ledger: inner.ledger.clone(),
             costs,
@@ -224,35 +224,35 @@ impl SharedQueue {
         };
         drop(inner);
         late.into_iter().for_each(Entry::end_late);
-        news
+        updates
     }
 
-    /// Takes a job that waits, if it still does, and shows it as admitted, so that it can be cancelled from now on.
+    /// Takes a job if it is still pending, and publishes it as admitted, so that it can still be canceled.
     pub(super) fn take(&self, engine: usize, id: JobId) -> Option<Entry> {
         let mut inner = self.lock();
-        let place = inner.waiting.iter().position(|entry| entry.id == id)?;
-        let entry = inner.waiting.remove(place);
-        let side = &mut inner.engines[engine];
-        side.admitted.push(ActiveJob::new(&entry, side.scale));
-        inner.crowd += 1;
+        let index = inner.waiting.iter().position(|entry| entry.id == id)?;
+        let entry = inner.waiting.remove(index);
+        let view = &mut inner.engines[engine];
+        view.admitted.push(ActiveJob::new(&entry, view.scale));
+        inner.version += 1;
         Some(entry)
     }
 
-    /// Lets a job wait again. It keeps the moment it came.
+    /// Returns a job to the queue. It keeps its arrival time.
     pub(super) fn put_back(&self, entry: Entry) {
         entry.events.put_back();
         let mut inner = self.lock();
         inner.waiting.push(entry);
-        inner.crowd += 1;
+        inner.version += 1;
         drop(inner);
         self.wake.notify_all();
     }
 
-    /// Counts time of an engine for those it was spent on, against all who have something to draw.
+    /// Charges engine time to the owners it was spent on, relative to all owners that have jobs.
     pub(super) fn note_time(&self, engine: usize, served: &[Share], took: Duration) {
         let mut inner = self.lock();
         let present = inner.waiting.iter().map(|entry| (entry.owner, entry.terms));
-        let admitted = inner.engines.iter().flat_map(|side| &side.admitted).map(|shown| (shown.owner, shown.terms));
+        let admitted = inner.engines.iter().flat_map(|view| &view.admitted).map(|job| (job.owner, job.terms));
         let mut shares: Vec<Share> = present
             .chain(admitted)
             .map(|(owner, terms)| Share { owner, weight: terms.owner_priority.weight(), part: 0.0 })
@@ -270,7 +270,7 @@ impl SharedQueue {
         drop(self.wake.wait_while(inner, idle).unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Sleeps for `delay`; `false` when the queue was closed meanwhile.
+    /// Sleeps for `delay`; `false` when the queue was closed during it.
     pub(super) fn sleep(&self, delay: Duration) -> bool {
         let inner = self.lock();
         let (inner, _) =
@@ -278,36 +278,36 @@ impl SharedQueue {
         !inner.closed
     }
 
-    /// Ends those in line whose deadline has passed: for when no engine comes by to do it.
+    /// Fails pending jobs whose deadline has passed: for when no engine is there to do it.
     pub(super) fn end_late(&self) {
         let late = self.lock().take_late(Instant::now());
         late.into_iter().for_each(Entry::end_late);
     }
 
-    /// Tells everyone in line that they have waited in vain.
+    /// Fails all pending jobs.
     pub(super) fn fail_waiting(&self) {
         let mut inner = self.lock();
         let waiting = std::mem::take(&mut inner.waiting);
-        inner.crowd += 1;
+        inner.version += 1;
         drop(inner);
         for entry in waiting {
-            entry.fail(JobFailure::ENGINE_UNAVAILABLE, "the model's engine could not be started for too long");
+            entry.fail(JobFailure::ENGINE_UNAVAILABLE, "the model's engine could not be started in time");
         }
     }
 
-    /// An engine's thread is going. With the last one, whoever is left ends without an outcome.
+    /// Notes that an engine's thread ends. With the last one, the remaining jobs end without an outcome.
     pub(super) fn abandon(&self, engine: usize) {
         let mut inner = self.lock();
         inner.engines[engine].admitted.clear();
-        inner.crowd += 1;
-        let is_last = inner.engines.iter().all(|side| side.state == EngineState::Gone);
+        inner.version += 1;
+        let is_last = inner.engines.iter().all(|view| view.state == EngineState::Gone);
         let waiting = if is_last || inner.closed { std::mem::take(&mut inner.waiting) } else { Vec::new() };
         inner.closed |= is_last;
         drop(inner);
         drop(waiting);
     }
 
-    /// Tells the metrics how many wait.
+    /// Updates the metrics of the queue's depth.
     pub(super) fn count(&self, model: &str) {
         let inner = self.lock();
         let mut waiting = Waiting::default();
@@ -318,16 +318,16 @@ impl SharedQueue {
                 Priority::High => waiting.high += 1,
             }
         }
-        let admitted = inner.engines.iter().map(|side| side.admitted.len()).sum();
+        let admitted = inner.engines.iter().map(|view| view.admitted.len()).sum();
         drop(inner);
         metrics::queue_depth(model, waiting, admitted);
     }
 }
 
 impl Inner {
-    /// The state of all engines together: ready as soon as one is.
+    /// State of all engines together: ready as soon as one is.
     fn state(&self) -> EngineState {
-        let states = || self.engines.iter().map(|side| &side.state);
+        let states = || self.engines.iter().map(|view| &view.state);
         if states().any(|state| *state == EngineState::Ready) {
             return EngineState::Ready;
         }
@@ -338,27 +338,27 @@ impl Inner {
 
     fn take_late(&mut self, now: Instant) -> Vec<Entry> {
         let late: Vec<Entry> = self.waiting.extract_if(.., |entry| entry.is_late(now)).collect();
-        self.crowd += late.len() as u64;
+        self.version += late.len() as u64;
         late
     }
 
-    /// Who waits, and who is in this engine.
+    /// All pending jobs, and those in this engine.
     fn candidates(&self, engine: usize, epoch: Instant) -> Vec<Candidate> {
-        let side = &self.engines[engine];
+        let view = &self.engines[engine];
         let now = epoch.elapsed().as_secs_f64();
-        let candidate = |shown: &ActiveJob, is_admitted: bool| Candidate {
-            id: shown.id,
-            owner: shown.owner,
-            weight: shown.terms.owner_priority.weight(),
-            rank: shown.urgency(epoch, &side.costs).rank(now),
-            step_tokens: shown.step_tokens,
-            step_work: shown.step_work,
-            steps_left: shown.steps_left,
-            is_suspect: shown.is_suspect,
+        let candidate = |job: &ActiveJob, is_admitted: bool| Candidate {
+            id: job.id,
+            owner: job.owner,
+            weight: job.terms.owner_priority.weight(),
+            rank: job.urgency(epoch, &view.costs).rank(now),
+            step_tokens: job.step_tokens,
+            step_work: job.step_work,
+            steps_left: job.steps_left,
+            is_suspect: job.is_suspect,
             is_admitted,
         };
-        let admitted = side.admitted.iter().map(|shown| candidate(shown, true));
-        let waiting = self.waiting.iter().map(|entry| candidate(&ActiveJob::new(entry, side.scale), false));
+        let admitted = view.admitted.iter().map(|job| candidate(job, true));
+        let waiting = self.waiting.iter().map(|entry| candidate(&ActiveJob::new(entry, view.scale), false));
         admitted.chain(waiting).collect()
     }
 }

@@ -1,40 +1,40 @@
-//! Whether an engine draws nothing any more, so that whoever runs the worker starts it again: a call that does not come
-//! back cannot be broken off, and what a device lacks after a failure may be had again by another process.
+//! Detects a stalled engine, so that the process can be restarted: a hanging call cannot be aborted, and a new process
+//! may get what a device lacks after a failure.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::cost::CostModel;
 
-/// A call that takes so many times what was expected is thought not to come back.
+/// A call that takes this many times its expected time counts as hanging.
 const EXPECTED_TIMES_MAX: f64 = 60.0;
-/// So many times in a row an engine is built again without an image in between: then building it again does not help.
-pub(super) const BUILDS_IN_VAIN_MAX: u32 = 3;
+/// After this many rebuilds in a row without a finished image, rebuilding does not help.
+pub(super) const FRUITLESS_REBUILDS_MAX: u32 = 3;
 
-/// Why an engine is thought to draw nothing any more.
+/// Why an engine is considered stalled.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum Stall {
-    /// It is at something that takes far too long.
-    #[error("engine {engine} has been at {what} for {} s, where {expected_seconds:.2} s were expected", took.as_secs())]
+    /// A call takes far too long.
+    #[error("engine {engine} has been busy with {what} for {} s; {expected_seconds:.2} s were expected", took.as_secs())]
     Call {
         /// Which one.
         engine: usize,
-        /// What it is at.
+        /// What it is doing.
         what: &'static str,
-        /// For how long.
+        /// How long it has been doing that.
         took: Duration,
-        /// What such a thing has taken so far.
+        /// What such a call has taken so far.
         expected_seconds: f64,
     },
-    /// Its thread is gone.
-    #[error("the thread of engine {engine} has ended, by a mistake in this program")]
+    /// Its thread has ended.
+    #[error("the thread of engine {engine} has ended, by a bug in this program")]
     Gone {
         /// Which one.
         engine: usize,
     },
-    /// It fails, however often it is built again.
-    #[error("engine {engine} was built again {times} times and has finished no image in between")]
-    BuiltInVain {
+    /// It fails after every rebuild.
+    #[error("engine {engine} was rebuilt {times} times and has finished no image in between")]
+    FruitlessRebuilds {
         /// Which one.
         engine: usize,
         /// How often.
@@ -42,7 +42,7 @@ pub enum Stall {
     },
 }
 
-/// What an engine can be at.
+/// The kinds of engine calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
     Admit,
@@ -54,15 +54,15 @@ pub(super) enum Call {
 impl Call {
     pub(super) fn words(self) -> &'static str {
         match self {
-            Self::Admit => "taking an image in",
+            Self::Admit => "admitting an image",
             Self::Step => "a step",
             Self::Preview => "a preview",
             Self::Decode => "decoding an image",
         }
     }
 
-    /// What it is likely to take an engine that holds images whose steps are so much work: of all calls of its kind that
-    /// can be meant, the longest. One that holds none is being built again, and draws its first images.
+    /// Likely duration for an engine that holds images with steps of these `works`: the longest of all calls of the
+    /// kind that can be meant. An engine that holds none is warming up.
     pub(super) fn expected_seconds(self, costs: &CostModel, works: &[f64]) -> f64 {
         if works.is_empty() {
             return costs.admit_seconds().max(costs.warm_up_seconds());
@@ -75,17 +75,16 @@ impl Call {
     }
 }
 
-/// How long a call may take of which so much is expected. Never less than `least`: the machine may have been busy with, or
-/// have slept over, something else.
+/// How long a call may take. Never less than `least`: the machine may have been busy or asleep.
 pub(super) fn allowed(expected_seconds: f64, least: Duration) -> Duration {
     Duration::try_from_secs_f64(expected_seconds * EXPECTED_TIMES_MAX).unwrap_or(Duration::MAX).max(least)
 }
 
-/// What one engine is at, and since when.
+/// The current call of one engine, and its start.
 #[derive(Debug, Default)]
 pub(super) struct Watch(Mutex<Option<(Call, Instant)>>);
 
-/// Ends with the call.
+/// Guard of a call under way.
 pub(super) struct UnderWay<'a>(&'a Watch);
 
 impl Watch {
@@ -98,7 +97,7 @@ impl Watch {
         UnderWay(self)
     }
 
-    /// What the engine is at, and for how long.
+    /// The current call, and for how long it has run.
     pub(super) fn under_way(&self) -> Option<(Call, Duration)> {
         self.lock().map(|(call, since)| (call, since.elapsed()))
     }

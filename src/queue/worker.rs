@@ -1,7 +1,7 @@
-//! An engine's own thread: builds the engine, does what the planner says, and survives what the engine does.
+//! An engine's own thread: builds the engine, follows the planner, and survives the engine's failures.
 //!
-//! Newcomers and cancellations are looked at between any two actions, so a late comer joins the next step and a
-//! cancelled image is not in it.
+//! New jobs and cancellations are read between any two actions, so a new job joins the next step and a canceled image
+//! is not in it.
 
 mod decode;
 mod faults;
@@ -26,10 +26,10 @@ use crate::telemetry::metrics;
 use decode::patience;
 use faults::end_failed;
 
-/// How often the deadlines of those in line are looked at while there is no engine.
+/// How often the deadlines of pending jobs are checked while there is no engine.
 const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The engine is of no use any more: why, and which jobs it was at.
+/// The engine broke: why, and which jobs it was working on.
 pub(super) struct Broken {
     cause: String,
     at: Vec<JobId>,
@@ -41,10 +41,11 @@ impl From<EngineError> for Broken {
     }
 }
 
-struct Drawing {
+/// An image in the engine.
+struct Running {
     entry: Entry,
     slot: Slot,
-    /// How long it has been decoded so far.
+    /// Time spent on its decoding so far.
     decoding: Duration,
 }
 
@@ -52,8 +53,8 @@ pub(super) struct Worker {
     shared: Arc<SharedQueue>,
     engine: usize,
     settings: QueueSettings,
-    drawings: HashMap<JobId, Drawing>,
-    /// As in `drawings`, in order of admission.
+    running: HashMap<JobId, Running>,
+    /// The same jobs as in `running`, in order of admission.
     admitted: Vec<ActiveJob>,
     non_step_work: NonStepWork,
     admissions_blocked: bool,
@@ -66,7 +67,7 @@ impl Worker {
             shared,
             engine,
             settings,
-            drawings: HashMap::new(),
+            running: HashMap::new(),
             admitted: Vec::new(),
             non_step_work: NonStepWork::default(),
             admissions_blocked: false,
@@ -93,9 +94,9 @@ impl Worker {
                 }
             };
             let Broken { cause, at } = broken;
-            tracing::error!(%model, engine = self.engine, cause, builds_failed, "the engine failed and is built again");
+            tracing::error!(%model, engine = self.engine, cause, builds_failed, "the engine failed and is rebuilt");
             self.shared.set_state(self.engine, EngineState::Rebuilding { cause, builds_failed });
-            self.let_all_go(&at);
+            self.release_all(&at);
             metrics::engine_rebuilt(model.as_str());
             if !self.wait_out(delay) {
                 break;
@@ -104,8 +105,8 @@ impl Worker {
         }
     }
 
-    /// Waits before the next attempt; `false` when the queue was closed. Those in line have no engine to look after them
-    /// now, unless there is another one.
+    /// Waits before the next attempt; `false` when the queue was closed. Looks after pending jobs, which may have no
+    /// other engine now.
     fn wait_out(&self, delay: Duration) -> bool {
         let until = Instant::now() + delay;
         loop {
@@ -123,12 +124,12 @@ impl Worker {
         }
     }
 
-    /// Builds an engine and has it draw: only an engine that has drawn is ready, and what it took is known by then.
+    /// Builds an engine and warms it up: only then it is ready, and its costs are known.
     fn build(&mut self, factory: &EngineFactory) -> Result<GuardedEngine, Broken> {
         let started = Instant::now();
         let mut engine = GuardedEngine::build(factory, self.shared.watch(self.engine))?;
         self.scale = WorkScale { attention_balance_tokens: engine.attention_balance_tokens()? };
-        let costs = warm_up::draw(&mut engine, &self.settings.warm_up, self.scale)?;
+        let costs = warm_up::run(&mut engine, &self.settings.warm_up, self.scale)?;
         self.shared.set_costs(self.engine, costs, self.scale);
         tracing::info!(
             model = %self.settings.model,
@@ -137,7 +138,7 @@ impl Worker {
             step_overhead_seconds = costs.step_seconds(0.0),
             seconds_per_kilotoken = costs.step_seconds(1000.0) - costs.step_seconds(0.0),
             packed_tokens = costs.packed_work(),
-            "the engine has drawn"
+            "the engine is warmed up"
         );
         Ok(engine)
     }
@@ -145,14 +146,14 @@ impl Worker {
     /// Serves until the queue is closed (`Ok`) or the engine breaks.
     fn serve(&mut self, mut engine: GuardedEngine) -> Result<(), Broken> {
         loop {
-            let Some(news) = self.catch_up(&mut engine)? else { return Ok(()) };
+            let Some(updates) = self.catch_up(&mut engine)? else { return Ok(()) };
             let state = PlannerState {
-                candidates: &news.candidates,
-                ledger: &news.ledger,
-                costs: &news.costs,
+                candidates: &updates.candidates,
+                ledger: &updates.ledger,
+                costs: &updates.costs,
                 non_step_work: self.non_step_work,
                 admissions_blocked: self.admissions_blocked,
-                others_idle: news.others_idle,
+                others_idle: updates.others_idle,
             };
             let plan = plan(&state, &engine.limits()?);
             tracing::trace!(?plan, "planned");
@@ -165,37 +166,37 @@ impl Worker {
         }
     }
 
-    /// Lets go of images that are cancelled or late, then takes the news. `None`: the queue is closed.
+    /// Releases canceled and late images, then takes the updates. `None`: the queue is closed.
     fn catch_up(&mut self, engine: &mut GuardedEngine) -> Result<Option<Updates>, Broken> {
         let now = Instant::now();
-        let is_late = |shown: &&ActiveJob| shown.terms.deadline.is_some_and(|deadline| deadline <= now);
-        let late: Vec<JobId> = self.admitted.iter().filter(is_late).map(|shown| shown.id).collect();
-        for drawing in late.into_iter().filter_map(|id| self.leave(id)).collect::<Vec<_>>() {
-            drawing.entry.end_late();
-            engine.release(drawing.slot)?;
+        let is_late = |job: &&ActiveJob| job.terms.deadline.is_some_and(|deadline| deadline <= now);
+        let late: Vec<JobId> = self.admitted.iter().filter(is_late).map(|job| job.id).collect();
+        for running in late.into_iter().filter_map(|id| self.remove(id)).collect::<Vec<_>>() {
+            running.entry.end_late();
+            engine.release(running.slot)?;
         }
         loop {
-            // Before the news: who has left must not be planned with, and before a sleep nobody else would come by to
-            // strike them out.
-            self.shared.show(self.engine, &self.admitted);
-            let news = self.shared.take_news(self.engine);
-            if news.cancels.is_empty() {
+            // Before taking updates: a removed job must not be planned again, and nothing else would remove it before a
+            // sleep.
+            self.shared.publish(self.engine, &self.admitted);
+            let updates = self.shared.take_updates(self.engine);
+            if updates.cancels.is_empty() {
                 self.shared.count(self.settings.model.as_str());
-                return Ok((!news.closed).then_some(news));
+                return Ok((!updates.closed).then_some(updates));
             }
-            for (id, cause) in news.cancels {
+            for (id, cause) in updates.cancels {
                 self.cancel(engine, id, cause)?;
             }
         }
     }
 
     fn cancel(&mut self, engine: &mut GuardedEngine, id: JobId, cause: CancelCause) -> Result<(), Broken> {
-        if let Some(drawing) = self.leave(id) {
+        if let Some(running) = self.remove(id) {
             metrics::job_canceled(cause.as_str());
-            drawing.entry.events.end(QueueEvent::Canceled);
-            engine.release(drawing.slot)?;
+            running.entry.events.end(QueueEvent::Canceled);
+            engine.release(running.slot)?;
         } else {
-            // Put back into the line between the wish and now.
+            // It was put back into the queue after the cancel request.
             self.shared.cancel(id, cause);
         }
         Ok(())
@@ -206,15 +207,15 @@ impl Worker {
         let Some(entry) = self.shared.take(self.engine, id) else {
             return Ok(());
         };
-        let shown = ActiveJob::new(&entry, self.scale);
-        if shown.step_tokens > tokens_max {
-            let reason = format!("it takes {} tokens per step, and this device holds {tokens_max}", shown.step_tokens);
+        let job = ActiveJob::new(&entry, self.scale);
+        if job.step_tokens > tokens_max {
+            let reason = format!("it takes {} tokens per step, and this device holds {tokens_max}", job.step_tokens);
             entry.fail(JobFailure::OUT_OF_MEMORY, reason);
             return Ok(());
         }
         let started = Instant::now();
         let admitted = entry.span.in_scope(|| engine.admit(&entry.spec));
-        let took = self.note_aside(started, &shown);
+        let took = self.note_non_step_work(started, &job);
         metrics::admitted(self.settings.model.as_str(), entry.arrived.elapsed(), took);
         match admitted {
             Ok(slot) => {
@@ -222,16 +223,16 @@ impl Worker {
                 entry.events.worked(took);
                 entry.events.started();
                 tracing::debug!(parent: &entry.span, engine = self.engine, "admitted");
-                self.admitted.push(shown);
-                self.drawings.insert(id, Drawing { entry, slot, decoding: Duration::ZERO });
+                self.admitted.push(job);
+                self.running.insert(id, Running { entry, slot, decoding: Duration::ZERO });
             }
-            Err(EngineError::OutOfMemory(_)) if !self.drawings.is_empty() => {
+            Err(EngineError::OutOfMemory(_)) if !self.running.is_empty() => {
                 self.admissions_blocked = true;
                 self.shared.put_back(entry);
             }
             Err(EngineError::Fatal(cause)) => {
-                // The only one it was at.
-                self.begin_again_elsewhere(entry, true);
+                // The only job it was working on.
+                self.requeue(entry, true);
                 return Err(Broken { cause, at: Vec::new() });
             }
             Err(error) => end_failed(entry, &error),
@@ -239,41 +240,41 @@ impl Worker {
         Ok(())
     }
 
-    /// What is no step takes time of the engine as well, so it counts for the owner like one.
-    fn note_aside(&mut self, started: Instant, shown: &ActiveJob) -> Duration {
+    /// Charges the owner for engine time outside of steps.
+    fn note_non_step_work(&mut self, started: Instant, job: &ActiveJob) -> Duration {
         let took = started.elapsed();
         self.non_step_work.note(took.as_secs_f64());
-        let (owner, weight) = (shown.owner, shown.terms.owner_priority.weight());
+        let (owner, weight) = (job.owner, job.terms.owner_priority.weight());
         self.shared.note_time(self.engine, &[Share { owner, weight, part: 1.0 }], took);
         took
     }
 
-    /// One step of `ids`. Where the engine refuses the set, the first half of it, down to one image; the others are
-    /// next.
+    /// Runs one step for `ids`. If the engine rejects the batch, retries with the first half, down to one image; the
+    /// rest are next.
     fn step(&mut self, engine: &mut GuardedEngine, mut ids: Vec<JobId>, reason: Reason) -> Result<(), Broken> {
         metrics::step_planned(self.settings.model.as_str(), reason.as_str(), ids.len());
         loop {
-            let slots: Vec<Slot> = ids.iter().map(|id| self.drawings[id].slot).collect();
+            let slots: Vec<Slot> = ids.iter().map(|id| self.running[id].slot).collect();
             let started = Instant::now();
             let span = self.step_span(&ids, reason);
             match span.in_scope(|| engine.step(&slots)) {
                 Ok(()) => {
                     let took = started.elapsed();
-                    // First: who hears of the step then finds its preview.
-                    let shown = self.show_previews(engine, &ids);
+                    // First: a watcher that is told of the step then finds its preview.
+                    let outcome = self.update_previews(engine, &ids);
                     self.note_step(&ids, took);
-                    return shown;
+                    return outcome;
                 }
                 Err(EngineError::Fatal(cause)) => return Err(Broken { cause, at: ids }),
                 Err(error) if ids.len() > 1 => {
-                    tracing::warn!(parent: &span, %error, images = ids.len(), "the step is tried again with half its images");
+                    tracing::warn!(parent: &span, %error, images = ids.len(), "the step is retried with half its images");
                     ids.truncate(ids.len() / 2);
                 }
-                Err(EngineError::OutOfMemory(_)) if self.drawings.len() > 1 => return self.make_room(engine, ids[0]),
+                Err(EngineError::OutOfMemory(_)) if self.running.len() > 1 => return self.make_room(engine, ids[0]),
                 Err(error) => {
-                    if let Some(drawing) = self.leave(ids[0]) {
-                        end_failed(drawing.entry, &error);
-                        engine.release(drawing.slot)?;
+                    if let Some(running) = self.remove(ids[0]) {
+                        end_failed(running.entry, &error);
+                        engine.release(running.slot)?;
                     }
                     return Ok(());
                 }
@@ -281,10 +282,10 @@ impl Worker {
         }
     }
 
-    /// Rough images for those who look. One that cannot be made is no reason to stop.
-    fn show_previews(&self, engine: &mut GuardedEngine, ids: &[JobId]) -> Result<(), Broken> {
-        for Drawing { entry, slot, .. } in ids.iter().filter_map(|id| self.drawings.get(id)) {
-            if !entry.events.previews.take_wish() {
+    /// Makes the requested previews. A failed one is no reason to stop.
+    fn update_previews(&self, engine: &mut GuardedEngine, ids: &[JobId]) -> Result<(), Broken> {
+        for Running { entry, slot, .. } in ids.iter().filter_map(|id| self.running.get(id)) {
+            if !entry.events.previews.take_request() {
                 continue;
             }
             let _entered = entry.span.enter();
@@ -301,17 +302,17 @@ impl Worker {
     fn note_step(&mut self, ids: &[JobId], took: Duration) {
         let (mut tokens, mut work) = (0, 0.0);
         let mut served = Vec::with_capacity(ids.len());
-        for shown in self.admitted.iter_mut().filter(|shown| ids.contains(&shown.id)) {
-            shown.steps_left -= 1;
-            tokens += shown.step_tokens;
-            work += shown.step_work;
-            let weight = shown.terms.owner_priority.weight();
-            served.push(Share { owner: shown.owner, weight, part: shown.step_work });
-            let entry = &self.drawings[&shown.id].entry;
-            entry.events.step(entry.spec.steps() - shown.steps_left, entry.spec.steps());
+        for job in self.admitted.iter_mut().filter(|job| ids.contains(&job.id)) {
+            job.steps_left -= 1;
+            tokens += job.step_tokens;
+            work += job.step_work;
+            let weight = job.terms.owner_priority.weight();
+            served.push(Share { owner: job.owner, weight, part: job.step_work });
+            let entry = &self.running[&job.id].entry;
+            entry.events.step(entry.spec.steps() - job.steps_left, entry.spec.steps());
         }
-        for shown in self.admitted.iter().filter(|shown| ids.contains(&shown.id)) {
-            self.drawings[&shown.id].entry.events.worked(took.mul_f64(shown.step_work / work.max(1.0)));
+        for job in self.admitted.iter().filter(|job| ids.contains(&job.id)) {
+            self.running[&job.id].entry.events.worked(took.mul_f64(job.step_work / work.max(1.0)));
         }
         self.non_step_work.note_step(took.as_secs_f64());
         self.shared.update_costs(self.engine, |costs| costs.note_step(work, took));
@@ -319,16 +320,16 @@ impl Worker {
         metrics::step_done(self.settings.model.as_str(), tokens, took);
     }
 
-    /// Forgets an image. Somebody has left, so others may come.
-    fn leave(&mut self, id: JobId) -> Option<Drawing> {
-        self.admitted.retain(|shown| shown.id != id);
+    /// Removes an image, which lets others in.
+    fn remove(&mut self, id: JobId) -> Option<Running> {
+        self.admitted.retain(|job| job.id != id);
         self.admissions_blocked = false;
-        self.drawings.remove(&id)
+        self.running.remove(&id)
     }
 }
 
 impl Drop for Worker {
-    /// Also when this thread panics, which is a mistake of ours: nobody shall wait for a thread that is gone.
+    /// Also when this thread panics, which is a bug: no job may wait for a dead thread.
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.shared.set_state(self.engine, EngineState::Gone);

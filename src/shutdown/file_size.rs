@@ -1,11 +1,11 @@
-//! The limit on the size of a file (`ulimit -f`): a write beyond it is a failure to be told of, not the process's end.
+//! The limit of file sizes (`ulimit -f`): a write beyond it becomes an error instead of ending the process.
 
 /// The signal's number, the same on Linux, macOS and the BSDs.
 #[cfg(unix)]
 const SIGXFSZ: i32 = 25;
 
-/// From now on a write beyond the limit on a file's size fails, as one to a full disk does, where it would have ended the
-/// process: database and images are made for failures.
+/// Makes a write beyond the file size limit fail, like one to a full disk, instead of ending the process: database and
+/// images handle failures.
 ///
 /// # Panics
 /// Outside a tokio runtime.
@@ -13,9 +13,9 @@ pub fn outlive_file_size_limit() {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
-        // Once caught it stays caught: nobody has to listen.
+        // A handler once installed stays; the stream is not needed.
         if let Err(error) = signal(SignalKind::from_raw(SIGXFSZ)) {
-            tracing::warn!(%error, "a file that grows beyond its limit would end the process");
+            tracing::warn!(%error, "SIGXFSZ cannot be caught: a file beyond its size limit would end the process");
         }
     }
 }
@@ -29,7 +29,7 @@ mod tests {
 
     const LIMITED: &str = "FLUXSERVE_TEST_HAS_FILE_LIMIT";
 
-    /// Runs as a process of its own, with a limit that the test below sets.
+    /// Runs in a process of its own, with a limit that the test below sets.
     #[tokio::test]
     async fn in_a_limited_process() {
         if std::env::var_os(LIMITED).is_none() {

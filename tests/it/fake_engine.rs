@@ -1,20 +1,21 @@
-//! An engine without a model: an image's colour follows from its seed, or is that of the image it starts from, and the test says when it steps, fails or
-//! panics, and sees what it was told to do.
+//! An engine without a model: an image's color follows from its seed or its input image. The test decides when it
+//! steps, fails or panics, and sees its calls.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use fluxserve::domain::engine::{EngineError, EngineLimits, RgbImage, Slot, StepEngine};
+use fluxserve::domain::engine::{EngineError, EngineLimits, Slot, StepEngine};
+use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::spec::GenerateSpec;
 
 /// Longest a test waits for something to happen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How much redder a preview is with every step.
+/// How much redder a preview gets with every step.
 pub(crate) const PREVIEW_RED_PER_STEP: u8 = 40;
 
-/// What an engine was told to do; images go by their seeds.
+/// A call to an engine; images are identified by their seeds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
     Build,
@@ -29,7 +30,7 @@ pub(crate) enum Call {
 pub(crate) enum Fault {
     Error(EngineError),
     Panic,
-    /// Only of a finish: every pixel is black.
+    /// For a finish only: every pixel is black.
     Black,
 }
 
@@ -37,7 +38,7 @@ pub(crate) enum Fault {
 struct State {
     calls: Vec<Call>,
     is_held: bool,
-    /// Also the warm-up's steps wait.
+    /// The warm-up's steps wait, too.
     holds_warm_up: bool,
     /// Steps that pass although it is held.
     free_steps: u32,
@@ -50,7 +51,7 @@ struct State {
     poison: Option<u64>,
     limits: Option<EngineLimits>,
     step_images_max: Option<usize>,
-    /// Who hears what is logged on the engine's thread.
+    /// Receives what is logged on the engine's thread.
     listener: Option<tracing::Dispatch>,
 }
 
@@ -61,7 +62,7 @@ impl State {
     }
 }
 
-/// The test's hold on the engine.
+/// The test's control of the engine.
 #[derive(Clone, Default)]
 pub(crate) struct EngineControl(Arc<(Mutex<State>, Condvar)>);
 
@@ -75,13 +76,13 @@ impl EngineControl {
         self.lock().is_held = true;
     }
 
-    /// As `hold`, from the warm-up on.
+    /// Like `hold`, from the warm-up on.
     pub(crate) fn hold_from_the_start(&self) {
         let mut state = self.lock();
         (state.is_held, state.holds_warm_up) = (true, true);
     }
 
-    /// The next `steps` steps pass, also one that waits.
+    /// The next `steps` steps pass, including one that waits.
     pub(crate) fn let_pass(&self, steps: u32) {
         self.lock().free_steps = steps;
         self.0.1.notify_all();
@@ -92,7 +93,7 @@ impl EngineControl {
         self.0.1.notify_all();
     }
 
-    /// Waits until the engine stands before a step.
+    /// Waits until the engine is about to step.
     pub(crate) async fn held(&self) {
         self.until(|state| state.waits_at_gate).await;
     }
@@ -104,7 +105,7 @@ impl EngineControl {
     async fn until(&self, condition: impl Fn(&State) -> bool) {
         let started = Instant::now();
         while !condition(&self.lock()) {
-            assert!(started.elapsed() < PATIENCE, "it did not happen; calls: {:?}", self.lock().calls);
+            assert!(started.elapsed() < PATIENCE, "not in time; calls: {:?}", self.lock().calls);
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -117,7 +118,7 @@ impl EngineControl {
         self.lock().calls.clear();
     }
 
-    /// Hears what is logged on the thread of the next engine that is built.
+    /// Receives what is logged on the thread of the next engine that is built.
     pub(crate) fn listen(&self, listener: tracing::Dispatch) {
         self.lock().listener = Some(listener);
     }
@@ -162,7 +163,7 @@ impl EngineControl {
         let listener = state.listener.take();
         drop(state);
         if let Some(listener) = listener {
-            // For as long as the thread lives, which has nothing before or after the queue's work.
+            // For as long as the thread lives, which does nothing but the queue's work.
             std::mem::forget(tracing::dispatcher::set_default(&listener));
         }
         Ok(Box::new(FakeEngine { control: self.clone(), images: BTreeMap::new(), next_slot: 0 }))
@@ -218,7 +219,7 @@ impl StepEngine for FakeEngine {
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
         let mut seeds: Vec<u64> = slots.iter().map(|slot| self.images[slot].spec.seed()).collect();
-        // Who is named first in a step makes no difference.
+        // The order within a step makes no difference.
         seeds.sort_unstable();
         let is_warm_up = slots.iter().all(|slot| self.images[slot].spec.prompt() == "warm-up");
         let (fault, images_max) = {
@@ -229,7 +230,7 @@ impl StepEngine for FakeEngine {
             state.calls.push(Call::Step(seeds));
             if is_warm_up && !state.holds_warm_up {
                 drop(state);
-                // However many images share it: so the queue learns that sharing pays.
+                // Independent of the batch size, so that the queue learns that batching pays.
                 std::thread::sleep(Duration::from_millis(2));
                 self.do_steps(slots);
                 return Ok(());
@@ -255,10 +256,10 @@ impl StepEngine for FakeEngine {
             state.calls.push(Call::Finish(spec.seed()));
             state.next_finish.take()
         };
-        let start = spec.input_image().map(|start| start.image.pixels());
-        let colour = match start {
+        let input = spec.input_image().map(|start| start.image.pixels());
+        let colour = match input {
             _ if matches!(fault, Some(Fault::Black)) => [0; 3],
-            Some(start) => [start[0], start[1], start[2]],
+            Some(input) => [input[0], input[1], input[2]],
             None => colour(spec.seed()),
         };
         act(fault)?;
@@ -267,7 +268,7 @@ impl StepEngine for FakeEngine {
         Ok(RgbImage::new(spec.width(), spec.height(), pixels).expect("three bytes per pixel"))
     }
 
-    /// One pixel, whose red says how many steps are done, in steps that every format keeps apart.
+    /// One pixel, whose red tells how many steps are done, in increments that every format preserves.
     fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
         let step = self.images[&slot].step as u8;
         Ok(RgbImage::new(1, 1, vec![step * PREVIEW_RED_PER_STEP, 0, 0]))
@@ -280,9 +281,9 @@ impl StepEngine for FakeEngine {
     }
 }
 
-/// The colour of every pixel of a seed's image.
+/// The color of every pixel of a seed's image.
 pub(crate) fn colour(seed: u64) -> [u8; 3] {
     let [red, green, blue, ..] = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_be_bytes();
-    // An image that is black all over is a fault.
+    // An all-black image counts as a fault.
     [red | 1, green, blue]
 }

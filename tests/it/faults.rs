@@ -214,7 +214,7 @@ async fn a_worker_whose_engine_does_not_come_back_says_so_and_its_jobs_are_for_t
     let answer = app.until_alive(503).await;
     assert_eq!(answer.code(), "engine_stalled");
     let detail = answer.json()["detail"].as_str().expect("a reason").to_owned();
-    assert!(detail.starts_with(&format!("`{MODEL}`: engine 0 has been at a step for ")), "{detail}");
+    assert!(detail.starts_with(&format!("`{MODEL}`: engine 0 has been busy with a step for ")), "{detail}");
     // It may come back after all.
     app.control.release();
     app.until_alive(200).await;
@@ -260,7 +260,7 @@ async fn a_worker_whose_engine_is_built_again_and_again_in_vain_says_so_and_keep
     let answer = app.until_alive(503).await;
     assert_eq!(answer.code(), "engine_stalled");
     let detail = answer.json()["detail"].as_str().expect("a reason").to_owned();
-    assert!(detail.contains("was built again 3 times and has finished no image in between"), "{detail}");
+    assert!(detail.contains("was rebuilt 3 times and has finished no image in between"), "{detail}");
     let status = app.get(&format!("/v1/inference/jobs/{third}")).await.json()["status"].clone();
     assert!(status == "running" || status == "queued", "{status}");
     app.crash().await;

@@ -3,8 +3,9 @@
 use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use fluxserve::domain::engine::{EngineError, RgbImage};
+use fluxserve::domain::engine::EngineError;
 use fluxserve::domain::format::OutputFormat;
+use fluxserve::domain::image::RgbImage;
 use fluxserve::encode::encode;
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! What a lossy precision costs: the same images drawn in it and in full, one engine after the other, and how far they
-//! are apart.
+//! Error of a lossy precision: generates the same images in it and in full precision, one engine after the other, and
+//! compares them.
 
 use serde::Serialize;
 
@@ -9,21 +9,21 @@ use crate::app::models::files_of;
 use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
 use crate::domain::device::EngineSettings;
-use crate::domain::engine::RgbImage;
+use crate::domain::image::RgbImage;
 use crate::domain::image_size::ImageSize;
 use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::engine::{FluxEngine, Trace};
 
-/// What is to be compared.
+/// What to compare.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FidelityRequest {
-    /// The model that draws.
+    /// The model.
     pub model: ModelSource,
-    /// Where to draw, and how. Its precision, or fp8 where that is full, is compared with full.
+    /// Device and engine settings. Its precision, or fp8 if that is full, is compared with full precision.
     pub engine: EngineSettings,
-    /// What to draw, each with each seed.
+    /// Prompts, each generated with each seed.
     pub prompts: Vec<String>,
     /// Seeds of the noise.
     pub seeds: Vec<u64>,
@@ -35,16 +35,16 @@ pub struct FidelityRequest {
     pub guidance: Option<f64>,
 }
 
-/// How far the images are apart.
+/// Distances between the images.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct FidelityReport {
     /// This program's version.
     pub version: &'static str,
     /// The model's name.
     pub model: String,
-    /// Where it drew.
+    /// The device.
     pub device: String,
-    /// What was compared with full.
+    /// The precision compared with full precision.
     pub precision: Precision,
     /// Pixels.
     pub width: u32,
@@ -59,25 +59,25 @@ pub struct FidelityReport {
     pub images: Vec<Distance>,
 }
 
-/// How far one image is from itself in full.
+/// Distance of one image from the same image in full precision.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Distance {
-    /// What was drawn.
+    /// The prompt.
     pub prompt: String,
-    /// From which noise.
+    /// Seed of the noise.
     pub seed: u64,
-    /// Of the first step's velocity, from the same noise: ‖lossy - full‖ / ‖full‖.
+    /// Relative error of the first step's velocity, from the same noise: ‖lossy - full‖ / ‖full‖.
     pub velocity_first: Option<f64>,
-    /// The same of the latents after the last step: what each step did differently has added up.
+    /// The same for the latents after the last step, with the error of all steps.
     pub latents_final: Option<f64>,
-    /// Peak signal to noise of the pixels, in dB. `None` where they are equal, or one of the images is none.
+    /// Peak signal-to-noise ratio of the pixels, in dB. `None` if they are equal, or an image is missing.
     pub psnr_db: Option<f64>,
 }
 
-/// Draws each image twice. `on_image` hears of each one that was drawn, how many there are, and in which precision.
+/// Generates each image twice. `on_image` is called after each one with its number, the total and the precision.
 ///
 /// # Errors
-/// When the model cannot be loaded in either precision, or does not draw what is asked for.
+/// When the model cannot be loaded in either precision, or the request is invalid.
 pub fn fidelity(
     config: &Config,
     request: &FidelityRequest,
@@ -90,12 +90,12 @@ pub fn fidelity(
             specs.push(spec_of(&card, params(request, prompt, seed))?);
         }
     }
-    let Some(first) = specs.first() else { anyhow::bail!("no prompt or no seed: nothing is to be drawn") };
+    let Some(first) = specs.first() else { anyhow::bail!("no prompt or no seed: there is nothing to generate") };
     let precision = request.engine.precision.if_lossy().unwrap_or(Precision::Fp8);
     let files = files_of(config, &request.model)?;
     let mut device = String::new();
-    // One engine after the other: two would not fit where one does.
-    let mut drawn = |precision| -> anyhow::Result<Vec<Trace>> {
+    // One engine after the other: two may not fit.
+    let mut traces_in = |precision| -> anyhow::Result<Vec<Trace>> {
         let mut engine = FluxEngine::load(&files, EngineSettings { precision, ..request.engine })?;
         device = engine.device_name();
         let mut traces = Vec::with_capacity(specs.len());
@@ -105,7 +105,7 @@ pub fn fidelity(
         }
         Ok(traces)
     };
-    let (full, lossy) = (drawn(Precision::Full)?, drawn(precision)?);
+    let (full, lossy) = (traces_in(Precision::Full)?, traces_in(precision)?);
     let distances = specs.iter().zip(full.iter().zip(&lossy)).map(|(spec, (full, lossy))| distance(spec, full, lossy));
     Ok(FidelityReport {
         version: env!("CARGO_PKG_VERSION"),
@@ -137,12 +137,12 @@ fn distance(spec: &GenerateSpec, full: &Trace, lossy: &Trace) -> Distance {
     }
 }
 
-/// ‖other - truth‖ / ‖truth‖; `None` where that is no number.
+/// ‖other - truth‖ / ‖truth‖; `None` if that is not finite.
 fn relative(truth: &[f32], other: &[f32]) -> Option<f64> {
     let square = |x: f64| x * x;
     let away: f64 = truth.iter().zip(other).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
-    let whole: f64 = truth.iter().map(|&a| square(f64::from(a))).sum();
-    let ratio = (away / whole).sqrt();
+    let norm: f64 = truth.iter().map(|&a| square(f64::from(a))).sum();
+    let ratio = (away / norm).sqrt();
     (truth.len() == other.len() && ratio.is_finite()).then_some(ratio)
 }
 
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn distances_are_what_their_names_say() {
+    fn distances_match_their_definitions() {
         assert_eq!(relative(&[3.0, 4.0], &[3.0, 4.0]), Some(0.0));
         assert_eq!(relative(&[3.0, 4.0], &[3.0, 3.0]), Some(0.2));
         assert_eq!(relative(&[3.0, 4.0], &[3.0, f32::NAN]), None);
@@ -196,7 +196,7 @@ mod tests {
         assert_eq!(heard, [(1, 2, full), (2, 2, full), (1, 2, lossy), (2, 2, lossy)]);
         assert_eq!((report.precision, report.steps, report.width, report.images.len()), (lossy, 4, 64, 2));
         for image in &report.images {
-            // Eight bits are some percent away: nothing would mean that nothing was rounded.
+            // fp8 is some percent off: an error of zero would mean that nothing was rounded.
             let [velocity, latents] = [image.velocity_first, image.latents_final].map(|x| x.expect("a number"));
             assert!((0.001..0.2).contains(&velocity) && (0.001..0.5).contains(&latents), "{image:?}");
             assert!(image.psnr_db.expect("they differ") > 15.0, "{image:?}");

@@ -1,4 +1,4 @@
-//! `bench load`: what loading a model takes, part by part, beside what reading its files alone takes.
+//! `bench load`: times the parts of loading a model, and reading its files alone.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -17,63 +17,63 @@ use crate::domain::spec::GenerateSpec;
 use crate::engine::{FluxEngine, LoadTimes, Reading, inspect, read_weights};
 use crate::telemetry::process;
 
-/// What is to be loaded.
+/// What to load.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadRequest {
     /// The model.
     pub model: ModelSource,
-    /// Where to load it to, and how.
+    /// Device and engine settings.
     pub engine: EngineSettings,
-    /// Whether its files are read before it is loaded. Without, what is loaded comes from where it happens to be.
+    /// Whether its files are read once before loading. If not, they may or may not be in the page cache.
     pub reads_before: bool,
 }
 
-/// What that took.
+/// Timings of loading.
 #[derive(Debug, Clone, Serialize)]
 pub struct LoadReport {
     /// This program's version.
     pub version: &'static str,
     /// The model's name.
     pub model: String,
-    /// Where it was loaded to.
+    /// The device.
     pub device: String,
-    /// Threads that read.
+    /// Reader threads.
     pub readers: usize,
-    /// What each reads at one time.
+    /// Buffer size of each reader.
     pub buffer_bytes: usize,
-    /// Reading alone, before: from the disk what was not in the page cache.
+    /// Reading alone, before loading: from disk as far as not in the page cache.
     pub reading_before: Option<Moved>,
-    /// All weights onto the device.
+    /// Loading all weights onto the device.
     pub weights: Moved,
-    /// Reading alone, after: from the page cache, where that is large enough.
+    /// Reading alone, after loading: from the page cache if that is large enough.
     pub reading_after: Moved,
     /// The rate of `weights` as a share of that of `reading_after`.
     pub share_of_reading: f64,
-    /// What happens from the start of the process until the model is ready, in order.
+    /// The parts from process start until the model is ready, in order.
     pub parts: Vec<LoadPart>,
-    /// All of them.
+    /// Their sum.
     pub seconds: f64,
-    /// Most memory that the process had in use until then, where the system tells.
+    /// Peak memory of the process until then, if the system reports it.
     pub resident_bytes_max: Option<u64>,
 }
 
-/// Bytes from one place to another.
+/// A transfer of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Moved {
     /// How many.
     pub bytes: u64,
-    /// In what time.
+    /// Its duration.
     pub seconds: f64,
-    /// Gigabytes, of 10⁹ bytes, a second.
+    /// Gigabytes (10⁹ bytes) per second.
     pub gigabytes_per_second: f64,
 }
 
-/// One of the things that happen one after the other.
+/// One part of loading.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoadPart {
-    /// What.
+    /// Its name.
     pub name: &'static str,
-    /// How long.
+    /// Its duration.
     pub seconds: f64,
 }
 
@@ -87,10 +87,10 @@ impl Moved {
     }
 }
 
-/// Loads a model as `serve` does, until it has drawn its first image. `observer` hears how far the weights are.
+/// Loads a model as `serve` does, up to its first image. `observer` follows the weights.
 ///
 /// # Errors
-/// When the model cannot be loaded, or does not draw.
+/// When the model cannot be loaded, or fails.
 pub fn load(config: &Config, request: &LoadRequest, observer: Arc<dyn LoadObserver>) -> anyhow::Result<LoadReport> {
     let mut parts = vec![LoadPart { name: "start of the process", seconds: process::running_seconds().unwrap_or(0.0) }];
     refuse_not_yet(&request.model.id)?;
@@ -98,7 +98,7 @@ pub fn load(config: &Config, request: &LoadRequest, observer: Arc<dyn LoadObserv
     let files = files_of(config, &request.model)?;
     let reading_before = if request.reads_before { Some(Moved::of(&read_weights(&files)?)) } else { None };
     let started = Instant::now();
-    // `serve` refuses what is not whole before it starts anything.
+    // `serve` refuses incomplete checkpoints before it starts anything.
     let inspection = inspect(&files);
     if !inspection.is_sound() {
         anyhow::bail!("the model `{}` cannot be loaded:\n{inspection}", card.id);
@@ -134,7 +134,7 @@ pub fn load(config: &Config, request: &LoadRequest, observer: Arc<dyn LoadObserv
     })
 }
 
-/// The smallest image that the model draws: by it an engine proves itself before it is called ready.
+/// Time of the smallest image that the model generates: the warm-up of an engine.
 fn image_seconds(engine: &mut FluxEngine, spec: &GenerateSpec) -> Result<f64, EngineError> {
     let started = Instant::now();
     let slot = engine.admit(spec)?;

@@ -1,5 +1,5 @@
-//! The stopwatch of `bench`: each part is done once without being timed, then several times with, and the device has done
-//! all its work whenever the clock is read.
+//! The stopwatch of `bench`: each part runs once untimed, then several times timed, and the device has finished all its
+//! work whenever the clock is read.
 
 use std::time::{Duration, Instant};
 
@@ -11,60 +11,60 @@ use crate::domain::image_size::ImageSize;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::GenerateSpec;
 
-/// No further repetition of a part begins after so long.
+/// No further repetition of a part starts after this time.
 const PART_MAX: Duration = Duration::from_secs(10);
 
-/// Decodings of an image take that many times what one of its steps takes, at most: for telling whether there is time.
+/// Upper bound of a decoding's time in steps of the same image, for estimates.
 const DECODINGS_PER_STEP_MAX: f64 = 4.0;
 
-/// An engine whose device can be waited for, and whose verbs can be had in part.
+/// An engine that can wait for its device, and run parts of its calls.
 pub(super) trait Timed: StepEngine {
-    /// Waits until the device has done all that it was told to do.
+    /// Waits until the device has finished all its work.
     fn wait(&self) -> Result<(), EngineError>;
-    /// Both text encoders.
+    /// Runs both text encoders.
     fn encode_text(&mut self, prompt: &str, tokens: usize) -> Result<(), EngineError>;
-    /// The decoder; the image stays.
+    /// Runs the decoder; the image stays admitted.
     fn decode(&self, slot: Slot) -> Result<(), EngineError>;
 }
 
-/// How long a part took, or why it was not timed.
+/// Timing of a part, or why it was not timed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum Outcome {
-    /// In seconds.
+    /// Measured times.
     Measured {
-        /// Half of the repetitions took less.
+        /// The median.
         median_seconds: f64,
         /// The fastest.
         min_seconds: f64,
         /// The slowest.
         max_seconds: f64,
-        /// So many.
+        /// Number of repetitions.
         repeats: usize,
     },
-    /// The device's memory does not suffice.
+    /// It does not fit into the device's memory.
     DoesNotFit {
         /// What the device said.
         reason: String,
     },
-    /// It cannot be done.
+    /// It failed.
     Failed {
         /// What the engine said.
         reason: String,
     },
-    /// It would not have ended in time.
+    /// There was no time for it.
     NoTime,
 }
 
-/// What was timed.
+/// A timed part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Part {
     /// Both text encoders, of one prompt.
     Text,
-    /// All that comes before the first step: text encoders, noise, tables.
+    /// Everything before the first step: text encoders, noise, tables.
     Admit,
-    /// One denoising step of all images.
+    /// One batched denoising step.
     Step,
     /// From latents to pixels, on the device.
     Decoder,
@@ -75,7 +75,7 @@ pub enum Part {
     Image,
 }
 
-/// A part of the work, and how long it took.
+/// A part, and how long it took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Timing {
     /// Which part.
@@ -83,17 +83,17 @@ pub struct Timing {
     /// Width and height of each image, in pixels.
     #[serde(rename = "pictures")]
     pub images: Vec<[u32; 2]>,
-    /// Steps, of a whole image.
+    /// Steps of a complete image.
     pub steps: Option<u32>,
-    /// Tokens that go through the model: T5's for text, both kinds for the others.
+    /// Tokens that go through the model: T5's for text, text and image tokens for the others.
     pub tokens: usize,
-    /// How long it took.
+    /// The timing.
     #[serde(flatten)]
     pub outcome: Outcome,
 }
 
 impl Timing {
-    /// What was timed, in words.
+    /// The part as text.
     #[must_use]
     pub fn name(&self) -> String {
         let sizes: Vec<String> = self.images.iter().map(|[width, height]| format!("{width}x{height}")).collect();
@@ -120,9 +120,9 @@ pub(super) struct Bench<'a> {
     card: ModelCard,
     repeats: usize,
     deadline: Option<Instant>,
-    /// The most that a step took for each of its tokens, once one was timed.
+    /// Longest time per token of a step, once one was timed.
     seconds_per_token: f64,
-    /// Every prompt is another, so that none is remembered.
+    /// Makes every prompt different, so that none is cached.
     prompts: u32,
     /// Images in the engine.
     held: Vec<Slot>,
@@ -133,7 +133,7 @@ impl<'a> Bench<'a> {
         Self { engine, card, repeats, deadline, seconds_per_token: 0.0, prompts: 0, held: Vec::new() }
     }
 
-    /// Both text encoders.
+    /// Times both text encoders.
     pub(super) fn text(&mut self) -> Timing {
         let tokens = self.card.sequence_length;
         let outcome = self.repeated(0.0, |bench| {
@@ -143,7 +143,7 @@ impl<'a> Bench<'a> {
         Timing { part: Part::Text, images: Vec::new(), steps: None, tokens, outcome: outcome.into() }
     }
 
-    /// What comes before the first step.
+    /// Times an admission.
     pub(super) fn admit(&mut self, size: ImageSize) -> Timing {
         let outcome = self.repeated(0.0, |bench| {
             let spec = bench.spec(size, 1)?;
@@ -152,7 +152,7 @@ impl<'a> Bench<'a> {
         self.timing(Part::Admit, &[size], None, outcome)
     }
 
-    /// One step of images together.
+    /// Times one batched step.
     pub(super) fn step(&mut self, sizes: &[ImageSize]) -> Timing {
         let expected = self.seconds_per_token * self.tokens(sizes) as f64;
         let outcome = self.repeated(2.0 * expected, |bench| {
@@ -166,7 +166,7 @@ impl<'a> Bench<'a> {
         self.timing(Part::Step, sizes, None, outcome)
     }
 
-    /// The decoder, of one image.
+    /// Times the decoder with one image.
     pub(super) fn decode(&mut self, size: ImageSize) -> Timing {
         let outcome = self.repeated(2.0 * self.expected_decoding(size), |bench| {
             let slots = bench.hold_all(&[size])?;
@@ -175,7 +175,7 @@ impl<'a> Bench<'a> {
         self.timing(Part::Decoder, &[size], None, outcome)
     }
 
-    /// From the last step's latents to bytes.
+    /// Times a finish: from the last step's latents to bytes.
     pub(super) fn finish(&mut self, size: ImageSize) -> Timing {
         let outcome = self.repeated(2.0 * self.expected_decoding(size), |bench| {
             let spec = bench.spec(size, 1)?;
@@ -186,8 +186,8 @@ impl<'a> Bench<'a> {
         self.timing(Part::Finish, &[size], None, outcome)
     }
 
-    /// A whole image. Its parts have been timed before, so an image of one step is enough to warm up.
-    pub(super) fn whole(&mut self, size: ImageSize, steps: u32) -> Timing {
+    /// Times a complete image. Its parts were timed before, so an image of one step is enough to warm up.
+    pub(super) fn image(&mut self, size: ImageSize, steps: u32) -> Timing {
         let expected = self.seconds_per_token * self.tokens(&[size]) as f64 * f64::from(steps);
         let mut is_warm = false;
         let outcome = self.repeated(expected, |bench| {
@@ -210,8 +210,8 @@ impl<'a> Bench<'a> {
         Timing { part, images, steps, tokens: self.tokens(sizes), outcome: outcome.into() }
     }
 
-    /// Does a part once, and then as often as it is to be repeated; `run` says how long it took. `None` where the time
-    /// would not suffice for what is `expected`. No image is left in the engine.
+    /// Runs a part once, and then `repeats` times; `run` returns how long it took. `None` if there is no time for the
+    /// `expected` duration. Leaves no image in the engine.
     fn repeated(
         &mut self,
         expected_seconds: f64,
@@ -227,7 +227,7 @@ impl<'a> Bench<'a> {
                 Ok(taken) => seconds.push(taken),
                 Err(error) => break Err(error),
             }
-            // The first was to warm up.
+            // The first run was the warm-up.
             let has_time = self.has_time_for(seconds[seconds.len() - 1]) && started.elapsed() < PART_MAX;
             if seconds.len() > self.repeats || seconds.len() > 1 && !has_time {
                 break Ok(Some(seconds.split_off(1)));
@@ -243,7 +243,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// How long `run` takes, and all that the device does for it.
+    /// How long `run` takes, including its work on the device.
     fn timed(&mut self, run: impl FnOnce(&mut Self) -> Result<(), EngineError>) -> Result<f64, EngineError> {
         self.engine.wait()?;
         let started = Instant::now();
@@ -252,7 +252,7 @@ impl<'a> Bench<'a> {
         Ok(started.elapsed().as_secs_f64())
     }
 
-    /// Admits an image in place of those that are held.
+    /// Admits an image in place of the held ones.
     fn hold(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         self.release_all();
         let slot = self.engine.admit(spec)?;
@@ -260,7 +260,7 @@ impl<'a> Bench<'a> {
         Ok(slot)
     }
 
-    /// The images that are held, or so many new ones, with more steps to do than they will be asked for.
+    /// The held images, or as many new ones, with more steps than will be run.
     fn hold_all(&mut self, sizes: &[ImageSize]) -> Result<Vec<Slot>, EngineError> {
         if self.held.len() != sizes.len() {
             self.release_all();
@@ -300,7 +300,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// What each repetition took; `None`: no time for any.
+/// Durations of the repetitions; `None`: there was no time.
 type Measured = Result<Option<Vec<f64>>, EngineError>;
 
 impl From<Measured> for Outcome {
@@ -326,7 +326,7 @@ fn median(seconds: &[f64]) -> f64 {
     if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], sorted[middle]) } else { sorted[middle] }
 }
 
-/// What is timed need not be an image: weights may be random.
+/// Accepts images that are not finite: the weights may be random.
 fn allow_not_finite<T>(outcome: Result<T, EngineError>) -> Result<(), EngineError> {
     match outcome {
         Ok(_) | Err(EngineError::NotFinite) => Ok(()),

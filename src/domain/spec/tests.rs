@@ -72,7 +72,7 @@ fn image(width: u32, height: u32) -> Arc<RgbImage> {
     Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
 }
 
-/// From an image of 512×512 on a card that takes one.
+/// A request with a 512×512 input image, for a card that takes one.
 fn from_image(strength: Option<f64>, steps: u32) -> Result<GenerateSpec, Vec<FieldError>> {
     let card = ModelCard { input_images_max: 1, ..card() };
     let input_images = vec![image(512, 512)];
@@ -80,8 +80,8 @@ fn from_image(strength: Option<f64>, steps: u32) -> Result<GenerateSpec, Vec<Fie
 }
 
 #[test]
-fn a_strength_says_how_many_steps_are_left_of_the_schedule() {
-    // As diffusers counts: int(steps - min(steps × strength, steps)) are skipped.
+fn strength_sets_how_many_steps_of_the_schedule_are_run() {
+    // As in diffusers: int(steps - min(steps × strength, steps)) are skipped.
     for (steps, strength, done) in [
         (10, None, 6),
         (10, Some(1.0), 10),
@@ -97,7 +97,7 @@ fn a_strength_says_how_many_steps_are_left_of_the_schedule() {
 }
 
 #[test]
-fn both_passes_of_a_negative_prompt_cost() {
+fn both_passes_of_a_negative_prompt_are_charged() {
     let plain = GenerateParams { prompt: "a fox".into(), steps: Some(10), ..GenerateParams::default() };
     let steered = GenerateParams { negative_prompt: Some("a dog".into()), ..plain.clone() };
     let cost = |params| {
@@ -108,7 +108,7 @@ fn both_passes_of_a_negative_prompt_cost() {
 }
 
 #[test]
-fn a_strength_beyond_its_range_is_refused() {
+fn a_strength_out_of_range_is_refused() {
     for strength in [0.0, -0.5, 1.01, f64::NAN, f64::INFINITY, 1e-17] {
         let errors = from_image(Some(strength), 100).expect_err("out of range");
         assert_eq!(errors.len(), 1, "{errors:?}");
@@ -117,7 +117,7 @@ fn a_strength_beyond_its_range_is_refused() {
 }
 
 #[test]
-fn an_image_to_start_from_has_the_size_that_is_drawn() {
+fn an_input_image_has_the_output_size() {
     let card = ModelCard { input_images_max: 1, ..card() };
     let with = |width, height| {
         let input_images = vec![image(640, 384)];

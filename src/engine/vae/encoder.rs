@@ -7,7 +7,7 @@ use candle_core::{D, Device, Result, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d};
 
 use super::{Attention, EPSILON, Resnet, convolution};
-use crate::domain::engine::RgbImage;
+use crate::domain::image::RgbImage;
 use crate::engine::loader::config::VaeConfig;
 use crate::engine::ops::convolution::Convolution;
 use crate::engine::ops::group_norm::GroupNorm;

@@ -30,7 +30,7 @@ pub(in crate::http) async fn show(
         device: state.device.clone(),
         state: word,
         models: runtime_model_views(&state.catalog),
-        queue: QueueView { queued: statistics.waiting, running: statistics.drawing, jobs_max: statistics.jobs_max },
+        queue: QueueView { queued: statistics.waiting, running: statistics.running, jobs_max: statistics.jobs_max },
         latency_seconds: LatencyView::of(&statistics),
         minutes: statistics.minutes.into_iter().map(Into::into).collect(),
         memory: MemoryView { resident_bytes: process::resident_bytes() },

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::turns::Turns;
 use crate::decode::{self, FILE_BYTES_MAX};
-use crate::domain::engine::RgbImage;
+use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, input_images_error, strength_error};
 use crate::http::error::{ApiError, ErrorCode};

@@ -1,4 +1,4 @@
-//! What a clock that was ahead has dated in the future. It would be kept until the clock is there again.
+//! Rows dated in the future by a clock that was ahead. They would be kept until the clock gets there.
 
 use time::OffsetDateTime;
 
@@ -7,7 +7,7 @@ use crate::domain::usage::Day;
 use crate::jobs::JobsError;
 
 impl JobStore {
-    /// Has what is dated later than `future_begins` be of `now`, from where on its time counts.
+    /// Redates what is dated later than `future_begins` to `now`, so that its retention starts now.
     pub(in crate::jobs) async fn pull_back(
         &self,
         future_begins: OffsetDateTime,
@@ -30,7 +30,7 @@ impl JobStore {
         self.pull_work_back(Day::of(future_begins), Day::of(now)).await
     }
 
-    /// What was drawn counts, but against the share of no day that is still to come or has begun.
+    /// Moves future usage to yesterday: it counts, but against no allowance of today or later.
     async fn pull_work_back(&self, last: Day, today: Day) -> Result<(), JobsError> {
         let mut transaction = self.store.pool().begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(

@@ -1,16 +1,16 @@
-//! Whether new jobs could be written down of late. A look at the disk writes something of its own, and what it finds may
-//! not hold for what jobs need.
+//! Whether new jobs could be stored lately. The write probe writes something else, so it may succeed where inserting
+//! jobs fails.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// So many failures in a row are no chance.
+/// This many failures in a row are no coincidence.
 const FAILURES_MAX: u32 = 3;
-/// How long they count: while nobody sends jobs here, nothing else would tell that it works again. A worker is to be well
-/// five seconds after the disk is.
+/// How long failures count: without new jobs nothing else would show a recovery. A worker must be healthy five seconds
+/// after the disk is.
 const FAILURE_COUNTS: Duration = Duration::from_secs(3);
 
-/// How the last attempts went.
+/// Outcome of the last inserts.
 #[derive(Debug, Default)]
 pub(super) struct Inserts(Mutex<Option<Failures>>);
 
@@ -31,7 +31,7 @@ impl Inserts {
         *failures = (!succeeded).then_some(Failures { in_a_row: before.saturating_add(1), last: now });
     }
 
-    /// Whether the last ones failed, just now.
+    /// Whether the last inserts failed recently.
     pub(super) fn fail(&self, now: Instant) -> bool {
         let failures = *self.lock();
         failures.is_some_and(|Failures { in_a_row, last }| {
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn some_failures_in_a_row_count_for_a_while() {
+    fn several_failures_in_a_row_count_for_a_while() {
         let (inserts, now) = (Inserts::default(), Instant::now());
         for (succeeded, fail) in [
             (false, false),
@@ -60,7 +60,7 @@ mod tests {
             assert_eq!(inserts.fail(now), fail);
         }
         assert!(inserts.fail(now + FAILURE_COUNTS / 2) && !inserts.fail(now + FAILURE_COUNTS));
-        // One more failure, and it is as it was.
+        // One more failure makes them count again.
         inserts.note(false, now + FAILURE_COUNTS);
         assert!(inserts.fail(now + FAILURE_COUNTS));
         inserts.note(true, now + FAILURE_COUNTS);

@@ -1,4 +1,4 @@
-//! Jobs that have ended, as those to be forgotten, and their images.
+//! Queries on ended jobs and their images, for deletion.
 
 use std::collections::HashSet;
 
@@ -10,29 +10,29 @@ use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
 use crate::jobs::JobsError;
 
-/// A job that has ended, by what it takes to forget it.
+/// An ended job, with what its deletion needs.
 pub(in crate::jobs) struct EndedJob {
-    /// As it stands in the table: also a row that cannot be read must go when its time is over.
+    /// The row's id as stored: unreadable rows have to be deleted, too.
     pub(in crate::jobs) row_id: String,
-    /// What names its image's file. `None` when the row does not say so in words this program knows.
+    /// Names its image's file. `None` when the row is unreadable.
     pub(in crate::jobs) file: Option<(JobId, OutputFormat)>,
     pub(in crate::jobs) result_bytes: u64,
     finished_at_ms: i64,
 }
 
-/// A place among those that have ended, the oldest first. What comes after it is what is looked at next.
+/// Position in the list of ended jobs, oldest first.
 pub(in crate::jobs) struct EndedCursor {
     finished_at_ms: i64,
     row_id: String,
 }
 
 impl EndedCursor {
-    /// Before all of them.
+    /// Before the first.
     pub(in crate::jobs) const START: Self = Self { finished_at_ms: i64::MIN, row_id: String::new() };
 }
 
 impl EndedJob {
-    /// Its place.
+    /// Its position.
     pub(in crate::jobs) fn cursor(&self) -> EndedCursor {
         EndedCursor { finished_at_ms: self.finished_at_ms, row_id: self.row_id.clone() }
     }
@@ -58,7 +58,7 @@ impl EndedRow {
 }
 
 impl JobStore {
-    /// The last moment in which a job ended.
+    /// When the last job ended.
     pub(in crate::jobs) async fn last_end(&self) -> Result<Option<OffsetDateTime>, JobsError> {
         let last: Option<i64> =
             sqlx::query_scalar("SELECT MAX(finished_at_ms) FROM jobs WHERE finished_at_ms IS NOT NULL")
@@ -68,7 +68,7 @@ impl JobStore {
         Ok(last.and_then(moment))
     }
 
-    /// What all stored images take together.
+    /// Total size of all stored images.
     pub(in crate::jobs) async fn result_bytes(&self) -> Result<u64, JobsError> {
         let bytes: i64 = sqlx::query_scalar("SELECT COALESCE(SUM(result_bytes), 0) FROM jobs WHERE result_bytes > 0")
             .fetch_one(self.store.pool())
@@ -76,7 +76,7 @@ impl JobStore {
         Ok(bytes.cast_unsigned())
     }
 
-    /// Some jobs that ended before `cutoff`, the oldest first.
+    /// Jobs that ended before `cutoff`, the oldest first.
     pub(in crate::jobs) async fn ended_before(
         &self,
         cutoff: OffsetDateTime,
@@ -96,7 +96,7 @@ impl JobStore {
         Ok(rows.into_iter().map(EndedRow::read).collect())
     }
 
-    /// Some jobs that still have their images, the oldest first.
+    /// Jobs that still have their images, the oldest first.
     pub(in crate::jobs) async fn with_images(
         &self,
         after: &EndedCursor,
@@ -114,7 +114,7 @@ impl JobStore {
         Ok(rows.into_iter().map(EndedRow::read).collect())
     }
 
-    /// Some jobs that have ended and are older than the `kept` youngest ones of their owner.
+    /// Ended jobs older than the `kept` newest ones of their owner.
     pub(in crate::jobs) async fn beyond_share(
         &self,
         kept: u32,
@@ -137,7 +137,7 @@ impl JobStore {
         Ok(rows.into_iter().map(EndedRow::read).collect())
     }
 
-    /// The images that these jobs have.
+    /// The images of these jobs.
     pub(in crate::jobs) async fn images_of(&self, ids: &[JobId]) -> Result<HashSet<(JobId, OutputFormat)>, JobsError> {
         let ids: Vec<String> = ids.iter().map(ToString::to_string).collect();
         let rows: Vec<(String, String)> = sqlx::query_as(
@@ -150,7 +150,7 @@ impl JobStore {
         Ok(rows.iter().filter_map(|(id, format)| id.parse().ok().zip(format.parse().ok())).collect())
     }
 
-    /// The image's file is gone; the job is still known.
+    /// Notes that the image's file is gone; the job stays.
     pub(in crate::jobs) async fn note_image_gone(&self, row_id: &str) -> Result<(), JobsError> {
         sqlx::query("UPDATE jobs SET result_bytes = 0 WHERE id = ? AND result_bytes IS NOT NULL")
             .bind(row_id)

@@ -1,4 +1,4 @@
-//! What rows of the table of jobs say.
+//! Parses rows of the table of jobs.
 
 use sqlx::FromRow;
 use time::OffsetDateTime;

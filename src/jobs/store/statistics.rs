@@ -1,16 +1,16 @@
-//! What ended when, and how long it took.
+//! Statistics of ended jobs.
 
 use std::time::Duration;
 
 use crate::jobs::JobsError;
 use crate::jobs::store::JobStore;
 
-/// Images that a latency is taken from at most.
+/// Most images whose latency is read.
 const LATENCIES_MAX: u32 = 1000;
 
 const MINUTE_MILLISECONDS: i64 = 60_000;
 
-/// How many jobs ended in one minute with or without an image.
+/// Number of jobs that ended in one minute, with or without an image.
 #[derive(Debug, sqlx::FromRow)]
 pub(in crate::jobs) struct EndedCount {
     /// Minutes since 1970.
@@ -35,8 +35,8 @@ impl JobStore {
         Ok(rows)
     }
 
-    /// From acceptance to end, of images finished from the minute `first` to `last`; the newest where there are many. What
-    /// was finished by a clock that was ahead is not of this time.
+    /// Times from acceptance to end of images finished from the minute `first` to `last`; of the newest if there are
+    /// many. Images dated in the future are left out.
     pub(in crate::jobs) async fn latencies(&self, first: i64, last: i64) -> Result<Vec<Duration>, JobsError> {
         let rows: Vec<i64> = sqlx::query_scalar(
             "SELECT finished_at_ms - created_at_ms FROM jobs WHERE finished_at_ms >= ?1 AND finished_at_ms < ?2 AND status = 'succeeded'

@@ -1,4 +1,4 @@
-//! The table `work_by_day`: every statement that touches it.
+//! All statements on the table `work_by_day`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::domain::ids::KeyId;
 use crate::domain::usage::{Day, Work};
 use crate::jobs::JobsError;
 
-/// Adds to what was drawn for an owner in a day.
+/// Adds to an owner's usage of a day.
 pub(super) async fn add(
     connection: &mut SqliteConnection,
     owner: KeyId,
@@ -33,7 +33,7 @@ pub(super) async fn add(
 }
 
 impl JobStore {
-    /// What was drawn for an owner in each day since `since`, where anything was.
+    /// An owner's usage by day since `since`; days without usage are left out.
     pub(in crate::jobs) async fn work_by_day(&self, owner: KeyId, since: Day) -> Result<Vec<(Day, Work)>, JobsError> {
         let rows: Vec<(i32, i64, i64, i64)> = sqlx::query_as(
             "SELECT day, images, pixel_steps, engine_microseconds FROM work_by_day
@@ -54,7 +54,7 @@ impl JobStore {
         Ok(rows.into_iter().map(read).collect())
     }
 
-    /// Forgets what was drawn before `day`.
+    /// Deletes usage before `day`.
     pub(in crate::jobs) async fn delete_work_before(&self, day: Day) -> Result<(), JobsError> {
         sqlx::query("DELETE FROM work_by_day WHERE day < ?").bind(day.number()).execute(self.store.pool()).await?;
         Ok(())

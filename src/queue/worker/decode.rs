@@ -1,18 +1,19 @@
-//! The end of an image: its decoding, in parts where others would wait too long for all of it, and what becomes of it.
+//! The end of an image: its decoding, in parts where others would wait too long, and its outcome.
 
 use std::time::{Duration, Instant};
 
-use super::{Broken, Drawing, Worker, end_failed};
-use crate::domain::engine::{EngineError, RgbImage, Slot};
+use super::{Broken, Running, Worker, end_failed};
+use crate::domain::engine::{EngineError, Slot};
 use crate::domain::ids::JobId;
+use crate::domain::image::RgbImage;
 use crate::queue::event::{JobFailure, QueueEvent};
 use crate::queue::guarded::GuardedEngine;
 use crate::queue::planner::PlannerState;
 use crate::telemetry::metrics;
 
-/// How long those who are being drawn can wait for an image to be decoded: for what one step of theirs takes, less what
-/// they have waited already. `None`: there is nobody who waits; or more than one image has done all its steps, and then
-/// decoding is what everybody waits for. To go on stepping meanwhile would only let more of them wait for it.
+/// How long the other running images can wait for an image to be decoded: the time of one of their steps, less what
+/// they have waited already. `None`: no image waits; or more than one image has done all its steps, and then decoding
+/// comes first: further steps would only add to the images that wait for it.
 pub(super) fn patience(state: &PlannerState<'_>) -> Option<Duration> {
     let admitted = || state.candidates.iter().filter(|candidate| candidate.is_admitted);
     let complete = admitted().filter(|candidate| candidate.steps_left == 0).count();
@@ -22,27 +23,27 @@ pub(super) fn patience(state: &PlannerState<'_>) -> Option<Duration> {
 }
 
 impl Worker {
-    /// Decodes an image, or as much of it as there is patience for: then it is on, after the others' next step.
+    /// Decodes an image, or as much of it as patience allows: the rest follows after the others' next step.
     pub(super) fn finish(
         &mut self,
         engine: &mut GuardedEngine,
         id: JobId,
         patience: Option<Duration>,
     ) -> Result<(), Broken> {
-        let Some(Drawing { entry, slot, .. }) = self.drawings.get(&id) else { return Ok(()) };
+        let Some(Running { entry, slot, .. }) = self.running.get(&id) else { return Ok(()) };
         let started = Instant::now();
-        let drawn = entry.span.in_scope(|| decode(engine, *slot, patience));
-        let Some(shown) = self.admitted.iter().find(|shown| shown.id == id).copied() else { return Ok(()) };
-        let (took, step_work) = (self.note_aside(started, &shown), shown.step_work);
-        if let Some(drawing) = self.drawings.get_mut(&id) {
-            drawing.decoding += took;
-            drawing.entry.events.worked(took);
+        let decoded = entry.span.in_scope(|| decode(engine, *slot, patience));
+        let Some(job) = self.admitted.iter().find(|job| job.id == id).copied() else { return Ok(()) };
+        let (took, step_work) = (self.note_non_step_work(started, &job), job.step_work);
+        if let Some(running) = self.running.get_mut(&id) {
+            running.decoding += took;
+            running.entry.events.worked(took);
         }
-        let Some(drawn) = drawn.transpose() else { return Ok(()) };
-        let Some(Drawing { entry, decoding, .. }) = self.leave(id) else { return Ok(()) };
-        match drawn {
+        let Some(decoded) = decoded.transpose() else { return Ok(()) };
+        let Some(Running { entry, decoding, .. }) = self.remove(id) else { return Ok(()) };
+        match decoded {
             Ok(image) if image.is_black() => {
-                entry.fail(JobFailure::BLACK_IMAGE, "every pixel came out black, which is a fault of the model's");
+                entry.fail(JobFailure::BLACK_IMAGE, "every pixel is black, which is a fault of the model");
             }
             Ok(image) => {
                 self.shared.update_costs(self.engine, |costs| costs.note_finish(step_work, decoding));
@@ -50,13 +51,13 @@ impl Worker {
                 self.shared.note_finished_image(self.engine);
                 entry.events.end(QueueEvent::Finished(image));
             }
-            // The engine has let go of the image: it can only be drawn anew, when there is more room.
-            Err(EngineError::OutOfMemory(_)) if !self.drawings.is_empty() => {
-                self.begin_anew(entry);
+            // The engine has dropped the image: it can only be restarted, when there is more memory.
+            Err(EngineError::OutOfMemory(_)) if !self.running.is_empty() => {
+                self.restart(entry);
                 self.admissions_blocked = true;
             }
             Err(EngineError::Fatal(cause)) => {
-                self.begin_again_elsewhere(entry, true);
+                self.requeue(entry, true);
                 return Err(Broken { cause, at: Vec::new() });
             }
             Err(error) => end_failed(entry, &error),
@@ -65,7 +66,7 @@ impl Worker {
     }
 }
 
-/// `None`: patience has ended before the image was done.
+/// `None`: patience ended before the image was decoded.
 fn decode(engine: &mut GuardedEngine, slot: Slot, patience: Option<Duration>) -> Result<Option<RgbImage>, EngineError> {
     if let Some(patience) = patience {
         let started = Instant::now();

@@ -1,6 +1,6 @@
-//! The span of a step: it serves many jobs and so is part of none; it follows from each of theirs.
+//! The span of a step: it serves many jobs, so it is part of none and follows from each of theirs.
 //!
-//! At level `debug`, as the jobs' own: where nobody listens at that level, none of this is done.
+//! At level `debug`, as the jobs' own: where that level is off, this costs nothing.
 
 use tracing::{Span, debug_span};
 
@@ -10,7 +10,7 @@ use crate::queue::planner::Reason;
 
 impl Worker {
     pub(super) fn step_span(&self, ids: &[JobId], reason: Reason) -> Span {
-        let served = || ids.iter().filter_map(|id| self.drawings.get(id)).map(|drawing| &drawing.entry);
+        let served = || ids.iter().filter_map(|id| self.running.get(id)).map(|running| &running.entry);
         let span = debug_span!(
             parent: None,
             "step",

@@ -1,8 +1,7 @@
-//! An engine's first images: that it draws, and what a step takes.
+//! Warm-up: proves that an engine works, and measures its steps.
 //!
-//! One image is drawn to its end. Then a few steps of more and more such images at once show how a step's time grows
-//! with what is in it, until a step is large enough that packing more pays no more, the engine's limits are reached, or
-//! the time for this is used up.
+//! Generates one image. Then a few steps of ever larger batches show how a step's time grows with its content, until
+//! packing more stops paying, the engine's limits are reached, or the time for this is used up.
 
 use std::time::{Duration, Instant};
 
@@ -12,20 +11,20 @@ use crate::domain::spec::GenerateSpec;
 use crate::queue::cost::{CostModel, WorkScale};
 use crate::queue::guarded::GuardedEngine;
 
-/// Images at once, one after the other.
+/// Batch sizes, in order.
 const PACKS: [usize; 4] = [2, 4, 8, 16];
-/// So many show a line; more are asked for only where packing them pays.
+/// This many are enough to fit a line; larger ones are tried only where packing pays.
 const PACKS_AT_LEAST: usize = 2;
-/// What is learnt is not worth a longer wait: a slow device is not asked for large steps.
+/// Longest measurement: a slow device is not asked for large steps.
 const LEARNING_MAX: Duration = Duration::from_secs(5);
-/// Of steps alike, the quickest is the device's; the others met something else on the machine.
+/// Repeats per batch size. The quickest is the device's; the others were disturbed by the machine.
 const TIMES_EACH: u32 = 3;
 
-/// Draws, and tells what it took.
-pub(super) fn draw(engine: &mut GuardedEngine, spec: &GenerateSpec, scale: WorkScale) -> Result<CostModel, Broken> {
+/// Runs the warm-up and returns the measured costs.
+pub(super) fn run(engine: &mut GuardedEngine, spec: &GenerateSpec, scale: WorkScale) -> Result<CostModel, Broken> {
     let mut costs = CostModel::default();
     let work = scale.step_work(spec);
-    // The first image meets what is done once: memory, kernels, tables.
+    // The first image pays for one-time work: memory, kernels, tables.
     generate_one(engine, spec, |_| ())?;
     let started = Instant::now();
     let (mut quickest, mut admitting, mut finishing) = (Duration::MAX, Duration::ZERO, Duration::ZERO);
@@ -56,12 +55,12 @@ pub(super) fn draw(engine: &mut GuardedEngine, spec: &GenerateSpec, scale: WorkS
     Ok(costs)
 }
 
-/// Whether a step gains anything by holding more than so much.
+/// Whether a step gains anything by holding more than `work`.
 fn pays(costs: &CostModel, work: f64) -> bool {
     costs.packed_work() > work
 }
 
-/// One image from beginning to end; the times to admit and to finish it.
+/// Generates one image; returns the times to admit and to finish it.
 fn generate_one(
     engine: &mut GuardedEngine,
     spec: &GenerateSpec,
@@ -80,8 +79,7 @@ fn generate_one(
     Ok((admitting, started.elapsed()))
 }
 
-/// The quickest of a few steps of so many images; `None` where the engine does not take them: then it is not asked for
-/// more than it takes.
+/// The quickest of a few steps of a batch; `None` where the engine rejects it.
 fn step_together(engine: &mut GuardedEngine, spec: &GenerateSpec, images: usize) -> Result<Option<Duration>, Broken> {
     let mut quickest: Option<Duration> = None;
     for _ in 0..TIMES_EACH {
@@ -101,7 +99,7 @@ fn step_together(engine: &mut GuardedEngine, spec: &GenerateSpec, images: usize)
             Ok(took) => quickest = Some(quickest.map_or(took, |best| best.min(took))),
             Err(error @ crate::domain::engine::EngineError::Fatal(_)) => return Err(error.into()),
             Err(error) => {
-                tracing::info!(%error, images, "so many images at once are too many for this device");
+                tracing::info!(%error, images, "this batch is too large for the device");
                 return Ok(None);
             }
         }
@@ -114,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn more_is_tried_only_where_it_pays() {
+    fn larger_batches_are_tried_only_where_they_pay() {
         let after = |overhead: f64| {
             let mut costs = CostModel::default();
             for images in [1.0, 2.0, 4.0] {

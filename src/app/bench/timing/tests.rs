@@ -3,10 +3,11 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::catalog::card_or_flux_dev;
-use crate::domain::engine::{EngineLimits, RgbImage};
+use crate::domain::engine::EngineLimits;
 use crate::domain::ids::ModelId;
+use crate::domain::image::RgbImage;
 
-/// Has memory for so many tokens in a step, and draws nothing.
+/// A fake engine with memory for two images per step.
 #[derive(Default)]
 struct Small {
     images: BTreeSet<Slot>,
@@ -75,22 +76,22 @@ fn repeats(timing: &Timing) -> Option<usize> {
 }
 
 #[test]
-fn each_part_is_done_once_more_than_it_is_timed_and_the_device_is_waited_for() {
+fn each_part_runs_once_more_than_it_is_timed_and_the_device_is_waited_for() {
     let mut engine = Small::default();
     let mut bench = bench(&mut engine, None);
     assert_eq!(repeats(&bench.step(&squares(2))), Some(3));
     assert_eq!((engine.steps, engine.waits.get(), engine.images.len()), (4, 8, 0));
     let mut bench = self::bench(&mut engine, None);
     let size = squares(1)[0];
-    for timing in [bench.admit(size), bench.decode(size), bench.finish(size), bench.whole(size, 5)] {
+    for timing in [bench.admit(size), bench.decode(size), bench.finish(size), bench.image(size, 5)] {
         assert_eq!(repeats(&timing), Some(3), "{timing:?}");
     }
-    assert_eq!(engine.steps, 4 + 4 + 1 + 3 * 5, "steps, finish, a warm-up of one step, whole images");
+    assert_eq!(engine.steps, 4 + 4 + 1 + 3 * 5, "steps, finish, a warm-up of one step, complete images");
     assert!(engine.images.is_empty());
 }
 
 #[test]
-fn what_does_not_fit_or_fails_is_said_and_the_rest_goes_on() {
+fn a_part_that_does_not_fit_or_fails_is_reported_and_the_rest_continues() {
     let mut engine = Small::default();
     let mut bench = bench(&mut engine, None);
     assert_eq!(bench.step(&squares(4)).outcome, Outcome::DoesNotFit { reason: "no more".into() });
@@ -100,12 +101,12 @@ fn what_does_not_fit_or_fails_is_said_and_the_rest_goes_on() {
 }
 
 #[test]
-fn nothing_is_begun_that_would_end_too_late() {
+fn nothing_is_started_that_would_end_too_late() {
     let mut engine = Small::default();
     let mut timed = bench(&mut engine, Some(Instant::now() + Duration::from_hours(1)));
     timed.seconds_per_token = 1.0;
     assert_eq!(repeats(&timed.step(&squares(1))), Some(3), "two steps of 528 seconds, at worst");
-    assert_eq!(timed.whole(squares(1)[0], 50).outcome, Outcome::NoTime);
+    assert_eq!(timed.image(squares(1)[0], 50).outcome, Outcome::NoTime);
     assert_eq!(bench(&mut engine, Some(Instant::now())).text().outcome, Outcome::NoTime);
 }
 
