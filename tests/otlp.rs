@@ -135,5 +135,5 @@ fn a_collector_that_is_away_holds_nothing_up_and_is_named_in_the_log_once() {
     let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     let (_, output) = draw(&format!("http://{address}"), "a fox");
     assert!(output.status.success());
-    assert_eq!(text(&output.stderr).matches("spans cannot be sent").count(), 1, "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr).matches("cannot send spans").count(), 1, "{}", text(&output.stderr));
 }
