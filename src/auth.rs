@@ -1,8 +1,8 @@
-//! API keys: their format, hashing, storage, and the check of a caller; the administrator, and the log of what was done.
-//! Knows nothing of inference, Kubernetes or HTTP.
+//! API keys: format, hashing, storage and the check of a caller; the administrator's password and sessions, and the audit
+//! log. Knows nothing of inference, Kubernetes or HTTP.
 //!
-//! [`KeyService`] makes, changes and revokes keys, [`Authenticator`] tells whose key a caller has presented,
-//! [`AdminService`] who may manage keys and who did.
+//! [`KeyService`] creates, changes and revokes keys, [`Authenticator`] identifies the key that a caller presents,
+//! [`AdminService`] signs the administrator in and reads the audit log.
 
 mod admin;
 mod audit;
@@ -34,7 +34,7 @@ pub use service::KeyService;
 
 use crate::store::StoreError;
 
-/// Something inside failed; neither the key nor its owner is at fault. Not for clients' eyes.
+/// Internal failure, not the fault of the key or its owner. Not shown to clients.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyFailure {
     /// The database failed.
@@ -43,15 +43,15 @@ pub enum KeyFailure {
     /// A key could not be hashed.
     #[error(transparent)]
     Hash(#[from] HashError),
-    /// No random bytes.
+    /// The operating system gave no random bytes.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
-    /// Somebody else has written into the table.
+    /// The row holds what this program does not write.
     #[error("the row of key {key_id} cannot be read: column {column}")]
     CorruptRow {
-        /// The row's id as it stands there.
+        /// The row's id as stored.
         key_id: String,
-        /// The column that makes no sense.
+        /// The invalid column.
         column: &'static str,
     },
 }

@@ -1,6 +1,6 @@
-//! The models this worker knows: cards from `models/*.toml`, and which of them are being served.
+//! Known models: cards from `models/*.toml`, and which of them are served.
 //!
-//! Owns the cards, where each served model's files are, and each model's availability. Knows nothing of candle or
+//! Owns the cards, the location of each served model's files, and each model's availability. Knows nothing of candle or
 //! HTTP: it never opens a checkpoint.
 
 mod cards;
@@ -17,36 +17,34 @@ use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 
-/// Whether a model draws.
+/// Whether a model generates images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Availability {
-    /// Known, but this worker was not told to serve it.
+    /// Known, but not served by this worker.
     NotServed,
-    /// Its engine is being built and has not drawn yet.
+    /// Its engine is being built or warmed up.
     Loading,
-    /// Its engine has drawn, and has not failed since.
+    /// Its engine is warmed up, and has not failed since.
     Ready,
-    /// Its engine failed. It may be under reconstruction.
+    /// Its engine failed. It may be in a rebuild.
     Failed,
 }
 
-/// Why the catalog could not be made.
+/// Why the catalog cannot be built.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
     /// The id has no card and no folder.
     #[error(
-        "no model `{0}` is known: name the folder of its checkpoint, `{0}=DIR`, or fetch it if it is the name of a repository on the hub, `fluxserve models download {0}`"
+        "the model `{0}` is not known: name the folder of its checkpoint, `{0}=DIR`, or download it if it is a repository on the hub, `fluxserve models download {0}`"
     )]
     UnknownModel(ModelId),
     /// The id has a card, but its files are not here.
     #[error(
-        "the weights of `{0}` are not here: `fluxserve models download {0}` fetches them; or name their folder, `{0}=DIR`"
+        "the weights of `{0}` are not here: download them with `fluxserve models download {0}`, or name their folder, `{0}=DIR`"
     )]
     NoFiles(ModelId),
-    /// A setting is about a model that is not known.
-    #[error(
-        "`max_input_images` names the model `{0}`, which is not known: `fluxserve models list` lists those that are"
-    )]
+    /// A setting names an unknown model.
+    #[error("`max_input_images` names the unknown model `{0}`: `fluxserve models list` lists the known ones")]
     NoCard(ModelId),
     /// The id has a card that says why it cannot be served.
     #[error("`{id}` does not work yet: {reason}")]
@@ -61,21 +59,21 @@ pub enum CatalogError {
     Duplicate(ModelId),
 }
 
-/// How many engines draw with a model, each on a device of its own.
+/// Engines of a model, each on a device of its own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Replicas {
-    /// So many have drawn, and have not failed since.
+    /// Engines that are ready.
     pub ready: u32,
-    /// So many there should be.
+    /// Engines that there should be.
     pub desired: u32,
 }
 
-/// How far the weights of a model have been read.
+/// Progress of reading a model's weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Loaded {
-    /// So many bytes have been.
+    /// Bytes read so far.
     pub bytes: u64,
-    /// So many there are.
+    /// Bytes in total.
     pub bytes_total: u64,
 }
 
@@ -83,24 +81,24 @@ struct Served {
     files: ModelFiles,
     availability: Availability,
     replicas: Replicas,
-    /// Of each engine that is loading, by its number.
+    /// Progress of each loading engine, by its number.
     loading: BTreeMap<usize, Loaded>,
 }
 
-/// Every known model and the state of those that are served.
+/// Every known model, and the state of the served ones.
 pub struct Catalog {
     cards: BTreeMap<ModelId, Arc<ModelCard>>,
-    /// Models that have a name and do not work yet, and why.
+    /// Models with a card that do not work yet, and why.
     not_yet: BTreeMap<ModelId, String>,
     served: Mutex<BTreeMap<ModelId, Served>>,
     precision: Precision,
 }
 
 impl Catalog {
-    /// The built-in cards, with `choices` to be served. An id without a card gets the values of FLUX.1-dev's.
+    /// The built-in cards, with `choices` to be served. An id without a card gets the values of FLUX.1-dev.
     ///
     /// # Errors
-    /// When a choice names no files, or a model twice.
+    /// When a choice has no files, or a model is named twice.
     pub fn new(choices: &[ModelSource]) -> Result<Self, CatalogError> {
         let (mut cards, mut not_yet) = (BTreeMap::new(), BTreeMap::new());
         for KnownModel { card, not_yet: reason, .. } in known_models() {
@@ -135,7 +133,7 @@ impl Catalog {
         Ok(Self { cards, not_yet, served: Mutex::new(served), precision: Precision::default() })
     }
 
-    /// Why a model that has a name does not work yet.
+    /// Why a known model does not work yet.
     pub fn not_yet(&self, id: &ModelId) -> Option<&str> {
         self.not_yet.get(id).map(String::as_str)
     }
@@ -160,26 +158,26 @@ impl Catalog {
         entries.map(|(id, entry)| (Arc::clone(&self.cards[id]), entry.files.clone())).collect()
     }
 
-    /// Whether a model draws now.
+    /// Whether a model generates images now.
     pub fn availability(&self, id: &ModelId) -> Availability {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.get(id).map_or(Availability::NotServed, |entry| entry.availability)
     }
 
-    /// How many engines a model has; none where it is not served.
+    /// Engines of a model; none if it is not served.
     pub fn replicas(&self, id: &ModelId) -> Replicas {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.get(id).map_or(Replicas::default(), |entry| entry.replicas)
     }
 
-    /// How far a model's engines have read its weights, all together; `None` where none is reading.
+    /// Progress of all engines of a model that read its weights; `None` if none does.
     pub fn loading(&self, id: &ModelId) -> Option<Loaded> {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let engines = served.get(id)?.loading.values().copied();
         engines.reduce(|a, b| Loaded { bytes: a.bytes + b.bytes, bytes_total: a.bytes_total + b.bytes_total })
     }
 
-    /// Notes how far an engine of a model has read its weights; `None` when it has ended, one way or the other.
+    /// Sets the progress of an engine that reads its weights; `None` when it has succeeded or failed.
     pub fn note_loading(&self, id: &ModelId, engine: usize, loaded: Option<Loaded>) {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(entry) = served.get_mut(id) else { return };
@@ -189,19 +187,19 @@ impl Catalog {
         }
     }
 
-    /// Which state of its repository a served model is, where that is known.
+    /// Revision of a served model's repository, if known.
     pub fn revision(&self, id: &ModelId) -> Option<String> {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.get(id)?.files.revision()
     }
 
-    /// Most images that a request to any of the served models may bring.
+    /// Most input images of a request to any served model.
     pub fn input_images_max(&self) -> usize {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.keys().map(|id| self.cards[id].input_images_max).max().unwrap_or(0)
     }
 
-    /// Lets requests to these models bring more images, or fewer, than their cards say.
+    /// Overrides the most input images of these models' cards.
     ///
     /// # Errors
     /// When a model is not known.
@@ -213,18 +211,18 @@ impl Catalog {
         Ok(self)
     }
 
-    /// The catalog of a worker whose engines draw in this precision.
+    /// The catalog of a worker whose engines compute in this precision.
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
         Self { precision, ..self }
     }
 
-    /// In which precision the served models draw.
+    /// Precision of the served models.
     pub fn precision(&self) -> Precision {
         self.precision
     }
 
-    /// Notes what became of a served model's engines. Ids that are not served are ignored.
+    /// Sets the state of a served model's engines. Ignores ids that are not served.
     pub fn set_availability(&self, id: &ModelId, availability: Availability, replicas: Replicas) {
         let mut served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = served.get_mut(id) {
@@ -232,19 +230,19 @@ impl Catalog {
         }
     }
 
-    /// Whether at least one model draws now.
+    /// Whether at least one model is ready.
     pub fn any_ready(&self) -> bool {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.values().any(|entry| entry.availability == Availability::Ready)
     }
 }
 
-/// The card of a model; one without a card gets the values of FLUX.1-dev's.
+/// The card of a model; one without a card gets the values of FLUX.1-dev.
 pub fn card_or_flux_dev(id: &ModelId) -> ModelCard {
     known_model(id).map_or_else(|| ModelCard { id: id.clone(), ..cards::flux_dev() }, |known| known.card)
 }
 
-/// The smallest image a card allows: what an engine draws to prove itself before it is called ready.
+/// The smallest image that a card allows, which an engine generates to warm up before it is ready.
 ///
 /// # Panics
 /// When the card's own limits contradict each other, which the tests of the built-in cards exclude.
@@ -276,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_engines_have_read_of_a_model_adds_up() {
+    fn loading_progress_of_engines_adds_up() {
         let id = ModelId::new("fluxserve/flux-shapes");
         let catalog = Catalog::new(&[choice(id.as_str(), None)]).expect("a valid choice");
         assert_eq!(catalog.loading(&id), None);
@@ -291,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_model_that_is_not_served_says_so() {
+    fn a_known_model_that_is_not_served_is_reported_as_such() {
         let catalog = Catalog::new(&[choice("fluxserve/flux-shapes", None)]).expect("a valid choice");
         assert_eq!(catalog.availability(&ModelId::new("black-forest-labs/FLUX.1-dev")), Availability::NotServed);
         assert_eq!(catalog.availability(&ModelId::new("fluxserve/flux-shapes")), Availability::Loading);
@@ -335,11 +333,11 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_does_not_work_yet_is_known_and_refused_with_the_reason() {
+    fn a_model_that_does_not_work_yet_is_refused_with_the_reason() {
         for name in ["Fill", "Canny", "Depth", "Kontext"] {
             let id = format!("black-forest-labs/FLUX.1-{name}-dev");
             let catalog = Catalog::new(&[choice("fluxserve/flux-shapes", None)]).expect("a valid choice");
-            assert!(catalog.card(&ModelId::new(&id)).is_none(), "nothing can be asked of it");
+            assert!(catalog.card(&ModelId::new(&id)).is_none(), "it has no card to serve");
             assert!(catalog.not_yet(&ModelId::new(&id)).is_some_and(|reason| reason.starts_with("it ")));
             for directory in [None, Some("/weights")] {
                 let refused = Catalog::new(&[choice(&id, directory)]).err().expect("refused").to_string();
@@ -349,14 +347,14 @@ mod tests {
     }
 
     #[test]
-    fn the_family_has_the_values_of_its_authors() {
+    fn the_cards_have_the_values_of_the_models_authors() {
         let card =
             |name: &str| known_model(&ModelId::new(format!("black-forest-labs/FLUX.1-{name}"))).expect("known").card;
         let (schnell, krea) = (card("schnell"), card("Krea-dev"));
         assert_eq!((schnell.defaults.steps, schnell.sequence_length), (4, 256));
         let guided = GenerateParams { prompt: "a fox".into(), guidance: Some(3.5), ..GenerateParams::default() };
         assert!(GenerateSpec::new(guided.clone(), &krea).is_ok());
-        let refused = GenerateSpec::new(guided, &schnell).expect_err("it has no place for a guidance value");
+        let refused = GenerateSpec::new(guided, &schnell).expect_err("it takes no guidance");
         assert_eq!(refused[0].field, "guidance");
         assert_eq!((krea.defaults.steps, krea.defaults.guidance), (28, 4.5));
     }
@@ -372,27 +370,27 @@ mod tests {
             };
             assert!(GenerateSpec::new(params, &card).is_ok(), "{}", card.id);
             assert_eq!(warm_up_spec(&card).steps(), card.limits.steps_min);
-            assert!(card.input_images_max <= 1, "there is a use for one: {}", card.id);
+            assert!(card.input_images_max <= 1, "at most one is supported: {}", card.id);
         }
     }
 
     #[test]
-    fn a_card_can_be_told_to_take_images() {
+    fn the_most_input_images_of_a_card_can_be_set() {
         let dev = ModelId::new("black-forest-labs/FLUX.1-dev");
-        let told = |id: &ModelId| {
+        let with_one = |id: &ModelId| {
             let catalog = Catalog::new(&[choice("my/tune", Some("/weights"))]).expect("a valid choice");
             catalog.with_input_images_max(&BTreeMap::from([(id.clone(), 1)]))
         };
-        let catalog = told(&dev).expect("known");
+        let catalog = with_one(&dev).expect("known");
         assert_eq!(catalog.card(&dev).map(|card| card.input_images_max), Some(1));
         assert_eq!(catalog.input_images_max(), 0, "it is not served");
-        assert_eq!(told(&ModelId::new("my/tune")).expect("known").input_images_max(), 1);
-        let nobody = ModelId::new("nobody/nothing");
-        assert_eq!(told(&nobody).err(), Some(CatalogError::NoCard(nobody)));
+        assert_eq!(with_one(&ModelId::new("my/tune")).expect("known").input_images_max(), 1);
+        let unknown = ModelId::new("unknown/model");
+        assert_eq!(with_one(&unknown).err(), Some(CatalogError::NoCard(unknown)));
     }
 
     #[test]
-    fn the_demo_model_is_a_whole_diffusers_checkpoint() {
+    fn the_demo_model_is_a_complete_diffusers_checkpoint() {
         let Some(ModelFiles::Embedded(files)) = embedded_files(&ModelId::new("fluxserve/flux-shapes")) else {
             panic!("compiled in");
         };

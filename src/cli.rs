@@ -1,12 +1,12 @@
-//! The command line: what the words mean and what they print. Knows how to ask the application for things, not how they
-//! are done.
+//! The command line: its commands, options and output. Calls the application, and does not know how it works.
 //!
-//! Output goes through the handles that [`run`] gets: what a script reads to `out`, what a person reads to `notes`. So does
-//! the one thing that is read, a password.
+//! Output goes through the handles that [`run`] gets: `out` for scripts, `notes` for people. So does the only input, a
+//! password.
 
 mod admin;
 mod backup;
 mod bench;
+mod engine_args;
 mod generate;
 mod key_argument;
 mod keys;
@@ -27,6 +27,7 @@ use clap::{Args, Parser, Subcommand};
 pub use admin::{AdminCommand, PasswordInput};
 pub use backup::BackupArgs;
 pub use bench::BenchCommand;
+pub use engine_args::EngineArgs;
 pub use generate::GenerateArgs;
 pub use key_argument::{KeyArgument, without_secrets};
 pub use keys::KeysCommand;
@@ -36,20 +37,19 @@ pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
 pub use shell::{CompletionsArgs, ManArgs};
 
 use crate::config::{Config, Flags, VARIABLES};
-use crate::domain::device::{Devices, Kernels, Offload};
+use crate::domain::device::Devices;
 use crate::domain::model_source::ModelSource;
-use crate::domain::precision::Precision;
 use crate::domain::spec::random_seed;
 use crate::telemetry::pipe::Pipe;
 use crate::{app, shutdown};
 
-/// A worker that draws images with FLUX, and knows who may ask for them.
+/// A FLUX image generation server with built-in API keys.
 ///
-/// Without a command it serves, as `fluxserve serve` does.
+/// Without a command it serves, like `fluxserve serve`.
 #[derive(Debug, Parser)]
 #[command(name = "fluxserve", version, long_version = version::long(), after_long_help = environment_help())]
 pub struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub command: Option<Command>,
     /// Options of every command.
@@ -63,36 +63,36 @@ pub struct SharedArgs {
     /// Folder of the database and the results [default: ./data]
     #[arg(long, global = true, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// Configuration file [default: ./fluxserve.toml, if it is there]
+    /// Configuration file [default: ./fluxserve.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Serve over HTTP
     Serve(ServeArgs),
-    /// Draw one image into a file, without a server
+    /// Generate one image into a file, without a server
     Generate(GenerateArgs),
-    /// Make, list, change and revoke API keys
+    /// Create, list, change and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
-    /// Set up a cluster whose namespaces keys can be let into
+    /// Set up a Kubernetes cluster whose namespaces keys can be granted
     #[command(subcommand)]
     Kubernetes(KubernetesCommand),
-    /// Say who may manage the worker over HTTP
+    /// Set the administrator's password
     #[command(subcommand)]
     Admin(AdminCommand),
-    /// Withdraw the links to images that need no key
+    /// Revoke the links to images that need no key
     #[command(subcommand)]
     Links(LinksCommand),
-    /// Copy the database into a file, also while a server runs
+    /// Copy the database into a file, even while a server runs
     Backup(BackupArgs),
-    /// Fetch models, see which there are and whether they are complete
+    /// Download, list and check models
     #[command(subcommand)]
     Models(ModelsCommand),
-    /// Measure how fast this machine draws and loads, or what stands between an image's stages
+    /// Measure generation and loading on this machine, or export an image's intermediate tensors
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Print the description of the HTTP API: OpenAPI 3.1, as JSON
@@ -101,7 +101,7 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page, or write one for each command
     Man(ManArgs),
-    /// Look for what keeps this machine from serving, and say how to mend it
+    /// Check whether this machine can serve, and how to fix what prevents it
     Doctor,
 }
 
@@ -111,56 +111,28 @@ pub struct ServeArgs {
     /// Where to listen [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<SocketAddr>,
-    /// Another address for the console and the management routes, which are then not to be had at the first
+    /// A separate address for the console and the management routes
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin_listen: Option<SocketAddr>,
-    /// A model to serve, with the folder of its checkpoint unless it was downloaded; can be repeated [default:
+    /// A model to serve, with the folder of its checkpoint unless it was downloaded; repeatable [default:
     /// fluxserve/flux-shapes]
     #[arg(long = "model", value_name = "ID[=DIR]")]
     pub models: Vec<ModelSource>,
-    /// Fetch models that are not here from the hub first, as `models download` does
+    /// Download missing models from the hub first, like `models download`
     #[arg(long)]
     pub download: bool,
-    /// Where to draw: auto, cpu, cuda, cuda:N, or several with commas between, each with an engine of its own [default:
-    /// auto]
+    /// Device: auto, cpu, cuda, cuda:N, or several separated by commas, each with its own engine [default: auto]
     #[arg(long, value_name = "DEVICE[,DEVICE]")]
     pub device: Option<Devices>,
-    /// How to use it.
+    /// Options of the engines.
     #[command(flatten)]
     pub engine: EngineArgs,
 }
 
-/// How engines are built.
-#[derive(Debug, Clone, Default, PartialEq, Args)]
-pub struct EngineArgs {
-    /// What does not stay on the device: none, or text, which comes for each new prompt only [default: none]
-    #[arg(long, value_name = "WHAT")]
-    pub offload: Option<Offload>,
-    /// Draw the same bits in any company on CUDA, too, at the price of speed; on the CPU it is always so
-    #[arg(long)]
-    pub deterministic: bool,
-    /// What computes attention and convolutions on CUDA: auto, the fastest kernels that prove right, or portable, those that
-    /// every device has [default: auto]
-    #[arg(long, value_name = "KERNELS")]
-    pub kernels: Option<Kernels>,
-    /// Linear layers in full, or in fp8: eight bits, which take half the memory, and are lossy [default: full]
-    #[arg(long, value_name = "PRECISION")]
-    pub precision: Option<Precision>,
-}
-
-impl EngineArgs {
-    fn apply(self, flags: &mut Flags) {
-        flags.offload = self.offload;
-        flags.is_deterministic = self.deterministic;
-        flags.kernels = self.kernels;
-        flags.precision = self.precision;
-    }
-}
-
-/// Does what the command line asks for.
+/// Runs the command.
 ///
 /// # Errors
-/// Whatever kept it from being done, in words for the person who asked.
+/// Why it failed, as a message for the user.
 pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
     shutdown::outlive_file_size_limit();
     let mut flags = Flags { config_file: cli.shared.config, data_dir: cli.shared.data_dir, ..Flags::default() };
@@ -173,7 +145,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             arguments.engine.apply(&mut flags);
             flags.download = arguments.download;
             let config = Config::load(flags)?;
-            // Not by way of `out`, which would have the worker wait for its reader.
+            // Not through `out`, whose reader could block the worker.
             let greeting = Pipe::start("greeting", io::stdout())?;
             app::serve(config, shutdown::on_signals()?, greeting).await
         }
@@ -204,11 +176,9 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
 fn environment_help() -> String {
     use std::fmt::Write as _;
 
-    let mut help = String::from(
-        "Environment variables (a file's fields win over defaults, these over the file, options over these):\n",
-    );
+    let mut help = String::from("Environment variables (they override the file, and options override them):\n");
     for variable in VARIABLES {
-        writeln!(help, "  {:<36} {}", variable.name, variable.meaning).expect("a string takes all");
+        writeln!(help, "  {:<36} {}", variable.name, variable.meaning).expect("writing to a string never fails");
     }
     help
 }

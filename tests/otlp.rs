@@ -135,5 +135,5 @@ fn an_unreachable_collector_blocks_nothing_and_is_logged_once() {
     let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
     let (_, output) = generate(&format!("http://{address}"), "a fox");
     assert!(output.status.success());
-    assert_eq!(text(&output.stderr).matches("spans cannot be sent").count(), 1, "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr).matches("cannot send spans").count(), 1, "{}", text(&output.stderr));
 }

@@ -1,8 +1,8 @@
-//! The administrator: one password, and the sessions of those who know it.
+//! The administrator: one password, and the sessions opened with it.
 //!
-//! A password can be guessed, unlike a key. So wrong ones are few by address and few in all, each try is counted before
-//! it is looked at, and argon2 runs for one at a time, apart from the keys' own line. Beyond that one is looked at each
-//! second, so that guessing locks nobody out who knows it.
+//! A password can be guessed, unlike a key. So wrong passwords are limited per address and in total, each attempt counts
+//! before it is checked, and argon2 runs for one at a time, apart from the keys' queue. Beyond the limits, one attempt per
+//! second is still checked, so that guessing does not lock out the administrator.
 
 mod session;
 
@@ -17,7 +17,7 @@ use crate::auth::KeyFailure;
 use crate::auth::audit::{AUDIT_PER_PAGE_MAX, Actor, AuditAction, AuditPage, AuditedKey, NewEntry};
 use crate::auth::hash::{HashError, HashedSecret, Hasher};
 use crate::auth::key::random_base62;
-use crate::auth::store::admin::{AdminStore, Lifetimes, NewSessionRow};
+use crate::auth::store::admin::{AdminStore, Lifetimes, NewSessionRow, SessionRef};
 use crate::auth::store::audit;
 use crate::auth::throttle::{Throttle, ThrottleRule};
 use crate::domain::clock::{Clock, to_the_millisecond};
@@ -27,49 +27,49 @@ use crate::store::Store;
 pub(super) use session::SessionHash;
 pub use session::{NewSession, SESSION_IDLE_LIFETIME, SESSION_LIFETIME, Session, SessionToken};
 
-/// Most sessions at one time; the oldest goes.
+/// Most concurrent sessions; the oldest goes.
 pub const SESSIONS_MAX: u32 = 32;
-/// A use is written down when the last one that was is this old: not every request must write.
+/// Time between two recorded uses of a session: not every request has to write.
 const USE_WRITE_INTERVAL: Duration = Duration::minutes(1);
 
-/// Wrong passwords from one address: some at once, then one every half minute.
+/// Wrong passwords from one address: a burst, then one every half minute.
 const BY_ADDRESS: ThrottleRule = ThrottleRule { failures_max: 5, seconds_per_failure: 30 };
-/// Wrong passwords from everywhere: some at once, then one every other second.
+/// Wrong passwords from all addresses: a burst, then one every other second.
 const FROM_EVERYWHERE: ThrottleRule = ThrottleRule { failures_max: 30, seconds_per_failure: 2 };
-/// Passwords that are looked at although too many were wrong: else whoever goes on guessing would keep those out who know
-/// it, from the same address or in all.
+/// Attempts that are checked beyond the limits. Otherwise continued guessing would lock out the administrator, at the same
+/// address or everywhere.
 const BEYOND: ThrottleRule = ThrottleRule { failures_max: 1, seconds_per_failure: 1 };
-/// The one bucket of [`FROM_EVERYWHERE`] and of [`BEYOND`].
+/// The only bucket of [`FROM_EVERYWHERE`] and of [`BEYOND`].
 const EVERYWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Passwords hashed at one time.
+/// Passwords hashed concurrently.
 const HASHES_AT_ONCE_MAX: usize = 1;
-/// Passwords that wait for their turn.
+/// Passwords waiting to be hashed.
 const HASHES_WAITING_MAX: usize = 16;
-/// What a caller is told when all those places are taken.
+/// Retry time that a client is told when all of them are taken.
 const BUSY_RETRY_SECONDS: u64 = 2;
 
 /// Characters of a generated password: 142 random bits.
 const GENERATED_PASSWORD_CHARS: usize = 24;
 
-/// Why somebody is not signed in.
+/// Why a sign-in failed.
 #[derive(Debug, thiserror::Error)]
 pub enum SignInError {
-    /// The password is not the one, or there is none.
+    /// The password is wrong, or none is set.
     #[error("the password is wrong")]
     WrongPassword,
-    /// Too many wrong passwords, from this address or in all, or too many at once.
+    /// Too many wrong passwords, from this address or in total, or too many concurrent attempts.
     #[error("too many attempts, try again in {retry_after_seconds} s")]
     Throttled {
-        /// When the next attempt has a chance.
+        /// When the next attempt is checked.
         retry_after_seconds: u64,
     },
-    /// It cannot be told now.
+    /// The password cannot be checked now.
     #[error("the password cannot be checked")]
     Unavailable(#[from] KeyFailure),
 }
 
-/// The administrator's password and sessions, and the log of what was done. Cheap to clone; clones share everything.
+/// The administrator's password and sessions, and the audit log. Cheap to clone; clones share all state.
 #[derive(Clone)]
 pub struct AdminService(Arc<Inner>);
 
@@ -95,7 +95,7 @@ impl AdminService {
         }))
     }
 
-    /// Whether there is a password. Without one nobody can sign in.
+    /// Whether a password is set. Without one, no sign-in succeeds.
     ///
     /// # Errors
     /// When the database fails.
@@ -103,7 +103,7 @@ impl AdminService {
         Ok(self.0.admin.password_hash().await?.is_some())
     }
 
-    /// Sets the password, and ends all sessions.
+    /// Sets the password and ends all sessions.
     ///
     /// # Errors
     /// When it cannot be hashed or stored.
@@ -113,7 +113,7 @@ impl AdminService {
         self.0.admin.set_password(&hash, &entry).await
     }
 
-    /// Sets the password unless it is this one already: `true` when it was another, or none.
+    /// Sets the password if it is another one or none. Returns whether it was set.
     ///
     /// # Errors
     /// When it cannot be hashed, compared or stored.
@@ -127,7 +127,7 @@ impl AdminService {
         Ok(true)
     }
 
-    /// Sets a random password and gives it, to be shown once.
+    /// Sets a random password and returns it, to be shown once.
     ///
     /// # Errors
     /// When there are no random bytes, or as [`AdminService::set_password`].
@@ -138,7 +138,7 @@ impl AdminService {
         Ok(password)
     }
 
-    /// Signs in who knows the password.
+    /// Opens a session if the password is right.
     ///
     /// # Errors
     /// See [`SignInError`].
@@ -160,11 +160,11 @@ impl AdminService {
             return Err(self.refuse(client).await);
         }
         attempt.forgive();
-        // Whoever has changed the password meanwhile has ended this sign-in as well.
+        // A password change in between ends this sign-in as well.
         self.begin_session(&hash, client).await?.ok_or(SignInError::WrongPassword)
     }
 
-    /// For one at a time beyond the bounds: a right password is let in, and who has a wrong one learns nothing.
+    /// Checks one attempt beyond the limits: a right password succeeds, a wrong one gets `refusal` and so learns nothing.
     async fn sign_in_beyond(
         &self,
         password: &str,
@@ -184,7 +184,7 @@ impl AdminService {
     }
 
     async fn verify(&self, password: &str, hash: &HashedSecret) -> Result<bool, HashError> {
-        // A longer one cannot be right, and hashing it would be work at the stranger's will.
+        // A longer one cannot be right, and hashing it would let a stranger choose the cost.
         if password.chars().nth(PASSWORD_CHARS_MAX).is_some() {
             return Ok(false);
         }
@@ -192,7 +192,7 @@ impl AdminService {
     }
 
     async fn refuse(&self, client: IpAddr) -> SignInError {
-        tracing::warn!(%client, "somebody tried to sign in with a wrong password");
+        tracing::warn!(%client, "sign-in refused: wrong password");
         let stranger = Actor::Stranger { address: client };
         let entry = self.entry(&stranger, AuditAction::SignInRefused);
         match audit::insert_alone(self.0.admin.store(), &entry).await {
@@ -201,7 +201,7 @@ impl AdminService {
         }
     }
 
-    /// `None`: the password is another one by now.
+    /// Opens a session. `None` if the password has changed.
     async fn begin_session(&self, password: &HashedSecret, client: IpAddr) -> Result<Option<NewSession>, KeyFailure> {
         let now = self.now();
         let token = SessionToken::generate()?;
@@ -218,16 +218,16 @@ impl AdminService {
         Ok(is_in.then_some(NewSession { token, session }))
     }
 
-    /// The session that `token` proves, if it has not ended. Counts as a use of it.
+    /// The session of `token`, if it has not ended. Counts as a use of it.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn session(&self, token: &str) -> Result<Option<Session>, KeyFailure> {
         let now = self.now();
-        let found = self.0.admin.session(&SessionHash::of(token), lifetimes(now)).await?;
+        let found = self.0.admin.session(SessionRef::Token(&SessionHash::of(token)), lifetimes(now)).await?;
         let Some(mut session) = found else { return Ok(None) };
         if session.created_at > now || session.last_used_at > now {
-            // The clock was ahead and has been set back. Or the session would last until the clock is there again.
+            // The clock was ahead and has been set back: otherwise the session would last until the clock is there again.
             self.0.admin.pull_back(session.id, now).await?;
             session.created_at = session.created_at.min(now);
             session.last_used_at = session.last_used_at.min(now);
@@ -239,12 +239,12 @@ impl AdminService {
         Ok(Some(session))
     }
 
-    /// A session as it is now, if it has not ended: for a request that has proven it and has taken its time since.
+    /// A session by id, if it has not ended: for a long request that was authenticated at its start.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn session_again(&self, session: SessionId) -> Result<Option<Session>, KeyFailure> {
-        self.0.admin.session_by_id(session, lifetimes(self.now())).await
+        self.0.admin.session(SessionRef::Id(session), lifetimes(self.now())).await
     }
 
     /// Ends a session.
@@ -255,7 +255,7 @@ impl AdminService {
         self.0.admin.delete_session(session, &self.entry(by, AuditAction::SignedOut)).await
     }
 
-    /// The log's entries before `before`, the newest first: at most `limit` and never more than [`AUDIT_PER_PAGE_MAX`].
+    /// Audit entries before `before`, the newest first: at most `limit`, up to [`AUDIT_PER_PAGE_MAX`].
     ///
     /// # Errors
     /// When the database fails.
@@ -265,7 +265,7 @@ impl AdminService {
         Ok(AuditPage { entries, next })
     }
 
-    /// Writes into the log what was done elsewhere: to nothing of which the tables here tell.
+    /// Writes an audit entry for a change outside this module's tables.
     ///
     /// # Errors
     /// When the database fails.
@@ -284,7 +284,7 @@ impl AdminService {
         to_the_millisecond(self.0.clock.now())
     }
 
-    /// Counts an attempt as a failure, until it has proven to be none: many at one time must not get a free look each.
+    /// Counts an attempt as a failure until it has succeeded: concurrent attempts must not be free.
     async fn count_attempt(&self, client: IpAddr) -> Result<Attempt<'_>, SignInError> {
         let now = self.0.clock.uptime();
         let throttled = |retry_after_seconds| SignInError::Throttled { retry_after_seconds };
@@ -292,8 +292,8 @@ impl AdminService {
         let mut attempt = Attempt { inner: &self.0, client, is_counted_everywhere: false };
         match self.0.from_everywhere.try_failure(EVERYWHERE, now) {
             Ok(()) => attempt.is_counted_everywhere = true,
-            // Who guesses from many addresses must not lock out who is known by an earlier sign-in, or sits at the
-            // machine. They are still counted by their address.
+            // Guessing from many addresses must not lock out clients on this machine or in a network with an earlier
+            // sign-in. They are still limited by address.
             Err(seconds) => {
                 if !client.is_loopback() && !self.0.admin.has_session_from(client).await? {
                     attempt.forgive();
@@ -309,7 +309,7 @@ impl AdminService {
     }
 }
 
-/// An attempt that was counted as a failure.
+/// An attempt counted as a failure.
 struct Attempt<'a> {
     inner: &'a Inner,
     client: IpAddr,

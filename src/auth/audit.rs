@@ -1,4 +1,4 @@
-//! The audit log: who did what to keys, password and sessions, when, and from where. Never holds a secret.
+//! The audit log: who changed keys, password and sessions, when and from where. Never holds a secret.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,31 +15,31 @@ use crate::domain::limits::KeyLimits;
 
 /// Most entries in one page of the log.
 pub const AUDIT_PER_PAGE_MAX: u32 = 100;
-/// Most entries that are kept of what each kind of actor has done who may; the oldest go first.
+/// Most entries kept for each kind of authorized actor; the oldest go first.
 const ENTRIES_MAX: u32 = 100_000;
-/// Most entries that are kept of what was tried by those who may not.
+/// Most entries kept for strangers.
 const STRANGERS_ENTRIES_MAX: u32 = 1_000;
 
-/// Who did it.
+/// Who acted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Actor {
-    /// Whoever signed in.
+    /// The administrator, signed in.
     Administrator {
-        /// The sign-in.
+        /// The session.
         session: SessionId,
         /// Where the request came from.
         address: IpAddr,
     },
-    /// Whoever may run the program on the data folder.
+    /// An operator who runs the program on the data folder.
     CommandLine,
-    /// The worker by itself, at its start.
+    /// The worker itself, at its start.
     Worker,
-    /// Somebody who has not proven anything.
+    /// A client that is not authenticated.
     Stranger {
         /// Where the request came from.
         address: IpAddr,
     },
-    /// Whoever has the key that the entry names.
+    /// A client with the key that the entry names.
     KeyHolder {
         /// Where the request came from.
         address: IpAddr,
@@ -47,7 +47,7 @@ pub enum Actor {
 }
 
 impl Actor {
-    /// The word in the log.
+    /// Its name in the log.
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {
@@ -59,7 +59,7 @@ impl Actor {
         }
     }
 
-    /// Most entries that are kept of this kind of actor.
+    /// Most entries kept for this kind of actor.
     pub(super) fn entries_max(&self) -> u32 {
         if matches!(self, Self::Stranger { .. }) { STRANGERS_ENTRIES_MAX } else { ENTRIES_MAX }
     }
@@ -81,33 +81,33 @@ impl Actor {
 /// What was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AuditAction {
-    /// A key was made.
+    /// A key was created.
     KeyCreated,
-    /// A key's name, scope or end was changed.
+    /// A key's name, scope, expiry or limits were changed.
     KeyEdited,
-    /// A key got another value.
+    /// A key got a new value.
     KeyRotated,
     /// A key was revoked.
     KeyRevoked,
-    /// The administrator's password was set; all sessions have ended with it.
+    /// The administrator's password was set, which ended all sessions.
     PasswordSet,
-    /// Somebody signed in.
+    /// The administrator signed in.
     SignedIn,
-    /// Somebody signed out.
+    /// The administrator signed out.
     SignedOut,
-    /// Somebody tried a wrong password.
+    /// A sign-in was refused for a wrong password.
     SignInRefused,
-    /// A namespace of the cluster was entered, for keys to be let into.
+    /// A namespace of the cluster was added, to be granted to keys.
     NamespaceCreated,
-    /// A namespace's id stands for another one of the cluster.
+    /// A namespace's id now stands for another namespace of the cluster.
     NamespaceRenamed,
-    /// A namespace was taken out again.
+    /// A namespace was removed.
     NamespaceDeleted,
     /// A key got a token for a namespace of the cluster.
     CredentialIssued,
 }
 
-/// A word that is no action.
+/// A text that is no action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("unknown action")]
 pub struct UnknownAction;
@@ -129,7 +129,7 @@ impl AuditAction {
         Self::CredentialIssued,
     ];
 
-    /// The word in the log and on the wire.
+    /// Its name in the log and on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -163,16 +163,16 @@ impl FromStr for AuditAction {
     }
 }
 
-/// The key that something was done to, or with.
+/// The key that an entry is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AuditedKey {
-    /// Its row.
+    /// Its id.
     pub id: KeyId,
     /// Its prefix at that time.
     pub prefix: PublicId,
 }
 
-/// Something to be written into the log.
+/// An entry to be written.
 #[derive(Debug)]
 pub(super) struct NewEntry<'a> {
     pub(super) at: OffsetDateTime,
@@ -182,37 +182,37 @@ pub(super) struct NewEntry<'a> {
     pub(super) detail: Value,
 }
 
-/// One line of the log.
+/// An entry of the log.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuditEntry {
-    /// Its number; later ones are higher.
+    /// Its number; later entries have higher ones.
     pub id: i64,
-    /// When it was done.
+    /// When it happened.
     pub at: OffsetDateTime,
-    /// Who did it: a word of [`Actor::as_str`].
+    /// Who acted: a name of [`Actor::as_str`].
     pub actor: String,
-    /// The sign-in that it was done with.
+    /// The session that it was done with.
     pub session: Option<String>,
     /// Where the request came from.
     pub address: Option<String>,
     /// What was done.
     pub action: AuditAction,
-    /// The key that it was done to.
+    /// The key that it is about.
     pub key: Option<AuditedKey>,
-    /// What is particular: the new name, scope or end of a key.
+    /// Details, such as a key's new name, scope or expiry.
     pub detail: Value,
 }
 
-/// Some entries, the newest first.
+/// A page of entries, the newest first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AuditPage {
     /// The entries.
     pub entries: Vec<AuditEntry>,
-    /// Where the next page begins, when there is one.
+    /// Where the next page begins, if there is one.
     pub next: Option<i64>,
 }
 
-/// What the log says of a new key.
+/// Details of a new key.
 pub(super) fn of_new(new: &NewKey) -> Value {
     let KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority } = new.limits;
     json!({
@@ -228,7 +228,7 @@ pub(super) fn of_new(new: &NewKey) -> Value {
     })
 }
 
-/// What the log says of an edit: what is different now.
+/// Details of an edit: what has changed.
 pub(super) fn of_edit(edit: &KeyEdit) -> Value {
     let mut detail = Map::new();
     if let Some(name) = &edit.name {
@@ -260,12 +260,12 @@ fn insert<T>(detail: &mut Map<String, Value>, field: &str, change: Change<T>, sa
     }
 }
 
-/// What the log says of a rotation.
+/// Details of a rotation.
 pub(super) fn of_rotation(new_prefix: PublicId, until: Option<OffsetDateTime>) -> Value {
     json!({ "new_prefix": new_prefix.to_string(), "old_value_until": until.map(moment) })
 }
 
 fn moment(moment: OffsetDateTime) -> String {
-    // Only years beyond 9999 have no such form.
+    // Only years beyond 9999 cannot be formatted.
     moment.format(&Rfc3339).unwrap_or_else(|_| moment.unix_timestamp().to_string())
 }

@@ -1,9 +1,8 @@
-//! Whose key a caller has presented.
+//! The check of the key that a caller presents.
 //!
-//! Three things are wanted at once: a key costs microseconds after its first use, a change to its row acts on the very
-//! next request, and a flood of wrong keys does not get in the way of good ones. So the row is as the database has it at
-//! every request, read again after every commit; argon2 runs once for each version of a row; and only keys not yet proven
-//! queue anywhere.
+//! It has three goals: a key costs microseconds after its first use, a change to its row applies to the next request, and a
+//! flood of wrong keys does not delay good ones. So each request uses the row as the database has it, read again after every
+//! commit; argon2 runs once for each version of a row; and only unproven keys queue.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -28,60 +27,59 @@ use crate::domain::rates::Rates;
 use crate::domain::scope::Scope;
 use crate::store::Store;
 
-/// Unproven keys that are looked up at one time. Fewer than the database has connections, so that proven ones always
-/// find one.
+/// Unproven keys looked up concurrently. Fewer than the database has connections, so that proven keys always find one.
 const LOOKUPS_AT_ONCE_MAX: usize = 4;
-/// Unproven keys that wait for their look-up.
+/// Unproven keys waiting for their lookup.
 const LOOKUPS_WAITING_MAX: usize = 1024;
-/// The same for addresses that have tried too many wrong keys: all of them share one place. They are not shut out,
-/// because behind one address there may be a good key beside the wrong ones.
+/// The same for addresses that have tried too many wrong keys, all together. They are not blocked, because an address may
+/// be shared by good and wrong keys.
 const SLOW_LOOKUPS_AT_ONCE_MAX: usize = 1;
-/// Waiting for that place.
+/// Keys waiting for that lookup.
 const SLOW_LOOKUPS_WAITING_MAX: usize = 64;
 /// Wrong keys from one address.
 pub(super) const WRONG_KEYS: ThrottleRule = ThrottleRule { failures_max: 20, seconds_per_failure: 3 };
-/// What a caller is told when a line is full.
-const LINE_FULL_RETRY_SECONDS: u64 = 1;
+/// Retry time that a caller is told when a queue is full.
+const QUEUE_FULL_RETRY_SECONDS: u64 = 1;
 
-/// A caller that has proven itself.
+/// An authenticated caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Principal {
-    /// The key it did it with.
+    /// Its key.
     pub key_id: KeyId,
-    /// The part of the key's value that anyone may see: of the present one, or of the one before a rotation.
+    /// The public part of the key's value: of the current one, or of the one before a rotation.
     pub prefix: PublicId,
-    /// What that key may do, as of this request.
+    /// The key's scope, as of this request.
     pub scope: Scope,
-    /// What it may use up, as of this request.
+    /// The key's limits, as of this request.
     pub limits: KeyLimits,
 }
 
-/// Why a caller is not let in.
+/// Why a caller is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
-    /// No such key: missing, malformed, wrong checksum, unknown, revoked or expired. The caller is not told which.
+    /// The key is missing, malformed, unknown, revoked or expired, or its checksum is wrong. The caller is not told which.
     #[error("the API key is not valid")]
     Refused,
-    /// Too many wrong keys from this address, or too many unproven keys at once.
+    /// Too many wrong keys from this address, or too many concurrent unproven keys.
     #[error("too many attempts, try again in {retry_after_seconds} s")]
     Throttled {
-        /// When the next attempt has a chance.
+        /// When the next attempt is checked.
         retry_after_seconds: u64,
     },
-    /// The key is good, and has sent as many requests as it may.
+    /// The key is valid and has reached its requests per minute.
     #[error("more than {per_minute} requests a minute, try again in {retry_after_seconds} s")]
     RateLimited {
-        /// How many it may.
+        /// Its limit.
         per_minute: u32,
-        /// When the next one may come.
+        /// When the next request is allowed.
         retry_after_seconds: u64,
     },
-    /// It cannot be told now. Not the caller's fault.
+    /// The key cannot be checked now. Not the caller's fault.
     #[error("keys cannot be checked")]
     Unavailable(#[from] KeyFailure),
 }
 
-/// Checks presented keys. Cheap to clone; clones share everything.
+/// Checks presented keys. Cheap to clone; clones share all state.
 #[derive(Clone)]
 pub struct Authenticator(Arc<Inner>);
 
@@ -117,20 +115,20 @@ impl Authenticator {
         })))
     }
 
-    /// Whose key `presented` is. An absent key is the empty text.
+    /// The caller with the key `presented`; empty if it sent none.
     ///
     /// # Errors
     /// See [`AuthError`].
     pub async fn authenticate(&self, presented: &str, client: IpAddr) -> Result<Principal, AuthError> {
-        // Costs nothing and asks nobody, so it counts for nothing either: a typo is no attack.
+        // Costs nothing, so it does not count as a failure: a typo is no attack.
         let key = PresentedKey::parse(presented).map_err(|_| AuthError::Refused)?;
         self.0.authenticate(key, client).await
     }
 
-    /// What a caller that has proven itself may do now. Costs none of its requests a minute: it is still the same one.
+    /// An authenticated caller as of now. Does not count against its requests per minute: it is still the same request.
     ///
     /// # Errors
-    /// When its key does not work any more, or cannot be asked for.
+    /// When its key no longer works, or cannot be read.
     pub async fn again(&self, caller: &Principal) -> Result<Principal, AuthError> {
         let row = self.0.rows.get(caller.prefix).await?.filter(|row| row.id == caller.key_id);
         let row = row.ok_or(AuthError::Refused)?;
@@ -140,7 +138,7 @@ impl Authenticator {
         Ok(Principal { scope: row.scope.clone(), limits: row.limits, ..caller.clone() })
     }
 
-    /// Counts `more` requests for the one that `caller` has sent: all of them or none, and then that one neither.
+    /// Counts `more` requests besides the one that `caller` has sent. On an error, counts none of them, nor that one.
     ///
     /// # Errors
     /// [`AuthError::RateLimited`].
@@ -150,8 +148,7 @@ impl Authenticator {
         taken.map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })
     }
 
-    /// Writes now and then how keys were used, until `stop` is done, and then once more: to be spawned beside the
-    /// server and awaited before the database is closed.
+    /// Writes uses of keys periodically until `stop` completes, and then once more. Await it before closing the database.
     pub async fn record_uses_until(&self, stop: impl Future<Output = ()>) {
         self.0.uses.write_until(stop).await;
     }
@@ -163,13 +160,13 @@ impl Inner {
         let digest = self.cache.digest(key);
         let proven = self.cache.proven_row(key.public_id(), &digest);
         let row = {
-            let _place = if proven.is_none() { Some(self.queue_for_lookup(client, uptime).await?) } else { None };
+            let _permit = if proven.is_none() { Some(self.queue_for_lookup(client, uptime).await?) } else { None };
             self.rows.get(key.public_id()).await?
         };
-        // An unknown id and a wrong secret take the same path from here, without argon2: 20 ms of a core on every random key
-        // would hand the flood its lever. Up to here they may differ by a twentieth of a millisecond: the row of a known id
-        // is in memory, that of an unknown one is asked of the database. Whoever measures well learns that way that a
-        // public id exists, which is no secret: it stands in lists and logs, and opens nothing.
+        // From here an unknown id and a wrong secret take the same path, without argon2: 20 ms of a core per random key would
+        // help a flood. Before, they may differ by 50 µs: a known id's row is in memory, an unknown id takes a query. So
+        // precise timing reveals whether a public id exists, which is no secret: lists and logs show it, and it grants
+        // nothing.
         let Some(row) = row.filter(|row| row.value_of(key.public_id()).tag.matches(SecretTag::of(key))) else {
             return Err(self.refuse("unknown", client, uptime));
         };
@@ -178,8 +175,8 @@ impl Inner {
         }
         let state = row.state_of(key.public_id(), now);
         if state != KeyState::Active {
-            // Not a guess: who has the whole key once had the right. A client that has missed its end is told so as
-            // often as it asks, and its neighbours behind the same address go on undisturbed.
+            // No guess: a client with the complete key once had the right. It is refused as often as it asks, without
+            // throttling its address.
             tracing::debug!(reason = state.as_str(), %client, "key refused");
             return Err(AuthError::Refused);
         }
@@ -192,18 +189,18 @@ impl Inner {
         Ok(Principal { key_id: row.id, prefix: key.public_id(), scope: row.scope.clone(), limits: row.limits })
     }
 
-    /// Waits to look up a key of which nothing is known.
+    /// Waits for the lookup of an unproven key.
     async fn queue_for_lookup(&self, client: IpAddr, uptime: Duration) -> Result<LanePermit, AuthError> {
         let wait_seconds = self.throttle.retry_after_seconds(client, uptime);
         let lane = if wait_seconds.is_none() { &self.lookups } else { &self.slow_lookups };
-        let retry_after_seconds = wait_seconds.unwrap_or(LINE_FULL_RETRY_SECONDS);
+        let retry_after_seconds = wait_seconds.unwrap_or(QUEUE_FULL_RETRY_SECONDS);
         lane.enter().await.ok_or(AuthError::Throttled { retry_after_seconds })
     }
 
     /// Runs argon2, and remembers a success.
     async fn prove(&self, key: PresentedKey<'_>, digest: &KeyDigest, row: &KeyRow) -> Result<bool, AuthError> {
         let (public_id, version) = (key.public_id(), row.row_version());
-        // Many requests may come with a key before its first proof is done; one proof is enough for all of them.
+        // Many requests may bring a key before its first proof is done; one proof serves them all.
         let is_settled = || self.cache.proven_row(public_id, digest) == Some(version);
         match self.hasher.verify(key.value(), &row.value_of(public_id).hash, is_settled).await {
             Ok(true) => {
@@ -211,7 +208,7 @@ impl Inner {
                 Ok(true)
             }
             Ok(false) => Ok(false),
-            Err(HashError::Busy) => Err(AuthError::Throttled { retry_after_seconds: LINE_FULL_RETRY_SECONDS }),
+            Err(HashError::Busy) => Err(AuthError::Throttled { retry_after_seconds: QUEUE_FULL_RETRY_SECONDS }),
             Err(error) => Err(KeyFailure::from(error).into()),
         }
     }

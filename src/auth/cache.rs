@@ -1,7 +1,7 @@
-//! Which keys have been proven by argon2, so that it need not be paid for on every request.
+//! The keys that argon2 has proven, so that it does not run on every request.
 //!
-//! Holds no key and no plain hash of one: digests under a secret that is drawn when the process starts and dies with it.
-//! What it says is good for one version of a key's row; state, expiry and scope are never taken from here.
+//! Holds no key and no plain hash of one, only digests keyed with a secret that lives as long as the process. An entry is
+//! valid for one version of a key's row; state, expiry and scope are never taken from here.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -16,10 +16,10 @@ use crate::domain::recent::RecentMap;
 /// Most keys remembered, some 200 bytes each.
 pub(super) const ENTRIES_MAX: usize = 10_000;
 
-/// A key's value under the process's secret.
+/// Digest of a key's value, keyed with the process's secret.
 pub(super) struct KeyDigest([u8; 32]);
 
-/// A row of the key table as it stood at one moment.
+/// A version of a row of the key table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct RowVersion {
     pub(super) key_id: KeyId,
@@ -31,7 +31,7 @@ struct Proven {
     row: RowVersion,
 }
 
-/// The proven keys, by public id: only a key that exists takes a place, so wrong ones cannot push it out.
+/// Proven keys by public id. Only existing keys take up space, so wrong ones cannot evict them.
 pub(super) struct KeyCache {
     secret: Zeroizing<[u8; 32]>,
     proven: Mutex<RecentMap<PublicId, Proven>>,
@@ -48,14 +48,14 @@ impl KeyCache {
         KeyDigest(*blake3::keyed_hash(&self.secret, key.value().as_bytes()).as_bytes())
     }
 
-    /// The row for which exactly this value has been proven. It counts only while the row still has that version.
+    /// The row version for which exactly this value was proven. Valid only while the row has that version.
     pub(super) fn proven_row(&self, public_id: PublicId, digest: &KeyDigest) -> Option<RowVersion> {
         let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = proven.get_mut(&public_id)?;
         bool::from(entry.digest.ct_eq(&digest.0)).then_some(entry.row)
     }
 
-    /// Remembers that argon2 has accepted this value for this row.
+    /// Remembers that argon2 accepted this value for this row.
     pub(super) fn remember(&self, public_id: PublicId, digest: &KeyDigest, row: RowVersion) {
         let mut proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner);
         proven.insert(public_id, Proven { digest: digest.0, row });
@@ -79,7 +79,7 @@ mod tests {
     use crate::auth::key::PlainKey;
 
     #[test]
-    fn only_the_proven_value_is_recognised() {
+    fn only_the_proven_value_is_recognized() {
         let cache = KeyCache::new().expect("random bytes");
         let key = PlainKey::generate().expect("random bytes");
         let id = key.as_presented().public_id();

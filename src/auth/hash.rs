@@ -1,7 +1,6 @@
-//! Keys and the password as they are kept: argon2id as a PHC string, and beside a key's a short tag. The only user of
-//! argon2.
+//! Stored forms of keys and of the password: argon2id as a PHC string, and for keys a short tag. The only user of argon2.
 //!
-//! Hashing takes some 20 ms and 19 MiB, so it runs on the blocking pool, few at a time.
+//! Hashing takes some 20 ms and 19 MiB, so it runs on the blocking pool, with bounded concurrency.
 
 use std::fmt;
 
@@ -13,20 +12,20 @@ use zeroize::Zeroizing;
 use crate::auth::key::PresentedKey;
 use crate::auth::lane::{Lane, LanePermit};
 
-// The smallest set of parameters that OWASP's password storage guide recommends. It is meant for passwords; a key's 190
-// random bits would be safe behind far less. New hashes take these; a stored hash is verified with its own.
+// The smallest parameters that OWASP's password storage guide recommends. They are meant for passwords; a key's 190 random
+// bits would be safe with far less. New hashes use these; a stored hash is verified with its own.
 const MEMORY_KIBIBYTES: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 const LANES: u32 = 1;
 
-/// Hashes of keys at one time: each takes a core and [`MEMORY_KIBIBYTES`].
+/// Keys hashed concurrently: each takes a core and [`MEMORY_KIBIBYTES`].
 pub(super) const KEY_HASHES_AT_ONCE_MAX: usize = 2;
-/// Hashes of keys that wait for their turn.
+/// Keys waiting to be hashed.
 pub(super) const KEY_HASHES_WAITING_MAX: usize = 1024;
 
 /// Bytes of [`SecretTag`].
 pub(super) const TAG_BYTES: usize = 3;
-/// Names what the tag is for, so that the same digest is of use nowhere else.
+/// Context of the tag, so that its digests are of no use elsewhere.
 const TAG_CONTEXT: &str = "fluxserve 2026 API key: short tag that turns wrong secrets away before argon2";
 
 /// A key's value, or the password, as an argon2id PHC string.
@@ -34,12 +33,12 @@ const TAG_CONTEXT: &str = "fluxserve 2026 API key: short tag that turns wrong se
 pub(super) struct HashedSecret(String);
 
 impl HashedSecret {
-    /// Wraps what the database has.
+    /// Wraps a stored hash.
     pub(super) fn from_stored(phc: String) -> Self {
         Self(phc)
     }
 
-    /// What the database gets.
+    /// The form to store.
     pub(super) fn as_str(&self) -> &str {
         &self.0
     }
@@ -53,9 +52,9 @@ impl fmt::Debug for HashedSecret {
 
 /// 24 bits of a fast digest of a key's value.
 ///
-/// Without it, whoever knows a prefix (they are no secret) could make the worker run argon2 for every wrong secret. With
-/// it, a wrong secret costs the same look-up as an unknown id, and argon2 runs for 1 in 16 million of them. A thief of
-/// the database learns 24 of the secret's 190 bits from it, which leaves no fewer guesses to make than before: too many.
+/// Without it, a client that knows a prefix (they are no secret) could make the worker run argon2 for every wrong secret.
+/// With it, a wrong secret costs the same lookup as an unknown id, and argon2 runs for 1 in 16 million of them. A thief of
+/// the database learns 24 of the secret's 190 bits from it, which leaves too many to guess.
 #[derive(Clone, Copy)]
 pub(super) struct SecretTag([u8; TAG_BYTES]);
 
@@ -65,17 +64,17 @@ impl SecretTag {
         Self([digest[0], digest[1], digest[2]])
     }
 
-    /// Wraps what the database has; `None` when it has something else.
+    /// Wraps a stored tag; `None` if it has another length.
     pub(super) fn from_stored(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 
-    /// What the database gets.
+    /// The form to store.
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether the tags are equal, in a time that does not tell where they differ.
+    /// Whether the tags are equal, compared in constant time.
     pub(super) fn matches(self, other: Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -87,33 +86,33 @@ impl fmt::Debug for SecretTag {
     }
 }
 
-/// Hashing failed for a reason that is not the caller's.
+/// A hash failed, not for a fault of the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum HashError {
-    /// Too many hashes are waiting already; try again shortly.
+    /// Too many hashes are waiting; try again shortly.
     #[error("too many keys or passwords are being hashed")]
     Busy,
-    /// argon2 refuses: no memory, no random salt, or a stored hash that is none.
+    /// argon2 failed: no memory, no random salt, or a malformed stored hash.
     #[error("argon2 failed: {0}")]
     Argon2(password_hash::Error),
-    /// The blocking pool has gone, or the hashing panicked.
+    /// The blocking pool has stopped, or the hashing panicked.
     #[error("the hashing task ended")]
     Task(#[from] tokio::task::JoinError),
 }
 
-/// Runs argon2. Clones share one bound on how many run at one time.
+/// Runs argon2. Clones share one bound on concurrent runs.
 #[derive(Debug, Clone)]
 pub(super) struct Hasher {
     lane: Lane,
 }
 
 impl Hasher {
-    /// Hashes `at_once_max` at one time; `waiting_max` wait for their turn.
+    /// Hashes `at_once_max` concurrently, with `waiting_max` more in the queue.
     pub(super) fn new(at_once_max: usize, waiting_max: usize) -> Self {
         Self { lane: Lane::new(at_once_max, waiting_max) }
     }
 
-    /// As many at one time as is right for keys.
+    /// With the bounds for keys.
     pub(super) fn for_keys() -> Self {
         Self::new(KEY_HASHES_AT_ONCE_MAX, KEY_HASHES_WAITING_MAX)
     }
@@ -125,8 +124,8 @@ impl Hasher {
         hashed.map(HashedSecret).map_err(HashError::Argon2)
     }
 
-    /// Whether `secret` is the one that was hashed. `is_settled` is asked when it is this one's turn: where it says that
-    /// somebody else has found out meanwhile, the answer is yes without the work.
+    /// Whether `secret` is the one that was hashed. `is_settled` is called when its turn comes: if another call has proven it
+    /// meanwhile, returns `true` without hashing.
     pub(super) async fn verify(
         &self,
         secret: &str,
@@ -146,8 +145,8 @@ impl Hasher {
     }
 }
 
-/// Does `work` on the blocking pool. The turn goes along and ends with the work, not with the caller: a client that hangs
-/// up must not make room for one more hash while its own still runs.
+/// Runs `work` on the blocking pool. The turn ends with the work, not with the caller: a client that hangs up must not free
+/// the turn while its hash still runs.
 async fn run<T: Send + 'static>(
     turn: LanePermit,
     secret: &str,
@@ -172,7 +171,7 @@ mod tests {
     use crate::auth::key::PlainKey;
 
     #[tokio::test]
-    async fn a_hash_is_salted_and_fits_its_key_alone() {
+    async fn a_hash_is_salted_and_matches_only_its_key() {
         let hasher = Hasher::for_keys();
         let [key, other] = [(); 2].map(|()| PlainKey::generate().expect("random bytes"));
         let hashed = hasher.hash(key.reveal()).await.expect("hashes");
@@ -183,7 +182,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stored_text_that_is_no_hash_is_an_error_and_not_a_wrong_key() {
+    async fn a_malformed_stored_hash_is_an_error_and_not_a_wrong_key() {
         let key = PlainKey::generate().expect("random bytes");
         let hashed = HashedSecret::from_stored("letmein".into());
         let outcome = Hasher::for_keys().verify(key.reveal(), &hashed, || false).await;

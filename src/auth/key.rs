@@ -1,5 +1,5 @@
-//! The value of an API key: `rgpu_`, 8 base62 characters that anyone may see, 32 that are the secret, and 6 that are
-//! the CRC32 of all before them. One unbroken word, so that a double click selects it and secret scanners can match it.
+//! The value of an API key: `rgpu_`, 8 public base62 characters, 32 secret ones, and 6 with the CRC32 of all before them.
+//! One unbroken word, so that a double click selects it and secret scanners can match it.
 //!
 //! The checksum keeps typos and random strings away from the database. It is no protection: anyone can compute it.
 
@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use zeroize::Zeroizing;
 
-/// What every key begins with. Secret scanners and users' own tools match it: it never changes.
+/// Prefix of every key. Secret scanners and users' tools match it, so it never changes.
 pub const KEY_PREFIX: &str = "rgpu_";
 
 const PUBLIC_ID_CHARS: usize = 8;
@@ -16,14 +16,14 @@ const SECRET_CHARS: usize = 32;
 const CHECKSUM_CHARS: usize = 6;
 const PUBLIC_ID_END: usize = KEY_PREFIX.len() + PUBLIC_ID_CHARS;
 const SECRET_END: usize = PUBLIC_ID_END + SECRET_CHARS;
-/// Length of a whole key. All of it is ASCII.
+/// Length of a key. All of it is ASCII.
 pub const KEY_CHARS: usize = SECRET_END + CHECKSUM_CHARS;
 
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-/// Bytes below this are spread evenly over the alphabet (4 × 62); the others are drawn again.
+/// Bytes below this are spread evenly over the alphabet (4 × 62); the others are rejected and sampled again.
 const UNBIASED_BYTES: u8 = 248;
 
-/// A text that is not the value, or not the prefix, of any key.
+/// A text without the form of a key's value or prefix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an API key")]
 pub struct MalformedKey;
@@ -33,12 +33,12 @@ pub struct MalformedKey;
 #[error("the operating system's random generator failed")]
 pub struct NoRandomness(#[from] getrandom::Error);
 
-/// The part of a key that anyone may see. ActiveJob as its prefix: `rgpu_` and eight characters.
+/// The public part of a key. Shown as its prefix: `rgpu_` and eight characters.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PublicId([u8; PUBLIC_ID_CHARS]);
 
 impl PublicId {
-    /// The eight characters without `rgpu_`, as the database has them.
+    /// The eight characters without `rgpu_`, as stored.
     #[must_use]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("base62 is ASCII")
@@ -51,7 +51,7 @@ impl PublicId {
         text.as_bytes().try_into().map(Self).map_err(|_| MalformedKey)
     }
 
-    /// The prefix of a key that is named by it, or by all of it.
+    /// The prefix of a key, given its prefix or its value.
     ///
     /// # Errors
     /// When `text` is neither.
@@ -59,7 +59,7 @@ impl PublicId {
         text.parse().or_else(|_| PresentedKey::parse(text).map(|key| key.public_id()))
     }
 
-    /// Reads what [`PublicId::as_str`] gave.
+    /// Parses the form of [`PublicId::as_str`].
     ///
     /// # Errors
     /// When `text` is not eight base62 characters.
@@ -88,7 +88,7 @@ impl FromStr for PublicId {
     }
 }
 
-/// A new key's value, shown to its owner once. Cannot be copied, serialised or printed by accident, and is wiped from
+/// A new key's value, shown to its owner once. Cannot be copied, serialized or printed by accident, and is wiped from
 /// memory when dropped.
 pub struct PlainKey(Zeroizing<String>);
 
@@ -98,7 +98,7 @@ impl PlainKey {
     /// # Errors
     /// When the system has no random bytes to give.
     pub fn generate() -> Result<Self, NoRandomness> {
-        // Room for all of it from the start: growing would leave a copy behind.
+        // Full capacity from the start: growing would leave a copy behind.
         let mut value = Zeroizing::new(String::with_capacity(KEY_CHARS));
         value.push_str(KEY_PREFIX);
         push_random_base62(&mut value, PUBLIC_ID_CHARS + SECRET_CHARS)?;
@@ -107,13 +107,13 @@ impl PlainKey {
         Ok(Self(value))
     }
 
-    /// The value itself: for the one answer that hands it to its owner.
+    /// The value itself, for the one response that sends it to its owner.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// The value as if a client had just sent it.
+    /// The value as if a client had sent it.
     #[must_use]
     pub fn as_presented(&self) -> PresentedKey<'_> {
         PresentedKey::parse(&self.0).expect("a generated key is well-formed")
@@ -126,7 +126,7 @@ impl fmt::Debug for PlainKey {
     }
 }
 
-/// A value that a client sent and that has a key's form. Nothing is known yet of whether such a key exists.
+/// A value from a client that has the form of a key. Whether the key exists is not known yet.
 #[derive(Clone, Copy)]
 pub struct PresentedKey<'a> {
     value: &'a str,
@@ -137,10 +137,10 @@ impl<'a> PresentedKey<'a> {
     /// Checks form and checksum.
     ///
     /// # Errors
-    /// When either is wrong; which one, the client is not told.
+    /// When either is wrong. The client is not told which.
     pub fn parse(value: &'a str) -> Result<Self, MalformedKey> {
         let body = value.strip_prefix(KEY_PREFIX).ok_or(MalformedKey)?;
-        // Base62 is ASCII, so that from here on bytes are characters.
+        // Base62 is ASCII, so from here on bytes are characters.
         if value.len() != KEY_CHARS || !is_base62(body) {
             return Err(MalformedKey);
         }
@@ -152,13 +152,13 @@ impl<'a> PresentedKey<'a> {
         Ok(Self { value, public_id })
     }
 
-    /// The part that anyone may see.
+    /// The public part.
     #[must_use]
     pub fn public_id(&self) -> PublicId {
         self.public_id
     }
 
-    /// All of it, for hashing.
+    /// The complete value, for hashing.
     pub(super) fn value(&self) -> &'a str {
         self.value
     }
@@ -186,8 +186,8 @@ fn push_random_base62(value: &mut String, count: usize) -> Result<(), NoRandomne
     let mut bytes = Zeroizing::new([0_u8; 64]);
     while value.len() < end {
         getrandom::fill(bytes.as_mut())?;
-        let drawn = bytes.iter().filter(|byte| **byte < UNBIASED_BYTES);
-        for byte in drawn.take(end - value.len()) {
+        let sampled = bytes.iter().filter(|byte| **byte < UNBIASED_BYTES);
+        for byte in sampled.take(end - value.len()) {
             value.push(char::from(ALPHABET[usize::from(byte % 62)]));
         }
     }
@@ -213,7 +213,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// A well-formed value of these parts.
+    /// A well-formed value with these parts.
     pub(in crate::auth) fn key_with(public_id: &str, secret: &str) -> String {
         let unsigned = format!("{KEY_PREFIX}{public_id}{secret}");
         let digits = checksum(&unsigned);
@@ -233,9 +233,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_checksum_is_the_crc32_of_all_before_it() {
-        // 0xCBF43926 is the published check value of CRC-32/ISO-HDLC over these nine digits;
-        // the digits are read back here with the most significant first.
+    fn the_checksum_is_the_crc32_of_the_characters_before_it() {
+        // 0xCBF43926 is the published check value of CRC-32/ISO-HDLC over these nine digits, which are read back here with
+        // the most significant first.
         let digits = checksum("123456789");
         let number = digits.iter().fold(0_u64, |number, digit| {
             let place = ALPHABET.iter().position(|letter| letter == digit).expect("of the alphabet");
@@ -254,7 +254,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn any_single_wrong_character_is_noticed() {
+    fn any_single_wrong_character_is_detected() {
         let key = PlainKey::generate().expect("random bytes");
         for index in 0..KEY_CHARS {
             let mut bytes = key.reveal().as_bytes().to_vec();
@@ -265,7 +265,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn neighbours_swapped_are_noticed() {
+    fn swapped_neighbors_are_detected() {
         let key = PlainKey::generate().expect("random bytes");
         for index in KEY_PREFIX.len()..KEY_CHARS - 1 {
             let mut bytes = key.reveal().as_bytes().to_vec();

@@ -1,37 +1,34 @@
-//! A queue with a bound in front of a place with a bound.
+//! A bounded queue in front of bounded concurrency.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Lets a few in at one time, in the order in which they came, and turns away who would wait too far back.
+/// Admits a few callers at a time, in order of arrival, and rejects those beyond the queue's bound.
 #[derive(Debug, Clone)]
 pub(super) struct Lane {
     inside: Arc<Semaphore>,
-    /// Places in the queue and inside together.
-    places: Arc<Semaphore>,
+    /// Slots in the queue and inside together.
+    slots: Arc<Semaphore>,
 }
 
-/// A place in the lane, given back when dropped.
+/// A slot in the lane, released when dropped.
 #[derive(Debug)]
 pub(super) struct LanePermit {
     _inside: OwnedSemaphorePermit,
-    _place: OwnedSemaphorePermit,
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Lane {
     pub(super) fn new(inside_max: usize, waiting_max: usize) -> Self {
-        Self {
-            inside: Arc::new(Semaphore::new(inside_max)),
-            places: Arc::new(Semaphore::new(inside_max + waiting_max)),
-        }
+        Self { inside: Arc::new(Semaphore::new(inside_max)), slots: Arc::new(Semaphore::new(inside_max + waiting_max)) }
     }
 
-    /// Waits for a turn; `None` at once when too many are waiting.
+    /// Waits to be admitted. Returns `None` at once if too many are waiting.
     pub(super) async fn enter(&self) -> Option<LanePermit> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         let inside = Arc::clone(&self.inside).acquire_owned().await.expect("this semaphore is never closed");
-        Some(LanePermit { _inside: inside, _place: place })
+        Some(LanePermit { _inside: inside, _slot: slot })
     }
 }
 
@@ -40,7 +37,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_full_lane_turns_away_and_a_left_place_is_free_again() {
+    async fn a_full_lane_rejects_and_a_released_slot_is_free_again() {
         let lane = Lane::new(1, 1);
         let inside = lane.enter().await.expect("free");
         let waiting = tokio::spawn({
@@ -56,7 +53,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_gives_up_waiting_leaves_no_trace() {
+    async fn a_canceled_wait_frees_its_slot() {
         let lane = Lane::new(1, 1);
         let inside = lane.enter().await.expect("free");
         let waiting = tokio::spawn({

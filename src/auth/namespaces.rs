@@ -1,5 +1,5 @@
-//! Scopes that name namespaces: who has one, and what becomes of them when a namespace goes. What a namespace is, is not
-//! known here.
+//! Scopes that name namespaces: which keys have one, and their change when a namespace is removed. Knows namespaces only
+//! by id.
 
 use crate::auth::audit::Actor;
 use crate::auth::key::PublicId;
@@ -8,11 +8,11 @@ use crate::auth::service::KeyService;
 use crate::domain::ids::NamespaceId;
 use crate::domain::scope::{Product, Scope};
 
-/// Keys that are looked at together.
+/// Keys read in one query.
 const KEYS_AT_ONCE_MAX: u32 = 100;
 
 impl KeyService {
-    /// Whether the value with this prefix works, and its key's scope allows `product`. What there is no more does not.
+    /// Whether the value with this prefix works and its key's scope permits `product`. `false` for a missing key.
     ///
     /// # Errors
     /// [`KeyError::Unavailable`].
@@ -22,7 +22,7 @@ impl KeyService {
         Ok(row.is_some_and(|row| row.state_of(prefix, now) == KeyState::Active && row.scope.permits(product)))
     }
 
-    /// Keys that are not revoked and whose scope names the namespace, the oldest first: a hundred at most.
+    /// Keys that are not revoked and whose scope names the namespace, the oldest first: at most [`KEYS_AT_ONCE_MAX`].
     ///
     /// # Errors
     /// [`KeyError::Unavailable`].
@@ -32,8 +32,8 @@ impl KeyService {
         Ok(rows.into_iter().map(|row| row.into_record(now)).collect())
     }
 
-    /// Takes the namespace out of every scope that names it; keys that are left with none are revoked. Broken off in the
-    /// middle, it can be done again.
+    /// Removes the namespace from every scope that names it, and revokes keys that are left with none. Can be repeated after
+    /// an interruption.
     ///
     /// # Errors
     /// [`KeyError::Unavailable`].
@@ -48,7 +48,7 @@ impl KeyService {
                     Some(scope) => {
                         let edit = KeyEdit { scope: Some(scope), ..KeyEdit::default() };
                         match self.edit(key.id, edit, by).await {
-                            // Revoked meanwhile: it has no scope to speak of.
+                            // Revoked meanwhile: its scope does not matter.
                             Ok(_) | Err(KeyError::Ended(_)) => {}
                             Err(error) => return Err(error),
                         }
@@ -60,7 +60,7 @@ impl KeyService {
     }
 }
 
-/// The scope without a namespace. `None`: nothing would be left of it.
+/// The scope without a namespace, or `None` if nothing is left.
 fn without(scope: &Scope, namespace: NamespaceId) -> Option<Scope> {
     let Scope::KubernetesNamespaces(ids) = scope else { return Some(scope.clone()) };
     let left: Vec<NamespaceId> = ids.iter().copied().filter(|id| *id != namespace).collect();
@@ -81,7 +81,7 @@ mod tests {
     use crate::store::Store;
 
     #[tokio::test]
-    async fn a_right_ends_with_the_key_its_value_or_its_scope() {
+    async fn a_permission_ends_with_the_key_its_value_or_its_scope() {
         let clock = ManualClock::new(datetime!(2030-01-01 12:00 UTC));
         let store = Store::open_in_memory().await.expect("opens");
         let service = KeyService::new(store, Arc::new(clock.clone()));

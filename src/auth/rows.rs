@@ -1,7 +1,7 @@
-//! The rows of keys that are in use, read again only when the database was written to.
+//! Rows of the keys in use, read again only after a write to the database.
 //!
-//! A row that was read is good until somebody commits something, whichever process that is: then it is read again. So a
-//! change still acts on the very next request, and a request beside no change costs no query.
+//! A row is valid until the next commit by any process. So a change applies to the next request, and a request without a
+//! change in between costs no query.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,12 +13,12 @@ use crate::domain::recent::RecentMap;
 use crate::store::ChangeMark;
 
 struct Read {
-    /// What the database stood at before the row was read.
+    /// State of the database before the row was read.
     mark: ChangeMark,
     row: Arc<KeyRow>,
 }
 
-/// Rows by the public ids they were asked for by. Only keys that exist take a place.
+/// Rows by the public id that was asked for. Only existing keys take up space.
 pub(super) struct Rows {
     keys: KeyStore,
     read: Mutex<RecentMap<PublicId, Read>>,
@@ -29,9 +29,9 @@ impl Rows {
         Self { keys, read: Mutex::new(RecentMap::new(ENTRIES_MAX)) }
     }
 
-    /// The row whose value, or whose value before the last rotation, has this public id, as of now.
+    /// The row whose current value, or value before the last rotation, has this public id, as of now.
     pub(super) async fn get(&self, public_id: PublicId) -> Result<Option<Arc<KeyRow>>, KeyFailure> {
-        // Before the row: what is committed in between shows as another mark later, at the cost of one more query.
+        // Taken before the row: a commit in between shows as another mark later, at the cost of one more query.
         let mark = self.keys.change_mark();
         if let Some(row) = mark.and_then(|mark| self.still_good(public_id, mark)) {
             return Ok(Some(row));

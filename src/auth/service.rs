@@ -1,4 +1,4 @@
-//! Keys from the administrator's side: make, list, look at, edit, rotate, revoke.
+//! Management of keys: create, list, read, edit, rotate, revoke.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::domain::ids::KeyId;
 use crate::domain::usage::Day;
 use crate::store::Store;
 
-/// Makes, changes and revokes keys. Cheap to clone.
+/// Creates, changes and revokes keys. Cheap to clone.
 #[derive(Clone)]
 pub struct KeyService {
     pub(super) keys: KeyStore,
@@ -33,7 +33,7 @@ impl KeyService {
         Self { keys: KeyStore::new(store), hasher: Hasher::for_keys(), clock }
     }
 
-    /// Makes a key.
+    /// Creates a key.
     ///
     /// # Errors
     /// [`KeyError::Name`], [`KeyError::ExpiryPassed`] or [`KeyError::Unavailable`].
@@ -60,8 +60,7 @@ impl KeyService {
         Ok(CreatedKey { id: row.id, plain, record: row.into_record(now) })
     }
 
-    /// Keys in the order of their making, from the one after `after`: at most `limit` and never more than
-    /// [`KEYS_PER_PAGE_MAX`].
+    /// Keys after `after`, the oldest first: at most `limit`, up to [`KEYS_PER_PAGE_MAX`].
     ///
     /// # Errors
     /// [`KeyError::Unavailable`].
@@ -71,7 +70,7 @@ impl KeyService {
         Ok(rows.into_iter().map(|row| row.into_record(now)).collect())
     }
 
-    /// Some keys, the newest first.
+    /// A page of keys, the newest first.
     ///
     /// # Errors
     /// [`KeyError::Unavailable`].
@@ -85,7 +84,7 @@ impl KeyService {
         Ok(KeyPage { keys, next })
     }
 
-    /// How many keys there are, whatever their state.
+    /// Number of keys, in any state.
     ///
     /// # Errors
     /// [`KeyError::Unavailable`].
@@ -93,7 +92,7 @@ impl KeyService {
         Ok(self.keys.count().await?)
     }
 
-    /// One key.
+    /// A key.
     ///
     /// # Errors
     /// [`KeyError::NotFound`] or [`KeyError::Unavailable`].
@@ -102,7 +101,7 @@ impl KeyService {
         Ok(row.into_record(self.now()))
     }
 
-    /// Changes a key that is not revoked, from the next request on. One that has expired can be given a later end.
+    /// Changes a key that is not revoked, from the next request on. An expired one can get a later expiry.
     ///
     /// # Errors
     /// Every one but [`KeyError::GraceTooLong`].
@@ -119,8 +118,8 @@ impl KeyService {
         if has_changed { Ok(record) } else { Err(KeyError::Ended(record.state)) }
     }
 
-    /// Gives an active key another value, from the next request on. The old one goes on working for `grace_seconds`; one
-    /// that was still in its grace from an earlier rotation does not.
+    /// Gives an active key a new value, from the next request on. The old one works for `grace_seconds` more; one that still
+    /// worked after an earlier rotation ends.
     ///
     /// # Errors
     /// [`KeyError::GraceTooLong`], [`KeyError::NotFound`], [`KeyError::Ended`] or [`KeyError::Unavailable`].
@@ -135,7 +134,7 @@ impl KeyService {
         if has_changed { Ok(CreatedKey { id: row.id, plain, record }) } else { Err(KeyError::Ended(record.state)) }
     }
 
-    /// Revokes a key, from the next request on. Doing it twice is no error and changes nothing.
+    /// Revokes a key, from the next request on. Revoking it again is no error and changes nothing.
     ///
     /// # Errors
     /// [`KeyError::NotFound`] or [`KeyError::Unavailable`].
@@ -145,7 +144,7 @@ impl KeyService {
         self.get(row.id).await
     }
 
-    /// How many requests a key was let in with in each day since `since`, where there were any; up to half a minute late.
+    /// Accepted requests of a key per day since `since`, without days that had none; up to half a minute late.
     ///
     /// # Errors
     /// [`KeyError::Unavailable`].
@@ -153,7 +152,7 @@ impl KeyService {
         Ok(self.keys.requests_by_day(id, since).await?)
     }
 
-    /// The moment by which keys are judged.
+    /// The time that keys are checked against.
     pub fn now(&self) -> OffsetDateTime {
         to_the_millisecond(self.clock.now())
     }

@@ -1,24 +1,23 @@
-//! The table `api_keys`: every statement that touches it. Beside it, the tables of the administrator and of the audit log.
+//! Every statement on the table `api_keys`; the tables of the administrator and of the audit log are in modules below.
 //!
-//! What is changed and what the audit log says of it are written together or not at all.
+//! A change and its audit entry are written in one transaction.
 
 pub(super) mod admin;
 pub(super) mod audit;
+mod row;
 mod uses;
 
 use time::OffsetDateTime;
 
 use crate::auth::KeyFailure;
 use crate::auth::audit::NewEntry;
-use crate::auth::cache::RowVersion;
-use crate::auth::hash::{HashedSecret, SecretTag};
 use crate::auth::key::PublicId;
 use crate::auth::record::{Change, KeyEdit, KeyQuery, KeyRef, KeyState};
 use crate::domain::ids::{KeyId, NamespaceId};
-use crate::domain::limits::KeyLimits;
 use crate::domain::priority::Priority;
-use crate::domain::scope::Scope;
-use crate::store::{ChangeMark, Store, StoreError};
+use crate::store::{ChangeMark, Store, StoreError, to_milliseconds};
+use row::StoredRow;
+pub(super) use row::{KeyRow, StoredValue};
 
 macro_rules! select_keys {
     ($rest:literal) => {
@@ -32,128 +31,7 @@ macro_rules! select_keys {
     };
 }
 
-/// One row, read and checked.
-#[derive(Debug)]
-pub(super) struct KeyRow {
-    pub(super) id: KeyId,
-    pub(super) value: StoredValue,
-    pub(super) previous: Option<PreviousValue>,
-    pub(super) name: String,
-    pub(super) scope: Scope,
-    pub(super) version: i64,
-    pub(super) created_at: OffsetDateTime,
-    pub(super) expires_at: Option<OffsetDateTime>,
-    pub(super) revoked_at: Option<OffsetDateTime>,
-    pub(super) last_used_at: Option<OffsetDateTime>,
-    pub(super) limits: KeyLimits,
-    pub(super) rotated_at: Option<OffsetDateTime>,
-}
-
-/// What is kept of a key's value.
-#[derive(Debug)]
-pub(super) struct StoredValue {
-    pub(super) public_id: PublicId,
-    pub(super) hash: HashedSecret,
-    pub(super) tag: SecretTag,
-}
-
-/// What is kept of the value that the last rotation replaced.
-#[derive(Debug)]
-pub(super) struct PreviousValue {
-    pub(super) value: StoredValue,
-    /// From then on it is refused.
-    pub(super) until: OffsetDateTime,
-}
-
-impl KeyRow {
-    pub(super) fn row_version(&self) -> RowVersion {
-        RowVersion { key_id: self.id, version: self.version }
-    }
-
-    /// The value with this public id, which the row was found by.
-    pub(super) fn value_of(&self, public_id: PublicId) -> &StoredValue {
-        let previous = self.previous.as_ref().filter(|previous| previous.value.public_id == public_id);
-        previous.map_or(&self.value, |previous| &previous.value)
-    }
-}
-
-/// The columns as they stand in the file.
-#[derive(sqlx::FromRow)]
-struct StoredRow {
-    id: String,
-    public_id: String,
-    name: String,
-    secret_hash: String,
-    secret_tag: Vec<u8>,
-    scope: String,
-    version: i64,
-    created_at_ms: i64,
-    expires_at_ms: Option<i64>,
-    revoked_at_ms: Option<i64>,
-    last_used_at_ms: Option<i64>,
-    rotated_at_ms: Option<i64>,
-    previous_public_id: Option<String>,
-    previous_secret_hash: Option<String>,
-    previous_secret_tag: Option<Vec<u8>>,
-    previous_until_ms: Option<i64>,
-    requests_per_minute: Option<u32>,
-    concurrent_jobs: Option<u32>,
-    megapixel_steps_per_day: Option<u32>,
-    priority: String,
-}
-
-impl TryFrom<StoredRow> for KeyRow {
-    type Error = KeyFailure;
-
-    /// A row that does not read back is never taken for a valid key.
-    fn try_from(stored: StoredRow) -> Result<Self, Self::Error> {
-        let id = stored.id;
-        let corrupt = |column: &'static str| KeyFailure::CorruptRow { key_id: id.clone(), column };
-        let moment = |column, milliseconds| from_milliseconds(milliseconds).ok_or_else(|| corrupt(column));
-        let value = |public_id: &str, hash: String, tag: &[u8]| {
-            Ok::<_, KeyFailure>(StoredValue {
-                public_id: PublicId::from_stored(public_id).map_err(|_| corrupt("public_id"))?,
-                hash: HashedSecret::from_stored(hash),
-                tag: SecretTag::from_stored(tag).ok_or_else(|| corrupt("secret_tag"))?,
-            })
-        };
-        let previous = match (
-            stored.previous_public_id,
-            stored.previous_secret_hash,
-            stored.previous_secret_tag,
-            stored.previous_until_ms,
-        ) {
-            (None, None, None, None) => None,
-            (Some(public_id), Some(hash), Some(tag), Some(until)) => {
-                let until = moment("previous_until_ms", until)?;
-                Some(PreviousValue { value: value(&public_id, hash, &tag)?, until })
-            }
-            _ => return Err(corrupt("previous_public_id")),
-        };
-        let scope = serde_json::from_str(&stored.scope).map_err(|_| corrupt("scope"))?;
-        Ok(Self {
-            value: value(&stored.public_id, stored.secret_hash, &stored.secret_tag)?,
-            previous,
-            name: stored.name,
-            scope: Scope::from_json(&scope).map_err(|_| corrupt("scope"))?,
-            version: stored.version,
-            created_at: moment("created_at_ms", stored.created_at_ms)?,
-            expires_at: stored.expires_at_ms.map(|value| moment("expires_at_ms", value)).transpose()?,
-            revoked_at: stored.revoked_at_ms.map(|value| moment("revoked_at_ms", value)).transpose()?,
-            last_used_at: stored.last_used_at_ms.map(|value| moment("last_used_at_ms", value)).transpose()?,
-            limits: KeyLimits {
-                requests_per_minute: stored.requests_per_minute,
-                concurrent_jobs: stored.concurrent_jobs,
-                megapixel_steps_per_day: stored.megapixel_steps_per_day,
-                priority: stored.priority.parse().map_err(|_| corrupt("priority"))?,
-            },
-            rotated_at: stored.rotated_at_ms.map(|value| moment("rotated_at_ms", value)).transpose()?,
-            id: id.parse().map_err(|_| corrupt("id"))?,
-        })
-    }
-}
-
-/// The statements.
+/// The statements on keys.
 #[derive(Debug, Clone)]
 pub(super) struct KeyStore(Store);
 
@@ -196,7 +74,7 @@ impl KeyStore {
         Ok(())
     }
 
-    /// The row whose value, or whose value before the last rotation, has this public id.
+    /// The row whose current value, or value before the last rotation, has this public id.
     pub(super) async fn by_public_id(&self, public_id: PublicId) -> Result<Option<KeyRow>, KeyFailure> {
         let stored: Option<StoredRow> = sqlx::query_as(select_keys!("WHERE public_id = ?1 OR previous_public_id = ?1"))
             .bind(public_id.as_str())
@@ -219,7 +97,7 @@ impl KeyStore {
         stored.map(KeyRow::try_from).transpose()
     }
 
-    /// Rows in the order of their creation, from the one after `after`.
+    /// Rows after `after`, the oldest first.
     pub(super) async fn oldest_first(&self, after: Option<KeyId>, limit: u32) -> Result<Vec<KeyRow>, KeyFailure> {
         let stored: Vec<StoredRow> = sqlx::query_as(select_keys!("WHERE id > ? ORDER BY id LIMIT ?"))
             .bind(after.map_or_else(String::new, |id| id.to_string()))
@@ -230,7 +108,7 @@ impl KeyStore {
         stored.into_iter().map(KeyRow::try_from).collect()
     }
 
-    /// Rows against the order of their creation: at most `query.keys_max`, and one more where there are more.
+    /// Rows, the newest first: at most `query.keys_max`, and one more where there are more.
     pub(super) async fn newest_first(&self, query: KeyQuery, now: OffsetDateTime) -> Result<Vec<KeyRow>, KeyFailure> {
         let stored: Vec<StoredRow> = sqlx::query_as(select_keys!(
             "WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR ?2 = CASE \
@@ -249,9 +127,9 @@ impl KeyStore {
         stored.into_iter().map(KeyRow::try_from).collect()
     }
 
-    /// Rows that are not revoked and whose scope names the namespace, in the order of their creation.
+    /// Rows that are not revoked and whose scope names the namespace, the oldest first.
     pub(super) async fn naming(&self, namespace: NamespaceId, limit: u32) -> Result<Vec<KeyRow>, KeyFailure> {
-        // The scope is JSON of ours, and no other id is a part of this one.
+        // The scope is JSON that this program wrote, and no other id contains this one.
         let query = select_keys!("WHERE revoked_at_ms IS NULL AND instr(scope, ?) > 0 ORDER BY id LIMIT ?");
         let stored: Vec<StoredRow> = sqlx::query_as(query)
             .bind(namespace.to_string())
@@ -268,7 +146,7 @@ impl KeyStore {
         Ok(count.0.unsigned_abs())
     }
 
-    /// Changes a key that is not revoked. `false`: there is none.
+    /// Changes a key that is not revoked. Returns `false` if there is none.
     pub(super) async fn edit(&self, id: KeyId, edit: &KeyEdit, entry: &NewEntry<'_>) -> Result<bool, KeyFailure> {
         let end = Stored::of(edit.expires_at, to_milliseconds);
         let limits = edit.limits;
@@ -309,8 +187,8 @@ impl KeyStore {
         Ok(has_changed)
     }
 
-    /// Gives an active key another value. The old one works until `until`, or not at all any more. `false`: there is no
-    /// such key, or it is not active.
+    /// Gives an active key a new value. The old one works until `until`; `None` ends it at once. Returns `false` if no active
+    /// key has this id.
     pub(super) async fn rotate(
         &self,
         id: KeyId,
@@ -319,7 +197,7 @@ impl KeyStore {
         entry: &NewEntry<'_>,
     ) -> Result<bool, KeyFailure> {
         let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
-        // The right sides are all of the row as it was.
+        // The right-hand sides read the row as it was before the update.
         let rotated = sqlx::query(
             "UPDATE api_keys SET previous_public_id = iif(?1 IS NULL, NULL, public_id), \
                                  previous_secret_hash = iif(?1 IS NULL, NULL, secret_hash), \
@@ -345,7 +223,7 @@ impl KeyStore {
         Ok(has_changed)
     }
 
-    /// Revokes a key that is not revoked yet; the first revocation's time stays.
+    /// Revokes a key. The time of the first revocation stays.
     pub(super) async fn revoke(&self, id: KeyId, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
         let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
         let revoked = sqlx::query(
@@ -364,7 +242,7 @@ impl KeyStore {
     }
 }
 
-/// A change in the form that statements take.
+/// A change as statement parameters.
 struct Stored {
     is_changed: bool,
     value: Option<i64>,
@@ -378,13 +256,4 @@ impl Stored {
             Change::Set(value) => Self { is_changed: true, value: Some(stored(value)) },
         }
     }
-}
-
-fn to_milliseconds(moment: OffsetDateTime) -> i64 {
-    // Years −9999 to 9999 in milliseconds fit 49 bits.
-    (moment.unix_timestamp_nanos() / 1_000_000) as i64
-}
-
-fn from_milliseconds(milliseconds: i64) -> Option<OffsetDateTime> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000).ok()
 }

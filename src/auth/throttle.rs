@@ -1,7 +1,7 @@
-//! How many wrong keys, or passwords, one address may try.
+//! Limit of wrong keys, or passwords, per address.
 //!
-//! No key can be guessed: that would take 2^190 tries. For keys the point is that trying must not get in the way of those
-//! whose keys are good.
+//! No key can be guessed: that would take 2^190 tries. For keys, the limit protects clients with valid keys from the load of
+//! wrong ones.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,16 +10,15 @@ use time::Duration;
 
 use crate::domain::recent::RecentMap;
 
-/// Addresses remembered, some 100 bytes each. Older ones are forgotten first; a client with more addresses than this is
-/// not held back by an address book.
+/// Addresses remembered, some 100 bytes each, the oldest forgotten first. This does not stop a client with more addresses.
 pub(super) const ADDRESSES_MAX: usize = 16_384;
 
-/// How much failure is borne.
+/// How many failures are allowed.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ThrottleRule {
     /// Failures an address may have at once.
     pub(super) failures_max: u32,
-    /// After how long it may have one more.
+    /// Time until one more is allowed.
     pub(super) seconds_per_failure: i64,
 }
 
@@ -62,7 +61,7 @@ impl Throttle {
         self.record(&mut self.failures(), client, now);
     }
 
-    /// Counts a failure before it is known to be one, if one more is borne; else the seconds until then.
+    /// Counts an attempt as a failure if one more is allowed; otherwise returns the seconds until then.
     pub(super) fn try_failure(&self, client: IpAddr, now: Duration) -> Result<(), u64> {
         let mut failures = self.failures();
         if let Some(seconds) = self.wait_seconds(&mut failures, client, now) {
@@ -72,7 +71,7 @@ impl Throttle {
         Ok(())
     }
 
-    /// Takes back one failure that was none.
+    /// Takes back an attempt that did not fail.
     pub(super) fn forgive(&self, client: IpAddr) {
         if let Some(bucket) = self.failures().get_mut(&network(client)) {
             bucket.forgiven_at -= self.rule.one();
@@ -95,7 +94,7 @@ impl Throttle {
         let network = network(client);
         match failures.get_mut(&network) {
             Some(bucket) => {
-                // Full is full: who goes on trying waits no longer than who stops.
+                // The bucket is capped: trying on does not lengthen the wait.
                 bucket.forgiven_at = (bucket.forgiven_at.max(now) + self.rule.one()).min(now + self.rule.full());
             }
             None => failures.insert(network, Failures { forgiven_at: now + self.rule.one() }),
@@ -129,7 +128,7 @@ mod tests {
     const THERE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 2));
 
     #[test]
-    fn an_address_is_held_back_after_its_failures_and_then_forgiven_one_by_one() {
+    fn an_address_is_throttled_after_its_failures_and_then_forgiven_one_by_one() {
         let throttle = Throttle::new(RULE);
         for _ in 0..RULE.failures_max {
             assert_eq!(throttle.retry_after_seconds(HERE, START), None);
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_try_is_counted_until_it_is_forgiven() {
+    fn an_attempt_is_counted_until_it_is_forgiven() {
         let throttle = Throttle::new(RULE);
         for _ in 0..RULE.failures_max {
             assert_eq!(throttle.try_failure(HERE, START), Ok(()));

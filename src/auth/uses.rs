@@ -1,5 +1,5 @@
-//! How often each key was used and when it last was, collected in memory and written now and then: a write for every
-//! request would make reading a key as dear as changing one.
+//! Request counts and last use of each key, collected in memory and written every [`WRITE_INTERVAL_SECONDS`]: a write per
+//! request would make reading a key as expensive as changing it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,24 +15,24 @@ use crate::domain::ids::KeyId;
 use crate::domain::pace::{Moment, Pace};
 use crate::domain::usage::Day;
 
-/// Most keys (times days, at midnight) noted between two writes. A use beyond that is not noted.
+/// Most pairs of key and day counted between two writes. Uses beyond that are not counted.
 pub(super) const PENDING_MAX: usize = 10_000;
-/// How often they are written.
+/// Time between two writes.
 const WRITE_INTERVAL_SECONDS: u64 = 30;
 
-/// A key's uses of one day that are not yet written.
+/// A key's unwritten uses of one day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct PendingUse {
     pub(super) last_at: OffsetDateTime,
     pub(super) requests: u64,
 }
 
-/// The uses not yet written. Clones share them.
+/// Unwritten uses. Clones share them.
 #[derive(Clone)]
 pub(super) struct Uses {
     keys: KeyStore,
     clock: Arc<dyn Clock>,
-    /// Begins with the last use that is written.
+    /// Starts at the last written use.
     pace: Arc<OnceCell<Pace>>,
     pending: Arc<Mutex<HashMap<(KeyId, Day), PendingUse>>>,
 }
@@ -55,8 +55,8 @@ impl Uses {
         }
     }
 
-    /// Writes what is pending; keeps it for the next time on an error. What a clock that was ahead has dated in the future
-    /// is brought back first.
+    /// Writes what is pending, and keeps it on an error. First corrects future times that a clock that was ahead has
+    /// written.
     pub(super) async fn write(&self) -> Result<(), KeyFailure> {
         let Moment { now, future_begins, .. } = self.paced().await?;
         if let Some(future_begins) = future_begins {
@@ -78,7 +78,7 @@ impl Uses {
         outcome
     }
 
-    /// What forgetting goes by now.
+    /// The current time for writing and deleting.
     async fn paced(&self) -> Result<Moment, KeyFailure> {
         let (clock, uptime) = (self.clock.now(), self.clock.uptime());
         let begin =
@@ -86,7 +86,7 @@ impl Uses {
         Ok(self.pace.get_or_try_init(begin).await?.look(clock, uptime))
     }
 
-    /// Writes every [`WRITE_INTERVAL_SECONDS`] until `stop` is done, and then once more.
+    /// Writes every [`WRITE_INTERVAL_SECONDS`] until `stop` completes, and then once more.
     pub(super) async fn write_until(&self, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
         loop {
@@ -96,7 +96,7 @@ impl Uses {
                 () = &mut stop => true,
             };
             if let Err(error) = self.write().await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "could not write how keys were used");
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot write the use of keys");
             }
             if stopping {
                 return;

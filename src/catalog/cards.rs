@@ -1,5 +1,5 @@
-//! The cards and the checkpoint that are compiled into the program. A card that cannot be read is a mistake of the
-//! build, which the tests catch.
+//! The cards and the checkpoint that are compiled into the program. A card that does not parse is an error of the build,
+//! which the tests catch.
 
 use serde::Deserialize;
 
@@ -7,7 +7,7 @@ use crate::domain::ids::ModelId;
 use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles, ParameterDefaults, ParameterLimits};
 
 const FLUX_DEV: &str = include_str!("../../models/FLUX.1-dev.toml");
-/// The others.
+/// All cards but FLUX.1-dev's.
 const CARDS: [&str; 7] = [
     include_str!("../../models/FLUX.1-Canny-dev.toml"),
     include_str!("../../models/FLUX.1-Depth-dev.toml"),
@@ -25,7 +25,7 @@ macro_rules! flux_shapes_files {
     };
 }
 
-/// What FLUX's pipeline reads, and not how it was trained.
+/// The files that FLUX's pipeline reads, without those of the training.
 const FLUX_SHAPES_FILES: &[EmbeddedFile] = flux_shapes_files!(
     "model_index.json"
     "scheduler/scheduler_config.json"
@@ -60,24 +60,24 @@ struct CardFile {
     licence: Licence,
 }
 
-/// What a model's weights may be used for is said there.
+/// License of a model's weights.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Licence {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// Where it stands.
+    /// Where to read it.
     pub url: String,
 }
 
 /// A model whose card is compiled into the program.
 #[derive(Debug, Clone, PartialEq)]
 pub struct KnownModel {
-    /// What clients may ask of it.
+    /// Its card.
     pub card: ModelCard,
-    /// Its weights' licence.
+    /// License of its weights.
     pub licence: Licence,
-    /// Why this program cannot draw with it, where it cannot.
+    /// Why this program cannot run it, if it cannot.
     pub not_yet: Option<String>,
 }
 
@@ -104,7 +104,7 @@ pub fn known_models() -> Vec<KnownModel> {
     known
 }
 
-/// One of them.
+/// A model of `models/`.
 pub fn known_model(id: &ModelId) -> Option<KnownModel> {
     known_models().into_iter().find(|known| known.card.id == *id)
 }

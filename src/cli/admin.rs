@@ -1,5 +1,5 @@
-//! `fluxserve admin`: the password of the web console and the management routes. Never taken from an argument, which other
-//! users of the machine could read.
+//! `fluxserve admin`: the password of the web console and the management routes. Never an argument, which other users of the
+//! machine could read.
 
 use std::io::{BufRead, Read as _, Write};
 
@@ -12,23 +12,23 @@ use crate::auth::Actor;
 use crate::config::Config;
 use crate::domain::password::{AdminPassword, PASSWORD_CHARS_MAX};
 
-/// Longest line that is read: each character takes up to four bytes, and the line's end two.
+/// Longest line that is read: up to four bytes per character, and two for the line ending.
 const LINE_BYTES_MAX: usize = PASSWORD_CHARS_MAX * 4 + 2;
 
-/// What to do about the administrator.
+/// Commands on the administrator.
 #[derive(Debug, Subcommand)]
 pub enum AdminCommand {
-    /// Set the administrator's password; asks for it, or reads one line of standard input
+    /// Set the administrator's password, asked for or read as a line of standard input
     ///
-    /// Ends all sessions. A running server heeds it from the next request on.
+    /// Ends all sessions. Applies from the next request on.
     SetPassword,
 }
 
 /// Where a password comes from.
 pub enum PasswordInput<'a> {
-    /// A person, who is asked twice and sees nothing of what is typed.
+    /// A prompt, twice, without echo.
     Terminal,
-    /// The first line of this.
+    /// The first line of a reader.
     Line(&'a mut dyn BufRead),
 }
 
@@ -48,9 +48,9 @@ pub(super) async fn run(
     let outcome = keys.admin.set_password(&password, &Actor::CommandLine).await;
     keys.store.close().await;
     outcome?;
-    writeln!(notes, "the administrator's password is set; all sessions have ended")?;
+    writeln!(notes, "set the administrator's password; all sessions have ended")?;
     if config.admin_password.is_some() {
-        writeln!(notes, "note: the next start sets it to the one in the environment again")?;
+        writeln!(notes, "note: the next start resets it to the one in the environment")?;
     }
     Ok(())
 }
@@ -63,7 +63,7 @@ fn ask() -> anyhow::Result<AdminPassword> {
     };
     let password = read("New password for the administrator: ")?.parse()?;
     if read("Once more: ")?.as_str() != AdminPassword::reveal(&password) {
-        bail!("that was not the same password twice");
+        bail!("the two passwords differ");
     }
     Ok(password)
 }
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_is_the_password_and_blanks_belong_to_it() {
+    fn the_first_line_is_the_password_with_its_blanks() {
         for (text, expected) in [
             (" a good password \n", " a good password "),
             ("a good password", "a good password"),

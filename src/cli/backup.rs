@@ -1,4 +1,4 @@
-//! `fluxserve backup`: the database as it stands at one moment, in one file.
+//! `fluxserve backup`: a snapshot of the database in one file.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use crate::config::Config;
 /// Options of `backup`.
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// Where to; must not be there yet
+    /// The new file; must not exist yet
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
 }
@@ -24,7 +24,7 @@ pub(super) async fn run(arguments: &BackupArgs, config: &Config, notes: &mut dyn
     let bytes = outcome?;
     writeln!(
         notes,
-        "wrote `{}`: {bytes} bytes; the images in the data folder are not in it",
+        "wrote `{}`: {bytes} bytes; it does not contain the images of the data folder",
         arguments.file.display()
     )?;
     Ok(())

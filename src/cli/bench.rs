@@ -1,4 +1,4 @@
-//! `fluxserve bench`: from the options to a request, and from what was timed to a table.
+//! `fluxserve bench`: from the options to a request, and from the report to a table.
 
 use std::fs;
 use std::io::Write;
@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::EngineArgs;
+use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
 use super::table::write_table;
 use crate::app::{
@@ -22,40 +22,40 @@ use crate::domain::image_size::ImageSize;
 use crate::domain::model_source::ModelSource;
 use crate::domain::spec::{GenerateParams, SEED_MAX};
 
-/// What to measure.
+/// Commands that measure.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
-    /// Time loading, text encoders, steps, decoding and whole images
+    /// Time loading, text encoders, steps, decoding and complete images
     ///
-    /// Each part is done once without being timed, then several times with; the table shows the median, the fastest and the
-    /// slowest. Nothing else should run meanwhile.
+    /// Each part runs once untimed, then several times timed; the table shows median, minimum and maximum. Nothing else should
+    /// run meanwhile.
     Time(TimeArgs),
-    /// Time what stands between the start of the process and a model that draws, beside reading its files alone
+    /// Time loading a model until it is ready, compared to only reading its files
     ///
-    /// The files are read, the model is loaded until it has drawn its smallest image, and the files are read again, always
-    /// by the same threads in the same pieces. The first reading says what the disk gives of files that are not in the page
-    /// cache, the last what the page cache gives. Nothing else should run meanwhile.
+    /// Reads the files, loads the model until it has generated its smallest image, and reads the files again, with the same
+    /// threads and chunks. The first read shows the disk's rate for files that are not in the page cache, the last one the page
+    /// cache's. Nothing else should run meanwhile.
     Load(LoadArgs),
-    /// Write what stands between an image's stages into a file, to compare it with another implementation
+    /// Export the intermediate tensors of an image, to compare them with another implementation
     ///
     /// The file has the token ids (`clip_ids`, `t5_ids`), the embeddings (`clip_pooled`, `t5_embeds`), `sigmas`, the packed
     /// noise (`latents_init`), the model's first output (`velocity_first`), the latents after one step (`latents_first`) and,
-    /// with --whole, after all (`latents_final`), and what the decoder makes (`pixels`) of the last of these
+    /// with --whole, after all (`latents_final`), and the decoder's output (`pixels`) for the last of these
     /// (`decoded_latents`).
     Stages(StagesArgs),
-    /// Say how far images in a lossy precision are from those in full
+    /// Compare images in a lossy precision with those in full precision
     ///
-    /// Each prompt is drawn with each seed in full, and then again in the precision of --precision, fp8 if none is named. The
-    /// table has how far they are apart, relative to the first: the model's first output, from the same noise; the latents
-    /// after all steps; and the peak signal to noise of the pixels, in dB, which is the higher the closer they are. Noise
-    /// that is nudged early may become another image, no worse than the first, so look at some before judging a number.
+    /// Generates each prompt with each seed in full precision, and again in the precision of --precision (fp8 by default). The
+    /// table has their relative distances: of the model's first output, from the same noise; of the latents after all steps;
+    /// and the peak signal-to-noise ratio of the pixels in dB, higher for closer images. A small early difference may lead to
+    /// another image of the same quality, so look at some images before judging a number.
     Fidelity(FidelityArgs),
 }
 
-/// How an image is drawn.
+/// Options of an image.
 #[derive(Debug, Args)]
 pub struct ImageArgs {
-    /// Pixels [default: the model's]
+    /// Size in pixels [default: the model's]
     #[arg(long, value_name = "WxH")]
     pub size: Option<ImageSize>,
     /// Denoising steps [default: the model's]
@@ -72,28 +72,28 @@ pub struct FidelityArgs {
     /// The model, with the folder of its checkpoint
     #[arg(long, value_name = "ID[=DIR]")]
     pub model: ModelSource,
-    /// What to draw; can be repeated
+    /// A prompt; repeatable
     #[arg(long = "prompt", value_name = "TEXT", allow_hyphen_values = true, default_values = PROMPTS)]
     pub prompts: Vec<String>,
-    /// Seeds of the noise, with commas between
+    /// Seeds of the noise, separated by commas
     #[arg(long, value_name = "S", value_delimiter = ',', default_value = "0,1",
           value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
     pub seeds: Vec<u64>,
-    /// How to draw it.
+    /// Options of the image.
     #[command(flatten)]
     pub image: ImageArgs,
-    /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
+    /// Device: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
-    /// How to use it.
+    /// Options of the engine.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Also write the numbers into a file
+    /// Also write the report into a file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
 
-/// What is drawn where nothing is named.
+/// Default prompts.
 const PROMPTS: [&str; 2] = ["a red circle on a blue background", "a green square above a yellow triangle"];
 
 /// Options of `bench time`.
@@ -102,34 +102,34 @@ pub struct TimeArgs {
     /// The model, with the folder of its checkpoint
     #[arg(long, value_name = "ID[=DIR]")]
     pub model: ModelSource,
-    /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
+    /// Device: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
-    /// How to use it.
+    /// Options of the engine.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Sizes of images, with commas between [default: those of 512x512, 768x768, 1024x1024 and 2048x2048 that the model
-    /// draws]
+    /// Sizes of images, separated by commas [default: those of 512x512, 768x768, 1024x1024 and 2048x2048 that the model
+    /// supports]
     #[arg(long, value_name = "WxH", value_delimiter = ',')]
     pub sizes: Vec<ImageSize>,
-    /// Images in one step, for each size, with commas between; 1 is always timed
+    /// Batch sizes, for each image size, separated by commas; 1 is always timed
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1,2,4,8",
           value_parser = clap::value_parser!(u8).range(1..=32))]
     pub counts: Vec<u8>,
-    /// Also time images of all sizes up to a megapixel in one step together
+    /// Also time a batch of images of all sizes up to a megapixel
     #[arg(long)]
     pub mixed: bool,
-    /// Steps of whole images, with commas between; drawn at the largest size up to a megapixel
+    /// Steps of complete images, separated by commas, at the largest size up to a megapixel
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "28,50",
           value_parser = clap::value_parser!(u32).range(1..=100))]
     pub steps: Vec<u32>,
-    /// Times that each part is timed; fewer where that takes more than ten seconds
+    /// Timed runs of each part; fewer if they take more than ten seconds
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=50))]
     pub repeat: u8,
-    /// Begin nothing that would end later than this, counted from the start
+    /// Skip parts that would end later than this, from the start
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub budget_seconds: Option<u64>,
-    /// Also write what was timed into a file, which is brought up to date after each part
+    /// Also write the report into a file, updated after each part
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
@@ -140,16 +140,16 @@ pub struct LoadArgs {
     /// The model, with the folder of its checkpoint
     #[arg(long, value_name = "ID[=DIR]")]
     pub model: ModelSource,
-    /// Where to load it to: auto, cpu, cuda or cuda:N [default: auto]
+    /// Device to load it to: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
-    /// How to use it.
+    /// Options of the engine.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// Load at once, without reading the files first: from the disk what is not in the page cache
+    /// Load without reading the files first, so from the disk if they are not in the page cache
     #[arg(long)]
     pub at_once: bool,
-    /// Also write what was timed into a file
+    /// Also write the report into a file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
@@ -160,25 +160,25 @@ pub struct StagesArgs {
     /// The model, with the folder of its checkpoint
     #[arg(long, value_name = "ID[=DIR]")]
     pub model: ModelSource,
-    /// What to draw; may be empty
+    /// The prompt; may be empty
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
-    /// How to draw it.
+    /// Options of the image.
     #[command(flatten)]
     pub image: ImageArgs,
     /// Seed of the noise
     #[arg(long, value_name = "S", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
     pub seed: u64,
-    /// T5 tokens the prompt is padded or cut to [default: the model's]
+    /// T5 tokens to pad or truncate the prompt to [default: the model's]
     #[arg(long, value_name = "N")]
     pub max_sequence_length: Option<usize>,
-    /// Do all steps, not only the first
+    /// Run all steps, not only the first
     #[arg(long)]
     pub whole: bool,
-    /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
+    /// Device: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
-    /// How to use it.
+    /// Options of the engine.
     #[command(flatten)]
     pub engine: EngineArgs,
     /// The file to write
@@ -187,7 +187,7 @@ pub struct StagesArgs {
 }
 
 impl BenchCommand {
-    /// What the options say of the device and its use.
+    /// Applies the options of device and engine.
     pub(super) fn apply(&self, flags: &mut Flags) {
         let (device, engine) = match self {
             Self::Time(arguments) => (arguments.device, &arguments.engine),
@@ -200,7 +200,7 @@ impl BenchCommand {
     }
 }
 
-/// Measures.
+/// Runs the command.
 pub(super) fn run(
     command: BenchCommand,
     config: &Config,

@@ -1,4 +1,4 @@
-//! `fluxserve generate`: from the options to a [`GenerateRequest`]. What a model accepts is its card's to say, later.
+//! `fluxserve generate`: from the options to a [`GenerateRequest`]. The model's card is checked later.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::EngineArgs;
+use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
 use crate::app::{self, GenerateRequest};
 use crate::config::Config;
@@ -20,22 +20,22 @@ pub struct GenerateArgs {
     /// The model, with the folder of its checkpoint unless it was downloaded
     #[arg(long, value_name = "ID[=DIR]")]
     pub model: ModelSource,
-    /// What to draw; may be empty
+    /// The prompt; may be empty
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
-    /// What T5 reads instead of the prompt
+    /// A prompt for T5 instead of the first one
     #[arg(long = "prompt-2", value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt_2: Option<String>,
-    /// What to steer away from; doubles the work
+    /// What to avoid in the image; doubles the work
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub negative_prompt: Option<String>,
-    /// How strongly to steer away from it; above 1 [default: the model's]
+    /// How strongly to avoid it; above 1 [default: the model's]
     #[arg(long, value_name = "X", requires = "negative_prompt", allow_negative_numbers = true)]
     pub true_cfg_scale: Option<f64>,
-    /// Pixels [default: the model's]
+    /// Width [default: the model's]
     #[arg(long, value_name = "PIXELS")]
     pub width: Option<u32>,
-    /// Pixels [default: the model's]
+    /// Height [default: the model's]
     #[arg(long, value_name = "PIXELS")]
     pub height: Option<u32>,
     /// Denoising steps [default: the model's]
@@ -44,25 +44,25 @@ pub struct GenerateArgs {
     /// How closely to follow the prompt [default: the model's]
     #[arg(long, value_name = "G", allow_negative_numbers = true)]
     pub guidance: Option<f64>,
-    /// The same seed draws the same image [default: a random one, which is printed]
+    /// Seed of the noise; the same seed yields the same image [default: random, and printed]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
     pub seed: Option<u64>,
-    /// An input image: PNG, JPEG or WebP. Width and height are its own where they are left out
+    /// An input image: PNG, JPEG or WebP. Width and height default to its own
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
-    /// How far to go away from it: above 0, and 1 leaves nothing of it [default: 0.6]
+    /// How much to change it: above 0; 1 ignores it [default: 0.6]
     #[arg(long, value_name = "X", requires = "image", allow_negative_numbers = true)]
     pub strength: Option<f64>,
-    /// T5 tokens the prompt is padded or cut to [default: the model's]
+    /// T5 tokens to pad or truncate the prompt to [default: the model's]
     #[arg(long, value_name = "N")]
     pub max_sequence_length: Option<usize>,
-    /// Where to draw: auto, cpu, cuda or cuda:N [default: auto]
+    /// Device: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
-    /// How to use it.
+    /// Options of the engine.
     #[command(flatten)]
     pub engine: EngineArgs,
-    /// The image's file
+    /// File of the image
     #[arg(long, value_name = "FILE.png", value_parser = parse_output)]
     pub output: PathBuf,
 }
@@ -73,10 +73,10 @@ fn parse_output(text: &str) -> Result<PathBuf, String> {
 }
 
 impl GenerateArgs {
-    /// The request that the options make together. What was decided for the user is said in `notes`.
+    /// The request of these options. Writes to `notes` what was chosen for the user.
     ///
     /// # Errors
-    /// When no seed can be drawn or `notes` not be written.
+    /// When there is no random seed, or `notes` cannot be written.
     pub(super) fn into_request(
         self,
         config: &Config,
@@ -90,8 +90,8 @@ impl GenerateArgs {
             writeln!(notes, "seed: {seed}")?;
             seed
         };
-        let width = whole_patches("width", self.width, notes)?;
-        let height = whole_patches("height", self.height, notes)?;
+        let width = in_patches("width", self.width, notes)?;
+        let height = in_patches("height", self.height, notes)?;
         let params = GenerateParams {
             prompt: self.prompt,
             prompt_2: self.prompt_2,
@@ -118,21 +118,20 @@ impl GenerateArgs {
     }
 }
 
-/// Rounds a side down to whole patches, as diffusers does where the HTTP API refuses: a script that was written for the
-/// one goes on working.
-fn whole_patches(name: &str, pixels: Option<u32>, notes: &mut dyn Write) -> std::io::Result<Option<u32>> {
+/// Rounds a side down to a multiple of the patch, like diffusers, so that scripts for it work. The HTTP API refuses such sizes.
+fn in_patches(name: &str, pixels: Option<u32>, notes: &mut dyn Write) -> std::io::Result<Option<u32>> {
     let Some(pixels) = pixels else { return Ok(None) };
-    let whole = pixels - pixels % PIXELS_PER_TOKEN_SIDE;
-    if whole != pixels {
-        writeln!(notes, "{name} {pixels} is not a multiple of {PIXELS_PER_TOKEN_SIDE}: drawing {whole}")?;
+    let rounded = pixels - pixels % PIXELS_PER_TOKEN_SIDE;
+    if rounded != pixels {
+        writeln!(notes, "{name} {pixels} is not a multiple of {PIXELS_PER_TOKEN_SIDE}: using {rounded}")?;
     }
-    Ok(Some(whole))
+    Ok(Some(rounded))
 }
 
-/// Draws the image, with a progress bar where there is a terminal.
+/// Generates the image, with a progress bar on a terminal.
 pub(super) fn run(config: &Config, request: GenerateRequest) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0)
-        .with_style(ProgressStyle::with_template("{bar:40} step {pos}/{len}, {elapsed} gone, {eta} to go")?);
+        .with_style(ProgressStyle::with_template("{bar:40} step {pos}/{len}, {elapsed} elapsed, {eta} left")?);
     let outcome = app::generate(config, request, LoadBar::new()?, &mut |done, steps| {
         bar.set_length(steps.into());
         bar.set_position(done.into());

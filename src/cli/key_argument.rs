@@ -1,4 +1,4 @@
-//! Which key a command means: its prefix, or all of it, of which the secret is never repeated.
+//! The key of a command, given by its prefix or its value, whose secret is never printed.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -8,15 +8,15 @@ use zeroize::Zeroizing;
 
 use crate::auth::{KEY_PREFIX, PublicId};
 
-/// Characters of a key that anyone may see, its beginning not counted.
+/// Public characters of a key, after its fixed beginning.
 const PUBLIC_CHARS: usize = 8;
 
-/// A prefix or a whole key, not looked at yet: clap repeats what it refuses, so it gets nothing to refuse.
+/// A prefix or a key, not parsed yet: clap prints values that it refuses, so it must not refuse any.
 #[derive(Clone)]
 pub struct KeyArgument(Zeroizing<String>);
 
 impl KeyArgument {
-    /// Takes any text.
+    /// Accepts any text.
     ///
     /// # Errors
     /// None.
@@ -24,14 +24,13 @@ impl KeyArgument {
         Ok(Self(Zeroizing::new(text.to_owned())))
     }
 
-    /// The part of the key that anyone may see.
+    /// The public part of the key.
     ///
     /// # Errors
-    /// When it is neither a prefix nor a key. Does not say what it is.
+    /// When it is neither a prefix nor a key. The message does not contain it.
     pub(super) fn public_id(&self) -> anyhow::Result<PublicId> {
         PublicId::of_prefix_or_key(self.0.trim()).context(
-            "neither the prefix of a key nor a whole one: a prefix is `rgpu_` and eight characters; `fluxserve keys list` \
-             shows them",
+            "neither a key nor its prefix: a prefix is `rgpu_` and eight characters; `fluxserve keys list` shows them",
         )
     }
 }
@@ -42,7 +41,7 @@ impl fmt::Debug for KeyArgument {
     }
 }
 
-/// `text` with all of each key left out but its prefix: for messages that repeat what was typed, wherever it was typed.
+/// Shortens each key in `text` to its prefix, for messages that repeat user input.
 #[must_use]
 pub fn without_secrets(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
@@ -69,7 +68,7 @@ mod tests {
     use crate::auth::PlainKey;
 
     #[test]
-    fn a_prefix_or_a_whole_key_means_that_key_and_nothing_repeats_it() {
+    fn a_prefix_or_a_key_finds_the_key_and_is_never_printed() {
         let key = PlainKey::generate().expect("random bytes");
         let (prefix, secret) = key.reveal().split_at(13);
         let id = |text: &str| KeyArgument::take(text).expect("any text").public_id();
@@ -86,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_message_keeps_the_prefixes_of_keys_alone() {
+    fn a_message_keeps_only_the_prefixes_of_keys() {
         let key = format!("rgpu_{}{}", "Ab3dEf7h", "s".repeat(38));
         let text = format!("unexpected argument '{key}' found, or '{key}é' or rgpu_Ab3dEf7h or rgpu_…: {key}");
         let shown = without_secrets(&text);
@@ -94,6 +93,6 @@ mod tests {
             shown,
             "unexpected argument 'rgpu_Ab3dEf7h…' found, or 'rgpu_Ab3dEf7h…é' or rgpu_Ab3dEf7h or rgpu_…: rgpu_Ab3dEf7h…"
         );
-        assert_eq!(without_secrets("nothing of the kind"), "nothing of the kind");
+        assert_eq!(without_secrets("no key in here"), "no key in here");
     }
 }

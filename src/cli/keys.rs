@@ -1,4 +1,4 @@
-//! `fluxserve keys`: the value of a new key alone on standard output, everything else where it does not disturb a script.
+//! `fluxserve keys`: prints only the value of a new key to standard output; messages go elsewhere, for scripts.
 
 use std::io::Write;
 
@@ -18,18 +18,18 @@ use crate::domain::priority::Priority;
 use crate::domain::scope::Scope;
 use crate::domain::usage::{DayUsage, USAGE_DAYS_KEPT};
 
-/// What to do with keys.
+/// Commands on keys.
 #[derive(Debug, Subcommand)]
 pub enum KeysCommand {
-    /// Make a key and print it; it is not shown again
+    /// Create a key and print it; it is not shown again
     Create(CreateKeyArgs),
     /// List all keys, the oldest first
     List,
-    /// Give a key another value and print it; a running server refuses the old one from the next request on
+    /// Give a key a new value and print it; a running server refuses the old one from the next request on
     Rotate(RotateKeyArgs),
-    /// Change a key's name, scope, end, limits or priority; a running server heeds it from the next request on
+    /// Change a key's name, scope, expiry, limits or priority, from the next request on
     Edit(EditKeyArgs),
-    /// Show what a key has used up in the last days
+    /// Show a key's usage of the last days
     Usage(KeyUsageArgs),
     /// Revoke a key; a running server refuses it from the next request on
     Revoke(RevokeKeyArgs),
@@ -38,25 +38,25 @@ pub enum KeysCommand {
 /// Options of `keys create`.
 #[derive(Debug, Args)]
 pub struct CreateKeyArgs {
-    /// A name to know the key by
+    /// The key's name
     #[arg(long)]
     pub name: String,
-    /// What it may do: all, inference, kubernetes-exec:all or kubernetes-exec:ID,ID
+    /// Its scope: all, inference, kubernetes-exec:all or kubernetes-exec:ID,ID
     #[arg(long)]
     pub scope: Scope,
-    /// When it ceases to work, e.g. 2030-01-31T12:00:00+01:00 [default: never]
+    /// When it expires, e.g. 2030-01-31T12:00:00+01:00 [default: never]
     #[arg(long, value_name = "RFC3339", value_parser = parse_moment)]
     pub expires_at: Option<OffsetDateTime>,
-    /// How many requests it may send in a minute [default: any number]
+    /// Most requests per minute [default: unlimited]
     #[arg(long, value_name = "N")]
     pub requests_per_minute: Option<u32>,
-    /// How many unfinished jobs it may have [default: any number]
+    /// Most unfinished jobs [default: unlimited]
     #[arg(long, value_name = "N")]
     pub concurrent_jobs: Option<u32>,
-    /// How much it may draw in a UTC day: megapixels times steps, and 4 steps more an image [default: any number]
+    /// Most work per UTC day: megapixels times steps, with 4 steps added per image [default: unlimited]
     #[arg(long, value_name = "N")]
     pub megapixel_steps_per_day: Option<u32>,
-    /// Its share of the device beside other keys: low, normal or high; each step is four times as much
+    /// Its share of the device relative to other keys: low, normal or high, each four times the one before
     #[arg(long, default_value_t)]
     pub priority: Priority,
 }
@@ -64,10 +64,10 @@ pub struct CreateKeyArgs {
 /// Options of `keys rotate`.
 #[derive(Debug, Args)]
 pub struct RotateKeyArgs {
-    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters; or all of it
+    /// The key's prefix, as `keys list` shows it (rgpu_ and eight characters), or the key
     #[arg(value_name = "PREFIX", value_parser = KeyArgument::take)]
     pub key: KeyArgument,
-    /// How long the old value goes on working
+    /// How long the old value still works
     #[arg(long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=GRACE_SECONDS_MAX))]
     pub grace_seconds: u64,
 }
@@ -75,40 +75,40 @@ pub struct RotateKeyArgs {
 /// Options of `keys edit`.
 #[derive(Debug, Args)]
 pub struct EditKeyArgs {
-    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters; or all of it
+    /// The key's prefix, as `keys list` shows it (rgpu_ and eight characters), or the key
     #[arg(value_name = "PREFIX", value_parser = KeyArgument::take)]
     pub key: KeyArgument,
-    /// What is to be different.
+    /// The changes.
     #[command(flatten)]
     pub changes: KeyChanges,
 }
 
-/// What is to be different about a key: at least one thing.
+/// Changes to a key: at least one.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct KeyChanges {
-    /// Another name
+    /// New name
     #[arg(long)]
     pub name: Option<String>,
-    /// What it may do: all, inference, kubernetes-exec:all or kubernetes-exec:ID,ID
+    /// Its scope: all, inference, kubernetes-exec:all or kubernetes-exec:ID,ID
     #[arg(long)]
     pub scope: Option<Scope>,
-    /// When it ceases to work, e.g. 2030-01-31T12:00:00+01:00
+    /// When it expires, e.g. 2030-01-31T12:00:00+01:00
     #[arg(long, value_name = "RFC3339", value_parser = parse_moment, conflicts_with = "never_expires")]
     pub expires_at: Option<OffsetDateTime>,
-    /// Take its end away
+    /// Remove its expiry
     #[arg(long)]
     pub never_expires: bool,
-    /// How many requests it may send in a minute, or `none` for any number
+    /// Most requests per minute, or `none` for unlimited
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub requests_per_minute: Option<Change<u32>>,
-    /// How many unfinished jobs it may have, or `none` for any number
+    /// Most unfinished jobs, or `none` for unlimited
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub concurrent_jobs: Option<Change<u32>>,
-    /// How much it may draw in a UTC day (megapixels times steps, and 4 steps more an image), or `none` for any number
+    /// Most work per UTC day (megapixels times steps, with 4 steps added per image), or `none` for unlimited
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub megapixel_steps_per_day: Option<Change<u32>>,
-    /// Its share of the device beside other keys, for jobs from then on: low, normal or high
+    /// Its share of the device relative to other keys, for new jobs: low, normal or high
     #[arg(long)]
     pub priority: Option<Priority>,
 }
@@ -133,10 +133,10 @@ impl KeyChanges {
 /// Options of `keys usage`.
 #[derive(Debug, Args)]
 pub struct KeyUsageArgs {
-    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters; or all of it
+    /// The key's prefix, as `keys list` shows it (rgpu_ and eight characters), or the key
     #[arg(value_name = "PREFIX", value_parser = KeyArgument::take)]
     pub key: KeyArgument,
-    /// How many days, today included
+    /// Number of days, including today
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=i64::from(USAGE_DAYS_KEPT)))]
     pub days: u32,
 }
@@ -144,7 +144,7 @@ pub struct KeyUsageArgs {
 /// Options of `keys revoke`.
 #[derive(Debug, Args)]
 pub struct RevokeKeyArgs {
-    /// The key's beginning as `keys list` shows it: rgpu_ and eight characters; or all of it
+    /// The key's prefix, as `keys list` shows it (rgpu_ and eight characters), or the key
     #[arg(value_name = "PREFIX", value_parser = KeyArgument::take)]
     pub key: KeyArgument,
 }
@@ -167,7 +167,7 @@ pub(super) async fn run(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    // Only a new key is a reason to make a new database; elsewhere it would hide a mistyped folder.
+    // Only `create` may create a database; elsewhere that would hide a mistyped folder.
     let keys = match command {
         KeysCommand::Create(_) => Keys::open(config).await?,
         KeysCommand::List
@@ -207,7 +207,7 @@ async fn create(
     let limits = KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority };
     let created = keys.service.create(NewKey { name, scope, expires_at, limits }, &Actor::CommandLine).await?;
     writeln!(out, "{}", created.plain.reveal())?;
-    writeln!(notes, "made the key {}; keep it, it is not shown again", created.record.prefix)?;
+    writeln!(notes, "created the key {}; keep it, it is not shown again", created.record.prefix)?;
     Ok(())
 }
 
@@ -254,7 +254,7 @@ async fn rotate(
         Some(Overlap { prefix, until }) => {
             writeln!(notes, "the old value {prefix} works until {}", to_the_second(until))?;
         }
-        None => writeln!(notes, "the old value does not work any more")?,
+        None => writeln!(notes, "the old value no longer works")?,
     }
     Ok(())
 }
@@ -292,6 +292,6 @@ async fn revoke(keys: &KeyService, arguments: &RevokeKeyArgs, notes: &mut dyn Wr
     let prefix = arguments.key.public_id()?;
     let key = keys.revoke(prefix, &Actor::CommandLine).await?;
     let revoked_at = key.revoked_at.map(to_the_second).unwrap_or_default();
-    writeln!(notes, "the key {prefix} ({}) is revoked since {revoked_at}", key.name)?;
+    writeln!(notes, "the key {prefix} ({}) has been revoked since {revoked_at}", key.name)?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `fluxserve kubernetes`: setting up a cluster whose namespaces keys can be let into.
+//! `fluxserve kubernetes`: setup of a cluster whose namespaces keys can be granted.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,24 +9,24 @@ use super::table::to_the_second;
 use crate::app;
 use crate::config::Config;
 
-/// What to do about the cluster.
+/// Commands on the cluster.
 #[derive(Debug, Subcommand)]
 pub enum KubernetesCommand {
-    /// Print what a cluster needs, once, as YAML: for `kubectl apply -f -`
+    /// Print the objects that a cluster needs once, as YAML for `kubectl apply -f -`
     Manifest(ManifestArgs),
-    /// Get the worker its own way into the cluster, by way of an administrator's kubeconfig
+    /// Create the worker's own access to the cluster, with an administrator's kubeconfig
     ///
-    /// Makes a token of the worker's account, good for a week and renewed by the worker while it runs, and writes it into
-    /// the data folder. Nothing of the administrator's is kept.
+    /// Makes a token of the worker's account, valid for a week and renewed by the running worker, and writes it into the data
+    /// folder. Keeps nothing of the administrator's credentials.
     Connect(ConnectArgs),
-    /// Say what works and what is missing
+    /// Check what works and what is missing
     Check,
 }
 
 /// Options of `kubernetes manifest`.
 #[derive(Debug, Args)]
 pub struct ManifestArgs {
-    /// With the rights to open any namespace by itself, which make the worker as good as an administrator of the cluster
+    /// Include the rights to open any namespace, which make the worker an administrator of the cluster
     #[arg(long)]
     pub auto_open: bool,
 }
@@ -34,10 +34,10 @@ pub struct ManifestArgs {
 /// Options of `kubernetes connect`.
 #[derive(Debug, Args)]
 pub struct ConnectArgs {
-    /// The kubeconfig of somebody who may do anything in the worker's namespace
+    /// A kubeconfig with full rights in the worker's namespace
     #[arg(long, value_name = "FILE")]
     pub kubeconfig: PathBuf,
-    /// Which of its contexts [default: its current one]
+    /// Its context [default: the current one]
     #[arg(long, value_name = "NAME")]
     pub context: Option<String>,
 }
@@ -59,15 +59,15 @@ pub(super) async fn run(
             writeln!(out, "{}", connected.kubeconfig.display())?;
             writeln!(
                 notes,
-                "the worker has a way into the cluster, good until {} and renewed while it runs; it is used from the next \
-                 start of `fluxserve serve` on this data folder",
+                "the worker has access to the cluster, valid until {} and renewed while it runs; `fluxserve serve` on this data \
+                 folder uses it from its next start",
                 to_the_second(connected.token_ends_at)
             )?;
             if connected.is_unverified {
                 writeln!(
                     notes,
-                    "warning: the API server's certificate is not looked at, because the administrator's kubeconfig says \
-                     `insecure-skip-tls-verify`; the worker's says so, too, and those for holders of keys will"
+                    "warning: the API server's certificate is not verified, because the administrator's kubeconfig has \
+                     `insecure-skip-tls-verify`; so have the worker's and those for keys"
                 )?;
             }
             Ok(())

@@ -7,22 +7,19 @@ use clap::Subcommand;
 use crate::app;
 use crate::config::Config;
 
-/// What to do with links.
+/// Commands on links.
 #[derive(Debug, Subcommand)]
 pub enum LinksCommand {
-    /// Withdraw every link that was given out; a worker that runs refuses them from now on, and gives out new ones
+    /// Revoke all existing links; a running server refuses them at once, and issues new ones
     Rotate,
 }
 
-/// Does what `command` says.
+/// Runs the command.
 pub(super) fn run(command: &LinksCommand, config: &Config, notes: &mut dyn Write) -> anyhow::Result<()> {
     match command {
         LinksCommand::Rotate => {
             app::rotate_links(config)?;
-            writeln!(
-                notes,
-                "all links to images that were given out are withdrawn; each look at a job gives a new one"
-            )?;
+            writeln!(notes, "revoked all links to images; a job's response has a new one")?;
         }
     }
     Ok(())

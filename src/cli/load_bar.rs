@@ -1,4 +1,4 @@
-//! A bar for a model that is being loaded, where there is a terminal.
+//! Progress bar of loading a model, on a terminal.
 
 use std::sync::Arc;
 
@@ -6,15 +6,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::domain::engine::LoadObserver;
 
-/// Draws how far it is, and is gone when all is there.
+/// Shows the progress until the model is loaded.
 pub(super) struct LoadBar(ProgressBar);
 
 impl LoadBar {
     pub(super) fn new() -> anyhow::Result<Arc<Self>> {
         let style = ProgressStyle::with_template(
-            "{bar:24} {decimal_bytes:>9} of {decimal_total_bytes:<9} {decimal_bytes_per_sec:>11} {eta:>4} to go  weights",
+            "{bar:24} {decimal_bytes:>9} of {decimal_total_bytes:<9} {decimal_bytes_per_sec:>11} {eta:>4} left  weights",
         )?;
-        // Nothing is drawn before it is known how much there is.
+        // Hidden until the size is known.
         let bar = ProgressBar::hidden();
         bar.set_style(style);
         Ok(Arc::new(Self(bar)))

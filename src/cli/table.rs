@@ -1,11 +1,11 @@
-//! What lists are made of: columns that stand below each other, and moments.
+//! Tables with aligned columns, and times in them.
 
 use std::io::{self, Write};
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-/// Writes `rows` under `headings`, each column as wide as its widest cell, two blanks between them.
+/// Writes `rows` under `headings`, each column as wide as its widest cell, with two blanks between columns.
 pub(super) fn write_table<const COLUMNS: usize>(
     out: &mut dyn Write,
     headings: [&str; COLUMNS],
@@ -34,11 +34,11 @@ fn write_row(out: &mut dyn Write, widths: &[usize], cells: &[&str]) -> io::Resul
     writeln!(out, "{}", line.trim_end())
 }
 
-/// A moment as lists show it.
+/// A time as tables show it.
 pub(super) fn to_the_second(moment: OffsetDateTime) -> String {
-    let whole = moment.replace_nanosecond(0).expect("0 is a nanosecond");
-    // Only years beyond 9999 have no such form, and nothing here is that old.
-    whole.format(&Rfc3339).unwrap_or_else(|_| whole.unix_timestamp().to_string())
+    let rounded = moment.replace_nanosecond(0).expect("0 is a nanosecond");
+    // Only years beyond 9999 cannot be formatted, and no time here is that late.
+    rounded.format(&Rfc3339).unwrap_or_else(|_| rounded.unix_timestamp().to_string())
 }
 
 #[cfg(test)]

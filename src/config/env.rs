@@ -1,7 +1,7 @@
 //! Every environment variable, once. An empty one counts as absent.
 //!
-//! Unknown variables that begin with `FLUXSERVE_` are let pass: Kubernetes sets some of its own (`FLUXSERVE_PORT`,
-//! `FLUXSERVE_SERVICE_HOST`) for a service of this name, and a worker must not refuse to start for that.
+//! Unknown variables that begin with `FLUXSERVE_` are ignored: Kubernetes sets some (`FLUXSERVE_PORT`,
+//! `FLUXSERVE_SERVICE_HOST`) for a service of this name, and the worker must still start.
 
 mod hub;
 mod password;
@@ -24,7 +24,7 @@ use crate::domain::hub_token::HubToken;
 
 pub use variables::*;
 
-/// The environment, or in tests something like it.
+/// The environment, or a stand-in for it in tests.
 pub(super) struct Environment<'a> {
     lookup: Lookup<'a>,
 }
@@ -38,12 +38,17 @@ impl<'a> Environment<'a> {
         (self.lookup)(variable.name).filter(|value| !value.is_empty()).map(PathBuf::from)
     }
 
-    /// The configuration file, where a variable names one.
+    /// The configuration file, if a variable names one.
     pub(super) fn config_file(&self) -> Result<Option<PathBuf>, ConfigError> {
-        self.expand(self.path(&CONFIG_FILE), &CONFIG_FILE, Unset::IsRefused, &Origin::Environment)
+        self.own_path(&CONFIG_FILE)
     }
 
-    /// A path with what `~` and variables in it stand for.
+    /// A path, expanded, of a variable of this program.
+    fn own_path(&self, variable: &Variable) -> Result<Option<PathBuf>, ConfigError> {
+        self.expand(self.path(variable), variable, Unset::IsRefused, &Origin::Environment)
+    }
+
+    /// Expands `~` and variables in a path.
     fn expand(
         &self,
         path: Option<PathBuf>,
@@ -55,7 +60,7 @@ impl<'a> Environment<'a> {
         path.map_err(|reason| origin.error(variable, reason))
     }
 
-    /// Puts in what `~` and variables stand for in the paths of a layer, wherever it comes from.
+    /// Expands `~` and variables in the paths of a layer from any source.
     pub(super) fn expand_paths(&self, layer: &mut Layer) -> Result<(), ConfigError> {
         let Layer { origin, settings } = layer;
         for (path, variable) in [
@@ -69,7 +74,7 @@ impl<'a> Environment<'a> {
         Ok(())
     }
 
-    /// `--data-dir` as a shell leaves it that does not read `~` after an equals sign. Variables it has seen to.
+    /// Expands `~` in `--data-dir=~…`, which shells leave as it is. They expand variables themselves.
     pub(super) fn flag_at_home(&self, path: PathBuf, flag: &str) -> Result<PathBuf, ConfigError> {
         let Some(text) = path.to_str() else { return Ok(path) };
         let place = format!("flag `{flag}`");
@@ -77,11 +82,9 @@ impl<'a> Environment<'a> {
     }
 
     fn text(&self, variable: &Variable) -> Result<Option<String>, ConfigError> {
-        match (self.lookup)(variable.name).filter(|value| !value.is_empty()).map(OsString::into_string) {
-            None => Ok(None),
-            Some(Ok(text)) => Ok(Some(text)),
-            Some(Err(_)) => Err(Origin::Environment.error(variable, "not valid UTF-8".into())),
-        }
+        let value =
+            (self.lookup)(variable.name).filter(|value| !value.is_empty()).map(OsString::into_string).transpose();
+        value.map_err(|_| Origin::Environment.error(variable, "not valid UTF-8".into()))
     }
 
     /// Words separated by commas.
@@ -90,37 +93,39 @@ impl<'a> Environment<'a> {
         Ok(list.map(|list| list.split(',').map(|word| word.trim().to_owned()).collect()))
     }
 
-    fn number(&self, variable: &Variable) -> Result<Option<u64>, ConfigError> {
+    /// A value that `parse` reads. `rule` says what it must be.
+    fn parsed<T>(
+        &self,
+        variable: &Variable,
+        rule: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Result<Option<T>, ConfigError> {
         let Some(text) = self.text(variable)? else { return Ok(None) };
-        let number = text.trim().parse();
-        number
-            .map(Some)
-            .map_err(|_| Origin::Environment.error(variable, format!("must be a whole number, not `{text}`")))
+        let refuse = || Origin::Environment.error(variable, format!("must be {rule}, not `{text}`"));
+        parse(text.trim()).ok_or_else(refuse).map(Some)
+    }
+
+    fn number(&self, variable: &Variable) -> Result<Option<u64>, ConfigError> {
+        self.parsed(variable, "a whole number", |text| text.parse().ok())
     }
 
     /// Numbers by name: `NAME=NUMBER`, separated by commas.
     fn numbers(&self, variable: &Variable) -> Result<Option<BTreeMap<String, u64>>, ConfigError> {
-        let Some(text) = self.text(variable)? else { return Ok(None) };
         let number = |entry: &str| {
             let (name, number) = entry.trim().split_once('=')?;
             (!name.is_empty()).then_some((name.to_owned(), number.parse().ok()?))
         };
-        let numbers: Option<BTreeMap<_, _>> = text.split(',').map(number).collect();
-        let refuse = || Origin::Environment.error(variable, format!("must be like `ID=1`, not `{text}`"));
-        numbers.ok_or_else(refuse).map(Some)
+        self.parsed(variable, "like `ID=1`", |text| text.split(',').map(number).collect())
     }
 
-    fn yes_or_no(&self, variable: &Variable) -> Result<Option<bool>, ConfigError> {
-        let Some(text) = self.text(variable)? else { return Ok(None) };
-        let said = text.trim().parse();
-        said.map(Some)
-            .map_err(|_| Origin::Environment.error(variable, format!("must be `true` or `false`, not `{text}`")))
+    fn boolean(&self, variable: &Variable) -> Result<Option<bool>, ConfigError> {
+        self.parsed(variable, "`true` or `false`", |text| text.parse().ok())
     }
 
-    /// The hub as the variables describe it that all its tools share, Python's among them. None stands in our file.
+    /// The hub, from the variables that all its tools share, including Python's. None is a field of the file.
     pub(super) fn hub(&self) -> Result<HubConfig, ConfigError> {
         let default = HubConfig::default();
-        // Python expands HF_HOME as a whole, also where it comes from XDG_CACHE_HOME, and what is below it once more.
+        // Python expands HF_HOME, even if it comes from XDG_CACHE_HOME, and paths below it again.
         let read = |path, variable| self.expand(path, variable, Unset::Stays, &Origin::Environment);
         let home = match self.path(&HF_HOME) {
             Some(home) => read(Some(home), &HF_HOME)?,
@@ -130,7 +135,7 @@ impl<'a> Environment<'a> {
             },
         };
         let below_home = |name: &str| home.as_ref().map(|home| home.join(name));
-        // One that is blank is none, as Python's tools have it: so does a template leave it that was not filled in.
+        // A blank one counts as absent, as with Python's tools: an unfilled template leaves it so.
         let token = self.text(&HF_TOKEN)?.map(Zeroizing::new).filter(|text| !text.trim().is_empty());
         let token = token.map(|text| text.parse::<HubToken>()).transpose();
         let all = self.proxy(&ALL_PROXY)?;
@@ -162,7 +167,7 @@ impl<'a> Environment<'a> {
             device: self.text(&DEVICE)?,
             engine: EngineSettings {
                 offload: self.text(&ENGINE_OFFLOAD)?,
-                deterministic: self.yes_or_no(&ENGINE_DETERMINISTIC)?,
+                deterministic: self.boolean(&ENGINE_DETERMINISTIC)?,
                 kernels: self.text(&ENGINE_KERNELS)?,
                 precision: self.text(&ENGINE_PRECISION)?,
             },
@@ -184,20 +189,20 @@ impl<'a> Environment<'a> {
                 retention_seconds: self.number(&RESULTS_RETENTION_SECONDS)?,
                 link_seconds: self.number(&RESULTS_LINK_SECONDS)?,
                 bytes_max: self.number(&RESULTS_BYTES_MAX)?,
-                provenance: self.yes_or_no(&RESULTS_PROVENANCE)?,
+                provenance: self.boolean(&RESULTS_PROVENANCE)?,
             },
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },
             kubernetes: KubernetesSettings {
                 kubeconfig: self.path(&KUBERNETES_KUBECONFIG),
-                in_cluster: self.yes_or_no(&KUBERNETES_IN_CLUSTER)?,
+                in_cluster: self.boolean(&KUBERNETES_IN_CLUSTER)?,
                 server: self.text(&KUBERNETES_SERVER)?,
                 namespace: self.text(&KUBERNETES_NAMESPACE)?,
-                auto_open: self.yes_or_no(&KUBERNETES_AUTO_OPEN)?,
-                allow_exec_plugins: self.yes_or_no(&KUBERNETES_ALLOW_EXEC_PLUGINS)?,
+                auto_open: self.boolean(&KUBERNETES_AUTO_OPEN)?,
+                allow_exec_plugins: self.boolean(&KUBERNETES_ALLOW_EXEC_PLUGINS)?,
             },
-            hub: HubSettings { download: self.yes_or_no(&HUB_DOWNLOAD)? },
+            hub: HubSettings { download: self.boolean(&HUB_DOWNLOAD)? },
         };
         Ok(Layer { origin: Origin::Environment, settings })
     }

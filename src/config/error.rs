@@ -1,9 +1,9 @@
-//! What can be wrong with the configuration.
+//! Errors of the configuration.
 
 use std::io;
 use std::path::PathBuf;
 
-/// What is wrong with the configuration, and where.
+/// Why the configuration is invalid, and where.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -11,22 +11,22 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The cause.
         source: io::Error,
     },
-    /// The file stands in the working directory, nobody has named it, and it is not certainly the user's own.
+    /// The file is in the working directory, was not named, and may not be the user's own.
     #[error(
-        "the configuration file `{}` of the working directory is not used, because {reason}; or name it with `--config`, if \
-         you trust it",
+        "the configuration file `{}` in the working directory is not used, because {reason}; or name it with `--config` if you \
+         trust it",
         path.display()
     )]
     NotOurs {
         /// The file.
         path: PathBuf,
-        /// What is wrong and what would be right.
+        /// What is wrong and how to fix it.
         reason: String,
     },
-    /// The file is no TOML, or has a field that does not exist or is of another type.
+    /// The file is not TOML, or has an unknown field or one of another type.
     #[error("configuration file `{}`: {message}", path.display())]
     Syntax {
         /// The file.
@@ -34,12 +34,12 @@ pub enum ConfigError {
         /// Line, column and reason.
         message: String,
     },
-    /// A value is not one that can be used.
+    /// A value is invalid.
     #[error("{place}: {reason}")]
     Value {
         /// File and field, variable, or flag.
         place: String,
-        /// What is wrong and what would be right.
+        /// What is wrong and how to fix it.
         reason: String,
     },
 }

@@ -1,5 +1,5 @@
-//! `~` and `$VARIABLE` in paths. A shell puts in what they stand for, but not in a service's environment file, in a container's
-//! or between quotes; Python's tools then do it themselves, and a program that shares their folders has to do the same.
+//! `~` and `$VARIABLE` in paths. Shells expand them, but not between quotes or in the environment file of a service or
+//! container; there Python's tools do it themselves, and a program that shares their folders has to do the same.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -10,60 +10,62 @@ pub(super) type Lookup<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 /// A variable that is not set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unset {
-    /// Its name stays where it stands, as with Python's `expandvars`.
+    /// Its name stays, as with Python's `expandvars`.
     Stays,
-    /// It is a mistake: a folder of that name would be made.
+    /// It is an error: otherwise a folder of that name would be created.
     IsRefused,
 }
 
-/// What a path is when `~` and variables are read as Python's `os.path.expanduser` and `expandvars` do, in this order.
+/// Expands `~` and variables as Python's `os.path.expanduser` and `expandvars` do, in this order.
 ///
 /// # Errors
-/// In words, when it cannot be known.
+/// A message, when a value is not known.
 pub(super) fn expanded(path: PathBuf, lookup: Lookup<'_>, unset: Unset) -> Result<PathBuf, String> {
-    // What is no text has neither to a reader's eye.
+    // A path that is not UTF-8 is left as it is.
     let Some(text) = path.to_str() else { return Ok(path) };
     variables(&at_home(text, lookup)?, lookup, unset).map(PathBuf::from)
 }
 
-/// `~` at the beginning is the user's home folder.
+/// Replaces `~` at the beginning with the user's home folder.
 pub(super) fn at_home(text: &str, lookup: Lookup<'_>) -> Result<String, String> {
     let Some(rest) = text.strip_prefix('~') else { return Ok(text.to_owned()) };
     if !rest.is_empty() && !rest.starts_with('/') {
-        return Err(format!("`{text}`: another user's home folder is not looked up: write it out, or `./{text}`"));
+        return Err(format!(
+            "`{text}`: home folders of other users are not expanded: write the path out, or `./{text}`"
+        ));
     }
     let home = lookup("HOME").and_then(|home| home.into_string().ok()).filter(|home| !home.is_empty());
     let Some(home) = home else {
-        return Err(format!("`{text}`: the variable HOME does not say which folder `~` is"));
+        return Err(format!("`{text}`: the variable HOME is not set, so `~` is not known"));
     };
     let joined = format!("{}{rest}", home.trim_end_matches('/'));
     Ok(if joined.is_empty() { "/".to_owned() } else { joined })
 }
 
-/// `$NAME` and `${NAME}` are what the variable holds. What comes in that way is not read again.
+/// Replaces `$NAME` and `${NAME}` with the variable's value, which is not expanded again.
 fn variables(text: &str, lookup: Lookup<'_>, unset: Unset) -> Result<String, String> {
-    let mut whole = String::with_capacity(text.len());
+    let mut result = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(start) = rest.find('$') {
         let (before, from_here) = rest.split_at(start);
-        whole.push_str(before);
+        result.push_str(before);
         let (name, length) = name_in(from_here);
         let (written, after) = from_here.split_at(length);
         let value = name.and_then(lookup).and_then(|value| value.into_string().ok());
         match (value, name) {
-            (Some(value), _) => whole.push_str(&value),
+            (Some(value), _) => result.push_str(&value),
             (None, Some(name)) if unset == Unset::IsRefused => {
                 return Err(format!("`{text}`: there is no variable {name}"));
             }
-            (None, _) => whole.push_str(written),
+            (None, _) => result.push_str(written),
         }
         rest = after;
     }
-    whole.push_str(rest);
-    Ok(whole)
+    result.push_str(rest);
+    Ok(result)
 }
 
-/// The name of the variable that a text beginning with `$` names, if it does, and how long that is with its signs.
+/// The variable's name in a text that begins with `$`, if any, and its length with `$` and braces.
 fn name_in(text: &str) -> (Option<&str>, usize) {
     if let Some(braced) = text.strip_prefix("${") {
         return match braced.find('}') {
@@ -96,7 +98,7 @@ mod tests {
 
     /// Recorded from Python 3.11: `os.path.expandvars(os.path.expanduser(text))`, with these variables.
     #[test]
-    fn paths_are_read_as_python_reads_them() {
+    fn paths_are_expanded_as_python_does() {
         for (text, expected) in [
             ("", ""),
             ("~", "/home/ann"),
@@ -128,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_known_is_refused() {
+    fn unknown_values_are_refused() {
         let refused = |text: &str, lookup: Lookup<'_>| {
             expanded(PathBuf::from(text), lookup, Unset::IsRefused).expect_err("unknown")
         };

@@ -1,4 +1,4 @@
-//! By which names the worker is reached, and where its metrics are.
+//! Host names of the worker, origins of other sites, and the address of metrics.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -10,18 +10,18 @@ const ANY: &str = "*";
 /// Stands for no address.
 const OFF: &str = "off";
 
-/// Where metrics are where nothing is said of it.
+/// Default address of metrics.
 pub const DEFAULT_METRICS_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 
-/// Where metrics can be read, by plain http.
+/// Address of metrics, plain http.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum MetricsListen {
-    /// At [`DEFAULT_METRICS_LISTEN`], unless somebody else listens there.
+    /// At [`DEFAULT_METRICS_LISTEN`], unless the port is taken.
     #[default]
     IfFree,
-    /// There.
+    /// At this address.
     At(SocketAddr),
-    /// Nowhere.
+    /// Not served.
     Off,
 }
 
@@ -41,16 +41,16 @@ impl FromStr for MetricsListen {
     }
 }
 
-/// Which pages of other sites may use the API.
+/// Other sites whose pages may use the API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CorsOrigins {
-    /// All.
+    /// All sites.
     Any,
-    /// Those of these origins, as browsers write them.
+    /// These origins, as browsers write them.
     These(Vec<String>),
 }
 
-/// A list with something in it that is no origin.
+/// A list with an entry that is no origin.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not scheme, host and port alone: write it like https://images.example.org, or `{ANY}` for all")]
 pub struct NotAnOrigin(String);
@@ -66,16 +66,16 @@ impl CorsOrigins {
     }
 }
 
-/// By which names clients may come.
+/// Host names that requests may have.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HostNames {
-    /// By any.
+    /// Any name.
     Any,
-    /// By these, without their ports, beside those that are always this worker's.
+    /// These, without ports, beside those that are always permitted.
     These(Vec<String>),
 }
 
-/// A list with something in it that is no name.
+/// A list with an entry that is no host name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a name without a port: write it like images.example.org, or `{ANY}` for any")]
 pub struct NotAHost(String);

@@ -1,10 +1,10 @@
-//! Whether a file that nobody named can be trusted: the working directory may be anybody's.
+//! Check of a file that the user did not name: the working directory may belong to another user.
 
 use std::fs::File;
 use std::io;
 
-/// Why `file` is not to be trusted and what would change that, if so: it belongs to somebody else than this user and root, or
-/// others can write to it. `name` is what it is called in a command.
+/// Why `file` is not trusted and how to fix it, if so: it belongs neither to this user nor to root, or others can write to it.
+/// `name` is its name in a command.
 #[cfg(unix)]
 pub(super) fn why_not_ours(file: &File, name: &str) -> io::Result<Option<String>> {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -14,7 +14,7 @@ pub(super) fn why_not_ours(file: &File, name: &str) -> io::Result<Option<String>
     Ok(why_not(metadata.uid(), us, metadata.permissions().mode(), name))
 }
 
-/// Elsewhere than on Unix nothing of this is known.
+/// Beyond Unix, owner and mode are not known.
 #[cfg(not(unix))]
 pub(super) fn why_not_ours(_file: &File, _name: &str) -> io::Result<Option<String>> {
     Ok(None)
@@ -22,11 +22,11 @@ pub(super) fn why_not_ours(_file: &File, _name: &str) -> io::Result<Option<Strin
 
 #[cfg(unix)]
 fn why_not(owner: u32, us: u32, mode: u32, name: &str) -> Option<String> {
-    /// Write permission of the group and of everybody.
+    /// Write permission of the group and of all others.
     const OTHERS_WRITE: u32 = 0o022;
 
     if owner != us && owner != 0 {
-        return Some(format!("it belongs to user {owner}, who is neither the user of this program ({us}) nor root"));
+        return Some(format!("it belongs to user {owner}, neither the user of this program ({us}) nor root"));
     }
     let mode = mode & 0o7777;
     (mode & OTHERS_WRITE != 0)

@@ -1,10 +1,10 @@
-//! Where clients reach the worker, when that is not where it listens.
+//! The worker's URL for clients, if it differs from where it listens.
 
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::str::FromStr;
 
-/// An absolute http or https URL without path, user, query or fragment, and without a slash at its end.
+/// An absolute http or https URL without path, user, query, fragment and trailing slash.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PublicUrl(String);
 
@@ -14,7 +14,7 @@ pub struct PublicUrl(String);
 pub struct NotAPublicUrl;
 
 impl PublicUrl {
-    /// As browsers write it: in small letters, and without the port that goes without saying.
+    /// As browsers write it: in lower case, without the default port.
     pub(super) fn origin(&self) -> String {
         let origin = self.0.to_ascii_lowercase();
         let port = if origin.starts_with("https://") { ":443" } else { ":80" };
@@ -25,7 +25,7 @@ impl PublicUrl {
     #[must_use]
     pub fn host(&self) -> &str {
         let authority = self.0.split_once("://").map_or("", |(_, authority)| authority);
-        // The colons of an IPv6 address stand in brackets.
+        // The colons of an IPv6 address are in brackets.
         match authority.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => host,
             _ => authority,
@@ -45,7 +45,7 @@ impl FromStr for PublicUrl {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let url = text.strip_suffix('/').unwrap_or(text);
         let authority = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://")).ok_or(NotAPublicUrl)?;
-        // The colons of an IPv6 address stand in brackets.
+        // The colons of an IPv6 address are in brackets.
         let (host, port) = match authority.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
             _ => (authority, None),
@@ -57,7 +57,7 @@ impl FromStr for PublicUrl {
     }
 }
 
-/// Whether it can be the host of an URL: a name, an IPv4 address, or an IPv6 address in brackets.
+/// Whether it can be the host of a URL: a name, an IPv4 address, or an IPv6 address in brackets.
 pub(super) fn is_host(host: &str) -> bool {
     if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         return address.parse::<Ipv6Addr>().is_ok();
@@ -80,7 +80,7 @@ mod tests {
             ("https://[2001:db8::1]:1", "[2001:db8::1]"),
             ("https://[2001:db8::1]", "[2001:db8::1]"),
         ] {
-            assert_eq!(url.parse::<PublicUrl>().expect("an URL").host(), host);
+            assert_eq!(url.parse::<PublicUrl>().expect("a URL").host(), host);
         }
     }
 

@@ -1,4 +1,4 @@
-//! From what the sources say to one checked [`Config`].
+//! From the settings of all sources to one checked [`Config`].
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
@@ -16,7 +16,7 @@ use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 use crate::domain::networks::Networks;
 
-// What each number may be. The ends are where a value turns from unusual into a mistake of the unit.
+// Ranges of numbers. Beyond them, a value is a mistaken unit rather than unusual.
 const DRAIN_DEADLINE_SECONDS: RangeInclusive<u64> = 0..=3600;
 const BODY_LIMIT_BYTES: RangeInclusive<u64> = 1024..=1024 * 1024 * 1024;
 const BODIES_BYTES: RangeInclusive<u64> = 1024 * 1024..=1024 * 1024 * 1024 * 1024;
@@ -30,7 +30,7 @@ const BYTES_MAX: RangeInclusive<u64> = 1024 * 1024..=1 << 50;
 /// Most models of one worker.
 const MODELS_MAX: usize = 64;
 
-/// The value of the last layer that has one, and that layer's origin.
+/// The value of the last layer that has one, and the layer's origin.
 fn last<'a, T>(layers: &'a [Layer], get: impl Fn(&'a Settings) -> Option<T>) -> Option<(T, &'a Origin)> {
     layers.iter().rev().find_map(|layer| get(&layer.settings).map(|value| (value, &layer.origin)))
 }
@@ -64,7 +64,7 @@ fn within(
     }
 }
 
-/// The configuration that `layers` (later ones win) and the defaults make together.
+/// The configuration of `layers` (later ones win) over the defaults.
 pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
     let default = Config::default();
     let number =
@@ -142,11 +142,11 @@ fn kubernetes(layers: &[Layer], default: KubernetesConfig) -> Result<KubernetesC
     if let Some((_, origin)) = in_cluster {
         let refuse = |reason: &str| Err(origin.error(&env::KUBERNETES_IN_CLUSTER, reason.to_owned()));
         if kubeconfig.is_some() {
-            return refuse("cannot be true beside `kubernetes.kubeconfig`: there is one cluster");
+            return refuse("cannot be true beside `kubernetes.kubeconfig`: there is only one cluster");
         }
         if server.is_none() {
-            // The address that a pod has of the API server is good inside the cluster alone.
-            return refuse("needs `kubernetes.server`: where clients outside the cluster find the API server");
+            // A pod's address of the API server works only inside the cluster.
+            return refuse("needs `kubernetes.server`: the API server's address outside the cluster");
         }
     }
     let namespace = |settings: &'_ Settings| settings.kubernetes.namespace.clone();
@@ -167,7 +167,7 @@ fn kubernetes(layers: &[Layer], default: KubernetesConfig) -> Result<KubernetesC
     })
 }
 
-/// Where clients find the API server: fit to stand in a file for them.
+/// The API server's address for clients, safe in a kubeconfig.
 fn server(layers: &[Layer]) -> Result<Option<String>, ConfigError> {
     let Some((text, origin)) = last(layers, |settings| settings.kubernetes.server.as_ref()) else { return Ok(None) };
     let url = text.trim_end_matches('/');
@@ -176,7 +176,7 @@ fn server(layers: &[Layer]) -> Result<Option<String>, ConfigError> {
     if has_host {
         return Ok(Some(url.to_owned()));
     }
-    let reason = "is not where kubectl can go: write it like https://cluster.example.org:6443";
+    let reason = "is not an https URL of host and port: write it like https://cluster.example.org:6443";
     Err(origin.error(&env::KUBERNETES_SERVER, format!("`{text}` {reason}")))
 }
 
@@ -184,7 +184,7 @@ fn otlp_endpoint(layers: &[Layer]) -> Result<Option<String>, ConfigError> {
     let Some((text, origin)) = last(layers, |settings| settings.telemetry.otlp_endpoint.as_ref()) else {
         return Ok(None);
     };
-    // Of the same form as where we are reached; the protocol says what follows.
+    // Of the same form as `public_url`; the protocol defines the path.
     let url: PublicUrl = text.parse().map_err(|_| {
         let reason = "is not a URL of scheme, host and port alone: write it like http://localhost:4318";
         origin.error(&env::TELEMETRY_OTLP_ENDPOINT, format!("`{text}` {reason}"))
@@ -293,7 +293,7 @@ fn address<'a>(
         .map_err(|_| origin.error(variable, format!("`{text}` is not an address and a port: write it like {like}")))
 }
 
-/// Certificate and key, which are of no use without each other.
+/// Certificate and key; either is an error without the other.
 fn tls(layers: &[Layer]) -> Result<Option<TlsConfig>, ConfigError> {
     let certificate = last(layers, |settings| settings.tls.certificate.as_ref());
     let private_key = last(layers, |settings| settings.tls.private_key.as_ref());

@@ -1,4 +1,4 @@
-//! What one source (the file or the environment) says, before it is checked.
+//! Settings of one source (the file or the environment), unchecked.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -110,7 +110,7 @@ pub(super) struct HubSettings {
     pub(super) download: Option<bool>,
 }
 
-/// Where settings come from.
+/// Source of settings.
 #[derive(Debug)]
 pub(super) enum Origin {
     File(PathBuf),
@@ -118,7 +118,7 @@ pub(super) enum Origin {
 }
 
 impl Origin {
-    /// An error in what `variable` stands for, in the words of this origin.
+    /// An error in the setting of `variable`, named as in this source.
     pub(super) fn error(&self, variable: &Variable, reason: String) -> ConfigError {
         let place = match self {
             Self::File(path) => format!("configuration file `{}`, field `{}`", path.display(), variable.field),
@@ -135,23 +135,23 @@ pub(super) struct Layer {
     pub(super) settings: Settings,
 }
 
-/// Who has named a file.
+/// How a file was named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NamedBy {
-    /// The user, who knows whose it is.
-    TheUser,
-    /// Nobody: it stands in the working directory, which may be anybody's. It can have programs run and keys given away.
-    Nobody,
+    /// By the user, who knows its owner.
+    User,
+    /// By default, in the working directory, which may belong to another user. It could run programs and leak keys.
+    Default,
 }
 
-/// Reads a file that is known or said to be there.
+/// Reads a file that is expected to exist.
 pub(super) fn read_file(path: PathBuf, named_by: NamedBy) -> Result<Layer, ConfigError> {
     let mut text = String::new();
     let read = File::open(&path).and_then(|mut file| {
-        // Of the file that is open: what the name leads to may be another one by the time that it is read.
+        // Checks the open file: the name may lead to another one by the time that it is read.
         let reason = match named_by {
-            NamedBy::TheUser => None,
-            NamedBy::Nobody => why_not_ours(&file, &path.display().to_string())?,
+            NamedBy::User => None,
+            NamedBy::Default => why_not_ours(&file, &path.display().to_string())?,
         };
         file.read_to_string(&mut text)?;
         Ok(reason)

@@ -1,18 +1,18 @@
-//! `kubernetes check`: what works and what is missing, line by line.
+//! `kubernetes check`: what works and what is missing.
 
 use time::{Duration, OffsetDateTime};
 
 use super::cluster::{Cluster, Right};
 use super::manifest::USER_ROLE;
 
-/// A difference of the clocks from which on it is told of. Tokens say when they end by the API server's clock, and kubectl
-/// asks for another one half a minute before.
+/// Largest difference of the clocks that is not reported. A token's expiry is by the API server's clock, and kubectl requests
+/// a new one half a minute before.
 const SKEW_MAX: Duration = Duration::seconds(20);
 
-/// What one look found: a fact, or what is missing and the way out.
+/// Result of a check: a fact, or what is missing and how to fix it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckLine {
-    /// What was looked at.
+    /// What was checked.
     pub subject: &'static str,
     /// What was found.
     pub found: Result<String, String>,
@@ -22,7 +22,7 @@ fn line(subject: &'static str, found: Result<String, String>) -> CheckLine {
     CheckLine { subject, found }
 }
 
-/// Looks at all that has to be there once. `now` is this machine's time.
+/// Runs all checks once. `now` is this machine's time.
 pub async fn check(cluster: &Cluster, auto_open: bool, now: OffsetDateTime) -> Vec<CheckLine> {
     let version = cluster.version().await;
     let is_away = version.is_err();
@@ -45,36 +45,36 @@ fn for_clients(server: &str) -> String {
     let host = server.trim_start_matches("https://");
     let is_here = ["127.", "localhost", "[::1]", "0.0.0.0"].iter().any(|here| host.starts_with(here));
     if is_here {
-        format!("{server} is this machine: kubectl elsewhere needs `kubernetes.server` to say where the API server is")
+        format!("{server} is this machine: kubectl elsewhere needs `kubernetes.server` with the API server's address")
     } else {
         format!("kubeconfigs say {server}")
     }
 }
 
-/// What the worker's kubeconfig says of it goes into those of all holders of keys.
+/// The setting of the worker's kubeconfig goes into the kubeconfigs of all keys.
 fn certificate(is_unverified: bool) -> Result<String, String> {
     if is_unverified {
         return Err(
-            "is not looked at, neither by the worker nor by kubectl with the kubeconfigs that are handed out: anybody \
-                    in between gets their tokens; replace `insecure-skip-tls-verify` by `certificate-authority` in the \
+            "is not verified, neither by the worker nor by kubectl with the kubeconfigs from here: anybody in between can \
+                    read their tokens; replace `insecure-skip-tls-verify` by `certificate-authority` in the \
                     kubeconfig, and run `fluxserve kubernetes connect` again"
                 .to_owned(),
         );
     }
-    Ok("is looked at, and kubeconfigs have kubectl do the same".to_owned())
+    Ok("is verified, by kubectl with the kubeconfigs from here too".to_owned())
 }
 
 async fn account_and_clock(cluster: &Cluster, now: OffsetDateTime) -> CheckLine {
     let found = match cluster.mint_own().await {
         Err(error) => Err(format!("{error}; apply what `fluxserve kubernetes manifest` prints")),
-        // The moment is cut to the second.
+        // The token's time is in whole seconds.
         Ok(minted) => match minted.token.claims().and_then(|claims| claims.made_at()).map(|made_at| made_at - now) {
             Some(skew) if skew.abs() > SKEW_MAX => {
                 let seconds = skew.whole_seconds();
                 Err(format!("this machine's clock and the API server's differ by {seconds} s: set them by NTP"))
             }
-            Some(_) => Ok("the worker's account is there, and the clocks agree".to_owned()),
-            None => Ok("the worker's account is there; its token does not tell the API server's time".to_owned()),
+            Some(_) => Ok("the worker's account exists, and the clocks agree".to_owned()),
+            None => Ok("the worker's account exists; its token does not have the API server's time".to_owned()),
         },
     };
     line("account and clock", found)
@@ -105,11 +105,11 @@ async fn own_rights(cluster: &Cluster, auto_open: bool) -> CheckLine {
         return line("own rights", Ok("complete".to_owned()));
     }
     let option = if auto_open { " --auto-open" } else { "" };
-    let way_out = format!("apply what `fluxserve kubernetes manifest{option}` prints");
-    line("own rights", Err(format!("lacking: {}; {way_out}", lacking.join(", "))))
+    let hint = format!("apply what `fluxserve kubernetes manifest{option}` prints");
+    line("own rights", Err(format!("lacking: {}; {hint}", lacking.join(", "))))
 }
 
-/// A worker with an administrator's credentials would do, and would be worth stealing.
+/// A worker with an administrator's credentials would work, and would be worth stealing.
 async fn no_more_rights(cluster: &Cluster) -> CheckLine {
     let elsewhere = Right { verb: "get", resource: "secrets", group: "", namespace: None, name: None };
     let found = match cluster.may(elsewhere).await {
@@ -124,13 +124,13 @@ async fn no_more_rights(cluster: &Cluster) -> CheckLine {
 
 fn own_token(cluster: &Cluster, now: OffsetDateTime) -> Result<String, String> {
     let Some(file) = cluster.token_file() else {
-        return Ok("not the worker's to renew".to_owned());
+        return Ok("not renewed by the worker".to_owned());
     };
     let text = std::fs::read_to_string(file).map_err(|error| format!("`{}`: {error}", file.display()))?;
     let claims = super::token::Token::new(text.trim().to_owned()).claims();
     match claims.and_then(|claims| claims.ends_at()) {
-        Some(end) if end <= now => Err("has ended: run `fluxserve kubernetes connect` again".to_owned()),
-        Some(end) => Ok(format!("good for {} more hours; a running worker renews it", (end - now).whole_hours())),
-        None => Ok("does not tell its end".to_owned()),
+        Some(end) if end <= now => Err("has expired: run `fluxserve kubernetes connect` again".to_owned()),
+        Some(end) => Ok(format!("valid for {} more hours; a running worker renews it", (end - now).whole_hours())),
+        None => Ok("does not have an expiry".to_owned()),
     }
 }

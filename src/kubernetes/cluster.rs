@@ -1,7 +1,8 @@
-//! The cluster's API server, and the few things that are asked of it. The only place that names the client library.
+//! Requests to the cluster's API server. The only module that names the client library.
 //!
-//! Every call has a deadline, so nothing here waits for long for a cluster that is away.
+//! Every call has a deadline, so nothing waits long for a cluster that does not answer.
 
+mod deadline;
 mod error;
 mod pod_security;
 
@@ -22,6 +23,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
+use deadline::in_time;
 pub use error::ClusterError;
 use error::with_sources;
 
@@ -30,43 +32,41 @@ use super::namespace::{Missing, Standing};
 use super::token::{MintedToken, Token};
 use crate::domain::namespace::NamespaceName;
 
-/// Longest that one call may take, with what it is sent again.
-const CALL_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest wait for a connection.
+/// Longest time to connect.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
-/// Life of a token that a key gets: the shortest that Kubernetes makes.
+/// Lifetime of a key's token: the shortest that Kubernetes permits.
 const TOKEN_SECONDS: i64 = 600;
-/// Life of the worker's own token.
+/// Lifetime of the worker's own token.
 const WORKER_TOKEN_SECONDS: i64 = 7 * 24 * 60 * 60;
 
-/// Where a cluster is, and who the worker is there.
+/// Address of a cluster, and the worker's identity there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClusterAccess {
-    /// As a kubeconfig says.
+    /// From a kubeconfig.
     Kubeconfig {
         /// The file.
         path: PathBuf,
-        /// Which of its contexts; `None` for its current one.
+        /// Its context; `None` for the current one.
         context: Option<String>,
-        /// Whether programs are run that it names as its user's way in.
+        /// Whether its credential plugins may run.
         allow_exec_plugins: bool,
     },
-    /// The cluster that the worker runs in, as its pod's account.
+    /// The cluster that the worker runs in, with its pod's account.
     InCluster,
 }
 
-/// What is known of a cluster before it is asked.
+/// Settings of a cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterSettings {
-    /// How to get there.
+    /// Access to it.
     pub access: ClusterAccess,
-    /// Where clients find its API server, if not where the worker does. Begins with `https://`.
+    /// Address of its API server for clients, if it differs from the worker's. Begins with `https://`.
     pub server: Option<String>,
     /// The namespace that the worker owns there.
     pub holder: NamespaceName,
 }
 
-/// A cluster that cannot be asked, because nothing says properly where it is.
+/// The settings of the cluster are invalid.
 #[derive(Debug, thiserror::Error)]
 #[error("{place}: {reason}")]
 pub struct NoCluster {
@@ -74,7 +74,7 @@ pub struct NoCluster {
     reason: String,
 }
 
-/// Something in the cluster that keys' tokens hang on, or that a namespace was opened with.
+/// Kind of an object that keys' tokens are bound to, or that opens a namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Secret,
@@ -82,14 +82,14 @@ pub(super) enum Kind {
     RoleBinding,
 }
 
-/// A right, as the API server is asked for it.
+/// A right, as the API server checks it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Right<'a> {
     pub(super) verb: &'static str,
-    /// With its subresource after a slash.
+    /// With the subresource after a slash.
     pub(super) resource: &'static str,
     pub(super) group: &'static str,
-    /// `None`: everywhere.
+    /// `None` for all namespaces.
     pub(super) namespace: Option<&'a str>,
     pub(super) name: Option<&'static str>,
 }
@@ -105,7 +105,7 @@ impl fmt::Display for Right<'_> {
     }
 }
 
-/// A cluster, seen by one of its accounts.
+/// A cluster, accessed with one of its accounts.
 #[derive(Clone)]
 pub struct Cluster {
     client: Client,
@@ -116,10 +116,10 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Learns where the cluster is; asks it nothing yet. Needs a tokio runtime around it.
+    /// Reads the access to the cluster, without a request. Must run in a tokio runtime.
     ///
     /// # Errors
-    /// When that is not said properly.
+    /// When the settings are invalid.
     pub async fn open(settings: &ClusterSettings) -> Result<Self, NoCluster> {
         let ClusterSettings { access, server, holder } = settings;
         let place = match access {
@@ -165,17 +165,17 @@ impl Cluster {
         &self.holder
     }
 
-    /// Where the worker's own token stands, when it is the worker's to renew.
+    /// File of the worker's own token, if the worker renews it.
     pub(super) fn token_file(&self) -> Option<&Path> {
         self.token_file.as_deref()
     }
 
-    /// Which Kubernetes it is: `v1.32.3`.
+    /// Version of Kubernetes: `v1.32.3`.
     pub(super) async fn version(&self) -> Result<String, ClusterError> {
         Ok(in_time(self.client.apiserver_version()).await?.git_version)
     }
 
-    /// A token for a namespace, bound to the Secret `secret` of the worker's namespace: it dies with it.
+    /// Makes a token for a namespace, bound to the Secret `secret` of the worker's namespace: deleting it invalidates the token.
     pub(super) async fn mint(&self, namespace: &NamespaceName, secret: &str) -> Result<MintedToken, ClusterError> {
         let bound = BoundObjectReference {
             api_version: Some("v1".to_owned()),
@@ -186,7 +186,7 @@ impl Cluster {
         self.token_of(&account_of(namespace), TOKEN_SECONDS, Some(bound)).await
     }
 
-    /// A token of the worker itself.
+    /// Makes a token of the worker itself.
     pub(super) async fn mint_own(&self) -> Result<MintedToken, ClusterError> {
         self.token_of(WORKER_ACCOUNT, WORKER_TOKEN_SECONDS, None).await
     }
@@ -202,13 +202,13 @@ impl Cluster {
         let request = TokenRequest { spec, ..TokenRequest::default() };
         let accounts: Api<ServiceAccount> = self.own();
         let made = in_time(accounts.create_token_request(account, &PostParams::default(), &request)).await?;
-        let status = made.status.ok_or_else(|| ClusterError::Refused("a token without a token".to_owned()))?;
+        let status = made.status.ok_or_else(|| ClusterError::Refused("the response has no token".to_owned()))?;
         let expires_at = moment(&status.expiration_timestamp)
-            .ok_or_else(|| ClusterError::Refused("a token whose end has no date".to_owned()))?;
+            .ok_or_else(|| ClusterError::Refused("the token's expiry is beyond the calendar".to_owned()))?;
         Ok(MintedToken { token: Token::new(status.token), expires_at })
     }
 
-    /// Makes the Secret that tokens are bound to. It is empty. One that is there already is as good.
+    /// Creates the empty Secret that tokens are bound to, unless it exists.
     pub(super) async fn make_secret(&self, name: &str) -> Result<(), ClusterError> {
         let labels = json!({ "app.kubernetes.io/managed-by": "fluxserve" });
         let secret = object(json!({ "metadata": { "name": name, "labels": labels }, "type": "Opaque" }));
@@ -216,7 +216,7 @@ impl Cluster {
         unless_there(in_time(secrets.create(&PostParams::default(), &secret)).await)
     }
 
-    /// Takes something away. What is not there is as good.
+    /// Deletes an object, if it exists.
     pub(super) async fn remove(&self, kind: Kind, name: &str, namespace: &str) -> Result<(), ClusterError> {
         let parameters = DeleteParams::default();
         let outcome = match kind {
@@ -233,8 +233,8 @@ impl Cluster {
         }
     }
 
-    /// Makes the two objects that open a namespace; those that are there stay as they are. Before that its pods are kept
-    /// from their node. Needs the rights of `manifest --auto-open`.
+    /// Isolates the pods of a namespace from their node, then creates the two objects that open it; existing ones stay. Needs
+    /// the rights of `manifest --auto-open`.
     pub(super) async fn open_namespace(&self, namespace: &NamespaceName) -> Result<(), ClusterError> {
         pod_security::restrict(&self.client, namespace).await?;
         let account = account_of(namespace);
@@ -252,15 +252,15 @@ impl Cluster {
         unless_there(in_time(bindings.create(&PostParams::default(), &binding)).await)
     }
 
-    /// Which object a namespace is: another one of the same name has another. Needs the rights of `manifest --auto-open`.
+    /// The uid of a namespace, which changes if it is recreated. Needs the rights of `manifest --auto-open`.
     pub(super) async fn uid_of(&self, namespace: &NamespaceName) -> Result<String, ClusterError> {
         let namespaces: Api<KubernetesNamespace> = Api::all(self.client.clone());
         let found = in_time(namespaces.get(namespace.as_str())).await?;
-        found.metadata.uid.ok_or_else(|| ClusterError::Refused("a namespace without a uid".to_owned()))
+        found.metadata.uid.ok_or_else(|| ClusterError::Refused("the namespace has no uid".to_owned()))
     }
 
-    /// How a namespace stands. The worker has no right to look into it, so it looks with a token that a key would get.
-    pub(super) async fn look_at(&self, namespace: &NamespaceName) -> Result<Standing, ClusterError> {
+    /// Status of a namespace. The worker itself may not read it, so this uses a token like that of a key.
+    pub(super) async fn status_of(&self, namespace: &NamespaceName) -> Result<Standing, ClusterError> {
         let missing = |what| Standing { is_open: false, missing: vec![what], problem: None };
         let token = match self.token_of(&account_of(namespace), TOKEN_SECONDS, None).await {
             Ok(minted) => minted.token,
@@ -274,7 +274,7 @@ impl Cluster {
         let client = Client::try_from(config)?;
         let right = Right { verb: "get", resource: "pods", group: "", namespace: Some(namespace.as_str()), name: None };
         if may(&client, right).await? {
-            // The account may read the namespace that it stands for, which the worker itself may not.
+            // The account may read its namespace, which the worker itself may not.
             let problem = pod_security::fault(&client, namespace).await?;
             Ok(Standing { is_open: true, problem, ..Standing::default() })
         } else {
@@ -299,7 +299,7 @@ impl Cluster {
 
 impl fmt::Debug for Cluster {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Not the configuration, which has credentials in it.
+        // Not the configuration, which holds credentials.
         f.debug_struct("Cluster")
             .field("server", &self.server.url)
             .field("holder", &self.holder)
@@ -315,19 +315,12 @@ async fn read_kubeconfig(path: &Path, context: Option<String>, allow_exec_plugin
     if !allow_exec_plugins && (exec.is_some() || auth_provider.is_some()) {
         let program = exec.as_ref().and_then(|exec| exec.command.as_deref()).unwrap_or("its auth-provider");
         return Err(format!(
-            "its user gets in by a program, `{program}`, which is run only where `kubernetes.allow_exec_plugins` is true; \
+            "its user's credentials come from a program, `{program}`, which runs only if `kubernetes.allow_exec_plugins` is true; \
              better give the worker an account of its own: `fluxserve kubernetes connect --kubeconfig {}`",
             path.display()
         ));
     }
     Ok(config)
-}
-
-async fn in_time<T>(call: impl Future<Output = Result<T, kube::Error>>) -> Result<T, ClusterError> {
-    match tokio::time::timeout(CALL_DEADLINE, call).await {
-        Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(ClusterError::Unreachable(format!("no answer within {} s", CALL_DEADLINE.as_secs()))),
-    }
 }
 
 async fn may(client: &Client, right: Right<'_>) -> Result<bool, ClusterError> {
@@ -360,16 +353,16 @@ fn unless_there<T>(outcome: Result<T, ClusterError>) -> Result<(), ClusterError>
     }
 }
 
-/// An object that is written down here, and so can be read.
+/// An object from a literal of this module, which always parses.
 fn object<T: DeserializeOwned>(fields: Value) -> T {
-    serde_json::from_value(fields).expect("as the cluster has it")
+    serde_json::from_value(fields).expect("a literal of the right shape")
 }
 
 fn moment(time: &k8s_openapi::apimachinery::pkg::apis::meta::v1::Time) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp(time.0.as_second()).ok()
 }
 
-/// Certificates as text.
+/// Certificates as PEM.
 fn pem(certificates: &[Vec<u8>]) -> Vec<u8> {
     let mut text = String::new();
     for certificate in certificates {

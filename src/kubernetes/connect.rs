@@ -1,4 +1,4 @@
-//! `kubernetes connect`: the worker's own way into the cluster, made once with an administrator's rights.
+//! `kubernetes connect`: creates the worker's own access to the cluster, once, with an administrator's rights.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,41 +9,41 @@ use time::OffsetDateTime;
 use super::cluster::{Cluster, ClusterError, ClusterSettings, NoCluster};
 use super::manifest::worker_kubeconfig;
 
-/// Why there is no way in.
+/// Why no access was created.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The administrator's kubeconfig is not to be used.
+    /// The administrator's kubeconfig cannot be used.
     #[error(transparent)]
     NoCluster(#[from] NoCluster),
-    /// The worker's account is not there.
+    /// The worker's account does not exist.
     #[error("the cluster does not know the worker yet: first run `fluxserve kubernetes manifest | kubectl apply -f -`")]
     NoAccount,
-    /// The cluster did not do as asked.
+    /// The cluster failed.
     #[error("{0}")]
     Cluster(#[from] ClusterError),
-    /// The files were not written.
+    /// The files cannot be written.
     #[error("writing `{}`", path.display())]
     File {
         /// The file or folder.
         path: PathBuf,
-        /// What the system says.
+        /// The cause.
         source: io::Error,
     },
 }
 
-/// The way in.
+/// The worker's access.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connected {
     /// The worker's kubeconfig.
     pub kubeconfig: PathBuf,
-    /// When its token dies, unless the worker renews it before.
+    /// When its token expires, unless the worker renews it.
     pub token_ends_at: OffsetDateTime,
-    /// Whether anything is taken for the API server, because the administrator's kubeconfig says so.
+    /// Whether the API server's certificate is not verified, as the administrator's kubeconfig says.
     pub is_unverified: bool,
 }
 
-/// Gets a token for the worker's own account by way of `administrator`, and writes it into `folder`, readable by this user
-/// alone, with a kubeconfig beside it. The administrator's credentials are not kept.
+/// Requests a token for the worker's own account with the rights of `administrator`, and writes it into `folder` with a
+/// kubeconfig beside it, readable by this user alone. The administrator's credentials are not kept.
 ///
 /// # Errors
 /// See [`ConnectError`].
@@ -60,7 +60,7 @@ pub async fn connect(administrator: &ClusterSettings, folder: &Path) -> Result<C
         #[cfg(unix)]
         std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
         builder.create(folder)?;
-        // The kubeconfig last: where it is, its token is.
+        // The kubeconfig last: if it exists, its token does too.
         write_private(&folder.join("token"), minted.token.reveal())?;
         write_private(&kubeconfig, &worker_kubeconfig(cluster.server(), cluster.holder()))
     })();
@@ -68,7 +68,7 @@ pub async fn connect(administrator: &ClusterSettings, folder: &Path) -> Result<C
     Ok(Connected { kubeconfig, token_ends_at: minted.expires_at, is_unverified: cluster.server().is_unverified })
 }
 
-/// Puts a file in place whole, readable by this user alone.
+/// Writes a file atomically, readable by this user alone.
 pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let new = path.with_extension("new");
     let mut options = OpenOptions::new();

@@ -1,23 +1,25 @@
 //! Tokens for keys.
 //!
-//! A key can lose its right at any moment, also while its token is made. So what the token hangs on is written down before
-//! it is made, and whether the right is still there is asked after: either this or whoever takes the right away sees the
-//! other, and the token dies.
+//! A key can lose its permission at any moment, also while its token is made. So the grant is stored before the token is
+//! made, and the permission is checked again after: either this check sees the withdrawal or the withdrawal sees the grant,
+//! and the token is invalidated.
 
 use time::{Duration, OffsetDateTime};
 
-use super::cluster::ClusterError;
+use super::cluster::{Cluster, ClusterError};
+use super::error::KubernetesError;
 use super::namespaces::reserved;
+use super::rights::Holder;
+use super::service::{Inner, Kubernetes};
 use super::store::Grant;
-use super::token::{MintedToken, Token};
-use super::{CREDENTIALS_PER_MINUTE, Cluster, Holder, Inner, Kubernetes, KubernetesError};
+use super::token::{CREDENTIALS_PER_MINUTE, MintedToken, Token};
 use crate::domain::clock::to_the_millisecond;
 use crate::domain::ids::NamespaceId;
 use crate::domain::namespace::NamespaceName;
 
-/// Longest that a token lives, and then some: what it hangs on is kept for as long.
+/// Longest lifetime of a token, with a margin: its grant is kept for as long.
 pub(super) const TOKEN_LIFE: Duration = Duration::minutes(11);
-/// Before its token's end kubectl asks for another one, so that no request meets the end.
+/// How long before its token expires kubectl requests a new one, so that no request fails.
 const EARLIER: Duration = Duration::seconds(30);
 
 /// A token for kubectl.
@@ -25,29 +27,29 @@ const EARLIER: Duration = Duration::seconds(30);
 pub struct Credential {
     /// The token.
     pub token: Token,
-    /// When kubectl is to ask for another one: a little before the token's end.
+    /// When kubectl requests a new one: a little before the token expires.
     pub expires_at: OffsetDateTime,
-    /// What is known of the token, for the log of what was done.
+    /// Description of the token, for the audit log.
     pub record: CredentialRecord,
 }
 
-/// What is known of a token that a key has got.
+/// Description of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CredentialRecord {
-    /// The namespace it is for.
+    /// Its namespace.
     pub namespace: NamespaceName,
-    /// That namespace's id here.
+    /// The namespace's id.
     pub namespace_id: NamespaceId,
-    /// Its id, which stands in the cluster's own audit log, too. Kubernetes before 1.29 gives none.
+    /// Its id, also in the cluster's audit log. Kubernetes before 1.29 gives none.
     pub jti: Option<String>,
-    /// The Secret that it hangs on.
+    /// The Secret that it is bound to.
     pub secret: String,
-    /// Its end.
+    /// Its expiry.
     pub expires_at: OffsetDateTime,
 }
 
 impl Kubernetes {
-    /// A token for `holder`, whose scope covers the namespace, as the caller has seen.
+    /// Makes a token for `holder`. The caller has checked that its scope covers the namespace.
     ///
     /// # Errors
     /// Every one but [`KubernetesError::NameTaken`] and [`KubernetesError::TooManyNamespaces`].
@@ -63,13 +65,13 @@ impl Inner {
         self.rates
             .take(holder.key, CREDENTIALS_PER_MINUTE, self.clock.uptime())
             .map_err(|retry_after_seconds| KubernetesError::RateLimited { retry_after_seconds })?;
-        // Reserved: entered before that was refused.
+        // Reserved: added before such names were refused.
         let is_reserved = reserved(&namespace.name, cluster.holder()).is_some();
-        if is_reserved || (!namespace.standing.is_open && !self.look(cluster, &namespace).await?.is_open) {
+        if is_reserved || (!namespace.standing.is_open && !self.check(cluster, &namespace).await?.is_open) {
             return Err(KubernetesError::Pending(namespace.name));
         }
-        // The look may have taken seconds, in which the namespace was renamed: the token is for what it is called when
-        // the grant is taken. Who renames it after that withdraws the grant.
+        // The namespace may have been renamed during the check: the token is for its name at the time of the grant. A later
+        // rename withdraws the grant.
         let grant = self.store.take_grant(holder, id, self.now() + TOKEN_LIFE).await?;
         if reserved(&grant.namespace_name, cluster.holder()).is_some() {
             return Err(KubernetesError::Pending(grant.namespace_name));
@@ -78,7 +80,7 @@ impl Inner {
         let minted = match mint(cluster, &grant).await {
             Ok(minted) => minted,
             Err(ClusterError::Missing { kind, .. }) if kind == "serviceaccounts" => {
-                self.look(cluster, &self.namespace(id).await?).await?;
+                self.check(cluster, &self.namespace(id).await?).await?;
                 return Err(KubernetesError::Pending(grant.namespace_name));
             }
             Err(error) => return Err(error.into()),
@@ -102,7 +104,7 @@ impl Inner {
     }
 }
 
-/// A token that hangs on the grant's Secret, which is made where it is not there.
+/// Makes a token bound to the grant's Secret, which is created if it is missing.
 async fn mint(cluster: &Cluster, grant: &Grant) -> Result<MintedToken, ClusterError> {
     let (namespace, secret) = (&grant.namespace_name, grant.secret());
     match cluster.mint(namespace, &secret).await {

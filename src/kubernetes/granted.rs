@@ -1,5 +1,5 @@
-//! How long ago the last token of each grant was made, by time that passes: what hangs on a grant may go when its tokens
-//! are dead, and the machine's clock may be set to anything meanwhile.
+//! The age of each grant's last token by elapsed time: a grant's Secret may go when its tokens have expired, whatever the
+//! machine's clock is set to meanwhile.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,21 +9,21 @@ use uuid::Uuid;
 
 use super::store::Grant;
 
-/// As many as there are grants.
+/// The known grants, as many as there are in the database.
 #[derive(Debug, Default)]
 pub(super) struct Granted(Mutex<HashMap<Uuid, Seen>>);
 
 #[derive(Debug)]
 struct Seen {
-    /// Another one with every token.
+    /// Changes with every token.
     tokens_end_at: OffsetDateTime,
-    /// Since when it is this one, as [`crate::domain::clock::Clock::uptime`] counts. Of an earlier life's: since it was first
-    /// seen.
+    /// Since when it has this value, by [`crate::domain::clock::Clock::uptime`]. For a grant from before the last start: since
+    /// it was first seen.
     since: Duration,
 }
 
 impl Granted {
-    /// How long no token has been made, when the process's time is `uptime`.
+    /// Time since the last token was made, as of `uptime`.
     pub(super) fn unused_for(&self, grant: &Grant, uptime: Duration) -> Duration {
         let mut grants = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let seen = grants.entry(grant.id).or_insert(Seen { tokens_end_at: grant.tokens_end_at, since: uptime });
@@ -33,7 +33,7 @@ impl Granted {
         uptime - seen.since
     }
 
-    /// Forgets those that are gone.
+    /// Forgets all but `grants`.
     pub(super) fn keep_only(&self, grants: &[Grant]) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         seen.retain(|id, _| grants.iter().any(|grant| grant.id == *id));

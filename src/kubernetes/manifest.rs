@@ -1,4 +1,4 @@
-//! What is written for others to use: the objects that a cluster needs, and the file for kubectl.
+//! Generated files: the objects that a cluster needs, and kubeconfigs.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,45 +11,45 @@ const AUTO_OPEN: &str = include_str!("manifests/auto-open.yaml");
 const NAMESPACE: &str = include_str!("manifests/namespace.yaml");
 const KUBECONFIG: &str = include_str!("manifests/kubeconfig.yaml");
 
-/// Where the worker's own kubeconfig says so: who uses the file is to know.
-const UNVERIFIED: &str = "    # WARNING: whatever answers at this address is taken for the API server, and gets your tokens. Whoever runs the worker
-    # can mend that: its own kubeconfig says so, and should name the API server's certificate authority instead.
+/// In a kubeconfig if the worker's own has it, as a warning to its user.
+const UNVERIFIED: &str = "    # WARNING: the API server's certificate is not verified, so whatever answers at this address gets your tokens. To fix
+    # this, the worker's operator names the API server's certificate authority in the worker's own kubeconfig.
     insecure-skip-tls-verify: true
 ";
 
 /// The worker's own account, in the namespace that it owns.
 pub(super) const WORKER_ACCOUNT: &str = "worker";
-/// What a key may do in an open namespace.
+/// The role of keys in an open namespace.
 pub(super) const USER_ROLE: &str = "fluxserve-namespace-user";
-/// The binding of that role, in the namespace.
+/// The binding of that role in the namespace.
 pub(super) const BINDING: &str = "fluxserve";
 
-/// The account that stands for a namespace. Its tokens are what keys get.
+/// The service account of a namespace, whose tokens keys get.
 pub(super) fn account_of(namespace: &NamespaceName) -> String {
     format!("ns-{namespace}")
 }
 
-/// What a cluster needs once, as YAML: the namespace `holder`, which the worker owns, and its rights there. `auto_open`
-/// adds the rights to open any namespace.
+/// Objects that a cluster needs once, as YAML: the worker's own namespace `holder` and its rights there. `auto_open` adds
+/// the rights to open any namespace.
 #[must_use]
 pub fn manifest(holder: &NamespaceName, auto_open: bool) -> String {
     let more = if auto_open { AUTO_OPEN } else { "" };
     format!("{WORKER}{more}").replace("@HOLDER@", holder.as_str())
 }
 
-/// What a cluster needs for one namespace, as YAML: the account that stands for it, and its rights there.
+/// Objects that open a namespace, as YAML: its service account and the account's rights in it.
 #[must_use]
 pub fn namespace_objects(holder: &NamespaceName, namespace: &NamespaceName) -> String {
     NAMESPACE.replace("@HOLDER@", holder.as_str()).replace("@NAMESPACE@", namespace.as_str())
 }
 
-/// How kubectl and its plugin speak.
+/// Version of the protocol between kubectl and its credential plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum ExecVersion {
     /// Since kubectl 1.22.
     #[default]
     V1,
-    /// What kubectl before 1.22 speaks, and later ones understand.
+    /// For kubectl before 1.22; later ones understand it too.
     V1Beta1,
 }
 
@@ -62,7 +62,7 @@ impl ExecVersion {
     /// Every version.
     pub const ALL: [Self; 2] = [Self::V1, Self::V1Beta1];
 
-    /// The short word.
+    /// Its short name.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -71,7 +71,7 @@ impl ExecVersion {
         }
     }
 
-    /// The word in objects.
+    /// Its name in objects.
     #[must_use]
     pub fn api_version(self) -> &'static str {
         match self {
@@ -89,18 +89,18 @@ impl std::str::FromStr for ExecVersion {
     }
 }
 
-/// How clients find the API server, and by what they know it.
+/// The API server's address for clients, and how they verify it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Server {
     /// Begins with `https://`.
     pub(super) url: String,
-    /// The certificates it is known by, PEM. `None`: those that the client's system trusts.
+    /// Its certificate authorities, PEM. `None` for those that the client's system trusts.
     pub(super) authority: Option<Vec<u8>>,
-    /// Whether anything is taken for it.
+    /// Whether its certificate is not verified.
     pub(super) is_unverified: bool,
 }
 
-/// The file for kubectl. `worker` is where clients reach this worker: scheme, host and port.
+/// The kubeconfig for clients. `worker` is this worker's address for clients: scheme, host and port.
 pub(super) fn kubeconfig(server: &Server, namespace: &Namespace, worker: &str, version: ExecVersion) -> String {
     let trust = match &server.authority {
         _ if server.is_unverified => UNVERIFIED.to_owned(),
@@ -121,7 +121,7 @@ pub(super) fn kubeconfig(server: &Server, namespace: &Namespace, worker: &str, v
     fields.into_iter().fold(KUBECONFIG.to_owned(), |text, (field, value)| text.replace(field, value))
 }
 
-/// The worker's own kubeconfig; its token stands in the file `token` beside it.
+/// The worker's own kubeconfig; its token is in the file `token` beside it.
 pub(super) fn worker_kubeconfig(server: &Server, holder: &NamespaceName) -> String {
     let mut cluster = serde_json::json!({ "server": server.url });
     if server.is_unverified {
@@ -129,7 +129,7 @@ pub(super) fn worker_kubeconfig(server: &Server, holder: &NamespaceName) -> Stri
     } else if let Some(pem) = &server.authority {
         cluster["certificate-authority-data"] = STANDARD.encode(pem).into();
     }
-    // JSON is YAML, and needs no care for what stands in a text.
+    // JSON is YAML, and escapes all texts.
     let config = serde_json::json!({
         "apiVersion": "v1",
         "kind": "Config",

@@ -1,24 +1,27 @@
-//! Namespaces that keys can be let into.
+//! Namespaces that keys can be granted.
 
 use time::OffsetDateTime;
 
 use crate::domain::ids::NamespaceId;
 use crate::domain::namespace::NamespaceName;
 
-/// What the cluster lacks for a namespace to be open.
+/// Most namespaces of one worker.
+pub const NAMESPACES_MAX: u32 = 1000;
+
+/// An object that the cluster lacks for a namespace to be open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Missing {
-    /// The account that stands for it.
+    /// Its service account.
     ServiceAccount,
-    /// The account's rights in it. Whether they are there can be told only where the account is.
+    /// The account's rights in it, known only if the account exists.
     RoleBinding,
 }
 
 impl Missing {
-    /// Everything that can be missing.
+    /// Every value.
     pub const ALL: [Self; 2] = [Self::ServiceAccount, Self::RoleBinding];
 
-    /// The word on the wire.
+    /// Its name on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -28,47 +31,48 @@ impl Missing {
     }
 }
 
-/// A namespace that no key is let into, and why. The text is for the administrator.
+/// Why a namespace cannot be granted to keys. The text is for the administrator.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReservedNamespace {
-    /// Who gets in there gets everybody's accounts.
+    /// The worker's own, which holds the accounts of all namespaces.
     #[error(
-        "must not be `{0}`, the worker's own namespace: who is let in there can act as the worker and as every other key's \
-         account"
+        "must not be `{0}`, the worker's own namespace: a key with access to it could act as the worker and as every other \
+         key's account"
     )]
     Holder(NamespaceName),
-    /// Kubernetes keeps `kube-` for itself.
+    /// Kubernetes reserves `kube-`.
     #[error(
-        "must not be `{0}`: names that begin with `kube-` are the cluster's own, and who is let in there has the cluster"
+        "must not be `{0}`: names that begin with `kube-` belong to the cluster, and a key with access to them would control \
+         it"
     )]
     System(NamespaceName),
 }
 
-/// How a namespace stands in the cluster, as far as is known.
+/// Last known status of a namespace in the cluster.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether a token for it can be had and is worth something there.
+    /// Whether tokens for it can be made and have rights in it.
     pub is_open: bool,
     /// What the cluster lacks.
     pub missing: Vec<Missing>,
-    /// Why it could not be told, or not be mended, or what is to be seen to though it is open. For the administrator.
+    /// Why the check failed, or what the administrator has to fix, even if it is open.
     pub problem: Option<String>,
 }
 
-/// A namespace that keys can be let into.
+/// A namespace that keys can be granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
-    /// What scopes name it by.
+    /// Its id, used in scopes.
     pub id: NamespaceId,
-    /// What the cluster names it by.
+    /// Its name in the cluster.
     pub name: NamespaceName,
-    /// When it was entered here.
+    /// When it was added here.
     pub created_at: OffsetDateTime,
-    /// What the last look found.
+    /// Result of the last check.
     pub standing: Standing,
-    /// When that was.
+    /// Time of the last check.
     pub checked_at: Option<OffsetDateTime>,
-    /// Which object of the cluster it was when the worker opened it by itself. One of the same name that was made anew is
-    /// another, and its makers have let nobody in.
+    /// Its uid in the cluster when the worker opened it. A namespace recreated under the same name is another one, which
+    /// it did not open.
     pub cluster_uid: Option<String>,
 }

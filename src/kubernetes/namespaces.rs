@@ -1,18 +1,20 @@
-//! The namespaces that keys can be let into: the administrator's side.
+//! Management of namespaces that keys can be granted.
 
+use super::cluster::{Cluster, ClusterError};
+use super::error::KubernetesError;
 use super::manifest::{ExecVersion, kubeconfig, namespace_objects};
-use super::namespace::{Namespace, ReservedNamespace, Standing};
+use super::namespace::{NAMESPACES_MAX, Namespace, ReservedNamespace, Standing};
+use super::service::{Inner, Kubernetes};
 use super::store::KubernetesStore;
-use super::{Cluster, ClusterError, Inner, Kubernetes, KubernetesError, NAMESPACES_MAX};
 use crate::domain::ids::NamespaceId;
 use crate::domain::namespace::NamespaceName;
 use crate::store::Store;
 
-/// What the administrator reads of a namespace that is not the one which the worker has opened.
-const MADE_ANEW: &str = "the cluster's namespace was deleted and made anew since the worker opened it, so it is not opened \
-                         for the keys of before: delete it here and enter it again, or apply its objects by hand";
+/// Problem of a namespace that is no longer the one that the worker opened.
+const RECREATED: &str = "the cluster's namespace was deleted and recreated since the worker opened it, so it is not opened for \
+                         the keys granted before: delete it here and add it again, or apply its objects by hand";
 
-/// Those of `ids` that stand for no namespace in `store`, with or without a cluster.
+/// Those of `ids` without a namespace in `store`, with or without a cluster.
 ///
 /// # Errors
 /// When the database fails.
@@ -30,7 +32,7 @@ impl Kubernetes {
         self.0.store.namespaces().await
     }
 
-    /// Those of `ids` that stand for no namespace.
+    /// Those of `ids` without a namespace.
     ///
     /// # Errors
     /// When the database fails.
@@ -38,7 +40,7 @@ impl Kubernetes {
         self.0.store.unknown(ids).await
     }
 
-    /// One namespace.
+    /// A namespace.
     ///
     /// # Errors
     /// [`KubernetesError::NotConfigured`], [`KubernetesError::NamespaceNotFound`], or when the database fails.
@@ -47,7 +49,7 @@ impl Kubernetes {
         self.0.namespace(id).await
     }
 
-    /// Enters a namespace, and looks how it stands in the cluster. That it is not there yet is no error.
+    /// Adds a namespace and checks its status in the cluster. It need not exist there yet.
     ///
     /// # Errors
     /// [`KubernetesError::NotConfigured`], [`KubernetesError::Reserved`], [`KubernetesError::NameTaken`],
@@ -61,12 +63,12 @@ impl Kubernetes {
         let id = NamespaceId::generate();
         self.0.store.insert_namespace(id, name, self.0.now()).await?;
         let namespace = self.0.namespace(id).await?;
-        self.0.look(cluster, &namespace).await?;
+        self.0.check(cluster, &namespace).await?;
         self.0.namespace(id).await
     }
 
-    /// Has an id stand for another namespace of the cluster. Scopes that name the id go with it, tokens do not: they die.
-    /// What the worker has opened by the old name it closes.
+    /// Points an id to another namespace of the cluster. Scopes with the id follow; tokens are revoked. Closes the old
+    /// namespace if the worker opened it.
     ///
     /// # Errors
     /// [`KubernetesError::NotConfigured`], [`KubernetesError::NamespaceNotFound`], [`KubernetesError::Reserved`],
@@ -81,12 +83,12 @@ impl Kubernetes {
         if !self.0.store.rename_namespace(&namespace, name, self.0.auto_open, self.0.now()).await? {
             return Err(KubernetesError::NamespaceNotFound);
         }
-        self.0.look(cluster, &self.0.namespace(id).await?).await?;
+        self.0.check(cluster, &self.0.namespace(id).await?).await?;
         self.0.namespace(id).await
     }
 
-    /// Forgets a namespace. All tokens for it die. What the administrator has applied in the cluster stays; what the
-    /// worker has opened it closes.
+    /// Removes a namespace and revokes all tokens for it. Objects that the administrator applied in the cluster stay; what the
+    /// worker opened, it closes.
     ///
     /// # Errors
     /// [`KubernetesError::NotConfigured`], [`KubernetesError::NamespaceNotFound`], or when the database fails.
@@ -96,7 +98,7 @@ impl Kubernetes {
         if is_deleted { Ok(()) } else { Err(KubernetesError::NamespaceNotFound) }
     }
 
-    /// What the administrator applies to open a namespace, as YAML.
+    /// Objects that open a namespace, for the administrator to apply, as YAML.
     ///
     /// # Errors
     /// [`KubernetesError::NotConfigured`].
@@ -104,8 +106,8 @@ impl Kubernetes {
         Ok(namespace_objects(self.0.cluster()?.holder(), namespace))
     }
 
-    /// The file for kubectl. `worker` is where clients reach this worker: scheme, host and port, of characters that mean
-    /// nothing to a shell.
+    /// The kubeconfig for clients. `worker` is this worker's address for clients: scheme, host and port, without characters
+    /// special to a shell.
     ///
     /// # Errors
     /// [`KubernetesError::NotConfigured`].
@@ -124,55 +126,54 @@ impl Inner {
         self.store.namespace(id).await?.ok_or(KubernetesError::NamespaceNotFound)
     }
 
-    /// Looks how a namespace stands, opens it where that is the worker's to do, and notes what was found.
-    pub(super) async fn look(&self, cluster: &Cluster, namespace: &Namespace) -> Result<Standing, KubernetesError> {
+    /// Checks the status of a namespace, opens it if the worker does that, and records the status.
+    pub(super) async fn check(&self, cluster: &Cluster, namespace: &Namespace) -> Result<Standing, KubernetesError> {
         let name = &namespace.name;
         if let Some(reserved) = reserved(name, cluster.holder()) {
             let standing = Standing { problem: Some(reserved.to_string()), ..Standing::default() };
             self.store.note_standing(namespace, &standing, self.now()).await?;
             return Ok(standing);
         }
-        let mut found = cluster.look_at(name).await;
+        let mut found = cluster.status_of(name).await;
         let mut has_opened = false;
         if self.auto_open && namespace.cluster_uid.is_none() && matches!(&found, Ok(standing) if standing.is_open) {
-            // It was opened by hand, or before the worker remembered which one it was. What fails here fails again below, on
-            // the day that it counts.
-            let _ = self.is_still_what_it_was(cluster, namespace).await?;
+            // Opened by hand, or before the worker recorded uids. A failure here recurs below when it matters.
+            let _ = self.is_still_the_same(cluster, namespace).await?;
         }
         if self.auto_open && matches!(&found, Ok(standing) if !standing.is_open) {
-            found = match self.is_still_what_it_was(cluster, namespace).await? {
+            found = match self.is_still_the_same(cluster, namespace).await? {
                 Ok(true) => {
                     has_opened = true;
                     match cluster.open_namespace(name).await {
-                        Ok(()) => cluster.look_at(name).await,
+                        Ok(()) => cluster.status_of(name).await,
                         Err(error) => Err(error),
                     }
                 }
-                Ok(false) => found.map(|standing| Standing { problem: Some(MADE_ANEW.to_owned()), ..standing }),
+                Ok(false) => found.map(|standing| Standing { problem: Some(RECREATED.to_owned()), ..standing }),
                 Err(error) => Err(error),
             };
         }
         let standing = found.unwrap_or_else(|error| Standing {
-            // Whether it is open is as the last look found: a cluster that is away for a moment closes nothing.
+            // Stays open if it was: a cluster that is unreachable for a moment closes nothing.
             problem: Some(error.to_string()),
             ..namespace.standing.clone()
         });
         if standing.is_open != namespace.standing.is_open {
-            tracing::info!(namespace = %name, is_open = standing.is_open, "a namespace stands otherwise than before");
+            tracing::info!(namespace = %name, is_open = standing.is_open, "the status of a namespace has changed");
         }
         if let Some(problem) = standing.problem.as_deref().filter(|_| standing.problem != namespace.standing.problem) {
-            tracing::warn!(namespace = %name, problem, "a namespace is to be seen to");
+            tracing::warn!(namespace = %name, problem, "a namespace has a problem");
         }
         let is_noted = self.store.note_standing(namespace, &standing, self.now()).await?;
         if has_opened && !is_noted {
-            // It was renamed or forgotten meanwhile, and what that closed may have been opened again just now.
+            // It was renamed or removed meanwhile, and this may have reopened what that closed.
             self.store.close_unless_entered(name, self.now()).await?;
         }
         Ok(standing)
     }
 
-    /// Whether the cluster's namespace is the one that the worker has opened before, where it has.
-    async fn is_still_what_it_was(
+    /// Whether the cluster's namespace is still the one that the worker opened before, if it did.
+    async fn is_still_the_same(
         &self,
         cluster: &Cluster,
         namespace: &Namespace,
@@ -189,7 +190,7 @@ fn refuse_reserved(name: &NamespaceName, cluster: &Cluster) -> Result<(), Kubern
     reserved(name, cluster.holder()).map_or(Ok(()), |reserved| Err(KubernetesError::Reserved(reserved)))
 }
 
-/// Why no key is let into a namespace of this name, if so.
+/// Why a namespace of this name cannot be granted to keys, if so.
 pub(super) fn reserved(name: &NamespaceName, holder: &NamespaceName) -> Option<ReservedNamespace> {
     if name == holder {
         Some(ReservedNamespace::Holder(name.clone()))

@@ -1,4 +1,4 @@
-//! The tables `kubernetes_namespaces`, `kubernetes_grants` and `kubernetes_removals`: every statement that touches them.
+//! Every statement on the tables `kubernetes_namespaces`, `kubernetes_grants` and `kubernetes_removals`.
 
 mod removals;
 mod rows;
@@ -9,39 +9,23 @@ use uuid::Uuid;
 
 pub use removals::Removal;
 use removals::{NewRemoval, close, insert_removal};
-use rows::{read_grant, read_namespace};
+pub(super) use rows::Grant;
+use rows::{read_grant, read_namespace, read_removal};
 
 use super::cluster::Kind;
+use super::error::{KubernetesError, Result};
 use super::namespace::{Namespace, Standing};
-use super::{Holder, KubernetesError};
+use super::rights::Holder;
 use crate::domain::ids::NamespaceId;
 use crate::domain::namespace::NamespaceName;
-use crate::store::{ChangeMark, Store, StoreError};
+use crate::store::{ChangeMark, Store, StoreError, to_milliseconds};
 
-/// What tokens of one value of a key, for one namespace, hang on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Grant {
-    pub(super) id: Uuid,
-    pub(super) holder: Holder,
-    pub(super) namespace: NamespaceId,
-    /// What that namespace was called when the grant was read.
-    pub(super) namespace_name: NamespaceName,
-    /// When the last of its tokens dies by itself.
-    pub(super) tokens_end_at: OffsetDateTime,
-}
+/// Removals read in one query.
+const REMOVALS_AT_ONCE_MAX: u32 = 100;
 
-impl Grant {
-    /// The Secret's name in the cluster.
-    pub(super) fn secret(&self) -> String {
-        format!("key-{}", self.id.hyphenated())
-    }
-}
-
-/// The statements.
+/// The statements on namespaces, grants and removals.
 #[derive(Debug, Clone)]
 pub(super) struct KubernetesStore(Store);
-
-type Result<T> = std::result::Result<T, KubernetesError>;
 
 macro_rules! select_namespaces {
     ($rest:literal) => {
@@ -53,8 +37,8 @@ macro_rules! select_namespaces {
     };
 }
 
-/// The columns of a grant, with what its namespace is called. As a subquery, so that it can stand behind RETURNING as well:
-/// grant and name are then of the same moment.
+/// The columns of a grant, with its namespace's name in a subquery, so that RETURNING can have it too: grant and name are
+/// then of the same time.
 macro_rules! grant_columns {
     () => {
         "id, key_id, key_prefix, namespace_id, tokens_end_at_ms, \
@@ -83,7 +67,7 @@ impl KubernetesStore {
         row.as_ref().map(read_namespace).transpose()
     }
 
-    /// Those of `ids` that stand for no namespace.
+    /// Those of `ids` without a namespace.
     pub(super) async fn unknown(&self, ids: &[NamespaceId]) -> Result<Vec<NamespaceId>> {
         let known = self.namespaces().await?;
         let is_known = |id: &NamespaceId| known.iter().any(|namespace| namespace.id == *id);
@@ -108,7 +92,7 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Notes what a look at a namespace has found, unless it has another name by now: then `false`.
+    /// Records the status of a namespace. Returns `false` if it has been renamed or removed.
     pub(super) async fn note_standing(
         &self,
         namespace: &Namespace,
@@ -131,7 +115,7 @@ impl KubernetesStore {
         Ok(noted.rows_affected() > 0)
     }
 
-    /// Notes which object of the cluster a namespace is, unless that is known already. What is noted then.
+    /// Records the uid of a namespace unless one is recorded, and returns the recorded one.
     pub(super) async fn note_uid(&self, namespace: &Namespace, uid: &str) -> Result<Option<String>> {
         let noted = sqlx::query_scalar(
             "UPDATE kubernetes_namespaces SET cluster_uid = coalesce(cluster_uid, ?) WHERE id = ? AND name = ? \
@@ -141,7 +125,7 @@ impl KubernetesStore {
         Ok(noted.fetch_optional(self.0.pool()).await?)
     }
 
-    /// What the worker has opened by this name has to go, unless a namespace here is called so.
+    /// Schedules the removal of what the worker opened under this name, unless a namespace has the name.
     pub(super) async fn close_unless_entered(&self, name: &NamespaceName, now: OffsetDateTime) -> Result<()> {
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
         let entered = sqlx::query_scalar("SELECT count(*) FROM kubernetes_namespaces WHERE name = ?");
@@ -153,8 +137,8 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Has the id of `namespace` stand for another namespace of the cluster. Tokens for the old one have to die, and so has
-    /// what it was opened with, where the worker did that. `false`: no such id.
+    /// Points the id of `namespace` to another namespace of the cluster. Withdraws the grants of the old one, and closes it if
+    /// `closes_it`. Returns `false` if there is no such id.
     pub(super) async fn rename_namespace(
         &self,
         namespace: &Namespace,
@@ -174,8 +158,7 @@ impl KubernetesStore {
         Ok(has_changed)
     }
 
-    /// Forgets a namespace. Tokens for it have to die, and so has what it was opened with, where the worker did that.
-    /// `false`: no such id.
+    /// Removes a namespace. Withdraws its grants, and closes it if `closes_it`. Returns `false` if there is no such id.
     pub(super) async fn delete_namespace(
         &self,
         namespace: &Namespace,
@@ -190,15 +173,15 @@ impl KubernetesStore {
         Ok(deleted.rows_affected() > 0)
     }
 
-    /// The grant of a key's value for a namespace, made where there is none, with tokens until `end`. It says what the
-    /// namespace is called at that moment: who renames it later finds the grant, and withdraws it.
+    /// The grant of a key's value for a namespace, created if there is none, with tokens until `end`. It has the namespace's
+    /// name at that time: a later rename finds the grant and withdraws it.
     pub(super) async fn take_grant(
         &self,
         holder: &Holder,
         namespace: NamespaceId,
         end: OffsetDateTime,
     ) -> Result<Grant> {
-        // Outside a transaction the row would be given out before it is committed, and a COMMIT that fails not told of.
+        // Outside a transaction, the row would be returned before it is committed, and a failed COMMIT would go unnoticed.
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
         let row = sqlx::query(concat!(
             "INSERT INTO kubernetes_grants (id, key_id, key_prefix, namespace_id, tokens_end_at_ms) VALUES (?, ?, ?, ?, ?) \
@@ -213,7 +196,7 @@ impl KubernetesStore {
         .bind(to_milliseconds(end))
         .fetch_one(&mut *transaction)
         .await
-        // The namespace has been deleted meanwhile.
+        // The namespace was removed meanwhile.
         .map_err(|error| match &error {
             sqlx::Error::Database(cause) if cause.is_foreign_key_violation() => KubernetesError::NamespaceNotFound,
             _ => error.into(),
@@ -236,8 +219,8 @@ impl KubernetesStore {
         Ok(count > 0)
     }
 
-    /// Takes a grant back: its Secret has to go. Also where the grant is not there any more: a Secret may have been made
-    /// since it went.
+    /// Withdraws a grant and schedules the removal of its Secret, even if the grant is gone: a Secret may have been created
+    /// since.
     pub(super) async fn withdraw(&self, grant: &Grant, now: OffsetDateTime) -> Result<()> {
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
         withdraw(&mut transaction, grant, now).await?;
@@ -245,7 +228,7 @@ impl KubernetesStore {
         Ok(())
     }
 
-    /// Takes a grant back whose tokens are all dead, unless there are new ones since it was read.
+    /// Withdraws a grant whose tokens have all expired, unless it has new ones since it was read.
     pub(super) async fn withdraw_unused(&self, grant: &Grant, now: OffsetDateTime) -> Result<()> {
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
         let unused = sqlx::query("DELETE FROM kubernetes_grants WHERE id = ? AND tokens_end_at_ms = ?");
@@ -260,9 +243,30 @@ impl KubernetesStore {
         transaction.commit().await?;
         Ok(())
     }
+
+    /// Pending removals: Secrets first, then those with the fewest attempts, so that failing ones do not block the rest.
+    pub(super) async fn removals(&self) -> Result<Vec<Removal>> {
+        let rows = sqlx::query(
+            "SELECT id, kind, name, namespace, key_id, key_prefix, since_at_ms, tokens_end_at_ms, attempts, last_error \
+             FROM kubernetes_removals ORDER BY kind <> 'secret', attempts, id LIMIT ?",
+        );
+        let rows = rows.bind(REMOVALS_AT_ONCE_MAX).fetch_all(self.0.pool()).await?;
+        rows.iter().map(read_removal).collect()
+    }
+
+    pub(super) async fn finish_removal(&self, id: i64) -> Result<()> {
+        sqlx::query("DELETE FROM kubernetes_removals WHERE id = ?").bind(id).execute(self.0.pool()).await?;
+        Ok(())
+    }
+
+    pub(super) async fn note_failed_removal(&self, id: i64, error: &str) -> Result<()> {
+        let update = "UPDATE kubernetes_removals SET attempts = attempts + 1, last_error = ? WHERE id = ?";
+        sqlx::query(update).bind(error).bind(id).execute(self.0.pool()).await?;
+        Ok(())
+    }
 }
 
-/// What there is for a namespace has to go: tokens for it, and what it was opened with, where the worker did that.
+/// Withdraws the grants of a namespace, and closes it if `closes_it`.
 async fn leave(
     connection: &mut SqliteConnection,
     namespace: &Namespace,
@@ -273,7 +277,7 @@ async fn leave(
     if !closes_it {
         return Ok(());
     }
-    // As it is called now: it may have been renamed since it was read.
+    // The current name: it may have been renamed since it was read.
     let name = sqlx::query_scalar("SELECT name FROM kubernetes_namespaces WHERE id = ?");
     let name: Option<String> = name.bind(namespace.id.to_string()).fetch_optional(&mut *connection).await?;
     let name = name.and_then(|name| name.parse().ok());
@@ -301,7 +305,7 @@ async fn withdraw_all(connection: &mut SqliteConnection, namespace: NamespaceId,
     Ok(())
 }
 
-/// An error of a statement that sets a name, which no two namespaces share.
+/// An error of a statement that sets a name, which is unique.
 fn name_taken(error: sqlx::Error) -> KubernetesError {
     match &error {
         sqlx::Error::Database(cause) if cause.is_unique_violation() => KubernetesError::NameTaken,
@@ -313,10 +317,6 @@ impl From<sqlx::Error> for KubernetesError {
     fn from(error: sqlx::Error) -> Self {
         Self::Store(StoreError::from(error))
     }
-}
-
-fn to_milliseconds(moment: OffsetDateTime) -> i64 {
-    (moment.unix_timestamp_nanos() / 1_000_000) as i64
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Tokens of the cluster: kept out of logs, and read no further than needed.
+//! Tokens of the cluster: kept out of logs, and parsed only as far as needed.
 
 use std::fmt;
 
@@ -8,7 +8,10 @@ use serde::Deserialize;
 use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
-/// A bearer token. Cannot be copied, serialised or printed by accident, and is wiped from memory when dropped.
+/// Tokens that a key gets per minute. kubectl requests one in each run, and up to ten when its token has just died.
+pub const CREDENTIALS_PER_MINUTE: u32 = 60;
+
+/// A bearer token. Cannot be copied, serialized or printed by accident, and is wiped from memory when dropped.
 pub struct Token(Zeroizing<String>);
 
 impl Token {
@@ -16,14 +19,14 @@ impl Token {
         Self(Zeroizing::new(text))
     }
 
-    /// The token itself: for the one answer that hands it over.
+    /// The token itself, for the one response that sends it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// What the token says of itself. Nobody has checked it: it comes from the cluster or from a file of ours, and nothing
-    /// is allowed because of it.
+    /// The token's claims, not verified: it comes from the cluster or from the worker's own file, and nothing is permitted
+    /// because of them.
     pub(super) fn claims(&self) -> Option<Claims> {
         let payload = self.0.split('.').nth(1)?;
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
@@ -36,45 +39,45 @@ impl fmt::Debug for Token {
     }
 }
 
-/// With less than that left, a token is renewed however young it is: it may have been made by hand, for a start.
+/// With less than this left, a token is renewed at any age: it may have been made by hand, as a first one.
 const RENEWAL_SECONDS_MIN: i64 = 15 * 60;
 
-/// What stands in a token of a service account (RFC 7519).
+/// Claims of a service account's token (RFC 7519).
 #[derive(Debug, Deserialize)]
 pub(super) struct Claims {
-    /// Its id, by which the cluster's audit log names it. Kubernetes before 1.29 gives none.
+    /// Its id in the cluster's audit log. Kubernetes before 1.29 gives none.
     pub(super) jti: Option<String>,
-    /// Whose it is: `system:serviceaccount:NAMESPACE:NAME`.
+    /// Its account: `system:serviceaccount:NAMESPACE:NAME`.
     pub(super) sub: String,
     iat: i64,
     exp: i64,
 }
 
 impl Claims {
-    /// Whether more than half of its life is over, or little is left of it.
+    /// Whether more than half of its lifetime is over, or little is left.
     pub(super) fn is_due(&self, now: OffsetDateTime) -> bool {
         let now = now.unix_timestamp();
         now >= self.iat.midpoint(self.exp) || self.exp - now < RENEWAL_SECONDS_MIN
     }
 
-    /// How long after it was made it is due.
+    /// Its age when it is due for renewal.
     pub(super) fn due_after(&self) -> Duration {
         let life = self.exp.saturating_sub(self.iat);
         Duration::seconds((life / 2).min(life - RENEWAL_SECONDS_MIN).max(0))
     }
 
-    /// When it was made, by the clock of who made it.
+    /// When it was made, by the API server's clock.
     pub(super) fn made_at(&self) -> Option<OffsetDateTime> {
         OffsetDateTime::from_unix_timestamp(self.iat).ok()
     }
 
-    /// When it ceases to work.
+    /// When it expires.
     pub(super) fn ends_at(&self) -> Option<OffsetDateTime> {
         OffsetDateTime::from_unix_timestamp(self.exp).ok()
     }
 }
 
-/// A token that the cluster has just made.
+/// A new token from the cluster.
 #[derive(Debug)]
 pub(super) struct MintedToken {
     pub(super) token: Token,
@@ -90,13 +93,13 @@ mod tests {
     }
 
     #[test]
-    fn a_token_tells_its_id_and_its_life() {
+    fn a_token_has_its_id_and_lifetime() {
         let claims = token(r#"{"jti":"an-id","sub":"system:serviceaccount:fluxserve:worker","iat":100,"exp":200}"#);
         let claims = claims.claims().expect("claims");
         assert_eq!(claims.jti.as_deref(), Some("an-id"));
         let at = |second| OffsetDateTime::from_unix_timestamp(second).expect("a moment");
         assert_eq!((claims.made_at(), claims.ends_at()), (Some(at(100)), Some(at(200))));
-        assert!(claims.is_due(at(100)), "little is left of it from the start");
+        assert!(claims.is_due(at(100)), "little is left from the start");
         let week = Claims { exp: 100_000, ..claims };
         assert!(!week.is_due(at(50_049)) && week.is_due(at(50_050)));
         assert!(token(r#"{"sub":"x","iat":1,"exp":2}"#).claims().is_some_and(|claims| claims.jti.is_none()));

@@ -1,5 +1,5 @@
-//! A copy of the database under a name that it gets when it is whole: whoever finds something under that name, also after
-//! the machine went down in between, finds a database.
+//! Atomic copies of the database: a copy gets its name when it is complete, so a file under that name is a complete
+//! database, even after a crash of the machine.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
@@ -7,30 +7,31 @@ use std::path::{Path, PathBuf};
 
 use sqlx::SqlitePool;
 
-use super::{StoreError, create_private};
+use super::error::StoreError;
+use super::private_file::create_private;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// How every database's file begins (sqlite.org/fileformat2.html, "The Database Header").
+/// First bytes of every database file (sqlite.org/fileformat2.html, "The Database Header").
 const MAGIC: &[u8] = b"SQLite format 3\0";
 const HEADER_BYTES: usize = 32;
 
-/// Copies the database into `path`, which is not there yet; returns the copy's size in bytes.
+/// Copies the database into the new file `path` and returns the copy's size in bytes.
 pub(super) async fn write(pool: &SqlitePool, path: &Path) -> Result<u64, StoreError> {
     let failed = |source: Failure| StoreError::Backup { path: path.to_owned(), source };
     let refused = |source| StoreError::Create { path: path.to_owned(), source };
-    // SQLite takes a name that begins with `file:` for a URI; one that begins at the root is a path whatever is in it.
+    // SQLite reads a name that begins with `file:` as a URI; an absolute path is always a path.
     let path = std::path::absolute(path).map_err(refused)?;
-    // Also where it is a link that leads nowhere.
+    // Also refuses a dangling link.
     if fs::symlink_metadata(&path).is_ok() {
         return Err(refused(io::ErrorKind::AlreadyExists.into()));
     }
     let part = Part::make(&path).map_err(|(path, source)| StoreError::Create { path, source })?;
     let name = part.path.to_str().ok_or_else(|| failed("the path is not valid UTF-8".into()))?;
-    // SQLite fills an empty file, and keeps its rights.
+    // SQLite fills an empty file and keeps its permissions.
     sqlx::query("VACUUM INTO ?").bind(name).execute(pool).await.map_err(|error| failed(error.into()))?;
-    // Short of what it says, or empty because the copy went elsewhere: no copy.
-    let bytes = whole_bytes(&part.file).map_err(|error| failed(error.into()))?;
+    // Catches a shortened copy, and an empty one because SQLite wrote elsewhere.
+    let bytes = complete_bytes(&part.file).map_err(|error| failed(error.into()))?;
     part.file.sync_all().map_err(|error| failed(error.into()))?;
     give_name(&part.path, &path).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => refused(error),
@@ -40,7 +41,7 @@ pub(super) async fn write(pool: &SqlitePool, path: &Path) -> Result<u64, StoreEr
     Ok(bytes)
 }
 
-/// The copy while it is being filled. What is left of it goes with the value; what a killed process has left is replaced.
+/// An incomplete copy, removed when dropped. The leftover of a killed process is replaced.
 struct Part {
     path: PathBuf,
     file: File,
@@ -54,7 +55,7 @@ impl Part {
         let file = remove_stale(&part)
             .and_then(|()| create_private(OpenOptions::new().read(true).write(true).create_new(true), &part))
             .and_then(|file| match file.try_lock() {
-                // A file system without locks: then two that copy to one name are not told of each other.
+                // A file system without locks does not detect two backups to the same name.
                 Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
                 Err(TryLockError::WouldBlock) => Err(being_filled()),
             });
@@ -67,7 +68,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        // It has its final name by now, or is no copy. Should it stay, the next copy to that name replaces it.
+        // It has its final name by now, or the copy failed. If it stays, the next backup to that name replaces it.
         drop(fs::remove_file(&self.path));
     }
 }
@@ -89,10 +90,10 @@ fn being_filled() -> io::Error {
     io::Error::new(io::ErrorKind::ResourceBusy, "another backup is being written to it")
 }
 
-/// The size that a database's header gives, where that is the file's.
-fn whole_bytes(mut file: &File) -> io::Result<u64> {
+/// The size of a complete file, checked against its header.
+fn complete_bytes(mut file: &File) -> io::Result<u64> {
     let mut header = [0; HEADER_BYTES];
-    let short = |cause: &str| io::Error::new(io::ErrorKind::UnexpectedEof, format!("the copy is not whole: {cause}"));
+    let short = |cause: &str| io::Error::new(io::ErrorKind::UnexpectedEof, format!("the copy is incomplete: {cause}"));
     file.read_exact(&mut header).map_err(|_| short("it is empty"))?;
     let page_bytes = match u64::from(u16::from_be_bytes([header[16], header[17]])) {
         1 => 65_536,
@@ -101,22 +102,22 @@ fn whole_bytes(mut file: &File) -> io::Result<u64> {
     let pages = u64::from(u32::from_be_bytes([header[28], header[29], header[30], header[31]]));
     let bytes = file.metadata()?.len();
     if !header.starts_with(MAGIC) || pages == 0 || pages * page_bytes != bytes {
-        return Err(short(&format!("{bytes} bytes, where {pages} pages of {page_bytes} bytes should be")));
+        return Err(short(&format!("{bytes} bytes instead of {pages} pages of {page_bytes} bytes")));
     }
     Ok(bytes)
 }
 
-/// Gives the copy its name, never another file's.
+/// Gives the copy its name without replacing another file.
 fn give_name(part: &Path, path: &Path) -> io::Result<()> {
     match fs::hard_link(part, path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Err(error),
-        // Not every file system has hard links. There, a file that comes into being between the two calls is lost.
+        // Without hard links, a file created between the two calls is lost.
         Err(_) if fs::symlink_metadata(path).is_err() => fs::rename(part, path),
         outcome => outcome,
     }
 }
 
-/// A name is written down when its folder is.
+/// Syncs the folder, which stores the name.
 fn sync_folder_of(path: &Path) -> io::Result<()> {
     if cfg!(unix)
         && let Some(folder) = path.parent()
@@ -136,28 +137,28 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_copy_that_was_broken_off_has_no_name_and_is_in_nobodys_way() {
+    async fn an_interrupted_copy_has_no_name_and_does_not_block_the_next() {
         let folder = tempfile::tempdir().expect("a folder");
         let (copy, part) = (folder.path().join("copy.db"), folder.path().join("copy.db.part"));
-        // Broken off after more and more of its steps, as a kill would do it.
-        for looks in 1..20 {
+        // Interrupted after more and more of its steps, as by a kill.
+        for polls in 1..20 {
             let store = opened(folder.path()).await;
             let mut is_done = false;
             {
                 let mut copying = std::pin::pin!(store.backup(&copy));
-                for _ in 0..looks {
+                for _ in 0..polls {
                     is_done = tokio::time::timeout(std::time::Duration::from_millis(1), &mut copying).await.is_ok();
                     if is_done {
                         break;
                     }
                     let is_named = copy.exists();
                     assert!(
-                        !is_named || whole_bytes(&File::open(&copy).expect("there")).is_ok(),
-                        "named before it is whole"
+                        !is_named || complete_bytes(&File::open(&copy).expect("there")).is_ok(),
+                        "named before it is complete"
                     );
                 }
             }
-            // A process that is killed does not go on copying; SQLite's own thread would, beside the next one.
+            // A killed process stops copying; here SQLite's thread would continue beside the next copy.
             store.close().await;
             if is_done {
                 break;
@@ -165,7 +166,7 @@ mod tests {
         }
         drop(fs::remove_file(&copy));
         let store = opened(folder.path()).await;
-        fs::write(&part, "what a killed process has left").expect("written");
+        fs::write(&part, "the leftover of a killed process").expect("written");
         let bytes = store.backup(&copy).await.expect("copied");
         assert_eq!(fs::metadata(&copy).expect("there").len(), bytes);
         assert!(!part.exists());
@@ -188,12 +189,12 @@ mod tests {
     async fn a_name_that_looks_like_a_uri_is_a_name() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = opened(folder.path()).await;
-        // Relative, as somebody would type it, and below a folder that is certainly ours.
+        // Relative, as typed by a user, and below the test's own folder.
         let here = std::env::current_dir().expect("a folder");
         let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
         let below = folder.path().strip_prefix("/").expect("absolute").to_owned();
         let typed = Path::new("file:.").join("..").join(up).join(below).join("copy.db?mode=memory");
-        assert!(store.backup(&typed).await.is_err(), "there is no folder `file:.`, and nothing else is meant");
+        assert!(store.backup(&typed).await.is_err(), "there is no folder `file:.`");
         let copy = folder.path().join("file:copy.db?mode=memory");
         let bytes = store.backup(&copy).await.expect("copied");
         assert!(bytes > 0 && fs::metadata(&copy).expect("there").len() == bytes);
@@ -202,18 +203,18 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_or_shortened_copy_is_noticed() {
+    fn an_empty_or_shortened_copy_is_detected() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("copy.db");
         fs::write(&path, "").expect("written");
-        whole_bytes(&File::open(&path).expect("there")).expect_err("empty");
+        complete_bytes(&File::open(&path).expect("there")).expect_err("empty");
         let mut content = vec![0; 8192];
         content[..16].copy_from_slice(MAGIC);
         content[16..18].copy_from_slice(&4096_u16.to_be_bytes());
         content[28..32].copy_from_slice(&2_u32.to_be_bytes());
         fs::write(&path, &content).expect("written");
-        assert_eq!(whole_bytes(&File::open(&path).expect("there")).expect("whole"), 8192);
+        assert_eq!(complete_bytes(&File::open(&path).expect("there")).expect("complete"), 8192);
         fs::write(&path, &content[..4096]).expect("written");
-        whole_bytes(&File::open(&path).expect("there")).expect_err("short");
+        complete_bytes(&File::open(&path).expect("there")).expect_err("short");
     }
 }

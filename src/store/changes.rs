@@ -1,9 +1,9 @@
-//! Whether anything was written to the database meanwhile, by whichever process, asked without a query.
+//! Detection of commits by any process, without a query.
 //!
-//! In WAL mode every commit changes the header of the WAL index, the file `…-shm`. SQLite itself goes by it: a connection
-//! whose copy of the header is still the one in the file knows that its cached pages are good (sqlite.org/walformat.html,
+//! In WAL mode every commit changes the header of the WAL index, the file `…-shm`. SQLite itself relies on it: a connection
+//! whose copy of the header equals the file's knows that its cached pages are valid (sqlite.org/walformat.html,
 //! "The WAL-Index File Format", and `walTryBeginRead`). The file is mapped, as SQLite maps it: reading 96 bytes of memory
-//! costs a hundredth of a microsecond, a call of the system a hundred times that, the shortest query ten times more again.
+//! takes 10 ns, a system call a hundred times that, the shortest query ten times more again.
 
 use std::fs::File;
 use std::path::Path;
@@ -14,10 +14,10 @@ use memmap2::{MmapOptions, MmapRaw};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{ConnectOptions as _, Connection as _};
 
-/// 32-bit words in one copy of the header; two copies stand at the head of the file.
+/// 32-bit words in one copy of the header; the file begins with two copies.
 const HEADER_WORDS: usize = 12;
 
-/// What the database stood at. Equal marks: nothing was committed in between.
+/// State of the database. Between equal marks, nothing was committed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct ChangeMark([u32; HEADER_WORDS]);
 
@@ -25,25 +25,25 @@ pub struct ChangeMark([u32; HEADER_WORDS]);
 #[derive(Clone)]
 pub(super) struct Changes {
     index: Arc<RwLock<Option<Index>>>,
-    /// As long as any connection is open, the index stays the one file that all connections of all processes share: it
-    /// is neither removed nor cut. The pool's come and go, so this one is ours.
+    /// As long as any connection is open, the index stays the file that all connections of all processes share: it is neither
+    /// removed nor truncated. The pool's connections come and go, so this one is kept.
     guard: Arc<Mutex<Option<SqliteConnection>>>,
 }
 
-/// The index, mapped where that could be done.
+/// The index, mapped if possible.
 struct Index {
     map: Option<MmapRaw>,
-    /// To close any descriptor of a file takes all the process's locks off it (`fcntl(2)`, "Record locking"), SQLite's
-    /// among them: so this one is kept until the connections are closed.
+    /// Closing any descriptor of a file releases all the process's locks on it (`fcntl(2)`, "Record locking"), including
+    /// SQLite's: so this one is kept until the connections are closed.
     _file: File,
 }
 
 impl Changes {
-    /// For the database at `path`, which is in WAL mode; no link leads there.
+    /// For the database at `path`, which is in WAL mode and no link.
     ///
     /// # Errors
-    /// When the database cannot be opened once more. An index that cannot be mapped, or that is not the one which commits
-    /// change, is no error: then there are no marks.
+    /// When the database cannot be opened again. Without an index that can be mapped and that commits change, there are no
+    /// marks, which is no error.
     pub(super) async fn of(path: &Path, options: &SqliteConnectOptions) -> Result<Self, sqlx::Error> {
         let mut guard = options.connect().await?;
         // The index is opened with the first transaction.
@@ -51,30 +51,33 @@ impl Changes {
         let mut name = path.as_os_str().to_owned();
         name.push("-shm");
         let mut index = Index::open(Path::new(&name))
-            .inspect_err(|error| tracing::warn!(%error, "the WAL index cannot be read: every key is looked up anew"))
+            .inspect_err(|error| tracing::warn!(%error, "cannot read the WAL index: every request looks its key up"))
             .ok();
         if let Some(index) = &mut index
             && index.map.is_some()
             && !index.follows(&mut guard).await
         {
-            tracing::warn!("commits do not show in the WAL index at `{}`: every key is looked up anew", path.display());
+            tracing::warn!(
+                "commits do not change the WAL index at `{}`: every request looks its key up",
+                path.display()
+            );
             index.map = None;
         }
         Ok(Self { index: Arc::new(RwLock::new(index)), guard: Arc::new(Mutex::new(Some(guard))) })
     }
 
-    /// What the database stands at. `None` when it cannot be told: somebody is writing, or the database was closed.
+    /// Mark of the current state. `None` during a write, or when the database was closed.
     pub(super) fn mark(&self) -> Option<ChangeMark> {
         self.index.read().unwrap_or_else(PoisonError::into_inner).as_ref()?.mark()
     }
 
-    /// Before the last connections are closed: from now on there are no marks.
+    /// Ends the marks, before the last connections are closed.
     pub(super) async fn close(&self) {
         let guard = self.guard.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(guard) = guard
             && let Err(error) = guard.close().await
         {
-            tracing::warn!(%error, "a connection to the database was not closed in good order");
+            tracing::warn!(%error, "cannot close a connection to the database");
         }
         self.index.write().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -90,16 +93,16 @@ impl Index {
     fn open(path: &Path) -> std::io::Result<Self> {
         let file = File::open(path)?;
         let map = MmapOptions::new().len(2 * HEADER_WORDS * size_of::<u32>()).map_raw_read_only(&file);
-        let map = map
-            .inspect_err(|error| tracing::warn!(%error, "the WAL index cannot be mapped: every key is looked up anew"));
+        let map =
+            map.inspect_err(|error| tracing::warn!(%error, "cannot map the WAL index: every request looks its key up"));
         Ok(Self { map: map.ok(), _file: file })
     }
 
-    /// Whether a commit changes the mark: a file that only has the right name would tell for ever that nothing was.
+    /// Whether a commit changes the mark: with another file under the right name it never would.
     async fn follows(&self, connection: &mut SqliteConnection) -> bool {
         let before = self.mark();
-        // A field of the file's header that SQLite leaves to the application: setting it is a whole write transaction
-        // and touches no table.
+        // A field of the file's header that SQLite leaves to the application: setting it is a complete write transaction and
+        // touches no table.
         if let Err(error) = sqlx::query("PRAGMA user_version = 1").execute(connection).await {
             tracing::warn!(%error, "the database takes no writes");
             return false;
@@ -110,8 +113,8 @@ impl Index {
 
     fn mark(&self) -> Option<ChangeMark> {
         let map = self.map.as_ref()?;
-        // A writer fills the second copy, then the first (`walIndexWriteHdr`): read the other way round, two equal ones
-        // are whole.
+        // A writer fills the second copy, then the first (`walIndexWriteHdr`): read in reverse order, two equal copies are
+        // complete.
         let first = copy(map, 0);
         fence(Ordering::Acquire);
         let second = copy(map, 1);
@@ -119,12 +122,12 @@ impl Index {
     }
 }
 
-#[expect(unsafe_code, clippy::cast_ptr_alignment, reason = "what is mapped here is shared with other processes")]
+#[expect(unsafe_code, clippy::cast_ptr_alignment, reason = "the mapped memory is shared with other processes")]
 fn copy(map: &MmapRaw, which: usize) -> [u32; HEADER_WORDS] {
     std::array::from_fn(|word| {
         // SAFETY: the map begins at a page, so its words are aligned; `which` is 0 or 1, so they lie within its
         // length. The file is longer than that as long as the guard's connection is open: SQLite maps 32 KiB of it
-        // and would be lost itself if somebody cut it. What others write meanwhile is read as atomics are.
+        // and would fail itself if it were truncated. Concurrent writes by others are read atomically.
         let shared = unsafe { AtomicU32::from_ptr(map.as_mut_ptr().cast::<u32>().add(which * HEADER_WORDS + word)) };
         shared.load(Ordering::Relaxed)
     })
@@ -136,7 +139,7 @@ mod tests {
     use crate::store::Store;
 
     #[tokio::test]
-    async fn every_commit_changes_the_mark_whichever_connection_made_it() {
+    async fn every_commit_of_any_connection_changes_the_mark() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("test.db");
         let store = Store::open(&path).await.expect("opens");
@@ -152,15 +155,15 @@ mod tests {
         for _ in 0..50 {
             other.check_writable().await.expect("writes");
             let mark = store.change_mark();
-            assert!(mark.is_some() && !seen.contains(&mark), "a mark comes but once");
+            assert!(mark.is_some() && !seen.contains(&mark), "no mark recurs");
             seen.push(mark);
         }
-        // What was written is folded into the file, and the log begins anew.
+        // Folds the writes into the file and restarts the log.
         sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").fetch_all(other.pool()).await.expect("folds");
         other.check_writable().await.expect("writes");
         assert!(!seen.contains(&store.change_mark()));
         other.close().await;
-        assert!(store.change_mark().is_some(), "there as long as somebody has the database open");
+        assert!(store.change_mark().is_some(), "the index exists while any connection is open");
     }
 
     #[tokio::test]
@@ -170,7 +173,7 @@ mod tests {
         let store = Store::open(&path).await.expect("opens");
         store.check_writable().await.expect("writes");
         assert!(store.change_mark().is_some());
-        // With the last connection the index goes, and comes again with the next.
+        // The index goes with the last connection, and is recreated with the next.
         store.close().await;
         assert!(store.change_mark().is_none(), "the removed one does not count");
         let again = Store::open(&path).await.expect("opens");
@@ -193,11 +196,11 @@ mod tests {
 
     #[cfg(unix)]
     #[tokio::test]
-    async fn a_database_behind_a_link_is_followed_whatever_lies_beside_the_link() {
+    async fn a_database_behind_a_link_ignores_files_beside_the_link() {
         let folder = tempfile::tempdir().expect("a folder");
         let (real, link) = (folder.path().join("real.db"), folder.path().join("link.db"));
         let store = Store::open(&real).await.expect("opens");
-        // An index that a killed process has left where the database was once.
+        // An index that a killed process left where the database used to be.
         std::fs::copy(folder.path().join("real.db-shm"), folder.path().join("link.db-shm")).expect("copied");
         std::os::unix::fs::symlink(&real, &link).expect("a link");
         let linked = Store::open(&link).await.expect("opens");
@@ -208,11 +211,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_index_that_commits_do_not_change_gives_no_marks() {
+    async fn an_index_that_commits_do_not_change_yields_no_marks() {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, other) = (folder.path().join("test.db"), folder.path().join("other.db"));
         let store = Store::open(&path).await.expect("opens");
-        // Whole, and of a database that nobody has open.
+        // Complete, and of a database that is not open.
         std::fs::copy(folder.path().join("test.db-shm"), folder.path().join("other.db-shm")).expect("copied");
         let options = SqliteConnectOptions::new().filename(&path);
         let wrong = Changes::of(&other, &options).await.expect("opens");

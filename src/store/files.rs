@@ -1,19 +1,19 @@
-//! The files that make up an open database, and whether they are still the ones under their names. SQLite goes on with
-//! files that were removed or replaced: what it writes then, nobody else sees, and it is gone with the process.
+//! The files of an open database, and whether they are still the ones under their names. SQLite keeps using files that were
+//! removed or replaced: no other process sees what it writes then, and it is lost when the process ends.
 
 use std::path::{Path, PathBuf};
 
-use super::StoreError;
+use super::error::StoreError;
 
-/// Which file it is, whatever its name: device and inode.
+/// Identity of a file, whatever its name: device and inode.
 type Identity = (u64, u64);
 
-/// The files as they were when the database was opened. Empty: in memory, or where files cannot be told apart.
+/// The files when the database was opened. Empty for a database in memory, or where files have no identity.
 #[derive(Debug, Clone, Default)]
 pub(super) struct OpenFiles(Vec<(PathBuf, Option<Identity>)>);
 
 impl OpenFiles {
-    /// Of the database at `path`, which is open and in WAL mode; no link leads there.
+    /// The files of the database at `path`, which is open, in WAL mode, and no link.
     pub(super) fn of(path: &Path) -> Self {
         let beside = |ending: &str| {
             let mut name = path.as_os_str().to_owned();
@@ -41,7 +41,7 @@ fn identity(path: &Path) -> Option<Identity> {
     std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Here nobody can remove a file that is open.
+/// On such systems an open file cannot be removed.
 #[cfg(not(unix))]
 fn identity(_: &Path) -> Option<Identity> {
     None
@@ -52,7 +52,7 @@ mod tests {
     use crate::store::{Store, StoreError};
 
     #[tokio::test]
-    async fn files_that_were_removed_or_replaced_under_an_open_database_are_noticed() {
+    async fn removed_or_replaced_files_of_an_open_database_are_detected() {
         for ending in ["", "-wal", "-shm"] {
             let folder = tempfile::tempdir().expect("a folder");
             let path = folder.path().join("fluxserve.db");

@@ -1,5 +1,5 @@
-//! Brings the tables up to date, one process at a time: sqlx's migrator takes no lock on SQLite, so two that start at once
-//! would each make the same table.
+//! Migration of the tables, one process at a time: sqlx's migrator takes no lock on SQLite, so two concurrent starts would
+//! both create the same table.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
@@ -8,22 +8,23 @@ use std::time::{Duration, Instant};
 use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 
-use super::{StoreError, create_private};
+use super::error::StoreError;
+use super::private_file::create_private;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
-/// How long another process's migrations are waited for.
+/// Longest wait for another process's migrations.
 const LOCK_WAIT_MAX: Duration = Duration::from_mins(1);
-/// How often is looked whether they are done.
-const LOCK_LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// Time between two attempts to take the lock.
+const LOCK_RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Held while the database is opened and brought up to date; the system lets go of it when the process ends.
+/// Held while the database is opened and migrated; the system releases it when the process ends.
 pub(super) struct MigrationLock(#[expect(dead_code, reason = "the open file is the lock")] Option<File>);
 
 impl MigrationLock {
-    /// Takes it for the database at `path`, waiting for whoever has it.
+    /// Takes the lock of the database at `path`, waiting for another process that holds it.
     pub(super) async fn take(path: &Path) -> Result<Self, StoreError> {
-        // A file of its own: to close any descriptor of the database's would take SQLite's locks off it.
+        // A file of its own: closing any descriptor of the database's file would release SQLite's locks.
         let mut name = path.as_os_str().to_owned();
         name.push(".lock");
         let name = PathBuf::from(name);
@@ -38,16 +39,16 @@ impl MigrationLock {
                 Err(TryLockError::WouldBlock) => return Err(StoreError::Locked { path: path.to_owned() }),
                 Err(TryLockError::Error(error)) => {
                     let path = name.display();
-                    tracing::warn!(%error, "`{path}` cannot be locked: let no two processes open the database at once");
+                    tracing::warn!(%error, "cannot lock `{path}`: do not let two processes open the database at the same time");
                     return Ok(Self(None));
                 }
             }
-            tokio::time::sleep(LOCK_LOOK_INTERVAL).await;
+            tokio::time::sleep(LOCK_RETRY_INTERVAL).await;
         }
     }
 }
 
-/// Whether this program has never had anything to do with it: empty, or without our tables.
+/// Whether this program has never used it: empty, or without its tables.
 pub(super) async fn is_blank(pool: &SqlitePool) -> Result<bool, sqlx::Error> {
     let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = '_sqlx_migrations'")
         .fetch_one(pool)
@@ -55,7 +56,7 @@ pub(super) async fn is_blank(pool: &SqlitePool) -> Result<bool, sqlx::Error> {
     Ok(tables == 0)
 }
 
-/// Runs what has not been run yet on the database at `path`.
+/// Runs pending migrations on the database at `path`.
 pub(super) async fn run(pool: &SqlitePool, path: &Path) -> Result<(), StoreError> {
     let path = path.to_owned();
     MIGRATIONS.run(pool).await.map_err(|error| match error {
@@ -65,14 +66,14 @@ pub(super) async fn run(pool: &SqlitePool, path: &Path) -> Result<(), StoreError
         | MigrateError::VersionTooNew(..)
         | MigrateError::VersionTooOld(..) => StoreError::OtherProgram { path, source: error },
         MigrateError::Execute(ref cause) | MigrateError::ExecuteMigration(ref cause, _) => match Cause::of(cause) {
-            Some(cause) => cause.told_of(path, Box::new(error)),
+            Some(cause) => cause.into_error(path, Box::new(error)),
             None => StoreError::Migrate { path, source: error },
         },
         _ => StoreError::Migrate { path, source: error },
     })
 }
 
-/// What is wrong with a database that could not be used, where SQLite's result code says so (sqlite.org/rescode.html).
+/// Why a database cannot be used, by SQLite's result code (sqlite.org/rescode.html).
 pub(super) enum Cause {
     Full,
     Damaged,
@@ -94,7 +95,7 @@ impl Cause {
         }
     }
 
-    pub(super) fn told_of(self, path: PathBuf, source: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
+    pub(super) fn into_error(self, path: PathBuf, source: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
         match self {
             Self::Full => StoreError::Full { path, source },
             Self::Damaged => StoreError::Damaged { path, source },

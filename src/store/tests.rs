@@ -1,4 +1,4 @@
-//! The database as its users see it, whole and broken.
+//! The database as its users see it, sound and broken.
 
 mod full_disk;
 
@@ -28,7 +28,7 @@ async fn a_new_database_is_private_and_keeps_a_write_ahead_log() {
 }
 
 #[tokio::test]
-async fn a_backup_is_whole_private_and_never_over_another_file() {
+async fn a_backup_is_complete_private_and_replaces_no_file() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
     let sql = "INSERT INTO result_link_secret (only_row, secret) VALUES (1, zeroblob(32))";
@@ -62,7 +62,7 @@ async fn opening_twice_migrates_once() {
 }
 
 #[tokio::test]
-async fn a_missing_database_is_not_made_for_readers() {
+async fn a_missing_database_is_not_created_for_readers() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("fluxserve.db");
     let error = Store::open_existing(&path).await.expect_err("nothing is there");
@@ -81,12 +81,12 @@ async fn a_file_that_is_no_database_is_refused_with_its_name() {
 }
 
 #[tokio::test]
-async fn a_database_that_cannot_be_written_is_noticed() {
+async fn a_database_that_cannot_be_written_is_detected() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("fluxserve.db");
     let store = Store::open(&path).await.expect("opens");
     store.check_writable().await.expect("writable");
-    // Room for a page or two, and not for a job: as on a disk that is all but full.
+    // Space for a page or two, but not for a job: as on an almost full disk.
     let pages = "SELECT page_count + 2 FROM pragma_page_count";
     let pages: i64 = sqlx::query_scalar(pages).fetch_one(store.pool()).await.expect("counted");
     sqlx::query("DELETE FROM write_checks").execute(store.pool()).await.expect("deleted");
@@ -105,11 +105,11 @@ async fn a_database_that_cannot_be_written_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_database_whose_commits_fail_is_noticed_and_is_whole_afterwards() {
+async fn failing_commits_are_detected_and_leave_the_database_sound() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
     store.check_writable().await.expect("writable");
-    // Every statement succeeds, and what it leaves to the end of the transaction does not.
+    // Every statement succeeds, and a deferred constraint fails at the end of the transaction.
     let outage =
         "CREATE TABLE outages (parent INTEGER REFERENCES write_checks (only_row) DEFERRABLE INITIALLY DEFERRED);
                   CREATE TRIGGER outage AFTER UPDATE ON write_checks BEGIN INSERT INTO outages VALUES (2); END";
@@ -121,14 +121,14 @@ async fn a_database_whose_commits_fail_is_noticed_and_is_whole_afterwards() {
             "{failure:?}"
         );
     }
-    sqlx::query("DROP TRIGGER outage").execute(store.pool()).await.expect("nobody holds the database");
+    sqlx::query("DROP TRIGGER outage").execute(store.pool()).await.expect("no connection holds the database");
     store.check_writable().await.expect("writable again");
     let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM outages").fetch_one(store.pool()).await.expect("counted");
-    assert_eq!(rows, 0, "what was not committed is not there");
+    assert_eq!(rows, 0, "nothing uncommitted is stored");
 }
 
 #[tokio::test]
-async fn what_only_the_writer_sees_is_not_written() {
+async fn a_write_that_only_the_writer_sees_is_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
     let mut held = Vec::new();
@@ -145,11 +145,11 @@ async fn what_only_the_writer_sees_is_not_written() {
 }
 
 #[tokio::test]
-async fn what_was_deleted_is_not_in_the_files_any_more() {
+async fn deleted_data_is_gone_from_the_files() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("fluxserve.db");
     let store = Store::open(&path).await.expect("opens");
-    let secret = "a prompt that nobody is to read afterwards ".repeat(500);
+    let secret = "a prompt that must not stay readable after ".repeat(500);
     sqlx::query("INSERT INTO write_checks (only_row, content) VALUES (1, CAST(? AS BLOB))")
         .bind(&secret)
         .execute(store.pool())
@@ -172,7 +172,7 @@ async fn what_was_deleted_is_not_in_the_files_any_more() {
 }
 
 #[tokio::test]
-async fn a_log_that_somebody_reads_is_left_alone() {
+async fn a_log_with_a_reader_is_not_truncated() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("fluxserve.db");
     let store = Store::open(&path).await.expect("opens");
@@ -185,7 +185,7 @@ async fn a_log_that_somebody_reads_is_left_alone() {
 }
 
 #[tokio::test]
-async fn many_first_starts_at_once_all_find_their_tables() {
+async fn concurrent_first_starts_all_find_their_tables() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("fluxserve.db");
     let starts: Vec<_> = (0..6)
@@ -203,18 +203,18 @@ async fn many_first_starts_at_once_all_find_their_tables() {
 }
 
 #[tokio::test]
-async fn a_file_with_nothing_in_it_is_no_database_for_readers() {
+async fn an_empty_file_is_no_database_for_readers() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("fluxserve.db");
     std::fs::write(&path, "").expect("written");
     assert!(matches!(Store::open_existing(&path).await, Err(StoreError::Blank { .. })));
-    // A worker that was killed in its first moments leaves the same, and has to start again.
-    Store::open(&path).await.expect("begins anew").close().await;
+    // A worker that was killed early leaves the same file, and has to start again.
+    Store::open(&path).await.expect("creates its tables").close().await;
     Store::open_existing(&path).await.expect("a database");
 }
 
 #[tokio::test]
-async fn each_reason_why_a_database_cannot_be_used_has_its_own_words() {
+async fn each_reason_for_an_unusable_database_has_its_own_message() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("fluxserve.db");
     let store = Store::open(&path).await.expect("opens");

@@ -1,17 +1,17 @@
-//! Whether the database takes writes: a write of the size that jobs have, in a transaction, found again by another
-//! connection. A smaller one fits into what a full disk has left, and what only the writer sees is not written.
+//! Check that the database takes writes: a write of a job's size in a transaction, read by another connection. A smaller one
+//! may fit on a full disk, and a write that only the writer sees is not stored.
 
 use sqlx::SqlitePool;
 use uuid::Uuid;
 
-use super::StoreError;
+use super::error::StoreError;
 
-/// About what a job takes that starts from a small image.
+/// About the size of a job with a small input image.
 const CONTENT_BYTES: usize = 64 * 1024;
-/// Another process that checks at the same moment may write over what is looked for.
+/// Attempts: another process's concurrent check may overwrite the content.
 const TRIES: u32 = 3;
 
-/// Writes and looks. `pool` has more than one connection, unless the database is in memory.
+/// Runs the check. `pool` has more than one connection, unless the database is in memory.
 pub(super) async fn check(pool: &SqlitePool) -> Result<(), StoreError> {
     for _ in 0..TRIES {
         let content = Uuid::new_v4().as_bytes().repeat(CONTENT_BYTES / size_of::<Uuid>());
@@ -23,7 +23,7 @@ pub(super) async fn check(pool: &SqlitePool) -> Result<(), StoreError> {
         transaction.commit().await?;
         let select = sqlx::query_scalar("SELECT content FROM write_checks");
         let seen: Vec<u8> = if pool.options().get_max_connections() > 1 {
-            // The writer is not back in the pool yet, so this is another one.
+            // The writer is not back in the pool yet, so this is another connection.
             let mut reader = pool.acquire().await?;
             select.fetch_one(&mut *reader).await?
         } else {

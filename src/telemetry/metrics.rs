@@ -1,7 +1,7 @@
-//! Every metric of the worker: its name, unit, labels and buckets stand here and nowhere else.
+//! Every metric of the worker, once: name, unit, labels and buckets.
 //!
-//! The other modules call these functions and never name a metric. Labels take a few fixed words each, so that the
-//! number of series is bounded.
+//! Other modules call these functions and never name a metric. Labels take a few fixed values, so the number of series is
+//! bounded.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -28,27 +28,27 @@ const STEP_STOPS: &str = "fluxserve_step_stops_total";
 const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
 const LOG_LINES_DROPPED: &str = "fluxserve_log_lines_dropped_total";
 
-/// What kind of number a metric is.
+/// Kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows; of use as a rate.
+    /// Only grows; useful as a rate.
     Counter,
-    /// As it is now.
+    /// The current value.
     Gauge,
-    /// How often a value fell into which bucket: appends `_bucket`, `_sum` and `_count` to its name.
+    /// Counts of values by bucket: appends `_bucket`, `_sum` and `_count` to its name.
     Histogram,
 }
 
-/// A metric, as those who read it know it.
+/// A metric, as readers see it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Metric {
-    /// Its name, without what a histogram's series append.
+    /// Its name, without the suffixes of a histogram's series.
     pub name: &'static str,
-    /// What kind of number it is.
+    /// Its kind.
     pub kind: Kind,
     /// Its labels.
     pub labels: &'static [&'static str],
-    /// What it tells.
+    /// Its description.
     pub meaning: &'static str,
 }
 
@@ -56,44 +56,54 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
     Metric { name, kind, labels, meaning }
 }
 
-/// Every metric. What draws or watches them can be held to this: `deploy/grafana` is.
+/// Every metric. A test holds the dashboard of `deploy/grafana` to this table.
 pub const METRICS: [Metric; 18] = [
     metric(HTTP_REQUESTS, Kind::Counter, &["route", "method", "status"], "HTTP requests answered"),
-    metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its answer's head"),
+    metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its response's head"),
     metric(JOBS, Kind::Counter, &["status"], "Jobs that ended"),
     metric(JOB_SECONDS, Kind::Histogram, &["status"], "Time from a job's acceptance to its end"),
-    metric(JOBS_CANCELED, Kind::Counter, &["cause"], "Jobs that were not drawn to their end"),
-    metric(GOOD_JOBS, Kind::Counter, &[], "Jobs that succeeded, before their deadline where they had one"),
-    metric(PIXEL_STEPS, Kind::Counter, &["model"], "What finished images cost a key's day: pixels times steps"),
-    metric(QUEUE_DEPTH, Kind::Gauge, &["model", "priority"], "Jobs waiting for the engine"),
+    metric(JOBS_CANCELED, Kind::Counter, &["cause"], "Jobs that were canceled before their image was finished"),
+    metric(GOOD_JOBS, Kind::Counter, &[], "Jobs that succeeded, within their deadline if they had one"),
+    metric(
+        PIXEL_STEPS,
+        Kind::Counter,
+        &["model"],
+        "Pixels times steps of finished images, as counted against daily limits",
+    ),
+    metric(QUEUE_DEPTH, Kind::Gauge, &["model", "priority"], "Pending jobs"),
     metric(QUEUE_SECONDS, Kind::Histogram, &["model"], "Time from a job's acceptance to its admission by an engine"),
     metric(IMAGES, Kind::Gauge, &["model"], "Images admitted by the engines"),
-    metric(ADMIT_SECONDS, Kind::Histogram, &["model"], "Time to encode a prompt and draw the noise"),
+    metric(ADMIT_SECONDS, Kind::Histogram, &["model"], "Time to encode a prompt and sample the noise"),
     metric(FINISH_SECONDS, Kind::Histogram, &["model"], "Time to decode an image"),
-    metric(STEP_SECONDS, Kind::Histogram, &["model"], "Time of one denoising step of all images that share it"),
-    metric(STEP_TOKENS, Kind::Histogram, &["model"], "Tokens that went through the model in one step"),
-    metric(STEP_IMAGES, Kind::Histogram, &["model"], "Images that shared one step"),
-    metric(STEP_STOPS, Kind::Counter, &["model", "reason"], "Steps, by why no further image was put into them"),
-    metric(ENGINE_REBUILDS, Kind::Counter, &["model"], "Times an engine was thrown away and built again"),
+    metric(STEP_SECONDS, Kind::Histogram, &["model"], "Time of one denoising step of a batch"),
+    metric(STEP_TOKENS, Kind::Histogram, &["model"], "Tokens in one denoising step"),
+    metric(STEP_IMAGES, Kind::Histogram, &["model"], "Images batched in one denoising step"),
+    metric(
+        STEP_STOPS,
+        Kind::Counter,
+        &["model", "reason"],
+        "Denoising steps, by the reason why no further image was added to the batch",
+    ),
+    metric(ENGINE_REBUILDS, Kind::Counter, &["model"], "Engine rebuilds after a failure"),
     metric(
         LOG_LINES_DROPPED,
         Kind::Counter,
         &[],
-        "Lines of the log that nobody read in time, or that could not be written",
+        "Log lines dropped because they were not read in time or could not be written",
     ),
 ];
 
 const SECONDS_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
 const TOKEN_BUCKETS: [f64; 9] = [256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0];
 
-/// How often histograms are folded while nobody scrapes; without it they would grow.
+/// Time between two folds of histograms, which would grow without bound while nothing scrapes them.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 const IMAGE_BUCKETS: [f64; 7] = [1.0, 2.0, 3.0, 4.0, 8.0, 16.0, 32.0];
 
 static INSTALLED: OnceLock<Option<MetricsHandle>> = OnceLock::new();
 
-/// Renders what has been counted so far.
+/// Renders the current values.
 #[derive(Debug, Clone)]
 pub struct MetricsHandle(PrometheusHandle);
 
@@ -105,7 +115,7 @@ impl MetricsHandle {
     }
 }
 
-/// Starts counting. Later calls in the same process give the same handle; `None` when another recorder is in place.
+/// Installs the recorder. Later calls in the same process return the same handle; `None` if another recorder is installed.
 pub fn install() -> Option<MetricsHandle> {
     INSTALLED.get_or_init(install_once).clone()
 }
@@ -121,7 +131,7 @@ fn builder() -> PrometheusBuilder {
 fn install_once() -> Option<MetricsHandle> {
     let handle = builder().install_recorder().ok()?;
     describe_all();
-    // There from the start, so that a first one is seen to come.
+    // Exported from the start, so that the first increment shows.
     log_lines_dropped(0);
     let upkeep = handle.clone();
     let spawned = std::thread::Builder::new().name("metrics-upkeep".into()).spawn(move || {
@@ -131,7 +141,7 @@ fn install_once() -> Option<MetricsHandle> {
         }
     });
     if let Err(error) = spawned {
-        tracing::warn!(%error, "metrics are folded only when they are read: no thread for upkeep");
+        tracing::warn!(%error, "cannot start the thread for upkeep: metrics are folded only when they are read");
     }
     Some(MetricsHandle(handle))
 }
@@ -146,7 +156,7 @@ fn describe_all() {
     }
 }
 
-/// A request was answered. `route` is the route's template, never the path that was asked for.
+/// Counts a response. `route` is the route's template, never the requested path.
 pub fn request_answered(route: &str, method: &str, status: u16, took: Duration) {
     let route = route.to_owned();
     let labels = [("route", route.clone()), ("method", method.to_owned()), ("status", status.to_string())];
@@ -154,34 +164,34 @@ pub fn request_answered(route: &str, method: &str, status: u16, took: Duration) 
     histogram!(HTTP_SECONDS, "route" => route).record(took.as_secs_f64());
 }
 
-/// A job came to its end.
+/// Counts a job that ended.
 pub fn job_ended(status: &'static str, took: Duration) {
     counter!(JOBS, "status" => status).increment(1);
     histogram!(JOB_SECONDS, "status" => status).record(took.as_secs_f64());
 }
 
-/// A job was not drawn to its end; `cause` is one of a few fixed words.
+/// Counts a canceled job; `cause` is one of a few fixed words.
 pub fn job_canceled(cause: &'static str) {
     counter!(JOBS_CANCELED, "cause" => cause).increment(1);
 }
 
-/// A job succeeded, in time.
+/// Counts a job that succeeded in time.
 pub fn job_in_time() {
     counter!(GOOD_JOBS).increment(1);
 }
 
-/// How many jobs wait, by their keys' priorities.
+/// Pending jobs by their keys' priorities.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// Of keys that yield to others.
+    /// Of keys with low priority.
     pub low: usize,
-    /// Of keys like most.
+    /// Of keys with normal priority.
     pub normal: usize,
-    /// Of keys that go before others.
+    /// Of keys with high priority.
     pub high: usize,
 }
 
-/// How many jobs wait and how many images are in the engines now.
+/// Sets the pending jobs and the images admitted by the engines.
 pub fn queue_depth(model: &str, waiting: Waiting, admitted: usize) {
     for (priority, jobs) in [("low", waiting.low), ("normal", waiting.normal), ("high", waiting.high)] {
         gauge!(QUEUE_DEPTH, "model" => model.to_owned(), "priority" => priority).set(jobs as f64);
@@ -189,36 +199,36 @@ pub fn queue_depth(model: &str, waiting: Waiting, admitted: usize) {
     gauge!(IMAGES, "model" => model.to_owned()).set(admitted as f64);
 }
 
-/// An engine took a job in, after `waited`.
+/// Records that an engine admitted a job after `waited`.
 pub fn admitted(model: &str, waited: Duration, took: Duration) {
     histogram!(QUEUE_SECONDS, "model" => model.to_owned()).record(waited.as_secs_f64());
     histogram!(ADMIT_SECONDS, "model" => model.to_owned()).record(took.as_secs_f64());
 }
 
-/// An engine decoded an image.
+/// Records that an engine decoded an image.
 pub fn finished(model: &str, pixel_steps: u64, took: Duration) {
     counter!(PIXEL_STEPS, "model" => model.to_owned()).increment(pixel_steps);
     histogram!(FINISH_SECONDS, "model" => model.to_owned()).record(took.as_secs_f64());
 }
 
-/// So many images are to share a step, and `stop`, one of a few fixed words, is why there are not more.
+/// Records the images of a batch, and `stop`, one of a few fixed words, for why it has no more.
 pub fn step_planned(model: &str, stop: &'static str, images: usize) {
     counter!(STEP_STOPS, "model" => model.to_owned(), "reason" => stop).increment(1);
     histogram!(STEP_IMAGES, "model" => model.to_owned()).record(images as f64);
 }
 
-/// The engine did one step.
+/// Records a denoising step.
 pub fn step_done(model: &str, tokens: usize, took: Duration) {
     histogram!(STEP_SECONDS, "model" => model.to_owned()).record(took.as_secs_f64());
     histogram!(STEP_TOKENS, "model" => model.to_owned()).record(tokens as f64);
 }
 
-/// So many lines of the log were dropped so far.
+/// Sets the number of dropped lines of the log.
 pub(super) fn log_lines_dropped(so_far: u64) {
     counter!(LOG_LINES_DROPPED).absolute(so_far);
 }
 
-/// An engine failed and is built again.
+/// Counts an engine that failed and is rebuilt.
 pub fn engine_rebuilt(model: &str) {
     counter!(ENGINE_REBUILDS, "model" => model.to_owned()).increment(1);
 }
@@ -252,7 +262,7 @@ mod tests {
         }
     }
 
-    /// `name{label="value",…} 1`: the name and the labels.
+    /// The name and the labels of `name{label="value",…} 1`.
     fn series(line: &str) -> (&str, BTreeSet<&str>) {
         let (head, _) = line.rsplit_once(' ').expect("a value");
         let Some((name, labels)) = head.split_once('{') else { return (head, BTreeSet::new()) };
@@ -261,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_says_what_is_counted() {
+    fn the_table_has_every_exported_metric() {
         let recorder = builder().build_recorder();
         ::metrics::with_local_recorder(&recorder, || {
             describe_all();
@@ -271,7 +281,7 @@ mod tests {
         let kinds: BTreeMap<&str, &str> =
             text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
         let expected: BTreeMap<&str, &str> = METRICS.iter().map(|metric| (metric.name, word(metric.kind))).collect();
-        assert_eq!(kinds, expected, "what is rendered, and what stands in the table");
+        assert_eq!(kinds, expected, "rendered metrics and the table");
         for Metric { name, kind, labels, meaning } in METRICS {
             assert!(text.contains(&format!("# HELP {name} {meaning}\n")), "{name} is not described");
             let own = |line: &&str| {

@@ -1,7 +1,7 @@
-//! Sends spans to a collector: OTLP over HTTP, as protobuf. Owns the connection to it; must not know what the spans mean.
+//! Export of spans to a collector: OTLP over HTTP, as protobuf. Owns the connection; must not know what the spans mean.
 //!
-//! Spans are collected by a thread of their own, which also sends them: no thread of ours ever waits for the collector,
-//! and where it is slow or away, spans are dropped and the worker draws on.
+//! A thread of its own collects and sends the spans, so no other thread waits for the collector. If it is slow or down, spans
+//! are dropped and the worker continues.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,22 +21,22 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::registry::LookupSpan;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
-use super::TelemetryError;
+use super::error::TelemetryError;
 
-/// Below the endpoint, as the protocol has it.
+/// Path below the endpoint, by the protocol.
 const PATH: &str = "/v1/traces";
-/// Longest that one batch may take; then it is dropped.
+/// Longest time to send a batch, after which it is dropped.
 const BATCH_DEADLINE: Duration = Duration::from_secs(5);
-/// Longest that the end of the process waits for what is left to be sent.
+/// Longest wait at the end of the process for the last batch.
 const LAST_BATCH_DEADLINE: Duration = Duration::from_secs(3);
-/// Largest answer that is read.
+/// Largest response that is read.
 const ANSWER_BYTES_MAX: u64 = 64 * 1024;
 
-/// What sends the spans.
+/// Sender of the spans.
 #[derive(Debug)]
 pub(super) struct Exporter(SdkTracerProvider);
 
-/// What the spans go through, and what sends them to `endpoint`: scheme, host and port.
+/// The layer that collects spans, and their exporter to `endpoint` (scheme, host and port).
 pub(super) fn start<S>(endpoint: &str) -> Result<(impl Layer<S> + use<S>, Exporter), TelemetryError>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
@@ -55,25 +55,25 @@ where
     let layer = tracing_opentelemetry::layer()
         .with_tracer(provider.tracer(name))
         .with_threads(false)
-        // Whatever the log shows: jobs and steps are of level debug.
+        // Whatever the log's filter: spans of jobs and steps have level debug.
         .with_filter(Targets::new().with_target(name, Level::DEBUG));
     Ok((layer, Exporter(provider)))
 }
 
 impl Exporter {
-    /// Sends what is left, but waits no longer than it is worth. Blocks.
+    /// Sends the remaining spans; blocks for [`LAST_BATCH_DEADLINE`] at most.
     pub(super) fn finish(self) {
         if let Err(error) = self.0.shutdown_with_timeout(LAST_BATCH_DEADLINE) {
-            tracing::warn!(%error, "the last spans were not sent");
+            tracing::warn!(%error, "cannot send the last spans");
         }
     }
 }
 
-/// Sends one request after the other, on the thread that collects the spans.
+/// HTTP client on the thread that collects the spans; sends one request after the other.
 #[derive(Debug)]
 struct Client {
     agent: ureq::Agent,
-    /// Whether the last batch was not taken: said once, not with each batch.
+    /// Whether the last batch failed: logged once, not for each batch.
     is_failing: AtomicBool,
 }
 
@@ -89,7 +89,7 @@ impl Client {
             .tls_config(tls.build())
             .timeout_global(Some(BATCH_DEADLINE))
             .http_status_as_error(false)
-            // Otherwise the environment would say where spans go.
+            // Otherwise environment variables could redirect spans.
             .proxy(None)
             .build();
         Self { agent: config.into(), is_failing: AtomicBool::new(false) }
@@ -104,15 +104,15 @@ impl Client {
     fn note(&self, problem: Option<String>) {
         let was_failing = self.is_failing.swap(problem.is_some(), Ordering::Relaxed);
         match problem {
-            Some(problem) if !was_failing => tracing::warn!(problem, "spans cannot be sent, and are dropped"),
-            None if was_failing => tracing::info!("spans are sent again"),
+            Some(problem) if !was_failing => tracing::warn!(problem, "cannot send spans: dropping them"),
+            None if was_failing => tracing::info!("sending spans again"),
             _ => {}
         }
     }
 }
 
 impl HttpClient for Client {
-    // What `async_trait` makes of `async fn send_bytes(&self, …)`. It blocks, which only its own thread feels.
+    // The expansion by `async_trait` of `async fn send_bytes(&self, …)`. It blocks only its own thread.
     fn send_bytes<'client, 'answer>(
         &'client self,
         request: Request<Bytes>,

@@ -1,5 +1,5 @@
-//! What is said of a panic. The standard library writes it to standard error by itself, and waits there for as long as
-//! nobody reads: with it an engine's thread, which a caught panic must not stop.
+//! Logging of panics. The standard library writes them to standard error and blocks while nothing reads it. That would block
+//! an engine's thread, which a caught panic must not stop.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::PanicHookInfo;
@@ -8,13 +8,13 @@ use std::thread;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::LogFormat;
+use super::format::LogFormat;
 use super::pipe::Pipe;
 
-/// Has panics of all threads written to the log, whatever its filter says.
+/// Logs panics of all threads, whatever the log's filter.
 pub(super) fn log_to(pipe: Pipe, format: LogFormat) {
     std::panic::set_hook(Box::new(move |panic| {
-        // Of what is dropped, the pipe keeps count.
+        // The pipe counts dropped lines.
         let _ = pipe.send(line(panic, format).as_bytes());
     }));
 }
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_told_where_the_log_is() {
+    fn a_panic_is_written_to_the_log() {
         let kept = Kept::default();
         let pipe = Pipe::start("test", kept.clone()).expect("a thread");
         let before = std::panic::take_hook();
@@ -74,7 +74,7 @@ mod tests {
         assert!(ended.expect("a thread").is_err());
         let _ = pipe.flush(std::time::Duration::from_secs(30));
         let text = String::from_utf8(kept.0.lock().expect("sound").clone()).expect("text");
-        // Other tests may panic on purpose meanwhile.
+        // Other tests may panic on purpose at the same time.
         let lines = text.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
         let ours = lines.filter(|line| line["panic"] == "of this test").collect::<Vec<_>>();
         assert_eq!(ours.len(), 1, "{text}");

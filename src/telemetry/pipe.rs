@@ -1,8 +1,8 @@
-//! Standard error and standard output, written to by a thread of their own.
+//! Standard error and standard output, each written by a thread of its own.
 //!
-//! Whoever reads them may stop reading: a terminal in scroll mode, a collector that hangs. Then a write blocks for ever, and
-//! nothing that serves may wait for that. So lines are handed over, within a bound, and what does not fit is dropped and
-//! counted. Not `tracing-appender`: at its end it writes to the very standard error that is stuck.
+//! Their reader may stop reading: a terminal in scroll mode, a collector that hangs. Then a write blocks forever, and no
+//! request may wait for that. So lines go into a bounded buffer; what does not fit is dropped and counted. Not
+//! `tracing-appender`: at its end it writes to the same blocked standard error.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -13,14 +13,14 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::metrics;
 
-/// What waits to be written, in bytes: some thousand lines, for a reader that stalls for a moment.
+/// Size of the buffer: some thousand lines, for a reader that stalls for a moment.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
-/// How often it is looked whether all is written, where that is waited for.
-const LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// How often an idle thread looks whether anybody is left who could write.
-const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// Time between two checks whether everything is written.
+const CHECK_INTERVAL: Duration = Duration::from_millis(10);
+/// Time between two checks of an idle thread whether any writer is left.
+const IDLE_CHECK: Duration = Duration::from_secs(1);
 
-/// A way to write that never blocks. Clones write to the same place, in order.
+/// A writer that never blocks. Clones write to the same target, in order.
 #[derive(Debug, Clone)]
 pub struct Pipe(Arc<Shared>);
 
@@ -34,21 +34,21 @@ struct Shared {
 struct State {
     waiting: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
-    /// Something has been taken out and is not written yet.
+    /// Whether something was taken out and is not written yet.
     is_writing: bool,
     dropped: u64,
-    /// What the last write has come to, if it failed.
+    /// Why the last write failed, if it did.
     failure: Option<io::ErrorKind>,
 }
 
-/// How what was written fares.
+/// State of what was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Written {
-    /// It is out.
+    /// It is written.
     All,
-    /// Nobody has taken it so far.
+    /// It is not written yet.
     NotYet,
-    /// The last of it could not be written: whoever read is gone.
+    /// The last write failed: the reader is gone.
     Failed(io::ErrorKind),
 }
 
@@ -71,7 +71,7 @@ impl Pipe {
         Ok(pipe)
     }
 
-    /// Hands something over to be written, whole or not at all (`false`).
+    /// Queues `bytes` to be written. Returns `false` if they do not fit and are dropped.
     pub fn send(&self, bytes: &[u8]) -> bool {
         let mut state = self.0.lock();
         if state.waiting_bytes + bytes.len() > WAITING_BYTES_MAX {
@@ -84,29 +84,29 @@ impl Pipe {
         true
     }
 
-    /// How often something was dropped, because too much was waiting or it could not be written.
+    /// Number of writes that were dropped or failed.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.0.lock().dropped
     }
 
-    /// How what was handed over fares.
+    /// State of what was sent.
     #[must_use]
     pub fn written(&self) -> Written {
         self.0.lock().written()
     }
 
-    /// Waits until all is written or has failed.
+    /// Waits until everything is written or has failed.
     pub async fn settled(&self) -> Written {
         loop {
             match self.written() {
-                Written::NotYet => tokio::time::sleep(LOOK_INTERVAL).await,
+                Written::NotYet => tokio::time::sleep(CHECK_INTERVAL).await,
                 written => return written,
             }
         }
     }
 
-    /// The same for a thread that may block, and for so long at most: nobody may ever read.
+    /// Like [`Pipe::settled`], blocking, and for `longest` at most: nothing may ever read.
     pub fn flush(&self, longest: Duration) -> Written {
         let is_not_yet = |state: &mut State| state.written() == Written::NotYet;
         let waited = self.0.changed.wait_timeout_while(self.0.lock(), longest, is_not_yet);
@@ -119,12 +119,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes what is next, or waits a while for it.
+    /// Writes the next item, or waits a while for it.
     fn write_next(&self, target: &mut impl Write) {
         let mut state = self.lock();
         if state.waiting.is_empty() {
-            // Not for ever: the last one to write may have gone.
-            let waited = self.changed.wait_timeout_while(state, IDLE_LOOK, |state| state.waiting.is_empty());
+            // Not forever: the last writer may be gone.
+            let waited = self.changed.wait_timeout_while(state, IDLE_CHECK, |state| state.waiting.is_empty());
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let Some(bytes) = state.waiting.pop_front() else { return };
@@ -151,7 +151,7 @@ impl State {
     }
 }
 
-/// One line of the log on its way.
+/// Writer of a line of the log.
 #[derive(Debug)]
 pub struct LogLine<'a>(&'a Pipe);
 
@@ -183,12 +183,12 @@ mod tests {
 
     use super::*;
 
-    /// Takes nothing until it is let.
+    /// Blocks until it is released.
     struct Stuck(mpsc::Receiver<()>, Arc<Mutex<Vec<u8>>>);
 
     impl Write for Stuck {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            // Once whoever reads is there, for good.
+            // Returns at once after the release.
             let _ = self.0.recv();
             self.1.lock().expect("sound").extend_from_slice(bytes);
             Ok(bytes.len())
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_writes_never_waits_for_whoever_reads() {
+    fn writers_never_wait_for_the_reader() {
         let (reads, stuck) = mpsc::channel();
         let seen = Arc::new(Mutex::new(Vec::new()));
         let pipe = Pipe::start("test", Stuck(stuck, Arc::clone(&seen))).expect("a thread");
@@ -208,17 +208,17 @@ mod tests {
         let started = Instant::now();
         let taken = (0..5000).filter(|_| pipe.send(&line)).count();
         assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-        // One may have been taken out to be written.
+        // One line may have been taken out to be written.
         assert!((1024..=1025).contains(&taken), "{taken}");
         assert_eq!(pipe.dropped(), 5000 - taken as u64);
         assert_eq!(pipe.flush(Duration::from_millis(20)), Written::NotYet);
         drop(reads);
         assert_eq!(pipe.flush(Duration::from_secs(30)), Written::All);
-        assert_eq!(seen.lock().expect("sound").len(), taken * line.len(), "what was taken is written");
+        assert_eq!(seen.lock().expect("sound").len(), taken * line.len(), "accepted lines are written");
     }
 
     #[test]
-    fn a_reader_that_is_gone_is_told_of_and_may_come_back() {
+    fn a_lost_reader_is_reported_and_may_come_back() {
         struct Flaky(u32);
         impl Write for Flaky {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {

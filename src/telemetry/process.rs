@@ -1,6 +1,6 @@
-//! What this process takes of the machine.
+//! Resources that this process uses.
 
-/// Bytes of memory that are in use, where the system tells (Linux).
+/// Resident memory in bytes, on Linux.
 #[must_use]
 pub fn resident_bytes() -> Option<u64> {
     read_line(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
@@ -12,24 +12,24 @@ fn read_line(status: &str, name: &str) -> Option<u64> {
     kibibytes.checked_mul(1024)
 }
 
-/// Most bytes of memory that have been in use at one time, where the system tells (Linux).
+/// Peak resident memory in bytes, on Linux.
 #[must_use]
 pub fn resident_bytes_max() -> Option<u64> {
     read_line(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
-/// Seconds since the system began to start this process, to the hundredth, where it tells (Linux).
+/// Seconds since the start of this process, to the hundredth, on Linux.
 #[must_use]
 pub fn running_seconds() -> Option<f64> {
     let [status, uptime] = ["/proc/self/stat", "/proc/uptime"].map(std::fs::read_to_string);
     seconds_since_start(&status.ok()?, &uptime.ok()?)
 }
 
-/// Ticks in a second of what `/proc` counts in; the same on every machine that this is built for (`USER_HZ`).
+/// Ticks per second in `/proc` (`USER_HZ`), the same on every supported machine.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 fn seconds_since_start(status: &str, uptime: &str) -> Option<f64> {
-    // The second field is the program's name in brackets, with anything in it; the start is the 22nd.
+    // The second field is the program's name in parentheses, with any characters; the start is the 22nd.
     let (_, fields) = status.rsplit_once(')')?;
     let started: f64 = fields.split_whitespace().nth(19)?.parse().ok()?;
     let now: f64 = uptime.split_whitespace().next()?.parse().ok()?;
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn the_start_is_found_behind_any_name() {
+    fn the_start_is_found_after_any_name() {
         let status = "77 (a (b) 1 2) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 12345 20 21";
         let seconds = seconds_since_start(status, "125.50 200.00\n").expect("both are there");
         assert!((seconds - 2.05).abs() < 1e-9, "{seconds}");

@@ -409,7 +409,7 @@ async fn a_namespace_made_anew_is_not_opened_for_the_keys_of_before() {
     let site = Site { app, cluster, cookie };
     let shown = async || site.manage("GET", "/v1/kubernetes/namespaces", None).await.json()["data"][0].clone();
     until("the worker sees it", async || shown().await["state"] == "pending").await;
-    assert!(shown().await["problem"].as_str().is_some_and(|problem| problem.contains("made anew")));
+    assert!(shown().await["problem"].as_str().is_some_and(|problem| problem.contains("recreated")));
     assert!(!site.cluster.is_open("team-a"));
     let path = format!("/v1/kubernetes/namespaces/{id}?force=true");
     assert_eq!(site.manage("DELETE", &path, None).await.status, StatusCode::NO_CONTENT);
@@ -569,7 +569,7 @@ async fn that_anything_is_taken_for_the_api_server_is_not_passed_on_without_a_wo
         let answer = site.manage("GET", &format!("/v1/kubernetes/namespaces/{id}/kubeconfig"), None).await.json();
         let kubeconfig = answer["kubeconfig"].as_str().expect("YAML");
         assert_eq!(kubeconfig.contains("insecure-skip-tls-verify: true"), is_unverified, "{kubeconfig}");
-        assert_eq!(kubeconfig.contains("# WARNING: whatever answers"), is_unverified, "{kubeconfig}");
+        assert_eq!(kubeconfig.contains("# WARNING: the API server's certificate"), is_unverified, "{kubeconfig}");
     }
 }
 

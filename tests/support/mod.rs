@@ -1,8 +1,8 @@
-//! What tests of checkpoints share.
+//! Helpers of the tests of checkpoints.
 
 use std::path::Path;
 
-/// Copies a folder with all that is in it; `to` is made.
+/// Copies a folder recursively; creates `to`.
 pub(crate) fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
     for entry in std::fs::read_dir(from).expect("a folder") {

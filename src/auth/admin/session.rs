@@ -1,4 +1,4 @@
-//! Sessions, and what proves them.
+//! Sessions and their tokens.
 
 use std::fmt;
 
@@ -8,16 +8,16 @@ use zeroize::Zeroizing;
 use crate::auth::key::{NoRandomness, random_base62};
 use crate::domain::ids::SessionId;
 
-/// How long a session lasts, however much it is used.
+/// Longest time that a session lasts.
 pub const SESSION_LIFETIME: Duration = Duration::hours(24);
-/// How long a session lasts without being used.
+/// Longest time that a session lasts without use.
 pub const SESSION_IDLE_LIFETIME: Duration = Duration::hours(2);
 /// Characters of a session's token: 256 random bits.
 const TOKEN_CHARS: usize = 43;
-/// Names what the hash is for, so that the same digest is of use nowhere else.
+/// Context of the hash, so that its digests are of no use elsewhere.
 const TOKEN_CONTEXT: &str = "fluxserve 2026 admin session: hash of the token as it is stored";
 
-/// What proves a session: goes into a cookie, once. Cannot be copied, serialised or printed by accident.
+/// Secret of a session, sent once, in a cookie. Cannot be copied, serialized or printed by accident.
 pub struct SessionToken(Zeroizing<String>);
 
 impl SessionToken {
@@ -25,7 +25,7 @@ impl SessionToken {
         random_base62(TOKEN_CHARS).map(Self)
     }
 
-    /// The token itself: for the one answer that hands it over.
+    /// The token itself, for the one response that sends it.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0
@@ -38,7 +38,7 @@ impl fmt::Debug for SessionToken {
     }
 }
 
-/// A token as it is stored.
+/// Stored form of a token.
 #[derive(Debug)]
 pub(in crate::auth) struct SessionHash([u8; 32]);
 
@@ -52,36 +52,36 @@ impl SessionHash {
     }
 }
 
-/// A sign-in that has not ended.
+/// A session that has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session {
-    /// By which the audit log names it.
+    /// Its id in the audit log.
     pub id: SessionId,
-    /// When somebody signed in.
+    /// When it was created.
     pub created_at: OffsetDateTime,
     /// When it was last used; up to a minute late.
     pub last_used_at: OffsetDateTime,
 }
 
 impl Session {
-    /// When it ends, unless it is used before.
+    /// When it ends without further use.
     #[must_use]
     pub fn idle_expires_at(&self) -> OffsetDateTime {
         (self.last_used_at + SESSION_IDLE_LIFETIME).min(self.expires_at())
     }
 
-    /// When it ends, however much it is used.
+    /// When it ends regardless of use.
     #[must_use]
     pub fn expires_at(&self) -> OffsetDateTime {
         self.created_at + SESSION_LIFETIME
     }
 }
 
-/// A sign-in that has just been made: the only time its token is at hand.
+/// A session that was just created: the only time its token is available.
 #[derive(Debug)]
 pub struct NewSession {
-    /// What proves it from now on.
+    /// Its secret.
     pub token: SessionToken,
-    /// What is known of it.
+    /// The session.
     pub session: Session,
 }

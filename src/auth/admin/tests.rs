@@ -28,14 +28,14 @@ fn address(number: u32) -> IpAddr {
 }
 
 #[tokio::test]
-async fn without_a_password_nobody_signs_in() {
+async fn without_a_password_no_sign_in_succeeds() {
     let (admin, _, _) = fixture().await;
     assert!(!admin.has_password().await.expect("read"));
     assert!(matches!(admin.sign_in("", HERE).await, Err(SignInError::WrongPassword)));
 }
 
 #[tokio::test]
-async fn who_knows_the_password_has_a_session_until_it_is_ended() {
+async fn the_right_password_opens_a_session_until_it_is_ended() {
     let (admin, _, password) = with_password().await;
     assert_eq!(password.len(), GENERATED_PASSWORD_CHARS);
     let NewSession { token, session } = admin.sign_in(&password, HERE).await.expect("in");
@@ -53,7 +53,7 @@ async fn who_knows_the_password_has_a_session_until_it_is_ended() {
 }
 
 #[tokio::test]
-async fn a_session_ends_when_it_is_not_used_and_when_it_is_old() {
+async fn an_idle_or_old_session_ends() {
     let (admin, clock, password) = with_password().await;
     let idle = admin.sign_in(&password, HERE).await.expect("in");
     clock.advance(SESSION_IDLE_LIFETIME - Duration::seconds(1));
@@ -76,7 +76,7 @@ async fn a_session_ends_when_it_is_not_used_and_when_it_is_old() {
 }
 
 #[tokio::test]
-async fn there_are_so_many_sessions_and_the_oldest_goes() {
+async fn sessions_are_bounded_and_the_oldest_goes() {
     let (admin, _, password) = with_password().await;
     let mut sessions = Vec::new();
     for _ in 0..=SESSIONS_MAX {
@@ -103,7 +103,7 @@ async fn another_password_ends_all_sessions_and_the_same_one_does_not() {
 }
 
 #[tokio::test]
-async fn guesses_are_few_by_address_also_when_they_come_at_once() {
+async fn guesses_are_limited_by_address_also_when_concurrent() {
     let (admin, clock, password) = with_password().await;
     let guesses = (0..20).map(|_| admin.sign_in("a wrong password", HERE));
     let outcomes = futures_util::future::join_all(guesses).await;
@@ -112,10 +112,10 @@ async fn guesses_are_few_by_address_also_when_they_come_at_once() {
     let expected = BY_ADDRESS.seconds_per_failure as u64;
     let is_refused = |outcome: &Result<_, SignInError>| matches!(outcome, Err(SignInError::Throttled { retry_after_seconds }) if *retry_after_seconds == expected);
     assert!(is_refused(&admin.sign_in("a wrong password", HERE).await));
-    assert!(is_refused(&admin.sign_in(&password, HERE).await), "one was looked at in this second");
-    admin.sign_in(&password, address(1)).await.expect("others are not in their way");
+    assert!(is_refused(&admin.sign_in(&password, HERE).await), "one was checked in this second");
+    admin.sign_in(&password, address(1)).await.expect("other addresses are not affected");
     clock.advance(Duration::seconds(BY_ADDRESS.seconds_per_failure));
-    // A right one is not counted, so that it can be done again at once.
+    // A right password does not count, so it can be repeated at once.
     for _ in 0..3 {
         admin.sign_in(&password, HERE).await.expect("in");
     }
@@ -124,7 +124,7 @@ async fn guesses_are_few_by_address_also_when_they_come_at_once() {
 }
 
 #[tokio::test]
-async fn guesses_are_few_in_all_and_who_is_known_is_not_locked_out() {
+async fn guesses_are_limited_in_total_without_locking_out_known_networks() {
     let (admin, _, password) = with_password().await;
     let known = address(1_000_000);
     admin.sign_in(&password, known).await.expect("in");
@@ -140,16 +140,16 @@ async fn guesses_are_few_in_all_and_who_is_known_is_not_locked_out() {
         }
         for _ in 0..2 {
             let outcome = admin.sign_in("a wrong password", place).await;
-            assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "they are counted by address all the same");
+            assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "they are still limited by address");
         }
     }
     let outcome = admin.sign_in(&password, HERE).await;
     assert!(matches!(outcome, Err(SignInError::Throttled { .. })), "{outcome:?}");
 }
 
-/// As all do who come through one proxy, or through a whole network of strangers.
+/// For clients behind one proxy, or in a network full of strangers.
 #[tokio::test]
-async fn who_goes_on_guessing_keeps_nobody_out_who_knows_it() {
+async fn continued_guessing_does_not_lock_out_the_administrator() {
     let (admin, clock, password) = with_password().await;
     for _ in 0..BY_ADDRESS.failures_max {
         let outcome = admin.sign_in("a wrong password", HERE).await;
@@ -158,11 +158,11 @@ async fn who_goes_on_guessing_keeps_nobody_out_who_knows_it() {
     for number in 0..FROM_EVERYWHERE.failures_max {
         let _ = admin.sign_in("a wrong password", address(number)).await;
     }
-    // Whoever has got in from a network is not held up by guesses from others: so another one asks next.
+    // Guesses from elsewhere do not hold up a network with a sign-in: so another network asks next.
     for (place, next) in [(HERE, HERE), (address(2_000_000), address(2_000_001))] {
         clock.advance(Duration::seconds(1));
         if place != HERE {
-            // Takes what is forgiven of the guesses from everywhere by now.
+            // Uses up what is forgiven of the guesses from everywhere by now.
             let outcome = admin.sign_in("a wrong password", address(3_000_000)).await;
             assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{outcome:?}");
         }
@@ -175,7 +175,7 @@ async fn who_goes_on_guessing_keeps_nobody_out_who_knows_it() {
 }
 
 #[tokio::test]
-async fn an_administrator_is_known_by_the_network() {
+async fn an_administrator_is_recognized_by_network() {
     let (admin, _, password) = with_password().await;
     let from = |text: &str| text.parse::<IpAddr>().expect("an address");
     admin.sign_in(&password, from("2001:db8:0:1::1")).await.expect("in");
@@ -210,11 +210,11 @@ async fn neither_password_nor_token_is_in_the_database_or_in_debug() {
     }
 }
 
-/// The machine's clock is set forward, and back.
+/// Steps of the machine's clock, back and forward.
 const STEPS: [Duration; 4] = [Duration::minutes(-10), Duration::days(-400), Duration::minutes(10), Duration::days(400)];
 
 #[tokio::test]
-async fn a_right_password_is_let_in_after_the_time_that_was_told_whatever_the_clock_is_set_to() {
+async fn a_right_password_succeeds_after_the_announced_time_whatever_the_clock_says() {
     for step in STEPS {
         let (admin, clock, password) = with_password().await;
         for _ in 0..BY_ADDRESS.failures_max {
@@ -228,7 +228,7 @@ async fn a_right_password_is_let_in_after_the_time_that_was_told_whatever_the_cl
             "{step}: {outcome:?}"
         );
         clock.advance(Duration::seconds(BY_ADDRESS.seconds_per_failure));
-        // Not by the one that is looked at each second: that one tells no wrong password that it is wrong.
+        // Not as the one attempt per second beyond the limits, which does not reveal that a password is wrong.
         let outcome = admin.sign_in("a wrong password", HERE).await;
         assert!(matches!(outcome, Err(SignInError::WrongPassword)), "{step}: {outcome:?}");
         clock.advance(Duration::seconds(BY_ADDRESS.seconds_per_failure));
@@ -237,7 +237,7 @@ async fn a_right_password_is_let_in_after_the_time_that_was_told_whatever_the_cl
 }
 
 #[tokio::test]
-async fn a_session_that_was_made_while_the_clock_was_ahead_ends_in_time() {
+async fn a_session_created_while_the_clock_was_ahead_ends_in_time() {
     let (admin, clock, password) = with_password().await;
     clock.set_by(Duration::days(400));
     let mut sessions = Vec::new();
@@ -249,12 +249,12 @@ async fn a_session_that_was_made_while_the_clock_was_ahead_ends_in_time() {
     let used = sessions.last().expect("many");
     assert!(is_in(used).await);
     let new = admin.sign_in(&password, HERE).await.expect("in");
-    assert!(is_in(&new).await, "it is the newest, whatever the others say");
+    assert!(is_in(&new).await, "it is the newest, whatever the others' times");
     for _ in 0..24 {
         assert!(is_in(used).await);
         clock.advance(Duration::hours(1));
     }
-    assert!(!is_in(used).await, "it has had its day");
+    assert!(!is_in(used).await, "its lifetime is over");
     clock.set_by(Duration::days(400));
     assert!(!is_in(&new).await, "ahead, all have ended");
 }

@@ -21,7 +21,7 @@ fn new_key(name: &str) -> NewKey {
 }
 
 #[tokio::test]
-async fn what_is_made_is_what_is_listed() {
+async fn created_keys_are_listed() {
     let (service, clock) = service().await;
     assert_eq!(service.count().await.expect("counted"), 0);
     let expires_at = Some(clock.now() + Duration::hours(1));
@@ -43,13 +43,13 @@ async fn names_and_expiries_are_checked() {
     for name in ["", "  ", "two\nlines", "\u{1b}[2J", &"x".repeat(NAME_CHARS_MAX + 1)] {
         assert!(matches!(service.create(new_key(name), &BY).await, Err(KeyError::Name)), "{name:?}");
     }
-    // Right to left from here on, nothing at all, a line's end that is none of ASCII's, a tag, a mark of how to show.
-    for unseen in ["\u{202e}", "\u{200b}", "\u{2028}", "\u{e0041}", "\u{feff}", "\u{ad}", "\u{2066}", "\u{200f}"] {
-        let name = format!("ci{unseen}x");
+    // Right-to-left override, zero-width space, a line separator beyond ASCII, a tag, other marks.
+    for invisible in ["\u{202e}", "\u{200b}", "\u{2028}", "\u{e0041}", "\u{feff}", "\u{ad}", "\u{2066}", "\u{200f}"] {
+        let name = format!("ci{invisible}x");
         assert!(matches!(service.create(new_key(&name), &BY).await, Err(KeyError::Name)), "{name:?}");
     }
-    // Some letters and emoji need a joiner or a mark of how to show them.
-    for seen in [
+    // Some letters and emoji need a joiner or a variation selector.
+    for visible in [
         "ключ",
         "鍵",
         "مفتاح",
@@ -61,7 +61,7 @@ async fn names_and_expiries_are_checked() {
         "❤\u{fe0f}",
         "葛\u{e0100}",
     ] {
-        service.create(new_key(seen), &BY).await.expect("can be seen");
+        service.create(new_key(visible), &BY).await.expect("visible");
     }
     service.create(new_key(&"ü".repeat(NAME_CHARS_MAX)), &BY).await.expect("characters are counted, not bytes");
     for expiry in [clock.now(), clock.now() - Duration::days(1)] {
@@ -73,25 +73,25 @@ async fn names_and_expiries_are_checked() {
     assert!(matches!(outcome, Err(KeyError::ExpiryTooLate)));
     let elsewhere = Some(datetime!(2030-06-01 12:00:00.123456789 +2));
     let made = service.create(NewKey { expires_at: elsewhere, ..new_key("late") }, &BY).await.expect("made").record;
-    assert_eq!(service.get(made.id).await.expect("there"), made, "told as it will be told");
+    assert_eq!(service.get(made.id).await.expect("there"), made, "returned as it is stored");
 }
 
 #[tokio::test]
-async fn revoking_twice_is_revoking_once() {
+async fn revoking_again_changes_nothing() {
     let (service, clock) = service().await;
     let key = service.create(new_key("short-lived"), &BY).await.expect("made").record;
     let revoked = service.revoke(key.prefix, &BY).await.expect("revoked");
     assert_eq!((revoked.state, revoked.revoked_at), (KeyState::Revoked, Some(clock.now())));
     clock.advance(Duration::hours(1));
     assert_eq!(service.revoke(key.prefix, &BY).await.expect("again"), revoked);
-    let nobody = "rgpu_00000000".parse().expect("a prefix");
+    let missing = "rgpu_00000000".parse().expect("a prefix");
     assert!(
-        matches!(service.revoke(nobody, &BY).await, Err(KeyError::NotFound(KeyRef::Prefix(prefix))) if prefix == nobody)
+        matches!(service.revoke(missing, &BY).await, Err(KeyError::NotFound(KeyRef::Prefix(prefix))) if prefix == missing)
     );
 }
 
 #[tokio::test]
-async fn pages_have_the_newest_first_and_know_states() {
+async fn pages_are_newest_first_and_filter_by_state() {
     let (service, clock) = service().await;
     let soon = Some(clock.now() + Duration::hours(1));
     let expiring = service.create(NewKey { expires_at: soon, ..new_key("expiring") }, &BY).await.expect("made").id;
@@ -106,14 +106,14 @@ async fn pages_have_the_newest_first_and_know_states() {
     assert_eq!(ids(None, None, 3).await, (vec![active, revoked, expiring], None));
     assert_eq!(ids(None, None, 2).await, (vec![active, revoked], Some(revoked)));
     assert_eq!(ids(Some(revoked), None, 2).await, (vec![expiring], None));
-    assert_eq!(ids(None, None, 0).await, (vec![active], Some(active)), "a page is never empty for ever");
+    assert_eq!(ids(None, None, 0).await, (vec![active], Some(active)), "a page holds at least one key");
     for (state, id) in [(KeyState::Active, active), (KeyState::Revoked, revoked), (KeyState::Expired, expiring)] {
         assert_eq!(ids(None, Some(state), 3).await, (vec![id], None), "{state}");
     }
 }
 
 #[tokio::test]
-async fn an_edit_changes_what_it_names_and_nothing_else() {
+async fn an_edit_changes_only_what_it_names() {
     let (service, clock) = service().await;
     let key = service.create(new_key("old"), &BY).await.expect("made").record;
     let edit = KeyEdit { name: Some(" new ".into()), ..KeyEdit::default() };
@@ -138,13 +138,13 @@ async fn an_edit_changes_what_it_names_and_nothing_else() {
     let late = KeyEdit { name: Some("late".into()), ..KeyEdit::default() };
     let outcome = service.edit(key.id, late.clone(), &BY).await;
     assert!(matches!(outcome, Err(KeyError::Ended(KeyState::Revoked))), "{outcome:?}");
-    let nobody = KeyId::generate();
-    let outcome = service.edit(nobody, late, &BY).await;
-    assert!(matches!(outcome, Err(KeyError::NotFound(KeyRef::Id(id))) if id == nobody));
+    let missing = KeyId::generate();
+    let outcome = service.edit(missing, late, &BY).await;
+    assert!(matches!(outcome, Err(KeyError::NotFound(KeyRef::Id(id))) if id == missing));
 }
 
 #[tokio::test]
-async fn a_priority_is_kept_and_changed_by_itself() {
+async fn a_priority_is_stored_and_changed_independently() {
     let (service, _) = service().await;
     let plain = service.create(new_key("plain"), &BY).await.expect("made").record;
     assert_eq!(plain.limits.priority, Priority::Normal);
@@ -164,11 +164,11 @@ async fn a_priority_is_kept_and_changed_by_itself() {
             assert_eq!(edit(change).await, KeyLimits { priority: other, ..expected }, "from {priority}");
         }
     }
-    assert_eq!(service.get(plain.id).await.expect("there"), plain, "another key is another key");
+    assert_eq!(service.get(plain.id).await.expect("there"), plain, "another key is not affected");
 }
 
 #[tokio::test]
-async fn a_rotated_key_keeps_its_row_and_both_prefixes_name_it() {
+async fn a_rotated_key_keeps_its_id_and_both_prefixes_find_it() {
     let (service, clock) = service().await;
     let key = service.create(new_key("rotating"), &BY).await.expect("made").record;
     let rotated = service.rotate(key.prefix, 60, &BY).await.expect("rotated").record;
@@ -196,7 +196,7 @@ async fn a_rotated_key_keeps_its_row_and_both_prefixes_name_it() {
 }
 
 #[tokio::test]
-async fn the_log_tells_what_was_done_and_what_was_not_is_not_in_it() {
+async fn the_log_records_changes_and_not_refusals() {
     let clock = ManualClock::new(datetime!(2030-01-01 12:00 UTC));
     let store = Store::open_in_memory().await.expect("opens");
     let service = KeyService::new(store.clone(), Arc::new(clock.clone()));

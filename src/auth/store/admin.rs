@@ -1,23 +1,23 @@
-//! The tables `admin_password` and `admin_sessions`: every statement that touches them.
+//! Every statement on the tables `admin_password` and `admin_sessions`.
 
 use std::net::IpAddr;
 
 use time::OffsetDateTime;
 
-use super::{audit, from_milliseconds, to_milliseconds};
+use super::audit;
 use crate::auth::KeyFailure;
 use crate::auth::admin::{Session, SessionHash};
 use crate::auth::audit::NewEntry;
 use crate::auth::hash::HashedSecret;
 use crate::auth::throttle::network;
 use crate::domain::ids::SessionId;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, from_milliseconds, to_milliseconds};
 
-/// The statements.
+/// The statements on the password and sessions.
 #[derive(Debug, Clone)]
 pub(in crate::auth) struct AdminStore(Store);
 
-/// A sign-in to be written down.
+/// A session to be stored.
 #[derive(Debug)]
 pub(in crate::auth) struct NewSessionRow {
     pub(in crate::auth) hash: SessionHash,
@@ -26,14 +26,21 @@ pub(in crate::auth) struct NewSessionRow {
     pub(in crate::auth) created_at: OffsetDateTime,
 }
 
-/// Sessions made before `created_after` or not used since `used_after` have ended.
+/// What identifies a session.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::auth) enum SessionRef<'a> {
+    Token(&'a SessionHash),
+    Id(SessionId),
+}
+
+/// Sessions created before `created_after` or not used since `used_after` have ended.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::auth) struct Lifetimes {
     pub(in crate::auth) created_after: OffsetDateTime,
     pub(in crate::auth) used_after: OffsetDateTime,
 }
 
-/// A session's id, when it was made and when it was last used, both in milliseconds.
+/// A session's id, creation and last use, both in milliseconds.
 type SessionRow = (String, i64, i64);
 
 fn session((id, created_at, last_used_at): SessionRow) -> Option<Session> {
@@ -83,8 +90,8 @@ impl AdminStore {
         Ok(())
     }
 
-    /// Writes a session down, unless the password has changed since `password` was read (`false`). Those that have ended
-    /// go, and of the others the oldest beyond `sessions_max`.
+    /// Stores a session, unless the password has changed since `password` was read (`false`). Deletes ended sessions, and
+    /// the oldest beyond `sessions_max`.
     pub(in crate::auth) async fn insert_session(
         &self,
         row: &NewSessionRow,
@@ -115,7 +122,7 @@ impl AdminStore {
         .bind(to_milliseconds(lifetimes.created_after))
         .bind(to_milliseconds(lifetimes.used_after))
         .bind(sessions_max)
-        // Whatever the clock was at when the others were made, the new one stays.
+        // The new session stays, even if the others were created by a clock that was ahead.
         .bind(row.id.to_string())
         .execute(&mut *transaction)
         .await
@@ -125,17 +132,22 @@ impl AdminStore {
         Ok(true)
     }
 
-    /// The session of this token, if it has not ended.
+    /// A session that has not ended.
     pub(in crate::auth) async fn session(
         &self,
-        hash: &SessionHash,
+        by: SessionRef<'_>,
         lifetimes: Lifetimes,
     ) -> Result<Option<Session>, KeyFailure> {
+        let (hash, id) = match by {
+            SessionRef::Token(hash) => (Some(hash.as_bytes()), None),
+            SessionRef::Id(id) => (None, Some(id.to_string())),
+        };
         let row: Option<SessionRow> = sqlx::query_as(
             "SELECT id, created_at_ms, last_used_at_ms FROM admin_sessions \
-             WHERE token_hash = ? AND created_at_ms > ? AND last_used_at_ms > ?",
+             WHERE (token_hash = ?1 OR id = ?2) AND created_at_ms > ?3 AND last_used_at_ms > ?4",
         )
-        .bind(hash.as_bytes())
+        .bind(hash)
+        .bind(id)
         .bind(to_milliseconds(lifetimes.created_after))
         .bind(to_milliseconds(lifetimes.used_after))
         .fetch_optional(self.0.pool())
@@ -144,27 +156,8 @@ impl AdminStore {
         Ok(row.and_then(session))
     }
 
-    /// This session, if it has not ended.
-    pub(in crate::auth) async fn session_by_id(
-        &self,
-        id: SessionId,
-        lifetimes: Lifetimes,
-    ) -> Result<Option<Session>, KeyFailure> {
-        let row: Option<SessionRow> = sqlx::query_as(
-            "SELECT id, created_at_ms, last_used_at_ms FROM admin_sessions \
-             WHERE id = ? AND created_at_ms > ? AND last_used_at_ms > ?",
-        )
-        .bind(id.to_string())
-        .bind(to_milliseconds(lifetimes.created_after))
-        .bind(to_milliseconds(lifetimes.used_after))
-        .fetch_optional(self.0.pool())
-        .await
-        .map_err(StoreError::from)?;
-        Ok(row.and_then(session))
-    }
-
-    /// Whether somebody has signed in from there, not long ago: ended sessions are kept until the next sign-in. From where
-    /// goes by the network: what a subscriber chooses of an IPv6 address changes by itself from day to day.
+    /// Whether an administrator signed in from this network recently: ended sessions are kept until the next sign-in. The
+    /// network counts, since the part of an IPv6 address that a subscriber chooses changes daily.
     pub(in crate::auth) async fn has_session_from(&self, address: IpAddr) -> Result<bool, KeyFailure> {
         let known: Vec<String> = sqlx::query_scalar("SELECT DISTINCT address FROM admin_sessions")
             .fetch_all(self.0.pool())
@@ -174,7 +167,7 @@ impl AdminStore {
         Ok(known.iter().any(|known| known.parse().is_ok_and(|known| network(known) == here)))
     }
 
-    /// Has a session that was made or used after `now` be of now.
+    /// Sets a session's creation and last use to `now` where they are later.
     pub(in crate::auth) async fn pull_back(&self, id: SessionId, now: OffsetDateTime) -> Result<(), KeyFailure> {
         sqlx::query(
             "UPDATE admin_sessions SET created_at_ms = min(created_at_ms, ?1), last_used_at_ms = min(last_used_at_ms, ?1) \

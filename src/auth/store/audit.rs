@@ -1,18 +1,17 @@
-//! The table `audit_log`: every statement that touches it.
+//! Every statement on the table `audit_log`.
 
 use sqlx::SqliteConnection;
 
-use super::{from_milliseconds, to_milliseconds};
 use crate::auth::KeyFailure;
 use crate::auth::audit::{AuditEntry, AuditedKey, NewEntry};
 use crate::auth::key::PublicId;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, from_milliseconds, to_milliseconds};
 
-/// After how many entries is looked whether some are too old. To find out takes a walk along the index.
+/// Entries between two trims: a trim walks the index.
 const ENTRIES_PER_TRIM: i64 = 64;
 
-/// Writes an entry as a part of what it tells of, and now and then lets go of the oldest ones beyond the share of its
-/// actor's kind.
+/// Writes an entry in the transaction of the change that it records. Every [`ENTRIES_PER_TRIM`] entries, deletes the oldest
+/// beyond the limit of the actor's kind.
 pub(in crate::auth) async fn insert(connection: &mut SqliteConnection, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
     let inserted = sqlx::query(
         "INSERT INTO audit_log (at_ms, actor, session_id, address, action, key_id, key_prefix, detail) \
@@ -48,7 +47,7 @@ async fn trim(connection: &mut SqliteConnection, actor: &str, kept: u32) -> Resu
     Ok(())
 }
 
-/// The columns as they stand in the file.
+/// The columns as stored.
 #[derive(sqlx::FromRow)]
 struct StoredEntry {
     id: i64,
@@ -63,7 +62,7 @@ struct StoredEntry {
 }
 
 impl StoredEntry {
-    /// `None`: the row says nothing that this program understands.
+    /// `None` for a row that this program cannot read.
     fn read(self) -> Option<AuditEntry> {
         let key = match (self.key_id, self.key_prefix) {
             (Some(id), Some(prefix)) => {
@@ -84,8 +83,8 @@ impl StoredEntry {
     }
 }
 
-/// The entries before `before`, the newest first: at most `limit`, and one more where there are more. One that cannot
-/// be read is left out: it must not hide the others.
+/// At most `limit` entries before `before`, the newest first, and where the next page begins. An entry that cannot be read
+/// is skipped, so that it does not hide the others.
 pub(in crate::auth) async fn page(
     store: &Store,
     before: Option<i64>,
@@ -107,14 +106,14 @@ pub(in crate::auth) async fn page(
         let id = row.id;
         let entry = row.read();
         if entry.is_none() {
-            tracing::warn!(id, "an entry of the audit log cannot be read and is left out of a list");
+            tracing::warn!(id, "skipped an entry of the audit log that cannot be read");
         }
         entry
     };
     Ok((rows.into_iter().filter_map(read).collect(), next))
 }
 
-/// Writes an entry by itself.
+/// Writes an entry in a transaction of its own.
 pub(in crate::auth) async fn insert_alone(store: &Store, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
     let mut transaction = store.pool().begin().await.map_err(StoreError::from)?;
     insert(&mut transaction, entry).await?;
@@ -133,7 +132,7 @@ mod tests {
     use crate::auth::audit::{Actor, AuditAction};
 
     #[tokio::test]
-    async fn each_kind_of_actor_pushes_out_its_own_entries_alone() {
+    async fn each_kind_of_actor_evicts_only_its_own_entries() {
         let store = Store::open_in_memory().await.expect("opens");
         let entry = |actor| NewEntry {
             at: OffsetDateTime::UNIX_EPOCH,

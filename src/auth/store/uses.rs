@@ -1,13 +1,13 @@
-//! How keys were used: the column `last_used_at_ms` and the table `key_requests`.
+//! Use of keys: the column `last_used_at_ms` and the table `key_requests`.
 
 use time::OffsetDateTime;
 
-use super::{KeyStore, from_milliseconds, to_milliseconds};
+use super::KeyStore;
 use crate::auth::KeyFailure;
 use crate::auth::uses::PendingUse;
 use crate::domain::ids::KeyId;
 use crate::domain::usage::{Day, USAGE_DAYS_KEPT};
-use crate::store::StoreError;
+use crate::store::{StoreError, from_milliseconds, to_milliseconds};
 
 impl KeyStore {
     /// When any key was last used.
@@ -19,9 +19,8 @@ impl KeyStore {
         Ok(last.and_then(from_milliseconds))
     }
 
-    /// Has what is dated later than `future_begins`, by a clock that was ahead, be of `now`: when keys were used, and when
-    /// they were rotated, so that the old value ends in its time. Requests that were counted for days to come count for
-    /// yesterday.
+    /// Sets times later than `future_begins`, written by a clock that was ahead, to `now`: last uses, and rotations, so that
+    /// an old value ends in time. Requests counted for future days move to yesterday.
     pub(in crate::auth) async fn pull_back(
         &self,
         future_begins: OffsetDateTime,
@@ -56,7 +55,7 @@ impl KeyStore {
         Ok(())
     }
 
-    /// Notes how keys were used, all in one transaction, and forgets what was too long before `today`.
+    /// Records uses of keys in one transaction, and deletes counts older than [`USAGE_DAYS_KEPT`] before `today`.
     pub(in crate::auth) async fn record_uses(
         &self,
         uses: &[((KeyId, Day), PendingUse)],
@@ -91,7 +90,7 @@ impl KeyStore {
         Ok(())
     }
 
-    /// A key's requests in each day since `since`, where there were any.
+    /// A key's requests per day since `since`, without days that had none.
     pub(in crate::auth) async fn requests_by_day(&self, id: KeyId, since: Day) -> Result<Vec<(Day, u64)>, KeyFailure> {
         let rows: Vec<(i32, i64)> =
             sqlx::query_as("SELECT day, requests FROM key_requests WHERE key_id = ? AND day >= ? ORDER BY day")

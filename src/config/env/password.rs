@@ -1,5 +1,5 @@
-//! The administrator's password: in a variable, or in a file that a variable names, as secrets are mounted into containers.
-//! It stands in no configuration file, so it is no setting.
+//! The administrator's password: in a variable, or in a file that a variable names, such as a mounted secret. It is not in the
+//! configuration file, so it is no setting.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -9,19 +9,17 @@ use zeroize::Zeroizing;
 
 use super::{ADMIN_PASSWORD, ADMIN_PASSWORD_FILE, Environment};
 use crate::config::ConfigError;
-use crate::config::expand::Unset;
 use crate::config::settings::Origin;
 use crate::domain::password::{AdminPassword, PASSWORD_CHARS_MAX};
 
-/// The longest password in UTF-8 and the end of its line, and a byte more, by which what is longer is known.
+/// The longest password in UTF-8, its line ending, and one byte more to detect a longer one.
 const FILE_BYTES_MAX: usize = PASSWORD_CHARS_MAX * 4 + 3;
 
 impl Environment<'_> {
-    /// The administrator's password, where one of its two variables is set.
+    /// The administrator's password, if one of its two variables is set.
     pub(in crate::config) fn admin_password(&self) -> Result<Option<AdminPassword>, ConfigError> {
         let text = self.text(&ADMIN_PASSWORD)?.map(Zeroizing::new);
-        let file = self.path(&ADMIN_PASSWORD_FILE);
-        let file = self.expand(file, &ADMIN_PASSWORD_FILE, Unset::IsRefused, &Origin::Environment)?;
+        let file = self.own_path(&ADMIN_PASSWORD_FILE)?;
         let (text, variable) = match (text, file) {
             (None, None) => return Ok(None),
             (Some(text), None) => (text, &ADMIN_PASSWORD),
@@ -30,7 +28,7 @@ impl Environment<'_> {
                 (text, &ADMIN_PASSWORD_FILE)
             }
             (Some(_), Some(_)) => {
-                let reason = format!("cannot be set beside {}: there is one password", ADMIN_PASSWORD.name);
+                let reason = format!("cannot be set beside {}: set only one of them", ADMIN_PASSWORD.name);
                 return Err(Origin::Environment.error(&ADMIN_PASSWORD_FILE, reason));
             }
         };
@@ -40,10 +38,10 @@ impl Environment<'_> {
     }
 }
 
-/// What stands in a file, without the end of its line.
+/// The content of a file, without its line ending.
 fn read(path: &Path) -> Result<Zeroizing<String>, String> {
     let failed = |error: io::Error| format!("cannot read `{}`: {error}", path.display());
-    // As large as it gets, so that no copy is left behind by growing.
+    // Full capacity from the start: growing would leave a copy behind.
     let mut text = Zeroizing::new(String::with_capacity(FILE_BYTES_MAX));
     let file = File::open(path).map_err(failed)?;
     file.take(FILE_BYTES_MAX as u64).read_to_string(&mut text).map_err(failed)?;

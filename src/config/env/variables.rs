@@ -1,11 +1,11 @@
-//! The variables, each with the field that it stands for.
+//! The variables, each with its field in the file.
 
-/// An environment variable and the field of the file that it stands for.
+/// An environment variable and its field in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Variable {
     /// Its name.
     pub name: &'static str,
-    /// The field in the file, empty where there is none.
+    /// Its field in the file; empty if it has none.
     pub field: &'static str,
     /// What it sets.
     pub meaning: &'static str,
@@ -33,16 +33,16 @@ pub(in crate::config) const DATA_DIR: Variable =
 pub(in crate::config) const ADMIN_PASSWORD: Variable =
     variable("FLUXSERVE_ADMIN_PASSWORD", "", "the administrator's password, set at each start; 12 characters or more");
 pub(in crate::config) const ADMIN_PASSWORD_FILE: Variable =
-    variable("FLUXSERVE_ADMIN_PASSWORD_FILE", "", "instead of it, a file that the password stands in");
+    variable("FLUXSERVE_ADMIN_PASSWORD_FILE", "", "instead of it, a file with the password");
 pub(in crate::config) const MODELS: Variable =
     variable("FLUXSERVE_MODELS", "models", "models to serve, ID or ID=DIR, separated by commas");
 pub(in crate::config) const MAX_INPUT_IMAGES: Variable = variable(
     "FLUXSERVE_MAX_INPUT_IMAGES",
     "max_input_images",
-    "images that requests to a model may bring, ID=0 or ID=1, separated by commas",
+    "most input images of a request by model, ID=0 or ID=1, separated by commas",
 );
 pub(in crate::config) const HUB_DOWNLOAD: Variable =
-    variable("FLUXSERVE_HUB_DOWNLOAD", "hub.download", "true: models to serve that are not here are downloaded first");
+    variable("FLUXSERVE_HUB_DOWNLOAD", "hub.download", "true: missing models are downloaded before they are served");
 pub(in crate::config) const HF_TOKEN: Variable = variable("HF_TOKEN", "", "access token for the hub of models");
 pub(in crate::config) const HF_TOKEN_PATH: Variable =
     variable("HF_TOKEN_PATH", "", "file with that token, HF_HOME/token by default");
@@ -53,34 +53,28 @@ pub(in crate::config) const HF_HUB_CACHE: Variable =
 pub(in crate::config) const HF_ENDPOINT: Variable =
     variable("HF_ENDPOINT", "", "another hub than https://huggingface.co");
 pub(in crate::config) const HF_HUB_OFFLINE: Variable =
-    variable("HF_HUB_OFFLINE", "", "1: nothing is asked of the hub, models come from the cache");
-pub(in crate::config) const HTTPS_PROXY: Variable = variable("HTTPS_PROXY", "", "proxy on the way to the hub");
+    variable("HF_HUB_OFFLINE", "", "1: no requests to the hub, models come from the cache");
+pub(in crate::config) const HTTPS_PROXY: Variable = variable("HTTPS_PROXY", "", "proxy for the hub");
 pub(in crate::config) const HTTP_PROXY: Variable = variable("HTTP_PROXY", "", "the same, for a hub without https");
-pub(in crate::config) const ALL_PROXY: Variable = variable("ALL_PROXY", "", "the same, where neither of these is set");
-pub(in crate::config) const NO_PROXY: Variable = variable("NO_PROXY", "", "hosts that are reached without a proxy");
-/// Where HF_HOME is by default; everybody knows what they are.
+pub(in crate::config) const ALL_PROXY: Variable = variable("ALL_PROXY", "", "the same, if neither of these is set");
+pub(in crate::config) const NO_PROXY: Variable = variable("NO_PROXY", "", "hosts to reach without a proxy");
+/// Default location of HF_HOME. Not listed: every user knows them.
 pub(in crate::config) const XDG_CACHE_HOME: Variable = variable("XDG_CACHE_HOME", "", "");
 pub(in crate::config) const HOME: Variable = variable("HOME", "", "");
 pub(in crate::config) const DEVICE: Variable = variable("FLUXSERVE_DEVICE", "device", "auto, cpu, cuda or cuda:N");
-pub(in crate::config) const ENGINE_OFFLOAD: Variable = variable(
-    "FLUXSERVE_ENGINE_OFFLOAD",
-    "engine.offload",
-    "none, or text: T5 comes to the device for each new prompt only",
-);
-pub(in crate::config) const ENGINE_DETERMINISTIC: Variable = variable(
-    "FLUXSERVE_ENGINE_DETERMINISTIC",
-    "engine.deterministic",
-    "true: the same bits in any company on CUDA, too",
-);
+pub(in crate::config) const ENGINE_OFFLOAD: Variable =
+    variable("FLUXSERVE_ENGINE_OFFLOAD", "engine.offload", "none, or text: T5 is on the device only for new prompts");
+pub(in crate::config) const ENGINE_DETERMINISTIC: Variable =
+    variable("FLUXSERVE_ENGINE_DETERMINISTIC", "engine.deterministic", "true: batch-invariant on CUDA, too");
 pub(in crate::config) const ENGINE_KERNELS: Variable = variable(
     "FLUXSERVE_ENGINE_KERNELS",
     "engine.kernels",
-    "auto, or portable: on CUDA only the kernels that every device has",
+    "auto, or portable: only the kernels that every CUDA device has",
 );
 pub(in crate::config) const ENGINE_PRECISION: Variable = variable(
     "FLUXSERVE_ENGINE_PRECISION",
     "engine.precision",
-    "full, or fp8: linear layers in eight bits, which take half the memory, and are lossy",
+    "full, or fp8: quantized linear layers, half the memory, lossy",
 );
 pub(in crate::config) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
@@ -90,16 +84,13 @@ pub(in crate::config) const DRAIN_DEADLINE_SECONDS: Variable = variable(
 pub(in crate::config) const HTTP_BODY_LIMIT_BYTES: Variable =
     variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "http.body_limit_bytes", "largest request body");
 pub(in crate::config) const HTTP_BODIES_BYTES_MAX: Variable =
-    variable("FLUXSERVE_HTTP_BODIES_BYTES_MAX", "http.bodies_bytes_max", "most that large bodies take up at one time");
-pub(in crate::config) const HTTP_KEY_BODIES_BYTES_MAX: Variable = variable(
-    "FLUXSERVE_HTTP_KEY_BODIES_BYTES_MAX",
-    "http.key_bodies_bytes_max",
-    "most of it that those of one key take up",
-);
+    variable("FLUXSERVE_HTTP_BODIES_BYTES_MAX", "http.bodies_bytes_max", "most bytes of all large bodies together");
+pub(in crate::config) const HTTP_KEY_BODIES_BYTES_MAX: Variable =
+    variable("FLUXSERVE_HTTP_KEY_BODIES_BYTES_MAX", "http.key_bodies_bytes_max", "most of these bytes for one key");
 pub(in crate::config) const HTTP_WAIT_SECONDS_MAX: Variable =
-    variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "http.wait_seconds_max", "longest wait of one request for its image");
+    variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "http.wait_seconds_max", "longest wait of a request for its image");
 pub(in crate::config) const HTTP_CONNECTIONS_MAX: Variable =
-    variable("FLUXSERVE_HTTP_CONNECTIONS_MAX", "http.connections_max", "most connections at one time");
+    variable("FLUXSERVE_HTTP_CONNECTIONS_MAX", "http.connections_max", "most concurrent connections");
 pub(in crate::config) const HTTP_HEADER_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_HTTP_HEADER_DEADLINE_SECONDS",
     "http.header_deadline_seconds",
@@ -108,13 +99,10 @@ pub(in crate::config) const HTTP_HEADER_DEADLINE_SECONDS: Variable = variable(
 pub(in crate::config) const HTTP_PUBLIC_URL: Variable = variable(
     "FLUXSERVE_HTTP_PUBLIC_URL",
     "http.public_url",
-    "where clients reach this worker: https://images.example.org",
+    "URL of this worker for clients: https://images.example.org",
 );
-pub(in crate::config) const HTTP_HOSTS: Variable = variable(
-    "FLUXSERVE_HTTP_HOSTS",
-    "http.hosts",
-    "names by which clients reach this worker, separated by commas, or * for any",
-);
+pub(in crate::config) const HTTP_HOSTS: Variable =
+    variable("FLUXSERVE_HTTP_HOSTS", "http.hosts", "host names of this worker, separated by commas, or * for any");
 pub(in crate::config) const HTTP_CORS_ORIGINS: Variable = variable(
     "FLUXSERVE_HTTP_CORS_ORIGINS",
     "http.cors_origins",
@@ -123,20 +111,20 @@ pub(in crate::config) const HTTP_CORS_ORIGINS: Variable = variable(
 pub(in crate::config) const HTTP_TRUSTED_PROXIES: Variable = variable(
     "FLUXSERVE_HTTP_TRUSTED_PROXIES",
     "http.trusted_proxies",
-    "networks of proxies that say for whom they ask: 10.0.0.0/8, separated by commas",
+    "networks of trusted proxies: 10.0.0.0/8, separated by commas",
 );
 pub(in crate::config) const QUEUE_JOBS_MAX: Variable =
-    variable("FLUXSERVE_QUEUE_JOBS_MAX", "queue.jobs_max", "most jobs waiting or running");
+    variable("FLUXSERVE_QUEUE_JOBS_MAX", "queue.jobs_max", "most pending and running jobs");
 pub(in crate::config) const RESULTS_RETENTION_SECONDS: Variable =
-    variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "results.retention_seconds", "how long finished images stay");
+    variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "results.retention_seconds", "how long images are stored");
 pub(in crate::config) const RESULTS_LINK_SECONDS: Variable =
-    variable("FLUXSERVE_RESULTS_LINK_SECONDS", "results.link_seconds", "how long a link to an image is good");
+    variable("FLUXSERVE_RESULTS_LINK_SECONDS", "results.link_seconds", "how long a link to an image works");
 pub(in crate::config) const RESULTS_BYTES_MAX: Variable =
-    variable("FLUXSERVE_RESULTS_BYTES_MAX", "results.bytes_max", "most disk space for finished images");
+    variable("FLUXSERVE_RESULTS_BYTES_MAX", "results.bytes_max", "most disk space for images");
 pub(in crate::config) const RESULTS_PROVENANCE: Variable = variable(
     "FLUXSERVE_RESULTS_PROVENANCE",
     "results.provenance",
-    "false: an image's file does not say how it was drawn",
+    "false: image files do not record how they were generated",
 );
 pub(in crate::config) const LOG_FILTER: Variable =
     variable("FLUXSERVE_LOG_FILTER", "log.filter", "what is logged: info, or warn,fluxserve=debug");
@@ -147,23 +135,23 @@ pub(in crate::config) const TELEMETRY_OTLP_ENDPOINT: Variable = variable(
     "collector to send spans to: http://localhost:4318",
 );
 pub(in crate::config) const TLS_CERTIFICATE: Variable =
-    variable("FLUXSERVE_TLS_CERTIFICATE", "tls.certificate", "certificate for https, PEM; read again when it changes");
+    variable("FLUXSERVE_TLS_CERTIFICATE", "tls.certificate", "certificate for https, PEM; reloaded when it changes");
 pub(in crate::config) const TLS_PRIVATE_KEY: Variable =
     variable("FLUXSERVE_TLS_PRIVATE_KEY", "tls.private_key", "the certificate's private key, PEM");
 pub(in crate::config) const KUBERNETES_KUBECONFIG: Variable = variable(
     "FLUXSERVE_KUBERNETES_KUBECONFIG",
     "kubernetes.kubeconfig",
-    "the worker's way into a cluster, DATA_DIR/kubernetes/kubeconfig by default",
+    "the worker's access to a cluster, DATA_DIR/kubernetes/kubeconfig by default",
 );
 pub(in crate::config) const KUBERNETES_IN_CLUSTER: Variable = variable(
     "FLUXSERVE_KUBERNETES_IN_CLUSTER",
     "kubernetes.in_cluster",
-    "true: the cluster is the one around this pod",
+    "true: the cluster is the one that this pod runs in",
 );
 pub(in crate::config) const KUBERNETES_SERVER: Variable = variable(
     "FLUXSERVE_KUBERNETES_SERVER",
     "kubernetes.server",
-    "where clients find the API server: https://cluster.example.org:6443",
+    "API server for clients: https://cluster.example.org:6443",
 );
 pub(in crate::config) const KUBERNETES_NAMESPACE: Variable = variable(
     "FLUXSERVE_KUBERNETES_NAMESPACE",
@@ -173,15 +161,15 @@ pub(in crate::config) const KUBERNETES_NAMESPACE: Variable = variable(
 pub(in crate::config) const KUBERNETES_AUTO_OPEN: Variable = variable(
     "FLUXSERVE_KUBERNETES_AUTO_OPEN",
     "kubernetes.auto_open",
-    "true: the worker opens namespaces itself, and can do all in the cluster",
+    "true: the worker opens namespaces itself, with full control of the cluster",
 );
 pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
     "FLUXSERVE_KUBERNETES_ALLOW_EXEC_PLUGINS",
     "kubernetes.allow_exec_plugins",
-    "true: programs that the kubeconfig names are run to get in",
+    "true: the kubeconfig's credential plugins may run",
 );
 
-/// All of them, in the order of the file's fields.
+/// All variables, in the order of the file's fields.
 pub const VARIABLES: [Variable; 52] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,

@@ -1,34 +1,34 @@
-//! Why the cluster did not do as asked: what the client library tells, in words of ours.
+//! Errors of the cluster, from those of the client library.
 
 use kube::client::AuthError;
 
-/// Why the cluster did not do as asked. For the administrator and the log.
+/// Why a request to the cluster failed. For the administrator and the log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ClusterError {
-    /// No answer.
+    /// It does not answer.
     #[error("the API server cannot be reached: {0}")]
     Unreachable(String),
-    /// The worker's credentials cannot be had.
+    /// The worker's credentials cannot be read.
     #[error("the worker's own credentials cannot be read: {0}")]
     NoCredentials(String),
     /// It does not know the worker.
     #[error("the API server refuses the worker's own credentials: make new ones with `fluxserve kubernetes connect`")]
     NotAuthenticated,
-    /// The worker may not.
+    /// The worker lacks a right.
     #[error("the worker lacks a right in the cluster: {0}")]
     Forbidden(String),
-    /// Something that was named is not there.
+    /// A named object does not exist.
     #[error("the cluster lacks something: {reason}")]
     Missing {
-        /// The kind of it, in the plural: `serviceaccounts`.
+        /// Its kind, in the plural: `serviceaccounts`.
         kind: String,
         /// What the API server says.
         reason: String,
     },
-    /// Something of that name is there already.
-    #[error("it is there already")]
+    /// An object of that name exists already.
+    #[error("it exists already")]
     Exists,
-    /// Anything else.
+    /// Any other failure.
     #[error("the API server says: {0}")]
     Refused(String),
 }
@@ -49,7 +49,7 @@ impl From<kube::Error> for ClusterError {
             kube::Error::Auth(AuthError::ReadTokenFile(source, path)) => {
                 Self::NoCredentials(format!("{}: {source}", path.display()))
             }
-            // What a credential plugin has printed may be a credential.
+            // The output of a credential plugin may be a credential.
             kube::Error::Auth(_) => Self::NoCredentials("see the user in the kubeconfig".to_owned()),
             kube::Error::Service(cause) => Self::Unreachable(with_sources(&*cause)),
             other => Self::Unreachable(with_sources(&other)),
@@ -57,7 +57,7 @@ impl From<kube::Error> for ClusterError {
     }
 }
 
-/// An error and what is behind it, on one line. Sources that the text before already tells of are left out.
+/// An error and its sources on one line, without sources that the text already contains.
 pub(super) fn with_sources(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

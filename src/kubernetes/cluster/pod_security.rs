@@ -1,23 +1,24 @@
-//! Pod Security: whether the pods of a namespace are kept from the node that they run on. Who may start pods in a namespace
-//! where they are not has the node, and with it every pod and token there.
+//! Pod Security: whether pods of a namespace are isolated from their node. Without it, a client that may start pods controls
+//! the node, with every pod and token there.
 
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
-use super::{ClusterError, in_time};
+use super::deadline::in_time;
+use super::error::ClusterError;
 use crate::domain::namespace::NamespaceName;
 use crate::kubernetes::manifest::USER_ROLE;
 
-/// The label by which a namespace says what its pods may be.
+/// The label with a namespace's Pod Security level.
 const LABEL: &str = "pod-security.kubernetes.io/enforce";
-/// The level that leaves pods least.
+/// The strictest level.
 const RESTRICTED: &str = "restricted";
-/// The levels that keep pods from their node.
+/// The levels that isolate pods from their node.
 const LEVELS: [&str; 2] = [RESTRICTED, "baseline"];
 
-/// What is to be seen to in a namespace whose pods may take over their node, seen with the rights of `client`.
+/// Problem of a namespace whose pods may take over their node, read with the rights of `client`.
 pub(super) async fn fault(client: &Client, namespace: &NamespaceName) -> Result<Option<String>, ClusterError> {
     match level(client, namespace).await {
         Ok(Some(level)) if LEVELS.contains(&level.as_str()) => Ok(None),
@@ -27,26 +28,26 @@ pub(super) async fn fault(client: &Client, namespace: &NamespaceName) -> Result<
                 |level| format!("the namespace's label `{LABEL}` is `{level}`"),
             );
             Ok(Some(format!(
-                "{found}: unless the cluster forbids it otherwise, whoever is let in can start pods that take over their \
-                 node; run `kubectl label --overwrite namespace {namespace} {LABEL}={RESTRICTED}`"
+                "{found}: unless the cluster forbids it otherwise, clients can start pods that take over their node; \
+                 run `kubectl label --overwrite namespace {namespace} {LABEL}={RESTRICTED}`"
             )))
         }
         Err(ClusterError::Forbidden(_)) => Ok(Some(format!(
-            "whether its pods are kept from their node cannot be told, because the role `{USER_ROLE}` has no `get` on \
+            "cannot tell whether its pods are isolated from their node, because the role `{USER_ROLE}` has no `get` on \
              namespaces: apply what `fluxserve kubernetes manifest` prints"
         ))),
         Err(error) => Err(error),
     }
 }
 
-/// Keeps the pods of a namespace from their node, unless it says already what they may be. Pods that are there go on.
+/// Isolates the pods of a namespace from their node, unless it has a level already. Running pods are not affected.
 pub(super) async fn restrict(client: &Client, namespace: &NamespaceName) -> Result<(), ClusterError> {
     if level(client, namespace).await?.is_some() {
         return Ok(());
     }
     let namespaces: Api<Namespace> = Api::all(client.clone());
-    let labelled = Patch::Merge(json!({ "metadata": { "labels": { LABEL: RESTRICTED } } }));
-    in_time(namespaces.patch(namespace.as_str(), &PatchParams::default(), &labelled)).await.map(drop)
+    let labeled = Patch::Merge(json!({ "metadata": { "labels": { LABEL: RESTRICTED } } }));
+    in_time(namespaces.patch(namespace.as_str(), &PatchParams::default(), &labeled)).await.map(drop)
 }
 
 async fn level(client: &Client, namespace: &NamespaceName) -> Result<Option<String>, ClusterError> {

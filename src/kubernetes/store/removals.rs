@@ -1,64 +1,37 @@
-//! The table `kubernetes_removals`: what has to go from the cluster, until it has confirmed that it is gone.
+//! The table `kubernetes_removals`: objects to delete from the cluster, until it has confirmed their deletion.
 
 use sqlx::SqliteConnection;
 use time::OffsetDateTime;
 
-use super::rows::read_removal;
-use super::{KubernetesStore, Result, to_milliseconds};
 use crate::domain::namespace::NamespaceName;
-use crate::kubernetes::Holder;
 use crate::kubernetes::cluster::Kind;
+use crate::kubernetes::error::Result;
 use crate::kubernetes::manifest::{BINDING, account_of};
+use crate::kubernetes::rights::Holder;
+use crate::store::to_milliseconds;
 
-/// Removals that are read at one time.
-const REMOVALS_AT_ONCE_MAX: u32 = 100;
-
-/// What has to go from the cluster, and has not been confirmed to be gone.
+/// An object to delete from the cluster, not yet confirmed as deleted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
     pub(in crate::kubernetes) id: i64,
     pub(in crate::kubernetes) kind: Kind,
     /// The object's name.
     pub name: String,
-    /// The namespace that it was for.
+    /// The namespace that it is for.
     pub namespace: String,
-    /// Whose tokens die with it. `None` where it was everyone's.
+    /// The holder whose tokens it invalidates. `None` for an object of all holders.
     pub holder: Option<Holder>,
-    /// Since when it has to go.
+    /// When the removal was scheduled.
     pub since: OffsetDateTime,
-    /// When the tokens that hang on it die by themselves.
+    /// When the tokens bound to it expire.
     pub tokens_end_at: Option<OffsetDateTime>,
-    /// How often the cluster was asked in vain.
+    /// Failed attempts.
     pub attempts: u32,
-    /// What it said the last time.
+    /// Error of the last attempt.
     pub last_error: Option<String>,
 }
 
-impl KubernetesStore {
-    /// Removals that are left to do: first what tokens hang on, and what was tried the least, so that nothing that cannot
-    /// be removed keeps the rest from it.
-    pub(in crate::kubernetes) async fn removals(&self) -> Result<Vec<Removal>> {
-        let rows = sqlx::query(
-            "SELECT id, kind, name, namespace, key_id, key_prefix, since_at_ms, tokens_end_at_ms, attempts, last_error \
-             FROM kubernetes_removals ORDER BY kind <> 'secret', attempts, id LIMIT ?",
-        );
-        let rows = rows.bind(REMOVALS_AT_ONCE_MAX).fetch_all(self.0.pool()).await?;
-        rows.iter().map(read_removal).collect()
-    }
-
-    pub(in crate::kubernetes) async fn finish_removal(&self, id: i64) -> Result<()> {
-        sqlx::query("DELETE FROM kubernetes_removals WHERE id = ?").bind(id).execute(self.0.pool()).await?;
-        Ok(())
-    }
-
-    pub(in crate::kubernetes) async fn note_failed_removal(&self, id: i64, error: &str) -> Result<()> {
-        let update = "UPDATE kubernetes_removals SET attempts = attempts + 1, last_error = ? WHERE id = ?";
-        sqlx::query(update).bind(error).bind(id).execute(self.0.pool()).await?;
-        Ok(())
-    }
-}
-
-/// What a namespace was opened with has to go.
+/// Schedules the removal of the objects that open a namespace.
 pub(super) async fn close(connection: &mut SqliteConnection, name: &NamespaceName, now: OffsetDateTime) -> Result<()> {
     let namespace = name.as_str();
     for (kind, name) in [(Kind::ServiceAccount, account_of(name).as_str()), (Kind::RoleBinding, BINDING)] {
@@ -76,7 +49,7 @@ pub(super) struct NewRemoval<'a> {
     pub(super) tokens_end_at: Option<OffsetDateTime>,
 }
 
-/// Once is enough for one thing.
+/// Schedules a removal, once per object.
 pub(super) async fn insert_removal(
     connection: &mut SqliteConnection,
     new: &NewRemoval<'_>,

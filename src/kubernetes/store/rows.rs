@@ -3,18 +3,41 @@
 use sqlx::Row as _;
 use sqlx::sqlite::SqliteRow;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::removals::word_of;
-use super::{Grant, Removal, Result};
+use super::removals::{Removal, word_of};
+use crate::domain::ids::NamespaceId;
+use crate::domain::namespace::NamespaceName;
 use crate::kubernetes::cluster::Kind;
+use crate::kubernetes::error::{KubernetesError, Result};
 use crate::kubernetes::namespace::{Missing, Namespace, Standing};
-use crate::kubernetes::{Holder, KubernetesError};
+use crate::kubernetes::rights::Holder;
+use crate::store::from_milliseconds;
+
+/// A grant of a namespace to one value of a key. Tokens are bound to its Secret.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::kubernetes) struct Grant {
+    pub(in crate::kubernetes) id: Uuid,
+    pub(in crate::kubernetes) holder: Holder,
+    pub(in crate::kubernetes) namespace: NamespaceId,
+    /// The namespace's name when the grant was read.
+    pub(in crate::kubernetes) namespace_name: NamespaceName,
+    /// When the last of its tokens expires.
+    pub(in crate::kubernetes) tokens_end_at: OffsetDateTime,
+}
+
+impl Grant {
+    /// The Secret's name in the cluster.
+    pub(in crate::kubernetes) fn secret(&self) -> String {
+        format!("key-{}", self.id.hyphenated())
+    }
+}
 
 fn corrupt(column: &'static str) -> KubernetesError {
     KubernetesError::CorruptRow { column }
 }
 
-/// A column that is text and stands for something.
+/// Parses a text column.
 fn word<T: std::str::FromStr>(row: &SqliteRow, column: &'static str) -> Result<T> {
     row.try_get::<String, _>(column)?.parse().map_err(|_| corrupt(column))
 }
@@ -73,8 +96,4 @@ pub(super) fn read_removal(row: &SqliteRow) -> Result<Removal> {
         attempts: row.try_get("attempts")?,
         last_error: row.try_get("last_error")?,
     })
-}
-
-fn from_milliseconds(milliseconds: i64) -> Option<OffsetDateTime> {
-    OffsetDateTime::from_unix_timestamp_nanos(i128::from(milliseconds) * 1_000_000).ok()
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::domain::ids::KeyId;
 
 #[tokio::test]
-async fn a_grant_that_is_not_committed_is_not_given_out() {
+async fn a_grant_that_is_not_committed_is_not_returned() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("a database");
     let grants = KubernetesStore::new(store.clone());
@@ -15,8 +15,8 @@ async fn a_grant_that_is_not_committed_is_not_given_out() {
     let holder = Holder { key: KeyId::generate(), prefix: "rgpu_00000000".into() };
     let first = grants.take_grant(&holder, namespace, now + Duration::minutes(10)).await.expect("granted");
 
-    // From here on every COMMIT after a change of a grant fails, which a full disk does as well: the statements succeed,
-    // and what they leave behind is found to be wrong at the end.
+    // From here on every COMMIT after a change of a grant fails, as on a full disk: the statements succeed, and the deferred
+    // constraint fails at the end.
     let failing = "CREATE TABLE parents (id INTEGER PRIMARY KEY); \
                    CREATE TABLE orphans (parent INTEGER REFERENCES parents (id) DEFERRABLE INITIALLY DEFERRED); \
                    CREATE TRIGGER made AFTER INSERT ON kubernetes_grants BEGIN INSERT INTO orphans VALUES (1); END; \
@@ -27,11 +27,11 @@ async fn a_grant_that_is_not_committed_is_not_given_out() {
         let outcome = grants.take_grant(holder, namespace, now + Duration::minutes(20)).await;
         assert!(matches!(outcome, Err(KubernetesError::Store(_))), "{outcome:?}");
     }
-    assert_eq!(grants.grants().await.expect("readable"), [first], "the one that was there, with the end it had");
+    assert_eq!(grants.grants().await.expect("readable"), [first], "the existing one, with its old end");
 }
 
 #[tokio::test]
-async fn a_grant_says_what_its_namespace_is_called_when_it_is_taken() {
+async fn a_grant_has_its_namespaces_name_when_it_is_taken() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("a database");
     let grants = KubernetesStore::new(store);
@@ -44,7 +44,7 @@ async fn a_grant_says_what_its_namespace_is_called_when_it_is_taken() {
     let first = grants.take_grant(&holder, id, now + Duration::minutes(10)).await.expect("granted");
     assert_eq!(first.namespace_name, old);
     assert!(grants.rename_namespace(&namespace, &new, false, now).await.expect("renamed"));
-    assert!(!grants.has_grant(&first).await.expect("readable"), "what hangs on the old name is withdrawn");
+    assert!(!grants.has_grant(&first).await.expect("readable"), "the grant for the old name is withdrawn");
     let second = grants.take_grant(&holder, id, now + Duration::minutes(10)).await.expect("granted");
     assert_eq!(second.namespace_name, new);
     assert_ne!(second.id, first.id);

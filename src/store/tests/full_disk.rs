@@ -1,4 +1,4 @@
-//! What is acknowledged is in the file, also after a COMMIT that failed.
+//! An acknowledged write is in the file, also after a failed COMMIT.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,7 +17,7 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .busy_timeout(Duration::from_millis(200))
 }
 
-/// What another process would see, and whether it could write.
+/// The rows that another process sees, after checking that it can write.
 async fn rows_seen_by_another(path: &Path) -> i64 {
     let mut other: SqliteConnection = options(path).connect().await.expect("another connection");
     sqlx::query("PRAGMA user_version = 3").execute(&mut other).await.expect("others can write");
@@ -37,31 +37,31 @@ async fn make_table(pool: &SqlitePool) {
 }
 
 #[tokio::test]
-async fn a_commit_that_failed_leaves_no_connection_behind_that_lies() {
+async fn a_failed_commit_leaves_no_connection_that_loses_writes() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("fluxserve.db");
-    // Of one connection: the one that had the failure is the next to be taken.
+    // A single connection: the failed one is the next in use.
     let pool = pool_options(1).connect_with(options(&path)).await.expect("opens");
     make_table(&pool).await;
-    // What SQLite does by itself where a COMMIT fails: the transaction is gone, and sqlx is not told.
+    // As SQLite does when a COMMIT fails: the transaction is gone, and sqlx does not know.
     let mut broken = pool.begin().await.expect("begins");
     sqlx::query("ROLLBACK").execute(&mut *broken).await.expect("rolls back");
     broken.commit().await.expect_err("there is nothing to commit");
-    // Any rollback after that, here that of a transaction which is dropped.
+    // Any later rollback, here of a dropped transaction.
     let mut dropped = pool.begin().await.expect("begins");
     sqlx::query("INSERT INTO filled (content) VALUES (1)").execute(&mut *dropped).await.expect("written");
     drop(dropped);
     for _ in 0..4 {
         insert(&pool, 10).await.expect("committed");
     }
-    assert_eq!(rows_seen_by_another(&path).await, 4, "what was acknowledged is there, what was dropped is not");
+    assert_eq!(rows_seen_by_another(&path).await, 4, "acknowledged writes are stored, dropped ones are not");
 }
 
-/// A file system of its own that is as good as full, gone with the value.
+/// A small file system of its own, unmounted when dropped.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// `None`: not without root.
+    /// `None` without root.
     fn mount(folder: &Path) -> Option<Self> {
         let path = folder.to_owned();
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "tmpfs"]).arg(&path).output();
@@ -72,11 +72,11 @@ impl SmallDisk {
         None
     }
 
-    /// Takes all space that is left.
+    /// Uses up all free space.
     fn fill(&self) {
         use std::io::Write as _;
         let mut ballast = std::fs::File::create(self.ballast()).expect("a file");
-        // Down to the last page, in smaller and smaller pieces.
+        // To the last page, in smaller and smaller pieces.
         for bytes in [65_536, 4096, 1] {
             while ballast.write_all(&vec![0; bytes]).is_ok() {}
         }
@@ -93,13 +93,13 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Connections may still be on their way out.
+        // Connections may still be closing.
         drop(Command::new("umount").arg("-l").arg(&self.0).status());
     }
 }
 
 #[tokio::test]
-async fn a_disk_that_was_full_leaves_nothing_acknowledged_that_is_not_there() {
+async fn after_a_full_disk_every_acknowledged_write_is_stored() {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(disk) = SmallDisk::mount(folder.path()) else { return };
     let path = folder.path().join("fluxserve.db");
@@ -108,7 +108,7 @@ async fn a_disk_that_was_full_leaves_nothing_acknowledged_that_is_not_there() {
     let (mut acknowledged, mut refused) = (0, 0);
     let mut write = async |times: u32| {
         for _ in 0..times {
-            // Small enough for the page cache, so that only the COMMIT meets the disk.
+            // Small enough for the page cache, so that only the COMMIT writes to the disk.
             match insert(store.pool(), 20_000).await {
                 Ok(()) => acknowledged += 1,
                 Err(_) => refused += 1,
@@ -122,28 +122,28 @@ async fn a_disk_that_was_full_leaves_nothing_acknowledged_that_is_not_there() {
     assert!(refused_when_full > 0, "the disk was full");
     disk.free();
     let (acknowledged, refused) = write(12).await;
-    assert_eq!(refused, refused_when_full, "with the space everything is back at once");
+    assert_eq!(refused, refused_when_full, "with free space all writes succeed at once");
     assert_eq!(rows_seen_by_another(&path).await, acknowledged);
     store.check_writable().await.expect("writable");
     store.close().await;
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_from_a_database_of_another_program() {
+async fn a_full_disk_has_another_error_than_another_programs_database() {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(disk) = SmallDisk::mount(folder.path()) else { return };
     let path = folder.path().join("fluxserve.db");
     std::fs::write(&path, "").expect("written");
     disk.fill();
-    let error = Store::open(&path).await.expect_err("no room");
+    let error = Store::open(&path).await.expect_err("no space");
     assert!(matches!(error, StoreError::Full { .. }), "{error:?}");
-    assert!(error.to_string().contains("no room"), "{error}");
+    assert!(error.to_string().contains("no space"), "{error}");
     disk.free();
-    Store::open(&path).await.expect("with room it opens").close().await;
+    Store::open(&path).await.expect("opens with free space").close().await;
 }
 
 #[tokio::test]
-async fn a_full_disk_is_seen_as_one_that_takes_no_writes() {
+async fn the_write_check_detects_a_full_disk() {
     let folder = tempfile::tempdir().expect("a folder");
     let Some(disk) = SmallDisk::mount(folder.path()) else { return };
     let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("opens");
@@ -151,5 +151,5 @@ async fn a_full_disk_is_seen_as_one_that_takes_no_writes() {
     disk.fill();
     store.check_writable().await.expect_err("full");
     disk.free();
-    store.check_writable().await.expect("there is room again");
+    store.check_writable().await.expect("there is space again");
 }

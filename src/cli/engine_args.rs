@@ -1,0 +1,34 @@
+//! Options of every command that builds engines.
+
+use clap::Args;
+
+use crate::config::Flags;
+use crate::domain::device::{Kernels, Offload};
+use crate::domain::precision::Precision;
+
+/// Options of engines.
+#[derive(Debug, Clone, Default, PartialEq, Args)]
+pub struct EngineArgs {
+    /// Part of the model to keep off the device: none, or text, the text encoder, loaded for new prompts only [default: none]
+    #[arg(long, value_name = "WHAT")]
+    pub offload: Option<Offload>,
+    /// Make images batch-invariant on CUDA, too, which is slower; on the CPU they always are
+    #[arg(long)]
+    pub deterministic: bool,
+    /// Kernels of attention and convolutions on CUDA: auto, the fastest ones that pass a check, or portable, those that every
+    /// device has [default: auto]
+    #[arg(long, value_name = "KERNELS")]
+    pub kernels: Option<Kernels>,
+    /// Precision of linear layers: full, or fp8, which takes half the memory and is lossy [default: full]
+    #[arg(long, value_name = "PRECISION")]
+    pub precision: Option<Precision>,
+}
+
+impl EngineArgs {
+    pub(super) fn apply(self, flags: &mut Flags) {
+        flags.offload = self.offload;
+        flags.is_deterministic = self.deterministic;
+        flags.kernels = self.kernels;
+        flags.precision = self.precision;
+    }
+}

@@ -1,0 +1,208 @@
+//! Options and their errors.
+
+use super::*;
+
+#[test]
+fn the_definition_is_consistent() {
+    use clap::CommandFactory as _;
+    Cli::command().debug_assert();
+    let help = Cli::command().render_long_help().to_string();
+    assert!(VARIABLES.iter().all(|variable| help.contains(variable.name)));
+}
+
+#[test]
+fn no_command_means_serve_and_shared_options_go_anywhere() {
+    assert!(parse(&[]).expect("valid").command.is_none());
+    for arguments in
+        [&["--data-dir", "x", "keys", "list"][..], &["keys", "list", "--data-dir", "x"], &["--data-dir", "x"]]
+    {
+        assert_eq!(parse(arguments).expect("valid").shared.data_dir, Some("x".into()));
+    }
+    for command in [&["serve"][..], &["doctor"], &["models", "list"], &["models", "check", "a/b=/c"]] {
+        let arguments = [command, &["--data-dir", "x", "--config", "y.toml"]].concat();
+        let shared = parse(&arguments).expect("valid").shared;
+        assert_eq!((shared.data_dir, shared.config), (Some("x".into()), Some("y.toml".into())));
+    }
+}
+
+#[test]
+fn serve_takes_several_models() {
+    let arguments = ["serve", "--listen", "0.0.0.0:80", "--model", "a", "--model", "b=/c", "--device", "cuda:1"];
+    let Some(Command::Serve(serve)) = parse(&arguments).expect("valid").command else { panic!("serve") };
+    assert_eq!(serve.listen.map(|address| address.port()), Some(80));
+    assert_eq!(serve.models.iter().map(ToString::to_string).collect::<Vec<_>>(), ["a", "b=/c"]);
+    assert_eq!(serve.device, Some(DeviceChoice::Cuda(1).into()));
+    assert!(!serve.download, "only when asked");
+    assert_eq!(serve.engine, EngineArgs::default());
+}
+
+#[test]
+fn engine_options_apply_to_every_command_with_an_engine() {
+    let engine = ["--offload", "text", "--deterministic", "--kernels", "portable", "--precision", "fp8"];
+    let asked = EngineArgs {
+        offload: Some(Offload::Text),
+        deterministic: true,
+        kernels: Some(Kernels::Portable),
+        precision: Some(Precision::Fp8),
+    };
+    let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];
+    let Some(Command::Serve(serve)) = parse(&[&["serve"][..], &engine[..]].concat()).expect("valid").command else {
+        panic!("serve")
+    };
+    let Some(Command::Generate(generate)) = parse(&[&generate[..], &engine[..]].concat()).expect("valid").command
+    else {
+        panic!("generate")
+    };
+    assert_eq!((serve.engine, generate.engine), (asked.clone(), asked));
+    let refused = parse(&["serve", "--offload", "vae"]).expect_err("no such thing").to_string();
+    assert!(refused.contains("use `none` or `text`"), "{refused}");
+    let refused = parse(&["serve", "--precision", "int8"]).expect_err("no such thing").to_string();
+    assert!(refused.contains("use `full`, or `fp8`"), "{refused}");
+}
+
+#[tokio::test]
+async fn models_are_listed_with_their_licenses_and_why_some_do_not_work_yet() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (table, _) = run_in(folder.path(), &["models", "list"]).await.expect("listed");
+    let row = |id: &str| {
+        let row = table.lines().find(|line| line.starts_with(&format!("{id} ")));
+        row.unwrap_or_else(|| panic!("no {id} in {table}")).to_owned()
+    };
+    let shapes = row("fluxserve/flux-shapes");
+    assert!(shapes.contains(" served ") && shapes.ends_with("in the program"), "{shapes}");
+    let schnell = row("black-forest-labs/FLUX.1-schnell");
+    assert!(schnell.contains(" known ") && schnell.contains(" Apache-2.0 "), "{schnell}");
+    let kontext = row("black-forest-labs/FLUX.1-Kontext-dev");
+    assert!(kontext.contains(" not yet ") && kontext.contains("it edits an input image"), "{kontext}");
+    for command in [
+        &["models", "check"][..],
+        &["models", "download"],
+        &["generate", "--prompt", "", "--output", "x.png", "--model"],
+    ] {
+        let arguments = [command, &["black-forest-labs/FLUX.1-Kontext-dev"]].concat();
+        let error = run_in(folder.path(), &arguments).await.expect_err("refused").to_string();
+        assert!(error.contains("does not work yet: it edits an input image"), "{error}");
+    }
+}
+
+#[test]
+fn mistakes_are_usage_errors() {
+    let generate = ["generate", "--model", "a", "--output", "x.png"];
+    let with_prompt = [&generate[..], &["--prompt", "fox"]].concat();
+    let cases = [
+        (vec!["paint"], ErrorKind::InvalidSubcommand),
+        (vec!["serve", "--listen", "8080"], ErrorKind::ValueValidation),
+        (vec!["serve", "--device", "gpu"], ErrorKind::ValueValidation),
+        (vec!["keys", "create", "--name", "n"], ErrorKind::MissingRequiredArgument),
+        (vec!["keys", "create", "--name", "n", "--scope", "admin"], ErrorKind::ValueValidation),
+        (
+            vec!["keys", "create", "--name", "n", "--scope", "all", "--expires-at", "tomorrow"],
+            ErrorKind::ValueValidation,
+        ),
+        (
+            vec!["keys", "create", "--name", "n", "--scope", "all", "--expires-at", "2030-01-01T00:00:00"],
+            ErrorKind::ValueValidation,
+        ),
+        (vec!["keys", "edit", "rgpu_00000000"], ErrorKind::MissingRequiredArgument),
+        (
+            vec!["keys", "edit", "rgpu_00000000", "--never-expires", "--expires-at", "2030-01-01T00:00:00Z"],
+            ErrorKind::ArgumentConflict,
+        ),
+        (vec!["keys", "edit", "rgpu_00000000", "--concurrent-jobs", "many"], ErrorKind::ValueValidation),
+        (vec!["keys", "edit", "rgpu_00000000", "--priority", "urgent"], ErrorKind::ValueValidation),
+        (vec!["keys", "create", "--name", "n", "--scope", "all", "--priority", "4"], ErrorKind::ValueValidation),
+        (vec!["keys", "usage", "rgpu_00000000", "--days", "0"], ErrorKind::ValueValidation),
+        (vec!["keys", "rotate", "rgpu_00000000", "--grace-seconds", "604801"], ErrorKind::ValueValidation),
+        (vec!["admin", "set-password", "an argument is visible to others"], ErrorKind::UnknownArgument),
+        (vec!["backup"], ErrorKind::MissingRequiredArgument),
+        (vec!["models", "download"], ErrorKind::MissingRequiredArgument),
+        (generate.to_vec(), ErrorKind::MissingRequiredArgument),
+        ([&with_prompt[..], &["--true-cfg-scale", "4"]].concat(), ErrorKind::MissingRequiredArgument),
+        ([&with_prompt[..], &["--seed", "9007199254740992"]].concat(), ErrorKind::ValueValidation),
+        (vec!["generate", "--model", "a", "--prompt", "fox", "--output", "x.gif"], ErrorKind::ValueValidation),
+        (vec!["bench", "time"], ErrorKind::MissingRequiredArgument),
+        (vec!["bench", "time", "--model", "a", "--sizes", "512x512,1024"], ErrorKind::ValueValidation),
+        (vec!["bench", "time", "--model", "a", "--counts", "0"], ErrorKind::ValueValidation),
+        (vec!["bench", "time", "--model", "a", "--steps", "101"], ErrorKind::ValueValidation),
+        (vec!["bench", "load", "--device", "cpu"], ErrorKind::MissingRequiredArgument),
+        (vec!["bench", "stages", "--model", "a", "--prompt", ""], ErrorKind::MissingRequiredArgument),
+        (vec!["bench", "fidelity"], ErrorKind::MissingRequiredArgument),
+        (vec!["bench", "fidelity", "--model", "a", "--precision", "fp4"], ErrorKind::ValueValidation),
+        (vec!["bench", "fidelity", "--model", "a", "--seeds", "-1"], ErrorKind::UnknownArgument),
+    ];
+    for (arguments, kind) in cases {
+        let error = parse_error(&arguments);
+        assert_eq!(error.kind(), kind, "{arguments:?}: {error}");
+        assert_eq!(error.exit_code(), 2);
+    }
+    assert_eq!(parse_error(&["--help"]).exit_code(), 0);
+}
+
+#[test]
+fn generate_passes_all_options_on() {
+    let arguments = [
+        "generate",
+        "--model",
+        "a=/b",
+        "--prompt",
+        "-fox",
+        "--prompt-2",
+        "two",
+        "--negative-prompt",
+        "",
+        "--true-cfg-scale",
+        "4",
+        "--width",
+        "100",
+        "--height",
+        "512",
+        "--steps",
+        "7",
+        "--guidance",
+        "2.5",
+        "--seed",
+        "9007199254740991",
+        "--max-sequence-length",
+        "256",
+        "--image",
+        "from.jpg",
+        "--strength",
+        "0.3",
+        "--output",
+        "x.PNG",
+    ];
+    let Some(Command::Generate(generate)) = parse(&arguments).expect("valid").command else { panic!("generate") };
+    let mut notes = Vec::new();
+    let no_seed = || -> anyhow::Result<u64> { panic!("the seed is given") };
+    let request = generate.into_request(&Config::default(), no_seed, &mut notes).expect("a request");
+    let expected = GenerateParams {
+        prompt: "-fox".into(),
+        prompt_2: Some("two".into()),
+        negative_prompt: Some(String::new()),
+        true_cfg_scale: Some(4.0),
+        width: Some(96),
+        height: Some(512),
+        steps: Some(7),
+        guidance: Some(2.5),
+        seed: 9_007_199_254_740_991,
+        sequence_length: Some(256),
+        input_images: Vec::new(),
+        strength: Some(0.3),
+    };
+    assert_eq!((request.params, request.image), (expected, Some("from.jpg".into())));
+    assert_eq!((request.model.to_string(), request.output), ("a=/b".into(), "x.PNG".into()));
+    assert_eq!(String::from_utf8(notes).expect("text"), "width 100 is not a multiple of 16: using 96\n");
+}
+
+#[test]
+fn a_random_seed_is_printed() {
+    let arguments = ["generate", "--model", "a", "--prompt", "", "--output", "x.png"];
+    let Some(Command::Generate(generate)) = parse(&arguments).expect("valid").command else { panic!("generate") };
+    let mut notes = Vec::new();
+    let request = generate.into_request(&Config::default(), || Ok(42), &mut notes).expect("a request");
+    assert_eq!((request.params.seed, request.params.width), (42, None));
+    assert_eq!(String::from_utf8(notes).expect("text"), "seed: 42\n");
+    for _ in 0..100 {
+        assert!(crate::domain::spec::random_seed().expect("random bytes") <= crate::domain::spec::SEED_MAX);
+    }
+}

@@ -1,0 +1,74 @@
+//! Errors name their place and how to fix them.
+
+use super::*;
+
+#[test]
+fn an_error_names_its_place_and_a_hint() {
+    let file_cases = [
+        ("listen = \"here\"", &["field `listen`", "`here`"][..]),
+        ("admin_listen = \"9001\"", &["field `admin_listen`", "`9001`", "127.0.0.1:8080"]),
+        (
+            "[tls]\ncertificate = \"a.pem\"",
+            &["field `tls.certificate`", "`tls.private_key`", "FLUXSERVE_TLS_PRIVATE_KEY"],
+        ),
+        ("[tls]\nprivate_key = \"a.pem\"", &["field `tls.private_key`", "`tls.certificate`"]),
+        ("device = \"gpu\"", &["field `device`", "`auto`, `cpu`"]),
+        ("[engine]\noffload = \"vae\"", &["field `engine.offload`", "`none` or `text`"]),
+        ("[engine]\nprecision = \"bf16\"", &["field `engine.precision`", "`bf16`", "use `full`, or `fp8`"]),
+        ("models = []", &["field `models`", "from 1 to"]),
+        ("models = [\"a\", \"a=/x\"]", &["field `models`", "`a` twice"]),
+        ("models = [\"=x\"]", &["field `models`", "ID=DIR"]),
+        ("[max_input_images]\n\"a/b\" = 2", &["field `max_input_images`", "`a/b` must be 0 or 1, not 2"]),
+        ("max_input_images = 1", &["line 1", "map"]),
+        ("[queue]\njobs_max = 0", &["field `queue.jobs_max`", "from 1 to 100000, not 0"]),
+        ("[queue]\njobs_max = -1", &["line 2", "-1"]),
+        ("[queue]\njobs_maximum = 1", &["line 2", "unknown field `jobs_maximum`", "`jobs_max`"]),
+        ("[http]\nbody_limit_bytes = \"1 MiB\"", &["line 2", "string"]),
+        ("[http]\nconnections_max = 0", &["field `http.connections_max`", "from 2"]),
+        ("[http]\npublic_url = \"example.org\"", &["field `http.public_url`", "https://images.example.org"]),
+        ("[http]\ncors_origins = [\"a.b\"]", &["field `http.cors_origins`", "https://images.example.org"]),
+        ("[http]\ntrusted_proxies = [\"a.b\"]", &["field `http.trusted_proxies`", "10.0.0.0/8"]),
+        ("[http]\nhosts = [\"a.b:80\"]", &["field `http.hosts`", "`a.b:80`", "without a port"]),
+        ("[results]\nretention_seconds = 1", &["field `results.retention_seconds`", "from 60"]),
+        ("[log]\nformat = \"xml\"", &["field `log.format`", "`text` or `json`"]),
+        (
+            "[telemetry]\notlp_endpoint = \"localhost:4318\"",
+            &["field `telemetry.otlp_endpoint`", "http://localhost:4318"],
+        ),
+        ("[kubernetes]\nserver = \"http://c\"", &["field `kubernetes.server`", "https://cluster.example.org"]),
+        ("[kubernetes]\nserver = \"https://c'; reboot\"", &["field `kubernetes.server`"]),
+        ("[kubernetes]\nnamespace = \"A\"", &["field `kubernetes.namespace`", "lowercase"]),
+        ("[kubernetes]\nin_cluster = true", &["field `kubernetes.in_cluster`", "needs `kubernetes.server`"]),
+        (
+            "[kubernetes]\nin_cluster = true\nkubeconfig = \"k\"\nserver = \"https://c\"",
+            &["field `kubernetes.in_cluster`", "one cluster"],
+        ),
+        ("port = 8080", &["unknown field `port`"]),
+        ("listen", &["line 1"]),
+    ];
+    for (text, parts) in file_cases {
+        let error = Sources::new().file(text).error();
+        for part in [&[DEFAULT_FILE][..], parts].concat() {
+            assert!(error.contains(part), "{part:?} in {error}");
+        }
+    }
+    let variable_cases = [
+        ("FLUXSERVE_LISTEN", "8080", "127.0.0.1:8080"),
+        ("FLUXSERVE_QUEUE_JOBS_MAX", "many", "a whole number, not `many`"),
+        ("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "999999", "from 0 to 3600"),
+        ("FLUXSERVE_MODELS", "a,,b", "ID=DIR"),
+        ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b", "must be like `ID=1`, not `a/b`"),
+        ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b=many", "must be like `ID=1`"),
+        ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b=3", "`a/b` must be 0 or 1, not 3"),
+        ("FLUXSERVE_RESULTS_PROVENANCE", "no", "`true` or `false`"),
+        ("FLUXSERVE_LOG_FORMAT", "JSON", "`text` or `json`"),
+        ("FLUXSERVE_ENGINE_PRECISION", "e4m3", "use `full`, or `fp8`"),
+    ];
+    for (name, value, part) in variable_cases {
+        let error = Sources::new().variable(name, value).error();
+        assert!(error.contains(name) && error.contains(part), "{error}");
+    }
+    let twice = vec!["a".parse().expect("a model"), "a".parse().expect("a model")];
+    let error = Sources::new().flags(Flags { models: twice, ..Flags::default() }).error();
+    assert!(error.contains("--model") && error.contains("twice"), "{error}");
+}

@@ -1,0 +1,115 @@
+//! The tables of the rules. ARCHITECTURE.md has the first three, for people.
+
+/// A module and the modules it may import. ARCHITECTURE.md has the same table, for people.
+pub(crate) const MODULES: &[(&str, &[&str])] = &[
+    ("domain", &[]),
+    ("telemetry", &[]),
+    ("store", &[]),
+    ("config", &["domain"]),
+    ("catalog", &["domain"]),
+    ("hub", &["domain"]),
+    ("encode", &["domain"]),
+    ("decode", &["domain"]),
+    ("engine", &["domain", "telemetry"]),
+    ("queue", &["domain", "telemetry"]),
+    ("auth", &["domain", "store", "telemetry"]),
+    ("kubernetes", &["domain", "store", "telemetry"]),
+    ("jobs", &["catalog", "decode", "domain", "encode", "queue", "store", "telemetry"]),
+    ("http", &["auth", "catalog", "decode", "domain", "jobs", "kubernetes", "telemetry"]),
+    ("shutdown", &["auth", "config", "domain", "queue", "store", "telemetry"]),
+    (
+        "app",
+        &[
+            "auth",
+            "catalog",
+            "config",
+            "decode",
+            "domain",
+            "encode",
+            "engine",
+            "http",
+            "hub",
+            "jobs",
+            "kubernetes",
+            "queue",
+            "shutdown",
+            "store",
+            "telemetry",
+        ],
+    ),
+    ("cli", &["app", "auth", "config", "domain", "queue", "shutdown", "store", "telemetry"]),
+    ("main", &["app", "auth", "cli", "config", "domain", "queue", "shutdown", "store", "telemetry"]),
+];
+
+/// Outside crates and the only files that may name them. `*` stands for any characters; a folder's name stands for all files
+/// in it.
+pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
+    (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
+    (&["candle_*", "cudarc", "gemm", "half", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
+    (&["libc"], &["app/heap"]),
+    (&["memmap2"], &["store/changes"]),
+    (&["rustix"], &["app/open_files", "config/own_file"]),
+    (&["hf_hub", "reqwest"], &["hub"]),
+    (&["rustls_platform_verifier"], &["hub/client"]),
+    (&["sha1", "sha2"], &["hub/checksum"]),
+    (&["fs4"], &["hub/download", "jobs/results"]),
+    (&["tokio_rustls"], &["http/server/tls", "hub/client"]),
+    (
+        &["opentelemetry", "opentelemetry_*", "rustls", "rustls_native_certs", "tracing_opentelemetry", "ureq"],
+        &["telemetry/otlp"],
+    ),
+    (&["argon2"], &["auth/hash"]),
+    (
+        &["base64"],
+        &[
+            "http/api/events",
+            "http/api/input_images",
+            "http/api/openai/images",
+            "kubernetes/cluster",
+            "kubernetes/manifest",
+            "kubernetes/token",
+        ],
+    ),
+    (&["k8s_openapi", "kube"], &["kubernetes/cluster"]),
+    (&["exif"], &["encode"]),
+    (&["ipnet"], &["domain/networks"]),
+    (&["image"], &["decode", "encode"]),
+    (&["sqlx"], &["store", "*/store*"]),
+    (&["clap", "clap_*", "console"], &["cli", "main"]),
+    (&["metrics_exporter_prometheus"], &["telemetry"]),
+];
+
+/// Outside crates and the modules that must not use them.
+pub(crate) const KEPT_OUT: &[(&[&str], &[&str])] = &[(&["tokio", "tokio_*"], &["domain", "engine"])];
+
+/// A file with this many lines is too long. Test code does not count.
+pub(crate) const LINES_LIMIT: usize = 400;
+
+/// Import cycles that are allowed, and why. Each must exist.
+pub(crate) const ALLOWED_CYCLES: &[(&[&str], &str)] = &[
+    (&["domain/engine", "domain/spec"], "the trait's jobs have a spec, and the spec has the trait's images"),
+    (
+        &["engine/loader/report", "engine/loader/source", "engine/loader/weights"],
+        "the report describes what the others read",
+    ),
+    (&["engine/ops/activation", "engine/ops/linear"], "a linear and its activation are one kernel"),
+    (&["engine/ops/convolution/channels_last", "engine/ops/cuda/convolution"], "a kernel and its caller"),
+    (&["engine/ops/cuda/quantize", "engine/ops/quantize"], "a kernel and its caller"),
+    (&["hub/cache", "hub/folder"], "one checks what the other has written"),
+    (
+        &[
+            "jobs/allowance",
+            "jobs/disk",
+            "jobs/idempotency",
+            "jobs/orphans",
+            "jobs/recorder",
+            "jobs/recovery",
+            "jobs/service",
+            "jobs/store",
+            "jobs/submission",
+            "jobs/sweep",
+            "jobs/usage_buffer",
+        ],
+        "parts of the service, whose methods are spread over these files",
+    ),
+];
