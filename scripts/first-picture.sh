@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Does what the README asks a newcomer to do: starts a server with a new data folder, pastes the `curl` line that it
-# prints, and looks whether a PNG comes out. Then asks the server to stop.
+# Follows the README's first steps: starts a server with a new data folder, runs the `curl` line that it prints, and
+# checks that the result is a PNG. Then stops the server.
 #
-#   scripts/first-picture.sh [PROGRAM [PICTURE]]
+#   scripts/first-picture.sh [PROGRAM [IMAGE]]
 #
-# PROGRAM is target/release/fluxserve by default. PICTURE is where the picture is kept; without it nothing is left behind.
+# PROGRAM is target/release/fluxserve by default. IMAGE is where to keep the image; without it nothing is left behind.
 set -euo pipefail
 
 program=${1:-$(dirname "$0")/../target/release/fluxserve}
-picture=${2:-}
+image=${2:-}
 start_seconds_max=180
 
 program=$(realpath "$program")
@@ -21,8 +21,8 @@ finish() {
     kill -KILL "$server"
   fi
   if [ "$status" -ne 0 ]; then
-    # The demo key in it is gone with the data folder.
-    echo "--- what the server said:" >&2
+    # Its demo key is deleted with the data folder.
+    echo "--- the server's output:" >&2
     cat "$folder/out" "$folder/log" >&2 || true
   fi
   rm -rf "$folder"
@@ -35,7 +35,7 @@ fail() {
 }
 
 cd "$folder"
-# Port 0: whichever is free.
+# Port 0: any free port.
 "$program" serve --listen 127.0.0.1:0 --data-dir "$folder/data" >out 2>log &
 server=$!
 
@@ -49,17 +49,17 @@ done
 [ -n "$command_line" ] || fail "no \`curl\` line after $start_seconds_max seconds"
 
 bash -euo pipefail -c "$command_line" </dev/null || fail "the \`curl\` line failed"
-drawn=$(find . -maxdepth 1 -name '*.png' -print -quit)
-[ -n "$drawn" ] || fail "the \`curl\` line left no .png file"
-signature=$(od -An -N8 -tx1 "$drawn" | tr -d ' \n')
-[ "$signature" = 89504e470d0a1a0a ] || fail "$drawn is no PNG: it begins with $signature"
-size=$(od -An -j16 -N8 -tu1 "$drawn" | awk '{ print $3 * 256 + $4 "x" $7 * 256 + $8 }')
-bytes=$(wc -c <"$drawn")
+generated=$(find . -maxdepth 1 -name '*.png' -print -quit)
+[ -n "$generated" ] || fail "the \`curl\` line left no .png file"
+signature=$(od -An -N8 -tx1 "$generated" | tr -d ' \n')
+[ "$signature" = 89504e470d0a1a0a ] || fail "$generated is not a PNG: it starts with $signature"
+size=$(od -An -j16 -N8 -tu1 "$generated" | awk '{ print $3 * 256 + $4 "x" $7 * 256 + $8 }')
+bytes=$(wc -c <"$generated")
 
 kill -TERM "$server"
 wait "$server" || fail "the server did not stop cleanly: exit code $?"
 server=
 
 cd - >/dev/null
-[ -z "$picture" ] || cp "$folder/$drawn" "$picture"
-echo "a PNG of $size pixels, $bytes bytes${picture:+, in $picture}"
+[ -z "$image" ] || cp "$folder/$generated" "$image"
+echo "a PNG of $size pixels, $bytes bytes${image:+, in $image}"

@@ -11,7 +11,7 @@ const PER_PAGE = 50;
 
 const ACTORS = {
   administrator: "The administrator",
-  command_line: "The command line",
+  command_line: "An operator at the command line",
   worker: "The worker",
   stranger: "Someone not signed in",
   key_holder: "A key's user",
