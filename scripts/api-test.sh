@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Asks the real program thousands of questions that its own OpenAPI document gives rise to, with a key and as the
-# administrator: no answer may be a failure of the server, or one that the document does not describe. Installs schemathesis
-# into .tools/api.
+# Sends the real program thousands of requests generated from its OpenAPI document, with a key and as the administrator:
+# no answer may be a server error or undocumented. Installs schemathesis into .tools/api.
 #
 #   scripts/api-test.sh [PROGRAM]
 #
@@ -32,21 +31,21 @@ finish() {
 trap finish EXIT
 
 cd "$folder"
-# A cluster that is away: all is answered, and nothing waits for it.
+# An unreachable cluster: every request is answered, and none waits for it.
 cat >kubeconfig <<'EOF'
 {"apiVersion": "v1", "kind": "Config", "current-context": "x",
  "clusters": [{"name": "c", "cluster": {"server": "https://127.0.0.1:9"}}],
  "users": [{"name": "u", "user": {"token": "none"}}],
  "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}]}
 EOF
-# Waits are short here, so that no question takes long.
+# Short waits, so that no request takes long.
 FLUXSERVE_ADMIN_PASSWORD='the password of this test' FLUXSERVE_HTTP_WAIT_SECONDS_MAX=2 \
   FLUXSERVE_KUBERNETES_KUBECONFIG=kubeconfig \
   "$program" serve --listen 127.0.0.1:0 --data-dir "$folder/data" >out 2>log &
 server=$!
 for _ in $(seq $((start_seconds_max * 5))); do
   ! grep -q 'curl' out || break
-  kill -0 "$server" 2>/dev/null || { echo "error: the server ended by itself" >&2; exit 1; }
+  kill -0 "$server" 2>/dev/null || { echo "error: the server has ended" >&2; exit 1; }
   sleep 0.2
 done
 url=$(sed -n 's/^fluxserve listens on //p' out)
@@ -55,7 +54,7 @@ curl -fsS -o /dev/null -c cookies "$url/v1/session" -H 'content-type: applicatio
   -d '{"password": "the password of this test"}'
 token=$(awk '$6 == "fluxserve_session" { print $7 }' cookies)
 
-# Signing out would end the session of all questions after it.
+# Signing out would end the session of all later requests.
 "$schemathesis" run "$url/openapi.json" \
   --header "x-api-key: $key" --header "cookie: fluxserve_session=$token" \
   --exclude-operation-id sign_out \
@@ -64,4 +63,4 @@ token=$(awk '$6 == "fluxserve_session" { print $7 }' cookies)
   --request-timeout 30 --suppress-health-check all --warnings off
 
 kill -0 "$server"
-echo "no failure of the server, and no answer that the document does not describe"
+echo "no server error, and no undocumented answer"

@@ -17,7 +17,7 @@ if [ "${#packages[@]}" -gt 0 ]; then
 fi
 
 if ! command -v cargo >/dev/null; then
-  echo "error: no cargo: install Rust as rust-toolchain.toml says, https://rustup.rs" >&2
+  echo "error: no cargo: install the Rust version in rust-toolchain.toml, https://rustup.rs" >&2
   exit 1
 fi
 

@@ -4,7 +4,7 @@
 #
 #   scripts/console-test.sh [PROGRAM [OPTION...]]
 #
-# PROGRAM is target/release/fluxserve by default. `--screenshots DIR` keeps a picture of each page.
+# PROGRAM is target/release/fluxserve by default. `--screenshots DIR` saves an image of each page.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

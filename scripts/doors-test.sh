@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Refusals reach whoever is refused: raw sockets, Node's fetch, OpenAI's own clients, straight and through a real nginx. Installs
-# the clients into .tools, and Debian's nginx into .tools/nginx where the machine has none.
+# Refusals reach their clients: raw sockets, Node's fetch and OpenAI's clients, directly and through a real nginx.
+# Installs the clients into .tools, and Debian's nginx into .tools/nginx if the machine has none.
 #
 #   scripts/doors-test.sh [PROGRAM]
 #
@@ -13,7 +13,7 @@ program=$(realpath "${1:-target/release/fluxserve}")
 # shellcheck source=scripts/openai-clients.sh
 . scripts/openai-clients.sh
 
-# The package is taken apart and not installed, so that nobody has to be root.
+# The package is unpacked, not installed, so that root is not needed.
 unpack_nginx() {
   mkdir -p .tools/nginx
   cd .tools/nginx
@@ -22,11 +22,11 @@ unpack_nginx() {
 }
 nginx=$(command -v nginx || true)
 if [ -z "$nginx" ]; then
-  [ -x .tools/nginx/usr/sbin/nginx ] || (unpack_nginx) || echo "warning: no nginx can be had here, see .tools/nginx/log"
+  [ -x .tools/nginx/usr/sbin/nginx ] || (unpack_nginx) || echo "warning: nginx cannot be installed here, see .tools/nginx/log"
   nginx=$(realpath .tools/nginx/usr/sbin/nginx 2>/dev/null || true)
   [ -z "$nginx" ] || "$nginx" -v 2>/dev/null || { echo "warning: nginx does not run here"; nginx=; }
 fi
 
-# What the clients would read from the environment is not theirs to find here.
+# The clients must not read settings from the environment.
 unset OPENAI_API_KEY OPENAI_BASE_URL OPENAI_ORG_ID OPENAI_PROJECT_ID
 "$python" tests/e2e/doors.py "$program" --node "${node[0]}" --packages "$packages" --nginx "$nginx"

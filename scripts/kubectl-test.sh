@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Has the real kubectl get into namespaces by way of a worker: with the file that the console gives, against a small API
-# server of the tests. Brings kubectl into .tools/kubernetes where the machine has none.
+# Tests the real kubectl with the console's kubeconfig, a worker, and a stub API server. Installs kubectl into
+# .tools/kubernetes if the machine has none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

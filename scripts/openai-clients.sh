@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs OpenAI's own clients: the Python package into .tools/openai, and the Node package into .tools/openai-node; with it
-# a Node of its own, where the machine's is missing or older than that package takes. Sourced at the root of the repository;
-# sets `python`, `node` and `packages`.
+# Installs OpenAI's clients: the Python package into .tools/openai, and the Node package into .tools/openai-node, with
+# Node itself if the machine's is missing or too old. Sourced at the root of the repository; sets `python`, `node` and
+# `packages`.
 
 node_major_min=22
 

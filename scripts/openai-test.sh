@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# OpenAI's own clients against the real program: they are told its address and a key, and nothing else about it. Installs
-# them into .tools.
+# OpenAI's clients against the real program: they only get its base URL and a key. Installs them into .tools.
 #
 #   scripts/openai-test.sh [PROGRAM]
 #
@@ -28,13 +27,13 @@ trap finish EXIT
 server=$!
 for _ in $(seq $((start_seconds_max * 5))); do
   ! grep -q 'curl' "$folder/out" || break
-  kill -0 "$server" 2>/dev/null || { echo "error: the server ended by itself" >&2; exit 1; }
+  kill -0 "$server" 2>/dev/null || { echo "error: the server has ended" >&2; exit 1; }
   sleep 0.2
 done
 url=$(sed -n 's/^fluxserve listens on //p' "$folder/out")
 key=$(grep -oE 'rgpu_[0-9A-Za-z]{46}' "$folder/out" | head -n 1)
 
-# What the clients would read from the environment is not theirs to find here.
+# The clients must not read settings from the environment.
 unset OPENAI_API_KEY OPENAI_BASE_URL OPENAI_ORG_ID OPENAI_PROJECT_ID
 export FLUXSERVE_TEST_URL=$url/v1 FLUXSERVE_TEST_KEY=$key
 limited_key() {

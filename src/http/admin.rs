@@ -1,4 +1,4 @@
-//! The routes for the administrator, behind a signed-in session. What goes over the wire stands in `wire`.
+//! The administrator's routes, behind a signed-in session. Their bodies are in `wire`.
 
 pub(super) mod api_keys;
 pub(super) mod audit;

@@ -1,11 +1,12 @@
-//! The routes for clients, one file for each thing they work with.
+//! The routes for clients, one file for each resource.
 
 pub(super) mod catalog;
 pub(super) mod events;
 pub(super) mod exec_credential;
+mod fair_semaphore;
 pub(super) mod health;
 pub(super) mod inference;
 pub(super) mod input_images;
 pub(super) mod jobs;
 pub(super) mod openai;
-mod turns;
+pub(super) mod write_check;

@@ -1,5 +1,5 @@
-//! The administrator's console: pages that are compiled into the program. They hold nothing that is not in the sources;
-//! what they show they ask the management routes for, with the session's cookie.
+//! The administrator's console: static pages that are compiled into the program. They load their data from the
+//! management routes, with the session's cookie.
 
 use axum::extract::Path;
 use axum::http::header::{
@@ -17,7 +17,7 @@ static FILES: Dir<'static> = include_dir!("$CARGO_MANIFEST_DIR/src/http/console"
 const PAGE: &str = "index.html";
 const HTML: &str = "text/html; charset=utf-8";
 
-/// Everything from here, nothing from elsewhere, and no script or style that does not stand in a file.
+/// Everything from this worker, and no inline scripts or styles.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; \
      font-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
@@ -35,17 +35,16 @@ pub(super) async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Resul
 pub(super) fn page_operation() -> Operation {
     Operation::new(Tag::Console, "get_console", "The console's page")
         .answers_text(StatusCode::OK, HTML, "The page.")
-        .answers_nothing(StatusCode::NOT_MODIFIED, "The client's copy is the same.")
+        .answers_nothing(StatusCode::NOT_MODIFIED, "The client's copy is current.")
 }
 
 pub(super) fn asset_operation() -> Operation {
     let media_types = MEDIA_TYPES.iter().map(|(_, media_type)| *media_type);
     media_types
-        .fold(
-            Operation::new(Tag::Console, "get_console_asset", "What the console's page is made of"),
-            |operation, media_type| operation.answers_text(StatusCode::OK, media_type, "The file."),
-        )
-        .answers_nothing(StatusCode::NOT_MODIFIED, "The client's copy is the same.")
+        .fold(Operation::new(Tag::Console, "get_console_asset", "A file of the console"), |operation, media_type| {
+            operation.answers_text(StatusCode::OK, media_type, "The file.")
+        })
+        .answers_nothing(StatusCode::NOT_MODIFIED, "The client's copy is current.")
         .refuses([ErrorCode::NotFound])
 }
 
@@ -65,7 +64,7 @@ fn answer(name: &str, headers: &HeaderMap) -> Result<Response, ApiError> {
     let tag = HeaderValue::try_from(tag).expect("hexadecimal digits are visible ASCII");
     let common = [
         (ETAG, tag.clone()),
-        // Asked for again each time, and not sent again unless another program answers.
+        // Revalidated each time, and sent again only by another version.
         (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -84,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_file_has_a_media_type_and_the_page_names_only_files_that_are_there() {
+    fn every_file_has_a_media_type_and_the_page_names_only_existing_files() {
         for file in FILES.files() {
             let name = file.path().to_str().expect("a plain name");
             assert!(answer(name, &HeaderMap::new()).is_ok(), "{name} has no media type");
@@ -103,7 +102,7 @@ mod tests {
     #[test]
     fn no_page_holds_what_the_policy_forbids() {
         for file in FILES.files() {
-            // The name of a language, which nobody is asked for.
+            // The name of an XML namespace, which is not requested.
             let text = file.contents_utf8().expect("text").replace("http://www.w3.org/", "");
             let name = file.path().display();
             for forbidden in ["http://", "https://", " style=\"", "javascript:", "eval("] {

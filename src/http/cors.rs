@@ -1,5 +1,5 @@
-//! Which pages of other sites may use the API from a browser. Only routes that go by a key, or by nothing, are shared: a
-//! page brings its key along, while a session's cookie would go along by itself.
+//! CORS: which pages of other sites may use the API from a browser. Only routes with a key, or without authentication,
+//! are shared: a page sends its key explicitly, while the browser would send a session's cookie automatically.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -8,11 +8,9 @@ use axum::http::header::{LOCATION, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue};
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
-use super::{Access, routes};
-
-/// How long a browser remembers that it may.
+/// How long a browser caches a preflight answer.
 const REMEMBERED: Duration = Duration::from_mins(10);
-/// What a page may read of an answer beside what every page may.
+/// Response headers that a page may read beyond the safelisted ones.
 const EXPOSED: [HeaderName; 7] = [
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("x-job-id"),
@@ -23,19 +21,19 @@ const EXPOSED: [HeaderName; 7] = [
     RETRY_AFTER,
 ];
 
-/// The pages that may, by the origin that their browser says they have: `https://images.example.org`.
+/// The origins of the allowed pages, such as `https://images.example.org`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Sharing {
-    /// Those of this worker alone.
+    /// Only pages of this worker.
     #[default]
     None,
-    /// All.
+    /// All pages.
     Any,
-    /// Those of these origins.
+    /// Pages of these origins.
     With(Vec<String>),
 }
 
-/// What shares the routes that are shared.
+/// The shared paths and the layer that shares them.
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) paths: HashSet<&'static str>,
@@ -43,11 +41,12 @@ pub(super) struct Shared {
 }
 
 impl Sharing {
-    pub(super) fn shared(&self) -> Option<Shared> {
+    /// Shares the routes with these paths; `None` if no page of another site may use them.
+    pub(super) fn shared(&self, paths: HashSet<&'static str>) -> Option<Shared> {
         let origins = match self {
             Self::None => return None,
             Self::Any => AllowOrigin::any(),
-            // What cannot be a header's value is no browser's origin.
+            // An origin that is not a valid header value never comes from a browser.
             Self::With(origins) => {
                 AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::try_from(origin).ok()))
             }
@@ -58,14 +57,6 @@ impl Sharing {
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(EXPOSED)
             .max_age(REMEMBERED);
-        let shared = routes().into_iter().filter(|route| is_shared(route.access));
-        Some(Shared { paths: shared.map(|route| route.path).collect(), layer })
-    }
-}
-
-fn is_shared(access: Access) -> bool {
-    match access {
-        Access::Anyone | Access::Inference | Access::InferenceOrLink | Access::Kubernetes => true,
-        Access::Metrics | Access::SignIn | Access::Session | Access::Page => false,
+        Some(Shared { paths, layer })
     }
 }

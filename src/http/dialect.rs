@@ -1,6 +1,5 @@
-//! In whose words an error is said: RFC 9457's, OpenAI's on the routes that its clients use, or one line for a terminal on
-//! the route that kubectl's plugin uses. Only the body differs;
-//! status and headers are the error's own.
+//! Dialects of errors: RFC 9457, OpenAI's on the routes that its clients use, or one line for a terminal on the route
+//! of kubectl's plugin. Only the body differs; status and headers are the same.
 
 use axum::Json;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -12,26 +11,26 @@ use utoipa::openapi::{ArrayBuilder, RefOr};
 
 use super::base_url;
 use super::error::{ErrorCode, Problem};
-use super::openapi::schema::{ObjectSchema, one_of, or_null, text, whole};
+use super::openapi::schema::{ObjectSchema, integer, one_of, or_null, text};
 
 const PROBLEM_JSON: &str = "application/problem+json";
 const JSON: &str = "application/json";
-/// What OpenAI's clients go by before they ask again by themselves, which they do twice.
+/// Tells OpenAI's clients whether to retry. Without it they retry twice.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 
-/// What OpenAI's clients ask for, whether this worker has it or not.
+/// Paths that OpenAI's clients use, whether this worker has them or not.
 const OPENAI_PATHS: [&str; 5] =
     ["/v1/models", "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"];
 const OPENAI_PREFIXES: [&str; 3] = ["/v1/models/", "/v1/images/", "/v1/audio/"];
 
-/// In whose words.
+/// The format of error bodies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Dialect {
     /// RFC 9457.
     Problem,
     /// OpenAI's API.
     OpenAi,
-    /// A line for whoever has typed a command.
+    /// One line for the user of a terminal.
     Terminal,
 }
 
@@ -55,7 +54,7 @@ struct FieldView<'a> {
     reason: &'a str,
 }
 
-/// The body of an error as OpenAI's clients read it: with these four fields, each of them always there.
+/// The body of an error for OpenAI's clients. All four fields are always present.
 #[derive(Serialize)]
 struct OpenAiBody<'a> {
     error: OpenAiError<'a>,
@@ -69,7 +68,7 @@ struct OpenAiError<'a> {
     code: &'static str,
 }
 
-/// The body of an error as a terminal shows it, on one line.
+/// The body of an error for a terminal, on one line.
 #[derive(Serialize)]
 struct TerminalBody<'a> {
     error: String,
@@ -80,11 +79,11 @@ struct TerminalBody<'a> {
 impl Dialect {
     pub(super) const ALL: [Self; 3] = [Self::Problem, Self::OpenAi, Self::Terminal];
 
-    /// The dialect of a path. Goes by the path and not by the route, so that clients of OpenAI also understand that there
-    /// is no `/v1/images/edits`, and what they are told where their base URL is wrong.
+    /// The dialect of a path. Depends on the path, not on the route, so that OpenAI's clients also understand that
+    /// there is no `/v1/images/edits`, or that their base URL is wrong.
     pub(super) fn of(path: &str) -> Self {
-        if let Some(meant) = base_url::meant_by(path) {
-            return Self::of(&meant);
+        if let Some(intended) = base_url::intended_path(path) {
+            return Self::of(&intended);
         }
         let is_of_openai =
             OPENAI_PATHS.contains(&path) || OPENAI_PREFIXES.iter().any(|prefix| path.starts_with(prefix));
@@ -104,7 +103,7 @@ impl Dialect {
         }
     }
 
-    /// Writes the body that belongs to `problem` into its answer.
+    /// Writes the body for `problem` into its answer.
     pub(super) fn write(self, response: &mut Response, problem: &Problem, request_id: &str) {
         let written = match self {
             Self::Problem => Json(problem_body(problem, request_id)).into_response(),
@@ -114,16 +113,15 @@ impl Dialect {
         *response.body_mut() = written.into_body();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.media_type()));
-        // Set for the empty body that stood here before.
+        // It was set for the empty body before.
         headers.remove(CONTENT_LENGTH);
-        // Somebody ended the job, or nobody had the time to draw it: to ask for the same again is not a client's to
-        // decide by itself.
+        // The job was canceled or ran out of time: the client must not retry automatically.
         if self == Self::OpenAi && matches!(problem.code, ErrorCode::JobCanceled | ErrorCode::DeadlineExceeded) {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
     }
 
-    /// The schema of such a body, and its name in the API's description.
+    /// The name and schema of such a body in the OpenAPI document.
     pub(super) fn schema(self) -> (&'static str, RefOr<Schema>) {
         match self {
             Self::Problem => ("Problem", problem_schema()),
@@ -132,7 +130,7 @@ impl Dialect {
         }
     }
 
-    /// A schema that holds the code of such a body to some words.
+    /// A schema that restricts the code of such a body to these words.
     pub(super) fn code_schema(self, words: impl IntoIterator<Item = &'static str>) -> ObjectBuilder {
         let code = ObjectBuilder::new().property("code", one_of(words));
         match self {
@@ -167,7 +165,7 @@ fn terminal_body<'a>(problem: &Problem, request_id: &'a str) -> TerminalBody<'a>
     TerminalBody { error: sentence(problem), code: problem.code.as_str(), request_id }
 }
 
-/// All that is said of an error, on one line.
+/// Everything about an error on one line.
 fn sentence(problem: &Problem) -> String {
     let broken: Vec<String> =
         problem.errors.iter().map(|error| format!("`{}` {}", error.field, error.reason)).collect();
@@ -179,16 +177,16 @@ fn sentence(problem: &Problem) -> String {
 }
 
 fn problem_schema() -> RefOr<Schema> {
-    let field = ObjectSchema::new("A rule that is broken.")
+    let field = ObjectSchema::new("A violated rule.")
         .required("field", text().description(Some("The field, parameter or header.")))
         .required("reason", text().description(Some("What is wrong with it.")));
-    ObjectSchema::new("An error, as RFC 9457 has it.")
-        .required("type", text().description(Some("Names the kind of error; not meant to be opened.")))
-        .required("title", text().description(Some("The kind of error in words.")))
-        .required("status", whole(400).description(Some("The status of the answer.")))
+    ObjectSchema::new("An error in the format of RFC 9457.")
+        .required("type", text().description(Some("Identifies the kind of error; not a link.")))
+        .required("title", text().description(Some("The kind of error as text.")))
+        .required("status", integer(400).description(Some("The status code of the response.")))
         .required("code", code_schema())
-        .required("request_id", text().description(Some("What the worker's log calls this request.")))
-        .optional("detail", text().description(Some("What is special about this occurrence.")))
+        .required("request_id", text().description(Some("The request's id in the worker's log.")))
+        .optional("detail", text().description(Some("Details of this occurrence.")))
         .optional("errors", ArrayBuilder::new().items(RefOr::from(field)))
         .into()
 }
@@ -199,24 +197,24 @@ fn openai_schema() -> RefOr<Schema> {
     types.sort_unstable();
     types.dedup();
     let error = ObjectSchema::new("What is wrong.")
-        .required("message", text().description(Some("In words.")))
-        .required("type", one_of(types).description(Some("The kind of error, in OpenAI's words.")))
-        .required("param", or_null(text()).description(Some("The first field that breaks a rule.")))
+        .required("message", text().description(Some("The error as text.")))
+        .required("type", one_of(types).description(Some("The kind of error in OpenAI's terms.")))
+        .required("param", or_null(text()).description(Some("The first invalid field.")))
         .required("code", code_schema());
-    ObjectSchema::new("An error, as OpenAI's clients read it.").required("error", error).into()
+    ObjectSchema::new("An error in OpenAI's format.").required("error", error).into()
 }
 
 fn terminal_schema() -> RefOr<Schema> {
-    ObjectSchema::new("An error, as a terminal shows it.")
-        .required("error", text().description(Some("What is wrong, in words.")))
+    ObjectSchema::new("An error for display in a terminal.")
+        .required("error", text().description(Some("What is wrong.")))
         .required("code", code_schema())
-        .required("request_id", text().description(Some("What the worker's log calls this request.")))
+        .required("request_id", text().description(Some("The request's id in the worker's log.")))
         .into()
 }
 
 fn code_schema() -> ObjectBuilder {
     let codes = ErrorCode::ALL.iter().map(|code| code.as_str());
-    one_of(codes).description(Some("A word that never changes."))
+    one_of(codes).description(Some("A stable code."))
 }
 
 #[cfg(test)]
@@ -224,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_openai_has_is_said_in_its_words() {
+    fn only_openai_paths_get_openai_errors() {
         for path in ["/v1/images/generations", "/v1/images/edits", "/v1/models", "/v1/models/a/b"] {
             assert_eq!(Dialect::of(path), Dialect::OpenAi, "{path}");
         }

@@ -1,8 +1,8 @@
-//! The one table of errors: every code a client can meet, its status and its title. Nothing else in the project knows
-//! status codes of errors.
+//! The table of errors: every code a client can get, its status and its title. No other module knows the status codes
+//! of errors.
 //!
 //! An [`ApiError`] becomes an answer in two steps: here it gets its status and headers, and the outermost layer writes
-//! the body, since only that knows the request's id.
+//! the body, since only that layer knows the request's id.
 
 mod cluster;
 
@@ -19,38 +19,38 @@ use crate::domain::limits::InvalidLimit;
 use crate::domain::spec::FieldError;
 use crate::jobs::{JobsError, LimitReached};
 
-/// A client that comes back after this many seconds finds the next worker in our place.
+/// By then a new worker has replaced this one.
 const DRAINING_RETRY_AFTER_SECONDS: u64 = 30;
 /// An engine takes seconds to minutes to load.
 const LOADING_RETRY_AFTER_SECONDS: u64 = 10;
-/// A lock passes in seconds, and a disk that was full is looked after by then. Each try has the client wait for the
-/// database, too.
+/// A lock is released in seconds, and an operator may have cleaned up a full disk. Each retry also waits for the
+/// database.
 const STORAGE_RETRY_AFTER_SECONDS: u64 = 5;
 
-/// Jobs end all the time, and those who watch them leave then.
+/// Jobs end all the time, and their event streams with them.
 const WATCH_RETRY_AFTER_SECONDS: u64 = 5;
 
-/// A large body is read and its images are decoded in a second or so.
+/// A large body is read and its images decoded in about a second.
 const BODIES_RETRY_AFTER_SECONDS: u64 = 2;
 
-/// Broken rules named in one answer. A refusal must not be many times as long as what it refuses.
+/// Most violated rules in one answer. A refusal must not be much longer than the request.
 const FIELD_ERRORS_MAX: usize = 32;
-/// Characters of a field's name in an answer; names of ours are shorter.
+/// Most characters of a field's name in an answer; our own names are shorter.
 const FIELD_CHARS_MAX: usize = 64;
 
 macro_rules! error_codes {
     ($($name:ident $word:literal $status:ident $title:literal;)*) => {
-        /// A kind of error, by a word that never changes.
+        /// A kind of error with a stable code.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum ErrorCode {
             $(#[doc = $title] $name,)*
         }
 
         impl ErrorCode {
-            /// Every code.
+            /// All codes.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
-            /// The word clients match on.
+            /// The code that clients match on.
             #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$name => $word,)* }
@@ -62,7 +62,7 @@ macro_rules! error_codes {
                 match self { $(Self::$name => StatusCode::$status,)* }
             }
 
-            /// A short sentence, the same for every occurrence.
+            /// A short title, the same for every occurrence.
             #[must_use]
             pub fn title(self) -> &'static str {
                 match self { $(Self::$name => $title,)* }
@@ -72,59 +72,60 @@ macro_rules! error_codes {
 }
 
 error_codes! {
-    InvalidRequest          "invalid_request"           BAD_REQUEST            "The request breaks rules of its fields";
-    InvalidHost             "invalid_host"              BAD_REQUEST            "The request needs one Host";
+    InvalidRequest          "invalid_request"           BAD_REQUEST            "The request has invalid fields";
+    InvalidHost             "invalid_host"              BAD_REQUEST            "The request needs exactly one Host";
     MalformedJson           "malformed_json"            BAD_REQUEST            "The body is not a JSON object";
-    Unauthorized            "unauthorized"              UNAUTHORIZED           "A valid API key is needed";
-    SessionRequired         "session_required"          UNAUTHORIZED           "A signed-in session is needed";
+    Unauthorized            "unauthorized"              UNAUTHORIZED           "A valid API key is required";
+    SessionRequired         "session_required"          UNAUTHORIZED           "A signed-in session is required";
     WrongPassword           "wrong_password"            UNAUTHORIZED           "The password is wrong";
     ScopeForbidden          "scope_forbidden"           FORBIDDEN              "The key's scope does not allow this";
-    LinkRefused             "link_refused"              FORBIDDEN              "The link is not valid or has expired";
-    ForeignOrigin           "foreign_origin"            FORBIDDEN              "The request comes from a page of another site";
+    LinkRefused             "link_refused"              FORBIDDEN              "The link is invalid or has expired";
+    ForeignOrigin           "foreign_origin"            FORBIDDEN              "The request comes from another site";
     NotFound                "not_found"                 NOT_FOUND              "There is nothing at this path";
     ModelNotFound           "model_not_found"           NOT_FOUND              "There is no such model";
     KeyNotFound             "key_not_found"             NOT_FOUND              "There is no such key";
     NamespaceNotFound       "namespace_not_found"       NOT_FOUND              "There is no such namespace";
     JobNotFound             "job_not_found"             NOT_FOUND              "There is no such job";
-    NoPreview               "no_preview"                NOT_FOUND              "Nothing can be seen of the job now";
-    MethodNotAllowed        "method_not_allowed"        METHOD_NOT_ALLOWED     "The path does not take this method";
-    NotAcceptable           "not_acceptable"            NOT_ACCEPTABLE         "No acceptable form of the answer can be given";
+    NoPreview               "no_preview"                NOT_FOUND              "The job has no preview now";
+    MethodNotAllowed        "method_not_allowed"        METHOD_NOT_ALLOWED     "The path does not allow this method";
+    NotAcceptable           "not_acceptable"            NOT_ACCEPTABLE         "No acceptable media type is available";
     BodyTimeout             "body_timeout"              REQUEST_TIMEOUT        "The body took too long to arrive";
-    NoImage               "no_picture"                CONFLICT               "The job has no image";
+    NoImage                 "no_picture"                CONFLICT               "The job has no image";
     IdempotencyConflict     "idempotency_conflict"      CONFLICT               "The Idempotency-Key was used for another request";
     JobCanceled             "job_canceled"              CONFLICT               "The job was canceled";
-    KeyEnded                "key_ended"                 CONFLICT               "The key has expired or is revoked";
-    NamespaceExists         "namespace_exists"          CONFLICT               "There is a namespace of that name";
-    NamespaceInUse          "namespace_in_use"          CONFLICT               "Keys name the namespace";
+    KeyEnded                "key_ended"                 CONFLICT               "The key has expired or was revoked";
+    NamespaceExists         "namespace_exists"          CONFLICT               "A namespace with this name exists";
+    NamespaceInUse          "namespace_in_use"          CONFLICT               "Keys have the namespace in scope";
     NamespacePending        "namespace_pending"         CONFLICT               "The namespace is not open in the cluster yet";
-    ImageGone             "picture_gone"              GONE                   "The image is gone";
+    ImageGone               "picture_gone"              GONE                   "The image has been deleted";
     BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
     UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
     MisdirectedRequest      "misdirected_request"       MISDIRECTED_REQUEST    "The Host is not a name of this worker";
-    TooManyFailures         "too_many_failures"         TOO_MANY_REQUESTS      "Too many refused keys from this address";
-    TooManySignIns          "too_many_sign_ins"         TOO_MANY_REQUESTS      "Too many attempts to sign in";
-    RateLimited             "rate_limited"              TOO_MANY_REQUESTS      "The key sends more requests than it may";
-    TooManyBodies           "too_many_bodies"           TOO_MANY_REQUESTS      "Too many large bodies are on their way";
-    ConcurrentJobsLimit     "concurrent_jobs_limit"     TOO_MANY_REQUESTS      "The key has as many jobs as it may";
-    DailyLimit              "daily_limit"               TOO_MANY_REQUESTS      "The key's share of the day does not suffice";
+    TooManyFailures         "too_many_failures"         TOO_MANY_REQUESTS      "Too many invalid keys from this address";
+    TooManySignIns          "too_many_sign_ins"         TOO_MANY_REQUESTS      "Too many sign-in attempts";
+    RateLimited             "rate_limited"              TOO_MANY_REQUESTS      "The key has exceeded its request rate";
+    TooManyBodies           "too_many_bodies"           TOO_MANY_REQUESTS      "Too many large bodies are in transfer";
+    ConcurrentJobsLimit     "concurrent_jobs_limit"     TOO_MANY_REQUESTS      "The key has too many unfinished jobs";
+    DailyLimit              "daily_limit"               TOO_MANY_REQUESTS      "The key's daily limit does not suffice";
     TooManyStreams          "too_many_streams"          TOO_MANY_REQUESTS      "Too many event streams are open";
     QueueFull               "queue_full"                TOO_MANY_REQUESTS      "The queue is full";
-    Internal                "internal"                  INTERNAL_SERVER_ERROR  "Something went wrong in the worker";
+    Internal                "internal"                  INTERNAL_SERVER_ERROR  "An internal error occurred";
     JobFailed               "job_failed"                INTERNAL_SERVER_ERROR  "The job failed";
-    ModelUnavailable        "model_unavailable"         SERVICE_UNAVAILABLE    "The model is not being served now";
+    ModelUnavailable        "model_unavailable"         SERVICE_UNAVAILABLE    "The model is not available now";
     Draining                "draining"                  SERVICE_UNAVAILABLE    "The worker is shutting down";
-    StorageUnavailable      "storage_unavailable"       SERVICE_UNAVAILABLE    "Jobs cannot be stored or read now";
+    StorageUnavailable      "storage_unavailable"       SERVICE_UNAVAILABLE    "The job storage is not available now";
     AuthUnavailable         "auth_unavailable"          SERVICE_UNAVAILABLE    "Keys cannot be checked now";
-    TooManyConnections      "too_many_connections"      SERVICE_UNAVAILABLE    "The worker has as many connections as it may";
+    TooManyConnections      "too_many_connections"      SERVICE_UNAVAILABLE    "The worker has too many connections";
     NotReady                "not_ready"                 SERVICE_UNAVAILABLE    "The worker is not ready";
-    EngineStalled           "engine_stalled"            SERVICE_UNAVAILABLE    "An engine draws nothing any more";
+    EngineStalled           "engine_stalled"            SERVICE_UNAVAILABLE    "An engine has stopped generating";
     KubernetesNotConfigured "kubernetes_not_configured" SERVICE_UNAVAILABLE    "This worker has no cluster";
-    KubernetesUnavailable   "kubernetes_unavailable"    SERVICE_UNAVAILABLE    "The cluster did not do as asked";
+    KubernetesUnavailable   "kubernetes_unavailable"    SERVICE_UNAVAILABLE    "The cluster did not carry out the \
+                                                                                request";
     DeadlineExceeded        "deadline_exceeded"         GATEWAY_TIMEOUT        "The request took too long";
 }
 
 impl ErrorCode {
-    /// The kind of error it is to clients of OpenAI, which has no words finer than these.
+    /// The kind of error for OpenAI's clients, which has no finer distinctions.
     #[must_use]
     pub(super) fn openai_type(self) -> &'static str {
         match self.status() {
@@ -137,11 +138,11 @@ impl ErrorCode {
     }
 }
 
-/// An error on its way to the client.
+/// An error for the client.
 #[derive(Debug, Clone)]
 pub struct ApiError(Box<Problem>);
 
-/// What an answer with an error says. Travels as an extension of the response to the layer that writes it.
+/// The content of an error. Passed as a response extension to the layer that writes it.
 #[derive(Debug, Clone)]
 pub(super) struct Problem {
     pub(super) code: ErrorCode,
@@ -154,7 +155,7 @@ pub(super) struct Problem {
 }
 
 impl ApiError {
-    /// An error of this kind, with nothing more to say.
+    /// An error of this kind without details.
     #[must_use]
     pub fn new(code: ErrorCode) -> Self {
         Self(Box::new(Problem {
@@ -173,41 +174,41 @@ impl ApiError {
         self.0.code
     }
 
-    /// What is special about this occurrence, in words for the client.
+    /// Adds details of this occurrence for the client.
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
         self.0.detail = Some(detail.into());
         self
     }
 
-    /// What was behind it, for the log alone.
+    /// Adds the cause, for the log only.
     #[must_use]
     pub fn with_cause(mut self, cause: &dyn fmt::Display) -> Self {
         self.0.cause = Some(cause.to_string());
         self
     }
 
-    /// More large bodies at one time than are taken.
+    /// Too many large bodies at one time.
     #[must_use]
     pub fn too_many_bodies(detail: &str) -> Self {
         Self::new(ErrorCode::TooManyBodies).with_detail(detail).with_retry_after(BODIES_RETRY_AFTER_SECONDS)
     }
 
-    /// When to come back.
+    /// Adds the time after which to retry.
     #[must_use]
     pub fn with_retry_after(mut self, seconds: u64) -> Self {
         self.0.retry_after_seconds = Some(seconds);
         self
     }
 
-    /// Which share is used up, and when there is more of it.
+    /// Adds the exhausted quota, and when it is renewed.
     #[must_use]
     fn with_quota(mut self, quota: Quota, retry_after_seconds: u64) -> Self {
         self.0.quota = Some(quota);
         self.with_retry_after(retry_after_seconds)
     }
 
-    /// What stands in the way, one by one.
+    /// Adds what prevents the request, one by one.
     #[must_use]
     pub fn with_errors(mut self, mut errors: Vec<FieldError>) -> Self {
         errors.truncate(FIELD_ERRORS_MAX);
@@ -215,7 +216,7 @@ impl ApiError {
         self
     }
 
-    /// Fields that break rules.
+    /// Invalid fields.
     #[must_use]
     pub fn invalid(mut errors: Vec<FieldError>) -> Self {
         let more = errors.len().saturating_sub(FIELD_ERRORS_MAX);
@@ -225,7 +226,7 @@ impl ApiError {
         }
         let fields: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
         let and_more = if more > 0 { format!(", and {more} more") } else { String::new() };
-        let detail = format!("these fields break rules: {}{and_more}", fields.join(", "));
+        let detail = format!("invalid fields: {}{and_more}", fields.join(", "));
         let mut invalid = Self::new(ErrorCode::InvalidRequest).with_detail(detail);
         invalid.0.errors = errors;
         invalid
@@ -256,7 +257,7 @@ impl IntoResponse for ApiError {
 impl From<AuthError> for ApiError {
     fn from(error: AuthError) -> Self {
         match error {
-            // The same words whatever is wrong with the key: they would help who guesses.
+            // The same answer whatever is wrong with the key: details would help an attacker to guess.
             AuthError::Refused => Self::new(ErrorCode::Unauthorized),
             AuthError::Throttled { retry_after_seconds } => {
                 Self::new(ErrorCode::TooManyFailures).with_retry_after(retry_after_seconds)
@@ -264,7 +265,7 @@ impl From<AuthError> for ApiError {
             AuthError::RateLimited { per_minute, retry_after_seconds } => {
                 let quota = Quota { name: "requests", limit: per_minute, window_seconds: Some(60), left: 0 };
                 Self::new(ErrorCode::RateLimited)
-                    .with_detail(format!("the key may send {per_minute} requests a minute"))
+                    .with_detail(format!("the limit is {per_minute} requests per minute"))
                     .with_quota(quota, retry_after_seconds)
             }
             AuthError::Unavailable(failure) => failure.into(),
@@ -333,7 +334,7 @@ impl From<JobsError> for ApiError {
     }
 }
 
-/// Cuts a name that a client has made up.
+/// Truncates a name from the client.
 fn cut(name: &mut String) {
     if let Some((end, _)) = name.char_indices().nth(FIELD_CHARS_MAX) {
         name.truncate(end);
@@ -341,7 +342,7 @@ fn cut(name: &mut String) {
     }
 }
 
-/// An error's text and those of all that was behind it.
+/// An error's text with those of its causes.
 fn causes(error: &dyn std::error::Error) -> String {
     let behind = std::iter::successors(error.source(), |cause| cause.source());
     behind.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
@@ -352,14 +353,13 @@ fn limit_reached(reached: &LimitReached) -> ApiError {
         LimitReached::ConcurrentJobs { limit, retry_after_seconds } => {
             let quota = Quota { name: "concurrent-jobs", limit, window_seconds: None, left: 0 };
             ApiError::new(ErrorCode::ConcurrentJobsLimit)
-                .with_detail(format!("the key may have {limit} unfinished jobs"))
+                .with_detail(format!("the limit is {limit} unfinished jobs"))
                 .with_quota(quota, retry_after_seconds)
         }
         LimitReached::MegapixelSteps { limit, left, needed, retry_after_seconds } => {
             let quota = Quota { name: "megapixel-steps", limit, window_seconds: Some(DAY_SECONDS), left };
-            let detail = format!(
-                "of the {limit} megapixel-steps that the key has in a UTC day {left} are left, and this takes {needed}"
-            );
+            let detail =
+                format!("the request needs {needed} megapixel-steps, and {left} of {limit} are left in this UTC day");
             ApiError::new(ErrorCode::DailyLimit).with_detail(detail).with_quota(quota, retry_after_seconds)
         }
     }
@@ -368,7 +368,7 @@ fn limit_reached(reached: &LimitReached) -> ApiError {
 fn model_unavailable(availability: Availability) -> ApiError {
     let error = ApiError::new(ErrorCode::ModelUnavailable);
     match availability {
-        Availability::NotServed => error.with_detail("this worker knows the model and does not serve it"),
+        Availability::NotServed => error.with_detail("this worker knows the model but does not serve it"),
         Availability::Failed => {
             error.with_detail("the model's engine failed").with_retry_after(LOADING_RETRY_AFTER_SECONDS)
         }

@@ -1,4 +1,4 @@
-//! From the request's parts to what handlers work with; whatever is wrong with a part is refused here.
+//! Extractors: turn the parts of a request into what handlers work with, and refuse invalid parts.
 
 pub(super) mod administrator;
 pub(super) mod body;

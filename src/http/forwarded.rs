@@ -1,6 +1,5 @@
-//! Whom a proxy speaks for. Each proxy on the way appends the address it was asked from, so that what stands on the right
-//! was written by the proxy nearest to us, and what stands on the left by anybody. What is said counts only as far as
-//! those who say it are trusted.
+//! The client's address behind proxies. Each proxy appends the address of its peer, so the rightmost entry comes from
+//! the nearest proxy, and the left entries may be forged. An entry counts only if a trusted proxy wrote it.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -10,32 +9,32 @@ use axum::http::{HeaderMap, HeaderName};
 use crate::domain::networks::Networks;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-/// Stands for an address that is not known.
+/// An unknown address.
 const UNKNOWN: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
-/// Where a request came from that `peer` has brought: the rightmost address that is not a trusted proxy's.
+/// The client of a request from `peer`: the rightmost address that is not a trusted proxy.
 pub(super) fn client_of(peer: IpAddr, headers: &HeaderMap, trusted: &Networks) -> IpAddr {
     let peer = peer.to_canonical();
     if !trusted.contain(peer) {
         return peer;
     }
-    let by = |hops: Vec<Option<IpAddr>>| (!hops.is_empty()).then(|| rightmost_untrusted(peer, &hops, trusted));
-    let client = match (by(x_forwarded_for(headers)), by(forwarded(headers))) {
-        // For itself, or for somebody of whom it says nothing.
+    let client_in = |hops: Vec<Option<IpAddr>>| (!hops.is_empty()).then(|| rightmost_untrusted(peer, &hops, trusted));
+    let client = match (client_in(x_forwarded_for(headers)), client_in(forwarded(headers))) {
+        // The proxy's own request, or it does not report its client.
         (None, None) => return peer,
         (Some(client), None) | (None, Some(client)) => client,
         (Some(client), Some(other)) if client == other => client,
-        // One of them was passed on as it came, and which one is not ours to guess.
+        // One of the headers was passed through unchecked, and it is unknown which one.
         (Some(_), Some(_)) => peer,
     };
-    // Who sits at this machine is let pass where others are not, so that words must not make anybody sit there.
+    // Clients on this machine have privileges, so a header must not claim to be one.
     if client.is_loopback() { UNKNOWN } else { client }
 }
 
 fn rightmost_untrusted(peer: IpAddr, hops: &[Option<IpAddr>], trusted: &Networks) -> IpAddr {
     let mut client = peer;
     for hop in hops.iter().rev() {
-        // What cannot be read was said by somebody who is known: it counts for that one.
+        // A known proxy sent an unreadable entry: that proxy counts as the client.
         let Some(address) = hop else { break };
         client = *address;
         if !trusted.contain(client) {
@@ -75,7 +74,7 @@ fn forwarded(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
     hops
 }
 
-/// Parts between commas and semicolons: who said what else does not matter here.
+/// Parts between commas and semicolons; other parameters do not matter here.
 fn split_outside_quotes(line: &str) -> impl Iterator<Item = &str> {
     let mut is_quoted = false;
     line.split(move |character| {
@@ -114,20 +113,20 @@ mod tests {
     }
 
     #[test]
-    fn the_rightmost_address_counts_that_is_no_trusted_proxys() {
+    fn the_rightmost_address_counts_that_is_not_a_trusted_proxy() {
         assert_eq!(by_list("10.0.0.1", "192.0.2.1"), "192.0.2.1");
-        assert_eq!(by_list("10.0.0.1", "198.51.100.1, 192.0.2.1"), "192.0.2.1", "the left is anybody's");
+        assert_eq!(by_list("10.0.0.1", "198.51.100.1, 192.0.2.1"), "192.0.2.1", "the left may be forged");
         assert_eq!(by_list("10.0.0.1", "198.51.100.1,192.0.2.1 , 10.0.0.2"), "192.0.2.1");
         assert_eq!(by_list("::ffff:10.0.0.1", "192.0.2.1:4711"), "192.0.2.1");
         assert_eq!(by_list("2001:db8:1::1", "2001:db8:2::1"), "2001:db8:2::1");
         assert_eq!(by_list("10.0.0.1", "[2001:db8:2::1]:4711"), "2001:db8:2::1");
-        assert_eq!(by_list("10.0.0.1", "10.0.0.3, 10.0.0.2"), "10.0.0.3", "somebody within");
+        assert_eq!(by_list("10.0.0.1", "10.0.0.3, 10.0.0.2"), "10.0.0.3", "a client inside the network");
         let lines = [(X_FORWARDED_FOR, "198.51.100.1"), (X_FORWARDED_FOR, "192.0.2.1")];
         assert_eq!(client("10.0.0.1", &lines), "192.0.2.1");
     }
 
     #[test]
-    fn nobody_else_is_believed() {
+    fn untrusted_peers_and_unreadable_entries_are_ignored() {
         assert_eq!(by_list("192.0.2.9", "198.51.100.1"), "192.0.2.9");
         assert_eq!(client("192.0.2.9", &[(FORWARDED, "for=198.51.100.1")]), "192.0.2.9");
         assert_eq!(client("10.0.0.1", &[]), "10.0.0.1");
@@ -140,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_header_says_the_same() {
+    fn the_standard_header_counts_the_same() {
         for (said, expected) in [
             ("for=192.0.2.1", "192.0.2.1"),
             ("For=\"[2001:db8:2::1]:4711\";proto=https", "2001:db8:2::1"),
@@ -158,8 +157,8 @@ mod tests {
     }
 
     #[test]
-    fn words_make_nobody_sit_at_this_machine() {
-        assert_eq!(client("127.0.0.1", &[]), "127.0.0.1", "who sits there");
+    fn no_header_can_claim_to_be_this_machine() {
+        assert_eq!(client("127.0.0.1", &[]), "127.0.0.1", "really this machine");
         for said in ["127.0.0.1", "::1", "127.9.9.9", "::ffff:127.0.0.1", "nonsense", "192.0.2.1, 127.0.0.1, nonsense"]
         {
             assert_eq!(by_list("127.0.0.1", said), "0.0.0.0", "{said}");

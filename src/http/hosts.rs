@@ -1,6 +1,5 @@
-//! By which names clients reach a listener. A browser takes what a name leads to for the site of that name, wherever the
-//! name leads: without this, a page of somebody else could have its own name lead to this machine and ask this worker as
-//! if it were its own.
+//! The names under which clients reach a listener. Protects against DNS rebinding: without this check, another site
+//! could point its own name to this machine, and its pages could use this worker as if it were their own.
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
@@ -11,16 +10,16 @@ use axum::http::{HeaderMap, Uri};
 
 use super::error::{ApiError, ErrorCode};
 
-/// Asked by whatever looks whether the worker lives, which goes by its address at the time, or by no name.
+/// Health checks use the worker's address, or no name.
 pub(super) const HEALTH_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 
 /// The names of this worker at one listener. Clones share them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Hosts {
-    /// Whatever the client says.
+    /// Any name.
     #[default]
     Any,
-    /// These, and those that lead to the client's own machine wherever it is.
+    /// These, and those of the client's own machine.
     Named(Arc<[String]>),
 }
 
@@ -37,7 +36,7 @@ impl Hosts {
         is_own_machine(host) || names.iter().any(|name| name == host)
     }
 
-    /// Refuses a request that does not say by which name it has come, or by one that is not this worker's.
+    /// Refuses a request without exactly one host name, or with one that is not this worker's.
     pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
         if HEALTH_PATHS.contains(&uri.path()) {
             return Ok(());
@@ -48,16 +47,16 @@ impl Hosts {
         let Some(host) = host.filter(|_| hosts.next().is_none()) else {
             return Err(ApiError::new(ErrorCode::InvalidHost));
         };
-        // A target with a name of its own is what proxies are sent.
+        // Requests to proxies have a target with its own name.
         if self.has(&host) && uri.authority().is_none_or(|authority| self.has(authority)) {
             return Ok(());
         }
-        let detail = "`http.hosts` and `http.public_url` say by which names this worker is reached";
+        let detail = "set the names of this worker in `http.hosts` or `http.public_url`";
         Err(ApiError::new(ErrorCode::MisdirectedRequest).with_detail(detail))
     }
 }
 
-/// Whether a name leads to the machine of whoever uses it.
+/// Whether a name refers to the client's own machine.
 fn is_own_machine(host: &str) -> bool {
     let address = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
     let address = match address {
@@ -82,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_known_whatever_the_port() {
+    fn names_are_known_on_any_port() {
         let hosts = Hosts::named(["Images.example.org".to_owned(), "192.0.2.7".to_owned()]);
         for known in [
             "images.example.org",
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn one_host_is_said_and_one_that_can_be_read() {
+    fn exactly_one_readable_host_is_required() {
         for said in
             [&[][..], &["localhost", "localhost"], &["localhost", "evil.test"], &[""], &["a b"], &["u@localhost"]]
         {

@@ -1,4 +1,4 @@
-//! What happens around every request: its id, its line in the log, its deadline, and what becomes of a panic.
+//! Layers around every request: its id, its log line, its deadline, the handling of panics.
 
 pub(super) mod access_log;
 pub(super) mod client_address;

@@ -1,6 +1,5 @@
-//! The API's description, OpenAPI 3.1, made from the table of routes and the table of errors. A row of the first brings
-//! its [`Operation`] along, so there is no route without one; what follows from a route's path, its body and who may
-//! use it is added here, once for all.
+//! The OpenAPI 3.1 document, made from the tables of routes and errors. A row of the first includes its [`Operation`],
+//! so every route has one. What follows from a route's path, body and access is added here.
 
 mod operation;
 pub(super) mod schema;
@@ -20,8 +19,9 @@ pub(super) use operation::{Operation, Tag};
 use super::dialect::Dialect;
 use super::error::ErrorCode;
 use super::hosts::HEALTH_PATHS;
+use super::route::{Access, Route};
 use super::session_cookie::PLAIN_NAME;
-use super::{Access, HttpState, Route};
+use super::state::HttpState;
 use schema::text;
 
 const API_KEY: &str = "apiKey";
@@ -29,13 +29,13 @@ const BEARER: &str = "bearer";
 const SESSION: &str = "session";
 
 const ABOUT: &str = "\
-Images from prompts by FLUX models, with keys of this worker's own.
+Image generation with FLUX models and built-in API keys.
 
-Errors are `application/problem+json` (RFC 9457), have OpenAI's shape on the routes that its clients use, and are one line to \
-read on the route that kubectl uses; their `code` is a word that never changes. Fields and parameters that are not known are refused. Every answer carries `x-request-id`; a \
-request may bring its own.";
+Errors are `application/problem+json` (RFC 9457). They have OpenAI's format on the routes that its clients use, and are \
+one line of text on the route that kubectl uses. Their `code` is stable. Unknown fields and parameters are refused. \
+Every response has an `x-request-id`; a request may set it.";
 
-/// The whole document.
+/// The complete document.
 pub(super) fn document(rows: impl IntoIterator<Item = (Route, Operation)>) -> OpenApi {
     let mut paths = PathsBuilder::new();
     let of_errors = Dialect::ALL.map(Dialect::schema).map(|(name, schema)| (name.to_owned(), schema));
@@ -63,7 +63,7 @@ pub(super) fn document(rows: impl IntoIterator<Item = (Route, Operation)>) -> Op
 
 /// The document as a file.
 pub(super) fn json(document: &OpenApi) -> String {
-    document.to_pretty_json().expect("the document has texts for keys")
+    document.to_pretty_json().expect("the document's keys are strings")
 }
 
 pub(super) async fn serve(State(state): State<HttpState>) -> impl IntoResponse {
@@ -79,10 +79,10 @@ pub(super) fn serve_operation() -> Operation {
 }
 
 fn with_security(components: ComponentsBuilder) -> ComponentsBuilder {
-    let key = "A key whose scope allows the route. Also as `Authorization: Bearer`.";
-    let session = "What `POST /v1/session` sets. Its name begins with `__Host-` where clients come by https.";
+    let key = "An API key whose scope allows the route. Also accepted as `Authorization: Bearer`.";
+    let session = "Set by `POST /v1/session`. Its name starts with `__Host-` over https.";
     let bearer =
-        Http::builder().scheme(HttpAuthScheme::Bearer).description(Some("The key, as a bearer token.")).build();
+        Http::builder().scheme(HttpAuthScheme::Bearer).description(Some("An API key as a bearer token.")).build();
     components
         .security_scheme(
             API_KEY,
@@ -132,7 +132,7 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
     described
 }
 
-/// Every error of a route, by status, in the order of their table.
+/// All errors of a route by status, in the order of their table.
 fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
     use ErrorCode::{
         AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, InvalidHost, JobNotFound, KeyNotFound,
@@ -176,12 +176,12 @@ fn names_in(path: &'static str) -> impl Iterator<Item = &'static str> {
 
 fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) {
     match name {
-        "job_id" => (text(), "The job's id, as its acceptance named it."),
-        "key_id" => (text(), "The key's id; not its value."),
-        "namespace_id" => (text(), "The namespace's id here; not the cluster's name for it."),
+        "job_id" => (text(), "The job's id from the response that accepted it."),
+        "key_id" => (text(), "The key's id, not its value."),
+        "namespace_id" => (text(), "The namespace's id on this worker, not its name in the cluster."),
         "file" => (text(), "The file's name."),
-        "model" => (text(), "The model's id. Its slash may also come as it is."),
-        other => unreachable!("nothing is known of the path parameter {other}"),
+        "model" => (text(), "The model's id. Its slash need not be encoded."),
+        other => unreachable!("unknown path parameter {other}"),
     }
 }
 
@@ -190,7 +190,7 @@ fn requirements(access: Access) -> Vec<SecurityRequirement> {
     match access {
         Access::Anyone | Access::Metrics | Access::SignIn | Access::Page => Vec::new(),
         Access::Inference | Access::Kubernetes => vec![one(API_KEY), one(BEARER)],
-        // The empty one stands for the signature in the link.
+        // The empty alternative stands for a signed link.
         Access::InferenceOrLink => vec![one(API_KEY), one(BEARER), SecurityRequirement::default()],
         Access::Session => vec![one(SESSION)],
     }
@@ -222,11 +222,11 @@ mod tests {
 
     #[track_caller]
     fn check<T: FromFields + PartialSchema>() {
-        assert_eq!(described::<T>(), Fields::asked_by::<T>());
+        assert_eq!(described::<T>(), Fields::read_by::<T>());
     }
 
     #[test]
-    fn bodies_are_described_as_they_are_read() {
+    fn bodies_are_documented_as_they_are_parsed() {
         check::<SubmitImage>();
         check::<GenerateImages>();
         check::<SignIn>();
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn a_priority_is_one_of_its_words_and_null_only_where_it_may_be() {
+    fn a_priority_is_an_enum_and_null_only_in_an_edit() {
         let words_of = |schema: RefOr<Schema>| {
             let schema = serde_json::to_value(schema).expect("a schema is JSON");
             schema["properties"]["limits"]["properties"]["priority"]["enum"].clone()
@@ -249,18 +249,18 @@ mod tests {
         let shown = &document["components"]["schemas"]["Limits"];
         assert_eq!(shown["properties"]["priority"]["enum"], json!(["low", "normal", "high"]));
         let required = shown["required"].as_array().expect("a list");
-        assert!(required.contains(&json!("priority")), "always shown: {required:?}");
+        assert!(required.contains(&json!("priority")), "always present: {required:?}");
     }
 
     #[test]
-    fn every_route_and_every_error_is_described() {
+    fn every_route_and_every_error_is_documented() {
         let document: Value = serde_json::from_str(&crate::http::openapi_json()).expect("JSON");
         assert_eq!(document["openapi"], "3.1.0");
         let mut codes = BTreeSet::new();
         let mut ids = BTreeSet::new();
         for route in crate::http::routes() {
             let operation = &document["paths"][route.documented_path()][route.method.to_lowercase()];
-            let id = operation["operationId"].as_str().unwrap_or_else(|| panic!("{route:?} is not described"));
+            let id = operation["operationId"].as_str().unwrap_or_else(|| panic!("{route:?} is not documented"));
             assert!(ids.insert(id.to_owned()), "{id} twice");
             let responses = operation["responses"].as_object().expect("answers");
             assert!(responses.keys().any(|status| status.starts_with('2')), "{id} never succeeds");
@@ -272,14 +272,14 @@ mod tests {
                 }
             }
         }
-        // No route answers that: it is the answer where the path has no such route.
+        // No route answers this; it is the answer for a wrong method.
         codes.insert(ErrorCode::MethodNotAllowed.as_str().to_owned());
         let all: BTreeSet<String> = ErrorCode::ALL.iter().map(|code| code.as_str().to_owned()).collect();
         assert_eq!(codes, all);
     }
 
     #[test]
-    fn what_is_referred_to_is_there() {
+    fn every_reference_resolves() {
         let document: Value = serde_json::from_str(&crate::http::openapi_json()).expect("JSON");
         let mut left = vec![&document];
         while let Some(value) = left.pop() {
@@ -287,7 +287,7 @@ mod tests {
                 Value::Object(fields) => {
                     if let Some(Value::String(reference)) = fields.get("$ref") {
                         let pointer = reference.strip_prefix('#').expect("within the document");
-                        assert!(document.pointer(pointer).is_some(), "{reference} is not there");
+                        assert!(document.pointer(pointer).is_some(), "{reference} does not resolve");
                     }
                     left.extend(fields.values());
                 }

@@ -1,4 +1,4 @@
-//! Where this worker is, as its clients see it: the start of the addresses in answers.
+//! The worker's URL as its clients see it: the start of the URLs in answers.
 
 use axum::extract::FromRequestParts;
 use axum::http::header::HOST;
@@ -6,12 +6,13 @@ use axum::http::request::Parts;
 use axum::http::uri::Authority;
 use std::convert::Infallible;
 
-use super::{HttpSettings, HttpState};
+use super::settings::HttpSettings;
+use super::state::HttpState;
 use crate::domain::ids::JobId;
 use crate::jobs::ResultLink;
 
-/// The start of every address in an answer, without a slash at its end. Empty (addresses are relative then) when the
-/// client did not say how it reached us.
+/// The start of every URL in an answer, without a trailing slash. Empty, which makes the URLs relative, if the client
+/// sent no host.
 pub(super) struct Origin(String);
 
 impl FromRequestParts<HttpState> for Origin {
@@ -21,7 +22,7 @@ impl FromRequestParts<HttpState> for Origin {
         if let Some(url) = &state.settings.public_url {
             return Ok(Self(url.trim_end_matches('/').to_owned()));
         }
-        // Parsed, not pasted: only what can be a host comes back in an answer.
+        // Parsed, so that an answer only repeats a valid host.
         let host = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
         let host = host.filter(|host| !host.contains('@')).and_then(|host| host.parse::<Authority>().ok());
         let scheme = if state.settings.has_tls { "https" } else { "http" };
@@ -30,8 +31,8 @@ impl FromRequestParts<HttpState> for Origin {
 }
 
 impl Origin {
-    /// Where clients reach this worker, fit to stand in a shell's quotes; `None` when it cannot be told. At an address of
-    /// its own for the administrator, that is not where the administrator is.
+    /// The URL under which clients reach this worker, safe inside shell quotes; `None` if unknown. With a separate
+    /// management listener, clients use a different address than the administrator.
     pub(super) fn of_clients(self, settings: &HttpSettings) -> Option<String> {
         let own = if settings.has_own_management && settings.public_url.is_none() {
             settings.local_url.clone()
@@ -42,7 +43,7 @@ impl Origin {
         own.filter(|url| !url.is_empty() && url.chars().all(is_fit))
     }
 
-    /// What stands in front of the paths of the API, by the name of OpenAI's clients for it.
+    /// The base URL of the API, as OpenAI's clients call it.
     pub(super) fn base_url(&self) -> String {
         format!("{}/v1", self.0)
     }

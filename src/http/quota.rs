@@ -1,5 +1,5 @@
-//! A share that is used up, in the words of the IETF's draft on rate limits (draft-ietf-httpapi-ratelimit-headers-11): the
-//! fields `RateLimit-Policy` and `RateLimit`.
+//! An exhausted quota in the `RateLimit-Policy` and `RateLimit` headers of the IETF's draft on rate limits
+//! (draft-ietf-httpapi-ratelimit-headers-11).
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -8,21 +8,21 @@ const LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 
 pub(super) const DAY_SECONDS: u32 = 24 * 60 * 60;
 
-/// A share of something.
+/// A quota.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Quota {
-    /// Of what.
+    /// What it limits.
     pub(super) name: &'static str,
-    /// All of it.
+    /// The total.
     pub(super) limit: u32,
-    /// The time it is for.
+    /// The time window.
     pub(super) window_seconds: Option<u32>,
-    /// What is left of it.
+    /// What is left.
     pub(super) left: u64,
 }
 
 impl Quota {
-    /// Says it in the headers of an answer; there is more of it after `reset_seconds`.
+    /// Writes it into the headers of an answer; it is renewed after `reset_seconds`.
     pub(super) fn write(&self, headers: &mut HeaderMap, reset_seconds: u64) {
         let Self { name, limit, window_seconds, left } = self;
         let window = window_seconds.map(|seconds| format!(";w={seconds}")).unwrap_or_default();

@@ -1,12 +1,12 @@
-//! Whether a request that changes something was made by a page of another site. The session's cookie is sent along with
-//! those too by browsers that do not know `SameSite`, and a sign-in needs no cookie at all.
+//! Detects requests from pages of other sites. Browsers without `SameSite` support send the session's cookie with
+//! those, and a sign-in needs no cookie at all.
 
 use axum::http::header::{HOST, ORIGIN};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether the browser says that the request does not come from a page of this worker. What is no browser says nothing.
+/// Whether the browser reports that the request comes from a page of another site. Other clients report nothing.
 pub(super) fn is_foreign(headers: &HeaderMap, public_url: Option<&str>) -> bool {
     let site = headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes);
     let is_foreign_site = site.is_some_and(|site| ![&b"same-origin"[..], b"none"].contains(&site));
@@ -15,7 +15,7 @@ pub(super) fn is_foreign(headers: &HeaderMap, public_url: Option<&str>) -> bool 
     is_foreign_site || origins.any(|origin| !origin.to_str().is_ok_and(|origin| is_ours(origin, host, public_url)))
 }
 
-/// Ours is where clients are said to reach this worker, and where this one has reached it.
+/// Compares the origin with the public URL and with the request's host.
 fn is_ours(origin: &str, host: Option<&str>, public_url: Option<&str>) -> bool {
     let Some((scheme, authority)) = parts(origin) else { return false };
     let is_host = host.is_some_and(|host| without_default_port(scheme, host).eq_ignore_ascii_case(authority));
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_browser_says_of_the_site_counts() {
+    fn the_browsers_fetch_metadata_counts() {
         let own = [(HOST, "worker.test"), (ORIGIN, "http://worker.test")];
         for (site, expected) in [("same-origin", false), ("none", false), ("same-site", true), ("cross-site", true)] {
             let headers = [&own[..], &[(SEC_FETCH_SITE, site)]].concat();

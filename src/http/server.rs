@@ -1,13 +1,14 @@
-//! Listens, and holds every connection to its limits: how many there are, how many of one peer, how long a head may
-//! take to arrive, how long an answer may lie unread.
+//! Accepts connections and enforces their limits: their number, their number per peer, the time for a request's head to
+//! arrive, the time an answer may stay unread.
 //!
-//! A plain `axum::serve` has none of these, so that a few hundred silent connections would shut everybody else out.
-//! HTTP/1 only: behind a proxy that is what arrives, and multiplexed streams would need limits of their own.
+//! A plain `axum::serve` has none of these, so a few hundred silent connections would lock out all other clients.
+//! HTTP/1 only: that is what proxies send, and multiplexed streams would need their own limits.
 
 mod activity;
-mod leftover;
+mod connection_slots;
+mod drained_body;
+mod observed_body;
 mod peers;
-mod places;
 mod stream;
 mod tls;
 
@@ -31,46 +32,46 @@ use tower::Service as _;
 
 use crate::domain::networks::Networks;
 use crate::http::layer::spare::OnSpareConnection;
-use activity::{Activity, Answer, Life};
-use leftover::ReadToTheEnd;
+use activity::{Activity, Answer, KeepAliveLimits};
+use connection_slots::{ConnectionSlots, SPARE_SLOTS};
+use drained_body::Drain;
 use peers::Peers;
-use places::{Places, SPARE_PLACES};
 use stream::{WatchedStream, hung_up};
 pub use tls::{Tls, TlsError};
 
-/// Pause after the system had no socket for us; trying at once would only burn a core.
+/// Pause after the system ran out of sockets; an immediate retry would only burn a core.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(250);
 
-/// Longest head of a request, and what is read ahead of its body: this much memory a connection may cost.
+/// Longest head of a request including what is read ahead of its body: the memory that a connection may cost.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// What connections are held to.
+/// Limits of connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Most connections at one time. For a newcomer beyond that the one makes way that has served nobody for the longest
-    /// time; where all serve somebody, a few more are told of health alone. Well below the 1024 files that a process may
-    /// have open by default.
+    /// Most connections at one time. Beyond that, a new connection replaces the one that has been idle the longest; if
+    /// none is idle, a few more connections may only check health. Well below the 1024 files that a process may have
+    /// open by default.
     pub connections_max: usize,
-    /// Most connections of one peer, so that one alone cannot take them all; further ones are closed. Peers on this
-    /// machine are exempt: that is where a proxy is, which speaks for everybody.
+    /// Most connections of one peer, so that it cannot take them all; further ones are closed. Peers on this machine
+    /// are exempt: a proxy there serves all clients.
     pub connections_per_peer_max: usize,
-    /// Proxies elsewhere, which are exempt as well.
+    /// Proxies on other machines, which are exempt as well.
     pub trusted_proxies: Networks,
-    /// Longest time for a request's head to arrive, and for an open connection to be silent between two requests.
+    /// Longest time for a request's head to arrive, and longest silence between two requests.
     pub header_deadline: Duration,
-    /// Longest time a peer may take none of an answer.
+    /// Longest time a peer may read nothing of an answer.
     pub write_stall_max: Duration,
-    /// Most requests of one connection; its client comes back for the rest.
+    /// Most requests of one connection; its client reconnects for the rest.
     pub requests_per_connection_max: u64,
-    /// Longest time a connection takes requests.
+    /// Longest time a connection accepts requests.
     pub connection_age_max: Duration,
 }
 
 impl ConnectionLimits {
-    /// The most files that an address takes with such connections: its own one, too.
+    /// The most files that a listener uses with its connections.
     #[must_use]
     pub fn files_max(&self) -> usize {
-        self.connections_max.saturating_add(SPARE_PLACES + 1)
+        self.connections_max.saturating_add(SPARE_SLOTS + 1)
     }
 }
 
@@ -88,17 +89,17 @@ impl Default for ConnectionLimits {
     }
 }
 
-/// How connections are served.
+/// How to serve connections.
 #[derive(Clone)]
-struct Terms {
+struct ServeOptions {
     limits: ConnectionLimits,
     tls: Option<Tls>,
-    /// Ends when no more requests are taken.
+    /// Ends when no more requests are accepted.
     open: watch::Receiver<()>,
 }
 
-/// Serves until `closing` is done, by https where there is a certificate; then takes no more connections, lets each
-/// finish the request it is at, and returns when all are gone. How long that may take is for the caller to say.
+/// Serves until `closing` is done, over https if there is a certificate. Then accepts no more connections, lets each
+/// finish its present request, and returns when all are closed. The caller bounds that time.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -107,41 +108,42 @@ pub async fn serve(
     tls: Option<Tls>,
 ) {
     let graceful = GracefulShutdown::new();
-    let life = Life { requests_max: limits.requests_per_connection_max, age_max: limits.connection_age_max };
-    let places = Places::new(limits.connections_max, life);
+    let keep_alive =
+        KeepAliveLimits { requests_max: limits.requests_per_connection_max, age_max: limits.connection_age_max };
+    let slots = ConnectionSlots::new(limits.connections_max, keep_alive);
     let peers = Peers::new(limits.connections_per_peer_max, limits.trusted_proxies.clone());
     let (opened, open) = watch::channel(());
-    let terms = Terms { limits, tls, open };
+    let options = ServeOptions { limits, tls, open };
     let mut closing = pin!(closing);
     loop {
         let next = async {
             loop {
                 let (stream, peer) = accept(&listener).await;
-                let Some(share) = peers.enter(peer.ip()) else {
-                    tracing::debug!(%peer, "too many connections of this peer");
+                let Some(permit) = peers.enter(peer.ip()) else {
+                    tracing::debug!(%peer, "connection closed: its peer has too many");
                     continue;
                 };
-                // All others wait in the system's line, where they cost no file of ours.
-                break (stream, peer, (places.take().await, share));
+                // All others wait in the system's backlog, where they cost no file.
+                break (stream, peer, (slots.take().await, permit));
             }
         };
-        let (stream, peer, (place, share)) = tokio::select! {
+        let (stream, peer, (slot, permit)) = tokio::select! {
             next = next => next,
             () = &mut closing => break,
         };
-        let (router, terms, watcher) = (router.clone(), terms.clone(), graceful.watcher());
+        let (router, options, watcher) = (router.clone(), options.clone(), graceful.watcher());
         tokio::spawn(async move {
-            let activity = place.activity.clone();
-            let (stream, reading) = WatchedStream::new(stream, terms.limits.write_stall_max, activity.clone());
-            let connection = Connection { peer, router, activity: activity.clone(), is_spare: place.is_spare };
+            let activity = slot.activity.clone();
+            let (stream, reading) = WatchedStream::new(stream, options.limits.write_stall_max, activity.clone());
+            let connection = Connection { peer, router, activity: activity.clone(), is_spare: slot.is_spare };
             tokio::select! {
                 biased;
-                () = connection.run(stream, terms, watcher) => {}
-                // Drops the handler of the request at hand, which is what a job that waits for its client goes by.
+                () = connection.run(stream, options, watcher) => {}
+                // Drops the present request's handler; a job that depends on its client is then canceled.
                 () = hung_up(&reading) => tracing::debug!(%peer, "the peer has hung up"),
-                () = activity.sent_away() => tracing::debug!(%peer, "an idle connection makes way for another"),
+                () = activity.evicted() => tracing::debug!(%peer, "idle connection closed to make room for a new one"),
             }
-            drop((place, share));
+            drop((slot, permit));
         });
     }
     drop((listener, opened));
@@ -152,17 +154,17 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
-            // The peer left before we came; the next one may be there already.
-            Err(error) if is_of_the_connection(&error) => {}
+            // The peer left before it was accepted; the next one may be waiting.
+            Err(error) if is_connection_error(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "no connection can be accepted");
+                tracing::error!(%error, "cannot accept connections");
                 tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
             }
         }
     }
 }
 
-fn is_of_the_connection(error: &io::Error) -> bool {
+fn is_connection_error(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
@@ -175,8 +177,12 @@ struct Connection {
     is_spare: bool,
 }
 
-/// What comes of `handshake` in time, and while the worker is open.
-async fn agree<T>(handshake: impl Future<Output = T>, deadline: Duration, open: &mut watch::Receiver<()>) -> Option<T> {
+/// The outcome of `handshake`; `None` after the deadline or when the worker closes.
+async fn finish_in_time<T>(
+    handshake: impl Future<Output = T>,
+    deadline: Duration,
+    open: &mut watch::Receiver<()>,
+) -> Option<T> {
     let closed = async { while open.changed().await.is_ok() {} };
     tokio::select! {
         outcome = tokio::time::timeout(deadline, handshake) => outcome.ok(),
@@ -185,31 +191,31 @@ async fn agree<T>(handshake: impl Future<Output = T>, deadline: Duration, open: 
 }
 
 impl Connection {
-    async fn run(self, stream: WatchedStream, Terms { limits, tls, mut open }: Terms, watcher: Watcher) {
+    async fn run(self, stream: WatchedStream, ServeOptions { limits, tls, mut open }: ServeOptions, watcher: Watcher) {
         let peer = self.peer;
         let outcome = match tls {
             None => self.speak(stream, &limits, watcher).await,
-            Some(tls) => match agree(tls.accept(stream), limits.header_deadline, &mut open).await {
+            Some(tls) => match finish_in_time(tls.accept(stream), limits.header_deadline, &mut open).await {
                 Some(Ok(secured)) => {
-                    self.activity.forget();
+                    self.activity.forget_received();
                     self.speak(secured, &limits, watcher).await
                 }
                 Some(Err(error)) => {
-                    tracing::debug!(%peer, %error, "no agreement on a secured connection");
+                    tracing::debug!(%peer, %error, "TLS handshake failed");
                     return;
                 }
                 None => {
-                    tracing::debug!(%peer, "no agreement on a secured connection in time");
+                    tracing::debug!(%peer, "TLS handshake timed out");
                     return;
                 }
             },
         };
         if let Err(error) = outcome {
-            tracing::debug!(%peer, %error, "a connection ended before its time");
+            tracing::debug!(%peer, %error, "connection ended early");
         }
     }
 
-    /// HTTP over a stream of bytes.
+    /// Speaks HTTP over a byte stream.
     async fn speak(
         self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -230,7 +236,7 @@ impl Connection {
         request: hyper::Request<Incoming>,
     ) -> impl Future<Output = Result<hyper::Response<Answer>, Infallible>> + use<> {
         let exchange = self.activity.begin();
-        let mut request = ReadToTheEnd::new(request, exchange.clone());
+        let mut request = Drain::wrap(request, exchange.clone());
         request.extensions_mut().insert(ConnectInfo(self.peer));
         if self.is_spare {
             request.extensions_mut().insert(OnSpareConnection);

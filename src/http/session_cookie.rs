@@ -3,14 +3,14 @@
 use axum::http::header::COOKIE;
 use axum::http::{HeaderMap, HeaderValue};
 
-use super::HttpSettings;
+use super::settings::HttpSettings;
 use crate::auth::{SESSION_LIFETIME, SessionToken};
 
-/// The cookie's name where clients come by https: browsers then hold it to be of this host alone and `Secure`.
+/// The cookie's name over https: browsers then require it to be `Secure` and of this host only.
 const SECURE_NAME: &str = "__Host-fluxserve_session";
 pub(super) const PLAIN_NAME: &str = "fluxserve_session";
 
-/// How the cookie looks.
+/// The cookie's form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SessionCookie {
     is_secure: bool,
@@ -26,7 +26,7 @@ impl SessionCookie {
         if self.is_secure { SECURE_NAME } else { PLAIN_NAME }
     }
 
-    /// The token that a client sent. Two that differ are none: somebody else may have set one of them.
+    /// The token that a client sent. Two different ones count as none: an attacker may have set one of them.
     pub(super) fn read(self, headers: &HeaderMap) -> Option<&str> {
         let texts = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
         let pairs = texts.flat_map(|text| text.split(';')).filter_map(|pair| pair.trim().split_once('='));
@@ -40,7 +40,7 @@ impl SessionCookie {
         self.header(token.reveal(), SESSION_LIFETIME.whole_seconds())
     }
 
-    /// The header that takes it away again.
+    /// The header that deletes the cookie.
     pub(super) fn clear(self) -> HeaderValue {
         self.header("", 0)
     }
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn https_has_the_strict_cookie() {
+    fn https_uses_the_secure_cookie() {
         let of =
             |url: &str| SessionCookie::of(&HttpSettings { public_url: Some(url.into()), ..HttpSettings::default() });
         assert_eq!(of("https://images.example.org"), SECURE);
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn one_token_is_found_among_other_cookies_and_two_are_none() {
+    fn one_token_is_found_among_other_cookies_and_two_count_as_none() {
         assert_eq!(read(PLAIN, &[]), None);
         assert_eq!(read(PLAIN, &["a=b; fluxserve_session=t; c=d"]).as_deref(), Some("t"));
         assert_eq!(read(PLAIN, &["a=b", "fluxserve_session=t"]).as_deref(), Some("t"));

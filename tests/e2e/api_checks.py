@@ -1,13 +1,13 @@
-"""What scripts/api-test.sh holds answers to, beside what schemathesis brings along."""
+"""Checks of scripts/api-test.sh beyond those of schemathesis."""
 
 import schemathesis
 
-# Has no other answer where an image is asked for that takes longer than anyone may wait.
+# The only possible answer if an image takes longer than the maximum wait.
 WAITS = "/v1/images/generations"
 
 
 @schemathesis.check
 def not_a_failure_of_the_server(context, response, case):
-    """No answer says that the server failed."""
+    """No answer is a server error."""
     is_late = response.status_code == 504 and case.operation.path == WAITS
     assert response.status_code < 500 or is_late, f"the server failed: {response.status_code}"

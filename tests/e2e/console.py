@@ -3,8 +3,8 @@
 
     scripts/console-test.sh [PROGRAM]
 
-installs what this needs and runs it. Written in steps, each of which says what a person would do. axe looks at every page
-and window for what would shut people out; --screenshots DIR keeps an image of each.
+installs what this needs and runs it. Each step is something a user would do. axe checks every page and window for
+accessibility; --screenshots DIR saves an image of each.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Worker:
 
     def __init__(self, program, folder):
         environment = dict(os.environ, FLUXSERVE_ADMIN_PASSWORD=PASSWORD)
-        # One that is there already.
+        # A key that exists before the console is opened.
         subprocess.run(
             [program, "--data-dir", folder / "data", "keys", "create", "--name", "demo", "--scope", "inference"],
             check=True, capture_output=True)
@@ -52,7 +52,7 @@ class Worker:
                 self.url = found.group(1)
             if "curl" in line:
                 break
-        assert self.url, "the worker did not say where its console is"
+        assert self.url, "the worker did not print its console's address"
 
     def stop(self):
         self.process.terminate()
@@ -60,7 +60,7 @@ class Worker:
         self.log.close()
 
     def ask(self, key, method="GET", path="/v1/inference/jobs", body=None):
-        """The status of a request with a key."""
+        """Sends a request with a key and returns its status."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"x-api-key": key, "content-type": "application/json"}
         request = urllib.request.Request(self.url + path, data, headers, method=method)
@@ -72,7 +72,7 @@ class Worker:
 
 
 class Visitor:
-    """A browser window, and all that goes wrong in it."""
+    """A browser window and the faults found in it."""
 
     def __init__(self, browser, worker, size, scheme, screenshots):
         width, height = SIZES[size]
@@ -84,12 +84,12 @@ class Visitor:
         self.page.set_default_timeout(PATIENCE_MILLISECONDS)
         self.name, self.screenshots, self.faults = f"{size}-{scheme}", screenshots, []
         self.page.on("pageerror", lambda error: self.faults.append(f"script: {error}"))
-        self.page.on("console", self.heed)
+        self.page.on("console", self.record)
         self.page.goto(worker.url + "/admin")
         self.debugger = self.context.new_cdp_session(self.page)
 
-    def heed(self, message):
-        # Refusals that are part of the test are told of there as well.
+    def record(self, message):
+        # Refused requests are part of the test.
         if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
             self.faults.append(f"console: {message.text}")
 
@@ -101,7 +101,7 @@ class Visitor:
         """axe, sideways scrolling, and a screenshot."""
         self.page.wait_for_timeout(300)
         if not self.page.evaluate("() => 'axe' in window"):
-            # Past the policy, which lets no script in: by the debugger.
+            # Injected by the debugger: the policy allows no other scripts.
             self.debugger.send("Runtime.evaluate", {"expression": Path(AXE_FILE_PATH).read_text()})
         found = self.page.evaluate(
             "async rules => (await axe.run(document, { runOnly: rules })).violations.map("
@@ -131,12 +131,12 @@ def key_row(page, name):
 
 
 def priority_shown(page):
-    """What a key's page says of its priority."""
+    """The priority on a key's page."""
     return page.locator("dl.facts > div").filter(has_text="Priority").locator("dd")
 
 
 def taken_value(page):
-    """The value that is shown once; puts its window away."""
+    """Returns the value that is shown once, and closes its window."""
     value = page.get_by_test_id("key-value").inner_text()
     assert re.fullmatch(r"rgpu_[0-9A-Za-z]{46}", value), "that is no key"
     page.get_by_test_id("key-stored").click()
@@ -146,14 +146,14 @@ def taken_value(page):
 
 def life_of_a_key(visitor, worker):
     page = visitor.page
-    step("a wrong password is refused, the right one is not")
+    step("a wrong password is refused, the right one accepted")
     visitor.look("sign-in")
     visitor.sign_in("not the password")
-    expect(page.get_by_text("That is not the password")).to_be_visible()
+    expect(page.get_by_text("Wrong password")).to_be_visible()
     visitor.sign_in()
     expect(page.get_by_role("heading", name="Overview")).to_be_visible()
 
-    step("a key is made, and works")
+    step("a key is created and works")
     visitor.go("keys")
     page.get_by_role("button", name="Create API key").first.click()
     page.get_by_label("Name", exact=True).fill("web shop")
@@ -198,9 +198,9 @@ def life_of_a_key(visitor, worker):
     assert worker.ask(second) == 200 and worker.ask(third) == 200
     time.sleep(2.5)
     assert worker.ask(second) == 401 and worker.ask(third) == 200
-    assert worker.ask(first) == 401, "a value can be replaced once only"
+    assert worker.ask(first) == 401, "an old value works only until the next rotation"
 
-    step("its scope is edited: no more images")
+    step("its scope is edited: it generates no more images")
     page.reload()
     page.get_by_role("button", name="Edit web shop").click()
     page.get_by_label("Kubernetes exec", exact=True).check()
@@ -216,7 +216,7 @@ def life_of_a_key(visitor, worker):
     expect(key_row(page, "web shop")).to_contain_text("Revoked")
     assert worker.ask(third) == 401
 
-    step("the audit log shows all of it")
+    step("the audit log shows every change")
     listed = visitor.context.request.get(f"{worker.url}/v1/audit?limit=100").json()["data"]
     actions = [entry["action"] for entry in listed if entry["key_id"] == key_id]
     assert [word.rsplit(".", 1)[-1].rsplit("_", 1)[-1] for word in reversed(actions)] == [
@@ -228,37 +228,37 @@ def life_of_a_key(visitor, worker):
 
 def playground(visitor):
     page = visitor.page
-    step("the playground draws, with a preview on the way")
+    step("the playground generates an image, with previews")
     visitor.go("playground")
     page.get_by_label("Prompt", exact=True).fill("a red circle on a blue background")
     page.get_by_role("textbox", name="Seed").fill("7")
     page.get_by_label("Steps", exact=True).fill("60")
-    page.get_by_role("button", name="Draw").click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("[data-testid=preview]:not([hidden])").wait_for()
     visitor.look("playground-running")
     page.get_by_test_id("result").wait_for()
     expect(page.get_by_test_id("seed")).to_have_text("7")
     visitor.look("playground-done")
-    step("the next one starts from an image, in its size")
-    page.get_by_text("Start from an image").click()
-    expect(page.get_by_text("How far to go away from it")).to_be_hidden()
+    step("the next one has an input image, and its size")
+    page.locator("summary").filter(has_text="Input image").click()
+    expect(page.get_by_label("Strength", exact=True)).to_be_hidden()
     page.locator("#input-image").set_input_files(INPUT_IMAGE)
     page.locator("img.input-image").wait_for()
     expect(page.get_by_label("Width", exact=True)).to_have_value("")
-    page.get_by_label("How far to go away from it").fill("0.5")
+    page.get_by_label("Strength", exact=True).fill("0.5")
     visitor.look("playground-image")
-    page.get_by_role("button", name="Draw").click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.locator(".facts")).to_contain_text("Strength0.5")
     expect(page.locator(".facts")).to_contain_text("64 × 96 px")
-    page.get_by_text("The same with curl").click()
-    expect(page.get_by_test_id("playground-curl")).to_contain_text("base64 < start.png")
-    step("what is no image is told of at its field")
+    page.get_by_text("Generate it with curl").click()
+    expect(page.get_by_test_id("playground-curl")).to_contain_text("base64 < input.png")
+    step("a file that is no image is reported at its field")
     page.locator("#input-image").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"none"})
-    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     expect(page.get_by_text("Is not a PNG, JPEG or WebP file")).to_be_visible()
-    page.get_by_role("button", name="Take it away").click()
+    page.get_by_role("button", name="Remove").click()
     expect(page.locator("img.input-image")).to_be_hidden()
-    step("the job stands in the list, with its image")
+    step("the list shows the job with its image")
     visitor.go("jobs")
     page.get_by_test_id("job-row").first.get_by_role("button").first.click()
     page.locator(".job-image img").wait_for()
@@ -280,26 +280,26 @@ def one_key(visitor):
 
 def no_cluster(visitor):
     page = visitor.page
-    step("without a cluster, the page of namespaces says how to give the worker one")
+    step("without a cluster, the Kubernetes page shows how to connect one")
     visitor.go("kubernetes")
     page.get_by_role("heading", name="Connect a cluster").wait_for()
     for words in ["manifest | kubectl apply -f -", "connect --kubeconfig ~/.kube/config", "check"]:
         expect(page.get_by_text(f"fluxserve kubernetes {words}", exact=True)).to_be_visible()
     page.get_by_text("Other ways to connect").click()
     visitor.look("kubernetes-set-up")
-    page.get_by_role("button", name="Look again").click()
-    expect(page.get_by_text("there was no cluster yet")).to_be_visible()
-    step("and a key for namespaces is for all of them")
+    page.get_by_role("button", name="Check again").click()
+    expect(page.get_by_text("No cluster yet, checked at")).to_be_visible()
+    step("a key for kubectl then has access to all namespaces")
     visitor.go("keys")
     page.get_by_role("button", name="Create API key").first.click()
     page.get_by_label("Kubernetes exec", exact=True).check()
-    expect(page.get_by_text("No cluster is configured on this worker yet")).to_be_visible()
+    expect(page.get_by_text("This worker has no cluster yet")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
 
 
 def throttled(visitor):
     page = visitor.page
-    step("guessing is throttled")
+    step("password guessing is throttled")
     for guess in range(8):
         visitor.sign_in(f"guess number {guess}")
         page.wait_for_timeout(400)
@@ -335,7 +335,7 @@ def main():
                     visitor.look(route or "overview")
                 one_key(visitor)
                 faults += visitor.close()
-            print("a stranger", flush=True)
+            print("without a session", flush=True)
             visitor = Visitor(browser, worker, "desktop", "light", None)
             throttled(visitor)
             faults += visitor.close()

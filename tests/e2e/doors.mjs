@@ -1,5 +1,5 @@
-// Node's fetch and OpenAI's client for Node, refused before their bodies were read: each is told why, and not that the
-// connection broke.
+// Node's fetch and OpenAI's client for Node, refused before their bodies are read: each gets the reason, not a broken
+// connection.
 //
 //     scripts/doors-test.sh [PROGRAM]
 //
@@ -39,7 +39,7 @@ const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 });
 await refused(edit(client), OpenAI.NotFoundError);
 await refused(edit(client.withOptions({ apiKey: "rgpu_nobody" })), OpenAI.NotFoundError);
 
-// A base URL that is not quite the one.
+// Wrong base URLs.
 for (const baseURL of [url, `${url}//v1`, `${url}/v1/v1`]) {
   const stray = new OpenAI({ baseURL, apiKey, maxRetries: 0 });
   await assert.rejects(stray.models.list(), (error) => {

@@ -1,4 +1,4 @@
-"""Refusals reach whoever is refused, straight and through a proxy:
+"""Refusals reach their clients, directly and through a proxy:
 
     scripts/doors-test.sh [PROGRAM]
 
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 
-# Beside this file stands one that is called like the package. A script's own folder is searched first, so it has to go.
+# A file in this folder has the package's name. A script's own folder is searched first, so it is removed from the path.
 sys.path.pop(0)
 
 import openai  # noqa: E402
@@ -65,7 +65,7 @@ def free_port():
 def until(is_so, process, what):
     started = time.monotonic()
     while not is_so():
-        assert process.poll() is None, f"{what}: it has ended by itself"
+        assert process.poll() is None, f"{what}: it has ended"
         assert time.monotonic() - started < PATIENCE_SECONDS, f"{what}: it takes too long"
         time.sleep(0.1)
 
@@ -79,7 +79,7 @@ def is_open(port):
 
 
 def refused(port, method, path, headers="", host="localhost", chunked=False):
-    """The status of an answer to a client that looks for one only when it has sent all of its body."""
+    """The status of the answer to a client that reads it only after sending its complete body."""
     length = "transfer-encoding: chunked" if chunked else f"content-length: {BODY_BYTES}"
     head = f"{method} {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n{headers}{length}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", port), 30) as connection:
@@ -109,7 +109,7 @@ def raw(port, key):
         ]:
             found = refused(port, method, path, headers, chunked=chunked)
             assert found == status, f"{method} {path}, chunked: {chunked}: {found} instead of {status}"
-    # By a name of somebody else nobody is let in; by the worker's own, and by this machine's, everybody is.
+    # A foreign host name is refused; the worker's own names and those of this machine are accepted.
     for host, status in [(HOST, 401), ("127.0.0.1", 401), ("evil.test", 421)]:
         found = refused(port, "POST", "/v1/inference/image", host=host)
         assert found == status, f"{host}: {found} instead of {status}"
@@ -144,7 +144,7 @@ def through_nginx(folder, worker, key, options):
         port = free_port()
         file = os.path.join(folder, "nginx.conf")
         with open(file, "w") as configuration:
-            # Started by root it would work as somebody else, who may not write into the folder.
+            # Started by root it would run as another user, who may not write into the folder.
             user = "user root;\n" if os.getuid() == 0 else ""
             configuration.write(NGINX.format(user=user, folder=folder, worker=worker, port=port, buffering=buffering))
         nginx = subprocess.Popen([options.nginx, "-p", folder, "-c", file])
@@ -179,7 +179,7 @@ def main():
             create = [options.program, "--data-dir", data, "keys", "create", "--name", "test", "--scope", "inference"]
             key = re.search("rgpu_[0-9A-Za-z]{46}", subprocess.run(create, check=True, capture_output=True, text=True).stdout)[0]
             clients(port, key, options)
-            print("straight: every refusal arrives")
+            print("directly: every refusal arrives")
             if options.nginx:
                 through_nginx(folder, port, key, options)
             worker.send_signal(signal.SIGTERM)

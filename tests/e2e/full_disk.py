@@ -1,9 +1,9 @@
-"""A disk that is full for a while, under a running worker: what it acknowledges is true, and it is well again by itself.
+"""A disk that is full for a while under a running worker: what it acknowledges is true, and it recovers by itself.
 
     python3 tests/e2e/full_disk.py PROGRAM [--rounds 2] [--full-seconds 8] [--seed N]
 
-Needs nothing but Python and a file system of its own, which it mounts in memory: as root, or as anybody where users may
-have name spaces of their own. Elsewhere it says that it was skipped. Ends with 1 when anything was not as promised.
+Needs only Python and a file system of its own, which it mounts in memory: as root, or as any user where user namespaces are
+allowed. Elsewhere it reports that it was skipped. Exits with 1 if a check failed.
 """
 
 import argparse
@@ -24,9 +24,9 @@ from endurance import MODEL, PASSWORD, PATIENCE_SECONDS, Worker, check, faults
 
 DISK_MEBIBYTES = 6
 KEYS = 10
-# What the worker may take to be well again.
+# The time for the worker to recover.
 HEALING_SECONDS = 5
-# How old the outcome of a check may be that `/readyz` gives, and how long a check may take.
+# The age of a reused check of `/readyz`, plus the duration of a check.
 READINESS_SECONDS = 2
 CANNOT_MOUNT = 77
 
@@ -38,7 +38,7 @@ def small_disk():
     done = subprocess.run(mounting, capture_output=True, text=True)
     if done.returncode:
         os.rmdir(folder)
-        print(f"no file system can be mounted: {done.stderr.strip()}")
+        print(f"cannot mount a file system: {done.stderr.strip()}")
         sys.exit(CANNOT_MOUNT)
     try:
         yield folder
@@ -48,7 +48,7 @@ def small_disk():
 
 
 class Full:
-    """A disk without a free byte, also when something on it is removed, until it is let go."""
+    """A disk without a free byte, even if something on it is removed, until it is released."""
 
     def __init__(self, disk):
         self.path, self.stop = os.path.join(disk, "filler"), threading.Event()
@@ -86,7 +86,7 @@ def ready(worker):
 
 
 def until_well(worker, works):
-    """How long it takes until the worker says that it is ready, and is."""
+    """The time until the worker reports that it is ready, and is."""
     begun = time.monotonic()
     while time.monotonic() - begun < PATIENCE_SECONDS:
         if works() and ready(worker) == 200:
@@ -96,7 +96,7 @@ def until_well(worker, works):
 
 
 def written(folder):
-    """The jobs in the database as a process finds it that comes after a crash."""
+    """The jobs in the database as a process would find it after a crash."""
     with contextlib.closing(sqlite3.connect(os.path.join(folder, "fluxserve.db"))) as database:
         return {row[0] for row in database.execute("SELECT id FROM jobs")}
 
@@ -139,7 +139,7 @@ def jobs(program, disk, seconds, numbers):
         one()
     check(set(answers) == {202}, f"and stays so: {dict(answers)}")
     views = [worker.json("GET", f"/v1/inference/jobs/{job}", key)[0] for job in acknowledged for _ in range(3)]
-    check(set(views) == {200}, "each job that was acknowledged is found, whoever looks")
+    check(set(views) == {200}, "each acknowledged job is found")
     worker.kill()
     lost = set(acknowledged) - written(worker.folder)
     check(not lost, f"{len(lost)} of {len(acknowledged)} acknowledged jobs lost in a crash")
@@ -239,7 +239,7 @@ def main():
     options = parser.parse_args()
     if options.mounts:
         run(options)
-    # A mount that nobody else sees, and that goes with this program however it ends.
+    # A private mount that ends with this program.
     again = [sys.executable, *sys.argv, "--seed", str(options.seed), "--mounts"]
     for unshare in (["unshare", "--mount"], ["unshare", "--mount", "--map-root-user"]):
         if shutil.which("unshare") and subprocess.run([*unshare, "true"], capture_output=True).returncode == 0:
@@ -248,7 +248,7 @@ def main():
     else:
         status = subprocess.run(again).returncode
     if status == CANNOT_MOUNT:
-        print("skipped: a full disk was not tried")
+        print("skipped: the full disk was not tested")
         status = 0
     sys.exit(status)
 

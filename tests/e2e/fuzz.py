@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Requests that nobody would send: images, headers, JSON and query strings, changed at random, with a good key.
+"""Fuzzing: images, headers, JSON and query strings, changed at random, with a valid key.
 
     python3 tests/e2e/fuzz.py target/release/fluxserve --count 10000 --seed 7
 
-Starts the given program on a folder of its own. Says its seed, so that a run can be had again. Fails when the program
-ends, when an answer is a server's error that is no documented one (503 or 504 with a code of the table, or a job that
-failed by its own code), or when its memory does not come back within 20 % of what it was once it was warm.
-Needs Linux (/proc) and nothing but Python's standard library.
+Starts the given program on a folder of its own. Prints its seed, so that a run can be repeated. Fails if the program
+ends, if an answer is an undocumented server error (documented are 503 or 504 with a code of the table, and a job that
+failed by its own code), or if the memory does not return to within 20 % of its level after the warm-up.
+Needs Linux (/proc) and only Python's standard library.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import zlib
 MODEL = "fluxserve/flux-shapes"
 WARM_UP_REQUESTS = 300
 GROWTH_MAX = 0.20
-# Below this, a fifth is what an allocator keeps anyway.
+# Below this, the allocator alone keeps a fifth.
 GROWTH_FREE_BYTES = 24 * 1024 * 1024
 SETTLE_SECONDS_MAX = 30
 SERVER_ERRORS = {
@@ -38,23 +38,23 @@ SERVER_ERRORS = {
 }
 
 
-def png(width, height, rows, bits=8, colour=2, interlace=0):
+def png(width, height, rows, bits=8, color=2, interlace=0):
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlace)
+    head = struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, interlace)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows, 1)) + chunk(b"IEND", b"")
 
 
 def images(dice):
-    """Files to begin with: good ones, and those whose heads promise much."""
+    """Initial files: valid ones, and those whose heads announce large images."""
     side = 64
     noise = b"".join(b"\0" + dice.randbytes(side * 3) for _ in range(side))
     yield png(side, side, noise)
-    yield png(side, side, b"".join(b"\0" + b"\x80" * side for _ in range(side)), colour=0)
-    yield png(side, side, b"".join(b"\4" + dice.randbytes(side * 8) for _ in range(side)), bits=16, colour=6)
+    yield png(side, side, b"".join(b"\0" + b"\x80" * side for _ in range(side)), color=0)
+    yield png(side, side, b"".join(b"\4" + dice.randbytes(side * 8) for _ in range(side)), bits=16, color=6)
     for width, height in [(32_000_000, 1), (1, 32_000_000), (4_000_000, 8), (16_384, 1), (1, 16_384), (16_385, 1)]:
-        yield png(width, height, (b"\0" + b"\0" * ((width + 7) // 8)) * height, bits=1, colour=0)
-    # A lossless WebP of one colour, 5656 by 5656 pixels: some bytes, a second of work.
+        yield png(width, height, (b"\0" + b"\0" * ((width + 7) // 8)) * height, bits=1, color=0)
+    # A lossless WebP of one color, 5656 by 5656 pixels: a few bytes, a second of work.
     bits = 0x2F | (5655 << 8) | (5655 << 22)
     data = bits.to_bytes(5, "little") + bytes([0x08, 0x07, 0x10, 0x11, 0x11, 0x88, 0x88, 0xFE, 0x07, 0x00])
     data += b"\0" * (len(data) % 2)
@@ -65,7 +65,7 @@ def images(dice):
 
 
 def damaged(dice, data):
-    """The same bytes, with a few of them changed, cut out, doubled or put in."""
+    """The same bytes with a few changed, removed, duplicated or inserted."""
     data = bytearray(data)
     for _ in range(dice.randrange(6)):
         at = dice.randrange(len(data) + 1)
@@ -84,7 +84,7 @@ def damaged(dice, data):
 
 
 def value(dice, depth=0):
-    """Any JSON value, odd ones first."""
+    """Any JSON value, unusual ones first."""
     odd = [None, True, False, 0, -1, 1.5, 42.0, 1e308, -1e-300, 2**53, 2**64, -2**63, "", "\0", "\ufeff", "\u202e",
            "x" * 3000, "🦊" * 700, "a\u0301" * 500, "data:image/png;base64,AAAA", "NaN", [], {}]
     if depth < 3 and dice.random() < 0.2:
@@ -152,7 +152,7 @@ class Fuzzer:
         return headers
 
     def ask(self):
-        """One request by http.client, or raw bytes that are hardly one."""
+        """Sends one request by http.client, or raw bytes that barely are one."""
         dice = self.dice
         kind = dice.random()
         if kind < 0.6:
@@ -167,7 +167,7 @@ class Fuzzer:
             return self.raw(method, path, body or b"", headers)
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            # Not by `request`, which would refuse odd paths and headers itself.
+            # Not by `request`, which would refuse unusual paths and headers itself.
             connection.putrequest(method, path, skip_accept_encoding=True)
             for name, text in headers.items():
                 connection.putheader(name, clean(text))
@@ -212,7 +212,7 @@ class Fuzzer:
 
 
 def clean(text):
-    """A header's value that leaves this machine: lines end where the client says."""
+    """A header's value that http.client accepts: without line ends."""
     return re.sub(r"[\r\n\0]", " ", text).encode("latin-1", "replace").decode("latin-1")
 
 
@@ -243,7 +243,7 @@ def wait_until_ready(process, port):
 
 
 def settled(process, bytes_max):
-    """Its memory once it is at rest, or after a while if it does not come back."""
+    """Its memory once it is idle, or after a while if it does not shrink."""
     deadline = time.monotonic() + SETTLE_SECONDS_MAX
     while (now := resident_bytes(process)) > bytes_max and time.monotonic() < deadline:
         time.sleep(0.5)
@@ -251,7 +251,7 @@ def settled(process, bytes_max):
 
 
 def run(process, fuzzer, count):
-    """Asks, and says what went wrong, if anything."""
+    """Sends the requests, and returns what went wrong."""
     warm = 0
     for number in range(count):
         fuzzer.ask()

@@ -31,17 +31,17 @@ async function refused(kind, call) {
   return error;
 }
 
-function draw(client, options) {
+function generate(client, options) {
   return client.images.generate({ model: MODEL, prompt: PROMPT, ...options });
 }
 
 let client = new OpenAI({ baseURL, apiKey });
 
-let answer = await draw(client, { size: "128x128" });
+let answer = await generate(client, { size: "128x128" });
 assert.deepEqual(pngSize(Buffer.from(answer.data[0].b64_json, "base64")), [128, 128]);
 assert.deepEqual([answer.size, answer.output_format], ["128x128", "png"]);
 
-answer = await draw(client, { n: 2, size: "64x96", response_format: "url", seed: 7, steps: 4 });
+answer = await generate(client, { n: 2, size: "64x96", response_format: "url", seed: 7, steps: 4 });
 assert.deepEqual(answer.data.map((image) => image.seed), [7, 8]);
 for (const image of answer.data) {
   const image = await fetch(image.url);
@@ -55,25 +55,25 @@ for await (const model of client.models.list()) {
 assert.deepEqual(models.map((model) => model.id), [MODEL]);
 assert.equal((await client.models.retrieve(MODEL)).created, models[0].created);
 
-// From here on every call has to fail, and need not be tried again.
+// From here on every call must fail, without retries.
 client = client.withOptions({ maxRetries: 0 });
 const stranger = client.withOptions({ apiKey: `${apiKey.slice(0, -1)}!` });
-let error = await refused(OpenAI.AuthenticationError, () => draw(stranger));
+let error = await refused(OpenAI.AuthenticationError, () => generate(stranger));
 assert.deepEqual([error.code, error.type], ["unauthorized", "authentication_error"]);
-error = await refused(OpenAI.BadRequestError, () => draw(client, { size: "100x100" }));
+error = await refused(OpenAI.BadRequestError, () => generate(client, { size: "100x100" }));
 assert.deepEqual([error.param, error.code], ["size", "invalid_request"]);
-error = await refused(OpenAI.BadRequestError, () => draw(client, { quality: "high" }));
+error = await refused(OpenAI.BadRequestError, () => generate(client, { quality: "high" }));
 assert.deepEqual([error.param, error.code], ["quality", "invalid_request"]);
-error = await refused(OpenAI.NotFoundError, () => draw(client, { model: "gpt-image-2" }));
+error = await refused(OpenAI.NotFoundError, () => generate(client, { model: "gpt-image-2" }));
 assert.equal(error.code, "model_not_found");
-error = await refused(OpenAI.NotFoundError, () => client.models.retrieve("nobody/nothing"));
+error = await refused(OpenAI.NotFoundError, () => client.models.retrieve("unknown/nothing"));
 assert.equal(error.code, "model_not_found");
 
 const limited = client.withOptions({ apiKey: limitedKey });
-await draw(limited, { size: "64x64" });
-error = await refused(OpenAI.RateLimitError, () => draw(limited, { size: "64x64" }));
+await generate(limited, { size: "64x64" });
+error = await refused(OpenAI.RateLimitError, () => generate(limited, { size: "64x64" }));
 assert.deepEqual([error.code, error.type], ["rate_limited", "rate_limit_error"]);
 assert.ok(Number(error.headers.get("retry-after")) >= 1);
 
 const { VERSION } = require("openai/version");
-console.log(`openai ${VERSION} for Node draws, lists models, and understands every refusal`);
+console.log(`openai ${VERSION} for Node generates images, lists models, and reports every refusal`);

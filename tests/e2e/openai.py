@@ -11,7 +11,7 @@ import os
 import struct
 import urllib.request
 
-# This file is called like the package. A script's own folder is searched first, so it has to go.
+# This file has the package's name. A script's own folder is searched first, so it is removed from the path.
 import sys
 
 sys.path.pop(0)
@@ -26,13 +26,13 @@ PROMPT = "a red circle on a blue background"
 
 
 def png_size(image):
-    """Width and height, as the head of a PNG says."""
+    """Width and height in the head of a PNG."""
     assert image[:8] == b"\x89PNG\r\n\x1a\n", image[:16]
     return struct.unpack(">II", image[16:24])
 
 
 def refused(kind, call):
-    """The error of a call that has to fail."""
+    """The error of a call that must fail."""
     try:
         answer = call()
     except openai.APIStatusError as error:
@@ -42,18 +42,18 @@ def refused(kind, call):
     raise AssertionError(f"no {kind.__name__}: {answer}")
 
 
-def draw(client, **options):
+def generate(client, **options):
     return client.images.generate(**{"model": MODEL, "prompt": PROMPT, **options})
 
 
 def main():
     client = openai.OpenAI(base_url=URL, api_key=KEY)
 
-    answer = draw(client, size="128x128")
+    answer = generate(client, size="128x128")
     assert png_size(base64.b64decode(answer.data[0].b64_json)) == (128, 128)
     assert (answer.size, answer.output_format) == ("128x128", "png"), answer.size
 
-    answer = draw(client, n=2, size="64x96", response_format="url", extra_body={"seed": 7, "steps": 4})
+    answer = generate(client, n=2, size="64x96", response_format="url", extra_body={"seed": 7, "steps": 4})
     assert [image.seed for image in answer.data] == [7, 8]
     for image in answer.data:
         with urllib.request.urlopen(image.url, timeout=60) as image:
@@ -63,26 +63,26 @@ def main():
     assert [model.id for model in models] == [MODEL], models
     assert client.models.retrieve(MODEL) == models[0]
 
-    # From here on every call has to fail, and need not be tried again.
+    # From here on every call must fail, without retries.
     client = client.with_options(max_retries=0)
-    error = refused(openai.AuthenticationError, lambda: draw(client.with_options(api_key=KEY[:-1] + "!")))
+    error = refused(openai.AuthenticationError, lambda: generate(client.with_options(api_key=KEY[:-1] + "!")))
     assert (error.code, error.type) == ("unauthorized", "authentication_error"), error
-    error = refused(openai.BadRequestError, lambda: draw(client, size="100x100"))
+    error = refused(openai.BadRequestError, lambda: generate(client, size="100x100"))
     assert (error.param, error.code) == ("size", "invalid_request"), error
-    error = refused(openai.BadRequestError, lambda: draw(client, quality="high"))
+    error = refused(openai.BadRequestError, lambda: generate(client, quality="high"))
     assert (error.param, error.code) == ("quality", "invalid_request"), error
-    error = refused(openai.NotFoundError, lambda: draw(client, model="gpt-image-2"))
+    error = refused(openai.NotFoundError, lambda: generate(client, model="gpt-image-2"))
     assert error.code == "model_not_found", error
-    error = refused(openai.NotFoundError, lambda: client.models.retrieve("nobody/nothing"))
+    error = refused(openai.NotFoundError, lambda: client.models.retrieve("unknown/nothing"))
     assert error.code == "model_not_found", error
 
     limited = client.with_options(api_key=LIMITED_KEY)
-    draw(limited, size="64x64")
-    error = refused(openai.RateLimitError, lambda: draw(limited, size="64x64"))
+    generate(limited, size="64x64")
+    error = refused(openai.RateLimitError, lambda: generate(limited, size="64x64"))
     assert (error.code, error.type) == ("rate_limited", "rate_limit_error"), error
     assert int(error.response.headers["retry-after"]) >= 1
 
-    print(f"openai {openai.__version__} for Python draws, lists models, and understands every refusal")
+    print(f"openai {openai.__version__} for Python generates images, lists models, and reports every refusal")
 
 
 main()

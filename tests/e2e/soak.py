@@ -1,9 +1,9 @@
-"""Mixed traffic for a long time: memory, descriptors and threads stay what they are, and no row is without its file.
+"""Mixed traffic for a long time: memory, descriptors and threads stay constant, and no row is without its file.
 
     python3 tests/e2e/soak.py PROGRAM [--minutes 20] [--seed N]
 
-Images that are waited for, polled and watched, cancelled, asked for by clients that hang up and with keys that do not
-work. Needs nothing but Python. Ends with 1 when anything was not as promised.
+Images that clients wait for, poll, watch, cancel or abandon, and requests with invalid keys. Needs only Python. Exits with
+1 if a check failed.
 """
 
 import argparse
@@ -26,15 +26,15 @@ from endurance import MODEL, Worker, check, faults
 CLIENTS = 10
 KEYS = 5
 RETENTION_SECONDS = 60
-# What a process may take more than at its beginning before it counts as growing.
+# How much a process may grow before it counts as a leak.
 RESIDENT_MEBIBYTES_SLACK = 32
 SLACK = 8
-# Longer than anything lasts that is left over: idle connections, idle threads, answers that nobody reads.
+# Longer than any leftovers last: idle connections, idle threads, unread answers.
 CALM_SECONDS = 45
 
 
 class Client:
-    """Does one thing after another, and counts how that was answered."""
+    """Sends one request after another, and counts the answers."""
 
     def __init__(self, worker, key, gone, numbers):
         self.worker, self.key, self.gone, self.numbers = worker, key, gone, numbers
@@ -60,7 +60,7 @@ class Client:
     def cancel(self):
         status, job = self.submit(self.body(steps=30))
         if job and self.numbers.random() < 0.5:
-            # One that has ended is not cancelled any more.
+            # A job that has ended is not canceled.
             status = self.worker.ask("DELETE", f"/v1/inference/jobs/{job}", self.key).status
             return 202 if status in (200, 409) else status
         return status
@@ -111,10 +111,10 @@ def sizes(worker):
 
 
 def open_files(folder):
-    """Without those of the database: its connections are as many as were ever needed at once, up to a bound, and stay."""
+    """Without those of the database: its pool grows up to a bound and stays."""
     names = []
     for number in os.listdir(folder):
-        # One that has been closed by now is none.
+        # It may have been closed meanwhile.
         with contextlib.suppress(FileNotFoundError):
             names.append(os.readlink(os.path.join(folder, number)))
     return sum("fluxserve.db" not in name for name in names)
@@ -153,7 +153,7 @@ def soak(program, folder, minutes, numbers):
     print(f"  {sum(answers.values())} requests: {dict(answers)}")
     bad = {answer: count for answer, count in answers.items() if answer[1] not in (200, 202, 429)}
     check(not bad, f"no answer but good ones and refusals {bad or ''}")
-    # The first third is there to grow.
+    # The first third is warm-up.
     third = len(seen) // 3
     for name, place, slack in (("MiB", 0, RESIDENT_MEBIBYTES_SLACK), ("descriptors", 1, SLACK), ("threads", 2, SLACK)):
         early, late = (max(each[place] for each in part) for part in (seen[: third + 1], seen[-third - 1 :]))

@@ -1,4 +1,4 @@
-//! Https, and an address of their own for console and management routes.
+//! Https, and separate addresses for management and metrics.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,7 +22,7 @@ use crate::app::{Options, PASSWORD, TestApp, request};
 
 pub(crate) const HOST: &str = "worker.test";
 
-/// A certificate for [`HOST`] in a folder, and what a client of it trusts.
+/// A certificate for [`HOST`] in a folder, and a client that trusts it.
 pub(crate) fn certified(folder: &Path) -> (Tls, Arc<ClientConfig>) {
     let pair = generate_simple_self_signed(vec![HOST.to_owned()]).expect("a certificate");
     let (certificate, key) = (folder.join("certificate.pem"), folder.join("key.pem"));
@@ -38,7 +38,7 @@ pub(crate) fn certified(folder: &Path) -> (Tls, Arc<ClientConfig>) {
     (Tls::load(certificate, key).expect("a pair"), Arc::new(config))
 }
 
-/// A connection to [`HOST`] by https.
+/// A TLS connection to [`HOST`].
 pub(crate) async fn secured(stream: TcpStream, client: &Arc<ClientConfig>) -> TlsStream<TcpStream> {
     let name = ServerName::try_from(HOST).expect("a name");
     TlsConnector::from(Arc::clone(client)).connect(name, stream).await.expect("agreement")
@@ -49,7 +49,7 @@ async fn status(router: &Router, request: Request<axum::body::Body>) -> StatusCo
 }
 
 #[tokio::test]
-async fn with_an_address_of_their_own_management_routes_are_not_at_the_other() {
+async fn with_their_own_address_management_routes_are_not_at_the_other() {
     let http = HttpSettings { has_own_management: true, ..Options::default().http };
     let app = TestApp::with(Options { http, ..Options::default() }).await;
     let management = app.management.as_ref().expect("a second router");
@@ -59,7 +59,7 @@ async fn with_an_address_of_their_own_management_routes_are_not_at_the_other() {
     };
     let (mut clients, mut administrators) = (BTreeSet::new(), BTreeSet::new());
     for route in routes() {
-        // A method that no route has: told from no path at all by its status.
+        // A method that no route has: its status differs from that of an unknown path.
         let knock = || request("PUT", &ids(route.path), None, None);
         if status(&app.router, knock()).await == StatusCode::METHOD_NOT_ALLOWED {
             clients.insert(route.path);
@@ -80,7 +80,7 @@ async fn with_an_address_of_their_own_management_routes_are_not_at_the_other() {
 }
 
 #[tokio::test]
-async fn metrics_can_have_an_address_of_their_own_with_nothing_else_at_it() {
+async fn metrics_can_have_their_own_address_with_nothing_else_at_it() {
     let app = TestApp::start().await;
     let from = |path: &str| {
         let mut request = request("GET", path, Some(&app.keys.all), None);
@@ -99,7 +99,7 @@ async fn metrics_can_have_an_address_of_their_own_with_nothing_else_at_it() {
 }
 
 #[tokio::test]
-async fn https_is_served_and_plain_http_is_not_understood_there() {
+async fn https_is_served_and_plain_http_is_refused_there() {
     let folder = tempfile::tempdir().expect("a folder");
     let (tls, client) = certified(folder.path());
     let http = HttpSettings { has_tls: true, ..Options::default().http };
@@ -118,7 +118,7 @@ async fn https_is_served_and_plain_http_is_not_understood_there() {
     );
     secured.write_all(head.as_bytes()).await.expect("written");
     let mut answer = Vec::new();
-    // The end comes without a farewell, which a client of HTTP does not need: it has the length.
+    // The end comes without close_notify, which an HTTP client does not need: it has the length.
     drop(secured.read_to_end(&mut answer).await);
     let answer = String::from_utf8_lossy(&answer);
     assert!(answer.starts_with("HTTP/1.1 201"), "{answer}");
@@ -133,7 +133,7 @@ async fn https_is_served_and_plain_http_is_not_understood_there() {
 }
 
 #[test]
-fn who_looks_after_the_worker_asks_where_no_clients_come() {
+fn supervisors_use_an_address_without_clients() {
     let deployment = include_str!("../../deploy/kubernetes/deployment.yaml");
     let probes: Vec<&str> = deployment.split("httpGet:").skip(1).collect();
     assert_eq!(probes.len(), 3);

@@ -1,4 +1,4 @@
-//! Bodies: how they may be written, what they may cost, and that a key's rights are those it has when they are there.
+//! Bodies: their syntax, their memory, and the check of a key's rights after they have arrived.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use crate::management::Administrator;
 
 type Piece = Result<Bytes, std::io::Error>;
 
-/// A body whose last piece comes when told.
+/// A body whose last piece is sent on demand.
 struct HeldOpen {
     body: Body,
-    /// Comes when the first piece has been read.
+    /// Notified when the first piece has been read.
     begun: oneshot::Receiver<()>,
     tell: oneshot::Sender<()>,
 }
@@ -43,7 +43,7 @@ fn patient() -> Options {
     options
 }
 
-/// Asks with a key, does something while the body is still on its way, and gives the answer.
+/// Sends a request with a key, makes a change while the body is in transfer, and returns the answer.
 async fn meanwhile(app: &TestApp, path: &str, key: &str, body: &Value, change: impl Future<Output = ()>) -> Answer {
     send_meanwhile(app, request("POST", path, Some(key), Some(body)), body, change).await
 }
@@ -71,7 +71,7 @@ async fn made(administrator: &Administrator<'_>, body: Value) -> (String, String
 }
 
 #[tokio::test]
-async fn a_key_that_loses_its_right_while_its_body_arrives_draws_nothing() {
+async fn a_key_that_loses_its_right_while_its_body_arrives_generates_nothing() {
     let app = TestApp::with(patient()).await;
     let administrator = Administrator::of(&app).await;
     let generations = json!({ "prompt": "a fox", "model": MODEL, "size": "64x64", "steps": 2 });
@@ -123,12 +123,12 @@ async fn a_key_that_loses_its_right_while_its_body_arrives_gets_no_token() {
         assert_eq!(revoked.status, StatusCode::OK, "{}", revoked.text());
     });
     assert_eq!(answer.await.status, StatusCode::UNAUTHORIZED);
-    // It is refused before one is made: what is made is asked for once more, and taken back.
+    // Refused before a token is made; afterwards the right would be checked again, and the token withdrawn.
     assert_eq!(site.cluster.minted(), before);
 }
 
 #[tokio::test]
-async fn nothing_is_done_for_who_is_signed_out_while_the_body_arrives() {
+async fn nothing_is_done_for_a_session_that_ends_while_the_body_arrives() {
     let site = Site::start().await;
     let app = &site.app;
     let namespace = site.namespace("team-a").await;
@@ -152,7 +152,7 @@ async fn nothing_is_done_for_who_is_signed_out_while_the_body_arrives() {
             operations.filter(|(_, operation)| operation.get("requestBody").is_some() && session(operation));
         described.extend(with_bodies.map(|(method, _)| (method.as_str(), path.as_str())));
     }
-    assert_eq!(described, routes, "every route of a session that takes a body");
+    assert_eq!(described, routes, "every session route with a body");
     let seen = async || {
         let keys = site.manage("GET", "/v1/api-keys", None).await.json();
         let namespaces = site.manage("GET", "/v1/kubernetes/namespaces", None).await.json();
@@ -187,7 +187,7 @@ async fn nothing_is_done_for_who_is_signed_out_while_the_body_arrives() {
 }
 
 #[tokio::test]
-async fn large_bodies_on_their_way_are_bounded_for_each_key_and_in_all() {
+async fn large_bodies_in_transfer_are_bounded_for_each_key_and_in_total() {
     let mut options = patient();
     options.http.body_bytes_max = 1024 * 1024;
     (options.http.bodies_bytes_max, options.http.key_bodies_bytes_max) = (1_500_000, 1_000_000);
@@ -205,7 +205,7 @@ async fn large_bodies_on_their_way_are_bounded_for_each_key_and_in_all() {
             mine.begun.await.expect("read");
             others.begun.await.expect("read");
             for key in [&app.keys.inference, &app.keys.all] {
-                // Refused before a byte of it was read.
+                // Refused before a byte was read.
                 let refused = ask(key, Body::from_stream(stream::pending::<Piece>())).await;
                 assert_eq!(refused.code(), "too_many_bodies", "{}", refused.text());
                 assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
@@ -216,11 +216,11 @@ async fn large_bodies_on_their_way_are_bounded_for_each_key_and_in_all() {
             others.tell.send(()).expect("still read");
         });
     assert_eq!((first.status, second.status), (StatusCode::ACCEPTED, StatusCode::ACCEPTED));
-    assert_eq!(ask(&app.keys.inference, whole()).await.status, StatusCode::ACCEPTED, "given back");
+    assert_eq!(ask(&app.keys.inference, whole()).await.status, StatusCode::ACCEPTED, "returned");
 }
 
 #[tokio::test]
-async fn routes_that_need_no_large_body_take_none() {
+async fn routes_that_need_no_large_body_refuse_one() {
     let mut options = Options::default();
     options.http.body_bytes_max = 1024 * 1024;
     let app = TestApp::with(options).await;
@@ -240,7 +240,7 @@ async fn routes_that_need_no_large_body_take_none() {
 }
 
 #[tokio::test]
-async fn a_body_of_very_many_values_is_not_taken_apart() {
+async fn a_body_of_very_many_values_is_not_parsed() {
     let mut options = Options::default();
     options.http.body_bytes_max = 1024 * 1024;
     let app = TestApp::with(options).await;
@@ -270,18 +270,18 @@ async fn an_encoded_body_is_refused_as_such() {
 }
 
 #[tokio::test]
-async fn a_byte_order_mark_is_passed_over() {
+async fn a_byte_order_mark_is_ignored() {
     let app = TestApp::start().await;
     let mut asked = app.post_request(&json!({}), &[]);
     *asked.body_mut() = Body::from(format!("\u{feff}{}", image(1)));
     assert_eq!(app.send(asked).await.status, StatusCode::ACCEPTED);
     let mut asked = app.post_request(&json!({}), &[]);
     *asked.body_mut() = Body::from(format!("\u{feff}\u{feff}{}", image(1)));
-    assert_eq!(app.send(asked).await.code(), "malformed_json", "one is enough");
+    assert_eq!(app.send(asked).await.code(), "malformed_json", "only one is ignored");
 }
 
 #[tokio::test]
-async fn whole_numbers_are_taken_however_they_are_written() {
+async fn whole_numbers_are_accepted_in_any_notation() {
     let app = TestApp::start().await;
     let send = async |path: &str, key: &str, body: &str| {
         let mut asked = request("POST", path, Some(key), Some(&json!({})));
@@ -312,7 +312,7 @@ async fn whole_numbers_are_taken_however_they_are_written() {
 }
 
 #[tokio::test]
-async fn null_is_absent_also_where_a_field_is_not_known() {
+async fn null_is_absent_even_for_an_unknown_field() {
     let app = TestApp::start().await;
     let mut body = image(1);
     (body["negative_prompt"], body["remove_bg"]) = (json!(null), json!(null));

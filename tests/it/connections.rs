@@ -1,4 +1,4 @@
-//! The worker on a real port: what connections are held to.
+//! The worker on a real port: the limits of connections.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -21,15 +21,15 @@ async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
-/// All that comes until the other side closes.
+/// Everything received until the other side closes.
 async fn rest(connection: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
-    // A connection that is reset has ended as well.
+    // A reset connection has ended as well.
     drop(timeout(PATIENCE, connection.read_to_end(&mut bytes)).await.expect("the worker closes the connection"));
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Connections of which some say nothing, and some never finish saying it.
+/// Connections that send nothing, or an incomplete head.
 async fn half_open(address: SocketAddr, count: usize) -> Vec<TcpStream> {
     let mut silent = Vec::new();
     for number in 0..count {
@@ -43,7 +43,7 @@ async fn half_open(address: SocketAddr, count: usize) -> Vec<TcpStream> {
 }
 
 #[tokio::test]
-async fn half_open_connections_shut_nobody_out() {
+async fn half_open_connections_do_not_block_other_clients() {
     let app = TestApp::start().await;
     let limits = ConnectionLimits { connections_max: 4, ..ConnectionLimits::default() };
     let deadline = limits.header_deadline;
@@ -57,8 +57,8 @@ async fn half_open_connections_shut_nobody_out() {
     for round in 0..3 {
         silent.extend(half_open(address, 20).await);
         let asked = Instant::now();
-        assert!(answer("/healthz").await.starts_with("http/1.1 200"), "whoever looks after the worker gets through");
-        // A client may have to come again, until one of the silent ones has been silent for long enough to make way.
+        assert!(answer("/healthz").await.starts_with("http/1.1 200"), "a health check succeeds");
+        // A client may have to retry until one of the silent connections has been idle long enough to be evicted.
         while !answer("/v1/models").await.starts_with("http/1.1 200") {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -105,31 +105,24 @@ async fn a_head_without_end_is_refused() {
 }
 
 #[tokio::test]
-async fn closing_lets_the_request_at_hand_finish() {
+async fn closing_lets_the_present_request_finish() {
     let app = TestApp::start().await;
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("an address");
     let (close, closing) = tokio::sync::oneshot::channel::<()>();
     let server = tokio::spawn(serve(listener, app.router.clone(), async { drop(closing.await) }, strict(4), None));
     app.control.hold();
-    let body = image(1).to_string();
-    let head = format!(
-        "POST /v1/inference/image HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {}\r\naccept: image/png\r\n\
-         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        app.keys.inference,
-        body.len()
-    );
     let mut connection = connect(address).await;
-    connection.write_all(head.as_bytes()).await.expect("written");
+    ask_for_image(&mut connection, &app.keys.inference, 1).await;
     app.control.held().await;
     drop(close);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!server.is_finished());
-    assert!(TcpStream::connect(address).await.is_err(), "no newcomers");
+    assert!(TcpStream::connect(address).await.is_err(), "no new connections");
     app.control.release();
     let answer = rest(&mut connection).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("image/png"), "{answer}");
-    timeout(PATIENCE, server).await.expect("all are gone").expect("no panic");
+    timeout(PATIENCE, server).await.expect("all connections are closed").expect("no panic");
 }
 
 async fn ask(connection: &mut TcpStream, path: &str) {
@@ -137,7 +130,18 @@ async fn ask(connection: &mut TcpStream, path: &str) {
     connection.write_all(head.as_bytes()).await.expect("written");
 }
 
-/// The head of an answer, in small letters; its body has come as well.
+/// Requests an image and its file as the answer.
+async fn ask_for_image(connection: &mut TcpStream, key: &str, seed: u64) {
+    let body = image(seed).to_string();
+    let head = format!(
+        "POST /v1/inference/image HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {key}\r\naccept: image/png\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    connection.write_all(head.as_bytes()).await.expect("written");
+}
+
+/// The head of an answer in lower case; its body has arrived as well.
 async fn head(connection: &mut TcpStream) -> String {
     let mut bytes = vec![0; 16 * 1024];
     let count = timeout(PATIENCE, connection.read(&mut bytes)).await.expect("an answer").expect("an answer");
@@ -146,7 +150,7 @@ async fn head(connection: &mut TcpStream) -> String {
 }
 
 #[tokio::test]
-async fn who_keeps_connections_open_without_use_shuts_nobody_out() {
+async fn idle_connections_do_not_block_other_clients() {
     let app = TestApp::start().await;
     let limits = ConnectionLimits { connections_max: 4, ..ConnectionLimits::default() };
     let (address, server) = listen(&app, limits).await;
@@ -157,41 +161,34 @@ async fn who_keeps_connections_open_without_use_shuts_nobody_out() {
         assert!(head(&mut connection).await.starts_with("http/1.1 200"));
         kept.push(connection);
     }
-    // The second one is used once more, so that the first has been idle for longest.
+    // The second one is used again, so that the first has been idle the longest.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     ask(&mut kept[1], "/healthz").await;
     assert!(head(&mut kept[1]).await.starts_with("http/1.1 200"));
     for expected in [0, 2] {
         let started = Instant::now();
-        let mut newcomer = connect(address).await;
-        ask(&mut newcomer, "/v1/models").await;
-        assert!(head(&mut newcomer).await.starts_with("http/1.1 200"));
+        let mut new = connect(address).await;
+        ask(&mut new, "/v1/models").await;
+        assert!(head(&mut new).await.starts_with("http/1.1 200"));
         assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
-        assert_eq!(rest(&mut kept[expected]).await, "", "the longest idle one has made way");
-        kept.push(newcomer);
+        assert_eq!(rest(&mut kept[expected]).await, "", "the one idle the longest is evicted");
+        kept.push(new);
     }
     ask(&mut kept[1], "/healthz").await;
-    assert!(head(&mut kept[1]).await.starts_with("http/1.1 200"), "the others stay");
+    assert!(head(&mut kept[1]).await.starts_with("http/1.1 200"), "the others stay open");
     server.abort();
 }
 
 #[tokio::test]
-async fn health_is_told_also_when_every_connection_is_at_work() {
+async fn health_is_answered_when_every_connection_is_busy() {
     let app = TestApp::start().await;
     let limits = ConnectionLimits { connections_max: 2, ..ConnectionLimits::default() };
     let (address, server) = listen(&app, limits).await;
     app.control.hold();
     let mut working = Vec::new();
     for seed in 0..2 {
-        let body = image(seed).to_string();
-        let head = format!(
-            "POST /v1/inference/image HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {}\r\naccept: image/png\r\n\
-             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-            app.keys.inference,
-            body.len()
-        );
         let mut connection = connect(address).await;
-        connection.write_all(head.as_bytes()).await.expect("written");
+        ask_for_image(&mut connection, &app.keys.inference, seed).await;
         working.push(connection);
     }
     app.control.held().await;
@@ -209,13 +206,13 @@ async fn health_is_told_also_when_every_connection_is_at_work() {
     assert!(answer.contains("too_many_connections"), "{answer}");
     app.control.release();
     for connection in &mut working {
-        assert!(head(connection).await.starts_with("http/1.1 200"), "nobody was sent away who is at work");
+        assert!(head(connection).await.starts_with("http/1.1 200"), "no busy connection was evicted");
     }
     server.abort();
 }
 
 #[tokio::test]
-async fn a_connection_is_not_used_for_ever() {
+async fn a_connection_is_not_used_forever() {
     let app = TestApp::start().await;
     let few = ConnectionLimits { requests_per_connection_max: 3, ..ConnectionLimits::default() };
     let (address, server) = listen(&app, few).await;

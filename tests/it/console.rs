@@ -1,4 +1,4 @@
-//! What the console stands on: the jobs of everyone, the playground, the overview, and its own files.
+//! What the console needs: the jobs of all keys, the playground, the overview, and its own files.
 
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -13,7 +13,7 @@ fn ids(page: &Value) -> Vec<&str> {
 }
 
 #[tokio::test]
-async fn the_administrator_sees_and_cancels_the_jobs_of_everyone() {
+async fn the_administrator_sees_and_cancels_the_jobs_of_all_keys() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let first = app.submit(&image(1)).await;
@@ -27,7 +27,7 @@ async fn the_administrator_sees_and_cancels_the_jobs_of_everyone() {
     let owner = owner.as_str().expect("a key's id");
     assert_eq!(ids(&administrator.get(&format!("/v1/jobs?key_id={owner}")).await), [other]);
     assert!(ids(&administrator.get("/v1/jobs?key_id=playground").await).is_empty());
-    let wrong = administrator.ask("GET", "/v1/jobs?key_id=somebody", None).await;
+    let wrong = administrator.ask("GET", "/v1/jobs?key_id=invalid", None).await;
     assert_eq!(wrong.fields(), ["key_id"]);
     let image = administrator.ask("GET", &format!("/v1/jobs/{first}/result"), None).await;
     assert_eq!((image.status, decoded(&image.bytes).0), (StatusCode::OK, 64));
@@ -41,7 +41,7 @@ async fn the_administrator_sees_and_cancels_the_jobs_of_everyone() {
 }
 
 #[tokio::test]
-async fn the_playground_draws_without_a_key_and_its_jobs_are_nobody_elses() {
+async fn the_playground_needs_no_key_and_no_key_sees_its_jobs() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let accepted = administrator.ask("POST", "/v1/playground/image", Some(image(7))).await;
@@ -62,7 +62,7 @@ async fn the_playground_draws_without_a_key_and_its_jobs_are_nobody_elses() {
 }
 
 #[tokio::test]
-async fn who_looks_on_sees_a_job_as_it_is_being_drawn() {
+async fn the_administrator_sees_previews_of_a_running_job() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     app.control.hold();
@@ -79,7 +79,7 @@ async fn who_looks_on_sees_a_job_as_it_is_being_drawn() {
     }
     let preview = administrator.ask("GET", &path, None).await;
     assert_eq!((preview.status, preview.header("content-type")), (StatusCode::OK, "image/png"));
-    // Made after the first step that followed the wish, and not again without another.
+    // Made after the first step that followed the request, and not again without another.
     assert_eq!(decoded(&preview.bytes), (1, 1, [PREVIEW_RED_PER_STEP, 0, 0]));
     app.control.release();
     app.until_status(&job, "succeeded").await;
@@ -87,14 +87,14 @@ async fn who_looks_on_sees_a_job_as_it_is_being_drawn() {
 }
 
 #[tokio::test]
-async fn the_overview_tells_what_goes_on_and_how_the_last_hour_went() {
+async fn the_overview_shows_the_present_state_and_the_last_hour() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let done = app.submit(&image(1)).await;
     app.until_status(&done, "succeeded").await;
     app.clock.advance(time::Duration::minutes(2));
     app.control.hold();
-    let _drawn = app.submit(&image(2)).await;
+    let _running = app.submit(&image(2)).await;
     app.control.held().await;
     let view = administrator.get("/v1/overview").await;
     assert_eq!((&view["state"], &view["device"]), (&json!("ready"), &json!("a fake")));

@@ -1,5 +1,5 @@
-//! The dashboard in `deploy/grafana` asks for metrics and labels that there are, and leaves none out. It is read as
-//! Grafana would; of PromQL only the names are.
+//! The dashboard in `deploy/grafana` queries existing metrics and labels, and omits none. It is read as by Grafana; of
+//! PromQL only the names are parsed.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,7 @@ use fluxserve::telemetry::metrics::{Kind, METRICS, Metric};
 use serde_json::Value;
 
 const DASHBOARD: &str = include_str!("../../deploy/grafana/fluxserve.json");
-/// What a histogram's series append to its name.
+/// Suffixes of a histogram's series.
 const SUFFIXES: [&str; 3] = ["_bucket", "_sum", "_count"];
 
 fn dashboard() -> Value {
@@ -26,13 +26,13 @@ fn panels(dashboard: &Value) -> impl Iterator<Item = &Value> {
     list(dashboard, "/panels").iter().filter(|panel| panel["type"] != "row")
 }
 
-/// Names in a question: letters, digits and underscores, outside of quotes.
+/// Names in a query: letters, digits and underscores, outside quotes.
 fn words(expression: &str) -> impl Iterator<Item = &str> {
     let unquoted = expression.split('"').step_by(2);
     unquoted.flat_map(|part| part.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_'))
 }
 
-/// The metric that a series belongs to.
+/// The metric of a series.
 fn metric_of(series: &str) -> Option<Metric> {
     METRICS.into_iter().find(|metric| match metric.kind {
         Kind::Histogram => SUFFIXES.iter().any(|suffix| series.strip_suffix(suffix) == Some(metric.name)),
@@ -40,7 +40,7 @@ fn metric_of(series: &str) -> Option<Metric> {
     })
 }
 
-/// The labels that are picked by, in `{…}`, or summed by, in `by (…)`.
+/// The labels in selectors, `{…}`, and in aggregations, `by (…)`.
 fn labels(expression: &str) -> BTreeSet<&str> {
     let mut found = BTreeSet::new();
     for (opening, closing) in [("{", '}'), (" by (", ')')] {
@@ -52,8 +52,8 @@ fn labels(expression: &str) -> BTreeSet<&str> {
     found
 }
 
-/// What is wrong with one question, and which metrics it asks for.
-fn look_at(expression: &str, legend: &str) -> (Vec<String>, BTreeSet<&'static str>) {
+/// The errors of a query, and its metrics.
+fn check_query(expression: &str, legend: &str) -> (Vec<String>, BTreeSet<&'static str>) {
     let (mut faults, mut asked) = (Vec::new(), BTreeSet::new());
     for series in words(expression).filter(|word| word.starts_with("fluxserve_")) {
         let Some(metric) = metric_of(series) else {
@@ -73,14 +73,14 @@ fn look_at(expression: &str, legend: &str) -> (Vec<String>, BTreeSet<&'static st
 }
 
 #[test]
-fn the_dashboard_asks_for_what_there_is_and_leaves_nothing_out() {
+fn the_dashboard_queries_every_metric_and_no_unknown_ones() {
     let dashboard = dashboard();
     let mut asked = BTreeSet::new();
     for panel in panels(&dashboard) {
         let targets = list(panel, "/targets");
         assert!(!targets.is_empty(), "{}", panel["title"]);
         for target in targets {
-            let (faults, metrics) = look_at(text(target, "/expr"), text(target, "/legendFormat"));
+            let (faults, metrics) = check_query(text(target, "/expr"), text(target, "/legendFormat"));
             assert!(faults.is_empty() && !metrics.is_empty(), "{}: {faults:?}", panel["title"]);
             asked.extend(metrics);
         }
@@ -89,12 +89,12 @@ fn the_dashboard_asks_for_what_there_is_and_leaves_nothing_out() {
 }
 
 #[test]
-fn every_panel_says_what_it_shows_in_which_unit_and_asks_the_chosen_source() {
+fn every_panel_has_a_description_a_unit_and_the_chosen_source() {
     let dashboard = dashboard();
     let variables: Vec<&str> =
         list(&dashboard, "/templating/list").iter().map(|variable| text(variable, "/name")).collect();
     assert_eq!(variables, ["datasource", "model"]);
-    let (faults, _) = look_at(text(&dashboard, "/templating/list/1/definition"), "{{model}}");
+    let (faults, _) = check_query(text(&dashboard, "/templating/list/1/definition"), "{{model}}");
     assert!(faults.is_empty(), "{faults:?}");
     let (mut ids, mut titles) = (BTreeSet::new(), BTreeSet::new());
     for panel in panels(&dashboard) {
@@ -110,8 +110,8 @@ fn every_panel_says_what_it_shows_in_which_unit_and_asks_the_chosen_source() {
 }
 
 #[test]
-fn a_question_that_nothing_answers_is_found() {
-    let faults = |expression: &str, legend: &str| look_at(expression, legend).0;
+fn a_query_without_an_answer_is_found() {
+    let faults = |expression: &str, legend: &str| check_query(expression, legend).0;
     assert_eq!(faults("rate(fluxserve_jobs[1m])", ""), ["there is no `fluxserve_jobs`"]);
     assert_eq!(faults("fluxserve_step_tokens", ""), ["there is no `fluxserve_step_tokens`"]);
     assert_eq!(faults("fluxserve_jobs_total_bucket", ""), ["there is no `fluxserve_jobs_total_bucket`"]);

@@ -1,4 +1,4 @@
-//! Holds every answer that these tests see to the API's description: its status, its media type, its error code.
+//! Checks every answer in these tests against the OpenAPI document: its status, its media type, its error code.
 
 use std::sync::LazyLock;
 
@@ -12,7 +12,7 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(|| serde_json::from_str(&openap
 
 static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(routes);
 
-/// Panics when the description does not know this answer.
+/// Panics if the document does not list this answer.
 #[track_caller]
 pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     let Some(route) = ROUTES.iter().find(|route| is_of(route, path)) else {
@@ -22,14 +22,14 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     let operation = &DOCUMENT["paths"][route.documented_path()][method.as_str().to_lowercase()];
     let status = answer.status.as_u16();
     if operation.is_null() {
-        // A path that is hidden takes no method at all.
+        // A hidden path allows no method at all.
         assert!(["not_found", "method_not_allowed"].contains(&answer.any_code().as_str()), "{method} {path}: {status}");
         return;
     }
     let response = &operation["responses"][status.to_string()];
-    assert!(response.is_object(), "{method} {path} answers {status}, and that is not described");
+    assert!(response.is_object(), "{method} {path} answers {status}, and that is not documented");
     let Some(content) = response["content"].as_object() else {
-        assert!(answer.bytes.is_empty(), "{method} {path} answers {status} with a body that is not described");
+        assert!(answer.bytes.is_empty(), "{method} {path} answers {status} with a body that is not documented");
         return;
     };
     let media_type = answer.header("content-type");
@@ -42,7 +42,7 @@ pub(crate) fn check(method: &Method, path: &str, answer: &Answer) {
     let code = answer.any_code();
     let codes = [&said["code"], &said["error"]["properties"]["code"]];
     let codes = codes.iter().find_map(|code| code["enum"].as_array()).expect("codes");
-    assert!(codes.contains(&code.as_str().into()), "{method} {path} answers {code}, and that is not described");
+    assert!(codes.contains(&code.as_str().into()), "{method} {path} answers {code}, and that is not documented");
 }
 
 fn is_of(route: &Route, path: &str) -> bool {

@@ -1,5 +1,4 @@
-//! What is said at the door: to those who come with a slash too many, through a link that somebody has lengthened, by a
-//! name of somebody else, or in a browser.
+//! Requests at the edge: wrong base URLs, links with appended parameters, foreign host names, proxies and browsers.
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -20,7 +19,7 @@ async fn open(app: &TestApp, path: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn what_others_append_to_a_link_is_passed_over() {
+async fn parameters_appended_to_a_link_are_ignored() {
     let app = TestApp::start().await;
     let link = link(&app).await;
     for more in ["", "&utm_source=mail", "&fbclid=1&fbclid=2", "&x", "&", "&%ff=1"] {
@@ -34,12 +33,12 @@ async fn what_others_append_to_a_link_is_passed_over() {
         let answer = open(&app, &format!("{link}&{twice}")).await;
         assert_eq!(answer.fields(), [twice.split_once('=').expect("a name").0]);
     }
-    // Elsewhere what is not known is still refused, and so is a key's holder who has mistyped.
+    // Unknown parameters are still refused elsewhere, and with a key.
     assert_eq!(app.get(&format!("{path}?utm_source=mail")).await.fields(), ["utm_source"]);
 }
 
 #[tokio::test]
-async fn a_wrong_base_url_is_told_from_what_is_not_there() {
+async fn a_wrong_base_url_is_told_from_an_unknown_path() {
     let app = TestApp::start().await;
     for path in [
         "//v1/images/generations",
@@ -60,7 +59,7 @@ async fn a_wrong_base_url_is_told_from_what_is_not_there() {
     let answer = app.send(request("POST", "//v1/inference/image", None, None)).await;
     assert_eq!(answer.code(), "not_found");
     assert!(answer.text().contains("makes the path `/v1/inference/image`"), "{}", answer.text());
-    // What this worker does not have is not a matter of the base URL.
+    // Paths that this worker does not have are not a matter of the base URL.
     for path in ["/v1/images/edits", "/v1/chat/completions"] {
         let error = app.send(request("POST", path, None, None)).await.openai_error();
         assert!(!error.to_string().contains("base URL"), "{error}");
@@ -70,7 +69,7 @@ async fn a_wrong_base_url_is_told_from_what_is_not_there() {
 }
 
 #[tokio::test]
-async fn browsers_are_told_to_take_every_answer_as_what_it_says_it_is() {
+async fn browsers_are_told_not_to_sniff_media_types() {
     for has_tls in [false, true] {
         let http = HttpSettings { has_tls, ..Options::default().http };
         let app = TestApp::with(Options { http, ..Options::default() }).await;
@@ -84,9 +83,9 @@ async fn browsers_are_told_to_take_every_answer_as_what_it_says_it_is() {
     }
 }
 
-/// A page of somebody else whose own name leads to this machine.
+/// A page of another site whose name points to this machine.
 #[tokio::test]
-async fn who_comes_by_a_name_of_somebody_else_is_not_answered() {
+async fn a_request_for_a_foreign_host_name_is_refused() {
     let hosts = || Hosts::named(["images.test".to_owned()]);
     let http = HttpSettings {
         hosts: hosts(),
@@ -125,9 +124,9 @@ async fn who_comes_by_a_name_of_somebody_else_is_not_answered() {
     assert_eq!(app.send(said("/v1/models", &["images.test"])).await.status, StatusCode::OK);
 }
 
-/// Whoever speaks through a proxy that is trusted is held to account by its own address, and nobody by the proxy's.
+/// Behind a trusted proxy, throttling applies to each client's own address, not to the proxy's.
 #[tokio::test]
-async fn behind_a_trusted_proxy_each_client_has_an_address_of_its_own() {
+async fn behind_a_trusted_proxy_each_client_has_its_own_address() {
     let trusted_proxies = Networks::of(&["10.0.0.0/8".to_owned(), "127.0.0.1".to_owned()]).expect("networks");
     let http = HttpSettings { trusted_proxies, ..Options::default().http };
     let app = TestApp::with(Options { http, ..Options::default() }).await;
@@ -148,23 +147,23 @@ async fn behind_a_trusted_proxy_each_client_has_an_address_of_its_own() {
     };
     assert_eq!(guess(proxy, Some("192.0.2.1")).await, StatusCode::TOO_MANY_REQUESTS);
     let invented = app.send_from(proxy, sign_in(PASSWORD, Some("198.51.100.9, 192.0.2.1"))).await;
-    assert_eq!(invented.status, StatusCode::TOO_MANY_REQUESTS, "what the client has written itself is nothing");
+    assert_eq!(invented.status, StatusCode::TOO_MANY_REQUESTS, "what the client itself has written is ignored");
     let neighbour = app.send_from(proxy, sign_in(PASSWORD, Some("192.0.2.2"))).await;
     assert_eq!(neighbour.status, StatusCode::CREATED, "{}", neighbour.text());
-    // Who is no proxy is not believed.
+    // Other peers are not trusted.
     assert_eq!(guess("192.0.2.3:1", Some("192.0.2.4")).await, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(app.send_from("192.0.2.4:1", sign_in(PASSWORD, None)).await.status, StatusCode::CREATED);
     let entries = app.admin.audit_page(None, 100).await.expect("read").entries;
     let shown = format!("{entries:?}");
     assert!(shown.contains("192.0.2.1") && !shown.contains("10.0.0.1"), "{shown}");
-    // A client that calls itself this machine is not let pass where those who sit here are: a proxy may be here, too.
+    // A client that claims to be this machine does not get its privileges: a proxy may run here, too.
     assert_eq!(guess("127.0.0.1:40000", Some("127.0.0.1")).await, StatusCode::TOO_MANY_REQUESTS);
     assert!(app.send_from("127.0.0.1:40000", sign_in(PASSWORD, None)).await.status.is_success());
 }
 
 const PAGE: &str = "https://pages.example.org";
 
-/// What a browser sends for a page, before the request or with it.
+/// A browser's request for a page: a preflight or the request itself.
 fn of_page(method: &str, path: &str, key: Option<&str>, origin: &str) -> Request<Body> {
     let mut request = request(method, path, key, None);
     let headers = request.headers_mut();
@@ -177,11 +176,11 @@ fn of_page(method: &str, path: &str, key: Option<&str>, origin: &str) -> Request
 }
 
 #[tokio::test]
-async fn pages_of_named_sites_use_the_api_and_nothing_of_the_administrators() {
+async fn pages_of_listed_sites_may_use_the_api_but_no_management_routes() {
     let http = HttpSettings { sharing: Sharing::With(vec![PAGE.to_owned()]), ..Options::default().http };
     let app = TestApp::with(Options { http, ..Options::default() }).await;
     let allowed = "access-control-allow-origin";
-    let asked = |path: &str, origin: &str| app.send_undescribed(of_page("OPTIONS", path, None, origin));
+    let asked = |path: &str, origin: &str| app.send_undocumented(of_page("OPTIONS", path, None, origin));
     for path in ["/v1/inference/image", "/v1/images/generations", "/v1/models", "/v1/inference/jobs/x/events"] {
         let answer = asked(path, PAGE).await;
         assert_eq!((answer.status.as_u16(), answer.header(allowed)), (200, PAGE), "{path}: without a key");
@@ -196,7 +195,7 @@ async fn pages_of_named_sites_use_the_api_and_nothing_of_the_administrators() {
         let answer = app.send(of_page("GET", path, None, PAGE)).await;
         assert_eq!(answer.header(allowed), "", "{path}");
     }
-    // Errors are for the page as well, with what says when to come back.
+    // Pages may also read errors, with the time to retry after.
     let key = Some(app.keys.inference.as_str());
     for (path, key, status) in [("/v1/inference/jobs", key, 200), ("/v1/inference/jobs", None, 401)] {
         let answer = app.send(of_page("GET", path, key, PAGE)).await;
@@ -211,7 +210,7 @@ async fn pages_of_named_sites_use_the_api_and_nothing_of_the_administrators() {
 }
 
 #[tokio::test]
-async fn unless_it_is_asked_for_no_page_of_another_site_reads_anything() {
+async fn by_default_no_page_of_another_site_may_read_anything() {
     let app = TestApp::start().await;
     let answer = app.send(of_page("OPTIONS", "/v1/inference/image", None, PAGE)).await;
     assert_eq!((answer.status.as_u16(), answer.header("access-control-allow-origin")), (405, ""));

@@ -1,4 +1,4 @@
-//! Every code of the table of errors is reached, with its status.
+//! Every code in the table of errors is reached, with its status.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -17,8 +17,7 @@ use crate::events::EventStream;
 use crate::fake_engine::Fault;
 use crate::kubernetes::Site;
 
-/// Reached by a handler that panics, which the unit tests of the layer for panics make one of, and by so many connections
-/// as the tests of `connections` have.
+/// Codes that only other tests reach: the unit test of the panic layer, and the tests of `connections`.
 const REACHED_ELSEWHERE: [&str; 2] = ["internal", "too_many_connections"];
 
 struct Reached(BTreeSet<String>);
@@ -33,7 +32,7 @@ impl Reached {
         self.0.insert(expected.to_owned());
     }
 
-    /// An error that is one line for a terminal.
+    /// An error as one line for a terminal.
     #[track_caller]
     fn note_line(&mut self, answer: &Answer, expected: &str) {
         assert_eq!(answer.terminal_code(), expected, "{}", answer.text());
@@ -46,7 +45,7 @@ impl Reached {
 #[tokio::test]
 async fn every_code_is_reached() {
     let mut reached = Reached(REACHED_ELSEWHERE.map(str::to_owned).into());
-    requests_alone(&mut reached).await;
+    simple_requests(&mut reached).await;
     an_administrator_at_work(&mut reached).await;
     a_key_at_its_limits(&mut reached).await;
     a_worker_that_takes_one_large_body(&mut reached).await;
@@ -61,7 +60,7 @@ async fn every_code_is_reached() {
     assert!(missing.is_empty(), "no request reaches {missing:?}");
 }
 
-async fn requests_alone(reached: &mut Reached) {
+async fn simple_requests(reached: &mut Reached) {
     let app = TestApp::start().await;
     let key = app.keys.inference.clone();
     let post = |content_type: &str, body: Body| {
@@ -92,7 +91,7 @@ async fn requests_alone(reached: &mut Reached) {
     unknown["model"] = json!("black-forest-labs/FLUX.1-dev");
     reached.note(&app.post(&unknown).await, "model_unavailable");
     for guess in 0..100_000 {
-        // Well-formed keys that nobody has: only those cost the worker something, so only those are counted.
+        // Well-formed but unknown keys: only these cost the worker something, so only these are counted.
         let presented = fluxserve::auth::PlainKey::generate().expect("random bytes");
         let answer = app.send(request("GET", "/v1/inference/jobs", Some(presented.reveal()), None)).await;
         if answer.status != 401 {
@@ -100,7 +99,7 @@ async fn requests_alone(reached: &mut Reached) {
             reached.note(&answer, "too_many_failures");
             return;
         }
-        assert!(guess < 1000, "guessing is never stopped");
+        assert!(guess < 1000, "guessing is never throttled");
     }
 }
 
@@ -126,7 +125,7 @@ async fn an_administrator_at_work(reached: &mut Reached) {
             return;
         }
     }
-    panic!("guessing is never stopped");
+    panic!("guessing is never throttled");
 }
 
 async fn a_key_at_its_limits(reached: &mut Reached) {
@@ -279,7 +278,7 @@ async fn a_worker_without_its_tables(reached: &mut Reached) {
     sqlx::query("DROP TABLE jobs").execute(app.store.pool()).await.expect("a table");
     let answer = app.get("/v1/inference/jobs").await;
     reached.note(&answer, "storage_unavailable");
-    assert!(!answer.text().contains("table"), "the cause is for the log alone: {}", answer.text());
+    assert!(!answer.text().contains("table"), "the cause is for the log only: {}", answer.text());
     app.store.close().await;
     reached.note(&app.get("/v1/inference/jobs").await, "auth_unavailable");
 }

@@ -1,4 +1,4 @@
-//! What the engine does wrong costs its images, not the worker.
+//! Faults of the engine cost its images, not the worker.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ async fn error_code(app: &TestApp, id: &str) -> String {
     view["error"]["code"].as_str().expect("a code").to_owned()
 }
 
-/// Waits until the next engine has drawn its warm-up image, whose seed is 0.
+/// Waits until the next engine has warmed up, with an image of seed 0.
 async fn rebuilt(app: &TestApp) {
     app.control.until_called(Call::Finish(0)).await;
     app.control.forget_calls();
@@ -23,7 +23,7 @@ async fn rebuilt(app: &TestApp) {
 }
 
 #[tokio::test]
-async fn after_a_panic_the_engine_is_built_again_and_its_images_are_drawn_again() {
+async fn after_a_panic_the_engine_is_rebuilt_and_its_images_are_retried() {
     let app = TestApp::start().await;
     app.control.hold();
     let first = app.submit(&image(1)).await;
@@ -41,7 +41,7 @@ async fn after_a_panic_the_engine_is_built_again_and_its_images_are_drawn_again(
 }
 
 #[tokio::test]
-async fn an_image_that_breaks_every_engine_fails_and_takes_nobody_along() {
+async fn an_image_that_breaks_every_engine_fails_without_others() {
     let app = TestApp::start().await;
     app.control.panic_at_every_step_of(1);
     app.control.hold();
@@ -51,14 +51,14 @@ async fn an_image_that_breaks_every_engine_fails_and_takes_nobody_along() {
     app.control.release();
     assert_eq!(error_code(&app, &poison).await, "engine_failed");
     let view = app.get(&format!("/v1/inference/jobs/{poison}")).await.text();
-    assert!(!view.contains("told to panic"), "what is inside stays inside: {view}");
+    assert!(!view.contains("told to panic"), "internals are not exposed: {view}");
     for id in &others {
         app.until_status(id, "succeeded").await;
     }
 }
 
 #[tokio::test]
-async fn numbers_that_ran_away_have_a_name() {
+async fn non_finite_numbers_have_an_error_code() {
     let app = TestApp::start().await;
     app.control.on_next_finish(Fault::Error(EngineError::NotFinite));
     let first = app.submit(&image(1)).await;
@@ -71,7 +71,7 @@ async fn numbers_that_ran_away_have_a_name() {
 }
 
 #[tokio::test]
-async fn a_fatal_error_while_admitting_or_decoding_is_the_same() {
+async fn a_fatal_error_while_admitting_or_decoding_is_handled_the_same() {
     let app = TestApp::start().await;
     let fatal = || Fault::Error(EngineError::Fatal("the device fell off the bus".into()));
     app.control.on_next_admit(fatal());
@@ -101,7 +101,7 @@ async fn an_engine_that_cannot_be_built_takes_no_jobs() {
 }
 
 #[tokio::test]
-async fn what_is_said_of_a_model_is_true_at_every_moment() {
+async fn the_state_of_a_model_is_correct_at_every_moment() {
     let control = EngineControl::default();
     control.hold_from_the_start();
     let app = TestApp::with(Options { control, waits_for_ready: false, ..Options::default() }).await;
@@ -113,14 +113,14 @@ async fn what_is_said_of_a_model_is_true_at_every_moment() {
         (fields, app.post(&image(1)).await.status.as_u16(), app.get("/readyz").await.status.as_u16())
     };
     let (drawing, not_drawing) = ([json!(true), json!(1), json!(1)], [json!(false), json!(0), json!(1)]);
-    // Before anything is loaded, and up to the last step of its first image.
+    // From before loading up to the last step of the first image.
     assert_eq!(said().await, (not_drawing.clone(), 503, 503));
     app.control.held().await;
     assert_eq!(said().await, (not_drawing.clone(), 503, 503));
     app.control.release();
     app.until_availability(Availability::Ready).await;
     assert_eq!(said().await, (drawing.clone(), 202, 200));
-    // When it fails, for as long as it is not built again.
+    // After a failure until it is rebuilt.
     app.control.fail_builds(u32::MAX);
     app.control.on_next_step(Fault::Error(EngineError::Fatal("the device fell off the bus".into())));
     app.post(&image(2)).await;
@@ -156,7 +156,7 @@ async fn a_step_that_does_not_fit_is_halved() {
 }
 
 #[tokio::test]
-async fn an_image_that_never_fits_fails_alone() {
+async fn an_image_that_never_fits_fails_without_others() {
     let app = TestApp::start().await;
     app.control.set_step_images_max(0);
     let first = app.submit(&image(1)).await;
@@ -164,11 +164,11 @@ async fn an_image_that_never_fits_fails_alone() {
     app.control.set_limits(EngineLimits { images_max: 4, step_tokens_max: 30 });
     let second = app.submit(&image(2)).await;
     assert_eq!(error_code(&app, &second).await, "out_of_memory");
-    assert!(!app.control.calls().contains(&Call::Admit(2)), "it is not even tried");
+    assert!(!app.control.calls().contains(&Call::Admit(2)), "it is not attempted");
 }
 
 #[tokio::test]
-async fn a_newcomer_that_does_not_fit_now_comes_later() {
+async fn a_new_image_that_does_not_fit_now_is_admitted_later() {
     let app = TestApp::start().await;
     app.control.hold();
     let first = app.submit(&image(1)).await;
@@ -184,7 +184,7 @@ async fn a_newcomer_that_does_not_fit_now_comes_later() {
 }
 
 #[tokio::test]
-async fn one_bad_request_in_a_shared_step_fails_alone() {
+async fn one_bad_request_in_a_batched_step_fails_without_others() {
     let app = TestApp::start().await;
     app.control.hold();
     let first = app.submit(&image(1)).await;
@@ -202,9 +202,9 @@ fn impatient() -> Options {
 }
 
 #[tokio::test]
-async fn a_worker_whose_engine_does_not_come_back_says_so_and_its_jobs_are_for_the_next_start() {
+async fn a_worker_with_a_stalled_engine_reports_it_and_leaves_its_jobs_to_the_next_start() {
     let app = TestApp::with(impatient()).await;
-    // With nothing to do an engine may be silent for as long as it likes.
+    // An idle engine may be silent for any time.
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(app.get("/healthz").await.status, StatusCode::OK);
     app.control.hold();
@@ -215,7 +215,7 @@ async fn a_worker_whose_engine_does_not_come_back_says_so_and_its_jobs_are_for_t
     assert_eq!(answer.code(), "engine_stalled");
     let detail = answer.json()["detail"].as_str().expect("a reason").to_owned();
     assert!(detail.starts_with(&format!("`{MODEL}`: engine 0 has been busy with a step for ")), "{detail}");
-    // It may come back after all.
+    // It may still recover.
     app.control.release();
     app.until_alive(200).await;
     app.until_status(&first, "succeeded").await;
@@ -237,10 +237,10 @@ async fn a_worker_whose_engine_does_not_come_back_says_so_and_its_jobs_are_for_t
 }
 
 #[tokio::test]
-async fn a_worker_whose_engine_is_built_again_and_again_in_vain_says_so_and_keeps_its_jobs() {
+async fn a_worker_that_rebuilds_its_engine_in_vain_reports_it_and_keeps_its_jobs() {
     let app = TestApp::start().await;
     let fatal = || Fault::Error(EngineError::Fatal("the device fell off the bus".into()));
-    // Once, and it draws again.
+    // Once, and it generates again.
     app.control.on_next_step(fatal());
     let first = app.submit(&image(1)).await;
     rebuilt(&app).await;
@@ -252,7 +252,7 @@ async fn a_worker_whose_engine_is_built_again_and_again_in_vain_says_so_and_keep
     let second = app.submit(&image(2)).await;
     rebuilt(&app).await;
     app.until_status(&second, "succeeded").await;
-    assert_eq!(app.get("/healthz").await.status, StatusCode::OK, "the third time it drew");
+    assert_eq!(app.get("/healthz").await.status, StatusCode::OK, "the third engine generated an image");
 
     app.control.fail_builds(u32::MAX);
     app.control.on_next_step(fatal());

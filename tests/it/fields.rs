@@ -1,4 +1,4 @@
-//! Every field of `POST /v1/inference/image`: its refusals, its defaults, and what comes back.
+//! Every field of `POST /v1/inference/image`: its refusals, its defaults, and the answer.
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::app::{MODEL, TestApp, image};
 
-/// A good request with one field set to something.
+/// A valid request with one field changed.
 fn with(field: &str, value: Value) -> Value {
     let mut body = image(1);
     body[field] = value;
@@ -91,7 +91,7 @@ async fn a_field_that_is_given_twice_is_named() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_not_many_times_as_long_as_what_it_refuses() {
+async fn a_refusal_is_not_much_longer_than_the_request() {
     let app = TestApp::start().await;
     let mut body = image(1);
     for number in 0..500 {
@@ -129,7 +129,7 @@ async fn limits_are_inclusive_and_count_characters() {
 }
 
 #[tokio::test]
-async fn bodies_that_are_no_object_are_refused() {
+async fn bodies_that_are_not_objects_are_refused() {
     let app = TestApp::start().await;
     let send = async |content_type: Option<&str>, body: String| {
         let mut request =
@@ -148,7 +148,7 @@ async fn bodies_that_are_no_object_are_refused() {
     assert_eq!(send(json, "[".repeat(1000)).await, (400, "malformed_json".into()));
     assert_eq!(send(None, good.clone()).await, (415, "unsupported_media_type".into()));
     assert_eq!(send(Some("text/plain"), good.clone()).await, (415, "unsupported_media_type".into()));
-    // Larger than an image would make it.
+    // Larger than an image allows.
     let large = with("prompt", json!("x".repeat(24_000_000))).to_string();
     assert_eq!(send(json, large).await, (413, "body_too_large".into()));
 }
@@ -161,7 +161,7 @@ async fn content_types_may_carry_parameters() {
 }
 
 #[tokio::test]
-async fn models_that_are_unknown_or_not_served() {
+async fn unknown_models_and_models_that_are_not_served_are_refused() {
     let app = TestApp::start().await;
     let unknown = app.post(&with("model", json!("nobody/nothing"))).await;
     assert_eq!((unknown.status.as_u16(), unknown.code().as_str()), (404, "model_not_found"));
@@ -187,7 +187,7 @@ async fn the_answer_to_an_accepted_job_is_exactly_this() {
     assert_eq!(answer.header("location"), body["status_url"]);
     let result_url = body["result_url"].as_str().expect("a URL");
     assert!(result_url.starts_with(&format!("http://worker.test/v1/inference/jobs/{id}/result?expires=")));
-    assert!(body["eta_seconds"].as_f64().is_some_and(|eta| eta >= 0.0), "the warm-up has measured: {body}");
+    assert!(body["eta_seconds"].as_f64().is_some_and(|eta| eta >= 0.0), "the warm-up has measured the speed: {body}");
     app.control.held().await;
     assert_eq!(app.post(&image(6)).await.json()["queue_position"], 1);
     assert_eq!(app.post(&image(7)).await.json()["queue_position"], 2);
@@ -195,7 +195,7 @@ async fn the_answer_to_an_accepted_job_is_exactly_this() {
 }
 
 #[tokio::test]
-async fn what_is_left_out_comes_from_the_card() {
+async fn absent_fields_have_the_cards_defaults() {
     let app = TestApp::start().await;
     let body = json!({ "model": MODEL, "prompt": "a fox" });
     let first = app.post_with(&body, &[("prefer", "wait=20")]).await.json();
@@ -206,5 +206,5 @@ async fn what_is_left_out_comes_from_the_card() {
     assert_eq!(parameters["seed"], first["seed"]);
     assert!(first["seed"].as_u64().is_some_and(|seed| seed < 1 << 53));
     let second = app.post_with(&body, &[("prefer", "wait=20")]).await.json();
-    assert_ne!(first["seed"], second["seed"], "a seed is drawn for each job");
+    assert_ne!(first["seed"], second["seed"], "each job gets a random seed");
 }

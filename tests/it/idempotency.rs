@@ -1,4 +1,4 @@
-//! `Idempotency-Key`: asking again gives the same job, and never a second one.
+//! `Idempotency-Key`: a retry gives the same job, never a second one.
 
 use axum::http::StatusCode;
 use fluxserve::auth::{Actor, NewKey};
@@ -23,14 +23,14 @@ fn unseeded() -> Value {
 }
 
 #[tokio::test]
-async fn the_same_word_and_body_give_the_same_job() {
+async fn the_same_key_and_body_give_the_same_job() {
     let app = TestApp::start().await;
     let word = ("idempotency-key", "order-17");
     let first = app.post_with(&unseeded(), &[word]).await;
     assert_eq!(first.status, StatusCode::ACCEPTED, "{}", first.text());
     let again = app.post_with(&unseeded(), &[word]).await;
     assert_eq!((again.status, job_id(&again)), (StatusCode::ACCEPTED, job_id(&first)));
-    assert_eq!(again.json()["seed"], first.json()["seed"], "the seed was drawn once");
+    assert_eq!(again.json()["seed"], first.json()["seed"], "the seed was sampled once");
     let waited = app.post_with(&unseeded(), &[word, ("prefer", "wait=20")]).await;
     assert_eq!((waited.status, job_id(&waited)), (StatusCode::OK, job_id(&first)));
     assert_eq!(waited.json()["status"], "succeeded");
@@ -42,7 +42,7 @@ async fn the_same_word_and_body_give_the_same_job() {
 }
 
 #[tokio::test]
-async fn another_body_is_refused_and_another_key_is_another_client() {
+async fn another_body_is_refused_and_another_api_key_is_another_client() {
     let app = TestApp::start().await;
     let word = ("idempotency-key", "order-17");
     let first = app.post_with(&image(1), &[word]).await;
@@ -71,7 +71,7 @@ async fn duplicates_at_once_make_one_job() {
 }
 
 #[tokio::test]
-async fn a_repetition_needs_no_place_and_survives_a_restart() {
+async fn a_retry_needs_no_place_in_the_queue_and_survives_a_restart() {
     let app = TestApp::with(Options { jobs_max: 1, ..Options::default() }).await;
     app.control.hold();
     let word = ("idempotency-key", "order-17");
@@ -87,7 +87,7 @@ async fn a_repetition_needs_no_place_and_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn who_can_come_back_does_not_lose_the_job_by_hanging_up() {
+async fn a_client_that_can_retry_does_not_lose_its_job_by_hanging_up() {
     let app = TestApp::start().await;
     app.control.hold();
     let word = ("idempotency-key", "order-17");
@@ -102,13 +102,13 @@ async fn who_can_come_back_does_not_lose_the_job_by_hanging_up() {
 }
 
 #[tokio::test]
-async fn a_duplicate_is_not_refused_for_the_place_that_the_first_one_takes() {
+async fn a_duplicate_is_not_refused_because_of_the_first_ones_place() {
     let app = TestApp::with(Options { jobs_max: 2, ..Options::default() }).await;
     app.control.hold();
     let limits = KeyLimits { concurrent_jobs: Some(1), ..KeyLimits::default() };
     let key = NewKey { name: "one at a time".into(), scope: Scope::Inference, expires_at: None, limits };
     let key = app.service.create(key, &Actor::CommandLine).await.expect("a key").plain.reveal().to_owned();
-    // The queue has one place for each of the two keys; the first is bound by its own limit, too.
+    // The queue has one place for each of the two keys; the first one also has a limit of its own.
     for key in [&key, &app.keys.other_inference] {
         let headers = [("idempotency-key", "at-once"), ("x-api-key", key)];
         let body = unseeded();
@@ -121,7 +121,7 @@ async fn a_duplicate_is_not_refused_for_the_place_that_the_first_one_takes() {
 }
 
 #[tokio::test]
-async fn words_are_forgotten_after_a_day_and_with_their_job() {
+async fn keys_are_forgotten_after_a_day_and_with_their_job() {
     let app = TestApp::with(Options { ended_jobs_per_owner_max: 0, ..Options::default() }).await;
     let word = ("idempotency-key", "order-17");
     let first = job_id(&app.post_with(&image(1), &[word, ("prefer", "wait=20")]).await);
@@ -143,7 +143,7 @@ async fn words_are_forgotten_after_a_day_and_with_their_job() {
 }
 
 #[tokio::test]
-async fn a_word_is_up_to_255_visible_characters() {
+async fn a_key_has_up_to_255_visible_characters() {
     let app = TestApp::start().await;
     let longest = "~".repeat(255);
     for (word, is_good) in

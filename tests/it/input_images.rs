@@ -1,4 +1,4 @@
-//! Input images: what is taken, what is refused and how, and that they live as long as their jobs.
+//! Input images: what is accepted, what is refused and how, and that they are kept as long as their jobs.
 
 use axum::http::StatusCode;
 use base64::Engine as _;
@@ -15,18 +15,18 @@ use crate::fake_engine::Fault;
 const ORANGE: [u8; 3] = [250, 130, 10];
 const TEAL: [u8; 3] = [10, 120, 130];
 
-fn flat(width: u32, height: u32, colour: [u8; 3]) -> RgbImage {
-    RgbImage::new(width, height, colour.repeat((width * height) as usize)).expect("three bytes per pixel")
+fn flat(width: u32, height: u32, color: [u8; 3]) -> RgbImage {
+    RgbImage::new(width, height, color.repeat((width * height) as usize)).expect("three bytes per pixel")
 }
 
 fn file(image: &RgbImage, format: OutputFormat) -> String {
     STANDARD.encode(encode(image, format).expect("encodes"))
 }
 
-/// A request that starts from an image of one colour, in the size that is drawn.
-fn from(colour: [u8; 3], seed: u64) -> Value {
+/// A request with an input image of one color, in the output size.
+fn from(color: [u8; 3], seed: u64) -> Value {
     let mut body = image(seed);
-    body["input_images_base64"] = json!([file(&flat(64, 64, colour), OutputFormat::Png)]);
+    body["input_images_base64"] = json!([file(&flat(64, 64, color), OutputFormat::Png)]);
     body
 }
 
@@ -36,7 +36,7 @@ async fn kept(app: &TestApp) -> i64 {
 }
 
 #[tokio::test]
-async fn an_image_of_any_format_is_started_from_in_the_size_that_is_drawn() {
+async fn an_input_image_of_any_format_is_used_in_the_output_size() {
     let app = TestApp::start().await;
     for format in [OutputFormat::Png, OutputFormat::Webp, OutputFormat::Jpeg] {
         let mut body = json!({ "model": MODEL, "prompt": "a fox", "steps": 10, "seed": 1, "strength": 0.35 });
@@ -44,16 +44,21 @@ async fn an_image_of_any_format_is_started_from_in_the_size_that_is_drawn() {
         let job = app.post_with(&body, &[("prefer", "wait=20")]).await.json();
         assert_eq!(job["status"], "succeeded", "{job}");
         let parameters = &job["parameters"];
-        assert_eq!((&parameters["width"], &parameters["height"]), (&json!(144), &json!(96)), "its own, rounded down");
+        assert_eq!(
+            (&parameters["width"], &parameters["height"]),
+            (&json!(144), &json!(96)),
+            "its own size, rounded \
+                                                                                              down"
+        );
         assert_eq!((&parameters["steps"], &parameters["strength"]), (&json!(10), &json!(0.35)));
         assert_eq!(parameters["input_images"], 1);
-        assert_eq!(job["progress"], json!({ "step": 4, "steps": 4 }), "what diffusers does of ten steps");
-        assert!(!job.to_string().contains("base64"), "never shown: {job}");
+        assert_eq!(job["progress"], json!({ "step": 4, "steps": 4 }), "as many of ten steps as diffusers runs");
+        assert!(!job.to_string().contains("base64"), "never returned: {job}");
         let id = job["job_id"].as_str().expect("an id");
         let result = app.get(&format!("/v1/inference/jobs/{id}/result")).await;
-        let (width, height, colour) = decoded(&result.bytes);
+        let (width, height, color) = decoded(&result.bytes);
         assert_eq!((width, height), (144, 96));
-        assert!(colour.iter().zip(ORANGE).all(|(found, meant)| found.abs_diff(meant) < 6), "{format}: {colour:?}");
+        assert!(color.iter().zip(ORANGE).all(|(found, meant)| found.abs_diff(meant) < 6), "{format}: {color:?}");
     }
     let mut body = from(ORANGE, 1);
     body["width"] = json!(128);
@@ -94,7 +99,7 @@ async fn each_bad_image_is_named_with_its_reason() {
         body["strength"] = json!(2);
         let fields = app.post(&body).await.fields();
         let is_read = !reason.contains("array");
-        assert_eq!(fields.len(), if is_read { 3 } else { 1 }, "and all else that is wrong: {fields:?}");
+        assert_eq!(fields.len(), if is_read { 3 } else { 1 }, "and all other errors: {fields:?}");
     }
     for strength in [json!(0), json!(1.01), json!(-0.5)] {
         let mut body = from(TEAL, 1);
@@ -116,7 +121,7 @@ async fn each_bad_image_is_named_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_model_that_takes_no_image_says_so() {
+async fn a_model_without_input_images_refuses_one() {
     let app = TestApp::start().await;
     let mut body = from(TEAL, 1);
     body["model"] = json!("black-forest-labs/FLUX.1-dev");
@@ -136,7 +141,7 @@ async fn a_body_may_be_larger_by_its_images() {
     let pixels = (0..256 * 256 * 3).map(|_| noise()).collect();
     let mut body = image(1);
     body["input_images_base64"] = json!([file(&RgbImage::new(256, 256, pixels).expect("fits"), OutputFormat::Png)]);
-    assert!(body.to_string().len() > 8 * Options::default().http.body_bytes_max, "noise does not pack");
+    assert!(body.to_string().len() > 8 * Options::default().http.body_bytes_max, "noise does not compress");
     assert_eq!(app.post(&body).await.status, StatusCode::ACCEPTED);
     body["input_images_base64"] = json!(["A".repeat(23 * 1024 * 1024)]);
     let answer = app.post(&body).await;
@@ -152,20 +157,20 @@ async fn an_image_is_kept_until_its_job_ends_and_a_crash_changes_nothing() {
     app.control.held().await;
     let queued = app.submit(&from(TEAL, 2)).await;
     app.submit(&image(3)).await;
-    assert_eq!(kept(&app).await, 2, "one for each job that starts from one");
+    assert_eq!(kept(&app).await, 2, "one for each job with an input image");
     app.crash().await;
     let app = app.restart(Options::default()).await;
-    for (id, colour) in [(running, ORANGE), (queued, TEAL)] {
+    for (id, color) in [(running, ORANGE), (queued, TEAL)] {
         let job = app.until_status(&id, "succeeded").await;
         assert_eq!((&job["parameters"]["strength"], &job["parameters"]["input_images"]), (&json!(0.6), &json!(1)));
         let result = app.get(&format!("/v1/inference/jobs/{id}/result")).await;
-        assert_eq!(decoded(&result.bytes), (64, 64, colour), "from the same image");
+        assert_eq!(decoded(&result.bytes), (64, 64, color), "from the same image");
     }
     assert_eq!(kept(&app).await, 0);
 }
 
 #[tokio::test]
-async fn however_a_job_ends_its_image_goes() {
+async fn every_end_of_a_job_deletes_its_image() {
     let app = TestApp::start().await;
     app.control.on_next_admit(Fault::Error(EngineError::Request("told to".into())));
     let failed = app.submit(&from(TEAL, 1)).await;
@@ -183,7 +188,7 @@ async fn however_a_job_ends_its_image_goes() {
 }
 
 #[tokio::test]
-async fn an_image_that_cannot_be_read_any_more_fails_its_job_with_a_reason() {
+async fn an_unreadable_image_fails_its_job_with_a_reason() {
     let app = TestApp::start().await;
     app.control.hold();
     let damaged = app.submit(&from(TEAL, 1)).await;
@@ -220,7 +225,7 @@ async fn all_images_together_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_repetition_has_the_same_image() {
+async fn a_retry_has_the_same_image() {
     let app = TestApp::start().await;
     let word = ("idempotency-key", "portrait");
     let first = app.post_with(&from(TEAL, 1), &[word]).await.json();
@@ -230,7 +235,7 @@ async fn a_repetition_has_the_same_image() {
 }
 
 #[tokio::test]
-async fn the_playground_starts_from_images_too() {
+async fn the_playground_accepts_input_images() {
     let app = TestApp::start().await;
     let cookie = app.sign_in().await;
     let submit = async |body: &Value| app.send(managing(&cookie, "POST", "/v1/playground/image", Some(body))).await;

@@ -1,4 +1,4 @@
-//! Jobs after their acceptance: status, result, links, lists, cancelling, sharing steps, forgetting.
+//! Jobs after their acceptance: status, result, links, lists, cancellation, batched steps, deletion.
 
 use axum::http::StatusCode;
 use fluxserve::domain::engine::EngineError;
@@ -9,7 +9,7 @@ use crate::app::{Options, TestApp, decoded, image, request};
 use crate::fake_engine::{Call, Fault, colour};
 
 #[tokio::test]
-async fn progress_is_reported_while_it_is_drawn() {
+async fn progress_is_reported_while_a_job_runs() {
     let app = TestApp::start().await;
     app.control.hold();
     let id = app.submit(&image(1)).await;
@@ -46,12 +46,12 @@ async fn a_result_link_needs_no_key_and_expires() {
 }
 
 #[tokio::test]
-async fn a_result_link_lasts_from_the_look_that_gave_it() {
+async fn a_result_link_lasts_from_the_response_that_returned_it() {
     let app = TestApp::start().await;
     app.control.hold();
     let id = app.submit(&image(2)).await;
     app.control.held().await;
-    // Longer than a link lasts.
+    // Longer than a link is valid.
     app.clock.advance(Duration::hours(24));
     app.control.release();
     let job = app.until_status(&id, "succeeded").await;
@@ -64,7 +64,7 @@ async fn a_result_link_lasts_from_the_look_that_gave_it() {
 }
 
 #[tokio::test]
-async fn lists_are_paged_newest_first_and_ones_own() {
+async fn lists_are_paged_newest_first_and_of_the_calling_key() {
     let app = TestApp::start().await;
     let mut ids = Vec::new();
     for seed in 0..5 {
@@ -103,7 +103,7 @@ async fn lists_are_paged_newest_first_and_ones_own() {
 }
 
 #[tokio::test]
-async fn a_queued_job_is_cancelled_at_once() {
+async fn a_queued_job_is_canceled_at_once() {
     let app = TestApp::start().await;
     app.control.hold();
     let first = app.submit(&image(1)).await;
@@ -119,19 +119,19 @@ async fn a_queued_job_is_cancelled_at_once() {
 }
 
 #[tokio::test]
-async fn a_running_job_is_cancelled_before_the_next_step() {
+async fn a_running_job_is_canceled_before_the_next_step() {
     let app = TestApp::start().await;
     app.control.hold();
     let first = app.submit(&image(1)).await;
     app.control.held().await;
     let second = app.submit(&image(2)).await;
     let path = format!("/v1/inference/jobs/{first}");
-    let (cancelled, ()) = tokio::join!(app.delete(&path), async {
-        // The wish is there before the step is over.
+    let (canceled, ()) = tokio::join!(app.delete(&path), async {
+        // The request arrives before the step is over.
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         app.control.release();
     });
-    assert_eq!(cancelled.json()["status"], "canceled");
+    assert_eq!(canceled.json()["status"], "canceled");
     app.until_status(&second, "succeeded").await;
     let calls = app.control.calls();
     assert_eq!(calls.iter().filter(|call| matches!(call, Call::Step(seeds) if seeds.contains(&1))).count(), 1);
@@ -139,7 +139,7 @@ async fn a_running_job_is_cancelled_before_the_next_step() {
 }
 
 #[tokio::test]
-async fn cancelling_what_has_ended_changes_nothing() {
+async fn canceling_an_ended_job_changes_nothing() {
     let app = TestApp::start().await;
     let id = app.submit(&image(1)).await;
     app.until_status(&id, "succeeded").await;
@@ -148,7 +148,7 @@ async fn cancelling_what_has_ended_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_late_comer_shares_the_steps_of_an_earlier_job() {
+async fn a_later_job_shares_the_steps_of_an_earlier_one() {
     let app = TestApp::start().await;
     app.control.hold();
     let mut long = image(1);
@@ -169,7 +169,7 @@ async fn a_late_comer_shares_the_steps_of_an_earlier_job() {
 }
 
 #[tokio::test]
-async fn what_is_no_job_is_not_found() {
+async fn an_unknown_job_is_not_found() {
     let app = TestApp::start().await;
     for id in ["job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f", "x", "job_", "%FF"] {
         for path in [format!("/v1/inference/jobs/{id}"), format!("/v1/inference/jobs/{id}/result")] {
@@ -179,7 +179,7 @@ async fn what_is_no_job_is_not_found() {
 }
 
 #[tokio::test]
-async fn jobs_are_forgotten_when_their_time_is_over() {
+async fn jobs_are_deleted_after_their_retention() {
     let app = TestApp::start().await;
     let old = app.submit(&image(1)).await;
     app.until_status(&old, "succeeded").await;
@@ -196,7 +196,7 @@ async fn jobs_are_forgotten_when_their_time_is_over() {
 }
 
 #[tokio::test]
-async fn the_oldest_images_go_when_the_disk_share_is_used_up() {
+async fn the_oldest_images_are_deleted_when_the_disk_budget_is_used_up() {
     let app = TestApp::with(Options { results_bytes_max: 1, ..Options::default() }).await;
     app.control.on_next_admit(Fault::Error(EngineError::Request("told to".into())));
     let failed = app.submit(&image(1)).await;
@@ -206,7 +206,7 @@ async fn the_oldest_images_go_when_the_disk_share_is_used_up() {
     app.clock.advance(Duration::seconds(1));
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1);
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 0);
-    // The job that has no image frees nothing by going; the one that had says that it is gone.
+    // Deleting a job without an image frees nothing; the other one reports that its image is deleted.
     app.until_status(&failed, "failed").await;
     app.until_status(&id, "succeeded").await;
     let result = app.get(&format!("/v1/inference/jobs/{id}/result")).await;

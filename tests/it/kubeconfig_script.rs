@@ -1,4 +1,4 @@
-//! What the kubeconfig has `sh` do, with the real `curl`, a user's own settings of it, and a worker that is not honest.
+//! The kubeconfig's `sh` script, with the real `curl`, a user's own curl settings, and a malicious worker.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -11,14 +11,14 @@ use tokio::task::spawn_blocking;
 use crate::app::managing;
 use crate::kubernetes::Site;
 
-/// The script that stands in a kubeconfig.
+/// The script in a kubeconfig.
 fn script(kubeconfig: &str) -> String {
     let lines = kubeconfig.lines().skip_while(|line| !line.ends_with("- |")).skip(1);
     let lines = lines.take_while(|line| line.starts_with("        "));
     lines.flat_map(|line| [line.trim_start_matches("        "), "\n"]).collect()
 }
 
-/// A worker that answers `count` requests so, whatever they are. What it was asked comes back.
+/// A worker that answers any `count` requests the same way. Returns the requests.
 fn worker(status: u16, body: Vec<u8>, count: usize) -> (SocketAddr, std::thread::JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -26,11 +26,11 @@ fn worker(status: u16, body: Vec<u8>, count: usize) -> (SocketAddr, std::thread:
         let answer = |_| {
             let (mut stream, _) = listener.accept().expect("a client");
             let mut bytes = Vec::new();
-            // The body is empty: it ends with its head.
+            // The body is empty: the request ends with its head.
             while !bytes.ends_with(b"\r\n\r\n") {
                 let mut buffer = [0; 1024];
                 let count = stream.read(&mut buffer).expect("readable");
-                assert!(count > 0, "a whole request");
+                assert!(count > 0, "a complete request");
                 bytes.extend_from_slice(&buffer[..count]);
             }
             let head = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
@@ -42,7 +42,7 @@ fn worker(status: u16, body: Vec<u8>, count: usize) -> (SocketAddr, std::thread:
     (address, serving)
 }
 
-/// Runs it as kubectl does. Whether it went well, and what came out and was said.
+/// Runs it as kubectl does. Returns success, standard output and standard error.
 async fn run(script: String, home: &Path) -> (bool, Vec<u8>, Vec<u8>) {
     let mut command = Command::new("sh");
     command.args(["-c", &script]).env("HOME", home).env("CURL_HOME", home).env("REMOTEGPU_API_KEY", "rgpu_x");
@@ -61,7 +61,7 @@ async fn script_for(site: &Site, namespace: &str, worker: SocketAddr) -> String 
 }
 
 #[tokio::test]
-async fn the_users_own_curl_settings_have_no_word_in_it() {
+async fn the_users_own_curl_settings_are_ignored() {
     let site = Site::start().await;
     let namespace = site.namespace("team-a").await;
     let home = tempfile::tempdir().expect("a folder");
@@ -92,7 +92,7 @@ async fn a_refusal_reaches_the_terminal_as_plain_text() {
     let site = Site::start().await;
     let namespace = site.namespace("team-a").await;
     let home = tempfile::tempdir().expect("a folder");
-    // It sets a title, clears, writes back over what was there, and begins a sequence with a single byte.
+    // It sets a title, clears the screen, overwrites the line, and starts a sequence with a single byte.
     let body = b"no\x1b]0;owned\x07 way\x1b[2J\rok\x08\x9b31m \xc2\x9b1m\xe2\x80\xae end\n\tsecond line".to_vec();
     let (address, serving) = worker(403, body, 1);
     let (is_well, out, said) = run(script_for(&site, &namespace, address).await, home.path()).await;

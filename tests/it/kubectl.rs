@@ -1,5 +1,5 @@
-//! The real kubectl, with the file that the console gives: against a worker that listens, and a small API server. Needs
-//! kubectl (1.22 or newer) and curl; `scripts/kubectl-test.sh` brings the former and insists on this test.
+//! The real kubectl with the console's kubeconfig, against a listening worker and a stub API server. Needs kubectl
+//! (1.22 or newer) and curl; `scripts/kubectl-test.sh` installs kubectl and requires this test to run.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -15,7 +15,7 @@ use crate::app::{listen, managing};
 use crate::kubernetes::{Site, until};
 
 #[expect(clippy::print_stdout, reason = "a test that was left out has to be seen")]
-/// Where kubectl is. `None`: nowhere, and nobody insists.
+/// The path of kubectl. `None`: not installed and not required.
 fn kubectl() -> Option<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join(".tools/kubernetes/kubectl");
     let on_path = std::env::var_os("PATH");
@@ -32,7 +32,7 @@ fn kubectl() -> Option<PathBuf> {
     found
 }
 
-/// Somebody with a key and a file.
+/// A user with a key and a kubeconfig.
 struct User {
     program: PathBuf,
     home: tempfile::TempDir,
@@ -52,13 +52,13 @@ impl User {
         command
     }
 
-    /// Whether it went well, and all that was said.
+    /// Returns success and all output.
     async fn run(&self, arguments: &[&str]) -> (bool, String) {
         run(self.command(arguments)).await
     }
 }
 
-/// Runs a program to its end. The runtime goes on: what the program asks is answered by this process.
+/// Runs a program to its end. The runtime keeps running: this process answers the program's requests.
 async fn run(mut command: Command) -> (bool, String) {
     let ended = tokio::time::timeout(Duration::from_mins(1), spawn_blocking(move || command.output())).await;
     let output = ended.expect("in time").expect("no panic").expect("a process");
@@ -66,7 +66,7 @@ async fn run(mut command: Command) -> (bool, String) {
     (output.status.success(), text(&output.stdout) + &text(&output.stderr))
 }
 
-/// A program that is ended with its test.
+/// A program that is killed with its test.
 struct Running(Child);
 
 impl Drop for Running {
@@ -88,13 +88,13 @@ async fn user(site: &Site, worker: SocketAddr, program: &Path, namespace: &str, 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn real_kubectl_gets_into_its_namespace_and_nowhere_else() {
+async fn real_kubectl_gets_access_to_its_namespace_only() {
     let Some(program) = kubectl() else { return };
     let site = Site::start().await;
     let (worker, server) = listen(&site.app, ConnectionLimits::default()).await;
     let (first, second) = (site.namespace("team-a").await, site.namespace("team-b").await);
     let (id, one) = site.key(&json!({ "kubernetes_exec": { "namespace_ids": [first] } })).await;
-    let (_, drawing) = site.key(&json!({ "inference": true })).await;
+    let (_, inference) = site.key(&json!({ "inference": true })).await;
 
     let insider = user(&site, worker, &program, &first, Some(&one)).await;
     let (is_well, said) = insider.run(&["get", "pods"]).await;
@@ -102,23 +102,23 @@ async fn real_kubectl_gets_into_its_namespace_and_nowhere_else() {
     let (is_well, said) = insider.run(&["get", "pods", "--namespace", "team-b"]).await;
     assert!(!is_well && said.contains("Forbidden") && said.contains("team-b"), "{said}");
 
-    // The file for another namespace: the worker refuses before the cluster is asked.
+    // The file of another namespace: the worker refuses without asking the cluster.
     let outsider = user(&site, worker, &program, &second, Some(&one)).await;
     let (is_well, said) = outsider.run(&["get", "pods"]).await;
     assert!(!is_well && said.contains("the key's scope does not include this namespace"), "{said}");
-    let painter = user(&site, worker, &program, &first, Some(&drawing)).await;
-    let (is_well, said) = painter.run(&["get", "pods"]).await;
+    let inference_user = user(&site, worker, &program, &first, Some(&inference)).await;
+    let (is_well, said) = inference_user.run(&["get", "pods"]).await;
     assert!(!is_well && said.contains("the key's scope is inference, not Kubernetes"), "{said}");
     let stranger = user(&site, worker, &program, &first, Some("rgpu_nonsense")).await;
     let (is_well, said) = stranger.run(&["get", "pods"]).await;
-    assert!(!is_well && said.contains("A valid API key is needed"), "{said}");
-    let nobody = user(&site, worker, &program, &first, None).await;
-    let (is_well, said) = nobody.run(&["get", "pods"]).await;
+    assert!(!is_well && said.contains("A valid API key is required"), "{said}");
+    let keyless = user(&site, worker, &program, &first, None).await;
+    let (is_well, said) = keyless.run(&["get", "pods"]).await;
     assert!(!is_well && said.contains("REMOTEGPU_API_KEY is not set"), "{said}");
 
-    // A token that lives for 34 s counts for 4.
+    // A token valid for 34 s is used for 4.
     site.cluster.set_token_seconds(34);
-    // Some kubectl ask as soon as they start.
+    // Some versions of kubectl request one as soon as they start.
     let before = site.cluster.minted();
     let mut proxy = Running(insider.command(&["proxy", "--port=0"]).stdout(Stdio::piped()).spawn().expect("a process"));
     let mut output = BufReader::new(proxy.0.stdout.take().expect("piped"));

@@ -1,5 +1,5 @@
-//! The worker as its clients see it: the real router, queue, jobs, keys and SQLite, in one process; only the engine is
-//! a fake.
+//! The worker as its clients see it: the real router, queue, jobs, keys and SQLite in one process; only the engine is
+//! fake.
 
 mod addresses;
 mod app;

@@ -1,4 +1,4 @@
-//! Keys, sessions and the log, as the administrator meets them over HTTP.
+//! Keys, sessions and the audit log over HTTP, for the administrator.
 
 use axum::http::StatusCode;
 use fluxserve::http::HttpSettings;
@@ -7,7 +7,7 @@ use time::Duration;
 
 use crate::app::{Answer, Options, PASSWORD, TestApp, image, managing, request};
 
-/// An administrator at work.
+/// A signed-in administrator.
 pub(crate) struct Administrator<'a> {
     app: &'a TestApp,
     cookie: String,
@@ -28,7 +28,7 @@ impl<'a> Administrator<'a> {
         answer.json()
     }
 
-    /// Makes a key: its path and its value.
+    /// Creates a key; returns its path and value.
     async fn create(&self, body: Value) -> (String, String) {
         let answer = self.ask("POST", "/v1/api-keys", Some(body)).await;
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
@@ -50,7 +50,7 @@ impl<'a> Administrator<'a> {
     }
 }
 
-/// What an inference route says to a key.
+/// The status of an inference route for a key.
 async fn status_of(app: &TestApp, key: &str) -> u16 {
     app.send(request("GET", "/v1/inference/jobs", Some(key), None)).await.status.as_u16()
 }
@@ -64,7 +64,7 @@ async fn sign_in_with(app: &TestApp, password: &str, headers: &[(&'static str, &
 }
 
 #[tokio::test]
-async fn a_session_is_made_shown_and_ended() {
+async fn a_session_is_created_shown_and_ended() {
     let app = TestApp::start().await;
     let wrong = sign_in_with(&app, "not the password", &[]).await;
     assert_eq!((wrong.status.as_u16(), wrong.code().as_str()), (401, "wrong_password"));
@@ -76,7 +76,7 @@ async fn a_session_is_made_shown_and_ended() {
         assert!(cookie.split("; ").any(|part| part == attribute), "{cookie} lacks {attribute}");
     }
     let cookie = cookie.split(';').next().expect("a pair");
-    assert!(!answer.text().contains(cookie.split_once('=').expect("a pair").1), "the token is in the cookie alone");
+    assert!(!answer.text().contains(cookie.split_once('=').expect("a pair").1), "only the cookie contains the token");
     let shown = app.send(managing(cookie, "GET", "/v1/session", None)).await.json();
     assert_eq!(shown, answer.json());
     let out = app.send(managing(cookie, "DELETE", "/v1/session", None)).await;
@@ -87,7 +87,7 @@ async fn a_session_is_made_shown_and_ended() {
 }
 
 #[tokio::test]
-async fn behind_https_the_cookie_is_of_this_host_alone() {
+async fn over_https_the_cookie_is_bound_to_this_host() {
     let http = HttpSettings { public_url: Some("https://images.example.org".into()), ..Options::default().http };
     let app = TestApp::with(Options { http, ..Options::default() }).await;
     let answer = sign_in_with(&app, PASSWORD, &[("origin", "https://images.example.org")]).await;
@@ -98,7 +98,7 @@ async fn behind_https_the_cookie_is_of_this_host_alone() {
 }
 
 #[tokio::test]
-async fn a_page_of_another_site_changes_nothing() {
+async fn a_page_of_another_site_cannot_change_anything() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let (path, key) = administrator.inference_key().await;
@@ -118,7 +118,7 @@ async fn a_page_of_another_site_changes_nothing() {
 }
 
 #[tokio::test]
-async fn wrong_passwords_are_throttled_and_others_are_not_in_their_way() {
+async fn wrong_passwords_are_throttled_without_affecting_other_clients() {
     let app = TestApp::start().await;
     let mut throttled = None;
     for _ in 0..20 {
@@ -131,11 +131,19 @@ async fn wrong_passwords_are_throttled_and_others_are_not_in_their_way() {
     let throttled = throttled.expect("an end of guessing");
     assert_eq!((throttled.status.as_u16(), throttled.code().as_str()), (429, "too_many_sign_ins"));
     let seconds: i64 = throttled.header("retry-after").parse().expect("seconds");
-    assert_eq!(sign_in_with(&app, PASSWORD, &[]).await.status, StatusCode::TOO_MANY_REQUESTS, "also the right one");
+    assert_eq!(
+        sign_in_with(&app, PASSWORD, &[]).await.status,
+        StatusCode::TOO_MANY_REQUESTS,
+        "even the right password"
+    );
     let elsewhere = request("POST", "/v1/session", None, Some(&json!({ "password": PASSWORD })));
     assert_eq!(app.send_from("192.0.2.9:1", elsewhere).await.status, StatusCode::CREATED);
     app.clock.advance(Duration::seconds(1));
-    assert_eq!(sign_in_with(&app, PASSWORD, &[]).await.status, StatusCode::CREATED, "one is looked at each second");
+    assert_eq!(
+        sign_in_with(&app, PASSWORD, &[]).await.status,
+        StatusCode::CREATED,
+        "one attempt per second is checked"
+    );
     let throttled = sign_in_with(&app, PASSWORD, &[]).await;
     assert_eq!(throttled.status, StatusCode::TOO_MANY_REQUESTS, "and no more");
     app.clock.advance(Duration::seconds(seconds));
@@ -143,7 +151,7 @@ async fn wrong_passwords_are_throttled_and_others_are_not_in_their_way() {
 }
 
 #[tokio::test]
-async fn a_key_is_made_shown_listed_and_its_value_never_again() {
+async fn a_key_is_created_shown_and_listed_and_its_value_is_shown_once() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let end = "2999-12-31T23:30:00-01:00";
@@ -190,7 +198,7 @@ async fn a_key_is_made_shown_listed_and_its_value_never_again() {
 }
 
 #[tokio::test]
-async fn every_scope_that_is_none_is_refused_with_its_rule_on_create_and_on_edit() {
+async fn every_invalid_scope_is_refused_with_its_rule_on_create_and_on_edit() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let (path, key) = administrator.inference_key().await;
@@ -210,7 +218,7 @@ async fn every_scope_that_is_none_is_refused_with_its_rule_on_create_and_on_edit
         (exec(json!({ "all_namespaces": true, "namespace_ids": [id] })), "exclude each other"),
         (exec(json!({ "namespace_ids": [id, id] })), "more than once"),
         (exec(json!({ "namespace_ids": ["default"] })), "not a namespace id"),
-        (exec(json!({ "namespace_ids": [id] })), "there is no such namespace"),
+        (exec(json!({ "namespace_ids": [id] })), "unknown namespace"),
         (json!({ "admin": true }), "no field `admin`"),
     ];
     for (scope, rule) in cases {
@@ -230,7 +238,7 @@ async fn every_scope_that_is_none_is_refused_with_its_rule_on_create_and_on_edit
 }
 
 #[tokio::test]
-async fn what_is_wrong_with_a_key_is_named_field_by_field() {
+async fn invalid_keys_are_refused_field_by_field() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let (path, _) = administrator.inference_key().await;
@@ -276,7 +284,7 @@ async fn what_is_wrong_with_a_key_is_named_field_by_field() {
 }
 
 #[tokio::test]
-async fn an_edit_and_a_revocation_act_on_the_very_next_request() {
+async fn an_edit_and_a_revocation_apply_to_the_next_request() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let (path, key) = administrator.inference_key().await;
@@ -314,7 +322,7 @@ async fn an_edit_and_a_revocation_act_on_the_very_next_request() {
 }
 
 #[tokio::test]
-async fn a_rotation_overlaps_as_long_as_it_was_told() {
+async fn a_rotation_overlaps_for_the_given_time() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let (path, first) = administrator.inference_key().await;
@@ -331,7 +339,7 @@ async fn a_rotation_overlaps_as_long_as_it_was_told() {
     let third = administrator.rotate(&path, None).await;
     assert_eq!([status_of(&app, &second).await, status_of(&app, &third).await], [401, 200]);
 
-    // The jobs are the key's, whichever value asked for them.
+    // The jobs belong to the key, whichever value requested them.
     let send = async |key: &str, method: &str, path: &str, body: Option<&Value>| {
         app.send(request(method, path, Some(key), body)).await
     };
@@ -342,7 +350,7 @@ async fn a_rotation_overlaps_as_long_as_it_was_told() {
 }
 
 #[tokio::test]
-async fn the_log_tells_who_did_what_and_from_where() {
+async fn the_audit_log_records_who_did_what_and_from_where() {
     let app = TestApp::start().await;
     sign_in_with(&app, "a wrong password", &[]).await;
     let administrator = Administrator::of(&app).await;
@@ -369,7 +377,7 @@ async fn the_log_tells_who_did_what_and_from_where() {
     assert_eq!(created["session_id"], administrator.get("/v1/session").await["id"]);
     assert_eq!((&created["key_prefix"], &created["detail"]["name"]), (&json!(key[..13]), &json!("test")));
     assert_eq!(entries[2]["detail"], json!({ "name": "other" }));
-    assert!(entries[6..].iter().all(|entry| entry["actor"] == "command_line"), "what the test made before");
+    assert!(entries[6..].iter().all(|entry| entry["actor"] == "command_line"), "what the test set up before");
 
     let first = administrator.get("/v1/audit?limit=2").await;
     let cursor = first["next_cursor"].as_str().expect("more").to_owned();

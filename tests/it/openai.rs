@@ -1,4 +1,4 @@
-//! The routes that clients of OpenAI's API use. `scripts/openai-test.sh` lets those clients themselves at them.
+//! The routes for clients of OpenAI's API. `scripts/openai-test.sh` tests them with the real clients.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::fake_engine::{Call, Fault, colour};
 const PATH: &str = "/v1/images/generations";
 const DEV: &str = "black-forest-labs/FLUX.1-dev";
 
-/// Small images that are drawn at once, and what else is to be said of them.
+/// A request for small images that are generated at once, with additional fields.
 fn images(more: &Value) -> Value {
     let mut body = json!({ "model": MODEL, "prompt": "a fox", "size": "64x64", "steps": 2 });
     let more = more.as_object().expect("fields").clone();
@@ -26,7 +26,7 @@ fn images(more: &Value) -> Value {
     body
 }
 
-async fn draw(app: &TestApp, more: &Value) -> Answer {
+async fn generate(app: &TestApp, more: &Value) -> Answer {
     app.send(request("POST", PATH, Some(&app.keys.inference), Some(&images(more)))).await
 }
 
@@ -36,7 +36,7 @@ fn bearer(key: &str, body: &Value) -> Request<Body> {
     request
 }
 
-/// How every job of the worker's usual key stands, the newest first.
+/// The states of all jobs of the default key, the newest first.
 async fn statuses(app: &TestApp) -> Vec<String> {
     let list = app.get("/v1/inference/jobs").await.json();
     let jobs = list["data"].as_array().expect("jobs");
@@ -60,7 +60,7 @@ fn assert_error(answer: &Answer, status: u16, kind: &str, code: &str) -> Value {
 }
 
 #[tokio::test]
-async fn an_image_stands_in_the_answer() {
+async fn an_image_is_embedded_in_the_answer() {
     let app = TestApp::start().await;
     let answer = app.send(bearer(&app.keys.inference, &images(&json!({ "seed": 5, "user": "u" })))).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
@@ -75,13 +75,13 @@ async fn an_image_stands_in_the_answer() {
     let id = data[0]["job_id"].as_str().expect("an id");
     let job = app.get(&format!("/v1/inference/jobs/{id}")).await.json();
     assert_eq!((&job["status"], &job["seed"]), (&json!("succeeded"), &json!(5)));
-    assert!(!job.to_string().contains("\"u\""), "the user is not kept: {job}");
+    assert!(!job.to_string().contains("\"u\""), "the user is not stored: {job}");
 }
 
 #[tokio::test]
-async fn an_image_stands_behind_a_link_that_needs_no_key() {
+async fn an_image_is_returned_as_a_link_that_needs_no_key() {
     let app = TestApp::start().await;
-    let body = draw(&app, &json!({ "seed": 5, "response_format": "url" })).await.json();
+    let body = generate(&app, &json!({ "seed": 5, "response_format": "url" })).await.json();
     assert!(body["data"][0].get("b64_json").is_none(), "{body}");
     let url = body["data"][0]["url"].as_str().expect("a link");
     let path = url.strip_prefix("http://worker.test").expect("the worker's own address");
@@ -93,31 +93,31 @@ async fn an_image_stands_behind_a_link_that_needs_no_key() {
 #[tokio::test]
 async fn each_image_has_the_next_seed() {
     let app = TestApp::start().await;
-    let body = draw(&app, &json!({ "n": 3, "seed": 7 })).await.json();
+    let body = generate(&app, &json!({ "n": 3, "seed": 7 })).await.json();
     let data = body["data"].as_array().expect("images");
     assert_eq!(data.iter().map(|image| image["seed"].as_u64()).collect::<Vec<_>>(), [Some(7), Some(8), Some(9)]);
     for (image, seed) in data.iter().zip(7..) {
         assert_eq!(decoded(&embedded(image)), (64, 64, colour(seed)));
     }
-    let body = draw(&app, &json!({ "n": 2, "seed": SEED_MAX })).await.json();
+    let body = generate(&app, &json!({ "n": 2, "seed": SEED_MAX })).await.json();
     assert_eq!((&body["data"][0]["seed"], &body["data"][1]["seed"]), (&json!(SEED_MAX), &json!(0)));
-    let body = draw(&app, &json!({ "n": 2 })).await.json();
-    let drawn = body["data"][0]["seed"].as_u64().expect("a seed");
-    assert_eq!(body["data"][1]["seed"], (drawn + 1) % (SEED_MAX + 1));
-    let other = draw(&app, &json!({})).await.json();
-    assert_ne!(other["data"][0]["seed"], drawn, "a seed is drawn for each request");
+    let body = generate(&app, &json!({ "n": 2 })).await.json();
+    let random = body["data"][0]["seed"].as_u64().expect("a seed");
+    assert_eq!(body["data"][1]["seed"], (random + 1) % (SEED_MAX + 1));
+    let other = generate(&app, &json!({})).await.json();
+    assert_ne!(other["data"][0]["seed"], random, "each request gets a random seed");
 }
 
 #[tokio::test]
-async fn sizes_and_formats_are_as_asked_for() {
+async fn sizes_and_formats_are_as_requested() {
     let app = TestApp::start().await;
     for (size, width, height) in [(json!("auto"), 128, 128), (json!(null), 128, 128), (json!("80x64"), 80, 64)] {
-        let body = draw(&app, &json!({ "size": size, "seed": 1 })).await.json();
+        let body = generate(&app, &json!({ "size": size, "seed": 1 })).await.json();
         assert_eq!(body["size"], format!("{width}x{height}"), "{size}");
         assert_eq!(decoded(&embedded(&body["data"][0])), (width, height, colour(1)));
     }
     for (format, signature) in [("png", b"\x89PNG"), ("jpeg", b"\xff\xd8\xff\xe0"), ("webp", b"RIFF")] {
-        let body = draw(&app, &json!({ "output_format": format })).await.json();
+        let body = generate(&app, &json!({ "output_format": format })).await.json();
         assert_eq!(body["output_format"], format);
         assert_eq!(&embedded(&body["data"][0])[..4], signature, "{format}");
     }
@@ -163,13 +163,13 @@ async fn every_bad_field_is_the_param() {
         ("svg", json!({})),
     ];
     for (field, value) in cases {
-        let answer = draw(&app, &json!({ field: value })).await;
+        let answer = generate(&app, &json!({ field: value })).await;
         let error = assert_error(&answer, 400, "invalid_request_error", "invalid_request");
         assert_eq!(error["param"], field, "{value}: {error}");
         let message = error["message"].as_str().expect("words");
         assert!(message.starts_with(&format!("`{field}` ")), "{message}");
     }
-    let both = draw(&app, &json!({ "size": "48x65", "steps": 0 })).await.openai_error();
+    let both = generate(&app, &json!({ "size": "48x65", "steps": 0 })).await.openai_error();
     let message = "`size` width must be a multiple of 16 from 64 to 256, not 48; \
                    `size` height must be a multiple of 16 from 64 to 256, not 65; \
                    `steps` must be from 1 to 100, not 0";
@@ -178,7 +178,7 @@ async fn every_bad_field_is_the_param() {
 }
 
 #[tokio::test]
-async fn what_says_no_more_than_the_usual_is_accepted() {
+async fn options_that_state_the_default_are_accepted() {
     let app = TestApp::start().await;
     let auto = json!({ "quality": "auto", "background": "auto", "style": "auto", "moderation": "auto" });
     let usual = json!({
@@ -187,13 +187,13 @@ async fn what_says_no_more_than_the_usual_is_accepted() {
     let names = ["quality", "background", "style", "moderation", "stream", "partial_images", "output_compression"];
     let nulls: Value = names.iter().map(|name| ((*name).to_owned(), json!(null))).collect();
     for fields in [auto, usual, nulls] {
-        let answer = draw(&app, &fields).await;
+        let answer = generate(&app, &fields).await;
         assert_eq!(answer.status, StatusCode::OK, "{fields}: {}", answer.text());
     }
 }
 
 #[tokio::test]
-async fn headers_of_openais_clients_are_no_obstacle() {
+async fn headers_of_openais_clients_are_accepted() {
     let app = TestApp::start().await;
     let body = images(&json!({ "seed": 3 }));
     let mut ids = Vec::new();
@@ -212,11 +212,11 @@ async fn headers_of_openais_clients_are_no_obstacle() {
         assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
         ids.push(answer.json()["data"][0]["job_id"].clone());
     }
-    assert_ne!(ids[0], ids[1], "every request is drawn");
+    assert_ne!(ids[0], ids[1], "every request generates an image");
 }
 
 #[tokio::test]
-async fn refusals_of_extractors_and_layers_have_openais_shape() {
+async fn errors_of_extractors_and_layers_have_openais_format() {
     let app = TestApp::start().await;
     let wrong = app.send(bearer("rgpu_wrong", &images(&json!({})))).await;
     let error = assert_error(&wrong, 401, "authentication_error", "unauthorized");
@@ -249,11 +249,11 @@ async fn refusals_of_extractors_and_layers_have_openais_shape() {
 }
 
 #[tokio::test]
-async fn refusals_of_jobs_have_openais_shape() {
+async fn errors_of_jobs_have_openais_format() {
     let app = TestApp::start().await;
-    let unknown = draw(&app, &json!({ "model": "dall-e-3" })).await;
+    let unknown = generate(&app, &json!({ "model": "dall-e-3" })).await;
     assert_error(&unknown, 404, "invalid_request_error", "model_not_found");
-    let unserved = draw(&app, &json!({ "model": DEV })).await;
+    let unserved = generate(&app, &json!({ "model": DEV })).await;
     assert_error(&unserved, 503, "server_error", "model_unavailable");
 
     let cookie = app.sign_in().await;
@@ -267,17 +267,17 @@ async fn refusals_of_jobs_have_openais_shape() {
     assert!(limited.header("ratelimit").starts_with("\"requests\""));
 
     app.control.on_next_admit(Fault::Error(EngineError::Request("the prompt is cursed".into())));
-    let error = assert_error(&draw(&app, &json!({})).await, 500, "server_error", "job_failed");
+    let error = assert_error(&generate(&app, &json!({})).await, 500, "server_error", "job_failed");
     assert!(error["message"].as_str().is_some_and(|message| message.contains("the prompt is cursed")), "{error}");
 
     app.jobs.drain();
-    let draining = draw(&app, &json!({})).await;
+    let draining = generate(&app, &json!({})).await;
     assert_error(&draining, 503, "server_error", "draining");
     assert_eq!(draining.header("retry-after"), "30");
 }
 
 #[tokio::test]
-async fn other_routes_keep_their_problems() {
+async fn other_routes_keep_the_problem_format() {
     let app = TestApp::start().await;
     assert_eq!(app.send(request("GET", "/v1/inference/jobs", None, None)).await.code(), "unauthorized");
     assert_eq!(app.get("/v1/nothing").await.code(), "not_found");
@@ -304,16 +304,16 @@ async fn a_client_that_hangs_up_cancels_all_its_images() {
 
 #[tokio::test]
 async fn all_images_are_accepted_or_none_is() {
-    // A key gets half of the places.
+    // A key gets half of the queue.
     let app = TestApp::with(Options { jobs_max: 4, ..Options::default() }).await;
     app.control.hold();
-    let full = draw(&app, &json!({ "n": 3 })).await;
+    let full = generate(&app, &json!({ "n": 3 })).await;
     assert_error(&full, 429, "rate_limit_error", "queue_full");
     assert!(full.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
     app.control.release();
     until_ended(&app).await;
     assert_eq!(statuses(&app).await, ["canceled"; 2]);
-    assert_eq!(draw(&app, &json!({ "n": 2 })).await.status, StatusCode::OK, "the places are free again");
+    assert_eq!(generate(&app, &json!({ "n": 2 })).await.status, StatusCode::OK, "the queue has room again");
 }
 
 #[tokio::test]
@@ -321,8 +321,8 @@ async fn an_image_that_fails_takes_the_others_with_it() {
     let app = TestApp::start().await;
     app.control.hold();
     app.control.on_next_admit(Fault::Error(EngineError::Request("no".into())));
-    // The others stand before their first step all the while.
-    let failed = draw(&app, &json!({ "n": 3 })).await;
+    // The others are held before their first step.
+    let failed = generate(&app, &json!({ "n": 3 })).await;
     assert_error(&failed, 500, "server_error", "job_failed");
     app.control.release();
     until_ended(&app).await;
@@ -330,12 +330,12 @@ async fn an_image_that_fails_takes_the_others_with_it() {
 }
 
 #[tokio::test]
-async fn when_the_time_is_over_all_images_are_cancelled() {
+async fn after_the_maximum_wait_all_images_are_canceled() {
     let mut options = Options::default();
     options.http.wait_max = Duration::from_millis(300);
     let app = TestApp::with(options).await;
     app.control.hold();
-    let late = draw(&app, &json!({ "n": 2 })).await;
+    let late = generate(&app, &json!({ "n": 2 })).await;
     assert_error(&late, 504, "server_error", "deadline_exceeded");
     assert_eq!(late.header("x-should-retry"), "false");
     app.control.release();
@@ -344,23 +344,23 @@ async fn when_the_time_is_over_all_images_are_cancelled() {
 }
 
 #[tokio::test]
-async fn the_deadline_of_every_request_holds_and_cancels_too() {
+async fn the_request_deadline_cancels_them_too() {
     let mut options = Options::default();
     options.http.request_deadline = Duration::from_millis(500);
     let app = TestApp::with(options).await;
     app.control.hold();
-    assert_error(&draw(&app, &json!({ "n": 2 })).await, 504, "server_error", "deadline_exceeded");
+    assert_error(&generate(&app, &json!({ "n": 2 })).await, 504, "server_error", "deadline_exceeded");
     app.control.release();
     until_ended(&app).await;
     assert_eq!(statuses(&app).await, ["canceled"; 2]);
 }
 
 #[tokio::test]
-async fn a_job_that_somebody_cancels_is_not_to_be_asked_for_again() {
+async fn a_canceled_job_must_not_be_retried() {
     let app = TestApp::start().await;
     app.control.hold();
     let fields = json!({ "n": 1 });
-    let (answer, ()) = tokio::join!(draw(&app, &fields), async {
+    let (answer, ()) = tokio::join!(generate(&app, &fields), async {
         app.control.held().await;
         let list = app.get("/v1/inference/jobs").await.json();
         let path = format!("/v1/inference/jobs/{}", list["data"][0]["job_id"].as_str().expect("an id"));
@@ -374,7 +374,7 @@ async fn a_job_that_somebody_cancels_is_not_to_be_asked_for_again() {
 }
 
 #[tokio::test]
-async fn models_are_those_that_are_served() {
+async fn only_served_models_are_listed() {
     let app = TestApp::start().await;
     let get = async |path: &str| app.send(request("GET", path, None, None)).await;
     let list = get("/v1/models").await.json();

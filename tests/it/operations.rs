@@ -1,4 +1,4 @@
-//! What operators see: health, metrics, a full queue, and going down.
+//! What operators see: health, metrics, a full queue, shutdown.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -11,12 +11,12 @@ use crate::app::{Options, TestApp, image, request};
 use crate::fake_engine::EngineControl;
 
 #[tokio::test]
-async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
+async fn a_full_queue_refuses_at_once_with_a_time_to_retry() {
     let app = TestApp::with(Options { jobs_max: 4, ..Options::default() }).await;
     app.control.hold();
     let first = app.submit(&image(1)).await;
     let second = app.submit(&image(2)).await;
-    // The other half is for others.
+    // The other half is for other keys.
     let answer = app.post(&image(3)).await;
     assert_eq!((answer.status, answer.code().as_str()), (StatusCode::TOO_MANY_REQUESTS, "queue_full"));
     assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
@@ -33,7 +33,7 @@ async fn a_full_queue_refuses_at_once_and_says_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn not_ready_before_the_engine_has_drawn() {
+async fn not_ready_before_the_engine_has_warmed_up() {
     let control = EngineControl::default();
     control.hold_from_the_start();
     let app = TestApp::with(Options { control, waits_for_ready: false, ..Options::default() }).await;
@@ -48,7 +48,7 @@ async fn not_ready_before_the_engine_has_drawn() {
 }
 
 #[tokio::test]
-async fn not_ready_when_the_database_does_not_write() {
+async fn not_ready_when_the_database_does_not_accept_writes() {
     let app = TestApp::start().await;
     app.store.pool().close().await;
     let answer = app.get("/readyz").await;
@@ -57,20 +57,20 @@ async fn not_ready_when_the_database_does_not_write() {
 }
 
 #[tokio::test]
-async fn readiness_is_checked_once_a_second_however_many_ask() {
+async fn readiness_is_checked_at_most_once_a_second() {
     let app = TestApp::start().await;
     let asked = futures_util::future::join_all((0..50).map(|_| app.get("/readyz"))).await;
     assert!(asked.iter().all(|answer| answer.status == StatusCode::OK));
     app.store.pool().close().await;
     let started = std::time::Instant::now();
     let answer = app.get("/readyz").await;
-    assert!(answer.status == StatusCode::OK || started.elapsed() > Duration::from_millis(500), "the outcome stands");
+    assert!(answer.status == StatusCode::OK || started.elapsed() > Duration::from_millis(500), "the outcome is reused");
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(app.get("/readyz").await.code(), "not_ready");
 }
 
 #[tokio::test]
-async fn draining_refuses_newcomers_and_finishes_the_rest() {
+async fn draining_refuses_new_jobs_and_finishes_the_rest() {
     let app = TestApp::start().await;
     app.control.hold();
     let id = app.submit(&image(1)).await;
@@ -86,10 +86,10 @@ async fn draining_refuses_newcomers_and_finishes_the_rest() {
 }
 
 #[tokio::test]
-async fn metrics_are_at_their_own_address_and_at_no_other() {
+async fn metrics_are_only_at_their_own_address() {
     let app = TestApp::start().await;
     app.post_with(&image(1), &[("prefer", "wait=20")]).await;
-    // Whoever comes from this machine may speak for somebody else: a proxy that adds nothing cannot be told from a client.
+    // A peer on this machine may be a proxy: one that adds no header looks like a client.
     for host in ["localhost:8080", "127.0.0.1:9", "worker.test"] {
         let mut request = request("GET", "/metrics", None, None);
         request.headers_mut().insert("host", host.parse().expect("a value"));
@@ -109,7 +109,7 @@ async fn metrics_are_at_their_own_address_and_at_no_other() {
 }
 
 #[tokio::test]
-async fn the_catalog_is_for_everyone() {
+async fn the_catalog_needs_no_key() {
     let app = TestApp::start().await;
     let models = app.send(request("GET", "/v1/inference/models", None, None)).await.json();
     let ids: Vec<&str> =
@@ -133,7 +133,7 @@ async fn the_catalog_is_for_everyone() {
 }
 
 #[tokio::test]
-async fn a_model_that_does_not_work_yet_is_refused_with_the_reason() {
+async fn an_unsupported_model_is_refused_with_the_reason() {
     let app = TestApp::start().await;
     for id in ["FLUX.1-Fill-dev", "FLUX.1-Canny-dev", "FLUX.1-Depth-dev", "FLUX.1-Kontext-dev"] {
         let mut body = image(1);
@@ -142,8 +142,8 @@ async fn a_model_that_does_not_work_yet_is_refused_with_the_reason() {
         assert_eq!((answer.status.as_u16(), answer.code().as_str()), (503, "model_unavailable"));
         let problem = answer.json();
         let detail = problem["detail"].as_str().expect("a sentence");
-        assert!(detail.starts_with("the model does not work yet: it "), "{detail}");
-        assert_eq!(answer.header("retry-after"), "", "no wait will help");
+        assert!(detail.starts_with("the model is not supported yet: it "), "{detail}");
+        assert_eq!(answer.header("retry-after"), "", "waiting does not help");
     }
 }
 
@@ -161,12 +161,12 @@ impl Write for Log {
 }
 
 #[tokio::test]
-async fn logs_hold_neither_keys_nor_prompts_nor_links() {
+async fn logs_contain_no_keys_prompts_or_links() {
     let log = Log::default();
     let writer = log.clone();
     let subscriber =
         tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_writer(move || writer.clone()).finish();
-    // For the engine's thread, too. The lines of other tests come along; their prompts and keys are others.
+    // For the engine's thread, too. It also gets the lines of other tests, whose prompts and keys differ.
     tracing::subscriber::set_global_default(subscriber).expect("no other test sets up logging");
     let app = TestApp::start().await;
     let mut body = image(1);

@@ -1,4 +1,5 @@
-//! What the files of images say of how they were drawn, as another reader finds it; and that nothing else is in them.
+//! The metadata in image files about how they were generated, read by another library; and that it contains nothing
+//! else.
 
 use std::io::Cursor;
 
@@ -11,7 +12,7 @@ use fluxserve::domain::precision::Precision;
 
 use crate::app::{MODEL, Options, TestApp, image};
 
-/// Program and parameters, as a file tells of them.
+/// The program and parameters in a file.
 fn told(bytes: &[u8]) -> Option<(String, Value)> {
     let read = exif::Reader::new().read_from_container(&mut Cursor::new(bytes)).ok()?;
     assert_eq!(read.fields().count(), 2, "and nothing else");
@@ -21,7 +22,7 @@ fn told(bytes: &[u8]) -> Option<(String, Value)> {
     Some((String::from_utf8(software[0].clone()).expect("text"), serde_json::from_slice(json).expect("JSON")))
 }
 
-async fn drawn(app: &TestApp, format: &str, prompt: &str) -> Vec<u8> {
+async fn generated(app: &TestApp, format: &str, prompt: &str) -> Vec<u8> {
     let mut body = image(5);
     body["prompt"] = json!(prompt);
     let answer = app.post_with(&body, &[("accept", format)]).await;
@@ -30,29 +31,30 @@ async fn drawn(app: &TestApp, format: &str, prompt: &str) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn a_file_says_how_it_was_drawn_and_not_for_whom_when_or_of_what() {
+async fn a_file_has_its_parameters_but_no_user_time_or_prompt() {
     let app = TestApp::start().await;
     for format in ["image/png", "image/jpeg", "image/webp"] {
-        let bytes = drawn(&app, format, "a secret fox").await;
-        let (software, parameters) = told(&bytes).expect("there is something");
+        let bytes = generated(&app, format, "a secret fox").await;
+        let (software, parameters) = told(&bytes).expect("metadata");
         assert_eq!(software, concat!("fluxserve ", env!("CARGO_PKG_VERSION")));
         let expected = json!({ "model": MODEL, "seed": 5, "steps": 2, "guidance": 3.5, "width": 64, "height": 64 });
         assert_eq!(parameters, expected, "{format}");
         assert!(!bytes.windows(10).any(|window| window == b"secret fox"));
         app.clock.advance(time::Duration::hours(1));
-        // The fake engine draws the same for each prompt, so these are the same file if nothing else is in it.
-        assert!(drawn(&app, format, "another thing").await == bytes, "{format}");
+        // The fake engine generates the same image for each prompt, so the files are equal if they contain nothing
+        // else.
+        assert!(generated(&app, format, "another thing").await == bytes, "{format}");
     }
 }
 
 #[tokio::test]
-async fn images_of_the_other_routes_say_so_too_and_previews_do_not() {
+async fn images_of_the_other_routes_have_metadata_and_previews_do_not() {
     let app = TestApp::start().await;
     let body = json!({ "model": MODEL, "prompt": "a fox", "size": "64x64", "seed": 9, "steps": 2 });
     let request = crate::app::request("POST", "/v1/images/generations", Some(&app.keys.inference), Some(&body));
     let answer = app.send(request).await.json();
     let bytes = STANDARD.decode(answer["data"][0]["b64_json"].as_str().expect("an image")).expect("base64");
-    assert_eq!(told(&bytes).expect("there is something").1["seed"], 9);
+    assert_eq!(told(&bytes).expect("metadata").1["seed"], 9);
 
     let cookie = app.sign_in().await;
     app.control.hold();
@@ -72,11 +74,11 @@ async fn images_of_the_other_routes_say_so_too_and_previews_do_not() {
     assert!(told(&preview).is_none());
 }
 
-/// A model says beforehand that it draws with loss, and each of its images says so afterwards.
+/// The model list marks a model as lossy, and so does each of its images.
 #[tokio::test]
-async fn a_lossy_image_can_be_told() {
+async fn a_lossy_image_is_marked() {
     let app = TestApp::with(Options { precision: Precision::Fp8, ..Options::default() }).await;
-    let (_, parameters) = told(&drawn(&app, "image/png", "a fox").await).expect("there is something");
+    let (_, parameters) = told(&generated(&app, "image/png", "a fox").await).expect("metadata");
     let expected = json!({
         "model": MODEL, "seed": 5, "steps": 2, "guidance": 3.5, "width": 64, "height": 64, "precision": "fp8"
     });
@@ -89,9 +91,9 @@ async fn a_lossy_image_can_be_told() {
     assert_eq!(app.get("/v1/models").await.json()["data"][0]["precision"], "fp8");
 }
 
-/// A job outlives a change of precision: it is drawn in the one that the worker has then, and its file says in which.
+/// A job survives a change of precision: it runs in the worker's present one, which its file records.
 #[tokio::test]
-async fn a_job_that_is_drawn_again_in_another_precision_says_so() {
+async fn a_job_retried_in_another_precision_records_it() {
     let app = TestApp::start().await;
     app.control.hold();
     let id = app.submit(&image(7)).await;
@@ -100,14 +102,14 @@ async fn a_job_that_is_drawn_again_in_another_precision_says_so() {
     let app = app.restart(Options { precision: Precision::Fp8, ..Options::default() }).await;
     app.until_status(&id, "succeeded").await;
     let result = app.get(&format!("/v1/inference/jobs/{id}/result")).await;
-    let (_, parameters) = told(&result.bytes).expect("there is something");
+    let (_, parameters) = told(&result.bytes).expect("metadata");
     assert_eq!((&parameters["seed"], &parameters["precision"]), (&json!(7), &json!("fp8")));
 }
 
 #[tokio::test]
-async fn it_can_be_switched_off() {
+async fn metadata_can_be_switched_off() {
     let app = TestApp::with(Options { writes_provenance: false, ..Options::default() }).await;
     for format in ["image/png", "image/jpeg", "image/webp"] {
-        assert!(told(&drawn(&app, format, "a fox").await).is_none(), "{format}");
+        assert!(told(&generated(&app, format, "a fox").await).is_none(), "{format}");
     }
 }

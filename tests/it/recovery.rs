@@ -1,4 +1,4 @@
-//! A job that was accepted is drawn, whatever happens to the process.
+//! An accepted job is generated whatever happens to the process.
 
 use serde_json::json;
 use sqlx::Connection as _;
@@ -8,7 +8,7 @@ use crate::app::{Options, TestApp, decoded, image, request};
 use crate::fake_engine::{Call, colour};
 
 #[tokio::test]
-async fn jobs_that_a_crash_left_are_drawn_again_with_the_same_seed() {
+async fn jobs_left_by_a_crash_are_retried_with_the_same_seed() {
     let app = TestApp::start().await;
     let done = app.submit(&image(1)).await;
     app.until_status(&done, "succeeded").await;
@@ -36,7 +36,7 @@ async fn a_link_survives_a_restart() {
 }
 
 #[tokio::test]
-async fn a_job_that_takes_the_worker_down_each_time_is_given_up() {
+async fn a_job_that_crashes_the_worker_each_time_is_given_up() {
     let mut app = TestApp::start().await;
     app.control.hold();
     let id = app.submit(&image(1)).await;
@@ -53,14 +53,14 @@ async fn a_job_that_takes_the_worker_down_each_time_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_smaller_queue_gives_up_what_has_no_place() {
+async fn a_smaller_queue_gives_up_jobs_without_a_place() {
     let app = TestApp::start().await;
     app.control.hold();
     let first = app.submit(&image(1)).await;
     let second = app.submit(&image(2)).await;
     app.crash().await;
     let options = Options { jobs_max: 1, ..Options::default() };
-    // The first job keeps its place until the second one has asked for one.
+    // The first job keeps its place until the second one needs one.
     options.control.hold();
     let app = app.restart(options).await;
     app.control.release();
@@ -107,7 +107,7 @@ async fn a_clean_restart_does_not_forgive_a_crash() {
 }
 
 #[tokio::test]
-async fn a_row_that_cannot_be_read_stops_neither_the_start_nor_lists_nor_the_sweep() {
+async fn an_unreadable_row_stops_neither_the_start_nor_lists_nor_the_sweep() {
     let app = TestApp::start().await;
     app.control.hold();
     let damaged = app.submit(&image(1)).await;
@@ -146,7 +146,7 @@ async fn a_row_that_cannot_be_read_stops_neither_the_start_nor_lists_nor_the_swe
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 3);
 }
 
-/// From now on no job's end can be written down, until there is no `outage` any more.
+/// From now on no job's end can be stored, until the table `outage` is removed.
 async fn break_ends(app: &TestApp, by: &str) {
     let outage = format!(
         "DROP TRIGGER IF EXISTS outage;
@@ -156,13 +156,13 @@ async fn break_ends(app: &TestApp, by: &str) {
 }
 
 #[tokio::test]
-async fn a_finished_job_outlasts_an_outage_of_the_database() {
+async fn a_finished_job_survives_an_outage_of_the_database() {
     let app = TestApp::with(Options { jobs_max: 1, ..Options::default() }).await;
     let outages =
         "CREATE TABLE outages (parent INTEGER REFERENCES write_checks (only_row) DEFERRABLE INITIALLY DEFERRED)";
     sqlx::query(outages).execute(app.store.pool()).await.expect("a table");
-    // The transaction is gone and nobody was told, as where SQLite finds the disk full at a COMMIT; a COMMIT fails and the
-    // transaction stands; a statement fails.
+    // The transaction is rolled back silently, as when SQLite finds the disk full at a COMMIT; a COMMIT fails and the
+    // transaction stays open; a statement fails.
     let by_rollback = "SELECT RAISE(ROLLBACK, 'told to fail')";
     let by_commit = "INSERT INTO outages VALUES (2)";
     let by_statement = "SELECT RAISE(ABORT, 'told to fail')";
@@ -181,7 +181,7 @@ async fn a_finished_job_outlasts_an_outage_of_the_database() {
     assert_eq!(view["progress"]["step"], 2);
     assert_eq!(app.jobs.wait_until_idle(std::time::Duration::from_secs(5)).await, 0);
     assert!(!app.control.calls().contains(&Call::Admit(2)));
-    // What was said is there for others, too, and in the next life.
+    // The outcome is visible to others, too, and after a restart.
     let path = app.folder.path().join("fluxserve.db");
     let mut other =
         sqlx::SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(path)).await.expect("opens");
@@ -192,11 +192,11 @@ async fn a_finished_job_outlasts_an_outage_of_the_database() {
     app.crash().await;
     let app = app.restart(Options::default()).await;
     app.until_status(&id, "succeeded").await;
-    assert!(!app.control.calls().contains(&Call::Admit(1)), "it was drawn once");
+    assert!(!app.control.calls().contains(&Call::Admit(1)), "it was generated once");
 }
 
 #[tokio::test]
-async fn a_crash_counts_although_the_next_life_did_not_begin_the_job() {
+async fn a_crash_counts_even_if_the_next_run_did_not_start_the_job() {
     let mut app = TestApp::start().await;
     app.control.hold();
     let id = app.submit(&image(1)).await;
@@ -205,7 +205,7 @@ async fn a_crash_counts_although_the_next_life_did_not_begin_the_job() {
         app.until_status(&id, "running").await;
         app.crash().await;
         let options = Options { waits_for_ready: false, ..Options::default() };
-        // The engine gets no further than its warm-up image.
+        // The engine does not get beyond its warm-up image.
         options.control.hold();
         app = app.restart(options).await;
         app.stop_cleanly().await;

@@ -1,4 +1,4 @@
-//! Answers that are given before the body was read: they arrive, whoever sends all of its body before it looks for one.
+//! Answers that are sent before the body is read: they arrive even if the client first sends its complete body.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::addresses::{HOST, certified, secured};
 use crate::app::{Options, TestApp};
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// More than the buffers of a connection hold.
+/// More than the buffers of a connection can hold.
 const BODY_BYTES: usize = 24 * 1024 * 1024;
 
 /// A request that is refused before its body is read.
@@ -56,7 +56,7 @@ async fn connect(address: SocketAddr) -> TcpStream {
     TcpStream::connect(address).await.expect("a connection")
 }
 
-/// Sends all of a request, as clients do that look for an answer only then.
+/// Sends a complete request, like clients that read the answer only afterwards.
 async fn send(connection: &mut (impl AsyncWrite + Unpin), head: &str, bytes: usize, is_chunked: bool) {
     connection.write_all(head.as_bytes()).await.expect("the head is taken");
     let chunk = vec![b'x'; 64 * 1024];
@@ -76,7 +76,7 @@ async fn send(connection: &mut (impl AsyncWrite + Unpin), head: &str, bytes: usi
     connection.flush().await.expect("all of it is taken");
 }
 
-/// The head of an answer, in small letters, and its body.
+/// The head of an answer in lower case, and its body.
 async fn answer(connection: &mut (impl AsyncRead + Unpin)) -> (String, Vec<u8>) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -89,7 +89,7 @@ async fn answer(connection: &mut (impl AsyncRead + Unpin)) -> (String, Vec<u8>) 
     (head, body)
 }
 
-/// The answer arrives, with a body of its own, and the connection can go on being used.
+/// The answer arrives with its body, and the connection can be reused.
 async fn arrives(connection: &mut (impl AsyncRead + AsyncWrite + Unpin), refused: &Refused<'_>, is_chunked: bool) {
     let what = format!("{} {}, chunked: {is_chunked}", refused.method, refused.path);
     let exchange = async {
@@ -107,7 +107,7 @@ async fn arrives(connection: &mut (impl AsyncRead + AsyncWrite + Unpin), refused
 }
 
 #[tokio::test]
-async fn a_refusal_arrives_whatever_is_still_being_sent() {
+async fn a_refusal_arrives_while_the_body_is_still_being_sent() {
     let app = TestApp::start().await;
     let limits = KeyLimits { requests_per_minute: Some(1), ..KeyLimits::default() };
     let limited = NewKey { name: "limited".into(), scope: Scope::Inference, expires_at: None, limits };
@@ -133,7 +133,7 @@ async fn a_refusal_arrives_whatever_is_still_being_sent() {
             arrives(&mut connect(address).await, refused, is_chunked).await;
         }
     }
-    // Keys cannot be looked up any more.
+    // Keys can no longer be looked up.
     app.store.close().await;
     for is_chunked in [false, true] {
         let refused = Refused { key: Some(&app.keys.inference), ..Refused::of(503) };
@@ -143,7 +143,7 @@ async fn a_refusal_arrives_whatever_is_still_being_sent() {
 }
 
 #[tokio::test]
-async fn a_refusal_arrives_at_the_administrators_address_and_through_https() {
+async fn a_refusal_arrives_at_the_management_address_and_over_https() {
     let http = HttpSettings { has_own_management: true, has_tls: true, ..Options::default().http };
     let app = TestApp::with(Options { http, ..Options::default() }).await;
     let folder = tempfile::tempdir().expect("a folder");
@@ -163,9 +163,9 @@ async fn a_refusal_arrives_at_the_administrators_address_and_through_https() {
     second.abort();
 }
 
-/// Here the connection ends, and says so before, and not by tearing the answer down.
+/// Here the connection ends, announces it, and does not cut the answer off.
 #[tokio::test]
-async fn a_refusal_arrives_also_before_more_than_is_read_for_nothing() {
+async fn a_refusal_arrives_before_a_body_too_large_to_drain() {
     const BYTES: usize = 48 * 1024 * 1024;
     let app = TestApp::start().await;
     let folder = tempfile::tempdir().expect("a folder");
@@ -182,7 +182,7 @@ async fn a_refusal_arrives_also_before_more_than_is_read_for_nothing() {
         send(&mut connection, &Refused::of(401).head(Some(BYTES), ""), BYTES, false).await;
         let (head, _) = answer(&mut connection).await;
         assert!(head.starts_with("http/1.1 401") && head.contains("connection: close"), "{head}");
-        // Chunks do not say how much is to come.
+        // Chunks do not announce the total length.
         let mut connection = connect(plain).await;
         send(&mut connection, &Refused::of(401).head(None, ""), BYTES, true).await;
         let (head, _) = answer(&mut connection).await;
@@ -195,7 +195,7 @@ async fn a_refusal_arrives_also_before_more_than_is_read_for_nothing() {
 }
 
 #[tokio::test]
-async fn who_waits_to_be_asked_for_its_body_is_answered_instead() {
+async fn a_client_that_expects_100_continue_gets_the_refusal_instead() {
     let app = TestApp::start().await;
     let (address, server) = start(&app.router, None).await;
     let mut connection = connect(address).await;
@@ -206,9 +206,9 @@ async fn who_waits_to_be_asked_for_its_body_is_answered_instead() {
     server.abort();
 }
 
-/// Who never ends its body, or never closes its side, holds a connection for a few seconds and no longer.
+/// A client that never ends its body, or never closes its side, keeps its connection for a few seconds only.
 #[tokio::test]
-async fn what_is_read_for_nothing_ends() {
+async fn draining_a_body_ends() {
     let app = TestApp::start().await;
     let (address, server) = start(&app.router, None).await;
     let mut connection = connect(address).await;
@@ -223,7 +223,7 @@ async fn what_is_read_for_nothing_ends() {
 }
 
 #[tokio::test]
-async fn connections_without_a_request_do_not_hold_up_the_end() {
+async fn connections_without_a_request_do_not_delay_the_shutdown() {
     let app = TestApp::start().await;
     let folder = tempfile::tempdir().expect("a folder");
     let (tls, client) = certified(folder.path());

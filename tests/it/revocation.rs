@@ -1,4 +1,4 @@
-//! A revoked key under load: no request that begins after the revocation was answered is let in.
+//! A revoked key under load: no request that starts after the revocation's answer is accepted.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,10 +15,10 @@ use crate::management::Administrator;
 
 const CONNECTIONS: usize = 64;
 
-/// When a request was begun, and what became of it.
+/// The start of a request, and its outcome.
 type Asked = (Instant, u16);
 
-/// Asks over and over, on one connection, until told to stop.
+/// Sends requests on one connection until told to stop.
 async fn ask(address: std::net::SocketAddr, key: String, stop: Arc<AtomicBool>) -> Vec<Asked> {
     let mut connection = TcpStream::connect(address).await.expect("a connection");
     let request = format!("GET /v1/inference/jobs?limit=1 HTTP/1.1\r\nhost: worker.test\r\nx-api-key: {key}\r\n\r\n");
@@ -28,8 +28,8 @@ async fn ask(address: std::net::SocketAddr, key: String, stop: Arc<AtomicBool>) 
         let begun = Instant::now();
         connection.write_all(request.as_bytes()).await.expect("written");
         let mut answer = Vec::new();
-        // Short answers, whose length the head tells.
-        while !is_whole(&answer) {
+        // Short answers with their length in the head.
+        while !is_complete(&answer) {
             let count = connection.read(&mut buffer).await.expect("read");
             assert!(count > 0, "the worker has closed the connection");
             answer.extend_from_slice(&buffer[..count]);
@@ -40,7 +40,7 @@ async fn ask(address: std::net::SocketAddr, key: String, stop: Arc<AtomicBool>) 
     asked
 }
 
-fn is_whole(answer: &[u8]) -> bool {
+fn is_complete(answer: &[u8]) -> bool {
     let text = String::from_utf8_lossy(answer).to_lowercase();
     let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
     let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.trim().parse::<usize>().ok());
@@ -48,7 +48,7 @@ fn is_whole(answer: &[u8]) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn no_request_that_begins_after_the_revocation_is_let_in() {
+async fn no_request_that_starts_after_the_revocation_is_accepted() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let body = json!({ "name": "to be revoked", "scope": { "inference": true } });
@@ -58,7 +58,7 @@ async fn no_request_that_begins_after_the_revocation_is_let_in() {
     let stop = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> =
         (0..CONNECTIONS).map(|_| tokio::spawn(ask(address, key.to_owned(), Arc::clone(&stop)))).collect();
-    // Every client has been let in by then.
+    // By then every client has been accepted once.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let revoked = administrator.ask("DELETE", &format!("/v1/api-keys/{id}"), None).await;
     let answered = Instant::now();
@@ -82,7 +82,7 @@ async fn no_request_that_begins_after_the_revocation_is_let_in() {
 }
 
 #[tokio::test]
-async fn the_jobs_of_a_revoked_key_are_cancelled_by_the_next_step_and_no_others() {
+async fn only_the_jobs_of_a_revoked_key_are_canceled_by_the_next_step() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let body = json!({ "name": "to be revoked", "scope": { "inference": true } });
@@ -95,18 +95,18 @@ async fn the_jobs_of_a_revoked_key_are_cancelled_by_the_next_step_and_no_others(
         let job = app.send(request("POST", "/v1/inference/image", Some(key), Some(&image(seed)))).await.json();
         job["job_id"].as_str().expect("an id").to_owned()
     };
-    let drawn = submit(2).await;
+    let finished = submit(2).await;
     app.control.let_pass(1);
     app.control.until_called(Call::Step(vec![1, 2])).await;
-    let jobs = [drawn, submit(3).await];
+    let jobs = [finished, submit(3).await];
     assert_eq!(administrator.ask("DELETE", &format!("/v1/api-keys/{id}"), None).await.status.as_u16(), 200);
     app.control.release();
     app.until_status(&others, "succeeded").await;
     for job in jobs {
         let started = Instant::now();
-        // It is out of the engine; that it is so is written down a moment later.
+        // It has left the engine; this is stored a moment later.
         while administrator.ask("GET", &format!("/v1/jobs/{job}"), None).await.json()["status"] != "canceled" {
-            assert!(started.elapsed() < Duration::from_secs(20), "{job} is not cancelled");
+            assert!(started.elapsed() < Duration::from_secs(20), "{job} is not canceled");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -122,16 +122,16 @@ async fn the_jobs_of_a_revoked_key_are_cancelled_by_the_next_step_and_no_others(
 }
 
 #[tokio::test]
-async fn a_link_ends_with_the_key_that_it_came_from() {
+async fn a_link_ends_with_its_key() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
     let make = async |expires_at: Option<&str>| {
         let body = json!({ "name": "gives links", "scope": { "inference": true }, "expires_at": expires_at });
         let created = administrator.ask("POST", "/v1/api-keys", Some(body)).await.json();
         let key = created["key"].as_str().expect("a value");
-        let mut drawing = request("POST", "/v1/inference/image", Some(key), Some(&image(1)));
-        drawing.headers_mut().insert("prefer", "wait=20".parse().expect("a value"));
-        let url = app.send(drawing).await.json()["result_url"].as_str().expect("a URL").to_owned();
+        let mut waiting = request("POST", "/v1/inference/image", Some(key), Some(&image(1)));
+        waiting.headers_mut().insert("prefer", "wait=20".parse().expect("a value"));
+        let url = app.send(waiting).await.json()["result_url"].as_str().expect("a URL").to_owned();
         let link = url.trim_start_matches("http://worker.test").to_owned();
         (created["id"].as_str().expect("an id").to_owned(), link)
     };

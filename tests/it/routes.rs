@@ -1,4 +1,4 @@
-//! Every route against every kind of caller. A route that is missing here fails the test.
+//! Every route with every kind of caller. A missing route fails the test.
 
 use axum::http::StatusCode;
 use fluxserve::auth::{Actor, NewKey};
@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 use crate::app::{Keys, MODEL, NAMESPACE, Options, PASSWORD, TestApp, image, managing, request};
 use crate::stub_cluster::StubCluster;
 
-/// What each kind of caller gets from one route.
+/// The expected status of one route for each kind of caller.
 struct Expected {
     method: &'static str,
     path: &'static str,
     access: Access,
-    /// What a caller who may gets, at the clients' address.
+    /// The status for a permitted caller, at the clients' address.
     allowed: u16,
 }
 
@@ -47,10 +47,10 @@ const MATRIX: [Expected; 43] = [
     expect(Access::Session, "GET", "/v1/api-keys/{key_id}/usage", 200),
     expect(Access::Session, "GET", "/v1/kubernetes", 200),
     expect(Access::Session, "GET", "/v1/kubernetes/namespaces", 200),
-    // There is one of that name.
+    // The name is taken.
     expect(Access::Session, "POST", "/v1/kubernetes/namespaces", 409),
     expect(Access::Session, "PATCH", "/v1/kubernetes/namespaces/{namespace_id}", 200),
-    // A key names it.
+    // A key has it in scope.
     expect(Access::Session, "DELETE", "/v1/kubernetes/namespaces/{namespace_id}", 409),
     expect(Access::Session, "GET", "/v1/kubernetes/namespaces/{namespace_id}/kubeconfig", 200),
     expect(Access::Kubernetes, "POST", "/v1/kubernetes/namespaces/{namespace_id}/exec-credential", 200),
@@ -61,7 +61,7 @@ const MATRIX: [Expected; 43] = [
     expect(Access::Session, "GET", "/v1/jobs/{job_id}", 200),
     expect(Access::Session, "DELETE", "/v1/jobs/{job_id}", 200),
     expect(Access::Session, "GET", "/v1/jobs/{job_id}/events", 200),
-    // The job has ended: nobody can look on.
+    // The job has ended: it has no preview.
     expect(Access::Session, "GET", "/v1/jobs/{job_id}/preview", 404),
     expect(Access::Session, "GET", "/v1/jobs/{job_id}/result", 200),
     expect(Access::Page, "GET", "/admin", 200),
@@ -82,7 +82,7 @@ fn the_matrix_lists_every_route() {
 /// A kind of caller.
 #[derive(Debug, Clone, Copy)]
 enum Caller {
-    Nobody,
+    NoKey,
     Malformed,
     Unknown,
     Expired,
@@ -98,7 +98,7 @@ enum Caller {
 }
 
 const CALLERS: [Caller; 12] = [
-    Caller::Nobody,
+    Caller::NoKey,
     Caller::Malformed,
     Caller::Unknown,
     Caller::Expired,
@@ -115,7 +115,7 @@ const CALLERS: [Caller; 12] = [
 impl Caller {
     fn key(self, keys: &Keys) -> Option<&str> {
         match self {
-            Self::Nobody | Self::Session => None,
+            Self::NoKey | Self::Session => None,
             Self::Malformed => Some("nonsense"),
             Self::Unknown => Some("rgpu_00000000aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa000000"),
             Self::Expired => Some(&keys.expired),
@@ -128,7 +128,7 @@ impl Caller {
         }
     }
 
-    /// What this caller gets from a route. A job is its owner's, the inference key's.
+    /// The expected status for this caller. The job belongs to the inference key.
     fn expected(self, row: &Expected) -> u16 {
         match row.access {
             Access::Anyone | Access::Page | Access::Metrics | Access::SignIn => row.allowed,
@@ -137,12 +137,12 @@ impl Caller {
                 _ => 401,
             },
             Access::Kubernetes => match self {
-                Self::Nobody | Self::Malformed | Self::Unknown | Self::Expired | Self::Revoked | Self::Session => 401,
+                Self::NoKey | Self::Malformed | Self::Unknown | Self::Expired | Self::Revoked | Self::Session => 401,
                 Self::Inference | Self::SessionAndKey | Self::OtherInference => 403,
                 Self::All | Self::KubernetesOne | Self::KubernetesAll => row.allowed,
             },
             Access::Inference | Access::InferenceOrLink => match self {
-                Self::Nobody | Self::Malformed | Self::Unknown | Self::Expired | Self::Revoked | Self::Session => 401,
+                Self::NoKey | Self::Malformed | Self::Unknown | Self::Expired | Self::Revoked | Self::Session => 401,
                 Self::KubernetesOne | Self::KubernetesAll => 403,
                 Self::All | Self::OtherInference if row.path.contains("{job_id}") => 404,
                 Self::Inference | Self::SessionAndKey | Self::All | Self::OtherInference => row.allowed,
@@ -169,11 +169,11 @@ fn body_of(row: &Expected) -> Option<Value> {
 }
 
 #[tokio::test]
-async fn every_route_opens_to_its_callers_alone() {
+async fn every_route_accepts_only_its_callers() {
     let cluster = StubCluster::start().await;
     cluster.open("team-a");
     let app = TestApp::with(Options { cluster: Some(cluster.settings()), ..Options::default() }).await;
-    // The one that the key for one namespace names.
+    // The namespace of the key for one namespace.
     let insert = "INSERT INTO kubernetes_namespaces (id, name, created_at_ms, is_open) VALUES (?, 'team-a', 0, 1)";
     sqlx::query(insert).bind(NAMESPACE).execute(app.store.pool()).await.expect("a row");
     let job = app.submit(&image(1)).await;
@@ -201,7 +201,7 @@ async fn every_route_opens_to_its_callers_alone() {
             let is_management = matches!(row.access, Access::SignIn | Access::Session);
             let is_token = row.access == Access::Kubernetes && answer.status == StatusCode::OK;
             let content_type = answer.header("content-type");
-            // An image that is kept outlives the right to see it.
+            // A stored copy would outlive the right to see it.
             let is_private = content_type == "text/event-stream" || content_type.starts_with("image/");
             let is_never_kept = is_management || is_token || is_private;
             assert_eq!(answer.header("cache-control") == "no-store", is_never_kept, "{name}");
@@ -230,7 +230,7 @@ async fn without_a_password_there_are_no_management_routes() {
 }
 
 #[tokio::test]
-async fn a_refusal_says_the_same_whatever_is_wrong_with_the_key() {
+async fn a_refusal_is_the_same_whatever_is_wrong_with_the_key() {
     let app = TestApp::start().await;
     let mut bodies = Vec::new();
     for key in [None, Some("nonsense"), Some("rgpu_00000000aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa000000")] {
@@ -245,7 +245,7 @@ async fn a_refusal_says_the_same_whatever_is_wrong_with_the_key() {
 }
 
 #[tokio::test]
-async fn either_header_and_never_two_that_differ() {
+async fn either_header_counts_and_two_different_keys_do_not() {
     let app = TestApp::start().await;
     let bearer = format!("Bearer {}", app.keys.inference);
     let other = format!("Bearer {}", app.keys.all);
@@ -270,7 +270,7 @@ async fn unknown_paths_and_methods_are_problems_too() {
 }
 
 #[tokio::test]
-async fn a_request_id_is_taken_over_only_if_it_is_a_word() {
+async fn a_request_id_is_accepted_only_if_it_is_one_word() {
     let app = TestApp::start().await;
     let id = async |sent: &str| {
         let mut request = request("GET", "/healthz", None, None);

@@ -1,5 +1,5 @@
-//! No key, no password and no session's token is anywhere but where it was handed over: not in the database, its copies,
-//! the logs at their finest, or the answers to requests that were refused.
+//! Keys, passwords and session tokens appear only in the answer that returned them: not in the database, its copies,
+//! trace logs, or refusals.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::app::{Answer, PASSWORD, TestApp, image, managing, request};
 
-/// Everything that is logged while it is the subscriber of its thread.
+/// Everything logged while it is the thread's subscriber.
 #[derive(Clone, Default)]
 struct Captured(Arc<Mutex<Vec<u8>>>);
 
@@ -24,7 +24,7 @@ impl Write for Captured {
     }
 }
 
-/// What must not be found, and where it was looked for.
+/// The secrets, and the places that were searched.
 struct Search {
     secrets: Vec<(&'static str, Vec<u8>)>,
 }
@@ -61,14 +61,14 @@ impl Search {
 }
 
 #[tokio::test]
-async fn no_secret_is_at_rest_in_logs_or_in_refusals() {
+async fn no_secret_is_stored_logged_or_in_refusals() {
     let captured = Captured::default();
     let writer = captured.clone();
     let subscriber =
         tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(move || writer.clone()).finish();
     let _logging = tracing::subscriber::set_default(subscriber);
-    // While there is a single subscriber, tracing lets the thread that first reaches an event decide whether it is ever
-    // of interest, and other tests' threads have no subscriber. A second one ends that shortcut.
+    // With a single subscriber, the thread that first reaches an event decides for all threads whether it is enabled,
+    // and other tests' threads have no subscriber. A second subscriber prevents that.
     let _second = tracing::Dispatch::new(tracing_subscriber::registry());
 
     let app = TestApp::start().await;
@@ -79,7 +79,7 @@ async fn no_secret_is_at_rest_in_logs_or_in_refusals() {
     let old = created["key"].as_str().expect("a value").to_owned();
     let rotate = managing(&cookie, "POST", &format!("{path}/rotate"), Some(&json!({ "grace_seconds": 60 })));
     let new = app.send(rotate).await.json()["key"].as_str().expect("a value").to_owned();
-    let wrong_password = "a password of somebody else";
+    let wrong_password = "a password of another system";
     let token = cookie.split_once('=').expect("a pair").1.to_owned();
     let search = Search {
         secrets: vec![
@@ -124,10 +124,10 @@ async fn no_secret_is_at_rest_in_logs_or_in_refusals() {
     let copy = app.folder.path().join("copy.db");
     app.store.backup(&copy).await.expect("copied");
     let logged = captured.0.lock().expect("not poisoned").clone();
-    assert!(String::from_utf8_lossy(&logged).contains("wrong password"), "something is logged at all");
+    assert!(String::from_utf8_lossy(&logged).contains("wrong password"), "the log is not empty");
     search.in_bytes("the log", &logged);
     assert!(search.in_folder(app.folder.path()) >= 2, "the database and its copy");
     let prefixes = Search { secrets: vec![("a prefix", new[5..13].into())] };
     let found = std::panic::catch_unwind(|| prefixes.in_folder(app.folder.path()));
-    assert!(found.is_err(), "the search itself works: the public id is in there");
+    assert!(found.is_err(), "the search works: it finds the public id");
 }

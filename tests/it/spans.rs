@@ -1,5 +1,5 @@
-//! What is logged about a job stands in its span, on every thread; a step follows from the jobs that it serves, a job from
-//! its request; and no span or line holds a prompt or a key.
+//! Log lines about a job are in its span on every thread; a step follows from its jobs, a job from its request; and no
+//! span or line contains a prompt or a key.
 
 use std::collections::HashMap;
 use std::fmt::{Debug, Write as _};
@@ -16,12 +16,12 @@ use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::app::{Options, TestApp, image};
 
-/// The lines of the log, and which span follows from which; a span is written as `name field=value …`.
+/// The log lines, and which span follows from which; a span is written as `name field=value …`.
 #[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Told>>);
+struct Captured(Arc<Mutex<Records>>);
 
 #[derive(Default)]
-struct Told {
+struct Records {
     log: Vec<u8>,
     spans: HashMap<u64, String>,
     follows: Vec<(String, String)>,
@@ -78,20 +78,20 @@ impl Captured {
         String::from_utf8_lossy(&self.0.lock().expect("not poisoned").log).into_owned()
     }
 
-    /// The lines that hold `text`.
+    /// The lines that contain `text`.
     fn lines(&self, text: &str) -> Vec<String> {
         self.log().lines().filter(|line| line.contains(text)).map(str::to_owned).collect()
     }
 
-    /// What the spans that begin with `name` follow from.
+    /// The spans that those starting with `name` follow from.
     fn origins(&self, name: &str) -> Vec<(String, String)> {
         let told = self.0.lock().expect("not poisoned");
         told.follows.iter().filter(|(span, _)| span.starts_with(name)).cloned().collect()
     }
 }
 
-/// A worker whose engine's thread is heard as well.
-async fn heard(listener: &Dispatch) -> TestApp {
+/// A worker whose engine thread is captured as well.
+async fn captured(listener: &Dispatch) -> TestApp {
     let options = Options::default();
     options.control.listen(listener.clone());
     TestApp::with(options).await
@@ -102,9 +102,9 @@ async fn a_job_and_its_steps_have_spans_that_lead_to_each_other() {
     let captured = Captured::default();
     let listener = captured.listener("trace");
     let _logging = tracing::dispatcher::set_default(&listener);
-    // See `secrets.rs`: with one subscriber alone, threads without one decide what is of interest.
+    // See `secrets.rs`: with a single subscriber, threads without one decide which events are enabled.
     let _second = Dispatch::new(tracing_subscriber::registry());
-    let app = heard(&listener).await;
+    let app = captured(&listener).await;
     app.control.hold();
     let prompt = "a secret otter in a teapot";
     let body = |seed: u64| {
@@ -156,12 +156,12 @@ async fn a_job_and_its_steps_have_spans_that_lead_to_each_other() {
 }
 
 #[tokio::test]
-async fn at_the_usual_level_there_are_no_such_spans_and_the_lines_still_name_the_job() {
+async fn at_the_default_level_there_are_no_such_spans_and_lines_still_name_the_job() {
     let captured = Captured::default();
     let listener = captured.listener("info");
     let _logging = tracing::dispatcher::set_default(&listener);
     let _second = Dispatch::new(tracing_subscriber::registry().with(EnvFilter::new("info")));
-    let app = heard(&listener).await;
+    let app = captured(&listener).await;
     let id = app.submit(&image(1)).await;
     app.until_status(&id, "succeeded").await;
     app.stop_cleanly().await;

@@ -1,5 +1,5 @@
-//! Disks that are full, gone or stubborn, and clocks that leap: what was drawn is kept as far as it can be, and what is
-//! forgotten is what was to be.
+//! Full, missing and failing disks, and clock jumps: generated images are kept if possible, and only expired data is
+//! deleted.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::app::{Options, TestApp, decoded, image};
 use crate::fake_engine::{Call, colour};
 
-/// Long enough for everything that is tried again to have been tried.
+/// Long enough for all retries.
 const SOME_TIME: Duration = Duration::from_millis(600);
 
 fn results(app: &TestApp) -> PathBuf {
@@ -23,18 +23,18 @@ fn file_of(app: &TestApp, job: &str) -> PathBuf {
     results(app).join(format!("{job}.png"))
 }
 
-/// Puts a file where the folder of results was: nothing can be written there, not even by root.
+/// Replaces the results folder with a file: nothing can be written there, not even by root.
 fn break_results(app: &TestApp) {
     fs::rename(results(app), app.folder.path().join("away")).expect("movable");
     fs::write(results(app), "in the way").expect("writable");
 }
 
-fn mend_results(app: &TestApp) {
+fn repair_results(app: &TestApp) {
     fs::remove_file(results(app)).expect("removable");
     fs::rename(app.folder.path().join("away"), results(app)).expect("movable");
 }
 
-async fn drawn(app: &TestApp, seed: u64) -> String {
+async fn generated(app: &TestApp, seed: u64) -> String {
     let id = app.submit(&image(seed)).await;
     app.until_status(&id, "succeeded").await;
     id
@@ -52,13 +52,13 @@ async fn number(app: &TestApp, query: &'static str) -> i64 {
 #[tokio::test]
 async fn on_a_full_disk_the_oldest_images_make_room_for_the_newest() {
     let app = TestApp::start().await;
-    let old = drawn(&app, 1).await;
+    let old = generated(&app, 1).await;
     app.clock.advance(time::Duration::seconds(1));
-    let young = drawn(&app, 2).await;
+    let young = generated(&app, 2).await;
     app.control.hold();
     let id = app.submit(&image(3)).await;
     app.control.held().await;
-    // What is written there is refused for want of space, as on a disk that is full.
+    // Writes there fail for lack of space, as on a full disk.
     let unfinished = results(&app).join(format!("{id}.part"));
     std::os::unix::fs::symlink("/dev/full", &unfinished).expect("a link");
     app.control.release();
@@ -73,10 +73,10 @@ async fn on_a_full_disk_the_oldest_images_make_room_for_the_newest() {
 }
 
 #[tokio::test]
-async fn a_folder_of_results_that_is_gone_is_made_anew() {
+async fn a_missing_results_folder_is_created_again() {
     let app = TestApp::start().await;
     fs::remove_dir_all(results(&app)).expect("removable");
-    let id = drawn(&app, 1).await;
+    let id = generated(&app, 1).await;
     assert_eq!(result_status(&app, &id).await, StatusCode::OK);
     #[cfg(unix)]
     {
@@ -96,45 +96,45 @@ async fn a_disk_that_comes_back_gets_the_image() {
     tokio::time::sleep(SOME_TIME).await;
     assert_eq!(app.get(&format!("/v1/inference/jobs/{id}")).await.json()["status"], "running");
     assert_eq!(app.post(&image(2)).await.code(), "queue_full", "it keeps its place");
-    mend_results(&app);
+    repair_results(&app);
     app.until_status(&id, "succeeded").await;
     assert_eq!(result_status(&app, &id).await, StatusCode::OK);
-    let drawn = number(&app, "SELECT SUM(images) FROM work_by_day").await;
-    assert_eq!(drawn, 1);
+    let charged = number(&app, "SELECT SUM(images) FROM work_by_day").await;
+    assert_eq!(charged, 1);
 }
 
 #[tokio::test]
-async fn an_image_that_the_disk_never_takes_fails_in_the_end_and_costs_its_owner_nothing() {
+async fn an_image_that_the_disk_never_accepts_fails_and_costs_its_owner_nothing() {
     let app = TestApp::with(Options { storage_patience: SOME_TIME, ..Options::default() }).await;
     break_results(&app);
     let id = app.submit(&image(1)).await;
     let view = app.until_status(&id, "failed").await;
     assert_eq!(view["error"]["code"], "storage_failed");
     assert_eq!(number(&app, "SELECT COALESCE(SUM(pixel_steps), 0) FROM work_by_day").await, 0);
-    mend_results(&app);
-    drawn(&app, 2).await;
+    repair_results(&app);
+    generated(&app, 2).await;
     assert_eq!(number(&app, "SELECT SUM(pixel_steps) FROM work_by_day").await, 64 * 64 * (2 + 4));
 }
 
 #[tokio::test]
-async fn an_image_that_waits_for_the_disk_when_the_worker_stops_is_drawn_at_the_next_start() {
+async fn an_image_that_waits_for_the_disk_at_a_stop_is_retried_at_the_next_start() {
     let app = TestApp::start().await;
     break_results(&app);
     let id = app.submit(&image(1)).await;
     app.control.until_called(Call::Finish(1)).await;
     tokio::time::sleep(SOME_TIME).await;
     app.stop_cleanly().await;
-    mend_results(&app);
+    repair_results(&app);
     let app = app.restart(Options::default()).await;
     app.until_status(&id, "succeeded").await;
     assert_eq!(result_status(&app, &id).await, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn readiness_says_when_images_cannot_be_stored() {
+async fn readiness_reports_that_images_cannot_be_stored() {
     let app = TestApp::start().await;
     assert_eq!(app.get("/readyz").await.status, StatusCode::OK);
-    assert_eq!(fs::read_dir(results(&app)).expect("a folder").count(), 0, "what was tried is gone");
+    assert_eq!(fs::read_dir(results(&app)).expect("a folder").count(), 0, "the check leaves no file");
     break_results(&app);
     let until = async |status: StatusCode| {
         let started = Instant::now();
@@ -149,13 +149,13 @@ async fn readiness_says_when_images_cannot_be_stored() {
     };
     let refusal = until(StatusCode::SERVICE_UNAVAILABLE).await;
     assert_eq!(refusal.code(), "not_ready");
-    assert_eq!(refusal.json()["detail"], "the folder of results does not take images");
-    mend_results(&app);
+    assert_eq!(refusal.json()["detail"], "the results folder does not accept images");
+    repair_results(&app);
     until(StatusCode::OK).await;
 }
 
 #[tokio::test]
-async fn readiness_says_when_one_job_after_the_other_cannot_be_written_down() {
+async fn readiness_reports_that_job_after_job_cannot_be_stored() {
     let app = TestApp::start().await;
     let outage = "CREATE TRIGGER outage BEFORE INSERT ON jobs BEGIN SELECT RAISE(ABORT, 'told to fail'); END";
     sqlx::query(outage).execute(app.store.pool()).await.expect("a trigger");
@@ -163,27 +163,27 @@ async fn readiness_says_when_one_job_after_the_other_cannot_be_written_down() {
         assert_eq!(app.post(&image(seed)).await.code(), "storage_unavailable");
     }
     let answer = app.get("/readyz").await;
-    assert_eq!(answer.code(), "not_ready", "although a look at the database finds nothing");
-    assert_eq!(answer.json()["detail"], "the database does not take writes");
+    assert_eq!(answer.code(), "not_ready", "although a check of the database succeeds");
+    assert_eq!(answer.json()["detail"], "the database does not accept writes");
     sqlx::query("DROP TRIGGER outage").execute(app.store.pool()).await.expect("no trigger");
-    drawn(&app, 4).await;
-    // What was found stands for a second.
+    generated(&app, 4).await;
+    // The outcome is reused for a second.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     assert_eq!(app.get("/readyz").await.status, StatusCode::OK);
 }
 
 #[tokio::test]
-async fn one_file_that_cannot_be_removed_does_not_keep_the_others() {
+async fn one_undeletable_file_does_not_keep_the_others() {
     let app = TestApp::with(Options { ended_jobs_per_owner_max: 1, ..Options::default() }).await;
-    let stubborn = drawn(&app, 1).await;
+    let stubborn = generated(&app, 1).await;
     fs::remove_file(file_of(&app, &stubborn)).expect("removable");
     fs::create_dir_all(file_of(&app, &stubborn).join("in the way")).expect("writable");
     app.clock.advance(time::Duration::seconds(1));
-    let other = drawn(&app, 2).await;
+    let other = generated(&app, 2).await;
     app.clock.advance(time::Duration::hours(24));
-    let beyond_share = drawn(&app, 3).await;
-    let young = drawn(&app, 4).await;
-    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 2, "one by its age, and one by the share of its owner");
+    let beyond_share = generated(&app, 3).await;
+    let young = generated(&app, 4).await;
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 2, "one by its age, one by its owner's limit");
     for gone in [&other, &beyond_share] {
         assert_eq!(app.get(&format!("/v1/inference/jobs/{gone}")).await.code(), "job_not_found");
         assert!(!file_of(&app, gone).exists());
@@ -191,14 +191,14 @@ async fn one_file_that_cannot_be_removed_does_not_keep_the_others() {
     assert_eq!(result_status(&app, &young).await, StatusCode::OK);
     app.until_status(&stubborn, "succeeded").await;
     fs::remove_dir_all(file_of(&app, &stubborn)).expect("removable");
-    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1, "it goes as soon as it can");
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1, "it is deleted as soon as possible");
 }
 
 #[tokio::test]
-async fn the_prompts_of_what_a_sweep_forgets_are_in_no_file_any_more() {
+async fn prompts_of_swept_jobs_remain_in_no_file() {
     let app = TestApp::start().await;
     let mut body = image(1);
-    let prompt = "a fox that nobody is to read of afterwards";
+    let prompt = "a fox that must not be found afterwards";
     body["prompt"] = Value::from(prompt);
     let id = app.submit(&body).await;
     app.until_status(&id, "succeeded").await;
@@ -215,21 +215,21 @@ async fn the_prompts_of_what_a_sweep_forgets_are_in_no_file_any_more() {
 }
 
 #[tokio::test]
-async fn the_share_of_the_disk_is_kept_although_one_image_cannot_be_removed() {
+async fn the_disk_budget_is_kept_although_one_image_cannot_be_deleted() {
     let app = TestApp::with(Options { results_bytes_max: 1, ..Options::default() }).await;
-    let stubborn = drawn(&app, 1).await;
+    let stubborn = generated(&app, 1).await;
     fs::remove_file(file_of(&app, &stubborn)).expect("removable");
     fs::create_dir_all(file_of(&app, &stubborn).join("in the way")).expect("writable");
     app.clock.advance(time::Duration::seconds(1));
-    let other = drawn(&app, 2).await;
+    let other = generated(&app, 2).await;
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1);
     assert_eq!(result_status(&app, &other).await, StatusCode::GONE);
 }
 
 #[tokio::test]
-async fn images_that_no_job_has_are_removed_and_no_others() {
+async fn only_images_without_a_job_are_deleted() {
     let app = TestApp::start().await;
-    let kept = drawn(&app, 1).await;
+    let kept = generated(&app, 1).await;
     app.control.hold();
     let unfinished = app.submit(&image(2)).await;
     app.control.held().await;
@@ -264,9 +264,9 @@ async fn images_that_no_job_has_are_removed_and_no_others() {
 }
 
 #[tokio::test]
-async fn a_clock_that_leaps_for_a_minute_takes_no_jobs_along() {
+async fn a_clock_that_jumps_for_a_minute_deletes_no_jobs() {
     let app = TestApp::start().await;
-    let id = drawn(&app, 1).await;
+    let id = generated(&app, 1).await;
     let leap = time::Duration::days(500);
     app.clock.set_by(leap);
     app.clock.advance(time::Duration::minutes(1));
@@ -275,7 +275,7 @@ async fn a_clock_that_leaps_for_a_minute_takes_no_jobs_along() {
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 0);
     assert_eq!(result_status(&app, &id).await, StatusCode::OK);
     assert_eq!(number(&app, "SELECT COUNT(*) FROM work_by_day").await, 1);
-    // Backwards it takes nothing along either, and time that has passed counts.
+    // A jump back deletes nothing either, and elapsed time counts.
     app.clock.set_by(-leap);
     assert_eq!(app.jobs.sweep().await.expect("a sweep"), 0);
     app.clock.set_by(leap);
@@ -286,7 +286,7 @@ async fn a_clock_that_leaps_for_a_minute_takes_no_jobs_along() {
 }
 
 #[tokio::test]
-async fn a_start_that_cannot_be_written_is_written_later_and_counts() {
+async fn a_start_that_cannot_be_stored_is_stored_later_and_counts() {
     let app = TestApp::start().await;
     let outage = "CREATE TRIGGER outage BEFORE UPDATE ON jobs WHEN NEW.status = 'running'
                   BEGIN SELECT RAISE(ABORT, 'told to fail'); END";
@@ -304,13 +304,13 @@ async fn a_start_that_cannot_be_written_is_written_later_and_counts() {
     let next = app.submit(&image(2)).await;
     app.control.release();
     let view = app.until_status(&next, "succeeded").await;
-    assert_ne!(view["started_at"], Value::Null, "the end tells of the start, too");
+    assert_ne!(view["started_at"], Value::Null, "the end includes the start");
 }
 
 #[tokio::test]
-async fn who_meets_a_broken_database_is_told_when_to_come_back() {
+async fn clients_of_a_broken_database_are_told_when_to_retry() {
     let app = TestApp::start().await;
-    let id = drawn(&app, 1).await;
+    let id = generated(&app, 1).await;
     sqlx::query("ALTER TABLE jobs RENAME TO elsewhere").execute(app.store.pool()).await.expect("renamed");
     for answer in [app.get(&format!("/v1/inference/jobs/{id}")).await, app.post(&image(2)).await] {
         assert_eq!(answer.code(), "storage_unavailable");
@@ -324,9 +324,9 @@ async fn link_of(app: &TestApp, job: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_link_has_a_life_of_its_own_and_can_be_withdrawn() {
+async fn a_link_has_its_own_expiration_and_can_be_withdrawn() {
     let app = TestApp::start().await;
-    let id = drawn(&app, 1).await;
+    let id = generated(&app, 1).await;
     let open = async |link: &str| app.send(crate::app::request("GET", link, None, None)).await;
     let first = link_of(&app, &id).await;
     app.clock.advance(time::Duration::minutes(59));
@@ -338,7 +338,7 @@ async fn a_link_has_a_life_of_its_own_and_can_be_withdrawn() {
     rotate_link_secret(&app.folder.path().join("links.secret")).expect("writable");
     assert_eq!(open(&second).await.code(), "link_refused");
     assert_eq!(open(&link_of(&app, &id).await).await.status, StatusCode::OK);
-    // Not longer than the image, either.
+    // Not longer than the image.
     app.clock.advance(time::Duration::hours(22));
     let last = link_of(&app, &id).await;
     app.clock.advance(time::Duration::minutes(60));
@@ -348,7 +348,7 @@ async fn a_link_has_a_life_of_its_own_and_can_be_withdrawn() {
 #[tokio::test]
 async fn no_copy_of_the_database_opens_images() {
     let app = TestApp::start().await;
-    drawn(&app, 1).await;
+    generated(&app, 1).await;
     let secret = fs::read(app.folder.path().join("links.secret")).expect("a secret");
     let copy = app.folder.path().join("copy.db");
     app.store.backup(&copy).await.expect("copied");

@@ -1,11 +1,11 @@
-//! How urgent a job is: its place among its key's jobs, and for how long anybody wants it.
+//! The urgency of a job: its priority among its key's jobs, and its deadline.
 
 use serde_json::json;
 
 use crate::app::{Options, TestApp, image};
 use crate::fake_engine::Call;
 
-/// As `image`, with something more.
+/// As `image`, with additional fields.
 fn urgent(seed: u64, more: &serde_json::Value) -> serde_json::Value {
     let mut body = image(seed);
     let fields = body.as_object_mut().expect("an object");
@@ -14,7 +14,7 @@ fn urgent(seed: u64, more: &serde_json::Value) -> serde_json::Value {
 }
 
 #[tokio::test]
-async fn what_is_no_priority_or_deadline_is_refused_by_name() {
+async fn an_invalid_priority_or_deadline_is_refused_by_name() {
     let app = TestApp::start().await;
     let cases = [
         (json!({ "priority": "urgent" }), "priority"),
@@ -30,7 +30,7 @@ async fn what_is_no_priority_or_deadline_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_job_of_high_priority_goes_before_the_others_of_its_key() {
+async fn a_high_priority_job_runs_before_the_others_of_its_key() {
     let app = TestApp::start().await;
     app.control.set_limits(fluxserve::domain::engine::EngineLimits { images_max: 1, step_tokens_max: 100_000 });
     app.control.hold();
@@ -51,7 +51,7 @@ async fn a_job_of_high_priority_goes_before_the_others_of_its_key() {
 }
 
 #[tokio::test]
-async fn a_job_whose_deadline_passes_fails_also_when_that_happens_between_two_lives() {
+async fn a_job_whose_deadline_passes_fails_even_between_two_runs() {
     let app = TestApp::start().await;
     app.control.hold();
     let drawn = app.submit(&urgent(1, &json!({ "deadline_seconds": 1 }))).await;

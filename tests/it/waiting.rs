@@ -1,4 +1,4 @@
-//! The ways to wait for an image, and what happens to a job whose client has left.
+//! The ways to wait for an image, and what happens to a job whose client has hung up.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::app::{TestApp, decoded, image, listen};
 use crate::fake_engine::{Call, Fault, colour};
 
 #[tokio::test]
-async fn prefer_wait_answers_the_finished_job() {
+async fn prefer_wait_returns_the_finished_job() {
     let app = TestApp::start().await;
     let answer = app.post_with(&image(3), &[("prefer", "respond-async, wait=15")]).await;
     assert_eq!(answer.status, StatusCode::OK);
@@ -27,7 +27,7 @@ async fn prefer_wait_answers_the_finished_job() {
 }
 
 #[tokio::test]
-async fn when_time_runs_out_the_job_goes_on() {
+async fn when_the_wait_ends_the_job_continues() {
     let app = TestApp::start().await;
     app.control.hold();
     let answer = app.post_with(&image(3), &[("prefer", "wait=0")]).await;
@@ -38,14 +38,14 @@ async fn when_time_runs_out_the_job_goes_on() {
 }
 
 #[tokio::test]
-async fn waits_are_cut_to_what_is_allowed() {
+async fn waits_are_limited_to_the_maximum() {
     let app = TestApp::start().await;
     let answer = app.post_with(&image(3), &[("prefer", "wait=86400")]).await;
     assert_eq!(answer.header("preference-applied"), "wait=20");
 }
 
 #[tokio::test]
-async fn accept_asks_for_the_image_itself() {
+async fn accept_returns_the_image_itself() {
     let app = TestApp::start().await;
     for accept in ["image/png", "image/webp", "image/jpeg"] {
         let answer = app.post_with(&image(9), &[("accept", accept)]).await;
@@ -102,7 +102,7 @@ async fn a_client_that_hangs_up_cancels_its_running_job() {
 }
 
 #[tokio::test]
-async fn a_client_that_hangs_up_cancels_its_waiting_job() {
+async fn a_client_that_hangs_up_cancels_its_queued_job() {
     let app = TestApp::start().await;
     app.control.hold();
     let first = app.submit(&image(1)).await;
@@ -125,10 +125,10 @@ async fn a_client_that_hangs_up_cancels_its_waiting_job() {
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_cancels_the_job_of_its_request() {
+async fn a_broken_connection_cancels_the_job_of_its_request() {
     let app = TestApp::start().await;
     let (address, server) = listen(&app, ConnectionLimits::default()).await;
-    // Also when something lies unread behind the request, as a pipelined one would.
+    // Also if unread bytes follow the request, as with pipelining.
     for (seed, behind) in [(8, ""), (9, "GET /healthz HTTP/1.1\r\nhost: worker.test\r\n\r\n")] {
         hang_up_after(&app, address, seed, behind).await;
         app.control.forget_calls();
@@ -149,7 +149,7 @@ async fn hang_up_after(app: &TestApp, address: SocketAddr, seed: u64, behind: &s
     connection.write_all(format!("{head}{body}{behind}").as_bytes()).await.expect("a written request");
     app.control.held().await;
     drop(connection);
-    // The server has seen the end of the connection before the step is over.
+    // The server notices the end of the connection before the step is over.
     tokio::time::sleep(Duration::from_secs(1)).await;
     app.control.release();
     app.control.until_called(Call::Release(seed)).await;

@@ -1,4 +1,4 @@
-//! `/v1/api-keys`: the whole life of a key.
+//! `/v1/api-keys`: the life cycle of keys.
 
 use axum::Json;
 use axum::extract::State;
@@ -9,7 +9,6 @@ use super::wire::key::{CreateKey, CreatedKeyView, EditKey, KeyListView, KeyView,
 use crate::auth::{KEYS_PER_PAGE_MAX, KeyQuery, KeyState};
 use crate::domain::scope::Scope;
 use crate::domain::spec::FieldError;
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::json::ApiJson;
@@ -17,6 +16,7 @@ use crate::http::extract::path::KeyPath;
 use crate::http::extract::query::Parameters;
 use crate::http::openapi::schema::one_of;
 use crate::http::openapi::{Operation, Tag};
+use crate::http::state::HttpState;
 
 pub(in crate::http) async fn list(
     State(state): State<HttpState>,
@@ -34,7 +34,7 @@ pub(in crate::http) async fn list(
 
 pub(in crate::http) fn list_operation() -> Operation {
     Operation::new(Tag::ApiKeys, "list_api_keys", "All keys, the newest first")
-        .query("state", one_of(KeyState::ALL.map(KeyState::as_str)), "Only keys that stand so.")
+        .query("state", one_of(KeyState::ALL.map(KeyState::as_str)), "Only keys in this state.")
         .pages(KEYS_PER_PAGE_MAX)
         .answers::<KeyListView>(StatusCode::OK, "One page of keys.")
 }
@@ -45,14 +45,14 @@ pub(in crate::http) async fn create(
     ApiJson { value: CreateKey(new), .. }: ApiJson<CreateKey>,
 ) -> Result<(StatusCode, Json<CreatedKeyView>), ApiError> {
     refuse_unknown_namespaces(&state, Some(&new.scope)).await?;
-    let administrator = administrator.again(&state).await?;
+    let administrator = administrator.recheck(&state).await?;
     let created = state.keys.create(new, &administrator.actor()).await?;
     Ok((StatusCode::CREATED, Json(created.into())))
 }
 
 pub(in crate::http) fn create_operation() -> Operation {
-    Operation::new(Tag::ApiKeys, "create_api_key", "Make a key")
-        .says("The answer is the one time that its value is shown.")
+    Operation::new(Tag::ApiKeys, "create_api_key", "Create a key")
+        .description("Only this response contains the key's value.")
         .body::<CreateKey>(json!({ "name": "web shop", "scope": { "inference": true } }))
         .answers::<CreatedKeyView>(StatusCode::CREATED, "The key and its value.")
         .refuses([ErrorCode::KubernetesUnavailable])
@@ -67,7 +67,7 @@ pub(in crate::http) async fn show(
 }
 
 pub(in crate::http) fn show_operation() -> Operation {
-    Operation::new(Tag::ApiKeys, "get_api_key", "What is known of a key")
+    Operation::new(Tag::ApiKeys, "get_api_key", "Get a key")
         .answers::<KeyView>(StatusCode::OK, "The key, without its value.")
 }
 
@@ -78,20 +78,20 @@ pub(in crate::http) async fn edit(
     ApiJson { value: EditKey(edit), .. }: ApiJson<EditKey>,
 ) -> Result<Json<KeyView>, ApiError> {
     refuse_unknown_namespaces(&state, edit.scope.as_ref()).await?;
-    let administrator = administrator.again(&state).await?;
+    let administrator = administrator.recheck(&state).await?;
     let edited = state.keys.edit(id, edit, &administrator.actor()).await?;
     Ok(Json(edited.into()))
 }
 
 pub(in crate::http) fn edit_operation() -> Operation {
     Operation::new(Tag::ApiKeys, "edit_api_key", "Rename a key, change its scope, expiry, limits or priority")
-        .says("Counts from the key's next request on.")
+        .description("Applies to the key's next request.")
         .body::<EditKey>(json!({ "limits": { "requests_per_minute": 60 } }))
         .answers::<KeyView>(StatusCode::OK, "The key as it is now.")
         .refuses([ErrorCode::KeyEnded, ErrorCode::KubernetesUnavailable])
 }
 
-/// Without a body the old value ceases to work at once.
+/// Without a body the old value stops working at once.
 pub(in crate::http) async fn rotate(
     State(state): State<HttpState>,
     administrator: Administrator,
@@ -99,14 +99,16 @@ pub(in crate::http) async fn rotate(
     body: Option<ApiJson<RotateKey>>,
 ) -> Result<Json<CreatedKeyView>, ApiError> {
     let RotateKey { grace_seconds } = body.map(|body| body.value).unwrap_or_default();
-    let administrator = administrator.again(&state).await?;
+    let administrator = administrator.recheck(&state).await?;
     let rotated = state.keys.rotate(id, grace_seconds, &administrator.actor()).await?;
     Ok(Json(rotated.into()))
 }
 
 pub(in crate::http) fn rotate_operation() -> Operation {
-    Operation::new(Tag::ApiKeys, "rotate_api_key", "Give a key another value")
-        .says("The answer is the one time that the value is shown. The old one ceases to work at once, or after `grace_seconds`.")
+    Operation::new(Tag::ApiKeys, "rotate_api_key", "Give a key a new value")
+        .description(
+            "Only this response contains the new value. The old one stops working at once, or after `grace_seconds`.",
+        )
         .optional_body::<RotateKey>(json!({ "grace_seconds": 86400 }))
         .answers::<CreatedKeyView>(StatusCode::OK, "The key and its new value.")
         .refuses([ErrorCode::KeyEnded])
@@ -124,17 +126,19 @@ pub(in crate::http) async fn revoke(
 
 pub(in crate::http) fn revoke_operation() -> Operation {
     Operation::new(Tag::ApiKeys, "revoke_api_key", "Revoke a key")
-        .says("For good, from its next request on; its unfinished jobs are cancelled. What is known of it stays.")
+        .description(
+            "Permanent, and applies to the key's next request. Its unfinished jobs are canceled. Its record remains.",
+        )
         .answers::<KeyView>(StatusCode::OK, "The key as it is now.")
 }
 
-/// A scope can name namespaces of this worker alone.
+/// A scope can only name namespaces of this worker.
 async fn refuse_unknown_namespaces(state: &HttpState, scope: Option<&Scope>) -> Result<(), ApiError> {
     let Some(Scope::KubernetesNamespaces(ids)) = scope else { return Ok(()) };
     let unknown = state.kubernetes.unknown(ids).await?;
     if unknown.is_empty() {
         return Ok(());
     }
-    let says = |id| FieldError::new("scope", format!("`namespace_ids` names {id}, and there is no such namespace"));
-    Err(ApiError::invalid(unknown.into_iter().map(says).collect()))
+    let unknown_id = |id| FieldError::new("scope", format!("`namespace_ids` has the unknown namespace {id}"));
+    Err(ApiError::invalid(unknown.into_iter().map(unknown_id).collect()))
 }

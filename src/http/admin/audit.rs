@@ -1,4 +1,4 @@
-//! `/v1/audit`: who did what, when, from where.
+//! `/v1/audit`: who did what, when and from where.
 
 use axum::Json;
 use axum::extract::State;
@@ -6,11 +6,11 @@ use axum::http::StatusCode;
 
 use super::wire::audit::{AuditEntryView, AuditListView};
 use crate::auth::AUDIT_PER_PAGE_MAX;
-use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::query::Parameters;
 use crate::http::openapi::{Operation, Tag};
+use crate::http::state::HttpState;
 
 pub(in crate::http) async fn list(
     State(state): State<HttpState>,
@@ -26,7 +26,7 @@ pub(in crate::http) async fn list(
 }
 
 pub(in crate::http) fn list_operation() -> Operation {
-    Operation::new(Tag::Audit, "list_audit_entries", "What was done, the newest first")
+    Operation::new(Tag::Audit, "list_audit_entries", "Audit log, the newest entry first")
         .pages(AUDIT_PER_PAGE_MAX)
         .answers::<AuditListView>(StatusCode::OK, "One page of the log.")
 }

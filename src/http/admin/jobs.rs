@@ -8,7 +8,6 @@ use axum::response::Response;
 use super::wire::job::{AnyJobListView, AnyJobView};
 use crate::domain::ids::KeyId;
 use crate::domain::job::JobStatus;
-use crate::http::HttpState;
 use crate::http::api::events::{describe, event_stream};
 use crate::http::api::jobs::{CANCEL_WAIT, image_response, take_list_query};
 use crate::http::error::{ApiError, ErrorCode};
@@ -19,9 +18,10 @@ use crate::http::extract::watching::Watching;
 use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
+use crate::http::state::HttpState;
 use crate::jobs::{PAGE_JOBS_MAX, Visibility};
 
-/// How a query names the jobs that no key asked for.
+/// The query value for jobs without a key.
 const PLAYGROUND: &str = "playground";
 
 pub(in crate::http) async fn list(
@@ -33,13 +33,13 @@ pub(in crate::http) async fn list(
     let query = take_list_query(&mut parameters);
     let owner = parameters.take("key_id", "a key's id, or playground");
     parameters.finish()?;
-    let reach = owner.map_or(Visibility::All, |Owner(id)| Visibility::Of(id));
-    let page = state.jobs.list(reach, query).await?;
+    let visibility = owner.map_or(Visibility::All, |Owner(id)| Visibility::Of(id));
+    let page = state.jobs.list(visibility, query).await?;
     let data = page.jobs.iter().map(|report| AnyJobView::new(report, &origin)).collect();
     Ok(Json(AnyJobListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
 }
 
-/// Whose jobs to list.
+/// The owner of the listed jobs.
 struct Owner(KeyId);
 
 impl std::str::FromStr for Owner {
@@ -53,8 +53,8 @@ impl std::str::FromStr for Owner {
 pub(in crate::http) fn list_operation() -> Operation {
     let states = JobStatus::ALL.map(JobStatus::as_str);
     Operation::new(Tag::Console, "list_all_jobs", "The jobs of every key, the newest first")
-        .query("status", one_of(states), "Only jobs that stand so.")
-        .query("key_id", text(), "Only the jobs of this key; `playground` for those drawn in the console.")
+        .query("status", one_of(states), "Only jobs in this state.")
+        .query("key_id", text(), "Only jobs of this key; `playground` for jobs of the console.")
         .pages(PAGE_JOBS_MAX)
         .answers::<AnyJobListView>(StatusCode::OK, "One page of jobs.")
         .refuses([ErrorCode::StorageUnavailable])
@@ -71,7 +71,7 @@ pub(in crate::http) async fn show(
 }
 
 pub(in crate::http) fn show_operation() -> Operation {
-    Operation::new(Tag::Console, "get_any_job", "How any key's job stands")
+    Operation::new(Tag::Console, "get_any_job", "State of any key's job")
         .answers::<AnyJobView>(StatusCode::OK, "The job.")
         .refuses([ErrorCode::StorageUnavailable])
 }
@@ -105,10 +105,10 @@ pub(in crate::http) async fn follow(
 }
 
 pub(in crate::http) fn follow_operation() -> Operation {
-    describe(Operation::new(Tag::Console, "follow_any_job", "Any key's job's life as it happens"))
+    describe(Operation::new(Tag::Console, "follow_any_job", "Follow the progress of any key's job"))
 }
 
-/// Rough, for who looks on while it is being drawn.
+/// A rough preview of a running job.
 pub(in crate::http) async fn preview(
     State(state): State<HttpState>,
     _: Administrator,
@@ -119,8 +119,8 @@ pub(in crate::http) async fn preview(
 }
 
 pub(in crate::http) fn preview_operation() -> Operation {
-    Operation::new(Tag::Console, "get_any_job_preview", "What any key's job looks like while it is being drawn")
-        .says("Small and rough. The first request only says that somebody looks on.")
+    Operation::new(Tag::Console, "get_any_job_preview", "Preview of any key's running job")
+        .description("Small and rough. The first request only starts the previews.")
         .answers_image(StatusCode::OK, "The preview, PNG.")
         .refuses([ErrorCode::NoPreview, ErrorCode::StorageUnavailable])
 }

@@ -1,4 +1,4 @@
-//! `/v1/kubernetes`: the cluster, and the namespaces that keys can be let into.
+//! `/v1/kubernetes`: the cluster, and the namespaces that keys can have access to.
 
 use axum::Json;
 use axum::extract::State;
@@ -8,15 +8,15 @@ use serde_json::json;
 use super::wire::kubernetes::{ClusterView, KubeconfigView, NamespaceBody, NamespaceListView, NamespaceView};
 use crate::auth::AuditAction;
 use crate::domain::spec::FieldError;
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::json::ApiJson;
 use crate::http::extract::path::NamespacePath;
 use crate::http::extract::query::Parameters;
-use crate::http::openapi::schema::{one_of, yes};
+use crate::http::openapi::schema::{one_of, only_true};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
+use crate::http::state::HttpState;
 use crate::kubernetes::{ExecVersion, Namespace};
 
 const UNAVAILABLE: [ErrorCode; 2] = [ErrorCode::KubernetesNotConfigured, ErrorCode::KubernetesUnavailable];
@@ -29,8 +29,8 @@ pub(in crate::http) async fn cluster(
 }
 
 pub(in crate::http) fn cluster_operation() -> Operation {
-    Operation::new(Tag::Kubernetes, "get_cluster", "How the cluster stands")
-        .answers::<ClusterView>(StatusCode::OK, "The cluster, also where it does not answer.")
+    Operation::new(Tag::Kubernetes, "get_cluster", "State of the cluster")
+        .answers::<ClusterView>(StatusCode::OK, "The cluster, also if it is unreachable.")
         .refuses(UNAVAILABLE)
 }
 
@@ -44,8 +44,8 @@ pub(in crate::http) async fn list(
 }
 
 pub(in crate::http) fn list_operation() -> Operation {
-    Operation::new(Tag::Kubernetes, "list_namespaces", "The namespaces that keys can be let into, by name")
-        .answers::<NamespaceListView>(StatusCode::OK, "All of them.")
+    Operation::new(Tag::Kubernetes, "list_namespaces", "Namespaces that keys can have access to, by name")
+        .answers::<NamespaceListView>(StatusCode::OK, "All namespaces.")
         .refuses(UNAVAILABLE)
 }
 
@@ -54,15 +54,17 @@ pub(in crate::http) async fn create(
     administrator: Administrator,
     ApiJson { value: NamespaceBody(name), .. }: ApiJson<NamespaceBody>,
 ) -> Result<(StatusCode, Json<NamespaceView>), ApiError> {
-    let administrator = administrator.again(&state).await?;
+    let administrator = administrator.recheck(&state).await?;
     let namespace = state.kubernetes.create_namespace(&name).await?;
     note(&state, &administrator, AuditAction::NamespaceCreated, &namespace).await?;
     Ok((StatusCode::CREATED, Json(view(&state, namespace)?)))
 }
 
 pub(in crate::http) fn create_operation() -> Operation {
-    Operation::new(Tag::Kubernetes, "create_namespace", "Enter a namespace of the cluster")
-        .says("It is open once the cluster has the two `objects` of the answer; the worker looks for them by itself.")
+    Operation::new(Tag::Kubernetes, "create_namespace", "Add a namespace of the cluster")
+        .description(
+            "It is open once the cluster has the two `objects` of the response; the worker checks for them by itself.",
+        )
         .body::<NamespaceBody>(json!({ "name": "team-a" }))
         .answers::<NamespaceView>(StatusCode::CREATED, "The namespace.")
         .refuses(UNAVAILABLE)
@@ -75,7 +77,7 @@ pub(in crate::http) async fn edit(
     NamespacePath(id): NamespacePath,
     ApiJson { value: NamespaceBody(name), .. }: ApiJson<NamespaceBody>,
 ) -> Result<Json<NamespaceView>, ApiError> {
-    let administrator = administrator.again(&state).await?;
+    let administrator = administrator.recheck(&state).await?;
     let before = state.kubernetes.namespace(id).await?;
     let namespace = state.kubernetes.rename_namespace(id, &name).await?;
     if namespace.name != before.name {
@@ -86,8 +88,10 @@ pub(in crate::http) async fn edit(
 }
 
 pub(in crate::http) fn edit_operation() -> Operation {
-    Operation::new(Tag::Kubernetes, "rename_namespace", "Have an id stand for another namespace of the cluster")
-        .says("Keys that name the id are let into the other one from now on; their tokens for the old one die.")
+    Operation::new(Tag::Kubernetes, "rename_namespace", "Point an id to another namespace of the cluster")
+        .description(
+            "Keys with this id in scope get access to the other namespace instead; their tokens for the old one end.",
+        )
         .body::<NamespaceBody>(json!({ "name": "team-b" }))
         .answers::<NamespaceView>(StatusCode::OK, "The namespace as it is now.")
         .refuses(UNAVAILABLE)
@@ -108,13 +112,13 @@ pub(in crate::http) async fn remove(
     } else {
         let keys = state.keys.naming(id).await?;
         if !keys.is_empty() {
-            let says = "take it out of their scopes first, or have that done with `force=true`, which revokes keys that \
-                        are left with none";
+            let detail = "remove it from their scopes first, or do so with `force=true`, which revokes keys that are \
+                          left without a namespace";
             let key = |key: &crate::auth::KeyRecord| {
                 FieldError::new(key.id.to_string(), format!("{} ({})", key.name, key.prefix))
             };
             let errors = keys.iter().map(key).collect();
-            return Err(ApiError::new(ErrorCode::NamespaceInUse).with_detail(says).with_errors(errors));
+            return Err(ApiError::new(ErrorCode::NamespaceInUse).with_detail(detail).with_errors(errors));
         }
     }
     state.kubernetes.delete_namespace(&namespace).await?;
@@ -123,13 +127,17 @@ pub(in crate::http) async fn remove(
 }
 
 pub(in crate::http) fn remove_operation() -> Operation {
-    Operation::new(Tag::Kubernetes, "delete_namespace", "Take a namespace out")
-        .says(
-            "Refused while keys name it, which `errors` then lists by their ids. What was applied in the cluster stays \
-             there, unless the worker has opened the namespace by itself.",
+    Operation::new(Tag::Kubernetes, "delete_namespace", "Delete a namespace")
+        .description(
+            "Refused while keys have it in scope; `errors` then lists the keys by id. Objects applied in the cluster \
+             stay there, unless the worker has opened the namespace itself.",
         )
-        .query("force", yes(), "Take it out of the keys' scopes, and revoke keys that are left with none.")
-        .answers_nothing(StatusCode::NO_CONTENT, "It is taken out; all tokens for it die.")
+        .query(
+            "force",
+            only_true(),
+            "Remove it from the keys' scopes, and revoke keys that are left without a namespace.",
+        )
+        .answers_nothing(StatusCode::NO_CONTENT, "The namespace is deleted; all its tokens end.")
         .refuses(UNAVAILABLE)
         .refuses([ErrorCode::NamespaceInUse])
 }
@@ -145,7 +153,7 @@ pub(in crate::http) async fn kubeconfig(
     parameters.finish()?;
     let namespace = state.kubernetes.namespace(id).await?;
     let worker = origin.of_clients(&state.settings).ok_or_else(|| {
-        let reason = "does not tell where clients reach this worker: set `http.public_url`";
+        let reason = "does not show where clients reach this worker: set `http.public_url`";
         ApiError::invalid(vec![FieldError::new("host", reason)])
     })?;
     Ok(Json(KubeconfigView {
@@ -156,12 +164,12 @@ pub(in crate::http) async fn kubeconfig(
 }
 
 pub(in crate::http) fn kubeconfig_operation() -> Operation {
-    Operation::new(Tag::Kubernetes, "get_kubeconfig", "A file for kubectl")
-        .says("It asks this worker for tokens with the key in `REMOTEGPU_API_KEY`, by way of sh and curl.")
+    Operation::new(Tag::Kubernetes, "get_kubeconfig", "Kubeconfig for a namespace")
+        .description("It requests tokens from this worker with the key in `REMOTEGPU_API_KEY`, using sh and curl.")
         .query(
             "api_version",
             one_of(ExecVersion::ALL.map(ExecVersion::as_str)),
-            "`v1beta1` for kubectl before 1.22. `v1`, when it is left out.",
+            "`v1beta1` for kubectl before 1.22. Defaults to `v1`.",
         )
         .answers::<KubeconfigView>(StatusCode::OK, "The file.")
         .refuses(UNAVAILABLE)

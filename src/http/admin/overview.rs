@@ -1,15 +1,15 @@
-//! `/v1/overview`: what runs, what waits, and how the last hour went.
+//! `/v1/overview`: the worker's state, its queue, and the last hour.
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
 use super::wire::overview::{LatencyView, MemoryView, OverviewView, QueueView};
-use crate::http::HttpState;
 use crate::http::api::catalog::runtime_model_views;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::openapi::{Operation, Tag};
+use crate::http::state::HttpState;
 use crate::telemetry::process;
 
 pub(in crate::http) async fn show(
@@ -38,7 +38,7 @@ pub(in crate::http) async fn show(
 }
 
 pub(in crate::http) fn show_operation() -> Operation {
-    Operation::new(Tag::Console, "get_overview", "What runs, what waits, and how the last hour went")
-        .answers::<OverviewView>(StatusCode::OK, "As it is now.")
+    Operation::new(Tag::Console, "get_overview", "Worker state, queue, and the last hour")
+        .answers::<OverviewView>(StatusCode::OK, "The present state.")
         .refuses([ErrorCode::StorageUnavailable])
 }

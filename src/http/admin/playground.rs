@@ -8,7 +8,6 @@ use serde_json::json;
 use super::wire::job::AnyJobView;
 use crate::domain::ids::KeyId;
 use crate::domain::limits::KeyLimits;
-use crate::http::HttpState;
 use crate::http::api::inference::SubmitImage;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
@@ -16,18 +15,19 @@ use crate::http::extract::json::ApiJson;
 use crate::http::extract::preferences::AnswerForm;
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
+use crate::http::state::HttpState;
 use crate::jobs::{Submission, Submitted};
 
 pub(in crate::http) async fn submit(
     State(state): State<HttpState>,
     administrator: Administrator,
     origin: Origin,
-    ApiJson { value: request, hold, .. }: ApiJson<SubmitImage>,
+    ApiJson { value: request, reservation, .. }: ApiJson<SubmitImage>,
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
     let card = state.card_of(request.model())?;
     let urgency = request.urgency();
-    let (spec, output_format) = request.into_spec(&state, card, (AnswerForm::Json, hold)).await?;
-    administrator.again(&state).await?;
+    let (spec, output_format) = request.into_spec(&state, card, (AnswerForm::Json, reservation)).await?;
+    administrator.recheck(&state).await?;
     let limits = KeyLimits::default();
     let submission = Submission {
         owner: KeyId::NONE,
@@ -51,9 +51,9 @@ pub(in crate::http) async fn submit(
 
 pub(in crate::http) fn submit_operation() -> Operation {
     let example = json!({ "model": "fluxserve/flux-shapes", "prompt": "a red circle on a blue background" });
-    Operation::new(Tag::Console, "create_playground_image", "Draw an image without a key")
+    Operation::new(Tag::Console, "create_playground_image", "Generate an image without a key")
         .body::<SubmitImage>(example)
-        .answers::<AnyJobView>(StatusCode::ACCEPTED, "The job is accepted and will be drawn.")
+        .answers::<AnyJobView>(StatusCode::ACCEPTED, "The job is accepted.")
         .refuses([
             ErrorCode::ModelNotFound,
             ErrorCode::TooManyBodies,

@@ -1,4 +1,4 @@
-//! `/v1/session`: sign in, who am I, sign out.
+//! `/v1/session`: sign in, show the session, sign out.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,13 +7,13 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use serde_json::json;
 
 use super::wire::session::{SessionView, SignIn};
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::caller::ClientAddress;
 use crate::http::extract::json::ApiJson;
 use crate::http::openapi::{Operation, Tag};
 use crate::http::session_cookie::SessionCookie;
+use crate::http::state::HttpState;
 
 type WithCookie = [(HeaderName, HeaderValue); 1];
 
@@ -29,7 +29,7 @@ pub(in crate::http) async fn sign_in(
 
 pub(in crate::http) fn sign_in_operation() -> Operation {
     Operation::new(Tag::Session, "sign_in", "Sign in as the administrator")
-        .says("Sets the session's cookie, which the other management routes ask for.")
+        .description("Sets the session cookie, which the other management routes require.")
         .body::<SignIn>(json!({ "password": "the administrator's password" }))
         .answers::<SessionView>(StatusCode::CREATED, "Signed in.")
         .refuses([ErrorCode::WrongPassword, ErrorCode::TooManySignIns])
@@ -40,7 +40,7 @@ pub(in crate::http) async fn show(administrator: Administrator) -> Json<SessionV
 }
 
 pub(in crate::http) fn show_operation() -> Operation {
-    Operation::new(Tag::Session, "get_session", "Who is signed in")
+    Operation::new(Tag::Session, "get_session", "Get the session")
         .answers::<SessionView>(StatusCode::OK, "The session.")
 }
 
@@ -55,5 +55,5 @@ pub(in crate::http) async fn sign_out(
 
 pub(in crate::http) fn sign_out_operation() -> Operation {
     Operation::new(Tag::Session, "sign_out", "Sign out")
-        .answers_nothing(StatusCode::NO_CONTENT, "The session has ended, and the cookie is taken away.")
+        .answers_nothing(StatusCode::NO_CONTENT, "The session has ended, and the cookie is deleted.")
 }

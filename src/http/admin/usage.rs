@@ -1,4 +1,4 @@
-//! `/v1/api-keys/{key_id}/usage`: what a key has used up, day by day.
+//! `/v1/api-keys/{key_id}/usage`: a key's usage by day.
 
 use axum::Json;
 use axum::extract::State;
@@ -7,15 +7,15 @@ use axum::http::StatusCode;
 use super::wire::usage::{DayUsageView, UsageView};
 use crate::domain::spec::FieldError;
 use crate::domain::usage::{Day, USAGE_DAYS_KEPT, by_day};
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::path::KeyPath;
 use crate::http::extract::query::Parameters;
-use crate::http::openapi::schema::whole;
+use crate::http::openapi::schema::integer;
 use crate::http::openapi::{Operation, Tag};
+use crate::http::state::HttpState;
 
-/// Days that are told of, where the client does not say.
+/// Days that are returned by default.
 const DAYS_DEFAULT: u32 = 30;
 
 pub(in crate::http) async fn show(
@@ -40,8 +40,8 @@ pub(in crate::http) async fn show(
 }
 
 pub(in crate::http) fn show_operation() -> Operation {
-    Operation::new(Tag::ApiKeys, "get_api_key_usage", "What a key has used up, day by day")
-        .query("days", whole(1).maximum(Some(USAGE_DAYS_KEPT)), "How many UTC days to tell of, today among them.")
+    Operation::new(Tag::ApiKeys, "get_api_key_usage", "Usage of a key by day")
+        .query("days", integer(1).maximum(Some(USAGE_DAYS_KEPT)), "The number of UTC days, including today.")
         .answers::<UsageView>(StatusCode::OK, "The days, the oldest first.")
         .refuses([ErrorCode::StorageUnavailable])
 }

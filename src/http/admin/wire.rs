@@ -1,4 +1,4 @@
-//! The management routes' bodies, one file for each thing they speak of.
+//! Bodies of the management routes, one file for each resource.
 
 pub(in crate::http) mod audit;
 pub(in crate::http) mod job;

@@ -1,4 +1,4 @@
-//! The models, for everyone: what can be asked of them, and whether they draw.
+//! The models, without authentication: their limits, and whether they are ready.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,17 +10,17 @@ use crate::catalog::{Availability, Catalog, Loaded, Replicas};
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ParameterDefaults, ParameterLimits};
 use crate::domain::precision::Precision;
-use crate::http::HttpState;
 use crate::http::openapi::{Operation, Tag};
+use crate::http::state::HttpState;
 
-/// The models this worker knows.
+/// The models that this worker knows.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ModelList)]
 pub(in crate::http) struct ModelListView {
     models: Vec<ModelView>,
 }
 
-/// A model as its card says.
+/// A model as described by its card.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Model)]
 struct ModelView {
@@ -33,7 +33,7 @@ struct ModelView {
     parameter_limits: ParameterLimitsView,
 }
 
-/// What counts where a request says nothing.
+/// The defaults for fields that a request leaves out.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ParameterDefaults)]
 struct ParameterDefaultsView {
@@ -46,7 +46,7 @@ struct ParameterDefaultsView {
     guidance: f64,
 }
 
-/// What a request may ask for. All bounds are inclusive.
+/// The limits of a request's fields. All bounds are inclusive.
 #[derive(Serialize, ToSchema)]
 #[schema(as = ParameterLimits)]
 struct ParameterLimitsView {
@@ -64,41 +64,41 @@ struct ParameterLimitsView {
     guidance_max: f64,
 }
 
-/// Whether the models draw.
+/// The state of the models.
 #[derive(Serialize, ToSchema)]
 #[schema(as = RuntimeModelList)]
 pub(in crate::http) struct RuntimeModelListView {
     models: Vec<RuntimeModelView>,
 }
 
-/// Whether a model draws.
+/// The state of a model.
 #[derive(Serialize, ToSchema)]
 #[schema(as = RuntimeModel)]
 pub(in crate::http) struct RuntimeModelView {
     #[schema(value_type = String)]
     id: ModelId,
     available: bool,
-    /// Engines that draw. A replica is one engine on one device.
+    /// Engines that are ready. A replica is one engine on one device.
     ready_replicas: u32,
-    /// Engines there should be.
+    /// Engines that should be ready.
     desired_replicas: u32,
-    /// How far its weights have been read, while they are.
+    /// How much of its weights has been loaded, while they are being loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     loading: Option<LoadingView>,
-    /// `fp8`: the model draws in eight bits, which is lossy; images differ from those of the model as it is published.
-    /// Not there: it draws in full.
+    /// `fp8`: the model runs in fp8, which is lossy; images differ from those of the published model. Absent: it runs
+    /// in full precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     precision: Option<Precision>,
 }
 
-/// How far a model's weights have been read, for all of its engines that are reading them.
+/// How much of a model's weights has been loaded, summed over all engines that are loading.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Loading)]
 struct LoadingView {
-    /// Bytes that have been.
+    /// Bytes loaded.
     bytes: u64,
-    /// Bytes there are.
+    /// Bytes in total.
     bytes_total: u64,
 }
 
@@ -114,8 +114,8 @@ pub(in crate::http) async fn models(State(state): State<HttpState>) -> Json<Mode
 }
 
 pub(in crate::http) fn models_operation() -> Operation {
-    Operation::new(Tag::Models, "list_models", "What can be asked of each model")
-        .answers::<ModelListView>(StatusCode::OK, "The models of the catalog, served or not.")
+    Operation::new(Tag::Models, "list_models", "Models with their limits and defaults")
+        .answers::<ModelListView>(StatusCode::OK, "All models of the catalog, served or not.")
 }
 
 fn view(card: &ModelCard) -> ModelView {
@@ -174,6 +174,6 @@ pub(in crate::http) fn runtime_model_views(catalog: &Catalog) -> Vec<RuntimeMode
 }
 
 pub(in crate::http) fn runtime_models_operation() -> Operation {
-    Operation::new(Tag::Models, "list_runtime_models", "Whether the models draw now")
-        .answers::<RuntimeModelListView>(StatusCode::OK, "True at every moment of loading.")
+    Operation::new(Tag::Models, "list_runtime_models", "State of the models")
+        .answers::<RuntimeModelListView>(StatusCode::OK, "The present state, also while models are loading.")
 }

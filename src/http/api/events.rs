@@ -1,7 +1,7 @@
-//! A job's life as Server-Sent Events: what is new of it, as it happens, up to its end.
+//! A job's progress as Server-Sent Events: its updates as they happen, up to its end.
 //!
-//! An event is made when the connection has room for it, from how the job stands then. So a slow reader costs no memory;
-//! one that takes nothing is cut off as for any other answer.
+//! An event is made from the job's state when the connection has room for it. So a slow reader costs no memory; one
+//! that reads nothing is disconnected, as with any other answer.
 
 use std::convert::Infallible;
 use std::future::ready;
@@ -20,7 +20,6 @@ use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
 
 use super::jobs::{JobView, eta_seconds};
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::path::JobPath;
@@ -28,11 +27,12 @@ use crate::http::extract::watching::{LAST_EVENT_ID, Watching};
 use crate::http::openapi::schema::{ObjectSchema, one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
+use crate::http::state::HttpState;
 use crate::jobs::{Image, JobReport, JobUpdate, JobWatch};
 
-/// After which time a client whose stream has ended too early comes back.
+/// Time after which a client with a broken stream reconnects.
 const RETRY: Duration = Duration::from_secs(2);
-/// Asks nginx and what goes by its customs not to collect a stream before passing it on.
+/// Tells nginx and compatible proxies not to buffer the stream.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// The data of a `queued` event.
@@ -66,38 +66,39 @@ pub(in crate::http) async fn follow(
 }
 
 pub(in crate::http) fn follow_operation() -> Operation {
-    describe(Operation::new(Tag::Jobs, "follow_job", "A job's life as it happens"))
+    describe(Operation::new(Tag::Jobs, "follow_job", "Follow a job's progress"))
 }
 
-/// What the document says of a stream of events.
+/// Documents a stream of events.
 pub(in crate::http) fn describe(operation: Operation) -> Operation {
     let names = ["queued", "step", "succeeded", "failed", "canceled"];
-    let event = ObjectSchema::new("One event, by its fields.")
-        .required("id", text().description(Some("What to come back with.")))
+    let event = ObjectSchema::new("One event with its fields.")
+        .required("id", text().description(Some("The id for `Last-Event-ID`.")))
         .required("event", one_of(names))
         .required("data", text().description(Some("JSON.")));
     operation
-        .says(
-            "Server-Sent Events. `queued`, again when the place in the line has changed: `JobQueuedEvent`. `step`, after \
-             each step but those that pass faster than they are read: `JobStepEvent`; a job that is begun anew goes back. \
-             Then one of `succeeded`, `failed` and `canceled`, with the job as `GET` without `/events` shows it, and the \
-             stream ends. A stream that ends before that, as each does after some minutes, is to be asked for again with \
-             the last event's id as `Last-Event-ID`, as browsers do by themselves: what was seen is not sent again.",
+        .description(
+            "Server-Sent Events. `queued` is sent at first and whenever the position in the queue changes \
+             (`JobQueuedEvent`). `step` is sent after each step, except for steps that pass faster than they are read \
+             (`JobStepEvent`); a job that is restarted goes back. One of `succeeded`, `failed` and `canceled` ends \
+             the stream, with the job as `GET` without `/events` returns it. A stream ends early after some minutes. \
+             Then reconnect with the last event's id as `Last-Event-ID`, as browsers do automatically; earlier events \
+             are not repeated.",
         )
         .query(
             "preview",
             one_of(["true", "false"]),
-            "Whether `step` brings a small, rough image, where there is a new one.",
+            "Whether `step` includes a small, rough preview if there is a new one.",
         )
-        .header(LAST_EVENT_ID.as_str(), "The id of the last event that was seen. One that is not known is passed over.")
-        .answers_events(event, "The events, and a comment from time to time.")
+        .header(LAST_EVENT_ID.as_str(), "The id of the last received event. An unknown id is ignored.")
+        .answers_events(event, "The events, with a comment from time to time.")
         .mentions::<QueuedView>()
         .mentions::<StepView>()
-        .answers_nothing(StatusCode::NO_CONTENT, "The end was seen, and nothing more will come.")
+        .answers_nothing(StatusCode::NO_CONTENT, "The client has seen the last event; nothing more will come.")
         .refuses([ErrorCode::TooManyStreams, ErrorCode::Draining, ErrorCode::StorageUnavailable])
 }
 
-/// The news of a watch as an answer, where `view` shows the job that has ended.
+/// The updates of a watch as an answer; `view` renders the job that has ended.
 pub(in crate::http) fn event_stream<V: Serialize>(
     state: &HttpState,
     watch: Option<JobWatch>,
@@ -109,11 +110,11 @@ pub(in crate::http) fn event_stream<V: Serialize>(
     let span = tracing::Span::current();
     let first = stream::once(ready(Ok::<_, Infallible>(Event::default().retry(RETRY))));
     let rest = stream::unfold((watch, view, span), move |(mut watch, view, span)| async move {
-        let news = timeout_at(until, watch.next()).await.ok()?;
-        match news {
-            Ok(news) => news.map(|news| (Ok(event(&news, &view)), (watch, view, span))),
+        let update = timeout_at(until, watch.next()).await.ok()?;
+        match update {
+            Ok(update) => update.map(|update| (Ok(event(&update, &view)), (watch, view, span))),
             Err(error) => {
-                span.in_scope(|| tracing::error!(?error, "an event stream broke off"));
+                span.in_scope(|| tracing::error!(?error, "an event stream failed"));
                 None
             }
         }
@@ -122,9 +123,9 @@ pub(in crate::http) fn event_stream<V: Serialize>(
     (headers, Sse::new(first.chain(rest)).keep_alive(heartbeat)).into_response()
 }
 
-fn event<V: Serialize>(news: &JobUpdate, view: impl Fn(&JobReport) -> V) -> Event {
-    let event = Event::default().id(news.mark().to_string());
-    let event = match news {
+fn event<V: Serialize>(update: &JobUpdate, view: impl Fn(&JobReport) -> V) -> Event {
+    let event = Event::default().id(update.mark().to_string());
+    let event = match update {
         JobUpdate::Queued { position, eta_seconds: eta } => {
             let view = QueuedView { position: *position, eta_seconds: eta.map(eta_seconds) };
             event.event("queued").json_data(view)
@@ -139,7 +140,7 @@ fn event<V: Serialize>(news: &JobUpdate, view: impl Fn(&JobReport) -> V) -> Even
     event.expect("views are plain data")
 }
 
-/// An image small enough to travel inside a text (RFC 2397).
+/// A small image as a data URL (RFC 2397).
 fn data_url(image: &Image) -> String {
     format!("data:{};base64,{}", image.format.content_type(), STANDARD.encode(&image.bytes))
 }

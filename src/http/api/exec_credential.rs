@@ -1,4 +1,4 @@
-//! The route that kubectl's plugin asks for a token: `client.authentication.k8s.io`, an ExecCredential for another.
+//! The route that gives kubectl's plugin a token: `client.authentication.k8s.io`, one ExecCredential for another.
 
 use axum::Json;
 use axum::extract::State;
@@ -14,17 +14,17 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::auth::{Actor, AuditAction, AuditedKey};
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::KubernetesCaller;
 use crate::http::extract::json::{ApiJson, Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, one_of};
 use crate::http::openapi::{Operation, Tag};
+use crate::http::state::HttpState;
 use crate::kubernetes::{CredentialRecord, ExecVersion, Holder};
 
 const KIND: &str = "ExecCredential";
 
-/// What kubectl has put into `KUBERNETES_EXEC_INFO`. Only the version of it is heeded, in which the answer has to be.
+/// The content of kubectl's `KUBERNETES_EXEC_INFO`. Only its version is used: the answer must have the same one.
 pub(in crate::http) struct ExecInfo {
     version: ExecVersion,
 }
@@ -50,13 +50,10 @@ impl ToSchema for ExecInfo {}
 
 impl PartialSchema for ExecInfo {
     fn schema() -> RefOr<Schema> {
-        ObjectSchema::new("What kubectl has put into `KUBERNETES_EXEC_INFO`.")
+        ObjectSchema::new("The content of kubectl's `KUBERNETES_EXEC_INFO`.")
             .required("kind", one_of([KIND]))
             .required("apiVersion", one_of(ExecVersion::ALL.map(ExecVersion::api_version)))
-            .optional(
-                "spec",
-                ObjectBuilder::new().schema_type(Type::Object).description(Some("Let be, whatever stands in it.")),
-            )
+            .optional("spec", ObjectBuilder::new().schema_type(Type::Object).description(Some("Ignored.")))
             .into()
     }
 }
@@ -76,7 +73,7 @@ pub(in crate::http) struct ExecCredentialView {
 struct ExecStatusView {
     /// A bearer token for the API server.
     token: String,
-    /// When to ask for another one: a little before its end.
+    /// When to request a new one: shortly before it expires.
     #[serde(rename = "expirationTimestamp", with = "rfc3339")]
     expiration_timestamp: OffsetDateTime,
 }
@@ -86,10 +83,10 @@ pub(in crate::http) async fn issue(
     caller: KubernetesCaller,
     ApiJson { value: ExecInfo { version }, .. }: ApiJson<ExecInfo>,
 ) -> Result<([(HeaderName, HeaderValue); 1], Json<ExecCredentialView>), ApiError> {
-    let KubernetesCaller { principal, namespace, address } = caller.again(&state).await?;
+    let KubernetesCaller { principal, namespace, address } = caller.recheck(&state).await?;
     let holder = Holder { key: principal.key_id, prefix: principal.prefix.to_string() };
     let credential = state.kubernetes.issue(&holder, namespace).await?;
-    // Written down before it is given away: what is not in the log is in nobody's hands.
+    // Logged before it is handed out, so that no token exists without an entry.
     let key = AuditedKey { id: principal.key_id, prefix: principal.prefix };
     let detail = of_credential(&credential.record);
     state.admin.note(&Actor::KeyHolder { address }, AuditAction::CredentialIssued, Some(key), detail).await?;
@@ -112,15 +109,11 @@ fn of_credential(record: &CredentialRecord) -> Value {
 pub(in crate::http) fn issue_operation() -> Operation {
     let [v1, _] = ExecVersion::ALL.map(ExecVersion::api_version);
     Operation::new(Tag::Kubernetes, "issue_exec_credential", "A token for kubectl")
-        .says(
-            "What the kubeconfig of a namespace asks by itself. The token is good in this namespace alone, for ten minutes, \
-             and no longer than the key's right to it.",
+        .description(
+            "Called by a namespace's kubeconfig. The token is valid in this namespace only, for ten minutes, and no \
+             longer than the key's access.",
         )
         .body::<ExecInfo>(json!({ "apiVersion": v1, "kind": KIND, "spec": { "interactive": false } }))
-        .answers::<ExecCredentialView>(StatusCode::OK, "The token, in the version that was asked for.")
-        .refuses([
-            ErrorCode::KubernetesNotConfigured,
-            ErrorCode::KubernetesUnavailable,
-            ErrorCode::NamespacePending,
-        ])
+        .answers::<ExecCredentialView>(StatusCode::OK, "The token, in the requested version.")
+        .refuses([ErrorCode::KubernetesNotConfigured, ErrorCode::KubernetesUnavailable, ErrorCode::NamespacePending])
 }

@@ -1,38 +1,31 @@
-//! Whether the process lives, whether it can serve, and its metrics.
+//! Liveness, readiness and metrics.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, StatusCode};
 use serde::Serialize;
-use tokio::sync::Mutex;
 use utoipa::ToSchema;
 
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::openapi::{Operation, Tag};
+use crate::http::state::HttpState;
 use crate::jobs::JobsError;
 
-/// A database that takes longer than this to write is as good as none.
+/// A database that takes longer to write counts as unavailable.
 const WRITE_CHECK_DEADLINE: Duration = Duration::from_secs(5);
-/// How long the outcome of a check stands. Anyone may ask, and each check is a write that the disk has to confirm.
-const WRITE_CHECK_FRESH: Duration = Duration::from_secs(1);
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Whether database and disk took a write, and when that was seen. Who asks while a check runs waits for its outcome.
-#[derive(Default)]
-pub(in crate::http) struct WriteCheck(Mutex<Option<(Instant, Result<(), &'static str>)>>);
-
-/// How it is.
+/// The worker's health.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health)]
 pub(in crate::http) struct HealthView {
     status: &'static str,
 }
 
-/// The process answers, and no engine is beyond what the process can do about it.
+/// Succeeds unless an engine has stalled in a way that only a restart can fix.
 pub(in crate::http) async fn alive(State(state): State<HttpState>) -> Result<Json<HealthView>, ApiError> {
     match state.jobs.stalled() {
         None => Ok(Json(HealthView { status: "ok" })),
@@ -41,68 +34,63 @@ pub(in crate::http) async fn alive(State(state): State<HttpState>) -> Result<Jso
 }
 
 pub(in crate::http) fn alive_operation() -> Operation {
-    Operation::new(Tag::Health, "get_health", "Whether the process answers, and starting it again would not help")
-        .says(
-            "An engine that is at one thing for 60 times as long as that should take, and for a minute at least, or that was \
-             built again three times without an image in between, will not draw by itself. Whoever looks after the worker \
-             should start it again: jobs that were accepted are drawn then.",
+    Operation::new(Tag::Health, "get_health", "Liveness: whether the worker needs no restart")
+        .description(
+            "Fails if an engine has spent 60 times the expected time, and at least a minute, on one operation, or was \
+             rebuilt three times without generating an image. The supervisor should then restart the worker, which \
+             generates the accepted jobs.",
         )
-        .answers::<HealthView>(StatusCode::OK, "It does.")
+        .answers::<HealthView>(StatusCode::OK, "No restart is needed.")
         .refuses([ErrorCode::EngineStalled])
 }
 
-/// Database and results folder take writes, and an engine has drawn and has not failed since.
+/// Succeeds if database and results folder accept writes, and an engine is warmed up and has not failed since.
 pub(in crate::http) async fn ready(State(state): State<HttpState>) -> Result<Json<HealthView>, ApiError> {
     let not_ready = |detail| ApiError::new(ErrorCode::NotReady).with_detail(detail);
     if state.jobs.is_draining() {
         return Err(not_ready("the worker is shutting down"));
     }
     if !state.catalog.any_ready() {
-        return Err(not_ready("no engine is ready to draw"));
+        return Err(not_ready("no engine is ready"));
     }
-    takes_writes(&state).await.map_err(not_ready)?;
+    accepts_writes(&state).await.map_err(not_ready)?;
     Ok(Json(HealthView { status: "ready" }))
 }
 
 pub(in crate::http) fn ready_operation() -> Operation {
-    Operation::new(Tag::Health, "get_readiness", "Whether images can be had now")
+    Operation::new(Tag::Health, "get_readiness", "Readiness: whether the worker can generate images now")
         .answers::<HealthView>(
             StatusCode::OK,
-            "The database and the folder of results take writes, and an engine has drawn and not failed since.",
+            "The database and the results folder accept writes, and an engine is ready.",
         )
         .refuses([ErrorCode::NotReady])
 }
 
-async fn takes_writes(state: &HttpState) -> Result<(), &'static str> {
-    let mut seen = state.0.write_check.0.lock().await;
-    if let Some((at, outcome)) = *seen
-        && at.elapsed() < WRITE_CHECK_FRESH
-    {
-        return outcome;
-    }
-    let (database, results) = tokio::join!(
-        is_done("the database", state.jobs.check_writable()),
-        is_done("results", state.jobs.check_results())
-    );
-    let outcome = match (database, results) {
-        (false, _) => Err("the database does not take writes"),
-        (true, false) => Err("the folder of results does not take images"),
-        (true, true) => Ok(()),
+async fn accepts_writes(state: &HttpState) -> Result<(), &'static str> {
+    let check = async {
+        let (database, results) = tokio::join!(
+            succeeds_in_time("the database", state.jobs.check_writable()),
+            succeeds_in_time("results", state.jobs.check_results())
+        );
+        match (database, results) {
+            (false, _) => Err("the database does not accept writes"),
+            (true, false) => Err("the results folder does not accept images"),
+            (true, true) => Ok(()),
+        }
     };
-    *seen = Some((Instant::now(), outcome));
-    outcome
+    state.0.write_check.outcome(check).await
 }
 
-/// Whether a check is done in time, and well.
-async fn is_done(what: &'static str, check: impl Future<Output = Result<(), JobsError>>) -> bool {
+/// Whether a check succeeds in time.
+async fn succeeds_in_time(what: &'static str, check: impl Future<Output = Result<(), JobsError>>) -> bool {
     match tokio::time::timeout(WRITE_CHECK_DEADLINE, check).await {
         Ok(Ok(())) => true,
         Ok(Err(error)) => {
-            tracing::error!(what, error = &error as &dyn std::error::Error, "it does not take writes");
+            tracing::error!(what, error = &error as &dyn std::error::Error, "write check failed");
             false
         }
         Err(_) => {
-            tracing::error!(what, deadline = ?WRITE_CHECK_DEADLINE, "it takes too long to write");
+            tracing::error!(what, deadline = ?WRITE_CHECK_DEADLINE, "write check timed out");
             false
         }
     }
@@ -110,16 +98,14 @@ async fn is_done(what: &'static str, check: impl Future<Output = Result<(), Jobs
 
 type MetricsText = ([(HeaderName, &'static str); 1], String);
 
-/// Prometheus text, for whoever reaches the address that it has of its own.
+/// Prometheus text, without authentication, at its own address.
 pub(in crate::http) async fn metrics(State(state): State<HttpState>) -> Result<MetricsText, ApiError> {
     let handle = state.metrics.as_ref().ok_or_else(|| ApiError::new(ErrorCode::NotFound))?;
     Ok(([(CONTENT_TYPE, PROMETHEUS_TEXT)], handle.render()))
 }
 
 pub(in crate::http) fn metrics_operation() -> Operation {
-    Operation::new(Tag::Health, "get_metrics", "Metrics, at an address of their own")
-        .says(
-            "Served at `metrics_listen`, which is 127.0.0.1:9090 by default. Elsewhere there is nothing at this path.",
-        )
+    Operation::new(Tag::Health, "get_metrics", "Metrics, at their own address")
+        .description("Served only at `metrics_listen`, which is 127.0.0.1:9090 by default.")
         .answers_text(StatusCode::OK, PROMETHEUS_TEXT, "Prometheus text.")
 }

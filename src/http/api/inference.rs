@@ -21,30 +21,38 @@ use crate::domain::job::JobStatus;
 use crate::domain::model::ModelCard;
 use crate::domain::priority::Priority;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, SEED_MAX, random_seed};
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
-use crate::http::extract::body::BodyHold;
+use crate::http::extract::body::BodyReservation;
 use crate::http::extract::caller::InferenceCaller;
-use crate::http::extract::idempotency::IdempotencyWord;
+use crate::http::extract::idempotency::IdempotencyKey;
 use crate::http::extract::json::{ApiJson, Fields, FromFields};
 use crate::http::extract::preferences::{AnswerForm, RequestPreferences};
-use crate::http::openapi::schema::{ObjectSchema, number, one_of, text, whole};
+use crate::http::openapi::schema::{ObjectSchema, integer, number, one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
+use crate::http::state::HttpState;
 use crate::jobs::{Job, JobReport, RepeatKey, Submission, Submitted};
 
-/// The longest deadline: beyond a day nobody waits.
+/// The longest deadline: a day.
 const DEADLINE_SECONDS_MAX: u64 = 24 * 60 * 60;
 
-const IMAGES: &str = "Input images, as many as the model takes: one, or none. A PNG, JPEG or WebP file of at most 16 MiB and \
-    32 million pixels, and of at most 16,384 pixels a side, as base64 without a `data:` in front. It is brought to `width` and `height`, which are its own where they are left \
-    out, as far as the model's limits let them; transparency is dropped. Kept until the job ends, and never shown.";
+const ABOUT: &str = "An image to generate. The model's `parameter_limits` have the limits of the fields, its \
+                     `parameter_defaults` their defaults.";
+const SEED: &str = "The same seed gives the same image. Random by default, and returned.";
+const FORMAT: &str = "The file's format. Defaults to png.";
+const PRIORITY: &str = "The priority among the jobs of the same key. Defaults to normal.";
+const DEADLINE: &str = "The time after which an unfinished job fails with `deadline_passed`.";
 
-const STRENGTH: &str = "How far to go away from the input image: the share of the steps that are done, and 1 leaves nothing of it. \
-    0.6 when nothing is said. Not without an image.";
+const IMAGES: &str = "Input images for image-to-image, as many as the model takes: one, or none. A PNG, JPEG or WebP \
+                      file of at most 16 MiB, 32 million pixels and 16,384 pixels per side, as base64 without `data:` \
+                      in front. It is resized to `width` and `height`, which default to its own size within the \
+                      model's limits; transparency is dropped. Kept until the job ends, and never returned.";
 
-/// What may keep somebody who waits for an image from having it.
-pub(in crate::http) const DRAWING_REFUSALS: [ErrorCode; 11] = [
+const STRENGTH: &str = "How much the result may differ from the input image: the share of the steps that are run; 1 \
+                        ignores it. Defaults to 0.6. Requires an input image.";
+
+/// Errors of a request that waits for an image.
+pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 11] = [
     ErrorCode::ModelNotFound,
     ErrorCode::JobCanceled,
     ErrorCode::ImageGone,
@@ -60,10 +68,10 @@ pub(in crate::http) const DRAWING_REFUSALS: [ErrorCode; 11] = [
 
 const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-applied");
 
-/// The request as it comes.
+/// The parsed request.
 pub(in crate::http) struct SubmitImage {
     model: ModelId,
-    /// Without its images.
+    /// Without its input images.
     params: GenerateParams,
     images: Vec<String>,
     seed: Option<u64>,
@@ -122,20 +130,20 @@ impl ToSchema for SubmitImage {}
 impl PartialSchema for SubmitImage {
     fn schema() -> RefOr<Schema> {
         let images = ArrayBuilder::new().items(text().content_encoding("base64")).description(Some(IMAGES));
-        ObjectSchema::new("An image to draw. What a field may be, the model's `parameter_limits` say; what counts where it is left out, its `parameter_defaults`.")
-            .required("prompt", text().min_length(Some(1)).description(Some("What to draw.")))
-            .required("model", text().description(Some("Which model draws it.")))
-            .optional("negative_prompt", text().description(Some("What to steer away from. Each step then takes two passes.")))
-            .optional("width", whole(1).description(Some("Pixels.")))
-            .optional("height", whole(1).description(Some("Pixels.")))
-            .optional("steps", whole(1).description(Some("Denoising steps.")))
+        ObjectSchema::new(ABOUT)
+            .required("prompt", text().min_length(Some(1)).description(Some("What to generate.")))
+            .required("model", text().description(Some("The model's id.")))
+            .optional("negative_prompt", text().description(Some("What to avoid. Each step then takes two passes.")))
+            .optional("width", integer(1).description(Some("Pixels.")))
+            .optional("height", integer(1).description(Some("Pixels.")))
+            .optional("steps", integer(1).description(Some("Denoising steps.")))
             .optional("guidance", number().description(Some("How closely to follow the prompt.")))
-            .optional("seed", whole(0).maximum(Some(SEED_MAX)).description(Some("The same seed gives the same image. Drawn and told when it is left out.")))
+            .optional("seed", integer(0).maximum(Some(SEED_MAX)).description(Some(SEED)))
             .optional(INPUT_IMAGES, images)
             .optional("strength", number().exclusive_minimum(Some(0)).maximum(Some(1)).description(Some(STRENGTH)))
-            .optional("output_format", one_of(OutputFormat::ALL.map(OutputFormat::as_str)).description(Some("The file's format; png when nothing is said.")))
-            .optional("priority", one_of(Priority::ALL.map(Priority::as_str)).description(Some("Its place among the jobs of the same key; normal when nothing is said.")))
-            .optional("deadline_seconds", whole(1).maximum(Some(DEADLINE_SECONDS_MAX)).description(Some("For how long the image is wanted: after that the job fails with `deadline_passed`.")))
+            .optional("output_format", one_of(OutputFormat::ALL.map(OutputFormat::as_str)).description(Some(FORMAT)))
+            .optional("priority", one_of(Priority::ALL.map(Priority::as_str)).description(Some(PRIORITY)))
+            .optional("deadline_seconds", integer(1).maximum(Some(DEADLINE_SECONDS_MAX)).description(Some(DEADLINE)))
             .into()
     }
 }
@@ -151,12 +159,12 @@ impl SubmitImage {
         &self.model
     }
 
-    /// The valid request, and the format of its image. Its images lie in the body that the hold is for.
+    /// The valid request and its output format. `reservation` covers the body, which contains the input images.
     pub(in crate::http) async fn into_spec(
         self,
         state: &HttpState,
         card: &Arc<ModelCard>,
-        (form, hold): (AnswerForm, BodyHold),
+        (form, reservation): (AnswerForm, BodyReservation),
     ) -> Result<(GenerateSpec, OutputFormat), ApiError> {
         let mut errors = Vec::new();
         let wanted = if let AnswerForm::Image(wanted) = form { wanted } else { None };
@@ -172,7 +180,7 @@ impl SubmitImage {
             None => random_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
         };
         let params = GenerateParams { seed, ..self.params };
-        match state.0.images.spec(self.images, params, card, hold).await? {
+        match state.0.images.spec(self.images, params, card, reservation).await? {
             Ok(spec) if errors.is_empty() => Ok((spec, format)),
             Ok(_) => Err(ApiError::invalid(errors)),
             Err(broken) => {
@@ -183,7 +191,7 @@ impl SubmitImage {
     }
 }
 
-/// The answer to a job that was accepted.
+/// The answer for an accepted job.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AcceptedJob)]
 struct AcceptedView {
@@ -200,32 +208,33 @@ struct AcceptedView {
 
 pub(in crate::http) fn submit_operation() -> Operation {
     let example = json!({ "model": "fluxserve/flux-shapes", "prompt": "a red circle on a blue background" });
-    Operation::new(Tag::Images, "create_image", "Draw an image")
-        .says(
-            "Answers at once, with 202 and where to look; or waits: `Prefer: wait=SECONDS` for the job's end, an `Accept` \
-             of `image/png`, `image/jpeg` or `image/webp` for the image itself. Who hangs up while waiting cancels the job.",
+    Operation::new(Tag::Images, "create_image", "Generate an image")
+        .description(
+            "Answers at once with 202 and the job's URLs, or waits: for the job's end with `Prefer: wait=SECONDS`, \
+             for the image itself with an `Accept` of `image/png`, `image/jpeg` or `image/webp`. A client that hangs \
+             up while waiting cancels the job.",
         )
-        .header("Prefer", "`wait=SECONDS`: answer when the job has ended, or with 202 when that time is over.")
-        .header("Idempotency-Key", "The same word and body within a day give the same job.")
+        .header("Prefer", "`wait=SECONDS`: answer when the job has ended, or with 202 after that time.")
+        .header("Idempotency-Key", "The same key and body within a day return the same job.")
         .body::<SubmitImage>(example)
-        .answers::<JobView>(StatusCode::OK, "The job has ended within the wait, or its image.")
-        .answers_image(StatusCode::OK, "The job has ended within the wait, or its image.")
-        .answers::<AcceptedView>(StatusCode::ACCEPTED, "The job is accepted and will be drawn.")
+        .answers::<JobView>(StatusCode::OK, "The job that has ended within the wait, or its image.")
+        .answers_image(StatusCode::OK, "The job that has ended within the wait, or its image.")
+        .answers::<AcceptedView>(StatusCode::ACCEPTED, "The job is accepted.")
         .refuses([ErrorCode::NotAcceptable, ErrorCode::IdempotencyConflict])
-        .refuses(DRAWING_REFUSALS)
+        .refuses(GENERATION_REFUSALS)
 }
 
 pub(in crate::http) async fn submit(
     State(state): State<HttpState>,
     caller: InferenceCaller,
-    (preferences, IdempotencyWord(word)): (RequestPreferences, IdempotencyWord),
+    (preferences, IdempotencyKey(word)): (RequestPreferences, IdempotencyKey),
     origin: Origin,
-    ApiJson { value: request, digest, hold }: ApiJson<SubmitImage>,
+    ApiJson { value: request, digest, reservation }: ApiJson<SubmitImage>,
 ) -> Result<Response, ApiError> {
     let card = state.card_of(&request.model)?;
     let urgency = request.urgency();
-    let (spec, output_format) = request.into_spec(&state, card, (preferences.form, hold)).await?;
-    let caller = caller.again(&state).await?;
+    let (spec, output_format) = request.into_spec(&state, card, (preferences.form, reservation)).await?;
+    let caller = caller.recheck(&state).await?;
     let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });
     let submission = Submission {
         owner: caller.key_id,
@@ -236,7 +245,7 @@ pub(in crate::http) async fn submit(
         deadline: urgency.deadline,
         repeat_key,
     };
-    // A client that hangs up has this handler dropped, and a job that is not kept with it.
+    // If the client hangs up, this handler is dropped, and with it a job that is not kept.
     let (accepted, report) = match state.jobs.submit(submission).await? {
         Submitted::New(accepted) => {
             let report = accepted.report().clone();
@@ -247,7 +256,7 @@ pub(in crate::http) async fn submit(
     if let AnswerForm::Image(Some(wanted)) = preferences.form
         && wanted != report.job.output_format
     {
-        let detail = format!("the job of this Idempotency-Key draws {}", report.job.output_format.content_type());
+        let detail = format!("the job of this Idempotency-Key generates {}", report.job.output_format.content_type());
         return Err(ApiError::new(ErrorCode::NotAcceptable).with_detail(detail));
     }
     let response = match preferences.wait(state.settings.wait_max) {
@@ -263,7 +272,7 @@ pub(in crate::http) async fn submit(
     Ok(response)
 }
 
-/// The answer to who has waited: as wished when the job has ended, else as if there had been no wait.
+/// The answer after a wait: in the preferred form if the job has ended, else as without a wait.
 async fn waited_response(
     state: &HttpState,
     report: &JobReport,
@@ -302,7 +311,7 @@ fn accepted_response(report: &JobReport, origin: &Origin) -> Response {
     (StatusCode::ACCEPTED, headers, Json(view)).into_response()
 }
 
-/// The image of a job that has ended, or why there is none.
+/// The image of a job that has ended, or the reason why there is none.
 async fn finished_image(state: &HttpState, report: &JobReport) -> Result<Response, ApiError> {
     let job = &report.job;
     check_succeeded(job)?;
@@ -310,7 +319,7 @@ async fn finished_image(state: &HttpState, report: &JobReport) -> Result<Respons
     Ok(image_response(job.id, Some(job.request.seed), image))
 }
 
-/// Why a job that has ended has no image.
+/// Returns an error if a job that has ended has no image.
 pub(super) fn check_succeeded(job: &Job) -> Result<(), ApiError> {
     match (job.status, &job.error) {
         (JobStatus::Canceled, _) => Err(ApiError::new(ErrorCode::JobCanceled)),

@@ -1,26 +1,25 @@
-//! The images that come along with a request: from base64 to pixels in the size that is drawn, off the async threads.
+//! The input images of a request: decoded from base64 to pixels in the output size, off the async threads.
 
 use std::sync::Arc;
 
-use super::turns::Turns;
+use super::fair_semaphore::FairSemaphore;
 use crate::decode::{self, FILE_BYTES_MAX};
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, input_images_error, strength_error};
 use crate::http::error::{ApiError, ErrorCode};
-use crate::http::extract::body::BodyHold;
+use crate::http::extract::body::BodyReservation;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-/// Requests whose images are decoded at one time, one of each key: each may take some hundred megabytes meanwhile. The
-/// others wait.
+/// Requests whose images are decoded at one time, at most one for each key: each may take hundreds of megabytes.
 const DECODINGS_MAX: usize = 2;
-/// Most requests of one key that wait for it.
+/// Most waiting requests of one key.
 const KEY_WAITING_MAX: usize = 32;
-/// Most requests that wait for it.
+/// Most waiting requests in total.
 const WAITING_MAX: usize = 256;
 
-/// What the images of one request may add to its body, in bytes.
+/// The most that the images of one request add to its body, in bytes.
 pub(in crate::http) fn body_bytes(images_max: usize) -> usize {
     // Quotation marks and a comma.
     images_max * (base64::encoded_len(FILE_BYTES_MAX, true).unwrap_or(usize::MAX) + 3)
@@ -29,27 +28,27 @@ pub(in crate::http) fn body_bytes(images_max: usize) -> usize {
 /// Decodes images, a few at a time.
 #[derive(Debug)]
 pub(in crate::http) struct ImageDecoder {
-    turns: Arc<Turns>,
+    permits: Arc<FairSemaphore>,
 }
 
 impl Default for ImageDecoder {
     fn default() -> Self {
-        Self { turns: Arc::new(Turns::new(DECODINGS_MAX, KEY_WAITING_MAX, WAITING_MAX)) }
+        Self { permits: Arc::new(FairSemaphore::new(DECODINGS_MAX, KEY_WAITING_MAX, WAITING_MAX)) }
     }
 }
 
 impl ImageDecoder {
-    /// The valid request that `params` make with these images, or every rule that is broken. They lie in the body that
-    /// `hold` is for.
+    /// The valid request from `params` with these images, or all violated rules. `reservation` covers the body, which
+    /// contains the images.
     ///
     /// # Errors
-    /// When too many are waiting to have theirs looked at; or they are not looked at, by a mistake of ours.
+    /// If too many requests are waiting, or on an internal error.
     pub(in crate::http) async fn spec(
         &self,
         images: Vec<String>,
         params: GenerateParams,
         card: &Arc<ModelCard>,
-        hold: BodyHold,
+        reservation: BodyReservation,
     ) -> Result<Result<GenerateSpec, Vec<FieldError>>, ApiError> {
         if images.is_empty() {
             return Ok(GenerateSpec::new(params, card));
@@ -58,13 +57,13 @@ impl ImageDecoder {
             return Ok(Err(refuse(vec![error], images.len(), params, card)));
         }
         let internal = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal).with_cause(error);
-        let Some(turn) = self.turns.enter(hold.owner()).await else {
-            return Err(ApiError::too_many_bodies("as many images are waiting to be decoded as may"));
+        let Some(permit) = self.permits.acquire(reservation.owner()).await else {
+            return Err(ApiError::too_many_bodies("too many images are waiting to be decoded"));
         };
         let card = Arc::clone(card);
         let spec = tokio::task::spawn_blocking(move || {
-            // Held by the work itself, which goes on when the client has hung up.
-            let _turn = (turn, hold);
+            // Held by the work itself, which continues if the client hangs up.
+            let _permit = (permit, reservation);
             decoded_spec(&images, params, &card)
         });
         spec.await.map_err(|error| internal(&error))
@@ -85,7 +84,7 @@ fn decoded_spec(images: &[String], params: GenerateParams, card: &ModelCard) -> 
     GenerateSpec::new(decode::prepare(GenerateParams { input_images: pixels, ..params }, card), card)
 }
 
-/// What is wrong with the images, and with everything else.
+/// The errors of the images and of all other fields.
 fn refuse(mut errors: Vec<FieldError>, images: usize, params: GenerateParams, card: &ModelCard) -> Vec<FieldError> {
     let steps = params.steps.unwrap_or(card.defaults.steps);
     errors.extend(strength_error(params.strength, steps, images));
@@ -96,7 +95,7 @@ fn refuse(mut errors: Vec<FieldError>, images: usize, params: GenerateParams, ca
 
 fn decoded(base64: &str) -> Result<RgbImage, String> {
     if base64.starts_with("data:") {
-        return Err("must be base64 alone, without `data:` and what follows it up to the comma".to_owned());
+        return Err("must be base64 only, without `data:` up to the comma".to_owned());
     }
     let bytes = STANDARD.decode(base64).map_err(|_| "is not base64 with padding and without line breaks".to_owned())?;
     decode::decode(&bytes).map_err(|error| error.to_string())
@@ -107,7 +106,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_image_fits_its_share_of_the_body() {
+    fn the_largest_image_fits_the_limit_of_the_body() {
         let longest = STANDARD.encode(vec![0; FILE_BYTES_MAX]).len();
         assert_eq!(body_bytes(2), 2 * (longest + "\"\",".len()));
         assert_eq!(body_bytes(0), 0);

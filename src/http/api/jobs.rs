@@ -1,4 +1,4 @@
-//! The jobs of the calling key: how they stand, their images, their end.
+//! The jobs of the calling key: their state, their images, their cancellation.
 
 use std::time::Duration;
 
@@ -15,7 +15,6 @@ use utoipa::ToSchema;
 use crate::auth::{KeyError, KeyState};
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::path::JobPath;
@@ -23,9 +22,10 @@ use crate::http::extract::query::Parameters;
 use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
+use crate::http::state::HttpState;
 use crate::jobs::{Image, JobReport, JobsError, ListQuery, PAGE_JOBS_MAX, ResultLink};
 
-/// A cancelled job leaves the line at once and a batch within a step; who cancels sees it happen unless steps are slow.
+/// A canceled job leaves the queue at once and a batch within a step; the client sees it unless steps are slow.
 pub(in crate::http) const CANCEL_WAIT: Duration = Duration::from_secs(2);
 const JOB_ID: HeaderName = HeaderName::from_static("x-job-id");
 const SEED: HeaderName = HeaderName::from_static("x-seed");
@@ -62,7 +62,7 @@ pub(in crate::http) struct JobView {
 #[schema(as = JobProgress)]
 struct ProgressView {
     step: u32,
-    /// Those that are done in all: fewer than were asked for where there was an input image.
+    /// All steps to run: with an input image fewer than requested.
     steps: u32,
 }
 
@@ -79,7 +79,7 @@ struct ParametersView {
     steps: u32,
     guidance: f64,
     seed: u64,
-    /// How many images came along.
+    /// The number of input images.
     #[serde(skip_serializing_if = "Option::is_none")]
     input_images: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,7 +142,7 @@ impl JobView {
     }
 }
 
-/// An estimate, with no more digits than it is worth.
+/// An estimate, without spurious digits.
 pub(super) fn eta_seconds(seconds: f64) -> f64 {
     (seconds * 10.0).ceil() / 10.0
 }
@@ -158,7 +158,7 @@ pub(in crate::http) async fn show(
 }
 
 pub(in crate::http) fn show_operation() -> Operation {
-    Operation::new(Tag::Jobs, "get_job", "How a job stands")
+    Operation::new(Tag::Jobs, "get_job", "State of a job")
         .answers::<JobView>(StatusCode::OK, "The job.")
         .refuses([ErrorCode::StorageUnavailable])
 }
@@ -176,7 +176,7 @@ pub(in crate::http) async fn list(
     Ok(Json(JobListView { data, next_cursor: page.next.map(|id| id.to_string()) }))
 }
 
-/// Which jobs a list is to show, and from where on.
+/// The filter and page of a list of jobs.
 pub(in crate::http) fn take_list_query(parameters: &mut Parameters) -> ListQuery {
     let before = parameters.take("cursor", "the `next_cursor` of an earlier page");
     let status = parameters.take("status", "queued, running, succeeded, failed or canceled");
@@ -186,7 +186,7 @@ pub(in crate::http) fn take_list_query(parameters: &mut Parameters) -> ListQuery
 pub(in crate::http) fn list_operation() -> Operation {
     let states = JobStatus::ALL.map(JobStatus::as_str);
     Operation::new(Tag::Jobs, "list_jobs", "The calling key's jobs, the newest first")
-        .query("status", one_of(states), "Only jobs that stand so.")
+        .query("status", one_of(states), "Only jobs in this state.")
         .pages(PAGE_JOBS_MAX)
         .answers::<JobListView>(StatusCode::OK, "One page of jobs.")
         .refuses([ErrorCode::StorageUnavailable])
@@ -205,12 +205,14 @@ pub(in crate::http) async fn cancel(
 
 pub(in crate::http) fn cancel_operation() -> Operation {
     Operation::new(Tag::Jobs, "cancel_job", "Cancel a job")
-        .says("Out of the queue at once, out of a running batch at the next step. A job that has ended stays as it is.")
+        .description(
+            "A queued job is canceled at once, a running one at the next step. A job that has ended is not changed.",
+        )
         .answers::<JobView>(StatusCode::OK, "The job.")
         .refuses([ErrorCode::StorageUnavailable])
 }
 
-/// What is signed in a link.
+/// The query parameters of a signed link.
 const LINK_PARAMETERS: [&str; 2] = ["expires", "signature"];
 
 /// The image: for the job's owner, or for anyone with a signed link.
@@ -221,13 +223,13 @@ pub(in crate::http) async fn result(
     request: Request,
 ) -> Result<Response, ApiError> {
     let image = if LINK_PARAMETERS.iter().any(|name| parameters.has(name)) {
-        // Mail, chats and counters of visits append words of their own to every link that they pass on.
+        // Mail clients, chats and trackers append their own parameters to links.
         parameters.retain(&LINK_PARAMETERS);
         let expires = parameters.take("expires", "a whole number").unwrap_or_default();
-        let signature = parameters.take("signature", "a word").unwrap_or_default();
+        let signature = parameters.take("signature", "a string").unwrap_or_default();
         parameters.finish()?;
         let owner = state.jobs.owner_by_link(id, &ResultLink { expires, signature }).await?;
-        refuse_unless_good(&state, owner).await?;
+        refuse_unless_active(&state, owner).await?;
         state.jobs.image(owner, id).await?
     } else {
         let (mut parts, _) = request.into_parts();
@@ -238,9 +240,9 @@ pub(in crate::http) async fn result(
     Ok(image_response(id, None, image))
 }
 
-/// A link is worth what the key is worth that it came from, and ends with it.
-async fn refuse_unless_good(state: &HttpState, owner: KeyId) -> Result<(), ApiError> {
-    // The console's images are nobody's.
+/// A link is valid only as long as its key is.
+async fn refuse_unless_active(state: &HttpState, owner: KeyId) -> Result<(), ApiError> {
+    // The console's images belong to no key.
     if owner == KeyId::NONE {
         return Ok(());
     }
@@ -253,10 +255,10 @@ async fn refuse_unless_good(state: &HttpState, owner: KeyId) -> Result<(), ApiEr
 
 pub(in crate::http) fn result_operation() -> Operation {
     Operation::new(Tag::Jobs, "get_job_result", "A job's image")
-        .says(
-            "For the key that asked for it, or for whom it gave the `result_url`, which needs no key, is good for a while \
-             (`results.link_seconds`; each look at the job gives a fresh one), and ends with the key. Whatever else stands \
-             in the query of a link is passed over.",
+        .description(
+            "For the job's key, or for anyone with its `result_url`. This link needs no key, expires after \
+             `results.link_seconds` (each response with the job has a fresh one), and ends with the key. Other query \
+             parameters of a link are ignored.",
         )
         .query("expires", text(), "From the `result_url`.")
         .query("signature", text(), "From the `result_url`.")
@@ -264,12 +266,12 @@ pub(in crate::http) fn result_operation() -> Operation {
         .refuses([ErrorCode::LinkRefused, ErrorCode::NoImage, ErrorCode::ImageGone, ErrorCode::StorageUnavailable])
 }
 
-/// An image as an answer. The seed is named where the caller may not know it yet.
+/// An image as an answer, with the seed if the client may not know it yet.
 pub(in crate::http) fn image_response(id: JobId, seed: Option<u64>, image: Image) -> Response {
     let Image { bytes, format } = image;
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static(format.content_type())),
-        // It never changes, but a copy kept by a browser would outlive the key's revocation, and the job.
+        // It never changes, but a browser's copy would outlive the key's revocation, and the job.
         (CACHE_CONTROL, HeaderValue::from_static("no-store")),
         (JOB_ID, HeaderValue::try_from(id.to_string()).expect("an id is visible ASCII")),
     ];

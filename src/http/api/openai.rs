@@ -1,5 +1,5 @@
-//! What clients of OpenAI's API use, in its words: they work with this worker once they are told its address and a key.
-//! Errors here have OpenAI's shape ([`crate::http::dialect`]); everything else is as on our own routes.
+//! The subset of OpenAI's API that its clients need: they work with this worker once they have its base URL and a key.
+//! Errors have OpenAI's format ([`crate::http::dialect`]); everything else is as on the other routes.
 
 pub(in crate::http) mod images;
 pub(in crate::http) mod models;

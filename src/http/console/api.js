@@ -1,8 +1,8 @@
-// Owns the conversation with the worker: requests, errors, and the news that the session has ended.
+// Owns requests to the worker: sending, errors, and the event that the session has ended.
 
 import { sentence } from "./format.js";
 
-// An error that the worker answered with, or that kept it from answering.
+// An error in the worker's answer, or in reaching the worker.
 export class Problem extends Error {
   constructor({ status, code, title, detail, errors, requestId, retryAfterSeconds }) {
     super(detail || title || "Something went wrong");
@@ -15,12 +15,12 @@ export class Problem extends Error {
   }
 }
 
-// Tells of `session-ended`: any answer that says a session is needed.
-export const sessionNews = new EventTarget();
+// Emits `session-ended` when an answer says that a session is needed.
+export const sessionEvents = new EventTarget();
 
 const SESSION_PATH = "/v1/session";
 
-// The path with those query parameters that have a value.
+// Appends the query parameters that have a value.
 function withQuery(path, query) {
   const given = Object.entries(query || {}).filter(
     ([, value]) => value !== null && value !== undefined && value !== "",
@@ -29,7 +29,7 @@ function withQuery(path, query) {
   return text ? `${path}?${text}` : path;
 }
 
-// Sends a request and gives the response, whatever its kind. Throws a Problem where it is an error.
+// Sends a request and returns the response. Throws a Problem if it is an error.
 async function send(method, path, { body, query, signal } = {}) {
   const options = { method, signal, credentials: "same-origin", cache: "no-store", headers: {} };
   if (body !== undefined) {
@@ -52,7 +52,7 @@ async function problemOf(response, path) {
   try {
     body = await response.json();
   } catch {
-    // Not from the worker but from something in front of it: the status has to do.
+    // A proxy answered, not the worker: only the status is known.
   }
   const problem = new Problem({
     status: response.status,
@@ -63,7 +63,7 @@ async function problemOf(response, path) {
     requestId: body.request_id || response.headers.get("x-request-id"),
     retryAfterSeconds: Number(response.headers.get("retry-after")) || null,
   });
-  if (problem.status === 401 && path !== SESSION_PATH) sessionNews.dispatchEvent(new Event("session-ended"));
+  if (problem.status === 401 && path !== SESSION_PATH) sessionEvents.dispatchEvent(new Event("session-ended"));
   return problem;
 }
 
@@ -100,8 +100,8 @@ export const jobs = {
   list: (query, signal) => get("/v1/jobs", query, signal),
   show: (id, signal) => get(jobPath(id), null, signal),
   cancel: (id) => remove(jobPath(id)),
-  draw: (body) => post("/v1/playground/image", body),
-  // Its news as they happen, with previews. The browser takes a stream that breaks up again by itself.
+  generate: (body) => post("/v1/playground/image", body),
+  // The job's updates with previews. The browser reopens a broken stream by itself.
   events: (id) => new EventSource(`${jobPath(id)}/events?preview=true`),
   resultPath: (id) => `${jobPath(id)}/result`,
 };
@@ -119,15 +119,15 @@ export const kubernetes = {
   namespaces: async (signal) => (await get(NAMESPACES_PATH, null, signal)).data,
   add: (name) => post(NAMESPACES_PATH, { name }),
   rename: (id, name) => patch(namespacePath(id), { name }),
-  // By force also where keys have it in their scope.
+  // With `force` even if keys have it in their scope.
   remove: (id, { force = false } = {}) => json("DELETE", namespacePath(id), { query: { force: force || null } }),
   kubeconfig: (id, apiVersion) => get(`${namespacePath(id)}/kubeconfig`, { api_version: apiVersion }),
 };
 
-// Whether a problem says that this worker has no cluster.
+// Whether a problem means that this worker has no cluster.
 export const hasNoCluster = (problem) => problem.code === "kubernetes_not_configured";
 
-// The namespaces, or null where this worker has no cluster.
+// The namespaces, or null if this worker has no cluster.
 export async function namespaces(signal) {
   try {
     return await kubernetes.namespaces(signal);

@@ -1,6 +1,6 @@
-// Owns the course of things: is there a session, which page is to be shown, what happens when the session ends.
+// Owns the application's flow: the session check, the page to show, the end of the session.
 
-import { Problem, session, sessionNews } from "./api.js";
+import { Problem, session, sessionEvents } from "./api.js";
 import { closeAllDialogs } from "./dialog.js";
 import { replace } from "./dom.js";
 import { showAudit } from "./page-audit.js";
@@ -18,7 +18,7 @@ import { buildShell } from "./shell.js";
 import { toastProblem } from "./toast.js";
 import { emptyState, linkButton, pageHead, problemView } from "./widgets.js";
 
-// A page is a function of `{ main, signal, rest, query }` that fills `main`; the signal is aborted when it is left.
+// `show` fills `main`; its `signal` is aborted when the user leaves the page.
 const PAGES = {
   "": { title: "Overview", show: showOverview },
   playground: { title: "Playground", show: showPlayground },
@@ -91,7 +91,7 @@ async function showRoute({ isFirst = false } = {}) {
     replace(
       main,
       pageHead("Not found"),
-      emptyState("information", "There is no such page", null, linkButton("To the overview", "#/")),
+      emptyState("information", "This page does not exist", null, linkButton("Go to the overview", "#/")),
     );
     return;
   }
@@ -100,7 +100,7 @@ async function showRoute({ isFirst = false } = {}) {
   replace(main);
   window.scrollTo(0, 0);
   const shown = run(page, { main, signal, rest, query });
-  // Who comes here by the keyboard or by ear is told where they are; at the very first the browser does so itself.
+  // Tells keyboard and screen reader users where they are. On the first page the browser does so itself.
   if (!isFirst) main.querySelector("h1")?.focus({ preventScroll: true });
   await shown;
 }
@@ -116,7 +116,7 @@ async function run(page, context) {
   }
 }
 
-sessionNews.addEventListener("session-ended", () => {
+sessionEvents.addEventListener("session-ended", () => {
   if (shell) signIn(true);
 });
 window.addEventListener("hashchange", () => showRoute());

@@ -1,22 +1,22 @@
-// Owns the charts: bars and lines as SVG, each with a summary in words for those who cannot see it.
+// Owns the charts: bars and lines as SVG, each with a text summary for screen readers.
 
 import { element, replace, setText, svg } from "./dom.js";
 
 const HEIGHT = 100;
 const STEP = 10;
-// Of a step's width the bar takes this much; the rest is the gap.
+// Share of a step's width that the bar takes; the rest is the gap.
 const BAR_SHARE = 0.72;
 
-// A chart that is drawn anew by `update`. `kind` is `bars` or `line`. An item is `{ label, values, text }`: where it stands,
-// its values (bars are stacked in this order, in the tones given; a line has one), and what is said of it under the
-// pointer. Where there is `room` for more items than there are, those stand at the right.
+// A chart that `update` redraws. `kind` is `bars` or `line`. An item is `{ label, values, text }`: its position, its
+// values (bars are stacked in this order, in the given tones; a line has one), and its tooltip. If there are fewer than
+// `itemsMin` items, they are aligned to the right.
 export function chart({
   kind,
   tones = ["accent"],
   formatValue,
   height = "medium",
   floor = 1,
-  room = 0,
+  itemsMin = 0,
   ceilingOf = niceCeiling,
 }) {
   const image = svg("svg", { class: "chart-image", role: "img", preserveAspectRatio: "none" });
@@ -37,7 +37,7 @@ export function chart({
 
   const draw = kind === "bars" ? drawBars : drawLine;
   const update = (next, summary, axisLabels) => {
-    items = [...Array(Math.max(0, room - next.length)).fill(null), ...next];
+    items = [...Array(Math.max(0, itemsMin - next.length)).fill(null), ...next];
     const highest = Math.max(floor, ...next.map((item) => item.values.reduce((sum, value) => sum + value, 0)));
     const ceiling = ceilingOf(highest);
     image.setAttribute("viewBox", `0 0 ${Math.max(1, items.length) * STEP} ${HEIGHT}`);
@@ -54,13 +54,13 @@ export function chart({
   return { figure, update };
 }
 
-// The next number above that is pleasant to read: 1, 2, 4, 5, 8 or 10 times a power of ten.
+// The next round number: 1, 2, 4, 5, 8 or 10 times a power of ten.
 function niceCeiling(value) {
   const power = 10 ** Math.floor(Math.log10(value));
   return [1, 2, 4, 5, 8, 10].map((factor) => factor * power).find((candidate) => candidate >= value - 1e-9);
 }
 
-// The same for bytes, which are counted in powers of 1024.
+// The same for bytes, in powers of 1024.
 export function niceBytesCeiling(value) {
   const unit = 1024 ** Math.floor(Math.log2(Math.max(1, value)) / 10);
   return niceCeiling(value / unit) * unit;

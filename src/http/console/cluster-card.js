@@ -1,15 +1,12 @@
-// Owns what is said of the cluster: whether it can be reached, what it lacks, and tokens that it has not taken back yet.
+// Owns the cluster's status: whether it is reachable, what it lacks, and tokens that it has not revoked yet.
 
 import { kubectlLines } from "./curl.js";
 import { element } from "./dom.js";
 import { exactMoment, plural, secondsUntil, sentence } from "./format.js";
-import { badge, card, codeBlock, facts, notice, steps, time } from "./widgets.js";
+import { badge, card, code, codeBlock, facts, notice, paragraph, steps, time } from "./widgets.js";
 
 const REMOVALS_SHOWN_MAX = 10;
 const REMOVAL_SECONDS = 5;
-
-const say = (...children) => element("p", null, children);
-const code = (text) => element("code", null, text);
 
 export function clusterCard(cluster) {
   return element(
@@ -34,8 +31,8 @@ export function clusterCard(cluster) {
 function problemNotice({ reachable, problem }) {
   return notice(
     reachable ? "warn" : "bad",
-    say(sentence(problem)),
-    say("On the worker's machine, ", code("fluxserve kubernetes check"), " says line by line what is missing."),
+    paragraph(sentence(problem)),
+    paragraph("On the worker's machine, ", code("fluxserve kubernetes check"), " lists what is missing."),
   );
 }
 
@@ -43,9 +40,9 @@ function clusterFacts({ server, version, namespace, auto_open: opensItself }) {
   return facts(
     [
       ["API server", code(server)],
-      ["Version", version || element("span", { class: "muted" }, "Not known")],
+      ["Version", version || element("span", { class: "muted" }, "Unknown")],
       ["Worker's namespace", code(namespace)],
-      ["Namespaces are opened", opensItself ? "By this worker" : "By you, with two objects"],
+      ["Namespaces are opened", opensItself ? "By this worker" : "By you, with two objects each"],
     ],
     { class: "facts facts-across" },
   );
@@ -54,37 +51,37 @@ function clusterFacts({ server, version, namespace, auto_open: opensItself }) {
 function autoOpenNotice() {
   return notice(
     "warn",
-    say(element("strong", null, "This worker is as good as an administrator of the cluster.")),
-    say(
+    paragraph(element("strong", null, "This worker has the power of a cluster administrator.")),
+    paragraph(
       "With ",
       code("auto_open"),
       " its account can bind the role ",
       code("fluxserve-namespace-user"),
-      " in every namespace, those of the system included. Whoever takes over the worker takes over the cluster. Without it you apply two objects for each namespace, and it has no rights but in its own.",
+      " in every namespace, including the system's. An attacker who controls the worker controls the cluster. Without this setting you apply two objects for each namespace, and the worker has rights in its own namespace only.",
     ),
   );
 }
 
-// Those removals that are worth a word: for a moment each key that ends has some.
+// Removals that are overdue. Every key that ends has pending removals for a moment.
 export function overdueRemovals(removals) {
   return removals.filter(({ attempts, since }) => attempts > 0 || -secondsUntil(since) > REMOVAL_SECONDS);
 }
 
-// What should be gone from the cluster, tokens for the most part, and is not known to be; null where all is.
+// Objects, mostly tokens, whose removal the cluster has not confirmed; null if there are none.
 export function removalsNotice(overdue) {
   if (overdue.length === 0) return null;
   const others = overdue.length - REMOVALS_SHOWN_MAX;
   return notice(
     "warn",
-    say(element("strong", null, "The cluster has not confirmed that this is gone")),
-    say(
-      "These keys may no longer enter, but tokens that they were given may still work in the cluster. The worker goes on trying by itself.",
+    paragraph(element("strong", null, "The cluster has not confirmed these removals")),
+    paragraph(
+      "These keys have lost access, but tokens issued to them may still work in the cluster. The worker keeps retrying.",
     ),
     element(
       "ul",
-      { class: "removals", "aria-label": "Not confirmed to be gone" },
+      { class: "removals", "aria-label": "Unconfirmed removals" },
       overdue.slice(0, REMOVALS_SHOWN_MAX).map(removalView),
-      others > 0 && element("li", null, `And ${plural(others, "other")}.`),
+      others > 0 && element("li", null, `And ${plural(others, "more", "more")}.`),
     ),
   );
 }
@@ -100,42 +97,42 @@ function removalView({
 }) {
   const what = id
     ? ["Tokens of ", element("a", { href: `#/keys/${encodeURIComponent(id)}` }, code(prefix)), " for "]
-    : "What had opened ";
+    : "Objects that opened ";
   return element(
     "li",
     null,
-    say(what, element("strong", null, namespace)),
-    say(
+    paragraph(what, element("strong", null, namespace)),
+    paragraph(
       "Since ",
       time(since),
       `, ${plural(attempts, "attempt")}.`,
-      end && [" They end by themselves ", time(end), `, at ${exactMoment(end)}.`],
+      end && [" The tokens expire ", time(end), `, at ${exactMoment(end)}.`],
     ),
-    error && say("Last error: ", sentence(error)),
+    error && paragraph("Last error: ", sentence(error)),
   );
 }
 
-// How somebody gets in, from the key to the first command.
+// How a user gets access, from the key to the first command.
 export function accessCard(namespace) {
   return card(
-    "Let somebody in",
+    "Give someone access",
     steps([
       [
-        "Create a key for them",
-        say(
+        "Create an API key",
+        paragraph(
           "On the page ",
           element("a", { href: "#/keys" }, "API keys"),
-          ", with the scope Kubernetes exec and the namespaces that they need. Such a key cannot draw.",
+          ", with the scope Kubernetes exec and the namespaces the user needs. Such a key cannot generate images.",
         ),
       ],
       [
         "Hand over the key and the kubeconfig",
-        say("Each open namespace has a button for its kubeconfig. The file holds no secret; the key is one."),
+        paragraph("Each open namespace has a button for its kubeconfig. The file holds no secret; the key is secret."),
       ],
       [
-        "They run kubectl",
-        say("Beside kubectl it needs sh and curl, as on Linux, macOS and WSL."),
-        codeBlock(kubectlLines({ namespace }), "lines for the user of a key", { testid: "kubectl-lines" }),
+        "The user runs kubectl",
+        paragraph("This needs kubectl, sh and curl, as on Linux, macOS and WSL."),
+        codeBlock(kubectlLines({ namespace }), "commands for the key's user", { testid: "kubectl-lines" }),
       ],
     ]),
   );

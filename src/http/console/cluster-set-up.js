@@ -1,79 +1,76 @@
-// Owns what the page of namespaces shows while this worker has no cluster: how to give it one.
+// Owns what the Kubernetes page shows while this worker has no cluster: how to connect one.
 
 import { element, setText } from "./dom.js";
 import { toastProblem } from "./toast.js";
-import { button, card, codeBlock, facts, steps, whileBusy } from "./widgets.js";
+import { button, card, code, codeBlock, facts, paragraph, steps, whileBusy } from "./widgets.js";
 
-// `again` looks whether it has been done, and gives whether it has.
+// `again` checks for a cluster and returns whether there is one.
 export function clusterSetUp(again) {
   return element("div", { class: "set-up" }, stepsCard(again), aboutCard(), otherWays());
 }
 
-const code = (text) => element("code", null, text);
-const say = (...children) => element("p", null, children);
-
 function stepsCard(again) {
   return card(
     "Connect a cluster",
-    element("p", { class: "card-lead" }, "This worker has no cluster yet. Four steps give it one; they are done once."),
+    element("p", { class: "card-lead" }, "This worker has no cluster yet. Connect one in four steps; each is done once."),
     steps([
       [
         "Prepare the cluster",
-        say(
-          "Where kubectl is signed in as an administrator of the cluster. It makes the namespace ",
+        paragraph(
+          "Run this where kubectl is signed in as a cluster administrator. It creates the namespace ",
           code("fluxserve"),
-          " with an account for this worker, which has no rights outside it.",
+          " with an account for this worker. The account has no rights outside it.",
         ),
         codeBlock("fluxserve kubernetes manifest | kubectl apply -f -", "command that prepares the cluster"),
       ],
       [
         "Connect this worker",
-        say(
-          "On the worker's machine, with the worker's data folder. The administrator's kubeconfig is used this once: what is kept is a token of the worker's own account.",
+        paragraph(
+          "Run this on the worker's machine, with the worker's data folder. It uses the administrator's kubeconfig once and keeps only a token of the worker's own account.",
         ),
         codeBlock("fluxserve kubernetes connect --kubeconfig ~/.kube/config", "command that connects this worker"),
       ],
       [
         "Restart the worker",
-        say(
-          "It finds the connection in its data folder, and renews its token while it runs. Only after a week at rest it has to be connected again.",
+        paragraph(
+          "It finds the connection in its data folder and renews its token while it runs. After a week offline, connect it again.",
         ),
       ],
       [
         "Check the connection",
-        say("It says line by line what works and what is missing."),
+        paragraph("This lists what works and what is missing."),
         codeBlock("fluxserve kubernetes check", "command that checks the connection"),
-        lookAgain(again),
+        checkAgain(again),
       ],
     ]),
   );
 }
 
-function lookAgain(again) {
+function checkAgain(again) {
   const status = element("p", { class: "hint", role: "status" });
-  const look = async () => {
+  const check = async () => {
     try {
       if (await whileBusy(control, again)) return;
       const now = new Date().toLocaleTimeString("en-US", { hourCycle: "h23" });
-      setText(status, `At ${now} there was no cluster yet.`);
+      setText(status, `No cluster yet, checked at ${now}.`);
     } catch (error) {
       toastProblem(error);
     }
     control.focus();
   };
-  const control = button("Look again", { symbol: "refresh", onClick: look, id: "look-again" });
+  const control = button("Check again", { symbol: "refresh", onClick: check, id: "check-again" });
   return element("div", { class: "step-action" }, control, status);
 }
 
 function aboutCard() {
   const list = [
-    "An API key with the scope Kubernetes exec lets kubectl into the namespaces that you choose. Nobody needs an account in the cluster.",
-    "A token that a key is turned into is good for ten minutes, and ends within seconds once the key is revoked.",
-    "The worker calls the cluster, the cluster never calls the worker. Any cluster will do, also a managed one.",
-    "Everything else here works without a cluster.",
+    "An API key with the scope Kubernetes exec gives kubectl access to the namespaces you choose. Its user needs no account in the cluster.",
+    "A key is exchanged for tokens that last ten minutes. Revoking the key ends them within seconds.",
+    "The worker calls the cluster; the cluster never calls the worker. Any cluster works, including managed ones.",
+    "Image generation and everything else here works without a cluster.",
   ];
   return card(
-    "What it is for",
+    "What a cluster is for",
     element(
       "ul",
       { class: "bullets" },
@@ -86,21 +83,21 @@ function otherWays() {
   return element(
     "details",
     { class: "card more" },
-    element("summary", null, "Other ways to connect, and settings"),
+    element("summary", null, "Other ways to connect and more settings"),
     facts([
       ["The worker runs in the cluster", code("FLUXSERVE_KUBERNETES_IN_CLUSTER=true")],
       ["Another kubeconfig for the worker", code("FLUXSERVE_KUBERNETES_KUBECONFIG=/path/to/kubeconfig")],
-      ["The API server's address for users", code("FLUXSERVE_KUBERNETES_SERVER=…")],
-      ["Another namespace for its account", code("FLUXSERVE_KUBERNETES_NAMESPACE=…")],
+      ["The API server's address as users see it", code("FLUXSERVE_KUBERNETES_SERVER=…")],
+      ["Another namespace for the worker's account", code("FLUXSERVE_KUBERNETES_NAMESPACE=…")],
       [
-        "The worker opens namespaces by itself",
+        "The worker opens namespaces itself",
         [
           element("span", { class: "line" }, code("fluxserve kubernetes manifest --auto-open | kubectl apply -f -")),
           element("span", { class: "line" }, code("FLUXSERVE_KUBERNETES_AUTO_OPEN=true")),
           element(
             "span",
             { class: "line note is-warning" },
-            "This lets the worker's account bind a role in every namespace: it is then as good as an administrator of the cluster.",
+            "This lets the worker's account bind a role in every namespace, which gives it the power of a cluster administrator.",
           ),
         ],
       ],

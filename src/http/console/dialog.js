@@ -1,10 +1,10 @@
-// Owns the modal windows. The browser's own <dialog> keeps the focus inside and gives it back afterwards.
+// Owns the modal windows. The browser's <dialog> keeps the focus inside and restores it afterwards.
 
 import { element, uniqueId } from "./dom.js";
 import { iconButton } from "./widgets.js";
 
-// Opens a window with a title and gives a function that closes it. With `deliberate` neither Escape nor a click beside
-// it nor a cross closes it: what it shows will not be seen again.
+// Opens a window and returns a function that closes it. A `deliberate` window shows something that cannot be shown
+// again: neither Escape, a click outside nor a close button dismisses it.
 export function openDialog({ title, body, actions = [], deliberate = false, wide = false, testid, onClose }) {
   const titleId = uniqueId("dialog-title");
   const close = () => dialog.close();
@@ -29,8 +29,8 @@ export function openDialog({ title, body, actions = [], deliberate = false, wide
       actions.length > 0 && element("div", { class: "dialog-actions" }, actions),
     ),
   );
-  if (deliberate) refuseToSlipAway(dialog);
-  else closeBeside(dialog, close);
+  if (deliberate) preventDismissal(dialog);
+  else closeOnOutsideClick(dialog, close);
   dialog.addEventListener("close", () => {
     dialog.remove();
     onClose?.();
@@ -41,29 +41,29 @@ export function openDialog({ title, body, actions = [], deliberate = false, wide
   return close;
 }
 
-function refuseToSlipAway(dialog) {
+function preventDismissal(dialog) {
   dialog.addEventListener("cancel", (event) => event.preventDefault());
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "Escape") event.preventDefault();
   });
 }
 
-// A click on the backdrop arrives at the dialog itself, one inside at something within. Both ends of the click count:
-// a selection that is drawn out of the window is no wish to close it.
-function closeBeside(dialog, close) {
-  let pressedBeside = false;
+// A click on the backdrop targets the dialog itself, a click inside targets a descendant. Press and release must both
+// be outside: dragging a selection out of the window must not close it.
+function closeOnOutsideClick(dialog, close) {
+  let pressedOutside = false;
   dialog.addEventListener("pointerdown", (event) => {
-    pressedBeside = event.target === dialog;
+    pressedOutside = event.target === dialog;
   });
   dialog.addEventListener("click", (event) => {
-    if (pressedBeside && event.target === dialog) close();
+    if (pressedOutside && event.target === dialog) close();
   });
 }
 
-// Closes whatever is open, as when another page is shown; not what has to be closed deliberately.
+// Closes all open windows except deliberate ones, as when the page changes.
 export function closeAllDialogs() {
   for (const dialog of document.querySelectorAll("dialog[open]:not([data-deliberate])")) dialog.close();
 }
 
-// Whether there is one already, as after a second click on a button that took its time.
+// Whether a window is open, as after a second click on a slow button.
 export const isDialogOpen = () => document.querySelector("dialog[open]") !== null;

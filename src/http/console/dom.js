@@ -1,9 +1,9 @@
-// Owns the making of elements. Everything on the page is made here, and data only ever becomes text or an attribute.
+// Owns the creation of elements. Data only ever becomes text or an attribute.
 
 const SVG_NAMESPACE = "http://www.w3.org/2000/svg";
 
-// An HTML element. `on` in the attributes holds event listeners, `data` the data attributes; null, undefined and false
-// leave an attribute out.
+// Creates an HTML element. Of the attributes, `on` holds event listeners and `data` the data attributes; null,
+// undefined and false omit an attribute.
 export function element(tag, attributes, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
@@ -27,7 +27,7 @@ function fill(node, attributes, children) {
   return node;
 }
 
-// Appends children: nodes, texts, numbers, lists of them; null, undefined and false are nothing.
+// Appends nodes, texts, numbers, or lists of them. Skips null, undefined and booleans.
 export function append(node, children) {
   for (const child of [children].flat(Infinity)) {
     if (child === null || child === undefined || child === false || child === true) continue;
@@ -35,14 +35,14 @@ export function append(node, children) {
   }
 }
 
-// Puts these children in place of those that were there.
+// Replaces all children.
 export function replace(node, ...children) {
   node.replaceChildren();
   append(node, children);
   return node;
 }
 
-// Sets a text only where it differs, so that screen readers and selections are left in peace.
+// Sets a text only if it differs, so as not to disturb screen readers and selections.
 export function setText(node, text) {
   const value = String(text);
   if (node.textContent !== value) node.textContent = value;
@@ -50,7 +50,7 @@ export function setText(node, text) {
 
 let lastId = 0;
 
-// An id that is used once in this document.
+// An id that is unique in this document.
 export function uniqueId(prefix) {
   lastId += 1;
   return `${prefix}-${lastId}`;

@@ -2,8 +2,7 @@
 
 import { element, replace, setText, uniqueId } from "./dom.js";
 
-// A control with its label, a hint and a place for an error. `name` is the field's name on the wire, by which an error
-// finds it.
+// A control with its label, hint and error. `name` is the field's name in the API; errors refer to it.
 export function field(name, label, control, { hint, beside, optional = false } = {}) {
   const id = control.id || uniqueId(`field-${name.replaceAll(".", "-")}`);
   const errorId = `${id}-error`;
@@ -12,7 +11,7 @@ export function field(name, label, control, { hint, beside, optional = false } =
   if (!control.name) control.setAttribute("name", name);
   control.setAttribute("aria-describedby", hint ? `${hintId} ${errorId}` : errorId);
   const error = element("p", { class: "field-error", id: errorId });
-  // What was wrong is being put right.
+  // The user is correcting the mistake.
   control.addEventListener("input", () => {
     setText(error, "");
     control.removeAttribute("aria-invalid");
@@ -73,19 +72,19 @@ export function select(options, chosen, attributes = {}) {
   return control;
 }
 
-// The form's own place for what belongs to no field.
+// The place for errors that belong to no field.
 export function formAlert() {
   return element("div", { class: "form-alert", role: "alert" });
 }
 
-// Takes all errors off a form.
+// Removes all errors from a form.
 export function clearErrors(form) {
   for (const holder of form.querySelectorAll(".field-error")) setText(holder, "");
   for (const control of form.querySelectorAll("[aria-invalid]")) control.removeAttribute("aria-invalid");
   for (const alert of form.querySelectorAll(".form-alert")) replace(alert);
 }
 
-// Shows a problem: at the fields that it names, and above the form what names none of them.
+// Shows a problem at the fields that it names, and the rest above the form.
 export function showProblem(form, problem) {
   clearErrors(form);
   const left = [];
@@ -112,12 +111,12 @@ export function showProblem(form, problem) {
   first?.focus();
 }
 
-// Shows errors that were found before anything was sent, as `[[field, reason], …]`.
+// Shows errors that were found before sending, as `[[field, reason], …]`.
 export function showErrors(form, errors) {
   showProblem(form, { errors: errors.map(([name, reason]) => ({ field: name, reason })), message: "" });
 }
 
-// A number that a field holds, or null for an empty one.
+// The number in a field, or null if it is empty.
 export function numberOf(control) {
   const text = control.value.trim();
   return text === "" ? null : Number(text);

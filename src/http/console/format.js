@@ -1,4 +1,4 @@
-// Owns how numbers, times and names are written.
+// Owns the formats of numbers, times and names.
 
 const numberFormat = new Intl.NumberFormat("en-US");
 const momentFormat = new Intl.DateTimeFormat("en-US", { dateStyle: "medium", timeStyle: "medium" });
@@ -59,7 +59,7 @@ function parts(value, size, large, small) {
   return rest ? `${Math.floor(value / size)} ${large} ${rest} ${small}` : `${Math.floor(value / size)} ${large}`;
 }
 
-// How long a job took, or has been taking, in seconds.
+// How long a job took or has been running, in seconds.
 export function jobSeconds(job) {
   if (!job.started_at) return null;
   const end = job.finished_at ? Date.parse(job.finished_at) : Date.now();
@@ -78,7 +78,7 @@ export function bytes(value) {
   return `${size < 10 && unit > 0 ? size.toFixed(1) : Math.round(size)} ${units[unit]}`;
 }
 
-// With at most two digits behind the point.
+// With at most two decimals.
 export function decimal(value) {
   return new Intl.NumberFormat("en-US", { maximumFractionDigits: value < 100 ? 2 : 0 }).format(value);
 }
@@ -94,7 +94,7 @@ export function words(identifier) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-// A text cut to so many characters.
+// Cuts a text to at most so many characters.
 export function cut(text, charactersMax) {
   const characters = Array.from(text);
   return characters.length > charactersMax
@@ -105,7 +105,7 @@ export function cut(text, charactersMax) {
     : text;
 }
 
-// The worker's reasons and details come as half sentences: `the job is running`.
+// Makes a sentence of a reason or detail from the worker: `the job is running`.
 export function sentence(text) {
   const begun = text.charAt(0).toUpperCase() + text.slice(1);
   return /[.!?:]$/.test(begun) ? begun : `${begun}.`;

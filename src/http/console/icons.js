@@ -1,4 +1,4 @@
-// Owns the icons: strokes on a grid of 24, in the colour of the text around them.
+// Owns the icons: strokes on a grid of 24, in the color of the surrounding text.
 
 import { svg } from "./dom.js";
 
@@ -38,13 +38,13 @@ const PATHS = {
   sparkle: ["M12 4l1.9 5.1L19 11l-5.1 1.9L12 18l-1.9-5.1L5 11l5.1-1.9z", "M19 16.5v4M17 18.5h4"],
 };
 
-// An icon that says nothing by itself: whatever holds it has a name of its own.
+// A decorative icon: the element around it has the accessible name.
 export function icon(name) {
   const paths = PATHS[name].map((path) => svg("path", { d: path }));
   return svg("svg", { class: "icon", viewBox: "0 0 24 24", "aria-hidden": "true", focusable: "false" }, paths);
 }
 
-// The product's mark.
+// The product's logo.
 export function mark() {
   const wave = (y, height, opacity) =>
     svg("path", { d: `M7 ${y}c3.6 0 5.4-${height} 9-${height}s5.4 ${height} 9 ${height}`, "stroke-opacity": opacity });

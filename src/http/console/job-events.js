@@ -1,30 +1,30 @@
-// Owns how a job is followed until it has ended: by its events, and by asking where there are none to be had.
+// Owns following a job to its end: by its events, or by polling where there are none.
 
 import { jobs } from "./api.js";
 import { isUnfinished } from "./job-view.js";
 
-// Pause before events that were refused are asked for again.
+// Pause before a refused event stream is requested again.
 const REOPEN_MS = 2000;
 
-// Tells `onNews(job, preview)` whenever something is new, `preview` being an address or undefined; then `onEnd(job)`, or
-// `onProblem(error)` where the worker knows nothing of it any more. Silent once the signal is aborted.
-export function followJob(job, { signal, onNews, onEnd, onProblem }) {
+// Calls `onUpdate(job, preview)` for every update, where `preview` is a URL or undefined; at the end `onEnd(job)`, or
+// `onProblem(error)` if the worker no longer knows the job. Calls nothing once the signal is aborted.
+export function followJob(job, { signal, onUpdate, onEnd, onProblem }) {
   let now = job;
   let source = null;
   let timer = null;
 
-  const tell = (changes, preview) => {
+  const update = (changes, preview) => {
     now = { ...now, ...changes };
-    onNews(now, preview);
+    onUpdate(now, preview);
   };
   const open = () => {
     source = jobs.events(job.job_id);
     const on = (name, act) => source.addEventListener(name, ({ data }) => act(JSON.parse(data)));
     on("queued", ({ position, eta_seconds }) =>
-      tell({ status: "queued", queue_position: position, eta_seconds, progress: { ...now.progress, step: 0 } }),
+      update({ status: "queued", queue_position: position, eta_seconds, progress: { ...now.progress, step: 0 } }),
     );
     on("step", ({ step, steps, eta_seconds, preview }) =>
-      tell({ status: "running", queue_position: 0, eta_seconds, progress: { step, steps } }, preview),
+      update({ status: "running", queue_position: 0, eta_seconds, progress: { step, steps } }, preview),
     );
     for (const end of ["succeeded", "failed", "canceled"]) {
       on(end, (ended) => {
@@ -36,7 +36,7 @@ export function followJob(job, { signal, onNews, onEnd, onProblem }) {
       if (source.readyState === EventSource.CLOSED) ask();
     });
   };
-  // The stream was refused, and does not say why.
+  // The stream was refused without a reason.
   const ask = async () => {
     try {
       const answered = await jobs.show(job.job_id, signal);
@@ -44,7 +44,7 @@ export function followJob(job, { signal, onNews, onEnd, onProblem }) {
         onEnd(answered);
         return;
       }
-      tell(answered);
+      update(answered);
       timer = setTimeout(open, REOPEN_MS);
     } catch (error) {
       if (error.name === "AbortError") return;

@@ -1,4 +1,4 @@
-// Owns how a job is shown: its image, its parameters, the window with all of it.
+// Owns how a job is shown: its image, its parameters, its detail window.
 
 import { jobs } from "./api.js";
 import { openDialog } from "./dialog.js";
@@ -15,26 +15,25 @@ export const isUnfinished = (job) => job.status === "queued" || job.status === "
 export const sizeText = ({ width, height }) => `${width} × ${height}`;
 export const PLAYGROUND = "Playground";
 
-// What is going on, in a few words.
+// The job's progress in a few words.
 export function progressText(job) {
   if (job.status === "queued") return queueText(job);
   if (job.status === "running")
-    return job.progress.step > 0 ? `Step ${job.progress.step} of ${job.progress.steps}` : "Reading the prompt";
+    return job.progress.step > 0 ? `Step ${job.progress.step} of ${job.progress.steps}` : "Encoding the prompt";
   const seconds = jobSeconds(job);
   return seconds === null ? "" : `Took ${duration(seconds)}`;
 }
 
 function queueText({ queue_position: position, eta_seconds: eta }) {
-  const place =
-    position === null || position === undefined
-      ? "Waiting in the queue"
+  const place = position === null || position === undefined
+      ? "Queued"
       : position <= 1
         ? "Next in the queue"
-        : `Number ${position} in the queue`;
+        : `Position ${position} in the queue`;
   return eta ? `${place}, about ${duration(eta)}` : place;
 }
 
-// The image of a job that has succeeded. Results go after a day: then there is a text in its place.
+// The image of a succeeded job. Results are deleted after a day; then a text takes its place.
 export function resultImage(job, { lazy = false, alt = job.parameters.prompt } = {}) {
   const { width, height } = job.parameters;
   const image = element("img", {
@@ -46,7 +45,7 @@ export function resultImage(job, { lazy = false, alt = job.parameters.prompt } =
     decoding: "async",
   });
   image.addEventListener("error", () =>
-    image.replaceWith(element("span", { class: "no-image", title: "The image is no longer kept" }, "Gone")),
+    image.replaceWith(element("span", { class: "no-image", title: "The image has been deleted" }, "Deleted")),
   );
   return image;
 }
@@ -76,12 +75,12 @@ export function parameterFacts({ parameters }) {
     ],
     ["Format", parameters.output_format.toUpperCase()],
     ["Negative prompt", parameters.negative_prompt],
-    ["Starts from", parameters.input_images && "an image"],
+    ["Input image", parameters.input_images && "Yes"],
     ["Strength", parameters.strength && decimal(parameters.strength)],
   ]);
 }
 
-// A window with everything about a job, kept up to date until the job is done. `keyName` gives a name for a key's id.
+// Opens a window with everything about a job, and updates it until the job ends. `keyName` maps a key's id to its name.
 export function openJob(id, { keyName, signal, onChange, onClose }) {
   const place = element("div", { class: "job-detail" }, skeleton(8));
   const closing = new AbortController();
@@ -101,7 +100,7 @@ export function openJob(id, { keyName, signal, onChange, onClose }) {
   const refresh = async () => {
     try {
       const job = await jobs.show(id, closing.signal);
-      // Drawn anew only where something is different: else a selection or an open image would suffer.
+      // Rendered again only on a change, to keep a selection or an open image.
       const asText = JSON.stringify(job, (name, value) => (name.endsWith("_url") ? undefined : value));
       if (asText !== shown) {
         shown = asText;
@@ -146,7 +145,7 @@ function jobDetail(job, keyName, refresh) {
         ),
       parameterFacts(job),
       facts([
-        ["Asked for by", keyName(job.key_id)],
+        ["Requested by", keyName(job.key_id)],
         ["Created", moment(job.created_at)],
         ["Started", moment(job.started_at)],
         ["Finished", moment(job.finished_at)],
@@ -163,7 +162,7 @@ function jobImage(job) {
     class: "bar",
     max: job.progress.steps,
     value: job.progress.step,
-    "aria-label": "Steps done",
+    "aria-label": "Completed steps",
   });
 }
 
@@ -172,7 +171,7 @@ export function cancelButton(job, onDone) {
   control.addEventListener("click", async () => {
     try {
       const canceled = await whileBusy(control, () => jobs.cancel(job.job_id));
-      if (canceled.status === "canceled") toastDone("The job was canceled.");
+      if (canceled.status === "canceled") toastDone("Job canceled.");
       await onDone();
     } catch (error) {
       toastProblem(error);

@@ -1,8 +1,8 @@
-// Owns the form that creates and edits keys: its fields, and what is to be sent of them.
+// Owns the fields for creating and editing keys, and the request body they make.
 
 import { element } from "./dom.js";
 import { DAY, exactMoment } from "./format.js";
-import { field, formAlert, numberOf, radios, select } from "./form.js";
+import { field, numberOf, radios, select } from "./form.js";
 import { PRIORITIES } from "./key-text.js";
 import { stateBadge } from "./namespace-text.js";
 
@@ -15,9 +15,9 @@ const LIMITS = [
 ];
 
 const SCOPES = [
-  { value: "inference", label: "Inference", hint: "Draws images. Right for nearly every application." },
-  { value: "kubernetes_exec", label: "Kubernetes exec", hint: "Lets kubectl into namespaces. Cannot draw." },
-  { value: "all", label: "All", hint: "Everything, also what is added later. Prefer a narrower scope." },
+  { value: "inference", label: "Inference", hint: "Generates images. Right for almost every application." },
+  { value: "kubernetes_exec", label: "Kubernetes exec", hint: "Gives kubectl access to namespaces. Cannot generate images." },
+  { value: "all", label: "All", hint: "Everything, including what is added later. Prefer a narrower scope." },
 ];
 
 const EXPIRATIONS = [
@@ -29,9 +29,9 @@ const EXPIRATIONS = [
   ["custom", "At a date and time"],
 ];
 
-// The form for a new key, or for `key`. `namespaces` is null where there is no cluster. `read` gives `{ body, errors }`:
-// all fields of a new key, of an old one those that differ.
-export function keyForm({ id, key = null, namespaces, onSubmit }) {
+// The fields for a new key, or for `key`. `namespaces` is null without a cluster. `read` returns `{ body, errors }`: all
+// fields of a new key, or the changed fields of an existing one.
+export function keyForm({ key = null, namespaces }) {
   const name = element("input", {
     type: "text",
     id: "key-name",
@@ -46,22 +46,15 @@ export function keyForm({ id, key = null, namespaces, onSubmit }) {
   const expiration = expirationFields(key);
   const priority = priorityField(key?.limits.priority);
   const limits = limitFields(key?.limits);
-  const submit = (event) => {
-    event.preventDefault();
-    onSubmit();
-  };
-  const form = element(
-    "form",
-    { id, class: "form", novalidate: true, on: { submit } },
-    formAlert(),
+  const content = [
     field("name", "Name", name, {
-      hint: "The system that uses it. Give each system a key of its own, so that one can be revoked without the others.",
+      hint: "The system that uses the key. Give each system its own key, so that you can revoke one without the others.",
     }),
     scope.root,
     expiration.root,
     priority.root,
     limits.root,
-  );
+  ];
   const read = () => {
     const body = {
       name: name.value.trim(),
@@ -71,14 +64,14 @@ export function keyForm({ id, key = null, namespaces, onSubmit }) {
     const expiresAt = expiration.read();
     if (expiresAt !== undefined) body.expires_at = expiresAt;
     const errors = [];
-    if (body.name === "") errors.push(["name", "Give the key a name"]);
+    if (body.name === "") errors.push(["name", "Enter a name"]);
     if (body.scope.kubernetes_exec?.namespace_ids?.length === 0)
       errors.push(["scope", "Choose at least one namespace"]);
     if (Number.isNaN(Date.parse(body.expires_at ?? "2000-01-01")))
-      errors.push(["expires_at", "Give a date and a time"]);
-    return { body: key ? differences(body, key) : withoutNothing(body), errors };
+      errors.push(["expires_at", "Enter a date and time"]);
+    return { body: key ? differences(body, key) : withoutEmpty(body), errors };
   };
-  return { form, read };
+  return { content, read };
 }
 
 function scopeFields(scope, namespaces) {
@@ -96,10 +89,10 @@ function scopeFields(scope, namespaces) {
   return { root, read };
 }
 
-const NO_CLUSTER = "No cluster is configured on this worker yet.";
-const NO_NAMESPACES = "To choose some, add them on the Kubernetes page first.";
+const NO_CLUSTER = "This worker has no cluster yet.";
+const NO_NAMESPACES = "To choose some, first add them on the Kubernetes page.";
 
-// Without namespaces to choose from there is only "all" - and those that the key has already, which must not get lost.
+// Without known namespaces the only choices are "all" and those the key already has, which must not get lost.
 function namespacePicker(scope, namespaces) {
   const had = scope?.namespace_ids || [];
   const unknown = had
@@ -138,7 +131,7 @@ function namespacePicker(scope, namespaces) {
     "Namespaces",
     [
       { value: "all", label: "All namespaces" },
-      { value: "chosen", label: "Chosen namespaces" },
+      { value: "chosen", label: "Selected namespaces" },
     ],
     isChosen ? "chosen" : "all",
     (value) => {
@@ -154,7 +147,7 @@ function namespacePicker(scope, namespaces) {
 }
 
 function expirationFields(key) {
-  const keep = key?.expires_at ? [["keep", `As it is: ${exactMoment(key.expires_at)}`]] : [];
+  const keep = key?.expires_at ? [["keep", `Unchanged: ${exactMoment(key.expires_at)}`]] : [];
   const choice = select([...keep, ...EXPIRATIONS], keep.length > 0 ? "keep" : "none", { id: "key-expiration" });
   const moment = element("input", {
     type: "datetime-local",
@@ -167,9 +160,9 @@ function expirationFields(key) {
   });
   const root = field("expires_at", "Expiration", choice, {
     beside: moment,
-    hint: "A key that expires by itself bounds the harm of a leak. You can put it off later.",
+    hint: "An expiration limits the damage of a leaked key. You can extend it later.",
   });
-  // Undefined where it stays as it is, null where there shall be none.
+  // Undefined to keep the expiration, null to remove it.
   const read = () => {
     if (choice.value === "keep") return undefined;
     if (choice.value === "none") return null;
@@ -180,12 +173,12 @@ function expirationFields(key) {
   return { root, read };
 }
 
-// On the wire it stands among the limits; for a person it is no limit.
+// The API lists the priority among the limits; for a user it is not one.
 function priorityField(priority = "normal") {
   const options = PRIORITIES.map(({ value, name, note }) => [value, note ? `${name}: ${note}` : name]);
   const choice = select(options, priority, { id: "key-priority" });
   const root = field("limits.priority", "Priority", choice, {
-    hint: "Decides how keys share the device while several have jobs: a low one gets a quarter of a normal one's share. Counts for new jobs.",
+    hint: "How keys share the device while several have jobs. A low-priority key gets a quarter of a normal key's share. Applies to new jobs.",
   });
   return { root, read: () => choice.value };
 }
@@ -216,14 +209,14 @@ function limitFields(limits) {
     element(
       "p",
       { class: "hint" },
-      "A request beyond a limit gets 429. A megapixel-step is one million pixels times one step. A negative prompt doubles an image's steps, and each image counts 4 steps more: 1024 × 1024 with 30 steps takes about 36.",
+      "A request over a limit gets status 429. A megapixel-step is one million pixels times one step. A negative prompt doubles an image's steps, and each image counts 4 extra steps: 1024 × 1024 with 30 steps costs about 36.",
     ),
   );
   const read = () => Object.fromEntries(inputs.map(([name, input]) => [name, numberOf(input)]));
   return { root, read };
 }
 
-function withoutNothing(body) {
+function withoutEmpty(body) {
   const limits = Object.fromEntries(Object.entries(body.limits).filter(([, value]) => value !== null));
   const { name, scope, expires_at: expiresAt } = body;
   return {

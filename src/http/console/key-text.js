@@ -1,4 +1,4 @@
-// Owns what is said of keys: their scopes, priorities and states in words, and what an administrator may want to look at.
+// Owns the texts about keys: scopes, priorities, states, and advice for the administrator.
 
 import { element } from "./dom.js";
 import { DAY, plural, secondsUntil } from "./format.js";
@@ -19,7 +19,7 @@ function scopeText(scope, namespaces) {
   return { name: "Kubernetes exec", note };
 }
 
-// By name, as far as the names are known and not too many.
+// By name if the names are known, up to a maximum.
 function namespacesText(ids, namespaces) {
   const names = ids.map((id) => namespaces?.get(id)?.name).filter(Boolean);
   if (names.length === 0) return plural(ids.length, "namespace");
@@ -28,13 +28,13 @@ function namespacesText(ids, namespaces) {
   return others > 0 ? `${named.join(", ")} and ${plural(others, "other")}` : named.join(", ");
 }
 
-// `namespaces` are those that are known, by their ids.
+// `namespaces` maps the known ids to namespaces.
 export function scopeView(scope, namespaces = null) {
   const { name, note } = scopeText(scope, namespaces);
   return [element("span", null, name), note && element("span", { class: "note" }, note)];
 }
 
-// Every priority, the lowest first.
+// All priorities, the lowest first.
 export const PRIORITIES = [
   { value: "low", name: "Low", note: "yields to other keys" },
   { value: "normal", name: "Normal" },
@@ -46,14 +46,14 @@ export function priorityView(priority) {
   return [element("span", null, name), note && element("span", { class: "note" }, note)];
 }
 
-// Whether the key can draw.
-export const canDraw = (scope) => Boolean(scope.all || scope.inference);
+// Whether a key with this scope can generate images.
+export const canGenerate = (scope) => Boolean(scope.all || scope.inference);
 
-// The state, and that the value before the last rotation still works.
+// The state, and until when the value before the last rotation works.
 export function stateView(key, { isShort = false } = {}) {
   const which = isShort
-    ? "Old value works, ends "
-    : ["Old value ", element("code", null, key.overlap?.prefix), " works, ends "];
+    ? "Old value expires "
+    : ["Old value ", element("code", null, key.overlap?.prefix), " expires "];
   return [
     statusBadge(key.state),
     key.overlap && element("span", { class: "note", title: key.overlap.prefix }, which, time(key.overlap.until)),
@@ -63,46 +63,46 @@ export function stateView(key, { isShort = false } = {}) {
 const isSoon = (iso) => iso !== null && secondsUntil(iso) > 0 && secondsUntil(iso) < EXPIRES_SOON_SECONDS;
 const ageSeconds = (iso) => -secondsUntil(iso);
 
-// Every kind of advice: whom it is for, and what it says.
+// All kinds of advice: which keys each applies to, and its text.
 const ADVICE = [
   {
     kind: "expires-soon",
     applies: (key) => isSoon(key.expires_at),
     note: "Expires soon",
-    text: "Expires within 14 days. Put off the end or hand out a new key in time:",
+    text: "Expires within 14 days. Extend it or replace the key in time:",
   },
   {
     kind: "unused",
     applies: (key) => ageSeconds(key.last_used_at || key.created_at) > UNUSED_SECONDS,
     note: "Unused for 30 days",
-    text: "Not used for 30 days or more. Revoke what nobody needs:",
+    text: "Not used for 30 days or more. Revoke it if it is no longer needed:",
   },
   {
     kind: "wide-scope",
     applies: (key) => Boolean(key.scope.all),
     note: null,
-    text: "Scope All. If the system only draws images, Inference is enough:",
+    text: "Has the scope All. For generating images, Inference is enough:",
   },
   {
     kind: "no-expiration",
     applies: (key) => key.expires_at === null,
     note: null,
-    text: "No expiration. One bounds the harm of a leak:",
+    text: "Has no expiration. An expiration limits the damage of a leak:",
   },
 ];
 
-// The advice that applies to an active key; there is nothing to be done about others.
+// The advice for a key. Only active keys get any.
 export function adviceFor(key) {
   return key.state === "active" ? ADVICE.filter((advice) => advice.applies(key)) : [];
 }
 
-// Every kind of advice with the keys that it applies to, without those that apply to none.
+// Each kind of advice that applies to some key, with these keys.
 export function adviceByKind(keys) {
   const list = ADVICE.map((advice) => ({ ...advice, keys: keys.filter((key) => adviceFor(key).includes(advice)) }));
   return list.filter((advice) => advice.keys.length > 0);
 }
 
-// The short warnings for a row of the table.
+// The short warnings for a table row.
 export function warningsFor(key) {
   return adviceFor(key)
     .filter((advice) => advice.note)

@@ -1,22 +1,19 @@
-// Owns the windows in which namespaces are added, renamed and deleted. Each ends with `onDone`, once it is closed.
+// Owns the windows for adding, renaming and deleting namespaces. Each calls `onDone` after closing.
 
 import { keys, kubernetes } from "./api.js";
 import { element, replace, setText } from "./dom.js";
 import { plural } from "./format.js";
-import { clearErrors, field, formAlert, showErrors } from "./form.js";
+import { clearErrors, field } from "./form.js";
 import { formDialog } from "./form-dialog.js";
 import { nameError } from "./namespace-text.js";
-import { notice } from "./widgets.js";
+import { notice, paragraph } from "./widgets.js";
 
-// Of so many keys it is looked up whether they are left with no namespace.
+// For at most so many keys the page checks whether they would be left without a namespace.
 const KEYS_LOOKED_UP_MAX = 20;
 
-const say = (...children) => element("p", null, children);
-
-// A form with a namespace's name. `send` is given a name that can be one.
+// A window that asks for a namespace's name. `send` gets a valid name.
 function nameDialog({ title, label, value, hint, lead, send, testid }) {
-  const formId = `${testid}-form`;
-  const name = element("input", {
+  const input = element("input", {
     type: "text",
     name: "name",
     id: "namespace-name",
@@ -27,39 +24,32 @@ function nameDialog({ title, label, value, hint, lead, send, testid }) {
     autofocus: true,
     value,
   });
-  const submit = (event) => {
-    event.preventDefault();
-    dialog.onSubmit();
+  const read = () => {
+    const name = input.value.trim();
+    const error = nameError(name);
+    return { body: name, errors: error ? [["name", error]] : [] };
   };
-  const form = element(
-    "form",
-    { id: formId, class: "form", novalidate: true, on: { submit } },
-    formAlert(),
-    lead,
-    field("name", "Name", name, { hint }),
-  );
-  const sendName = async () => {
-    const wanted = name.value.trim();
-    const error = nameError(wanted);
-    if (error) return showErrors(form, [["name", error]]);
+  const sendName = async (name) => {
     try {
-      return await send(wanted);
+      return await send(name);
     } catch (problem) {
-      if (problem.code !== "namespace_exists") throw problem;
-      return showErrors(form, [["name", problem.message.replace(/\.$/, "")]]);
+      if (problem.code === "namespace_exists") {
+        problem.errors = [{ field: "name", reason: problem.message.replace(/\.$/, "") }];
+      }
+      throw problem;
     }
   };
-  const dialog = formDialog({ title, form, formId, label, send: sendName, testid });
+  formDialog({ title, content: [lead, field("name", "Name", input, { hint })], label, read, send: sendName, testid });
 }
 
 export function addNamespace({ cluster, onDone }) {
   const byItself = "The worker opens it by itself.";
-  const byHand = "Afterwards you are shown the two objects that open it.";
+  const byHand = "The next window shows the two objects that open it.";
   nameDialog({
     title: "Add namespace",
     label: "Add namespace",
     testid: "add-namespace",
-    hint: `As it is called in the cluster, where it must exist. ${cluster.auto_open ? byItself : byHand}`,
+    hint: `Its name in the cluster, where it must exist. ${cluster.auto_open ? byItself : byHand}`,
     send: async (name) => {
       const added = await kubernetes.add(name);
       return () => onDone(added);
@@ -75,17 +65,17 @@ export function renameNamespace(namespace, { onDone }) {
     testid: "rename-namespace",
     value: name,
     lead: [
-      say("Nothing in the cluster is renamed: the same ID stands for another of its namespaces instead."),
+      paragraph("This renames nothing in the cluster: the same ID refers to a different namespace from now on."),
       notice(
         "warn",
-        say(
-          "Keys that may enter ",
+        paragraph(
+          "Keys with access to ",
           element("strong", null, name),
-          " may enter the other one from now on. Tokens for the old one end within seconds, and its kubeconfig has to be downloaded anew.",
+          " get access to the other namespace instead. Tokens for the old one end within seconds, and users need a new kubeconfig.",
         ),
       ),
     ],
-    hint: "As the other one is called in the cluster, where it must exist.",
+    hint: "The other namespace's name in the cluster, where it must exist.",
     send: async (wanted) => {
       if (wanted === name) return true;
       const renamed = await kubernetes.rename(id, wanted);
@@ -96,45 +86,39 @@ export function renameNamespace(namespace, { onDone }) {
 
 export function deleteNamespace(namespace, { onDone }) {
   const { id, name } = namespace;
-  const formId = "delete-namespace-form";
   const place = element("div", { class: "form" });
-  // Asked for only where keys have the namespace in their scope.
+  // Needed only if keys have the namespace in their scope.
   let consent = null;
-  const submit = (event) => {
-    event.preventDefault();
-    dialog.onSubmit();
+  const read = () => {
+    const errors = consent && !consent.checked ? [["force", "Tick this box to delete the namespace anyway"]] : [];
+    return { body: { force: Boolean(consent) }, errors };
   };
-  const form = element(
-    "form",
-    { id: formId, class: "form", on: { submit } },
-    formAlert(),
-    say(
-      "Nothing is deleted in the cluster: what runs there stays. But no key lets anybody into ",
-      element("strong", null, name),
-      " any more, and tokens for it end within seconds.",
-    ),
-    place,
-  );
-  const send = async () => {
-    if (consent && !consent.checked) return showErrors(form, [["force", "Tick this to delete it all the same"]]);
+  const send = async (options) => {
     try {
-      await kubernetes.remove(id, { force: Boolean(consent) });
+      await kubernetes.remove(id, options);
     } catch (problem) {
       if (problem.code !== "namespace_in_use") throw problem;
       consent = consentBox();
       replace(place, await usesView(problem, id), consentField(consent));
-      setText(dialog.submit, "Delete anyway");
+      setText(submit, "Delete anyway");
       consent.focus();
       return false;
     }
     return onDone;
   };
-  const dialog = formDialog({
+  const submit = formDialog({
     title: `Delete ${name}`,
-    form,
-    formId,
+    content: [
+      paragraph(
+        "Nothing is deleted in the cluster: what runs there keeps running. But no key gives access to ",
+        element("strong", null, name),
+        " anymore, and its tokens end within seconds.",
+      ),
+      place,
+    ],
     label: "Delete namespace",
     kind: "danger",
+    read,
     send,
     testid: "delete-namespace-dialog",
   });
@@ -143,9 +127,9 @@ export function deleteNamespace(namespace, { onDone }) {
 const consentBox = () =>
   element("input", { type: "checkbox", id: "delete-force", "aria-describedby": "delete-force-error" });
 
-// A tick and not only a second click: the first may have been a double one.
+// A checkbox, not just a second click: the first click may have been a double click.
 function consentField(box) {
-  const label = "Take it out of their scopes, and revoke keys that are left with none";
+  const label = "Remove it from their scopes, and revoke keys that are left without a namespace";
   box.addEventListener("input", () => clearErrors(box.form));
   return element(
     "div",
@@ -155,28 +139,28 @@ function consentField(box) {
   );
 }
 
-// The keys that have a namespace in their scope, and what becomes of each.
+// The keys that have a namespace in their scope, and what happens to each.
 async function usesView(problem, namespaceId) {
   const uses = problem.errors;
-  const lonely = await keysWithOnly(namespaceId, uses);
+  const onlyHere = await keysWithOnly(namespaceId, uses);
   const use = ({ field: id, reason }) =>
     element(
       "li",
       null,
       element("a", { href: `#/keys/${encodeURIComponent(id)}` }, reason),
-      lonely.has(id) && [" ", element("strong", null, "would be revoked")],
+      onlyHere.has(id) && [" ", element("strong", null, "would be revoked")],
     );
   const view = notice(
     "warn",
-    say(element("strong", null, `${plural(uses.length, "key has", "keys have")} it in the scope.`)),
-    say("If you delete it all the same, they lose it. A key that has no other is revoked, which cannot be undone."),
+    paragraph(element("strong", null, `${plural(uses.length, "key has", "keys have")} this namespace in scope.`)),
+    paragraph("If you delete it anyway, they lose access to it. A key without another namespace is revoked, which cannot be undone."),
     element("ul", { class: "bullets", "aria-label": "Keys with this namespace" }, uses.map(use)),
   );
   view.setAttribute("role", "alert");
   return view;
 }
 
-// The ids of those that have no other namespace. What cannot be looked up is not said.
+// The ids of the keys that have no other namespace. Failed lookups are left out.
 async function keysWithOnly(namespaceId, uses) {
   const looked = await Promise.allSettled(uses.slice(0, KEYS_LOOKED_UP_MAX).map(({ field: id }) => keys.show(id)));
   const hasOnly = ({ scope }) => scope.kubernetes_exec?.namespace_ids?.every((id) => id === namespaceId);

@@ -1,4 +1,4 @@
-// Owns the list of namespaces. It is brought up to date in place, so that neither focus nor selection is lost.
+// Owns the list of namespaces. It is updated in place, to keep focus and selection.
 
 import { element, replace, setText } from "./dom.js";
 import { lacks, stateBadge } from "./namespace-text.js";
@@ -11,9 +11,9 @@ const COLUMNS = [
   { label: "Actions", class: "cell-actions", hidden: true },
 ];
 
-// `onAdd` is what the first one is added with; `uses` holds what the buttons of a row do, each with the namespace as it is
-// then: onObjects, onKubeconfig, onRename, onDelete.
-export function namespaceList(onAdd, uses) {
+// `onAdd` adds the first namespace. `actions` holds the callbacks of a row's buttons: onObjects, onKubeconfig,
+// onRename, onDelete. Each gets the namespace's present state.
+export function namespaceList(onAdd, actions) {
   const frame = table("Namespaces", COLUMNS, []);
   const body = frame.querySelector("tbody");
   const nothing = noNamespaces(onAdd);
@@ -23,7 +23,7 @@ export function namespaceList(onAdd, uses) {
     for (const namespace of namespaces) {
       const row = rows.get(namespace.id);
       if (row) row.update(namespace);
-      else rows.set(namespace.id, namespaceRow(namespace, uses));
+      else rows.set(namespace.id, namespaceRow(namespace, actions));
     }
     const wanted = namespaces.map(({ id }) => rows.get(id).root);
     const isSame = wanted.length === body.children.length && wanted.every((row, index) => row === body.children[index]);
@@ -37,7 +37,7 @@ export function namespaceList(onAdd, uses) {
     element("h2", { class: "section-title" }, "Namespaces"),
     place,
   );
-  // Gives whether there is such a namespace.
+  // Returns whether there is such a namespace.
   const focus = (id) => {
     const row = rows.get(id);
     row?.focus();
@@ -50,12 +50,12 @@ function noNamespaces(onAdd) {
   return emptyState(
     "kubernetes",
     "No namespaces yet",
-    "Add one that is in the cluster. Keys can then be given access to it, and to it alone.",
+    "Add one that exists in the cluster. You can then give keys access to it.",
     button("Add the first namespace", { kind: "primary", symbol: "plus", onClick: onAdd }),
   );
 }
 
-function namespaceRow(namespace, uses) {
+function namespaceRow(namespace, actions) {
   let current = namespace;
   let stateShown = null;
   const name = element("span", { class: "strong" });
@@ -64,11 +64,11 @@ function namespaceRow(namespace, uses) {
   const kubeconfig = button("Kubeconfig", {
     symbol: "download",
     class: "button button-plain button-small",
-    onClick: () => uses.onKubeconfig(current),
+    onClick: () => actions.onKubeconfig(current),
   });
-  const objects = iconButton("", "code", () => uses.onObjects(current));
-  const rename = iconButton("", "edit", () => uses.onRename(current));
-  const remove = iconButton("", "trash", () => uses.onDelete(current));
+  const objects = iconButton("", "code", () => actions.onObjects(current));
+  const rename = iconButton("", "edit", () => actions.onRename(current));
+  const remove = iconButton("", "trash", () => actions.onDelete(current));
   const root = tableRow(
     COLUMNS,
     [
@@ -100,7 +100,7 @@ function namespaceRow(namespace, uses) {
     const hadFocus = state.contains(document.activeElement);
     replace(
       state,
-      stateView(current, () => uses.onObjects(current)),
+      stateView(current, () => actions.onObjects(current)),
     );
     if (hadFocus) focus();
   };
@@ -120,11 +120,11 @@ function stateView(namespace, onObjects) {
     stateBadge(namespace),
     lacks(namespace).map((text) => element("span", { class: "note" }, text)),
     namespace.state === "pending" &&
-      button("Show what to apply", {
+      button("Show objects to apply", {
         symbol: "code",
         class: "button button-plain button-small",
         onClick: onObjects,
-        "aria-label": `Show what to apply for ${namespace.name}`,
+        "aria-label": `Show objects to apply for ${namespace.name}`,
       }),
   ];
 }

@@ -1,5 +1,4 @@
-// Owns the windows with what goes between this worker and the cluster by hand: objects to apply, objects that are left,
-// kubeconfigs.
+// Owns the windows for what an administrator takes to the cluster: objects to apply, objects to delete, kubeconfigs.
 
 import { kubernetes } from "./api.js";
 import { kubectlLines, kubectlWith } from "./curl.js";
@@ -8,7 +7,7 @@ import { element, replace, setText } from "./dom.js";
 import { clearErrors, formAlert, radios, showProblem } from "./form.js";
 import { icon } from "./icons.js";
 import { lacks } from "./namespace-text.js";
-import { button, codeBlock, notice, segments, whileBusy } from "./widgets.js";
+import { button, code, codeBlock, notice, paragraph, segments, whileBusy } from "./widgets.js";
 
 const FORMS = [
   ["command", "As a command"],
@@ -17,14 +16,11 @@ const FORMS = [
 
 const VERSIONS = [
   { value: "v1", label: "1.22 or newer" },
-  { value: "v1beta1", label: "Before 1.22", hint: "As in Debian 12. kubectl version --client tells which it is." },
+  { value: "v1beta1", label: "Before 1.22", hint: "As in Debian 12. Check with kubectl version --client." },
 ];
 
-const code = (text) => element("code", null, text);
-const say = (...children) => element("p", null, children);
-
-// Shows the objects that open a namespace, and how far the cluster is with them. Gives a function that tells the window
-// of the namespace's present state.
+// Shows the objects that open a namespace, and their status in the cluster. Returns a function that updates the window
+// with the namespace's present state.
 export function showObjects(namespace, { cluster, formerly = null, onClose }) {
   const { name, objects } = namespace;
   const status = element("div", { class: "objects-status", role: "status" });
@@ -41,11 +37,11 @@ export function showObjects(namespace, { cluster, formerly = null, onClose }) {
     replace(
       after,
       isCommand
-        ? "Paste it into a terminal where kubectl is signed in as an administrator of the cluster."
+        ? "Paste it into a terminal where kubectl is signed in as a cluster administrator."
         : [
-            "Hand it to ",
+            "Pass it to ",
             code("kubectl apply -f -"),
-            " as an administrator of the cluster, or put it where the cluster's other objects are kept.",
+            " as a cluster administrator, or store it with the cluster's other manifests.",
           ],
     );
   };
@@ -55,7 +51,7 @@ export function showObjects(namespace, { cluster, formerly = null, onClose }) {
     const text = JSON.stringify([current.state, current.missing, current.problem]);
     if (text === last) return;
     last = text;
-    replace(status, statusNotice(current, { cluster, hasWaited: namespace.state !== "open" }));
+    replace(status, statusNotice(current, { cluster, wasPending: namespace.state !== "open" }));
   };
   update(namespace);
   const close = openDialog({
@@ -64,10 +60,10 @@ export function showObjects(namespace, { cluster, formerly = null, onClose }) {
     testid: "objects-dialog",
     body: [
       status,
-      say(
-        "Two objects let the worker give tokens for ",
+      paragraph(
+        "Two objects let the worker issue tokens for ",
         element("strong", null, name),
-        ": an account in its own namespace, and a role binding that lets this account in. Applying them twice does no harm.",
+        ": an account in the worker's own namespace, and a role binding that gives this account access. Applying them twice does no harm.",
       ),
       element("div", null, segments("Form", FORMS, "command", show)),
       element("div", { class: "stack-small" }, block, after),
@@ -81,28 +77,28 @@ export function showObjects(namespace, { cluster, formerly = null, onClose }) {
   return update;
 }
 
-function statusNotice(namespace, { cluster, hasWaited }) {
+function statusNotice(namespace, { cluster, wasPending }) {
   const { name, state, problem } = namespace;
   const list = lacks(namespace);
   if (state === "open") {
-    const isDone = hasWaited && !problem;
-    const next = isDone ? "Next, create a key for it and hand that over with the kubeconfig." : list.join(" ");
-    return notice(problem ? "warn" : "good", say(element("strong", null, `${name} is open. `), next));
+    const isDone = wasPending && !problem;
+    const next = isDone ? "Next, create a key for it and hand it over with the kubeconfig." : list.join(" ");
+    return notice(problem ? "warn" : "good", paragraph(element("strong", null, `${name} is open. `), next));
   }
   const wait = cluster.auto_open
-    ? "The worker opens it by itself and goes on trying. You can apply the objects yourself as well."
-    : "This window notices by itself once the objects are there.";
+    ? "The worker opens it by itself and keeps retrying. You can also apply the objects yourself."
+    : "This window updates when the objects are there.";
   return notice(
     problem ? "warn" : "information",
-    say(element("strong", null, "Not open yet. "), list.join(" ")),
-    say(wait),
+    paragraph(element("strong", null, "Not open yet. "), list.join(" ")),
+    paragraph(wait),
   );
 }
 
 function podSecurity(name) {
   const command = `kubectl label --overwrite namespace ${name} pod-security.kubernetes.io/enforce=restricted`;
   return [
-    say("Who is let in can start pods. Label the namespace, so that these cannot take over the node they run on:"),
+    paragraph("Users with access can start pods. Label the namespace so that these pods cannot take over their node:"),
     codeBlock(command, "command that labels the namespace"),
   ];
 }
@@ -111,8 +107,8 @@ function namespaceHint(name) {
   return element(
     "details",
     { class: "more" },
-    element("summary", null, "The cluster has no such namespace yet?"),
-    codeBlock(`kubectl create namespace ${name}`, "command that makes the namespace"),
+    element("summary", null, "The namespace does not exist yet?"),
+    codeBlock(`kubectl create namespace ${name}`, "command that creates the namespace"),
   );
 }
 
@@ -120,26 +116,26 @@ function leftovers(namespace) {
   return element(
     "details",
     { class: "more" },
-    element("summary", null, `Take away what is left of ${namespace.name}`),
-    codeBlock(kubectlWith("delete --ignore-not-found", namespace.objects), "command that takes the old objects away"),
+    element("summary", null, `Delete the objects of ${namespace.name}`),
+    codeBlock(kubectlWith("delete --ignore-not-found", namespace.objects), "command that deletes the old objects"),
   );
 }
 
-// After a namespace went from here: what is of no use in the cluster any more.
+// After a namespace was removed here: its objects in the cluster that are no longer needed.
 export function showLeftovers(namespace) {
   const close = openDialog({
-    title: `What is left of ${namespace.name}`,
+    title: `Leftover objects of ${namespace.name}`,
     wide: true,
     testid: "leftovers-dialog",
     body: [
-      say("Its two objects are still in the cluster. They let nobody in, but you may want to take them away:"),
-      codeBlock(kubectlWith("delete --ignore-not-found", namespace.objects), "command that takes the objects away"),
+      paragraph("Its two objects are still in the cluster. They give no access, but you may want to delete them:"),
+      codeBlock(kubectlWith("delete --ignore-not-found", namespace.objects), "command that deletes the objects"),
     ],
     actions: [button("Done", { kind: "primary", onClick: () => close() })],
   });
 }
 
-// Offers a namespace's kubeconfig, with what its user types.
+// Offers a namespace's kubeconfig, with the commands for its user.
 export function showKubeconfig(namespace) {
   const { id, name, state } = namespace;
   const version = radios("api_version", "Version of kubectl", VERSIONS, "v1");
@@ -175,17 +171,17 @@ export function showKubeconfig(namespace) {
     title: `Kubeconfig for ${name}`,
     testid: "kubeconfig-dialog",
     body: [
-      state !== "open" && notice("warn", say(`${name} is not open yet. Until it is, kubectl is told so.`)),
-      say(
-        "For everybody who works in ",
+      state !== "open" && notice("warn", paragraph(`${name} is not open yet. Until it is, kubectl gets an error that says so.`)),
+      paragraph(
+        "For everyone who works in ",
         element("strong", null, name),
-        ". It holds no secret: with it kubectl asks this worker for a token, with the API key that is in ",
+        ". It holds no secret: kubectl asks this worker for a token with the API key in ",
         code("REMOTEGPU_API_KEY"),
         ".",
       ),
       form,
-      element("h3", { class: "card-subtitle" }, "What they type"),
-      codeBlock(kubectlLines({ namespace: name }), "lines for the user of a key"),
+      element("h3", { class: "card-subtitle" }, "Commands for the user"),
+      codeBlock(kubectlLines({ namespace: name }), "commands for the key's user"),
     ],
     actions: [button("Close", { onClick: () => close() }), download],
   });
@@ -195,6 +191,6 @@ function saveFile(name, text) {
   const url = URL.createObjectURL(new Blob([text], { type: "application/yaml" }));
   const link = element("a", { href: url, download: name });
   link.click();
-  // The browser has begun to read it by then.
+  // By then the browser has started reading it.
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }

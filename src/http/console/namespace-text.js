@@ -1,5 +1,4 @@
-// Owns what is said of namespaces: their states and what they lack in words, their names by their ids, and which names
-// can be.
+// Owns the texts about namespaces: states, what they lack, names by ids, and the rules for names.
 
 import { kubernetes } from "./api.js";
 import { element } from "./dom.js";
@@ -24,12 +23,12 @@ export function stateBadge({ state }) {
   return badge(text, tone, { data: { state } });
 }
 
-// What stands between a namespace and being open, as sentences.
+// Why a namespace is not open, as sentences.
 export function lacks({ state, missing, problem }) {
   const sentences = [];
   if (state === "pending" && missing.length > 0) sentences.push(`The cluster lacks ${missingText(missing)}.`);
   if (problem) sentences.push(sentence(problem));
-  if (state === "pending" && sentences.length === 0) sentences.push("The cluster is being asked.");
+  if (state === "pending" && sentences.length === 0) sentences.push("Checking the cluster.");
   return sentences;
 }
 
@@ -38,17 +37,17 @@ function missingText(missing) {
   return named.length > 1 ? `${named.slice(0, -1).join(", ")} and ${named.at(-1)}` : named[0];
 }
 
-// What is wrong with a name, or null. The worker has the last word.
+// What is wrong with a name, or null. The worker checks it again.
 export function nameError(name) {
-  if (name === "") return "Give the namespace's name";
-  if (name === "all") return "No namespace can be called all: in a scope that word stands for every one";
+  if (name === "") return "Enter the namespace's name";
+  if (name === "all") return "A namespace cannot be called all: in a scope that word means every namespace";
   if (name.length > NAME_CHARACTERS_MAX) return `Use at most ${NAME_CHARACTERS_MAX} characters`;
   if (!/^[a-z0-9-]+$/.test(name)) return "Use lowercase letters, digits and hyphens only";
-  if (name.startsWith("-") || name.endsWith("-")) return "Begin and end with a letter or a digit";
+  if (name.startsWith("-") || name.endsWith("-")) return "Start and end with a letter or digit";
   return null;
 }
 
-// The namespaces by their ids. Not to know them costs nothing but their names, so that no error is told.
+// The namespaces by their ids. Without them only the names are missing, so errors are ignored.
 export async function namespacesById(signal) {
   try {
     const list = await kubernetes.namespaces(signal);
@@ -59,7 +58,7 @@ export async function namespacesById(signal) {
   }
 }
 
-// A namespace by its name; by its id where that is all that is known.
+// A namespace by its name, or by its id if the name is unknown.
 export function namespaceView(id, known) {
   const namespace = known.get(id);
   if (!namespace) return element("code", null, id);

@@ -1,9 +1,9 @@
-// Owns the reading of an OpenAPI 3.1 document: operations, types in words, examples. Must not know how they are shown.
+// Owns reading an OpenAPI 3.1 document: operations, types as text, examples. Must not know how they are shown.
 
 const METHODS = ["get", "post", "put", "patch", "delete", "head", "options"];
 const DEPTH_MAX = 5;
 
-// Every operation, with what the page needs of it, grouped by its first tag in the order of the document.
+// All operations, grouped by their first tag in the document's order.
 export function groupsOf(api) {
   const groups = new Map(
     (api.tags || []).map(({ name, description }) => [name, { name, description, operations: [] }]),
@@ -31,7 +31,7 @@ export function groupsOf(api) {
   return [...groups.values()].filter((group) => group.operations.length > 0);
 }
 
-// What a `$ref` stands for; the thing itself where it is none.
+// Resolves a `$ref`; returns anything else unchanged.
 function resolve(api, thing) {
   let current = thing;
   for (let hops = 0; current?.$ref && hops < 10; hops += 1) {
@@ -48,7 +48,7 @@ function resolve(api, thing) {
 
 const refName = (schema) => schema?.$ref?.split("/").pop();
 
-// A list of alternatives, each a list of schemes that are needed together.
+// A list of alternatives, each a list of schemes that are required together.
 function securityOf(api, operation) {
   const needs = operation.security || api.security || [];
   const schemes = api.components?.securitySchemes || {};
@@ -78,13 +78,13 @@ function responsesOf(api, responses) {
       description: response.description,
       contents,
       headers: Object.entries(response.headers || {}),
-      // Those that the description names are not named twice.
+      // Codes that the description already names are left out.
       codes: codesOf(api, response, contents).filter((code) => !told.includes(code)),
     };
   });
 }
 
-// The error codes of a response, wherever the document tells of them.
+// The error codes of a response, wherever the document lists them.
 function codesOf(api, response, contents) {
   const told = response["x-error-codes"] || response["x-codes"] || [];
   const inSchemas = contents.flatMap(({ schema }) =>
@@ -97,68 +97,67 @@ function codesOf(api, response, contents) {
       .map((example) => resolve(api, example).value?.code)
       .filter(Boolean),
   );
-  // An enumeration of all codes there are says nothing about this response.
+  // An enumeration of all codes is not specific to this response.
   const narrow = [...told, ...inExamples];
   return [...new Set(narrow.length > 0 ? narrow : inSchemas.length <= 12 ? inSchemas : [])];
 }
 
-// A schema with all that `allOf` puts together.
+// A schema with its `allOf` merged in.
 export function merged(api, schema) {
-  const whole = resolve(api, schema);
-  if (!whole.allOf) return whole;
-  const parts = whole.allOf.map((part) => merged(api, part));
+  const resolved = resolve(api, schema);
+  if (!resolved.allOf) return resolved;
+  const parts = resolved.allOf.map((part) => merged(api, part));
   return {
     ...Object.assign({}, ...parts),
-    ...whole,
-    allOf: undefined,
-    properties: Object.assign({}, ...parts.map((part) => part.properties), whole.properties),
-    required: [...parts, whole].flatMap((part) => part.required || []),
+    ...resolved, allOf: undefined,
+    properties: Object.assign({}, ...parts.map((part) => part.properties), resolved.properties),
+    required: [...parts, resolved].flatMap((part) => part.required || []),
   };
 }
 
-// The fields of an object, as `{ name, schema, isRequired }`; none for what is no object.
+// The fields of an object, as `{ name, schema, isRequired }`; none for other types.
 export function propertiesOf(api, schema) {
-  const whole = merged(api, schema);
-  return Object.entries(whole.properties || {}).map(([name, property]) => ({
+  const full = merged(api, schema);
+  return Object.entries(full.properties || {}).map(([name, property]) => ({
     name,
     schema: merged(api, property),
     reference: property,
-    isRequired: (whole.required || []).includes(name),
+    isRequired: (full.required || []).includes(name),
   }));
 }
 
 const alternativesOf = (schema) => schema.oneOf || schema.anyOf;
 
-// The objects whose fields are worth listing below a schema: itself, its items, its alternatives.
+// The objects whose fields are listed below a schema: itself, its items, its alternatives.
 export function objectsIn(api, schema, depth = 0) {
   if (!schema || depth > DEPTH_MAX) return [];
-  const whole = merged(api, schema);
-  if (whole.properties && Object.keys(whole.properties).length > 0)
-    return [{ title: refName(schema) || whole.title, schema: whole }];
-  if (whole.items) return objectsIn(api, whole.items, depth + 1);
-  return (alternativesOf(whole) || []).flatMap((alternative) => objectsIn(api, alternative, depth + 1));
+  const full = merged(api, schema);
+  if (full.properties && Object.keys(full.properties).length > 0)
+    return [{ title: refName(schema) || full.title, schema: full }];
+  if (full.items) return objectsIn(api, full.items, depth + 1);
+  return (alternativesOf(full) || []).flatMap((alternative) => objectsIn(api, alternative, depth + 1));
 }
 
-// A type in words: `string or null`, `array of KeyView`.
+// A type as text: `string or null`, `array of KeyView`.
 export function typeText(api, schema, depth = 0) {
   if (!schema || depth > DEPTH_MAX) return "any";
   const name = refName(schema);
-  const whole = merged(api, schema);
-  if (whole.const !== undefined) return JSON.stringify(whole.const);
-  const alternatives = alternativesOf(whole);
+  const full = merged(api, schema);
+  if (full.const !== undefined) return JSON.stringify(full.const);
+  const alternatives = alternativesOf(full);
   if (alternatives && name && alternatives.every((alternative) => merged(api, alternative).properties)) return name;
   if (alternatives)
     return [...new Set(alternatives.map((alternative) => typeText(api, alternative, depth + 1)))].join(" or ");
-  const types = [whole.type || (whole.properties ? "object" : "any")].flat();
+  const types = [full.type || (full.properties ? "object" : "any")].flat();
   const say = (type) => {
-    if (type === "array") return `array of ${typeText(api, whole.items, depth + 1)}`;
+    if (type === "array") return `array of ${typeText(api, full.items, depth + 1)}`;
     if (type === "object" && name) return name;
-    return whole.format && type !== "null" ? `${type} (${whole.format})` : type;
+    return full.format && type !== "null" ? `${type} (${full.format})` : type;
   };
-  return [...types, ...(whole.nullable ? ["null"] : [])].map(say).join(" or ");
+  return [...types, ...(full.nullable ? ["null"] : [])].map(say).join(" or ");
 }
 
-// The rules that a value is held to, in short words.
+// The rules for a value, in short.
 export function rulesText(schema) {
   const rules = [];
   if (schema.minimum !== undefined) rules.push(`from ${schema.minimum}`);
@@ -184,20 +183,20 @@ function exampleOf(api, content) {
   return exampleValue(api, content.schema);
 }
 
-// A value that the schema would take: of objects the fields that have to be there, or all if none has to.
+// A value that fits the schema. Objects have their required fields, or all if none is required.
 function exampleValue(api, schema, depth = 0) {
   if (!schema || depth > DEPTH_MAX) return null;
-  const whole = merged(api, schema);
-  const given = whole.example ?? whole.examples?.[0] ?? whole.const ?? whole.default ?? whole.enum?.[0];
+  const full = merged(api, schema);
+  const given = full.example ?? full.examples?.[0] ?? full.const ?? full.default ?? full.enum?.[0];
   if (given !== undefined) return given;
-  const alternatives = alternativesOf(whole);
+  const alternatives = alternativesOf(full);
   if (alternatives) return exampleValue(api, alternatives[0], depth + 1);
-  const type = [whole.type].flat().find((name) => name !== "null");
-  if (type === "array") return [exampleValue(api, whole.items, depth + 1)];
-  if (type === "integer" || type === "number") return whole.minimum ?? 1;
+  const type = [full.type].flat().find((name) => name !== "null");
+  if (type === "array") return [exampleValue(api, full.items, depth + 1)];
+  if (type === "integer" || type === "number") return full.minimum ?? 1;
   if (type === "boolean") return true;
-  if (type === "string") return whole.format === "date-time" ? "2030-01-31T12:00:00Z" : "...";
-  const fields = propertiesOf(api, whole);
+  if (type === "string") return full.format === "date-time" ? "2030-01-31T12:00:00Z" : "...";
+  const fields = propertiesOf(api, full);
   const shown = fields.some((field) => field.isRequired) ? fields.filter((field) => field.isRequired) : fields;
   return Object.fromEntries(shown.map((field) => [field.name, exampleValue(api, field.reference, depth + 1)]));
 }

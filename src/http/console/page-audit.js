@@ -1,4 +1,4 @@
-// Owns the audit log: who did what, when, from where.
+// Owns the audit log: who did what, when and from where.
 
 import { audit } from "./api.js";
 import { element, replace } from "./dom.js";
@@ -11,10 +11,10 @@ const PER_PAGE = 50;
 
 const ACTORS = {
   administrator: "The administrator",
-  command_line: "Somebody at the command line",
+  command_line: "An operator at the command line",
   worker: "The worker",
-  stranger: "A stranger",
-  key_holder: "A holder of a key",
+  stranger: "Someone not signed in",
+  key_holder: "A key's user",
 };
 
 const SYMBOLS = {
@@ -41,13 +41,12 @@ export async function showAudit({ main, signal }) {
     empty: () =>
       emptyState(
         "audit",
-        "Nothing has happened yet",
-        "Sign-ins, every change to keys and namespaces, and every token for kubectl are written down here.",
+        "No entries yet", "Every sign-in, every change to keys and namespaces, and every token for kubectl is logged here.",
       ),
   });
   replace(
     main,
-    pageHead("Audit log", "Who did what to keys, namespaces, password and sessions, and from where."),
+    pageHead("Audit log", "Who changed keys, namespaces, the password and sessions, and from where."),
     list.root,
   );
   await list.reload();
@@ -68,7 +67,7 @@ function entryView(entry) {
         { class: "entry-sentence" },
         element("strong", null, ACTORS[entry.actor] || words(entry.actor)),
         " ",
-        deed(entry),
+        actionText(entry),
         ".",
       ),
       element(
@@ -94,7 +93,7 @@ function entryView(entry) {
   );
 }
 
-function deed(entry) {
+function actionText(entry) {
   const detail = entry.detail || {};
   switch (entry.action) {
     case "key_created":
@@ -112,7 +111,7 @@ function deed(entry) {
     case "key_revoked":
       return ["revoked the key ", keyLink(entry)];
     case "password_set":
-      return "set the administrator password; all sessions have ended";
+      return "set the administrator password; all sessions ended";
     case "signed_in":
       return "signed in";
     case "signed_out":
@@ -143,7 +142,7 @@ function keyLink({ key_id: id, key_prefix: text }) {
 const namespaceName = ({ namespace }) => element("strong", null, namespace);
 
 function tokenEnd({ expires_at: end }) {
-  return end && ["; it is good until ", element("time", { datetime: end }, exactMoment(end))];
+  return end && ["; it expires at ", element("time", { datetime: end }, exactMoment(end))];
 }
 
 function changes(detail) {

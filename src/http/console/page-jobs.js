@@ -12,7 +12,7 @@ import { button, emptyState, linkButton, pageHead, statusBadge, table, tableRow,
 
 const PER_PAGE = 30;
 const REFRESH_MS = 2500;
-// So many unfinished jobs are looked after; the list of a long queue would else ask without end.
+// At most so many unfinished jobs are polled, so that a long queue does not flood the worker.
 const FOLLOWED_MAX = 12;
 const KEYS_MAX = 100;
 const PROMPT_CHARACTERS = 110;
@@ -23,7 +23,7 @@ const COLUMNS = [
   { label: "Prompt", class: "cell-main" },
   { label: "Status" },
   { label: "Size" },
-  { label: "Asked for by" },
+  { label: "Requested by" },
   { label: "Created" },
 ];
 
@@ -35,7 +35,7 @@ export async function showJobs(page) {
   };
   const body = element("div", { class: "stack" });
   const reload = button("Refresh", { symbol: "refresh", onClick: () => list.reload() });
-  replace(main, pageHead("Jobs", "Every image that was asked for, by whichever key.", reload), body);
+  replace(main, pageHead("Jobs", "Every requested image, from all API keys and the playground.", reload), body);
 
   const names = await keyNames(signal);
   const keyName = (id) => (id === null || id === undefined ? PLAYGROUND : names.get(id) || cut(id, 14));
@@ -62,7 +62,7 @@ export async function showJobs(page) {
   repeat(() => followUnfinished(shown, signal), REFRESH_MS, signal);
 }
 
-// The names of the keys by their ids, as far as one page of them goes.
+// The names of the keys by their ids, from the first page of keys.
 async function keyNames(signal) {
   const { data } = await keys.list({ limit: KEYS_MAX }, signal);
   return new Map(data.map((key) => [key.id, key.name]));
@@ -96,17 +96,17 @@ function filterBar(filter, names, onChange) {
     "div",
     { class: "toolbar" },
     element("div", { class: "inline-field" }, element("label", { for: "filter-status" }, "Status"), status),
-    element("div", { class: "inline-field" }, element("label", { for: "filter-key" }, "Asked for by"), key),
+    element("div", { class: "inline-field" }, element("label", { for: "filter-key" }, "Requested by"), key),
   );
 }
 
 function noJobs({ status, key_id: keyId }) {
-  if (status || keyId) return emptyState("jobs", "No such jobs", "Nothing matches what is chosen above.");
+  if (status || keyId) return emptyState("jobs", "No matching jobs", "No job matches the filters above.");
   return emptyState(
     "jobs",
     "No jobs yet",
-    "Images that are asked for show up here, with how far they are.",
-    linkButton("Draw the first one", "#/playground", { kind: "primary", symbol: "sparkle" }),
+    "Requested images show up here, with their progress.",
+    linkButton("Generate the first image", "#/playground", { kind: "primary", symbol: "sparkle" }),
   );
 }
 
@@ -158,7 +158,7 @@ async function followUnfinished(shown, signal) {
     const current = await Promise.all(unfinished.map(({ job }) => jobs.show(job.job_id, signal)));
     for (const job of current) showChange(shown, job);
   } catch (error) {
-    // The rows stay as they are until the next time; a worker that is gone for good shows elsewhere.
+    // The rows stay until the next attempt. An unreachable worker is reported elsewhere.
     if (error.status !== 404 && error.status !== 0) toastProblem(error);
   }
 }

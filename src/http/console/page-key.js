@@ -1,4 +1,4 @@
-// Owns the page of one API key: what is known of it, what it has used up.
+// Owns the page of one API key: its properties, limits and usage.
 
 import { keys } from "./api.js";
 import { element, replace } from "./dom.js";
@@ -90,7 +90,7 @@ function limitsCard(key) {
     element(
       "p",
       { class: "hint" },
-      "Days are UTC days. Beyond a limit a request gets 429 and is told when to come back.",
+      "Days are UTC days. A request over a limit gets status 429, with the time to wait before a retry.",
     ),
   );
 }

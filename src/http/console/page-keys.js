@@ -2,7 +2,6 @@
 
 import { keys } from "./api.js";
 import { element, replace } from "./dom.js";
-import { plural } from "./format.js";
 import { createKey, editKey, revokeKey, rotateKey } from "./key-dialogs.js";
 import { adviceByKind, scopeView, stateView, warningsFor } from "./key-text.js";
 import { namespacesById } from "./namespace-text.js";
@@ -54,7 +53,7 @@ export async function showKeys({ main, signal, query }) {
     render: (key) => keyRow(key, namespaces, () => reloadAt(key)),
     empty: () => noKeys(state, create),
   });
-  // The row is made anew: who works by the keyboard goes on from there.
+  // The row is rebuilt; keyboard focus returns to it.
   const reloadAt = async (key) => {
     await list.reload();
     body.querySelector(`[data-key-id="${CSS.escape(key.id)}"] a`)?.focus();
@@ -68,7 +67,7 @@ export async function showKeys({ main, signal, query }) {
     main,
     pageHead(
       "API keys",
-      "Who may draw, and how much. Every change holds from the next request on.",
+      "Keys, their scopes and limits. Changes apply to the next request.",
       button("Create API key", { kind: "primary", symbol: "plus", onClick: create, id: "create-key" }),
     ),
     element("div", { class: "stack" }, advice, element("div", { class: "toolbar" }, filter), list.root),
@@ -77,11 +76,10 @@ export async function showKeys({ main, signal, query }) {
 }
 
 function noKeys(state, create) {
-  if (state) return emptyState("keys", `No ${state} keys`, "There are none in this state.");
+  if (state) return emptyState("keys", `No ${state} keys`, "No key is in this state.");
   return emptyState(
     "keys",
-    "No keys yet",
-    "An application needs a key to draw images. Create one for each system, with the narrowest scope that does.",
+    "No API keys yet", "An application needs a key to generate images. Create one for each system, with the narrowest scope it needs.",
     button("Create the first key", { kind: "primary", symbol: "plus", onClick: create }),
   );
 }
@@ -108,7 +106,7 @@ function keyRow(key, namespaces, onDone) {
   return tableRow(COLUMNS, cells, { data: { testid: "key-row", keyId: key.id } });
 }
 
-// What can be done to a key; one that has ended takes no more changes.
+// The actions for a key. A revoked key cannot be changed.
 function keyActions(key, onDone) {
   if (key.state === "revoked") return element("span", { class: "muted" }, "–");
   const isActive = key.state === "active";
@@ -141,8 +139,8 @@ function showAdvice(place, shown) {
     element(
       "summary",
       null,
-      element("strong", null, "Worth a look"),
-      element("span", { class: "muted" }, plural(list.length, "hint")),
+      element("strong", null, "Suggestions"),
+      element("span", { class: "muted" }, list.length),
     ),
     element("ul", null, list.map(line)),
   );

@@ -19,7 +19,7 @@ export async function showKubernetes(page) {
   const { main, signal } = page;
   const add = button("Add namespace", { kind: "primary", symbol: "plus", id: "add-namespace", hidden: true });
   const place = element("div", { class: "stack" }, skeleton(6));
-  const description = "Let people run kubectl in namespaces of your choice, with an API key in place of an account.";
+  const description = "Let people run kubectl in the namespaces you choose, with an API key instead of a cluster account.";
   replace(main, pageHead("Kubernetes", description, add), place);
   let state;
   try {
@@ -28,7 +28,7 @@ export async function showKubernetes(page) {
     if (!hasNoCluster(error)) throw error;
     replace(
       place,
-      clusterSetUp(() => lookAgain(page)),
+      clusterSetUp(() => checkAgain(page)),
     );
     return;
   }
@@ -45,25 +45,25 @@ async function ask(signal) {
 
 function buildView({ add, state: first, signal }) {
   let state = first;
-  let round = 0;
+  let latest = 0;
   const trouble = element("div");
   const removals = renewed(removalsNotice);
   const cluster = renewed(clusterCard);
   const access = renewed(accessCard);
 
   const refresh = async () => {
-    round += 1;
-    const mine = round;
+    latest += 1;
+    const mine = latest;
     try {
       const next = await ask(signal);
-      // What was asked for before a change is no longer true.
-      if (mine !== round) return;
+      // Drops an answer that was requested before a change.
+      if (mine !== latest) return;
       replace(trouble);
       windows.tell(state.namespaces, next.namespaces);
       state = next;
       show();
     } catch (error) {
-      if (error.name === "AbortError" || error.status === 401 || mine !== round) return;
+      if (error.name === "AbortError" || error.status === 401 || mine !== latest) return;
       if (!trouble.firstChild) replace(trouble, problemView(error));
     }
   };
@@ -87,8 +87,9 @@ function buildView({ add, state: first, signal }) {
 
 const isOpen = ({ state }) => state === "open";
 
-// What the buttons do, and `tell`, which says of a namespace that it has been opened: in the window that waits for it, or
-// in passing. `cluster()` is the cluster as it is now; `focusList` puts the focus on a namespace, or above them.
+// The callbacks of the buttons, and `tell`, which reports that a namespace has been opened: in the window that waits
+// for it, or in a toast. `cluster()` is the cluster's present state; `focusList` puts the focus on a namespace, or
+// above the list.
 function namespaceWindows({ cluster, refresh, focusList }) {
   let waiting = null;
   const tell = (before, after) => {
@@ -101,7 +102,7 @@ function namespaceWindows({ cluster, refresh, focusList }) {
   const openObjects = (namespace, formerly = null) => {
     const onClose = () => {
       waiting = null;
-      // The button that opened the window is gone if nothing is left to be applied.
+      // The button that opened the window is gone if there is nothing left to apply.
       if (document.activeElement === document.body) focusList(namespace.id);
     };
     waiting = { id: namespace.id, update: showObjects(namespace, { cluster: cluster(), formerly, onClose }) };
@@ -122,7 +123,7 @@ function namespaceWindows({ cluster, refresh, focusList }) {
     refresh();
     toastDone(`Deleted ${namespace.name}.`);
     focusList(null);
-    // What the worker has opened it closes by itself.
+    // With `auto_open` the worker deletes the objects itself.
     if (isOpen(namespace) && !cluster().auto_open) showLeftovers(namespace);
   };
   return {
@@ -135,7 +136,7 @@ function namespaceWindows({ cluster, refresh, focusList }) {
   };
 }
 
-// A part of the page that is made anew when what it shows has changed, with the focus left where it was.
+// A part of the page that is rendered again when its data changes. The focus stays where it was.
 function renewed(render) {
   const root = element("div");
   const controls = () => [...root.querySelectorAll("a, button, summary, [tabindex]")];
@@ -153,8 +154,8 @@ function renewed(render) {
   return { root, update };
 }
 
-// Gives whether a cluster has been configured meanwhile. Then the page shows it.
-async function lookAgain(page) {
+// Returns whether a cluster has been configured meanwhile, and if so shows it.
+async function checkAgain(page) {
   try {
     await kubernetes.cluster(page.signal);
   } catch (error) {

@@ -1,4 +1,4 @@
-// Owns the page of models: what can be asked of each, and whether it draws.
+// Owns the page of models: the limits of each, and whether it is ready.
 
 import { models } from "./api.js";
 import { element, replace } from "./dom.js";
@@ -7,10 +7,10 @@ import { emptyState, facts, linkButton, modelState, pageHead, skeleton } from ".
 
 export async function showModels({ main, signal }) {
   const place = element("div", { class: "columns" }, skeleton(6));
-  replace(main, pageHead("Models", "What this worker can draw with, and what a request may ask for."), place);
+  replace(main, pageHead("Models", "The models this worker serves, with their defaults and limits."), place);
   const [cards, runtime] = await Promise.all([models.cards(signal), models.runtime(signal)]);
   if (cards.length === 0) {
-    replace(place, emptyState("models", "No models", "This worker knows no model."));
+    replace(place, emptyState("models", "No models", "This worker has no models."));
     return;
   }
   const stateOf = new Map(runtime.map((state) => [state.id, state]));
@@ -54,7 +54,7 @@ function modelCard(model, state) {
       element(
         "div",
         { class: "card-foot" },
-        linkButton("Draw with it", `#/playground?model=${encodeURIComponent(model.id)}`, { symbol: "sparkle" }),
+        linkButton("Open in playground", `#/playground?model=${encodeURIComponent(model.id)}`, { symbol: "sparkle" }),
       ),
   );
 }

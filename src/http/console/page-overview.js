@@ -1,4 +1,4 @@
-// Owns the overview: what runs, how much it has to do, how fast it is.
+// Owns the overview: the worker's state, load and speed.
 
 import { overview } from "./api.js";
 import { chart, niceBytesCeiling } from "./chart.js";
@@ -19,7 +19,7 @@ import {
 } from "./widgets.js";
 
 const REFRESH_MS = 2000;
-// The worker tells of its memory now; what it was before is remembered here, also while other pages are shown.
+// The worker reports its present memory only. Earlier samples are kept here, also while other pages are shown.
 const MEMORY_SAMPLES_MAX = 60;
 const memorySamples = [];
 
@@ -33,7 +33,7 @@ export async function showOverview({ main, signal }) {
     main,
     pageHead(
       "Overview",
-      "What this worker is doing right now.",
+      "The worker's state, queue and speed right now.",
       linkButton("Open playground", "#/playground", { kind: "primary", symbol: "sparkle" }),
     ),
     element("div", { class: "stack" }, trouble, body),
@@ -98,7 +98,7 @@ function queueTile() {
   const { root, value, note } = tile("Queue", "queue");
   const update = ({ queue }) => {
     setText(value, `${count(queue.running)} running`);
-    setText(note, `${count(queue.queued)} waiting, room for ${count(queue.jobs_max)}`);
+    setText(note, `${count(queue.queued)} queued, at most ${count(queue.jobs_max)}`);
   };
   return { root, update };
 }
@@ -132,7 +132,7 @@ function memoryCard() {
     kind: "line",
     formatValue: bytes,
     height: "medium",
-    room: MEMORY_SAMPLES_MAX,
+    itemsMin: MEMORY_SAMPLES_MAX,
     ceilingOf: niceBytesCeiling,
   });
   const root = card("Memory", now, note, line.figure);
@@ -140,7 +140,7 @@ function memoryCard() {
   const update = ({ memory }) => {
     const resident = memory.resident_bytes;
     if (resident === null || resident === undefined) {
-      setText(note, "Not known on this system");
+      setText(note, "Unknown on this system");
       line.figure.hidden = true;
       return;
     }
@@ -151,7 +151,7 @@ function memoryCard() {
     });
     if (memorySamples.length > MEMORY_SAMPLES_MAX) memorySamples.shift();
     setText(now, bytes(resident));
-    setText(note, "Resident in this process");
+    setText(note, "Resident memory of the worker's process");
     const levels = memorySamples.map((sample) => sample.values[0]);
     const summary = `Resident memory while this page was open: now ${bytes(resident)}, between ${bytes(Math.min(...levels))} and ${bytes(Math.max(...levels))}`;
     line.update(memorySamples, summary, [`${(MEMORY_SAMPLES_MAX * REFRESH_MS) / 60000} min ago`, "now"]);
@@ -191,7 +191,7 @@ function minutesCard() {
     }));
     const { images, failed } = totals(minutes);
     const most = Math.max(0, ...minutes.map((minute) => minute.images));
-    const summary = `Images per minute in the last hour: ${plural(images, "image")} in all, at most ${count(most)} in one minute, ${count(failed)} failed`;
+    const summary = `Images per minute in the last hour: ${plural(images, "image")} in total, at most ${count(most)} in one minute, ${count(failed)} failed`;
     bars.update(items, summary, hourLabels(minutes));
   };
   return { root, update };
@@ -244,7 +244,7 @@ function modelsCard() {
       place,
       models.length > 0
         ? table("Models", MODEL_COLUMNS, rows, { isPlain: true })
-        : element("p", { class: "muted" }, "No model is known to this worker."),
+        : element("p", { class: "muted" }, "This worker has no models."),
     );
   };
   return { root, update };

@@ -1,4 +1,4 @@
-// Owns the playground: a form on one side, the image that comes of it on the other, earlier ones below.
+// Owns the playground: a form on one side, the generated image on the other, earlier images below.
 
 import { jobs, models } from "./api.js";
 import { element, replace } from "./dom.js";
@@ -15,14 +15,14 @@ const CURRENT_JOB = "fluxserve.playground.job";
 
 export async function showPlayground({ main, signal, query }) {
   const place = element("div", { class: "playground" }, skeleton(8));
-  replace(main, pageHead("Playground", "Try a prompt. Images drawn here need no key and count for none."), place);
+  replace(main, pageHead("Playground", "Try a prompt. Images generated here need no API key and count against no key's limits."), place);
   const [cards, runtime] = await Promise.all([models.cards(signal), models.runtime(signal)]);
   const served = cards.filter((card) => runtime.some((state) => state.id === card.id && state.desired_replicas > 0));
   const offered = served.length > 0 ? served : cards;
   if (offered.length === 0) {
     replace(
       place,
-      emptyState("playground", "No model", "This worker knows no model, so there is nothing to draw with."),
+      emptyState("playground", "No models", "This worker has no model to generate images with."),
     );
     return;
   }
@@ -31,11 +31,11 @@ export async function showPlayground({ main, signal, query }) {
 
 function buildPlayground({ place, signal, offered, chosen }) {
   let watching = null;
-  const form = playgroundForm({ cards: offered, chosen, onSubmit: () => draw() });
+  const form = playgroundForm({ cards: offered, chosen, onSubmit: () => generate() });
   const stage = playgroundStage({ onUseSeed: form.useSeed, onUseParameters: form.useParameters });
   const history = playgroundHistory({ signal, onChoose: (job) => watch(job) });
 
-  // Shows a job, and follows it until it has ended or another is to be shown.
+  // Shows a job, and follows it until it ends or another one is shown.
   const watch = (job) => {
     watching?.abort();
     watching = new AbortController();
@@ -44,31 +44,31 @@ function buildPlayground({ place, signal, offered, chosen }) {
     sessionStorage.setItem(CURRENT_JOB, job.job_id);
     history.mark(job.job_id);
     stage.show(job);
-    form.setDrawing(isUnfinished(job));
-    if (isUnfinished(job)) followJob(job, { signal: mine, onNews: stage.show, onEnd, onProblem });
+    form.setGenerating(isUnfinished(job));
+    if (isUnfinished(job)) followJob(job, { signal: mine, onUpdate: stage.show, onEnd, onProblem });
   };
 
   const onEnd = async (job) => {
     watching.abort();
     stage.show(job);
-    form.setDrawing(false);
+    form.setGenerating(false);
     await history.reload();
     history.mark(job.job_id);
   };
 
   const onProblem = (error) => {
     watching.abort();
-    form.setDrawing(false);
+    form.setGenerating(false);
     toastProblem(error);
   };
 
-  const draw = async () => {
+  const generate = async () => {
     clearErrors(form.root);
     try {
-      const job = await whileBusy(form.submit, () => jobs.draw(form.read()));
-      // Some answers to a new job are short: how it stands is asked for at once.
+      const job = await whileBusy(form.submit, () => jobs.generate(form.read()));
+      // The answer to a new job may be short; then its full state is requested.
       watch(job.parameters ? job : await jobs.show(job.job_id, signal));
-      // Where the stage is below the form, it is what is of interest now.
+      // On small screens the stage is below the form.
       if (matchMedia("(max-width: 60rem)").matches) stage.root.scrollIntoView({ block: "start" });
     } catch (error) {
       if (error.name !== "AbortError") showProblem(form.root, error);
@@ -80,7 +80,7 @@ function buildPlayground({ place, signal, offered, chosen }) {
   history.reload();
 }
 
-// Shows again what was shown before another page was, or what was still being drawn.
+// Shows the job again that was shown or running before the user left the page.
 async function resume(watch, signal) {
   const id = sessionStorage.getItem(CURRENT_JOB);
   if (!id) return;

@@ -1,4 +1,4 @@
-// Owns the API reference, which is drawn from the document that the worker serves.
+// Owns the API reference, which is built from the worker's OpenAPI document.
 
 import { openapi } from "./api.js";
 import { element, replace, setText } from "./dom.js";
@@ -8,7 +8,7 @@ import { noteRoute } from "./router.js";
 import { badge, codeBlock, linkButton, pageHead, skeleton } from "./widgets.js";
 
 const NESTING_MAX = 4;
-const GOOD_METHODS = { get: "accent", post: "good", patch: "warn", put: "warn", delete: "bad" };
+const METHOD_TONES = { get: "accent", post: "good", patch: "warn", put: "warn", delete: "bad" };
 
 export async function showReference({ main, signal, rest }) {
   const place = element("div", { class: "stack" }, skeleton(8));
@@ -16,7 +16,7 @@ export async function showReference({ main, signal, rest }) {
     main,
     pageHead(
       "API reference",
-      "Every route of this worker, as it describes itself.",
+      "All routes of this worker, from its OpenAPI document.",
       linkButton("openapi.json", "/openapi.json", { symbol: "download", download: "openapi.json" }),
     ),
     place,
@@ -28,7 +28,7 @@ export async function showReference({ main, signal, rest }) {
   const filter = element("input", {
     type: "search",
     id: "reference-filter",
-    placeholder: "Path, method or word",
+    placeholder: "Path, method or text",
     autocomplete: "off",
   });
   filter.addEventListener("input", () => applyFilter(groups, filter.value, found));
@@ -84,15 +84,15 @@ function operationView(api, operation) {
     element(
       "summary",
       null,
-      badge(method.toUpperCase(), GOOD_METHODS[method] || "neutral", {
-        class: `badge method badge-${GOOD_METHODS[method] || "neutral"}`,
+      badge(method.toUpperCase(), METHOD_TONES[method] || "neutral", {
+        class: `badge method badge-${METHOD_TONES[method] || "neutral"}`,
       }),
       element("code", { class: "operation-path" }, path),
       element("span", { class: "operation-summary" }, summary),
     ),
     body,
   );
-  // What is inside is drawn when it is first looked at: there are many operations, and few are opened.
+  // The body is rendered when it is first opened: there are many operations, and few are opened.
   root.addEventListener("toggle", () => {
     if (!root.open) return;
     if (!body.firstChild) replace(body, operationBody(api, operation));
@@ -116,7 +116,7 @@ function operationBody(api, operation) {
       operation.deprecated && badge("Deprecated", "warn"),
     ),
     description && description !== summary && element("div", { class: "prose" }, prose(description)),
-    part("Who may use it", element("p", null, securityText(operation.security))),
+    part("Authentication", element("p", null, securityText(operation.security))),
     parameters.length > 0 && part("Parameters", parameterList(api, parameters)),
     body?.schema &&
       part(
@@ -140,16 +140,16 @@ const part = (title, ...children) =>
   element("section", { class: "operation-part" }, element("h3", null, title), children);
 
 function securityText(security) {
-  if (security.every((schemes) => schemes.length === 0)) return "Anyone.";
+  if (security.every((schemes) => schemes.length === 0)) return "None.";
   const say = (scheme) => {
-    if (scheme.type === "apiKey" && scheme.in === "cookie") return "a signed-in session (cookie)";
+    if (scheme.type === "apiKey" && scheme.in === "cookie") return "an administrator's session (cookie)";
     if (scheme.type === "apiKey") return `an API key (${scheme.in} ${scheme.header})`;
     if (scheme.type === "http") return `an API key (authorization: ${scheme.scheme})`;
     return scheme.name;
   };
   const needed = security.filter((schemes) => schemes.length > 0).map((schemes) => schemes.map(say).join(" with "));
-  // An empty one stands for what is no scheme, as a signature in the address.
-  const ways = [...needed, needed.length < security.length && "none of these, as described"]
+  // An empty alternative stands for something that is not a scheme, such as a signature in the URL.
+  const ways = [...needed, needed.length < security.length && "none of these, as described above"]
     .filter(Boolean)
     .join(", or ");
   return `${ways.charAt(0).toUpperCase()}${ways.slice(1)}.`;
@@ -173,7 +173,7 @@ function parameterList(api, parameters) {
   return element("dl", { class: "schema" }, entries);
 }
 
-// The fields of every object in a schema; a schema without any is named by its type.
+// The fields of every object in a schema; its type if there are no objects.
 function schemaView(api, schema, depth = 0) {
   const objects = objectsIn(api, schema);
   if (objects.length === 0) return element("p", null, element("code", null, typeText(api, schema)));
@@ -233,7 +233,7 @@ function fieldView(api, { name, schema, reference, isRequired, where, descriptio
 
 function responseView(api, { status, description, contents, codes, headers }) {
   const tone = status.startsWith("2") ? "good" : status.startsWith("5") ? "bad" : "warn";
-  // The schema of errors is the same everywhere; their codes are what differs.
+  // The schema of errors is the same everywhere; only their codes differ.
   const shown = contents.filter(({ type, schema }) => schema && type.includes("json") && !type.includes("problem"));
   return element(
     "div",
@@ -269,7 +269,7 @@ function responseView(api, { status, description, contents, codes, headers }) {
   );
 }
 
-// Text with paragraphs, lists and `code`; more of Markdown does not occur.
+// Renders text with paragraphs, lists and `code`. The document uses no other Markdown.
 function prose(text) {
   return text
     .trim()

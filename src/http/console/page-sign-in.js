@@ -1,4 +1,4 @@
-// Owns what is shown to who has not signed in.
+// Owns the pages for users who are not signed in.
 
 import { session } from "./api.js";
 import { element, replace } from "./dom.js";
@@ -21,7 +21,7 @@ export function showSignIn(application, { hasEnded, onDone }) {
     required: true,
     autofocus: true,
   });
-  // For password managers: there is one account, and it has no name.
+  // For password managers: there is only one account, without a name.
   const account = element("input", {
     type: "text",
     name: "username",
@@ -62,13 +62,13 @@ export function showSignIn(application, { hasEnded, onDone }) {
       element(
         "p",
         { class: "sign-in-note", role: "status" },
-        "Your session has ended. Sign in to go on where you were.",
+        "Your session has ended. Sign in to continue where you were.",
       ),
     form,
     element(
       "p",
       { class: "hint" },
-      "The first start prints a password. Lost it? Set another with ",
+      "The first start prints a password. Lost it? Set a new one with ",
       element("code", null, "fluxserve admin set-password"),
       ".",
     ),
@@ -78,7 +78,7 @@ export function showSignIn(application, { hasEnded, onDone }) {
 
 function refusal(error) {
   if (error.code === "wrong_password") {
-    return { ...error, message: error.message, errors: [{ field: "password", reason: "That is not the password" }] };
+    return { ...error, message: error.message, errors: [{ field: "password", reason: "Wrong password" }] };
   }
   if (error.status === 429) {
     const wait = error.retryAfterSeconds
@@ -89,7 +89,7 @@ function refusal(error) {
   return error;
 }
 
-// The worker has no administrator's password, and so no management routes.
+// The worker has no administrator password, and so no management routes.
 export function showNoPassword(application) {
   document.title = "Set a password - fluxserve";
   frame(
@@ -98,11 +98,11 @@ export function showNoPassword(application) {
     element(
       "p",
       null,
-      "This worker has no administrator password, so nobody can sign in. Set one on the machine it runs on:",
+      "This worker has no administrator password, so sign-in is not possible. Set one on the worker's machine:",
     ),
     codeBlock("fluxserve admin set-password", "command that sets a password"),
     element("p", null, "Or start the worker with the password in its environment:"),
-    codeBlock("FLUXSERVE_ADMIN_PASSWORD='a long one' fluxserve serve", "command that starts with a password"),
+    codeBlock("FLUXSERVE_ADMIN_PASSWORD='a long password' fluxserve serve", "command that starts with a password"),
     button("Check again", { kind: "primary", onClick: () => location.reload() }),
   );
 }

@@ -1,14 +1,14 @@
-// Owns lists that come in pages: the first page, "load more", loading, emptiness, errors.
+// Owns paged lists: the first page, "Load more", loading, the empty state, errors.
 
 import { append, element, replace } from "./dom.js";
 import { button, problemView, skeleton, whileBusy } from "./widgets.js";
 
-// `load(cursor)` gives a page `{ data, next_cursor }`, `render` makes of one thing what goes into `place`. What holds the
-// place may be around it already, as a table is: then it is `frame`.
+// `load(cursor)` returns a page `{ data, next_cursor }`; `render` turns one item into an element of `place`. If `place`
+// is already inside another element, such as a table, that element is `frame`.
 export function pagedList({ load, place, frame = place, render, empty, label = "Load more" }) {
   const status = element("div");
   const root = element("div", { class: "stack" }, status);
-  // Answers to a question that is no longer asked, as after a change of the filter, are dropped.
+  // Drops answers to outdated requests, as after a change of the filter.
   let round = 0;
 
   const showFirst = (page) => {
@@ -19,7 +19,7 @@ export function pagedList({ load, place, frame = place, render, empty, label = "
   };
   const showNext = (page) => {
     append(place, page.data.map(render));
-    // The button that was pressed is gone: who works by the keyboard goes on from the next one.
+    // The pressed button is gone; keyboard focus moves to the next one.
     offerNext(page)?.focus({ preventScroll: true });
   };
   const offerNext = (page) => {
@@ -48,7 +48,7 @@ export function pagedList({ load, place, frame = place, render, empty, label = "
     }
   };
 
-  // What is shown stays until the new answer is there, and looks as if it were on its way out.
+  // The shown items stay, grayed out, until the new answer is there.
   const reload = () => {
     round += 1;
     if (root.contains(frame)) root.classList.add("is-stale");

@@ -1,4 +1,4 @@
-// Owns the playground's form: fields that fit the chosen model, and what is to be sent of them.
+// Owns the playground's form: fields that fit the chosen model, and the request they make.
 
 import { examplePrompt } from "./curl.js";
 import { element } from "./dom.js";
@@ -11,14 +11,14 @@ import { iconButton } from "./widgets.js";
 const DRAFT = "fluxserve.playground.draft";
 const SEED_MAX = 2 ** 53 - 1;
 
-// `read` gives the request, `useSeed` and `useParameters` put those of an earlier image into the fields.
+// `read` returns the request; `useSeed` and `useParameters` fill in those of an earlier image.
 export function playgroundForm({ cards, chosen, onSubmit }) {
   const fields = buildFields(cards);
   const { model, prompt, negative, seed } = fields;
-  const submit = element("button", { type: "submit", class: "button button-primary button-block", id: "draw" }, "Draw");
+  const submit = element("button", { type: "submit", class: "button button-primary button-block", id: "generate" }, "Generate");
   const remember = () => sessionStorage.setItem(DRAFT, JSON.stringify(valuesOf(fields)));
   const presets = sizePresets(fields, remember);
-  // Without a size, the worker takes the image's own.
+  // Without a size, the worker uses the input image's size.
   const forgetSize = () => {
     fields.width.value = fields.height.value = "";
     presets.mark();
@@ -48,14 +48,14 @@ export function playgroundForm({ cards, chosen, onSubmit }) {
   const draft = readDraft() || {};
   model.value = [chosen, draft.model, cards[0].id].find((wanted) => cards.some(({ id }) => id === wanted));
   fit({ keepValues: false });
-  // Sizes and steps that were meant for another model are left behind.
+  // Drops the sizes and steps of a draft for another model.
   const { prompt: text, negative: negativeText, seed: seedText } = draft;
   put(draft.model === model.value ? draft : { prompt: text, negative: negativeText, seed: seedText });
 
-  const useParameters = ({ model: id, negative_prompt: steerFrom = "", output_format: format, strength, ...others }) => {
+  const useParameters = ({ model: id, negative_prompt: negativePrompt = "", output_format: format, strength, ...others }) => {
     if (cards.some((card) => card.id === id)) model.value = id;
     fit({ keepValues: true });
-    put({ ...others, negative: steerFrom, format });
+    put({ ...others, negative: negativePrompt, format });
     image.put(strength);
     remember();
     prompt.focus();
@@ -64,11 +64,11 @@ export function playgroundForm({ cards, chosen, onSubmit }) {
     putSeed(value);
     seed.focus();
   };
-  const setDrawing = (isDrawing) => {
-    submit.disabled = isDrawing;
-    submit.textContent = isDrawing ? "Drawing" : "Draw";
+  const setGenerating = (isGenerating) => {
+    submit.disabled = isGenerating;
+    submit.textContent = isGenerating ? "Generating" : "Generate";
   };
-  return { root, submit, setDrawing, useSeed, useParameters, read: () => ({ ...requestOf(fields), ...image.read() }) };
+  return { root, submit, setGenerating, useSeed, useParameters, read: () => ({ ...requestOf(fields), ...image.read() }) };
 }
 
 function layOut(fields, { presets, image, submit }, onRoll) {
@@ -83,7 +83,7 @@ function layOut(fields, { presets, image, submit }, onRoll) {
       "details",
       { class: "more" },
       element("summary", null, "Negative prompt"),
-      field("negative_prompt", "What to steer away from", negative, { hint: "Takes twice the time per step." }),
+      field("negative_prompt", "What to avoid", negative, { hint: "Doubles the time per step." }),
     ),
     image,
     element(
@@ -112,7 +112,7 @@ function listen({ root, prompt, model }, { onSubmit, remember, onModel }) {
   });
   root.addEventListener("input", remember);
   model.addEventListener("change", onModel);
-  // Ctrl+Enter and Cmd+Enter draw from within the text as well.
+  // Ctrl+Enter and Cmd+Enter submit from within the prompt.
   prompt.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) root.requestSubmit();
   });
@@ -180,7 +180,7 @@ function applyDefaults(fields, card) {
   }
 }
 
-// 53 random bits: what a JSON number holds exactly.
+// 53 random bits, the most that a JSON number holds exactly.
 function randomSeed() {
   const [high, low] = crypto.getRandomValues(new Uint32Array(2));
   return String(Math.min(SEED_MAX, (high & 0x1fffff) * 2 ** 32 + low));
@@ -202,7 +202,7 @@ function readDraft() {
   }
 }
 
-// What was typed is sent as it is, also where it breaks a rule: the worker's words about it are shown at the field.
+// Sends what was typed even if it breaks a rule: the worker's error is then shown at the field.
 function requestOf({ model, prompt, negative, width, height, steps, guidance, seed, format }) {
   const body = { model: model.value, prompt: prompt.value, output_format: format.value };
   if (negative.value.trim() !== "") body.negative_prompt = negative.value;

@@ -1,4 +1,4 @@
-// Owns the strip of images that were drawn in the playground.
+// Owns the strip of images that were generated in the playground.
 
 import { jobs } from "./api.js";
 import { element, replace } from "./dom.js";
@@ -47,7 +47,7 @@ export function playgroundHistory({ signal, onChoose }) {
       replace(strip, page.data.map(entry));
       mark(marked);
     } catch {
-      // The strip is a convenience: what is wrong with the worker shows at the form.
+      // The strip is a convenience: problems with the worker show at the form.
     }
   };
   return { root, reload, mark };

@@ -1,32 +1,32 @@
-// Owns the input image: its field, what is shown of it, and how far to go away from it.
+// Owns the input image: its field, its thumbnail, and the strength.
 
 import { element, setText } from "./dom.js";
 import { field } from "./form.js";
 import { button } from "./widgets.js";
 
 const STRENGTH_DEFAULT = 0.6;
-// What comes before the base64 in the address that a browser makes of a file.
+// The part before the base64 in a data URL.
 const ADDRESS_HEAD = /^data:[^,]*,/;
 
-// `fit` shows it only where the model takes an image, `read` gives what is to be sent of it, `put` sets a strength.
+// `fit` shows it only if the model takes an input image, `read` returns its part of the request, `put` sets the
+// strength.
 export function playgroundImage({ onChoose }) {
   const file = element("input", { type: "file", id: "input-image", accept: "image/png,image/jpeg,image/webp" });
   const shown = element("img", { class: "input-image", alt: "The input image" });
   const strength = element("input", { type: "range", id: "strength", min: 0.05, max: 1, step: 0.05 });
   const value = element("output", { class: "range-value", for: "strength" });
-  const away = button("Take it away", { onClick: () => clear() });
-  const row = element("div", { class: "input-image-row" }, shown, away);
-  const strengthField = field("strength", "How far to go away from it", strength, {
-    hint: "A little changes details, 1 leaves nothing of the image.",
+  const remove = button("Remove", { onClick: () => clear() });
+  const row = element("div", { class: "input-image-row" }, shown, remove);
+  const strengthField = field("strength", "Strength", strength, { hint: "How much the result may differ. Low values change details, 1 ignores the input image.",
     beside: value,
   });
   const root = element(
     "details",
     { class: "more" },
-    element("summary", null, "Start from an image"),
-    // By this name the worker tells what is wrong with it.
-    field("input_images_base64[0]", "Image", file, {
-      hint: "PNG, JPEG or WebP. Stretched where a size is given that has other proportions.",
+    element("summary", null, "Input image"),
+    // The worker's errors refer to this name.
+    field("input_images_base64[0]", "File", file, {
+      hint: "PNG, JPEG or WebP. Stretched if the size below has other proportions.",
     }),
     row,
     strengthField,

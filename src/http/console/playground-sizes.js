@@ -1,8 +1,8 @@
-// Owns the presets for an image's size: which there are for a model, and their buttons.
+// Owns the size presets: those that fit a model, and their buttons.
 
 import { element, replace, svg } from "./dom.js";
 
-// Shapes that are offered, by name and by width and height at a million pixels.
+// Name, width and height of each shape, at about a million pixels.
 const SHAPES = [
   ["Square", 1024, 1024],
   ["Landscape", 1216, 832],
@@ -11,8 +11,8 @@ const SHAPES = [
   ["Tall", 768, 1344],
 ];
 
-// The presets of a model, as buttons that write into the two fields. `fit` makes those of another model, `mark` shows
-// which of them the fields hold.
+// The presets of a model, as buttons that fill in the two fields. `fit` switches to another model, `mark` highlights
+// the preset in the fields.
 export function sizePresets({ width, height }, onChange) {
   const root = element("div", { class: "presets", role: "group", "aria-label": "Size presets" });
   const mark = () => {
@@ -35,7 +35,7 @@ export function sizePresets({ width, height }, onChange) {
   return { root, fit, mark };
 }
 
-// The usual shapes in the largest size that the model allows, and the model's own size first.
+// The model's default size, then the usual shapes in the largest size that the model allows.
 function presetsOf(card) {
   const { parameter_limits: limits, parameter_defaults: defaults } = card;
   const scale = Math.min(
@@ -69,7 +69,7 @@ function presetButton({ name, width, height }, onClick) {
   );
 }
 
-// The proportions, drawn.
+// An icon with the proportions.
 function presetShape(width, height) {
   const scale = 14 / Math.max(width, height);
   const size = { width: width * scale, height: height * scale };

@@ -1,15 +1,15 @@
-// Owns the playground's stage: a job while it is drawn, and its image.
+// Owns the playground's stage: a running job, and its image.
 
 import { jobs } from "./api.js";
-import { drawCommand } from "./curl.js";
+import { generateCommand } from "./curl.js";
 import { element, replace, setText } from "./dom.js";
 import { sentence } from "./format.js";
 import { cancelButton, downloadLink, isUnfinished, parameterFacts, progressText, resultImage } from "./job-view.js";
 import { button, codeBlock, emptyState, notice, statusBadge } from "./widgets.js";
 
-// `show(job, preview)` shows how a job stands; it may be called over and over with the same job. A preview is an address,
-// and stays until there is another one.
-export function playgroundStage(uses) {
+// `show(job, preview)` shows a job's state and may be called repeatedly. A preview is a URL and stays until the next
+// one.
+export function playgroundStage(actions) {
   const canvas = element("div", { class: "canvas" });
   const below = element("div", { class: "stage-below" });
   const root = element("section", { class: "card stage", "aria-label": "Result" }, canvas, below);
@@ -26,16 +26,16 @@ export function playgroundStage(uses) {
     }
     shown = null;
     endShown = job.job_id;
-    showEnd(job, { canvas, below, uses, isStillShown: () => endShown === job.job_id });
+    showEnd(job, { canvas, below, actions, isStillShown: () => endShown === job.job_id });
   };
   replace(
     canvas,
-    emptyState("sparkle", "Nothing drawn yet", "Describe an image and press Draw. You can watch it take shape here."),
+    emptyState("sparkle", "No image yet", "Describe an image and press Generate. Previews appear here while it runs."),
   );
   return { root, show };
 }
 
-// The canvas takes the image's shape at once, so that nothing jumps when it comes.
+// The canvas takes the image's shape at once, to avoid a layout shift later.
 function shape(canvas, { width, height }) {
   canvas.style.aspectRatio = `${width} / ${height}`;
   canvas.classList.toggle("is-tall", height > width);
@@ -44,7 +44,7 @@ function shape(canvas, { width, height }) {
 function beginProgress(job, { canvas, below }) {
   const image = element("img", {
     class: "preview",
-    alt: "Preview of the image while it is drawn",
+    alt: "Preview of the image while it is generated",
     hidden: true,
     data: { testid: "preview" },
   });
@@ -54,7 +54,7 @@ function beginProgress(job, { canvas, below }) {
   const bar = element("progress", {
     class: "bar",
     max: job.progress.steps,
-    "aria-label": "Steps done",
+    "aria-label": "Completed steps",
     data: { testid: "progress" },
   });
   let statusShown = null;
@@ -86,7 +86,7 @@ function beginProgress(job, { canvas, below }) {
   return { id: job.job_id, update };
 }
 
-function showEnd(job, { canvas, below, uses, isStillShown }) {
+function showEnd(job, { canvas, below, actions, isStillShown }) {
   const line = element(
     "div",
     { class: "stage-line" },
@@ -95,7 +95,7 @@ function showEnd(job, { canvas, below, uses, isStillShown }) {
   );
   if (job.status === "succeeded") {
     showImage(job, canvas, isStillShown);
-    replace(below, line, resultParts(job, uses));
+    replace(below, line, resultParts(job, actions));
     return;
   }
   shape(canvas, job.parameters);
@@ -113,19 +113,19 @@ function showEnd(job, { canvas, below, uses, isStillShown }) {
     element(
       "div",
       { class: "row-buttons" },
-      button("Use these settings", { symbol: "edit", onClick: () => uses.onUseParameters(job.parameters) }),
+      button("Use these settings", { symbol: "edit", onClick: () => actions.onUseParameters(job.parameters) }),
     ),
   );
 }
 
-// The preview stays until the image can take its place.
+// The preview stays until the image is decoded.
 async function showImage(job, canvas, isStillShown) {
   const image = resultImage(job);
   image.dataset.testid = "result";
   try {
     await image.decode();
   } catch {
-    // It is no longer kept, and says so itself.
+    // The image has been deleted; its replacement says so.
   }
   if (!isStillShown()) return;
   shape(canvas, job.parameters);
@@ -143,29 +143,29 @@ async function showImage(job, canvas, isStillShown) {
     canvas,
     image.complete && image.naturalWidth > 0
       ? link
-      : element("p", { class: "canvas-text" }, "The image is no longer kept"),
+      : element("p", { class: "canvas-text" }, "The image has been deleted"),
   );
 }
 
-function resultParts(job, uses) {
+function resultParts(job, actions) {
   const { parameters } = job;
-  // What a job says of itself are the fields of the request, with every default filled in.
-  const command = drawCommand({ body: parameters });
+  // A job's parameters are the fields of its request, with every default filled in.
+  const command = generateCommand({ body: parameters });
   return [
     element("p", { class: "job-prompt" }, parameters.prompt),
     element(
       "div",
       { class: "row-buttons" },
       downloadLink(job),
-      button("Use this seed", { symbol: "dice", onClick: () => uses.onUseSeed(parameters.seed) }),
-      button("Use these settings", { symbol: "edit", onClick: () => uses.onUseParameters(parameters) }),
+      button("Use this seed", { symbol: "dice", onClick: () => actions.onUseSeed(parameters.seed) }),
+      button("Use these settings", { symbol: "edit", onClick: () => actions.onUseParameters(parameters) }),
     ),
     parameterFacts(job),
     element(
       "details",
       { class: "more" },
-      element("summary", null, "The same with curl"),
-      codeBlock(command, "command that draws this image", { testid: "playground-curl" }),
+      element("summary", null, "Generate it with curl"),
+      codeBlock(command, "command that generates this image", { testid: "playground-curl" }),
     ),
   ];
 }

@@ -11,17 +11,17 @@ function decode(segment) {
   try {
     return decodeURIComponent(segment);
   } catch {
-    return segment; // Typed by hand: as it stands it leads to no page.
+    return segment; // Typed by hand: it leads to no page.
   }
 }
 
-// Changes the address without going anywhere, so that what is shown now can be shared and come back to.
+// Changes the address without navigation, so that the present view can be shared and bookmarked.
 export function noteRoute(hash) {
   if (location.hash !== hash) history.replaceState(null, "", hash);
 }
 
-// Runs `work` now and every so often while the tab is to be seen, until the signal says that the page was left. The
-// next run begins when the last has ended: a slow worker is not asked more often than it answers.
+// Runs `work` now and at every interval while the tab is visible, until the signal is aborted. The next run starts
+// after the last has ended: a slow worker is not asked more often than it answers.
 export function repeat(work, intervalMs, signal) {
   let timer;
   let running = false;

@@ -1,4 +1,4 @@
-// Owns what is around the pages: navigation, theme, sign-out.
+// Owns the frame around the pages: navigation, theme, sign-out.
 
 import { element, replace } from "./dom.js";
 import { icon, mark } from "./icons.js";
@@ -14,7 +14,7 @@ const PAGES = [
   ["reference", "API reference", "reference"],
 ];
 
-// Builds it and gives the place for pages, and a function that marks the page that is shown.
+// Builds the frame. Returns the element for pages, and a function that marks the present page.
 export function buildShell(application, onSignOut) {
   const links = new Map(PAGES.map(([name, label, symbol]) => [name, navigationLink(name, label, symbol)]));
   const navigation = element(
@@ -58,7 +58,7 @@ function navigationLink(name, label, symbol) {
   return element("a", { class: "navigation-link", href: `#/${name}` }, icon(symbol), element("span", null, label));
 }
 
-// A real target would change the route, which is behind the `#` as well.
+// Following the link would change the route, which is behind the `#` as well.
 function skipLink(main) {
   const skip = (event) => {
     event.preventDefault();

@@ -9,7 +9,7 @@
       const choice = localStorage.getItem(STORAGE_NAME);
       return choice === "light" || choice === "dark" ? choice : null;
     } catch {
-      return null; // Storage is switched off in this browser: the system's choice stands.
+      return null; // This browser has storage disabled: the system's choice applies.
     }
   }
 
@@ -25,7 +25,7 @@
     try {
       localStorage.setItem(STORAGE_NAME, next);
     } catch {
-      // The choice then holds until the page is loaded again.
+      // The choice then lasts until the page is reloaded.
     }
     apply(next);
   }

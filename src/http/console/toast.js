@@ -1,4 +1,4 @@
-// Owns the short messages about what has just happened, in the page's live region.
+// Owns the short messages about completed actions, in the page's live region.
 
 import { element } from "./dom.js";
 import { icon } from "./icons.js";
@@ -29,10 +29,10 @@ function show(kind, text, requestId) {
   setTimeout(() => toast.remove(), SHOWN_MS[kind]);
 }
 
-// Something was done.
+// Reports success.
 export const toastDone = (text) => show("good", text);
 
-// Something was not done. Nothing is said of requests that were given up on purpose or of a session that has ended.
+// Reports a failure, except for aborted requests and an ended session.
 export function toastProblem(error) {
   if (error.name === "AbortError" || error.status === 401) return;
   show("bad", error.message, error.requestId);

@@ -1,4 +1,4 @@
-// Owns the chart of what a key has used up.
+// Owns the chart of a key's usage.
 
 import { keys } from "./api.js";
 import { chart } from "./chart.js";
@@ -30,20 +30,20 @@ export function usageCard(key, signal) {
   const shown = element("div", { class: "stack-small" }, total, bars.figure, tableDetails(tablePlace));
   shown.hidden = true;
 
-  const draw = () => drawUsage(state, { bars, total, tablePlace });
+  const update = () => showUsage(state, { bars, total, tablePlace });
   const load = async () => {
     try {
       state.data = (await keys.usage(key.id, state.days, signal)).data;
       replace(status);
       shown.hidden = false;
-      draw();
+      update();
     } catch (error) {
       if (error.name !== "AbortError" && error.status !== 401) replace(status, problemView(error, load));
     }
   };
   const choose = (measure) => {
     state.measure = measure;
-    draw();
+    update();
   };
   const period = select(PERIODS, state.days, { "aria-label": "Period", class: "select-small" });
   period.addEventListener("change", () => {
@@ -68,26 +68,26 @@ function tableDetails(place) {
   return element("details", { class: "as-table" }, element("summary", null, "Show as table"), place);
 }
 
-const write = (measure, value) => (measure === "gpu_seconds" ? duration(value) : decimal(value));
+const format = (measure, value) => (measure === "gpu_seconds" ? duration(value) : decimal(value));
 
-function drawUsage({ measure, days, data }, { bars, total, tablePlace }) {
+function showUsage({ measure, days, data }, { bars, total, tablePlace }) {
   const label = MEASURES.find(([name]) => name === measure)[1];
   const sum = data.reduce((amount, day) => amount + day[measure], 0);
   const most = data.reduce((best, day) => (day[measure] > best[measure] ? day : best), data[0]);
   const items = data.map((day) => ({
     label: utcDay(day.date),
     values: [day[measure]],
-    text: write(measure, day[measure]),
+    text: format(measure, day[measure]),
   }));
   const first = data[0]?.date;
   const middle = data[Math.floor((data.length - 1) / 2)]?.date;
   const labels = data.length > 0 ? [utcDay(first), utcDay(middle), "Today"] : [];
-  const peak = sum > 0 ? `, most on ${utcDay(most.date)} with ${write(measure, most[measure])}` : "";
-  setText(total, `${write(measure, sum)} in ${days} days`);
-  bars.update(items, `${label} in the last ${days} days: ${write(measure, sum)} in all${peak}`, labels);
+  const peak = sum > 0 ? `, most on ${utcDay(most.date)} with ${format(measure, most[measure])}` : "";
+  setText(total, `${format(measure, sum)} in ${days} days`);
+  bars.update(items, `${label} in the last ${days} days: ${format(measure, sum)} in total${peak}`, labels);
   const columns = [{ label: "UTC day" }, ...MEASURES.map(([, name]) => ({ label: name, class: "numeric" }))];
   const rows = [...data]
     .reverse()
-    .map((day) => tableRow(columns, [utcDay(day.date), ...MEASURES.map(([name]) => write(name, day[name]))]));
+    .map((day) => tableRow(columns, [utcDay(day.date), ...MEASURES.map(([name]) => format(name, day[name]))]));
   replace(tablePlace, table("Usage by day", columns, rows, { isPlain: true }));
 }

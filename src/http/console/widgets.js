@@ -1,8 +1,11 @@
-// Owns the small parts that pages are put together from: buttons, badges, times, notices, empty states.
+// Owns the building blocks of pages: buttons, badges, times, notices, empty states.
 
 import { element, replace, setText } from "./dom.js";
 import { exactMoment, relative } from "./format.js";
 import { icon } from "./icons.js";
+
+export const paragraph = (...children) => element("p", null, children);
+export const code = (text) => element("code", null, text);
 
 // A button. `kind` is primary, plain, quiet or danger.
 export function button(label, { kind = "plain", symbol, onClick, ...attributes } = {}) {
@@ -14,7 +17,7 @@ export function button(label, { kind = "plain", symbol, onClick, ...attributes }
   );
 }
 
-// A button that shows only an icon, and is called by its label.
+// A button that shows only an icon; the label is its accessible name.
 export function iconButton(label, symbol, onClick, attributes) {
   return element(
     "button",
@@ -33,7 +36,7 @@ export function linkButton(label, href, { kind = "plain", symbol, ...attributes 
   );
 }
 
-// Runs what a button does, with the button out of reach until it is done.
+// Runs a button's action and disables the button until it is done.
 export async function whileBusy(control, work) {
   control.disabled = true;
   control.setAttribute("aria-busy", "true");
@@ -45,7 +48,7 @@ export async function whileBusy(control, work) {
   }
 }
 
-// Copies a text and says so on itself.
+// A button that copies a text and confirms it in its label.
 export function copyButton(text, label = "Copy", attributes = {}) {
   const read = typeof text === "function" ? text : () => text;
   const caption = element("span", { "aria-live": "polite" }, label);
@@ -79,7 +82,7 @@ async function copy(text) {
   }
 }
 
-// Over plain http browsers have no clipboard but on this very machine; the old way still works there.
+// Over plain HTTP browsers offer the clipboard on localhost only; elsewhere the old way still works.
 function copyBySelection(text) {
   const holder = document.querySelector("dialog[open]") || document.body;
   const field = element("textarea", { class: "visually-hidden", readonly: true, "aria-label": "Text to copy" });
@@ -108,7 +111,7 @@ export function codeBlock(text, label, attributes = {}) {
   );
 }
 
-// A word in a coloured pill. `tone` is neutral, accent, good, warn or bad.
+// A word in a colored pill. `tone` is neutral, accent, good, warn or bad.
 export function badge(text, tone = "neutral", attributes = {}) {
   return element("span", { class: `badge badge-${tone}`, ...attributes }, text);
 }
@@ -135,12 +138,12 @@ export function statusBadge(status, label = status.replaceAll("_", " ")) {
   );
 }
 
-// A moment as a distance from now, with the exact time at hand.
+// A moment relative to now, with the exact time as the tooltip.
 export function time(iso, write = relative) {
   return element("time", { datetime: iso, title: exactMoment(iso) }, write(iso));
 }
 
-// The head of a page: the one h1, what it is about, and what can be done.
+// The head of a page: its h1, description and actions.
 export function pageHead(title, description, ...actions) {
   return element(
     "header",
@@ -155,7 +158,7 @@ export function pageHead(title, description, ...actions) {
   );
 }
 
-// A framed part of a page.
+// A framed section of a page.
 export function card(title, ...children) {
   return element("section", { class: "card" }, title && element("h2", { class: "card-title" }, title), children);
 }
@@ -171,7 +174,7 @@ export function emptyState(symbol, title, text, ...actions) {
   );
 }
 
-// Grey lines where something is on its way.
+// Gray lines in place of content that is loading.
 export function skeleton(lines = 4) {
   const rows = Array.from({ length: lines }, () => element("span", { class: "skeleton-line" }));
   return element(
@@ -184,7 +187,7 @@ export function skeleton(lines = 4) {
 
 const NOTICE_SYMBOLS = { information: "information", good: "check", warn: "warning", bad: "warning" };
 
-// A note with a tone: information, good, warn or bad.
+// A notice with a tone: information, good, warn or bad.
 export function notice(tone, ...children) {
   return element(
     "div",
@@ -194,7 +197,7 @@ export function notice(tone, ...children) {
   );
 }
 
-// What went wrong, with a way to try again.
+// An error, with a button to try again.
 export function problemView(problem, retry) {
   return element(
     "div",
@@ -210,14 +213,14 @@ export function problemView(problem, retry) {
   );
 }
 
-// What is to be done one after the other, as `[title, ...children]` each.
+// Numbered steps, each as `[title, ...children]`.
 export function steps(list) {
   const step = ([title, ...children]) =>
     element("li", { class: "step" }, element("h3", { class: "step-title" }, title), children);
   return element("ol", { class: "steps" }, list.map(step));
 }
 
-// Terms and what they are, as rows. An entry without a value is left out.
+// Terms and values as rows. Entries without a value are left out.
 export function facts(entries, attributes = {}) {
   const rows = entries
     .filter(([, value]) => value !== null && value !== undefined && value !== false)
@@ -225,9 +228,9 @@ export function facts(entries, attributes = {}) {
   return element("dl", { class: "facts", ...attributes }, rows);
 }
 
-// A table that turns into cards where there is little room. Cells come as lists, in the order of the columns; a column
-// is `{ label, class?, hidden? }`, with `hidden` for one whose heading is only heard. A plain table has nothing in it that
-// takes the focus: then its frame does, since it may have to be scrolled.
+// A table that turns into cards on small screens. A row is a list of cells in the order of the columns. A column is `{
+// label, class?, hidden? }`, where `hidden` leaves its heading to screen readers. A plain table contains nothing
+// focusable, so its frame takes the focus for scrolling.
 export function table(label, columns, rows, { isPlain = false } = {}) {
   const heading = ({ label: text, hidden, class: name }) =>
     element(
@@ -257,7 +260,7 @@ export function tableRow(columns, cells, attributes = {}) {
   return element("tr", { role: "row", ...attributes }, cells.map(cell));
 }
 
-// Choices of which one holds, as a row of buttons that belong together.
+// A row of buttons of which one is selected.
 export function segments(label, options, chosen, onChange) {
   const group = element("div", { class: "segments", role: "group", "aria-label": label });
   const buttons = options.map(([value, text]) =>
@@ -280,7 +283,7 @@ export function segments(label, options, chosen, onChange) {
   return group;
 }
 
-// In a word whether a model draws.
+// A badge with a model's state.
 export function modelState({ available, desired_replicas: desired, loading }) {
   if (available) return badge("Ready", "good");
   if (loading) return badge(`Loading, ${Math.floor((100 * loading.bytes) / Math.max(loading.bytes_total, 1))} %`, "warn");

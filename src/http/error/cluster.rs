@@ -1,12 +1,12 @@
-//! What went wrong with the cluster and its namespaces, as an answer. The cluster's own words are for the log: the
-//! administrator sees them where the state of things is shown, a client does not.
+//! Errors of the cluster and its namespaces as answers. The cluster's own messages go to the log and to the
+//! administrator's cluster status, not to clients.
 
 use super::{ApiError, ErrorCode, causes};
 use crate::domain::spec::FieldError;
 use crate::http::quota::Quota;
 use crate::kubernetes::{CREDENTIALS_PER_MINUTE, KubernetesError};
 
-/// A cluster that is away is seldom back at once.
+/// An unreachable cluster seldom recovers at once.
 const RETRY_AFTER_SECONDS: u64 = 5;
 
 impl From<KubernetesError> for ApiError {
@@ -25,12 +25,15 @@ impl From<KubernetesError> for ApiError {
                 let limit = CREDENTIALS_PER_MINUTE;
                 let quota = Quota { name: "credentials", limit, window_seconds: Some(60), left: 0 };
                 Self::new(ErrorCode::RateLimited)
-                    .with_detail(format!("a key gets {limit} tokens a minute; come back in {retry_after_seconds} s"))
+                    .with_detail(format!(
+                        "the limit is {limit} tokens per minute and key; retry in {retry_after_seconds} s"
+                    ))
                     .with_quota(quota, *retry_after_seconds)
             }
             KubernetesError::RightEnded => Self::new(ErrorCode::Unauthorized),
-            KubernetesError::Cluster(_) => unavailable(&error)
-                .with_detail("the administrator finds the reason in the console and in the worker's log"),
+            KubernetesError::Cluster(_) => {
+                unavailable(&error).with_detail("the console and the worker's log show the reason")
+            }
             KubernetesError::Rights(_) | KubernetesError::Store(_) | KubernetesError::CorruptRow { .. } => {
                 unavailable(&error)
             }

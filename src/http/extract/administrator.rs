@@ -1,4 +1,4 @@
-//! Who manages: a signed-in session, by its cookie. A key is of no use here.
+//! The administrator: a signed-in session, by its cookie. API keys are not accepted.
 
 use std::net::IpAddr;
 
@@ -7,11 +7,11 @@ use axum::http::request::Parts;
 
 use super::caller::ClientAddress;
 use crate::auth::{Actor, Session};
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::session_cookie::SessionCookie;
+use crate::http::state::HttpState;
 
-/// A caller who has signed in.
+/// The signed-in administrator.
 #[derive(Debug)]
 pub(in crate::http) struct Administrator {
     pub(in crate::http) session: Session,
@@ -19,14 +19,14 @@ pub(in crate::http) struct Administrator {
 }
 
 impl Administrator {
-    /// Who the audit log shall say it was.
+    /// The actor for the audit log.
     pub(in crate::http) fn actor(&self) -> Actor {
         Actor::Administrator { session: self.session.id, address: self.address }
     }
 
-    /// Whoever it was, if still signed in. A body may take half a minute to arrive, and its images wait for their turn:
-    /// what a session asks for that has ended meanwhile must not be done. Every route with a body asks it last of all.
-    pub(in crate::http) async fn again(self, state: &HttpState) -> Result<Self, ApiError> {
+    /// Checks that the session is still valid. A body may take half a minute to arrive, and its images wait to be
+    /// decoded: a request whose session has ended meanwhile must be refused. Every route with a body does this last.
+    pub(in crate::http) async fn recheck(self, state: &HttpState) -> Result<Self, ApiError> {
         let session = state.admin.session_again(self.session.id).await?;
         let session = session.ok_or_else(|| ApiError::new(ErrorCode::SessionRequired))?;
         Ok(Self { session, ..self })

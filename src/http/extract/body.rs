@@ -1,7 +1,7 @@
-//! Bodies on their way in: how large one may be, and how much all of them take up together.
+//! Incoming bodies: the size of one, and the memory of all together.
 //!
-//! A body is paid for before it is read: by what it announces, or piece by piece as it comes where it announces nothing.
-//! What is paid is held until nothing of the body is left in memory, so that nobody fills it by asking often.
+//! Memory for a body is reserved before it is read: for its announced length, or step by step if it announces none. The
+//! reservation lasts until nothing of the body is left in memory, so that many requests cannot exhaust it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,21 +14,21 @@ use futures_util::StreamExt as _;
 use crate::domain::ids::KeyId;
 use crate::http::error::{ApiError, ErrorCode};
 
-/// A body up to this size costs nothing: the bound of connections is bound enough. It is also the largest that is
-/// parsed on the async threads, and the largest of routes that need no larger one.
+/// A body up to this size needs no reservation: the limit of connections bounds these. Also the largest body that is
+/// parsed on the async threads, and the limit of routes that need no larger one.
 pub(in crate::http) const SMALL_BODY_BYTES_MAX: usize = 64 * 1024;
-/// By how much a body grows for which it pays at one time where it has not said how long it is.
+/// The step by which the reservation of a body without an announced length grows.
 const UNANNOUNCED_BYTES: usize = 256 * 1024;
 
-/// Whose key a request came with, as an extension of the request.
+/// The owner of the request's key, as a request extension.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::http) struct BodyOwner(pub(in crate::http) KeyId);
 
-/// What all bodies together may take up.
+/// The memory budget of all bodies together.
 #[derive(Debug)]
 pub(in crate::http) struct BodyBudget {
     bytes_max: usize,
-    /// The share that one key may have of it. One body it may always have, whatever its size.
+    /// The most for one key, which may always have one body of any size.
     owner_bytes_max: usize,
     held: Mutex<Held>,
 }
@@ -36,13 +36,13 @@ pub(in crate::http) struct BodyBudget {
 #[derive(Debug, Default)]
 struct Held {
     bytes: usize,
-    /// Only those that hold something.
+    /// Only owners with a reservation.
     owners: HashMap<KeyId, usize>,
 }
 
-/// What one request takes up of it, until dropped.
+/// The memory reserved for one request, until dropped.
 #[derive(Debug)]
-pub(in crate::http) struct BodyHold {
+pub(in crate::http) struct BodyReservation {
     budget: Arc<BodyBudget>,
     owner: KeyId,
     bytes: usize,
@@ -53,18 +53,18 @@ impl BodyBudget {
         Self { bytes_max, owner_bytes_max, held: Mutex::default() }
     }
 
-    fn hold(self: &Arc<Self>, owner: KeyId) -> BodyHold {
-        BodyHold { budget: Arc::clone(self), owner, bytes: 0 }
+    fn reserve(self: &Arc<Self>, owner: KeyId) -> BodyReservation {
+        BodyReservation { budget: Arc::clone(self), owner, bytes: 0 }
     }
 }
 
-impl BodyHold {
-    /// Who brought the body; nobody's key where it came without one.
+impl BodyReservation {
+    /// The owner of the body's key; [`KeyId::NONE`] without a key.
     pub(in crate::http) fn owner(&self) -> KeyId {
         self.owner
     }
 
-    /// Pays for a body that has come to `bytes`.
+    /// Extends the reservation to `bytes`.
     fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
         if bytes <= SMALL_BODY_BYTES_MAX || bytes <= self.bytes {
             return Ok(());
@@ -74,9 +74,9 @@ impl BodyHold {
         let own = held.owners.get(&self.owner).copied().unwrap_or_default();
         let fits = |now: usize, max: usize| now == self.bytes || now.saturating_add(more) <= max;
         let reason = if !fits(own, self.budget.owner_bytes_max) {
-            "the key has as many large bodies on their way as it may"
+            "the key has reached its limit of large bodies in transfer"
         } else if !fits(held.bytes, self.budget.bytes_max) {
-            "as many large bodies are on their way as the worker takes"
+            "the worker has reached its limit of large bodies in transfer"
         } else {
             held.bytes = held.bytes.saturating_add(more);
             held.owners.insert(self.owner, own.saturating_add(more));
@@ -87,7 +87,7 @@ impl BodyHold {
     }
 }
 
-impl Drop for BodyHold {
+impl Drop for BodyReservation {
     fn drop(&mut self) {
         if self.bytes == 0 {
             return;
@@ -103,42 +103,41 @@ impl Drop for BodyHold {
     }
 }
 
-/// What a body says of its length.
+/// A body's announced length.
 pub(in crate::http) fn announced_bytes(headers: &HeaderMap) -> Option<usize> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// A body of at most `bytes_max` bytes, and the hold on the memory that it takes up.
+/// Reads a body of at most `bytes_max` bytes, and returns it with its reservation.
 pub(in crate::http) async fn collect(
     body: Body,
     announced: Option<usize>,
     bytes_max: usize,
     (budget, owner): (&Arc<BodyBudget>, KeyId),
-) -> Result<(Vec<u8>, BodyHold), ApiError> {
+) -> Result<(Vec<u8>, BodyReservation), ApiError> {
     let too_large = || ApiError::new(ErrorCode::BodyTooLarge).with_detail(format!("the limit is {bytes_max} bytes"));
     if announced.is_some_and(|bytes| bytes > bytes_max) {
         return Err(too_large());
     }
-    let mut hold = budget.hold(owner);
-    hold.grow_to(announced.unwrap_or_default())?;
+    let mut reservation = budget.reserve(owner);
+    reservation.grow_to(announced.unwrap_or_default())?;
     let mut bytes = Vec::with_capacity(announced.unwrap_or_default());
     let mut pieces = body.into_data_stream();
     while let Some(piece) = pieces.next().await {
-        let piece =
-            piece.map_err(|_| ApiError::new(ErrorCode::MalformedJson).with_detail("the body did not arrive whole"))?;
+        let piece = piece.map_err(|_| ApiError::new(ErrorCode::MalformedJson).with_detail("the body is incomplete"))?;
         let length = bytes.len().saturating_add(piece.len());
         if length > bytes_max {
             return Err(too_large());
         }
-        if length > SMALL_BODY_BYTES_MAX && length > hold.bytes {
-            let paid = length.next_multiple_of(UNANNOUNCED_BYTES).min(bytes_max);
-            hold.grow_to(paid)?;
-            // What grows by itself may take twice what it needs.
-            bytes.reserve_exact(paid.saturating_sub(bytes.len()));
+        if length > SMALL_BODY_BYTES_MAX && length > reservation.bytes {
+            let reserved = length.next_multiple_of(UNANNOUNCED_BYTES).min(bytes_max);
+            reservation.grow_to(reserved)?;
+            // A vector that grows by itself may allocate twice what it needs.
+            bytes.reserve_exact(reserved.saturating_sub(bytes.len()));
         }
         bytes.extend_from_slice(&piece);
     }
-    Ok((bytes, hold))
+    Ok((bytes, reservation))
 }
 
 #[cfg(test)]
@@ -148,9 +147,9 @@ mod tests {
 
     const LARGE: usize = 100_000;
 
-    fn held(budget: &Arc<BodyBudget>, owner: KeyId, bytes: usize) -> Option<BodyHold> {
-        let mut hold = budget.hold(owner);
-        hold.grow_to(bytes).ok().map(|()| hold)
+    fn held(budget: &Arc<BodyBudget>, owner: KeyId, bytes: usize) -> Option<BodyReservation> {
+        let mut reservation = budget.reserve(owner);
+        reservation.grow_to(bytes).ok().map(|()| reservation)
     }
 
     fn keys() -> [KeyId; 3] {
@@ -158,34 +157,34 @@ mod tests {
     }
 
     #[test]
-    fn a_key_has_its_share_and_all_have_theirs_and_what_is_held_comes_back() {
+    fn keys_and_the_worker_have_budgets_and_reservations_are_returned() {
         let budget = Arc::new(BodyBudget::new(3 * LARGE, 2 * LARGE));
         let [one, two, three] = keys();
         let first = held(&budget, one, LARGE).expect("room");
         let second = held(&budget, one, LARGE).expect("room");
-        assert!(held(&budget, one, LARGE).is_none(), "its share");
-        assert!(held(&budget, one, SMALL_BODY_BYTES_MAX).is_some(), "small ones cost nothing");
-        let third = held(&budget, two, LARGE).expect("another key has its own");
-        assert!(held(&budget, three, LARGE).is_none(), "what all may take up");
+        assert!(held(&budget, one, LARGE).is_none(), "the key's budget");
+        assert!(held(&budget, one, SMALL_BODY_BYTES_MAX).is_some(), "small bodies need no reservation");
+        let third = held(&budget, two, LARGE).expect("another key has its own budget");
+        assert!(held(&budget, three, LARGE).is_none(), "the worker's budget");
         drop(first);
-        let again = held(&budget, three, LARGE).expect("given back");
+        let again = held(&budget, three, LARGE).expect("returned");
         drop((second, third, again));
         let left = budget.held.lock().expect("not poisoned");
         assert!(left.bytes == 0 && left.owners.is_empty(), "{left:?}");
     }
 
     #[test]
-    fn one_body_is_always_taken_however_large_it_may_be() {
+    fn one_body_of_any_size_is_always_accepted() {
         let budget = Arc::new(BodyBudget::new(LARGE, LARGE));
         let [one, ..] = keys();
-        let hold = held(&budget, one, 10 * LARGE).expect("the only one");
+        let reservation = held(&budget, one, 10 * LARGE).expect("the only one");
         assert!(held(&budget, one, LARGE).is_none());
-        drop(hold);
+        drop(reservation);
         assert!(held(&budget, one, LARGE).is_some());
     }
 
     #[tokio::test]
-    async fn a_body_that_does_not_say_its_length_pays_as_it_comes() {
+    async fn a_body_without_an_announced_length_reserves_as_it_arrives() {
         let budget = Arc::new(BodyBudget::new(4 * UNANNOUNCED_BYTES, 2 * UNANNOUNCED_BYTES));
         let [one, ..] = keys();
         let pieces = || {
@@ -193,13 +192,14 @@ mod tests {
             Body::from_stream(futures_util::stream::iter(pieces))
         };
         let read = || collect(pieces(), None, 10 * UNANNOUNCED_BYTES, (&budget, one));
-        let (bytes, hold) = read().await.expect("its share suffices");
-        assert_eq!((bytes.len(), hold.bytes), (2 * UNANNOUNCED_BYTES, 2 * UNANNOUNCED_BYTES));
-        assert!(read().await.is_err(), "no room beside the first");
-        drop(hold);
+        let (bytes, reservation) = read().await.expect("the budget suffices");
+        assert_eq!((bytes.len(), reservation.bytes), (2 * UNANNOUNCED_BYTES, 2 * UNANNOUNCED_BYTES));
+        assert!(read().await.is_err(), "no budget beside the first");
+        drop(reservation);
         assert!(read().await.is_ok());
         assert!(collect(pieces(), None, UNANNOUNCED_BYTES, (&budget, one)).await.is_err(), "the route's limit");
-        let lies = collect(pieces(), Some(10), 10 * UNANNOUNCED_BYTES, (&budget, one)).await.expect("paid as it comes");
+        let lies =
+            collect(pieces(), Some(10), 10 * UNANNOUNCED_BYTES, (&budget, one)).await.expect("reserved as it arrives");
         assert_eq!(lies.1.bytes, 2 * UNANNOUNCED_BYTES);
     }
 }

@@ -1,4 +1,4 @@
-//! Who calls: the API key in `x-api-key` or `Authorization: Bearer`.
+//! The caller: the API key in `x-api-key` or `Authorization: Bearer`.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -11,10 +11,10 @@ use axum::http::{Extensions, HeaderMap};
 use crate::auth::Principal;
 use crate::domain::ids::NamespaceId;
 use crate::domain::scope::{Product, Scope};
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::body::BodyOwner;
 use crate::http::extract::path::NamespacePath;
+use crate::http::state::HttpState;
 
 const API_KEY: &str = "x-api-key";
 const BEARER: &str = "bearer";
@@ -41,15 +41,15 @@ impl InferenceCaller {
         }
     }
 
-    /// What the key may do now. A body may take a minute to arrive, and its images have to wait for their turn: whoever
-    /// has lost the right meanwhile must not have it used.
-    pub(in crate::http) async fn again(&self, state: &HttpState) -> Result<Principal, ApiError> {
+    /// Checks what the key may do now. A body may take a minute to arrive, and its images wait to be decoded: a key
+    /// that has lost the right meanwhile must be refused.
+    pub(in crate::http) async fn recheck(&self, state: &HttpState) -> Result<Principal, ApiError> {
         let Self(principal) = Self::permitted(state.authenticator.again(&self.0).await?)?;
         Ok(principal)
     }
 }
 
-/// A caller whose key allows the namespace that the path names.
+/// A caller whose key allows the namespace in the path.
 #[derive(Debug)]
 pub(in crate::http) struct KubernetesCaller {
     pub(in crate::http) principal: Principal,
@@ -78,8 +78,8 @@ impl KubernetesCaller {
         Ok(self)
     }
 
-    /// As [`InferenceCaller::again`].
-    pub(in crate::http) async fn again(self, state: &HttpState) -> Result<Self, ApiError> {
+    /// As [`InferenceCaller::recheck`].
+    pub(in crate::http) async fn recheck(self, state: &HttpState) -> Result<Self, ApiError> {
         let principal = state.authenticator.again(&self.principal).await?;
         Self { principal, ..self }.permitted()
     }
@@ -89,7 +89,7 @@ fn forbidden(detail: &str) -> ApiError {
     ApiError::new(ErrorCode::ScopeForbidden).with_detail(detail)
 }
 
-/// Whose key was presented, and from where.
+/// The owner of the presented key, and the client's address.
 async fn principal(parts: &mut Parts, state: &HttpState) -> Result<(Principal, IpAddr), ApiError> {
     let Ok(ClientAddress(client)) = ClientAddress::from_request_parts(parts, state).await;
     let presented = presented_key(&parts.headers).ok_or_else(|| ApiError::new(ErrorCode::Unauthorized))?;
@@ -98,7 +98,7 @@ async fn principal(parts: &mut Parts, state: &HttpState) -> Result<(Principal, I
     Ok((principal, client))
 }
 
-/// The address at the other end of the connection; all zeros when it is not known.
+/// The client's address; all zeros if unknown.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::http) struct ClientAddress(pub(in crate::http) IpAddr);
 
@@ -110,12 +110,12 @@ impl FromRequestParts<HttpState> for ClientAddress {
     }
 }
 
-/// The address at the other end of the connection.
+/// The client's address.
 pub(in crate::http) fn peer_address(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical())
 }
 
-/// The one key that is presented. Two that differ are none: which of them counts must not be ours to guess.
+/// The presented key. Two different keys count as none: it is unknown which one is meant.
 fn presented_key(headers: &HeaderMap) -> Option<&str> {
     let named = headers.get_all(API_KEY).iter().map(|value| value.to_str().ok());
     let bearer = headers.get_all(AUTHORIZATION).iter().filter_map(|value| bearer_token(value.to_str().ok()));
@@ -124,9 +124,8 @@ fn presented_key(headers: &HeaderMap) -> Option<&str> {
     keys.all(|other| other == Some(first)).then_some(first)
 }
 
-/// The token of a bearer credential: `None` for other schemes, which are not meant for us, `Some(None)` for what
-/// cannot be read.
-#[expect(clippy::option_option, reason = "not ours and not readable are two things")]
+/// The token of a bearer credential: `None` for other schemes, `Some(None)` for an unreadable value.
+#[expect(clippy::option_option, reason = "another scheme and an unreadable value are different cases")]
 fn bearer_token(credential: Option<&str>) -> Option<Option<&str>> {
     let Some(credential) = credential else {
         return Some(None);
@@ -150,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn either_header_and_both_when_they_agree() {
+    fn either_header_counts_and_both_if_they_agree() {
         assert_eq!(presented(&[]), None);
         assert_eq!(presented(&[("x-api-key", "k")]).as_deref(), Some("k"));
         assert_eq!(presented(&[("authorization", "Bearer k")]).as_deref(), Some("k"));
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_are_none() {
+    fn two_keys_count_as_none() {
         assert_eq!(presented(&[("x-api-key", "k"), ("authorization", "Bearer l")]), None);
         assert_eq!(presented(&[("x-api-key", "k"), ("x-api-key", "l")]), None);
     }

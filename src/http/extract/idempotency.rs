@@ -1,20 +1,20 @@
-//! `Idempotency-Key`: a word under which a client may ask again without getting a second job.
+//! `Idempotency-Key`: lets a client retry a request without creating a second job.
 
 use axum::extract::FromRequestParts;
 use axum::http::HeaderMap;
 use axum::http::request::Parts;
 
 use crate::domain::spec::FieldError;
-use crate::http::HttpState;
 use crate::http::error::ApiError;
+use crate::http::state::HttpState;
 
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const WORD_BYTES_MAX: usize = 255;
 
-/// The client's word, where it sent one.
-pub(in crate::http) struct IdempotencyWord(pub(in crate::http) Option<String>);
+/// The client's key, if it sent one.
+pub(in crate::http) struct IdempotencyKey(pub(in crate::http) Option<String>);
 
-impl FromRequestParts<HttpState> for IdempotencyWord {
+impl FromRequestParts<HttpState> for IdempotencyKey {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _: &HttpState) -> Result<Self, ApiError> {

@@ -1,4 +1,4 @@
-//! Ids in paths. What is no id names nothing.
+//! Ids in paths. An invalid id counts as not found.
 
 use std::str::FromStr;
 
@@ -6,10 +6,10 @@ use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 
 use crate::domain::ids::{JobId, KeyId, NamespaceId};
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
+use crate::http::state::HttpState;
 
-/// The job that the path names.
+/// The job in the path.
 pub(in crate::http) struct JobPath(pub(in crate::http) JobId);
 
 impl FromRequestParts<HttpState> for JobPath {
@@ -21,7 +21,7 @@ impl FromRequestParts<HttpState> for JobPath {
     }
 }
 
-/// The key that the path names.
+/// The key in the path.
 pub(in crate::http) struct KeyPath(pub(in crate::http) KeyId);
 
 impl FromRequestParts<HttpState> for KeyPath {
@@ -33,7 +33,7 @@ impl FromRequestParts<HttpState> for KeyPath {
     }
 }
 
-/// The namespace that the path names.
+/// The namespace in the path.
 pub(in crate::http) struct NamespacePath(pub(in crate::http) NamespaceId);
 
 impl FromRequestParts<HttpState> for NamespacePath {

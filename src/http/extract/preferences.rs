@@ -1,4 +1,4 @@
-//! How the client wants its answer: `Prefer: wait=SECONDS` and `Accept`.
+//! The client's preferences for the answer: `Prefer: wait=SECONDS` and `Accept`.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName};
 
 use crate::domain::format::OutputFormat;
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
+use crate::http::state::HttpState;
 
 const PREFER: HeaderName = HeaderName::from_static("prefer");
 
@@ -18,16 +18,16 @@ const PREFER: HeaderName = HeaderName::from_static("prefer");
 pub(in crate::http) enum AnswerForm {
     /// The job as JSON.
     Json,
-    /// The image; in this format where the client names one.
+    /// The image; in this format if the client names one.
     Image(Option<OutputFormat>),
 }
 
-/// What the client asked for beside the image.
+/// The client's preferences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::http) struct RequestPreferences {
     /// The form of the answer.
     pub(in crate::http) form: AnswerForm,
-    /// Seconds to wait, as `Prefer` asked, cut to what we allow.
+    /// Seconds to wait as in `Prefer`, up to the worker's maximum.
     pub(in crate::http) wait_seconds: Option<u64>,
 }
 
@@ -45,7 +45,7 @@ impl FromRequestParts<HttpState> for RequestPreferences {
 }
 
 impl RequestPreferences {
-    /// How long to wait for the end of the job; `None`: not at all. Who wants an image as the answer waits for it.
+    /// How long to wait for the end of the job; `None`: not at all. An image as the answer implies a wait.
     pub(in crate::http) fn wait(&self, wait_max: Duration) -> Option<Duration> {
         match (self.wait_seconds, self.form) {
             (Some(seconds), _) => Some(Duration::from_secs(seconds)),
@@ -55,7 +55,7 @@ impl RequestPreferences {
     }
 }
 
-/// Preferences are preferences: what cannot be read is passed over (RFC 7240).
+/// Unreadable preferences are ignored (RFC 7240).
 fn wait_seconds(headers: &HeaderMap) -> Option<u64> {
     let values = headers.get_all(PREFER).iter().filter_map(|value| value.to_str().ok());
     let mut preferences = values.flat_map(|value| value.split(','));
@@ -66,14 +66,13 @@ fn wait_seconds(headers: &HeaderMap) -> Option<u64> {
     })
 }
 
-/// What the client says of one media type or of many: `image/png`, `image/*`, `*/*`.
+/// One or more media types in `Accept`: `image/png`, `image/*`, `*/*`.
 struct MediaRange {
     essence: String,
     quality: f32,
 }
 
-/// The form the client likes best: the first it names among those it likes equally; JSON when it does not say.
-/// `None`: none of ours.
+/// The form that the client prefers: the first one among equals, JSON without an `Accept`. `None`: none of ours.
 fn answer_form(headers: &HeaderMap) -> Option<AnswerForm> {
     let values = headers.get_all(ACCEPT).iter().map(|value| value.to_str().unwrap_or("unreadable"));
     let texts = values.flat_map(|value| value.split(',')).map(str::trim).filter(|text| !text.is_empty());
@@ -81,8 +80,8 @@ fn answer_form(headers: &HeaderMap) -> Option<AnswerForm> {
     if ranges.is_empty() {
         return Some(AnswerForm::Json);
     }
-    let json = place_of(&ranges, "application/json").map(|place| (place, AnswerForm::Json));
-    let formats = OutputFormat::ALL.map(|format| (format, place_of(&ranges, format.content_type())));
+    let json = range_for(&ranges, "application/json").map(|place| (place, AnswerForm::Json));
+    let formats = OutputFormat::ALL.map(|format| (format, range_for(&ranges, format.content_type())));
     let are_alike = formats.iter().all(|(_, place)| *place == formats[0].1);
     let images = formats.into_iter().filter_map(|(format, place)| {
         let wanted = (!are_alike).then_some(format);
@@ -101,9 +100,9 @@ fn answer_form(headers: &HeaderMap) -> Option<AnswerForm> {
     best.map(|(_, form)| form)
 }
 
-/// Where the range stands that speaks of a type, which is the most specific one that fits (RFC 9110, 12.5.1); `None`
-/// when there is none, or it says that the type is not wanted.
-fn place_of(ranges: &[MediaRange], media_type: &str) -> Option<usize> {
+/// The index of the range that applies to a type, which is the most specific match (RFC 9110, 12.5.1); `None` if there
+/// is none, or if it excludes the type.
+fn range_for(ranges: &[MediaRange], media_type: &str) -> Option<usize> {
     let (kind, _) = media_type.split_once('/')?;
     let wildcard = format!("{kind}/*");
     let fitting = [media_type, &wildcard, "*/*"];
@@ -116,7 +115,7 @@ impl MediaRange {
         let mut parts = text.split(';').map(str::trim);
         let essence = parts.next().unwrap_or_default().to_ascii_lowercase();
         let weight = parts.filter_map(|part| part.split_once('=')).find(|(name, _)| name.eq_ignore_ascii_case("q"));
-        // A weight that is none is no wish.
+        // An invalid weight excludes the type.
         let read = |weight: &str| weight.parse().ok().filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(0.0);
         Self { essence, quality: weight.map_or(1.0, |(_, weight)| read(weight)) }
     }
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_best_liked_form_is_given() {
+    fn the_preferred_form_is_chosen() {
         use AnswerForm::{Image, Json};
         assert_eq!(answer_form(&HeaderMap::new()), Some(Json));
         assert_eq!(form("*/*"), Some(Json));
@@ -153,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn weights_count_however_they_are_written_and_none_excludes() {
+    fn weights_count_in_any_spelling_and_zero_excludes() {
         use AnswerForm::{Image, Json};
         assert_eq!(form("application/json;Q=0.5, image/jpeg"), Some(Image(Some(OutputFormat::Jpeg))));
         assert_eq!(form("image/png; Q=0"), None);
@@ -162,7 +161,7 @@ mod tests {
         assert_eq!(form("image/*;q=0, */*"), Some(Json));
         assert_eq!(form("*/*;q=0"), None);
         assert_eq!(form("application/json;q=0.2, */*;q=0.8"), Some(Image(None)), "the more specific one counts");
-        assert_eq!(form("application/json;q=2"), None, "no weight");
+        assert_eq!(form("application/json;q=2"), None, "an invalid weight");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Query parameters, read one by one like the fields of a body.
+//! Query parameters, parsed one by one like the fields of a body.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -7,10 +7,10 @@ use axum::extract::{FromRequestParts, Query};
 use axum::http::request::Parts;
 
 use crate::domain::spec::FieldError;
-use crate::http::HttpState;
 use crate::http::error::ApiError;
+use crate::http::state::HttpState;
 
-/// Things in one page, where the client does not say.
+/// Entries in one page by default.
 const PAGE_DEFAULT: u32 = 20;
 
 /// The parameters that have not been taken yet.
@@ -37,7 +37,7 @@ impl FromRequestParts<HttpState> for Parameters {
 }
 
 impl Parameters {
-    /// Whether a parameter is there.
+    /// Whether a parameter is present.
     pub(in crate::http) fn has(&self, name: &str) -> bool {
         self.values.contains_key(name)
     }
@@ -52,7 +52,7 @@ impl Parameters {
         read
     }
 
-    /// How many things one page shall have: `limit`, from 1 to `limit_max`.
+    /// The size of a page: `limit`, from 1 to `limit_max`.
     pub(in crate::http) fn take_limit(&mut self, limit_max: u32) -> u32 {
         let must_be = format!("a whole number from 1 to {limit_max}");
         let limit = self.take("limit", &must_be).unwrap_or(PAGE_DEFAULT.min(limit_max));
@@ -62,13 +62,13 @@ impl Parameters {
         limit
     }
 
-    /// Passes over all but these: neither what they are nor what is wrong with them counts.
+    /// Ignores all parameters but these, with their errors.
     pub(in crate::http) fn retain(&mut self, names: &[&str]) {
         self.values.retain(|name, _| names.contains(&name.as_str()));
         self.errors.retain(|error| names.contains(&error.field.as_str()));
     }
 
-    /// Refuses the request if anything was wrong, or is left over.
+    /// Refuses the request if anything was invalid, or is left over.
     pub(in crate::http) fn finish(self) -> Result<(), ApiError> {
         let mut errors = self.errors;
         errors.extend(self.values.into_keys().map(|name| FieldError::new(name, "is not a known parameter")));

@@ -1,5 +1,5 @@
-//! One line and one count for every request. Never holds a header, a query (links are secrets) or a body; the path is
-//! the route's template.
+//! Logs and counts every request. Never includes a header, a query (links are secrets) or a body; the path is the
+//! route's template.
 
 use std::net::SocketAddr;
 use std::time::Instant;
@@ -26,7 +26,7 @@ pub(in crate::http) async fn record(request: Request, next: Next) -> Response {
     response
 }
 
-/// A fixed word: clients can make up methods, and each would be a new series.
+/// A fixed set: clients can invent methods, and each would be a new time series.
 fn word(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",

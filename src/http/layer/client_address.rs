@@ -1,5 +1,4 @@
-//! Behind a proxy that is trusted, a request is its client's and not the proxy's: for the log, for the throttles, and for
-//! whatever else asks where it came from.
+//! Replaces a trusted proxy's address with its client's: for the log, the throttles, and everything else that uses it.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! Has browsers know which pages of other sites may read an answer, and answers them when they ask beforehand.
+//! Adds CORS headers to shared routes, and answers preflight requests.
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::middleware::Next;

@@ -1,12 +1,12 @@
-//! No request takes for ever. What is held to the deadline is the way to the answer's head; a body that goes on after
-//! that, as an event stream does, has bounds of its own.
+//! Limits the time until the answer's head. A body that continues after that, such as an event stream, has its own
+//! limits.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
+use crate::http::state::HttpState;
 
 pub(in crate::http) async fn limit(State(state): State<HttpState>, request: Request, next: Next) -> Response {
     match tokio::time::timeout(state.settings.request_deadline, next.run(request)).await {

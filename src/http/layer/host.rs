@@ -1,4 +1,4 @@
-//! No request is answered that has come by a name which is not this worker's.
+//! Refuses requests for a host name that is not this worker's.
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;

@@ -1,5 +1,5 @@
-//! What holds for every management route: without a password there is none, a page of another site changes nothing, and
-//! no answer is kept by a cache.
+//! Rules for all management routes: they exist only with a password, pages of other sites cannot change anything, and
+//! no answer is cached.
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::HeaderValue;
@@ -7,9 +7,9 @@ use axum::http::header::CACHE_CONTROL;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::same_origin;
+use crate::http::state::HttpState;
 
 pub(in crate::http) async fn guard(State(state): State<HttpState>, request: Request, next: Next) -> Response {
     let path = request.extensions().get::<MatchedPath>();
@@ -31,7 +31,7 @@ async fn check(state: &HttpState, is_foreign: bool) -> Result<(), ApiError> {
         return Err(ApiError::new(ErrorCode::NotFound));
     }
     if is_foreign {
-        let detail = "the Origin is not this worker's; behind a proxy, `http.public_url` says what it is";
+        let detail = "the Origin is not this worker's; behind a proxy, set it in `http.public_url`";
         return Err(ApiError::new(ErrorCode::ForeignOrigin).with_detail(detail));
     }
     Ok(())

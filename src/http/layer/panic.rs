@@ -1,4 +1,4 @@
-//! A panic in a handler is a mistake of ours: logged, and answered like any other.
+//! A panic in a handler is a bug in the worker: it is logged and answered like any internal error.
 
 use std::any::Any;
 
@@ -29,7 +29,7 @@ mod tests {
     use crate::http::layer::request_id;
 
     #[tokio::test]
-    async fn a_panic_is_a_problem_without_its_words() {
+    async fn a_panic_is_a_problem_without_its_message() {
         let router = Router::new()
             .route("/", get(|| async { panic!("the secret of the worker") as () }))
             .layer(CatchPanicLayer::custom(super::answer))

@@ -1,4 +1,4 @@
-//! Gives every request an id, and has the bodies of errors written, which carry it.
+//! Gives every request an id, and writes the bodies of errors, which include it.
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -10,11 +10,11 @@ use crate::http::dialect::Dialect;
 use crate::http::error::Problem;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Longest id taken over from a client.
+/// Longest id accepted from a client.
 const REQUEST_ID_BYTES_MAX: usize = 64;
 
 pub(in crate::http) async fn attach(request: Request, next: Next) -> Response {
-    let id = taken_over(request.headers()).unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
+    let id = accepted_id(request.headers()).unwrap_or_else(|| uuid::Uuid::new_v4().simple().to_string());
     let span = tracing::info_span!("request", id);
     let dialect = Dialect::of(request.uri().path());
     async move {
@@ -33,8 +33,8 @@ pub(in crate::http) async fn attach(request: Request, next: Next) -> Response {
     .await
 }
 
-/// The client's own id, if it is one word that can stand in a log line.
-fn taken_over(headers: &HeaderMap) -> Option<String> {
+/// The client's own id, if it is safe in a log line.
+fn accepted_id(headers: &HeaderMap) -> Option<String> {
     let id = headers.get(REQUEST_ID)?.to_str().ok()?;
     let is_word = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     (is_word && (1..=REQUEST_ID_BYTES_MAX).contains(&id.len())).then(|| id.to_owned())

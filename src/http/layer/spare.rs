@@ -1,4 +1,4 @@
-//! On a connection that is beyond all that there may be, only health is told.
+//! On a spare connection, beyond the limit, only health checks are answered.
 
 use axum::extract::Request;
 use axum::middleware::Next;
@@ -7,10 +7,10 @@ use axum::response::{IntoResponse, Response};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::hosts::HEALTH_PATHS;
 
-/// Requests end all the time, and their connections make way then.
+/// Requests end all the time, and free their connections.
 const RETRY_AFTER_SECONDS: u64 = 2;
 
-/// Says that a request has come on such a connection.
+/// Marks a request on a spare connection.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::http) struct OnSpareConnection;
 

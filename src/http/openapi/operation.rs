@@ -1,4 +1,4 @@
-//! What the document says of one route beside its path, its method and who may use it.
+//! A route's part of the document, beside its path, method and access.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
 use utoipa::openapi::schema::Schema;
 use utoipa::openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder};
 
-use super::schema::{text, whole};
+use super::schema::{integer, text};
 use crate::domain::format::OutputFormat;
 use crate::http::dialect::Dialect;
 use crate::http::error::ErrorCode;
@@ -64,14 +64,14 @@ impl Tag {
     pub(super) fn description(self) -> &'static str {
         match self {
             Self::Images => "Images from prompts.",
-            Self::OpenAi => "What clients of OpenAI's API use, in its words.",
-            Self::Jobs => "What became of requests for images. A key sees its own jobs alone.",
-            Self::Models => "What can be asked for, and whether it can be had now.",
+            Self::OpenAi => "The subset of OpenAI's API that its clients need for images.",
+            Self::Jobs => "State and results of image requests. A key sees only its own jobs.",
+            Self::Models => "The models, their limits, and whether they are ready.",
             Self::Session => "The administrator's sign-in.",
-            Self::ApiKeys => "The whole life of a key: made, edited, rotated, revoked.",
-            Self::Kubernetes => "Namespaces of a cluster that keys let kubectl into, and tokens for that.",
-            Self::Audit => "Who did what, when, from where.",
-            Self::Console => "The console's pages and what they are fed with. Jobs of every key are seen here.",
+            Self::ApiKeys => "Create, edit, rotate and revoke keys.",
+            Self::Kubernetes => "Cluster namespaces that keys give kubectl access to, and tokens for them.",
+            Self::Audit => "Who did what, when and from where.",
+            Self::Console => "The console's pages and their data, including the jobs of all keys.",
             Self::Health => "For supervisors, load balancers and monitoring, and this document.",
         }
     }
@@ -79,7 +79,7 @@ impl Tag {
 
 type Schemas = Vec<(String, RefOr<Schema>)>;
 
-/// One route's part of the document. [`super::document`] adds what follows from path, method and access.
+/// A route's part of the document. [`super::document`] adds what follows from path, method and access.
 pub(in crate::http) struct Operation {
     pub(super) id: &'static str,
     pub(super) tag: Tag,
@@ -107,39 +107,39 @@ impl Operation {
         }
     }
 
-    /// More than the summary has room for.
-    pub(in crate::http) fn says(mut self, description: &'static str) -> Self {
+    /// Adds more than the summary says.
+    pub(in crate::http) fn description(mut self, description: &'static str) -> Self {
         self.description = Some(description);
         self
     }
 
-    /// An optional parameter in the query. What stands there and is not known is refused.
+    /// Adds an optional query parameter. Unknown ones are refused.
     pub(in crate::http) fn query(mut self, name: &str, schema: impl Into<RefOr<Schema>>, description: &str) -> Self {
         self.parameters.push(parameter(ParameterIn::Query, name, schema, description));
         self.refuses([ErrorCode::InvalidRequest])
     }
 
-    /// `cursor` and `limit`, as every list has them.
+    /// Adds `cursor` and `limit`, as every list has them.
     pub(in crate::http) fn pages(self, limit_max: u32) -> Self {
         self.query("cursor", text(), "The `next_cursor` of an earlier page.").query(
             "limit",
-            whole(1).maximum(Some(limit_max)),
-            "How many entries the page has at most.",
+            integer(1).maximum(Some(limit_max)),
+            "The maximum number of entries in the page.",
         )
     }
 
-    /// An optional header of the request.
+    /// Adds an optional request header.
     pub(in crate::http) fn header(mut self, name: &str, description: &str) -> Self {
         self.parameters.push(parameter(ParameterIn::Header, name, text(), description));
         self
     }
 
-    /// A JSON body that has to be there.
+    /// Adds a required JSON body.
     pub(in crate::http) fn body<T: ToSchema>(self, example: Value) -> Self {
         self.with_body::<T>(example, Required::True)
     }
 
-    /// A JSON body that may be left out.
+    /// Adds an optional JSON body.
     pub(in crate::http) fn optional_body<T: ToSchema>(self, example: Value) -> Self {
         self.with_body::<T>(example, Required::False)
     }
@@ -173,26 +173,26 @@ impl Operation {
         })
     }
 
-    /// Answers with something else than JSON.
+    /// Answers with something other than JSON.
     pub(in crate::http) fn answers_text(self, status: StatusCode, media_type: &str, description: &str) -> Self {
         let content = ContentBuilder::new().schema(Some(text())).build();
         self.answer(status, description, |response| response.content(media_type, content))
     }
 
-    /// Answers with Server-Sent Events. OpenAPI before 3.2 has no word for a stream: by custom the schema is of one event,
-    /// by its fields.
+    /// Answers with Server-Sent Events. OpenAPI before 3.2 cannot describe a stream; by convention the schema describes
+    /// one event.
     pub(in crate::http) fn answers_events(self, event: impl Into<RefOr<Schema>>, description: &str) -> Self {
         let content = ContentBuilder::new().schema(Some(event)).build();
         self.answer(StatusCode::OK, description, |response| response.content("text/event-stream", content))
     }
 
-    /// Has a schema in the document that a description speaks of.
+    /// Adds a schema that a description mentions.
     pub(in crate::http) fn mentions<T: ToSchema>(mut self) -> Self {
         self.reference::<T>();
         self
     }
 
-    /// Answers with nothing but headers.
+    /// Answers without a body.
     pub(in crate::http) fn answers_nothing(self, status: StatusCode, description: &str) -> Self {
         self.answer(status, description, |response| response)
     }
@@ -209,13 +209,13 @@ impl Operation {
         self
     }
 
-    /// Errors of its own, beside those that follow from its access, its path and its body.
+    /// Adds errors of its own, beside those that follow from its access, path and body.
     pub(in crate::http) fn refuses(mut self, codes: impl IntoIterator<Item = ErrorCode>) -> Self {
         self.refusals.extend(codes);
         self
     }
 
-    /// A reference to the schema of `T`, which is noted with all that it refers to.
+    /// A reference to the schema of `T`; adds that schema and all that it refers to.
     fn reference<T: ToSchema>(&mut self) -> RefOr<Schema> {
         let name = T::name().into_owned();
         T::schemas(&mut self.schemas);
@@ -240,7 +240,7 @@ pub(super) fn parameter(
         .build()
 }
 
-/// The answer with which a route refuses for any of `codes`, which all have the same status.
+/// The response for any of `codes`, which all have the same status.
 pub(super) fn refusal(codes: &[ErrorCode], dialect: Dialect) -> Response {
     let status = codes.first().map(|code| code.status());
     let lines: Vec<String> = codes.iter().map(|code| format!("- `{}`: {}", code.as_str(), code.title())).collect();
@@ -249,14 +249,15 @@ pub(super) fn refusal(codes: &[ErrorCode], dialect: Dialect) -> Response {
     let error = utoipa::openapi::AllOfBuilder::new().item(Ref::from_schema_name(name)).item(dialect.code_schema(words));
     let content = ContentBuilder::new().schema(Some(error)).build();
     let response = ResponseBuilder::new().description(lines.join("\n")).content(dialect.media_type(), content);
-    let header =
-        |schema: RefOr<Schema>, says: &str| HeaderBuilder::new().schema(Some(schema)).description(Some(says)).build();
+    let header = |schema: RefOr<Schema>, description: &str| {
+        HeaderBuilder::new().schema(Some(schema)).description(Some(description)).build()
+    };
     match status {
         Some(StatusCode::UNAUTHORIZED) => {
-            response.header("WWW-Authenticate", header(text().into(), "What would be accepted."))
+            response.header("WWW-Authenticate", header(text().into(), "The accepted authentication scheme."))
         }
         Some(StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) => {
-            response.header("Retry-After", header(whole(0).into(), "Seconds after which to ask again, where it helps."))
+            response.header("Retry-After", header(integer(0).into(), "Seconds to wait before a retry, if one helps."))
         }
         _ => response,
     }

@@ -1,4 +1,4 @@
-//! Schemas of what is read by hand, field by field: the bodies of requests.
+//! Schemas of request bodies, which are parsed by hand, field by field.
 
 use serde_json::Value;
 use utoipa::openapi::RefOr;
@@ -6,23 +6,23 @@ use utoipa::openapi::schema::{
     AdditionalProperties, KnownFormat, ObjectBuilder, Schema, SchemaFormat, SchemaType, Type,
 };
 
-/// A text.
+/// A string.
 pub(in crate::http) fn text() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String)
 }
 
-/// One of some words.
+/// One of these strings.
 pub(in crate::http) fn one_of(words: impl IntoIterator<Item = &'static str>) -> ObjectBuilder {
     text().enum_values(Some(words))
 }
 
-/// A moment, RFC 3339 with its offset from UTC.
+/// A date and time, RFC 3339 with its offset from UTC.
 pub(in crate::http) fn moment() -> ObjectBuilder {
     text().format(Some(SchemaFormat::KnownFormat(KnownFormat::DateTime)))
 }
 
-/// A whole number, from `minimum`.
-pub(in crate::http) fn whole(minimum: u64) -> ObjectBuilder {
+/// An integer from `minimum`.
+pub(in crate::http) fn integer(minimum: u64) -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(minimum))
 }
 
@@ -31,8 +31,8 @@ pub(in crate::http) fn number() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::Number)
 }
 
-/// Yes, and never no.
-pub(in crate::http) fn yes() -> ObjectBuilder {
+/// The constant `true`.
+pub(in crate::http) fn only_true() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([true]))
 }
 
@@ -40,12 +40,12 @@ pub(in crate::http) fn yes() -> ObjectBuilder {
 pub(in crate::http) fn or_null(schema: ObjectBuilder) -> ObjectBuilder {
     let object = schema.build();
     let SchemaType::Type(kind) = object.schema_type.clone() else { return object.into() };
-    // An enumeration has to name `null` as well: it allows nothing beside what it lists.
+    // An enumeration must list `null` as well.
     let values = object.enum_values.clone().map(|values| values.into_iter().chain([Value::Null]));
     ObjectBuilder::from(object).schema_type(SchemaType::Array(vec![kind, Type::Null])).enum_values(values)
 }
 
-/// An object with no other fields than those that are named.
+/// An object without other fields than the named ones.
 pub(in crate::http) struct ObjectSchema(ObjectBuilder);
 
 impl ObjectSchema {
@@ -57,12 +57,12 @@ impl ObjectSchema {
         Self(object)
     }
 
-    /// A field that has to be there.
+    /// Adds a required field.
     pub(in crate::http) fn required(self, name: &str, schema: impl Into<RefOr<Schema>>) -> Self {
         Self(self.0.property(name, schema).required(name))
     }
 
-    /// A field that may be left out.
+    /// Adds an optional field.
     pub(in crate::http) fn optional(self, name: &str, schema: impl Into<RefOr<Schema>>) -> Self {
         Self(self.0.property(name, schema))
     }

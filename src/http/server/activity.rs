@@ -1,35 +1,33 @@
-//! What a connection is at: an exchange of a request for its answer, the head of the next one, or nothing at all. It goes
-//! by this whom a newcomer may take the place of, and whether the other side may still be sending.
+//! The activity of a connection: an exchange of request and answer, a partial head, or none. Decides which connection
+//! may be evicted, and whether the peer may still be sending.
 
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
 use axum::response::Response;
-use hyper::body::{Body, Frame, SizeHint};
 use hyper::header::{CONNECTION, HeaderValue};
 use tokio::sync::Notify;
 
-/// How long a connection goes on being used.
+use super::observed_body::{BodyObserver, ObservedBody};
+
+/// Limits on the reuse of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Life {
+pub(super) struct KeepAliveLimits {
     pub(super) requests_max: u64,
     pub(super) age_max: Duration,
 }
 
-/// What one connection is at. Clones share it.
+/// The activity of one connection. Clones share it.
 #[derive(Debug, Clone)]
 pub(super) struct Activity(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    life: Life,
+    limits: KeepAliveLimits,
     began_at: Instant,
     state: Mutex<State>,
-    /// Told when the connection has to make way.
-    sent_away: Notify,
+    /// Notified when the connection is evicted.
+    evicted: Notify,
 }
 
 #[derive(Debug)]
@@ -38,77 +36,77 @@ struct State {
     exchanges: u64,
     /// Requests so far.
     requests: u64,
-    /// Since when there is no exchange.
+    /// When the last exchange ended.
     idle_since: Instant,
-    /// Whether something has come since the last exchange: a head that is not whole yet, or what is none.
-    has_heard: bool,
+    /// Whether bytes have arrived since the last exchange: an incomplete head, or something else.
+    has_received: bool,
     /// Whether a body was left unread.
-    has_abandoned: bool,
-    is_sent_away: bool,
+    has_unread_body: bool,
+    is_evicted: bool,
 }
 
 impl Activity {
-    /// Of a connection that begins now.
-    pub(super) fn new(life: Life) -> Self {
+    /// For a new connection.
+    pub(super) fn new(limits: KeepAliveLimits) -> Self {
         let now = Instant::now();
         let state = State {
             exchanges: 0,
             requests: 0,
             idle_since: now,
-            has_heard: false,
-            has_abandoned: false,
-            is_sent_away: false,
+            has_received: false,
+            has_unread_body: false,
+            is_evicted: false,
         };
-        Self(Arc::new(Inner { life, began_at: now, state: Mutex::new(state), sent_away: Notify::new() }))
+        Self(Arc::new(Inner { limits, began_at: now, state: Mutex::new(state), evicted: Notify::new() }))
     }
 
-    /// A request has come.
+    /// Notes a request.
     pub(super) fn begin(&self) -> Exchange {
-        let Life { requests_max, age_max } = self.0.life;
+        let KeepAliveLimits { requests_max, age_max } = self.0.limits;
         let mut state = self.state();
         state.exchanges += 1;
         state.requests += 1;
         let is_last = state.requests >= requests_max || self.0.began_at.elapsed() >= age_max;
-        Exchange { begun: Arc::new(Begun(self.clone())), is_last }
+        Exchange { guard: Arc::new(ExchangeGuard(self.clone())), is_last }
     }
 
-    /// Something has come.
-    pub(super) fn hear(&self) {
-        self.state().has_heard = true;
+    /// Notes received bytes.
+    pub(super) fn note_received(&self) {
+        self.state().has_received = true;
     }
 
-    /// What has come so far was for another purpose than requests.
-    pub(super) fn forget(&self) {
-        self.state().has_heard = false;
+    /// Forgets received bytes that were not part of requests.
+    pub(super) fn forget_received(&self) {
+        self.state().has_received = false;
     }
 
-    /// Whether nothing of the peer lies unread or is likely to be on its way.
+    /// Whether the peer has sent nothing that is unread and is unlikely to be sending.
     pub(super) fn is_quiet(&self) -> bool {
         let state = self.state();
-        state.exchanges == 0 && !state.has_heard && !state.has_abandoned
+        state.exchanges == 0 && !state.has_received && !state.has_unread_body
     }
 
-    /// Since when the connection has served nobody; `None` while it does, or when it has been sent away before.
+    /// Since when the connection has been idle; `None` if it is not, or if it is already evicted.
     pub(super) fn idle_since(&self) -> Option<Instant> {
         let state = self.state();
-        (state.exchanges == 0 && !state.is_sent_away).then_some(state.idle_since)
+        (state.exchanges == 0 && !state.is_evicted).then_some(state.idle_since)
     }
 
-    /// Has the connection make way, unless a request comes before it has heard of that.
-    pub(super) fn send_away(&self) {
-        self.state().is_sent_away = true;
-        self.0.sent_away.notify_one();
+    /// Evicts the connection, unless a request arrives before that takes effect.
+    pub(super) fn evict(&self) {
+        self.state().is_evicted = true;
+        self.0.evicted.notify_one();
     }
 
-    /// Returns when the connection has to make way.
-    pub(super) async fn sent_away(&self) {
+    /// Returns when the connection is evicted.
+    pub(super) async fn evicted(&self) {
         loop {
-            self.0.sent_away.notified().await;
+            self.0.evicted.notified().await;
             let mut state = self.state();
             if state.exchanges == 0 {
                 return;
             }
-            state.is_sent_away = false;
+            state.is_evicted = false;
         }
     }
 
@@ -117,63 +115,42 @@ impl Activity {
     }
 }
 
-/// One request on its way to its answer, until all clones are dropped: with the request's body and with the answer's.
+/// One request and its answer, until all clones are dropped: those of the request's body and of the answer's.
 #[derive(Debug, Clone)]
 pub(super) struct Exchange {
-    begun: Arc<Begun>,
-    /// Whether the connection ends with it.
+    guard: Arc<ExchangeGuard>,
+    /// Whether it is the connection's last.
     is_last: bool,
 }
 
 #[derive(Debug)]
-struct Begun(Activity);
+struct ExchangeGuard(Activity);
 
 impl Exchange {
-    /// The request's body is not read to its end, so that nothing can follow it.
+    /// Notes that the request's body is not read to its end, so no request can follow.
     pub(super) fn abandon_body(&self) {
-        self.begun.0.state().has_abandoned = true;
+        self.guard.0.state().has_unread_body = true;
     }
 
-    /// The answer, which belongs to the exchange until it is written.
+    /// Makes the answer part of the exchange until it is written.
     pub(super) fn answered(self, mut response: Response) -> hyper::Response<Answer> {
-        if self.is_last || self.begun.0.state().has_abandoned {
+        if self.is_last || self.guard.0.state().has_unread_body {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        response.map(|body| Answer { body, _exchange: self })
+        response.map(|body| ObservedBody::new(body, self))
     }
 }
 
-impl Drop for Begun {
+impl Drop for ExchangeGuard {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.exchanges -= 1;
-        state.has_heard = false;
+        state.has_received = false;
         state.idle_since = Instant::now();
     }
 }
 
-/// An answer's body, with the exchange that it ends.
-pub(super) struct Answer {
-    body: axum::body::Body,
-    _exchange: Exchange,
-}
+/// An answer's body, which keeps its exchange until it is written.
+pub(super) type Answer = ObservedBody<axum::body::Body, Exchange>;
 
-impl Body for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
+impl BodyObserver<axum::body::Body> for Exchange {}

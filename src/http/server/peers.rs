@@ -1,4 +1,4 @@
-//! How many connections each peer has.
+//! Counts the connections of each peer.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -6,30 +6,30 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::domain::networks::Networks;
 
-/// Connections by peer. Only peers that have some are in it, so it is never larger than the number of connections.
+/// Connections by peer. Contains only peers with connections, so it is never larger than their number.
 #[derive(Debug, Clone)]
 pub(super) struct Peers {
     counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
     per_peer_max: usize,
-    /// Those who speak for others.
+    /// Trusted proxies, which are not limited.
     proxies: Networks,
 }
 
-/// One connection's part of its peer's share, until it is dropped.
+/// Permit for one connection of a peer, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Share(Option<(Peers, IpAddr)>);
+pub(super) struct PeerPermit(Option<(Peers, IpAddr)>);
 
 impl Peers {
     pub(super) fn new(per_peer_max: usize, proxies: Networks) -> Self {
         Self { counts: Arc::default(), per_peer_max, proxies }
     }
 
-    /// One more connection of this peer; `None` when it has as many as it may.
-    pub(super) fn enter(&self, peer: IpAddr) -> Option<Share> {
+    /// Permits one more connection of this peer; `None` if it has reached the limit.
+    pub(super) fn enter(&self, peer: IpAddr) -> Option<PeerPermit> {
         let is_exempt = self.proxies.contain(peer);
         let peer = network(peer);
         if is_exempt || peer.is_loopback() {
-            return Some(Share(None));
+            return Some(PeerPermit(None));
         }
         let mut counts = self.counts();
         let count = counts.entry(peer).or_default();
@@ -37,7 +37,7 @@ impl Peers {
             return None;
         }
         *count += 1;
-        Some(Share(Some((self.clone(), peer))))
+        Some(PeerPermit(Some((self.clone(), peer))))
     }
 
     fn counts(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
@@ -45,7 +45,7 @@ impl Peers {
     }
 }
 
-impl Drop for Share {
+impl Drop for PeerPermit {
     fn drop(&mut self) {
         let Some((peers, peer)) = self.0.take() else { return };
         let mut counts = peers.counts();
@@ -58,7 +58,7 @@ impl Drop for Share {
     }
 }
 
-/// What counts as one peer: an IPv4 address, or the 64 bits of an IPv6 address that a subscriber cannot choose.
+/// What counts as one peer: an IPv4 address, or the first 64 bits of an IPv6 address, which a subscriber cannot choose.
 fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) if !address.is_loopback() => {
@@ -77,16 +77,16 @@ mod tests {
     }
 
     #[test]
-    fn a_peer_has_its_share_and_gets_it_back() {
+    fn a_peer_has_a_limit_that_closed_connections_free() {
         let peers = Peers::new(2, Networks::default());
         let (first, second) = (peers.enter(address("192.0.2.1")), peers.enter(address("::ffff:192.0.2.1")));
         assert!(first.is_some() && second.is_some());
-        assert!(peers.enter(address("192.0.2.1")).is_none(), "both ways to write it are one peer");
+        assert!(peers.enter(address("192.0.2.1")).is_none(), "both forms of the address are one peer");
         assert!(peers.enter(address("192.0.2.2")).is_some());
         drop(first);
         assert!(peers.enter(address("192.0.2.1")).is_some());
         drop(second);
-        assert!(peers.counts().is_empty(), "who has left is forgotten");
+        assert!(peers.counts().is_empty(), "peers without connections are removed");
     }
 
     #[test]

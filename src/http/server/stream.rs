@@ -1,6 +1,6 @@
-//! A TCP stream that ends when its peer no longer takes what is written, that tells when its peer has hung up even
-//! while bytes of the peer lie unread, and that closes lingering: the system throws away what was answered, and tells the
-//! peer of a broken connection, where a stream is dropped with bytes of the peer unread.
+//! A TCP stream that ends when its peer stops reading, that detects a hang-up even while received bytes are unread, and
+//! that lingers when it closes: if a stream is dropped with unread bytes, the system discards the answer and resets the
+//! connection.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,32 +15,32 @@ use tokio::time::Sleep;
 
 use super::activity::Activity;
 
-/// How often a stream with unread bytes is asked whether its peer is still there.
+/// How often a stream with unread bytes is checked for a hang-up.
 const HANG_UP_CHECK_INTERVAL: Duration = Duration::from_millis(250);
-/// What is left to a connection after its peer has hung up, to read what was sent before and to answer it.
+/// Time for a connection after its peer has hung up, to read what was sent before and to answer it.
 const HANG_UP_GRACE: Duration = Duration::from_millis(250);
 
-/// Longest time to go on reading after the last word, until the peer has closed its side.
+/// Longest time to keep reading after the answer, until the peer has closed its side.
 const LINGER_MAX: Duration = Duration::from_secs(5);
-/// Longest time without a byte in which that is waited for.
+/// Longest silence during that time.
 const LINGER_QUIET_MAX: Duration = Duration::from_secs(1);
-/// Most bytes that are read then.
+/// Most bytes to read during that time.
 const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// Bytes read then at one time.
+/// Bytes to read at one time.
 const LINGER_CHUNK_BYTES: usize = 16 * 1024;
 
-/// The stream as the HTTP implementation gets it.
+/// The stream for the HTTP implementation.
 pub(super) struct WatchedStream {
     reading: Arc<OwnedReadHalf>,
     writing: OwnedWriteHalf,
     write_stall_max: Duration,
-    /// Runs while the peer takes nothing.
+    /// Runs while the peer reads nothing.
     stall: Option<Pin<Box<Sleep>>>,
     activity: Activity,
     linger: Option<Linger>,
 }
 
-/// A stream whose last word is said.
+/// The state of a stream that lingers.
 struct Linger {
     end: Pin<Box<Sleep>>,
     quiet: Pin<Box<Sleep>>,
@@ -56,7 +56,7 @@ impl Linger {
         }
     }
 
-    /// Reads and drops until the peer has closed its side, or long enough.
+    /// Reads and discards until the peer has closed its side, or a limit is reached.
     fn poll(&mut self, stream: &TcpStream, context: &mut Context<'_>) -> Poll<()> {
         let mut nothing = [0; LINGER_CHUNK_BYTES];
         while self.bytes_left > 0 && self.end.as_mut().poll(context).is_pending() {
@@ -79,7 +79,7 @@ impl Linger {
 }
 
 impl WatchedStream {
-    /// The stream, and what tells whether its peer has [`hung_up`].
+    /// The stream, and its read half for [`hung_up`].
     pub(super) fn new(stream: TcpStream, write_stall_max: Duration, activity: Activity) -> (Self, Arc<OwnedReadHalf>) {
         let (reading, writing) = stream.into_split();
         let reading = Arc::new(reading);
@@ -110,7 +110,7 @@ impl WatchedStream {
         let write_stall_max = self.write_stall_max;
         let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_stall_max)));
         ready!(stall.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not take its answer")))
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read its answer")))
     }
 }
 
@@ -122,7 +122,7 @@ impl AsyncRead for WatchedStream {
                 Ok(count) => {
                     into.advance(count);
                     if count > 0 {
-                        self.activity.hear();
+                        self.activity.note_received();
                     }
                     return Poll::Ready(Ok(()));
                 }
@@ -154,7 +154,7 @@ impl AsyncWrite for WatchedStream {
         Poll::Ready(Ok(()))
     }
 
-    /// Says that nothing more comes, and where the peer may still be sending, reads on until it has heard that.
+    /// Closes the write side. If the peer may still be sending, keeps reading until it has noticed.
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.linger.is_none() {
             ready!(Pin::new(&mut self.writing).poll_shutdown(context))?;
@@ -168,11 +168,11 @@ impl AsyncWrite for WatchedStream {
 }
 
 /// Returns a moment after the peer has closed its side. The HTTP implementation notices that only by reading, and does
-/// not read on while it has unread bytes: a client that sends something behind its request and leaves would be worked
-/// for in vain. A client that closes its side early and still wants its answer counts as one that has left, as it does
-/// for the HTTP implementation.
+/// not read while it has unread bytes: the work for a client that sent more bytes after its request and left would be
+/// wasted. A client that closes its side early but still waits for the answer counts as gone, as it does for the HTTP
+/// implementation.
 pub(super) async fn hung_up(stream: &OwnedReadHalf) {
-    // A broken stream is for the HTTP implementation to meet, which says what is wrong.
+    // The HTTP implementation reports errors of the stream.
     while stream.ready(Interest::READABLE).await.is_ok_and(|readiness| !readiness.is_read_closed()) {
         tokio::time::sleep(HANG_UP_CHECK_INTERVAL).await;
     }
@@ -185,16 +185,16 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::http::server::activity::Life;
+    use crate::http::server::activity::KeepAliveLimits;
 
     #[tokio::test]
-    async fn a_peer_that_takes_nothing_is_given_up() {
+    async fn a_peer_that_reads_nothing_is_disconnected() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let (_client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (stream, _) = accepted.expect("a connection");
-        let life = Life { requests_max: 1, age_max: Duration::MAX };
-        let (mut watched, _) = WatchedStream::new(stream, Duration::from_millis(100), Activity::new(life));
+        let limits = KeepAliveLimits { requests_max: 1, age_max: Duration::MAX };
+        let (mut watched, _) = WatchedStream::new(stream, Duration::from_millis(100), Activity::new(limits));
         let writing = async {
             let chunk = vec![0; 1 << 20];
             for _ in 0..256 {
@@ -203,6 +203,6 @@ mod tests {
             Ok::<(), io::Error>(())
         };
         let outcome = tokio::time::timeout(Duration::from_secs(20), writing).await.expect("an end");
-        assert_eq!(outcome.expect_err("no room for all of it").kind(), io::ErrorKind::TimedOut);
+        assert_eq!(outcome.expect_err("buffers cannot hold all of it").kind(), io::ErrorKind::TimedOut);
     }
 }

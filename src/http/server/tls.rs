@@ -1,5 +1,5 @@
-//! Https: a certificate and its key from files, read again when they change, so that a renewed certificate is shown to
-//! the next client without a restart.
+//! TLS: a certificate and its key from files. They are reloaded when they change, so a renewed certificate needs no
+//! restart.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,23 +12,23 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::{Accept, TlsAcceptor};
 
-/// How often the files are looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often the files are checked for changes.
+const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Why https cannot be served with these files.
+/// Why these files cannot be used for https.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The file cannot be read, or holds nothing of the kind.
-    #[error("no {what} can be read from `{}`: {reason}; it must be PEM", path.display())]
+    /// The file cannot be read, or has the wrong content.
+    #[error("cannot read a {what} from `{}`: {reason}; it must be PEM", path.display())]
     File {
-        /// Certificate or private key.
+        /// The certificate or the private key.
         what: &'static str,
         /// The file.
         path: PathBuf,
         /// What is wrong.
         reason: String,
     },
-    /// The two do not belong together.
+    /// The two do not match.
     #[error("the certificate `{}` and the private key `{}` cannot be used together: {reason}", certificate.display(), private_key.display())]
     Pair {
         /// The certificate's file.
@@ -40,7 +40,7 @@ pub enum TlsError {
     },
 }
 
-/// What proves to clients who this worker is. Clones share it.
+/// The worker's TLS identity. Clones share it.
 #[derive(Clone)]
 pub struct Tls {
     files: Arc<Files>,
@@ -52,28 +52,28 @@ struct Files {
     private_key: PathBuf,
 }
 
-/// How the files were when they were read.
+/// The files' modification times and sizes when they were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Marks([Option<(SystemTime, u64)>; 2]);
 
 impl Tls {
-    /// Reads both files.
+    /// Loads both files.
     ///
     /// # Errors
-    /// When one of them cannot be used, or they do not belong together.
+    /// If one of them cannot be used, or they do not match.
     pub fn load(certificate: PathBuf, private_key: PathBuf) -> Result<Self, TlsError> {
         let files = Files { certificate, private_key };
         let current = files.read()?;
         Ok(Self { files: Arc::new(files), current: Arc::new(RwLock::new(current)) })
     }
 
-    /// Looks at the files from time to time and reads them again when they have changed, for ever. New files that cannot
-    /// be used are told of, and the old certificate stays.
+    /// Checks the files periodically, forever, and reloads them when they change. Logs an error if the new files cannot
+    /// be used, and keeps the old certificate.
     pub async fn reload_when_changed(self) {
-        self.look_every(LOOK_INTERVAL).await;
+        self.reload_every(CHECK_INTERVAL).await;
     }
 
-    async fn look_every(self, interval: Duration) {
+    async fn reload_every(self, interval: Duration) {
         let mut marks = self.files.marks();
         loop {
             tokio::time::sleep(interval).await;
@@ -89,9 +89,9 @@ impl Tls {
         match self.files.read() {
             Ok(config) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
-                tracing::info!("the certificate was read again");
+                tracing::info!("certificate reloaded");
             }
-            Err(error) => tracing::error!(%error, "the changed certificate is not used; the old one stays"),
+            Err(error) => tracing::error!(%error, "cannot use the changed certificate; the old one stays in use"),
         }
     }
 
@@ -107,14 +107,14 @@ impl Files {
             .and_then(Iterator::collect::<Result<Vec<_>, _>>)
             .map_err(|error| unreadable("certificate", &self.certificate, &error.to_string()))?;
         if certificates.is_empty() {
-            return Err(unreadable("certificate", &self.certificate, "there is none in it"));
+            return Err(unreadable("certificate", &self.certificate, "the file has none"));
         }
         let key = PrivateKeyDer::from_pem_file(&self.private_key)
             .map_err(|error| unreadable("private key", &self.private_key, &error.to_string()))?;
         if is_readable_by_all(&self.private_key) {
             tracing::warn!(
                 file = %self.private_key.display(),
-                "the certificate's private key can be read by every user of this machine: take that right away with \
+                "every user of this machine can read the certificate's private key: remove that permission with \
                  `chmod o-r`"
             );
         }
@@ -192,14 +192,14 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_is_named() {
+    fn an_unusable_file_is_named() {
         let folder = Folder::new();
         let error = folder.load().err().expect("nothing there").to_string();
-        assert!(error.contains("no certificate") && error.contains("certificate.pem"), "{error}");
+        assert!(error.contains("read a certificate") && error.contains("certificate.pem"), "{error}");
         folder.write();
         std::fs::write(folder.path("key.pem"), "no key").expect("written");
         let error = folder.load().err().expect("no key").to_string();
-        assert!(error.contains("no private key") && error.contains("key.pem"), "{error}");
+        assert!(error.contains("read a private key") && error.contains("key.pem"), "{error}");
         let other = Folder::new();
         let pair = other.write();
         std::fs::write(folder.path("key.pem"), pair.signing_key.serialize_pem()).expect("written");
@@ -209,31 +209,31 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn a_private_key_that_all_can_read_is_told_of() {
+    fn a_world_readable_private_key_is_reported() {
         use std::os::unix::fs::PermissionsExt as _;
 
         let folder = Folder::new();
         folder.write();
-        for (mode, is_told) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
+        for (mode, is_reported) in [(0o600, false), (0o640, false), (0o644, true), (0o604, true)] {
             let permissions = std::fs::Permissions::from_mode(mode);
             std::fs::set_permissions(folder.path("key.pem"), permissions).expect("ours");
             let file = folder.path("log");
             let writer = std::fs::File::create(&file).expect("a file");
             let subscriber = tracing_subscriber::fmt().with_writer(writer).finish();
-            // With a single subscriber, a thread that has none may decide that nobody wants the event.
+            // With a single subscriber, a thread that has none may disable the event.
             let _second = tracing::Dispatch::new(tracing_subscriber::registry());
             tracing::subscriber::with_default(subscriber, || drop(folder.load().expect("a pair")));
             let log = std::fs::read_to_string(file).expect("readable");
             assert_eq!(
-                log.contains("can be read by every user") && log.contains("key.pem"),
-                is_told,
+                log.contains("every user of this machine can read") && log.contains("key.pem"),
+                is_reported,
                 "{mode:o}: {log}"
             );
         }
     }
 
     #[test]
-    fn a_changed_certificate_is_taken_and_a_broken_one_is_not() {
+    fn a_changed_certificate_is_loaded_and_a_broken_one_is_not() {
         let folder = Folder::new();
         folder.write();
         let tls = folder.load().expect("a pair");
@@ -248,18 +248,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_files_are_looked_at_from_time_to_time() {
+    async fn the_files_are_checked_periodically() {
         let folder = Folder::new();
         folder.write();
         let tls = folder.load().expect("a pair");
         let first = shown(&tls);
-        let looking = tokio::spawn(tls.clone().look_every(Duration::from_millis(1)));
+        let looking = tokio::spawn(tls.clone().reload_every(Duration::from_millis(1)));
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(Arc::ptr_eq(&first, &shown(&tls)), "nothing has changed");
         let started = std::time::Instant::now();
         while Arc::ptr_eq(&first, &shown(&tls)) {
-            assert!(started.elapsed() < Duration::from_secs(20), "the new files were not read");
-            // Written until seen: a look between the two files finds a pair that does not fit.
+            assert!(started.elapsed() < Duration::from_secs(20), "the new files were not loaded");
+            // Written repeatedly: a check between the two writes finds a pair that does not match.
             folder.write();
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

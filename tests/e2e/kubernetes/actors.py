@@ -1,4 +1,4 @@
-"""Who takes part in real.py: the cluster and its administrator, the worker and its administrator, and people with kubectl."""
+"""The actors of real.py: the cluster and its administrator, the worker and its administrator, and kubectl users."""
 
 import base64
 import collections
@@ -19,14 +19,14 @@ sys.path.insert(0, os.path.dirname(HERE))
 import endurance  # noqa: E402
 
 POLL_SECONDS = 0.5
-# kubectl waits for ever where nobody answers.
+# kubectl waits forever without an answer.
 COMMAND_SECONDS_MAX = 60
 
 Outcome = collections.namedtuple("Outcome", "code out err")
 
 
 def run(command, environment=None, text=None):
-    """A program that ends by itself. One that does not is a fault of the program, not of this test."""
+    """Runs a program to its end. One that does not end is a fault of the program, not of this test."""
     try:
         ended = subprocess.run(
             command, input=text, capture_output=True, text=True, timeout=COMMAND_SECONDS_MAX, env=environment
@@ -37,7 +37,7 @@ def run(command, environment=None, text=None):
 
 
 def eventually(seconds, look):
-    """What `look` finds, as soon as that is something; after `seconds` whatever it is."""
+    """The result of `look` as soon as it is truthy; after `seconds` whatever it is."""
     ends = time.monotonic() + seconds
     while True:
         found = look()
@@ -47,7 +47,7 @@ def eventually(seconds, look):
 
 
 def claims(token):
-    """What a token says of itself."""
+    """The claims of a token."""
     part = token.split(".")[1]
     return json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
 
@@ -65,7 +65,7 @@ class Cluster:
 
     def control(self, word):
         environment = {**os.environ, "FLUXSERVE_KUBERNETES_TOOLS": self.tools}
-        # Not with pipes: what it starts would hold on to them.
+        # Not with pipes: child processes would keep them open.
         with open(os.path.join(self.folder, word), "w+") as out:
             script = os.path.join(HERE, "cluster.sh")
             subprocess.run([script, word, self.folder], check=True, stdout=out, env=environment)
@@ -96,7 +96,7 @@ class Cluster:
         return folder
 
     def kubectl(self, *words, text=None):
-        """As the administrator."""
+        """Runs kubectl as the administrator."""
         return self.administrator.kubectl(*words, text=text)
 
     def apply(self, text):
@@ -108,21 +108,21 @@ class Cluster:
         return set(self.kubectl("-n", holder, "get", "secrets", "-o", "name").out.split())
 
     def aged(self, token, seconds):
-        """The same token, as if it had been made that long ago: this test has the key that the API server signs with."""
+        """The same token, as if issued that long ago: this test has the API server's signing key."""
         said = claims(token)
         said.update((name, said[name] - seconds) for name in ("iat", "nbf", "exp"))
         text = token.split(".")[0] + "." + part_of_token(json.dumps(said).encode())
         key = os.path.join(self.folder, "pki", "accounts.key")
         command = ["openssl", "dgst", "-sha256", "-sign", key]
         signature = subprocess.run(command, input=text.encode(), check=True, capture_output=True).stdout
-        # Two numbers of up to 33 bytes in DER, where a token has 32 bytes of each.
+        # DER has two numbers of up to 33 bytes; a token has 32 bytes for each.
         first_length = signature[3]
         numbers = signature[4 : 4 + first_length], signature[6 + first_length :]
         raw = b"".join(number[-32:].rjust(32, b"\0") for number in numbers)
         return text + "." + part_of_token(raw)
 
     def status(self, token, path):
-        """What the API server answers to a token, without kubectl."""
+        """The API server's answer to a token, without kubectl."""
         address = urllib.parse.urlsplit(self.server)
         context = ssl.create_default_context(cafile=self.authority)
         connection = http.client.HTTPSConnection(address.hostname, address.port, timeout=30, context=context)
@@ -133,7 +133,7 @@ class Cluster:
             connection.close()
 
     def kubeconfig_of(self, token, namespace):
-        """A file for kubectl with a token in it and no plugin. JSON is YAML."""
+        """A kubeconfig with a token and no plugin. JSON is YAML."""
         with open(self.authority, "rb") as file:
             authority = base64.b64encode(file.read()).decode()
         cluster = {"server": self.server, "certificate-authority-data": authority}
@@ -150,7 +150,7 @@ class Cluster:
 
 
 class Person:
-    """Somebody with a kubeconfig and perhaps a key, in a home of their own: nothing is left there by anyone else."""
+    """A user with a kubeconfig and an optional key, in an empty home of their own."""
 
     def __init__(self, cluster, kubeconfig, key=None):
         self.cluster, self.kubeconfig, self.key = cluster, kubeconfig, key
@@ -167,12 +167,12 @@ class Person:
         return run(command, self.environment(), text)
 
     def plugin(self):
-        """How kubectl is told to get a credential."""
+        """The plugin in the kubeconfig."""
         config = json.loads(self.kubectl("config", "view", "--raw", "-o", "json").out)
         return config["users"][0]["user"]["exec"]
 
     def ask(self):
-        """What the plugin says when kubectl runs it."""
+        """The plugin's output when kubectl runs it."""
         plugin = self.plugin()
         request = {"kind": "ExecCredential", "apiVersion": plugin["apiVersion"], "spec": {"interactive": False}}
         environment = {**self.environment(), "KUBERNETES_EXEC_INFO": json.dumps(request)}
@@ -185,7 +185,7 @@ class Person:
 
 
 class Watch:
-    """kubectl with a token that was given once, asking again and again whether it is still taken."""
+    """Polls whether a token that was issued once is still accepted."""
 
     def __init__(self, cluster, token, namespace):
         self.person = Person(cluster, cluster.kubeconfig_of(token, namespace))
@@ -208,11 +208,11 @@ class Watch:
             self.stopped.wait(max(0, begun + POLL_SECONDS - time.monotonic()))
 
     def is_used(self):
-        """Once the token was taken, the API server remembers it for a while."""
+        """Waits until the token is accepted; the API server then caches it for a while."""
         return self.first.wait(COMMAND_SECONDS_MAX) and self.dead_at is None
 
     def dead_after(self, since, seconds):
-        """How long after `since` it was refused; `None` when it is still taken `seconds` later."""
+        """How long after `since` it was refused; `None` if it is still accepted `seconds` later."""
         self.thread.join(max(0, since + seconds - time.monotonic()))
         return None if self.dead_at is None else self.dead_at - since
 
@@ -222,7 +222,7 @@ class Watch:
 
 
 class Worker(endurance.Worker):
-    """With what its administrator does to it."""
+    """The worker with its administrator's actions."""
 
     cookie = None
 

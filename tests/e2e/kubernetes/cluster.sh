@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
-# A cluster to test against: etcd and kube-apiserver on this machine's loopback, at ports of their own choosing. There is no
-# node, no scheduler and no controller in it, so a pod stays an intention; rights, tokens and objects are as anywhere.
+# A cluster for tests: etcd and kube-apiserver on this machine's loopback, at free ports. It has no node, scheduler or
+# controller, so pods are never started; rights, tokens and objects work as in any cluster.
 #
 #   tests/e2e/kubernetes/cluster.sh start DATA_DIR     prints the path of a kubeconfig for its administrator
 #   tests/e2e/kubernetes/cluster.sh stop DATA_DIR
 #
-# The programs are those that tools.sh has made: in the folder FLUXSERVE_KUBERNETES_TOOLS, or found in PATH. DATA_DIR has the
-# ids of the processes (etcd.pid, apiserver.pid), what they say (etcd.log, apiserver.log) and the certificate authority
-# (pki/ca.crt).
+# The programs come from tools.sh: in the folder FLUXSERVE_KUBERNETES_TOOLS, or in PATH. DATA_DIR has the ids of the
+# processes (etcd.pid, apiserver.pid), their logs (etcd.log, apiserver.log) and the certificate authority (pki/ca.crt).
 set -euo pipefail
 
 start_seconds_max=120
 stop_seconds_max=10
 
 usage() {
-  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 [ "$#" -eq 2 ] || usage
@@ -52,7 +51,7 @@ print(*(listener.getsockname()[1] for listener in listeners))
 PYTHON
 }
 
-# In a session of its own: what ends the caller does not end it.
+# In its own session: signals to the caller do not end it.
 launch() { # NAME COMMAND...
   local name=$1
   shift
@@ -96,13 +95,13 @@ start() {
   peer_url=http://127.0.0.1:$peer_port
   kubeconfig "https://127.0.0.1:$port" >"$data/administrator.kubeconfig"
 
-  # Nothing of a test is worth the wait for the disk; old ones do not know the word.
+  # Tests need not wait for the disk; old versions lack the option.
   local careless=()
   ! etcd --help 2>&1 | grep -q unsafe-no-fsync || careless=(--unsafe-no-fsync)
   launch etcd etcd --name test --data-dir "$data/etcd" --listen-client-urls "$etcd_url" --advertise-client-urls "$etcd_url" \
     --listen-peer-urls "$peer_url" --initial-advertise-peer-urls "$peer_url" --initial-cluster "test=$peer_url" "${careless[@]}"
 
-  # Without controllers nobody makes the account `default` of a namespace, which the plugin ServiceAccount wants of a pod.
+  # Without controllers no namespace has the account `default`, which the ServiceAccount plugin requires for pods.
   launch apiserver kube-apiserver --etcd-servers="$etcd_url" \
     --bind-address=127.0.0.1 --advertise-address=127.0.0.1 --secure-port="$port" \
     --tls-cert-file="$pki/apiserver.crt" --tls-private-key-file="$pki/apiserver.key" --client-ca-file="$pki/ca.crt" \
@@ -125,13 +124,13 @@ start() {
   echo "$data/administrator.kubeconfig"
 }
 
-# The API server first, which would go on asking for the other.
+# The API server first, which would keep retrying etcd.
 stop() {
   local name process ends
   for name in apiserver etcd; do
     [ -e "$data/$name.pid" ] || continue
     process=$(cat "$data/$name.pid")
-    # One that was held does not heed the signal before it goes on.
+    # A stopped process handles the signal only after it continues.
     kill -TERM "$process" 2>/dev/null || true
     kill -CONT "$process" 2>/dev/null || true
     ends=$((SECONDS + stop_seconds_max))

@@ -1,10 +1,10 @@
-"""kubectl, as it is, against an API server, as it is, with keys of the real program.
+"""The real kubectl against a real API server, with keys of the real program.
 
     tests/e2e/kubernetes/tools.sh TOOLS_DIR
     python3 tests/e2e/kubernetes/real.py PROGRAM TOOLS_DIR [--parts opening rights ...]
 
-Needs Python, curl and openssl beside what tools.sh makes. Each part says what it saw, and the program ends with 1 when
-anything was not as promised.
+Needs Python, curl and openssl beside the tools of tools.sh. Each part prints what it saw, and the program exits with 1 if
+a check failed.
 """
 
 import argparse
@@ -23,20 +23,20 @@ import time
 import traceback
 import uuid
 
-# Brings along the folder of the other.
+# Its import adds the folder of the others to the path.
 from actors import HERE, Cluster, Person, Watch, Worker, claims, eventually, run
 from endurance import check, faults
 
 DEPLOY = os.path.realpath(os.path.join(HERE, "../../../deploy"))
 HOLDER = "fluxserve"
 POD_SECURITY = "pod-security.kubernetes.io/enforce"
-# The API server remembers a good token for ten seconds; the rest is the worker's, and kubectl's own time.
+# The API server caches a valid token for ten seconds; the rest is time for the worker and kubectl.
 DEATH_SECONDS_MAX = 12
-# Until the worker has seen what an administrator has done to the cluster.
+# Until the worker notices a change to the cluster.
 SEEN_SECONDS_MAX = 15
-# Until it has looked again at what was well.
+# Until it checks an open namespace again.
 OPEN_LOOK_SECONDS_MAX = 75
-# Until a worker that finds the cluster again has taken away what it could not.
+# Until a worker that reaches the cluster again has completed its pending removals.
 REMOVED_SECONDS_MAX = 45
 UNBOUND = "team-unbound"
 KEY_SCOPES = {"all": {"all": True}, "inference": {"inference": True}, "kubernetes": {"kubernetes_exec": {"all_namespaces": True}}}
@@ -55,18 +55,18 @@ data: {circle: red}
 
 
 def brief(text):
-    """What somebody read, on one line."""
+    """A text on one line."""
     line = " | ".join(part.strip() for part in text.strip().splitlines() if part.strip())
     return line if len(line) <= 300 else line[:300] + " …"
 
 
 def first(text, count=1):
-    """What kubectl's plugin has said, before kubectl says it again in its own way."""
+    """The first lines: the plugin's own message, before kubectl repeats it."""
     return brief("\n".join(text.splitlines()[:count]))
 
 
 def refusal(text):
-    """What the worker said to whom its plugin brought nothing."""
+    """The worker's refusal as shown by the plugin."""
     for found in re.findall(r"\{.*\}", text):
         try:
             said = json.loads(found)
@@ -78,7 +78,7 @@ def refusal(text):
 
 
 class Stage:
-    """The cluster, the worker, and who is there already."""
+    """The cluster, the worker, and the initial keys and namespaces."""
 
     def __init__(self, program, tools, folder):
         for name in ("cluster", "data"):
@@ -91,7 +91,7 @@ class Stage:
         return {"kubernetes_exec": {"namespace_ids": [self.namespace(name)["id"] for name in names]}}
 
     def namespace(self, name):
-        """One of the cluster that is open."""
+        """Adds a namespace of the cluster and waits until it is open."""
         namespace = self.worker.namespace(name)
         if namespace is None:
             self.cluster.kubectl("create", "namespace", name)
@@ -106,7 +106,7 @@ class Stage:
         return eventually(SEEN_SECONDS_MAX, lambda: (self.worker.namespace(name) or {}).get("state") == state)
 
     def kubeconfig(self, name, version="v1"):
-        """Downloaded once, like a user does."""
+        """Downloads it once, like a user."""
         if (name, version) not in self.kubeconfigs:
             path = f"/v1/kubernetes/namespaces/{self.namespace(name)['id']}/kubeconfig?api_version={version}"
             status, answer = self.worker.manage("GET", path)
@@ -139,7 +139,7 @@ class Stage:
         return watch
 
     def dead(self, what, watch, since, words=("Unauthorized",)):
-        """Not before `since`, and soon after."""
+        """Checks that the token ends soon after `since`, not before."""
         after = watch.dead_after(since, DEATH_SECONDS_MAX)
         watch.stop()
         is_so = after is not None and after > 0 and any(word in watch.said for word in words)
@@ -158,7 +158,7 @@ class Stage:
 
 
 def connecting(stage):
-    print("a worker is let into a cluster")
+    print("a worker is connected to a cluster")
     cluster, worker = stage.cluster, stage.worker
     outcome = worker.command("kubernetes", "check")
     check(outcome.code == 1, f"`check` without a cluster ends with 1: {brief(outcome.err or outcome.out)}")
@@ -251,7 +251,7 @@ def unbinding(stage):
 
 
 def split(objects):
-    """The objects that are printed for a namespace: its account and its binding."""
+    """The printed objects of a namespace: its account and its binding."""
     return re.split(r"^---\n", objects.removeprefix("---\n"), flags=re.MULTILINE)
 
 
@@ -260,7 +260,7 @@ def lacking(namespace, missing):
 
 
 def rights(stage):
-    print("what a key may do with kubectl, and what not")
+    print("what a key may and may not do with kubectl")
     stage.namespace("team-a"), stage.namespace("team-b")
     keys = {name: stage.worker.new_key(name, scope)["key"] for name, scope in KEY_SCOPES.items()}
     keys["team-a"] = stage.worker.new_key("team-a", stage.scope("team-a"))["key"]
@@ -281,7 +281,7 @@ def rights(stage):
         outcome = person.kubectl("apply", "-f", "-", text=text)
         check(outcome.code == 0, f"kubectl apply: {brief(outcome.out + outcome.err)}")
     allowed(person, "get", "pods")
-    # There is no node, so this is as far as it goes for whoever is allowed.
+    # There is no node, so an allowed user gets only this far.
     outcome = person.kubectl("exec", "p1", "--", "true")
     check("does not have a host assigned" in outcome.err, f"kubectl exec p1 -- true: {brief(outcome.err)}")
     for verb, resource in [("get", "pods/exec"), ("create", "pods/exec"), ("get", "pods/portforward"), ("create", "pods/portforward")]:
@@ -330,7 +330,7 @@ def refused(person, code, what):
 
 
 def bodies(stage, keys):
-    """What comes without kubectl."""
+    """Requests without kubectl."""
     path = f"/v1/kubernetes/namespaces/{uuid.uuid4()}/exec-credential"
     version = "client.authentication.k8s.io/"
     good = {"kind": "ExecCredential", "apiVersion": version + "v1", "spec": {}}
@@ -351,7 +351,7 @@ def bodies(stage, keys):
     check(len(tokens) == 8 and len(bound) == 1, f"8 at once: {len(tokens)} tokens, bound to {len(bound)} Secret")
     stage.cluster.kubectl("-n", HOLDER, "delete", *bound)
     answer = stage.post(keys["all"], "team-a")
-    check(answer.status == 200, f"somebody else has deleted the Secret: {answer.status} {brief(answer.data.decode()) if answer.status != 200 else ''}")
+    check(answer.status == 200, f"another client has deleted the Secret: {answer.status} {brief(answer.data.decode()) if answer.status != 200 else ''}")
 
 
 def at_once(count, call):
@@ -377,7 +377,7 @@ def holder(stage):
     for name in (HOLDER, "team-a", "default"):
         print(f"    kubectl auth can-i --list -n {name}")
         lines = person.kubectl("auth", "can-i", "--list", "-n", name).out.splitlines()
-        # What everybody may read of the API itself fills pages, and says nothing.
+        # The rights of everyone fill pages and are of no interest.
         print("\n".join("      " + line.rstrip() for line in lines if not line.startswith(" ")))
         check(rules(person, name) == expected.get(name, set()), f"in {name}: {sorted(rules(person, name)) or 'nothing'}")
     for words in (["get", "secrets"], ["get", secret], ["get", "pods"], ["get", "serviceaccounts"], ["create", "serviceaccount", "x"]):
@@ -386,7 +386,7 @@ def holder(stage):
 
 
 def rules(person, name):
-    """Who is signed in may ask what they may do; that is left out."""
+    """The rights of a user, without those that every user has."""
     review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": {"namespace": name}}
     outcome = person.kubectl("create", "-o", "json", "-f", "-", text=json.dumps(review))
     assert outcome.code == 0, outcome.err
@@ -450,7 +450,7 @@ def ends(stage):
 
 
 def race(stage):
-    print("keys are revoked while tokens are made for them")
+    print("keys are revoked while tokens are issued for them")
     stage.namespace("team-a")
     worker, count = stage.worker, 6
     keys = [worker.new_key(f"race {number}", stage.scope("team-a")) for number in range(count)]
@@ -481,7 +481,7 @@ def race(stage):
     stop.set()
     for thread in threads:
         thread.join()
-    # Who is refused again and again from one address is slowed down as well.
+    # Repeated refusals from one address are also throttled.
     refusals = collections.Counter(status for status, _ in others)
     check(set(refusals) <= {401, 429} and sum(refusals.values()) == len(threads), f"{len(given)} tokens, then {dict(refusals)}")
     answer = stage.post(worker.new_key("in good standing", stage.scope("team-a"))["key"], "team-a")
@@ -495,7 +495,7 @@ def race(stage):
 
 
 def away(stage):
-    print("the worker is away, or the cluster")
+    print("the worker or the cluster is unreachable")
     stage.namespace("team-a")
     cluster, worker = stage.cluster, stage.worker
     kept = worker.new_key("kept", stage.scope("team-a"))
@@ -544,7 +544,7 @@ def unreachable(view):
 
 
 def closing(stage):
-    print("namespaces are taken away and renamed")
+    print("namespaces are deleted and renamed")
     cluster, worker = stage.cluster, stage.worker
     for name in ("team-a", "team-c", "team-d"):
         stage.namespace(name)
@@ -617,9 +617,9 @@ def write(path, text):
 
 
 def in_pod(stage):
-    """What a pod finds in its file system and environment; where a folder cannot be pretended, this is left out."""
+    """A pod's file system and environment; skipped where they cannot be simulated."""
     if shutil.which("unshare") is None or run(["unshare", "--map-root-user", "--mount", "true"]).code != 0:
-        print("  skipped: in a pod, because this machine gives no file system of one's own")
+        print("  skipped: in a pod, because this machine has no private file systems")
         return
     cluster, worker = stage.cluster, stage.worker
     token = cluster.kubectl("-n", HOLDER, "create", "token", "worker").out.strip()
@@ -640,7 +640,7 @@ def in_pod(stage):
 
 
 def log(stage):
-    print("what is written down")
+    print("the audit log")
     worker = stage.worker
     stage.token(worker.new_key("logged", stage.scope("team-a"))["key"], "team-a")
     entries = worker.pages("/v1/audit")
@@ -652,7 +652,7 @@ def log(stage):
     wanted = collections.Counter()
     for prefix, name, token in stage.issued:
         said = claims(token)
-        # Kubernetes before 1.29 gives a token no id of its own.
+        # Before 1.29, Kubernetes tokens have no id.
         wanted[prefix, name, said.get("jti"), said["kubernetes.io"]["secret"]["name"]] += 1
     missed = wanted - logged
     with_id = sum("jti" in claims(token) for _, _, token in stage.issued)
@@ -699,7 +699,7 @@ def alone(stage):
     watch = stage.watch(key["key"], "team-auto")
     status, _ = worker.manage("DELETE", f"/v1/kubernetes/namespaces/{namespace['id']}?force=true")
     begun = time.monotonic()
-    # Whichever goes first of what the token is bound to and what it is worth.
+    # Whichever ends first: the token's Secret or its rights.
     stage.dead(f"it is closed ({status})", watch, begun, ("Unauthorized", "Forbidden"))
     stage.secret_goes("it is closed", stage.issued[-1][2])
 
@@ -735,7 +735,7 @@ def deploy(stage):
         check(outcome.code == 0, f"{name} is put together {brief(outcome.err)}")
         check(lasts(outcome.out), f"{name}: the pod is given more time to end than the worker takes")
         for text in re.split(r"^---\n", outcome.out, flags=re.MULTILINE):
-            # The same words were a draft in Kubernetes before 1.21, where the final ones are not known.
+            # Before Kubernetes 1.21 these fields only exist in the draft version.
             if "policy/v1" not in served:
                 text = text.replace("apiVersion: policy/v1\n", "apiVersion: policy/v1beta1\n")
             outcome = cluster.kubectl("apply", "--dry-run=server", "-f", "-", text=text)
@@ -757,7 +757,7 @@ def main():
     names = [part.__name__ for part in PARTS]
     parser.add_argument("--parts", nargs="+", choices=names, default=names)
     options = parser.parse_args()
-    # Whoever tests as an administrator of a cluster is not to test that one.
+    # The user's own cluster must not be used by this test.
     os.environ.pop("KUBECONFIG", None)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     begun = time.monotonic()

@@ -1,23 +1,22 @@
 #!/usr/bin/env bash
-# A real Kubernetes API server to test against, where none can be downloaded: made from Debian's packages.
+# Builds a real Kubernetes API server for tests from Debian's packages, for machines where none can be downloaded.
 #
 #   tests/e2e/kubernetes/tools.sh DEST                  kube-apiserver, etcd and kubectl
 #   tests/e2e/kubernetes/tools.sh --kubectl-only DEST   kubectl alone, in seconds
 #
-# kubectl is Debian trixie's (1.32); kubectl alone may also be the machine's own, if that is new enough. etcd is Debian
-# bookworm's. No release of Debian has a kube-apiserver to install, but bookworm's source package `kubernetes`, of which only
-# kubectl is built there, holds the whole of Kubernetes 1.20: that is compiled, with bookworm's Go, in about 12 minutes of one
-# processor. The old server is what makes this possible at all, and it will do: what the worker asks of a cluster has been the
-# same since.
+# kubectl is Debian trixie's (1.32); with --kubectl-only it may be the machine's own, if that is new enough. etcd is
+# Debian bookworm's. Debian has no kube-apiserver package, but bookworm's source package `kubernetes`, of which it only
+# builds kubectl, contains all of Kubernetes 1.20. That is compiled with bookworm's Go, in about 12 minutes on one core.
+# The old version suffices: the API that the worker uses has not changed since.
 #
-# Nothing is installed on the machine: the packages are fetched through an apt of its own in DEST and unpacked there. What is
-# there already is not made again. Ends with 3 where this machine cannot do it, and says why.
+# Nothing is installed on the machine: a separate apt in DEST fetches and unpacks the packages there. Existing results
+# are reused. Exits with 3 and the reason if this machine cannot do it.
 set -euo pipefail
 
 kubectl_minor_min=22
 old=bookworm
 new=trixie
-# What of bookworm is compiled, and with which Go.
+# The bookworm source package, and the Go to compile it.
 kubernetes_version=1.20.2
 go_version=1.19
 
@@ -36,7 +35,7 @@ mkdir -p "$1"
 dest=$(cd "$1" && pwd)
 work=$dest/work
 
-# The first value of a field of a deb822 file or the address in a one-line file that speaks of Debian itself.
+# The first value of a field in a deb822 file, or the URL in a one-line file, for Debian's own repository.
 debian_mirror() {
   local files=()
   mapfile -t files < <(find /etc/apt/sources.list /etc/apt/sources.list.d -type f \( -name '*.list' -o -name '*.sources' \) 2>/dev/null)
@@ -49,7 +48,7 @@ debian_mirror() {
   ' "${files[@]}"
 }
 
-# An apt that knows two releases of Debian and touches nothing of the machine's.
+# An apt with two releases of Debian, separate from the machine's.
 prepare_apt() {
   local keyring=/usr/share/keyrings/debian-archive-keyring.gpg mirror kinds
   command -v apt-get >/dev/null || cannot "this needs apt-get"
@@ -84,7 +83,7 @@ unpack() {
   rm -rf "$work/packages"
 }
 
-# What a kubectl says of itself: "Client Version: v1.32.3", or from old ones `GitVersion:"v1.20.2"` in the midst of more.
+# A kubectl's version: "Client Version: v1.32.3", or in old ones `GitVersion:"v1.20.2"` within a longer text.
 kubectl_minor() {
   "$1" version --client 2>/dev/null | sed -nE 's/.*v1\.([0-9]+)\..*/\1/p' | head -n 1
 }
@@ -112,14 +111,14 @@ get_etcd() {
   install -m 755 "$work/root/usr/bin/etcd" "$dest/etcd"
 }
 
-# Kubernetes as Debian has it is not quite what it takes to build the API server; see the three remarks within.
+# Debian's Kubernetes source needs three changes to build the API server; see below.
 build_apiserver() {
   [ ! -x "$dest/kube-apiserver" ] || return 0
   command -v dpkg-source >/dev/null || cannot "this needs dpkg-source, of the package dpkg-dev"
   unpack "golang-$go_version-go/$old" "golang-$go_version-src/$old" "golang-github-modern-go-reflect2-dev/$old"
   (cd "$work" && own_apt source --download-only "kubernetes/$old") || cannot "the source of Kubernetes cannot be fetched"
 
-  # The first remark: its list of modules is not what this Go would write, so it is built as in the times before modules.
+  # First: its module list does not match this Go's, so it is built in GOPATH mode.
   local go_root=$work/root/usr/lib/go-$go_version package tree directories flags module
   for package in api misc src test; do
     ln -sfn "../../share/go-$go_version/$package" "$go_root/$package"
@@ -130,13 +129,13 @@ build_apiserver() {
   rm -rf "$tree"
   dpkg-source --no-check -x "$work"/kubernetes_*"$kubernetes_version"*.dsc "$tree" >/dev/null
 
-  # The second: the copy of reflect2 in it crashes when it is compiled by a Go younger than itself. Debian's does not.
+  # Second: its copy of reflect2 crashes when compiled by a newer Go. Debian's does not.
   package=github.com/modern-go/reflect2
   rm -rf "${tree:?}/vendor/$package"
   cp -r "$work/root/usr/share/gocode/src/$package" "$tree/vendor/$package"
   rm -f "$tree/vendor/$package/"*_test.go
 
-  # The third: one file is left out that is made from all the others.
+  # Third: one generated file is missing.
   cd "$tree"
   "$go_root/bin/go" build -o "$work/openapi-gen" ./vendor/k8s.io/kube-openapi/cmd/openapi-gen
   directories=$(grep -rl --include='*.go' --exclude='*_test.go' '+k8s:openapi-gen=' cmd pkg plugin staging/src/k8s.io |
@@ -157,7 +156,7 @@ build_apiserver() {
   install -m 755 "$work/kube-apiserver" "$dest/kube-apiserver"
 }
 
-# Left behind by one that was cut off.
+# Left by an interrupted run.
 rm -rf "$work"
 if ! $kubectl_only && { [ ! -x "$dest/kube-apiserver" ] || [ ! -x "$dest/etcd" ]; }; then
   prepare_apt "$old" "$new"
@@ -168,7 +167,7 @@ if ! $kubectl_only && { [ ! -x "$dest/kube-apiserver" ] || [ ! -x "$dest/etcd" ]
 else
   get_kubectl
 fi
-# What Go keeps may not be written to, by its owner either.
+# Go's cache is read-only, even for its owner.
 [ ! -d "$work" ] || chmod -R u+w "$work"
 rm -rf "$work"
 echo "$dest"

@@ -1,4 +1,4 @@
-//! The audit log, as it is shown.
+//! The audit log in responses.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -9,26 +9,26 @@ use utoipa::ToSchema;
 use crate::auth::AuditEntry;
 use crate::domain::ids::KeyId;
 
-/// One thing that was done.
+/// An entry of the audit log.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AuditEntry)]
 pub(in crate::http) struct AuditEntryView {
     id: String,
     #[serde(with = "rfc3339")]
     at: OffsetDateTime,
-    /// Who: `administrator`, `command_line`, `worker`, `stranger` or `key_holder`.
+    /// The actor: `administrator`, `command_line`, `worker`, `stranger` or `key_holder`.
     actor: String,
     session_id: Option<String>,
-    /// From where.
+    /// The client's address.
     address: Option<String>,
-    /// What.
+    /// The action.
     action: &'static str,
-    /// To which key.
+    /// The affected key.
     #[schema(value_type = Option<String>)]
     key_id: Option<KeyId>,
-    /// Its prefix at that time.
+    /// The key's prefix at that time.
     key_prefix: Option<String>,
-    /// More, by action.
+    /// Details, depending on the action.
     #[schema(value_type = Object)]
     detail: Value,
 }

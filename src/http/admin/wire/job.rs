@@ -1,4 +1,4 @@
-//! A job as the administrator sees it.
+//! A job in the administrator's responses.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -8,13 +8,13 @@ use crate::http::api::jobs::JobView;
 use crate::http::origin::Origin;
 use crate::jobs::JobReport;
 
-/// A job, and who asked for it.
+/// A job and its key.
 #[derive(Serialize, ToSchema)]
 #[schema(as = AnyJob)]
 pub(in crate::http) struct AnyJobView {
     #[serde(flatten)]
     job: JobView,
-    /// `null`: it was drawn in the console.
+    /// `null` for a job of the console.
     #[schema(value_type = Option<String>)]
     key_id: Option<KeyId>,
 }

@@ -1,4 +1,4 @@
-//! A key, as it is asked for and as it is shown.
+//! A key in requests and responses.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -13,9 +13,9 @@ use crate::auth::{Change, CreatedKey, KeyEdit, KeyRecord, NewKey};
 use crate::domain::ids::KeyId;
 use crate::domain::scope::Scope;
 use crate::http::extract::json::{Fields, FromFields};
-use crate::http::openapi::schema::{ObjectSchema, moment, or_null, text, whole, yes};
+use crate::http::openapi::schema::{ObjectSchema, integer, moment, only_true, or_null, text};
 
-/// A key to be made.
+/// A key to create.
 pub(in crate::http) struct CreateKey(pub(in crate::http) NewKey);
 
 impl FromFields for CreateKey {
@@ -36,16 +36,16 @@ impl ToSchema for CreateKey {
 
 impl PartialSchema for CreateKey {
     fn schema() -> RefOr<Schema> {
-        ObjectSchema::new("A key to be made.")
-            .required("name", text().description(Some("What people call it.")))
+        ObjectSchema::new("A key to create.")
+            .required("name", text().description(Some("A name for people.")))
             .required("scope", ScopeSchema::reference())
-            .optional("expires_at", moment().description(Some("When it ceases to work. Never, when it is left out.")))
-            .optional("limits", limits::schema("What the key may use up.", |limit| limit))
+            .optional("expires_at", moment().description(Some("When it expires. Never by default.")))
+            .optional("limits", limits::schema("The key's limits.", |limit| limit))
             .into()
     }
 }
 
-/// What is to be different about a key. What is not named stays; `null` takes away what can be taken away.
+/// Changes to a key. Absent fields stay; `null` removes what can be removed.
 pub(in crate::http) struct EditKey(pub(in crate::http) KeyEdit);
 
 impl FromFields for EditKey {
@@ -54,7 +54,7 @@ impl FromFields for EditKey {
             Change::Keep => None,
             Change::Set(name) => Some(name),
             Change::Remove => {
-                fields.refuse("name", "cannot be taken away");
+                fields.refuse("name", "cannot be removed");
                 None
             }
         };
@@ -73,16 +73,16 @@ impl ToSchema for EditKey {
 
 impl PartialSchema for EditKey {
     fn schema() -> RefOr<Schema> {
-        ObjectSchema::new("What is to be different about a key. What is not named stays.")
+        ObjectSchema::new("Changes to a key. Absent fields stay as they are.")
             .optional("name", text())
             .optional("scope", ScopeSchema::reference())
-            .optional("expires_at", or_null(moment()).description(Some("`null`: never.")))
+            .optional("expires_at", or_null(moment()).description(Some("`null`: it never expires.")))
             .optional("limits", limits::edit_schema())
             .into()
     }
 }
 
-/// What a key may be used for, as a client says it.
+/// A key's scope in a request.
 struct ScopeSchema;
 
 impl ScopeSchema {
@@ -103,16 +103,14 @@ impl ToSchema for ScopeSchema {
 
 impl PartialSchema for ScopeSchema {
     fn schema() -> RefOr<Schema> {
-        let everywhere = ObjectSchema::new("Every namespace.").required("all_namespaces", yes());
+        let everywhere = ObjectSchema::new("All namespaces.").required("all_namespaces", only_true());
         let ids = ArrayBuilder::new().items(text()).min_items(Some(1)).unique_items(true);
         let some = ObjectSchema::new("Some namespaces.").required("namespace_ids", ids);
         let namespaces = OneOfBuilder::new().item(RefOr::from(everywhere)).item(RefOr::from(some));
         let scopes: [RefOr<Schema>; 3] = [
-            ObjectSchema::new("Inference and Kubernetes alike.").required("all", yes()).into(),
-            ObjectSchema::new("Images.").required("inference", yes()).into(),
-            ObjectSchema::new("kubectl, in the namespaces that are named.")
-                .required("kubernetes_exec", namespaces)
-                .into(),
+            ObjectSchema::new("Everything: inference and Kubernetes.").required("all", only_true()).into(),
+            ObjectSchema::new("Image generation.").required("inference", only_true()).into(),
+            ObjectSchema::new("kubectl in these namespaces.").required("kubernetes_exec", namespaces).into(),
         ];
         scopes.into_iter().fold(OneOfBuilder::new(), OneOfBuilder::item).into()
     }
@@ -122,10 +120,10 @@ fn scope(fields: &mut Fields, value: &Value) -> Option<Scope> {
     Scope::from_json(value).inspect_err(|rule| fields.refuse("scope", rule.to_string())).ok()
 }
 
-/// A key that is to get another value.
+/// Options for rotating a key.
 #[derive(Default)]
 pub(in crate::http) struct RotateKey {
-    /// How long the old value goes on working.
+    /// How long the old value keeps working.
     pub(in crate::http) grace_seconds: u64,
 }
 
@@ -139,13 +137,12 @@ impl ToSchema for RotateKey {}
 
 impl PartialSchema for RotateKey {
     fn schema() -> RefOr<Schema> {
-        let grace =
-            whole(0).description(Some("How long the old value goes on working. Not at all, when it is left out."));
-        ObjectSchema::new("A key that is to get another value.").optional("grace_seconds", grace).into()
+        let grace = integer(0).description(Some("How long the old value keeps working. Defaults to 0: not at all."));
+        ObjectSchema::new("Options for rotating a key.").optional("grace_seconds", grace).into()
     }
 }
 
-/// What is known of a key.
+/// A key.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Key)]
 pub(in crate::http) struct KeyView {
@@ -171,7 +168,7 @@ pub(in crate::http) struct KeyView {
     overlap: Option<OverlapView>,
 }
 
-/// A value that was replaced and still works.
+/// A replaced value that still works.
 #[derive(Serialize, ToSchema)]
 #[schema(as = KeyOverlap)]
 pub(in crate::http) struct OverlapView {
@@ -201,13 +198,13 @@ impl From<KeyRecord> for KeyView {
     }
 }
 
-/// A key that was just made or rotated: the one time its value is shown.
+/// A key that was just created or rotated, with its value, which is not shown again.
 #[derive(Serialize, ToSchema)]
 #[schema(as = CreatedKey)]
 pub(in crate::http) struct CreatedKeyView {
     #[serde(flatten)]
     record: KeyView,
-    /// The whole value. It is never shown again.
+    /// The key's value. It is never shown again.
     key: String,
 }
 

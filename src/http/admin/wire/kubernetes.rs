@@ -1,4 +1,4 @@
-//! The cluster and its namespaces, as they are asked for and as they are shown.
+//! The cluster and its namespaces in requests and responses.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -13,7 +13,7 @@ use crate::http::extract::json::{Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, text};
 use crate::kubernetes::{ClusterStatus, Namespace, Removal};
 
-/// What the cluster calls a namespace that keys shall be let into.
+/// The name of a namespace in the cluster.
 pub(in crate::http) struct NamespaceBody(pub(in crate::http) NamespaceName);
 
 impl FromFields for NamespaceBody {
@@ -35,31 +35,29 @@ impl PartialSchema for NamespaceBody {
             .pattern(Some("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))
             .max_length(Some(NAMESPACE_NAME_CHARS_MAX))
             .description(Some("A lowercase DNS label, and not `all`."));
-        ObjectSchema::new("What the cluster calls a namespace that keys shall be let into.")
-            .required("name", name)
-            .into()
+        ObjectSchema::new("The name of a namespace in the cluster.").required("name", name).into()
     }
 }
 
-/// A namespace that keys can be let into.
+/// A namespace that keys can have access to.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Namespace)]
 pub(in crate::http) struct NamespaceView {
     #[schema(value_type = String)]
     id: NamespaceId,
-    /// What the cluster calls it.
+    /// Its name in the cluster.
     name: String,
-    /// `pending` until the cluster has what opens it, then `open`.
+    /// `pending` until the cluster has the `objects`, then `open`.
     state: &'static str,
-    /// What the cluster lacks: `service_account`, or `role_binding`, which can be told only when the former is there.
+    /// What the cluster lacks: `service_account`, or `role_binding`, which is known only once the account exists.
     missing: Vec<&'static str>,
-    /// What is to be seen to: why the last look told nothing, or why who is let in gets further than into the namespace.
+    /// A problem that needs attention: why the last check failed, or why users could get beyond the namespace.
     problem: Option<String>,
     #[serde(with = "rfc3339")]
     created_at: OffsetDateTime,
     #[serde(with = "rfc3339::option")]
     checked_at: Option<OffsetDateTime>,
-    /// What has to be applied in the cluster, as YAML.
+    /// The objects to apply in the cluster, as YAML.
     objects: String,
 }
 
@@ -86,41 +84,41 @@ pub(in crate::http) struct NamespaceListView {
     pub(in crate::http) data: Vec<NamespaceView>,
 }
 
-/// A file for kubectl. Holds no secret.
+/// A kubeconfig. Contains no secret.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Kubeconfig)]
 pub(in crate::http) struct KubeconfigView {
     pub(in crate::http) namespace: String,
-    /// What to call it.
+    /// A name for the file.
     pub(in crate::http) filename: String,
-    /// What stands in it, as YAML.
+    /// The file's content, as YAML.
     pub(in crate::http) kubeconfig: String,
 }
 
-/// How the cluster stands.
+/// The state of the cluster.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Cluster)]
 pub(in crate::http) struct ClusterView {
-    /// Where clients find the API server.
+    /// The API server's URL for clients.
     server: String,
-    /// The namespace that the worker owns there.
+    /// The worker's own namespace.
     namespace: String,
-    /// Whether the worker opens namespaces by itself.
+    /// Whether the worker opens namespaces itself.
     auto_open: bool,
     /// Whether the API server answers.
     reachable: bool,
     version: Option<String>,
-    /// Why it does not.
+    /// Why it does not answer.
     problem: Option<String>,
-    /// What has to go from the cluster and is not known to be gone: a hundred at most.
+    /// Removals that the cluster has not confirmed, at most 100.
     pending_removals: Vec<RemovalView>,
 }
 
-/// Something that has to go from the cluster: mostly a Secret, on which tokens hang.
+/// An object that must be removed from the cluster: usually a Secret that tokens depend on.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Removal)]
 struct RemovalView {
-    /// Whose tokens; `null` for what a namespace was opened with.
+    /// The key of the tokens; `null` for the objects of a namespace.
     #[schema(value_type = Option<String>)]
     key_id: Option<KeyId>,
     key_prefix: Option<String>,
@@ -129,7 +127,7 @@ struct RemovalView {
     since: OffsetDateTime,
     attempts: u32,
     last_error: Option<String>,
-    /// When they end by themselves.
+    /// When the tokens expire.
     #[serde(with = "rfc3339::option")]
     tokens_end_at: Option<OffsetDateTime>,
 }

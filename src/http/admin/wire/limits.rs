@@ -1,4 +1,4 @@
-//! What a key may use up and its share beside others, as they are asked for and shown.
+//! A key's limits and priority in requests and responses.
 
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -9,13 +9,13 @@ use crate::auth::{Change, LimitChanges};
 use crate::domain::limits::KeyLimits;
 use crate::domain::priority::Priority;
 use crate::http::extract::json::Fields;
-use crate::http::openapi::schema::{ObjectSchema, one_of, or_null, whole};
+use crate::http::openapi::schema::{ObjectSchema, integer, one_of, or_null};
 
 const FIELD: &str = "limits";
-const MEGAPIXEL_STEPS: &str = "Megapixel-steps in a UTC day: megapixels times denoising steps, twice those with a negative \
-                               prompt, and 4 steps more for each image, which are for reading the prompt and decoding.";
+const MEGAPIXEL_STEPS: &str = "Megapixel-steps per UTC day: megapixels times denoising steps, doubled with a negative \
+                               prompt, plus 4 steps for each image, which cover prompt encoding and decoding.";
 
-/// The limits of a new key: those that are not given are none, and the priority is normal.
+/// The limits of a new key. Absent ones are unlimited, and the priority defaults to normal.
 pub(super) fn of_new(fields: &mut Fields) -> KeyLimits {
     let mut limits = KeyLimits::default();
     fields.nested(FIELD, |fields| {
@@ -29,8 +29,7 @@ pub(super) fn of_new(fields: &mut Fields) -> KeyLimits {
     limits
 }
 
-/// What is to become of a key's limits: those that are not given stay, `null` takes one away, or all of them.
-/// The priority then is as a new key has it.
+/// Changes to a key's limits. Absent ones stay, `null` removes one or all of them and resets the priority.
 pub(super) fn of_edit(fields: &mut Fields) -> LimitChanges {
     if fields.is_null(FIELD) {
         return LimitChanges {
@@ -52,7 +51,7 @@ pub(super) fn of_edit(fields: &mut Fields) -> LimitChanges {
     changes
 }
 
-/// A key's limits, `null` for none, and its priority.
+/// A key's limits, `null` for unlimited, and its priority.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Limits)]
 pub(in crate::http) struct LimitsView {
@@ -75,27 +74,26 @@ impl From<KeyLimits> for LimitsView {
 }
 
 fn priority_schema() -> ObjectBuilder {
-    let says = "The share of the device while several keys have jobs: a high key gets four times as much as a normal \
-                one, a low key a quarter. Counts for jobs that are accepted from then on; normal unless something else \
-                is said.";
-    one_of(Priority::ALL.map(Priority::as_str)).description(Some(says))
+    let description = "The share of the device while several keys have jobs: a high-priority key gets four times as \
+                       much as a normal one, a low-priority key a quarter. Applies to new jobs. Defaults to normal.";
+    one_of(Priority::ALL.map(Priority::as_str)).description(Some(description))
 }
 
-/// The schema of the limits of a request; `adapt` is for each of them.
+/// The schema of the limits in a request; `adapt` changes each of them.
 pub(super) fn schema(description: &str, adapt: fn(ObjectBuilder) -> ObjectBuilder) -> RefOr<Schema> {
-    let limit = |says: &str| adapt(whole(1).description(Some(says)));
+    let limit = |meaning: &str| adapt(integer(1).description(Some(meaning)));
     ObjectSchema::new(description)
         .optional(
             "requests_per_minute",
-            limit("Requests in a minute; each image asked for in OpenAI's words counts as one."),
+            limit("Requests per minute. Each image requested through OpenAI's API counts as one."),
         )
-        .optional("concurrent_jobs", limit("Unfinished jobs at a time."))
+        .optional("concurrent_jobs", limit("Unfinished jobs at one time."))
         .optional("megapixel_steps_per_day", limit(MEGAPIXEL_STEPS))
         .optional("priority", adapt(priority_schema()))
         .into()
 }
 
-/// As [`schema`], where `null` takes a limit away and makes the priority normal.
+/// As [`schema`], where `null` removes a limit or resets the priority.
 pub(super) fn edit_schema() -> RefOr<Schema> {
-    schema("What is to be different about the limits.", or_null)
+    schema("Changes to the limits.", or_null)
 }

@@ -1,4 +1,4 @@
-//! What goes on, as the console shows it.
+//! The overview in responses.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -8,40 +8,40 @@ use utoipa::ToSchema;
 use crate::http::api::catalog::RuntimeModelView;
 use crate::jobs::{Minute, Statistics};
 
-/// What runs, what waits, and how the last hour went.
+/// The worker's state, its queue, and the last hour.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Overview)]
 pub(in crate::http) struct OverviewView {
     pub(in crate::http) version: &'static str,
     #[serde(with = "rfc3339")]
     pub(in crate::http) started_at: OffsetDateTime,
-    /// What it draws on.
+    /// The device that generates images.
     pub(in crate::http) device: String,
     /// `ready`, `not_ready` or `draining`.
     pub(in crate::http) state: &'static str,
     pub(in crate::http) models: Vec<RuntimeModelView>,
     pub(in crate::http) queue: QueueView,
-    /// The last sixty minutes, the oldest first; the last of them is not over.
+    /// The last sixty minutes, the oldest first; the last one is not complete.
     pub(in crate::http) minutes: Vec<MinuteView>,
     pub(in crate::http) latency_seconds: LatencyView,
     pub(in crate::http) memory: MemoryView,
 }
 
-/// What there is to do.
+/// The load of the queue.
 #[derive(Serialize, ToSchema)]
 #[schema(as = QueueLoad)]
 pub(in crate::http) struct QueueView {
     pub(in crate::http) queued: usize,
     pub(in crate::http) running: usize,
-    /// Most of both together.
+    /// The maximum of both together.
     pub(in crate::http) jobs_max: usize,
 }
 
-/// What ended in one minute.
+/// Jobs that ended in one minute.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Minute)]
 pub(in crate::http) struct MinuteView {
-    /// Its beginning.
+    /// The start of the minute.
     #[serde(with = "rfc3339")]
     at: OffsetDateTime,
     images: u64,
@@ -54,7 +54,7 @@ impl From<Minute> for MinuteView {
     }
 }
 
-/// From a job's acceptance to its end, over the images of the last hour.
+/// The time from a job's acceptance to its end, over the images of the last hour.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Latency)]
 pub(in crate::http) struct LatencyView {
@@ -70,10 +70,10 @@ impl LatencyView {
     }
 }
 
-/// What the process takes.
+/// The memory of the process.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Memory)]
 pub(in crate::http) struct MemoryView {
-    /// `null` where the system does not tell.
+    /// `null` if unknown on this system.
     pub(in crate::http) resident_bytes: Option<u64>,
 }

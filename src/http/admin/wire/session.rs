@@ -1,4 +1,4 @@
-//! A sign-in, as it is asked for and as it is shown.
+//! A sign-in and its session in requests and responses.
 
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -10,14 +10,14 @@ use zeroize::Zeroizing;
 
 use crate::auth::Session;
 use crate::domain::ids::SessionId;
-use crate::http::HttpState;
 use crate::http::extract::json::{Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, text};
+use crate::http::state::HttpState;
 
-/// Largest body of a sign-in, in bytes: a password, however it is escaped.
+/// Largest body of a sign-in, in bytes: a password with any escaping.
 const SIGN_IN_BYTES_MAX: usize = 4 * 1024;
 
-/// Who wants in.
+/// The credentials of a sign-in.
 pub(in crate::http) struct SignIn {
     pub(in crate::http) password: Zeroizing<String>,
 }
@@ -27,7 +27,7 @@ impl FromFields for SignIn {
         fields.required_text("password").map(|password| Self { password: Zeroizing::new(password) })
     }
 
-    // Anyone may send it.
+    // Needs no authentication, so the limit is small.
     fn body_bytes_max(state: &HttpState) -> usize {
         state.settings.body_bytes_max.min(SIGN_IN_BYTES_MAX)
     }
@@ -37,11 +37,11 @@ impl ToSchema for SignIn {}
 
 impl PartialSchema for SignIn {
     fn schema() -> RefOr<Schema> {
-        ObjectSchema::new("Who wants in.").required("password", text()).into()
+        ObjectSchema::new("The credentials of a sign-in.").required("password", text()).into()
     }
 }
 
-/// A sign-in. Its token is in the cookie alone.
+/// A session. Only the cookie contains its token.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Session)]
 pub(in crate::http) struct SessionView {
@@ -49,7 +49,7 @@ pub(in crate::http) struct SessionView {
     id: SessionId,
     #[serde(with = "rfc3339")]
     created_at: OffsetDateTime,
-    /// When it ends unless it is used before.
+    /// When it ends if it is not used before.
     #[serde(with = "rfc3339")]
     idle_expires_at: OffsetDateTime,
     /// When it ends in any case.

@@ -1,11 +1,11 @@
-//! What a key has used up, as it is shown.
+//! A key's usage in responses.
 
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::domain::usage::DayUsage;
 
-/// One UTC day.
+/// The usage of one UTC day.
 #[derive(Serialize, ToSchema)]
 #[schema(as = DayUsage)]
 pub(in crate::http) struct DayUsageView {

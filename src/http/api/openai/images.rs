@@ -1,4 +1,4 @@
-//! `POST /v1/images/generations`: as many images as asked for, each a job of its own; all of them or none.
+//! `POST /v1/images/generations`: the requested number of images, each as its own job; all or none.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -17,13 +17,13 @@ use crate::auth::Principal;
 use crate::domain::format::OutputFormat;
 use crate::domain::priority::Priority;
 use crate::domain::spec::{FieldError, GenerateSpec};
-use crate::http::HttpState;
-use crate::http::api::inference::{DRAWING_REFUSALS, check_succeeded};
+use crate::http::api::inference::{GENERATION_REFUSALS, check_succeeded};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::json::ApiJson;
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
+use crate::http::state::HttpState;
 use crate::jobs::{AcceptedJob, Image, JobReport, Submission, Submitted};
 
 /// Images.
@@ -38,7 +38,7 @@ struct ImagesView {
     size: String,
 }
 
-/// An image: within, or behind a link.
+/// An image, embedded or as a link.
 #[derive(Serialize, ToSchema)]
 #[schema(as = OpenAiImage)]
 struct ImageView {
@@ -54,18 +54,19 @@ pub(in crate::http) fn generate_operation() -> Operation {
     let example = json!({
         "model": "fluxserve/flux-shapes", "prompt": "a red circle on a blue background", "n": 2, "size": "128x128",
     });
-    Operation::new(Tag::OpenAi, "create_openai_images", "Draw images and wait for them")
-        .says(
-            "Each image is a job, and counts as a request of those that the key may send in a minute. If one of them cannot be accepted or fails, if they take longer than the worker lets \
-             anyone wait, or if the client hangs up, those that are not drawn yet are cancelled.",
+    Operation::new(Tag::OpenAi, "create_openai_images", "Generate images and wait for them")
+        .description(
+            "Each image is a job and counts as one request against the key's rate limit. If one of them is refused or \
+             fails, if they take longer than the worker's maximum wait, or if the client hangs up, the unfinished \
+             ones are canceled.",
         )
         .body::<GenerateImages>(example)
         .answers::<ImagesView>(StatusCode::OK, "The images, in the order of their seeds.")
-        .refuses(DRAWING_REFUSALS)
+        .refuses(GENERATION_REFUSALS)
 }
 
-// An `Idempotency-Key` is passed over. OpenAI's clients send none by themselves, and need none: a client that asks again
-// has had an error or has hung up, and either has cancelled what it had asked for.
+// An `Idempotency-Key` is ignored. OpenAI's clients do not send one and need none: a client that retries has received
+// an error or has hung up, and both cancel its jobs.
 pub(in crate::http) async fn generate(
     State(state): State<HttpState>,
     caller: InferenceCaller,
@@ -74,9 +75,9 @@ pub(in crate::http) async fn generate(
 ) -> Result<Response, ApiError> {
     let card = state.card_of(request.model())?;
     let specs = request.specs(card)?;
-    let caller = caller.again(&state).await?;
+    let caller = caller.recheck(&state).await?;
     count(&state, &caller, specs.len() as u32)?;
-    // Whatever ends this function early, be it an error or a client that hangs up, drops the jobs, and that cancels them.
+    // An early end of this function, by an error or a client that hangs up, drops the jobs, which cancels them.
     let accepted = accept_all(&state, &caller, specs, request.output_format).await?;
     let reports = try_join_all(accepted.iter().map(|job| until_ended(&state, job))).await?;
     let response = match request.form {
@@ -86,26 +87,26 @@ pub(in crate::http) async fn generate(
             for JobReport { job, .. } in &reports {
                 images.push(state.jobs.image(job.owner, job.id).await?);
             }
-            // Some megabytes for each image: not on the threads that answer everyone else.
-            let within = move || answer(reports.iter().zip(&images).map(embedded).collect(), &reports);
-            spawn_blocking(within).await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))??
+            // Megabytes for each image: not on the async threads.
+            let encode = move || answer(reports.iter().zip(&images).map(embedded).collect(), &reports);
+            spawn_blocking(encode).await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))??
         }
     };
     accepted.into_iter().for_each(AcceptedJob::keep);
     Ok(response)
 }
 
-/// Counts each image as a request; the one that asks for them has been.
+/// Counts each image as a request; the first one is counted already.
 fn count(state: &HttpState, caller: &Principal, images: u32) -> Result<(), ApiError> {
     if let Some(limit) = caller.limits.requests_per_minute.filter(|limit| images > *limit) {
         let reason =
-            format!("must be at most {limit}: each counts as a request, and the key may send {limit} a minute");
+            format!("must be at most {limit}: each counts as a request, and the key's limit is {limit} per minute");
         return Err(ApiError::invalid(vec![FieldError::new("n", reason)]));
     }
     Ok(state.authenticator.count_more(caller, images.saturating_sub(1))?)
 }
 
-/// All of the jobs; if one is refused, those before it are dropped and so cancelled.
+/// Submits all jobs. If one is refused, the earlier ones are dropped, which cancels them.
 async fn accept_all(
     state: &HttpState,
     caller: &Principal,
@@ -132,13 +133,13 @@ async fn accept_all(
     Ok(accepted)
 }
 
-/// The end of a job, as far as there is an image at it.
+/// Waits for a job's end; an error if there is no image.
 async fn until_ended(state: &HttpState, accepted: &AcceptedJob) -> Result<JobReport, ApiError> {
     let job = &accepted.report().job;
     let wait_max = state.settings.wait_max;
     let report = state.jobs.wait(job.owner, job.id, wait_max).await?;
     if !report.job.status.is_final() {
-        let detail = format!("the images were not drawn within {} seconds, and are cancelled", wait_max.as_secs());
+        let detail = format!("the images were not finished within {} seconds and are canceled", wait_max.as_secs());
         return Err(ApiError::new(ErrorCode::DeadlineExceeded).with_detail(detail));
     }
     check_succeeded(&report.job)?;
@@ -164,9 +165,9 @@ fn embedded((report, image): (&JobReport, &Image)) -> ImageView {
     }
 }
 
-/// The answer with the images of these jobs, which differ by their seeds alone.
+/// The answer with the images of these jobs, which differ only in their seeds.
 fn answer(data: Vec<ImageView>, reports: &[JobReport]) -> Result<Response, ApiError> {
-    let job = &reports.first().expect("at least one image was asked for").job;
+    let job = &reports.first().expect("at least one image was requested").job;
     let view = ImagesView {
         created: job.created_at.unix_timestamp(),
         data,

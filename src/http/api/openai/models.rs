@@ -1,5 +1,5 @@
-//! `/v1/models`: the models that this worker serves. Those it merely knows are left out, since clients offer to their
-//! users what stands here. Needs no key, like the catalog.
+//! `/v1/models`: the models that this worker serves. Models that it only knows are left out, since clients offer this
+//! list to their users. Needs no key, like the catalog.
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
@@ -11,11 +11,11 @@ use utoipa::ToSchema;
 use crate::catalog::Availability;
 use crate::domain::ids::ModelId;
 use crate::domain::precision::Precision;
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::openapi::{Operation, Tag};
+use crate::http::state::HttpState;
 
-/// The models that can be asked for.
+/// The models that this worker serves.
 #[derive(Serialize, ToSchema)]
 #[schema(as = OpenAiModelList)]
 pub(in crate::http) struct ModelListView {
@@ -30,11 +30,11 @@ pub(in crate::http) struct ModelView {
     #[schema(value_type = String)]
     id: ModelId,
     object: &'static str,
-    /// Unix seconds: since when this worker has it.
+    /// Unix seconds: when this worker started.
     created: i64,
-    /// What stands before the slash in its id.
+    /// The part of its id before the slash.
     owned_by: String,
-    /// `fp8`: the model draws in eight bits, which is lossy. Not there: it draws in full.
+    /// `fp8`: the model runs in fp8, which is lossy. Absent: it runs in full precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     precision: Option<Precision>,
@@ -65,10 +65,10 @@ pub(in crate::http) async fn list(State(state): State<HttpState>) -> Json<ModelL
 
 pub(in crate::http) fn list_operation() -> Operation {
     Operation::new(Tag::OpenAi, "list_openai_models", "The models that this worker serves")
-        .answers::<ModelListView>(StatusCode::OK, "Those that can be asked for, also while they are being loaded.")
+        .answers::<ModelListView>(StatusCode::OK, "The served models, also while they are loading.")
 }
 
-/// One model. Clients write the slash in its id as `%2F`, or as it is.
+/// One model. Clients may encode the slash in its id as `%2F`.
 pub(in crate::http) async fn show(
     State(state): State<HttpState>,
     path: Result<Path<String>, PathRejection>,

@@ -1,5 +1,5 @@
-//! The body of `POST /v1/images/generations`. What OpenAI's API has and this worker cannot do is refused by name, unless it
-//! says only what would be done anyway.
+//! The body of `POST /v1/images/generations`. OpenAI's options that this worker does not support are refused by name,
+//! unless they only state the default behavior.
 
 use std::fmt::Display;
 use std::iter;
@@ -14,16 +14,18 @@ use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, random_seed};
-use crate::http::HttpState;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::json::{self, Fields, FromFields};
-use crate::http::openapi::schema::{ObjectSchema, number, one_of, text, whole};
+use crate::http::openapi::schema::{ObjectSchema, integer, number, one_of, text};
+use crate::http::state::HttpState;
 
 /// Most images of one request.
 const IMAGES_MAX: u32 = 10;
+const ABOUT: &str = "Images to generate, with the fields of OpenAI's API and some of our own. The model's \
+                     `parameter_limits` have the limits of the fields (`GET /v1/inference/models`).";
 const AUTO: &str = "auto";
 
-/// Choices that are none here, and the words that choose what is done anyway.
+/// Options without a choice here, and their accepted values, which state the default behavior.
 const FIXED: [(&str, &[&str]); 4] = [
     ("quality", &[AUTO, "standard"]),
     // No image of ours is transparent.
@@ -32,13 +34,13 @@ const FIXED: [(&str, &[&str]); 4] = [
     ("style", &[AUTO]),
 ];
 
-/// How an image is handed over.
+/// How an image is returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum ImageForm {
-    /// Within the answer.
+    /// In the answer.
     #[default]
     Base64,
-    /// By a signed link.
+    /// As a signed link.
     Link,
 }
 
@@ -61,7 +63,7 @@ impl FromStr for ImageForm {
     }
 }
 
-/// Width and height; none where the model's defaults are to be taken.
+/// Width and height; `None` for the model's defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Size(Option<(u32, u32)>);
 
@@ -72,14 +74,14 @@ impl FromStr for Size {
         if text == AUTO {
             return Ok(Self(None));
         }
-        // `parse` alone would take a sign.
+        // `parse` alone would accept a sign.
         let side = |digits: &str| digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?;
         let sides = text.split_once('x').and_then(|(width, height)| Some((side(width)?, side(height)?)));
         sides.map(|sides| Self(Some(sides))).ok_or("must be `auto`, or width and height in pixels like `512x512`")
     }
 }
 
-/// The request as it comes.
+/// The parsed request.
 pub(in crate::http) struct GenerateImages {
     model: ModelId,
     params: GenerateParams,
@@ -111,7 +113,7 @@ impl FromFields for GenerateImages {
         };
         let seed = fields.whole_number("seed");
         let (output_format, form) = (chosen(fields, "output_format"), chosen(fields, "response_format"));
-        // Whom the client draws for. Nothing here goes by it, so it is not even kept.
+        // The client's end user. It has no effect and is not stored.
         fields.text("user");
         fields.text("safety_identifier");
         refuse_choices(fields);
@@ -119,13 +121,13 @@ impl FromFields for GenerateImages {
         Some(Self { model: ModelId::new(model?), params, images, seed, output_format, form })
     }
 
-    // OpenAI's clients may send what is passed over here, of whatever length.
+    // OpenAI's clients may send ignored fields of any length.
     fn body_bytes_max(state: &HttpState) -> usize {
         state.settings.body_bytes_max
     }
 }
 
-/// A field that is one of some words.
+/// A field with a fixed set of values.
 fn chosen<T: FromStr<Err: Display> + Default>(fields: &mut Fields, field: &str) -> T {
     let Some(word) = fields.text(field) else { return T::default() };
     word.parse().unwrap_or_else(|error: T::Err| {
@@ -137,7 +139,7 @@ fn chosen<T: FromStr<Err: Display> + Default>(fields: &mut Fields, field: &str) 
 fn refuse_choices(fields: &mut Fields) {
     for (field, words) in FIXED {
         if fields.text(field).is_some_and(|word| !words.contains(&word.as_str())) {
-            fields.refuse(field, format!("cannot be chosen here: must be left out, or `{}`", words.join("` or `")));
+            fields.refuse(field, format!("is not supported: leave it out, or send `{}`", words.join("` or `")));
         }
     }
     let mut refuse = |field: &str, usual: Option<Value>, reason: &str| {
@@ -147,14 +149,14 @@ fn refuse_choices(fields: &mut Fields) {
             fields.refuse(field, reason);
         }
     };
-    refuse("stream", Some(false.into()), "images are not streamed here: must be left out, or `false`");
-    refuse("partial_images", Some(0.into()), "images are not streamed here: must be left out, or 0");
-    refuse("output_compression", None, "cannot be chosen here: must be left out");
+    refuse("stream", Some(false.into()), "images are not streamed: leave it out, or send `false`");
+    refuse("partial_images", Some(0.into()), "images are not streamed: leave it out, or send 0");
+    refuse("output_compression", None, "is not supported: leave it out");
 }
 
-/// Whether both are the same whole number, however it is written.
+/// Whether both are the same whole number, in any notation.
 fn is_same_number(usual: &Value, given: Option<&Value>) -> bool {
-    json::whole(usual).is_some_and(|usual| given.and_then(json::whole) == Some(usual))
+    json::integer(usual).is_some_and(|usual| given.and_then(json::integer) == Some(usual))
 }
 
 impl ToSchema for GenerateImages {}
@@ -163,26 +165,42 @@ impl PartialSchema for GenerateImages {
     fn schema() -> RefOr<Schema> {
         let formats = one_of(OutputFormat::ALL.map(OutputFormat::as_str));
         let forms = one_of(ImageForm::ALL.map(ImageForm::as_str));
-        let whom = "Accepted for clients that send it. Not kept, and nothing goes by it.";
+        let user = "Accepted for clients that send it. Not stored, and without effect.";
         let never = ObjectBuilder::new().schema_type(Type::Null);
-        let object = ObjectSchema::new("Images to draw, in the words of OpenAI's API and some of ours. What a field may be, the model's `parameter_limits` say (`GET /v1/inference/models`).")
-            .required("prompt", text().min_length(Some(1)).description(Some("What to draw.")))
-            .required("model", text().description(Some("Which model draws it.")))
-            .optional("n", whole(1).maximum(Some(IMAGES_MAX)).description(Some("How many images; one when nothing is said.")))
-            .optional("size", text().pattern(Some("^(auto|[0-9]+x[0-9]+)$")).description(Some("`WIDTHxHEIGHT` in pixels, or `auto` for the model's defaults.")))
-            .optional("response_format", forms.description(Some("Whether an image stands in the answer or behind a link that needs no key.")))
-            .optional("output_format", formats.description(Some("The file's format; png when nothing is said.")))
-            .optional("negative_prompt", text().description(Some("What to steer away from. Each step then takes two passes.")))
-            .optional("steps", whole(1).description(Some("Denoising steps.")))
+        let object = ObjectSchema::new(ABOUT)
+            .required("prompt", text().min_length(Some(1)).description(Some("What to generate.")))
+            .required("model", text().description(Some("The model's id.")))
+            .optional(
+                "n",
+                integer(1).maximum(Some(IMAGES_MAX)).description(Some("The number of images. Defaults to 1.")),
+            )
+            .optional(
+                "size",
+                text()
+                    .pattern(Some("^(auto|[0-9]+x[0-9]+)$"))
+                    .description(Some("`WIDTHxHEIGHT` in pixels, or `auto` for the model's defaults.")),
+            )
+            .optional(
+                "response_format",
+                forms.description(Some("Whether the answer contains the image, or a link to it that needs no key.")),
+            )
+            .optional("output_format", formats.description(Some("The file's format. Defaults to png.")))
+            .optional("negative_prompt", text().description(Some("What to avoid. Each step then takes two passes.")))
+            .optional("steps", integer(1).description(Some("Denoising steps.")))
             .optional("guidance", number().description(Some("How closely to follow the prompt.")))
-            .optional("seed", whole(0).maximum(Some(SEED_MAX)).description(Some("Of the first image; each further one has the next. Drawn when it is left out.")))
-            .optional("user", text().description(Some(whom)))
-            .optional("safety_identifier", text().description(Some(whom)))
+            .optional(
+                "seed",
+                integer(0).maximum(Some(SEED_MAX)).description(Some(
+                    "The seed of the first image; each further image has the next one. Random by default.",
+                )),
+            )
+            .optional("user", text().description(Some(user)))
+            .optional("safety_identifier", text().description(Some(user)))
             .optional("stream", ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([false])))
-            .optional("partial_images", whole(0).maximum(Some(0)))
-            .optional("output_compression", never.description(Some("Cannot be chosen.")));
+            .optional("partial_images", integer(0).maximum(Some(0)))
+            .optional("output_compression", never.description(Some("Not supported.")));
         let fixed = |object: ObjectSchema, (field, words): (&str, &'static [&'static str])| {
-            object.optional(field, one_of(words.iter().copied()).description(Some("Cannot be chosen.")))
+            object.optional(field, one_of(words.iter().copied()).description(Some("Not supported.")))
         };
         FIXED.into_iter().fold(object, fixed).into()
     }
@@ -194,7 +212,7 @@ impl GenerateImages {
         &self.model
     }
 
-    /// One valid request for each image. They differ by their seeds alone.
+    /// One valid request for each image. They differ only in their seeds.
     pub(super) fn specs(&self, card: &ModelCard) -> Result<Vec<GenerateSpec>, ApiError> {
         let first = match self.seed {
             Some(seed) => seed,
@@ -202,7 +220,7 @@ impl GenerateImages {
         };
         let spec = |seed| GenerateSpec::new(GenerateParams { seed, ..self.params.clone() }, card);
         let specs: Result<_, _> = seeds(first).take(self.images as usize).map(spec).collect();
-        specs.map_err(|errors| ApiError::invalid(errors.into_iter().map(in_words_of_size).collect()))
+        specs.map_err(|errors| ApiError::invalid(errors.into_iter().map(as_size_error).collect()))
     }
 }
 
@@ -212,7 +230,7 @@ fn seeds(first: u64) -> impl Iterator<Item = u64> {
 }
 
 /// Width and height are one field here.
-fn in_words_of_size(error: FieldError) -> FieldError {
+fn as_size_error(error: FieldError) -> FieldError {
     let FieldError { field, reason } = error;
     if !["width", "height"].contains(&field.as_str()) {
         return FieldError { field, reason };
@@ -226,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_strictly() {
+    fn sizes_are_parsed_strictly() {
         assert_eq!("auto".parse(), Ok(Size(None)));
         assert_eq!("64x128".parse(), Ok(Size(Some((64, 128)))));
         for text in ["", "x", "64", "64x", "x64", "64X64", "+64x64", "64x-64", " 64x64", "64x64x64", "99999999999x64"] {

@@ -1,0 +1,80 @@
+//! The table of routes: each row has a handler and its part of the OpenAPI document.
+
+use axum::routing::{MethodRouter, delete, get, patch, post};
+
+use super::openapi::{self, Operation};
+use super::route::{Access, Route};
+use super::state::HttpState;
+use super::{admin, api, console};
+
+/// A route, its handler, and its part of the OpenAPI document.
+pub(super) type Row = (Route, MethodRouter<HttpState>, Operation);
+
+fn row(
+    access: Access,
+    method: &'static str,
+    path: &'static str,
+    handler: MethodRouter<HttpState>,
+    operation: Operation,
+) -> Row {
+    (Route { method, path, access }, handler, operation)
+}
+
+/// All routes with their part of the OpenAPI document.
+#[rustfmt::skip]
+pub(super) fn table() -> Vec<Row> {
+    use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Metrics, Page, Session, SignIn};
+    use admin::{api_keys, audit, jobs as all_jobs, kubernetes, overview, playground, session, usage};
+    use api::openai::{images, models};
+    use api::{catalog, events, exec_credential, health, inference, jobs};
+    vec![
+        row(Inference,       "POST",   "/v1/inference/image",                                      post(inference::submit),      inference::submit_operation()),
+        row(Inference,       "GET",    "/v1/inference/jobs",                                       get(jobs::list),              jobs::list_operation()),
+        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}",                              get(jobs::show),              jobs::show_operation()),
+        row(Inference,       "DELETE", "/v1/inference/jobs/{job_id}",                              delete(jobs::cancel),         jobs::cancel_operation()),
+        row(Inference,       "GET",    "/v1/inference/jobs/{job_id}/events",                       get(events::follow),          events::follow_operation()),
+        row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result",                       get(jobs::result),            jobs::result_operation()),
+        row(Anyone,          "GET",    "/v1/inference/models",                                     get(catalog::models),         catalog::models_operation()),
+        row(Anyone,          "GET",    "/v1/inference/runtime/models",                             get(catalog::runtime_models), catalog::runtime_models_operation()),
+        row(Inference,       "POST",   "/v1/images/generations",                                   post(images::generate),       images::generate_operation()),
+        row(Anyone,          "GET",    "/v1/models",                                               get(models::list),            models::list_operation()),
+        row(Anyone,          "GET",    "/v1/models/{*model}",                                      get(models::show),            models::show_operation()),
+        row(SignIn,          "POST",   "/v1/session",                                              post(session::sign_in),       session::sign_in_operation()),
+        row(Session,         "GET",    "/v1/session",                                              get(session::show),           session::show_operation()),
+        row(Session,         "DELETE", "/v1/session",                                              delete(session::sign_out),    session::sign_out_operation()),
+        row(Session,         "GET",    "/v1/api-keys",                                             get(api_keys::list),          api_keys::list_operation()),
+        row(Session,         "POST",   "/v1/api-keys",                                             post(api_keys::create),       api_keys::create_operation()),
+        row(Session,         "GET",    "/v1/api-keys/{key_id}",                                    get(api_keys::show),          api_keys::show_operation()),
+        row(Session,         "PATCH",  "/v1/api-keys/{key_id}",                                    patch(api_keys::edit),        api_keys::edit_operation()),
+        row(Session,         "DELETE", "/v1/api-keys/{key_id}",                                    delete(api_keys::revoke),     api_keys::revoke_operation()),
+        row(Session,         "POST",   "/v1/api-keys/{key_id}/rotate",                             post(api_keys::rotate),       api_keys::rotate_operation()),
+        row(Session,         "GET",    "/v1/api-keys/{key_id}/usage",                              get(usage::show),             usage::show_operation()),
+        row(Session,         "GET",    "/v1/kubernetes",                                           get(kubernetes::cluster),     kubernetes::cluster_operation()),
+        row(Session,         "GET",    "/v1/kubernetes/namespaces",                                get(kubernetes::list),        kubernetes::list_operation()),
+        row(Session,         "POST",   "/v1/kubernetes/namespaces",                                post(kubernetes::create),     kubernetes::create_operation()),
+        row(Session,         "PATCH",  "/v1/kubernetes/namespaces/{namespace_id}",                 patch(kubernetes::edit),      kubernetes::edit_operation()),
+        row(Session,         "DELETE", "/v1/kubernetes/namespaces/{namespace_id}",                 delete(kubernetes::remove),   kubernetes::remove_operation()),
+        row(Session,         "GET",    "/v1/kubernetes/namespaces/{namespace_id}/kubeconfig",      get(kubernetes::kubeconfig),  kubernetes::kubeconfig_operation()),
+        row(Kubernetes,      "POST",   "/v1/kubernetes/namespaces/{namespace_id}/exec-credential", post(exec_credential::issue), exec_credential::issue_operation()),
+        row(Session,         "GET",    "/v1/audit",                                                get(audit::list),             audit::list_operation()),
+        row(Session,         "GET",    "/v1/overview",                                             get(overview::show),          overview::show_operation()),
+        row(Session,         "POST",   "/v1/playground/image",                                     post(playground::submit),     playground::submit_operation()),
+        row(Session,         "GET",    "/v1/jobs",                                                 get(all_jobs::list),          all_jobs::list_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}",                                        get(all_jobs::show),          all_jobs::show_operation()),
+        row(Session,         "DELETE", "/v1/jobs/{job_id}",                                        delete(all_jobs::cancel),     all_jobs::cancel_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}/events",                                 get(all_jobs::follow),        all_jobs::follow_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}/preview",                                get(all_jobs::preview),       all_jobs::preview_operation()),
+        row(Session,         "GET",    "/v1/jobs/{job_id}/result",                                 get(all_jobs::result),        all_jobs::result_operation()),
+        row(Page,            "GET",    "/admin",                                                   get(self::console::page),     self::console::page_operation()),
+        row(Page,            "GET",    "/admin/assets/{file}",                                     get(self::console::asset),    self::console::asset_operation()),
+        row(Anyone,          "GET",    "/openapi.json",                                            get(openapi::serve),          openapi::serve_operation()),
+        row(Anyone,          "GET",    "/healthz",                                                 get(health::alive),           health::alive_operation()),
+        row(Anyone,          "GET",    "/readyz",                                                  get(health::ready),           health::ready_operation()),
+        row(Metrics,         "GET",    "/metrics",                                                 get(health::metrics),         health::metrics_operation()),
+    ]
+}
+
+/// All routes, without their handlers.
+pub fn routes() -> Vec<Route> {
+    table().into_iter().map(|(route, _, _)| route).collect()
+}

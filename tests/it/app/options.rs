@@ -1,0 +1,57 @@
+//! How a worker differs from the default one.
+
+use std::time::Duration;
+
+use fluxserve::domain::precision::Precision;
+use fluxserve::http::HttpSettings;
+use fluxserve::kubernetes::ClusterSettings;
+
+use super::PATIENCE;
+use crate::fake_engine::EngineControl;
+
+/// How a worker differs from the default one.
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent switch, named where it is set")]
+pub(crate) struct Options {
+    pub(crate) jobs_max: usize,
+    pub(crate) results_bytes_max: u64,
+    pub(crate) storage_patience: Duration,
+    pub(crate) ended_jobs_per_owner_max: u32,
+    pub(crate) input_images_bytes_max: u64,
+    pub(crate) writes_provenance: bool,
+    pub(crate) http: HttpSettings,
+    pub(crate) control: EngineControl,
+    pub(crate) waits_for_ready: bool,
+    pub(crate) has_password: bool,
+    pub(crate) cluster: Option<ClusterSettings>,
+    pub(crate) auto_open: bool,
+    pub(crate) precision: Precision,
+    pub(crate) stall_min: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let http = HttpSettings {
+            body_bytes_max: 16 * 1024,
+            body_deadline: Duration::from_millis(200),
+            wait_max: Duration::from_secs(20),
+            request_deadline: Duration::from_secs(30),
+            ..HttpSettings::default()
+        };
+        Self {
+            jobs_max: 16,
+            results_bytes_max: u64::MAX,
+            storage_patience: PATIENCE,
+            ended_jobs_per_owner_max: 100,
+            input_images_bytes_max: 1024 * 1024,
+            writes_provenance: true,
+            http,
+            control: EngineControl::default(),
+            waits_for_ready: true,
+            has_password: true,
+            cluster: None,
+            auto_open: false,
+            precision: Precision::default(),
+            stall_min: Duration::from_mins(1),
+        }
+    }
+}

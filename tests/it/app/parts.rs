@@ -1,0 +1,106 @@
+//! The parts of a worker: settings of its jobs, queues with fake engines, its cluster, its keys.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fluxserve::auth::{Actor, KeyService, NewKey, PublicId};
+use fluxserve::catalog::{Catalog, warm_up_spec};
+use fluxserve::domain::clock::{Clock, ManualClock};
+use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::limits::KeyLimits;
+use fluxserve::domain::scope::Scope;
+use fluxserve::jobs::JobSettings;
+use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesParts};
+use fluxserve::queue::{Queue, QueueSettings};
+use fluxserve::store::Store;
+use tempfile::TempDir;
+
+use super::{NAMESPACE, Options, PATIENCE};
+use crate::fake_engine::EngineControl;
+
+/// The keys of a worker by scope and state.
+#[derive(Clone)]
+pub(crate) struct Keys {
+    pub(crate) inference: String,
+    pub(crate) other_inference: String,
+    pub(crate) all: String,
+    pub(crate) kubernetes: String,
+    pub(crate) kubernetes_one: String,
+    pub(crate) expired: String,
+    pub(crate) revoked: String,
+}
+
+pub(super) fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
+    JobSettings {
+        results_directory: folder.path().join("results"),
+        link_secret_path: folder.path().join("links.secret"),
+        link_life: Duration::from_hours(1),
+        storage_patience: options.storage_patience,
+        results_retention: Duration::from_hours(24),
+        results_bytes_max: options.results_bytes_max,
+        ended_jobs_per_owner_max: options.ended_jobs_per_owner_max,
+        input_images_bytes_max: options.input_images_bytes_max,
+        writes_provenance: options.writes_provenance,
+        sweep_interval: Duration::from_hours(1),
+    }
+}
+
+pub(super) fn start_queues(catalog: &Catalog, options: &Options, control: &EngineControl) -> BTreeMap<ModelId, Queue> {
+    let start = |(card, _): (Arc<_>, _)| {
+        let card: &fluxserve::domain::model::ModelCard = &card;
+        let settings = QueueSettings {
+            model: card.id.clone(),
+            jobs_max: options.jobs_max,
+            warm_up: warm_up_spec(card),
+            rebuild_delay: Duration::from_millis(5),
+            rebuild_delay_max: Duration::from_millis(50),
+            outage_max: PATIENCE,
+            stall_min: options.stall_min,
+        };
+        let control = control.clone();
+        let queue = Queue::start(&settings, vec![Box::new(move || control.build())]).expect("a thread");
+        (card.id.clone(), queue)
+    };
+    catalog.served().into_iter().map(start).collect()
+}
+
+/// The keeper ends with the test's runtime.
+pub(super) async fn start_kubernetes(
+    cluster: Option<&ClusterSettings>,
+    auto_open: bool,
+    (store, keys): (&Store, &KeyService),
+    clock: Arc<dyn Clock>,
+) -> Kubernetes {
+    let cluster = match cluster {
+        Some(settings) => Some(Cluster::open(settings).await.expect("a cluster")),
+        None => None,
+    };
+    let rights = Arc::new(keys.clone());
+    let kubernetes = Kubernetes::new(KubernetesParts { store: store.clone(), cluster, rights, clock, auto_open });
+    let keeper = kubernetes.clone();
+    tokio::spawn(async move { keeper.keep().await });
+    kubernetes
+}
+
+pub(super) async fn make_keys(service: &KeyService, clock: &ManualClock) -> Keys {
+    let make_until = |scope: Scope, expires_at| async move {
+        let key = NewKey { name: "test".into(), scope, expires_at, limits: KeyLimits::default() };
+        service.create(key, &Actor::CommandLine).await.expect("a key").plain.reveal().to_owned()
+    };
+    let make = |scope: Scope| make_until(scope, None);
+    let namespace = NAMESPACE.parse().expect("an id");
+    let keys = Keys {
+        inference: make(Scope::Inference).await,
+        other_inference: make(Scope::Inference).await,
+        all: make(Scope::All).await,
+        kubernetes: make(Scope::KubernetesAll).await,
+        kubernetes_one: make(Scope::KubernetesNamespaces(vec![namespace])).await,
+        expired: make_until(Scope::All, Some(clock.now() + time::Duration::seconds(1))).await,
+        revoked: make(Scope::All).await,
+    };
+    clock.advance(time::Duration::seconds(1));
+    let prefix: PublicId = keys.revoked[..13].parse().expect("a prefix");
+    service.revoke(prefix, &Actor::CommandLine).await.expect("revoked");
+    keys
+}
