@@ -91,7 +91,7 @@ impl Captured {
 }
 
 /// A worker whose engine thread is captured as well.
-async fn captured(listener: &Dispatch) -> TestApp {
+async fn app_traced_by(listener: &Dispatch) -> TestApp {
     let options = Options::default();
     options.control.listen(listener.clone());
     TestApp::with(options).await
@@ -104,7 +104,7 @@ async fn a_job_and_its_steps_have_spans_that_lead_to_each_other() {
     let _logging = tracing::dispatcher::set_default(&listener);
     // See `secrets.rs`: with a single subscriber, threads without one decide which events are enabled.
     let _second = Dispatch::new(tracing_subscriber::registry());
-    let app = captured(&listener).await;
+    let app = app_traced_by(&listener).await;
     app.control.hold();
     let prompt = "a secret otter in a teapot";
     let body = |seed: u64| {
@@ -161,7 +161,7 @@ async fn at_the_default_level_there_are_no_such_spans_and_lines_still_name_the_j
     let listener = captured.listener("info");
     let _logging = tracing::dispatcher::set_default(&listener);
     let _second = Dispatch::new(tracing_subscriber::registry().with(EnvFilter::new("info")));
-    let app = captured(&listener).await;
+    let app = app_traced_by(&listener).await;
     let id = app.submit(&image(1)).await;
     app.until_status(&id, "succeeded").await;
     app.stop_cleanly().await;
