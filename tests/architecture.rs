@@ -54,7 +54,12 @@ const MODULES: &[(&str, &[&str])] = &[
 /// stands for all that is in it.
 const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
-    (&["candle_*", "cudarc", "gemm", "half", "pulp", "rand_mt", "safetensors", "tokenizers"], &["engine"]),
+    (&["candle_*", "cudarc", "half"], &["engine"]),
+    (&["gemm"], &["engine/ops/gemm"]),
+    (&["pulp"], &["engine/ops/vector"]),
+    (&["rand_mt"], &["engine/noise"]),
+    (&["safetensors"], &["engine/checkpoint/formats", "engine/stages"]),
+    (&["tokenizers"], &["engine/models/flux1/text/tokens"]),
     (&["libc"], &["app/heap"]),
     (&["memmap2"], &["store/changes"]),
     (&["rustix"], &["app/open_files", "config/own_file"]),
@@ -95,7 +100,7 @@ const KEPT_OUT: &[(&[&str], &[&str])] = &[(&["tokio", "tokio_*"], &["domain", "e
 const LINES_LIMIT: usize = 400;
 
 struct SourceFile {
-    /// Below `src/`, without `.rs`: `engine/loader/source`.
+    /// Below `src/`, without `.rs`: `engine/checkpoint/source`.
     name: String,
     /// From the crate's root; `["main"]` for the program.
     module: Vec<String>,
@@ -490,7 +495,7 @@ fn an_outside_crate_away_from_home_is_found() {
         ("jobs", "fn f() -> Result<(), ::sqlx::Error> { Ok(()) }"),
         ("auth/service", "#[derive(sqlx::FromRow)] struct Row;"),
         ("auth/service", "use argon2::Argon2;"),
-        ("engine/loader/weights", "use memmap2::Mmap;"),
+        ("engine/checkpoint/files", "use memmap2::Mmap;"),
         ("engine", "use tokio::sync::mpsc;"),
         ("domain/clock", "use tokio::time;"),
     ] {
