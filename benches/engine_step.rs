@@ -1,8 +1,8 @@
 //! Seconds per denoising step of the engine on the CPU.
 //!
 //! `cargo bench --bench engine_step` uses the tiny reference checkpoint; `FLUXSERVE_BENCH_CHECKPOINT=DIR` names another
-//! and `FLUXSERVE_BENCH_IMAGES`, `…_SIDE`, `…_STEPS` say how many images of how many pixels a side step together, how
-//! often. `benches/step_against_diffusers.py` runs it beside diffusers on the same weights.
+//! and `FLUXSERVE_BENCH_IMAGES`, `…_SIDE`, `…_STEPS` set the number of images in the batch, their side in pixels and the
+//! number of steps. `benches/step_against_diffusers.py` compares it with diffusers on the same weights.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a benchmark prints its result")]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""One denoising step of a mid-size FLUX on the CPU: this engine beside diffusers, same weights, same threads, one run.
+"""One denoising step of a mid-size FLUX on the CPU: this engine and diffusers, same weights, same threads, one run.
 
 Makes a checkpoint of about 300 million random parameters (text encoders and autoencoder are the tiny ones of
 tests/reference), then times diffusers' transformer and scheduler in f32 and `cargo bench --bench engine_step` in turn,
@@ -66,7 +66,7 @@ def diffusers_step_seconds(transformer, text_width: int, pooled_width: int, side
             )[0]
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
             seconds.append(time.perf_counter() - start)
-    return seconds[1:]  # the first warms up, as the engine's does
+    return seconds[1:]  # the first is the warm-up, as for the engine
 
 
 def engine_step_seconds(checkpoint: Path, side: int, steps: int, threads: int) -> float:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Type-checks and lints the program with CUDA, on any machine and without CUDA: in place of nvcc stands a script that makes
-# empty files of what it is asked to compile. What nvcc would say is not known after this.
+# Type-checks and lints the program with CUDA on any machine, without CUDA: a script in place of nvcc writes empty files. It
+# does not check the kernels themselves.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,7 +8,7 @@ folder=$PWD/.tools/cuda-check
 mkdir -p "$folder"
 cat >"$folder/nvcc" <<'EOF'
 #!/bin/sh
-# Empty files in the places of a compiler's.
+# Writes empty files instead of compiling.
 folder=. is_ptx= source=
 while [ "$#" -gt 0 ]; do
   case $1 in
@@ -27,6 +27,6 @@ fi
 EOF
 chmod +x "$folder/nvcc"
 
-# In the profile `dev`: what nvcc really has made stands in `release`, where it is built with CUDA for use.
+# In the profile `dev`: `release` has the real output of nvcc, for builds with CUDA.
 NVCC=$folder/nvcc CUDA_COMPUTE_CAP=90 CUDARC_CUDA_VERSION=13000 \
   cargo clippy --locked --features cuda --lib --bins -- -D warnings

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Whether a program that is linked with the stand-ins for CUDA's libraries starts without these, is told so by each call, and
-# calls the real thing, with all arguments as they were, where there is one. Needs a C compiler.
+# Checks that a program that is linked with the stand-ins for CUDA's libraries starts without these, gets an error from each
+# call, and calls the real library, with all arguments unchanged, where there is one. Needs a C compiler.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,7 +10,7 @@ python3 scripts/cuda_stand_ins.py "$folder"
 
 cat >"$folder/program.c" <<'EOF'
 #include <stdio.h>
-/* Not what these functions really take: as many numbers of both kinds as any of them. */
+/* Not the real parameters of these functions, but as many of both kinds as any of them has. */
 int cuInit(int, int, int, int, int, int, int, int, double, double, double, double, double, double, double, double);
 int cublasCreate_v2(void *);
 int cublasLtCreate(void *);
@@ -22,9 +22,9 @@ EOF
 cat >"$folder/real.c" <<'EOF'
 int cuInit(int a, int b, int c, int d, int e, int f, int g, int h, double s, double t, double u, double v, double w,
            double x, double y, double z) {
-  int is_whole = a == 1 && b == 2 && c == 3 && d == 4 && e == 5 && f == 6 && g == 7 && h == 8 && s == .5 && t == 1.5 &&
+  int is_complete = a == 1 && b == 2 && c == 3 && d == 4 && e == 5 && f == 6 && g == 7 && h == 8 && s == .5 && t == 1.5 &&
                  u == 2.5 && v == 3.5 && w == 4.5 && x == 5.5 && y == 6.5 && z == 7.5;
-  return is_whole ? 42 : 13;
+  return is_complete ? 42 : 13;
 }
 EOF
 cc -o "$folder/program" "$folder/program.c" -L"$folder" -lcuda -lcublas -lcublasLt -ldl -lpthread

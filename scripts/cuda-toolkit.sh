@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Makes what it takes to build with `--features cuda` on a machine that has neither CUDA nor a GPU nor its driver, and writes
-# what to set into DIR/env.sh:
+# Installs what is needed to build with `--features cuda` on a machine without CUDA, GPU or driver, and writes the environment
+# to DIR/env.sh:
 #
 #   scripts/cuda-toolkit.sh [DIR]          # .tools/cuda by default; 110 MB to fetch, some 300 MB on the disk
 #   . .tools/cuda/env.sh
 #   cargo build --release --features cuda  # for sm_90; CUDA_COMPUTE_CAP=80 or 89 before env.sh for others
 #
-# The program that comes out finds CUDA's libraries when it runs, and does without them where there are none. Needs Python
-# with pip, a C compiler, and cargo.
+# The program finds CUDA's libraries at run time, and runs without them where there are none. Needs Python with pip, a C
+# compiler, and cargo.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "${1:-$root/.tools/cuda}"

@@ -2,13 +2,13 @@
 
     python3 scripts/cuda_stand_ins.py DESTINATION
 
-A program that is linked with libcuda, libcublas and so on as usual does not start where they are missing. Linked with these
-archives it does: each function of theirs is a jump through a table, whose entries lead at first to code that loads the real
-library and looks the function up, the way a dynamic linker binds lazily. What cannot be found answers with that library's own
-error for "there is no device" or "not initialised", and the program goes on without it.
+A program that is linked with libcuda, libcublas and so on does not start where they are missing. Linked with these archives
+it does: each of their functions is a jump through a table, whose entries first lead to code that loads the real library and
+looks up the function, as a dynamic linker binds lazily. A missing function returns the library's own error for "no device" or
+"not initialized", and the program continues without it.
 
-At run time `FLUXSERVE_CUDA_LIBRARIES`, a list of folders with colons between, is searched first; then what the system's loader
-searches; then the usual places. For x86-64 and the System V calling convention.
+At run time `FLUXSERVE_CUDA_LIBRARIES`, a list of folders with colons between, is searched first; then where the system's loader
+searches; then the usual folders. For x86-64 and the System V calling convention.
 """
 
 import json
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 
-# By archive: the module of the bindings, the names of the real library, and what a function that is missing answers.
+# By archive: the module of the bindings, the names of the real library, and the result of a missing function.
 LIBRARIES = {
     "cuda": ("driver", ["libcuda.so.1"], 100),  # CUDA_ERROR_NO_DEVICE
     "cublas": ("cublas", ["libcublas.so.13"], 1),  # CUBLAS_STATUS_NOT_INITIALIZED
@@ -27,7 +27,7 @@ LIBRARIES = {
     "nvrtc": ("nvrtc", ["libnvrtc.so.13"], 11),  # NVRTC_ERROR_INTERNAL_ERROR
     "cudnn": ("cudnn", ["libcudnn.so.9"], 1001),  # CUDNN_STATUS_NOT_INITIALIZED
 }
-# All that can hold an argument; the functions here take at most eight numbers with a point, and none that is wider.
+# All registers for arguments; the functions take at most eight floating-point numbers, and none that is wider.
 ARGUMENTS = ["rdi", "rsi", "rdx", "rcx", "r8", "r9", "rax", "r10"]
 VECTORS = 8
 
@@ -78,7 +78,7 @@ __attribute__((visibility("hidden"))) void *stand_in_%(name)s_resolve(size_t ind
 
 
 def resolve_entry(name):
-    """Where every function leads that is not bound yet: keeps the arguments, binds, and goes on as if nothing had been."""
+    """The target of every function that is not bound yet: saves the arguments, binds, and continues with the call."""
     yield f"stand_in_{name}_bind:"
     yield "  .cfi_startproc"
     yield "  .cfi_def_cfa_offset 16"
@@ -89,7 +89,7 @@ def resolve_entry(name):
     yield f"  .cfi_adjust_cfa_offset {16 * VECTORS}"
     for vector in range(VECTORS):
         yield f"  movups %xmm{vector}, {16 * vector}(%rsp)"
-    # The function's number lies below what was pushed since. The stack stands at a multiple of 16 here.
+    # The function's number is below what was pushed since. The stack is aligned to 16 here.
     yield f"  mov {16 * VECTORS + 8 * len(ARGUMENTS)}(%rsp), %rdi"
     yield f"  call stand_in_{name}_resolve"
     yield "  mov %rax, %r11"
@@ -129,7 +129,7 @@ def assembly(name, functions):
 
 
 def sources_of_cudarc():
-    """Where the bindings are that the program is built with."""
+    """The folder of the bindings with which the program is built."""
     command = ["cargo", "metadata", "--locked", "--format-version", "1", "--features", "cuda"]
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     packages = json.loads(subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE).stdout)["packages"]

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What can be said of the CUDA kernels without a GPU. They run on an emulated machine and are compared with the plainest way
-# to compute the same. nvcc (scripts/cuda-toolkit.sh brings it) compiles them for every architecture we build for, and what
-# came out is looked at: no registers spilled into memory, products on the tensor cores, 16 bytes in each access.
+# Tests the CUDA kernels without a GPU. They run on an emulated machine and are compared with the plainest computation. nvcc
+# (from scripts/cuda-toolkit.sh) compiles them for every supported architecture, and the result is checked: no registers
+# spilled into memory, matrix instructions on the tensor cores, 16 bytes in each access.
 #
 #   scripts/kernels-test.sh              # with nvcc, which is fetched if need be: 100 MB
 #   scripts/kernels-test.sh emulation    # without
@@ -33,14 +33,14 @@ for architecture in sm_80 sm_89 sm_90a; do
       /spill/ { spills = $5 + $9 }
       /Used/ { printf "%-8s %-22s %3d registers, %d bytes spilled\n", architecture, name, $5, spills; total += spills }
       END { exit total > 0 }' "$folder/$kernel.$architecture.txt"
-    # So nvcc says that it makes each product of a warpgroup wait for the one before, or fences that are missing.
+    # nvcc's messages when it makes matrix instructions of a warpgroup wait for each other, or adds missing fences.
     if grep -E 'Potential Performance Loss|warpgroup\.arrive is injected' "$folder/$kernel.$architecture.txt"; then
       exit 1
     fi
   done
 done
 
-# What the machine is told, in its own language: of each kernel the instructions by name, and how often.
+# The machine code: for each kernel the instructions by name, and how often.
 for source in src/engine/kernels/*.cu; do
   cuobjdump -sass "$folder/$(basename "$source" .cu).sm_90a.cubin" |
     grep -oE '(Function : \w+|\b(HMMA|HGMMA|LDSM|LDGSTS|LDG|STG|LDL|STL)(\.[A-Zx0-9]+)*\b)' |
@@ -53,14 +53,14 @@ done
 for kernel in attention_hopper_128 convolution_hopper convolution_hopper_doubled; do
   grep -q "^$kernel HGMMA.64x128x16.F32.BF16 " "$folder/instructions.txt"
 done
-# Of the 66 powers of two of a turn, most must stand between its two waits for products: there the tensor cores are at work.
+# Most of the 66 powers of two of a turn must be between its two waits: there the tensor cores are at work.
 cuobjdump -sass "$folder/attention_hopper.sm_90a.cubin" | awk '
   /WARPGROUP.DEPBAR.LE gsb0, 0x1/ { is_beside = 1 }
   /WARPGROUP.DEPBAR.LE gsb0, 0x0/ { is_beside = 0 }
   is_beside && /MUFU.EX2/ { ++powers }
-  END { printf "%d powers of two beside products\n", powers; exit powers < 60 }'
-# Narrow by intention: a head's bias, which goes to shared memory once; the numbers of GroupNorm's groups and channels, a few
-# for each picture; a row's one scale. What a convolution reads goes to shared memory without a register between.
+  END { printf "%d powers of two beside matrix instructions\n", powers; exit powers < 60 }'
+# Narrow on purpose: a head's bias, which is copied to shared memory once; the numbers of GroupNorm's groups and channels, a
+# few for each image; a row's one scale. A convolution's input is copied to shared memory without registers.
 narrow='^(biased_attention_[0-9]+ LDG|group_|quantize_[a-z_]+ STG\.E )'
 if grep -E ' (LDL|STL)' "$folder/instructions.txt" || grep -E '^convolution.* LDG\.' "$folder/instructions.txt" ||
   grep -E ' (LDG|STG|LDGSTS)' "$folder/instructions.txt" | grep -Ev "\.128 |$narrow"; then

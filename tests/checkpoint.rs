@@ -1,4 +1,4 @@
-//! Checkpoints that are not whole: each fault is named by file, tensor, expected and found shape.
+//! Incomplete checkpoints: each problem names file, tensor, expected and found shape.
 
 mod support;
 
@@ -42,15 +42,15 @@ impl Damaged {
         self.inspect().into_problems()
     }
 
-    /// Replaces text in a file that has it.
+    /// Replaces text in a file, which must have it.
     fn edit(&self, file: &str, from: &str, to: &str) {
         let text = std::fs::read_to_string(self.path(file)).expect("readable");
         assert!(text.contains(from), "{file}: {from}");
         std::fs::write(self.path(file), text.replace(from, to)).expect("written");
     }
 
-    /// What a model of this name draws with it.
-    fn draw(&self, id: &str, guidance: Option<f64>) -> Vec<u8> {
+    /// The pixels of an image by a model of this name.
+    fn generate(&self, id: &str, guidance: Option<f64>) -> Vec<u8> {
         let files = ModelFiles::Directory(self.0.path().to_owned());
         let mut engine = FluxEngine::load(&files, DeviceChoice::Cpu).expect("it loads");
         let params =
@@ -86,7 +86,7 @@ impl Damaged {
 }
 
 #[test]
-fn a_whole_checkpoint_is_sound_in_both_layouts() {
+fn a_complete_checkpoint_is_sound_in_both_layouts() {
     let checkpoint = Damaged::new();
     let inspection = checkpoint.inspect();
     assert!(inspection.is_sound(), "{inspection}");
@@ -103,7 +103,7 @@ fn a_whole_checkpoint_is_sound_in_both_layouts() {
 }
 
 #[test]
-fn a_missing_shard_is_named_once_and_the_rest_is_still_counted() {
+fn a_missing_shard_is_reported_once_and_the_rest_is_still_counted() {
     let checkpoint = Damaged::new();
     std::fs::remove_file(checkpoint.path(SHARD)).expect("removed");
     let inspection = checkpoint.inspect();
@@ -112,7 +112,7 @@ fn a_missing_shard_is_named_once_and_the_rest_is_still_counted() {
 }
 
 #[test]
-fn a_token_that_no_text_encoder_knows_is_named() {
+fn a_token_that_no_text_encoder_knows_is_reported() {
     let checkpoint = Damaged::new();
     for (file, from, to) in [
         ("tokenizer/vocab.json", "\"z</w>\": ", "\"z</w>\": 999"),
@@ -128,7 +128,7 @@ fn a_token_that_no_text_encoder_knows_is_named() {
 }
 
 #[test]
-fn numbers_that_cannot_be_are_refused_before_anything_is_computed_from_them() {
+fn impossible_numbers_are_rejected_before_use() {
     for (file, from, to, rule) in [
         ("transformer/config.json", "\"num_layers\": 2", "\"num_layers\": 1000000000", "at most 1000 layers"),
         ("vae/config.json", "\"scaling_factor\": 0.3611", "\"scaling_factor\": 0", "scaling_factor must be"),
@@ -150,17 +150,17 @@ fn numbers_that_cannot_be_are_refused_before_anything_is_computed_from_them() {
 }
 
 #[test]
-fn a_truncated_file_is_named() {
+fn a_truncated_file_is_reported() {
     let checkpoint = Damaged::new();
     let file = std::fs::OpenOptions::new().write(true).open(checkpoint.path("text_encoder/model.safetensors"));
     file.expect("opens").set_len(50_000).expect("cut");
     let problems = checkpoint.problems();
     let text = problems[0].to_string();
-    assert!(text.starts_with("text_encoder/model.safetensors: not a whole safetensors file"), "{text}");
+    assert!(text.starts_with("text_encoder/model.safetensors: not a complete safetensors file"), "{text}");
 }
 
 #[test]
-fn missing_surplus_and_misshapen_tensors_are_named() {
+fn missing_surplus_and_misshapen_tensors_are_reported() {
     let checkpoint = Damaged::new();
     checkpoint.rewrite("vae/diffusion_pytorch_model.safetensors", |tensors| {
         let taken = tensors.remove("decoder.conv_in.bias").expect("there");
@@ -178,7 +178,7 @@ fn missing_surplus_and_misshapen_tensors_are_named() {
 }
 
 #[test]
-fn a_dtype_that_is_no_weight_is_named() {
+fn an_unsupported_dtype_is_reported() {
     let checkpoint = Damaged::new();
     checkpoint.rewrite("text_encoder/model.safetensors", |tensors| {
         let tensor = tensors.get_mut("text_model.final_layer_norm.bias").expect("there");
@@ -189,7 +189,7 @@ fn a_dtype_that_is_no_weight_is_named() {
 }
 
 #[test]
-fn a_checkpoint_in_the_form_of_schnell_draws_and_takes_no_guidance() {
+fn a_checkpoint_like_schnells_generates_and_takes_no_guidance() {
     let (dev, schnell) = ("black-forest-labs/FLUX.1-dev", "black-forest-labs/FLUX.1-schnell");
     let checkpoint = Damaged::new();
     checkpoint.edit("transformer/config.json", "\"guidance_embeds\": true", "\"guidance_embeds\": false");
@@ -205,25 +205,25 @@ fn a_checkpoint_in_the_form_of_schnell_draws_and_takes_no_guidance() {
         );
     }
     assert!(checkpoint.inspect().is_sound(), "{}", checkpoint.inspect());
-    let shifted = checkpoint.draw(dev, Some(1.0));
-    assert_eq!(checkpoint.draw(dev, Some(3.5)), shifted, "there is no place for a guidance value");
+    let shifted = checkpoint.generate(dev, Some(1.0));
+    assert_eq!(checkpoint.generate(dev, Some(3.5)), shifted, "there is no guidance embedder");
     checkpoint.edit(
         "scheduler/scheduler_config.json",
         "\"use_dynamic_shifting\": true",
         "\"use_dynamic_shifting\": false",
     );
     checkpoint.edit("scheduler/scheduler_config.json", "\"shift\": 3.0", "\"shift\": 1.0");
-    let image = checkpoint.draw(schnell, None);
+    let image = checkpoint.generate(schnell, None);
     assert_ne!(image, shifted, "the schedule is the checkpoint's own");
-    assert_eq!(checkpoint.draw(schnell, Some(0.0)), image, "its card's default is no guidance");
+    assert_eq!(checkpoint.generate(schnell, Some(0.0)), image, "its card's default is no guidance");
 }
 
 #[test]
-fn what_weights_take_in_memory_goes_by_their_numbers() {
+fn the_memory_of_weights_depends_on_their_type() {
     let inspection = Damaged::new().inspect();
     let sums = |precision| inspection.weights_bytes(precision).into_iter().collect::<BTreeMap<_, _>>();
     let (wide, narrow) = (sums(KeptAs::F32), sums(KeptAs::Bf16));
-    // On the disk it is bf16 but for the autoencoder's first layout, which is not read here.
+    // The files are bf16 except for the autoencoder's first layout, which is not read here.
     for component in &inspection.components {
         assert_eq!(wide[component.name], 4 * component.elements);
         let halves = if component.name == "vae" { wide["vae"] } else { wide[component.name] / 2 };
@@ -233,7 +233,7 @@ fn what_weights_take_in_memory_goes_by_their_numbers() {
 }
 
 #[test]
-fn two_tensors_of_other_shapes_that_have_changed_places_are_both_named() {
+fn two_swapped_tensors_of_different_shapes_are_both_reported() {
     let checkpoint = Damaged::new();
     let names = ["decoder.conv_in.bias", "decoder.conv_out.bias"];
     let shard = "vae/diffusion_pytorch_model.safetensors";
@@ -257,7 +257,7 @@ fn two_tensors_of_other_shapes_that_have_changed_places_are_both_named() {
 }
 
 #[test]
-fn configurations_that_do_not_fit_together_are_named() {
+fn configurations_that_contradict_each_other_are_reported() {
     let checkpoint = Damaged::new();
     let path = checkpoint.path("text_encoder/config.json");
     let text = std::fs::read_to_string(&path).expect("readable").replace("\"hidden_size\": 32", "\"hidden_size\": 64");
@@ -267,7 +267,7 @@ fn configurations_that_do_not_fit_together_are_named() {
 }
 
 #[test]
-fn a_missing_configuration_or_tokenizer_file_is_named() {
+fn a_missing_configuration_or_tokenizer_file_is_reported() {
     for file in ["text_encoder_2/config.json", "tokenizer/merges.txt", "tokenizer_2/tokenizer.json"] {
         let checkpoint = Damaged::new();
         std::fs::remove_file(checkpoint.path(file)).expect("removed");

@@ -1,5 +1,5 @@
-//! The engine as its callers see it, on the CPU: the images diffusers draws from the same prompts, and the promise
-//! that an image does not depend on its company.
+//! The engine as its callers see it, on the CPU: the images that diffusers generates from the same prompts, and batch
+//! invariance.
 
 mod support;
 
@@ -21,8 +21,8 @@ fn reference(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(path)
 }
 
-/// The same engine in eight bits.
-fn lossy_engine() -> FluxEngine {
+/// The same engine in fp8.
+fn fp8_engine() -> FluxEngine {
     let settings = EngineSettings { precision: Precision::Fp8, ..DeviceChoice::Cpu.into() };
     FluxEngine::load(&ModelFiles::Directory(reference("FLUX.1-dev")), settings).expect("the checkpoint loads")
 }
@@ -31,7 +31,7 @@ fn engine() -> FluxEngine {
     FluxEngine::load(&ModelFiles::Directory(reference("FLUX.1-dev")), DeviceChoice::Cpu).expect("the checkpoint loads")
 }
 
-/// FLUX.1-dev's card, without the limits that some images here go beyond.
+/// FLUX.1-dev's card, without the limits that some images here exceed.
 fn card() -> ModelCard {
     let mut card = card_or_flux_dev(&ModelId::new("reference"));
     card.prompt_chars_max = 100_000;
@@ -45,7 +45,7 @@ fn spec(params: GenerateParams) -> GenerateSpec {
     GenerateSpec::new(params, &card()).expect("a valid request")
 }
 
-fn generate_alone(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
+fn generate_unbatched(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
     let slot = engine.admit(spec).expect("admits");
     for _ in 0..spec.steps() {
         engine.step(&[slot]).expect("steps");
@@ -58,9 +58,9 @@ fn read_png(path: &str) -> (u32, u32, Vec<u8>) {
     (image.width(), image.height(), image.into_raw())
 }
 
-/// From the prompt alone: tokenizers, text encoders, torch's noise, schedule, transformer, decoder, rounding.
+/// From the prompt to the pixels: tokenizers, text encoders, torch's noise, schedule, transformer, decoder, rounding.
 #[test]
-fn a_seed_gives_the_image_that_diffusers_gives() {
+fn a_seed_gives_the_image_of_diffusers() {
     let mut engine = engine();
     let cases = [
         ("a_64x64", "a red circle on a blue background", 64, 64, 4, 3.5, 42),
@@ -78,7 +78,7 @@ fn a_seed_gives_the_image_that_diffusers_gives() {
             seed,
             ..GenerateParams::default()
         });
-        let image = generate_alone(&mut engine, &spec);
+        let image = generate_unbatched(&mut engine, &spec);
         let (expected_width, expected_height, expected) = read_png(&format!("cases/{name}.0.png"));
         assert_eq!((image.width(), image.height()), (expected_width, expected_height), "{name}");
         let differences: Vec<u8> = image.pixels().iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).collect();
@@ -88,15 +88,15 @@ fn a_seed_gives_the_image_that_diffusers_gives() {
     }
 }
 
-/// Something to start from.
+/// An input image.
 fn stripes(width: u32, height: u32) -> Arc<RgbImage> {
     let pixels = (0..width * height * 3).map(|at| (at % 251) as u8).collect();
     Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
 }
 
-/// T5's blocks come to the device one by one, and a prompt that was there before does not come again.
+/// T5's blocks are copied to the device one by one, and a repeated prompt is in the cache.
 #[test]
-fn a_text_encoder_that_does_not_stay_gives_the_same_bits() {
+fn a_streamed_text_encoder_gives_the_same_bits() {
     let files = ModelFiles::Directory(reference("FLUX.1-dev"));
     let settings = EngineSettings { offload: Offload::Text, is_deterministic: true, ..DeviceChoice::Cpu.into() };
     let mut streamed = FluxEngine::load(&files, settings).expect("the checkpoint loads");
@@ -112,11 +112,15 @@ fn a_text_encoder_that_does_not_stay_gives_the_same_bits() {
         })
     };
     for spec in [image("two eggs", 1), image("a boat", 1), image("two eggs", 2)] {
-        assert!(generate_alone(&mut streamed, &spec) == generate_alone(&mut resident, &spec), "seed {}", spec.seed());
+        assert!(
+            generate_unbatched(&mut streamed, &spec) == generate_unbatched(&mut resident, &spec),
+            "seed {}",
+            spec.seed()
+        );
     }
 }
 
-/// Eight images that differ in everything that may differ. Two of them start from an image.
+/// Eight images that differ in everything that may differ within a batch. Two of them have an input image.
 fn mixed() -> Vec<GenerateSpec> {
     let image = |prompt: &str, width, height, steps, guidance, seed, sequence_length| GenerateParams {
         prompt: prompt.to_owned(),
@@ -146,78 +150,78 @@ fn mixed() -> Vec<GenerateSpec> {
     all.into_iter().map(spec).collect()
 }
 
-/// Admits each image at its own step, steps all that are there, finishes each as it is done.
+/// Admits each image at its own step, batches all admitted images, and finishes each when it is done.
 fn generate_batched(engine: &mut FluxEngine, specs: &[GenerateSpec], joins_at: &[usize]) -> Vec<RgbImage> {
     let mut images: Vec<Option<RgbImage>> = vec![None; specs.len()];
-    let mut drawing: Vec<(usize, Slot, u32)> = Vec::new();
-    let mut largest_company = 0;
+    let mut running: Vec<(usize, Slot, u32)> = Vec::new();
+    let mut largest_batch = 0;
     for turn in 0.. {
         for (index, spec) in specs.iter().enumerate().filter(|(index, _)| joins_at[*index] == turn) {
-            drawing.push((index, engine.admit(spec).expect("admits"), spec.steps()));
+            running.push((index, engine.admit(spec).expect("admits"), spec.steps()));
         }
-        if drawing.is_empty() && images.iter().all(Option::is_some) {
+        if running.is_empty() && images.iter().all(Option::is_some) {
             break;
         }
-        largest_company = largest_company.max(drawing.len());
-        // Another order in every step: an image's place in the stream must not matter either.
-        let offset = turn % drawing.len().max(1);
-        drawing.rotate_left(offset);
-        let slots: Vec<Slot> = drawing.iter().map(|(_, slot, _)| *slot).collect();
+        largest_batch = largest_batch.max(running.len());
+        // Another order in every step: an image's position in the stream must not matter either.
+        let offset = turn % running.len().max(1);
+        running.rotate_left(offset);
+        let slots: Vec<Slot> = running.iter().map(|(_, slot, _)| *slot).collect();
         engine.step(&slots).expect("steps");
-        for (index, slot, left) in std::mem::take(&mut drawing) {
+        for (index, slot, left) in std::mem::take(&mut running) {
             if left == 1 {
                 images[index] = Some(engine.finish(slot).expect("finishes"));
             } else {
-                drawing.push((index, slot, left - 1));
+                running.push((index, slot, left - 1));
             }
         }
     }
-    assert!(largest_company >= 5, "the images travelled together");
-    images.into_iter().map(|image| image.expect("every image was drawn")).collect()
+    assert!(largest_batch >= 5, "the images were batched");
+    images.into_iter().map(|image| image.expect("every image was finished")).collect()
 }
 
 #[test]
-fn an_image_has_the_same_bits_alone_and_in_company() {
-    is_the_same_in_company(engine());
+fn an_image_has_the_same_bits_alone_and_batched() {
+    check_batch_invariance(engine());
 }
 
-/// Each row is rounded on a scale of its own.
+/// Each row is quantized with a scale of its own.
 #[test]
-fn an_image_in_eight_bits_has_the_same_bits_alone_and_in_company() {
-    is_the_same_in_company(lossy_engine());
+fn an_image_in_fp8_has_the_same_bits_alone_and_batched() {
+    check_batch_invariance(fp8_engine());
 }
 
-fn is_the_same_in_company(mut engine: FluxEngine) {
+fn check_batch_invariance(mut engine: FluxEngine) {
     let specs = mixed();
-    let alone: Vec<RgbImage> = specs.iter().map(|spec| generate_alone(&mut engine, spec)).collect();
+    let unbatched: Vec<RgbImage> = specs.iter().map(|spec| generate_unbatched(&mut engine, spec)).collect();
     for joins_at in [[0; 8], [0, 0, 1, 1, 2, 3, 3, 0], [3, 2, 0, 1, 0, 2, 0, 1]] {
-        let together = generate_batched(&mut engine, &specs, &joins_at);
-        for (index, (alone, together)) in alone.iter().zip(&together).enumerate() {
-            assert_eq!(alone.pixels(), together.pixels(), "image {index}, joining at {joins_at:?}");
+        let batched = generate_batched(&mut engine, &specs, &joins_at);
+        for (index, (unbatched, batched)) in unbatched.iter().zip(&batched).enumerate() {
+            assert_eq!(unbatched.pixels(), batched.pixels(), "image {index}, joining at {joins_at:?}");
         }
     }
 }
 
-/// Eight bits make another image, but not quite another one.
+/// fp8 changes an image, but not much.
 #[test]
-fn an_image_in_eight_bits_is_near_the_one_in_full() {
-    let (mut full, mut lossy) = (engine(), lossy_engine());
+fn an_image_in_fp8_is_near_the_one_in_full_precision() {
+    let (mut full, mut fp8) = (engine(), fp8_engine());
     for spec in &mixed()[..3] {
-        let images = [generate_alone(&mut full, spec), generate_alone(&mut lossy, spec)];
-        let [full, lossy] = images.each_ref().map(RgbImage::pixels);
-        let squares = full.iter().zip(lossy).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
+        let images = [generate_unbatched(&mut full, spec), generate_unbatched(&mut fp8, spec)];
+        let [full, fp8] = images.each_ref().map(RgbImage::pixels);
+        let squares = full.iter().zip(fp8).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
         let psnr_db = 10.0 * (255.0 * 255.0 * full.len() as f64 / squares).log10();
         assert!(squares > 0.0 && psnr_db > 20.0, "seed {}: {psnr_db} dB", spec.seed());
     }
 }
 
-/// One number that is none in the weights of a layer, in full and rounded to eight bits.
+/// A NaN in the weights of a layer, in full precision and in fp8.
 #[test]
-fn numbers_that_are_none_are_not_shown_as_a_image() {
+fn nan_is_not_shown_as_an_image() {
     let folder = tempfile::tempdir().expect("a folder");
     copy_folder(&reference("FLUX.1-dev"), folder.path());
     let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
-    spoil(&file, "transformer_blocks.0.ff.net.0.proj.weight");
+    set_nan(&file, "transformer_blocks.0.ff.net.0.proj.weight");
     for precision in [Precision::Full, Precision::Fp8] {
         let settings = EngineSettings { precision, ..DeviceChoice::Cpu.into() };
         let mut engine = FluxEngine::load(&ModelFiles::Directory(folder.path().to_owned()), settings).expect("loads");
@@ -228,22 +232,22 @@ fn numbers_that_are_none_are_not_shown_as_a_image() {
     }
 }
 
-/// The first number of a tensor becomes none.
-fn spoil(file: &Path, tensor: &str) {
+/// Sets the first number of a tensor to NaN.
+fn set_nan(file: &Path, tensor: &str) {
     let mut bytes = std::fs::read(file).expect("a shard");
     let header_bytes = u64::from_le_bytes(bytes[..8].try_into().expect("eight")) as usize;
     let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + header_bytes]).expect("a header");
-    let start = header[tensor]["data_offsets"][0].as_u64().expect("the tensor stands here") as usize;
-    // All ones are no number in any precision.
+    let start = header[tensor]["data_offsets"][0].as_u64().expect("the tensor is in this shard") as usize;
+    // All ones are NaN in every precision.
     bytes[8 + header_bytes + start..][..4].fill(0xff);
     std::fs::write(file, bytes).expect("written");
 }
 
 #[test]
-fn an_image_decoded_in_parts_between_others_steps_has_the_same_bits() {
+fn an_image_decoded_in_parts_between_steps_has_the_same_bits() {
     let mut engine = engine();
     let specs = mixed();
-    let expected = [generate_alone(&mut engine, &specs[0]), generate_alone(&mut engine, &specs[6])];
+    let expected = [generate_unbatched(&mut engine, &specs[0]), generate_unbatched(&mut engine, &specs[6])];
     let [first, second] = [&specs[0], &specs[6]].map(|spec| engine.admit(spec).expect("admits"));
     for _ in 0..specs[0].steps() {
         engine.step(&[first]).expect("steps");
@@ -262,7 +266,7 @@ fn an_image_decoded_in_parts_between_others_steps_has_the_same_bits() {
     for _ in 0..steps_left {
         engine.step(&[second]).expect("steps");
     }
-    // Some of it in parts, the rest at once; and one that is let go of half-way leaves nothing behind.
+    // Some of it in parts, the rest at once; and an image that is released half-way leaves nothing behind.
     engine.decode_part(second).expect("decodes");
     assert!(engine.finish(second).expect("finishes") == expected[1]);
     let third = engine.admit(&specs[0]).expect("admits");
@@ -275,31 +279,34 @@ fn an_image_decoded_in_parts_between_others_steps_has_the_same_bits() {
 }
 
 #[test]
-fn what_a_image_starts_from_shows_the_more_the_smaller_the_strength() {
+fn an_input_image_shows_more_with_less_strength() {
     let mut engine = engine();
-    let start = stripes(64, 64);
-    let mut drawn = |strength| {
-        let input_images = vec![Arc::clone(&start)];
+    let input = stripes(64, 64);
+    let mut generated = |strength| {
+        let input_images = vec![Arc::clone(&input)];
         let prompt = "a red circle on a blue background".to_owned();
         let (steps, seed, width, height) = (Some(8), 5, Some(64), Some(64));
         let params =
             GenerateParams { prompt, steps, seed, width, height, strength, input_images, ..Default::default() };
-        generate_alone(&mut engine, &spec(params))
+        generate_unbatched(&mut engine, &spec(params))
     };
-    let by_strength = [0.125, 0.5, 1.0].map(|strength| drawn(Some(strength)));
-    assert!(drawn(None) == drawn(Some(0.6)), "as diffusers, where nothing is said");
+    let by_strength = [0.125, 0.5, 1.0].map(|strength| generated(Some(strength)));
+    assert!(generated(None) == generated(Some(0.6)), "the default of diffusers");
     let [little, half, all] = &by_strength;
-    let away = |one: &RgbImage, other: &RgbImage| -> u64 {
+    let distance = |one: &RgbImage, other: &RgbImage| -> u64 {
         one.pixels().iter().zip(other.pixels()).map(|(a, b)| u64::from(a.abs_diff(*b))).sum()
     };
-    assert!(away(little, all) > away(half, all) && away(half, all) > 0, "it moves towards what the prompt alone gives");
+    assert!(
+        distance(little, all) > distance(half, all) && distance(half, all) > 0,
+        "it moves towards the image without an input"
+    );
 }
 
 #[test]
-fn a_released_image_leaves_the_others_as_they_are() {
+fn releasing_an_image_does_not_change_the_others() {
     let mut engine = engine();
     let specs = mixed();
-    let expected = generate_alone(&mut engine, &specs[0]);
+    let expected = generate_unbatched(&mut engine, &specs[0]);
     let kept = engine.admit(&specs[0]).expect("admits");
     let dropped = engine.admit(&specs[4]).expect("admits");
     engine.step(&[dropped, kept]).expect("steps");
@@ -312,7 +319,7 @@ fn a_released_image_leaves_the_others_as_they_are() {
 }
 
 #[test]
-fn an_image_with_steps_left_is_not_finished() {
+fn finishing_an_image_with_steps_left_is_an_error() {
     let mut engine = engine();
     let slot = engine.admit(&mixed()[0]).expect("admits");
     assert!(matches!(engine.finish(slot), Err(EngineError::Request(_))));

@@ -22,7 +22,7 @@ use support::copy_folder;
 
 const CUDA: DeviceChoice = DeviceChoice::Cuda(0);
 
-/// What an image of the tiny checkpoint may be off in bf16, of 1: by diffusers' own bf16 it is 0.006 to 0.013.
+/// Largest mean error of an image of the tiny checkpoint in bf16, of 1. That of diffusers' own bf16 is 0.006 to 0.013.
 const MEAN_ERROR_MAX: f64 = 0.03;
 
 fn reference(path: &str) -> PathBuf {
@@ -48,7 +48,7 @@ fn spec(prompt: &str, [width, height]: [u32; 2], steps: u32, guidance: f64, seed
     GenerateSpec::new(params, &card).expect("a valid request")
 }
 
-fn draw(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
+fn generate(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
     let slot = engine.admit(spec).expect("admits");
     for _ in 0..spec.steps() {
         engine.step(&[slot]).expect("steps");
@@ -56,7 +56,7 @@ fn draw(engine: &mut FluxEngine, spec: &GenerateSpec) -> RgbImage {
     engine.finish(slot).expect("finishes")
 }
 
-/// Of 1.
+/// The mean difference of two images, of 1.
 fn mean_error(a: &[u8], b: &[u8]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| f64::from(a.abs_diff(*b)) / 255.0).sum::<f64>() / a.len() as f64
@@ -73,12 +73,12 @@ fn every_operation_agrees_with_the_cpu() {
     let device = probe(CUDA).expect("a CUDA device");
     let is_hopper = ["H100", "H200", "GH200"].into_iter().any(|name| device.contains(name));
     let is_compared = reports.iter().any(|report| report.name == "attention by warpgroups");
-    assert_eq!(is_compared, is_hopper, "{device}: built for it, Hopper's own kernel is there");
+    assert_eq!(is_compared, is_hopper, "{device}: a build for Hopper has its kernel");
 }
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn images_are_those_that_diffusers_draws() {
+fn images_are_those_of_diffusers() {
     let cases = [
         ("a_64x64", spec("a red circle on a blue background", [64, 64], 4, 3.5, 42)),
         ("b_96x64", spec("A cat sleeping on a stack of books near the window", [64, 96], 6, 1.0, 7)),
@@ -91,14 +91,14 @@ fn images_are_those_that_diffusers_draws() {
         let mut engine = load(settings);
         for (name, spec) in &cases {
             let expected = image::open(reference(&format!("cases/{name}.0.png"))).expect("an image").to_rgb8();
-            let error = mean_error(draw(&mut engine, spec).pixels(), expected.as_raw());
+            let error = mean_error(generate(&mut engine, spec).pixels(), expected.as_raw());
             println!("{name}: mean error {error:.4}");
             assert!(error <= MEAN_ERROR_MAX, "{name}: {error}");
         }
     }
 }
 
-fn company() -> Vec<GenerateSpec> {
+fn mixed() -> Vec<GenerateSpec> {
     vec![
         spec("a red circle on a blue background", [64, 64], 4, 3.5, 1),
         spec("a cat", [96, 64], 4, 1.0, 2),
@@ -118,26 +118,26 @@ fn generate_batched(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbI
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn deterministic_images_have_the_same_bits_in_company() {
+fn deterministic_images_have_the_same_bits_batched() {
     let settings = EngineSettings { is_deterministic: true, ..CUDA.into() };
     let mut engine = load(settings);
-    let specs = company();
-    let together = generate_batched(&mut engine, &specs);
-    for (spec, image) in specs.iter().zip(together) {
-        assert!(draw(&mut engine, spec) == image, "seed {}", spec.seed());
+    let specs = mixed();
+    let batched = generate_batched(&mut engine, &specs);
+    for (spec, image) in specs.iter().zip(batched) {
+        assert!(generate(&mut engine, spec) == image, "seed {}", spec.seed());
     }
 }
 
-/// Where it is not asked for, the library may pick another algorithm for more rows: what that changes is rounding.
+/// Without `is_deterministic` the library may pick another algorithm for more rows, which rounds differently.
 #[test]
 #[ignore = "needs a CUDA device"]
-fn company_changes_no_more_than_rounding() {
+fn batching_changes_no_more_than_rounding() {
     let mut engine = load(CUDA);
-    let specs = company();
-    let together = generate_batched(&mut engine, &specs);
-    for (spec, image) in specs.iter().zip(together) {
-        let alone = draw(&mut engine, spec);
-        let error = mean_error(alone.pixels(), image.pixels());
+    let specs = mixed();
+    let batched = generate_batched(&mut engine, &specs);
+    for (spec, image) in specs.iter().zip(batched) {
+        let unbatched = generate(&mut engine, spec);
+        let error = mean_error(unbatched.pixels(), image.pixels());
         println!(
             "seed {}: {} (mean difference {error:.5})",
             spec.seed(),
@@ -147,27 +147,26 @@ fn company_changes_no_more_than_rounding() {
     }
 }
 
-/// In eight bits, on a device that has them: near the images in full, and to the bit the same in company where that is
-/// asked for.
+/// In fp8, on a device that supports it: near the images in full precision, and with `is_deterministic` batch-invariant.
 #[test]
 #[ignore = "needs a CUDA device of compute capability 9.0"]
-fn images_in_eight_bits_are_near_those_in_full() {
-    let lossy = EngineSettings { precision: Precision::Fp8, is_deterministic: true, ..CUDA.into() };
-    let (mut full, mut lossy) = (load(CUDA), load(lossy));
-    let specs = company();
-    let together = generate_batched(&mut lossy, &specs);
-    for (spec, image) in specs.iter().zip(together) {
-        let expected = draw(&mut full, spec);
+fn images_in_fp8_are_near_those_in_full_precision() {
+    let fp8 = EngineSettings { precision: Precision::Fp8, is_deterministic: true, ..CUDA.into() };
+    let (mut full, mut fp8) = (load(CUDA), load(fp8));
+    let specs = mixed();
+    let batched = generate_batched(&mut fp8, &specs);
+    for (spec, image) in specs.iter().zip(batched) {
+        let expected = generate(&mut full, spec);
         let error = mean_error(expected.pixels(), image.pixels());
         println!("seed {}: mean difference {error:.5}", spec.seed());
         assert!(error > 0.0 && error <= 3.0 * MEAN_ERROR_MAX, "seed {}: {error}", spec.seed());
-        assert!(draw(&mut lossy, spec) == image, "seed {}", spec.seed());
+        assert!(generate(&mut fp8, spec) == image, "seed {}", spec.seed());
     }
 }
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn a_cancelled_image_leaves_the_others_as_they_are() {
+fn canceling_an_image_does_not_change_the_others() {
     let settings = EngineSettings { is_deterministic: true, ..CUDA.into() };
     let mut engine = load(settings);
     let (kept, dropped) = (spec("two eggs", [64, 64], 4, 3.5, 6), spec("a boat", [128, 128], 4, 3.5, 7));
@@ -177,10 +176,10 @@ fn a_cancelled_image_leaves_the_others_as_they_are() {
     for _ in 1..kept.steps() {
         engine.step(&slots[..1]).expect("steps");
     }
-    assert!(engine.finish(slots[0]).expect("finishes") == draw(&mut engine, &kept));
+    assert!(engine.finish(slots[0]).expect("finishes") == generate(&mut engine, &kept));
 }
 
-/// Takes the device's memory until little is left.
+/// Allocates the device's memory until little is left.
 fn ballast(left_bytes: usize) -> Vec<Tensor> {
     let device = Device::new_cuda(0).expect("a CUDA device");
     let mut ballast = Vec::new();
@@ -196,32 +195,32 @@ fn ballast(left_bytes: usize) -> Vec<Tensor> {
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn out_of_memory_is_said_and_survived() {
+fn out_of_memory_is_reported_and_survived() {
     let mut engine = load(CUDA);
     let small = spec("two eggs", [64, 64], 2, 3.5, 6);
-    let before = draw(&mut engine, &small);
+    let before = generate(&mut engine, &small);
     let tokens_before = engine.limits().step_tokens_max;
-    let taken = ballast(64 << 20);
+    let held = ballast(64 << 20);
     let large = spec("a boat", [2048, 2048], 2, 3.5, 7);
     let refused = engine.admit(&large).and_then(|slot| {
         let stepped = engine.step(&[slot]).and_then(|()| engine.step(&[slot])).and_then(|()| engine.finish(slot));
         engine.release(slot);
         stepped
     });
-    assert!(matches!(refused, Err(EngineError::OutOfMemory(_))), "{:?}", refused.map(|_| "drawn"));
+    assert!(matches!(refused, Err(EngineError::OutOfMemory(_))), "{:?}", refused.map(|_| "an image"));
     println!("step limit {tokens_before} -> {} tokens", engine.limits().step_tokens_max);
-    drop(taken);
-    assert!(draw(&mut engine, &small) == before, "the engine draws on");
+    drop(held);
+    assert!(generate(&mut engine, &small) == before, "the engine still works");
 }
 
 #[test]
 #[ignore = "needs a CUDA device"]
-fn numbers_that_are_none_are_not_shown_as_a_image() {
+fn nan_is_not_shown_as_an_image() {
     let folder = tempfile::tempdir().expect("a folder");
     copy_folder(&reference("FLUX.1-dev"), folder.path());
     let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
     let mut bytes = std::fs::read(&file).expect("a shard");
-    // The last numbers of the file, in whatever precision: all ones are no number in any of them.
+    // The last numbers of the file: all ones are NaN in every precision.
     let end = bytes.len();
     bytes[end - 64..].fill(0xff);
     std::fs::write(&file, bytes).expect("written");

@@ -3,8 +3,8 @@
 from math import prod
 from typing import Iterator, NamedTuple
 
-# What `make_weights.py` can make. Each entry is the file of the component's configuration; what is not in it has the
-# published value, which `configurations` fills in.
+# The presets of `make_weights.py`. Each entry is a component's configuration; `configurations` adds the published values of
+# missing keys.
 PRESETS: dict[str, dict[str, dict]] = {
     "dev": {
         "transformer": {
@@ -159,7 +159,7 @@ def configurations(preset: str) -> dict[str, dict]:
 
 
 def linear(name: str, outputs: int, inputs: int, gain: float = 1.0, bias: bool = True) -> Iterator[Tensor]:
-    """Keeps the size of what goes through it, but for the gain."""
+    """Keeps the deviation of its input, but for the gain."""
     yield Tensor(f"{name}.weight", (outputs, inputs), gain * inputs**-0.5)
     if bias:
         yield Tensor(f"{name}.bias", (outputs,), 0.05 * gain)

@@ -22,19 +22,19 @@ from safetensors import safe_open
 if TYPE_CHECKING:
     from diffusers_flux import Flux
 
-# No further repetition begins after so long.
+# Seconds after which no further repetition begins.
 PART_SECONDS_MAX = 8.0
-# Compiling one double and one single block for one size takes about so long, at least.
+# Fewest seconds for compiling one double and one single block for one size.
 COMPILE_SECONDS = 45.0
 PICTURE_STEPS = [28, 50]
 COUNTS = [2, 4, 8]
 MEGAPIXEL = 1024 * 1024
-# Of a prompt, where the program has written none.
+# Token ids for a prompt, where the program wrote none.
 TEXT_TOKENS = 512
 
 
 class Given(NamedTuple):
-    """What the program has written."""
+    """The tensors that the program wrote."""
 
     tensors: dict[str, torch.Tensor]
     prompt: str
@@ -54,13 +54,13 @@ def read_stages(file: Path, device: str) -> Given:
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> dict[str, float]:
-    """Of a from b."""
+    """The distance of a from b."""
     a, b = a.double().flatten(), b.double().flatten()
     return {"relative_l2": float((a - b).norm() / b.norm()), "max": float((a - b).abs().max())}
 
 
 class Comparison:
-    """The parts, what came of them, and the time that is left."""
+    """The parts, their outcomes, and the time that is left."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -80,7 +80,7 @@ class Comparison:
         }
 
     def part(self, name: str, run: Callable[[], None], seconds: float = 0.0) -> None:
-        """Does a part that takes at least so long."""
+        """Runs a part that takes at least so long."""
         started = time.monotonic()
         outcome = "done"
         if not self.has_time_for(seconds):
@@ -89,7 +89,7 @@ class Comparison:
             try:
                 with torch.no_grad():
                     run()
-            except Exception as error:  # whatever it is, the other parts are not to go without
+            except Exception as error:  # the other parts run all the same
                 outcome = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
         elapsed = time.monotonic() - started
         self.results["parts"][name] = {"outcome": outcome, "seconds": round(elapsed, 2)}
@@ -106,10 +106,10 @@ class Comparison:
     def save(self) -> None:
         self.arguments.out.write_text(json.dumps(self.results, indent=2) + "\n")
 
-    # What is right
+    # Correctness
 
     def load(self) -> None:
-        # Here, so that torch can be measured where there is no diffusers.
+        # Imported here, so that torch can be measured without diffusers.
         import diffusers
         import transformers
         from diffusers_flux import Flux
@@ -130,7 +130,7 @@ class Comparison:
         return self.read
 
     def compare(self, name: str, module: torch.nn.Module, run: Callable[[], torch.Tensor]) -> None:
-        """Ours and theirs, and both from theirs in f32, which is what both are to be."""
+        """Ours from theirs, and both from theirs in f32, the exact result."""
         ours = self.given.tensors[name].float()
         theirs = run().float().reshape(ours.shape)
         distances = {"from_diffusers": distance(ours, theirs)}
@@ -159,7 +159,7 @@ class Comparison:
         self.compare("t5_embeds", pipeline.text_encoder_2, lambda: self.flux.sequence(t5))
 
     def step(self) -> None:
-        """From our noise and our embeddings, so that it is the transformer alone that is compared."""
+        """From our noise and our embeddings, so that only the transformer is compared."""
         given = self.given
         inputs = {
             "latents": given.tensors["latents_init"][None],
@@ -186,7 +186,7 @@ class Comparison:
         latents = self.given.tensors["decoded_latents"][None]
         self.compare("pixels", self.flux.pipeline.vae, lambda: self.flux.pixels(latents))
 
-    # What is fast
+    # Speed
 
     def seconds(self, run: Callable[[], object], warm_up: Callable[[], object] | None = None) -> dict:
         """Once to warm up, then several times."""
@@ -207,22 +207,22 @@ class Comparison:
             "repeats": len(taken),
         }
 
-    def time(self, part: str, pictures: list[list[int]], run: Callable[[], object], steps: int | None = None) -> None:
-        timing = {"part": part, "pictures": pictures, "steps": steps}
+    def time(self, part: str, sizes: list[list[int]], run: Callable[[], object], steps: int | None = None) -> None:
+        timing = {"part": part, "pictures": sizes, "steps": steps}
         try:
-            # The parts of a whole picture are warm by then.
+            # The parts of a complete image are warmed up by then.
             timing |= {"outcome": "measured"} | self.seconds(run, (lambda: None) if steps else None)
         except torch.cuda.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             timing |= {"outcome": "does_not_fit", "reason": str(error).splitlines()[0]}
         self.results["timings"].append(timing)
-        print(f"  {part} {pictures} {steps or ''}: {timing.get('median_seconds', timing['outcome'])}", flush=True)
+        print(f"  {part} {sizes} {steps or ''}: {timing.get('median_seconds', timing['outcome'])}", flush=True)
 
     def text_tokens(self) -> int:
         return len(self.ids()[1])
 
     def ids(self) -> tuple[list[int], list[int]]:
-        """CLIP's and T5's; any will do for timing."""
+        """CLIP's and T5's; any suit for timing."""
         if self.read is None:
             return [1] * CLIP_LENGTH, [1] * TEXT_TOKENS
         return self.given.tensors["clip_ids"].tolist(), self.given.tensors["t5_ids"].tolist()
@@ -243,13 +243,13 @@ class Comparison:
         self.time("decoder", [size], lambda: self.flux.pixels(latents))
         self.time("finish", [size], lambda: postprocess(self.flux.pixels(latents).detach(), output_type="pil"))
 
-    def time_picture(self, size: list[int], steps: int) -> None:
-        self.flux.picture(*size, 1, self.ids())
+    def time_image(self, size: list[int], steps: int) -> None:
+        self.flux.image(*size, 1, self.ids())
         on_gpu = self.arguments.device != "cpu"
         if on_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        self.time("picture", [size], lambda: self.flux.picture(*size, steps, self.ids()), steps)
+        self.time("picture", [size], lambda: self.flux.image(*size, steps, self.ids()), steps)
         if on_gpu:
             self.results["picture_peak_mebibytes"] = torch.cuda.max_memory_reserved() >> 20
 
@@ -266,7 +266,7 @@ class Comparison:
             print(f"  compiled step {size}: {timing['median_seconds']}", flush=True)
 
     def time_products(self) -> None:
-        """What torch reaches at the shapes of a step: the ceiling of whatever is made of products."""
+        """What torch reaches at the shapes of a step: the ceiling of all that consists of GEMMs."""
         config = json.loads((self.arguments.weights / "transformer/config.json").read_text())
         heads, head = config["num_attention_heads"], config["attention_head_dim"]
         width, height = largest_picture(self.arguments.sizes)
@@ -292,7 +292,7 @@ class Comparison:
         return torch.randn(shape, device=self.arguments.device, dtype=self.dtype)
 
     def seconds_of_many(self, run: Callable[[], object], count: int = 10) -> float:
-        """Of one of many in a row, so that launching them is not what is timed."""
+        """Seconds of one of many in a row, so that launching is not timed."""
         return self.seconds(lambda: [run() for _ in range(count)])["median_seconds"] / count
 
     def rate(self, what: str, shape: list[int], flops: float) -> None:
@@ -300,7 +300,7 @@ class Comparison:
         print(f"  {what} {shape}: {flops / 1e12:.2f} TFLOP/s", flush=True)
 
 
-def largest_picture(sizes: list[list[int]]) -> list[int]:
+def largest_size(sizes: list[list[int]]) -> list[int]:
     """Up to a megapixel, as the program chooses it."""
     up_to_a_megapixel = [size for size in sizes if size[0] * size[1] <= MEGAPIXEL]
     return max(up_to_a_megapixel or sizes, key=lambda size: size[0] * size[1])
@@ -330,9 +330,9 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     comparison = Comparison(arguments)
-    picture = largest_picture(arguments.sizes)
+    largest = largest_size(arguments.sizes)
     by_pixels = sorted(arguments.sizes, key=lambda size: size[0] * size[1])
-    compiled = [picture] if by_pixels[0] == picture else [picture, by_pixels[0]]
+    compiled = [largest] if by_pixels[0] == largest else [largest, by_pixels[0]]
     comparison.part("rates", comparison.time_products)
     comparison.part("load", comparison.load)
     if comparison.results["parts"]["load"]["outcome"] != "done":
@@ -348,7 +348,7 @@ def main() -> None:
     for size in by_pixels:
         comparison.part(f"time decoder {size}", lambda: comparison.time_decoder(size))
     for steps in PICTURE_STEPS:
-        comparison.part(f"time picture, {steps} steps", lambda: comparison.time_picture(picture, steps), seconds=10)
+        comparison.part(f"time image, {steps} steps", lambda: comparison.time_image(largest, steps), seconds=10)
     for count in COUNTS:
         for size in [size for size in by_pixels if size[0] * size[1] <= MEGAPIXEL]:
             comparison.part(f"time {count} × {size}", lambda: comparison.time_step(size, count), seconds=5)

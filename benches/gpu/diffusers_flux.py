@@ -1,4 +1,4 @@
-"""FLUX in diffusers, taken apart: what `compare.py` asks of it."""
+"""The parts of FLUX in diffusers, for `compare.py`."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 
 def load(folder: Path, device: str, dtype: torch.dtype) -> FluxPipeline:
-    """Without tokenizers: `compare.py` asks for those apart, so that one that cannot be read stops nothing else."""
+    """Without tokenizers: `compare.py` loads those separately, so that an unreadable one stops nothing else."""
     pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=dtype, tokenizer=None, tokenizer_2=None)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)
@@ -88,13 +88,13 @@ class Flux:
         return inputs | {"image_ids": self.image_ids(width, height)}
 
     def pixels(self, latents: torch.Tensor) -> torch.Tensor:
-        """From latents as the transformer leaves them, with a batch dimension."""
+        """From latents as the transformer returns them, with a batch dimension."""
         vae = self.pipeline.vae
         latents = latents / vae.config.scaling_factor + vae.config.shift_factor
         return vae.decode(latents.to(vae.dtype), return_dict=False)[0]
 
-    def picture(self, width: int, height: int, steps: int, ids: tuple[list[int], list[int]]) -> None:
-        """As the pipeline's callers have it: from token ids to a picture in memory."""
+    def image(self, width: int, height: int, steps: int, ids: tuple[list[int], list[int]]) -> None:
+        """As for the pipeline's callers: from token ids to an image in memory."""
         self.pipeline(
             prompt_embeds=self.sequence(ids[1]),
             pooled_prompt_embeds=self.pooled(ids[0]),

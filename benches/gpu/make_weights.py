@@ -2,8 +2,8 @@
 """Writes a FLUX.1-dev checkpoint of random weights, in the diffusers layout and bf16.
 
 The same weights wherever they are made: each tensor's values follow from its name. With torch and a CUDA device they
-are drawn there, else with numpy, which gives others. Nothing is learned: what such a model draws is noise, but it takes
-as long as with published weights.
+are sampled there, else with numpy, which gives other values. Nothing is learned: the images of such a model are noise, but
+take as long as with published weights.
 
     python3 benches/gpu/make_weights.py FOLDER [--preset dev|tiny]
 """
@@ -21,14 +21,14 @@ from typing import BinaryIO, Callable
 import checkpoint
 
 REFERENCE = Path(__file__).resolve().parents[2] / "tests/reference/FLUX.1-dev"
-# Small enough that several are written at one time.
+# Small enough to write several at a time.
 SHARD_BYTES_MAX = 2 << 30
 BYTES_PER_VALUE = 2
 THREADS = 8
-# Says by whom a folder was made, and at the end that it is whole. A folder with something else in it is left alone.
+# Marks a folder as made by this script and, at the end, as complete. A folder with anything else in it is not touched.
 SEAL = "made_by.json"
 
-Draw = Callable[[checkpoint.Tensor], memoryview]
+Sample = Callable[[checkpoint.Tensor], memoryview]
 
 
 def seed_of(name: str) -> int:
@@ -36,12 +36,12 @@ def seed_of(name: str) -> int:
 
 
 def bounds(tensor: checkpoint.Tensor) -> tuple[float, float]:
-    """Of the uniform distribution with this mean and standard deviation."""
+    """The bounds of the uniform distribution with this mean and standard deviation."""
     reach = tensor.deviation * 3**0.5
     return tensor.mean - reach, tensor.mean + reach
 
 
-def draw_with_torch(tensor: checkpoint.Tensor) -> memoryview:
+def sample_with_torch(tensor: checkpoint.Tensor) -> memoryview:
     import torch
 
     generator = torch.Generator("cuda").manual_seed(seed_of(tensor.name))
@@ -49,7 +49,7 @@ def draw_with_torch(tensor: checkpoint.Tensor) -> memoryview:
     return memoryview(values.to(torch.bfloat16).view(torch.int16).cpu().numpy()).cast("B")
 
 
-def draw_with_numpy(tensor: checkpoint.Tensor) -> memoryview:
+def sample_with_numpy(tensor: checkpoint.Tensor) -> memoryview:
     import numpy
 
     low, high = bounds(tensor)
@@ -68,7 +68,7 @@ def has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def write_shard(path: Path, tensors: list[checkpoint.Tensor], draw: Draw) -> None:
+def write_shard(path: Path, tensors: list[checkpoint.Tensor], sample: Sample) -> None:
     """The safetensors format: the header's length, the header, all values."""
     header, offset = {}, 0
     for tensor in tensors:
@@ -80,7 +80,7 @@ def write_shard(path: Path, tensors: list[checkpoint.Tensor], draw: Draw) -> Non
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            write_all(file, draw(tensor))
+            write_all(file, sample(tensor))
 
 
 def write_all(file: BinaryIO, data: memoryview) -> None:
@@ -105,14 +105,14 @@ def write_configuration(folder: Path, preset: str) -> None:
     for component, config in checkpoint.configurations(preset).items():
         (folder / component).mkdir(parents=True, exist_ok=True)
         (folder / component / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    # The published values, and tokenizers whose words are few: all their ids are below any vocabulary here.
+    # The published values, and tokenizers with a small vocabulary: all their ids are below any vocabulary here.
     for name in ["scheduler", "tokenizer", "tokenizer_2"]:
         shutil.copytree(REFERENCE / name, folder / name, dirs_exist_ok=True)
     shutil.copy(REFERENCE / "model_index.json", folder)
 
 
 def plan(folder: Path, preset: str) -> list[tuple[Path, list[checkpoint.Tensor]]]:
-    """Every file of weights with its tensors; writes the indices of those that are cut into shards."""
+    """Every weight file with its tensors; writes the indices of sharded ones."""
     files = []
     for component, tensors in checkpoint.tensors(preset).items():
         stem = "model" if component.startswith("text") else "diffusion_pytorch_model"
@@ -129,7 +129,7 @@ def plan(folder: Path, preset: str) -> list[tuple[Path, list[checkpoint.Tensor]]
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether this script made it, be it whole or not."""
+    """Whether this script made it, complete or not."""
     return (folder / SEAL).is_file()
 
 
@@ -137,7 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", choices=sorted(checkpoint.PRESETS), default="dev")
-    parser.add_argument("--numpy", action="store_true", help="draw with numpy also where there is a CUDA device")
+    parser.add_argument("--numpy", action="store_true", help="sample with numpy even where there is a CUDA device")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     with_torch = not arguments.numpy and has_cuda()
@@ -165,15 +165,15 @@ def main() -> None:
     free = shutil.disk_usage(folder).free
     if size > free:
         sys.exit(
-            f"{folder} has {free / 1e9:.1f} GB free, the weights take {size / 1e9:.1f}: name a folder with more room"
+            f"{folder} has {free / 1e9:.1f} GB free, the weights take {size / 1e9:.1f}: name a folder with more space"
         )
-    draw = draw_with_torch if with_torch else draw_with_numpy
+    sample = sample_with_torch if with_torch else sample_with_numpy
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(lambda file: write_shard(*file, draw), files):
+        for _ in pool.map(lambda file: write_shard(*file, sample), files):
             pass
     (folder / SEAL).write_text(json.dumps(seal) + "\n")
     seconds = time.monotonic() - started
-    print(f"{size / 1e9:.2f} GB in {len(files)} files, drawn with {seal['drawn_with']}, {seconds:.1f} s")
+    print(f"{size / 1e9:.2f} GB in {len(files)} files, sampled with {seal['drawn_with']}, {seconds:.1f} s")
 
 
 if __name__ == "__main__":

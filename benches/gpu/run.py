@@ -5,7 +5,7 @@
     benches/gpu/run.sh --dry-run     # every stage with tiny weights on the CPU: its times mean nothing
 
 Stages come in order of worth, each by itself: one that fails or runs out of time is reported, and the others go on.
-The table is printed last and stands in FOLDER/results.md. The exit code is 0 when every stage was done and all was
+The table is printed last and written to FOLDER/results.md. The exit code is 0 when every stage was done and all was
 right.
 """
 
@@ -32,31 +32,30 @@ ROOT = HERE.parents[1]
 MODEL = "black-forest-labs/FLUX.1-dev"
 PROMPT = "a red fox asleep on a stack of books near the window, warm afternoon light"
 STAGES = ["the machine", "reference", "weights", "stages", "time", "time fp8", "compare", "load", "time portable", "fidelity"]
-# The first devices that multiply in eight bits as the program does it.
+# The oldest devices with the program's fp8 GEMMs.
 FP8_CAPABILITY = 9.0
-# Kept back for the table.
+# Reserved for the table.
 RESERVE_SECONDS = 10.0
-# Weights, what is compared, and room.
+# Weights, compared tensors, and a reserve.
 WEIGHTS_BYTES = 36e9
-# A process that was told to end has so long.
+# Seconds for a process to end on request.
 GRACE_SECONDS = 5.0
 WATCH_MILLISECONDS = 100
 BUSY_PERCENT = 50
-# Stands in a command for the seconds that its stage has.
+# Placeholder in a command for the seconds of its stage.
 SECONDS = "SECONDS"
 
 
 class Stage(NamedTuple):
     name: str
     command: list[str]
-    # The most it may take, and the least that is worth beginning it with.
+    # The most seconds it may take, and the fewest with which to begin it.
     seconds_max: float
     seconds_min: float
 
 
 class Watch:
-    """What a stage took of the machine: the most memory that was in use, on the GPU or else by the process itself, and
-    the GPU's clock while it was busy."""
+    """A stage's use of the machine: peak memory, on the GPU or else of the process, and the GPU's clock while it was busy."""
 
     def __init__(self, process: subprocess.Popen, gpu: str | None) -> None:
         self.process, self.peak, self.clocks = process, 0, []
@@ -123,7 +122,7 @@ def nvidia_smi(fields: str, gpu: str) -> str | None:
 
 
 def cuda_library_folders() -> list[str]:
-    """Where pip has put CUDA's libraries for torch. The program looks there before it looks elsewhere."""
+    """CUDA's libraries from pip, for torch. The program searches them first."""
     spec = importlib.util.find_spec("nvidia")
     places = [Path(place) for place in (spec.submodule_search_locations or [])] if spec else []
     return sorted(str(folder) for place in places for folder in place.glob("*/lib") if any(folder.glob("lib*.so*")))
@@ -146,7 +145,7 @@ def commit_of(arguments: argparse.Namespace) -> str | None:
 
 
 def about(arguments: argparse.Namespace) -> dict:
-    """The machine as it was found, and what was run on it."""
+    """The machine, and the versions of what was run on it."""
     gpu = None if arguments.dry_run else arguments.device.removeprefix("cuda:")
     clocks = (
         nvidia_smi("clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu", gpu) if gpu is not None else None
@@ -164,7 +163,7 @@ def about(arguments: argparse.Namespace) -> dict:
 
 
 class Run:
-    """The stages, what came of them, and the time that is left."""
+    """The stages, their outcomes, and the time that is left."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
@@ -244,14 +243,14 @@ def options(values: dict[str, object]) -> list[str]:
 
 
 def stages(arguments: argparse.Namespace, left: float) -> list[Stage]:
-    """In order of worth; `left` is the time for all of them."""
+    """The most useful ones first; `left` is the time for all of them."""
     dry, out = arguments.dry_run, arguments.out
     program = [str(arguments.binary), "bench"]
     where = options({"--model": f"{MODEL}={arguments.weights}", "--device": arguments.device})
     laid_open = arguments.scratch / "stages.safetensors"
-    # In bf16, diffusers tells its model a guidance of 3.5 as 3504 thousandths. 4 it tells right.
-    picture = {"--prompt": PROMPT, "--steps": 28, "--guidance": 4, "--seed": 42}
-    picture |= {"--size": "128x128" if dry else "1024x1024", "--out": laid_open}
+    # In bf16, diffusers passes a guidance of 3.5 to its model as 3504 thousandths. 4 is exact.
+    image = {"--prompt": PROMPT, "--steps": 28, "--guidance": 4, "--seed": 42}
+    image |= {"--size": "128x128" if dry else "1024x1024", "--out": laid_open}
     timing: dict[str, object] = {"--repeat": 1 if dry else 3, "--budget-seconds": SECONDS}
     timing |= {"--sizes": "64x64,96x64,128x128" if dry else "512x512,768x768,1024x1024,2048x2048"}
     timed = timing | {"--json": out / "time.json"}
@@ -265,16 +264,16 @@ def stages(arguments: argparse.Namespace, left: float) -> list[Stage]:
     lossy |= {"--json": out / "time_fp8.json"}
     near: dict[str, object] = {"--prompt": PROMPT, "--seeds": "0,1", "--guidance": 4, "--json": out / "fidelity.json"}
     near |= {"--size": "128x128", "--steps": 4} if dry else {"--size": "1024x1024", "--steps": 28}
-    drawn = {"--binary": arguments.binary, "--device": arguments.device, "--out": out / "reference.json"}
+    generated = {"--binary": arguments.binary, "--device": arguments.device, "--out": out / "reference.json"}
     made = [str(arguments.weights), "--preset", arguments.preset]
     return [
         Stage("the machine", ["uname", "-srm"] if dry else ["nvidia-smi"], 15, 0),
-        Stage("reference", script("reference.py") + options(drawn), 90, 10),
+        Stage("reference", script("reference.py") + options(generated), 90, 10),
         Stage("weights", script("make_weights.py") + made, 200, 10),
-        Stage("stages", [*program, "stages", *where, *options(picture)], 100, 15),
+        Stage("stages", [*program, "stages", *where, *options(image)], 100, 15),
         Stage("time", [*program, "time", *where, *options(timed), "--mixed"], min(200, left / 2), 20),
         Stage("time fp8", [*program, "time", *where, *options(lossy)], min(60, left / 4), 20),
-        # Mostly for the compiler's sake; what comes after it is short.
+        # Mostly for the compiler; the stages after it are short.
         Stage("compare", script("compare.py") + options(compared), min(200, left / 2), 20),
         Stage("load", [*program, "load", *where, "--json", str(out / "load.json")], 60, 15),
         Stage("time portable", [*program, "time", *where, *options(portable)], min(60, left / 6), 15),
@@ -283,14 +282,14 @@ def stages(arguments: argparse.Namespace, left: float) -> list[Stage]:
 
 
 def without_fp8(arguments: argparse.Namespace) -> str | None:
-    """Why there is nothing in eight bits to be measured, where that is so."""
+    """Why fp8 cannot be measured, if so."""
     if arguments.dry_run:
         return None
     capability = nvidia_smi("compute_cap", arguments.device.removeprefix("cuda:"))
     try:
         has_it = float(capability or "") >= FP8_CAPABILITY
     except ValueError:
-        # The program will say.
+        # The program reports it.
         has_it = True
     return None if has_it else f"left out: compute capability {capability} has no fp8 with a scale for each row"
 
@@ -300,7 +299,7 @@ def script(name: str) -> list[str]:
 
 
 def weights_folder() -> Path:
-    """In memory where there is room for twice as much, else among the temporary files."""
+    """In memory if twice as much is free, else among the temporary files."""
     memory = Path("/dev/shm")
     if memory.is_dir() and shutil.disk_usage(memory).free > WEIGHTS_BYTES and available_memory() > 2 * WEIGHTS_BYTES:
         return memory / "fluxserve-weights"
@@ -327,7 +326,7 @@ def parse_arguments() -> argparse.Namespace:
         "--out", type=Path, default=ROOT / "target/gpu", help="for logs and results [default: target/gpu]"
     )
     parser.add_argument(
-        "--weights", type=Path, help="for the weights, 34 GB [default: /dev/shm if it has room, else $TMPDIR]"
+        "--weights", type=Path, help="for the weights, 34 GB [default: /dev/shm if it has the space, else $TMPDIR]"
     )
     parser.add_argument("--keep-weights", action="store_true", help="for another run, which then finds them")
     parser.add_argument("--device", help="[default: cuda:0]")

@@ -2,7 +2,7 @@
 """Makes the table of what `run.py` has measured, from the files in its folder: `table.py FOLDER`.
 
 Ratios are ours to theirs. The floor is the arithmetic of a step (its matrix products and attention, counted from the
-model's configuration) at the highest rate that torch reached for any of a step's products on the same machine; the
+model's configuration) at the highest rate that torch reached for any of a step's GEMMs on the same machine; the
 share is the floor over what was taken.
 """
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from checkpoint import PATCH_PIXELS
 
-# Relative L2. In bf16, which is what a GPU draws in, 57 blocks of random weights are 1.5 % away from f32 by rounding
-# alone; in f32 all that differs is the order of sums.
+# Relative L2. In bf16, the precision on a GPU, rounding moves 57 blocks of random weights 1.5 % away from f32; in f32 only
+# the order of sums differs.
 TOLERANCES = {
     "bfloat16": {
         "sigmas": 1e-5,
@@ -32,8 +32,8 @@ TOLERANCES = {
         "pixels": 1e-4,
     },
 }
-# Mean error of a picture of the tiny reference set, on the scale from 0 to 1.
-PICTURE_TOLERANCE = 0.03
+# Mean error of an image of the tiny reference set, on the scale from 0 to 1.
+IMAGE_TOLERANCE = 0.03
 # Multiplications and additions per token and layer: 12 × width² weights in either kind of block, two for each.
 LINEAR_FLOPS = 24
 NAMES = {
@@ -47,26 +47,26 @@ NAMES = {
 
 
 def read(folder: Path, name: str) -> dict:
-    """What a stage has written; nothing where it did not come to that."""
+    """The output of a stage; empty if it wrote none."""
     try:
         return json.loads((folder / name).read_text())
     except (OSError, ValueError):
         return {}
 
 
-def step_flops(transformer: dict, pictures: list[list[int]], text_tokens: int) -> float:
-    """Of one step of these pictures together: attention stays within each."""
+def step_flops(transformer: dict, sizes: list[list[int]], text_tokens: int) -> float:
+    """Of one step of images of these sizes, batched: attention stays within each image."""
     hidden = transformer["attention_head_dim"] * transformer["num_attention_heads"]
     layers = transformer["num_layers"] + transformer["num_single_layers"]
     total = 0
-    for width, height in pictures:
+    for width, height in sizes:
         tokens = (width // PATCH_PIXELS) * (height // PATCH_PIXELS) + text_tokens
         total += layers * (LINEAR_FLOPS * hidden**2 * tokens + 4 * hidden * tokens**2)
     return float(total)
 
 
 def verdict(value: float | None, tolerance: float) -> str:
-    """A number that is none is beyond any tolerance."""
+    """NaN is beyond any tolerance."""
     if value is None:
         return "not measured"
     return "right" if value <= tolerance else "**WRONG**"
@@ -85,21 +85,21 @@ def correctness(reference: dict, compare: dict) -> list[str]:
         "| what | away from diffusers | from diffusers in f32 | diffusers itself from f32 | at most | |",
         "|---|---|---|---|---|---|",
     ]
-    pictures = reference.get("pictures", {})
-    means = [picture["mean"] for picture in pictures.values() if "mean" in picture]
-    if pictures:
-        broken = len(pictures) - len(means)
+    images = reference.get("pictures", {})
+    means = [image["mean"] for image in images.values() if "mean" in image]
+    if images:
+        broken = len(images) - len(means)
         worst = max(means, default=None)
-        word = f"**{broken} NOT DRAWN**" if broken else verdict(worst, PICTURE_TOLERANCE)
-        name = f"{len(means)} tiny pictures, worst mean error"
-        lines.append(row(name, "–", shown(worst), "–", shown(PICTURE_TOLERANCE), word))
+        word = f"**{broken} NOT GENERATED**" if broken else verdict(worst, IMAGE_TOLERANCE)
+        name = f"{len(means)} tiny images, worst mean error"
+        lines.append(row(name, "–", shown(worst), "–", shown(IMAGE_TOLERANCE), word))
     tolerances = TOLERANCES[compare.get("dtype", "bfloat16")]
     for name, tolerance in tolerances.items():
         distances = compare.get("distances", {}).get(name, {})
         values = [
             distances.get(key, {}).get("relative_l2") for key in ["from_diffusers", "from_f32", "diffusers_from_f32"]
         ]
-        # Two that both round are further from each other than either is from what both are to be.
+        # Two rounded results are further from each other than either is from the exact one.
         decisive = values[0] if values[1] is None else values[1]
         lines.append(row(NAMES[name], *map(shown, values), shown(tolerance), verdict(decisive, tolerance)))
     same = compare.get("same_tokens")
@@ -115,19 +115,19 @@ def key_of(timing: dict) -> tuple:
 def name_of(timing: dict) -> str:
     sizes = [f"{width}×{height}" for width, height in timing["pictures"]]
     if len(set(sizes)) > 1:
-        pictures = " + ".join(sizes)
+        images = " + ".join(sizes)
     else:
-        pictures = (f"{len(sizes)} pictures " if len(sizes) > 1 else "") + "".join(sizes[:1])
+        images = (f"{len(sizes)} images " if len(sizes) > 1 else "") + "".join(sizes[:1])
     words = {
         "text": "text encoders",
         "admit": "all before the first step,",
         "step": "step",
         "decoder": "decoder",
         "finish": "decoder, to bytes,",
-        "picture": "whole picture",
+        "picture": "complete image",
     }
     steps = f", {timing['steps']} steps" if timing.get("steps") else ""
-    return f"{words[timing['part']]} {pictures}{steps}".strip()
+    return f"{words[timing['part']]} {images}{steps}".strip()
 
 
 def milliseconds(timing: dict | None) -> str:
@@ -144,7 +144,7 @@ def ratio(ours: dict | None, theirs: dict | None) -> str:
 
 
 def one_by_one(timing: dict, theirs: dict[tuple, dict]) -> dict | None:
-    """What theirs takes for these pictures of several sizes one after the other: it has no other way."""
+    """The time of diffusers for images of several sizes one after the other, since it cannot batch them."""
     single = [theirs.get(("step", json.dumps([size]), None), {}).get("median_seconds") for size in timing["pictures"]]
     return {"outcome": "measured", "median_seconds": sum(single)} if single and all(single) else None
 
@@ -191,7 +191,7 @@ def times(about: dict, ours: dict, compare: dict) -> list[str]:
 
 
 def beside(ours: dict, other: dict, words: tuple[str, str], parts: list[str]) -> list[str]:
-    """What is timed in two ways of the program."""
+    """Timings of two modes of the program."""
     mine = {key_of(timing): timing for timing in ours.get("timings", [])}
     timings = [timing for timing in other.get("timings", []) if timing["part"] in parts]
     if not timings:
@@ -204,7 +204,7 @@ def beside(ours: dict, other: dict, words: tuple[str, str], parts: list[str]) ->
 
 
 def loading(load: dict) -> list[str]:
-    """How fast weights come, and from what the time until the first picture is made up."""
+    """The throughput of loading, and the parts of the time to the first image."""
     if "weights" not in load:
         return []
     rates = [
@@ -215,28 +215,28 @@ def loading(load: dict) -> list[str]:
     parts = [f"{part['name']} {part['seconds']:.2f} s" for part in load["parts"]]
     return [
         f"{' · '.join(rates)}: {100 * load['share_of_reading']:.0f} % of reading alone",
-        f"until the first picture {load['seconds']:.2f} s: {', '.join(parts)}",
+        f"until the first image {load['seconds']:.2f} s: {', '.join(parts)}",
     ]
 
 
 def lossy(ours: dict, fp8: dict, fidelity: dict) -> list[str]:
-    """What eight bits save and what they cost."""
-    lines = beside(ours, fp8, ("in full", "fp8, lossy"), ["step", "picture"])
+    """What fp8 saves and what it costs."""
+    lines = beside(ours, fp8, ("full precision", "fp8, lossy"), ["step", "picture"])
     if fidelity.get("pictures"):
         what = f"{fidelity['width']}×{fidelity['height']}, {fidelity['steps']} steps"
         if lines:
             lines.append("")
         lines += [
-            f"| fp8 away from full, {what} | first velocity | last latents | PSNR |",
+            f"| fp8 away from full precision, {what} | first velocity | last latents | PSNR |",
             "|---|---|---|---|",
         ]
-        for picture in fidelity["pictures"]:
-            decibels = picture["psnr_db"]
+        for image in fidelity["pictures"]:
+            decibels = image["psnr_db"]
             lines.append(
                 row(
-                    f"seed {picture['seed']}",
-                    shown(picture["velocity_first"]),
-                    shown(picture["latents_final"]),
+                    f"seed {image['seed']}",
+                    shown(image["velocity_first"]),
+                    shown(image["latents_final"]),
                     "–" if decibels is None else f"{decibels:.1f} dB",
                 )
             )
@@ -246,7 +246,7 @@ def lossy(ours: dict, fp8: dict, fidelity: dict) -> list[str]:
 def ceilings(compare: dict) -> list[str]:
     lines = []
     if "picture_peak_mebibytes" in compare:
-        lines.append(f"diffusers reserves {compare['picture_peak_mebibytes']:,} MiB for a whole picture")
+        lines.append(f"diffusers reserves {compare['picture_peak_mebibytes']:,} MiB for a complete image")
     for what, word in [("product", "matrix products"), ("attention", "attention")]:
         rates = [rate["flops_per_second"] for rate in compare.get("rates", []) if rate["what"] == what]
         if rates:
@@ -281,7 +281,7 @@ def heading(about: dict, ours: dict, compare: dict) -> list[str]:
     lines = [
         f"## {about.get('commit') or 'unknown commit'} on {gpu}",
         "",
-        f"{run}; drawn on {ours.get('device', 'nothing')}; {', '.join(software)}",
+        f"{run}; generated on {ours.get('device', 'nothing')}; {', '.join(software)}",
     ]
     return lines + [line for line in [about.get("clocks")] if line]
 

@@ -16,11 +16,11 @@ import table
 TRANSFORMER = checkpoint.configurations("dev")["transformer"]
 
 
-def timing(part: str, pictures: list, seconds: float | None, steps: int | None = None) -> dict:
+def timing(part: str, sizes: list, seconds: float | None, steps: int | None = None) -> dict:
     measured = (
         {"outcome": "measured", "median_seconds": seconds} if seconds else {"outcome": "does_not_fit", "reason": "-"}
     )
-    return {"part": part, "pictures": pictures, "steps": steps} | measured
+    return {"part": part, "pictures": sizes, "steps": steps} | measured
 
 
 def record(folder: Path, **files: dict) -> str:
@@ -36,7 +36,7 @@ class Counting(unittest.TestCase):
             teraflops = table.step_flops(TRANSFORMER, [[side, side]], 512) / 1e12
             self.assertAlmostEqual(teraflops, expected, delta=0.06 if side < 2048 else 0.5)
 
-    def test_pictures_together_do_not_attend_to_each_other(self) -> None:
+    def test_batched_images_do_not_attend_to_each_other(self) -> None:
         sizes = [[512, 512], [1024, 768]]
         one_by_one = sum(table.step_flops(TRANSFORMER, [size], 512) for size in sizes)
         self.assertEqual(table.step_flops(TRANSFORMER, sizes, 512), one_by_one)
@@ -53,7 +53,7 @@ class Counting(unittest.TestCase):
         }
         self.assertEqual(counts, expected)
 
-    def test_no_file_is_too_large_and_no_name_stands_twice(self) -> None:
+    def test_no_file_is_too_large_and_no_name_occurs_twice(self) -> None:
         for tensors in checkpoint.tensors("dev").values():
             names = [tensor.name for tensor in tensors]
             self.assertEqual(len(names), len(set(names)))
@@ -112,16 +112,16 @@ class Table(unittest.TestCase):
         self.assertTrue(text.startswith("## abc 2030-01-01 on A GPU, 1, 2 MiB\n"), text)
         for line in [
             "| step 1024×1024 | 200.0 | 250.0 | 0.80 | 100.0 | 2.00 | 99.9 | 50 % |",
-            "| whole picture 1024×1024, 28 steps | 5000.0 | – | – | – | – | 2798.6 | 56 % |",
-            "| step 8 pictures 1024×1024 | does not fit | – | – | – | – | 799.6 | – |",
+            "| complete image 1024×1024, 28 steps | 5000.0 | – | – | – | – | 2798.6 | 56 % |",
+            "| step 8 images 1024×1024 | does not fit | – | – | – | – | 799.6 | – |",
             "| step 512×512 + 1024×1024 | 220.0 | 300.0 | 0.73 | – | – | 128.8 | 59 % |",
             "- time: stopped after 9 s, 9 s, 36,000 MiB on the GPU at most, SM clock 1700 MHz while busy",
         ]:
             self.assertIn(line + "\n", text)
 
-    def test_eight_bits_stand_beside_what_is_drawn_in_full(self) -> None:
+    def test_fp8_is_shown_beside_full_precision(self) -> None:
         square = [1024, 1024]
-        picture = {"prompt": "a fox", "seed": 1, "velocity_first": 0.031, "latents_final": 0.0004, "psnr_db": 31.25}
+        image = {"prompt": "a fox", "seed": 1, "velocity_first": 0.031, "latents_final": 0.0004, "psnr_db": 31.25}
         text = record(
             self.folder,
             time={"timings": [timing("step", [square], 0.1)]},
@@ -136,20 +136,20 @@ class Table(unittest.TestCase):
                 "width": 1024,
                 "height": 1024,
                 "steps": 28,
-                "pictures": [picture, picture | {"seed": 2, "psnr_db": None, "latents_final": None}],
+                "pictures": [image, image | {"seed": 2, "psnr_db": None, "latents_final": None}],
             },
         )
         for line in [
-            "| ms (median) | in full | fp8, lossy | ratio |",
+            "| ms (median) | full precision | fp8, lossy | ratio |",
             "| step 1024×1024 | 100.0 | 80.0 | 0.80 |",
-            "| step 4 pictures 1024×1024 | – | 300.0 | – |",
-            "| fp8 away from full, 1024×1024, 28 steps | first velocity | last latents | PSNR |",
+            "| step 4 images 1024×1024 | – | 300.0 | – |",
+            "| fp8 away from full precision, 1024×1024, 28 steps | first velocity | last latents | PSNR |",
             "| seed 1 | 3.10 % | 4.00e-04 | 31.2 dB |",
             "| seed 2 | 3.10 % | – | – |",
         ]:
             self.assertIn(line + "\n", text)
 
-    def test_portable_kernels_stand_beside_all_of_them_and_loading_in_its_parts(self) -> None:
+    def test_portable_kernels_and_the_parts_of_loading_are_shown(self) -> None:
         square = [1024, 1024]
         moved = {"bytes": 34e9, "seconds": 2.0, "gigabytes_per_second": 17.0}
         text = record(
@@ -170,11 +170,11 @@ class Table(unittest.TestCase):
             "| step 1024×1024 | 100.0 | 125.0 | 1.25 |",
             "| decoder 1024×1024 | 20.0 | 30.0 | 1.50 |",
             "loading 17.0 GB/s · reading again 20.0 GB/s: 85 % of reading alone",
-            "until the first picture 2.50 s: device 0.50 s, weights 2.00 s",
+            "until the first image 2.50 s: device 0.50 s, weights 2.00 s",
         ]:
             self.assertIn(line + "\n", text)
 
-    def test_what_is_off_is_called_wrong_and_what_is_missing_is_not_called_right(self) -> None:
+    def test_an_error_is_wrong_and_a_missing_value_is_not_right(self) -> None:
         def distances(from_diffusers: float, from_f32: float | None = None) -> dict:
             exact = {} if from_f32 is None else {"from_f32": {"relative_l2": from_f32, "max": 1.0}}
             return {"from_diffusers": {"relative_l2": from_diffusers, "max": 1.0}} | exact
@@ -195,36 +195,36 @@ class Table(unittest.TestCase):
         verdicts = {
             line.split("|")[1].strip(): line.split("|")[-2].strip() for line in text.splitlines() if "|" in line
         }
-        self.assertEqual(verdicts["2 tiny pictures, worst mean error"], "right")
+        self.assertEqual(verdicts["2 tiny images, worst mean error"], "right")
         self.assertEqual(verdicts["first step, velocity"], "right", "what counts is the distance from f32")
         self.assertEqual(verdicts["T5"], "**WRONG**")
         self.assertEqual(verdicts["decoder"], "**WRONG**", "not a number")
         self.assertEqual(verdicts["CLIP, pooled"], "not measured")
         self.assertEqual(verdicts["token ids"], "**WRONG**")
         text = record(self.folder, reference={"pictures": {"a": {"mean": 0.01}, "b": {"error": "no device"}}})
-        self.assertIn("**1 NOT DRAWN**", text)
+        self.assertIn("**1 NOT GENERATED**", text)
 
-    def test_a_run_of_which_nothing_came_still_has_a_table(self) -> None:
+    def test_a_run_without_results_still_has_a_table(self) -> None:
         self.assertIn("## unknown commit on no GPU", table.document(self.folder))
 
 
 class Scripts(unittest.TestCase):
-    def test_all_of_them_are_python(self) -> None:
+    def test_all_scripts_are_python(self) -> None:
         """Also those that import torch."""
         for file in Path(__file__).parent.glob("*.py"):
             compile(file.read_text(), file, "exec")
 
 
 class Weights(unittest.TestCase):
-    def test_a_folder_of_somebody_elses_is_left_alone(self) -> None:
+    def test_a_folder_with_other_files_is_not_touched(self) -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            (folder / "picture.png").touch()
+            (folder / "image.png").touch()
             with self.assertRaisesRegex(SystemExit, "name another folder"):
                 self.make(folder)
             (folder / "model_index.json").touch()
             self.assertIn("used as it is", self.make(folder))
-            self.assertEqual(sorted(file.name for file in folder.iterdir()), ["model_index.json", "picture.png"])
+            self.assertEqual(sorted(file.name for file in folder.iterdir()), ["image.png", "model_index.json"])
 
     def make(self, folder: Path) -> str:
         given, sys.argv = sys.argv, ["make_weights.py", str(folder), "--preset", "tiny", "--numpy"]

@@ -1,11 +1,11 @@
-//! Which device an engine draws on, and what fits there.
+//! The device of an engine: how it is opened, its limits, and what its errors mean for the jobs.
 
 use candle_core::{DType, Device};
 
 use crate::domain::device::DeviceChoice;
-use crate::domain::engine::EngineLimits;
+use crate::domain::engine::{EngineError, EngineLimits};
 
-/// A device that was asked for and cannot be had.
+/// A device that is not available.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The program was built without CUDA.
@@ -14,11 +14,11 @@ pub enum DeviceError {
     )]
     NotBuilt(DeviceChoice),
     /// CUDA is built in, but the device does not answer.
-    #[error("`{choice}` cannot be used: {reason}; use `--device cpu` to draw without it")]
+    #[error("`{choice}` cannot be used: {reason}; use `--device cpu` to run without it")]
     Unavailable {
-        /// What was asked for.
+        /// The requested device.
         choice: DeviceChoice,
-        /// What the driver says.
+        /// The driver's message.
         reason: String,
     },
 }
@@ -34,17 +34,17 @@ pub(crate) fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
         DeviceChoice::Auto => match cuda::open(0) {
             Ok(device) => Ok(device),
             Err(error) => {
-                tracing::info!(reason = first_line(&error.to_string()), "no CUDA device, drawing on the CPU");
+                tracing::info!(reason = first_line(&error.to_string()), "no CUDA device, running on the CPU");
                 Ok(Device::Cpu)
             }
         },
     }
 }
 
-/// Whether a device can be opened, in words for `doctor`.
+/// Opens a device and describes it, for `doctor`.
 ///
 /// # Errors
-/// When it cannot.
+/// When it cannot be opened.
 pub fn probe(choice: DeviceChoice) -> Result<String, DeviceError> {
     open(choice).map(|device| describe(&device))
 }
@@ -66,27 +66,27 @@ pub(crate) fn dtype(device: &Device) -> DType {
     if device.is_cpu() { DType::F32 } else { DType::BF16 }
 }
 
-/// Images held at a time; their latents are small, so this bounds waiting rather than memory.
+/// Most images in slots. Their latents are small, so this bounds waiting rather than memory.
 const IMAGES_MAX: usize = 32;
 
 /// Tokens in one step: the largest single request (2048×2048 pixels, 512 text tokens, two passes), so that any request
-/// fits alone and many small ones fit together.
+/// fits alone and many small ones fit in a batch.
 const STEP_TOKENS_MAX: usize = 2 * (128 * 128 + 512);
 
-/// What one step may hold before anything is known about the device.
+/// The limits of one step before anything is known about the device.
 pub(crate) fn initial_limits() -> EngineLimits {
     EngineLimits { images_max: IMAGES_MAX, step_tokens_max: STEP_TOKENS_MAX }
 }
 
-/// What one step may hold after `tokens` were too many: half of them.
+/// The limits of one step after `tokens` were too many: half of them.
 pub(crate) fn limits_after_out_of_memory(limits: EngineLimits, tokens: usize) -> EngineLimits {
     EngineLimits { step_tokens_max: limits.step_tokens_max.min(tokens / 2).max(1), ..limits }
 }
 
-/// Bytes of a device's memory that nobody has; `None` for the CPU, whose memory is the machine's.
+/// Free bytes of a device's memory; `None` for the CPU, whose memory is the machine's.
 ///
 /// # Errors
-/// When the device cannot be had.
+/// When the device is not available.
 pub fn free_bytes(choice: DeviceChoice) -> Result<Option<usize>, DeviceError> {
     open(choice).map(|device| free_bytes_of(&device))
 }
@@ -96,9 +96,21 @@ pub(crate) fn free_bytes_of(device: &Device) -> Option<usize> {
     cuda::name_and_free_bytes(device).map(|(_, free)| free)
 }
 
-/// What generation a CUDA device is of; `None` for the CPU, or where the driver does not say.
+/// The compute capability of a CUDA device; `None` for the CPU, or where the driver does not report it.
 pub(crate) fn compute_capability(device: &Device) -> Option<(i32, i32)> {
     cuda::compute_capability(device)
+}
+
+/// Sorts an error of candle by what the queue can do about it. candle reports "out of memory" only as text: the driver's, or
+/// that of a library that needed workspace.
+#[expect(clippy::needless_pass_by_value, reason = "the form that `map_err` takes")]
+pub(crate) fn device_error(error: candle_core::Error) -> EngineError {
+    let text = error.to_string();
+    if ["OUT_OF_MEMORY", "out of memory", "ALLOC_FAILED"].into_iter().any(|words| text.contains(words)) {
+        EngineError::OutOfMemory(text)
+    } else {
+        EngineError::Fatal(text)
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -111,10 +123,10 @@ mod cuda {
     pub(super) fn open(ordinal: usize) -> Result<Device> {
         let device = Device::new_cuda(ordinal)?;
         if let Device::Cuda(cuda) = &device {
-            // Each allocation would come with two events, to be made and destroyed, that nobody waits for.
-            // SAFETY: everything of this context is done on one stream, that of the engine's thread: memory is given back
-            // on it behind all that uses it. Whoever brings in another one orders the two with events of their own.
-            #[expect(unsafe_code, reason = "what the events would see to is seen to by the one stream")]
+            // Without this each allocation creates and destroys two events that nothing waits for.
+            // SAFETY: all work of this context is on one stream, that of the engine's thread: memory is freed on it behind
+            // all work that uses it. Code that adds a second stream must order the two with events of its own.
+            #[expect(unsafe_code, reason = "the single stream orders what the events would order")]
             unsafe {
                 cuda.disable_event_tracking();
             }
@@ -123,8 +135,7 @@ mod cuda {
         Ok(device)
     }
 
-    /// What a step frees the next one takes again: without this the driver would give it back at each synchronisation,
-    /// and map it anew.
+    /// Keeps freed memory for the next step. By default the driver unmaps it at each synchronization, and maps it anew.
     fn keep_freed_memory(context: &CudaContext) -> Result<()> {
         if !context.has_async_alloc() {
             return Ok(());
@@ -133,7 +144,7 @@ mod cuda {
         let mut pool = std::ptr::null_mut();
         let mut threshold = u64::MAX;
         // SAFETY: the device exists, `pool` is written before it is read, and the attribute's value is a u64.
-        #[expect(unsafe_code, reason = "cudarc has no safe call for it")]
+        #[expect(unsafe_code, reason = "cudarc has no safe call for this")]
         unsafe {
             sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result().w()?;
             sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut threshold).cast()).result().w()?;
@@ -141,7 +152,7 @@ mod cuda {
         Ok(())
     }
 
-    /// What the driver calls a device, and how much of its memory is free.
+    /// The driver's name for a device, and its free memory.
     pub(super) fn name_and_free_bytes(device: &Device) -> Option<(String, usize)> {
         let Device::Cuda(cuda) = device else { return None };
         let stream = cuda.cuda_stream();

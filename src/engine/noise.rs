@@ -1,9 +1,9 @@
-//! A seed's noise, exactly as torch draws it: `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`.
+//! A seed's noise, with the bits of torch: `torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))`.
 //!
-//! torch fills the tensor with uniform numbers from MT19937 and turns them, sixteen at a time, into normal ones by the
-//! Box–Muller transform (ATen `normal_fill`). On processors with AVX2 its logarithm, sine and cosine are the single
-//! precision approximations of the Cephes library; they are written out here, operation by operation, because another
-//! logarithm would differ in the last bit.
+//! torch fills the tensor with uniform numbers from MT19937 and transforms them, sixteen at a time, to normal ones by
+//! Box–Muller (ATen `normal_fill`). On processors with AVX2 its logarithm, sine and cosine are the single precision
+//! approximations of the Cephes library. They are repeated here, operation by operation, because another logarithm would
+//! differ in the last bit.
 
 use rand_mt::Mt;
 
@@ -11,7 +11,7 @@ use rand_mt::Mt;
 const BLOCK: usize = 16;
 
 /// `count` normal numbers from `seed`, after skipping the first `skip`. Both must be multiples of sixteen: every FLUX
-/// latent is, and torch treats other lengths in another way.
+/// latent is, and torch handles other lengths differently.
 ///
 /// Like torch's CPU generator, uses the low 32 bits of the seed.
 pub(crate) fn standard_normal(seed: u64, skip: usize, count: usize) -> Vec<f32> {
@@ -27,7 +27,7 @@ pub(crate) fn standard_normal(seed: u64, skip: usize, count: usize) -> Vec<f32> 
     values
 }
 
-/// A number in [0, 1) from the low 24 bits, all that an f32 can hold.
+/// A number in [0, 1) from the low 24 bits, the precision of an f32.
 fn uniform(bits: u32) -> f32 {
     (bits & 0x00ff_ffff) as f32 / 16_777_216.0
 }
@@ -73,7 +73,7 @@ fn natural_logarithm(x: f32) -> f32 {
     fused(exponent, 0.693_359_4, m + y)
 }
 
-/// Cephes `sinf` and `cosf` for numbers that are not negative: reduced by multiples of a quarter turn of pi / 2.
+/// Cephes `sinf` and `cosf` for non-negative numbers: reduced by multiples of a quarter turn of pi / 2.
 fn sine_and_cosine(x: f32) -> (f32, f32) {
     let octant = ((x * (4.0 / std::f32::consts::PI)) as i32 + 1) & !1;
     let turns = octant as f32;

@@ -1,23 +1,22 @@
-//! An image laid open: what stands between its stages, for comparing with another implementation, and its parts one by
-//! one, for timing them.
+//! The intermediate tensors of an image, for comparing with another implementation, and its parts one by one, for timing.
 
 use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::slots::Image;
-use super::{FluxEngine, device, device_error, unreadable_prompt};
+use super::FluxEngine;
+use super::device::{self, device_error};
+use super::models::flux1::unreadable_prompt;
 use crate::domain::engine::{EngineError, Slot, StepEngine};
 use crate::domain::spec::GenerateSpec;
 
 type Outcome<T, E = EngineError> = std::result::Result<T, E>;
 
-/// What stands between the stages of one image. All tensors are f32 but the token ids, which are i64; shapes are without
-/// a batch dimension.
+/// The tensors between the stages of one image. All are f32 but the token ids, which are i64; shapes have no batch dimension.
 ///
 /// `clip_ids` and `t5_ids`; `clip_pooled` `[1, width]` and `t5_embeds` `[tokens, width]`; `sigmas` `[steps + 1]`;
-/// `latents_init`, `velocity_first`, `latents_first` (after one step) and `latents_final` (of a whole image only), all
+/// `latents_init`, `velocity_first`, `latents_first` (after one step) and `latents_final` (of a complete image only), all
 /// packed, `[image tokens, channels]`; `decoded_latents`, the last of the latents above, `[channels, height / 8, width / 8]`
 /// before scale and shift; `pixels` `[3, height, width]`, what these are decoded to, about -1 to 1, not clamped.
 pub struct Stages {
@@ -25,13 +24,13 @@ pub struct Stages {
     metadata: HashMap<String, String>,
 }
 
-/// A file that could not be written.
+/// A file that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct WriteError(String);
 
 impl Stages {
-    /// Writes the tensors as safetensors, and what was drawn as the file's metadata.
+    /// Writes the tensors as safetensors, with the request as the file's metadata.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -42,12 +41,12 @@ impl Stages {
 }
 
 impl FluxEngine {
-    /// Where it draws, in words.
+    /// The device, in words.
     pub fn device_name(&self) -> String {
         device::describe(&self.device)
     }
 
-    /// Waits until the device has done all that it was told to do: until then time is not spent, and it may still fail.
+    /// Waits until the device has done all its work. Only then is a duration known, or an error.
     ///
     /// # Errors
     /// When the device fails.
@@ -55,39 +54,39 @@ impl FluxEngine {
         self.device.synchronize().map_err(device_error)
     }
 
-    /// What [`StepEngine::admit`] does with a prompt, alone: both text encoders, T5 over `length` tokens.
+    /// The part of [`StepEngine::admit`] that encodes a prompt: both text encoders, T5 over `length` tokens.
     ///
     /// # Errors
     /// As [`StepEngine::admit`].
     pub fn encode_text(&mut self, prompt: &str, length: usize) -> Outcome<()> {
-        self.embed(prompt, prompt, length).map(drop)
+        self.model.embed(prompt, prompt, length).map(drop)
     }
 
-    /// What [`StepEngine::finish`] does with the latents, alone: the decoder. The image may be at any step, and stays.
+    /// The part of [`StepEngine::finish`] that decodes. The image may be at any step, and stays.
     ///
     /// # Errors
     /// As [`StepEngine::finish`].
     pub fn decode(&self, slot: Slot) -> Outcome<()> {
         let image = self.held(slot)?;
-        let run = || self.decoder.decode(&image.grid.unpack(&image.latents)?);
+        let run = || self.model.decoder.decode(&image.grid.unpack(&image.latents)?);
         run().map(drop).map_err(device_error)
     }
 
-    /// Draws an image, or only its first step, and keeps what stands between its stages.
+    /// Generates an image, or runs only its first step, and keeps the tensors between its stages.
     ///
     /// # Errors
     /// As the verbs of [`StepEngine`].
-    pub fn stages(&mut self, spec: &GenerateSpec, whole: bool) -> Outcome<Stages> {
+    pub fn stages(&mut self, spec: &GenerateSpec, complete: bool) -> Outcome<Stages> {
         let slot = self.admit(spec)?;
-        let outcome = self.stages_of(slot, spec, whole);
+        let outcome = self.stages_of(slot, spec, complete);
         self.release(slot);
         outcome
     }
 
-    fn stages_of(&mut self, slot: Slot, spec: &GenerateSpec, whole: bool) -> Outcome<Stages> {
-        let clip_ids = self.tokenizers.clip(spec.prompt()).map_err(unreadable_prompt)?;
-        let t5_ids = self.tokenizers.t5(spec.t5_prompt(), spec.sequence_length()).map_err(unreadable_prompt)?;
-        let embedding = self.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length())?;
+    fn stages_of(&mut self, slot: Slot, spec: &GenerateSpec, complete: bool) -> Outcome<Stages> {
+        let clip_ids = self.model.tokenizers.clip(spec.prompt()).map_err(unreadable_prompt)?;
+        let t5_ids = self.model.tokenizers.t5(spec.t5_prompt(), spec.sequence_length()).map_err(unreadable_prompt)?;
+        let embedding = self.model.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length())?;
         let mut tensors = vec![
             ("clip_ids", id_list(&clip_ids)),
             ("t5_ids", id_list(&t5_ids)),
@@ -100,7 +99,7 @@ impl FluxEngine {
         let image = self.held(slot)?;
         tensors.extend(image.velocity.as_ref().map(|velocity| ("velocity_first", numbers(velocity))));
         tensors.push(("latents_first", numbers(&image.latents)));
-        if whole {
+        if complete {
             while !self.held(slot)?.is_done() {
                 self.step(&[slot])?;
             }
@@ -108,16 +107,12 @@ impl FluxEngine {
         }
         let image = self.held(slot)?;
         let latents = image.grid.unpack(&image.latents).map_err(device_error)?;
-        let pixels = self.decoder.decode(&latents).map_err(device_error)?;
+        let pixels = self.model.decoder.decode(&latents).map_err(device_error)?;
         tensors.push(("decoded_latents", latents.squeeze(0).and_then(|latents| numbers(&latents))));
         tensors.push(("pixels", pixels.squeeze(0).and_then(|pixels| numbers(&pixels))));
         let tensors = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.map_err(device_error)?)));
         let tensors = tensors.collect::<Outcome<_>>()?;
         Ok(Stages { tensors, metadata: metadata(spec, self.device_name()) })
-    }
-
-    pub(super) fn held(&self, slot: Slot) -> Outcome<&Image> {
-        self.images.get(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))
     }
 }
 
@@ -135,7 +130,7 @@ fn metadata(spec: &GenerateSpec, device: String) -> HashMap<String, String> {
     entries.map(|(name, value)| (name.to_owned(), value)).into()
 }
 
-/// As f32, in order, where any program can read it.
+/// As f32 on the CPU, contiguous.
 fn numbers(tensor: &Tensor) -> Result<Tensor> {
     tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()
 }
@@ -174,14 +169,14 @@ mod tests {
         GenerateSpec::new(params, &card_or_flux_dev(&ModelId::new("reference"))).expect("a valid request")
     }
 
-    /// What is written is what diffusers has at the same places.
+    /// The file has the tensors that diffusers has at the same places.
     #[test]
-    fn a_whole_image_laid_open() {
+    fn the_stages_of_a_complete_image_equal_diffusers() {
         let files = ModelFiles::Directory(reference("FLUX.1-dev"));
         let mut engine = FluxEngine::load(&files, DeviceChoice::Cpu).expect("the checkpoint loads");
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("stages.safetensors");
-        engine.stages(&spec(), true).expect("drawn").write(&file).expect("written");
+        engine.stages(&spec(), true).expect("generated").write(&file).expect("written");
         assert!(engine.images.is_empty());
         let ours = candle_core::safetensors::load(&file, &Device::Cpu).expect("readable");
         let theirs =
@@ -199,7 +194,7 @@ mod tests {
             ("pixels", "vae_output"),
         ] {
             let (ours, theirs) = (list(&ours[name]), list(&theirs[reference_name]));
-            // Of all steps' the first.
+            // Recorded of all steps, of which the first is compared.
             let theirs = &theirs[..ours.len()];
             let furthest = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(furthest <= TOLERANCE, "{name}: {furthest}");
@@ -210,10 +205,10 @@ mod tests {
     }
 
     #[test]
-    fn only_the_first_step() {
+    fn the_stages_of_the_first_step_alone() {
         let files = ModelFiles::Directory(reference("FLUX.1-dev"));
         let mut engine = FluxEngine::load(&files, DeviceChoice::Cpu).expect("the checkpoint loads");
-        let stages = engine.stages(&spec(), false).expect("drawn");
+        let stages = engine.stages(&spec(), false).expect("generated");
         assert!(!stages.tensors.contains_key("latents_final"));
         let packed = stages.tensors["latents_first"].dims2().expect("packed");
         assert_eq!((packed, stages.tensors["decoded_latents"].dims()), ((16, 64), &[16, 8, 8][..]));

@@ -1,27 +1,28 @@
-//! What an image goes through, as plain numbers: for comparing two ways to draw the same one.
+//! The course of an image as plain numbers, for comparing two ways to generate the same one.
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{FluxEngine, device_error};
+use super::FluxEngine;
+use super::device::device_error;
 use crate::domain::engine::{EngineError, Slot, StepEngine};
 use crate::domain::image::RgbImage;
 use crate::domain::spec::GenerateSpec;
 
-/// The same places of each image. Latents are packed, `[image tokens, channels]`, row by row.
+/// Where two images are compared. Latents are packed, `[image tokens, channels]`, row by row.
 pub struct Trace {
-    /// Where the first step was headed: what the model makes of noise.
+    /// The velocity of the first step.
     pub velocity_first: Vec<f32>,
-    /// What is left after the last step.
+    /// The latents after the last step.
     pub latents_final: Vec<f32>,
-    /// The image. `None`: the decoder's numbers were none, as random weights may have it.
+    /// The image. `None` where a pixel is not finite, as random weights may have it.
     pub image: Option<RgbImage>,
 }
 
 impl FluxEngine {
-    /// Draws an image and keeps what two ways to draw it are compared by.
+    /// Generates an image and keeps what two ways to generate it are compared by.
     ///
     /// # Errors
-    /// As the verbs of [`StepEngine`]; an image that is not finite is none.
+    /// As the verbs of [`StepEngine`], except that an image that is not finite is no error.
     pub fn trace(&mut self, spec: &GenerateSpec) -> Result<Trace, EngineError> {
         let slot = self.admit(spec)?;
         let outcome = self.trace_of(slot, spec.steps());

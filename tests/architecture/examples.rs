@@ -51,7 +51,7 @@ fn an_outside_crate_beyond_its_home_is_found() {
         ("jobs", "fn f() -> Result<(), ::sqlx::Error> { Ok(()) }"),
         ("auth/service", "#[derive(sqlx::FromRow)] struct Row;"),
         ("auth/service", "use argon2::Argon2;"),
-        ("engine/loader/weights", "use memmap2::Mmap;"),
+        ("engine/checkpoint/files", "use memmap2::Mmap;"),
         ("engine", "use tokio::sync::mpsc;"),
         ("domain/clock", "use tokio::time;"),
     ] {

@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::references::{References, is_test_only};
 
 pub(crate) struct SourceFile {
-    /// Below `src/`, without `.rs`: `engine/loader/source`.
+    /// Below `src/`, without `.rs`: `engine/checkpoint/source`.
     pub(crate) name: String,
     /// From the crate's root; `["main"]` for the program.
     pub(crate) module: Vec<String>,

@@ -6,7 +6,7 @@ int main() {
   const auto launch = [](int width, Attention kernel) {
     return Launch{"attention", kernel, width, static_cast<size_t>(512 * width)};
   };
-  // Odd lengths, tails, one key, a whole block, more blocks than one; scores so large that one weight takes all.
+  // Odd lengths, tails, one key, a full block, several blocks; scores so large that one weight takes all.
   for (const Launch &one : {launch(16, attention_16), launch(32, attention_32), launch(64, attention_64),
                             launch(128, attention_128)}) {
     test_attention(one, 2, {1, 127, 200, 64}, 1.0f, 4e-3);

@@ -1,4 +1,4 @@
-// The test that every kernel of attention takes. The kernel has been included before.
+// The test of all attention kernels. The kernel must be included before.
 #pragma once
 
 #include "plain_attention.h"
@@ -7,7 +7,7 @@ namespace {
 
 using Attention = void (*)(const uint16_t *, uint16_t *, Bounds, int, int, float);
 
-// A kernel, and how it is launched: 256 threads answer 128 queries of one head.
+// A kernel, and its launch: 256 threads for 128 queries of one head.
 struct Launch {
   std::string name;
   Attention kernel;
@@ -41,19 +41,19 @@ void test_attention(const Launch &launch, int heads, const std::vector<int> &len
   }
   compare(name, out, expected, tolerance);
 
-  // Alone, a sequence gets the same bits.
+  // Unbatched, a sequence gets the same bits.
   for (int sequence = 0; sequence < bounds.count; ++sequence) {
     const int first = bounds.at[sequence];
     const int length = bounds.at[sequence + 1] - first;
     Guarded own(static_cast<size_t>(length) * part);
     launch.run(qkv->data() + static_cast<size_t>(first) * 3 * part, own.data(), bounds_of({length}), heads, part);
     if (std::memcmp(own.data(), out.data() + static_cast<size_t>(first) * part, sizeof(uint16_t) * length * part) != 0) {
-      std::printf("FAULT   sequence %d has other bits alone\n", sequence);
+      std::printf("FAULT   sequence %d has other bits unbatched\n", sequence);
       ++faults;
     }
   }
 
-  // Into the left part of a wider matrix, whose right part stays as it is.
+  // Into the left part of a wider matrix, whose right part stays unchanged.
   const int stride = part + 24;
   Guarded wide(static_cast<size_t>(rows) * stride);
   launch.run(qkv->data(), wide.data(), bounds, heads, stride);
@@ -68,7 +68,7 @@ void test_attention(const Launch &launch, int heads, const std::vector<int> &len
   faults += wide.is_whole() ? 0 : 1;
 }
 
-// What is no number in one sequence stays there.
+// NaN in one sequence stays in that sequence.
 void test_neighbours(const Launch &launch, int length) {
   const std::vector<int> lengths = {70, length, 130};
   const Bounds bounds = bounds_of(lengths);
@@ -86,7 +86,7 @@ void test_neighbours(const Launch &launch, int length) {
   const bool is_same = std::memcmp(found, alone.data(), sizeof(uint16_t) * length * part) == 0;
   const bool is_finite = std::all_of(found, found + length * part, [](uint16_t bits) { return std::isfinite(value(bits)); });
   const bool is_right = is_same && is_finite;
-  std::printf("%-7s %s, %d rows between some that are no numbers\n", is_right ? "ok" : "FAULT", launch.name.c_str(), length);
+  std::printf("%-7s %s, %d rows between NaN\n", is_right ? "ok" : "FAULT", launch.name.c_str(), length);
   faults += is_right ? 0 : 1;
 }
 

@@ -1,5 +1,5 @@
-// What the tests of the CUDA kernels have in common: random operands in memory with guards around it, and the comparison
-// with what the plainest way to compute the same has given. `scripts/kernels-test.sh` compiles and runs them.
+// Shared by the tests of the CUDA kernels: random operands in memory with guards around it, and the comparison with the
+// plainest computation. `scripts/kernels-test.sh` compiles and runs them.
 #pragma once
 
 #include "emulation.h"
@@ -14,7 +14,7 @@ inline std::mt19937 generator(7);
 
 inline float value(uint16_t bits) { return as_float(static_cast<uint32_t>(bits) << 16); }
 
-// Memory on a boundary of 16 bytes, with a strip before and behind that must stay as it is.
+// Memory aligned to 16 bytes, with a strip before and behind that must stay unchanged.
 class Guarded {
 public:
   explicit Guarded(size_t count) : memory_(count + 2 * STRIP, MARK) {
@@ -24,7 +24,7 @@ public:
     count_ = count;
   }
   uint16_t *data() { return memory_.data() + start_; }
-  // Whether nothing has been written there.
+  // Whether the strips are unchanged.
   static bool is_mark(uint16_t word) { return word == MARK; }
   bool is_whole() const {
     return std::all_of(memory_.begin(), memory_.begin() + start_, is_mark) &&
@@ -57,7 +57,7 @@ template <class Bounds> Bounds bounds_from(const std::vector<int> &lengths) {
   return bounds;
 }
 
-// `actual` may be off by half a unit in the last place of bf16, and by `tolerance`.
+// `actual` may differ by half a unit in the last place of bf16, and by `tolerance`.
 inline void compare(const std::string &what, Guarded &actual, const std::vector<double> &expected, double tolerance) {
   double worst = 0.0;
   size_t at = 0;
@@ -71,6 +71,6 @@ inline void compare(const std::string &what, Guarded &actual, const std::vector<
   }
   const bool is_right = worst <= tolerance && actual.is_whole();
   std::printf("%-7s %s: at most %.2e beyond rounding, at %zu of %zu%s\n", is_right ? "ok" : "FAULT", what.c_str(), worst, at,
-              expected.size(), actual.is_whole() ? "" : "; wrote beside its place");
+              expected.size(), actual.is_whole() ? "" : "; wrote out of bounds");
   faults += is_right ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-// Convolutions on the emulated machine: what the tests of their kernels have in common.
+// Shared by the tests of the convolution kernels, on the emulated machine.
 #pragma once
 
 #include "compare.h"
@@ -14,7 +14,7 @@ struct Case {
   bool has_residual = false;
 };
 
-// A picture's channel, or the zeros around it.
+// An image's channel, or the zeros around it.
 double at(const uint16_t *x, const Case &of, int row, int column, int channel) {
   const bool is_there = row >= 0 && row < of.height && column >= 0 && column < of.width;
   return is_there ? value(x[(static_cast<size_t>(row) * of.width + column) * of.inputs + channel]) : 0.0;
@@ -27,7 +27,7 @@ std::string words(const char *what, const Case &of) {
 
 int tiles(const Case &of) { return (of.height + 15) / 16 * ((of.width + 15) / 16); }
 
-// What a kernel takes of shared memory: channels in a step, and bytes to begin on a boundary.
+// A kernel's shared memory: channels in a step, and bytes for alignment.
 struct Machine {
   int step, alignment;
 
@@ -68,7 +68,7 @@ void test_convolution(const char *what, Kernel kernel, const Machine &machine, i
 
 void test_doubled(Kernel kernel, const Machine &machine, const Case &of) {
   auto x = random_values(static_cast<size_t>(of.height) * of.width * of.inputs, of.deviation);
-  // Multiples of 1/8 and small: bf16 holds their sums.
+  // Small multiples of 1/8: their sums are exact in bf16.
   auto weight = random_values(static_cast<size_t>(of.outputs) * 9 * of.inputs, 1.0f);
   for (size_t i = 0; i < static_cast<size_t>(of.outputs) * 9 * of.inputs; ++i) {
     weight->data()[i] = to_bf16(std::round(value(weight->data()[i]) * 8.0f) / 8.0f);
@@ -76,7 +76,7 @@ void test_doubled(Kernel kernel, const Machine &machine, const Case &of) {
   const auto nine = [&](int output, int row, int column, int input) {
     return value(weight->data()[(output * 9 + row * 3 + column) * of.inputs + input]);
   };
-  // Taps of the small picture: which of the nine stand on the first and which on the second row or column.
+  // Taps of the small image: which of the nine belong to the first and which to the second row or column.
   Guarded summed(static_cast<size_t>(4) * of.outputs * 4 * of.inputs);
   for (int kind = 0; kind < 4; ++kind) {
     for (int output = 0; output < of.outputs; ++output) {
@@ -105,7 +105,7 @@ void test_doubled(Kernel kernel, const Machine &machine, const Case &of) {
       for (int output = 0; output < of.outputs; ++output) {
         double sum = value(bias->data()[output]);
         for (int tap = 0; tap < 9; ++tap) {
-          // Halves, rounded down: what is just outside stays outside.
+          // Halves, rounded down: pixels just outside stay outside.
           const int from_row = (row + tap / 3 - 1 + 2) / 2 - 1;
           const int from_column = (column + tap % 3 - 1 + 2) / 2 - 1;
           for (int input = 0; input < of.inputs; ++input) {

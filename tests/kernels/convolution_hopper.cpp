@@ -1,10 +1,10 @@
-// Convolutions by the products of a warpgroup, on the emulated machine.
+// Convolutions by the matrix instructions of a warpgroup, on the emulated machine.
 #include "../../src/engine/kernels/convolution_hopper.cu"
 #include "convolution.h"
 
 int main() {
   const Machine machine = {STEP, 1024};
-  // As the other kernels: steps are twice as long.
+  // As for the other kernels, except that steps are twice as long.
   test_convolution("hopper", convolution_hopper, machine, 128, {1, 1, 8, 8});
   test_convolution("hopper", convolution_hopper, machine, 128, {5, 33, 16, 136});
   test_convolution("hopper", convolution_hopper, machine, 128, {17, 16, 72, 48, 1.0f, true});

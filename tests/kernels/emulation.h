@@ -1,7 +1,7 @@
-// CUDA's machine model in plain C++, as far as our kernels use it: each thread of a block is a fibre, and whoever reaches a
-// barrier lets the others run. A warp goes as far as it can before another gets a turn: who relies on the others' pace is
-// found out. Warp-wide instructions do, lane by lane, what the PTX manual says of them. Slow, and exact
-// enough to find every mistake that is not one of timing.
+// CUDA's machine model in plain C++, as far as our kernels use it: each thread of a block is a fiber, and a thread that
+// reaches a barrier lets the others run. A warp runs as far as it can before the next one: a kernel that relies on the
+// others' pace fails. Warp-wide instructions do, lane by lane, what the PTX manual says. Slow, and exact enough to find every
+// mistake that is not one of timing.
 #pragma once
 
 #include <algorithm>
@@ -44,30 +44,30 @@ struct Index {
 constexpr int WARP = 32;
 constexpr size_t STACK_BYTES = 64 * 1024;
 
-// What a warp's lanes show each other in one instruction.
+// The operands that a warp's lanes share in one instruction.
 struct Exchange {
   const void *addresses[WARP];
   uint32_t words[WARP][6];
   float values[WARP];
 };
 
-// Sixteen bytes on their way. What was not waited for has not arrived.
+// A pending copy of sixteen bytes. A copy that was not waited for is not done.
 struct Copy {
   void *target;
   const void *source;
 };
 
-// What is going on beside the program in a warpgroup's products: warpgroup.h.
+// The asynchronous state of a warpgroup's matrix instructions: warpgroup.h.
 struct Products;
 
 struct Fibre {
   ucontext_t context;
   std::unique_ptr<char[]> stack;
   bool is_done = false;
-  // Closed groups of copies, the oldest first, and the one that is open.
+  // Closed groups of copies, the oldest first, and the open one.
   std::deque<std::vector<Copy>> groups;
   std::vector<Copy> open_group;
-  // Copies that have arrived, and that products of a warpgroup do not see yet.
+  // Copies that are done, but not yet visible to matrix instructions of a warpgroup.
   std::vector<Copy> arrived;
   std::shared_ptr<Products> products;
 
@@ -83,13 +83,13 @@ struct Fibre {
 
 struct Block {
   Index index;
-  // Shared memory, and how the asynchronous proxy sees it, through which a warpgroup's products read.
+  // Shared memory, and the view of the asynchronous proxy, through which a warpgroup's instructions read.
   std::vector<unsigned char> shared, published;
   std::vector<Fibre> fibres;
   std::vector<Exchange> exchanges;
   // Barriers passed by each thread, of its block and of its warp.
   std::vector<long> block_barriers, warp_barriers;
-  // How often any thread has got past a barrier.
+  // How often any thread has passed a barrier.
   long passed = 0;
   ucontext_t scheduler;
   int current = 0;
@@ -100,7 +100,7 @@ inline Block *block = nullptr;
 
 inline void yield() { swapcontext(&block->fibres[block->current].context, &block->scheduler); }
 
-// Waits until all threads of [first, last) have come as far.
+// Waits until all threads of [first, last) have reached this point.
 inline void wait(std::vector<long> &passed, int first, int last) {
   const long mine = ++passed[block->current];
   const int self = block->current;
@@ -108,7 +108,7 @@ inline void wait(std::vector<long> &passed, int first, int last) {
     bool all = true;
     for (int other = first; other < last; ++other) {
       if (passed[other] < mine && block->fibres[other].is_done) {
-        std::fprintf(stderr, "thread %d ended before a barrier that thread %d waits at\n", other, self);
+        std::fprintf(stderr, "thread %d ended before a barrier at which thread %d waits\n", other, self);
         std::abort();
       }
       all = all && passed[other] >= mine;
@@ -134,7 +134,7 @@ inline void enter() {
   yield();
 }
 
-// Lets the threads of a warp run until none of them comes any further. Whether one is left that is not done.
+// Runs the threads of a warp until none of them can continue. Returns whether one is not done.
 inline bool run_warp(Block &here, int first) {
   for (;;) {
     const long before = here.passed;
@@ -151,14 +151,14 @@ inline bool run_warp(Block &here, int first) {
   }
 }
 
-// Runs a kernel: every block of the grid, one after the other. In every second block the last warp is the first to go.
+// Runs a kernel: every block of the grid, one after the other. In every second block the last warp runs first.
 inline void launch(Index grid, int threads, size_t shared_bytes, const std::function<void()> &body) {
   static bool is_backward = false;
   for (int y = 0; y < grid.y; ++y) {
     for (int x = 0; x < grid.x; ++x) {
       Block here;
       here.index = {x, y};
-      // Not zero: what is read before it was written shall be seen.
+      // Not zero, so that a read before a write is detected.
       here.shared.assign(shared_bytes, 0xff);
       here.published = here.shared;
       here.fibres.resize(threads);
@@ -214,7 +214,7 @@ inline uint16_t to_bf16(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// What a code of e4m3 stands for: a sign, four bits of exponent, three of mantissa, no infinity.
+// The value of a code of e4m3: a sign, four bits of exponent, three of mantissa, no infinity.
 inline float from_e4m3(uint32_t code) {
   if ((code & 0x7f) == 0x7f) {
     return NAN;
@@ -225,7 +225,7 @@ inline float from_e4m3(uint32_t code) {
   return code & 0x80 ? -magnitude : magnitude;
 }
 
-// PTX ISA, `cvt.rn.satfinite.e4m3x2.f32`, in the plainest way: of all codes the nearest, of two as near the even one.
+// PTX ISA, `cvt.rn.satfinite.e4m3x2.f32`, in the plainest way: the nearest of all codes, ties to even.
 inline uint32_t nearest_e4m3(float value) {
   if (std::isnan(value)) {
     return 0x7f;
@@ -256,7 +256,7 @@ inline float from_lane_xor(float value, int mask) {
   return other;
 }
 
-// Sixteen bytes must lie on a boundary of sixteen.
+// Sixteen bytes must be aligned to sixteen.
 inline void check_aligned(const void *address) {
   if (reinterpret_cast<uintptr_t>(address) % 16 != 0) {
     std::fprintf(stderr, "an access of 16 bytes is not aligned\n");
@@ -271,7 +271,7 @@ inline void copy_async(void *target, const void *source, bool is_there) {
   check_aligned(target);
   check_aligned(source);
   this_fibre().open_group.push_back({target, is_there ? source : &zeros});
-  // From now on it may arrive at any time: who still reads what was there shall be seen.
+  // From now on the copy may be done at any time: a thread that still reads the old contents is detected.
   emulation::Block &block = *emulation::block;
   std::memset(target, 0xff, 16);
   std::memset(block.published.data() + (static_cast<unsigned char *>(target) - block.shared.data()), 0xff, 16);
@@ -293,7 +293,7 @@ template <int LEFT> void wait_for_groups() {
 
 inline uint16_t element(const void *row, int index) { return static_cast<const uint16_t *>(row)[index]; }
 
-// Of four 8×8 matrices, whose rows the lanes show each other, each lane gets two neighbours in a row, or one above the other.
+// Of four 8×8 matrices, whose rows the lanes pass, each lane gets two neighbors in a row, or one above the other.
 inline void load_pairs(uint32_t (&matrices)[4], const void *shown_row, bool is_transposed) {
   check_aligned(shown_row);
   emulation::Exchange &warp = emulation::exchange();

@@ -1,11 +1,11 @@
-// Attention the plainest way, which those of the kernels are compared with. One of them has been included before.
+// Attention in the plainest way, for comparison. A kernel must be included before.
 #pragma once
 
 #include "compare.h"
 
 inline Bounds bounds_of(const std::vector<int> &lengths) { return bounds_from<Bounds>(lengths); }
 
-// The plainest way. `weigh` makes of a product of a query and a key, and of their head and their rows, the weight's logarithm.
+// The plainest way. `weigh` turns the product of a query and a key, with their head and rows, into the weight's logarithm.
 template <class Weigh>
 std::vector<double> plain_attention(const uint16_t *qkv, const Bounds &bounds, int heads, int width, const Weigh &weigh) {
   const int part = heads * width;

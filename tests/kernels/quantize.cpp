@@ -1,4 +1,4 @@
-// Rows rounded to e4m3, on the emulated machine: to the bit what the definition says.
+// Rows quantized to e4m3, on the emulated machine: bit by bit as defined.
 #include "../../src/engine/kernels/quantize.cu"
 #include "compare.h"
 
@@ -9,7 +9,7 @@ void check(bool is_right, const std::string &what) {
   faults += is_right ? 0 : 1;
 }
 
-// What stands in for the instruction on older devices gives what the instruction gives.
+// The replacement of the instruction on older devices gives the instruction's results.
 void test_conversion() {
   size_t wrong = 0, count = 0;
   const auto compare_both = [&](float of) {
@@ -26,7 +26,7 @@ void test_conversion() {
       compare_both(std::nextafter(of, 1e9f));
     }
   }
-  // Every number that bf16 has.
+  // Every number of bf16.
   for (uint32_t bits = 0; bits < 0x8000; ++bits) {
     compare_both(value(static_cast<uint16_t>(bits)));
   }
@@ -37,7 +37,7 @@ void test_conversion() {
   check(wrong == 0, "e4m3 of " + std::to_string(count) + " floats and their negatives: " + std::to_string(wrong) + " wrong");
 }
 
-// The definition, row by row, from the numbers that are to be rounded.
+// The definition, row by row, from the numbers to be quantized.
 struct Expected {
   std::vector<uint32_t> codes;
   std::vector<float> scales;
@@ -83,11 +83,10 @@ struct Result {
     }
     const bool is_whole = codes.is_whole() && scales.is_whole();
     check(wrong == 0 && is_whole, what + ", " + std::to_string(rows) + " rows of " + std::to_string(width) + ": " +
-                                      std::to_string(wrong) + " wrong" + (is_whole ? "" : "; wrote beside its place"));
+                                      std::to_string(wrong) + " wrong" + (is_whole ? "" : "; wrote out of bounds"));
   }
 
-  // Where what is rounded was computed in another order: a value may be off by half a step, and by `tolerance` of its row's
-  // largest.
+  // For values that were computed in another order: one may be off by half a step, and by `tolerance` of its row's largest.
   void compare_values(const std::string &what, const std::vector<std::vector<double>> &expected, double tolerance) {
     double worst = 0.0;
     for (int row = 0; row < rows; ++row) {
@@ -105,7 +104,7 @@ struct Result {
     const bool is_whole = codes.is_whole() && scales.is_whole();
     char text[160];
     std::snprintf(text, sizeof text, "%s: at most %.1e of the row's largest beyond half a step%s", what.c_str(), worst,
-                  is_whole ? "" : "; wrote beside its place");
+                  is_whole ? "" : "; wrote out of bounds");
     check(worst <= tolerance && is_whole, text);
   }
 };
@@ -135,7 +134,7 @@ void test_rows(int rows, int width, int stride, float deviation, bool is_wide) {
   result.compare_bits(is_wide ? "wide rows" : "narrow rows", expected);
 }
 
-// Rows that are special, each of 48 values: the first ones are given, the rest are zeros.
+// Special rows, of 48 values each: the first ones are given, the rest are zeros.
 void test_special_rows() {
   const float largest_bf16 = value(0x7f7f), smallest_bf16 = value(0x0001);
   const std::vector<std::vector<float>> special = {
@@ -172,7 +171,7 @@ void test_special_rows() {
     }
   }
   check(is_finite, "finite rows stay finite");
-  check(is_none, "a row with a value that is not finite has none that is a number");
+  check(is_none, "a row with a value that is not finite becomes NaN");
   check(result.value_at(4, 0) > 3e38f && result.value_at(4, 2) == 0.0f, "the largest number does not overflow");
 }
 
@@ -185,7 +184,7 @@ void test_alone() {
   run_quantize(alone, x->data() + 3 * width, width, true);
   check(std::memcmp(together.code_data() + 3 * width, alone.code_data(), width) == 0 &&
             together.scale_data()[3] == alone.scale_data()[0],
-        "a row alone has the bits it has among others");
+        "a row has the same bits unbatched");
 }
 
 double gelu(double x) { return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / M_PI) * (x + 0.044715 * x * x * x))); }

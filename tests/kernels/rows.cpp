@@ -1,4 +1,4 @@
-// What happens to each token by itself, on the emulated machine.
+// Operations on each token by itself, on the emulated machine.
 #include "../../src/engine/kernels/rows.cu"
 #include "compare.h"
 
@@ -65,7 +65,7 @@ void test_gated_residual(int width, const std::vector<int> &lengths, bool is_bia
   compare("gated residual, width " + std::to_string(width), out, expected, 1e-4);
 }
 
-// `gap` rows stay free before each sequence, and behind the last: for another stream.
+// `gap` rows are left before each sequence, and behind the last, for another stream.
 void test_rotation(int heads, int width, const std::vector<int> &lengths, int gap, bool is_rotated, bool is_biased) {
   const Bounds sources = bounds_of(lengths);
   Bounds targets = sources;
@@ -89,7 +89,7 @@ void test_rotation(int heads, int width, const std::vector<int> &lengths, int ga
   const float *sin = is_rotated ? reinterpret_cast<float *>(sines.data()) : nullptr;
   const size_t joint_rows = rows + (sources.count + 1) * static_cast<size_t>(gap);
   Guarded out(joint_rows * 3 * part);
-  // What stands in the gaps must stay.
+  // The gaps must stay unchanged.
   const uint16_t other = to_bf16(42.0f);
   std::fill_n(out.data(), joint_rows * 3 * part, other);
   emulation::launch({rows, 1}, 256, 0, [&] {

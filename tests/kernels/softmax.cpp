@@ -32,7 +32,7 @@ void test_softmax(int rows, int columns, float deviation, float mean) {
 } // namespace
 
 int main() {
-  // One chunk, some threads without any, a whole block, more chunks than threads; scores so large that one takes all.
+  // One chunk, threads without any, a full block, more chunks than threads; scores so large that one takes all.
   test_softmax(3, 8, 20.0f, 0.0f);
   test_softmax(2, 1000, 40.0f, -3000.0f);
   test_softmax(1, 2048, 20.0f, 0.0f);

@@ -1,4 +1,4 @@
-// What T5 needs, on the emulated machine: attention with a bias, its normalisation and its gated activation.
+// T5's operations on the emulated machine: attention with a bias, normalization and gated activation.
 #include "../../src/engine/kernels/attention.cu"
 
 namespace text {

@@ -1,12 +1,12 @@
-// Products of a warpgroup on the emulated machine, as the PTX manual has them ("Asynchronous Warpgroup Level Matrix
-// Multiply-Accumulate Operation using wgmma.mma_async instruction"). What they do beside the program is done as late as the
-// program allows, and whoever did not wait is found out:
+// Matrix instructions of a warpgroup on the emulated machine, as in the PTX manual ("Asynchronous Warpgroup Level Matrix
+// Multiply-Accumulate Operation using wgmma.mma_async instruction"). Their asynchronous work is done as late as the program
+// allows, so that a missing wait is detected:
 //
-// - What a product reads from shared memory is what the asynchronous proxy sees, and must be the same when the product is
-//   started and when it has been waited for. A copy is seen there after `publish_copies` of the thread that made it.
-// - The registers of a sum hold no numbers from the product's start until it has been waited for, and nobody may write them.
-//   Those of a left side are read at the very end.
-// - `order_registers` must stand between the last change of registers and a product that uses them.
+// - An instruction reads shared memory through the asynchronous proxy, and its operands there must be the same when it is
+//   started and when it has been waited for. The proxy sees a copy after `publish_copies` of the thread that made it.
+// - The registers of a sum are NaN from the instruction's start until it has been waited for, and must not be written. Those
+//   of a left operand are read at the very end.
+// - `order_registers` must come between the last change of registers and an instruction that uses them.
 #pragma once
 
 #include "emulation.h"
@@ -15,7 +15,7 @@
 
 namespace emulation {
 
-// Where shared memory begins, in its own addresses: on no boundary that a tile could begin on.
+// Where shared memory begins, in its own addresses: not aligned for a tile.
 constexpr uint32_t SHARED_START = 1024 + 16;
 
 [[noreturn]] inline void refuse(const char *what) {
@@ -25,7 +25,7 @@ constexpr uint32_t SHARED_START = 1024 + 16;
 
 constexpr int LEFT_ROWS = 64, RIGHT_COLUMNS = 128, DEPTH = 16;
 
-// What a product has read from shared memory: `left [row][k]`, where it stands there, and `right [column][k]`.
+// What an instruction has read from shared memory: `left [row][k]`, where it is there, and `right [column][k]`.
 struct Operands {
   std::vector<uint16_t> left, right;
   bool operator==(const Operands &other) const { return left == other.left && right == other.right; }
@@ -40,7 +40,7 @@ struct Product {
   std::shared_ptr<Operands> seen;
 };
 
-// A sum that is being worked on: what will stand in its registers.
+// A pending sum: the future contents of its registers.
 struct Sum {
   std::array<float, 64> values;
   int products_left = 0;
@@ -53,12 +53,12 @@ struct Products {
   bool is_ordered = false;
   // Registers as they were when they were ordered.
   std::map<const void *, std::vector<uint32_t>> ordered;
-  // Descriptors of all products so far: the same in all warps of a warpgroup.
+  // Descriptors of all instructions so far: the same in all warps of a warpgroup.
   std::vector<std::array<uint64_t, 2>> started;
 
   ~Products() {
     if (!groups.empty() || !open_group.empty()) {
-      std::fprintf(stderr, "a thread ended before its products\n");
+      std::fprintf(stderr, "a thread ended before its matrix instructions\n");
       std::abort();
     }
   }
@@ -84,11 +84,11 @@ inline bool is_untouched(const float *sum) {
   return std::all_of(sum, sum + 64, [&](const float &value) { return std::memcmp(&value, &mark, sizeof mark) == 0; });
 }
 
-// One bf16 as the asynchronous proxy sees it: bits 4 to 6 of its address are swizzled by bits 7 to 9.
+// One bf16 through the asynchronous proxy: bits 4 to 6 of its address are swizzled by bits 7 to 9.
 inline uint16_t published_at(uint32_t address) {
   const uint32_t at = (address ^ (address >> 3 & 0x70)) - SHARED_START;
   if (at + 2 > block->published.size()) {
-    refuse("a product reads outside of shared memory");
+    refuse("a matrix instruction reads outside of shared memory");
   }
   uint16_t value;
   std::memcpy(&value, block->published.data() + at, sizeof value);
@@ -101,10 +101,10 @@ inline std::vector<uint16_t> matrix_behind(uint64_t descriptor, int lines, bool 
   const uint32_t leading = (descriptor >> 16 & 0x3fff) << 4;
   const uint32_t stride = (descriptor >> 32 & 0x3fff) << 4;
   if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) {
-    refuse("only matrices with a swizzle of 128 bytes and no offset of their base are known here");
+    refuse("only matrices with a swizzle of 128 bytes and no base offset are supported");
   }
   if ((start & 0x380) != 0) {
-    refuse("a matrix does not begin on a boundary of 1024 bytes");
+    refuse("a matrix is not aligned to 1024 bytes");
   }
   std::vector<uint16_t> values(lines * DEPTH);
   for (int line = 0; line < lines; ++line) {
@@ -136,10 +136,10 @@ inline bool is_as_ordered(const void *registers, size_t count) {
 inline void start(Product product) {
   Products &mine = products();
   if (!mine.is_ordered) {
-    refuse("a product's registers have not been ordered");
+    refuse("the registers of a matrix instruction were not ordered");
   }
   if (product.left != nullptr && !is_as_ordered(product.left, 4)) {
-    refuse("a product's left side was changed after registers were ordered");
+    refuse("a left operand was changed after registers were ordered");
   }
   Sum &sum = mine.sums[product.sum];
   if (sum.products_left > 0) {
@@ -154,13 +154,13 @@ inline void start(Product product) {
   }
   ++sum.products_left;
   std::fill(product.sum, product.sum + 64, no_number());
-  // All warps of a warpgroup start the same products.
+  // All warps of a warpgroup start the same instructions.
   mine.started.push_back({product.a, product.b});
   const size_t turn = mine.started.size() - 1;
   for (int warp = 0; warp < 4; ++warp) {
     const auto &other = block->fibres[block->current / 128 * 128 + warp * WARP].products;
     if (other && other->started.size() > turn && other->started[turn] != mine.started[turn]) {
-      refuse("the warps of a warpgroup start different products");
+      refuse("the warps of a warpgroup start different instructions");
     }
   }
   // One lane reads for its warp.
@@ -177,7 +177,7 @@ inline void start(Product product) {
 inline void finish(const Product &product) {
   Exchange &warp = exchange();
   if (lane() == 0 && !(operands_of(product) == *product.seen)) {
-    refuse("shared memory changed while a product was reading it");
+    refuse("shared memory changed while a matrix instruction was reading it");
   }
   if (product.left != nullptr) {
     std::copy(product.left, product.left + 4, warp.words[lane()]);
@@ -229,16 +229,16 @@ template <int LEFT> void wait_for_groups_of_products() {
       finish(product);
     }
   }
-  // From here on the program does as it likes with registers.
+  // From here on the program may change registers.
   mine.is_ordered = false;
   mine.ordered.clear();
 }
 
-// And a sum is wanted then.
+// And a sum that the program reads.
 template <int LEFT> void wait_for_sum(float *sum) {
   wait_for_groups_of_products<LEFT>();
   if (products().sums[sum].products_left > 0) {
-    refuse("a sum is used before its products have been waited for");
+    refuse("a sum is used before its instructions have been waited for");
   }
 }
 

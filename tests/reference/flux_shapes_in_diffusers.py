@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The demo model in Hugging Face diffusers: loads models/flux-shapes with FluxPipeline as it stands, draws the same
-prompts and seeds as `fluxserve generate`, and compares the pictures. Fails where a channel differs by more than 1/255.
+"""The demo model in Hugging Face diffusers: loads models/flux-shapes with FluxPipeline, generates the same prompts and
+seeds as `fluxserve generate`, and compares the images. Fails if a channel differs by more than 1/255.
 
     cargo build --release
     python3 -m venv venv && venv/bin/pip install torch diffusers transformers pillow numpy
@@ -20,7 +20,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = ROOT / "target/release/fluxserve"
 MODEL = ROOT / "models/flux-shapes"
-# What the model is trained with, and so part of it: FLUX has no text mask.
+# As in training, and so part of the model: FLUX has no text mask.
 SEQUENCE_LENGTH = 24
 # Width, height, steps, guidance, seed, prompt.
 CASES = [
@@ -32,7 +32,7 @@ CASES = [
 ]
 
 
-def drawn_by_fluxserve(folder, width, height, steps, guidance, seed, prompt):
+def generated_by_fluxserve(folder, width, height, steps, guidance, seed, prompt):
     file = folder / f"{seed}.png"
     subprocess.run(
         [PROGRAM, "generate", "--model", f"fluxserve/flux-shapes={MODEL}", "--device", "cpu", "--max-sequence-length",
@@ -51,7 +51,7 @@ def main():
                 prompt, width=width, height=height, num_inference_steps=steps, guidance_scale=guidance,
                 max_sequence_length=SEQUENCE_LENGTH, generator=torch.Generator("cpu").manual_seed(seed), output_type="pil").images[0]
             theirs = numpy.asarray(theirs.convert("RGB")).astype(int)
-            ours = drawn_by_fluxserve(Path(folder), width, height, steps, guidance, seed, prompt)
+            ours = generated_by_fluxserve(Path(folder), width, height, steps, guidance, seed, prompt)
             apart = numpy.abs(ours - theirs)
             worst = max(worst, apart.max())
             print(f"{width}x{height} steps={steps} guidance={guidance} seed={seed}: at most {apart.max()}/255, "

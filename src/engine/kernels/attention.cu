@@ -1,21 +1,21 @@
 // softmax(scale (q kᵀ + bias)) v for every head and every sequence of a packed stream, without a matrix of scores:
-// the online softmax of "FlashAttention-2" (Dao, 2023), on the tensor cores of sm_80 and later. The bias, where there is
-// one, depends on how far a key stands behind its query, and on the head.
+// the online softmax of "FlashAttention-2" (Dao, 2023), on the tensor cores of sm_80 and later. The optional bias depends on
+// the distance from the key to the query, and on the head.
 //
-// A block answers 128 queries of one head; keys and values come 64 at a time, the next ones while these are being worked
-// on. Where a sequence's blocks begin depends on that sequence alone, and so do its answers' bits.
+// A block computes 128 queries of one head. Keys and values are loaded 64 at a time, the next ones while the current ones
+// are used. Where a sequence's blocks begin depends on that sequence alone, and so do the bits of its outputs.
 #include "attention.cuh"
 
 namespace {
 
 constexpr int WARPS = 8;
 constexpr int THREADS = WARPS * LANES;
-// Queries of one warp: the rows of one tensor-core product.
+// Queries of one warp: the rows of one tensor-core instruction.
 constexpr int WARP_QUERIES = 16;
 constexpr int QUERIES = WARPS * WARP_QUERIES;
 constexpr int KEYS = 64;
 
-// Where a chunk of a row stands in shared memory: neighbouring rows begin in different banks.
+// Position of a row's chunk in shared memory: neighboring rows begin in different banks.
 template <int WIDTH> __device__ __forceinline__ int swizzled(int row, int chunk) {
   constexpr int CHUNKS = WIDTH / CHUNK;
   constexpr int MASK = (CHUNKS < 8 ? CHUNKS : 8) - 1;
@@ -34,7 +34,7 @@ __device__ __forceinline__ void copy_rows(uint16_t *tile, const uint16_t *source
   }
 }
 
-// `bias`, `[heads, bias_stride]`: of each head the values for keys from length - 1 before the query to as many behind it.
+// `bias`, `[heads, bias_stride]`: for each head the values of keys from length - 1 before the query to as many behind it.
 template <int WIDTH, bool IS_BIASED>
 __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const float *bias, int bias_stride,
                                        const Bounds &bounds, int heads, int out_stride, float scale) {
@@ -55,13 +55,13 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   const uint16_t *values = keys + part;
   float *biases = reinterpret_cast<float *>(tiles + 4 * KEYS * WIDTH);
   if (IS_BIASED) {
-    // The barrier after the queries have come is also this one's.
+    // The barrier after loading the queries serves this, too.
     for (int i = threadIdx.x; i < 2 * length - 1; i += THREADS) {
       biases[i] = bias[static_cast<int64_t>(blockIdx.y) * bias_stride + i];
     }
   }
 
-  // Two stages of keys and values; the queries pass through the second, which is not needed yet.
+  // Two stages of keys and values; the queries are loaded through the second, which is not needed yet.
   constexpr int STAGE = 2 * KEYS * WIDTH;
   copy_rows<WIDTH, QUERIES>(tiles + STAGE, queries + query * stride, stride, length - query);
   end_group();
@@ -78,7 +78,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   }
   __syncthreads();
 
-  // Of each lane's two rows: the answer so far, the largest score, and this lane's part of the sum of weights.
+  // For each lane's two rows: the output so far, the largest score, and this lane's part of the sum of weights.
   float answer[2 * PRODUCTS][4] = {};
   float largest[2] = {-INFINITY, -INFINITY};
   float total[2] = {0.0f, 0.0f};
@@ -118,13 +118,13 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
         for (int i = 0; i < 4; ++i) {
           const int key = round * KEYS + n * 8 + lane % 4 * 2 + i % 2;
           const int row = query + warp * WARP_QUERIES + lane / 4 + i / 2 * 8;
-          // Beyond the sequence there is no bias, and nothing that counts.
+          // Behind the sequence there is no bias, and no score that counts.
           scores[n][i] += key < length && row < length ? biases[key - row + length - 1] : 0.0f;
         }
       }
     }
     if (next > length) {
-      // Behind the sequence's end there are zeros, which must not count.
+      // Behind the sequence's end are zeros, which must not count.
 #pragma unroll
       for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
@@ -165,7 +165,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 
 #pragma unroll
     for (int k = 0; k < KEYS / 16; ++k) {
-      // What one product leaves in a lane is where the next wants its left side.
+      // The result registers of one instruction are the left operand of the next.
       const float(&even)[4] = scores[2 * k];
       const float(&odd)[4] = scores[2 * k + 1];
       const uint32_t weights[4] = {pack(even[0], even[1]), pack(even[2], even[3]), pack(odd[0], odd[1]),
@@ -182,7 +182,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
     __syncthreads();
   }
 
-  // By way of shared memory, so that whole chunks go out. Each warp has a place of its own.
+  // Through shared memory, so that complete chunks are written. Each warp has its own part.
   uint16_t *place = tiles + warp * WARP_QUERIES * WIDTH;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -208,8 +208,8 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 
 } // namespace
 
-// `qkv [rows, 3 × heads × head width]`, contiguous -> `out [rows, heads × head width]`, whose rows are `out_stride` values
-// apart; bf16, on boundaries of 16 bytes.
+// `qkv [rows, 3 × heads × head width]`, contiguous -> `out [rows, heads × head width]`, with `out_stride` values from row to
+// row; bf16, aligned to 16 bytes.
 // Grid: (the sum over sequences of ceil(length / 128), heads); 256 threads; 512 bytes of shared memory × head width.
 #define ATTENTION(width)                                                                                                \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
@@ -217,7 +217,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
     attend<width, false>(qkv, out, nullptr, 0, bounds, heads, out_stride, scale);                                       \
   }
 
-// With a bias, in f32, for sequences of one length; it takes 8 bytes × that length more of shared memory.
+// With a bias, in f32, for sequences of one length; it takes another 8 bytes × that length of shared memory.
 #define BIASED_ATTENTION(width)                                                                                         \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
       biased_attention_##width(const uint16_t *qkv, uint16_t *out, const float *bias, int bias_stride, Bounds bounds,   \

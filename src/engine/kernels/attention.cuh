@@ -1,21 +1,21 @@
-// What the kernels of attention have in common: which queries a block answers, and what the lanes that share a row of
-// scores tell each other.
+// Shared by the kernels of attention: which queries a block computes, and reductions over the lanes that share a row of
+// scores.
 #pragma once
 
 #include "device.cuh"
 
 namespace {
 
-// The queries of one block: some of one sequence.
+// The queries of one block, all of one sequence.
 struct Task {
-  // The sequence's first row in the stream, and how many it has; 0: nothing is to be done.
+  // The sequence's first row in the stream, and its length; 0: the block has no work.
   int64_t first;
   int length;
-  // The first of the queries, counted from the sequence's beginning.
+  // The first of the queries, from the sequence's beginning.
   int query;
 };
 
-// What block `block` of those in a row answers, of `QUERIES` queries each.
+// The queries of block `block`, with `QUERIES` queries for each.
 template <int QUERIES> __device__ __forceinline__ Task task_of(const Bounds &bounds, int block) {
   for (int sequence = 0; sequence < bounds.count; ++sequence) {
     const int length = bounds.at[sequence + 1] - bounds.at[sequence];
@@ -28,7 +28,7 @@ template <int QUERIES> __device__ __forceinline__ Task task_of(const Bounds &bou
   return {0, 0, 0};
 }
 
-// The largest or the sum over the four lanes that share a row.
+// Maximum or sum over the four lanes that share a row.
 __device__ __forceinline__ float row_max(float value) {
   value = fmaxf(value, from_lane_xor(value, 1));
   return fmaxf(value, from_lane_xor(value, 2));

@@ -1,13 +1,13 @@
-// The attention of attention.cu at a head width of 128, by the products of sm_90a: two warpgroups of 64 queries each, keys
-// and values 128 at a time, the tensor cores at work while the weights of the next keys are being computed
+// The attention of attention.cu at a head width of 128, by the matrix instructions of sm_90a: two warpgroups of 64 queries
+// each, keys and values 128 at a time. The tensor cores work while the weights of the next keys are computed
 // ("FlashAttention-3", Shah et al., 2024).
 //
-// Keys are taken from the sequence's end to its beginning, so that only the first tile can be an incomplete one. Where a
-// sequence's blocks and tiles begin depends on that sequence alone, and so do its answers' bits.
+// Keys are taken from the sequence's end to its beginning, so that only the first tile can be partial. Where a sequence's
+// blocks and tiles begin depends on that sequence alone, and so do the bits of its outputs.
 #include "attention.cuh"
 #include "warpgroup.cuh"
 
-// Other devices do not have these instructions, and the kernel is not there.
+// Other devices do not have these instructions; for them the kernel is empty.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
 
 namespace {
@@ -15,25 +15,25 @@ namespace {
 constexpr int WIDTH = 128;
 constexpr int GROUPS = 2;
 constexpr int THREADS = GROUPS * WARPGROUP;
-// Queries of one warpgroup: the rows of one of its products.
+// Queries of one warpgroup: the rows of one of its instructions.
 constexpr int GROUP_QUERIES = 64;
 constexpr int QUERIES = GROUPS * GROUP_QUERIES;
-// Of one tile. Tiles of queries, keys and values have the same shape.
+// Rows of a tile. Tiles of queries, keys and values have the same shape.
 constexpr int KEYS = 128;
 constexpr int TILE = KEYS * WIDTH;
 constexpr int PANEL_BYTES = KEYS * PANEL * 2;
 static_assert(QUERIES == KEYS, "one shape of tiles");
 
 constexpr int CHUNKS = WIDTH / CHUNK;
-// Terms of the sum in one product.
+// Terms of the sum in one instruction.
 constexpr int DEPTH = 16;
 
-// Starts to copy a tile, of which `rows_there` rows exist. Those behind become zeros: what stands there in memory is
-// another sequence's, and need not be finite.
+// Starts to copy a tile, of which `rows_there` rows exist. The rows behind become zeros: in memory they are another
+// sequence's, and need not be finite.
 template <bool IS_WHOLE>
 __device__ __forceinline__ void copy_tile(uint16_t *tile, const uint16_t *source, int64_t stride, int rows_there) {
   constexpr int ROWS_AT_ONCE = THREADS / CHUNKS;
-  static_assert(ROWS_AT_ONCE % 8 == 0, "a thread's chunks stand below each other");
+  static_assert(ROWS_AT_ONCE % 8 == 0, "a thread's chunks are below each other");
   const int first_row = threadIdx.x / CHUNKS;
   const int chunk = threadIdx.x % CHUNKS;
   uint16_t *target = tile + in_panels<KEYS>(first_row, chunk);
@@ -59,7 +59,7 @@ __device__ __forceinline__ void multiply_by_keys(float (&scores)[64], uint64_t q
   end_products();
 }
 
-// Starts to add a tile's values, by their weights, to the answer.
+// Starts to add a tile's values, times their weights, to the output.
 __device__ __forceinline__ void multiply_by_values(float (&answer)[64], const uint32_t (&weights)[8][4], uint64_t values) {
 #pragma unroll
   for (int k = 0; k < KEYS / DEPTH; ++k) {
@@ -68,13 +68,13 @@ __device__ __forceinline__ void multiply_by_values(float (&answer)[64], const ui
   end_products();
 }
 
-// Of each lane's two rows: the largest score so far and this lane's part of the sum of weights. Scores count in steps of a
-// factor of two of the weight.
+// For each lane's two rows: the largest score so far and this lane's part of the sum of weights. Scores are logarithms of
+// the weights to the base 2.
 struct Softmax {
   float largest[2] = {-INFINITY, -INFINITY};
   float total[2] = {0.0f, 0.0f};
 
-  // From a tile's scores its weights, in their place, and by how much all weights before have shrunk.
+  // Replaces a tile's scores with its weights, and returns the factors for all earlier weights.
   __device__ __forceinline__ void add(float (&scores)[64], float factor, float (&shrink)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -98,7 +98,7 @@ struct Softmax {
   }
 };
 
-// What one product leaves in a lane is where the next wants its left side.
+// The result registers of one instruction are the left operand of the next.
 __device__ __forceinline__ void pack_weights(uint32_t (&weights)[8][4], const float (&scores)[64]) {
 #pragma unroll
   for (int i = 0; i < 32; ++i) {
@@ -106,7 +106,7 @@ __device__ __forceinline__ void pack_weights(uint32_t (&weights)[8][4], const fl
   }
 }
 
-// Each lane's two rows, each by its factor.
+// Multiplies each lane's two rows, each by its factor.
 __device__ __forceinline__ void scale_rows(float (&answer)[64], const float (&factors)[2]) {
 #pragma unroll
   for (int i = 0; i < 64; ++i) {
@@ -127,7 +127,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   const uint16_t *keys = queries + part;
   const uint16_t *values = keys + part;
 
-  // The queries, then two places for keys and two for values.
+  // The queries, then two buffers for keys and two for values.
   const uint32_t unaligned = shared_address(shared);
   const uint32_t skipped = (TILE_ALIGNMENT - unaligned % TILE_ALIGNMENT) % TILE_ALIGNMENT;
   uint16_t *query_tile = reinterpret_cast<uint16_t *>(shared + skipped);
@@ -147,8 +147,8 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   // Weights are powers of two.
   const float factor = scale * 1.4426950408889634f;
 
-  // Each turn takes one tile of keys. One group of copies is on its way at any time: the next turn's keys and this
-  // turn's values, which are wanted then as well.
+  // Each turn takes one tile of keys. One group of copies is pending at any time: the next turn's keys and this turn's
+  // values, which are needed then as well.
   const int turns = (length + KEYS - 1) / KEYS;
   const int tail = (turns - 1) * KEYS;
   copy_tile<false>(query_tile, queries + query * stride, stride, length - query);
@@ -166,7 +166,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   end_group();
   wait_for_products<0>(scores);
   if (tail + KEYS > length) {
-    // Behind the sequence's end there are zeros, which must not count.
+    // Behind the sequence's end are zeros, which must not count.
     const int column = tail + threadIdx.x % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 64; ++i) {
@@ -178,12 +178,12 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   softmax.add(scores, factor, shrink);
 
   for (int turn = 1; turn < turns; ++turn) {
-    // The turn before last has had all the time of the weights' computation.
+    // The copies of the turn before last had the whole weight computation to finish.
     wait_for_products<0>(answer, weights);
     pack_weights(weights, scores);
     wait_for_groups<0>();
     publish_copies();
-    // After this the copies of all threads are there, and nobody reads the tiles of the turn before last any more.
+    // After this the copies of all threads are done, and no thread reads the tiles of the turn before last.
     __syncthreads();
     order_registers();
     multiply_by_keys(scores, query_matrix, key_matrix(turn));
@@ -209,8 +209,8 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   multiply_by_values(answer, weights, value_matrix(turns - 1));
   wait_for_products<0>(answer, weights);
 
-  // By way of shared memory, so that whole chunks go out: where the queries stood, which nobody reads any more. Each warp
-  // has its own 16 rows.
+  // Through shared memory, so that complete chunks are written: in place of the queries, which are not read any more. Each
+  // warp has its own 16 rows.
   const int lane = threadIdx.x % LANES;
   const int row = threadIdx.x / LANES * 16;
 #pragma unroll
@@ -237,10 +237,10 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 
 } // namespace
 
-// `qkv [rows, 3 × heads × 128]`, contiguous -> `out [rows, heads × 128]`, whose rows are `out_stride` values apart; bf16, on
-// boundaries of 16 bytes.
+// `qkv [rows, 3 × heads × 128]`, contiguous -> `out [rows, heads × 128]`, with `out_stride` values from row to row; bf16,
+// aligned to 16 bytes.
 // Grid: (the sum over sequences of ceil(length / 128), heads); 256 threads; 161 KiB of shared memory: five tiles of 32 KiB,
-// and what it takes to begin on a boundary.
+// and the alignment.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_hopper_128(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, int out_stride, float scale) {
   attend(qkv, out, bounds, heads, out_stride, scale);

@@ -1,16 +1,16 @@
-// Convolutions of one image, channels last, on the tensor cores of sm_80 and later, without spreading the input out:
-// 3×3 with a border of zeros, and the same after the image's sides have been doubled by repeating each pixel.
-// convolution.cuh says how.
+// Convolutions of one image, channels last, on the tensor cores of sm_80 and later, without unrolling the input: 3×3 with a
+// border of zeros, and the same of an image of doubled sides, with each pixel repeated. convolution.cuh describes the
+// algorithm.
 #include "convolution.cuh"
 
 namespace {
 
 constexpr int WARPS = 8;
 constexpr int THREADS = WARPS * LANES;
-// Channels of the input in a step.
+// Input channels of a step.
 constexpr int STEP = 32;
 constexpr int STEP_CHUNKS = STEP / CHUNK;
-// Rounds whose weights are in shared memory or on their way there.
+// Rounds whose weights are in shared memory or pending.
 constexpr int STAGES = 4;
 
 template <int KERNEL, int OUTPUTS>
@@ -71,8 +71,8 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
     next.advance();
   }
 
-  // Of each row of pixels of this warp, 16 pixels by 16 channels; and 16 outputs by 16 channels. Two of each: one is being
-  // multiplied while the other comes.
+  // For each row of pixels of this warp, 16 pixels by 16 channels; and 16 outputs by 16 channels. Two of each: one is
+  // multiplied while the other is loaded.
   uint32_t a[2][WARP_ROWS][4];
   uint32_t b[2][WARP_OUTPUTS / 16][4];
   float sums[WARP_ROWS][WARP_OUTPUTS / 8][4] = {};
@@ -108,7 +108,7 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
   for (int i = 0; i < rounds; ++i) {
     load(1, round, i % STAGES);
     multiply(0);
-    // Now the next round's weights are there, and its pixels, and all threads have read what this round needs.
+    // Now the next round's weights and pixels are loaded, and all threads have read this round's.
     wait_for_groups<STAGES - 2>();
     __syncthreads();
     if (i + STAGES < rounds) {
@@ -119,13 +119,13 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
       copy_step(round.step + 2);
     }
     end_group();
-    // After the last round it loads what nobody multiplies.
+    // After the last round this loads values that are not used.
     round.advance();
     load(0, round, (i + 1) % STAGES);
     multiply(1);
   }
 
-  // Each warp has a place of its own, where all have read.
+  // Each warp has its own part, in memory that all threads have read.
   __syncthreads();
   const auto sum_at = [&](int m, int n, int half, int i) { return sums[m][n][2 * half + i]; };
   write_outputs<KERNEL, WARP_ROWS, WARP_OUTPUTS>(sum_at, task, part, image, outputs, biases, residual, out,
@@ -134,9 +134,9 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
 
 } // namespace
 
-// `x [height, width, inputs]`, `weight [kinds, outputs, taps, inputs]`, `bias [outputs]`, and perhaps a `residual` like `out`,
-// which is added -> `out [height, width, outputs]`, or of doubled sides; contiguous, bf16, on boundaries of 16 bytes, in and
-// out channels multiples of 8.
+// `x [height, width, inputs]`, `weight [kinds, outputs, taps, inputs]`, `bias [outputs]`, and optionally a `residual` like
+// `out`, which is added -> `out [height, width, outputs]`, or of doubled sides; contiguous, bf16, aligned to 16 bytes, input
+// and output channels multiples of 8.
 // Grid: (ceil(height / 16) × ceil(width / 16) × kinds × ceil(outputs / OUTPUTS)); 256 threads; shared memory: twice 64 bytes
 // × (15 + kernel)², four times 64 bytes × OUTPUTS, and 2 bytes × OUTPUTS.
 #define CONVOLUTION(name, kernel, outputs_of_block)                                                                     \

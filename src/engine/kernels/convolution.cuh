@@ -1,26 +1,26 @@
-// What the convolutions have in common: how an image is cut into tiles, how its pixels come to shared memory, and how a
-// tile's outputs get back.
+// Shared by the convolutions: how an image is cut into tiles, how its pixels are loaded into shared memory, and how a tile's
+// outputs are written.
 //
-// A block makes 128 channels of a tile of 16×16 pixels. It goes over the input some channels at a time, which is a step: these
-// of the tile and of the pixels around it lie in shared memory once, and each tap of the kernel reads them there from another
-// place on. The weights come tap by tap: a round. What comes next is on its way while this is being worked on. No sum is
-// split between blocks: always the same order, always the same bits.
+// A block computes 128 channels of a tile of 16×16 pixels. It takes some input channels at a time, which is a step: these
+// channels of the tile and its border are in shared memory once, and each tap of the kernel reads them at another offset.
+// The weights are loaded tap by tap: a round. The next round is loaded during the current one. No sum is split between
+// blocks, so the order of additions, and the bits, are always the same.
 //
-// An image of doubled sides is never made. Of its pixels those in even rows see the rows above and here, those in odd rows
-// here and below, where the one that is seen twice has the sum of two weights; and so with the columns. So each of the four
-// kinds of pixels is a 2×2 convolution of the small image: 4 taps for 9.
+// An image of doubled sides is never stored. Its pixels in even rows see the rows above and here, those in odd rows here and
+// below, where the row that is seen twice has the sum of two weights; columns likewise. So each of the four kinds of pixels
+// is a 2×2 convolution of the small image: 4 taps instead of 9.
 #pragma once
 
 #include "device.cuh"
 
-// Pixels at each side of a block's tile. A warp's product takes 16 pixels of one row.
+// Pixels at each side of a block's tile. A warp's instruction takes 16 pixels of one row.
 constexpr int TILE = 16;
 
 struct Image {
   int height, width, channels;
 };
 
-// Rounds that follow each other: tap by tap, step by step.
+// Successive rounds: tap by tap, step by step.
 template <int TAPS> struct Round {
   int step, tap;
 
@@ -32,13 +32,13 @@ template <int TAPS> struct Round {
   }
 };
 
-// What a block has to do. `KERNEL` is 3, or 2 of the four convolutions that make an image of doubled sides.
+// A block's work. `KERNEL` is 3, or 2 for the four convolutions of an image of doubled sides.
 template <int KERNEL> struct Task {
   static constexpr int SCALE = KERNEL == 3 ? 1 : 2;
 
   int first_output, kind, top, left;
 
-  // Blocks that read the same pixels follow each other.
+  // Blocks that read the same pixels are next to each other.
   __device__ __forceinline__ Task(int block, const Image &image, int outputs, int outputs_of_block) {
     const int output_blocks = (outputs + outputs_of_block - 1) / outputs_of_block;
     const int tiles_across = (image.width + TILE - 1) / TILE;
@@ -50,25 +50,24 @@ template <int KERNEL> struct Task {
     left = block % tiles_across * TILE;
   }
 
-  // Where the first tap sees the tile's first pixel: above and left of it, but for odd rows and columns of doubled sides.
+  // Where the first tap reads for the tile's first pixel: above and left of it, except in odd rows and columns of doubled sides.
   __device__ __forceinline__ int seen_top() const { return top - 1 + kind / 2; }
   __device__ __forceinline__ int seen_left() const { return left - 1 + kind % 2; }
 };
 
-// Where a chunk of `STEP` channels stands in shared memory: of eight rows that follow each other, from any on, each is in
-// banks of its own.
+// Position of a chunk of `STEP` channels in shared memory: any eight successive rows are in different banks.
 template <int STEP> static __device__ __forceinline__ int swizzled(int row, int chunk) {
   static_assert(STEP == 32 || STEP == 64, "half of all banks, or all");
   return row * STEP + (STEP == 32 ? chunk ^ (row >> 1 & 3) : chunk ^ (row & 7)) * CHUNK;
 }
 
-// Starts to copy `STEP` channels of the `SIDE`×`SIDE` pixels from (top, left) on, which may lie outside: there are zeros.
+// Starts to copy `STEP` channels of the `SIDE`×`SIDE` pixels from (top, left) on. Pixels outside are zeros.
 template <int SIDE, int STEP, int THREADS>
 static __device__ __forceinline__ void copy_pixels(uint16_t *target, const uint16_t *x, const Image &image, int top,
                                                    int left, int channel) {
   constexpr int CHUNKS = STEP / CHUNK;
   constexpr int ALL = SIDE * SIDE * CHUNKS;
-  // What the rounds have in common would not fit the registers: it is worked out anew in each.
+  // Values shared by the rounds would not fit in the registers: each round recomputes them.
 #pragma unroll 2
   for (int i = threadIdx.x; i < ALL; i += THREADS) {
     const int pixel = i / CHUNKS;
@@ -83,13 +82,13 @@ static __device__ __forceinline__ void copy_pixels(uint16_t *target, const uint1
   }
 }
 
-// What a warp has made of a tile: `WIDTH` channels from the block's `first_output` on of some of the tile's rows.
+// A warp's outputs of a tile: `WIDTH` channels from the block's `first_output` on, of some of the tile's rows.
 struct Part {
   int first_row, row_step, first_output;
 };
 
-// Adds bias and residual, if there is one, to a warp's sums and writes them, by way of `place` in shared memory, so that
-// whole chunks go out. `sum_at(m, n, half, i)` is that of row m, of pixel lane / 4 + 8 half, in channel 8 n + 2 (lane % 4) + i.
+// Adds bias and residual, if there is one, to a warp's sums and writes them through `place` in shared memory, in complete
+// chunks. `sum_at(m, n, half, i)` is that of row m, of pixel lane / 4 + 8 half, in channel 8 n + 2 (lane % 4) + i.
 template <int KERNEL, int ROWS, int WIDTH, class Sum>
 static __device__ __forceinline__ void write_outputs(const Sum &sum_at, const Task<KERNEL> &task, const Part &part,
                                                      const Image &image, int outputs, const uint16_t *biases,

@@ -1,24 +1,24 @@
-// The convolutions of convolution.cu by the products of sm_90a: two warpgroups, each of which makes 128 channels of eight
-// rows of a tile. The pixels of a round pass through registers, as each tap wants other ones; the weights are read where
-// they lie in shared memory. The next round's pixels are fetched while this round's products run.
+// The convolutions of convolution.cu by the matrix instructions of sm_90a: two warpgroups, each of which computes 128
+// channels of eight rows of a tile. The pixels of a round go through registers, as each tap needs others; the weights are
+// read from shared memory. The next round's pixels are loaded while this round's instructions run.
 #include "convolution.cuh"
 #include "warpgroup.cuh"
 
-// Other devices do not have these instructions, and the kernels are not there.
+// Other devices do not have these instructions; for them the kernels are empty.
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDACC__)
 
 namespace {
 
 constexpr int GROUPS = 2;
 constexpr int THREADS = GROUPS * WARPGROUP;
-// Channels of a block, and of the input in a step.
+// Channels of a block, and input channels of a step.
 constexpr int OUTPUTS = 128;
 constexpr int STEP = PANEL;
 constexpr int STEP_CHUNKS = STEP / CHUNK;
-// Rounds whose weights are in shared memory or on their way there.
+// Rounds whose weights are in shared memory or pending.
 constexpr int STAGES = 4;
 constexpr int WEIGHTS_SIZE = OUTPUTS * STEP;
-// Terms of the sum in one product, products of a round, one behind the other and side by side: each takes four rows of the
+// Terms of the sum in one instruction; instructions of a round, in sequence and in parallel: each takes four rows of the
 // tile, one for each warp.
 constexpr int DEPTH = 16;
 constexpr int DEEP = STEP / DEPTH;
@@ -112,11 +112,11 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
       }
     }
     end_products();
-    // The round before is done; the next one's weights are there, and its pixels.
+    // The previous round is done, and the next one's weights and pixels are loaded.
     wait_for_products<1>(then);
     wait_for_groups<STAGES - 3>();
     publish_copies();
-    // After this the same is true of all threads, and all have fetched this round's pixels.
+    // After this that holds for all threads, and all have loaded this round's pixels into registers.
     __syncthreads();
     if (i + STAGES - 1 < rounds) {
       copy_weights((i + STAGES - 1) % STAGES, next);
@@ -126,7 +126,7 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
       copy_step(round.step + 2);
     }
     end_group();
-    // After the last round it fetches what nobody multiplies.
+    // After the last round this loads values that are not used.
     round.advance();
     load(then, round);
   };
@@ -139,7 +139,7 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
   wait_for_products<0>(sums[0], left[0]);
   wait_for_products<0>(sums[1], left[1]);
 
-  // Each warp has a place of its own, where all have fetched.
+  // Each warp has its own part, in memory that all threads have read.
   __syncthreads();
   const auto sum_at = [&](int m, int n, int half, int i) { return sums[m][4 * n + 2 * half + i]; };
   write_outputs<KERNEL, WIDE, OUTPUTS>(sum_at, task, part, image, outputs, biases, residual, out,
@@ -148,8 +148,8 @@ __device__ __forceinline__ void convolve(const uint16_t *x, const uint16_t *weig
 
 } // namespace
 
-// As the kernels of convolution.cu. Shared memory: four times 16 KiB, twice 128 bytes × (15 + kernel)², 256 bytes, and what
-// it takes to begin on a boundary of 1024.
+// Operands as in convolution.cu. Shared memory: four times 16 KiB, twice 128 bytes × (15 + kernel)², 256 bytes, and the
+// alignment to 1024.
 #define CONVOLUTION(name, kernel)                                                                                       \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
       name(const uint16_t *x, const uint16_t *weight, const uint16_t *bias, const uint16_t *residual, uint16_t *out,    \

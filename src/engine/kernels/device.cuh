@@ -1,7 +1,7 @@
-// What the kernels have in common: the shape of a packed stream, bf16, and the instructions of the tensor cores by name.
+// Shared by the kernels: the shape of a packed stream, bf16, and the tensor cores' instructions as functions.
 //
-// Everything that only a GPU has stands here. A C++ compiler that is no nvcc gets it from `emulation.h` (tests/kernels),
-// so that the same kernels run, slowly, on any machine.
+// All that only a GPU has is in this file. A C++ compiler other than nvcc gets it from `emulation.h` (tests/kernels), so that
+// the same kernels run, slowly, on any machine.
 #pragma once
 
 #ifdef __CUDACC__
@@ -48,12 +48,12 @@ static __device__ __forceinline__ void copy_async(void *target, const void *sour
 // Closes a group of copies.
 static __device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Waits until at most `LEFT` of the latest groups are still being copied.
+// Waits until at most `LEFT` of the latest groups are pending.
 template <int LEFT> static __device__ __forceinline__ void wait_for_groups() {
   asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-// Four 8×8 matrices of bf16 from shared memory. Lane 8 m + r gives the address of row r of matrix m; lane l gets of each
+// Four 8×8 matrices of bf16 from shared memory. Lane 8 m + r passes the address of row r of matrix m; lane l gets from each
 // matrix the elements 2 (l % 4) and the next of row l / 4.
 static __device__ __forceinline__ void load_matrices(uint32_t (&matrices)[4], const void *row) {
   const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(row));
@@ -72,7 +72,7 @@ static __device__ __forceinline__ void load_matrices_transposed(uint32_t (&matri
                : "memory");
 }
 
-// sum += a b, with `a` 16×16, `b` 16×8 and `sum` 16×8 spread over the lanes of a warp as PTX's mma.m16n8k16 has it.
+// sum += a b, with `a` 16×16, `b` 16×8 and `sum` 16×8 distributed over the lanes of a warp as in PTX's mma.m16n8k16.
 static __device__ __forceinline__ void multiply_add(float (&sum)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
                "{%0, %1, %2, %3};"
@@ -96,20 +96,20 @@ static __device__ __forceinline__ uint32_t convert_to_e4m3(float low, float high
 // Lanes of a warp.
 constexpr int LANES = 32;
 
-// bf16 values in the 16 bytes that one access moves.
+// bf16 values in one access of 16 bytes.
 constexpr int CHUNK = 8;
 
 // Most sequences in one launch.
 constexpr int SEQUENCES_MAX = 64;
 
-// How a packed stream is cut into sequences: rows `at[i]` to `at[i + 1]` are sequence i. Handed over by value: there is
-// nothing to upload. `Bounds` in ops/cuda.rs has the same layout.
+// How a packed stream is cut into sequences: rows `at[i]` to `at[i + 1]` are sequence i. Passed by value, without an upload.
+// `Bounds` in ops/cuda.rs has the same layout.
 struct Bounds {
   int count;
   int at[SEQUENCES_MAX + 1];
 };
 
-// Which sequence a row belongs to.
+// The sequence of a row.
 static __device__ __forceinline__ int sequence_of(const Bounds &bounds, int row) {
   int sequence = 0;
   while (sequence + 1 < bounds.count && row >= bounds.at[sequence + 1]) {
@@ -118,11 +118,11 @@ static __device__ __forceinline__ int sequence_of(const Bounds &bounds, int row)
   return sequence;
 }
 
-// Halves of a pair of bf16.
+// The halves of a pair of bf16.
 static __device__ __forceinline__ float low(uint32_t pair) { return as_float(pair << 16); }
 static __device__ __forceinline__ float high(uint32_t pair) { return as_float(pair & 0xffff0000u); }
 
-// Eight bf16 values of one 16-byte access, as floats and back.
+// Eight bf16 values of one 16-byte access, to floats and back.
 static __device__ __forceinline__ void unpack(float (&values)[CHUNK], const uint4 &chunk) {
   const uint32_t pairs[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
 #pragma unroll
@@ -160,8 +160,8 @@ static __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// The sum over a block of `THREADS_OF_BLOCK` threads, always in the same order. All threads call it; `shared` has a place
-// for each warp.
+// The sum over a block of `THREADS_OF_BLOCK` threads, always in the same order. All threads call it; `shared` has one value for
+// each warp.
 template <int THREADS_OF_BLOCK> static __device__ __forceinline__ float block_sum(float value, float *shared) {
   value = warp_sum(value);
   __syncthreads();
@@ -177,7 +177,7 @@ template <int THREADS_OF_BLOCK> static __device__ __forceinline__ float block_su
   return sum;
 }
 
-// A float in e4m3, rounded to nearest even. What is larger than 448 becomes 448, what is no number 0x7f.
+// A float in e4m3, rounded to nearest even. Values above 448 become 448, NaN becomes 0x7f.
 static __device__ __forceinline__ uint32_t e4m3_of(float value) {
   const uint32_t bits = as_bits(value);
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -186,10 +186,10 @@ static __device__ __forceinline__ uint32_t e4m3_of(float value) {
   }
   uint32_t code;
   if (magnitude < 0x3c800000u) {
-    // Below 2^-6 the codes count steps of 2^-9: what an addition to 2^14 leaves of a float.
+    // Below 2^-6 the codes count steps of 2^-9: adding 2^14 rounds a float to these.
     code = as_bits(as_float(magnitude) + 16384.0f) - as_bits(16384.0f);
   } else {
-    // Twenty bits are rounded away, and the exponent counts from -7 instead of from -127.
+    // Twenty bits are rounded off, and the exponent's bias is 7 instead of 127.
     code = ((magnitude + 0x7ffffu + (magnitude >> 20 & 1)) >> 20) - (120 << 3);
     code = code > 0x7e ? 0x7e : code;
   }

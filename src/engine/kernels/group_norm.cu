@@ -1,20 +1,20 @@
-// GroupNorm of one image's channels, and SiLU after it where that is asked for, channels last: read twice, written once.
+// GroupNorm of one image's channels, and optionally SiLU after it, channels last: read twice, written once.
 //
-// A thread has eight neighbouring channels to itself and goes down the pixels. Statistics are taken channel by channel, eight
-// pixels at a time around their own mean, and put together level by level, each around the mean of all: of a thread, of a
-// part of the image, of the image. A group is put together from channels, so its width need not fit a chunk. Always in
-// the same order, so that the bits are always the same.
+// A thread has eight neighboring channels and iterates over the pixels. Statistics are taken per channel, of eight pixels at a
+// time around their own mean, and merged level by level, each around the common mean: of a thread, of a part of the image, of
+// the image. A group is merged from channels, so its width need not be a multiple of a chunk. The order of additions, and the
+// bits, are always the same.
 #include "device.cuh"
 
 namespace {
 
 constexpr int THREADS = 256;
 
-// Pixels whose statistics a thread takes at a time, and that it norms.
+// Pixels whose statistics a thread takes at a time, and that it normalizes.
 constexpr int BATCH = 8;
 constexpr int PIXELS_PER_THREAD = 16;
 
-// The pixels of one part, of which there may be none.
+// The pixels of one part, possibly none.
 __device__ __forceinline__ int64_t part_begin(int64_t pixels, int part, int parts) { return pixels * part / parts; }
 
 // Mean and sum of squared differences from it of `count` values.
@@ -22,7 +22,7 @@ struct Moments {
   float mean = 0.0f;
   float squares = 0.0f;
 
-  // With those of so many more: `share` of all are new.
+  // Merged with those of more values: `share` is the new values' share of all.
   __device__ __forceinline__ void add(const Moments &more, float count, float share) {
     const float difference = more.mean - mean;
     mean += difference * share;
@@ -34,7 +34,7 @@ __device__ __forceinline__ uint32_t word_of(const uint4 &chunk, int word) {
   return word == 0 ? chunk.x : word == 1 ? chunk.y : word == 2 ? chunk.z : chunk.w;
 }
 
-// Of one channel in eight pixels: its number in their chunks is `2 × word + half`.
+// The moments of one channel in eight pixels: its number in their chunks is `2 × word + half`.
 __device__ __forceinline__ Moments moments_of(const uint4 (&chunks)[BATCH], int word, int half) {
   float sum = 0.0f;
 #pragma unroll
@@ -122,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// From the moments of all parts what each channel is multiplied by and what is added then: `scales [2, channels]`.
+// From the moments of all parts a factor and a summand for each channel: `scales [2, channels]`.
 // Grid: (groups); a float of shared memory for each warp.
 extern "C" __global__ void __launch_bounds__(THREADS)
     group_scales(const float2 *moments, const uint16_t *weight, const uint16_t *bias, float *scales, int64_t pixels,

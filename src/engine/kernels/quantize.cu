@@ -1,5 +1,5 @@
-// Matrices in eight bits. A row's largest magnitude becomes 448, the largest number of e4m3, and the row is rounded to
-// e4m3 on that scale: value = code × scale, one scale for each row. `engine/ops/quantize.rs` defines it to the bit.
+// Quantizes matrices to fp8 (e4m3). A row's largest magnitude becomes 448, the largest number of e4m3, and the row is rounded
+// to e4m3 on that scale: value = code × scale, one scale for each row. `engine/ops/quantize.rs` defines the exact bits.
 //
 // A row is read once, and held in registers between the search for its largest value and the rounding: 16 values, which
 // become 16 bytes of codes, `HELD` times in each thread. Widths are multiples of 16, strides of 8.
@@ -9,17 +9,17 @@ namespace {
 
 constexpr int THREADS = 256;
 
-// Values that become one access of 16 bytes.
+// Values of one 16-byte access of codes.
 constexpr int VALUES = 16;
 
 // The largest number in e4m3.
 constexpr float LARGEST = 448.0f;
 
-// A row without a value as large as this, 448 × 2^-126, keeps the scale 1 and becomes zeros: the inverse of a scale below
-// the normal numbers need not be one.
+// A row whose values are all smaller than this, 448 × 2^-126, has the scale 1 and becomes zeros: the inverse of a subnormal
+// scale may be infinite.
 constexpr float NOTICEABLE = 0x1.cp-118f;
 
-// The largest of all threads' values. `shared` has a place for each warp.
+// The largest of all threads' values. `shared` has one value for each warp.
 __device__ __forceinline__ uint32_t block_max(uint32_t value, uint32_t *shared) {
 #pragma unroll
   for (int mask = LANES / 2; mask > 0; mask /= 2) {
@@ -38,7 +38,7 @@ __device__ __forceinline__ uint32_t block_max(uint32_t value, uint32_t *shared) 
   return value;
 }
 
-// Magnitudes as bits: they have the order of the numbers, and above them all stand infinity and what is no number.
+// The bits of magnitudes: they have the order of the numbers, with infinity and NaN above all.
 __device__ __forceinline__ uint32_t largest_of(uint32_t largest, const float (&values)[VALUES]) {
 #pragma unroll
   for (int i = 0; i < VALUES; ++i) {
@@ -48,7 +48,7 @@ __device__ __forceinline__ uint32_t largest_of(uint32_t largest, const float (&v
   return largest;
 }
 
-// Of a row whose largest magnitude has these bits. No number, where one of the row is none or is not finite.
+// The scale of a row whose largest magnitude has these bits. NaN, where a value of the row is not finite.
 __device__ __forceinline__ float scale_of(uint32_t largest) {
   if (largest >= 0x7f800000u) {
     return as_float(0x7fc00000u);
@@ -79,7 +79,7 @@ __device__ __forceinline__ void read(float (&values)[VALUES], const uint16_t *ro
   }
 }
 
-// Rounds a row, of which `source` gives sixteen values at a time.
+// Quantizes a row, of which `source` returns sixteen values at a time.
 template <int HELD, class Source>
 __device__ __forceinline__ void quantize(const Source &source, uint8_t *codes, float *scales, int width, uint32_t *shared) {
   const int chunks = width / VALUES;

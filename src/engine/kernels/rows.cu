@@ -1,6 +1,6 @@
-// What happens to each token by itself: normalisation with modulation, rotation, gates, activations. All move 16 bytes at
-// a time and compute in f32; what is stored is rounded once. Widths, strides and starts are multiples of 8 values. What a
-// matrix product has left comes with the bias that it still lacks, or with null: it has to be read anyway.
+// Operations on each token by itself: normalization with modulation, rotation, gates, activations. All access 16 bytes at a
+// time, compute in f32, and round once. Widths, strides and starts are multiples of 8 values. A matrix product comes with the
+// bias that is still to be added, or null: the kernel reads the product anyway.
 #include "device.cuh"
 
 namespace {
@@ -22,7 +22,7 @@ __device__ __forceinline__ void unpack_biased(float (&values)[CHUNK], const uint
 
 } // namespace
 
-// out = LayerNorm(x) (1 + scale) + shift, with the scale and shift of the row's sequence, whose rows lie `stride` apart.
+// out = LayerNorm(x) (1 + scale) + shift, with the scale and shift of the row's sequence, `stride` values apart.
 // Grid: rows of x.
 extern "C" __global__ void __launch_bounds__(THREADS)
     modulated_layer_norm(const uint16_t *x, const uint16_t *shift, const uint16_t *scale, uint16_t *out, Bounds bounds,
@@ -46,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     }
   }
   const float mean = block_sum<THREADS>(sum, sums) / width;
-  // The row has just been read: it comes from the cache.
+  // The second read of the row hits the cache.
   sum = 0.0f;
   for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
     unpack(values, chunk_at(x, chunk));
@@ -91,8 +91,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// RMSNorm of every query's and key's head, after its bias, with one scale for all queries and one for all keys, and its
-// rotation by the row's angles; values pass through. `cos` and `sin`, `[rows, head width / 2]` in f32, may both be null: no
+// RMSNorm of every query's and key's head, after adding the bias, with one scale for all queries and one for all keys, and
+// rotation by the row's angles; values are copied. `cos` and `sin`, `[rows, head width / 2]` in f32, may both be null: no
 // rotation. Sequence i goes to the rows of `out` from `targets.at[i]` on. A head's width is 8 times a power of two, at most
 // 256. Grid: rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
@@ -102,13 +102,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int64_t row = blockIdx.x;
   const int sequence = sequence_of(sources, blockIdx.x);
   const int64_t target = row - sources.at[sequence] + targets.at[sequence];
-  // Neighbouring lanes share a head.
+  // Neighboring lanes share a head.
   const int head_chunks = head_width / CHUNK;
   const int part = heads * head_chunks;
   qkv += row * stride;
   out += target * 3 * heads * head_width;
   for (int start = 0; start < 3 * part; start += THREADS) {
-    // All lanes stay: they sum together.
+    // No lane returns early: all take part in the sum.
     const int chunk = start + threadIdx.x;
     const bool is_there = chunk < 3 * part;
     const uint4 data = is_there ? chunk_at(qkv, chunk) : make_uint4(0, 0, 0, 0);
@@ -138,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       values[i] *= inverse * scales[i];
     }
     if (cos != nullptr) {
-      // Four angles a chunk, of 4 bytes each.
+      // Four angles for each chunk, of 4 bytes each.
       const int64_t angle = row * head_chunks + in_head;
       const float4 c = reinterpret_cast<const float4 *>(cos)[angle];
       const float4 s = reinterpret_cast<const float4 *>(sin)[angle];
@@ -156,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// out = gelu_tanh(x + bias), row by row; the rows of `x` lie `stride` apart. Grid: rows.
+// out = gelu_tanh(x + bias), row by row; the rows of `x` are `stride` values apart. Grid: rows.
 extern "C" __global__ void __launch_bounds__(THREADS)
     gelu_tanh(const uint16_t *x, const uint16_t *bias, uint16_t *out, int width, int stride) {
   const int64_t row = blockIdx.x;

@@ -1,4 +1,4 @@
-// Softmax of each row of a matrix of scores, for attention whose heads are too wide to do without that matrix.
+// Softmax of each row of a matrix of scores, for attention whose heads are too wide for the fused kernels.
 #include "device.cuh"
 
 namespace {
@@ -6,7 +6,7 @@ namespace {
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / LANES;
 
-// The largest over a block. All threads call it; `shared` has a place for each warp.
+// The largest value of a block. All threads call it; `shared` has one value for each warp.
 __device__ __forceinline__ float block_max(float value, float *shared) {
 #pragma unroll
   for (int mask = LANES / 2; mask > 0; mask /= 2) {
@@ -26,8 +26,8 @@ __device__ __forceinline__ float block_max(float value, float *shared) {
 
 } // namespace
 
-// `out = 2^(factor x) / the row's sum of these`, for `x` and `out [rows, 8 × chunks]`, `factor` positive. The second reading
-// finds the row in a cache. Grid: (rows); a float of shared memory for each warp.
+// `out = 2^(factor x) / the row's sum of these`, for `x` and `out [rows, 8 × chunks]`, `factor` positive. The second read of
+// the row hits a cache. Grid: (rows); a float of shared memory for each warp.
 extern "C" __global__ void __launch_bounds__(THREADS) softmax(const uint16_t *x, uint16_t *out, int chunks, float factor) {
   SHARED_BYTES(shared);
   float *places = reinterpret_cast<float *>(shared);
@@ -51,7 +51,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) softmax(const uint16_t *x,
     }
   }
   const float best = block_max(largest, places);
-  // A thread without a chunk has seen nothing: minus infinity, and a sum of zero.
+  // A thread without a chunk has minus infinity and a sum of zero.
   const float inverse = 1.0f / block_sum<THREADS>(total * power_of_two((largest - best) * factor), places);
   for (int chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
     unpack(values, chunk_at(x, chunk));

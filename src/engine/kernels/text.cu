@@ -1,5 +1,5 @@
-// What happens to each token of a prompt by itself, beyond `rows.cu`: T5's normalisation and its gated activation. Both move
-// 16 bytes at a time and compute in f32; what is stored is rounded once. Widths are multiples of 8 values.
+// Operations on each token of a prompt by itself, besides `rows.cu`: T5's normalization and gated activation. Both access 16
+// bytes at a time, compute in f32, and round once. Widths are multiples of 8 values.
 #include "device.cuh"
 
 namespace {
@@ -38,7 +38,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   }
 }
 
-// Of rows `[gate | up]`, `width` values each: out = gelu_tanh(gate) up. Grid: rows.
+// For rows `[gate | up]`, `width` values each: out = gelu_tanh(gate) up. Grid: rows.
 extern "C" __global__ void __launch_bounds__(THREADS) gated_gelu(const uint16_t *x, uint16_t *out, int width) {
   const int64_t row = blockIdx.x;
   const uint16_t *gate = x + row * 2 * width;

@@ -1,10 +1,10 @@
-// Products of a warpgroup, four warps together, as sm_90a has them (PTX ISA, "Asynchronous Warpgroup Level Matrix
-// Instructions"). They run beside the program: what a product reads must stay, and what it gives must not be touched, until
-// it has been waited for. So the functions that order products and that wait for them name the registers concerned: the
-// compiler, too, then moves nothing across.
+// Matrix instructions of a warpgroup, four warps together, of sm_90a (PTX ISA, "Asynchronous Warpgroup Level Matrix
+// Instructions"). They are asynchronous: until an instruction has been waited for, its operands must stay and its results
+// must not be touched. So the functions that order and wait for instructions name the registers concerned: then the compiler
+// moves nothing across them.
 //
-// A tile in shared memory is a row of panels: 64 bf16 values in each row, rows of 128 bytes one below the other, and the
-// 16-byte chunks of row r swizzled by r % 8. A tile begins on a boundary of 1024 bytes.
+// A tile in shared memory is a sequence of panels: 64 bf16 values in each row, rows of 128 bytes one below the other, and the
+// 16-byte chunks of row r swizzled by r % 8. A tile is aligned to 1024 bytes.
 #pragma once
 
 #include "device.cuh"
@@ -16,26 +16,26 @@ constexpr int WARPGROUP = 128;
 constexpr int PANEL = 64;
 constexpr int EIGHT_ROWS_BYTES = 8 * 128;
 
-// Where tiles may begin.
+// Alignment of tiles.
 constexpr int TILE_ALIGNMENT = 1024;
 
-// Where a chunk of a row stands in a tile of `ROWS` rows, counted in values.
+// Position of a row's chunk in a tile of `ROWS` rows, in values.
 template <int ROWS> static __device__ __forceinline__ int in_panels(int row, int chunk) {
   constexpr int CHUNKS = PANEL / CHUNK;
   return chunk / CHUNKS * (ROWS * PANEL) + row * PANEL + (chunk ^ row) % CHUNKS * CHUNK;
 }
 
-// What tells a product where a matrix stands ("Matrix Descriptor Format"), with the swizzle of 128 bytes.
+// Describes a matrix in shared memory ("Matrix Descriptor Format"), with the swizzle of 128 bytes.
 //
-// `panel_bytes` lie between panels where a row runs along the result's columns; where rows run along the sum, one product
-// stays within a panel, and the field is not read: `WITHIN_PANEL` is what it is then taken to be.
+// `panel_bytes` are between panels where a row runs along the result's columns. Where rows run along the sum, one instruction
+// stays within a panel, and the field is ignored: pass `WITHIN_PANEL`.
 constexpr int WITHIN_PANEL = 16;
 static __device__ __forceinline__ uint64_t matrix_at(uint32_t address, int panel_bytes) {
   return (address & 0x3ffff) >> 4 | static_cast<uint64_t>(panel_bytes >> 4) << 16 |
          static_cast<uint64_t>(EIGHT_ROWS_BYTES >> 4) << 32 | static_cast<uint64_t>(1) << 62;
 }
 
-// The matrix that stands so many bytes further on.
+// The matrix so many bytes further on.
 static __device__ __forceinline__ uint64_t further(uint64_t matrix, int bytes) { return matrix + (bytes >> 4); }
 
 #ifdef __CUDACC__
@@ -44,12 +44,12 @@ static __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// A number that is the same in all lanes of a warp, and which the compiler then knows to be.
+// Tells the compiler that a number is the same in all lanes of a warp.
 static __device__ __forceinline__ int same_in_warp(int number) { return __shfl_sync(0xffffffffu, number, 0); }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
-// This thread's copies that have arrived can be read by products; those of other threads, after a barrier.
+// Makes this thread's finished copies visible to matrix instructions; those of other threads, after a barrier.
 static __device__ __forceinline__ void publish_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 #define EIGHT_FLOATS(mode, sum, i)                                                                                      \
@@ -68,13 +68,13 @@ static __device__ __forceinline__ void publish_copies() { asm volatile("fence.pr
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "                                    \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}"
 
-// Stands between what the program did with registers and the products that use them.
+// Orders register accesses of the program before the instructions that use them.
 static __device__ __forceinline__ void order_registers() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 static __device__ __forceinline__ void order_registers(float (&sum)[64], uint32_t (&left)[8][4]) {
   asm volatile("wgmma.fence.sync.aligned;" : ALL_FLOATS("+f", sum), ALL_WORDS(left)::"memory");
 }
 
-// The same for a left side alone, while products go on with sums that nobody has touched.
+// The same for a left operand alone, while instructions continue with sums that the program has not touched.
 static __device__ __forceinline__ void order_registers(uint32_t (&left)[8][4]) {
   asm volatile("wgmma.fence.sync.aligned;" : ALL_WORDS(left)::"memory");
 }
@@ -98,7 +98,7 @@ static __device__ __forceinline__ void multiply_add_panels(float (&sum)[64], uin
                : "memory");
 }
 
-// Starts sum += a b, with `a` 64×16 in registers, which warp w holds for its 16 rows as `multiply_add` wants them, and `b`
+// Starts sum += a b, with `a` 64×16 in registers, where warp w holds its 16 rows in the layout of `multiply_add`, and `b`
 // 16×128 in shared memory.
 static __device__ __forceinline__ void multiply_add_rows(float (&sum)[64], const uint32_t (&a)[4], uint64_t b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " SUM_REGISTERS
@@ -117,10 +117,10 @@ static __device__ __forceinline__ void multiply_add_rows_by_rows(float (&sum)[64
                : "memory");
 }
 
-// Closes a group of products.
+// Closes a group of instructions.
 static __device__ __forceinline__ void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 
-// Waits until at most `LEFT` of the latest groups are still being worked on; `sum` is complete then, and `left`, if named, free.
+// Waits until at most `LEFT` of the latest groups are pending; then `sum` is complete and `left`, if named, is free.
 template <int LEFT> static __device__ __forceinline__ void wait_for_products(float (&sum)[64]) {
   asm volatile("wgmma.wait_group.sync.aligned %64;" : ALL_FLOATS("+f", sum) : "n"(LEFT) : "memory");
 }
@@ -128,7 +128,7 @@ template <int LEFT> static __device__ __forceinline__ void wait_for_products(flo
   asm volatile("wgmma.wait_group.sync.aligned %96;" : ALL_FLOATS("+f", sum), ALL_WORDS(left) : "n"(LEFT) : "memory");
 }
 
-// The same for a left side alone: other products go on with the sum.
+// The same for a left operand alone: other instructions continue with the sum.
 template <int LEFT> static __device__ __forceinline__ void wait_for_products(uint32_t (&left)[8][4]) {
   asm volatile("wgmma.wait_group.sync.aligned %32;" : ALL_WORDS(left) : "n"(LEFT) : "memory");
 }

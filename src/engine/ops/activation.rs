@@ -5,32 +5,32 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::linear::Product;
+use super::matrix_product::MatrixProduct;
 use super::vector::{exp, vectorized};
 use super::{Rows, is_on_cpu};
 
-/// Values handled by one task.
+/// Values of one task.
 const CHUNK: usize = 16 * 1024;
 
-/// GELU by its tanh approximation, elementwise on a matrix whose rows need not touch.
+/// GELU by its tanh approximation, elementwise on a matrix whose rows may be apart.
 ///
 /// # Errors
 /// When the device fails.
-pub(crate) fn gelu_tanh(x: &Product) -> Result<Tensor> {
+pub(crate) fn gelu_tanh(x: &MatrixProduct) -> Result<Tensor> {
     if (is_on_cpu(&x.values) && x.bias().is_none()) || (x.is_on_cuda() && x.values.rank() == 2) {
         return x.values.apply_op1_no_bwd(&Elementwise::GeluTanh { bias: x.bias() });
     }
     x.biased()?.gelu()
 }
 
-/// `[left | gelu_tanh(right)]`, side by side: what follows attention and feed-forward in a single block, where the two do
-/// not write into one matrix themselves.
+/// `[left | gelu_tanh(right)]`: attention and the feed-forward half of a single block side by side, where the two do not
+/// write into one matrix themselves.
 ///
 /// `left [rows, a]`, `right [rows, b]` (its rows may be a narrow slice of a wider matrix) -> `[rows, a + b]`.
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
-pub(crate) fn beside_gelu_tanh(left: &Tensor, right: &Product) -> Result<Tensor> {
+pub(crate) fn beside_gelu_tanh(left: &Tensor, right: &MatrixProduct) -> Result<Tensor> {
     if is_on_cpu(left) && right.bias().is_none() {
         return left.apply_op2_no_bwd(&right.values, &BesideGeluTanh);
     }
@@ -71,7 +71,7 @@ pub(crate) fn silu(x: &Tensor) -> Result<Tensor> {
 enum Elementwise<'a> {
     GeluTanh {
         /// Only on CUDA.
-        #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU a product has its bias already"))]
+        #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU the bias has been added"))]
         bias: Option<&'a Tensor>,
     },
     Silu,
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_activations_equal_their_twins() {
+    fn the_fused_activations_equal_the_composed_ones() {
         let values: Vec<f32> = (-4000..4000).map(|i| i as f32 / 250.0).chain([0.0, 1e4, -1e4, 60.0, -60.0]).collect();
         let x = Tensor::new(values, &Device::Cpu).expect("tensor");
         assert!(largest_difference(&gelu_tanh(&x.clone().into()).expect("gelu"), &x.gelu().expect("gelu")) < 2e-6);
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_that_do_not_touch_are_read_in_place() {
+    fn rows_that_are_apart_are_read_in_place() {
         let wide = Tensor::arange(0.0_f32, 60.0, &Device::Cpu).expect("tensor").reshape((5, 12)).expect("reshape");
         let narrow = wide.narrow(1, 3, 7).expect("narrow");
         let copied = narrow.contiguous().expect("contiguous");

@@ -2,6 +2,7 @@
 
 mod channels_last;
 mod kernel;
+pub(super) mod sizes;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
@@ -12,19 +13,17 @@ use super::kernel::Kernel;
 use super::{contiguous, has_kernels, is_on_cpu};
 
 use channels_last::ChannelsLast;
-#[cfg(feature = "cuda")]
-pub(super) use channels_last::Sizes;
 pub(crate) use kernel::CHOICE as KERNELS;
 
-/// Most bytes of the matrix that a convolution on a device spreads its input out to, in which every pixel has its neighbours
-/// beside it: 10 GB for all of an image of 1024×1024 pixels. Where a kernel does the convolution there is none.
+/// Most bytes of the matrix to which a convolution without a kernel unrolls its input, with the neighbors of every pixel: it would
+/// be 10 GB for an image of 1024×1024 pixels.
 pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
 
-/// Pixels that one thread of the CPU works on at a time: enough for a matrix product, and few enough for the cache.
+/// Pixels of one task on the CPU: enough for a matrix product, and few enough for the cache.
 const STRIP_PIXELS: usize = 512;
 
-/// A convolution of one image. Where it will run is settled with its weights: by the kernels for CUDA in bf16, if the inputs
-/// are whole chunks; by our own products on the CPU; elsewhere by candle's.
+/// A convolution of one image. Its form is chosen with its weights: the CUDA kernels in bf16, if the inputs are a multiple of a
+/// chunk; our own GEMMs on the CPU; elsewhere candle's convolution.
 pub(crate) struct Convolution(Form);
 
 enum Form {
@@ -79,7 +78,7 @@ impl Convolution {
         Ok(Self(Form::InPlanes(InPlanes { inner, kernel: side, is_doubled, strip_bytes: STRIP_BYTES_MAX })))
     }
 
-    /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides; in memory as the device likes it.
+    /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides, in the device's memory order.
     ///
     /// # Errors
     /// When shapes or devices do not fit, or the device is out of memory.
@@ -102,8 +101,8 @@ impl Convolution {
     }
 }
 
-/// A convolution of planes, one for each channel. It goes over an image in strips of rows, each of which sees the rows above
-/// and below it, so nothing shows where they meet.
+/// A convolution of planes, one for each channel. It processes an image in strips of rows and reads the rows above and below
+/// each strip, so that strips meet without a seam.
 struct InPlanes {
     inner: Conv2d,
     kernel: usize,
@@ -137,7 +136,7 @@ impl InPlanes {
             let rows = strip_rows.min(height - top);
             let (above, below) = (border.min(top), border.min(height - top - rows));
             let seen = x.narrow(2, top - above, above + rows + below)?.contiguous()?;
-            // Contiguous, so that what they become together is, too.
+            // Contiguous, so that the concatenation is as well.
             self.inner.forward(&seen)?.narrow(2, above, rows)?.contiguous()
         };
         Tensor::cat(&(0..height).step_by(strip_rows).map(strip).collect::<Result<Vec<_>>>()?, 2)
@@ -182,14 +181,14 @@ impl CustomOp3 for OnCpu {
         let weight = MatrixRef::new(weight, outputs, taps, taps);
         let strip_rows = (STRIP_PIXELS / width.max(1)).max(1);
         let starts: Vec<usize> = (0..height).step_by(strip_rows).collect();
-        // Each thread has its strips to itself; then each has channels to itself.
+        // In parallel over strips, then over channels.
         let strips: Vec<Vec<f32>> = starts
             .par_iter()
             .map_init(Vec::new, |spread, &top| {
                 let rows = strip_rows.min(height - top);
                 let mut out = vec![0.0; outputs * rows * width];
-                let neighbours = planes.neighbours(self.kernel, top, rows, spread);
-                multiply(&mut out, weight, neighbours, false, Threads::One);
+                let neighbors = planes.neighbors(self.kernel, top, rows, spread);
+                multiply(&mut out, weight, neighbors, false, Threads::One);
                 out
             })
             .collect();
@@ -208,9 +207,9 @@ impl CustomOp3 for OnCpu {
 }
 
 impl<'a> Planes<'a> {
-    /// `[channels × kernel × kernel, rows × width]`: of each pixel of some rows all that its output depends on. `spread` is
-    /// memory that one thread uses again and again.
-    fn neighbours<'b>(self, kernel: usize, top: usize, rows: usize, spread: &'b mut Vec<f32>) -> MatrixRef<'b>
+    /// `[channels × kernel × kernel, rows × width]`: for each pixel of some rows all inputs of its output. `spread` is memory that
+    /// a thread reuses.
+    fn neighbors<'b>(self, kernel: usize, top: usize, rows: usize, spread: &'b mut Vec<f32>) -> MatrixRef<'b>
     where
         'a: 'b,
     {
@@ -222,16 +221,16 @@ impl<'a> Planes<'a> {
         let border = kernel / 2;
         spread.clear();
         spread.resize(channels * kernel * kernel * pixels, 0.0);
-        for (tap, line) in spread.chunks_exact_mut(pixels).enumerate() {
+        for (tap, values_of_tap) in spread.chunks_exact_mut(pixels).enumerate() {
             let (channel, down, right) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
-            for (row, line) in line.chunks_exact_mut(width).enumerate() {
+            for (row, out) in values_of_tap.chunks_exact_mut(width).enumerate() {
                 let Some(source) = (top + row + down).checked_sub(border).filter(|&row| row < height) else { continue };
                 let source = &values[(channel * height + source) * width..][..width];
-                // Where the neighbour lies beyond the image's side, the zeros stay.
+                // Where the neighbor is outside the image, the zeros stay.
                 let (skipped, missing) =
                     (border.saturating_sub(right).min(width), right.saturating_sub(border).min(width));
                 let length = width - skipped - missing;
-                line[skipped..][..length].copy_from_slice(&source[missing..][..length]);
+                out[skipped..][..length].copy_from_slice(&source[missing..][..length]);
             }
         }
         MatrixRef::new(spread, channels * kernel * kernel, pixels, pixels)
@@ -260,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_op_equals_its_twin() {
+    fn the_fused_op_equals_candles() {
         for (kernel, inputs, outputs, height, width) in [
             (3, 4, 5, 11, 6),
             (3, 16, 3, 1, 1),
@@ -277,7 +276,7 @@ mod tests {
         }
     }
 
-    /// Whatever the strips' height: one row, some and a rest, all but one.
+    /// For all heights of strips: one row, some and a rest, all but one.
     #[test]
     fn strips_meet_without_a_seam() {
         let x = random(&[1, 4, 11, 6]);
@@ -285,12 +284,12 @@ mod tests {
             for rows in [1, 2, 5, 10] {
                 let convolution = convolution(4, 5, kernel, rows * 4 * kernel * kernel * 6 * 4);
                 let strips = convolution.in_strips(&x).expect("strips");
-                assert_close(&strips, &convolution.inner.forward(&x).expect("whole"), &format!("{rows} rows"));
+                assert_close(&strips, &convolution.inner.forward(&x).expect("unstripped"), &format!("{rows} rows"));
             }
         }
     }
 
-    /// What the kernel for CUDA is told, weights as it gets them: 3×3, 1×1 and after doubling, with a residual and without.
+    /// With operands as the CUDA kernel has them: 3×3, 1×1 and after doubling, with a residual and without.
     #[test]
     fn channels_last_equals_planes() {
         for (kernel, is_doubled, inputs, outputs, height, width) in [
@@ -316,7 +315,7 @@ mod tests {
         }
     }
 
-    /// What one operation leaves is what the next reads, without a copy.
+    /// One operation's output is the next one's input, without a copy.
     #[test]
     fn channels_stay_last() {
         let form = ChannelsLast::new(Kernel::Warp, &random(&[8, 8, 3, 3]), &random(&[8]), false).expect("pixels");

@@ -1,7 +1,7 @@
 //! Launches of the kernels in `engine/kernels`: from candle's storage to candle's storage, one function for each kernel.
 //!
-//! All take and give bf16 and move 16 bytes at a time, so widths, strides and starts are multiples of eight values:
-//! [`is_aligned`] says whether a tensor's are. Outputs are contiguous.
+//! All kernels read and write bf16, 16 bytes at a time, so widths, strides and starts are multiples of eight values
+//! ([`is_aligned`]). Outputs are contiguous.
 
 #![expect(unsafe_code, reason = "kernels take structs by value")]
 
@@ -9,26 +9,28 @@ pub(super) mod attention;
 pub(super) mod convolution;
 mod cublaslt;
 pub(super) mod group_norm;
-pub(super) mod products;
+pub(super) mod linear;
 pub(super) mod quantize;
 pub(super) mod rows;
 pub(super) mod softmax;
 pub(super) mod text;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaView, CudaViewMut, DeviceRepr, LaunchConfig};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaView, CudaViewMut, DeviceRepr, LaunchArgs, LaunchConfig, PushKernelArg as _,
+};
 use candle_core::{CudaStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 use half::bf16;
 
-use super::Segments;
+use super::segments::Segments;
 
-/// A pointer to nothing, as an argument.
+/// A null pointer, as a kernel's argument.
 const NULL: u64 = 0;
 
 /// Values in 16 bytes.
 const CHUNK: usize = 8;
 
 /// Most sequences in one launch; `SEQUENCES_MAX` in device.cuh.
-pub(super) const SEQUENCES_MAX: usize = 64;
+const SEQUENCES_MAX: usize = 64;
 
 /// Threads of every block.
 const THREADS: u32 = 256;
@@ -56,7 +58,7 @@ impl Bounds {
         Ok(bounds)
     }
 
-    /// Of sequences that stand apart, only where each begins.
+    /// Of sequences that are apart, only where each begins.
     fn at(starts: &[usize]) -> Result<Self> {
         if starts.len() > SEQUENCES_MAX {
             bail!("{} sequences in one launch, of at most {SEQUENCES_MAX}", starts.len());
@@ -69,7 +71,12 @@ impl Bounds {
     }
 }
 
-/// Whether the kernels can read a tensor in place: rows of whole chunks that begin on chunks.
+/// Whether the kernels take a stream of so many sequences.
+pub(super) fn is_launchable(segments: &Segments) -> bool {
+    segments.count() <= SEQUENCES_MAX
+}
+
+/// Whether the kernels can read a tensor in place: its rows are complete chunks and begin on chunks.
 pub(super) fn is_aligned(tensor: &Tensor) -> bool {
     let layout = tensor.layout();
     let [.., stride, 1] = *layout.stride() else {
@@ -79,7 +86,7 @@ pub(super) fn is_aligned(tensor: &Tensor) -> bool {
     [width, stride, layout.start_offset()].into_iter().all(|count| count.is_multiple_of(CHUNK))
 }
 
-/// A matrix on the device whose rows need not touch.
+/// A matrix on the device whose rows may be apart.
 struct Matrix<'a> {
     values: CudaView<'a, bf16>,
     rows: usize,
@@ -94,7 +101,7 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// A matrix on the device that is written, as part of a wider one perhaps.
+/// A matrix on the device that is written; it may be part of a wider one.
 struct MatrixMut<'a> {
     values: CudaViewMut<'a, bf16>,
     rows: usize,
@@ -110,7 +117,7 @@ impl<'a> MatrixMut<'a> {
     }
 }
 
-/// How many rows of how many values, how far apart: in whole chunks.
+/// Rows, width and stride, which must be multiples of a chunk.
 fn rows_of(layout: &Layout) -> Result<(usize, usize, usize)> {
     let (rows, width) = layout.shape().dims2()?;
     let [stride, 1] = *layout.stride() else { bail!("expected contiguous rows, found {:?}", layout.stride()) };
@@ -121,9 +128,9 @@ fn rows_of(layout: &Layout) -> Result<(usize, usize, usize)> {
     Ok((rows, width, stride))
 }
 
-/// A matrix that holds what the memory held, for operations that write all of it.
+/// An uninitialized matrix, for operations that write all of it.
 pub(super) fn unwritten(rows: usize, width: usize, device: &Device) -> Result<Tensor> {
-    // SAFETY: any bits are numbers in bf16, and who asks for it writes it before it is read.
+    // SAFETY: every bit pattern is valid in bf16, and callers write the matrix before they read it.
     unsafe { Tensor::empty((rows, width), DType::BF16, device) }
 }
 
@@ -147,7 +154,7 @@ fn with_values<T: candle_core::cuda_backend::CudaDType, R>(
     body(storage.as_cuda_slice::<T>()?.slice(start..end))
 }
 
-/// Calls `body` with the bias of `width` columns, if there is one.
+/// Calls `body` with the bias of `width` columns, or `None`.
 fn with_bias<R>(
     bias: Option<&Tensor>,
     width: usize,
@@ -160,6 +167,22 @@ fn with_bias<R>(
     }
 }
 
+/// Pushes a pointer to the values, or a null pointer.
+fn push_or_null<'a, 'b: 'a, 'c: 'b, T>(launch: &mut LaunchArgs<'a>, values: Option<&'b CudaView<'c, T>>) {
+    match values {
+        Some(values) => launch.arg(values),
+        None => launch.arg(&NULL),
+    };
+}
+
+/// Whether the kernels for warpgroups are compiled in, by one entry of their PTX, and the device has what they need.
+fn has_warpgroups(device: &Device, kernels: &str, entry: &str) -> bool {
+    let Device::Cuda(device) = device else { return false };
+    let capability = device.cuda_stream().context().compute_capability();
+    kernels.contains(entry) && capability.is_ok_and(|(major, _)| major == 9)
+}
+
+/// An argument of a kernel, which counts in 32 bits.
 fn number(count: usize) -> Result<i32> {
     i32::try_from(count).map_err(candle_core::Error::wrap)
 }

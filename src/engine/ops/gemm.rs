@@ -1,11 +1,10 @@
-//! Matrix products on the CPU whose every output row has the same bits however many rows there are.
+//! Batch-invariant GEMM on the CPU: an output row has the same bits however many rows there are.
 //!
 //! The `gemm` crate sums each output element over the inner dimension in order, but *how* depends on the problem's
-//! size: it takes other paths for a single row, for at most 256 outputs, and cuts the inner dimension into blocks whose
+//! size: it takes other paths for a single row and for at most 256 outputs, and cuts the inner dimension into blocks whose
 //! length depends on whether both outer dimensions are at most 64. A block boundary is a rounding, so an image's bits
-//! would change with its company. Two rules keep every product on one path with the same boundaries:
-//! the inner dimension is cut here, into blocks short enough that the crate never cuts again, and a product with fewer
-//! than [`ROWS_MIN`] rows is padded with rows of zeros.
+//! would depend on its batch. Two rules keep every GEMM on one path with the same boundaries: the inner dimension is cut
+//! here, into blocks that the crate never cuts again, and a matrix with fewer than [`ROWS_MIN`] rows is padded with zeros.
 
 use gemm::Parallelism;
 
@@ -15,10 +14,10 @@ const INNER_BLOCK: usize = 512;
 /// Fewest rows in one call.
 const ROWS_MIN: usize = 8;
 
-/// Most outputs for which the crate takes its path for tiny products.
+/// Most outputs for which the crate takes its path for tiny matrices.
 const TINY_OUTPUTS: usize = 256;
 
-/// A read-only matrix: element (i, j) stands at `i × row_stride + j × column_stride`.
+/// A read-only matrix: element (i, j) is at `i × row_stride + j × column_stride`.
 #[derive(Clone, Copy)]
 pub(crate) struct MatrixRef<'a> {
     pub(crate) values: &'a [f32],
@@ -48,12 +47,12 @@ impl<'a> MatrixRef<'a> {
     fn assert_in_bounds(&self) {
         if self.rows > 0 && self.columns > 0 {
             let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;
-            assert!(last < self.values.len(), "a matrix reaches beyond its values");
+            assert!(last < self.values.len(), "a matrix is larger than its values");
         }
     }
 }
 
-/// Whether a product may spread over the thread pool.
+/// Whether a GEMM may use the thread pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Threads {
     /// This thread only: for callers that are parallel themselves.
@@ -142,9 +141,9 @@ mod tests {
             .collect()
     }
 
-    /// The first row alone, and every other row in its place, have the bits they have among `rows` rows.
+    /// Rows have the same bits alone, in smaller batches and in a batch of `rows`.
     #[test]
-    fn a_row_does_not_depend_on_its_company() {
+    fn a_row_has_the_same_bits_alone_and_batched() {
         for (inner, columns) in [(8, 8), (64, 64), (64, 320), (100, 33), (513, 64), (1536, 64), (3072, 64), (1030, 65)]
         {
             let rows = 300;
@@ -157,11 +156,11 @@ mod tests {
                 multiply(&mut out, rows, weight, false, threads);
                 out
             };
-            let together = product(0, rows, Threads::All);
+            let batched = product(0, rows, Threads::All);
             for count in [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 63, 64, 65, 127, 128, 200] {
                 for first in [0, 1, 37, 99] {
                     let alone = product(first, count, Threads::One);
-                    let expected = &together[first * columns..(first + count) * columns];
+                    let expected = &batched[first * columns..(first + count) * columns];
                     assert_eq!(alone, expected, "{count} rows from {first}, {inner}x{columns}");
                 }
             }
@@ -169,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn it_multiplies_and_accumulates() {
+    fn matrices_are_multiplied_and_accumulated() {
         let (rows, inner, columns) = (5, 700, 3);
         let left = numbers(rows * inner, 3);
         let right = numbers(inner * columns, 4);

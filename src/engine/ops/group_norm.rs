@@ -1,4 +1,4 @@
-//! GroupNorm over the channels of one image, and SiLU after it: what stands before each of the autoencoder's convolutions.
+//! GroupNorm over the channels of one image, and SiLU after it: the autoencoder has them before each convolution.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -8,9 +8,9 @@ use rayon::prelude::*;
 
 use super::activation::{silu, silu_of};
 use super::vector::{sum, sum_of_squares, vectorized};
-use super::{channels_first, channels_last, contiguous, has_kernels, is_on_cpu};
+use super::{channels_first, channels_last, contiguous, cuda, has_kernels, is_on_cpu};
 
-/// Values whose sum is taken in f32; the sums of a group's stretches are added in f64, of which there may be thousands.
+/// Values that are summed in f32. The sums of a group's stretches, possibly thousands, are added in f64.
 const STRETCH: usize = 4096;
 
 /// GroupNorm with its weights. Statistics are f32 or better whatever the dtype.
@@ -53,7 +53,7 @@ impl GroupNorm {
 
     fn run(&self, x: &Tensor, is_activated: bool) -> Result<Tensor> {
         let op = Op { groups: self.groups, epsilon: self.epsilon as f32, is_activated, is_channels_last: false };
-        if has_kernels(x) && fits_kernels(self.weight.dim(0)?) {
+        if has_kernels(x) && cuda::group_norm::takes_channels(self.weight.dim(0)?) {
             return self.run_channels_last(x, op);
         }
         if x.is_contiguous() && is_on_cpu(x) {
@@ -62,7 +62,7 @@ impl GroupNorm {
         self.composed(x, is_activated)
     }
 
-    /// With the channels of each pixel side by side, as the kernels have them. Nothing moves if `x` comes from a kernel.
+    /// Channels last, as the kernels have them. No copy if `x` comes from a kernel.
     fn run_channels_last(&self, x: &Tensor, op: Op) -> Result<Tensor> {
         let op = Op { is_channels_last: true, ..op };
         channels_first(&channels_last(x)?.apply_op3_no_bwd(&self.weight, &self.bias, &op)?)
@@ -74,17 +74,6 @@ impl GroupNorm {
         let normed = candle_nn::GroupNorm::new(weight, bias, channels, self.groups, self.epsilon)?.forward(x)?;
         if is_activated { silu(&normed) } else { Ok(normed) }
     }
-}
-
-/// Whether the kernels take so many channels.
-#[cfg(feature = "cuda")]
-fn fits_kernels(channels: usize) -> bool {
-    channels.is_multiple_of(8) && channels <= super::cuda::group_norm::CHANNELS_MAX
-}
-
-#[cfg(not(feature = "cuda"))]
-fn fits_kernels(_: usize) -> bool {
-    false
 }
 
 #[derive(Clone, Copy)]
@@ -147,14 +136,14 @@ impl CustomOp3 for Op {
         bias: &CudaStorage,
         bias_l: &Layout,
     ) -> Result<(CudaStorage, Shape)> {
-        let shape = super::cuda::group_norm::GroupNormShape { channels: self.channels(xl)?, groups: self.groups };
+        let shape = cuda::group_norm::GroupNormShape { channels: self.channels(xl)?, groups: self.groups };
         let operands = [(x, xl), (weight, weight_l), (bias, bias_l)];
-        super::cuda::group_norm::group_norm(operands, shape, self.epsilon, self.is_activated)
+        cuda::group_norm::group_norm(operands, shape, self.epsilon, self.is_activated)
     }
 }
 
 impl Op {
-    /// The plainest way, for an image with its channels last: the kernels' twin.
+    /// The plainest way, for an image with its channels last, as the kernels have it.
     fn by_pixels(&self, values: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
         let channels = weight.len();
         let width = channels / self.groups;
@@ -173,7 +162,7 @@ impl Op {
         values.iter().enumerate().map(norm).collect()
     }
 
-    /// Channels of the one image that there is.
+    /// Channels of the image, which must be one.
     fn channels(&self, layout: &Layout) -> Result<usize> {
         let channels = match *layout.dims() {
             [1, .., channels] if self.is_channels_last => Some(channels),
@@ -217,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_op_equals_its_twin() {
+    fn the_fused_ops_equal_the_composed_one() {
         for (groups, channels, height, width, mean) in
             [(32, 64, 7, 5, 0.0_f32), (4, 12, 64, 96, 3.0), (1, 1, 1, 3, -2.0)]
         {
@@ -239,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn more_than_one_image_is_refused() {
+    fn more_than_one_image_is_rejected() {
         let x = Tensor::zeros((2, 4, 8, 8), DType::F32, &Device::Cpu).expect("zeros");
         assert!(norm(2, 4).forward(&x).is_err());
     }

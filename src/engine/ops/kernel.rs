@@ -1,5 +1,5 @@
-//! Which of two kernels does something on a CUDA device. A faster one is used after it has been found, on the device itself, to
-//! agree with the one that every device has.
+//! The choice between two kernels on a CUDA device. The faster one is used once it has been found, on the device itself, to agree
+//! with the portable one.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -7,23 +7,23 @@ use candle_core::{Device, DeviceLocation, Result};
 
 use crate::domain::device::Kernels;
 
-/// By which instructions a kernel multiplies.
+/// The instructions by which a kernel multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kernel {
-    /// By products of a warp, `kernels/NAME.cu`: on every device.
+    /// Matrix instructions of a warp, `kernels/NAME.cu`: on every device.
     Warp,
-    /// By products of a warpgroup, `kernels/NAME_hopper.cu`: on Hopper. What that one is not compiled for goes to
+    /// Matrix instructions of a warpgroup, `kernels/NAME_hopper.cu`: on Hopper. Shapes for which that is not compiled go to
     /// [`Kernel::Warp`].
     Warpgroup,
 }
 
-/// Something that there are two kernels for.
+/// An operation with two kernels.
 pub(crate) struct Choice {
-    /// In words for the log.
+    /// Its name in the log.
     what: &'static str,
-    /// Whether [`Kernel::Warpgroup`] is compiled in, and the device has what it takes.
+    /// Whether the device has [`Kernel::Warpgroup`].
     has_warpgroups: fn(&Device) -> bool,
-    /// Whether both make the same of random numbers, but for rounding.
+    /// Whether both give the same outputs for random numbers, but for rounding.
     do_agree: fn(&Device) -> Result<bool>,
     /// Devices on which [`Kernel::Warpgroup`] is used.
     by_warpgroups: RwLock<Vec<DeviceLocation>>,
@@ -47,16 +47,17 @@ impl Choice {
         kernels
     }
 
-    /// Decides which kernel is used on a device from now on, and says why in the log. The CPU has no choice.
+    /// Chooses the kernel for a device, and logs the reason. The CPU has no choice.
     pub(crate) fn choose(&self, device: &Device, setting: Kernels) {
         if !device.is_cuda() {
             return;
         }
         let (kernel, reason) = match setting {
-            Kernels::Portable => (Kernel::Warp, "so it was asked for"),
-            Kernels::Auto if !(self.has_warpgroups)(device) => {
-                (Kernel::Warp, "the device has no products of a warpgroup, or the program was not built for them")
-            }
+            Kernels::Portable => (Kernel::Warp, "as configured"),
+            Kernels::Auto if !(self.has_warpgroups)(device) => (
+                Kernel::Warp,
+                "the device has no matrix instructions for warpgroups, or the program was not built for them",
+            ),
             Kernels::Auto => self.tried(device),
         };
         tracing::info!(?kernel, reason, "{}", self.what);
@@ -70,17 +71,17 @@ impl Choice {
     fn tried(&self, device: &Device) -> (Kernel, &'static str) {
         let what = self.what;
         match (self.do_agree)(device) {
-            Ok(true) => (Kernel::Warpgroup, "it agrees with the other one"),
+            Ok(true) => (Kernel::Warpgroup, "it agrees with the portable kernel"),
             Ok(false) => {
-                tracing::warn!("the faster kernel of {what} does not agree with the other one, and is not used");
-                (Kernel::Warp, "the faster one does not agree with it")
+                tracing::warn!("the faster kernel of {what} does not agree with the portable one and is not used");
+                (Kernel::Warp, "the faster kernel does not agree with it")
             }
             Err(error) => {
                 tracing::warn!(
                     %error,
-                    "the faster kernel of {what} does not run; `kernels = \"portable\"` leaves it alone"
+                    "the faster kernel of {what} does not run; `kernels = \"portable\"` skips it"
                 );
-                (Kernel::Warp, "the faster one does not run")
+                (Kernel::Warp, "the faster kernel does not run")
             }
         }
     }
@@ -92,7 +93,7 @@ impl Choice {
     }
 }
 
-/// Whether no two numbers are further apart than `difference_max` allows for the first. What is no number is close to nothing.
+/// Whether all pairs of numbers differ by at most `difference_max` of the first. NaN is close to nothing.
 pub(super) fn are_close(some: &[f32], others: &[f32], difference_max: impl Fn(f32) -> f32) -> bool {
     let mut pairs = some.iter().zip(others);
     some.len() == others.len() && pairs.all(|(one, other)| (one - other).abs() <= difference_max(*one))
@@ -110,9 +111,9 @@ mod tests {
         assert_eq!(choice.chosen(&Device::Cpu), Kernel::Warp);
     }
 
-    /// As if there were a device with both kernels.
+    /// On a pretended device with both kernels.
     #[test]
-    fn what_does_not_agree_or_does_not_run_is_not_used() {
+    fn a_kernel_that_does_not_agree_or_run_is_not_used() {
         let of = |do_agree| Choice::new("nothing", |_| true, do_agree).tried(&Device::Cpu).0;
         assert_eq!(of(|_| Ok(true)), Kernel::Warpgroup);
         assert_eq!(of(|_| Ok(false)), Kernel::Warp);
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_differs_or_is_no_number_is_not_close() {
+    fn numbers_that_differ_and_nan_are_not_close() {
         let are_close = |some: &[f32], others: &[f32]| are_close(some, others, |one| 0.01 * (1.0 + one.abs()));
         assert!(are_close(&[1.0, -2.0, 100.0], &[1.01, -2.02, 100.5]));
         assert!(!are_close(&[1.0, -2.0], &[1.0, -2.04]));

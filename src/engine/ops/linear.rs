@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
-
 use rayon::prelude::*;
 
 use super::activation::gelu_tanh;
+use super::cuda::linear::linear_into;
 use super::gemm::{MatrixRef, Threads, multiply};
+use super::matrix_product::MatrixProduct;
 use super::{Rows, contiguous, is_on_cpu, is_on_cuda, unwritten};
 
 /// `x [rows, in]` times the transpose of `weight [out, in]`, plus `bias [out]` -> `[rows, out]`. Any float dtype, the
@@ -28,116 +29,63 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     }
 }
 
-/// GELU by its tanh approximation of [`linear`]: on CUDA in the product's epilogue, before anything is rounded.
+/// GELU by its tanh approximation of [`linear`]: on CUDA in the GEMM's epilogue, before the result is rounded.
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
-pub(crate) fn gelu_linear(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
-    match fused(x, weight, Some(bias), true)? {
+pub(crate) fn gelu_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match fused(x, weight, bias, true)? {
         Some(out) => Ok(out),
-        None => gelu_tanh(&product(x, weight, bias)?),
+        None => gelu_tanh(&matrix_product(x, weight, bias)?),
     }
 }
 
-/// [`gelu_linear`] into the columns of a wider matrix from `start` on; all others stay as they are.
+/// [`gelu_linear`] into the columns of a wider matrix from `start` on; the other columns are unchanged.
 ///
-/// `wide [rows, at least start + out]`, contiguous, on its own: no operand is a part of it.
+/// `wide [rows, at least start + out]`, contiguous; no operand is part of it.
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
-pub(crate) fn gelu_linear_into(wide: &Tensor, start: usize, x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<()> {
+pub(crate) fn gelu_linear_into(
+    wide: &Tensor,
+    start: usize,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<()> {
     let target = wide.narrow(1, start, weight.dim(0)?)?;
-    if is_fusible(&target, x, weight, Some(bias)) && fused_into(&target, x, weight, Some(bias), true)? {
+    if is_fusible(&target, x, weight, bias) && linear_into(&target, x, weight, bias, true)? {
         return Ok(());
     }
-    wide.slice_set(&gelu_tanh(&product(x, weight, bias)?)?, 1, start)
+    wide.slice_set(&gelu_tanh(&matrix_product(x, weight, bias)?)?, 1, start)
 }
 
-/// By cublasLt, with bias and GELU in its epilogue. `None`: not there, or not these.
+/// By cublasLt, with bias and GELU in the epilogue. `None` where it is not available, or not for these shapes.
 fn fused(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, is_activated: bool) -> Result<Option<Tensor>> {
     if !is_on_cuda(&[x]) || x.rank() != 2 {
         return Ok(None);
     }
     let out = unwritten(x.dim(0)?, weight.dim(0)?, x)?;
-    let is_done = is_fusible(&out, x, weight, bias) && fused_into(&out, x, weight, bias, is_activated)?;
-    Ok(is_done.then_some(out))
+    let is_computed = is_fusible(&out, x, weight, bias) && linear_into(&out, x, weight, bias, is_activated)?;
+    Ok(is_computed.then_some(out))
 }
 
-/// Whether cublasLt is given these.
+/// Whether cublasLt takes these operands.
 fn is_fusible(target: &Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
     let is_there = |tensor: &&Tensor| tensor.rank() == 2 && tensor.elem_count() > 0;
     let matrices = [target, x, weight];
     matrices.iter().all(is_there) && is_on_cuda(&matrices) && bias.is_none_or(|bias| is_on_cuda(&[bias]))
 }
 
-/// Whether it was done: where the library knows no way, `target` is as good as unwritten.
-#[cfg(feature = "cuda")]
-fn fused_into(target: &Tensor, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, is_activated: bool) -> Result<bool> {
-    super::cuda::products::LinearInto::new(bias, is_activated).run(target, x, weight)
-}
-
-#[cfg(not(feature = "cuda"))]
-#[expect(clippy::unnecessary_wraps, reason = "with CUDA it may fail")]
-fn fused_into(_: &Tensor, _: &Tensor, _: &Tensor, _: Option<&Tensor>, _: bool) -> Result<bool> {
-    Ok(false)
-}
-
-/// A matrix product and the bias that whoever reads it next has to add: on CUDA that costs nothing there, and a pass over
-/// the memory here.
-pub(crate) struct Product<'a> {
-    /// `[rows, columns]`
-    pub(super) values: Tensor,
-    /// `[columns]`; `None`: there is none, or it has been added.
-    pub(super) bias: Option<Cow<'a, Tensor>>,
-}
-
-impl From<Tensor> for Product<'_> {
-    fn from(values: Tensor) -> Self {
-        Self { values, bias: None }
-    }
-}
-
-impl Product<'_> {
-    /// `width` columns from `start` on.
-    ///
-    /// # Errors
-    /// When there are not so many.
-    pub(crate) fn narrow(&self, start: usize, width: usize) -> Result<Self> {
-        let bias = self.bias.as_ref().map(|bias| bias.narrow(0, start, width)).transpose()?;
-        Ok(Self { values: self.values.narrow(1, start, width)?, bias: bias.map(Cow::Owned) })
-    }
-
-    /// The values with their bias.
-    ///
-    /// # Errors
-    /// When the device is out of memory.
-    pub(crate) fn biased(&self) -> Result<Tensor> {
-        match &self.bias {
-            Some(bias) => self.values.broadcast_add(bias),
-            None => Ok(self.values.clone()),
-        }
-    }
-
-    /// The bias by itself.
-    pub(super) fn bias(&self) -> Option<&Tensor> {
-        self.bias.as_deref()
-    }
-
-    /// Whether the CUDA kernels apply to it.
-    pub(super) fn is_on_cuda(&self) -> bool {
-        is_on_cuda(&[&self.values]) && self.bias().is_none_or(|bias| is_on_cuda(&[bias]))
-    }
-}
-
-/// [`linear`], whose bias may be left to the next operation.
+/// [`linear`], whose bias the next operation may add.
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
-pub(crate) fn product<'a>(x: &Tensor, weight: &Tensor, bias: &'a Tensor) -> Result<Product<'a>> {
+pub(crate) fn matrix_product<'a>(x: &Tensor, weight: &Tensor, bias: Option<&'a Tensor>) -> Result<MatrixProduct<'a>> {
     if is_on_cuda(&[x]) {
-        return Ok(Product { values: linear(x, weight, None)?, bias: Some(Cow::Borrowed(bias)) });
+        return Ok(MatrixProduct { values: linear(x, weight, None)?, bias: bias.map(Cow::Borrowed) });
     }
-    Ok(linear(x, weight, Some(bias))?.into())
+    Ok(linear(x, weight, bias)?.into())
 }
 
 struct CpuLinear;
@@ -148,7 +96,7 @@ impl CpuLinear {
         if x.width != weight.width || bias.is_some_and(|bias| bias.len() != columns) {
             candle_core::bail!("linear: x has {} columns, the weight is {}x{}", x.width, columns, weight.width);
         }
-        // Fresh memory is zero and costs nothing until it is touched, which all threads then do together.
+        // Zeroed memory costs nothing until it is written, which all threads then do together.
         let mut out = vec![0.0_f32; x.count * columns];
         if let Some(bias) = bias {
             out.par_chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
@@ -198,16 +146,16 @@ mod tests {
     }
 
     #[test]
-    fn a_part_of_a_wider_matrix_takes_a_product_and_the_rest_stays() {
+    fn a_layer_writes_into_part_of_a_wider_matrix_and_the_rest_stays() {
         let (x, weight) = (random(5, 16), random(24, 16));
         let bias = random(1, 24).squeeze(0).expect("a row");
         let wide = random(5, 40);
         let before = wide.copy().expect("copy");
-        gelu_linear_into(&wide, 8, &x, &weight, &bias).expect("into");
-        let fed = gelu_linear(&x, &weight, &bias).expect("fed");
+        gelu_linear_into(&wide, 8, &x, &weight, Some(&bias)).expect("into");
+        let fed = gelu_linear(&x, &weight, Some(&bias)).expect("fed");
         let parts = [before.narrow(1, 0, 8), Ok(fed), before.narrow(1, 32, 8)].map(|part| part.expect("a part"));
         let expected = Tensor::cat(&parts, 1).expect("side by side");
         assert_eq!(wide.to_vec2::<f32>().expect("values"), expected.to_vec2::<f32>().expect("values"));
-        assert!(gelu_linear_into(&wide, 24, &x, &weight, &bias).is_err(), "beyond the end");
+        assert!(gelu_linear_into(&wide, 24, &x, &weight, Some(&bias)).is_err(), "beyond the end");
     }
 }

@@ -1,11 +1,11 @@
-//! Per-image modulation of a packed stream: each sequence has its own shift, scale and gate.
+//! Modulation of a packed stream: each sequence has its own shift, scale and gate.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, D, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::linear::Product;
+use super::matrix_product::MatrixProduct;
 use super::vector::{mean_and_scale, vectorized};
 use super::{Rows, Segments, is_launchable, is_on_cpu, is_on_cuda};
 
@@ -28,9 +28,9 @@ pub(crate) fn modulated_layer_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, s
 
 fn modulated_layer_norm_composed(x: &Tensor, shift: &Tensor, scale: &Tensor, segments: &Segments) -> Result<Tensor> {
     let wide = x.to_dtype(DType::F32)?;
-    let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
-    let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
-    let normed = centred.broadcast_div(&(variance + EPSILON)?.sqrt()?)?.to_dtype(x.dtype())?;
+    let centered = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
+    let variance = centered.sqr()?.mean_keepdim(D::Minus1)?;
+    let normed = centered.broadcast_div(&(variance + EPSILON)?.sqrt()?)?.to_dtype(x.dtype())?;
     let rows = spread(&(scale + 1.0)?, segments)?;
     normed.mul(&rows)?.add(&spread(shift, segments)?)
 }
@@ -41,14 +41,14 @@ fn modulated_layer_norm_composed(x: &Tensor, shift: &Tensor, scale: &Tensor, seg
 ///
 /// # Errors
 /// When shapes or devices do not fit.
-pub(crate) fn gated_residual(x: &Tensor, y: &Product, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
+pub(crate) fn gated_residual(x: &Tensor, y: &MatrixProduct, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
     if (is_on_cpu(x) && y.bias().is_none()) || (is_on_cuda(&[x, gate]) && y.is_on_cuda() && is_launchable(segments)) {
         return x.apply_op3_no_bwd(&y.values, gate, &GatedResidual { segments, bias: y.bias() });
     }
     gated_residual_composed(x, y, gate, segments)
 }
 
-fn gated_residual_composed(x: &Tensor, y: &Product, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
+fn gated_residual_composed(x: &Tensor, y: &MatrixProduct, gate: &Tensor, segments: &Segments) -> Result<Tensor> {
     x.add(&y.biased()?.mul(&spread(gate, segments)?)?)
 }
 
@@ -63,9 +63,14 @@ fn spread(per_sequence: &Tensor, segments: &Segments) -> Result<Tensor> {
     Tensor::cat(&parts, 0)
 }
 
-/// The sequence of each row.
-fn sequence_of_rows(segments: &Segments) -> Vec<usize> {
-    segments.ranges().enumerate().flat_map(|(sequence, range)| range.map(move |_| sequence)).collect()
+/// Fills a matrix like `x` row by row, on all threads. `fill` is given the row's index, its sequence and its memory.
+fn by_rows(x: &Rows, segments: &Segments, fill: impl Fn(usize, usize, &mut [f32]) + Sync) -> (CpuStorage, Shape) {
+    let sequences = segments.ranges().enumerate().flat_map(|(sequence, range)| range.map(move |_| sequence));
+    let sequences: Vec<usize> = sequences.collect();
+    let mut out = vec![0.0_f32; x.count * x.width];
+    let rows = out.par_chunks_mut(x.width).zip(sequences).enumerate();
+    rows.for_each(|(row, (out, sequence))| fill(row, sequence, out));
+    (CpuStorage::F32(out), Shape::from((x.count, x.width)))
 }
 
 fn check(x: &Rows, other: &Rows, per_sequence: &Rows, segments: &Segments) -> Result<()> {
@@ -99,9 +104,7 @@ impl CustomOp3 for ModulatedLayerNorm<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, shift, scale) = (Rows::new(x, xl)?, Rows::new(shift, shift_l)?, Rows::new(scale, scale_l)?);
         check(&x, &shift, &scale, self.segments)?;
-        let sequences = sequence_of_rows(self.segments);
-        let mut out = vec![0.0_f32; x.count * x.width];
-        out.par_chunks_mut(x.width).zip(sequences).enumerate().for_each(|(row, (out, sequence))| {
+        Ok(by_rows(&x, self.segments, |row, sequence, out| {
             vectorized(|| {
                 let values = x.row(row);
                 let (mean, inverse) = mean_and_scale(values, EPSILON as f32);
@@ -110,8 +113,7 @@ impl CustomOp3 for ModulatedLayerNorm<'_> {
                     *out = (value - mean) * inverse * (1.0 + scale) + shift;
                 }
             });
-        });
-        Ok((CpuStorage::F32(out), Shape::from((x.count, x.width))))
+        }))
     }
 
     #[cfg(feature = "cuda")]
@@ -134,8 +136,8 @@ impl CustomOp3 for ModulatedLayerNorm<'_> {
 
 struct GatedResidual<'a> {
     segments: &'a Segments,
-    /// Of `y`; only on CUDA.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU a product has its bias already"))]
+    /// The bias of `y`; only on CUDA.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "on the CPU the bias has been added"))]
     bias: Option<&'a Tensor>,
 }
 
@@ -155,17 +157,14 @@ impl CustomOp3 for GatedResidual<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let (x, y, gate) = (Rows::new(x, xl)?, Rows::new(y, yl)?, Rows::new(gate, gate_l)?);
         check(&x, &y, &gate, self.segments)?;
-        let sequences = sequence_of_rows(self.segments);
-        let mut out = vec![0.0_f32; x.count * x.width];
-        out.par_chunks_mut(x.width).zip(sequences).enumerate().for_each(|(row, (out, sequence))| {
+        Ok(by_rows(&x, self.segments, |row, sequence, out| {
             vectorized(|| {
                 let terms = x.row(row).iter().zip(y.row(row)).zip(gate.row(sequence));
                 for (out, ((&x, &y), &gate)) in out.iter_mut().zip(terms) {
                     *out = x + gate * y;
                 }
             });
-        });
-        Ok((CpuStorage::F32(out), Shape::from((x.count, x.width))))
+        }))
     }
 
     #[cfg(feature = "cuda")]
@@ -188,13 +187,13 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn the_fused_ops_equal_their_twins() {
+    fn the_fused_ops_equal_the_composed_ones() {
         let device = Device::Cpu;
         let segments = Segments::from_lengths([5, 1, 12]);
         for width in [7, 64, 129] {
             let random = |rows: usize| Tensor::randn(0.0_f32, 2.0, (rows, width), &device).expect("randn");
             let (x, y, shift, scale) = (random(18), random(18), random(3), random(3));
-            let y = Product::from(y);
+            let y = MatrixProduct::from(y);
             let pairs = [
                 (
                     modulated_layer_norm(&x, &shift, &scale, &segments),

@@ -1,15 +1,16 @@
-//! Matrices in eight bits, for products at twice the rate: lossy.
+//! Matrices in fp8 (e4m3), for GEMMs at twice the rate: lossy.
 //!
-//! Each row has a scale of its own, so that a row does not depend on its company. The scale is the row's largest magnitude
-//! divided by 448, in f32, and the codes are the row's values times the scale's inverse (rounded to f32), rounded to the
-//! nearest e4m3, of two as near to the even one. A row without a value as large as 448 × 2⁻¹²⁶ has the scale 1, and so
-//! becomes zeros. A finite row stays finite. A row with a value that is not finite has no number for a scale, so that every
-//! product of it is no number: what is wrong with an image is still found in it.
+//! Each row has a scale of its own, so that quantization is batch-invariant. The scale is the row's largest magnitude divided
+//! by 448, in f32, and the codes are the row's values times the scale's inverse (rounded to f32), rounded to the nearest
+//! e4m3, ties to even. A row without a value as large as 448 × 2⁻¹²⁶ has the scale 1, and becomes zeros. A finite row stays
+//! finite. A row with a value that is not finite has NaN for a scale, so that its outputs are NaN: an image with an error is
+//! still detected.
 //!
-//! On CUDA in bf16 a kernel does this (`kernels/quantize.cu`) and the tensor cores multiply the codes. On the CPU in f32
-//! the same codes are multiplied as f32: no faster, but the loss can be had anywhere.
+//! On CUDA in bf16 a kernel quantizes (`kernels/quantize.cu`) and the tensor cores multiply the codes. On the CPU in f32 the
+//! same codes are multiplied as f32: no faster, but with the same loss.
 
 mod e4m3;
+pub(super) mod widths;
 
 use std::borrow::Cow;
 
@@ -18,15 +19,17 @@ use rayon::prelude::*;
 
 use super::activation::{beside_gelu_tanh, gelu_tanh};
 use super::gemm::{MatrixRef, Threads, multiply};
-use super::linear::Product;
-use super::modulation::modulated_layer_norm;
+use super::matrix_product::MatrixProduct;
+use super::modulation::{EPSILON as LAYER_NORM_EPSILON, modulated_layer_norm};
 use super::vector::vectorized;
-use super::{Rows, Segments, is_on_cpu};
+use super::{Rows, Segments, cuda, is_launchable, is_on_cpu, is_on_cuda};
 
-/// A row needs a value as large as this, 448 × 2⁻¹²⁶, for its scale to have an inverse that is surely a number.
-const NOTICEABLE: f32 = e4m3::LARGEST * f32::MIN_POSITIVE;
+pub(crate) use widths::is_possible;
 
-/// A matrix of e4m3 whose element (i, j) is `codes[i, j] × scales[i]`.
+/// The smallest largest value of a row, 448 × 2⁻¹²⁶, whose scale surely has a finite inverse.
+const SMALLEST_SCALED: f32 = e4m3::LARGEST * f32::MIN_POSITIVE;
+
+/// A matrix in e4m3 whose element (i, j) is `codes[i, j] × scales[i]`.
 #[derive(Debug, Clone)]
 pub(crate) struct Quantized {
     /// `[rows, width]`, u8, contiguous.
@@ -36,7 +39,7 @@ pub(crate) struct Quantized {
 }
 
 impl Quantized {
-    /// Rounds each row of `x [rows, width]`: f32 on the CPU, bf16 on CUDA, where widths are multiples of 16.
+    /// Quantizes each row of `x [rows, width]`: f32 on the CPU, bf16 on CUDA, where widths are multiples of 16.
     ///
     /// # Errors
     /// When the device cannot, or is out of memory.
@@ -44,40 +47,33 @@ impl Quantized {
         if is_on_cpu(x) {
             return Self::of_cpu(x);
         }
-        #[cfg(feature = "cuda")]
-        if super::is_on_cuda(&[x]) {
-            let [codes, scales] = super::cuda::quantize::rows(x)?;
+        if is_on_cuda(&[x]) {
+            let [codes, scales] = cuda::quantize::rows(x)?;
             return Ok(Self { codes, scales });
         }
-        bail!("rows of {:?} cannot be rounded to e4m3 on {:?}", x.dtype(), x.device().location())
+        bail!("rows of {:?} cannot be quantized to e4m3 on {:?}", x.dtype(), x.device().location())
     }
 
-    /// What [`modulated_layer_norm`] gives, rounded; on CUDA without a pass over the memory between the two.
+    /// [`modulated_layer_norm`], quantized; on CUDA in one pass over the memory.
     ///
     /// # Errors
     /// As [`Self::of`], or when shapes do not fit.
     pub(crate) fn of_layer_norm(x: &Tensor, shift: &Tensor, scale: &Tensor, segments: &Segments) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if super::is_on_cuda(&[x, shift, scale])
-            && super::is_launchable(segments)
-            && super::cuda::quantize::is_narrow(x.dim(1)?)
-        {
-            let epsilon = super::modulation::EPSILON as f32;
-            let [codes, scales] = super::cuda::quantize::modulated_layer_norm(x, [shift, scale], segments, epsilon)?;
+        if is_on_cuda(&[x, shift, scale]) && is_launchable(segments) && cuda::quantize::is_narrow(x.dim(1)?) {
+            let (by, epsilon) = ([shift, scale], LAYER_NORM_EPSILON as f32);
+            let [codes, scales] = cuda::quantize::modulated_layer_norm(x, by, segments, epsilon)?;
             return Ok(Self { codes, scales });
         }
         Self::of(&modulated_layer_norm(x, shift, scale, segments)?)
     }
 
-    /// What [`gelu_tanh`] or, with a left side, [`beside_gelu_tanh`] gives, rounded; on CUDA without a pass over the memory
-    /// between the two.
+    /// [`gelu_tanh`] or, with a left side, [`beside_gelu_tanh`], quantized; on CUDA in one pass over the memory.
     ///
     /// # Errors
     /// As [`Self::of`], or when shapes do not fit.
-    pub(crate) fn of_gelu_tanh(left: Option<&Tensor>, right: &Product) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        if right.is_on_cuda() && left.is_none_or(|left| super::is_on_cuda(&[left])) {
-            let [codes, scales] = super::cuda::quantize::beside_gelu_tanh(left, &right.values, right.bias())?;
+    pub(crate) fn of_gelu_tanh(left: Option<&Tensor>, right: &MatrixProduct) -> Result<Self> {
+        if right.is_on_cuda() && left.is_none_or(|left| is_on_cuda(&[left])) {
+            let [codes, scales] = cuda::quantize::beside_gelu_tanh(left, &right.values, right.bias())?;
             return Ok(Self { codes, scales });
         }
         match left {
@@ -108,75 +104,64 @@ impl Quantized {
         })
     }
 
-    /// The codes' numbers, before scaling, on the CPU.
+    /// The values of the codes, before scaling, on the CPU.
     fn unscaled(&self) -> Result<Vec<f32>> {
         let codes = self.codes.flatten_all()?.to_vec1::<u8>()?;
         Ok(codes.into_par_iter().map(|code| e4m3::VALUES[usize::from(code)]).collect())
     }
 
-    /// What it takes of memory, in bytes.
+    /// The size in memory, in bytes.
     pub(crate) fn bytes(rows: usize, width: usize) -> usize {
         rows * width + rows * size_of::<f32>()
     }
 }
 
-/// Of a row.
+/// The scale of a row.
 #[inline(always)]
 fn scale_of(row: &[f32]) -> f32 {
-    // Magnitudes as bits have the order of the numbers, and above them all stand infinity and what is no number.
+    // The bits of magnitudes have the order of the numbers, with infinity and NaN above all.
     let largest = row.iter().fold(0, |largest, value| value.abs().to_bits().max(largest));
     let largest = f32::from_bits(largest);
     match largest {
         _ if !largest.is_finite() => f32::NAN,
-        _ if largest < NOTICEABLE => 1.0,
+        _ if largest < SMALLEST_SCALED => 1.0,
         _ => largest / e4m3::LARGEST,
     }
 }
 
-/// Values of a row that become 16 bytes of codes.
-pub(super) const CODES: usize = 16;
-
-/// Most values of a row that a kernel holds.
-pub(super) const WIDTH_MAX: usize = 16_384;
-
-/// Whether the kernels and the library take rows of so many values.
-pub(crate) fn is_possible(width: usize) -> bool {
-    width > 0 && width.is_multiple_of(CODES) && width <= WIDTH_MAX
-}
-
-/// Multiplies a little on a device whose numbers are `dtype`.
+/// Runs small e4m3 GEMMs on a device whose numbers are `dtype`.
 ///
 /// # Errors
-/// When the device cannot do it.
+/// When the device does not support them.
 pub(crate) fn try_on(device: &Device, dtype: DType) -> Result<()> {
     let ones = |rows: usize| Tensor::ones((rows, 64), dtype, device);
     let bias = Tensor::zeros(32, dtype, device)?;
     let weight = Quantized::of(&ones(32)?)?;
-    // One token, an odd number of them, and many: the library chooses its way by that, too.
+    // One token, an odd number, and many: the library's choice of algorithm depends on it.
     for rows in [1, 77, 512] {
-        product(&Quantized::of(&ones(rows)?)?, &weight, &bias)?;
+        product(&Quantized::of(&ones(rows)?)?, &weight, Some(&bias))?;
     }
     device.synchronize()
 }
 
 /// `x [rows, in]` times the transpose of `weight [out, in]`, plus `bias [out]` -> `[rows, out]`, f32 on the CPU and bf16 on
-/// CUDA. The codes' products are added up in f32 (on CUDA with the tensor cores' own accumulators, of fewer bits, as torch
-/// does where scales are by rows), then multiplied by both rows' scales. On CUDA the bias is left to the next operation.
+/// CUDA. Sums are in f32 (on CUDA in the tensor cores' accumulators, of fewer bits, as torch does for scales by rows), then
+/// multiplied by both rows' scales. On CUDA the next operation adds the bias.
 ///
 /// # Errors
-/// When shapes or devices do not fit, or the device has no such product.
-pub(crate) fn product<'a>(x: &Quantized, weight: &Quantized, bias: &'a Tensor) -> Result<Product<'a>> {
+/// When shapes or devices do not fit, or the device has no such GEMM.
+pub(crate) fn product<'a>(x: &Quantized, weight: &Quantized, bias: Option<&'a Tensor>) -> Result<MatrixProduct<'a>> {
     let ((rows, inner), (columns, weight_inner)) = (x.codes.dims2()?, weight.codes.dims2()?);
-    if inner != weight_inner || bias.dims() != [columns] {
-        bail!("x has {inner} columns, the weight is {columns}x{weight_inner}, the bias {:?}", bias.dims());
+    if inner != weight_inner || bias.is_some_and(|bias| bias.dims() != [columns]) {
+        let bias = bias.map(Tensor::dims);
+        bail!("x has {inner} columns, the weight is {columns}x{weight_inner}, the bias {bias:?}");
     }
-    if !bias.device().is_cpu() {
-        let values = product_on_device(x, weight)?;
-        return Ok(Product { values, bias: Some(Cow::Borrowed(bias)) });
+    if !x.codes.device().is_cpu() {
+        return Ok(MatrixProduct { values: product_on_device(x, weight)?, bias: bias.map(Cow::Borrowed) });
     }
     let (left, right) = (x.unscaled()?, weight.unscaled()?);
     let (row_scales, column_scales) = (x.scales.to_vec1::<f32>()?, weight.scales.to_vec1::<f32>()?);
-    let biases = bias.to_vec1::<f32>()?;
+    let biases = bias.map_or_else(|| Ok(vec![0.0; columns]), Tensor::to_vec1::<f32>)?;
     let mut out = vec![0.0_f32; rows * columns];
     let right = MatrixRef::new(&right, columns, inner, inner).transposed();
     multiply(&mut out, MatrixRef::new(&left, rows, inner, inner), right, false, Threads::All);
@@ -185,18 +170,12 @@ pub(crate) fn product<'a>(x: &Quantized, weight: &Quantized, bias: &'a Tensor) -
             *value = *value * row_scale * column_scale + bias;
         }
     });
-    Ok(Tensor::from_vec(out, (rows, columns), bias.device())?.into())
+    Ok(Tensor::from_vec(out, (rows, columns), x.codes.device())?.into())
 }
 
-#[cfg(feature = "cuda")]
 fn product_on_device(x: &Quantized, weight: &Quantized) -> Result<Tensor> {
-    let out = super::cuda::products::product_e4m3([&x.codes, &x.scales], [&weight.codes, &weight.scales])?;
-    out.map_or_else(|| bail!("cublasLt has no product of e4m3 with a scale for each row on this device"), Ok)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn product_on_device(x: &Quantized, _: &Quantized) -> Result<Tensor> {
-    bail!("there is no product of e4m3 on {:?}", x.codes.device().location())
+    let out = cuda::linear::product_e4m3([&x.codes, &x.scales], [&weight.codes, &weight.scales])?;
+    out.map_or_else(|| bail!("cublasLt has no GEMM of e4m3 with a scale for each row on this device"), Ok)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Softmax of each row of a matrix of scores, for attention whose heads are too wide for the kernel that does without one.
+//! Softmax of each row of a matrix of scores, for attention whose heads are too wide for the fused kernel.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -59,7 +59,7 @@ mod tests {
     use candle_core::Device;
 
     #[test]
-    fn the_op_equals_its_twin() {
+    fn the_fused_op_equals_the_composed_one() {
         for (width, deviation) in [(1, 1.0_f32), (37, 1.0), (1000, 30.0)] {
             let scores = Tensor::randn(-5.0, deviation, (2, 3, width), &Device::Cpu).expect("randn");
             let op = scores.apply_op1_no_bwd(&Op { scale: 0.3 }).expect("fused");

@@ -1,4 +1,4 @@
-//! What T5 does to each token by itself, beyond linear layers.
+//! T5's operations on each token by itself, besides linear layers.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_norm_equals_its_twin() {
+    fn the_fused_norm_equals_the_composed_one() {
         for (rows, width, deviation) in [(1, 8, 1.0), (7, 100, 1000.0), (3, 4096, 1e-3)] {
             let (x, scale) = (random(rows, width, deviation), random(1, width, 1.0).squeeze(0).expect("one row"));
             let fused = rms_norm(&x, &scale, 1e-6).expect("fused");
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn the_fused_gate_equals_its_twin() {
+    fn the_fused_gate_equals_the_composed_one() {
         for (rows, width) in [(1, 22), (5, 26), (2, 2048)] {
             let x = random(rows, width, 3.0);
             let (fused, composed) = (gated_gelu(&x).expect("fused"), gated_gelu_composed(&x).expect("composed"));

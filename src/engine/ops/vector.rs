@@ -1,5 +1,5 @@
-//! Arithmetic on slices of f32. Runs with the widest vector unit the processor has, and gives the same bits on all of
-//! them: sums are taken in sixteen fixed lanes, and no multiplication is fused with an addition.
+//! Arithmetic on slices of f32. Uses the widest vector unit of the processor, with the same bits on all: sums are taken in
+//! sixteen fixed lanes, and no multiplication is fused with an addition.
 
 use pulp::Arch;
 
@@ -100,15 +100,15 @@ pub(super) fn exp(x: f32) -> f32 {
     for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
         polynomial = polynomial * r + coefficient;
     }
-    // The integer n, between -126 and 127, stands in the low bits of `rounded`: cheaper than a conversion, which would
-    // have to ask for NaN.
+    // The integer n, between -126 and 127, is in the low bits of `rounded`: cheaper than a conversion, which would have to
+    // check for NaN.
     let integer = rounded.to_bits().wrapping_sub(ROUNDER.to_bits());
     let power = f32::from_bits(integer.wrapping_add(127) << 23);
     let value = polynomial * power;
     if x < LOWEST { 0.0 } else { value }
 }
 
-/// Replaces scores by the numerators of `softmax(scale × scores)`, and returns their sum, the denominator.
+/// Replaces scores with the numerators of `softmax(scale × scores)`, and returns their sum, the denominator.
 #[inline(always)]
 pub(super) fn softmax_numerators(scores: &mut [f32], scale: f32) -> f32 {
     let highest = maximum(scores);

@@ -1,15 +1,15 @@
-//! The autoencoder's operations, and the decoding of a small image by an autoencoder of random weights.
+//! The autoencoder's operations, and a small image decoded with random weights.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 
-use crate::engine::loader::config::VaeConfig;
+use crate::engine::models::flux1::Decoder;
+use crate::engine::models::flux1::config::VaeConfig;
 use crate::engine::ops::convolution::{Convolution, KERNELS};
 use crate::engine::ops::group_norm::GroupNorm;
 use crate::engine::ops::kernel::Kernel;
 use crate::engine::ops::softmax::softmax;
-use crate::engine::vae::Decoder;
 
 use super::{Op, OpReport, Operands, numbers};
 
@@ -17,12 +17,12 @@ use super::{Op, OpReport, Operands, numbers};
 const LATENT_CHANNELS: usize = 16;
 
 impl Operands {
-    /// Sizes are no multiples of a tile's, and not all channels are whole chunks.
+    /// Sizes are no multiples of a tile, and some channels no multiple of a chunk.
     pub(super) fn autoencoder(&self) -> Result<Vec<OpReport>> {
         let image = |seed, channels, height, width| self.random(seed, &[1, channels, height, width]);
         let channels = |seed, count| self.random(seed, &[count]);
         let kernel = |seed, outputs: usize, inputs: usize, side: usize| {
-            // What comes out has about the deviation of what goes in.
+            // So that outputs have about the deviation of the inputs.
             let scaled = (self.random(seed, &[outputs, inputs, side, side])? / ((inputs * side * side) as f64).sqrt())?;
             scaled.to_dtype(self.dtype)?.to_dtype(DType::F32)
         };
@@ -33,7 +33,7 @@ impl Operands {
         let of_doubled = |kernel, x: &[Tensor]| Convolution::by(kernel, &x[1], &x[2], true)?.forward(&x[0]);
         let ops: [(&'static str, Vec<Tensor>, Op); 7] = [
             ("convolution onto a residual", onto.clone(), &|x| onto_residual(Kernel::Warp, x)),
-            ("convolution to colours", vec![image(44, 24, 9, 17)?, kernel(45, 3, 24, 3)?, channels(46, 3)?], &|x| {
+            ("convolution to colors", vec![image(44, 24, 9, 17)?, kernel(45, 3, 24, 3)?, channels(46, 3)?], &|x| {
                 Convolution::new(&x[1], &x[2])?.forward(&x[0])
             }),
             ("convolution, doubled", doubled.clone(), &|x| of_doubled(Kernel::Warp, x)),
@@ -49,7 +49,7 @@ impl Operands {
             }),
         ];
         let mut reports = ops.map(|(name, operands, op)| self.compare(name, &operands, op));
-        // A dozen layers, each of which rounds.
+        // A dozen layers, which all round.
         if let Some(Ok(decoder)) = reports.last_mut() {
             decoder.tolerance *= 4.0;
         }
@@ -64,8 +64,8 @@ impl Operands {
     }
 }
 
-/// A decoder on a device: two levels, whose groups are five and six channels wide, and an attention whose head is of no
-/// width that a kernel does without scores.
+/// A decoder on a device: two levels, whose groups are five and six channels wide, and an attention of a head width for which
+/// there is no kernel.
 fn random_decoder(dtype: DType, device: &Device) -> Result<Decoder> {
     let config = VaeConfig {
         in_channels: 3,
@@ -83,8 +83,7 @@ fn random_decoder(dtype: DType, device: &Device) -> Result<Decoder> {
     Decoder::load(&config, &VarBuilder::from_backend(Box::new(RandomWeights), dtype, device.clone()))
 }
 
-/// Numbers that depend on a tensor's name alone, each of which bf16 can hold: about one times the input's deviation comes out
-/// of every layer.
+/// Numbers that depend on a tensor's name alone and are exact in bf16. Each layer's output has about the deviation of its input.
 struct RandomWeights;
 
 impl SimpleBackend for RandomWeights {
@@ -98,7 +97,7 @@ impl SimpleBackend for RandomWeights {
     }
 
     fn get_unchecked(&self, name: &str, _: DType, _: &Device) -> Result<Tensor> {
-        candle_core::bail!("`{name}` is wanted in whatever shape it has")
+        candle_core::bail!("`{name}` has no shape of its own")
     }
 
     fn contains_tensor(&self, _: &str) -> bool {

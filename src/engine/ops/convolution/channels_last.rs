@@ -1,26 +1,27 @@
-//! Convolutions of an image whose pixels have their channels side by side: the CUDA kernel's way, and its twin's on the CPU.
+//! Convolutions of an image with its channels last: by the CUDA kernels, and on the CPU for comparison.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::super::kernel::Kernel;
 use super::super::linear::linear;
 use super::super::{channels_first, channels_last, contiguous};
-use crate::engine::ops::kernel::Kernel;
+use super::sizes::Sizes;
 
-/// Channels come in chunks of so many.
+/// Channels in a chunk.
 pub(super) const CHUNK: usize = 8;
 
-/// A convolution's weights as the kernel wants them.
+/// A convolution's weights in the kernel's form.
 pub(super) struct ChannelsLast {
     kind: Kind,
-    /// As many as were asked for. There may be more of the kernel's, up to whole chunks; those are zero.
+    /// Outputs without the padding to a multiple of a chunk, which is zero.
     outputs: usize,
 }
 
 enum Kind {
-    /// 3×3, or the four 2×2 ones that make an image of doubled sides: `weight [kinds, outputs, taps, inputs]`, `bias [outputs]`.
+    /// 3×3, or the four 2×2 ones of an image of doubled sides: `weight [kinds, outputs, taps, inputs]`, `bias [outputs]`.
     Kernel { weight: Tensor, bias: Tensor, is_doubled: bool, kernel: Kernel },
     /// 1×1, which is a linear layer: `weight [outputs, inputs]`, `bias [outputs]`.
     Pointwise { weight: Tensor, bias: Tensor },
@@ -42,7 +43,7 @@ impl ChannelsLast {
     }
 
     /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides; plus `residual`, which has the
-    /// result's shape. Nothing moves if the operands are results of this.
+    /// result's shape. No copy if the operands are results of this.
     pub(super) fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
         let x = channels_last(x)?;
         let residual = residual.map(channels_last).transpose()?;
@@ -70,57 +71,25 @@ fn taps_of(weight: &Tensor) -> Result<Tensor> {
     weight.permute((0, 2, 3, 1))?.contiguous()?.flatten(1, 2)
 }
 
-/// Of a convolution after each pixel has been repeated, those of the small image that make the pixels in even and odd rows
+/// A convolution of an image of doubled sides as four convolutions of the small image, one for the pixels of even or odd rows
 /// and columns: `[4, outputs, 4, inputs]`. Sums of weights are taken in f32.
 fn doubled(weight: &Tensor) -> Result<Tensor> {
     let nine = weight.to_dtype(DType::F32)?;
-    // Of an even line's three neighbours the first is the small line before, the other two are its own; of an odd line's the
-    // first two are its own, the last is the small line behind.
+    // Of an even row's three neighbors the first is the previous small row, the other two its own; of an odd row's the first
+    // two are its own, the last is the next small row. The same holds for columns.
     let halves = |weight: &Tensor, along: usize, is_odd: bool| {
-        let lines = |first, count| weight.narrow(along, first, count)?.sum_keepdim(along);
+        let sum = |first, count| weight.narrow(along, first, count)?.sum_keepdim(along);
         let border = if is_odd { 2 } else { 1 };
-        Tensor::cat(&[lines(0, border)?, lines(border, 3 - border)?], along)
+        Tensor::cat(&[sum(0, border)?, sum(border, 3 - border)?], along)
     };
     let kinds = [(false, false), (false, true), (true, false), (true, true)];
     let kinds = kinds.map(|(row, column)| taps_of(&halves(&halves(&nine, 2, row)?, 3, column)?));
     Tensor::stack(&kinds.into_iter().collect::<Result<Vec<_>>>()?, 0)?.to_dtype(weight.dtype())
 }
 
-/// What a convolution is about.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::engine::ops) struct Sizes {
-    pub(in crate::engine::ops) height: usize,
-    pub(in crate::engine::ops) width: usize,
-    pub(in crate::engine::ops) inputs: usize,
-    pub(in crate::engine::ops) outputs: usize,
-    pub(in crate::engine::ops) is_doubled: bool,
-}
-
-impl Sizes {
-    fn of(x: &Layout, weight: &Layout, bias: &Layout, is_doubled: bool) -> Result<Self> {
-        let (batch, height, width, inputs) = x.shape().dims4()?;
-        let outputs = bias.shape().dims1()?;
-        let expected = if is_doubled { [4, outputs, 4, inputs] } else { [1, outputs, 9, inputs] };
-        if batch != 1 || weight.dims() != expected {
-            bail!("convolution: {:?} by {:?} and {outputs} biases", x.dims(), weight.dims());
-        }
-        Ok(Self { height, width, inputs, outputs, is_doubled })
-    }
-
-    /// How many times as many rows and columns come out.
-    fn scale(self) -> usize {
-        1 + usize::from(self.is_doubled)
-    }
-
-    /// `[1, height, width, outputs]` of what comes out.
-    pub(in crate::engine::ops) fn out_shape(self) -> Shape {
-        (1, self.scale() * self.height, self.scale() * self.width, self.outputs).into()
-    }
-}
-
 /// On `x [1, height, width, inputs]`, with weights as in [`Kind::Kernel`].
 struct Op {
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU has one way"))]
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU has no choice"))]
     kernel: Kernel,
     residual: Option<Tensor>,
     is_doubled: bool,
@@ -151,13 +120,13 @@ impl CustomOp3 for Op {
         };
         let (scale, side) = (sizes.scale(), if self.is_doubled { 2 } else { 3 });
         let taps = side * side;
-        out.par_chunks_mut((scale * width * outputs).max(1)).enumerate().for_each(|(row, line)| {
-            for (column, pixel) in line.chunks_exact_mut(outputs).enumerate() {
+        out.par_chunks_mut((scale * width * outputs).max(1)).enumerate().for_each(|(row, pixels)| {
+            for (column, pixel) in pixels.chunks_exact_mut(outputs).enumerate() {
                 let kind = row % scale * 2 + column % scale;
                 for (output, value) in pixel.iter_mut().enumerate() {
                     let mut sum = bias[output];
                     for tap in 0..taps {
-                        // The first tap is above and left, but for odd rows and columns of doubled sides.
+                        // The first tap is above and left, except in odd rows and columns of doubled sides.
                         let from = |at: usize, tap: usize| (at / scale + at % scale + tap).checked_sub(1);
                         let (Some(y), Some(x_at)) = (from(row, tap / side), from(column, tap % side)) else { continue };
                         if y < height && x_at < width {

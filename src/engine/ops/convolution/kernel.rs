@@ -5,22 +5,24 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use super::channels_last::ChannelsLast;
 use crate::engine::noise::standard_normal;
+use crate::engine::ops::cuda::convolution::has_warpgroups;
 use crate::engine::ops::kernel::{Choice, Kernel, are_close};
 
 /// The kernels of convolutions.
 pub(crate) static CHOICE: Choice = Choice::new("convolutions", has_warpgroups, do_agree);
 
-/// The image on which the kernels are compared: tails of tiles, of steps and of blocks of outputs, odd and even steps.
+/// The size of the image on which the kernels are compared: with tails of tiles, steps and blocks of outputs, odd and even
+/// steps.
 const INPUTS: usize = 144;
 const OUTPUTS: usize = 136;
 const HEIGHT: usize = 18;
 const WIDTH: usize = 24;
 
-/// How far the kernels may differ, in an output and as a share of it: both round it to bf16, which keeps eight bits, from sums
-/// that they take in another order.
+/// How far the kernels may differ, absolutely and relative to the output: both round to bf16, which has eight significant bits,
+/// and sum in another order.
 const DIFFERENCE_MAX: f32 = 0.01;
 
-/// Whether both kernels make the same of random numbers, but for rounding.
+/// Whether both kernels give the same outputs for random numbers, but for rounding.
 fn do_agree(device: &Device) -> Result<bool> {
     let random = |seed, shape: &[usize], factor: f64| {
         let numbers = standard_normal(seed, 0, shape.iter().product());
@@ -42,14 +44,4 @@ fn do_agree(device: &Device) -> Result<bool> {
         }
     }
     Ok(true)
-}
-
-#[cfg(feature = "cuda")]
-fn has_warpgroups(device: &Device) -> bool {
-    matches!(device, Device::Cuda(device) if crate::engine::ops::cuda::convolution::has_warpgroups(device))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn has_warpgroups(_: &Device) -> bool {
-    false
 }

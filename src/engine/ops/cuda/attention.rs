@@ -6,23 +6,23 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
-use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, bail};
+use candle_core::{CudaStorage, Device, Layout, Result, Shape, bail};
 use half::bf16;
 
 use super::{Bounds, Matrix, MatrixMut, grid, number};
-use crate::engine::ops::Segments;
 use crate::engine::ops::kernel::Kernel;
+use crate::engine::ops::segments::Segments;
 
 pub(super) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"));
 
-/// Empty but for what every PTX begins with, unless the program is built for Hopper itself (sm_90a).
+/// Has no kernels unless the program is built for Hopper itself (sm_90a).
 const HOPPER_KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention_hopper.ptx"));
 
-/// The names under which a device keeps them once they are loaded.
+/// The names of the loaded modules on a device.
 pub(super) const MODULE: &str = "fluxserve-attention";
 const HOPPER_MODULE: &str = "fluxserve-attention-hopper";
 
-/// Queries that a block answers.
+/// Queries of a block.
 pub(super) const QUERIES: usize = 128;
 
 /// Widths of a head that [`Kernel::Warp`] is compiled for.
@@ -32,20 +32,21 @@ pub(in crate::engine::ops) const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];
 const HOPPER_HEAD_WIDTH: usize = 128;
 const HOPPER_ENTRY: &str = "attention_hopper_128";
 
-/// Bytes of shared memory of [`Kernel::Warpgroup`]: the queries, two tiles of keys and two of values, and what it takes to
-/// begin on a boundary of 1024 bytes.
+/// Bytes of shared memory of [`Kernel::Warpgroup`]: the queries, two tiles of keys and two of values, and the alignment to
+/// 1024 bytes.
 const HOPPER_SHARED_BYTES: usize = 5 * 128 * HOPPER_HEAD_WIDTH * size_of::<bf16>() + 1024;
 
-/// Whether [`Kernel::Warpgroup`] is compiled in and the device has what it takes.
-pub(in crate::engine::ops) fn has_warpgroups(device: &CudaDevice) -> bool {
-    let capability = device.cuda_stream().context().compute_capability();
-    HOPPER_KERNELS.contains(HOPPER_ENTRY) && capability.is_ok_and(|(major, _)| major == 9)
+/// Whether the device has [`Kernel::Warpgroup`].
+pub(in crate::engine::ops) fn has_warpgroups(device: &Device) -> bool {
+    super::has_warpgroups(device, HOPPER_KERNELS, HOPPER_ENTRY)
 }
 
 /// Bytes that each thread of [`Kernel::Warpgroup`] spills from registers into memory, as the driver has compiled it. nvcc
 /// spills none, but leaves no register free.
-pub(in crate::engine::ops) fn spilled_bytes(device: &CudaDevice) -> Result<i32> {
-    device.get_or_load_custom_func(HOPPER_ENTRY, HOPPER_MODULE, HOPPER_KERNELS)?.local_size_bytes().w()
+pub(in crate::engine::ops) fn spilled_bytes(device: &Device) -> Option<i32> {
+    let Device::Cuda(device) = device else { return None };
+    let kernel = device.get_or_load_custom_func(HOPPER_ENTRY, HOPPER_MODULE, HOPPER_KERNELS).ok()?;
+    kernel.local_size_bytes().ok()
 }
 
 /// Bytes of shared memory of [`Kernel::Warp`]: two stages of 64 keys and 64 values.
@@ -53,7 +54,7 @@ pub(super) fn shared_bytes(head_width: usize) -> usize {
     2 * 2 * 64 * head_width * size_of::<bf16>()
 }
 
-/// [`crate::engine::ops::attention::attention`], for a `qkv` whose rows touch and a head width of [`HEAD_WIDTHS`].
+/// [`crate::engine::ops::attention::attention`], for a contiguous `qkv` and a head width of [`HEAD_WIDTHS`].
 pub(in crate::engine::ops) fn attention(
     kernel: Kernel,
     storage: &CudaStorage,
@@ -70,7 +71,7 @@ pub(in crate::engine::ops) fn attention(
     Ok((out, shape))
 }
 
-/// The same into a matrix that is there, whose rows need not touch.
+/// The same into an existing matrix, whose rows may be apart.
 pub(in crate::engine::ops) fn attention_into(
     kernel: Kernel,
     (out, out_layout): (&mut CudaStorage, &Layout),
@@ -86,7 +87,7 @@ pub(in crate::engine::ops) fn attention_into(
         bail!("attention: {}x{} is not {segments:?} of three parts of {heads} heads", qkv.rows, qkv.width);
     }
     if (out.rows, out.width) != (qkv.rows, part) {
-        bail!("attention: {}x{} has no room for {}x{part}", out.rows, out.width, qkv.rows);
+        bail!("attention: {}x{} does not hold {}x{part}", out.rows, out.width, qkv.rows);
     }
     let bounds = Bounds::of(segments)?;
     let blocks = segments.ranges().map(|range| range.len().div_ceil(QUERIES)).sum();
@@ -97,7 +98,7 @@ pub(in crate::engine::ops) fn attention_into(
         let kernel = device.get_or_load_custom_func(&format!("attention_{head_width}"), MODULE, KERNELS)?;
         (kernel, shared_bytes(head_width))
     };
-    // More than a kernel may have unasked.
+    // More than the default limit.
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, number(shared)?).w()?;
     let (heads_argument, out_stride, scale) = (number(heads)?, number(out.stride)?, 1.0 / (head_width as f32).sqrt());

@@ -6,30 +6,30 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
-use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaStorage, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
-use super::{CHUNK, NULL, grid, number, values_of};
-use crate::engine::ops::convolution::Sizes;
+use super::{CHUNK, grid, number, push_or_null, values_of};
+use crate::engine::ops::convolution::sizes::Sizes;
 use crate::engine::ops::kernel::Kernel;
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/convolution.ptx"));
 
-/// Empty but for what every PTX begins with, unless the program is built for Hopper itself (sm_90a).
+/// Has no kernels unless the program is built for Hopper itself (sm_90a).
 const HOPPER_KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/convolution_hopper.ptx"));
 
-/// The names under which a device keeps them once they are loaded.
+/// The names of the loaded modules on a device.
 const MODULE: &str = "fluxserve-convolution";
 const HOPPER_MODULE: &str = "fluxserve-convolution-hopper";
 
 /// Pixels at each side of a block's tile.
 const TILE: usize = 16;
 
-/// Rounds whose weights are in shared memory, and steps whose pixels are.
+/// Pipeline stages in shared memory: of weights, and of pixels.
 const STAGES: usize = 4;
 const STEPS: usize = 2;
 
-/// Outputs of a block, and of one where there are few.
+/// Outputs of a block, and of one where the convolution has few.
 const OUTPUTS: usize = 128;
 const OUTPUTS_NARROW: usize = 16;
 
@@ -37,7 +37,7 @@ const OUTPUTS_NARROW: usize = 16;
 struct Entry {
     name: &'static str,
     kernels: (&'static str, &'static str),
-    /// Channels of the input at a time, outputs of a block, and what it takes to begin on a boundary.
+    /// Input channels at a time, outputs of a block, and bytes for alignment.
     step: usize,
     outputs: usize,
     alignment: usize,
@@ -67,7 +67,7 @@ impl Entry {
         }
     }
 
-    /// For a kernel with so many taps at each side.
+    /// Of a kernel with so many taps at each side.
     fn shared_bytes(&self, taps_side: usize) -> usize {
         let side = TILE + taps_side - 1;
         let values = STEPS * side * side * self.step + STAGES * self.outputs * self.step + self.outputs;
@@ -75,13 +75,12 @@ impl Entry {
     }
 }
 
-/// Whether [`Kernel::Warpgroup`] is compiled in and the device has what it takes.
-pub(in crate::engine::ops) fn has_warpgroups(device: &CudaDevice) -> bool {
-    let capability = device.cuda_stream().context().compute_capability();
-    HOPPER_KERNELS.contains(HOPPER.name) && capability.is_ok_and(|(major, _)| major == 9)
+/// Whether the device has [`Kernel::Warpgroup`].
+pub(in crate::engine::ops) fn has_warpgroups(device: &Device) -> bool {
+    super::has_warpgroups(device, HOPPER_KERNELS, HOPPER.name)
 }
 
-/// [`crate::engine::ops::convolution::ChannelsLast`], of one contiguous image; and `residual`, which is as the result, added.
+/// [`crate::engine::ops::convolution::ChannelsLast`], of one contiguous image; adds `residual`, which has the result's shape.
 pub(in crate::engine::ops) fn convolution(
     kernel: Kernel,
     [x, weight, bias]: [(&CudaStorage, &Layout); 3],
@@ -118,10 +117,7 @@ pub(in crate::engine::ops) fn convolution(
     let [height, width, inputs, outputs] = [number(height)?, number(width)?, number(inputs)?, number(outputs)?];
     let mut launch = kernel.builder();
     launch.arg(&x).arg(&weight).arg(&bias);
-    match &residual {
-        Some(residual) => launch.arg(residual),
-        None => launch.arg(&NULL),
-    };
+    push_or_null(&mut launch, residual.as_ref());
     launch.arg(&mut out).arg(&height).arg(&width).arg(&inputs).arg(&outputs);
     // SAFETY: the arguments are those of all these kernels, and the sizes have been compared here and by `Sizes`.
     unsafe { launch.launch(grid(blocks, 1, shared as u32)) }.w()?;

@@ -1,12 +1,11 @@
-//! cublasLt by its C interface: matrix products with an epilogue, whose result may be a part of a wider matrix.
-//! Knows addresses and shapes; what tensors they are is not its concern.
+//! cublasLt by its C interface: GEMMs with an epilogue, whose result may be part of a wider matrix. Knows addresses and
+//! shapes, but no tensors.
 //!
-//! What is promised of bits: the algorithm of a product is the first that the library proposes for its [`Key`], and it
-//! proposes the same for the same key, in this process and in the next on the same model of device with the same version of
-//! the library. What an algorithm computes is the same each time: its workspace belongs to one stream, and where the inner
-//! dimension is shared out, the shares are held in f32 and added in their order. Nothing is promised of one row among
-//! different numbers of rows: these have different keys. So who wants the bits of an image drawn alone has to give each
-//! image products of its own, as `--deterministic` does.
+//! Determinism: the algorithm of a GEMM is the first that the library proposes for its [`Key`]. It proposes the same for the
+//! same key, in this process and the next, on the same model of device with the same version of the library. An algorithm
+//! computes the same bits each time: its workspace belongs to one stream, and where the inner dimension is split, the partial
+//! sums are held in f32 and added in order. GEMMs are not batch-invariant: other numbers of rows have other keys. So
+//! `--deterministic` runs each image by itself.
 
 #![expect(unsafe_code, reason = "the library is called through its C interface")]
 
@@ -26,17 +25,16 @@ use half::bf16;
 use sys::cublasLtMatmulDescAttributes_t as Attribute;
 use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
 
-/// Memory that an algorithm may work in, as NVIDIA recommends for Hopper.
+/// Workspace of an algorithm, as NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Most products whose algorithms are remembered for one stream; beyond it all are asked for anew. A step has about a dozen
-/// for each number of rows.
+/// Most algorithms that are cached for one stream; a full cache is cleared. A step has about a dozen for each number of rows.
 const PLANS_MAX: usize = 1024;
 
-/// Boundaries that addresses are told to stand on, in bytes, at most: the library knows no larger ones.
+/// The largest alignment of an address, in bytes, that the library distinguishes.
 const ALIGNMENT_MAX: u32 = 256;
 
-/// What a matrix consists of.
+/// The numbers of a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Numbers {
     Bf16,
@@ -54,7 +52,7 @@ impl Numbers {
     }
 }
 
-/// Types of numbers that products take.
+/// Types of numbers that GEMMs take.
 pub(super) trait Number {
     const KIND: Numbers;
 }
@@ -72,7 +70,7 @@ impl Number for u8 {
     const KIND: Numbers = Numbers::E4m3;
 }
 
-/// Rows of a matrix: how many, how many numbers in each, and how many from one's beginning to the next's.
+/// The rows of a matrix, with width and stride in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Extent {
     pub(super) rows: usize,
@@ -81,13 +79,13 @@ pub(super) struct Extent {
 }
 
 impl Extent {
-    /// Whether the rows do not overlap, and end within so many numbers.
+    /// Whether the rows do not overlap, and fit in so many numbers.
     fn fits(&self, numbers: usize) -> bool {
         self.rows == 0 || (self.width <= self.stride && (self.rows - 1) * self.stride + self.width <= numbers)
     }
 }
 
-/// A matrix in the device's memory, for as long as a call needs it.
+/// A matrix in the device's memory, borrowed for a call.
 pub(super) struct Operand<'a> {
     address: CUdeviceptr,
     numbers: Numbers,
@@ -99,7 +97,7 @@ impl<'a> Operand<'a> {
     /// A matrix that is read.
     pub(super) fn read<T: Number>(values: CudaView<'a, T>, extent: Extent, stream: &'a CudaStream) -> Result<Self> {
         if !extent.fits(values.len()) {
-            bail!("product: {extent:?} reaches beyond its memory, or its rows overlap");
+            bail!("matrix product: {extent:?} is larger than its memory, or its rows overlap");
         }
         let (address, guard) = values.view_ptr(stream);
         Ok(Self { address, numbers: T::KIND, extent, _use: guard })
@@ -112,22 +110,22 @@ impl<'a> Operand<'a> {
         stream: &'a CudaStream,
     ) -> Result<Self> {
         if !extent.fits(values.len()) {
-            bail!("product: {extent:?} reaches beyond its memory, or its rows overlap");
+            bail!("matrix product: {extent:?} is larger than its memory, or its rows overlap");
         }
         let (address, guard) = values.view_ptr_mut(stream);
         Ok(Self { address, numbers: T::KIND, extent, _use: guard })
     }
 
-    /// The largest boundary that it stands on, in bytes.
+    /// The alignment of its address, in bytes.
     fn alignment(&self) -> u32 {
         1 << self.address.trailing_zeros().min(ALIGNMENT_MAX.trailing_zeros())
     }
 
-    /// As the library sees it: by columns, so that a row is a column.
+    /// The library's view, column-major, in which a row is a column.
     fn layout(&self) -> Result<Owned<sys::cublasLtMatrixLayout_t>> {
         let Extent { rows, width, stride } = self.extent;
         let handle = result::create_matrix_layout(self.numbers.in_cuda(), width as u64, rows as u64, stride as i64);
-        Ok(Owned { handle: handle.map_err(refused)?, destroy: result::destroy_matrix_layout })
+        Ok(Owned { handle: handle.map_err(library_error)?, destroy: result::destroy_matrix_layout })
     }
 }
 
@@ -137,18 +135,18 @@ pub(super) struct Multiplication<'a> {
     pub(super) x: Operand<'a>,
     /// `[columns, inner]`
     pub(super) weight: Operand<'a>,
-    /// Of each row of `x`, `[1, rows]`, and of `weight`, `[1, columns]`, f32: where these are e4m3.
+    /// Of the rows of `x`, `[1, rows]`, and of `weight`, `[1, columns]`, f32; for e4m3 only.
     pub(super) scales: Option<[Operand<'a>; 2]>,
     /// `[1, columns]`, in the precision of `out`.
     pub(super) bias: Option<Operand<'a>>,
-    /// By GELU's tanh approximation: what the library calls GELU (pytorch/pytorch#104061; within 6e-6 of torch's in f32 by
+    /// GELU's tanh approximation, which the library calls GELU (pytorch/pytorch#104061; within 6e-6 of torch's in f32 by
     /// sgl-project/sglang#28166).
     pub(super) is_activated: bool,
     /// `[rows, columns]`
     pub(super) out: Operand<'a>,
 }
 
-/// All that an algorithm is chosen by.
+/// All that the choice of an algorithm depends on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     /// Of `x`, `weight` and `out`, as the next two.
@@ -170,10 +168,13 @@ impl Multiplication<'_> {
             _ => false,
         };
         if !is_whole || !has_scales || !self.bias.as_ref().is_none_or(|bias| is_row(bias, out.width)) {
-            bail!("product: {x:?} by {weight:?} with {:?} is not {out:?}", self.bias.as_ref().map(|bias| bias.extent));
+            bail!(
+                "matrix product: {x:?} by {weight:?} with {:?} is not {out:?}",
+                self.bias.as_ref().map(|bias| bias.extent)
+            );
         }
         let [x_alignment, weight_alignment, out_alignment] = operands.map(Operand::alignment);
-        // The library has no word for the bias's own, which an epilogue may read as wide as it writes.
+        // The library has no attribute for the bias's alignment, and an epilogue may read it as wide as it writes.
         let out_alignment = self.bias.as_ref().map_or(out_alignment, |bias| bias.alignment().min(out_alignment));
         Ok(Key {
             extents: [x, weight, out],
@@ -190,7 +191,7 @@ impl Multiplication<'_> {
 }
 
 impl Multiplication<'_> {
-    /// Tells where bias and scales are. By columns `weight` stands on the left.
+    /// Sets the addresses of bias and scales. In column-major order `weight` is on the left.
     fn point(&self, operation: &Owned<sys::cublasLtMatmulDesc_t>) -> Result<()> {
         if let Some(bias) = &self.bias {
             set_operation(operation, Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.address)?;
@@ -203,7 +204,7 @@ impl Multiplication<'_> {
     }
 }
 
-/// Something of the library's that has to be given back.
+/// A handle of the library, destroyed on drop.
 struct Owned<Handle: Copy> {
     handle: Handle,
     destroy: unsafe fn(Handle) -> std::result::Result<(), result::CublasError>,
@@ -211,13 +212,12 @@ struct Owned<Handle: Copy> {
 
 impl<Handle: Copy> Drop for Owned<Handle> {
     fn drop(&mut self) {
-        // SAFETY: whoever made it gave the function that belongs to it, and nobody else destroys it. Should that fail,
-        // nothing is left to be done.
+        // SAFETY: the function belongs to the handle, which nothing else destroys. An error here has no remedy.
         let _ = unsafe { (self.destroy)(self.handle) };
     }
 }
 
-/// How a product is done: its descriptions, made once, and the algorithm.
+/// The descriptions of a GEMM, created once, and its algorithm.
 struct Plan {
     operation: Owned<sys::cublasLtMatmulDesc_t>,
     x: Owned<sys::cublasLtMatrixLayout_t>,
@@ -227,14 +227,14 @@ struct Plan {
 }
 
 impl Plan {
-    /// Asks the library. `None`: it knows no way.
+    /// Asks the library. `None`: it has no algorithm.
     fn new(library: sys::cublasLtHandle_t, product: &Multiplication, key: &Key) -> Result<Option<Self>> {
         let (compute, scale) = (sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, sys::cudaDataType::CUDA_R_32F);
         let operation = Owned {
-            handle: result::create_matmul_desc(compute, scale).map_err(refused)?,
+            handle: result::create_matmul_desc(compute, scale).map_err(library_error)?,
             destroy: result::destroy_matmul_desc,
         };
-        // By columns all of it is transposed: outᵀ = weight xᵀ, and the weight stands as its transpose.
+        // In column-major order all is transposed: outᵀ = weight xᵀ, with the weight stored as its transpose.
         set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &cublasOperation_t::CUBLAS_OP_T)?;
         set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &cublasOperation_t::CUBLAS_OP_N)?;
         set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &key.epilogue)?;
@@ -242,14 +242,16 @@ impl Plan {
             let by_rows = sys::cublasLtMatmulMatrixScale_t::CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
             set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_A_SCALE_MODE, &by_rows)?;
             set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_B_SCALE_MODE, &by_rows)?;
-            // Sums stay in the tensor cores' accumulators, of fewer bits than f32: as torch has it for such scales.
+            // Sums stay in the tensor cores' accumulators, of fewer bits than f32, as torch does for such scales.
             set_operation(&operation, Attribute::CUBLASLT_MATMUL_DESC_FAST_ACCUM, &1_i8)?;
         }
-        // Without a bias the library may find that the epilogue cannot be done.
+        // Without the bias's address the library may reject the epilogue.
         product.point(&operation)?;
         let (x, weight, out) = (product.x.layout()?, product.weight.layout()?, product.out.layout()?);
-        let preferences =
-            Owned { handle: result::create_matmul_pref().map_err(refused)?, destroy: result::destroy_matmul_pref };
+        let preferences = Owned {
+            handle: result::create_matmul_pref().map_err(library_error)?,
+            destroy: result::destroy_matmul_pref,
+        };
         let [x_alignment, weight_alignment, out_alignment] = &key.alignments;
         set_preference(&preferences, Preference::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &(WORKSPACE_BYTES as u64))?;
         set_preference(&preferences, Preference::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, weight_alignment)?;
@@ -273,10 +275,10 @@ impl Plan {
         match proposal {
             Ok(proposal) => Ok(Some(Self { operation, x, weight, out, algorithm: proposal.algo })),
             Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED)) => {
-                tracing::warn!(product = ?key, "cublasLt knows no way to compute a product, it is put together instead");
+                tracing::warn!(product = ?key, "cublasLt has no algorithm for a matrix product, which is composed of other operations instead");
                 Ok(None)
             }
-            Err(error) => Err(refused(error)),
+            Err(error) => Err(library_error(error)),
         }
     }
 }
@@ -284,20 +286,20 @@ impl Plan {
 fn set_operation<T>(operation: &Owned<sys::cublasLtMatmulDesc_t>, name: Attribute, value: &T) -> Result<()> {
     // SAFETY: the description lives, and the library reads as many bytes as the value has.
     unsafe { result::set_matmul_desc_attribute(operation.handle, name, (&raw const *value).cast(), size_of::<T>()) }
-        .map_err(refused)
+        .map_err(library_error)
 }
 
 fn set_preference<T>(preferences: &Owned<sys::cublasLtMatmulPreference_t>, name: Preference, value: &T) -> Result<()> {
     // SAFETY: the preferences live, and the library reads as many bytes as the value has.
     unsafe { result::set_matmul_pref_attribute(preferences.handle, name, (&raw const *value).cast(), size_of::<T>()) }
-        .map_err(refused)
+        .map_err(library_error)
 }
 
 /// The library on one stream.
 struct Library {
     handle: Owned<sys::cublasLtHandle_t>,
     workspace: CudaSlice<u8>,
-    /// `None`: it is known that the library knows no way.
+    /// `None`: the library has no algorithm.
     plans: HashMap<Key, Option<Plan>>,
     stream: Arc<CudaStream>,
 }
@@ -305,10 +307,10 @@ struct Library {
 impl Library {
     fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         stream.context().bind_to_thread().w()?;
-        let handle = result::create_handle().map_err(refused)?;
+        let handle = result::create_handle().map_err(library_error)?;
         Ok(Self {
             handle: Owned { handle, destroy: result::destroy_handle },
-            // SAFETY: what an algorithm reads of it, it has written before.
+            // SAFETY: an algorithm reads only what it has written there.
             workspace: unsafe { stream.alloc(WORKSPACE_BYTES) }.w()?,
             plans: HashMap::new(),
             stream: stream.clone(),
@@ -318,7 +320,7 @@ impl Library {
     fn multiply(&mut self, product: &Multiplication) -> Result<bool> {
         let key = product.key()?;
         if key.extents.iter().any(|extent| extent.rows == 0 || extent.width == 0) {
-            bail!("product: {:?} are not all there", key.extents);
+            bail!("matrix product: an operand of {:?} is empty", key.extents);
         }
         self.stream.context().bind_to_thread().w()?;
         if self.plans.len() >= PLANS_MAX && !self.plans.contains_key(&key) {
@@ -332,8 +334,8 @@ impl Library {
         product.point(&plan.operation)?;
         let (workspace, _use) = self.workspace.device_ptr(&self.stream);
         let (one, zero) = (1.0_f32, 0.0_f32);
-        // SAFETY: the descriptions are those of the operands, which reach no further than their memory and are borrowed
-        // until this has been put on the stream; all else on the stream comes before or after it.
+        // SAFETY: the descriptions are those of the operands, which are inside their memory and borrowed until this is
+        // enqueued; the stream orders all other work before or after it.
         unsafe {
             result::matmul(
                 self.handle.handle,
@@ -354,19 +356,18 @@ impl Library {
                 self.stream.cu_stream().cast(),
             )
         }
-        .map_err(refused)?;
+        .map_err(library_error)?;
         Ok(true)
     }
 }
 
 thread_local! {
-    /// By the number of the device and the stream: as many as this thread has devices.
+    /// By device and stream: as many as this thread has devices.
     static LIBRARIES: RefCell<HashMap<(usize, usize), Library>> = RefCell::default();
 }
 
-/// Puts a product on a stream. Whether the library knows a way: where it does not, nothing has been done. The library
-/// says so of no product that FLUX has; should a version of it, a drawn image is worth more than a fast one, and candle's
-/// own product takes what this one does not.
+/// Enqueues a GEMM. `false`: the library has no algorithm, and nothing was enqueued. That is the case for no GEMM of FLUX; should
+/// another version of the library lack one, candle's own matrix product, which is slower, still gives an image.
 ///
 /// # Errors
 /// When shapes do not fit or are empty, or the library fails.
@@ -380,7 +381,7 @@ pub(super) fn multiply(stream: &Arc<CudaStream>, product: &Multiplication) -> Re
     })
 }
 
-/// The status goes into the message: what means "out of memory" is told by it.
-fn refused(error: result::CublasError) -> Error {
+/// Keeps the status in the message, by which "out of memory" is recognized.
+fn library_error(error: result::CublasError) -> Error {
     Error::msg(format!("cublasLt: {error}"))
 }

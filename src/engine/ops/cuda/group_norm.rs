@@ -12,26 +12,31 @@ use super::{CHUNK, THREADS, grid, number, values_of};
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/group_norm.ptx"));
 
-/// The name under which a device keeps them once they are loaded.
+/// The name of the loaded module on a device.
 const MODULE: &str = "fluxserve-group-norm";
 
 /// Most channels: a thread for each chunk of a pixel.
-pub(in crate::engine::ops) const CHANNELS_MAX: usize = THREADS as usize * CHUNK;
+const CHANNELS_MAX: usize = THREADS as usize * CHUNK;
 
-/// What the channels of an image are shared out to.
+/// Whether the kernels take so many channels.
+pub(in crate::engine::ops) fn takes_channels(channels: usize) -> bool {
+    channels.is_multiple_of(CHUNK) && channels <= CHANNELS_MAX
+}
+
+/// How the channels of an image are grouped.
 #[derive(Clone, Copy)]
 pub(in crate::engine::ops) struct GroupNormShape {
     pub(in crate::engine::ops) channels: usize,
     pub(in crate::engine::ops) groups: usize,
 }
 
-/// Most parts whose statistics are taken each by a block of its own: eight blocks for each multiprocessor of an H200.
+/// Most parts, each with a block for its statistics: eight blocks for each multiprocessor of an H200.
 const PARTS_MAX: usize = 1056;
 
-/// Pixels that make it worth a part.
+/// Fewest pixels of a part.
 const PART_PIXELS_MIN: usize = 64;
 
-/// Pixels that one thread of the last kernel norms.
+/// Pixels that one thread of the last kernel normalizes.
 const PIXELS_PER_THREAD: usize = 16;
 
 /// [`crate::engine::ops::group_norm::GroupNorm`] of one contiguous image, channels last.
@@ -45,7 +50,7 @@ pub(in crate::engine::ops) fn group_norm(
     let (device, out_shape) = (x.0.device(), x.1.shape().clone());
     let count = out_shape.elem_count();
     let pixels = count / channels;
-    let fits = channels.is_multiple_of(CHUNK) && channels <= CHANNELS_MAX && count == pixels * channels;
+    let fits = takes_channels(channels) && count == pixels * channels;
     if !fits || [weight.1, bias.1].iter().any(|layout| layout.dims() != [channels]) {
         bail!("group norm: {out_shape:?} of {channels} channels is not in chunks of {CHUNK}, or has other weights");
     }

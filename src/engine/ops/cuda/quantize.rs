@@ -1,4 +1,4 @@
-//! Launches of the kernels in `kernels/quantize.cu`, which round rows to e4m3: codes and a scale for each row, as two
+//! Launches of the kernels in `kernels/quantize.cu`, which quantize rows to e4m3: codes and a scale for each row, as two
 //! tensors.
 
 #![expect(unsafe_code, reason = "kernels are launched through the driver")]
@@ -10,22 +10,22 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Result, Storage, Tensor, bail};
 
 use super::rows::check_modulation;
-use super::{Bounds, Matrix, NULL, THREADS, grid, number, with_bias};
-use crate::engine::ops::Segments;
-use crate::engine::ops::quantize::{CODES, WIDTH_MAX, is_possible};
+use super::{Bounds, Matrix, THREADS, grid, number, push_or_null, with_bias};
+use crate::engine::ops::quantize::widths::{CODES, WIDTH_MAX, is_possible};
+use crate::engine::ops::segments::Segments;
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/quantize.ptx"));
 
-/// The name under which a device keeps them once they are loaded.
+/// The name of the loaded module on a device.
 const MODULE: &str = "fluxserve-quantize";
 
-/// Values of a row that the threads of a block can hold once. Four times is [`WIDTH_MAX`].
+/// Most values of a row of which a thread holds one chunk. [`WIDTH_MAX`] is four chunks.
 const NARROW_MAX: usize = THREADS as usize * CODES;
 
 /// A partial result for each warp of a block.
 const SHARED_BYTES: u32 = THREADS / 32 * 4;
 
-/// Whether there is a kernel that normalises rows of so many values, too.
+/// Whether a kernel normalizes and quantizes rows of so many values.
 pub(in crate::engine::ops) fn is_narrow(width: usize) -> bool {
     width.is_multiple_of(CODES) && width <= NARROW_MAX
 }
@@ -33,7 +33,7 @@ pub(in crate::engine::ops) fn is_narrow(width: usize) -> bool {
 /// Codes `[rows, width]` and scales `[rows]` of `x [rows, width]`.
 pub(in crate::engine::ops) fn rows(x: &Tensor) -> Result<[Tensor; 2]> {
     with_matrix(x, |x, device| {
-        let mut out = Rounded::new(device, x.rows, x.width)?;
+        let mut out = Outputs::new(device, x.rows, x.width)?;
         let name = if is_narrow(x.width) { "quantize_narrow" } else { "quantize_wide" };
         let kernel = device.get_or_load_custom_func(name, MODULE, KERNELS)?;
         let [width, stride] = [number(x.width)?, number(x.stride)?];
@@ -63,17 +63,14 @@ fn beside(left: Option<&Matrix>, right: &Matrix, bias: Option<&Tensor>, device: 
         bail!("{left_width} columns of other rows, or not in chunks of {CODES}, beside {} rows", right.rows);
     }
     let width = left_width + right.width;
-    let mut out = Rounded::new(device, right.rows, width)?;
+    let mut out = Outputs::new(device, right.rows, width)?;
     let kernel = device.get_or_load_custom_func("quantize_beside_gelu_tanh", MODULE, KERNELS)?;
     let numbers = [number(left_width)?, number(right.width)?, number(left_stride)?, number(right.stride)?];
     with_bias(bias, right.width, |bias| {
         let mut launch = kernel.builder();
-        // Where there is no left side, nothing is read from it.
+        // Without a left side its pointer is not read.
         launch.arg(left.map_or(&right.values, |left| &left.values)).arg(&right.values);
-        match &bias {
-            Some(bias) => launch.arg(bias),
-            None => launch.arg(&NULL),
-        };
+        push_or_null(&mut launch, bias.as_ref());
         launch.arg(&mut out.codes).arg(&mut out.scales);
         launch.arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&numbers[3]);
         // SAFETY: the arguments are those of quantize.cu, and the sizes have been compared above.
@@ -83,7 +80,7 @@ fn beside(left: Option<&Matrix>, right: &Matrix, bias: Option<&Tensor>, device: 
     Ok(out.into_tensors(device, right.rows, width))
 }
 
-/// Of [`crate::engine::ops::modulation::modulated_layer_norm`], for an `x` whose rows touch and are [`is_narrow`].
+/// Of [`crate::engine::ops::modulation::modulated_layer_norm`], for a contiguous `x` whose rows are [`is_narrow`].
 pub(in crate::engine::ops) fn modulated_layer_norm(
     x: &Tensor,
     [shift, scale]: [&Tensor; 2],
@@ -98,7 +95,7 @@ pub(in crate::engine::ops) fn modulated_layer_norm(
                     bail!("modulation: rows of {} are wider than {NARROW_MAX}, or not in chunks of {CODES}", x.width);
                 }
                 let bounds = Bounds::of(segments)?;
-                let mut out = Rounded::new(device, x.rows, x.width)?;
+                let mut out = Outputs::new(device, x.rows, x.width)?;
                 let kernel = device.get_or_load_custom_func("quantize_modulated_layer_norm", MODULE, KERNELS)?;
                 let [width, shift_stride, scale_stride] =
                     [number(x.width)?, number(shift.stride)?, number(scale.stride)?];
@@ -114,13 +111,13 @@ pub(in crate::engine::ops) fn modulated_layer_norm(
     })
 }
 
-/// What a kernel is going to write.
-struct Rounded {
+/// The outputs of a kernel.
+struct Outputs {
     codes: CudaSlice<u8>,
     scales: CudaSlice<f32>,
 }
 
-impl Rounded {
+impl Outputs {
     fn new(device: &CudaDevice, rows: usize, width: usize) -> Result<Self> {
         if !is_possible(width) {
             bail!("rows of {width} values are not in chunks of {CODES}, or more than {WIDTH_MAX}");

@@ -1,4 +1,4 @@
-//! Launches of the kernels in `kernels/rows.cu`: what happens to each token by itself.
+//! Launches of the kernels in `kernels/rows.cu`: operations on each token by itself.
 
 #![expect(unsafe_code, reason = "kernels are launched through the driver")]
 
@@ -8,15 +8,17 @@ use candle_core::cuda_backend::cudarc::driver::{CudaView, PushKernelArg};
 use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use super::{Bounds, CHUNK, Matrix, MatrixMut, NULL, THREADS, grid, is_aligned, number, with_bias, with_values};
-use crate::engine::ops::{Places, Segments};
+use super::{
+    Bounds, CHUNK, Matrix, MatrixMut, THREADS, grid, is_aligned, number, push_or_null, with_bias, with_values,
+};
+use crate::engine::ops::segments::{Places, Segments};
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/rows.ptx"));
 
-/// The name under which a device keeps them once they are loaded.
+/// The name of the loaded module on a device.
 const MODULE: &str = "fluxserve-rows";
 
-/// [`crate::engine::ops::modulation::modulated_layer_norm`], for an `x` whose rows touch.
+/// [`crate::engine::ops::modulation::modulated_layer_norm`], for a contiguous `x`.
 pub(in crate::engine::ops) fn modulated_layer_norm(
     [x, shift, scale]: [(&CudaStorage, &Layout); 3],
     segments: &Segments,
@@ -33,12 +35,12 @@ pub(in crate::engine::ops) fn modulated_layer_norm(
     let mut launch = kernel.builder();
     launch.arg(&x.values).arg(&shift.values).arg(&scale.values).arg(&mut out).arg(&bounds);
     launch.arg(&width).arg(&shift_stride).arg(&scale_stride).arg(&epsilon);
-    // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above. A sum for each warp is shared.
+    // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above. Each warp shares a sum.
     unsafe { launch.launch(grid(x.rows, 1, THREADS / 32 * 4)) }.w()?;
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, x.width))))
 }
 
-/// [`crate::engine::ops::modulation::gated_residual`], for an `x` and a `y` whose rows touch.
+/// [`crate::engine::ops::modulation::gated_residual`], for contiguous `x` and `y`.
 pub(in crate::engine::ops) fn gated_residual(
     [x, y, gate]: [(&CudaStorage, &Layout); 3],
     bias: Option<&Tensor>,
@@ -58,10 +60,7 @@ pub(in crate::engine::ops) fn gated_residual(
     with_bias(bias, y.width, |bias| {
         let mut launch = kernel.builder();
         launch.arg(&x.values).arg(&y.values);
-        match &bias {
-            Some(bias) => launch.arg(bias),
-            None => launch.arg(&NULL),
-        };
+        push_or_null(&mut launch, bias.as_ref());
         launch.arg(&gate.values).arg(&mut out).arg(&bounds).arg(&width).arg(&gate_stride);
         // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
         unsafe { launch.launch(grid(x.rows, 1, 0)) }.w()?;
@@ -70,7 +69,7 @@ pub(in crate::engine::ops) fn gated_residual(
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, x.width))))
 }
 
-/// Whether shifts, scales or gates fit a stream: a row for each sequence.
+/// Checks that shifts, scales or gates fit a stream: a row for each sequence.
 pub(super) fn check_modulation(x: &Matrix, per_sequence: &[&Matrix], segments: &Segments) -> Result<()> {
     let fits = |other: &&Matrix| other.width == x.width && other.rows == segments.count();
     if x.stride != x.width || x.rows != segments.rows() || !per_sequence.iter().all(fits) {
@@ -79,7 +78,7 @@ pub(super) fn check_modulation(x: &Matrix, per_sequence: &[&Matrix], segments: &
     Ok(())
 }
 
-/// What [`normalize_and_rotate`] is given besides the stream.
+/// The operands of [`normalize_and_rotate`] besides the stream.
 pub(in crate::engine::ops) struct HeadOperands<'a> {
     /// `[3 × heads × head width]`, bf16.
     pub(in crate::engine::ops) bias: Option<&'a Tensor>,
@@ -89,7 +88,7 @@ pub(in crate::engine::ops) struct HeadOperands<'a> {
     pub(in crate::engine::ops) tables: Option<[&'a Tensor; 2]>,
 }
 
-/// Whether the kernel can share a head of this width out among lanes.
+/// Whether the kernel can distribute a head of this width over lanes.
 pub(in crate::engine::ops) fn is_shareable(head_width: usize) -> bool {
     head_width.is_multiple_of(CHUNK) && (head_width / CHUNK).is_power_of_two() && head_width / CHUNK <= 32
 }
@@ -112,7 +111,7 @@ pub(in crate::engine::ops) fn normalize_and_rotate(
     Ok((out, shape))
 }
 
-/// The same into rows of a matrix whose rows touch.
+/// The same into rows of a contiguous matrix.
 pub(in crate::engine::ops) fn normalize_and_rotate_into(
     (out, out_layout): (&mut CudaStorage, &Layout),
     places: &Places,
@@ -135,11 +134,11 @@ pub(in crate::engine::ops) fn normalize_and_rotate_into(
     if !fits {
         bail!("{} columns, scales and tables do not fit heads of {head_width}", qkv.width);
     }
-    let is_room = places.pairs().all(|(rows, start)| start + rows.len() <= out.rows)
+    let fits_places = places.pairs().all(|(rows, start)| start + rows.len() <= out.rows)
         && [out.width, out.stride] == [qkv.width; 2]
         && places.sources.rows() == qkv.rows;
-    if !is_room {
-        bail!("{}x{} has no room for {}x{} in {places:?}", out.rows, out.width, qkv.rows, qkv.width);
+    if !fits_places {
+        bail!("{}x{} does not hold {}x{} at {places:?}", out.rows, out.width, qkv.rows, qkv.width);
     }
     let (sources, targets) = (Bounds::of(&places.sources)?, Bounds::at(&places.starts)?);
     let kernel = storage.device().get_or_load_custom_func("normalize_and_rotate", MODULE, KERNELS)?;
@@ -147,18 +146,14 @@ pub(in crate::engine::ops) fn normalize_and_rotate_into(
     with_values::<bf16, _>(operands.scales[0], |query_scale| {
         with_values::<bf16, _>(operands.scales[1], |key_scale| {
             with_bias(operands.bias, qkv.width, |bias| {
-                let mut run = |tables: Option<[CudaView<f32>; 2]>| -> Result<()> {
+                let mut run = |tables: [Option<CudaView<f32>>; 2]| -> Result<()> {
                     let mut launch = kernel.builder();
                     launch.arg(&qkv.values);
-                    match &bias {
-                        Some(bias) => launch.arg(bias),
-                        None => launch.arg(&NULL),
-                    };
+                    push_or_null(&mut launch, bias.as_ref());
                     launch.arg(&query_scale).arg(&key_scale);
-                    match &tables {
-                        Some([cos, sin]) => launch.arg(cos).arg(sin),
-                        None => launch.arg(&NULL).arg(&NULL),
-                    };
+                    let [cos, sin] = &tables;
+                    push_or_null(&mut launch, cos.as_ref());
+                    push_or_null(&mut launch, sin.as_ref());
                     launch.arg(&mut out.values).arg(&sources).arg(&targets);
                     launch.arg(&numbers[0]).arg(&numbers[1]).arg(&numbers[2]).arg(&epsilon);
                     // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
@@ -166,9 +161,9 @@ pub(in crate::engine::ops) fn normalize_and_rotate_into(
                     Ok(())
                 };
                 match operands.tables {
-                    None => run(None),
+                    None => run([None, None]),
                     Some([cos, sin]) => {
-                        with_values::<f32, _>(cos, |cos| with_values::<f32, _>(sin, |sin| run(Some([cos, sin]))))
+                        with_values::<f32, _>(cos, |cos| with_values::<f32, _>(sin, |sin| run([Some(cos), Some(sin)])))
                     }
                 }
             })
@@ -191,10 +186,7 @@ pub(in crate::engine::ops) fn gelu_tanh(
     with_bias(bias, x.width, |bias| {
         let mut launch = kernel.builder();
         launch.arg(&x.values);
-        match &bias {
-            Some(bias) => launch.arg(bias),
-            None => launch.arg(&NULL),
-        };
+        push_or_null(&mut launch, bias.as_ref());
         launch.arg(&mut out).arg(&width).arg(&stride);
         // SAFETY: the arguments are those of rows.cu, and the sizes have been compared above.
         unsafe { launch.launch(grid(x.rows, 1, 0)) }.w()?;

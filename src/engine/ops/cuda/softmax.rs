@@ -12,10 +12,10 @@ use super::{CHUNK, THREADS, grid, number, values_of};
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/softmax.ptx"));
 
-/// The name under which a device keeps them once they are loaded.
+/// The name of the loaded module on a device.
 const MODULE: &str = "fluxserve-softmax";
 
-/// [`crate::engine::ops::softmax::softmax`], of rows that touch and are whole chunks.
+/// [`crate::engine::ops::softmax::softmax`], of contiguous rows that are multiples of a chunk.
 pub(in crate::engine::ops) fn softmax(x: &CudaStorage, layout: &Layout, scale: f32) -> Result<(CudaStorage, Shape)> {
     let count = layout.shape().elem_count();
     let width = layout.dims()[layout.dims().len() - 1];
@@ -31,7 +31,7 @@ pub(in crate::engine::ops) fn softmax(x: &CudaStorage, layout: &Layout, scale: f
     let (chunks, factor) = (number(width / CHUNK)?, scale * std::f32::consts::LOG2_E);
     let mut launch = kernel.builder();
     launch.arg(&scores).arg(&mut out).arg(&chunks).arg(&factor);
-    // SAFETY: the arguments are those of softmax.cu. A number for each warp is shared.
+    // SAFETY: the arguments are those of softmax.cu. Each warp shares one number.
     unsafe { launch.launch(grid(count / width, 1, THREADS / 32 * 4)) }.w()?;
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), layout.shape().clone()))
 }

@@ -1,4 +1,4 @@
-//! Launches of what T5 needs: `kernels/text.cu`, and attention with a bias in `kernels/attention.cu`.
+//! Launches of T5's kernels: `kernels/text.cu`, and attention with a bias in `kernels/attention.cu`.
 
 #![expect(unsafe_code, reason = "kernels are launched through the driver")]
 
@@ -10,17 +10,17 @@ use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use super::{Bounds, Matrix, THREADS, attention, grid, number, with_values};
-use crate::engine::ops::Segments;
+use crate::engine::ops::segments::Segments;
 
 const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/text.ptx"));
 
-/// The name under which a device keeps them once they are loaded.
+/// The name of the loaded module on a device.
 const MODULE: &str = "fluxserve-text";
 
 /// Widths of a head that attention with a bias is compiled for.
 pub(in crate::engine::ops) const HEAD_WIDTHS: [usize; 3] = [16, 32, 64];
 
-/// [`crate::engine::ops::attention::biased_attention`], for a `qkv` whose rows touch and a head width of [`HEAD_WIDTHS`].
+/// [`crate::engine::ops::attention::biased_attention`], for a contiguous `qkv` and a head width of [`HEAD_WIDTHS`].
 pub(in crate::engine::ops) fn biased_attention(
     storage: &CudaStorage,
     layout: &Layout,
@@ -38,7 +38,7 @@ pub(in crate::engine::ops) fn biased_attention(
     let device = storage.device();
     let name = format!("biased_attention_{head_width}");
     let kernel = device.get_or_load_custom_func(&name, attention::MODULE, attention::KERNELS)?;
-    // Without a bias, and that of a head.
+    // As without a bias, and the bias of a head.
     let shared = attention::shared_bytes(head_width) + 2 * qkv.rows * size_of::<f32>();
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, number(shared)?).w()?;
@@ -56,7 +56,7 @@ pub(in crate::engine::ops) fn biased_attention(
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((qkv.rows, part))))
 }
 
-/// [`crate::engine::ops::text::rms_norm`], for an `x` whose rows touch.
+/// [`crate::engine::ops::text::rms_norm`], for a contiguous `x`.
 pub(in crate::engine::ops) fn rms_norm(
     x: (&CudaStorage, &Layout),
     scale: (&CudaStorage, &Layout),
@@ -75,18 +75,23 @@ pub(in crate::engine::ops) fn rms_norm(
     let width = number(x.width)?;
     let mut launch = kernel.builder();
     launch.arg(&x.values).arg(&scale).arg(&mut out).arg(&width).arg(&epsilon);
-    // SAFETY: the arguments are those of text.cu, and the sizes have been compared above. A sum for each warp is shared.
+    // SAFETY: the arguments are those of text.cu, and the sizes have been compared above. Each warp shares a sum.
     unsafe { launch.launch(grid(x.rows, 1, THREADS / 32 * 4)) }.w()?;
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), Shape::from((x.rows, x.width))))
 }
 
-/// [`crate::engine::ops::text::gated_gelu`], for an `x` whose rows touch.
+/// [`crate::engine::ops::text::gated_gelu`], for a contiguous `x`.
 pub(in crate::engine::ops) fn gated_gelu(storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
     let device = storage.device();
     let x = Matrix::new(storage, layout)?;
     let width = x.width / 2;
     if x.stride != x.width || 2 * width != x.width || !width.is_multiple_of(super::CHUNK) {
-        bail!("gated GELU: rows of {} values, {} apart, are not two halves of whole chunks", x.width, x.stride);
+        bail!(
+            "gated GELU: rows of {} values, {} apart, are not two halves in chunks of {}",
+            x.width,
+            x.stride,
+            super::CHUNK
+        );
     }
     let kernel = device.get_or_load_custom_func("gated_gelu", MODULE, KERNELS)?;
     // SAFETY: the kernel writes every row.

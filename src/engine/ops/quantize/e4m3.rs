@@ -1,5 +1,5 @@
-//! Numbers of eight bits: a sign, four bits of exponent, three of mantissa. There is no infinity, one magnitude is no
-//! number, and the largest is 448 (OCP 8-bit floating point, E4M3).
+//! The number format e4m3: a sign, four bits of exponent, three of mantissa. There is no infinity, one magnitude is NaN, and
+//! the largest number is 448 (OCP 8-bit floating point, E4M3).
 
 /// The largest number.
 pub(super) const LARGEST: f32 = 448.0;
@@ -7,17 +7,17 @@ pub(super) const LARGEST: f32 = 448.0;
 /// The code of the largest number.
 const LARGEST_CODE: u32 = 0x7e;
 
-/// The code of what is no number; its sign means nothing.
+/// The code of NaN; its sign is ignored.
 const NOT_A_NUMBER: u8 = 0x7f;
 
-/// 2⁻⁶, the smallest number that has all its bits. Below, codes count steps of 2⁻⁹.
+/// 2⁻⁶, the smallest normal number. Below, codes count steps of 2⁻⁹.
 const SMALLEST_NORMAL: f32 = 0.015_625;
 
-/// The nearest code, of two as near the even one. What is larger than 448, infinity too, becomes 448. As PTX's
+/// The nearest code, ties to even. Larger numbers than 448 and infinity become 448, as with PTX's
 /// `cvt.rn.satfinite.e4m3x2.f32`.
 #[inline(always)]
 pub(super) fn code_of(value: f32) -> u8 {
-    // An addition to this leaves steps of 2⁻⁹.
+    // Adding this leaves steps of 2⁻⁹.
     const ROUNDER: f32 = 16_384.0;
     let sign = (value.to_bits() >> 24) as u8 & 0x80;
     let magnitude = value.abs();
@@ -27,13 +27,13 @@ pub(super) fn code_of(value: f32) -> u8 {
     if magnitude < SMALLEST_NORMAL {
         return sign | ((magnitude + ROUNDER).to_bits() - ROUNDER.to_bits()) as u8;
     }
-    // Twenty bits are rounded away, and the exponent counts from -7 instead of from -127.
+    // Twenty bits are rounded off, and the exponent's bias is 7 instead of 127.
     let bits = magnitude.to_bits();
     let rounded = (bits + 0x7_ffff + (bits >> 20 & 1)) >> 20;
     sign | (rounded - (120 << 3)).min(LARGEST_CODE) as u8
 }
 
-/// What a code stands for.
+/// The value of a code.
 const fn value_of(code: u8) -> f32 {
     let magnitude = code & 0x7f;
     let (exponent, mantissa) = ((magnitude >> 3) as u32, (magnitude & 7) as u32);
@@ -45,7 +45,7 @@ const fn value_of(code: u8) -> f32 {
     if code & 0x80 == 0 { value } else { -value }
 }
 
-/// What each code stands for.
+/// The value of each code.
 pub(super) static VALUES: [f32; 256] = {
     let mut values = [0.0; 256];
     let mut code = 0;
@@ -62,7 +62,7 @@ mod tests {
 
     use super::*;
 
-    /// In the plainest way.
+    /// The nearest code, in the plainest way.
     fn nearest(value: f32) -> u8 {
         if value.is_nan() {
             return NOT_A_NUMBER;
@@ -77,7 +77,7 @@ mod tests {
         best | if value.is_sign_negative() { 0x80 } else { 0 }
     }
 
-    /// Every code, the ties between them and what is next to either, with both signs.
+    /// Every code, the ties between them and the neighbors of both, with both signs.
     fn edges() -> Vec<f32> {
         let mut all = vec![464.0, 1e30, f32::MAX, f32::MIN_POSITIVE, 1e-45, f32::INFINITY];
         for code in 0..LARGEST_CODE as usize {
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn every_code_and_every_tie() {
+    fn every_code_and_every_tie_is_rounded_to_the_nearest() {
         for code in (0..=LARGEST_CODE as u8).chain(0x80..=0xfe) {
             assert_eq!(code_of(VALUES[usize::from(code)]), code);
         }
@@ -102,14 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn every_number_of_sixteen_bits() {
+    fn every_number_of_sixteen_bits_is_rounded_to_the_nearest() {
         for bits in 0..=u16::MAX {
             let value = f32::from_bits(u32::from(bits) << 16);
             assert_eq!(code_of(value), nearest(value), "{value:e}");
         }
     }
 
-    /// Another implementation of the format reads our codes as we do.
+    /// candle's implementation of the format reads the same values.
     #[test]
     fn candle_reads_the_same_numbers() {
         let finite: Vec<f32> = VALUES.into_iter().filter(|value| value.is_finite()).collect();

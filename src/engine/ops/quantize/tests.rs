@@ -17,21 +17,21 @@ fn scales(x: &Quantized) -> Vec<f32> {
     x.scales.to_vec1().expect("scales")
 }
 
-/// The numbers that a matrix in eight bits stands for.
+/// The values of a quantized matrix.
 fn values(x: &Quantized) -> Vec<Vec<f32>> {
     let rows = codes(x).into_iter().zip(scales(x));
     rows.map(|(row, scale)| row.into_iter().map(|code| e4m3::VALUES[usize::from(code)] * scale).collect()).collect()
 }
 
 fn of_rows<const N: usize>(rows: &[[f32; 3]; N]) -> Quantized {
-    Quantized::of(&Tensor::new(rows, &Device::Cpu).expect("tensor")).expect("rounded")
+    Quantized::of(&Tensor::new(rows, &Device::Cpu).expect("tensor")).expect("quantized")
 }
 
 #[test]
-fn the_largest_of_a_row_becomes_the_largest_there_is() {
+fn the_largest_of_a_row_becomes_the_largest_code() {
     let x = of_rows(&[[448.0, -448.0, 17.0], [0.0, -1.0, 0.5], [1e38, 3e38, 1.0]]);
     assert_eq!(scales(&x), [1.0, 1.0 / 448.0, 3e38 / 448.0]);
-    // 17 lies between 16 and 18, of which 16 is even.
+    // 17 is a tie between 16 and 18, of which 16 is even.
     assert_eq!(values(&x)[0], [448.0, -448.0, 16.0]);
     assert_eq!(codes(&x)[1], [0x00, 0xfe, 0x76]);
     assert_eq!(codes(&x)[2][1..], [0x7e, 0x00]);
@@ -39,31 +39,31 @@ fn the_largest_of_a_row_becomes_the_largest_there_is() {
 }
 
 #[test]
-fn a_row_of_next_to_nothing_becomes_zeros() {
-    let below = NOTICEABLE.next_down();
-    let x = of_rows(&[[0.0, -0.0, 0.0], [below, -below, 1e-45], [NOTICEABLE, -NOTICEABLE, 0.0]]);
+fn a_row_of_tiny_values_becomes_zeros() {
+    let below = SMALLEST_SCALED.next_down();
+    let x = of_rows(&[[0.0, -0.0, 0.0], [below, -below, 1e-45], [SMALLEST_SCALED, -SMALLEST_SCALED, 0.0]]);
     assert_eq!(scales(&x), [1.0, 1.0, f32::MIN_POSITIVE]);
     assert_eq!(codes(&x), [[0x00, 0x80, 0x00], [0x00, 0x80, 0x00], [0x7e, 0xfe, 0x00]]);
 }
 
 #[test]
-fn what_is_not_finite_spoils_its_whole_row_and_no_other() {
+fn a_value_that_is_not_finite_makes_its_row_nan_and_no_other() {
     let x = of_rows(&[[1.0, f32::NAN, 0.0], [1.0, 2.0, 4.0], [f32::INFINITY, 1.0, 0.0], [0.0, f32::NEG_INFINITY, 1.0]]);
     assert_eq!(scales(&x).iter().map(|scale| scale.is_nan()).collect::<Vec<_>>(), [true, false, true, true]);
-    let weight = Quantized::of(&Tensor::new(&[[0.0_f32, 0.0, 1.0]], &Device::Cpu).expect("tensor")).expect("rounded");
+    let weight = Quantized::of(&Tensor::new(&[[0.0_f32, 0.0, 1.0]], &Device::Cpu).expect("tensor")).expect("quantized");
     let bias = Tensor::new(&[0.5_f32], &Device::Cpu).expect("tensor");
-    let out = product(&x, &weight, &bias).and_then(|out| out.biased()?.to_vec2::<f32>()).expect("multiplied");
+    let out = product(&x, &weight, Some(&bias)).and_then(|out| out.biased()?.to_vec2::<f32>()).expect("multiplied");
     assert!(
         out[0][0].is_nan() && (out[1][0] - 4.5).abs() < 1e-5 && out[2][0].is_nan() && out[3][0].is_nan(),
         "{out:?}"
     );
 }
 
-/// Codes are off by half a step at most, which is a sixteenth of a number, or half the smallest step.
+/// Codes are off by at most half a step, which is a sixteenth of a number, or half the smallest step.
 #[test]
-fn rounding_is_as_close_as_eight_bits_allow() {
+fn rounding_is_as_close_as_e4m3_allows() {
     let x = random(1, 7, 208);
-    let rounded = values(&Quantized::of(&x).expect("rounded"));
+    let rounded = values(&Quantized::of(&x).expect("quantized"));
     for (row, rounded) in x.to_vec2::<f32>().expect("rows").iter().zip(rounded) {
         let largest = row.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
         for (value, rounded) in row.iter().zip(rounded) {
@@ -74,55 +74,56 @@ fn rounding_is_as_close_as_eight_bits_allow() {
 }
 
 #[test]
-fn a_row_has_the_same_bits_alone_and_in_company_and_in_a_wider_matrix() {
+fn a_row_has_the_same_bits_alone_and_batched_and_in_a_wider_matrix() {
     let x = random(2, 40, 96);
-    let weight = Quantized::of(&random(3, 64, 96)).expect("rounded");
+    let weight = Quantized::of(&random(3, 64, 96)).expect("quantized");
     let bias = random(4, 1, 64).flatten_all().expect("bias");
     let run = |x: &Tensor| {
-        let x = Quantized::of(x).expect("rounded");
-        product(&x, &weight, &bias).and_then(|out| out.biased()?.to_vec2::<f32>()).expect("multiplied")
+        let x = Quantized::of(x).expect("quantized");
+        product(&x, &weight, Some(&bias)).and_then(|out| out.biased()?.to_vec2::<f32>()).expect("multiplied")
     };
-    let together = run(&x);
+    let batched = run(&x);
     for (first, count) in [(0, 1), (3, 1), (17, 9), (39, 1)] {
-        assert_eq!(run(&x.narrow(0, first, count).expect("rows")), together[first..first + count]);
+        assert_eq!(run(&x.narrow(0, first, count).expect("rows")), batched[first..first + count]);
     }
     let wide = Tensor::cat(&[&random(5, 40, 8), &x], 1).expect("wide");
-    assert_eq!(run(&wide.narrow(1, 8, 96).expect("columns")), together);
+    assert_eq!(run(&wide.narrow(1, 8, 96).expect("columns")), batched);
 }
 
-/// A product in eight bits is off by some percent: more would be a mistake, less would not be eight bits.
+/// A GEMM in e4m3 is off by some percent: more would be a mistake, less would not be e4m3.
 #[test]
-fn a_product_is_near_the_exact_one() {
+fn a_product_in_fp8_is_near_the_exact_one() {
     let (x, weight) = (random(6, 33, 512), random(7, 48, 512));
     let bias = random(8, 1, 48).flatten_all().expect("bias");
     let exact = linear(&x, &weight, Some(&bias)).expect("linear");
-    let (x, weight) = (Quantized::of(&x).expect("rounded"), Quantized::of(&weight).expect("rounded"));
-    let rounded = product(&x, &weight, &bias).and_then(|out| out.biased()).expect("multiplied");
+    let (x, weight) = (Quantized::of(&x).expect("quantized"), Quantized::of(&weight).expect("quantized"));
+    let rounded = product(&x, &weight, Some(&bias)).and_then(|out| out.biased()).expect("multiplied");
     let norm = |x: &Tensor| x.sqr().and_then(|x| x.sum_all()?.sqrt()?.to_scalar::<f32>()).expect("norm");
     let error = norm(&(rounded - &exact).expect("same shape")) / norm(&exact);
     assert!((0.005..0.06).contains(&error), "{error}");
 }
 
 #[test]
-fn what_comes_before_a_product_is_rounded_as_it_is() {
+fn fused_quantization_equals_quantizing_afterwards() {
     let segments = Segments::from_lengths([2, 3]);
     let (x, shift, scale) = (random(9, 5, 32), random(10, 2, 32), random(11, 2, 32));
-    let normed = Quantized::of(&modulated_layer_norm(&x, &shift, &scale, &segments).expect("normed")).expect("rounded");
-    let at_once = Quantized::of_layer_norm(&x, &shift, &scale, &segments).expect("rounded");
+    let normed =
+        Quantized::of(&modulated_layer_norm(&x, &shift, &scale, &segments).expect("normed")).expect("quantized");
+    let at_once = Quantized::of_layer_norm(&x, &shift, &scale, &segments).expect("quantized");
     assert_eq!((codes(&at_once), scales(&at_once)), (codes(&normed), scales(&normed)));
-    let right = Product::from(random(12, 5, 48));
-    let fed = Quantized::of(&beside_gelu_tanh(&x, &right).expect("fed")).expect("rounded");
-    let at_once = Quantized::of_gelu_tanh(Some(&x), &right).expect("rounded");
+    let right = MatrixProduct::from(random(12, 5, 48));
+    let fed = Quantized::of(&beside_gelu_tanh(&x, &right).expect("fed")).expect("quantized");
+    let at_once = Quantized::of_gelu_tanh(Some(&x), &right).expect("quantized");
     assert_eq!((codes(&at_once), scales(&at_once)), (codes(&fed), scales(&fed)));
     assert_eq!(at_once.codes.dims(), [5, 80]);
-    assert_eq!(Quantized::of_gelu_tanh(None, &right).expect("rounded").codes.dims(), [5, 48]);
+    assert_eq!(Quantized::of_gelu_tanh(None, &right).expect("quantized").codes.dims(), [5, 48]);
 }
 
 #[test]
-fn shapes_that_do_not_fit_are_refused() {
+fn shapes_that_do_not_fit_are_rejected() {
     let (x, weight) = (Quantized::of(&random(13, 4, 16)).expect("x"), Quantized::of(&random(14, 8, 32)).expect("w"));
     let bias = random(15, 1, 16).narrow(1, 0, 8).expect("eight").flatten_all().expect("bias");
-    let error = product(&x, &weight, &bias).map(drop).expect_err("16 and 32").to_string();
+    let error = product(&x, &weight, Some(&bias)).map(drop).expect_err("16 and 32").to_string();
     assert!(error.contains("x has 16 columns, the weight is 8x32"), "{error}");
     assert_eq!(Quantized::bytes(8, 32), 8 * 32 + 4 * 8);
 }

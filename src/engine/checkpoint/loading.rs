@@ -1,0 +1,260 @@
+//! Loads a checkpoint onto a device: which tensors, in which order, by which path.
+//!
+//! To a CUDA device tensors come in one stream through all components, so that reading never waits for the model to ask.
+//! Into the host's memory each is read when it is asked for, on all threads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use candle_core::{DType, Device, Result};
+use candle_nn::VarBuilder;
+
+use super::Checkpoint;
+use super::builder::{Streamed, Weights};
+use super::recipe::Recipe;
+use super::stream::nowhere::Nowhere;
+use super::stream::{Asked, Destination, TensorStream, WeightStream};
+use super::tensors::CheckedTensors;
+use crate::domain::engine::LoadObserver;
+
+/// T5's table of embeddings, which stays in the host's memory.
+const T5_TABLE: &str = "shared.";
+/// T5's blocks, which may be streamed for each prompt.
+const T5_BLOCKS: &str = "encoder.block.";
+/// Named as part of a block, but used by all of them; stays in the host's memory, too.
+const T5_BIAS: &str = "relative_attention_bias";
+
+/// The parts of a checkpoint, in the order in which the model loads them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Decoder,
+    Encoder,
+    Clip,
+    T5,
+    Transformer,
+}
+
+const PARTS: [Part; 5] = [Part::Decoder, Part::Encoder, Part::Clip, Part::T5, Part::Transformer];
+
+/// How to load weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LoadOptions {
+    /// Of all but the image encoder, which is f32.
+    pub(crate) dtype: DType,
+    /// Whether T5's blocks are streamed for each prompt instead of kept on the device.
+    pub(crate) is_text_streamed: bool,
+}
+
+/// A checkpoint that is being loaded.
+pub(crate) struct Loading<'a> {
+    checkpoint: &'a Checkpoint,
+    device: Device,
+    options: LoadOptions,
+    observer: Arc<dyn LoadObserver>,
+    stream: Option<Arc<dyn TensorStream>>,
+    /// T5's blocks, repeatedly, where they are streamed.
+    text: Option<Arc<dyn TensorStream>>,
+    plan: Plan,
+    started: Instant,
+}
+
+/// Which tensors go through which stream.
+#[derive(Default)]
+struct Plan {
+    recipes: Vec<Recipe>,
+    numbers: BTreeMap<Part, BTreeMap<String, (usize, DType)>>,
+    text_recipes: Vec<Recipe>,
+    text_numbers: BTreeMap<String, (usize, DType)>,
+    /// Bytes that are read while the model is loaded.
+    bytes: usize,
+}
+
+impl Checkpoint {
+    /// Begins to load onto a device. `observer` is told how much there is to read, and then the progress.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub(crate) fn load_onto(
+        &self,
+        device: &Device,
+        options: LoadOptions,
+        observer: Arc<dyn LoadObserver>,
+    ) -> Result<Loading<'_>> {
+        let loading = Loading::new(self, device, options, observer)?;
+        #[cfg(feature = "cuda")]
+        if let Device::Cuda(cuda) = device {
+            return Ok(loading.through(|| super::stream::cuda::CudaMemory(cuda.clone())));
+        }
+        Ok(loading)
+    }
+
+    /// Reads all weights as for loading, drops them, and returns the number of bytes.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub(crate) fn read_and_drop(&self) -> Result<usize> {
+        let mut recipes = Vec::new();
+        for tensors in [&self.vae, &self.clip, &self.t5, &self.transformer] {
+            for name in tensors.names() {
+                let mut recipe = tensors.recipe(name, DType::BF16)?;
+                // Without a conversion: only reading is measured.
+                recipe.dtype = recipe.segments[0].dtype;
+                recipes.push(recipe);
+            }
+        }
+        let count = recipes.len();
+        let bytes = recipes.iter().map(Recipe::file_bytes).sum();
+        let stream = WeightStream::start(Nowhere, recipes, Asked::Once)?;
+        for number in 0..count {
+            stream.fetch(number)?;
+        }
+        Ok(bytes)
+    }
+}
+
+impl Part {
+    fn tensors(self, checkpoint: &Checkpoint) -> &CheckedTensors {
+        match self {
+            Self::Decoder | Self::Encoder => &checkpoint.vae,
+            Self::Clip => &checkpoint.clip,
+            Self::T5 => &checkpoint.t5,
+            Self::Transformer => &checkpoint.transformer,
+        }
+    }
+
+    fn has(self, name: &str) -> bool {
+        match self {
+            Self::Decoder => name.starts_with("decoder."),
+            Self::Encoder => name.starts_with("encoder."),
+            Self::Clip | Self::T5 | Self::Transformer => true,
+        }
+    }
+
+    fn dtype(self, options: LoadOptions) -> DType {
+        if self == Self::Encoder { DType::F32 } else { options.dtype }
+    }
+}
+
+impl Plan {
+    fn new(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self> {
+        let mut plan = Self::default();
+        for part in PARTS {
+            let (tensors, dtype) = (part.tensors(checkpoint), part.dtype(options));
+            let mut numbers = BTreeMap::new();
+            for name in tensors.names().filter(|name| part.has(name)) {
+                let recipe = tensors.recipe(name, dtype)?;
+                let is_on_host = part == Part::T5 && (name.starts_with(T5_TABLE) || name.contains(T5_BIAS));
+                if part == Part::T5 && options.is_text_streamed && name.starts_with(T5_BLOCKS) {
+                    if !is_on_host {
+                        plan.text_numbers.insert(name.to_owned(), (plan.text_recipes.len(), dtype));
+                        plan.text_recipes.push(recipe);
+                    }
+                    continue;
+                }
+                plan.bytes += recipe.file_bytes();
+                if is_on_host {
+                    continue;
+                }
+                numbers.insert(name.to_owned(), (plan.recipes.len(), dtype));
+                plan.recipes.push(recipe);
+            }
+            plan.numbers.insert(part, numbers);
+        }
+        Ok(plan)
+    }
+}
+
+impl<'a> Loading<'a> {
+    /// Through the host's memory.
+    fn new(
+        checkpoint: &'a Checkpoint,
+        device: &Device,
+        options: LoadOptions,
+        observer: Arc<dyn LoadObserver>,
+    ) -> Result<Self> {
+        let plan = Plan::new(checkpoint, options)?;
+        observer.planned(plan.bytes as u64);
+        let (device, started) = (device.clone(), Instant::now());
+        Ok(Self { checkpoint, device, options, observer, stream: None, text: None, plan, started })
+    }
+
+    /// Through streams to `destination`. Falls back to the host's memory where they cannot be started.
+    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "only CUDA copies asynchronously"))]
+    fn through<D: Destination>(mut self, destination: impl Fn() -> D) -> Self {
+        let start = |recipes: Vec<Recipe>, asked| -> Option<Arc<dyn TensorStream>> {
+            if recipes.is_empty() {
+                return None;
+            }
+            match WeightStream::start(destination(), recipes, asked) {
+                Ok(stream) => Some(Arc::new(stream)),
+                Err(error) => {
+                    tracing::warn!(%error, "no memory for reading ahead: weights are loaded one after the other, which is slow");
+                    None
+                }
+            }
+        };
+        self.stream = start(std::mem::take(&mut self.plan.recipes), Asked::Once);
+        self.text = start(std::mem::take(&mut self.plan.text_recipes), Asked::Repeatedly);
+        self
+    }
+
+    /// The autoencoder's decoder.
+    pub(crate) fn decoder(&self) -> VarBuilder<'static> {
+        self.builder(Part::Decoder)
+    }
+
+    /// The autoencoder's encoder, f32.
+    pub(crate) fn encoder(&self) -> VarBuilder<'static> {
+        self.builder(Part::Encoder)
+    }
+
+    /// CLIP.
+    pub(crate) fn clip(&self) -> VarBuilder<'static> {
+        self.builder(Part::Clip)
+    }
+
+    /// T5; its blocks can be asked for repeatedly, also after loading.
+    pub(crate) fn t5(&self) -> VarBuilder<'static> {
+        self.builder(Part::T5)
+    }
+
+    /// The transformer.
+    pub(crate) fn transformer(&self) -> VarBuilder<'static> {
+        self.builder(Part::Transformer)
+    }
+
+    fn builder(&self, part: Part) -> VarBuilder<'static> {
+        let is_text_streamed = part == Part::T5 && self.options.is_text_streamed;
+        let streamed = if is_text_streamed {
+            self.text.as_ref().map(|stream| (stream, &self.plan.text_numbers))
+        } else {
+            self.stream.as_ref().zip(self.plan.numbers.get(&part))
+        };
+        let weights = Weights {
+            tensors: part.tensors(self.checkpoint).clone(),
+            streamed: streamed
+                .map(|(stream, numbers)| Streamed { stream: Arc::clone(stream), numbers: numbers.clone() }),
+            observer: Arc::clone(&self.observer),
+            unobserved: is_text_streamed.then_some(T5_BLOCKS),
+        };
+        weights.builder(part.dtype(self.options), &self.device)
+    }
+
+    /// Waits for the last copies, ends the threads, frees the buffers, and returns bytes and seconds.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn finish(self) -> Result<(usize, f64)> {
+        if let Some(stream) = &self.stream {
+            // Another order than the plan's costs time, and nothing else.
+            tracing::debug!(restarts = stream.restarts(), "the weights were read");
+        }
+        drop(self.stream);
+        self.device.synchronize()?;
+        Ok((self.plan.bytes, self.started.elapsed().as_secs_f64()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

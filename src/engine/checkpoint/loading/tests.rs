@@ -1,0 +1,165 @@
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use candle_core::{Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+
+use super::super::stream::slow::Slow;
+use super::*;
+use crate::domain::model::ModelFiles;
+use crate::domain::precision::Precision;
+use crate::engine::models::flux1::text::TextEncoders;
+use crate::engine::models::flux1::{Decoder, Encoder, Transformer};
+
+/// An observer that adds up what it is told.
+#[derive(Default)]
+struct Progress(Mutex<(u64, u64)>);
+
+impl LoadObserver for Progress {
+    fn planned(&self, bytes: u64) {
+        *self.0.lock().expect("no panic") = (bytes, 0);
+    }
+
+    fn loaded(&self, bytes: u64) {
+        self.0.lock().expect("no panic").1 += bytes;
+    }
+}
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev")
+}
+
+fn checkpoint() -> Checkpoint {
+    Checkpoint::open(&ModelFiles::Directory(folder())).expect("opens")
+}
+
+fn options(is_text_streamed: bool) -> LoadOptions {
+    LoadOptions { dtype: DType::F32, is_text_streamed }
+}
+
+fn slowly<'a>(checkpoint: &'a Checkpoint, is_text_streamed: bool, progress: &Arc<Progress>) -> Loading<'a> {
+    let observer = Arc::clone(progress) as Arc<dyn LoadObserver>;
+    Loading::new(checkpoint, &Device::Cpu, options(is_text_streamed), observer)
+        .expect("begins")
+        .through(|| Slow::new(Duration::ZERO))
+}
+
+fn numbers_of(vb: &VarBuilder, name: &str) -> Vec<f32> {
+    let tensor = vb.get_unchecked(name).expect("a tensor");
+    tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("numbers")
+}
+
+/// Records which tensors are asked for.
+struct Recorder {
+    weights: VarBuilder<'static>,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl SimpleBackend for Recorder {
+    fn get(&self, shape: Shape, name: &str, _: candle_nn::Init, dtype: DType, device: &Device) -> Result<Tensor> {
+        let tensor = self.get_unchecked(name, dtype, device)?;
+        assert_eq!(tensor.shape(), &shape, "{name}");
+        Ok(tensor)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
+        self.asked.lock().expect("no panic").push(name.to_owned());
+        self.weights.clone().set_device(device.clone()).get_unchecked_dtype(name, dtype)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.weights.contains_tensor(name)
+    }
+}
+
+#[test]
+fn the_model_asks_in_the_order_of_the_plan_and_all_bytes_are_reported() {
+    let (checkpoint, progress) = (checkpoint(), Arc::new(Progress::default()));
+    let loading = slowly(&checkpoint, false, &progress);
+    let configs = &checkpoint.configs;
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let recorded = |weights: VarBuilder<'static>| {
+        let (dtype, device) = (weights.dtype(), weights.device().clone());
+        VarBuilder::from_backend(Box::new(Recorder { weights, asked: Arc::clone(&asked) }), dtype, device)
+    };
+    Decoder::load(&configs.vae, &recorded(loading.decoder())).expect("loads");
+    Encoder::load(&configs.vae, &recorded(loading.encoder())).expect("loads");
+    TextEncoders::load(configs, &recorded(loading.clip()), recorded(loading.t5()), false).expect("loads");
+    Transformer::load(&configs.transformer, &recorded(loading.transformer()), Precision::Full).expect("loads");
+    let asked = asked.lock().expect("no panic");
+    let planned =
+        PARTS.into_iter().flat_map(|part| part.tensors(&checkpoint).names().filter(move |name| part.has(name)));
+    let first = planned.zip(asked.iter()).find(|(planned, asked)| planned != asked);
+    assert_eq!(first, None, "`names/` has another order than the model: (there, here)");
+    assert_eq!(loading.stream.as_ref().expect("streams").restarts(), 0);
+    let (planned, loaded) = *progress.0.lock().expect("no panic");
+    assert_eq!(planned, loaded);
+    let (bytes, _) = loading.finish().expect("finishes");
+    let files = crate::engine::inspect(&ModelFiles::Directory(folder()));
+    assert_eq!(bytes, files.components.iter().map(|component| component.bytes).sum::<usize>());
+    assert_eq!(bytes as u64, loaded);
+}
+
+#[test]
+fn both_paths_load_the_same_numbers() {
+    let (checkpoint, progress) = (checkpoint(), Arc::new(Progress::default()));
+    let by_stream = slowly(&checkpoint, false, &progress);
+    let by_host = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(())).expect("begins");
+    let mut compared = 0;
+    for part in PARTS {
+        let (a, b) = (by_stream.builder(part), by_host.builder(part));
+        for name in part.tensors(&checkpoint).names().filter(|name| part.has(name)) {
+            assert!(numbers_of(&a, name) == numbers_of(&b, name), "{part:?} {name}");
+            compared += 1;
+        }
+    }
+    assert!(compared > 300, "{compared}");
+}
+
+#[test]
+fn blocks_of_t5_are_streamed_for_each_prompt() {
+    let (checkpoint, progress) = (checkpoint(), Arc::new(Progress::default()));
+    let encoders = |loading: &Loading, is_streamed| {
+        TextEncoders::load(&checkpoint.configs, &loading.clip(), loading.t5(), is_streamed).expect("loads")
+    };
+    let host = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(())).expect("begins");
+    let mut resident = encoders(&host, false);
+    let loading = slowly(&checkpoint, true, &progress);
+    let text = Arc::clone(loading.text.as_ref().expect("a stream of its own"));
+    let mut streamed = encoders(&loading, true);
+    let told = progress.0.lock().expect("no panic").1;
+    loading.finish().expect("finishes");
+    for ids in [[3_u32, 7, 1, 0], [9, 2, 5, 1]] {
+        let numbers = |encoders: &mut TextEncoders| -> Vec<Vec<f32>> {
+            encoders.sequence(&ids).and_then(|sequence| sequence.to_vec2()).expect("encodes")
+        };
+        assert_eq!(numbers(&mut streamed), numbers(&mut resident));
+    }
+    assert_eq!(text.restarts(), 0);
+    assert_eq!(progress.0.lock().expect("no panic").1, told, "streaming for a prompt is not part of loading");
+}
+
+#[test]
+fn without_pinned_memory_it_is_loaded_through_the_host() {
+    let checkpoint = checkpoint();
+    let loading = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(()))
+        .expect("begins")
+        .through(|| Slow::new(Duration::ZERO).with_buffers(1));
+    assert!(loading.stream.is_none());
+    Transformer::load(&checkpoint.configs.transformer, &loading.transformer(), Precision::Full).expect("loads");
+}
+
+#[test]
+fn reading_alone_reads_all_bytes() {
+    let checkpoint = checkpoint();
+    let bytes = checkpoint.read_and_drop().expect("reads");
+    let tensors = [&checkpoint.vae, &checkpoint.clip, &checkpoint.t5, &checkpoint.transformer];
+    let expected: usize = tensors
+        .into_iter()
+        .flat_map(|tensors| {
+            tensors.names().map(move |name| tensors.recipe(name, DType::F32).expect("is there").file_bytes())
+        })
+        .sum();
+    assert_eq!(bytes, expected);
+}

@@ -1,0 +1,104 @@
+//! The contents of a checkpoint, in words for the person who has to fix it.
+
+use std::fmt;
+
+use super::files::WeightFiles;
+use super::problem::Problem;
+use super::source::Source;
+
+/// The type of weights in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeptAs {
+    /// bf16, where the hardware multiplies it. The autoencoder stays f32.
+    Bf16,
+    /// f32, as on the CPU.
+    F32,
+}
+
+/// What a checkpoint has of one component.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ComponentReport {
+    /// Its folder's name in the diffusers layout.
+    pub name: &'static str,
+    /// The weight files, as paths inside the checkpoint.
+    pub files: Vec<String>,
+    /// Tensors that are there, valid or not.
+    pub tensors: usize,
+    /// Size of those tensors on disk.
+    pub bytes: usize,
+    /// Numbers in those tensors.
+    pub elements: usize,
+    /// The problems.
+    pub problems: Vec<Problem>,
+}
+
+/// What a checkpoint has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspection {
+    /// The folder, or "the program itself".
+    pub place: String,
+    /// Component by component; empty when the configuration could not be read.
+    pub components: Vec<ComponentReport>,
+    /// The problems of the configuration and tokenizer files.
+    pub problems: Vec<Problem>,
+}
+
+impl ComponentReport {
+    /// Counts files and tensors.
+    pub(super) fn of(name: &'static str, files: Option<&WeightFiles>) -> Self {
+        let mut report = Self { name, files: Vec::new(), tensors: 0, bytes: 0, elements: 0, problems: Vec::new() };
+        if let Some(files) = files {
+            report.files = files.files.iter().map(|file| file.path().to_owned()).collect();
+            report.tensors = files.entries.len();
+            for entry in files.entries.values() {
+                report.bytes += entry.info.range.len();
+                report.elements += entry.info.shape.iter().product::<usize>();
+            }
+        }
+        report
+    }
+}
+
+impl Inspection {
+    pub(super) fn of(source: Source) -> Self {
+        Self { place: source.place(), components: Vec::new(), problems: Vec::new() }
+    }
+
+    /// Whether there are no problems.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.problems.is_empty() && self.components.iter().all(|component| component.problems.is_empty())
+    }
+
+    /// The size of each component's weights in memory, in bytes, without activations.
+    #[must_use]
+    pub fn weights_bytes(&self, kept_as: KeptAs) -> Vec<(&'static str, usize)> {
+        let width = |name| if kept_as == KeptAs::F32 || name == "vae" { size_of::<f32>() } else { size_of::<u16>() };
+        self.components.iter().map(|component| (component.name, component.elements * width(component.name))).collect()
+    }
+
+    /// All problems.
+    #[must_use]
+    pub fn into_problems(self) -> Vec<Problem> {
+        let of_components = self.components.into_iter().flat_map(|component| component.problems);
+        self.problems.into_iter().chain(of_components).collect()
+    }
+}
+
+impl fmt::Display for Inspection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.place)?;
+        for component in &self.components {
+            let mebibytes = component.bytes as f64 / f64::from(1 << 20);
+            let (name, tensors) = (component.name, component.tensors);
+            writeln!(f, "  {name:<16} {tensors:>5} tensors {mebibytes:>10.1} MiB  {}", component.files.join(", "))?;
+            for problem in &component.problems {
+                writeln!(f, "    {problem}")?;
+            }
+        }
+        for problem in &self.problems {
+            writeln!(f, "  {problem}")?;
+        }
+        f.write_str(if self.is_sound() { "  complete" } else { "  not usable" })
+    }
+}

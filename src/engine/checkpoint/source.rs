@@ -1,0 +1,182 @@
+//! The files of a checkpoint, in a folder or embedded in the program.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt as _;
+
+use crate::domain::model::ModelFiles;
+
+use super::problem::Problem;
+
+/// Longest configuration or tokenizer file that is read.
+const TEXT_BYTES_MAX: usize = 64 << 20;
+
+/// A file, on the disk or embedded in the program, which any thread can read at any offset.
+///
+/// It is not mapped: a process that reads a map is killed when the file is truncated or its disk fails. A read returns an
+/// error instead.
+#[derive(Debug)]
+pub(super) struct Blob {
+    path: String,
+    contents: Contents,
+}
+
+#[derive(Debug)]
+enum Contents {
+    OnDisk { file: File, bytes: usize },
+    Embedded(&'static [u8]),
+}
+
+impl Blob {
+    /// A file embedded in the program.
+    pub(super) fn embedded(path: &str, bytes: &'static [u8]) -> Self {
+        Self { path: path.to_owned(), contents: Contents::Embedded(bytes) }
+    }
+
+    fn on_disk(path: &str, file: File) -> io::Result<Self> {
+        let bytes = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        Ok(Self { path: path.to_owned(), contents: Contents::OnDisk { file, bytes } })
+    }
+
+    /// Its path inside the checkpoint.
+    pub(super) fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Its length when it was opened.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.contents {
+            Contents::OnDisk { bytes, .. } => *bytes,
+            Contents::Embedded(bytes) => bytes.len(),
+        }
+    }
+
+    /// Fills `out` with the bytes from `start` on.
+    ///
+    /// # Errors
+    /// When it cannot be read, or was truncated: a message with the file and a hint.
+    pub(super) fn read(&self, start: usize, out: &mut [u8]) -> Result<(), String> {
+        let read = match &self.contents {
+            Contents::OnDisk { file, .. } => file.read_exact_at(out, start as u64),
+            Contents::Embedded(bytes) => match bytes.get(start..start + out.len()) {
+                Some(bytes) => {
+                    out.copy_from_slice(bytes);
+                    Ok(())
+                }
+                None => Err(io::ErrorKind::UnexpectedEof.into()),
+            },
+        };
+        read.map_err(|error| {
+            let path = &self.path;
+            if error.kind() == io::ErrorKind::UnexpectedEof {
+                format!(
+                    "`{path}` was truncated after it was opened: download it again with `fluxserve models download`, and do \
+                     not write to it while it is loaded"
+                )
+            } else {
+                format!("`{path}` cannot be read: {error}; check its disk or network, and start again")
+            }
+        })
+    }
+
+    /// The complete file.
+    fn read_all(&self) -> Result<Vec<u8>, String> {
+        let mut bytes = vec![0; self.bytes()];
+        self.read(0, &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// The files of a checkpoint, by their paths inside it.
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a>(&'a ModelFiles);
+
+impl<'a> Source<'a> {
+    pub(super) fn new(files: &'a ModelFiles) -> Self {
+        Self(files)
+    }
+
+    /// Where the files are, for messages.
+    pub(super) fn place(self) -> String {
+        match self.0 {
+            ModelFiles::Directory(directory) => directory.display().to_string(),
+            ModelFiles::Embedded(_) => "the program itself".to_owned(),
+        }
+    }
+
+    /// Whether the files can be listed.
+    pub(super) fn is_there(self) -> bool {
+        match self.0 {
+            ModelFiles::Directory(directory) => std::fs::read_dir(directory).is_ok(),
+            ModelFiles::Embedded(_) => true,
+        }
+    }
+
+    /// Opens a file; `None` when there is none of that name.
+    pub(super) fn open(self, path: &str) -> io::Result<Option<Blob>> {
+        match self.0 {
+            ModelFiles::Embedded(files) => {
+                let file = files.iter().find(|file| file.path == path);
+                Ok(file.map(|file| Blob::embedded(path, file.bytes)))
+            }
+            ModelFiles::Directory(directory) => match File::open(directory.join(path)) {
+                Ok(file) => Blob::on_disk(path, file).map(Some),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Whether there is a file of that name.
+    pub(super) fn contains(self, path: &str) -> bool {
+        match self.0 {
+            ModelFiles::Embedded(files) => files.iter().any(|file| file.path == path),
+            ModelFiles::Directory(directory) => directory.join(path).is_file(),
+        }
+    }
+
+    /// Names of the files at the top, sorted.
+    pub(super) fn top_level_files(self) -> Vec<String> {
+        let mut names: Vec<String> = match self.0 {
+            ModelFiles::Embedded(files) => {
+                files.iter().map(|file| file.path.to_owned()).filter(|path| !path.contains('/')).collect()
+            }
+            ModelFiles::Directory(directory) => std::fs::read_dir(directory)
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                .collect(),
+        };
+        names.sort();
+        names
+    }
+
+    /// A text file; `None` when there is none, or when it cannot be read, which is a problem.
+    pub(super) fn text(self, path: &str, problems: &mut Vec<Problem>) -> Option<String> {
+        let blob = match self.open(path) {
+            Ok(blob) => blob?,
+            Err(error) => {
+                problems.push(Problem::unreadable(path, error));
+                return None;
+            }
+        };
+        if blob.bytes() > TEXT_BYTES_MAX {
+            problems.push(Problem::unreadable(path, format!("longer than {TEXT_BYTES_MAX} bytes")));
+            return None;
+        }
+        let text = blob
+            .read_all()
+            .and_then(|bytes| String::from_utf8(bytes).map_err(|error| format!("not UTF-8: {}", error.utf8_error())));
+        text.map_err(|reason| problems.push(Problem::unreadable(path, reason))).ok()
+    }
+
+    /// A text file whose absence is a problem.
+    pub(super) fn required_text(self, path: &str, problems: &mut Vec<Problem>) -> Option<String> {
+        let before = problems.len();
+        let text = self.text(path, problems);
+        if text.is_none() && problems.len() == before {
+            problems.push(Problem::missing(path));
+        }
+        text
+    }
+}

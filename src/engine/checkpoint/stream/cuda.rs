@@ -1,0 +1,107 @@
+//! A CUDA device as a destination: pinned memory, copies on the engine's stream, and an event behind each.
+//!
+//! The driver copies out of pinned memory asynchronously (`cuMemcpyHtoDAsync`); other memory it first copies into pinned
+//! memory of its own, on the calling thread. The engine's stream is that of its thread (`CU_STREAM_PER_THREAD`), so only the
+//! thread that asks for tensors may use it; any thread can wait for events.
+
+#![expect(unsafe_code, reason = "the driver makes the asynchronous copies")]
+
+use std::ops::Range;
+
+use candle_core::backend::{BackendDevice as _, BackendStorage as _};
+use candle_core::cuda_backend::WrapErr as _;
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaEvent, CudaSlice, DevicePtrMut as _, PinnedHostSlice, result, sys,
+};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use half::{bf16, f16};
+
+use super::Destination;
+use crate::engine::checkpoint::recipe::Recipe;
+
+/// The memory of a device.
+pub(in crate::engine::checkpoint) struct CudaMemory(pub(in crate::engine::checkpoint) CudaDevice);
+
+/// Pinned memory, and an event behind the last copy out of it.
+pub(in crate::engine::checkpoint) struct Pinned {
+    bytes: PinnedHostSlice<u8>,
+    copied: CudaEvent,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // The memory must outlive the copies. A device that fails here has reported an error at the copies, too.
+        let _ = self.copied.synchronize();
+    }
+}
+
+impl Destination for CudaMemory {
+    type Buffer = Pinned;
+    type Target = CudaStorage;
+
+    fn is_at(&self, device: &Device) -> bool {
+        device.location() == self.0.location()
+    }
+
+    fn buffer(&self, bytes: usize) -> Result<Pinned> {
+        let stream = self.0.cuda_stream();
+        let context = stream.context();
+        // Without `WRITECOMBINED`: the kernel fills it in a read, whose speed past the caches is not known.
+        // SAFETY: only bytes that a reader has filled are copied.
+        let bytes = unsafe { context.alloc_pinned_with_flags(bytes, 0) }.w()?;
+        // A waiting thread sleeps, and leaves the core to the others.
+        let copied = context.new_event(Some(sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?;
+        Ok(Pinned { bytes, copied })
+    }
+
+    fn target(&self, recipe: &Recipe) -> Result<CudaStorage> {
+        // SAFETY: copies on the same stream write every byte before any other use of the memory.
+        unsafe { self.0.alloc_uninit(&Shape::from(recipe.shape.as_slice()), recipe.dtype) }
+    }
+
+    fn fill(
+        &self,
+        buffer: &mut Pinned,
+        write: &mut dyn FnMut(&mut [u8]) -> std::result::Result<(), String>,
+    ) -> std::result::Result<(), String> {
+        let failed =
+            |error: &dyn std::fmt::Display| format!("the device failed while weights were copied to it: {error}");
+        buffer.copied.synchronize().map_err(|error| failed(&error))?;
+        write(buffer.bytes.as_mut_slice().map_err(|error| failed(&error))?)
+    }
+
+    fn copy(&self, buffer: &mut Pinned, from: Range<usize>, target: &mut CudaStorage, at: usize) -> Result<()> {
+        match target.dtype() {
+            DType::BF16 => self.copy_into(buffer, from, target.as_cuda_slice_mut::<bf16>()?, at),
+            DType::F16 => self.copy_into(buffer, from, target.as_cuda_slice_mut::<f16>()?, at),
+            DType::F32 => self.copy_into(buffer, from, target.as_cuda_slice_mut::<f32>()?, at),
+            other => bail!("weights are not kept as {other:?}"),
+        }
+    }
+
+    fn tensor(&self, target: CudaStorage, recipe: &Recipe) -> Result<Tensor> {
+        let shape = recipe.shape.as_slice();
+        Ok(Tensor::from_storage(Storage::Cuda(target), shape, BackpropOp::none(), false))
+    }
+}
+
+impl CudaMemory {
+    fn copy_into<T>(&self, buffer: &Pinned, from: Range<usize>, target: &mut CudaSlice<T>, at: usize) -> Result<()> {
+        let stream = self.0.cuda_stream();
+        if at + from.len() > target.num_bytes() {
+            bail!("{} bytes from {at} on do not fit into {}", from.len(), target.num_bytes());
+        }
+        let bytes = buffer.bytes.as_slice().w()?;
+        let (start, _written) = target.device_ptr_mut(&stream);
+        // SAFETY: the range is inside the target, as checked above, which is freed on this same stream. The source is neither
+        // written nor freed before the event behind the copy, which is recorded below.
+        unsafe { result::memcpy_htod_async(start + at as u64, &bytes[from], stream.cu_stream()) }.w()?;
+        let recorded = buffer.copied.record(&stream);
+        if recorded.is_err() {
+            // Nothing would wait for the copy. An error of this adds nothing to the one above.
+            let _ = stream.synchronize();
+        }
+        recorded.w()
+    }
+}

@@ -1,0 +1,9 @@
+//! What fits in a device's memory. `plan.rs` is the arithmetic, `budget.rs` asks the device.
+//!
+//! Must not know file formats, or how a layer computes.
+
+mod budget;
+mod plan;
+
+pub(crate) use budget::{limits_of, plan_for};
+pub use plan::TooLarge;

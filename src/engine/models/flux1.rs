@@ -1,0 +1,256 @@
+//! FLUX.1 as a pipeline: admits a request, runs steps, decodes. The engine holds the images between the calls.
+//!
+//! Knows neither slots nor files: weights come through [`Weights`], by the names of the single files.
+
+pub(crate) mod config;
+mod image;
+mod positions;
+mod preview;
+pub(crate) mod schedule;
+pub(crate) mod text;
+mod transformer;
+mod vae;
+
+use std::sync::Arc;
+
+use candle_core::{Device, Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::domain::engine::EngineError;
+use crate::domain::image::RgbImage;
+use crate::domain::precision::Precision;
+use crate::domain::spec::GenerateSpec;
+use crate::engine::device::device_error;
+use crate::engine::noise;
+
+use config::Configs;
+pub(crate) use image::{Image, TokenGrid};
+use image::{Pass, Stepped};
+use preview::Projection;
+use text::cache::{PromptCache, PromptKey};
+use text::tokens::{TokenizerError, Tokenizers};
+use text::{PromptEmbedding, TextEncoders};
+pub(crate) use transformer::Transformer;
+use vae::Decoding;
+pub(crate) use vae::{Decoder, Encoder};
+#[cfg(test)]
+pub(crate) use vae::{pixels_of, to_rgb_bytes};
+
+/// The outcome of what may fail for one request alone, or for all.
+type Outcome<T> = std::result::Result<T, EngineError>;
+
+/// The weights of each component, in the order in which [`Flux1::load`] asks for them.
+pub(crate) struct Weights {
+    pub(crate) decoder: VarBuilder<'static>,
+    /// f32.
+    pub(crate) encoder: VarBuilder<'static>,
+    pub(crate) clip: VarBuilder<'static>,
+    pub(crate) t5: VarBuilder<'static>,
+    pub(crate) transformer: VarBuilder<'static>,
+}
+
+/// How [`Flux1::load`] keeps the weights.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Residency {
+    /// Of the linear layers inside the transformer's blocks.
+    pub(crate) precision: Precision,
+    /// Whether T5's blocks are on the device only while a prompt is encoded.
+    pub(crate) is_text_streamed: bool,
+}
+
+/// A FLUX.1 model on one device.
+pub(crate) struct Flux1 {
+    pub(crate) configs: Configs,
+    pub(crate) tokenizers: Arc<Tokenizers>,
+    text: TextEncoders,
+    prompts: PromptCache,
+    pub(crate) transformer: Transformer,
+    pub(crate) encoder: Encoder,
+    pub(crate) decoder: Decoder,
+    projection: Projection,
+    device: Device,
+}
+
+impl Flux1 {
+    /// Loads all components, in the order by which the checkpoint is read ahead (`checkpoint/loading.rs`).
+    ///
+    /// # Errors
+    /// When weights cannot be read, or the device is out of memory.
+    pub(crate) fn load(
+        configs: Configs,
+        tokenizers: Arc<Tokenizers>,
+        weights: Weights,
+        residency: Residency,
+    ) -> Result<Self> {
+        let device = weights.transformer.device().clone();
+        let decoder = Decoder::load(&configs.vae, &weights.decoder)?;
+        let encoder = Encoder::load(&configs.vae, &weights.encoder)?;
+        let text = TextEncoders::load(&configs, &weights.clip, weights.t5, residency.is_text_streamed)?;
+        let transformer = Transformer::load(&configs.transformer, &weights.transformer, residency.precision)?;
+        Ok(Self {
+            projection: Projection::new(configs.vae.latent_channels),
+            prompts: PromptCache::default(),
+            configs,
+            tokenizers,
+            text,
+            transformer,
+            encoder,
+            decoder,
+            device,
+        })
+    }
+
+    /// Fits a first map for previews, by the decoder's first run.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn fit_previews(&mut self) -> Result<()> {
+        self.projection = Projection::of(&self.decoder, self.configs.vae.latent_channels, &self.device)?;
+        Ok(())
+    }
+
+    /// The embeddings of a prompt, from the cache if it is there. T5 reads `t5_prompt`, over `length` tokens.
+    ///
+    /// # Errors
+    /// When a tokenizer rejects the prompt, or the device fails.
+    pub(crate) fn embed(&mut self, prompt: &str, t5_prompt: &str, length: usize) -> Outcome<PromptEmbedding> {
+        let key = PromptKey { prompt: prompt.to_owned(), t5_prompt: t5_prompt.to_owned(), length };
+        if let Some(embedding) = self.prompts.get(&key) {
+            return Ok(embedding);
+        }
+        let clip_ids = self.tokenizers.clip(prompt).map_err(unreadable_prompt)?;
+        let t5_ids = self.tokenizers.t5(t5_prompt, length).map_err(unreadable_prompt)?;
+        let pooled = self.text.pooled(&clip_ids, self.tokenizers.clip_end()).map_err(device_error)?;
+        let sequence = self.text.sequence(&t5_ids).map_err(device_error)?;
+        let embedding = PromptEmbedding { pooled, sequence };
+        self.prompts.put(key, embedding.clone());
+        Ok(embedding)
+    }
+
+    fn pass(&self, embedding: &PromptEmbedding, guidance: f64) -> Result<Pass> {
+        Ok(Pass {
+            text: self.transformer.embed_text(&embedding.sequence)?,
+            condition: self.transformer.embed_condition(&embedding.pooled, guidance)?,
+        })
+    }
+
+    /// Encodes the prompts and the input image, and samples the noise.
+    ///
+    /// # Errors
+    /// When a tokenizer rejects a prompt, or the device fails.
+    pub(crate) fn admit(&mut self, spec: &GenerateSpec) -> Outcome<Image> {
+        let length = spec.sequence_length();
+        let prompt = self.embed(spec.prompt(), spec.t5_prompt(), length)?;
+        let prompt = self.pass(&prompt, spec.guidance()).map_err(device_error)?;
+        let negative = match spec.negative() {
+            None => None,
+            Some(negative) => {
+                let embedding = self.embed(&negative.prompt, &negative.prompt, length)?;
+                Some((self.pass(&embedding, spec.guidance()).map_err(device_error)?, negative.scale))
+            }
+        };
+        let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
+        let steps_scheduled = spec.steps_scheduled() as usize;
+        let mut sigmas = schedule::sigmas(&self.configs.scheduler, spec.image_tokens(), steps_scheduled);
+        // With an input image the schedule begins further down.
+        sigmas.drain(..(spec.steps_scheduled() - spec.steps()) as usize);
+        Ok(Image {
+            width: spec.width(),
+            height: spec.height(),
+            grid,
+            latents: self.first_latents(spec, grid, sigmas[0]).map_err(device_error)?,
+            velocity: None,
+            sigmas,
+            steps_done: 0,
+            decoding: None,
+            rotary: self.transformer.rotary(length, grid.rows, grid.columns).map_err(device_error)?,
+            prompt,
+            negative,
+        })
+    }
+
+    /// The packed latents of the first step: noise, or the input image with as much noise as belongs to the noise level
+    /// `sigma`. The seed's generator gives the encoder's sample first and the noise second
+    /// (`FluxImg2ImgPipeline.prepare_latents` of diffusers).
+    fn first_latents(&self, spec: &GenerateSpec, grid: TokenGrid, sigma: f32) -> Result<Tensor> {
+        let elements = grid.elements();
+        let normal = |skipped| grid.latents(noise::standard_normal(spec.seed(), skipped, elements), &self.device);
+        let before_this_one = spec.image_index() as usize * elements;
+        let Some(input) = spec.input_image() else { return grid.pack(&normal(before_this_one)?) };
+        let moments = self.encoder.encode(&vae::pixels_of(&input.image, &self.device)?)?;
+        // Images of one request share the encoder's sample.
+        let sample = self.encoder.sample(&moments, &normal(0)?)?;
+        let noise = normal(elements + before_this_one)?;
+        grid.pack(&((noise * f64::from(sigma))? + (sample * f64::from(1.0 - sigma))?)?)
+    }
+
+    /// Runs one step of all `images` as one batch; the results are in their order.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub(crate) fn step(&self, images: &[&Image]) -> Result<Vec<Stepped>> {
+        let sequences: Vec<_> = images.iter().flat_map(|image| image.sequences()).collect();
+        let mut velocities = self.transformer.velocities(&sequences)?.into_iter();
+        let stepped = images.iter().map(|image| {
+            let velocity = image.combine(&mut velocities)?;
+            Ok(Stepped { latents: image.euler_step(&velocity)?, velocity })
+        });
+        stepped.collect()
+    }
+
+    /// The decoder's state for an image, from the beginning if it has none.
+    fn decoding(&self, image: &mut Image) -> Outcome<Decoding> {
+        match image.decoding.take() {
+            Some(decoding) => Ok(decoding),
+            None => {
+                image.grid.unpack(&image.latents).and_then(|latents| self.decoder.begin(&latents)).map_err(device_error)
+            }
+        }
+    }
+
+    /// Runs the decoder's next part. `false`: there is none left.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub(crate) fn decode_part(&self, image: &mut Image) -> Outcome<bool> {
+        let mut decoding = self.decoding(image)?;
+        let is_left = self.decoder.advance(&mut decoding).map_err(device_error)?;
+        image.decoding = Some(decoding);
+        Ok(is_left)
+    }
+
+    /// Decodes what is left of an image, and improves the map for previews by it.
+    ///
+    /// # Errors
+    /// [`EngineError::NotFinite`] when a pixel is not finite; else when the device is out of memory or fails.
+    pub(crate) fn finish(&mut self, mut image: Image) -> Outcome<RgbImage> {
+        let decoding = self.decoding(&mut image)?;
+        let pixels = self.decoder.complete(decoding).map_err(device_error)?;
+        let bytes = vae::to_rgb_bytes(&pixels).map_err(device_error)?;
+        let bytes = bytes.ok_or(EngineError::NotFinite)?;
+        let result = RgbImage::new(image.width, image.height, bytes)
+            .ok_or_else(|| EngineError::Fatal("the decoder returned an image of another size".to_owned()))?;
+        // The image is complete: an error here must not withhold it.
+        let learned = image.grid.unpack(&image.latents).and_then(|latents| self.projection.learn(&latents, &pixels));
+        if let Err(error) = learned {
+            tracing::debug!(%error, "previews learned nothing from an image");
+        }
+        Ok(result)
+    }
+
+    /// A small rough image of where the schedule is headed. `None` before the first step.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub(crate) fn preview(&self, image: &Image) -> Result<Option<RgbImage>> {
+        let Some(latents) = image.expected()? else { return Ok(None) };
+        self.projection.image(&image.grid.unpack(&latents)?)
+    }
+}
+
+/// A tokenizer's error, for the client.
+#[expect(clippy::needless_pass_by_value, reason = "the form that `map_err` takes")]
+pub(crate) fn unreadable_prompt(error: TokenizerError) -> EngineError {
+    tracing::debug!(%error, "a tokenizer rejected a prompt");
+    EngineError::Request("the prompt cannot be tokenized".to_owned())
+}

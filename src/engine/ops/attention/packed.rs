@@ -1,0 +1,256 @@
+//! The attention operation, by a given kernel.
+
+use std::ops::Range;
+
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
+use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::super::cuda;
+use super::super::gemm::{MatrixRef, Threads, multiply};
+use super::super::kernel::Kernel;
+use super::super::softmax::softmax;
+use super::super::vector::{softmax_numerators, vectorized};
+use super::super::{Rows, Segments, contiguous, is_launchable, is_on_cpu, is_on_cuda};
+
+/// Queries of one task: many, because each task rearranges the keys, but few enough that their scores stay in the cache.
+const QUERY_BLOCK: usize = 256;
+
+/// [`super::attention`]; on a CUDA device by this kernel, if it takes heads of this width.
+///
+/// # Errors
+/// As there.
+pub(crate) fn attention_by(kernel: Kernel, qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
+    if is_on_cpu(qkv) || (is_launchable(segments) && is_compiled_for(qkv, heads)) {
+        return qkv.apply_op1_no_bwd(&PackedAttention { kernel, heads, segments, bias: None });
+    }
+    attention_composed(qkv, heads, segments)
+}
+
+/// `softmax(q kᵀ + bias) v` of one sequence: T5's attention, which does not scale scores, and in which this bias alone
+/// depends on positions.
+///
+/// `qkv [tokens, 3 × heads × head width]` -> `[tokens, heads × head width]`, dtype of `qkv`; `bias [heads, 2 × tokens]` in
+/// f32, of which value `tokens - 1 + d` is for a key `d` tokens behind the query. Scores and their softmax are
+/// f32.
+///
+/// # Errors
+/// When shapes or devices do not fit.
+pub(crate) fn biased_attention(qkv: &Tensor, heads: usize, bias: &Tensor) -> Result<Tensor> {
+    let tokens = qkv.dim(0)?;
+    if bias.dims() != [heads, 2 * tokens] {
+        bail!("attention: a bias of {:?} for {tokens} tokens and {heads} heads", bias.dims());
+    }
+    if is_on_cpu(qkv) || (is_on_cuda(&[qkv]) && has_head_width_of(qkv, heads, &cuda::text::HEAD_WIDTHS)) {
+        let segments = Segments::from_lengths([tokens]);
+        return qkv.apply_op1_no_bwd(&PackedAttention {
+            kernel: Kernel::Warp,
+            heads,
+            segments: &segments,
+            bias: Some(bias),
+        });
+    }
+    biased_attention_composed(qkv, heads, bias)
+}
+
+/// [`super::attention_into`] by a kernel of a CUDA device. `false`: the kernel does not take this, and nothing was written.
+///
+/// # Errors
+/// As there.
+pub(super) fn attention_into_by(
+    kernel: Kernel,
+    target: &Tensor,
+    qkv: &Tensor,
+    heads: usize,
+    segments: &Segments,
+) -> Result<bool> {
+    let is_possible = is_on_cuda(&[target]) && is_launchable(segments) && is_compiled_for(qkv, heads);
+    if is_possible {
+        target.inplace_op2(qkv, &PackedAttention { kernel, heads, segments, bias: None })?;
+    }
+    Ok(is_possible)
+}
+
+fn has_head_width_of(qkv: &Tensor, heads: usize, widths: &[usize]) -> bool {
+    qkv.is_contiguous() && qkv.dim(1).is_ok_and(|width| widths.contains(&(width / 3 / heads)))
+}
+
+/// Whether the CUDA kernels take this stream.
+fn is_compiled_for(qkv: &Tensor, heads: usize) -> bool {
+    is_on_cuda(&[qkv]) && has_head_width_of(qkv, heads, &cuda::attention::HEAD_WIDTHS)
+}
+
+/// One sequence's queries, keys and values, `[heads, rows, head width]` each.
+fn heads_apart(sequence: &Tensor, heads: usize) -> Result<[Tensor; 3]> {
+    let sequence = sequence.reshape((sequence.dim(0)?, 3, heads, ()))?;
+    let part = |index| sequence.narrow(1, index, 1)?.squeeze(1)?.transpose(0, 1)?.contiguous();
+    Ok([part(0)?, part(1)?, part(2)?])
+}
+
+pub(super) fn biased_attention_composed(qkv: &Tensor, heads: usize, bias: &Tensor) -> Result<Tensor> {
+    let tokens = qkv.dim(0)?;
+    let [query, key, value] = heads_apart(qkv, heads)?;
+    let of_queries = (0..tokens).map(|query| bias.narrow(1, tokens - 1 - query, tokens));
+    let bias = Tensor::stack(&of_queries.collect::<Result<Vec<_>>>()?, 1)?;
+    let scores = (query.matmul(&key.t()?)?.to_dtype(DType::F32)? + bias)?;
+    let weights = candle_nn::ops::softmax_last_dim(&scores)?.to_dtype(qkv.dtype())?;
+    weights.matmul(&value)?.transpose(0, 1)?.contiguous()?.flatten_from(1)
+}
+
+pub(super) fn attention_composed(qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
+    let (_, width) = qkv.dims2()?;
+    let head_width = width / 3 / heads;
+    let scale = 1.0 / (head_width as f64).sqrt();
+    let mut parts = Vec::with_capacity(segments.count());
+    for range in segments.ranges() {
+        let rows = range.len();
+        let [query, key, value] = heads_apart(&qkv.narrow(0, range.start, rows)?, heads)?;
+        let key = key.t()?;
+        for start in (0..rows).step_by(1024) {
+            let block = query.narrow(1, start, 1024.min(rows - start))?;
+            let weights = softmax(&block.matmul(&key)?, scale)?;
+            parts.push(weights.matmul(&value)?.transpose(0, 1)?.contiguous()?.flatten_from(1)?);
+        }
+    }
+    Tensor::cat(&parts, 0)
+}
+
+struct PackedAttention<'a> {
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU has no choice"))]
+    kernel: Kernel,
+    heads: usize,
+    segments: &'a Segments,
+    /// As in [`biased_attention`]; then there is one sequence, and scores are not scaled.
+    bias: Option<&'a Tensor>,
+}
+
+/// Some queries of one head of one sequence, and the memory of their outputs: `[queries, head width]`.
+struct Task<'a> {
+    head: usize,
+    sequence: Range<usize>,
+    queries: Range<usize>,
+    out: &'a mut [f32],
+}
+
+impl CustomOp1 for PackedAttention<'_> {
+    fn name(&self) -> &'static str {
+        "packed-attention"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, width) = layout.shape().dims2()?;
+        let values = contiguous(storage, layout)?;
+        let part_width = width / 3;
+        if rows != self.segments.rows() || part_width * 3 != width || !part_width.is_multiple_of(self.heads) {
+            bail!("attention: {rows}x{width} is not {:?} of three parts of {} heads", self.segments, self.heads);
+        }
+        let qkv = Rows { values, count: rows, width, stride: width };
+        // Block by block, and head by head inside a block, so that each task's outputs are contiguous.
+        let mut out = vec![0.0_f32; rows * part_width];
+        let mut tasks = Vec::new();
+        let mut rest = out.as_mut_slice();
+        for (sequence, queries) in self.blocks() {
+            let (block, after) = rest.split_at_mut(queries.len() * part_width);
+            rest = after;
+            for (head, out) in block.chunks_exact_mut(block.len() / self.heads).enumerate() {
+                tasks.push(Task { head, sequence: sequence.clone(), queries: queries.clone(), out });
+            }
+        }
+        let bias = self.bias.map(Tensor::to_vec2).transpose()?;
+        tasks
+            .into_par_iter()
+            .for_each_init(Vec::new, |scores, task| attend(&qkv, self.heads, task, bias.as_deref(), scores));
+        Ok((CpuStorage::F32(self.by_rows(&out, part_width)), Shape::from((rows, part_width))))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
+        match self.bias {
+            None => cuda::attention::attention(self.kernel, storage, layout, self.heads, self.segments),
+            Some(bias) => cuda::text::biased_attention(storage, layout, self.heads, bias),
+        }
+    }
+}
+
+/// Into an existing matrix.
+impl InplaceOp2 for PackedAttention<'_> {
+    fn name(&self) -> &'static str {
+        "packed-attention-into"
+    }
+
+    fn cpu_fwd(&self, _: &mut CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<()> {
+        bail!("attention on the CPU returns a matrix of its own")
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, out: &mut CudaStorage, out_l: &Layout, qkv: &CudaStorage, qkv_l: &Layout) -> Result<()> {
+        cuda::attention::attention_into(self.kernel, (out, out_l), (qkv, qkv_l), self.heads, self.segments)
+    }
+}
+
+impl PackedAttention<'_> {
+    /// Each sequence with each of its blocks of queries, in stream order.
+    fn blocks(&self) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+        self.segments.ranges().flat_map(|sequence| {
+            let starts = sequence.clone().step_by(QUERY_BLOCK);
+            starts.map(move |start| (sequence.clone(), start..(start + QUERY_BLOCK).min(sequence.end)))
+        })
+    }
+
+    /// The tasks' outputs in the order of the stream: `[rows, heads × head width]`.
+    fn by_rows(&self, by_task: &[f32], part_width: usize) -> Vec<f32> {
+        let head_width = part_width / self.heads;
+        let mut out = Vec::with_capacity(by_task.len());
+        for (_, queries) in self.blocks() {
+            let block = &by_task[queries.start * part_width..queries.end * part_width];
+            for row in 0..queries.len() {
+                for head in 0..self.heads {
+                    let start = (head * queries.len() + row) * head_width;
+                    out.extend_from_slice(&block[start..start + head_width]);
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Computes a task's outputs. `scores` is memory that a thread reuses.
+fn attend(qkv: &Rows, heads: usize, task: Task, bias: Option<&[Vec<f32>]>, scores: &mut Vec<f32>) {
+    let Task { head, sequence, queries, out } = task;
+    let part_width = qkv.width / 3;
+    let head_width = part_width / heads;
+    let matrix = |rows: &Range<usize>, part: usize| {
+        let start = rows.start * qkv.stride + part * part_width + head * head_width;
+        MatrixRef::new(&qkv.values[start..], rows.len(), head_width, qkv.stride)
+    };
+    let (query, key, value) = (matrix(&queries, 0), matrix(&sequence, 1), matrix(&sequence, 2));
+    let keys = sequence.len();
+    scores.resize(queries.len() * keys, 0.0);
+    multiply(scores, query, key.transposed(), false, Threads::One);
+    if let Some(bias) = bias {
+        for (query, scores) in queries.clone().zip(scores.chunks_exact_mut(keys)) {
+            let bias = &bias[head][keys - 1 - query..][..keys];
+            vectorized(|| {
+                for (score, &bias) in scores.iter_mut().zip(bias) {
+                    *score += bias;
+                }
+            });
+        }
+    }
+    let scale = if bias.is_some() { 1.0 } else { 1.0 / (head_width as f32).sqrt() };
+    let mut denominators = vec![0.0; queries.len()];
+    vectorized(|| {
+        // A plain loop: closures of iterator adapters are not compiled for wide vectors.
+        for (scores, denominator) in scores.chunks_exact_mut(keys).zip(&mut denominators) {
+            *denominator = softmax_numerators(scores, scale);
+        }
+    });
+    multiply(out, MatrixRef::new(scores, queries.len(), keys, keys), value, false, Threads::One);
+    for (row, denominator) in out.chunks_exact_mut(head_width).zip(denominators) {
+        let inverse = 1.0 / denominator;
+        for number in row {
+            *number *= inverse;
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The recorded files, and engines on the reference checkpoint in both layouts.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+
+use crate::catalog::card_or_flux_dev;
+use crate::domain::device::DeviceChoice;
+use crate::domain::ids::ModelId;
+use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles};
+use crate::engine::FluxEngine;
+
+/// Largest absolute differences of a correct implementation; the smallest mistake that was tried moves the image by twice
+/// as much.
+pub(super) const IMAGE: f32 = 2e-5;
+pub(super) const LATENTS: f32 = 5e-5;
+pub(super) const T5: f32 = 5e-5;
+pub(super) const CLIP: f32 = 2e-5;
+pub(super) const MOMENTS: f32 = 1e-4;
+
+pub(super) type Tensors = HashMap<String, Tensor>;
+
+pub(super) fn reference(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(path)
+}
+
+pub(super) fn tensors(path: &str) -> Tensors {
+    candle_core::safetensors::load(reference(path), &Device::Cpu).expect("a reference file")
+}
+
+pub(super) fn json<T: serde::de::DeserializeOwned>(path: &str) -> T {
+    let text = std::fs::read_to_string(reference(path)).expect("a reference file");
+    serde_json::from_str(&text).expect("the form this test expects")
+}
+
+pub(super) fn diffusers_folders() -> ModelFiles {
+    ModelFiles::Directory(reference("FLUX.1-dev"))
+}
+
+/// The same checkpoint with the single files in place of the diffusers weights.
+pub(super) fn single_files() -> ModelFiles {
+    fn collect(root: &Path, folder: &Path, files: &mut Vec<EmbeddedFile>) {
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                collect(root, &path, files);
+                continue;
+            }
+            let name = path.strip_prefix(root).expect("inside").to_string_lossy().into_owned();
+            if !name.contains("diffusion_pytorch_model") {
+                let bytes = std::fs::read(&path).expect("readable");
+                files.push(EmbeddedFile { path: name.leak(), bytes: bytes.leak() });
+            }
+        }
+    }
+    let root = reference("FLUX.1-dev");
+    let mut files = Vec::new();
+    collect(&root, &root, &mut files);
+    ModelFiles::Embedded(files.leak())
+}
+
+pub(super) fn engine(files: &ModelFiles) -> FluxEngine {
+    FluxEngine::load(files, DeviceChoice::Cpu).expect("the reference checkpoint loads")
+}
+
+/// FLUX.1-dev's card, without the limits that the recorded cases exceed.
+pub(super) fn card() -> ModelCard {
+    let mut card = card_or_flux_dev(&ModelId::new("reference"));
+    card.prompt_chars_max = 100_000;
+    card.limits.width_min = 16;
+    card.limits.height_min = 16;
+    card.input_images_max = 1;
+    card
+}
+
+pub(super) fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
+    let expected = expected.reshape(found.dims()).unwrap_or_else(|_| panic!("{what}: shape {:?}", found.dims()));
+    let largest: f32 = (found - expected)
+        .and_then(|difference| difference.abs()?.max_all()?.to_scalar())
+        .unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert!(largest <= tolerance, "{what}: off by {largest:e}, more than {tolerance:e}");
+}

@@ -1,0 +1,61 @@
+//! How the weights of linear layers are kept on a device: one file a kind. A kind owns its bytes, how it is made of the
+//! checkpoint's weights, and its matrix product.
+//!
+//! Must not know which layer it serves.
+
+mod dense;
+mod e4m3;
+mod input;
+mod precision;
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+use crate::domain::precision::Precision;
+use crate::engine::ops::matrix_product::MatrixProduct;
+
+pub(crate) use dense::Dense;
+use e4m3::E4m3;
+pub(crate) use input::Input;
+pub use precision::PrecisionError;
+pub(crate) use precision::{LinearCount, bytes_saved, check_device, check_widths};
+
+/// A weight matrix `[outputs, inputs]`.
+pub(crate) enum Stored {
+    Dense(Dense),
+    E4m3(E4m3),
+}
+
+impl Stored {
+    /// The matrix that the builder has as `weight`. It comes in full precision, and is dropped once it is quantized: no more
+    /// than one layer's weights are held twice.
+    ///
+    /// # Errors
+    /// When it cannot be read, or the device is out of memory.
+    pub(crate) fn load(shape: [usize; 2], precision: Precision, vb: &VarBuilder) -> Result<Self> {
+        let weight = vb.get((shape[0], shape[1]), "weight")?;
+        match precision {
+            Precision::Full => Ok(Self::Dense(Dense::new(weight))),
+            Precision::Fp8 => E4m3::quantize(&weight).map(Self::E4m3),
+        }
+    }
+
+    /// `input [rows, inputs]` times the transpose of the matrix, plus `bias [outputs]`, which the next operation may add.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit, or the device fails.
+    pub(crate) fn product<'a>(&self, input: &Input, bias: Option<&'a Tensor>) -> Result<MatrixProduct<'a>> {
+        match self {
+            Self::Dense(dense) => dense.product(input.computed()?.as_ref(), bias),
+            Self::E4m3(quantized) => quantized.product(&input.quantized()?, bias),
+        }
+    }
+
+    /// The matrix in full precision, if it is kept so.
+    pub(crate) fn dense(&self) -> Option<&Dense> {
+        match self {
+            Self::Dense(dense) => Some(dense),
+            Self::E4m3(_) => None,
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Whether a device and a model support a precision, and how many bytes it saves.
+
+use candle_core::{DType, Device};
+
+use super::e4m3::E4m3;
+use crate::domain::precision::Precision;
+use crate::engine::device;
+use crate::engine::ops::quantize;
+
+/// The oldest devices for which cublasLt multiplies e4m3 with a scale for each row.
+const CAPABILITY_MIN: (i32, i32) = (9, 0);
+
+/// Linear layers of one shape: how many, and `[outputs, inputs]`.
+pub(crate) type LinearCount = (usize, [usize; 2]);
+
+/// A precision that the device or the model does not support.
+#[derive(Debug, thiserror::Error)]
+pub enum PrecisionError {
+    /// The device is too old.
+    #[error(
+        "`--precision fp8` needs a device of compute capability {}.{}, and {device} has {}.{}: use `--precision full`",
+        CAPABILITY_MIN.0, CAPABILITY_MIN.1, capability.0, capability.1
+    )]
+    Device {
+        /// Which device.
+        device: String,
+        /// Its compute capability.
+        capability: (i32, i32),
+    },
+    /// The library has no such GEMM there.
+    #[error("`--precision fp8` does not work on {device}: {reason}; use `--precision full`")]
+    Refused {
+        /// Which device.
+        device: String,
+        /// The library's message.
+        reason: String,
+    },
+    /// A layer is too narrow or too wide.
+    #[error(
+        "`--precision fp8` needs layers whose widths are multiples of 16 and at most 16384, and the model has one of \
+         {width}: use `--precision full`"
+    )]
+    Width {
+        /// The layer's width.
+        width: usize,
+    },
+}
+
+/// Checks whether a device supports a precision, by trying.
+///
+/// # Errors
+/// When it does not.
+pub(crate) fn check_device(device: &Device, precision: Precision) -> Result<(), PrecisionError> {
+    if precision == Precision::Full {
+        return Ok(());
+    }
+    match device::compute_capability(device) {
+        Some(capability) if capability < CAPABILITY_MIN => {
+            return Err(PrecisionError::Device { device: device::describe(device), capability });
+        }
+        _ => {}
+    }
+    quantize::try_on(device, device::dtype(device))
+        .map_err(|error| PrecisionError::Refused { device: device::describe(device), reason: error.to_string() })
+}
+
+/// Checks whether a device can multiply the layers that a precision is for.
+///
+/// # Errors
+/// When a layer is too narrow or too wide.
+pub(crate) fn check_widths(
+    linears: impl IntoIterator<Item = LinearCount>,
+    device: &Device,
+    precision: Precision,
+) -> Result<(), PrecisionError> {
+    if precision == Precision::Full || device.is_cpu() {
+        return Ok(());
+    }
+    // A layer's output is another's input, all of it or in parts.
+    let unfit = |(_, [outputs, inputs]): LinearCount| match (quantize::is_possible(inputs), outputs.is_multiple_of(16))
+    {
+        (false, _) => Some(inputs),
+        (true, false) => Some(outputs),
+        (true, true) => None,
+    };
+    linears.into_iter().find_map(unfit).map_or(Ok(()), |width| Err(PrecisionError::Width { width }))
+}
+
+/// Bytes by which the weights are smaller in a precision than in `dtype`.
+pub(crate) fn bytes_saved(linears: impl IntoIterator<Item = LinearCount>, dtype: DType, precision: Precision) -> usize {
+    if precision == Precision::Full {
+        return 0;
+    }
+    let saved = |(count, [outputs, inputs]): LinearCount| {
+        count * (outputs * inputs * dtype.size_in_bytes() - E4m3::bytes([outputs, inputs]))
+    };
+    linears.into_iter().map(saved).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::models::flux1::config::TransformerConfig;
+
+    fn flux_dev() -> [LinearCount; 6] {
+        TransformerConfig::flux_dev().block_linears()
+    }
+
+    #[test]
+    fn the_linear_layers_of_flux_take_half() {
+        let elements: usize = flux_dev().iter().map(|(count, [outputs, inputs])| count * outputs * inputs).sum();
+        // 19 blocks of 24 hidden², 38 of 12.
+        assert_eq!(elements, 912 * 3072 * 3072);
+        assert_eq!(bytes_saved(flux_dev(), DType::BF16, Precision::Full), 0);
+        let saved = bytes_saved(flux_dev(), DType::BF16, Precision::Fp8);
+        let scales = elements - saved;
+        assert!(scales > 0 && scales < 10_000_000, "{scales} bytes of scales");
+    }
+
+    #[test]
+    fn the_cpu_supports_both() {
+        for precision in [Precision::Full, Precision::Fp8] {
+            check_device(&Device::Cpu, precision).expect("supported");
+            check_widths(flux_dev(), &Device::Cpu, precision).expect("supported");
+        }
+    }
+
+    #[test]
+    fn flux_is_neither_too_narrow_nor_too_wide() {
+        for (_, [outputs, inputs]) in flux_dev() {
+            assert!(outputs.is_multiple_of(16) && quantize::is_possible(inputs), "{outputs}x{inputs}");
+        }
+        assert!(![0, 8, 24, 16_400].into_iter().any(quantize::is_possible));
+    }
+
+    #[test]
+    fn an_unsupported_precision_is_reported_with_a_hint() {
+        let errors = [
+            PrecisionError::Device { device: "cuda:0, A GPU".to_owned(), capability: (8, 6) }.to_string(),
+            PrecisionError::Refused { device: "cuda:0".to_owned(), reason: "no".to_owned() }.to_string(),
+            PrecisionError::Width { width: 24 }.to_string(),
+        ];
+        assert!(errors.iter().all(|error| error.ends_with("use `--precision full`")), "{errors:?}");
+        assert!(
+            errors[0].contains("needs a device of compute capability 9.0, and cuda:0, A GPU has 8.6"),
+            "{errors:?}"
+        );
+    }
+}
