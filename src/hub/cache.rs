@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use hf_hub::CacheRepo;
 
 use super::checksum::{Checksum, checksum_of};
+use super::file_system::make_folder_of;
 use super::listing::RemoteFile;
 use super::repository::{RepositoryId, Revision};
 use super::{FileSystem, HubError, HubSettings, folder};
@@ -131,14 +132,6 @@ fn is_plain_file(path: &Path, bytes: u64) -> bool {
 pub fn cached(settings: &HubSettings, repository: &RepositoryId, revision: &Revision) -> Option<PathBuf> {
     let folder = Cache::of(settings, repository, revision)?.current_snapshot()?;
     folder.is_dir().then_some(folder)
-}
-
-/// Creates the parent folder of a file.
-pub(super) fn make_folder_of(path: &Path) -> Result<(), HubError> {
-    match path.parent() {
-        Some(folder) => fs::create_dir_all(folder).map_err(|error| HubError::file(folder, error)),
-        None => Ok(()),
-    }
 }
 
 /// Takes the lock that keeps two processes from writing one file. Dropping the value releases it, as does any end of the

@@ -174,7 +174,7 @@ fn split_missing(place: &Place, files: Vec<RemoteFile>, commit: &str) -> Result<
 /// Fails if the download does not fit on the disk.
 fn check_free_space(needed: u64, first: Option<&Transfer>) -> Result<(), HubError> {
     let Some(first) = first else { return Ok(()) };
-    super::cache::make_folder_of(&first.partial)?;
+    super::file_system::make_folder_of(&first.partial)?;
     let place = first.partial.parent().unwrap_or(Path::new("."));
     let free = fs4::available_space(place).map_err(|error| HubError::file(place, error))?;
     if needed.saturating_add(ROOM_LEFT_BYTES) > free {

@@ -5,6 +5,8 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 
+use super::HubError;
+
 /// Functions that make locks and links. Tests replace the system's.
 #[derive(Clone, Copy)]
 pub struct FileSystem {
@@ -41,4 +43,12 @@ fn symbolic_link(target: &Path, link: &Path) -> io::Result<()> {
 #[cfg(not(unix))]
 fn symbolic_link(_: &Path, _: &Path) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+/// Creates the parent folder of a file.
+pub(super) fn make_folder_of(path: &Path) -> Result<(), HubError> {
+    match path.parent() {
+        Some(folder) => fs::create_dir_all(folder).map_err(|error| HubError::file(folder, error)),
+        None => Ok(()),
+    }
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::HubError;
-use super::cache::make_folder_of;
 use super::checksum::Checksum;
+use super::file_system::make_folder_of;
 
 /// Where metadata files are inside a folder.
 const NOTES: &str = ".cache/huggingface/download";

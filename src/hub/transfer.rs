@@ -7,9 +7,10 @@ use reqwest::Response;
 use tokio::fs::File;
 use tokio::io::AsyncWriteExt as _;
 
-use super::cache::{lock, make_folder_of};
+use super::cache::lock;
 use super::checksum::Hasher;
 use super::client::{Client, RequestTarget, reason_of};
+use super::file_system::make_folder_of;
 use super::listing::RemoteFile;
 use super::repository::{RepositoryId, Revision};
 use super::{FileSystem, HubError, Progress};

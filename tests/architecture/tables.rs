@@ -91,30 +91,4 @@ pub(crate) const KEPT_OUT: &[(&[&str], &[&str])] = &[(&["tokio", "tokio_*"], &["
 pub(crate) const LINES_LIMIT: usize = 400;
 
 /// Import cycles that are allowed, and why. Each must exist.
-pub(crate) const ALLOWED_CYCLES: &[(&[&str], &str)] = &[
-    (&["domain/engine", "domain/spec"], "the trait's jobs have a spec, and the spec has the trait's images"),
-    (
-        &["engine/loader/report", "engine/checkpoint/source", "engine/loader/weights"],
-        "the report describes what the others read",
-    ),
-    (&["engine/ops/activation", "engine/ops/linear"], "a linear and its activation are one kernel"),
-    (&["engine/ops/convolution/channels_last", "engine/ops/cuda/convolution"], "a kernel and its caller"),
-    (&["engine/ops/cuda/quantize", "engine/ops/quantize"], "a kernel and its caller"),
-    (&["hub/cache", "hub/folder"], "one checks what the other has written"),
-    (
-        &[
-            "jobs/allowance",
-            "jobs/disk",
-            "jobs/idempotency",
-            "jobs/orphans",
-            "jobs/recorder",
-            "jobs/recovery",
-            "jobs/service",
-            "jobs/store",
-            "jobs/submission",
-            "jobs/sweep",
-            "jobs/usage_buffer",
-        ],
-        "parts of the service, whose methods are spread over these files",
-    ),
-];
+pub(crate) const ALLOWED_CYCLES: &[(&[&str], &str)] = &[];

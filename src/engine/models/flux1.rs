@@ -23,9 +23,9 @@ use crate::domain::spec::GenerateSpec;
 use crate::engine::device::device_error;
 use crate::engine::noise;
 
+pub(crate) use self::image::{Image, TokenGrid};
+use self::image::{Pass, Stepped};
 use config::Configs;
-pub(crate) use image::{Image, TokenGrid};
-use image::{Pass, Stepped};
 use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
