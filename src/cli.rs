@@ -129,6 +129,21 @@ pub struct ServeArgs {
     pub engine: EngineArgs,
 }
 
+/// Runs the command on a runtime of its own. Polled here and not in `main.rs`, because the crate that polls a future compiles
+/// all that it awaits: the whole program a second time.
+///
+/// # Errors
+/// As [`run`]; also when the system gives no threads.
+pub fn run_to_end(
+    cli: Cli,
+    input: PasswordInput<'_>,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(run(cli, input, out, notes))
+}
+
 /// Runs the command.
 ///
 /// # Errors

@@ -44,8 +44,7 @@ fn last_word(text: &str) {
 }
 
 fn run(cli: Cli) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let mut lines = io::BufReader::new(io::stdin());
     let input = if io::stdin().is_terminal() { PasswordInput::Terminal } else { PasswordInput::Line(&mut lines) };
-    runtime.block_on(cli::run(cli, input, &mut io::stdout(), &mut io::stderr()))
+    cli::run_to_end(cli, input, &mut io::stdout(), &mut io::stderr())
 }
