@@ -193,7 +193,7 @@ impl Catalog {
         served.get(id)?.files.revision()
     }
 
-    /// Most input images of a request to any served model.
+    /// Maximum input images of a request to any served model.
     pub fn input_images_max(&self) -> usize {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
         served.keys().map(|id| self.cards[id].input_images_max).max().unwrap_or(0)

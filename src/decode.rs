@@ -18,17 +18,17 @@ use crate::domain::spec::{GenerateParams, size_errors};
 
 /// Largest file, in bytes: more than a phone's camera writes.
 pub const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Most pixels of an image, before it is resized.
+/// Maximum pixels of an image, before it is resized.
 pub const PIXELS_MAX: u64 = 32_000_000;
-/// Most pixels of one side. The area alone would allow an image millions of pixels wide and one high, but the memory
+/// Maximum pixels of one side. The area alone would allow an image millions of pixels wide and one high, but the memory
 /// for resize grows with the sides as well.
 pub const SIDE_MAX: u32 = 16_384;
 /// Memory per pixel between the two passes of a resize: four channels of 32 bits.
 const RESIZING_PIXEL_BYTES: u64 = 16;
-/// Most memory between the two passes of a resize that starts with the height, as usual. Beyond it the width comes
+/// Maximum memory between the two passes of a resize that starts with the height, as usual. Beyond it the width comes
 /// first, and then the memory is at most that of the root of [`PIXELS_MAX`] times the output side.
 const RESIZING_BYTES_MAX: u64 = 256 * 1024 * 1024;
-/// Most memory for decoding one image: [`PIXELS_MAX`] with four channels of 16 bits.
+/// Maximum memory for decoding one image: [`PIXELS_MAX`] with four channels of 16 bits.
 const DECODING_BYTES_MAX: u64 = 8 * PIXELS_MAX;
 
 /// What is wrong with an image file, for the client.

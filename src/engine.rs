@@ -50,7 +50,7 @@ pub struct FluxEngine {
     model: Flux1,
     device: Device,
     limits: EngineLimits,
-    /// Most pixels that can be decoded in the device's memory.
+    /// Maximum pixels that can be decoded in the device's memory.
     pixels_max: usize,
     /// Whether each image of a step is computed by itself.
     is_unbatched: bool,

@@ -71,7 +71,7 @@ pub struct Patience {
     pub connect: Duration,
     /// Timeout of the next bytes of an answer.
     pub read: Duration,
-    /// Most attempts in a row that bring nothing.
+    /// Maximum attempts in a row that bring nothing.
     pub tries_max: u32,
     /// Pause before the second attempt; it doubles for each further one.
     pub pause: Duration,

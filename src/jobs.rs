@@ -55,7 +55,7 @@ use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
 use crate::domain::priority::Priority;
 
-/// Most jobs in one page of a list.
+/// Maximum jobs in one page of a list.
 pub const PAGE_JOBS_MAX: u32 = 100;
 
 /// Default number of ended jobs kept per owner: one day with a job every nine seconds.
@@ -158,7 +158,7 @@ pub struct ListQuery {
     pub before: Option<JobId>,
     /// Only jobs in this state.
     pub status: Option<JobStatus>,
-    /// Most jobs to return, up to [`PAGE_JOBS_MAX`].
+    /// Maximum jobs to return, up to [`PAGE_JOBS_MAX`].
     pub jobs_max: u32,
 }
 

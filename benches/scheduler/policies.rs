@@ -11,10 +11,10 @@ use fluxserve::queue::planner::{Action, Candidate, NonStepWork, PlannerState, Ur
 use crate::device::Device;
 use crate::workload::{Job, Workload};
 
-/// Most pending and running jobs; more are refused.
+/// Maximum pending and running jobs; more are refused.
 const JOBS_MAX: usize = 256;
 
-/// Most requests in a batch of equal ones.
+/// Maximum requests in a batch of equal ones.
 const BATCH_MAX: usize = 8;
 
 /// Outcome of a job.

@@ -69,7 +69,7 @@ pub struct TimeReport {
     pub precision: Precision,
     /// T5 tokens of each prompt.
     pub text_tokens: usize,
-    /// Most tokens of one step.
+    /// Maximum tokens of one step.
     pub step_tokens_max: usize,
     /// Time to load all weights onto the device.
     pub load_seconds: f64,

@@ -117,7 +117,7 @@ fn fits(config: &Config, source: &ModelSource, inspection: &Inspection) -> Findi
         words.push(match engine::memory_plan(&files, &config.engine_settings(device)) {
             Ok(Some(plan)) => format!("on {device}: {plan}"),
             Ok(None) => fits_on_cpu(device, inspection),
-            // Reported by itself.
+            // Another check reports it.
             Err(LoadError::Device(_)) => format!("{device} does not respond"),
             Err(error) => return Err(format!("on {device}: {error}")),
         });

@@ -6,7 +6,7 @@ use anyhow::anyhow;
 use super::surface::{client_connections, other_connections};
 use crate::config::{Config, MetricsListen};
 
-/// Most files that a worker opens besides connections: database, models, images, standard output and log, connections
+/// Maximum files that a worker opens besides connections: database, models, images, standard output and log, connections
 /// to the cluster, the hub and a collector.
 const OWN_FILES: u64 = 128;
 /// The limit set on systems without one: child processes inherit it, and some of them close every possible file one by
@@ -35,7 +35,7 @@ pub(super) fn look_at(config: &Config) -> Result<String, String> {
     })
 }
 
-/// Most files of all connections and the worker itself.
+/// Maximum files of all connections and the worker itself.
 fn needed(config: &Config) -> u64 {
     let other_addresses =
         u64::from(config.admin_listen.is_some()) + u64::from(config.metrics_listen != MetricsListen::Off);

@@ -7,10 +7,10 @@ use crate::config::{Config, CorsOrigins, HostNames, PublicUrl};
 use crate::domain::networks::Networks;
 use crate::http::{ConnectionLimits, Hosts, HttpSettings, Sharing};
 
-/// Time a request may take beyond the longest wait it can ask for.
+/// Added to the longest allowed wait: the deadline of a request.
 const REQUEST_MARGIN: Duration = Duration::from_mins(1);
 
-/// Most connections at the management and metrics addresses: they have few users, and must leave files for clients.
+/// Maximum connections at the management and metrics addresses: they have few users, and must leave files for clients.
 const OTHER_CONNECTIONS_MAX: usize = 64;
 
 /// Addresses of the HTTP surface.
@@ -41,7 +41,7 @@ pub(super) fn http_settings(config: &Config, addresses: &Addresses) -> HttpSetti
         trusted_proxies: config.http.trusted_proxies.clone(),
         hosts: hosts_at(addresses.clients, config),
         management_hosts: addresses.management.map_or(Hosts::Any, |address| hosts_at(address, config)),
-        // Scrapers use an address of the machine, whatever names clients use.
+        // Scrapers connect by IP address, so the host names of clients do not apply.
         metrics_hosts: match addresses.metrics {
             Some(address) if address.ip().is_loopback() => Hosts::named([]),
             _ => Hosts::Any,
@@ -92,7 +92,7 @@ pub(super) fn in_the_clear(config: &Config, addresses: &Addresses) -> Option<Str
     ))
 }
 
-/// Limits at an address for other than clients.
+/// Connection limits of the management and metrics addresses.
 pub(super) fn other_connections(config: &Config) -> ConnectionLimits {
     let limits = client_connections(config);
     let connections_max = limits.connections_max.min(OTHER_CONNECTIONS_MAX);

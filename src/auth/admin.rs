@@ -27,7 +27,7 @@ use crate::store::Store;
 pub(super) use session::SessionHash;
 pub use session::{NewSession, SESSION_IDLE_LIFETIME, SESSION_LIFETIME, Session, SessionToken};
 
-/// Most concurrent sessions; the oldest goes.
+/// Maximum concurrent sessions; the oldest goes.
 pub const SESSIONS_MAX: u32 = 32;
 /// Time between two recorded uses of a session: not every request has to write.
 const USE_WRITE_INTERVAL: Duration = Duration::minutes(1);

@@ -13,11 +13,11 @@ use crate::auth::record::{Change, KeyEdit, LimitChanges, NewKey};
 use crate::domain::ids::{KeyId, SessionId};
 use crate::domain::limits::KeyLimits;
 
-/// Most entries in one page of the log.
+/// Maximum entries in one page of the log.
 pub const AUDIT_PER_PAGE_MAX: u32 = 100;
-/// Most entries kept for each kind of authorized actor; the oldest go first.
+/// Maximum entries kept for each kind of authorized actor; the oldest go first.
 const ENTRIES_MAX: u32 = 100_000;
-/// Most entries kept for strangers.
+/// Maximum entries kept for unauthenticated clients.
 const STRANGERS_ENTRIES_MAX: u32 = 1_000;
 
 /// Who acted.
@@ -59,7 +59,7 @@ impl Actor {
         }
     }
 
-    /// Most entries kept for this kind of actor.
+    /// Maximum entries kept for this kind of actor.
     pub(super) fn entries_max(&self) -> u32 {
         if matches!(self, Self::Stranger { .. }) { STRANGERS_ENTRIES_MAX } else { ENTRIES_MAX }
     }

@@ -13,7 +13,7 @@ use crate::auth::key::{NoRandomness, PresentedKey, PublicId};
 use crate::domain::ids::KeyId;
 use crate::domain::recent::RecentMap;
 
-/// Most keys remembered, some 200 bytes each.
+/// Maximum keys remembered, some 200 bytes each.
 pub(super) const ENTRIES_MAX: usize = 10_000;
 
 /// Digest of a key's value, keyed with the process's secret.

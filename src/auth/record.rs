@@ -15,7 +15,7 @@ use crate::domain::scope::Scope;
 
 /// Longest name of a key, in Unicode characters.
 pub const NAME_CHARS_MAX: usize = 100;
-/// Most keys in one page of a list.
+/// Maximum keys in one page of a list.
 pub const KEYS_PER_PAGE_MAX: u32 = 100;
 /// Longest time that a key's old value works after a rotation.
 pub const GRACE_SECONDS_MAX: u64 = 7 * 24 * 60 * 60;
@@ -121,7 +121,7 @@ pub struct KeyQuery {
     pub before: Option<KeyId>,
     /// Only keys in this state.
     pub state: Option<KeyState>,
-    /// Most keys to return, up to [`KEYS_PER_PAGE_MAX`].
+    /// Maximum keys to return, up to [`KEYS_PER_PAGE_MAX`].
     pub keys_max: u32,
 }
 

@@ -15,7 +15,7 @@ use crate::domain::ids::KeyId;
 use crate::domain::pace::{Moment, Pace};
 use crate::domain::usage::Day;
 
-/// Most pairs of key and day counted between two writes. Uses beyond that are not counted.
+/// Maximum pairs of key and day counted between two writes. Uses beyond that are not counted.
 pub(super) const PENDING_MAX: usize = 10_000;
 /// Time between two writes.
 const WRITE_INTERVAL_SECONDS: u64 = 30;
@@ -55,8 +55,8 @@ impl Uses {
         }
     }
 
-    /// Writes what is pending, and keeps it on an error. First corrects future times that a clock that was ahead has
-    /// written.
+    /// Writes what is pending, and keeps it on an error. First corrects timestamps written while the
+    /// clock was ahead.
     pub(super) async fn write(&self) -> Result<(), KeyFailure> {
         let Moment { now, future_begins, .. } = self.paced().await?;
         if let Some(future_begins) = future_begins {

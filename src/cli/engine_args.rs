@@ -9,14 +9,14 @@ use crate::domain::precision::Precision;
 /// Options of engines.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct EngineArgs {
-    /// Part of the model to keep off the device: none, or text, the text encoder, loaded for new prompts only [default: none]
+    /// Part of the model to keep off the device: `none`, or `text` to load the text encoder only for new prompts [default: none]
     #[arg(long, value_name = "WHAT")]
     pub offload: Option<Offload>,
-    /// Make images batch-invariant on CUDA, too, which is slower; on the CPU they always are
+    /// Make images batch-invariant on CUDA (slower). On the CPU they always are
     #[arg(long)]
     pub deterministic: bool,
-    /// Kernels of attention and convolutions on CUDA: auto, the fastest ones that pass a check, or portable, those that every
-    /// device has [default: auto]
+    /// Kernels of attention and convolutions on CUDA: `auto` for the fastest that pass a self-test, `portable` for those that
+    /// run on every device [default: auto]
     #[arg(long, value_name = "KERNELS")]
     pub kernels: Option<Kernels>,
     /// Precision of linear layers: full, or fp8, which takes half the memory and is lossy [default: full]

@@ -47,13 +47,13 @@ pub struct CreateKeyArgs {
     /// When it expires, e.g. 2030-01-31T12:00:00+01:00 [default: never]
     #[arg(long, value_name = "RFC3339", value_parser = parse_moment)]
     pub expires_at: Option<OffsetDateTime>,
-    /// Most requests per minute [default: unlimited]
+    /// Maximum requests per minute [default: unlimited]
     #[arg(long, value_name = "N")]
     pub requests_per_minute: Option<u32>,
-    /// Most unfinished jobs [default: unlimited]
+    /// Maximum unfinished jobs [default: unlimited]
     #[arg(long, value_name = "N")]
     pub concurrent_jobs: Option<u32>,
-    /// Most work per UTC day: megapixels times steps, with 4 steps added per image [default: unlimited]
+    /// Maximum work per UTC day: megapixels times steps, with 4 steps added per image [default: unlimited]
     #[arg(long, value_name = "N")]
     pub megapixel_steps_per_day: Option<u32>,
     /// Its share of the device relative to other keys: low, normal or high, each four times the one before
@@ -99,13 +99,13 @@ pub struct KeyChanges {
     /// Remove its expiry
     #[arg(long)]
     pub never_expires: bool,
-    /// Most requests per minute, or `none` for unlimited
+    /// Maximum requests per minute, or `none` for unlimited
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub requests_per_minute: Option<Change<u32>>,
-    /// Most unfinished jobs, or `none` for unlimited
+    /// Maximum unfinished jobs, or `none` for unlimited
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub concurrent_jobs: Option<Change<u32>>,
-    /// Most work per UTC day (megapixels times steps, with 4 steps added per image), or `none` for unlimited
+    /// Maximum work per UTC day (megapixels times steps, with 4 steps added per image), or `none` for unlimited
     #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub megapixel_steps_per_day: Option<Change<u32>>,
     /// Its share of the device relative to other keys, for new jobs: low, normal or high

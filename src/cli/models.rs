@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 
-/// Most progress lines that wait to be written. More are dropped: the next one says more.
+/// Maximum progress lines that wait to be written. More are dropped, because the next one is newer.
 const LINES_WAITING_MAX: usize = 256;
 
 /// What to do with models.

@@ -27,7 +27,7 @@ const JOBS_MAX: RangeInclusive<u64> = 1..=100_000;
 const RETENTION_SECONDS: RangeInclusive<u64> = 60..=366 * 24 * 60 * 60;
 const LINK_SECONDS: RangeInclusive<u64> = 60..=366 * 24 * 60 * 60;
 const BYTES_MAX: RangeInclusive<u64> = 1024 * 1024..=1 << 50;
-/// Most models of one worker.
+/// Maximum models of one worker.
 const MODELS_MAX: usize = 64;
 
 /// The value of the last layer that has one, and the layer's origin.

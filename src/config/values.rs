@@ -34,7 +34,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The models to serve: at least one, without duplicates.
     pub models: Vec<ModelSource>,
-    /// Most input images of a request by model, 0 or 1, where it overrides the card.
+    /// Maximum input images of a request by model, 0 or 1, where it overrides the card.
     pub max_input_images: BTreeMap<ModelId, usize>,
     /// The devices, each with an engine.
     pub device: Devices,
@@ -87,13 +87,13 @@ pub struct EngineConfig {
 pub struct HttpConfig {
     /// Largest request body.
     pub body_limit_bytes: u64,
-    /// Most bytes that all large bodies take up at the same time.
+    /// Maximum bytes that all large bodies take up at the same time.
     pub bodies_bytes_max: u64,
-    /// Most bytes of it for one key, which may always have one body.
+    /// Maximum bytes of it for one key, which may always have one body.
     pub key_bodies_bytes_max: u64,
     /// Longest time that a request may wait for its image.
     pub wait_seconds_max: u64,
-    /// Most concurrent connections.
+    /// Maximum concurrent connections.
     pub connections_max: u64,
     /// Longest time for a request's head to arrive.
     pub header_deadline_seconds: u64,
@@ -111,7 +111,7 @@ pub struct HttpConfig {
 /// Limits of the queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueConfig {
-    /// Most pending and running jobs.
+    /// Maximum pending and running jobs.
     pub jobs_max: u64,
 }
 
@@ -122,7 +122,7 @@ pub struct ResultsConfig {
     pub retention_seconds: u64,
     /// How long a link to an image works without a key.
     pub link_seconds: u64,
-    /// Most disk space of images; the oldest go first.
+    /// Maximum disk space of images; the oldest go first.
     pub bytes_max: u64,
     /// Whether an image's file records how it was generated; never the prompt.
     pub provenance: bool,

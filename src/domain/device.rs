@@ -123,7 +123,7 @@ impl From<DeviceChoice> for EngineSettings {
     }
 }
 
-/// Most devices of one worker.
+/// Maximum devices of one worker.
 const DEVICES_MAX: usize = 16;
 
 /// One or more devices, separated by commas, with an engine each.

@@ -10,9 +10,9 @@ pub struct Slot(pub u64);
 /// Limits of one engine, in images and in tokens (16×16 pixel patches plus prompt tokens, counted once per pass).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineLimits {
-    /// Most images admitted at a time.
+    /// Maximum images admitted at a time.
     pub images_max: usize,
-    /// Most tokens in one `step`, over all its images and passes.
+    /// Maximum tokens in one `step`, over all its images and passes.
     pub step_tokens_max: usize,
 }
 

@@ -19,7 +19,7 @@ pub struct ModelCard {
     pub limits: ParameterLimits,
     /// Fewest input images of a request.
     pub input_images_min: usize,
-    /// Most input images of a request; 0 for text-to-image only.
+    /// Maximum input images of a request; 0 for text-to-image only.
     pub input_images_max: usize,
     /// Longest prompt, in Unicode characters.
     pub prompt_chars_max: usize,
@@ -57,11 +57,11 @@ pub struct ParameterLimits {
     pub height_max: u32,
     /// Width and height must be multiples of this many pixels.
     pub size_multiple_of: u32,
-    /// Most pixels in one image (width × height).
+    /// Maximum pixels in one image (width × height).
     pub pixels_max: u32,
     /// Fewest denoising steps.
     pub steps_min: u32,
-    /// Most denoising steps.
+    /// Maximum denoising steps.
     pub steps_max: u32,
     /// Smallest guidance value.
     pub guidance_min: f64,

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::domain::ids::NamespaceId;
 
-/// Most namespaces of one key; a key for more needs `all_namespaces`.
+/// Maximum namespaces of one key; a key for more needs `all_namespaces`.
 pub const NAMESPACE_IDS_MAX: usize = 100;
 
 /// Something that a key can be allowed to use.

@@ -66,7 +66,7 @@ pub(crate) fn dtype(device: &Device) -> DType {
     if device.is_cpu() { DType::F32 } else { DType::BF16 }
 }
 
-/// Most images in slots. Their latents are small, so this bounds waiting rather than memory.
+/// Maximum images in slots. Their latents are small, so this bounds waiting rather than memory.
 const IMAGES_MAX: usize = 32;
 
 /// Tokens in one step: the largest single request (2048×2048 pixels, 512 text tokens, two passes), so that any request

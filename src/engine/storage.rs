@@ -1,5 +1,5 @@
-//! How the weights of linear layers are kept on a device: one file a kind. A kind owns its bytes, how it is made of the
-//! checkpoint's weights, and its matrix product.
+//! How the weights of linear layers are kept on a device: one file per kind. Each owns its bytes, its construction from
+//! the checkpoint's weights, and its matrix product.
 //!
 //! Must not know which layer it serves.
 
@@ -27,8 +27,7 @@ pub(crate) enum Stored {
 }
 
 impl Stored {
-    /// The matrix that the builder has as `weight`. It comes in full precision, and is dropped once it is quantized: no more
-    /// than one layer's weights are held twice.
+    /// Loads `weight`. The copy in full precision is dropped after quantizing, so at most one layer is in memory twice.
     ///
     /// # Errors
     /// When it cannot be read, or the device is out of memory.

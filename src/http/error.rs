@@ -33,9 +33,9 @@ const WATCH_RETRY_AFTER_SECONDS: u64 = 5;
 /// A large body is read and its images decoded in about a second.
 const BODIES_RETRY_AFTER_SECONDS: u64 = 2;
 
-/// Most violated rules in one answer. A refusal must not be much longer than the request.
+/// Maximum violated rules in one answer. A refusal must not be much longer than the request.
 const FIELD_ERRORS_MAX: usize = 32;
-/// Most characters of a field's name in an answer; our own names are shorter.
+/// Maximum characters of a field's name in an answer; our own names are shorter.
 const FIELD_CHARS_MAX: usize = 64;
 
 macro_rules! error_codes {

@@ -48,11 +48,11 @@ const HEAD_BYTES_MAX: usize = 64 * 1024;
 /// Limits of connections.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Most connections at one time. Beyond that, a new connection replaces the one that has been idle the longest; if
+    /// Maximum connections at one time. Beyond that, a new connection replaces the one that has been idle the longest; if
     /// none is idle, a few more connections may only check health. Well below the 1024 files that a process may have
     /// open by default.
     pub connections_max: usize,
-    /// Most connections of one peer, so that it cannot take them all; further ones are closed. Peers on this machine
+    /// Maximum connections of one peer, so that it cannot take them all; further ones are closed. Peers on this machine
     /// are exempt: a proxy there serves all clients.
     pub connections_per_peer_max: usize,
     /// Proxies on other machines, which are exempt as well.
@@ -61,7 +61,7 @@ pub struct ConnectionLimits {
     pub header_deadline: Duration,
     /// Longest time a peer may read nothing of an answer.
     pub write_stall_max: Duration,
-    /// Most requests of one connection; its client reconnects for the rest.
+    /// Maximum requests of one connection; its client reconnects for the rest.
     pub requests_per_connection_max: u64,
     /// Longest time a connection accepts requests.
     pub connection_age_max: Duration,

@@ -11,7 +11,7 @@ use crate::domain::networks::Networks;
 pub struct HttpSettings {
     /// Largest request body.
     pub body_bytes_max: usize,
-    /// Most memory for all large bodies at one time, in bytes.
+    /// Maximum memory for all large bodies at one time, in bytes.
     pub bodies_bytes_max: usize,
     /// Most of it for the bodies of one key, which may always have one body.
     pub key_bodies_bytes_max: usize,

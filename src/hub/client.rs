@@ -12,11 +12,11 @@ use super::repository::{RepositoryId, Revision};
 use super::{HubError, HubSettings, Patience, Progress};
 use crate::domain::hub_token::{HUB_TOKEN_BYTES_MAX, HubToken};
 
-/// Most redirects in a row.
+/// Maximum redirects in a row.
 const REDIRECTS_MAX: usize = 8;
 /// Longest part of the hub's error message that is repeated.
 const SAID_CHARS_MAX: usize = 300;
-/// Most rate-limit pauses in a row, including those of zero seconds.
+/// Maximum rate-limit pauses in a row, including those of zero seconds.
 const RATE_LIMIT_PAUSES_MAX: u32 = 30;
 /// Pause when a rate-limited answer does not say how long.
 const RATE_LIMIT_WAIT: Duration = Duration::from_secs(30);

@@ -14,7 +14,7 @@ use super::file_system::make_folder_of;
 const NOTES: &str = ".cache/huggingface/download";
 /// Levels of folders that are searched; a pipeline has one.
 const DEPTH_MAX: usize = 3;
-/// Most files that are looked at.
+/// Maximum files that are looked at.
 const FILES_MAX: usize = 20_000;
 
 /// A file whose checksum is known.

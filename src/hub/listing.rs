@@ -8,7 +8,7 @@ use super::{HubError, client::Client};
 
 /// Longest listing that is read.
 const LISTING_BYTES_MAX: usize = 16 << 20;
-/// Most files that a listing may have.
+/// Maximum files that a listing may have.
 const FILES_MAX: usize = 20_000;
 
 /// A repository at one commit.

@@ -18,7 +18,7 @@ pub struct Statistics {
     pub waiting: usize,
     /// Running jobs.
     pub running: usize,
-    /// Most pending and running jobs together.
+    /// Maximum pending and running jobs together.
     pub jobs_max: usize,
     /// What ended in each of the last sixty minutes, the oldest first; the last is the current one.
     pub minutes: Vec<Minute>,

@@ -3,9 +3,9 @@
 use crate::domain::ids::KeyId;
 use crate::domain::owner_counts::{OwnerCounts, OwnerHold};
 
-/// Most watches of one owner.
+/// Maximum watches of one owner.
 pub const WATCHES_PER_OWNER_MAX: usize = 32;
-/// Most watches in total: each holds a connection, and requests need some, too.
+/// Maximum watches in total: each holds a connection, and requests need some, too.
 pub const WATCHES_MAX: usize = 256;
 
 /// Counts watches.

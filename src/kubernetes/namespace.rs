@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use crate::domain::ids::NamespaceId;
 use crate::domain::namespace::NamespaceName;
 
-/// Most namespaces of one worker.
+/// Maximum namespaces of one worker.
 pub const NAMESPACES_MAX: u32 = 1000;
 
 /// An object that the cluster lacks for a namespace to be open.

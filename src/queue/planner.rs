@@ -25,7 +25,7 @@ use crate::domain::priority::Priority;
 /// long ones wait much longer (`benches/README.md`).
 pub const PATIENCE: f64 = 32.0;
 
-/// Most work, in tokens, by which owners that both have jobs may drift apart: an image of four megapixels in fifty
+/// Maximum work, in tokens, by which owners that both have jobs may drift apart: an image of four megapixels in fifty
 /// steps. With smaller images the window is smaller.
 pub const FAIRNESS_WINDOW_WORK_MAX: f64 = 1.7e6;
 

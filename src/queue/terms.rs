@@ -15,7 +15,7 @@ pub type EngineFactory = Box<dyn Fn() -> Result<Box<dyn StepEngine>, EngineError
 pub struct QueueSettings {
     /// The model; names the threads, metrics and log lines.
     pub model: ModelId,
-    /// Most jobs waiting and running together.
+    /// Maximum jobs waiting and running together.
     pub jobs_max: usize,
     /// Generated once before an engine counts as ready.
     pub warm_up: GenerateSpec,
@@ -117,6 +117,6 @@ pub struct Load {
     pub waiting: usize,
     /// Running jobs.
     pub running: usize,
-    /// Most pending and running jobs together.
+    /// Maximum pending and running jobs together.
     pub jobs_max: usize,
 }

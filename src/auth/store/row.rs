@@ -41,7 +41,7 @@ pub(in crate::auth) struct StoredValue {
 #[derive(Debug)]
 pub(in crate::auth) struct PreviousValue {
     pub(in crate::auth) value: StoredValue,
-    /// Refused from then on.
+    /// When it stops working.
     pub(in crate::auth) until: OffsetDateTime,
 }
 
@@ -50,13 +50,13 @@ impl KeyRow {
         RowVersion { key_id: self.id, version: self.version }
     }
 
-    /// The value with this public id, by which the row was found.
+    /// The current or the previous value, whichever has this public id.
     pub(in crate::auth) fn value_of(&self, public_id: PublicId) -> &StoredValue {
         let previous = self.previous.as_ref().filter(|previous| previous.value.public_id == public_id);
         previous.map_or(&self.value, |previous| &previous.value)
     }
 
-    /// Whether the key works.
+    /// Active, expired or revoked.
     pub(in crate::auth) fn state(&self, now: OffsetDateTime) -> KeyState {
         if self.revoked_at.is_some() {
             KeyState::Revoked
@@ -67,7 +67,7 @@ impl KeyRow {
         }
     }
 
-    /// Whether the value with this public id works: a rotated value has an end of its own.
+    /// State of one value: a replaced value has its own expiry.
     pub(in crate::auth) fn state_of(&self, public_id: PublicId, now: OffsetDateTime) -> KeyState {
         let previous = self.previous.as_ref().filter(|previous| previous.value.public_id == public_id);
         match self.state(now) {

@@ -33,7 +33,7 @@ pub(in crate::config) const DATA_DIR: Variable =
 pub(in crate::config) const ADMIN_PASSWORD: Variable =
     variable("FLUXSERVE_ADMIN_PASSWORD", "", "the administrator's password, set at each start; 12 characters or more");
 pub(in crate::config) const ADMIN_PASSWORD_FILE: Variable =
-    variable("FLUXSERVE_ADMIN_PASSWORD_FILE", "", "instead of it, a file with the password");
+    variable("FLUXSERVE_ADMIN_PASSWORD_FILE", "", "file with the administrator's password, instead of the variable");
 pub(in crate::config) const MODELS: Variable =
     variable("FLUXSERVE_MODELS", "models", "models to serve, ID or ID=DIR, separated by commas");
 pub(in crate::config) const MAX_INPUT_IMAGES: Variable = variable(
@@ -55,10 +55,11 @@ pub(in crate::config) const HF_ENDPOINT: Variable =
 pub(in crate::config) const HF_HUB_OFFLINE: Variable =
     variable("HF_HUB_OFFLINE", "", "1: no requests to the hub, models come from the cache");
 pub(in crate::config) const HTTPS_PROXY: Variable = variable("HTTPS_PROXY", "", "proxy for the hub");
-pub(in crate::config) const HTTP_PROXY: Variable = variable("HTTP_PROXY", "", "the same, for a hub without https");
-pub(in crate::config) const ALL_PROXY: Variable = variable("ALL_PROXY", "", "the same, if neither of these is set");
+pub(in crate::config) const HTTP_PROXY: Variable = variable("HTTP_PROXY", "", "proxy for a hub without https");
+pub(in crate::config) const ALL_PROXY: Variable =
+    variable("ALL_PROXY", "", "proxy for the hub, if the two above are not set");
 pub(in crate::config) const NO_PROXY: Variable = variable("NO_PROXY", "", "hosts to reach without a proxy");
-/// Default location of HF_HOME. Not listed: every user knows them.
+/// Default location of HF_HOME. Not in the list of variables, because they are standard.
 pub(in crate::config) const XDG_CACHE_HOME: Variable = variable("XDG_CACHE_HOME", "", "");
 pub(in crate::config) const HOME: Variable = variable("HOME", "", "");
 pub(in crate::config) const DEVICE: Variable = variable("FLUXSERVE_DEVICE", "device", "auto, cpu, cuda or cuda:N");
@@ -85,8 +86,11 @@ pub(in crate::config) const HTTP_BODY_LIMIT_BYTES: Variable =
     variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "http.body_limit_bytes", "largest request body");
 pub(in crate::config) const HTTP_BODIES_BYTES_MAX: Variable =
     variable("FLUXSERVE_HTTP_BODIES_BYTES_MAX", "http.bodies_bytes_max", "most bytes of all large bodies together");
-pub(in crate::config) const HTTP_KEY_BODIES_BYTES_MAX: Variable =
-    variable("FLUXSERVE_HTTP_KEY_BODIES_BYTES_MAX", "http.key_bodies_bytes_max", "most of these bytes for one key");
+pub(in crate::config) const HTTP_KEY_BODIES_BYTES_MAX: Variable = variable(
+    "FLUXSERVE_HTTP_KEY_BODIES_BYTES_MAX",
+    "http.key_bodies_bytes_max",
+    "most bytes of the large bodies of one key",
+);
 pub(in crate::config) const HTTP_WAIT_SECONDS_MAX: Variable =
     variable("FLUXSERVE_HTTP_WAIT_SECONDS_MAX", "http.wait_seconds_max", "longest wait of a request for its image");
 pub(in crate::config) const HTTP_CONNECTIONS_MAX: Variable =

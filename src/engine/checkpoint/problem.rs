@@ -75,7 +75,7 @@ impl Problem {
     }
 }
 
-/// Most problems an error message lists; `models check` lists all.
+/// Maximum problems an error message lists; `models check` lists all.
 const LISTED_MAX: usize = 12;
 
 /// The first problems, one a line.

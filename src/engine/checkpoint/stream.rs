@@ -25,7 +25,7 @@ use state::{Chunk, State};
 /// (`benches/README.md`).
 pub(in crate::engine) const BUFFER_BYTES: usize = 8 << 20;
 
-/// Most threads that read. One reads 5 to 20 GB/s from the page cache, and such a link takes 55; a fast disk needs several
+/// Maximum threads that read. One reads 5 to 20 GB/s from the page cache, and such a link takes 55; a fast disk needs several
 /// requests at a time.
 const READERS_MAX: usize = 8;
 

@@ -39,7 +39,7 @@ pub(crate) struct MemoryPlan {
     strip: usize,
     free: usize,
     pub(crate) limits: EngineLimits,
-    /// Most pixels of an image.
+    /// Maximum pixels of an image.
     pub(crate) pixels_max: usize,
 }
 

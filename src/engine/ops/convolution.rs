@@ -15,7 +15,7 @@ use super::{contiguous, has_kernels, is_on_cpu};
 use channels_last::ChannelsLast;
 pub(crate) use kernel::CHOICE as KERNELS;
 
-/// Most bytes of the matrix to which a convolution without a kernel unrolls its input, with the neighbors of every pixel: it would
+/// Maximum bytes of the matrix to which a convolution without a kernel unrolls its input, with the neighbors of every pixel: it would
 /// be 10 GB for an image of 1024×1024 pixels.
 pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
 

@@ -29,7 +29,7 @@ const NULL: u64 = 0;
 /// Values in 16 bytes.
 const CHUNK: usize = 8;
 
-/// Most sequences in one launch; `SEQUENCES_MAX` in device.cuh.
+/// Maximum sequences in one launch; `SEQUENCES_MAX` in device.cuh.
 const SEQUENCES_MAX: usize = 64;
 
 /// Threads of every block.

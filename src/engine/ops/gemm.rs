@@ -14,7 +14,7 @@ const INNER_BLOCK: usize = 512;
 /// Fewest rows in one call.
 const ROWS_MIN: usize = 8;
 
-/// Most outputs for which the crate takes its path for tiny matrices.
+/// Maximum outputs for which the crate takes its path for tiny matrices.
 const TINY_OUTPUTS: usize = 256;
 
 /// A read-only matrix: element (i, j) is at `i × row_stride + j × column_stride`.

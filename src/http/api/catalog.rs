@@ -56,7 +56,7 @@ struct ParameterLimitsView {
     height_max: u32,
     /// Width and height must be multiples of this many pixels.
     size_multiple_of: u32,
-    /// Most pixels in one image: width times height.
+    /// Maximum pixels in one image: width times height.
     pixels_max: u32,
     steps_min: u32,
     steps_max: u32,

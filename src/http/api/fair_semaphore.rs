@@ -11,9 +11,9 @@ use crate::domain::ids::KeyId;
 #[derive(Debug)]
 pub(super) struct FairSemaphore {
     permits_max: usize,
-    /// Most waiters of one owner.
+    /// Maximum waiters of one owner.
     owner_waiting_max: usize,
-    /// Most waiters in total.
+    /// Maximum waiters in total.
     waiting_max: usize,
     state: Mutex<State>,
     changed: Notify,

@@ -14,9 +14,9 @@ use base64::engine::general_purpose::STANDARD;
 
 /// Requests whose images are decoded at one time, at most one for each key: each may take hundreds of megabytes.
 const DECODINGS_MAX: usize = 2;
-/// Most waiting requests of one key.
+/// Maximum waiting requests of one key.
 const KEY_WAITING_MAX: usize = 32;
-/// Most waiting requests in total.
+/// Maximum waiting requests in total.
 const WAITING_MAX: usize = 256;
 
 /// The most that the images of one request add to its body, in bytes.

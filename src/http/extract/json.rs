@@ -22,7 +22,7 @@ use object::{Object, count_values};
 /// Additional time for a body with images: clients with slow connections also send megabytes.
 const LARGE_BODY_MORE_TIME: Duration = Duration::from_mins(1);
 
-/// Most values in one body, nested ones included; valid bodies have about ten. A value takes up to a hundred times the
+/// Maximum values in one body, nested ones included; valid bodies have about ten. A value takes up to a hundred times the
 /// memory of its text.
 const VALUES_MAX: usize = 1024;
 /// Some programs start a UTF-8 text with it. It has no meaning.

@@ -9,7 +9,7 @@ use hyper::body::{Body, Incoming};
 use super::activity::Exchange;
 use super::observed_body::{BodyObserver, ObservedBody};
 
-/// Most bytes that are drained: above the largest body that any route takes, with its images.
+/// Maximum bytes that are drained: above the largest body that any route takes, with its images.
 const DRAIN_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Longest time to drain a body.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);

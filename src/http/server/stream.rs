@@ -24,7 +24,7 @@ const HANG_UP_GRACE: Duration = Duration::from_millis(250);
 const LINGER_MAX: Duration = Duration::from_secs(5);
 /// Longest silence during that time.
 const LINGER_QUIET_MAX: Duration = Duration::from_secs(1);
-/// Most bytes to read during that time.
+/// Maximum bytes to read during that time.
 const LINGER_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Bytes to read at one time.
 const LINGER_CHUNK_BYTES: usize = 16 * 1024;

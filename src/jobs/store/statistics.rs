@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::jobs::JobsError;
 use crate::jobs::store::JobStore;
 
-/// Most images whose latency is read.
+/// Maximum images whose latency is read.
 const LATENCIES_MAX: u32 = 1000;
 
 const MINUTE_MILLISECONDS: i64 = 60_000;
@@ -35,8 +35,8 @@ impl JobStore {
         Ok(rows)
     }
 
-    /// Times from acceptance to end of images finished from the minute `first` to `last`; of the newest if there are
-    /// many. Images dated in the future are left out.
+    /// Latencies, from acceptance to end, of the images that finished in the minutes `first` to `last`: the newest ones,
+    /// up to a maximum. Images dated in the future are left out.
     pub(in crate::jobs) async fn latencies(&self, first: i64, last: i64) -> Result<Vec<Duration>, JobsError> {
         let rows: Vec<i64> = sqlx::query_scalar(
             "SELECT finished_at_ms - created_at_ms FROM jobs WHERE finished_at_ms >= ?1 AND finished_at_ms < ?2 AND status = 'succeeded'

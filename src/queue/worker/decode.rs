@@ -11,15 +11,15 @@ use crate::queue::guarded::GuardedEngine;
 use crate::queue::planner::PlannerState;
 use crate::telemetry::metrics;
 
-/// How long the other running images can wait for an image to be decoded: the time of one of their steps, less what
-/// they have waited already. `None`: no image waits; or more than one image has done all its steps, and then decoding
-/// comes first: further steps would only add to the images that wait for it.
+/// Time that decoding may take before the next step of the other running images: the time of one step, less the non-step work
+/// since the last one. `None`, no limit: nothing else runs, or several images are ready to decode, and further steps would only
+/// add more.
 pub(super) fn patience(state: &PlannerState<'_>) -> Option<Duration> {
     let admitted = || state.candidates.iter().filter(|candidate| candidate.is_admitted);
     let complete = admitted().filter(|candidate| candidate.steps_left == 0).count();
-    let someone_waits = complete == 1 && complete < admitted().count();
+    let others_wait = complete == 1 && complete < admitted().count();
     let step_seconds = state.costs.step_seconds(state.costs.packed_work());
-    someone_waits.then(|| Duration::from_secs_f64((step_seconds - state.non_step_work.seconds).max(0.0)))
+    others_wait.then(|| Duration::from_secs_f64((step_seconds - state.non_step_work.seconds).max(0.0)))
 }
 
 impl Worker {

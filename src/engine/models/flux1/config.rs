@@ -39,7 +39,7 @@ impl Configs {
     }
 }
 
-/// Most layers of one kind; the published model has 38. A wrong number must not fill the memory with names of tensors.
+/// Maximum layers of one kind; the published model has 38. A wrong number must not fill the memory with names of tensors.
 const LAYERS_MAX: usize = 1000;
 
 /// Largest width; the published models stay below 50,000.

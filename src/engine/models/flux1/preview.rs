@@ -14,7 +14,7 @@ use crate::engine::noise::standard_normal;
 
 /// Longer side of a preview, in pixels; larger latents are averaged down.
 const SIDE_MAX: usize = 128;
-/// Most latent positions used of one finished image.
+/// Maximum latent positions used of one finished image.
 const IMAGE_POSITIONS_MAX: usize = 4096;
 /// Latent positions after which the map stays: sixteen large images, or some hundred small ones.
 const POSITIONS_MAX: usize = 65_536;

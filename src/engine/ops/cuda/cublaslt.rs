@@ -28,7 +28,7 @@ use sys::cublasLtMatmulPreferenceAttributes_t as Preference;
 /// Workspace of an algorithm, as NVIDIA recommends for Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
 
-/// Most algorithms that are cached for one stream; a full cache is cleared. A step has about a dozen for each number of rows.
+/// Maximum algorithms that are cached for one stream; a full cache is cleared. A step has about a dozen for each number of rows.
 const PLANS_MAX: usize = 1024;
 
 /// The largest alignment of an address, in bytes, that the library distinguishes.

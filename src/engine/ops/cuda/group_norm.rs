@@ -15,7 +15,7 @@ const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/group_norm.ptx"));
 /// The name of the loaded module on a device.
 const MODULE: &str = "fluxserve-group-norm";
 
-/// Most channels: a thread for each chunk of a pixel.
+/// Maximum channels: a thread for each chunk of a pixel.
 const CHANNELS_MAX: usize = THREADS as usize * CHUNK;
 
 /// Whether the kernels take so many channels.
@@ -30,7 +30,7 @@ pub(in crate::engine::ops) struct GroupNormShape {
     pub(in crate::engine::ops) groups: usize,
 }
 
-/// Most parts, each with a block for its statistics: eight blocks for each multiprocessor of an H200.
+/// Maximum parts, each with a block for its statistics: eight blocks for each multiprocessor of an H200.
 const PARTS_MAX: usize = 1056;
 
 /// Fewest pixels of a part.

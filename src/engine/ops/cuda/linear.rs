@@ -10,7 +10,7 @@ use half::bf16;
 use super::cublaslt::{Extent, Multiplication, Operand, multiply};
 use super::{CHUNK, Matrix, MatrixMut, with_bias, with_values};
 
-/// Most numbers of a weight in one GEMM. A kernel of the library that counts addresses in 32 bits reaches twice as many; the
+/// Maximum numbers of a weight in one GEMM. A kernel of the library that counts addresses in 32 bits reaches twice as many; the
 /// modulation of all blocks has three times as many.
 const WEIGHT_NUMBERS_MAX: usize = 1 << 30;
 

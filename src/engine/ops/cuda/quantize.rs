@@ -19,7 +19,7 @@ const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/quantize.ptx"));
 /// The name of the loaded module on a device.
 const MODULE: &str = "fluxserve-quantize";
 
-/// Most values of a row of which a thread holds one chunk. [`WIDTH_MAX`] is four chunks.
+/// Maximum values of a row of which a thread holds one chunk. [`WIDTH_MAX`] is four chunks.
 const NARROW_MAX: usize = THREADS as usize * CODES;
 
 /// A partial result for each warp of a block.

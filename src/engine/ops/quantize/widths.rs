@@ -3,7 +3,7 @@
 /// Values of a row that become 16 bytes of codes.
 pub(in crate::engine::ops) const CODES: usize = 16;
 
-/// Most values of a row that a kernel holds.
+/// Maximum values of a row that a kernel holds.
 pub(in crate::engine::ops) const WIDTH_MAX: usize = 16_384;
 
 /// Whether the kernels and the library take rows of so many values.

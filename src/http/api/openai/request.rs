@@ -19,7 +19,7 @@ use crate::http::extract::json::{self, Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, integer, number, one_of, text};
 use crate::http::state::HttpState;
 
-/// Most images of one request.
+/// Maximum images of one request.
 const IMAGES_MAX: u32 = 10;
 const ABOUT: &str = "Images to generate, with the fields of OpenAI's API and some of our own. The model's \
                      `parameter_limits` have the limits of the fields (`GET /v1/inference/models`).";

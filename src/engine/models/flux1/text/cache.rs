@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::PromptEmbedding;
 
-/// Most prompts in the cache: in FLUX.1-dev an embedding takes 4 MiB of the device's memory.
+/// Maximum prompts in the cache: in FLUX.1-dev an embedding takes 4 MiB of the device's memory.
 const PROMPTS_MAX: usize = 16;
 
 /// What an embedding depends on.
