@@ -43,8 +43,8 @@ assert.deepEqual([answer.size, answer.output_format], ["128x128", "png"]);
 
 answer = await generate(client, { n: 2, size: "64x96", response_format: "url", seed: 7, steps: 4 });
 assert.deepEqual(answer.data.map((image) => image.seed), [7, 8]);
-for (const image of answer.data) {
-  const image = await fetch(image.url);
+for (const { url } of answer.data) {
+  const image = await fetch(url);
   assert.deepEqual(pngSize(Buffer.from(await image.arrayBuffer())), [64, 96]);
 }
 
