@@ -75,5 +75,5 @@ async fn intermediate_tensors_are_written_or_the_error_has_a_reason() {
     assert!(error.to_string().starts_with("width: must be a multiple of 16"), "{error}");
     let nowhere = ["--out", "/nowhere/stages.safetensors"];
     let error = run_in(folder.path(), &[&start[..], &nowhere].concat()).await.expect_err("no folder");
-    assert!(error.to_string().contains("make `/nowhere` first"), "{error}");
+    assert!(error.to_string().contains("create `/nowhere` first"), "{error}");
 }

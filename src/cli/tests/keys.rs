@@ -15,7 +15,7 @@ async fn keys_are_created_listed_and_revoked() {
     run_in(&data_dir, &["keys", "create", "--name", "other", "--scope", "kubernetes-exec:all"]).await.expect("made");
     let nowhere = "kubernetes-exec:018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f";
     let refused = run_in(&data_dir, &["keys", "create", "--name", "other", "--scope", nowhere]).await;
-    assert!(refused.expect_err("refused").to_string().contains("no namespace with the id 018f3c1e"));
+    assert!(refused.expect_err("refused").to_string().contains("no namespace with id 018f3c1e"));
 
     let (table, _) = run_in(&data_dir, &["keys", "list"]).await.expect("listed");
     let lines: Vec<&str> = table.lines().collect();
