@@ -115,8 +115,8 @@ async fn the_catalog_needs_no_key() {
     let ids: Vec<&str> =
         models["models"].as_array().expect("a list").iter().filter_map(|model| model["id"].as_str()).collect();
     let family = ["FLUX.1-Krea-dev", "FLUX.1-dev", "FLUX.1-schnell"].map(|name| format!("black-forest-labs/{name}"));
-    assert_eq!(ids, [&family[0], &family[1], &family[2], "fluxserve/flux-shapes"]);
-    let dev = &models["models"][1];
+    assert_eq!(ids, ["fluxserve/flux-shapes", &family[0], &family[1], &family[2]], "what is served comes first");
+    let dev = &models["models"][2];
     assert_eq!((&dev["min_input_images"], &dev["max_input_images"]), (&json!(0), &json!(0)));
     assert_eq!(dev["max_prompt_chars"], 2048);
     let defaults = json!({ "width": 512, "height": 512, "steps": 30, "guidance": 3.5 });
@@ -124,10 +124,10 @@ async fn the_catalog_needs_no_key() {
     assert_eq!(dev["parameter_limits"]["pixels_max"], 4_194_304);
     let runtime = app.send(request("GET", "/v1/inference/runtime/models", None, None)).await.json();
     let expected = json!({ "models": [
+        { "id": "fluxserve/flux-shapes", "available": true, "ready_replicas": 1, "desired_replicas": 1 },
         { "id": family[0], "available": false, "ready_replicas": 0, "desired_replicas": 0 },
         { "id": family[1], "available": false, "ready_replicas": 0, "desired_replicas": 0 },
         { "id": family[2], "available": false, "ready_replicas": 0, "desired_replicas": 0 },
-        { "id": "fluxserve/flux-shapes", "available": true, "ready_replicas": 1, "desired_replicas": 1 },
     ] });
     assert_eq!(runtime, expected);
 }
