@@ -52,13 +52,11 @@ enum Place {
 
 impl Place {
     fn of(settings: &HubSettings, request: &Request) -> Result<Self, HubError> {
-        match &request.folder {
-            Some(folder) => Ok(Self::Folder(folder.clone())),
-            None => {
-                let cache = Cache::of(settings, &request.repository, &request.revision);
-                cache.map(Self::Cache).ok_or(HubError::NoCache)
-            }
+        if let Some(folder) = &request.folder {
+            return Ok(Self::Folder(folder.clone()));
         }
+        let cache = Cache::of(settings, &request.repository, &request.revision);
+        cache.map(Self::Cache).ok_or(HubError::NoCache)
     }
 
     fn transfer(&self, file: RemoteFile) -> Transfer {

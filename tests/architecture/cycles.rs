@@ -124,8 +124,8 @@ impl Graph {
             if let Some(import) = here.imports.get(name) {
                 return self.resolve(&at, &[import, rest].concat(), depth + 1);
             }
-            let globs = here.globs.iter().filter(|glob| !glob.is_empty());
-            return globs.filter_map(|glob| self.resolve_glob(&at, glob, &path[index..], depth + 1)).next();
+            let mut globs = here.globs.iter().filter(|glob| !glob.is_empty());
+            return globs.find_map(|glob| self.resolve_glob(&at, glob, &path[index..], depth + 1));
         }
         Some(Target::Module(at))
     }

@@ -36,7 +36,7 @@ pub(in crate::http) struct Fields {
     errors: Vec<FieldError>,
     /// All fields that were read, which the OpenAPI document must list.
     #[cfg(test)]
-    read_fields: BTreeSet<String>,
+    names_read: BTreeSet<String>,
 }
 
 impl Fields {
@@ -45,7 +45,7 @@ impl Fields {
             values,
             errors,
             #[cfg(test)]
-            read_fields: BTreeSet::new(),
+            names_read: BTreeSet::new(),
         }
     }
 
@@ -54,12 +54,12 @@ impl Fields {
     pub(in crate::http) fn read_by<T: FromFields>() -> BTreeSet<String> {
         let mut fields = Self::new(Map::new(), Vec::new());
         T::from_fields(&mut fields);
-        fields.read_fields
+        fields.names_read
     }
 
     fn remove(&mut self, field: &str) -> Option<Value> {
         #[cfg(test)]
-        self.read_fields.insert(field.to_owned());
+        self.names_read.insert(field.to_owned());
         self.values.remove(field)
     }
 
