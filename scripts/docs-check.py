@@ -9,6 +9,7 @@ neither the program nor a network.
 import difflib
 import re
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -197,6 +198,15 @@ def sources_text():
     return "\n".join(path.read_text(errors="ignore") for path in files if path.suffix not in (".png", ".safetensors"))
 
 
+def check_dependencies():
+    """What of Cargo.toml docs/dependencies.md does not name."""
+    cargo, page = tomllib.loads((ROOT / "Cargo.toml").read_text()), (ROOT / "docs/dependencies.md").read_text()
+    tables = [cargo, *cargo.get("target", {}).values()]
+    kinds = ["dependencies", "dev-dependencies", "build-dependencies"]
+    names = {name for table in tables for kind in kinds for name in table.get(kind, {})}
+    return [f"docs/dependencies.md: does not say what `{name}` is for" for name in sorted(names) if f"`{name}`" not in page]
+
+
 def main():
     chosen = [Path(name).resolve() for name in sys.argv[1:]] or documents()
     tests, sources, faults = Tests(), sources_text(), []
@@ -208,6 +218,7 @@ def main():
         for variable in sorted(set(re.findall(r"\bFLUXSERVE_[A-Z_]*[A-Z]\b", file.read_text()))):
             if not re.search(rf"\b{variable}\b", sources):
                 faults.append(f"{file.relative_to(ROOT)}: nothing reads `{variable}`")
+    faults += check_dependencies()
     if scheduler_figure.FIGURE.read_text() != scheduler_figure.figure():
         faults.append("docs/scheduler.svg is not what benches/README.md records: run scripts/scheduler_figure.py")
     print("\n".join(faults) or f"{len(chosen)} documents: links, tests, scripts, variables and marks are right")
