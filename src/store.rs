@@ -7,7 +7,7 @@ mod error;
 mod files;
 mod migration;
 mod milliseconds;
-mod private_file;
+pub mod private_file;
 mod write_check;
 
 use std::path::Path;

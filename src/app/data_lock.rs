@@ -1,9 +1,11 @@
 //! One worker per data folder: a second one would run the first one's jobs and delete its images.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+
+use crate::store::private_file::{create_private_folder, open_private};
 
 const FILE_NAME: &str = "fluxserve.lock";
 
@@ -17,17 +19,11 @@ pub(super) struct DataLock {
 impl DataLock {
     /// Locks the folder, creating it (for this user only) if it is missing.
     pub(super) fn take(directory: &Path) -> anyhow::Result<Self> {
-        let mut folder = DirBuilder::new();
-        folder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut folder, 0o700);
-        folder.create(directory).with_context(|| format!("making the data folder `{}`", directory.display()))?;
+        create_private_folder(directory)
+            .with_context(|| format!("making the data folder `{}`", directory.display()))?;
         let path = directory.join(FILE_NAME);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let file = options.open(&path).with_context(|| format!("opening `{}`", path.display()))?;
+        let file = open_private(OpenOptions::new().write(true).create(true).truncate(false), &path)
+            .with_context(|| format!("opening `{}`", path.display()))?;
         match file.try_lock() {
             Ok(()) => Ok(Self { file, path }),
             Err(TryLockError::WouldBlock) => bail!(

@@ -1,6 +1,6 @@
 //! `kubernetes connect`: creates the worker's own access to the cluster, once, with an administrator's rights.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 
 use super::cluster::{Cluster, ClusterError, ClusterSettings, NoCluster};
 use super::manifest::worker_kubeconfig;
+use crate::store::private_file::{create_private_folder, open_private};
 
 /// Why no access was created.
 #[derive(Debug, thiserror::Error)]
@@ -55,11 +56,7 @@ pub async fn connect(administrator: &ClusterSettings, folder: &Path) -> Result<C
     })?;
     let kubeconfig = folder.join("kubeconfig");
     let written = (|| {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(folder)?;
+        create_private_folder(folder)?;
         // The kubeconfig last: if it exists, its token does too.
         write_private(&folder.join("token"), minted.token.reveal())?;
         write_private(&kubeconfig, &worker_kubeconfig(cluster.server(), cluster.holder()))
@@ -71,11 +68,7 @@ pub async fn connect(administrator: &ClusterSettings, folder: &Path) -> Result<C
 /// Writes a file atomically, readable by this user alone.
 pub(super) fn write_private(path: &Path, text: &str) -> io::Result<()> {
     let new = path.with_extension("new");
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.open(&new)?;
+    let mut file = open_private(OpenOptions::new().write(true).create(true).truncate(true), &new)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     std::fs::rename(&new, path)

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use sqlx::SqlitePool;
 
 use super::error::StoreError;
-use super::private_file::create_private;
+use super::private_file::open_private;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -53,7 +53,7 @@ impl Part {
         name.push(".part");
         let part = PathBuf::from(name);
         let file = remove_stale(&part)
-            .and_then(|()| create_private(OpenOptions::new().read(true).write(true).create_new(true), &part))
+            .and_then(|()| open_private(OpenOptions::new().read(true).write(true).create_new(true), &part))
             .and_then(|file| match file.try_lock() {
                 // A file system without locks does not detect two backups to the same name.
                 Ok(()) | Err(TryLockError::Error(_)) => Ok(file),

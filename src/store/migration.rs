@@ -9,7 +9,7 @@ use sqlx::SqlitePool;
 use sqlx::migrate::{MigrateError, Migrator};
 
 use super::error::StoreError;
-use super::private_file::create_private;
+use super::private_file::open_private;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
@@ -29,8 +29,7 @@ impl MigrationLock {
         name.push(".lock");
         let name = PathBuf::from(name);
         let failed = |source| StoreError::Create { path: name.clone(), source };
-        let file =
-            create_private(OpenOptions::new().write(true).create(true).truncate(false), &name).map_err(failed)?;
+        let file = open_private(OpenOptions::new().write(true).create(true).truncate(false), &name).map_err(failed)?;
         let started = Instant::now();
         loop {
             match file.try_lock() {

@@ -11,19 +11,30 @@ use super::error::StoreError;
 pub(super) fn create_file(path: &Path) -> Result<(), StoreError> {
     let failed = |path: &Path, source| StoreError::Create { path: path.to_owned(), source };
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        let mut builder = DirBuilder::new();
-        builder.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.create(folder).map_err(|source| failed(folder, source))?;
+        create_private_folder(folder).map_err(|source| failed(folder, source))?;
     }
-    create_private(OpenOptions::new().write(true).create(true).truncate(false), path)
+    open_private(OpenOptions::new().write(true).create(true).truncate(false), path)
         .map_err(|source| failed(path, source))?;
     Ok(())
 }
 
+/// Creates a folder and those above it, for this user alone. One that exists is left as it is.
+///
+/// # Errors
+/// Those of the file system.
+pub fn create_private_folder(folder: &Path) -> io::Result<()> {
+    let mut builder = DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
+}
+
 /// Opens a file; if it is created, only this user can read it.
-pub(super) fn create_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+///
+/// # Errors
+/// Those of the file system.
+pub fn open_private(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
     options.open(path)
