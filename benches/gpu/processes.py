@@ -51,10 +51,10 @@ class Stat(NamedTuple):
     session: int
 
 
-def adopt_orphans() -> None:
+def adopt_orphans(adopt: bool = True) -> None:
     """Makes this process the parent of descendants whose own parents have ended, so that they are found in any session."""
     try:
-        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0)
     except (OSError, AttributeError):
         pass  # not Linux
 

@@ -43,7 +43,8 @@ class Ending(unittest.TestCase):
         return [int(line) for line in self.lines]
 
     def test_a_command_that_ends_has_its_code_and_its_lines(self) -> None:
-        command = self.start("echo one; echo two >&2; exit 3")
+        command = self.start("echo one; echo two >&2; read word; exit 3")
+        self.assertEqual(os.getsid(command.pid), command.pid, "the terminal's signals are not for it")
         self.assertTrue(command.wait(10))
         self.assertEqual(command.end(QUICK), processes.Ended(3, []))
         self.assertEqual(self.lines, ["one", "two"])
@@ -95,6 +96,9 @@ class Ending(unittest.TestCase):
         )
         command = Command([sys.executable, "-c", script, str(Path(__file__).parent)], self.lines.append)
         self.addCleanup(self.kill, command)
+        # Where the kernel does not know how.
+        processes.adopt_orphans(False)
+        self.addCleanup(processes.adopt_orphans)
         self.wait_for_lines(1)
         deadline = time.monotonic() + 10
         while len(command.members()) < 2 and time.monotonic() < deadline:
