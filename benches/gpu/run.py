@@ -150,7 +150,7 @@ class Run:
         words = stage.command
         for name, value in filled.items():
             words = [word.replace(name, value) for word in words]
-        self.say(f"\n=== {stage.name}: {' '.join(words)}"[:2000])
+        self.say(f"\n=== {stage.name}: {' '.join(words).splitlines()[0]}")
         if not stage.group:
             return {"outcome": self.outcome_of(words, seconds, self.say, stage.environment)} | self.watch.reading()
         return self.try_group(stage, words, seconds)

@@ -68,9 +68,9 @@ class Places(InFolder):
 class Making(InFolder):
     """Weights that fit nowhere, and weights that fail."""
 
-    def make(self, free_gigabytes: int, command: list[str]) -> tuple[weights.Weights, str]:
+    def make(self, free_gigabytes: int, command: list[str], preset: str = "dev") -> tuple[weights.Weights, str]:
         self.said: list[str] = []
-        found = weights.Weights("dev", None, 0.0, self.said.append)
+        found = weights.Weights(preset, None, 0.0, self.said.append)
         usage = mock.patch("shutil.disk_usage", lambda _: SimpleNamespace(free=free_gigabytes * GB))
         script = mock.patch.object(environment, "python", lambda _: command)
         with usage, script, mock.patch("tempfile.gettempdir", lambda: str(self.folder)):
@@ -89,6 +89,10 @@ class Making(InFolder):
         self.assertEqual(outcome, "done, but not with the real depth, which failed with exit code 1")
         self.assertIn("weights: No space left", self.said)
         self.assertTrue(found.are_ready())
+
+    def test_small_ones_are_not_replaced_by_larger_ones(self) -> None:
+        found, outcome = self.make(100, ["false"], "tiny")
+        self.assertEqual((found.preset, outcome), ("tiny", "failed with exit code 1"))
 
     def test_none_are_made_where_none_fit(self) -> None:
         found, outcome = self.make(1, ["echo"])

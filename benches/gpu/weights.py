@@ -32,13 +32,16 @@ class Weights:
             raise ValueError("there is no place for weights")
         return self.place.folder
 
+    def has_a_smaller_one(self) -> bool:
+        return environment.bytes_of(self.preset) > environment.bytes_of(SMALLER)
+
     def start(self, variables: dict[str, str]) -> None:
         """Chooses the place, and begins."""
         self.outcome, self.was_started = "", True
         needed = environment.bytes_of(self.preset)
         self.place = environment.Place(self.given, False) if self.given else None
         self.place = self.place or environment.place_of_weights(needed, self.memory)
-        if self.place is None and self.preset != SMALLER:
+        if self.place is None and self.has_a_smaller_one():
             self.say(f"weights: the {needed / 1e9:.0f} GB of `{self.preset}` fit nowhere, so `{SMALLER}` is made")
             self.preset = SMALLER
             return self.start(variables)
@@ -62,7 +65,7 @@ class Weights:
             self.outcome = "done" if ended and code == 0 else f"failed with exit code {code}"
             if not ended:
                 self.outcome = f"stopped after {seconds:.0f} s"
-        if self.outcome == "done" or self.given or self.preset == SMALLER or self.place is None:
+        if self.outcome == "done" or self.given or not self.has_a_smaller_one():
             return self.outcome
         self.say(f"weights: {self.outcome}, so `{SMALLER}` is made instead")
         self.remove()
