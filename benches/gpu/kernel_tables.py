@@ -2,6 +2,7 @@
 
 from operations import is_wrong, number
 
+COLUMNS = {"milliseconds": 3, "tflops": 0, "gigabytes_per_second": 0}
 # Of the profiler's kernels.
 ROWS_MAX = 16
 
@@ -22,7 +23,7 @@ def operations(groups: dict) -> list[str]:
         outcome = group["outcome"]
         if group["skipped"] and not group["operations"]:
             verdict, outcome = f"skipped: {group['skipped'][0]}", ""
-        elif wrong:
+        elif wrong or group.get("stopped"):
             verdict, outcome = "**WRONG**", "" if outcome == f"failed with exit code {len(wrong)}" else outcome
         elif outcome == "done" and right:
             verdict, outcome = "right", ""
@@ -31,6 +32,7 @@ def operations(groups: dict) -> list[str]:
         count = f"{len(right)} of {len(group['operations'])}"
         lines.append(row(name, count, nearest(right), " ".join(filter(None, [verdict, outcome]))))
         faults += [fault_of(name, operation) for operation in wrong]
+        faults += [f"- {name}: {why}" for why in group.get("stopped", [])]
         faults += [f"  - {line}" for line in group.get("sanitizer", [])]
     return lines + ([""] + faults if faults else [])
 
@@ -62,13 +64,13 @@ def kernels(ours: dict | list | None, theirs: dict | list | None) -> list[str]:
     records = [(record, "fluxserve") for record in records_of(ours)] + [(record, "torch") for record in records_of(theirs)]
     if not records:
         return []
-    lines = ["| kernel | by | shape | ms | TFLOP/s |", "|---|---|---|---:|---:|"]
+    lines = ["| kernel | by | shape | ms | TFLOP/s | GB/s |", "|---|---|---|---:|---:|---:|"]
     for record, by in records:
         shape = record.get("shape", "")
         words = "×".join(map(str, shape)) if isinstance(shape, list) else str(shape)
-        cells = [digits(record.get("milliseconds"), 3), digits(record.get("tflops"), 0)]
-        if record.get("failure"):
-            cells = ["–", str(record["failure"])[:60]]
+        cells = [digits(record.get(key), places) for key, places in COLUMNS.items()]
+        if why := record.get("failure") or record.get("skipped"):
+            cells = ["–", str(why).replace("|", "/")[:60], "–"]
         lines.append(row(str(record.get("kernel", "")), by, words, *cells))
     return lines
 

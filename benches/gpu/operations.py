@@ -14,6 +14,8 @@ class Group(NamedTuple):
 
     operations: list[dict]
     skipped: list[str]
+    # Why the others were not tried.
+    stopped: list[str]
 
     def read(self, line: str) -> None:
         """Keeps a line if it is a record."""
@@ -23,13 +25,16 @@ class Group(NamedTuple):
             record = json.loads(line)
         except ValueError:
             return
-        if "skipped" in record:
+        if "stopped" in record:
+            left = record.get("not_tested") or []
+            self.stopped.append(f"{record['stopped']}; {len(left)} operations were not tried")
+        elif "skipped" in record:
             self.skipped.append(str(record["skipped"]))
         elif "operation" in record:
             self.operations.append(record)
 
     def record(self, outcome: str) -> dict:
-        return {"outcome": outcome, "operations": self.operations, "skipped": self.skipped}
+        return {"outcome": outcome, "operations": self.operations, "skipped": self.skipped, "stopped": self.stopped}
 
 
 def is_wrong(operation: dict) -> bool:
@@ -43,12 +48,14 @@ def number(value: object) -> float:
 
 
 def is_faulty(group: dict) -> bool:
-    return group["outcome"] != "done" or any(map(is_wrong, group["operations"]))
+    return group["outcome"] != "done" or bool(group["stopped"]) or any(map(is_wrong, group["operations"]))
 
 
 def outcome_of(group: Group, outcome: str) -> str:
     """How the stage went. The exit code is the number of faults."""
     wrong = sum(map(is_wrong, group.operations))
+    if group.stopped and not outcome.startswith("stopped after"):
+        return f"failed: {group.stopped[0]}"
     last = group.operations[-1]["operation"] if group.operations else "the start"
     if wrong and outcome in ["done", f"failed with exit code {wrong}"]:
         return f"failed: {wrong} of {len(group.operations)} operations are wrong"

@@ -66,18 +66,15 @@ def like(file: Path) -> list[Shape]:
 
 
 def shape_of(record: dict) -> Shape | None:
-    """The kernel's name says what it is, and the numbers of its shape how large."""
+    """Of `N × TOKENS tokens, HEADS heads of WIDTH` and of `ROWS rows, INPUTS to OUTPUTS`."""
     name = str(record.get("kernel", ""))
-    numbers = [int(number) for number in re.findall(r"\d+", str(record.get("shape", "")))]
-    if "attention" in name:
-        others = list(numbers)
-        if len(numbers) != 4 or not all(number in numbers for number in [HEADS, HEAD]):
-            return None
-        others.remove(HEADS)
-        others.remove(HEAD)
-        return Shape("attention", (min(others), HEADS, max(others), HEAD))
-    kind = "fp8" if any(word in name for word in ["fp8", "e4m3"]) else "product"
-    return Shape(kind, tuple(numbers)) if len(numbers) == 3 else None
+    numbers = tuple(int(number) for number in re.findall(r"\d+", str(record.get("shape", ""))))
+    if name.startswith("attention") and len(numbers) == 4:
+        images, tokens, heads, head = numbers
+        return Shape("attention", (images, heads, tokens, head))
+    if name.startswith("linear") and len(numbers) == 3:
+        return Shape("fp8" if "e4m3" in name else "product", numbers)
+    return None
 
 
 class Rates:

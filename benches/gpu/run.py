@@ -34,6 +34,8 @@ BUDGETS = {"one": 225.0, "two": 500.0}
 # Reserved for the table, and for ending what does not end.
 RESERVE_SECONDS = 10.0
 LOOK_SECONDS = 0.1
+# Of a stage's output; what is more is read and forgotten.
+STAGE_CHARACTERS_MAX = 1 << 19
 # The exit code of a run that was ended by a signal or a fault of its own.
 STOPPED_CODE = 143
 
@@ -71,6 +73,7 @@ class Run:
         self.kernels = arguments.kernels
         self.records: list[dict] = []
         self.command: Command | None = None
+        self.heard = 0
         self.variables: dict[str, str] = {}
 
     def go(self) -> int:
@@ -108,7 +111,7 @@ class Run:
         return not self.arguments.only or stage.name in self.arguments.only
 
     def do(self, stage: Stage) -> None:
-        started = time.monotonic()
+        started, self.heard = time.monotonic(), 0
         record = {"stage": stage.name, "outcome": "did not end before the run was ended", "seconds": 0.0}
         self.records.append(record)
         try:
@@ -125,6 +128,12 @@ class Run:
 
     def limit_of(self, stage: Stage) -> float:
         return dict(self.arguments.limit).get(stage.name, stage.seconds_max)
+
+    def hear(self, line: str) -> None:
+        """A line of a stage."""
+        self.heard += len(line) + 1
+        if self.heard <= STAGE_CHARACTERS_MAX:
+            self.say(line)
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
@@ -152,7 +161,7 @@ class Run:
             words = [word.replace(name, value) for word in words]
         self.say(f"\n=== {stage.name}: {' '.join(words).splitlines()[0]}")
         if not stage.group:
-            return {"outcome": self.outcome_of(words, seconds, self.say, stage.environment)} | self.watch.reading()
+            return {"outcome": self.outcome_of(words, seconds, self.hear, stage.environment)} | self.watch.reading()
         return self.try_group(stage, words, seconds)
 
     def outcome_of(
@@ -175,10 +184,10 @@ class Run:
 
     def try_group(self, stage: Stage, words: list[str], seconds: float) -> dict:
         """One group of operations. What comes before a fault counts."""
-        group = operations.Group([], [])
+        group = operations.Group([], [], [])
 
         def read(line: str) -> None:
-            self.say(line)
+            self.hear(line)
             group.read(line)
 
         groups = self.results.parts.setdefault("operations", {})

@@ -109,7 +109,7 @@ class Plan:
     def kernels(self) -> list[Stage]:
         device = {"--device": self.arguments.device}
         ours, theirs = self.json("kernels"), self.json("torch_kernels")
-        own = [self.program, "bench", "kernels", *options(device | {"--out": ours})]
+        own = [self.program, "bench", "kernels", *options(device | {"--kernels": "{kernels}", "--out": ours})]
         values = {"--like": ours, "--out": theirs, "--budget-seconds": "{seconds}"} | device
         values |= {"--dtype": "float32" if self.dry else "bfloat16", "--tokens": "24,40" if self.dry else "1536,4608"}
         return [Stage("kernels", own, 30, 10), Stage("torch's kernels", python("rates.py") + options(values), 45, 15)]

@@ -160,12 +160,16 @@ class Plans(unittest.TestCase):
 
 class Operations(unittest.TestCase):
     def test_only_records_count(self) -> None:
-        group = operations.Group([], [])
+        group = operations.Group([], [], [])
         for line in ["{ not json", "INFO {}", '{"level":"info"}', '{"group":"fp8","skipped":"no device"}']:
             group.read(line)
         self.assertEqual((group.operations, group.skipped), ([], ["no device"]))
         group.read('{"group":"fp8","operation":"a","error":0.1,"tolerance":0.2,"milliseconds":1,"failure":null}')
         self.assertEqual(len(group.operations), 1)
+        group.read('{"group":"fp8","stopped":"no answer","not_tested":[{"operation":"b"},{"operation":"c"}]}')
+        self.assertTrue(operations.is_faulty(group.record("done")))
+        expected = "failed: no answer; 2 operations were not tried"
+        self.assertEqual(operations.outcome_of(group, "failed with exit code 1"), expected)
 
     def test_outcomes(self) -> None:
         right = {"operation": "right", "error": 0.0, "tolerance": 0.0, "failure": None}
@@ -179,7 +183,7 @@ class Operations(unittest.TestCase):
             ([], [], "done", "failed: no operation was tried"),
             ([], ["no device"], "done", "skipped by the program: no device"),
         ]:
-            self.assertEqual(operations.outcome_of(operations.Group(records, skipped), outcome), expected)
+            self.assertEqual(operations.outcome_of(operations.Group(records, skipped, []), outcome), expected)
 
 
 class Written(InFolder):

@@ -146,6 +146,13 @@ class Runs(unittest.TestCase):
         self.assertTrue(self.outcome("operations: products").startswith("stopped after 1 s"))
         self.assertEqual(self.outcome("operations: fp8"), "done")
 
+    def test_a_stage_that_talks_without_end_is_ended_and_fills_nothing(self) -> None:
+        self.program(products="exec yes 'it goes on and on and on'", fp8=says("fp8", "two"))
+        text = self.run_all(*self.operations("products", "fp8"), "--limit", "operations: products=1")
+        self.assertTrue(self.outcome("operations: products").startswith("stopped after 1 s"))
+        self.assertIn("| fp8 | 1 of 1 | two, 10% | right |", text)
+        self.assertLess(len(text), 1 << 20)
+
     def test_what_a_stage_leaves_is_ended_before_the_next(self) -> None:
         running = self.folder / "running"
         look = f"grep -l {self.forever} /proc/[0-9]*/cmdline >{running} 2>/dev/null; {says('fp8', 'one')}"

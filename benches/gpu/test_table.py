@@ -216,6 +216,7 @@ class Table(unittest.TestCase):
                 "doubled-hopper": {"outcome": "failed with exit code -11", "operations": [right], "skipped": []},
                 "fp8": {"outcome": "done", "operations": [], "skipped": ["the device has none"]},
                 "autoencoder": {"outcome": "done", "operations": [], "skipped": []},
+                "attention-hopper": {"outcome": "done", "operations": [right], "skipped": [], "stopped": ["no answer"]},
             }
         )
         for line in [
@@ -224,6 +225,8 @@ class Table(unittest.TestCase):
             "| doubled-hopper | 1 of 1 | linear, 25% | **NOT COMPLETE** failed with exit code -11 |",
             "| fp8 | 0 of 0 | – | skipped: the device has none |",
             "| autoencoder | 0 of 0 | – | **NOT COMPLETE** done |",
+            "| attention-hopper | 1 of 1 | linear, 25% | **WRONG** done |",
+            "- attention-hopper: no answer",
             "- products: a: error 0.03, at most 0.02",
             "- products: b: no memory",
             "- products: c: error None, at most 0.02",
@@ -232,7 +235,14 @@ class Table(unittest.TestCase):
 
     def test_kernels_are_shown_beside_those_of_torch(self) -> None:
         text = document(
-            kernels=[{"kernel": "attention_hopper_128", "shape": "1x24x4608x128", "milliseconds": 0.5, "tflops": 521.7}],
+            kernels={
+                "device": "cuda:0",
+                "kernels": [
+                    {"kernel": "attention, hopper", "shape": "1 × 4608 tokens", "milliseconds": 0.5, "tflops": 521.7},
+                    {"kernel": "group norm", "shape": "9 rows", "milliseconds": 0.25, "gigabytes_per_second": 4000.4},
+                    {"kernel": "linear, e4m3", "shape": "1 rows", "milliseconds": None, "skipped": "no fp8"},
+                ],
+            },
             torch_kernels={
                 "kernels": [
                     {"kernel": "attention, cuDNN", "kind": "attention", "shape": [1, 24, 4608, 128], "failure": "refused"},
@@ -242,9 +252,11 @@ class Table(unittest.TestCase):
             kernel_times={"kernels": [{"kernel": "gemm", "grid": "(1, 2, 3)", "launches": 57, "milliseconds": 12.3456}]},
         )
         for line in [
-            "| attention_hopper_128 | fluxserve | 1x24x4608x128 | 0.500 | 522 |",
-            "| attention, cuDNN | torch | 1×24×4608×128 | – | refused |",
-            "| product, cuBLAS | torch | 9×8×7 | 1.000 | 700 |",
+            "| attention, hopper | fluxserve | 1 × 4608 tokens | 0.500 | 522 | – |",
+            "| group norm | fluxserve | 9 rows | 0.250 | – | 4000 |",
+            "| linear, e4m3 | fluxserve | 1 rows | – | no fp8 | – |",
+            "| attention, cuDNN | torch | 1×24×4608×128 | – | refused | – |",
+            "| product, cuBLAS | torch | 9×8×7 | 1.000 | 700 | – |",
             "| gemm | (1, 2, 3) | 57 | 12.346 |",
         ]:
             self.assertIn(line + "\n", text)
