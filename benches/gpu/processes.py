@@ -189,7 +189,9 @@ def kill_all() -> None:
         send_to(os.killpg, leader, signal.SIGKILL)
 
 
-def run_for(seconds: float, words: list[str], limits: Limits = Limits(), own_session: bool = True) -> tuple[int | None, list[str]]:
+def run_for(
+    seconds: float, words: list[str], limits: Limits = Limits(), own_session: bool = True
+) -> tuple[int | None, list[str]]:
     """The exit code of a command, none if it took longer, and the lines of its output."""
     lines: list[str] = []
     command = Command(words, lines.append, own_session=own_session)

@@ -61,7 +61,8 @@ def like(file: Path) -> list[Shape]:
         records = json.loads(file.read_text())
     except (OSError, ValueError):
         return []
-    records = next((value for value in records.values() if isinstance(value, list)), []) if isinstance(records, dict) else records
+    if isinstance(records, dict):
+        records = records.get("kernels", [])
     return [shape for record in records if (shape := shape_of(record))]
 
 

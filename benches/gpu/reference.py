@@ -97,7 +97,8 @@ def stage_errors(program: Program, case: dict, file: Path) -> dict[str, float]:
     errors = {}
     for name, reference_name in STAGES.items():
         a = ours[name].astype(numpy.float64).ravel()
-        b = theirs[reference_name].astype(numpy.float64).ravel()[: a.size]  # recorded for all steps, of which the first is compared
+        # Recorded for all steps, of which the first is compared.
+        b = theirs[reference_name].astype(numpy.float64).ravel()[: a.size]
         errors[name] = float(numpy.linalg.norm(a - b) / numpy.linalg.norm(b))
     return errors
 

@@ -132,7 +132,7 @@ class Given(InFolder):
 
 class Plans(unittest.TestCase):
     def plan(self, **given: object) -> stages.Plan:
-        arguments = SimpleNamespace(**{"dry_run": False, "device": "cuda:0"} | given)
+        arguments = SimpleNamespace(**{"dry_run": False, "device": "cuda:0", "kernels": "auto"} | given)
         return stages.Plan(arguments, Path("/program"), Path("/scratch"), "9.0")
 
     def test_operations_come_first_group_by_group(self) -> None:
@@ -146,6 +146,10 @@ class Plans(unittest.TestCase):
             self.assertEqual(blocking, ["portable"])
             self.assertEqual(sum(not stage.command for stage in call), 1, "weights are waited for once")
             self.assertEqual(len({stage.name for stage in call}), len(call))
+
+    def test_hopper_is_not_touched_where_portable_kernels_are_asked_for(self) -> None:
+        call = self.plan(kernels="portable").call_two()
+        self.assertEqual({stage.group for stage in call if stage.left_out == stages.AS_ASKED}, stages.HOPPER)
 
     def test_nothing_with_weights_comes_before_them(self) -> None:
         for call in [self.plan().call_one(), self.plan().call_two()]:
