@@ -240,7 +240,7 @@ class Run:
         if stopped:
             return STOPPED_CODE
         outcomes = [record["outcome"] for record in self.records]
-        was_done = all(outcome.startswith(("done", "left out", "skipped by the program")) for outcome in outcomes)
+        was_done = all(outcome == "done" or outcome.startswith(("left out", "skipped by the program")) for outcome in outcomes)
         return 0 if was_done and "**" not in text else 1
 
 
