@@ -19,8 +19,8 @@ fail() {
 }
 
 [ -f "$program" ] || fail "$program is not there: build it with CUDA first"
-mkdir -p "$folder"
 git check-ignore -q "$folder" || fail "$folder is not ignored by git"
+mkdir -p "$folder"
 rm -f "$folder/fluxserve" "$folder/fluxserve.xz" "$folder"/*.whl
 
 strip -s -o "$folder/fluxserve" "$program"
