@@ -12,6 +12,10 @@ pub(super) fn is_launchable(_: &Segments) -> bool {
     false
 }
 
+pub(super) fn capability(_: &Device) -> Option<(i32, i32)> {
+    None
+}
+
 pub(super) fn unwritten(_: usize, _: usize, _: &Device) -> Result<Tensor> {
     not_built()
 }
