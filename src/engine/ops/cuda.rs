@@ -13,6 +13,7 @@ pub(super) mod linear;
 mod modules;
 pub(super) mod quantize;
 pub(super) mod rows;
+mod scale;
 pub(super) mod softmax;
 pub(super) mod text;
 

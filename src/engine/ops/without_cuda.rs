@@ -57,6 +57,8 @@ pub(super) mod group_norm {
 pub(super) mod linear {
     use candle_core::{Result, Tensor};
 
+    use crate::engine::ops::quantize::scaling::Scaling;
+
     pub(in crate::engine::ops) fn linear_into(
         _: &Tensor,
         _: &Tensor,
@@ -67,7 +69,7 @@ pub(super) mod linear {
         super::not_built()
     }
 
-    pub(in crate::engine::ops) fn product_e4m3(_: [&Tensor; 2], _: [&Tensor; 2]) -> Result<Option<Tensor>> {
+    pub(in crate::engine::ops) fn product_e4m3(_: [&Tensor; 2], _: [&Tensor; 2], _: Scaling) -> Result<Option<Tensor>> {
         super::not_built()
     }
 }
