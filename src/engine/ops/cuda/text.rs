@@ -10,7 +10,7 @@ use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 use super::modules::Kernels;
-use super::{Bounds, Matrix, THREADS, attention, grid, number, with_values};
+use super::{Bounds, Matrix, THREADS, attention, grid, number, values_of, with_values};
 use crate::engine::ops::segments::Segments;
 
 const KERNELS: Kernels = Kernels::new("text", include_bytes!(concat!(env!("OUT_DIR"), "/text.fatbin")));
@@ -62,11 +62,10 @@ pub(in crate::engine::ops) fn rms_norm(
 ) -> Result<(CudaStorage, Shape)> {
     let device = x.0.device();
     let x = Matrix::new(x.0, x.1)?;
-    let Some((start, end)) = scale.1.contiguous_offsets() else { bail!("RMSNorm: its scale is not contiguous") };
-    if x.stride != x.width || end - start != x.width {
-        bail!("RMSNorm: {} scales for rows of {} values, {} apart", end - start, x.width, x.stride);
+    let scale = values_of(scale)?;
+    if x.stride != x.width || scale.len() != x.width {
+        bail!("RMSNorm: {} scales for rows of {} values, {} apart", scale.len(), x.width, x.stride);
     }
-    let scale = scale.0.as_cuda_slice::<bf16>()?.slice(start..end);
     let kernel = KERNELS.get(device, "rms_norm")?;
     // SAFETY: the kernel writes every row.
     let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
