@@ -1,9 +1,12 @@
 //! The device of an engine: how it is opened, its limits, and what its errors mean for the jobs.
 
+mod built_for;
+
 use candle_core::{DType, Device};
 
 use crate::domain::device::DeviceChoice;
 use crate::domain::engine::{EngineError, EngineLimits};
+use built_for::{BUILT_FOR, Code, code_for};
 
 /// A device that is not available.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +24,20 @@ pub enum DeviceError {
         /// The driver's message.
         reason: String,
     },
+    /// The program has no kernels that run there.
+    #[error(
+        "`{choice}` cannot be used: this program is built for compute capability {built_for}, and the device has {}.{}; build \
+         with `CUDA_COMPUTE_CAP=80` for all devices from 8.0 on, or use `--device cpu`",
+        capability.0, capability.1
+    )]
+    NotBuiltFor {
+        /// The requested device.
+        choice: DeviceChoice,
+        /// What the program has kernels for.
+        built_for: &'static str,
+        /// The device's compute capability.
+        capability: (i32, i32),
+    },
 }
 
 /// Opens the device. `Auto` falls back to the CPU and says so in the log.
@@ -28,16 +45,36 @@ pub(crate) fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
     match choice {
         DeviceChoice::Cpu => Ok(Device::Cpu),
         DeviceChoice::Cuda(_) if !cfg!(feature = "cuda") => Err(DeviceError::NotBuilt(choice)),
-        DeviceChoice::Cuda(ordinal) => cuda::open(ordinal)
-            .map_err(|error| DeviceError::Unavailable { choice, reason: first_line(&error.to_string()) }),
+        DeviceChoice::Cuda(ordinal) => open_cuda(choice, ordinal),
         DeviceChoice::Auto if !cfg!(feature = "cuda") => Ok(Device::Cpu),
-        DeviceChoice::Auto => match cuda::open(0) {
-            Ok(device) => Ok(device),
-            Err(error) => {
-                tracing::info!(reason = first_line(&error.to_string()), "no CUDA device, running on the CPU");
+        DeviceChoice::Auto => match open_cuda(DeviceChoice::Cuda(0), 0) {
+            Err(DeviceError::Unavailable { reason, .. }) => {
+                tracing::info!(reason, "no CUDA device, running on the CPU");
                 Ok(Device::Cpu)
             }
+            Err(error) => {
+                tracing::warn!(%error, "running on the CPU");
+                Ok(Device::Cpu)
+            }
+            opened => opened,
         },
+    }
+}
+
+fn open_cuda(choice: DeviceChoice, ordinal: usize) -> Result<Device, DeviceError> {
+    let opened = cuda::open(ordinal);
+    let device = opened.map_err(|error| DeviceError::Unavailable { choice, reason: first_line(&error.to_string()) })?;
+    match compute_capability(&device) {
+        Some(capability) => check_built_for(choice, BUILT_FOR, capability).map(|()| device),
+        None => Ok(device),
+    }
+}
+
+/// Checks that the program has kernels for a device. The driver's own message names neither.
+fn check_built_for(choice: DeviceChoice, built_for: &'static str, capability: (i32, i32)) -> Result<(), DeviceError> {
+    match code_for(built_for, capability) {
+        Some(_) => Ok(()),
+        None => Err(DeviceError::NotBuiltFor { choice, built_for, capability }),
     }
 }
 
@@ -46,7 +83,19 @@ pub(crate) fn open(choice: DeviceChoice) -> Result<Device, DeviceError> {
 /// # Errors
 /// When it cannot be opened.
 pub fn probe(choice: DeviceChoice) -> Result<String, DeviceError> {
-    open(choice).map(|device| describe(&device))
+    let device = open(choice)?;
+    let kernels = compute_capability(&device).map(kernels_for).unwrap_or_default();
+    Ok(format!("{}{kernels}", describe(&device)))
+}
+
+/// What runs on a device of this compute capability, in words.
+fn kernels_for(capability: (i32, i32)) -> String {
+    let code = match code_for(BUILT_FOR, capability) {
+        Some(Code::Machine) => "machine code",
+        Some(Code::Ptx) => "PTX, which the driver compiles when it is first used",
+        None => "none",
+    };
+    format!(", compute capability {}.{}, kernels: {code}", capability.0, capability.1)
 }
 
 /// A device in words.
@@ -185,4 +234,28 @@ mod cuda {
 
 fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_the_program_is_not_built_for_is_refused_in_words() {
+        let check = |built_for, capability| check_built_for(DeviceChoice::Cuda(0), built_for, capability);
+        let all = "8.0 8.6 8.9 9.0a 12.0 8.0+PTX";
+        for capability in [(8, 0), (8, 9), (9, 0), (10, 0), (12, 1)] {
+            check(all, capability).expect("runs");
+        }
+        let error = check(all, (7, 5)).expect_err("too old").to_string();
+        assert!(
+            error.contains("built for compute capability 8.0 8.6 8.9 9.0a 12.0 8.0+PTX, and the device has 7.5"),
+            "{error}"
+        );
+        let error = check("9.0a 9.0a+PTX", (8, 9)).expect_err("another").to_string();
+        assert!(
+            error.ends_with("with `CUDA_COMPUTE_CAP=80` for all devices from 8.0 on, or use `--device cpu`"),
+            "{error}"
+        );
+    }
 }
