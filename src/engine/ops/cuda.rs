@@ -23,6 +23,13 @@ use half::bf16;
 
 use super::segments::Segments;
 
+/// Closes the libraries that this thread has opened on a device.
+pub(in crate::engine) fn close_libraries(device: &Device) {
+    if let Device::Cuda(device) = device {
+        cublaslt::close(&device.cuda_stream());
+    }
+}
+
 /// A null pointer, as a kernel's argument.
 const NULL: u64 = 0;
 
