@@ -192,6 +192,7 @@ pub(super) fn capability(device: &Device) -> Option<(i32, i32)> {
 /// Closes what this thread has opened on a device: it would keep the driver's context alive.
 pub(in crate::engine) fn close_libraries(device: &Device) {
     if let Device::Cuda(device) = device {
+        cublaslt::close(&device.cuda_stream());
         modules::close(device);
     }
 }

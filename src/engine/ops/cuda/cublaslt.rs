@@ -368,6 +368,11 @@ thread_local! {
     static LIBRARIES: RefCell<HashMap<(usize, usize), Library>> = RefCell::default();
 }
 
+/// Closes what this thread holds on a device.
+pub(super) fn close(stream: &Arc<CudaStream>) {
+    LIBRARIES.with_borrow_mut(|libraries| libraries.remove(&(stream.context().ordinal(), stream.cu_stream() as usize)));
+}
+
 /// Enqueues a GEMM. `false`: the library has no algorithm, and nothing was enqueued. That is the case for no GEMM of FLUX; should
 /// another version of the library lack one, candle's own matrix product, which is slower, still gives an image.
 ///
