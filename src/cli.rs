@@ -6,6 +6,7 @@
 mod admin;
 mod backup;
 mod bench;
+mod doctor;
 mod engine_args;
 mod generate;
 mod key_argument;
@@ -27,6 +28,7 @@ use clap::{Args, Parser, Subcommand};
 pub use admin::{AdminCommand, PasswordInput};
 pub use backup::BackupArgs;
 pub use bench::BenchCommand;
+pub use doctor::{DoctorArgs, FaultyOperations};
 pub use engine_args::EngineArgs;
 pub use generate::GenerateArgs;
 pub use key_argument::{KeyArgument, without_secrets};
@@ -36,6 +38,7 @@ pub use links::LinksCommand;
 pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
 pub use shell::{CompletionsArgs, ManArgs};
 
+use crate::app::CommandLogs;
 use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::Devices;
 use crate::domain::model_source::ModelSource;
@@ -92,7 +95,7 @@ pub enum Command {
     /// Download, list and check models
     #[command(subcommand)]
     Models(ModelsCommand),
-    /// Measure generation and loading on this machine, or export an image's intermediate tensors
+    /// Measure generation, loading and single kernels on this machine, or export an image's intermediate tensors
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Print the description of the HTTP API: OpenAPI 3.1, as JSON
@@ -101,8 +104,8 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page, or write one for each command
     Man(ManArgs),
-    /// Check whether this machine can serve, and how to fix what prevents it
-    Doctor,
+    /// Check whether this machine can serve, and how to fix what prevents it; or test each operation of a device
+    Doctor(DoctorArgs),
 }
 
 /// Options of `serve`.
@@ -141,14 +144,23 @@ pub fn run_to_end(
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(cli, input, out, notes))
+    runtime.block_on(run(cli, input, out, notes, CommandLogs::start))
 }
+
+/// Starts the logs of commands other than `serve`. A process can do that once, so tests do not.
+pub type StartLogs = fn(&Config) -> anyhow::Result<CommandLogs>;
 
 /// Runs the command.
 ///
 /// # Errors
 /// Why it failed, as a message for the user.
-pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
+pub async fn run(
+    cli: Cli,
+    input: PasswordInput<'_>,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+    start_logs: StartLogs,
+) -> anyhow::Result<()> {
     shutdown::outlive_file_size_limit();
     let mut flags = Flags { config_file: cli.shared.config, data_dir: cli.shared.data_dir, ..Flags::default() };
     match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
@@ -168,8 +180,9 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             flags.device = arguments.device.map(Into::into);
             arguments.engine.clone().apply(&mut flags);
             let config = Config::load(flags)?;
+            let _logs = start_logs(&config)?;
             let request = arguments.into_request(&config, || Ok(random_seed()?), notes)?;
-            generate::run(&config, request)
+            generate::run(&config, request, notes)
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,
         Command::Kubernetes(command) => kubernetes::run(command, &Config::load(flags)?, out, notes).await,
@@ -179,13 +192,26 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
         Command::Models(command) => models::run(command, &Config::load(flags)?, out, notes).await,
         Command::Bench(command) => {
             command.apply(&mut flags);
-            bench::run(command, &Config::load(flags)?, out, notes)
+            let config = Config::load(flags)?;
+            let _logs = start_logs(&config)?;
+            bench::run(command, &config, out, notes)
         }
         Command::Openapi => Ok(writeln!(out, "{}", app::api_description())?),
         Command::Completions(arguments) => shell::completions(&arguments, out),
         Command::Man(arguments) => shell::man(&arguments, out),
-        Command::Doctor => app::doctor(&Config::load(flags)?, out).await,
+        Command::Doctor(arguments) => {
+            arguments.apply(&mut flags);
+            let config = Config::load(flags)?;
+            let _logs = start_logs(&config)?;
+            doctor::run(arguments, &config, out).await
+        }
     }
+}
+
+/// The exit code of a command that failed: of a test of operations, how many are faulty.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    error.downcast_ref().map_or(1, FaultyOperations::exit_code)
 }
 
 fn environment_help() -> String {
