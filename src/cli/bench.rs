@@ -1,11 +1,13 @@
 //! `fluxserve bench`: from the options to a request, and from the report to a table.
 
+mod kernels;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -13,14 +15,15 @@ use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
 use super::table::write_table;
 use crate::app::{
-    self, Distance, FidelityReport, FidelityRequest, LoadReport, LoadRequest, Moved, Outcome, StagesRequest,
-    TimeReport, TimeRequest, Timing,
+    self, ChosenKernel, Distance, FidelityReport, FidelityRequest, KernelChoices, LoadReport, LoadRequest, Moved,
+    Outcome, StagesRequest, TimeReport, TimeRequest, Timing,
 };
 use crate::config::{Config, Flags};
 use crate::domain::device::DeviceChoice;
 use crate::domain::image_size::ImageSize;
 use crate::domain::model_source::ModelSource;
 use crate::domain::spec::{GenerateParams, SEED_MAX};
+use kernels::KernelsArgs;
 
 /// Commands that measure.
 #[derive(Debug, Subcommand)]
@@ -36,6 +39,11 @@ pub enum BenchCommand {
     /// threads and chunks. The first read shows the disk's rate for files that are not in the page cache, the last one the page
     /// cache's. Nothing else should run meanwhile.
     Load(LoadArgs),
+    /// Time single kernels, without a model: attention, matrix products, convolutions and what is between them
+    ///
+    /// On a GPU in the shapes of an image of 1024x1024 pixels, on the CPU in small ones. Each kernel is launched three times
+    /// untimed and 20 times timed, between two waits for the device. Nothing else should run meanwhile.
+    Kernels(KernelsArgs),
     /// Export the intermediate tensors of an image, to compare them with another implementation
     ///
     /// The file has the token ids (`clip_ids`, `t5_ids`), the embeddings (`clip_pooled`, `t5_embeds`), `sigmas`, the packed
@@ -190,6 +198,11 @@ impl BenchCommand {
     /// Applies the options of device and engine.
     pub(super) fn apply(&self, flags: &mut Flags) {
         let (device, engine) = match self {
+            Self::Kernels(arguments) => {
+                flags.device = arguments.device.map(Into::into);
+                flags.kernels = arguments.kernels;
+                return;
+            }
             Self::Time(arguments) => (arguments.device, &arguments.engine),
             Self::Load(arguments) => (arguments.device, &arguments.engine),
             Self::Stages(arguments) => (arguments.device, &arguments.engine),
@@ -210,6 +223,7 @@ pub(super) fn run(
     match command {
         BenchCommand::Time(arguments) => time(arguments, config, out, notes),
         BenchCommand::Load(arguments) => load(arguments, config, out),
+        BenchCommand::Kernels(arguments) => kernels::run(&arguments, config, out, notes),
         BenchCommand::Fidelity(arguments) => fidelity(arguments, config, out, notes),
         BenchCommand::Stages(arguments) => {
             let params = GenerateParams {
@@ -250,7 +264,11 @@ fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut d
         }
         Ok(())
     })?;
-    write_report(&report, out)
+    write_report(&report, out)?;
+    match report.stopped {
+        Some(reason) => bail!("{reason}; the rest was not timed"),
+        None => Ok(()),
+    }
 }
 
 fn load(arguments: LoadArgs, config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -349,6 +367,9 @@ fn milliseconds(seconds: f64) -> String {
 
 fn write_report(report: &TimeReport, out: &mut dyn Write) -> anyhow::Result<()> {
     writeln!(out, "{} on {}, loaded in {:.2} s", report.model, report.device, report.load_seconds)?;
+    let KernelChoices { attention, convolutions } = &report.kernels;
+    let chosen = |ChosenKernel { kernel, reason }: &ChosenKernel| format!("{kernel} ({reason})");
+    writeln!(out, "kernels: attention {}, convolutions {}", chosen(attention), chosen(convolutions))?;
     let rows: Vec<[String; 6]> = report.timings.iter().map(|timing| row(timing, report.step_tokens_max)).collect();
     Ok(write_table(out, ["WHAT", "TOKENS", "MEDIAN MS", "MIN", "MAX", "NOTE"], &rows)?)
 }

@@ -34,6 +34,6 @@ async fn run_with_input(
     let mut cli = parse(arguments)?;
     cli.shared.data_dir = Some(data_dir.to_owned());
     let (mut out, mut notes) = (Vec::new(), Vec::new());
-    run(cli, PasswordInput::Line(&mut input), &mut out, &mut notes).await?;
+    run(cli, PasswordInput::Line(&mut input), &mut out, &mut notes, CommandLogs::none).await?;
     Ok((String::from_utf8(out)?, String::from_utf8(notes)?))
 }

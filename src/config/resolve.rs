@@ -64,6 +64,15 @@ fn within(
     }
 }
 
+fn log(layers: &[Layer], default: LogConfig) -> Result<LogConfig, ConfigError> {
+    let filter = |default| parsed(layers, &env::LOG_FILTER, |settings| settings.log.filter.as_ref(), default);
+    Ok(LogConfig {
+        filter: filter(default.filter)?,
+        command_filter: filter(default.command_filter)?,
+        format: parsed(layers, &env::LOG_FORMAT, |settings| settings.log.format.as_ref(), default.format)?,
+    })
+}
+
 /// The configuration of `layers` (later ones win) over the defaults.
 pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
     let default = Config::default();
@@ -122,10 +131,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
             provenance: last(layers, |settings| settings.results.provenance)
                 .map_or(default.results.provenance, |(provenance, _)| provenance),
         },
-        log: LogConfig {
-            filter: parsed(layers, &env::LOG_FILTER, |settings| settings.log.filter.as_ref(), default.log.filter)?,
-            format: parsed(layers, &env::LOG_FORMAT, |settings| settings.log.format.as_ref(), default.log.format)?,
-        },
+        log: log(layers, default.log)?,
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
         kubernetes: kubernetes(layers, default.kubernetes)?,
         hub: HubConfig {

@@ -51,7 +51,7 @@ fn every_field_of_the_file_is_read() {
         },
         queue: QueueConfig { jobs_max: 8 },
         results: ResultsConfig { retention_seconds: 3600, link_seconds: 600, bytes_max: 1_048_576, provenance: false },
-        log: LogConfig { filter: "warn".into(), format: LogFormat::Json },
+        log: LogConfig { filter: "warn".into(), command_filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
         kubernetes: KubernetesConfig {
             kubeconfig: Some("/etc/fluxserve/kubeconfig".into()),
