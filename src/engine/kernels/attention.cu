@@ -22,15 +22,25 @@ template <int WIDTH> __device__ __forceinline__ int swizzled(int row, int chunk)
   return row * WIDTH + (chunk ^ (row & MASK)) * CHUNK;
 }
 
-// Starts to copy `ROWS` rows; those from `rows_there` on become zero.
+// Starts to copy `ROWS` rows of a sequence from row `first` on; those behind its end become zero. The number of turns does not
+// depend on the thread, so that the compiler unrolls them, and a row's distance fits one multiplication.
 template <int WIDTH, int ROWS>
-__device__ __forceinline__ void copy_rows(uint16_t *tile, const uint16_t *source, int64_t stride, int rows_there) {
+__device__ __forceinline__ void copy_rows(uint16_t *tile, const uint16_t *sequence, int stride, int first, int length) {
   constexpr int CHUNKS = WIDTH / CHUNK;
-  for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-    const int row = i / CHUNKS;
-    const int chunk = i % CHUNKS;
-    const bool is_there = row < rows_there;
-    copy_async(tile + swizzled<WIDTH>(row, chunk), source + (is_there ? row : 0) * stride + chunk * CHUNK, is_there);
+  constexpr int ROWS_AT_ONCE = THREADS / CHUNKS;
+  static_assert(ROWS_AT_ONCE % 8 == 0, "a thread's chunks are below each other");
+  const int own = threadIdx.x / CHUNKS;
+  const int chunk = threadIdx.x % CHUNKS;
+  uint16_t *target = tile + swizzled<WIDTH>(own, chunk);
+  const char *source = reinterpret_cast<const char *>(sequence + chunk * CHUNK);
+  const int row_bytes = stride * static_cast<int>(sizeof(uint16_t));
+#pragma unroll
+  for (int i = 0; i < ROWS; i += ROWS_AT_ONCE) {
+    const int row = first + i + own;
+    const bool is_there = row < length;
+    if (i + ROWS_AT_ONCE <= ROWS || i + own < ROWS) {
+      copy_async(target + i * WIDTH, source + static_cast<int64_t>(is_there ? row : 0) * row_bytes, is_there);
+    }
   }
 }
 
@@ -48,8 +58,8 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   if (length == 0) {
     return;
   }
-  const int64_t part = static_cast<int64_t>(heads) * WIDTH;
-  const int64_t stride = 3 * part;
+  const int part = heads * WIDTH;
+  const int stride = 3 * part;
   const uint16_t *queries = qkv + first * stride + blockIdx.y * WIDTH;
   const uint16_t *keys = queries + part;
   const uint16_t *values = keys + part;
@@ -63,10 +73,10 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 
   // Two stages of keys and values; the queries are loaded through the second, which is not needed yet.
   constexpr int STAGE = 2 * KEYS * WIDTH;
-  copy_rows<WIDTH, QUERIES>(tiles + STAGE, queries + query * stride, stride, length - query);
+  copy_rows<WIDTH, QUERIES>(tiles + STAGE, queries, stride, query, length);
   end_group();
-  copy_rows<WIDTH, KEYS>(tiles, keys, stride, length);
-  copy_rows<WIDTH, KEYS>(tiles + KEYS * WIDTH, values, stride, length);
+  copy_rows<WIDTH, KEYS>(tiles, keys, stride, 0, length);
+  copy_rows<WIDTH, KEYS>(tiles + KEYS * WIDTH, values, stride, 0, length);
   end_group();
   wait_for_groups<1>();
   __syncthreads();
@@ -85,15 +95,20 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   // Weights are powers of two.
   const float factor = scale * 1.4426950408889634f;
 
+  // Positions of the first two chunks of keys and values that this lane's matrices need. Those further right differ from them
+  // in the chunk's bits: one exclusive or, whatever the swizzle.
+  const int first_key = swizzled<WIDTH>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  const int first_value = KEYS * WIDTH + swizzled<WIDTH>(lane / 8 % 2 * 8 + lane % 8, lane / 16);
+
   const int rounds = (length + KEYS - 1) / KEYS;
   for (int round = 0; round < rounds; ++round) {
-    const uint16_t *key_tile = tiles + round % 2 * STAGE;
-    const uint16_t *value_tile = key_tile + KEYS * WIDTH;
+    const int key_at = first_key + round % 2 * STAGE;
+    const int value_at = first_value + round % 2 * STAGE;
     const int next = (round + 1) * KEYS;
     if (next < length) {
       uint16_t *stage = tiles + (round + 1) % 2 * STAGE;
-      copy_rows<WIDTH, KEYS>(stage, keys + next * stride, stride, length - next);
-      copy_rows<WIDTH, KEYS>(stage + KEYS * WIDTH, values + next * stride, stride, length - next);
+      copy_rows<WIDTH, KEYS>(stage, keys, stride, next, length);
+      copy_rows<WIDTH, KEYS>(stage + KEYS * WIDTH, values, stride, next, length);
     }
     end_group();
     wait_for_groups<1>();
@@ -105,8 +120,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 #pragma unroll
       for (int n = 0; n < KEYS / 16; ++n) {
         uint32_t b[4];
-        const int row = n * 16 + lane / 16 * 8 + lane % 8;
-        load_matrices(b, key_tile + swizzled<WIDTH>(row, 2 * k + lane / 8 % 2));
+        load_matrices(b, tiles + (key_at ^ 2 * k * CHUNK) + n * 16 * WIDTH);
         multiply_add(scores[2 * n], q[k], b[0], b[1]);
         multiply_add(scores[2 * n + 1], q[k], b[2], b[3]);
       }
@@ -144,14 +158,15 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
         best = fmaxf(best, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
       }
       best = row_max(best);
-      const float shrink = power_of_two((largest[half] - best) * factor);
+      const float shift = -best * factor;
+      const float shrink = power_of_two(fmaf(largest[half], factor, shift));
       largest[half] = best;
       float sum = 0.0f;
 #pragma unroll
       for (int n = 0; n < KEYS / 8; ++n) {
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          scores[n][i] = power_of_two((scores[n][i] - best) * factor);
+          scores[n][i] = power_of_two(fmaf(scores[n][i], factor, shift));
           sum += scores[n][i];
         }
       }
@@ -173,8 +188,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 #pragma unroll
       for (int n = 0; n < PRODUCTS; ++n) {
         uint32_t b[4];
-        const int row = k * 16 + lane / 8 % 2 * 8 + lane % 8;
-        load_matrices_transposed(b, value_tile + swizzled<WIDTH>(row, 2 * n + lane / 16));
+        load_matrices_transposed(b, tiles + (value_at ^ 2 * n * CHUNK) + k * 16 * WIDTH);
         multiply_add(answer[2 * n], weights, b[0], b[1]);
         multiply_add(answer[2 * n + 1], weights, b[2], b[3]);
       }
