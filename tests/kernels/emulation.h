@@ -81,6 +81,16 @@ struct Fibre {
   }
 };
 
+// One of a block's sixteen barriers. A warp comes to it as a whole.
+struct Barrier {
+  // Of the phase that is not complete: who has come, and how many must.
+  std::vector<int> threads;
+  int expected = 0;
+  // Phases that are complete.
+  long opened = 0;
+};
+constexpr int BARRIERS = 16;
+
 struct Block {
   Index index;
   // Shared memory, and the view of the asynchronous proxy, through which a warpgroup's instructions read.
@@ -89,7 +99,9 @@ struct Block {
   std::vector<Exchange> exchanges;
   // Barriers passed by each thread, of its block and of its warp.
   std::vector<long> block_barriers, warp_barriers;
-  // How often any thread has passed a barrier.
+  // Numbered barriers; that of __syncthreads is number 0, and apart.
+  Barrier barriers[BARRIERS];
+  // How often any thread has passed a barrier, or ended.
   long passed = 0;
   ucontext_t scheduler;
   int current = 0;
@@ -121,6 +133,39 @@ inline void wait(std::vector<long> &passed, int first, int last) {
   }
 }
 
+[[noreturn]] inline void refuse(const char *what) {
+  std::fprintf(stderr, "thread %d: %s\n", block->current, what);
+  std::abort();
+}
+
+// Comes to a barrier for `threads` threads, and, if it `waits`, waits until it opens.
+inline void come_to(int number, int threads, bool waits) {
+  if (number < 1 || number >= BARRIERS || threads % WARP != 0) {
+    refuse("a barrier's number is not from 1 to 15, or its threads are not whole warps");
+  }
+  Barrier &barrier = block->barriers[number];
+  const int self = block->current;
+  if (barrier.threads.empty()) {
+    barrier.expected = threads;
+  }
+  if (barrier.expected != threads) {
+    refuse("threads expect different numbers of threads at one barrier");
+  }
+  if (std::find(barrier.threads.begin(), barrier.threads.end(), self) != barrier.threads.end()) {
+    refuse("a thread comes twice to a barrier that has not opened");
+  }
+  const long phase = barrier.opened;
+  barrier.threads.push_back(self);
+  if (static_cast<int>(barrier.threads.size()) == threads) {
+    barrier.threads.clear();
+    ++barrier.opened;
+  }
+  while (waits && barrier.opened == phase) {
+    yield();
+  }
+  ++block->passed;
+}
+
 inline int lane() { return block->current % WARP; }
 inline Exchange &exchange() { return block->exchanges[block->current / WARP]; }
 inline void wait_for_warp() {
@@ -131,6 +176,7 @@ inline void wait_for_warp() {
 inline void enter() {
   block->body();
   block->fibres[block->current].is_done = true;
+  ++block->passed;
   yield();
 }
 
@@ -173,8 +219,19 @@ inline void launch(Index grid, int threads, size_t shared_bytes, const std::func
       is_backward = !is_backward;
       for (bool is_left = true; is_left;) {
         is_left = false;
+        const long before = here.passed;
         for (int first = 0; first < threads; first += WARP) {
           is_left = run_warp(here, is_backward ? threads - WARP - first : first) || is_left;
+        }
+        if (is_left && here.passed == before) {
+          here.current = 0;
+          refuse("all threads wait, at different barriers");
+        }
+      }
+      for (const Barrier &barrier : here.barriers) {
+        if (!barrier.threads.empty()) {
+          here.current = barrier.threads.front();
+          refuse("a thread came to a barrier that never opened");
         }
       }
       block = nullptr;

@@ -45,6 +45,9 @@ __device__ __forceinline__ void copy_tile(uint16_t *tile, const uint16_t *source
   }
 }
 
+// The barrier at which the second warpgroup waits for the first one's scores to be started.
+constexpr int FIRST_GROUP_AHEAD = 1;
+
 // Starts a tile's scores: 64 queries by 128 keys.
 __device__ __forceinline__ void multiply_by_keys(float (&scores)[64], uint64_t queries, uint64_t keys) {
 #pragma unroll
@@ -114,6 +117,10 @@ __device__ __forceinline__ void scale_rows(float (&answer)[64], const float (&fa
   }
 }
 
+// Both warpgroups come to their scores at the same time. If the tensor cores serve them by turns, both are done at the end and
+// compute weights at the same time. If the groups are ordered, the first group's scores are done halfway, and its weights are
+// computed while the second group multiplies. Which is faster has not been measured.
+template <bool IS_ORDERED>
 __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const Bounds &bounds, int heads, int out_stride,
                                        float scale) {
   SHARED_BYTES(shared);
@@ -139,6 +146,17 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   const auto key_matrix = [&](int turn) { return matrix_at(start + (1 + turn % 2) * TILE * 2, WITHIN_PANEL); };
   const auto value_matrix = [&](int turn) { return matrix_at(start + (3 + turn % 2) * TILE * 2, PANEL_BYTES); };
 
+  const auto start_scores = [&](float(&scores)[64], int turn) {
+    if (IS_ORDERED && group == 1) {
+      wait_at<FIRST_GROUP_AHEAD, THREADS>();
+    }
+    order_registers();
+    multiply_by_keys(scores, query_matrix, key_matrix(turn));
+    if (IS_ORDERED && group == 0) {
+      arrive_at<FIRST_GROUP_AHEAD, THREADS>();
+    }
+  };
+
   float answer[64] = {};
   float scores[64];
   uint32_t weights[8][4] = {};
@@ -157,8 +175,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   wait_for_groups<0>();
   publish_copies();
   __syncthreads();
-  order_registers();
-  multiply_by_keys(scores, query_matrix, key_matrix(0));
+  start_scores(scores, 0);
   if (turns > 1) {
     copy_tile<true>(key_tiles + TILE, keys + (tail - KEYS) * stride, stride, KEYS);
   }
@@ -185,8 +202,7 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
     publish_copies();
     // After this the copies of all threads are done, and no thread reads the tiles of the turn before last.
     __syncthreads();
-    order_registers();
-    multiply_by_keys(scores, query_matrix, key_matrix(turn));
+    start_scores(scores, turn);
     const int at = tail - turn * KEYS;
     if (turn + 1 < turns) {
       copy_tile<true>(key_tiles + (turn + 1) % 2 * TILE, keys + (at - KEYS) * stride, stride, KEYS);
@@ -241,9 +257,13 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 // aligned to 16 bytes.
 // Grid: (the sum over sequences of ceil(length / 128), heads); 256 threads; 161 KiB of shared memory: five tiles of 32 KiB,
 // and the alignment.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_hopper_128(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, int out_stride, float scale) {
-  attend(qkv, out, bounds, heads, out_stride, scale);
-}
+#define ATTENTION(name, is_ordered)                                                                                     \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
+      name(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, int out_stride, float scale) {                 \
+    attend<is_ordered>(qkv, out, bounds, heads, out_stride, scale);                                                     \
+  }
+
+ATTENTION(attention_hopper_128, false)
+ATTENTION(attention_hopper_ordered_128, true)
 
 #endif
