@@ -1,7 +1,7 @@
 // CUDA's machine model in plain C++, as far as our kernels use it: each thread of a block is a fiber, and a thread that
-// reaches a barrier lets the others run. A warp runs as far as it can before the next one: a kernel that relies on the
-// others' pace fails. Warp-wide instructions do, lane by lane, what the PTX manual says. Slow, and exact enough to find every
-// mistake that is not one of timing.
+// reaches a barrier lets the others run. A warp runs as far as it can before the next one, except that it pauses at
+// __syncwarp: a kernel that relies on the others' pace fails. Warp-wide instructions do, lane by lane, what the PTX manual
+// says. Slow, and exact enough to find every mistake that is not one of timing.
 #pragma once
 
 #include <algorithm>
@@ -103,6 +103,8 @@ struct Block {
   Barrier barriers[BARRIERS];
   // How often any thread has passed a barrier, or ended.
   long passed = 0;
+  // Whether the warp that runs must let the others run.
+  bool is_paused = false;
   ucontext_t scheduler;
   int current = 0;
   std::function<void()> body;
@@ -180,10 +182,11 @@ inline void enter() {
   yield();
 }
 
-// Runs the threads of a warp until none of them can continue. Returns whether one is not done.
+// Runs the threads of a warp until none of them can continue, or one pauses. Returns whether one is not done.
 inline bool run_warp(Block &here, int first) {
   for (;;) {
     const long before = here.passed;
+    here.is_paused = false;
     bool is_left = false;
     for (here.current = first; here.current < first + WARP; ++here.current) {
       if (!here.fibres[here.current].is_done) {
@@ -191,7 +194,7 @@ inline bool run_warp(Block &here, int first) {
         swapcontext(&here.scheduler, &here.fibres[here.current].context);
       }
     }
-    if (here.passed == before) {
+    if (here.passed == before || here.is_paused) {
       return is_left;
     }
   }
@@ -247,7 +250,12 @@ inline void launch(Index grid, int threads, size_t shared_bytes, const std::func
 inline void __syncthreads() {
   emulation::wait(emulation::block->block_barriers, 0, static_cast<int>(emulation::block->fibres.size()));
 }
-inline void __syncwarp() { emulation::wait_for_warp(); }
+inline void __syncwarp() {
+  emulation::wait_for_warp();
+  // What a warp has written for itself must still be there when others have run.
+  emulation::block->is_paused = true;
+  emulation::yield();
+}
 
 inline float as_float(uint32_t bits) {
   float value;
