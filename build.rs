@@ -56,7 +56,10 @@ fn cuda_architecture() -> String {
 fn compile_kernels() {
     cudaforge::KernelBuilder::new()
         .source_dir("src/engine/kernels")
-        .watch(["attention", "convolution", "device", "warpgroup"].map(|name| format!("src/engine/kernels/{name}.cuh")))
+        .watch(
+            ["attention", "attention_warp", "convolution", "device", "warpgroup"]
+                .map(|name| format!("src/engine/kernels/{name}.cuh")),
+        )
         .args(["-std=c++17", "-O3"])
         .build_ptx()
         .expect("nvcc compiles the kernels of src/engine/kernels");

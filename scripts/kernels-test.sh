@@ -47,11 +47,19 @@ for source in src/engine/kernels/*.cu; do
     awk '/^Function/ { kernel = $3; next } { count[kernel " " $1]++ } END { for (name in count) print name, count[name] }' |
     sort
 done | tee "$folder/instructions.txt"
-for kernel in attention_128 biased_attention_64 convolution; do
+for kernel in attention_128 attention_tall_128 biased_attention_64 convolution; do
   grep -q "^$kernel HMMA.16816.F32.BF16 " "$folder/instructions.txt"
 done
 for kernel in attention_hopper_128 attention_hopper_ordered_128 convolution_hopper convolution_hopper_doubled; do
   grep -q "^$kernel HGMMA.64x128x16.F32.BF16 " "$folder/instructions.txt"
+done
+# Copies in loops that the compiler does not unroll take a third of all instructions. Unrolled, each one that a thread starts is
+# in the code once.
+for copies in 'attention_128 LDGSTS.E.BYPASS.128 24' 'attention_tall_128 LDGSTS.E.BYPASS.128 40'; do
+  grep -qx "$copies" "$folder/instructions.txt" || {
+    echo "expected: $copies" >&2
+    exit 1
+  }
 done
 # Most of the 66 powers of two of a turn must be between its two waits: there the tensor cores are at work. The warpgroups of
 # one of the kernels are ordered by barrier 1: before the loop, and in it.
