@@ -48,7 +48,7 @@ pub(in crate::engine::ops) fn has_warpgroups(device: &Device) -> bool {
 }
 
 /// Bytes that each thread of [`Kernel::Warpgroup`] spills from registers into memory, as the driver has compiled it. nvcc
-/// spills none, but leaves no register free.
+/// spills none, but leaves only seven registers free.
 pub(in crate::engine::ops) fn spilled_bytes(device: &Device) -> Option<i32> {
     let Device::Cuda(device) = device else { return None };
     let kernel = device.get_or_load_custom_func(HOPPER_ENTRY, HOPPER_MODULE, HOPPER_KERNELS).ok()?;
@@ -90,6 +90,11 @@ impl Entry {
 fn multiprocessor_bytes(device: &CudaDevice) -> Result<usize> {
     let attribute = CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR;
     Ok(device.cuda_stream().context().attribute(attribute).w()?.try_into().unwrap_or(0))
+}
+
+/// Checks that a row's bytes can be counted in 32 bits, as the kernels do.
+pub(super) fn check_row(qkv: &Matrix) -> Result<()> {
+    number(qkv.stride * size_of::<bf16>()).map(drop)
 }
 
 /// [`crate::engine::ops::attention::attention`], for a contiguous `qkv` and a head width of [`HEAD_WIDTHS`].
@@ -136,6 +141,7 @@ pub(in crate::engine::ops) fn attention_into(
     // More than the default limit.
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, number(entry.shared_bytes)?).w()?;
+    check_row(&qkv)?;
     let (heads_argument, out_stride, scale) = (number(heads)?, number(out.stride)?, 1.0 / (head_width as f32).sqrt());
     let mut launch = kernel.builder();
     launch.arg(&qkv.values).arg(&mut out.values).arg(&bounds).arg(&heads_argument).arg(&out_stride).arg(&scale);
