@@ -1,0 +1,95 @@
+"""Root folders that stand in for the images that a Dockerfile begins with.
+
+Each is a copy of the machine's own distribution, as debootstrap installs it, with what the image adds. Only what is written here
+is known of an image.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Components that the image of Rust lacks, and a toolchain for development has.
+DEVELOPMENT = re.compile("clippy|rustfmt|rust-docs|rust-src|rust-analyzer|llvm-tools")
+
+
+def rust(builder, stage, match):
+    """Debian's C compiler, and the machine's toolchain as rustup's profile `minimal` installs it."""
+    version, root = match.group(1), stage.root
+    machine = subprocess.run(["rustc", "--version"], cwd=builder.context, check=True, capture_output=True, text=True).stdout
+    if machine.split()[1] != version:
+        raise RuntimeError(f"the image has Rust {version}, and this machine {machine.strip()}")
+    stage.environment |= {
+        "RUSTUP_HOME": "/usr/local/rustup",
+        "CARGO_HOME": "/usr/local/cargo",
+        "PATH": f"/usr/local/cargo/bin:{PATH}",
+        "RUST_VERSION": version,
+    }
+    install = "apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev"
+    builder.execute(stage, ["/bin/sh", "-c", install])
+
+    sysroot = subprocess.run(
+        ["rustc", "--print", "sysroot"], cwd=builder.context, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    toolchain = f"{version}-x86_64-unknown-linux-gnu"
+    place = root / "usr/local/rustup/toolchains" / toolchain
+    place.mkdir(parents=True)
+    leave_out = ["share", "bin/cargo-*", "bin/clippy-driver", "bin/rustfmt", "lib/rustlib/src"]
+    archive = ["tar", "--create", f"--directory={sysroot}", *(f"--exclude=./{path}" for path in leave_out), "."]
+    with subprocess.Popen(archive, stdout=subprocess.PIPE) as reading:
+        subprocess.run(["tar", "--extract", f"--directory={place}"], stdin=reading.stdout, check=True)
+    forget_development(place / "lib/rustlib")
+    settings = f'version = "12"\ndefault_toolchain = "{toolchain}"\nprofile = "minimal"\n\n[overrides]\n'
+    (root / "usr/local/rustup/settings.toml").write_text(settings)
+
+    programs = root / "usr/local/cargo/bin"
+    programs.mkdir(parents=True)
+    # Without rustup, its programs are the toolchain's own.
+    rustup = shutil.which("rustup")
+    if rustup:
+        shutil.copy2(os.path.realpath(rustup), programs / "rustup")
+    for name in ["cargo", "rustc", "rustdoc"]:
+        (programs / name).symlink_to("rustup" if rustup else f"/usr/local/rustup/toolchains/{toolchain}/bin/{name}")
+
+
+def forget_development(folder):
+    """Removes components from rustup's records, so that it knows that they are not there."""
+    components = folder / "components"
+    if not components.exists():
+        return
+    names = components.read_text().splitlines()
+    components.write_text("".join(f"{name}\n" for name in names if not DEVELOPMENT.search(name)))
+    for manifest in folder.glob("manifest-*"):
+        if DEVELOPMENT.search(manifest.name):
+            manifest.unlink()
+    configuration = folder / "multirust-config.toml"
+    if configuration.exists():
+        parts = configuration.read_text().split("[[components]]")
+        configuration.write_text("[[components]]".join(part for part in parts if not DEVELOPMENT.search(part)))
+
+
+def cuda_runtime(builder, stage, match):
+    """Without CUDA's libraries, unless `--libraries` names a folder with them: without a GPU nothing loads them."""
+    stage.environment |= {
+        "PATH": f"/usr/local/nvidia/bin:/usr/local/cuda/bin:{PATH}",
+        "LD_LIBRARY_PATH": "/usr/local/nvidia/lib:/usr/local/nvidia/lib64",
+        "NVIDIA_VISIBLE_DEVICES": "all",
+        "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
+        "CUDA_VERSION": match.group(1),
+    }
+
+
+STAND_INS = [
+    (re.compile(r"rust:(\d+\.\d+\.\d+)-slim-bookworm"), rust),
+    (re.compile(r"nvidia/cuda:(\d+\.\d+\.\d+)-runtime-ubuntu24\.04"), cuda_runtime),
+]
+
+
+def stand_in(name):
+    """What makes the root folder of an image, and how its name matched; nothing for one that is not known."""
+    for pattern, make in STAND_INS:
+        if match := pattern.fullmatch(name):
+            return make, match
+    return None
