@@ -74,7 +74,8 @@ base() {
   [ -n "$release" ] || { echo "error: apt has no source of this machine's own release" >&2; return 1; }
   rm -rf "$new"
   mkdir -p "$new/etc/dpkg/dpkg.cfg.d"
-  echo force-unsafe-io >"$new/etc/dpkg/dpkg.cfg.d/images"
+  printf '%s\n' force-unsafe-io 'path-exclude /usr/share/doc/*' 'path-exclude /usr/share/man/*' \
+    'path-exclude /usr/share/locale/*' >"$new/etc/dpkg/dpkg.cfg.d/images"
   run_debootstrap --variant=minbase "$release" "$new" "$mirror" >"$folder/base.log" 2>&1 || {
     tail -n 20 "$folder/base.log" >&2
     return 1

@@ -54,6 +54,8 @@ class Stage:
     user: str = "0"
     volumes: list = field(default_factory=list)
     ports: set = field(default_factory=set)
+    # What commands see of the machine: source and place.
+    mounts: list = field(default_factory=list)
     entrypoint: list = field(default_factory=list)
     command: list = field(default_factory=list)
     health: list = field(default_factory=list)
@@ -79,11 +81,6 @@ class Stage:
         return number, int(group or (account[3] if account else 0))
 
 
-def mounted_below(folder):
-    inside = os.path.realpath(folder) + "/"
-    return [line.split()[4] for line in open("/proc/self/mountinfo") if (line.split()[4] + "/").startswith(inside)]
-
-
 @contextlib.contextmanager
 def mounted(*mounts):
     """Mounts each (arguments, place), and unmounts them all."""
@@ -96,7 +93,7 @@ def mounted(*mounts):
 
 class Builder:
     def __init__(self, file, folder, base, options):
-        self.file, self.folder, self.base, self.context = file, folder, base, file.parent
+        self.file, self.folder, self.base, self.context = file, folder, base, options.context
         self.program, self.given = options.program, dict(options.build_arg)
         self.ignore = Ignore((self.context / ".dockerignore").read_text())
         self.log = folder / "build.log"
@@ -233,6 +230,7 @@ class Builder:
             place.parent.mkdir(parents=True, exist_ok=True)
             place.touch()
             found.append((["--bind", "--options", "ro", os.path.realpath(file)], place))
+        found += [(["--bind", "--options", "ro", source], place) for source, place in stage.mounts]
         home = stage.environment.get("CARGO_HOME")
         if home:
             # What cargo has downloaded, and where from.

@@ -16,7 +16,9 @@ DEVELOPMENT = re.compile("clippy|rustfmt|rust-docs|rust-src|rust-analyzer|llvm-t
 
 
 def rust(builder, stage, match):
-    """Debian's C compiler, and the machine's toolchain as rustup's profile `minimal` installs it."""
+    """The machine's toolchain as rustup's profile `minimal` installs it. The image also has certificates and gcc; here
+    the file must install what it needs.
+    """
     version, root = match.group(1), stage.root
     machine = subprocess.run(["rustc", "--version"], cwd=builder.context, check=True, capture_output=True, text=True).stdout
     if machine.split()[1] != version:
@@ -27,20 +29,21 @@ def rust(builder, stage, match):
         "PATH": f"/usr/local/cargo/bin:{PATH}",
         "RUST_VERSION": version,
     }
-    install = "apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev"
-    builder.execute(stage, ["/bin/sh", "-c", install])
-
-    sysroot = subprocess.run(
-        ["rustc", "--print", "sysroot"], cwd=builder.context, check=True, capture_output=True, text=True
-    ).stdout.strip()
+    sysroot = Path(
+        subprocess.run(
+            ["rustc", "--print", "sysroot"], cwd=builder.context, check=True, capture_output=True, text=True
+        ).stdout.strip()
+    )
     toolchain = f"{version}-x86_64-unknown-linux-gnu"
     place = root / "usr/local/rustup/toolchains" / toolchain
     place.mkdir(parents=True)
-    leave_out = ["share", "bin/cargo-*", "bin/clippy-driver", "bin/rustfmt", "lib/rustlib/src"]
-    archive = ["tar", "--create", f"--directory={sysroot}", *(f"--exclude=./{path}" for path in leave_out), "."]
-    with subprocess.Popen(archive, stdout=subprocess.PIPE) as reading:
-        subprocess.run(["tar", "--extract", f"--directory={place}"], stdin=reading.stdout, check=True)
-    forget_development(place / "lib/rustlib")
+    # Seen by commands alone: it is large, and nothing copies it.
+    stage.mounts.append((sysroot, place))
+    records = builder.folder / "rustup"
+    records.mkdir()
+    for file, text in minimal(sysroot / "lib/rustlib"):
+        (records / file).write_text(text)
+        stage.mounts.append((records / file, place / "lib/rustlib" / file))
     settings = f'version = "12"\ndefault_toolchain = "{toolchain}"\nprofile = "minimal"\n\n[overrides]\n'
     (root / "usr/local/rustup/settings.toml").write_text(settings)
 
@@ -54,24 +57,20 @@ def rust(builder, stage, match):
         (programs / name).symlink_to("rustup" if rustup else f"/usr/local/rustup/toolchains/{toolchain}/bin/{name}")
 
 
-def forget_development(folder):
-    """Removes components from rustup's records, so that it knows that they are not there."""
+def minimal(folder):
+    """rustup's records of a toolchain, without the components for development, as if those were not there."""
     components = folder / "components"
-    if not components.exists():
-        return
-    names = components.read_text().splitlines()
-    components.write_text("".join(f"{name}\n" for name in names if not DEVELOPMENT.search(name)))
-    for manifest in folder.glob("manifest-*"):
-        if DEVELOPMENT.search(manifest.name):
-            manifest.unlink()
+    if components.exists():
+        names = components.read_text().splitlines()
+        yield components.name, "".join(f"{name}\n" for name in names if not DEVELOPMENT.search(name))
     configuration = folder / "multirust-config.toml"
     if configuration.exists():
         parts = configuration.read_text().split("[[components]]")
-        configuration.write_text("[[components]]".join(part for part in parts if not DEVELOPMENT.search(part)))
+        yield configuration.name, "[[components]]".join(part for part in parts if not DEVELOPMENT.search(part))
 
 
 def cuda_runtime(builder, stage, match):
-    """Without CUDA's libraries, unless `--libraries` names a folder with them: without a GPU nothing loads them."""
+    """Without CUDA's libraries, which nothing loads where there is no GPU."""
     stage.environment |= {
         "PATH": f"/usr/local/nvidia/bin:/usr/local/cuda/bin:{PATH}",
         "LD_LIBRARY_PATH": "/usr/local/nvidia/lib:/usr/local/nvidia/lib64",

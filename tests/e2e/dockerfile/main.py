@@ -27,6 +27,7 @@ def arguments():
     parser.add_argument("--program", type=Path, help="a program in place of what `cargo build` makes")
     parser.add_argument("--build-arg", type=lambda text: tuple(text.split("=", 1)), action="append", default=[])
     parser.add_argument("--file", type=Path, default=ROOT / "Dockerfile.cuda")
+    parser.add_argument("--context", type=Path, default=ROOT, help="the folder that COPY copies from")
     return parser.parse_args()
 
 
