@@ -49,7 +49,7 @@ class Run:
                 found.environment[name] = setting
             elif option == "--stop-timeout":
                 found.stop_seconds = int(value)
-            elif option != "--gpus":
+            elif option not in ("--gpus", "--restart"):
                 raise RuntimeError(f"the option `{option}` of docker run is not known here")
         return found
 

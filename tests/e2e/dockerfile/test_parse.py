@@ -3,6 +3,7 @@
 
 import sys
 import tempfile
+import tomllib
 import types
 import unittest
 from pathlib import Path
@@ -31,6 +32,15 @@ class Reading(unittest.TestCase):
         names = [instruction.name for instruction in parse((ROOT / "Dockerfile.cuda").read_text())]
         self.assertEqual(names.count("FROM"), 2)
         self.assertEqual(names[-2:], ["ENTRYPOINT", "CMD"])
+
+    def test_its_rust_is_the_projects(self):
+        channel = tomllib.loads((ROOT / "rust-toolchain.toml").read_text())["toolchain"]["channel"]
+        image, environment = [
+            next(found for found in parse((ROOT / "Dockerfile.cuda").read_text()) if found.name == name)
+            for name in ("FROM", "ENV")
+        ]
+        self.assertTrue(image.rest.startswith(f"rust:{channel}-"), image)
+        self.assertEqual(assignments(environment, {}), {"RUSTUP_TOOLCHAIN": channel})
 
     def test_unknown_instructions_and_flags_are_refused_with_their_line(self):
         self.refused("FROM scratch\n\n# a comment\nADD . .\n", "line 4: the instruction `ADD` is not known")
