@@ -42,6 +42,19 @@ class Reading(unittest.TestCase):
         self.assertTrue(image.rest.startswith(f"rust:{channel}-"), image)
         self.assertEqual(assignments(environment, {}), {"RUSTUP_TOOLCHAIN": channel})
 
+    def test_compiled_kernels_are_kept_where_kubernetes_keeps_them(self):
+        found = [instruction for instruction in parse((ROOT / "Dockerfile.cuda").read_text()) if instruction.name == "ENV"]
+        cache = {
+            name: value
+            for instruction in found
+            for name, value in assignments(instruction, {}).items()
+            if name.startswith("CUDA_CACHE_")
+        }
+        self.assertEqual(set(cache), {"CUDA_CACHE_PATH", "CUDA_CACHE_MAXSIZE"})
+        deployment = (ROOT / "deploy/kubernetes/deployment.yaml").read_text()
+        for name, value in cache.items():
+            self.assertRegex(deployment, rf'- name: {name}\n +value: "?{value}"?\n')
+
     def test_unknown_instructions_and_flags_are_refused_with_their_line(self):
         self.refused("FROM scratch\n\n# a comment\nADD . .\n", "line 4: the instruction `ADD` is not known")
         self.refused("FROM scratch\nSHELL [\"/bin/bash\"]\n", "line 2: the instruction `SHELL`")
