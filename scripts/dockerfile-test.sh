@@ -2,11 +2,12 @@
 # Builds Dockerfile.cuda without Docker, and runs the image: each line of the file is followed in a root folder, and the result
 # is started as `docker run` would. Needs root, and the rights to mount and chroot; says so and ends well where they are missing.
 #
-#   scripts/dockerfile-test.sh [--program PROGRAM] [--keep] [--file DOCKERFILE] [--build-arg NAME=VALUE]
+#   scripts/dockerfile-test.sh [--program PROGRAM] [--libraries] [--keep] [--file DOCKERFILE] [--build-arg NAME=VALUE]
 #
-# With --program everything is done except `cargo build`, in place of which PROGRAM is installed. Without it, the build takes
-# half an hour. The machine's own distribution, from its own mirror, stands in for the images that the file begins with, and the
-# machine's own Rust for theirs. --keep leaves the folders in .tools/dockerfile.
+# With --program everything is done except `cargo build`, in place of which PROGRAM is installed, and CUDA's libraries (500 MB)
+# are left out unless --libraries asks for them. Without it, the build takes half an hour. The machine's own distribution, from
+# its own mirror, stands in for the images that the file begins with, and the machine's own Rust for theirs. --keep leaves the
+# folders in .tools/dockerfile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,6 +17,7 @@ keep=
 while [ "$#" -gt 0 ]; do
   case $1 in
   --program | --file) arguments+=("$1" "$(realpath "$2")"); shift ;;
+  --libraries) arguments+=("$1") ;;
   --build-arg) arguments+=("$1" "$2"); shift ;;
   --keep) keep=1 ;;
   *) echo "error: unknown argument \`$1\`" >&2; exit 2 ;;

@@ -95,6 +95,7 @@ class Builder:
     def __init__(self, file, folder, base, options):
         self.file, self.folder, self.base, self.context = file, folder, base, options.context
         self.program, self.given = options.program, dict(options.build_arg)
+        self.has_libraries = options.libraries or not options.program
         self.ignore = Ignore((self.context / ".dockerignore").read_text())
         self.log = folder / "build.log"
         self.stages, self.used = [], set()

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+REQUIREMENTS = Path(__file__).with_name("runtime-requirements.txt")
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Components that the image of Rust lacks, and a toolchain for development has.
 DEVELOPMENT = re.compile("clippy|rustfmt|rust-docs|rust-src|rust-analyzer|llvm-tools")
@@ -70,7 +72,7 @@ def minimal(folder):
 
 
 def cuda_runtime(builder, stage, match):
-    """Without CUDA's libraries, which nothing loads where there is no GPU."""
+    """CUDA's libraries on request only: they are large, and the program loads none where there is no GPU."""
     stage.environment |= {
         "PATH": f"/usr/local/nvidia/bin:/usr/local/cuda/bin:{PATH}",
         "LD_LIBRARY_PATH": "/usr/local/nvidia/lib:/usr/local/nvidia/lib64",
@@ -78,6 +80,16 @@ def cuda_runtime(builder, stage, match):
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility",
         "CUDA_VERSION": match.group(1),
     }
+    if builder.has_libraries:
+        if match.group(1) not in REQUIREMENTS.read_text():
+            raise RuntimeError(f"{REQUIREMENTS.name} is not for CUDA {match.group(1)}")
+        wheels = builder.folder / "runtime"
+        options = ["--quiet", "--no-cache-dir", "--no-compile", "--root-user-action=ignore", "--disable-pip-version-check"]
+        options += ["--only-binary", ":all:", "--require-hashes", "--no-deps"]
+        pip = [sys.executable, "-m", "pip", "install", *options, "--target", wheels, "--requirement", REQUIREMENTS]
+        subprocess.run(pip, check=True)
+        (stage.root / "usr/local/cuda").mkdir()
+        (wheels / "nvidia/cu13/lib").rename(stage.root / "usr/local/cuda/lib64")
 
 
 STAND_INS = [

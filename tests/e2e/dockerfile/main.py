@@ -1,6 +1,7 @@
 """Builds a Dockerfile without Docker, and checks the image. scripts/dockerfile-test.sh prepares what it needs.
 
-    python3 tests/e2e/dockerfile/main.py --base FOLDER --folder FOLDER [--program PROGRAM] [--build-arg NAME=VALUE ...]
+    python3 tests/e2e/dockerfile/main.py --base FOLDER --folder FOLDER [--program PROGRAM] [--libraries]
+        [--build-arg NAME=VALUE ...]
 """
 
 import argparse
@@ -25,6 +26,7 @@ def arguments():
     parser.add_argument("--base", type=Path, required=True, help="root folder of the machine's distribution")
     parser.add_argument("--folder", type=Path, required=True, help="where the stages are made; emptied by the caller")
     parser.add_argument("--program", type=Path, help="a program in place of what `cargo build` makes")
+    parser.add_argument("--libraries", action="store_true", help="fetch CUDA's libraries, as without --program")
     parser.add_argument("--build-arg", type=lambda text: tuple(text.split("=", 1)), action="append", default=[])
     parser.add_argument("--file", type=Path, default=ROOT / "Dockerfile.cuda")
     parser.add_argument("--context", type=Path, default=ROOT, help="the folder that COPY copies from")

@@ -145,7 +145,7 @@ class Building(unittest.TestCase):
     def build(self, text, **given):
         file = self.folder / "context/Dockerfile"
         file.write_text(text)
-        options = types.SimpleNamespace(program=None, build_arg=list(given.items()), context=file.parent)
+        options = types.SimpleNamespace(program=None, libraries=False, build_arg=list(given.items()), context=file.parent)
         builder = build.Builder(file, self.folder, self.folder / "base", options)
         self.commands = []
 
