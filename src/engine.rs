@@ -165,12 +165,6 @@ impl FluxEngine {
     }
 }
 
-impl Drop for FluxEngine {
-    fn drop(&mut self) {
-        ops::close_libraries(&self.device);
-    }
-}
-
 impl StepEngine for FluxEngine {
     fn limits(&self) -> EngineLimits {
         self.limits

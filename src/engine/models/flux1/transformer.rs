@@ -147,12 +147,11 @@ impl Transformer {
 
     fn stream(&self, sequences: &[Sequence]) -> Result<Stream> {
         let known: Option<Vec<&Tensor>> = sequences.iter().map(|sequence| sequence.modulation).collect();
-        let rows = match known {
-            Some(rows) => Tensor::cat(&rows, 0)?,
-            None => {
-                let rows: Vec<_> = sequences.iter().map(|sequence| (sequence.sigma, sequence.condition)).collect();
-                self.modulation_rows(&rows)?
-            }
+        let rows = if let Some(rows) = known {
+            Tensor::cat(&rows, 0)?
+        } else {
+            let rows: Vec<_> = sequences.iter().map(|sequence| (sequence.sigma, sequence.condition)).collect();
+            self.modulation_rows(&rows)?
         };
         Stream::new(sequences, self.modulations.of_rows(rows))
     }

@@ -62,12 +62,20 @@ mod tests {
         };
         let right = right().expect("the product");
         check(&right).expect("right");
-        let said = |wrong: Result<Tensor>| check(&wrong.expect("a tensor")).expect_err("wrong").to_string();
+        let said = |wrong: Result<Tensor>| {
+            let error = check(&wrong.expect("a tensor")).expect_err("wrong").to_string();
+            // A backtrace follows, if the environment asks for it.
+            error.lines().next().unwrap_or_default().to_owned()
+        };
         assert_eq!(said(&right * 2.0), "a matrix product of 77 rows in e4m3 gives 128 instead of 64");
         assert_eq!(said(&right * f64::NAN), "a matrix product of 77 rows in e4m3 gives NaN instead of 64");
         // The scales of other rows, and of other columns.
         let moved = |dimension| right.narrow(dimension, 1, right.dim(dimension).expect("a matrix") - 1);
         assert_eq!(said(moved(0)), "a matrix product of 76 rows in e4m3 gives 128 instead of 64");
         assert_eq!(said(moved(1)), "a matrix product of 77 rows in e4m3 gives 32 instead of 64");
+        // The last row alone.
+        let ends = [right.narrow(0, 0, 76), right.narrow(0, 76, 1).and_then(|row| row * 2.0)];
+        let wrong = Tensor::cat(&ends.map(|rows| rows.expect("rows")), 0);
+        assert_eq!(said(wrong), "a matrix product of 77 rows in e4m3 gives 256 instead of 128");
     }
 }
