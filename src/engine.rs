@@ -1,7 +1,6 @@
 //! FLUX on candle, behind [`crate::domain::engine::StepEngine`]. The only home of candle; knows nothing of tokio, HTTP,
 //! queue, auth or SQL.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "nothing reads quantized files yet"))]
 mod blocks;
 mod checkpoint;
 mod device;
