@@ -7,6 +7,7 @@ mod admin;
 mod backup;
 mod bench;
 mod engine_args;
+mod exit;
 mod generate;
 mod key_argument;
 mod keys;
@@ -29,6 +30,7 @@ pub use admin::{AdminCommand, PasswordInput};
 pub use backup::BackupArgs;
 pub use bench::BenchCommand;
 pub use engine_args::EngineArgs;
+pub use exit::exit_code;
 pub use generate::GenerateArgs;
 pub use key_argument::{KeyArgument, without_secrets};
 pub use keys::KeysCommand;
@@ -39,7 +41,7 @@ pub use part_args::PartArgs;
 pub use shell::{CompletionsArgs, ManArgs};
 
 use crate::config::{Config, Flags, VARIABLES};
-use crate::domain::device::Devices;
+use crate::domain::device::{DeviceChoice, Devices, FasterKernel};
 use crate::domain::model_source::ModelSource;
 use crate::domain::spec::random_seed;
 use crate::telemetry::pipe::Pipe;
@@ -105,6 +107,20 @@ pub enum Command {
     Man(ManArgs),
     /// Check whether this machine can serve, and how to fix what prevents it
     Doctor,
+    /// Compare one of the device's faster kernels with the portable one; run by every other command that loads a model
+    #[command(hide = true)]
+    ProbeKernel(ProbeKernelArgs),
+}
+
+/// Options of `probe-kernel`.
+#[derive(Debug, Clone, Args)]
+pub struct ProbeKernelArgs {
+    /// The kernel: attention or convolution
+    #[arg(value_name = "KERNEL")]
+    pub kernel: FasterKernel,
+    /// Device
+    #[arg(long, value_name = "DEVICE")]
+    pub device: DeviceChoice,
 }
 
 /// Options of `serve`.
@@ -190,6 +206,7 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
         Command::Completions(arguments) => shell::completions(&arguments, out),
         Command::Man(arguments) => shell::man(&arguments, out),
         Command::Doctor => app::doctor(&Config::load(flags)?, out).await,
+        Command::ProbeKernel(ProbeKernelArgs { kernel, device }) => app::try_kernel(device, kernel),
     }
 }
 

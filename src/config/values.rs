@@ -8,7 +8,7 @@ use std::str::FromStr;
 use crate::config::hub::HubConfig;
 use crate::config::names::{CorsOrigins, HostNames, MetricsListen};
 use crate::config::public_url::PublicUrl;
-use crate::domain::device::{DeviceChoice, Devices, EngineSettings, Kernels, Offload};
+use crate::domain::device::{DeviceChoice, Devices, EngineSettings, KernelFaults, Kernels, Offload};
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 use crate::domain::namespace::NamespaceName;
@@ -242,7 +242,8 @@ impl Config {
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
         let EngineConfig { offload, is_deterministic, kernels, precision } = self.engine;
-        EngineSettings { device, offload, is_deterministic, kernels, precision }
+        let kernel_faults = KernelFaults::default();
+        EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision }
     }
 
     /// The database's file.

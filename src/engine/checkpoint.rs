@@ -94,12 +94,12 @@ impl Checkpoint {
             .ok_or_else(|| CheckpointError { place: inspection.place.clone(), problems: inspection.into_problems() })
     }
 
-    /// The size of the weights in `dtype`. The autoencoder's is an upper bound, in f32, which only its encoder is.
+    /// The size of the weights in `dtype`.
     pub(crate) fn weight_bytes(&self, dtype: DType) -> WeightBytes {
         let bytes = |tensors: &CheckedTensors, dtype: DType| tensors.elements() * dtype.size_in_bytes();
         WeightBytes {
             transformer: bytes(&self.transformer, dtype),
-            vae: bytes(&self.vae, DType::F32),
+            vae: bytes(&self.vae, dtype),
             clip: bytes(&self.clip, dtype),
             t5: bytes(&self.t5, dtype),
         }

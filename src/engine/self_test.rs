@@ -57,7 +57,7 @@ const F32_TOLERANCE: f64 = 1e-5;
 /// When the device is not available, or an operation fails.
 pub fn self_test(choice: DeviceChoice) -> std::result::Result<Vec<OpReport>, LoadError> {
     let device = device::open(choice)?;
-    Ok(Operands { dtype: device::dtype(&device), device }.run()?)
+    Ok(Operands { dtype: device::dtype(&device), device: Device::clone(&device) }.run()?)
 }
 
 struct Operands {

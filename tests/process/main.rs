@@ -6,6 +6,7 @@ mod build;
 mod files;
 mod jobs;
 mod keys;
+mod lost_device;
 mod output;
 mod start;
 

@@ -9,7 +9,7 @@ use super::problem::Problem;
 /// The type of weights in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeptAs {
-    /// bf16, where the hardware multiplies it. The autoencoder stays f32.
+    /// bf16, where the hardware multiplies it.
     Bf16,
     /// f32, as on the CPU.
     F32,
@@ -70,8 +70,8 @@ impl Inspection {
     /// The size of each component's weights in memory, in bytes, without activations.
     #[must_use]
     pub fn weights_bytes(&self, kept_as: KeptAs) -> Vec<(&'static str, usize)> {
-        let width = |name| if kept_as == KeptAs::F32 || name == "vae" { size_of::<f32>() } else { size_of::<u16>() };
-        self.components.iter().map(|component| (component.name, component.elements * width(component.name))).collect()
+        let width = if kept_as == KeptAs::F32 { size_of::<f32>() } else { size_of::<u16>() };
+        self.components.iter().map(|component| (component.name, component.elements * width)).collect()
     }
 
     /// All problems.

@@ -9,18 +9,15 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::{CudaStorage, Device, Layout, Result, Shape, bail};
 use half::bf16;
 
+use super::modules::Kernels;
 use super::{Bounds, Matrix, MatrixMut, grid, number};
 use crate::engine::ops::kernel::Kernel;
 use crate::engine::ops::segments::Segments;
 
-pub(super) const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention.ptx"));
-
-/// Has no kernels unless the program is built for Hopper itself (sm_90a).
-const HOPPER_KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/attention_hopper.ptx"));
-
-/// The names of the loaded modules on a device.
-pub(super) const MODULE: &str = "fluxserve-attention";
-const HOPPER_MODULE: &str = "fluxserve-attention-hopper";
+pub(super) const KERNELS: Kernels =
+    Kernels::new("attention", include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")));
+const HOPPER_KERNELS: Kernels =
+    Kernels::new("attention_hopper", include_bytes!(concat!(env!("OUT_DIR"), "/attention_hopper.fatbin")));
 
 /// Queries of a block.
 pub(super) const QUERIES: usize = 128;
@@ -38,14 +35,14 @@ const HOPPER_SHARED_BYTES: usize = 5 * 128 * HOPPER_HEAD_WIDTH * size_of::<bf16>
 
 /// Whether the device has [`Kernel::Warpgroup`].
 pub(in crate::engine::ops) fn has_warpgroups(device: &Device) -> bool {
-    super::has_warpgroups(device, HOPPER_KERNELS, HOPPER_ENTRY)
+    super::has_warpgroups(device, &HOPPER_KERNELS)
 }
 
-/// Bytes that each thread of [`Kernel::Warpgroup`] spills from registers into memory, as the driver has compiled it. nvcc
-/// spills none, but leaves no register free.
+/// Bytes that each thread of [`Kernel::Warpgroup`] spills from registers into memory. nvcc
+/// spills none, but leaves no register free: more with another version of it may not fit.
 pub(in crate::engine::ops) fn spilled_bytes(device: &Device) -> Option<i32> {
     let Device::Cuda(device) = device else { return None };
-    let kernel = device.get_or_load_custom_func(HOPPER_ENTRY, HOPPER_MODULE, HOPPER_KERNELS).ok()?;
+    let kernel = HOPPER_KERNELS.get(device, HOPPER_ENTRY).ok()?;
     kernel.local_size_bytes().ok()
 }
 
@@ -93,10 +90,9 @@ pub(in crate::engine::ops) fn attention_into(
     let blocks = segments.ranges().map(|range| range.len().div_ceil(QUERIES)).sum();
     let device = storage.device();
     let (kernel, shared) = if kernel == Kernel::Warpgroup && head_width == HOPPER_HEAD_WIDTH {
-        (device.get_or_load_custom_func(HOPPER_ENTRY, HOPPER_MODULE, HOPPER_KERNELS)?, HOPPER_SHARED_BYTES)
+        (HOPPER_KERNELS.get(device, HOPPER_ENTRY)?, HOPPER_SHARED_BYTES)
     } else {
-        let kernel = device.get_or_load_custom_func(&format!("attention_{head_width}"), MODULE, KERNELS)?;
-        (kernel, shared_bytes(head_width))
+        (KERNELS.get(device, &format!("attention_{head_width}"))?, shared_bytes(head_width))
     };
     // More than the default limit.
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
