@@ -16,6 +16,7 @@ mod kubernetes;
 mod links;
 mod load_bar;
 mod models;
+mod part_args;
 mod shell;
 mod table;
 mod version;
@@ -38,6 +39,7 @@ pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
 pub use links::LinksCommand;
 pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
+pub use part_args::PartArgs;
 pub use shell::{CompletionsArgs, ManArgs};
 
 use crate::app::CommandLogs;
@@ -133,10 +135,13 @@ pub struct ServeArgs {
     /// A separate address for the console and the management routes
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin_listen: Option<SocketAddr>,
-    /// A model to serve, with the folder of its checkpoint unless it was downloaded; repeatable [default:
+    /// A model to serve, with the folder or file of its checkpoint unless it was downloaded; repeatable [default:
     /// fluxserve/flux-shapes]
-    #[arg(long = "model", value_name = "ID[=DIR]")]
+    #[arg(long = "model", value_name = "ID[=PATH]")]
     pub models: Vec<ModelSource>,
+    /// Where the parts of the models with a PATH come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// Download missing models from the hub first, like `models download`
     #[arg(long)]
     pub download: bool,
@@ -183,7 +188,7 @@ pub async fn run(
         Command::Serve(arguments) => {
             flags.listen = arguments.listen;
             flags.admin_listen = arguments.admin_listen;
-            flags.models = arguments.models;
+            flags.models = with_parts(arguments.models, &arguments.parts)?;
             flags.device = arguments.device;
             arguments.engine.apply(&mut flags);
             flags.download = arguments.download;
@@ -223,6 +228,16 @@ pub async fn run(
             doctor::run(arguments, &config, out).await
         }
     }
+}
+
+/// The models of the command line, with the parts that were named for those with a path.
+fn with_parts(models: Vec<ModelSource>, parts: &PartArgs) -> anyhow::Result<Vec<ModelSource>> {
+    let takes_parts = |model: &ModelSource| model.directory.is_some();
+    if *parts != PartArgs::default() && !models.iter().any(takes_parts) {
+        anyhow::bail!("`--base`, `--text-encoder` and `--vae` are for a model with a path: `--model ID=PATH`");
+    }
+    let with = |model: ModelSource| if takes_parts(&model) { parts.clone().of(model) } else { model };
+    Ok(models.into_iter().map(with).collect())
 }
 
 fn environment_help() -> String {

@@ -1,6 +1,7 @@
 //! FLUX on candle, behind [`crate::domain::engine::StepEngine`]. The only home of candle; knows nothing of tokio, HTTP,
 //! queue, auth or SQL.
 
+mod blocks;
 mod checkpoint;
 mod device;
 mod doctor;

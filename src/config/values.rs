@@ -197,7 +197,7 @@ impl Default for Config {
             metrics_listen: MetricsListen::default(),
             tls: None,
             data_dir: PathBuf::from("data"),
-            models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
+            models: vec![ModelSource::new(ModelId::new(DEFAULT_MODEL), None)],
             max_input_images: BTreeMap::new(),
             device: Devices::default(),
             engine: EngineConfig::default(),
