@@ -156,10 +156,11 @@ class Plans(unittest.TestCase):
             first = next(number for number, stage in enumerate(call) if stage.needs_weights)
             self.assertEqual(call[first].name, "weights")
 
-    def test_fp8_is_left_out_below_hopper(self) -> None:
+    def test_fp8_is_left_out_where_no_device_multiplies_it(self) -> None:
         self.assertEqual(stages.reason_without_fp8("9.0"), "")
+        self.assertEqual(stages.reason_without_fp8("8.9"), "")
         self.assertEqual(stages.reason_without_fp8("[N/A]"), "")
-        self.assertIn("8.0", stages.reason_without_fp8("8.0"))
+        self.assertIn("8.6", stages.reason_without_fp8("8.6"))
 
 
 class Operations(unittest.TestCase):
