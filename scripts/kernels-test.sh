@@ -79,20 +79,40 @@ for architecture in "${architectures[@]}"; do
       awk '/^Function/ { kernel = $3; next } { count[kernel " " $1]++ } END { for (name in count) print name, count[name] }' |
       sort
   done >"$folder/instructions.$architecture.txt"
-  for kernel in attention_128 biased_attention_64 convolution; do
+  for kernel in attention_128 attention_tall_128 biased_attention_64 convolution; do
     grep -q "^$kernel HMMA.16816.F32.BF16 " "$folder/instructions.$architecture.txt"
   done
 done
 cat "$folder/instructions.sm_90a.txt"
-for kernel in attention_hopper_128 convolution_hopper convolution_hopper_doubled; do
+for kernel in attention_hopper_128 attention_hopper_ordered_128 convolution_hopper convolution_hopper_doubled; do
   grep -q "^$kernel HGMMA.64x128x16.F32.BF16 " "$folder/instructions.sm_90a.txt"
 done
-# Most of the 66 powers of two of a turn must be between its two waits: there the tensor cores are at work.
+# Copies in loops that the compiler does not unroll take a third of all instructions. Unrolled, each one that a thread starts is
+# in the code once.
+for copies in 'attention_128 LDGSTS.E.BYPASS.128 24' 'attention_tall_128 LDGSTS.E.BYPASS.128 40'; do
+  grep -qx "$copies" "$folder/instructions.sm_90a.txt" || {
+    echo "expected: $copies" >&2
+    exit 1
+  }
+done
+# Most of the 66 powers of two of a turn must be between its two waits: there the tensor cores are at work. The warpgroups of
+# one of the kernels are ordered by barrier 1: before the loop, and in it.
 cuobjdump -sass "$parts/attention_hopper.sm_90a.cubin" | awk '
+  /Function :/ { kernel = $3; powers[kernel] = 0; is_beside = 0 }
   /WARPGROUP.DEPBAR.LE gsb0, 0x1/ { is_beside = 1 }
   /WARPGROUP.DEPBAR.LE gsb0, 0x0/ { is_beside = 0 }
-  is_beside && /MUFU.EX2/ { ++powers }
-  END { printf "%d powers of two beside matrix instructions\n", powers; exit powers < 60 }'
+  is_beside && /MUFU.EX2/ { ++powers[kernel] }
+  /BAR\.ARV 0x1, 0x100/ { ++arrivals[kernel] }
+  /BAR\.SYNC\.DEFER_BLOCKING 0x1, 0x100/ { ++waits[kernel] }
+  END {
+    for (kernel in powers) {
+      places = kernel ~ /ordered/ ? 2 : 0
+      printf "%s: %d powers of two beside matrix instructions, %d arrivals, %d waits\n", kernel, powers[kernel],
+        arrivals[kernel], waits[kernel]
+      failed = failed || powers[kernel] < 60 || arrivals[kernel] != places || waits[kernel] != places
+    }
+    exit failed
+  }'
 # Narrow on purpose: a head's bias, which is copied to shared memory once; the numbers of GroupNorm's groups and channels, a
 # few for each image; a row's one scale. A convolution's input is copied to shared memory without registers.
 narrow='^(biased_attention_[0-9]+ LDG|group_|quantize_[a-z_]+ STG\.E |scale_rows_and_columns LDG\.E )'

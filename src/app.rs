@@ -13,6 +13,7 @@ mod hub;
 mod kernel_trials;
 mod key_rights;
 mod loading;
+mod logs;
 mod models;
 mod open_files;
 mod removed_files;
@@ -27,18 +28,20 @@ use anyhow::{Context as _, bail};
 
 pub use bench::{
     Distance, FidelityReport, FidelityRequest, LoadPart, LoadReport, LoadRequest, Moved, Outcome, StagesRequest,
-    TimeReport, TimeRequest, Timing, fidelity, load, time, write_stages,
+    TimeReport, TimeRequest, Timing, fidelity, kernels, load, time, write_stages,
 };
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
-pub use doctor::doctor;
+pub use doctor::{doctor, test_operations};
 pub use engines::{DeviceLost, EngineBuilder};
 pub use fetching::ProgressLines;
 pub use generate::{GenerateRequest, generate};
 pub use hub::{DownloadRequest, download_model};
 pub use kernel_trials::{DISAGREES, try_kernel};
+pub use logs::CommandLogs;
 pub use models::{check_model, list_models};
 pub use serve::{serve, serve_with};
 
+pub use crate::engine::{ChosenKernel, KernelChoices, KernelTiming, KernelTimings, OperationEvent, OperationReport};
 pub use crate::hub::{Downloaded, Progress};
 
 use crate::auth::{Actor, AdminService, CreatedKey, KeyService, NewKey, PublicId};

@@ -6,6 +6,7 @@
 mod admin;
 mod backup;
 mod bench;
+mod doctor;
 mod engine_args;
 mod exit;
 mod generate;
@@ -15,6 +16,7 @@ mod kubernetes;
 mod links;
 mod load_bar;
 mod models;
+mod part_args;
 mod shell;
 mod table;
 mod version;
@@ -28,6 +30,7 @@ use clap::{Args, Parser, Subcommand};
 pub use admin::{AdminCommand, PasswordInput};
 pub use backup::BackupArgs;
 pub use bench::BenchCommand;
+pub use doctor::{DoctorArgs, FaultyOperations};
 pub use engine_args::EngineArgs;
 pub use exit::exit_code;
 pub use generate::GenerateArgs;
@@ -36,8 +39,10 @@ pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
 pub use links::LinksCommand;
 pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
+pub use part_args::PartArgs;
 pub use shell::{CompletionsArgs, ManArgs};
 
+use crate::app::CommandLogs;
 use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::{DeviceChoice, Devices, FasterKernel};
 use crate::domain::model_source::ModelSource;
@@ -94,7 +99,7 @@ pub enum Command {
     /// Download, list and check models
     #[command(subcommand)]
     Models(ModelsCommand),
-    /// Measure generation and loading on this machine, or export an image's intermediate tensors
+    /// Measure generation, loading and single kernels on this machine, or export an image's intermediate tensors
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Print the description of the HTTP API: OpenAPI 3.1, as JSON
@@ -103,8 +108,8 @@ pub enum Command {
     Completions(CompletionsArgs),
     /// Print the manual page, or write one for each command
     Man(ManArgs),
-    /// Check whether this machine can serve, and how to fix what prevents it
-    Doctor,
+    /// Check whether this machine can serve, and how to fix what prevents it; or test each operation of a device
+    Doctor(DoctorArgs),
     /// Compare one of the device's faster kernels with the portable one; run by every other command that loads a model
     #[command(hide = true)]
     ProbeKernel(ProbeKernelArgs),
@@ -130,10 +135,13 @@ pub struct ServeArgs {
     /// A separate address for the console and the management routes
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin_listen: Option<SocketAddr>,
-    /// A model to serve, with the folder of its checkpoint unless it was downloaded; repeatable [default:
+    /// A model to serve, with the folder or file of its checkpoint unless it was downloaded; repeatable [default:
     /// fluxserve/flux-shapes]
-    #[arg(long = "model", value_name = "ID[=DIR]")]
+    #[arg(long = "model", value_name = "ID[=PATH]")]
     pub models: Vec<ModelSource>,
+    /// Where the parts of the models with a PATH come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// Download missing models from the hub first, like `models download`
     #[arg(long)]
     pub download: bool,
@@ -157,21 +165,30 @@ pub fn run_to_end(
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(run(cli, input, out, notes))
+    runtime.block_on(run(cli, input, out, notes, CommandLogs::start))
 }
+
+/// Starts the logs of commands other than `serve`. A process can do that once, so tests do not.
+pub type StartLogs = fn(&Config) -> anyhow::Result<CommandLogs>;
 
 /// Runs the command.
 ///
 /// # Errors
 /// Why it failed, as a message for the user.
-pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
+pub async fn run(
+    cli: Cli,
+    input: PasswordInput<'_>,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+    start_logs: StartLogs,
+) -> anyhow::Result<()> {
     shutdown::outlive_file_size_limit();
     let mut flags = Flags { config_file: cli.shared.config, data_dir: cli.shared.data_dir, ..Flags::default() };
     match cli.command.unwrap_or(Command::Serve(ServeArgs::default())) {
         Command::Serve(arguments) => {
             flags.listen = arguments.listen;
             flags.admin_listen = arguments.admin_listen;
-            flags.models = arguments.models;
+            flags.models = with_parts(arguments.models, &arguments.parts)?;
             flags.device = arguments.device;
             arguments.engine.apply(&mut flags);
             flags.download = arguments.download;
@@ -184,8 +201,9 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
             flags.device = arguments.device.map(Into::into);
             arguments.engine.clone().apply(&mut flags);
             let config = Config::load(flags)?;
+            let _logs = start_logs(&config)?;
             let request = arguments.into_request(&config, || Ok(random_seed()?), notes)?;
-            generate::run(&config, request)
+            generate::run(&config, request, notes)
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,
         Command::Kubernetes(command) => kubernetes::run(command, &Config::load(flags)?, out, notes).await,
@@ -195,14 +213,31 @@ pub async fn run(cli: Cli, input: PasswordInput<'_>, out: &mut dyn Write, notes:
         Command::Models(command) => models::run(command, &Config::load(flags)?, out, notes).await,
         Command::Bench(command) => {
             command.apply(&mut flags);
-            bench::run(command, &Config::load(flags)?, out, notes)
+            let config = Config::load(flags)?;
+            let _logs = start_logs(&config)?;
+            bench::run(command, &config, out, notes)
         }
         Command::Openapi => Ok(writeln!(out, "{}", app::api_description())?),
         Command::Completions(arguments) => shell::completions(&arguments, out),
         Command::Man(arguments) => shell::man(&arguments, out),
-        Command::Doctor => app::doctor(&Config::load(flags)?, out).await,
         Command::ProbeKernel(ProbeKernelArgs { kernel, device }) => app::try_kernel(device, kernel),
+        Command::Doctor(arguments) => {
+            arguments.apply(&mut flags);
+            let config = Config::load(flags)?;
+            let _logs = start_logs(&config)?;
+            doctor::run(arguments, &config, out).await
+        }
     }
+}
+
+/// The models of the command line, with the parts that were named for those with a path.
+fn with_parts(models: Vec<ModelSource>, parts: &PartArgs) -> anyhow::Result<Vec<ModelSource>> {
+    let takes_parts = |model: &ModelSource| model.directory.is_some();
+    if *parts != PartArgs::default() && !models.iter().any(takes_parts) {
+        anyhow::bail!("`--base`, `--text-encoder` and `--vae` are for a model with a path: `--model ID=PATH`");
+    }
+    let with = |model: ModelSource| if takes_parts(&model) { parts.clone().of(model) } else { model };
+    Ok(models.into_iter().map(with).collect())
 }
 
 fn environment_help() -> String {

@@ -17,6 +17,7 @@ pub mod model;
 pub mod model_source;
 pub mod namespace;
 pub mod networks;
+pub mod operation_group;
 pub mod owner_counts;
 pub mod pace;
 pub mod password;

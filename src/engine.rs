@@ -1,10 +1,13 @@
 //! FLUX on candle, behind [`crate::domain::engine::StepEngine`]. The only home of candle; knows nothing of tokio, HTTP,
 //! queue, auth or SQL.
 
+mod blocks;
 mod checkpoint;
 mod device;
 mod doctor;
 mod error;
+mod kernel_choices;
+mod kernel_times;
 mod kernel_trial;
 mod linear;
 mod memory;
@@ -36,11 +39,13 @@ pub use device::{DeviceError, failure, free_bytes, name, probe};
 use device::{OpenDevice, device_error};
 pub use doctor::{check_precision, memory_plan};
 pub use error::LoadError;
+pub use kernel_choices::{ChosenKernel, KernelChoices};
+pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
 pub use kernel_trial::{KernelTrial, may_have_faster_kernels, try_kernel};
 pub use memory::TooLarge;
 use models::flux1::{Flux1, Image, Residency, Stepped, Weights};
 pub use reading::{LoadTimes, Reading, read_weights};
-pub use self_test::{OpReport, self_test};
+pub use self_test::{OperationEvent, OperationReport, run_operations};
 pub use stages::{Stages, WriteError};
 pub use storage::PrecisionError;
 pub use trace::Trace;

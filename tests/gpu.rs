@@ -15,9 +15,10 @@ use fluxserve::domain::engine::{EngineError, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::model::ModelFiles;
+use fluxserve::domain::operation_group::OperationGroup;
 use fluxserve::domain::precision::Precision;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
-use fluxserve::engine::{FluxEngine, OpReport, probe, self_test};
+use fluxserve::engine::{FluxEngine, OperationEvent, probe, run_operations};
 use support::copy_folder;
 
 const CUDA: DeviceChoice = DeviceChoice::Cuda(0);
@@ -65,14 +66,23 @@ fn mean_error(a: &[u8], b: &[u8]) -> f64 {
 #[test]
 #[ignore = "needs a CUDA device"]
 fn every_operation_agrees_with_the_cpu() {
-    let reports = self_test(CUDA).expect("a CUDA device");
-    for report in &reports {
-        println!("{:<24} {:.3e} of at most {:.0e}", report.name, report.error, report.tolerance);
-    }
-    assert!(reports.iter().all(OpReport::is_right));
+    let mut events = Vec::new();
+    let mut keep = |event| {
+        println!("{event:?}");
+        events.push(event);
+    };
+    run_operations(CUDA, Kernels::Auto, &OperationGroup::ALL, &mut keep).expect("a CUDA device");
+    let is_right = |event: &OperationEvent| match event {
+        OperationEvent::Done(report) => report.failure.is_none(),
+        OperationEvent::Skipped { .. } => true,
+        OperationEvent::Stopped { .. } => false,
+    };
+    assert!(events.iter().all(is_right));
     let device = probe(CUDA).expect("a CUDA device");
     let is_hopper = ["H100", "H200", "GH200"].into_iter().any(|name| device.contains(name));
-    let is_compared = reports.iter().any(|report| report.name == "attention by warpgroups");
+    let is_compared = events
+        .iter()
+        .any(|event| matches!(event, OperationEvent::Done(report) if report.group == OperationGroup::AttentionHopper));
     assert_eq!(is_compared, is_hopper, "{device}: a build for Hopper has its kernel");
 }
 

@@ -2,6 +2,7 @@
 //! image, and measures the error of a lossy precision.
 
 mod fidelity;
+mod kernels;
 mod loading;
 mod timing;
 
@@ -24,10 +25,11 @@ use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec};
-use crate::engine::FluxEngine;
+use crate::engine::{FluxEngine, KernelChoices};
 pub use fidelity::{Distance, FidelityReport, FidelityRequest, fidelity};
+pub use kernels::kernels;
 pub use loading::{LoadPart, LoadReport, LoadRequest, Moved, load};
-use timing::{Bench, Timed};
+use timing::{Bench, Timed, Todo};
 pub use timing::{Outcome, Timing};
 
 /// Default sizes to time, as far as the model generates them.
@@ -68,6 +70,8 @@ pub struct TimeReport {
     pub device: String,
     /// The precision.
     pub precision: Precision,
+    /// The kernels in use, and why.
+    pub kernels: KernelChoices,
     /// T5 tokens of each prompt.
     pub text_tokens: usize,
     /// Maximum tokens of one step.
@@ -76,6 +80,8 @@ pub struct TimeReport {
     pub load_seconds: f64,
     /// The timings, in order.
     pub timings: Vec<Timing>,
+    /// Why the rest was not timed, if the device answers no more.
+    pub stopped: Option<String>,
 }
 
 /// Times the parts of images. `on_load` observes loading; `on_timing` is called after each part, with all timings so
@@ -100,40 +106,44 @@ pub fn time(
         model: request.model.id.to_string(),
         device: engine.device_name(),
         precision: request.engine.precision,
+        kernels: engine.kernels(),
         text_tokens: card.sequence_length,
         step_tokens_max: engine.limits().step_tokens_max,
         load_seconds: started.elapsed().as_secs_f64(),
         timings: Vec::new(),
+        stopped: None,
     };
     on_timing(&report)?;
     let deadline = request.budget.map(|budget| started + budget);
     let mut bench = Bench::new(&mut engine, card, request.repeats, deadline);
-    let mut keep = |timing: Timing| {
+    for todo in todos(request, &sizes) {
+        let timing = bench.run(&todo);
+        let name = timing.name();
         report.timings.push(timing);
-        on_timing(&report)
-    };
-    keep(bench.text())?;
-    for &size in &sizes {
-        keep(bench.step(&[size]))?;
-    }
-    for &size in &sizes {
-        keep(bench.decode(size))?;
-        keep(bench.finish(size))?;
-    }
-    let up_to_a_megapixel = || sizes.iter().copied().filter(|size| size.pixels() <= COMPLETE_IMAGE_PIXELS);
-    if let Some(size) = up_to_a_megapixel().max_by_key(|size| size.pixels()) {
-        keep(bench.admit(size))?;
-        for &steps in &request.steps {
-            keep(bench.image(size, steps))?;
+        report.stopped = bench.lost().map(|reason| format!("the device answers no more after `{name}`: {reason}"));
+        on_timing(&report)?;
+        if report.stopped.is_some() {
+            break;
         }
     }
-    if request.mixed && up_to_a_megapixel().count() > 1 {
-        keep(bench.step(&up_to_a_megapixel().collect::<Vec<_>>()))?;
-    }
-    for images in several(&sizes, &request.counts) {
-        keep(bench.step(&images))?;
-    }
     Ok(report)
+}
+
+/// What to time, in order.
+fn todos(request: &TimeRequest, sizes: &[ImageSize]) -> Vec<Todo> {
+    let mut todos = vec![Todo::Text];
+    todos.extend(sizes.iter().map(|&size| Todo::Step(vec![size])));
+    todos.extend(sizes.iter().flat_map(|&size| [Todo::Decoder(size), Todo::Finish(size)]));
+    let up_to_a_megapixel = || sizes.iter().copied().filter(|size| size.pixels() <= COMPLETE_IMAGE_PIXELS);
+    if let Some(size) = up_to_a_megapixel().max_by_key(|size| size.pixels()) {
+        todos.push(Todo::Admit(size));
+        todos.extend(request.steps.iter().map(|&steps| Todo::Image(size, steps)));
+    }
+    if request.mixed && up_to_a_megapixel().count() > 1 {
+        todos.push(Todo::Step(up_to_a_megapixel().collect()));
+    }
+    todos.extend(several(sizes, &request.counts).into_iter().map(Todo::Step));
+    todos
 }
 
 /// Batches of images of one size, the smaller ones first.
@@ -295,6 +305,7 @@ mod tests {
         assert_eq!(parts, expected);
         let all_measured = report.timings.iter().all(|timing| matches!(timing.outcome, Outcome::Measured { .. }));
         assert!(all_measured && report.load_seconds > 0.0, "{report:?}");
+        assert_eq!((report.kernels.attention.kernel, report.stopped), ("cpu", None));
         assert_eq!(report.timings[2].tokens, 24 + 6 * 4, "the model's 24 text tokens and 6 by 4 image tokens");
     }
 }

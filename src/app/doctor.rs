@@ -2,15 +2,16 @@
 
 use std::io::Write;
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
 
 use super::fetching::size;
 use super::models::files_of;
 use super::{open_files, results_disk};
 use crate::config::Config;
-use crate::domain::device::DeviceChoice;
+use crate::domain::device::{DeviceChoice, Kernels};
 use crate::domain::model_source::ModelSource;
-use crate::engine::{self, Inspection, KeptAs, LoadError};
+use crate::domain::operation_group::OperationGroup;
+use crate::engine::{self, Inspection, KeptAs, LoadError, OperationEvent, OperationReport};
 use crate::store::Store;
 
 /// Outcome of one check: a fact, or a fault with a hint.
@@ -30,7 +31,7 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
         ("address".to_owned(), address(config).await),
     ];
     for device in config.device.iter() {
-        findings.insert(0, ("device".to_owned(), look_at_device(device)));
+        findings.insert(0, ("device".to_owned(), look_at_device(device, config.engine.kernels)));
     }
     findings.push(("precision".to_owned(), precision(config)));
     for model in &models {
@@ -52,20 +53,72 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Tests the operations of some groups on the device, each on its own. `on_event` is called after each one.
+///
+/// # Errors
+/// When the configuration has several devices, or the device is not available, or `on_event` fails.
+pub fn test_operations(
+    config: &Config,
+    groups: &[OperationGroup],
+    on_event: &mut dyn FnMut(&OperationEvent) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut devices = config.device.iter();
+    let (Some(device), None) = (devices.next(), devices.next()) else {
+        bail!("operations are tested on one device, and `{}` are several: name one with --device", config.device);
+    };
+    let mut written = Ok(());
+    let mut keep_first_error = |event: OperationEvent| {
+        if written.is_ok() {
+            written = on_event(&event);
+        }
+    };
+    engine::run_operations(device, config.engine.kernels, groups, &mut keep_first_error)?;
+    written.context("writing the results")
+}
+
+/// What plain `doctor` tests: on the CPU without the largest products, since the CPU is what others are compared with.
+fn groups_of(device: DeviceChoice) -> Vec<OperationGroup> {
+    let is_tested = |group: &OperationGroup| *group != OperationGroup::Products || !runs_on_cpu(device);
+    OperationGroup::ALL.into_iter().filter(is_tested).collect()
+}
+
 /// Whether a device responds, and its results agree with the CPU's.
-fn look_at_device(device: DeviceChoice) -> Finding {
+fn look_at_device(device: DeviceChoice, kernels: Kernels) -> Finding {
     let description = engine::probe(device).map_err(|error| error.to_string())?;
-    let reports = engine::self_test(device).map_err(|error| format!("{description}: {error}"))?;
-    let off: Vec<String> = reports
-        .iter()
-        .filter(|report| !report.is_right())
-        .map(|report| format!("{} ({:.2} % off)", report.name, 100.0 * report.error))
-        .collect();
-    if !off.is_empty() {
-        return Err(format!("{description}: gives wrong results: {}; use another device", off.join(", ")));
+    let mut events = Vec::new();
+    engine::run_operations(device, kernels, &groups_of(device), &mut |event| events.push(event))
+        .map_err(|error| format!("{description}: {error}"))?;
+    let outcome = outcome_of(&events);
+    outcome.map(|fact| format!("{description}; {fact}")).map_err(|fault| format!("{description}: {fault}"))
+}
+
+/// What testing the operations says about a device.
+fn outcome_of(events: &[OperationEvent]) -> Finding {
+    let (mut right, mut worst, mut faults, mut skipped) = (0_usize, 0.0_f64, Vec::new(), Vec::new());
+    for event in events {
+        match event {
+            OperationEvent::Done(OperationReport { group, name, failure: Some(failure), .. }) => {
+                faults.push(format!("{group}: {name}: {failure}"));
+            }
+            OperationEvent::Done(report) => {
+                right += 1;
+                worst = worst.max(report.error.unwrap_or_default());
+            }
+            OperationEvent::Skipped { group, reason } => skipped.push(format!("; {group} skipped: {reason}")),
+            OperationEvent::Stopped { reason, left, .. } => {
+                faults.push(format!(
+                    "{} operations did not run, because the device answers no more: {reason}",
+                    left.len()
+                ));
+            }
+        }
     }
-    let worst = reports.iter().map(|report| report.error).fold(0.0, f64::max);
-    Ok(format!("{description}; {} operations agree with the CPU's, at most {:.2} % off", reports.len(), 100.0 * worst))
+    if !faults.is_empty() {
+        let hint = "use another device; `fluxserve doctor --operations` shows each operation";
+        return Err(format!("operations are wrong: {}; {hint}", faults.join("; ")));
+    }
+    let skipped = skipped.concat();
+    Ok(format!("{right} operations agree with the CPU's, at most {:.2} % off{skipped}", 100.0 * worst))
 }
 
 /// Whether the devices support the configured precision, and what it means.
@@ -183,4 +236,41 @@ fn completeness(config: &Config, (source, look): &Model) -> Finding {
         return Err(format!("not usable; `fluxserve models check {source}` lists what is wrong"));
     }
     fits(config, source, inspection).map(|fits| format!("complete; {fits}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn done(name: &'static str, error: f64, failure: Option<&str>) -> OperationEvent {
+        OperationEvent::Done(OperationReport {
+            group: OperationGroup::Portable,
+            name,
+            error: Some(error),
+            tolerance: 0.01,
+            milliseconds: Some(1.0),
+            failure: failure.map(str::to_owned),
+        })
+    }
+
+    #[test]
+    fn operations_that_agree_are_counted_and_skipped_groups_named() {
+        let skipped = OperationEvent::Skipped { group: OperationGroup::Fp8, reason: "no".to_owned() };
+        let fact = outcome_of(&[done("a", 0.001, None), done("b", 0.002, None), skipped]).expect("right");
+        assert_eq!(fact, "2 operations agree with the CPU's, at most 0.20 % off; fp8 skipped: no");
+    }
+
+    #[test]
+    fn each_wrong_operation_is_named_and_those_that_did_not_run_counted() {
+        let stopped = OperationEvent::Stopped {
+            group: OperationGroup::Portable,
+            reason: "CUDA_ERROR_LAUNCH_FAILED".to_owned(),
+            left: vec![(OperationGroup::Portable, "c"), (OperationGroup::Fp8, "d")],
+        };
+        let fault = outcome_of(&[done("a", 0.0, None), done("b", 0.5, Some("is 50 % off")), stopped]);
+        let fault = fault.expect_err("wrong");
+        let expected = "operations are wrong: portable: b: is 50 % off; 2 operations did not run, because the device \
+                        answers no more: CUDA_ERROR_LAUNCH_FAILED; use another device; ";
+        assert!(fault.starts_with(expected), "{fault}");
+    }
 }

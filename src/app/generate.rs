@@ -20,7 +20,7 @@ use crate::domain::model_source::ModelSource;
 use crate::domain::provenance::Provenance;
 use crate::domain::spec::{GenerateParams, GenerateSpec, PIXELS_PER_TOKEN_SIDE};
 use crate::encode::encode_with;
-use crate::engine::FluxEngine;
+use crate::engine::{FluxEngine, KernelChoices};
 
 /// A request of the command `generate`.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,7 +42,7 @@ pub struct GenerateRequest {
 /// Longest prompt on the command line, in characters: as much as a shell passes, not what a server can afford.
 const PROMPT_CHARS_MAX: usize = 100_000;
 
-/// Generates one image and writes it; `on_load` observes loading, `on_step` is called with (steps done, steps in all).
+/// Generates one image and writes it. Returns the kernels that were used. `on_load` observes loading, `on_step` is called with (steps done, steps in all).
 ///
 /// # Errors
 /// When the model cannot be loaded, the request is invalid, or the file cannot be written.
@@ -51,7 +51,7 @@ pub fn generate(
     request: GenerateRequest,
     on_load: Arc<dyn LoadObserver>,
     on_step: &mut dyn FnMut(u32, u32),
-) -> anyhow::Result<()> {
+) -> anyhow::Result<KernelChoices> {
     refuse_not_yet(&request.model.id)?;
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let mut params = request.params;
@@ -74,7 +74,8 @@ pub fn generate(
     let provenance =
         request.writes_provenance.then(|| Provenance::of(&spec, files.revision(), request.engine.precision));
     let bytes = encode_with(&engine.finish(slot)?, OutputFormat::Png, provenance.as_ref())?;
-    write_atomically(&request.output, &bytes).with_context(|| format!("writing `{}`", request.output.display()))
+    write_atomically(&request.output, &bytes).with_context(|| format!("writing `{}`", request.output.display()))?;
+    Ok(engine.kernels())
 }
 
 fn read_image(path: &Path) -> anyhow::Result<Arc<RgbImage>> {

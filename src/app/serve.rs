@@ -15,13 +15,14 @@ use super::data_lock::DataLock;
 use super::engines::{EngineBuilder, check_models, device_lost, flux_engine, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
 use super::hub::local_models;
+use super::logs::start_logs;
 use super::models::catalog_of;
 use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
 use super::{heap, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
-use crate::config::{Config, DEFAULT_METRICS_LISTEN, LogFormat, MetricsListen};
+use crate::config::{Config, DEFAULT_METRICS_LISTEN, MetricsListen};
 use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
@@ -62,7 +63,7 @@ pub async fn serve_with(
     out: Pipe,
     build: Arc<EngineBuilder>,
 ) -> anyhow::Result<()> {
-    let logging = start_logs(&config)?;
+    let logging = start_logs(&config, &config.log.filter, config.telemetry.otlp_endpoint.as_deref())?;
     let outcome = serve_until(&config, &shutdown, &out, &build).await;
     // Waits for the collector of spans and for readers, so it must not run on an async thread. A panic there must not
     // hide the outcome.
@@ -326,14 +327,6 @@ fn describe_devices(devices: &Devices) -> String {
     let words: Vec<String> =
         devices.iter().map(|device| engine::name(device).unwrap_or_else(|_| device.to_string())).collect();
     words.join("; ")
-}
-
-fn start_logs(config: &Config) -> anyhow::Result<telemetry::Logging> {
-    let format = match config.log.format {
-        LogFormat::Text => telemetry::LogFormat::Text,
-        LogFormat::Json => telemetry::LogFormat::Json,
-    };
-    Ok(telemetry::start_logs(&config.log.filter, format, config.telemetry.otlp_endpoint.as_deref())?)
 }
 
 fn job_settings(config: &Config) -> JobSettings {

@@ -1,26 +1,30 @@
 //! `fluxserve bench`: from the options to a request, and from the report to a table.
 
+mod kernels;
+
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
+use super::part_args::PartArgs;
 use super::table::write_table;
 use crate::app::{
-    self, Distance, FidelityReport, FidelityRequest, LoadReport, LoadRequest, Moved, Outcome, StagesRequest,
-    TimeReport, TimeRequest, Timing,
+    self, ChosenKernel, Distance, FidelityReport, FidelityRequest, KernelChoices, LoadReport, LoadRequest, Moved,
+    Outcome, StagesRequest, TimeReport, TimeRequest, Timing,
 };
 use crate::config::{Config, Flags};
 use crate::domain::device::DeviceChoice;
 use crate::domain::image_size::ImageSize;
 use crate::domain::model_source::ModelSource;
 use crate::domain::spec::{GenerateParams, SEED_MAX};
+use kernels::KernelsArgs;
 
 /// Commands that measure.
 #[derive(Debug, Subcommand)]
@@ -36,6 +40,11 @@ pub enum BenchCommand {
     /// threads and chunks. The first read shows the disk's rate for files that are not in the page cache, the last one the page
     /// cache's. Nothing else should run meanwhile.
     Load(LoadArgs),
+    /// Time single kernels, without a model: attention, matrix products, convolutions and what is between them
+    ///
+    /// On a GPU in the shapes of an image of 1024x1024 pixels, on the CPU in small ones. Each kernel is launched three times
+    /// untimed and 20 times timed, between two waits for the device. Nothing else should run meanwhile.
+    Kernels(KernelsArgs),
     /// Export the intermediate tensors of an image, to compare them with another implementation
     ///
     /// The file has the token ids (`clip_ids`, `t5_ids`), the embeddings (`clip_pooled`, `t5_embeds`), `sigmas`, the packed
@@ -69,9 +78,12 @@ pub struct ImageArgs {
 /// Options of `bench fidelity`.
 #[derive(Debug, Args)]
 pub struct FidelityArgs {
-    /// The model, with the folder of its checkpoint
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// A prompt; repeatable
     #[arg(long = "prompt", value_name = "TEXT", allow_hyphen_values = true, default_values = PROMPTS)]
     pub prompts: Vec<String>,
@@ -99,9 +111,12 @@ const PROMPTS: [&str; 2] = ["a red circle on a blue background", "a green square
 /// Options of `bench time`.
 #[derive(Debug, Args)]
 pub struct TimeArgs {
-    /// The model, with the folder of its checkpoint
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// Device: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -137,9 +152,12 @@ pub struct TimeArgs {
 /// Options of `bench load`.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
-    /// The model, with the folder of its checkpoint
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// Device to load it to: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -157,9 +175,12 @@ pub struct LoadArgs {
 /// Options of `bench stages`.
 #[derive(Debug, Args)]
 pub struct StagesArgs {
-    /// The model, with the folder of its checkpoint
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// The prompt; may be empty
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
@@ -190,6 +211,11 @@ impl BenchCommand {
     /// Applies the options of device and engine.
     pub(super) fn apply(&self, flags: &mut Flags) {
         let (device, engine) = match self {
+            Self::Kernels(arguments) => {
+                flags.device = arguments.device.map(Into::into);
+                flags.kernels = arguments.kernels;
+                return;
+            }
             Self::Time(arguments) => (arguments.device, &arguments.engine),
             Self::Load(arguments) => (arguments.device, &arguments.engine),
             Self::Stages(arguments) => (arguments.device, &arguments.engine),
@@ -210,6 +236,7 @@ pub(super) fn run(
     match command {
         BenchCommand::Time(arguments) => time(arguments, config, out, notes),
         BenchCommand::Load(arguments) => load(arguments, config, out),
+        BenchCommand::Kernels(arguments) => kernels::run(&arguments, config, out, notes),
         BenchCommand::Fidelity(arguments) => fidelity(arguments, config, out, notes),
         BenchCommand::Stages(arguments) => {
             let params = GenerateParams {
@@ -222,7 +249,7 @@ pub(super) fn run(
                 sequence_length: arguments.max_sequence_length,
                 ..GenerateParams::default()
             };
-            let (model, whole) = (arguments.model, arguments.whole);
+            let (model, whole) = (arguments.parts.of(arguments.model), arguments.whole);
             let engine = config.engine_settings(config.device.first());
             app::write_stages(config, StagesRequest { model, engine, params, whole, output: arguments.out })
         }
@@ -231,7 +258,7 @@ pub(super) fn run(
 
 fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
     let request = TimeRequest {
-        model: arguments.model,
+        model: arguments.parts.of(arguments.model),
         engine: config.engine_settings(config.device.first()),
         sizes: arguments.sizes,
         counts: arguments.counts.into_iter().map(usize::from).collect(),
@@ -250,12 +277,16 @@ fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut d
         }
         Ok(())
     })?;
-    write_report(&report, out)
+    write_report(&report, out)?;
+    match report.stopped {
+        Some(reason) => bail!("{reason}; the rest was not timed"),
+        None => Ok(()),
+    }
 }
 
 fn load(arguments: LoadArgs, config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
     let engine = config.engine_settings(config.device.first());
-    let request = LoadRequest { model: arguments.model, engine, reads_before: !arguments.at_once };
+    let request = LoadRequest { model: arguments.parts.of(arguments.model), engine, reads_before: !arguments.at_once };
     let report = app::load(config, &request, LoadBar::new()?)?;
     if let Some(file) = &arguments.json {
         write_json(file, &report)?;
@@ -301,7 +332,7 @@ fn fidelity(
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let request = FidelityRequest {
-        model: arguments.model,
+        model: arguments.parts.of(arguments.model),
         engine: config.engine_settings(config.device.first()),
         prompts: arguments.prompts,
         seeds: arguments.seeds,
@@ -349,6 +380,9 @@ fn milliseconds(seconds: f64) -> String {
 
 fn write_report(report: &TimeReport, out: &mut dyn Write) -> anyhow::Result<()> {
     writeln!(out, "{} on {}, loaded in {:.2} s", report.model, report.device, report.load_seconds)?;
+    let KernelChoices { attention, convolutions } = &report.kernels;
+    let chosen = |ChosenKernel { kernel, reason }: &ChosenKernel| format!("{kernel} ({reason})");
+    writeln!(out, "kernels: attention {}, convolutions {}", chosen(attention), chosen(convolutions))?;
     let rows: Vec<[String; 6]> = report.timings.iter().map(|timing| row(timing, report.step_tokens_max)).collect();
     Ok(write_table(out, ["WHAT", "TOKENS", "MEDIAN MS", "MIN", "MAX", "NOTE"], &rows)?)
 }

@@ -1,5 +1,6 @@
 //! Exit codes. clap ends the program with 2 for a usage error, and 0 for `--help`.
 
+use super::FaultyOperations;
 use crate::app::{DISAGREES, DeviceLost};
 use crate::domain::device::KernelFault;
 
@@ -9,7 +10,7 @@ const FAILURE: u8 = 1;
 /// The device is lost to this process: started again, it may work.
 const DEVICE_LOST: u8 = 3;
 
-/// The exit code of a command that ended with this error.
+/// The exit code of a command that ended with this error: of a test of operations, how many are faulty.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if error.is::<DeviceLost>() {
@@ -17,7 +18,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     } else if error.is::<KernelFault>() {
         DISAGREES
     } else {
-        FAILURE
+        error.downcast_ref().map_or(FAILURE, FaultyOperations::exit_code)
     }
 }
 

@@ -8,7 +8,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
-use crate::app::{self, GenerateRequest};
+use super::part_args::PartArgs;
+use crate::app::{self, ChosenKernel, GenerateRequest, KernelChoices};
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
@@ -17,9 +18,12 @@ use crate::domain::spec::{GenerateParams, PIXELS_PER_TOKEN_SIDE, SEED_MAX};
 /// Options of `generate`.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct GenerateArgs {
-    /// The model, with the folder of its checkpoint unless it was downloaded
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint unless it was downloaded
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// The prompt; may be empty
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
@@ -108,7 +112,7 @@ impl GenerateArgs {
         };
         let engine = config.engine_settings(config.device.first());
         Ok(GenerateRequest {
-            model: self.model,
+            model: self.parts.of(self.model),
             engine,
             params,
             image: self.image,
@@ -128,8 +132,8 @@ fn in_patches(name: &str, pixels: Option<u32>, notes: &mut dyn Write) -> std::io
     Ok(Some(rounded))
 }
 
-/// Generates the image, with a progress bar on a terminal.
-pub(super) fn run(config: &Config, request: GenerateRequest) -> anyhow::Result<()> {
+/// Generates the image, with a progress bar on a terminal. Writes to `notes` which kernels a GPU used.
+pub(super) fn run(config: &Config, request: GenerateRequest, notes: &mut dyn Write) -> anyhow::Result<()> {
     let bar = ProgressBar::new(0)
         .with_style(ProgressStyle::with_template("{bar:40} step {pos}/{len}, {elapsed} elapsed, {eta} left")?);
     let outcome = app::generate(config, request, LoadBar::new()?, &mut |done, steps| {
@@ -137,5 +141,30 @@ pub(super) fn run(config: &Config, request: GenerateRequest) -> anyhow::Result<(
         bar.set_position(done.into());
     });
     bar.finish_and_clear();
-    outcome
+    Ok(notes.write_all(note_of(&outcome?).as_bytes())?)
+}
+
+/// A line for each operation that has several kernels. The CPU has no choice.
+fn note_of(kernels: &KernelChoices) -> String {
+    let named = [("attention", &kernels.attention), ("convolutions", &kernels.convolutions)];
+    let chosen = named.into_iter().filter(|(_, chosen)| chosen.kernel != "cpu");
+    let line = |(name, ChosenKernel { kernel, reason }): (&str, &ChosenKernel)| {
+        format!("{name}: the {kernel} kernel: {reason}\n")
+    };
+    chosen.map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_of_a_gpu_are_noted_and_the_cpu_needs_no_note() {
+        let of = |kernel, reason: &str| ChosenKernel { kernel, reason: reason.to_owned() };
+        let mut kernels = KernelChoices { attention: of("cpu", "one"), convolutions: of("cpu", "one") };
+        assert_eq!(note_of(&kernels), "");
+        kernels = KernelChoices { attention: of("hopper", "it agrees"), convolutions: of("portable", "as configured") };
+        let expected = "attention: the hopper kernel: it agrees\nconvolutions: the portable kernel: as configured\n";
+        assert_eq!(note_of(&kernels), expected);
+    }
 }

@@ -1,6 +1,7 @@
 //! Running commands in the tests.
 
 mod bench;
+mod files;
 mod keys;
 mod parsing;
 mod shell;
@@ -9,6 +10,7 @@ use clap::error::ErrorKind;
 
 use super::*;
 use crate::domain::device::{DeviceChoice, Kernels, Offload};
+use crate::domain::model_source::ModelParts;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateParams;
 
@@ -34,6 +36,6 @@ async fn run_with_input(
     let mut cli = parse(arguments)?;
     cli.shared.data_dir = Some(data_dir.to_owned());
     let (mut out, mut notes) = (Vec::new(), Vec::new());
-    run(cli, PasswordInput::Line(&mut input), &mut out, &mut notes).await?;
+    run(cli, PasswordInput::Line(&mut input), &mut out, &mut notes, CommandLogs::none).await?;
     Ok((String::from_utf8(out)?, String::from_utf8(notes)?))
 }

@@ -133,6 +133,8 @@ pub struct ResultsConfig {
 pub struct LogConfig {
     /// Events to log, in the syntax of tracing's `EnvFilter`: `info`, `warn,fluxserve=debug`.
     pub filter: String,
+    /// The same for commands other than `serve`. By default warnings only, so that progress bars stay readable.
+    pub command_filter: String,
     /// Form of the lines.
     pub format: LogFormat,
 }
@@ -195,7 +197,7 @@ impl Default for Config {
             metrics_listen: MetricsListen::default(),
             tls: None,
             data_dir: PathBuf::from("data"),
-            models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
+            models: vec![ModelSource::new(ModelId::new(DEFAULT_MODEL), None)],
             max_input_images: BTreeMap::new(),
             device: Devices::default(),
             engine: EngineConfig::default(),
@@ -222,7 +224,11 @@ impl Default for Config {
                 provenance: true,
             },
             // The worker logs failures of the cluster itself; its client would log them again.
-            log: LogConfig { filter: "info,kube_client=off".into(), format: LogFormat::Text },
+            log: LogConfig {
+                filter: "info,kube_client=off".into(),
+                command_filter: "fluxserve=warn".into(),
+                format: LogFormat::Text,
+            },
             telemetry: TelemetryConfig::default(),
             kubernetes: KubernetesConfig {
                 kubeconfig: None,

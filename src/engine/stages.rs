@@ -112,11 +112,12 @@ impl FluxEngine {
         tensors.push(("pixels", pixels.squeeze(0).and_then(|pixels| numbers(&pixels))));
         let tensors = tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.map_err(device_error)?)));
         let tensors = tensors.collect::<Outcome<_>>()?;
-        Ok(Stages { tensors, metadata: metadata(spec, self.device_name()) })
+        let kernels = serde_json::to_string(&self.kernels()).unwrap_or_default();
+        Ok(Stages { tensors, metadata: metadata(spec, self.device_name(), kernels) })
     }
 }
 
-fn metadata(spec: &GenerateSpec, device: String) -> HashMap<String, String> {
+fn metadata(spec: &GenerateSpec, device: String, kernels: String) -> HashMap<String, String> {
     let entries = [
         ("prompt", spec.prompt().to_owned()),
         ("prompt_2", spec.t5_prompt().to_owned()),
@@ -126,6 +127,7 @@ fn metadata(spec: &GenerateSpec, device: String) -> HashMap<String, String> {
         ("guidance", spec.guidance().to_string()),
         ("seed", spec.seed().to_string()),
         ("device", device),
+        ("kernels", kernels),
     ];
     entries.map(|(name, value)| (name.to_owned(), value)).into()
 }
@@ -202,6 +204,7 @@ mod tests {
         let text = std::fs::read(&file).expect("readable");
         let header = String::from_utf8_lossy(&text[8..4096]).into_owned();
         assert!(header.contains(r#""prompt":"a red circle on a blue background""#), "{header}");
+        assert!(header.contains(r#""kernels":"{\"attention\":{\"kernel\":\"cpu\""#), "{header}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![cfg(unix)]
 
 mod build;
+mod device;
 mod files;
 mod jobs;
 mod keys;

@@ -75,6 +75,23 @@ pub enum Part {
     Image,
 }
 
+/// A part to time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Todo {
+    /// Both text encoders.
+    Text,
+    /// An admission.
+    Admit(ImageSize),
+    /// One batched step.
+    Step(Vec<ImageSize>),
+    /// The decoder.
+    Decoder(ImageSize),
+    /// A finish.
+    Finish(ImageSize),
+    /// A complete image of so many steps.
+    Image(ImageSize, u32),
+}
+
 /// A part, and how long it took.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Timing {
@@ -126,15 +143,34 @@ pub(super) struct Bench<'a> {
     prompts: u32,
     /// Images in the engine.
     held: Vec<Slot>,
+    /// What the device said when it answered no more.
+    lost: Option<String>,
 }
 
 impl<'a> Bench<'a> {
     pub(super) fn new(engine: &'a mut dyn Timed, card: ModelCard, repeats: usize, deadline: Option<Instant>) -> Self {
-        Self { engine, card, repeats, deadline, seconds_per_token: 0.0, prompts: 0, held: Vec::new() }
+        Self { engine, card, repeats, deadline, seconds_per_token: 0.0, prompts: 0, held: Vec::new(), lost: None }
+    }
+
+    /// Times a part.
+    pub(super) fn run(&mut self, todo: &Todo) -> Timing {
+        match todo {
+            Todo::Text => self.text(),
+            Todo::Admit(size) => self.admit(*size),
+            Todo::Step(sizes) => self.step(sizes),
+            Todo::Decoder(size) => self.decode(*size),
+            Todo::Finish(size) => self.finish(*size),
+            Todo::Image(size, steps) => self.image(*size, *steps),
+        }
+    }
+
+    /// What the device said, once it answers no more: every other part would fail as well.
+    pub(super) fn lost(&self) -> Option<&str> {
+        self.lost.as_deref()
     }
 
     /// Times both text encoders.
-    pub(super) fn text(&mut self) -> Timing {
+    fn text(&mut self) -> Timing {
         let tokens = self.card.sequence_length;
         let outcome = self.repeated(0.0, |bench| {
             let prompt = bench.next_prompt();
@@ -144,7 +180,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Times an admission.
-    pub(super) fn admit(&mut self, size: ImageSize) -> Timing {
+    fn admit(&mut self, size: ImageSize) -> Timing {
         let outcome = self.repeated(0.0, |bench| {
             let spec = bench.spec(size, 1)?;
             bench.timed(|bench| bench.hold(&spec).map(drop))
@@ -153,7 +189,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Times one batched step.
-    pub(super) fn step(&mut self, sizes: &[ImageSize]) -> Timing {
+    fn step(&mut self, sizes: &[ImageSize]) -> Timing {
         let expected = self.seconds_per_token * self.tokens(sizes) as f64;
         let outcome = self.repeated(2.0 * expected, |bench| {
             let slots = bench.hold_all(sizes)?;
@@ -167,7 +203,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Times the decoder with one image.
-    pub(super) fn decode(&mut self, size: ImageSize) -> Timing {
+    fn decode(&mut self, size: ImageSize) -> Timing {
         let outcome = self.repeated(2.0 * self.expected_decoding(size), |bench| {
             let slots = bench.hold_all(&[size])?;
             bench.timed(|bench| slots.iter().try_for_each(|&slot| bench.engine.decode(slot)))
@@ -176,7 +212,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Times a finish: from the last step's latents to bytes.
-    pub(super) fn finish(&mut self, size: ImageSize) -> Timing {
+    fn finish(&mut self, size: ImageSize) -> Timing {
         let outcome = self.repeated(2.0 * self.expected_decoding(size), |bench| {
             let spec = bench.spec(size, 1)?;
             let slot = bench.hold(&spec)?;
@@ -187,7 +223,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Times a complete image. Its parts were timed before, so an image of one step is enough to warm up.
-    pub(super) fn image(&mut self, size: ImageSize, steps: u32) -> Timing {
+    fn image(&mut self, size: ImageSize, steps: u32) -> Timing {
         let expected = self.seconds_per_token * self.tokens(&[size]) as f64 * f64::from(steps);
         let mut is_warm = false;
         let outcome = self.repeated(expected, |bench| {
@@ -234,6 +270,10 @@ impl<'a> Bench<'a> {
             }
         };
         self.release_all();
+        if outcome.is_err() {
+            // Some faults break all later calls as well.
+            self.lost = self.engine.wait().err().map(|error| error.to_string());
+        }
         outcome
     }
 

@@ -98,8 +98,8 @@ impl Checkpoint {
         for tensors in [&self.vae, &self.clip, &self.t5, &self.transformer] {
             for name in tensors.names() {
                 let mut recipe = tensors.recipe(name, DType::BF16)?;
-                // Without a conversion: only reading is measured.
-                recipe.dtype = recipe.segments[0].dtype;
+                // Without a conversion, where there can be none: only reading is measured.
+                recipe.dtype = recipe.segments[0].numbers.plain().unwrap_or(DType::BF16);
                 recipes.push(recipe);
             }
         }

@@ -17,6 +17,19 @@ pub(crate) enum Kernel {
     Warpgroup,
 }
 
+impl Kernel {
+    /// Its name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Warp => "portable",
+            Self::Warpgroup => "hopper",
+        }
+    }
+}
+
+/// Why a device has no [`Kernel::Warpgroup`].
+pub(crate) const NO_WARPGROUPS: &str = "the device has no such kernel, or the program was not built for it";
+
 /// An operation with two kernels.
 pub(crate) struct Choice {
     /// Its name in the log.
@@ -27,6 +40,8 @@ pub(crate) struct Choice {
     do_agree: fn(&Device) -> Result<bool>,
     /// Devices on which [`Kernel::Warpgroup`] is used.
     by_warpgroups: RwLock<Vec<DeviceLocation>>,
+    /// Why each device has the kernel that it has.
+    reasons: RwLock<Vec<(DeviceLocation, String)>>,
 }
 
 impl Choice {
@@ -35,7 +50,9 @@ impl Choice {
         has_warpgroups: fn(&Device) -> bool,
         do_agree: fn(&Device) -> Result<bool>,
     ) -> Self {
-        Self { what, has_warpgroups, do_agree, by_warpgroups: RwLock::new(Vec::new()) }
+        let by_warpgroups = RwLock::new(Vec::new());
+        let reasons = RwLock::new(Vec::new());
+        Self { what, has_warpgroups, do_agree, by_warpgroups, reasons }
     }
 
     /// The kernels that a device has, [`Kernel::Warp`] first.
@@ -70,6 +87,7 @@ impl Choice {
             }
         };
         tracing::info!(?kernel, reason, "{}", self.what);
+        self.keep_reason(device, reason);
         let mut by_warpgroups = self.by_warpgroups.write().unwrap_or_else(PoisonError::into_inner);
         by_warpgroups.retain(|location| *location != device.location());
         if kernel == Kernel::Warpgroup {
@@ -108,6 +126,23 @@ impl Choice {
         })
     }
 
+    fn keep_reason(&self, device: &Device, reason: impl Into<String>) {
+        let mut reasons = self.reasons.write().unwrap_or_else(PoisonError::into_inner);
+        reasons.retain(|(location, _)| *location != device.location());
+        reasons.push((device.location(), reason.into()));
+    }
+
+    /// The name of the kernel that a device uses, and why.
+    pub(crate) fn explained(&self, device: &Device) -> (&'static str, String) {
+        if !device.is_cuda() {
+            return ("cpu", "the CPU has one kernel".to_owned());
+        }
+        let reasons = self.reasons.read().unwrap_or_else(PoisonError::into_inner);
+        let reason = reasons.iter().find(|(location, _)| *location == device.location());
+        let reason = reason.map_or("none was chosen yet", |(_, reason)| reason);
+        (self.chosen(device).name(), reason.to_owned())
+    }
+
     /// The kernel that was chosen for a device.
     pub(super) fn chosen(&self, device: &Device) -> Kernel {
         let by_warpgroups = self.by_warpgroups.read().unwrap_or_else(PoisonError::into_inner);
@@ -132,6 +167,16 @@ mod tests {
         choice.choose(&Device::Cpu, Kernels::Auto, None).expect("nothing to choose");
         assert!(choice.agrees(&Device::Cpu).expect("nothing to try").is_none());
         assert_eq!(choice.chosen(&Device::Cpu), Kernel::Warp);
+        assert_eq!(choice.explained(&Device::Cpu), ("cpu", "the CPU has one kernel".to_owned()));
+    }
+
+    #[test]
+    fn the_latest_reason_of_a_device_is_kept() {
+        let choice = Choice::new("nothing", Device::is_cuda, |_| Ok(true));
+        choice.keep_reason(&Device::Cpu, "first");
+        choice.keep_reason(&Device::Cpu, "second");
+        let reasons = choice.reasons.read().expect("sound");
+        assert_eq!(*reasons, [(DeviceLocation::Cpu, "second".to_owned())]);
     }
 
     /// On a pretended device with both kernels.

@@ -1,67 +1,83 @@
-//! The autoencoder's operations, and a small image decoded with random weights.
+//! The autoencoder: its layers in their own widths, and a small image decoded with random weights.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 
+use super::operation::{Numbers, Operation, numbers};
+use super::shapes::{wide_convolution, wide_doubled};
+use crate::domain::operation_group::OperationGroup::Autoencoder;
 use crate::engine::models::flux1::Decoder;
 use crate::engine::models::flux1::config::VaeConfig;
-use crate::engine::ops::convolution::{Convolution, KERNELS};
+use crate::engine::ops::Segments;
+use crate::engine::ops::attention::attention;
+use crate::engine::ops::convolution::Convolution;
 use crate::engine::ops::group_norm::GroupNorm;
 use crate::engine::ops::kernel::Kernel;
-use crate::engine::ops::softmax::softmax;
-
-use super::{Op, OpReport, Operands, numbers};
 
 /// Channels of the small autoencoder's latents.
 const LATENT_CHANNELS: usize = 16;
 
-impl Operands {
-    /// Sizes are no multiples of a tile, and some channels no multiple of a chunk.
-    pub(super) fn autoencoder(&self) -> Result<Vec<OpReport>> {
-        let image = |seed, channels, height, width| self.random(seed, &[1, channels, height, width]);
-        let channels = |seed, count| self.random(seed, &[count]);
-        let kernel = |seed, outputs: usize, inputs: usize, side: usize| {
-            // So that outputs have about the deviation of the inputs.
-            let scaled = (self.random(seed, &[outputs, inputs, side, side])? / ((inputs * side * side) as f64).sqrt())?;
-            scaled.to_dtype(self.dtype)?.to_dtype(DType::F32)
-        };
-        let onto = vec![image(40, 72, 19, 33)?, kernel(41, 136, 72, 3)?, channels(42, 136)?, image(43, 136, 19, 33)?];
-        let doubled = vec![image(47, 48, 7, 18)?, kernel(48, 48, 48, 3)?, channels(49, 48)?];
-        let onto_residual =
-            |kernel, x: &[Tensor]| Convolution::by(kernel, &x[1], &x[2], false)?.forward_onto(&x[0], &x[3]);
-        let of_doubled = |kernel, x: &[Tensor]| Convolution::by(kernel, &x[1], &x[2], true)?.forward(&x[0]);
-        let ops: [(&'static str, Vec<Tensor>, Op); 7] = [
-            ("convolution onto a residual", onto.clone(), &|x| onto_residual(Kernel::Warp, x)),
-            ("convolution to colors", vec![image(44, 24, 9, 17)?, kernel(45, 3, 24, 3)?, channels(46, 3)?], &|x| {
-                Convolution::new(&x[1], &x[2])?.forward(&x[0])
-            }),
-            ("convolution, doubled", doubled.clone(), &|x| of_doubled(Kernel::Warp, x)),
-            ("convolution 1x1", vec![image(50, 48, 7, 18)?, kernel(51, 40, 48, 1)?, channels(52, 40)?], &|x| {
-                Convolution::new(&x[1], &x[2])?.forward(&x[0])
-            }),
-            ("group norm of sixes", vec![image(53, 48, 13, 11)?, channels(54, 48)?, channels(55, 48)?], &|x| {
-                GroupNorm::new(8, 1e-6, x[1].clone(), x[2].clone()).forward(&x[0])
-            }),
-            ("softmax", vec![self.random(56, &[3, 264])?], &|x| softmax(&x[0], 0.3)),
-            ("decoder", vec![image(57, LATENT_CHANNELS, 10, 12)?], &|x| {
-                random_decoder(x[0].dtype(), x[0].device())?.decode(&x[0].to_dtype(DType::F32)?)
-            }),
-        ];
-        let mut reports = ops.map(|(name, operands, op)| self.compare(name, &operands, op));
+/// Positions of a small image, for the attention in the middle of the decoder.
+const POSITIONS: usize = 300;
+
+/// The operations.
+pub(super) const OPERATIONS: &[Operation] = &[
+    of("convolution, 256 to 128 channels", wide_convolution, |x| {
+        Convolution::by(Kernel::Warp, &x[1], &x[2], false)?.forward_onto(&x[0], &x[3])
+    }),
+    of("convolution, doubled, 256 channels", wide_doubled, |x| {
+        Convolution::by(Kernel::Warp, &x[1], &x[2], true)?.forward(&x[0])
+    }),
+    of("convolution 1x1, 256 to 128 channels", |numbers| convolution(numbers, [256, 128], 1), by_warps),
+    of("convolution, latents to 512 channels", |numbers| convolution(numbers, [LATENT_CHANNELS, 512], 3), by_warps),
+    of("convolution, 128 channels to colors", |numbers| convolution(numbers, [128, 3], 3), by_warps),
+    of("group norm, SiLU, 128 channels", |numbers| norm(numbers, 128), norm_silu),
+    of("group norm, SiLU, 512 channels", |numbers| norm(numbers, 512), norm_silu),
+    Operation {
+        // Scores and weights are rounded as well.
+        roundings: 2.0,
+        ..of(
+            "attention of one head of 512",
+            |numbers| Ok(vec![numbers.random(86, &[POSITIONS, 3 * 512])?]),
+            |x| attention(&x[0], 1, &Segments::from_lengths([POSITIONS])),
+        )
+    },
+    Operation {
         // A dozen layers, which all round.
-        if let Some(Ok(decoder)) = reports.last_mut() {
-            decoder.tolerance *= 4.0;
-        }
-        let mut reports = reports.into_iter().collect::<Result<Vec<_>>>()?;
-        if KERNELS.kernels(&self.device).contains(&Kernel::Warpgroup) {
-            let op: Op = &|x| onto_residual(Kernel::Warpgroup, x);
-            reports.push(self.compare("convolution by warpgroups", &onto, op)?);
-            let op: Op = &|x| of_doubled(Kernel::Warpgroup, x);
-            reports.push(self.compare("doubled, by warpgroups", &doubled, op)?);
-        }
-        Ok(reports)
-    }
+        roundings: 4.0,
+        ..of(
+            "decoder",
+            |numbers| Ok(vec![numbers.random(57, &[1, LATENT_CHANNELS, 10, 12])?]),
+            |x| random_decoder(x[0].dtype(), x[0].device())?.decode(&x[0].to_dtype(DType::F32)?),
+        )
+    },
+];
+
+const fn of(
+    name: &'static str,
+    operands: fn(&Numbers) -> Result<Vec<Tensor>>,
+    op: fn(&[Tensor]) -> Result<Tensor>,
+) -> Operation {
+    Operation { group: Autoencoder, name, operands, op, roundings: 1.0 }
+}
+
+fn convolution(numbers: &Numbers, [inputs, outputs]: [usize; 2], side: usize) -> Result<Vec<Tensor>> {
+    let image = numbers.random(80, &[1, inputs, 24, 40])?;
+    Ok(vec![image, numbers.weight(81, &[outputs, inputs, side, side])?, numbers.random(82, &[outputs])?])
+}
+
+fn by_warps(x: &[Tensor]) -> Result<Tensor> {
+    Convolution::by(Kernel::Warp, &x[1], &x[2], false)?.forward(&x[0])
+}
+
+fn norm(numbers: &Numbers, channels: usize) -> Result<Vec<Tensor>> {
+    let image = numbers.random(83, &[1, channels, 50, 70])?;
+    Ok(vec![image, numbers.random(84, &[channels])?, numbers.random(85, &[channels])?])
+}
+
+fn norm_silu(x: &[Tensor]) -> Result<Tensor> {
+    GroupNorm::new(32, 1e-6, x[1].clone(), x[2].clone()).forward_silu(&x[0])
 }
 
 /// A decoder on a device: two levels, whose groups are five and six channels wide, and an attention of a head width for which

@@ -14,6 +14,9 @@ struct Small {
     admitted: u64,
     steps: usize,
     waits: Cell<usize>,
+    /// Whether a failed call breaks the device.
+    breaks: bool,
+    is_broken: bool,
 }
 
 impl StepEngine for Small {
@@ -48,10 +51,11 @@ impl StepEngine for Small {
 impl Timed for Small {
     fn wait(&self) -> Result<(), EngineError> {
         self.waits.set(self.waits.get() + 1);
-        Ok(())
+        if self.is_broken { Err(EngineError::Fatal("CUDA_ERROR_LAUNCH_FAILED".into())) } else { Ok(()) }
     }
 
     fn encode_text(&mut self, _: &str, _: usize) -> Result<(), EngineError> {
+        self.is_broken = self.breaks;
         Err(EngineError::Fatal("no encoders".into()))
     }
 
@@ -98,6 +102,19 @@ fn a_part_that_does_not_fit_or_fails_is_reported_and_the_rest_continues() {
     assert_eq!(bench.text().outcome, Outcome::Failed { reason: "the engine failed: no encoders".into() });
     assert_eq!(repeats(&bench.step(&squares(1))), Some(3));
     assert!(engine.images.is_empty());
+}
+
+#[test]
+fn a_device_that_answers_no_more_is_noticed() {
+    let mut engine = Small::default();
+    let mut timed = bench(&mut engine, None);
+    assert!(matches!(timed.run(&Todo::Text).outcome, Outcome::Failed { .. }));
+    assert!(matches!(timed.run(&Todo::Step(squares(4))).outcome, Outcome::DoesNotFit { .. }));
+    assert_eq!(timed.lost(), None, "the device still answers");
+    let mut engine = Small { breaks: true, ..Small::default() };
+    let mut timed = bench(&mut engine, None);
+    assert_eq!(timed.run(&Todo::Text).outcome, Outcome::Failed { reason: "the engine failed: no encoders".into() });
+    assert_eq!(timed.lost(), Some("the engine failed: CUDA_ERROR_LAUNCH_FAILED"));
 }
 
 #[test]

@@ -32,6 +32,7 @@ pub(in crate::engine::ops) fn biased_attention(
     if !fits || !HEAD_WIDTHS.contains(&head_width) {
         bail!("attention: {}x{} does not fit {heads} heads and a bias of {:?}", qkv.rows, qkv.width, bias.dims());
     }
+    attention::check_row(&qkv)?;
     let bounds = Bounds::of(&Segments::from_lengths([qkv.rows]))?;
     let device = storage.device();
     let name = format!("biased_attention_{head_width}");
