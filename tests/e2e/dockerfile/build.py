@@ -17,7 +17,7 @@ MACHINE_SETTINGS = re.compile(r"(?i)(PIP|CARGO_(HTTP|NET|REGISTRIES|SOURCE))_\w+
 MACHINE_FILES = ["/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf"]
 # The machine's certificates, where installing a package does not replace them.
 CERTIFICATES, INSIDE = "/etc/ssl/certs/ca-certificates.crt", "/.machine/certificates.crt"
-TRUST = {"SSL_CERT_FILE": INSIDE, "PIP_CERT": INSIDE, "CARGO_HTTP_CAINFO": INSIDE}
+TRUST = dict.fromkeys(["SSL_CERT_FILE", "PIP_CERT", "CARGO_HTTP_CAINFO"], INSIDE) if os.path.exists(CERTIFICATES) else {}
 # Nothing listens there: a toolchain that wants to download more of itself fails.
 NO_RUSTUP_SERVER = {"RUSTUP_DIST_SERVER": "http://127.0.0.1:9"}
 LOG_TAIL = 30
