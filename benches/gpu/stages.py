@@ -189,4 +189,4 @@ def reason_without_fp8(capability: str | None) -> str:
     except ValueError:
         # The program reports it.
         has_it = True
-    return "" if has_it else f"left out: compute capability {capability} has no fp8 with a scale for each row"
+    return "" if has_it else f"left out: compute capability {capability} has no matrix instructions for fp8"
