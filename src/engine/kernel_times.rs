@@ -5,7 +5,7 @@ mod cases;
 
 use std::time::Instant;
 
-use candle_core::Result;
+use candle_core::{Error, Result};
 use serde::Serialize;
 
 use super::device;
@@ -91,7 +91,8 @@ fn time_cases<E>(
         timings.kernels.push(timing);
         // Some faults break all later calls as well.
         if failed && let Err(error) = wait() {
-            timings.stopped = Some(format!("the device answers no more after `{}`: {error}", case.kernel));
+            timings.stopped =
+                Some(format!("the device answers no more after `{}`: {}", case.kernel, in_a_line(&error)));
         }
         on_timing(&timings)?;
         if timings.stopped.is_some() {
@@ -106,7 +107,7 @@ fn timing_of(case: &Case, wait: &dyn Fn() -> Result<()>) -> KernelTiming {
     let measured = if skipped.is_some() { None } else { Some(seconds(case, wait)) };
     let (seconds, failure) = match measured {
         Some(Ok(seconds)) => (Some(seconds), None),
-        Some(Err(error)) => (None, Some(error.to_string())),
+        Some(Err(error)) => (None, Some(in_a_line(&error))),
         None => (None, None),
     };
     let rate = |count: Option<f64>, unit: f64| count.zip(seconds).map(|(count, seconds)| count / seconds / unit);
@@ -119,6 +120,11 @@ fn timing_of(case: &Case, wait: &dyn Fn() -> Result<()>) -> KernelTiming {
         failure,
         skipped,
     }
+}
+
+/// An error without its backtrace.
+fn in_a_line(error: &Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// The time of one launch.
