@@ -1,6 +1,12 @@
 //! Rebuilds when a migration is added: the macro that embeds them only notices changes to the files it already knows. Tells
-//! the program which build it is, for `--version`. With CUDA, compiles the kernels to PTX.
+//! the program which build it is, for `--version`. With CUDA, compiles the kernels.
 
+#[cfg(feature = "cuda")]
+#[path = "build/architectures.rs"]
+mod architectures;
+#[cfg(feature = "cuda")]
+#[path = "build/kernels.rs"]
+mod kernels;
 #[path = "build/source.rs"]
 mod source;
 
@@ -11,7 +17,10 @@ fn main() {
     println!("cargo:rerun-if-changed=migrations");
     name_the_build();
     #[cfg(feature = "cuda")]
-    compile_kernels();
+    let built_for = compile_kernels();
+    #[cfg(not(feature = "cuda"))]
+    let built_for = "";
+    println!("cargo:rustc-env=FLUXSERVE_BUILD_CUDA={built_for}");
 }
 
 /// Sets what `src/cli/version.rs` reads.
@@ -31,7 +40,6 @@ fn name_the_build() {
     let date = given("SOURCE_DATE_EPOCH").or(source.committed_at.map(|seconds| seconds.to_string()));
     println!("cargo:rustc-env=FLUXSERVE_BUILD_COMMIT={commit}");
     println!("cargo:rustc-env=FLUXSERVE_BUILD_EPOCH={}", date.unwrap_or_default());
-    println!("cargo:rustc-env=FLUXSERVE_BUILD_CUDA={}", cuda_architecture());
 }
 
 /// What the environment says, for builds without a repository: containers, source archives.
@@ -40,24 +48,37 @@ fn given(variable: &str) -> Option<String> {
     env::var(variable).ok().filter(is_plain)
 }
 
-#[cfg(not(feature = "cuda"))]
-fn cuda_architecture() -> String {
-    String::new()
+/// `engine/kernels/*.cu` -> `OUT_DIR/*.fatbin`. Returns for which GPUs.
+#[cfg(feature = "cuda")]
+fn compile_kernels() -> String {
+    const SOURCES: &str = "src/engine/kernels";
+    println!("cargo:rerun-if-changed={SOURCES}");
+    for variable in ["CUDA_COMPUTE_CAP", "CUDA_HOME", "NVCC", "NVCC_CCBIN"] {
+        println!("cargo:rerun-if-env-changed={variable}");
+    }
+    // As for candle's own kernels, which are compiled for the same.
+    let asked = cudaforge::detect_compute_cap().expect("CUDA_COMPUTE_CAP, or a GPU");
+    let suffix = match asked.suffix.as_deref() {
+        Some("a") => "a",
+        Some("f") => "f",
+        _ => "",
+    };
+    let asked = architectures::Architecture::new(asked.base, suffix);
+    let architectures = architectures::Architectures::of_build(asked).unwrap_or_else(|error| panic!("{error}"));
+    let nvcc = cudaforge::CudaToolkit::detect().expect("nvcc of the CUDA 13 toolkit").nvcc_path;
+    let host_compiler =
+        env::var_os("NVCC_CCBIN").map(|path| ["-allow-unsupported-compiler".into(), "-ccbin".into(), path]);
+    let compiler = kernels::Compiler {
+        nvcc,
+        arguments: host_compiler.into_iter().flatten().collect(),
+        threads: env::var("CUDAFORGE_THREADS").ok().and_then(|count| count.parse().ok()).unwrap_or_else(cores),
+    };
+    let out = env::var_os("OUT_DIR").expect("cargo sets it");
+    compiler.compile(Path::new(SOURCES), Path::new(&out), &architectures).unwrap_or_else(|error| panic!("{error}"));
+    architectures.in_words()
 }
 
-/// The architecture that the kernels are compiled for: that of `CUDA_COMPUTE_CAP`, or of this machine's GPU.
 #[cfg(feature = "cuda")]
-fn cuda_architecture() -> String {
-    cudaforge::detect_compute_cap().expect("CUDA_COMPUTE_CAP or a GPU").to_nvcc_arch()
-}
-
-/// `engine/kernels/*.cu` -> `OUT_DIR/*.ptx`.
-#[cfg(feature = "cuda")]
-fn compile_kernels() {
-    cudaforge::KernelBuilder::new()
-        .source_dir("src/engine/kernels")
-        .watch(["attention", "convolution", "device", "warpgroup"].map(|name| format!("src/engine/kernels/{name}.cuh")))
-        .args(["-std=c++17", "-O3"])
-        .build_ptx()
-        .expect("nvcc compiles the kernels of src/engine/kernels");
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -28,5 +28,5 @@ EOF
 chmod +x "$folder/nvcc"
 
 # In the profile `dev`: `release` has the real output of nvcc, for builds with CUDA.
-NVCC=$folder/nvcc CUDA_COMPUTE_CAP=90 CUDARC_CUDA_VERSION=13000 \
+NVCC=$folder/nvcc CUDA_COMPUTE_CAP=80 CUDARC_CUDA_VERSION=13000 \
   cargo clippy --locked --features cuda --lib --bins -- -D warnings

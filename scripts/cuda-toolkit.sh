@@ -4,7 +4,7 @@
 #
 #   scripts/cuda-toolkit.sh [DIR]          # .tools/cuda by default; 110 MB to fetch, some 300 MB on the disk
 #   . .tools/cuda/env.sh
-#   cargo build --release --features cuda  # for sm_90; CUDA_COMPUTE_CAP=80 or 89 before env.sh for others
+#   cargo build --release --features cuda  # for all GPUs since Ampere; CUDA_COMPUTE_CAP=90 before env.sh: for Hopper alone
 #
 # The program finds CUDA's libraries at run time, and runs without them where there are none. Needs Python with pip, a C
 # compiler, and cargo.
@@ -31,7 +31,7 @@ cat >"$prefix/env.sh" <<EOF
 export CUDA_HOME='$home'
 export PATH="\$CUDA_HOME/bin:\$PATH"
 export CUDARC_CUDA_VERSION=13000
-export CUDA_COMPUTE_CAP=\${CUDA_COMPUTE_CAP:-90}
+export CUDA_COMPUTE_CAP=\${CUDA_COMPUTE_CAP:-80}
 export CUDAFORGE_THREADS=\${CUDAFORGE_THREADS:-\$(nproc)}
 EOF
 echo ". $prefix/env.sh"

@@ -10,6 +10,7 @@ mod generate;
 mod greeting;
 mod heap;
 mod hub;
+mod kernel_trials;
 mod key_rights;
 mod loading;
 mod logs;
@@ -31,12 +32,14 @@ pub use bench::{
 };
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use doctor::{doctor, test_operations};
+pub use engines::{DeviceLost, EngineBuilder};
 pub use fetching::ProgressLines;
 pub use generate::{GenerateRequest, generate};
 pub use hub::{DownloadRequest, download_model};
+pub use kernel_trials::{DISAGREES, try_kernel};
 pub use logs::CommandLogs;
 pub use models::{check_model, list_models};
-pub use serve::serve;
+pub use serve::{serve, serve_with};
 
 pub use crate::engine::{ChosenKernel, KernelChoices, KernelTiming, KernelTimings, OperationEvent, OperationReport};
 pub use crate::hub::{Downloaded, Progress};

@@ -113,8 +113,8 @@ impl Catalog {
             if let Some(reason) = not_yet.get(id) {
                 return Err(CatalogError::NotYet { id: id.clone(), reason: reason.clone() });
             }
-            let files = match &choice.directory {
-                Some(directory) => ModelFiles::Directory(directory.clone()),
+            let files = match choice.files() {
+                Some(files) => files,
                 None => match embedded_files(id) {
                     Some(files) => files,
                     None if cards.contains_key(id) => return Err(CatalogError::NoFiles(id.clone())),
@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     fn choice(id: &str, directory: Option<&str>) -> ModelSource {
-        ModelSource { id: ModelId::new(id), directory: directory.map(PathBuf::from) }
+        ModelSource::new(ModelId::new(id), directory.map(PathBuf::from))
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod backup;
 mod bench;
 mod doctor;
 mod engine_args;
+mod exit;
 mod generate;
 mod key_argument;
 mod keys;
@@ -15,6 +16,7 @@ mod kubernetes;
 mod links;
 mod load_bar;
 mod models;
+mod part_args;
 mod shell;
 mod table;
 mod version;
@@ -30,17 +32,19 @@ pub use backup::BackupArgs;
 pub use bench::BenchCommand;
 pub use doctor::{DoctorArgs, FaultyOperations};
 pub use engine_args::EngineArgs;
+pub use exit::exit_code;
 pub use generate::GenerateArgs;
 pub use key_argument::{KeyArgument, without_secrets};
 pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
 pub use links::LinksCommand;
 pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
+pub use part_args::PartArgs;
 pub use shell::{CompletionsArgs, ManArgs};
 
 use crate::app::CommandLogs;
 use crate::config::{Config, Flags, VARIABLES};
-use crate::domain::device::Devices;
+use crate::domain::device::{DeviceChoice, Devices, FasterKernel};
 use crate::domain::model_source::ModelSource;
 use crate::domain::spec::random_seed;
 use crate::telemetry::pipe::Pipe;
@@ -106,6 +110,20 @@ pub enum Command {
     Man(ManArgs),
     /// Check whether this machine can serve, and how to fix what prevents it; or test each operation of a device
     Doctor(DoctorArgs),
+    /// Compare one of the device's faster kernels with the portable one; run by every other command that loads a model
+    #[command(hide = true)]
+    ProbeKernel(ProbeKernelArgs),
+}
+
+/// Options of `probe-kernel`.
+#[derive(Debug, Clone, Args)]
+pub struct ProbeKernelArgs {
+    /// The kernel: attention or convolution
+    #[arg(value_name = "KERNEL")]
+    pub kernel: FasterKernel,
+    /// Device
+    #[arg(long, value_name = "DEVICE")]
+    pub device: DeviceChoice,
 }
 
 /// Options of `serve`.
@@ -117,10 +135,13 @@ pub struct ServeArgs {
     /// A separate address for the console and the management routes
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub admin_listen: Option<SocketAddr>,
-    /// A model to serve, with the folder of its checkpoint unless it was downloaded; repeatable [default:
+    /// A model to serve, with the folder or file of its checkpoint unless it was downloaded; repeatable [default:
     /// fluxserve/flux-shapes]
-    #[arg(long = "model", value_name = "ID[=DIR]")]
+    #[arg(long = "model", value_name = "ID[=PATH]")]
     pub models: Vec<ModelSource>,
+    /// Where the parts of the models with a PATH come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// Download missing models from the hub first, like `models download`
     #[arg(long)]
     pub download: bool,
@@ -167,7 +188,7 @@ pub async fn run(
         Command::Serve(arguments) => {
             flags.listen = arguments.listen;
             flags.admin_listen = arguments.admin_listen;
-            flags.models = arguments.models;
+            flags.models = with_parts(arguments.models, &arguments.parts)?;
             flags.device = arguments.device;
             arguments.engine.apply(&mut flags);
             flags.download = arguments.download;
@@ -199,6 +220,7 @@ pub async fn run(
         Command::Openapi => Ok(writeln!(out, "{}", app::api_description())?),
         Command::Completions(arguments) => shell::completions(&arguments, out),
         Command::Man(arguments) => shell::man(&arguments, out),
+        Command::ProbeKernel(ProbeKernelArgs { kernel, device }) => app::try_kernel(device, kernel),
         Command::Doctor(arguments) => {
             arguments.apply(&mut flags);
             let config = Config::load(flags)?;
@@ -208,10 +230,14 @@ pub async fn run(
     }
 }
 
-/// The exit code of a command that failed: of a test of operations, how many are faulty.
-#[must_use]
-pub fn exit_code(error: &anyhow::Error) -> u8 {
-    error.downcast_ref().map_or(1, FaultyOperations::exit_code)
+/// The models of the command line, with the parts that were named for those with a path.
+fn with_parts(models: Vec<ModelSource>, parts: &PartArgs) -> anyhow::Result<Vec<ModelSource>> {
+    let takes_parts = |model: &ModelSource| model.directory.is_some();
+    if *parts != PartArgs::default() && !models.iter().any(takes_parts) {
+        anyhow::bail!("`--base`, `--text-encoder` and `--vae` are for a model with a path: `--model ID=PATH`");
+    }
+    let with = |model: ModelSource| if takes_parts(&model) { parts.clone().of(model) } else { model };
+    Ok(models.into_iter().map(with).collect())
 }
 
 fn environment_help() -> String {

@@ -1,12 +1,14 @@
 //! FLUX on candle, behind [`crate::domain::engine::StepEngine`]. The only home of candle; knows nothing of tokio, HTTP,
 //! queue, auth or SQL.
 
+mod blocks;
 mod checkpoint;
 mod device;
 mod doctor;
 mod error;
 mod kernel_choices;
 mod kernel_times;
+mod kernel_trial;
 mod linear;
 mod memory;
 mod models;
@@ -25,8 +27,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use candle_core::Device;
-
 use crate::domain::device::{EngineSettings, Offload};
 use crate::domain::engine::{EngineError, EngineLimits, LoadObserver, Slot, StepEngine};
 use crate::domain::image::RgbImage;
@@ -35,14 +35,15 @@ use crate::domain::spec::GenerateSpec;
 
 use checkpoint::{Checkpoint, LoadOptions};
 pub use checkpoint::{CheckpointError, ComponentReport, Inspection, KeptAs, Problem, inspect};
-use device::device_error;
-pub use device::{DeviceError, free_bytes, probe};
+pub use device::{DeviceError, failure, free_bytes, name, probe};
+use device::{OpenDevice, device_error};
 pub use doctor::{check_precision, memory_plan};
 pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
+pub use kernel_trial::{KernelTrial, may_have_faster_kernels, try_kernel};
 pub use memory::TooLarge;
-use models::flux1::{Flux1, Image, Residency, Weights};
+use models::flux1::{Flux1, Image, Residency, Stepped, Weights};
 pub use reading::{LoadTimes, Reading, read_weights};
 pub use self_test::{OperationEvent, OperationReport, run_operations};
 pub use stages::{Stages, WriteError};
@@ -52,7 +53,6 @@ pub use trace::Trace;
 /// A FLUX model on one device, and the images it is generating.
 pub struct FluxEngine {
     model: Flux1,
-    device: Device,
     limits: EngineLimits,
     /// Maximum pixels that can be decoded in the device's memory.
     pixels_max: usize,
@@ -61,13 +61,15 @@ pub struct FluxEngine {
     images: BTreeMap<Slot, Image>,
     next_slot: u64,
     load_times: LoadTimes,
+    /// Closed last, after all tensors are dropped.
+    device: OpenDevice,
 }
 
 impl FluxEngine {
-    /// Loads a checkpoint, in either published layout, onto a device. bf16 on CUDA, f32 on the CPU; latents, and the image
-    /// encoder, are f32 on both.
+    /// Loads a checkpoint, in either published layout, onto a device. bf16 on CUDA, f32 on the CPU; latents are f32 on
+    /// both.
     ///
-    /// The engine must stay on the thread that loads it: CUDA's stream belongs to that thread.
+    /// The engine must stay on the thread that loads it, which holds its libraries.
     ///
     /// # Errors
     /// When the device is not available, the checkpoint is incomplete, or memory does not suffice.
@@ -101,8 +103,9 @@ impl FluxEngine {
             let precision = settings.precision;
             tracing::warn!(%precision, "the engine runs in a lossy precision: images differ slightly from the model's");
         }
-        ops::attention::KERNELS.choose(&device, settings.kernels);
-        ops::convolution::KERNELS.choose(&device, settings.kernels);
+        let faults = settings.kernel_faults;
+        ops::attention::KERNELS.choose(&device, settings.kernels, faults.attention)?;
+        ops::convolution::KERNELS.choose(&device, settings.kernels, faults.convolution)?;
         let is_text_streamed = settings.offload == Offload::Text;
         let options = LoadOptions { dtype: device::dtype(&device), is_text_streamed };
         let loading = checkpoint.load_onto(&device, options, observer)?;
@@ -124,12 +127,12 @@ impl FluxEngine {
             model,
             // The CPU's own operations are batch-invariant.
             is_unbatched: settings.is_deterministic && !device.is_cpu(),
-            device,
             limits,
             pixels_max,
             images: BTreeMap::new(),
             next_slot: 0,
             load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
+            device,
         })
     }
 
@@ -142,6 +145,22 @@ impl FluxEngine {
     /// The image in a slot.
     fn held(&self, slot: Slot) -> Result<&Image, EngineError> {
         self.images.get(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))
+    }
+
+    /// The outcomes of one step of each image.
+    fn stepped(&mut self, slots: &[Slot]) -> candle_core::Result<Vec<Stepped>> {
+        // A matrix product's bits depend on its number of rows, for which the library may pick another algorithm.
+        let batch_size = if self.is_unbatched { 1 } else { slots.len().max(1) };
+        let mut stepped = Vec::with_capacity(slots.len());
+        for batch in slots.chunks(batch_size) {
+            let chosen = self.images.iter_mut().filter(|(slot, _)| batch.contains(slot));
+            self.model.modulate_ahead(&mut chosen.map(|(_, image)| image).collect::<Vec<_>>())?;
+            let images: Vec<&Image> = batch.iter().filter_map(|slot| self.images.get(slot)).collect();
+            stepped.extend(self.model.step(&images)?);
+        }
+        // Calls only enqueue work: the queue measures time after this, and the device may still fail.
+        self.device.synchronize()?;
+        Ok(stepped)
     }
 
     /// Removes an image that has run all its steps. An error after this drops the image.
@@ -179,24 +198,16 @@ impl StepEngine for FluxEngine {
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
-        let images = slots.iter().map(|slot| self.held(*slot)).collect::<Result<Vec<_>, _>>()?;
-        if let Some(at) = images.iter().position(|image| image.is_done()) {
-            return Err(EngineError::Fatal(format!("{:?} has run all its steps", slots[at])));
-        }
-        // A matrix product's bits depend on its number of rows, for which the library may pick another algorithm.
-        let batch_size = if self.is_unbatched { 1 } else { images.len().max(1) };
-        let run = || -> candle_core::Result<Vec<_>> {
-            let mut stepped = Vec::with_capacity(images.len());
-            for batch in images.chunks(batch_size) {
-                stepped.extend(self.model.step(batch)?);
+        let mut tokens = 0;
+        for slot in slots {
+            let image = self.held(*slot)?;
+            if image.is_done() {
+                return Err(EngineError::Fatal(format!("{slot:?} has run all its steps")));
             }
-            // Calls only enqueue work: the queue measures time after this, and the device may still fail.
-            self.device.synchronize()?;
-            Ok(stepped)
-        };
-        let stepped = run().map_err(device_error);
+            tokens += image.step_tokens();
+        }
+        let stepped = self.stepped(slots).map_err(device_error);
         if let Err(EngineError::OutOfMemory(_)) = stepped {
-            let tokens = images.iter().map(|image| image.step_tokens()).sum();
             self.limits = device::limits_after_out_of_memory(self.limits, tokens);
         }
         for (slot, stepped) in slots.iter().zip(stepped?) {

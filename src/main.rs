@@ -1,5 +1,5 @@
-//! Parses and runs the command line; an error becomes a message and an exit code: 0 success, 1 failure, 2 usage error. The test
-//! of a device's operations ends with the number of those that are faulty.
+//! Parses and runs the command line; an error becomes a message and an exit code: 0 success, 2 usage error, and those of
+//! `cli::exit_code`.
 
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -31,7 +31,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             last_word(&format!("error: {error:#}\n"));
-            cli::exit_code(&error).into()
+            ExitCode::from(cli::exit_code(&error))
         }
     }
 }

@@ -279,5 +279,5 @@ fn a_missing_configuration_or_tokenizer_file_is_reported() {
 fn a_folder_that_is_not_there_is_not_usable() {
     let problems = inspect(&ModelFiles::Directory("/nonexistent/checkpoint".into())).into_problems();
     assert_eq!(problems.len(), 1);
-    assert_eq!(problems[0].to_string(), "/nonexistent/checkpoint: not a folder that can be read");
+    assert_eq!(problems[0].to_string(), "/nonexistent/checkpoint: not a folder or a file that can be read");
 }

@@ -62,6 +62,12 @@ PRESETS: dict[str, dict[str, dict]] = {
     },
 }
 
+# The widths of `dev` with few blocks: every kernel and every shape of a layer, in a sixth of the bytes.
+PRESETS["shallow"] = PRESETS["dev"] | {
+    "transformer": PRESETS["dev"]["transformer"] | {"num_layers": 3, "num_single_layers": 6},
+    "text_encoder_2": PRESETS["dev"]["text_encoder_2"] | {"num_layers": 4},
+}
+
 TIME_SINUSOID = 256
 # Pixels along a side of an image token, and CLIP's tokens.
 PATCH_PIXELS = 16

@@ -16,19 +16,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Callable, NamedTuple
 
 import torch
-from checkpoint import CLIP_LENGTH, PATCH_PIXELS
+from checkpoint import CLIP_LENGTH
 from safetensors import safe_open
 
 if TYPE_CHECKING:
     from diffusers_flux import Flux
 
+# diffusers' name of torch's attention by cuDNN.
+CUDNN = "_native_cudnn"
 # Seconds after which no further repetition begins.
 PART_SECONDS_MAX = 8.0
 # Fewest seconds for compiling one double and one single block for one size.
 COMPILE_SECONDS = 45.0
-PICTURE_STEPS = [28, 50]
-COUNTS = [2, 4, 8]
+PICTURE_STEPS = [28]
+COUNTS = [4, 8]
 MEGAPIXEL = 1024 * 1024
+PARTS = ["correctness", "times"]
 # Token ids for a prompt, where the program wrote none.
 TEXT_TOKENS = 512
 
@@ -76,7 +79,7 @@ class Comparison:
             "distances": {},
             "timings": [],
             "compiled": [],
-            "rates": [],
+            "cudnn": [],
         }
 
     def part(self, name: str, run: Callable[[], None], seconds: float = 0.0) -> None:
@@ -90,7 +93,7 @@ class Comparison:
                 with torch.no_grad():
                     run()
             except Exception as error:  # the other parts run all the same
-                outcome = f"failed: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+                outcome = f"failed: {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
         elapsed = time.monotonic() - started
         self.results["parts"][name] = {"outcome": outcome, "seconds": round(elapsed, 2)}
         print(f"{name}: {outcome}, {elapsed:.1f} s", flush=True)
@@ -253,51 +256,28 @@ class Comparison:
         if on_gpu:
             self.results["picture_peak_mebibytes"] = torch.cuda.max_memory_reserved() >> 20
 
-    def time_compiled(self, sizes: list[list[int]]) -> None:
+    def time_variant(self, name: str, size: list[int]) -> None:
+        inputs = self.flux.random_inputs(*size, 1, self.text_tokens())
+        timing = {"part": "step", "pictures": [size], "steps": None, "outcome": "measured"}
+        timing |= self.seconds(lambda: self.flux.velocity(inputs, 0.5, 4.0))
+        self.results[name].append(timing)
+        print(f"  {name} step {size}: {timing['median_seconds']}", flush=True)
+
+    def time_compiled(self, size: list[int]) -> None:
         """Block by block, which takes a fraction of the time and gives nearly the same speed."""
         self.flux.pipeline.transformer.compile_repeated_blocks(fullgraph=True)
-        for size in sizes:
-            if not self.has_time_for(COMPILE_SECONDS if self.arguments.device != "cpu" else 0):
-                return
-            inputs = self.flux.random_inputs(*size, 1, self.text_tokens())
-            timing = {"part": "step", "pictures": [size], "steps": None, "outcome": "measured"}
-            timing |= self.seconds(lambda: self.flux.velocity(inputs, 0.5, 4.0))
-            self.results["compiled"].append(timing)
-            print(f"  compiled step {size}: {timing['median_seconds']}", flush=True)
+        self.time_variant("compiled", size)
 
-    def time_products(self) -> None:
-        """What torch reaches at the shapes of a step: the ceiling of all that consists of GEMMs."""
-        config = json.loads((self.arguments.weights / "transformer/config.json").read_text())
-        heads, head = config["num_attention_heads"], config["attention_head_dim"]
-        width, height = largest_picture(self.arguments.sizes)
-        tokens = (width // PATCH_PIXELS) * (height // PATCH_PIXELS) + self.text_tokens()
-        hidden = heads * head
-        layers = [
-            (hidden, 3 * hidden),
-            (hidden, 4 * hidden),
-            (4 * hidden, hidden),
-            (hidden, 7 * hidden),
-            (5 * hidden, hidden),
-        ]
-        for inner, outputs in layers:
-            a, b = self.random(tokens, inner), self.random(outputs, inner)
-            rate = 2 * tokens * inner * outputs / self.seconds_of_many(lambda: torch.nn.functional.linear(a, b))
-            self.rate("product", [tokens, inner, outputs], rate)
-        query, key, value = (self.random(1, heads, tokens, head) for _ in range(3))
-        attention = torch.nn.functional.scaled_dot_product_attention
-        rate = 4 * tokens * tokens * hidden / self.seconds_of_many(lambda: attention(query, key, value))
-        self.rate("attention", [heads, tokens, head], rate)
-
-    def random(self, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=self.arguments.device, dtype=self.dtype)
-
-    def seconds_of_many(self, run: Callable[[], object], count: int = 10) -> float:
-        """Seconds of one of many in a row, so that launching is not timed."""
-        return self.seconds(lambda: [run() for _ in range(count)])["median_seconds"] / count
-
-    def rate(self, what: str, shape: list[int], flops: float) -> None:
-        self.results["rates"].append({"what": what, "shape": shape, "flops_per_second": flops})
-        print(f"  {what} {shape}: {flops / 1e12:.2f} TFLOP/s", flush=True)
+    def time_with_cudnn(self, size: list[int]) -> None:
+        """By default torch takes FlashAttention 2, and on Hopper cuDNN's attention is faster."""
+        transformer = self.flux.pipeline.transformer
+        if not hasattr(transformer, "set_attention_backend"):
+            raise NotImplementedError("this version of diffusers cannot choose its attention")
+        transformer.set_attention_backend(CUDNN)
+        try:
+            self.time_variant("cudnn", size)
+        finally:
+            transformer.set_attention_backend("native")
 
 
 def largest_size(sizes: list[list[int]]) -> list[int]:
@@ -316,6 +296,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--stages", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda:0")
+    parser.add_argument(
+        "--parts", type=lambda text: text.split(","), default=PARTS, help=f"[default: {','.join(PARTS)}]"
+    )
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument(
         "--sizes",
@@ -327,32 +310,42 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    comparison = Comparison(arguments)
-    largest = largest_size(arguments.sizes)
-    by_pixels = sorted(arguments.sizes, key=lambda size: size[0] * size[1])
-    compiled = [largest] if by_pixels[0] == largest else [largest, by_pixels[0]]
-    comparison.part("rates", comparison.time_products)
-    comparison.part("load", comparison.load)
-    if comparison.results["parts"]["load"]["outcome"] != "done":
-        sys.exit("without the pipeline there is nothing to compare")
+def look_at_correctness(comparison: Comparison) -> None:
     comparison.part("read stages", comparison.read_stages)
     comparison.part("step", comparison.step)
     comparison.part("text", comparison.text)
     comparison.part("decoder", comparison.decoder)
     comparison.part("tokens", comparison.tokens)
+
+
+def look_at_times(comparison: Comparison, sizes: list[list[int]]) -> None:
+    by_pixels = sorted(sizes, key=lambda size: size[0] * size[1])
+    largest = largest_size(sizes)
     for size in by_pixels:
         comparison.part(f"time step {size}", lambda: comparison.time_step(size))
     comparison.part("time text", comparison.time_text)
     for size in by_pixels:
         comparison.part(f"time decoder {size}", lambda: comparison.time_decoder(size))
+    if comparison.arguments.device != "cpu":
+        comparison.part("time with cuDNN's attention", lambda: comparison.time_with_cudnn(largest))
     for steps in PICTURE_STEPS:
         comparison.part(f"time image, {steps} steps", lambda: comparison.time_image(largest, steps), seconds=10)
     for count in COUNTS:
         for size in [size for size in by_pixels if size[0] * size[1] <= MEGAPIXEL]:
             comparison.part(f"time {count} × {size}", lambda: comparison.time_step(size, count), seconds=5)
-    comparison.part("time compiled", lambda: comparison.time_compiled(compiled), COMPILE_SECONDS)
+    comparison.part("time compiled", lambda: comparison.time_compiled(largest), COMPILE_SECONDS)
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    comparison = Comparison(arguments)
+    comparison.part("load", comparison.load)
+    if comparison.results["parts"]["load"]["outcome"] != "done":
+        sys.exit("without the pipeline there is nothing to compare")
+    if "correctness" in arguments.parts:
+        look_at_correctness(comparison)
+    if "times" in arguments.parts:
+        look_at_times(comparison, arguments.sizes)
     failed = [name for name, part in comparison.results["parts"].items() if part["outcome"].startswith("failed")]
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 

@@ -1,22 +1,23 @@
 #!/usr/bin/env python3
 """Writes a FLUX.1-dev checkpoint of random weights, in the diffusers layout and bf16.
 
-The same weights wherever they are made: each tensor's values follow from its name. With torch and a CUDA device they
-are sampled there, else with numpy, which gives other values. Nothing is learned: the images of such a model are noise, but
-take as long as with published weights.
+The same weights wherever they are made: each tensor's values follow from its name. They are sampled on the CPU, so that the
+GPU is free for what is tried meanwhile. Nothing is learned: the images of such a model are noise, but take as long as with
+published weights.
 
-    python3 benches/gpu/make_weights.py FOLDER [--preset dev|tiny]
+    python3 benches/gpu/make_weights.py FOLDER [--preset dev|shallow|tiny]
 """
 
 import argparse
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Callable
+from typing import BinaryIO, Iterator
 
 import checkpoint
 
@@ -24,11 +25,10 @@ REFERENCE = Path(__file__).resolve().parents[2] / "tests/reference/FLUX.1-dev"
 # Small enough to write several at a time.
 SHARD_BYTES_MAX = 2 << 30
 BYTES_PER_VALUE = 2
-THREADS = 8
+BLOCK_VALUES = 1 << 18
+THREADS_MAX = 14
 # Marks a folder as made by this script and, at the end, as complete. A folder with anything else in it is not touched.
 SEAL = "made_by.json"
-
-Sample = Callable[[checkpoint.Tensor], memoryview]
 
 
 def seed_of(name: str) -> int:
@@ -41,34 +41,24 @@ def bounds(tensor: checkpoint.Tensor) -> tuple[float, float]:
     return tensor.mean - reach, tensor.mean + reach
 
 
-def sample_with_torch(tensor: checkpoint.Tensor) -> memoryview:
-    import torch
-
-    generator = torch.Generator("cuda").manual_seed(seed_of(tensor.name))
-    values = torch.empty(tensor.elements(), device="cuda").uniform_(*bounds(tensor), generator=generator)
-    return memoryview(values.to(torch.bfloat16).view(torch.int16).cpu().numpy()).cast("B")
-
-
-def sample_with_numpy(tensor: checkpoint.Tensor) -> memoryview:
+def samples(tensor: checkpoint.Tensor) -> Iterator[memoryview]:
+    """The values in bf16, a block at a time: a block stays in the processor's cache."""
     import numpy
 
     low, high = bounds(tensor)
     generator = numpy.random.Generator(numpy.random.SFC64(seed_of(tensor.name)))
-    values = generator.random(tensor.elements(), dtype=numpy.float32) * numpy.float32(high - low) + numpy.float32(low)
-    bits = values.view(numpy.uint32)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # to the nearest bf16, ties to even
-    return memoryview(rounded.astype(numpy.uint16)).cast("B")
+    block = numpy.empty(min(BLOCK_VALUES, tensor.elements()), numpy.float32)
+    for start in range(0, tensor.elements(), BLOCK_VALUES):
+        values = block[: tensor.elements() - start]
+        generator.random(out=values, dtype=numpy.float32)
+        values *= numpy.float32(high - low)
+        values += numpy.float32(low)
+        bits = values.view(numpy.uint32)
+        bits += 0x7FFF + ((bits >> 16) & 1)  # to the nearest bf16, ties to even
+        yield memoryview(bits.view(numpy.uint16)[1::2].copy()).cast("B")
 
 
-def has_cuda() -> bool:
-    try:
-        import torch
-    except ImportError:
-        return False
-    return torch.cuda.is_available()
-
-
-def write_shard(path: Path, tensors: list[checkpoint.Tensor], sample: Sample) -> None:
+def write_shard(path: Path, tensors: list[checkpoint.Tensor]) -> None:
     """The safetensors format: the header's length, the header, all values."""
     header, offset = {}, 0
     for tensor in tensors:
@@ -80,7 +70,8 @@ def write_shard(path: Path, tensors: list[checkpoint.Tensor], sample: Sample) ->
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            write_all(file, sample(tensor))
+            for block in samples(tensor):
+                write_all(file, block)
 
 
 def write_all(file: BinaryIO, data: memoryview) -> None:
@@ -137,15 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--preset", choices=sorted(checkpoint.PRESETS), default="dev")
-    parser.add_argument("--numpy", action="store_true", help="sample with numpy even where there is a CUDA device")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    with_torch = not arguments.numpy and has_cuda()
     seal = {
         "by": Path(__file__).name,
         "whole": True,
         "preset": arguments.preset,
-        "drawn_with": "torch on CUDA" if with_torch else "numpy",
         "modulation": checkpoint.MODULATION,
     }
     if is_ours(folder) and json.loads((folder / SEAL).read_text()) == seal:
@@ -167,13 +155,12 @@ def main() -> None:
         sys.exit(
             f"{folder} has {free / 1e9:.1f} GB free, the weights take {size / 1e9:.1f}: name a folder with more space"
         )
-    sample = sample_with_torch if with_torch else sample_with_numpy
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(lambda file: write_shard(*file, sample), files):
+    with ThreadPoolExecutor(min(THREADS_MAX, os.cpu_count() or 1)) as pool:
+        for _ in pool.map(lambda file: write_shard(*file), files):
             pass
     (folder / SEAL).write_text(json.dumps(seal) + "\n")
     seconds = time.monotonic() - started
-    print(f"{size / 1e9:.2f} GB in {len(files)} files, sampled with {seal['drawn_with']}, {seconds:.1f} s")
+    print(f"{size / 1e9:.2f} GB in {len(files)} files, {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the table of what `run.py` has measured, from the files in its folder: `table.py FOLDER`.
+"""Makes the table of what `run.py` has measured, from its `all.json`: `table.py all.json`.
 
 Ratios are ours to theirs. The floor is the arithmetic of a step (its matrix products and attention, counted from the
 model's configuration) at the highest rate that torch reached for any of a step's GEMMs on the same machine; the
@@ -10,7 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
+import kernel_tables
 from checkpoint import PATCH_PIXELS
+from kernel_tables import row
 
 # Relative L2. In bf16, the precision on a GPU, rounding moves 57 blocks of random weights 1.5 % away from f32; in f32 only
 # the order of sums differs.
@@ -36,6 +38,7 @@ TOLERANCES = {
 IMAGE_TOLERANCE = 0.03
 # Multiplications and additions per token and layer: 12 × width² weights in either kind of block, two for each.
 LINEAR_FLOPS = 24
+BLOCKS = ["num_layers", "num_single_layers"]
 NAMES = {
     "sigmas": "noise levels",
     "clip_pooled": "CLIP, pooled",
@@ -44,14 +47,6 @@ NAMES = {
     "latents_first": "latents after it",
     "pixels": "decoder",
 }
-
-
-def read(folder: Path, name: str) -> dict:
-    """The output of a stage; empty if it wrote none."""
-    try:
-        return json.loads((folder / name).read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def step_flops(transformer: dict, sizes: list[list[int]], text_tokens: int) -> float:
@@ -76,23 +71,20 @@ def shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.2e}" if value < 1e-3 else f"{100 * value:.2f} %"
 
 
-def row(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def correctness(reference: dict, compare: dict) -> list[str]:
+def correctness(references: dict[str, dict], compare: dict) -> list[str]:
     lines = [
         "| what | away from diffusers | from diffusers in f32 | diffusers itself from f32 | at most | |",
         "|---|---|---|---|---|---|",
     ]
-    images = reference.get("pictures", {})
-    means = [image["mean"] for image in images.values() if "mean" in image]
-    if images:
-        broken = len(images) - len(means)
-        worst = max(means, default=None)
-        word = f"**{broken} NOT GENERATED**" if broken else verdict(worst, IMAGE_TOLERANCE)
-        name = f"{len(means)} tiny images, worst mean error"
-        lines.append(row(name, "–", shown(worst), "–", shown(IMAGE_TOLERANCE), word))
+    for kernels, reference in references.items():
+        images = reference.get("pictures", {})
+        means = [image["mean"] for image in images.values() if "mean" in image]
+        if images:
+            broken = len(images) - len(means)
+            worst = max(means, default=None)
+            word = f"**{broken} NOT GENERATED**" if broken else verdict(worst, IMAGE_TOLERANCE)
+            name = f"{len(means)} tiny images{kernels}, worst mean error"
+            lines.append(row(name, "–", shown(worst), "–", shown(IMAGE_TOLERANCE), word))
     tolerances = TOLERANCES[compare.get("dtype", "bfloat16")]
     for name, tolerance in tolerances.items():
         distances = compare.get("distances", {}).get(name, {})
@@ -149,15 +141,13 @@ def one_by_one(timing: dict, theirs: dict[tuple, dict]) -> dict | None:
     return {"outcome": "measured", "median_seconds": sum(single)} if single and all(single) else None
 
 
-def times(about: dict, ours: dict, compare: dict) -> list[str]:
+def times(about: dict, ours: dict, compare: dict, ceiling: float | None) -> list[str]:
     theirs = {key_of(timing): timing for timing in compare.get("timings", [])}
     compiled = {key_of(timing): timing for timing in compare.get("compiled", [])}
-    ceiling = max(
-        (rate["flops_per_second"] for rate in compare.get("rates", []) if rate["what"] == "product"), default=None
-    )
+    cudnn = {key_of(timing): timing for timing in compare.get("cudnn", [])}
     lines = [
-        "| ms (median) | fluxserve | diffusers | ratio | compiled | ratio | floor | share |",
-        "|---|---|---|---|---|---|---|---|",
+        "| ms (median) | fluxserve | diffusers | ratio | its cuDNN attention | ratio | compiled | ratio | floor | share |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     mine = {key_of(timing): timing for timing in ours.get("timings", [])}
     timings = list(mine.values()) or list(theirs.values())
@@ -179,6 +169,8 @@ def times(about: dict, ours: dict, compare: dict) -> list[str]:
             milliseconds(mine.get(key)),
             milliseconds(other),
             ratio(mine.get(key), other),
+            milliseconds(cudnn.get(key)),
+            ratio(mine.get(key), cudnn.get(key)),
             milliseconds(compiled.get(key)),
             ratio(mine.get(key), compiled.get(key)),
             f"{1000 * floor:.1f}" if floor else "–",
@@ -186,7 +178,7 @@ def times(about: dict, ours: dict, compare: dict) -> list[str]:
         ]
         lines.append(row(*cells))
     load = [f"{report['load_seconds']:.1f} s" if "load_seconds" in report else "–" for report in [ours, compare]]
-    lines.append(row("load, files as they were in the page cache", *load, *["–"] * 5))
+    lines.append(row("load, files as they were in the page cache", *load, *["–"] * 7))
     return lines
 
 
@@ -243,12 +235,12 @@ def lossy(ours: dict, fp8: dict, fidelity: dict) -> list[str]:
     return lines
 
 
-def ceilings(compare: dict) -> list[str]:
+def ceilings(compare: dict, torch_kernels: dict | list | None) -> list[str]:
     lines = []
     if "picture_peak_mebibytes" in compare:
         lines.append(f"diffusers reserves {compare['picture_peak_mebibytes']:,} MiB for a complete image")
-    for what, word in [("product", "matrix products"), ("attention", "attention")]:
-        rates = [rate["flops_per_second"] for rate in compare.get("rates", []) if rate["what"] == what]
+    for kind, word in [("product", "matrix products"), ("fp8", "fp8 matrix products"), ("attention", "attention")]:
+        rates = kernel_tables.rates_of(torch_kernels, kind)
         if rates:
             lines.append(
                 f"torch's {word} at a step's shapes: {min(rates) / 1e12:.3g} to {max(rates) / 1e12:.3g} TFLOP/s"
@@ -273,42 +265,58 @@ def stages(records: dict, compare: dict) -> list[str]:
 def heading(about: dict, ours: dict, compare: dict) -> list[str]:
     gpu = about.get("gpu") or "no GPU"
     software = [f"{name} {compare[name]}" for name in ["torch", "diffusers", "transformers"] if name in compare]
+    blocks = [f"{about['transformer'][name]}" for name in BLOCKS if name in about.get("transformer", {})]
     run = (
         "a dry run with tiny weights, which says nothing about speed"
         if about.get("dry_run")
-        else "random weights of the real size"
+        else f"random weights, {' + '.join(blocks) or 'no'} blocks"
     )
+    words = [run, f"generated on {ours.get('device', 'nothing')}", f"kernels {about.get('kernels', 'unknown')}"]
     lines = [
         f"## {about.get('commit') or 'unknown commit'} on {gpu}",
         "",
-        f"{run}; generated on {ours.get('device', 'nothing')}; {', '.join(software)}",
+        "; ".join(filter(None, [f"call {about.get('call', 'unknown')}", *words, ", ".join(software)])),
     ]
     return lines + [line for line in [about.get("clocks")] if line]
 
 
-def document(folder: Path) -> str:
-    about, reference, ours, load, portable, fp8, fidelity, compare, records = (
-        read(folder, f"{name}.json")
-        for name in "about reference time load time_portable time_fp8 fidelity compare stages".split()
-    )
+def merged(*reports: dict) -> dict:
+    """The timings of several processes of the program as one report."""
+    found = [report for report in reports if report]
+    return (found[0] | {"timings": [timing for report in found for timing in report.get("timings", [])]}) if found else {}
+
+
+def document(parts: dict) -> str:
+    """Of what is there: every part may be missing."""
+
+    def part(name: str) -> dict:
+        content = parts.get(name)
+        return content if isinstance(content, dict) else {}
+
+    about, compare = part("about"), part("compare")
+    ours = merged(part("time") or part("step"), part("time_large"))
+    references = {" (portable kernels)": part("reference_portable"), "": part("reference")}
+    torch_kernels = parts.get("torch_kernels")
     blocks = [
         heading(about, ours, compare),
-        correctness(reference, compare),
-        times(about, ours, compare),
-        beside(ours, portable, ("all kernels", "portable ones"), ["step", "decoder", "picture"]),
-        lossy(ours, fp8, fidelity),
-        loading(load),
-        ceilings(compare),
-        stages(records, compare),
+        kernel_tables.operations(part("operations")),
+        correctness(references, compare),
+        times(about, ours, compare, kernel_tables.best_rate(torch_kernels, "product")),
+        beside(ours, part("time_portable"), ("all kernels", "portable ones"), ["step", "decoder", "picture"]),
+        lossy(ours, part("time_fp8"), part("fidelity")),
+        loading(part("load")),
+        ceilings(compare, torch_kernels),
+        kernel_tables.kernels(parts.get("kernels"), torch_kernels),
+        kernel_tables.profiled(part("kernel_times")),
+        stages(part("stages"), compare),
     ]
     return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    arguments = parser.parse_args()
-    print(document(arguments.folder))
+    parser.add_argument("file", type=Path)
+    print(document(json.loads(parser.parse_args().file.read_text())))
 
 
 if __name__ == "__main__":

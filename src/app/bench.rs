@@ -14,6 +14,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 
 use super::generate::{for_its_operator, refuse_without_folder};
+use super::kernel_trials::with_faults;
 use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
@@ -97,7 +98,8 @@ pub fn time(
     let started = Instant::now();
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let sizes = sizes_of(request, &card)?;
-    let mut engine = FluxEngine::load_watched(&files_of(config, &request.model)?, request.engine, on_load)?;
+    let mut engine =
+        FluxEngine::load_watched(&files_of(config, &request.model)?, with_faults(request.engine), on_load)?;
     engine.wait()?;
     let mut report = TimeReport {
         version: env!("CARGO_PKG_VERSION"),
@@ -222,7 +224,7 @@ pub fn write_stages(config: &Config, request: StagesRequest) -> anyhow::Result<(
     let card = for_its_operator(card_or_flux_dev(&request.model.id));
     let spec = spec_of(&card, request.params)?;
     refuse_without_folder(&request.output)?;
-    let mut engine = FluxEngine::load(&files_of(config, &request.model)?, request.engine)?;
+    let mut engine = FluxEngine::load(&files_of(config, &request.model)?, with_faults(request.engine))?;
     let stages = engine.stages(&spec, request.whole)?;
     stages.write(&request.output).with_context(|| format!("writing `{}`", request.output.display()))
 }

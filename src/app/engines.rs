@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::bail;
 
 use super::hub::hint;
+use super::kernel_trials::with_faults;
 use super::loading::LoadLog;
 use crate::catalog::{Catalog, warm_up_spec};
 use crate::config::Config;
@@ -14,7 +15,7 @@ use crate::domain::device::{DeviceChoice, EngineSettings};
 use crate::domain::engine::{EngineError, LoadObserver, StepEngine};
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
-use crate::engine::{self, FluxEngine};
+use crate::engine::{self, FluxEngine, LoadTimes};
 use crate::queue::{EngineFactory, EngineState, Queue, QueueSettings};
 
 /// Failed builds of an engine after which the start continues without it.
@@ -48,8 +49,53 @@ pub(super) fn check_models(config: &Config, catalog: &Catalog) -> anyhow::Result
     Ok(())
 }
 
+/// Builds an engine for a model's files, which reports to an observer; also returns the durations of the parts of loading.
+pub type EngineBuilder = dyn Fn(&ModelFiles, EngineSettings, Arc<dyn LoadObserver>) -> Result<(Box<dyn StepEngine>, LoadTimes), EngineError>
+    + Send
+    + Sync;
+
+/// Loads FLUX, with the kernels that trials in other processes found fit.
+pub(super) fn flux_engine(
+    files: &ModelFiles,
+    settings: EngineSettings,
+    observer: Arc<dyn LoadObserver>,
+) -> Result<(Box<dyn StepEngine>, LoadTimes), EngineError> {
+    let engine = FluxEngine::load_watched(files, with_faults(settings), observer)
+        .map_err(|error| engine::failure(format!("{:#}", anyhow::Error::from(error))))?;
+    let times = engine.load_times();
+    Ok((Box::new(engine), times))
+}
+
+/// A device that is lost to this process, and with it the process.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the device of the model `{model}` is lost to this process: {cause}; start it again: accepted jobs are in the database"
+)]
+pub struct DeviceLost {
+    model: ModelId,
+    cause: String,
+}
+
+/// Waits until a device is lost.
+pub(super) async fn device_lost(queues: &BTreeMap<ModelId, Queue>) -> DeviceLost {
+    let lost = queues.iter().map(|(model, queue)| {
+        Box::pin(async move {
+            let mut state = queue.state();
+            match state.wait_for(|state| matches!(state, EngineState::DeviceLost { .. })).await.as_deref() {
+                Ok(EngineState::DeviceLost { cause }) => DeviceLost { model: model.clone(), cause: cause.clone() },
+                _ => std::future::pending().await,
+            }
+        })
+    });
+    futures_util::future::select_all(lost).await.0
+}
+
 /// Starts a queue with its engines for each served model.
-pub(super) fn start_engines(config: &Config, catalog: &Arc<Catalog>) -> anyhow::Result<BTreeMap<ModelId, Queue>> {
+pub(super) fn start_engines(
+    config: &Config,
+    catalog: &Arc<Catalog>,
+    build: &Arc<EngineBuilder>,
+) -> anyhow::Result<BTreeMap<ModelId, Queue>> {
     let mut queues = BTreeMap::new();
     let turns: Vec<(DeviceChoice, Turn)> = config.device.iter().map(|device| (device, Turn::default())).collect();
     for (card, files) in catalog.served() {
@@ -65,7 +111,8 @@ pub(super) fn start_engines(config: &Config, catalog: &Arc<Catalog>) -> anyhow::
         let factory = |(engine, (device, turn)): (usize, &(DeviceChoice, Turn))| {
             let (model, catalog) = (card.id.clone(), Arc::clone(catalog));
             let log = move || LoadLog::new(model.clone(), engine, Arc::clone(&catalog));
-            engine_factory(files.clone(), config.engine_settings(*device), Arc::clone(turn), log)
+            let settings = config.engine_settings(*device);
+            engine_factory(Arc::clone(build), (files.clone(), settings), Arc::clone(turn), log)
         };
         let factories = turns.iter().enumerate().map(factory).collect();
         queues.insert(card.id.clone(), Queue::start(&settings, factories)?);
@@ -77,8 +124,8 @@ pub(super) fn start_engines(config: &Config, catalog: &Arc<Catalog>) -> anyhow::
 type Turn = Arc<Mutex<()>>;
 
 fn engine_factory(
-    files: ModelFiles,
-    settings: EngineSettings,
+    build: Arc<EngineBuilder>,
+    (files, settings): (ModelFiles, EngineSettings),
     turn: Turn,
     log: impl Fn() -> LoadLog + Send + 'static,
 ) -> EngineFactory {
@@ -86,13 +133,9 @@ fn engine_factory(
         // A panic while another model was loading does not concern this one.
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
         let log = Arc::new(log());
-        match FluxEngine::load_watched(&files, settings, Arc::clone(&log) as Arc<dyn LoadObserver>) {
-            Ok(engine) => {
-                log.ended(&engine.load_times());
-                Ok(Box::new(engine) as Box<dyn StepEngine>)
-            }
-            Err(error) => Err(EngineError::Fatal(format!("{:#}", anyhow::Error::from(error)))),
-        }
+        let (engine, times) = build(&files, settings, Arc::clone(&log) as Arc<dyn LoadObserver>)?;
+        log.ended(&times);
+        Ok(engine)
     })
 }
 
@@ -122,12 +165,12 @@ async fn cause_of_failure(queue: &Queue) -> Option<String> {
     let mut state = queue.state();
     let has_settled = |state: &EngineState| match state {
         EngineState::Loading => false,
-        EngineState::Ready | EngineState::Gone => true,
+        EngineState::Ready | EngineState::DeviceLost { .. } | EngineState::Gone => true,
         EngineState::Rebuilding { builds_failed, .. } => *builds_failed >= BUILDS_AT_START_MAX,
     };
     match state.wait_for(has_settled).await.as_deref() {
         Ok(EngineState::Ready) => None,
-        Ok(EngineState::Rebuilding { cause, .. }) => Some(cause.clone()),
+        Ok(EngineState::Rebuilding { cause, .. } | EngineState::DeviceLost { cause }) => Some(cause.clone()),
         Ok(EngineState::Loading | EngineState::Gone) | Err(_) => Some("the engine's thread has ended".to_owned()),
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow, bail};
 
 use super::hub::{hint, refuse_not_yet};
+use super::kernel_trials::with_faults;
 use super::models::files_of;
 use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
@@ -62,7 +63,7 @@ pub fn generate(
     })?;
     refuse_without_folder(&request.output)?;
     let files = files_of(config, &request.model)?;
-    let engine = FluxEngine::load_watched(&files, request.engine, on_load);
+    let engine = FluxEngine::load_watched(&files, with_faults(request.engine), on_load);
     let mut engine = engine.map_err(|error| anyhow!("{error}{}", hint(config, &request.model.id, &files)))?;
     let slot = engine.admit(&spec)?;
     on_step(0, spec.steps());

@@ -7,7 +7,6 @@ use super::{DEMO_KEY_DAYS, Keys};
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::domain::ids::ModelId;
-use crate::domain::model::ModelFiles;
 use crate::shutdown::Shutdown;
 use crate::telemetry::pipe::{Pipe, Written};
 
@@ -92,10 +91,7 @@ fn models(catalog: &Catalog, not_ready: &[NotReady]) -> (String, Option<ModelId>
             lines.push(format!("{} is not ready, and is retried: {cause}", card.id));
             continue;
         }
-        let place = match files {
-            ModelFiles::Directory(directory) => directory.display().to_string(),
-            ModelFiles::Embedded(_) => "in the program".to_owned(),
-        };
+        let place = files.path().map_or_else(|| "in the program".to_owned(), |path| path.display().to_string());
         lines.push(format!("{} is ready ({place})", card.id));
         if let Some(notice) = &card.notice {
             lines.push(format!("  note: {notice}"));

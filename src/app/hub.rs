@@ -9,7 +9,7 @@ use crate::catalog::{embedded_files, known_model};
 use crate::config::Config;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
-use crate::domain::model_source::ModelSource;
+use crate::domain::model_source::{ModelParts, ModelSource};
 use crate::engine;
 use crate::hub::{
     self, Downloaded, FileSystem, HubSettings, Patience, Progress, Proxy, RepositoryId, Request, Revision,
@@ -68,11 +68,12 @@ pub(super) async fn local_models(config: &Config) -> anyhow::Result<Vec<ModelSou
     for source in &config.models {
         let found = located(config, source);
         let is_hubs = source.directory.is_none() && embedded_files(&source.id).is_none();
-        if config.hub.download && is_hubs && !found.as_ref().is_some_and(is_complete) {
-            sources.push(downloaded(config, source).await.with_context(|| format!("downloading `{}`", source.id))?);
+        let source = if config.hub.download && is_hubs && !found.as_ref().is_some_and(is_complete) {
+            downloaded(config, source).await.with_context(|| format!("downloading `{}`", source.id))?
         } else {
-            sources.push(found.unwrap_or_else(|| source.clone()));
-        }
+            found.unwrap_or_else(|| source.clone())
+        };
+        sources.push(with_base(config, source)?);
     }
     Ok(sources)
 }
@@ -81,12 +82,11 @@ async fn downloaded(config: &Config, source: &ModelSource) -> anyhow::Result<Mod
     let request = DownloadRequest { model: source.id.clone(), revision: None, folder: None };
     let progress = ProgressLines::new(|line: &str| tracing::info!("{line}"));
     let downloaded = download_model(config, request, &progress).await?;
-    Ok(ModelSource { id: source.id.clone(), directory: Some(downloaded.folder) })
+    Ok(ModelSource { directory: Some(downloaded.folder), ..source.clone() })
 }
 
 fn is_complete(source: &ModelSource) -> bool {
-    let files = source.directory.clone().map(ModelFiles::Directory);
-    files.is_some_and(|files| engine::inspect(&files).is_sound())
+    source.files().is_some_and(|files| engine::inspect(&files).is_sound())
 }
 
 /// A model with its folder: the one that was named, or the one in the cache.
@@ -96,12 +96,32 @@ pub(super) fn located(config: &Config, source: &ModelSource) -> Option<ModelSour
     }
     let repository: RepositoryId = source.id.as_str().parse().ok()?;
     let folder = hub::cached(&settings(config), &repository, &Revision::default())?;
-    Some(ModelSource { id: source.id.clone(), directory: Some(folder) })
+    Some(ModelSource { directory: Some(folder), ..source.clone() })
+}
+
+/// A model whose base is a folder: the one that was named, or the one in the cache.
+pub(super) fn with_base(config: &Config, source: ModelSource) -> anyhow::Result<ModelSource> {
+    if source.directory.is_none() && !source.parts.is_empty() {
+        bail!("`{}` is complete in itself: parts are for a model with a folder or a file, `ID=PATH`", source.id);
+    }
+    let Some(base) = source.parts.base.as_ref().filter(|base| !base.is_dir()) else { return Ok(source) };
+    let named = ModelSource::new(ModelId::new(base.to_string_lossy()), None);
+    match located(config, &named).and_then(|found| found.directory) {
+        Some(folder) => {
+            let parts = ModelParts { base: Some(folder), ..source.parts.clone() };
+            Ok(ModelSource { parts, ..source })
+        }
+        None => bail!(
+            "the base `{id}` of `{}` is neither a folder nor a downloaded model: `fluxserve models download {id}` downloads it",
+            source.id,
+            id = named.id
+        ),
+    }
 }
 
 /// Hint for an incomplete model: one in the cache can be downloaded again.
 pub(super) fn hint(config: &Config, id: &ModelId, files: &ModelFiles) -> String {
-    let source = ModelSource { id: id.clone(), directory: None };
+    let source = ModelSource::new(id.clone(), None);
     let in_cache = located(config, &source).and_then(|found| found.directory);
     match (files, in_cache) {
         (ModelFiles::Directory(folder), Some(in_cache)) if *folder == in_cache => {

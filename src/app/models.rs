@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use rayon::prelude::*;
 
-use super::hub::{hint, located, refuse_not_yet};
+use super::hub::{hint, located, refuse_not_yet, with_base};
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::config::Config;
 use crate::domain::model::ModelFiles;
@@ -20,11 +20,13 @@ const SMALL_FILE_BYTES_MAX: u64 = 16 << 20;
 /// Finds a model's files: in the named folder, in the program, or in the cache.
 pub(super) fn files_of(config: &Config, source: &ModelSource) -> anyhow::Result<ModelFiles> {
     refuse_not_yet(&source.id)?;
-    if let Some(files) = source.directory.is_none().then(|| catalog::embedded_files(&source.id)).flatten() {
+    let embedded = || catalog::embedded_files(&source.id).filter(|_| source.parts.is_empty());
+    if let Some(files) = source.directory.is_none().then(embedded).flatten() {
         return Ok(files);
     }
-    match located(config, source).and_then(|source| source.directory) {
-        Some(directory) => Ok(ModelFiles::Directory(directory)),
+    let found = located(config, source).map(|source| with_base(config, source)).transpose()?;
+    match found.and_then(|source| source.files()) {
+        Some(files) => Ok(files),
         None if catalog::known_model(&source.id).is_some() => Err(CatalogError::NoFiles(source.id.clone()).into()),
         None => Err(CatalogError::UnknownModel(source.id.clone()).into()),
     }
@@ -70,7 +72,7 @@ pub fn list_models(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
     for known in catalog::known_models() {
         let id = &known.card.id;
         let configured = config.models.iter().find(|source| source.id == *id);
-        let source = ModelSource { id: id.clone(), directory: None };
+        let source = ModelSource::new(id.clone(), None);
         let found = located(config, configured.unwrap_or(&source));
         let state = State::of(configured.is_some(), found.is_some());
         let (state, place) = match (known.not_yet, found) {
@@ -116,12 +118,13 @@ pub fn check_model(
     compares_all: bool,
     out: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let configured = config.models.iter().find(|source| source.id == model.id && model.directory.is_none());
+    let is_named = model.directory.is_some() || !model.parts.is_empty();
+    let configured = config.models.iter().find(|source| source.id == model.id && !is_named);
     let files = files_of(config, configured.unwrap_or(model))?;
     let inspection = engine::inspect(&files);
     writeln!(out, "{}: {inspection}", model.id)?;
     let mut damaged = 0;
-    if let ModelFiles::Directory(folder) = &files {
+    if let Some(folder) = files.path().filter(|path| path.is_dir()) {
         writeln!(out, "  {}", license(model, folder))?;
         damaged = compare(folder, compares_all, out)?;
     }

@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use super::Keys;
 use super::cluster::cluster_settings;
 use super::data_lock::DataLock;
-use super::engines::{check_models, settled, start_engines};
+use super::engines::{EngineBuilder, check_models, device_lost, flux_engine, settled, start_engines};
 use super::greeting::{Urls, greet, local_url};
 use super::hub::local_models;
 use super::logs::start_logs;
@@ -48,10 +48,23 @@ const CONNECTIONS_CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// read.
 ///
 /// # Errors
-/// When it cannot start.
+/// When it cannot start, and [`super::DeviceLost`] when a device is lost to this process.
 pub async fn serve(config: Config, shutdown: Shutdown, out: Pipe) -> anyhow::Result<()> {
+    serve_with(config, shutdown, out, Arc::new(flux_engine)).await
+}
+
+/// [`serve`] with engines of another kind.
+///
+/// # Errors
+/// As there.
+pub async fn serve_with(
+    config: Config,
+    shutdown: Shutdown,
+    out: Pipe,
+    build: Arc<EngineBuilder>,
+) -> anyhow::Result<()> {
     let logging = start_logs(&config, &config.log.filter, config.telemetry.otlp_endpoint.as_deref())?;
-    let outcome = serve_until(&config, &shutdown, &out).await;
+    let outcome = serve_until(&config, &shutdown, &out, &build).await;
     // Waits for the collector of spans and for readers, so it must not run on an async thread. A panic there must not
     // hide the outcome.
     let last_words = move || {
@@ -63,7 +76,12 @@ pub async fn serve(config: Config, shutdown: Shutdown, out: Pipe) -> anyhow::Res
     outcome
 }
 
-async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow::Result<()> {
+async fn serve_until(
+    config: &Config,
+    shutdown: &Shutdown,
+    out: &Pipe,
+    build: &Arc<EngineBuilder>,
+) -> anyhow::Result<()> {
     heap::bound_what_is_kept();
     open_files::make_room(config)?;
     let sources = tokio::select! {
@@ -79,11 +97,18 @@ async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow
     let keys = Keys::open(config).await?;
     let started = async {
         keys.apply_password(config).await?;
-        Worker::start(config, catalog, &keys, doors).await
+        Worker::start(config, catalog, &keys, doors, build).await
     };
     let outcome = match started.await {
         Ok(worker) => {
+            let mut is_device_lost = false;
             let outcome = tokio::select! {
+                biased;
+                lost = device_lost(&worker.queues) => {
+                    is_device_lost = true;
+                    tracing::error!("{lost}");
+                    Err(lost.into())
+                }
                 outcome = worker.welcome((config, &keys), shutdown, out) => outcome,
                 error = files_removed(&lock, &keys.store, CHECK_INTERVAL) => {
                     tracing::error!("{error:#}");
@@ -92,7 +117,7 @@ async fn serve_until(config: &Config, shutdown: &Shutdown, out: &Pipe) -> anyhow
             };
             // After an error there is nothing to wait for: the next start runs pending jobs.
             let drain_deadline = outcome.as_ref().map_or(0, |()| config.drain_deadline_seconds);
-            worker.stop(Duration::from_secs(drain_deadline)).await;
+            worker.stop(Duration::from_secs(drain_deadline), is_device_lost).await;
             outcome
         }
         Err(error) => Err(error),
@@ -175,13 +200,19 @@ struct Worker {
 }
 
 impl Worker {
-    async fn start(config: &Config, catalog: Arc<Catalog>, keys: &Keys, doors: Doors) -> anyhow::Result<Self> {
+    async fn start(
+        config: &Config,
+        catalog: Arc<Catalog>,
+        keys: &Keys,
+        doors: Doors,
+        build: &Arc<EngineBuilder>,
+    ) -> anyhow::Result<Self> {
         let urls = doors.urls()?;
         // Before anything is counted.
         let metrics = telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
-        let queues = start_engines(config, &catalog)?;
+        let queues = start_engines(config, &catalog, build)?;
         let parts = ServiceParts {
             store: keys.store.clone(),
             catalog: Arc::clone(&catalog),
@@ -249,8 +280,9 @@ impl Worker {
         Ok(())
     }
 
-    /// Lets accepted jobs finish, then ends everything. Jobs that are unfinished by then are left to the next start.
-    async fn stop(self, drain_deadline: Duration) {
+    /// Lets accepted jobs finish, then ends everything. Jobs that are unfinished by then are left to the next start. If one
+    /// of them may have broken the device (`counts_as_crash`), the running ones are tried alone then, and not for ever.
+    async fn stop(self, drain_deadline: Duration, counts_as_crash: bool) {
         let Self { jobs, mut servers, uses, mut keepers, close, .. } = self;
         jobs.drain();
         let unfinished = jobs.wait_until_idle(drain_deadline).await;
@@ -266,7 +298,9 @@ impl Worker {
         }
         // The engines have stopped: storing their last events is quick.
         jobs.wait_until_idle(CONNECTIONS_CLOSE_DEADLINE).await;
-        if let Err(error) = jobs.leave_to_next_start().await {
+        if counts_as_crash {
+            tracing::warn!("this stop counts as a crash for the jobs it has interrupted");
+        } else if let Err(error) = jobs.leave_to_next_start().await {
             tracing::error!(?error, "this stop counts as a crash for the jobs it has interrupted");
         }
         if let Err(error) = uses.await {
@@ -291,7 +325,7 @@ async fn open_kubernetes(config: &Config, keys: &Keys, clock: &Arc<dyn Clock>) -
 
 fn describe_devices(devices: &Devices) -> String {
     let words: Vec<String> =
-        devices.iter().map(|device| engine::probe(device).unwrap_or_else(|_| device.to_string())).collect();
+        devices.iter().map(|device| engine::name(device).unwrap_or_else(|_| device.to_string())).collect();
     words.join("; ")
 }
 

@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
+use super::part_args::PartArgs;
 use super::table::write_table;
 use crate::app::{
     self, ChosenKernel, Distance, FidelityReport, FidelityRequest, KernelChoices, LoadReport, LoadRequest, Moved,
@@ -77,9 +78,12 @@ pub struct ImageArgs {
 /// Options of `bench fidelity`.
 #[derive(Debug, Args)]
 pub struct FidelityArgs {
-    /// The model, with the folder of its checkpoint
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// A prompt; repeatable
     #[arg(long = "prompt", value_name = "TEXT", allow_hyphen_values = true, default_values = PROMPTS)]
     pub prompts: Vec<String>,
@@ -107,9 +111,12 @@ const PROMPTS: [&str; 2] = ["a red circle on a blue background", "a green square
 /// Options of `bench time`.
 #[derive(Debug, Args)]
 pub struct TimeArgs {
-    /// The model, with the folder of its checkpoint
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// Device: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -145,9 +152,12 @@ pub struct TimeArgs {
 /// Options of `bench load`.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
-    /// The model, with the folder of its checkpoint
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// Device to load it to: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -165,9 +175,12 @@ pub struct LoadArgs {
 /// Options of `bench stages`.
 #[derive(Debug, Args)]
 pub struct StagesArgs {
-    /// The model, with the folder of its checkpoint
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// The prompt; may be empty
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
@@ -236,7 +249,7 @@ pub(super) fn run(
                 sequence_length: arguments.max_sequence_length,
                 ..GenerateParams::default()
             };
-            let (model, whole) = (arguments.model, arguments.whole);
+            let (model, whole) = (arguments.parts.of(arguments.model), arguments.whole);
             let engine = config.engine_settings(config.device.first());
             app::write_stages(config, StagesRequest { model, engine, params, whole, output: arguments.out })
         }
@@ -245,7 +258,7 @@ pub(super) fn run(
 
 fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
     let request = TimeRequest {
-        model: arguments.model,
+        model: arguments.parts.of(arguments.model),
         engine: config.engine_settings(config.device.first()),
         sizes: arguments.sizes,
         counts: arguments.counts.into_iter().map(usize::from).collect(),
@@ -273,7 +286,7 @@ fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut d
 
 fn load(arguments: LoadArgs, config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
     let engine = config.engine_settings(config.device.first());
-    let request = LoadRequest { model: arguments.model, engine, reads_before: !arguments.at_once };
+    let request = LoadRequest { model: arguments.parts.of(arguments.model), engine, reads_before: !arguments.at_once };
     let report = app::load(config, &request, LoadBar::new()?)?;
     if let Some(file) = &arguments.json {
         write_json(file, &report)?;
@@ -319,7 +332,7 @@ fn fidelity(
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let request = FidelityRequest {
-        model: arguments.model,
+        model: arguments.parts.of(arguments.model),
         engine: config.engine_settings(config.device.first()),
         prompts: arguments.prompts,
         seeds: arguments.seeds,

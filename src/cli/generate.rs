@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
+use super::part_args::PartArgs;
 use crate::app::{self, ChosenKernel, GenerateRequest, KernelChoices};
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
@@ -17,9 +18,12 @@ use crate::domain::spec::{GenerateParams, PIXELS_PER_TOKEN_SIDE, SEED_MAX};
 /// Options of `generate`.
 #[derive(Debug, Clone, PartialEq, Args)]
 pub struct GenerateArgs {
-    /// The model, with the folder of its checkpoint unless it was downloaded
-    #[arg(long, value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint unless it was downloaded
+    #[arg(long, value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// The prompt; may be empty
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
@@ -108,7 +112,7 @@ impl GenerateArgs {
         };
         let engine = config.engine_settings(config.device.first());
         Ok(GenerateRequest {
-            model: self.model,
+            model: self.parts.of(self.model),
             engine,
             params,
             image: self.image,

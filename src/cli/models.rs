@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
+use super::part_args::PartArgs;
 use crate::app::{self, DownloadRequest, Downloaded, Progress, ProgressLines};
 use crate::config::Config;
 use crate::domain::ids::ModelId;
@@ -44,9 +45,12 @@ pub struct DownloadModelArgs {
 /// Options of `models check`.
 #[derive(Debug, Args)]
 pub struct CheckModelArgs {
-    /// The model, with the folder of its checkpoint (in either published layout) unless it was downloaded
-    #[arg(value_name = "ID[=DIR]")]
+    /// The model, with the folder or file of its checkpoint unless it was downloaded
+    #[arg(value_name = "ID[=PATH]")]
     pub model: ModelSource,
+    /// Where its parts come from.
+    #[command(flatten)]
+    pub parts: PartArgs,
     /// Verify the checksums of the large files, too, which reads all of them
     #[arg(long)]
     pub checksums: bool,
@@ -60,7 +64,10 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     match command {
         ModelsCommand::List => app::list_models(config, out),
-        ModelsCommand::Check(arguments) => app::check_model(config, &arguments.model, arguments.checksums, out),
+        ModelsCommand::Check(arguments) => {
+            let model = arguments.parts.of(arguments.model);
+            app::check_model(config, &model, arguments.checksums, out)
+        }
         ModelsCommand::Download(arguments) => download(arguments, config, out, notes).await,
     }
 }

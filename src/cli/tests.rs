@@ -1,6 +1,7 @@
 //! Running commands in the tests.
 
 mod bench;
+mod files;
 mod keys;
 mod parsing;
 mod shell;
@@ -9,6 +10,7 @@ use clap::error::ErrorKind;
 
 use super::*;
 use crate::domain::device::{DeviceChoice, Kernels, Offload};
+use crate::domain::model_source::ModelParts;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateParams;
 

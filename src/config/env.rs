@@ -17,8 +17,8 @@ use crate::config::ConfigError;
 use crate::config::expand::{Lookup, Unset, at_home, expanded};
 use crate::config::hub::{HubConfig, ProxyConfig};
 use crate::config::settings::{
-    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, Origin, QueueSettings,
-    ResultsSettings, Settings, TelemetrySettings, TlsSettings,
+    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting, Origin,
+    QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings,
 };
 use crate::domain::hub_token::HubToken;
 
@@ -162,7 +162,7 @@ impl<'a> Environment<'a> {
             admin_listen: self.text(&ADMIN_LISTEN)?,
             metrics_listen: self.text(&METRICS_LISTEN)?,
             data_dir: self.path(&DATA_DIR),
-            models: self.words(&MODELS)?,
+            models: self.words(&MODELS)?.map(|words| words.into_iter().map(ModelSetting::Text).collect()),
             max_input_images: self.numbers(&MAX_INPUT_IMAGES)?,
             device: self.text(&DEVICE)?,
             engine: EngineSettings {

@@ -7,13 +7,13 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::config::env::{self, Variable};
-use crate::config::settings::{Layer, Origin, Settings};
+use crate::config::settings::{Layer, ModelSetting, Origin, Settings};
 use crate::config::{
     Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
     PublicUrl, QueueConfig, ResultsConfig, TelemetryConfig, TlsConfig,
 };
 use crate::domain::ids::ModelId;
-use crate::domain::model_source::ModelSource;
+use crate::domain::model_source::{ModelParts, ModelSource};
 use crate::domain::networks::Networks;
 
 // Ranges of numbers. Beyond them, a value is a mistaken unit rather than unusual.
@@ -322,9 +322,24 @@ fn tls(layers: &[Layer]) -> Result<Option<TlsConfig>, ConfigError> {
 }
 
 fn models(layers: &[Layer], default: Vec<ModelSource>) -> Result<Vec<ModelSource>, ConfigError> {
-    let Some((texts, origin)) = last(layers, |settings| settings.models.as_ref()) else { return Ok(default) };
-    let parse = |text: &String| text.parse().map_err(|error| origin.error(&env::MODELS, format!("`{text}`: {error}")));
-    let models: Vec<ModelSource> = texts.iter().map(parse).collect::<Result<_, _>>()?;
+    let Some((models, origin)) = last(layers, |settings| settings.models.as_ref()) else { return Ok(default) };
+    let parse = |text: &str| {
+        let error = |error| origin.error(&env::MODELS, format!("`{text}`: {error}"));
+        text.parse::<ModelSource>().map_err(error)
+    };
+    let source = |model: &ModelSetting| match model {
+        ModelSetting::Text(text) => parse(text),
+        ModelSetting::Table(table) => parse(&table.id).map(|source| ModelSource {
+            directory: table.path.clone().or(source.directory),
+            parts: ModelParts {
+                base: table.base.clone(),
+                text_encoders: table.text_encoders.clone(),
+                vae: table.vae.clone(),
+            },
+            id: source.id,
+        }),
+    };
+    let models: Vec<ModelSource> = models.iter().map(source).collect::<Result<_, _>>()?;
     check_models(&models).map_err(|reason| origin.error(&env::MODELS, reason))?;
     Ok(models)
 }

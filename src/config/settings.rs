@@ -19,7 +19,7 @@ pub(super) struct Settings {
     pub(super) admin_listen: Option<String>,
     pub(super) metrics_listen: Option<String>,
     pub(super) data_dir: Option<PathBuf>,
-    pub(super) models: Option<Vec<String>>,
+    pub(super) models: Option<Vec<ModelSetting>>,
     pub(super) max_input_images: Option<BTreeMap<String, u64>>,
     pub(super) device: Option<String>,
     pub(super) engine: EngineSettings,
@@ -32,6 +32,25 @@ pub(super) struct Settings {
     pub(super) tls: TlsSettings,
     pub(super) kubernetes: KubernetesSettings,
     pub(super) hub: HubSettings,
+}
+
+/// A model to serve: `ID` or `ID=PATH`, or a table with its parts.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "a model must be `ID`, `ID=PATH`, or a table of id, path, base, text_encoders and vae")]
+pub(super) enum ModelSetting {
+    Text(String),
+    Table(ModelTable),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ModelTable {
+    pub(super) id: String,
+    pub(super) path: Option<PathBuf>,
+    pub(super) base: Option<PathBuf>,
+    #[serde(default)]
+    pub(super) text_encoders: Vec<PathBuf>,
+    pub(super) vae: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

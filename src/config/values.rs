@@ -8,7 +8,7 @@ use std::str::FromStr;
 use crate::config::hub::HubConfig;
 use crate::config::names::{CorsOrigins, HostNames, MetricsListen};
 use crate::config::public_url::PublicUrl;
-use crate::domain::device::{DeviceChoice, Devices, EngineSettings, Kernels, Offload};
+use crate::domain::device::{DeviceChoice, Devices, EngineSettings, KernelFaults, Kernels, Offload};
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 use crate::domain::namespace::NamespaceName;
@@ -197,7 +197,7 @@ impl Default for Config {
             metrics_listen: MetricsListen::default(),
             tls: None,
             data_dir: PathBuf::from("data"),
-            models: vec![ModelSource { id: ModelId::new(DEFAULT_MODEL), directory: None }],
+            models: vec![ModelSource::new(ModelId::new(DEFAULT_MODEL), None)],
             max_input_images: BTreeMap::new(),
             device: Devices::default(),
             engine: EngineConfig::default(),
@@ -248,7 +248,8 @@ impl Config {
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
         let EngineConfig { offload, is_deterministic, kernels, precision } = self.engine;
-        EngineSettings { device, offload, is_deterministic, kernels, precision }
+        let kernel_faults = KernelFaults::default();
+        EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision }
     }
 
     /// The database's file.

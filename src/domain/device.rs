@@ -102,6 +102,65 @@ impl FromStr for Kernels {
     }
 }
 
+/// An operation that some devices compute by a faster kernel than the portable one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FasterKernel {
+    /// Attention.
+    Attention,
+    /// Convolutions of the autoencoder.
+    Convolution,
+}
+
+impl FasterKernel {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Attention, Self::Convolution];
+}
+
+impl fmt::Display for FasterKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Attention => "attention",
+            Self::Convolution => "convolution",
+        })
+    }
+}
+
+/// A word that is not a faster kernel.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a faster kernel: use `attention` or `convolution`")]
+pub struct UnknownFasterKernel;
+
+impl FromStr for FasterKernel {
+    type Err = UnknownFasterKernel;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|kernel| kernel.to_string() == text).ok_or(UnknownFasterKernel)
+    }
+}
+
+/// Why a faster kernel is not used, as a trial in another process found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KernelFault {
+    /// Its outputs differ from the portable kernel's.
+    #[error("the faster kernel does not agree with it")]
+    Disagrees,
+    /// It broke the process that tried it.
+    #[error("the faster kernel does not run")]
+    Fails,
+    /// It did not end in time.
+    #[error("the faster kernel does not end")]
+    Hangs,
+}
+
+/// What trials of the faster kernels found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KernelFaults {
+    /// Of attention.
+    pub attention: Option<KernelFault>,
+    /// Of convolutions.
+    pub convolution: Option<KernelFault>,
+}
+
 /// How to build an engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EngineSettings {
@@ -113,6 +172,8 @@ pub struct EngineSettings {
     pub is_deterministic: bool,
     /// Kernels for attention and convolutions on CUDA. All engines of a device share the latest choice.
     pub kernels: Kernels,
+    /// Faster kernels that a trial found unfit: the portable ones stand in for them.
+    pub kernel_faults: KernelFaults,
     /// Precision of the linear layers of its blocks.
     pub precision: Precision,
 }
@@ -219,6 +280,14 @@ mod tests {
         for text in ["", "wgmma", "PORTABLE"] {
             assert_eq!(text.parse::<Kernels>(), Err(UnknownKernels), "{text:?}");
         }
+    }
+
+    #[test]
+    fn faster_kernels_are_parsed_as_they_are_written() {
+        for kernel in FasterKernel::ALL {
+            assert_eq!(kernel.to_string().parse(), Ok(kernel));
+        }
+        assert_eq!("softmax".parse::<FasterKernel>(), Err(UnknownFasterKernel));
     }
 
     #[test]

@@ -31,6 +31,18 @@ pub enum EngineError {
     /// The engine is broken: fail its images, report not ready, rebuild it. Not to be shown to clients.
     #[error("the engine failed: {0}")]
     Fatal(String),
+    /// The device's driver refuses all further work of this process: only a new process can use the device again. Not to
+    /// be shown to clients.
+    #[error("the device is lost to this process: {0}")]
+    DeviceLost(String),
+}
+
+impl EngineError {
+    /// Whether the engine is broken, for all its images.
+    #[must_use]
+    pub fn breaks_engine(&self) -> bool {
+        matches!(self, Self::Fatal(_) | Self::DeviceLost(_))
+    }
 }
 
 /// An engine that generates images step by step. One per device; it is built on its own OS thread and stays there.

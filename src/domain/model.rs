@@ -1,6 +1,6 @@
 //! A model's card: what requests may ask of it, and its defaults.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -106,23 +106,48 @@ pub struct EmbeddedFile {
     pub bytes: &'static [u8],
 }
 
-/// A checkpoint in one of the two published layouts.
+/// The files of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelFiles {
-    /// A folder on disk.
+    /// A folder on disk, or one file with at least the transformer.
     Directory(PathBuf),
     /// Compiled into the program.
     Embedded(&'static [EmbeddedFile]),
+    /// A folder or a file that lacks something, and what has it.
+    Completed(Box<CompletedFiles>),
+}
+
+/// A folder or a file with a model's transformer, and where its other parts come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CompletedFiles {
+    /// The folder or the file.
+    pub path: PathBuf,
+    /// Files, or folders in the diffusers layout, of the text encoders. They replace those at `path`.
+    pub text_encoders: Vec<PathBuf>,
+    /// The autoencoder's file or folder. It replaces that at `path`.
+    pub vae: Option<PathBuf>,
+    /// A complete checkpoint, for whatever is not in the others.
+    pub base: Option<ModelFiles>,
 }
 
 impl ModelFiles {
+    /// The folder or file on disk that is served.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Directory(path) => Some(path),
+            Self::Completed(files) => Some(&files.path),
+            Self::Embedded(_) => None,
+        }
+    }
+
     /// The revision of the model's repository, where the path tells it: folders of the Hugging Face cache are named
     /// `snapshots/COMMIT`.
     #[must_use]
     pub fn revision(&self) -> Option<String> {
         /// Hexadecimal digits of a commit hash.
         const COMMIT_DIGITS: usize = 40;
-        let Self::Directory(directory) = self else { return None };
+        let directory = self.path()?;
         let name = directory.file_name()?.to_str()?;
         let is_commit = name.len() == COMMIT_DIGITS && name.bytes().all(|digit| digit.is_ascii_hexdigit());
         let is_snapshot = directory.parent()?.file_name()?.to_str()? == "snapshots";

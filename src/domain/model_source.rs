@@ -1,23 +1,65 @@
-//! A model to serve, as the command line writes it: `ID` or `ID=DIR`.
+//! A model to serve, as the command line writes it: `ID` or `ID=PATH`; and where its parts come from.
 
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::domain::ids::ModelId;
+use crate::domain::model::{CompletedFiles, ModelFiles};
 
-/// A model and, unless the catalog finds it by itself, its checkpoint's folder.
+/// A model and, unless the catalog finds it by itself, its checkpoint's folder or file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelSource {
     /// The name clients use.
     pub id: ModelId,
-    /// The checkpoint's folder, in either published layout.
+    /// The checkpoint's folder, in either published layout, or a file with at least the transformer.
     pub directory: Option<PathBuf>,
+    /// Where the rest comes from.
+    pub parts: ModelParts,
+}
+
+/// Where the parts come from that a folder or a file lacks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelParts {
+    /// A complete checkpoint: its folder, or the id of a downloaded model.
+    pub base: Option<PathBuf>,
+    /// Files or folders of text encoders.
+    pub text_encoders: Vec<PathBuf>,
+    /// The autoencoder's file or folder.
+    pub vae: Option<PathBuf>,
+}
+
+impl ModelParts {
+    /// Whether none is named.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl ModelSource {
+    /// A model that is complete at one place.
+    #[must_use]
+    pub fn new(id: ModelId, directory: Option<PathBuf>) -> Self {
+        Self { id, directory, parts: ModelParts::default() }
+    }
+
+    /// The files, if it is known where they are. A base must be a folder by now.
+    #[must_use]
+    pub fn files(&self) -> Option<ModelFiles> {
+        let path = self.directory.clone()?;
+        if self.parts.is_empty() {
+            return Some(ModelFiles::Directory(path));
+        }
+        let ModelParts { base, text_encoders, vae } = self.parts.clone();
+        let base = base.map(ModelFiles::Directory);
+        Some(ModelFiles::Completed(Box::new(CompletedFiles { path, text_encoders, vae, base })))
+    }
 }
 
 /// A text that names no model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("not a model: use `ID` or `ID=DIR`, where DIR is the checkpoint's folder")]
+#[error("not a model: use `ID` or `ID=PATH`, where PATH is the checkpoint's folder or file")]
 pub struct InvalidModelSource;
 
 impl FromStr for ModelSource {
@@ -33,7 +75,7 @@ impl FromStr for ModelSource {
         if !id_is_name || directory == Some("") {
             return Err(InvalidModelSource);
         }
-        Ok(Self { id: ModelId::new(id), directory: directory.map(PathBuf::from) })
+        Ok(Self::new(ModelId::new(id), directory.map(PathBuf::from)))
     }
 }
 

@@ -1,4 +1,4 @@
-//! From a checkpoint, in either published layout, to named tensors of known shapes.
+//! From a checkpoint, in any published form, to named tensors of known shapes.
 //!
 //! Everything is checked before anything is loaded: [`Checkpoint::open`] reads the configuration files and the headers of the
 //! weight files, compares every tensor's name, shape and dtype with what the configuration requires, and reports all problems
@@ -7,16 +7,22 @@
 //! Must not know a device's memory, or what layers compute.
 
 mod builder;
+mod companions;
 mod config_files;
+mod entry;
 mod files;
 mod formats;
 mod inventory;
 mod layout;
 mod loading;
 mod names;
+mod numbers;
+mod places;
 mod problem;
 mod recipe;
 mod report;
+mod schedules;
+mod shapes;
 mod source;
 mod stream;
 mod tensors;
@@ -30,14 +36,15 @@ use super::models::flux1::config::Configs;
 use super::models::flux1::text::tokens::{self, TokenizerFiles, Tokenizers};
 use crate::domain::model::ModelFiles;
 
-use files::WeightFiles;
-use inventory::{Expected, tensors_of};
+use config_files::Parts;
+use inventory::tensors_of;
 use layout::Layout;
 pub(crate) use loading::LoadOptions;
-use names::{autoencoder, text_encoders, transformer};
+use names::spellings::Component;
+use names::{Module, autoencoder, text_encoders, transformer};
+use places::{Found, Places};
 pub use problem::Problem;
 pub use report::{ComponentReport, Inspection, KeptAs};
-use source::Source;
 pub(super) use stream::{BUFFER_BYTES, readers};
 use tensors::CheckedTensors;
 
@@ -45,7 +52,7 @@ use tensors::CheckedTensors;
 #[derive(Debug, thiserror::Error)]
 #[error("the checkpoint in {place} cannot be used:{}", problem::bullet_list(.problems))]
 pub struct CheckpointError {
-    /// The folder, or "the program itself".
+    /// The folder, the file, or "the program itself".
     pub place: String,
     /// The problems; never empty.
     pub problems: Vec<Problem>,
@@ -87,12 +94,12 @@ impl Checkpoint {
             .ok_or_else(|| CheckpointError { place: inspection.place.clone(), problems: inspection.into_problems() })
     }
 
-    /// The size of the weights in `dtype`. The autoencoder's is an upper bound, in f32, which only its encoder is.
+    /// The size of the weights in `dtype`.
     pub(crate) fn weight_bytes(&self, dtype: DType) -> WeightBytes {
         let bytes = |tensors: &CheckedTensors, dtype: DType| tensors.elements() * dtype.size_in_bytes();
         WeightBytes {
             transformer: bytes(&self.transformer, dtype),
-            vae: bytes(&self.vae, DType::F32),
+            vae: bytes(&self.vae, dtype),
             clip: bytes(&self.clip, dtype),
             t5: bytes(&self.t5, dtype),
         }
@@ -100,47 +107,31 @@ impl Checkpoint {
 }
 
 fn examine(files: &ModelFiles) -> (Option<Checkpoint>, Inspection) {
-    let source = Source::new(files);
-    let mut inspection = Inspection::of(source);
-    if !source.is_there() {
-        inspection.problems.push(Problem::unreadable(inspection.place.clone(), "not a folder that can be read"));
+    let places = Places::new(files);
+    let mut inspection = Inspection::of(&places);
+    if !places.is_there() {
+        let place = inspection.place.clone();
+        inspection.problems.push(Problem::unreadable(place, "not a folder or a file that can be read"));
         return (None, inspection);
     }
-    let configs = config_files::read(source, &mut inspection.problems);
-    let tokenizers = tokenizers(source, configs.as_ref(), &mut inspection.problems);
+    inspection.problems.extend(places.useless());
+    let [mut transformer, mut vae, mut clip, mut t5] = Component::ALL.map(|component| Opened::new(&places, component));
+    let parts = Parts {
+        transformer: transformer.found.as_ref(),
+        vae: vae.found.as_ref(),
+        clip: clip.found.as_ref(),
+        t5: t5.found.as_ref(),
+    };
+    let configs = config_files::read(&places, &parts, &mut inspection.problems);
+    let tokenizers = tokenizers(&places, configs.as_ref(), &mut inspection.problems);
     let configs_ref = configs.as_ref();
-    let (layout, stem) = layout::find_transformer(source);
-    let transformer = Component {
-        name: "transformer",
-        stem: &stem,
-        expected: configs_ref.map(|configs| tensors_of(&transformer::modules(&configs.transformer), layout)),
-        is_ignored: |_| false,
+    let mut check = |opened: &mut Opened| {
+        let modules = configs_ref.map(|configs| opened.component.modules(configs));
+        opened.check(modules, &mut inspection)
     };
-    let transformer = transformer.examine(source, &mut inspection);
-    let (layout, stem) = layout::find_vae(source);
-    let vae = Component {
-        name: "vae",
-        stem: &stem,
-        expected: configs_ref.map(|configs| tensors_of(&autoencoder::modules(&configs.vae), layout)),
-        is_ignored: |_| false,
-    };
-    let vae = vae.examine(source, &mut inspection);
-    let clip = Component {
-        name: "text_encoder",
-        stem: layout::CLIP_STEM,
-        expected: configs_ref.map(|configs| tensors_of(&text_encoders::clip(&configs.clip), Layout::SingleFile)),
-        is_ignored: text_encoders::is_ignored_of_clip,
-    };
-    let clip = clip.examine(source, &mut inspection);
-    let t5 = Component {
-        name: "text_encoder_2",
-        stem: layout::T5_STEM,
-        expected: configs_ref.map(|configs| tensors_of(&text_encoders::t5(&configs.t5), Layout::SingleFile)),
-        is_ignored: text_encoders::is_ignored_of_t5,
-    };
-    let t5 = t5.examine(source, &mut inspection);
-    let checkpoint = match (configs, tokenizers, transformer, vae, clip, t5) {
-        (Some(configs), Some(tokenizers), Some(transformer), Some(vae), Some(clip), Some(t5))
+    let checked = (check(&mut transformer), check(&mut vae), check(&mut clip), check(&mut t5));
+    let checkpoint = match (configs, tokenizers, checked) {
+        (Some(configs), Some(tokenizers), (Some(transformer), Some(vae), Some(clip), Some(t5)))
             if inspection.is_sound() =>
         {
             Some(Checkpoint { configs, tokenizers: Arc::new(tokenizers), transformer, vae, clip, t5 })
@@ -150,23 +141,54 @@ fn examine(files: &ModelFiles) -> (Option<Checkpoint>, Inspection) {
     (checkpoint, inspection)
 }
 
-/// One component: where its weights are, and what is expected there.
-struct Component<'a> {
-    name: &'static str,
-    stem: &'a str,
-    /// `None` where the configuration could not be read: then tensors are only counted.
-    expected: Option<Vec<Expected>>,
-    is_ignored: fn(&str) -> bool,
+impl Component {
+    /// The modules that a component has by its configuration.
+    fn modules(self, configs: &Configs) -> Vec<Module> {
+        match self {
+            Self::Transformer => transformer::modules(&configs.transformer),
+            Self::Vae => autoencoder::modules(&configs.vae),
+            Self::Clip => text_encoders::clip(&configs.clip),
+            Self::T5 => text_encoders::t5(&configs.t5),
+        }
+    }
+
+    /// Tells tensors that files have and FLUX does not use.
+    fn ignored(self) -> fn(&str) -> bool {
+        match self {
+            Self::Transformer | Self::Vae => |_| false,
+            Self::Clip => text_encoders::is_ignored_of_clip,
+            Self::T5 => text_encoders::is_ignored_of_t5,
+        }
+    }
 }
 
-impl Component<'_> {
-    /// Opens the weight files and compares them with what is expected. Reports to `inspection`.
-    fn examine(self, source: Source, inspection: &mut Inspection) -> Option<CheckedTensors> {
+/// A component whose files were opened.
+struct Opened<'a> {
+    component: Component,
+    found: Option<Found<'a>>,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Opened<'a> {
+    fn new(places: &Places<'a>, component: Component) -> Self {
         let mut problems = Vec::new();
-        let files = WeightFiles::open(source, self.stem, &mut problems);
-        let mut report = ComponentReport::of(self.name, files.as_ref());
-        let checked = match (files, self.expected) {
-            (Some(files), Some(expected)) => CheckedTensors::check(files, expected, self.is_ignored, &mut problems),
+        let mut found = places.open(component, &mut problems);
+        if let Some(found) = &mut found {
+            found.check_method(&mut problems);
+        }
+        Self { component, found, problems }
+    }
+
+    /// Compares the weight files with what is expected, and reports to `inspection`. Without a configuration, `modules` is
+    /// `None`, and tensors are only counted.
+    fn check(&mut self, modules: Option<Vec<Module>>, inspection: &mut Inspection) -> Option<CheckedTensors> {
+        let (files, mut problems) = (self.found.take().map(|found| found.files), std::mem::take(&mut self.problems));
+        let mut report = ComponentReport::of(self.component.folder(), files.as_ref());
+        let checked = match (files, modules) {
+            (Some(files), Some(modules)) if !files.is_refused => {
+                let layout = Layout::of(&files, self.component);
+                CheckedTensors::check(files, tensors_of(&modules, layout), self.component.ignored(), &mut problems)
+            }
             _ => None,
         };
         report.problems = problems;
@@ -176,10 +198,10 @@ impl Component<'_> {
 }
 
 /// Builds the tokenizers, and checks that the text encoders know every id they can give.
-fn tokenizers(source: Source, configs: Option<&Configs>, problems: &mut Vec<Problem>) -> Option<Tokenizers> {
-    let clip_vocabulary = source.required_text(tokens::CLIP_VOCABULARY, problems);
-    let clip_merges = source.required_text(tokens::CLIP_MERGES, problems);
-    let t5 = source.required_text(tokens::T5, problems);
+fn tokenizers(places: &Places, configs: Option<&Configs>, problems: &mut Vec<Problem>) -> Option<Tokenizers> {
+    let clip_vocabulary = places.required_text(tokens::CLIP_VOCABULARY, problems);
+    let clip_merges = places.required_text(tokens::CLIP_MERGES, problems);
+    let t5 = places.required_text(tokens::T5, problems);
     let files = TokenizerFiles { clip_vocabulary: clip_vocabulary?, clip_merges: clip_merges?, t5: t5? };
     let configs = configs?;
     let tokenizers = match Tokenizers::new(&files, configs.clip.max_position_embeddings) {
@@ -208,3 +230,6 @@ pub(super) fn tensor_names(configs: &Configs) -> [Vec<String>; 2] {
     [transformer::modules(&configs.transformer), autoencoder::modules(&configs.vae)]
         .map(|modules| tensors_of(&modules, Layout::SingleFile).into_iter().map(|tensor| tensor.name).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,8 @@ use crate::domain::precision::Precision;
 /// # Errors
 /// When it does not.
 pub fn check_precision(choice: DeviceChoice, precision: Precision) -> Result<(), LoadError> {
-    Ok(storage::check_device(&device::open(choice)?, precision)?)
+    let device = device::open(choice)?;
+    Ok(storage::check_device(&device, precision)?)
 }
 
 /// How an engine with these settings would use its device's memory, in words; `None` on the CPU, where nothing is planned.

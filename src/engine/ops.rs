@@ -33,6 +33,7 @@ use without_cuda as cuda;
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 
+pub(super) use cuda::close_libraries;
 use cuda::is_launchable;
 pub(crate) use segments::{Places, Segments};
 

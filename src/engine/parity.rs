@@ -1,4 +1,5 @@
-//! The engine against numbers recorded from diffusers (`tests/reference/`), stage by stage, for both layouts.
+//! The engine against numbers recorded from diffusers (`tests/reference/`), stage by stage, for both layouts and
+//! for quantized files.
 
 mod autoencoder;
 mod cases;
@@ -6,4 +7,5 @@ mod images;
 mod layouts;
 mod noise;
 mod prompts;
+mod quantized;
 mod support;

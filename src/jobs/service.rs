@@ -261,7 +261,7 @@ async fn mirror_availability(catalog: Arc<Catalog>, model: ModelId, queue: Queue
         let availability = match *state.borrow_and_update() {
             EngineState::Loading => Availability::Loading,
             EngineState::Ready => Availability::Ready,
-            EngineState::Rebuilding { .. } | EngineState::Gone => Availability::Failed,
+            EngineState::Rebuilding { .. } | EngineState::DeviceLost { .. } | EngineState::Gone => Availability::Failed,
         };
         let (ready, desired) = queue.engines();
         let count = |engines: usize| u32::try_from(engines).unwrap_or(u32::MAX);

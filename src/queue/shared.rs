@@ -325,9 +325,12 @@ impl SharedQueue {
 }
 
 impl Inner {
-    /// State of all engines together: ready as soon as one is.
+    /// State of all engines together: ready as soon as one is. A lost device is everybody's: the process must end.
     fn state(&self) -> EngineState {
         let states = || self.engines.iter().map(|view| &view.state);
+        if let Some(lost) = states().find(|state| matches!(state, EngineState::DeviceLost { .. })) {
+            return lost.clone();
+        }
         if states().any(|state| *state == EngineState::Ready) {
             return EngineState::Ready;
         }

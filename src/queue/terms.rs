@@ -69,7 +69,7 @@ impl CancelCause {
     }
 }
 
-/// State of an engine, or of a queue's engines together: ready as soon as one is.
+/// State of an engine, or of a queue's engines together: ready as soon as one is, unless a device is lost.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineState {
     /// Being built for the first time.
@@ -82,6 +82,11 @@ pub enum EngineState {
         cause: String,
         /// Failed builds in a row; 0 when it had been ready.
         builds_failed: u32,
+    },
+    /// Its device is lost to this process. It will generate nothing more; jobs wait for the next process.
+    DeviceLost {
+        /// The driver's words. For operators, not for clients.
+        cause: String,
     },
     /// Its thread has ended, by a bug. It will generate nothing more.
     Gone,

@@ -33,11 +33,26 @@ const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 pub(super) struct Broken {
     cause: String,
     at: Vec<JobId>,
+    /// Whether this process cannot use the device any more.
+    is_device_lost: bool,
+}
+
+impl Broken {
+    /// By an error that [`EngineError::breaks_engine`].
+    fn at(error: EngineError, at: Vec<JobId>) -> Self {
+        let is_device_lost = matches!(error, EngineError::DeviceLost(_));
+        let cause = match error {
+            EngineError::Fatal(cause) | EngineError::DeviceLost(cause) => cause,
+            other => other.to_string(),
+        };
+        Self { cause, at, is_device_lost }
+    }
 }
 
 impl From<EngineError> for Broken {
     fn from(error: EngineError) -> Self {
-        Self { cause: error.to_string(), at: Vec::new() }
+        let cause = error.to_string();
+        Self { cause, ..Self::at(error, Vec::new()) }
     }
 }
 
@@ -75,7 +90,7 @@ impl Worker {
         }
     }
 
-    /// Builds engines and serves with them until the queue is closed.
+    /// Builds engines and serves with them until the queue is closed, or the device is lost to this process.
     pub(super) fn run(mut self, factory: &EngineFactory) {
         let model = self.settings.model.clone();
         let mut delay = self.settings.rebuild_delay;
@@ -93,7 +108,14 @@ impl Worker {
                     broken
                 }
             };
-            let Broken { cause, at } = broken;
+            let Broken { cause, at, is_device_lost } = broken;
+            if is_device_lost {
+                tracing::error!(%model, engine = self.engine, cause, "the device is lost to this process, which must end");
+                self.shared.set_state(self.engine, EngineState::DeviceLost { cause });
+                // They wait for the process that follows, as after a crash.
+                self.release_all(&at);
+                break;
+            }
             tracing::error!(%model, engine = self.engine, cause, builds_failed, "the engine failed and is rebuilt");
             self.shared.set_state(self.engine, EngineState::Rebuilding { cause, builds_failed });
             self.release_all(&at);
@@ -230,10 +252,10 @@ impl Worker {
                 self.admissions_blocked = true;
                 self.shared.put_back(entry);
             }
-            Err(EngineError::Fatal(cause)) => {
+            Err(error) if error.breaks_engine() => {
                 // The only job it was working on.
                 self.requeue(entry, true);
-                return Err(Broken { cause, at: Vec::new() });
+                return Err(Broken::at(error, Vec::new()));
             }
             Err(error) => end_failed(entry, &error),
         }
@@ -265,7 +287,7 @@ impl Worker {
                     self.note_step(&ids, took);
                     return outcome;
                 }
-                Err(EngineError::Fatal(cause)) => return Err(Broken { cause, at: ids }),
+                Err(error) if error.breaks_engine() => return Err(Broken::at(error, ids)),
                 Err(error) if ids.len() > 1 => {
                     tracing::warn!(parent: &span, %error, images = ids.len(), "the step is retried with half its images");
                     ids.truncate(ids.len() / 2);
@@ -292,7 +314,7 @@ impl Worker {
             match engine.preview(*slot) {
                 Ok(None) => {}
                 Ok(Some(preview)) => entry.events.previews.show(preview),
-                Err(EngineError::Fatal(cause)) => return Err(Broken { cause, at: vec![entry.id] }),
+                Err(error) if error.breaks_engine() => return Err(Broken::at(error, vec![entry.id])),
                 Err(error) => tracing::debug!(%error, "no preview"),
             }
         }

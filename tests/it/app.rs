@@ -84,7 +84,7 @@ impl TestApp {
     async fn build(options: Options, folder: TempDir, clock: ManualClock, keys: Option<Keys>) -> Self {
         let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("a database");
         let shared_clock: Arc<dyn Clock> = Arc::new(clock.clone());
-        let choice = ModelSource { id: ModelId::new(MODEL), directory: None };
+        let choice = ModelSource::new(ModelId::new(MODEL), None);
         let catalog = Catalog::new(&[choice]).expect("a known model").with_precision(options.precision);
         let catalog = Arc::new(catalog);
         let control = options.control.clone();

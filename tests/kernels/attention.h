@@ -7,12 +7,13 @@ namespace {
 
 using Attention = void (*)(const uint16_t *, uint16_t *, Bounds, int, int, float);
 
-// A kernel, and its launch: 256 threads for 128 queries of one head.
+// A kernel, and its launch: a block for 128 queries of one head.
 struct Launch {
   std::string name;
   Attention kernel;
   int width;
   size_t shared_bytes;
+  int threads = 256;
 
   void run(const uint16_t *qkv, uint16_t *out, const Bounds &bounds, int heads, int out_stride) const {
     int blocks = 0;
@@ -20,7 +21,7 @@ struct Launch {
       blocks += (bounds.at[i + 1] - bounds.at[i] + 127) / 128;
     }
     const float scale = 1.0f / std::sqrt(static_cast<float>(width));
-    emulation::launch({blocks, heads}, 256, shared_bytes, [&] { kernel(qkv, out, bounds, heads, out_stride, scale); });
+    emulation::launch({blocks, heads}, threads, shared_bytes, [&] { kernel(qkv, out, bounds, heads, out_stride, scale); });
   }
 };
 

@@ -1,7 +1,7 @@
 // CUDA's machine model in plain C++, as far as our kernels use it: each thread of a block is a fiber, and a thread that
-// reaches a barrier lets the others run. A warp runs as far as it can before the next one: a kernel that relies on the
-// others' pace fails. Warp-wide instructions do, lane by lane, what the PTX manual says. Slow, and exact enough to find every
-// mistake that is not one of timing.
+// reaches a barrier lets the others run. A warp runs as far as it can before the next one, except that it pauses at
+// __syncwarp: a kernel that relies on the others' pace fails. Warp-wide instructions do, lane by lane, what the PTX manual
+// says. Slow, and exact enough to find every mistake that is not one of timing.
 #pragma once
 
 #include <algorithm>
@@ -81,6 +81,16 @@ struct Fibre {
   }
 };
 
+// One of a block's sixteen barriers. A warp comes to it as a whole.
+struct Barrier {
+  // Of the phase that is not complete: who has come, and how many must.
+  std::vector<int> threads;
+  int expected = 0;
+  // Phases that are complete.
+  long opened = 0;
+};
+constexpr int BARRIERS = 16;
+
 struct Block {
   Index index;
   // Shared memory, and the view of the asynchronous proxy, through which a warpgroup's instructions read.
@@ -89,8 +99,12 @@ struct Block {
   std::vector<Exchange> exchanges;
   // Barriers passed by each thread, of its block and of its warp.
   std::vector<long> block_barriers, warp_barriers;
-  // How often any thread has passed a barrier.
+  // Numbered barriers; that of __syncthreads is number 0, and apart.
+  Barrier barriers[BARRIERS];
+  // How often any thread has passed a barrier, or ended.
   long passed = 0;
+  // Whether the warp that runs must let the others run.
+  bool is_paused = false;
   ucontext_t scheduler;
   int current = 0;
   std::function<void()> body;
@@ -121,6 +135,39 @@ inline void wait(std::vector<long> &passed, int first, int last) {
   }
 }
 
+[[noreturn]] inline void refuse(const char *what) {
+  std::fprintf(stderr, "thread %d: %s\n", block->current, what);
+  std::abort();
+}
+
+// Comes to a barrier for `threads` threads, and, if it `waits`, waits until it opens.
+inline void come_to(int number, int threads, bool waits) {
+  if (number < 1 || number >= BARRIERS || threads % WARP != 0) {
+    refuse("a barrier's number is not from 1 to 15, or its threads are not whole warps");
+  }
+  Barrier &barrier = block->barriers[number];
+  const int self = block->current;
+  if (barrier.threads.empty()) {
+    barrier.expected = threads;
+  }
+  if (barrier.expected != threads) {
+    refuse("threads expect different numbers of threads at one barrier");
+  }
+  if (std::find(barrier.threads.begin(), barrier.threads.end(), self) != barrier.threads.end()) {
+    refuse("a thread comes twice to a barrier that has not opened");
+  }
+  const long phase = barrier.opened;
+  barrier.threads.push_back(self);
+  if (static_cast<int>(barrier.threads.size()) == threads) {
+    barrier.threads.clear();
+    ++barrier.opened;
+  }
+  while (waits && barrier.opened == phase) {
+    yield();
+  }
+  ++block->passed;
+}
+
 inline int lane() { return block->current % WARP; }
 inline Exchange &exchange() { return block->exchanges[block->current / WARP]; }
 inline void wait_for_warp() {
@@ -131,13 +178,15 @@ inline void wait_for_warp() {
 inline void enter() {
   block->body();
   block->fibres[block->current].is_done = true;
+  ++block->passed;
   yield();
 }
 
-// Runs the threads of a warp until none of them can continue. Returns whether one is not done.
+// Runs the threads of a warp until none of them can continue, or one pauses. Returns whether one is not done.
 inline bool run_warp(Block &here, int first) {
   for (;;) {
     const long before = here.passed;
+    here.is_paused = false;
     bool is_left = false;
     for (here.current = first; here.current < first + WARP; ++here.current) {
       if (!here.fibres[here.current].is_done) {
@@ -145,7 +194,7 @@ inline bool run_warp(Block &here, int first) {
         swapcontext(&here.scheduler, &here.fibres[here.current].context);
       }
     }
-    if (here.passed == before) {
+    if (here.passed == before || here.is_paused) {
       return is_left;
     }
   }
@@ -173,8 +222,19 @@ inline void launch(Index grid, int threads, size_t shared_bytes, const std::func
       is_backward = !is_backward;
       for (bool is_left = true; is_left;) {
         is_left = false;
+        const long before = here.passed;
         for (int first = 0; first < threads; first += WARP) {
           is_left = run_warp(here, is_backward ? threads - WARP - first : first) || is_left;
+        }
+        if (is_left && here.passed == before) {
+          here.current = 0;
+          refuse("all threads wait, at different barriers");
+        }
+      }
+      for (const Barrier &barrier : here.barriers) {
+        if (!barrier.threads.empty()) {
+          here.current = barrier.threads.front();
+          refuse("a thread came to a barrier that never opened");
         }
       }
       block = nullptr;
@@ -190,7 +250,12 @@ inline void launch(Index grid, int threads, size_t shared_bytes, const std::func
 inline void __syncthreads() {
   emulation::wait(emulation::block->block_barriers, 0, static_cast<int>(emulation::block->fibres.size()));
 }
-inline void __syncwarp() { emulation::wait_for_warp(); }
+inline void __syncwarp() {
+  emulation::wait_for_warp();
+  // What a warp has written for itself must still be there when others have run.
+  emulation::block->is_paused = true;
+  emulation::yield();
+}
 
 inline float as_float(uint32_t bits) {
   float value;

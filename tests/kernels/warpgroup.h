@@ -18,11 +18,6 @@ namespace emulation {
 // Where shared memory begins, in its own addresses: not aligned for a tile.
 constexpr uint32_t SHARED_START = 1024 + 16;
 
-[[noreturn]] inline void refuse(const char *what) {
-  std::fprintf(stderr, "thread %d: %s\n", block->current, what);
-  std::abort();
-}
-
 constexpr int LEFT_ROWS = 64, RIGHT_COLUMNS = 128, DEPTH = 16;
 
 // What an instruction has read from shared memory: `left [row][k]`, where it is there, and `right [column][k]`.
@@ -63,6 +58,9 @@ struct Products {
     }
   }
 };
+
+// Warps that started a sum, rather than adding to one, in this order.
+inline std::vector<int> started_sums;
 
 inline Products &products() {
   std::shared_ptr<Products> &mine = block->fibres[block->current].products;
@@ -165,6 +163,9 @@ inline void start(Product product) {
   }
   // One lane reads for its warp.
   if (lane() == 0) {
+    if (!product.accumulates) {
+      started_sums.push_back(block->current / WARP);
+    }
     product.seen = std::make_shared<Operands>(operands_of(product));
     exchange().addresses[0] = &product.seen;
   }
@@ -248,6 +249,9 @@ inline uint32_t shared_address(const void *pointer) {
   const auto *byte = static_cast<const unsigned char *>(pointer);
   return emulation::SHARED_START + static_cast<uint32_t>(byte - emulation::block->shared.data());
 }
+
+template <int BARRIER, int THREADS> void arrive_at() { emulation::come_to(BARRIER, THREADS, false); }
+template <int BARRIER, int THREADS> void wait_at() { emulation::come_to(BARRIER, THREADS, true); }
 
 inline int same_in_warp(int number) {
   emulation::Exchange &warp = emulation::exchange();

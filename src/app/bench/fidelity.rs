@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use super::{params_of, spec_of};
 use crate::app::generate::for_its_operator;
+use crate::app::kernel_trials::with_faults;
 use crate::app::models::files_of;
 use crate::catalog::card_or_flux_dev;
 use crate::config::Config;
@@ -93,10 +94,11 @@ pub fn fidelity(
     let Some(first) = specs.first() else { anyhow::bail!("no prompt or no seed: there is nothing to generate") };
     let precision = request.engine.precision.if_lossy().unwrap_or(Precision::Fp8);
     let files = files_of(config, &request.model)?;
+    let engine = with_faults(request.engine);
     let mut device = String::new();
     // One engine after the other: two may not fit.
     let mut traces_in = |precision| -> anyhow::Result<Vec<Trace>> {
-        let mut engine = FluxEngine::load(&files, EngineSettings { precision, ..request.engine })?;
+        let mut engine = FluxEngine::load(&files, EngineSettings { precision, ..engine })?;
         device = engine.device_name();
         let mut traces = Vec::with_capacity(specs.len());
         for spec in &specs {

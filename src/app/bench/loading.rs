@@ -6,6 +6,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::app::hub::refuse_not_yet;
+use crate::app::kernel_trials::with_faults;
 use crate::app::loading::rate;
 use crate::app::models::files_of;
 use crate::catalog::{card_or_flux_dev, warm_up_spec};
@@ -104,7 +105,7 @@ pub fn load(config: &Config, request: &LoadRequest, observer: Arc<dyn LoadObserv
         anyhow::bail!("the model `{}` cannot be loaded:\n{inspection}", card.id);
     }
     parts.push(LoadPart { name: "first check of the files", seconds: started.elapsed().as_secs_f64() });
-    let mut engine = FluxEngine::load_watched(&files, request.engine, observer)?;
+    let mut engine = FluxEngine::load_watched(&files, with_faults(request.engine), observer)?;
     let times = engine.load_times();
     let LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds } = times;
     parts.push(LoadPart { name: "device", seconds: device_seconds });

@@ -37,6 +37,29 @@ fn serve_takes_several_models() {
 }
 
 #[test]
+fn parts_are_for_the_models_with_a_path() {
+    let parts = ["--base", "a/base", "--text-encoder", "/t5", "--text-encoder", "/clip", "--vae", "/ae"];
+    let served = [&["serve", "--model", "a", "--model", "b=/c.gguf"][..], &parts[..]].concat();
+    let Some(Command::Serve(serve)) = parse(&served).expect("valid").command else { panic!("serve") };
+    let models = with_parts(serve.models.clone(), &serve.parts).expect("one has a path");
+    assert!(models[0].parts.is_empty(), "it is complete in itself");
+    let (base, vae) = (Some("a/base".into()), Some("/ae".into()));
+    assert_eq!(models[1].parts, ModelParts { base, text_encoders: vec!["/t5".into(), "/clip".into()], vae });
+    let refused = with_parts(vec!["a".parse().expect("a model")], &serve.parts).expect_err("no path").to_string();
+    assert!(refused.contains("`--model ID=PATH`"), "{refused}");
+    assert!(with_parts(vec!["a".parse().expect("a model")], &PartArgs::default()).is_ok());
+    for command in [
+        &["generate", "--model", "b=/c", "--prompt", "d", "--output", "e.png"][..],
+        &["models", "check", "b=/c"],
+        &["bench", "time", "--model", "b=/c"],
+        &["bench", "load", "--model", "b=/c"],
+        &["bench", "fidelity", "--model", "b=/c"],
+    ] {
+        assert!(parse(&[command, &parts[..]].concat()).is_ok(), "{command:?}");
+    }
+}
+
+#[test]
 fn engine_options_apply_to_every_command_with_an_engine() {
     let engine = ["--offload", "text", "--deterministic", "--kernels", "portable", "--precision", "fp8"];
     let asked = EngineArgs {

@@ -35,7 +35,7 @@ pub(in crate::config) const ADMIN_PASSWORD: Variable =
 pub(in crate::config) const ADMIN_PASSWORD_FILE: Variable =
     variable("FLUXSERVE_ADMIN_PASSWORD_FILE", "", "file with the administrator's password, instead of the variable");
 pub(in crate::config) const MODELS: Variable =
-    variable("FLUXSERVE_MODELS", "models", "models to serve, ID or ID=DIR, separated by commas");
+    variable("FLUXSERVE_MODELS", "models", "models to serve, ID or ID=PATH, separated by commas");
 pub(in crate::config) const MAX_INPUT_IMAGES: Variable = variable(
     "FLUXSERVE_MAX_INPUT_IMAGES",
     "max_input_images",

@@ -11,6 +11,25 @@ fn without_sources_the_defaults_apply() {
 }
 
 #[test]
+fn a_model_may_be_a_table_of_its_parts() {
+    let file = r#"models = ["a", { id = "b", path = "/b.gguf", base = "a/c", text_encoders = ["/t5", "/clip"], vae = "/ae" }]"#;
+    let models = Sources::new().file(file).load().expect("valid").models;
+    assert_eq!(models[0], "a".parse().expect("a model"));
+    assert_eq!((models[1].id.as_str(), &models[1].directory), ("b", &Some("/b.gguf".into())));
+    let parts = &models[1].parts;
+    assert_eq!((&parts.base, &parts.vae), (&Some("a/c".into()), &Some("/ae".into())));
+    assert_eq!(parts.text_encoders, [Path::new("/t5"), Path::new("/clip")]);
+    for (file, words) in [
+        ("models = [{ path = \"/x\" }]", "a table of id, path, base, text_encoders and vae"),
+        ("models = [{ id = \"a\", part = \"/x\" }]", "a table of id, path, base, text_encoders and vae"),
+        ("models = [{ id = \"\", path = \"/x\" }]", "not a model"),
+    ] {
+        let error = Sources::new().file(file).load().expect_err("refused").to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
 fn every_field_of_the_file_is_read() {
     let config = Sources::new().file(COMPLETE_FILE).load().expect("valid");
     let expected = Config {

@@ -1,29 +1,114 @@
-//! Reads the configuration files of a checkpoint.
+//! The configurations of a checkpoint: from its files, and where weights come without one, from the weights' shapes.
 
 use serde::de::DeserializeOwned;
 
+use super::files::WeightFiles;
+use super::places::{Found, Places};
 use super::problem::Problem;
-use super::source::Source;
+use super::{schedules, shapes};
 use crate::engine::models::flux1::config::{
-    CLIP, ClipConfig, Configs, SCHEDULER, SchedulerConfig, T5, T5Config, TRANSFORMER, TransformerConfig, VAE, VaeConfig,
+    CLIP, ClipConfig, Configs, SCHEDULER, SchedulerConfig, T5, TRANSFORMER, TransformerConfig, VAE, VaeConfig, t5_xxl,
 };
 
-/// Reads all configuration files. `None` when one is missing, unreadable, or does not fit the others.
+/// The components' weights, as far as they were found.
+pub(super) struct Parts<'a, 'b> {
+    pub(super) transformer: Option<&'b Found<'a>>,
+    pub(super) vae: Option<&'b Found<'a>>,
+    pub(super) clip: Option<&'b Found<'a>>,
+    pub(super) t5: Option<&'b Found<'a>>,
+}
+
+/// Reads all configurations. `None` when one is missing, unreadable, or does not fit the others.
 ///
 /// The transformer's, the autoencoder's and the scheduler's may be absent, as they are beside the single files. Then
-/// FLUX.1-dev's published dimensions apply, and the inventory reports weights of other shapes.
-pub(super) fn read(source: Source, problems: &mut Vec<Problem>) -> Option<Configs> {
+/// FLUX.1's published dimensions apply where shapes do not tell.
+pub(super) fn read(places: &Places, parts: &Parts, problems: &mut Vec<Problem>) -> Option<Configs> {
     let before = problems.len();
-    let transformer = optional(source, TRANSFORMER, TransformerConfig::flux_dev, problems);
-    let vae = optional(source, VAE, VaeConfig::flux, problems);
-    let scheduler = optional(source, SCHEDULER, SchedulerConfig::flux_dev, problems);
-    let clip = required::<ClipConfig>(source, CLIP, problems);
-    let t5 = required::<T5Config>(source, T5, problems);
+    let of = |path, found| Reader { places, path, found, is_required: false };
+    let of_encoder = |path, found| Reader { places, path, found, is_required: true };
+    let transformer = of(TRANSFORMER, parts.transformer);
+    let transformer = transformer.read(TransformerConfig::flux_dev, shapes::transformer, problems);
+    let vae = of(VAE, parts.vae).read(VaeConfig::flux, shapes::vae, problems);
+    let scheduler = scheduler(places, transformer.as_ref(), problems);
+    let clip = of_encoder(CLIP, parts.clip).read(ClipConfig::large, shapes::clip, problems);
+    let t5 = of_encoder(T5, parts.t5).read(t5_xxl, shapes::t5, problems);
     let configs = Configs { transformer: transformer?, vae: vae?, clip: clip?, t5: t5?, scheduler: scheduler? };
     for (path, reason) in configs.contradictions() {
         problems.push(Problem::unreadable(path, reason));
     }
     (problems.len() == before).then_some(configs)
+}
+
+/// Reads the configuration of a component.
+struct Reader<'a, 'b> {
+    places: &'b Places<'a>,
+    /// Its path in the diffusers layout.
+    path: &'static str,
+    found: Option<&'b Found<'a>>,
+    /// Whether weights in a folder need one.
+    is_required: bool,
+}
+
+impl Reader<'_, '_> {
+    /// `default` and `by_shapes` are for weights without a configuration of their own.
+    fn read<T: DeserializeOwned>(
+        &self,
+        default: impl FnOnce() -> T,
+        by_shapes: impl FnOnce(&WeightFiles, T) -> T,
+        problems: &mut Vec<Problem>,
+    ) -> Option<T> {
+        let before = problems.len();
+        if let Some(Found { config: Some((source, path)), .. }) = self.found {
+            let shown = source.shown(path);
+            let Some(text) = source.text(path, problems) else {
+                if self.is_required && problems.len() == before {
+                    problems.push(Problem::missing(shown));
+                }
+                return (problems.len() == before).then(default);
+            };
+            return parse(&shown, &text, problems);
+        }
+        let text = match self.found {
+            // A file alone has none, and the weights' absence is a problem already.
+            None if self.is_required && !self.places.is_file() => Some(self.places.required_text(self.path, problems)?),
+            _ => self.places.text(self.path, problems),
+        };
+        let config = match text {
+            Some(text) => parse(self.path, &text, problems)?,
+            None if problems.len() == before => default(),
+            None => return None,
+        };
+        Some(match self.found {
+            Some(found) => by_shapes(&found.files, config),
+            None => config,
+        })
+    }
+}
+
+/// A file of another family's guidance does not follow the base's schedule.
+fn scheduler(
+    places: &Places,
+    transformer: Option<&TransformerConfig>,
+    problems: &mut Vec<Problem>,
+) -> Option<SchedulerConfig> {
+    let before = problems.len();
+    let has_guidance = transformer.is_none_or(|transformer| transformer.guidance_embeds);
+    let source = places.folders().find(|source| source.contains(SCHEDULER));
+    let is_of_transformer = source.is_none_or(|source| {
+        let text = source.text(TRANSFORMER, &mut Vec::new());
+        let config = text.and_then(|text| serde_json::from_str::<TransformerConfig>(&text).ok());
+        config.is_none_or(|config| config.guidance_embeds == has_guidance)
+    });
+    match source.filter(|_| is_of_transformer).and_then(|source| source.text(SCHEDULER, problems)) {
+        Some(text) => {
+            let reasons = schedules::unsupported(&text);
+            problems.extend(reasons.into_iter().map(|reason| Problem::unreadable(SCHEDULER, reason)));
+            parse(SCHEDULER, &text, problems)
+        }
+        None if problems.len() > before => None,
+        None if has_guidance => Some(SchedulerConfig::flux_dev()),
+        None => Some(SchedulerConfig::flux_schnell()),
+    }
 }
 
 fn parse<T: DeserializeOwned>(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<T> {
@@ -33,23 +118,5 @@ fn parse<T: DeserializeOwned>(path: &str, text: &str, problems: &mut Vec<Problem
             problems.push(Problem::unreadable(path, error));
             None
         }
-    }
-}
-
-fn required<T: DeserializeOwned>(source: Source, path: &str, problems: &mut Vec<Problem>) -> Option<T> {
-    let text = source.required_text(path, problems)?;
-    parse(path, &text, problems)
-}
-
-fn optional<T: DeserializeOwned>(
-    source: Source,
-    path: &str,
-    default: impl FnOnce() -> T,
-    problems: &mut Vec<Problem>,
-) -> Option<T> {
-    let before = problems.len();
-    match source.text(path, problems) {
-        Some(text) => parse(path, &text, problems),
-        None => (problems.len() == before).then(default),
     }
 }

@@ -1,7 +1,7 @@
-//! Which layout a checkpoint has, and where each component's weights are.
+//! Which of the two published layouts a component's tensors are named in.
 
 use super::files::WeightFiles;
-use super::source::Source;
+use super::names::spellings::Component;
 
 /// The two published forms of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,29 +12,16 @@ pub(super) enum Layout {
     SingleFile,
 }
 
-/// Both layouts have these.
-pub(super) const CLIP_STEM: &str = "text_encoder/model";
-pub(super) const T5_STEM: &str = "text_encoder_2/model";
-
-const TRANSFORMER_STEM: &str = "transformer/diffusion_pytorch_model";
-const VAE_STEM: &str = "vae/diffusion_pytorch_model";
-
-/// The transformer's layout and stem. The folders win where both layouts are there: they have a configuration.
-pub(super) fn find_transformer(source: Source) -> (Layout, String) {
-    if WeightFiles::exist(source, TRANSFORMER_STEM) {
-        return (Layout::Diffusers, TRANSFORMER_STEM.to_owned());
+impl Layout {
+    /// The layout by the names of the tensors. Where no name says it, that of the folders.
+    pub(super) fn of(files: &WeightFiles, component: Component) -> Self {
+        let beginnings: &[&str] = match component {
+            Component::Transformer => &["double_blocks.", "single_blocks.", "img_in.", "txt_in.", "final_layer."],
+            Component::Vae => &["encoder.down.", "encoder.mid.", "decoder.up.", "decoder.mid."],
+            // Both layouts name them alike.
+            Component::Clip | Component::T5 => return Self::SingleFile,
+        };
+        let is_single = files.entries.keys().any(|name| beginnings.iter().any(|beginning| name.starts_with(beginning)));
+        if is_single { Self::SingleFile } else { Self::Diffusers }
     }
-    let single = source.top_level_files().into_iter().find_map(|name| {
-        let stem = name.strip_suffix(".safetensors")?;
-        stem.starts_with("flux1-").then(|| stem.to_owned())
-    });
-    single.map_or((Layout::Diffusers, TRANSFORMER_STEM.to_owned()), |stem| (Layout::SingleFile, stem))
-}
-
-/// The autoencoder's layout and stem.
-pub(super) fn find_vae(source: Source) -> (Layout, String) {
-    if !WeightFiles::exist(source, VAE_STEM) && WeightFiles::exist(source, "ae") {
-        return (Layout::SingleFile, "ae".to_owned());
-    }
-    (Layout::Diffusers, VAE_STEM.to_owned())
 }

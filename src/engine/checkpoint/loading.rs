@@ -40,7 +40,7 @@ const PARTS: [Part; 5] = [Part::Decoder, Part::Encoder, Part::Clip, Part::T5, Pa
 /// How to load weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LoadOptions {
-    /// Of all but the image encoder, which is f32.
+    /// Of all weights.
     pub(crate) dtype: DType,
     /// Whether T5's blocks are streamed for each prompt instead of kept on the device.
     pub(crate) is_text_streamed: bool,
@@ -98,8 +98,8 @@ impl Checkpoint {
         for tensors in [&self.vae, &self.clip, &self.t5, &self.transformer] {
             for name in tensors.names() {
                 let mut recipe = tensors.recipe(name, DType::BF16)?;
-                // Without a conversion: only reading is measured.
-                recipe.dtype = recipe.segments[0].dtype;
+                // Without a conversion, where there can be none: only reading is measured.
+                recipe.dtype = recipe.segments[0].numbers.plain().unwrap_or(DType::BF16);
                 recipes.push(recipe);
             }
         }
@@ -130,17 +130,13 @@ impl Part {
             Self::Clip | Self::T5 | Self::Transformer => true,
         }
     }
-
-    fn dtype(self, options: LoadOptions) -> DType {
-        if self == Self::Encoder { DType::F32 } else { options.dtype }
-    }
 }
 
 impl Plan {
     fn new(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self> {
         let mut plan = Self::default();
         for part in PARTS {
-            let (tensors, dtype) = (part.tensors(checkpoint), part.dtype(options));
+            let (tensors, dtype) = (part.tensors(checkpoint), options.dtype);
             let mut numbers = BTreeMap::new();
             for name in tensors.names().filter(|name| part.has(name)) {
                 let recipe = tensors.recipe(name, dtype)?;
@@ -204,7 +200,7 @@ impl<'a> Loading<'a> {
         self.builder(Part::Decoder)
     }
 
-    /// The autoencoder's encoder, f32.
+    /// The autoencoder's encoder.
     pub(crate) fn encoder(&self) -> VarBuilder<'static> {
         self.builder(Part::Encoder)
     }
@@ -238,7 +234,7 @@ impl<'a> Loading<'a> {
             observer: Arc::clone(&self.observer),
             unobserved: is_text_streamed.then_some(T5_BLOCKS),
         };
-        weights.builder(part.dtype(self.options), &self.device)
+        weights.builder(self.options.dtype, &self.device)
     }
 
     /// Waits for the last copies, ends the threads, frees the buffers, and returns bytes and seconds.

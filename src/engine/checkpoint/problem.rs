@@ -54,7 +54,7 @@ pub enum Problem {
         found: Vec<usize>,
     },
     /// A tensor of an unsupported type.
-    #[error("{file}: tensor `{tensor}` has dtype {found}, expected BF16, F16 or F32")]
+    #[error("{file}: tensor `{tensor}` has type {found}, expected BF16, F16, F32, fp8, Q2_K to Q8_0, or IQ4")]
     Dtype {
         /// The file that holds it.
         file: String,

@@ -7,33 +7,51 @@ use half::vec::HalfBitsVecExt as _;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::numbers::Numbers;
 use super::source::Blob;
 use super::values::{Plain, bytes_of, convert};
 
 /// Bytes that are read at a time where they are converted: few enough for a core's own cache.
 const CONVERTED_BYTES: usize = 256 << 10;
 
+/// Numbers that are decoded at a time, a multiple of every block.
+const DECODED_NUMBERS: usize = 32 << 10;
+
 /// Bytes that one thread reads at a time into the host's memory.
 const HOST_PIECE_BYTES: usize = 4 << 20;
 
-/// Part of a tensor, in a file.
+/// Consecutive numbers of a tensor in a file.
 #[derive(Debug, Clone)]
 pub(super) struct Segment {
     pub(super) file: Arc<Blob>,
-    /// Where it begins in the file.
+    /// Where the tensor begins in the file.
     pub(super) start: usize,
-    /// How many numbers it has.
+    /// How many of its numbers come before these.
+    pub(super) skipped: usize,
+    /// How many these are.
     pub(super) count: usize,
-    /// Their type in the file: BF16, F16 or F32.
-    pub(super) dtype: DType,
+    /// How they are stored.
+    pub(super) numbers: Numbers,
 }
 
 impl Segment {
+    /// Bytes that are read for it.
+    fn file_bytes(&self) -> usize {
+        self.numbers.bytes(self.count)
+    }
+
     /// Reads the numbers from number `first` on into `out`, as numbers of type `dtype`.
     fn read(&self, first: usize, dtype: DType, out: &mut [u8]) -> std::result::Result<(), String> {
-        let (from, to) = (self.dtype.size_in_bytes(), dtype.size_in_bytes());
-        let start = self.start + first * from;
-        if self.dtype == dtype {
+        match self.numbers.plain() {
+            Some(plain) => self.read_plain(plain, first, dtype, out),
+            None => self.read_decoded(first, dtype, out),
+        }
+    }
+
+    fn read_plain(&self, plain: DType, first: usize, dtype: DType, out: &mut [u8]) -> std::result::Result<(), String> {
+        let (from, to) = (plain.size_in_bytes(), dtype.size_in_bytes());
+        let start = self.start + (self.skipped + first) * from;
+        if plain == dtype {
             return self.file.read(start, out);
         }
         let count = CONVERTED_BYTES / from;
@@ -41,7 +59,27 @@ impl Segment {
         for (index, out) in out.chunks_mut(count * to).enumerate() {
             let bytes = &mut bytes[..out.len() / to * from];
             self.file.read(start + index * count * from, bytes)?;
-            convert(self.dtype, bytes, dtype, out);
+            convert(plain, bytes, dtype, out);
+        }
+        Ok(())
+    }
+
+    /// Decodes whole blocks, also those of which only a part is wanted.
+    fn read_decoded(&self, first: usize, dtype: DType, out: &mut [u8]) -> std::result::Result<(), String> {
+        let (width, step) = (dtype.size_in_bytes(), self.numbers.step());
+        let (mut at, mut left) = (self.skipped + first, out);
+        let tile = (left.len() / width + step).next_multiple_of(step).min(DECODED_NUMBERS);
+        let (mut codes, mut values) = (vec![0; self.numbers.bytes(tile)], vec![0.0_f32; tile]);
+        while !left.is_empty() {
+            let begin = at - at % step;
+            let wanted = (left.len() / width).min(begin + tile - at);
+            let count = (at + wanted).next_multiple_of(step) - begin;
+            let (codes, values) = (&mut codes[..self.numbers.bytes(count)], &mut values[..count]);
+            self.file.read(self.start + self.numbers.bytes(begin), codes)?;
+            self.numbers.decode(codes, begin, values)?;
+            let (now, later) = left.split_at_mut(wanted * width);
+            convert(DType::F32, bytes_of(&mut values[at - begin..at - begin + wanted]), dtype, now);
+            (at, left) = (at + wanted, later);
         }
         Ok(())
     }
@@ -64,7 +102,7 @@ impl Recipe {
 
     /// Bytes that are read for it.
     pub(super) fn file_bytes(&self) -> usize {
-        self.segments.iter().map(|segment| segment.count * segment.dtype.size_in_bytes()).sum()
+        self.segments.iter().map(Segment::file_bytes).sum()
     }
 
     /// Reads the tensor's bytes from `at` on into `out`. Both are multiples of the size of its type.
@@ -119,12 +157,13 @@ impl Recipe {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::blocks::BlockType;
 
-    fn recipe(dtypes: (DType, DType), segments: &[(&'static [u8], usize, usize)], length: usize) -> Recipe {
+    fn recipe(dtypes: (BlockType, DType), segments: &[(&'static [u8], usize, usize)], length: usize) -> Recipe {
         let (from, dtype) = dtypes;
         let segment = |&(bytes, start, count)| {
             let file = Arc::new(Blob::embedded("part", bytes));
-            Segment { file, start, count, dtype: from }
+            Segment { file, start, skipped: 0, count, numbers: Numbers::Blocks(from) }
         };
         Recipe { segments: segments.iter().map(segment).collect(), dtype, shape: vec![length] }
     }
@@ -133,7 +172,7 @@ mod tests {
     fn segments_are_joined_wherever_reading_begins_and_ends() {
         const FIRST: &[u8] = &[9, 0, 1, 2, 3, 4, 5];
         const SECOND: &[u8] = &[6, 7, 8, 9];
-        let recipe = recipe((DType::BF16, DType::BF16), &[(FIRST, 1, 3), (SECOND, 0, 1)], 4);
+        let recipe = recipe((BlockType::Bf16, DType::BF16), &[(FIRST, 1, 3), (SECOND, 0, 1)], 4);
         assert_eq!((recipe.bytes(), recipe.file_bytes()), (8, 8));
         let expected = [0, 1, 2, 3, 4, 5, 6, 7];
         for start in (0..8).step_by(2) {
@@ -156,8 +195,40 @@ mod tests {
         let bytes: &'static [u8] = bytes.leak();
         let half = count / 2;
         let parts = [(bytes, 2 * half, count - half), (bytes, 0, half)];
-        let tensor = recipe((DType::BF16, DType::F32), &parts, count).read_to_host().expect("read");
+        let tensor = recipe((BlockType::Bf16, DType::F32), &parts, count).read_to_host().expect("read");
         let expected: Vec<f32> = numbers[half..].iter().chain(&numbers[..half]).copied().collect();
         assert!(tensor.to_vec1::<f32>().expect("numbers") == expected);
+    }
+
+    #[test]
+    fn blocks_are_decoded_wherever_reading_begins_and_ends() {
+        // Two parts, of which the second begins inside a block, and more than one tile.
+        let blocks = 2 * DECODED_NUMBERS / 32;
+        let block = |index: usize| {
+            let scale = f16::from_f32(1.0 + (index % 7) as f32);
+            let codes = (0..32).map(|number| (number as u8).wrapping_mul(index as u8 | 1));
+            scale.to_le_bytes().into_iter().chain(codes).collect::<Vec<u8>>()
+        };
+        let bytes: Vec<u8> = (0..blocks).flat_map(block).collect();
+        let mut expected = vec![0.0; 32 * blocks];
+        BlockType::Q8_0.decode(&bytes, &mut expected);
+        let file = Arc::new(Blob::made("part", [vec![1, 2, 3], bytes].concat()));
+        let (numbers, half) = (Numbers::Blocks(BlockType::Q8_0), 16 * blocks + 5);
+        let segment =
+            |skipped, count| Segment { file: Arc::clone(&file), start: 3, skipped, count, numbers: numbers.clone() };
+        let segments = vec![segment(half, 32 * blocks - half), segment(0, half)];
+        expected.rotate_left(half);
+        let recipe = Recipe { segments, dtype: DType::F32, shape: vec![32 * blocks] };
+        let length = recipe.bytes();
+        for (start, end) in [(0, length), (4, 8), (124, 132), (length / 2 - 60, length / 2 + 60), (length - 4, length)]
+        {
+            let mut out = vec![0xff; end - start];
+            recipe.read(start, &mut out).expect("read");
+            let wanted: Vec<u8> = expected[start / 4..end / 4].iter().flat_map(|value| value.to_le_bytes()).collect();
+            assert!(out == wanted, "{start}..{end}");
+        }
+        let narrow = Recipe { dtype: DType::BF16, ..recipe };
+        let read = narrow.read_to_host().and_then(|tensor| tensor.to_vec1::<bf16>()).expect("numbers");
+        assert!(read.iter().zip(&expected).all(|(read, value)| *read == bf16::from_f32(*value)));
     }
 }

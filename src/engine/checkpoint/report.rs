@@ -3,13 +3,13 @@
 use std::fmt;
 
 use super::files::WeightFiles;
+use super::places::Places;
 use super::problem::Problem;
-use super::source::Source;
 
 /// The type of weights in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeptAs {
-    /// bf16, where the hardware multiplies it. The autoencoder stays f32.
+    /// bf16, where the hardware multiplies it.
     Bf16,
     /// f32, as on the CPU.
     F32,
@@ -35,7 +35,7 @@ pub struct ComponentReport {
 /// What a checkpoint has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inspection {
-    /// The folder, or "the program itself".
+    /// The folder, the file, or "the program itself".
     pub place: String,
     /// Component by component; empty when the configuration could not be read.
     pub components: Vec<ComponentReport>,
@@ -49,19 +49,16 @@ impl ComponentReport {
         let mut report = Self { name, files: Vec::new(), tensors: 0, bytes: 0, elements: 0, problems: Vec::new() };
         if let Some(files) = files {
             report.files = files.files.iter().map(|file| file.path().to_owned()).collect();
-            report.tensors = files.entries.len();
-            for entry in files.entries.values() {
-                report.bytes += entry.info.range.len();
-                report.elements += entry.info.shape.iter().product::<usize>();
-            }
+            (report.tensors, report.bytes) = (files.tensors, files.bytes);
+            report.elements = files.entries.values().map(|entry| entry.info.elements()).sum();
         }
         report
     }
 }
 
 impl Inspection {
-    pub(super) fn of(source: Source) -> Self {
-        Self { place: source.place(), components: Vec::new(), problems: Vec::new() }
+    pub(super) fn of(places: &Places) -> Self {
+        Self { place: places.name.clone(), components: Vec::new(), problems: Vec::new() }
     }
 
     /// Whether there are no problems.
@@ -73,8 +70,8 @@ impl Inspection {
     /// The size of each component's weights in memory, in bytes, without activations.
     #[must_use]
     pub fn weights_bytes(&self, kept_as: KeptAs) -> Vec<(&'static str, usize)> {
-        let width = |name| if kept_as == KeptAs::F32 || name == "vae" { size_of::<f32>() } else { size_of::<u16>() };
-        self.components.iter().map(|component| (component.name, component.elements * width(component.name))).collect()
+        let width = if kept_as == KeptAs::F32 { size_of::<f32>() } else { size_of::<u16>() };
+        self.components.iter().map(|component| (component.name, component.elements * width)).collect()
     }
 
     /// All problems.

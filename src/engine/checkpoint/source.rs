@@ -1,10 +1,12 @@
 //! The files of a checkpoint, in a folder or embedded in the program.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 
-use crate::domain::model::ModelFiles;
+use crate::domain::model::EmbeddedFile;
 
 use super::problem::Problem;
 
@@ -24,13 +26,19 @@ pub(super) struct Blob {
 #[derive(Debug)]
 enum Contents {
     OnDisk { file: File, bytes: usize },
-    Embedded(&'static [u8]),
+    InMemory(Cow<'static, [u8]>),
 }
 
 impl Blob {
     /// A file embedded in the program.
     pub(super) fn embedded(path: &str, bytes: &'static [u8]) -> Self {
-        Self { path: path.to_owned(), contents: Contents::Embedded(bytes) }
+        Self { path: path.to_owned(), contents: Contents::InMemory(Cow::Borrowed(bytes)) }
+    }
+
+    /// A file that a test has made.
+    #[cfg(test)]
+    pub(super) fn made(path: &str, bytes: Vec<u8>) -> Self {
+        Self { path: path.to_owned(), contents: Contents::InMemory(Cow::Owned(bytes)) }
     }
 
     fn on_disk(path: &str, file: File) -> io::Result<Self> {
@@ -47,7 +55,7 @@ impl Blob {
     pub(super) fn bytes(&self) -> usize {
         match &self.contents {
             Contents::OnDisk { bytes, .. } => *bytes,
-            Contents::Embedded(bytes) => bytes.len(),
+            Contents::InMemory(bytes) => bytes.len(),
         }
     }
 
@@ -58,7 +66,7 @@ impl Blob {
     pub(super) fn read(&self, start: usize, out: &mut [u8]) -> Result<(), String> {
         let read = match &self.contents {
             Contents::OnDisk { file, .. } => file.read_exact_at(out, start as u64),
-            Contents::Embedded(bytes) => match bytes.get(start..start + out.len()) {
+            Contents::InMemory(bytes) => match start.checked_add(out.len()).and_then(|end| bytes.get(start..end)) {
                 Some(bytes) => {
                     out.copy_from_slice(bytes);
                     Ok(())
@@ -87,40 +95,60 @@ impl Blob {
     }
 }
 
-/// The files of a checkpoint, by their paths inside it.
-#[derive(Clone, Copy)]
-pub(super) struct Source<'a>(&'a ModelFiles);
+/// A folder of files, by their paths inside it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Source<'a> {
+    place: Place<'a>,
+    /// Whether messages name its files without it.
+    is_main: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place<'a> {
+    Folder(&'a Path),
+    Embedded(&'a [EmbeddedFile]),
+}
 
 impl<'a> Source<'a> {
-    pub(super) fn new(files: &'a ModelFiles) -> Self {
-        Self(files)
+    /// The folder that a message names once, at its beginning.
+    pub(super) fn main(folder: &'a Path) -> Self {
+        Self { place: Place::Folder(folder), is_main: true }
     }
 
-    /// Where the files are, for messages.
-    pub(super) fn place(self) -> String {
-        match self.0 {
-            ModelFiles::Directory(directory) => directory.display().to_string(),
-            ModelFiles::Embedded(_) => "the program itself".to_owned(),
+    /// Another folder, which messages name with each file.
+    pub(super) fn other(folder: &'a Path) -> Self {
+        Self { place: Place::Folder(folder), is_main: false }
+    }
+
+    pub(super) fn embedded(files: &'a [EmbeddedFile]) -> Self {
+        Self { place: Place::Embedded(files), is_main: true }
+    }
+
+    /// A file's path in messages.
+    pub(super) fn shown(self, path: &str) -> String {
+        match self.place {
+            Place::Folder(folder) if !self.is_main => folder.join(path).display().to_string(),
+            _ => path.to_owned(),
         }
     }
 
     /// Whether the files can be listed.
     pub(super) fn is_there(self) -> bool {
-        match self.0 {
-            ModelFiles::Directory(directory) => std::fs::read_dir(directory).is_ok(),
-            ModelFiles::Embedded(_) => true,
+        match self.place {
+            Place::Folder(folder) => std::fs::read_dir(folder).is_ok(),
+            Place::Embedded(_) => true,
         }
     }
 
     /// Opens a file; `None` when there is none of that name.
     pub(super) fn open(self, path: &str) -> io::Result<Option<Blob>> {
-        match self.0 {
-            ModelFiles::Embedded(files) => {
+        match self.place {
+            Place::Embedded(files) => {
                 let file = files.iter().find(|file| file.path == path);
                 Ok(file.map(|file| Blob::embedded(path, file.bytes)))
             }
-            ModelFiles::Directory(directory) => match File::open(directory.join(path)) {
-                Ok(file) => Blob::on_disk(path, file).map(Some),
+            Place::Folder(folder) => match File::open(folder.join(path)) {
+                Ok(file) => Blob::on_disk(&self.shown(path), file).map(Some),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
                 Err(error) => Err(error),
             },
@@ -129,19 +157,19 @@ impl<'a> Source<'a> {
 
     /// Whether there is a file of that name.
     pub(super) fn contains(self, path: &str) -> bool {
-        match self.0 {
-            ModelFiles::Embedded(files) => files.iter().any(|file| file.path == path),
-            ModelFiles::Directory(directory) => directory.join(path).is_file(),
+        match self.place {
+            Place::Embedded(files) => files.iter().any(|file| file.path == path),
+            Place::Folder(folder) => folder.join(path).is_file(),
         }
     }
 
     /// Names of the files at the top, sorted.
     pub(super) fn top_level_files(self) -> Vec<String> {
-        let mut names: Vec<String> = match self.0 {
-            ModelFiles::Embedded(files) => {
+        let mut names: Vec<String> = match self.place {
+            Place::Embedded(files) => {
                 files.iter().map(|file| file.path.to_owned()).filter(|path| !path.contains('/')).collect()
             }
-            ModelFiles::Directory(directory) => std::fs::read_dir(directory)
+            Place::Folder(folder) => std::fs::read_dir(folder)
                 .into_iter()
                 .flatten()
                 .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -156,27 +184,17 @@ impl<'a> Source<'a> {
         let blob = match self.open(path) {
             Ok(blob) => blob?,
             Err(error) => {
-                problems.push(Problem::unreadable(path, error));
+                problems.push(Problem::unreadable(self.shown(path), error));
                 return None;
             }
         };
         if blob.bytes() > TEXT_BYTES_MAX {
-            problems.push(Problem::unreadable(path, format!("longer than {TEXT_BYTES_MAX} bytes")));
+            problems.push(Problem::unreadable(self.shown(path), format!("longer than {TEXT_BYTES_MAX} bytes")));
             return None;
         }
         let text = blob
             .read_all()
             .and_then(|bytes| String::from_utf8(bytes).map_err(|error| format!("not UTF-8: {}", error.utf8_error())));
-        text.map_err(|reason| problems.push(Problem::unreadable(path, reason))).ok()
-    }
-
-    /// A text file whose absence is a problem.
-    pub(super) fn required_text(self, path: &str, problems: &mut Vec<Problem>) -> Option<String> {
-        let before = problems.len();
-        let text = self.text(path, problems);
-        if text.is_none() && problems.len() == before {
-            problems.push(Problem::missing(path));
-        }
-        text
+        text.map_err(|reason| problems.push(Problem::unreadable(self.shown(path), reason))).ok()
     }
 }

@@ -39,7 +39,8 @@ impl CheckedTensors {
         for (name, entry) in &files.entries {
             if !known.contains(name.as_str()) && !is_ignored(name) {
                 let file = files.path_of(entry).to_owned();
-                problems.push(Problem::SurplusTensor { file, tensor: name.clone(), found: entry.info.shape.clone() });
+                let (tensor, found) = (entry.name.clone(), entry.info.shape.clone());
+                problems.push(Problem::SurplusTensor { file, tensor, found });
             }
         }
         let order = expected.iter().map(|tensor| tensor.name.clone()).collect();
@@ -81,11 +82,13 @@ fn check_part(files: &WeightFiles, name: &str, shape: &[usize], problems: &mut V
         problems.push(Problem::MissingTensor { file, tensor, expected: shape.to_vec() });
         return;
     };
-    let (file, tensor) = (files.path_of(entry).to_owned(), name.to_owned());
-    if entry.info.shape != shape {
-        problems.push(Problem::Shape { file, tensor, expected: shape.to_vec(), found: entry.info.shape.clone() });
-    } else if let FileDtype::Other(found) = &entry.info.dtype {
-        problems.push(Problem::Dtype { file, tensor, found: found.clone() });
+    let (file, tensor) = (files.path_of(entry).to_owned(), entry.name.clone());
+    match (&entry.numbers, &entry.info.dtype) {
+        (None, FileDtype::Other(found)) => problems.push(Problem::Dtype { file, tensor, found: found.clone() }),
+        _ if entry.info.shape != shape => {
+            problems.push(Problem::Shape { file, tensor, expected: shape.to_vec(), found: entry.info.shape.clone() });
+        }
+        _ => {}
     }
 }
 
@@ -96,9 +99,9 @@ impl Inner {
         for part in &expected.parts {
             let entry = self.files.entries.get(&part.name).ok_or_else(|| missing(&part.name))?;
             let file = Arc::clone(&self.files.files[entry.file]);
-            let FileDtype::Float(found) = entry.info.dtype else { return Err(missing(&part.name)) };
-            let count = entry.info.range.len() / found.size_in_bytes();
-            segments.push(Segment { file, start: entry.info.range.start, count, dtype: found });
+            let numbers = entry.numbers.clone().ok_or_else(|| missing(&part.name))?;
+            let (start, count) = (entry.info.range.start, entry.info.elements());
+            segments.push(Segment { file, start, skipped: 0, count, numbers });
         }
         if expected.swap_halves {
             segments = segments.into_iter().flat_map(swapped_halves).collect();
@@ -109,8 +112,7 @@ impl Inner {
 
 fn swapped_halves(whole: Segment) -> [Segment; 2] {
     let half = whole.count / 2;
-    let start = whole.start + half * whole.dtype.size_in_bytes();
-    [Segment { start, count: whole.count - half, ..whole.clone() }, Segment { count: half, ..whole }]
+    [Segment { skipped: half, count: whole.count - half, ..whole.clone() }, Segment { count: half, ..whole }]
 }
 
 fn missing(name: &str) -> Error {

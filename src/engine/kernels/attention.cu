@@ -4,41 +4,22 @@
 //
 // A block computes 128 queries of one head. Keys and values are loaded 64 at a time, the next ones while the current ones
 // are used. Where a sequence's blocks begin depends on that sequence alone, and so do the bits of its outputs.
-#include "attention.cuh"
+#include "attention_warp.cuh"
 
 namespace {
 
-constexpr int WARPS = 8;
+constexpr int QUERIES = 128;
+// Warps of a block with one fragment of queries each, and of one with two.
+constexpr int WARPS = QUERIES / FRAGMENT;
 constexpr int THREADS = WARPS * LANES;
-// Queries of one warp: the rows of one tensor-core instruction.
-constexpr int WARP_QUERIES = 16;
-constexpr int QUERIES = WARPS * WARP_QUERIES;
-constexpr int KEYS = 64;
-
-// Position of a row's chunk in shared memory: neighboring rows begin in different banks.
-template <int WIDTH> __device__ __forceinline__ int swizzled(int row, int chunk) {
-  constexpr int CHUNKS = WIDTH / CHUNK;
-  constexpr int MASK = (CHUNKS < 8 ? CHUNKS : 8) - 1;
-  return row * WIDTH + (chunk ^ (row & MASK)) * CHUNK;
-}
-
-// Starts to copy `ROWS` rows; those from `rows_there` on become zero.
-template <int WIDTH, int ROWS>
-__device__ __forceinline__ void copy_rows(uint16_t *tile, const uint16_t *source, int64_t stride, int rows_there) {
-  constexpr int CHUNKS = WIDTH / CHUNK;
-  for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-    const int row = i / CHUNKS;
-    const int chunk = i % CHUNKS;
-    const bool is_there = row < rows_there;
-    copy_async(tile + swizzled<WIDTH>(row, chunk), source + (is_there ? row : 0) * stride + chunk * CHUNK, is_there);
-  }
-}
+constexpr int TALL = 2;
+constexpr int TALL_THREADS = THREADS / TALL;
 
 // `bias`, `[heads, bias_stride]`: for each head the values of keys from length - 1 before the query to as many behind it.
 template <int WIDTH, bool IS_BIASED>
 __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const float *bias, int bias_stride,
                                        const Bounds &bounds, int heads, int out_stride, float scale) {
-  constexpr int PRODUCTS = WIDTH / 16;
+  constexpr int PRODUCTS = WIDTH / DEPTH;
   SHARED_BYTES(shared);
   uint16_t *tiles = reinterpret_cast<uint16_t *>(shared);
   const int warp = threadIdx.x / LANES;
@@ -48,8 +29,8 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   if (length == 0) {
     return;
   }
-  const int64_t part = static_cast<int64_t>(heads) * WIDTH;
-  const int64_t stride = 3 * part;
+  const int part = heads * WIDTH;
+  const int stride = 3 * part;
   const uint16_t *queries = qkv + first * stride + blockIdx.y * WIDTH;
   const uint16_t *keys = queries + part;
   const uint16_t *values = keys + part;
@@ -63,50 +44,47 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 
   // Two stages of keys and values; the queries are loaded through the second, which is not needed yet.
   constexpr int STAGE = 2 * KEYS * WIDTH;
-  copy_rows<WIDTH, QUERIES>(tiles + STAGE, queries + query * stride, stride, length - query);
+  copy_rows<WIDTH, QUERIES, THREADS>(tiles + STAGE, queries, stride, query, length);
   end_group();
-  copy_rows<WIDTH, KEYS>(tiles, keys, stride, length);
-  copy_rows<WIDTH, KEYS>(tiles + KEYS * WIDTH, values, stride, length);
+  copy_rows<WIDTH, KEYS, THREADS>(tiles, keys, stride, 0, length);
+  copy_rows<WIDTH, KEYS, THREADS>(tiles + KEYS * WIDTH, values, stride, 0, length);
   end_group();
   wait_for_groups<1>();
   __syncthreads();
   uint32_t q[PRODUCTS][4];
 #pragma unroll
   for (int k = 0; k < PRODUCTS; ++k) {
-    const int row = warp * WARP_QUERIES + (lane / 8 % 2) * 8 + lane % 8;
-    load_matrices(q[k], tiles + STAGE + swizzled<WIDTH>(row, 2 * k + lane / 16));
+    load_matrices(q[k], tiles + STAGE + (row_fragment<WIDTH>(warp * FRAGMENT, lane) ^ k * DEPTH));
   }
   __syncthreads();
 
-  // For each lane's two rows: the output so far, the largest score, and this lane's part of the sum of weights.
   float answer[2 * PRODUCTS][4] = {};
-  float largest[2] = {-INFINITY, -INFINITY};
-  float total[2] = {0.0f, 0.0f};
+  Softmax softmax;
   // Weights are powers of two.
-  const float factor = scale * 1.4426950408889634f;
+  const float factor = scale * LOG2E;
+  const int first_key = column_fragment<WIDTH>(0, lane);
+  const int first_value = row_fragment<WIDTH>(KEYS, lane);
 
   const int rounds = (length + KEYS - 1) / KEYS;
   for (int round = 0; round < rounds; ++round) {
-    const uint16_t *key_tile = tiles + round % 2 * STAGE;
-    const uint16_t *value_tile = key_tile + KEYS * WIDTH;
     const int next = (round + 1) * KEYS;
     if (next < length) {
       uint16_t *stage = tiles + (round + 1) % 2 * STAGE;
-      copy_rows<WIDTH, KEYS>(stage, keys + next * stride, stride, length - next);
-      copy_rows<WIDTH, KEYS>(stage + KEYS * WIDTH, values + next * stride, stride, length - next);
+      copy_rows<WIDTH, KEYS, THREADS>(stage, keys, stride, next, length);
+      copy_rows<WIDTH, KEYS, THREADS>(stage + KEYS * WIDTH, values, stride, next, length);
     }
     end_group();
     wait_for_groups<1>();
     __syncthreads();
 
+    const int key_at = first_key + round % 2 * STAGE;
     float scores[KEYS / 8][4] = {};
 #pragma unroll
     for (int k = 0; k < PRODUCTS; ++k) {
 #pragma unroll
       for (int n = 0; n < KEYS / 16; ++n) {
         uint32_t b[4];
-        const int row = n * 16 + lane / 16 * 8 + lane % 8;
-        load_matrices(b, key_tile + swizzled<WIDTH>(row, 2 * k + lane / 8 % 2));
+        load_matrices(b, tiles + (key_at ^ k * DEPTH) + n * 16 * WIDTH);
         multiply_add(scores[2 * n], q[k], b[0], b[1]);
         multiply_add(scores[2 * n + 1], q[k], b[2], b[3]);
       }
@@ -117,92 +95,142 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const int key = round * KEYS + n * 8 + lane % 4 * 2 + i % 2;
-          const int row = query + warp * WARP_QUERIES + lane / 4 + i / 2 * 8;
+          const int row = query + warp * FRAGMENT + lane / 4 + i / 2 * 8;
           // Behind the sequence there is no bias, and no score that counts.
           scores[n][i] += key < length && row < length ? biases[key - row + length - 1] : 0.0f;
         }
       }
     }
     if (next > length) {
-      // Behind the sequence's end are zeros, which must not count.
-#pragma unroll
-      for (int n = 0; n < KEYS / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          if (round * KEYS + n * 8 + lane % 4 * 2 + i % 2 >= length) {
-            scores[n][i] = -INFINITY;
-          }
-        }
-      }
+      hide_keys(scores, length - round * KEYS);
     }
+    softmax.add(scores, answer, factor);
 
+    const int value_at = first_value + round % 2 * STAGE;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float best = largest[half];
-#pragma unroll
-      for (int n = 0; n < KEYS / 8; ++n) {
-        best = fmaxf(best, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-      }
-      best = row_max(best);
-      const float shrink = power_of_two((largest[half] - best) * factor);
-      largest[half] = best;
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < KEYS / 8; ++n) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          scores[n][i] = power_of_two((scores[n][i] - best) * factor);
-          sum += scores[n][i];
-        }
-      }
-      total[half] = total[half] * shrink + sum;
-#pragma unroll
-      for (int n = 0; n < 2 * PRODUCTS; ++n) {
-        answer[n][2 * half] *= shrink;
-        answer[n][2 * half + 1] *= shrink;
-      }
-    }
-
-#pragma unroll
-    for (int k = 0; k < KEYS / 16; ++k) {
-      // The result registers of one instruction are the left operand of the next.
-      const float(&even)[4] = scores[2 * k];
-      const float(&odd)[4] = scores[2 * k + 1];
-      const uint32_t weights[4] = {pack(even[0], even[1]), pack(even[2], even[3]), pack(odd[0], odd[1]),
-                                   pack(odd[2], odd[3])};
+    for (int k = 0; k < KEYS / DEPTH; ++k) {
+      uint32_t weights[4];
+      pack_weights(weights, scores[2 * k], scores[2 * k + 1]);
 #pragma unroll
       for (int n = 0; n < PRODUCTS; ++n) {
         uint32_t b[4];
-        const int row = k * 16 + lane / 8 % 2 * 8 + lane % 8;
-        load_matrices_transposed(b, value_tile + swizzled<WIDTH>(row, 2 * n + lane / 16));
+        load_matrices_transposed(b, tiles + (value_at ^ n * 16) + k * DEPTH * WIDTH);
         multiply_add(answer[2 * n], weights, b[0], b[1]);
         multiply_add(answer[2 * n + 1], weights, b[2], b[3]);
       }
     }
     __syncthreads();
   }
+  // Each warp has its own part.
+  const int row = query + warp * FRAGMENT;
+  write_rows<WIDTH>(answer, softmax, tiles + warp * FRAGMENT * WIDTH, out + first * out_stride + blockIdx.y * WIDTH, row,
+                    length, out_stride);
+}
 
-  // Through shared memory, so that complete chunks are written. Each warp has its own part.
-  uint16_t *place = tiles + warp * WARP_QUERIES * WIDTH;
+// The same with two fragments of queries in each of half as many warps: keys and values are read from shared memory half as
+// often. The outputs take the queries' registers, so the queries are read again in each round. Keys and values have one place
+// each: one is loaded while the other is used, and where two blocks share a multiprocessor, one multiplies while the other
+// waits.
+template <int WIDTH>
+__device__ __forceinline__ void attend_tall(const uint16_t *qkv, uint16_t *out, const Bounds &bounds, int heads,
+                                            int out_stride, float scale) {
+  constexpr int PRODUCTS = WIDTH / DEPTH;
+  SHARED_BYTES(shared);
+  uint16_t *tiles = reinterpret_cast<uint16_t *>(shared);
+  uint16_t *key_tile = tiles + QUERIES * WIDTH;
+  uint16_t *value_tile = key_tile + KEYS * WIDTH;
+  const int lane = threadIdx.x % LANES;
+  const int own_row = threadIdx.x / LANES * (TALL * FRAGMENT);
+
+  const auto [first, length, query] = task_of<QUERIES>(bounds, blockIdx.x);
+  if (length == 0) {
+    return;
+  }
+  const int part = heads * WIDTH;
+  const int stride = 3 * part;
+  const uint16_t *queries = qkv + first * stride + blockIdx.y * WIDTH;
+  const uint16_t *keys = queries + part;
+  const uint16_t *values = keys + part;
+  copy_rows<WIDTH, QUERIES, TALL_THREADS>(tiles, queries, stride, query, length);
+  copy_rows<WIDTH, KEYS, TALL_THREADS>(key_tile, keys, stride, 0, length);
+  end_group();
+
+  float answer[TALL][2 * PRODUCTS][4] = {};
+  Softmax softmax[TALL];
+  // Weights are powers of two.
+  const float factor = scale * LOG2E;
+  const int query_at = row_fragment<WIDTH>(own_row, lane);
+  const int key_at = column_fragment<WIDTH>(QUERIES, lane);
+  const int value_at = row_fragment<WIDTH>(QUERIES + KEYS, lane);
+
+  for (int key = 0; key < length; key += KEYS) {
+    // The keys are there, and all threads have read the last values.
+    wait_for_groups<0>();
+    __syncthreads();
+    copy_rows<WIDTH, KEYS, TALL_THREADS>(value_tile, values, stride, key, length);
+    end_group();
+
+    float scores[TALL][KEYS / 8][4] = {};
+    // Unrolled, it loads so far ahead that registers are spilled on sm_80.
+#pragma unroll 1
+    for (int k = 0; k < PRODUCTS; ++k) {
+      uint32_t a[TALL][4];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float inverse = 1.0f / row_sum(total[half]);
+      for (int m = 0; m < TALL; ++m) {
+        load_matrices(a[m], tiles + (query_at ^ k * DEPTH) + m * FRAGMENT * WIDTH);
+      }
 #pragma unroll
-    for (int n = 0; n < 2 * PRODUCTS; ++n) {
-      uint16_t *pair = place + swizzled<WIDTH>(lane / 4 + 8 * half, n) + lane % 4 * 2;
-      *reinterpret_cast<uint32_t *>(pair) = pack(answer[n][2 * half] * inverse, answer[n][2 * half + 1] * inverse);
+      for (int n = 0; n < KEYS / 16; ++n) {
+        uint32_t b[4];
+        load_matrices(b, tiles + (key_at ^ k * DEPTH) + n * 16 * WIDTH);
+#pragma unroll
+        for (int m = 0; m < TALL; ++m) {
+          multiply_add(scores[m][2 * n], a[m], b[0], b[1]);
+          multiply_add(scores[m][2 * n + 1], a[m], b[2], b[3]);
+        }
+      }
+    }
+    // The values are there, and all threads have read the keys.
+    wait_for_groups<0>();
+    __syncthreads();
+    const int next = key + KEYS;
+    if (next < length) {
+      copy_rows<WIDTH, KEYS, TALL_THREADS>(key_tile, keys, stride, next, length);
+    }
+    end_group();
+#pragma unroll
+    for (int m = 0; m < TALL; ++m) {
+      if (next > length) {
+        hide_keys(scores[m], length - key);
+      }
+      softmax[m].add(scores[m], answer[m], factor);
+    }
+
+#pragma unroll
+    for (int k = 0; k < KEYS / DEPTH; ++k) {
+      uint32_t weights[TALL][4];
+#pragma unroll
+      for (int m = 0; m < TALL; ++m) {
+        pack_weights(weights[m], scores[m][2 * k], scores[m][2 * k + 1]);
+      }
+#pragma unroll
+      for (int n = 0; n < PRODUCTS; ++n) {
+        uint32_t b[4];
+        load_matrices_transposed(b, tiles + (value_at ^ n * 16) + k * DEPTH * WIDTH);
+#pragma unroll
+        for (int m = 0; m < TALL; ++m) {
+          multiply_add(answer[m][2 * n], weights[m], b[0], b[1]);
+          multiply_add(answer[m][2 * n + 1], weights[m], b[2], b[3]);
+        }
+      }
     }
   }
-  __syncwarp();
-  constexpr int CHUNKS = WIDTH / CHUNK;
-  for (int i = lane; i < WARP_QUERIES * CHUNKS; i += LANES) {
-    const int row = i / CHUNKS;
-    const int chunk = i % CHUNKS;
-    const int64_t at = query + warp * WARP_QUERIES + row;
-    if (at < length) {
-      uint16_t *target = out + (first + at) * out_stride + blockIdx.y * WIDTH;
-      put_chunk(target, chunk, *reinterpret_cast<const uint4 *>(place + swizzled<WIDTH>(row, chunk)));
-    }
+  // In place of a warp's queries, which no other warp reads.
+#pragma unroll
+  for (int m = 0; m < TALL; ++m) {
+    const int row = own_row + m * FRAGMENT;
+    write_rows<WIDTH>(answer[m], softmax[m], tiles + row * WIDTH, out + first * out_stride + blockIdx.y * WIDTH, query + row,
+                      length, out_stride);
   }
 }
 
@@ -217,6 +245,14 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
     attend<width, false>(qkv, out, nullptr, 0, bounds, heads, out_stride, scale);                                       \
   }
 
+// The same by 128 threads. For devices where two blocks share a multiprocessor.
+#define TALL_ATTENTION(width)                                                                                           \
+  extern "C" __global__ void __launch_bounds__(TALL_THREADS, 2)                                                         \
+      attention_tall_##width(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, int out_stride,              \
+                             float scale) {                                                                             \
+    attend_tall<width>(qkv, out, bounds, heads, out_stride, scale);                                                     \
+  }
+
 // With a bias, in f32, for sequences of one length; it takes another 8 bytes × that length of shared memory.
 #define BIASED_ATTENTION(width)                                                                                         \
   extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
@@ -229,6 +265,7 @@ ATTENTION(16)
 ATTENTION(32)
 ATTENTION(64)
 ATTENTION(128)
+TALL_ATTENTION(128)
 BIASED_ATTENTION(16)
 BIASED_ATTENTION(32)
 BIASED_ATTENTION(64)

@@ -28,22 +28,27 @@ constexpr int CHUNKS = WIDTH / CHUNK;
 // Terms of the sum in one instruction.
 constexpr int DEPTH = 16;
 
-// Starts to copy a tile, of which `rows_there` rows exist. The rows behind become zeros: in memory they are another
-// sequence's, and need not be finite.
+// Starts to copy a tile of a sequence's rows from `first` on. Rows behind the sequence's end become zeros: in memory they are
+// another sequence's, and need not be finite. A row's distance takes one multiplication.
 template <bool IS_WHOLE>
-__device__ __forceinline__ void copy_tile(uint16_t *tile, const uint16_t *source, int64_t stride, int rows_there) {
+__device__ __forceinline__ void copy_tile(uint16_t *tile, const uint16_t *sequence, int stride, int first, int length) {
   constexpr int ROWS_AT_ONCE = THREADS / CHUNKS;
   static_assert(ROWS_AT_ONCE % 8 == 0, "a thread's chunks are below each other");
   const int first_row = threadIdx.x / CHUNKS;
   const int chunk = threadIdx.x % CHUNKS;
   uint16_t *target = tile + in_panels<KEYS>(first_row, chunk);
-  source += chunk * CHUNK;
+  const char *source = reinterpret_cast<const char *>(sequence + chunk * CHUNK);
+  const int row_bytes = stride * static_cast<int>(sizeof(uint16_t));
 #pragma unroll
   for (int i = 0; i < KEYS; i += ROWS_AT_ONCE) {
-    const bool is_there = IS_WHOLE || first_row + i < rows_there;
-    copy_async(target + i * PANEL, source + (is_there ? first_row + i : 0) * stride, is_there);
+    const int row = first + first_row + i;
+    const bool is_there = IS_WHOLE || row < length;
+    copy_async(target + i * PANEL, source + static_cast<int64_t>(is_there ? row : 0) * row_bytes, is_there);
   }
 }
+
+// The barrier at which the second warpgroup waits for the first one's scores to be started.
+constexpr int FIRST_GROUP_AHEAD = 1;
 
 // Starts a tile's scores: 64 queries by 128 keys.
 __device__ __forceinline__ void multiply_by_keys(float (&scores)[64], uint64_t queries, uint64_t keys) {
@@ -114,6 +119,10 @@ __device__ __forceinline__ void scale_rows(float (&answer)[64], const float (&fa
   }
 }
 
+// Both warpgroups come to their scores at the same time. If the tensor cores serve them by turns, both are done at the end and
+// compute weights at the same time. If the groups are ordered, the first group's scores are done halfway, and its weights are
+// computed while the second group multiplies. Which is faster has not been measured.
+template <bool IS_ORDERED>
 __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const Bounds &bounds, int heads, int out_stride,
                                        float scale) {
   SHARED_BYTES(shared);
@@ -121,8 +130,8 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   if (length == 0) {
     return;
   }
-  const int64_t part = static_cast<int64_t>(heads) * WIDTH;
-  const int64_t stride = 3 * part;
+  const int part = heads * WIDTH;
+  const int stride = 3 * part;
   const uint16_t *queries = qkv + first * stride + blockIdx.y * WIDTH;
   const uint16_t *keys = queries + part;
   const uint16_t *values = keys + part;
@@ -139,6 +148,17 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   const auto key_matrix = [&](int turn) { return matrix_at(start + (1 + turn % 2) * TILE * 2, WITHIN_PANEL); };
   const auto value_matrix = [&](int turn) { return matrix_at(start + (3 + turn % 2) * TILE * 2, PANEL_BYTES); };
 
+  const auto start_scores = [&](float(&scores)[64], int turn) {
+    if (IS_ORDERED && group == 1) {
+      wait_at<FIRST_GROUP_AHEAD, THREADS>();
+    }
+    order_registers();
+    multiply_by_keys(scores, query_matrix, key_matrix(turn));
+    if (IS_ORDERED && group == 0) {
+      arrive_at<FIRST_GROUP_AHEAD, THREADS>();
+    }
+  };
+
   float answer[64] = {};
   float scores[64];
   uint32_t weights[8][4] = {};
@@ -151,18 +171,17 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
   // values, which are needed then as well.
   const int turns = (length + KEYS - 1) / KEYS;
   const int tail = (turns - 1) * KEYS;
-  copy_tile<false>(query_tile, queries + query * stride, stride, length - query);
-  copy_tile<false>(key_tiles, keys + tail * stride, stride, length - tail);
+  copy_tile<false>(query_tile, queries, stride, query, length);
+  copy_tile<false>(key_tiles, keys, stride, tail, length);
   end_group();
   wait_for_groups<0>();
   publish_copies();
   __syncthreads();
-  order_registers();
-  multiply_by_keys(scores, query_matrix, key_matrix(0));
+  start_scores(scores, 0);
   if (turns > 1) {
-    copy_tile<true>(key_tiles + TILE, keys + (tail - KEYS) * stride, stride, KEYS);
+    copy_tile<true>(key_tiles + TILE, keys, stride, tail - KEYS, length);
   }
-  copy_tile<false>(value_tiles, values + tail * stride, stride, length - tail);
+  copy_tile<false>(value_tiles, values, stride, tail, length);
   end_group();
   wait_for_products<0>(scores);
   if (tail + KEYS > length) {
@@ -185,13 +204,12 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
     publish_copies();
     // After this the copies of all threads are done, and no thread reads the tiles of the turn before last.
     __syncthreads();
-    order_registers();
-    multiply_by_keys(scores, query_matrix, key_matrix(turn));
+    start_scores(scores, turn);
     const int at = tail - turn * KEYS;
     if (turn + 1 < turns) {
-      copy_tile<true>(key_tiles + (turn + 1) % 2 * TILE, keys + (at - KEYS) * stride, stride, KEYS);
+      copy_tile<true>(key_tiles + (turn + 1) % 2 * TILE, keys, stride, at - KEYS, length);
     }
-    copy_tile<true>(value_tiles + turn % 2 * TILE, values + at * stride, stride, KEYS);
+    copy_tile<true>(value_tiles + turn % 2 * TILE, values, stride, at, length);
     end_group();
     scale_rows(answer, shrink);
     order_registers(answer, weights);
@@ -241,9 +259,13 @@ __device__ __forceinline__ void attend(const uint16_t *qkv, uint16_t *out, const
 // aligned to 16 bytes.
 // Grid: (the sum over sequences of ceil(length / 128), heads); 256 threads; 161 KiB of shared memory: five tiles of 32 KiB,
 // and the alignment.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_hopper_128(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, int out_stride, float scale) {
-  attend(qkv, out, bounds, heads, out_stride, scale);
-}
+#define ATTENTION(name, is_ordered)                                                                                     \
+  extern "C" __global__ void __launch_bounds__(THREADS, 1)                                                              \
+      name(const uint16_t *qkv, uint16_t *out, Bounds bounds, int heads, int out_stride, float scale) {                 \
+    attend<is_ordered>(qkv, out, bounds, heads, out_stride, scale);                                                     \
+  }
+
+ATTENTION(attention_hopper_128, false)
+ATTENTION(attention_hopper_ordered_128, true)
 
 #endif

@@ -66,19 +66,34 @@ template <int SIDE, int STEP, int THREADS>
 static __device__ __forceinline__ void copy_pixels(uint16_t *target, const uint16_t *x, const Image &image, int top,
                                                    int left, int channel) {
   constexpr int CHUNKS = STEP / CHUNK;
-  constexpr int ALL = SIDE * SIDE * CHUNKS;
-  // Values shared by the rounds would not fit in the registers: each round recomputes them.
+  constexpr int PIXELS = SIDE * SIDE;
+  constexpr int PIXELS_AT_ONCE = THREADS / CHUNKS;
+  static_assert(PIXELS_AT_ONCE % 8 == 0, "a thread's chunks are below each other");
+  const int own = threadIdx.x / CHUNKS;
+  const int chunk = threadIdx.x % CHUNKS;
+  const int from = channel + chunk * CHUNK;
+  const bool has_channels = from < image.channels;
+  target += swizzled<STEP>(own, chunk);
+  const char *source = reinterpret_cast<const char *>(x + (has_channels ? from : 0));
+  const int pixel_bytes = image.channels * static_cast<int>(sizeof(uint16_t));
+  // The next pixel is found from the last one, without a division. Addresses shared by all turns would not fit in the
+  // registers.
+  int row = top + own / SIDE;
+  int column = left + own % SIDE;
 #pragma unroll 2
-  for (int i = threadIdx.x; i < ALL; i += THREADS) {
-    const int pixel = i / CHUNKS;
-    const int chunk = i % CHUNKS;
-    const int row = top + pixel / SIDE;
-    const int column = left + pixel % SIDE;
-    const int from = channel + chunk * CHUNK;
+  for (int first = 0; first < PIXELS; first += PIXELS_AT_ONCE) {
     const bool is_there =
-        row >= 0 && row < image.height && column >= 0 && column < image.width && from < image.channels;
-    const int64_t at = static_cast<int64_t>(row * image.width + column) * image.channels + from;
-    copy_async(target + swizzled<STEP>(pixel, chunk), x + (is_there ? at : 0), is_there);
+        has_channels && row >= 0 && row < image.height && column >= 0 && column < image.width;
+    if (first + PIXELS_AT_ONCE <= PIXELS || first + own < PIXELS) {
+      const int64_t at = static_cast<int64_t>(is_there ? row * image.width + column : 0) * pixel_bytes;
+      copy_async(target + first * STEP, source + at, is_there);
+    }
+    row += PIXELS_AT_ONCE / SIDE;
+    column += PIXELS_AT_ONCE % SIDE;
+    if (column >= left + SIDE) {
+      column -= SIDE;
+      ++row;
+    }
   }
 }
 
@@ -101,7 +116,8 @@ static __device__ __forceinline__ void write_outputs(const Sum &sum_at, const Ta
   };
   const auto for_each_chunk = [&](const auto &body) {
 #pragma unroll 4
-    for (int i = lane; i < ROWS * TILE * CHUNKS; i += LANES) {
+    for (int first = 0; first < ROWS * TILE * CHUNKS; first += LANES) {
+      const int i = first + lane;
       const int pixel = i / CHUNKS;
       const int row = task.top + part.first_row + pixel / TILE * part.row_step;
       const int column = task.left + pixel % TILE;

@@ -47,6 +47,15 @@ static __device__ __forceinline__ uint32_t shared_address(const void *pointer) {
 // Tells the compiler that a number is the same in all lanes of a warp.
 static __device__ __forceinline__ int same_in_warp(int number) { return __shfl_sync(0xffffffffu, number, 0); }
 
+// A barrier of the block besides that of __syncthreads, which is number 0: it opens when `THREADS` threads have come to it.
+// Whole warps come. Those that arrive pass it at once; those that wait pass it when it opens.
+template <int BARRIER, int THREADS> static __device__ __forceinline__ void arrive_at() {
+  asm volatile("bar.arrive %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
+}
+template <int BARRIER, int THREADS> static __device__ __forceinline__ void wait_at() {
+  asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
+}
+
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // Makes this thread's finished copies visible to matrix instructions; those of other threads, after a barrier.

@@ -11,8 +11,7 @@ use crate::domain::device::Offload;
 use crate::domain::engine::EngineLimits;
 
 use crate::engine::checkpoint::WeightBytes;
-use crate::engine::models::flux1::config::Configs;
-use crate::engine::ops::convolution::STRIP_BYTES_MAX;
+use crate::engine::models::flux1::config::{Configs, VaeConfig};
 
 /// For libraries, the driver's context and the encoding of a prompt.
 const WORKSPACE_BYTES: usize = 1 << 30;
@@ -22,8 +21,8 @@ const WORKSPACE_BYTES: usize = 1 << 30;
 /// each): 18 times the stream's width, and a reserve.
 const STREAM_WIDTHS_PER_TOKEN: usize = 24;
 
-/// Copies of the decoder's widest activation, at the image's own size, that are held at a time.
-const DECODER_COPIES: usize = 6;
+/// What the autoencoder holds beside its activations: the image itself in f32 and as bytes, statistics, and a reserve.
+const PIXEL_RESERVE: usize = 256;
 
 /// Tokens of the smallest step that must fit: an image of 512×512 pixels with its prompt.
 const SMALLEST_STEP_TOKENS: usize = 1024 + 512;
@@ -35,8 +34,10 @@ pub(crate) struct MemoryPlan {
     /// Bytes of T5 that are on the device at a time.
     t5_resident: usize,
     token: usize,
-    pixel: usize,
-    strip: usize,
+    /// Bytes of a pixel while an image is decoded.
+    decoding: usize,
+    /// The same while an input image is encoded.
+    encoding: usize,
     free: usize,
     pub(crate) limits: EngineLimits,
     /// Maximum pixels of an image.
@@ -104,13 +105,12 @@ impl MemoryPlan {
         let transformer = &configs.transformer;
         let tables = transformer.attention_head_dim * size_of::<f32>();
         let token = STREAM_WIDTHS_PER_TOKEN * transformer.hidden_size() * dtype.size_in_bytes() + 2 * tables;
-        let widths = &configs.vae.block_out_channels;
-        let widest = widths.iter().take(2).copied().max().unwrap_or_default();
-        let pixel = DECODER_COPIES * widest * size_of::<f32>();
-        let strip = STRIP_BYTES_MAX;
+        let (decoding, encoding) = (decoding_bytes(&configs.vae, dtype), encoding_bytes(&configs.vae, dtype));
+        // Any image may start from an input image.
+        let pixel = decoding.max(encoding);
 
         let available = free.saturating_sub(resident + WORKSPACE_BYTES);
-        let smallest = (SMALLEST_STEP_TOKENS * token).max(512 * 512 * pixel + strip);
+        let smallest = (SMALLEST_STEP_TOKENS * token).max(512 * 512 * pixel);
         if available < smallest {
             let saves = t5_blocks - t5_blocks / configs.t5.num_layers.max(1);
             let hint = match offload {
@@ -121,10 +121,24 @@ impl MemoryPlan {
             return Err(TooLarge { free: Gib(free), needed, weights: Gib(resident), hint });
         }
         let step_tokens_max = limits.step_tokens_max.min(available / token);
-        let pixels_max = available.saturating_sub(strip) / pixel;
+        let pixels_max = available / pixel;
         let limits = EngineLimits { step_tokens_max, ..limits };
-        Ok(Self { weights, t5_resident, token, pixel, strip, free, limits, pixels_max })
+        Ok(Self { weights, t5_resident, token, decoding, encoding, free, limits, pixels_max })
     }
+}
+
+/// The peak is the first block of the last level, which reads the channels of the level before: its input, the normalized
+/// input, and the output of its first convolution.
+fn decoding_bytes(vae: &VaeConfig, dtype: DType) -> usize {
+    let width = |level: usize| vae.block_out_channels.get(level).copied().unwrap_or_default();
+    (2 * width(1).max(width(0)) + width(0)) * dtype.size_in_bytes() + PIXEL_RESERVE
+}
+
+/// The peak is a block of the first level: its input, the normalized activation, and the output of a convolution. The level
+/// ends with a convolution at the full size, of which every other pixel is kept.
+fn encoding_bytes(vae: &VaeConfig, dtype: DType) -> usize {
+    let width = vae.block_out_channels.first().copied().unwrap_or_default();
+    3 * width * dtype.size_in_bytes() + PIXEL_RESERVE
 }
 
 impl fmt::Display for MemoryPlan {
@@ -132,15 +146,15 @@ impl fmt::Display for MemoryPlan {
         let WeightBytes { transformer, vae, clip, .. } = self.weights;
         write!(
             f,
-            "weights: transformer {}, text {}, autoencoder {}; a step: {} KiB a token, {} tokens fit; decoding: {} KiB a \
-             pixel and {}, {:.1} megapixels fit; {} were free",
+            "weights: transformer {}, text {}, autoencoder {}; a step: {} KiB a token, {} tokens fit; decoding: {} bytes a \
+             pixel, encoding: {}, {:.1} megapixels fit; {} were free",
             Gib(transformer),
             Gib(clip + self.t5_resident),
             Gib(vae),
             self.token >> 10,
             self.limits.step_tokens_max,
-            self.pixel >> 10,
-            Gib(self.strip),
+            self.decoding,
+            self.encoding,
             self.pixels_max as f64 / 1e6,
             Gib(self.free),
         )
@@ -153,10 +167,10 @@ mod tests {
     use crate::domain::precision::Precision;
 
     const LIMITS: EngineLimits = EngineLimits { images_max: 32, step_tokens_max: 33_792 };
-    /// Of FLUX.1-dev, in bf16 (the autoencoder: f32).
+    /// Of FLUX.1-dev, in bf16.
     const FLUX_DEV: WeightBytes = WeightBytes {
         transformer: 2 * 11_901_408_320,
-        vae: 4 * 83_819_683,
+        vae: 2 * 83_819_683,
         clip: 2 * 123_060_480,
         t5: 2 * 4_762_310_656,
     };
@@ -174,11 +188,36 @@ mod tests {
     }
 
     #[test]
-    fn a_smaller_device_has_smaller_limits() {
-        let plan = plan(36, Offload::Nothing).expect("fits");
-        assert!((5_000..LIMITS.step_tokens_max).contains(&plan.limits.step_tokens_max), "{plan}");
-        assert!((512 * 512..2048 * 2048).contains(&plan.pixels_max), "{plan}");
-        assert!(super::tests::plan(36, Offload::Text).expect("fits").pixels_max > plan.pixels_max);
+    fn a_pixel_takes_what_the_blocks_at_full_size_hold() {
+        let vae = Configs::flux_dev().vae;
+        assert_eq!(decoding_bytes(&vae, DType::BF16) - PIXEL_RESERVE, 1280);
+        assert_eq!(encoding_bytes(&vae, DType::BF16) - PIXEL_RESERVE, 768);
+    }
+
+    /// By what a card of so many GiB leaves free. What does not fit is refused with a hint, or with a limit.
+    #[test]
+    fn every_size_of_card_has_the_limits_that_its_memory_allows() {
+        const MEGAPIXEL: usize = 1024 * 1024;
+        // Free GiB, megapixels and thousands of tokens that fit with everything on the card, and with the text encoder off it.
+        type Fits = Option<(usize, usize)>;
+        let cards: [(f64, Fits, Fits); 7] = [
+            (15.5, None, None),
+            (22.9, None, None),
+            (31.0, None, Some((4, 33))),
+            (38.9, Some((4, 33)), Some((9, 33))),
+            (46.5, Some((9, 33)), Some((15, 33))),
+            (78.5, Some((30, 33)), Some((36, 33))),
+            (139.5, Some((71, 33)), Some((77, 33))),
+        ];
+        for (free, resident, offloaded) in cards {
+            for (offload, expected) in [(Offload::Nothing, resident), (Offload::Text, offloaded)] {
+                let bytes = (free * f64::from(1 << 30)) as usize;
+                let plan = MemoryPlan::new(&Configs::flux_dev(), FLUX_DEV, DType::BF16, offload, (bytes, LIMITS));
+                let found =
+                    plan.as_ref().ok().map(|plan| (plan.pixels_max / MEGAPIXEL, plan.limits.step_tokens_max / 1000));
+                assert_eq!(found, expected, "{free} GiB, {offload:?}: {plan:?}");
+            }
+        }
     }
 
     #[test]

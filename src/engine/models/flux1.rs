@@ -11,6 +11,7 @@ pub(crate) mod text;
 mod transformer;
 mod vae;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
@@ -23,8 +24,8 @@ use crate::domain::spec::GenerateSpec;
 use crate::engine::device::device_error;
 use crate::engine::noise;
 
-pub(crate) use self::image::{Image, TokenGrid};
-use self::image::{Pass, Stepped};
+use self::image::Pass;
+pub(crate) use self::image::{Image, Stepped, TokenGrid};
 use config::Configs;
 use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
@@ -36,13 +37,15 @@ pub(crate) use vae::{Decoder, Encoder};
 #[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
 
+/// Steps whose modulations are computed at once. A step of FLUX.1-dev has half a megabyte of them.
+const STEPS_AHEAD: usize = 8;
+
 /// The outcome of what may fail for one request alone, or for all.
 type Outcome<T> = std::result::Result<T, EngineError>;
 
 /// The weights of each component, in the order in which [`Flux1::load`] asks for them.
 pub(crate) struct Weights {
     pub(crate) decoder: VarBuilder<'static>,
-    /// f32.
     pub(crate) encoder: VarBuilder<'static>,
     pub(crate) clip: VarBuilder<'static>,
     pub(crate) t5: VarBuilder<'static>,
@@ -131,6 +134,7 @@ impl Flux1 {
         Ok(Pass {
             text: self.transformer.embed_text(&embedding.sequence)?,
             condition: self.transformer.embed_condition(&embedding.pooled, guidance)?,
+            modulations: VecDeque::new(),
         })
     }
 
@@ -182,6 +186,23 @@ impl Flux1 {
         let sample = self.encoder.sample(&moments, &normal(0)?)?;
         let noise = normal(elements + before_this_one)?;
         grid.pack(&((noise * f64::from(sigma))? + (sample * f64::from(1.0 - sigma))?)?)
+    }
+
+    /// Computes the modulations of the next steps of `images` if one of them has none: with as many rows as steps, the layer
+    /// takes hardly longer than for one. They are missing in all images of a batch at the same time, or nearly.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub(crate) fn modulate_ahead(&self, images: &mut [&mut Image]) -> Result<()> {
+        if images.iter().all(|image| image.is_modulated()) {
+            return Ok(());
+        }
+        let missing: Vec<_> = images.iter().flat_map(|image| image.missing_modulations(STEPS_AHEAD)).collect();
+        let mut modulations = self.transformer.modulations(&missing)?.into_iter();
+        for image in images {
+            image.take_modulations(STEPS_AHEAD, &mut modulations);
+        }
+        Ok(())
     }
 
     /// Runs one step of all `images` as one batch; the results are in their order.

@@ -1,6 +1,7 @@
 //! Convolutions that keep an image's size or double its sides first: 3×3 with a border of zeros, and 1×1.
 
 mod channels_last;
+mod halving;
 mod kernel;
 pub(super) mod sizes;
 
@@ -13,6 +14,7 @@ use super::kernel::Kernel;
 use super::{contiguous, has_kernels, is_on_cpu};
 
 use channels_last::ChannelsLast;
+pub(crate) use halving::Halving;
 pub(crate) use kernel::CHOICE as KERNELS;
 
 /// Maximum bytes of the matrix to which a convolution without a kernel unrolls its input, with the neighbors of every pixel: it would
@@ -22,8 +24,8 @@ pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
 /// Pixels of one task on the CPU: enough for a matrix product, and few enough for the cache.
 const STRIP_PIXELS: usize = 512;
 
-/// A convolution of one image. Its form is chosen with its weights: the CUDA kernels in bf16, if the inputs are a multiple of a
-/// chunk; our own GEMMs on the CPU; elsewhere candle's convolution.
+/// A convolution of one image. Its form is chosen with its weights: the CUDA kernels in bf16; our own GEMMs on the CPU; elsewhere
+/// candle's convolution.
 pub(crate) struct Convolution(Form);
 
 enum Form {
@@ -69,8 +71,8 @@ impl Convolution {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn by(kernel: Kernel, weight: &Tensor, bias: &Tensor, is_doubled: bool) -> Result<Self> {
-        let (_, inputs, side, _) = weight.dims4()?;
-        if has_kernels(weight) && inputs.is_multiple_of(channels_last::CHUNK) {
+        let (_, _, side, _) = weight.dims4()?;
+        if has_kernels(weight) {
             return Ok(Self(Form::ChannelsLast(ChannelsLast::new(kernel, weight, bias, is_doubled)?)));
         }
         let config = Conv2dConfig { padding: side / 2, ..Conv2dConfig::default() };
@@ -298,6 +300,8 @@ mod tests {
             (3, true, 8, 8, 5, 4),
             (3, true, 24, 11, 1, 3),
             (1, false, 8, 5, 3, 6),
+            // The encoder's first: inputs that are no chunk.
+            (3, false, 3, 16, 4, 5),
         ] {
             let weight = random(&[outputs, inputs, kernel, kernel]);
             let bias = random(&[outputs]);

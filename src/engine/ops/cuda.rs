@@ -10,8 +10,10 @@ pub(super) mod convolution;
 mod cublaslt;
 pub(super) mod group_norm;
 pub(super) mod linear;
+mod modules;
 pub(super) mod quantize;
 pub(super) mod rows;
+mod scale;
 pub(super) mod softmax;
 pub(super) mod text;
 
@@ -22,6 +24,7 @@ use candle_core::{CudaStorage, DType, Device, Layout, Result, Storage, Tensor, b
 use half::bf16;
 
 use super::segments::Segments;
+use modules::Kernels;
 
 /// A null pointer, as a kernel's argument.
 const NULL: u64 = 0;
@@ -175,11 +178,23 @@ fn push_or_null<'a, 'b: 'a, 'c: 'b, T>(launch: &mut LaunchArgs<'a>, values: Opti
     };
 }
 
-/// Whether the kernels for warpgroups are compiled in, by one entry of their PTX, and the device has what they need.
-fn has_warpgroups(device: &Device, kernels: &str, entry: &str) -> bool {
-    let Device::Cuda(device) = device else { return false };
-    let capability = device.cuda_stream().context().compute_capability();
-    kernels.contains(entry) && capability.is_ok_and(|(major, _)| major == 9)
+/// Whether the program has the kernels for warpgroups, and the device has what they need.
+fn has_warpgroups(device: &Device, kernels: &Kernels) -> bool {
+    kernels.are_built() && capability(device) == Some((9, 0))
+}
+
+/// The compute capability of a device, if the driver reports it.
+pub(super) fn capability(device: &Device) -> Option<(i32, i32)> {
+    let Device::Cuda(device) = device else { return None };
+    device.cuda_stream().context().compute_capability().ok()
+}
+
+/// Closes what this thread has opened on a device: it would keep the driver's context alive.
+pub(in crate::engine) fn close_libraries(device: &Device) {
+    if let Device::Cuda(device) = device {
+        cublaslt::close(&device.cuda_stream());
+        modules::close(device);
+    }
 }
 
 /// An argument of a kernel, which counts in 32 bits.

@@ -3,9 +3,9 @@
 
 use std::sync::{PoisonError, RwLock};
 
-use candle_core::{Device, DeviceLocation, Result};
+use candle_core::{Device, DeviceLocation, Result, bail};
 
-use crate::domain::device::Kernels;
+use crate::domain::device::{KernelFault, Kernels};
 
 /// The instructions by which a kernel multiplies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,18 +64,27 @@ impl Choice {
         kernels
     }
 
-    /// Chooses the kernel for a device, and logs the reason. The CPU has no choice.
-    pub(crate) fn choose(&self, device: &Device, setting: Kernels) {
+    /// Chooses the kernel for a device, and logs the reason. The CPU has no choice. `fault` is what a trial in another process
+    /// found.
+    ///
+    /// # Errors
+    /// When the faster kernel breaks the device.
+    pub(crate) fn choose(&self, device: &Device, setting: Kernels, fault: Option<KernelFault>) -> Result<()> {
         if !device.is_cuda() {
-            return;
+            return Ok(());
         }
-        let (kernel, reason) = match setting {
-            Kernels::Portable => (Kernel::Warp, "as configured"),
-            Kernels::Auto if !(self.has_warpgroups)(device) => (
+        let (kernel, reason) = match (setting, fault) {
+            (Kernels::Portable, _) => (Kernel::Warp, "as configured".to_owned()),
+            (Kernels::Auto, _) if !(self.has_warpgroups)(device) => (
                 Kernel::Warp,
-                "the device has no matrix instructions for warpgroups, or the program was not built for them",
+                "the device has no matrix instructions for warpgroups, or the program was not built for them"
+                    .to_owned(),
             ),
-            Kernels::Auto => self.tried(device),
+            (Kernels::Auto, Some(fault)) => (Kernel::Warp, fault.to_string()),
+            (Kernels::Auto, None) => {
+                let (kernel, reason) = self.tried(device, Device::synchronize)?;
+                (kernel, reason.to_owned())
+            }
         };
         tracing::info!(?kernel, reason, "{}", self.what);
         self.keep_reason(device, reason);
@@ -84,16 +93,29 @@ impl Choice {
         if kernel == Kernel::Warpgroup {
             by_warpgroups.push(device.location());
         }
+        Ok(())
     }
 
-    fn tried(&self, device: &Device) -> (Kernel, &'static str) {
+    /// Whether the faster kernel agrees with the portable one; `None` where the device has none.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub(crate) fn agrees(&self, device: &Device) -> Result<Option<bool>> {
+        if (self.has_warpgroups)(device) { (self.do_agree)(device).map(Some) } else { Ok(None) }
+    }
+
+    /// Some errors of a kernel stay with the process: then no other kernel runs any more.
+    fn tried(&self, device: &Device, synchronize: fn(&Device) -> Result<()>) -> Result<(Kernel, &'static str)> {
         let what = self.what;
-        match (self.do_agree)(device) {
+        Ok(match (self.do_agree)(device) {
             Ok(true) => (Kernel::Warpgroup, "it agrees with the portable kernel"),
             Ok(false) => {
                 tracing::warn!("the faster kernel of {what} does not agree with the portable one and is not used");
                 (Kernel::Warp, "the faster kernel does not agree with it")
             }
+            Err(error) if synchronize(device).is_err() => bail!(
+                "the faster kernel of {what} has broken the device ({error}): start again with `--kernels portable`"
+            ),
             Err(error) => {
                 tracing::warn!(
                     %error,
@@ -101,7 +123,7 @@ impl Choice {
                 );
                 (Kernel::Warp, "the faster kernel does not run")
             }
-        }
+        })
     }
 
     fn keep_reason(&self, device: &Device, reason: impl Into<String>) {
@@ -142,7 +164,8 @@ mod tests {
     fn the_cpu_has_one_kernel_and_no_choice() {
         let choice = Choice::new("nothing", Device::is_cuda, |_| Ok(true));
         assert_eq!(choice.kernels(&Device::Cpu), [Kernel::Warp]);
-        choice.choose(&Device::Cpu, Kernels::Auto);
+        choice.choose(&Device::Cpu, Kernels::Auto, None).expect("nothing to choose");
+        assert!(choice.agrees(&Device::Cpu).expect("nothing to try").is_none());
         assert_eq!(choice.chosen(&Device::Cpu), Kernel::Warp);
         assert_eq!(choice.explained(&Device::Cpu), ("cpu", "the CPU has one kernel".to_owned()));
     }
@@ -159,10 +182,21 @@ mod tests {
     /// On a pretended device with both kernels.
     #[test]
     fn a_kernel_that_does_not_agree_or_run_is_not_used() {
-        let of = |do_agree| Choice::new("nothing", |_| true, do_agree).tried(&Device::Cpu).0;
+        let of = |do_agree| {
+            let choice = Choice::new("nothing", |_| true, do_agree);
+            choice.tried(&Device::Cpu, |_| Ok(())).expect("the device works").0
+        };
         assert_eq!(of(|_| Ok(true)), Kernel::Warpgroup);
         assert_eq!(of(|_| Ok(false)), Kernel::Warp);
         assert_eq!(of(|_| candle_core::bail!("no")), Kernel::Warp);
+    }
+
+    #[test]
+    fn a_kernel_that_breaks_the_device_ends_loading_with_a_hint() {
+        let choice = Choice::new("nothing", |_| true, |_| bail!("CUDA_ERROR_ILLEGAL_ADDRESS"));
+        let error =
+            choice.tried(&Device::Cpu, |_| bail!("CUDA_ERROR_ILLEGAL_ADDRESS")).expect_err("broken").to_string();
+        assert!(error.contains("`--kernels portable`") && error.contains("ILLEGAL_ADDRESS"), "{error}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tenso
 use rayon::prelude::*;
 
 use super::activation::gelu_tanh;
-use super::cuda::linear::linear_into;
+use super::cuda::{self, linear::linear_into};
 use super::gemm::{MatrixRef, Threads, multiply};
 use super::matrix_product::MatrixProduct;
 use super::{Rows, contiguous, is_on_cpu, is_on_cuda, unwritten};
@@ -29,15 +29,17 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     }
 }
 
-/// GELU by its tanh approximation of [`linear`]: on CUDA in the GEMM's epilogue, before the result is rounded.
+/// GELU by its tanh approximation of [`linear`]: on Hopper in the GEMM's epilogue, before the result is rounded.
 ///
 /// # Errors
 /// When shapes, dtypes or devices do not fit.
 pub(crate) fn gelu_linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    match fused(x, weight, bias, true)? {
-        Some(out) => Ok(out),
-        None => gelu_tanh(&matrix_product(x, weight, bias)?),
+    if is_gelu_fused(cuda::capability(x.device()))
+        && let Some(out) = fused(x, weight, bias, true)?
+    {
+        return Ok(out);
     }
+    gelu_tanh(&matrix_product(x, weight, bias)?)
 }
 
 /// [`gelu_linear`] into the columns of a wider matrix from `start` on; the other columns are unchanged.
@@ -54,10 +56,17 @@ pub(crate) fn gelu_linear_into(
     bias: Option<&Tensor>,
 ) -> Result<()> {
     let target = wide.narrow(1, start, weight.dim(0)?)?;
-    if is_fusible(&target, x, weight, bias) && linear_into(&target, x, weight, bias, true)? {
+    let is_fusible = is_gelu_fused(cuda::capability(x.device())) && is_fusible(&target, x, weight, bias);
+    if is_fusible && linear_into(&target, x, weight, bias, true)? {
         return Ok(());
     }
     wide.slice_set(&gelu_tanh(&matrix_product(x, weight, bias)?)?, 1, start)
+}
+
+/// Whether cublasLt has GELU in the GEMM's own kernel on a device of this compute capability. Elsewhere its epilogue is a second
+/// kernel that was measured to be slower than ours (karpathy/llm.c#338 on 8.0, sgl-project/sglang#34350 on 12.0).
+fn is_gelu_fused(capability: Option<(i32, i32)>) -> bool {
+    capability.is_some_and(|(major, _)| major == 9)
 }
 
 /// By cublasLt, with bias and GELU in the epilogue. `None` where it is not available, or not for these shapes.
@@ -143,6 +152,14 @@ mod tests {
 
     fn random(rows: usize, columns: usize) -> Tensor {
         Tensor::randn(0.0_f32, 1.0, (rows, columns), &Device::Cpu).expect("randn")
+    }
+
+    #[test]
+    fn gelu_is_in_the_matrix_product_on_hopper_alone() {
+        let devices = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)];
+        let fused: Vec<_> = devices.into_iter().filter(|&capability| is_gelu_fused(Some(capability))).collect();
+        assert_eq!(fused, [(9, 0)]);
+        assert!(!is_gelu_fused(None), "the CPU, or a driver that does not tell");
     }
 
     #[test]

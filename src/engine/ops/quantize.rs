@@ -6,10 +6,12 @@
 //! finite. A row with a value that is not finite has NaN for a scale, so that its outputs are NaN: an image with an error is
 //! still detected.
 //!
-//! On CUDA in bf16 a kernel quantizes (`kernels/quantize.cu`) and the tensor cores multiply the codes. On the CPU in f32 the
-//! same codes are multiplied as f32: no faster, but with the same loss.
+//! On CUDA in bf16 a kernel quantizes (`kernels/quantize.cu`) and the tensor cores multiply the codes; [`Scaling`] says what
+//! applies the scales. On the CPU in f32 the same codes are multiplied as f32: no faster, but with the same loss.
 
 mod e4m3;
+pub(super) mod scaling;
+mod trial;
 pub(super) mod widths;
 
 use std::borrow::Cow;
@@ -24,6 +26,7 @@ use super::modulation::{EPSILON as LAYER_NORM_EPSILON, modulated_layer_norm};
 use super::vector::vectorized;
 use super::{Rows, Segments, cuda, is_launchable, is_on_cpu, is_on_cuda};
 
+pub(crate) use scaling::Scaling;
 pub(crate) use widths::is_possible;
 
 /// The smallest largest value of a row, 448 × 2⁻¹²⁶, whose scale surely has a finite inverse.
@@ -129,23 +132,23 @@ fn scale_of(row: &[f32]) -> f32 {
     }
 }
 
-/// Runs small e4m3 GEMMs on a device whose numbers are `dtype`.
+/// Runs small e4m3 GEMMs on a device whose numbers are `dtype`, and checks the results.
 ///
 /// # Errors
-/// When the device does not support them.
+/// When the device does not support them, or a result is wrong.
 pub(crate) fn try_on(device: &Device, dtype: DType) -> Result<()> {
-    let ones = |rows: usize| Tensor::ones((rows, 64), dtype, device);
-    let bias = Tensor::zeros(32, dtype, device)?;
-    let weight = Quantized::of(&ones(32)?)?;
+    let bias = Tensor::zeros(trial::COLUMNS, dtype, device)?;
+    let weight = Quantized::of(&trial::weight(dtype, device)?)?;
     // One token, an odd number, and many: the library's choice of algorithm depends on it.
     for rows in [1, 77, 512] {
-        product(&Quantized::of(&ones(rows)?)?, &weight, Some(&bias))?;
+        let out = product(&Quantized::of(&trial::x(rows, dtype, device)?)?, &weight, Some(&bias))?;
+        trial::check(&out.biased()?)?;
     }
-    device.synchronize()
+    Ok(())
 }
 
 /// `x [rows, in]` times the transpose of `weight [out, in]`, plus `bias [out]` -> `[rows, out]`, f32 on the CPU and bf16 on
-/// CUDA. Sums are in f32 (on CUDA in the tensor cores' accumulators, of fewer bits, as torch does for scales by rows), then
+/// CUDA. Sums are in f32 (on Hopper in the tensor cores' accumulators, of fewer bits, as torch does for scales by rows), then
 /// multiplied by both rows' scales. On CUDA the next operation adds the bias.
 ///
 /// # Errors
@@ -174,8 +177,13 @@ pub(crate) fn product<'a>(x: &Quantized, weight: &Quantized, bias: Option<&'a Te
 }
 
 fn product_on_device(x: &Quantized, weight: &Quantized) -> Result<Tensor> {
-    let out = cuda::linear::product_e4m3([&x.codes, &x.scales], [&weight.codes, &weight.scales])?;
-    out.map_or_else(|| bail!("cublasLt has no GEMM of e4m3 with a scale for each row on this device"), Ok)
+    let by = |scaling| cuda::linear::product_e4m3([&x.codes, &x.scales], [&weight.codes, &weight.scales], scaling);
+    if cuda::capability(x.codes.device()).and_then(Scaling::of) == Some(Scaling::InProduct)
+        && let Some(out) = by(Scaling::InProduct)?
+    {
+        return Ok(out);
+    }
+    by(Scaling::Afterwards)?.map_or_else(|| bail!("cublasLt has no GEMM of e4m3 on this device"), Ok)
 }
 
 #[cfg(test)]

@@ -12,9 +12,15 @@ pub(super) fn is_launchable(_: &Segments) -> bool {
     false
 }
 
+pub(super) fn capability(_: &Device) -> Option<(i32, i32)> {
+    None
+}
+
 pub(super) fn unwritten(_: usize, _: usize, _: &Device) -> Result<Tensor> {
     not_built()
 }
+
+pub(in crate::engine) fn close_libraries(_: &Device) {}
 
 fn not_built<T>() -> Result<T> {
     bail!("this program was built without CUDA")
@@ -51,6 +57,8 @@ pub(super) mod group_norm {
 pub(super) mod linear {
     use candle_core::{Result, Tensor};
 
+    use crate::engine::ops::quantize::scaling::Scaling;
+
     pub(in crate::engine::ops) fn linear_into(
         _: &Tensor,
         _: &Tensor,
@@ -61,7 +69,7 @@ pub(super) mod linear {
         super::not_built()
     }
 
-    pub(in crate::engine::ops) fn product_e4m3(_: [&Tensor; 2], _: [&Tensor; 2]) -> Result<Option<Tensor>> {
+    pub(in crate::engine::ops) fn product_e4m3(_: [&Tensor; 2], _: [&Tensor; 2], _: Scaling) -> Result<Option<Tensor>> {
         super::not_built()
     }
 }

@@ -139,12 +139,12 @@ impl Difference {
             return Some(format!("{not_finite} values are not finite"));
         }
         let percent = |error: f64| format!("{:.3} %", 100.0 * error);
-        // In this form NaN is a fault.
-        if !(error <= tolerance) {
+        // NaN is a fault.
+        if error.is_nan() || error > tolerance {
             return Some(format!("is {} off, and rounding explains {}", percent(error), percent(tolerance)));
         }
         let outlier = OUTLIER * tolerance;
-        if !(worst <= outlier) {
+        if worst.is_nan() || worst > outlier {
             return Some(format!(
                 "value {worst_at} is {} off, and rounding explains {}",
                 percent(worst),

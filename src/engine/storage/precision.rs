@@ -7,9 +7,6 @@ use crate::domain::precision::Precision;
 use crate::engine::device;
 use crate::engine::ops::quantize;
 
-/// The oldest devices for which cublasLt multiplies e4m3 with a scale for each row.
-const CAPABILITY_MIN: (i32, i32) = (9, 0);
-
 /// Linear layers of one shape: how many, and `[outputs, inputs]`.
 pub(crate) type LinearCount = (usize, [usize; 2]);
 
@@ -18,8 +15,10 @@ pub(crate) type LinearCount = (usize, [usize; 2]);
 pub enum PrecisionError {
     /// The device is too old.
     #[error(
-        "`--precision fp8` needs a device of compute capability {}.{}, and {device} has {}.{}: use `--precision full`",
-        CAPABILITY_MIN.0, CAPABILITY_MIN.1, capability.0, capability.1
+        "`--precision fp8` needs a device that multiplies fp8, of compute capability 8.9 or later, and {device} has {}.{}. \
+         Keeping weights in fp8 and multiplying them in bf16 is not implemented: use `--precision full`, and \
+         `--offload text` where memory is short",
+        capability.0, capability.1
     )]
     Device {
         /// Which device.
@@ -54,14 +53,19 @@ pub(crate) fn check_device(device: &Device, precision: Precision) -> Result<(), 
     if precision == Precision::Full {
         return Ok(());
     }
-    match device::compute_capability(device) {
-        Some(capability) if capability < CAPABILITY_MIN => {
-            return Err(PrecisionError::Device { device: device::describe(device), capability });
-        }
-        _ => {}
+    if let Some(capability) = device::compute_capability(device) {
+        check_capability(capability, || device::describe(device))?;
     }
     quantize::try_on(device, device::dtype(device))
         .map_err(|error| PrecisionError::Refused { device: device::describe(device), reason: error.to_string() })
+}
+
+/// Checks whether devices of a compute capability multiply e4m3.
+fn check_capability(capability: (i32, i32), device: impl FnOnce() -> String) -> Result<(), PrecisionError> {
+    match quantize::Scaling::of(capability) {
+        Some(_) => Ok(()),
+        None => Err(PrecisionError::Device { device: device(), capability }),
+    }
 }
 
 /// Checks whether a device can multiply the layers that a precision is for.
@@ -136,14 +140,24 @@ mod tests {
     #[test]
     fn an_unsupported_precision_is_reported_with_a_hint() {
         let errors = [
-            PrecisionError::Device { device: "cuda:0, A GPU".to_owned(), capability: (8, 6) }.to_string(),
             PrecisionError::Refused { device: "cuda:0".to_owned(), reason: "no".to_owned() }.to_string(),
             PrecisionError::Width { width: 24 }.to_string(),
         ];
         assert!(errors.iter().all(|error| error.ends_with("use `--precision full`")), "{errors:?}");
-        assert!(
-            errors[0].contains("needs a device of compute capability 9.0, and cuda:0, A GPU has 8.6"),
-            "{errors:?}"
-        );
+    }
+
+    #[test]
+    fn a_device_is_refused_if_it_does_not_multiply_fp8() {
+        let check = |capability| check_capability(capability, || "cuda:0, A GPU".to_owned());
+        for capability in [(8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)] {
+            check(capability).expect("multiplies fp8");
+        }
+        for capability in [(8, 0), (8, 6), (8, 7)] {
+            check(capability).expect_err("too old");
+        }
+        let error = check((8, 6)).expect_err("too old").to_string();
+        let why = "needs a device that multiplies fp8, of compute capability 8.9 or later, and cuda:0, A GPU has 8.6.";
+        let what = "use `--precision full`, and `--offload text` where memory is short";
+        assert!(error.contains(why) && error.ends_with(what), "{error}");
     }
 }

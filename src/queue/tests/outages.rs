@@ -29,6 +29,87 @@ async fn an_engine_is_rebuilt_until_it_is_ready_and_jobs_wait_for_it() {
     queue.close();
 }
 
+/// What the driver says after a kernel has read where it must not, and after each call from then on.
+fn lost() -> EngineError {
+    EngineError::DeviceLost("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS)".into())
+}
+
+async fn is_lost(queue: &Queue) {
+    let mut state = queue.state();
+    let reached = state.wait_for(|state| matches!(state, EngineState::DeviceLost { .. }));
+    tokio::time::timeout(PATIENCE, reached).await.expect("in time").expect("a queue");
+}
+
+#[tokio::test]
+async fn an_engine_is_not_built_again_on_a_device_that_is_lost() {
+    let tries = Arc::new(AtomicU32::new(0));
+    let counted = Arc::clone(&tries);
+    let build = move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Err(lost())
+    };
+    let queue = Queue::start(&settings(), vec![Box::new(build)]).expect("a thread");
+    let mut events =
+        queue.reserve(KeyId::generate()).expect("a reservation").submit(JobId::generate(), spec(), Terms::default());
+    is_lost(&queue).await;
+    // Longer than the wait before a rebuild.
+    assert!(tokio::time::timeout(Duration::from_millis(50), events.next()).await.is_err(), "the job waits");
+    assert_eq!(tries.load(Ordering::Relaxed), 1);
+    queue.close();
+}
+
+/// Loses its device at the first step after the warm-up.
+struct Losing {
+    steps: u32,
+    free: u32,
+}
+
+impl StepEngine for Losing {
+    fn limits(&self) -> EngineLimits {
+        EngineLimits { images_max: 2, step_tokens_max: 100_000 }
+    }
+
+    fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
+        Ok(Slot(0))
+    }
+
+    fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
+        self.steps += 1;
+        if self.steps > self.free { Err(lost()) } else { Ok(()) }
+    }
+
+    fn finish(&mut self, _: Slot) -> Result<RgbImage, EngineError> {
+        self.free = self.steps;
+        Ok(RgbImage::new(64, 64, vec![1; 64 * 64 * 3]).expect("three bytes per pixel"))
+    }
+
+    fn release(&mut self, _: Slot) {}
+}
+
+#[tokio::test]
+async fn a_lost_device_is_told_although_another_engine_is_ready_and_costs_no_job() {
+    let (gate, _steps) = gate();
+    let shut = Arc::clone(&gate);
+    let losing: EngineFactory = Box::new(|| Ok(Box::new(Losing { steps: 0, free: u32::MAX }) as Box<dyn StepEngine>));
+    let queue = Queue::start(&settings(), vec![losing, Box::new(move || Ok(gated_engine(&gate)))]).expect("threads");
+    ready(&queue).await;
+    until("both are ready", || queue.engines().0 == 2).await;
+    shut.is_shut.store(true, Ordering::Relaxed);
+    // One for each engine.
+    let submit = || {
+        let reservation = queue.reserve(KeyId::generate()).expect("a reservation");
+        reservation.submit(JobId::generate(), spec(), Terms::default())
+    };
+    let mut jobs = [submit(), submit()];
+    is_lost(&queue).await;
+    for events in &mut jobs {
+        while let Ok(event) = tokio::time::timeout(Duration::from_millis(50), events.next()).await {
+            assert!(!matches!(event, Some(QueueEvent::Failed(_)) | None), "{event:?}");
+        }
+    }
+    queue.close();
+}
+
 #[tokio::test]
 async fn jobs_do_not_wait_forever_for_an_engine_that_cannot_be_built() {
     let queue = reluctant(&QueueSettings { outage_max: Duration::from_millis(50), ..settings() }, u32::MAX);

@@ -56,9 +56,9 @@ impl Worker {
                 self.restart(entry);
                 self.admissions_blocked = true;
             }
-            Err(EngineError::Fatal(cause)) => {
+            Err(error) if error.breaks_engine() => {
                 self.requeue(entry, true);
-                return Err(Broken { cause, at: Vec::new() });
+                return Err(Broken::at(error, Vec::new()));
             }
             Err(error) => end_failed(entry, &error),
         }

@@ -70,7 +70,9 @@ pub(super) fn end_failed(entry: Entry, error: &EngineError) {
         EngineError::OutOfMemory(_) => {
             return entry.fail(JobFailure::OUT_OF_MEMORY, "the device has too little memory for this image");
         }
-        EngineError::Fatal(_) => return entry.fail(JobFailure::ENGINE_FAILED, "the engine failed"),
+        EngineError::Fatal(_) | EngineError::DeviceLost(_) => {
+            return entry.fail(JobFailure::ENGINE_FAILED, "the engine failed");
+        }
     };
     entry.fail(code, error.to_string());
 }

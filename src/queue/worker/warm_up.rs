@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::Broken;
-use crate::domain::engine::Slot;
+use crate::domain::engine::{EngineError, Slot};
 use crate::domain::spec::GenerateSpec;
 use crate::queue::cost::{CostModel, WorkScale};
 use crate::queue::guarded::GuardedEngine;
@@ -84,7 +84,7 @@ fn step_together(engine: &mut GuardedEngine, spec: &GenerateSpec, images: usize)
     let mut quickest: Option<Duration> = None;
     for _ in 0..TIMES_EACH {
         let mut slots: Vec<Slot> = Vec::with_capacity(images);
-        let took = (|| {
+        let took = (|| -> Result<Duration, EngineError> {
             for _ in 0..images {
                 slots.push(engine.admit(spec)?);
             }
@@ -97,7 +97,7 @@ fn step_together(engine: &mut GuardedEngine, spec: &GenerateSpec, images: usize)
         }
         match took {
             Ok(took) => quickest = Some(quickest.map_or(took, |best| best.min(took))),
-            Err(error @ crate::domain::engine::EngineError::Fatal(_)) => return Err(error.into()),
+            Err(error) if error.breaks_engine() => return Err(error.into()),
             Err(error) => {
                 tracing::info!(%error, images, "this batch is too large for the device");
                 return Ok(None);

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::DType;
 use safetensors::Dtype;
 use safetensors::tensor::Metadata;
 use serde::Deserialize;
 
-use super::{FileDtype, TensorInfo};
+use super::{FileDtype, Header, TensorInfo};
+use crate::engine::blocks::BlockType;
 use crate::engine::checkpoint::source::Blob;
 
 /// Longest header that is read; as in the library that defines the format.
@@ -35,11 +35,11 @@ pub(in crate::engine::checkpoint) fn read_index(text: &str) -> Result<BTreeMap<S
     serde_json::from_str::<Index>(text).map(|index| index.weight_map)
 }
 
-/// The tensors of a file, by name.
+/// Reads a file's header.
 ///
 /// # Errors
 /// When the file is incomplete or malformed, or cannot be read.
-pub(in crate::engine::checkpoint) fn read_header(blob: &Blob) -> Result<BTreeMap<String, TensorInfo>, String> {
+pub(super) fn read_header(blob: &Blob) -> Result<Header, String> {
     let (start, metadata) = header_of(blob)?;
     let expected = metadata.data_len().checked_add(start);
     if expected != Some(blob.bytes()) {
@@ -50,7 +50,9 @@ pub(in crate::engine::checkpoint) fn read_header(blob: &Blob) -> Result<BTreeMap
         let range = start + info.data_offsets.0..start + info.data_offsets.1;
         (name, TensorInfo { dtype: dtype_of(info.dtype), shape: info.shape.clone(), range })
     });
-    Ok(tensors.collect())
+    let texts = metadata.metadata().iter().flatten();
+    let texts = texts.map(|(key, text)| (key.clone(), text.clone()));
+    Ok(Header { tensors: tensors.collect(), metadata: texts.collect() })
 }
 
 /// A file's header, and where the tensors begin behind it.
@@ -72,9 +74,11 @@ fn header_of(blob: &Blob) -> Result<(usize, Metadata), String> {
 
 fn dtype_of(dtype: Dtype) -> FileDtype {
     match dtype {
-        Dtype::BF16 => FileDtype::Float(DType::BF16),
-        Dtype::F16 => FileDtype::Float(DType::F16),
-        Dtype::F32 => FileDtype::Float(DType::F32),
+        Dtype::BF16 => FileDtype::Blocks(BlockType::Bf16),
+        Dtype::F16 => FileDtype::Blocks(BlockType::F16),
+        Dtype::F32 => FileDtype::Blocks(BlockType::F32),
+        Dtype::F8_E4M3 => FileDtype::Blocks(BlockType::F8E4M3),
+        Dtype::F8_E5M2 => FileDtype::Blocks(BlockType::F8E5M2),
         other => FileDtype::Other(format!("{other:?}")),
     }
 }

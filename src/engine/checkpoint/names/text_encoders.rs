@@ -31,9 +31,12 @@ pub(in crate::engine::checkpoint) fn clip(config: &ClipConfig) -> Vec<Module> {
     modules
 }
 
-/// Tensors of CLIP files that FLUX does not use: older ones have the position numbers as a buffer, and some the projection.
+/// Tensors of CLIP files that FLUX does not use: older ones have the position numbers as a buffer, some the projection and
+/// its scale, and some all of CLIP.
 pub(in crate::engine::checkpoint) fn is_ignored_of_clip(tensor: &str) -> bool {
-    matches!(tensor, "text_model.embeddings.position_ids" | "text_projection.weight")
+    matches!(tensor, "text_model.embeddings.position_ids" | "text_projection.weight" | "logit_scale")
+        || tensor.starts_with("vision_model.")
+        || tensor == "visual_projection.weight"
 }
 
 /// Of T5's encoder.
@@ -67,7 +70,9 @@ pub(in crate::engine::checkpoint) fn t5(config: &T5Config) -> Vec<Module> {
     modules
 }
 
-/// Tensors of T5 files that FLUX does not use: some have the shared embedding a second time.
+/// Tensors of T5 files that FLUX does not use: some have the shared embedding a second time, ComfyUI's a scale and the
+/// tokenizer, and some all of T5.
 pub(in crate::engine::checkpoint) fn is_ignored_of_t5(tensor: &str) -> bool {
-    tensor == "encoder.embed_tokens.weight"
+    matches!(tensor, "encoder.embed_tokens.weight" | "logit_scale" | "spiece_model" | "lm_head.weight")
+        || tensor.starts_with("decoder.")
 }

@@ -1,8 +1,8 @@
 //! A CUDA device as a destination: pinned memory, copies on the engine's stream, and an event behind each.
 //!
 //! The driver copies out of pinned memory asynchronously (`cuMemcpyHtoDAsync`); other memory it first copies into pinned
-//! memory of its own, on the calling thread. The engine's stream is that of its thread (`CU_STREAM_PER_THREAD`), so only the
-//! thread that asks for tensors may use it; any thread can wait for events.
+//! memory of its own, on the calling thread. Only the engine's thread uses the engine's stream, so that the order of its work is
+//! known; any thread can wait for events.
 
 #![expect(unsafe_code, reason = "the driver makes the asynchronous copies")]
 

@@ -7,7 +7,8 @@ use candle_core::DType;
 
 use super::slow::{Slow, bytes_in};
 use super::*;
-use crate::domain::model::ModelFiles;
+use crate::engine::blocks::BlockType;
+use crate::engine::checkpoint::numbers::Numbers;
 use crate::engine::checkpoint::recipe::Segment;
 use crate::engine::checkpoint::source::{Blob, Source};
 
@@ -28,8 +29,9 @@ fn recipe(parts: &[&[u8]]) -> Recipe {
     let segment = |bytes: &&[u8]| Segment {
         file: Arc::new(Blob::embedded("part", bytes.to_vec().leak())),
         start: 0,
+        skipped: 0,
         count: bytes.len() / 2,
-        dtype: DType::BF16,
+        numbers: Numbers::Blocks(BlockType::Bf16),
     };
     let numbers = parts.iter().map(|part| part.len() / 2).sum();
     Recipe { segments: parts.iter().map(segment).collect(), dtype: DType::BF16, shape: vec![numbers] }
@@ -108,13 +110,13 @@ fn file(length: usize) -> (tempfile::TempDir, File, Arc<Blob>) {
     let path = folder.path().join("weights.safetensors");
     let mut file = File::create(&path).expect("a file");
     file.write_all(&scattered(1, length)).expect("written");
-    let files = ModelFiles::Directory(folder.path().to_owned());
-    let blob = Source::new(&files).open("weights.safetensors").expect("opens").expect("is there");
+    let blob = Source::main(folder.path()).open("weights.safetensors").expect("opens").expect("is there");
     (folder, file, Arc::new(blob))
 }
 
 fn one_of_many(file: &Arc<Blob>, number: usize, bytes: usize) -> Recipe {
-    let segment = Segment { file: Arc::clone(file), start: number * bytes, count: bytes / 2, dtype: DType::BF16 };
+    let (file, numbers) = (Arc::clone(file), Numbers::Blocks(BlockType::Bf16));
+    let segment = Segment { file, start: number * bytes, skipped: 0, count: bytes / 2, numbers };
     Recipe { segments: vec![segment], dtype: DType::BF16, shape: vec![bytes / 2] }
 }
 

@@ -22,21 +22,17 @@ pub(crate) struct Configs {
 impl Configs {
     /// Those of FLUX.1-dev, as far as sizes depend on them.
     pub(crate) fn flux_dev() -> Self {
-        let t5 =
-            T5Config { d_model: 4096, d_kv: 64, d_ff: 10_240, num_layers: 24, num_heads: 64, ..T5Config::default() };
-        let clip = ClipConfig {
-            vocab_size: 49_408,
-            hidden_size: 768,
-            intermediate_size: 3072,
-            max_position_embeddings: 77,
-            num_hidden_layers: 12,
-            num_attention_heads: 12,
-            hidden_act: "quick_gelu".to_owned(),
-            layer_norm_eps: 1e-5,
-        };
         let (transformer, scheduler) = (TransformerConfig::flux_dev(), SchedulerConfig::flux_dev());
-        Self { transformer, vae: VaeConfig::flux(), clip, t5, scheduler }
+        Self { transformer, vae: VaeConfig::flux(), clip: ClipConfig::large(), t5: t5_xxl(), scheduler }
     }
+}
+
+/// T5 v1.1 XXL's, of FLUX.1's second text encoder.
+pub(crate) fn t5_xxl() -> T5Config {
+    let feed_forward_proj =
+        t5::ActivationWithOptionalGating { gated: true, activation: candle_nn::Activation::NewGelu };
+    let (d_model, d_kv, d_ff, num_layers, num_heads) = (4096, 64, 10_240, 24, 64);
+    T5Config { d_model, d_kv, d_ff, num_layers, num_heads, feed_forward_proj, ..T5Config::default() }
 }
 
 /// Maximum layers of one kind; the published model has 38. A wrong number must not fill the memory with names of tensors.
@@ -173,6 +169,22 @@ pub(crate) struct ClipConfig {
     pub(crate) layer_norm_eps: f64,
 }
 
+impl ClipConfig {
+    /// That of CLIP ViT-L/14, FLUX.1's first text encoder.
+    pub(crate) fn large() -> Self {
+        Self {
+            vocab_size: 49_408,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            max_position_embeddings: 77,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            hidden_act: "quick_gelu".to_owned(),
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
 /// `scheduler/scheduler_config.json`, as diffusers' `FlowMatchEulerDiscreteScheduler` writes it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub(crate) struct SchedulerConfig {
@@ -194,6 +206,11 @@ impl SchedulerConfig {
             shift: 3.0,
             use_dynamic_shifting: true,
         }
+    }
+
+    /// Of FLUX.1-schnell: the schedule is not shifted.
+    pub(crate) fn flux_schnell() -> Self {
+        Self { shift: 1.0, use_dynamic_shifting: false, ..Self::flux_dev() }
     }
 }
 

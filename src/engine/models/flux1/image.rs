@@ -1,5 +1,7 @@
 //! An image between two steps: its latents, its position in the schedule, and what conditions it.
 
+use std::collections::VecDeque;
+
 use candle_core::{Device, Result, Tensor};
 
 use super::transformer::Sequence;
@@ -60,6 +62,8 @@ pub(crate) struct Pass {
     pub(crate) text: Tensor,
     /// `[1, hidden]`
     pub(crate) condition: Tensor,
+    /// Of the next steps, the next one first; may be empty.
+    pub(crate) modulations: VecDeque<Tensor>,
 }
 
 /// An image that is being generated.
@@ -89,19 +93,48 @@ impl Image {
         self.steps_done + 1 >= self.sigmas.len()
     }
 
+    pub(crate) fn passes(&self) -> impl Iterator<Item = &Pass> {
+        std::iter::once(&self.prompt).chain(self.negative.as_ref().map(|(pass, _)| pass))
+    }
+
+    pub(crate) fn passes_mut(&mut self) -> impl Iterator<Item = &mut Pass> {
+        std::iter::once(&mut self.prompt).chain(self.negative.as_mut().map(|(pass, _)| pass))
+    }
+
+    /// Whether the modulation of the next step is there.
+    pub(crate) fn is_modulated(&self) -> bool {
+        self.passes().all(|pass| !pass.modulations.is_empty())
+    }
+
+    /// Noise level and condition of those of the next `steps` steps whose modulation is missing, pass by pass.
+    pub(crate) fn missing_modulations(&self, steps: usize) -> impl Iterator<Item = (f32, &Tensor)> {
+        let ahead = &self.sigmas[self.steps_done..self.sigmas.len() - 1];
+        let ahead = &ahead[..steps.min(ahead.len())];
+        self.passes()
+            .flat_map(move |pass| ahead.iter().skip(pass.modulations.len()).map(move |sigma| (*sigma, &pass.condition)))
+    }
+
+    /// Takes the modulations that [`Self::missing_modulations`] named.
+    pub(crate) fn take_modulations(&mut self, steps: usize, from: &mut impl Iterator<Item = Tensor>) {
+        let count = steps.min(self.sigmas.len() - 1 - self.steps_done);
+        for pass in self.passes_mut() {
+            let missing = count.saturating_sub(pass.modulations.len());
+            pass.modulations.extend(from.by_ref().take(missing));
+        }
+    }
+
     /// Tokens that one step of this image adds to the batch.
     pub(crate) fn step_tokens(&self) -> usize {
-        let passes = std::iter::once(&self.prompt).chain(self.negative.as_ref().map(|(pass, _)| pass));
-        passes.map(|pass| self.grid.rows * self.grid.columns + pass.text.dims()[0]).sum()
+        self.passes().map(|pass| self.grid.rows * self.grid.columns + pass.text.dims()[0]).sum()
     }
 
     /// The sequences of the next step: one, or two with a negative prompt.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
-        let passes = std::iter::once(&self.prompt).chain(self.negative.as_ref().map(|(pass, _)| pass));
-        passes.map(|pass| Sequence {
+        self.passes().map(|pass| Sequence {
             latents: &self.latents,
             text: &pass.text,
             condition: &pass.condition,
+            modulation: pass.modulations.front(),
             rotary: &self.rotary,
             sigma: self.sigmas[self.steps_done],
         })
@@ -138,6 +171,9 @@ impl Image {
     pub(crate) fn advance(&mut self, stepped: Stepped) {
         (self.latents, self.velocity) = (stepped.latents, Some(stepped.velocity));
         self.steps_done += 1;
+        for pass in self.passes_mut() {
+            pass.modulations.pop_front();
+        }
     }
 }
 

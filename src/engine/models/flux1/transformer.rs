@@ -146,11 +146,31 @@ impl Transformer {
     }
 
     fn stream(&self, sequences: &[Sequence]) -> Result<Stream> {
-        let sigmas: Vec<f32> = sequences.iter().map(|sequence| model_time(sequence.sigma)).collect();
-        let conditions: Vec<&Tensor> = sequences.iter().map(|sequence| sequence.condition).collect();
-        let time = self.time_in.forward(&self.sinusoid(&sigmas)?)?;
-        let modulated = self.modulations.forward(&silu(&(time + Tensor::cat(&conditions, 0)?)?)?)?;
-        Stream::new(sequences, modulated)
+        let known: Option<Vec<&Tensor>> = sequences.iter().map(|sequence| sequence.modulation).collect();
+        let rows = if let Some(rows) = known {
+            Tensor::cat(&rows, 0)?
+        } else {
+            let rows: Vec<_> = sequences.iter().map(|sequence| (sequence.sigma, sequence.condition)).collect();
+            self.modulation_rows(&rows)?
+        };
+        Stream::new(sequences, self.modulations.of_rows(rows))
+    }
+
+    /// The modulations of steps, `[1, parts × hidden]` for each noise level and condition. All weights are read once,
+    /// however many steps there are.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn modulations(&self, steps: &[(f32, &Tensor)]) -> Result<Vec<Tensor>> {
+        let rows = self.modulation_rows(steps)?;
+        (0..steps.len()).map(|row| rows.narrow(0, row, 1)).collect()
+    }
+
+    fn modulation_rows(&self, steps: &[(f32, &Tensor)]) -> Result<Tensor> {
+        let times: Vec<f32> = steps.iter().map(|(sigma, _)| model_time(*sigma)).collect();
+        let conditions: Vec<&Tensor> = steps.iter().map(|(_, condition)| *condition).collect();
+        let time = self.time_in.forward(&self.sinusoid(&times)?)?;
+        self.modulations.forward(&silu(&(time + Tensor::cat(&conditions, 0)?)?)?)
     }
 
     fn sinusoid(&self, values: &[f32]) -> Result<Tensor> {

@@ -11,13 +11,15 @@ use super::super::{channels_first, channels_last, contiguous};
 use super::sizes::Sizes;
 
 /// Channels in a chunk.
-pub(super) const CHUNK: usize = 8;
+const CHUNK: usize = 8;
 
 /// A convolution's weights in the kernel's form.
 pub(super) struct ChannelsLast {
     kind: Kind,
     /// Outputs without the padding to a multiple of a chunk, which is zero.
     outputs: usize,
+    /// Inputs that are added to make a multiple of a chunk: zeros, with weights of zero.
+    inputs_added: usize,
 }
 
 enum Kind {
@@ -33,19 +35,24 @@ impl ChannelsLast {
         let (outputs, inputs, side, _) = weight.dims4()?;
         if side == 1 {
             let kind = Kind::Pointwise { weight: weight.reshape((outputs, inputs))?, bias: bias.clone() };
-            return Ok(Self { kind, outputs });
+            return Ok(Self { kind, outputs, inputs_added: 0 });
         }
+        let inputs_added = inputs.next_multiple_of(CHUNK) - inputs;
+        let weight = &weight.pad_with_zeros(1, 0, inputs_added)?;
         let weight = if is_doubled { doubled(weight)? } else { taps_of(weight)?.unsqueeze(0)? };
         let missing = outputs.next_multiple_of(CHUNK) - outputs;
         let weight = weight.pad_with_zeros(1, 0, missing)?.contiguous()?;
         let bias = bias.pad_with_zeros(0, 0, missing)?.contiguous()?;
-        Ok(Self { kind: Kind::Kernel { weight, bias, is_doubled, kernel }, outputs })
+        Ok(Self { kind: Kind::Kernel { weight, bias, is_doubled, kernel }, outputs, inputs_added })
     }
 
     /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides; plus `residual`, which has the
     /// result's shape. No copy if the operands are results of this.
     pub(super) fn forward(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
-        let x = channels_last(x)?;
+        let mut x = channels_last(x)?;
+        if self.inputs_added > 0 {
+            x = x.pad_with_zeros(3, 0, self.inputs_added)?;
+        }
         let residual = residual.map(channels_last).transpose()?;
         let (_, height, width, inputs) = x.dims4()?;
         let (out, rest) = match &self.kind {

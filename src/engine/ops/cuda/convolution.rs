@@ -9,18 +9,14 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::{CudaStorage, Device, Layout, Result, Shape, Storage, Tensor, bail};
 use half::bf16;
 
+use super::modules::Kernels;
 use super::{CHUNK, grid, number, push_or_null, values_of};
 use crate::engine::ops::convolution::sizes::Sizes;
 use crate::engine::ops::kernel::Kernel;
 
-const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/convolution.ptx"));
-
-/// Has no kernels unless the program is built for Hopper itself (sm_90a).
-const HOPPER_KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/convolution_hopper.ptx"));
-
-/// The names of the loaded modules on a device.
-const MODULE: &str = "fluxserve-convolution";
-const HOPPER_MODULE: &str = "fluxserve-convolution-hopper";
+const KERNELS: Kernels = Kernels::new("convolution", include_bytes!(concat!(env!("OUT_DIR"), "/convolution.fatbin")));
+const HOPPER_KERNELS: Kernels =
+    Kernels::new("convolution_hopper", include_bytes!(concat!(env!("OUT_DIR"), "/convolution_hopper.fatbin")));
 
 /// Pixels at each side of a block's tile.
 const TILE: usize = 16;
@@ -36,24 +32,18 @@ const OUTPUTS_NARROW: usize = 16;
 /// One of the kernels' entries.
 struct Entry {
     name: &'static str,
-    kernels: (&'static str, &'static str),
+    kernels: Kernels,
     /// Input channels at a time, outputs of a block, and bytes for alignment.
     step: usize,
     outputs: usize,
     alignment: usize,
 }
 
-const PLAIN: Entry =
-    Entry { name: "convolution", kernels: (MODULE, KERNELS), step: 32, outputs: OUTPUTS, alignment: 0 };
+const PLAIN: Entry = Entry { name: "convolution", kernels: KERNELS, step: 32, outputs: OUTPUTS, alignment: 0 };
 const NARROW: Entry = Entry { name: "convolution_narrow", outputs: OUTPUTS_NARROW, ..PLAIN };
 const DOUBLED: Entry = Entry { name: "convolution_doubled", ..PLAIN };
-const HOPPER: Entry = Entry {
-    name: "convolution_hopper",
-    kernels: (HOPPER_MODULE, HOPPER_KERNELS),
-    step: 64,
-    outputs: OUTPUTS,
-    alignment: 1024,
-};
+const HOPPER: Entry =
+    Entry { name: "convolution_hopper", kernels: HOPPER_KERNELS, step: 64, outputs: OUTPUTS, alignment: 1024 };
 const HOPPER_DOUBLED: Entry = Entry { name: "convolution_hopper_doubled", ..HOPPER };
 
 impl Entry {
@@ -77,7 +67,7 @@ impl Entry {
 
 /// Whether the device has [`Kernel::Warpgroup`].
 pub(in crate::engine::ops) fn has_warpgroups(device: &Device) -> bool {
-    super::has_warpgroups(device, HOPPER_KERNELS, HOPPER.name)
+    super::has_warpgroups(device, &HOPPER_KERNELS)
 }
 
 /// [`crate::engine::ops::convolution::ChannelsLast`], of one contiguous image; adds `residual`, which has the result's shape.
@@ -95,8 +85,7 @@ pub(in crate::engine::ops) fn convolution(
     let [x, weight, bias] = [values_of(x)?, values_of(weight)?, values_of(bias)?];
     let entry = Entry::of(kernel, sizes);
     let (taps_side, kinds) = if is_doubled { (2, 4) } else { (3, 1) };
-    let (module, kernels) = entry.kernels;
-    let kernel = device.get_or_load_custom_func(entry.name, module, kernels)?;
+    let kernel = entry.kernels.get(device, entry.name)?;
     let shared = entry.shared_bytes(taps_side);
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, number(shared)?).w()?;

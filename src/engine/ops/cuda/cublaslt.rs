@@ -135,7 +135,7 @@ pub(super) struct Multiplication<'a> {
     pub(super) x: Operand<'a>,
     /// `[columns, inner]`
     pub(super) weight: Operand<'a>,
-    /// Of the rows of `x`, `[1, rows]`, and of `weight`, `[1, columns]`, f32; for e4m3 only.
+    /// Of the rows of `x`, `[1, rows]`, and of `weight`, `[1, columns]`, f32; for e4m3 on Hopper only.
     pub(super) scales: Option<[Operand<'a>; 2]>,
     /// `[1, columns]`, in the precision of `out`.
     pub(super) bias: Option<Operand<'a>>,
@@ -154,6 +154,7 @@ struct Key {
     numbers: [Numbers; 3],
     alignments: [u32; 3],
     epilogue: sys::cublasLtEpilogue_t,
+    has_scales: bool,
 }
 
 impl Multiplication<'_> {
@@ -162,12 +163,12 @@ impl Multiplication<'_> {
         let [x, weight, out] = operands.map(|operand| operand.extent);
         let is_whole = x.width == weight.width && out.rows == x.rows && out.width == weight.rows;
         let is_row = |row: &Operand, width| row.extent.rows == 1 && row.extent.width == width;
-        let has_scales = match (&self.scales, self.x.numbers) {
+        let fit_scales = match (&self.scales, self.x.numbers) {
             (Some([rows, columns]), Numbers::E4m3) => is_row(rows, out.rows) && is_row(columns, out.width),
-            (None, Numbers::Bf16) => true,
+            (None, _) => true,
             _ => false,
         };
-        if !is_whole || !has_scales || !self.bias.as_ref().is_none_or(|bias| is_row(bias, out.width)) {
+        if !is_whole || !fit_scales || !self.bias.as_ref().is_none_or(|bias| is_row(bias, out.width)) {
             bail!(
                 "matrix product: {x:?} by {weight:?} with {:?} is not {out:?}",
                 self.bias.as_ref().map(|bias| bias.extent)
@@ -186,6 +187,7 @@ impl Multiplication<'_> {
                 (None, true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU,
                 (Some(_), true) => sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_GELU_BIAS,
             },
+            has_scales: self.scales.is_some(),
         })
     }
 }
@@ -364,6 +366,11 @@ impl Library {
 thread_local! {
     /// By device and stream: as many as this thread has devices.
     static LIBRARIES: RefCell<HashMap<(usize, usize), Library>> = RefCell::default();
+}
+
+/// Closes what this thread holds on a device.
+pub(super) fn close(stream: &Arc<CudaStream>) {
+    LIBRARIES.with_borrow_mut(|libraries| libraries.remove(&(stream.context().ordinal(), stream.cu_stream() as usize)));
 }
 
 /// Enqueues a GEMM. `false`: the library has no algorithm, and nothing was enqueued. That is the case for no GEMM of FLUX; should

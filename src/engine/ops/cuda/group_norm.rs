@@ -8,12 +8,10 @@ use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{CudaStorage, Layout, Result, Shape, bail};
 use half::bf16;
 
+use super::modules::Kernels;
 use super::{CHUNK, THREADS, grid, number, values_of};
 
-const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/group_norm.ptx"));
-
-/// The name of the loaded module on a device.
-const MODULE: &str = "fluxserve-group-norm";
+const KERNELS: Kernels = Kernels::new("group_norm", include_bytes!(concat!(env!("OUT_DIR"), "/group_norm.fatbin")));
 
 /// Maximum channels: a thread for each chunk of a pixel.
 const CHANNELS_MAX: usize = THREADS as usize * CHUNK;
@@ -66,20 +64,20 @@ pub(in crate::engine::ops) fn group_norm(
     let pixels = pixels as i64;
     let [channels, groups_argument, parts_argument] = [number(channels)?, number(groups)?, number(parts)?];
 
-    let kernel = device.get_or_load_custom_func("group_moments", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "group_moments")?;
     let mut launch = kernel.builder();
     launch.arg(&x).arg(&mut moments).arg(&pixels).arg(&channels).arg(&groups_argument).arg(&parts_argument);
     // SAFETY: the arguments are those of group_norm.cu, and the sizes have been compared above.
     unsafe { launch.launch(grid(parts, 1, THREADS * 8 * 8)) }.w()?;
 
-    let kernel = device.get_or_load_custom_func("group_scales", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "group_scales")?;
     let mut launch = kernel.builder();
     launch.arg(&moments).arg(&weight).arg(&bias).arg(&mut scales).arg(&pixels);
     launch.arg(&channels).arg(&groups_argument).arg(&parts_argument).arg(&epsilon);
     // SAFETY: as above.
     unsafe { launch.launch(grid(groups, 1, THREADS / 32 * 4)) }.w()?;
 
-    let kernel = device.get_or_load_custom_func("group_norm", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "group_norm")?;
     let is_activated = i32::from(is_activated);
     let mut launch = kernel.builder();
     launch.arg(&x).arg(&scales).arg(&mut out).arg(&pixels).arg(&channels).arg(&is_activated);

@@ -8,7 +8,8 @@ use candle_core::{CpuStorage, CudaStorage, Device, InplaceOp3, Layout, Result, S
 use half::bf16;
 
 use super::cublaslt::{Extent, Multiplication, Operand, multiply};
-use super::{CHUNK, Matrix, MatrixMut, with_bias, with_values};
+use super::{CHUNK, Matrix, MatrixMut, scale, with_bias, with_values};
+use crate::engine::ops::quantize::scaling::Scaling;
 
 /// Maximum numbers of a weight in one GEMM. A kernel of the library that counts addresses in 32 bits reaches twice as many; the
 /// modulation of all blocks has three times as many.
@@ -102,7 +103,11 @@ impl InplaceOp3 for LinearInto<'_> {
 ///
 /// # Errors
 /// When shapes do not fit, or the device fails.
-pub(in crate::engine::ops) fn product_e4m3(x: [&Tensor; 2], weight: [&Tensor; 2]) -> Result<Option<Tensor>> {
+pub(in crate::engine::ops) fn product_e4m3(
+    x: [&Tensor; 2],
+    weight: [&Tensor; 2],
+    scaling: Scaling,
+) -> Result<Option<Tensor>> {
     let ((rows, inner), (columns, weight_inner)) = (x[0].dims2()?, weight[0].dims2()?);
     let Device::Cuda(device) = x[0].device() else { bail!("expected tensors on a CUDA device") };
     let stream = device.cuda_stream();
@@ -118,10 +123,13 @@ pub(in crate::engine::ops) fn product_e4m3(x: [&Tensor; 2], weight: [&Tensor; 2]
                         &Multiplication {
                             x: Operand::read(x_codes, extent(rows, inner, inner), &stream)?,
                             weight: Operand::read(weight_codes, extent(columns, weight_inner, weight_inner), &stream)?,
-                            scales: Some([
-                                Operand::read(x_scales, extent(1, rows, rows), &stream)?,
-                                Operand::read(weight_scales, extent(1, columns, columns), &stream)?,
-                            ]),
+                            scales: match scaling {
+                                Scaling::InProduct => Some([
+                                    Operand::read(x_scales, extent(1, rows, rows), &stream)?,
+                                    Operand::read(weight_scales, extent(1, columns, columns), &stream)?,
+                                ]),
+                                Scaling::Afterwards => None,
+                            },
                             bias: None,
                             is_activated: false,
                             out: Operand::written(out.slice_mut(..), extent(rows, columns, columns), &stream)?,
@@ -131,6 +139,9 @@ pub(in crate::engine::ops) fn product_e4m3(x: [&Tensor; 2], weight: [&Tensor; 2]
             })
         })
     })?;
+    if is_computed && scaling == Scaling::Afterwards {
+        scale::rows_and_columns(&mut out, x[1], weight[1], device)?;
+    }
     let out = Storage::Cuda(CudaStorage::wrap_cuda_slice(out, device.clone()));
     Ok(is_computed.then(|| Tensor::from_storage(out, (rows, columns), BackpropOp::none(), false)))
 }

@@ -9,15 +9,13 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, PushKernelArg};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Result, Storage, Tensor, bail};
 
+use super::modules::Kernels;
 use super::rows::check_modulation;
 use super::{Bounds, Matrix, THREADS, grid, number, push_or_null, with_bias};
 use crate::engine::ops::quantize::widths::{CODES, WIDTH_MAX, is_possible};
 use crate::engine::ops::segments::Segments;
 
-const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/quantize.ptx"));
-
-/// The name of the loaded module on a device.
-const MODULE: &str = "fluxserve-quantize";
+const KERNELS: Kernels = Kernels::new("quantize", include_bytes!(concat!(env!("OUT_DIR"), "/quantize.fatbin")));
 
 /// Maximum values of a row of which a thread holds one chunk. [`WIDTH_MAX`] is four chunks.
 const NARROW_MAX: usize = THREADS as usize * CODES;
@@ -35,7 +33,7 @@ pub(in crate::engine::ops) fn rows(x: &Tensor) -> Result<[Tensor; 2]> {
     with_matrix(x, |x, device| {
         let mut out = Outputs::new(device, x.rows, x.width)?;
         let name = if is_narrow(x.width) { "quantize_narrow" } else { "quantize_wide" };
-        let kernel = device.get_or_load_custom_func(name, MODULE, KERNELS)?;
+        let kernel = KERNELS.get(device, name)?;
         let [width, stride] = [number(x.width)?, number(x.stride)?];
         let mut launch = kernel.builder();
         launch.arg(&x.values).arg(&mut out.codes).arg(&mut out.scales).arg(&width).arg(&stride);
@@ -64,7 +62,7 @@ fn beside(left: Option<&Matrix>, right: &Matrix, bias: Option<&Tensor>, device: 
     }
     let width = left_width + right.width;
     let mut out = Outputs::new(device, right.rows, width)?;
-    let kernel = device.get_or_load_custom_func("quantize_beside_gelu_tanh", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "quantize_beside_gelu_tanh")?;
     let numbers = [number(left_width)?, number(right.width)?, number(left_stride)?, number(right.stride)?];
     with_bias(bias, right.width, |bias| {
         let mut launch = kernel.builder();
@@ -96,7 +94,7 @@ pub(in crate::engine::ops) fn modulated_layer_norm(
                 }
                 let bounds = Bounds::of(segments)?;
                 let mut out = Outputs::new(device, x.rows, x.width)?;
-                let kernel = device.get_or_load_custom_func("quantize_modulated_layer_norm", MODULE, KERNELS)?;
+                let kernel = KERNELS.get(device, "quantize_modulated_layer_norm")?;
                 let [width, shift_stride, scale_stride] =
                     [number(x.width)?, number(shift.stride)?, number(scale.stride)?];
                 let mut launch = kernel.builder();

@@ -8,15 +8,13 @@ use candle_core::cuda_backend::cudarc::driver::{CudaView, PushKernelArg};
 use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
+use super::modules::Kernels;
 use super::{
     Bounds, CHUNK, Matrix, MatrixMut, THREADS, grid, is_aligned, number, push_or_null, with_bias, with_values,
 };
 use crate::engine::ops::segments::{Places, Segments};
 
-const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/rows.ptx"));
-
-/// The name of the loaded module on a device.
-const MODULE: &str = "fluxserve-rows";
+const KERNELS: Kernels = Kernels::new("rows", include_bytes!(concat!(env!("OUT_DIR"), "/rows.fatbin")));
 
 /// [`crate::engine::ops::modulation::modulated_layer_norm`], for a contiguous `x`.
 pub(in crate::engine::ops) fn modulated_layer_norm(
@@ -28,7 +26,7 @@ pub(in crate::engine::ops) fn modulated_layer_norm(
     let [x, shift, scale] = [Matrix::new(x.0, x.1)?, Matrix::new(shift.0, shift.1)?, Matrix::new(scale.0, scale.1)?];
     check_modulation(&x, &[&shift, &scale], segments)?;
     let bounds = Bounds::of(segments)?;
-    let kernel = device.get_or_load_custom_func("modulated_layer_norm", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "modulated_layer_norm")?;
     // SAFETY: the kernel writes every row.
     let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
     let [width, shift_stride, scale_stride] = [number(x.width)?, number(shift.stride)?, number(scale.stride)?];
@@ -53,7 +51,7 @@ pub(in crate::engine::ops) fn gated_residual(
         bail!("gated residual: {}x{} on {}x{}", y.rows, y.width, x.rows, x.width);
     }
     let bounds = Bounds::of(segments)?;
-    let kernel = device.get_or_load_custom_func("gated_residual", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "gated_residual")?;
     // SAFETY: the kernel writes every row.
     let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
     let [width, gate_stride] = [number(x.width)?, number(gate.stride)?];
@@ -141,7 +139,7 @@ pub(in crate::engine::ops) fn normalize_and_rotate_into(
         bail!("{}x{} does not hold {}x{} at {places:?}", out.rows, out.width, qkv.rows, qkv.width);
     }
     let (sources, targets) = (Bounds::of(&places.sources)?, Bounds::at(&places.starts)?);
-    let kernel = storage.device().get_or_load_custom_func("normalize_and_rotate", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(storage.device(), "normalize_and_rotate")?;
     let numbers = [number(heads)?, number(head_width)?, number(qkv.stride)?];
     with_values::<bf16, _>(operands.scales[0], |query_scale| {
         with_values::<bf16, _>(operands.scales[1], |key_scale| {
@@ -179,7 +177,7 @@ pub(in crate::engine::ops) fn gelu_tanh(
 ) -> Result<(CudaStorage, Shape)> {
     let device = storage.device();
     let x = Matrix::new(storage, layout)?;
-    let kernel = device.get_or_load_custom_func("gelu_tanh", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "gelu_tanh")?;
     // SAFETY: the kernel writes every row.
     let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
     let [width, stride] = [number(x.width)?, number(x.stride)?];

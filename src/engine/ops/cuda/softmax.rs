@@ -8,12 +8,10 @@ use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
 use candle_core::{CudaStorage, Layout, Result, Shape, bail};
 use half::bf16;
 
+use super::modules::Kernels;
 use super::{CHUNK, THREADS, grid, number, values_of};
 
-const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/softmax.ptx"));
-
-/// The name of the loaded module on a device.
-const MODULE: &str = "fluxserve-softmax";
+const KERNELS: Kernels = Kernels::new("softmax", include_bytes!(concat!(env!("OUT_DIR"), "/softmax.fatbin")));
 
 /// [`crate::engine::ops::softmax::softmax`], of contiguous rows that are multiples of a chunk.
 pub(in crate::engine::ops) fn softmax(x: &CudaStorage, layout: &Layout, scale: f32) -> Result<(CudaStorage, Shape)> {
@@ -24,7 +22,7 @@ pub(in crate::engine::ops) fn softmax(x: &CudaStorage, layout: &Layout, scale: f
     }
     let device = x.device();
     let scores = values_of((x, layout))?;
-    let kernel = device.get_or_load_custom_func("softmax", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "softmax")?;
     // SAFETY: the kernel writes every row.
     let mut out = unsafe { device.alloc::<bf16>(count) }?;
     // Weights are powers of two.

@@ -9,13 +9,11 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::{CudaStorage, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
-use super::{Bounds, Matrix, THREADS, attention, grid, number, with_values};
+use super::modules::Kernels;
+use super::{Bounds, Matrix, THREADS, attention, grid, number, values_of, with_values};
 use crate::engine::ops::segments::Segments;
 
-const KERNELS: &str = include_str!(concat!(env!("OUT_DIR"), "/text.ptx"));
-
-/// The name of the loaded module on a device.
-const MODULE: &str = "fluxserve-text";
+const KERNELS: Kernels = Kernels::new("text", include_bytes!(concat!(env!("OUT_DIR"), "/text.fatbin")));
 
 /// Widths of a head that attention with a bias is compiled for.
 pub(in crate::engine::ops) const HEAD_WIDTHS: [usize; 3] = [16, 32, 64];
@@ -34,10 +32,11 @@ pub(in crate::engine::ops) fn biased_attention(
     if !fits || !HEAD_WIDTHS.contains(&head_width) {
         bail!("attention: {}x{} does not fit {heads} heads and a bias of {:?}", qkv.rows, qkv.width, bias.dims());
     }
+    attention::check_row(&qkv)?;
     let bounds = Bounds::of(&Segments::from_lengths([qkv.rows]))?;
     let device = storage.device();
     let name = format!("biased_attention_{head_width}");
-    let kernel = device.get_or_load_custom_func(&name, attention::MODULE, attention::KERNELS)?;
+    let kernel = attention::KERNELS.get(device, &name)?;
     // As without a bias, and the bias of a head.
     let shared = attention::shared_bytes(head_width) + 2 * qkv.rows * size_of::<f32>();
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -64,12 +63,11 @@ pub(in crate::engine::ops) fn rms_norm(
 ) -> Result<(CudaStorage, Shape)> {
     let device = x.0.device();
     let x = Matrix::new(x.0, x.1)?;
-    let Some((start, end)) = scale.1.contiguous_offsets() else { bail!("RMSNorm: its scale is not contiguous") };
-    if x.stride != x.width || end - start != x.width {
-        bail!("RMSNorm: {} scales for rows of {} values, {} apart", end - start, x.width, x.stride);
+    let scale = values_of(scale)?;
+    if x.stride != x.width || scale.len() != x.width {
+        bail!("RMSNorm: {} scales for rows of {} values, {} apart", scale.len(), x.width, x.stride);
     }
-    let scale = scale.0.as_cuda_slice::<bf16>()?.slice(start..end);
-    let kernel = device.get_or_load_custom_func("rms_norm", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "rms_norm")?;
     // SAFETY: the kernel writes every row.
     let mut out = unsafe { device.alloc::<bf16>(x.rows * x.width) }?;
     let width = number(x.width)?;
@@ -93,7 +91,7 @@ pub(in crate::engine::ops) fn gated_gelu(storage: &CudaStorage, layout: &Layout)
             super::CHUNK
         );
     }
-    let kernel = device.get_or_load_custom_func("gated_gelu", MODULE, KERNELS)?;
+    let kernel = KERNELS.get(device, "gated_gelu")?;
     // SAFETY: the kernel writes every row.
     let mut out = unsafe { device.alloc::<bf16>(x.rows * width) }?;
     let width_argument = number(width)?;

@@ -127,3 +127,8 @@ fn shapes_that_do_not_fit_are_rejected() {
     assert!(error.contains("x has 16 columns, the weight is 8x32"), "{error}");
     assert_eq!(Quantized::bytes(8, 32), 8 * 32 + 4 * 8);
 }
+
+#[test]
+fn the_trial_of_a_device_passes_on_the_cpu() {
+    try_on(&Device::Cpu, DType::F32).expect("the CPU multiplies e4m3");
+}

@@ -239,7 +239,10 @@ mod tests {
             joint_segments: all,
             joint_rotary: image_rotary.clone(),
             image_rotary,
-            modulated: modulations.finish().forward(&random(10, &[1, 32])).expect("modulates"),
+            modulated: {
+                let modulations = modulations.finish();
+                modulations.of_rows(modulations.forward(&random(10, &[1, 32])).expect("modulates"))
+            },
         };
         let x = random(11, &[12, 32]);
         let side_by_side = block.side_by_side(&Input::Rows(&x), &stream).and_then(|out| out.biased()).expect("runs");

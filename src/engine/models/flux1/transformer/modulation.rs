@@ -66,9 +66,14 @@ pub(super) struct Modulations {
 }
 
 impl Modulations {
-    /// `silu(condition) [sequences, hidden]` -> all parts for each sequence.
-    pub(super) fn forward(&self, condition: &Tensor) -> Result<Modulated> {
-        Ok(Modulated { output: self.layer.forward(condition)?, hidden: self.hidden })
+    /// `silu(condition) [rows, hidden]` -> all parts for each row, `[rows, parts × hidden]`.
+    pub(super) fn forward(&self, condition: &Tensor) -> Result<Tensor> {
+        self.layer.forward(condition)
+    }
+
+    /// The parts of a step, from a row for each sequence, `[sequences, parts × hidden]`.
+    pub(super) fn of_rows(&self, output: Tensor) -> Modulated {
+        Modulated { output, hidden: self.hidden }
     }
 }
 

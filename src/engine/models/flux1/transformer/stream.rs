@@ -14,6 +14,8 @@ pub(crate) struct Sequence<'a> {
     pub(crate) text: &'a Tensor,
     /// From [`super::Transformer::embed_condition`], `[1, hidden]`.
     pub(crate) condition: &'a Tensor,
+    /// From [`super::Transformer::modulations`], for this noise level and condition, if it is there already.
+    pub(crate) modulation: Option<&'a Tensor>,
     /// The rotary tables of its text and image tokens.
     pub(crate) rotary: &'a Rotary,
     /// Noise level of this step, 1 down to 0.

@@ -3,19 +3,19 @@
 //! Follows `Encoder` in the reference implementation's `autoencoder.py` (black-forest-labs/flux), whose tensor names it
 //! uses. Has no random numbers of its own: callers pass the noise.
 
-use candle_core::{D, Device, Result, Tensor};
-use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder, conv2d};
+use candle_core::{DType, Device, Result, Tensor};
+use candle_nn::VarBuilder;
 
 use super::super::config::VaeConfig;
 use super::blocks::{Attention, EPSILON, Resnet, convolution};
 use crate::domain::image::RgbImage;
-use crate::engine::ops::convolution::Convolution;
+use crate::engine::ops::convolution::{Convolution, Halving};
 use crate::engine::ops::group_norm::GroupNorm;
 
 /// Bounds of the logarithm of the variance, as in diffusers' `DiagonalGaussianDistribution`.
 const LOG_VARIANCE: (f32, f32) = (-30.0, 20.0);
 
-/// The encoder, in f32.
+/// The encoder, in the builder's dtype; its norms take their statistics in f32.
 pub(crate) struct Encoder {
     conv_in: Convolution,
     /// From pixels to latents.
@@ -25,11 +25,12 @@ pub(crate) struct Encoder {
     conv_out: Convolution,
     scaling_factor: f64,
     shift_factor: f64,
+    dtype: DType,
 }
 
 struct Level {
     blocks: Vec<Resnet>,
-    downsample: Option<Conv2d>,
+    downsample: Option<Halving>,
 }
 
 /// The distribution of an image's latents: mean and logarithm of the variance, `[1, channels, height / 8, width / 8]`, f32.
@@ -57,8 +58,7 @@ impl Encoder {
                 blocks.push(Resnet::load(groups, inputs, width, &vb.pp(format!("block.{block}")))?);
                 inputs = width;
             }
-            let halving = Conv2dConfig { stride: 2, ..Conv2dConfig::default() };
-            let downsample = || conv2d(width, width, 3, halving, vb.pp("downsample.conv"));
+            let downsample = || Halving::load(width, &vb.pp("downsample.conv"));
             let downsample = (level + 1 < widths.len()).then(downsample).transpose()?;
             levels.push(Level { blocks, downsample });
         }
@@ -75,6 +75,7 @@ impl Encoder {
             conv_out: convolution(widest, 2 * config.latent_channels, &vb.pp("conv_out"))?,
             scaling_factor: config.scaling_factor,
             shift_factor: config.shift_factor,
+            dtype: vb.dtype(),
         })
     }
 
@@ -83,19 +84,18 @@ impl Encoder {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn encode(&self, pixels: &Tensor) -> Result<Moments> {
-        let mut x = self.conv_in.forward(pixels)?;
+        let mut x = self.conv_in.forward(&pixels.to_dtype(self.dtype)?)?;
         for level in &self.levels {
             for block in &level.blocks {
                 x = block.forward(&x)?;
             }
             if let Some(downsample) = &level.downsample {
-                // Padded by one column at the right and one row at the bottom, not on all sides.
-                x = downsample.forward(&x.pad_with_zeros(D::Minus1, 0, 1)?.pad_with_zeros(D::Minus2, 0, 1)?)?;
+                x = downsample.forward(&x)?;
             }
         }
         let (first, attention, second) = &self.middle;
         let x = second.forward(&attention.forward(&first.forward(&x)?)?)?;
-        let moments = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?;
+        let moments = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?.to_dtype(DType::F32)?;
         let halves = moments.chunk(2, 1)?;
         Ok(Moments { mean: halves[0].contiguous()?, log_variance: halves[1].contiguous()? })
     }

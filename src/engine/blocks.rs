@@ -1,0 +1,121 @@
+//! The number types of quantized weight files: bytes to f32, with the bits of each format's reference implementation.
+//!
+//! Must not know files, devices or models.
+
+pub(crate) mod bitsandbytes;
+mod f8;
+mod iq4;
+mod k_quants;
+mod legacy;
+
+use half::{bf16, f16};
+
+/// A type whose numbers are stored in blocks, each of which is decoded by itself. The GGML types, and the two of eight bits
+/// that safetensors has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BlockType {
+    F32,
+    F16,
+    Bf16,
+    /// fp8: 4 bits of exponent, 3 of mantissa, no infinities.
+    F8E4M3,
+    /// fp8: 5 bits of exponent, 2 of mantissa.
+    F8E5M2,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Iq4Nl,
+    Iq4Xs,
+}
+
+/// Numbers in a block of the K-quants, and of IQ4_XS.
+const SUPER_BLOCK: usize = 256;
+
+/// Numbers in a block of the older types, and of IQ4_NL.
+const SMALL_BLOCK: usize = 32;
+
+impl BlockType {
+    /// Numbers in a block.
+    pub(crate) fn numbers(self) -> usize {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 | Self::F8E4M3 | Self::F8E5M2 => 1,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Iq4Nl => SMALL_BLOCK,
+            Self::Q2K | Self::Q3K | Self::Q4K | Self::Q5K | Self::Q6K | Self::Iq4Xs => SUPER_BLOCK,
+        }
+    }
+
+    /// Bytes of a block.
+    pub(crate) fn bytes(self) -> usize {
+        match self {
+            Self::F8E4M3 | Self::F8E5M2 => 1,
+            Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
+            Self::Q4_0 | Self::Iq4Nl => 18,
+            Self::Q4_1 => 20,
+            Self::Q5_0 => 22,
+            Self::Q5_1 => 24,
+            Self::Q8_0 => 34,
+            Self::Q2K => 84,
+            Self::Q3K => 110,
+            Self::Iq4Xs => 136,
+            Self::Q4K => 144,
+            Self::Q5K => 176,
+            Self::Q6K => 210,
+        }
+    }
+
+    /// Decodes whole blocks. `out` has one place for each number.
+    pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            Self::F32 => each::<4, 1>(bytes, out, |value, out| out[0] = f32::from_le_bytes(*value)),
+            Self::F16 => each::<2, 1>(bytes, out, |value, out| out[0] = f16::from_le_bytes(*value).to_f32()),
+            Self::Bf16 => each::<2, 1>(bytes, out, |value, out| out[0] = bf16::from_le_bytes(*value).to_f32()),
+            Self::F8E4M3 => each::<1, 1>(bytes, out, |value, out| out[0] = f8::e4m3(value[0])),
+            Self::F8E5M2 => each::<1, 1>(bytes, out, |value, out| out[0] = f8::e5m2(value[0])),
+            Self::Q4_0 => each(bytes, out, legacy::q4_0),
+            Self::Q4_1 => each(bytes, out, legacy::q4_1),
+            Self::Q5_0 => each(bytes, out, legacy::q5_0),
+            Self::Q5_1 => each(bytes, out, legacy::q5_1),
+            Self::Q8_0 => each(bytes, out, legacy::q8_0),
+            Self::Q2K => each(bytes, out, k_quants::q2),
+            Self::Q3K => each(bytes, out, k_quants::q3),
+            Self::Q4K => each(bytes, out, k_quants::q4),
+            Self::Q5K => each(bytes, out, k_quants::q5),
+            Self::Q6K => each(bytes, out, k_quants::q6),
+            Self::Iq4Nl => each(bytes, out, iq4::nl),
+            Self::Iq4Xs => each(bytes, out, iq4::xs),
+        }
+    }
+}
+
+/// Decodes block by block.
+fn each<const BYTES: usize, const NUMBERS: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    decode: impl Fn(&[u8; BYTES], &mut [f32; NUMBERS]),
+) {
+    let (blocks, rest) = bytes.as_chunks::<BYTES>();
+    let (places, places_left) = out.as_chunks_mut::<NUMBERS>();
+    assert!(
+        rest.is_empty() && places_left.is_empty() && blocks.len() == places.len(),
+        "whole blocks, and their places"
+    );
+    for (block, place) in blocks.iter().zip(places) {
+        decode(block, place);
+    }
+}
+
+/// The 16-bit number at the beginning of bytes.
+fn half_at(bytes: &[u8]) -> f32 {
+    f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+}
+
+#[cfg(test)]
+mod tests;
