@@ -155,7 +155,7 @@ impl Run<'_> {
                 let failure = outcome.difference.fault(tolerance);
                 (Some(outcome.difference.error), Some(outcome.milliseconds), failure)
             }
-            Err(error) => (None, None, Some(error.to_string())),
+            Err(error) => (None, None, Some(in_a_line(&error))),
         };
         OperationReport { group, name, error, tolerance, milliseconds, failure }
     }
@@ -172,8 +172,13 @@ impl Run<'_> {
         left: impl Iterator<Item = &'b Operation>,
     ) {
         let left = left.map(|operation| (operation.group, operation.name)).collect();
-        (self.on_event)(OperationEvent::Stopped { group, reason: error.to_string(), left });
+        (self.on_event)(OperationEvent::Stopped { group, reason: in_a_line(error), left });
     }
+}
+
+/// An error without its backtrace.
+fn in_a_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 #[cfg(test)]

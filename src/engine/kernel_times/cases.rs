@@ -1,6 +1,6 @@
 //! The kernels that are timed, and their shapes.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::domain::device::Kernels;
 use crate::domain::precision::Precision;
@@ -86,14 +86,16 @@ impl Scale {
 
 /// All cases, in the order in which they are timed.
 pub(super) fn cases(device: &Device, kernels: Kernels, scale: &Scale) -> Vec<Case> {
+    // Last the kernel that nothing uses yet: a fault of it costs no other time.
     let all = All { device: device.clone(), dtype: device::dtype(device), kernels };
     [
-        all.attentions(scale),
+        all.attentions(scale, &[Kernel::Warp, Kernel::Warpgroup]),
         all.linears(scale),
         all.e4m3(scale),
         all.rows(scale),
         all.convolutions(scale),
         all.norms(scale),
+        all.attentions(scale, &[Kernel::OrderedWarpgroup]),
     ]
     .into_iter()
     .flatten()
@@ -131,14 +133,14 @@ impl All {
         (values * self.dtype.size_in_bytes()) as f64
     }
 
-    /// The kernels of an operation that has several, and why one is not timed.
-    fn by_kernel(&self, choice: &Choice) -> [(Kernel, Option<String>); 2] {
+    /// Each of the kernels of an operation, and why it is not timed, if it is not.
+    fn by_kernel(&self, choice: &Choice, kernels: &[Kernel]) -> Vec<(Kernel, Option<String>)> {
         let has_both = choice.kernels(&self.device).contains(&Kernel::Warpgroup);
         let skipped = match self.kernels {
             Kernels::Portable => Some("only the portable kernels were asked for".to_owned()),
             Kernels::Auto => (!has_both).then(|| NO_WARPGROUPS.to_owned()),
         };
-        [(Kernel::Warp, None), (Kernel::Warpgroup, skipped)]
+        kernels.iter().map(|&kernel| (kernel, skipped.clone().filter(|_| kernel != Kernel::Warp))).collect()
     }
 
     /// A case limited by arithmetic.
@@ -166,17 +168,21 @@ impl All {
         Case { flops: None, bytes: Some(bytes), ..self.computing(names, 0.0, prepare) }
     }
 
-    fn attentions(&self, scale: &Scale) -> Vec<Case> {
+    fn attentions(&self, scale: &Scale, kernels: &[Kernel]) -> Vec<Case> {
         let (heads, hidden) = (scale.heads, scale.hidden());
         let mut cases = Vec::new();
         for (count, tokens) in scale.sequences {
-            for (kernel, skipped) in self.by_kernel(&attention::KERNELS) {
+            for (kernel, skipped) in self.by_kernel(&attention::KERNELS, kernels) {
                 let name = format!("attention, {}", kernel.name());
                 let shape = format!("{count} × {tokens} tokens, {heads} heads of {}", scale.head_width);
                 let flops = 4.0 * (count * tokens * tokens * hidden) as f64;
                 let case = self.computing([name, shape], flops, move |all| {
                     let qkv = all.random(&[count * tokens, 3 * hidden])?;
                     let segments = Segments::from_lengths(vec![tokens; count]);
+                    if kernel == Kernel::OrderedWarpgroup {
+                        let by = |kernel| attention_by(kernel, &qkv, heads, &segments);
+                        check_agreement(&by(Kernel::Warpgroup)?, &by(kernel)?)?;
+                    }
                     Ok(move || attention_by(kernel, &qkv, heads, &segments))
                 });
                 cases.push(Case { skipped, ..case });
@@ -275,7 +281,7 @@ impl All {
         let [narrow, wide] = scale.channels;
         let side = scale.side;
         let mut cases = Vec::new();
-        for (kernel, skipped) in self.by_kernel(&convolution::KERNELS) {
+        for (kernel, skipped) in self.by_kernel(&convolution::KERNELS, &[Kernel::Warp, Kernel::Warpgroup]) {
             for inputs in [wide, narrow] {
                 let name = format!("convolution 3x3, {}", kernel.name());
                 let flops = 2.0 * (9 * inputs * narrow * side * side) as f64;
@@ -326,6 +332,19 @@ impl All {
     }
 }
 
+/// The largest relative difference of two kernels, by Euclidean norms: both round to bf16.
+const DIFFERENCE_MAX: f32 = 0.01;
+
+/// Refuses a kernel that nothing else tests, if it does not agree with the one in use.
+fn check_agreement(one: &Tensor, other: &Tensor) -> Result<()> {
+    let norm = |x: &Tensor| x.to_dtype(DType::F32)?.sqr()?.sum_all()?.sqrt()?.to_scalar::<f32>();
+    let difference = norm(&(one.to_dtype(DType::F32)? - other.to_dtype(DType::F32)?)?)? / norm(one)?;
+    if difference.is_nan() || difference > DIFFERENCE_MAX {
+        bail!("its results are {:.2} % off those of the kernel in use", 100.0 * difference);
+    }
+    Ok(())
+}
+
 fn of_layer(rows: usize, inputs: usize, outputs: usize) -> String {
     format!("{rows} rows, {inputs} to {outputs}")
 }
@@ -336,4 +355,19 @@ fn flops_of(rows: usize, inputs: usize, outputs: usize) -> f64 {
 
 fn of_image(side: usize, inputs: usize, outputs: usize) -> String {
     format!("{side}x{side} pixels, {inputs} to {outputs} channels")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_that_gives_other_results_is_not_timed() {
+        let x = Tensor::randn(0.0_f32, 1.0, (64, 64), &Device::Cpu).expect("random");
+        let times = |factor: f64| (&x * factor).expect("computes");
+        check_agreement(&x, &times(1.005)).expect("rounding");
+        let error = check_agreement(&x, &times(1.02)).expect_err("too far").to_string();
+        assert!(error.starts_with("its results are 2.00 % off"), "{error}");
+        assert!(check_agreement(&x, &times(f64::NAN)).is_err());
+    }
 }

@@ -15,6 +15,8 @@ pub(crate) enum Kernel {
     /// Matrix instructions of a warpgroup, `kernels/NAME_hopper.cu`: on Hopper. Shapes for which that is not compiled go to
     /// [`Kernel::Warp`].
     Warpgroup,
+    /// The same for attention, whose warpgroups take turns. Nothing chooses it: which of the two is faster has to be measured.
+    OrderedWarpgroup,
 }
 
 impl Kernel {
@@ -23,6 +25,7 @@ impl Kernel {
         match self {
             Self::Warp => "portable",
             Self::Warpgroup => "hopper",
+            Self::OrderedWarpgroup => "hopper, ordered",
         }
     }
 }

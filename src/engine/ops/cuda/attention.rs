@@ -29,6 +29,8 @@ pub(in crate::engine::ops) const HEAD_WIDTHS: [usize; 4] = [16, 32, 64, 128];
 /// The one that [`Kernel::Warpgroup`] is compiled for, and its entry.
 const HOPPER_HEAD_WIDTH: usize = 128;
 const HOPPER_ENTRY: &str = "attention_hopper_128";
+/// That of [`Kernel::OrderedWarpgroup`], which is launched in the same way.
+const ORDERED_HOPPER_ENTRY: &str = "attention_hopper_ordered_128";
 
 /// Bytes of shared memory of [`Kernel::Warpgroup`]: the queries, two tiles of keys and two of values, and the alignment to
 /// 1024 bytes.
@@ -68,9 +70,10 @@ struct Entry {
 impl Entry {
     /// For a device whose multiprocessors have so many bytes of shared memory.
     fn of(kernel: Kernel, head_width: usize, multiprocessor_bytes: usize) -> Self {
-        if kernel == Kernel::Warpgroup && head_width == HOPPER_HEAD_WIDTH {
+        if kernel != Kernel::Warp && head_width == HOPPER_HEAD_WIDTH {
+            let is_ordered = kernel == Kernel::OrderedWarpgroup;
             return Self {
-                name: HOPPER_ENTRY.to_owned(),
+                name: if is_ordered { ORDERED_HOPPER_ENTRY } else { HOPPER_ENTRY }.to_owned(),
                 kernels: &HOPPER_KERNELS,
                 threads: THREADS,
                 shared_bytes: HOPPER_SHARED_BYTES,

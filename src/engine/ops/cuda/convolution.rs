@@ -52,8 +52,8 @@ impl Entry {
             (_, false) if sizes.outputs <= OUTPUTS_NARROW => NARROW,
             (Kernel::Warp, false) => PLAIN,
             (Kernel::Warp, true) => DOUBLED,
-            (Kernel::Warpgroup, false) => HOPPER,
-            (Kernel::Warpgroup, true) => HOPPER_DOUBLED,
+            (Kernel::Warpgroup | Kernel::OrderedWarpgroup, false) => HOPPER,
+            (Kernel::Warpgroup | Kernel::OrderedWarpgroup, true) => HOPPER_DOUBLED,
         }
     }
 
