@@ -133,7 +133,7 @@ mod tests {
     fn a_trial_that_hangs_or_dies_leaves_the_portable_kernel_and_a_line_in_the_log() {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let writer = file.reopen().expect("the same file");
-        let subscriber = tracing_subscriber::fmt().with_writer(writer).finish();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(writer).finish();
         // With a single subscriber, a thread that has none may disable the event.
         let _second = tracing::Dispatch::new(tracing_subscriber::registry());
         // The shell becomes the sleep: nothing is left behind.

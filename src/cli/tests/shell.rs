@@ -29,7 +29,7 @@ async fn models_are_listed_with_those_that_are_served_first_and_those_that_are_h
 /// The names of all commands, with those above them: `keys create`.
 fn commands() -> Vec<String> {
     fn collect(command: &clap::Command, above: &str, found: &mut Vec<String>) {
-        for command in command.get_subcommands() {
+        for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
             let name = format!("{above}{}", command.get_name());
             collect(command, &format!("{name} "), found);
             found.push(name);

@@ -93,7 +93,9 @@ impl Numbers {
             Self::Blocks(kind) => kind.decode(codes, out),
             Self::Scaled(kind, scale) => {
                 kind.decode(codes, out);
-                out.iter_mut().for_each(|value| *value *= scale);
+                for value in out {
+                    *value *= scale;
+                }
             }
             Self::FourBits(packed) => packed.decode(codes, first, out)?,
             Self::Int8(packed) => packed.decode(codes, first, out),

@@ -248,7 +248,12 @@ impl<'a> Folder<'a> {
         Self { source, loose: OnceCell::new() }
     }
 
-    /// A component in its folder of the diffusers layout, or in a file at the top; `None` where there is none.
+    /// A component in its folder of the diffusers layout, or in a file at the top; `None` where there is none, `Some(None)` where
+    /// it cannot be read.
+    #[expect(
+        clippy::option_option,
+        reason = "a component that is missing is looked for elsewhere, a broken one is not"
+    )]
     fn open(&self, component: Component, problems: &mut Vec<Problem>) -> Option<Option<Found<'a>>> {
         let (stem, config) = (stem_of(component), format!("{}/config.json", component.folder()));
         if WeightFiles::exist(self.source, &stem) {

@@ -22,7 +22,7 @@ pub(super) fn unsupported(text: &str) -> Vec<String> {
             (_, Value::Null) => {}
             ("_class_name", value) if value != CLASS => refuse(field, value, CLASS),
             (switch, value) if SWITCHES.contains(&switch) && *value != Value::Bool(false) => {
-                refuse(field, value, "false")
+                refuse(field, value, "false");
             }
             ("shift_terminal", value) => refuse(field, value, "null"),
             ("time_shift_type", value) if value != "exponential" => refuse(field, value, "\"exponential\""),

@@ -22,7 +22,9 @@ struct Cases {
 struct Case {
     name: String,
     args: Arguments,
-    case: String,
+    /// The file of its tensors.
+    #[serde(rename = "case")]
+    file: String,
 }
 
 #[derive(Deserialize)]
@@ -81,7 +83,7 @@ fn first_of(tensor: &Tensor) -> Tensor {
 
 fn check(name: &str, files: &ModelFiles) {
     let (case, mut engine) = (case(name), engine(files));
-    let recorded = tensors(&format!("quant/{}", case.case));
+    let recorded = tensors(&format!("quant/{}", case.file));
     let spec = case.args.spec((case.args.width, case.args.height), case.args.seed);
     let embedding = engine.model.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length()).expect("embeds");
     assert_close(&format!("{name} clip"), &embedding.pooled, &recorded["clip_pooled"], CLIP);
@@ -151,7 +153,9 @@ fn images(engine: &mut FluxEngine, specs: &[GenerateSpec], is_batched: bool) -> 
         if is_batched {
             engine.step(&slots).expect("steps");
         } else {
-            slots.iter().for_each(|slot| engine.step(&[*slot]).expect("steps"));
+            for slot in &slots {
+                engine.step(&[*slot]).expect("steps");
+            }
         }
     }
     slots.into_iter().map(|slot| engine.finish(slot).expect("finishes")).collect()

@@ -60,7 +60,10 @@ fn run(operations: &[&Operation], groups: &[OperationGroup], answers: usize) -> 
     let (mut events, waits) = (Vec::new(), Cell::new(0));
     let wait = || {
         waits.set(waits.get() + 1);
-        if waits.get() > answers { bail!("CUDA_ERROR_ILLEGAL_ADDRESS") } else { Ok(()) }
+        if waits.get() > answers {
+            bail!("CUDA_ERROR_ILLEGAL_ADDRESS");
+        }
+        Ok(())
     };
     let why_not = |group| (group == Fp8).then(|| "no".to_owned());
     let target = Target { device: &Device::Cpu, dtype: DType::F32, wait: &wait };

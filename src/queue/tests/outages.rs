@@ -58,10 +58,12 @@ async fn an_engine_is_not_built_again_on_a_device_that_is_lost() {
     queue.close();
 }
 
-/// Loses its device at the first step after the warm-up.
+/// Steps of the image that breaks a device. The warm-up's has others.
+const BREAKING_STEPS: u32 = 7;
+
+/// Loses its device at the first step of an image of [`BREAKING_STEPS`].
 struct Losing {
-    steps: u32,
-    free: u32,
+    breaks: bool,
 }
 
 impl StepEngine for Losing {
@@ -69,17 +71,16 @@ impl StepEngine for Losing {
         EngineLimits { images_max: 2, step_tokens_max: 100_000 }
     }
 
-    fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
+    fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
+        self.breaks |= spec.steps() == BREAKING_STEPS;
         Ok(Slot(0))
     }
 
     fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
-        self.steps += 1;
-        if self.steps > self.free { Err(lost()) } else { Ok(()) }
+        if self.breaks { Err(lost()) } else { Ok(()) }
     }
 
     fn finish(&mut self, _: Slot) -> Result<RgbImage, EngineError> {
-        self.free = self.steps;
         Ok(RgbImage::new(64, 64, vec![1; 64 * 64 * 3]).expect("three bytes per pixel"))
     }
 
@@ -90,7 +91,7 @@ impl StepEngine for Losing {
 async fn a_lost_device_is_told_although_another_engine_is_ready_and_costs_no_job() {
     let (gate, _steps) = gate();
     let shut = Arc::clone(&gate);
-    let losing: EngineFactory = Box::new(|| Ok(Box::new(Losing { steps: 0, free: u32::MAX }) as Box<dyn StepEngine>));
+    let losing: EngineFactory = Box::new(|| Ok(Box::new(Losing { breaks: false }) as Box<dyn StepEngine>));
     let queue = Queue::start(&settings(), vec![losing, Box::new(move || Ok(gated_engine(&gate)))]).expect("threads");
     ready(&queue).await;
     until("both are ready", || queue.engines().0 == 2).await;
@@ -98,7 +99,7 @@ async fn a_lost_device_is_told_although_another_engine_is_ready_and_costs_no_job
     // One for each engine.
     let submit = || {
         let reservation = queue.reserve(KeyId::generate()).expect("a reservation");
-        reservation.submit(JobId::generate(), spec(), Terms::default())
+        reservation.submit(JobId::generate(), spec_in(Some(BREAKING_STEPS)), Terms::default())
     };
     let mut jobs = [submit(), submit()];
     is_lost(&queue).await;
