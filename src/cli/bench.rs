@@ -1,6 +1,7 @@
 //! `fluxserve bench`: from the options to a request, and from the report to a table.
 
 mod kernels;
+mod load;
 
 use std::fs;
 use std::io::Write;
@@ -16,8 +17,8 @@ use super::load_bar::LoadBar;
 use super::part_args::PartArgs;
 use super::table::write_table;
 use crate::app::{
-    self, ChosenKernel, Distance, FidelityReport, FidelityRequest, KernelChoices, LoadReport, LoadRequest, Moved,
-    Outcome, StagesRequest, TimeReport, TimeRequest, Timing,
+    self, ChosenKernel, Distance, FidelityReport, FidelityRequest, KernelChoices, Outcome, StagesRequest, TimeReport,
+    TimeRequest, Timing,
 };
 use crate::config::{Config, Flags};
 use crate::domain::device::DeviceChoice;
@@ -235,7 +236,7 @@ pub(super) fn run(
 ) -> anyhow::Result<()> {
     match command {
         BenchCommand::Time(arguments) => time(arguments, config, out, notes),
-        BenchCommand::Load(arguments) => load(arguments, config, out),
+        BenchCommand::Load(arguments) => load::run(arguments, config, out),
         BenchCommand::Kernels(arguments) => kernels::run(&arguments, config, out, notes),
         BenchCommand::Fidelity(arguments) => fidelity(arguments, config, out, notes),
         BenchCommand::Stages(arguments) => {
@@ -282,42 +283,6 @@ fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut d
         Some(reason) => bail!("{reason}; the rest was not timed"),
         None => Ok(()),
     }
-}
-
-fn load(arguments: LoadArgs, config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
-    let engine = config.engine_settings(config.device.first());
-    let request = LoadRequest { model: arguments.parts.of(arguments.model), engine, reads_before: !arguments.at_once };
-    let report = app::load(config, &request, LoadBar::new()?)?;
-    if let Some(file) = &arguments.json {
-        write_json(file, &report)?;
-    }
-    write_load_report(&report, out)
-}
-
-fn write_load_report(report: &LoadReport, out: &mut dyn Write) -> anyhow::Result<()> {
-    let LoadReport { model, device, readers, buffer_bytes, share_of_reading, seconds, .. } = report;
-    writeln!(out, "{model} on {device}, {readers} threads read {} MiB at a time", buffer_bytes >> 20)?;
-    let moved = |name: &str, moved: Moved| {
-        let Moved { bytes, seconds, gigabytes_per_second } = moved;
-        [
-            name.to_owned(),
-            format!("{:.2}", bytes as f64 / 1e9),
-            format!("{seconds:.3}"),
-            format!("{gigabytes_per_second:.2}"),
-        ]
-    };
-    let before = report.reading_before.map(|before| moved("reading alone, before", before));
-    let after = [moved("weights onto the device", report.weights), moved("reading alone, after", report.reading_after)];
-    let rows: Vec<[String; 4]> = before.into_iter().chain(after).collect();
-    write_table(out, ["WHAT", "GB", "SECONDS", "GB/S"], &rows)?;
-    writeln!(out, "loaded at {:.0} % of the rate of reading alone, after\n", 100.0 * share_of_reading)?;
-    let parts = report.parts.iter().map(|part| [part.name.to_owned(), format!("{:.3}", part.seconds)]);
-    let rows: Vec<[String; 2]> = parts.chain([["ready".to_owned(), format!("{seconds:.3}")]]).collect();
-    write_table(out, ["PART", "SECONDS"], &rows)?;
-    if let Some(bytes) = report.resident_bytes_max {
-        writeln!(out, "at most {:.2} GB of memory in use", bytes as f64 / 1e9)?;
-    }
-    Ok(())
 }
 
 fn write_json(file: &Path, report: &impl Serialize) -> anyhow::Result<()> {

@@ -8,8 +8,6 @@ use candle_core::{Result, Tensor};
 use super::Segments;
 
 pub(crate) use kernel::CHOICE as KERNELS;
-#[cfg(feature = "cuda")]
-pub(super) use kernel::do_two_fit;
 pub(crate) use packed::{attention_by, biased_attention};
 
 /// `softmax(q kᵀ / sqrt(head width)) v` for every head, inside each sequence.

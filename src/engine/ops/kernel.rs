@@ -159,6 +159,15 @@ pub(super) fn are_close(some: &[f32], others: &[f32], difference_max: impl Fn(f3
     some.len() == others.len() && pairs.all(|(one, other)| (one - other).abs() <= difference_max(*one))
 }
 
+/// Bytes of shared memory that CUDA adds to every block.
+const RESERVED_BYTES: usize = 1024;
+
+/// Whether a multiprocessor has shared memory for two blocks of a kernel that takes `block_bytes`.
+#[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "the CPU has no multiprocessors"))]
+pub(super) fn do_two_fit(block_bytes: usize, multiprocessor_bytes: usize) -> bool {
+    2 * (block_bytes + RESERVED_BYTES) <= multiprocessor_bytes
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,5 +218,13 @@ mod tests {
         assert!(!are_close(&[1.0, -2.0], &[1.0, -2.04]));
         assert!(!are_close(&[1.0, f32::NAN], &[1.0, f32::NAN]));
         assert!(!are_close(&[1.0], &[1.0, 1.0]));
+    }
+
+    /// Of 64 KiB, as attention takes for heads of 128: an A100 and a Hopper have room for two, Ada has not.
+    #[test]
+    fn two_blocks_fit_with_what_cuda_adds_to_each() {
+        let do_fit = |kibibytes: usize| do_two_fit(64 << 10, kibibytes << 10);
+        assert_eq!([164, 228, 130].map(do_fit), [true; 3]);
+        assert_eq!([100, 128, 129].map(do_fit), [false; 3]);
     }
 }

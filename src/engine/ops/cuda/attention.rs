@@ -11,8 +11,7 @@ use half::bf16;
 
 use super::modules::Kernels;
 use super::{Bounds, Matrix, MatrixMut, THREADS, grid, number};
-use crate::engine::ops::attention::do_two_fit;
-use crate::engine::ops::kernel::Kernel;
+use crate::engine::ops::kernel::{Kernel, do_two_fit};
 use crate::engine::ops::segments::Segments;
 
 pub(super) const KERNELS: Kernels =
