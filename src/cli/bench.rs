@@ -279,7 +279,12 @@ fn time(arguments: TimeArgs, config: &Config, out: &mut dyn Write, notes: &mut d
         Ok(())
     })?;
     write_report(&report, out)?;
-    match report.stopped {
+    complete(report.stopped)
+}
+
+/// An error if a fault of the device ended the measurement early.
+fn complete(stopped: Option<String>) -> anyhow::Result<()> {
+    match stopped {
         Some(reason) => bail!("{reason}; the rest was not timed"),
         None => Ok(()),
     }

@@ -3,10 +3,9 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::Args;
 
-use super::{write_json, write_table};
+use super::{complete, write_json, write_table};
 use crate::app::{self, KernelTiming, KernelTimings};
 use crate::config::Config;
 use crate::domain::device::{DeviceChoice, Kernels};
@@ -42,10 +41,7 @@ pub(super) fn run(
         Ok(())
     })?;
     write_report(&report, out)?;
-    match report.stopped {
-        Some(reason) => bail!("{reason}; the rest was not timed"),
-        None => Ok(()),
-    }
+    complete(report.stopped)
 }
 
 fn in_short(timing: &KernelTiming) -> String {

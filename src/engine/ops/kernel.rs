@@ -78,11 +78,7 @@ impl Choice {
         }
         let (kernel, reason) = match (setting, fault) {
             (Kernels::Portable, _) => (Kernel::Warp, "as configured".to_owned()),
-            (Kernels::Auto, _) if !(self.has_warpgroups)(device) => (
-                Kernel::Warp,
-                "the device has no matrix instructions for warpgroups, or the program was not built for them"
-                    .to_owned(),
-            ),
+            (Kernels::Auto, _) if !(self.has_warpgroups)(device) => (Kernel::Warp, NO_WARPGROUPS.to_owned()),
             (Kernels::Auto, Some(fault)) => (Kernel::Warp, fault.to_string()),
             (Kernels::Auto, None) => {
                 let (kernel, reason) = self.tried(device, Device::synchronize)?;
