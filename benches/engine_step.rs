@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench engine_step` uses the tiny reference checkpoint; `FLUXSERVE_BENCH_CHECKPOINT=DIR` names another
 //! and `FLUXSERVE_BENCH_IMAGES`, `…_SIDE`, `…_STEPS` set the number of images in the batch, their side in pixels and the
-//! number of steps. `benches/step_against_diffusers.py` compares it with diffusers on the same weights.
+//! number of steps, `…_WEIGHTS` how weights are kept (`as-stored` or `expanded`). `benches/step_against_diffusers.py` compares it with diffusers on the same weights.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a benchmark prints its result")]
 
@@ -10,11 +10,12 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use fluxserve::catalog::card_or_flux_dev;
-use fluxserve::domain::device::DeviceChoice;
+use fluxserve::domain::device::{DeviceChoice, EngineSettings};
 use fluxserve::domain::engine::StepEngine;
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model::{ModelFiles, ParameterDefaults};
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::domain::weight_storage::WeightStorage;
 use fluxserve::engine::FluxEngine;
 
 fn setting(name: &str, default: u32) -> u32 {
@@ -26,8 +27,10 @@ fn main() {
     let reference = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
     let checkpoint = std::env::var_os("FLUXSERVE_BENCH_CHECKPOINT").map_or(reference, PathBuf::from);
     let (images, side, steps) = (setting("IMAGES", 1), setting("SIDE", 512), setting("STEPS", 3).max(1));
-    let mut engine =
-        FluxEngine::load(&ModelFiles::Directory(checkpoint), DeviceChoice::Auto).expect("the checkpoint loads");
+    let weights = std::env::var("FLUXSERVE_BENCH_WEIGHTS")
+        .map_or(WeightStorage::Auto, |word| word.parse().expect("`auto`, `as-stored` or `expanded`"));
+    let settings = EngineSettings { weights, ..DeviceChoice::Auto.into() };
+    let mut engine = FluxEngine::load(&ModelFiles::Directory(checkpoint), settings).expect("the checkpoint loads");
     let mut card = card_or_flux_dev(&ModelId::new("benchmark"));
     card.defaults = ParameterDefaults { width: side, height: side, steps: steps + 1, guidance: 3.5 };
     card.limits.steps_max = steps + 1;

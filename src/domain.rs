@@ -29,3 +29,4 @@ pub mod recent;
 pub mod scope;
 pub mod spec;
 pub mod usage;
+pub mod weight_storage;

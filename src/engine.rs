@@ -42,12 +42,13 @@ pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
 pub use kernel_trial::{KernelTrial, may_have_faster_kernels, try_kernel};
+use memory::Room;
 pub use memory::TooLarge;
 use models::flux1::{Flux1, Image, Residency, Stepped, Weights};
 pub use reading::{LoadTimes, Reading, read_weights};
 pub use self_test::{OperationEvent, OperationReport, run_operations};
 pub use stages::{Stages, WriteError};
-pub use storage::PrecisionError;
+pub use storage::{AsStoredError, PrecisionError};
 pub use trace::Trace;
 
 /// A FLUX model on one device, and the images it is generating.
@@ -98,7 +99,8 @@ impl FluxEngine {
         let check_seconds = started.elapsed().as_secs_f64() - device_seconds;
         storage::check_widths(checkpoint.configs.transformer.block_linears(), &device, settings.precision)?;
         storage::check_device(&device, settings.precision)?;
-        let (limits, pixels_max) = memory::limits_of(&checkpoint, &device, &settings)?;
+        storage::check_kept(settings.weights, settings.precision)?;
+        let Room { limits, pixels_max, are_stored } = memory::room_for(&checkpoint, &device, &settings)?;
         if settings.precision.is_lossy() {
             let precision = settings.precision;
             tracing::warn!(%precision, "the engine runs in a lossy precision: images differ slightly from the model's");
@@ -107,7 +109,7 @@ impl FluxEngine {
         ops::attention::KERNELS.choose(&device, settings.kernels, faults.attention)?;
         ops::convolution::KERNELS.choose(&device, settings.kernels, faults.convolution)?;
         let is_text_streamed = settings.offload == Offload::Text;
-        let options = LoadOptions { dtype: device::dtype(&device), is_text_streamed };
+        let options = LoadOptions { dtype: device::dtype(&device), is_text_streamed, are_stored };
         let loading = checkpoint.load_onto(&device, options, observer)?;
         let weights = Weights {
             decoder: loading.decoder(),

@@ -11,6 +11,7 @@ use crate::config::Config;
 use crate::domain::device::{DeviceChoice, Kernels};
 use crate::domain::model_source::ModelSource;
 use crate::domain::operation_group::OperationGroup;
+use crate::domain::weight_storage::WeightStorage;
 use crate::engine::{self, Inspection, KeptAs, LoadError, OperationEvent, OperationReport};
 use crate::store::Store;
 
@@ -146,12 +147,21 @@ fn memory(config: &Config, models: &[Model]) -> Finding {
         return Ok(free);
     }
     let looks = models.iter().filter_map(|(_, look)| look.as_ref().ok());
-    let needed: usize = looks.map(|look| total(look, KeptAs::F32)).sum();
-    let weights = format!("the weights of all models need {} on the CPU, in f32", size(needed as u64));
+    let (kept_as, words) = kept_on_cpu(config);
+    let needed: usize = looks.map(|look| total(look, kept_as)).sum();
+    let weights = format!("the weights of all models need {} on the CPU, {words}", size(needed as u64));
     if available.is_some_and(|available| needed > available) {
         return Err(format!("{weights}, {free}: serve fewer or smaller models, or use a GPU"));
     }
     Ok(format!("{free}, {weights}"))
+}
+
+/// How weights are kept on the CPU, with words for it.
+fn kept_on_cpu(config: &Config) -> (KeptAs, &'static str) {
+    match config.engine.weights {
+        WeightStorage::Expanded => (KeptAs::F32, "in f32"),
+        WeightStorage::Auto | WeightStorage::AsStored => (KeptAs::AsStored, "as stored"),
+    }
 }
 
 fn runs_on_cpu(device: DeviceChoice) -> bool {
@@ -169,7 +179,7 @@ fn fits(config: &Config, source: &ModelSource, inspection: &Inspection) -> Findi
     for device in config.device.iter() {
         words.push(match engine::memory_plan(&files, &config.engine_settings(device)) {
             Ok(Some(plan)) => format!("on {device}: {plan}"),
-            Ok(None) => fits_on_cpu(device, inspection),
+            Ok(None) => fits_on_cpu(device, inspection, kept_on_cpu(config)),
             // Another check reports it.
             Err(LoadError::Device(_)) => format!("{device} does not respond"),
             Err(error) => return Err(format!("on {device}: {error}")),
@@ -182,16 +192,16 @@ fn fits(config: &Config, source: &ModelSource, inspection: &Inspection) -> Findi
     Ok(words.join("; "))
 }
 
-fn fits_on_cpu(device: DeviceChoice, inspection: &Inspection) -> String {
-    let parts = inspection.weights_bytes(KeptAs::F32).into_iter();
+fn fits_on_cpu(device: DeviceChoice, inspection: &Inspection, (kept_as, words): (KeptAs, &str)) -> String {
+    let parts = inspection.weights_bytes(kept_as).into_iter();
     let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(bytes as u64))).collect();
-    let needed = total(inspection, KeptAs::F32);
+    let needed = total(inspection, kept_as);
     let fit = match available_memory_bytes() {
         Some(free) if needed <= free => format!("fits, {} free", size(free as u64)),
         Some(free) => format!("does not fit, {} free", size(free as u64)),
         None => "free memory is unknown".to_owned(),
     };
-    format!("on {device} {} in f32 ({}): {fit}", size(needed as u64), parts.join(", "))
+    format!("on {device} {} {words} ({}): {fit}", size(needed as u64), parts.join(", "))
 }
 
 fn available_memory_bytes() -> Option<usize> {

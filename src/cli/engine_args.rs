@@ -5,6 +5,7 @@ use clap::Args;
 use crate::config::Flags;
 use crate::domain::device::{Kernels, Offload};
 use crate::domain::precision::Precision;
+use crate::domain::weight_storage::WeightStorage;
 
 /// Options of engines.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
@@ -22,6 +23,10 @@ pub struct EngineArgs {
     /// Precision of linear layers: full, or fp8, which takes half the memory and is lossy [default: full]
     #[arg(long, value_name = "PRECISION")]
     pub precision: Option<Precision>,
+    /// How weights are kept in memory: `as-stored` takes their file's size, `expanded` is faster on CUDA, `auto` expands them
+    /// there if they fit [default: auto]
+    #[arg(long, value_name = "HOW")]
+    pub weights: Option<WeightStorage>,
 }
 
 impl EngineArgs {
@@ -30,5 +35,6 @@ impl EngineArgs {
         flags.is_deterministic = self.deterministic;
         flags.kernels = self.kernels;
         flags.precision = self.precision;
+        flags.weights = self.weights;
     }
 }

@@ -170,6 +170,7 @@ impl<'a> Environment<'a> {
                 deterministic: self.boolean(&ENGINE_DETERMINISTIC)?,
                 kernels: self.text(&ENGINE_KERNELS)?,
                 precision: self.text(&ENGINE_PRECISION)?,
+                weights: self.text(&ENGINE_WEIGHTS)?,
             },
             drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,
             http: HttpSettings {

@@ -13,6 +13,7 @@ use crate::config::values::Config;
 use crate::domain::device::{Devices, Kernels, Offload};
 use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
+use crate::domain::weight_storage::WeightStorage;
 
 /// Read from the working directory if it exists and no other file is named.
 pub const DEFAULT_FILE: &str = "fluxserve.toml";
@@ -40,6 +41,8 @@ pub struct Flags {
     pub kernels: Option<Kernels>,
     /// See [`crate::config::EngineConfig::precision`].
     pub precision: Option<Precision>,
+    /// See [`crate::config::EngineConfig::weights`].
+    pub weights: Option<WeightStorage>,
     /// Whether [`HubConfig::download`] is on, whatever file and environment say.
     pub download: bool,
 }
@@ -85,6 +88,7 @@ impl Config {
         config.engine.is_deterministic |= flags.is_deterministic;
         config.engine.kernels = flags.kernels.unwrap_or(config.engine.kernels);
         config.engine.precision = flags.precision.unwrap_or(config.engine.precision);
+        config.engine.weights = flags.weights.unwrap_or(config.engine.weights);
         if !flags.models.is_empty() {
             resolve::check_models(&flags.models)
                 .map_err(|reason| ConfigError::Value { place: "flag `--model`".into(), reason })?;

@@ -210,6 +210,7 @@ fn engine(layers: &[Layer], default: EngineConfig) -> Result<EngineConfig, Confi
             |settings| settings.engine.precision.as_ref(),
             default.precision,
         )?,
+        weights: parsed(layers, &env::ENGINE_WEIGHTS, |settings| settings.engine.weights.as_ref(), default.weights)?,
     })
 }
 

@@ -60,6 +60,7 @@ pub(super) struct EngineSettings {
     pub(super) deterministic: Option<bool>,
     pub(super) kernels: Option<String>,
     pub(super) precision: Option<String>,
+    pub(super) weights: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

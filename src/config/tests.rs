@@ -14,6 +14,7 @@ use crate::domain::ids::ModelId;
 use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
+use crate::domain::weight_storage::WeightStorage;
 
 struct Sources {
     folder: tempfile::TempDir,
@@ -73,6 +74,7 @@ offload = "text"
 deterministic = true
 kernels = "portable"
 precision = "fp8"
+weights = "expanded"
 
 [http]
 body_limit_bytes = 2048

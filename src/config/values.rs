@@ -15,6 +15,7 @@ use crate::domain::namespace::NamespaceName;
 use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
+use crate::domain::weight_storage::WeightStorage;
 
 /// The model that is compiled into the program.
 pub const DEFAULT_MODEL: &str = "fluxserve/flux-shapes";
@@ -80,6 +81,8 @@ pub struct EngineConfig {
     pub kernels: Kernels,
     /// Precision of the linear layers in a model's blocks.
     pub precision: Precision,
+    /// How a model's weights are kept in memory.
+    pub weights: WeightStorage,
 }
 
 /// Limits of HTTP requests.
@@ -247,9 +250,9 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic, kernels, precision } = self.engine;
+        let EngineConfig { offload, is_deterministic, kernels, precision, weights } = self.engine;
         let kernel_faults = KernelFaults::default();
-        EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision }
+        EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision, weights }
     }
 
     /// The database's file.

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::domain::precision::Precision;
+use crate::domain::weight_storage::WeightStorage;
 
 /// `auto`, `cpu`, `cuda` or `cuda:N`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -176,6 +177,8 @@ pub struct EngineSettings {
     pub kernel_faults: KernelFaults,
     /// Precision of the linear layers of its blocks.
     pub precision: Precision,
+    /// How its weights are kept in memory.
+    pub weights: WeightStorage,
 }
 
 impl From<DeviceChoice> for EngineSettings {

@@ -2,13 +2,15 @@
 //!
 //! Must not know files, devices or models.
 
+#![expect(clippy::inline_always, reason = "only what is inlined into `vectorized` is compiled for wide vectors")]
+
 pub(crate) mod bitsandbytes;
-mod f8;
+mod floats;
 mod iq4;
 mod k_quants;
 mod legacy;
 
-use half::{bf16, f16};
+use super::ops::vectorized;
 
 /// A type whose numbers are stored in blocks, each of which is decoded by itself. The GGML types, and the two of eight bits
 /// that safetensors has.
@@ -33,6 +35,28 @@ pub(crate) enum BlockType {
     Q6K,
     Iq4Nl,
     Iq4Xs,
+}
+
+/// How the codes of a matrix become numbers.
+#[derive(Debug, Clone)]
+pub(crate) enum Coding<'a> {
+    /// Blocks of a type, each number times one scale.
+    Blocks(BlockType, f32),
+    /// bitsandbytes' types of four bits: levels from a table, times the scale of a block of the flattened matrix.
+    FourBits { levels: &'a [f32; 16], block: usize, scales: Vec<f32> },
+    /// bitsandbytes' int8: a scale for each row.
+    Int8 { scales: &'a [f32] },
+}
+
+impl Coding<'_> {
+    /// Bytes of the codes of so many numbers.
+    pub(crate) fn bytes(&self, count: usize) -> usize {
+        match self {
+            Self::Blocks(kind, _) => count.div_ceil(kind.numbers()) * kind.bytes(),
+            Self::FourBits { .. } => count.div_ceil(2),
+            Self::Int8 { .. } => count,
+        }
+    }
 }
 
 /// Numbers in a block of the K-quants, and of IQ4_XS.
@@ -73,12 +97,17 @@ impl BlockType {
 
     /// Decodes whole blocks. `out` has one place for each number.
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
+        vectorized(|| self.decode_inlined(bytes, out));
+    }
+
+    #[inline(always)]
+    fn decode_inlined(self, bytes: &[u8], out: &mut [f32]) {
         match self {
             Self::F32 => each::<4, 1>(bytes, out, |value, out| out[0] = f32::from_le_bytes(*value)),
-            Self::F16 => each::<2, 1>(bytes, out, |value, out| out[0] = f16::from_le_bytes(*value).to_f32()),
-            Self::Bf16 => each::<2, 1>(bytes, out, |value, out| out[0] = bf16::from_le_bytes(*value).to_f32()),
-            Self::F8E4M3 => each::<1, 1>(bytes, out, |value, out| out[0] = f8::e4m3(value[0])),
-            Self::F8E5M2 => each::<1, 1>(bytes, out, |value, out| out[0] = f8::e5m2(value[0])),
+            Self::F16 => each::<2, 1>(bytes, out, |value, out| out[0] = floats::f16(u16::from_le_bytes(*value))),
+            Self::Bf16 => each::<2, 1>(bytes, out, |value, out| out[0] = floats::bf16(u16::from_le_bytes(*value))),
+            Self::F8E4M3 => each::<1, 1>(bytes, out, |value, out| out[0] = floats::e4m3(value[0])),
+            Self::F8E5M2 => each::<1, 1>(bytes, out, |value, out| out[0] = floats::e5m2(value[0])),
             Self::Q4_0 => each(bytes, out, legacy::q4_0),
             Self::Q4_1 => each(bytes, out, legacy::q4_1),
             Self::Q5_0 => each(bytes, out, legacy::q5_0),
@@ -96,6 +125,7 @@ impl BlockType {
 }
 
 /// Decodes block by block.
+#[inline(always)]
 fn each<const BYTES: usize, const NUMBERS: usize>(
     bytes: &[u8],
     out: &mut [f32],
@@ -113,8 +143,9 @@ fn each<const BYTES: usize, const NUMBERS: usize>(
 }
 
 /// The 16-bit number at the beginning of bytes.
+#[inline(always)]
 fn half_at(bytes: &[u8]) -> f32 {
-    f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    floats::f16(u16::from_le_bytes([bytes[0], bytes[1]]))
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ mod report;
 mod schedules;
 mod shapes;
 mod source;
+mod stored;
 mod stream;
 mod tensors;
 mod values;
@@ -36,15 +37,17 @@ use super::models::flux1::config::Configs;
 use super::models::flux1::text::tokens::{self, TokenizerFiles, Tokenizers};
 use crate::domain::model::ModelFiles;
 
+pub(crate) use builder::{Matrix, Tensors};
 use config_files::Parts;
 use inventory::tensors_of;
 use layout::Layout;
-pub(crate) use loading::LoadOptions;
+pub(crate) use loading::{EXPANDED_BYTES_MAX, LoadOptions};
 use names::spellings::Component;
 use names::{Module, autoencoder, text_encoders, transformer};
 use places::{Found, Places};
 pub use problem::Problem;
 pub use report::{ComponentReport, Inspection, KeptAs};
+pub(crate) use stored::StoredMatrix;
 pub(super) use stream::{BUFFER_BYTES, readers};
 use tensors::CheckedTensors;
 
@@ -75,6 +78,8 @@ pub(crate) struct WeightBytes {
     pub(crate) vae: usize,
     pub(crate) clip: usize,
     pub(crate) t5: usize,
+    /// Of matrices that are kept as they are stored, what is expanded at a time.
+    pub(crate) expanding: usize,
 }
 
 /// Reads and compares everything but the weights' values, and reports it.
@@ -102,6 +107,7 @@ impl Checkpoint {
             vae: bytes(&self.vae, dtype),
             clip: bytes(&self.clip, dtype),
             t5: bytes(&self.t5, dtype),
+            expanding: 0,
         }
     }
 }

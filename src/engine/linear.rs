@@ -1,9 +1,9 @@
 //! `x Wᵀ + b`: the one type that layers are made of. Knows what comes before and after the matrix product, and leaves the
 //! product to [`Stored`].
 
-use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{Device, Result, Tensor};
 
+use super::checkpoint::{Matrix, Tensors};
 use super::ops::activation::gelu_tanh;
 use super::ops::matrix_product::MatrixProduct;
 use super::storage::{Dense, Input, Stored};
@@ -23,20 +23,29 @@ impl Linear {
         Self { weight: Stored::Dense(Dense::new(weight)), bias }
     }
 
-    /// `weight` and `bias` of the builder, in its dtype.
+    /// From a weight `[outputs, inputs]` as it was given, and `bias [outputs]` in full precision, on a device.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn of(weight: Matrix, bias: Option<Tensor>, device: &Device) -> Result<Self> {
+        Ok(Self { weight: Stored::of(weight, device)?, bias })
+    }
+
+    /// `weight` and `bias` of a component, as it is kept.
     ///
     /// # Errors
     /// When they cannot be read, or the device is out of memory.
-    pub(crate) fn load(inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
-        Self::load_in(Precision::Full, inputs, outputs, vb)
+    pub(crate) fn load(inputs: usize, outputs: usize, tensors: &Tensors) -> Result<Self> {
+        Self::load_in(Precision::Full, inputs, outputs, tensors)
     }
 
     /// [`Self::load`], with the weight in `precision`.
     ///
     /// # Errors
     /// As [`Self::load`], or when the device cannot quantize.
-    pub(crate) fn load_in(precision: Precision, inputs: usize, outputs: usize, vb: &VarBuilder) -> Result<Self> {
-        Ok(Self { weight: Stored::load([outputs, inputs], precision, vb)?, bias: Some(vb.get(outputs, "bias")?) })
+    pub(crate) fn load_in(precision: Precision, inputs: usize, outputs: usize, tensors: &Tensors) -> Result<Self> {
+        let weight = Stored::load([outputs, inputs], precision, tensors)?;
+        Ok(Self { weight, bias: Some(tensors.get(outputs, "bias")?) })
     }
 
     /// The layer of some of the outputs, from `start` on, with the same weights. `None` where they are not dense.

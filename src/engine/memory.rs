@@ -5,5 +5,5 @@
 mod budget;
 mod plan;
 
-pub(crate) use budget::{limits_of, plan_for};
+pub(crate) use budget::{Room, plan_for, room_for};
 pub use plan::TooLarge;

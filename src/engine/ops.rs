@@ -13,6 +13,8 @@ pub(crate) mod attention;
 pub(crate) mod convolution;
 #[cfg(feature = "cuda")]
 mod cuda;
+pub(crate) mod expand;
+pub(crate) mod expanded_linear;
 pub(crate) mod gemm;
 pub(crate) mod group_norm;
 pub(crate) mod kernel;
@@ -36,6 +38,10 @@ use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 pub(super) use cuda::close_libraries;
 use cuda::is_launchable;
 pub(crate) use segments::{Places, Segments};
+pub(super) use vector::vectorized;
+
+/// Values of bf16 in 16 bytes, which the CUDA kernels read and write at a time.
+const CHUNK: usize = 8;
 
 /// Whether the fused CPU ops apply to this tensor.
 fn is_on_cpu(tensor: &Tensor) -> bool {

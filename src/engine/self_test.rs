@@ -2,6 +2,7 @@
 //! own.
 
 mod autoencoder;
+mod expansion;
 mod fp8;
 mod hopper;
 mod operation;
@@ -87,8 +88,14 @@ pub fn run_operations(
 
 /// All operations.
 fn operations() -> Vec<&'static Operation> {
-    let lists =
-        [portable::OPERATIONS, hopper::OPERATIONS, products::OPERATIONS, autoencoder::OPERATIONS, fp8::OPERATIONS];
+    let lists = [
+        portable::OPERATIONS,
+        expansion::OPERATIONS,
+        hopper::OPERATIONS,
+        products::OPERATIONS,
+        autoencoder::OPERATIONS,
+        fp8::OPERATIONS,
+    ];
     lists.into_iter().flatten().collect()
 }
 

@@ -3,17 +3,20 @@
 //!
 //! Must not know which layer it serves.
 
+mod as_stored;
 mod dense;
 mod e4m3;
 mod input;
 mod precision;
 
-use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
+use candle_core::{Device, Result, Tensor};
 
 use crate::domain::precision::Precision;
+use crate::engine::checkpoint::{Matrix, Tensors};
 use crate::engine::ops::matrix_product::MatrixProduct;
 
+pub use as_stored::AsStoredError;
+pub(crate) use as_stored::{AsStored, check_kept};
 pub(crate) use dense::Dense;
 use e4m3::E4m3;
 pub(crate) use input::Input;
@@ -24,18 +27,29 @@ pub(crate) use precision::{LinearCount, bytes_saved, check_device, check_widths}
 pub(crate) enum Stored {
     Dense(Dense),
     E4m3(E4m3),
+    AsStored(AsStored),
 }
 
 impl Stored {
+    /// Keeps a matrix on a device as it was given.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn of(matrix: Matrix, device: &Device) -> Result<Self> {
+        match matrix {
+            Matrix::Full(weight) => Ok(Self::Dense(Dense::new(weight))),
+            Matrix::Stored(matrix) => AsStored::on(device, matrix).map(Self::AsStored),
+        }
+    }
+
     /// Loads `weight`. The copy in full precision is dropped after quantizing, so at most one layer is in memory twice.
     ///
     /// # Errors
     /// When it cannot be read, or the device is out of memory.
-    pub(crate) fn load(shape: [usize; 2], precision: Precision, vb: &VarBuilder) -> Result<Self> {
-        let weight = vb.get((shape[0], shape[1]), "weight")?;
+    pub(crate) fn load(shape: [usize; 2], precision: Precision, tensors: &Tensors) -> Result<Self> {
         match precision {
-            Precision::Full => Ok(Self::Dense(Dense::new(weight))),
-            Precision::Fp8 => E4m3::quantize(&weight).map(Self::E4m3),
+            Precision::Full => Self::of(tensors.matrix(shape, "weight")?, tensors.device()),
+            Precision::Fp8 => E4m3::quantize(&tensors.get((shape[0], shape[1]), "weight")?).map(Self::E4m3),
         }
     }
 
@@ -47,6 +61,7 @@ impl Stored {
         match self {
             Self::Dense(dense) => dense.product(input.computed()?.as_ref(), bias),
             Self::E4m3(quantized) => quantized.product(&input.quantized()?, bias),
+            Self::AsStored(stored) => stored.product(input.computed()?.as_ref(), bias),
         }
     }
 
@@ -54,7 +69,7 @@ impl Stored {
     pub(crate) fn dense(&self) -> Option<&Dense> {
         match self {
             Self::Dense(dense) => Some(dense),
-            Self::E4m3(_) => None,
+            Self::E4m3(_) | Self::AsStored(_) => None,
         }
     }
 }

@@ -61,12 +61,23 @@ fn parts_are_for_the_models_with_a_path() {
 
 #[test]
 fn engine_options_apply_to_every_command_with_an_engine() {
-    let engine = ["--offload", "text", "--deterministic", "--kernels", "portable", "--precision", "fp8"];
+    let engine = [
+        "--offload",
+        "text",
+        "--deterministic",
+        "--kernels",
+        "portable",
+        "--precision",
+        "fp8",
+        "--weights",
+        "expanded",
+    ];
     let asked = EngineArgs {
         offload: Some(Offload::Text),
         deterministic: true,
         kernels: Some(Kernels::Portable),
         precision: Some(Precision::Fp8),
+        weights: Some(WeightStorage::Expanded),
     };
     let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];
     let Some(Command::Serve(serve)) = parse(&[&["serve"][..], &engine[..]].concat()).expect("valid").command else {

@@ -77,6 +77,11 @@ pub(in crate::config) const ENGINE_PRECISION: Variable = variable(
     "engine.precision",
     "full, or fp8: quantized linear layers, half the memory, lossy",
 );
+pub(in crate::config) const ENGINE_WEIGHTS: Variable = variable(
+    "FLUXSERVE_ENGINE_WEIGHTS",
+    "engine.weights",
+    "auto, as-stored: the file's size in memory, or expanded when loaded",
+);
 pub(in crate::config) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
     "drain_deadline_seconds",
@@ -189,6 +194,7 @@ pub const VARIABLES: [Variable; 52] = [
     ENGINE_DETERMINISTIC,
     ENGINE_KERNELS,
     ENGINE_PRECISION,
+    ENGINE_WEIGHTS,
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
     HTTP_BODIES_BYTES_MAX,

@@ -4,13 +4,28 @@
 
 /// Decodes numbers of four bits from number `first` on, which is even. The first of two is in the high half of its byte.
 ///
-/// `scale` gives the scale of a number's block, by the number's index.
-pub(crate) fn four_bits(codes: &[u8], levels: &[f32; 16], first: usize, scale: impl Fn(usize) -> f32, out: &mut [f32]) {
-    for (index, place) in out.iter_mut().enumerate() {
-        let byte = codes[index / 2];
-        let code = if index % 2 == 0 { byte >> 4 } else { byte & 0xf };
-        *place = levels[usize::from(code)] * scale(first + index);
+/// `block` numbers have one scale; `scales` begins with that of the first one's block.
+pub(crate) fn four_bits(
+    codes: &[u8],
+    levels: &[f32; 16],
+    (first, block): (usize, usize),
+    scales: &[f32],
+    out: &mut [f32],
+) {
+    let (mut index, mut left) = (0, out);
+    for scale in scales {
+        let levels = levels.map(|level| level * scale);
+        let count = (block - (first + index) % block).min(left.len());
+        let (now, later) = left.split_at_mut(count);
+        for place in now {
+            let byte = codes[index / 2];
+            let code = if index % 2 == 0 { byte >> 4 } else { byte & 0xf };
+            *place = levels[usize::from(code)];
+            index += 1;
+        }
+        left = later;
     }
+    assert!(left.is_empty(), "a scale for each block");
 }
 
 /// The scale of a block, from a scale that is quantized, too.

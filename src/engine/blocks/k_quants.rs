@@ -13,6 +13,7 @@ const WIDE: usize = 32;
 
 type Numbers = [f32; SUPER_BLOCK];
 
+#[inline(always)]
 pub(super) fn q2(block: &[u8; 84], out: &mut Numbers) {
     let (scales, codes) = (&block[..16], &block[16..80]);
     let (scale, minimum) = (half_at(&block[80..]), half_at(&block[82..]));
@@ -25,6 +26,7 @@ pub(super) fn q2(block: &[u8; 84], out: &mut Numbers) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q3(block: &[u8; 110], out: &mut Numbers) {
     let (mask, codes, packed, scale) = (&block[..32], &block[32..96], &block[96..108], half_at(&block[108..]));
     for (sub, places) in out.as_chunks_mut::<NARROW>().0.iter_mut().enumerate() {
@@ -41,16 +43,29 @@ pub(super) fn q3(block: &[u8; 110], out: &mut Numbers) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q4(block: &[u8; 144], out: &mut Numbers) {
     let codes = &block[16..];
-    with_minimums(&block[..16], out, |sub, index| four_bits(codes, sub, index));
+    with_minimums(&block[..16], out, |sub, places, linear| {
+        let (codes, shift) = four_bits(codes, sub);
+        for (place, code) in places.iter_mut().zip(codes) {
+            *place = linear.value(code >> shift & 0xf);
+        }
+    });
 }
 
+#[inline(always)]
 pub(super) fn q5(block: &[u8; 176], out: &mut Numbers) {
     let (high, codes) = (&block[16..48], &block[48..]);
-    with_minimums(&block[..16], out, |sub, index| four_bits(codes, sub, index) | (high[index] >> sub & 1) << 4);
+    with_minimums(&block[..16], out, |sub, places, linear| {
+        let (codes, shift) = four_bits(codes, sub);
+        for (place, (code, high)) in places.iter_mut().zip(codes.iter().zip(high)) {
+            *place = linear.value(code >> shift & 0xf | (high >> sub & 1) << 4);
+        }
+    });
 }
 
+#[inline(always)]
 pub(super) fn q6(block: &[u8; 210], out: &mut Numbers) {
     let (low, high, scales, scale) = (&block[..128], &block[128..192], &block[192..208], half_at(&block[208..]));
     for (sub, places) in out.as_chunks_mut::<NARROW>().0.iter_mut().enumerate() {
@@ -65,8 +80,10 @@ pub(super) fn q6(block: &[u8; 210], out: &mut Numbers) {
     }
 }
 
-/// Q4_K and Q5_K: the scales and minimums of six bits in 12 bytes behind the two halves.
-fn with_minimums(head: &[u8], out: &mut Numbers, code: impl Fn(usize, usize) -> u8) {
+/// Q4_K and Q5_K: the scales and minimums of six bits in 12 bytes behind the two halves. `fill` is called for each sub-block,
+/// with what turns a code into a number.
+#[inline(always)]
+fn with_minimums(head: &[u8], out: &mut Numbers, fill: impl Fn(usize, &mut [f32; WIDE], Linear)) {
     let (scale, minimum, packed) = (half_at(head), half_at(&head[2..]), &head[4..16]);
     for (sub, places) in out.as_chunks_mut::<WIDE>().0.iter_mut().enumerate() {
         let (of_scale, of_minimum) = if sub < 4 {
@@ -75,20 +92,34 @@ fn with_minimums(head: &[u8], out: &mut Numbers, code: impl Fn(usize, usize) -> 
             let (scales, minimums, both) = (packed[sub - 4], packed[sub], packed[4 + sub]);
             (both & 0xf | scales >> 2 & 0x30, both >> 4 | minimums >> 2 & 0x30)
         };
-        let (scale, minimum) = (scale * f32::from(of_scale), minimum * f32::from(of_minimum));
-        for (index, place) in places.iter_mut().enumerate() {
-            *place = scale * f32::from(code(sub, index)) - minimum;
-        }
+        fill(sub, places, Linear { scale: scale * f32::from(of_scale), minimum: minimum * f32::from(of_minimum) });
+    }
+}
+
+/// The scale and the minimum of a sub-block.
+#[derive(Clone, Copy)]
+struct Linear {
+    scale: f32,
+    minimum: f32,
+}
+
+impl Linear {
+    #[inline(always)]
+    fn value(self, code: u8) -> f32 {
+        self.scale * f32::from(code) - self.minimum
     }
 }
 
 /// The bytes with two bits of each number of a narrow sub-block, and how far to shift them: each 32 bytes have those of 128
 /// numbers, of the first 32 in the lowest bits.
+#[inline(always)]
 fn two_bits(bytes: &[u8], sub: usize) -> (&[u8], usize) {
     (&bytes[sub / 8 * 32 + sub % 2 * NARROW..][..NARROW], sub / 2 % 4 * 2)
 }
 
-/// Four bits of a number of a wide sub-block: each 32 bytes have those of two.
-fn four_bits(bytes: &[u8], sub: usize, index: usize) -> u8 {
-    bytes[sub / 2 * WIDE + index] >> (sub % 2 * 4) & 0xf
+/// The bytes with four bits of each number of a wide sub-block, and how far to shift them: each 32 bytes have those of two
+/// sub-blocks.
+#[inline(always)]
+fn four_bits(bytes: &[u8], sub: usize) -> (&[u8], usize) {
+    (&bytes[sub / 2 * WIDE..][..WIDE], sub % 2 * 4)
 }

@@ -63,7 +63,7 @@ fn a_plain_number_is_itself() {
 fn four_bits_are_read_high_half_first_and_scaled_by_blocks_of_the_flattened_matrix() {
     let levels: [f32; 16] = std::array::from_fn(|level| level as f32);
     let mut out = [0.0; 4];
-    four_bits(&[0x1f, 0x20], &levels, 62, |index| if index < 64 { 1.0 } else { 10.0 }, &mut out);
+    four_bits(&[0x1f, 0x20], &levels, (62, 64), &[1.0, 10.0], &mut out);
     assert_eq!(out, [1.0, 15.0, 20.0, 0.0]);
     let nested: [f32; 256] = std::array::from_fn(|level| level as f32 / 255.0);
     assert_eq!(nested_scale(255, &nested, 3.0, 0.5), 3.5);

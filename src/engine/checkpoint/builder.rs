@@ -1,4 +1,5 @@
-//! candle's [`VarBuilder`] over a checkpoint: reads a tensor when the model asks for it.
+//! A component's tensors as a model asks for them: candle's [`VarBuilder`] over a checkpoint, which reads a tensor in the
+//! precision of the computation when it is asked for, and [`Tensors`], which also gives matrices as their files store them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,18 +8,139 @@ use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 
+use super::recipe::Recipe;
+use super::stored::StoredMatrix;
 use super::stream::TensorStream;
 use super::tensors::CheckedTensors;
 use crate::domain::engine::LoadObserver;
 
 /// A component's tensors: from a stream if it has them in the type that is asked for, else through the host's memory.
 pub(super) struct Weights {
-    pub(super) tensors: CheckedTensors,
+    pub(super) observed: Observed,
     pub(super) streamed: Option<Streamed>,
+}
+
+/// Tensors, and who is told that they are read.
+#[derive(Clone)]
+pub(super) struct Observed {
+    pub(super) tensors: CheckedTensors,
     /// Is told how many bytes were read.
     pub(super) observer: Arc<dyn LoadObserver>,
     /// Except for tensors whose names begin so: those that are read anew for each prompt.
     pub(super) unobserved: Option<&'static str>,
+}
+
+/// A component's tensors below a prefix.
+#[derive(Clone)]
+pub(crate) struct Tensors {
+    full: VarBuilder<'static>,
+    /// For matrices as they are stored, where the component is kept so.
+    stored: Option<Observed>,
+}
+
+/// A weight matrix.
+#[derive(Debug)]
+pub(crate) enum Matrix {
+    /// `[rows, columns]`, in the precision of the computation.
+    Full(Tensor),
+    Stored(StoredMatrix),
+}
+
+impl From<VarBuilder<'static>> for Tensors {
+    fn from(full: VarBuilder<'static>) -> Self {
+        Self { full, stored: None }
+    }
+}
+
+impl Tensors {
+    /// With `stored`, matrices are given as they are stored.
+    pub(super) fn new(full: VarBuilder<'static>, stored: Option<Observed>) -> Self {
+        Self { full, stored }
+    }
+
+    /// The tensors whose names go on with `name` and a dot.
+    pub(crate) fn pp(&self, name: impl ToString) -> Self {
+        Self { full: self.full.pp(name), stored: self.stored.clone() }
+    }
+
+    /// The same in the host's memory.
+    pub(crate) fn on_host(&self) -> Self {
+        Self { full: self.full.clone().set_device(Device::Cpu), stored: self.stored.clone() }
+    }
+
+    /// Whether matrices are given as they are stored.
+    pub(crate) fn are_stored(&self) -> bool {
+        self.stored.is_some()
+    }
+
+    /// The builder of full tensors.
+    #[cfg(test)]
+    pub(crate) fn full(&self) -> &VarBuilder<'static> {
+        &self.full
+    }
+
+    /// The device of full tensors.
+    pub(crate) fn device(&self) -> &Device {
+        self.full.device()
+    }
+
+    /// The type of full tensors.
+    pub(crate) fn dtype(&self) -> DType {
+        self.full.dtype()
+    }
+
+    /// A tensor in the precision of the computation.
+    ///
+    /// # Errors
+    /// When there is none of that name and shape, or it cannot be read.
+    pub(crate) fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
+        self.full.get(shape, name)
+    }
+
+    /// A matrix `[rows, columns]`, as the component is kept.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn matrix(&self, [rows, columns]: [usize; 2], name: &str) -> Result<Matrix> {
+        let Some(observed) = &self.stored else { return self.get((rows, columns), name).map(Matrix::Full) };
+        let name = format!("{}.{name}", self.full.prefix());
+        let recipe = observed.tensors.recipe(&name, DType::F32)?;
+        if recipe.shape != [rows, columns] {
+            bail!("`{name}` has shape {:?}, the model asks for {rows}x{columns}", recipe.shape);
+        }
+        let matrix = StoredMatrix::read(&recipe)?;
+        observed.has_read(&name, &recipe);
+        Ok(Matrix::Stored(matrix))
+    }
+}
+
+impl Observed {
+    fn has_read(&self, name: &str, recipe: &Recipe) {
+        if !self.unobserved.is_some_and(|prefix| name.starts_with(prefix)) {
+            self.observer.loaded(recipe.file_bytes() as u64);
+        }
+    }
+}
+
+impl Matrix {
+    /// The rows of several matrices, one below the other.
+    ///
+    /// # Errors
+    /// When they are not equally wide, or not kept in the same way.
+    pub(crate) fn joined(parts: Vec<Self>) -> Result<Self> {
+        let (mut full, mut stored) = (Vec::new(), Vec::new());
+        for part in parts {
+            match part {
+                Self::Full(tensor) => full.push(tensor),
+                Self::Stored(matrix) => stored.push(matrix),
+            }
+        }
+        match (full.is_empty(), stored.is_empty()) {
+            (_, true) => Tensor::cat(&full, 0).map(Self::Full),
+            (true, false) => StoredMatrix::joined(stored).map(Self::Stored),
+            (false, false) => bail!("matrices in full precision and as they are stored in one layer"),
+        }
+    }
 }
 
 /// The tensors of a component in a stream: their numbers and types there, by name.
@@ -51,7 +173,7 @@ impl SimpleBackend for Weights {
     }
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
-        let recipe = self.tensors.recipe(name, dtype)?;
+        let recipe = self.observed.tensors.recipe(name, dtype)?;
         let tensor = match &self.streamed {
             Some(streamed) => streamed.tensor(name, dtype, device).transpose()?,
             None => None,
@@ -60,13 +182,11 @@ impl SimpleBackend for Weights {
             Some(tensor) => tensor,
             None => recipe.read_to_host()?.to_device(device)?,
         };
-        if !self.unobserved.is_some_and(|prefix| name.starts_with(prefix)) {
-            self.observer.loaded(recipe.file_bytes() as u64);
-        }
+        self.observed.has_read(name, &recipe);
         Ok(tensor)
     }
 
     fn contains_tensor(&self, name: &str) -> bool {
-        self.tensors.has(name)
+        self.observed.tensors.has(name)
     }
 }

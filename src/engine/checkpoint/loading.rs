@@ -10,13 +10,16 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 
-use super::Checkpoint;
-use super::builder::{Streamed, Weights};
+use super::builder::{Observed, Streamed, Tensors, Weights};
 use super::recipe::Recipe;
 use super::stream::nowhere::Nowhere;
 use super::stream::{Asked, Destination, TensorStream, WeightStream};
 use super::tensors::CheckedTensors;
+use super::{Checkpoint, WeightBytes};
 use crate::domain::engine::LoadObserver;
+
+/// Bytes of stored matrices that are expanded at a time on a device.
+pub(crate) const EXPANDED_BYTES_MAX: usize = 256 << 20;
 
 /// T5's table of embeddings, which stays in the host's memory.
 const T5_TABLE: &str = "shared.";
@@ -44,6 +47,8 @@ pub(crate) struct LoadOptions {
     pub(crate) dtype: DType,
     /// Whether T5's blocks are streamed for each prompt instead of kept on the device.
     pub(crate) is_text_streamed: bool,
+    /// Whether the matrices of the transformer and of T5 are given as their files store them.
+    pub(crate) are_stored: bool,
 }
 
 /// A checkpoint that is being loaded.
@@ -113,6 +118,21 @@ impl Checkpoint {
     }
 }
 
+impl Checkpoint {
+    /// The size of the weights where the matrices of the transformer and of T5 are kept as they are stored, and the others in
+    /// `dtype`. `None` where that saves nothing.
+    pub(crate) fn stored_weight_bytes(&self, dtype: DType) -> Option<WeightBytes> {
+        let full = self.weight_bytes(dtype);
+        let [transformer, t5] = [Part::Transformer, Part::T5].map(|part| part.stored_bytes(self, dtype));
+        (transformer.is_some() || t5.is_some()).then(|| WeightBytes {
+            transformer: transformer.unwrap_or(full.transformer),
+            t5: t5.unwrap_or(full.t5),
+            expanding: EXPANDED_BYTES_MAX,
+            ..full
+        })
+    }
+}
+
 impl Part {
     fn tensors(self, checkpoint: &Checkpoint) -> &CheckedTensors {
         match self {
@@ -121,6 +141,22 @@ impl Part {
             Self::T5 => &checkpoint.t5,
             Self::Transformer => &checkpoint.transformer,
         }
+    }
+
+    /// Whether its matrices are given as they are stored.
+    fn are_stored(self, checkpoint: &Checkpoint, options: LoadOptions) -> bool {
+        options.are_stored && self.stored_bytes(checkpoint, options.dtype).is_some()
+    }
+
+    /// Its bytes where matrices are kept as they are stored. `None` where they never are, or it saves nothing.
+    fn stored_bytes(self, checkpoint: &Checkpoint, dtype: DType) -> Option<usize> {
+        let is_full: fn(&str) -> bool = match self {
+            Self::Decoder | Self::Encoder | Self::Clip => return None,
+            // The table is not counted to the device's memory by its stored size: it stays in the host's.
+            Self::T5 => |name| name.starts_with(T5_TABLE) || name.contains(T5_BIAS),
+            Self::Transformer => |_| false,
+        };
+        self.tensors(checkpoint).stored_bytes(dtype, is_full)
     }
 
     fn has(self, name: &str) -> bool {
@@ -138,9 +174,11 @@ impl Plan {
         for part in PARTS {
             let (tensors, dtype) = (part.tensors(checkpoint), options.dtype);
             let mut numbers = BTreeMap::new();
+            let are_stored = part.are_stored(checkpoint, options);
             for name in tensors.names().filter(|name| part.has(name)) {
                 let recipe = tensors.recipe(name, dtype)?;
-                let is_on_host = part == Part::T5 && (name.starts_with(T5_TABLE) || name.contains(T5_BIAS));
+                let is_on_host = part == Part::T5 && (name.starts_with(T5_TABLE) || name.contains(T5_BIAS))
+                    || are_stored && recipe.shape.len() == 2;
                 if part == Part::T5 && options.is_text_streamed && name.starts_with(T5_BLOCKS) {
                     if !is_on_host {
                         plan.text_numbers.insert(name.to_owned(), (plan.text_recipes.len(), dtype));
@@ -211,13 +249,27 @@ impl<'a> Loading<'a> {
     }
 
     /// T5; its blocks can be asked for repeatedly, also after loading.
-    pub(crate) fn t5(&self) -> VarBuilder<'static> {
-        self.builder(Part::T5)
+    pub(crate) fn t5(&self) -> Tensors {
+        self.tensors(Part::T5)
     }
 
     /// The transformer.
-    pub(crate) fn transformer(&self) -> VarBuilder<'static> {
-        self.builder(Part::Transformer)
+    pub(crate) fn transformer(&self) -> Tensors {
+        self.tensors(Part::Transformer)
+    }
+
+    fn tensors(&self, part: Part) -> Tensors {
+        let are_stored = part.are_stored(self.checkpoint, self.options);
+        Tensors::new(self.builder(part), are_stored.then(|| self.observed(part)))
+    }
+
+    fn observed(&self, part: Part) -> Observed {
+        let is_text_streamed = part == Part::T5 && self.options.is_text_streamed;
+        Observed {
+            tensors: part.tensors(self.checkpoint).clone(),
+            observer: Arc::clone(&self.observer),
+            unobserved: is_text_streamed.then_some(T5_BLOCKS),
+        }
     }
 
     fn builder(&self, part: Part) -> VarBuilder<'static> {
@@ -228,11 +280,9 @@ impl<'a> Loading<'a> {
             self.stream.as_ref().zip(self.plan.numbers.get(&part))
         };
         let weights = Weights {
-            tensors: part.tensors(self.checkpoint).clone(),
+            observed: self.observed(part),
             streamed: streamed
                 .map(|(stream, numbers)| Streamed { stream: Arc::clone(stream), numbers: numbers.clone() }),
-            observer: Arc::clone(&self.observer),
-            unobserved: is_text_streamed.then_some(T5_BLOCKS),
         };
         weights.builder(self.options.dtype, &self.device)
     }

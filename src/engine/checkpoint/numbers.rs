@@ -6,8 +6,8 @@ use std::sync::Arc;
 use candle_core::DType;
 
 use super::source::Blob;
-use crate::engine::blocks::BlockType;
 use crate::engine::blocks::bitsandbytes::{four_bits, int8, nested_scale};
+use crate::engine::blocks::{BlockType, Coding};
 
 /// How a tensor's numbers are stored.
 #[derive(Debug, Clone)]
@@ -104,6 +104,65 @@ impl Numbers {
     }
 }
 
+impl Numbers {
+    /// The same with all that belongs to the first `count` numbers in the host's memory.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub(super) fn resident(&self, count: usize) -> Result<Self, String> {
+        match self {
+            Self::FourBits(packed) => {
+                let FourBits { levels, block, scales } = &**packed;
+                let scales = scales.resident(count.div_ceil(*block))?;
+                Ok(Self::FourBits(Arc::new(FourBits { levels: *levels, block: *block, scales })))
+            }
+            Self::Blocks(_) | Self::Scaled(..) | Self::Int8(_) => Ok(self.clone()),
+        }
+    }
+
+    /// How `count` numbers from number `first` on are coded.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or they do not begin with a block of scales.
+    pub(super) fn coding(&self, first: usize, count: usize) -> Result<Coding<'_>, String> {
+        match self {
+            Self::Blocks(kind) => Ok(Coding::Blocks(*kind, 1.0)),
+            Self::Scaled(kind, scale) => Ok(Coding::Blocks(*kind, *scale)),
+            Self::FourBits(packed) => {
+                let FourBits { levels, block, scales } = &**packed;
+                if !first.is_multiple_of(*block) {
+                    return Err(format!("number {first} is inside a block of {block}"));
+                }
+                Ok(Coding::FourBits {
+                    levels,
+                    block: *block,
+                    scales: scales.read(first / block, count.div_ceil(*block))?,
+                })
+            }
+            Self::Int8(packed) => {
+                let rows = first / packed.columns..(first + count) / packed.columns;
+                let scales = packed.scales.get(rows).ok_or_else(|| "rows without scales".to_owned())?;
+                Ok(Coding::Int8 { scales })
+            }
+        }
+    }
+
+    /// Bytes that belong to the first `count` numbers beside their codes, where they are resident.
+    pub(super) fn side_bytes(&self, count: usize) -> usize {
+        match self {
+            Self::Blocks(_) | Self::Scaled(..) => 0,
+            Self::FourBits(packed) => {
+                let blocks = count.div_ceil(packed.block);
+                match &packed.scales {
+                    BlockScales::Plain(..) => blocks * size_of::<f32>(),
+                    BlockScales::Nested(nested) => blocks + nested.scales.len() * size_of::<f32>(),
+                }
+            }
+            Self::Int8(packed) => packed.scales.len() * size_of::<f32>(),
+        }
+    }
+}
+
 impl FourBits {
     fn decode(&self, codes: &[u8], first: usize, out: &mut [f32]) -> Result<(), String> {
         if out.is_empty() {
@@ -111,12 +170,25 @@ impl FourBits {
         }
         let block = first / self.block;
         let scales = self.scales.read(block, (first + out.len() - 1) / self.block - block + 1)?;
-        four_bits(codes, &self.levels, first, |number| scales[number / self.block - block], out);
+        four_bits(codes, &self.levels, (first, self.block), &scales, out);
         Ok(())
     }
 }
 
 impl BlockScales {
+    /// The scales of the first `count` blocks, in the host's memory.
+    fn resident(&self, count: usize) -> Result<Self, String> {
+        match self {
+            Self::Plain(file, start) => Ok(Self::Plain(Arc::new(file.part(*start, count * size_of::<f32>())?), 0)),
+            Self::Nested(nested) => {
+                let NestedScales { file, start, levels, block, scales, offset } = nested;
+                let file = Arc::new(file.part(*start, count)?);
+                let (levels, scales) = (levels.clone(), scales.clone());
+                Ok(Self::Nested(NestedScales { file, start: 0, levels, block: *block, scales, offset: *offset }))
+            }
+        }
+    }
+
     /// The scales of `count` blocks, from block `first` on.
     fn read(&self, first: usize, count: usize) -> Result<Vec<f32>, String> {
         let mut scales = vec![0.0; count];

@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::numbers::Numbers;
-use super::source::Blob;
+use super::source::{Blob, PIECE_BYTES};
 use super::values::{Plain, bytes_of, convert};
 
 /// Bytes that are read at a time where they are converted: few enough for a core's own cache.
@@ -16,9 +16,6 @@ const CONVERTED_BYTES: usize = 256 << 10;
 
 /// Numbers that are decoded at a time, a multiple of every block.
 const DECODED_NUMBERS: usize = 32 << 10;
-
-/// Bytes that one thread reads at a time into the host's memory.
-const HOST_PIECE_BYTES: usize = 4 << 20;
 
 /// Consecutive numbers of a tensor in a file.
 #[derive(Debug, Clone)]
@@ -45,6 +42,17 @@ impl Segment {
         match self.numbers.plain() {
             Some(plain) => self.read_plain(plain, first, dtype, out),
             None => self.read_decoded(first, dtype, out),
+        }
+    }
+
+    /// Reads the numbers from number `first` on.
+    fn expand(&self, first: usize, out: &mut [f32]) -> std::result::Result<(), String> {
+        let (at, step) = (self.skipped + first, self.numbers.step());
+        let are_whole = at.is_multiple_of(step) && out.len().is_multiple_of(step);
+        let bytes = self.numbers.bytes(out.len());
+        match self.file.slice(self.start + self.numbers.bytes(at - at % step), bytes) {
+            Some(codes) if are_whole => self.numbers.decode(codes, at, out),
+            _ => self.read(first, DType::F32, bytes_of(out)),
         }
     }
 
@@ -105,28 +113,60 @@ impl Recipe {
         self.segments.iter().map(Segment::file_bytes).sum()
     }
 
+    /// Its size in memory as it is stored.
+    pub(super) fn stored_bytes(&self) -> usize {
+        self.segments.iter().map(|part| part.file_bytes() + part.numbers.side_bytes(part.count)).sum()
+    }
+
     /// Reads the tensor's bytes from `at` on into `out`. Both are multiples of the size of its type.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub(super) fn read(&self, at: usize, out: &mut [u8]) -> std::result::Result<(), String> {
         let width = self.dtype.size_in_bytes();
-        let mut skipped = at / width;
         let mut left = out;
+        self.each_segment(at / width, left.len() / width, |segment, first, count| {
+            let (now, later) = std::mem::take(&mut left).split_at_mut(count * width);
+            left = later;
+            segment.read(first, self.dtype, now)
+        })
+    }
+
+    /// Reads the numbers from number `first` on, as f32.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub(super) fn expand(&self, first: usize, out: &mut [f32]) -> std::result::Result<(), String> {
+        let mut left = out;
+        self.each_segment(first, left.len(), |segment, first, count| {
+            let (now, later) = std::mem::take(&mut left).split_at_mut(count);
+            left = later;
+            segment.expand(first, now)
+        })
+    }
+
+    /// Calls `read` for each segment that has some of `count` numbers from number `first` on: with the first of its own, and
+    /// how many.
+    fn each_segment(
+        &self,
+        first: usize,
+        count: usize,
+        mut read: impl FnMut(&Segment, usize, usize) -> std::result::Result<(), String>,
+    ) -> std::result::Result<(), String> {
+        let (mut skipped, mut left) = (first, count);
         for segment in &self.segments {
-            if left.is_empty() {
+            if left == 0 {
                 break;
             }
             if skipped >= segment.count {
                 skipped -= segment.count;
                 continue;
             }
-            let count = (segment.count - skipped).min(left.len() / width);
-            let (now, after) = left.split_at_mut(count * width);
-            segment.read(skipped, self.dtype, now)?;
-            (left, skipped) = (after, 0);
+            let now = (segment.count - skipped).min(left);
+            read(segment, skipped, now)?;
+            (left, skipped) = (left - now, 0);
         }
-        if left.is_empty() { Ok(()) } else { Err("a tensor is longer than its parts".to_owned()) }
+        if left == 0 { Ok(()) } else { Err("a tensor is longer than its parts".to_owned()) }
     }
 
     /// Reads the tensor into the host's memory, on all threads.
@@ -146,9 +186,9 @@ impl Recipe {
         // Zeroed memory costs nothing yet: the system maps each page when it is written, for the thread that writes it.
         let mut values = vec![T::default(); self.bytes() / size_of::<T>()];
         bytes_of(&mut values)
-            .par_chunks_mut(HOST_PIECE_BYTES)
+            .par_chunks_mut(PIECE_BYTES)
             .enumerate()
-            .try_for_each(|(index, out)| self.read(index * HOST_PIECE_BYTES, out))
+            .try_for_each(|(index, out)| self.read(index * PIECE_BYTES, out))
             .map_err(candle_core::Error::msg)?;
         Ok(values)
     }
@@ -189,7 +229,7 @@ mod tests {
     #[test]
     fn numbers_are_converted_as_they_are_read() {
         // More than one conversion and one thread's read, and no round number.
-        let count = HOST_PIECE_BYTES + 77;
+        let count = PIECE_BYTES + 77;
         let numbers: Vec<f32> = (0..count).map(|number| (number % 509) as f32 - 254.0).collect();
         let bytes: Vec<u8> = numbers.iter().flat_map(|number| bf16::from_f32(*number).to_le_bytes()).collect();
         let bytes: &'static [u8] = bytes.leak();

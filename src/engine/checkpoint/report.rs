@@ -3,16 +3,22 @@
 use std::fmt;
 
 use super::files::WeightFiles;
+use super::names::spellings::Component;
 use super::places::Places;
 use super::problem::Problem;
+
+/// Components whose matrices can stay as they are stored.
+const KEPT_AS_STORED: [Component; 2] = [Component::Transformer, Component::T5];
 
 /// The type of weights in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeptAs {
     /// bf16, where the hardware multiplies it.
     Bf16,
-    /// f32, as on the CPU.
+    /// f32, where the CPU multiplies expanded weights.
     F32,
+    /// As their file stores them, in the parts that the CPU multiplies so: the transformer and T5. The others in f32.
+    AsStored,
 }
 
 /// What a checkpoint has of one component.
@@ -70,8 +76,14 @@ impl Inspection {
     /// The size of each component's weights in memory, in bytes, without activations.
     #[must_use]
     pub fn weights_bytes(&self, kept_as: KeptAs) -> Vec<(&'static str, usize)> {
-        let width = if kept_as == KeptAs::F32 { size_of::<f32>() } else { size_of::<u16>() };
-        self.components.iter().map(|component| (component.name, component.elements * width)).collect()
+        let bytes = |component: &ComponentReport| match kept_as {
+            KeptAs::Bf16 => component.elements * size_of::<u16>(),
+            KeptAs::AsStored if KEPT_AS_STORED.map(Component::folder).contains(&component.name) => {
+                component.bytes.min(component.elements * size_of::<f32>())
+            }
+            KeptAs::F32 | KeptAs::AsStored => component.elements * size_of::<f32>(),
+        };
+        self.components.iter().map(|component| (component.name, bytes(component))).collect()
     }
 
     /// All problems.

@@ -6,9 +6,14 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use rayon::prelude::*;
+
 use crate::domain::model::EmbeddedFile;
 
 use super::problem::Problem;
+
+/// Bytes that one thread reads at a time.
+pub(super) const PIECE_BYTES: usize = 4 << 20;
 
 /// Longest configuration or tokenizer file that is read.
 const TEXT_BYTES_MAX: usize = 64 << 20;
@@ -39,6 +44,27 @@ impl Blob {
     #[cfg(test)]
     pub(super) fn made(path: &str, bytes: Vec<u8>) -> Self {
         Self { path: path.to_owned(), contents: Contents::InMemory(Cow::Owned(bytes)) }
+    }
+
+    /// A copy of some of its bytes in the host's memory, read on all threads.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn part(&self, start: usize, bytes: usize) -> Result<Self, String> {
+        // Zeroed memory costs nothing yet: the system maps each page when it is written, for the thread that writes it.
+        let mut copy = vec![0; bytes];
+        copy.par_chunks_mut(PIECE_BYTES)
+            .enumerate()
+            .try_for_each(|(index, out)| self.read(start + index * PIECE_BYTES, out))?;
+        Ok(Self { path: self.path.clone(), contents: Contents::InMemory(Cow::Owned(copy)) })
+    }
+
+    /// Some of its bytes, where it is in the host's memory.
+    pub(super) fn slice(&self, start: usize, bytes: usize) -> Option<&[u8]> {
+        match &self.contents {
+            Contents::OnDisk { .. } => None,
+            Contents::InMemory(all) => all.get(start..start.checked_add(bytes)?),
+        }
     }
 
     fn on_disk(path: &str, file: File) -> io::Result<Self> {

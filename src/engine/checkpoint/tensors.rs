@@ -63,6 +63,20 @@ impl CheckedTensors {
         self.0.order.iter().map(String::as_str)
     }
 
+    /// Bytes of all tensors where matrices are kept as they are stored, except those that are kept in `dtype`. `None` where
+    /// that saves nothing.
+    pub(super) fn stored_bytes(&self, dtype: DType, is_full: fn(&str) -> bool) -> Option<usize> {
+        let (mut bytes, mut is_smaller) = (0, false);
+        for (name, tensor) in &self.0.expected {
+            let full = tensor.shape.iter().product::<usize>() * dtype.size_in_bytes();
+            let stored = self.recipe(name, dtype).map_or(full, |recipe| recipe.stored_bytes());
+            let is_stored = tensor.shape.len() == 2 && !is_full(name);
+            is_smaller |= is_stored && stored < full;
+            bytes += if is_stored { stored } else { full };
+        }
+        is_smaller.then_some(bytes)
+    }
+
     /// How a tensor is read as numbers of type `dtype`.
     ///
     /// # Errors

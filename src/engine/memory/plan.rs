@@ -101,7 +101,7 @@ impl MemoryPlan {
             Offload::Nothing => t5_blocks,
             Offload::Text => t5_blocks / configs.t5.num_layers.max(1),
         };
-        let resident = weights.transformer + weights.vae + weights.clip + t5_resident;
+        let resident = weights.transformer + weights.vae + weights.clip + t5_resident + weights.expanding;
         let transformer = &configs.transformer;
         let tables = transformer.attention_head_dim * size_of::<f32>();
         let token = STREAM_WIDTHS_PER_TOKEN * transformer.hidden_size() * dtype.size_in_bytes() + 2 * tables;
@@ -141,12 +141,20 @@ fn encoding_bytes(vae: &VaeConfig, dtype: DType) -> usize {
     3 * width * dtype.size_in_bytes() + PIXEL_RESERVE
 }
 
+impl MemoryPlan {
+    /// Whether matrices are kept as they are stored.
+    pub(crate) fn are_stored(&self) -> bool {
+        self.weights.expanding > 0
+    }
+}
+
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let WeightBytes { transformer, vae, clip, .. } = self.weights;
+        let kept = if self.are_stored() { " as stored" } else { "" };
         write!(
             f,
-            "weights: transformer {}, text {}, autoencoder {}; a step: {} KiB a token, {} tokens fit; decoding: {} bytes a \
+            "weights{kept}: transformer {}, text {}, autoencoder {}; a step: {} KiB a token, {} tokens fit; decoding: {} bytes a \
              pixel, encoding: {}, {:.1} megapixels fit; {} were free",
             Gib(transformer),
             Gib(clip + self.t5_resident),
@@ -173,6 +181,7 @@ mod tests {
         vae: 2 * 83_819_683,
         clip: 2 * 123_060_480,
         t5: 2 * 4_762_310_656,
+        expanding: 0,
     };
 
     fn plan(gib: usize, offload: Offload) -> Result<MemoryPlan, TooLarge> {

@@ -21,6 +21,7 @@ use crate::domain::engine::EngineError;
 use crate::domain::image::RgbImage;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateSpec;
+use crate::engine::checkpoint::Tensors;
 use crate::engine::device::device_error;
 use crate::engine::noise;
 
@@ -48,8 +49,8 @@ pub(crate) struct Weights {
     pub(crate) decoder: VarBuilder<'static>,
     pub(crate) encoder: VarBuilder<'static>,
     pub(crate) clip: VarBuilder<'static>,
-    pub(crate) t5: VarBuilder<'static>,
-    pub(crate) transformer: VarBuilder<'static>,
+    pub(crate) t5: Tensors,
+    pub(crate) transformer: Tensors,
 }
 
 /// How [`Flux1::load`] keeps the weights.

@@ -8,6 +8,7 @@
 pub(super) mod attention;
 pub(super) mod convolution;
 mod cublaslt;
+pub(super) mod expand;
 pub(super) mod group_norm;
 pub(super) mod linear;
 mod modules;
@@ -23,14 +24,12 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::{CudaStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 use half::bf16;
 
+use super::CHUNK;
 use super::segments::Segments;
 use modules::Kernels;
 
 /// A null pointer, as a kernel's argument.
 const NULL: u64 = 0;
-
-/// Values in 16 bytes.
-const CHUNK: usize = 8;
 
 /// Maximum sequences in one launch; `SEQUENCES_MAX` in device.cuh.
 const SEQUENCES_MAX: usize = 64;

@@ -6,7 +6,11 @@
 //! would depend on its batch. Two rules keep every GEMM on one path with the same boundaries: the inner dimension is cut
 //! here, into blocks that the crate never cuts again, and a matrix with fewer than [`ROWS_MIN`] rows is padded with zeros.
 
+use std::ops::Range;
+
+use candle_core::Result;
 use gemm::Parallelism;
+use rayon::prelude::*;
 
 /// Inner dimension of one call. The crate's own blocks are never shorter than this.
 const INNER_BLOCK: usize = 512;
@@ -16,6 +20,10 @@ const ROWS_MIN: usize = 8;
 
 /// Maximum outputs for which the crate takes its path for tiny matrices.
 const TINY_OUTPUTS: usize = 256;
+
+/// Columns of a tile of [`multiply_expanded`]: with a block of the inner dimension half a megabyte, which stays in a core's
+/// own cache until it is multiplied.
+const TILE_COLUMNS: usize = 256;
 
 /// A read-only matrix: element (i, j) is at `i × row_stride + j × column_stride`.
 #[derive(Clone, Copy)]
@@ -44,12 +52,31 @@ impl<'a> MatrixRef<'a> {
         }
     }
 
+    /// Some of the columns.
+    fn inner(self, columns: &Range<usize>) -> Self {
+        let start = (columns.start * self.column_stride).min(self.values.len());
+        Self { values: &self.values[start..], columns: columns.len(), ..self }
+    }
+
     fn assert_in_bounds(&self) {
         if self.rows > 0 && self.columns > 0 {
             let last = (self.rows - 1) * self.row_stride + (self.columns - 1) * self.column_stride;
             assert!(last < self.values.len(), "a matrix is larger than its values");
         }
     }
+}
+
+/// A matrix whose rows are expanded when they are multiplied.
+pub(crate) trait ExpandRows: Sync {
+    fn rows(&self) -> usize;
+
+    fn columns(&self) -> usize;
+
+    /// Writes some columns of a row to `out`, which is as long.
+    ///
+    /// # Errors
+    /// When the row cannot be read.
+    fn expand(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()>;
 }
 
 /// Whether a GEMM may use the thread pool.
@@ -71,59 +98,184 @@ pub(crate) fn multiply(destination: &mut [f32], left: MatrixRef, right: MatrixRe
     if rows == 0 || columns == 0 {
         return;
     }
-    let rows_min = ROWS_MIN.max(TINY_OUTPUTS / columns + 1);
+    let rows_min = rows_min(columns);
     if rows >= rows_min {
         return multiply_blocks(destination, left, right, accumulate, threads);
     }
-    let mut padded = vec![0.0; rows_min * inner];
-    for row in 0..rows {
-        for column in 0..inner {
-            padded[row * inner + column] = left.values[row * left.row_stride + column * left.column_stride];
-        }
-    }
+    let padded = padded(left, rows_min);
     let mut outputs = vec![0.0; rows_min * columns];
     outputs[..rows * columns].copy_from_slice(destination);
     multiply_blocks(&mut outputs, MatrixRef::new(&padded, rows_min, inner, inner), right, accumulate, threads);
     destination.copy_from_slice(&outputs[..rows * columns]);
 }
 
+/// `destination (+)= left × the transpose of right`, in row-major order, on all threads. With the bits of [`multiply`] of the
+/// expanded matrix, of which a thread has one tile at a time.
+///
+/// # Errors
+/// When a row cannot be read.
+pub(crate) fn multiply_expanded(
+    destination: &mut [f32],
+    left: MatrixRef,
+    right: &dyn ExpandRows,
+    accumulate: bool,
+) -> Result<()> {
+    let (rows, inner, columns) = (left.rows, left.columns, right.rows());
+    assert_eq!(inner, right.columns(), "inner dimensions differ");
+    assert_eq!(destination.len(), rows * columns, "the destination has another size");
+    left.assert_in_bounds();
+    if rows == 0 || columns == 0 {
+        return Ok(());
+    }
+    // Tiles of the same width, so that none is narrow.
+    let tiles = columns.div_ceil(TILE_COLUMNS);
+    let rows_min = rows_min(columns / tiles);
+    if rows >= rows_min {
+        return multiply_tiles(destination, left, right, accumulate, tiles);
+    }
+    let padded = padded(left, rows_min);
+    let mut outputs = vec![0.0; rows_min * columns];
+    outputs[..rows * columns].copy_from_slice(destination);
+    multiply_tiles(&mut outputs, MatrixRef::new(&padded, rows_min, inner, inner), right, accumulate, tiles)?;
+    destination.copy_from_slice(&outputs[..rows * columns]);
+    Ok(())
+}
+
+/// Fewest rows with which the crate takes the path of all larger matrices.
+fn rows_min(columns: usize) -> usize {
+    ROWS_MIN.max(TINY_OUTPUTS / columns + 1)
+}
+
+/// A copy with contiguous rows, and rows of zeros up to `rows`.
+fn padded(matrix: MatrixRef, rows: usize) -> Vec<f32> {
+    let mut padded = vec![0.0; rows * matrix.columns];
+    for row in 0..matrix.rows {
+        for column in 0..matrix.columns {
+            padded[row * matrix.columns + column] =
+                matrix.values[row * matrix.row_stride + column * matrix.column_stride];
+        }
+    }
+    padded
+}
+
+/// The blocks of the inner dimension. One, empty, where there is no inner dimension.
+fn inner_blocks(inner: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..inner.div_ceil(INNER_BLOCK).max(1)).map(move |block| {
+        let start = block * INNER_BLOCK;
+        start..(start + INNER_BLOCK).min(inner)
+    })
+}
+
 fn multiply_blocks(destination: &mut [f32], left: MatrixRef, right: MatrixRef, accumulate: bool, threads: Threads) {
-    let (rows, inner, columns) = (left.rows, left.columns, right.columns);
+    let target = Target { start: destination.as_mut_ptr(), stride: right.columns };
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
     };
-    let mut start = 0;
-    while start < inner || (start == 0 && inner == 0) {
-        let length = INNER_BLOCK.min(inner - start);
+    for block in inner_blocks(left.columns) {
+        let is_added = accumulate || block.start > 0;
         // SAFETY: `multiply` has checked that the destination holds rows × columns values, and that the last element
-        // of each operand lies inside its slice; a block is a part of them. The destination is borrowed mutably, so it
-        // overlaps neither operand.
+        // of each operand lies inside its slice. The destination is borrowed mutably, so it overlaps neither operand.
         #[expect(unsafe_code, reason = "the crate's interface takes pointers and strides")]
         unsafe {
-            gemm::gemm(
-                rows,
-                columns,
-                length,
-                destination.as_mut_ptr(),
-                1,
-                columns as isize,
-                accumulate || start > 0,
-                left.values.as_ptr().add(start * left.column_stride),
-                left.column_stride as isize,
-                left.row_stride as isize,
-                right.values.as_ptr().add(start * right.row_stride),
-                right.column_stride as isize,
-                right.row_stride as isize,
-                1.0_f32,
-                1.0_f32,
-                false,
-                false,
-                false,
-                parallelism,
-            );
+            multiply_block(target, left, right, block, is_added, parallelism);
         }
-        start += length.max(1);
+    }
+}
+
+fn multiply_tiles(
+    destination: &mut [f32],
+    left: MatrixRef,
+    right: &dyn ExpandRows,
+    accumulate: bool,
+    tiles: usize,
+) -> Result<()> {
+    let columns = right.rows();
+    let target = Target { start: destination.as_mut_ptr(), stride: columns };
+    (0..tiles).into_par_iter().try_for_each_init(Vec::new, |expanded, tile| {
+        let outputs = columns * tile / tiles..columns * (tile + 1) / tiles;
+        for block in inner_blocks(left.columns) {
+            expanded.resize(outputs.len() * block.len(), 0.0);
+            for (row, out) in outputs.clone().zip(expanded.chunks_exact_mut(block.len().max(1))) {
+                right.expand(row, block.clone(), out)?;
+            }
+            let tile = MatrixRef::new(expanded, outputs.len(), block.len(), block.len()).transposed();
+            let (left, is_added) = (left.inner(&block), accumulate || block.start > 0);
+            // SAFETY: as in `multiply_blocks`. Tiles are different columns of the destination, which is borrowed mutably, and
+            // each is written by one thread.
+            #[expect(unsafe_code, reason = "threads write different columns of one matrix")]
+            unsafe {
+                multiply_block(
+                    target.columns_from(outputs.start),
+                    left,
+                    tile,
+                    0..left.columns,
+                    is_added,
+                    Parallelism::None,
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Where a product is written: rows that start `stride` apart.
+#[derive(Clone, Copy)]
+struct Target {
+    start: *mut f32,
+    stride: usize,
+}
+
+// SAFETY: a pointer into a slice that `multiply_tiles` borrows mutably until all threads are done; they write different
+// columns.
+#[expect(unsafe_code, reason = "threads write different columns of one matrix")]
+unsafe impl Sync for Target {}
+
+impl Target {
+    /// The columns from `column` on.
+    fn columns_from(&self, column: usize) -> Self {
+        Self { start: self.start.wrapping_add(column), stride: self.stride }
+    }
+}
+
+/// Adds the product of a block of the inner dimension to the target, or writes it there.
+///
+/// # Safety
+/// The target must have the rows of `left` and the columns of `right`, and nobody else may use them meanwhile; the block must
+/// be inside both matrices, and they inside their slices.
+#[expect(unsafe_code, reason = "the crate's interface takes pointers and strides")]
+unsafe fn multiply_block(
+    target: Target,
+    left: MatrixRef,
+    right: MatrixRef,
+    block: Range<usize>,
+    is_added: bool,
+    parallelism: Parallelism,
+) {
+    let (left, right) = (left.inner(&block), right.transposed().inner(&block).transposed());
+    // SAFETY: as the caller promises.
+    unsafe {
+        gemm::gemm(
+            left.rows,
+            right.columns,
+            block.len(),
+            target.start,
+            1,
+            target.stride as isize,
+            is_added,
+            left.values.as_ptr(),
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.values.as_ptr(),
+            right.column_stride as isize,
+            right.row_stride as isize,
+            1.0_f32,
+            1.0_f32,
+            false,
+            false,
+            false,
+            parallelism,
+        );
     }
 }
 
@@ -139,6 +291,64 @@ mod tests {
                 (state >> 8) as f32 / (1 << 24) as f32 - 0.5
             })
             .collect()
+    }
+
+    /// A matrix that is expanded from a copy.
+    struct Copied<'a>(MatrixRef<'a>);
+
+    impl ExpandRows for Copied<'_> {
+        fn rows(&self) -> usize {
+            self.0.rows
+        }
+
+        fn columns(&self) -> usize {
+            self.0.columns
+        }
+
+        fn expand(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()> {
+            out.copy_from_slice(&self.0.values[row * self.0.row_stride..][columns]);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn expanded_tiles_give_the_bits_of_the_whole_matrix() {
+        for (inner, columns) in [(8, 8), (100, 33), (513, 64), (512, 255), (1030, 257), (1536, 700), (64, 1)] {
+            let weights = numbers(inner * columns, 5);
+            let matrix = MatrixRef::new(&weights, columns, inner, inner);
+            for rows in [1, 2, 7, 8, 9, 31, 64, 65, 200] {
+                let values = numbers(rows * inner, 6);
+                let left = MatrixRef::new(&values, rows, inner, inner);
+                for accumulate in [false, true] {
+                    let mut whole = numbers(rows * columns, 7);
+                    let mut tiled = whole.clone();
+                    multiply(&mut whole, left, matrix.transposed(), accumulate, Threads::All);
+                    multiply_expanded(&mut tiled, left, &Copied(matrix), accumulate).expect("expands");
+                    assert!(whole == tiled, "{rows} rows, {inner}x{columns}, {accumulate}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_that_cannot_be_read_is_an_error() {
+        struct Broken;
+        impl ExpandRows for Broken {
+            fn rows(&self) -> usize {
+                300
+            }
+
+            fn columns(&self) -> usize {
+                8
+            }
+
+            fn expand(&self, row: usize, _: Range<usize>, _: &mut [f32]) -> Result<()> {
+                if row == 299 { candle_core::bail!("unreadable") } else { Ok(()) }
+            }
+        }
+        let (values, mut out) = (numbers(80, 1), vec![0.0; 3000]);
+        multiply_expanded(&mut out, MatrixRef::new(&values, 10, 8, 8), &Broken, false)
+            .expect_err("a row is unreadable");
     }
 
     /// Rows have the same bits alone, in smaller batches and in a batch of `rows`.

@@ -7,7 +7,7 @@ use pulp::Arch;
 const LANES: usize = 16;
 
 /// Runs `work` compiled for the widest vector unit of this processor.
-pub(super) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
+pub(in crate::engine) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
     struct Work<F>(F);
     impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Work<F> {
         type Output = R;

@@ -6,10 +6,12 @@ use serde::Deserialize;
 use super::support::{
     CLIP, IMAGE, LATENTS, T5, assert_close, card, diffusers_folders, engine, json, reference, tensors,
 };
+use crate::domain::device::{DeviceChoice, EngineSettings};
 use crate::domain::engine::StepEngine as _;
 use crate::domain::image::RgbImage;
 use crate::domain::model::{CompletedFiles, ModelFiles};
 use crate::domain::spec::{GenerateParams, GenerateSpec};
+use crate::domain::weight_storage::WeightStorage;
 use crate::engine::FluxEngine;
 
 #[derive(Deserialize)]
@@ -161,20 +163,58 @@ fn images(engine: &mut FluxEngine, specs: &[GenerateSpec], is_batched: bool) -> 
     slots.into_iter().map(|slot| engine.finish(slot).expect("finishes")).collect()
 }
 
+fn engine_with(files: &ModelFiles, weights: WeightStorage) -> FluxEngine {
+    let settings = EngineSettings { weights, ..DeviceChoice::Cpu.into() };
+    FluxEngine::load(files, settings).expect("loads")
+}
+
+/// A file of each kind: GGUF's types, fp8 plain and with scales, four bits with plain and with nested scales, loose text encoders.
+fn kinds() -> Vec<ModelFiles> {
+    let folder = "quant/FLUX.1-dev-256";
+    let gguf = |name: &str| ModelFiles::Directory(reference(&format!("{folder}/{name}.gguf")));
+    let t5 = format!("{folder}/t5-v1_1-tiny-encoder-Q4_K_M.gguf");
+    vec![
+        gguf("tiny-flux-mixed"),
+        gguf("tiny-flux-Q2_K"),
+        within(&format!("{folder}/tiny-flux-Q4_K_S.gguf"), Some(&t5)),
+        completed("quant/fp8/flux1-dev-fp8-e4m3fn.safetensors", None),
+        completed("quant/fp8/flux1-dev-fp8-scaled.safetensors", None),
+        completed("quant/fp8/flux1-dev-fp8-aio.safetensors", None),
+        completed("quant/FLUX.1-dev-nf4", None),
+        within("FLUX.1-dev", Some("quant/fp8/t5xxl_fp16.safetensors")),
+        within("FLUX.1-dev", Some("quant/fp8/t5xxl_fp8_comfy_quant.safetensors")),
+    ]
+}
+
 #[test]
-fn an_image_of_a_quantized_model_has_the_same_bits_batched_and_unbatched() {
+fn an_image_has_the_same_bits_batched_and_unbatched_however_its_weights_are_kept() {
     let arguments = case("tiny-flux-Q4_K_S").args;
     let specs = [((64, 64), 1), ((96, 64), 2), ((64, 64), 3)].map(|(size, seed)| arguments.spec(size, seed));
-    for files in [
-        ModelFiles::Directory(reference("quant/FLUX.1-dev-256/tiny-flux-Q4_K_S.gguf")),
-        completed("quant/fp8/flux1-dev-fp8-scaled.safetensors", None),
-        completed("quant/FLUX.1-dev-nf4", None),
-    ] {
-        let mut engine = engine(&files);
-        let (alone, batched) = (images(&mut engine, &specs, false), images(&mut engine, &specs, true));
-        for (alone, batched) in alone.iter().zip(&batched) {
-            assert!(alone.pixels() == batched.pixels());
+    for files in kinds() {
+        let mut all = Vec::new();
+        for weights in [WeightStorage::AsStored, WeightStorage::Expanded] {
+            let mut engine = engine_with(&files, weights);
+            all.extend([images(&mut engine, &specs, false), images(&mut engine, &specs, true)]);
         }
-        assert!(alone[0].pixels() != alone[2].pixels(), "different seeds");
+        for others in &all[1..] {
+            for (image, other) in all[0].iter().zip(others) {
+                assert!(image.pixels() == other.pixels(), "{files:?}");
+            }
+        }
+        assert!(all[0][0].pixels() != all[0][2].pixels(), "different seeds");
+    }
+}
+
+#[test]
+fn latents_have_the_same_bits_however_weights_are_kept() {
+    let spec = case("tiny-flux-Q4_K_S").args.spec((64, 64), 4);
+    for files in kinds() {
+        let latents = [WeightStorage::AsStored, WeightStorage::Expanded].map(|weights| {
+            let mut engine = engine_with(&files, weights);
+            let slot = engine.admit(&spec).expect("admits");
+            engine.step(&[slot]).expect("steps");
+            engine.images[&slot].latents.flatten_all().and_then(|all| all.to_vec1::<f32>()).expect("numbers")
+        });
+        assert!(latents[0].iter().zip(&latents[1]).all(|(a, b)| a.to_bits() == b.to_bits()), "{files:?}");
     }
 }

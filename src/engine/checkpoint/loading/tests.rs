@@ -35,7 +35,7 @@ fn checkpoint() -> Checkpoint {
 }
 
 fn options(is_text_streamed: bool) -> LoadOptions {
-    LoadOptions { dtype: DType::F32, is_text_streamed }
+    LoadOptions { dtype: DType::F32, is_text_streamed, are_stored: false }
 }
 
 fn slowly<'a>(checkpoint: &'a Checkpoint, is_text_streamed: bool, progress: &Arc<Progress>) -> Loading<'a> {
@@ -85,8 +85,10 @@ fn the_model_asks_in_the_order_of_the_plan_and_all_bytes_are_reported() {
     };
     Decoder::load(&configs.vae, &recorded(loading.decoder())).expect("loads");
     Encoder::load(&configs.vae, &recorded(loading.encoder())).expect("loads");
-    TextEncoders::load(configs, &recorded(loading.clip()), recorded(loading.t5()), false).expect("loads");
-    Transformer::load(&configs.transformer, &recorded(loading.transformer()), Precision::Full).expect("loads");
+    TextEncoders::load(configs, &recorded(loading.clip()), recorded(loading.builder(Part::T5)).into(), false)
+        .expect("loads");
+    let transformer = recorded(loading.builder(Part::Transformer)).into();
+    Transformer::load(&configs.transformer, &transformer, Precision::Full).expect("loads");
     let asked = asked.lock().expect("no panic");
     let planned =
         PARTS.into_iter().flat_map(|part| part.tensors(&checkpoint).names().filter(move |name| part.has(name)));

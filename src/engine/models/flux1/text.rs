@@ -9,6 +9,7 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
 
 use super::config::{ClipConfig, Configs};
+use crate::engine::checkpoint::Tensors;
 use t5::T5Encoder;
 
 /// The embeddings of a prompt.
@@ -32,12 +33,7 @@ impl TextEncoders {
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(
-        configs: &Configs,
-        clip: &VarBuilder,
-        t5: VarBuilder<'static>,
-        is_streamed: bool,
-    ) -> Result<Self> {
+    pub(crate) fn load(configs: &Configs, clip: &VarBuilder, t5: Tensors, is_streamed: bool) -> Result<Self> {
         let device = clip.device().clone();
         let clip = ClipTextTransformer::new(clip.pp("text_model"), &clip_config(&configs.clip))?;
         Ok(Self { clip, t5: T5Encoder::load(t5, &configs.t5, is_streamed)?, device })

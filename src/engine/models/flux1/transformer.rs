@@ -11,11 +11,11 @@ mod modulation;
 mod stream;
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::config::TransformerConfig;
 use super::positions;
 use crate::domain::precision::Precision;
+use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
 use crate::engine::ops::activation::silu;
 use crate::engine::ops::modulation::modulated_layer_norm;
@@ -50,7 +50,7 @@ impl Transformer {
     ///
     /// # Errors
     /// When they cannot be read, or the device is out of memory.
-    pub(crate) fn load(config: &TransformerConfig, vb: &VarBuilder, precision: Precision) -> Result<Self> {
+    pub(crate) fn load(config: &TransformerConfig, vb: &Tensors, precision: Precision) -> Result<Self> {
         let hidden = config.hidden_size();
         let embedder = |name: &str, inputs| Embedder::load(inputs, hidden, &vb.pp(name));
         let guidance_in = config.guidance_embeds.then(|| embedder("guidance_in", SINUSOID_WIDTH)).transpose()?;
@@ -74,7 +74,7 @@ impl Transformer {
                 })
                 .collect::<Result<_>>()?,
             final_modulation: modulations.load(FINAL_PARTS, &vb.pp("final_layer.adaLN_modulation.1"))?,
-            modulations: modulations.finish(),
+            modulations: modulations.finish()?,
             final_linear: Linear::load(hidden, config.in_channels, &vb.pp("final_layer.linear"))?,
             device: vb.device().clone(),
             dtype: vb.dtype(),

@@ -4,18 +4,19 @@
 //! relative position bias for all blocks, no mask). Weights stay on the device, or are copied to it block by block.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::super::config::T5Config;
+use crate::engine::checkpoint::{Matrix, Tensors};
 use crate::engine::linear::Linear;
 use crate::engine::ops::attention::biased_attention;
 use crate::engine::ops::text::{gated_gelu, rms_norm};
+use crate::engine::storage::AsStored;
 
 /// The encoder.
 pub(crate) struct T5Encoder {
     config: T5Config,
     /// `[vocabulary, width]`, in the host's memory: a prompt needs a few of its rows.
-    embedding: Tensor,
+    embedding: Embedding,
     /// The bias that each head adds to a score, by bucket of distances: `[buckets][heads]`.
     bias_table: Vec<Vec<f32>>,
     /// The bias `[heads, 2 × tokens]` of the last sequence; the next is nearly always as long.
@@ -29,7 +30,32 @@ pub(crate) struct T5Encoder {
 enum Blocks {
     Resident(Vec<Block>),
     /// Loaded for each prompt, one after the other: the device holds one at a time.
-    Streamed(VarBuilder<'static>),
+    Streamed(Tensors),
+}
+
+/// The table of embeddings.
+enum Embedding {
+    Full(Tensor),
+    Stored(AsStored),
+}
+
+impl From<Matrix> for Embedding {
+    fn from(matrix: Matrix) -> Self {
+        match matrix {
+            Matrix::Full(table) => Self::Full(table),
+            Matrix::Stored(table) => Self::Stored(AsStored::Host(table)),
+        }
+    }
+}
+
+impl Embedding {
+    /// The rows of tokens, `[tokens, width]`.
+    fn rows(&self, ids: &[u32]) -> Result<Tensor> {
+        match self {
+            Self::Full(table) => table.index_select(&Tensor::new(ids, &Device::Cpu)?, 0),
+            Self::Stored(table) => table.rows_at(ids),
+        }
+    }
 }
 
 impl T5Encoder {
@@ -37,18 +63,18 @@ impl T5Encoder {
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(vb: VarBuilder<'static>, config: &T5Config, is_streamed: bool) -> Result<Self> {
-        let (device, dtype) = (vb.device().clone(), vb.dtype());
-        let shared = vb.pp("shared").set_device(Device::Cpu);
-        let embedding = shared.get((config.vocab_size, config.d_model), "weight")?;
-        let bias_table = vb.pp("encoder.block.0.layer.0.SelfAttention.relative_attention_bias").set_device(Device::Cpu);
+    pub(crate) fn load(tensors: Tensors, config: &T5Config, is_streamed: bool) -> Result<Self> {
+        let (device, dtype) = (tensors.device().clone(), tensors.dtype());
+        let shared = tensors.pp("shared").on_host();
+        let embedding = shared.matrix([config.vocab_size, config.d_model], "weight")?.into();
+        let bias_table = tensors.pp("encoder.block.0.layer.0.SelfAttention.relative_attention_bias").on_host();
         let bias_table = bias_table.get((config.relative_attention_num_buckets, config.num_heads), "weight")?;
-        let final_norm = RmsNorm::load(config, &vb.pp("encoder.final_layer_norm"))?;
+        let final_norm = RmsNorm::load(config, &tensors.pp("encoder.final_layer_norm"))?;
         let blocks = if is_streamed {
-            Blocks::Streamed(vb)
+            Blocks::Streamed(tensors)
         } else {
             Blocks::Resident(
-                (0..config.num_layers).map(|index| Block::load(config, &vb, index)).collect::<Result<_>>()?,
+                (0..config.num_layers).map(|index| Block::load(config, &tensors, index)).collect::<Result<_>>()?,
             )
         };
         Ok(Self {
@@ -69,17 +95,16 @@ impl T5Encoder {
     /// When the device fails.
     pub(crate) fn forward(&mut self, ids: &[u32]) -> Result<Tensor> {
         let bias = self.bias(ids.len())?;
-        let ids = Tensor::new(ids, &Device::Cpu)?;
-        let mut x = self.embedding.index_select(&ids, 0)?.to_dtype(self.dtype)?.to_device(&self.device)?;
+        let mut x = self.embedding.rows(ids)?.to_dtype(self.dtype)?.to_device(&self.device)?;
         match &self.blocks {
             Blocks::Resident(blocks) => {
                 for block in blocks {
                     x = block.forward(&x, &bias)?;
                 }
             }
-            Blocks::Streamed(vb) => {
+            Blocks::Streamed(tensors) => {
                 for index in 0..self.config.num_layers {
-                    x = Block::load(&self.config, vb, index)?.forward(&x, &bias)?;
+                    x = Block::load(&self.config, tensors, index)?.forward(&x, &bias)?;
                 }
             }
         }
@@ -135,22 +160,24 @@ struct Block {
 }
 
 impl Block {
-    fn load(config: &T5Config, vb: &VarBuilder, index: usize) -> Result<Self> {
+    fn load(config: &T5Config, tensors: &Tensors, index: usize) -> Result<Self> {
         let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
-        let vb = vb.pp(format!("encoder.block.{index}.layer"));
-        let attention = |name: &str, rows, columns| vb.pp("0.SelfAttention").pp(name).get((rows, columns), "weight");
-        let feed = |name: &str, rows, columns| vb.pp("1.DenseReluDense").pp(name).get((rows, columns), "weight");
+        let tensors = tensors.pp(format!("encoder.block.{index}.layer"));
+        let attention = |name: &str, shape| tensors.pp("0.SelfAttention").pp(name).matrix(shape, "weight");
+        let feed = |name: &str, shape| tensors.pp("1.DenseReluDense").pp(name).matrix(shape, "weight");
+        let device = tensors.device();
+        let joined = |weights| Linear::of(Matrix::joined(weights)?, None, device);
         Ok(Self {
-            attention_norm: RmsNorm::load(config, &vb.pp("0.layer_norm"))?,
-            qkv: joined(&[
-                attention("q", inner, width)?,
-                attention("k", inner, width)?,
-                attention("v", inner, width)?,
+            attention_norm: RmsNorm::load(config, &tensors.pp("0.layer_norm"))?,
+            qkv: joined(vec![
+                attention("q", [inner, width])?,
+                attention("k", [inner, width])?,
+                attention("v", [inner, width])?,
             ])?,
-            attention_out: Linear::new(attention("o", width, inner)?, None),
-            feed_norm: RmsNorm::load(config, &vb.pp("1.layer_norm"))?,
-            gate_and_up: joined(&[feed("wi_0", config.d_ff, width)?, feed("wi_1", config.d_ff, width)?])?,
-            down: Linear::new(feed("wo", width, config.d_ff)?, None),
+            attention_out: Linear::of(attention("o", [width, inner])?, None, device)?,
+            feed_norm: RmsNorm::load(config, &tensors.pp("1.layer_norm"))?,
+            gate_and_up: joined(vec![feed("wi_0", [config.d_ff, width])?, feed("wi_1", [config.d_ff, width])?])?,
+            down: Linear::of(feed("wo", [width, config.d_ff])?, None, device)?,
             heads: config.num_heads,
         })
     }
@@ -166,11 +193,6 @@ impl Block {
     }
 }
 
-/// One layer whose outputs are those of several, one after the other.
-fn joined(weights: &[Tensor]) -> Result<Linear> {
-    Ok(Linear::new(Tensor::cat(weights, 0)?, None))
-}
-
 /// Scale without mean.
 struct RmsNorm {
     scale: Tensor,
@@ -178,8 +200,8 @@ struct RmsNorm {
 }
 
 impl RmsNorm {
-    fn load(config: &T5Config, vb: &VarBuilder) -> Result<Self> {
-        Ok(Self { scale: vb.get(config.d_model, "weight")?, epsilon: config.layer_norm_epsilon })
+    fn load(config: &T5Config, tensors: &Tensors) -> Result<Self> {
+        Ok(Self { scale: tensors.get(config.d_model, "weight")?, epsilon: config.layer_norm_epsilon })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -1,13 +1,13 @@
 //! The two kinds of transformer block.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::super::config::TransformerConfig;
 use super::feed_forward::FeedForward;
 use super::modulation::{HALF_PARTS, Modulated, Modulation, ModulationsLoader, SINGLE_PARTS};
 use super::stream::Stream;
 use crate::domain::precision::Precision;
+use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
 use crate::engine::ops::attention::{attention, attention_into};
 use crate::engine::ops::matrix_product::MatrixProduct;
@@ -22,7 +22,7 @@ struct HeadNorm {
 }
 
 impl HeadNorm {
-    fn load(config: &TransformerConfig, vb: &VarBuilder) -> Result<Self> {
+    fn load(config: &TransformerConfig, vb: &Tensors) -> Result<Self> {
         let width = config.attention_head_dim;
         Ok(Self { query: vb.get(width, "query_norm.scale")?, key: vb.get(width, "key_norm.scale")? })
     }
@@ -52,7 +52,7 @@ impl Half {
         stream: &str,
         precision: Precision,
         modulations: &mut ModulationsLoader,
-        vb: &VarBuilder,
+        vb: &Tensors,
     ) -> Result<Self> {
         let hidden = config.hidden_size();
         let name = |rest: &str| vb.pp(format!("{stream}_{rest}"));
@@ -97,7 +97,7 @@ impl DoubleBlock {
         config: &TransformerConfig,
         precision: Precision,
         modulations: &mut ModulationsLoader,
-        vb: &VarBuilder,
+        vb: &Tensors,
     ) -> Result<Self> {
         Ok(Self {
             image: Half::load(config, "img", precision, modulations, vb)?,
@@ -146,7 +146,7 @@ impl SingleBlock {
         config: &TransformerConfig,
         precision: Precision,
         modulations: &mut ModulationsLoader,
-        vb: &VarBuilder,
+        vb: &Tensors,
     ) -> Result<Self> {
         let (hidden, mlp) = (config.hidden_size(), config.mlp_size());
         let modulation = modulations.load(SINGLE_PARTS, &vb.pp("modulation.lin"))?;
@@ -200,6 +200,7 @@ mod tests {
     use super::*;
     use crate::engine::noise::standard_normal;
     use candle_core::{DType, Device};
+    use candle_nn::VarBuilder;
     use std::collections::HashMap;
 
     /// The two ways through a single block.
@@ -226,7 +227,7 @@ mod tests {
         ];
         let tensors: HashMap<String, Tensor> =
             (0..).zip(tensors).map(|(seed, (name, shape))| (name.to_owned(), random(seed, &shape))).collect();
-        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu);
+        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu).into();
         let mut modulations = ModulationsLoader::new(&config, &vb).expect("memory");
         let block = SingleBlock::load(&config, Precision::Full, &mut modulations, &vb).expect("loads");
         let image_rotary = image_tables(3, 4, config.axes_dims_rope, &Device::Cpu).expect("tables");
@@ -240,7 +241,7 @@ mod tests {
             joint_rotary: image_rotary.clone(),
             image_rotary,
             modulated: {
-                let modulations = modulations.finish();
+                let modulations = modulations.finish().expect("joins");
                 modulations.of_rows(modulations.forward(&random(10, &[1, 32])).expect("modulates"))
             },
         };

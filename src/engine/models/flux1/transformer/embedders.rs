@@ -1,8 +1,8 @@
 //! What turns numbers and vectors into the modulation's input.
 
 use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::VarBuilder;
 
+use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
 use crate::engine::ops::activation::silu;
 
@@ -17,7 +17,7 @@ pub(super) struct Embedder {
 
 impl Embedder {
     /// From `inputs` to `width`.
-    pub(super) fn load(inputs: usize, width: usize, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn load(inputs: usize, width: usize, vb: &Tensors) -> Result<Self> {
         Ok(Self {
             first: Linear::load(inputs, width, &vb.pp("in_layer"))?,
             second: Linear::load(width, width, &vb.pp("out_layer"))?,

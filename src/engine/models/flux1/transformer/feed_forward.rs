@@ -1,10 +1,10 @@
 //! The feed-forward part of a block.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::modulation::Modulation;
 use crate::domain::precision::Precision;
+use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
 use crate::engine::ops::Segments;
 use crate::engine::ops::matrix_product::MatrixProduct;
@@ -18,7 +18,7 @@ pub(super) struct FeedForward {
 
 impl FeedForward {
     /// From `width` to `inner` and back.
-    pub(super) fn load(width: usize, inner: usize, precision: Precision, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn load(width: usize, inner: usize, precision: Precision, vb: &Tensors) -> Result<Self> {
         Ok(Self {
             first: Linear::load_in(precision, width, inner, &vb.pp("0"))?,
             second: Linear::load_in(precision, inner, width, &vb.pp("2"))?,

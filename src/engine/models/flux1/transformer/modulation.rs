@@ -5,9 +5,9 @@
 //! matrix product reads them at the memory's full rate.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
 use super::super::config::TransformerConfig;
+use crate::engine::checkpoint::{Matrix, Tensors};
 use crate::engine::linear::Linear;
 use crate::engine::ops::Segments;
 use crate::engine::ops::matrix_product::MatrixProduct;
@@ -23,38 +23,58 @@ pub(super) const FINAL_PARTS: usize = 2;
 /// Copies the layers of all blocks into one.
 pub(super) struct ModulationsLoader {
     /// `[parts × hidden, hidden]`
-    weight: Tensor,
+    weight: Weight,
     /// `[parts × hidden]`
     bias: Tensor,
     hidden: usize,
     parts_loaded: usize,
 }
 
+enum Weight {
+    /// Allocated as one, so that no more than one layer is held twice.
+    Full(Tensor),
+    Stored(Vec<Matrix>),
+}
+
 impl ModulationsLoader {
     /// Allocates the layers of all blocks.
-    pub(super) fn new(config: &TransformerConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &TransformerConfig, tensors: &Tensors) -> Result<Self> {
         let hidden = config.hidden_size();
         let parts = 2 * HALF_PARTS * config.num_layers + SINGLE_PARTS * config.num_single_layers + FINAL_PARTS;
-        Ok(Self {
-            weight: Tensor::zeros((parts * hidden, hidden), vb.dtype(), vb.device())?,
-            bias: Tensor::zeros(parts * hidden, vb.dtype(), vb.device())?,
-            hidden,
-            parts_loaded: 0,
-        })
+        let weight = if tensors.are_stored() {
+            Weight::Stored(Vec::new())
+        } else {
+            Weight::Full(Tensor::zeros((parts * hidden, hidden), tensors.dtype(), tensors.device())?)
+        };
+        let bias = Tensor::zeros(parts * hidden, tensors.dtype(), tensors.device())?;
+        Ok(Self { weight, bias, hidden, parts_loaded: 0 })
     }
 
-    /// Loads a layer of so many parts, and returns the index of its first. No more than one layer is held twice.
-    pub(super) fn load(&mut self, parts: usize, vb: &VarBuilder) -> Result<usize> {
+    /// Loads a layer of so many parts, and returns the index of its first.
+    pub(super) fn load(&mut self, parts: usize, tensors: &Tensors) -> Result<usize> {
         let (first, rows) = (self.parts_loaded, parts * self.hidden);
-        self.weight.slice_set(&vb.get((rows, self.hidden), "weight")?, 0, first * self.hidden)?;
-        self.bias.slice_set(&vb.get(rows, "bias")?, 0, first * self.hidden)?;
+        match &mut self.weight {
+            Weight::Full(all) => {
+                all.slice_set(&tensors.get((rows, self.hidden), "weight")?, 0, first * self.hidden)?;
+            }
+            Weight::Stored(all) => all.push(tensors.matrix([rows, self.hidden], "weight")?),
+        }
+        self.bias.slice_set(&tensors.get(rows, "bias")?, 0, first * self.hidden)?;
         self.parts_loaded += parts;
         Ok(first)
     }
 
     /// All of them, once every block has loaded its own.
-    pub(super) fn finish(self) -> Modulations {
-        Modulations { layer: Linear::new(self.weight, Some(self.bias)), hidden: self.hidden }
+    ///
+    /// # Errors
+    /// When they are not equally wide.
+    pub(super) fn finish(self) -> Result<Modulations> {
+        let weight = match self.weight {
+            Weight::Full(all) => Matrix::Full(all),
+            Weight::Stored(all) => Matrix::joined(all)?,
+        };
+        let device = self.bias.device().clone();
+        Ok(Modulations { layer: Linear::of(weight, Some(self.bias), &device)?, hidden: self.hidden })
     }
 }
 

@@ -1,0 +1,57 @@
+//! [`linear`](super::linear::linear) on the CPU with a weight that is expanded tile by tile inside the product: the memory's
+//! traffic is that of the codes, and no copy in f32 is ever whole.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+
+use super::gemm::{ExpandRows, MatrixRef, multiply_expanded};
+use super::{Rows, contiguous, is_on_cpu, linear::with_bias};
+
+/// `x [rows, in]` times the transpose of `weight [out, in]`, plus `bias [out]` -> `[rows, out]`, f32 on the CPU. The bits of
+/// `linear` with the expanded weight.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit, or the weight cannot be read.
+pub(crate) fn expanded_linear(x: &Tensor, weight: &dyn ExpandRows, bias: Option<&Tensor>) -> Result<Tensor> {
+    if !is_on_cpu(x) {
+        bail!("a weight is expanded in the product on the CPU in f32 alone, and the input is {:?}", x.dtype());
+    }
+    match bias {
+        Some(bias) => x.apply_op2_no_bwd(bias, &Expanded(weight)),
+        None => x.apply_op1_no_bwd(&Expanded(weight)),
+    }
+}
+
+struct Expanded<'a>(&'a dyn ExpandRows);
+
+impl Expanded<'_> {
+    fn run(&self, x: Rows, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
+        let (columns, width) = (self.0.rows(), self.0.columns());
+        if x.width != width || bias.is_some_and(|bias| bias.len() != columns) {
+            bail!("linear: x has {} columns, the weight is {columns}x{width}", x.width);
+        }
+        let mut out = with_bias(x.count, columns, bias);
+        let left = MatrixRef::new(x.values, x.count, x.width, x.stride);
+        multiply_expanded(&mut out, left, self.0, bias.is_some())?;
+        Ok((CpuStorage::F32(out), Shape::from((x.count, columns))))
+    }
+}
+
+impl CustomOp1 for Expanded<'_> {
+    fn name(&self) -> &'static str {
+        "expanded-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(Rows::new(x, xl)?, None)
+    }
+}
+
+impl CustomOp2 for Expanded<'_> {
+    fn name(&self) -> &'static str {
+        "expanded-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, b: &CpuStorage, bl: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.run(Rows::new(x, xl)?, Some(contiguous(b, bl)?))
+    }
+}
