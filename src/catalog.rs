@@ -4,11 +4,14 @@
 //! HTTP: it never opens a checkpoint.
 
 mod cards;
+mod repositories;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use cards::{KnownModel, Licence, embedded_files, known_model, known_models};
+pub use repositories::{FileRepository, Part, RepositoryFile, file_repositories, file_repository, open_parts};
 
 use crate::domain::ids::ModelId;
 use crate::domain::image::RgbImage;
@@ -95,7 +98,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// The built-in cards, with `choices` to be served. An id without a card gets the values of FLUX.1-dev.
+    /// The built-in cards, with `choices` to be served. An id without a card gets the values that [`card_of`] says.
     ///
     /// # Errors
     /// When a choice has no files, or a model is named twice.
@@ -122,7 +125,7 @@ impl Catalog {
                 },
             };
             if !cards.contains_key(id) {
-                cards.insert(id.clone(), Arc::new(card_or_flux_dev(id)));
+                cards.insert(id.clone(), Arc::new(card_of(choice)));
             }
             let replicas = Replicas { ready: 0, desired: 1 };
             let entry = Served { files, availability: Availability::Loading, replicas, loading: BTreeMap::new() };
@@ -239,7 +242,22 @@ impl Catalog {
 
 /// The card of a model; one without a card gets the values of FLUX.1-dev.
 pub fn card_or_flux_dev(id: &ModelId) -> ModelCard {
-    known_model(id).map_or_else(|| ModelCard { id: id.clone(), ..cards::flux_dev() }, |known| known.card)
+    card_with(id, None)
+}
+
+/// The card of a model as it is served: its own; for a known repository of single files, that of the model to which the
+/// file belongs; for any other, the values of FLUX.1-dev.
+pub fn card_of(source: &ModelSource) -> ModelCard {
+    card_with(&source.id, source.directory.as_deref())
+}
+
+fn card_with(id: &ModelId, path: Option<&Path>) -> ModelCard {
+    if let Some(known) = known_model(id) {
+        return known.card;
+    }
+    let file = path.and_then(Path::file_name).and_then(|name| name.to_str());
+    let card = file_repository(id).and_then(|repository| repository.card(file));
+    card.unwrap_or_else(|| ModelCard { id: id.clone(), ..cards::flux_dev() })
 }
 
 /// The smallest image that a card allows, which an engine generates to warm up before it is ready.
@@ -310,6 +328,18 @@ mod tests {
         assert_eq!(card.id.as_str(), "my/tune");
         assert_eq!((card.defaults.width, card.defaults.steps), (512, 30));
         assert_eq!(catalog.served().len(), 1);
+    }
+
+    #[test]
+    fn a_repositorys_file_is_served_with_the_values_of_its_model() {
+        let file = "/models/flux1-schnell-fp8-e4m3fn.safetensors";
+        for (id, path) in [("Kijai/flux-fp8", file), ("city96/FLUX.1-schnell-gguf", "/models/any.gguf")] {
+            let catalog = Catalog::new(&[choice(id, Some(path))]).expect("a valid choice");
+            let card = catalog.card(&ModelId::new(id)).expect("known now");
+            assert_eq!((card.id.as_str(), card.defaults.steps), (id, 4));
+        }
+        let refused = Catalog::new(&[choice("Kijai/flux-fp8", None)]).err().expect("no file").to_string();
+        assert!(refused.contains("`fluxserve models download Kijai/flux-fp8`"), "{refused}");
     }
 
     #[test]

@@ -142,7 +142,7 @@ pub struct ServeArgs {
     /// Where the parts of the models with a PATH come from.
     #[command(flatten)]
     pub parts: PartArgs,
-    /// Download missing models from the hub first, like `models download`
+    /// Download missing models and bases from the hub first, like `models download`
     #[arg(long)]
     pub download: bool,
     /// Device: auto, cpu, cuda, cuda:N, or several separated by commas, each with its own engine [default: auto]
@@ -199,10 +199,12 @@ pub async fn run(
         }
         Command::Generate(arguments) => {
             flags.device = arguments.device.map(Into::into);
+            flags.download = arguments.download;
             arguments.engine.clone().apply(&mut flags);
             let config = Config::load(flags)?;
             let _logs = start_logs(&config)?;
             let request = arguments.into_request(&config, || Ok(random_seed()?), notes)?;
+            let request = generate::with_downloads(&config, request, notes).await?;
             generate::run(&config, request, notes)
         }
         Command::Keys(command) => keys::run(command, &Config::load(flags)?, out, notes).await,

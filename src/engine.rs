@@ -34,7 +34,9 @@ use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
 
 use checkpoint::{Checkpoint, LoadOptions};
-pub use checkpoint::{CheckpointError, ComponentReport, Inspection, KeptAs, Problem, inspect};
+pub use checkpoint::{
+    CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, file_contents, inspect,
+};
 pub use device::{DeviceError, failure, free_bytes, name, probe};
 use device::{OpenDevice, device_error};
 pub use doctor::{check_precision, memory_plan};

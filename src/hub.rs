@@ -10,6 +10,7 @@ mod file_system;
 mod folder;
 mod listing;
 mod repository;
+mod selection;
 mod transfer;
 
 use std::path::PathBuf;
@@ -91,8 +92,19 @@ impl Default for Patience {
     }
 }
 
+/// A file of a repository, as the hub lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedFile {
+    /// Path inside the repository, with `/`.
+    pub path: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
 /// Receives the progress of a download. Called from several tasks at a time.
 pub trait Progress: Send + Sync {
+    /// A file that was chosen by name, and its size. Before anything is transferred.
+    fn chosen(&self, path: &str, bytes: u64);
     /// The files and bytes of the download, and how many of the bytes are present already.
     fn planned(&self, files: usize, bytes: u64, bytes_here: u64);
     /// A file's transfer begins, with this much of it present already.

@@ -9,6 +9,9 @@ mod stub;
 #[path = "hub/program.rs"]
 mod program;
 
+#[path = "hub/files.rs"]
+mod files;
+
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -25,12 +28,18 @@ const T5_SHARD: &str = "text_encoder_2/model-00001-of-00002.safetensors";
 /// Records the progress.
 #[derive(Default)]
 struct Recorded {
+    chosen: Mutex<Vec<(String, u64)>>,
     waits: Mutex<Vec<Duration>>,
     planned: Mutex<Option<(usize, u64, u64)>>,
     received: Mutex<u64>,
 }
 
 impl Progress for Recorded {
+    fn chosen(&self, path: &str, bytes: u64) {
+        assert!(self.planned.lock().expect("no panic").is_none(), "it is said before the download");
+        self.chosen.lock().expect("no panic").push((path.to_owned(), bytes));
+    }
+
     fn planned(&self, files: usize, bytes: u64, bytes_here: u64) {
         *self.planned.lock().expect("no panic") = Some((files, bytes, bytes_here));
     }
@@ -88,7 +97,8 @@ impl Client {
     }
 
     fn request() -> Request {
-        Request { repository: ID.parse().expect("an id"), revision: hub::Revision::default(), folder: None }
+        let (repository, revision) = (ID.parse().expect("an id"), hub::Revision::default());
+        Request { repository, revision, folder: None, files: Vec::new() }
     }
 
     fn ask(&self, request: &Request) -> Result<Downloaded, HubError> {

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::generate::{for_its_operator, refuse_without_folder};
 use super::kernel_trials::with_faults;
 use super::models::files_of;
-use crate::catalog::card_or_flux_dev;
+use crate::catalog::card_of;
 use crate::config::Config;
 use crate::domain::device::EngineSettings;
 use crate::domain::engine::{EngineError, LoadObserver, Slot, StepEngine};
@@ -96,7 +96,7 @@ pub fn time(
     on_timing: &mut dyn FnMut(&TimeReport) -> anyhow::Result<()>,
 ) -> anyhow::Result<TimeReport> {
     let started = Instant::now();
-    let card = for_its_operator(card_or_flux_dev(&request.model.id));
+    let card = for_its_operator(card_of(&request.model));
     let sizes = sizes_of(request, &card)?;
     let mut engine =
         FluxEngine::load_watched(&files_of(config, &request.model)?, with_faults(request.engine), on_load)?;
@@ -221,7 +221,7 @@ pub struct StagesRequest {
 /// # Errors
 /// When the model cannot be loaded, the request is invalid, or the file cannot be written.
 pub fn write_stages(config: &Config, request: StagesRequest) -> anyhow::Result<()> {
-    let card = for_its_operator(card_or_flux_dev(&request.model.id));
+    let card = for_its_operator(card_of(&request.model));
     let spec = spec_of(&card, request.params)?;
     refuse_without_folder(&request.output)?;
     let mut engine = FluxEngine::load(&files_of(config, &request.model)?, with_faults(request.engine))?;
@@ -251,7 +251,7 @@ mod tests {
     }
 
     fn sizes(request: &TimeRequest) -> anyhow::Result<Vec<ImageSize>> {
-        sizes_of(request, &for_its_operator(card_or_flux_dev(&request.model.id)))
+        sizes_of(request, &for_its_operator(card_of(&request.model)))
     }
 
     #[test]

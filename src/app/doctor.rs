@@ -5,6 +5,7 @@ use std::io::Write;
 use anyhow::{Context as _, bail};
 
 use super::fetching::size;
+use super::free_memory::available_memory_bytes;
 use super::models::files_of;
 use super::{open_files, results_disk};
 use crate::config::Config;
@@ -202,13 +203,6 @@ fn fits_on_cpu(device: DeviceChoice, inspection: &Inspection, (kept_as, words): 
         None => "free memory is unknown".to_owned(),
     };
     format!("on {device} {} {words} ({}): {fit}", size(needed as u64), parts.join(", "))
-}
-
-fn available_memory_bytes() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
 }
 
 async fn database(config: &Config) -> Finding {

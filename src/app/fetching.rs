@@ -64,11 +64,17 @@ impl State {
 }
 
 impl<F: Fn(&str) + Send + Sync> Progress for ProgressLines<F> {
+    fn chosen(&self, path: &str, bytes: u64) {
+        self.change(|_| Some(format!("`{path}`, {}", size(bytes))));
+    }
+
     fn planned(&self, files: usize, bytes: u64, bytes_here: u64) {
         self.change(|state| {
             (state.files, state.bytes, state.bytes_here) = (files, bytes, bytes_here);
-            state.since = Instant::now();
-            Some(format!("{files} files, {} in total, {} present already", size(bytes), size(bytes_here)))
+            // Another download may have gone before.
+            (state.since, state.bytes_fetched, state.files_ended) = (Instant::now(), 0, 0);
+            let noun = if files == 1 { "file" } else { "files" };
+            Some(format!("{files} {noun}, {} in total, {} present already", size(bytes), size(bytes_here)))
         });
     }
 
@@ -143,6 +149,7 @@ mod tests {
     fn the_lines_add_up() {
         let lines = Mutex::new(Vec::new());
         let progress = ProgressLines::new(|line: &str| lines.lock().expect("no panic").push(line.to_owned()));
+        progress.chosen("vae/config.json", 2 << 20);
         progress.planned(2, 3 << 20, 1 << 20);
         progress.begun("vae/config.json", 2 << 20, 0);
         progress.received("vae/config.json", 2 << 20);
@@ -150,6 +157,7 @@ mod tests {
         progress.waiting("the hub limits the rate of requests", Duration::from_millis(1500));
         drop(progress);
         let expected = [
+            "`vae/config.json`, 2.0 MiB",
             "2 files, 3.0 MiB in total, 1.0 MiB present already",
             "`vae/config.json` is complete and verified, 2.0 MiB",
             "the hub limits the rate of requests; retrying in 2 s",

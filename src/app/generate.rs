@@ -8,7 +8,7 @@ use anyhow::{Context as _, anyhow, bail};
 use super::hub::{hint, refuse_not_yet};
 use super::kernel_trials::with_faults;
 use super::models::files_of;
-use crate::catalog::card_or_flux_dev;
+use crate::catalog::card_of;
 use crate::config::Config;
 use crate::decode::{decode, prepare};
 use crate::domain::device::EngineSettings;
@@ -53,7 +53,7 @@ pub fn generate(
     on_step: &mut dyn FnMut(u32, u32),
 ) -> anyhow::Result<KernelChoices> {
     refuse_not_yet(&request.model.id)?;
-    let card = for_its_operator(card_or_flux_dev(&request.model.id));
+    let card = for_its_operator(card_of(&request.model));
     let mut params = request.params;
     params.input_images = Vec::from_iter(request.image.as_deref().map(read_image).transpose()?);
     let spec = GenerateSpec::new(prepare(params, &card), &card).map_err(|errors| {

@@ -2,17 +2,18 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 
 use super::fetching::ProgressLines;
-use crate::catalog::{embedded_files, known_model};
+use super::file_choice::{explained, unreadable};
+use crate::catalog::{embedded_files, known_model, open_parts};
 use crate::config::Config;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelFiles;
 use crate::domain::model_source::{ModelParts, ModelSource};
 use crate::engine;
 use crate::hub::{
-    self, Downloaded, FileSystem, HubSettings, Patience, Progress, Proxy, RepositoryId, Request, Revision,
+    self, Downloaded, FileSystem, HubError, HubSettings, Patience, Progress, Proxy, RepositoryId, Request, Revision,
 };
 
 /// A model to download.
@@ -24,9 +25,12 @@ pub struct DownloadRequest {
     pub revision: Option<String>,
     /// The target folder. `None`: the cache that Hugging Face's tools share.
     pub folder: Option<PathBuf>,
+    /// The files of the repository, by their names or parts of them. Empty: what a pipeline needs, or the only weight file.
+    pub files: Vec<String>,
 }
 
-/// Downloads a model or its missing files, and checks that it is complete.
+/// Downloads a model or its missing files, and checks that it is complete; or the files that are named, and checks that they
+/// can be read.
 ///
 /// # Errors
 /// In words for the user.
@@ -44,8 +48,16 @@ pub async fn download_model(
         repository: request.model.as_str().parse()?,
         revision: revision.unwrap_or_default(),
         folder: request.folder,
+        files: request.files,
     };
-    let downloaded = hub::download(&settings(config), &request, progress).await?;
+    let downloaded = hub::download(&settings(config), &request, progress).await;
+    let downloaded = downloaded.map_err(|error| explained(config, error))?;
+    if !downloaded.chosen.is_empty() {
+        return match unreadable(&downloaded) {
+            Some(fault) => bail!("what `{}` holds cannot be used: {fault}", request.repository),
+            None => Ok(downloaded),
+        };
+    }
     let inspection = engine::inspect(&ModelFiles::Directory(downloaded.folder.clone()));
     if !inspection.is_sound() {
         bail!("what `{}` holds cannot be used:\n{inspection}", request.repository);
@@ -61,31 +73,78 @@ pub(super) fn refuse_not_yet(model: &ModelId) -> anyhow::Result<()> {
     }
 }
 
-/// Finds the folders of the models to be served, in the cache as well. Downloads missing models first if the configuration
-/// says so.
+/// Finds the folders of the models to be served, and of their bases, in the cache as well. Downloads missing ones first if the
+/// configuration says so.
 pub(super) async fn local_models(config: &Config) -> anyhow::Result<Vec<ModelSource>> {
     let mut sources = Vec::with_capacity(config.models.len());
     for source in &config.models {
-        let found = located(config, source);
-        let is_hubs = source.directory.is_none() && embedded_files(&source.id).is_none();
-        let source = if config.hub.download && is_hubs && !found.as_ref().is_some_and(is_complete) {
-            downloaded(config, source).await.with_context(|| format!("downloading `{}`", source.id))?
-        } else {
-            found.unwrap_or_else(|| source.clone())
-        };
-        sources.push(with_base(config, source)?);
+        let progress = ProgressLines::new(|line: &str| tracing::info!("{line}"));
+        sources.push(local_model(config, source, &progress).await?);
     }
     Ok(sources)
 }
 
-async fn downloaded(config: &Config, source: &ModelSource) -> anyhow::Result<ModelSource> {
-    let request = DownloadRequest { model: source.id.clone(), revision: None, folder: None };
-    let progress = ProgressLines::new(|line: &str| tracing::info!("{line}"));
-    let downloaded = download_model(config, request, &progress).await?;
-    Ok(ModelSource { directory: Some(downloaded.folder), ..source.clone() })
+/// Finds a model's folder, and its base's, in the cache as well. Downloads missing ones first if the configuration says so.
+///
+/// # Errors
+/// When a download fails, or the base is not here.
+pub async fn local_model(
+    config: &Config,
+    source: &ModelSource,
+    progress: &dyn Progress,
+) -> anyhow::Result<ModelSource> {
+    refuse_not_yet(&source.id)?;
+    let found = located(config, source);
+    let is_hubs = source.directory.is_none() && embedded_files(&source.id).is_none();
+    let source = if config.hub.download && is_hubs && !found.as_ref().is_some_and(is_complete) {
+        let downloaded = downloaded(config, &source.id, progress).await;
+        let path = downloaded.with_context(|| format!("downloading `{}`", source.id))?;
+        ModelSource { directory: Some(path), ..source.clone() }
+    } else {
+        found.unwrap_or_else(|| source.clone())
+    };
+    if config.hub.download
+        && let Some(base) = missing_base(config, &source)
+    {
+        let downloaded = downloaded(config, &base, progress).await.map_err(with_open_parts);
+        downloaded.with_context(|| format!("downloading `{base}`, the base of `{}`", source.id))?;
+    }
+    with_base(config, source)
 }
 
-fn is_complete(source: &ModelSource) -> bool {
+/// Downloads a model. Returns its folder, or its file where the repository has a single one.
+async fn downloaded(config: &Config, model: &ModelId, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
+    let request = DownloadRequest { model: model.clone(), revision: None, folder: None, files: Vec::new() };
+    let downloaded = download_model(config, request, progress).await?;
+    Ok(downloaded.chosen.into_iter().next().unwrap_or(downloaded.folder))
+}
+
+/// A base that is named by its id and not complete here, while the model lacks something that it does not have either.
+fn missing_base(config: &Config, source: &ModelSource) -> Option<ModelId> {
+    let base = source.parts.base.as_ref().filter(|base| !base.is_dir() && source.directory.is_some())?;
+    let base = ModelSource::new(ModelId::new(base.to_string_lossy()), None);
+    if embedded_files(&base.id).is_some() || base.id.as_str().parse::<RepositoryId>().is_err() {
+        return None;
+    }
+    let is_here = located(config, &base).as_ref().is_some_and(is_complete);
+    let suffices = || with_base(config, source.clone()).is_ok_and(|whole| is_complete(&whole));
+    (!is_here && !suffices()).then_some(base.id)
+}
+
+/// Says which repositories have parts of a base that only some accounts can download.
+fn with_open_parts(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<HubError>() {
+        Some(HubError::GatedWithoutToken { .. } | HubError::GatedNotAccepted { .. }) => anyhow!(
+            "{error}\nwithout an account, `fluxserve models download ID --file NAME` gets text encoders and autoencoders for \
+             `--text-encoder` and `--vae` from {}; they have no tokenizers",
+            open_parts()
+        ),
+        _ => error,
+    }
+}
+
+/// Whether a model has all that it needs.
+pub(super) fn is_complete(source: &ModelSource) -> bool {
     source.files().is_some_and(|files| engine::inspect(&files).is_sound())
 }
 
@@ -112,7 +171,8 @@ pub(super) fn with_base(config: &Config, source: ModelSource) -> anyhow::Result<
             Ok(ModelSource { parts, ..source })
         }
         None => bail!(
-            "the base `{id}` of `{}` is neither a folder nor a downloaded model: `fluxserve models download {id}` downloads it",
+            "the base `{id}` of `{}` is neither a folder nor a downloaded model: `fluxserve models download {id}` downloads it, \
+             and so does `--download`",
             source.id,
             id = named.id
         ),

@@ -6,8 +6,9 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use rayon::prelude::*;
 
+use super::fetching::size;
 use super::hub::{hint, located, refuse_not_yet, with_base};
-use crate::catalog::{self, Catalog, CatalogError};
+use crate::catalog::{self, Catalog, CatalogError, FileRepository};
 use crate::config::Config;
 use crate::domain::model::ModelFiles;
 use crate::domain::model_source::ModelSource;
@@ -63,7 +64,8 @@ impl State {
     }
 }
 
-/// Writes the models, where they are, and under which license: first those that are served, then those that are here.
+/// Writes the models and the repositories of single files, where they are, what they need, and under which license: first
+/// those that are served, then those that are here.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -82,8 +84,9 @@ pub fn list_models(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
         };
         rows.push((state, id.to_string(), known.licence.name, place));
     }
+    rows.extend(catalog::file_repositories().iter().map(|repository| row_of(config, repository)));
     for source in &config.models {
-        if catalog::known_model(&source.id).is_none() {
+        if catalog::known_model(&source.id).is_none() && catalog::file_repository(&source.id).is_none() {
             let found = located(config, source);
             let place = found.as_ref().map_or_else(|| "not here".to_owned(), place);
             rows.push((State::Served, source.id.to_string(), "-".to_owned(), place));
@@ -97,6 +100,29 @@ pub fn list_models(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The row of a repository of single files: where they are, and what they need.
+fn row_of(config: &Config, repository: &FileRepository) -> (State, String, String, String) {
+    let configured = config.models.iter().find(|source| source.id == repository.id);
+    let source = ModelSource::new(repository.id.clone(), None);
+    let found = located(config, configured.unwrap_or(&source));
+    let state = State::of(configured.is_some(), found.is_some());
+    let place = found.as_ref().map_or_else(
+        || format!("not here: `fluxserve models download {}` lists {}", repository.id, sizes_of(repository)),
+        place,
+    );
+    (state, repository.id.to_string(), repository.licence.name.clone(), format!("{place}; {}", repository.need()))
+}
+
+/// The sizes of a repository's files, as far as they are known.
+fn sizes_of(repository: &FileRepository) -> String {
+    let known = || repository.files.iter().filter_map(|file| file.bytes);
+    match (known().min(), known().max()) {
+        (Some(least), Some(most)) if least < most => format!("its files of {} to {}", size(least), size(most)),
+        (Some(bytes), _) => format!("its files, one of {}", size(bytes)),
+        _ => "its files".to_owned(),
+    }
+}
+
 fn place(source: &ModelSource) -> String {
     source.directory.as_ref().map_or_else(|| "in the program".to_owned(), |directory| directory.display().to_string())
 }
@@ -107,8 +133,8 @@ pub(super) fn catalog_of(config: &Config, sources: &[ModelSource]) -> anyhow::Re
     Ok(catalog.with_input_images_max(&config.max_input_images)?)
 }
 
-/// Writes which tensors a checkpoint has and lacks, and whether its files equal the hub's. Large files are verified only with
-/// `compares_all`.
+/// Writes which tensors a checkpoint has and lacks, what its files say of themselves, and whether they equal the hub's. Large
+/// files are verified only with `compares_all`.
 ///
 /// # Errors
 /// When the checkpoint is not complete.
@@ -123,6 +149,9 @@ pub fn check_model(
     let files = files_of(config, configured.unwrap_or(model))?;
     let inspection = engine::inspect(&files);
     writeln!(out, "{}: {inspection}", model.id)?;
+    for metadata in &inspection.metadata {
+        writeln!(out, "{metadata}")?;
+    }
     let mut damaged = 0;
     if let Some(folder) = files.path().filter(|path| path.is_dir()) {
         writeln!(out, "  {}", license(model, folder))?;
@@ -144,7 +173,8 @@ fn license(model: &ModelSource, folder: &Path) -> String {
     let mut found: Vec<String> =
         entries.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| is_license(name)).collect();
     found.sort();
-    let known = catalog::known_model(&model.id).map(|known| known.licence);
+    let of_files = || catalog::file_repository(&model.id).map(|repository| repository.licence);
+    let known = catalog::known_model(&model.id).map(|known| known.licence).or_else(of_files);
     match (found.is_empty(), known) {
         (false, Some(known)) => format!("license: {} ({})", found.join(", "), known.name),
         (false, None) => format!("license: {}", found.join(", ")),

@@ -8,8 +8,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
+use super::models::with_progress;
 use super::part_args::PartArgs;
-use crate::app::{self, ChosenKernel, GenerateRequest, KernelChoices};
+use crate::app::{self, ChosenKernel, GenerateRequest, KernelChoices, Progress};
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
@@ -24,6 +25,9 @@ pub struct GenerateArgs {
     /// Where its parts come from.
     #[command(flatten)]
     pub parts: PartArgs,
+    /// Download the model and its base from the hub first, as far as they are missing
+    #[arg(long)]
+    pub download: bool,
     /// The prompt; may be empty
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: String,
@@ -130,6 +134,20 @@ fn in_patches(name: &str, pixels: Option<u32>, notes: &mut dyn Write) -> std::io
         writeln!(notes, "{name} {pixels} is not a multiple of {PIXELS_PER_TOKEN_SIDE}: using {rounded}")?;
     }
     Ok(Some(rounded))
+}
+
+/// The request, with its model and base where they were downloaded to, if the configuration says so.
+pub(super) async fn with_downloads(
+    config: &Config,
+    request: GenerateRequest,
+    notes: &mut dyn Write,
+) -> anyhow::Result<GenerateRequest> {
+    if !config.hub.download {
+        return Ok(request);
+    }
+    let source = request.model.clone();
+    let find = async move |progress: &dyn Progress| app::local_model(config, &source, progress).await;
+    Ok(GenerateRequest { model: with_progress(notes, find).await?, ..request })
 }
 
 /// Generates the image, with a progress bar on a terminal. Writes to `notes` which kernels a GPU used.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
 use super::part_args::PartArgs;
@@ -40,6 +40,9 @@ pub struct DownloadModelArgs {
     /// Folder for the files [default: the cache of Hugging Face's tools, HF_HOME]
     #[arg(long, value_name = "DIR")]
     pub to: Option<PathBuf>,
+    /// Only this file of the repository: its name, or a part of it that no other file has, such as Q4_K_S; repeatable
+    #[arg(long = "file", value_name = "NAME")]
+    pub files: Vec<String>,
 }
 
 /// Options of `models check`.
@@ -78,22 +81,31 @@ async fn download(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
+    let model = ModelId::new(arguments.model.clone());
     let request = DownloadRequest {
-        model: ModelId::new(arguments.model.clone()),
+        model: model.clone(),
         revision: arguments.revision.clone(),
         folder: arguments.to.clone(),
+        files: arguments.files,
     };
-    let downloaded = if std::io::stderr().is_terminal() {
-        let bars = Bars::new()?;
-        let outcome = app::download_model(config, request, &bars).await;
-        bars.clear()?;
-        outcome?
-    } else {
-        with_lines(config, request, notes).await?
-    };
-    let Downloaded { folder, commit, files, bytes_fetched } = downloaded;
-    let commit = commit.map_or_else(|| "as in the cache".to_owned(), |commit| format!("commit {commit}"));
-    writeln!(notes, "{files} files, {commit}, {bytes_fetched} bytes downloaded, checksums verified, tensors complete")?;
+    let downloaded =
+        with_progress(notes, async move |progress: &dyn Progress| app::download_model(config, request, progress).await)
+            .await?;
+    let Downloaded { folder, commit, files, chosen, bytes_fetched } = &downloaded;
+    let noun = if *files == 1 { "file" } else { "files" };
+    let commit = commit.as_ref().map_or_else(|| "as in the cache".to_owned(), |commit| format!("commit {commit}"));
+    let is_pipeline = chosen.is_empty();
+    let tensors = if is_pipeline { ", tensors complete" } else { "" };
+    writeln!(notes, "{files} {noun}, {commit}, {bytes_fetched} bytes downloaded, checksums verified{tensors}")?;
+    if !is_pipeline {
+        for line in app::uses_of(config, &model, &downloaded) {
+            writeln!(notes, "{line}")?;
+        }
+        for path in chosen {
+            writeln!(out, "{}", path.display())?;
+        }
+        return Ok(());
+    }
     // Without options, `serve` finds the model by its name.
     let id = arguments.model;
     let is_found = arguments.to.is_none() && arguments.revision.is_none();
@@ -103,11 +115,20 @@ async fn download(
     Ok(())
 }
 
-/// Downloads, and writes lines of progress.
-async fn with_lines(config: &Config, request: DownloadRequest, notes: &mut dyn Write) -> anyhow::Result<Downloaded> {
+/// Downloads, and shows the progress: as bars on a terminal, as lines elsewhere.
+pub(super) async fn with_progress<T>(
+    notes: &mut dyn Write,
+    download: impl AsyncFnOnce(&dyn Progress) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    if std::io::stderr().is_terminal() {
+        let bars = Bars::new()?;
+        let outcome = download(&bars).await;
+        bars.clear()?;
+        return outcome;
+    }
     let (sender, mut lines) = mpsc::channel::<String>(LINES_WAITING_MAX);
     let progress = ProgressLines::new(move |line: &str| drop(sender.try_send(line.to_owned())));
-    let mut download = std::pin::pin!(app::download_model(config, request, &progress));
+    let mut download = std::pin::pin!(download(&progress));
     let outcome = loop {
         tokio::select! {
             biased;
@@ -151,6 +172,11 @@ impl Bars {
 }
 
 impl Progress for Bars {
+    fn chosen(&self, path: &str, bytes: u64) {
+        // Without a terminal there is no place for it.
+        drop(self.place.println(format!("{path}, {}", HumanBytes(bytes))));
+    }
+
     fn planned(&self, _: usize, bytes: u64, bytes_here: u64) {
         self.all.set_length(bytes);
         self.all.set_position(bytes_here);

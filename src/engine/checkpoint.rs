@@ -9,12 +9,14 @@
 mod builder;
 mod companions;
 mod config_files;
+mod contents;
 mod entry;
 mod files;
 mod formats;
 mod inventory;
 mod layout;
 mod loading;
+mod metadata;
 mod names;
 mod numbers;
 mod places;
@@ -39,9 +41,11 @@ use crate::domain::model::ModelFiles;
 
 pub(crate) use builder::{Matrix, Tensors};
 use config_files::Parts;
+pub use contents::{FileContents, file_contents};
 use inventory::tensors_of;
 use layout::Layout;
 pub(crate) use loading::{EXPANDED_BYTES_MAX, LoadOptions};
+pub use metadata::FileMetadata;
 use names::spellings::Component;
 use names::{Module, autoencoder, text_encoders, transformer};
 use places::{Found, Places};
@@ -190,6 +194,9 @@ impl<'a> Opened<'a> {
     fn check(&mut self, modules: Option<Vec<Module>>, inspection: &mut Inspection) -> Option<CheckedTensors> {
         let (files, mut problems) = (self.found.take().map(|found| found.files), std::mem::take(&mut self.problems));
         let mut report = ComponentReport::of(self.component.folder(), files.as_ref());
+        if let Some(files) = &files {
+            inspection.add_metadata(files);
+        }
         let checked = match (files, modules) {
             (Some(files), Some(modules)) if !files.is_refused => {
                 let layout = Layout::of(&files, self.component);

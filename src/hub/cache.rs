@@ -64,6 +64,11 @@ impl Cache {
         (commit.is_commit() && found == snapshot).then_some(snapshot)
     }
 
+    /// Whether the branch leads to a snapshot of another commit, which may be complete.
+    pub(super) fn leads_elsewhere(&self, commit: &str) -> bool {
+        self.current_snapshot().is_some_and(|current| current != self.snapshot(commit) && current.is_dir())
+    }
+
     /// Records the commit of a branch or tag.
     pub(super) fn note(&self, commit: &str) -> Result<(), HubError> {
         if self.revision.is_commit() {

@@ -12,8 +12,9 @@ use super::client::Client;
 use super::folder;
 use super::listing::{Listing, RemoteFile};
 use super::repository::{RepositoryId, Revision};
+use super::selection::selected;
 use super::transfer::{Route, Transfer};
-use super::{HubError, HubSettings, Progress};
+use super::{HubError, HubSettings, ListedFile, Progress};
 
 /// Files that are downloaded at the same time.
 const FILES_AT_ONCE: usize = 4;
@@ -29,6 +30,8 @@ pub struct Request {
     pub revision: Revision,
     /// The target folder. `None`: the cache.
     pub folder: Option<PathBuf>,
+    /// Names of the files, or parts of names. Empty: what a pipeline needs, or the only weight file.
+    pub files: Vec<String>,
 }
 
 /// Result of a download.
@@ -40,6 +43,8 @@ pub struct Downloaded {
     pub commit: Option<String>,
     /// Number of the repository's files in the folder.
     pub files: usize,
+    /// Paths of the files that were named, or of the only one. Empty for a pipeline.
+    pub chosen: Vec<PathBuf>,
     /// Bytes that were downloaded this time.
     pub bytes_fetched: u64,
 }
@@ -106,16 +111,18 @@ impl Place {
                     let is_last = listing.files[index + 1..].iter().all(|other| other.checksum != file.checksum);
                     cache.link(&listing.commit, file, is_last)?;
                 }
-                // Last, so that a branch leads to a complete snapshot only.
-                cache.note(&listing.commit)?;
+                // Last, so that a branch leads to a complete snapshot only. A few files do not replace a pipeline.
+                if !(listing.is_chosen && cache.leads_elsewhere(&listing.commit)) {
+                    cache.note(&listing.commit)?;
+                }
                 Ok(cache.snapshot(&listing.commit))
             }
         }
     }
 }
 
-/// Downloads the missing files that a pipeline needs of a repository, and verifies their checksums. Dropping the future stops
-/// the download; the next one resumes it.
+/// Downloads the files that were named, or those that a pipeline needs of a repository, as far as they are missing, and
+/// verifies their checksums. Dropping the future stops the download; the next one resumes it.
 ///
 /// # Errors
 /// See [`HubError`].
@@ -129,8 +136,11 @@ pub async fn download(
         return offline(settings, request);
     }
     let client = Client::new(settings, progress)?;
-    let listing = Listing::ask(&client, &request.repository, &request.revision).await?;
+    let listing = Listing::ask(&client, &request.repository, &request.revision, &request.files).await?;
     let files: Vec<RemoteFile> = listing.files.clone();
+    for file in files.iter().filter(|_| listing.is_chosen) {
+        progress.chosen(&file.path, file.bytes);
+    }
     let (here, missing) = split_missing(&place, files, &listing.commit)?;
     let fetched = missing.iter().map(|transfer| transfer.file.bytes - transfer.bytes_here()).sum();
     let all: u64 = here + missing.iter().map(|transfer| transfer.file.bytes).sum::<u64>();
@@ -147,8 +157,9 @@ pub async fn download(
         }
     }
     let folder = place.publish(&listing)?;
+    let chosen = listing.files.iter().filter(|_| listing.is_chosen).map(|file| folder.join(&file.path)).collect();
     let files = listing.files.len();
-    Ok(Downloaded { folder, commit: Some(listing.commit), files, bytes_fetched: fetched })
+    Ok(Downloaded { folder, commit: Some(listing.commit), files, chosen, bytes_fetched: fetched })
 }
 
 /// Counts the bytes that are in place already, and lists the missing files: each target once, and the largest first, so that
@@ -182,13 +193,23 @@ fn check_free_space(needed: u64, first: Option<&Transfer>) -> Result<(), HubErro
 }
 
 fn offline(settings: &HubSettings, request: &Request) -> Result<Downloaded, HubError> {
-    let repository = request.repository.to_string();
+    let refused = || {
+        let repository = request.repository.to_string();
+        HubError::Offline { repository, cache: settings.cache_dir.clone().unwrap_or_default() }
+    };
     let folder = request.folder.is_none().then(|| cached(settings, &request.repository, &request.revision)).flatten();
-    match folder {
-        Some(folder) => {
-            let files = folder::known_files(&folder).len();
-            Ok(Downloaded { folder, commit: None, files, bytes_fetched: 0 })
-        }
-        None => Err(HubError::Offline { repository, cache: settings.cache_dir.clone().unwrap_or_default() }),
-    }
+    let folder = folder.ok_or_else(refused)?;
+    let known = folder::known_files(&folder);
+    let listed = known.iter().map(|file| {
+        let bytes = fs::metadata(&file.content).map_or(0, |found| found.len());
+        ListedFile { path: file.path.clone(), bytes }
+    });
+    let paths = if request.files.is_empty() {
+        None
+    } else {
+        selected(&listed.collect::<Vec<_>>(), &request.files, &request.repository).map_err(|_| refused())?
+    };
+    let chosen: Vec<PathBuf> = paths.into_iter().flatten().map(|path| folder.join(path)).collect();
+    let files = if chosen.is_empty() { known.len() } else { chosen.len() };
+    Ok(Downloaded { folder, commit: None, files, chosen, bytes_fetched: 0 })
 }

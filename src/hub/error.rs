@@ -3,10 +3,26 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::ListedFile;
+
+/// Maximum files that a message lists.
+const FILES_LISTED_MAX: usize = 60;
+
 const GIBIBYTE: f64 = (1_u64 << 30) as f64;
 
 fn gibibytes(bytes: u64) -> String {
     format!("{:.2} GiB", bytes as f64 / GIBIBYTE)
+}
+
+/// Files and their sizes, one a line.
+fn lines(files: &[ListedFile]) -> String {
+    let shown = files.iter().take(FILES_LISTED_MAX);
+    let mut lines: Vec<String> =
+        shown.map(|file| format!("\n  {:>10}  {}", gibibytes(file.bytes), file.path)).collect();
+    if files.len() > FILES_LISTED_MAX {
+        lines.push(format!("\n  and {} more", files.len() - FILES_LISTED_MAX));
+    }
+    lines.concat()
 }
 
 /// Why a repository or one of its files is not available.
@@ -217,12 +233,35 @@ pub enum HubError {
         lock: PathBuf,
     },
     /// The repository is not a pipeline in diffusers' layout.
-    #[error("`{repository}` has no {missing}: only repositories in diffusers' layout can be downloaded")]
+    #[error(
+        "`{repository}` has no {missing}: without --file, only repositories in diffusers' layout and those of single weight \
+         files can be downloaded"
+    )]
     NotAPipeline {
         /// The repository.
         repository: String,
         /// The missing part.
         missing: String,
+    },
+    /// The repository has several weight files, and none was named.
+    #[error("`{repository}` has several files: name one, or a part of its name, with --file{}", lines(files))]
+    SeveralFiles {
+        /// The repository.
+        repository: String,
+        /// The files.
+        files: Vec<ListedFile>,
+    },
+    /// A name or a part of a name that means no file, or several.
+    #[error("{} file `{name}` of `{repository}`: name one of these with --file{}", if *is_part { "more than one" } else { "no" }, lines(files))]
+    NoSuchFile {
+        /// The repository.
+        repository: String,
+        /// The name.
+        name: String,
+        /// Whether it is a part of several names, which `files` are. Otherwise they are all weight files.
+        is_part: bool,
+        /// What can be named.
+        files: Vec<ListedFile>,
     },
     /// An invalid answer.
     #[error("{host} does not answer like a hub: {reason}")]

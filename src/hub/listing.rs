@@ -1,10 +1,11 @@
-//! A repository's files at one commit, and those that a pipeline needs: one layout, not both.
+//! A repository's files at one commit: those that were named, or those that a pipeline needs, in one layout.
 
 use serde::Deserialize;
 
 use super::checksum::Checksum;
 use super::repository::{RepositoryId, Revision};
-use super::{HubError, client::Client};
+use super::selection::{is_safe, selected};
+use super::{HubError, ListedFile, client::Client};
 
 /// Longest listing that is read.
 const LISTING_BYTES_MAX: usize = 16 << 20;
@@ -16,8 +17,10 @@ const FILES_MAX: usize = 20_000;
 pub(super) struct Listing {
     /// The commit.
     pub(super) commit: String,
-    /// The files that a pipeline needs, ordered by path.
+    /// The files to download, ordered by path.
     pub(super) files: Vec<RemoteFile>,
+    /// Whether they were named, or are a single file: not all that a pipeline needs.
+    pub(super) is_chosen: bool,
 }
 
 /// A file of a repository.
@@ -51,9 +54,20 @@ struct LargeFile {
     size: u64,
 }
 
+impl Sibling {
+    fn bytes(&self) -> u64 {
+        self.lfs.as_ref().map(|large| large.size).or(self.size).unwrap_or_default()
+    }
+}
+
 impl Listing {
-    /// Requests the listing from the hub.
-    pub(super) async fn ask(client: &Client<'_>, id: &RepositoryId, revision: &Revision) -> Result<Self, HubError> {
+    /// Requests the listing from the hub. Without `names` it has what a pipeline needs, or the only weight file.
+    pub(super) async fn ask(
+        client: &Client<'_>,
+        id: &RepositoryId,
+        revision: &Revision,
+        names: &[String],
+    ) -> Result<Self, HubError> {
         let body = client.revision(id, revision, LISTING_BYTES_MAX).await?;
         let malformed = |reason: String| HubError::Malformed { host: client.host(), reason };
         let answer: Answer =
@@ -62,8 +76,13 @@ impl Listing {
         if !commit.is_commit() || answer.siblings.len() > FILES_MAX {
             return Err(malformed("its listing names no commit or too many files".to_owned()));
         }
+        let safe = answer.siblings.iter().filter(|sibling| is_safe(&sibling.rfilename));
+        let listed = safe.map(|sibling| ListedFile { path: sibling.rfilename.clone(), bytes: sibling.bytes() });
+        let chosen = selected(&listed.collect::<Vec<_>>(), names, id)?;
+        let is_wanted =
+            |path: &String| chosen.as_ref().map_or_else(|| is_needed(path), |chosen| chosen.contains(path));
         let mut files = Vec::new();
-        for sibling in answer.siblings.into_iter().filter(|sibling| is_needed(&sibling.rfilename)) {
+        for sibling in answer.siblings.into_iter().filter(|sibling| is_wanted(&sibling.rfilename)) {
             let path = sibling.rfilename.clone();
             files.push(
                 remote_file(sibling)
@@ -71,10 +90,13 @@ impl Listing {
             );
         }
         files.sort_by(|left, right| left.path.cmp(&right.path));
+        if chosen.is_some() {
+            return Ok(Self { commit: answer.sha, files, is_chosen: true });
+        }
         drop_redundant_shards(&mut files);
         match missing_part(&files) {
             Some(missing) => Err(HubError::NotAPipeline { repository: id.to_string(), missing: missing.to_owned() }),
-            None => Ok(Self { commit: answer.sha, files }),
+            None => Ok(Self { commit: answer.sha, files, is_chosen: false }),
         }
     }
 }

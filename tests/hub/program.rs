@@ -14,17 +14,17 @@ use super::stub::{Hub, ID, is_large, sha256};
 /// Longest a test waits for something to happen.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-struct Machine {
-    hub: Hub,
+pub(crate) struct Machine {
+    pub(crate) hub: Hub,
     folder: tempfile::TempDir,
 }
 
 impl Machine {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { hub: Hub::start(), folder: tempfile::tempdir().expect("a folder") }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
@@ -36,17 +36,17 @@ impl Machine {
         command
     }
 
-    fn run(&self, arguments: &[&str]) -> (bool, String, String) {
+    pub(crate) fn run(&self, arguments: &[&str]) -> (bool, String, String) {
         let Output { status, stdout, stderr } = self.program(arguments).output().expect("a process");
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("text");
         (status.success(), text(stdout), text(stderr))
     }
 
-    fn snapshot(&self) -> PathBuf {
+    pub(crate) fn snapshot(&self) -> PathBuf {
         self.path("home/hub/models--black-forest-labs--FLUX.1-dev/snapshots").join(super::COMMIT)
     }
 
-    fn blobs(&self) -> PathBuf {
+    pub(crate) fn blobs(&self) -> PathBuf {
         self.path("home/hub/models--black-forest-labs--FLUX.1-dev/blobs")
     }
 }

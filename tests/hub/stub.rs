@@ -105,7 +105,14 @@ pub(crate) fn git_blob(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn is_large(path: &str) -> bool {
-    path.ends_with(".safetensors")
+    path.ends_with(".safetensors") || path.ends_with(".gguf")
+}
+
+/// Files of `tests/reference/quant`, by the names under which a repository has them.
+pub(crate) fn quantized(files: &[(&str, &str)]) -> BTreeMap<String, Vec<u8>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/quant");
+    let read = |path: &str| std::fs::read(root.join(path)).expect("readable");
+    files.iter().map(|(name, path)| ((*name).to_owned(), read(path))).collect()
 }
 
 /// The reference checkpoint in both layouts, as a repository holds it.

@@ -7,7 +7,7 @@ use super::{params_of, spec_of};
 use crate::app::generate::for_its_operator;
 use crate::app::kernel_trials::with_faults;
 use crate::app::models::files_of;
-use crate::catalog::card_or_flux_dev;
+use crate::catalog::card_of;
 use crate::config::Config;
 use crate::domain::device::EngineSettings;
 use crate::domain::image::RgbImage;
@@ -84,7 +84,7 @@ pub fn fidelity(
     request: &FidelityRequest,
     on_image: &mut dyn FnMut(usize, usize, Precision) -> anyhow::Result<()>,
 ) -> anyhow::Result<FidelityReport> {
-    let card = for_its_operator(card_or_flux_dev(&request.model.id));
+    let card = for_its_operator(card_of(&request.model));
     let mut specs = Vec::with_capacity(request.prompts.len() * request.seeds.len());
     for prompt in &request.prompts {
         for &seed in &request.seeds {

@@ -9,7 +9,7 @@ use crate::app::hub::refuse_not_yet;
 use crate::app::kernel_trials::with_faults;
 use crate::app::loading::rate;
 use crate::app::models::files_of;
-use crate::catalog::{card_or_flux_dev, warm_up_spec};
+use crate::catalog::{card_of, warm_up_spec};
 use crate::config::Config;
 use crate::domain::device::EngineSettings;
 use crate::domain::engine::{EngineError, LoadObserver, StepEngine as _};
@@ -95,7 +95,7 @@ impl Moved {
 pub fn load(config: &Config, request: &LoadRequest, observer: Arc<dyn LoadObserver>) -> anyhow::Result<LoadReport> {
     let mut parts = vec![LoadPart { name: "start of the process", seconds: process::running_seconds().unwrap_or(0.0) }];
     refuse_not_yet(&request.model.id)?;
-    let card = card_or_flux_dev(&request.model.id);
+    let card = card_of(&request.model);
     let files = files_of(config, &request.model)?;
     let reading_before = if request.reads_before { Some(Moved::of(&read_weights(&files)?)) } else { None };
     let started = Instant::now();

@@ -106,6 +106,9 @@ async fn models_are_listed_with_their_licenses_and_why_some_do_not_work_yet() {
     assert!(shapes.contains(" served ") && shapes.ends_with("in the program"), "{shapes}");
     let schnell = row("black-forest-labs/FLUX.1-schnell");
     assert!(schnell.contains(" known ") && schnell.contains(" Apache-2.0 "), "{schnell}");
+    let gguf = row("city96/FLUX.1-schnell-gguf");
+    assert!(gguf.contains(" Apache-2.0 "), "{gguf}");
+    assert!(gguf.contains("needs `--base black-forest-labs/FLUX.1-schnell` (autoencoder, CLIP, T5, "), "{gguf}");
     let kontext = row("black-forest-labs/FLUX.1-Kontext-dev");
     assert!(kontext.contains(" not yet ") && kontext.contains("it edits an input image"), "{kontext}");
     for command in [
@@ -116,6 +119,22 @@ async fn models_are_listed_with_their_licenses_and_why_some_do_not_work_yet() {
         let arguments = [command, &["black-forest-labs/FLUX.1-Kontext-dev"]].concat();
         let error = run_in(folder.path(), &arguments).await.expect_err("refused").to_string();
         assert!(error.contains("does not work yet: it edits an input image"), "{error}");
+    }
+}
+
+#[test]
+fn files_of_a_repository_are_named_one_by_one() {
+    let arguments = ["models", "download", "city96/FLUX.1-dev-gguf", "--file", "Q4_K_S", "--file", "Q8_0"];
+    let Some(Command::Models(ModelsCommand::Download(download))) = parse(&arguments).expect("valid").command else {
+        panic!("download")
+    };
+    assert_eq!(download.files, ["Q4_K_S", "Q8_0"]);
+    let generate = ["generate", "--model", "a=/b.gguf", "--base", "c/d", "--prompt", "e", "--output", "f.png"];
+    for (option, expected) in [(&[][..], false), (&["--download"], true)] {
+        let Some(Command::Generate(generate)) = parse(&[&generate[..], option].concat()).expect("valid").command else {
+            panic!("generate")
+        };
+        assert_eq!(generate.download, expected);
     }
 }
 

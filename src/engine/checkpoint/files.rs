@@ -7,6 +7,7 @@ use super::companions::{Joining, unsupported_layer};
 use super::entry::Entry;
 use super::formats::safetensors::{index_path, read_index, single_path};
 use super::formats::{FileDtype, Header, read_header};
+use super::metadata::FileMetadata;
 use super::names::spellings::{Component, bare, canonical, prefixed};
 use super::numbers::Numbers;
 use super::problem::Problem;
@@ -70,6 +71,8 @@ pub(super) struct WeightFiles {
     pub(super) bytes: usize,
     /// Whether the way in which weights are stored is not supported, which is a problem already.
     pub(super) is_refused: bool,
+    /// What the files say of themselves.
+    pub(super) metadata: Vec<FileMetadata>,
 }
 
 impl WeightFiles {
@@ -132,7 +135,7 @@ impl WeightFiles {
 
     fn empty(label: String) -> Self {
         let (files, entries, unread) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
-        Self { files, entries, label, unread, tensors: 0, bytes: 0, is_refused: false }
+        Self { files, entries, label, unread, tensors: 0, bytes: 0, is_refused: false, metadata: Vec::new() }
     }
 
     fn add_path(&mut self, source: Source, path: &str, component: Component, problems: &mut Vec<Problem>) {
@@ -168,6 +171,9 @@ impl WeightFiles {
             if self.entries.insert(canonical(component, rest).into_owned(), entry).is_some() {
                 problems.push(Problem::unreadable(path, format!("tensor `{name}` is in another shard, too")));
             }
+        }
+        if !file.header.said.is_empty() {
+            self.metadata.push(FileMetadata { file: path.to_owned(), lines: file.header.said.clone() });
         }
         self.files.push(Arc::clone(&file.blob));
     }

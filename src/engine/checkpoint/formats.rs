@@ -17,6 +17,8 @@ pub(super) struct Header {
     pub(super) tensors: BTreeMap<String, TensorInfo>,
     /// Texts about the file, by their keys.
     pub(super) metadata: BTreeMap<String, String>,
+    /// What the file says of itself, for people.
+    pub(super) said: Vec<String>,
 }
 
 /// A tensor in a file.
@@ -119,7 +121,7 @@ mod tests {
     #[test]
     fn a_sound_file_is_read() {
         let header = read_header(&Blob::made("made", sound())).expect("sound");
-        assert_eq!(header.metadata["a"], "b");
+        assert_eq!((header.metadata["a"].as_str(), header.said.as_slice()), ("b", &["a: b".to_owned()][..]));
         assert_eq!((header.tensors["x"].shape.as_slice(), header.tensors["y"].range.len()), (&[2, 3][..], 4));
         assert_eq!(header.tensors["x"].dtype, FileDtype::Blocks(BlockType::F8E4M3));
     }

@@ -326,7 +326,7 @@ fn open_named<'a>(path: &'a Path, component: Component, problems: &mut Vec<Probl
 }
 
 /// Opens a file by its path; `None` for a path without a file's name.
-fn open_at(path: &Path) -> Option<Result<OpenFile, Problem>> {
+pub(super) fn open_at(path: &Path) -> Option<Result<OpenFile, Problem>> {
     if path.is_dir() {
         return None;
     }

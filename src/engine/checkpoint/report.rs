@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::files::WeightFiles;
+use super::metadata::FileMetadata;
 use super::names::spellings::Component;
 use super::places::Places;
 use super::problem::Problem;
@@ -47,6 +48,8 @@ pub struct Inspection {
     pub components: Vec<ComponentReport>,
     /// The problems of the configuration and tokenizer files.
     pub problems: Vec<Problem>,
+    /// What the weight files say of themselves, which is not verified.
+    pub metadata: Vec<FileMetadata>,
 }
 
 impl ComponentReport {
@@ -64,7 +67,16 @@ impl ComponentReport {
 
 impl Inspection {
     pub(super) fn of(places: &Places) -> Self {
-        Self { place: places.name.clone(), components: Vec::new(), problems: Vec::new() }
+        Self { place: places.name.clone(), components: Vec::new(), problems: Vec::new(), metadata: Vec::new() }
+    }
+
+    /// Adds what files say of themselves; a file with several components says it once.
+    pub(super) fn add_metadata(&mut self, files: &WeightFiles) {
+        for metadata in &files.metadata {
+            if !self.metadata.contains(metadata) {
+                self.metadata.push(metadata.clone());
+            }
+        }
     }
 
     /// Whether there are no problems.

@@ -12,6 +12,7 @@ use std::ops::Range;
 
 use super::{FileDtype, Header, TensorInfo};
 use crate::engine::blocks::BlockType;
+use crate::engine::checkpoint::metadata::lines;
 use crate::engine::checkpoint::source::Blob;
 
 use cursor::Cursor;
@@ -39,6 +40,9 @@ const DIMENSIONS_MAX: u32 = 4;
 const ALIGNMENT: u64 = 32;
 const ALIGNMENT_MAX: u64 = 1 << 20;
 const ALIGNMENT_KEY: &str = "general.alignment";
+
+/// How the keys begin that say what a file is.
+const GENERAL: &str = "general.";
 
 /// Before a tensor's name: its shape where the table has another one, because rows were too short for its type.
 const SHAPE_KEY: &str = "comfy.gguf.orig_shape.";
@@ -81,8 +85,16 @@ pub(super) fn read_header(blob: &Blob) -> Result<Header, String> {
     }
     let start = data_start(cursor.at(), &metadata)?;
     let tensors = placed(rows, start, &metadata, blob)?;
+    let said = said(&metadata);
     let texts = metadata.into_iter().filter_map(|(key, value)| Some((key, value.into_text()?)));
-    Ok(Header { tensors, metadata: texts.collect() })
+    Ok(Header { tensors, metadata: texts.collect(), said })
+}
+
+/// What the file says of itself, the general part first.
+fn said(metadata: &BTreeMap<String, Value>) -> Vec<String> {
+    let is_general = |key: &str| key.starts_with(GENERAL);
+    let (general, others): (Vec<_>, Vec<_>) = metadata.iter().partition(|(key, _)| is_general(key));
+    lines(general.into_iter().chain(others).map(|(key, value)| (key.as_str(), value.shown())))
 }
 
 fn counted(what: &str, count: u64, max: u64) -> Result<u64, String> {

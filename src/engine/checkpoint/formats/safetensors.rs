@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{FileDtype, Header, TensorInfo};
 use crate::engine::blocks::BlockType;
+use crate::engine::checkpoint::metadata::{Value, lines};
 use crate::engine::checkpoint::source::Blob;
 
 /// Longest header that is read; as in the library that defines the format.
@@ -51,8 +52,11 @@ pub(super) fn read_header(blob: &Blob) -> Result<Header, String> {
         (name, TensorInfo { dtype: dtype_of(info.dtype), shape: info.shape.clone(), range })
     });
     let texts = metadata.metadata().iter().flatten();
-    let texts = texts.map(|(key, text)| (key.clone(), text.clone()));
-    Ok(Header { tensors: tensors.collect(), metadata: texts.collect() })
+    let texts: BTreeMap<String, String> = texts.map(|(key, text)| (key.clone(), text.clone())).collect();
+    // Every file of torch's tools says that.
+    let said = texts.iter().filter(|(key, text)| (key.as_str(), text.as_str()) != ("format", "pt"));
+    let said = lines(said.map(|(key, text)| (key.as_str(), Value::Text(text))));
+    Ok(Header { tensors: tensors.collect(), metadata: texts, said })
 }
 
 /// A file's header, and where the tensors begin behind it.

@@ -95,6 +95,25 @@ fn a_file_says_its_tensors_in_torchs_order_of_dimensions() {
 }
 
 #[test]
+fn what_a_file_says_of_itself_is_shown_without_its_tables() {
+    let long = "x".repeat(100_000);
+    let file = sound()
+        .entry("general.file_type", 4, &14_u32.to_le_bytes())
+        .entry("general.rate", 12, &1e300_f64.to_le_bytes())
+        .entry("general.notes", 8, &text(&long))
+        .entry("general.name", 8, &text("a\x1b[2Jfox"));
+    let expected = [
+        "general.architecture: flux",
+        "general.file_type: 14",
+        "general.name: a\u{FFFD}[2Jfox",
+        "general.notes: (a text, 100000 bytes)",
+        "general.rate: 1e300",
+        "a.list: (a table of 2 values, 19 bytes)",
+    ];
+    assert_eq!(file.read().expect("sound").said, expected);
+}
+
+#[test]
 fn tensors_begin_where_the_alignment_says() {
     for alignment in [1, 8, 64, 4096, 96] {
         let file = Made::new().aligned(alignment).tensor("a", &[1], 0, 4).tensor("b", &[1], 0, 4);

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::cursor::Cursor;
+use crate::engine::checkpoint::metadata;
 use crate::engine::checkpoint::source::Blob;
 
 /// Longest text that is kept, in bytes.
@@ -19,8 +20,8 @@ pub(super) enum Value {
     Float(f64),
     Bool(bool),
     Text(String),
-    /// A text that is too long to keep.
-    LongText,
+    /// A text that is too long to keep: how many bytes it has.
+    LongText(usize),
     Array(Array),
 }
 
@@ -38,6 +39,22 @@ impl Value {
         match self {
             Self::Text(text) => Some(text),
             _ => None,
+        }
+    }
+
+    /// The value as people see it.
+    pub(super) fn shown(&self) -> metadata::Value<'_> {
+        match self {
+            Self::Integer(value) => metadata::Value::Scalar(value.to_string()),
+            // `Display` has no exponents: a large number would have hundreds of digits.
+            Self::Float(value) => metadata::Value::Scalar(format!("{value:?}")),
+            Self::Bool(value) => metadata::Value::Scalar(value.to_string()),
+            Self::Text(text) => metadata::Value::Text(text),
+            Self::LongText(bytes) => metadata::Value::Omitted { what: "a text".to_owned(), bytes: *bytes },
+            Self::Array(array) => {
+                let what = format!("a table of {} values", array.count);
+                metadata::Value::Omitted { what, bytes: array.range.len() }
+            }
         }
     }
 
@@ -114,7 +131,7 @@ fn scalar(cursor: &mut Cursor, kind: u32) -> Result<Value, String> {
             let length = cursor.length()?;
             if length > TEXT_BYTES_MAX {
                 cursor.skip(length)?;
-                return Ok(Value::LongText);
+                return Ok(Value::LongText(length));
             }
             Value::Text(cursor.text(length)?)
         }
