@@ -8,7 +8,9 @@ pub(super) fn free_on(device: DeviceChoice) -> Option<(u64, String)> {
     match engine::free_bytes(device) {
         Ok(Some(bytes)) => Some((bytes as u64, format!("on {device}"))),
         // A device that does not respond is `doctor`'s to report.
-        Ok(None) | Err(_) => available_memory_bytes().map(|bytes| (bytes as u64, "in this machine's memory".to_owned())),
+        Ok(None) | Err(_) => {
+            available_memory_bytes().map(|bytes| (bytes as u64, "in this machine's memory".to_owned()))
+        }
     }
 }
 

@@ -79,8 +79,7 @@ impl Listing {
         let safe = answer.siblings.iter().filter(|sibling| is_safe(&sibling.rfilename));
         let listed = safe.map(|sibling| ListedFile { path: sibling.rfilename.clone(), bytes: sibling.bytes() });
         let chosen = selected(&listed.collect::<Vec<_>>(), names, id)?;
-        let is_wanted =
-            |path: &String| chosen.as_ref().map_or_else(|| is_needed(path), |chosen| chosen.contains(path));
+        let is_wanted = |path: &String| chosen.as_ref().map_or_else(|| is_needed(path), |chosen| chosen.contains(path));
         let mut files = Vec::new();
         for sibling in answer.siblings.into_iter().filter(|sibling| is_wanted(&sibling.rfilename)) {
             let path = sibling.rfilename.clone();

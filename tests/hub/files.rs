@@ -105,7 +105,10 @@ fn a_few_files_of_a_new_commit_do_not_replace_a_complete_snapshot() {
 fn the_program_lists_files_that_fit_downloads_one_and_says_how_to_serve_it() {
     let machine = Machine::new();
     let (_, out, _) = machine.run(&["models", "list"]);
-    assert!(out.contains("`fluxserve models download city96/FLUX.1-dev-gguf` lists its files of 3.8 GiB to 22.2 GiB;"), "{out}");
+    assert!(
+        out.contains("`fluxserve models download city96/FLUX.1-dev-gguf` lists its files of 3.8 GiB to 22.2 GiB;"),
+        "{out}"
+    );
     machine.hub.conduct().files = repository();
     machine.hub.conduct().listed_sizes.insert(Q2.to_owned(), 1 << 50);
     let (is_done, out, errors) = machine.run(&["models", "download", ID]);
@@ -130,8 +133,7 @@ fn the_program_lists_files_that_fit_downloads_one_and_says_how_to_serve_it() {
     // What the file says of itself is shown.
     let model = format!("my/flux={}", path.display());
     let base = reference_file("quant/FLUX.1-dev-256");
-    let (is_done, out, errors) =
-        machine.run(&["models", "check", &model, "--base", base.to_str().expect("UTF-8")]);
+    let (is_done, out, errors) = machine.run(&["models", "check", &model, "--base", base.to_str().expect("UTF-8")]);
     assert!(is_done && out.contains("says of itself, unverified:"), "{out}{errors}");
     assert!(out.contains("    general.architecture: flux"), "{out}");
 }
