@@ -51,8 +51,8 @@ fn choices(repository: &str, files: &[ListedFile], free: Option<(u64, &str)>) ->
     if let Some((free, place)) = free {
         let (free, beside) = (size(free), size(BESIDE_BYTES));
         lines.push(format!(
-            "`fits`: the file as it is, and {beside} beside it, are less than the {free} that are free {place}; weights that \
-             are expanded when they are loaded take more, and so does the base"
+            "`fits`: the file as it is, and {beside} beside it, are less than the {free} that are free {place}; what the base \
+             adds is not counted"
         ));
     }
     // The best of those that fit, or what comes nearest to it.
