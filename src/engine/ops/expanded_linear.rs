@@ -3,7 +3,8 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::gemm::{ExpandRows, MatrixRef, multiply_expanded};
+use super::gemm::MatrixRef;
+use super::gemm::expanded::{ExpandRows, multiply_expanded};
 use super::{Rows, contiguous, is_on_cpu, linear::with_bias};
 
 /// `x [rows, in]` times the transpose of `weight [out, in]`, plus `bias [out]` -> `[rows, out]`, f32 on the CPU. The bits of

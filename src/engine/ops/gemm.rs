@@ -6,11 +6,11 @@
 //! would depend on its batch. Two rules keep every GEMM on one path with the same boundaries: the inner dimension is cut
 //! here, into blocks that the crate never cuts again, and a matrix with fewer than [`ROWS_MIN`] rows is padded with zeros.
 
+pub(crate) mod expanded;
+
 use std::ops::Range;
 
-use candle_core::Result;
 use gemm::Parallelism;
-use rayon::prelude::*;
 
 /// Inner dimension of one call. The crate's own blocks are never shorter than this.
 const INNER_BLOCK: usize = 512;
@@ -20,10 +20,6 @@ const ROWS_MIN: usize = 8;
 
 /// Maximum outputs for which the crate takes its path for tiny matrices.
 const TINY_OUTPUTS: usize = 256;
-
-/// Columns of a tile of [`multiply_expanded`]: with a block of the inner dimension half a megabyte, which stays in a core's
-/// own cache until it is multiplied.
-const TILE_COLUMNS: usize = 256;
 
 /// A read-only matrix: element (i, j) is at `i × row_stride + j × column_stride`.
 #[derive(Clone, Copy)]
@@ -66,19 +62,6 @@ impl<'a> MatrixRef<'a> {
     }
 }
 
-/// A matrix whose rows are expanded when they are multiplied.
-pub(crate) trait ExpandRows: Sync {
-    fn rows(&self) -> usize;
-
-    fn columns(&self) -> usize;
-
-    /// Writes some columns of a row to `out`, which is as long.
-    ///
-    /// # Errors
-    /// When the row cannot be read.
-    fn expand(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()>;
-}
-
 /// Whether a GEMM may use the thread pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Threads {
@@ -107,38 +90,6 @@ pub(crate) fn multiply(destination: &mut [f32], left: MatrixRef, right: MatrixRe
     outputs[..rows * columns].copy_from_slice(destination);
     multiply_blocks(&mut outputs, MatrixRef::new(&padded, rows_min, inner, inner), right, accumulate, threads);
     destination.copy_from_slice(&outputs[..rows * columns]);
-}
-
-/// `destination (+)= left × the transpose of right`, in row-major order, on all threads. With the bits of [`multiply`] of the
-/// expanded matrix, of which a thread has one tile at a time.
-///
-/// # Errors
-/// When a row cannot be read.
-pub(crate) fn multiply_expanded(
-    destination: &mut [f32],
-    left: MatrixRef,
-    right: &dyn ExpandRows,
-    accumulate: bool,
-) -> Result<()> {
-    let (rows, inner, columns) = (left.rows, left.columns, right.rows());
-    assert_eq!(inner, right.columns(), "inner dimensions differ");
-    assert_eq!(destination.len(), rows * columns, "the destination has another size");
-    left.assert_in_bounds();
-    if rows == 0 || columns == 0 {
-        return Ok(());
-    }
-    // Tiles of the same width, so that none is narrow.
-    let tiles = columns.div_ceil(TILE_COLUMNS);
-    let rows_min = rows_min(columns / tiles);
-    if rows >= rows_min {
-        return multiply_tiles(destination, left, right, accumulate, tiles);
-    }
-    let padded = padded(left, rows_min);
-    let mut outputs = vec![0.0; rows_min * columns];
-    outputs[..rows * columns].copy_from_slice(destination);
-    multiply_tiles(&mut outputs, MatrixRef::new(&padded, rows_min, inner, inner), right, accumulate, tiles)?;
-    destination.copy_from_slice(&outputs[..rows * columns]);
-    Ok(())
 }
 
 /// Fewest rows with which the crate takes the path of all larger matrices.
@@ -178,45 +129,9 @@ fn multiply_blocks(destination: &mut [f32], left: MatrixRef, right: MatrixRef, a
         // of each operand lies inside its slice. The destination is borrowed mutably, so it overlaps neither operand.
         #[expect(unsafe_code, reason = "the crate's interface takes pointers and strides")]
         unsafe {
-            multiply_block(target, left, right, block, is_added, parallelism);
+            multiply_block(target, left, right, &block, is_added, parallelism);
         }
     }
-}
-
-fn multiply_tiles(
-    destination: &mut [f32],
-    left: MatrixRef,
-    right: &dyn ExpandRows,
-    accumulate: bool,
-    tiles: usize,
-) -> Result<()> {
-    let columns = right.rows();
-    let target = Target { start: destination.as_mut_ptr(), stride: columns };
-    (0..tiles).into_par_iter().try_for_each_init(Vec::new, |expanded, tile| {
-        let outputs = columns * tile / tiles..columns * (tile + 1) / tiles;
-        for block in inner_blocks(left.columns) {
-            expanded.resize(outputs.len() * block.len(), 0.0);
-            for (row, out) in outputs.clone().zip(expanded.chunks_exact_mut(block.len().max(1))) {
-                right.expand(row, block.clone(), out)?;
-            }
-            let tile = MatrixRef::new(expanded, outputs.len(), block.len(), block.len()).transposed();
-            let (left, is_added) = (left.inner(&block), accumulate || block.start > 0);
-            // SAFETY: as in `multiply_blocks`. Tiles are different columns of the destination, which is borrowed mutably, and
-            // each is written by one thread.
-            #[expect(unsafe_code, reason = "threads write different columns of one matrix")]
-            unsafe {
-                multiply_block(
-                    target.columns_from(outputs.start),
-                    left,
-                    tile,
-                    0..left.columns,
-                    is_added,
-                    Parallelism::None,
-                );
-            }
-        }
-        Ok(())
-    })
 }
 
 /// Where a product is written: rows that start `stride` apart.
@@ -248,11 +163,11 @@ unsafe fn multiply_block(
     target: Target,
     left: MatrixRef,
     right: MatrixRef,
-    block: Range<usize>,
+    block: &Range<usize>,
     is_added: bool,
     parallelism: Parallelism,
 ) {
-    let (left, right) = (left.inner(&block), right.transposed().inner(&block).transposed());
+    let (left, right) = (left.inner(block), right.transposed().inner(block).transposed());
     // SAFETY: as the caller promises.
     unsafe {
         gemm::gemm(
@@ -283,7 +198,7 @@ unsafe fn multiply_block(
 mod tests {
     use super::*;
 
-    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    pub(super) fn numbers(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed.wrapping_mul(2_654_435_769).wrapping_add(1);
         (0..count)
             .map(|_| {
@@ -291,64 +206,6 @@ mod tests {
                 (state >> 8) as f32 / (1 << 24) as f32 - 0.5
             })
             .collect()
-    }
-
-    /// A matrix that is expanded from a copy.
-    struct Copied<'a>(MatrixRef<'a>);
-
-    impl ExpandRows for Copied<'_> {
-        fn rows(&self) -> usize {
-            self.0.rows
-        }
-
-        fn columns(&self) -> usize {
-            self.0.columns
-        }
-
-        fn expand(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()> {
-            out.copy_from_slice(&self.0.values[row * self.0.row_stride..][columns]);
-            Ok(())
-        }
-    }
-
-    #[test]
-    fn expanded_tiles_give_the_bits_of_the_whole_matrix() {
-        for (inner, columns) in [(8, 8), (100, 33), (513, 64), (512, 255), (1030, 257), (1536, 700), (64, 1)] {
-            let weights = numbers(inner * columns, 5);
-            let matrix = MatrixRef::new(&weights, columns, inner, inner);
-            for rows in [1, 2, 7, 8, 9, 31, 64, 65, 200] {
-                let values = numbers(rows * inner, 6);
-                let left = MatrixRef::new(&values, rows, inner, inner);
-                for accumulate in [false, true] {
-                    let mut whole = numbers(rows * columns, 7);
-                    let mut tiled = whole.clone();
-                    multiply(&mut whole, left, matrix.transposed(), accumulate, Threads::All);
-                    multiply_expanded(&mut tiled, left, &Copied(matrix), accumulate).expect("expands");
-                    assert!(whole == tiled, "{rows} rows, {inner}x{columns}, {accumulate}");
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_row_that_cannot_be_read_is_an_error() {
-        struct Broken;
-        impl ExpandRows for Broken {
-            fn rows(&self) -> usize {
-                300
-            }
-
-            fn columns(&self) -> usize {
-                8
-            }
-
-            fn expand(&self, row: usize, _: Range<usize>, _: &mut [f32]) -> Result<()> {
-                if row == 299 { candle_core::bail!("unreadable") } else { Ok(()) }
-            }
-        }
-        let (values, mut out) = (numbers(80, 1), vec![0.0; 3000]);
-        multiply_expanded(&mut out, MatrixRef::new(&values, 10, 8, 8), &Broken, false)
-            .expect_err("a row is unreadable");
     }
 
     /// Rows have the same bits alone, in smaller batches and in a batch of `rows`.

@@ -10,7 +10,7 @@ use crate::domain::weight_storage::WeightStorage;
 use crate::engine::checkpoint::{EXPANDED_BYTES_MAX, StoredMatrix};
 use crate::engine::ops::expand::{PackedRows, expanded};
 use crate::engine::ops::expanded_linear::expanded_linear;
-use crate::engine::ops::gemm::ExpandRows;
+use crate::engine::ops::gemm::expanded::ExpandRows;
 use crate::engine::ops::linear::{linear, matrix_product};
 use crate::engine::ops::matrix_product::MatrixProduct;
 
