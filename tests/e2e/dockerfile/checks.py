@@ -117,12 +117,13 @@ class Checks:
     def version(self, container):
         said = container.exec([self.program, "--version"])[1]
         commit = re.search(r"^commit: +(\S+)$", said, re.MULTILINE)
-        given = self.builder.given["SOURCE_COMMIT"]
+        given, epoch = (self.builder.given[name] for name in ("SOURCE_COMMIT", "SOURCE_DATE_EPOCH"))
         if self.builder.program:
             elsewhere = subprocess.run([self.builder.program, "--version"], capture_output=True, text=True).stdout
             check(said == elsewhere, "`--version` says what the program says outside")
-            reaching = (self.builder.cargo_environment or {}).get("SOURCE_COMMIT")
-            check(reaching == given, f"SOURCE_COMMIT reaches cargo: {reaching}")
+            for name, value in (("SOURCE_COMMIT", given), ("SOURCE_DATE_EPOCH", epoch)):
+                reaching = (self.builder.cargo_environment or {}).get(name)
+                check(reaching == value, f"{name} reaches cargo: {reaching}")
         else:
             check(commit and commit.group(1) == given, f"`--version` names the commit: {commit and commit.group(1)}")
             check("cuda" in said, f"and CUDA: {' '.join(said.split())}")

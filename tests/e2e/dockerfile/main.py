@@ -36,9 +36,11 @@ def arguments():
 def main():
     options, started = arguments(), time.monotonic()
     os.umask(0o022)
-    if not any(name == "SOURCE_COMMIT" for name, _ in options.build_arg):
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        options.build_arg.append(("SOURCE_COMMIT", head.strip()))
+    for argument, placeholder in (("SOURCE_COMMIT", "%H"), ("SOURCE_DATE_EPOCH", "%ct")):
+        if not any(name == argument for name, _ in options.build_arg):
+            git = ["git", "log", "-1", f"--format={placeholder}"]
+            said = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+            options.build_arg.append((argument, said.strip()))
     builder = Builder(options.file, options.folder, options.base, options)
     try:
         image = builder.build()
