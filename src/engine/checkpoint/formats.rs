@@ -11,6 +11,15 @@ use std::ops::Range;
 use super::source::Blob;
 use crate::engine::blocks::BlockType;
 
+/// Maximum tensors of a file; FLUX.1-dev has 780.
+const TENSORS_MAX: u64 = 65_536;
+
+/// Maximum entries of a file's metadata. Published files have below a hundred, and one more for each reshaped tensor.
+const METADATA_MAX: u64 = 16_384;
+
+/// Longest name of a tensor in bytes; the tools that write GGUF allow 127.
+const NAME_BYTES_MAX: usize = 1024;
+
 /// What a file says of itself.
 #[derive(Debug)]
 pub(super) struct Header {
@@ -60,6 +69,11 @@ pub(super) fn read_header(blob: &Blob) -> Result<Header, String> {
     safetensors::read_header(blob).map_err(|error| format!("not a complete safetensors file: {error}"))
 }
 
+/// A count of a header, if it is not beyond any file's.
+fn counted(what: &str, count: u64, max: u64) -> Result<u64, String> {
+    if count > max { Err(format!("it says {count} {what}, at most {max} are supported")) } else { Ok(count) }
+}
+
 /// What a file is that is mistaken for weights.
 fn another_format(blob: &Blob) -> Result<Option<&'static str>, String> {
     /// Bytes that show it.
@@ -80,69 +94,4 @@ fn another_format(blob: &Blob) -> Result<Option<&'static str>, String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A sound safetensors file.
-    fn sound() -> Vec<u8> {
-        let header = br#"{"__metadata__":{"a":"b"},"x":{"dtype":"F8_E4M3","shape":[2,3],"data_offsets":[0,6]},"y":{"dtype":"F32","shape":[],"data_offsets":[6,10]}}"#;
-        [&(header.len() as u64).to_le_bytes()[..], header, &[0; 10]].concat()
-    }
-
-    proptest! {
-        #[test]
-        fn a_damaged_file_is_refused_or_sound(
-            patches in vec((any::<proptest::sample::Index>(), vec(any::<u8>(), 1..9)), 0..5),
-            digits in vec((any::<proptest::sample::Index>(), b'0'..=b'9'), 0..5),
-            cut in proptest::option::of(any::<proptest::sample::Index>()),
-        ) {
-            let mut bytes = sound();
-            for (at, patch) in patches.into_iter().chain(digits.into_iter().map(|(at, digit)| (at, vec![digit]))) {
-                let at = at.index(bytes.len());
-                let end = (at + patch.len()).min(bytes.len());
-                bytes[at..end].copy_from_slice(&patch[..end - at]);
-            }
-            bytes.truncate(cut.map_or(bytes.len(), |cut| cut.index(bytes.len())));
-            let length = bytes.len();
-            if let Ok(header) = read_header(&Blob::made("made", bytes)) {
-                for info in header.tensors.values() {
-                    prop_assert!(info.range.end <= length);
-                    if let FileDtype::Blocks(kind) = info.dtype {
-                        prop_assert_eq!(info.elements() / kind.numbers() * kind.bytes(), info.range.len());
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_sound_file_is_read() {
-        let header = read_header(&Blob::made("made", sound())).expect("sound");
-        assert_eq!((header.metadata["a"].as_str(), header.said.as_slice()), ("b", &["a: b".to_owned()][..]));
-        assert_eq!((header.tensors["x"].shape.as_slice(), header.tensors["y"].range.len()), (&[2, 3][..], 4));
-        assert_eq!(header.tensors["x"].dtype, FileDtype::Blocks(BlockType::F8E4M3));
-    }
-
-    fn error_of(bytes: &[u8]) -> String {
-        read_header(&Blob::made("made", bytes.to_vec())).expect_err("no weights")
-    }
-
-    #[test]
-    fn what_is_no_weight_file_is_said_to_be_what_it_is() {
-        let cases: [(&[u8], &str); 6] = [
-            (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "a Git LFS pointer"),
-            (b"\n<!DOCTYPE html><html>", "a web page"),
-            (b"<html>", "a web page"),
-            (b"PK\x03\x04 data.pkl", "a PyTorch archive"),
-            (b"GGUF", "not a complete GGUF file"),
-            (b"\x08", "not a complete safetensors file: it has 1 bytes"),
-        ];
-        for (bytes, words) in cases {
-            let error = error_of(bytes);
-            assert!(error.starts_with(words), "{error}");
-        }
-    }
-}
+mod tests;

@@ -10,7 +10,7 @@ mod values;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use super::{FileDtype, Header, TensorInfo};
+use super::{FileDtype, Header, METADATA_MAX, NAME_BYTES_MAX, TENSORS_MAX, TensorInfo, counted};
 use crate::engine::blocks::BlockType;
 use crate::engine::checkpoint::metadata::lines;
 use crate::engine::checkpoint::source::Blob;
@@ -20,15 +20,6 @@ use values::Value;
 
 /// The first bytes of a file.
 const MAGIC: [u8; 4] = *b"GGUF";
-
-/// Maximum entries of the metadata. Published files have below a hundred, and one more for each reshaped tensor.
-const METADATA_MAX: u64 = 16_384;
-
-/// Maximum tensors; FLUX.1-dev has 780.
-const TENSORS_MAX: u64 = 65_536;
-
-/// Longest name of a tensor in bytes; the tools that write these files allow 127.
-const NAME_BYTES_MAX: usize = 1024;
 
 /// Longest key in bytes, as the format says.
 const KEY_BYTES_MAX: usize = 65_535;
@@ -95,10 +86,6 @@ fn said(metadata: &BTreeMap<String, Value>) -> Vec<String> {
     let is_general = |key: &str| key.starts_with(GENERAL);
     let (general, others): (Vec<_>, Vec<_>) = metadata.iter().partition(|(key, _)| is_general(key));
     lines(general.into_iter().chain(others).map(|(key, value)| (key.as_str(), value.shown())))
-}
-
-fn counted(what: &str, count: u64, max: u64) -> Result<u64, String> {
-    if count > max { Err(format!("it says {count} {what}, at most {max} are supported")) } else { Ok(count) }
 }
 
 /// Where the tensors' bytes begin, and what their places are multiples of.
@@ -207,7 +194,7 @@ fn placed(
         }
     }
     let mut by_place: Vec<(&String, &Range<usize>)> = tensors.iter().map(|(name, info)| (name, &info.range)).collect();
-    by_place.sort_by_key(|(_, range)| (range.start, range.end));
+    by_place.sort_unstable_by_key(|(_, range)| (range.start, range.end));
     let overlap = by_place.windows(2).find(|pair| pair[1].1.start < pair[0].1.end);
     if let Some([(first, _), (second, _)]) = overlap {
         return Err(format!("tensors `{first}` and `{second}` overlap"));

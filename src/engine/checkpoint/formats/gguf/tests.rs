@@ -3,6 +3,7 @@ use std::path::Path;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::super::tests::check_sound;
 use super::*;
 use crate::engine::checkpoint::source::Blob;
 
@@ -234,21 +235,6 @@ fn every_recorded_file_is_read() {
         tensors.push(header.tensors.len());
     }
     assert_eq!(tensors, [52, 52, 52, 21]);
-}
-
-/// What is true of every header that is accepted.
-fn check_sound(header: &Header, length: usize) {
-    let mut ranges: Vec<&Range<usize>> = Vec::new();
-    for info in header.tensors.values() {
-        assert!(info.range.end <= length);
-        if let FileDtype::Blocks(kind) = info.dtype {
-            let elements: usize = info.shape.iter().product();
-            assert_eq!(elements / kind.numbers() * kind.bytes(), info.range.len());
-        }
-        ranges.push(&info.range);
-    }
-    ranges.sort_by_key(|range| (range.start, range.end));
-    assert!(ranges.windows(2).all(|pair| pair[0].end <= pair[1].start));
 }
 
 /// Bytes, and numbers at the edges of their types.
