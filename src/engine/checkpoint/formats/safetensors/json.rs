@@ -11,7 +11,9 @@ use std::io::Read;
 use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::value::StrDeserializer;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, IntoDeserializer as _, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error, IgnoredAny, IntoDeserializer as _, MapAccess, SeqAccess, Visitor,
+};
 
 use crate::engine::blocks::BlockType;
 use crate::engine::checkpoint::formats::{
