@@ -3,6 +3,7 @@
 
 mod blocks;
 mod checkpoint;
+mod convert;
 mod device;
 mod doctor;
 mod error;
@@ -35,6 +36,7 @@ use crate::domain::spec::GenerateSpec;
 
 use checkpoint::{Checkpoint, LoadOptions};
 pub use checkpoint::{CheckpointError, ComponentReport, Inspection, KeptAs, Problem, inspect};
+pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name, probe};
 use device::{OpenDevice, device_error};
 pub use doctor::{check_precision, memory_plan};
