@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod convert;
 mod data_lock;
 mod doctor;
 mod engines;
@@ -19,6 +20,7 @@ mod loading;
 mod logs;
 mod models;
 mod open_files;
+mod part_file;
 mod removed_files;
 mod results_disk;
 mod revoked_keys;
@@ -34,6 +36,7 @@ pub use bench::{
     TimeReport, TimeRequest, Timing, fidelity, kernels, load, time, write_stages,
 };
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
+pub use convert::{ConvertRequest, convert_model};
 pub use doctor::{doctor, test_operations};
 pub use engines::{DeviceLost, EngineBuilder};
 pub use fetching::ProgressLines;

@@ -38,7 +38,7 @@ pub use key_argument::{KeyArgument, without_secrets};
 pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
 pub use links::LinksCommand;
-pub use models::{CheckModelArgs, DownloadModelArgs, ModelsCommand};
+pub use models::{CheckModelArgs, ConvertModelArgs, DownloadModelArgs, ModelsCommand};
 pub use part_args::PartArgs;
 pub use shell::{CompletionsArgs, ManArgs};
 
@@ -96,7 +96,7 @@ pub enum Command {
     Links(LinksCommand),
     /// Copy the database into a file, even while a server runs
     Backup(BackupArgs),
-    /// Download, list and check models
+    /// Download, list, check and convert models
     #[command(subcommand)]
     Models(ModelsCommand),
     /// Measure generation, loading and single kernels on this machine, or export an image's intermediate tensors

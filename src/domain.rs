@@ -4,6 +4,7 @@
 //! Knows nothing of tokio, axum, sqlx or candle, and imports no other module of this crate.
 
 pub mod clock;
+pub mod conversion;
 pub mod device;
 pub mod engine;
 pub mod format;

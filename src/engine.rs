@@ -3,6 +3,7 @@
 
 mod blocks;
 mod checkpoint;
+mod convert;
 mod device;
 mod doctor;
 mod error;
@@ -37,6 +38,7 @@ use checkpoint::{Checkpoint, LoadOptions};
 pub use checkpoint::{
     CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, file_contents, inspect,
 };
+pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name, probe};
 use device::{OpenDevice, device_error};
 pub use doctor::{check_precision, memory_plan};

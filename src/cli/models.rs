@@ -1,4 +1,4 @@
-//! `fluxserve models`: download, list, check.
+//! `fluxserve models`: download, list, check, convert.
 
 use std::io::{IsTerminal as _, Write};
 use std::path::PathBuf;
@@ -8,9 +8,11 @@ use clap::{Args, Subcommand};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 
+use super::load_bar::LoadBar;
 use super::part_args::PartArgs;
-use crate::app::{self, DownloadRequest, Downloaded, Progress, ProgressLines};
+use crate::app::{self, ConvertRequest, DownloadRequest, Downloaded, Progress, ProgressLines};
 use crate::config::Config;
+use crate::domain::conversion::{ConvertedComponent, WeightFormat};
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
 
@@ -26,6 +28,8 @@ pub enum ModelsCommand {
     List,
     /// Check that a checkpoint has every tensor that its model needs
     Check(CheckModelArgs),
+    /// Write a model's transformer, or its T5, to a file in another form, which can be smaller
+    Convert(ConvertModelArgs),
 }
 
 /// Options of `models download`.
@@ -59,6 +63,26 @@ pub struct CheckModelArgs {
     pub checksums: bool,
 }
 
+/// Options of `models convert`.
+#[derive(Debug, Args)]
+pub struct ConvertModelArgs {
+    /// What to convert: a folder, a file, or the id of a downloaded model
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// The new file
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
+    /// Form of the new file: gguf:q8_0, gguf:q4_0, gguf:q4_k, fp8 (e4m3 with a scale for each matrix), or bf16
+    #[arg(long, value_name = "FORMAT")]
+    pub to: WeightFormat,
+    /// The component to convert: transformer or t5 [default: transformer]
+    #[arg(long, value_name = "COMPONENT")]
+    pub component: Option<ConvertedComponent>,
+    /// Replace the new file if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
 pub(super) async fn run(
     command: ModelsCommand,
     config: &Config,
@@ -72,7 +96,29 @@ pub(super) async fn run(
             app::check_model(config, &model, arguments.checksums, out)
         }
         ModelsCommand::Download(arguments) => download(arguments, config, out, notes).await,
+        ModelsCommand::Convert(arguments) => convert(arguments, config, out, notes),
     }
+}
+
+fn convert(
+    arguments: ConvertModelArgs,
+    config: &Config,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let ConvertModelArgs { input, output, to: format, component, force: replaces } = arguments;
+    let component = component.unwrap_or_default();
+    let request = ConvertRequest { input, component, format, output, replaces };
+    app::convert_model(config, &request, &*LoadBar::new()?, notes)?;
+    let file = request.output.display();
+    let option = match component {
+        ConvertedComponent::Transformer => format!("--model ID={file} --base BASE"),
+        ConvertedComponent::T5 => format!("--model ID=PATH --base BASE --text-encoder {file}"),
+    };
+    let base = "where BASE is a checkpoint that has the rest, or its id";
+    writeln!(notes, "serve it with `fluxserve serve {option}`, {base}")?;
+    writeln!(out, "{file}")?;
+    Ok(())
 }
 
 async fn download(

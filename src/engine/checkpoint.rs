@@ -8,6 +8,7 @@
 
 mod builder;
 mod companions;
+mod component;
 mod config_files;
 mod contents;
 mod entry;
@@ -40,6 +41,7 @@ use super::models::flux1::text::tokens::{self, TokenizerFiles, Tokenizers};
 use crate::domain::model::ModelFiles;
 
 pub(crate) use builder::{Matrix, Tensors};
+pub(crate) use component::{ComponentWeights, WeightTensor};
 use config_files::Parts;
 pub use contents::{FileContents, file_contents};
 use inventory::tensors_of;
@@ -119,9 +121,8 @@ impl Checkpoint {
 fn examine(files: &ModelFiles) -> (Option<Checkpoint>, Inspection) {
     let places = Places::new(files);
     let mut inspection = Inspection::of(&places);
-    if !places.is_there() {
-        let place = inspection.place.clone();
-        inspection.problems.push(Problem::unreadable(place, "not a folder or a file that can be read"));
+    if let Some(problem) = places.absence() {
+        inspection.problems.push(problem);
         return (None, inspection);
     }
     inspection.problems.extend(places.useless());
@@ -182,7 +183,18 @@ struct Opened<'a> {
 impl<'a> Opened<'a> {
     fn new(places: &Places<'a>, component: Component) -> Self {
         let mut problems = Vec::new();
-        let mut found = places.open(component, &mut problems);
+        let found = places.open(component, &mut problems);
+        Self::of(component, found, problems)
+    }
+
+    /// The only component that is opened.
+    fn alone(places: &Places<'a>, component: Component) -> Self {
+        let mut problems = Vec::new();
+        let found = places.open_alone(component, &mut problems);
+        Self::of(component, found, problems)
+    }
+
+    fn of(component: Component, mut found: Option<Found<'a>>, mut problems: Vec<Problem>) -> Self {
         if let Some(found) = &mut found {
             found.check_method(&mut problems);
         }
@@ -235,6 +247,13 @@ fn tokenizers(places: &Places, configs: Option<&Configs>, problems: &mut Vec<Pro
         }
     }
     Some(tokenizers)
+}
+
+/// The names and shapes of the tensors of FLUX.1-dev's transformer.
+#[cfg(test)]
+pub(super) fn flux_dev_tensors() -> Vec<(String, Vec<usize>)> {
+    let modules = transformer::modules(&Configs::flux_dev().transformer);
+    tensors_of(&modules, Layout::SingleFile).into_iter().map(|tensor| (tensor.name, tensor.shape)).collect()
 }
 
 /// The names by which the model asks for the transformer's and the autoencoder's tensors.

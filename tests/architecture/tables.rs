@@ -57,7 +57,7 @@ pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
     (&["hf_hub", "reqwest"], &["hub"]),
     (&["rustls_platform_verifier"], &["hub/client"]),
     (&["sha1", "sha2"], &["hub/checksum"]),
-    (&["fs4"], &["hub/download", "jobs/results"]),
+    (&["fs4"], &["app/convert", "hub/download", "jobs/results"]),
     (&["tokio_rustls"], &["http/server/tls", "hub/client"]),
     (
         &["opentelemetry", "opentelemetry_*", "rustls", "rustls_native_certs", "tracing_opentelemetry", "ureq"],

@@ -7,7 +7,8 @@ use super::places::{Found, Places};
 use super::problem::Problem;
 use super::{schedules, shapes};
 use crate::engine::models::flux1::config::{
-    CLIP, ClipConfig, Configs, SCHEDULER, SchedulerConfig, T5, TRANSFORMER, TransformerConfig, VAE, VaeConfig, t5_xxl,
+    CLIP, ClipConfig, Configs, SCHEDULER, SchedulerConfig, T5, T5Config, TRANSFORMER, TransformerConfig, VAE,
+    VaeConfig, t5_excesses, t5_xxl,
 };
 
 /// The components' weights, as far as they were found.
@@ -37,6 +38,30 @@ pub(super) fn read(places: &Places, parts: &Parts, problems: &mut Vec<Problem>) 
         problems.push(Problem::unreadable(path, reason));
     }
     (problems.len() == before).then_some(configs)
+}
+
+/// Reads the transformer's configuration, where no other is needed. `None` when it is missing, unreadable, or excessive.
+pub(super) fn transformer<'a>(
+    places: &Places<'a>,
+    found: Option<&Found<'a>>,
+    problems: &mut Vec<Problem>,
+) -> Option<TransformerConfig> {
+    let reader = Reader { places, path: TRANSFORMER, found, is_required: false };
+    let config = reader.read(TransformerConfig::flux_dev, shapes::transformer, problems)?;
+    has_none(config.excesses(), problems).then_some(config)
+}
+
+/// Reads T5's configuration, as [`transformer`] reads the transformer's.
+pub(super) fn t5<'a>(places: &Places<'a>, found: Option<&Found<'a>>, problems: &mut Vec<Problem>) -> Option<T5Config> {
+    let reader = Reader { places, path: T5, found, is_required: true };
+    let config = reader.read(t5_xxl, shapes::t5, problems)?;
+    has_none(t5_excesses(&config), problems).then_some(config)
+}
+
+fn has_none(excesses: Vec<(&'static str, String)>, problems: &mut Vec<Problem>) -> bool {
+    let is_sound = excesses.is_empty();
+    problems.extend(excesses.into_iter().map(|(path, reason)| Problem::unreadable(path, reason)));
+    is_sound
 }
 
 /// Reads the configuration of a component.

@@ -113,9 +113,10 @@ impl<'a> Places<'a> {
         Self { name, main: Folder::new(source), file, text_encoders: Vec::new(), vae: None, base: None }
     }
 
-    /// Whether what is served can be listed.
-    pub(super) fn is_there(&self) -> bool {
-        self.main.source.is_there()
+    /// What is wrong where what is served cannot be listed.
+    pub(super) fn absence(&self) -> Option<Problem> {
+        let reason = "not a folder or a file that can be read";
+        (!self.main.source.is_there()).then(|| Problem::unreadable(self.name.clone(), reason))
     }
 
     /// Whether a file is served, and no folder.
@@ -176,6 +177,19 @@ impl<'a> Places<'a> {
             }
         }
         self.report_missing(component, problems);
+        None
+    }
+
+    /// Opens a component's weights where no other component is needed: a file must have them itself, unless another is named.
+    pub(super) fn open_alone(&self, component: Component, problems: &mut Vec<Problem>) -> Option<Found<'a>> {
+        let file = self.file.as_ref().filter(|_| self.named(component).is_empty());
+        let Some(path) = file else { return self.open(component, problems) };
+        match OpenFile::open(self.main.source, path) {
+            Ok(file) if file.components().contains(&component) => return found_in(&file, component, problems),
+            Ok(_) if component == Component::T5 => problems.push(Problem::unreadable(path, "it is no T5 text encoder")),
+            Ok(_) => problems.push(Problem::unreadable(path, "it is no FLUX transformer")),
+            Err(problem) => problems.push(problem),
+        }
         None
     }
 

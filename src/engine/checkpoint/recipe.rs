@@ -182,7 +182,11 @@ impl Recipe {
         }
     }
 
-    fn numbers<T: Plain + Clone + Default + Send>(&self) -> Result<Vec<T>> {
+    /// Reads the tensor on all threads, as numbers of the width of its type, or as bytes.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub(super) fn numbers<T: Plain + Clone + Default + Send>(&self) -> Result<Vec<T>> {
         // Zeroed memory costs nothing yet: the system maps each page when it is written, for the thread that writes it.
         let mut values = vec![T::default(); self.bytes() / size_of::<T>()];
         bytes_of(&mut values)

@@ -47,11 +47,13 @@ pub(super) trait Plain: sealed::Sealed {}
 
 impl Plain for f32 {}
 impl Plain for u16 {}
+impl Plain for u8 {}
 
 mod sealed {
     pub(in super::super) trait Sealed {}
     impl Sealed for f32 {}
     impl Sealed for u16 {}
+    impl Sealed for u8 {}
 }
 
 #[cfg(test)]

@@ -119,6 +119,16 @@ impl Quantized {
     }
 }
 
+/// The scale and the codes of numbers that all have one scale, as files have it for a matrix. NaN for a scale where a number
+/// is not finite.
+pub(crate) fn with_one_scale(numbers: &[f32]) -> (f32, Vec<u8>) {
+    // The bits of magnitudes have the order of the numbers.
+    let largest = numbers.par_iter().map(|number| number.abs().to_bits()).max().unwrap_or_default();
+    let scale = scale_of(&[f32::from_bits(largest)]);
+    let inverse = 1.0 / scale;
+    (scale, numbers.par_iter().map(|number| e4m3::code_of(number * inverse)).collect())
+}
+
 /// The scale of a row.
 #[inline(always)]
 fn scale_of(row: &[f32]) -> f32 {

@@ -113,29 +113,45 @@ fn norm_scale(name: &str) -> Cow<'_, str> {
     norm.map_or(Cow::Borrowed(name), |norm| Cow::Owned(format!("{norm}.scale")))
 }
 
-/// llama.cpp's names of T5's tensors, in GGUF.
+/// llama.cpp's names of T5's tensors outside its blocks, in GGUF, and ours.
+const LLAMA_CPP: [(&str, &str); 2] =
+    [("token_embd.weight", "shared.weight"), ("enc.output_norm.weight", "encoder.final_layer_norm.weight")];
+
+/// llama.cpp's names of the parts of T5's blocks, and ours.
+const LLAMA_CPP_PARTS: [(&str, &str); 10] = [
+    ("attn_q", "0.SelfAttention.q"),
+    ("attn_k", "0.SelfAttention.k"),
+    ("attn_v", "0.SelfAttention.v"),
+    ("attn_o", "0.SelfAttention.o"),
+    ("attn_rel_b", "0.SelfAttention.relative_attention_bias"),
+    ("attn_norm", "0.layer_norm"),
+    ("ffn_norm", "1.layer_norm"),
+    // Of the two that are multiplied, the one with the activation.
+    ("ffn_gate", "1.DenseReluDense.wi_0"),
+    ("ffn_up", "1.DenseReluDense.wi_1"),
+    ("ffn_down", "1.DenseReluDense.wo"),
+];
+
+/// Our name for what llama.cpp names so.
 fn of_llama_cpp(name: &str) -> Option<String> {
-    match name {
-        "token_embd.weight" => return Some("shared.weight".to_owned()),
-        "enc.output_norm.weight" => return Some("encoder.final_layer_norm.weight".to_owned()),
-        _ => {}
+    if let Some((_, ours)) = LLAMA_CPP.iter().find(|(theirs, _)| *theirs == name) {
+        return Some((*ours).to_owned());
     }
     let (block, part) = name.strip_prefix("enc.blk.")?.split_once('.')?;
-    let ours = match part.strip_suffix(".weight")? {
-        "attn_q" => "0.SelfAttention.q",
-        "attn_k" => "0.SelfAttention.k",
-        "attn_v" => "0.SelfAttention.v",
-        "attn_o" => "0.SelfAttention.o",
-        "attn_rel_b" => "0.SelfAttention.relative_attention_bias",
-        "attn_norm" => "0.layer_norm",
-        "ffn_norm" => "1.layer_norm",
-        // Of the two that are multiplied, the one with the activation.
-        "ffn_gate" => "1.DenseReluDense.wi_0",
-        "ffn_up" => "1.DenseReluDense.wi_1",
-        "ffn_down" => "1.DenseReluDense.wo",
-        _ => return None,
-    };
+    let part = part.strip_suffix(".weight")?;
+    let (_, ours) = LLAMA_CPP_PARTS.iter().find(|(theirs, _)| *theirs == part)?;
     Some(format!("encoder.block.{block}.layer.{ours}.weight"))
+}
+
+/// llama.cpp's name for a tensor of T5.
+pub(in crate::engine::checkpoint) fn in_llama_cpp(name: &str) -> Option<String> {
+    if let Some((theirs, _)) = LLAMA_CPP.iter().find(|(_, ours)| *ours == name) {
+        return Some((*theirs).to_owned());
+    }
+    let (block, part) = name.strip_prefix("encoder.block.")?.split_once(".layer.")?;
+    let part = part.strip_suffix(".weight")?;
+    let (theirs, _) = LLAMA_CPP_PARTS.iter().find(|(_, ours)| *ours == part)?;
+    Some(format!("enc.blk.{block}.{theirs}.weight"))
 }
 
 #[cfg(test)]
@@ -188,5 +204,20 @@ mod tests {
         ] {
             assert_eq!(canonical(component, name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn every_tensor_of_t5_has_a_name_in_llama_cpp_and_gets_its_own_back() {
+        let config = crate::engine::models::flux1::config::t5_xxl();
+        let modules = crate::engine::checkpoint::names::text_encoders::t5(&config);
+        for module in &modules {
+            // A vector's name is its tensor's.
+            let name = format!("{}.weight", module.name.trim_end_matches(".weight"));
+            let theirs = in_llama_cpp(&name).unwrap_or_else(|| panic!("{name} has no name there"));
+            assert!(theirs.starts_with("enc.") || theirs == "token_embd.weight", "{theirs}");
+            assert_eq!(canonical(T5, &theirs), name);
+        }
+        assert_eq!(modules.len(), 219, "as in the published files");
+        assert_eq!(in_llama_cpp("double_blocks.0.img_attn.qkv.weight"), None);
     }
 }

@@ -97,6 +97,21 @@ impl TransformerConfig {
         ]
     }
 
+    fn size_rules(&self) -> [Rule; 3] {
+        let Self { in_channels, attention_head_dim, num_attention_heads, joint_attention_dim, .. } = *self;
+        let pooled = self.pooled_projection_dim;
+        [
+            widths(TRANSFORMER, &[in_channels, attention_head_dim, num_attention_heads, joint_attention_dim, pooled]),
+            widths(TRANSFORMER, &self.axes_dims_rope),
+            layers(TRANSFORMER, &[self.num_layers, self.num_single_layers]),
+        ]
+    }
+
+    /// The rules for sizes that it breaks, each with its file.
+    pub(crate) fn excesses(&self) -> Vec<(&'static str, String)> {
+        broken(self.size_rules())
+    }
+
     /// That of FLUX.1-dev, for `flux1-dev.safetensors`: the single-file layout has no configuration.
     pub(crate) fn flux_dev() -> Self {
         Self {
@@ -225,10 +240,6 @@ impl Configs {
     /// The rules that these configurations break: by contradicting one another, or by what this engine does not support. Each
     /// with its file.
     pub(crate) fn contradictions(&self) -> Vec<(&'static str, String)> {
-        let broken = |rules: Vec<Rule>| -> Vec<_> {
-            let broken = rules.into_iter().filter(|(_, holds, _)| !holds);
-            broken.map(|(path, _, rule)| (path, rule.to_owned())).collect()
-        };
         let excessive = broken(self.size_rules());
         if !excessive.is_empty() {
             // The other rules compute with these sizes.
@@ -239,23 +250,7 @@ impl Configs {
 
     fn size_rules(&self) -> Vec<Rule> {
         let Self { transformer, vae, clip, t5, .. } = self;
-        let widths = |path, widths: &[usize]| {
-            (
-                path,
-                widths.iter().all(|&width| (1..=WIDTH_MAX).contains(&width)),
-                "every width must be from 1 to 1048576",
-            )
-        };
-        let layers = |path, layers: &[usize]| {
-            (path, layers.iter().all(|&count| count <= LAYERS_MAX), "there can be at most 1000 layers of a kind")
-        };
-        let TransformerConfig { in_channels, attention_head_dim, num_attention_heads, joint_attention_dim, .. } =
-            *transformer;
-        let pooled = transformer.pooled_projection_dim;
-        vec![
-            widths(TRANSFORMER, &[in_channels, attention_head_dim, num_attention_heads, joint_attention_dim, pooled]),
-            widths(TRANSFORMER, &transformer.axes_dims_rope),
-            layers(TRANSFORMER, &[transformer.num_layers, transformer.num_single_layers]),
+        let of_others = vec![
             widths(VAE, &vae.block_out_channels),
             widths(VAE, &[vae.latent_channels, vae.norm_num_groups]),
             layers(VAE, &[vae.layers_per_block, vae.block_out_channels.len()]),
@@ -267,9 +262,8 @@ impl Configs {
                 (3..=WIDTH_MAX).contains(&clip.max_position_embeddings),
                 "max_position_embeddings must be at least 3",
             ),
-            widths(T5, &[t5.d_model, t5.d_kv, t5.d_ff, t5.num_heads, t5.vocab_size, t5.relative_attention_num_buckets]),
-            layers(T5, &[t5.num_layers]),
-        ]
+        ];
+        [transformer.size_rules().to_vec(), of_others, t5_size_rules(t5).to_vec()].concat()
     }
 
     #[rustfmt::skip]
@@ -314,3 +308,28 @@ impl Configs {
 
 /// A file, whether its rule holds, and the rule.
 type Rule = (&'static str, bool, &'static str);
+
+fn broken(rules: impl IntoIterator<Item = Rule>) -> Vec<(&'static str, String)> {
+    let broken = rules.into_iter().filter(|(_, holds, _)| !holds);
+    broken.map(|(path, _, rule)| (path, rule.to_owned())).collect()
+}
+
+fn widths(path: &'static str, widths: &[usize]) -> Rule {
+    let hold = widths.iter().all(|&width| (1..=WIDTH_MAX).contains(&width));
+    (path, hold, "every width must be from 1 to 1048576")
+}
+
+fn layers(path: &'static str, layers: &[usize]) -> Rule {
+    let hold = layers.iter().all(|&count| count <= LAYERS_MAX);
+    (path, hold, "there can be at most 1000 layers of a kind")
+}
+
+fn t5_size_rules(t5: &T5Config) -> [Rule; 2] {
+    let sizes = [t5.d_model, t5.d_kv, t5.d_ff, t5.num_heads, t5.vocab_size, t5.relative_attention_num_buckets];
+    [widths(T5, &sizes), layers(T5, &[t5.num_layers])]
+}
+
+/// The rules for sizes that T5's configuration breaks, each with its file.
+pub(crate) fn t5_excesses(t5: &T5Config) -> Vec<(&'static str, String)> {
+    broken(t5_size_rules(t5))
+}

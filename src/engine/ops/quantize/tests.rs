@@ -39,6 +39,18 @@ fn the_largest_of_a_row_becomes_the_largest_code() {
 }
 
 #[test]
+fn numbers_with_one_scale_are_quantized_as_one_row() {
+    let matrix = random(3, 1, 5120);
+    let row = Quantized::of(&matrix).expect("quantized");
+    let numbers = matrix.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("numbers");
+    let (scale, found) = with_one_scale(&numbers);
+    assert_eq!((vec![scale], vec![found]), (scales(&row), codes(&row)));
+    assert!(with_one_scale(&[1.0, f32::NAN]).0.is_nan() && with_one_scale(&[f32::NEG_INFINITY]).0.is_nan());
+    assert_eq!(with_one_scale(&[0.0, -0.0]), (1.0, vec![0x00, 0x80]));
+    assert_eq!(with_one_scale(&[]), (1.0, Vec::new()));
+}
+
+#[test]
 fn a_row_of_tiny_values_becomes_zeros() {
     let below = SMALLEST_SCALED.next_down();
     let x = of_rows(&[[0.0, -0.0, 0.0], [below, -below, 1e-45], [SMALLEST_SCALED, -SMALLEST_SCALED, 0.0]]);
