@@ -37,7 +37,7 @@ pub use bench::{
 };
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use convert::{ConvertRequest, convert_model};
-pub use doctor::{doctor, test_operations};
+pub use doctor::{doctor, doctor_for_memory, test_operations};
 pub use engines::{DeviceLost, EngineBuilder};
 pub use fetching::ProgressLines;
 pub use file_uses::uses_of;

@@ -28,7 +28,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::domain::device::{EngineSettings, Offload};
+use crate::domain::device::EngineSettings;
 use crate::domain::engine::{EngineError, EngineLimits, LoadObserver, Slot, StepEngine};
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
@@ -41,7 +41,7 @@ pub use checkpoint::{
 pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name, probe};
 use device::{OpenDevice, device_error};
-pub use doctor::{check_precision, memory_plan};
+pub use doctor::{check_precision, memory_plan, memory_plan_within};
 pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
@@ -104,7 +104,8 @@ impl FluxEngine {
         storage::check_widths(checkpoint.configs.transformer.block_linears(), &device, settings.precision)?;
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision)?;
-        let Room { limits, pixels_max, are_stored } = memory::room_for(&checkpoint, &device, &settings)?;
+        let Room { limits, pixels_max, are_stored, is_text_streamed } =
+            memory::room_for(&checkpoint, &device, &settings)?;
         if settings.precision.is_lossy() {
             let precision = settings.precision;
             tracing::warn!(%precision, "the engine runs in a lossy precision: images differ slightly from the model's");
@@ -112,7 +113,6 @@ impl FluxEngine {
         let faults = settings.kernel_faults;
         ops::attention::KERNELS.choose(&device, settings.kernels, faults.attention)?;
         ops::convolution::KERNELS.choose(&device, settings.kernels, faults.convolution)?;
-        let is_text_streamed = settings.offload == Offload::Text;
         let options = LoadOptions { dtype: device::dtype(&device), is_text_streamed, are_stored };
         let loading = checkpoint.load_onto(&device, options, observer)?;
         let weights = Weights {

@@ -55,6 +55,29 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// Writes how each model would be kept on a GPU with so many bytes free.
+///
+/// # Errors
+/// When a model is incomplete, or does not fit.
+pub fn doctor_for_memory(config: &Config, free: usize, out: &mut dyn Write) -> anyhow::Result<()> {
+    let settings = config.engine_settings(DeviceChoice::Auto);
+    let mut faults = 0;
+    for source in &config.models {
+        let plan = files_of(config, source).and_then(|files| Ok(engine::memory_plan_within(&files, free, &settings)?));
+        match plan {
+            Ok(plan) => writeln!(out, "ok     model {}: {plan}", source.id)?,
+            Err(error) => {
+                faults += 1;
+                writeln!(out, "FAULT  model {}: {error:#}", source.id)?;
+            }
+        }
+    }
+    if faults > 0 {
+        bail!("{faults} of the above cannot be served with {} of a GPU's memory", size(free as u64));
+    }
+    Ok(())
+}
+
 /// Tests the operations of some groups on the device, each on its own. `on_event` is called after each one.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::app::{self, OperationEvent, OperationReport};
 use crate::config::{Config, Flags};
+use crate::domain::byte_size::ByteSize;
 use crate::domain::device::{DeviceChoice, Kernels};
 use crate::domain::operation_group::OperationGroup;
 
@@ -18,6 +19,9 @@ pub struct DoctorArgs {
     /// is the number of faulty operations, 100 at most
     #[arg(long, value_name = "GROUP", num_args = 0..)]
     pub operations: Option<Vec<OperationGroup>>,
+    /// Say instead how each model would be kept on a GPU with so much memory free: 12GiB
+    #[arg(long, value_name = "SIZE", conflicts_with_all = ["operations", "device", "kernels"])]
+    pub for_memory: Option<ByteSize>,
     /// Print a JSON object for each operation
     #[arg(long, requires = "operations")]
     pub json: bool,
@@ -68,6 +72,9 @@ impl DoctorArgs {
 
 /// Runs the command.
 pub(super) async fn run(arguments: DoctorArgs, config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
+    if let Some(ByteSize(free)) = arguments.for_memory {
+        return app::doctor_for_memory(config, free, out);
+    }
     let Some(groups) = arguments.operations else { return app::doctor(config, out).await };
     let groups = if groups.is_empty() { OperationGroup::ALL.to_vec() } else { groups };
     let mut counts = FaultyOperations::default();

@@ -10,7 +10,8 @@ use crate::domain::weight_storage::WeightStorage;
 /// Options of engines.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct EngineArgs {
-    /// Part of the model to keep off the device: `none`, or `text` to load the text encoder only for new prompts [default: none]
+    /// Part of the model to keep off the device: `none`, `text` to load the text encoder only for new prompts, or `auto` for
+    /// `text` where nothing else fits [default: auto]
     #[arg(long, value_name = "WHAT")]
     pub offload: Option<Offload>,
     /// Make images batch-invariant on CUDA (slower). On the CPU they always are

@@ -52,8 +52,10 @@ impl fmt::Display for DeviceChoice {
 /// Which part of a model does not stay on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Offload {
-    /// None: fastest.
+    /// None where that fits, else T5.
     #[default]
+    Auto,
+    /// None: fastest.
     Nothing,
     /// T5 is copied to the device for each new prompt, block by block: a quarter less memory, and slower.
     Text,
@@ -61,7 +63,7 @@ pub enum Offload {
 
 /// A word that is not an offload choice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot be offloaded: use `none` or `text`")]
+#[error("cannot be offloaded: use `auto`, `none` or `text`")]
 pub struct UnknownOffload;
 
 impl FromStr for Offload {
@@ -69,6 +71,7 @@ impl FromStr for Offload {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
+            "auto" => Ok(Self::Auto),
             "none" => Ok(Self::Nothing),
             "text" => Ok(Self::Text),
             _ => Err(UnknownOffload),

@@ -145,8 +145,11 @@ pub(crate) fn describe(device: &Device) -> String {
 
 /// Weights and activations: bf16 where the hardware multiplies it, f32 on the CPU, which does not.
 pub(crate) fn dtype(device: &Device) -> DType {
-    if device.is_cpu() { DType::F32 } else { DType::BF16 }
+    if device.is_cpu() { DType::F32 } else { GPU_DTYPE }
 }
+
+/// [`dtype`] of a GPU.
+pub(crate) const GPU_DTYPE: DType = DType::BF16;
 
 /// Maximum images in slots. Their latents are small, so this bounds waiting rather than memory.
 const IMAGES_MAX: usize = 32;

@@ -28,3 +28,12 @@ pub fn memory_plan(files: &ModelFiles, settings: &EngineSettings) -> Result<Opti
     let checkpoint = Checkpoint::open(files)?;
     Ok(memory::plan_for(&checkpoint, &device, settings)?.map(|plan| plan.to_string()))
 }
+
+/// How an engine with these settings would use the memory of a GPU with so many bytes free, in words.
+///
+/// # Errors
+/// When the checkpoint is incomplete, or the model does not fit.
+pub fn memory_plan_within(files: &ModelFiles, free: usize, settings: &EngineSettings) -> Result<String, LoadError> {
+    let checkpoint = Checkpoint::open(files)?;
+    Ok(memory::plan_within(&checkpoint, free, device::GPU_DTYPE, settings)?.to_string())
+}

@@ -89,7 +89,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
     };
     assert_eq!((serve.engine, generate.engine), (asked.clone(), asked));
     let refused = parse(&["serve", "--offload", "vae"]).expect_err("no such thing").to_string();
-    assert!(refused.contains("use `none` or `text`"), "{refused}");
+    assert!(refused.contains("use `auto`, `none` or `text`"), "{refused}");
     let refused = parse(&["serve", "--precision", "int8"]).expect_err("no such thing").to_string();
     assert!(refused.contains("use `full`, or `fp8`"), "{refused}");
 }

@@ -63,8 +63,11 @@ pub(in crate::config) const NO_PROXY: Variable = variable("NO_PROXY", "", "hosts
 pub(in crate::config) const XDG_CACHE_HOME: Variable = variable("XDG_CACHE_HOME", "", "");
 pub(in crate::config) const HOME: Variable = variable("HOME", "", "");
 pub(in crate::config) const DEVICE: Variable = variable("FLUXSERVE_DEVICE", "device", "auto, cpu, cuda or cuda:N");
-pub(in crate::config) const ENGINE_OFFLOAD: Variable =
-    variable("FLUXSERVE_ENGINE_OFFLOAD", "engine.offload", "none, or text: T5 is on the device only for new prompts");
+pub(in crate::config) const ENGINE_OFFLOAD: Variable = variable(
+    "FLUXSERVE_ENGINE_OFFLOAD",
+    "engine.offload",
+    "auto, none, or text: T5 is on the device only for new prompts",
+);
 pub(in crate::config) const ENGINE_DETERMINISTIC: Variable =
     variable("FLUXSERVE_ENGINE_DETERMINISTIC", "engine.deterministic", "true: batch-invariant on CUDA, too");
 pub(in crate::config) const ENGINE_KERNELS: Variable = variable(

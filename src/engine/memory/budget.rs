@@ -1,9 +1,9 @@
 //! The memory plan of a checkpoint on a device that is open.
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use super::plan::{MemoryPlan, TooLarge};
-use crate::domain::device::EngineSettings;
+use crate::domain::device::{EngineSettings, Offload};
 use crate::domain::engine::EngineLimits;
 use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
@@ -18,16 +18,27 @@ pub(crate) struct Room {
     pub(crate) pixels_max: usize,
     /// Whether matrices are kept as they are stored.
     pub(crate) are_stored: bool,
+    /// Whether T5's blocks are copied to the device for each prompt.
+    pub(crate) is_text_streamed: bool,
 }
 
 /// The limits on a device, and how weights are kept there.
 pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &EngineSettings) -> Result<Room, TooLarge> {
     let Some(plan) = plan_for(checkpoint, device, settings)? else {
-        let are_stored = settings.weights != WeightStorage::Expanded;
-        return Ok(Room { limits: device::initial_limits(), pixels_max: usize::MAX, are_stored });
+        return Ok(Room {
+            limits: device::initial_limits(),
+            pixels_max: usize::MAX,
+            are_stored: settings.weights != WeightStorage::Expanded,
+            is_text_streamed: settings.offload == Offload::Text,
+        });
     };
     tracing::info!(%plan, "the device's memory");
-    Ok(Room { limits: plan.limits, pixels_max: plan.pixels_max, are_stored: plan.are_stored() })
+    Ok(Room {
+        limits: plan.limits,
+        pixels_max: plan.pixels_max,
+        are_stored: plan.are_stored(),
+        is_text_streamed: plan.is_text_streamed,
+    })
 }
 
 /// The plan. `None` where the device does not say how much memory it has: on the CPU.
@@ -37,37 +48,53 @@ pub(crate) fn plan_for(
     settings: &EngineSettings,
 ) -> Result<Option<MemoryPlan>, TooLarge> {
     let Some(free) = device::free_bytes_of(device) else { return Ok(None) };
-    let dtype = device::dtype(device);
+    plan_within(checkpoint, free, device::dtype(device), settings).map(Some)
+}
+
+/// The plan for a device with so many bytes free that computes in `dtype`.
+pub(crate) fn plan_within(
+    checkpoint: &Checkpoint,
+    free: usize,
+    dtype: DType,
+    settings: &EngineSettings,
+) -> Result<MemoryPlan, TooLarge> {
     let mut expanded = checkpoint.weight_bytes(dtype);
     let linears = checkpoint.configs.transformer.block_linears();
     expanded.transformer -= storage::bytes_saved(linears, dtype, settings.precision);
     // A lossy precision quantizes what is expanded.
     let stored = checkpoint.stored_weight_bytes(dtype).filter(|_| settings.precision == Precision::Full);
     let available = (free, device::initial_limits());
-    let plan = |weights| MemoryPlan::new(&checkpoint.configs, weights, dtype, settings.offload, available);
-    choose(settings.weights, expanded, stored, plan).map(Some)
+    first_that_fits(settings, expanded, stored, |weights, offload| {
+        MemoryPlan::new(&checkpoint.configs, weights, dtype, offload, available)
+    })
 }
 
-/// The plan with expanded weights, which are faster, if it was asked for or fits; else with weights as they are stored.
-fn choose(
-    storage: WeightStorage,
+/// The first plan that fits of those that the settings allow, the fastest first: weights expanded, as they are stored, and both
+/// with T5 copied to the device for each prompt.
+fn first_that_fits(
+    settings: &EngineSettings,
     expanded: WeightBytes,
     stored: Option<WeightBytes>,
-    plan: impl Fn(WeightBytes) -> Result<MemoryPlan, TooLarge>,
+    plan: impl Fn(WeightBytes, Offload) -> Result<MemoryPlan, TooLarge>,
 ) -> Result<MemoryPlan, TooLarge> {
-    match (storage, stored) {
-        (WeightStorage::Expanded, _) | (_, None) => plan(expanded),
-        (WeightStorage::AsStored, Some(stored)) => plan(stored),
-        (WeightStorage::Auto, Some(stored)) => plan(expanded).or_else(|_| plan(stored)),
+    let (first, second) = match (settings.weights, stored) {
+        (WeightStorage::Expanded, _) | (_, None) => (expanded, None),
+        (WeightStorage::AsStored, Some(stored)) => (stored, None),
+        (WeightStorage::Auto, Some(stored)) => (expanded, Some(stored)),
+    };
+    let any_weights = |offload| match second {
+        Some(second) => plan(first, offload).or_else(|_| plan(second, offload)),
+        None => plan(first, offload),
+    };
+    match settings.offload {
+        Offload::Auto => any_weights(Offload::Nothing).or_else(|_| any_weights(Offload::Text)),
+        offload => any_weights(offload),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
-
     use super::*;
-    use crate::domain::device::Offload;
     use crate::engine::models::flux1::config::Configs;
 
     /// FLUX.1-dev in bf16, and a file of it in Q4_K_S with T5 in Q8_0.
@@ -81,30 +108,37 @@ mod tests {
     const STORED: WeightBytes =
         WeightBytes { transformer: 6_800_000_000, t5: 5_190_000_000, expanding: 256 << 20, ..EXPANDED };
 
-    fn chosen(gib: usize, offload: Offload, storage: WeightStorage) -> Option<bool> {
+    /// Of the plan for so many GiB: whether weights are kept as stored, and whether T5 is streamed.
+    fn chosen(gib: usize, settings: &EngineSettings, stored: Option<WeightBytes>) -> Option<(bool, bool)> {
         let limits = EngineLimits { images_max: 32, step_tokens_max: 33_792 };
-        let plan = |weights| MemoryPlan::new(&Configs::flux_dev(), weights, DType::BF16, offload, (gib << 30, limits));
-        choose(storage, EXPANDED, Some(STORED), plan).ok().map(|plan| plan.are_stored())
-    }
-
-    #[test]
-    fn weights_stay_as_they_are_stored_where_expanded_ones_do_not_fit() {
-        use WeightStorage::{AsStored, Auto, Expanded};
-        let everything: Vec<_> = [10, 15, 23, 39, 79].map(|gib| chosen(gib, Offload::Nothing, Auto)).into();
-        assert_eq!(everything, [None, Some(true), Some(true), Some(false), Some(false)]);
-        let without_text: Vec<_> = [7, 10, 15, 23, 31].map(|gib| chosen(gib, Offload::Text, Auto)).into();
-        assert_eq!(without_text, [None, Some(true), Some(true), Some(true), Some(false)]);
-        let asked = [Expanded, AsStored].map(|storage| [23, 79].map(|gib| chosen(gib, Offload::Nothing, storage)));
-        assert_eq!(asked, [[None, Some(false)], [Some(true), Some(true)]]);
-    }
-
-    #[test]
-    fn a_file_without_narrow_weights_is_expanded() {
-        let plan = |weights| {
-            let limits = EngineLimits { images_max: 32, step_tokens_max: 33_792 };
-            MemoryPlan::new(&Configs::flux_dev(), weights, DType::BF16, Offload::Nothing, (79 << 30, limits))
+        let plan = |weights, offload| {
+            MemoryPlan::new(&Configs::flux_dev(), weights, DType::BF16, offload, (gib << 30, limits))
         };
-        let plan = choose(WeightStorage::AsStored, EXPANDED, None, plan).expect("fits");
-        assert!(!plan.are_stored());
+        let plan = first_that_fits(settings, EXPANDED, stored, plan).ok()?;
+        Some((plan.are_stored(), plan.is_text_streamed))
+    }
+
+    #[test]
+    fn the_fastest_arrangement_that_fits_is_chosen() {
+        let settings = EngineSettings::default();
+        let of_a_quantized_file = [7, 11, 15, 23, 31, 39, 79].map(|gib| chosen(gib, &settings, Some(STORED)));
+        let (stored, streamed, expanded) = (Some((true, false)), Some((true, true)), Some((false, false)));
+        assert_eq!(of_a_quantized_file, [None, streamed, stored, stored, stored, expanded, expanded]);
+        // Of a file in bf16, which is no smaller as it is stored.
+        let of_a_plain_file = [23, 31, 39].map(|gib| chosen(gib, &settings, None));
+        assert_eq!(of_a_plain_file, [None, Some((false, true)), expanded]);
+    }
+
+    #[test]
+    fn settings_exclude_arrangements() {
+        let asked = |weights, offload| EngineSettings { weights, offload, ..EngineSettings::default() };
+        let expanded = asked(WeightStorage::Expanded, Offload::Nothing);
+        assert_eq!([15, 31, 39].map(|gib| chosen(gib, &expanded, Some(STORED))), [None, None, Some((false, false))]);
+        let stored = asked(WeightStorage::AsStored, Offload::Auto);
+        assert_eq!([11, 79].map(|gib| chosen(gib, &stored, Some(STORED))), [Some((true, true)), Some((true, false))]);
+        let streamed = asked(WeightStorage::Auto, Offload::Text);
+        assert_eq!([15, 79].map(|gib| chosen(gib, &streamed, Some(STORED))), [Some((true, true)), Some((false, true))]);
+        let resident = asked(WeightStorage::Auto, Offload::Nothing);
+        assert_eq!([11, 15].map(|gib| chosen(gib, &resident, Some(STORED))), [None, Some((true, false))]);
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct MemoryPlan {
     weights: WeightBytes,
     /// Bytes of T5 that are on the device at a time.
     t5_resident: usize,
+    /// Whether T5's blocks are copied to the device for each prompt.
+    pub(crate) is_text_streamed: bool,
     token: usize,
     /// Bytes of a pixel while an image is decoded.
     decoding: usize,
@@ -68,7 +70,9 @@ impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OffloadText { saves } => write!(f, ": `--offload text` saves {saves}"),
-            Self::LargerDevice => f.write_str(": use a larger device, or `--device cpu`"),
+            Self::LargerDevice => {
+                f.write_str(": use a quantized file of the model, a larger device, or `--device cpu`")
+            }
         }
     }
 }
@@ -98,7 +102,7 @@ impl MemoryPlan {
         // The table of embeddings stays in the host's memory.
         let t5_blocks = weights.t5.saturating_sub(configs.t5.vocab_size * configs.t5.d_model * dtype.size_in_bytes());
         let t5_resident = match offload {
-            Offload::Nothing => t5_blocks,
+            Offload::Auto | Offload::Nothing => t5_blocks,
             Offload::Text => t5_blocks / configs.t5.num_layers.max(1),
         };
         let resident = weights.transformer + weights.vae + weights.clip + t5_resident + weights.expanding;
@@ -123,7 +127,8 @@ impl MemoryPlan {
         let step_tokens_max = limits.step_tokens_max.min(available / token);
         let pixels_max = available / pixel;
         let limits = EngineLimits { step_tokens_max, ..limits };
-        Ok(Self { weights, t5_resident, token, decoding, encoding, free, limits, pixels_max })
+        let is_text_streamed = offload == Offload::Text;
+        Ok(Self { weights, t5_resident, is_text_streamed, token, decoding, encoding, free, limits, pixels_max })
     }
 }
 
@@ -152,9 +157,10 @@ impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let WeightBytes { transformer, vae, clip, .. } = self.weights;
         let kept = if self.are_stored() { " as stored" } else { "" };
+        let streamed = if self.is_text_streamed { " at a time" } else { "" };
         write!(
             f,
-            "weights{kept}: transformer {}, text {}, autoencoder {}; a step: {} KiB a token, {} tokens fit; decoding: {} bytes a \
+            "weights{kept}: transformer {}, text {}{streamed}, autoencoder {}; a step: {} KiB a token, {} tokens fit; decoding: {} bytes a \
              pixel, encoding: {}, {:.1} megapixels fit; {} were free",
             Gib(transformer),
             Gib(clip + self.t5_resident),
@@ -247,6 +253,6 @@ mod tests {
         assert!(error.contains("32.0 GiB of memory free") && error.contains("`--offload text` saves 8."), "{error}");
         plan(32, Offload::Text).expect("fits");
         let error = plan(24, Offload::Text).expect_err("too small").to_string();
-        assert!(error.contains("a larger device"), "{error}");
+        assert!(error.contains("a quantized file of the model, a larger device"), "{error}");
     }
 }
