@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::source::Blob;
 use crate::engine::blocks::BlockType;
+use crate::engine::models::flux1::text::tokens::Vocabulary;
 
 /// What a file says of itself.
 #[derive(Debug)]
@@ -56,6 +57,14 @@ pub(super) fn read_header(blob: &Blob) -> Result<Header, String> {
         return Err(reason.to_owned());
     }
     safetensors::read_header(blob).map_err(|error| format!("not a complete safetensors file: {error}"))
+}
+
+/// Reads T5's tokenizer from a file of weights that has it. `None` for any other.
+///
+/// # Errors
+/// When it is malformed, or the file cannot be read.
+pub(super) fn read_vocabulary(blob: &Blob) -> Result<Option<Vocabulary>, String> {
+    if gguf::is_gguf(blob) { gguf::read_vocabulary(blob) } else { Ok(None) }
 }
 
 /// What a file is that is mistaken for weights.

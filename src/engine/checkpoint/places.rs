@@ -234,7 +234,7 @@ impl<'a> Places<'a> {
     }
 
     /// How a file without a folder is completed.
-    fn base_hint(&self) -> String {
+    pub(super) fn base_hint(&self) -> String {
         if self.file.is_some() && self.base.is_none() {
             ", or a checkpoint that has it with `--base ID` or `--base DIR`".to_owned()
         } else {

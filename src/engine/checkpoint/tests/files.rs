@@ -61,7 +61,11 @@ fn a_file_alone_says_what_it_lacks_and_how_to_name_it() {
         ("vae/", "`--vae PATH`"),
         ("text_encoder/", "`--text-encoder PATH` (clip_l.safetensors)"),
         ("text_encoder_2/", "`--text-encoder PATH` (t5xxl_fp16.safetensors)"),
+        ("tokenizer/vocab.json", "and so is tokenizer/tokenizer.json: put vocab.json and merges.txt"),
+        ("tokenizer/vocab.json", "of openai/clip-vit-large-patch14 into tokenizer/"),
         ("tokenizer/vocab.json", "`--base ID`"),
+        ("tokenizer_2/tokenizer.json", "and so is tokenizer_2/spiece.model: put spiece.model of google/t5-v1_1-xxl"),
+        ("tokenizer_2/tokenizer.json", "a GGUF file of T5"),
         ("tokenizer_2/tokenizer.json", "`--base ID`"),
     ] {
         let found = problems.iter().find(|problem| problem.starts_with(part));
