@@ -192,6 +192,7 @@ impl<'a> Opened<'a> {
             }
             _ => None,
         };
+        inspection.drop_known(&mut problems);
         report.problems = problems;
         inspection.components.push(report);
         checked
