@@ -81,11 +81,7 @@ impl Entries<'_> {
     }
 
     /// What `read` makes of a list. `None` where there is none.
-    fn list<T>(
-        &self,
-        key: &str,
-        read: impl FnOnce(&Value) -> Result<Option<T>, String>,
-    ) -> Result<Option<T>, String> {
+    fn list<T>(&self, key: &str, read: impl FnOnce(&Value) -> Result<Option<T>, String>) -> Result<Option<T>, String> {
         let Some(value) = self.by_key.get(key) else { return Ok(None) };
         let list = read(value).map_err(|error| format!("metadata `{key}`: {error}"))?;
         list.map(Some).ok_or_else(|| format!("metadata `{key}` is no list of its kind, or is too long"))

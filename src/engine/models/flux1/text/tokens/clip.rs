@@ -72,8 +72,7 @@ pub(super) fn tokenizer(files: ClipFiles) -> Result<Loaded, TokenizerError> {
 
 impl Pairs {
     fn of_two(vocabulary: &str, merges: &str) -> Result<Self, TokenizerError> {
-        let vocabulary =
-            serde_json::from_str(vocabulary).map_err(|error| TokenizerError::new(CLIP_VOCABULARY, error))?;
+        let vocabulary = serde_json::from_str(vocabulary).map_err(|error| TokenizerError::new(CLIP_VOCABULARY, error))?;
         let lines = merges.lines().filter(|line| !line.starts_with("#version") && !line.is_empty());
         let merges = lines.map(|line| pair(line, CLIP_MERGES)).collect::<Result<_, _>>()?;
         Ok(Self { vocabulary, merges, vocabulary_file: CLIP_VOCABULARY, merges_file: CLIP_MERGES })
@@ -121,8 +120,7 @@ impl Pairs {
 }
 
 fn pair(text: &str, file: &str) -> Result<(String, String), TokenizerError> {
-    let (left, right) =
-        text.split_once(' ').ok_or_else(|| TokenizerError::new(file, format!("not a pair: `{text}`")))?;
+    let (left, right) = text.split_once(' ').ok_or_else(|| TokenizerError::new(file, format!("not a pair: `{text}`")))?;
     Ok((left.to_owned(), right.to_owned()))
 }
 
