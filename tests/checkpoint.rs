@@ -265,11 +265,30 @@ fn configurations_that_contradict_each_other_are_reported() {
 }
 
 #[test]
-fn a_missing_configuration_or_tokenizer_file_is_reported() {
-    for file in ["text_encoder_2/config.json", "tokenizer/merges.txt", "tokenizer_2/tokenizer.json"] {
+fn a_missing_configuration_is_reported() {
+    let (checkpoint, file) = (Damaged::new(), "text_encoder_2/config.json");
+    std::fs::remove_file(checkpoint.path(file)).expect("removed");
+    assert_eq!(checkpoint.problems(), [Problem::MissingFile { path: file.into(), hint: String::new() }]);
+}
+
+#[test]
+fn a_missing_tokenizer_is_reported_with_its_files_and_where_they_are() {
+    for (removed, words) in [
+        (&["tokenizer/vocab.json"][..], "tokenizer/vocab.json: missing, and so is tokenizer/tokenizer.json"),
+        (&["tokenizer/merges.txt"], "tokenizer/merges.txt: missing, and so is tokenizer/tokenizer.json"),
+        (
+            &["tokenizer_2/tokenizer.json", "tokenizer_2/spiece.model"],
+            "tokenizer_2/tokenizer.json: missing, and so is tokenizer_2/spiece.model",
+        ),
+    ] {
         let checkpoint = Damaged::new();
-        std::fs::remove_file(checkpoint.path(file)).expect("removed");
-        assert_eq!(checkpoint.problems(), [Problem::MissingFile { path: file.into(), hint: String::new() }]);
+        for file in removed {
+            std::fs::remove_file(checkpoint.path(file)).expect("removed");
+        }
+        let problems = checkpoint.problems();
+        let text = problems[0].to_string();
+        assert!(problems.len() == 1 && text.starts_with(words), "{problems:?}");
+        assert!(text.contains("needs no access token") && !text.contains("--base"), "{text}");
     }
 }
 

@@ -31,13 +31,14 @@ mod stored;
 mod stream;
 mod tensors;
 mod values;
+mod vocabularies;
 
 use std::sync::Arc;
 
 use candle_core::DType;
 
 use super::models::flux1::config::Configs;
-use super::models::flux1::text::tokens::{self, TokenizerFiles, Tokenizers};
+use super::models::flux1::text::tokens::Tokenizers;
 use crate::domain::model::ModelFiles;
 
 pub(crate) use builder::{Matrix, Tensors};
@@ -134,7 +135,7 @@ fn examine(files: &ModelFiles) -> (Option<Checkpoint>, Inspection) {
         t5: t5.found.as_ref(),
     };
     let configs = config_files::read(&places, &parts, &mut inspection.problems);
-    let tokenizers = tokenizers(&places, configs.as_ref(), &mut inspection.problems);
+    let tokenizers = vocabularies::read(&places, configs.as_ref(), t5.found.as_ref(), &mut inspection.problems);
     let configs_ref = configs.as_ref();
     let mut check = |opened: &mut Opened| {
         let modules = configs_ref.map(|configs| opened.component.modules(configs));
@@ -216,37 +217,11 @@ impl<'a> Opened<'a> {
             }
             _ => None,
         };
+        inspection.drop_known(&mut problems);
         report.problems = problems;
         inspection.components.push(report);
         checked
     }
-}
-
-/// Builds the tokenizers, and checks that the text encoders know every id they can give.
-fn tokenizers(places: &Places, configs: Option<&Configs>, problems: &mut Vec<Problem>) -> Option<Tokenizers> {
-    let clip_vocabulary = places.required_text(tokens::CLIP_VOCABULARY, problems);
-    let clip_merges = places.required_text(tokens::CLIP_MERGES, problems);
-    let t5 = places.required_text(tokens::T5, problems);
-    let files = TokenizerFiles { clip_vocabulary: clip_vocabulary?, clip_merges: clip_merges?, t5: t5? };
-    let configs = configs?;
-    let tokenizers = match Tokenizers::new(&files, configs.clip.max_position_embeddings) {
-        Ok(tokenizers) => tokenizers,
-        Err(error) => {
-            problems.push(Problem::unreadable(error.file, error.reason));
-            return None;
-        }
-    };
-    let [clip_id, t5_id] = tokenizers.largest_ids();
-    let limits =
-        [(tokens::CLIP_VOCABULARY, clip_id, configs.clip.vocab_size), (tokens::T5, t5_id, configs.t5.vocab_size)];
-    for (file, id, vocabulary) in limits {
-        if id as usize >= vocabulary {
-            let reason =
-                format!("has the token id {id}, but the text encoder's config.json says vocab_size {vocabulary}");
-            problems.push(Problem::unreadable(file, reason));
-        }
-    }
-    Some(tokenizers)
 }
 
 /// The names and shapes of the tensors of FLUX.1-dev's transformer.

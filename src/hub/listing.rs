@@ -172,19 +172,21 @@ fn drop_redundant_shards(files: &mut Vec<RemoteFile>) {
 
 /// The first required part of a pipeline that is missing.
 fn missing_part(files: &[RemoteFile]) -> Option<&'static str> {
-    let has = |beginning: &str, ending: &str| {
-        files.iter().any(|file| file.path.starts_with(beginning) && file.path.ends_with(ending))
+    let has = |beginning: &str, endings: &[&str]| {
+        files
+            .iter()
+            .any(|file| file.path.starts_with(beginning) && endings.iter().any(|ending| file.path.ends_with(ending)))
     };
-    let parts = [
-        ("model_index.json", "", "model_index.json"),
-        ("transformer/", ".safetensors", "transformer/ with weights in safetensors"),
-        ("vae/", ".safetensors", "vae/ with weights in safetensors"),
-        ("text_encoder/", ".safetensors", "text_encoder/ with weights in safetensors"),
-        ("text_encoder_2/", ".safetensors", "text_encoder_2/ with weights in safetensors"),
-        ("tokenizer/", ".json", "tokenizer/"),
-        ("tokenizer_2/", "tokenizer.json", "tokenizer_2/tokenizer.json"),
+    let parts: [(&str, &[&str], &str); 7] = [
+        ("model_index.json", &[""], "model_index.json"),
+        ("transformer/", &[".safetensors"], "transformer/ with weights in safetensors"),
+        ("vae/", &[".safetensors"], "vae/ with weights in safetensors"),
+        ("text_encoder/", &[".safetensors"], "text_encoder/ with weights in safetensors"),
+        ("text_encoder_2/", &[".safetensors"], "text_encoder_2/ with weights in safetensors"),
+        ("tokenizer/", &["vocab.json", "tokenizer.json"], "tokenizer/vocab.json or tokenizer.json"),
+        ("tokenizer_2/", &["tokenizer.json", "spiece.model"], "tokenizer_2/tokenizer.json or spiece.model"),
     ];
-    parts.into_iter().find(|(beginning, ending, _)| !has(beginning, ending)).map(|(_, _, what)| what)
+    parts.into_iter().find(|(beginning, endings, _)| !has(beginning, endings)).map(|(_, _, what)| what)
 }
 
 #[cfg(test)]
@@ -224,6 +226,25 @@ mod tests {
         ] {
             assert!(!is_needed(path), "{path}");
         }
+    }
+
+    #[test]
+    fn tokenizers_may_be_in_either_of_their_files() {
+        let checksum = Checksum::of_name(&"0".repeat(64)).expect("a checksum");
+        let missing = |tokenizers: &[&str]| {
+            let networks = NETWORKS.iter().map(|(folder, stem)| format!("{folder}/{stem}.safetensors"));
+            let paths = networks.chain(["model_index.json"].iter().chain(tokenizers).map(|path| (*path).to_owned()));
+            let files: Vec<_> = paths.map(|path| RemoteFile { path, bytes: 1, checksum: checksum.clone() }).collect();
+            missing_part(&files)
+        };
+        for clip in ["tokenizer/vocab.json", "tokenizer/tokenizer.json"] {
+            for t5 in ["tokenizer_2/tokenizer.json", "tokenizer_2/spiece.model"] {
+                assert_eq!(missing(&[clip, t5]), None);
+            }
+            assert_eq!(missing(&[clip]), Some("tokenizer_2/tokenizer.json or spiece.model"));
+        }
+        let others = ["tokenizer/tokenizer_config.json", "tokenizer_2/tokenizer.json"];
+        assert_eq!(missing(&others), Some("tokenizer/vocab.json or tokenizer.json"));
     }
 
     #[test]

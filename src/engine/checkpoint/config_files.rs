@@ -1,6 +1,7 @@
 //! The configurations of a checkpoint: from its files, and where weights come without one, from the weights' shapes.
 
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::files::WeightFiles;
 use super::places::{Found, Places};
@@ -32,7 +33,7 @@ pub(super) fn read(places: &Places, parts: &Parts, problems: &mut Vec<Problem>) 
     let vae = of(VAE, parts.vae).read(VaeConfig::flux, shapes::vae, problems);
     let scheduler = scheduler(places, transformer.as_ref(), problems);
     let clip = of_encoder(CLIP, parts.clip).read(ClipConfig::large, shapes::clip, problems);
-    let t5 = of_encoder(T5, parts.t5).read(t5_xxl, shapes::t5, problems);
+    let t5 = of_encoder(T5, parts.t5).read(T5Config::xxl, shapes::t5, problems);
     let configs = Configs { transformer: transformer?, vae: vae?, clip: clip?, t5: t5?, scheduler: scheduler? };
     for (path, reason) in configs.contradictions() {
         problems.push(Problem::unreadable(path, reason));
@@ -137,11 +138,17 @@ fn scheduler(
 }
 
 fn parse<T: DeserializeOwned>(path: &str, text: &str, problems: &mut Vec<Problem>) -> Option<T> {
-    match serde_json::from_str(text) {
+    match serde_json::from_str(text).and_then(|config| serde_json::from_value(unnested(config))) {
         Ok(config) => Some(config),
         Err(error) => {
             problems.push(Problem::unreadable(path, error));
             None
         }
     }
+}
+
+/// A text encoder's configuration out of that of the whole model, in which transformers nests it.
+fn unnested(mut config: Value) -> Value {
+    let nested = config.get_mut("text_config").map(Value::take);
+    nested.filter(Value::is_object).unwrap_or(config)
 }

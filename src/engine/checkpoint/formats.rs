@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::source::Blob;
 use crate::engine::blocks::BlockType;
+use crate::engine::models::flux1::text::tokens::Vocabulary;
 
 /// Maximum tensors of a file; FLUX.1-dev has 780.
 const TENSORS_MAX: u64 = 65_536;
@@ -72,6 +73,14 @@ pub(super) fn read_header(blob: &Blob) -> Result<Header, String> {
 /// A count of a header, if it is not beyond any file's.
 fn counted(what: &str, count: u64, max: u64) -> Result<u64, String> {
     if count > max { Err(format!("it says {count} {what}, at most {max} are supported")) } else { Ok(count) }
+}
+
+/// Reads T5's tokenizer from a file of weights that has it. `None` for any other.
+///
+/// # Errors
+/// When it is malformed, or the file cannot be read.
+pub(super) fn read_vocabulary(blob: &Blob) -> Result<Option<Vocabulary>, String> {
+    if gguf::is_gguf(blob) { gguf::read_vocabulary(blob) } else { Ok(None) }
 }
 
 /// What a file is that is mistaken for weights.

@@ -171,12 +171,16 @@ impl<'a> Places<'a> {
                 return None;
             }
         }
+        let mut unreadable = Vec::new();
         for folder in self.searched() {
             if let Some(found) = folder.open(component, problems) {
+                // One of these may be it, and must not be replaced silently.
+                problems.extend(unreadable);
                 return found;
             }
+            unreadable.extend_from_slice(&folder.loose().problems);
         }
-        self.report_missing(component, problems);
+        self.report_missing(component, unreadable, problems);
         None
     }
 
@@ -218,14 +222,12 @@ impl<'a> Places<'a> {
         }
     }
 
-    fn report_missing(&self, component: Component, problems: &mut Vec<Problem>) {
-        if self.file.is_none() {
-            // A file that could not be read may be the one.
-            let unreadable = self.main.loose().problems.iter().filter(|problem| !problems.contains(problem));
-            let unreadable: Vec<Problem> = unreadable.cloned().collect();
-            if !unreadable.is_empty() {
-                return problems.extend(unreadable);
-            }
+    /// `unreadable`: files that could not be read, of which one may have the component.
+    fn report_missing(&self, component: Component, unreadable: Vec<Problem>, problems: &mut Vec<Problem>) {
+        let is_explained = self.file.is_none() && !unreadable.is_empty();
+        problems.extend(unreadable);
+        if is_explained {
+            return;
         }
         let stem = stem_of(component);
         let index = super::formats::safetensors::index_path(&stem);
@@ -248,7 +250,7 @@ impl<'a> Places<'a> {
     }
 
     /// How a file without a folder is completed.
-    fn base_hint(&self) -> String {
+    pub(super) fn base_hint(&self) -> String {
         if self.file.is_some() && self.base.is_none() {
             ", or a checkpoint that has it with `--base ID` or `--base DIR`".to_owned()
         } else {

@@ -79,6 +79,14 @@ impl Inspection {
         }
     }
 
+    /// Drops problems of files that are reported already: a file may have several components.
+    pub(super) fn drop_known(&self, problems: &mut Vec<Problem>) {
+        let is_of_file = |problem: &&Problem| matches!(problem, Problem::UnreadableFile { .. });
+        let of_components = self.components.iter().flat_map(|component| &component.problems);
+        let known: Vec<&Problem> = self.problems.iter().chain(of_components).filter(is_of_file).collect();
+        problems.retain(|problem| !known.contains(&problem));
+    }
+
     /// Whether there are no problems.
     #[must_use]
     pub fn is_sound(&self) -> bool {

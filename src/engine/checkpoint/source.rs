@@ -16,7 +16,7 @@ use super::problem::Problem;
 pub(super) const PIECE_BYTES: usize = 4 << 20;
 
 /// Longest configuration or tokenizer file that is read.
-const TEXT_BYTES_MAX: usize = 64 << 20;
+const SMALL_BYTES_MAX: usize = 64 << 20;
 
 /// A file, on the disk or embedded in the program, which any thread can read at any offset.
 ///
@@ -207,6 +207,13 @@ impl<'a> Source<'a> {
 
     /// A text file; `None` when there is none, or when it cannot be read, which is a problem.
     pub(super) fn text(self, path: &str, problems: &mut Vec<Problem>) -> Option<String> {
+        let text = String::from_utf8(self.bytes(path, problems)?);
+        let text = text.map_err(|error| format!("not UTF-8: {}", error.utf8_error()));
+        text.map_err(|reason| problems.push(Problem::unreadable(self.shown(path), reason))).ok()
+    }
+
+    /// A small file; `None` when there is none, or when it cannot be read, which is a problem.
+    pub(super) fn bytes(self, path: &str, problems: &mut Vec<Problem>) -> Option<Vec<u8>> {
         let blob = match self.open(path) {
             Ok(blob) => blob?,
             Err(error) => {
@@ -214,13 +221,10 @@ impl<'a> Source<'a> {
                 return None;
             }
         };
-        if blob.bytes() > TEXT_BYTES_MAX {
-            problems.push(Problem::unreadable(self.shown(path), format!("longer than {TEXT_BYTES_MAX} bytes")));
+        if blob.bytes() > SMALL_BYTES_MAX {
+            problems.push(Problem::unreadable(self.shown(path), format!("longer than {SMALL_BYTES_MAX} bytes")));
             return None;
         }
-        let text = blob
-            .read_all()
-            .and_then(|bytes| String::from_utf8(bytes).map_err(|error| format!("not UTF-8: {}", error.utf8_error())));
-        text.map_err(|reason| problems.push(Problem::unreadable(self.shown(path), reason))).ok()
+        blob.read_all().map_err(|reason| problems.push(Problem::unreadable(self.shown(path), reason))).ok()
     }
 }

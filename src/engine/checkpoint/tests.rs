@@ -2,6 +2,7 @@
 
 mod files;
 mod made;
+mod saved;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};

@@ -6,6 +6,7 @@
 mod cursor;
 mod types;
 mod values;
+mod vocabulary;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use super::{FileDtype, Header, METADATA_MAX, NAME_BYTES_MAX, TENSORS_MAX, Tensor
 use crate::engine::blocks::BlockType;
 use crate::engine::checkpoint::metadata::lines;
 use crate::engine::checkpoint::source::Blob;
+use crate::engine::models::flux1::text::tokens::Vocabulary;
 
 use cursor::Cursor;
 use values::Value;
@@ -50,26 +52,7 @@ pub(super) fn is_gguf(blob: &Blob) -> bool {
 /// When the file is incomplete or malformed, or cannot be read.
 pub(super) fn read_header(blob: &Blob) -> Result<Header, String> {
     let mut cursor = Cursor::new(blob);
-    if cursor.take::<4>()? != MAGIC {
-        return Err("it does not begin with `GGUF`".to_owned());
-    }
-    let version = cursor.u32()?;
-    if !matches!(version, 2 | 3) {
-        return Err(match version.swap_bytes() {
-            2 | 3 => "it is big-endian; only little-endian files are supported".to_owned(),
-            _ => format!("it is version {version}; versions 2 and 3 are supported"),
-        });
-    }
-    let tensors = counted("tensors", cursor.u64()?, TENSORS_MAX)?;
-    let entries = counted("entries of metadata", cursor.u64()?, METADATA_MAX)?;
-    let mut metadata = BTreeMap::new();
-    for _ in 0..entries {
-        let key = cursor.short_text("key", KEY_BYTES_MAX)?;
-        let value = values::read(&mut cursor).map_err(|error| format!("metadata `{key}`: {error}"))?;
-        if metadata.insert(key.clone(), value).is_some() {
-            return Err(format!("metadata `{key}` is there twice"));
-        }
-    }
+    let Beginning { tensors, metadata } = Beginning::read(&mut cursor)?;
     let mut rows = Vec::new();
     for _ in 0..tensors {
         rows.push(Row::read(&mut cursor)?);
@@ -86,6 +69,48 @@ fn said(metadata: &BTreeMap<String, Value>) -> Vec<String> {
     let is_general = |key: &str| key.starts_with(GENERAL);
     let (general, others): (Vec<_>, Vec<_>) = metadata.iter().partition(|(key, _)| is_general(key));
     lines(general.into_iter().chain(others).map(|(key, value)| (key.as_str(), value.shown())))
+}
+
+/// Reads T5's tokenizer from a file's metadata. `None` where there is none.
+///
+/// # Errors
+/// When the metadata is malformed, or cannot be read.
+pub(super) fn read_vocabulary(blob: &Blob) -> Result<Option<Vocabulary>, String> {
+    let Beginning { metadata, .. } = Beginning::read(&mut Cursor::new(blob))?;
+    vocabulary::read(&metadata, blob)
+}
+
+/// What a file says before its tensors.
+struct Beginning {
+    /// How many tensors there are.
+    tensors: u64,
+    metadata: BTreeMap<String, Value>,
+}
+
+impl Beginning {
+    fn read(cursor: &mut Cursor) -> Result<Self, String> {
+        if cursor.take::<4>()? != MAGIC {
+            return Err("it does not begin with `GGUF`".to_owned());
+        }
+        let version = cursor.u32()?;
+        if !matches!(version, 2 | 3) {
+            return Err(match version.swap_bytes() {
+                2 | 3 => "it is big-endian; only little-endian files are supported".to_owned(),
+                _ => format!("it is version {version}; versions 2 and 3 are supported"),
+            });
+        }
+        let tensors = counted("tensors", cursor.u64()?, TENSORS_MAX)?;
+        let entries = counted("entries of metadata", cursor.u64()?, METADATA_MAX)?;
+        let mut metadata = BTreeMap::new();
+        for _ in 0..entries {
+            let key = cursor.short_text("key", KEY_BYTES_MAX)?;
+            let value = values::read(cursor).map_err(|error| format!("metadata `{key}`: {error}"))?;
+            if metadata.insert(key.clone(), value).is_some() {
+                return Err(format!("metadata `{key}` is there twice"));
+            }
+        }
+        Ok(Self { tensors, metadata })
+    }
 }
 
 /// Where the tensors' bytes begin, and what their places are multiples of.

@@ -1,7 +1,7 @@
 use candle_core::DType;
 use safetensors::Dtype;
 
-use super::made::{Made, bytes_of, completed};
+use super::made::{Linked, Made, bytes_of, completed};
 use super::*;
 
 /// A square matrix of the transformer, and its module.
@@ -61,7 +61,11 @@ fn a_file_alone_says_what_it_lacks_and_how_to_name_it() {
         ("vae/", "`--vae PATH`"),
         ("text_encoder/", "`--text-encoder PATH` (clip_l.safetensors)"),
         ("text_encoder_2/", "`--text-encoder PATH` (t5xxl_fp16.safetensors)"),
+        ("tokenizer/vocab.json", "and so is tokenizer/tokenizer.json: put vocab.json and merges.txt"),
+        ("tokenizer/vocab.json", "of openai/clip-vit-large-patch14 into tokenizer/"),
         ("tokenizer/vocab.json", "`--base ID`"),
+        ("tokenizer_2/tokenizer.json", "and so is tokenizer_2/spiece.model: put spiece.model of google/t5-v1_1-xxl"),
+        ("tokenizer_2/tokenizer.json", "a GGUF file of T5"),
         ("tokenizer_2/tokenizer.json", "`--base ID`"),
     ] {
         let found = problems.iter().find(|problem| problem.starts_with(part));
@@ -127,6 +131,25 @@ fn formats_of_comfyui_that_are_not_supported_are_refused_by_name() {
     assert!(problem.contains("its quantization `mxfp8` is not supported"), "{problem}");
     let known = metadata.replace("mxfp8", "float8_e4m3fn");
     open(&Made::transformer().noted("_quantization_metadata", &known));
+}
+
+#[test]
+fn what_a_file_of_several_components_says_of_itself_is_reported_once() {
+    let metadata = r#"{"format_version":"1.0","layers":{"double_blocks.0.img_attn.proj":{"format":"mxfp8"}}}"#;
+    let made = Made::of("quant/fp8/flux1-dev-fp8-aio.safetensors").noted("_quantization_metadata", metadata);
+    let problem = problem_of(&made);
+    assert!(problem.contains("its quantization `mxfp8` is not supported"), "{problem}");
+}
+
+#[test]
+fn an_unreadable_file_is_not_replaced_by_the_base_silently() {
+    let folder = Linked::new("FLUX.1-dev").without("vae").with("ae.safetensors", "<!DOCTYPE html>");
+    for has_base in [false, true] {
+        let problems = problems_of(&completed(folder.path().to_owned(), has_base));
+        assert!(matches!(&problems[..], [one] if one.starts_with("ae.safetensors: a web page")), "{problems:?}");
+    }
+    let sound = folder.without("ae.safetensors");
+    assert_eq!(problems_of(&completed(sound.path().to_owned(), true)), [""; 0]);
 }
 
 #[test]

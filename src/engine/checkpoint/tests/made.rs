@@ -1,7 +1,7 @@
 //! Weight files that are put together by hand, from the reference checkpoint's.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -20,7 +20,12 @@ pub(super) struct Made {
 impl Made {
     /// The reference checkpoint's transformer, in the names of its authors.
     pub(super) fn transformer() -> Self {
-        let bytes = std::fs::read(reference("FLUX.1-dev/flux1-dev.safetensors")).expect("readable");
+        Self::of("FLUX.1-dev/flux1-dev.safetensors")
+    }
+
+    /// The tensors of a reference file.
+    pub(super) fn of(path: &str) -> Self {
+        let bytes = std::fs::read(reference(path)).expect("readable");
         let tensors = SafeTensors::deserialize(&bytes).expect("a weight file").tensors().into_iter();
         let tensors = tensors.map(|(name, view)| (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec())));
         Self { tensors: tensors.collect(), metadata: BTreeMap::new(), folder: tempfile::tempdir().expect("a folder") }
@@ -58,6 +63,56 @@ impl Made {
         let metadata = self.metadata.clone().into_iter().collect();
         safetensors::serialize_to_file(views, Some(metadata), &self.path()).expect("written");
         completed(self.path(), has_base)
+    }
+}
+
+/// A reference folder, in links, of which a test may replace files.
+pub(super) struct Linked(TempDir);
+
+impl Linked {
+    pub(super) fn new(path: &str) -> Self {
+        let linked = Self(tempfile::tempdir().expect("a folder"));
+        linked.link(&reference(path), "");
+        linked
+    }
+
+    fn link(&self, folder: &Path, below: &str) {
+        std::fs::create_dir_all(self.path().join(below)).expect("made");
+        for entry in std::fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+            let below = format!("{below}{name}");
+            if path.is_dir() {
+                self.link(&path, &format!("{below}/"));
+            } else {
+                std::os::unix::fs::symlink(&path, self.path().join(below)).expect("linked");
+            }
+        }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    /// Without a file or a folder.
+    pub(super) fn without(self, path: &str) -> Self {
+        let path = self.path().join(path);
+        let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+        removed.expect("it was there");
+        self
+    }
+
+    /// With another file, in place of the one of that name if there is one.
+    pub(super) fn with(self, path: &str, content: &str) -> Self {
+        let linked = if self.path().join(path).exists() { self.without(path) } else { self };
+        let path = linked.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+        std::fs::write(path, content).expect("written");
+        linked
+    }
+
+    pub(super) fn files(&self) -> ModelFiles {
+        ModelFiles::Directory(self.path().to_owned())
     }
 }
 

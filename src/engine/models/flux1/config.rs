@@ -1,12 +1,12 @@
 //! The configurations of a model's components, as the files of a checkpoint have them, and the rules they must follow. Every
 //! dimension of the model comes from here. `checkpoint/config_files.rs` reads them.
+//!
+//! A field that the file of the transformer, a text encoder or the scheduler lacks has the default of its class in diffusers or
+//! transformers, which is not always FLUX.1's.
 
-use candle_transformers::models::t5;
 use serde::Deserialize;
 
 use crate::engine::storage::LinearCount;
-
-pub(crate) use t5::Config as T5Config;
 
 /// The configurations of all components.
 #[derive(Debug, Clone)]
@@ -23,16 +23,8 @@ impl Configs {
     /// Those of FLUX.1-dev, as far as sizes depend on them.
     pub(crate) fn flux_dev() -> Self {
         let (transformer, scheduler) = (TransformerConfig::flux_dev(), SchedulerConfig::flux_dev());
-        Self { transformer, vae: VaeConfig::flux(), clip: ClipConfig::large(), t5: t5_xxl(), scheduler }
+        Self { transformer, vae: VaeConfig::flux(), clip: ClipConfig::large(), t5: T5Config::xxl(), scheduler }
     }
-}
-
-/// T5 v1.1 XXL's, of FLUX.1's second text encoder.
-pub(crate) fn t5_xxl() -> T5Config {
-    let feed_forward_proj =
-        t5::ActivationWithOptionalGating { gated: true, activation: candle_nn::Activation::NewGelu };
-    let (d_model, d_kv, d_ff, num_layers, num_heads) = (4096, 64, 10_240, 24, 64);
-    T5Config { d_model, d_kv, d_ff, num_layers, num_heads, feed_forward_proj, ..T5Config::default() }
 }
 
 /// Maximum layers of one kind; the published model has 38. A wrong number must not fill the memory with names of tensors.
@@ -43,6 +35,7 @@ const WIDTH_MAX: usize = 1 << 20;
 
 /// `transformer/config.json`, as diffusers' `FluxTransformer2DModel` writes it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default)]
 pub(crate) struct TransformerConfig {
     /// Channels of a packed latent token: latent channels × 2 × 2.
     pub(crate) in_channels: usize,
@@ -59,12 +52,13 @@ pub(crate) struct TransformerConfig {
     /// Whether the model takes a guidance value (FLUX.1-dev) or not (FLUX.1-schnell).
     pub(crate) guidance_embeds: bool,
     /// A head's dimensions given to time, row and column. The published file omits it.
-    #[serde(default = "default_axes")]
     pub(crate) axes_dims_rope: [usize; 3],
 }
 
-fn default_axes() -> [usize; 3] {
-    [16, 56, 56]
+impl Default for TransformerConfig {
+    fn default() -> Self {
+        Self { guidance_embeds: false, ..Self::flux_dev() }
+    }
 }
 
 impl TransformerConfig {
@@ -123,7 +117,7 @@ impl TransformerConfig {
             joint_attention_dim: 4096,
             pooled_projection_dim: 768,
             guidance_embeds: true,
-            axes_dims_rope: default_axes(),
+            axes_dims_rope: [16, 56, 56],
         }
     }
 }
@@ -173,6 +167,7 @@ impl VaeConfig {
 
 /// `text_encoder/config.json`, as transformers' `CLIPTextModel` writes it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
 pub(crate) struct ClipConfig {
     pub(crate) vocab_size: usize,
     pub(crate) hidden_size: usize,
@@ -182,6 +177,12 @@ pub(crate) struct ClipConfig {
     pub(crate) num_attention_heads: usize,
     pub(crate) hidden_act: String,
     pub(crate) layer_norm_eps: f64,
+}
+
+impl Default for ClipConfig {
+    fn default() -> Self {
+        Self { hidden_size: 512, intermediate_size: 2048, num_attention_heads: 8, ..Self::large() }
+    }
 }
 
 impl ClipConfig {
@@ -200,8 +201,52 @@ impl ClipConfig {
     }
 }
 
+/// `text_encoder_2/config.json`, as transformers' `T5EncoderModel` writes it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub(crate) struct T5Config {
+    pub(crate) vocab_size: usize,
+    pub(crate) d_model: usize,
+    /// Width of a head.
+    pub(crate) d_kv: usize,
+    /// Width inside the feed-forward parts.
+    pub(crate) d_ff: usize,
+    pub(crate) num_layers: usize,
+    pub(crate) num_heads: usize,
+    pub(crate) relative_attention_num_buckets: usize,
+    pub(crate) relative_attention_max_distance: usize,
+    pub(crate) layer_norm_epsilon: f64,
+    pub(crate) feed_forward_proj: String,
+}
+
+impl Default for T5Config {
+    fn default() -> Self {
+        let (d_model, d_ff, num_layers, num_heads) = (512, 2048, 6, 8);
+        Self { d_model, d_ff, num_layers, num_heads, feed_forward_proj: "relu".to_owned(), ..Self::xxl() }
+    }
+}
+
+impl T5Config {
+    /// That of T5 v1.1 XXL, FLUX.1's second text encoder.
+    pub(crate) fn xxl() -> Self {
+        Self {
+            vocab_size: 32_128,
+            d_model: 4096,
+            d_kv: 64,
+            d_ff: 10_240,
+            num_layers: 24,
+            num_heads: 64,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+            layer_norm_epsilon: 1e-6,
+            feed_forward_proj: "gated-gelu".to_owned(),
+        }
+    }
+}
+
 /// `scheduler/scheduler_config.json`, as diffusers' `FlowMatchEulerDiscreteScheduler` writes it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
 pub(crate) struct SchedulerConfig {
     pub(crate) base_image_seq_len: usize,
     pub(crate) base_shift: f64,
@@ -209,6 +254,12 @@ pub(crate) struct SchedulerConfig {
     pub(crate) max_shift: f64,
     pub(crate) shift: f64,
     pub(crate) use_dynamic_shifting: bool,
+}
+
+impl Default for SchedulerConfig {
+    fn default() -> Self {
+        Self::flux_schnell()
+    }
 }
 
 impl SchedulerConfig {
@@ -301,7 +352,7 @@ impl Configs {
             (CLIP, clip.hidden_act == "quick_gelu", "hidden_act must be quick_gelu"),
             (CLIP, (clip.layer_norm_eps - 1e-5).abs() < 1e-9, "layer_norm_eps must be 1e-5"),
             (CLIP, clip.hidden_size.is_multiple_of(clip.num_attention_heads), "hidden_size must be a multiple of num_attention_heads"),
-            (T5, t5.feed_forward_proj.gated, "feed_forward_proj must be gated-gelu"),
+            (T5, t5.feed_forward_proj == "gated-gelu", "feed_forward_proj must be gated-gelu"),
         ]
     }
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::super::tests::check_sound;
 use super::*;
 use crate::engine::checkpoint::source::Blob;
+use crate::engine::models::flux1::text::tokens::{PIECES_MAX, PieceKind};
 
 /// A file that is put together by hand.
 struct Made {
@@ -221,6 +222,96 @@ fn megabytes_of_metadata_are_read_over() {
     assert_eq!(header.tensors.len(), 1);
 }
 
+/// A list of elements of one type.
+fn list(kind: u32, count: usize, elements: &[u8]) -> Vec<u8> {
+    [&kind.to_le_bytes()[..], &(count as u64).to_le_bytes(), elements].concat()
+}
+
+fn list_of_texts(texts: &[&str]) -> Vec<u8> {
+    let elements: Vec<u8> = texts.iter().flat_map(|element| text(element)).collect();
+    list(8, texts.len(), &elements)
+}
+
+fn list_of_floats(numbers: &[f32]) -> Vec<u8> {
+    let elements: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    list(6, numbers.len(), &elements)
+}
+
+fn list_of_integers(numbers: &[i32]) -> Vec<u8> {
+    let elements: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+    list(5, numbers.len(), &elements)
+}
+
+/// A file with a tokenizer of four pieces, of which the special ones are named by their ids.
+fn with_vocabulary() -> Made {
+    let id = |id: u32| id.to_le_bytes();
+    Made::new()
+        .entry("tokenizer.ggml.model", 8, &text("t5"))
+        .entry("tokenizer.ggml.tokens", 9, &list_of_texts(&["<pad>", "<end>", "<unk>", "\u{2581}a"]))
+        .entry("tokenizer.ggml.scores", 9, &list_of_floats(&[0.0, 0.0, 0.0, -1.5]))
+        .entry("tokenizer.ggml.eos_token_id", 4, &id(1))
+        .entry("tokenizer.ggml.padding_token_id", 4, &id(u32::MAX))
+        .entry("tokenizer.ggml.unknown_token_id", 4, &id(2))
+}
+
+fn vocabulary_of(made: &Made) -> Result<Option<Vocabulary>, String> {
+    read_vocabulary(&Blob::made("made.gguf", made.bytes()))
+}
+
+#[test]
+fn a_vocabulary_is_read_with_and_without_what_may_be_absent() {
+    let found = vocabulary_of(&with_vocabulary()).expect("sound").expect("there");
+    let pieces: Vec<_> = found.pieces.iter().map(|piece| (piece.text.as_str(), piece.score, piece.kind)).collect();
+    let expected = [
+        ("<pad>", 0.0, PieceKind::Normal),
+        ("<end>", 0.0, PieceKind::Control),
+        ("<unk>", 0.0, PieceKind::Unknown),
+        ("\u{2581}a", -1.5, PieceKind::Normal),
+    ];
+    assert_eq!(pieces, expected);
+    assert_eq!((found.end, found.padding), (Some(1), None), "the largest id stands for none");
+    assert!(found.adds_space && found.removes_spaces && found.charsmap.is_empty());
+    for rules in [list(0, 3, &[1, 2, 255]), list(1, 3, &[1, 2, 255]), list_of_integers(&[1, 2, 255])] {
+        let made = with_vocabulary()
+            .entry("tokenizer.ggml.token_type", 9, &list_of_integers(&[3, 3, 2, 5]))
+            .entry("tokenizer.ggml.precompiled_charsmap", 9, &rules)
+            .entry("tokenizer.ggml.add_space_prefix", 7, &[0])
+            .entry("tokenizer.ggml.remove_extra_whitespaces", 7, &[0]);
+        let found = vocabulary_of(&made).expect("sound").expect("there");
+        assert_eq!((found.pieces[0].kind, found.pieces[3].kind), (PieceKind::Control, PieceKind::Unused));
+        assert_eq!(found.charsmap, [1, 2, 255]);
+        assert!(!found.adds_space && !found.removes_spaces);
+    }
+}
+
+#[test]
+fn a_vocabulary_that_is_absent_or_malformed_is_told_apart() {
+    for made in [sound(), sound().entry("tokenizer.ggml.model", 8, &text("llama"))] {
+        assert!(vocabulary_of(&made).expect("sound").is_none());
+    }
+    let only = |tokens: &[u8]| {
+        Made::new().entry("tokenizer.ggml.model", 8, &text("t5")).entry("tokenizer.ggml.tokens", 9, tokens)
+    };
+    let short = only(&list_of_texts(&["a"])).entry("tokenizer.ggml.scores", 9, &list_of_floats(&[]));
+    for (made, reason) in [
+        (only(&list_of_texts(&["a"])), "metadata `tokenizer.ggml.scores` is missing"),
+        (short, "metadata `tokenizer.ggml.scores` has 0 elements, `tokenizer.ggml.tokens` has 1"),
+        (only(&list_of_floats(&[1.0])), "metadata `tokenizer.ggml.tokens` is no list of its kind"),
+        (only(&list(0, PIECES_MAX + 1, &vec![0; PIECES_MAX + 1])), "or is too long"),
+        (
+            with_vocabulary().entry("tokenizer.ggml.token_type", 9, &list_of_integers(&[3, 3, 2, 9])),
+            "metadata `tokenizer.ggml.token_type`: type 9 is unknown",
+        ),
+        (
+            with_vocabulary().entry("tokenizer.ggml.precompiled_charsmap", 9, &list_of_integers(&[256])),
+            "metadata `tokenizer.ggml.precompiled_charsmap` is no list of its kind",
+        ),
+    ] {
+        let error = vocabulary_of(&made).expect_err("refused");
+        assert!(error.contains(reason), "{reason}: {error}");
+    }
+}
+
 #[test]
 fn every_recorded_file_is_read() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/quant/FLUX.1-dev-256");
@@ -235,6 +326,9 @@ fn every_recorded_file_is_read() {
         tensors.push(header.tensors.len());
     }
     assert_eq!(tensors, [52, 52, 52, 21]);
+    let bytes = std::fs::read(folder.join("t5-v1_1-tiny-encoder-Q4_K_M.gguf")).expect("a reference file");
+    let vocabulary = read_vocabulary(&Blob::made("t5", bytes)).expect("sound").expect("there");
+    assert_eq!((vocabulary.pieces.len(), vocabulary.end, vocabulary.padding), (448, Some(1), Some(0)));
 }
 
 /// Bytes, and numbers at the edges of their types.
@@ -265,6 +359,23 @@ proptest! {
         let length = bytes.len();
         if let Ok(header) = read(bytes) {
             check_sound(&header, length);
+        }
+    }
+
+    #[test]
+    fn a_damaged_vocabulary_is_refused_or_sound(
+        patches in vec((any::<proptest::sample::Index>(), patch()), 1..6),
+    ) {
+        let mut bytes = with_vocabulary().bytes();
+        for (at, patch) in patches {
+            let at = at.index(bytes.len());
+            let end = (at + patch.len()).min(bytes.len());
+            bytes[at..end].copy_from_slice(&patch[..end - at]);
+        }
+        let length = bytes.len();
+        if let Ok(Some(vocabulary)) = read_vocabulary(&Blob::made("made.gguf", bytes)) {
+            prop_assert!(vocabulary.pieces.len() <= length / 8, "each takes its length at least");
+            prop_assert!(vocabulary.end.is_none_or(|id| (id as usize) < vocabulary.pieces.len()));
         }
     }
 

@@ -70,19 +70,61 @@ impl Value {
     /// # Errors
     /// When the file cannot be read.
     pub(super) fn integers(&self, blob: &Blob, max: usize) -> Result<Option<Vec<i128>>, String> {
+        self.elements(blob, max, |value| match value {
+            Self::Integer(value) => Some(value),
+            _ => None,
+        })
+    }
+
+    /// The bytes of an array of at most `max`, whichever type of whole number holds them. `None` for anything else.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(super) fn bytes(&self, blob: &Blob, max: usize) -> Result<Option<Vec<u8>>, String> {
+        self.elements(blob, max, |value| match value {
+            Self::Integer(value) => u8::try_from(value).or_else(|_| i8::try_from(value).map(i8::cast_unsigned)).ok(),
+            _ => None,
+        })
+    }
+
+    /// The numbers of an array of at most `max`. `None` for anything else.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(super) fn floats(&self, blob: &Blob, max: usize) -> Result<Option<Vec<f32>>, String> {
+        self.elements(blob, max, |value| match value {
+            Self::Float(value) => Some(value as f32),
+            _ => None,
+        })
+    }
+
+    /// The texts of an array of at most `max`. `None` for anything else.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub(super) fn texts(&self, blob: &Blob, max: usize) -> Result<Option<Vec<String>>, String> {
+        self.elements(blob, max, Self::into_text)
+    }
+
+    fn elements<T>(
+        &self,
+        blob: &Blob,
+        max: usize,
+        element: impl Fn(Self) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, String> {
         let Self::Array(array) = self else { return Ok(None) };
         if array.count > max as u64 {
             return Ok(None);
         }
         let mut cursor = Cursor::starting_at(blob, array.range.start);
-        let mut integers = Vec::new();
+        let mut elements = Vec::new();
         for _ in 0..array.count {
-            match scalar(&mut cursor, array.kind)? {
-                Value::Integer(value) => integers.push(value),
-                _ => return Ok(None),
+            match element(scalar(&mut cursor, array.kind)?) {
+                Some(value) => elements.push(value),
+                None => return Ok(None),
             }
         }
-        Ok(Some(integers))
+        Ok(Some(elements))
     }
 }
 
