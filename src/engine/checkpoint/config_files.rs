@@ -9,7 +9,7 @@ use super::problem::Problem;
 use super::{schedules, shapes};
 use crate::engine::models::flux1::config::{
     CLIP, ClipConfig, Configs, SCHEDULER, SchedulerConfig, T5, T5Config, TRANSFORMER, TransformerConfig, VAE,
-    VaeConfig, t5_excesses, t5_xxl,
+    VaeConfig, t5_excesses,
 };
 
 /// The components' weights, as far as they were found.
@@ -55,7 +55,7 @@ pub(super) fn transformer<'a>(
 /// Reads T5's configuration, as [`transformer`] reads the transformer's.
 pub(super) fn t5<'a>(places: &Places<'a>, found: Option<&Found<'a>>, problems: &mut Vec<Problem>) -> Option<T5Config> {
     let reader = Reader { places, path: T5, found, is_required: true };
-    let config = reader.read(t5_xxl, shapes::t5, problems)?;
+    let config = reader.read(T5Config::xxl, shapes::t5, problems)?;
     has_none(t5_excesses(&config), problems).then_some(config)
 }
 

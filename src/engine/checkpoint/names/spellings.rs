@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn every_tensor_of_t5_has_a_name_in_llama_cpp_and_gets_its_own_back() {
-        let config = crate::engine::models::flux1::config::t5_xxl();
+        let config = crate::engine::models::flux1::config::T5Config::xxl();
         let modules = crate::engine::checkpoint::names::text_encoders::t5(&config);
         for module in &modules {
             // A vector's name is its tensor's.
