@@ -5,7 +5,6 @@ use std::io::Write;
 use anyhow::{Context as _, bail};
 
 use super::fetching::size;
-use super::free_memory::available_memory_bytes;
 use super::models::files_of;
 use super::{open_files, results_disk};
 use crate::config::Config;
@@ -15,6 +14,7 @@ use crate::domain::operation_group::OperationGroup;
 use crate::domain::weight_storage::WeightStorage;
 use crate::engine::{self, Inspection, KeptAs, LoadError, OperationEvent, OperationReport};
 use crate::store::Store;
+use crate::telemetry::process::available_bytes;
 
 /// Outcome of one check: a fact, or a fault with a hint.
 type Finding = Result<String, String>;
@@ -164,9 +164,9 @@ fn precision(config: &Config) -> Finding {
 
 /// Free memory, compared with what the weights of all models need on the CPU.
 fn memory(config: &Config, models: &[Model]) -> Finding {
-    let available = available_memory_bytes();
-    let free = available
-        .map_or_else(|| "free memory cannot be read here".to_owned(), |bytes| format!("{} free", size(bytes as u64)));
+    let available = available_bytes();
+    let free =
+        available.map_or_else(|| "free memory cannot be read here".to_owned(), |bytes| format!("{} free", size(bytes)));
     if !config.device.iter().any(runs_on_cpu) {
         return Ok(free);
     }
@@ -174,7 +174,7 @@ fn memory(config: &Config, models: &[Model]) -> Finding {
     let (kept_as, words) = kept_on_cpu(config);
     let needed: usize = looks.map(|look| total(look, kept_as)).sum();
     let weights = format!("the weights of all models need {} on the CPU, {words}", size(needed as u64));
-    if available.is_some_and(|available| needed > available) {
+    if available.is_some_and(|available| needed as u64 > available) {
         return Err(format!("{weights}, {free}: serve fewer or smaller models, or use a GPU"));
     }
     Ok(format!("{free}, {weights}"))
@@ -220,9 +220,9 @@ fn fits_on_cpu(device: DeviceChoice, inspection: &Inspection, (kept_as, words): 
     let parts = inspection.weights_bytes(kept_as).into_iter();
     let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(bytes as u64))).collect();
     let needed = total(inspection, kept_as);
-    let fit = match available_memory_bytes() {
-        Some(free) if needed <= free => format!("fits, {} free", size(free as u64)),
-        Some(free) => format!("does not fit, {} free", size(free as u64)),
+    let fit = match available_bytes() {
+        Some(free) if needed as u64 <= free => format!("fits, {} free", size(free)),
+        Some(free) => format!("does not fit, {} free", size(free)),
         None => "free memory is unknown".to_owned(),
     };
     format!("on {device} {} {words} ({}): {fit}", size(needed as u64), parts.join(", "))
