@@ -147,7 +147,7 @@ proptest! {
 #[test]
 fn every_seed_is_read_and_the_seeds_have_every_type() {
     let mut kinds = Vec::new();
-    for (name, file) in CORPUS.iter() {
+    for (name, file) in &*CORPUS {
         let header = read_within(file.clone(), SMALL_BYTES).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(name.starts_with("empty.") || !header.tensors.is_empty(), "{name}");
         kinds.extend(header.tensors.into_values().map(|info| format!("{:?}", info.dtype)));
