@@ -18,7 +18,7 @@ static CORPUS: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
     let mut files: Vec<_> = files
         .map(|file| {
             let path = file.expect("a file").path();
-            let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+            let name = path.file_name().and_then(std::ffi::OsStr::to_str).expect("a name").to_owned();
             (name, std::fs::read(&path).expect("readable"))
         })
         .collect();
