@@ -19,7 +19,7 @@ impl FileContents {
     /// Whether it has a component.
     #[must_use]
     pub fn has(&self, component: &str) -> bool {
-        self.components.iter().any(|own| *own == component)
+        self.components.contains(&component)
     }
 }
 

@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn settings_exclude_arrangements() {
-        let asked = |weights, offload| EngineSettings { weights, offload, ..EngineSettings::default() };
+        let asked = |weights, offload| EngineSettings { offload, weights, ..EngineSettings::default() };
         let expanded = asked(WeightStorage::Expanded, Offload::Nothing);
         assert_eq!([15, 31, 39].map(|gib| chosen(gib, &expanded, Some(STORED))), [None, None, Some((false, false))]);
         let stored = asked(WeightStorage::AsStored, Offload::Auto);

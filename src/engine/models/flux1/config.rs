@@ -57,7 +57,9 @@ pub(crate) struct TransformerConfig {
 
 impl Default for TransformerConfig {
     fn default() -> Self {
-        Self { guidance_embeds: false, ..Self::flux_dev() }
+        let mut config = Self::flux_dev();
+        config.guidance_embeds = false;
+        config
     }
 }
 

@@ -170,7 +170,10 @@ mod tests {
             }
 
             fn expand(&self, row: usize, _: Range<usize>, _: &mut [f32]) -> Result<()> {
-                if row == 299 { candle_core::bail!("unreadable") } else { Ok(()) }
+                if row == 299 {
+                    candle_core::bail!("unreadable");
+                }
+                Ok(())
             }
         }
         let (values, mut out) = (numbers(80, 1), vec![0.0; 3000]);

@@ -87,7 +87,7 @@ mod tests {
 
     /// The root's block, where the letter `a` leads, and the value behind it.
     const ROOT: u32 = 256 << 10;
-    const LETTER: (usize, u32) = (256 ^ 0x61, 0x61 | (1 << 8) | ((256 ^ 0x61 ^ 257) << 10));
+    const LETTER: (usize, u32) = (0x100 ^ 0x61, 0x61 | (1 << 8) | ((0x100 ^ 0x61 ^ 0x101) << 10));
     const VALUE: (usize, u32) = (257, 1 << 31);
 
     /// Rules with one letter, of two blocks.
