@@ -126,7 +126,10 @@ impl Tensors<'_> {
             }
             _ => {
                 let size = |size: Option<usize>| size.map_or_else(|| "rank".to_owned(), |size| size.to_string());
-                Err(self.wrong_shape(tensor, format!("[{}, {}]", size(expected[0]), size(expected[1]))))
+                Err(self.wrong_shape(tensor, match expected {
+                    [None, None] => "a matrix".to_owned(),
+                    [rows, columns] => format!("[{}, {}]", size(rows), size(columns)),
+                }))
             }
         }
     }
@@ -148,14 +151,12 @@ impl Tensors<'_> {
                 return Err(Fault::Missing { path: self.group.path.to_owned(), has, lacks });
             }
         };
-        let [rank, columns] = self.matrix(down, [None, None])?;
-        if rows.is_some() && !self.takes(columns) {
-            let inputs = self.module().inputs;
-            return Err(match inputs {
-                Some(inputs) => self.wrong_shape(down, format!("[{rank}, {inputs}]")),
-                None => self.impossible("a norm is no matrix, and has no factors"),
-            });
+        if rows.is_some() && self.module().inputs.is_none() {
+            return Err(self.impossible("a norm is no matrix, and has no factors"));
         }
+        let is_taken = matches!(self.file.shape(down), [_, columns] if self.takes(*columns));
+        let columns = self.module().inputs.filter(|_| rows.is_some() && !is_taken);
+        let [rank, _] = self.matrix(down, [None, columns])?;
         let [_, up_rank] = self.matrix(up, [rows, None])?;
         if rank != up_rank {
             let (first, second) = (down.to_owned(), up.to_owned());
