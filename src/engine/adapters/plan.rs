@@ -208,11 +208,9 @@ impl Tensors<'_> {
                     self.check_vector(tensor)?;
                     return Ok(1);
                 };
-                let [_, columns] = self.matrix(tensor, [Some(self.rows()), None])?;
-                if self.takes(columns) {
-                    return Ok(columns);
-                }
-                Err(self.wrong_shape(tensor, format!("[{}, {inputs}]", self.rows())))
+                let is_taken = matches!(self.file.shape(tensor), [_, columns] if self.takes(*columns));
+                let expected = [Some(self.rows()), (!is_taken).then_some(inputs)];
+                self.matrix(tensor, expected).map(|[_, columns]| columns)
             }
         }
     }
