@@ -17,7 +17,6 @@ mod report;
 mod scaling;
 mod values;
 
-use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::checkpoint::{AdaptedModules, CheckpointError, Problem, TensorFile, adapted_modules};
@@ -173,7 +172,7 @@ impl Adapter {
     /// # Errors
     /// In place of a module, when a number is not finite, or the file cannot be read.
     pub fn modules(&self, model: &Adaptable) -> impl Iterator<Item = Result<ModuleChanges, AdapterError>> {
-        self.planned.chunk_by(|one, next| one.module == next.module).map(|of_module| {
+        self.planned.chunk_by(|one, next| one.module == next.module).map(move |of_module| {
             let module = model.0.module(of_module[0].module);
             let changes = of_module.iter().map(|planned| values::read(&self.file, planned));
             let changes: Result<Vec<Change>, Fault> = changes.collect();

@@ -91,7 +91,7 @@ pub enum Fault {
         reason: String,
     },
     /// Scales that the metadata has, and that cannot be read.
-    #[error("metadata `lora_adapter_metadata`, which has the scales: {0}")]
+    #[error("metadata `lora_adapter_metadata`, which has the scales: {}", shown(.0))]
     Settings(String),
     /// The file could not be read.
     #[error("{0}")]
