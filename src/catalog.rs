@@ -255,7 +255,7 @@ fn card_with(id: &ModelId, path: Option<&Path>) -> ModelCard {
     if let Some(known) = known_model(id) {
         return known.card;
     }
-    let file = path.and_then(Path::file_name).and_then(|name| name.to_str());
+    let file = path.and_then(Path::file_name).and_then(std::ffi::OsStr::to_str);
     let card = file_repository(id).and_then(|repository| repository.card(file));
     card.unwrap_or_else(|| ModelCard { id: id.clone(), ..cards::flux_dev() })
 }

@@ -44,9 +44,9 @@ pub use checkpoint::{
     CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, file_contents, inspect,
 };
 pub use convert::{Conversion, ConvertError, StoredCounts};
-pub use device::{DeviceError, failure, free_bytes, name, probe};
+pub use device::{DeviceError, failure, free_bytes, name};
 use device::{OpenDevice, device_error};
-pub use doctor::{check_precision, memory_plan, memory_plan_within};
+pub use doctor::{ExaminedDevice, memory_plan_within};
 pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};

@@ -18,7 +18,7 @@ use fluxserve::domain::model::ModelFiles;
 use fluxserve::domain::operation_group::OperationGroup;
 use fluxserve::domain::precision::Precision;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
-use fluxserve::engine::{FluxEngine, OperationEvent, probe, run_operations};
+use fluxserve::engine::{ExaminedDevice, FluxEngine, OperationEvent, run_operations};
 use support::copy_folder;
 
 const CUDA: DeviceChoice = DeviceChoice::Cuda(0);
@@ -78,7 +78,7 @@ fn every_operation_agrees_with_the_cpu() {
         OperationEvent::Stopped { .. } => false,
     };
     assert!(events.iter().all(is_right));
-    let device = probe(CUDA).expect("a CUDA device");
+    let device = ExaminedDevice::open(CUDA).expect("a CUDA device").description();
     let is_hopper = ["H100", "H200", "GH200"].into_iter().any(|name| device.contains(name));
     let is_compared = events
         .iter()

@@ -5,7 +5,6 @@ use std::io::Write;
 use anyhow::{Context as _, bail};
 
 use super::fetching::size;
-use super::free_memory::available_memory_bytes;
 use super::models::files_of;
 use super::{open_files, results_disk};
 use crate::config::Config;
@@ -13,8 +12,9 @@ use crate::domain::device::{DeviceChoice, Kernels};
 use crate::domain::model_source::ModelSource;
 use crate::domain::operation_group::OperationGroup;
 use crate::domain::weight_storage::WeightStorage;
-use crate::engine::{self, Inspection, KeptAs, LoadError, OperationEvent, OperationReport};
+use crate::engine::{self, DeviceError, ExaminedDevice, Inspection, KeptAs, OperationEvent, OperationReport};
 use crate::store::Store;
+use crate::telemetry::process::available_bytes;
 
 /// Outcome of one check: a fact, or a fault with a hint.
 type Finding = Result<String, String>;
@@ -25,19 +25,21 @@ type Finding = Result<String, String>;
 /// When a fault keeps the worker from serving.
 pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
     let models: Vec<Model> = config.models.iter().map(|source| (source, look_at(config, source))).collect();
+    let open = |choice| (choice, ExaminedDevice::open(choice));
+    let devices: Vec<Device> = config.device.iter().map(open).collect();
     let mut findings = vec![
-        ("memory".to_owned(), memory(config, &models)),
+        ("memory".to_owned(), memory(config, &devices, &models)),
         ("database".to_owned(), database(config).await),
         ("results".to_owned(), results_disk::look_at(config)),
         ("open files".to_owned(), open_files::look_at(config)),
         ("address".to_owned(), address(config).await),
     ];
-    for device in config.device.iter() {
+    for (_, device) in &devices {
         findings.insert(0, ("device".to_owned(), look_at_device(device, config.engine.kernels)));
     }
-    findings.push(("precision".to_owned(), precision(config)));
+    findings.push(("precision".to_owned(), precision(config, &devices)));
     for model in &models {
-        findings.push((format!("model {}", model.0.id), completeness(config, model)));
+        findings.push((format!("model {}", model.0.id), completeness(config, &devices, model)));
     }
     let mut faults = 0;
     for (name, finding) in findings {
@@ -102,17 +104,17 @@ pub fn test_operations(
 }
 
 /// What plain `doctor` tests: on the CPU without the largest products, since the CPU is what others are compared with.
-fn groups_of(device: DeviceChoice) -> Vec<OperationGroup> {
-    let is_tested = |group: &OperationGroup| *group != OperationGroup::Products || !runs_on_cpu(device);
+fn groups_of(device: &ExaminedDevice) -> Vec<OperationGroup> {
+    let is_tested = |group: &OperationGroup| *group != OperationGroup::Products || !device.is_cpu();
     OperationGroup::ALL.into_iter().filter(is_tested).collect()
 }
 
 /// Whether a device responds, and its results agree with the CPU's.
-fn look_at_device(device: DeviceChoice, kernels: Kernels) -> Finding {
-    let description = engine::probe(device).map_err(|error| error.to_string())?;
+fn look_at_device(device: &Result<ExaminedDevice, DeviceError>, kernels: Kernels) -> Finding {
+    let device = device.as_ref().map_err(ToString::to_string)?;
+    let description = device.description();
     let mut events = Vec::new();
-    engine::run_operations(device, kernels, &groups_of(device), &mut |event| events.push(event))
-        .map_err(|error| format!("{description}: {error}"))?;
+    device.run_operations(kernels, &groups_of(device), &mut |event| events.push(event));
     let outcome = outcome_of(&events);
     outcome.map(|fact| format!("{description}; {fact}")).map_err(|fault| format!("{description}: {fault}"))
 }
@@ -147,13 +149,11 @@ fn outcome_of(events: &[OperationEvent]) -> Finding {
 }
 
 /// Whether the devices support the configured precision, and what it means.
-fn precision(config: &Config) -> Finding {
+fn precision(config: &Config, devices: &[Device]) -> Finding {
     let precision = config.engine.precision;
-    for device in config.device.iter() {
-        // A device that does not respond is reported by itself.
-        if engine::probe(device).is_ok() {
-            engine::check_precision(device, precision).map_err(|error| error.to_string())?;
-        }
+    // A device that does not respond is reported by itself.
+    for device in devices.iter().filter_map(|(_, device)| device.as_ref().ok()) {
+        device.check_precision(precision).map_err(|error| error.to_string())?;
     }
     Ok(if precision.is_lossy() {
         format!("{precision}, which is lossy: images differ a little from those in full precision")
@@ -163,18 +163,18 @@ fn precision(config: &Config) -> Finding {
 }
 
 /// Free memory, compared with what the weights of all models need on the CPU.
-fn memory(config: &Config, models: &[Model]) -> Finding {
-    let available = available_memory_bytes();
-    let free = available
-        .map_or_else(|| "free memory cannot be read here".to_owned(), |bytes| format!("{} free", size(bytes as u64)));
-    if !config.device.iter().any(runs_on_cpu) {
+fn memory(config: &Config, devices: &[Device], models: &[Model]) -> Finding {
+    let available = available_bytes();
+    let free =
+        available.map_or_else(|| "free memory cannot be read here".to_owned(), |bytes| format!("{} free", size(bytes)));
+    if !devices.iter().any(runs_on_cpu) {
         return Ok(free);
     }
     let looks = models.iter().filter_map(|(_, look)| look.as_ref().ok());
     let (kept_as, words) = kept_on_cpu(config);
     let needed: usize = looks.map(|look| total(look, kept_as)).sum();
     let weights = format!("the weights of all models need {} on the CPU, {words}", size(needed as u64));
-    if available.is_some_and(|available| needed > available) {
+    if available.is_some_and(|available| needed as u64 > available) {
         return Err(format!("{weights}, {free}: serve fewer or smaller models, or use a GPU"));
     }
     Ok(format!("{free}, {weights}"))
@@ -188,8 +188,8 @@ fn kept_on_cpu(config: &Config) -> (KeptAs, &'static str) {
     }
 }
 
-fn runs_on_cpu(device: DeviceChoice) -> bool {
-    matches!(engine::free_bytes(device), Ok(None))
+fn runs_on_cpu((_, device): &Device) -> bool {
+    device.as_ref().is_ok_and(ExaminedDevice::is_cpu)
 }
 
 fn total(inspection: &Inspection, kept_as: KeptAs) -> usize {
@@ -197,19 +197,22 @@ fn total(inspection: &Inspection, kept_as: KeptAs) -> usize {
 }
 
 /// Whether a model fits on each device, by the engine's own memory plan.
-fn fits(config: &Config, source: &ModelSource, inspection: &Inspection) -> Finding {
+fn fits(config: &Config, devices: &[Device], source: &ModelSource, inspection: &Inspection) -> Finding {
     let files = files_of(config, source).map_err(|error| error.to_string())?;
     let mut words = Vec::new();
-    for device in config.device.iter() {
-        words.push(match engine::memory_plan(&files, &config.engine_settings(device)) {
-            Ok(Some(plan)) => format!("on {device}: {plan}"),
-            Ok(None) => fits_on_cpu(device, inspection, kept_on_cpu(config)),
-            // Another check reports it.
-            Err(LoadError::Device(_)) => format!("{device} does not respond"),
-            Err(error) => return Err(format!("on {device}: {error}")),
+    for (choice, device) in devices {
+        // Another check reports it.
+        let Ok(device) = device else {
+            words.push(format!("{choice} does not respond"));
+            continue;
+        };
+        words.push(match device.memory_plan(&files, &config.engine_settings(*choice)) {
+            Ok(Some(plan)) => format!("on {choice}: {plan}"),
+            Ok(None) => fits_on_cpu(*choice, inspection, kept_on_cpu(config)),
+            Err(error) => return Err(format!("on {choice}: {error}")),
         });
     }
-    if config.device.iter().all(runs_on_cpu) {
+    if devices.iter().all(runs_on_cpu) {
         let narrow = total(inspection, KeptAs::Bf16);
         words.push(format!("on a GPU it would be {} in bf16", size(narrow as u64)));
     }
@@ -220,9 +223,9 @@ fn fits_on_cpu(device: DeviceChoice, inspection: &Inspection, (kept_as, words): 
     let parts = inspection.weights_bytes(kept_as).into_iter();
     let parts: Vec<String> = parts.map(|(part, bytes)| format!("{part} {}", size(bytes as u64))).collect();
     let needed = total(inspection, kept_as);
-    let fit = match available_memory_bytes() {
-        Some(free) if needed <= free => format!("fits, {} free", size(free as u64)),
-        Some(free) => format!("does not fit, {} free", size(free as u64)),
+    let fit = match available_bytes() {
+        Some(free) if needed as u64 <= free => format!("fits, {} free", size(free)),
+        Some(free) => format!("does not fit, {} free", size(free)),
         None => "free memory is unknown".to_owned(),
     };
     format!("on {device} {} {words} ({}): {fit}", size(needed as u64), parts.join(", "))
@@ -249,6 +252,9 @@ async fn address(config: &Config) -> Finding {
     }
 }
 
+/// A configured device, open if it responds.
+type Device = (DeviceChoice, Result<ExaminedDevice, DeviceError>);
+
 /// A model to serve, and the inspection of its files.
 type Model<'a> = (&'a ModelSource, Result<Inspection, String>);
 
@@ -257,12 +263,12 @@ fn look_at(config: &Config, source: &ModelSource) -> Result<Inspection, String> 
 }
 
 /// Whether the checkpoint is complete, and where it fits.
-fn completeness(config: &Config, (source, look): &Model) -> Finding {
+fn completeness(config: &Config, devices: &[Device], (source, look): &Model) -> Finding {
     let inspection = look.as_ref().map_err(Clone::clone)?;
     if !inspection.is_sound() {
         return Err(format!("not usable; `fluxserve models check {source}` lists what is wrong"));
     }
-    fits(config, source, inspection).map(|fits| format!("complete; {fits}"))
+    fits(config, devices, source, inspection).map(|fits| format!("complete; {fits}"))
 }
 
 #[cfg(test)]

@@ -71,7 +71,7 @@ pub(super) fn unreadable(downloaded: &Downloaded) -> Option<String> {
 
 /// Whether a file's name is that of a weight file.
 pub(super) fn is_weights(path: &Path) -> bool {
-    let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
+    let ending = path.extension().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
     ["safetensors", "sft", "gguf"].iter().any(|known| ending.eq_ignore_ascii_case(known))
 }
 

@@ -38,7 +38,7 @@ fn use_of(config: &Config, repository: &ModelId, path: &Path, contents: &FileCon
 
 /// The model that has what a transformer's file lacks: as the repository says, or by the file's own tensors.
 fn base_of(repository: &ModelId, path: &Path, contents: &FileContents) -> ModelId {
-    let name = path.file_name().and_then(|name| name.to_str());
+    let name = path.file_name().and_then(std::ffi::OsStr::to_str);
     if let Some(known) = file_repository(repository) {
         return known.model_of(name).clone();
     }

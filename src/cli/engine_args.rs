@@ -24,8 +24,8 @@ pub struct EngineArgs {
     /// Precision of linear layers: full, or fp8, which takes half the memory and is lossy [default: full]
     #[arg(long, value_name = "PRECISION")]
     pub precision: Option<Precision>,
-    /// How weights are kept in memory: `as-stored` takes their file's size, `expanded` is faster on CUDA, `auto` expands them
-    /// there if they fit [default: auto]
+    /// How weights are kept in memory: `as-stored` takes their file's size, `expanded` is faster, `auto` expands them where
+    /// they fit [default: auto]
     #[arg(long, value_name = "HOW")]
     pub weights: Option<WeightStorage>,
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 /// How the weights of a quantized or half-precision file are kept in memory. Images do not depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightStorage {
-    /// As their file stores them on the CPU; on CUDA expanded if that fits.
+    /// Expanded where that fits: on CUDA, and on the CPU into half of the memory that is available.
     #[default]
     Auto,
     /// As their file stores them: they take the file's size, and are expanded whenever they are multiplied.

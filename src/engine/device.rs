@@ -111,14 +111,10 @@ pub(crate) fn capability_unopened(choice: DeviceChoice) -> Option<(i32, i32)> {
     }
 }
 
-/// Opens a device and describes it, for `doctor`.
-///
-/// # Errors
-/// When it cannot be opened.
-pub fn probe(choice: DeviceChoice) -> Result<String, DeviceError> {
-    let device = open(choice)?;
-    let kernels = compute_capability(&device).map(kernels_for).unwrap_or_default();
-    Ok(format!("{}{kernels}", describe(&device)))
+/// A device in words, with what runs on it.
+pub(crate) fn description(device: &Device) -> String {
+    let kernels = compute_capability(device).map(kernels_for).unwrap_or_default();
+    format!("{}{kernels}", describe(device))
 }
 
 /// What runs on a device of this compute capability, in words.

@@ -1,32 +1,70 @@
 //! What `doctor` asks of a device and a checkpoint before an engine is loaded.
 
 use super::checkpoint::Checkpoint;
+use super::device::{self, DeviceError, OpenDevice};
 use super::error::LoadError;
-use super::{device, memory, storage};
-use crate::domain::device::{DeviceChoice, EngineSettings};
+use super::self_test::{self, OperationEvent};
+use super::storage::PrecisionError;
+use super::{memory, storage};
+use crate::domain::device::{DeviceChoice, EngineSettings, Kernels};
 use crate::domain::model::ModelFiles;
+use crate::domain::operation_group::OperationGroup;
 use crate::domain::precision::Precision;
 
-/// Checks whether a device supports a precision.
-///
-/// # Errors
-/// When it does not.
-pub fn check_precision(choice: DeviceChoice, precision: Precision) -> Result<(), LoadError> {
-    let device = device::open(choice)?;
-    Ok(storage::check_device(&device, precision)?)
-}
+/// A device that is open for as long as it is examined. Opening one again for each question takes seconds, and memory of the
+/// device.
+pub struct ExaminedDevice(OpenDevice);
 
-/// How an engine with these settings would use its device's memory, in words; `None` on the CPU, where nothing is planned.
-///
-/// # Errors
-/// When the device is not available; on any but the CPU, when the checkpoint is incomplete, or the model does not fit.
-pub fn memory_plan(files: &ModelFiles, settings: &EngineSettings) -> Result<Option<String>, LoadError> {
-    let device = device::open(settings.device)?;
-    if device.is_cpu() {
-        return Ok(None);
+impl ExaminedDevice {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// When it is not available.
+    pub fn open(choice: DeviceChoice) -> Result<Self, DeviceError> {
+        device::open(choice).map(Self)
     }
-    let checkpoint = Checkpoint::open(files)?;
-    Ok(memory::plan_for(&checkpoint, &device, settings)?.map(|plan| plan.to_string()))
+
+    /// The device in words, with what runs on it.
+    #[must_use]
+    pub fn description(&self) -> String {
+        device::description(&self.0)
+    }
+
+    /// Whether it is the CPU, where no memory is planned.
+    #[must_use]
+    pub fn is_cpu(&self) -> bool {
+        self.0.is_cpu()
+    }
+
+    /// [`super::run_operations`] on this device.
+    pub fn run_operations(
+        &self,
+        kernels: Kernels,
+        groups: &[OperationGroup],
+        on_event: &mut dyn FnMut(OperationEvent),
+    ) {
+        self_test::run_operations_on(&self.0, kernels, groups, on_event);
+    }
+
+    /// Checks whether the device supports a precision.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check_precision(&self, precision: Precision) -> Result<(), PrecisionError> {
+        storage::check_device(&self.0, precision)
+    }
+
+    /// How an engine with these settings would use the device's memory, in words; `None` on the CPU, where nothing is planned.
+    ///
+    /// # Errors
+    /// On any but the CPU, when the checkpoint is incomplete, or the model does not fit.
+    pub fn memory_plan(&self, files: &ModelFiles, settings: &EngineSettings) -> Result<Option<String>, LoadError> {
+        if self.is_cpu() {
+            return Ok(None);
+        }
+        let checkpoint = Checkpoint::open(files)?;
+        Ok(memory::plan_for(&checkpoint, &self.0, settings)?.map(|plan| plan.to_string()))
+    }
 }
 
 /// How an engine with these settings would use the memory of a GPU with so many bytes free, in words.

@@ -79,11 +79,20 @@ pub fn run_operations(
     groups: &[OperationGroup],
     on_event: &mut dyn FnMut(OperationEvent),
 ) -> std::result::Result<(), LoadError> {
-    let device = device::open(choice)?;
-    let target = Target { dtype: device::dtype(&device), wait: &|| device.synchronize(), device: &device };
-    let mut run = Run { target, why_not: &|group| why_not(&device, kernels, group), on_event };
-    run.groups(groups, &operations());
+    run_operations_on(&*device::open(choice)?, kernels, groups, on_event);
     Ok(())
+}
+
+/// [`run_operations`] on a device that is open.
+pub(super) fn run_operations_on(
+    device: &Device,
+    kernels: Kernels,
+    groups: &[OperationGroup],
+    on_event: &mut dyn FnMut(OperationEvent),
+) {
+    let target = Target { dtype: device::dtype(device), wait: &|| device.synchronize(), device };
+    let mut run = Run { target, why_not: &|group| why_not(device, kernels, group), on_event };
+    run.groups(groups, &operations());
 }
 
 /// All operations.

@@ -54,6 +54,9 @@ pub(super) fn selected(
     Ok(Some(paths))
 }
 
+/// Some files, and what tells whether a name means one of them by its path in lower case.
+type Way<'a> = (&'a [&'a ListedFile], &'a dyn Fn(&str) -> bool);
+
 /// The path of the file that a name means. The error has the files that it may mean.
 fn named(listed: &[ListedFile], weights: &[&ListedFile], name: &str) -> Result<String, Vec<ListedFile>> {
     let all: Vec<&ListedFile> = listed.iter().collect();
@@ -63,7 +66,7 @@ fn named(listed: &[ListedFile], weights: &[&ListedFile], name: &str) -> Result<S
     let is_stem = |path: &str| stem_of(name_of(path)) == name;
     let has_part = |path: &str| path.contains(&name);
     // A complete name may also be a part of another one.
-    let ways: [(&[&ListedFile], &dyn Fn(&str) -> bool); 5] =
+    let ways: [Way; 5] =
         [(&all, &is_path), (&all, &is_name), (weights, &is_stem), (weights, &has_part), (&all, &has_part)];
     for (files, is_meant) in ways {
         let found: Vec<&ListedFile> =

@@ -18,6 +18,31 @@ pub fn resident_bytes_max() -> Option<u64> {
     read_line(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
 }
 
+/// Bytes of memory that this process can take without swapping, on Linux: what the machine has available, or the control group's
+/// limit leaves.
+#[must_use]
+pub fn available_bytes() -> Option<u64> {
+    let machine = read_line(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
+    Some(group_bytes().map_or(machine, |group| group.min(machine)))
+}
+
+/// What the limit of this process's control group (version 2) leaves. `None` without a limit.
+fn group_bytes() -> Option<u64> {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup{path}/{name}")).ok();
+    left_of_limit(&read("memory.max")?, &read("memory.current")?, &read("memory.stat")?)
+}
+
+/// The cache of files counts as used by the group, and can be taken back.
+fn left_of_limit(limit: &str, used: &str, stat: &str) -> Option<u64> {
+    let limit: u64 = limit.trim().parse().ok()?;
+    let used: u64 = used.trim().parse().ok()?;
+    let cache = stat.lines().find_map(|line| line.strip_prefix("inactive_file "))?;
+    let cache: u64 = cache.trim().parse().ok()?;
+    Some(limit.saturating_sub(used.saturating_sub(cache)))
+}
+
 /// Seconds since the start of this process, to the hundredth, on Linux.
 #[must_use]
 pub fn running_seconds() -> Option<f64> {
@@ -46,6 +71,15 @@ mod tests {
         assert_eq!(read("Name:\tfluxserve\nVmRSS:\t   12345 kB\nThreads:\t3\n"), Some(12345 * 1024));
         assert_eq!(read("VmRSS:\tmuch"), None);
         assert_eq!(read(""), None);
+    }
+
+    #[test]
+    fn a_limit_leaves_what_is_neither_used_nor_cache() {
+        let stat = "anon 700\nfile 250\ninactive_file 200\nactive_file 50\n";
+        assert_eq!(left_of_limit("2000\n", "900\n", stat), Some(1300));
+        assert_eq!(left_of_limit("500\n", "900\n", stat), Some(0));
+        assert_eq!(left_of_limit("max\n", "900\n", stat), None);
+        assert_eq!(left_of_limit("2000\n", "900\n", ""), None);
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub(crate) fn git_blob(bytes: &[u8]) -> String {
 }
 
 pub(crate) fn is_large(path: &str) -> bool {
-    path.ends_with(".safetensors") || path.ends_with(".gguf")
+    [".safetensors", ".gguf"].iter().any(|ending| path.ends_with(ending))
 }
 
 /// Files of `tests/reference/quant`, by the names under which a repository has them.

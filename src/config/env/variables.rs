@@ -182,7 +182,7 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All variables, in the order of the file's fields.
-pub const VARIABLES: [Variable; 52] = [
+pub const VARIABLES: [Variable; 53] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     ADMIN_PASSWORD_FILE,

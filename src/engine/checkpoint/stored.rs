@@ -45,15 +45,14 @@ impl StoredMatrix {
         let mut segments = Vec::with_capacity(recipe.segments.len());
         for segment in &recipe.segments {
             let extent = extents[&key(segment)];
-            let (file, numbers) = match copies.get(&key(segment)) {
-                Some(copy) => Clone::clone(copy),
-                None => {
-                    let bytes = segment.numbers.bytes(extent);
-                    let file = Arc::new(segment.file.part(segment.start, bytes).map_err(Error::msg)?);
-                    let copy = (file, segment.numbers.resident(extent).map_err(Error::msg)?);
-                    copies.insert(key(segment), copy.clone());
-                    copy
-                }
+            let (file, numbers) = if let Some(copy) = copies.get(&key(segment)) {
+                Clone::clone(copy)
+            } else {
+                let bytes = segment.numbers.bytes(extent);
+                let file = Arc::new(segment.file.part(segment.start, bytes).map_err(Error::msg)?);
+                let copy = (file, segment.numbers.resident(extent).map_err(Error::msg)?);
+                copies.insert(key(segment), copy.clone());
+                copy
             };
             segments.push(Segment { file, start: 0, numbers, ..segment.clone() });
         }
@@ -199,7 +198,8 @@ mod tests {
                         assert!(same, "{numbers:?}, {is_swapped}, row {row}, {range:?}");
                     }
                 }
-                matrix.expand(0, 0..columns + 1, &mut vec![0.0; columns + 1]).expect_err("beyond its width");
+                let beyond = columns + 1;
+                matrix.expand(0, 0..beyond, &mut vec![0.0; beyond]).expect_err("beyond its width");
                 matrix.expand(ROWS, 0..1, &mut [0.0]).expect_err("beyond its end");
             }
         }

@@ -9,6 +9,7 @@ use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
 use crate::engine::checkpoint::{Checkpoint, WeightBytes};
 use crate::engine::{device, storage};
+use crate::telemetry::process::available_bytes;
 
 /// How a model is kept on a device.
 pub(crate) struct Room {
@@ -28,7 +29,7 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
         return Ok(Room {
             limits: device::initial_limits(),
             pixels_max: usize::MAX,
-            are_stored: settings.weights != WeightStorage::Expanded,
+            are_stored: are_stored_on_host(settings.weights, checkpoint, available_bytes()),
             is_text_streamed: settings.offload == Offload::Text,
         });
     };
@@ -39,6 +40,19 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
         are_stored: plan.are_stored(),
         is_text_streamed: plan.is_text_streamed,
     })
+}
+
+/// Whether matrices are kept as they are stored in the host's memory: where it was asked for, or expanded ones would take more than
+/// half of what is available. They are faster.
+fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available: Option<u64>) -> bool {
+    match storage {
+        WeightStorage::Expanded => false,
+        WeightStorage::AsStored => true,
+        WeightStorage::Auto => {
+            let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
+            available.is_none_or(|available| (transformer + vae + clip + t5) as u64 > available / 2)
+        }
+    }
 }
 
 /// The plan. `None` where the device does not say how much memory it has: on the CPU.
@@ -94,7 +108,10 @@ fn first_that_fits(
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::domain::model::ModelFiles;
     use crate::engine::models::flux1::config::Configs;
 
     /// FLUX.1-dev in bf16, and a file of it in Q4_K_S with T5 in Q8_0.
@@ -127,6 +144,19 @@ mod tests {
         // Of a file in bf16, which is no smaller as it is stored.
         let of_a_plain_file = [23, 31, 39].map(|gib| chosen(gib, &settings, None));
         assert_eq!(of_a_plain_file, [None, Some((false, true)), expanded]);
+    }
+
+    #[test]
+    fn weights_are_expanded_on_the_host_where_they_take_at_most_half_of_its_memory() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+        let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
+        let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
+        let twice = 2 * (transformer + vae + clip + t5) as u64;
+        let of = |storage, available| are_stored_on_host(storage, &checkpoint, available);
+        let free = [Some(twice), Some(twice - 2), None];
+        assert_eq!(free.map(|free| of(WeightStorage::Auto, free)), [false, true, true]);
+        assert_eq!(free.map(|free| of(WeightStorage::AsStored, free)), [true; 3]);
+        assert_eq!(free.map(|free| of(WeightStorage::Expanded, free)), [false; 3]);
     }
 
     #[test]

@@ -129,7 +129,7 @@ fn multiply_blocks(destination: &mut [f32], left: MatrixRef, right: MatrixRef, a
         // of each operand lies inside its slice. The destination is borrowed mutably, so it overlaps neither operand.
         #[expect(unsafe_code, reason = "the crate's interface takes pointers and strides")]
         unsafe {
-            multiply_block(target, left, right, &block, is_added, parallelism);
+            multiply_block(target, left, right, (&block, is_added), parallelism);
         }
     }
 }
@@ -163,8 +163,7 @@ unsafe fn multiply_block(
     target: Target,
     left: MatrixRef,
     right: MatrixRef,
-    block: &Range<usize>,
-    is_added: bool,
+    (block, is_added): (&Range<usize>, bool),
     parallelism: Parallelism,
 ) {
     let (left, right) = (left.inner(block), right.transposed().inner(block).transposed());

@@ -161,8 +161,8 @@ mod tests {
             // Four rows together, each part by itself, less than a part.
             for bytes_max in [4 * 32, 3 * 32, 1] {
                 let grouped = numbers(bias, bytes_max);
-                let pairs = whole.iter().flatten().zip(grouped.iter().flatten());
-                assert!(pairs.into_iter().all(|(a, b)| (a - b).abs() <= 1e-3 * a.abs().max(1.0)), "{bytes_max}");
+                let mut pairs = whole.iter().flatten().zip(grouped.iter().flatten());
+                assert!(pairs.all(|(a, b)| (a - b).abs() <= 1e-3 * a.abs().max(1.0)), "{bytes_max}");
                 assert_eq!(grouped[0].len(), 10);
             }
         }

@@ -87,7 +87,7 @@ fn the_model_asks_in_the_order_of_the_plan_and_all_bytes_are_reported() {
     Encoder::load(&configs.vae, &recorded(loading.encoder())).expect("loads");
     TextEncoders::load(configs, &recorded(loading.clip()), recorded(loading.builder(Part::T5)).into(), false)
         .expect("loads");
-    let transformer = recorded(loading.builder(Part::Transformer)).into();
+    let transformer = Tensors::from(recorded(loading.builder(Part::Transformer)));
     Transformer::load(&configs.transformer, &transformer, Precision::Full).expect("loads");
     let asked = asked.lock().expect("no panic");
     let planned =

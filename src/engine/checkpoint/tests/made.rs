@@ -80,7 +80,7 @@ impl Linked {
         std::fs::create_dir_all(self.path().join(below)).expect("made");
         for entry in std::fs::read_dir(folder).expect("a folder") {
             let path = entry.expect("an entry").path();
-            let name = path.file_name().and_then(|name| name.to_str()).expect("a name");
+            let name = path.file_name().and_then(std::ffi::OsStr::to_str).expect("a name");
             let below = format!("{below}{name}");
             if path.is_dir() {
                 self.link(&path, &format!("{below}/"));

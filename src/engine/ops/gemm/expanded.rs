@@ -91,8 +91,7 @@ fn multiply_tiles(
                     target.columns_from(outputs.start),
                     left,
                     tile,
-                    &(0..left.columns),
-                    is_added,
+                    (&(0..left.columns), is_added),
                     Parallelism::None,
                 );
             }

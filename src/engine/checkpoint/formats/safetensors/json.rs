@@ -70,7 +70,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
         let mut header = Header { tensors: BTreeMap::new(), metadata: BTreeMap::new(), said: Vec::new() };
         while let Some(name) = map.next_key_seed(Any(ItemVisitor))? {
-            let name = name_of(name)?;
+            let name = name_of::<A::Error>(name)?;
             if name == METADATA_KEY {
                 map.next_value_seed(Any(TextsVisitor(&mut header.metadata)))?;
                 continue;
@@ -108,7 +108,7 @@ impl<'de> Visitor<'de> for TextsVisitor<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut entries = 0;
         while let Some(key) = map.next_key_seed(Any(ItemVisitor))? {
-            let key = name_of(key)?;
+            let key = name_of::<A::Error>(key)?;
             entries += 1;
             counted("entries of metadata", entries, METADATA_MAX).map_err(A::Error::custom)?;
             match map.next_value_seed(Any(ItemVisitor))? {
@@ -144,7 +144,7 @@ impl<'de> Visitor<'de> for TensorVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<TensorInfo, A::Error> {
         let (mut dtype, mut shape, mut offsets) = (None, None, None);
         while let Some(field) = map.next_key_seed(Any(ItemVisitor))? {
-            let field = name_of(field)?;
+            let field = name_of::<A::Error>(field)?;
             let place = match field.as_str() {
                 "dtype" => &mut dtype,
                 "shape" => &mut shape,
@@ -168,7 +168,7 @@ impl<'de> Visitor<'de> for TensorVisitor {
 }
 
 fn tensor<E: Error>(dtype: &str, shape: Vec<usize>, offsets: &[usize]) -> Result<TensorInfo, E> {
-    let dtype = dtype_named(dtype)?;
+    let dtype = dtype_named::<E>(dtype)?;
     let &[begin, end] = offsets else {
         return Err(E::custom("`data_offsets` must be two numbers"));
     };

@@ -18,7 +18,7 @@ static CORPUS: LazyLock<Vec<(String, Vec<u8>)>> = LazyLock::new(|| {
     let mut files: Vec<_> = files
         .map(|file| {
             let path = file.expect("a file").path();
-            let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+            let name = path.file_name().and_then(std::ffi::OsStr::to_str).expect("a name").to_owned();
             (name, std::fs::read(&path).expect("readable"))
         })
         .collect();
@@ -147,7 +147,7 @@ proptest! {
 #[test]
 fn every_seed_is_read_and_the_seeds_have_every_type() {
     let mut kinds = Vec::new();
-    for (name, file) in CORPUS.iter() {
+    for (name, file) in &*CORPUS {
         let header = read_within(file.clone(), SMALL_BYTES).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert!(name.starts_with("empty.") || !header.tensors.is_empty(), "{name}");
         kinds.extend(header.tensors.into_values().map(|info| format!("{:?}", info.dtype)));

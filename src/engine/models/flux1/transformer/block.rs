@@ -227,7 +227,7 @@ mod tests {
         ];
         let tensors: HashMap<String, Tensor> =
             (0..).zip(tensors).map(|(seed, (name, shape))| (name.to_owned(), random(seed, &shape))).collect();
-        let vb = VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu).into();
+        let vb = Tensors::from(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu));
         let mut modulations = ModulationsLoader::new(&config, &vb).expect("memory");
         let block = SingleBlock::load(&config, Precision::Full, &mut modulations, &vb).expect("loads");
         let image_rotary = image_tables(3, 4, config.axes_dims_rope, &Device::Cpu).expect("tables");

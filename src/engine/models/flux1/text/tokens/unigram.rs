@@ -240,7 +240,7 @@ mod tests {
         assert_eq!(without("<pad>"), "the token `<pad>` is missing");
         assert!(without("<unk>").contains("unknown characters"));
         let mut named = made();
-        named.pieces[1].text = "<end>".to_owned();
+        "<end>".clone_into(&mut named.pieces[1].text);
         named.end = Some(1);
         assert_eq!(named.build().expect("built").1, 1);
         let mut endless = made();
