@@ -196,12 +196,7 @@ struct Plans<'a> {
     used: Vec<&'a Group<'a>>,
 }
 
-fn plans<'a>(
-    file: &TensorFile,
-    groups: &'a [Group<'a>],
-    unused: &mut Unused,
-    faults: &mut Vec<Fault>,
-) -> Plans<'a> {
+fn plans<'a>(file: &TensorFile, groups: &'a [Group<'a>], unused: &mut Unused, faults: &mut Vec<Fault>) -> Plans<'a> {
     let mut plans = Plans { planned: Vec::new(), used: Vec::new() };
     let settings = match Settings::read(file) {
         Ok(settings) => settings,

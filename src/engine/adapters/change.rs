@@ -177,8 +177,7 @@ impl Magnitude {
                 for row in matrix.chunks_exact(columns) {
                     squares.iter_mut().zip(row).for_each(|(sum, number)| *sum += f64::from(*number).powi(2));
                 }
-                let scales: Vec<f32> =
-                    norms.iter().zip(squares).map(|(norm, squares)| scale(*norm, squares)).collect();
+                let scales: Vec<f32> = norms.iter().zip(squares).map(|(norm, squares)| scale(*norm, squares)).collect();
                 for row in matrix.chunks_exact_mut(columns) {
                     row.iter_mut().zip(&scales).for_each(|(number, scale)| *number *= scale);
                 }

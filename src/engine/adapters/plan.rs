@@ -126,10 +126,13 @@ impl Tensors<'_> {
             }
             _ => {
                 let size = |size: Option<usize>| size.map_or_else(|| "rank".to_owned(), |size| size.to_string());
-                Err(self.wrong_shape(tensor, match expected {
-                    [None, None] => "a matrix".to_owned(),
-                    [rows, columns] => format!("[{}, {}]", size(rows), size(columns)),
-                }))
+                Err(self.wrong_shape(
+                    tensor,
+                    match expected {
+                        [None, None] => "a matrix".to_owned(),
+                        [rows, columns] => format!("[{}, {}]", size(rows), size(columns)),
+                    },
+                ))
             }
         }
     }
@@ -147,7 +150,8 @@ impl Tensors<'_> {
             (Some(down), Some(up)) => (down, up),
             (None, None) => return Ok(None),
             (down, _) => {
-                let (has, lacks) = if down.is_some() { ("a down factor", "up factor") } else { ("an up factor", "down factor") };
+                let (has, lacks) =
+                    if down.is_some() { ("a down factor", "up factor") } else { ("an up factor", "down factor") };
                 return Err(Fault::Missing { path: self.group.path.to_owned(), has, lacks });
             }
         };
@@ -226,7 +230,9 @@ impl Tensors<'_> {
         };
         // The halves of a product's rows are those of its first factor, if these are even or one.
         if self.group.found.place.are_halves_swapped && first[0] > 1 && !first[0].is_multiple_of(2) {
-            return Err(self.impossible("the halves of its outputs cannot be swapped: its first factor has an odd number"));
+            return Err(
+                self.impossible("the halves of its outputs cannot be swapped: its first factor has an odd number")
+            );
         }
         Ok(columns)
     }

@@ -17,14 +17,14 @@ fn every_recorded_broken_file_is_refused_with_its_own_words() {
     for (file, reasons) in [
         ("j1_wrong_shape", vec![format!("`{name}.lora_A.weight` has shape [4, 72], `{lin}` takes [rank, 64]")]),
         ("j2_wrong_shape_out", vec![format!("`{name}.lora_B.weight` has shape [376, 4], `{lin}` takes [384, rank]")]),
-        (
-            "j3_rank_mismatch",
-            vec![format!("`{name}.lora_A.weight` has rank 6, `{name}.lora_B.weight` has rank 4")],
-        ),
+        ("j3_rank_mismatch", vec![format!("`{name}.lora_A.weight` has rank 6, `{name}.lora_B.weight` has rank 4")]),
         ("j4_missing_up", vec![format!("`{name}` has a down factor, and no up factor")]),
         (
             "j5_unknown_only",
-            vec!["nothing in it is a change of FLUX.1".to_owned(), "no such module: `foo.bar.lora_A.weight`".to_owned()],
+            vec![
+                "nothing in it is a change of FLUX.1".to_owned(),
+                "no such module: `foo.bar.lora_A.weight`".to_owned(),
+            ],
         ),
         ("j7_nan", vec![format!("`{name}.lora_B.weight` has NaN in it")]),
         ("j8_inf", vec![format!("`{name}.lora_B.weight` has inf in it")]),
@@ -75,8 +75,12 @@ fn what_would_be_applied_wrongly_is_refused() {
             Made::empty().counted(&format!("{query}.lokr_w1"), &[4, 4]).counted(&format!("{query}.lokr_w2"), &[16, 15]),
             "make no matrix [64, 64]",
         ),
-        (Made::empty().counted("double_blocks.0.img_attn.norm.key_norm.lora_A.weight", &[1, 16])
-            .counted("double_blocks.0.img_attn.norm.key_norm.lora_B.weight", &[16, 1]), "a norm is no matrix"),
+        (
+            Made::empty()
+                .counted("double_blocks.0.img_attn.norm.key_norm.lora_A.weight", &[1, 16])
+                .counted("double_blocks.0.img_attn.norm.key_norm.lora_B.weight", &[16, 1]),
+            "a norm is no matrix",
+        ),
         (Made::empty().counted("lora_te3_encoder_block_0_layer_0_SelfAttention_q.diff_b", &[32]), "lacks"),
         (Made::empty().counted(&format!("{query}.oft_blocks"), &[2, 2, 2]), "OFT, which is not supported"),
         (Made::empty().counted(&format!("{query}.alpha"), &[]), "an alpha of a module that is not changed"),

@@ -41,7 +41,6 @@ fn every_recorded_adapter_adds_what_it_must() {
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{file}");
         for (name, expected) in expected {
             let found = recorded(&found[&name], rows_of(&name));
-            // The norms of the vectors are below 6 for a row and a column of these modules.
             for (found, expected_one) in found.iter().zip(expected) {
                 let distance = (found - expected_one).abs();
                 assert!(distance <= TOLERANCE * expected[0], "{file}, {name}: {found} for {expected_one}");
@@ -68,11 +67,6 @@ fn assert_equal(one: &str, other: &str, tolerance: f32) {
 fn the_same_change_in_fused_and_split_names_is_the_same() {
     assert_equal("b1_kohya", "b1_peft_twin", 1e-7);
     assert_equal("b2_kohya_split_qkv", "b2_peft_twin", 1e-6);
-}
-
-#[test]
-fn fp8_and_bf16_store_the_same_change() {
-    assert_equal("k_dtype_bf16", "k_dtype_f8_e4m3", 0.0);
 }
 
 #[test]

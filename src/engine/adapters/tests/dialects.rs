@@ -87,9 +87,7 @@ fn text_encoders_have_many_prefixes() {
         let name = name.replace("_layer_", ".layer.").replace("_SelfAttention_", ".SelfAttention.");
         name.replace("_DenseReluDense_", ".DenseReluDense.")
     };
-    assert_same("f4_kohya_te3_t5", |name| {
-        if name.starts_with("lora_te3_") { dotted(name) } else { name.to_owned() }
-    });
+    assert_same("f4_kohya_te3_t5", |name| if name.starts_with("lora_te3_") { dotted(name) } else { name.to_owned() });
 }
 
 #[test]
@@ -113,7 +111,9 @@ fn diffusers_have_the_halves_of_the_last_modulation_in_the_other_order() {
     let module = "final_layer.adaLN_modulation.1";
     let alone = |name: &str, suffixes: [&str; 2], shapes: [[usize; 2]; 2]| {
         let made = Made::empty().counted(&format!("{name}{}", suffixes[0]), &shapes[0]);
-        differences(&made.counted(&format!("{name}{}", suffixes[1]), &shapes[1]).path()).remove(module).expect("changed")
+        differences(&made.counted(&format!("{name}{}", suffixes[1]), &shapes[1]).path())
+            .remove(module)
+            .expect("changed")
     };
     for (suffixes, shapes) in [
         ([".lora_A.weight", ".lora_B.weight"], [[2, 64], [128, 2]]),
@@ -178,6 +178,9 @@ fn reports_say_what_is_changed() {
     assert_eq!((counts(&h)[0], h.components[0].norms), (("transformer", 39, 39), 14));
     assert_eq!(h.kinds, [("LoRA", 39), ("bias", 39), ("replacement", 14)]);
     assert_eq!(report("d1_xlabs").dialects, ["XLabs"]);
+    for (name, dtype) in [("k_dtype_bf16", "BF16"), ("k_dtype_f16", "F16"), ("k_dtype_f8_e4m3", "F8E4M3")] {
+        assert_eq!(report(name).dtypes, [dtype]);
+    }
     assert_eq!(report("g5_dora_kohya_out").kinds.first().map(|(kind, _)| *kind), Some("DoRA"));
     let text = report("j6_partly_unknown").to_string();
     assert!(text.contains("not used, the model has no such module: `transformer.nonsense.lora_A.weight`"), "{text}");

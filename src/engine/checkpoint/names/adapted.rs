@@ -232,7 +232,10 @@ mod tests {
         let modules = AdaptedModules::flux_dev();
         for (name, is_swapped) in [("norm_out.linear", true), ("final_layer.adaLN_modulation.1", false)] {
             let found = modules.find(name).expect("a module");
-            assert_eq!((found.module.name.as_str(), found.module.inputs), ("final_layer.adaLN_modulation.1", Some(3072)));
+            assert_eq!(
+                (found.module.name.as_str(), found.module.inputs),
+                ("final_layer.adaLN_modulation.1", Some(3072))
+            );
             assert_eq!(found.place.are_halves_swapped, is_swapped, "{name}");
         }
     }
