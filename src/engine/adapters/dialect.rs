@@ -14,9 +14,8 @@ pub(super) fn of(found: &NamedPlace) -> &'static str {
         ("base_model.model.", Naming::Authors) if is_of_transformer => "fal",
         ("transformer.", Naming::Authors) => "OneTrainer's OMI",
         ("base_model.model." | "transformer." | "text_encoder." | "text_encoder_2." | "unet.", _) => "PEFT",
-        ("", Naming::Diffusers) => "PEFT without prefixes",
         ("", Naming::Authors) if is_of_transformer => "BFL",
-        ("", Naming::Authors) => "PEFT without prefixes",
+        ("", _) => "PEFT without prefixes",
         _ => "ComfyUI",
     }
 }

@@ -176,10 +176,9 @@ pub(super) fn read<'a>(modules: &'a AdaptedModules, name: &'a str) -> Result<Key
         first = first.or(Some((path, role)));
     }
     Err(match first {
-        None => NotUsed::NoSuffix,
         Some((_, Unsupported(what))) => NotUsed::Unsupported(what),
         Some((path, _)) if has_block_0(modules, path) => NotUsed::NoSuchBlock,
-        Some((_, Own)) => NotUsed::NoSuffix,
+        Some((_, Own)) | None => NotUsed::NoSuffix,
         Some(_) => NotUsed::NoSuchModule,
     })
 }

@@ -95,14 +95,13 @@ impl TensorFile {
         if info.elements() > max {
             return Ok(None);
         }
-        if self.has_weights(name) && info.dtype != FileDtype::Other("F64".to_owned()) {
-            return Ok(Some(self.weights(name)?.into_iter().map(f64::from).collect()));
+        match &info.dtype {
+            FileDtype::Blocks(_) if self.has_weights(name) => {
+                Ok(Some(self.weights(name)?.into_iter().map(f64::from).collect()))
+            }
+            FileDtype::Blocks(_) => Ok(None),
+            FileDtype::Other(dtype) => Ok(plain_numbers(dtype, &self.bytes(info)?)),
         }
-        let bytes = self.bytes(info)?;
-        Ok(match &info.dtype {
-            FileDtype::Blocks(_) => None,
-            FileDtype::Other(dtype) => plain_numbers(dtype, &bytes),
-        })
     }
 
     /// A text of its metadata.
