@@ -1,6 +1,7 @@
 //! FLUX on candle, behind [`crate::domain::engine::StepEngine`]. The only home of candle; knows nothing of tokio, HTTP,
 //! queue, auth or SQL.
 
+mod adapters;
 mod blocks;
 mod checkpoint;
 mod convert;
@@ -34,6 +35,10 @@ use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
 
+pub use adapters::{
+    Adaptable, AdaptedComponent, Adapter, AdapterError, AdapterReport, Change, Fault, LowRank, Magnitude, Matrix,
+    ModuleChanges, NotUsed, UnusedTensors, WeightChange,
+};
 use checkpoint::{Checkpoint, LoadOptions};
 pub use checkpoint::{
     CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, file_contents, inspect,

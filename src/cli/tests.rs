@@ -3,6 +3,7 @@
 mod bench;
 mod files;
 mod keys;
+mod loras;
 mod parsing;
 mod shell;
 

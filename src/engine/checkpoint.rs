@@ -29,6 +29,7 @@ mod shapes;
 mod source;
 mod stored;
 mod stream;
+mod tensor_file;
 mod tensors;
 mod values;
 mod vocabularies;
@@ -49,13 +50,16 @@ use inventory::tensors_of;
 use layout::Layout;
 pub(crate) use loading::{EXPANDED_BYTES_MAX, LoadOptions};
 pub use metadata::FileMetadata;
-use names::spellings::Component;
+pub(crate) use metadata::shown;
+pub(crate) use names::adapted::{AdaptedModule, AdaptedModules, NamedPlace, Naming};
+pub(crate) use names::spellings::Component;
 use names::{Module, autoencoder, text_encoders, transformer};
 use places::{Found, Places};
 pub use problem::Problem;
 pub use report::{ComponentReport, Inspection, KeptAs};
 pub(crate) use stored::StoredMatrix;
 pub(super) use stream::{BUFFER_BYTES, readers};
+pub(crate) use tensor_file::TensorFile;
 use tensors::CheckedTensors;
 
 /// A checkpoint that cannot be used, with every reason.
@@ -117,6 +121,15 @@ impl Checkpoint {
             expanding: 0,
         }
     }
+}
+
+/// The modules of a checkpoint that adapters can change.
+///
+/// # Errors
+/// As [`Checkpoint::open`].
+pub(crate) fn adapted_modules(files: &ModelFiles) -> Result<AdaptedModules, CheckpointError> {
+    let Configs { transformer, clip, t5, .. } = Checkpoint::open(files)?.configs;
+    Ok(AdaptedModules::of(&transformer, &clip, &t5))
 }
 
 fn examine(files: &ModelFiles) -> (Option<Checkpoint>, Inspection) {

@@ -9,6 +9,9 @@ const VALUE_CHARS_MAX: usize = 160;
 /// Longest key that is shown, in characters.
 const KEY_CHARS_MAX: usize = 64;
 
+/// Longest name of a tensor that is shown, in characters.
+const NAME_CHARS_MAX: usize = 160;
+
 /// Maximum lines for a file.
 const LINES_MAX: usize = 24;
 
@@ -90,6 +93,12 @@ fn cleaned(text: &str, chars_max: usize) -> (String, bool) {
     (shown, chars.next().is_none())
 }
 
+/// A name in a file, fit for a terminal.
+pub(crate) fn shown(name: &str) -> String {
+    let (shown, is_complete) = cleaned(name, NAME_CHARS_MAX);
+    if is_complete { shown } else { format!("{shown}…") }
+}
+
 fn is_shown(letter: char) -> bool {
     let is_invisible = matches!(letter,
         '\u{00AD}' | '\u{061C}' | '\u{180E}' | '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2060}'..='\u{206F}'
@@ -117,6 +126,12 @@ mod tests {
         assert!(exact.ends_with('x'), "{exact}");
         let key = of(&"k\t".repeat(200), "v");
         assert_eq!(key, format!("{}…: v", "k\u{FFFD}".repeat(KEY_CHARS_MAX / 2)));
+    }
+
+    #[test]
+    fn a_name_cannot_write_to_the_terminal() {
+        assert_eq!(shown("x.lora_A\n\x1b[2J"), "x.lora_A\u{FFFD}\u{FFFD}[2J");
+        assert_eq!(shown(&"x".repeat(500)).chars().count(), NAME_CHARS_MAX + 1);
     }
 
     #[test]

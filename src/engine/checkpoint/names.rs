@@ -5,6 +5,7 @@
 //!
 //! Modules are listed in the order in which the model loads them, which is the order of reading ahead.
 
+pub(super) mod adapted;
 pub(super) mod autoencoder;
 pub(super) mod spellings;
 pub(super) mod text_encoders;

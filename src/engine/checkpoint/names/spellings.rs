@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 /// A component of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::engine::checkpoint) enum Component {
+pub(crate) enum Component {
     Transformer,
     Vae,
     Clip,
@@ -28,6 +28,24 @@ const PREFIXES: [(&str, Component); 9] = [
 
 /// Prefixes that some tools put before a transformer's own names; other files have them before other names.
 const LOOSE_PREFIXES: [&str; 2] = ["transformer.", "model."];
+
+/// Prefixes of the names in files of adapters, beside those above; and the component that each names, if it names one. Where one
+/// begins with another, the longer comes first.
+const ADAPTER_PREFIXES: [(&str, Option<Component>); 12] = [
+    ("base_model.model.", None),
+    ("transformer.", Some(Transformer)),
+    ("unet.", Some(Transformer)),
+    ("lora_unet_", Some(Transformer)),
+    ("lora_transformer_", Some(Transformer)),
+    ("oft_unet_", Some(Transformer)),
+    ("lycoris_", None),
+    ("text_encoder.", Some(Clip)),
+    ("lora_te1_", Some(Clip)),
+    ("text_encoder_2.", Some(T5)),
+    // OneTrainer counts the text encoders from 1, kohya's scripts give T5 the number that it has in Stable Diffusion 3.
+    ("lora_te2_", Some(T5)),
+    ("lora_te3_", Some(T5)),
+];
 
 /// How names without a prefix begin. T5's come before the autoencoder's, which begin alike.
 const BEGINNINGS: [(&str, Component); 26] = [
@@ -74,7 +92,7 @@ impl Component {
     }
 
     /// Its folder in the diffusers layout.
-    pub(in crate::engine::checkpoint) fn folder(self) -> &'static str {
+    pub(crate) fn folder(self) -> &'static str {
         match self {
             Transformer => "transformer",
             Vae => "vae",
@@ -91,6 +109,13 @@ pub(in crate::engine::checkpoint) fn prefixed(name: &str) -> Option<(Component, 
         let rest = LOOSE_PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix))?;
         (bare(rest) == Some(Transformer)).then_some((Transformer, rest))
     })
+}
+
+/// The prefix of a name in a file of an adapter, the component that it names, and the rest of the name.
+pub(in crate::engine::checkpoint) fn adapter_prefixed(name: &str) -> Option<(&'static str, Option<Component>, &str)> {
+    let of_files = PREFIXES.iter().map(|(prefix, component)| (*prefix, Some(*component)));
+    let mut all = of_files.chain(ADAPTER_PREFIXES);
+    all.find_map(|(prefix, component)| Some((prefix, component, name.strip_prefix(prefix)?)))
 }
 
 /// The component whose names begin like this one.

@@ -39,6 +39,11 @@ pub(in crate::engine::checkpoint) fn is_ignored_of_clip(tensor: &str) -> bool {
         || tensor == "visual_projection.weight"
 }
 
+/// Whether rows of a module are looked up: no linear layer.
+pub(super) fn is_table(module: &str) -> bool {
+    module == "shared" || module.contains(".embeddings.") || module.ends_with(".relative_attention_bias")
+}
+
 /// Of T5's encoder.
 pub(in crate::engine::checkpoint) fn t5(config: &T5Config) -> Vec<Module> {
     let (width, inner) = (config.d_model, config.num_heads * config.d_kv);

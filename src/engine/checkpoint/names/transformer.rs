@@ -4,6 +4,18 @@ use super::Kind::{Linear, LinearHalvesSwapped, Vector};
 use super::Module;
 use crate::engine::models::flux1::config::TransformerConfig;
 
+/// What XLabs' adapters change: the blocks, the module in a block, XLabs' name for it there, and how many of its parts the name
+/// stands for.
+pub(super) const XLABS: [(&str, &str, &str, usize); 6] = [
+    ("double_blocks", "img_attn.qkv", "processor.qkv_lora1", 3),
+    ("double_blocks", "txt_attn.qkv", "processor.qkv_lora2", 3),
+    ("double_blocks", "img_attn.proj", "processor.proj_lora1", 1),
+    ("double_blocks", "txt_attn.proj", "processor.proj_lora2", 1),
+    // Without the rows of the feed-forward part.
+    ("single_blocks", "linear1", "processor.qkv_lora", 3),
+    ("single_blocks", "linear2", "processor.proj_lora", 1),
+];
+
 /// Of all blocks, embedders and the final layer.
 pub(in crate::engine::checkpoint) fn modules(config: &TransformerConfig) -> Vec<Module> {
     let hidden = config.hidden_size();

@@ -1,0 +1,242 @@
+//! What an adapter changes of a module, in numbers, and the weights that come of it. All matrices are row-major, in the model's
+//! order of outputs.
+
+use std::ops::Range;
+
+/// A change of some outputs of a module.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// The outputs.
+    pub rows: Range<usize>,
+    /// How many inputs it has. May be more than the module's: the module's weights for the others are 0.
+    pub columns: usize,
+    /// The change of the matrix, or of a norm.
+    pub weight: Option<WeightChange>,
+    /// DoRA: the norms that the changed matrix gets.
+    pub magnitude: Option<Magnitude>,
+    /// What is added to the bias of these outputs.
+    pub bias: Option<Vec<f32>>,
+}
+
+/// A change of a matrix `[rows, columns]`, or of a norm `[rows]`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum WeightChange {
+    /// LoRA: `factor · up · down` is added.
+    LowRank(LowRank),
+    /// LoHa: the product, number by number, of two of them is added.
+    Hadamard(LowRank, LowRank),
+    /// LoKr: `factor` times the Kronecker product of two matrices is added.
+    Kronecker {
+        /// The matrix whose numbers each become a block.
+        first: Matrix,
+        /// The matrix that is repeated in each block.
+        second: Matrix,
+        /// What each number is multiplied by.
+        factor: f32,
+    },
+    /// It is added.
+    Difference(Vec<f32>),
+    /// It takes the weight's place, at any strength.
+    Replacement(Vec<f32>),
+}
+
+/// A matrix of low rank: `factor · up · down`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LowRank {
+    /// The rank.
+    pub rank: usize,
+    /// `[rank, columns]`
+    pub down: Vec<f32>,
+    /// `[rows, rank]`
+    pub up: Vec<f32>,
+    /// What each number is multiplied by.
+    pub factor: f32,
+}
+
+/// A matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Matrix {
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// Its numbers.
+    pub numbers: Vec<f32>,
+}
+
+/// The norms that DoRA gives a matrix.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Magnitude {
+    /// Of each row.
+    Rows(Vec<f32>),
+    /// Of each column, over the rows of the change.
+    Columns(Vec<f32>),
+}
+
+impl Change {
+    /// Makes the change to a weight: a matrix `[outputs, columns]`, or a norm, of which it reads and writes its rows.
+    ///
+    /// # Panics
+    /// When the weight has other dimensions.
+    pub fn apply(&self, weight: &mut [f32], strength: f32) {
+        let Some(change) = &self.weight else { return };
+        let part = &mut weight[self.rows.start * self.columns..self.rows.end * self.columns];
+        let difference = match change {
+            WeightChange::Replacement(numbers) => {
+                part.copy_from_slice(numbers);
+                return;
+            }
+            WeightChange::Difference(numbers) => numbers.clone(),
+            WeightChange::LowRank(product) => product.dense(self.rows.len(), self.columns),
+            WeightChange::Hadamard(first, second) => {
+                let mut numbers = first.dense(self.rows.len(), self.columns);
+                let others = second.dense(self.rows.len(), self.columns);
+                numbers.iter_mut().zip(others).for_each(|(number, other)| *number *= other);
+                numbers
+            }
+            WeightChange::Kronecker { first, second, factor } => kronecker(first, second, *factor),
+        };
+        match &self.magnitude {
+            None => {
+                for (number, difference) in part.iter_mut().zip(difference) {
+                    *number += strength * difference;
+                }
+            }
+            Some(magnitude) => {
+                let mut changed = difference;
+                changed.iter_mut().zip(&*part).for_each(|(changed, number)| *changed += number);
+                magnitude.scale(&mut changed, self.columns);
+                for (number, changed) in part.iter_mut().zip(changed) {
+                    *number += strength * (changed - *number);
+                }
+            }
+        }
+    }
+
+    /// Makes the change to a bias `[outputs]`.
+    ///
+    /// # Panics
+    /// When the bias has other dimensions.
+    pub fn apply_to_bias(&self, bias: &mut [f32], strength: f32) {
+        for (number, difference) in bias[self.rows.clone()].iter_mut().zip(self.bias.iter().flatten()) {
+            *number += strength * difference;
+        }
+    }
+}
+
+impl LowRank {
+    /// The matrix `[rows, columns]`.
+    fn dense(&self, rows: usize, columns: usize) -> Vec<f32> {
+        let mut numbers = product(&self.up, &self.down, [rows, self.rank, columns]);
+        numbers.iter_mut().for_each(|number| *number *= self.factor);
+        numbers
+    }
+}
+
+/// The product of `[rows, inner]` and `[inner, columns]`.
+pub(super) fn product(first: &[f32], second: &[f32], [rows, inner, columns]: [usize; 3]) -> Vec<f32> {
+    let mut numbers = vec![0.0; rows * columns];
+    if columns == 0 || inner == 0 {
+        return numbers;
+    }
+    for (row, factors) in numbers.chunks_exact_mut(columns).zip(first.chunks_exact(inner)) {
+        for (factor, others) in factors.iter().zip(second.chunks_exact(columns)) {
+            row.iter_mut().zip(others).for_each(|(number, other)| *number += factor * other);
+        }
+    }
+    numbers
+}
+
+fn kronecker(first: &Matrix, second: &Matrix, factor: f32) -> Vec<f32> {
+    let [rows, columns] = second.shape;
+    let mut numbers = Vec::with_capacity(first.numbers.len() * second.numbers.len());
+    if columns == 0 || first.shape[1] == 0 {
+        return numbers;
+    }
+    for outer in first.numbers.chunks_exact(first.shape[1]) {
+        for inner in second.numbers.chunks_exact(columns).take(rows) {
+            for scale in outer {
+                numbers.extend(inner.iter().map(|number| factor * scale * number));
+            }
+        }
+    }
+    numbers
+}
+
+impl Magnitude {
+    /// Gives a matrix its norms.
+    fn scale(&self, matrix: &mut [f32], columns: usize) {
+        match self {
+            Self::Rows(norms) => {
+                for (row, norm) in matrix.chunks_exact_mut(columns).zip(norms) {
+                    let squares: f64 = row.iter().map(|number| f64::from(*number).powi(2)).sum();
+                    let scale = scale(*norm, squares);
+                    row.iter_mut().for_each(|number| *number *= scale);
+                }
+            }
+            Self::Columns(norms) => {
+                let mut squares = vec![0.0; columns];
+                for row in matrix.chunks_exact(columns) {
+                    squares.iter_mut().zip(row).for_each(|(sum, number)| *sum += f64::from(*number).powi(2));
+                }
+                let scales: Vec<f32> = norms.iter().zip(squares).map(|(norm, squares)| scale(*norm, squares)).collect();
+                for row in matrix.chunks_exact_mut(columns) {
+                    row.iter_mut().zip(&scales).for_each(|(number, scale)| *number *= scale);
+                }
+            }
+        }
+    }
+}
+
+/// What gives numbers of a sum of squares a norm. Numbers that are all 0 stay so.
+fn scale(norm: f32, squares: f64) -> f32 {
+    if squares > 0.0 { (f64::from(norm) / squares.sqrt()) as f32 } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(weight: WeightChange, magnitude: Option<Magnitude>) -> Change {
+        Change { rows: 1..3, columns: 2, weight: Some(weight), magnitude, bias: None }
+    }
+
+    fn applied(change: &Change, strength: f32) -> Vec<f32> {
+        let mut weight = vec![10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0];
+        change.apply(&mut weight, strength);
+        assert_eq!((&weight[..2], &weight[6..]), (&[10.0, 20.0][..], &[70.0, 80.0][..]), "other rows");
+        weight[2..6].to_vec()
+    }
+
+    fn low_rank() -> LowRank {
+        LowRank { rank: 1, down: vec![1.0, 2.0], up: vec![3.0, 4.0], factor: 0.5 }
+    }
+
+    #[test]
+    fn each_kind_is_added_to_its_rows() {
+        let low = WeightChange::LowRank(low_rank());
+        assert_eq!(applied(&change(low, None), -2.0), [27.0, 34.0, 46.0, 52.0]);
+        let other = LowRank { rank: 2, down: vec![1.0, 0.0, 0.0, 1.0], up: vec![1.0, 2.0, 3.0, 4.0], factor: 1.0 };
+        let hadamard = WeightChange::Hadamard(low_rank(), other);
+        assert_eq!(applied(&change(hadamard, None), 1.0), [31.5, 46.0, 56.0, 76.0]);
+        let first = Matrix { shape: [2, 1], numbers: vec![1.0, 2.0] };
+        let second = Matrix { shape: [1, 2], numbers: vec![3.0, 4.0] };
+        let kronecker = WeightChange::Kronecker { first, second, factor: 2.0 };
+        assert_eq!(applied(&change(kronecker, None), 1.0), [36.0, 48.0, 62.0, 76.0]);
+        let difference = WeightChange::Difference(vec![1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(applied(&change(difference, None), 2.0), [32.0, 44.0, 56.0, 68.0]);
+        let replacement = WeightChange::Replacement(vec![1.0, 2.0, 3.0, 4.0]);
+        assert_eq!(applied(&change(replacement, None), 0.1), [1.0, 2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn dora_sets_norms_of_rows_or_columns() {
+        let to = |numbers: [f32; 4]| {
+            let old = [30.0, 40.0, 50.0, 60.0];
+            WeightChange::Difference(numbers.iter().zip(old).map(|(new, old)| new - old).collect())
+        };
+        let rows = change(to([3.0, 4.0, 0.0, 0.0]), Some(Magnitude::Rows(vec![10.0, 7.0])));
+        assert_eq!(applied(&rows, 1.0), [6.0, 8.0, 0.0, 0.0]);
+        assert_eq!(applied(&rows, 0.5), [18.0, 24.0, 25.0, 30.0]);
+        let columns = change(to([3.0, 0.0, 4.0, 2.0]), Some(Magnitude::Columns(vec![10.0, 1.0])));
+        assert_eq!(applied(&columns, 1.0), [6.0, 0.0, 8.0, 1.0]);
+    }
+}
