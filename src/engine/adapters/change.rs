@@ -126,7 +126,9 @@ impl LowRank {
     /// The matrix `[rows, columns]`.
     fn dense(&self, rows: usize, columns: usize) -> Vec<f32> {
         let mut numbers = product(&self.up, &self.down, [rows, self.rank, columns]);
-        numbers.iter_mut().for_each(|number| *number *= self.factor);
+        for number in &mut numbers {
+            *number *= self.factor;
+        }
         numbers
     }
 }
@@ -169,7 +171,9 @@ impl Magnitude {
                 for (row, norm) in matrix.chunks_exact_mut(columns).zip(norms) {
                     let squares: f64 = row.iter().map(|number| f64::from(*number).powi(2)).sum();
                     let scale = scale(*norm, squares);
-                    row.iter_mut().for_each(|number| *number *= scale);
+                    for number in row {
+                        *number *= scale;
+                    }
                 }
             }
             Self::Columns(norms) => {

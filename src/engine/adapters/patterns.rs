@@ -26,7 +26,7 @@ enum Times {
     Once,
     AtMostOnce,
     AtLeastOnce,
-    AnyTimes,
+    AnyNumber,
 }
 
 impl Letters {
@@ -51,7 +51,7 @@ impl Pattern {
         let mut letters = text.chars();
         while let Some(letter) = letters.next() {
             let times = match letter {
-                '*' => Times::AnyTimes,
+                '*' => Times::AnyNumber,
                 '+' => Times::AtLeastOnce,
                 '?' => Times::AtMostOnce,
                 _ => Times::Once,
@@ -88,10 +88,10 @@ impl Pattern {
         for (own, times) in &self.items {
             let mut next = match times {
                 Times::Once | Times::AtLeastOnce => vec![false; ends.len()],
-                Times::AtMostOnce | Times::AnyTimes => ends.clone(),
+                Times::AtMostOnce | Times::AnyNumber => ends.clone(),
             };
             for (place, _) in letters.iter().enumerate().filter(|(_, letter)| own.has(**letter)) {
-                let is_repeated = matches!(times, Times::AtLeastOnce | Times::AnyTimes) && next[place];
+                let is_repeated = matches!(times, Times::AtLeastOnce | Times::AnyNumber) && next[place];
                 if ends[place] || is_repeated {
                     next[place + 1] = true;
                 }
