@@ -23,7 +23,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -34,6 +33,9 @@ sys.dont_write_bytecode = True
 from docs_blocks import blocks_of, documents, unmarked  # noqa: E402
 from docs_facts import check_facts  # noqa: E402
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests/e2e"))
+from ports import free_port  # noqa: E402
+
 START_SECONDS_MAX = 180
 BLOCK_SECONDS_MAX = 300
 STOP_SECONDS_MAX = 60
@@ -43,12 +45,6 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 class Fault(Exception):
     """What a block promised and did not do."""
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 class Server:

@@ -16,6 +16,8 @@ import sys
 import tempfile
 import time
 
+from ports import free_port
+
 # A file in this folder has the package's name. A script's own folder is searched first, so it is removed from the path.
 sys.path.pop(0)
 
@@ -54,12 +56,6 @@ http {{
   }}
 }}
 """
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def until(is_so, process, what):

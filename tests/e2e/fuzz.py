@@ -25,6 +25,8 @@ import tempfile
 import time
 import zlib
 
+from ports import free_port
+
 MODEL = "fluxserve/flux-shapes"
 WARM_UP_REQUESTS = 300
 GROWTH_MAX = 0.20
@@ -214,12 +216,6 @@ class Fuzzer:
 def clean(text):
     """A header's value that http.client accepts: without line ends."""
     return re.sub(r"[\r\n\0]", " ", text).encode("latin-1", "replace").decode("latin-1")
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def resident_bytes(process):
