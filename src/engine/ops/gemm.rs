@@ -141,11 +141,6 @@ struct Target {
     stride: usize,
 }
 
-// SAFETY: a pointer into a slice that `multiply_tiles` borrows mutably until all threads are done; they write different
-// columns.
-#[expect(unsafe_code, reason = "threads write different columns of one matrix")]
-unsafe impl Sync for Target {}
-
 impl Target {
     /// The columns from `column` on.
     fn columns_from(&self, column: usize) -> Self {

@@ -8,12 +8,12 @@ use rayon::prelude::*;
 
 use super::{MatrixRef, Target, inner_blocks, multiply_block, padded, rows_min};
 
-/// Most columns of a tile of [`multiply_expanded`]: with a block of the inner dimension two megabytes. Each tile reads all of the
-/// left side, which must be little beside the product.
-const TILE_COLUMNS_MAX: usize = 1024;
+/// Most columns of a tile: with a block of the inner dimension eight megabytes, which a processor's last cache holds. The crate
+/// copies all of the left side for each call, which must be little beside the product.
+const TILE_COLUMNS_MAX: usize = 4096;
 
-/// Fewest columns of a tile, for more tiles than threads.
-const TILE_COLUMNS_MIN: usize = 64;
+/// Rows that a thread expands at a time.
+const ROWS_EXPANDED: usize = 16;
 
 /// A matrix whose rows are expanded when they are multiplied.
 pub(crate) trait ExpandRows: Sync {
@@ -29,7 +29,7 @@ pub(crate) trait ExpandRows: Sync {
 }
 
 /// `destination (+)= left × the transpose of right`, in row-major order, on all threads. With the bits of [`super::multiply`] of the
-/// expanded matrix, of which a thread has one tile at a time.
+/// expanded matrix, of which one tile is in memory at a time.
 ///
 /// # Errors
 /// When a row cannot be read.
@@ -46,7 +46,8 @@ pub(crate) fn multiply_expanded(
     if rows == 0 || columns == 0 {
         return Ok(());
     }
-    let tiles = tiles_of(columns, rayon::current_num_threads());
+    // Of the same width, so that none is narrow.
+    let tiles = columns.div_ceil(TILE_COLUMNS_MAX);
     let rows_min = rows_min(columns / tiles);
     if rows >= rows_min {
         return multiply_tiles(destination, left, right, accumulate, tiles);
@@ -59,12 +60,6 @@ pub(crate) fn multiply_expanded(
     Ok(())
 }
 
-/// How many tiles, of the same width: as many for each thread.
-fn tiles_of(columns: usize, threads: usize) -> usize {
-    let most = (columns / TILE_COLUMNS_MIN).max(1);
-    columns.div_ceil(TILE_COLUMNS_MAX).next_multiple_of(threads.max(1)).min(most)
-}
-
 fn multiply_tiles(
     destination: &mut [f32],
     left: MatrixRef,
@@ -74,29 +69,31 @@ fn multiply_tiles(
 ) -> Result<()> {
     let columns = right.rows();
     let target = Target { start: destination.as_mut_ptr(), stride: columns };
-    (0..tiles).into_par_iter().try_for_each_init(Vec::new, |expanded, tile| {
+    let mut expanded = Vec::new();
+    for tile in 0..tiles {
         let outputs = columns * tile / tiles..columns * (tile + 1) / tiles;
         for block in inner_blocks(left.columns) {
             expanded.resize(outputs.len() * block.len(), 0.0);
-            for (row, out) in outputs.clone().zip(expanded.chunks_exact_mut(block.len().max(1))) {
-                right.expand(row, block.clone(), out)?;
-            }
-            let tile = MatrixRef::new(expanded, outputs.len(), block.len(), block.len()).transposed();
+            expand(right, &outputs, &block, &mut expanded)?;
+            let tile = MatrixRef::new(&expanded, outputs.len(), block.len(), block.len()).transposed();
             let (left, is_added) = (left.inner(&block), accumulate || block.start > 0);
-            // SAFETY: as in `multiply`. Tiles are different columns of the destination, which is borrowed mutably, and
-            // each is written by one thread.
-            #[expect(unsafe_code, reason = "threads write different columns of one matrix")]
+            // SAFETY: as in `multiply`. A tile is some columns of the destination, which is borrowed mutably.
+            #[expect(unsafe_code, reason = "the crate's interface takes pointers and strides")]
             unsafe {
-                multiply_block(
-                    target.columns_from(outputs.start),
-                    left,
-                    tile,
-                    (&(0..left.columns), is_added),
-                    Parallelism::None,
-                );
+                let target = target.columns_from(outputs.start);
+                multiply_block(target, left, tile, (&(0..left.columns), is_added), Parallelism::Rayon(0));
             }
         }
-        Ok(())
+    }
+    Ok(())
+}
+
+/// Expands a block of some rows, on all threads.
+fn expand(right: &dyn ExpandRows, rows: &Range<usize>, block: &Range<usize>, out: &mut [f32]) -> Result<()> {
+    let width = block.len().max(1);
+    out.par_chunks_mut(ROWS_EXPANDED * width).enumerate().try_for_each(|(index, out)| {
+        let first = rows.start + index * ROWS_EXPANDED;
+        out.chunks_exact_mut(width).zip(first..).try_for_each(|(out, row)| right.expand(row, block.clone(), out))
     })
 }
 
@@ -127,7 +124,7 @@ mod tests {
     #[test]
     fn expanded_tiles_give_the_bits_of_the_whole_matrix() {
         for (inner, columns) in
-            [(8, 8), (100, 33), (513, 64), (512, 255), (1030, 257), (1536, 700), (40, 2500), (64, 1)]
+            [(8, 8), (100, 33), (513, 64), (512, 255), (1030, 257), (1536, 700), (40, 5000), (64, 1)]
         {
             let weights = numbers(inner * columns, 5);
             let matrix = MatrixRef::new(&weights, columns, inner, inner);
@@ -143,18 +140,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn threads_have_equally_many_tiles_unless_these_were_narrow() {
-        assert_eq!(
-            [(9216, 2), (3072, 2), (21_504, 16)].map(|(columns, threads)| tiles_of(columns, threads)),
-            [10, 4, 32]
-        );
-        assert_eq!(
-            [(64, 2), (1, 8), (200, 64), (128, 1)].map(|(columns, threads)| tiles_of(columns, threads)),
-            [1, 1, 3, 1]
-        );
     }
 
     #[test]
