@@ -11,6 +11,9 @@ use crate::engine::checkpoint::{Checkpoint, WeightBytes};
 use crate::engine::{device, storage};
 use crate::telemetry::process::available_bytes;
 
+/// Expanded weights take at most one part in so many of the host's memory that is available: other models and images need some, too.
+const HOST_PARTS: u64 = 2;
+
 /// How a model is kept on a device.
 pub(crate) struct Room {
     /// Of one step.
@@ -42,15 +45,15 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
     })
 }
 
-/// Whether matrices are kept as they are stored in the host's memory: where it was asked for, or expanded ones would take more than
-/// half of what is available. They are faster.
+/// Whether matrices are kept as they are stored in the host's memory: where it was asked for, or expanded ones, which are faster,
+/// would take more than their part of what is available.
 fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available: Option<u64>) -> bool {
     match storage {
         WeightStorage::Expanded => false,
         WeightStorage::AsStored => true,
         WeightStorage::Auto => {
             let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
-            available.is_none_or(|available| (transformer + vae + clip + t5) as u64 > available / 2)
+            available.is_none_or(|available| (transformer + vae + clip + t5) as u64 > available / HOST_PARTS)
         }
     }
 }
