@@ -1,12 +1,17 @@
 //! A validated request. [`GenerateParams`] is what was asked for; [`GenerateSpec`] can only be made from it by checking
 //! it against the model's card, so no other code checks again.
 
+mod adapters;
+
 use std::sync::Arc;
 
+use crate::domain::adapter::AdapterUse;
 use crate::domain::ids::ModelId;
 use crate::domain::image::RgbImage;
 use crate::domain::model::{ModelCard, ParameterLimits};
 use crate::domain::usage::ImageCost;
+
+pub use adapters::lora_errors;
 
 /// Largest seed: the largest integer that every JSON reader keeps exactly (2^53 − 1).
 pub const SEED_MAX: u64 = (1 << 53) - 1;
@@ -74,6 +79,8 @@ pub struct GenerateParams {
     pub input_images: Vec<Arc<RgbImage>>,
     /// How far to depart from the input image; above 0, at most 1.
     pub strength: Option<f64>,
+    /// Adapters, at most [`ADAPTERS_MAX`](crate::domain::adapter::ADAPTERS_MAX).
+    pub loras: Vec<AdapterUse>,
 }
 
 impl GenerateParams {
@@ -122,6 +129,7 @@ pub struct GenerateSpec {
     image_index: u32,
     sequence_length: usize,
     input_image: Option<InputImage>,
+    loras: Vec<AdapterUse>,
 }
 
 impl GenerateSpec {
@@ -151,6 +159,7 @@ impl GenerateSpec {
         }
         errors.extend(input_images_error(params.input_images.len(), card));
         errors.extend(strength_error(params.strength, steps, params.input_images.len()));
+        errors.extend(lora_errors(&params.loras));
         let sequence_length = params.sequence_length.unwrap_or(card.sequence_length);
         if !(1..=SEQUENCE_LENGTH_MAX).contains(&sequence_length) {
             let reason = format!("must be from 1 to {SEQUENCE_LENGTH_MAX}, not {sequence_length}");
@@ -178,6 +187,7 @@ impl GenerateSpec {
             image_index: 0,
             sequence_length,
             input_image,
+            loras: params.loras,
         })
     }
 
@@ -254,6 +264,12 @@ impl GenerateSpec {
     #[must_use]
     pub fn input_image(&self) -> Option<&InputImage> {
         self.input_image.as_ref()
+    }
+
+    /// The adapters, in the order of the request.
+    #[must_use]
+    pub fn loras(&self) -> &[AdapterUse] {
+        &self.loras
     }
 
     /// Value of the guidance embedding.

@@ -1,4 +1,7 @@
+use std::path::Path;
+
 use super::*;
+use crate::domain::adapter::{ADAPTERS_MAX, AdapterId};
 use crate::domain::model::{ParameterDefaults, ParameterLimits};
 
 fn card() -> ModelCard {
@@ -61,10 +64,25 @@ fn each_bad_field_is_named() {
         (GenerateParams { prompt: "x".repeat(2049), ..params() }, "prompt"),
         (GenerateParams { negative_prompt: Some("x".repeat(2049)), ..params() }, "negative_prompt"),
         (GenerateParams { sequence_length: Some(513), ..params() }, "max_sequence_length"),
+        (GenerateParams { loras: loras(&[1.0; ADAPTERS_MAX + 1]), ..params() }, "loras"),
+        (GenerateParams { loras: loras(&[1.0, 10.5]), ..params() }, "loras[1].scale"),
+        (GenerateParams { loras: loras(&[f64::NAN]), ..params() }, "loras[0].scale"),
     ];
     for (params, field) in cases {
         assert_eq!(fields(params), [field]);
     }
+}
+
+fn loras(scales: &[f64]) -> Vec<AdapterUse> {
+    let one =
+        |scale: &f64| AdapterUse { id: AdapterId::of_sha256([1; 32]), file: Path::new("a").into(), scale: *scale };
+    scales.iter().map(one).collect()
+}
+
+#[test]
+fn adapters_of_any_sign_are_kept_in_order() {
+    let spec = GenerateSpec::new(GenerateParams { loras: loras(&[-10.0, 0.0, 10.0]), ..params() }, &card());
+    assert_eq!(spec.expect("valid").loras(), loras(&[-10.0, 0.0, 10.0]));
 }
 
 fn image(width: u32, height: u32) -> Arc<RgbImage> {
