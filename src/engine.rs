@@ -1,6 +1,7 @@
 //! FLUX on candle, behind [`crate::domain::engine::StepEngine`]. The only home of candle; knows nothing of tokio, HTTP,
 //! queue, auth or SQL.
 
+mod adapted;
 mod adapters;
 mod blocks;
 mod checkpoint;
@@ -35,6 +36,7 @@ use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
 
+use adapted::{AdapterCache, Loader};
 pub use adapters::{
     Adaptable, AdaptedComponent, Adapter, AdapterError, AdapterReport, Change, Fault, LowRank, Magnitude, Matrix,
     ModuleChanges, NotUsed, UnusedTensors, WeightChange,
@@ -63,6 +65,7 @@ pub use trace::Trace;
 /// A FLUX model on one device, and the images it is generating.
 pub struct FluxEngine {
     model: Flux1,
+    adapters: AdapterCache,
     limits: EngineLimits,
     /// Maximum pixels that can be decoded in the device's memory.
     pixels_max: usize,
@@ -109,7 +112,7 @@ impl FluxEngine {
         storage::check_widths(checkpoint.configs.transformer.block_linears(), &device, settings.precision)?;
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision)?;
-        let Room { limits, pixels_max, are_stored, is_text_streamed } =
+        let Room { limits, pixels_max, are_stored, is_text_streamed, adapters_bytes_max } =
             memory::room_for(&checkpoint, &device, &settings)?;
         if settings.precision.is_lossy() {
             let precision = settings.precision;
@@ -129,6 +132,7 @@ impl FluxEngine {
         };
         let residency = Residency { precision: settings.precision, is_text_streamed };
         let (configs, tokenizers) = (checkpoint.configs.clone(), checkpoint.tokenizers.clone());
+        let loader = Loader::new(&checkpoint, options.dtype, adapters_bytes_max);
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;
         let (weights_bytes, weights_seconds) = loading.finish()?;
         let fitting = Instant::now();
@@ -136,6 +140,7 @@ impl FluxEngine {
         let preview_seconds = fitting.elapsed().as_secs_f64();
         Ok(Self {
             model,
+            adapters: AdapterCache::new(loader, &device),
             // The CPU's own operations are batch-invariant.
             is_unbatched: settings.is_deterministic && !device.is_cpu(),
             limits,
@@ -190,6 +195,10 @@ impl StepEngine for FluxEngine {
         self.model.transformer.attention_balance_tokens()
     }
 
+    fn prepare(&mut self, spec: &GenerateSpec) -> Result<bool, EngineError> {
+        self.adapters.prepare(spec.loras())
+    }
+
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         let pixels = spec.width() as usize * spec.height() as usize;
         if pixels > self.pixels_max {
@@ -200,7 +209,8 @@ impl StepEngine for FluxEngine {
                 self.pixels_max
             )));
         }
-        let image = self.model.admit(spec)?;
+        let adapters = self.adapters.load(spec.loras())?;
+        let image = self.model.admit(spec, adapters)?;
         self.wait()?;
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
@@ -220,6 +230,7 @@ impl StepEngine for FluxEngine {
         let stepped = self.stepped(slots).map_err(device_error);
         if let Err(EngineError::OutOfMemory(_)) = stepped {
             self.limits = device::limits_after_out_of_memory(self.limits, tokens);
+            self.adapters.drop_unused();
         }
         for (slot, stepped) in slots.iter().zip(stepped?) {
             if let Some(image) = self.images.get_mut(slot) {

@@ -59,6 +59,15 @@ pub trait StepEngine {
         usize::MAX
     }
 
+    /// Whether what an image needs beside the model is there: its adapters. The first call begins to load it, and further calls
+    /// go on, none for longer than a step takes. Calling it is optional: [`StepEngine::admit`] waits for what is missing.
+    ///
+    /// # Errors
+    /// [`EngineError::Request`] when it cannot be used.
+    fn prepare(&mut self, _spec: &GenerateSpec) -> Result<bool, EngineError> {
+        Ok(true)
+    }
+
     /// Encodes the prompt, samples the noise, and takes a slot for the image.
     ///
     /// # Errors

@@ -20,6 +20,7 @@ mod values;
 use std::path::Path;
 
 use super::checkpoint::{AdaptedModules, CheckpointError, Problem, TensorFile, adapted_modules};
+use super::models::flux1::config::Configs;
 use crate::domain::model::ModelFiles;
 
 pub use change::{Change, LowRank, Magnitude, Matrix, WeightChange};
@@ -84,6 +85,11 @@ impl Adaptable {
     #[must_use]
     pub fn flux_dev() -> Self {
         Self(AdaptedModules::flux_dev())
+    }
+
+    /// Those of a model with these configurations.
+    pub(crate) fn of_configs(configs: &Configs) -> Self {
+        Self(AdaptedModules::of(&configs.transformer, &configs.clip, &configs.t5))
     }
 
     /// Those of a checkpoint.

@@ -6,6 +6,7 @@
 //!
 //! Must not know a device's memory, or what layers compute.
 
+mod base_weights;
 mod builder;
 mod companions;
 mod component;
@@ -42,6 +43,7 @@ use super::models::flux1::config::Configs;
 use super::models::flux1::text::tokens::Tokenizers;
 use crate::domain::model::ModelFiles;
 
+pub(crate) use base_weights::BaseWeights;
 pub(crate) use builder::{Matrix, Tensors};
 pub(crate) use component::{ComponentWeights, WeightTensor};
 use config_files::Parts;

@@ -1,8 +1,11 @@
-//! `x Wᵀ + b`: the one type that layers are made of. Knows what comes before and after the matrix product, and leaves the
-//! product to [`Stored`].
+//! `x Wᵀ + b`: the one type that layers are made of. Knows what comes before and after the matrix product, and what adapters add to
+//! it; leaves the product to [`Stored`].
+
+use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
 
+use super::adapted::{Base, Changes, LayerChange, PlacedModule};
 use super::checkpoint::{Matrix, Tensors};
 use super::ops::activation::gelu_tanh;
 use super::ops::matrix_product::MatrixProduct;
@@ -15,20 +18,28 @@ pub(crate) struct Linear {
     weight: Stored,
     /// `[outputs]`, in full precision.
     bias: Option<Tensor>,
+    /// The modules that adapters know it by.
+    modules: Vec<PlacedModule>,
 }
 
 impl Linear {
-    /// From `weight [outputs, inputs]` and `bias [outputs]`, in full precision.
+    /// From `weight [outputs, inputs]` and `bias [outputs]`, in full precision. No adapter changes it.
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight: Stored::Dense(Dense::new(weight)), bias }
+        Self { weight: Stored::Dense(Dense::new(weight)), bias, modules: Vec::new() }
     }
 
-    /// From a weight `[outputs, inputs]` as it was given, and `bias [outputs]` in full precision, on a device.
+    /// From the weights `[outputs, inputs]` of modules, one below the other, as they were given, and `bias [outputs]` in full
+    /// precision, on a device. `modules` has names and outputs.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn of(weight: Matrix, bias: Option<Tensor>, device: &Device) -> Result<Self> {
-        Ok(Self { weight: Stored::of(weight, device)?, bias })
+    pub(crate) fn of(
+        weight: Matrix,
+        bias: Option<Tensor>,
+        modules: impl IntoIterator<Item = (String, usize)>,
+        device: &Device,
+    ) -> Result<Self> {
+        Ok(Self { weight: Stored::of(weight, device)?, bias, modules: placed(modules) })
     }
 
     /// `weight` and `bias` of a component, as it is kept.
@@ -45,7 +56,19 @@ impl Linear {
     /// As [`Self::load`], or when the device cannot quantize.
     pub(crate) fn load_in(precision: Precision, inputs: usize, outputs: usize, tensors: &Tensors) -> Result<Self> {
         let weight = Stored::load([outputs, inputs], precision, tensors)?;
-        Ok(Self { weight, bias: Some(tensors.get(outputs, "bias")?) })
+        let modules = placed([(tensors.prefix(), outputs)]);
+        Ok(Self { weight, bias: Some(tensors.get(outputs, "bias")?), modules })
+    }
+
+    /// The `weight`s `[outputs, inputs]` of several modules of a component, one below the other, without a bias.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub(crate) fn load_joined(names: &[&str], [outputs, inputs]: [usize; 2], tensors: &Tensors) -> Result<Self> {
+        let parts: Vec<Tensors> = names.iter().map(|name| tensors.pp(name)).collect();
+        let weights = parts.iter().map(|part| part.matrix([outputs, inputs], "weight")).collect::<Result<_>>()?;
+        let modules = parts.iter().map(|part| (part.prefix(), outputs));
+        Self::of(Matrix::joined(weights)?, None, modules, tensors.device())
     }
 
     /// The layer of some of the outputs, from `start` on, with the same weights. `None` where they are not dense.
@@ -55,7 +78,8 @@ impl Linear {
     pub(crate) fn part(&self, start: usize, outputs: usize) -> Result<Option<Self>> {
         let Some(dense) = self.weight.dense() else { return Ok(None) };
         let bias = self.bias.as_ref().map(|bias| bias.narrow(0, start, outputs)).transpose()?;
-        Ok(Some(Self { weight: Stored::Dense(dense.part(start, outputs)?), bias }))
+        let modules = self.modules.iter().filter_map(|module| module.part(start, outputs)).collect();
+        Ok(Some(Self { weight: Stored::Dense(dense.part(start, outputs)?), bias, modules }))
     }
 
     /// Whether GELU can be part of the matrix product: the weight is dense.
@@ -70,26 +94,43 @@ impl Linear {
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         match self.weight.dense() {
             Some(dense) => dense.forward(x, self.bias.as_ref()),
-            None => self.product(&Input::Rows(x))?.biased(),
+            None => self.weight.product(&Input::Rows(x), self.bias.as_ref())?.biased(),
         }
     }
 
-    /// [`Self::forward`] of an input for an operation that adds the bias itself.
+    /// [`Self::forward`], with what adapters change.
     ///
     /// # Errors
     /// When shapes or devices do not fit, or the device fails.
-    pub(crate) fn product(&self, input: &Input) -> Result<MatrixProduct<'_>> {
-        self.weight.product(input, self.bias.as_ref())
+    pub(crate) fn changed(&self, x: &Tensor, changes: &Changes) -> Result<Tensor> {
+        if changes.change(&self.modules) { self.product(&Input::Rows(x), changes)?.biased() } else { self.forward(x) }
     }
 
-    /// GELU of [`Self::forward`] of an input.
+    /// [`Self::changed`] of an input for an operation that adds the bias itself.
     ///
     /// # Errors
     /// When shapes or devices do not fit, or the device fails.
-    pub(crate) fn gelu(&self, input: &Input) -> Result<Tensor> {
+    pub(crate) fn product(&self, input: &Input, changes: &Changes) -> Result<MatrixProduct<'_>> {
+        let changes = changes.of_layer(&self.modules);
+        if changes.is_empty() {
+            return self.weight.product(input, self.bias.as_ref());
+        }
+        let x = input.computed()?;
+        let product = self.weight.product_of_computed(input, &x, self.bias.as_ref())?;
+        self.add(&changes, &x, &product)?;
+        Ok(product)
+    }
+
+    /// GELU of [`Self::changed`] of an input.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit, or the device fails.
+    pub(crate) fn gelu(&self, input: &Input, changes: &Changes) -> Result<Tensor> {
         match self.weight.dense() {
-            Some(dense) => dense.gelu(input.computed()?.as_ref(), self.bias.as_ref()),
-            None => gelu_tanh(&self.product(input)?),
+            Some(dense) if !changes.change(&self.modules) => {
+                dense.gelu(input.computed()?.as_ref(), self.bias.as_ref())
+            }
+            _ => gelu_tanh(&self.product(input, changes)?),
         }
     }
 
@@ -97,10 +138,64 @@ impl Linear {
     ///
     /// # Errors
     /// When shapes or devices do not fit, or the device fails.
-    pub(crate) fn gelu_into(&self, wide: &Tensor, start: usize, x: &Tensor) -> Result<()> {
+    pub(crate) fn gelu_into(&self, wide: &Tensor, start: usize, x: &Tensor, changes: &Changes) -> Result<()> {
         match self.weight.dense() {
-            Some(dense) => dense.gelu_into(wide, start, x, self.bias.as_ref()),
-            None => wide.slice_set(&gelu_tanh(&self.product(&Input::Rows(x))?)?, 1, start),
+            Some(dense) if !changes.change(&self.modules) => dense.gelu_into(wide, start, x, self.bias.as_ref()),
+            _ => wide.slice_set(&gelu_tanh(&self.product(&Input::Rows(x), changes)?)?, 1, start),
         }
+    }
+
+    /// Adds what adapters change to the layer's product with `x`, rows by rows.
+    fn add(&self, changes: &[LayerChange], x: &Tensor, product: &MatrixProduct) -> Result<()> {
+        for of_rows in changes.chunk_by(|one, next| one.rows == next.rows) {
+            let rows = &of_rows[0].rows;
+            let x = x.narrow(0, rows.start, rows.len())?;
+            let base = OwnProduct { layer: self, product, rows };
+            let add = |change: &LayerChange, added: &Tensor| {
+                product.add((rows.start, change.outputs.start), added)
+            };
+            let (relative, others): (Vec<_>, Vec<_>) = of_rows.iter().partition(|change| change.is_relative());
+            // Relative to the weights of the model: before anything is added.
+            let relative: Vec<_> = relative
+                .into_iter()
+                .map(|change| Ok((change, change.added(&x, &base)?)))
+                .collect::<Result<_>>()?;
+            for change in others {
+                add(change, &change.added(&x, &base)?)?;
+            }
+            for (change, added) in relative {
+                add(change, &added)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Modules whose outputs are one below the other.
+fn placed(modules: impl IntoIterator<Item = (String, usize)>) -> Vec<PlacedModule> {
+    let mut start = 0;
+    let place = |(name, outputs): (String, usize)| {
+        let module = PlacedModule { name: name.into(), outputs: 0..outputs, start };
+        start += outputs;
+        module
+    };
+    modules.into_iter().map(place).collect()
+}
+
+/// A layer's product of some rows, to which nothing has been added.
+struct OwnProduct<'a> {
+    layer: &'a Linear,
+    product: &'a MatrixProduct<'a>,
+    rows: &'a Range<usize>,
+}
+
+impl Base for OwnProduct<'_> {
+    fn outputs(&self, outputs: &Range<usize>) -> Result<Tensor> {
+        self.product.unbiased((self.rows, outputs), self.layer.bias.as_ref())
+    }
+
+    fn outputs_of(&self, input: &Tensor, outputs: &Range<usize>) -> Result<Tensor> {
+        let product = self.layer.weight.product(&Input::Rows(input), None)?.biased()?;
+        product.narrow(1, outputs.start, outputs.len())
     }
 }

@@ -1,6 +1,7 @@
 //! The engine against numbers recorded from diffusers (`tests/reference/`), stage by stage, for both layouts and
 //! for quantized files.
 
+mod adapters;
 mod autoencoder;
 mod cases;
 mod images;

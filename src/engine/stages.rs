@@ -6,6 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::FluxEngine;
+use super::adapted::AdapterSet;
 use super::device::{self, device_error};
 use super::models::flux1::unreadable_prompt;
 use crate::domain::engine::{EngineError, Slot, StepEngine};
@@ -59,7 +60,7 @@ impl FluxEngine {
     /// # Errors
     /// As [`StepEngine::admit`].
     pub fn encode_text(&mut self, prompt: &str, length: usize) -> Outcome<()> {
-        self.model.embed(prompt, prompt, length).map(drop)
+        self.model.embed(prompt, prompt, length, &AdapterSet::default()).map(drop)
     }
 
     /// The part of [`StepEngine::finish`] that decodes. The image may be at any step, and stays.
@@ -86,7 +87,8 @@ impl FluxEngine {
     fn stages_of(&mut self, slot: Slot, spec: &GenerateSpec, complete: bool) -> Outcome<Stages> {
         let clip_ids = self.model.tokenizers.clip(spec.prompt()).map_err(unreadable_prompt)?;
         let t5_ids = self.model.tokenizers.t5(spec.t5_prompt(), spec.sequence_length()).map_err(unreadable_prompt)?;
-        let embedding = self.model.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length())?;
+        let adapters = self.held(slot)?.adapters.clone();
+        let embedding = self.model.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length(), &adapters)?;
         let mut tensors = vec![
             ("clip_ids", id_list(&clip_ids)),
             ("t5_ids", id_list(&t5_ids)),

@@ -65,6 +65,23 @@ impl Stored {
         }
     }
 
+    /// [`Self::product`], with the same bits, where the input's rows were computed for something else, too.
+    ///
+    /// # Errors
+    /// As [`Self::product`].
+    pub(crate) fn product_of_computed<'a>(
+        &self,
+        input: &Input,
+        rows: &Tensor,
+        bias: Option<&'a Tensor>,
+    ) -> Result<MatrixProduct<'a>> {
+        match self {
+            // Quantized in one pass with the operation, which may round otherwise.
+            Self::E4m3(_) => self.product(input, bias),
+            Self::Dense(_) | Self::AsStored(_) => self.product(&Input::Rows(rows), bias),
+        }
+    }
+
     /// The matrix in full precision, if it is kept so.
     pub(crate) fn dense(&self) -> Option<&Dense> {
         match self {

@@ -79,21 +79,11 @@ impl Change {
     pub fn apply(&self, weight: &mut [f32], strength: f32) {
         let Some(change) = &self.weight else { return };
         let part = &mut weight[self.rows.start * self.columns..self.rows.end * self.columns];
-        let difference = match change {
-            WeightChange::Replacement(numbers) => {
-                part.copy_from_slice(numbers);
-                return;
-            }
-            WeightChange::Difference(numbers) => numbers.clone(),
-            WeightChange::LowRank(product) => product.dense(self.rows.len(), self.columns),
-            WeightChange::Hadamard(first, second) => {
-                let mut numbers = first.dense(self.rows.len(), self.columns);
-                let others = second.dense(self.rows.len(), self.columns);
-                numbers.iter_mut().zip(others).for_each(|(number, other)| *number *= other);
-                numbers
-            }
-            WeightChange::Kronecker { first, second, factor } => kronecker(first, second, *factor),
-        };
+        if let WeightChange::Replacement(numbers) = change {
+            part.copy_from_slice(numbers);
+            return;
+        }
+        let difference = change.difference(self.rows.len(), self.columns).unwrap_or_default();
         match &self.magnitude {
             None => {
                 for (number, difference) in part.iter_mut().zip(difference) {
@@ -119,6 +109,35 @@ impl Change {
         for (number, difference) in bias[self.rows.clone()].iter_mut().zip(self.bias.iter().flatten()) {
             *number += strength * difference;
         }
+    }
+}
+
+impl Change {
+    /// DoRA: what the rows or columns of the changed matrix are multiplied by, where `weight [rows, columns]` is what the model has in
+    /// the rows of the change. `None` where it sets no norms.
+    pub(crate) fn scales(&self, weight: &[f32]) -> Option<Vec<f32>> {
+        let magnitude = self.magnitude.as_ref()?;
+        let mut changed = self.weight.as_ref()?.difference(self.rows.len(), self.columns)?;
+        changed.iter_mut().zip(weight).for_each(|(changed, number)| *changed += number);
+        Some(magnitude.scales(&changed, self.columns))
+    }
+}
+
+impl WeightChange {
+    /// What is added to the weights, `[rows, columns]`. `None` where they are replaced.
+    pub(crate) fn difference(&self, rows: usize, columns: usize) -> Option<Vec<f32>> {
+        Some(match self {
+            Self::Replacement(_) => return None,
+            Self::Difference(numbers) => numbers.clone(),
+            Self::LowRank(product) => product.dense(rows, columns),
+            Self::Hadamard(first, second) => {
+                let mut numbers = first.dense(rows, columns);
+                let others = second.dense(rows, columns);
+                numbers.iter_mut().zip(others).for_each(|(number, other)| *number *= other);
+                numbers
+            }
+            Self::Kronecker { first, second, factor } => kronecker(first, second, *factor),
+        })
     }
 }
 
@@ -166,27 +185,31 @@ fn kronecker(first: &Matrix, second: &Matrix, factor: f32) -> Vec<f32> {
 impl Magnitude {
     /// Gives a matrix its norms.
     fn scale(&self, matrix: &mut [f32], columns: usize) {
-        match self {
+        let scales = self.scales(matrix, columns);
+        for (index, row) in matrix.chunks_exact_mut(columns).enumerate() {
+            match self {
+                Self::Rows(_) => row.iter_mut().for_each(|number| *number *= scales[index]),
+                Self::Columns(_) => row.iter_mut().zip(&scales).for_each(|(number, scale)| *number *= scale),
+            }
+        }
+    }
+
+    /// What gives a matrix its norms: a factor for each row, or for each column.
+    fn scales(&self, matrix: &[f32], columns: usize) -> Vec<f32> {
+        let (norms, squares) = match self {
             Self::Rows(norms) => {
-                for (row, norm) in matrix.chunks_exact_mut(columns).zip(norms) {
-                    let squares: f64 = row.iter().map(|number| f64::from(*number).powi(2)).sum();
-                    let scale = scale(*norm, squares);
-                    for number in row {
-                        *number *= scale;
-                    }
-                }
+                let of_row = |row: &[f32]| row.iter().map(|number| f64::from(*number).powi(2)).sum();
+                (norms, matrix.chunks_exact(columns).map(of_row).collect::<Vec<f64>>())
             }
             Self::Columns(norms) => {
                 let mut squares = vec![0.0; columns];
                 for row in matrix.chunks_exact(columns) {
                     squares.iter_mut().zip(row).for_each(|(sum, number)| *sum += f64::from(*number).powi(2));
                 }
-                let scales: Vec<f32> = norms.iter().zip(squares).map(|(norm, squares)| scale(*norm, squares)).collect();
-                for row in matrix.chunks_exact_mut(columns) {
-                    row.iter_mut().zip(&scales).for_each(|(number, scale)| *number *= scale);
-                }
+                (norms, squares)
             }
-        }
+        };
+        norms.iter().zip(squares).map(|(norm, squares)| scale(*norm, squares)).collect()
     }
 }
 

@@ -68,6 +68,11 @@ impl Tensors {
         Self { full: self.full.clone().set_device(Device::Cpu), stored: self.stored.clone() }
     }
 
+    /// What the names of these tensors begin with, without a dot: a module's name.
+    pub(crate) fn prefix(&self) -> String {
+        self.full.prefix()
+    }
+
     /// Whether matrices are given as they are stored.
     pub(crate) fn are_stored(&self) -> bool {
         self.stored.is_some()

@@ -14,6 +14,9 @@ use crate::telemetry::process::available_bytes;
 /// Expanded weights take at most one part in so many of the host's memory that is available: other models and images need some, too.
 const HOST_PARTS: u64 = 2;
 
+/// Maximum bytes of adapters on a device.
+const ADAPTERS_BYTES_MAX: usize = 2 << 30;
+
 /// How a model is kept on a device.
 pub(crate) struct Room {
     /// Of one step.
@@ -24,6 +27,8 @@ pub(crate) struct Room {
     pub(crate) are_stored: bool,
     /// Whether T5's blocks are copied to the device for each prompt.
     pub(crate) is_text_streamed: bool,
+    /// Maximum bytes of adapters.
+    pub(crate) adapters_bytes_max: usize,
 }
 
 /// The limits on a device, and how weights are kept there.
@@ -34,6 +39,7 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
             pixels_max: usize::MAX,
             are_stored: are_stored_on_host(settings.weights, checkpoint, available_bytes()),
             is_text_streamed: settings.offload == Offload::Text,
+            adapters_bytes_max: ADAPTERS_BYTES_MAX,
         });
     };
     tracing::info!(%plan, "the device's memory");
@@ -42,6 +48,7 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
         pixels_max: plan.pixels_max,
         are_stored: plan.are_stored(),
         is_text_streamed: plan.is_text_streamed,
+        adapters_bytes_max: plan.adapters_bytes().min(ADAPTERS_BYTES_MAX),
     })
 }
 

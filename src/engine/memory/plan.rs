@@ -41,6 +41,8 @@ pub(crate) struct MemoryPlan {
     /// The same while an input image is encoded.
     encoding: usize,
     free: usize,
+    /// Bytes for images.
+    available: usize,
     pub(crate) limits: EngineLimits,
     /// Maximum pixels of an image.
     pub(crate) pixels_max: usize,
@@ -128,7 +130,7 @@ impl MemoryPlan {
         let pixels_max = available / pixel;
         let limits = EngineLimits { step_tokens_max, ..limits };
         let is_text_streamed = offload == Offload::Text;
-        Ok(Self { weights, t5_resident, is_text_streamed, token, decoding, encoding, free, limits, pixels_max })
+        Ok(Self { weights, t5_resident, is_text_streamed, token, decoding, encoding, free, available, limits, pixels_max })
     }
 }
 
@@ -146,7 +148,16 @@ fn encoding_bytes(vae: &VaeConfig, dtype: DType) -> usize {
     3 * width * dtype.size_in_bytes() + PIXEL_RESERVE
 }
 
+/// Adapters take at most one part in so many of the memory that is for images. It is not reserved: adapters that no image uses leave
+/// when memory runs out.
+const ADAPTER_PARTS: usize = 8;
+
 impl MemoryPlan {
+    /// Maximum bytes of adapters.
+    pub(crate) fn adapters_bytes(&self) -> usize {
+        self.available / ADAPTER_PARTS
+    }
+
     /// Whether matrices are kept as they are stored.
     pub(crate) fn are_stored(&self) -> bool {
         self.weights.expanding > 0

@@ -21,6 +21,7 @@ use crate::domain::engine::EngineError;
 use crate::domain::image::RgbImage;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateSpec;
+use crate::engine::adapted::AdapterSet;
 use crate::engine::checkpoint::Tensors;
 use crate::engine::device::device_error;
 use crate::engine::noise;
@@ -89,7 +90,7 @@ impl Flux1 {
         let device = weights.transformer.device().clone();
         let decoder = Decoder::load(&configs.vae, &weights.decoder)?;
         let encoder = Encoder::load(&configs.vae, &weights.encoder)?;
-        let text = TextEncoders::load(&configs, &weights.clip, weights.t5, residency.is_text_streamed)?;
+        let text = TextEncoders::load(&configs, weights.clip, weights.t5, residency.is_text_streamed)?;
         let transformer = Transformer::load(&configs.transformer, &weights.transformer, residency.precision)?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
@@ -113,28 +114,36 @@ impl Flux1 {
         Ok(())
     }
 
-    /// The embeddings of a prompt, from the cache if it is there. T5 reads `t5_prompt`, over `length` tokens.
+    /// The embeddings of a prompt by the encoders as adapters change them, from the cache if they are there. T5 reads `t5_prompt`,
+    /// over `length` tokens.
     ///
     /// # Errors
     /// When a tokenizer rejects the prompt, or the device fails.
-    pub(crate) fn embed(&mut self, prompt: &str, t5_prompt: &str, length: usize) -> Outcome<PromptEmbedding> {
-        let key = PromptKey { prompt: prompt.to_owned(), t5_prompt: t5_prompt.to_owned(), length };
+    pub(crate) fn embed(
+        &mut self,
+        prompt: &str,
+        t5_prompt: &str,
+        length: usize,
+        adapters: &AdapterSet,
+    ) -> Outcome<PromptEmbedding> {
+        let (prompt_text, t5_text) = (prompt.to_owned(), t5_prompt.to_owned());
+        let key = PromptKey { prompt: prompt_text, t5_prompt: t5_text, length, adapters: adapters.of_text() };
         if let Some(embedding) = self.prompts.get(&key) {
             return Ok(embedding);
         }
         let clip_ids = self.tokenizers.clip(prompt).map_err(unreadable_prompt)?;
         let t5_ids = self.tokenizers.t5(t5_prompt, length).map_err(unreadable_prompt)?;
-        let pooled = self.text.pooled(&clip_ids, self.tokenizers.clip_end()).map_err(device_error)?;
-        let sequence = self.text.sequence(&t5_ids).map_err(device_error)?;
+        let pooled = self.text.pooled(&clip_ids, self.tokenizers.clip_end(), adapters).map_err(device_error)?;
+        let sequence = self.text.sequence(&t5_ids, adapters).map_err(device_error)?;
         let embedding = PromptEmbedding { pooled, sequence };
         self.prompts.put(key, embedding.clone());
         Ok(embedding)
     }
 
-    fn pass(&self, embedding: &PromptEmbedding, guidance: f64) -> Result<Pass> {
+    fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
         Ok(Pass {
-            text: self.transformer.embed_text(&embedding.sequence)?,
-            condition: self.transformer.embed_condition(&embedding.pooled, guidance)?,
+            text: self.transformer.embed_text(&embedding.sequence, adapters)?,
+            condition: self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?,
             modulations: VecDeque::new(),
         })
     }
@@ -143,15 +152,15 @@ impl Flux1 {
     ///
     /// # Errors
     /// When a tokenizer rejects a prompt, or the device fails.
-    pub(crate) fn admit(&mut self, spec: &GenerateSpec) -> Outcome<Image> {
+    pub(crate) fn admit(&mut self, spec: &GenerateSpec, adapters: AdapterSet) -> Outcome<Image> {
         let length = spec.sequence_length();
-        let prompt = self.embed(spec.prompt(), spec.t5_prompt(), length)?;
-        let prompt = self.pass(&prompt, spec.guidance()).map_err(device_error)?;
+        let prompt = self.embed(spec.prompt(), spec.t5_prompt(), length, &adapters)?;
+        let prompt = self.pass(&prompt, spec.guidance(), &adapters).map_err(device_error)?;
         let negative = match spec.negative() {
             None => None,
             Some(negative) => {
-                let embedding = self.embed(&negative.prompt, &negative.prompt, length)?;
-                Some((self.pass(&embedding, spec.guidance()).map_err(device_error)?, negative.scale))
+                let embedding = self.embed(&negative.prompt, &negative.prompt, length, &adapters)?;
+                Some((self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?, negative.scale))
             }
         };
         let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
@@ -171,6 +180,7 @@ impl Flux1 {
             rotary: self.transformer.rotary(length, grid.rows, grid.columns).map_err(device_error)?,
             prompt,
             negative,
+            adapters,
         })
     }
 

@@ -2,6 +2,7 @@
 //! would read and write the memory once more.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use candle_core::{Result, Tensor};
 
@@ -42,6 +43,32 @@ impl MatrixProduct<'_> {
         }
     }
 
+    /// Adds a matrix to the values from a row and a column on, in place. Nothing else may hold the values.
+    ///
+    /// # Errors
+    /// When it does not fit, or the device fails.
+    pub(crate) fn add(&self, (row, column): (usize, usize), addend: &Tensor) -> Result<()> {
+        let (count, width) = addend.dims2()?;
+        let rows = self.values.narrow(0, row, count)?;
+        rows.slice_set(&(rows.narrow(1, column, width)? + addend)?, 1, column)
+    }
+
+    /// The values in some rows and columns without the bias, which is `bias [all columns]`.
+    ///
+    /// # Errors
+    /// When there are fewer, or the device is out of memory.
+    pub(crate) fn unbiased(
+        &self,
+        (rows, columns): (&Range<usize>, &Range<usize>),
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let values = self.values.narrow(0, rows.start, rows.len())?.narrow(1, columns.start, columns.len())?;
+        match bias {
+            Some(bias) if self.bias.is_none() => values.broadcast_sub(&bias.narrow(0, columns.start, columns.len())?),
+            _ => Ok(values),
+        }
+    }
+
     /// The bias.
     pub(super) fn bias(&self) -> Option<&Tensor> {
         self.bias.as_deref()
@@ -50,5 +77,37 @@ impl MatrixProduct<'_> {
     /// Whether the CUDA kernels apply to it.
     pub(super) fn is_on_cuda(&self) -> bool {
         is_on_cuda(&[&self.values]) && self.bias().is_none_or(|bias| is_on_cuda(&[bias]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+
+    #[test]
+    fn a_matrix_is_added_to_a_part_and_the_rest_stays() {
+        let tensor = |numbers: &[f32], shape: [usize; 2]| {
+            Tensor::from_slice(numbers, (shape[0], shape[1]), &Device::Cpu).expect("a matrix")
+        };
+        let product: MatrixProduct = tensor(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3]).into();
+        product.add((1, 1), &tensor(&[10.0, 20.0], [1, 2])).expect("fits");
+        let values = product.biased().and_then(|values| values.to_vec2::<f32>()).expect("values");
+        assert_eq!(values, [[1.0, 2.0, 3.0], [4.0, 15.0, 26.0]]);
+        assert!(product.add((1, 2), &tensor(&[1.0, 1.0], [1, 2])).is_err(), "beyond the end");
+    }
+
+    #[test]
+    fn the_bias_is_taken_away_where_it_was_added() {
+        let values = Tensor::new(&[[1.0_f32, 2.0, 3.0]], &Device::Cpu).expect("values");
+        let bias = Tensor::new(&[10.0_f32, 20.0, 30.0], &Device::Cpu).expect("a bias");
+        let of = |product: &MatrixProduct, bias: Option<&Tensor>| {
+            product.unbiased((&(0..1), &(1..3)), bias).and_then(|part| part.to_vec2::<f32>()).expect("a part")
+        };
+        let added = MatrixProduct::from(values.clone());
+        assert_eq!(of(&added, Some(&bias)), [[-18.0, -27.0]]);
+        assert_eq!(of(&added, None), [[2.0, 3.0]]);
+        let not_yet = MatrixProduct { values, bias: Some(Cow::Borrowed(&bias)) };
+        assert_eq!(of(&not_yet, Some(&bias)), [[2.0, 3.0]]);
     }
 }

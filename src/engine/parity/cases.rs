@@ -75,6 +75,7 @@ impl Case {
                 sequence_length: self.max_sequence_length,
                 input_images: self.input_images(),
                 strength: self.strength,
+                ..GenerateParams::default()
             };
             GenerateSpec::new(params, &card()).expect("a valid case").at_index(index as u32)
         };

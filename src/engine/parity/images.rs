@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::cases::{Case, Cases};
 use super::support::{
-    CLIP, IMAGE, LATENTS, T5, Tensors, assert_close, diffusers_folders, engine, json, single_files, tensors,
+    CLIP, IMAGE, LATENTS, T5, Tensors, assert_close, diffusers_folders, engine, json, none, single_files, tensors,
 };
 use crate::domain::engine::{Slot, StepEngine as _};
 use crate::domain::model::ModelFiles;
@@ -22,12 +22,13 @@ fn the_inner_stages_of_a_step_equal_diffusers() {
         assert_close(theirs, &ours, &once, 1e-7);
     }
     let prompt = "a red circle on a blue background";
-    let embedding = engine.model.embed(prompt, prompt, 64).expect("embeds");
+    let embedding = engine.model.embed(prompt, prompt, 64, &none()).expect("embeds");
     assert_close("clip", &embedding.pooled, &stages["case.clip_pooled"], CLIP);
     assert_close("t5", &embedding.sequence, &stages["case.t5_embeds"], T5);
-    let text = engine.model.transformer.embed_text(&embedding.sequence).expect("text");
+    let text = engine.model.transformer.embed_text(&embedding.sequence, &none()).expect("text");
     assert_close("context_embedder", &text, &stages["context_embedder"], LATENTS);
-    let condition = engine.model.transformer.embed_condition(&embedding.pooled, 3.5).expect("condition");
+    let condition = engine.model.transformer.embed_condition(&embedding.pooled, 3.5, &none());
+    let condition = condition.expect("condition");
     let expected = (&stages["guidance_emb"] + &stages["text_emb"]).expect("sum");
     assert_close("guidance and text", &condition, &expected, LATENTS);
 }
@@ -42,7 +43,8 @@ fn check_case(engine: &mut FluxEngine, case: &Case) {
     let specs = case.specs();
     let slots: Vec<_> = specs.iter().map(|spec| engine.admit(spec).expect("admits")).collect();
     for (index, spec) in specs.iter().enumerate() {
-        let embedding = engine.model.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length()).expect("embeds");
+        let embedding = engine.model.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length(), &none());
+        let embedding = embedding.expect("embeds");
         assert_close(&format!("{} clip", case.name), &embedding.pooled, &row_of(&recorded["clip_pooled"], index), CLIP);
         assert_close(&format!("{} t5", case.name), &embedding.sequence, &row_of(&recorded["t5_embeds"], index), T5);
         let packed = &engine.images[&slots[index]].latents;

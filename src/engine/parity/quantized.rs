@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use serde::Deserialize;
 
 use super::support::{
-    CLIP, IMAGE, LATENTS, T5, assert_close, card, diffusers_folders, engine, json, reference, tensors,
+    CLIP, IMAGE, LATENTS, T5, assert_close, card, diffusers_folders, engine, json, none, reference, tensors,
 };
 use crate::domain::device::{DeviceChoice, EngineSettings};
 use crate::domain::engine::StepEngine as _;
@@ -87,7 +87,8 @@ fn check(name: &str, files: &ModelFiles) {
     let (case, mut engine) = (case(name), engine(files));
     let recorded = tensors(&format!("quant/{}", case.file));
     let spec = case.args.spec((case.args.width, case.args.height), case.args.seed);
-    let embedding = engine.model.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length()).expect("embeds");
+    let embedding = engine.model.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length(), &none());
+    let embedding = embedding.expect("embeds");
     assert_close(&format!("{name} clip"), &embedding.pooled, &recorded["clip_pooled"], CLIP);
     if let Some(expected) = recorded.get("t5_embeds") {
         assert_close(&format!("{name} t5"), &embedding.sequence, expected, T5);

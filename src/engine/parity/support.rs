@@ -10,6 +10,7 @@ use crate::domain::device::DeviceChoice;
 use crate::domain::ids::ModelId;
 use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles};
 use crate::engine::FluxEngine;
+use crate::engine::adapted::AdapterSet;
 
 /// Largest absolute differences of a correct implementation; the smallest mistake that was tried moves the image by twice
 /// as much.
@@ -72,6 +73,11 @@ pub(super) fn card() -> ModelCard {
     card.limits.height_min = 16;
     card.input_images_max = 1;
     card
+}
+
+/// No adapters.
+pub(super) fn none() -> AdapterSet {
+    AdapterSet::default()
 }
 
 pub(super) fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::transformer::Sequence;
+use super::transformer::{Conditioned, Sequence};
 use super::vae::Decoding;
 use crate::domain::spec::{GenerateSpec, PIXELS_PER_TOKEN_SIDE};
+use crate::engine::adapted::AdapterSet;
 use crate::engine::ops::rope::Rotary;
 
 /// Latent pixels along one side of a token.
@@ -86,6 +87,8 @@ pub(crate) struct Image {
     pub(crate) prompt: Pass,
     /// True classifier-free guidance: the negative prompt and the scale.
     pub(crate) negative: Option<(Pass, f64)>,
+    /// What changes the model for it, in both passes.
+    pub(crate) adapters: AdapterSet,
 }
 
 impl Image {
@@ -106,12 +109,14 @@ impl Image {
         self.passes().all(|pass| !pass.modulations.is_empty())
     }
 
-    /// Noise level and condition of those of the next `steps` steps whose modulation is missing, pass by pass.
-    pub(crate) fn missing_modulations(&self, steps: usize) -> impl Iterator<Item = (f32, &Tensor)> {
+    /// Those of the next `steps` steps whose modulation is missing, pass by pass.
+    pub(crate) fn missing_modulations(&self, steps: usize) -> impl Iterator<Item = Conditioned<'_>> {
         let ahead = &self.sigmas[self.steps_done..self.sigmas.len() - 1];
         let ahead = &ahead[..steps.min(ahead.len())];
-        self.passes()
-            .flat_map(move |pass| ahead.iter().skip(pass.modulations.len()).map(move |sigma| (*sigma, &pass.condition)))
+        self.passes().flat_map(move |pass| {
+            let missing = ahead.iter().skip(pass.modulations.len());
+            missing.map(move |sigma| Conditioned { sigma: *sigma, condition: &pass.condition, adapters: &self.adapters })
+        })
     }
 
     /// Takes the modulations that [`Self::missing_modulations`] named.
@@ -137,6 +142,7 @@ impl Image {
             modulation: pass.modulations.front(),
             rotary: &self.rotary,
             sigma: self.sigmas[self.steps_done],
+            adapters: &self.adapters,
         })
     }
 

@@ -1,15 +1,17 @@
 //! Prompts to embeddings: CLIP's pooled vector and T5's sequence.
 
 pub(crate) mod cache;
+mod clip;
 mod t5;
 pub(crate) mod tokens;
 
-use candle_core::{Device, IndexOp, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
-use candle_transformers::models::clip::text_model::{Activation, ClipTextConfig, ClipTextTransformer};
 
-use super::config::{ClipConfig, Configs};
+use super::config::Configs;
+use crate::engine::adapted::AdapterSet;
 use crate::engine::checkpoint::Tensors;
+use clip::ClipEncoder;
 use t5::T5Encoder;
 
 /// The embeddings of a prompt.
@@ -23,9 +25,8 @@ pub(crate) struct PromptEmbedding {
 
 /// Both text encoders.
 pub(crate) struct TextEncoders {
-    clip: ClipTextTransformer,
+    clip: ClipEncoder,
     t5: T5Encoder,
-    device: Device,
 }
 
 impl TextEncoders {
@@ -33,10 +34,14 @@ impl TextEncoders {
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(configs: &Configs, clip: &VarBuilder, t5: Tensors, is_streamed: bool) -> Result<Self> {
-        let device = clip.device().clone();
-        let clip = ClipTextTransformer::new(clip.pp("text_model"), &clip_config(&configs.clip))?;
-        Ok(Self { clip, t5: T5Encoder::load(t5, &configs.t5, is_streamed)?, device })
+    pub(crate) fn load(
+        configs: &Configs,
+        clip: VarBuilder<'static>,
+        t5: Tensors,
+        is_streamed: bool,
+    ) -> Result<Self> {
+        let clip = ClipEncoder::load(&Tensors::from(clip), &configs.clip)?;
+        Ok(Self { clip, t5: T5Encoder::load(t5, &configs.t5, is_streamed)? })
     }
 
     /// CLIP's hidden state at the first end-of-text token, `[1, width]`.
@@ -45,33 +50,16 @@ impl TextEncoders {
     ///
     /// # Errors
     /// When the device fails.
-    pub(crate) fn pooled(&self, ids: &[u32], end_of_text: u32) -> Result<Tensor> {
+    pub(crate) fn pooled(&self, ids: &[u32], end_of_text: u32, adapters: &AdapterSet) -> Result<Tensor> {
         let end = ids.iter().position(|&id| id == end_of_text).unwrap_or(ids.len() - 1);
-        let batch_of_one = Tensor::new(ids, &self.device)?.unsqueeze(0)?;
-        let hidden = self.clip.forward_with_mask(&batch_of_one, usize::MAX)?;
-        hidden.i((.., end))
+        self.clip.forward(ids, adapters)?.narrow(0, end, 1)?.contiguous()
     }
 
     /// T5's last hidden state, `[tokens, width]`.
     ///
     /// # Errors
     /// When the device fails.
-    pub(crate) fn sequence(&mut self, ids: &[u32]) -> Result<Tensor> {
-        self.t5.forward(ids)
-    }
-}
-
-fn clip_config(config: &ClipConfig) -> ClipTextConfig {
-    ClipTextConfig {
-        vocab_size: config.vocab_size,
-        embed_dim: config.hidden_size,
-        activation: Activation::QuickGelu,
-        intermediate_size: config.intermediate_size,
-        max_position_embeddings: config.max_position_embeddings,
-        pad_with: None,
-        num_hidden_layers: config.num_hidden_layers,
-        num_attention_heads: config.num_attention_heads,
-        // Of the projection that FLUX does not use.
-        projection_dim: config.hidden_size,
+    pub(crate) fn sequence(&mut self, ids: &[u32], adapters: &AdapterSet) -> Result<Tensor> {
+        self.t5.forward(ids, adapters)
     }
 }

@@ -15,6 +15,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::config::TransformerConfig;
 use super::positions;
 use crate::domain::precision::Precision;
+use crate::engine::adapted::{AdapterSet, Changes};
 use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
 use crate::engine::ops::activation::silu;
@@ -24,7 +25,7 @@ use crate::engine::ops::rope::Rotary;
 use block::{DoubleBlock, SingleBlock};
 use embedders::{Embedder, SINUSOID_WIDTH, model_time, sinusoid};
 use modulation::{FINAL_PARTS, Modulations, ModulationsLoader};
-pub(crate) use stream::Sequence;
+pub(crate) use stream::{Conditioned, Sequence};
 use stream::Stream;
 
 /// The transformer's weights.
@@ -93,8 +94,8 @@ impl Transformer {
     ///
     /// # Errors
     /// When the device fails.
-    pub(crate) fn embed_text(&self, sequence: &Tensor) -> Result<Tensor> {
-        self.txt_in.forward(&sequence.to_dtype(self.dtype)?)
+    pub(crate) fn embed_text(&self, sequence: &Tensor, adapters: &AdapterSet) -> Result<Tensor> {
+        self.txt_in.changed(&sequence.to_dtype(self.dtype)?, &Changes::of([(0..sequence.dim(0)?, adapters)]))
     }
 
     /// The part of the modulation's input that is the same in every step: guidance and CLIP's pooled vector
@@ -102,10 +103,13 @@ impl Transformer {
     ///
     /// # Errors
     /// When the device fails.
-    pub(crate) fn embed_condition(&self, pooled: &Tensor, guidance: f64) -> Result<Tensor> {
-        let pooled = self.vector_in.forward(&pooled.to_dtype(self.dtype)?)?;
+    pub(crate) fn embed_condition(&self, pooled: &Tensor, guidance: f64, adapters: &AdapterSet) -> Result<Tensor> {
+        let changes = Changes::of([(0..1, adapters)]);
+        let pooled = self.vector_in.forward(&pooled.to_dtype(self.dtype)?, &changes)?;
         match &self.guidance_in {
-            Some(guidance_in) => guidance_in.forward(&self.sinusoid(&[guidance as f32 * 1000.0])?)? + pooled,
+            Some(guidance_in) => {
+                guidance_in.forward(&self.sinusoid(&[guidance as f32 * 1000.0])?, &changes)? + pooled
+            }
             None => Ok(pooled),
         }
     }
@@ -128,7 +132,7 @@ impl Transformer {
         let latents: Vec<Tensor> =
             sequences.iter().map(|sequence| sequence.latents.to_dtype(self.dtype)).collect::<Result<_>>()?;
         let texts: Vec<&Tensor> = sequences.iter().map(|sequence| sequence.text).collect();
-        let mut image = self.img_in.forward(&Tensor::cat(&latents, 0)?)?;
+        let mut image = self.img_in.changed(&Tensor::cat(&latents, 0)?, &stream.image_changes)?;
         let mut text = Tensor::cat(&texts, 0)?;
         for block in &self.double_blocks {
             (text, image) = block.forward(&text, &image, &stream)?;
@@ -141,17 +145,16 @@ impl Transformer {
         let (shift, scale) =
             (stream.modulated.part(self.final_modulation)?, stream.modulated.part(self.final_modulation + 1)?);
         let image = modulated_layer_norm(&image, &shift, &scale, &stream.image_segments)?;
-        let out = self.final_linear.forward(&image)?.to_dtype(DType::F32)?;
+        let out = self.final_linear.changed(&image, &stream.image_changes)?.to_dtype(DType::F32)?;
         stream.image_segments.ranges().map(|range| out.narrow(0, range.start, range.len())?.contiguous()).collect()
     }
 
-    fn stream(&self, sequences: &[Sequence]) -> Result<Stream> {
+    fn stream<'a>(&self, sequences: &[Sequence<'a>]) -> Result<Stream<'a>> {
         let known: Option<Vec<&Tensor>> = sequences.iter().map(|sequence| sequence.modulation).collect();
         let rows = if let Some(rows) = known {
             Tensor::cat(&rows, 0)?
         } else {
-            let rows: Vec<_> = sequences.iter().map(|sequence| (sequence.sigma, sequence.condition)).collect();
-            self.modulation_rows(&rows)?
+            self.modulation_rows(&sequences.iter().map(Sequence::conditioned).collect::<Vec<_>>())?
         };
         Stream::new(sequences, self.modulations.of_rows(rows))
     }
@@ -161,16 +164,17 @@ impl Transformer {
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn modulations(&self, steps: &[(f32, &Tensor)]) -> Result<Vec<Tensor>> {
+    pub(crate) fn modulations(&self, steps: &[Conditioned]) -> Result<Vec<Tensor>> {
         let rows = self.modulation_rows(steps)?;
         (0..steps.len()).map(|row| rows.narrow(0, row, 1)).collect()
     }
 
-    fn modulation_rows(&self, steps: &[(f32, &Tensor)]) -> Result<Tensor> {
-        let times: Vec<f32> = steps.iter().map(|(sigma, _)| model_time(*sigma)).collect();
-        let conditions: Vec<&Tensor> = steps.iter().map(|(_, condition)| *condition).collect();
-        let time = self.time_in.forward(&self.sinusoid(&times)?)?;
-        self.modulations.forward(&silu(&(time + Tensor::cat(&conditions, 0)?)?)?)
+    fn modulation_rows(&self, steps: &[Conditioned]) -> Result<Tensor> {
+        let times: Vec<f32> = steps.iter().map(|step| model_time(step.sigma)).collect();
+        let conditions: Vec<&Tensor> = steps.iter().map(|step| step.condition).collect();
+        let changes = Changes::of(steps.iter().enumerate().map(|(row, step)| (row..row + 1, step.adapters)));
+        let time = self.time_in.forward(&self.sinusoid(&times)?, &changes)?;
+        self.modulations.forward(&silu(&(time + Tensor::cat(&conditions, 0)?)?)?, &changes)
     }
 
     fn sinusoid(&self, values: &[f32]) -> Result<Tensor> {

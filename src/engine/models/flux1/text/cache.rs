@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::PromptEmbedding;
+use crate::domain::adapter::AdapterId;
 
 /// Maximum prompts in the cache: in FLUX.1-dev an embedding takes 4 MiB of the device's memory.
 const PROMPTS_MAX: usize = 16;
@@ -16,6 +17,8 @@ pub(crate) struct PromptKey {
     pub(crate) t5_prompt: String,
     /// T5 tokens it is padded or cut to.
     pub(crate) length: usize,
+    /// The adapters that change a text encoder, with the bits of their strengths.
+    pub(crate) adapters: Vec<(AdapterId, u64)>,
 }
 
 /// Embeddings by prompt, the most recently used first.
@@ -46,7 +49,7 @@ mod tests {
     use super::*;
 
     fn key(prompt: &str) -> PromptKey {
-        PromptKey { prompt: prompt.to_owned(), t5_prompt: prompt.to_owned(), length: 8 }
+        PromptKey { prompt: prompt.to_owned(), t5_prompt: prompt.to_owned(), length: 8, adapters: Vec::new() }
     }
 
     fn embedding() -> PromptEmbedding {
@@ -73,5 +76,7 @@ mod tests {
         assert!(cache.get(&PromptKey { length: 9, ..key("a") }).is_none());
         assert!(cache.get(&PromptKey { t5_prompt: "b".to_owned(), ..key("a") }).is_none());
         assert!(cache.get(&PromptKey { prompt: "b".to_owned(), ..key("a") }).is_none());
+        let adapters = vec![(AdapterId::of_sha256([1; 32]), 0)];
+        assert!(cache.get(&PromptKey { adapters, ..key("a") }).is_none());
     }
 }

@@ -6,6 +6,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::super::config::T5Config;
+use crate::engine::adapted::{AdapterSet, Changes};
 use crate::engine::checkpoint::{Matrix, Tensors};
 use crate::engine::linear::Linear;
 use crate::engine::ops::attention::biased_attention;
@@ -89,22 +90,22 @@ impl T5Encoder {
         })
     }
 
-    /// The last hidden state of the tokens, `[tokens, width]`.
+    /// The last hidden state of the tokens, `[tokens, width]`, of the encoder as adapters change it.
     ///
     /// # Errors
     /// When the device fails.
-    pub(crate) fn forward(&mut self, ids: &[u32]) -> Result<Tensor> {
-        let bias = self.bias(ids.len())?;
+    pub(crate) fn forward(&mut self, ids: &[u32], adapters: &AdapterSet) -> Result<Tensor> {
+        let (bias, changes) = (self.bias(ids.len())?, Changes::of([(0..ids.len(), adapters)]));
         let mut x = self.embedding.rows(ids)?.to_dtype(self.dtype)?.to_device(&self.device)?;
         match &self.blocks {
             Blocks::Resident(blocks) => {
                 for block in blocks {
-                    x = block.forward(&x, &bias)?;
+                    x = block.forward(&x, &bias, &changes)?;
                 }
             }
             Blocks::Streamed(tensors) => {
                 for index in 0..self.config.num_layers {
-                    x = Block::load(&self.config, tensors, index)?.forward(&x, &bias)?;
+                    x = Block::load(&self.config, tensors, index)?.forward(&x, &bias, &changes)?;
                 }
             }
         }
@@ -163,33 +164,26 @@ impl Block {
     fn load(config: &T5Config, tensors: &Tensors, index: usize) -> Result<Self> {
         let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
         let tensors = tensors.pp(format!("encoder.block.{index}.layer"));
-        let attention = |name: &str, shape| tensors.pp("0.SelfAttention").pp(name).matrix(shape, "weight");
-        let feed = |name: &str, shape| tensors.pp("1.DenseReluDense").pp(name).matrix(shape, "weight");
-        let device = tensors.device();
-        let joined = |weights| Linear::of(Matrix::joined(weights)?, None, device);
+        let (attention, feed) = (tensors.pp("0.SelfAttention"), tensors.pp("1.DenseReluDense"));
         Ok(Self {
             attention_norm: RmsNorm::load(config, &tensors.pp("0.layer_norm"))?,
-            qkv: joined(vec![
-                attention("q", [inner, width])?,
-                attention("k", [inner, width])?,
-                attention("v", [inner, width])?,
-            ])?,
-            attention_out: Linear::of(attention("o", [width, inner])?, None, device)?,
+            qkv: Linear::load_joined(&["q", "k", "v"], [inner, width], &attention)?,
+            attention_out: Linear::load_joined(&["o"], [width, inner], &attention)?,
             feed_norm: RmsNorm::load(config, &tensors.pp("1.layer_norm"))?,
-            gate_and_up: joined(vec![feed("wi_0", [config.d_ff, width])?, feed("wi_1", [config.d_ff, width])?])?,
-            down: Linear::of(feed("wo", [width, config.d_ff])?, None, device)?,
+            gate_and_up: Linear::load_joined(&["wi_0", "wi_1"], [config.d_ff, width], &feed)?,
+            down: Linear::load_joined(&["wo"], [width, config.d_ff], &feed)?,
             heads: config.num_heads,
         })
     }
 
     /// `x [tokens, width]` -> the same.
-    fn forward(&self, x: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let qkv = self.qkv.forward(&self.attention_norm.forward(x)?)?;
+    fn forward(&self, x: &Tensor, bias: &Tensor, changes: &Changes) -> Result<Tensor> {
+        let qkv = self.qkv.changed(&self.attention_norm.forward(x)?, changes)?;
         // T5 does not scale its scores: its weights account for it.
         let attended = biased_attention(&qkv, self.heads, bias)?;
-        let x = (x + self.attention_out.forward(&attended)?)?;
-        let gated = gated_gelu(&self.gate_and_up.forward(&self.feed_norm.forward(&x)?)?)?;
-        x + self.down.forward(&gated)?
+        let x = (x + self.attention_out.changed(&attended, changes)?)?;
+        let gated = gated_gelu(&self.gate_and_up.changed(&self.feed_norm.forward(&x)?, changes)?)?;
+        x + self.down.changed(&gated, changes)?
     }
 }
 

@@ -7,6 +7,7 @@ use super::feed_forward::FeedForward;
 use super::modulation::{HALF_PARTS, Modulated, Modulation, ModulationsLoader, SINGLE_PARTS};
 use super::stream::Stream;
 use crate::domain::precision::Precision;
+use crate::engine::adapted::Changes;
 use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
 use crate::engine::ops::attention::{attention, attention_into};
@@ -76,11 +77,12 @@ impl Half {
         x: &Tensor,
         attended: &Tensor,
         modulations: &(Modulation, Modulation),
-        segments: &Segments,
+        rows: (&Segments, &Changes),
     ) -> Result<Tensor> {
         let (first, second) = modulations;
-        let x = first.add(x, &self.out.product(&Input::Rows(attended))?, segments)?;
-        second.add(&x, &self.mlp.product(&x, second, segments)?, segments)
+        let (segments, changes) = rows;
+        let x = first.add(x, &self.out.product(&Input::Rows(attended), changes)?, segments)?;
+        second.add(&x, &self.mlp.product(&x, second, rows)?, segments)
     }
 }
 
@@ -111,16 +113,20 @@ impl DoubleBlock {
         let (image_segments, text_segments) = (&stream.image_segments, &stream.text_segments);
         let image_modulations = self.image.modulations(&stream.modulated)?;
         let text_modulations = self.text.modulations(&stream.modulated)?;
-        let image_qkv = self.image.qkv.product(&image_modulations.0.normalized(image, image_segments))?;
-        let text_qkv = self.text.qkv.product(&text_modulations.0.normalized(text, text_segments))?;
+        let (image_changes, text_changes) = (&stream.image_changes, &stream.text_changes);
+        let image_qkv = image_modulations.0.normalized(image, image_segments);
+        let image_qkv = self.image.qkv.product(&image_qkv, image_changes)?;
+        let text_qkv = text_modulations.0.normalized(text, text_segments);
+        let text_qkv = self.text.qkv.product(&text_qkv, text_changes)?;
         let joint = unwritten(stream.joint_segments.rows(), 3 * image.dim(1)?, image)?;
         self.image.norm.apply_into(&joint, &stream.image_places, &image_qkv, Some(&stream.image_rotary))?;
         // Text stands at position zero: nothing to rotate.
         self.text.norm.apply_into(&joint, &stream.text_places, &text_qkv, None)?;
         let attended = attention(&joint, self.heads, &stream.joint_segments)?;
         let (text_attended, image_attended) = stream.split(&attended)?;
-        let image = self.image.finish(image, &image_attended, &image_modulations, image_segments)?;
-        let text = self.text.finish(text, &text_attended, &text_modulations, text_segments)?;
+        let (image_rows, text_rows) = ((image_segments, image_changes), (text_segments, text_changes));
+        let image = self.image.finish(image, &image_attended, &image_modulations, image_rows)?;
+        let text = self.text.finish(text, &text_attended, &text_modulations, text_rows)?;
         Ok((text, image))
     }
 }
@@ -177,20 +183,21 @@ impl SingleBlock {
 
     /// One matrix product for attention and the feed-forward half. `linear2` reads both results side by side.
     fn side_by_side(&self, x: &Input, stream: &Stream) -> Result<MatrixProduct<'_>> {
-        let wide = self.linear1.product(x)?;
+        let wide = self.linear1.product(x, &stream.joint_changes)?;
         let qkv = self.norm.apply(&wide.narrow(0, 3 * self.hidden)?, Some(&stream.joint_rotary))?;
         let attended = attention(&qkv, self.heads, &stream.joint_segments)?;
         let right = wide.narrow(3 * self.hidden, self.mlp)?;
-        self.linear2.product(&Input::GeluTanh { left: Some(&attended), right: &right })
+        self.linear2.product(&Input::GeluTanh { left: Some(&attended), right: &right }, &stream.joint_changes)
     }
 
     /// The same without a copy: GELU is in the matrix product's epilogue, and both results are written where `linear2` reads.
     fn in_place(&self, [qkv, feed]: &[Linear; 2], x: &Tensor, stream: &Stream) -> Result<MatrixProduct<'_>> {
-        let qkv = self.norm.apply(&qkv.product(&Input::Rows(x))?, Some(&stream.joint_rotary))?;
+        let changes = &stream.joint_changes;
+        let qkv = self.norm.apply(&qkv.product(&Input::Rows(x), changes)?, Some(&stream.joint_rotary))?;
         let inner = unwritten(x.dim(0)?, self.hidden + self.mlp, x)?;
         attention_into(&inner, 0, &qkv, self.heads, &stream.joint_segments)?;
-        feed.gelu_into(&inner, self.hidden, x)?;
-        self.linear2.product(&Input::Rows(&inner))
+        feed.gelu_into(&inner, self.hidden, x, changes)?;
+        self.linear2.product(&Input::Rows(&inner), changes)
     }
 }
 
@@ -238,11 +245,14 @@ mod tests {
             image_segments: all.clone(),
             text_segments: none,
             joint_segments: all,
+            image_changes: Changes::default(),
+            text_changes: Changes::default(),
+            joint_changes: Changes::default(),
             joint_rotary: image_rotary.clone(),
             image_rotary,
             modulated: {
                 let modulations = modulations.finish().expect("joins");
-                modulations.of_rows(modulations.forward(&random(10, &[1, 32])).expect("modulates"))
+                modulations.of_rows(modulations.forward(&random(10, &[1, 32]), &Changes::default()).expect("modulates"))
             },
         };
         let x = random(11, &[12, 32]);

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use crate::engine::adapted::Changes;
 use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
 use crate::engine::ops::activation::silu;
@@ -25,8 +26,8 @@ impl Embedder {
     }
 
     /// `[rows, inputs]` -> `[rows, width]`.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.second.forward(&silu(&self.first.forward(x)?)?)
+    pub(super) fn forward(&self, x: &Tensor, changes: &Changes) -> Result<Tensor> {
+        self.second.changed(&silu(&self.first.changed(x, changes)?)?, changes)
     }
 }
 

@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::modulation::Modulation;
 use crate::domain::precision::Precision;
+use crate::engine::adapted::Changes;
 use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
 use crate::engine::ops::Segments;
@@ -26,12 +27,17 @@ impl FeedForward {
     }
 
     /// Of `x [rows, width]`, normalized and modulated.
-    pub(super) fn product(&self, x: &Tensor, by: &Modulation, segments: &Segments) -> Result<MatrixProduct<'_>> {
+    pub(super) fn product(
+        &self,
+        x: &Tensor,
+        by: &Modulation,
+        (segments, changes): (&Segments, &Changes),
+    ) -> Result<MatrixProduct<'_>> {
         let x = by.normalized(x, segments);
         if self.first.has_gelu_epilogue() {
-            return self.second.product(&Input::Rows(&self.first.gelu(&x)?));
+            return self.second.product(&Input::Rows(&self.first.gelu(&x, changes)?), changes);
         }
         // GELU is computed where its result is quantized.
-        self.second.product(&Input::GeluTanh { left: None, right: &self.first.product(&x)? })
+        self.second.product(&Input::GeluTanh { left: None, right: &self.first.product(&x, changes)? }, changes)
     }
 }

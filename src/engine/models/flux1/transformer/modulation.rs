@@ -7,6 +7,7 @@
 use candle_core::{Result, Tensor};
 
 use super::super::config::TransformerConfig;
+use crate::engine::adapted::Changes;
 use crate::engine::checkpoint::{Matrix, Tensors};
 use crate::engine::linear::Linear;
 use crate::engine::ops::Segments;
@@ -27,7 +28,8 @@ pub(super) struct ModulationsLoader {
     /// `[parts × hidden]`
     bias: Tensor,
     hidden: usize,
-    parts_loaded: usize,
+    /// The layers that were loaded, and their outputs.
+    modules: Vec<(String, usize)>,
 }
 
 enum Weight {
@@ -47,21 +49,21 @@ impl ModulationsLoader {
             Weight::Full(Tensor::zeros((parts * hidden, hidden), tensors.dtype(), tensors.device())?)
         };
         let bias = Tensor::zeros(parts * hidden, tensors.dtype(), tensors.device())?;
-        Ok(Self { weight, bias, hidden, parts_loaded: 0 })
+        Ok(Self { weight, bias, hidden, modules: Vec::new() })
     }
 
     /// Loads a layer of so many parts, and returns the index of its first.
     pub(super) fn load(&mut self, parts: usize, tensors: &Tensors) -> Result<usize> {
-        let (first, rows) = (self.parts_loaded, parts * self.hidden);
+        let (start, rows) = (self.modules.iter().map(|(_, rows)| rows).sum::<usize>(), parts * self.hidden);
         match &mut self.weight {
             Weight::Full(all) => {
-                all.slice_set(&tensors.get((rows, self.hidden), "weight")?, 0, first * self.hidden)?;
+                all.slice_set(&tensors.get((rows, self.hidden), "weight")?, 0, start)?;
             }
             Weight::Stored(all) => all.push(tensors.matrix([rows, self.hidden], "weight")?),
         }
-        self.bias.slice_set(&tensors.get(rows, "bias")?, 0, first * self.hidden)?;
-        self.parts_loaded += parts;
-        Ok(first)
+        self.bias.slice_set(&tensors.get(rows, "bias")?, 0, start)?;
+        self.modules.push((tensors.prefix(), rows));
+        Ok(start / self.hidden)
     }
 
     /// All of them, once every block has loaded its own.
@@ -74,7 +76,7 @@ impl ModulationsLoader {
             Weight::Stored(all) => Matrix::joined(all)?,
         };
         let device = self.bias.device().clone();
-        Ok(Modulations { layer: Linear::of(weight, Some(self.bias), &device)?, hidden: self.hidden })
+        Ok(Modulations { layer: Linear::of(weight, Some(self.bias), self.modules, &device)?, hidden: self.hidden })
     }
 }
 
@@ -86,9 +88,9 @@ pub(super) struct Modulations {
 }
 
 impl Modulations {
-    /// `silu(condition) [rows, hidden]` -> all parts for each row, `[rows, parts × hidden]`.
-    pub(super) fn forward(&self, condition: &Tensor) -> Result<Tensor> {
-        self.layer.forward(condition)
+    /// `silu(condition) [rows, hidden]` -> all parts for each row, `[rows, parts × hidden]`, with what adapters change.
+    pub(super) fn forward(&self, condition: &Tensor, changes: &Changes) -> Result<Tensor> {
+        self.layer.changed(condition, changes)
     }
 
     /// The parts of a step, from a row for each sequence, `[sequences, parts × hidden]`.

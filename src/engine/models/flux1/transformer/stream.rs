@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::modulation::Modulated;
+use crate::engine::adapted::{AdapterSet, Changes};
 use crate::engine::ops::rope::Rotary;
 use crate::engine::ops::{Places, Segments};
 
@@ -20,13 +21,37 @@ pub(crate) struct Sequence<'a> {
     pub(crate) rotary: &'a Rotary,
     /// Noise level of this step, 1 down to 0.
     pub(crate) sigma: f32,
+    /// What changes the model for it.
+    pub(crate) adapters: &'a AdapterSet,
+}
+
+/// What the modulation of a sequence in a step depends on.
+#[derive(Clone, Copy)]
+pub(crate) struct Conditioned<'a> {
+    /// Noise level, 1 down to 0.
+    pub(crate) sigma: f32,
+    /// From [`super::Transformer::embed_condition`], `[1, hidden]`.
+    pub(crate) condition: &'a Tensor,
+    /// What changes the model for it.
+    pub(crate) adapters: &'a AdapterSet,
+}
+
+impl<'a> Sequence<'a> {
+    /// What its modulation depends on.
+    pub(crate) fn conditioned(&self) -> Conditioned<'a> {
+        Conditioned { sigma: self.sigma, condition: self.condition, adapters: self.adapters }
+    }
 }
 
 /// What is the same in all blocks of a step.
-pub(super) struct Stream {
+pub(super) struct Stream<'a> {
     pub(super) image_segments: Segments,
     pub(super) text_segments: Segments,
     pub(super) joint_segments: Segments,
+    /// What adapters change in the rows of each stream.
+    pub(super) image_changes: Changes<'a>,
+    pub(super) text_changes: Changes<'a>,
+    pub(super) joint_changes: Changes<'a>,
     /// Where image and text tokens go in the joint stream: each sequence's text first.
     pub(super) image_places: Places,
     pub(super) text_places: Places,
@@ -38,12 +63,12 @@ pub(super) struct Stream {
     pub(super) modulated: Modulated,
 }
 
-impl Stream {
+impl<'a> Stream<'a> {
     /// Packs sequences, in their order.
     ///
     /// # Errors
     /// When a sequence's tables are not of its tokens, or the device is out of memory.
-    pub(super) fn new(sequences: &[Sequence], modulated: Modulated) -> Result<Self> {
+    pub(super) fn new(sequences: &[Sequence<'a>], modulated: Modulated) -> Result<Self> {
         let mut image_rotary = Vec::with_capacity(sequences.len());
         let (mut image_lengths, mut text_lengths) = (Vec::new(), Vec::new());
         for sequence in sequences {
@@ -62,7 +87,13 @@ impl Stream {
             (Segments::from_lengths(text_lengths.iter().copied()), Segments::from_lengths(image_lengths));
         let text_starts: Vec<usize> = joint_segments.ranges().map(|range| range.start).collect();
         let image_starts = text_starts.iter().zip(&text_lengths).map(|(start, length)| start + length);
+        let changes = |segments: &Segments| {
+            Changes::of(segments.ranges().zip(sequences.iter().map(|sequence| sequence.adapters)))
+        };
         Ok(Self {
+            image_changes: changes(&image_segments),
+            text_changes: changes(&text_segments),
+            joint_changes: changes(&joint_segments),
             image_places: Places::new(&image_segments, image_starts),
             text_places: Places::new(&text_segments, text_starts.iter().copied()),
             joint_segments,

@@ -1,0 +1,121 @@
+//! Recorded adapters in a small cache.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+
+use super::*;
+use crate::domain::model::ModelFiles;
+use crate::engine::checkpoint::Checkpoint;
+
+fn reference(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(path)
+}
+
+fn cache(bytes_max: usize) -> AdapterCache {
+    let checkpoint = Checkpoint::open(&ModelFiles::Directory(reference("FLUX.1-dev"))).expect("complete");
+    AdapterCache::new(Loader::new(&checkpoint, DType::F32, bytes_max), &Device::Cpu)
+}
+
+/// A use of a recorded adapter; equal numbers are the same one.
+fn used(number: u8, name: &str) -> Vec<AdapterUse> {
+    let file = reference("lora/adapters").join(format!("{name}.safetensors"));
+    vec![AdapterUse { id: AdapterId::of_sha256([number; 32]), file: file.into(), scale: 0.5 }]
+}
+
+/// Whether an adapter is in memory.
+fn has(cache: &AdapterCache, uses: &[AdapterUse]) -> bool {
+    !cache.set(uses).0.is_empty()
+}
+
+fn bytes_of(uses: &[AdapterUse]) -> usize {
+    let mut cache = cache(usize::MAX);
+    drop(cache.load(uses).expect("loads"));
+    cache.bytes()
+}
+
+#[test]
+fn an_adapter_is_read_once_and_nothing_waits_for_it() {
+    let mut cache = cache(usize::MAX);
+    let uses = used(1, "a1_peft");
+    assert!(!cache.prepare(&uses).expect("begins"), "its thread was just started");
+    while !cache.prepare(&uses).expect("loads") {
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    let first = cache.load(&uses).expect("there");
+    let second = cache.load(&uses).expect("there");
+    assert!(Arc::ptr_eq(&first.0[0].0, &second.0[0].0), "the same numbers");
+    assert_eq!((first.0[0].1, cache.entries.len()), (0.5, 1));
+}
+
+#[test]
+fn an_adapter_of_strength_0_is_not_read() {
+    let mut cache = cache(usize::MAX);
+    let uses: Vec<_> = used(1, "missing").into_iter().map(|lora| AdapterUse { scale: 0.0, ..lora }).collect();
+    assert!(cache.prepare(&uses).expect("nothing to do"));
+    assert!(cache.load(&uses).expect("nothing to do").0.is_empty() && cache.entries.is_empty());
+}
+
+#[test]
+fn the_least_recently_used_adapter_leaves_and_one_in_use_stays() {
+    let (first, second, third) = (used(1, "a1_peft"), used(2, "b1_kohya"), used(3, "c1_ai_toolkit"));
+    let mut cache = cache([&first, &second, &third].map(|uses| bytes_of(uses)).iter().sum::<usize>() - 1);
+    for uses in [&first, &second, &first] {
+        cache.load(uses).expect("loads");
+    }
+    cache.load(&third).expect("loads");
+    assert_eq!([&first, &second, &third].map(|uses| has(&cache, uses)), [true, false, true]);
+    let image = cache.load(&first).expect("there");
+    cache.load(&second).expect("loads");
+    assert_eq!([&first, &second, &third].map(|uses| has(&cache, uses)), [true, true, false]);
+    cache.drop_unused();
+    assert_eq!([&first, &second].map(|uses| has(&cache, uses)), [true, false]);
+    drop(image);
+    cache.drop_unused();
+    assert!(cache.entries.is_empty());
+}
+
+#[test]
+fn adapters_in_use_make_others_wait_and_what_never_fits_is_refused() {
+    let (first, second) = (used(1, "a1_peft"), used(2, "b1_kohya"));
+    let mut cache = cache(bytes_of(&first));
+    let image = cache.load(&first).expect("loads");
+    assert!(matches!(cache.load(&second), Err(EngineError::OutOfMemory(_))));
+    assert!(!cache.prepare(&second).expect("waits"));
+    drop(image);
+    cache.load(&second).expect("there is room now");
+    let both = [first, second].concat();
+    let error = cache.load(&both).expect_err("more than the cache holds");
+    assert!(matches!(&error, EngineError::Request(reason) if reason.contains("MiB that are for adapters")), "{error}");
+}
+
+#[test]
+fn no_more_than_so_many_are_kept() {
+    let mut cache = cache(usize::MAX);
+    for number in 0..ADAPTERS_MAX as u8 + 3 {
+        cache.load(&used(number, "e4_peft_some_layers")).expect("loads");
+        assert!(cache.entries.len() <= ADAPTERS_MAX);
+    }
+    assert_eq!(cache.entries.len(), ADAPTERS_MAX);
+}
+
+#[test]
+fn what_cannot_be_applied_is_refused_by_its_id_and_without_its_path() {
+    let mut cache = cache(usize::MAX);
+    for (name, reason) in [
+        ("h_control_canny", "a control adapter, which needs a control image"),
+        ("j10_sdxl", "its file: an adapter for Stable Diffusion"),
+        ("j7_nan", "its file cannot be used:"),
+        ("j11_no_lora_keys", "nothing in it is a change of FLUX.1"),
+        ("there_is_none", "not a file that can be read"),
+    ] {
+        let uses = used(7, name);
+        // An error is not kept.
+        for _ in 0..2 {
+            let Err(EngineError::Request(error)) = cache.load(&uses) else { panic!("{name} is refused") };
+            assert!(error.contains(reason) && error.contains(uses[0].id.as_str()), "{error}");
+            assert!(!error.contains("tests/reference"), "{error}");
+        }
+        assert!(cache.entries.is_empty());
+    }
+}
