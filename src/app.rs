@@ -42,7 +42,7 @@ pub use doctor::{doctor, doctor_for_memory, test_operations};
 pub use engines::{DeviceLost, EngineBuilder};
 pub use fetching::ProgressLines;
 pub use file_uses::uses_of;
-pub use generate::{GenerateRequest, generate};
+pub use generate::{GenerateRequest, LoraFile, generate};
 pub use hub::{DownloadRequest, download_model, local_model};
 pub use kernel_trials::{DISAGREES, try_kernel};
 pub use logs::CommandLogs;

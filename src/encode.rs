@@ -107,6 +107,7 @@ mod tests {
     use super::*;
     use crate::domain::ids::ModelId;
     use crate::domain::precision::Precision;
+    use crate::domain::provenance::AdapterProvenance;
 
     fn gradient(width: u32, height: u32) -> RgbImage {
         let pixels = (0..height).flat_map(|y| (0..width).flat_map(move |x| [x as u8, y as u8, (x ^ y) as u8]));
@@ -134,6 +135,7 @@ mod tests {
             width: 48,
             height: 32,
             strength: Some(0.6),
+            loras: vec![AdapterProvenance { sha256: "a5".repeat(32), scale: -0.5 }],
             precision: Some(Precision::Fp8),
         }
     }
@@ -156,7 +158,7 @@ mod tests {
             let expected = serde_json::json!({
                 "model": "somebody/mödel-\u{1f98a}", "revision": "0123456789abcdef0123456789abcdef01234567",
                 "seed": 9_007_199_254_740_991_u64, "steps": 28, "guidance": 3.5, "width": 48, "height": 32,
-                "strength": 0.6, "precision": "fp8",
+                "strength": 0.6, "loras": [{"sha256": "a5".repeat(32), "scale": -0.5}], "precision": "fp8",
             });
             assert_eq!(told, expected, "{format}");
             let pixels = |bytes: &[u8]| image::load_from_memory(bytes).expect("decodes").to_rgb8();

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use cache::cached;
-pub use checksum::{Checksum, checksum_of};
+pub use checksum::{Checksum, checksum_of, sha256_of};
 pub use download::{Downloaded, Request, download};
 pub use error::HubError;
 pub use file_system::FileSystem;

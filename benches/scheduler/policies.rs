@@ -228,6 +228,7 @@ fn candidate(job: &Job, owner: KeyId, workload: &Workload, now: f64, knows_deadl
         step_work: job.work,
         steps_left: job.steps_left,
         is_suspect: false,
+        is_loading: false,
         is_admitted: job.is_admitted,
     }
 }

@@ -11,8 +11,9 @@ use super::models::files_of;
 use crate::catalog::card_of;
 use crate::config::Config;
 use crate::decode::{decode, prepare};
+use crate::domain::adapter::{AdapterId, AdapterUse, LORAS};
 use crate::domain::device::EngineSettings;
-use crate::domain::engine::{LoadObserver, StepEngine};
+use crate::domain::engine::{EngineError, LoadObserver, StepEngine};
 use crate::domain::format::OutputFormat;
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
@@ -21,6 +22,7 @@ use crate::domain::provenance::Provenance;
 use crate::domain::spec::{GenerateParams, GenerateSpec, PIXELS_PER_TOKEN_SIDE};
 use crate::encode::encode_with;
 use crate::engine::{FluxEngine, KernelChoices};
+use crate::hub::sha256_of;
 
 /// A request of the command `generate`.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,10 +35,21 @@ pub struct GenerateRequest {
     pub params: GenerateParams,
     /// The input image.
     pub image: Option<PathBuf>,
+    /// Adapters.
+    pub loras: Vec<LoraFile>,
     /// Whether the file carries its provenance.
     pub writes_provenance: bool,
     /// The PNG file to write.
     pub output: PathBuf,
+}
+
+/// An adapter on the command line.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoraFile {
+    /// Its file.
+    pub file: PathBuf,
+    /// What its changes are multiplied by.
+    pub scale: f64,
 }
 
 /// Longest prompt on the command line, in characters: as much as a shell passes, not what a server can afford.
@@ -56,6 +69,7 @@ pub fn generate(
     let card = for_its_operator(card_of(&request.model));
     let mut params = request.params;
     params.input_images = Vec::from_iter(request.image.as_deref().map(read_image).transpose()?);
+    params.loras = request.loras.iter().map(lora_of).collect::<anyhow::Result<_>>()?;
     let spec = GenerateSpec::new(prepare(params, &card), &card).map_err(|errors| {
         let lines: Vec<String> =
             errors.into_iter().map(|error| format!("{}: {}", option_of(&error.field), error.reason)).collect();
@@ -65,7 +79,7 @@ pub fn generate(
     let files = files_of(config, &request.model)?;
     let engine = FluxEngine::load_watched(&files, with_faults(request.engine), on_load);
     let mut engine = engine.map_err(|error| anyhow!("{error}{}", hint(config, &request.model.id, &files)))?;
-    let slot = engine.admit(&spec)?;
+    let slot = engine.admit(&spec).map_err(|error| with_files(&error, spec.loras()))?;
     on_step(0, spec.steps());
     for step in 1..=spec.steps() {
         engine.step(&[slot])?;
@@ -82,6 +96,18 @@ fn read_image(path: &Path) -> anyhow::Result<Arc<RgbImage>> {
     let bytes = std::fs::read(path).with_context(|| format!("reading `{}`", path.display()))?;
     let image = decode(&bytes).map_err(|error| anyhow!("--image: `{}` {error}", path.display()))?;
     Ok(Arc::new(image))
+}
+
+/// The use of an adapter, by its file's digest.
+fn lora_of(lora: &LoraFile) -> anyhow::Result<AdapterUse> {
+    let digest = sha256_of(&lora.file).with_context(|| format!("--lora: reading `{}`", lora.file.display()))?;
+    Ok(AdapterUse { id: AdapterId::of_sha256(digest), file: lora.file.as_path().into(), scale: lora.scale })
+}
+
+/// An engine's error, which names adapters by their ids, with their files instead.
+fn with_files(error: &EngineError, loras: &[AdapterUse]) -> anyhow::Error {
+    let named = |text: String, lora: &AdapterUse| text.replace(lora.id.as_str(), &lora.file.display().to_string());
+    anyhow::Error::msg(loras.iter().fold(error.to_string(), named))
 }
 
 /// Refuses a file in a missing folder, before anything is generated for it.
@@ -104,6 +130,9 @@ pub(super) fn for_its_operator(mut card: ModelCard) -> ModelCard {
 
 /// The command-line option of a field.
 fn option_of(field: &str) -> String {
+    if field.starts_with(LORAS) {
+        return "--lora".to_owned();
+    }
     format!("--{}", field.replace('_', "-"))
 }
 

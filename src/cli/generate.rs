@@ -10,7 +10,7 @@ use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
 use super::models::with_progress;
 use super::part_args::PartArgs;
-use crate::app::{self, ChosenKernel, GenerateRequest, KernelChoices, Progress};
+use crate::app::{self, ChosenKernel, GenerateRequest, KernelChoices, LoraFile, Progress};
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
 use crate::domain::model_source::ModelSource;
@@ -61,6 +61,9 @@ pub struct GenerateArgs {
     /// How much to change it: above 0; 1 ignores it [default: 0.6]
     #[arg(long, value_name = "X", requires = "image", allow_negative_numbers = true)]
     pub strength: Option<f64>,
+    /// A LoRA, with its strength [default: 1]; repeatable
+    #[arg(long = "lora", value_name = "FILE[=SCALE]", value_parser = parse_lora)]
+    pub loras: Vec<LoraFile>,
     /// T5 tokens to pad or truncate the prompt to [default: the model's]
     #[arg(long, value_name = "N")]
     pub max_sequence_length: Option<usize>,
@@ -78,6 +81,13 @@ pub struct GenerateArgs {
 fn parse_output(text: &str) -> Result<PathBuf, String> {
     let is_png = Path::new(text).extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"));
     if is_png { Ok(text.into()) } else { Err("the file's name must end in .png".to_owned()) }
+}
+
+/// What follows the last `=` is the strength, if it is a number.
+fn parse_lora(text: &str) -> Result<LoraFile, String> {
+    let numbered = text.rsplit_once('=').and_then(|(file, scale)| Some((file, scale.parse().ok()?)));
+    let (file, scale) = numbered.unwrap_or((text, 1.0));
+    if file.is_empty() { Err("names no file".to_owned()) } else { Ok(LoraFile { file: file.into(), scale }) }
 }
 
 impl GenerateArgs {
@@ -113,6 +123,8 @@ impl GenerateArgs {
             sequence_length: self.max_sequence_length,
             input_images: Vec::new(),
             strength: self.strength,
+            // By their files, which are read later.
+            loras: Vec::new(),
         };
         let engine = config.engine_settings(config.device.first());
         Ok(GenerateRequest {
@@ -120,6 +132,7 @@ impl GenerateArgs {
             engine,
             params,
             image: self.image,
+            loras: self.loras,
             writes_provenance: config.results.provenance,
             output: self.output,
         })
@@ -175,6 +188,20 @@ fn note_of(kernels: &KernelChoices) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lora_is_a_file_with_or_without_a_strength() {
+        let parsed = |text| parse_lora(text).map(|LoraFile { file, scale }| (file.display().to_string(), scale));
+        for (text, file, scale) in [
+            ("a.safetensors", "a.safetensors", 1.0),
+            ("a.safetensors=-0.5", "a.safetensors", -0.5),
+            ("b=c/a=2.safetensors", "b=c/a=2.safetensors", 1.0),
+            ("a=1=2e-1", "a=1", 0.2),
+        ] {
+            assert_eq!(parsed(text), Ok((file.to_owned(), scale)), "{text}");
+        }
+        assert!(parsed("").is_err() && parsed("=1").is_err());
+    }
 
     #[test]
     fn the_kernels_of_a_gpu_are_noted_and_the_cpu_needs_no_note() {

@@ -3,12 +3,28 @@
 
 use serde::Serialize;
 
+use crate::domain::adapter::AdapterId;
 use crate::domain::ids::ModelId;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateSpec;
 
 /// The program that generated the image, and its version.
 pub const SOFTWARE: &str = concat!(env!("CARGO_PKG_NAME"), " ", env!("CARGO_PKG_VERSION"));
+
+/// An adapter of an image.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AdapterProvenance {
+    /// The SHA-256 of its file, in hexadecimal digits.
+    pub sha256: String,
+    /// What its changes were multiplied by.
+    pub scale: f64,
+}
+
+impl AdapterProvenance {
+    fn of(id: &AdapterId, scale: f64) -> Self {
+        Self { sha256: id.to_string(), scale }
+    }
+}
 
 /// How an image was generated.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -31,6 +47,9 @@ pub struct Provenance {
     /// How far it departs from the input image, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
+    /// The adapters, if there were any, in the order of the request.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<AdapterProvenance>,
     /// The precision, where it is lossy: then the image differs from the one in full precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub precision: Option<Precision>,
@@ -49,6 +68,7 @@ impl Provenance {
             width: spec.width(),
             height: spec.height(),
             strength: spec.input_image().map(|start| start.strength),
+            loras: spec.loras().iter().map(|lora| AdapterProvenance::of(&lora.id, lora.scale)).collect(),
             precision: precision.if_lossy(),
         }
     }

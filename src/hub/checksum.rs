@@ -121,6 +121,20 @@ pub fn checksum_of(path: &Path, like: &Checksum) -> io::Result<Checksum> {
     Ok(hasher.finish())
 }
 
+/// Computes a file's SHA-256. Blocks while it reads.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn sha256_of(path: &Path) -> io::Result<[u8; 32]> {
+    let (mut file, mut hasher, mut chunk) = (File::open(path)?, Sha256::new(), vec![0; CHUNK_BYTES]);
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(hasher.finalize().into()),
+            count => hasher.update(&chunk[..count]),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +150,7 @@ mod tests {
         let sha = sha.expect("a name");
         assert_eq!(checksum_of(&path, &git).expect("read"), git);
         assert_eq!(checksum_of(&path, &sha).expect("read"), sha);
+        assert_eq!(hex(&sha256_of(&path).expect("read")), sha.digits());
         for name in ["", "CE013625030BA8DBA906F756967F9E9CA394464A", "ce01.incomplete", "hello"] {
             assert_eq!(Checksum::of_name(name), None, "{name}");
         }

@@ -44,6 +44,10 @@ impl GuardedEngine {
         guard(|| Ok(self.engine().attention_balance_tokens()))
     }
 
+    pub(super) fn prepare(&mut self, spec: &GenerateSpec) -> Result<bool, EngineError> {
+        self.watched(Call::Admit, |engine| engine.prepare(spec))
+    }
+
     pub(super) fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         self.watched(Call::Admit, |engine| engine.admit(spec))
     }

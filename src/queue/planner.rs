@@ -106,6 +106,8 @@ pub struct Candidate {
     /// Whether it may break the engine: it was running when an engine or the process crashed, and must not take other
     /// jobs along a second time.
     pub is_suspect: bool,
+    /// Whether it waits for what the engine is still loading for it.
+    pub is_loading: bool,
     /// Whether the engine holds it.
     pub is_admitted: bool,
 }
@@ -222,7 +224,7 @@ pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
         return Plan { action: Action::Finish(complete.id), reason: Reason::ImageComplete };
     }
     if may_admit(state, limits) {
-        let all = choose_step(state, limits, |_| true);
+        let all = choose_step(state, limits, |candidate| !candidate.is_loading);
         let mut pending = all.iter().flat_map(|step| &step.chosen).filter(|chosen| !chosen.is_admitted);
         if let Some(job) = pending.find(|job| has_slot(state, limits, job) && is_paid(state, job)) {
             return Plan { action: Action::Admit(job.id), reason: Reason::ChosenForStep };

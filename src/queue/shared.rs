@@ -19,6 +19,7 @@ use super::watchdog::Watch;
 use super::{CancelCause, EngineState};
 use crate::domain::ids::JobId;
 use crate::domain::priority::Priority;
+use crate::domain::spec::GenerateSpec;
 use crate::telemetry::metrics::{self, Waiting};
 
 /// One engine, as other threads see it.
@@ -238,6 +239,13 @@ impl SharedQueue {
         Some(entry)
     }
 
+    /// What a job asks for, if it is still pending and needs adapters.
+    pub(super) fn spec_with_adapters(&self, id: JobId) -> Option<GenerateSpec> {
+        let inner = self.lock();
+        let entry = inner.waiting.iter().find(|entry| entry.id == id)?;
+        (!entry.spec.loras().is_empty()).then(|| entry.spec.clone())
+    }
+
     /// Returns a job to the queue. It keeps its arrival time.
     pub(super) fn put_back(&self, entry: Entry) {
         entry.events.put_back();
@@ -358,6 +366,7 @@ impl Inner {
             step_work: job.step_work,
             steps_left: job.steps_left,
             is_suspect: job.is_suspect,
+            is_loading: false,
             is_admitted,
         };
         let admitted = view.admitted.iter().map(|job| candidate(job, true));

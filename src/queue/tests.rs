@@ -1,5 +1,6 @@
 //! A queue from outside, with fake engines that step when the test lets them.
 
+mod adapters;
 mod jobs;
 mod outages;
 mod sharing;

@@ -5,6 +5,7 @@
 
 mod decode;
 mod faults;
+mod loading;
 mod spans;
 mod warm_up;
 
@@ -25,6 +26,7 @@ use crate::domain::ids::JobId;
 use crate::telemetry::metrics;
 use decode::patience;
 use faults::end_failed;
+use loading::{LOOK_INTERVAL, LoadingJob};
 
 /// How often the deadlines of pending jobs are checked while there is no engine.
 const DEADLINE_CHECK_INTERVAL: Duration = Duration::from_millis(500);
@@ -71,6 +73,8 @@ pub(super) struct Worker {
     running: HashMap<JobId, Running>,
     /// The same jobs as in `running`, in order of admission.
     admitted: Vec<ActiveJob>,
+    /// Pending jobs that wait for what this engine is loading for them.
+    loading: Vec<LoadingJob>,
     non_step_work: NonStepWork,
     admissions_blocked: bool,
     scale: WorkScale,
@@ -84,6 +88,7 @@ impl Worker {
             settings,
             running: HashMap::new(),
             admitted: Vec::new(),
+            loading: Vec::new(),
             non_step_work: NonStepWork::default(),
             admissions_blocked: false,
             scale: WorkScale { attention_balance_tokens: usize::MAX },
@@ -168,7 +173,8 @@ impl Worker {
     /// Serves until the queue is closed (`Ok`) or the engine breaks.
     fn serve(&mut self, mut engine: GuardedEngine) -> Result<(), Broken> {
         loop {
-            let Some(updates) = self.catch_up(&mut engine)? else { return Ok(()) };
+            let Some(mut updates) = self.catch_up(&mut engine)? else { return Ok(()) };
+            self.load_further(&mut engine, &mut updates)?;
             let state = PlannerState {
                 candidates: &updates.candidates,
                 ledger: &updates.ledger,
@@ -180,8 +186,15 @@ impl Worker {
             let plan = plan(&state, &engine.limits()?);
             tracing::trace!(?plan, "planned");
             match plan.action {
-                Action::Idle => self.shared.wait_for_work(self.engine),
-                Action::Admit(id) => self.admit(&mut engine, id)?,
+                Action::Idle if self.loading.is_empty() => self.shared.wait_for_work(self.engine),
+                Action::Idle => {
+                    self.shared.sleep(LOOK_INTERVAL);
+                }
+                Action::Admit(id) => {
+                    if self.is_loaded(&mut engine, id)? {
+                        self.admit(&mut engine, id)?;
+                    }
+                }
                 Action::Step(ids) => self.step(&mut engine, ids, plan.reason)?,
                 Action::Finish(id) => self.finish(&mut engine, id, patience(&state))?,
             }

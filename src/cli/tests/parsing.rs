@@ -221,6 +221,10 @@ fn generate_passes_all_options_on() {
         "from.jpg",
         "--strength",
         "0.3",
+        "--lora",
+        "a.safetensors=-0.5",
+        "--lora",
+        "b.safetensors",
         "--output",
         "x.PNG",
     ];
@@ -241,7 +245,11 @@ fn generate_passes_all_options_on() {
         sequence_length: Some(256),
         input_images: Vec::new(),
         strength: Some(0.3),
+        loras: Vec::new(),
     };
+    let loras: Vec<_> =
+        request.loras.into_iter().map(|lora| (lora.file.display().to_string(), lora.scale)).collect();
+    assert_eq!(loras, [("a.safetensors".to_owned(), -0.5), ("b.safetensors".to_owned(), 1.0)]);
     assert_eq!((request.params, request.image), (expected, Some("from.jpg".into())));
     assert_eq!((request.model.to_string(), request.output), ("a=/b".into(), "x.PNG".into()));
     assert_eq!(String::from_utf8(notes).expect("text"), "width 100 is not a multiple of 16: using 96\n");

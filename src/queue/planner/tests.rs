@@ -23,6 +23,7 @@ struct Job {
     steps: u32,
     steps_left: u32,
     is_suspect: bool,
+    is_loading: bool,
     is_admitted: bool,
     ended: Option<f64>,
 }
@@ -76,6 +77,7 @@ impl Bench {
             steps,
             steps_left: steps,
             is_suspect: false,
+            is_loading: false,
             is_admitted: false,
             ended: None,
         });
@@ -101,6 +103,7 @@ impl Bench {
                 step_work,
                 steps_left: job.steps_left,
                 is_suspect: job.is_suspect,
+                is_loading: job.is_loading,
                 is_admitted: job.is_admitted,
             }
         })

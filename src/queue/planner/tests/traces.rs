@@ -22,6 +22,18 @@ fn small_images_are_batched_and_a_late_one_joins_between_two_steps() {
 }
 
 #[test]
+fn others_pass_a_job_that_waits_for_its_adapters() {
+    let mut bench = Bench::with(&[(0, 2, 100), (1, 3, 100)]);
+    bench.jobs[0].is_loading = true;
+    assert_eq!((bench.word(&LIMITS), bench.word(&LIMITS)), ("+b".into(), "[b]".into()));
+    bench.jobs[0].is_loading = false;
+    assert_eq!(bench.run(&LIMITS), "+a [ab] [ab] !a !b", "it joins as soon as they are there");
+    let mut bench = Bench::with(&[(0, 1, 100)]);
+    bench.jobs[0].is_loading = true;
+    assert_eq!(bench.word(&LIMITS), ".", "nothing else to do");
+}
+
+#[test]
 fn packing_stops_where_it_stops_paying() {
     let mut bench = Bench::with(&[(0, 1, 600), (0, 1, 600)]);
     bench.costs = CostModel::known(0.0, SECONDS_PER_TOKEN, 0.0, 0.0);

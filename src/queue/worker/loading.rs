@@ -1,0 +1,67 @@
+//! Jobs whose adapters are still loading: others pass them, and they are admitted once everything is there.
+
+use std::time::Duration;
+
+use super::{Broken, Worker, end_failed};
+use crate::domain::engine::EngineError;
+use crate::domain::ids::JobId;
+use crate::domain::spec::GenerateSpec;
+use crate::queue::guarded::GuardedEngine;
+use crate::queue::shared::Updates;
+
+/// How often to look whether something is loaded, while nothing else is to do.
+pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Maximum jobs for which loading goes on at a time: more would push each other's adapters out.
+const LOADING_MAX: usize = 2;
+
+/// A pending job that waits for its adapters.
+pub(super) struct LoadingJob {
+    id: JobId,
+    spec: GenerateSpec,
+}
+
+impl Worker {
+    /// Loads further what pending jobs wait for, and marks those that are still waiting. Those that ended elsewhere are forgotten.
+    pub(super) fn load_further(&mut self, engine: &mut GuardedEngine, updates: &mut Updates) -> Result<(), Broken> {
+        let is_pending = |id: JobId| updates.candidates.iter().any(|job| job.id == id && !job.is_admitted);
+        self.loading.retain(|job| is_pending(job.id));
+        let first = self.loading.len().min(LOADING_MAX);
+        let left = self.loading.split_off(first);
+        for job in std::mem::take(&mut self.loading) {
+            if !self.prepare(engine, job.id, &job.spec)? {
+                self.loading.push(job);
+            }
+        }
+        self.loading.extend(left);
+        let is_loading = |id: JobId| self.loading.iter().any(|job| job.id == id);
+        updates.candidates.iter_mut().for_each(|job| job.is_loading = is_loading(job.id));
+        Ok(())
+    }
+
+    /// Whether a pending job can be admitted now, or waits no longer because it has failed. If not, others pass it.
+    pub(super) fn is_loaded(&mut self, engine: &mut GuardedEngine, id: JobId) -> Result<bool, Broken> {
+        let Some(spec) = self.shared.spec_with_adapters(id) else { return Ok(true) };
+        let is_ready = self.prepare(engine, id, &spec)?;
+        if !is_ready {
+            self.loading.push(LoadingJob { id, spec });
+        }
+        Ok(is_ready)
+    }
+
+    /// Loads further what a job needs. `true`: everything is there, or the job has failed.
+    fn prepare(&mut self, engine: &mut GuardedEngine, id: JobId, spec: &GenerateSpec) -> Result<bool, Broken> {
+        match engine.prepare(spec) {
+            Ok(is_ready) => Ok(is_ready),
+            Err(error) if error.breaks_engine() => Err(Broken::at(error, Vec::new())),
+            // Until an image has left.
+            Err(EngineError::OutOfMemory(_)) if !self.running.is_empty() => Ok(false),
+            Err(error) => {
+                if let Some(entry) = self.shared.take(self.engine, id) {
+                    end_failed(entry, &error);
+                }
+                Ok(true)
+            }
+        }
+    }
+}
