@@ -1,5 +1,5 @@
 //! Batch invariance under the real scheduler: hundreds of jobs of several owners arrive at random moments, some are
-//! canceled, and every generated image is the same file as when it is generated unbatched.
+//! canceled, some have adapters, and every generated image is the same file as when it is generated unbatched.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fluxserve::catalog::card_or_flux_dev;
+use fluxserve::domain::adapter::{AdapterId, AdapterUse};
 use fluxserve::domain::device::DeviceChoice;
 use fluxserve::domain::engine::{EngineError, EngineLimits, Slot, StepEngine};
 use fluxserve::domain::format::OutputFormat;
@@ -51,6 +52,20 @@ impl Random {
         vec![Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))]
     }
 
+    /// Up to three adapters for one job in three.
+    fn loras(&mut self) -> Vec<AdapterUse> {
+        let names = ["a1_peft", "b1_kohya", "e4_peft_some_layers", "f3_kohya_te1_only", "g1_loha", "g3_lokr_simpletuner", "g7_dora_peft"];
+        let count = if self.below(3) == 0 { 1 + self.below(3) } else { 0 };
+        let adapter = |random: &mut Self| {
+            let number = random.below(names.len() as u64) as usize;
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/lora/adapters");
+            let file = folder.join(format!("{}.safetensors", names[number])).into();
+            let scale = random.below(20) as f64 / 10.0 - 1.0;
+            AdapterUse { id: AdapterId::of_sha256([number as u8; 32]), file, scale }
+        };
+        (0..count).map(|_| adapter(self)).collect()
+    }
+
     fn spec(&mut self, seed: u64) -> GenerateSpec {
         let mut card = card_or_flux_dev(&ModelId::new("reference"));
         card.input_images_max = 1;
@@ -70,6 +85,7 @@ impl Random {
             guidance: Some(self.below(8) as f64),
             seed,
             sequence_length: Some(1 + self.below(16) as usize),
+            loras: self.loras(),
             ..GenerateParams::default()
         };
         GenerateSpec::new(params, &card).expect("a valid image")
@@ -92,6 +108,10 @@ struct Counted {
 impl StepEngine for Counted {
     fn limits(&self) -> EngineLimits {
         self.engine.limits()
+    }
+
+    fn prepare(&mut self, spec: &GenerateSpec) -> Result<bool, EngineError> {
+        self.engine.prepare(spec)
     }
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
