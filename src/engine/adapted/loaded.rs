@@ -105,12 +105,12 @@ impl RowChange {
 
     /// Its numbers in another type.
     pub(super) fn in_dtype(self, dtype: DType) -> Result<Self> {
-        self.map(&|tensor| tensor.to_dtype(dtype))
+        self.map(&|tensor: &Tensor| tensor.to_dtype(dtype))
     }
 
     /// Its numbers on a device.
     pub(super) fn on(self, device: &Device) -> Result<Self> {
-        self.map(&|tensor| tensor.to_device(device))
+        self.map(&|tensor: &Tensor| tensor.to_device(device))
     }
 
     /// Bytes of its numbers.

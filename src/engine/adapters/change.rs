@@ -198,7 +198,7 @@ impl Magnitude {
     fn scales(&self, matrix: &[f32], columns: usize) -> Vec<f32> {
         let (norms, squares) = match self {
             Self::Rows(norms) => {
-                let of_row = |row: &[f32]| row.iter().map(|number| f64::from(*number).powi(2)).sum();
+                let of_row = |row: &[f32]| row.iter().map(|number| f64::from(*number).powi(2)).sum::<f64>();
                 (norms, matrix.chunks_exact(columns).map(of_row).collect::<Vec<f64>>())
             }
             Self::Columns(norms) => {

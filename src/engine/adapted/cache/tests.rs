@@ -78,7 +78,7 @@ fn the_least_recently_used_adapter_leaves_and_one_in_use_stays() {
 #[test]
 fn adapters_in_use_make_others_wait_and_what_never_fits_is_refused() {
     let (first, second) = (used(1, "a1_peft"), used(2, "b1_kohya"));
-    let mut cache = cache(bytes_of(&first));
+    let mut cache = cache(bytes_of(&first).max(bytes_of(&second)));
     let image = cache.load(&first).expect("loads");
     assert!(matches!(cache.load(&second), Err(EngineError::OutOfMemory(_))));
     assert!(!cache.prepare(&second).expect("waits"));
