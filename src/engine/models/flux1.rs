@@ -21,7 +21,7 @@ use crate::domain::engine::EngineError;
 use crate::domain::image::RgbImage;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateSpec;
-use crate::engine::checkpoint::Tensors;
+use crate::engine::checkpoint::{StreamedBlocks, Tensors};
 use crate::engine::device::device_error;
 use crate::engine::noise;
 
@@ -60,6 +60,8 @@ pub(crate) struct Residency {
     pub(crate) precision: Precision,
     /// Whether T5's blocks are on the device only while a prompt is encoded.
     pub(crate) is_text_streamed: bool,
+    /// Which of the transformer's blocks are read for each step, if any.
+    pub(crate) blocks: Option<StreamedBlocks>,
 }
 
 /// A FLUX.1 model on one device.
@@ -90,7 +92,8 @@ impl Flux1 {
         let decoder = Decoder::load(&configs.vae, &weights.decoder)?;
         let encoder = Encoder::load(&configs.vae, &weights.encoder)?;
         let text = TextEncoders::load(&configs, &weights.clip, weights.t5, residency.is_text_streamed)?;
-        let transformer = Transformer::load(&configs.transformer, &weights.transformer, residency.precision)?;
+        let Residency { precision, blocks, .. } = residency;
+        let transformer = Transformer::load(&configs.transformer, &weights.transformer, precision, blocks)?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
             prompts: PromptCache::default(),

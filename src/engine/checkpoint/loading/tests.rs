@@ -35,14 +35,14 @@ fn checkpoint() -> Checkpoint {
 }
 
 fn options(is_text_streamed: bool) -> LoadOptions {
-    LoadOptions { dtype: DType::F32, is_text_streamed, are_stored: false }
+    LoadOptions { dtype: DType::F32, is_text_streamed, are_stored: false, blocks: None }
 }
 
 fn slowly<'a>(checkpoint: &'a Checkpoint, is_text_streamed: bool, progress: &Arc<Progress>) -> Loading<'a> {
     let observer = Arc::clone(progress) as Arc<dyn LoadObserver>;
     Loading::new(checkpoint, &Device::Cpu, options(is_text_streamed), observer)
         .expect("begins")
-        .through(|| Slow::new(Duration::ZERO))
+        .through(|_| Ok(Slow::new(Duration::ZERO)))
 }
 
 fn numbers_of(vb: &VarBuilder, name: &str) -> Vec<f32> {
@@ -88,7 +88,7 @@ fn the_model_asks_in_the_order_of_the_plan_and_all_bytes_are_reported() {
     TextEncoders::load(configs, &recorded(loading.clip()), recorded(loading.builder(Part::T5)).into(), false)
         .expect("loads");
     let transformer = Tensors::from(recorded(loading.builder(Part::Transformer)));
-    Transformer::load(&configs.transformer, &transformer, Precision::Full).expect("loads");
+    Transformer::load(&configs.transformer, &transformer, Precision::Full, None).expect("loads");
     let asked = asked.lock().expect("no panic");
     let planned =
         PARTS.into_iter().flat_map(|part| part.tensors(&checkpoint).names().filter(move |name| part.has(name)));
@@ -128,7 +128,7 @@ fn blocks_of_t5_are_streamed_for_each_prompt() {
     let host = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(())).expect("begins");
     let mut resident = encoders(&host, false);
     let loading = slowly(&checkpoint, true, &progress);
-    let text = Arc::clone(loading.text.as_ref().expect("a stream of its own"));
+    let text = Arc::clone(loading.repeated.get(&Reading::ForPrompts).expect("a stream of its own"));
     let mut streamed = encoders(&loading, true);
     let told = progress.0.lock().expect("no panic").1;
     loading.finish().expect("finishes");
@@ -147,9 +147,9 @@ fn without_pinned_memory_it_is_loaded_through_the_host() {
     let checkpoint = checkpoint();
     let loading = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(()))
         .expect("begins")
-        .through(|| Slow::new(Duration::ZERO).with_buffers(1));
+        .through(|_| Ok(Slow::new(Duration::ZERO).with_buffers(1)));
     assert!(loading.stream.is_none());
-    Transformer::load(&checkpoint.configs.transformer, &loading.transformer(), Precision::Full).expect("loads");
+    Transformer::load(&checkpoint.configs.transformer, &loading.transformer(), Precision::Full, None).expect("loads");
 }
 
 #[test]
