@@ -12,7 +12,7 @@ use candle_nn::VarBuilder;
 
 use super::builder::{Observed, Streamed, Streaming, Tensors, Weights};
 use super::recipe::Recipe;
-use super::repeated::{Reading, Repeated, StreamedBlocks};
+use super::repeated::{BlockBytes, Reading, Repeated, StreamedBlocks};
 use super::stream::nowhere::Nowhere;
 use super::stream::{Asked, Destination, TensorStream, WeightStream};
 use super::tensors::CheckedTensors;
@@ -134,6 +134,20 @@ impl Checkpoint {
             expanding: EXPANDED_BYTES_MAX,
             ..full
         })
+    }
+
+    /// The size of the transformer's blocks in `dtype`, or with their matrices as they are stored.
+    pub(crate) fn block_bytes(&self, dtype: DType, are_stored: bool) -> BlockBytes {
+        let config = &self.configs.transformer;
+        let are_stored = are_stored && Part::Transformer.stored_bytes(self, dtype).is_some();
+        // Every name has a tensor.
+        let bytes = |name: &str| {
+            self.transformer.recipe(name, dtype).map_or(0, |recipe| {
+                if are_stored && recipe.shape.len() == 2 { recipe.stored_bytes() } else { recipe.bytes() }
+            })
+        };
+        let tensors = self.transformer.names().map(|name| (name, bytes(name)));
+        BlockBytes::of(tensors, config.num_layers, config.num_layers + config.num_single_layers)
     }
 }
 

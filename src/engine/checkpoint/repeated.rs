@@ -1,11 +1,6 @@
 //! Which tensors are read again whenever they are needed, instead of kept in memory: T5's blocks for each prompt, some of the
 //! transformer's blocks for each step, and the layers of its modulations.
 
-use candle_core::DType;
-
-use super::Checkpoint;
-use super::tensors::CheckedTensors;
-
 /// T5's blocks.
 const T5_BLOCKS: &str = "encoder.block.";
 
@@ -144,24 +139,6 @@ impl BlockBytes {
         let of_blocks = (0..).zip(&self.blocks).filter(|(number, _)| streamed.has(*number)).map(|(_, bytes)| *bytes);
         2 * of_blocks.max().unwrap_or_default().max(self.modulation_max)
     }
-}
-
-impl Checkpoint {
-    /// The size of the transformer's blocks in `dtype`, or with their matrices as they are stored.
-    pub(crate) fn block_bytes(&self, dtype: DType, are_stored: bool) -> BlockBytes {
-        let config = &self.configs.transformer;
-        let bytes = |name: &str| bytes_of(&self.transformer, name, dtype, are_stored);
-        let tensors = self.transformer.names().map(|name| (name, bytes(name)));
-        BlockBytes::of(tensors, config.num_layers, config.num_layers + config.num_single_layers)
-    }
-}
-
-/// Bytes of a tensor in memory.
-fn bytes_of(tensors: &CheckedTensors, name: &str, dtype: DType, are_stored: bool) -> usize {
-    // Only of tensors that are there.
-    tensors.recipe(name, dtype).map_or(0, |recipe| {
-        if are_stored && recipe.shape.len() == 2 { recipe.stored_bytes() } else { recipe.bytes() }
-    })
 }
 
 #[cfg(test)]
