@@ -36,6 +36,8 @@ pub(crate) use transformer::Transformer;
 use vae::Decoding;
 pub(crate) use vae::{Decoder, Encoder};
 #[cfg(test)]
+pub(crate) use transformer::Sequence;
+#[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
 
 /// Steps whose modulations are computed at once. A step of FLUX.1-dev has half a megabyte of them.

@@ -10,7 +10,9 @@ use super::*;
 use crate::domain::model::ModelFiles;
 use crate::domain::precision::Precision;
 use crate::engine::models::flux1::text::TextEncoders;
-use crate::engine::models::flux1::{Decoder, Encoder, Transformer};
+use crate::engine::models::flux1::config::TransformerConfig;
+use crate::engine::models::flux1::{Decoder, Encoder, Sequence, Transformer};
+use crate::engine::noise::standard_normal;
 
 /// An observer that adds up what it is told.
 #[derive(Default)]
@@ -140,6 +142,58 @@ fn blocks_of_t5_are_streamed_for_each_prompt() {
     }
     assert_eq!(text.restarts(), 0);
     assert_eq!(progress.0.lock().expect("no panic").1, told, "streaming for a prompt is not part of loading");
+}
+
+/// The velocity of an image of 2×3 tokens with a prompt of four.
+fn velocity(transformer: &Transformer, config: &TransformerConfig) -> Vec<f32> {
+    let random = |seed, rows: usize, columns: usize| {
+        Tensor::from_vec(standard_normal(seed, 0, rows * columns), (rows, columns), &Device::Cpu).expect("random")
+    };
+    let text = transformer.embed_text(&random(1, 4, config.joint_attention_dim)).expect("embeds");
+    let condition = transformer.embed_condition(&random(2, 1, config.pooled_projection_dim), 3.5).expect("embeds");
+    let rotary = transformer.rotary(4, 2, 3).expect("tables");
+    let latents = random(3, 6, config.in_channels);
+    let sequence = Sequence {
+        latents: &latents,
+        text: &text,
+        condition: &condition,
+        modulation: None,
+        rotary: &rotary,
+        sigma: 0.7,
+    };
+    let velocities = transformer.velocities(&[sequence]).expect("runs");
+    velocities[0].flatten_all().and_then(|all| all.to_vec1()).expect("numbers")
+}
+
+/// As on CUDA: through buffers that a slow device copies from.
+#[test]
+fn blocks_and_modulations_are_streamed_for_each_step() {
+    let checkpoint = checkpoint();
+    let config = &checkpoint.configs.transformer;
+    let (double, total) = (config.num_layers, config.num_layers + config.num_single_layers);
+    let host = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(())).expect("begins");
+    let resident = Transformer::load(config, &host.transformer(), Precision::Full, None).expect("loads");
+    let expected = velocity(&resident, config);
+    for kept in [0, 2, total] {
+        let blocks = Some(StreamedBlocks { resident: kept, double, total });
+        let progress = Arc::new(Progress::default());
+        let observer = Arc::clone(&progress) as Arc<dyn LoadObserver>;
+        let options = LoadOptions { blocks, ..options(true) };
+        let loading = Loading::new(&checkpoint, &Device::Cpu, options, observer)
+            .expect("begins")
+            .through(|_| Ok(Slow::new(Duration::ZERO)));
+        let streamed =
+            Transformer::load(config, &loading.transformer(), Precision::Full, blocks).expect("loads");
+        let streams: Vec<_> = loading.repeated_of(Part::Transformer).into_values().collect();
+        assert_eq!(streams.len(), if kept == total { 1 } else { 2 });
+        loading.finish().expect("finishes");
+        let told = progress.0.lock().expect("no panic").1;
+        for pass in 0..3 {
+            assert_eq!(velocity(&streamed, config), expected, "{kept} blocks in memory, pass {pass}");
+        }
+        assert!(streams.iter().all(|stream| stream.restarts() == 0));
+        assert_eq!(progress.0.lock().expect("no panic").1, told, "streaming for a step is not part of loading");
+    }
 }
 
 #[test]
