@@ -60,8 +60,10 @@ impl Kept {
 pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &EngineSettings) -> Result<Room, TooLarge> {
     let Some(plan) = plan_for(checkpoint, device, settings)? else {
         let room = room_on_host(checkpoint, settings, available_bytes());
-        if let Some(StreamedBlocks { resident, total, .. }) = room.blocks {
-            tracing::info!(resident, total, "the other blocks of the transformer are read for each step, to save memory");
+        if let Some(blocks) = room.blocks {
+            let bytes = checkpoint.block_bytes(DType::F32, room.are_stored).read_for_a_step(blocks);
+            let StreamedBlocks { resident, total, .. } = blocks;
+            tracing::info!(resident, total, bytes, "the other blocks of the transformer are read for each step, to save memory");
         }
         return Ok(room);
     };
