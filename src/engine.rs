@@ -48,7 +48,7 @@ pub use checkpoint::{
 pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name};
 use device::{OpenDevice, device_error};
-pub use doctor::{ExaminedDevice, memory_plan_within};
+pub use doctor::{ExaminedDevice, memory_arrangements_within, memory_plan_within};
 pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
@@ -112,7 +112,8 @@ impl FluxEngine {
         storage::check_widths(checkpoint.configs.transformer.block_linears(), &device, settings.precision)?;
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision)?;
-        let Room { limits, pixels_max, are_stored, is_text_streamed, adapters_bytes_max } =
+        storage::check_streamed(settings.offload, settings.precision)?;
+        let Room { limits, pixels_max, are_stored, is_text_streamed, adapters_bytes_max, blocks } =
             memory::room_for(&checkpoint, &device, &settings)?;
         if settings.precision.is_lossy() {
             let precision = settings.precision;
@@ -121,7 +122,7 @@ impl FluxEngine {
         let faults = settings.kernel_faults;
         ops::attention::KERNELS.choose(&device, settings.kernels, faults.attention)?;
         ops::convolution::KERNELS.choose(&device, settings.kernels, faults.convolution)?;
-        let options = LoadOptions { dtype: device::dtype(&device), is_text_streamed, are_stored };
+        let options = LoadOptions { dtype: device::dtype(&device), is_text_streamed, are_stored, blocks };
         let loading = checkpoint.load_onto(&device, options, observer)?;
         let weights = Weights {
             decoder: loading.decoder(),
@@ -130,7 +131,7 @@ impl FluxEngine {
             t5: loading.t5(),
             transformer: loading.transformer(),
         };
-        let residency = Residency { precision: settings.precision, is_text_streamed };
+        let residency = Residency { precision: settings.precision, is_text_streamed, blocks };
         let (configs, tokenizers) = (checkpoint.configs.clone(), checkpoint.tokenizers.clone());
         let loader = Loader::new(&checkpoint, options.dtype, adapters_bytes_max);
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;

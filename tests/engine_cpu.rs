@@ -6,7 +6,8 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fluxserve::catalog::card_or_flux_dev;
+use fluxserve::catalog::{card_or_flux_dev, embedded_files};
+use fluxserve::domain::byte_size::ByteSize;
 use fluxserve::domain::device::{DeviceChoice, EngineSettings, Offload};
 use fluxserve::domain::engine::{EngineError, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
@@ -14,6 +15,7 @@ use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::model::{ModelCard, ModelFiles};
 use fluxserve::domain::precision::Precision;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::domain::weight_storage::WeightStorage;
 use fluxserve::engine::FluxEngine;
 use support::copy_folder;
 
@@ -200,6 +202,61 @@ fn check_batch_invariance(mut engine: FluxEngine) {
             assert_eq!(unbatched.pixels(), batched.pixels(), "image {index}, joining at {joins_at:?}");
         }
     }
+}
+
+/// Settings with which every block is read for each step, and T5's for each prompt.
+fn all_streamed() -> EngineSettings {
+    EngineSettings { offload: Offload::Blocks, memory_budget: Some(ByteSize(1)), ..DeviceChoice::Cpu.into() }
+}
+
+#[test]
+fn images_have_the_same_bits_where_blocks_are_read_for_each_step() {
+    let specs = mixed();
+    let mut resident = engine();
+    let expected: Vec<RgbImage> = specs.iter().map(|spec| generate_unbatched(&mut resident, spec)).collect();
+    for weights in [WeightStorage::AsStored, WeightStorage::Expanded] {
+        let settings = EngineSettings { weights, ..all_streamed() };
+        let files = ModelFiles::Directory(reference("FLUX.1-dev"));
+        let mut streamed = FluxEngine::load(&files, settings).expect("the checkpoint loads");
+        assert!(generate_unbatched(&mut streamed, &specs[0]) == expected[0], "{weights}");
+        assert!(generate_batched(&mut streamed, &specs, &[0, 0, 1, 1, 2, 3, 3, 0]) == expected, "{weights}");
+    }
+}
+
+#[test]
+fn the_demo_model_has_the_same_bits_where_blocks_are_read_for_each_step() {
+    let id = ModelId::new("fluxserve/flux-shapes");
+    let files = embedded_files(&id).expect("compiled in");
+    let params = GenerateParams { prompt: "a red circle".to_owned(), seed: 3, ..GenerateParams::default() };
+    let spec = GenerateSpec::new(params, &card_or_flux_dev(&id)).expect("a valid request");
+    let [resident, streamed] = [DeviceChoice::Cpu.into(), all_streamed()].map(|settings: EngineSettings| {
+        let mut engine = FluxEngine::load(&files, settings).expect("the checkpoint loads");
+        generate_unbatched(&mut engine, &spec)
+    });
+    assert!(resident == streamed);
+}
+
+/// The engine that could not read a block reads it in the next step.
+#[test]
+fn a_file_that_is_truncated_fails_the_step_and_no_other() {
+    let folder = tempfile::tempdir().expect("a folder");
+    copy_folder(&reference("FLUX.1-dev"), folder.path());
+    let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
+    let bytes = std::fs::read(&file).expect("a shard");
+    let files = ModelFiles::Directory(folder.path().to_owned());
+    let mut streamed = FluxEngine::load(&files, all_streamed()).expect("loads");
+    let spec = &mixed()[0];
+    let expected = generate_unbatched(&mut engine(), spec);
+    let slot = streamed.admit(spec).expect("admits");
+    streamed.step(&[slot]).expect("steps");
+    std::fs::write(&file, []).expect("truncated");
+    let error = streamed.step(&[slot]).expect_err("a block is gone");
+    assert!(matches!(error, EngineError::Fatal(_)) && error.to_string().contains("was truncated"), "{error}");
+    std::fs::write(&file, &bytes).expect("written");
+    for _ in 1..spec.steps() {
+        streamed.step(&[slot]).expect("steps");
+    }
+    assert!(streamed.finish(slot).expect("finishes") == expected);
 }
 
 /// fp8 changes an image, but not much.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use fluxserve::catalog::card_or_flux_dev;
+use fluxserve::domain::byte_size::ByteSize;
 use fluxserve::domain::device::{DeviceChoice, EngineSettings, Kernels, Offload};
 use fluxserve::domain::engine::{EngineError, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
@@ -96,8 +97,11 @@ fn images_are_those_of_diffusers() {
         ("i_one_step", spec("a fluffy white dog", [48, 32], 1, 0.0, 64)),
     ];
     let streamed = EngineSettings { offload: Offload::Text, ..CUDA.into() };
+    // Enough for an image of 512x512 and too little for one of a megapixel: then no block stays.
+    let budget = Some(ByteSize(1300 << 20));
+    let blocks = EngineSettings { offload: Offload::Blocks, memory_budget: budget, ..CUDA.into() };
     let portable = EngineSettings { kernels: Kernels::Portable, ..CUDA.into() };
-    for settings in [CUDA.into(), streamed, portable] {
+    for settings in [CUDA.into(), streamed, blocks, portable] {
         let mut engine = load(settings);
         for (name, spec) in &cases {
             let expected = image::open(reference(&format!("cases/{name}.0.png"))).expect("an image").to_rgb8();

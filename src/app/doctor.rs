@@ -8,7 +8,7 @@ use super::fetching::size;
 use super::models::files_of;
 use super::{open_files, results_disk};
 use crate::config::Config;
-use crate::domain::device::{DeviceChoice, Kernels};
+use crate::domain::device::{DeviceChoice, Kernels, Offload};
 use crate::domain::model_source::ModelSource;
 use crate::domain::operation_group::OperationGroup;
 use crate::domain::weight_storage::WeightStorage;
@@ -65,13 +65,21 @@ pub fn doctor_for_memory(config: &Config, free: usize, out: &mut dyn Write) -> a
     let settings = config.engine_settings(DeviceChoice::Auto);
     let mut faults = 0;
     for source in &config.models {
-        let plan = files_of(config, source).and_then(|files| Ok(engine::memory_plan_within(&files, free, &settings)?));
+        let files = files_of(config, source);
+        let plan = files.as_ref().map_err(|error| format!("{error:#}")).and_then(|files| {
+            engine::memory_plan_within(files, free, &settings).map_err(|error| error.to_string())
+        });
         match plan {
             Ok(plan) => writeln!(out, "ok     model {}: {plan}", source.id)?,
             Err(error) => {
                 faults += 1;
-                writeln!(out, "FAULT  model {}: {error:#}", source.id)?;
+                writeln!(out, "FAULT  model {}: {error}", source.id)?;
             }
+        }
+        // What keeps it from being opened is said above.
+        let rows = files.ok().and_then(|files| engine::memory_arrangements_within(&files, free, &settings).ok());
+        for row in rows.into_iter().flatten() {
+            writeln!(out, "       {row}")?;
         }
     }
     if faults > 0 {
@@ -174,10 +182,15 @@ fn memory(config: &Config, devices: &[Device], models: &[Model]) -> Finding {
     let (kept_as, words) = kept_on_cpu(config);
     let needed: usize = looks.map(|look| total(look, kept_as)).sum();
     let weights = format!("the weights of all models need {} on the CPU, {words}", size(needed as u64));
-    if available.is_some_and(|available| needed as u64 > available) {
-        return Err(format!("{weights}, {free}: serve fewer or smaller models, or use a GPU"));
+    if available.is_none_or(|available| needed as u64 <= available) {
+        return Ok(format!("{free}, {weights}"));
     }
-    Ok(format!("{free}, {weights}"))
+    let engine = &config.engine;
+    if matches!(engine.offload, Offload::Auto | Offload::Blocks) && !engine.precision.is_lossy() {
+        let slow = "blocks of the transformer are read from the disk for each step, which is slow";
+        return Ok(format!("{weights}, {free}: {slow}"));
+    }
+    Err(format!("{weights}, {free}: use `--offload blocks`, serve fewer or smaller models, or use a GPU"))
 }
 
 /// How weights are kept on the CPU, with words for it.
@@ -199,7 +212,7 @@ fn total(inspection: &Inspection, kept_as: KeptAs) -> usize {
 /// Whether a model fits on each device, by the engine's own memory plan.
 fn fits(config: &Config, devices: &[Device], source: &ModelSource, inspection: &Inspection) -> Finding {
     let files = files_of(config, source).map_err(|error| error.to_string())?;
-    let mut words = Vec::new();
+    let (mut words, mut table) = (Vec::new(), Vec::new());
     for (choice, device) in devices {
         // Another check reports it.
         let Ok(device) = device else {
@@ -211,12 +224,15 @@ fn fits(config: &Config, devices: &[Device], source: &ModelSource, inspection: &
             Ok(None) => fits_on_cpu(*choice, inspection, kept_on_cpu(config)),
             Err(error) => return Err(format!("on {choice}: {error}")),
         });
+        // What keeps the model from being opened is said by the plan.
+        let rows = device.memory_arrangements(&files, &config.engine_settings(*choice)).unwrap_or_default();
+        table.extend(rows.into_iter().map(|row| format!("\n       {row}")));
     }
     if devices.iter().all(runs_on_cpu) {
         let narrow = total(inspection, KeptAs::Bf16);
         words.push(format!("on a GPU it would be {} in bf16", size(narrow as u64)));
     }
-    Ok(words.join("; "))
+    Ok(words.join("; ") + &table.concat())
 }
 
 fn fits_on_cpu(device: DeviceChoice, inspection: &Inspection, (kept_as, words): (KeptAs, &str)) -> String {

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::config::Flags;
+use crate::domain::byte_size::ByteSize;
 use crate::domain::device::{Kernels, Offload};
 use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
@@ -10,8 +11,9 @@ use crate::domain::weight_storage::WeightStorage;
 /// Options of engines.
 #[derive(Debug, Clone, Default, PartialEq, Args)]
 pub struct EngineArgs {
-    /// Part of the model to keep off the device: `none`, `text` to load the text encoder only for new prompts, or `auto` for
-    /// `text` where nothing else fits [default: auto]
+    /// Part of the model to keep out of memory: `none`, `text` to load the text encoder only for new prompts, `blocks` to read
+    /// also those of the transformer's blocks that do not fit for each step, or `auto` for the first of them that fits
+    /// [default: auto]
     #[arg(long, value_name = "WHAT")]
     pub offload: Option<Offload>,
     /// Make images batch-invariant on CUDA (slower). On the CPU they always are
@@ -28,6 +30,9 @@ pub struct EngineArgs {
     /// they fit [default: auto]
     #[arg(long, value_name = "HOW")]
     pub weights: Option<WeightStorage>,
+    /// Most memory for weights and activations, on the CPU the host's: 12GiB [default: what is free]
+    #[arg(long, value_name = "SIZE")]
+    pub memory_budget: Option<ByteSize>,
 }
 
 impl EngineArgs {
@@ -37,5 +42,6 @@ impl EngineArgs {
         flags.kernels = self.kernels;
         flags.precision = self.precision;
         flags.weights = self.weights;
+        flags.memory_budget = self.memory_budget;
     }
 }

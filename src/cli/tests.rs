@@ -10,6 +10,7 @@ mod shell;
 use clap::error::ErrorKind;
 
 use super::*;
+use crate::domain::byte_size::ByteSize;
 use crate::domain::device::{DeviceChoice, Kernels, Offload};
 use crate::domain::model_source::ModelParts;
 use crate::domain::precision::Precision;

@@ -171,6 +171,7 @@ impl<'a> Environment<'a> {
                 kernels: self.text(&ENGINE_KERNELS)?,
                 precision: self.text(&ENGINE_PRECISION)?,
                 weights: self.text(&ENGINE_WEIGHTS)?,
+                memory_budget: self.text(&ENGINE_MEMORY_BUDGET)?,
             },
             drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,
             http: HttpSettings {

@@ -10,6 +10,7 @@ use crate::config::hub::HubConfig;
 use crate::config::resolve;
 use crate::config::settings::{self, NamedBy};
 use crate::config::values::Config;
+use crate::domain::byte_size::ByteSize;
 use crate::domain::device::{Devices, Kernels, Offload};
 use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
@@ -43,6 +44,8 @@ pub struct Flags {
     pub precision: Option<Precision>,
     /// See [`crate::config::EngineConfig::weights`].
     pub weights: Option<WeightStorage>,
+    /// See [`crate::config::EngineConfig::memory_budget`].
+    pub memory_budget: Option<ByteSize>,
     /// Whether [`HubConfig::download`] is on, whatever file and environment say.
     pub download: bool,
 }
@@ -89,6 +92,7 @@ impl Config {
         config.engine.kernels = flags.kernels.unwrap_or(config.engine.kernels);
         config.engine.precision = flags.precision.unwrap_or(config.engine.precision);
         config.engine.weights = flags.weights.unwrap_or(config.engine.weights);
+        config.engine.memory_budget = flags.memory_budget.or(config.engine.memory_budget);
         if !flags.models.is_empty() {
             resolve::check_models(&flags.models)
                 .map_err(|reason| ConfigError::Value { place: "flag `--model`".into(), reason })?;

@@ -12,6 +12,7 @@ use crate::config::{
     Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
     PublicUrl, QueueConfig, ResultsConfig, TelemetryConfig, TlsConfig,
 };
+use crate::domain::byte_size::ByteSize;
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::{ModelParts, ModelSource};
 use crate::domain::networks::Networks;
@@ -211,6 +212,13 @@ fn engine(layers: &[Layer], default: EngineConfig) -> Result<EngineConfig, Confi
             default.precision,
         )?,
         weights: parsed(layers, &env::ENGINE_WEIGHTS, |settings| settings.engine.weights.as_ref(), default.weights)?,
+        memory_budget: match last(layers, |settings| settings.engine.memory_budget.as_ref()) {
+            None => default.memory_budget,
+            Some((text, origin)) => {
+                let size = text.parse::<ByteSize>();
+                Some(size.map_err(|error| origin.error(&env::ENGINE_MEMORY_BUDGET, format!("`{text}`: {error}")))?)
+            }
+        },
     })
 }
 

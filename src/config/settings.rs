@@ -61,6 +61,7 @@ pub(super) struct EngineSettings {
     pub(super) kernels: Option<String>,
     pub(super) precision: Option<String>,
     pub(super) weights: Option<String>,
+    pub(super) memory_budget: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

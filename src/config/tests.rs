@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::*;
+use crate::domain::byte_size::ByteSize;
 use crate::domain::device::{DeviceChoice, Kernels, Offload};
 use crate::domain::ids::ModelId;
 use crate::domain::networks::Networks;
@@ -75,6 +76,7 @@ deterministic = true
 kernels = "portable"
 precision = "fp8"
 weights = "expanded"
+memory_budget = "12GiB"
 
 [http]
 body_limit_bytes = 2048

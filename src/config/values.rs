@@ -8,6 +8,7 @@ use std::str::FromStr;
 use crate::config::hub::HubConfig;
 use crate::config::names::{CorsOrigins, HostNames, MetricsListen};
 use crate::config::public_url::PublicUrl;
+use crate::domain::byte_size::ByteSize;
 use crate::domain::device::{DeviceChoice, Devices, EngineSettings, KernelFaults, Kernels, Offload};
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
@@ -83,6 +84,8 @@ pub struct EngineConfig {
     pub precision: Precision,
     /// How a model's weights are kept in memory.
     pub weights: WeightStorage,
+    /// Maximum memory that an engine may plan with. `None`: what is free.
+    pub memory_budget: Option<ByteSize>,
 }
 
 /// Limits of HTTP requests.
@@ -250,9 +253,9 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic, kernels, precision, weights } = self.engine;
+        let EngineConfig { offload, is_deterministic, kernels, precision, weights, memory_budget } = self.engine;
         let kernel_faults = KernelFaults::default();
-        EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision, weights }
+        EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision, weights, memory_budget }
     }
 
     /// The database's file.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::domain::byte_size::ByteSize;
 use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
 
@@ -52,18 +53,20 @@ impl fmt::Display for DeviceChoice {
 /// Which part of a model does not stay on the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Offload {
-    /// None where that fits, else T5.
+    /// None where that fits, else T5, else T5 and as many blocks as do not fit.
     #[default]
     Auto,
     /// None: fastest.
     Nothing,
     /// T5 is copied to the device for each new prompt, block by block: a quarter less memory, and slower.
     Text,
+    /// T5 too, and those of the transformer's blocks that do not fit are read for each step.
+    Blocks,
 }
 
 /// A word that is not an offload choice.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot be offloaded: use `auto`, `none` or `text`")]
+#[error("cannot be offloaded: use `auto`, `none`, `text` or `blocks`")]
 pub struct UnknownOffload;
 
 impl FromStr for Offload {
@@ -74,6 +77,7 @@ impl FromStr for Offload {
             "auto" => Ok(Self::Auto),
             "none" => Ok(Self::Nothing),
             "text" => Ok(Self::Text),
+            "blocks" => Ok(Self::Blocks),
             _ => Err(UnknownOffload),
         }
     }
@@ -182,6 +186,8 @@ pub struct EngineSettings {
     pub precision: Precision,
     /// How its weights are kept in memory.
     pub weights: WeightStorage,
+    /// Maximum memory for weights and activations: of the device, or on the CPU of the host. `None`: what is free.
+    pub memory_budget: Option<ByteSize>,
 }
 
 impl From<DeviceChoice> for EngineSettings {

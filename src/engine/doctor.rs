@@ -65,6 +65,17 @@ impl ExaminedDevice {
         let checkpoint = Checkpoint::open(files)?;
         Ok(memory::plan_for(&checkpoint, &self.0, settings)?.map(|plan| plan.to_string()))
     }
+
+    /// The ways to keep a model on this device, the fastest first, and whether each fits; none on the CPU.
+    ///
+    /// # Errors
+    /// On any but the CPU, when the checkpoint is incomplete.
+    pub fn memory_arrangements(&self, files: &ModelFiles, settings: &EngineSettings) -> Result<Vec<String>, LoadError> {
+        match device::free_bytes_of(&self.0) {
+            Some(free) => memory_arrangements_within(files, free, settings),
+            None => Ok(Vec::new()),
+        }
+    }
 }
 
 /// How an engine with these settings would use the memory of a GPU with so many bytes free, in words.
@@ -74,4 +85,17 @@ impl ExaminedDevice {
 pub fn memory_plan_within(files: &ModelFiles, free: usize, settings: &EngineSettings) -> Result<String, LoadError> {
     let checkpoint = Checkpoint::open(files)?;
     Ok(memory::plan_within(&checkpoint, free, device::GPU_DTYPE, settings)?.to_string())
+}
+
+/// The ways to keep a model on a GPU with so many bytes free, the fastest first, and whether each fits.
+///
+/// # Errors
+/// When the checkpoint is incomplete.
+pub fn memory_arrangements_within(
+    files: &ModelFiles,
+    free: usize,
+    settings: &EngineSettings,
+) -> Result<Vec<String>, LoadError> {
+    let checkpoint = Checkpoint::open(files)?;
+    Ok(memory::arrangements_within(&checkpoint, free, device::GPU_DTYPE, settings))
 }

@@ -5,5 +5,5 @@
 mod budget;
 mod plan;
 
-pub(crate) use budget::{Room, plan_for, plan_within, room_for};
+pub(crate) use budget::{Room, arrangements_within, plan_for, plan_within, room_for};
 pub use plan::TooLarge;

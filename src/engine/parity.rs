@@ -9,4 +9,5 @@ mod layouts;
 mod noise;
 mod prompts;
 mod quantized;
+mod streamed;
 mod support;

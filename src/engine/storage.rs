@@ -21,7 +21,7 @@ pub(crate) use dense::Dense;
 use e4m3::E4m3;
 pub(crate) use input::Input;
 pub use precision::PrecisionError;
-pub(crate) use precision::{LinearCount, bytes_saved, check_device, check_widths};
+pub(crate) use precision::{LinearCount, bytes_saved, check_device, check_streamed, check_widths};
 
 /// A weight matrix `[outputs, inputs]`.
 pub(crate) enum Stored {

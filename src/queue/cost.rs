@@ -306,6 +306,26 @@ mod tests {
         assert!((model.step_seconds(5000.0) / expected - 1.0).abs() < 0.2, "{}", model.step_seconds(5000.0));
     }
 
+    /// Blocks that are read for each step take the same time whatever a step holds, until its arithmetic takes longer.
+    #[test]
+    fn a_step_that_reads_its_weights_is_packed_until_its_arithmetic_takes_as_long() {
+        let took = |work: f64| seconds(f64::max(2.0, 1e-4 * work));
+        let mut model = CostModel::default();
+        for work in [1600.0, 3200.0, 6400.0] {
+            model.note_warm_up(work, took(work));
+        }
+        assert!((model.step_seconds(1600.0) - 2.0).abs() < 1e-9, "{}", model.step_seconds(1600.0));
+        assert!(model.packed_work() > 20_000.0, "more images cost nothing yet: {}", model.packed_work());
+        // What is packed then is measured, and the time per work is that of large steps again.
+        for step in 0..300 {
+            let work = if step % 2 == 0 { 25_000.0 } else { 40_000.0 };
+            model.note_step(work, took(work));
+        }
+        let large = model.step_seconds(40_000.0);
+        assert!((3.6..4.4).contains(&large), "{large}");
+        assert!(model.packed_work() < PACKED_WORK_MAX);
+    }
+
     #[test]
     fn nothing_is_known_at_first_and_nothing_breaks() {
         let model = CostModel::default();

@@ -7,6 +7,8 @@ steps against torch, which holds one layer at a time, from the same file.
     venv/bin/python tests/reference/real_size.py make DIR                            # 12.3 GB
     venv/bin/python tests/reference/real_size.py generate DIR target/dist/fluxserve
     venv/bin/python tests/reference/real_size.py velocity DIR                        # some minutes
+    venv/bin/python tests/reference/real_size.py make DIR --bf16                     # 30 GB
+    venv/bin/python tests/reference/real_size.py stream DIR target/dist/fluxserve
 
 `make` writes the transformer, with the types and the length to the byte of the file that people download; T5 as Q8_0 in
 llama.cpp's names; and a folder for `--base` with CLIP, the autoencoder, all configurations, and the small tokenizers of this
@@ -15,14 +17,21 @@ folder, whose ids are below the vocabularies.
 files and 2 GB. It gives the program the options that it does not know.
 `velocity` computes the same two steps, with the weights as the package `gguf` dequantizes them, and fails where a relative
 distance is above --bound.
+`make --bf16` writes the transformer in bf16, in diffusers' shards, instead: 24 GB, for a machine with less memory.
+`stream` generates an image of 256x256 in two steps with its blocks read for each step, and compares the rate at which the
+program reads them with the rate at which as many threads read the same files and do nothing else. It fails where the peak of
+memory is above --memory, or the rate below --rate of the other.
 """
 
 import argparse
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from pathlib import Path
 
@@ -33,15 +42,24 @@ import real_size_files as files
 STAGES = "stages.safetensors"
 PIXELS_PER_TOKEN_SIDE = 16
 
+# As the program reads: bytes at a time, and threads.
+PIECE_BYTES = 4 << 20
+READERS_MAX = 8
+
 # `generate` fails above FACTOR × files + MORE_BYTES.
 FACTOR = 1.15
 MORE_BYTES = 2_000_000_000
 
 
-def make(folder: Path, t5: str) -> None:
+def make(folder: Path, t5: str, is_bf16: bool) -> None:
     started = time.monotonic()
-    files.write_all(folder, t5)
-    size = sum(file.stat().st_size for file in files.weight_files(folder))
+    if is_bf16:
+        files.write_bf16(folder, t5)
+        written = [*files.bf16_shards(folder), files.t5_of(folder)]
+    else:
+        files.write_all(folder, t5)
+        written = files.weight_files(folder)
+    size = sum(file.stat().st_size for file in written)
     print(f"{size / 1e9:.2f} GB, {time.monotonic() - started:.0f} s")
 
 
@@ -62,6 +80,73 @@ def generate(folder: Path, program: str, size: str, options: list[str]) -> None:
     bound = FACTOR * sum(sizes.values()) + MORE_BYTES
     print(f"{seconds:.0f} s, peak {peak / 1e9:.2f} GB of memory, at most {bound / 1e9:.2f} are allowed")
     if peak > bound:
+        sys.exit(1)
+
+
+def readers() -> int:
+    return min(max(os.cpu_count() or 1, 2), READERS_MAX)
+
+
+def read_piece(piece: tuple[Path, int]) -> int:
+    path, start = piece
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        return file.readinto(bytearray(PIECE_BYTES))
+
+
+def plain_rate(shards: list[Path]) -> float:
+    """Bytes a second of reading alone, in the order of the files, into memory that is new as the program's is."""
+    pieces = [(path, start) for path in shards for start in range(0, path.stat().st_size, PIECE_BYTES)]
+    started = time.monotonic()
+    with ThreadPoolExecutor(readers()) as pool:
+        count = sum(pool.map(read_piece, pieces))
+    return count / (time.monotonic() - started)
+
+
+def block_bytes() -> int:
+    """Of the blocks without their modulations, in bf16: what one step reads."""
+    is_block = re.compile(r"(double|single)_blocks\.")
+    is_modulation = re.compile(r"(_mod|\.modulation)\.lin\.")
+    tensors = [t for t in files.transformer() if is_block.match(t.name) and not is_modulation.search(t.name)]
+    return sum(2 * tensor.elements() for tensor in tensors)
+
+
+def full_passes(log: str) -> list[tuple[float, int]]:
+    """Of each step that read all blocks: seconds of reading, and how many blocks were in memory at most."""
+    log = re.sub(r"\x1b\[[0-9;]*m", "", log)
+    lines = [line for line in log.splitlines() if "blocks were read" in line and "read=57" in line]
+    number = r"=([0-9.e-]+)"
+    found = [(re.search("seconds" + number, line), re.search("held_max" + number, line)) for line in lines]
+    return [(float(seconds[1]), int(held[1])) for seconds, held in found if seconds and held]
+
+
+def stream(folder: Path, program: str, memory: int, share: float, options: list[str]) -> None:
+    shards = files.bf16_shards(folder)
+    command = [program, "bench", "stages", "--model", f"real-size={folder / 'base'}"]
+    command += ["--text-encoder", str(files.t5_of(folder)), "--device", "cpu", "--prompt", "a red fox in the snow"]
+    command += ["--size", "256x256", "--steps", "2", "--seed", "7", "--whole", "--out", str(folder / STAGES)]
+    command += ["--offload", "blocks", "--memory-budget", "1MB", *options]
+    print(" ".join(command), flush=True)
+    environment = os.environ | {"FLUXSERVE_LOG_FILTER": "info,fluxserve=debug"}
+    started = time.monotonic()
+    run = subprocess.run(command, check=True, env=environment, stderr=subprocess.PIPE, text=True)
+    seconds = time.monotonic() - started
+    peak = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    passes = full_passes(run.stderr)
+    if len(passes) != 2:
+        sys.exit(f"{len(passes)} steps read all blocks, not 2:\n{run.stderr}")
+    plain = plain_rate(shards)
+    size = sum(path.stat().st_size for path in shards)
+    print(f"{size / 1e9:.1f} GB in {len(shards)} shards, {seconds:.0f} s, peak {peak / 1e9:.2f} GB of memory")
+    failed = peak > memory
+    for step, (reading, held) in enumerate(passes, 1):
+        rate = block_bytes() / reading
+        print(
+            f"step {step}: {block_bytes() / 1e9:.1f} GB in {reading:.1f} s of reading, {rate / 1e9:.2f} GB/s, alone "
+            f"{plain / 1e9:.2f} GB/s: {rate / plain:.0%}; at most {held} blocks in memory"
+        )
+        failed |= not (rate >= share * plain and held <= 2)
+    if failed:
         sys.exit(1)
 
 
@@ -123,17 +208,23 @@ def velocity(folder: Path, bound: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ["make", "generate", "velocity"]:
+    for name in ["make", "generate", "velocity", "stream"]:
         commands.add_parser(name).add_argument("folder", type=Path)
     commands.choices["make"].add_argument("--t5", choices=sorted(files.T5), default="Q8_0")
+    commands.choices["make"].add_argument("--bf16", action="store_true")
+    commands.choices["stream"].add_argument("program")
+    commands.choices["stream"].add_argument("--memory", type=int, default=8_000_000_000)
+    commands.choices["stream"].add_argument("--rate", type=float, default=0.8)
     commands.choices["generate"].add_argument("program")
     commands.choices["generate"].add_argument("--size", default="256x256")
     commands.choices["velocity"].add_argument("--bound", type=float, default=1e-4)
     arguments, options = parser.parse_known_args()
-    if options and arguments.command != "generate":
+    if options and arguments.command not in ["generate", "stream"]:
         parser.error(f"unknown arguments: {' '.join(options)}")
     if arguments.command == "make":
-        make(arguments.folder, arguments.t5)
+        make(arguments.folder, arguments.t5, arguments.bf16)
+    elif arguments.command == "stream":
+        stream(arguments.folder, arguments.program, arguments.memory, arguments.rate, options)
     elif arguments.command == "generate":
         generate(arguments.folder, arguments.program, arguments.size, options)
     else:

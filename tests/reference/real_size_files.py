@@ -193,12 +193,45 @@ def write_gguf(path: Path, architecture: str, file_type: int, tensors: list[Tens
             file.write(bytes(-tensor.bytes() % ALIGNMENT))
 
 
+def bf16_plan(base: Path) -> list[tuple[Path, list[checkpoint.Tensor]]]:
+    """The shards of the transformer in bf16, as diffusers writes them; writes their index."""
+    return [row for row in make_weights.plan(base, "dev") if row[0].parent.name == "transformer"]
+
+
+def write_bf16(folder: Path, t5: str) -> None:
+    """The transformer in bf16, and what `write_all` writes beside its own."""
+    base = folder / "base"
+    write_others(folder, t5, 2 * sum(tensor.elements() for tensor in transformer()))
+    # The index of T5 would ask for its shards: T5 is a file of its own.
+    shards = bf16_plan(base)
+    for index in (base / "text_encoder_2").glob("*.index.json"):
+        index.unlink()
+    for path, tensors in shards:
+        make_weights.write_shard(path, tensors)
+
+
+def bf16_shards(folder: Path) -> list[Path]:
+    shards = sorted((folder / "base" / "transformer").glob("*.safetensors"))
+    if not shards:
+        sys.exit(f"{folder} has no transformer in bf16: run `make DIR --bf16` first")
+    return shards
+
+
 def write_all(folder: Path, t5: str) -> None:
     """The transformer, T5, and what `--base` has."""
+    write_others(folder, t5, PUBLISHED_BYTES)
+    write_gguf(folder / TRANSFORMER, "flux", FILE_TYPES["Q4_K"], quantized_transformer())
+    size = (folder / TRANSFORMER).stat().st_size
+    if size != PUBLISHED_BYTES:
+        sys.exit(f"{TRANSFORMER} has {size} bytes, the published file {PUBLISHED_BYTES}")
+
+
+def write_others(folder: Path, t5: str, transformer_bytes: int) -> None:
+    """T5, and what `--base` has; exits where the disk has no room for them and the transformer."""
     base = folder / "base"
     base.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    needed = PUBLISHED_BYTES + sum(tensor.bytes() for tensor in quantized_t5(t5)) + 500_000_000
+    needed = transformer_bytes + sum(tensor.bytes() for tensor in quantized_t5(t5)) + 500_000_000
     if free < needed:
         sys.exit(f"{folder} has {free / 1e9:.1f} GB free, the files take {needed / 1e9:.1f}: name another folder")
     make_weights.write_configuration(base, "dev")
@@ -208,10 +241,6 @@ def write_all(folder: Path, t5: str) -> None:
     for old in T5.values():
         (folder / old).unlink(missing_ok=True)
     write_gguf(folder / T5[t5], "t5encoder", FILE_TYPES[t5], quantized_t5(t5))
-    write_gguf(folder / TRANSFORMER, "flux", FILE_TYPES["Q4_K"], quantized_transformer())
-    size = (folder / TRANSFORMER).stat().st_size
-    if size != PUBLISHED_BYTES:
-        sys.exit(f"{TRANSFORMER} has {size} bytes, the published file {PUBLISHED_BYTES}")
 
 
 def t5_of(folder: Path) -> Path:

@@ -66,7 +66,7 @@ pub(in crate::config) const DEVICE: Variable = variable("FLUXSERVE_DEVICE", "dev
 pub(in crate::config) const ENGINE_OFFLOAD: Variable = variable(
     "FLUXSERVE_ENGINE_OFFLOAD",
     "engine.offload",
-    "auto, none, or text: T5 is on the device only for new prompts",
+    "auto, none, text: T5 is on the device only for new prompts, or blocks: so are blocks for each step",
 );
 pub(in crate::config) const ENGINE_DETERMINISTIC: Variable =
     variable("FLUXSERVE_ENGINE_DETERMINISTIC", "engine.deterministic", "true: batch-invariant on CUDA, too");
@@ -84,6 +84,11 @@ pub(in crate::config) const ENGINE_WEIGHTS: Variable = variable(
     "FLUXSERVE_ENGINE_WEIGHTS",
     "engine.weights",
     "auto, as-stored: the file's size in memory, or expanded when loaded",
+);
+pub(in crate::config) const ENGINE_MEMORY_BUDGET: Variable = variable(
+    "FLUXSERVE_ENGINE_MEMORY_BUDGET",
+    "engine.memory_budget",
+    "most memory to plan with, such as 12GiB",
 );
 pub(in crate::config) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
@@ -198,6 +203,7 @@ pub const VARIABLES: [Variable; 53] = [
     ENGINE_KERNELS,
     ENGINE_PRECISION,
     ENGINE_WEIGHTS,
+    ENGINE_MEMORY_BUDGET,
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
     HTTP_BODIES_BYTES_MAX,

@@ -13,7 +13,7 @@ fn an_error_names_its_place_and_a_hint() {
         ),
         ("[tls]\nprivate_key = \"a.pem\"", &["field `tls.private_key`", "`tls.certificate`"]),
         ("device = \"gpu\"", &["field `device`", "`auto`, `cpu`"]),
-        ("[engine]\noffload = \"vae\"", &["field `engine.offload`", "`auto`, `none` or `text`"]),
+        ("[engine]\noffload = \"vae\"", &["field `engine.offload`", "`auto`, `none`, `text` or `blocks`"]),
         ("[engine]\nprecision = \"bf16\"", &["field `engine.precision`", "`bf16`", "use `full`, or `fp8`"]),
         ("models = []", &["field `models`", "from 1 to"]),
         ("models = [\"a\", \"a=/x\"]", &["field `models`", "`a` twice"]),

@@ -2,13 +2,14 @@
 //! precision of the computation when it is asked for, and [`Tensors`], which also gives matrices as their files store them.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use candle_core::{DType, Device, Result, Shape, Tensor, bail};
 use candle_nn::VarBuilder;
 use candle_nn::var_builder::SimpleBackend;
 
 use super::recipe::Recipe;
+use super::repeated::{Reading, Repeated};
 use super::stored::StoredMatrix;
 use super::stream::TensorStream;
 use super::tensors::CheckedTensors;
@@ -17,7 +18,7 @@ use crate::domain::engine::LoadObserver;
 /// A component's tensors: from a stream if it has them in the type that is asked for, else through the host's memory.
 pub(super) struct Weights {
     pub(super) observed: Observed,
-    pub(super) streamed: Option<Streamed>,
+    pub(super) streamed: Streamed,
 }
 
 /// Tensors, and who is told that they are read.
@@ -26,8 +27,8 @@ pub(super) struct Observed {
     pub(super) tensors: CheckedTensors,
     /// Is told how many bytes were read.
     pub(super) observer: Arc<dyn LoadObserver>,
-    /// Except for tensors whose names begin so: those that are read anew for each prompt.
-    pub(super) unobserved: Option<&'static str>,
+    /// Except of tensors that are read repeatedly.
+    pub(super) repeated: Repeated,
 }
 
 /// A component's tensors below a prefix.
@@ -36,6 +37,8 @@ pub(crate) struct Tensors {
     full: VarBuilder<'static>,
     /// For matrices as they are stored, where the component is kept so.
     stored: Option<Observed>,
+    /// The streams of what is read repeatedly.
+    repeated: Vec<Arc<dyn TensorStream>>,
 }
 
 /// A weight matrix.
@@ -48,24 +51,28 @@ pub(crate) enum Matrix {
 
 impl From<VarBuilder<'static>> for Tensors {
     fn from(full: VarBuilder<'static>) -> Self {
-        Self { full, stored: None }
+        Self { full, stored: None, repeated: Vec::new() }
     }
 }
 
 impl Tensors {
     /// With `stored`, matrices are given as they are stored.
-    pub(super) fn new(full: VarBuilder<'static>, stored: Option<Observed>) -> Self {
-        Self { full, stored }
+    pub(super) fn new(
+        full: VarBuilder<'static>,
+        stored: Option<Observed>,
+        repeated: Vec<Arc<dyn TensorStream>>,
+    ) -> Self {
+        Self { full, stored, repeated }
     }
 
     /// The tensors whose names go on with `name` and a dot.
     pub(crate) fn pp(&self, name: impl ToString) -> Self {
-        Self { full: self.full.pp(name), stored: self.stored.clone() }
+        Self { full: self.full.pp(name), ..self.clone() }
     }
 
     /// The same in the host's memory.
     pub(crate) fn on_host(&self) -> Self {
-        Self { full: self.full.clone().set_device(Device::Cpu), stored: self.stored.clone() }
+        Self { full: self.full.clone().set_device(Device::Cpu), ..self.clone() }
     }
 
     /// What the names of these tensors begin with, without a dot: a module's name.
@@ -76,6 +83,14 @@ impl Tensors {
     /// Whether matrices are given as they are stored.
     pub(crate) fn are_stored(&self) -> bool {
         self.stored.is_some()
+    }
+
+    /// Lets tensors that are read repeatedly be dropped: what is copied into their memory waits for the device's work so far.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn release(&self) -> Result<()> {
+        self.repeated.iter().try_for_each(|stream| stream.release())
     }
 
     /// The builder of full tensors.
@@ -121,7 +136,7 @@ impl Tensors {
 
 impl Observed {
     fn has_read(&self, name: &str, recipe: &Recipe) {
-        if !self.unobserved.is_some_and(|prefix| name.starts_with(prefix)) {
+        if self.repeated.reading(name) == Reading::Once {
             self.observer.loaded(recipe.file_bytes() as u64);
         }
     }
@@ -148,17 +163,32 @@ impl Matrix {
     }
 }
 
-/// The tensors of a component in a stream: their numbers and types there, by name.
+/// Which tensors of a component come through which stream, by name.
 pub(super) struct Streamed {
-    pub(super) stream: Arc<dyn TensorStream>,
-    pub(super) numbers: BTreeMap<String, (usize, DType)>,
+    /// Not kept by those who hold tensors: it ends when all is loaded.
+    pub(super) once: Option<Weak<dyn TensorStream>>,
+    pub(super) repeated: BTreeMap<Reading, Arc<dyn TensorStream>>,
+    pub(super) numbers: BTreeMap<String, Streaming>,
+}
+
+/// A tensor in a stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Streaming {
+    pub(super) reading: Reading,
+    /// Its number in the stream.
+    pub(super) number: usize,
+    pub(super) dtype: DType,
 }
 
 impl Streamed {
-    /// `None` where the stream has no such tensor.
+    /// `None` where no stream has such a tensor.
     fn tensor(&self, name: &str, dtype: DType, device: &Device) -> Option<Result<Tensor>> {
-        let &(number, kept) = self.numbers.get(name)?;
-        (kept == dtype && self.stream.leads_to(device)).then(|| self.stream.tensor(number))
+        let streaming = self.numbers.get(name).filter(|streaming| streaming.dtype == dtype)?;
+        let stream = match streaming.reading {
+            Reading::Once => self.once.as_ref().and_then(Weak::upgrade)?,
+            reading => Arc::clone(self.repeated.get(&reading)?),
+        };
+        stream.leads_to(device).then(|| stream.tensor(streaming.number))
     }
 }
 
@@ -179,12 +209,8 @@ impl SimpleBackend for Weights {
 
     fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> Result<Tensor> {
         let recipe = self.observed.tensors.recipe(name, dtype)?;
-        let tensor = match &self.streamed {
-            Some(streamed) => streamed.tensor(name, dtype, device).transpose()?,
-            None => None,
-        };
-        let tensor = match tensor {
-            Some(tensor) => tensor,
+        let tensor = match self.streamed.tensor(name, dtype, device) {
+            Some(tensor) => tensor?,
             None => recipe.read_to_host()?.to_device(device)?,
         };
         self.observed.has_read(name, &recipe);

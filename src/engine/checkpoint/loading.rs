@@ -10,8 +10,9 @@ use std::time::Instant;
 use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 
-use super::builder::{Observed, Streamed, Tensors, Weights};
+use super::builder::{Observed, Streamed, Streaming, Tensors, Weights};
 use super::recipe::Recipe;
+use super::repeated::{BlockBytes, Reading, Repeated, StreamedBlocks};
 use super::stream::nowhere::Nowhere;
 use super::stream::{Asked, Destination, TensorStream, WeightStream};
 use super::tensors::CheckedTensors;
@@ -23,8 +24,6 @@ pub(crate) const EXPANDED_BYTES_MAX: usize = 256 << 20;
 
 /// T5's table of embeddings, which stays in the host's memory.
 const T5_TABLE: &str = "shared.";
-/// T5's blocks, which may be streamed for each prompt.
-const T5_BLOCKS: &str = "encoder.block.";
 /// Named as part of a block, but used by all of them; stays in the host's memory, too.
 const T5_BIAS: &str = "relative_attention_bias";
 
@@ -49,6 +48,8 @@ pub(crate) struct LoadOptions {
     pub(crate) is_text_streamed: bool,
     /// Whether the matrices of the transformer and of T5 are given as their files store them.
     pub(crate) are_stored: bool,
+    /// Which of the transformer's blocks are read for each step. `None`: they, and the modulations, are kept.
+    pub(crate) blocks: Option<StreamedBlocks>,
 }
 
 /// A checkpoint that is being loaded.
@@ -58,8 +59,8 @@ pub(crate) struct Loading<'a> {
     options: LoadOptions,
     observer: Arc<dyn LoadObserver>,
     stream: Option<Arc<dyn TensorStream>>,
-    /// T5's blocks, repeatedly, where they are streamed.
-    text: Option<Arc<dyn TensorStream>>,
+    /// Of what is read repeatedly.
+    repeated: BTreeMap<Reading, Arc<dyn TensorStream>>,
     plan: Plan,
     started: Instant,
 }
@@ -67,10 +68,8 @@ pub(crate) struct Loading<'a> {
 /// Which tensors go through which stream.
 #[derive(Default)]
 struct Plan {
-    recipes: Vec<Recipe>,
-    numbers: BTreeMap<Part, BTreeMap<String, (usize, DType)>>,
-    text_recipes: Vec<Recipe>,
-    text_numbers: BTreeMap<String, (usize, DType)>,
+    recipes: BTreeMap<Reading, Vec<Recipe>>,
+    numbers: BTreeMap<Part, BTreeMap<String, Streaming>>,
     /// Bytes that are read while the model is loaded.
     bytes: usize,
 }
@@ -89,7 +88,12 @@ impl Checkpoint {
         let loading = Loading::new(self, device, options, observer)?;
         #[cfg(feature = "cuda")]
         if let Device::Cuda(cuda) = device {
-            return Ok(loading.through(|| super::stream::cuda::CudaMemory(cuda.clone())));
+            use super::stream::cuda::CudaMemory;
+
+            return Ok(loading.through(|reading| match reading {
+                Reading::Once | Reading::ForPrompts => Ok(CudaMemory::new(cuda.clone())),
+                Reading::ForSteps | Reading::ForModulations => CudaMemory::beside(cuda.clone()),
+            }));
         }
         Ok(loading)
     }
@@ -131,6 +135,20 @@ impl Checkpoint {
             ..full
         })
     }
+
+    /// The size of the transformer's blocks in `dtype`, or with their matrices as they are stored.
+    pub(crate) fn block_bytes(&self, dtype: DType, are_stored: bool) -> BlockBytes {
+        let config = &self.configs.transformer;
+        let are_stored = are_stored && Part::Transformer.stored_bytes(self, dtype).is_some();
+        // Every name has a tensor.
+        let bytes = |name: &str| {
+            self.transformer.recipe(name, dtype).map_or(0, |recipe| {
+                if are_stored && recipe.shape.len() == 2 { recipe.stored_bytes() } else { recipe.bytes() }
+            })
+        };
+        let tensors = self.transformer.names().map(|name| (name, bytes(name)));
+        BlockBytes::of(tensors, config.num_layers, config.num_layers + config.num_single_layers)
+    }
 }
 
 impl Part {
@@ -140,6 +158,14 @@ impl Part {
             Self::Clip => &checkpoint.clip,
             Self::T5 => &checkpoint.t5,
             Self::Transformer => &checkpoint.transformer,
+        }
+    }
+
+    /// What of it is read repeatedly.
+    fn repeated(self, options: LoadOptions) -> Repeated {
+        Repeated {
+            is_text: self == Self::T5 && options.is_text_streamed,
+            blocks: options.blocks.filter(|_| self == Self::Transformer),
         }
     }
 
@@ -174,24 +200,20 @@ impl Plan {
         for part in PARTS {
             let (tensors, dtype) = (part.tensors(checkpoint), options.dtype);
             let mut numbers = BTreeMap::new();
-            let are_stored = part.are_stored(checkpoint, options);
+            let (are_stored, repeated) = (part.are_stored(checkpoint, options), part.repeated(options));
             for name in tensors.names().filter(|name| part.has(name)) {
                 let recipe = tensors.recipe(name, dtype)?;
+                let reading = repeated.reading(name);
+                if reading == Reading::Once {
+                    plan.bytes += recipe.file_bytes();
+                }
                 let is_on_host = part == Part::T5 && (name.starts_with(T5_TABLE) || name.contains(T5_BIAS))
                     || are_stored && recipe.shape.len() == 2;
-                if part == Part::T5 && options.is_text_streamed && name.starts_with(T5_BLOCKS) {
-                    if !is_on_host {
-                        plan.text_numbers.insert(name.to_owned(), (plan.text_recipes.len(), dtype));
-                        plan.text_recipes.push(recipe);
-                    }
-                    continue;
+                if !is_on_host {
+                    let recipes = plan.recipes.entry(reading).or_default();
+                    numbers.insert(name.to_owned(), Streaming { reading, number: recipes.len(), dtype });
+                    recipes.push(recipe);
                 }
-                plan.bytes += recipe.file_bytes();
-                if is_on_host {
-                    continue;
-                }
-                numbers.insert(name.to_owned(), (plan.recipes.len(), dtype));
-                plan.recipes.push(recipe);
             }
             plan.numbers.insert(part, numbers);
         }
@@ -210,26 +232,26 @@ impl<'a> Loading<'a> {
         let plan = Plan::new(checkpoint, options)?;
         observer.planned(plan.bytes as u64);
         let (device, started) = (device.clone(), Instant::now());
-        Ok(Self { checkpoint, device, options, observer, stream: None, text: None, plan, started })
+        let repeated = BTreeMap::new();
+        Ok(Self { checkpoint, device, options, observer, stream: None, repeated, plan, started })
     }
 
     /// Through streams to `destination`. Falls back to the host's memory where they cannot be started.
     #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "only CUDA copies asynchronously"))]
-    fn through<D: Destination>(mut self, destination: impl Fn() -> D) -> Self {
-        let start = |recipes: Vec<Recipe>, asked| -> Option<Arc<dyn TensorStream>> {
-            if recipes.is_empty() {
-                return None;
-            }
-            match WeightStream::start(destination(), recipes, asked) {
-                Ok(stream) => Some(Arc::new(stream)),
+    fn through<D: Destination>(mut self, destination: impl Fn(Reading) -> Result<D>) -> Self {
+        for (reading, recipes) in std::mem::take(&mut self.plan.recipes) {
+            let asked = if reading == Reading::Once { Asked::Once } else { Asked::Repeatedly };
+            let started = destination(reading).and_then(|device| WeightStream::start(device, recipes, asked));
+            match started {
+                Ok(stream) if reading == Reading::Once => self.stream = Some(Arc::new(stream)),
+                Ok(stream) => {
+                    self.repeated.insert(reading, Arc::new(stream));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "no memory for reading ahead: weights are loaded one after the other, which is slow");
-                    None
                 }
             }
-        };
-        self.stream = start(std::mem::take(&mut self.plan.recipes), Asked::Once);
-        self.text = start(std::mem::take(&mut self.plan.text_recipes), Asked::Repeatedly);
+        }
         self
     }
 
@@ -260,31 +282,35 @@ impl<'a> Loading<'a> {
 
     fn tensors(&self, part: Part) -> Tensors {
         let are_stored = part.are_stored(self.checkpoint, self.options);
-        Tensors::new(self.builder(part), are_stored.then(|| self.observed(part)))
+        let streams = self.repeated_of(part).into_values().collect();
+        Tensors::new(self.builder(part), are_stored.then(|| self.observed(part)), streams)
     }
 
     fn observed(&self, part: Part) -> Observed {
-        let is_text_streamed = part == Part::T5 && self.options.is_text_streamed;
         Observed {
             tensors: part.tensors(self.checkpoint).clone(),
             observer: Arc::clone(&self.observer),
-            unobserved: is_text_streamed.then_some(T5_BLOCKS),
+            repeated: part.repeated(self.options),
         }
     }
 
+    /// The streams of what is read repeatedly of a part.
+    fn repeated_of(&self, part: Part) -> BTreeMap<Reading, Arc<dyn TensorStream>> {
+        let numbers = self.plan.numbers.get(&part);
+        let is_used = |reading| {
+            numbers.is_some_and(|numbers| numbers.values().any(|streaming| streaming.reading == reading))
+        };
+        let streams = self.repeated.iter().filter(|(reading, _)| is_used(**reading));
+        streams.map(|(reading, stream)| (*reading, Arc::clone(stream))).collect()
+    }
+
     fn builder(&self, part: Part) -> VarBuilder<'static> {
-        let is_text_streamed = part == Part::T5 && self.options.is_text_streamed;
-        let streamed = if is_text_streamed {
-            self.text.as_ref().map(|stream| (stream, &self.plan.text_numbers))
-        } else {
-            self.stream.as_ref().zip(self.plan.numbers.get(&part))
+        let streamed = Streamed {
+            once: self.stream.as_ref().map(Arc::downgrade),
+            repeated: self.repeated_of(part),
+            numbers: self.plan.numbers.get(&part).cloned().unwrap_or_default(),
         };
-        let weights = Weights {
-            observed: self.observed(part),
-            streamed: streamed
-                .map(|(stream, numbers)| Streamed { stream: Arc::clone(stream), numbers: numbers.clone() }),
-        };
-        weights.builder(self.options.dtype, &self.device)
+        Weights { observed: self.observed(part), streamed }.builder(self.options.dtype, &self.device)
     }
 
     /// Waits for the last copies, ends the threads, frees the buffers, and returns bytes and seconds.

@@ -61,6 +61,11 @@ pub(super) trait Destination: Send + Sync + 'static {
 
     /// The tensor, whose bytes are copied before any later use on the device.
     fn tensor(&self, target: Self::Target, recipe: &Recipe) -> Result<Tensor>;
+
+    /// Has later copies wait for the device's work so far, where they would not by themselves: tensors may be dropped after it.
+    fn release(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Gives tensors by their numbers in a fixed list.
@@ -74,6 +79,12 @@ pub(super) trait TensorStream: Send + Sync {
 
     /// How often a tensor was asked for out of order, and reading restarted.
     fn restarts(&self) -> usize;
+
+    /// Lets tensors be dropped: their memory is not written before the device's work so far is done.
+    ///
+    /// # Errors
+    /// When the device fails.
+    fn release(&self) -> Result<()>;
 }
 
 /// A stream of tensors, with its reader threads.
@@ -172,6 +183,10 @@ impl<D: Destination> TensorStream for WeightStream<D> {
 
     fn restarts(&self) -> usize {
         self.shared.lock().restarts
+    }
+
+    fn release(&self) -> Result<()> {
+        self.shared.destination.release()
     }
 }
 

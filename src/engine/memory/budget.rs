@@ -7,7 +7,8 @@ use crate::domain::device::{EngineSettings, Offload};
 use crate::domain::engine::EngineLimits;
 use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
-use crate::engine::checkpoint::{Checkpoint, WeightBytes};
+use crate::engine::checkpoint::{BlockBytes, Checkpoint, StreamedBlocks, WeightBytes};
+use crate::engine::models::flux1::config::Configs;
 use crate::engine::{device, storage};
 use crate::telemetry::process::available_bytes;
 
@@ -18,6 +19,7 @@ const HOST_PARTS: u64 = 2;
 const ADAPTERS_BYTES_MAX: usize = 2 << 30;
 
 /// How a model is kept on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
     /// Of one step.
     pub(crate) limits: EngineLimits,
@@ -29,18 +31,46 @@ pub(crate) struct Room {
     pub(crate) is_text_streamed: bool,
     /// Maximum bytes of adapters.
     pub(crate) adapters_bytes_max: usize,
+    /// Which of the transformer's blocks are read for each step, if any.
+    pub(crate) blocks: Option<StreamedBlocks>,
+}
+
+/// The weights of a model in one form.
+#[derive(Debug, Clone)]
+struct Kept {
+    weights: WeightBytes,
+    blocks: BlockBytes,
+}
+
+impl Kept {
+    fn new(checkpoint: &Checkpoint, weights: WeightBytes, dtype: DType) -> Self {
+        Self { weights, blocks: checkpoint.block_bytes(dtype, weights.expanding > 0) }
+    }
+
+    fn plan(
+        &self,
+        configs: &Configs,
+        dtype: DType,
+        offload: Offload,
+        room: (usize, EngineLimits),
+    ) -> Result<MemoryPlan, TooLarge> {
+        match offload {
+            Offload::Blocks => MemoryPlan::with_streamed_blocks(configs, self.weights, &self.blocks, dtype, room),
+            offload => MemoryPlan::new(configs, self.weights, dtype, offload, room),
+        }
+    }
 }
 
 /// The limits on a device, and how weights are kept there.
 pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &EngineSettings) -> Result<Room, TooLarge> {
     let Some(plan) = plan_for(checkpoint, device, settings)? else {
-        return Ok(Room {
-            limits: device::initial_limits(),
-            pixels_max: usize::MAX,
-            are_stored: are_stored_on_host(settings.weights, checkpoint, available_bytes()),
-            is_text_streamed: settings.offload == Offload::Text,
-            adapters_bytes_max: ADAPTERS_BYTES_MAX,
-        });
+        let room = room_on_host(checkpoint, settings, available_bytes());
+        if let Some(blocks) = room.blocks {
+            let bytes = checkpoint.block_bytes(DType::F32, room.are_stored).read_for_a_step(blocks);
+            let StreamedBlocks { resident, total, .. } = blocks;
+            tracing::info!(resident, total, bytes, "the other blocks of the transformer are read for each step, to save memory");
+        }
+        return Ok(room);
     };
     tracing::info!(%plan, "the device's memory");
     Ok(Room {
@@ -49,7 +79,73 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
         are_stored: plan.are_stored(),
         is_text_streamed: plan.is_text_streamed,
         adapters_bytes_max: plan.adapters_bytes().min(ADAPTERS_BYTES_MAX),
+        blocks: plan.streamed_blocks(),
     })
+}
+
+/// How a model is kept in the host's memory. It is never refused: what is estimated to be too much may still work.
+fn room_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, available: Option<u64>) -> Room {
+    let budget = settings.memory_budget.map(|budget| budget.0 as u64);
+    let available = available.into_iter().chain(budget).min();
+    let are_stored = are_stored_on_host(settings.weights, checkpoint, available);
+    let offload = match (settings.offload, available) {
+        (Offload::Auto, Some(available)) => offload_on_host(checkpoint, settings, are_stored, available),
+        (Offload::Blocks, available) => {
+            let plan = plan_on_host(checkpoint, are_stored, available.unwrap_or_default());
+            OnHost::Blocks(plan(Offload::Blocks).ok().and_then(|plan| plan.streamed_blocks()))
+        }
+        (Offload::Text, _) => OnHost::Text,
+        (Offload::Auto | Offload::Nothing, _) => OnHost::Nothing,
+    };
+    let config = &checkpoint.configs.transformer;
+    let (double, total) = (config.num_layers, config.num_layers + config.num_single_layers);
+    Room {
+        limits: device::initial_limits(),
+        pixels_max: usize::MAX,
+        are_stored,
+        is_text_streamed: offload != OnHost::Nothing,
+        blocks: match offload {
+            OnHost::Blocks(blocks) => Some(blocks.unwrap_or(StreamedBlocks { resident: 0, double, total })),
+            OnHost::Nothing | OnHost::Text => None,
+        },
+    }
+}
+
+/// What does not stay in the host's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnHost {
+    Nothing,
+    Text,
+    /// T5 and these blocks; `None`: all.
+    Blocks(Option<StreamedBlocks>),
+}
+
+/// The first that fits.
+fn offload_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, are_stored: bool, available: u64) -> OnHost {
+    let plan = plan_on_host(checkpoint, are_stored, available);
+    if plan(Offload::Nothing).is_ok() {
+        OnHost::Nothing
+    } else if plan(Offload::Text).is_ok() || settings.precision != Precision::Full {
+        OnHost::Text
+    } else {
+        OnHost::Blocks(plan(Offload::Blocks).ok().and_then(|plan| plan.streamed_blocks()))
+    }
+}
+
+/// Plans with so many bytes of the host's memory.
+fn plan_on_host(
+    checkpoint: &Checkpoint,
+    are_stored: bool,
+    available: u64,
+) -> impl Fn(Offload) -> Result<MemoryPlan, TooLarge> + '_ {
+    const DTYPE: DType = DType::F32;
+    let stored = checkpoint.stored_weight_bytes(DTYPE).filter(|_| are_stored);
+    let kept = Kept::new(checkpoint, stored.unwrap_or_else(|| checkpoint.weight_bytes(DTYPE)), DTYPE);
+    // A plan leaves out T5's table, which is in the host's memory.
+    let t5 = &checkpoint.configs.t5;
+    let table = t5.vocab_size * t5.d_model * DTYPE.size_in_bytes();
+    let free = usize::try_from(available).unwrap_or(usize::MAX).saturating_sub(table);
+    move |offload| kept.plan(&checkpoint.configs, DTYPE, offload, (free, device::initial_limits()))
 }
 
 /// Whether matrices are kept as they are stored in the host's memory: where it was asked for, or expanded ones, which are faster,
@@ -82,78 +178,204 @@ pub(crate) fn plan_within(
     dtype: DType,
     settings: &EngineSettings,
 ) -> Result<MemoryPlan, TooLarge> {
-    let mut expanded = checkpoint.weight_bytes(dtype);
-    let linears = checkpoint.configs.transformer.block_linears();
-    expanded.transformer -= storage::bytes_saved(linears, dtype, settings.precision);
-    // A lossy precision quantizes what is expanded.
-    let stored = checkpoint.stored_weight_bytes(dtype).filter(|_| settings.precision == Precision::Full);
-    let available = (free, device::initial_limits());
-    first_that_fits(settings, expanded, stored, |weights, offload| {
-        MemoryPlan::new(&checkpoint.configs, weights, dtype, offload, available)
-    })
+    let (expanded, stored) = forms(checkpoint, dtype, settings.precision);
+    let room = (within_budget(free, settings), device::initial_limits());
+    first_that_fits(settings, expanded, stored, |kept, offload| kept.plan(&checkpoint.configs, dtype, offload, room))
 }
 
-/// The first plan that fits of those that the settings allow, the fastest first: weights expanded, as they are stored, and both
-/// with T5 copied to the device for each prompt.
+/// Every arrangement on a device with so many bytes free, the fastest first, and whether it fits: the rows of a table.
+pub(crate) fn arrangements_within(
+    checkpoint: &Checkpoint,
+    free: usize,
+    dtype: DType,
+    settings: &EngineSettings,
+) -> Vec<String> {
+    let (expanded, stored) = forms(checkpoint, dtype, settings.precision);
+    let room = (within_budget(free, settings), device::initial_limits());
+    let kept: Vec<Kept> = std::iter::once(expanded).chain(stored).collect();
+    let offloads = [Offload::Nothing, Offload::Text, Offload::Blocks].into_iter();
+    let offloads = offloads.filter(|offload| storage::check_streamed(*offload, settings.precision).is_ok());
+    let all = offloads.flat_map(|offload| kept.iter().map(move |kept| (kept, offload)));
+    let row = |(kept, offload): (&Kept, Offload)| match kept.plan(&checkpoint.configs, dtype, offload, room) {
+        Ok(plan) => format!("fits  {}", plan.row()),
+        Err(error) => format!("no    {}", error.row(kept.weights.expanding > 0, offload)),
+    };
+    all.map(row).collect()
+}
+
+fn within_budget(free: usize, settings: &EngineSettings) -> usize {
+    settings.memory_budget.map_or(free, |budget| free.min(budget.0))
+}
+
+/// The weights expanded, and as they are stored where that saves memory.
+fn forms(checkpoint: &Checkpoint, dtype: DType, precision: Precision) -> (Kept, Option<Kept>) {
+    let mut expanded = checkpoint.weight_bytes(dtype);
+    let linears = checkpoint.configs.transformer.block_linears();
+    expanded.transformer -= storage::bytes_saved(linears, dtype, precision);
+    // A lossy precision quantizes what is expanded.
+    let stored = checkpoint.stored_weight_bytes(dtype).filter(|_| precision == Precision::Full);
+    (Kept::new(checkpoint, expanded, dtype), stored.map(|stored| Kept::new(checkpoint, stored, dtype)))
+}
+
+/// The first plan that fits of those that the settings allow, the fastest first: weights expanded, as they are stored, both with
+/// T5 copied to the device for each prompt, and the smaller of them with blocks of the transformer copied for each step.
 fn first_that_fits(
     settings: &EngineSettings,
-    expanded: WeightBytes,
-    stored: Option<WeightBytes>,
-    plan: impl Fn(WeightBytes, Offload) -> Result<MemoryPlan, TooLarge>,
+    expanded: Kept,
+    stored: Option<Kept>,
+    plan: impl Fn(&Kept, Offload) -> Result<MemoryPlan, TooLarge>,
 ) -> Result<MemoryPlan, TooLarge> {
     let (first, second) = match (settings.weights, stored) {
         (WeightStorage::Expanded, _) | (_, None) => (expanded, None),
         (WeightStorage::AsStored, Some(stored)) => (stored, None),
         (WeightStorage::Auto, Some(stored)) => (expanded, Some(stored)),
     };
-    let any_weights = |offload| match second {
-        Some(second) => plan(first, offload).or_else(|_| plan(second, offload)),
-        None => plan(first, offload),
+    let any_weights = |offload| match &second {
+        Some(second) => plan(&first, offload).or_else(|_| plan(second, offload)),
+        None => plan(&first, offload),
     };
+    let blocks = || plan(second.as_ref().unwrap_or(&first), Offload::Blocks);
     match settings.offload {
-        Offload::Auto => any_weights(Offload::Nothing).or_else(|_| any_weights(Offload::Text)),
+        Offload::Auto => {
+            let kept = any_weights(Offload::Nothing).or_else(|_| any_weights(Offload::Text));
+            // What a lossy precision quantizes must stay on the device.
+            kept.or_else(|error| if settings.precision == Precision::Full { blocks() } else { Err(error) })
+        }
+        Offload::Blocks => blocks(),
         offload => any_weights(offload),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
     use std::path::Path;
 
     use super::*;
+    use crate::domain::byte_size::ByteSize;
     use crate::domain::model::ModelFiles;
-    use crate::engine::models::flux1::config::Configs;
+    use crate::engine::checkpoint::{EXPANDED_BYTES_MAX, flux_dev_tensors};
 
-    /// FLUX.1-dev in bf16, and a file of it in Q4_K_S with T5 in Q8_0.
-    const EXPANDED: WeightBytes = WeightBytes {
-        transformer: 2 * 11_901_408_320,
-        vae: 2 * 83_819_683,
-        clip: 2 * 123_060_480,
-        t5: 2 * 4_762_310_656,
-        expanding: 0,
-    };
-    const STORED: WeightBytes =
-        WeightBytes { transformer: 6_800_000_000, t5: 5_190_000_000, expanding: 256 << 20, ..EXPANDED };
+    /// T5's numbers, and those of its table, which stays in the host's memory and is counted in bf16.
+    const T5: usize = 4_762_310_656;
+    const T5_TABLE: usize = 32_128 * 4096;
 
-    /// Of the plan for so many GiB: whether weights are kept as stored, and whether T5 is streamed.
-    fn chosen(gib: usize, settings: &EngineSettings, stored: Option<WeightBytes>) -> Option<(bool, bool)> {
-        let limits = EngineLimits { images_max: 32, step_tokens_max: 33_792 };
-        let plan = |weights, offload| {
-            MemoryPlan::new(&Configs::flux_dev(), weights, DType::BF16, offload, (gib << 30, limits))
+    /// How a file stores a matrix: bytes of so many numbers.
+    type Coding = (usize, usize);
+    const FP8: Coding = (1, 1);
+    const Q8_0: Coding = (34, 32);
+    const Q4_K: Coding = (144, 256);
+
+    /// FLUX.1-dev in bf16.
+    fn expanded() -> Kept {
+        kept((2, 1), (2, 1), 0)
+    }
+
+    /// FLUX.1-dev with the matrices of the transformer and of T5 in some coding, everything else in bf16.
+    fn stored(transformer: Coding, t5: Coding) -> Kept {
+        kept(transformer, t5, EXPANDED_BYTES_MAX)
+    }
+
+    fn kept(transformer: Coding, t5: Coding, expanding: usize) -> Kept {
+        let coded = |numbers: usize, (bytes, of): Coding| numbers * bytes / of;
+        let tensors: Vec<(String, usize)> = flux_dev_tensors()
+            .into_iter()
+            .map(|(name, shape)| {
+                let coding = if shape.len() == 2 { transformer } else { (2, 1) };
+                (name, coded(shape.iter().product(), coding))
+            })
+            .collect();
+        let weights = WeightBytes {
+            transformer: tensors.iter().map(|(_, bytes)| bytes).sum(),
+            vae: 2 * 83_819_683,
+            clip: 2 * 123_060_480,
+            t5: 2 * T5_TABLE + coded(T5 - T5_TABLE, t5),
+            expanding,
         };
-        let plan = first_that_fits(settings, EXPANDED, stored, plan).ok()?;
-        Some((plan.are_stored(), plan.is_text_streamed))
+        let sizes = tensors.iter().map(|(name, bytes)| (name.as_str(), *bytes));
+        Kept { weights, blocks: BlockBytes::of(sizes, 19, 57) }
+    }
+
+    /// A plan with so many GiB free, in bf16.
+    fn planned(gib: usize, settings: &EngineSettings, stored: Option<Kept>) -> Result<MemoryPlan, TooLarge> {
+        let limits = EngineLimits { images_max: 32, step_tokens_max: 33_792 };
+        let plan = |kept: &Kept, offload| kept.plan(&Configs::flux_dev(), DType::BF16, offload, (gib << 30, limits));
+        first_that_fits(settings, expanded(), stored, plan)
+    }
+
+    /// Of the plan for so many GiB: whether weights are kept as stored, whether T5 is streamed, and how many blocks stay.
+    fn chosen(gib: usize, settings: &EngineSettings, stored: Option<Kept>) -> Option<(bool, bool, usize)> {
+        let plan = planned(gib, settings, stored).ok()?;
+        let resident = plan.streamed_blocks().map_or(57, |blocks| blocks.resident);
+        Some((plan.are_stored(), plan.is_text_streamed, resident))
+    }
+
+    fn q4_k() -> Option<Kept> {
+        Some(stored(Q4_K, Q8_0))
+    }
+
+    /// Read line by line when it changes: `UPDATE_SNAPSHOTS=1 cargo test --lib snapshot` writes it.
+    #[test]
+    fn every_card_has_the_arrangement_of_the_snapshot() {
+        let files = [
+            ("bf16", None),
+            ("fp8", Some(stored(FP8, FP8))),
+            ("Q8_0", Some(stored(Q8_0, Q8_0))),
+            ("Q4_K", q4_k()),
+        ];
+        let mut table = String::new();
+        for (name, stored) in files {
+            for gib in [8, 10, 12, 16, 24, 32, 40, 48, 80, 141] {
+                // A card's driver keeps some.
+                let row = match planned(gib - 1, &EngineSettings::default(), stored.clone()) {
+                    Ok(plan) => plan.row(),
+                    Err(error) => error.to_string(),
+                };
+                writeln!(table, "{name:<4}  {gib:>3} GiB  {row}").expect("a string");
+            }
+        }
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/engine/memory/arrangements.txt");
+        if std::env::var_os("UPDATE_SNAPSHOTS").is_some() {
+            std::fs::write(&path, &table).expect("written");
+        }
+        let expected = std::fs::read_to_string(&path).expect("the snapshot");
+        assert!(table == expected, "the arrangements are\n{table}");
+    }
+
+    #[test]
+    fn blocks_stay_as_far_as_memory_goes_and_a_megapixel_fits() {
+        let settings = EngineSettings::default();
+        let mut before = 0;
+        for gib in [8, 11, 15, 19, 23] {
+            let plan = planned(gib, &settings, None).expect("fits");
+            let StreamedBlocks { resident, .. } = plan.streamed_blocks().expect("streamed");
+            assert!(resident > before || gib == 8, "{gib} GiB: {resident}");
+            before = resident;
+            assert!(plan.pixels_max >= 1024 * 1024 || resident == 0, "{plan}");
+        }
+        let plan = planned(23, &settings, None).expect("fits").to_string();
+        assert!(plan.contains(" of 57 blocks stay in memory, a step reads ") && plan.contains(" from a disk"), "{plan}");
+        let none = EngineSettings { memory_budget: Some(ByteSize(1 << 30)), ..settings };
+        assert_eq!(within_budget(24 << 30, &none), 1 << 30);
     }
 
     #[test]
     fn the_fastest_arrangement_that_fits_is_chosen() {
         let settings = EngineSettings::default();
-        let of_a_quantized_file = [7, 11, 15, 23, 31, 39, 79].map(|gib| chosen(gib, &settings, Some(STORED)));
-        let (stored, streamed, expanded) = (Some((true, false)), Some((true, true)), Some((false, false)));
-        assert_eq!(of_a_quantized_file, [None, streamed, stored, stored, stored, expanded, expanded]);
+        let of_a_quantized_file = [11, 15, 23, 31, 39, 79].map(|gib| chosen(gib, &settings, q4_k()));
+        let (stored, streamed, expanded) =
+            (Some((true, false, 57)), Some((true, true, 57)), Some((false, false, 57)));
+        assert_eq!(of_a_quantized_file, [streamed, stored, stored, stored, expanded, expanded]);
+        let smaller = chosen(7, &settings, q4_k()).expect("fits with blocks read for each step");
+        assert!(smaller.0 && smaller.1 && smaller.2 < 57, "{smaller:?}");
         // Of a file in bf16, which is no smaller as it is stored.
-        let of_a_plain_file = [23, 31, 39].map(|gib| chosen(gib, &settings, None));
-        assert_eq!(of_a_plain_file, [None, Some((false, true)), expanded]);
+        let of_a_plain_file = [31, 39].map(|gib| chosen(gib, &settings, None));
+        assert_eq!(of_a_plain_file, [Some((false, true, 57)), expanded]);
+        let smaller = chosen(23, &settings, None).expect("fits with blocks read for each step");
+        assert_eq!(smaller, (false, true, 57), "without the modulations, all blocks stay");
+        let smaller = chosen(15, &settings, None).expect("fits with blocks read for each step");
+        assert!(!smaller.0 && smaller.1 && (1..57).contains(&smaller.2), "{smaller:?}");
+        assert_eq!(chosen(2, &settings, None), None);
     }
 
     #[test]
@@ -173,12 +395,48 @@ mod tests {
     fn settings_exclude_arrangements() {
         let asked = |weights, offload| EngineSettings { offload, weights, ..EngineSettings::default() };
         let expanded = asked(WeightStorage::Expanded, Offload::Nothing);
-        assert_eq!([15, 31, 39].map(|gib| chosen(gib, &expanded, Some(STORED))), [None, None, Some((false, false))]);
+        let all = Some((false, false, 57));
+        assert_eq!([15, 31, 39].map(|gib| chosen(gib, &expanded, q4_k())), [None, None, all]);
         let stored = asked(WeightStorage::AsStored, Offload::Auto);
-        assert_eq!([11, 79].map(|gib| chosen(gib, &stored, Some(STORED))), [Some((true, true)), Some((true, false))]);
+        let found = [11, 79].map(|gib| chosen(gib, &stored, q4_k()));
+        assert_eq!(found, [Some((true, true, 57)), Some((true, false, 57))]);
         let streamed = asked(WeightStorage::Auto, Offload::Text);
-        assert_eq!([15, 79].map(|gib| chosen(gib, &streamed, Some(STORED))), [Some((true, true)), Some((false, true))]);
+        let found = [15, 79].map(|gib| chosen(gib, &streamed, q4_k()));
+        assert_eq!(found, [Some((true, true, 57)), Some((false, true, 57))]);
         let resident = asked(WeightStorage::Auto, Offload::Nothing);
-        assert_eq!([11, 15].map(|gib| chosen(gib, &resident, Some(STORED))), [None, Some((true, false))]);
+        assert_eq!([11, 15].map(|gib| chosen(gib, &resident, q4_k())), [None, Some((true, false, 57))]);
+        let blocks = asked(WeightStorage::Auto, Offload::Blocks);
+        assert_eq!(chosen(79, &blocks, q4_k()), Some((true, true, 57)));
+        assert!(planned(79, &blocks, q4_k()).is_ok_and(|plan| plan.streamed_blocks().is_some()));
+    }
+
+    #[test]
+    fn a_lossy_precision_keeps_its_blocks() {
+        let settings = EngineSettings { precision: Precision::Fp8, ..EngineSettings::default() };
+        assert_eq!(chosen(11, &settings, None), None);
+    }
+
+    #[test]
+    fn blocks_are_read_for_each_step_where_the_host_has_no_memory_for_them() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+        let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
+        let config = &checkpoint.configs.transformer;
+        let total = config.num_layers + config.num_single_layers;
+        let of = |settings: EngineSettings, available| {
+            let room = room_on_host(&checkpoint, &settings, available);
+            (room.is_text_streamed, room.blocks.map(|blocks| (blocks.resident, blocks.total)))
+        };
+        let auto = EngineSettings::default();
+        assert_eq!(of(auto, Some(64 << 30)), (false, None));
+        assert_eq!(of(auto, None), (false, None), "what is unknown is as before");
+        assert_eq!(of(auto, Some(1 << 20)), (true, Some((0, total))));
+        let capped = EngineSettings { memory_budget: Some(ByteSize(1 << 20)), ..auto };
+        assert_eq!(of(capped, Some(64 << 30)), (true, Some((0, total))));
+        assert_eq!(of(capped, None), (true, Some((0, total))));
+        let fp8 = EngineSettings { precision: Precision::Fp8, ..auto };
+        assert_eq!(of(fp8, Some(1 << 20)), (true, None));
+        let asked = EngineSettings { offload: Offload::Blocks, ..auto };
+        assert_eq!(of(asked, Some(64 << 30)), (true, Some((total, total))));
+        assert_eq!(of(asked, None), (true, Some((0, total))));
     }
 }

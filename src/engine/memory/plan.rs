@@ -10,7 +10,7 @@ use candle_core::DType;
 use crate::domain::device::Offload;
 use crate::domain::engine::EngineLimits;
 
-use crate::engine::checkpoint::WeightBytes;
+use crate::engine::checkpoint::{BlockBytes, StreamedBlocks, WeightBytes};
 use crate::engine::models::flux1::config::{Configs, VaeConfig};
 
 /// For libraries, the driver's context and the encoding of a prompt.
@@ -27,6 +27,14 @@ const PIXEL_RESERVE: usize = 256;
 /// Tokens of the smallest step that must fit: an image of 512×512 pixels with its prompt.
 const SMALLEST_STEP_TOKENS: usize = 1024 + 512;
 
+/// Blocks stay in memory only where an image of so many pixels, with its prompt, still fits.
+const USUAL_PIXELS: usize = 1024 * 1024;
+const USUAL_STEP_TOKENS: usize = 4096 + 512;
+
+/// Rates at which blocks are read, for forecasts: out of the page cache over PCIe 4.0 with 16 lanes, and from an NVMe disk.
+const LINK_BYTES_PER_SECOND: f64 = 25e9;
+const DISK_BYTES_PER_SECOND: f64 = 3e9;
+
 /// How much memory weights and activations take, and the limits that follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MemoryPlan {
@@ -35,6 +43,8 @@ pub(crate) struct MemoryPlan {
     t5_resident: usize,
     /// Whether T5's blocks are copied to the device for each prompt.
     pub(crate) is_text_streamed: bool,
+    /// What of the transformer is read for steps, if any.
+    streamed: Option<Streamed>,
     token: usize,
     /// Bytes of a pixel while an image is decoded.
     decoding: usize,
@@ -46,6 +56,16 @@ pub(crate) struct MemoryPlan {
     pub(crate) limits: EngineLimits,
     /// Maximum pixels of an image.
     pub(crate) pixels_max: usize,
+}
+
+/// What of the transformer is read for steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Streamed {
+    blocks: StreamedBlocks,
+    /// Bytes of blocks for each step.
+    read: usize,
+    /// Bytes of modulations, for several steps.
+    modulations: usize,
 }
 
 /// A device that is too small for a model.
@@ -61,10 +81,28 @@ pub struct TooLarge {
     hint: Hint,
 }
 
+impl TooLarge {
+    /// The row of an arrangement that does not fit.
+    pub(crate) fn row(&self, are_stored: bool, offload: Offload) -> String {
+        let place = match offload {
+            Offload::Auto | Offload::Nothing => "all in memory",
+            Offload::Text => "text streamed",
+            Offload::Blocks => "text and blocks streamed",
+        };
+        format!("{:<9}  {place:<42}  needs {}", kept(are_stored), self.needed)
+    }
+}
+
+/// How weights are kept, in words.
+fn kept(are_stored: bool) -> &'static str {
+    if are_stored { "as stored" } else { "expanded" }
+}
+
 /// How to fix that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hint {
     OffloadText { saves: Gib },
+    OffloadBlocks,
     LargerDevice,
 }
 
@@ -72,6 +110,9 @@ impl fmt::Display for Hint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::OffloadText { saves } => write!(f, ": `--offload text` saves {saves}"),
+            Self::OffloadBlocks => f.write_str(
+                ": use `--offload blocks`, a quantized file of the model, a larger device, or `--device cpu`",
+            ),
             Self::LargerDevice => {
                 f.write_str(": use a quantized file of the model, a larger device, or `--device cpu`")
             }
@@ -105,7 +146,7 @@ impl MemoryPlan {
         let t5_blocks = weights.t5.saturating_sub(configs.t5.vocab_size * configs.t5.d_model * dtype.size_in_bytes());
         let t5_resident = match offload {
             Offload::Auto | Offload::Nothing => t5_blocks,
-            Offload::Text => t5_blocks / configs.t5.num_layers.max(1),
+            Offload::Text | Offload::Blocks => t5_blocks / configs.t5.num_layers.max(1),
         };
         let resident = weights.transformer + weights.vae + weights.clip + t5_resident + weights.expanding;
         let transformer = &configs.transformer;
@@ -121,7 +162,8 @@ impl MemoryPlan {
             let saves = t5_blocks - t5_blocks / configs.t5.num_layers.max(1);
             let hint = match offload {
                 Offload::Nothing if available + saves >= smallest => Hint::OffloadText { saves: Gib(saves) },
-                _ => Hint::LargerDevice,
+                Offload::Blocks => Hint::LargerDevice,
+                Offload::Auto | Offload::Nothing | Offload::Text => Hint::OffloadBlocks,
             };
             let needed = Gib(resident + WORKSPACE_BYTES + smallest);
             return Err(TooLarge { free: Gib(free), needed, weights: Gib(resident), hint });
@@ -129,8 +171,49 @@ impl MemoryPlan {
         let step_tokens_max = limits.step_tokens_max.min(available / token);
         let pixels_max = available / pixel;
         let limits = EngineLimits { step_tokens_max, ..limits };
-        let is_text_streamed = offload == Offload::Text;
-        Ok(Self { weights, t5_resident, is_text_streamed, token, decoding, encoding, free, available, limits, pixels_max })
+        let is_text_streamed = matches!(offload, Offload::Text | Offload::Blocks);
+        Ok(Self {
+            weights,
+            t5_resident,
+            is_text_streamed,
+            streamed: None,
+            token,
+            decoding,
+            encoding,
+            free,
+            available,
+            limits,
+            pixels_max,
+        })
+    }
+
+    /// A plan as [`Self::new`] makes it, with T5 and as many of the transformer's blocks streamed as must be. Of `blocks`, the
+    /// modulations are always: they are read once for several steps.
+    ///
+    /// # Errors
+    /// When not even a small image would fit.
+    pub(crate) fn with_streamed_blocks(
+        configs: &Configs,
+        weights: WeightBytes,
+        blocks: &BlockBytes,
+        dtype: DType,
+        room: (usize, EngineLimits),
+    ) -> Result<Self, TooLarge> {
+        let of_blocks = blocks.blocks.iter().sum::<usize>();
+        let others = weights.transformer.saturating_sub(of_blocks + blocks.modulations);
+        let plan = |resident| -> Result<Self, TooLarge> {
+            let streamed = blocks.streamed(resident);
+            let read = blocks.read_for_a_step(streamed);
+            let transformer = others + of_blocks - read + blocks.read_at_a_time(streamed);
+            let weights = WeightBytes { transformer, ..weights };
+            let plan = Self::new(configs, weights, dtype, Offload::Blocks, room)?;
+            let streamed = Streamed { blocks: streamed, read, modulations: blocks.modulations };
+            Ok(Self { streamed: Some(streamed), ..plan })
+        };
+        let is_usual =
+            |plan: &Self| plan.limits.step_tokens_max >= USUAL_STEP_TOKENS && plan.pixels_max >= USUAL_PIXELS;
+        let most = (1..=blocks.blocks.len()).rev().find_map(|resident| plan(resident).ok().filter(is_usual));
+        most.map_or_else(|| plan(0), Ok)
     }
 }
 
@@ -162,6 +245,33 @@ impl MemoryPlan {
     pub(crate) fn are_stored(&self) -> bool {
         self.weights.expanding > 0
     }
+
+    /// Which of the transformer's blocks are read for each step.
+    pub(crate) fn streamed_blocks(&self) -> Option<StreamedBlocks> {
+        self.streamed.map(|streamed| streamed.blocks)
+    }
+
+    /// What it says of the weights, and what fits beside them: a row of a table.
+    pub(crate) fn row(&self) -> String {
+        let WeightBytes { transformer, vae, clip, expanding, .. } = self.weights;
+        let kept = kept(self.are_stored());
+        let place = match (self.streamed, self.is_text_streamed) {
+            (None, false) => "all in memory".to_owned(),
+            (None, true) => "text streamed".to_owned(),
+            (Some(Streamed { blocks, .. }), _) => {
+                format!("text streamed, {} of {} blocks in memory", blocks.resident, blocks.total)
+            }
+        };
+        let read = self.streamed.map_or_else(String::new, |Streamed { read, modulations, .. }| {
+            format!("  a step reads {}, several {} of modulations", Gib(read), Gib(modulations))
+        });
+        format!(
+            "{kept:<9}  {place:<42}  {:>8} of weights  {:>5} tokens  {:>5.1} megapixels{read}",
+            Gib(transformer + vae + clip + self.t5_resident + expanding).to_string(),
+            self.limits.step_tokens_max,
+            self.pixels_max as f64 / 1e6,
+        )
+    }
 }
 
 impl fmt::Display for MemoryPlan {
@@ -172,7 +282,7 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "weights{kept}: transformer {}, text {}{streamed}, autoencoder {}; a step: {} KiB a token, {} tokens fit; decoding: {} bytes a \
-             pixel, encoding: {}, {:.1} megapixels fit; {} were free",
+             pixel, encoding: {}, {:.1} megapixels fit; {} were free{}",
             Gib(transformer),
             Gib(clip + self.t5_resident),
             Gib(vae),
@@ -182,8 +292,24 @@ impl fmt::Display for MemoryPlan {
             self.encoding,
             self.pixels_max as f64 / 1e6,
             Gib(self.free),
+            self.streamed.map_or_else(String::new, reading),
         )
     }
+}
+
+/// What is read for each step, and how long that takes at least.
+fn reading(Streamed { blocks, read, modulations }: Streamed) -> String {
+    let milliseconds = |rate: f64| 1e3 * read as f64 / rate;
+    format!(
+        "; {} of {} blocks stay in memory, a step reads {}: at least {:.0} ms out of the page cache, {:.0} ms from a disk; \
+         several steps read {} of modulations",
+        blocks.resident,
+        blocks.total,
+        Gib(read),
+        milliseconds(LINK_BYTES_PER_SECOND),
+        milliseconds(DISK_BYTES_PER_SECOND),
+        Gib(modulations),
+    )
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use crate::domain::image::RgbImage;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateSpec;
 use crate::engine::adapted::AdapterSet;
-use crate::engine::checkpoint::Tensors;
+use crate::engine::checkpoint::{StreamedBlocks, Tensors};
 use crate::engine::device::device_error;
 use crate::engine::noise;
 
@@ -36,6 +36,8 @@ use text::{PromptEmbedding, TextEncoders};
 pub(crate) use transformer::Transformer;
 use vae::Decoding;
 pub(crate) use vae::{Decoder, Encoder};
+#[cfg(test)]
+pub(crate) use transformer::Sequence;
 #[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
 
@@ -61,6 +63,8 @@ pub(crate) struct Residency {
     pub(crate) precision: Precision,
     /// Whether T5's blocks are on the device only while a prompt is encoded.
     pub(crate) is_text_streamed: bool,
+    /// Which of the transformer's blocks are read for each step, if any.
+    pub(crate) blocks: Option<StreamedBlocks>,
 }
 
 /// A FLUX.1 model on one device.
@@ -91,7 +95,8 @@ impl Flux1 {
         let decoder = Decoder::load(&configs.vae, &weights.decoder)?;
         let encoder = Encoder::load(&configs.vae, &weights.encoder)?;
         let text = TextEncoders::load(&configs, weights.clip, weights.t5, residency.is_text_streamed)?;
-        let transformer = Transformer::load(&configs.transformer, &weights.transformer, residency.precision)?;
+        let Residency { precision, blocks, .. } = residency;
+        let transformer = Transformer::load(&configs.transformer, &weights.transformer, precision, blocks)?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
             prompts: PromptCache::default(),

@@ -170,7 +170,7 @@ fn engine_with(files: &ModelFiles, weights: WeightStorage) -> FluxEngine {
 }
 
 /// A file of each kind: GGUF's types, fp8 plain and with scales, four bits with plain and with nested scales, loose text encoders.
-fn kinds() -> Vec<ModelFiles> {
+pub(super) fn kinds() -> Vec<ModelFiles> {
     let folder = "quant/FLUX.1-dev-256";
     let gguf = |name: &str| ModelFiles::Directory(reference(&format!("{folder}/{name}.gguf")));
     let t5 = format!("{folder}/t5-v1_1-tiny-encoder-Q4_K_M.gguf");

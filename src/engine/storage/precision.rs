@@ -3,6 +3,7 @@
 use candle_core::{DType, Device};
 
 use super::e4m3::E4m3;
+use crate::domain::device::Offload;
 use crate::domain::precision::Precision;
 use crate::engine::device;
 use crate::engine::ops::quantize;
@@ -34,6 +35,12 @@ pub enum PrecisionError {
         /// The library's message.
         reason: String,
     },
+    /// Blocks would be quantized anew for each step.
+    #[error(
+        "`--precision {0}` and `--offload blocks` exclude each other: the precision quantizes weights that stay in memory; leave one \
+         of them out"
+    )]
+    Streamed(Precision),
     /// A layer is too narrow or too wide.
     #[error(
         "`--precision fp8` needs layers whose widths are multiples of 16 and at most 16384, and the model has one of \
@@ -58,6 +65,17 @@ pub(crate) fn check_device(device: &Device, precision: Precision) -> Result<(), 
     }
     quantize::try_on(device, device::dtype(device))
         .map_err(|error| PrecisionError::Refused { device: device::describe(device), reason: error.to_string() })
+}
+
+/// Checks whether blocks can be read for each step in a precision.
+///
+/// # Errors
+/// When they cannot.
+pub(crate) fn check_streamed(offload: Offload, precision: Precision) -> Result<(), PrecisionError> {
+    match (offload, precision) {
+        (Offload::Blocks, Precision::Fp8) => Err(PrecisionError::Streamed(precision)),
+        _ => Ok(()),
+    }
 }
 
 /// Checks whether devices of a compute capability multiply e4m3.
@@ -144,6 +162,14 @@ mod tests {
             PrecisionError::Width { width: 24 }.to_string(),
         ];
         assert!(errors.iter().all(|error| error.ends_with("use `--precision full`")), "{errors:?}");
+    }
+
+    #[test]
+    fn blocks_that_are_read_for_each_step_are_not_quantized() {
+        let error = check_streamed(Offload::Blocks, Precision::Fp8).expect_err("both").to_string();
+        assert!(error.starts_with("`--precision fp8` and `--offload blocks` exclude each other"), "{error}");
+        check_streamed(Offload::Blocks, Precision::Full).expect("no conflict");
+        check_streamed(Offload::Text, Precision::Fp8).expect("no conflict");
     }
 
     #[test]

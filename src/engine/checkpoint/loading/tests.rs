@@ -10,7 +10,9 @@ use super::*;
 use crate::domain::model::ModelFiles;
 use crate::domain::precision::Precision;
 use crate::engine::models::flux1::text::TextEncoders;
-use crate::engine::models::flux1::{Decoder, Encoder, Transformer};
+use crate::engine::models::flux1::config::TransformerConfig;
+use crate::engine::models::flux1::{Decoder, Encoder, Sequence, Transformer};
+use crate::engine::noise::standard_normal;
 
 /// An observer that adds up what it is told.
 #[derive(Default)]
@@ -35,14 +37,14 @@ fn checkpoint() -> Checkpoint {
 }
 
 fn options(is_text_streamed: bool) -> LoadOptions {
-    LoadOptions { dtype: DType::F32, is_text_streamed, are_stored: false }
+    LoadOptions { dtype: DType::F32, is_text_streamed, are_stored: false, blocks: None }
 }
 
 fn slowly<'a>(checkpoint: &'a Checkpoint, is_text_streamed: bool, progress: &Arc<Progress>) -> Loading<'a> {
     let observer = Arc::clone(progress) as Arc<dyn LoadObserver>;
     Loading::new(checkpoint, &Device::Cpu, options(is_text_streamed), observer)
         .expect("begins")
-        .through(|| Slow::new(Duration::ZERO))
+        .through(|_| Ok(Slow::new(Duration::ZERO)))
 }
 
 fn numbers_of(vb: &VarBuilder, name: &str) -> Vec<f32> {
@@ -88,7 +90,7 @@ fn the_model_asks_in_the_order_of_the_plan_and_all_bytes_are_reported() {
     TextEncoders::load(configs, &recorded(loading.clip()), recorded(loading.builder(Part::T5)).into(), false)
         .expect("loads");
     let transformer = Tensors::from(recorded(loading.builder(Part::Transformer)));
-    Transformer::load(&configs.transformer, &transformer, Precision::Full).expect("loads");
+    Transformer::load(&configs.transformer, &transformer, Precision::Full, None).expect("loads");
     let asked = asked.lock().expect("no panic");
     let planned =
         PARTS.into_iter().flat_map(|part| part.tensors(&checkpoint).names().filter(move |name| part.has(name)));
@@ -128,7 +130,7 @@ fn blocks_of_t5_are_streamed_for_each_prompt() {
     let host = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(())).expect("begins");
     let mut resident = encoders(&host, false);
     let loading = slowly(&checkpoint, true, &progress);
-    let text = Arc::clone(loading.text.as_ref().expect("a stream of its own"));
+    let text = Arc::clone(loading.repeated.get(&Reading::ForPrompts).expect("a stream of its own"));
     let mut streamed = encoders(&loading, true);
     let told = progress.0.lock().expect("no panic").1;
     loading.finish().expect("finishes");
@@ -142,14 +144,66 @@ fn blocks_of_t5_are_streamed_for_each_prompt() {
     assert_eq!(progress.0.lock().expect("no panic").1, told, "streaming for a prompt is not part of loading");
 }
 
+/// The velocity of an image of 2×3 tokens with a prompt of four.
+fn velocity(transformer: &Transformer, config: &TransformerConfig) -> Vec<f32> {
+    let random = |seed, rows: usize, columns: usize| {
+        Tensor::from_vec(standard_normal(seed, 0, rows * columns), (rows, columns), &Device::Cpu).expect("random")
+    };
+    let text = transformer.embed_text(&random(1, 4, config.joint_attention_dim)).expect("embeds");
+    let condition = transformer.embed_condition(&random(2, 1, config.pooled_projection_dim), 3.5).expect("embeds");
+    let rotary = transformer.rotary(4, 2, 3).expect("tables");
+    let latents = random(3, 6, config.in_channels);
+    let sequence = Sequence {
+        latents: &latents,
+        text: &text,
+        condition: &condition,
+        modulation: None,
+        rotary: &rotary,
+        sigma: 0.7,
+    };
+    let velocities = transformer.velocities(&[sequence]).expect("runs");
+    velocities[0].flatten_all().and_then(|all| all.to_vec1()).expect("numbers")
+}
+
+/// As on CUDA: through buffers that a slow device copies from.
+#[test]
+fn blocks_and_modulations_are_streamed_for_each_step() {
+    let checkpoint = checkpoint();
+    let config = &checkpoint.configs.transformer;
+    let (double, total) = (config.num_layers, config.num_layers + config.num_single_layers);
+    let host = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(())).expect("begins");
+    let resident = Transformer::load(config, &host.transformer(), Precision::Full, None).expect("loads");
+    let expected = velocity(&resident, config);
+    for kept in [0, 2, total] {
+        let blocks = Some(StreamedBlocks { resident: kept, double, total });
+        let progress = Arc::new(Progress::default());
+        let observer = Arc::clone(&progress) as Arc<dyn LoadObserver>;
+        let options = LoadOptions { blocks, ..options(true) };
+        let loading = Loading::new(&checkpoint, &Device::Cpu, options, observer)
+            .expect("begins")
+            .through(|_| Ok(Slow::new(Duration::ZERO)));
+        let streamed =
+            Transformer::load(config, &loading.transformer(), Precision::Full, blocks).expect("loads");
+        let streams: Vec<_> = loading.repeated_of(Part::Transformer).into_values().collect();
+        assert_eq!(streams.len(), if kept == total { 1 } else { 2 });
+        loading.finish().expect("finishes");
+        let told = progress.0.lock().expect("no panic").1;
+        for pass in 0..3 {
+            assert_eq!(velocity(&streamed, config), expected, "{kept} blocks in memory, pass {pass}");
+        }
+        assert!(streams.iter().all(|stream| stream.restarts() == 0));
+        assert_eq!(progress.0.lock().expect("no panic").1, told, "streaming for a step is not part of loading");
+    }
+}
+
 #[test]
 fn without_pinned_memory_it_is_loaded_through_the_host() {
     let checkpoint = checkpoint();
     let loading = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(()))
         .expect("begins")
-        .through(|| Slow::new(Duration::ZERO).with_buffers(1));
+        .through(|_| Ok(Slow::new(Duration::ZERO).with_buffers(1)));
     assert!(loading.stream.is_none());
-    Transformer::load(&checkpoint.configs.transformer, &loading.transformer(), Precision::Full).expect("loads");
+    Transformer::load(&checkpoint.configs.transformer, &loading.transformer(), Precision::Full, None).expect("loads");
 }
 
 #[test]

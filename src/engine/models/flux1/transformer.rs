@@ -5,24 +5,26 @@
 //! once over the whole stream, modulation is per sequence, and attention stays inside each sequence.
 
 mod block;
+mod blocks;
 mod embedders;
 mod feed_forward;
 mod modulation;
 mod stream;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::TransformerConfig;
 use super::positions;
 use crate::domain::precision::Precision;
 use crate::engine::adapted::{AdapterSet, Changes};
-use crate::engine::checkpoint::Tensors;
+use crate::engine::checkpoint::{StreamedBlocks, Tensors};
 use crate::engine::linear::Linear;
 use crate::engine::ops::activation::silu;
 use crate::engine::ops::modulation::modulated_layer_norm;
 use crate::engine::ops::rope::Rotary;
 
 use block::{DoubleBlock, SingleBlock};
+use blocks::Blocks;
 use embedders::{Embedder, SINUSOID_WIDTH, model_time, sinusoid};
 use modulation::{FINAL_PARTS, Modulations, ModulationsLoader};
 pub(crate) use stream::{Conditioned, Sequence};
@@ -36,8 +38,7 @@ pub(crate) struct Transformer {
     time_in: Embedder,
     vector_in: Embedder,
     guidance_in: Option<Embedder>,
-    double_blocks: Vec<DoubleBlock>,
-    single_blocks: Vec<SingleBlock>,
+    blocks: Blocks<Block>,
     modulations: Modulations,
     /// The first part of the final layer's modulation.
     final_modulation: usize,
@@ -46,36 +47,107 @@ pub(crate) struct Transformer {
     dtype: DType,
 }
 
+/// Of either kind.
+enum Block {
+    Double(Box<DoubleBlock>),
+    Single(Box<SingleBlock>),
+}
+
+impl Block {
+    /// The block of a number: those with two streams come first. Its modulation goes into `modulations`.
+    fn load(
+        config: &TransformerConfig,
+        number: usize,
+        precision: Precision,
+        modulations: &mut ModulationsLoader,
+        vb: &Tensors,
+    ) -> Result<Self> {
+        match number.checked_sub(config.num_layers) {
+            None => {
+                let vb = vb.pp(format!("double_blocks.{number}"));
+                DoubleBlock::load(config, precision, modulations, &vb).map(|block| Self::Double(Box::new(block)))
+            }
+            Some(index) => {
+                let vb = vb.pp(format!("single_blocks.{index}"));
+                SingleBlock::load(config, precision, modulations, &vb).map(|block| Self::Single(Box::new(block)))
+            }
+        }
+    }
+}
+
+/// The token streams between two blocks.
+enum Tokens {
+    Apart { text: Tensor, image: Tensor },
+    Joint(Tensor),
+}
+
+impl Tokens {
+    fn joint(&self, stream: &Stream) -> Result<Tensor> {
+        match self {
+            Self::Apart { text, image } => stream.join(text, image),
+            Self::Joint(joint) => Ok(joint.clone()),
+        }
+    }
+
+    /// What they are behind a block.
+    fn through(&self, block: &Block, stream: &Stream) -> Result<Self> {
+        match (block, self) {
+            (Block::Double(block), Self::Apart { text, image }) => {
+                let (text, image) = block.forward(text, image, stream)?;
+                Ok(Self::Apart { text, image })
+            }
+            (Block::Double(_), Self::Joint(_)) => bail!("a block with two streams behind one with a joint stream"),
+            (Block::Single(block), _) => block.forward(&self.joint(stream)?, stream).map(Self::Joint),
+        }
+    }
+}
+
 impl Transformer {
-    /// Loads the weights; those of the blocks' linear layers are kept in `precision`.
+    /// Loads the weights; those of the blocks' linear layers are kept in `precision`. Blocks in `streamed` are read for each
+    /// step, and the modulations for several steps.
     ///
     /// # Errors
     /// When they cannot be read, or the device is out of memory.
-    pub(crate) fn load(config: &TransformerConfig, vb: &Tensors, precision: Precision) -> Result<Self> {
+    pub(crate) fn load(
+        config: &TransformerConfig,
+        vb: &Tensors,
+        precision: Precision,
+        streamed: Option<StreamedBlocks>,
+    ) -> Result<Self> {
         let hidden = config.hidden_size();
         let embedder = |name: &str, inputs| Embedder::load(inputs, hidden, &vb.pp(name));
         let guidance_in = config.guidance_embeds.then(|| embedder("guidance_in", SINUSOID_WIDTH)).transpose()?;
-        let mut modulations = ModulationsLoader::new(config, vb)?;
+        let img_in = Linear::load(config.in_channels, hidden, &vb.pp("img_in"))?;
+        let txt_in = Linear::load(config.joint_attention_dim, hidden, &vb.pp("txt_in"))?;
+        let (time_in, vector_in) =
+            (embedder("time_in", SINUSOID_WIDTH)?, embedder("vector_in", config.pooled_projection_dim)?);
+        let count = config.num_layers + config.num_single_layers;
+        let (mut modulations, blocks) = match streamed {
+            None => {
+                let mut modulations = ModulationsLoader::new(config, vb)?;
+                let load = |number| Block::load(config, number, precision, &mut modulations, vb);
+                let blocks = Blocks::kept((0..count).map(load).collect::<Result<_>>()?);
+                (modulations, blocks)
+            }
+            Some(streamed) => {
+                let (config, tensors) = (config.clone(), vb.clone());
+                let behind_all = ModulationsLoader::counting(&config, count);
+                let read = move |number: usize| {
+                    let mut modulations = ModulationsLoader::counting(&config, number);
+                    Block::load(&config, number, precision, &mut modulations, &tensors)
+                };
+                (behind_all, Blocks::read_by(Box::new(read), count, |number| streamed.has(number), vb.clone())?)
+            }
+        };
         Ok(Self {
-            img_in: Linear::load(config.in_channels, hidden, &vb.pp("img_in"))?,
-            txt_in: Linear::load(config.joint_attention_dim, hidden, &vb.pp("txt_in"))?,
-            time_in: embedder("time_in", SINUSOID_WIDTH)?,
-            vector_in: embedder("vector_in", config.pooled_projection_dim)?,
+            img_in,
+            txt_in,
+            time_in,
+            vector_in,
             guidance_in,
-            double_blocks: (0..config.num_layers)
-                .map(|index| {
-                    let vb = vb.pp(format!("double_blocks.{index}"));
-                    DoubleBlock::load(config, precision, &mut modulations, &vb)
-                })
-                .collect::<Result<_>>()?,
-            single_blocks: (0..config.num_single_layers)
-                .map(|index| {
-                    let vb = vb.pp(format!("single_blocks.{index}"));
-                    SingleBlock::load(config, precision, &mut modulations, &vb)
-                })
-                .collect::<Result<_>>()?,
+            blocks,
             final_modulation: modulations.load(FINAL_PARTS, &vb.pp("final_layer.adaLN_modulation.1"))?,
-            modulations: modulations.finish()?,
+            modulations: modulations.finish(config, vb)?,
             final_linear: Linear::load(hidden, config.in_channels, &vb.pp("final_layer.linear"))?,
             device: vb.device().clone(),
             dtype: vb.dtype(),
@@ -132,16 +204,13 @@ impl Transformer {
         let latents: Vec<Tensor> =
             sequences.iter().map(|sequence| sequence.latents.to_dtype(self.dtype)).collect::<Result<_>>()?;
         let texts: Vec<&Tensor> = sequences.iter().map(|sequence| sequence.text).collect();
-        let mut image = self.img_in.changed(&Tensor::cat(&latents, 0)?, &stream.image_changes)?;
-        let mut text = Tensor::cat(&texts, 0)?;
-        for block in &self.double_blocks {
-            (text, image) = block.forward(&text, &image, &stream)?;
-        }
-        let mut joint = stream.join(&text, &image)?;
-        for block in &self.single_blocks {
-            joint = block.forward(&joint, &stream)?;
-        }
-        let (_, image) = stream.split(&joint)?;
+        let image = self.img_in.changed(&Tensor::cat(&latents, 0)?, &stream.image_changes)?;
+        let mut tokens = Tokens::Apart { text: Tensor::cat(&texts, 0)?, image };
+        self.blocks.each(|block| {
+            tokens = tokens.through(block, &stream)?;
+            Ok(())
+        })?;
+        let (_, image) = stream.split(&tokens.joint(&stream)?)?;
         let (shift, scale) =
             (stream.modulated.part(self.final_modulation)?, stream.modulated.part(self.final_modulation + 1)?);
         let image = modulated_layer_norm(&image, &shift, &scale, &stream.image_segments)?;

@@ -251,7 +251,7 @@ mod tests {
             joint_rotary: image_rotary.clone(),
             image_rotary,
             modulated: {
-                let modulations = modulations.finish().expect("joins");
+                let modulations = modulations.finish(&config, &vb).expect("joins");
                 modulations.of_rows(modulations.forward(&random(10, &[1, 32]), &Changes::default()).expect("modulates"))
             },
         };

@@ -1,12 +1,14 @@
-//! The modulation of all blocks, from one linear layer in each step.
+//! The modulation of all blocks, from one linear layer, or, where blocks are read for each step, from one after the other.
 //!
 //! In the checkpoint every block has a layer of its own for it, with the same input. Each has as many weights as a third
 //! of the block's attention, and multiplies one row a sequence, so it takes as long as its weights take to be read. One
-//! matrix product reads them at the memory's full rate.
+//! matrix product reads them at the memory's full rate. They are more than a quarter of the transformer: where it does not
+//! stay in memory, they are read once for several steps.
 
 use candle_core::{Result, Tensor};
 
 use super::super::config::TransformerConfig;
+use super::blocks::Blocks;
 use crate::engine::adapted::Changes;
 use crate::engine::checkpoint::{Matrix, Tensors};
 use crate::engine::linear::Linear;
@@ -21,15 +23,24 @@ pub(super) const HALF_PARTS: usize = 6;
 pub(super) const SINGLE_PARTS: usize = 3;
 pub(super) const FINAL_PARTS: usize = 2;
 
-/// Copies the layers of all blocks into one.
+/// Copies the layers of all blocks into one, or counts them.
 pub(super) struct ModulationsLoader {
-    /// `[parts × hidden, hidden]`
-    weight: Weight,
-    /// `[parts × hidden]`
-    bias: Tensor,
+    layers: Layers,
     hidden: usize,
-    /// The layers that were loaded, and their outputs.
-    modules: Vec<(String, usize)>,
+    parts_loaded: usize,
+}
+
+enum Layers {
+    Joined {
+        /// `[parts × hidden, hidden]`
+        weight: Weight,
+        /// `[parts × hidden]`
+        bias: Tensor,
+        /// Their names, and their outputs.
+        modules: Vec<(String, usize)>,
+    },
+    /// They are read when they are computed.
+    Counted,
 }
 
 enum Weight {
@@ -42,55 +53,99 @@ impl ModulationsLoader {
     /// Allocates the layers of all blocks.
     pub(super) fn new(config: &TransformerConfig, tensors: &Tensors) -> Result<Self> {
         let hidden = config.hidden_size();
-        let parts = 2 * HALF_PARTS * config.num_layers + SINGLE_PARTS * config.num_single_layers + FINAL_PARTS;
+        let parts = parts_before(config, config.num_layers + config.num_single_layers) + FINAL_PARTS;
         let weight = if tensors.are_stored() {
             Weight::Stored(Vec::new())
         } else {
             Weight::Full(Tensor::zeros((parts * hidden, hidden), tensors.dtype(), tensors.device())?)
         };
         let bias = Tensor::zeros(parts * hidden, tensors.dtype(), tensors.device())?;
-        Ok(Self { weight, bias, hidden, modules: Vec::new() })
+        Ok(Self { layers: Layers::Joined { weight, bias, modules: Vec::new() }, hidden, parts_loaded: 0 })
+    }
+
+    /// Counts the layers from those of a block on, and loads none.
+    pub(super) fn counting(config: &TransformerConfig, block: usize) -> Self {
+        Self { layers: Layers::Counted, hidden: config.hidden_size(), parts_loaded: parts_before(config, block) }
     }
 
     /// Loads a layer of so many parts, and returns the index of its first.
     pub(super) fn load(&mut self, parts: usize, tensors: &Tensors) -> Result<usize> {
-        let (start, rows) = (self.modules.iter().map(|(_, rows)| rows).sum::<usize>(), parts * self.hidden);
-        match &mut self.weight {
-            Weight::Full(all) => {
-                all.slice_set(&tensors.get((rows, self.hidden), "weight")?, 0, start)?;
+        let (first, rows) = (self.parts_loaded, parts * self.hidden);
+        if let Layers::Joined { weight, bias, modules } = &mut self.layers {
+            match weight {
+                Weight::Full(all) => {
+                    all.slice_set(&tensors.get((rows, self.hidden), "weight")?, 0, first * self.hidden)?;
+                }
+                Weight::Stored(all) => all.push(tensors.matrix([rows, self.hidden], "weight")?),
             }
-            Weight::Stored(all) => all.push(tensors.matrix([rows, self.hidden], "weight")?),
+            bias.slice_set(&tensors.get(rows, "bias")?, 0, first * self.hidden)?;
+            modules.push((tensors.prefix(), rows));
         }
-        self.bias.slice_set(&tensors.get(rows, "bias")?, 0, start)?;
-        self.modules.push((tensors.prefix(), rows));
-        Ok(start / self.hidden)
+        self.parts_loaded += parts;
+        Ok(first)
     }
 
-    /// All of them, once every block has loaded its own.
+    /// All of them, once every block has loaded its own; or, where they were counted, out of `tensors` whenever they are computed.
     ///
     /// # Errors
     /// When they are not equally wide.
-    pub(super) fn finish(self) -> Result<Modulations> {
-        let weight = match self.weight {
-            Weight::Full(all) => Matrix::Full(all),
-            Weight::Stored(all) => Matrix::joined(all)?,
+    pub(super) fn finish(self, config: &TransformerConfig, tensors: &Tensors) -> Result<Modulations> {
+        let hidden = self.hidden;
+        let layers = match self.layers {
+            Layers::Joined { weight, bias, modules } => {
+                let weight = match weight {
+                    Weight::Full(all) => Matrix::Full(all),
+                    Weight::Stored(all) => Matrix::joined(all)?,
+                };
+                let device = bias.device().clone();
+                Blocks::kept(vec![Linear::of(weight, Some(bias), modules, &device)?])
+            }
+            Layers::Counted => {
+                let (names, tensors) = (names(config), tensors.clone());
+                let (count, source) = (names.len(), tensors.clone());
+                let read = move |number: usize| {
+                    let (name, parts) = &names[number];
+                    Linear::load(hidden, parts * hidden, &source.pp(name))
+                };
+                Blocks::read_by(Box::new(read), count, |_| true, tensors)?
+            }
         };
-        let device = self.bias.device().clone();
-        Ok(Modulations { layer: Linear::of(weight, Some(self.bias), self.modules, &device)?, hidden: self.hidden })
+        Ok(Modulations { layers, hidden })
     }
 }
 
-/// The layers of all blocks as one.
+/// Parts of the blocks before one, by its number: those with two streams come first.
+fn parts_before(config: &TransformerConfig, block: usize) -> usize {
+    let double = block.min(config.num_layers);
+    2 * HALF_PARTS * double + SINGLE_PARTS * (block - double)
+}
+
+/// The names of all layers, in their order, and their parts.
+fn names(config: &TransformerConfig) -> Vec<(String, usize)> {
+    let halves = (0..config.num_layers).flat_map(|index| {
+        ["img", "txt"].map(|stream| (format!("double_blocks.{index}.{stream}_mod.lin"), HALF_PARTS))
+    });
+    let single = (0..config.num_single_layers)
+        .map(|index| (format!("single_blocks.{index}.modulation.lin"), SINGLE_PARTS));
+    halves.chain(single).chain([("final_layer.adaLN_modulation.1".to_owned(), FINAL_PARTS)]).collect()
+}
+
+/// The layers of all blocks.
 pub(super) struct Modulations {
-    /// From `hidden` to `parts × hidden`.
-    layer: Linear,
+    /// Side by side from `hidden` to `parts × hidden`: one, or one for each.
+    layers: Blocks<Linear>,
     hidden: usize,
 }
 
 impl Modulations {
     /// `silu(condition) [rows, hidden]` -> all parts for each row, `[rows, parts × hidden]`, with what adapters change.
     pub(super) fn forward(&self, condition: &Tensor, changes: &Changes) -> Result<Tensor> {
-        self.layer.changed(condition, changes)
+        let mut outputs = Vec::new();
+        self.layers.each(|layer| {
+            outputs.push(layer.changed(condition, changes)?);
+            Ok(())
+        })?;
+        if let [output] = outputs.as_slice() { Ok(output.clone()) } else { Tensor::cat(&outputs, 1) }
     }
 
     /// The parts of a step, from a row for each sequence, `[sequences, parts × hidden]`.
