@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 
 use super::builder::{Observed, Streamed, Tensors, Weights};
+use super::names::transformer::is_block_linear;
 use super::recipe::Recipe;
 use super::stream::nowhere::Nowhere;
 use super::stream::{Asked, Destination, TensorStream, WeightStream};
@@ -49,6 +50,8 @@ pub(crate) struct LoadOptions {
     pub(crate) is_text_streamed: bool,
     /// Whether the matrices of the transformer and of T5 are given as their files store them.
     pub(crate) are_stored: bool,
+    /// Whether the linear layers of the transformer's blocks that are stored in e4m3 are given so.
+    pub(crate) is_e4m3_kept: bool,
 }
 
 /// A checkpoint that is being loaded.
@@ -133,6 +136,30 @@ impl Checkpoint {
     }
 }
 
+impl Checkpoint {
+    /// How many linear layers of the transformer's blocks are stored in e4m3, with one scale for each tensor, and how many there
+    /// are.
+    pub(crate) fn block_linears_in_e4m3(&self) -> [usize; 2] {
+        let names = self.transformer.names().filter(|name| is_block_linear(name));
+        let recipes = names.filter_map(|name| self.transformer.recipe(name, DType::U8).ok());
+        recipes.fold([0, 0], |[kept, all], recipe| [kept + usize::from(recipe.e4m3_scales().is_some()), all + 1])
+    }
+
+    /// Whether all linear layers of the transformer's blocks are.
+    pub(crate) fn is_in_e4m3(&self) -> bool {
+        let [kept, all] = self.block_linears_in_e4m3();
+        kept == all
+    }
+}
+
+impl LoadOptions {
+    /// Whether a tensor is given as its codes in e4m3.
+    fn are_codes(self, part: Part, name: &str, recipe: &Recipe) -> bool {
+        let is_kept = self.is_e4m3_kept && part == Part::Transformer && is_block_linear(name);
+        is_kept && recipe.e4m3_scales().is_some()
+    }
+}
+
 impl Part {
     fn tensors(self, checkpoint: &Checkpoint) -> &CheckedTensors {
         match self {
@@ -176,9 +203,13 @@ impl Plan {
             let mut numbers = BTreeMap::new();
             let are_stored = part.are_stored(checkpoint, options);
             for name in tensors.names().filter(|name| part.has(name)) {
-                let recipe = tensors.recipe(name, dtype)?;
+                let mut recipe = tensors.recipe(name, dtype)?;
+                let are_codes = options.are_codes(part, name, &recipe);
+                if are_codes {
+                    recipe.dtype = DType::U8;
+                }
                 let is_on_host = part == Part::T5 && (name.starts_with(T5_TABLE) || name.contains(T5_BIAS))
-                    || are_stored && recipe.shape.len() == 2;
+                    || are_stored && recipe.shape.len() == 2 && !are_codes;
                 if part == Part::T5 && options.is_text_streamed && name.starts_with(T5_BLOCKS) {
                     if !is_on_host {
                         plan.text_numbers.insert(name.to_owned(), (plan.text_recipes.len(), dtype));
@@ -190,7 +221,7 @@ impl Plan {
                 if is_on_host {
                     continue;
                 }
-                numbers.insert(name.to_owned(), (plan.recipes.len(), dtype));
+                numbers.insert(name.to_owned(), (plan.recipes.len(), recipe.dtype));
                 plan.recipes.push(recipe);
             }
             plan.numbers.insert(part, numbers);
@@ -260,7 +291,9 @@ impl<'a> Loading<'a> {
 
     fn tensors(&self, part: Part) -> Tensors {
         let are_stored = part.are_stored(self.checkpoint, self.options);
-        Tensors::new(self.builder(part), are_stored.then(|| self.observed(part)))
+        let is_e4m3_kept = self.options.is_e4m3_kept && part == Part::Transformer;
+        let coded = is_e4m3_kept.then(|| part.tensors(self.checkpoint).clone());
+        Tensors::new(self.builder(part), are_stored.then(|| self.observed(part)), coded)
     }
 
     fn observed(&self, part: Part) -> Observed {

@@ -78,8 +78,10 @@ pub(crate) fn plan_within(
     let mut expanded = checkpoint.weight_bytes(dtype);
     let linears = checkpoint.configs.transformer.block_linears();
     expanded.transformer -= storage::bytes_saved(linears, dtype, settings.precision);
-    // A lossy precision quantizes what is expanded.
-    let stored = checkpoint.stored_weight_bytes(dtype).filter(|_| settings.precision == Precision::Full);
+    // A lossy precision quantizes what is expanded, unless all it is for is in e4m3 already.
+    let are_blocks_kept = settings.precision == Precision::Full
+        || storage::is_e4m3_kept(settings.weights, settings.precision) && checkpoint.is_in_e4m3();
+    let stored = checkpoint.stored_weight_bytes(dtype).filter(|_| are_blocks_kept);
     let available = (free, device::initial_limits());
     first_that_fits(settings, expanded, stored, |weights, offload| {
         MemoryPlan::new(&checkpoint.configs, weights, dtype, offload, available)

@@ -57,6 +57,19 @@ impl Quantized {
         bail!("rows of {:?} cannot be quantized to e4m3 on {:?}", x.dtype(), x.device().location())
     }
 
+    /// A matrix that is in e4m3 already: codes `[rows, width]`, u8, and a scale for each row.
+    ///
+    /// # Errors
+    /// When they are no such matrix, or the device is out of memory.
+    pub(crate) fn from_codes(codes: Tensor, scales: &[f32]) -> Result<Self> {
+        let is_matrix = codes.dtype() == DType::U8 && codes.is_contiguous();
+        if !is_matrix || codes.dims2()?.0 != scales.len() {
+            bail!("{:?} of {:?} and {} scales are no matrix in e4m3", codes.dims(), codes.dtype(), scales.len());
+        }
+        let scales = Tensor::new(scales, codes.device())?;
+        Ok(Self { codes, scales })
+    }
+
     /// [`modulated_layer_norm`], quantized; on CUDA in one pass over the memory.
     ///
     /// # Errors
