@@ -129,6 +129,9 @@ impl FluxEngine {
         let (configs, tokenizers) = (checkpoint.configs.clone(), checkpoint.tokenizers.clone());
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;
         let (weights_bytes, weights_seconds) = loading.finish()?;
+        if settings.uses_graphs {
+            model.record_steps();
+        }
         let fitting = Instant::now();
         model.fit_previews()?;
         let preview_seconds = fitting.elapsed().as_secs_f64();

@@ -174,6 +174,24 @@ fn images_in_fp8_are_near_those_in_full_precision() {
     }
 }
 
+/// A recorded step that holds a number of the step it was recorded in gives another image from the third step on. Where a step
+/// cannot be recorded, the log says so.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn steps_that_are_repeated_as_graphs_give_the_same_bits() {
+    let (mut plain, mut graphs) = (load(CUDA), load(EngineSettings { uses_graphs: true, ..CUDA.into() }));
+    // One composition for two images, another, and the first again.
+    let specs = [
+        spec("two eggs", [64, 64], 6, 3.5, 6),
+        spec("a boat, and much else", [64, 64], 6, 2.0, 7),
+        spec("a boat", [128, 64], 6, 3.5, 8),
+        spec("two eggs", [64, 64], 5, 3.5, 9),
+    ];
+    for spec in &specs {
+        assert!(generate(&mut graphs, spec) == generate(&mut plain, spec), "seed {}", spec.seed());
+    }
+}
+
 #[test]
 #[ignore = "needs a CUDA device"]
 fn canceling_an_image_does_not_change_the_others() {

@@ -28,6 +28,9 @@ pub struct EngineArgs {
     /// they fit [default: auto]
     #[arg(long, value_name = "HOW")]
     pub weights: Option<WeightStorage>,
+    /// Record steps that are alike as CUDA graphs (experimental: no GPU has run it)
+    #[arg(long, hide = true)]
+    pub graphs: bool,
 }
 
 impl EngineArgs {
@@ -37,5 +40,6 @@ impl EngineArgs {
         flags.kernels = self.kernels;
         flags.precision = self.precision;
         flags.weights = self.weights;
+        flags.uses_graphs = self.graphs;
     }
 }

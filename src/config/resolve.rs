@@ -211,6 +211,7 @@ fn engine(layers: &[Layer], default: EngineConfig) -> Result<EngineConfig, Confi
             default.precision,
         )?,
         weights: parsed(layers, &env::ENGINE_WEIGHTS, |settings| settings.engine.weights.as_ref(), default.weights)?,
+        uses_graphs: default.uses_graphs,
     })
 }
 

@@ -83,6 +83,8 @@ pub struct EngineConfig {
     pub precision: Precision,
     /// How a model's weights are kept in memory.
     pub weights: WeightStorage,
+    /// Whether steps that are alike are recorded as CUDA graphs. Experimental, so it is a flag alone.
+    pub uses_graphs: bool,
 }
 
 /// Limits of HTTP requests.
@@ -250,9 +252,9 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic, kernels, precision, weights } = self.engine;
+        let EngineConfig { offload, is_deterministic, kernels, precision, weights, uses_graphs } = self.engine;
         let kernel_faults = KernelFaults::default();
-        EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision, weights }
+        EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision, weights, uses_graphs }
     }
 
     /// The database's file.

@@ -182,6 +182,8 @@ pub struct EngineSettings {
     pub precision: Precision,
     /// How its weights are kept in memory.
     pub weights: WeightStorage,
+    /// Whether steps that are alike are recorded as CUDA graphs. Experimental: it takes the memory of a step twice.
+    pub uses_graphs: bool,
 }
 
 impl From<DeviceChoice> for EngineSettings {

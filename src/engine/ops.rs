@@ -22,6 +22,7 @@ pub(crate) mod linear;
 pub(crate) mod matrix_product;
 pub(crate) mod modulation;
 pub(crate) mod quantize;
+pub(crate) mod recording;
 pub(crate) mod rope;
 mod segments;
 pub(crate) mod softmax;

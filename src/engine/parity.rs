@@ -8,4 +8,5 @@ mod layouts;
 mod noise;
 mod prompts;
 mod quantized;
+mod replay;
 mod support;

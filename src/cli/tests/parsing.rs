@@ -71,6 +71,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
         "fp8",
         "--weights",
         "expanded",
+        "--graphs",
     ];
     let asked = EngineArgs {
         offload: Some(Offload::Text),
@@ -78,6 +79,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
         kernels: Some(Kernels::Portable),
         precision: Some(Precision::Fp8),
         weights: Some(WeightStorage::Expanded),
+        graphs: true,
     };
     let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];
     let Some(Command::Serve(serve)) = parse(&[&["serve"][..], &engine[..]].concat()).expect("valid").command else {

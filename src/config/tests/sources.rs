@@ -54,6 +54,7 @@ fn every_field_of_the_file_is_read() {
             kernels: Kernels::Portable,
             precision: Precision::Fp8,
             weights: WeightStorage::Expanded,
+            uses_graphs: false,
         },
         admin_password: None,
         drain_deadline_seconds: 10,

@@ -9,6 +9,7 @@ pub(super) mod attention;
 pub(super) mod convolution;
 mod cublaslt;
 pub(super) mod expand;
+pub(super) mod graph;
 pub(super) mod group_norm;
 pub(super) mod linear;
 mod modules;

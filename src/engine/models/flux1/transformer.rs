@@ -8,6 +8,7 @@ mod block;
 mod embedders;
 mod feed_forward;
 mod modulation;
+pub(in crate::engine) mod replay;
 mod stream;
 
 use candle_core::{DType, Device, Result, Tensor};
