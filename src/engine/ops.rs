@@ -19,6 +19,7 @@ pub(crate) mod gemm;
 pub(crate) mod group_norm;
 pub(crate) mod kernel;
 pub(crate) mod linear;
+pub(crate) mod low_rank;
 pub(crate) mod matrix_product;
 pub(crate) mod modulation;
 pub(crate) mod quantize;

@@ -12,6 +12,7 @@ pub(super) mod expand;
 pub(super) mod graph;
 pub(super) mod group_norm;
 pub(super) mod linear;
+pub(super) mod low_rank;
 mod modules;
 pub(super) mod quantize;
 pub(super) mod rows;
