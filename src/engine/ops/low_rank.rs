@@ -206,7 +206,8 @@ mod tests {
         let composed = changed(&out, &x, |out, x, parts| parts.iter().try_for_each(|part| add_composed(out, x, part)));
         for (row, (found, composed)) in numbers(&found).iter().zip(numbers(&composed)).enumerate() {
             for (found, composed) in found.iter().zip(&composed) {
-                assert!((found - composed).abs() <= 1e-4 * composed.abs().max(10.0), "row {row}: {found} and {composed}");
+                let tolerance = 1e-4 * composed.abs().max(10.0);
+                assert!((found - composed).abs() <= tolerance, "row {row}: {found} and {composed}");
             }
         }
         let before = numbers(&out);
@@ -225,9 +226,11 @@ mod tests {
             let out = out.narrow(0, first, count).and_then(|rows| rows.copy()).expect("rows");
             let x = x.narrow(0, first, count).expect("rows");
             let own = 100_usize.saturating_sub(first)..(250 - first).min(count);
-            let mut parts = vec![LowRankPart { rows: own, columns: 0..OUTPUTS, down: &one[0], up: &one[1], scale: 0.7 }];
+            let columns = 0..OUTPUTS;
+            let mut parts =
+                vec![LowRankPart { rows: own, columns: columns.clone(), down: &one[0], up: &one[1], scale: 0.7 }];
             if has_other {
-                parts.push(LowRankPart { rows: 0..100, columns: 0..OUTPUTS, down: &other[0], up: &other[1], scale: 1.0 });
+                parts.push(LowRankPart { rows: 0..100, columns, down: &other[0], up: &other[1], scale: 1.0 });
             }
             low_rank_add(&out, &x, &parts).expect("adds");
             numbers(&out)
@@ -244,7 +247,8 @@ mod tests {
         let [down, up] = matrices(6, [INPUTS, OUTPUTS], 5);
         let run = |down: &Tensor, up: &Tensor| {
             let out = Tensor::zeros((6, OUTPUTS), DType::F32, &Device::Cpu).expect("zeros");
-            low_rank_add(&out, &x, &[LowRankPart { rows: 0..6, columns: 0..OUTPUTS, down, up, scale: 1.0 }]).expect("adds");
+            let part = LowRankPart { rows: 0..6, columns: 0..OUTPUTS, down, up, scale: 1.0 };
+            low_rank_add(&out, &x, &[part]).expect("adds");
             numbers(&out).concat()
         };
         let [wide_down, wide_up] = padded(&down, &up).expect("pads");
@@ -266,7 +270,8 @@ mod tests {
         assert!(refused(&[part(0..8, 1..OUTPUTS + 1)]).contains("does not fit 8x40 from 24"));
         let error = refused(&[part(0..5, 0..OUTPUTS), part(4..8, 0..OUTPUTS)]);
         assert!(error.contains("0..5 and of 4..8, which have some in common"), "{error}");
-        low_rank_add(&out, &x, &[part(0..5, 0..OUTPUTS), part(5..8, 0..OUTPUTS), part(3..3, 0..OUTPUTS)]).expect("apart");
+        let apart = [0..5, 5..8, 3..3].map(|rows| part(rows, 0..OUTPUTS));
+        low_rank_add(&out, &x, &apart).expect("apart");
         low_rank_add(&out, &x, &[]).expect("nothing");
         assert!(low_rank_add(&out, &random(8, 7, INPUTS), &[]).is_err());
     }

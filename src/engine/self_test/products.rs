@@ -37,8 +37,8 @@ pub(super) const OPERATIONS: &[Operation] = &[
             "a change of rank 32, 15360 to 3072",
             |numbers| {
                 let inputs = HIDDEN + MLP;
-                let matrices = vec![numbers.weight(75, &[32, inputs])?, numbers.weight(76, &[HIDDEN, 32])?];
-                Ok([vec![numbers.random(73, &[ROWS, HIDDEN])?, numbers.random(74, &[ROWS, inputs])?], matrices].concat())
+                let (out, x) = (numbers.random(73, &[ROWS, HIDDEN])?, numbers.random(74, &[ROWS, inputs])?);
+                Ok(vec![out, x, numbers.weight(75, &[32, inputs])?, numbers.weight(76, &[HIDDEN, 32])?])
             },
             |x| {
                 let out = x[0].copy()?;

@@ -129,7 +129,7 @@ mod tests {
                 assert_eq!(part.at, index * 80);
             }
         }
-        let numbers: Vec<usize> = launches.iter().flat_map(|launch| launch.parts.iter().map(|part| part.part)).collect();
-        assert_eq!(numbers, (0..100).collect::<Vec<_>>());
+        let numbers = launches.iter().flat_map(|launch| launch.parts.iter().map(|part| part.part));
+        assert_eq!(numbers.collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
     }
 }
