@@ -116,7 +116,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::domain::model::ModelFiles;
+    use crate::domain::model::{CompletedFiles, ModelFiles};
     use crate::engine::models::flux1::config::Configs;
 
     /// FLUX.1-dev in bf16, and a file of it in Q4_K_S with T5 in Q8_0.
@@ -162,6 +162,27 @@ mod tests {
         assert_eq!(free.map(|free| of(WeightStorage::Auto, free)), [false, true, true]);
         assert_eq!(free.map(|free| of(WeightStorage::AsStored, free)), [true; 3]);
         assert_eq!(free.map(|free| of(WeightStorage::Expanded, free)), [false; 3]);
+    }
+
+    /// In fp8 other matrices may stay as they are stored where those that it is for do.
+    #[test]
+    fn in_fp8_only_a_file_in_e4m3_is_planned_as_stored() {
+        let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
+        let base = ModelFiles::Directory(reference.join("FLUX.1-dev"));
+        let path = reference.join("quant/fp8/flux1-dev-fp8-scaled.safetensors");
+        let files = CompletedFiles { path, text_encoders: Vec::new(), vae: None, base: Some(base) };
+        let in_e4m3 = Checkpoint::open(&ModelFiles::Completed(Box::new(files))).expect("opens");
+        let in_q4 = reference.join("quant/FLUX.1-dev-256/tiny-flux-Q4_K_S.gguf");
+        let in_q4 = Checkpoint::open(&ModelFiles::Directory(in_q4)).expect("opens");
+        let are_stored = |checkpoint: &Checkpoint, weights, precision| {
+            let settings = EngineSettings { weights, precision, ..EngineSettings::default() };
+            plan_within(checkpoint, 8 << 30, DType::BF16, &settings).expect("fits").are_stored()
+        };
+        let of = |checkpoint: &Checkpoint, precision| {
+            [WeightStorage::AsStored, WeightStorage::Auto].map(|weights| are_stored(checkpoint, weights, precision))
+        };
+        assert_eq!([of(&in_e4m3, Precision::Fp8), of(&in_q4, Precision::Fp8)], [[true, false], [false, false]]);
+        assert_eq!([of(&in_e4m3, Precision::Full), of(&in_q4, Precision::Full)], [[true, false]; 2]);
     }
 
     #[test]
