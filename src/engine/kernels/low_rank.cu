@@ -144,7 +144,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   float sums[RANKS / 8][4] = {};
   for (int step = 0; step < steps; ++step) {
     wait_for_groups<STAGES - 2>();
-    // All have waited for their own copies, and nobody reads the stage any more that is copied next.
+    // All have waited for their own copies, and no warp still reads the stage that is copied next.
     __syncthreads();
     if (step + STAGES - 1 < steps) {
       copy(step + STAGES - 1);
