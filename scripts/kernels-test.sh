@@ -79,7 +79,7 @@ for architecture in "${architectures[@]}"; do
       awk '/^Function/ { kernel = $3; next } { count[kernel " " $1]++ } END { for (name in count) print name, count[name] }' |
       sort
   done >"$folder/instructions.$architecture.txt"
-  for kernel in attention_128 attention_tall_128 biased_attention_64 convolution; do
+  for kernel in attention_128 attention_tall_128 biased_attention_64 convolution low_rank_shrink low_rank_expand; do
     grep -q "^$kernel HMMA.16816.F32.BF16 " "$folder/instructions.$architecture.txt"
   done
 done

@@ -111,18 +111,17 @@ impl FluxEngine {
         let check_seconds = started.elapsed().as_secs_f64() - device_seconds;
         storage::check_widths(checkpoint.configs.transformer.block_linears(), &device, settings.precision)?;
         storage::check_device(&device, settings.precision)?;
-        storage::check_kept(settings.weights, settings.precision)?;
+        storage::check_kept(settings.weights, settings.precision, checkpoint.is_in_e4m3())?;
         storage::check_streamed(settings.offload, settings.precision)?;
         let Room { limits, pixels_max, are_stored, is_text_streamed, adapters_bytes_max, blocks } =
             memory::room_for(&checkpoint, &device, &settings)?;
-        if settings.precision.is_lossy() {
-            let precision = settings.precision;
-            tracing::warn!(%precision, "the engine runs in a lossy precision: images differ slightly from the model's");
-        }
+        warn_of_loss(&settings, checkpoint.block_linears_in_e4m3());
         let faults = settings.kernel_faults;
         ops::attention::KERNELS.choose(&device, settings.kernels, faults.attention)?;
         ops::convolution::KERNELS.choose(&device, settings.kernels, faults.convolution)?;
-        let options = LoadOptions { dtype: device::dtype(&device), is_text_streamed, are_stored, blocks };
+        let is_e4m3_kept = storage::is_e4m3_kept(settings.weights, settings.precision);
+        let dtype = device::dtype(&device);
+        let options = LoadOptions { dtype, is_text_streamed, are_stored, is_e4m3_kept, blocks };
         let loading = checkpoint.load_onto(&device, options, observer)?;
         let weights = Weights {
             decoder: loading.decoder(),
@@ -136,6 +135,9 @@ impl FluxEngine {
         let loader = Loader::new(&checkpoint, options.dtype, adapters_bytes_max);
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;
         let (weights_bytes, weights_seconds) = loading.finish()?;
+        if settings.uses_graphs {
+            model.record_steps();
+        }
         let fitting = Instant::now();
         model.fit_previews()?;
         let preview_seconds = fitting.elapsed().as_secs_f64();
@@ -184,6 +186,17 @@ impl FluxEngine {
     fn take_done(&mut self, slot: Slot) -> Result<Image, EngineError> {
         let image = self.images.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
         if image.is_done() { Ok(image) } else { Err(EngineError::Request("the image has steps left".to_owned())) }
+    }
+}
+
+/// Tells the log that a precision is lossy, and where so many layers of all keep the weights of their file.
+fn warn_of_loss(settings: &EngineSettings, in_e4m3: [usize; 2]) {
+    let precision = settings.precision;
+    if precision.is_lossy() {
+        tracing::warn!(%precision, "the engine runs in a lossy precision: images differ slightly from the model's");
+    }
+    if let Some(words) = storage::words_for_e4m3(settings.weights, precision, in_e4m3) {
+        tracing::info!("{words}: nothing more is lost of them");
     }
 }
 

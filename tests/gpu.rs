@@ -15,10 +15,11 @@ use fluxserve::domain::device::{DeviceChoice, EngineSettings, Kernels, Offload};
 use fluxserve::domain::engine::{EngineError, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::image::RgbImage;
-use fluxserve::domain::model::ModelFiles;
+use fluxserve::domain::model::{CompletedFiles, ModelFiles};
 use fluxserve::domain::operation_group::OperationGroup;
 use fluxserve::domain::precision::Precision;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::domain::weight_storage::WeightStorage;
 use fluxserve::engine::{ExaminedDevice, FluxEngine, OperationEvent, run_operations};
 use support::copy_folder;
 
@@ -175,6 +176,45 @@ fn images_in_fp8_are_near_those_in_full_precision() {
         println!("seed {}: mean difference {error:.5}", spec.seed());
         assert!(error > 0.0 && error <= 3.0 * MEAN_ERROR_MAX, "seed {}: {error}", spec.seed());
         assert!(generate(&mut fp8, spec) == image, "seed {}", spec.seed());
+    }
+}
+
+/// The weights of a file in e4m3 are multiplied as they are: near the images of its expanded weights in full precision.
+#[test]
+#[ignore = "needs a CUDA device of compute capability 8.9"]
+fn a_file_in_e4m3_is_multiplied_as_it_is() {
+    let files = CompletedFiles {
+        path: reference("quant/fp8/flux1-dev-fp8-scaled.safetensors"),
+        text_encoders: Vec::new(),
+        vae: None,
+        base: Some(ModelFiles::Directory(reference("FLUX.1-dev"))),
+    };
+    let files = ModelFiles::Completed(Box::new(files));
+    let fp8 = EngineSettings { precision: Precision::Fp8, weights: WeightStorage::AsStored, ..CUDA.into() };
+    let (mut full, mut fp8) =
+        (FluxEngine::load(&files, CUDA).expect("loads"), FluxEngine::load(&files, fp8).expect("loads"));
+    for spec in &mixed() {
+        let error = mean_error(generate(&mut full, spec).pixels(), generate(&mut fp8, spec).pixels());
+        println!("seed {}: mean difference {error:.5}", spec.seed());
+        assert!(error > 0.0 && error <= 3.0 * MEAN_ERROR_MAX, "seed {}: {error}", spec.seed());
+    }
+}
+
+/// A recorded step that holds a number of the step it was recorded in gives another image from the third step on. Where a step
+/// cannot be recorded, the log says so.
+#[test]
+#[ignore = "needs a CUDA device"]
+fn steps_that_are_repeated_as_graphs_give_the_same_bits() {
+    let (mut plain, mut graphs) = (load(CUDA), load(EngineSettings { uses_graphs: true, ..CUDA.into() }));
+    // One composition for two images, another, and the first again.
+    let specs = [
+        spec("two eggs", [64, 64], 6, 3.5, 6),
+        spec("a boat, and much else", [64, 64], 6, 2.0, 7),
+        spec("a boat", [128, 64], 6, 3.5, 8),
+        spec("two eggs", [64, 64], 5, 3.5, 9),
+    ];
+    for spec in &specs {
+        assert!(generate(&mut graphs, spec) == generate(&mut plain, spec), "seed {}", spec.seed());
     }
 }
 

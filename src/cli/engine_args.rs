@@ -33,6 +33,10 @@ pub struct EngineArgs {
     /// Most memory for weights and activations, on the CPU the host's: 12GiB [default: what is free]
     #[arg(long, value_name = "SIZE")]
     pub memory_budget: Option<ByteSize>,
+
+    /// Record steps that are alike as CUDA graphs (experimental: no GPU has run it)
+    #[arg(long, hide = true)]
+    pub graphs: bool,
 }
 
 impl EngineArgs {
@@ -43,5 +47,6 @@ impl EngineArgs {
         flags.precision = self.precision;
         flags.weights = self.weights;
         flags.memory_budget = self.memory_budget;
+        flags.uses_graphs = self.graphs;
     }
 }

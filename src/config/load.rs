@@ -46,6 +46,8 @@ pub struct Flags {
     pub weights: Option<WeightStorage>,
     /// See [`crate::config::EngineConfig::memory_budget`].
     pub memory_budget: Option<ByteSize>,
+    /// See [`crate::config::EngineConfig::uses_graphs`].
+    pub uses_graphs: bool,
     /// Whether [`HubConfig::download`] is on, whatever file and environment say.
     pub download: bool,
 }
@@ -93,6 +95,7 @@ impl Config {
         config.engine.precision = flags.precision.unwrap_or(config.engine.precision);
         config.engine.weights = flags.weights.unwrap_or(config.engine.weights);
         config.engine.memory_budget = flags.memory_budget.or(config.engine.memory_budget);
+        config.engine.uses_graphs |= flags.uses_graphs;
         if !flags.models.is_empty() {
             resolve::check_models(&flags.models)
                 .map_err(|reason| ConfigError::Value { place: "flag `--model`".into(), reason })?;

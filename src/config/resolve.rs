@@ -219,6 +219,7 @@ fn engine(layers: &[Layer], default: EngineConfig) -> Result<EngineConfig, Confi
                 Some(size.map_err(|error| origin.error(&env::ENGINE_MEMORY_BUDGET, format!("`{text}`: {error}")))?)
             }
         },
+        uses_graphs: default.uses_graphs,
     })
 }
 

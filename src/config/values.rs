@@ -86,6 +86,8 @@ pub struct EngineConfig {
     pub weights: WeightStorage,
     /// Maximum memory that an engine may plan with. `None`: what is free.
     pub memory_budget: Option<ByteSize>,
+    /// Whether steps that are alike are recorded as CUDA graphs. Experimental, so it is a flag alone.
+    pub uses_graphs: bool,
 }
 
 /// Limits of HTTP requests.
@@ -253,9 +255,18 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic, kernels, precision, weights, memory_budget } = self.engine;
-        let kernel_faults = KernelFaults::default();
-        EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision, weights, memory_budget }
+        let EngineConfig { offload, is_deterministic, kernels, precision, weights, memory_budget, uses_graphs } = self.engine;
+        EngineSettings {
+            device,
+            offload,
+            is_deterministic,
+            kernels,
+            kernel_faults: KernelFaults::default(),
+            precision,
+            weights,
+            memory_budget,
+            uses_graphs,
+        }
     }
 
     /// The database's file.

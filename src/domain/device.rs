@@ -188,6 +188,8 @@ pub struct EngineSettings {
     pub weights: WeightStorage,
     /// Maximum memory for weights and activations: of the device, or on the CPU of the host. `None`: what is free.
     pub memory_budget: Option<ByteSize>,
+    /// Whether steps that are alike are recorded as CUDA graphs. Experimental: it takes the memory of a step twice.
+    pub uses_graphs: bool,
 }
 
 impl From<DeviceChoice> for EngineSettings {

@@ -13,7 +13,7 @@ pub enum Precision {
     #[default]
     Full,
     /// fp8 (e4m3), with a scale per row of weights and per token: half the memory, meant to be faster on GPUs with fp8,
-    /// and lossy. On the CPU the same rounding, no faster.
+    /// and lossy. Weights of a file in e4m3 keep its codes. On the CPU the same rounding, no faster.
     Fp8,
 }
 

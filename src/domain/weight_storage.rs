@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// How the weights of a quantized or half-precision file are kept in memory. Images do not depend on it.
+/// How the weights of a quantized or half-precision file are kept in memory. Images do not depend on it, except in fp8, where the
+/// weights of a file in e4m3 are quantized again after they were expanded, and not otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightStorage {
     /// Expanded where that fits: on CUDA, and on the CPU into half of the memory that is available.

@@ -45,7 +45,7 @@ use super::models::flux1::text::tokens::Tokenizers;
 use crate::domain::model::ModelFiles;
 
 pub(crate) use base_weights::BaseWeights;
-pub(crate) use builder::{Matrix, Tensors};
+pub(crate) use builder::{E4m3Matrix, Matrix, Tensors};
 pub(crate) use component::{ComponentWeights, WeightTensor};
 use config_files::Parts;
 pub use contents::{FileContents, file_contents};

@@ -63,7 +63,8 @@ impl ExaminedDevice {
             return Ok(None);
         }
         let checkpoint = Checkpoint::open(files)?;
-        Ok(memory::plan_for(&checkpoint, &self.0, settings)?.map(|plan| plan.to_string()))
+        let plan = memory::plan_for(&checkpoint, &self.0, settings)?;
+        Ok(plan.map(|plan| format!("{plan}{}", kept_in_fp8(&checkpoint, settings))))
     }
 
     /// The ways to keep a model on this device, the fastest first, and whether each fits; none on the CPU.
@@ -84,7 +85,14 @@ impl ExaminedDevice {
 /// When the checkpoint is incomplete, or the model does not fit.
 pub fn memory_plan_within(files: &ModelFiles, free: usize, settings: &EngineSettings) -> Result<String, LoadError> {
     let checkpoint = Checkpoint::open(files)?;
-    Ok(memory::plan_within(&checkpoint, free, device::GPU_DTYPE, settings)?.to_string())
+    let plan = memory::plan_within(&checkpoint, free, device::GPU_DTYPE, settings)?;
+    Ok(format!("{plan}{}", kept_in_fp8(&checkpoint, settings)))
+}
+
+/// What else is to be said of a plan where fp8 keeps weights of the file.
+fn kept_in_fp8(checkpoint: &Checkpoint, settings: &EngineSettings) -> String {
+    storage::words_for_e4m3(settings.weights, settings.precision, checkpoint.block_linears_in_e4m3())
+        .map_or_else(String::new, |words| format!("; {words}"))
 }
 
 /// The ways to keep a model on a GPU with so many bytes free, the fastest first, and whether each fits.

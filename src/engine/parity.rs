@@ -9,5 +9,6 @@ mod layouts;
 mod noise;
 mod prompts;
 mod quantized;
+mod replay;
 mod streamed;
 mod support;

@@ -12,11 +12,11 @@ mod precision;
 use candle_core::{Device, Result, Tensor};
 
 use crate::domain::precision::Precision;
-use crate::engine::checkpoint::{Matrix, Tensors};
+use crate::engine::checkpoint::{E4m3Matrix, Matrix, Tensors};
 use crate::engine::ops::matrix_product::MatrixProduct;
 
 pub use as_stored::AsStoredError;
-pub(crate) use as_stored::{AsStored, check_kept};
+pub(crate) use as_stored::{AsStored, check_kept, is_e4m3_kept, words_for_e4m3};
 pub(crate) use dense::Dense;
 use e4m3::E4m3;
 pub(crate) use input::Input;
@@ -42,14 +42,18 @@ impl Stored {
         }
     }
 
-    /// Loads `weight`. The copy in full precision is dropped after quantizing, so at most one layer is in memory twice.
+    /// Loads `weight`. Where it is quantized, the copy in full precision is dropped afterwards, so that at most one layer is in
+    /// memory twice.
     ///
     /// # Errors
     /// When it cannot be read, or the device is out of memory.
     pub(crate) fn load(shape: [usize; 2], precision: Precision, tensors: &Tensors) -> Result<Self> {
         match precision {
             Precision::Full => Self::of(tensors.matrix(shape, "weight")?, tensors.device()),
-            Precision::Fp8 => E4m3::quantize(&tensors.get((shape[0], shape[1]), "weight")?).map(Self::E4m3),
+            Precision::Fp8 => match tensors.e4m3(shape, "weight")? {
+                Some(E4m3Matrix { codes, scales }) => E4m3::kept(codes, &scales).map(Self::E4m3),
+                None => E4m3::quantize(&tensors.get((shape[0], shape[1]), "weight")?).map(Self::E4m3),
+            },
         }
     }
 

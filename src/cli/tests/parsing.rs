@@ -73,6 +73,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
         "expanded",
         "--memory-budget",
         "12GiB",
+        "--graphs",
     ];
     let asked = EngineArgs {
         offload: Some(Offload::Text),
@@ -81,6 +82,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
         precision: Some(Precision::Fp8),
         weights: Some(WeightStorage::Expanded),
         memory_budget: Some(ByteSize(12 << 30)),
+        graphs: true,
     };
     let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];
     let Some(Command::Serve(serve)) = parse(&[&["serve"][..], &engine[..]].concat()).expect("valid").command else {

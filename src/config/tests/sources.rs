@@ -55,6 +55,7 @@ fn every_field_of_the_file_is_read() {
             precision: Precision::Fp8,
             weights: WeightStorage::Expanded,
             memory_budget: Some(ByteSize(12 << 30)),
+            uses_graphs: false,
         },
         admin_password: None,
         drain_deadline_seconds: 10,

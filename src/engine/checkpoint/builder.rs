@@ -39,6 +39,8 @@ pub(crate) struct Tensors {
     stored: Option<Observed>,
     /// The streams of what is read repeatedly.
     repeated: Vec<Arc<dyn TensorStream>>,
+    /// For matrices that are stored in e4m3, where they are kept so.
+    coded: Option<CheckedTensors>,
 }
 
 /// A weight matrix.
@@ -49,20 +51,30 @@ pub(crate) enum Matrix {
     Stored(StoredMatrix),
 }
 
+/// A weight matrix in e4m3 as its file stores it: element (i, j) is `codes[i, j] × scales[i]`.
+#[derive(Debug)]
+pub(crate) struct E4m3Matrix {
+    /// `[rows, columns]`, u8.
+    pub(crate) codes: Tensor,
+    /// One for each row. The file has one for all rows of a tensor.
+    pub(crate) scales: Vec<f32>,
+}
+
 impl From<VarBuilder<'static>> for Tensors {
     fn from(full: VarBuilder<'static>) -> Self {
-        Self { full, stored: None, repeated: Vec::new() }
+        Self { full, stored: None, repeated: Vec::new(), coded: None }
     }
 }
 
 impl Tensors {
-    /// With `stored`, matrices are given as they are stored.
+    /// With `stored`, matrices are given as they are stored; with `coded`, those in e4m3 are.
     pub(super) fn new(
         full: VarBuilder<'static>,
         stored: Option<Observed>,
         repeated: Vec<Arc<dyn TensorStream>>,
+        coded: Option<CheckedTensors>,
     ) -> Self {
-        Self { full, stored, repeated }
+        Self { full, stored, repeated, coded }
     }
 
     /// The tensors whose names go on with `name` and a dot.
@@ -131,6 +143,21 @@ impl Tensors {
         let matrix = StoredMatrix::read(&recipe)?;
         observed.has_read(&name, &recipe);
         Ok(Matrix::Stored(matrix))
+    }
+}
+
+impl Tensors {
+    /// A matrix `[rows, columns]` of a block's linear layer in e4m3, as its file stores it. `None` where it is stored otherwise, or
+    /// is not to be kept so.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub(crate) fn e4m3(&self, [rows, columns]: [usize; 2], name: &str) -> Result<Option<E4m3Matrix>> {
+        let Some(tensors) = &self.coded else { return Ok(None) };
+        let recipe = tensors.recipe(&format!("{}.{name}", self.full.prefix()), DType::U8)?;
+        let Some(scales) = recipe.e4m3_scales() else { return Ok(None) };
+        let codes = self.full.get_with_hints_dtype((rows, columns), name, candle_nn::Init::default(), DType::U8)?;
+        Ok(Some(E4m3Matrix { codes, scales }))
     }
 }
 

@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 
 use super::builder::{Observed, Streamed, Streaming, Tensors, Weights};
+use super::names::transformer::is_block_linear;
 use super::recipe::Recipe;
 use super::repeated::{BlockBytes, Reading, Repeated, StreamedBlocks};
 use super::stream::nowhere::Nowhere;
@@ -50,6 +51,8 @@ pub(crate) struct LoadOptions {
     pub(crate) are_stored: bool,
     /// Which of the transformer's blocks are read for each step. `None`: they, and the modulations, are kept.
     pub(crate) blocks: Option<StreamedBlocks>,
+    /// Whether the linear layers of the transformer's blocks that are stored in e4m3 are given so.
+    pub(crate) is_e4m3_kept: bool,
 }
 
 /// A checkpoint that is being loaded.
@@ -151,6 +154,30 @@ impl Checkpoint {
     }
 }
 
+impl Checkpoint {
+    /// How many linear layers of the transformer's blocks are stored in e4m3, with one scale for each tensor, and how many there
+    /// are.
+    pub(crate) fn block_linears_in_e4m3(&self) -> [usize; 2] {
+        let names = self.transformer.names().filter(|name| is_block_linear(name));
+        let recipes = names.filter_map(|name| self.transformer.recipe(name, DType::U8).ok());
+        recipes.fold([0, 0], |[kept, all], recipe| [kept + usize::from(recipe.e4m3_scales().is_some()), all + 1])
+    }
+
+    /// Whether all linear layers of the transformer's blocks are.
+    pub(crate) fn is_in_e4m3(&self) -> bool {
+        let [kept, all] = self.block_linears_in_e4m3();
+        kept == all
+    }
+}
+
+impl LoadOptions {
+    /// Whether a tensor is given as its codes in e4m3.
+    fn are_codes(self, part: Part, name: &str, recipe: &Recipe) -> bool {
+        let is_kept = self.is_e4m3_kept && part == Part::Transformer && is_block_linear(name);
+        is_kept && recipe.e4m3_scales().is_some()
+    }
+}
+
 impl Part {
     fn tensors(self, checkpoint: &Checkpoint) -> &CheckedTensors {
         match self {
@@ -202,16 +229,21 @@ impl Plan {
             let mut numbers = BTreeMap::new();
             let (are_stored, repeated) = (part.are_stored(checkpoint, options), part.repeated(options));
             for name in tensors.names().filter(|name| part.has(name)) {
-                let recipe = tensors.recipe(name, dtype)?;
+                let mut recipe = tensors.recipe(name, dtype)?;
+                let are_codes = options.are_codes(part, name, &recipe);
+                if are_codes {
+                    recipe.dtype = DType::U8;
+                }
                 let reading = repeated.reading(name);
                 if reading == Reading::Once {
                     plan.bytes += recipe.file_bytes();
                 }
                 let is_on_host = part == Part::T5 && (name.starts_with(T5_TABLE) || name.contains(T5_BIAS))
-                    || are_stored && recipe.shape.len() == 2;
+                    || are_stored && recipe.shape.len() == 2 && !are_codes;
                 if !is_on_host {
                     let recipes = plan.recipes.entry(reading).or_default();
-                    numbers.insert(name.to_owned(), Streaming { reading, number: recipes.len(), dtype });
+                    let number = recipes.len();
+                    numbers.insert(name.to_owned(), Streaming { reading, number, dtype: recipe.dtype });
                     recipes.push(recipe);
                 }
             }
@@ -283,7 +315,9 @@ impl<'a> Loading<'a> {
     fn tensors(&self, part: Part) -> Tensors {
         let are_stored = part.are_stored(self.checkpoint, self.options);
         let streams = self.repeated_of(part).into_values().collect();
-        Tensors::new(self.builder(part), are_stored.then(|| self.observed(part)), streams)
+        let is_e4m3_kept = self.options.is_e4m3_kept && part == Part::Transformer;
+        let coded = is_e4m3_kept.then(|| part.tensors(self.checkpoint).clone());
+        Tensors::new(self.builder(part), are_stored.then(|| self.observed(part)), streams, coded)
     }
 
     fn observed(&self, part: Part) -> Observed {

@@ -66,6 +66,15 @@ impl Numbers {
         }
     }
 
+    /// The one scale of numbers that are stored in e4m3.
+    pub(super) fn e4m3_scale(&self) -> Option<f32> {
+        match self {
+            Self::Blocks(BlockType::F8E4M3) => Some(1.0),
+            Self::Scaled(BlockType::F8E4M3, scale) => Some(*scale),
+            _ => None,
+        }
+    }
+
     /// Numbers that are decoded together: reading begins at multiples of this.
     pub(super) fn step(&self) -> usize {
         match self {

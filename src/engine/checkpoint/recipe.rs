@@ -40,6 +40,7 @@ impl Segment {
     /// Reads the numbers from number `first` on into `out`, as numbers of type `dtype`.
     fn read(&self, first: usize, dtype: DType, out: &mut [u8]) -> std::result::Result<(), String> {
         match self.numbers.plain() {
+            _ if dtype == DType::U8 => self.file.read(self.start + self.skipped + first, out),
             Some(plain) => self.read_plain(plain, first, dtype, out),
             None => self.read_decoded(first, dtype, out),
         }
@@ -97,7 +98,7 @@ impl Segment {
 #[derive(Debug, Clone)]
 pub(super) struct Recipe {
     pub(super) segments: Vec<Segment>,
-    /// The type to read it as: BF16, F16 or F32.
+    /// The type to read it as: BF16, F16 or F32. U8 for the codes of numbers that take a byte each, as they are.
     pub(super) dtype: DType,
     pub(super) shape: Vec<usize>,
 }
@@ -116,6 +117,20 @@ impl Recipe {
     /// Its size in memory as it is stored.
     pub(super) fn stored_bytes(&self) -> usize {
         self.segments.iter().map(|part| part.file_bytes() + part.numbers.side_bytes(part.count)).sum()
+    }
+
+    /// The scale of each row of a matrix in e4m3, of which every tensor in the files has one scale. `None` for any other tensor.
+    pub(super) fn e4m3_scales(&self) -> Option<Vec<f32>> {
+        let [rows, columns] = *self.shape.as_slice() else { return None };
+        let mut scales = Vec::with_capacity(rows);
+        for Segment { numbers, count, .. } in &self.segments {
+            let scale = numbers.e4m3_scale()?;
+            if columns == 0 || !count.is_multiple_of(columns) {
+                return None;
+            }
+            scales.extend(std::iter::repeat_n(scale, count / columns));
+        }
+        Some(scales)
     }
 
     /// Reads the tensor's bytes from `at` on into `out`. Both are multiples of the size of its type.
@@ -178,6 +193,7 @@ impl Recipe {
         match self.dtype {
             DType::BF16 => Tensor::from_vec(self.numbers::<u16>()?.reinterpret_into::<bf16>(), shape, device),
             DType::F16 => Tensor::from_vec(self.numbers::<u16>()?.reinterpret_into::<f16>(), shape, device),
+            DType::U8 => Tensor::from_vec(self.numbers::<u8>()?, shape, device),
             _ => Tensor::from_vec(self.numbers::<f32>()?, shape, device),
         }
     }
@@ -242,6 +258,43 @@ mod tests {
         let tensor = recipe((BlockType::Bf16, DType::F32), &parts, count).read_to_host().expect("read");
         let expected: Vec<f32> = numbers[half..].iter().chain(&numbers[..half]).copied().collect();
         assert!(tensor.to_vec1::<f32>().expect("numbers") == expected);
+    }
+
+    /// As in the layout of folders, where queries, keys and values are tensors of their own.
+    #[test]
+    fn joined_matrices_in_e4m3_keep_their_codes_and_their_scales() {
+        let (count, columns) = (PIECE_BYTES + 8, 8);
+        let bytes: Vec<u8> = (0..2 * count + 3).map(|code| (code % 127) as u8).collect();
+        let file = Arc::new(Blob::made("part", bytes.clone()));
+        let part = |start, count, numbers| Segment { file: Arc::clone(&file), start, skipped: 0, count, numbers };
+        let scaled = |scale| Numbers::Scaled(BlockType::F8E4M3, scale);
+        let segments = vec![
+            part(3, count, scaled(-0.25)),
+            part(3 + count, 16, Numbers::Blocks(BlockType::F8E4M3)),
+            part(19 + count, 8, scaled(3.0)),
+        ];
+        let rows = count / columns + 3;
+        let recipe = Recipe { segments, dtype: DType::U8, shape: vec![rows, columns] };
+        let codes = recipe.read_to_host().and_then(|codes| codes.flatten_all()?.to_vec1::<u8>()).expect("reads");
+        assert!(codes == bytes[3..3 + rows * columns]);
+        let scales = recipe.e4m3_scales().expect("in e4m3");
+        assert_eq!((scales.len(), &scales[..2], &scales[rows - 3..]), (rows, &[-0.25; 2][..], &[1.0, 1.0, 3.0][..]));
+        // Scaled, these are the numbers of the file.
+        let full = Recipe { dtype: DType::F32, ..recipe.clone() }.read_to_host().and_then(|full| full.to_vec2::<f32>());
+        for ((row, codes), scale) in full.expect("reads").iter().zip(codes.chunks(columns)).zip(scales) {
+            let mut numbers = vec![0.0; columns];
+            BlockType::F8E4M3.decode(codes, &mut numbers);
+            assert!(row.iter().zip(&numbers).all(|(found, number)| found.to_bits() == (number * scale).to_bits()));
+        }
+        let with = |numbers| {
+            let segments = vec![part(0, 16, scaled(1.0)), part(16, 16, numbers)];
+            Recipe { segments, dtype: DType::F32, shape: vec![4, columns] }.e4m3_scales()
+        };
+        assert_eq!(with(scaled(2.0)), Some(vec![1.0, 1.0, 2.0, 2.0]));
+        for other in [BlockType::F8E5M2, BlockType::Bf16, BlockType::Q8_0] {
+            assert_eq!(with(Numbers::Blocks(other)), None, "{other:?}");
+        }
+        assert_eq!(Recipe { shape: vec![2, 16], ..recipe }.e4m3_scales(), None, "a row of two scales");
     }
 
     #[test]

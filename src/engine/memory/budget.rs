@@ -178,7 +178,7 @@ pub(crate) fn plan_within(
     dtype: DType,
     settings: &EngineSettings,
 ) -> Result<MemoryPlan, TooLarge> {
-    let (expanded, stored) = forms(checkpoint, dtype, settings.precision);
+    let (expanded, stored) = forms(checkpoint, dtype, settings);
     let room = (within_budget(free, settings), device::initial_limits());
     first_that_fits(settings, expanded, stored, |kept, offload| kept.plan(&checkpoint.configs, dtype, offload, room))
 }
@@ -190,7 +190,7 @@ pub(crate) fn arrangements_within(
     dtype: DType,
     settings: &EngineSettings,
 ) -> Vec<String> {
-    let (expanded, stored) = forms(checkpoint, dtype, settings.precision);
+    let (expanded, stored) = forms(checkpoint, dtype, settings);
     let room = (within_budget(free, settings), device::initial_limits());
     let kept: Vec<Kept> = std::iter::once(expanded).chain(stored).collect();
     let offloads = [Offload::Nothing, Offload::Text, Offload::Blocks].into_iter();
@@ -208,12 +208,14 @@ fn within_budget(free: usize, settings: &EngineSettings) -> usize {
 }
 
 /// The weights expanded, and as they are stored where that saves memory.
-fn forms(checkpoint: &Checkpoint, dtype: DType, precision: Precision) -> (Kept, Option<Kept>) {
+fn forms(checkpoint: &Checkpoint, dtype: DType, settings: &EngineSettings) -> (Kept, Option<Kept>) {
     let mut expanded = checkpoint.weight_bytes(dtype);
     let linears = checkpoint.configs.transformer.block_linears();
-    expanded.transformer -= storage::bytes_saved(linears, dtype, precision);
-    // A lossy precision quantizes what is expanded.
-    let stored = checkpoint.stored_weight_bytes(dtype).filter(|_| precision == Precision::Full);
+    expanded.transformer -= storage::bytes_saved(linears, dtype, settings.precision);
+    // A lossy precision quantizes what is expanded, unless all it is for is in e4m3 already.
+    let are_blocks_kept = settings.precision == Precision::Full
+        || storage::is_e4m3_kept(settings.weights, settings.precision) && checkpoint.is_in_e4m3();
+    let stored = checkpoint.stored_weight_bytes(dtype).filter(|_| are_blocks_kept);
     (Kept::new(checkpoint, expanded, dtype), stored.map(|stored| Kept::new(checkpoint, stored, dtype)))
 }
 
@@ -253,8 +255,9 @@ mod tests {
 
     use super::*;
     use crate::domain::byte_size::ByteSize;
-    use crate::domain::model::ModelFiles;
+    use crate::domain::model::{CompletedFiles, ModelFiles};
     use crate::engine::checkpoint::{EXPANDED_BYTES_MAX, flux_dev_tensors};
+    use crate::engine::models::flux1::config::Configs;
 
     /// T5's numbers, and those of its table, which stays in the host's memory and is counted in bf16.
     const T5: usize = 4_762_310_656;
@@ -389,6 +392,27 @@ mod tests {
         assert_eq!(free.map(|free| of(WeightStorage::Auto, free)), [false, true, true]);
         assert_eq!(free.map(|free| of(WeightStorage::AsStored, free)), [true; 3]);
         assert_eq!(free.map(|free| of(WeightStorage::Expanded, free)), [false; 3]);
+    }
+
+    /// In fp8 other matrices may stay as they are stored where those that it is for do.
+    #[test]
+    fn in_fp8_only_a_file_in_e4m3_is_planned_as_stored() {
+        let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
+        let base = ModelFiles::Directory(reference.join("FLUX.1-dev"));
+        let path = reference.join("quant/fp8/flux1-dev-fp8-scaled.safetensors");
+        let files = CompletedFiles { path, text_encoders: Vec::new(), vae: None, base: Some(base) };
+        let in_e4m3 = Checkpoint::open(&ModelFiles::Completed(Box::new(files))).expect("opens");
+        let in_q4 = reference.join("quant/FLUX.1-dev-256/tiny-flux-Q4_K_S.gguf");
+        let in_q4 = Checkpoint::open(&ModelFiles::Directory(in_q4)).expect("opens");
+        let are_stored = |checkpoint: &Checkpoint, weights, precision| {
+            let settings = EngineSettings { weights, precision, ..EngineSettings::default() };
+            plan_within(checkpoint, 8 << 30, DType::BF16, &settings).expect("fits").are_stored()
+        };
+        let of = |checkpoint: &Checkpoint, precision| {
+            [WeightStorage::AsStored, WeightStorage::Auto].map(|weights| are_stored(checkpoint, weights, precision))
+        };
+        assert_eq!([of(&in_e4m3, Precision::Fp8), of(&in_q4, Precision::Fp8)], [[true, false], [false, false]]);
+        assert_eq!([of(&in_e4m3, Precision::Full), of(&in_q4, Precision::Full)], [[true, false]; 2]);
     }
 
     #[test]

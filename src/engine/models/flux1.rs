@@ -8,7 +8,7 @@ mod positions;
 mod preview;
 pub(crate) mod schedule;
 pub(crate) mod text;
-mod transformer;
+pub(in crate::engine) mod transformer;
 mod vae;
 
 use std::collections::VecDeque;
@@ -25,6 +25,7 @@ use crate::engine::adapted::AdapterSet;
 use crate::engine::checkpoint::{StreamedBlocks, Tensors};
 use crate::engine::device::device_error;
 use crate::engine::noise;
+use crate::engine::ops::recording::Recording;
 
 use self::image::Pass;
 pub(crate) use self::image::{Image, Stepped, TokenGrid};
@@ -34,6 +35,7 @@ use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 pub(crate) use transformer::Transformer;
+use transformer::replay::{OnDevice, Replay};
 use vae::Decoding;
 pub(crate) use vae::{Decoder, Encoder};
 #[cfg(test)]
@@ -77,6 +79,8 @@ pub(crate) struct Flux1 {
     pub(crate) encoder: Encoder,
     pub(crate) decoder: Decoder,
     projection: Projection,
+    /// Of steps, where they are recorded.
+    replay: Option<Replay<Recording>>,
     device: Device,
 }
 
@@ -99,6 +103,7 @@ impl Flux1 {
         let transformer = Transformer::load(&configs.transformer, &weights.transformer, precision, blocks)?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
+            replay: None,
             prompts: PromptCache::default(),
             configs,
             tokenizers,
@@ -108,6 +113,15 @@ impl Flux1 {
             decoder,
             device,
         })
+    }
+
+    /// Lets steps that are alike be recorded as graphs, on a device that can.
+    pub(crate) fn record_steps(&mut self) {
+        if self.device.is_cuda() {
+            self.replay = Some(Replay::default());
+        } else {
+            tracing::warn!("`--graphs` is for CUDA devices alone: steps are computed operation by operation");
+        }
     }
 
     /// Fits a first map for previews, by the decoder's first run.
@@ -225,9 +239,13 @@ impl Flux1 {
     ///
     /// # Errors
     /// When the device is out of memory or fails.
-    pub(crate) fn step(&self, images: &[&Image]) -> Result<Vec<Stepped>> {
+    pub(crate) fn step(&mut self, images: &[&Image]) -> Result<Vec<Stepped>> {
         let sequences: Vec<_> = images.iter().flat_map(|image| image.sequences()).collect();
-        let mut velocities = self.transformer.velocities(&sequences)?.into_iter();
+        let velocities = match &mut self.replay {
+            Some(replay) => replay.velocities(&OnDevice(&self.device), &self.transformer, &sequences)?,
+            None => self.transformer.velocities(&sequences)?,
+        };
+        let mut velocities = velocities.into_iter();
         let stepped = images.iter().map(|image| {
             let velocity = image.combine(&mut velocities)?;
             Ok(Stepped { latents: image.euler_step(&velocity)?, velocity })

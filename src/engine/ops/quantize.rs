@@ -57,6 +57,19 @@ impl Quantized {
         bail!("rows of {:?} cannot be quantized to e4m3 on {:?}", x.dtype(), x.device().location())
     }
 
+    /// A matrix that is in e4m3 already: codes `[rows, width]`, u8, and a scale for each row.
+    ///
+    /// # Errors
+    /// When they are no such matrix, or the device is out of memory.
+    pub(crate) fn from_codes(codes: Tensor, scales: &[f32]) -> Result<Self> {
+        let is_matrix = codes.dtype() == DType::U8 && codes.is_contiguous();
+        if !is_matrix || codes.dims2()?.0 != scales.len() {
+            bail!("{:?} of {:?} and {} scales are no matrix in e4m3", codes.dims(), codes.dtype(), scales.len());
+        }
+        let scales = Tensor::new(scales, codes.device())?;
+        Ok(Self { codes, scales })
+    }
+
     /// [`modulated_layer_norm`], quantized; on CUDA in one pass over the memory.
     ///
     /// # Errors
@@ -164,13 +177,26 @@ pub(crate) fn try_on(device: &Device, dtype: DType) -> Result<()> {
 /// # Errors
 /// When shapes or devices do not fit, or the device has no such GEMM.
 pub(crate) fn product<'a>(x: &Quantized, weight: &Quantized, bias: Option<&'a Tensor>) -> Result<MatrixProduct<'a>> {
+    product_by(None, x, weight, bias)
+}
+
+/// [`product`], with the scales applied in one way, which need not be the device's own: by `None` it is. The CPU has one way.
+///
+/// # Errors
+/// As [`product`].
+pub(crate) fn product_by<'a>(
+    scaling: Option<Scaling>,
+    x: &Quantized,
+    weight: &Quantized,
+    bias: Option<&'a Tensor>,
+) -> Result<MatrixProduct<'a>> {
     let ((rows, inner), (columns, weight_inner)) = (x.codes.dims2()?, weight.codes.dims2()?);
     if inner != weight_inner || bias.is_some_and(|bias| bias.dims() != [columns]) {
         let bias = bias.map(Tensor::dims);
         bail!("x has {inner} columns, the weight is {columns}x{weight_inner}, the bias {bias:?}");
     }
     if !x.codes.device().is_cpu() {
-        return Ok(MatrixProduct { values: product_on_device(x, weight)?, bias: bias.map(Cow::Borrowed) });
+        return Ok(MatrixProduct { values: product_on_device(scaling, x, weight)?, bias: bias.map(Cow::Borrowed) });
     }
     let (left, right) = (x.unscaled()?, weight.unscaled()?);
     let (row_scales, column_scales) = (x.scales.to_vec1::<f32>()?, weight.scales.to_vec1::<f32>()?);
@@ -186,14 +212,19 @@ pub(crate) fn product<'a>(x: &Quantized, weight: &Quantized, bias: Option<&'a Te
     Ok(Tensor::from_vec(out, (rows, columns), x.codes.device())?.into())
 }
 
-fn product_on_device(x: &Quantized, weight: &Quantized) -> Result<Tensor> {
+fn product_on_device(scaling: Option<Scaling>, x: &Quantized, weight: &Quantized) -> Result<Tensor> {
     let by = |scaling| cuda::linear::product_e4m3([&x.codes, &x.scales], [&weight.codes, &weight.scales], scaling);
-    if cuda::capability(x.codes.device()).and_then(Scaling::of) == Some(Scaling::InProduct)
-        && let Some(out) = by(Scaling::InProduct)?
-    {
-        return Ok(out);
+    let ways: &[Scaling] = match scaling.or_else(|| cuda::capability(x.codes.device()).and_then(Scaling::of)) {
+        Some(Scaling::InProduct) if scaling.is_none() => &[Scaling::InProduct, Scaling::Afterwards],
+        Some(Scaling::InProduct) => &[Scaling::InProduct],
+        Some(Scaling::Afterwards) | None => &[Scaling::Afterwards],
+    };
+    for way in ways {
+        if let Some(out) = by(*way)? {
+            return Ok(out);
+        }
     }
-    by(Scaling::Afterwards)?.map_or_else(|| bail!("cublasLt has no GEMM of e4m3 on this device"), Ok)
+    bail!("cublasLt has no GEMM of e4m3 on this device, with scales {ways:?}")
 }
 
 #[cfg(test)]

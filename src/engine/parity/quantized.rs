@@ -10,6 +10,7 @@ use crate::domain::device::{DeviceChoice, EngineSettings};
 use crate::domain::engine::StepEngine as _;
 use crate::domain::image::RgbImage;
 use crate::domain::model::{CompletedFiles, ModelFiles};
+use crate::domain::precision::Precision;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::domain::weight_storage::WeightStorage;
 use crate::engine::FluxEngine;
@@ -206,16 +207,40 @@ fn an_image_has_the_same_bits_batched_and_unbatched_however_its_weights_are_kept
     }
 }
 
+/// The latents after one step.
+fn latents(engine: &mut FluxEngine, spec: &GenerateSpec) -> Vec<f32> {
+    let slot = engine.admit(spec).expect("admits");
+    engine.step(&[slot]).expect("steps");
+    engine.images[&slot].latents.flatten_all().and_then(|all| all.to_vec1::<f32>()).expect("numbers")
+}
+
+/// In fp8 the weights of a file in e4m3 are multiplied as they are, unless they are to be expanded and quantized again.
+#[test]
+fn in_fp8_a_file_in_e4m3_keeps_its_weights_and_batch_invariance_holds() {
+    let arguments = case("fp8-scaled").args;
+    let specs = [((64, 64), 1), ((96, 64), 2), ((64, 64), 3)].map(|(size, seed)| arguments.spec(size, seed));
+    for name in ["flux1-dev-fp8-e4m3fn", "flux1-dev-fp8-scaled"] {
+        let files = completed(&format!("quant/fp8/{name}.safetensors"), None);
+        let in_fp8 = |weights| {
+            let settings = EngineSettings { weights, precision: Precision::Fp8, ..DeviceChoice::Cpu.into() };
+            FluxEngine::load(&files, settings).expect("loads")
+        };
+        let mut kept = in_fp8(WeightStorage::AsStored);
+        let [alone, batched] = [false, true].map(|is_batched| images(&mut kept, &specs, is_batched));
+        assert!(alone.iter().zip(&batched).all(|(one, other)| one.pixels() == other.pixels()), "{name}");
+        let all = [WeightStorage::AsStored, WeightStorage::Auto, WeightStorage::Expanded];
+        let [stored, auto, expanded] = all.map(|weights| latents(&mut in_fp8(weights), &specs[0]));
+        assert!(stored == auto, "{name}: what else is kept as stored changes nothing");
+        assert!(stored != expanded, "{name}: quantizing again changes the weights");
+    }
+}
+
 #[test]
 fn latents_have_the_same_bits_however_weights_are_kept() {
     let spec = case("tiny-flux-Q4_K_S").args.spec((64, 64), 4);
     for files in kinds() {
-        let latents = [WeightStorage::AsStored, WeightStorage::Expanded].map(|weights| {
-            let mut engine = engine_with(&files, weights);
-            let slot = engine.admit(&spec).expect("admits");
-            engine.step(&[slot]).expect("steps");
-            engine.images[&slot].latents.flatten_all().and_then(|all| all.to_vec1::<f32>()).expect("numbers")
-        });
+        let latents = [WeightStorage::AsStored, WeightStorage::Expanded]
+            .map(|weights| latents(&mut engine_with(&files, weights), &spec));
         assert!(latents[0].iter().zip(&latents[1]).all(|(a, b)| a.to_bits() == b.to_bits()), "{files:?}");
     }
 }

@@ -19,7 +19,7 @@ fn model(files: &ModelFiles, are_stored: bool, resident: Option<usize>) -> Flux1
     let (double, total) = (config.num_layers, config.num_layers + config.num_single_layers);
     let blocks = resident.map(|resident| StreamedBlocks { resident, double, total });
     let is_text_streamed = blocks.is_some();
-    let options = LoadOptions { dtype: DType::F32, is_text_streamed, are_stored, blocks };
+    let options = LoadOptions { dtype: DType::F32, is_text_streamed, are_stored, is_e4m3_kept: false, blocks };
     let loading = checkpoint.load_onto(&Device::Cpu, options, Arc::new(())).expect("begins");
     let weights = Weights {
         decoder: loading.decoder(),

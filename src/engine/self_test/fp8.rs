@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::operation::{Numbers, Operation};
 use super::shapes::{ROWS, SEQUENCES, WIDTH, segments};
 use crate::domain::operation_group::OperationGroup::Fp8;
-use crate::engine::ops::quantize::{self, Quantized};
+use crate::engine::ops::quantize::{self, Quantized, Scaling};
 
 const BESIDE: &str = "GELU beside attention in fp8";
 
@@ -38,6 +38,16 @@ pub(super) const OPERATIONS: &[Operation] = &[
     },
     wide("linear in fp8, 3072 to 12288", |numbers| layer(numbers, [77, 3072, 12_288])),
     wide("linear in fp8, 15360 to 3072", |numbers| layer(numbers, [77, 15_360, 3072])),
+    // The way of every device but Hopper, on all of them.
+    Operation { roundings: 2.0, ..of("linear in fp8, scaled afterwards", small_layer, scaled_afterwards) },
+    Operation {
+        roundings: 3.0,
+        ..of(
+            "linear in fp8, scaled afterwards, 3072 to 12288",
+            |numbers| layer(numbers, [77, 3072, 12_288]),
+            scaled_afterwards,
+        )
+    },
 ];
 
 const fn of(
@@ -65,6 +75,12 @@ fn small_layer(numbers: &Numbers) -> Result<Vec<Tensor>> {
 
 fn multiply(x: &Quantized, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
     quantize::product(x, &Quantized::of(weight)?, Some(bias))?.biased()
+}
+
+/// The product of the codes is rounded before it is scaled, and again afterwards.
+fn scaled_afterwards(x: &[Tensor]) -> Result<Tensor> {
+    let [rows, weight] = [Quantized::of(&x[0])?, Quantized::of(&x[1])?];
+    quantize::product_by(Some(Scaling::Afterwards), &rows, &weight, Some(&x[2]))?.biased()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::engine::ops::convolution::Convolution;
 use crate::engine::ops::group_norm::GroupNorm;
 use crate::engine::ops::kernel::Kernel;
 use crate::engine::ops::linear::{gelu_linear, gelu_linear_into, linear, matrix_product};
+use crate::engine::ops::low_rank::{LowRankPart, low_rank_add, padded};
 use crate::engine::ops::modulation::{gated_residual, modulated_layer_norm};
 use crate::engine::ops::rope::{Rotary, normalize_and_rotate, normalize_and_rotate_into};
 use crate::engine::ops::softmax::softmax;
@@ -169,7 +170,23 @@ pub(super) const OPERATIONS: &[Operation] = &[
         operands: |numbers| Ok(vec![numbers.random(56, &[3, 264])?]),
         ..of("softmax", |x| softmax(&x[0], 0.3))
     },
+    Operation {
+        operands: |numbers| {
+            let mut operands = vec![numbers.random(57, &[ROWS, WIDTH])?, numbers.random(58, &[ROWS, WIDTH])?];
+            for ([rank, columns], seed) in LOW_RANKS.into_iter().zip([59, 61, 63, 65]) {
+                operands.push(numbers.weight(seed, &[rank, WIDTH])?);
+                operands.push(numbers.weight(seed + 1, &[columns, rank])?);
+            }
+            Ok(operands)
+        },
+        // What is between the two products is rounded as well.
+        roundings: 2.0,
+        ..of("changes of low rank", changes_of_low_rank)
+    },
 ];
+
+/// Ranks, and how many columns they change.
+const LOW_RANKS: [[usize; 2]; 4] = [[16, WIDTH], [5, 128], [128, 64], [40, 200]];
 
 /// An operation of this group, still without operands.
 const fn of(name: &'static str, op: fn(&[Tensor]) -> Result<Tensor>) -> Operation {
@@ -180,6 +197,20 @@ const fn of(name: &'static str, op: fn(&[Tensor]) -> Result<Tensor>) -> Operatio
 fn tables(device: &Device) -> Result<Rotary> {
     let positions = (0..ROWS / 2 * 2).map(|token| [0, token / 2, token % 2]);
     Rotary::at(positions, [16, 56, 56], 10_000.0, device)
+}
+
+/// Two changes of the first sequence, one of another's only row, one of the last sequence, and none of the third.
+fn changes_of_low_rank(x: &[Tensor]) -> Result<Tensor> {
+    let out = x[0].copy()?;
+    let places = [(0, 0), (0, 96), (1, 64), (3, 120)];
+    let matrices = x[2..].chunks_exact(2).map(|pair| padded(&pair[0], &pair[1])).collect::<Result<Vec<_>>>()?;
+    let segments = segments();
+    let parts = matrices.iter().zip(places).zip([0.5, -1.0, 1.5, 1.0]);
+    let parts = parts.map(|(([down, up], (sequence, start)), scale)| {
+        Ok(LowRankPart { rows: segments.range(sequence), columns: start..start + up.dim(0)?, down, up, scale })
+    });
+    low_rank_add(&out, &x[1], &parts.collect::<Result<Vec<_>>>()?)?;
+    Ok(out)
 }
 
 /// Each sequence has first its part of one stream, then of the other.

@@ -7,6 +7,7 @@ use super::operation::{Numbers, Operation};
 use crate::domain::operation_group::OperationGroup::Products;
 use crate::engine::ops::attention::attention_into;
 use crate::engine::ops::linear::{gelu_linear, gelu_linear_into, linear};
+use crate::engine::ops::low_rank::{LowRankPart, low_rank_add};
 use crate::engine::ops::{Segments, unwritten};
 
 const HEADS: usize = 24;
@@ -29,6 +30,24 @@ pub(super) const OPERATIONS: &[Operation] = &[
     of("linear, 12288 to 3072", |numbers| layer(numbers, [ROWS, MLP, HIDDEN]), plain),
     of("linear, 15360 to 3072", |numbers| layer(numbers, [ROWS, HIDDEN + MLP, HIDDEN]), plain),
     of("parts of a layer, 3072 to 21504, beside attention", side_by_side, beside_attention),
+    Operation {
+        // What is between the two products is rounded as well.
+        roundings: 2.0,
+        ..of(
+            "a change of rank 32, 15360 to 3072",
+            |numbers| {
+                let inputs = HIDDEN + MLP;
+                let (out, x) = (numbers.random(73, &[ROWS, HIDDEN])?, numbers.random(74, &[ROWS, inputs])?);
+                Ok(vec![out, x, numbers.weight(75, &[32, inputs])?, numbers.weight(76, &[HIDDEN, 32])?])
+            },
+            |x| {
+                let out = x[0].copy()?;
+                let (rows, columns) = (0..ROWS, 0..HIDDEN);
+                low_rank_add(&out, &x[1], &[LowRankPart { rows, columns, down: &x[2], up: &x[3], scale: 1.0 }])?;
+                Ok(out)
+            },
+        )
+    },
 ];
 
 const fn of(

@@ -17,20 +17,42 @@ use crate::engine::ops::matrix_product::MatrixProduct;
 /// Two settings that exclude each other.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`--weights as-stored` and `--precision {0}` exclude each other: the precision quantizes weights that were expanded; leave one \
-     of them out"
+    "`--weights as-stored` and `--precision {0}` exclude each other for this file: the precision keeps weights that are stored in \
+     e4m3 with one scale for each matrix, and quantizes others after expanding them; leave one of the two out"
 )]
 pub struct AsStoredError(Precision);
 
-/// Checks whether weights can be kept as they are stored in a precision.
+/// Checks whether weights can be kept as they are stored in a precision. `are_all_e4m3`: those that the precision is for are in
+/// e4m3, with one scale for each matrix.
 ///
 /// # Errors
 /// When they cannot.
-pub(crate) fn check_kept(weights: WeightStorage, precision: Precision) -> Result<(), AsStoredError> {
+pub(crate) fn check_kept(
+    weights: WeightStorage,
+    precision: Precision,
+    are_all_e4m3: bool,
+) -> Result<(), AsStoredError> {
     match (weights, precision) {
-        (WeightStorage::AsStored, Precision::Fp8) => Err(AsStoredError(precision)),
+        (WeightStorage::AsStored, Precision::Fp8) if !are_all_e4m3 => Err(AsStoredError(precision)),
         _ => Ok(()),
     }
+}
+
+/// Whether weights that are stored in e4m3 are multiplied as they are, instead of being expanded and quantized again.
+pub(crate) fn is_e4m3_kept(weights: WeightStorage, precision: Precision) -> bool {
+    precision == Precision::Fp8 && weights != WeightStorage::Expanded
+}
+
+/// Says so, where so many of all layers that the precision is for are stored in e4m3. `None` where none is kept.
+pub(crate) fn words_for_e4m3(weights: WeightStorage, precision: Precision, [kept, all]: [usize; 2]) -> Option<String> {
+    if kept == 0 || !is_e4m3_kept(weights, precision) {
+        return None;
+    }
+    Some(if kept == all {
+        "fp8, weights as in the file".to_owned()
+    } else {
+        format!("fp8, weights of {kept} of {all} layers as in the file")
+    })
 }
 
 /// A weight matrix `[outputs, inputs]` as it is stored.
@@ -132,13 +154,27 @@ mod tests {
     use crate::engine::blocks::{BlockType, Coding};
 
     #[test]
-    fn as_stored_and_a_lossy_precision_exclude_each_other() {
-        let error = check_kept(WeightStorage::AsStored, Precision::Fp8).expect_err("both").to_string();
-        assert!(error.contains("`--precision fp8` exclude each other"), "{error}");
+    fn as_stored_and_a_lossy_precision_exclude_each_other_unless_the_file_is_in_e4m3() {
+        let error = check_kept(WeightStorage::AsStored, Precision::Fp8, false).expect_err("both").to_string();
+        assert!(error.contains("`--precision fp8` exclude each other for this file"), "{error}");
         for weights in [WeightStorage::Auto, WeightStorage::Expanded] {
-            check_kept(weights, Precision::Fp8).expect("no conflict");
+            check_kept(weights, Precision::Fp8, false).expect("no conflict");
         }
-        check_kept(WeightStorage::AsStored, Precision::Full).expect("no conflict");
+        check_kept(WeightStorage::AsStored, Precision::Full, false).expect("no conflict");
+        check_kept(WeightStorage::AsStored, Precision::Fp8, true).expect("nothing to quantize");
+    }
+
+    #[test]
+    fn codes_are_kept_in_fp8_unless_weights_are_to_be_expanded() {
+        let all = [WeightStorage::Auto, WeightStorage::AsStored, WeightStorage::Expanded];
+        assert_eq!(all.map(|weights| is_e4m3_kept(weights, Precision::Fp8)), [true, true, false]);
+        assert_eq!(all.map(|weights| is_e4m3_kept(weights, Precision::Full)), [false; 3]);
+        let words = |weights, precision, counts| words_for_e4m3(weights, precision, counts).unwrap_or_default();
+        let (auto, fp8) = (WeightStorage::Auto, Precision::Fp8);
+        assert_eq!(words(auto, fp8, [6, 6]), "fp8, weights as in the file");
+        assert_eq!(words(auto, fp8, [5, 6]), "fp8, weights of 5 of 6 layers as in the file");
+        assert_eq!(words(auto, fp8, [0, 6]), "");
+        assert_eq!(words(auto, Precision::Full, [6, 6]) + &words(WeightStorage::Expanded, fp8, [6, 6]), "");
     }
 
     /// What is for CUDA, on the CPU.

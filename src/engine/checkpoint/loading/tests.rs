@@ -7,8 +7,9 @@ use candle_nn::var_builder::SimpleBackend;
 
 use super::super::stream::slow::Slow;
 use super::*;
-use crate::domain::model::ModelFiles;
+use crate::domain::model::{CompletedFiles, ModelFiles};
 use crate::domain::precision::Precision;
+use crate::engine::blocks::BlockType;
 use crate::engine::models::flux1::text::TextEncoders;
 use crate::engine::models::flux1::config::TransformerConfig;
 use crate::engine::models::flux1::{Decoder, Encoder, Sequence, Transformer};
@@ -37,7 +38,7 @@ fn checkpoint() -> Checkpoint {
 }
 
 fn options(is_text_streamed: bool) -> LoadOptions {
-    LoadOptions { dtype: DType::F32, is_text_streamed, are_stored: false, blocks: None }
+    LoadOptions { dtype: DType::F32, is_text_streamed, are_stored: false, is_e4m3_kept: false, blocks: None }
 }
 
 fn slowly<'a>(checkpoint: &'a Checkpoint, is_text_streamed: bool, progress: &Arc<Progress>) -> Loading<'a> {
@@ -119,6 +120,58 @@ fn both_paths_load_the_same_numbers() {
         }
     }
     assert!(compared > 300, "{compared}");
+}
+
+/// A transformer in e4m3, with the rest from the reference.
+fn in_e4m3(name: &str) -> Checkpoint {
+    let path = folder().with_file_name("quant/fp8").join(format!("{name}.safetensors"));
+    let base = Some(ModelFiles::Directory(folder()));
+    let files = CompletedFiles { path, text_encoders: Vec::new(), vae: None, base };
+    Checkpoint::open(&ModelFiles::Completed(Box::new(files))).expect("opens")
+}
+
+#[test]
+fn layers_in_e4m3_are_given_as_their_file_has_them_in_the_order_of_the_plan() {
+    for name in ["flux1-dev-fp8-scaled", "flux1-dev-fp8-e4m3fn"] {
+        let (checkpoint, progress) = (in_e4m3(name), Arc::new(Progress::default()));
+        let configs = &checkpoint.configs;
+        let linears: usize = configs.transformer.block_linears().iter().map(|(count, _)| count).sum();
+        assert_eq!(checkpoint.block_linears_in_e4m3(), [linears; 2], "{name}");
+        let observer = Arc::clone(&progress) as Arc<dyn LoadObserver>;
+        let options = LoadOptions { is_e4m3_kept: true, ..options(false) };
+        let loading = Loading::new(&checkpoint, &Device::Cpu, options, observer)
+            .expect("begins")
+            .through(|| Slow::new(Duration::ZERO));
+        Decoder::load(&configs.vae, &loading.decoder()).expect("loads");
+        Encoder::load(&configs.vae, &loading.encoder()).expect("loads");
+        TextEncoders::load(configs, &loading.clip(), loading.t5(), false).expect("loads");
+        Transformer::load(&configs.transformer, &loading.transformer(), Precision::Fp8).expect("loads");
+        assert_eq!(loading.stream.as_ref().expect("streams").restarts(), 0, "{name}: the model asks in another order");
+        let (planned, loaded) = *progress.0.lock().expect("no panic");
+        assert_eq!(planned, loaded, "{name}");
+        // The same through the host's memory, and what the codes stand for.
+        let host = Loading::new(&checkpoint, &Device::Cpu, options, Arc::new(())).expect("begins");
+        let mut scales_seen = Vec::new();
+        for weight in checkpoint.transformer.names().filter(|name| is_block_linear(name)) {
+            let shape = checkpoint.transformer.recipe(weight, DType::F32).expect("is there").shape;
+            let (module, shape) = (weight.strip_suffix(".weight").expect("a weight"), [shape[0], shape[1]]);
+            let given = |loading: &Loading| {
+                let matrix = loading.transformer().pp(module).e4m3(shape, "weight").expect("reads").expect("in e4m3");
+                (matrix.codes.flatten_all().and_then(|codes| codes.to_vec1::<u8>()).expect("codes"), matrix.scales)
+            };
+            let (codes, scales) = given(&host);
+            assert_eq!(given(&loading), (codes.clone(), scales.clone()), "{weight}");
+            let mut numbers = vec![0.0; codes.len()];
+            BlockType::F8E4M3.decode(&codes, &mut numbers);
+            let full = numbers_of(&host.builder(Part::Transformer), weight);
+            let rows = numbers.chunks(shape[1]).zip(full.chunks(shape[1])).zip(&scales);
+            for ((numbers, full), scale) in rows {
+                assert!(numbers.iter().zip(full).all(|(number, full)| (number * scale).to_bits() == full.to_bits()));
+            }
+            scales_seen.extend(scales);
+        }
+        assert_eq!(scales_seen.iter().any(|scale| *scale != 1.0), name.ends_with("scaled"), "{name}");
+    }
 }
 
 #[test]

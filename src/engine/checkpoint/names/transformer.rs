@@ -42,6 +42,13 @@ pub(in crate::engine::checkpoint) fn modules(config: &TransformerConfig) -> Vec<
     modules
 }
 
+/// Whether a tensor is the weight of a linear layer of the blocks, for which a lossy precision is. The modulations of the blocks
+/// are not.
+pub(in crate::engine::checkpoint) fn is_block_linear(name: &str) -> bool {
+    let is_in_block = name.starts_with("double_blocks.") || name.starts_with("single_blocks.");
+    is_in_block && name.ends_with(".weight") && !name.ends_with(".lin.weight")
+}
+
 /// A row: the model's name, diffusers' parts with their outputs, the kind.
 type Row<'a> = (&'a str, &'a [(&'a str, usize)], super::Kind);
 

@@ -97,6 +97,7 @@ impl Destination for CudaMemory {
             DType::BF16 => self.copy_into(buffer, from, target.as_cuda_slice_mut::<bf16>()?, at),
             DType::F16 => self.copy_into(buffer, from, target.as_cuda_slice_mut::<f16>()?, at),
             DType::F32 => self.copy_into(buffer, from, target.as_cuda_slice_mut::<f32>()?, at),
+            DType::U8 => self.copy_into(buffer, from, target.as_cuda_slice_mut::<u8>()?, at),
             other => bail!("weights are not kept as {other:?}"),
         }
     }

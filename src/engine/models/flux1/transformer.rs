@@ -9,6 +9,7 @@ mod blocks;
 mod embedders;
 mod feed_forward;
 mod modulation;
+pub(in crate::engine) mod replay;
 mod stream;
 
 use candle_core::{DType, Device, Result, Tensor, bail};

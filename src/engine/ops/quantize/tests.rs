@@ -131,6 +131,53 @@ fn fused_quantization_equals_quantizing_afterwards() {
     assert_eq!(Quantized::of_gelu_tanh(None, &right).expect("quantized").codes.dims(), [5, 48]);
 }
 
+/// Codes and scales of a file, of two matrices that are joined in one.
+fn of_a_file(rows: usize, width: usize) -> (Tensor, Vec<f32>) {
+    let codes: Vec<u8> = (0..rows * width).map(|at| (at * 37 % 256) as u8 & 0xbf).collect();
+    let scales = (0..rows).map(|row| if row < rows / 3 { -0.003 } else { 1.75 }).collect();
+    (Tensor::from_vec(codes, (rows, width), &Device::Cpu).expect("codes"), scales)
+}
+
+#[test]
+fn a_product_with_codes_of_a_file_is_that_of_the_numbers_they_stand_for() {
+    let (rows, inner, columns) = (21, 96, 33);
+    let (file_codes, file_scales) = of_a_file(columns, inner);
+    let weight = Quantized::from_codes(file_codes.clone(), &file_scales).expect("a matrix");
+    // As they are in the file.
+    assert_eq!((codes(&weight), scales(&weight)), (file_codes.to_vec2::<u8>().expect("codes"), file_scales));
+    let (x, bias) = (random(16, rows, inner), random(17, 1, 48).narrow(1, 0, columns).expect("some"));
+    let bias = bias.flatten_all().expect("bias");
+    let x_quantized = Quantized::of(&x).expect("quantized");
+    let run = |x: &Quantized| {
+        product(x, &weight, Some(&bias)).and_then(|out| out.biased()?.to_vec2::<f32>()).expect("multiplied")
+    };
+    let found = run(&x_quantized);
+    let biases = bias.to_vec1::<f32>().expect("biases");
+    for (x_row, row) in values(&x_quantized).iter().zip(&found) {
+        for ((weight_row, found), bias) in values(&weight).iter().zip(row).zip(&biases) {
+            let terms = || x_row.iter().zip(weight_row).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
+            let (sum, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+            let off = (f64::from(*found) - (sum + f64::from(*bias))).abs();
+            assert!(off <= 1e-5 * (size + f64::from(bias.abs())), "{found} instead of {}", sum + f64::from(*bias));
+        }
+    }
+    for row in 0..rows {
+        let alone = Quantized::of(&x.narrow(0, row, 1).expect("a row")).expect("quantized");
+        assert_eq!(run(&alone)[0], found[row], "row {row}");
+    }
+}
+
+#[test]
+fn codes_without_a_scale_for_each_row_are_rejected() {
+    let (codes, scales) = of_a_file(6, 16);
+    let refused =
+        |codes: Tensor, scales: &[f32]| Quantized::from_codes(codes, scales).expect_err("no matrix").to_string();
+    assert!(refused(codes.clone(), &scales[1..]).contains("[6, 16] of U8 and 5 scales"), "one is missing");
+    refused(codes.t().expect("transposed"), &[1.0; 16]);
+    refused(codes.to_dtype(DType::F32).expect("converted"), &scales);
+    refused(codes.flatten_all().expect("flat"), &scales);
+}
+
 #[test]
 fn shapes_that_do_not_fit_are_rejected() {
     let (x, weight) = (Quantized::of(&random(13, 4, 16)).expect("x"), Quantized::of(&random(14, 8, 32)).expect("w"));
