@@ -136,7 +136,12 @@ impl FluxEngine {
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;
         let (weights_bytes, weights_seconds) = loading.finish()?;
         if settings.uses_graphs {
-            model.record_steps();
+            // Blocks that are read for each step come over another stream.
+            if blocks.is_some() {
+                tracing::warn!("`--graphs` is ignored: blocks of the transformer are read for each step");
+            } else {
+                model.record_steps();
+            }
         }
         let fitting = Instant::now();
         model.fit_previews()?;

@@ -13,6 +13,11 @@ use crate::domain::adapter::AdapterId;
 pub(crate) struct AdapterSet(pub(super) Vec<(Arc<LoadedAdapter>, f64)>);
 
 impl AdapterSet {
+    /// Whether there are none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Those that change a text encoder, with the bits of their strengths.
     pub(crate) fn of_text(&self) -> Vec<(AdapterId, u64)> {
         let of_text = self.0.iter().filter(|(adapter, _)| adapter.is_of_text);

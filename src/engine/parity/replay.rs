@@ -48,6 +48,7 @@ struct Owned {
     modulation: Option<Tensor>,
     rotary: Rotary,
     sigma: f32,
+    adapters: AdapterSet,
 }
 
 impl Owned {
@@ -59,6 +60,7 @@ impl Owned {
             modulation: sequence.modulation.cloned(),
             rotary: sequence.rotary.clone(),
             sigma: sequence.sigma,
+            adapters: sequence.adapters.clone(),
         }
     }
 
@@ -70,6 +72,7 @@ impl Owned {
             modulation: self.modulation.as_ref(),
             rotary: &self.rotary,
             sigma: self.sigma,
+            adapters: &self.adapters,
         }
     }
 }

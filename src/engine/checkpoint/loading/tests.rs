@@ -9,6 +9,7 @@ use super::super::stream::slow::Slow;
 use super::*;
 use crate::domain::model::{CompletedFiles, ModelFiles};
 use crate::domain::precision::Precision;
+use crate::engine::adapted::AdapterSet;
 use crate::engine::blocks::BlockType;
 use crate::engine::models::flux1::text::TextEncoders;
 use crate::engine::models::flux1::config::TransformerConfig;
@@ -202,8 +203,9 @@ fn velocity(transformer: &Transformer, config: &TransformerConfig) -> Vec<f32> {
     let random = |seed, rows: usize, columns: usize| {
         Tensor::from_vec(standard_normal(seed, 0, rows * columns), (rows, columns), &Device::Cpu).expect("random")
     };
-    let text = transformer.embed_text(&random(1, 4, config.joint_attention_dim)).expect("embeds");
-    let condition = transformer.embed_condition(&random(2, 1, config.pooled_projection_dim), 3.5).expect("embeds");
+    let none = AdapterSet::default();
+    let text = transformer.embed_text(&random(1, 4, config.joint_attention_dim), &none).expect("embeds");
+    let condition = transformer.embed_condition(&random(2, 1, config.pooled_projection_dim), 3.5, &none).expect("embeds");
     let rotary = transformer.rotary(4, 2, 3).expect("tables");
     let latents = random(3, 6, config.in_channels);
     let sequence = Sequence {
@@ -213,6 +215,7 @@ fn velocity(transformer: &Transformer, config: &TransformerConfig) -> Vec<f32> {
         modulation: None,
         rotary: &rotary,
         sigma: 0.7,
+        adapters: &none,
     };
     let velocities = transformer.velocities(&[sequence]).expect("runs");
     velocities[0].flatten_all().and_then(|all| all.to_vec1()).expect("numbers")

@@ -6,6 +6,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::{Sequence, Transformer};
+use crate::engine::adapted::AdapterSet;
 use crate::engine::ops::recording::Recording;
 use crate::engine::ops::rope::Rotary;
 
@@ -91,10 +92,12 @@ impl<R> Replay<R> {
     }
 }
 
-/// `None` where a modulation is not there: it would be computed in the step, from numbers of the host.
+/// `None` where a modulation is not there: it would be computed in the step, from numbers of the host. And with adapters: another
+/// image of the same lengths has others.
 fn composition_of(sequences: &[Sequence]) -> Option<Vec<Lengths>> {
     let lengths = |sequence: &Sequence| {
-        sequence.modulation.map(|_| [sequence.text.dims()[0], sequence.latents.dims()[0]])
+        let is_recordable = sequence.modulation.is_some() && sequence.adapters.is_empty();
+        is_recordable.then(|| [sequence.text.dims()[0], sequence.latents.dims()[0]])
     };
     sequences.iter().map(lengths).collect()
 }
@@ -145,6 +148,8 @@ struct Fixed {
     modulation: Tensor,
     rotary: Rotary,
     velocity: Tensor,
+    /// None.
+    adapters: AdapterSet,
 }
 
 impl Fixed {
@@ -158,6 +163,7 @@ impl Fixed {
             rotary: Rotary { cos: cos.zeros_like()?, sin: sin.zeros_like()? },
             // Of the latents' shape, and like them f32.
             velocity: sequence.latents.zeros_like()?,
+            adapters: AdapterSet::default(),
         })
     }
 
@@ -182,6 +188,7 @@ impl Fixed {
             // These two are not read where there is a modulation. Were they, it would show at once.
             condition: &self.modulation,
             sigma: f32::NAN,
+            adapters: &self.adapters,
         }
     }
 }
