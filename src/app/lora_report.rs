@@ -87,3 +87,77 @@ fn thumbnail(adapter: &Adapter) -> Option<Vec<u8>> {
     }
     encode::encode(&image, OutputFormat::Jpeg).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::image::RgbImage;
+    use crate::domain::model::ModelFiles;
+
+    fn reference(path: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(path)
+    }
+
+    fn model() -> Adaptable {
+        Adaptable::of(&ModelFiles::Directory(reference("FLUX.1-dev"))).expect("complete")
+    }
+
+    /// A recorded adapter whose file says something else of itself.
+    fn saying(metadata: &serde_json::Value) -> tempfile::NamedTempFile {
+        let bytes = std::fs::read(reference("lora/adapters/c1_ai_toolkit.safetensors")).expect("recorded");
+        let (length, rest) = bytes.split_first_chunk().expect("a length");
+        let (header, data) = rest.split_at(usize::try_from(u64::from_le_bytes(*length)).expect("small"));
+        let mut header: serde_json::Value = serde_json::from_slice(header).expect("JSON");
+        header["__metadata__"] = metadata.clone();
+        let header = header.to_string();
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), data].concat();
+        std::fs::write(file.path(), bytes).expect("written");
+        file
+    }
+
+    fn png(side: u32) -> String {
+        let image = RgbImage::new(side, side, vec![200; (side * side * 3) as usize]).expect("pixels");
+        let png = encode::encode(&image, OutputFormat::Png).expect("encoded");
+        format!("data:image/png;base64,{}", STANDARD.encode(png))
+    }
+
+    #[test]
+    fn a_report_has_what_the_file_says_made_fit_to_be_shown() {
+        let long = "x".repeat(1000);
+        let file = saying(&json!({
+            "modelspec.title": "A\u{7} pen", "modelspec.trigger_phrase": "pen, ink,, fox ", "modelspec.license": long,
+            "modelspec.thumbnail": png(64),
+        }));
+        let Inspected { report, thumbnail } = inspect(file.path(), &[model()]).expect("an adapter");
+        assert_eq!((report.base.as_str(), report.title.as_deref()), ("FLUX.1", Some("A pen")));
+        assert_eq!(report.trigger_words, ["pen", "ink", "fox"]);
+        assert_eq!(report.license.map(|license| license.len()), Some(TEXT_CHARS_MAX));
+        assert!(report.components.iter().any(|component| component.name == "transformer" && component.layers > 0));
+        assert!(report.tensors > 0 && !report.needs_control_image && !report.kinds.is_empty());
+        let thumbnail = decode::decode(&thumbnail.expect("one")).expect("an image");
+        assert_eq!((thumbnail.width(), thumbnail.height()), (64, 64));
+    }
+
+    #[test]
+    fn a_thumbnail_that_is_no_small_image_is_left_out() {
+        let svg = format!("data:image/svg+xml;base64,{}", STANDARD.encode("<svg onload='alert(1)'/>"));
+        let html = format!("data:text/html;base64,{}", STANDARD.encode("<script>"));
+        for thumbnail in [svg, html, png(1040), "https://elsewhere.test/a.png".into(), "data:image/png;base64,!".into()] {
+            let file = saying(&json!({ "modelspec.thumbnail": thumbnail }));
+            assert_eq!(inspect(file.path(), &[model()]).expect("an adapter").thumbnail, None, "{thumbnail:.40}");
+        }
+    }
+
+    #[test]
+    fn a_file_has_to_fit_one_of_the_models() {
+        let file = reference("lora/adapters/c1_ai_toolkit.safetensors");
+        assert!(inspect(&file, &[Adaptable::flux_dev(), model()]).is_ok());
+        let refused = inspect(&file, &[model(), Adaptable::flux_dev()]).map(drop);
+        assert!(refused.is_ok(), "the first that it fits");
+        let refused = inspect(&file, &[]).expect_err("of other dimensions").to_string();
+        assert!(refused.contains("has shape"), "{refused}");
+    }
+}
