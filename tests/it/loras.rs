@@ -73,7 +73,8 @@ async fn a_lora_is_added_listed_used_and_removed() {
     let added = administrator.upload(None, "Pen & ink.safetensors", &bytes).await;
     assert_eq!(added.status, StatusCode::CREATED, "{}", added.text());
     let lora = added.json();
-    assert_eq!((&lora["name"], &lora["bytes"], &lora["base"]), (&json!("Pen - ink"), &json!(bytes.len()), &json!("FLUX.1")));
+    let (name, length) = (json!("Pen - ink"), json!(bytes.len()));
+    assert_eq!((&lora["name"], &lora["bytes"], &lora["base"]), (&name, &length, &json!("FLUX.1")));
     assert_eq!(lora["added_by"], "administrator");
     let id = lora["id"].as_str().expect("an id");
     assert_eq!(files(&app), [format!("{id}.safetensors")]);
@@ -161,13 +162,14 @@ async fn what_is_no_upload_is_refused() {
     let app = TestApp::with(Options { lora_bytes_max: 1000, ..Options::default() }).await;
     let administrator = Administrator::of(&app).await;
     let large = vec![0; 1001];
-    let announced = post(LORAS, "application/octet-stream", large.clone().into());
-    assert_eq!(administrator.send(announced).await.code(), "body_too_large");
-    // Without a length, it shows only as it arrives.
-    let pieces = move || stream::iter(large.chunks(100).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect::<Vec<Result<_, std::io::Error>>>());
-    let unannounced = post(LORAS, "application/octet-stream", Body::from_stream(pieces()));
-    assert_eq!(administrator.send(unannounced).await.code(), "body_too_large");
-    let huge = post(LORAS, "multipart/form-data; boundary=xyz", vec![0; 100_000].into());
+    let at_once = post(LORAS, "application/octet-stream", large.clone().into());
+    assert_eq!(administrator.send(at_once).await.code(), "body_too_large");
+    let pieces: Vec<Result<Bytes, std::io::Error>> =
+        large.chunks(100).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
+    let in_pieces = post(LORAS, "application/octet-stream", Body::from_stream(stream::iter(pieces)));
+    assert_eq!(administrator.send(in_pieces).await.code(), "body_too_large");
+    let mut huge = post(LORAS, "multipart/form-data; boundary=xyz", Body::from("x"));
+    huge.headers_mut().insert("content-length", 100_000.into());
     assert_eq!(administrator.send(huge).await.code(), "body_too_large");
 
     for (content_type, code) in [
@@ -226,7 +228,8 @@ async fn openais_route_and_the_playground_take_loras() {
     let administrator = Administrator::of(&app).await;
     administrator.add_lora("pen", &adapter("d1_xlabs")).await;
     let generate = async |loras: Value| {
-        let body = json!({ "model": MODEL, "prompt": "a fox", "size": "64x64", "steps": 2, "seed": 7, "n": 2, "loras": loras });
+        let mut body = json!({ "model": MODEL, "prompt": "a fox", "size": "64x64", "steps": 2, "seed": 7, "n": 2 });
+        body["loras"] = loras;
         app.send(request("POST", "/v1/images/generations", Some(&app.keys.inference), Some(&body))).await
     };
     assert_eq!(generate(json!([{ "id": "pen", "scale": 0.5 }])).await.status, StatusCode::OK);
@@ -285,7 +288,8 @@ async fn a_lora_in_use_stays_and_a_waiting_job_keeps_it_over_a_crash() {
     let running = app.submit(&image(1)).await;
     app.control.held().await;
     app.until_status(&running, "running").await;
-    let waiting = app.submit(&with_loras(2, &json!([{ "id": "pen", "scale": 0.1 }, { "id": "pen", "scale": 0.2 }]))).await;
+    let twice = json!([{ "id": "pen", "scale": 0.1 }, { "id": "pen", "scale": 0.2 }]);
+    let waiting = app.submit(&with_loras(2, &twice)).await;
     let refused = administrator.ask("DELETE", "/v1/loras/pen", None).await;
     assert_eq!((refused.status.as_u16(), refused.code()), (409, "lora_in_use".to_owned()));
     app.crash().await;

@@ -225,7 +225,7 @@ async fn without_a_password_there_are_no_management_routes() {
     for row in MATRIX.iter().filter(|row| matches!(row.access, Access::SignIn | Access::Session)) {
         for method in [row.method, "PUT"] {
             let path = row.path.replace("{key_id}", "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f");
-            let path = path.replace("{namespace_id}", NAMESPACE);
+            let path = path.replace("{namespace_id}", NAMESPACE).replace("{lora_id}", "pen");
             let path = path.replace("{job_id}", "job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f");
             let mut request = managing("fluxserve_session=guess", method, &path, body_of(row).as_ref());
             request.headers_mut().insert("origin", "http://evil.test".parse().expect("a value"));

@@ -1,6 +1,5 @@
 //! LoRAs on the command line and in uploads that are interrupted.
 
-use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
 use super::*;
@@ -13,7 +12,8 @@ const WIDTH: usize = 160;
 fn lora(seed: u16) -> Vec<u8> {
     let module = "transformer.transformer_blocks.0.attn.to_q";
     let bytes = WIDTH * size_of::<f32>();
-    let tensor = |shape: [usize; 2], at: usize| json!({ "dtype": "F32", "shape": shape, "data_offsets": [at, at + bytes] });
+    let tensor =
+        |shape: [usize; 2], at: usize| json!({ "dtype": "F32", "shape": shape, "data_offsets": [at, at + bytes] });
     let header = json!({
         "__metadata__": { "modelspec.trigger_phrase": "pen, ink" },
         format!("{module}.lora_A.weight"): tensor([1, WIDTH], 0),
@@ -48,7 +48,8 @@ fn list(url: &str, cookie: &str) -> Value {
 fn files(data: &Path) -> Vec<(String, u64)> {
     let Ok(entries) = std::fs::read_dir(data.join("loras")) else { return Vec::new() };
     let entries = entries.map(|entry| entry.expect("one"));
-    entries.map(|entry| (entry.file_name().into_string().expect("UTF-8"), entry.metadata().expect("one").len())).collect()
+    let named = |entry: std::fs::DirEntry| entry.file_name().into_string().expect("UTF-8");
+    entries.map(|entry| (entry.metadata().expect("one").len(), named(entry))).map(|(bytes, name)| (name, bytes)).collect()
 }
 
 #[test]
@@ -80,8 +81,7 @@ fn a_kill_during_an_upload_leaves_nothing_half_there() {
     assert_eq!(list(&url, &cookie), json!({ "data": [] }));
     let request = ureq::post(format!("{url}/v1/loras?name=pen")).header("cookie", &cookie);
     let mut answer = request.header("content-type", "application/octet-stream").send(&file[..]).expect("an answer");
-    let mut added = String::new();
-    answer.body_mut().as_reader().read_to_string(&mut added).expect("a text");
+    let added = answer.body_mut().read_to_string().expect("a text");
     // What was acknowledged is there, however the process ends.
     server.tell("-KILL");
     server.child.wait().expect("a child");
@@ -109,7 +109,8 @@ fn loras_are_added_and_removed_beside_a_running_server() {
     assert!(text(&added.stderr).contains("the LoRA `pen` is added"), "{added:?}");
     let lora = list(&url, &cookie)["data"][0].clone();
     assert_eq!((&lora["id"], &lora["added_by"]), (&json!(id), &json!("command_line")));
-    assert_eq!(lora["components"][0], json!({ "name": "transformer", "layers": 1, "of": lora["components"][0]["of"], "norms": 0 }));
+    let changed = &lora["components"][0];
+    assert_eq!((&changed["name"], &changed["layers"]), (&json!("transformer"), &json!(1)));
     let again = run(&data, &["loras", "add", path, "--name", "other"]);
     assert!(text(&again.stderr).contains("the LoRA `pen` was there already"), "{again:?}");
     let listed = text(&run(&data, &["loras", "list"]).stdout);
