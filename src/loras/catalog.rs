@@ -174,7 +174,10 @@ impl LoraCatalog {
             Ok(inspected) => Ok((written, inspected)),
             Err(reason) => {
                 let shown = if file.is_empty() { "the file" } else { file };
-                Err(LoraError::Rejected(reason.replace(&written.path().display().to_string(), shown)))
+                let reason = reason.replace(&written.path().display().to_string(), shown);
+                // A reader may name it without its folder.
+                let own_name = written.path().file_name().unwrap_or_default().to_string_lossy();
+                Err(LoraError::Rejected(reason.replace(own_name.as_ref(), shown)))
             }
         }
     }

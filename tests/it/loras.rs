@@ -169,7 +169,7 @@ async fn what_is_no_upload_is_refused() {
     let in_pieces = post(LORAS, "application/octet-stream", Body::from_stream(stream::iter(pieces)));
     assert_eq!(administrator.send(in_pieces).await.code(), "body_too_large");
     let mut huge = post(LORAS, "multipart/form-data; boundary=xyz", Body::from("x"));
-    huge.headers_mut().insert("content-length", 100_000.into());
+    huge.headers_mut().insert("content-length", 100_000_u32.into());
     assert_eq!(administrator.send(huge).await.code(), "body_too_large");
 
     for (content_type, code) in [
