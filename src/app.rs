@@ -18,6 +18,7 @@ mod kernel_trials;
 mod key_rights;
 mod loading;
 mod logs;
+mod lora_report;
 mod loras;
 mod models;
 mod open_files;
@@ -46,7 +47,7 @@ pub use generate::{GenerateRequest, LoraFile, generate};
 pub use hub::{DownloadRequest, download_model, local_model};
 pub use kernel_trials::{DISAGREES, try_kernel};
 pub use logs::CommandLogs;
-pub use loras::inspect_lora;
+pub use loras::{LoraDownload, Loras, download_lora, inspect_lora};
 pub use models::{check_model, list_models};
 pub use serve::{serve, serve_with};
 

@@ -31,6 +31,7 @@ pub use record::{
     KeyState, LimitChanges, NAME_CHARS_MAX, NewKey, Overlap, UnknownKeyState,
 };
 pub use service::KeyService;
+pub use store::audit::audit_in;
 
 use crate::store::StoreError;
 

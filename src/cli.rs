@@ -39,7 +39,7 @@ pub use key_argument::{KeyArgument, without_secrets};
 pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
 pub use links::LinksCommand;
-pub use loras::{InspectLoraArgs, LorasCommand};
+pub use loras::{AddLoraArgs, DownloadLoraArgs, InspectLoraArgs, LorasCommand, RemoveLoraArgs};
 pub use models::{CheckModelArgs, ConvertModelArgs, DownloadModelArgs, ModelsCommand};
 pub use part_args::PartArgs;
 pub use shell::{CompletionsArgs, ManArgs};
@@ -101,7 +101,7 @@ pub enum Command {
     /// Download, list, check and convert models
     #[command(subcommand)]
     Models(ModelsCommand),
-    /// Look into LoRA files
+    /// Inspect, add, list, remove and download LoRAs
     #[command(subcommand)]
     Loras(LorasCommand),
     /// Measure generation, loading and single kernels on this machine, or export an image's intermediate tensors
@@ -218,7 +218,7 @@ pub async fn run(
         Command::Links(command) => links::run(&command, &Config::load(flags)?, notes),
         Command::Backup(arguments) => backup::run(&arguments, &Config::load(flags)?, notes).await,
         Command::Models(command) => models::run(command, &Config::load(flags)?, out, notes).await,
-        Command::Loras(command) => loras::run(command, &Config::load(flags)?, out),
+        Command::Loras(command) => loras::run(command, &Config::load(flags)?, out, notes).await,
         Command::Bench(command) => {
             command.apply(&mut flags);
             let config = Config::load(flags)?;

@@ -20,7 +20,7 @@ pub use load::{DEFAULT_FILE, Flags};
 pub use names::{CorsOrigins, DEFAULT_METRICS_LISTEN, HostNames, MetricsListen, NotAHost, NotAListener, NotAnOrigin};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 pub use values::{
-    Config, DEFAULT_MODEL, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, LogFormat, QueueConfig,
+    Config, DEFAULT_MODEL, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, LogFormat, LoraConfig, QueueConfig,
     ResultsConfig, TelemetryConfig, TlsConfig, UnknownLogFormat,
 };
 

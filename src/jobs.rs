@@ -39,7 +39,7 @@ use time::OffsetDateTime;
 pub use allowance::LimitReached;
 pub use idempotency::RepeatKey;
 pub use links::{ResultLink, rotate_link_secret};
-pub use request::JobRequest;
+pub use request::{JobRequest, LoraText, RequestedLora};
 pub use results::{results_disk_bytes, try_results};
 pub use service::{JobService, ServiceParts};
 pub use statistics::{Minute, Statistics};
@@ -50,6 +50,7 @@ pub use watch::{JobMark, JobUpdate, JobWatch, UnknownMark, WatchOptions};
 pub use watchers::{WATCHES_MAX, WATCHES_PER_OWNER_MAX};
 
 use crate::catalog::Availability;
+use crate::domain::adapter::AdapterId;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
@@ -69,6 +70,8 @@ pub const INPUT_IMAGES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 pub struct JobSettings {
     /// Folder of the images; created if missing.
     pub results_directory: PathBuf,
+    /// Folder of the files of LoRAs.
+    pub loras_directory: PathBuf,
     /// File of the secret that signs links; created if missing. Not part of the database, so that a copy of the
     /// database opens no images.
     pub link_secret_path: PathBuf,
@@ -210,6 +213,9 @@ pub enum JobsError {
     /// A limit of the caller's key.
     #[error(transparent)]
     LimitReached(LimitReached),
+    /// A LoRA of the request has been removed since it was found.
+    #[error("there is no LoRA {0} any more")]
+    LoraGone(AdapterId),
     /// The idempotency key was used for another request.
     #[error("the idempotency key was used for another request")]
     OtherRequest,

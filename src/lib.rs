@@ -14,6 +14,7 @@ pub mod http;
 pub mod hub;
 pub mod jobs;
 pub mod kubernetes;
+pub mod loras;
 pub mod queue;
 pub mod shutdown;
 pub mod store;

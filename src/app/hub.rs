@@ -65,6 +65,19 @@ pub async fn download_model(
     Ok(downloaded)
 }
 
+/// Downloads files of a repository into the cache, named whole or in part; without a name, the only weight file.
+pub(super) async fn download_files(
+    config: &Config,
+    (repository, revision): (&str, Option<String>),
+    files: Vec<String>,
+    progress: &dyn Progress,
+) -> anyhow::Result<Downloaded> {
+    let revision = revision.map(|text| text.parse::<Revision>()).transpose()?.unwrap_or_default();
+    let request = Request { repository: repository.parse()?, revision, folder: None, files };
+    let downloaded = hub::download(&settings(config), &request, progress).await;
+    downloaded.map_err(|error| explained(config, error))
+}
+
 /// Refuses a known model that is not supported yet.
 pub(super) fn refuse_not_yet(model: &ModelId) -> anyhow::Result<()> {
     match known_model(model).and_then(|known| known.not_yet) {

@@ -1,12 +1,23 @@
-//! `loras inspect`.
+//! The catalog of LoRAs in the data folder, and `loras inspect` and `loras download`.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use anyhow::{Context as _, bail};
+
+use super::Keys;
+use super::hub::download_files;
+use super::lora_report::inspect;
 use super::models::files_of;
+use crate::auth::Actor;
 use crate::config::Config;
+use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::model_source::ModelSource;
 use crate::engine::{Adaptable, Adapter};
+use crate::hub::Progress;
+use crate::loras::{Added, LoraCatalog, LoraError, LoraParts, NewName};
+use crate::store::Store;
 
 /// Writes what an adapter changes, what in its file is not used and why, and what the file says of itself. It is compared with
 /// a model, or with FLUX.1-dev. All of its numbers are read once.
@@ -34,4 +45,101 @@ pub fn inspect_lora(
         writeln!(out, "{metadata}")?;
     }
     Ok(adapter.check()?)
+}
+
+/// The database, and the catalog of LoRAs in it.
+#[derive(Debug, Clone)]
+pub struct Loras {
+    /// The database, to be closed at the end.
+    pub store: Store,
+    /// The catalog.
+    pub catalog: LoraCatalog,
+}
+
+impl Loras {
+    /// Opens the database, creating it if there is none.
+    ///
+    /// # Errors
+    /// When it cannot be opened or migrated.
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self::of(config, Keys::open(config).await?.store))
+    }
+
+    /// Opens an existing database.
+    ///
+    /// # Errors
+    /// When it is missing, or cannot be opened or migrated.
+    pub async fn open_existing(config: &Config) -> anyhow::Result<Self> {
+        Ok(Self::of(config, Keys::open_existing(config).await?.store))
+    }
+
+    /// Adds a copy of a file, by an operator.
+    ///
+    /// # Errors
+    /// When it cannot be used, or not be stored.
+    pub async fn add(&self, file: &Path, name: Option<String>) -> Result<Added, LoraError> {
+        let file_name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = NewName { wanted: name, file: file_name };
+        self.catalog.add_file(file, name, &Actor::CommandLine).await
+    }
+
+    fn of(config: &Config, store: Store) -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        Self { catalog: lora_catalog(config, &store, &clock), store }
+    }
+}
+
+/// The catalog. A file that is added has to fit one of the configured models, or FLUX.1-dev.
+fn lora_catalog(config: &Config, store: &Store, clock: &Arc<dyn Clock>) -> LoraCatalog {
+    let configured = config.clone();
+    let inspect = move |path: &Path| inspect(path, &models_of(&configured)).map_err(|error| error.to_string());
+    LoraCatalog::new(LoraParts {
+        store: store.clone(),
+        folder: config.loras_dir(),
+        inspect: Arc::new(inspect),
+        clock: Arc::clone(clock),
+        file_bytes_max: config.loras.file_bytes_max,
+    })
+}
+
+/// The catalog of a worker that starts: without what a crash has left.
+pub(super) async fn swept_lora_catalog(config: &Config, store: &Store, clock: &Arc<dyn Clock>) -> LoraCatalog {
+    let catalog = lora_catalog(config, store, clock);
+    if let Err(error) = catalog.sweep().await {
+        tracing::warn!(?error, "looking for what interrupted uploads of LoRAs have left failed");
+    }
+    catalog
+}
+
+/// The models that LoRAs are compared with. Those that are not here cannot be, and LoRAs are for FLUX.1-dev above all.
+fn models_of(config: &Config) -> Vec<Adaptable> {
+    let files = config.models.iter().filter_map(|source| files_of(config, source).ok());
+    let configured = files.filter_map(|files| Adaptable::of(&files).ok());
+    configured.chain([Adaptable::flux_dev()]).collect()
+}
+
+/// A LoRA of the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraDownload {
+    /// Its repository.
+    pub repository: String,
+    /// A branch, a tag or a commit. `None`: the default branch.
+    pub revision: Option<String>,
+    /// The file, by its name or a part of it. `None`: the only weight file.
+    pub file: Option<String>,
+}
+
+/// Downloads a LoRA's file into the cache that Hugging Face's tools share, and returns its path.
+///
+/// # Errors
+/// In words for the user.
+pub async fn download_lora(config: &Config, request: LoraDownload, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
+    let LoraDownload { repository, revision, file } = request;
+    let files = file.into_iter().collect();
+    let downloaded = download_files(config, (&repository, revision), files, progress).await;
+    let downloaded = downloaded.with_context(|| format!("downloading from `{repository}`"))?;
+    match downloaded.chosen.as_slice() {
+        [file] => Ok(file.clone()),
+        _ => bail!("`{repository}` is a pipeline, not a LoRA: name the file with `--file`"),
+    }
 }

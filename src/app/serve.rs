@@ -16,6 +16,7 @@ use super::engines::{EngineBuilder, check_models, device_lost, flux_engine, sett
 use super::greeting::{Urls, greet, local_url};
 use super::hub::local_models;
 use super::logs::start_logs;
+use super::loras::swept_lora_catalog;
 use super::models::catalog_of;
 use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
@@ -213,6 +214,7 @@ impl Worker {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
         let queues = start_engines(config, &catalog, build)?;
+        let loras = swept_lora_catalog(config, &keys.store, &clock).await;
         let parts = ServiceParts {
             store: keys.store.clone(),
             catalog: Arc::clone(&catalog),
@@ -233,6 +235,7 @@ impl Worker {
             authenticator: authenticator.clone(),
             keys: keys.service.clone(),
             admin: keys.admin.clone(),
+            loras,
             kubernetes: kubernetes.clone(),
             device: describe_devices(&config.device),
             metrics,
@@ -332,6 +335,7 @@ fn describe_devices(devices: &Devices) -> String {
 fn job_settings(config: &Config) -> JobSettings {
     JobSettings {
         results_directory: config.results_dir(),
+        loras_directory: config.loras_dir(),
         link_secret_path: config.link_secret_path(),
         link_life: Duration::from_secs(config.results.link_seconds),
         storage_patience: STORAGE_PATIENCE,

@@ -11,7 +11,7 @@ use time::format_description::well_known::Rfc3339;
 use crate::auth::key::PublicId;
 use crate::auth::record::{Change, KeyEdit, LimitChanges, NewKey};
 use crate::domain::ids::{KeyId, SessionId};
-use crate::domain::limits::KeyLimits;
+use crate::domain::limits::{KeyLimits, LoraList};
 
 /// Maximum entries in one page of the log.
 pub const AUDIT_PER_PAGE_MAX: u32 = 100;
@@ -105,6 +105,10 @@ pub enum AuditAction {
     NamespaceDeleted,
     /// A key got a token for a namespace of the cluster.
     CredentialIssued,
+    /// A LoRA was added.
+    LoraAdded,
+    /// A LoRA was removed.
+    LoraRemoved,
 }
 
 /// A text that is no action.
@@ -114,7 +118,7 @@ pub struct UnknownAction;
 
 impl AuditAction {
     /// Every action.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::KeyCreated,
         Self::KeyEdited,
         Self::KeyRotated,
@@ -127,6 +131,8 @@ impl AuditAction {
         Self::NamespaceRenamed,
         Self::NamespaceDeleted,
         Self::CredentialIssued,
+        Self::LoraAdded,
+        Self::LoraRemoved,
     ];
 
     /// Its name in the log and on the wire.
@@ -145,6 +151,8 @@ impl AuditAction {
             Self::NamespaceRenamed => "namespace_renamed",
             Self::NamespaceDeleted => "namespace_deleted",
             Self::CredentialIssued => "credential_issued",
+            Self::LoraAdded => "lora_added",
+            Self::LoraRemoved => "lora_removed",
         }
     }
 }
@@ -214,8 +222,8 @@ pub struct AuditPage {
 
 /// Details of a new key.
 pub(super) fn of_new(new: &NewKey) -> Value {
-    let KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority } = new.limits;
-    json!({
+    let KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority, loras } = &new.limits;
+    let mut detail = json!({
         "name": new.name,
         "scope": new.scope.to_json(),
         "expires_at": new.expires_at.map(moment),
@@ -225,7 +233,11 @@ pub(super) fn of_new(new: &NewKey) -> Value {
             "megapixel_steps_per_day": megapixel_steps_per_day,
             "priority": priority.as_str(),
         },
-    })
+    });
+    if let Some(loras) = loras {
+        detail["limits"]["loras"] = listed(loras);
+    }
+    detail
 }
 
 /// Details of an edit: what has changed.
@@ -239,10 +251,11 @@ pub(super) fn of_edit(edit: &KeyEdit) -> Value {
     }
     insert(&mut detail, "expires_at", edit.expires_at, |expires_at| json!(moment(expires_at)));
     let mut limits = Map::new();
-    let LimitChanges { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority } = edit.limits;
-    insert(&mut limits, "requests_per_minute", requests_per_minute, Value::from);
-    insert(&mut limits, "concurrent_jobs", concurrent_jobs, Value::from);
-    insert(&mut limits, "megapixel_steps_per_day", megapixel_steps_per_day, Value::from);
+    let LimitChanges { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority, loras } = &edit.limits;
+    insert(&mut limits, "requests_per_minute", *requests_per_minute, Value::from);
+    insert(&mut limits, "concurrent_jobs", *concurrent_jobs, Value::from);
+    insert(&mut limits, "megapixel_steps_per_day", *megapixel_steps_per_day, Value::from);
+    insert(&mut limits, "loras", loras.as_ref(), listed);
     if let Some(priority) = priority {
         limits.insert("priority".into(), json!(priority.as_str()));
     }
@@ -250,6 +263,10 @@ pub(super) fn of_edit(edit: &KeyEdit) -> Value {
         detail.insert("limits".into(), Value::Object(limits));
     }
     Value::Object(detail)
+}
+
+fn listed(loras: &LoraList) -> Value {
+    loras.iter().collect::<Vec<_>>().into()
 }
 
 fn insert<T>(detail: &mut Map<String, Value>, field: &str, change: Change<T>, say: impl FnOnce(T) -> Value) {

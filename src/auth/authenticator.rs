@@ -135,7 +135,7 @@ impl Authenticator {
         if row.state_of(caller.prefix, self.0.clock.now()) != KeyState::Active {
             return Err(AuthError::Refused);
         }
-        Ok(Principal { scope: row.scope.clone(), limits: row.limits, ..caller.clone() })
+        Ok(Principal { scope: row.scope.clone(), limits: row.limits.clone(), ..caller.clone() })
     }
 
     /// Counts `more` requests besides the one that `caller` has sent. On an error, counts none of them, nor that one.
@@ -186,7 +186,12 @@ impl Inner {
                 .map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })?;
         }
         self.uses.note(row.id, now);
-        Ok(Principal { key_id: row.id, prefix: key.public_id(), scope: row.scope.clone(), limits: row.limits })
+        Ok(Principal {
+            key_id: row.id,
+            prefix: key.public_id(),
+            scope: row.scope.clone(),
+            limits: row.limits.clone(),
+        })
     }
 
     /// Waits for the lookup of an unproven key.

@@ -9,7 +9,7 @@ use crate::auth::KeyFailure;
 use crate::auth::key::{PlainKey, PublicId};
 use crate::domain::clock::to_the_millisecond;
 use crate::domain::ids::KeyId;
-use crate::domain::limits::{InvalidLimit, KeyLimits};
+use crate::domain::limits::{InvalidLimit, KeyLimits, LoraList};
 use crate::domain::priority::Priority;
 use crate::domain::scope::Scope;
 
@@ -45,6 +45,18 @@ pub enum Change<T> {
     Set(T),
 }
 
+impl<T> Change<T> {
+    /// The same of a reference.
+    #[must_use]
+    pub fn as_ref(&self) -> Change<&T> {
+        match self {
+            Self::Keep => Change::Keep,
+            Self::Remove => Change::Remove,
+            Self::Set(value) => Change::Set(value),
+        }
+    }
+}
+
 /// Changes to a key.
 #[derive(Debug, Clone, Default)]
 pub struct KeyEdit {
@@ -59,7 +71,7 @@ pub struct KeyEdit {
 }
 
 /// Changes to a key's limits and priority.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LimitChanges {
     /// See [`KeyLimits::requests_per_minute`].
     pub requests_per_minute: Change<u32>,
@@ -69,6 +81,8 @@ pub struct LimitChanges {
     pub megapixel_steps_per_day: Change<u32>,
     /// New priority; a key always has one, so it cannot be removed.
     pub priority: Option<Priority>,
+    /// See [`KeyLimits::loras`].
+    pub loras: Change<LoraList>,
 }
 
 impl LimitChanges {
@@ -80,6 +94,8 @@ impl LimitChanges {
             concurrent_jobs: set(self.concurrent_jobs),
             megapixel_steps_per_day: set(self.megapixel_steps_per_day),
             priority: self.priority.unwrap_or_default(),
+            // A list is checked when it is made.
+            loras: None,
         }
     }
 }

@@ -14,6 +14,7 @@ use crate::auth::audit::NewEntry;
 use crate::auth::key::PublicId;
 use crate::auth::record::{Change, KeyEdit, KeyQuery, KeyRef, KeyState};
 use crate::domain::ids::{KeyId, NamespaceId};
+use crate::domain::limits::LoraList;
 use crate::domain::priority::Priority;
 use crate::store::{ChangeMark, Store, StoreError, to_milliseconds};
 use row::StoredRow;
@@ -25,7 +26,7 @@ macro_rules! select_keys {
             "SELECT id, public_id, name, secret_hash, secret_tag, scope, version, created_at_ms, expires_at_ms, ",
             "revoked_at_ms, last_used_at_ms, rotated_at_ms, previous_public_id, previous_secret_hash, ",
             "previous_secret_tag, previous_until_ms, requests_per_minute, concurrent_jobs, megapixel_steps_per_day, ",
-            "priority FROM api_keys ",
+            "priority, loras FROM api_keys ",
             $rest
         )
     };
@@ -50,8 +51,8 @@ impl KeyStore {
             "INSERT INTO api_keys (id, public_id, name, secret_hash, secret_tag, scope, version, \
                                    created_at_ms, expires_at_ms, \
                                    requests_per_minute, concurrent_jobs, megapixel_steps_per_day, \
-                                   priority) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                                   priority, loras) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(row.id.to_string())
         .bind(row.value.public_id.as_str())
@@ -66,6 +67,7 @@ impl KeyStore {
         .bind(row.limits.concurrent_jobs)
         .bind(row.limits.megapixel_steps_per_day)
         .bind(row.limits.priority.as_str())
+        .bind(row.limits.loras.as_ref().map(listed))
         .execute(&mut *transaction)
         .await
         .map_err(StoreError::from)?;
@@ -149,10 +151,11 @@ impl KeyStore {
     /// Changes a key that is not revoked. Returns `false` if there is none.
     pub(super) async fn edit(&self, id: KeyId, edit: &KeyEdit, entry: &NewEntry<'_>) -> Result<bool, KeyFailure> {
         let end = Stored::of(edit.expires_at, to_milliseconds);
-        let limits = edit.limits;
+        let limits = &edit.limits;
         let requests = Stored::of(limits.requests_per_minute, i64::from);
         let jobs = Stored::of(limits.concurrent_jobs, i64::from);
         let megapixel_steps = Stored::of(limits.megapixel_steps_per_day, i64::from);
+        let loras = Stored::of(limits.loras.as_ref(), listed);
         let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
         let edited = sqlx::query(
             "UPDATE api_keys SET name = coalesce(?, name), scope = coalesce(?, scope), \
@@ -161,6 +164,7 @@ impl KeyStore {
                                  concurrent_jobs = iif(?, ?, concurrent_jobs), \
                                  megapixel_steps_per_day = iif(?, ?, megapixel_steps_per_day), \
                                  priority = coalesce(?, priority), \
+                                 loras = iif(?, ?, loras), \
                                  version = version + 1 \
              WHERE id = ? AND revoked_at_ms IS NULL",
         )
@@ -175,6 +179,8 @@ impl KeyStore {
         .bind(megapixel_steps.is_changed)
         .bind(megapixel_steps.value)
         .bind(limits.priority.map(Priority::as_str))
+        .bind(loras.is_changed)
+        .bind(loras.value)
         .bind(id.to_string())
         .execute(&mut *transaction)
         .await
@@ -243,17 +249,22 @@ impl KeyStore {
 }
 
 /// A change as statement parameters.
-struct Stored {
+struct Stored<V> {
     is_changed: bool,
-    value: Option<i64>,
+    value: Option<V>,
 }
 
-impl Stored {
-    fn of<T>(change: Change<T>, stored: impl FnOnce(T) -> i64) -> Self {
+impl<V> Stored<V> {
+    fn of<T>(change: Change<T>, stored: impl FnOnce(T) -> V) -> Self {
         match change {
             Change::Keep => Self { is_changed: false, value: None },
             Change::Remove => Self { is_changed: true, value: None },
             Change::Set(value) => Self { is_changed: true, value: Some(stored(value)) },
         }
     }
+}
+
+/// A list of LoRAs as a JSON array.
+fn listed(loras: &LoraList) -> String {
+    serde_json::Value::from(loras.iter().collect::<Vec<_>>()).to_string()
 }

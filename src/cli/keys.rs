@@ -13,7 +13,7 @@ use crate::auth::{
 use crate::cli::key_argument::KeyArgument;
 use crate::cli::table::{to_the_second, write_table};
 use crate::config::Config;
-use crate::domain::limits::KeyLimits;
+use crate::domain::limits::{InvalidLoraList, KeyLimits, LoraList};
 use crate::domain::priority::Priority;
 use crate::domain::scope::Scope;
 use crate::domain::usage::{DayUsage, USAGE_DAYS_KEPT};
@@ -59,6 +59,9 @@ pub struct CreateKeyArgs {
     /// Its share of the device relative to other keys: low, normal or high, each four times the one before
     #[arg(long, default_value_t)]
     pub priority: Priority,
+    /// The LoRAs that it may use, by id or name [default: all]
+    #[arg(long, value_name = "LORA[,LORA]")]
+    pub loras: Option<LoraList>,
 }
 
 /// Options of `keys rotate`.
@@ -111,6 +114,9 @@ pub struct KeyChanges {
     /// Its share of the device relative to other keys, for new jobs: low, normal or high
     #[arg(long)]
     pub priority: Option<Priority>,
+    /// The LoRAs that it may use, by id or name, or `none` for no limit
+    #[arg(long, value_name = "LORA[,LORA]", value_parser = parse_loras)]
+    pub loras: Option<Change<LoraList>>,
 }
 
 impl KeyChanges {
@@ -125,6 +131,7 @@ impl KeyChanges {
             concurrent_jobs: self.concurrent_jobs.unwrap_or_default(),
             megapixel_steps_per_day: self.megapixel_steps_per_day.unwrap_or_default(),
             priority: self.priority,
+            loras: self.loras.unwrap_or_default(),
         };
         KeyEdit { name: self.name, scope: self.scope, expires_at, limits }
     }
@@ -158,6 +165,13 @@ fn parse_limit(text: &str) -> Result<Change<u32>, String> {
         return Ok(Change::Remove);
     }
     text.parse().map(Change::Set).map_err(|_| "a limit is a whole number, or `none`".to_owned())
+}
+
+fn parse_loras(text: &str) -> Result<Change<LoraList>, String> {
+    if text == "none" {
+        return Ok(Change::Remove);
+    }
+    text.parse().map(Change::Set).map_err(|error: InvalidLoraList| error.to_string())
 }
 
 /// Runs one of the commands.
@@ -202,9 +216,10 @@ async fn create(
         concurrent_jobs,
         megapixel_steps_per_day,
         priority,
+        loras,
     } = arguments;
     keys.check_namespaces(&scope).await?;
-    let limits = KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority };
+    let limits = KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority, loras };
     let created = keys.service.create(NewKey { name, scope, expires_at, limits }, &Actor::CommandLine).await?;
     writeln!(out, "{}", created.plain.reveal())?;
     writeln!(notes, "created the key {}; keep it, it is not shown again", created.record.prefix)?;

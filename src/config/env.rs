@@ -193,6 +193,8 @@ impl<'a> Environment<'a> {
                 bytes_max: self.number(&RESULTS_BYTES_MAX)?,
                 provenance: self.boolean(&RESULTS_PROVENANCE)?,
             },
+            lora_bytes_max: self.number(&LORA_BYTES_MAX)?,
+            lora_in_prompt: self.boolean(&LORA_IN_PROMPT)?,
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },

@@ -10,7 +10,7 @@ use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, ModelSetting, Origin, Settings};
 use crate::config::{
     Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
-    PublicUrl, QueueConfig, ResultsConfig, TelemetryConfig, TlsConfig,
+    LoraConfig, PublicUrl, QueueConfig, ResultsConfig, TelemetryConfig, TlsConfig,
 };
 use crate::domain::byte_size::ByteSize;
 use crate::domain::ids::ModelId;
@@ -132,6 +132,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
             provenance: last(layers, |settings| settings.results.provenance)
                 .map_or(default.results.provenance, |(provenance, _)| provenance),
         },
+        loras: loras(layers, &default.loras)?,
         log: log(layers, default.log)?,
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
         kubernetes: kubernetes(layers, default.kubernetes)?,
@@ -139,6 +140,14 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
             download: last(layers, |settings| settings.hub.download).is_some_and(|(download, _)| download),
             ..default.hub
         },
+    })
+}
+
+fn loras(layers: &[Layer], default: &LoraConfig) -> Result<LoraConfig, ConfigError> {
+    let bytes_max = |settings: &Settings| settings.lora_bytes_max;
+    Ok(LoraConfig {
+        file_bytes_max: within(layers, &env::LORA_BYTES_MAX, bytes_max, &BYTES_MAX, default.file_bytes_max)?,
+        in_prompt: last(layers, |settings| settings.lora_in_prompt).is_some_and(|(is_allowed, _)| is_allowed),
     })
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Settings {
     pub(super) http: HttpSettings,
     pub(super) queue: QueueSettings,
     pub(super) results: ResultsSettings,
+    pub(super) lora_bytes_max: Option<u64>,
+    pub(super) lora_in_prompt: Option<bool>,
     pub(super) log: LogSettings,
     pub(super) telemetry: TelemetrySettings,
     pub(super) tls: TlsSettings,

@@ -69,6 +69,8 @@ models = ["black-forest-labs/FLUX.1-dev=/weights", "fluxserve/flux-shapes"]
 device = "cuda:1"
 max_input_images = { "black-forest-labs/FLUX.1-dev" = 1, "fluxserve/flux-shapes" = 0 }
 drain_deadline_seconds = 10
+lora_bytes_max = 4194304
+lora_in_prompt = true
 
 [engine]
 offload = "text"

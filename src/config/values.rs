@@ -52,6 +52,8 @@ pub struct Config {
     pub queue: QueueConfig,
     /// Limits of stored results.
     pub results: ResultsConfig,
+    /// LoRAs.
+    pub loras: LoraConfig,
     /// The log.
     pub log: LogConfig,
     /// Export to collectors.
@@ -134,6 +136,15 @@ pub struct ResultsConfig {
     pub bytes_max: u64,
     /// Whether an image's file records how it was generated; never the prompt.
     pub provenance: bool,
+}
+
+/// LoRAs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoraConfig {
+    /// Largest file.
+    pub file_bytes_max: u64,
+    /// Whether a prompt may ask for LoRAs: `<lora:NAME:0.8>`.
+    pub in_prompt: bool,
 }
 
 /// The log.
@@ -231,6 +242,7 @@ impl Default for Config {
                 bytes_max: 10 * 1024 * 1024 * 1024,
                 provenance: true,
             },
+            loras: LoraConfig { file_bytes_max: 2 * 1024 * 1024 * 1024, in_prompt: false },
             // The worker logs failures of the cluster itself; its client would log them again.
             log: LogConfig {
                 filter: "info,kube_client=off".into(),
@@ -291,6 +303,12 @@ impl Config {
     #[must_use]
     pub fn link_secret_path(&self) -> PathBuf {
         self.data_dir.join("links.secret")
+    }
+
+    /// The folder of LoRAs.
+    #[must_use]
+    pub fn loras_dir(&self) -> PathBuf {
+        self.data_dir.join("loras")
     }
 
     /// The folder of finished images.

@@ -1,7 +1,7 @@
 //! Adapters (LoRA and its relatives) as requests use them.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -32,6 +32,12 @@ impl AdapterId {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The file of the adapter with this id in the folder of adapters.
+    #[must_use]
+    pub fn file_in(&self, folder: &Path) -> PathBuf {
+        folder.join(format!("{self}.safetensors"))
     }
 }
 

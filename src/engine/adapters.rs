@@ -163,6 +163,12 @@ impl Adapter {
         &self.report
     }
 
+    /// A text of its file's metadata, which is not verified.
+    #[must_use]
+    pub fn says(&self, key: &str) -> Option<&str> {
+        self.file.text(key)
+    }
+
     /// Reads all numbers once, and finds whether they are finite.
     ///
     /// # Errors

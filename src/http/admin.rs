@@ -4,6 +4,7 @@ pub(super) mod api_keys;
 pub(super) mod audit;
 pub(super) mod jobs;
 pub(super) mod kubernetes;
+pub(super) mod loras;
 pub(super) mod overview;
 pub(super) mod playground;
 pub(super) mod session;

@@ -8,5 +8,7 @@ pub(super) mod health;
 pub(super) mod inference;
 pub(super) mod input_images;
 pub(super) mod jobs;
+pub(super) mod loras;
 pub(super) mod openai;
+pub(super) mod wanted_loras;
 pub(super) mod write_check;

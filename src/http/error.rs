@@ -5,6 +5,7 @@
 //! the body, since only that layer knows the request's id.
 
 mod cluster;
+mod loras;
 
 use std::fmt;
 
@@ -18,6 +19,7 @@ use crate::catalog::Availability;
 use crate::domain::limits::InvalidLimit;
 use crate::domain::spec::FieldError;
 use crate::jobs::{JobsError, LimitReached};
+use loras::lora_gone;
 
 /// By then a new worker has replaced this one.
 const DRAINING_RETRY_AFTER_SECONDS: u64 = 30;
@@ -73,18 +75,21 @@ macro_rules! error_codes {
 
 error_codes! {
     InvalidRequest          "invalid_request"           BAD_REQUEST            "The request has invalid fields";
+    LoraRejected            "lora_rejected"             BAD_REQUEST            "The file is not a usable LoRA";
     InvalidHost             "invalid_host"              BAD_REQUEST            "The request needs exactly one Host";
     MalformedJson           "malformed_json"            BAD_REQUEST            "The body is not a JSON object";
     Unauthorized            "unauthorized"              UNAUTHORIZED           "A valid API key is required";
     SessionRequired         "session_required"          UNAUTHORIZED           "A signed-in session is required";
     WrongPassword           "wrong_password"            UNAUTHORIZED           "The password is wrong";
     ScopeForbidden          "scope_forbidden"           FORBIDDEN              "The key's scope does not allow this";
+    LoraForbidden           "lora_forbidden"            FORBIDDEN              "The key may not use this LoRA";
     LinkRefused             "link_refused"              FORBIDDEN              "The link is invalid or has expired";
     ForeignOrigin           "foreign_origin"            FORBIDDEN              "The request comes from another site";
     NotFound                "not_found"                 NOT_FOUND              "There is nothing at this path";
     ModelNotFound           "model_not_found"           NOT_FOUND              "There is no such model";
     KeyNotFound             "key_not_found"             NOT_FOUND              "There is no such key";
     NamespaceNotFound       "namespace_not_found"       NOT_FOUND              "There is no such namespace";
+    LoraNotFound            "lora_not_found"            NOT_FOUND              "There is no such LoRA";
     JobNotFound             "job_not_found"             NOT_FOUND              "There is no such job";
     NoPreview               "no_preview"                NOT_FOUND              "The job has no preview now";
     MethodNotAllowed        "method_not_allowed"        METHOD_NOT_ALLOWED     "The path does not allow this method";
@@ -97,6 +102,8 @@ error_codes! {
     NamespaceExists         "namespace_exists"          CONFLICT               "A namespace with this name exists";
     NamespaceInUse          "namespace_in_use"          CONFLICT               "Keys have the namespace in scope";
     NamespacePending        "namespace_pending"         CONFLICT               "The namespace is not open in the cluster yet";
+    LoraExists              "lora_exists"               CONFLICT               "A LoRA with this name exists";
+    LoraInUse               "lora_in_use"               CONFLICT               "Unfinished jobs use the LoRA";
     ImageGone               "picture_gone"              GONE                   "The image has been deleted";
     BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
     UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
@@ -319,6 +326,7 @@ impl From<JobsError> for ApiError {
             JobsError::LinkRefused => Self::new(ErrorCode::LinkRefused),
             JobsError::ModelUnavailable(availability) => model_unavailable(availability),
             JobsError::LimitReached(reached) => limit_reached(&reached),
+            JobsError::LoraGone(id) => lora_gone(&id),
             JobsError::OtherRequest => Self::new(ErrorCode::IdempotencyConflict),
             JobsError::TooManyWatches => {
                 Self::new(ErrorCode::TooManyStreams).with_retry_after(WATCH_RETRY_AFTER_SECONDS)

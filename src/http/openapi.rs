@@ -136,7 +136,7 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
 fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
     use ErrorCode::{
         AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, InvalidHost, JobNotFound, KeyNotFound,
-        MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, RateLimited, ScopeForbidden, SessionRequired,
+        LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, RateLimited, ScopeForbidden, SessionRequired,
         TooManyConnections, TooManyFailures, Unauthorized,
     };
     let mut all = vec![Internal, DeadlineExceeded];
@@ -157,6 +157,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
         all.extend(match name {
             "job_id" => Some(JobNotFound),
             "key_id" => Some(KeyNotFound),
+            "lora_id" => Some(LoraNotFound),
             "namespace_id" => Some(NamespaceNotFound),
             "model" => Some(ModelNotFound),
             _ => None,
@@ -178,6 +179,7 @@ fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) 
     match name {
         "job_id" => (text(), "The job's id from the response that accepted it."),
         "key_id" => (text(), "The key's id, not its value."),
+        "lora_id" => (text(), "The LoRA's id, or its name."),
         "namespace_id" => (text(), "The namespace's id on this worker, not its name in the cluster."),
         "file" => (text(), "The file's name."),
         "model" => (text(), "The model's id. Its slash need not be encoded."),

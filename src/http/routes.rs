@@ -24,9 +24,9 @@ fn row(
 #[rustfmt::skip]
 pub(super) fn table() -> Vec<Row> {
     use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Metrics, Page, Session, SignIn};
-    use admin::{api_keys, audit, jobs as all_jobs, kubernetes, overview, playground, session, usage};
+    use admin::{api_keys, audit, jobs as all_jobs, kubernetes, loras, overview, playground, session, usage};
     use api::openai::{images, models};
-    use api::{catalog, events, exec_credential, health, inference, jobs};
+    use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras};
     vec![
         row(Inference,       "POST",   "/v1/inference/image",                                      post(inference::submit),      inference::submit_operation()),
         row(Inference,       "GET",    "/v1/inference/jobs",                                       get(jobs::list),              jobs::list_operation()),
@@ -34,6 +34,7 @@ pub(super) fn table() -> Vec<Row> {
         row(Inference,       "DELETE", "/v1/inference/jobs/{job_id}",                              delete(jobs::cancel),         jobs::cancel_operation()),
         row(Inference,       "GET",    "/v1/inference/jobs/{job_id}/events",                       get(events::follow),          events::follow_operation()),
         row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result",                       get(jobs::result),            jobs::result_operation()),
+        row(Inference,       "GET",    "/v1/inference/loras",                                      get(usable_loras::list),      usable_loras::list_operation()),
         row(Anyone,          "GET",    "/v1/inference/models",                                     get(catalog::models),         catalog::models_operation()),
         row(Anyone,          "GET",    "/v1/inference/runtime/models",                             get(catalog::runtime_models), catalog::runtime_models_operation()),
         row(Inference,       "POST",   "/v1/images/generations",                                   post(images::generate),       images::generate_operation()),
@@ -49,6 +50,11 @@ pub(super) fn table() -> Vec<Row> {
         row(Session,         "DELETE", "/v1/api-keys/{key_id}",                                    delete(api_keys::revoke),     api_keys::revoke_operation()),
         row(Session,         "POST",   "/v1/api-keys/{key_id}/rotate",                             post(api_keys::rotate),       api_keys::rotate_operation()),
         row(Session,         "GET",    "/v1/api-keys/{key_id}/usage",                              get(usage::show),             usage::show_operation()),
+        row(Session,         "GET",    "/v1/loras",                                                get(loras::list),             loras::list_operation()),
+        row(Session,         "POST",   "/v1/loras",                                                post(loras::add),             loras::add_operation()),
+        row(Session,         "GET",    "/v1/loras/{lora_id}",                                      get(loras::show),             loras::show_operation()),
+        row(Session,         "DELETE", "/v1/loras/{lora_id}",                                      delete(loras::remove),        loras::remove_operation()),
+        row(Session,         "GET",    "/v1/loras/{lora_id}/thumbnail",                            get(loras::thumbnail),        loras::thumbnail_operation()),
         row(Session,         "GET",    "/v1/kubernetes",                                           get(kubernetes::cluster),     kubernetes::cluster_operation()),
         row(Session,         "GET",    "/v1/kubernetes/namespaces",                                get(kubernetes::list),        kubernetes::list_operation()),
         row(Session,         "POST",   "/v1/kubernetes/namespaces",                                post(kubernetes::create),     kubernetes::create_operation()),

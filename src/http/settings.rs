@@ -21,6 +21,10 @@ pub struct HttpSettings {
     pub wait_max: Duration,
     /// Longest time any request may take; above `wait_max`.
     pub request_deadline: Duration,
+    /// Longest time that the upload of a LoRA may take.
+    pub upload_deadline: Duration,
+    /// Whether a prompt may ask for LoRAs: `<lora:NAME:0.8>`.
+    pub reads_loras_in_prompt: bool,
     /// Longest duration of one event stream; its client reconnects for the rest.
     pub event_stream_max: Duration,
     /// Longest silence of an event stream.
@@ -54,6 +58,8 @@ impl Default for HttpSettings {
             body_deadline: Duration::from_secs(30),
             wait_max: Duration::from_mins(5),
             request_deadline: Duration::from_mins(6),
+            upload_deadline: Duration::from_hours(2),
+            reads_loras_in_prompt: false,
             event_stream_max: Duration::from_mins(5),
             event_heartbeat: Duration::from_secs(15),
             public_url: None,

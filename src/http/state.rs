@@ -17,6 +17,7 @@ use crate::domain::ids::ModelId;
 use crate::domain::model::ModelCard;
 use crate::jobs::JobService;
 use crate::kubernetes::Kubernetes;
+use crate::loras::LoraCatalog;
 use crate::telemetry::metrics::MetricsHandle;
 
 /// Dependencies of the HTTP API.
@@ -31,6 +32,8 @@ pub struct HttpParts {
     pub keys: KeyService,
     /// The administrator's sessions, and the audit log.
     pub admin: AdminService,
+    /// The LoRAs that requests may use.
+    pub loras: LoraCatalog,
     /// The cluster, and access to it.
     pub kubernetes: Kubernetes,
     /// The device that generates images, as a text for the administrator.

@@ -6,7 +6,7 @@ use super::input_images;
 use super::launch::JobToRun;
 use super::state::Inner;
 use super::store::{Ending, JobEnd, OpenJob, UnreadableJob};
-use super::{Job, JobError, JobsError};
+use super::{Job, JobError, JobsError, LoraText, RequestedLora};
 use crate::domain::image::RgbImage;
 use crate::domain::spec::GenerateSpec;
 use crate::queue::Reservation;
@@ -72,6 +72,13 @@ async fn reservation_for(
         let reason = "the worker can no longer read the input image";
         return Ok(Err(GivenUp { reason, ..UNREADABLE }));
     }
+    for RequestedLora { id: LoraText(id), .. } in &request.loras {
+        // The table of LoRAs keeps the row, but nothing keeps the file of a copied data folder.
+        if !tokio::fs::try_exists(id.file_in(&inner.settings.loras_directory)).await? {
+            let reason = "the worker no longer has the file of a LoRA that the job uses";
+            return Ok(Err(GivenUp { code: "lora_missing", reason }));
+        }
+    }
     Ok(reservation_with(inner, open, Vec::from_iter(input_image)))
 }
 
@@ -89,7 +96,7 @@ fn reservation_with(
     let (Some(queue), Some(card)) = (inner.queues.get(&request.model), inner.catalog.card(&request.model)) else {
         return Err(not_served);
     };
-    let spec = request.to_spec(card, input_images).map_err(|_| GivenUp {
+    let spec = request.to_spec(card, input_images, &inner.settings.loras_directory).map_err(|_| GivenUp {
         code: "request_outdated",
         reason: "the model's limits have changed since the job was accepted",
     })?;

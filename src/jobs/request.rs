@@ -1,10 +1,12 @@
 //! A request as stored: enough to generate the same image again.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::ids::ModelId;
+use crate::domain::adapter::{AdapterId, AdapterUse};
+use crate::domain::ids::{InvalidId, ModelId};
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, steps_done};
@@ -43,6 +45,43 @@ pub struct JobRequest {
     /// How far to depart from the input image, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strength: Option<ExactNumber>,
+    /// The LoRAs, in the order of the request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<RequestedLora>,
+}
+
+/// A LoRA of a request.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RequestedLora {
+    /// Its id. Its name may come to mean another one.
+    pub id: LoraText,
+    /// Its strength.
+    pub scale: ExactNumber,
+}
+
+/// The id of a LoRA, stored as text.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct LoraText(pub AdapterId);
+
+impl From<LoraText> for String {
+    fn from(LoraText(id): LoraText) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for LoraText {
+    type Error = InvalidId;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self)
+    }
+}
+
+impl From<&AdapterUse> for RequestedLora {
+    fn from(lora: &AdapterUse) -> Self {
+        Self { id: LoraText(lora.id.clone()), scale: ExactNumber(lora.scale) }
+    }
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the form that `skip_serializing_if` takes")]
@@ -86,6 +125,7 @@ impl From<&GenerateSpec> for JobRequest {
             sequence_length: spec.sequence_length(),
             input_images: usize::from(spec.input_image().is_some()),
             strength: spec.input_image().map(|start| ExactNumber(start.strength)),
+            loras: spec.loras().iter().map(RequestedLora::from).collect(),
         }
     }
 }
@@ -97,11 +137,22 @@ impl JobRequest {
         steps_done(self.steps, self.strength.map(|number| number.0))
     }
 
-    /// The request for the engine, with its input images. Checked again: the card may have changed since it was stored.
+    /// The request for the engine, with its input images, and with the files of its LoRAs in the folder `loras`. Checked again:
+    /// the card may have changed since it was stored.
     ///
     /// # Errors
     /// The rules it breaks now.
-    pub fn to_spec(&self, card: &ModelCard, input_images: Vec<Arc<RgbImage>>) -> Result<GenerateSpec, Vec<FieldError>> {
+    pub fn to_spec(
+        &self,
+        card: &ModelCard,
+        input_images: Vec<Arc<RgbImage>>,
+        loras: &Path,
+    ) -> Result<GenerateSpec, Vec<FieldError>> {
+        let lora = |RequestedLora { id: LoraText(id), scale }: &RequestedLora| AdapterUse {
+            file: id.file_in(loras).into(),
+            id: id.clone(),
+            scale: scale.0,
+        };
         let params = GenerateParams {
             prompt: self.prompt.clone(),
             prompt_2: self.prompt_2.clone(),
@@ -115,6 +166,7 @@ impl JobRequest {
             sequence_length: Some(self.sequence_length),
             input_images,
             strength: self.strength.map(|number| number.0),
+            loras: self.loras.iter().map(lora).collect(),
         };
         GenerateSpec::new(params, card)
     }
@@ -141,7 +193,15 @@ mod tests {
         let spec = GenerateSpec::new(params, card).expect("valid");
         let kept = serde_json::to_string(&JobRequest::from(&spec)).expect("plain data");
         let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
-        assert_eq!(read.to_spec(card, Vec::new()), Ok(spec));
+        assert_eq!(read.to_spec(card, Vec::new(), Path::new("loras")), Ok(spec));
+        let id = AdapterId::of_sha256([7; 32]);
+        let file: Arc<Path> = id.file_in(Path::new("loras")).into();
+        let lora = AdapterUse { id, file, scale: 0.1 + 0.2 };
+        let params = GenerateParams { prompt: "a fox".into(), loras: vec![lora; 2], ..GenerateParams::default() };
+        let spec = GenerateSpec::new(params, card).expect("valid");
+        let kept = serde_json::to_string(&JobRequest::from(&spec)).expect("plain data");
+        let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
+        assert_eq!(read.to_spec(card, Vec::new(), Path::new("loras")), Ok(spec));
         let image = Arc::new(RgbImage::new(512, 512, vec![9; 512 * 512 * 3]).expect("three bytes per pixel"));
         let params = GenerateParams {
             prompt: "a fox".into(),
@@ -154,7 +214,8 @@ mod tests {
         let kept = serde_json::to_string(&JobRequest::from(&spec)).expect("plain data");
         let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
         assert_eq!((read.steps, read.steps_done(), read.input_images), (30, 9, 1));
-        assert_eq!(read.to_spec(&card, vec![image]), Ok(spec));
-        assert!(read.to_spec(&card, Vec::new()).is_err(), "the input image is missing");
+        let loras = Path::new("loras");
+        assert_eq!(read.to_spec(&card, vec![image], loras), Ok(spec));
+        assert!(read.to_spec(&card, Vec::new(), loras).is_err(), "the input image is missing");
     }
 }

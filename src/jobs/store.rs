@@ -3,6 +3,7 @@
 mod future;
 mod input_images;
 mod inserts;
+mod loras;
 mod retention;
 mod rows;
 mod statistics;
@@ -131,7 +132,9 @@ impl JobStore {
     /// nothing was stored.
     pub(super) async fn insert(&self, job: NewJob<'_>) -> Result<bool, JobsError> {
         let outcome = self.try_insert(job).await;
-        self.inserts.note(outcome.is_ok(), Instant::now());
+        // A LoRA that is gone is no failure of the disk.
+        let has_written = outcome.is_ok() || matches!(outcome, Err(JobsError::LoraGone(_)));
+        self.inserts.note(has_written, Instant::now());
         outcome
     }
 
@@ -154,6 +157,7 @@ impl JobStore {
         .bind(job.terms.deadline_at.map(milliseconds))
         .execute(&mut *transaction)
         .await?;
+        loras::insert(&mut transaction, job.id, &job.request.loras).await?;
         if let Some(image) = job.input_image {
             input_images::insert(&mut transaction, job.id, image).await?;
         }
@@ -278,7 +282,7 @@ impl JobStore {
         Ok(())
     }
 
-    /// Stores a job's end and deletes its input image. A job that has already ended stays unchanged, and so does its
+    /// Stores a job's end, deletes its input image and lets its LoRAs go. A job that has already ended stays unchanged, and so does its
     /// owner's usage.
     pub(super) async fn set_final(&self, row_id: &str, end: &JobEnd) -> Result<(), JobsError> {
         let JobEnd { ending, at: now, started_at, usage } = end;
@@ -302,6 +306,7 @@ impl JobStore {
             work::add(&mut transaction, owner, Day::of(*now), &work).await?;
         }
         input_images::delete(&mut transaction, row_id).await?;
+        loras::delete(&mut transaction, row_id).await?;
         transaction.commit().await?;
         Ok(())
     }

@@ -14,8 +14,9 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
     ("queue", &["domain", "telemetry"]),
     ("auth", &["domain", "store", "telemetry"]),
     ("kubernetes", &["domain", "store", "telemetry"]),
+    ("loras", &["auth", "domain", "store", "telemetry"]),
     ("jobs", &["catalog", "decode", "domain", "encode", "queue", "store", "telemetry"]),
-    ("http", &["auth", "catalog", "decode", "domain", "jobs", "kubernetes", "telemetry"]),
+    ("http", &["auth", "catalog", "decode", "domain", "jobs", "kubernetes", "loras", "telemetry"]),
     ("shutdown", &["auth", "config", "domain", "queue", "store", "telemetry"]),
     (
         "app",
@@ -31,13 +32,14 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
             "hub",
             "jobs",
             "kubernetes",
+            "loras",
             "queue",
             "shutdown",
             "store",
             "telemetry",
         ],
     ),
-    ("cli", &["app", "auth", "config", "domain", "queue", "shutdown", "store", "telemetry"]),
+    ("cli", &["app", "auth", "config", "domain", "loras", "queue", "shutdown", "store", "telemetry"]),
     ("main", &["app", "auth", "cli", "config", "domain", "queue", "shutdown", "store", "telemetry"]),
 ];
 
@@ -56,7 +58,8 @@ pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
     (&["rustix"], &["app/open_files", "config/own_file"]),
     (&["hf_hub", "reqwest"], &["hub"]),
     (&["rustls_platform_verifier"], &["hub/client"]),
-    (&["sha1", "sha2"], &["hub/checksum"]),
+    (&["sha1"], &["hub/checksum"]),
+    (&["sha2"], &["hub/checksum", "loras/files"]),
     (&["fs4"], &["app/convert", "hub/download", "jobs/results"]),
     (&["tokio_rustls"], &["http/server/tls", "hub/client"]),
     (
@@ -67,6 +70,7 @@ pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
     (
         &["base64"],
         &[
+            "app/lora_report",
             "http/api/events",
             "http/api/input_images",
             "http/api/openai/images",

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,9 @@ INPUT_IMAGE = Path(__file__).parent.parent / "reference/cases/b_96x64.0.png"
 START_SECONDS_MAX = 120
 PATIENCE_MILLISECONDS = 20_000
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
-PAGES = ["", "playground", "jobs", "keys", "kubernetes", "models", "audit", "reference"]
+PAGES = ["", "playground", "jobs", "keys", "kubernetes", "models", "loras", "audit", "reference"]
+# The size of the demo model's layers.
+WIDTH = 160
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
 
 
@@ -266,6 +269,59 @@ def playground(visitor):
     page.keyboard.press("Escape")
 
 
+def lora_file(numbers=WIDTH):
+    """A LoRA of the demo model. With fewer numbers it is cut short."""
+    module = "transformer.transformer_blocks.0.attn.to_q"
+    half = 4 * WIDTH
+    header = {
+        "__metadata__": {"modelspec.trigger_phrase": "pen, ink", "modelspec.license": "CC0-1.0"},
+        f"{module}.lora_A.weight": {"dtype": "F32", "shape": [1, WIDTH], "data_offsets": [0, half]},
+        f"{module}.lora_B.weight": {"dtype": "F32", "shape": [WIDTH, 1], "data_offsets": [half, 2 * half]},
+    }
+    header = json.dumps(header).encode()
+    return len(header).to_bytes(8, "little") + header + struct.pack(f"<{2 * numbers}f", *[0.01] * (2 * numbers))
+
+
+def loras(visitor):
+    page = visitor.page
+    step("a broken LoRA is refused at its field, a good one added")
+    visitor.go("loras")
+    visitor.look("no-loras")
+    page.get_by_role("button", name="Add LoRA", exact=True).click()
+    dialog = page.get_by_test_id("add-lora")
+    kind = "application/octet-stream"
+    broken = {"name": "broken.safetensors", "mimeType": kind, "buffer": lora_file(numbers=WIDTH // 2)}
+    dialog.get_by_label("File", exact=True).set_input_files(broken)
+    dialog.get_by_role("button", name="Add LoRA").click()
+    expect(dialog.get_by_text("not a complete safetensors file")).to_be_visible()
+    visitor.look("add-lora")
+    dialog.get_by_label("File", exact=True).set_input_files(
+        {"name": "pen.safetensors", "mimeType": kind, "buffer": lora_file()})
+    dialog.get_by_role("button", name="Add LoRA").click()
+    expect(page.get_by_test_id("toast-good")).to_contain_text("Added pen")
+    card = page.get_by_test_id("lora-card")
+    for words in ["pen, ink", "CC0-1.0", "FLUX.1", "Transformer: 1 of"]:
+        expect(card).to_contain_text(words)
+    visitor.look("lora")
+    step("the playground offers it, with its strength")
+    visitor.go("playground")
+    page.locator("summary").filter(has_text="LoRAs").click()
+    page.get_by_label("Add a LoRA").select_option("pen")
+    use = page.get_by_test_id("lora-use")
+    expect(use).to_contain_text("Trigger words: pen, ink")
+    use.get_by_label("pen", exact=True).fill("0.5")
+    expect(use.locator("output")).to_have_text("0.5")
+    visitor.look("playground-lora")
+    use.get_by_role("button", name="Remove pen").click()
+    expect(use).to_have_count(0)
+    step("it is removed")
+    visitor.go("loras")
+    card.get_by_role("button", name="Remove pen").click()
+    page.get_by_role("button", name="Remove LoRA").click()
+    expect(page.get_by_role("heading", name="LoRAs")).to_be_visible()
+    expect(page.get_by_text("No LoRAs yet")).to_be_visible()
+
+
 def one_key(visitor):
     page = visitor.page
     visitor.go("keys")
@@ -323,6 +379,7 @@ def main():
             visitor = Visitor(browser, worker, "desktop", "light", options.screenshots)
             life_of_a_key(visitor, worker)
             playground(visitor)
+            loras(visitor)
             no_cluster(visitor)
             faults += visitor.close()
             for size, scheme in [("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark")]:

@@ -33,7 +33,7 @@ use tower::ServiceExt;
 pub(crate) use answer::{Answer, decoded};
 pub(crate) use options::Options;
 pub(crate) use parts::Keys;
-use parts::{job_settings, make_keys, start_kubernetes, start_queues};
+use parts::{job_settings, make_keys, start_kubernetes, start_loras, start_queues};
 
 use crate::documented;
 use crate::fake_engine::EngineControl;
@@ -96,6 +96,7 @@ impl TestApp {
             clock: Arc::clone(&shared_clock),
             settings: job_settings(&options, &folder),
         };
+        let loras = start_loras(&options, &folder, &store, Arc::clone(&shared_clock)).await;
         let jobs = JobService::start(parts).await.expect("a service");
         let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
         let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
@@ -116,6 +117,7 @@ impl TestApp {
             authenticator: authenticator.clone(),
             keys: service.clone(),
             admin: admin.clone(),
+            loras,
             kubernetes,
             device: "a fake".into(),
             metrics: telemetry::metrics::install(),

@@ -16,6 +16,8 @@ use crate::app::{Answer, Options, PASSWORD, TestApp, image, managing, request};
 use crate::events::EventStream;
 use crate::fake_engine::Fault;
 use crate::kubernetes::Site;
+use crate::loras::adapter;
+use crate::management::Administrator;
 
 /// Codes that only other tests reach: the unit test of the panic layer, and the tests of `connections`.
 const REACHED_ELSEWHERE: [&str; 2] = ["internal", "too_many_connections"];
@@ -52,6 +54,7 @@ async fn every_code_is_reached() {
     jobs_in_several_states(&mut reached).await;
     a_job_that_many_watch(&mut reached).await;
     a_cluster_and_none(&mut reached).await;
+    loras_of_all_kinds(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
     a_worker_whose_engine_does_not_come_back(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
@@ -244,6 +247,25 @@ async fn a_cluster_and_none(reached: &mut Reached) {
     reached.note_line(&answer, "namespace_pending");
     site.cluster.set_away(true);
     reached.note_line(&site.app.send(ask(&key, &id)).await, "kubernetes_unavailable");
+}
+
+async fn loras_of_all_kinds(reached: &mut Reached) {
+    let app = TestApp::start().await;
+    let administrator = Administrator::of(&app).await;
+    let pen = administrator.add_lora("pen", &adapter("d1_xlabs")).await;
+    reached.note(&administrator.upload(Some("x"), "x", &adapter("j7_nan")).await, "lora_rejected");
+    reached.note(&administrator.upload(Some("pen"), "x", &adapter("b1_kohya")).await, "lora_exists");
+    reached.note(&administrator.ask("GET", "/v1/loras/ink", None).await, "lora_not_found");
+    let key = json!({ "name": "test", "scope": { "inference": true }, "limits": { "loras": ["ink"] } });
+    let key = administrator.ask("POST", "/v1/api-keys", Some(key)).await.json()["key"].clone();
+    let mut body = image(1);
+    body["loras"] = json!([{ "id": "pen" }]);
+    let forbidden = request("POST", "/v1/inference/image", key.as_str(), Some(&body));
+    reached.note(&app.send(forbidden).await, "lora_forbidden");
+    app.control.hold();
+    app.submit(&body).await;
+    reached.note(&administrator.ask("DELETE", &format!("/v1/loras/{pen}"), None).await, "lora_in_use");
+    app.control.release();
 }
 
 async fn a_full_and_draining_worker(reached: &mut Reached) {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use fluxserve::domain::adapter::AdapterUse;
 use fluxserve::domain::engine::{EngineError, EngineLimits, Slot, StepEngine};
 use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::spec::GenerateSpec;
@@ -37,6 +38,8 @@ pub(crate) enum Fault {
 #[derive(Default)]
 struct State {
     calls: Vec<Call>,
+    /// The LoRAs of the last image with a seed.
+    loras: BTreeMap<u64, Vec<AdapterUse>>,
     is_held: bool,
     /// The warm-up's steps wait, too.
     holds_warm_up: bool,
@@ -112,6 +115,11 @@ impl EngineControl {
 
     pub(crate) fn calls(&self) -> Vec<Call> {
         self.lock().calls.clone()
+    }
+
+    /// The LoRAs of the last image with this seed.
+    pub(crate) fn loras_of(&self, seed: u64) -> Vec<AdapterUse> {
+        self.lock().loras.get(&seed).cloned().expect("an admitted image")
     }
 
     pub(crate) fn forget_calls(&self) {
@@ -208,6 +216,7 @@ impl StepEngine for FakeEngine {
         let fault = {
             let mut state = self.control.lock();
             state.calls.push(Call::Admit(spec.seed()));
+            state.loras.insert(spec.seed(), spec.loras().to_vec());
             state.next_admit.take()
         };
         act(fault)?;

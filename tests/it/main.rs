@@ -22,6 +22,7 @@ mod kubeconfig_script;
 mod kubectl;
 mod kubernetes;
 mod limits;
+mod loras;
 mod management;
 mod openai;
 mod operations;

@@ -1,6 +1,8 @@
 //! Keys, sessions and the audit log over HTTP, for the administrator.
 
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::http::header::COOKIE;
+use axum::http::{Request, StatusCode};
 use fluxserve::http::HttpSettings;
 use serde_json::{Value, json};
 use time::Duration;
@@ -28,8 +30,14 @@ impl<'a> Administrator<'a> {
         answer.json()
     }
 
+    /// The answer to a request that is made for the session's cookie.
+    pub(crate) async fn send(&self, mut request: Request<Body>) -> Answer {
+        request.headers_mut().insert(COOKIE, self.cookie.parse().expect("a value"));
+        self.app.send(request).await
+    }
+
     /// Creates a key; returns its path and value.
-    async fn create(&self, body: Value) -> (String, String) {
+    pub(crate) async fn create(&self, body: Value) -> (String, String) {
         let answer = self.ask("POST", "/v1/api-keys", Some(body)).await;
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
         assert_eq!(answer.header("cache-control"), "no-store");

@@ -23,13 +23,14 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 43] = [
+const MATRIX: [Expected; 49] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
     expect(Access::Inference, "DELETE", "/v1/inference/jobs/{job_id}", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}/events", 200),
     expect(Access::InferenceOrLink, "GET", "/v1/inference/jobs/{job_id}/result", 200),
+    expect(Access::Inference, "GET", "/v1/inference/loras", 200),
     expect(Access::Anyone, "GET", "/v1/inference/models", 200),
     expect(Access::Anyone, "GET", "/v1/inference/runtime/models", 200),
     expect(Access::Inference, "POST", "/v1/images/generations", 200),
@@ -45,6 +46,13 @@ const MATRIX: [Expected; 43] = [
     expect(Access::Session, "DELETE", "/v1/api-keys/{key_id}", 200),
     expect(Access::Session, "POST", "/v1/api-keys/{key_id}/rotate", 200),
     expect(Access::Session, "GET", "/v1/api-keys/{key_id}/usage", 200),
+    expect(Access::Session, "GET", "/v1/loras", 200),
+    // Without a body there is no file.
+    expect(Access::Session, "POST", "/v1/loras", 415),
+    // There is no LoRA.
+    expect(Access::Session, "GET", "/v1/loras/{lora_id}", 404),
+    expect(Access::Session, "DELETE", "/v1/loras/{lora_id}", 404),
+    expect(Access::Session, "GET", "/v1/loras/{lora_id}/thumbnail", 404),
     expect(Access::Session, "GET", "/v1/kubernetes", 200),
     expect(Access::Session, "GET", "/v1/kubernetes/namespaces", 200),
     // The name is taken.
@@ -189,6 +197,7 @@ async fn every_route_accepts_only_its_callers() {
             let subject = app.service.create(new, &Actor::CommandLine).await.expect("a key").id;
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
             let path = path.replace("{namespace_id}", NAMESPACE);
+            let path = path.replace("{lora_id}", "pen");
             let path = path.replace("{file}", "app.js").replace("{*model}", MODEL);
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if matches!(caller, Caller::Session | Caller::SessionAndKey) {
@@ -216,7 +225,7 @@ async fn without_a_password_there_are_no_management_routes() {
     for row in MATRIX.iter().filter(|row| matches!(row.access, Access::SignIn | Access::Session)) {
         for method in [row.method, "PUT"] {
             let path = row.path.replace("{key_id}", "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f");
-            let path = path.replace("{namespace_id}", NAMESPACE);
+            let path = path.replace("{namespace_id}", NAMESPACE).replace("{lora_id}", "pen");
             let path = path.replace("{job_id}", "job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f");
             let mut request = managing("fluxserve_session=guess", method, &path, body_of(row).as_ref());
             request.headers_mut().insert("origin", "http://evil.test".parse().expect("a value"));

@@ -7,6 +7,7 @@ mod device;
 mod files;
 mod jobs;
 mod keys;
+mod loras;
 mod lost_device;
 mod output;
 mod start;

@@ -150,7 +150,7 @@ async fn a_priority_is_stored_and_changed_independently() {
     assert_eq!(plain.limits.priority, Priority::Normal);
     for priority in Priority::ALL {
         let limits = KeyLimits { concurrent_jobs: Some(3), priority, ..KeyLimits::default() };
-        let made = service.create(NewKey { limits, ..new_key("made") }, &BY).await.expect("made").record;
+        let made = service.create(NewKey { limits: limits.clone(), ..new_key("made") }, &BY).await.expect("made").record;
         assert_eq!(service.get(made.id).await.expect("there").limits, limits);
         let edit = async |limits| {
             let edit = KeyEdit { limits, ..KeyEdit::default() };
@@ -161,7 +161,7 @@ async fn a_priority_is_stored_and_changed_independently() {
         assert_eq!(edit(fewer).await, expected, "another limit leaves the priority alone");
         for other in Priority::ALL {
             let change = LimitChanges { priority: Some(other), ..LimitChanges::default() };
-            assert_eq!(edit(change).await, KeyLimits { priority: other, ..expected }, "from {priority}");
+            assert_eq!(edit(change).await, KeyLimits { priority: other, ..expected.clone() }, "from {priority}");
         }
     }
     assert_eq!(service.get(plain.id).await.expect("there"), plain, "another key is not affected");

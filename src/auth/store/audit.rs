@@ -1,9 +1,11 @@
 //! Every statement on the table `audit_log`.
 
+use serde_json::Value;
 use sqlx::SqliteConnection;
+use time::OffsetDateTime;
 
 use crate::auth::KeyFailure;
-use crate::auth::audit::{AuditEntry, AuditedKey, NewEntry};
+use crate::auth::audit::{Actor, AuditAction, AuditEntry, AuditedKey, NewEntry};
 use crate::auth::key::PublicId;
 use crate::store::{Store, StoreError, from_milliseconds, to_milliseconds};
 
@@ -32,6 +34,19 @@ pub(in crate::auth) async fn insert(connection: &mut SqliteConnection, entry: &N
         trim(connection, entry.actor.as_str(), entry.actor.entries_max()).await?;
     }
     Ok(())
+}
+
+/// Writes an entry, about no key, in the transaction of another module's change.
+///
+/// # Errors
+/// When the database fails.
+pub async fn audit_in(
+    connection: &mut SqliteConnection,
+    (at, actor): (OffsetDateTime, &Actor),
+    action: AuditAction,
+    detail: Value,
+) -> Result<(), KeyFailure> {
+    insert(connection, &NewEntry { at, actor, action, key: None, detail }).await
 }
 
 async fn trim(connection: &mut SqliteConnection, actor: &str, kept: u32) -> Result<(), KeyFailure> {

@@ -8,7 +8,7 @@ use crate::auth::hash::{HashedSecret, SecretTag};
 use crate::auth::key::PublicId;
 use crate::auth::record::{KeyRecord, KeyState, Overlap};
 use crate::domain::ids::KeyId;
-use crate::domain::limits::KeyLimits;
+use crate::domain::limits::{KeyLimits, LoraList};
 use crate::domain::scope::Scope;
 use crate::store::from_milliseconds;
 
@@ -119,6 +119,8 @@ pub(super) struct StoredRow {
     concurrent_jobs: Option<u32>,
     megapixel_steps_per_day: Option<u32>,
     priority: String,
+    /// A JSON array.
+    loras: Option<String>,
 }
 
 impl TryFrom<StoredRow> for KeyRow {
@@ -165,9 +167,14 @@ impl TryFrom<StoredRow> for KeyRow {
                 concurrent_jobs: stored.concurrent_jobs,
                 megapixel_steps_per_day: stored.megapixel_steps_per_day,
                 priority: stored.priority.parse().map_err(|_| corrupt("priority"))?,
+                loras: stored.loras.map(|list| read_loras(&list).ok_or_else(|| corrupt("loras"))).transpose()?,
             },
             rotated_at: stored.rotated_at_ms.map(|value| moment("rotated_at_ms", value)).transpose()?,
             id: id.parse().map_err(|_| corrupt("id"))?,
         })
     }
+}
+
+fn read_loras(list: &str) -> Option<LoraList> {
+    LoraList::new(serde_json::from_str::<Vec<String>>(list).ok()?).ok()
 }

@@ -143,6 +143,10 @@ pub(in crate::config) const RESULTS_PROVENANCE: Variable = variable(
     "results.provenance",
     "false: image files do not record how they were generated",
 );
+pub(in crate::config) const LORA_BYTES_MAX: Variable =
+    variable("FLUXSERVE_LORA_BYTES_MAX", "lora_bytes_max", "largest file of a LoRA");
+pub(in crate::config) const LORA_IN_PROMPT: Variable =
+    variable("FLUXSERVE_LORA_IN_PROMPT", "lora_in_prompt", "true: prompts may ask for LoRAs, <lora:NAME:0.8>");
 pub(in crate::config) const LOG_FILTER: Variable =
     variable("FLUXSERVE_LOG_FILTER", "log.filter", "what is logged: info, or warn,fluxserve=debug");
 pub(in crate::config) const LOG_FORMAT: Variable = variable("FLUXSERVE_LOG_FORMAT", "log.format", "text or json");
@@ -220,6 +224,8 @@ pub const VARIABLES: [Variable; 53] = [
     RESULTS_LINK_SECONDS,
     RESULTS_BYTES_MAX,
     RESULTS_PROVENANCE,
+    LORA_BYTES_MAX,
+    LORA_IN_PROMPT,
     LOG_FILTER,
     LOG_FORMAT,
     TELEMETRY_OTLP_ENDPOINT,

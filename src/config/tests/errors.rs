@@ -60,6 +60,8 @@ fn an_error_names_its_place_and_a_hint() {
         ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b", "must be like `ID=1`, not `a/b`"),
         ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b=many", "must be like `ID=1`"),
         ("FLUXSERVE_MAX_INPUT_IMAGES", "a/b=3", "`a/b` must be 0 or 1, not 3"),
+        ("FLUXSERVE_LORA_BYTES_MAX", "2", "from 1048576 to"),
+        ("FLUXSERVE_LORA_IN_PROMPT", "yes", "`true` or `false`"),
         ("FLUXSERVE_RESULTS_PROVENANCE", "no", "`true` or `false`"),
         ("FLUXSERVE_LOG_FORMAT", "JSON", "`text` or `json`"),
         ("FLUXSERVE_ENGINE_PRECISION", "e4m3", "use `full`, or `fp8`"),

@@ -73,6 +73,7 @@ fn every_field_of_the_file_is_read() {
         },
         queue: QueueConfig { jobs_max: 8 },
         results: ResultsConfig { retention_seconds: 3600, link_seconds: 600, bytes_max: 1_048_576, provenance: false },
+        loras: LoraConfig { file_bytes_max: 4_194_304, in_prompt: true },
         log: LogConfig { filter: "warn".into(), command_filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
         kubernetes: KubernetesConfig {
@@ -122,6 +123,8 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_RESULTS_LINK_SECONDS", "600")
         .variable("FLUXSERVE_RESULTS_BYTES_MAX", "1048576")
         .variable("FLUXSERVE_RESULTS_PROVENANCE", "false")
+        .variable("FLUXSERVE_LORA_BYTES_MAX", "4194304")
+        .variable("FLUXSERVE_LORA_IN_PROMPT", "true")
         .variable("FLUXSERVE_LOG_FILTER", "warn")
         .variable("FLUXSERVE_LOG_FORMAT", "json")
         .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/")

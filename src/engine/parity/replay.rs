@@ -8,6 +8,7 @@ use super::support::{card, diffusers_folders, engine};
 use crate::domain::engine::StepEngine as _;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::engine::FluxEngine;
+use crate::engine::adapted::AdapterSet;
 use crate::engine::models::flux1::transformer::Sequence;
 use crate::engine::models::flux1::transformer::replay::{Recorder, Replay};
 use crate::engine::ops::rope::Rotary;

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::wire::job::AnyJobView;
 use crate::domain::ids::KeyId;
 use crate::domain::limits::KeyLimits;
-use crate::http::api::inference::SubmitImage;
+use crate::http::api::inference::{SubmitImage, ValidImage};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::json::ApiJson;
@@ -26,7 +26,8 @@ pub(in crate::http) async fn submit(
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
     let card = state.card_of(request.model())?;
     let urgency = request.urgency();
-    let (spec, output_format) = request.into_spec(&state, card, (AnswerForm::Json, reservation)).await?;
+    let valid = request.into_spec(&state, card, (AnswerForm::Json, reservation)).await?;
+    let ValidImage { spec, output_format, .. } = valid;
     administrator.recheck(&state).await?;
     let limits = KeyLimits::default();
     let submission = Submission {
@@ -56,6 +57,7 @@ pub(in crate::http) fn submit_operation() -> Operation {
         .answers::<AnyJobView>(StatusCode::ACCEPTED, "The job is accepted.")
         .refuses([
             ErrorCode::ModelNotFound,
+            ErrorCode::LoraNotFound,
             ErrorCode::TooManyBodies,
             ErrorCode::QueueFull,
             ErrorCode::ModelUnavailable,

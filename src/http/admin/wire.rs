@@ -5,6 +5,7 @@ pub(in crate::http) mod job;
 pub(in crate::http) mod key;
 pub(in crate::http) mod kubernetes;
 mod limits;
+pub(in crate::http) mod lora;
 pub(in crate::http) mod overview;
 pub(in crate::http) mod session;
 pub(in crate::http) mod usage;

@@ -15,6 +15,8 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::input_images::body_bytes;
 use super::jobs::{JobView, eta_seconds, image_response};
+use super::wanted_loras::{FoundLoras, WantedLoras};
+use crate::domain::adapter::LORAS;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
@@ -52,8 +54,10 @@ const STRENGTH: &str = "How much the result may differ from the input image: the
                         ignores it. Defaults to 0.6. Requires an input image.";
 
 /// Errors of a request that waits for an image.
-pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 11] = [
+pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 13] = [
+    ErrorCode::LoraForbidden,
     ErrorCode::ModelNotFound,
+    ErrorCode::LoraNotFound,
     ErrorCode::JobCanceled,
     ErrorCode::ImageGone,
     ErrorCode::TooManyBodies,
@@ -74,9 +78,18 @@ pub(in crate::http) struct SubmitImage {
     /// Without its input images.
     params: GenerateParams,
     images: Vec<String>,
+    loras: WantedLoras,
     seed: Option<u64>,
     output_format: Option<OutputFormat>,
     urgency: Urgency,
+}
+
+/// A request whose fields are all valid.
+pub(in crate::http) struct ValidImage {
+    pub(in crate::http) spec: GenerateSpec,
+    pub(in crate::http) output_format: OutputFormat,
+    /// Its LoRAs, which the caller's key may not all be allowed to use.
+    pub(in crate::http) loras: FoundLoras,
 }
 
 /// How urgent an image is to the client.
@@ -104,6 +117,7 @@ impl FromFields for SubmitImage {
             ..GenerateParams::default()
         };
         let images = fields.texts(INPUT_IMAGES).unwrap_or_default();
+        let loras = WantedLoras::read(fields);
         let seed = fields.whole_number("seed");
         let output_format = fields.word("output_format");
         let priority = fields.word("priority");
@@ -117,7 +131,7 @@ impl FromFields for SubmitImage {
         let urgency =
             Urgency { priority: priority.unwrap_or_default(), deadline: deadline_seconds.map(Duration::from_secs) };
         let params = GenerateParams { prompt: prompt?, ..params };
-        Some(Self { model: ModelId::new(model?), params, images, seed, output_format, urgency })
+        Some(Self { model: ModelId::new(model?), params, images, loras, seed, output_format, urgency })
     }
 
     fn body_bytes_max(state: &HttpState) -> usize {
@@ -140,6 +154,7 @@ impl PartialSchema for SubmitImage {
             .optional("guidance", number().description(Some("How closely to follow the prompt.")))
             .optional("seed", integer(0).maximum(Some(SEED_MAX)).description(Some(SEED)))
             .optional(INPUT_IMAGES, images)
+            .optional(LORAS, WantedLoras::schema())
             .optional("strength", number().exclusive_minimum(Some(0)).maximum(Some(1)).description(Some(STRENGTH)))
             .optional("output_format", one_of(OutputFormat::ALL.map(OutputFormat::as_str)).description(Some(FORMAT)))
             .optional("priority", one_of(Priority::ALL.map(Priority::as_str)).description(Some(PRIORITY)))
@@ -159,14 +174,14 @@ impl SubmitImage {
         &self.model
     }
 
-    /// The valid request and its output format. `reservation` covers the body, which contains the input images.
+    /// The valid request. `reservation` covers the body, which contains the input images.
     pub(in crate::http) async fn into_spec(
         self,
         state: &HttpState,
         card: &Arc<ModelCard>,
         (form, reservation): (AnswerForm, BodyReservation),
-    ) -> Result<(GenerateSpec, OutputFormat), ApiError> {
-        let mut errors = Vec::new();
+    ) -> Result<ValidImage, ApiError> {
+        let (mut errors, mut loras) = (Vec::new(), self.loras);
         let wanted = if let AnswerForm::Image(wanted) = form { wanted } else { None };
         if let (Some(wanted), Some(format)) = (wanted, self.output_format)
             && wanted != format
@@ -174,20 +189,18 @@ impl SubmitImage {
             let reason = format!("is {format}, and the Accept header asks for {wanted}");
             errors.push(FieldError::new("output_format", reason));
         }
-        let format = self.output_format.or(wanted).unwrap_or_default();
+        let output_format = self.output_format.or(wanted).unwrap_or_default();
         let seed = match self.seed {
             Some(seed) => seed,
             None => random_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
         };
-        let params = GenerateParams { seed, ..self.params };
-        match state.0.images.spec(self.images, params, card, reservation).await? {
-            Ok(spec) if errors.is_empty() => Ok((spec, format)),
-            Ok(_) => Err(ApiError::invalid(errors)),
-            Err(broken) => {
-                errors.extend(broken);
-                Err(ApiError::invalid(errors))
-            }
-        }
+        let mut params = GenerateParams { seed, ..self.params };
+        loras.read_prompt(state, &mut params.prompt, &mut errors);
+        let loras = loras.find(state).await?;
+        params.loras = loras.uses();
+        let outcome = state.0.images.spec(self.images, params, card, reservation).await?;
+        let spec = loras.settle(outcome, errors)?;
+        Ok(ValidImage { spec, output_format, loras })
     }
 }
 
@@ -233,8 +246,10 @@ pub(in crate::http) async fn submit(
 ) -> Result<Response, ApiError> {
     let card = state.card_of(&request.model)?;
     let urgency = request.urgency();
-    let (spec, output_format) = request.into_spec(&state, card, (preferences.form, reservation)).await?;
+    let valid = request.into_spec(&state, card, (preferences.form, reservation)).await?;
+    let ValidImage { spec, output_format, loras } = valid;
     let caller = caller.recheck(&state).await?;
+    loras.check_allowed(&caller.limits)?;
     let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });
     let submission = Submission {
         owner: caller.key_id,

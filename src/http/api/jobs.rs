@@ -23,7 +23,7 @@ use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
 use crate::http::state::HttpState;
-use crate::jobs::{Image, JobReport, JobsError, ListQuery, PAGE_JOBS_MAX, ResultLink};
+use crate::jobs::{Image, JobReport, JobsError, ListQuery, LoraText, PAGE_JOBS_MAX, RequestedLora, ResultLink};
 
 /// A canceled job leaves the queue at once and a batch within a step; the client sees it unless steps are slow.
 pub(in crate::http) const CANCEL_WAIT: Duration = Duration::from_secs(2);
@@ -84,7 +84,19 @@ struct ParametersView {
     input_images: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    loras: Vec<LoraUseView>,
     output_format: &'static str,
+}
+
+/// A LoRA of a job.
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobLora)]
+struct LoraUseView {
+    /// The SHA-256 of its file.
+    id: String,
+    /// Its strength.
+    scale: f64,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -127,6 +139,7 @@ impl JobView {
                 seed: request.seed,
                 input_images: Some(request.input_images).filter(|count| *count > 0),
                 strength: request.strength.map(|strength| strength.0),
+                loras: request.loras.iter().map(LoraUseView::from).collect(),
                 output_format: job.output_format.as_str(),
             },
             priority: job.terms.priority.as_str(),
@@ -139,6 +152,12 @@ impl JobView {
                 .as_ref()
                 .map(|error| JobErrorView { code: error.code.clone(), reason: error.reason.clone() }),
         }
+    }
+}
+
+impl From<&RequestedLora> for LoraUseView {
+    fn from(RequestedLora { id: LoraText(id), scale }: &RequestedLora) -> Self {
+        Self { id: id.to_string(), scale: scale.0 }
     }
 }
 

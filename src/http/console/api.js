@@ -41,11 +41,14 @@ async function send(method, path, { body, query, signal } = {}) {
     response = await fetch(withQuery(path, query), options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem({ status: 0, code: "unreachable", detail: "The worker cannot be reached." });
+    throw unreachable();
   }
   if (!response.ok) throw await problemOf(response, path);
   return response;
 }
+
+const unreachable = () =>
+  new Problem({ status: 0, code: "unreachable", detail: "The worker cannot be reached." });
 
 async function problemOf(response, path) {
   let body = {};
@@ -109,6 +112,35 @@ export const jobs = {
 export const models = {
   cards: async (signal) => (await get("/v1/inference/models", null, signal)).models,
   runtime: async (signal) => (await get("/v1/inference/runtime/models", null, signal)).models,
+};
+
+const LORAS_PATH = "/v1/loras";
+const loraPath = (id) => `${LORAS_PATH}/${encodeURIComponent(id)}`;
+
+export const loras = {
+  list: async (signal) => (await get(LORAS_PATH, null, signal)).data,
+  remove: (id) => remove(loraPath(id)),
+  thumbnailPath: (id) => `${loraPath(id)}/thumbnail`,
+  // Sends a file. `onProgress` gets the share that was sent. `fetch` reports no progress of what it sends.
+  add: (file, name, { onProgress, signal }) =>
+    new Promise((resolve, reject) => {
+      const form = new FormData();
+      if (name !== "") form.append("name", name);
+      form.append("file", file);
+      const request = new XMLHttpRequest();
+      request.open("POST", LORAS_PATH);
+      request.upload.addEventListener("progress", ({ loaded, total }) => onProgress(total > 0 ? loaded / total : 0));
+      request.addEventListener("load", async () => {
+        const headers = { "x-request-id": request.getResponseHeader("x-request-id") ?? "" };
+        const response = new Response(request.responseText, { status: request.status, headers });
+        if (response.ok) resolve(await response.json());
+        else reject(await problemOf(response, LORAS_PATH));
+      });
+      request.addEventListener("error", () => reject(unreachable()));
+      request.addEventListener("abort", () => reject(new DOMException("The upload was canceled.", "AbortError")));
+      signal.addEventListener("abort", () => request.abort(), { once: true });
+      request.send(form);
+    }),
 };
 
 const NAMESPACES_PATH = "/v1/kubernetes/namespaces";

@@ -8,6 +8,7 @@ import { showJobs } from "./page-jobs.js";
 import { showKey } from "./page-key.js";
 import { showKeys } from "./page-keys.js";
 import { showKubernetes } from "./page-kubernetes.js";
+import { showLoras } from "./page-loras.js";
 import { showModels } from "./page-models.js";
 import { showOverview } from "./page-overview.js";
 import { showPlayground } from "./page-playground.js";
@@ -25,6 +26,7 @@ const PAGES = {
   jobs: { title: "Jobs", show: showJobs, hasRest: true },
   keys: { title: "API keys", show: (page) => (page.rest.length > 0 ? showKey(page) : showKeys(page)), hasRest: true },
   models: { title: "Models", show: showModels },
+  loras: { title: "LoRAs", show: showLoras },
   kubernetes: { title: "Kubernetes", show: showKubernetes },
   audit: { title: "Audit log", show: showAudit },
   reference: { title: "API reference", show: showReference, hasRest: true },

@@ -77,8 +77,13 @@ export function parameterFacts({ parameters }) {
     ["Negative prompt", parameters.negative_prompt],
     ["Input image", parameters.input_images && "Yes"],
     ["Strength", parameters.strength && decimal(parameters.strength)],
+    ["LoRAs", parameters.loras?.map(loraText)],
   ]);
 }
+
+// A LoRA by the beginning of its id, which is that of its file, and its strength.
+const loraText = ({ id, scale }) =>
+  element("span", { class: "line" }, element("code", { title: id }, id.slice(0, 12)), ` × ${scale}`);
 
 // Opens a window with everything about a job, and updates it until the job ends. `keyName` maps a key's id to its name.
 export function openJob(id, { keyName, signal, onChange, onClose }) {

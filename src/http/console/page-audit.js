@@ -30,6 +30,8 @@ const SYMBOLS = {
   namespace_created: "plus",
   namespace_renamed: "edit",
   namespace_deleted: "trash",
+  lora_added: "plus",
+  lora_removed: "trash",
 };
 
 export async function showAudit({ main, signal }) {
@@ -41,12 +43,12 @@ export async function showAudit({ main, signal }) {
     empty: () =>
       emptyState(
         "audit",
-        "No entries yet", "Every sign-in, every change to keys and namespaces, and every token for kubectl is logged here.",
+        "No entries yet", "Every sign-in, every change to keys, LoRAs and namespaces, and every token for kubectl is logged here.",
       ),
   });
   replace(
     main,
-    pageHead("Audit log", "Who changed keys, namespaces, the password and sessions, and from where."),
+    pageHead("Audit log", "Who changed keys, LoRAs, namespaces, the password and sessions, and from where."),
     list.root,
   );
   await list.reload();
@@ -126,6 +128,10 @@ function actionText(entry) {
       return ["renamed the namespace ", detail.was && element("strong", null, detail.was), " to ", namespaceName(detail)];
     case "namespace_deleted":
       return ["deleted the namespace ", namespaceName(detail)];
+    case "lora_added":
+      return ["added the LoRA ", element("strong", null, detail.lora)];
+    case "lora_removed":
+      return ["removed the LoRA ", element("strong", null, detail.lora)];
     default:
       return [words(entry.action).toLowerCase(), entry.key_prefix && [" ", keyLink(entry)]];
   }

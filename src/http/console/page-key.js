@@ -78,6 +78,11 @@ function aboutCard(key, namespaces) {
   );
 }
 
+function lorasView(loras) {
+  if (loras === null) return element("span", { class: "muted" }, "All");
+  return loras.length > 0 ? loras.join(", ") : "None";
+}
+
 function limitsCard(key) {
   const limit = (value) => (value === null ? element("span", { class: "muted" }, "No limit") : count(value));
   return card(
@@ -86,6 +91,7 @@ function limitsCard(key) {
       ["Requests per minute", limit(key.limits.requests_per_minute)],
       ["Concurrent jobs", limit(key.limits.concurrent_jobs)],
       ["Megapixel-steps per day", limit(key.limits.megapixel_steps_per_day)],
+      ["LoRAs", lorasView(key.limits.loras)],
     ]),
     element(
       "p",

@@ -1,6 +1,6 @@
 // Owns the playground: a form on one side, the generated image on the other, earlier images below.
 
-import { jobs, models } from "./api.js";
+import { jobs, loras, models } from "./api.js";
 import { element, replace } from "./dom.js";
 import { clearErrors, showProblem } from "./form.js";
 import { followJob } from "./job-events.js";
@@ -16,7 +16,11 @@ const CURRENT_JOB = "fluxserve.playground.job";
 export async function showPlayground({ main, signal, query }) {
   const place = element("div", { class: "playground" }, skeleton(8));
   replace(main, pageHead("Playground", "Try a prompt. Images generated here need no API key and count against no key's limits."), place);
-  const [cards, runtime] = await Promise.all([models.cards(signal), models.runtime(signal)]);
+  const [cards, runtime, adapters] = await Promise.all([
+    models.cards(signal),
+    models.runtime(signal),
+    loras.list(signal),
+  ]);
   const served = cards.filter((card) => runtime.some((state) => state.id === card.id && state.desired_replicas > 0));
   const offered = served.length > 0 ? served : cards;
   if (offered.length === 0) {
@@ -26,12 +30,12 @@ export async function showPlayground({ main, signal, query }) {
     );
     return;
   }
-  buildPlayground({ place, signal, offered, chosen: query.get("model") });
+  buildPlayground({ place, signal, offered, adapters, chosen: query.get("model") });
 }
 
-function buildPlayground({ place, signal, offered, chosen }) {
+function buildPlayground({ place, signal, offered, adapters, chosen }) {
   let watching = null;
-  const form = playgroundForm({ cards: offered, chosen, onSubmit: () => generate() });
+  const form = playgroundForm({ cards: offered, loras: adapters, chosen, onSubmit: () => generate() });
   const stage = playgroundStage({ onUseSeed: form.useSeed, onUseParameters: form.useParameters });
   const history = playgroundHistory({ signal, onChoose: (job) => watch(job) });
 

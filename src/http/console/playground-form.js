@@ -5,6 +5,7 @@ import { element } from "./dom.js";
 import { count } from "./format.js";
 import { field, formAlert, numberOf, select } from "./form.js";
 import { playgroundImage } from "./playground-image.js";
+import { playgroundLoras } from "./playground-loras.js";
 import { sizePresets } from "./playground-sizes.js";
 import { iconButton } from "./widgets.js";
 
@@ -12,7 +13,7 @@ const DRAFT = "fluxserve.playground.draft";
 const SEED_MAX = 2 ** 53 - 1;
 
 // `read` returns the request; `useSeed` and `useParameters` fill in those of an earlier image.
-export function playgroundForm({ cards, chosen, onSubmit }) {
+export function playgroundForm({ cards, loras, chosen, onSubmit }) {
   const fields = buildFields(cards);
   const { model, prompt, negative, seed } = fields;
   const submit = element("button", { type: "submit", class: "button button-primary button-block", id: "generate" }, "Generate");
@@ -25,11 +26,12 @@ export function playgroundForm({ cards, chosen, onSubmit }) {
     remember();
   };
   const image = playgroundImage({ onChoose: forgetSize });
+  const adapters = playgroundLoras(loras);
   const putSeed = (value) => {
     seed.value = value;
     remember();
   };
-  const root = layOut(fields, { presets: presets.root, image: image.root, submit }, () => putSeed(randomSeed()));
+  const root = layOut(fields, { presets: presets.root, image: image.root, adapters: adapters.root, submit }, () => putSeed(randomSeed()));
 
   const fit = ({ keepValues }) => {
     const card = cards.find(({ id }) => id === model.value);
@@ -52,11 +54,12 @@ export function playgroundForm({ cards, chosen, onSubmit }) {
   const { prompt: text, negative: negativeText, seed: seedText } = draft;
   put(draft.model === model.value ? draft : { prompt: text, negative: negativeText, seed: seedText });
 
-  const useParameters = ({ model: id, negative_prompt: negativePrompt = "", output_format: format, strength, ...others }) => {
+  const useParameters = ({ model: id, negative_prompt: negativePrompt = "", output_format: format, strength, loras: used, ...others }) => {
     if (cards.some((card) => card.id === id)) model.value = id;
     fit({ keepValues: true });
     put({ ...others, negative: negativePrompt, format });
     image.put(strength);
+    adapters.put(used || []);
     remember();
     prompt.focus();
   };
@@ -68,10 +71,10 @@ export function playgroundForm({ cards, chosen, onSubmit }) {
     submit.disabled = isGenerating;
     submit.textContent = isGenerating ? "Generating" : "Generate";
   };
-  return { root, submit, setGenerating, useSeed, useParameters, read: () => ({ ...requestOf(fields), ...image.read() }) };
+  return { root, submit, setGenerating, useSeed, useParameters, read: () => ({ ...requestOf(fields), ...image.read(), ...adapters.read() }) };
 }
 
-function layOut(fields, { presets, image, submit }, onRoll) {
+function layOut(fields, { presets, image, adapters, submit }, onRoll) {
   const { model, prompt, negative, width, height, steps, guidance, seed, format } = fields;
   return element(
     "form",
@@ -86,6 +89,7 @@ function layOut(fields, { presets, image, submit }, onRoll) {
       field("negative_prompt", "What to avoid", negative, { hint: "Doubles the time per step." }),
     ),
     image,
+    adapters,
     element(
       "fieldset",
       { class: "field" },

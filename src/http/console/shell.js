@@ -9,6 +9,7 @@ const PAGES = [
   ["jobs", "Jobs", "jobs"],
   ["keys", "API keys", "keys"],
   ["models", "Models", "models"],
+  ["loras", "LoRAs", "loras"],
   ["kubernetes", "Kubernetes", "kubernetes"],
   ["audit", "Audit log", "audit"],
   ["reference", "API reference", "reference"],

@@ -94,7 +94,7 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 /// Whether the body has an encoding.
-fn is_encoded(headers: &HeaderMap) -> bool {
+pub(super) fn is_encoded(headers: &HeaderMap) -> bool {
     let words = headers.get_all(CONTENT_ENCODING).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     let mut words = words.map(<[u8]>::trim_ascii);
     words.any(|word| !word.is_empty() && !word.eq_ignore_ascii_case(b"identity"))

@@ -45,6 +45,18 @@ impl FromRequestParts<HttpState> for NamespacePath {
     }
 }
 
+/// The LoRA in the path: its id or its name.
+pub(in crate::http) struct LoraPath(pub(in crate::http) String);
+
+impl FromRequestParts<HttpState> for LoraPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let id = id_in_path(parts, state).await;
+        id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::LoraNotFound))
+    }
+}
+
 async fn id_in_path<T: FromStr>(parts: &mut Parts, state: &HttpState) -> Option<T> {
     let Path(text) = Path::<String>::from_request_parts(parts, state).await.ok()?;
     text.parse().ok()

@@ -16,6 +16,7 @@ use crate::http::dialect::Dialect;
 use crate::http::error::ErrorCode;
 
 const JSON: &str = "application/json";
+const BYTES: &str = "application/octet-stream";
 
 /// A group of routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,7 @@ pub(in crate::http) enum Tag {
     Models,
     Session,
     ApiKeys,
+    Loras,
     Kubernetes,
     Audit,
     Console,
@@ -33,13 +35,14 @@ pub(in crate::http) enum Tag {
 }
 
 impl Tag {
-    pub(super) const ALL: [Self; 10] = [
+    pub(super) const ALL: [Self; 11] = [
         Self::Images,
         Self::OpenAi,
         Self::Jobs,
         Self::Models,
         Self::Session,
         Self::ApiKeys,
+        Self::Loras,
         Self::Kubernetes,
         Self::Audit,
         Self::Console,
@@ -54,6 +57,7 @@ impl Tag {
             Self::Models => "Models",
             Self::Session => "Session",
             Self::ApiKeys => "API keys",
+            Self::Loras => "LoRAs",
             Self::Kubernetes => "Kubernetes",
             Self::Audit => "Audit",
             Self::Console => "Console",
@@ -69,6 +73,7 @@ impl Tag {
             Self::Models => "The models, their limits, and whether they are ready.",
             Self::Session => "The administrator's sign-in.",
             Self::ApiKeys => "Create, edit, rotate and revoke keys.",
+            Self::Loras => "Adapters that requests can use: add, list and remove them.",
             Self::Kubernetes => "Cluster namespaces that keys give kubectl access to, and tokens for them.",
             Self::Audit => "Who did what, when and from where.",
             Self::Console => "The console's pages and their data, including the jobs of all keys.",
@@ -142,6 +147,21 @@ impl Operation {
     /// Adds an optional JSON body.
     pub(in crate::http) fn optional_body<T: ToSchema>(self, example: Value) -> Self {
         self.with_body::<T>(example, Required::False)
+    }
+
+    /// Adds a required body that is a file, with the fields of `form` or by itself.
+    pub(in crate::http) fn file_body(mut self, form: impl Into<RefOr<Schema>>) -> Self {
+        let form = ContentBuilder::new().schema(Some(form)).build();
+        let file = ContentBuilder::new().schema(Some(text().content_media_type(BYTES))).build();
+        let body = RequestBodyBuilder::new().required(Some(Required::True));
+        self.body = Some(body.content("multipart/form-data", form).content(BYTES, file).build());
+        self.refuses([
+            ErrorCode::InvalidRequest,
+            ErrorCode::BodyTimeout,
+            ErrorCode::BodyTooLarge,
+            ErrorCode::TooManyBodies,
+            ErrorCode::UnsupportedMediaType,
+        ])
     }
 
     fn with_body<T: ToSchema>(mut self, example: Value, required: Required) -> Self {

@@ -1,6 +1,7 @@
 //! The parts of a worker: settings of its jobs, queues with fake engines, its cluster, its keys.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +10,12 @@ use fluxserve::catalog::{Catalog, warm_up_spec};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::limits::KeyLimits;
+use fluxserve::domain::model::ModelFiles;
 use fluxserve::domain::scope::Scope;
+use fluxserve::engine::{Adaptable, Adapter};
 use fluxserve::jobs::JobSettings;
 use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesParts};
+use fluxserve::loras::{Inspected, LoraCatalog, LoraParts, LoraReport};
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
 use tempfile::TempDir;
@@ -34,6 +38,7 @@ pub(crate) struct Keys {
 pub(super) fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
     JobSettings {
         results_directory: folder.path().join("results"),
+        loras_directory: folder.path().join("loras"),
         link_secret_path: folder.path().join("links.secret"),
         link_life: Duration::from_hours(1),
         storage_patience: options.storage_patience,
@@ -44,6 +49,32 @@ pub(super) fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
         writes_provenance: options.writes_provenance,
         sweep_interval: Duration::from_hours(1),
     }
+}
+
+/// The catalog of LoRAs, after the removal of what a crash has left. They are compared with the small reference model.
+pub(super) async fn start_loras(
+    options: &Options,
+    folder: &TempDir,
+    store: &Store,
+    clock: Arc<dyn Clock>,
+) -> LoraCatalog {
+    let inspect = |path: &Path| {
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+        let model = Adaptable::of(&ModelFiles::Directory(model)).expect("a complete model");
+        let adapter = Adapter::open(path, &model).and_then(|adapter| adapter.check().map(|()| adapter));
+        let adapter = adapter.map_err(|error| error.to_string())?;
+        let report = LoraReport { tensors: adapter.report().tensors, base: "FLUX.1".into(), ..LoraReport::default() };
+        Ok(Inspected { report, thumbnail: None })
+    };
+    let loras = LoraCatalog::new(LoraParts {
+        store: store.clone(),
+        folder: folder.path().join("loras"),
+        inspect: Arc::new(inspect),
+        clock,
+        file_bytes_max: options.lora_bytes_max,
+    });
+    loras.sweep().await.expect("swept");
+    loras
 }
 
 pub(super) fn start_queues(catalog: &Catalog, options: &Options, control: &EngineControl) -> BTreeMap<ModelId, Queue> {

@@ -3,13 +3,14 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema};
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema, SchemaType, Type};
 
 use crate::auth::{Change, LimitChanges};
-use crate::domain::limits::KeyLimits;
+use crate::domain::adapter::LORAS;
+use crate::domain::limits::{KeyLimits, LORAS_LISTED_MAX, LoraList};
 use crate::domain::priority::Priority;
 use crate::http::extract::json::Fields;
-use crate::http::openapi::schema::{ObjectSchema, integer, one_of, or_null};
+use crate::http::openapi::schema::{ObjectSchema, integer, one_of, or_null, text};
 
 const FIELD: &str = "limits";
 const MEGAPIXEL_STEPS: &str = "Megapixel-steps per UTC day: megapixels times denoising steps, doubled with a negative \
@@ -24,9 +25,16 @@ pub(super) fn of_new(fields: &mut Fields) -> KeyLimits {
             concurrent_jobs: fields.small_number("concurrent_jobs"),
             megapixel_steps_per_day: fields.small_number("megapixel_steps_per_day"),
             priority: fields.word("priority").unwrap_or_default(),
+            loras: loras(fields),
         };
     });
     limits
+}
+
+/// A list of LoRAs.
+fn loras(fields: &mut Fields) -> Option<LoraList> {
+    let list = fields.texts(LORAS)?;
+    LoraList::new(list).inspect_err(|error| fields.refuse(LORAS, error.to_string())).ok()
 }
 
 /// Changes to a key's limits. Absent ones stay, `null` removes one or all of them and resets the priority.
@@ -37,6 +45,7 @@ pub(super) fn of_edit(fields: &mut Fields) -> LimitChanges {
             concurrent_jobs: Change::Remove,
             megapixel_steps_per_day: Change::Remove,
             priority: Some(Priority::default()),
+            loras: Change::Remove,
         };
     }
     let mut changes = LimitChanges::default();
@@ -46,6 +55,7 @@ pub(super) fn of_edit(fields: &mut Fields) -> LimitChanges {
             concurrent_jobs: fields.number_change("concurrent_jobs"),
             megapixel_steps_per_day: fields.number_change("megapixel_steps_per_day"),
             priority: if fields.is_null("priority") { Some(Priority::default()) } else { fields.word("priority") },
+            loras: if fields.is_null(LORAS) { Change::Remove } else { loras(fields).map_or(Change::Keep, Change::Set) },
         };
     });
     changes
@@ -60,6 +70,8 @@ pub(in crate::http) struct LimitsView {
     megapixel_steps_per_day: Option<u32>,
     #[schema(schema_with = priority_schema)]
     priority: &'static str,
+    /// The LoRAs that the key may use, by id or name; `null` for all.
+    loras: Option<Vec<String>>,
 }
 
 impl From<KeyLimits> for LimitsView {
@@ -69,6 +81,7 @@ impl From<KeyLimits> for LimitsView {
             concurrent_jobs: limits.concurrent_jobs,
             megapixel_steps_per_day: limits.megapixel_steps_per_day,
             priority: limits.priority.as_str(),
+            loras: limits.loras.map(|loras| loras.iter().map(str::to_owned).collect()),
         }
     }
 }
@@ -90,7 +103,17 @@ pub(super) fn schema(description: &str, adapt: fn(ObjectBuilder) -> ObjectBuilde
         .optional("concurrent_jobs", limit("Unfinished jobs at one time."))
         .optional("megapixel_steps_per_day", limit(MEGAPIXEL_STEPS))
         .optional("priority", adapt(priority_schema()))
+        .optional(LORAS, adapted_list(adapt))
         .into()
+}
+
+/// The list of LoRAs. `adapt` is for other types, so what it does to one of them tells what to do.
+fn adapted_list(adapt: fn(ObjectBuilder) -> ObjectBuilder) -> RefOr<Schema> {
+    let about = "The LoRAs that the key may use, by id or name; an empty list allows none. All by default.";
+    let is_nullable = matches!(adapt(text()).build().schema_type, SchemaType::Array(_));
+    let list = ArrayBuilder::new().items(text()).max_items(Some(LORAS_LISTED_MAX)).description(Some(about));
+    let types = if is_nullable { SchemaType::from_iter([Type::Array, Type::Null]) } else { Type::Array.into() };
+    list.schema_type(types).into()
 }
 
 /// As [`schema`], where `null` removes a limit or resets the priority.

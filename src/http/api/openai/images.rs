@@ -74,8 +74,9 @@ pub(in crate::http) async fn generate(
     ApiJson { value: request, .. }: ApiJson<GenerateImages>,
 ) -> Result<Response, ApiError> {
     let card = state.card_of(request.model())?;
-    let specs = request.specs(card)?;
+    let (specs, loras) = request.specs(&state, card).await?;
     let caller = caller.recheck(&state).await?;
+    loras.check_allowed(&caller.limits)?;
     count(&state, &caller, specs.len() as u32)?;
     // An early end of this function, by an error or a client that hangs up, drops the jobs, which cancels them.
     let accepted = accept_all(&state, &caller, specs, request.output_format).await?;
@@ -115,7 +116,7 @@ async fn accept_all(
 ) -> Result<Vec<AcceptedJob>, ApiError> {
     let mut accepted = Vec::with_capacity(specs.len());
     for spec in specs {
-        let (owner, limits) = (caller.key_id, caller.limits);
+        let (owner, limits) = (caller.key_id, caller.limits.clone());
         let submission = Submission {
             owner,
             limits,

@@ -10,10 +10,12 @@ use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
+use crate::domain::adapter::LORAS;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, random_seed};
+use crate::http::api::wanted_loras::{FoundLoras, WantedLoras};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::json::{self, Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, integer, number, one_of, text};
@@ -86,6 +88,7 @@ pub(in crate::http) struct GenerateImages {
     model: ModelId,
     params: GenerateParams,
     images: u32,
+    loras: WantedLoras,
     seed: Option<u64>,
     pub(super) output_format: OutputFormat,
     pub(super) form: ImageForm,
@@ -111,6 +114,7 @@ impl FromFields for GenerateImages {
             guidance: fields.number("guidance"),
             ..GenerateParams::default()
         };
+        let loras = WantedLoras::read(fields);
         let seed = fields.whole_number("seed");
         let (output_format, form) = (chosen(fields, "output_format"), chosen(fields, "response_format"));
         // The client's end user. It has no effect and is not stored.
@@ -118,7 +122,7 @@ impl FromFields for GenerateImages {
         fields.text("safety_identifier");
         refuse_choices(fields);
         let params = GenerateParams { prompt: prompt?, ..params };
-        Some(Self { model: ModelId::new(model?), params, images, seed, output_format, form })
+        Some(Self { model: ModelId::new(model?), params, images, loras, seed, output_format, form })
     }
 
     // OpenAI's clients may send ignored fields of any length.
@@ -194,6 +198,7 @@ impl PartialSchema for GenerateImages {
                     "The seed of the first image; each further image has the next one. Random by default.",
                 )),
             )
+            .optional(LORAS, WantedLoras::schema())
             .optional("user", text().description(Some(user)))
             .optional("safety_identifier", text().description(Some(user)))
             .optional("stream", ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([false])))
@@ -212,15 +217,25 @@ impl GenerateImages {
         &self.model
     }
 
-    /// One valid request for each image. They differ only in their seeds.
-    pub(super) fn specs(&self, card: &ModelCard) -> Result<Vec<GenerateSpec>, ApiError> {
+    /// One valid request for each image, which differ only in their seeds; and their LoRAs, which the caller's key may not all
+    /// be allowed to use.
+    pub(super) async fn specs(
+        &self,
+        state: &HttpState,
+        card: &ModelCard,
+    ) -> Result<(Vec<GenerateSpec>, FoundLoras), ApiError> {
         let first = match self.seed {
             Some(seed) => seed,
             None => random_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
         };
-        let spec = |seed| GenerateSpec::new(GenerateParams { seed, ..self.params.clone() }, card);
-        let specs: Result<_, _> = seeds(first).take(self.images as usize).map(spec).collect();
-        specs.map_err(|errors| ApiError::invalid(errors.into_iter().map(as_size_error).collect()))
+        let (mut params, mut loras, mut errors) = (self.params.clone(), self.loras.clone(), Vec::new());
+        loras.read_prompt(state, &mut params.prompt, &mut errors);
+        let loras = loras.find(state).await?;
+        params.loras = loras.uses();
+        let spec = |seed| GenerateSpec::new(GenerateParams { seed, ..params.clone() }, card);
+        let specs: Result<Vec<_>, Vec<_>> = seeds(first).take(self.images as usize).map(spec).collect();
+        let specs = specs.map_err(|errors| errors.into_iter().map(as_size_error).collect());
+        Ok((loras.settle(specs, errors)?, loras))
     }
 }
 

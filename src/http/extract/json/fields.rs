@@ -178,6 +178,20 @@ impl Fields {
         self.take(field, "an array of strings", |value| serde_json::from_value(value).ok())
     }
 
+    /// An array of objects, each read by `read`. The errors of one have its place as a prefix: `loras[0].id`.
+    pub(in crate::http) fn objects<T>(&mut self, field: &str, read: impl Fn(&mut Self) -> Option<T>) -> Vec<T> {
+        let objects: Option<Vec<Map<String, Value>>> =
+            self.take(field, "an array of objects", |value| serde_json::from_value(value).ok());
+        let mut all = Vec::new();
+        for (place, values) in objects.unwrap_or_default().into_iter().enumerate() {
+            let mut fields = Self::new(values, Vec::new());
+            all.extend(read(&mut fields));
+            let named = |error: FieldError| FieldError::new(format!("{field}[{place}].{}", error.field), error.reason);
+            self.errors.extend(fields.finish().into_iter().map(named));
+        }
+        all
+    }
+
     /// All errors. Fields that were not taken are unknown, unless they are `null`.
     pub(super) fn finish(self) -> Vec<FieldError> {
         let mut errors = self.errors;
