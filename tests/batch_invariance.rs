@@ -54,7 +54,15 @@ impl Random {
 
     /// Up to three adapters for one job in three.
     fn loras(&mut self) -> Vec<AdapterUse> {
-        let names = ["a1_peft", "b1_kohya", "e4_peft_some_layers", "f3_kohya_te1_only", "g1_loha", "g3_lokr_simpletuner", "g7_dora_peft"];
+        let names = [
+            "a1_peft",
+            "b1_kohya",
+            "e4_peft_some_layers",
+            "f3_kohya_te1_only",
+            "g1_loha",
+            "g3_lokr_simpletuner",
+            "g7_dora_peft",
+        ];
         let count = if self.below(3) == 0 { 1 + self.below(3) } else { 0 };
         let adapter = |random: &mut Self| {
             let number = random.below(names.len() as u64) as usize;

@@ -66,9 +66,10 @@ pub fn doctor_for_memory(config: &Config, free: usize, out: &mut dyn Write) -> a
     let mut faults = 0;
     for source in &config.models {
         let files = files_of(config, source);
-        let plan = files.as_ref().map_err(|error| format!("{error:#}")).and_then(|files| {
-            engine::memory_plan_within(files, free, &settings).map_err(|error| error.to_string())
-        });
+        let plan = files
+            .as_ref()
+            .map_err(|error| format!("{error:#}"))
+            .and_then(|files| engine::memory_plan_within(files, free, &settings).map_err(|error| error.to_string()));
         match plan {
             Ok(plan) => writeln!(out, "ok     model {}: {plan}", source.id)?,
             Err(error) => {

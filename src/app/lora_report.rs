@@ -145,7 +145,8 @@ mod tests {
     fn a_thumbnail_that_is_no_small_image_is_left_out() {
         let svg = format!("data:image/svg+xml;base64,{}", STANDARD.encode("<svg onload='alert(1)'/>"));
         let html = format!("data:text/html;base64,{}", STANDARD.encode("<script>"));
-        for thumbnail in [svg, html, png(1040), "https://elsewhere.test/a.png".into(), "data:image/png;base64,!".into()] {
+        for thumbnail in [svg, html, png(1040), "https://elsewhere.test/a.png".into(), "data:image/png;base64,!".into()]
+        {
             let file = saying(&json!({ "modelspec.thumbnail": thumbnail }));
             assert_eq!(inspect(file.path(), &[model()]).expect("an adapter").thumbnail, None, "{thumbnail:.40}");
         }

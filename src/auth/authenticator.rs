@@ -186,12 +186,7 @@ impl Inner {
                 .map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })?;
         }
         self.uses.note(row.id, now);
-        Ok(Principal {
-            key_id: row.id,
-            prefix: key.public_id(),
-            scope: row.scope.clone(),
-            limits: row.limits.clone(),
-        })
+        Ok(Principal { key_id: row.id, prefix: key.public_id(), scope: row.scope.clone(), limits: row.limits.clone() })
     }
 
     /// Waits for the lookup of an unproven key.

@@ -267,7 +267,8 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic, kernels, precision, weights, memory_budget, uses_graphs } = self.engine;
+        let EngineConfig { offload, is_deterministic, kernels, precision, weights, memory_budget, uses_graphs } =
+            self.engine;
         EngineSettings {
             device,
             offload,

@@ -127,9 +127,7 @@ impl Linear {
     /// When shapes or devices do not fit, or the device fails.
     pub(crate) fn gelu(&self, input: &Input, changes: &Changes) -> Result<Tensor> {
         match self.weight.dense() {
-            Some(dense) if !changes.change(&self.modules) => {
-                dense.gelu(input.computed()?.as_ref(), self.bias.as_ref())
-            }
+            Some(dense) if !changes.change(&self.modules) => dense.gelu(input.computed()?.as_ref(), self.bias.as_ref()),
             _ => gelu_tanh(&self.product(input, changes)?),
         }
     }
@@ -151,15 +149,11 @@ impl Linear {
             let rows = &of_rows[0].rows;
             let x = x.narrow(0, rows.start, rows.len())?;
             let base = OwnProduct { layer: self, product, rows };
-            let add = |change: &LayerChange, added: &Tensor| {
-                product.add((rows.start, change.outputs.start), added)
-            };
+            let add = |change: &LayerChange, added: &Tensor| product.add((rows.start, change.outputs.start), added);
             let (relative, others): (Vec<_>, Vec<_>) = of_rows.iter().partition(|change| change.is_relative());
             // Relative to the weights of the model: before anything is added.
-            let relative: Vec<_> = relative
-                .into_iter()
-                .map(|change| Ok((change, change.added(&x, &base)?)))
-                .collect::<Result<_>>()?;
+            let relative: Vec<_> =
+                relative.into_iter().map(|change| Ok((change, change.added(&x, &base)?))).collect::<Result<_>>()?;
             for change in others {
                 add(change, &change.added(&x, &base)?)?;
             }

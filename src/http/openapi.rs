@@ -136,8 +136,8 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
 fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
     use ErrorCode::{
         AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, InvalidHost, JobNotFound, KeyNotFound,
-        LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, RateLimited, ScopeForbidden, SessionRequired,
-        TooManyConnections, TooManyFailures, Unauthorized,
+        LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, RateLimited, ScopeForbidden,
+        SessionRequired, TooManyConnections, TooManyFailures, Unauthorized,
     };
     let mut all = vec![Internal, DeadlineExceeded];
     if !HEALTH_PATHS.contains(&route.path) {

@@ -122,7 +122,8 @@ impl LoraCatalog {
     /// As [`LoraCatalog::add`], and [`LoraError::Source`].
     pub async fn add_file(&self, path: &Path, name: NewName, by: &Actor) -> Result<Added, LoraError> {
         let (files, source, bytes_max) = (self.0.files.clone(), path.to_owned(), self.0.file_bytes_max);
-        let written = spawn_blocking(move || upload::copy(&files, &source, bytes_max)).await.map_err(io::Error::other)??;
+        let written =
+            spawn_blocking(move || upload::copy(&files, &source, bytes_max)).await.map_err(io::Error::other)??;
         self.enter(written, &name, by).await
     }
 

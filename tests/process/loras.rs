@@ -49,7 +49,10 @@ fn files(data: &Path) -> Vec<(String, u64)> {
     let Ok(entries) = std::fs::read_dir(data.join("loras")) else { return Vec::new() };
     let entries = entries.map(|entry| entry.expect("one"));
     let named = |entry: std::fs::DirEntry| entry.file_name().into_string().expect("UTF-8");
-    entries.map(|entry| (entry.metadata().expect("one").len(), named(entry))).map(|(bytes, name)| (name, bytes)).collect()
+    entries
+        .map(|entry| (entry.metadata().expect("one").len(), named(entry)))
+        .map(|(bytes, name)| (name, bytes))
+        .collect()
 }
 
 #[test]

@@ -150,7 +150,8 @@ async fn a_priority_is_stored_and_changed_independently() {
     assert_eq!(plain.limits.priority, Priority::Normal);
     for priority in Priority::ALL {
         let limits = KeyLimits { concurrent_jobs: Some(3), priority, ..KeyLimits::default() };
-        let made = service.create(NewKey { limits: limits.clone(), ..new_key("made") }, &BY).await.expect("made").record;
+        let made =
+            service.create(NewKey { limits: limits.clone(), ..new_key("made") }, &BY).await.expect("made").record;
         assert_eq!(service.get(made.id).await.expect("there").limits, limits);
         let edit = async |limits| {
             let edit = KeyEdit { limits, ..KeyEdit::default() };

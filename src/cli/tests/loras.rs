@@ -48,11 +48,14 @@ async fn an_image_is_generated_with_loras_and_its_file_names_them() {
     let generate = async |loras: &[&str]| {
         let files = ["generate", "--model", &model, "--prompt", "a fox", "--output", path];
         let size = ["--width", "64", "--height", "64", "--steps", "1", "--seed", "1", "--device", "cpu"];
-        run_in(data.path(), &[&files[..], &size, loras].concat()).await.map(|_| std::fs::read(&output).expect("written"))
+        run_in(data.path(), &[&files[..], &size, loras].concat())
+            .await
+            .map(|_| std::fs::read(&output).expect("written"))
     };
     let plain = generate(&[]).await.expect("generates");
     assert!(!has(&plain, "loras"));
-    let (style, text) = (reference("lora/adapters/b1_kohya.safetensors"), reference("lora/adapters/f2_peft_te.safetensors"));
+    let (style, text) =
+        (reference("lora/adapters/b1_kohya.safetensors"), reference("lora/adapters/f2_peft_te.safetensors"));
     let with = generate(&["--lora", &format!("{style}=-0.5"), "--lora", &text]).await.expect("generates");
     assert!(has(&with, "\"scale\":-0.5") && has(&with, "\"scale\":1.0"), "both are named");
     let digest = crate::hub::sha256_of(Path::new(&style)).expect("readable");

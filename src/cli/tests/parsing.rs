@@ -252,8 +252,7 @@ fn generate_passes_all_options_on() {
         strength: Some(0.3),
         loras: Vec::new(),
     };
-    let loras: Vec<_> =
-        request.loras.into_iter().map(|lora| (lora.file.display().to_string(), lora.scale)).collect();
+    let loras: Vec<_> = request.loras.into_iter().map(|lora| (lora.file.display().to_string(), lora.scale)).collect();
     assert_eq!(loras, [("a.safetensors".to_owned(), -0.5), ("b.safetensors".to_owned(), 1.0)]);
     assert_eq!((request.params, request.image), (expected, Some("from.jpg".into())));
     assert_eq!((request.model.to_string(), request.output), ("a=/b".into(), "x.PNG".into()));

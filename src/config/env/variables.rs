@@ -85,11 +85,8 @@ pub(in crate::config) const ENGINE_WEIGHTS: Variable = variable(
     "engine.weights",
     "auto, as-stored: the file's size in memory, or expanded when loaded",
 );
-pub(in crate::config) const ENGINE_MEMORY_BUDGET: Variable = variable(
-    "FLUXSERVE_ENGINE_MEMORY_BUDGET",
-    "engine.memory_budget",
-    "most memory to plan with, such as 12GiB",
-);
+pub(in crate::config) const ENGINE_MEMORY_BUDGET: Variable =
+    variable("FLUXSERVE_ENGINE_MEMORY_BUDGET", "engine.memory_budget", "most memory to plan with, such as 12GiB");
 pub(in crate::config) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
     "drain_deadline_seconds",

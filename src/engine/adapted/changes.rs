@@ -171,7 +171,8 @@ mod tests {
     #[test]
     fn neighbors_of_one_image_are_one_range_and_images_without_adapters_none() {
         let (one, other, none) = (set(&[]), set(&[]), AdapterSet::default());
-        let changes = Changes::of([(0..2, &one), (2..5, &one), (5..7, &other), (7..9, &none), (9..9, &one), (9..12, &one)]);
+        let changes =
+            Changes::of([(0..2, &one), (2..5, &one), (5..7, &other), (7..9, &none), (9..9, &one), (9..12, &one)]);
         let ranges: Vec<_> = changes.0.iter().map(|(rows, _)| rows.clone()).collect();
         assert_eq!(ranges, [0..5, 5..7, 9..12]);
     }

@@ -66,9 +66,9 @@ impl Form {
     fn low_rank(LowRank { rank, mut down, up, factor }: LowRank, [rows, columns]: [usize; 2]) -> Result<Self> {
         let padded = rank.next_multiple_of(ROWS_MULTIPLE);
         down.resize(padded * columns, 0.0);
-        let up = up.chunks_exact(rank.max(1)).flat_map(|row| {
-            row.iter().copied().chain(std::iter::repeat_n(0.0, padded - rank))
-        });
+        let up = up
+            .chunks_exact(rank.max(1))
+            .flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0.0, padded - rank)));
         let up = on_host(up.collect(), [rows, padded])?;
         Ok(Self::LowRank { down: on_host(down, [padded, columns])?, up, factor: factor.into() })
     }
@@ -107,9 +107,7 @@ impl Form {
                 let product = scaled(&kronecker_product(x, first, second)?, factor * strength)?;
                 product.narrow(1, part.start, part.len())
             }
-            Self::Dense(matrix) => {
-                scaled(&linear(x, &matrix.narrow(0, part.start, part.len())?, None)?, strength)
-            }
+            Self::Dense(matrix) => scaled(&linear(x, &matrix.narrow(0, part.start, part.len())?, None)?, strength),
         }
     }
 }
@@ -213,7 +211,9 @@ mod tests {
         changes.extend([1, 3, 8, 17].map(|rank| WeightChange::LowRank(low_rank(10, rank))));
         // The last is cheaper as a matrix.
         changes.extend([1, 2, 3, 6].map(|rank| WeightChange::Hadamard(low_rank(20, rank), low_rank(30, rank))));
-        changes.extend([(1, 1), (4, 2), (2, 8), (12, 5), (48, 40), (48, 1)].map(|(rows, columns)| kronecker(rows, columns)));
+        changes.extend(
+            [(1, 1), (4, 2), (2, 8), (12, 5), (48, 40), (48, 1)].map(|(rows, columns)| kronecker(rows, columns)),
+        );
         changes
     }
 

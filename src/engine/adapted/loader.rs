@@ -64,8 +64,7 @@ impl Loader {
         if report.inputs_added > 0 {
             return Err(Refusal::Control);
         }
-        let mut loaded =
-            LoadedAdapter { id: lora.id.clone(), is_of_text: is_of_text(report), modules: HashMap::new() };
+        let mut loaded = LoadedAdapter { id: lora.id.clone(), is_of_text: is_of_text(report), modules: HashMap::new() };
         let mut bytes = 0;
         for changes in adapter.modules(&self.model) {
             let ModuleChanges { name, inputs, changes, .. } = changes?;

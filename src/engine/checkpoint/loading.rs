@@ -331,9 +331,8 @@ impl<'a> Loading<'a> {
     /// The streams of what is read repeatedly of a part.
     fn repeated_of(&self, part: Part) -> BTreeMap<Reading, Arc<dyn TensorStream>> {
         let numbers = self.plan.numbers.get(&part);
-        let is_used = |reading| {
-            numbers.is_some_and(|numbers| numbers.values().any(|streaming| streaming.reading == reading))
-        };
+        let is_used =
+            |reading| numbers.is_some_and(|numbers| numbers.values().any(|streaming| streaming.reading == reading));
         let streams = self.repeated.iter().filter(|(reading, _)| is_used(**reading));
         streams.map(|(reading, stream)| (*reading, Arc::clone(stream))).collect()
     }

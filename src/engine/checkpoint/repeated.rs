@@ -100,11 +100,7 @@ pub(crate) struct BlockBytes {
 
 impl BlockBytes {
     /// From the names and bytes of the transformer's tensors. Of `blocks` blocks, `double` have two streams.
-    pub(crate) fn of<'a>(
-        tensors: impl IntoIterator<Item = (&'a str, usize)>,
-        double: usize,
-        blocks: usize,
-    ) -> Self {
+    pub(crate) fn of<'a>(tensors: impl IntoIterator<Item = (&'a str, usize)>, double: usize, blocks: usize) -> Self {
         let mut bytes = Self { blocks: vec![0; blocks], double, modulations: 0, modulation_max: 0 };
         for (name, size) in tensors {
             match Place::of(name, double) {

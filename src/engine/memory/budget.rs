@@ -68,7 +68,12 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
         if let Some(blocks) = room.blocks {
             let bytes = checkpoint.block_bytes(DType::F32, room.are_stored).read_for_a_step(blocks);
             let StreamedBlocks { resident, total, .. } = blocks;
-            tracing::info!(resident, total, bytes, "the other blocks of the transformer are read for each step, to save memory");
+            tracing::info!(
+                resident,
+                total,
+                bytes,
+                "the other blocks of the transformer are read for each step, to save memory"
+            );
         }
         return Ok(room);
     };
@@ -320,12 +325,8 @@ mod tests {
     /// Read line by line when it changes: `UPDATE_SNAPSHOTS=1 cargo test --lib snapshot` writes it.
     #[test]
     fn every_card_has_the_arrangement_of_the_snapshot() {
-        let files = [
-            ("bf16", None),
-            ("fp8", Some(stored(FP8, FP8))),
-            ("Q8_0", Some(stored(Q8_0, Q8_0))),
-            ("Q4_K", q4_k()),
-        ];
+        let files =
+            [("bf16", None), ("fp8", Some(stored(FP8, FP8))), ("Q8_0", Some(stored(Q8_0, Q8_0))), ("Q4_K", q4_k())];
         let mut table = String::new();
         for (name, stored) in files {
             for gib in [8, 10, 12, 16, 24, 32, 40, 48, 80, 141] {
@@ -357,7 +358,10 @@ mod tests {
             assert!(plan.pixels_max >= 1024 * 1024 || resident == 0, "{plan}");
         }
         let plan = planned(23, &settings, None).expect("fits").to_string();
-        assert!(plan.contains(" of 57 blocks stay in memory, a step reads ") && plan.contains(" from a disk"), "{plan}");
+        assert!(
+            plan.contains(" of 57 blocks stay in memory, a step reads ") && plan.contains(" from a disk"),
+            "{plan}"
+        );
         let none = EngineSettings { memory_budget: Some(ByteSize(1 << 30)), ..settings };
         assert_eq!(within_budget(24 << 30, &none), 1 << 30);
     }
@@ -366,8 +370,7 @@ mod tests {
     fn the_fastest_arrangement_that_fits_is_chosen() {
         let settings = EngineSettings::default();
         let of_a_quantized_file = [11, 15, 23, 31, 39, 79].map(|gib| chosen(gib, &settings, q4_k()));
-        let (stored, streamed, expanded) =
-            (Some((true, false, 57)), Some((true, true, 57)), Some((false, false, 57)));
+        let (stored, streamed, expanded) = (Some((true, false, 57)), Some((true, true, 57)), Some((false, false, 57)));
         assert_eq!(of_a_quantized_file, [streamed, stored, stored, stored, expanded, expanded]);
         let smaller = chosen(7, &settings, q4_k()).expect("fits with blocks read for each step");
         assert!(smaller.0 && smaller.1 && smaller.2 < 57, "{smaller:?}");

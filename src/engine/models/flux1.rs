@@ -34,12 +34,12 @@ use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
+#[cfg(test)]
+pub(crate) use transformer::Sequence;
 pub(crate) use transformer::Transformer;
 use transformer::replay::{OnDevice, Replay};
 use vae::Decoding;
 pub(crate) use vae::{Decoder, Encoder};
-#[cfg(test)]
-pub(crate) use transformer::Sequence;
 #[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
 

@@ -278,7 +278,10 @@ fn an_adapter_that_cannot_be_used_fails_its_image_alone() {
     let good = engine.admit(&case.spec_with(Vec::new(), 1)).expect("admits");
     let bad = used(&reference("lora/adapters/j10_sdxl.safetensors"), 1.0);
     let refused = engine.admit(&case.spec_with(vec![bad], 1));
-    assert!(matches!(&refused, Err(EngineError::Request(reason)) if reason.contains("Stable Diffusion")), "{refused:?}");
+    assert!(
+        matches!(&refused, Err(EngineError::Request(reason)) if reason.contains("Stable Diffusion")),
+        "{refused:?}"
+    );
     engine.step(&[good]).expect("steps");
 }
 

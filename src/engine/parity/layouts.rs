@@ -21,8 +21,13 @@ fn both_layouts_have_the_same_tensors() {
         };
         assert_eq!(read(a), read(b), "{name}");
     };
-    let options =
-        LoadOptions { dtype: DType::F32, is_text_streamed: false, are_stored: false, is_e4m3_kept: false, blocks: None };
+    let options = LoadOptions {
+        dtype: DType::F32,
+        is_text_streamed: false,
+        are_stored: false,
+        is_e4m3_kept: false,
+        blocks: None,
+    };
     let load = |checkpoint| Checkpoint::load_onto(checkpoint, &Device::Cpu, options, Arc::new(()));
     let (folders, singles) = (load(&folders).expect("loads"), load(&singles).expect("loads"));
     let (a, b) = (folders.transformer(), singles.transformer());

@@ -11,8 +11,8 @@ use crate::domain::model::{CompletedFiles, ModelFiles};
 use crate::domain::precision::Precision;
 use crate::engine::adapted::AdapterSet;
 use crate::engine::blocks::BlockType;
-use crate::engine::models::flux1::text::TextEncoders;
 use crate::engine::models::flux1::config::TransformerConfig;
+use crate::engine::models::flux1::text::TextEncoders;
 use crate::engine::models::flux1::{Decoder, Encoder, Sequence, Transformer};
 use crate::engine::noise::standard_normal;
 
@@ -205,7 +205,8 @@ fn velocity(transformer: &Transformer, config: &TransformerConfig) -> Vec<f32> {
     };
     let none = AdapterSet::default();
     let text = transformer.embed_text(&random(1, 4, config.joint_attention_dim), &none).expect("embeds");
-    let condition = transformer.embed_condition(&random(2, 1, config.pooled_projection_dim), 3.5, &none).expect("embeds");
+    let condition =
+        transformer.embed_condition(&random(2, 1, config.pooled_projection_dim), 3.5, &none).expect("embeds");
     let rotary = transformer.rotary(4, 2, 3).expect("tables");
     let latents = random(3, 6, config.in_channels);
     let sequence = Sequence {
@@ -238,8 +239,7 @@ fn blocks_and_modulations_are_streamed_for_each_step() {
         let loading = Loading::new(&checkpoint, &Device::Cpu, options, observer)
             .expect("begins")
             .through(|_| Ok(Slow::new(Duration::ZERO)));
-        let streamed =
-            Transformer::load(config, &loading.transformer(), Precision::Full, blocks).expect("loads");
+        let streamed = Transformer::load(config, &loading.transformer(), Precision::Full, blocks).expect("loads");
         let streams: Vec<_> = loading.repeated_of(Part::Transformer).into_values().collect();
         assert_eq!(streams.len(), if kept == total { 1 } else { 2 });
         loading.finish().expect("finishes");

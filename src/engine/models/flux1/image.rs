@@ -115,7 +115,11 @@ impl Image {
         let ahead = &ahead[..steps.min(ahead.len())];
         self.passes().flat_map(move |pass| {
             let missing = ahead.iter().skip(pass.modulations.len());
-            missing.map(move |sigma| Conditioned { sigma: *sigma, condition: &pass.condition, adapters: &self.adapters })
+            missing.map(move |sigma| Conditioned {
+                sigma: *sigma,
+                condition: &pass.condition,
+                adapters: &self.adapters,
+            })
         })
     }
 

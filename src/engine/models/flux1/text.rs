@@ -34,12 +34,7 @@ impl TextEncoders {
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(
-        configs: &Configs,
-        clip: VarBuilder<'static>,
-        t5: Tensors,
-        is_streamed: bool,
-    ) -> Result<Self> {
+    pub(crate) fn load(configs: &Configs, clip: VarBuilder<'static>, t5: Tensors, is_streamed: bool) -> Result<Self> {
         let clip = ClipEncoder::load(&Tensors::from(clip), &configs.clip)?;
         Ok(Self { clip, t5: T5Encoder::load(t5, &configs.t5, is_streamed)? })
     }

@@ -28,8 +28,8 @@ use block::{DoubleBlock, SingleBlock};
 use blocks::Blocks;
 use embedders::{Embedder, SINUSOID_WIDTH, model_time, sinusoid};
 use modulation::{FINAL_PARTS, Modulations, ModulationsLoader};
-pub(crate) use stream::{Conditioned, Sequence};
 use stream::Stream;
+pub(crate) use stream::{Conditioned, Sequence};
 
 /// The transformer's weights.
 pub(crate) struct Transformer {
@@ -180,9 +180,7 @@ impl Transformer {
         let changes = Changes::of([(0..1, adapters)]);
         let pooled = self.vector_in.forward(&pooled.to_dtype(self.dtype)?, &changes)?;
         match &self.guidance_in {
-            Some(guidance_in) => {
-                guidance_in.forward(&self.sinusoid(&[guidance as f32 * 1000.0])?, &changes)? + pooled
-            }
+            Some(guidance_in) => guidance_in.forward(&self.sinusoid(&[guidance as f32 * 1000.0])?, &changes)? + pooled,
             None => Ok(pooled),
         }
     }

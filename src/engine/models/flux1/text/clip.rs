@@ -60,9 +60,7 @@ impl ClipEncoder {
 
     /// What is added to the scores: 0, or the least number where a key follows its query. `[tokens, tokens]`, f32.
     fn causal_mask(&self, tokens: usize) -> Result<Tensor> {
-        let mask = (0..tokens).flat_map(|query| {
-            (0..tokens).map(move |key| if key > query { f32::MIN } else { 0.0 })
-        });
+        let mask = (0..tokens).flat_map(|query| (0..tokens).map(move |key| if key > query { f32::MIN } else { 0.0 }));
         Tensor::from_vec(mask.collect(), (tokens, tokens), &self.device)
     }
 }

@@ -122,11 +122,10 @@ fn parts_before(config: &TransformerConfig, block: usize) -> usize {
 
 /// The names of all layers, in their order, and their parts.
 fn names(config: &TransformerConfig) -> Vec<(String, usize)> {
-    let halves = (0..config.num_layers).flat_map(|index| {
-        ["img", "txt"].map(|stream| (format!("double_blocks.{index}.{stream}_mod.lin"), HALF_PARTS))
-    });
-    let single = (0..config.num_single_layers)
-        .map(|index| (format!("single_blocks.{index}.modulation.lin"), SINGLE_PARTS));
+    let halves = (0..config.num_layers)
+        .flat_map(|index| ["img", "txt"].map(|stream| (format!("double_blocks.{index}.{stream}_mod.lin"), HALF_PARTS)));
+    let single =
+        (0..config.num_single_layers).map(|index| (format!("single_blocks.{index}.modulation.lin"), SINGLE_PARTS));
     halves.chain(single).chain([("final_layer.adaLN_modulation.1".to_owned(), FINAL_PARTS)]).collect()
 }
 
