@@ -188,7 +188,7 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All variables, in the order of the file's fields.
-pub const VARIABLES: [Variable; 53] = [
+pub const VARIABLES: [Variable; 56] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     ADMIN_PASSWORD_FILE,

@@ -109,6 +109,7 @@ fn room_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, available: O
         pixels_max: usize::MAX,
         are_stored,
         is_text_streamed: offload != OnHost::Nothing,
+        adapters_bytes_max: ADAPTERS_BYTES_MAX,
         blocks: match offload {
             OnHost::Blocks(blocks) => Some(blocks.unwrap_or(StreamedBlocks { resident: 0, double, total })),
             OnHost::Nothing | OnHost::Text => None,
