@@ -23,6 +23,8 @@ mod storage;
 mod trace;
 
 #[cfg(test)]
+mod counted_heap;
+#[cfg(test)]
 mod parity;
 
 use std::collections::BTreeMap;
@@ -51,7 +53,7 @@ pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
 pub use kernel_trial::{KernelTrial, may_have_faster_kernels, try_kernel};
-use memory::Room;
+use memory::{PixelLimits, Room};
 pub use memory::TooLarge;
 use models::flux1::{Flux1, Image, Residency, Stepped, Weights};
 pub use reading::{LoadTimes, Reading, read_weights};
@@ -64,8 +66,8 @@ pub use trace::Trace;
 pub struct FluxEngine {
     model: Flux1,
     limits: EngineLimits,
-    /// Maximum pixels that can be decoded in the device's memory.
-    pixels_max: usize,
+    /// Maximum pixels of an image in the device's memory.
+    pixels: PixelLimits,
     /// Whether each image of a step is computed by itself.
     is_unbatched: bool,
     images: BTreeMap<Slot, Image>,
@@ -109,8 +111,7 @@ impl FluxEngine {
         storage::check_widths(checkpoint.configs.transformer.block_linears(), &device, settings.precision)?;
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision)?;
-        let Room { limits, pixels_max, are_stored, is_text_streamed } =
-            memory::room_for(&checkpoint, &device, &settings)?;
+        let Room { limits, pixels, are_stored, is_text_streamed } = memory::room_for(&checkpoint, &device, &settings)?;
         if settings.precision.is_lossy() {
             let precision = settings.precision;
             tracing::warn!(%precision, "the engine runs in a lossy precision: images differ slightly from the model's");
@@ -127,7 +128,8 @@ impl FluxEngine {
             t5: loading.t5(),
             transformer: loading.transformer(),
         };
-        let residency = Residency { precision: settings.precision, is_text_streamed };
+        let residency =
+            Residency { precision: settings.precision, is_text_streamed, whole_pixels_max: pixels.whole };
         let (configs, tokenizers) = (checkpoint.configs.clone(), checkpoint.tokenizers.clone());
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;
         let (weights_bytes, weights_seconds) = loading.finish()?;
@@ -139,7 +141,7 @@ impl FluxEngine {
             // The CPU's own operations are batch-invariant.
             is_unbatched: settings.is_deterministic && !device.is_cpu(),
             limits,
-            pixels_max,
+            pixels,
             images: BTreeMap::new(),
             next_slot: 0,
             load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
@@ -192,12 +194,15 @@ impl StepEngine for FluxEngine {
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         let pixels = spec.width() as usize * spec.height() as usize;
-        if pixels > self.pixels_max {
+        let (pixels_max, kind) = match spec.input_image() {
+            Some(_) => (self.pixels.output.min(self.pixels.input), " with an input image"),
+            None => (self.pixels.output, ""),
+        };
+        if pixels > pixels_max {
             return Err(EngineError::Request(format!(
-                "{}x{} pixels do not fit in the device's memory: at most {} pixels do",
+                "{}x{} pixels{kind} do not fit in the device's memory: at most {pixels_max} pixels do",
                 spec.width(),
                 spec.height(),
-                self.pixels_max
             )));
         }
         let image = self.model.admit(spec)?;

@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device};
 
-use super::plan::{MemoryPlan, TooLarge};
+use super::autoencoder::HostDecoding;
+use super::plan::{MemoryPlan, PixelLimits, TooLarge};
 use crate::domain::device::{EngineSettings, Offload};
 use crate::domain::engine::EngineLimits;
 use crate::domain::precision::Precision;
@@ -12,14 +13,14 @@ use crate::engine::{device, storage};
 use crate::telemetry::process::available_bytes;
 
 /// Expanded weights take at most one part in so many of the host's memory that is available: other models and images need some, too.
+/// An image that is decoded as a whole takes at most the same part of what the weights leave.
 const HOST_PARTS: u64 = 2;
 
 /// How a model is kept on a device.
 pub(crate) struct Room {
     /// Of one step.
     pub(crate) limits: EngineLimits,
-    /// Maximum pixels of an image.
-    pub(crate) pixels_max: usize,
+    pub(crate) pixels: PixelLimits,
     /// Whether matrices are kept as they are stored.
     pub(crate) are_stored: bool,
     /// Whether T5's blocks are copied to the device for each prompt.
@@ -29,17 +30,21 @@ pub(crate) struct Room {
 /// The limits on a device, and how weights are kept there.
 pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &EngineSettings) -> Result<Room, TooLarge> {
     let Some(plan) = plan_for(checkpoint, device, settings)? else {
+        let available = available_bytes();
+        let are_stored = are_stored_on_host(settings.weights, checkpoint, available);
+        let HostDecoding { whole, strips } = HostDecoding::of(&checkpoint.configs.vae, 1024, 1024);
+        tracing::debug!(whole, strips, "bytes to decode 1024x1024 pixels on the CPU");
         return Ok(Room {
             limits: device::initial_limits(),
-            pixels_max: usize::MAX,
-            are_stored: are_stored_on_host(settings.weights, checkpoint, available_bytes()),
+            pixels: PixelLimits { whole: whole_pixels_on_host(checkpoint, are_stored, available), ..PixelLimits::NONE },
+            are_stored,
             is_text_streamed: settings.offload == Offload::Text,
         });
     };
     tracing::info!(%plan, "the device's memory");
     Ok(Room {
         limits: plan.limits,
-        pixels_max: plan.pixels_max,
+        pixels: plan.pixels,
         are_stored: plan.are_stored(),
         is_text_streamed: plan.is_text_streamed,
     })
@@ -56,6 +61,16 @@ fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available
             available.is_none_or(|available| (transformer + vae + clip + t5) as u64 > available / HOST_PARTS)
         }
     }
+}
+
+/// Maximum pixels of an image that the CPU decodes as a whole. In strips it has the same bits.
+fn whole_pixels_on_host(checkpoint: &Checkpoint, are_stored: bool, available: Option<u64>) -> usize {
+    let Some(available) = available else { return 0 };
+    let stored = checkpoint.stored_weight_bytes(DType::F32).filter(|_| are_stored);
+    let WeightBytes { transformer, vae, clip, t5, expanding } =
+        stored.unwrap_or_else(|| checkpoint.weight_bytes(DType::F32));
+    let left = available.saturating_sub((transformer + vae + clip + t5 + expanding) as u64);
+    HostDecoding::whole_pixels_max(&checkpoint.configs.vae, left / HOST_PARTS)
 }
 
 /// The plan. `None` where the device does not say how much memory it has: on the CPU.
@@ -160,6 +175,18 @@ mod tests {
         assert_eq!(free.map(|free| of(WeightStorage::Auto, free)), [false, true, true]);
         assert_eq!(free.map(|free| of(WeightStorage::AsStored, free)), [true; 3]);
         assert_eq!(free.map(|free| of(WeightStorage::Expanded, free)), [false; 3]);
+    }
+
+    #[test]
+    fn the_host_decodes_as_a_whole_what_takes_at_most_half_of_what_weights_leave() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+        let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
+        let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
+        let weights = (transformer + vae + clip + t5) as u64;
+        let image = HostDecoding::of(&checkpoint.configs.vae, 512, 512).whole as u64;
+        let of = |available| whole_pixels_on_host(&checkpoint, false, available);
+        assert_eq!(of(Some(weights + HOST_PARTS * image)), 512 * 512);
+        assert_eq!([Some(weights), Some(0), None].map(of), [0; 3]);
     }
 
     #[test]

@@ -4,6 +4,8 @@
 
 pub(crate) mod config;
 mod image;
+#[cfg(test)]
+mod measured;
 mod positions;
 mod preview;
 pub(crate) mod schedule;
@@ -34,7 +36,7 @@ use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 pub(crate) use transformer::Transformer;
 use vae::Decoding;
-pub(crate) use vae::{Decoder, Encoder};
+pub(crate) use vae::{Decoder, Encoder, STRIP_ROWS, UPSAMPLINGS_IN_STRIPS};
 #[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
 
@@ -60,6 +62,8 @@ pub(crate) struct Residency {
     pub(crate) precision: Precision,
     /// Whether T5's blocks are on the device only while a prompt is encoded.
     pub(crate) is_text_streamed: bool,
+    /// Maximum pixels of an image that is not decoded in strips.
+    pub(crate) whole_pixels_max: usize,
 }
 
 /// A FLUX.1 model on one device.
@@ -87,7 +91,7 @@ impl Flux1 {
         residency: Residency,
     ) -> Result<Self> {
         let device = weights.transformer.device().clone();
-        let decoder = Decoder::load(&configs.vae, &weights.decoder)?;
+        let decoder = Decoder::load(&configs.vae, &weights.decoder)?.with_whole_pixels_max(residency.whole_pixels_max);
         let encoder = Encoder::load(&configs.vae, &weights.encoder)?;
         let text = TextEncoders::load(&configs, &weights.clip, weights.t5, residency.is_text_streamed)?;
         let transformer = Transformer::load(&configs.transformer, &weights.transformer, residency.precision)?;
@@ -235,8 +239,8 @@ impl Flux1 {
     /// # Errors
     /// When the device is out of memory or fails.
     pub(crate) fn decode_part(&self, image: &mut Image) -> Outcome<bool> {
-        let mut decoding = self.decoding(image)?;
-        let is_left = self.decoder.advance(&mut decoding).map_err(device_error)?;
+        let decoding = self.decoding(image)?;
+        let (decoding, is_left) = self.decoder.advance(decoding).map_err(device_error)?;
         image.decoding = Some(decoding);
         Ok(is_left)
     }

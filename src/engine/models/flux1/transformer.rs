@@ -134,6 +134,7 @@ impl Transformer {
             (text, image) = block.forward(&text, &image, &stream)?;
         }
         let mut joint = stream.join(&text, &image)?;
+        drop((text, image));
         for block in &self.single_blocks {
             joint = block.forward(&joint, &stream)?;
         }
