@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::config::Flags;
+use crate::config::{Flags, THREADS};
 use crate::domain::device::{Kernels, Offload};
 use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
@@ -28,6 +28,9 @@ pub struct EngineArgs {
     /// they fit [default: auto]
     #[arg(long, value_name = "HOW")]
     pub weights: Option<WeightStorage>,
+    /// Threads that compute on the CPU [default: the cores that the program may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(THREADS))]
+    pub threads: Option<u64>,
 }
 
 impl EngineArgs {
@@ -37,5 +40,6 @@ impl EngineArgs {
         flags.kernels = self.kernels;
         flags.precision = self.precision;
         flags.weights = self.weights;
+        flags.threads = self.threads;
     }
 }

@@ -171,6 +171,7 @@ impl<'a> Environment<'a> {
                 kernels: self.text(&ENGINE_KERNELS)?,
                 precision: self.text(&ENGINE_PRECISION)?,
                 weights: self.text(&ENGINE_WEIGHTS)?,
+                threads: self.number(&ENGINE_THREADS)?,
             },
             drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,
             http: HttpSettings {

@@ -43,6 +43,8 @@ pub struct Flags {
     pub precision: Option<Precision>,
     /// See [`crate::config::EngineConfig::weights`].
     pub weights: Option<WeightStorage>,
+    /// See [`crate::config::EngineConfig::threads`].
+    pub threads: Option<u64>,
     /// Whether [`HubConfig::download`] is on, whatever file and environment say.
     pub download: bool,
 }
@@ -89,6 +91,7 @@ impl Config {
         config.engine.kernels = flags.kernels.unwrap_or(config.engine.kernels);
         config.engine.precision = flags.precision.unwrap_or(config.engine.precision);
         config.engine.weights = flags.weights.unwrap_or(config.engine.weights);
+        config.engine.threads = flags.threads.or(config.engine.threads);
         if !flags.models.is_empty() {
             resolve::check_models(&flags.models)
                 .map_err(|reason| ConfigError::Value { place: "flag `--model`".into(), reason })?;

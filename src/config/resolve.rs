@@ -10,7 +10,7 @@ use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, ModelSetting, Origin, Settings};
 use crate::config::{
     Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
-    PublicUrl, QueueConfig, ResultsConfig, TelemetryConfig, TlsConfig,
+    PublicUrl, QueueConfig, ResultsConfig, THREADS, TelemetryConfig, TlsConfig,
 };
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::{ModelParts, ModelSource};
@@ -211,6 +211,10 @@ fn engine(layers: &[Layer], default: EngineConfig) -> Result<EngineConfig, Confi
             default.precision,
         )?,
         weights: parsed(layers, &env::ENGINE_WEIGHTS, |settings| settings.engine.weights.as_ref(), default.weights)?,
+        threads: match within(layers, &env::ENGINE_THREADS, |settings| settings.engine.threads, &THREADS, 0)? {
+            0 => default.threads,
+            threads => Some(threads),
+        },
     })
 }
 

@@ -61,6 +61,7 @@ pub(super) struct EngineSettings {
     pub(super) kernels: Option<String>,
     pub(super) precision: Option<String>,
     pub(super) weights: Option<String>,
+    pub(super) threads: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

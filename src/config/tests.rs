@@ -75,6 +75,7 @@ deterministic = true
 kernels = "portable"
 precision = "fp8"
 weights = "expanded"
+threads = 3
 
 [http]
 body_limit_bytes = 2048

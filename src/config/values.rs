@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -16,6 +17,9 @@ use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
+
+/// How many threads may compute on the CPU.
+pub const THREADS: RangeInclusive<u64> = 1..=1024;
 
 /// The model that is compiled into the program.
 pub const DEFAULT_MODEL: &str = "fluxserve/flux-shapes";
@@ -83,6 +87,8 @@ pub struct EngineConfig {
     pub precision: Precision,
     /// How a model's weights are kept in memory.
     pub weights: WeightStorage,
+    /// Threads that compute on the CPU, of all engines together. `None`: one for each core.
+    pub threads: Option<u64>,
 }
 
 /// Limits of HTTP requests.
@@ -250,7 +256,7 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic, kernels, precision, weights } = self.engine;
+        let EngineConfig { offload, is_deterministic, kernels, precision, weights, threads: _ } = self.engine;
         let kernel_faults = KernelFaults::default();
         EngineSettings { device, offload, is_deterministic, kernels, kernel_faults, precision, weights }
     }

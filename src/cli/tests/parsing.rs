@@ -71,6 +71,8 @@ fn engine_options_apply_to_every_command_with_an_engine() {
         "fp8",
         "--weights",
         "expanded",
+        "--threads",
+        "3",
     ];
     let asked = EngineArgs {
         offload: Some(Offload::Text),
@@ -78,6 +80,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
         kernels: Some(Kernels::Portable),
         precision: Some(Precision::Fp8),
         weights: Some(WeightStorage::Expanded),
+        threads: Some(3),
     };
     let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];
     let Some(Command::Serve(serve)) = parse(&[&["serve"][..], &engine[..]].concat()).expect("valid").command else {
@@ -92,6 +95,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
     assert!(refused.contains("use `auto`, `none` or `text`"), "{refused}");
     let refused = parse(&["serve", "--precision", "int8"]).expect_err("no such thing").to_string();
     assert!(refused.contains("use `full`, or `fp8`"), "{refused}");
+    assert!(parse(&["serve", "--threads", "0"]).is_err());
 }
 
 #[tokio::test]

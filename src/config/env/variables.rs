@@ -85,6 +85,8 @@ pub(in crate::config) const ENGINE_WEIGHTS: Variable = variable(
     "engine.weights",
     "auto, as-stored: the file's size in memory, or expanded when loaded",
 );
+pub(in crate::config) const ENGINE_THREADS: Variable =
+    variable("FLUXSERVE_ENGINE_THREADS", "engine.threads", "threads that compute on the CPU, one for each core by default");
 pub(in crate::config) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
     "drain_deadline_seconds",
@@ -182,7 +184,7 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All variables, in the order of the file's fields.
-pub const VARIABLES: [Variable; 53] = [
+pub const VARIABLES: [Variable; 54] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     ADMIN_PASSWORD_FILE,
@@ -198,6 +200,7 @@ pub const VARIABLES: [Variable; 53] = [
     ENGINE_KERNELS,
     ENGINE_PRECISION,
     ENGINE_WEIGHTS,
+    ENGINE_THREADS,
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
     HTTP_BODIES_BYTES_MAX,

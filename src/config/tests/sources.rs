@@ -54,6 +54,7 @@ fn every_field_of_the_file_is_read() {
             kernels: Kernels::Portable,
             precision: Precision::Fp8,
             weights: WeightStorage::Expanded,
+            threads: Some(3),
         },
         admin_password: None,
         drain_deadline_seconds: 10,
@@ -103,6 +104,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_ENGINE_KERNELS", "portable")
         .variable("FLUXSERVE_ENGINE_PRECISION", "fp8")
         .variable("FLUXSERVE_ENGINE_WEIGHTS", "expanded")
+        .variable("FLUXSERVE_ENGINE_THREADS", "3")
         .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
         .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")
         .variable("FLUXSERVE_HTTP_BODIES_BYTES_MAX", "8388608")
