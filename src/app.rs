@@ -45,6 +45,7 @@ pub use engines::{DeviceLost, EngineBuilder};
 pub use fetching::ProgressLines;
 pub use file_uses::uses_of;
 pub use generate::{GenerateRequest, generate};
+pub use heap::Heap;
 pub use hub::{DownloadRequest, download_model, local_model};
 pub use kernel_trials::{DISAGREES, try_kernel};
 pub use logs::CommandLogs;
