@@ -53,7 +53,7 @@ pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
 pub use kernel_trial::{KernelTrial, may_have_faster_kernels, try_kernel};
-use memory::{PixelLimits, Room};
+use memory::{MemoryUse, PixelLimits, Room};
 pub use memory::TooLarge;
 use models::flux1::{Flux1, Image, Residency, Stepped, Weights};
 pub use reading::{LoadTimes, Reading, read_weights};
@@ -68,6 +68,7 @@ pub struct FluxEngine {
     limits: EngineLimits,
     /// Maximum pixels of an image in the device's memory.
     pixels: PixelLimits,
+    memory: MemoryUse,
     /// Whether each image of a step is computed by itself.
     is_unbatched: bool,
     images: BTreeMap<Slot, Image>,
@@ -111,7 +112,8 @@ impl FluxEngine {
         storage::check_widths(checkpoint.configs.transformer.block_linears(), &device, settings.precision)?;
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision)?;
-        let Room { limits, pixels, are_stored, is_text_streamed } = memory::room_for(&checkpoint, &device, &settings)?;
+        let Room { limits, pixels, are_stored, is_text_streamed, free } =
+            memory::room_for(&checkpoint, &device, &settings)?;
         if settings.precision.is_lossy() {
             let precision = settings.precision;
             tracing::warn!(%precision, "the engine runs in a lossy precision: images differ slightly from the model's");
@@ -142,6 +144,7 @@ impl FluxEngine {
             is_unbatched: settings.is_deterministic && !device.is_cpu(),
             limits,
             pixels,
+            memory: MemoryUse::new(free),
             images: BTreeMap::new(),
             next_slot: 0,
             load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
@@ -244,7 +247,9 @@ impl StepEngine for FluxEngine {
 
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
         let image = self.take_done(slot)?;
-        self.model.finish(image)
+        let finished = self.model.finish(image);
+        self.memory.report(device::most_used_bytes(&self.device));
+        finished
     }
 
     fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {

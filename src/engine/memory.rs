@@ -5,6 +5,7 @@
 mod autoencoder;
 mod budget;
 mod plan;
+mod usage;
 
 #[cfg(test)]
 pub(crate) use autoencoder::HostDecoding;
@@ -13,3 +14,4 @@ pub(crate) use plan::PixelLimits;
 pub use plan::TooLarge;
 #[cfg(test)]
 pub(crate) use plan::token_bytes;
+pub(crate) use usage::MemoryUse;

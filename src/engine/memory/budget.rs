@@ -25,6 +25,8 @@ pub(crate) struct Room {
     pub(crate) are_stored: bool,
     /// Whether T5's blocks are copied to the device for each prompt.
     pub(crate) is_text_streamed: bool,
+    /// Bytes of the device's memory that were free when it was planned; `None` on the CPU.
+    pub(crate) free: Option<usize>,
 }
 
 /// The limits on a device, and how weights are kept there.
@@ -39,6 +41,7 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
             pixels: PixelLimits { whole: whole_pixels_on_host(checkpoint, are_stored, available), ..PixelLimits::NONE },
             are_stored,
             is_text_streamed: settings.offload == Offload::Text,
+            free: None,
         });
     };
     tracing::info!(%plan, "the device's memory");
@@ -47,6 +50,7 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
         pixels: plan.pixels,
         are_stored: plan.are_stored(),
         is_text_streamed: plan.is_text_streamed,
+        free: Some(plan.free),
     })
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct MemoryPlan {
     pub(crate) is_text_streamed: bool,
     token: usize,
     pixel: PixelBytes,
-    free: usize,
+    pub(crate) free: usize,
     pub(crate) limits: EngineLimits,
     pub(crate) pixels: PixelLimits,
 }

@@ -12,7 +12,7 @@ use candle_nn::{Module, VarBuilder};
 use super::activation::{silu, silu_of};
 use super::{channels_first, channels_last, contiguous, cuda, has_kernels, is_on_cpu};
 
-pub(crate) use strips::{Moments, Scales};
+pub(crate) use strips::Moments;
 
 /// GroupNorm with its weights. Statistics are f32 or better whatever the dtype.
 pub(crate) struct GroupNorm {

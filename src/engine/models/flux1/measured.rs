@@ -24,10 +24,10 @@ fn assert_near(what: &str, held: usize, planned: usize) {
 
 #[test]
 fn each_component_takes_what_the_plan_says() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/flux-shapes");
-    let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
-    let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
     on_one_thread(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/flux-shapes");
+        let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
+        let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
         let options = LoadOptions { dtype: DType::F32, is_text_streamed: false, are_stored: false };
         let loading = checkpoint.load_onto(&Device::Cpu, options, Arc::new(())).expect("begins");
         let configs = &checkpoint.configs;

@@ -81,7 +81,7 @@ pub(super) struct Bordered {
 }
 
 /// Each strip with its borders. Two strips are held at a time.
-pub(super) fn bordered<'a>(strips: EachStrip<'a>) -> impl Iterator<Item = Result<Bordered>> + 'a {
+pub(super) fn bordered(strips: EachStrip<'_>) -> impl Iterator<Item = Result<Bordered>> {
     WithBorders { strips: strips.fuse(), above: None, next: None }
 }
 
