@@ -51,10 +51,9 @@ impl HostDecoding {
     pub(crate) fn of(vae: &VaeConfig, rows: usize, columns: usize) -> Self {
         let widths = Widths(vae);
         let pixels = rows * columns * DType::F32.size_in_bytes();
-        // A convolution's output is held twice, once in strips. The last upsampling also holds its input and that of doubled
-        // sides; a block what a device with kernels holds.
-        let upsampling = 3 * widths.widest(0) + widths.widest(0) / 4;
-        let block = 2 * widths.widest(0) + 2 * widths.of(0);
+        // The last upsampling holds its input, that with doubled sides, and its output; a block what it holds on a device, too.
+        let upsampling = 2 * widths.widest(0) + widths.widest(0) / 4;
+        let block = 2 * widths.widest(0) + widths.of(0);
         // Of the widest strips two, and one that is normalized.
         let strip = 3 * widths.widest(0) * rows.min(STRIP_ROWS) * columns * DType::F32.size_in_bytes();
         Self { whole: upsampling.max(block) * pixels, strips: widths.in_strips() * pixels + strip }
@@ -103,7 +102,7 @@ mod tests {
         assert_eq!(encoding - PIXEL_RESERVE, 768);
     }
 
-    /// Of the largest images, two and a half times less on CUDA and on the CPU.
+    /// Of large images: on CUDA two and a half times less, on the CPU half.
     #[test]
     fn strips_take_a_fraction_of_the_memory() {
         let vae = Configs::flux_dev().vae;
@@ -114,8 +113,8 @@ mod tests {
             let (whole, strips) = (pixel.decoding * side * side, pixel.decoding_strips * side * side + strip);
             assert!(2 * whole > 5 * strips, "{side}: {whole} and {strips} bytes");
             let HostDecoding { whole, strips } = HostDecoding::of(&vae, side, side);
-            assert!(2 * whole > 5 * strips, "{side}: {whole} and {strips} bytes");
+            assert!(whole > 2 * strips, "{side}: {whole} and {strips} bytes");
         }
-        assert_eq!(HostDecoding::whole_pixels_max(&vae, 3328 * 1000), 1000);
+        assert_eq!(HostDecoding::whole_pixels_max(&vae, 2560 * 1000), 1000);
     }
 }

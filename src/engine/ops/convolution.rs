@@ -7,7 +7,7 @@ pub(super) mod sizes;
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 use rayon::prelude::*;
 
@@ -25,6 +25,9 @@ pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
 
 /// Pixels of one task on the CPU: enough for a matrix product, and few enough for the cache.
 const STRIP_PIXELS: usize = 512;
+
+/// Tasks of each thread at a time: their outputs are copied while they are in the cache, and take little memory.
+const STRIPS_PER_THREAD: usize = 16;
 
 /// A convolution of one image. Its form is chosen with its weights: the CUDA kernels in bf16; our own GEMMs on the CPU; elsewhere
 /// candle's convolution.
@@ -100,7 +103,7 @@ impl Convolution {
     pub(crate) fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Form::ChannelsLast(form) => form.forward(x, Some(residual)),
-            Form::InPlanes(form) => residual + form.forward(x)?,
+            Form::InPlanes(form) => form.forward_rows(x, &(0..x.dim(2)?), Some(residual)),
         }
     }
 
@@ -110,10 +113,9 @@ impl Convolution {
     /// # Errors
     /// When shapes or devices do not fit, or the device is out of memory.
     pub(crate) fn forward_rows(&self, x: &Tensor, rows: &Range<usize>, residual: Option<&Tensor>) -> Result<Tensor> {
-        match (&self.0, residual) {
-            (Form::ChannelsLast(form), residual) => form.forward_rows(x, rows, residual),
-            (Form::InPlanes(form), Some(residual)) => residual + form.forward_rows(x, rows)?,
-            (Form::InPlanes(form), None) => form.forward_rows(x, rows),
+        match &self.0 {
+            Form::ChannelsLast(form) => form.forward_rows(x, rows, residual),
+            Form::InPlanes(form) => form.forward_rows(x, rows, residual),
         }
     }
 }
@@ -129,10 +131,10 @@ struct InPlanes {
 
 impl InPlanes {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.forward_rows(x, &(0..x.dim(2)?))
+        self.forward_rows(x, &(0..x.dim(2)?), None)
     }
 
-    fn forward_rows(&self, x: &Tensor, rows: &Range<usize>) -> Result<Tensor> {
+    fn forward_rows(&self, x: &Tensor, rows: &Range<usize>, residual: Option<&Tensor>) -> Result<Tensor> {
         let x = x.contiguous()?;
         let (_, _, height, width) = x.dims4()?;
         let (x, rows) = if self.is_doubled {
@@ -142,9 +144,16 @@ impl InPlanes {
         };
         match self.inner.bias() {
             Some(bias) if is_on_cpu(&x) => {
-                x.apply_op3_no_bwd(self.inner.weight(), bias, &OnCpu { kernel: self.kernel, rows })
+                let residual = residual.map(Tensor::contiguous).transpose()?;
+                x.apply_op3_no_bwd(self.inner.weight(), bias, &OnCpu { kernel: self.kernel, rows, residual })
             }
-            _ => self.in_strips(&x)?.narrow(2, rows.start, rows.len())?.contiguous(),
+            _ => {
+                let out = self.in_strips(&x)?.narrow(2, rows.start, rows.len())?.contiguous()?;
+                match residual {
+                    Some(residual) => residual + out,
+                    None => Ok(out),
+                }
+            }
         }
     }
 
@@ -172,6 +181,8 @@ struct OnCpu {
     kernel: usize,
     /// Rows of the input for which there is an output.
     rows: Range<usize>,
+    /// Is added to the output.
+    residual: Option<Tensor>,
 }
 
 /// One image's channels, row by row.
@@ -207,34 +218,60 @@ impl CustomOp3 for OnCpu {
         if first > end || end > height {
             bail!("convolution: rows {first} to {end} of {height}");
         }
+        let shape = Shape::from((1, outputs, end - first, width));
+        let held = self.residual.as_ref().map(Tensor::storage_and_layout);
+        let residual = match &held {
+            None => None,
+            Some((storage, layout)) => match &**storage {
+                Storage::Cpu(storage) if layout.shape() == &shape => Some(contiguous(storage, layout)?),
+                _ => bail!("convolution: {:?} on {shape:?}, or on another device", layout.dims()),
+            },
+        };
         let planes = Planes { values, channels, height, width };
         let taps = channels * self.kernel * self.kernel;
         let weight = MatrixRef::new(weight, outputs, taps, taps);
         let strip_rows = (STRIP_PIXELS / width.max(1)).max(1);
         let starts: Vec<usize> = (first..end).step_by(strip_rows).collect();
-        // In parallel over strips, then over channels.
-        let strips: Vec<Vec<f32>> = starts
-            .par_iter()
-            .map_init(Vec::new, |spread, &top| {
-                let rows = strip_rows.min(end - top);
-                let mut out = vec![0.0; outputs * rows * width];
-                let neighbors = planes.neighbors(self.kernel, top, rows, spread);
-                multiply(&mut out, weight, neighbors, false, Threads::One);
-                out
-            })
-            .collect();
         let pixels = (end - first) * width;
         let mut out = vec![0.0_f32; outputs * pixels];
-        out.par_chunks_mut(pixels.max(1)).enumerate().for_each(|(channel, out)| {
-            for (strip, &top) in strips.iter().zip(&starts) {
-                let pixels = strip.len() / outputs;
-                let target = &mut out[(top - first) * width..][..pixels];
-                for (target, &value) in target.iter_mut().zip(&strip[channel * pixels..][..pixels]) {
-                    *target = value + bias[channel];
+        for starts in starts.chunks(STRIPS_PER_THREAD * rayon::current_num_threads()) {
+            // In parallel over strips, then over channels.
+            let strips: Vec<Vec<f32>> = starts
+                .par_iter()
+                .map_init(Vec::new, |spread, &top| {
+                    let rows = strip_rows.min(end - top);
+                    let mut out = vec![0.0; outputs * rows * width];
+                    let neighbors = planes.neighbors(self.kernel, top, rows, spread);
+                    multiply(&mut out, weight, neighbors, false, Threads::One);
+                    out
+                })
+                .collect();
+            out.par_chunks_mut(pixels.max(1)).enumerate().for_each(|(channel, out)| {
+                let residual = residual.map(|residual| &residual[channel * pixels..][..pixels]);
+                for (strip, &top) in strips.iter().zip(starts) {
+                    let (at, count) = ((top - first) * width, strip.len() / outputs);
+                    let values = &strip[channel * count..][..count];
+                    add(&mut out[at..][..count], values, bias[channel], residual.map(|residual| &residual[at..][..count]));
                 }
+            });
+        }
+        Ok((CpuStorage::F32(out), shape))
+    }
+}
+
+/// Writes values with a bias to `out`, and adds the residual if there is one.
+fn add(out: &mut [f32], values: &[f32], bias: f32, residual: Option<&[f32]>) {
+    match residual {
+        None => {
+            for (out, &value) in out.iter_mut().zip(values) {
+                *out = value + bias;
             }
-        });
-        Ok((CpuStorage::F32(out), Shape::from((1, outputs, end - first, width))))
+        }
+        Some(residual) => {
+            for ((out, &value), &residual) in out.iter_mut().zip(values).zip(residual) {
+                *out = residual + (value + bias);
+            }
+        }
     }
 }
 

@@ -65,7 +65,6 @@ fn decoding_takes_what_the_plan_says() {
         let decoder = Decoder::load(&vae, &VarBuilder::zeros(DType::F32, &Device::Cpu)).expect("loads");
         let latents = Tensor::zeros((1, 16, 40, 44), DType::F32, &Device::Cpu).expect("latents");
         let HostDecoding { whole, strips } = HostDecoding::of(&vae, 320, 352);
-        assert!(2 * whole > 5 * strips, "{whole} and {strips} bytes are planned");
         let (pixels, held) = most_held(|| decoder.decode(&latents).expect("decodes"));
         assert_eq!(pixels.dims(), [1, 3, 320, 352]);
         assert_near("as a whole", held, whole);
