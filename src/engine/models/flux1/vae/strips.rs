@@ -96,12 +96,10 @@ struct WithBorders<'a> {
 impl WithBorders<'_> {
     fn read(&mut self) -> Result<Option<Bordered>> {
         let strip = match self.next.take() {
-            Some(strip) => strip,
-            None => match self.strips.next().transpose()? {
-                Some(strip) => strip,
-                None => return Ok(None),
-            },
+            None => self.strips.next().transpose()?,
+            read => read,
         };
+        let Some(strip) = strip else { return Ok(None) };
         self.next = self.strips.next().transpose()?;
         let height = strip.dim(2)?;
         let below = self.next.as_ref().map(|next| copied_rows(next, 0..1)).transpose()?;
