@@ -2,14 +2,15 @@
 //!
 //! `cargo bench --bench engine_step` uses the tiny reference checkpoint; `FLUXSERVE_BENCH_CHECKPOINT=DIR` names another
 //! and `FLUXSERVE_BENCH_IMAGES`, `…_SIDE`, `…_STEPS` set the number of images in the batch, their side in pixels and the
-//! number of steps, `…_WEIGHTS` how weights are kept (`as-stored` or `expanded`). `benches/step_against_diffusers.py`
-//! compares it with diffusers on the same weights.
+//! number of steps, `…_WEIGHTS` how weights are kept (`as-stored` or `expanded`), and `…_DECODES` how often an image is decoded.
+//! `benches/step_against_diffusers.py` compares it with diffusers on the same weights.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a benchmark prints its result")]
 
 use std::path::PathBuf;
 use std::time::Instant;
 
+use fluxserve::app::Heap;
 use fluxserve::catalog::card_or_flux_dev;
 use fluxserve::domain::device::{DeviceChoice, EngineSettings};
 use fluxserve::domain::engine::StepEngine;
@@ -18,6 +19,10 @@ use fluxserve::domain::model::{ModelFiles, ParameterDefaults};
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::domain::weight_storage::WeightStorage;
 use fluxserve::engine::FluxEngine;
+
+/// As in the program.
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 fn setting(name: &str, default: u32) -> u32 {
     let text = std::env::var(format!("FLUXSERVE_BENCH_{name}")).ok();
@@ -50,6 +55,20 @@ fn main() {
             start.elapsed().as_secs_f64()
         })
         .collect();
+    println!("engine_step images={images} side={side} median_seconds={:.4}", median(&mut seconds));
+    let mut seconds: Vec<f64> = (0..setting("DECODES", 0))
+        .map(|_| {
+            let start = Instant::now();
+            engine.decode(slots[0]).expect("decodes");
+            start.elapsed().as_secs_f64()
+        })
+        .collect();
+    if !seconds.is_empty() {
+        println!("engine_decode side={side} median_seconds={:.4}", median(&mut seconds));
+    }
+}
+
+fn median(seconds: &mut [f64]) -> f64 {
     seconds.sort_by(f64::total_cmp);
-    println!("engine_step images={images} side={side} median_seconds={:.4}", seconds[seconds.len() / 2]);
+    seconds[seconds.len() / 2]
 }

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cluster;
+mod compute_threads;
 mod convert;
 mod data_lock;
 mod doctor;
@@ -38,12 +39,14 @@ pub use bench::{
     TimeReport, TimeRequest, Timing, fidelity, kernels, load, time, write_stages,
 };
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
+pub use compute_threads::start_compute_threads;
 pub use convert::{ConvertRequest, convert_model};
 pub use doctor::{doctor, doctor_for_memory, test_operations};
 pub use engines::{DeviceLost, EngineBuilder};
 pub use fetching::ProgressLines;
 pub use file_uses::uses_of;
 pub use generate::{GenerateRequest, LoraFile, generate};
+pub use heap::Heap;
 pub use hub::{DownloadRequest, download_model, local_model};
 pub use kernel_trials::{DISAGREES, try_kernel};
 pub use logs::CommandLogs;

@@ -208,6 +208,7 @@ pub async fn run(
             arguments.engine.clone().apply(&mut flags);
             let config = Config::load(flags)?;
             let _logs = start_logs(&config)?;
+            app::start_compute_threads(&config);
             let request = arguments.into_request(&config, || Ok(random_seed()?), notes)?;
             let request = generate::with_downloads(&config, request, notes).await?;
             generate::run(&config, request, notes)
@@ -223,6 +224,7 @@ pub async fn run(
             command.apply(&mut flags);
             let config = Config::load(flags)?;
             let _logs = start_logs(&config)?;
+            app::start_compute_threads(&config);
             bench::run(command, &config, out, notes)
         }
         Command::Openapi => Ok(writeln!(out, "{}", app::api_description())?),
@@ -233,6 +235,7 @@ pub async fn run(
             arguments.apply(&mut flags);
             let config = Config::load(flags)?;
             let _logs = start_logs(&config)?;
+            app::start_compute_threads(&config);
             doctor::run(arguments, &config, out).await
         }
     }

@@ -24,6 +24,8 @@ mod storage;
 mod trace;
 
 #[cfg(test)]
+mod counted_heap;
+#[cfg(test)]
 mod parity;
 
 use std::collections::BTreeMap;
@@ -53,7 +55,7 @@ pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
 pub use kernel_trial::{KernelTrial, may_have_faster_kernels, try_kernel};
-use memory::Room;
+use memory::{MemoryUse, PixelLimits, Room};
 pub use memory::TooLarge;
 use models::flux1::{Flux1, Image, Residency, Stepped, Weights};
 pub use reading::{LoadTimes, Reading, read_weights};
@@ -67,8 +69,9 @@ pub struct FluxEngine {
     model: Flux1,
     adapters: AdapterCache,
     limits: EngineLimits,
-    /// Maximum pixels that can be decoded in the device's memory.
-    pixels_max: usize,
+    /// Maximum pixels of an image in the device's memory.
+    pixels: PixelLimits,
+    memory: MemoryUse,
     /// Whether each image of a step is computed by itself.
     is_unbatched: bool,
     images: BTreeMap<Slot, Image>,
@@ -113,7 +116,7 @@ impl FluxEngine {
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision, checkpoint.is_in_e4m3())?;
         storage::check_streamed(settings.offload, settings.precision)?;
-        let Room { limits, pixels_max, are_stored, is_text_streamed, adapters_bytes_max, blocks } =
+        let Room { limits, pixels, are_stored, is_text_streamed, adapters_bytes_max, blocks, free } =
             memory::room_for(&checkpoint, &device, &settings)?;
         warn_of_loss(&settings, checkpoint.block_linears_in_e4m3());
         let faults = settings.kernel_faults;
@@ -130,7 +133,8 @@ impl FluxEngine {
             t5: loading.t5(),
             transformer: loading.transformer(),
         };
-        let residency = Residency { precision: settings.precision, is_text_streamed, blocks };
+        let (precision, whole_pixels_max) = (settings.precision, pixels.whole);
+        let residency = Residency { precision, is_text_streamed, blocks, whole_pixels_max };
         let (configs, tokenizers) = (checkpoint.configs.clone(), checkpoint.tokenizers.clone());
         let loader = Loader::new(&checkpoint, options.dtype, adapters_bytes_max);
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;
@@ -152,7 +156,8 @@ impl FluxEngine {
             // The CPU's own operations are batch-invariant.
             is_unbatched: settings.is_deterministic && !device.is_cpu(),
             limits,
-            pixels_max,
+            pixels,
+            memory: MemoryUse::new(free),
             images: BTreeMap::new(),
             next_slot: 0,
             load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
@@ -220,12 +225,15 @@ impl StepEngine for FluxEngine {
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         let pixels = spec.width() as usize * spec.height() as usize;
-        if pixels > self.pixels_max {
+        let (pixels_max, kind) = match spec.input_image() {
+            Some(_) => (self.pixels.output.min(self.pixels.input), " with an input image"),
+            None => (self.pixels.output, ""),
+        };
+        if pixels > pixels_max {
             return Err(EngineError::Request(format!(
-                "{}x{} pixels do not fit in the device's memory: at most {} pixels do",
+                "{}x{} pixels{kind} do not fit in the device's memory: at most {pixels_max} pixels do",
                 spec.width(),
                 spec.height(),
-                self.pixels_max
             )));
         }
         let adapters = self.adapters.load(spec.loras())?;
@@ -269,7 +277,9 @@ impl StepEngine for FluxEngine {
 
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
         let image = self.take_done(slot)?;
-        self.model.finish(image)
+        let finished = self.model.finish(image);
+        self.memory.report(device::most_used_bytes(&self.device));
+        finished
     }
 
     fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {

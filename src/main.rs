@@ -6,8 +6,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser as _;
+use fluxserve::app::Heap;
 use fluxserve::cli::{self, Cli, PasswordInput};
 use fluxserve::telemetry::pipe::Pipe;
+
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 /// Longest wait at exit for the last message to be read.
 const LAST_WORD_DEADLINE: Duration = Duration::from_secs(2);

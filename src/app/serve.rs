@@ -20,7 +20,7 @@ use super::loras::swept_lora_catalog;
 use super::models::catalog_of;
 use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
-use super::{heap, open_files, results_disk, revoked_keys};
+use super::{compute_threads, heap, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, DEFAULT_METRICS_LISTEN, MetricsListen};
@@ -84,6 +84,7 @@ async fn serve_until(
     build: &Arc<EngineBuilder>,
 ) -> anyhow::Result<()> {
     heap::bound_what_is_kept();
+    compute_threads::start_behind_server(config);
     open_files::make_room(config)?;
     let sources = tokio::select! {
         sources = local_models(config) => sources?,

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::config::Flags;
+use crate::config::{Flags, THREADS};
 use crate::domain::byte_size::ByteSize;
 use crate::domain::device::{Kernels, Offload};
 use crate::domain::precision::Precision;
@@ -37,6 +37,10 @@ pub struct EngineArgs {
     /// Record steps that are alike as CUDA graphs (experimental: no GPU has run it)
     #[arg(long, hide = true)]
     pub graphs: bool,
+
+    /// Threads that compute on the CPU [default: the cores that the program may use]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(THREADS))]
+    pub threads: Option<u64>,
 }
 
 impl EngineArgs {
@@ -48,5 +52,6 @@ impl EngineArgs {
         flags.weights = self.weights;
         flags.memory_budget = self.memory_budget;
         flags.uses_graphs = self.graphs;
+        flags.threads = self.threads;
     }
 }

@@ -172,6 +172,7 @@ impl<'a> Environment<'a> {
                 precision: self.text(&ENGINE_PRECISION)?,
                 weights: self.text(&ENGINE_WEIGHTS)?,
                 memory_budget: self.text(&ENGINE_MEMORY_BUDGET)?,
+                threads: self.number(&ENGINE_THREADS)?,
             },
             drain_deadline_seconds: self.number(&DRAIN_DEADLINE_SECONDS)?,
             http: HttpSettings {

@@ -48,6 +48,8 @@ pub struct Flags {
     pub memory_budget: Option<ByteSize>,
     /// See [`crate::config::EngineConfig::uses_graphs`].
     pub uses_graphs: bool,
+    /// See [`crate::config::EngineConfig::threads`].
+    pub threads: Option<u64>,
     /// Whether [`HubConfig::download`] is on, whatever file and environment say.
     pub download: bool,
 }
@@ -96,6 +98,7 @@ impl Config {
         config.engine.weights = flags.weights.unwrap_or(config.engine.weights);
         config.engine.memory_budget = flags.memory_budget.or(config.engine.memory_budget);
         config.engine.uses_graphs |= flags.uses_graphs;
+        config.engine.threads = flags.threads.or(config.engine.threads);
         if !flags.models.is_empty() {
             resolve::check_models(&flags.models)
                 .map_err(|reason| ConfigError::Value { place: "flag `--model`".into(), reason })?;

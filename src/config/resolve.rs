@@ -10,7 +10,7 @@ use crate::config::env::{self, Variable};
 use crate::config::settings::{Layer, ModelSetting, Origin, Settings};
 use crate::config::{
     Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
-    LoraConfig, PublicUrl, QueueConfig, ResultsConfig, TelemetryConfig, TlsConfig,
+    LoraConfig, PublicUrl, QueueConfig, ResultsConfig, THREADS, TelemetryConfig, TlsConfig,
 };
 use crate::domain::byte_size::ByteSize;
 use crate::domain::ids::ModelId;
@@ -229,6 +229,10 @@ fn engine(layers: &[Layer], default: EngineConfig) -> Result<EngineConfig, Confi
             }
         },
         uses_graphs: default.uses_graphs,
+        threads: match within(layers, &env::ENGINE_THREADS, |settings| settings.engine.threads, &THREADS, 0)? {
+            0 => default.threads,
+            threads => Some(threads),
+        },
     })
 }
 

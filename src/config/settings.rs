@@ -64,6 +64,7 @@ pub(super) struct EngineSettings {
     pub(super) precision: Option<String>,
     pub(super) weights: Option<String>,
     pub(super) memory_budget: Option<String>,
+    pub(super) threads: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

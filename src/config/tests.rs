@@ -79,6 +79,7 @@ kernels = "portable"
 precision = "fp8"
 weights = "expanded"
 memory_budget = "12GiB"
+threads = 3
 
 [http]
 body_limit_bytes = 2048

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -17,6 +18,9 @@ use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
+
+/// How many threads may compute on the CPU.
+pub const THREADS: RangeInclusive<u64> = 1..=1024;
 
 /// The model that is compiled into the program.
 pub const DEFAULT_MODEL: &str = "fluxserve/flux-shapes";
@@ -90,6 +94,8 @@ pub struct EngineConfig {
     pub memory_budget: Option<ByteSize>,
     /// Whether steps that are alike are recorded as CUDA graphs. Experimental, so it is a flag alone.
     pub uses_graphs: bool,
+    /// Threads that compute on the CPU, of all engines together. `None`: one for each core.
+    pub threads: Option<u64>,
 }
 
 /// Limits of HTTP requests.
@@ -267,8 +273,16 @@ impl Config {
     /// How the engine on `device` is built.
     #[must_use]
     pub fn engine_settings(&self, device: DeviceChoice) -> EngineSettings {
-        let EngineConfig { offload, is_deterministic, kernels, precision, weights, memory_budget, uses_graphs } =
-            self.engine;
+        let EngineConfig {
+            offload,
+            is_deterministic,
+            kernels,
+            precision,
+            weights,
+            memory_budget,
+            uses_graphs,
+            threads: _,
+        } = self.engine;
         EngineSettings {
             device,
             offload,

@@ -177,6 +177,11 @@ pub(crate) fn free_bytes_of(device: &Device) -> Option<usize> {
     cuda::name_and_free_bytes(device).map(|(_, free)| free)
 }
 
+/// The most bytes that this process has used of a device's memory at a time; `None` for the CPU.
+pub(crate) fn most_used_bytes(device: &Device) -> Option<usize> {
+    cuda::most_used_bytes(device)
+}
+
 /// The compute capability of a CUDA device; `None` for the CPU, or where the driver does not report it.
 pub(crate) fn compute_capability(device: &Device) -> Option<(i32, i32)> {
     cuda::compute_capability(device)
@@ -312,26 +317,32 @@ mod cuda {
         Ok(())
     }
 
-    /// Bytes that the default pool of this process has reserved, and those of them in use.
-    fn pool_bytes(context: &CudaContext) -> Option<(usize, usize)> {
-        use sys::CUmemPool_attribute_enum as Attribute;
-
+    /// Numbers of bytes that the default pool of this process counts.
+    fn pool_bytes<const COUNT: usize>(
+        context: &CudaContext,
+        attributes: [sys::CUmemPool_attribute_enum; COUNT],
+    ) -> Option<[usize; COUNT]> {
         if !context.has_async_alloc() {
             return None;
         }
-        let mut pool = std::ptr::null_mut();
-        // SAFETY: the device exists, `pool` is written before it is read, and both attributes' values are u64.
+        let (mut pool, mut counted) = (std::ptr::null_mut(), [0; COUNT]);
+        // SAFETY: the device exists, `pool` is written before it is read, and these attributes' values are u64.
         #[expect(unsafe_code, reason = "cudarc has no safe call for this")]
         unsafe {
             sys::cuDeviceGetDefaultMemPool(&raw mut pool, context.cu_device()).result().ok()?;
-            let bytes = |attribute| {
+            for (attribute, counted) in attributes.into_iter().zip(&mut counted) {
                 let mut bytes = 0_u64;
-                let read = sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()).result();
-                read.ok().map(|()| bytes as usize)
-            };
-            let reserved = bytes(Attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
-            Some((reserved, bytes(Attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?))
+                sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut bytes).cast()).result().ok()?;
+                *counted = bytes as usize;
+            }
         }
+        Some(counted)
+    }
+
+    pub(super) fn most_used_bytes(device: &Device) -> Option<usize> {
+        let Device::Cuda(cuda) = device else { return None };
+        let high = sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        pool_bytes(cuda.cuda_stream().context(), [high]).map(|[bytes]| bytes)
     }
 
     /// The driver's name for a device, and the memory that this process can still have.
@@ -341,7 +352,11 @@ mod cuda {
         // What was dropped before is freed behind the work that used it.
         stream.synchronize().ok()?;
         let (free, _) = stream.context().mem_get_info().ok()?;
-        let (reserved, used) = pool_bytes(stream.context()).unwrap_or_default();
+        let current = [
+            sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT,
+            sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_USED_MEM_CURRENT,
+        ];
+        let [reserved, used] = pool_bytes(stream.context(), current).unwrap_or_default();
         Some((stream.context().name().unwrap_or_default(), super::usable_bytes(free, reserved, used)))
     }
 
@@ -368,6 +383,10 @@ mod cuda {
     }
 
     pub(super) fn name_and_free_bytes(_: &Device) -> Option<(String, usize)> {
+        None
+    }
+
+    pub(super) fn most_used_bytes(_: &Device) -> Option<usize> {
         None
     }
 

@@ -35,6 +35,8 @@ mod without_cuda;
 #[cfg(not(feature = "cuda"))]
 use without_cuda as cuda;
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 
 pub(super) use cuda::close_libraries;
@@ -80,6 +82,23 @@ pub(crate) fn channels_last(image: &Tensor) -> Result<Tensor> {
 /// The inverse of [`channels_last`], without a copy: the same memory under other strides.
 pub(crate) fn channels_first(image: &Tensor) -> Result<Tensor> {
     image.permute((0, 3, 1, 2))
+}
+
+/// A copy of some rows of an image, in its memory order.
+pub(crate) fn copied_rows(image: &Tensor, rows: Range<usize>) -> Result<Tensor> {
+    if image.is_contiguous() {
+        return image.narrow(2, rows.start, rows.len())?.force_contiguous();
+    }
+    channels_first(&channels_last(image)?.narrow(1, rows.start, rows.len())?.force_contiguous()?)
+}
+
+/// Images of one width below each other, as one image in their memory order.
+pub(crate) fn stacked(images: &[Tensor]) -> Result<Tensor> {
+    if images.iter().all(Tensor::is_contiguous) {
+        return Tensor::cat(images, 2);
+    }
+    let images = images.iter().map(channels_last).collect::<Result<Vec<_>>>()?;
+    channels_first(&Tensor::cat(&images, 1)?)
 }
 
 /// The values of a contiguous f32 operand on the CPU.

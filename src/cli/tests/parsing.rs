@@ -74,6 +74,8 @@ fn engine_options_apply_to_every_command_with_an_engine() {
         "--memory-budget",
         "12GiB",
         "--graphs",
+        "--threads",
+        "3",
     ];
     let asked = EngineArgs {
         offload: Some(Offload::Text),
@@ -83,6 +85,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
         weights: Some(WeightStorage::Expanded),
         memory_budget: Some(ByteSize(12 << 30)),
         graphs: true,
+        threads: Some(3),
     };
     let generate = ["generate", "--model", "a", "--prompt", "b", "--output", "c.png"];
     let Some(Command::Serve(serve)) = parse(&[&["serve"][..], &engine[..]].concat()).expect("valid").command else {
@@ -97,6 +100,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
     assert!(refused.contains("use `auto`, `none`, `text` or `blocks`"), "{refused}");
     let refused = parse(&["serve", "--precision", "int8"]).expect_err("no such thing").to_string();
     assert!(refused.contains("use `full`, or `fp8`"), "{refused}");
+    assert!(parse(&["serve", "--threads", "0"]).is_err());
 }
 
 #[tokio::test]

@@ -87,6 +87,8 @@ pub(in crate::config) const ENGINE_WEIGHTS: Variable = variable(
 );
 pub(in crate::config) const ENGINE_MEMORY_BUDGET: Variable =
     variable("FLUXSERVE_ENGINE_MEMORY_BUDGET", "engine.memory_budget", "most memory to plan with, such as 12GiB");
+pub(in crate::config) const ENGINE_THREADS: Variable =
+    variable("FLUXSERVE_ENGINE_THREADS", "engine.threads", "threads that compute on the CPU, one for each core by default");
 pub(in crate::config) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
     "drain_deadline_seconds",
@@ -188,7 +190,7 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All variables, in the order of the file's fields.
-pub const VARIABLES: [Variable; 56] = [
+pub const VARIABLES: [Variable; 57] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     ADMIN_PASSWORD_FILE,
@@ -205,6 +207,7 @@ pub const VARIABLES: [Variable; 56] = [
     ENGINE_PRECISION,
     ENGINE_WEIGHTS,
     ENGINE_MEMORY_BUDGET,
+    ENGINE_THREADS,
     DRAIN_DEADLINE_SECONDS,
     HTTP_BODY_LIMIT_BYTES,
     HTTP_BODIES_BYTES_MAX,

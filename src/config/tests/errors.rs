@@ -66,6 +66,7 @@ fn an_error_names_its_place_and_a_hint() {
         ("FLUXSERVE_LOG_FORMAT", "JSON", "`text` or `json`"),
         ("FLUXSERVE_ENGINE_PRECISION", "e4m3", "use `full`, or `fp8`"),
         ("FLUXSERVE_ENGINE_WEIGHTS", "packed", "use `auto`, `as-stored` or `expanded`"),
+        ("FLUXSERVE_ENGINE_THREADS", "0", "must be from 1 to 1024, not 0"),
     ];
     for (name, value, part) in variable_cases {
         let error = Sources::new().variable(name, value).error();

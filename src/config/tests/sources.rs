@@ -56,6 +56,7 @@ fn every_field_of_the_file_is_read() {
             weights: WeightStorage::Expanded,
             memory_budget: Some(ByteSize(12 << 30)),
             uses_graphs: false,
+            threads: Some(3),
         },
         admin_password: None,
         drain_deadline_seconds: 10,
@@ -107,6 +108,7 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_ENGINE_PRECISION", "fp8")
         .variable("FLUXSERVE_ENGINE_WEIGHTS", "expanded")
         .variable("FLUXSERVE_ENGINE_MEMORY_BUDGET", "12GiB")
+        .variable("FLUXSERVE_ENGINE_THREADS", "3")
         .variable("FLUXSERVE_DRAIN_DEADLINE_SECONDS", "10")
         .variable("FLUXSERVE_HTTP_BODY_LIMIT_BYTES", "2048")
         .variable("FLUXSERVE_HTTP_BODIES_BYTES_MAX", "8388608")

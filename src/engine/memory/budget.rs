@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Device};
 
-use super::plan::{MemoryPlan, TooLarge};
+use super::autoencoder::HostDecoding;
+use super::plan::{MemoryPlan, PixelLimits, TooLarge};
 use crate::domain::device::{EngineSettings, Offload};
 use crate::domain::engine::EngineLimits;
 use crate::domain::precision::Precision;
@@ -13,6 +14,7 @@ use crate::engine::{device, storage};
 use crate::telemetry::process::available_bytes;
 
 /// Expanded weights take at most one part in so many of the host's memory that is available: other models and images need some, too.
+/// An image that is decoded as a whole takes at most the same part of what the weights leave.
 const HOST_PARTS: u64 = 2;
 
 /// Maximum bytes of adapters on a device.
@@ -23,8 +25,7 @@ const ADAPTERS_BYTES_MAX: usize = 2 << 30;
 pub(crate) struct Room {
     /// Of one step.
     pub(crate) limits: EngineLimits,
-    /// Maximum pixels of an image.
-    pub(crate) pixels_max: usize,
+    pub(crate) pixels: PixelLimits,
     /// Whether matrices are kept as they are stored.
     pub(crate) are_stored: bool,
     /// Whether T5's blocks are copied to the device for each prompt.
@@ -33,6 +34,8 @@ pub(crate) struct Room {
     pub(crate) adapters_bytes_max: usize,
     /// Which of the transformer's blocks are read for each step, if any.
     pub(crate) blocks: Option<StreamedBlocks>,
+    /// Bytes of the device's memory that were free when it was planned; `None` on the CPU.
+    pub(crate) free: Option<usize>,
 }
 
 /// The weights of a model in one form.
@@ -64,6 +67,8 @@ impl Kept {
 /// The limits on a device, and how weights are kept there.
 pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &EngineSettings) -> Result<Room, TooLarge> {
     let Some(plan) = plan_for(checkpoint, device, settings)? else {
+        let HostDecoding { whole, strips } = HostDecoding::of(&checkpoint.configs.vae, 1024, 1024);
+        tracing::debug!(whole, strips, "bytes to decode 1024x1024 pixels on the CPU");
         let room = room_on_host(checkpoint, settings, available_bytes());
         if let Some(blocks) = room.blocks {
             let bytes = checkpoint.block_bytes(DType::F32, room.are_stored).read_for_a_step(blocks);
@@ -80,11 +85,12 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
     tracing::info!(%plan, "the device's memory");
     Ok(Room {
         limits: plan.limits,
-        pixels_max: plan.pixels_max,
+        pixels: plan.pixels,
         are_stored: plan.are_stored(),
         is_text_streamed: plan.is_text_streamed,
         adapters_bytes_max: plan.adapters_bytes().min(ADAPTERS_BYTES_MAX),
         blocks: plan.streamed_blocks(),
+        free: Some(plan.free),
     })
 }
 
@@ -106,10 +112,11 @@ fn room_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, available: O
     let (double, total) = (config.num_layers, config.num_layers + config.num_single_layers);
     Room {
         limits: device::initial_limits(),
-        pixels_max: usize::MAX,
+        pixels: PixelLimits { whole: whole_pixels_on_host(checkpoint, are_stored, available), ..PixelLimits::NONE },
         are_stored,
         is_text_streamed: offload != OnHost::Nothing,
         adapters_bytes_max: ADAPTERS_BYTES_MAX,
+        free: None,
         blocks: match offload {
             OnHost::Blocks(blocks) => Some(blocks.unwrap_or(StreamedBlocks { resident: 0, double, total })),
             OnHost::Nothing | OnHost::Text => None,
@@ -165,6 +172,16 @@ fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available
             available.is_none_or(|available| (transformer + vae + clip + t5) as u64 > available / HOST_PARTS)
         }
     }
+}
+
+/// Maximum pixels of an image that the CPU decodes as a whole. In strips it has the same bits.
+fn whole_pixels_on_host(checkpoint: &Checkpoint, are_stored: bool, available: Option<u64>) -> usize {
+    let Some(available) = available else { return 0 };
+    let stored = checkpoint.stored_weight_bytes(DType::F32).filter(|_| are_stored);
+    let WeightBytes { transformer, vae, clip, t5, expanding } =
+        stored.unwrap_or_else(|| checkpoint.weight_bytes(DType::F32));
+    let left = available.saturating_sub((transformer + vae + clip + t5 + expanding) as u64);
+    HostDecoding::whole_pixels_max(&checkpoint.configs.vae, left / HOST_PARTS)
 }
 
 /// The plan. `None` where the device does not say how much memory it has: on the CPU.
@@ -356,7 +373,7 @@ mod tests {
             let StreamedBlocks { resident, .. } = plan.streamed_blocks().expect("streamed");
             assert!(resident > before || gib == 8, "{gib} GiB: {resident}");
             before = resident;
-            assert!(plan.pixels_max >= 1024 * 1024 || resident == 0, "{plan}");
+            assert!(plan.pixels.output >= 1024 * 1024 || resident == 0, "{plan}");
         }
         let plan = planned(23, &settings, None).expect("fits").to_string();
         assert!(
@@ -417,6 +434,18 @@ mod tests {
         };
         assert_eq!([of(&in_e4m3, Precision::Fp8), of(&in_q4, Precision::Fp8)], [[true, false], [false, false]]);
         assert_eq!([of(&in_e4m3, Precision::Full), of(&in_q4, Precision::Full)], [[true, false]; 2]);
+    }
+
+    #[test]
+    fn the_host_decodes_as_a_whole_what_takes_at_most_half_of_what_weights_leave() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+        let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
+        let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
+        let weights = (transformer + vae + clip + t5) as u64;
+        let image = HostDecoding::of(&checkpoint.configs.vae, 512, 512).whole as u64;
+        let of = |available| whole_pixels_on_host(&checkpoint, false, available);
+        assert_eq!(of(Some(weights + HOST_PARTS * image)), 512 * 512);
+        assert_eq!([Some(weights), Some(0), None].map(of), [0; 3]);
     }
 
     #[test]

@@ -10,19 +10,20 @@ use candle_core::DType;
 use crate::domain::device::Offload;
 use crate::domain::engine::EngineLimits;
 
+use super::autoencoder::PixelBytes;
 use crate::engine::checkpoint::{BlockBytes, StreamedBlocks, WeightBytes};
-use crate::engine::models::flux1::config::{Configs, VaeConfig};
+use crate::engine::models::flux1::config::{Configs, TransformerConfig};
 
 /// For libraries, the driver's context and the encoding of a prompt.
 const WORKSPACE_BYTES: usize = 1 << 30;
 
 /// A single block holds, for each token, its input, the normalized input, rotated queries, keys and values (3), attention
 /// beside the feed-forward half (5), and, where cublasLt cannot write that in place, the matrix product and its GELU (4
-/// each): 18 times the stream's width, and a reserve.
-const STREAM_WIDTHS_PER_TOKEN: usize = 24;
+/// each): 18 times the stream's width.
+const STREAM_WIDTHS_PER_TOKEN: usize = 18;
 
-/// What the autoencoder holds beside its activations: the image itself in f32 and as bytes, statistics, and a reserve.
-const PIXEL_RESERVE: usize = 256;
+/// The same with a reserve.
+const STREAM_WIDTHS_RESERVED: usize = 24;
 
 /// Tokens of the smallest step that must fit: an image of 512×512 pixels with its prompt.
 const SMALLEST_STEP_TOKENS: usize = 1024 + 512;
@@ -46,16 +47,27 @@ pub(crate) struct MemoryPlan {
     /// What of the transformer is read for steps, if any.
     streamed: Option<Streamed>,
     token: usize,
-    /// Bytes of a pixel while an image is decoded.
-    decoding: usize,
-    /// The same while an input image is encoded.
-    encoding: usize,
-    free: usize,
+    pixel: PixelBytes,
+    pub(crate) free: usize,
     /// Bytes for images.
     available: usize,
     pub(crate) limits: EngineLimits,
-    /// Maximum pixels of an image.
-    pub(crate) pixels_max: usize,
+    pub(crate) pixels: PixelLimits,
+}
+
+/// Maximum pixels of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PixelLimits {
+    pub(crate) output: usize,
+    /// Of one that is not decoded in strips.
+    pub(crate) whole: usize,
+    /// Of an input image.
+    pub(crate) input: usize,
+}
+
+impl PixelLimits {
+    /// No limits.
+    pub(crate) const NONE: Self = Self { output: usize::MAX, whole: usize::MAX, input: usize::MAX };
 }
 
 /// What of the transformer is read for steps.
@@ -150,14 +162,12 @@ impl MemoryPlan {
         };
         let resident = weights.transformer + weights.vae + weights.clip + t5_resident + weights.expanding;
         let transformer = &configs.transformer;
-        let tables = transformer.attention_head_dim * size_of::<f32>();
-        let token = STREAM_WIDTHS_PER_TOKEN * transformer.hidden_size() * dtype.size_in_bytes() + 2 * tables;
-        let (decoding, encoding) = (decoding_bytes(&configs.vae, dtype), encoding_bytes(&configs.vae, dtype));
-        // Any image may start from an input image.
-        let pixel = decoding.max(encoding);
+        let reserve = (STREAM_WIDTHS_RESERVED - STREAM_WIDTHS_PER_TOKEN) * transformer.hidden_size();
+        let token = token_bytes(transformer, dtype) + reserve * dtype.size_in_bytes();
+        let pixel = PixelBytes::of(&configs.vae, dtype);
 
         let available = free.saturating_sub(resident + WORKSPACE_BYTES);
-        let smallest = (SMALLEST_STEP_TOKENS * token).max(512 * 512 * pixel);
+        let smallest = (SMALLEST_STEP_TOKENS * token).max(512 * 512 * pixel.decoding_strips);
         if available < smallest {
             let saves = t5_blocks - t5_blocks / configs.t5.num_layers.max(1);
             let hint = match offload {
@@ -169,22 +179,15 @@ impl MemoryPlan {
             return Err(TooLarge { free: Gib(free), needed, weights: Gib(resident), hint });
         }
         let step_tokens_max = limits.step_tokens_max.min(available / token);
-        let pixels_max = available / pixel;
+        let pixels = PixelLimits {
+            output: available / pixel.decoding_strips,
+            whole: available / pixel.decoding,
+            input: available / pixel.encoding,
+        };
         let limits = EngineLimits { step_tokens_max, ..limits };
         let is_text_streamed = matches!(offload, Offload::Text | Offload::Blocks);
-        Ok(Self {
-            weights,
-            t5_resident,
-            is_text_streamed,
-            streamed: None,
-            token,
-            decoding,
-            encoding,
-            free,
-            available,
-            limits,
-            pixels_max,
-        })
+        let streamed = None;
+        Ok(Self { weights, t5_resident, is_text_streamed, streamed, token, pixel, free, available, limits, pixels })
     }
 
     /// A plan as [`Self::new`] makes it, with T5 and as many of the transformer's blocks streamed as must be. Of `blocks`, the
@@ -211,24 +214,16 @@ impl MemoryPlan {
             Ok(Self { streamed: Some(streamed), ..plan })
         };
         let is_usual =
-            |plan: &Self| plan.limits.step_tokens_max >= USUAL_STEP_TOKENS && plan.pixels_max >= USUAL_PIXELS;
+            |plan: &Self| plan.limits.step_tokens_max >= USUAL_STEP_TOKENS && plan.pixels.output >= USUAL_PIXELS;
         let most = (1..=blocks.blocks.len()).rev().find_map(|resident| plan(resident).ok().filter(is_usual));
         most.map_or_else(|| plan(0), Ok)
     }
 }
 
-/// The peak is the first block of the last level, which reads the channels of the level before: its input, the normalized
-/// input, and the output of its first convolution.
-fn decoding_bytes(vae: &VaeConfig, dtype: DType) -> usize {
-    let width = |level: usize| vae.block_out_channels.get(level).copied().unwrap_or_default();
-    (2 * width(1).max(width(0)) + width(0)) * dtype.size_in_bytes() + PIXEL_RESERVE
-}
-
-/// The peak is a block of the first level: its input, the normalized activation, and the output of a convolution. The level
-/// ends with a convolution at the full size, of which every other pixel is kept.
-fn encoding_bytes(vae: &VaeConfig, dtype: DType) -> usize {
-    let width = vae.block_out_channels.first().copied().unwrap_or_default();
-    3 * width * dtype.size_in_bytes() + PIXEL_RESERVE
+/// Bytes that a step holds for each of its tokens.
+pub(crate) fn token_bytes(transformer: &TransformerConfig, dtype: DType) -> usize {
+    let tables = transformer.attention_head_dim * size_of::<f32>();
+    STREAM_WIDTHS_PER_TOKEN * transformer.hidden_size() * dtype.size_in_bytes() + 2 * tables
 }
 
 /// Adapters take at most one part in so many of the memory that is for images. It is not reserved: adapters that no image uses leave
@@ -282,15 +277,18 @@ impl fmt::Display for MemoryPlan {
         write!(
             f,
             "weights{kept}: transformer {}, text {}{streamed}, autoencoder {}; a step: {} KiB a token, {} tokens fit; decoding: {} bytes a \
-             pixel, encoding: {}, {:.1} megapixels fit; {} were free{}",
+             pixel, in strips {}, encoding {}; {:.1} megapixels fit, {:.1} without strips, {:.1} of an input image; {} were free{}",
             Gib(transformer),
             Gib(clip + self.t5_resident),
             Gib(vae),
             self.token >> 10,
             self.limits.step_tokens_max,
-            self.decoding,
-            self.encoding,
-            self.pixels_max as f64 / 1e6,
+            self.pixel.decoding,
+            self.pixel.decoding_strips,
+            self.pixel.encoding,
+            self.pixels.output as f64 / 1e6,
+            self.pixels.whole as f64 / 1e6,
+            self.pixels.input as f64 / 1e6,
             Gib(self.free),
             self.streamed.map_or_else(String::new, reading),
         )
@@ -335,38 +333,34 @@ mod tests {
     fn an_h200_fits_the_largest_requests() {
         let plan = plan(139, Offload::Nothing).expect("fits");
         assert_eq!(plan.limits, LIMITS);
-        assert!(plan.pixels_max > 2048 * 2048, "{plan}");
+        assert!(plan.pixels.whole > 2048 * 2048, "{plan}");
         assert!(plan.to_string().contains("transformer 22.2 GiB, text 8.9 GiB"), "{plan}");
-    }
-
-    #[test]
-    fn a_pixel_takes_what_the_blocks_at_full_size_hold() {
-        let vae = Configs::flux_dev().vae;
-        assert_eq!(decoding_bytes(&vae, DType::BF16) - PIXEL_RESERVE, 1280);
-        assert_eq!(encoding_bytes(&vae, DType::BF16) - PIXEL_RESERVE, 768);
     }
 
     /// By what a card of so many GiB leaves free. What does not fit is refused with a hint, or with a limit.
     #[test]
     fn every_size_of_card_has_the_limits_that_its_memory_allows() {
         const MEGAPIXEL: usize = 1024 * 1024;
-        // Free GiB, megapixels and thousands of tokens that fit with everything on the card, and with the text encoder off it.
-        type Fits = Option<(usize, usize)>;
+        // Free GiB; megapixels, megapixels without strips and thousands of tokens that fit with everything on the card, and with
+        // the text encoder off it.
+        type Fits = Option<(usize, usize, usize)>;
         let cards: [(f64, Fits, Fits); 7] = [
             (15.5, None, None),
             (22.9, None, None),
-            (31.0, None, Some((4, 33))),
-            (38.9, Some((4, 33)), Some((9, 33))),
-            (46.5, Some((9, 33)), Some((15, 33))),
-            (78.5, Some((30, 33)), Some((36, 33))),
-            (139.5, Some((71, 33)), Some((77, 33))),
+            (31.0, None, Some((13, 4, 33))),
+            (38.9, Some((12, 4, 33)), Some((28, 9, 33))),
+            (46.5, Some((26, 9, 33)), Some((42, 15, 33))),
+            (78.5, Some((87, 30, 33)), Some((102, 36, 33))),
+            (139.5, Some((202, 71, 33)), Some((217, 77, 33))),
         ];
         for (free, resident, offloaded) in cards {
             for (offload, expected) in [(Offload::Nothing, resident), (Offload::Text, offloaded)] {
                 let bytes = (free * f64::from(1 << 30)) as usize;
                 let plan = MemoryPlan::new(&Configs::flux_dev(), FLUX_DEV, DType::BF16, offload, (bytes, LIMITS));
-                let found =
-                    plan.as_ref().ok().map(|plan| (plan.pixels_max / MEGAPIXEL, plan.limits.step_tokens_max / 1000));
+                let found = plan.as_ref().ok().map(|plan| {
+                    let PixelLimits { output, whole, .. } = plan.pixels;
+                    (output / MEGAPIXEL, whole / MEGAPIXEL, plan.limits.step_tokens_max / 1000)
+                });
                 assert_eq!(found, expected, "{free} GiB, {offload:?}: {plan:?}");
             }
         }

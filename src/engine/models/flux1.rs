@@ -4,6 +4,8 @@
 
 pub(crate) mod config;
 mod image;
+#[cfg(test)]
+mod measured;
 mod positions;
 mod preview;
 pub(crate) mod schedule;
@@ -39,7 +41,7 @@ pub(crate) use transformer::Sequence;
 pub(crate) use transformer::Transformer;
 use transformer::replay::{OnDevice, Replay};
 use vae::Decoding;
-pub(crate) use vae::{Decoder, Encoder};
+pub(crate) use vae::{Decoder, Encoder, STRIP_ROWS, UPSAMPLINGS_IN_STRIPS};
 #[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
 
@@ -67,6 +69,8 @@ pub(crate) struct Residency {
     pub(crate) is_text_streamed: bool,
     /// Which of the transformer's blocks are read for each step, if any.
     pub(crate) blocks: Option<StreamedBlocks>,
+    /// Maximum pixels of an image that is not decoded in strips.
+    pub(crate) whole_pixels_max: usize,
 }
 
 /// A FLUX.1 model on one device.
@@ -96,7 +100,7 @@ impl Flux1 {
         residency: Residency,
     ) -> Result<Self> {
         let device = weights.transformer.device().clone();
-        let decoder = Decoder::load(&configs.vae, &weights.decoder)?;
+        let decoder = Decoder::load(&configs.vae, &weights.decoder)?.with_whole_pixels_max(residency.whole_pixels_max);
         let encoder = Encoder::load(&configs.vae, &weights.encoder)?;
         let text = TextEncoders::load(&configs, weights.clip, weights.t5, residency.is_text_streamed)?;
         let Residency { precision, blocks, .. } = residency;
@@ -268,8 +272,8 @@ impl Flux1 {
     /// # Errors
     /// When the device is out of memory or fails.
     pub(crate) fn decode_part(&self, image: &mut Image) -> Outcome<bool> {
-        let mut decoding = self.decoding(image)?;
-        let is_left = self.decoder.advance(&mut decoding).map_err(device_error)?;
+        let decoding = self.decoding(image)?;
+        let (decoding, is_left) = self.decoder.advance(decoding).map_err(device_error)?;
         image.decoding = Some(decoding);
         Ok(is_left)
     }

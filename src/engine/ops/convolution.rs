@@ -5,7 +5,9 @@ mod halving;
 mod kernel;
 pub(super) mod sizes;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use std::ops::Range;
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 use rayon::prelude::*;
 
@@ -23,6 +25,9 @@ pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
 
 /// Pixels of one task on the CPU: enough for a matrix product, and few enough for the cache.
 const STRIP_PIXELS: usize = 512;
+
+/// Tasks of each thread at a time: their outputs are copied while they are in the cache, and take little memory.
+const STRIPS_PER_THREAD: usize = 16;
 
 /// A convolution of one image. Its form is chosen with its weights: the CUDA kernels in bf16; our own GEMMs on the CPU; elsewhere
 /// candle's convolution.
@@ -98,7 +103,19 @@ impl Convolution {
     pub(crate) fn forward_onto(&self, x: &Tensor, residual: &Tensor) -> Result<Tensor> {
         match &self.0 {
             Form::ChannelsLast(form) => form.forward(x, Some(residual)),
-            Form::InPlanes(form) => residual + form.forward(x)?,
+            Form::InPlanes(form) => form.forward_rows(x, &(0..x.dim(2)?), Some(residual)),
+        }
+    }
+
+    /// [`Self::forward`] for some rows of `x`, whose other rows only border them; for twice as many of an image of doubled sides.
+    /// Plus `residual`, which has the result's shape.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit, or the device is out of memory.
+    pub(crate) fn forward_rows(&self, x: &Tensor, rows: &Range<usize>, residual: Option<&Tensor>) -> Result<Tensor> {
+        match &self.0 {
+            Form::ChannelsLast(form) => form.forward_rows(x, rows, residual),
+            Form::InPlanes(form) => form.forward_rows(x, rows, residual),
         }
     }
 }
@@ -114,14 +131,29 @@ struct InPlanes {
 
 impl InPlanes {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_rows(x, &(0..x.dim(2)?), None)
+    }
+
+    fn forward_rows(&self, x: &Tensor, rows: &Range<usize>, residual: Option<&Tensor>) -> Result<Tensor> {
         let x = x.contiguous()?;
         let (_, _, height, width) = x.dims4()?;
-        let x = if self.is_doubled { x.upsample_nearest2d(2 * height, 2 * width)? } else { x };
+        let (x, rows) = if self.is_doubled {
+            (x.upsample_nearest2d(2 * height, 2 * width)?, 2 * rows.start..2 * rows.end)
+        } else {
+            (x, rows.clone())
+        };
         match self.inner.bias() {
             Some(bias) if is_on_cpu(&x) => {
-                x.apply_op3_no_bwd(self.inner.weight(), bias, &OnCpu { kernel: self.kernel })
+                let residual = residual.map(Tensor::contiguous).transpose()?;
+                x.apply_op3_no_bwd(self.inner.weight(), bias, &OnCpu { kernel: self.kernel, rows, residual })
             }
-            _ => self.in_strips(&x),
+            _ => {
+                let out = self.in_strips(&x)?.narrow(2, rows.start, rows.len())?.contiguous()?;
+                match residual {
+                    Some(residual) => residual + out,
+                    None => Ok(out),
+                }
+            }
         }
     }
 
@@ -147,6 +179,10 @@ impl InPlanes {
 
 struct OnCpu {
     kernel: usize,
+    /// Rows of the input for which there is an output.
+    rows: Range<usize>,
+    /// Is added to the output.
+    residual: Option<Tensor>,
 }
 
 /// One image's channels, row by row.
@@ -175,36 +211,67 @@ impl CustomOp3 for OnCpu {
         let (batch, channels, height, width) = xl.shape().dims4()?;
         let (outputs, inputs, rows, columns) = weight_l.shape().dims4()?;
         let (values, weight, bias) = (contiguous(x, xl)?, contiguous(weight, weight_l)?, contiguous(bias, bias_l)?);
+        let Range { start: first, end } = self.rows;
         if batch != 1 || inputs != channels || [rows, columns] != [self.kernel; 2] || bias.len() != outputs {
             bail!("convolution: {:?} by {:?}", xl.shape(), weight_l.shape());
         }
+        if first > end || end > height {
+            bail!("convolution: rows {first} to {end} of {height}");
+        }
+        let shape = Shape::from((1, outputs, end - first, width));
+        let held = self.residual.as_ref().map(Tensor::storage_and_layout);
+        let residual = match &held {
+            None => None,
+            Some((storage, layout)) => match &**storage {
+                Storage::Cpu(storage) if layout.shape() == &shape => Some(contiguous(storage, layout)?),
+                _ => bail!("convolution: {:?} on {shape:?}, or on another device", layout.dims()),
+            },
+        };
         let planes = Planes { values, channels, height, width };
         let taps = channels * self.kernel * self.kernel;
         let weight = MatrixRef::new(weight, outputs, taps, taps);
         let strip_rows = (STRIP_PIXELS / width.max(1)).max(1);
-        let starts: Vec<usize> = (0..height).step_by(strip_rows).collect();
-        // In parallel over strips, then over channels.
-        let strips: Vec<Vec<f32>> = starts
-            .par_iter()
-            .map_init(Vec::new, |spread, &top| {
-                let rows = strip_rows.min(height - top);
-                let mut out = vec![0.0; outputs * rows * width];
-                let neighbors = planes.neighbors(self.kernel, top, rows, spread);
-                multiply(&mut out, weight, neighbors, false, Threads::One);
-                out
-            })
-            .collect();
-        let mut out = vec![0.0_f32; outputs * height * width];
-        out.par_chunks_mut((height * width).max(1)).enumerate().for_each(|(channel, out)| {
-            for (strip, &top) in strips.iter().zip(&starts) {
-                let pixels = strip.len() / outputs;
-                let target = &mut out[top * width..][..pixels];
-                for (target, &value) in target.iter_mut().zip(&strip[channel * pixels..][..pixels]) {
-                    *target = value + bias[channel];
+        let starts: Vec<usize> = (first..end).step_by(strip_rows).collect();
+        let pixels = (end - first) * width;
+        let mut out = vec![0.0_f32; outputs * pixels];
+        for starts in starts.chunks(STRIPS_PER_THREAD * rayon::current_num_threads()) {
+            // In parallel over strips, then over channels.
+            let strips: Vec<Vec<f32>> = starts
+                .par_iter()
+                .map_init(Vec::new, |spread, &top| {
+                    let rows = strip_rows.min(end - top);
+                    let mut out = vec![0.0; outputs * rows * width];
+                    let neighbors = planes.neighbors(self.kernel, top, rows, spread);
+                    multiply(&mut out, weight, neighbors, false, Threads::One);
+                    out
+                })
+                .collect();
+            out.par_chunks_mut(pixels.max(1)).enumerate().for_each(|(channel, out)| {
+                let residual = residual.map(|residual| &residual[channel * pixels..][..pixels]);
+                for (strip, &top) in strips.iter().zip(starts) {
+                    let (at, count) = ((top - first) * width, strip.len() / outputs);
+                    let values = &strip[channel * count..][..count];
+                    add(&mut out[at..][..count], values, bias[channel], residual.map(|residual| &residual[at..][..count]));
                 }
+            });
+        }
+        Ok((CpuStorage::F32(out), shape))
+    }
+}
+
+/// Writes values with a bias to `out`, and adds the residual if there is one.
+fn add(out: &mut [f32], values: &[f32], bias: f32, residual: Option<&[f32]>) {
+    match residual {
+        None => {
+            for (out, &value) in out.iter_mut().zip(values) {
+                *out = value + bias;
             }
-        });
-        Ok((CpuStorage::F32(out), Shape::from((1, outputs, height, width))))
+        }
+        Some(residual) => {
+            for ((out, &value), &residual) in out.iter_mut().zip(values).zip(residual) {
+                *out = residual + (value + bias);
+            }
+        }
     }
 }
 
@@ -316,6 +383,47 @@ mod tests {
             assert_close(&found, &planes.forward(&x).expect("convolves"), &what);
             let found = pixels.forward(&x, Some(&residual)).and_then(|found| found.contiguous()).expect("convolves");
             assert_close(&found, &planes.forward_onto(&x, &residual).expect("convolves"), &what);
+        }
+    }
+
+    /// All rows at once and some at a time, with a row that borders them where there is one: in planes to the bit.
+    #[test]
+    fn rows_by_themselves_are_rows_of_the_whole_image() {
+        let values = |tensor: &Tensor| tensor.flatten_all().and_then(|values| values.to_vec1::<f32>()).expect("values");
+        for (kernel, is_doubled, inputs, outputs, height, width) in [
+            (3, false, 8, 16, 7, 5),
+            (3, false, 16, 3, 9, 40),
+            (3, true, 8, 8, 5, 48),
+            (3, false, 24, 40, 31, 100),
+            (1, false, 8, 5, 6, 6),
+        ] {
+            let (weight, bias) = (random(&[outputs, inputs, kernel, kernel]), random(&[outputs]));
+            let planes = Convolution::by(Kernel::Warp, &weight, &bias, is_doubled).expect("planes");
+            let last = ChannelsLast::new(Kernel::Warp, &weight, &bias, is_doubled).expect("pixels");
+            let x = random(&[1, inputs, height, width]);
+            let scale = 1 + usize::from(is_doubled);
+            let residual = random(&[1, outputs, scale * height, scale * width]);
+            let expected = planes.forward_onto(&x, &residual).expect("convolves");
+            let found = |rows: usize, last: Option<&ChannelsLast>| -> Result<Tensor> {
+                let strips = (0..height).step_by(rows).map(|top| {
+                    let bottom = height.min(top + rows);
+                    let (first, end) = (top.saturating_sub(1), height.min(bottom + 1));
+                    let seen = x.narrow(2, first, end - first)?.contiguous()?;
+                    let own = residual.narrow(2, scale * top, scale * (bottom - top))?.contiguous()?;
+                    let rows = top - first..bottom - first;
+                    match last {
+                        Some(last) => last.forward_rows(&seen, &rows, Some(&own))?.contiguous(),
+                        None => planes.forward_rows(&seen, &rows, Some(&own)),
+                    }
+                });
+                Tensor::cat(&strips.collect::<Result<Vec<_>>>()?, 2)
+            };
+            for rows in [1, 2, 4, height] {
+                let what = format!("{kernel}x{kernel}, {inputs} to {outputs}, {rows} rows of {height}x{width}");
+                let strips = found(rows, None).expect("convolves");
+                assert!(values(&strips) == values(&expected), "{what}");
+                assert_close(&found(rows, Some(&last)).expect("convolves"), &expected, &what);
+            }
         }
     }
 

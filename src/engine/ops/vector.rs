@@ -63,6 +63,13 @@ pub(super) fn mean_and_scale(values: &[f32], epsilon: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + epsilon).sqrt())
 }
 
+/// Mean, and sum of squared differences from it.
+#[inline(always)]
+pub(super) fn moments(values: &[f32]) -> (f32, f32) {
+    let mean = sum(values) / values.len() as f32;
+    (mean, sum_of(values, |value| (value - mean) * (value - mean)))
+}
+
 #[inline(always)]
 pub(super) fn maximum(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -145,8 +152,8 @@ mod tests {
     #[test]
     fn every_vector_unit_gives_the_same_bits() {
         let values: Vec<f32> = (0..1003).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
-        let wide = vectorized(|| (sum(&values), sum_of_squares(&values), mean_and_scale(&values, 1e-6)));
-        let plain = (sum(&values), sum_of_squares(&values), mean_and_scale(&values, 1e-6));
+        let wide = vectorized(|| (sum(&values), sum_of_squares(&values), moments(&values), mean_and_scale(&values, 1e-6)));
+        let plain = (sum(&values), sum_of_squares(&values), moments(&values), mean_and_scale(&values, 1e-6));
         assert_eq!(wide, plain);
         let mut wide = values.clone();
         let wide_sum = vectorized(|| softmax_numerators(&mut wide, 0.3));

@@ -52,6 +52,17 @@ pub(super) const OPERATIONS: &[Operation] = &[
             |x| random_decoder(x[0].dtype(), x[0].device())?.decode(&x[0].to_dtype(DType::F32)?),
         )
     },
+    Operation {
+        roundings: 4.0,
+        ..of(
+            "decoder, in two strips",
+            |numbers| Ok(vec![numbers.random(58, &[1, LATENT_CHANNELS, 20, 12])?]),
+            |x| {
+                let decoder = random_decoder(x[0].dtype(), x[0].device())?.with_whole_pixels_max(0);
+                decoder.decode(&x[0].to_dtype(DType::F32)?)
+            },
+        )
+    },
 ];
 
 const fn of(

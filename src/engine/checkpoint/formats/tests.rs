@@ -1,6 +1,5 @@
 //! What the readers of all formats have in common: which file is which, what is sound, how much memory a header takes.
 
-mod heap;
 mod memory;
 mod mutations;
 

@@ -83,22 +83,22 @@ enum Tokens {
 }
 
 impl Tokens {
-    fn joint(&self, stream: &Stream) -> Result<Tensor> {
+    fn joint(self, stream: &Stream) -> Result<Tensor> {
         match self {
-            Self::Apart { text, image } => stream.join(text, image),
-            Self::Joint(joint) => Ok(joint.clone()),
+            Self::Apart { text, image } => stream.join(&text, &image),
+            Self::Joint(joint) => Ok(joint),
         }
     }
 
     /// What they are behind a block.
-    fn through(&self, block: &Block, stream: &Stream) -> Result<Self> {
+    fn through(self, block: &Block, stream: &Stream) -> Result<Self> {
         match (block, self) {
             (Block::Double(block), Self::Apart { text, image }) => {
-                let (text, image) = block.forward(text, image, stream)?;
+                let (text, image) = block.forward(&text, &image, stream)?;
                 Ok(Self::Apart { text, image })
             }
             (Block::Double(_), Self::Joint(_)) => bail!("a block with two streams behind one with a joint stream"),
-            (Block::Single(block), _) => block.forward(&self.joint(stream)?, stream).map(Self::Joint),
+            (Block::Single(block), tokens) => block.forward(&tokens.joint(stream)?, stream).map(Self::Joint),
         }
     }
 }
@@ -204,11 +204,13 @@ impl Transformer {
             sequences.iter().map(|sequence| sequence.latents.to_dtype(self.dtype)).collect::<Result<_>>()?;
         let texts: Vec<&Tensor> = sequences.iter().map(|sequence| sequence.text).collect();
         let image = self.img_in.changed(&Tensor::cat(&latents, 0)?, &stream.image_changes)?;
-        let mut tokens = Tokens::Apart { text: Tensor::cat(&texts, 0)?, image };
+        let mut tokens = Some(Tokens::Apart { text: Tensor::cat(&texts, 0)?, image });
         self.blocks.each(|block| {
-            tokens = tokens.through(block, &stream)?;
+            // Taken: a block with a joint stream must not hold those that it is made of, too.
+            tokens = tokens.take().map(|before| before.through(block, &stream)).transpose()?;
             Ok(())
         })?;
+        let Some(tokens) = tokens else { bail!("a block returned no tokens") };
         let (_, image) = stream.split(&tokens.joint(&stream)?)?;
         let (shift, scale) =
             (stream.modulated.part(self.final_modulation)?, stream.modulated.part(self.final_modulation + 1)?);

@@ -1,5 +1,7 @@
 //! Convolutions of an image with its channels last: by the CUDA kernels, and on the CPU for comparison.
 
+use std::ops::Range;
+
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
@@ -70,6 +72,24 @@ impl ChannelsLast {
             Some(rest) => (out + rest)?,
             None => out,
         })
+    }
+}
+
+impl ChannelsLast {
+    /// [`Self::forward`] for some rows of `x`, whose other rows only border them; for twice as many of an image of doubled sides. The
+    /// kernels take complete images, so the other rows are computed as well, and dropped.
+    pub(super) fn forward_rows(&self, x: &Tensor, rows: &Range<usize>, residual: Option<&Tensor>) -> Result<Tensor> {
+        let height = x.dim(2)?;
+        if rows.len() == height {
+            return self.forward(x, residual);
+        }
+        let is_doubled = matches!(self.kind, Kind::Kernel { is_doubled: true, .. });
+        let scale = 1 + usize::from(is_doubled);
+        let (above, below) = (scale * rows.start, scale * (height - rows.end));
+        let residual = residual.map(|residual| channels_first(&channels_last(residual)?.pad_with_zeros(1, above, below)?));
+        let out = channels_last(&self.forward(x, residual.transpose()?.as_ref())?)?;
+        // A copy, so that it does not keep the other rows.
+        channels_first(&out.narrow(1, above, scale * rows.len())?.force_contiguous()?)
     }
 }
 

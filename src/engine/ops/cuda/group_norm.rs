@@ -4,12 +4,13 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::PushKernelArg;
-use candle_core::{CudaStorage, Layout, Result, Shape, bail};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, PushKernelArg};
+use candle_core::{CudaDevice, CudaStorage, Layout, Result, Shape, bail};
 use half::bf16;
 
 use super::modules::Kernels;
 use super::{CHUNK, THREADS, grid, number, values_of};
+use crate::engine::ops::group_norm::parts::parts_of;
 
 const KERNELS: Kernels = Kernels::new("group_norm", include_bytes!(concat!(env!("OUT_DIR"), "/group_norm.fatbin")));
 
@@ -21,67 +22,116 @@ pub(in crate::engine::ops) fn takes_channels(channels: usize) -> bool {
     channels.is_multiple_of(CHUNK) && channels <= CHANNELS_MAX
 }
 
-/// How the channels of an image are grouped.
-#[derive(Clone, Copy)]
-pub(in crate::engine::ops) struct GroupNormShape {
-    pub(in crate::engine::ops) channels: usize,
-    pub(in crate::engine::ops) groups: usize,
-}
-
-/// Maximum parts, each with a block for its statistics: eight blocks for each multiprocessor of an H200.
-const PARTS_MAX: usize = 1056;
-
-/// Fewest pixels of a part.
-const PART_PIXELS_MIN: usize = 64;
-
 /// Pixels that one thread of the last kernel normalizes.
 const PIXELS_PER_THREAD: usize = 16;
 
-/// [`crate::engine::ops::group_norm::GroupNorm`] of one contiguous image, channels last.
+/// [`crate::engine::ops::group_norm::GroupNorm`] of one contiguous image `[1, height, width, channels]`.
 pub(in crate::engine::ops) fn group_norm(
     [x, weight, bias]: [(&CudaStorage, &Layout); 3],
-    shape: GroupNormShape,
+    groups: usize,
     epsilon: f32,
     is_activated: bool,
 ) -> Result<(CudaStorage, Shape)> {
-    let GroupNormShape { channels, groups } = shape;
-    let (device, out_shape) = (x.0.device(), x.1.shape().clone());
-    let count = out_shape.elem_count();
-    let pixels = count / channels;
-    let fits = takes_channels(channels) && count == pixels * channels;
-    if !fits || [weight.1, bias.1].iter().any(|layout| layout.dims() != [channels]) {
-        bail!("group norm: {out_shape:?} of {channels} channels is not in chunks of {CHUNK}, or has other weights");
+    let image = Image::of(x.1, groups)?;
+    if [weight.1, bias.1].iter().any(|layout| layout.dims() != [image.channels]) {
+        bail!("group norm: {:?} and {:?} for {} channels", weight.1.dims(), bias.1.dims(), image.channels);
     }
+    let (device, out_shape) = (x.0.device(), x.1.shape().clone());
     let [x, weight, bias] = [values_of(x)?, values_of(weight)?, values_of(bias)?];
-    let parts = (pixels / PART_PIXELS_MIN).clamp(1, PARTS_MAX);
-    // SAFETY: the first kernel writes the moments of every part of every group, the second two numbers for every channel, the
-    // third every value.
-    let (mut moments, mut scales, mut out) = unsafe {
-        (device.alloc::<f32>(2 * groups * parts)?, device.alloc::<f32>(2 * channels)?, device.alloc::<bf16>(count)?)
-    };
-    let block_pixels = THREADS as usize / (channels / CHUNK) * PIXELS_PER_THREAD;
-    let blocks = pixels.div_ceil(block_pixels);
-    let pixels = pixels as i64;
-    let [channels, groups_argument, parts_argument] = [number(channels)?, number(groups)?, number(parts)?];
-
-    let kernel = KERNELS.get(device, "group_moments")?;
-    let mut launch = kernel.builder();
-    launch.arg(&x).arg(&mut moments).arg(&pixels).arg(&channels).arg(&groups_argument).arg(&parts_argument);
-    // SAFETY: the arguments are those of group_norm.cu, and the sizes have been compared above.
-    unsafe { launch.launch(grid(parts, 1, THREADS * 8 * 8)) }.w()?;
-
+    let moments = image.moments(device, &x)?;
+    // SAFETY: the kernel writes two numbers for every channel.
+    let mut scales = unsafe { device.alloc::<f32>(2 * image.channels)? };
+    let pixels = image.pixels as i64;
+    let [channels, groups_argument, parts] = [number(image.channels)?, number(groups)?, number(image.parts())?];
     let kernel = KERNELS.get(device, "group_scales")?;
     let mut launch = kernel.builder();
     launch.arg(&moments).arg(&weight).arg(&bias).arg(&mut scales).arg(&pixels);
-    launch.arg(&channels).arg(&groups_argument).arg(&parts_argument).arg(&epsilon);
-    // SAFETY: as above.
+    launch.arg(&channels).arg(&groups_argument).arg(&parts).arg(&epsilon);
+    // SAFETY: the arguments are those of group_norm.cu, and the sizes have been compared above.
     unsafe { launch.launch(grid(groups, 1, THREADS / 32 * 4)) }.w()?;
-
-    let kernel = KERNELS.get(device, "group_norm")?;
-    let is_activated = i32::from(is_activated);
-    let mut launch = kernel.builder();
-    launch.arg(&x).arg(&scales).arg(&mut out).arg(&pixels).arg(&channels).arg(&is_activated);
-    // SAFETY: as above.
-    unsafe { launch.launch(grid(blocks, 1, 0)) }.w()?;
+    let out = image.normalized(device, &x, &scales.slice(..), is_activated)?;
     Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), out_shape))
+}
+
+/// Statistics of one contiguous image `[1, height, width, channels]`: `[groups, parts, 2]`, f32.
+pub(in crate::engine::ops) fn moments(x: (&CudaStorage, &Layout), groups: usize) -> Result<(CudaStorage, Shape)> {
+    let image = Image::of(x.1, groups)?;
+    let device = x.0.device();
+    let moments = image.moments(device, &values_of(x)?)?;
+    Ok((CudaStorage::wrap_cuda_slice(moments, device.clone()), Shape::from((groups, image.parts(), 2))))
+}
+
+/// One contiguous image `[1, height, width, channels]`, normalized by `scales [3, channels]` in f32, of which a factor and a summand
+/// are read.
+pub(in crate::engine::ops) fn normalize(
+    x: (&CudaStorage, &Layout),
+    (scales, scales_l): (&CudaStorage, &Layout),
+    is_activated: bool,
+) -> Result<(CudaStorage, Shape)> {
+    let image = Image::of(x.1, 1)?;
+    let (device, out_shape) = (x.0.device(), x.1.shape().clone());
+    let scales = match scales_l.contiguous_offsets() {
+        Some((start, end)) if scales_l.dims() == [3, image.channels] => scales.as_cuda_slice::<f32>()?.slice(start..end),
+        _ => bail!("group norm: scales of {:?} for {} channels", scales_l.dims(), image.channels),
+    };
+    let out = image.normalized(device, &values_of(x)?, &scales, is_activated)?;
+    Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), out_shape))
+}
+
+/// The sizes of one image whose channels are grouped.
+#[derive(Clone, Copy)]
+struct Image {
+    pixels: usize,
+    channels: usize,
+    groups: usize,
+}
+
+impl Image {
+    fn of(layout: &Layout, groups: usize) -> Result<Self> {
+        let [1, height, width, channels] = *layout.dims() else {
+            bail!("group norm: {:?} is not one image", layout.dims());
+        };
+        if !takes_channels(channels) || !channels.is_multiple_of(groups) {
+            bail!("group norm: {channels} channels are not {groups} groups in chunks of {CHUNK}");
+        }
+        Ok(Self { pixels: height * width, channels, groups })
+    }
+
+    fn parts(self) -> usize {
+        parts_of(self.pixels)
+    }
+
+    /// Mean and sum of squared differences of every part of every group.
+    fn moments(self, device: &CudaDevice, x: &CudaView<bf16>) -> Result<CudaSlice<f32>> {
+        // SAFETY: the kernel writes the moments of every part of every group.
+        let mut moments = unsafe { device.alloc::<f32>(2 * self.groups * self.parts())? };
+        let pixels = self.pixels as i64;
+        let [channels, groups, parts] = [number(self.channels)?, number(self.groups)?, number(self.parts())?];
+        let kernel = KERNELS.get(device, "group_moments")?;
+        let mut launch = kernel.builder();
+        launch.arg(x).arg(&mut moments).arg(&pixels).arg(&channels).arg(&groups).arg(&parts);
+        // SAFETY: the arguments are those of group_norm.cu, and `x` has so many pixels of so many channels.
+        unsafe { launch.launch(grid(self.parts(), 1, THREADS * 8 * 8)) }.w()?;
+        Ok(moments)
+    }
+
+    /// `x` times the factor of its channel, plus the summand.
+    fn normalized(
+        self,
+        device: &CudaDevice,
+        x: &CudaView<bf16>,
+        scales: &CudaView<f32>,
+        is_activated: bool,
+    ) -> Result<CudaSlice<bf16>> {
+        // SAFETY: the kernel writes every value.
+        let mut out = unsafe { device.alloc::<bf16>(self.pixels * self.channels)? };
+        let block_pixels = THREADS as usize / (self.channels / CHUNK) * PIXELS_PER_THREAD;
+        let (pixels, channels, is_activated) = (self.pixels as i64, number(self.channels)?, i32::from(is_activated));
+        let kernel = KERNELS.get(device, "group_norm")?;
+        let mut launch = kernel.builder();
+        launch.arg(x).arg(scales).arg(&mut out).arg(&pixels).arg(&channels).arg(&is_activated);
+        // SAFETY: as above; `scales` has two numbers for each channel.
+        unsafe { launch.launch(grid(self.pixels.div_ceil(block_pixels), 1, 0)) }.w()?;
+        Ok(out)
+    }
 }

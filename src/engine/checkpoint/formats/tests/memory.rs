@@ -1,7 +1,7 @@
 //! The memory that a header takes: at most twice the file's bytes, and a constant for its tables, whatever it says.
 
-use super::heap::most_held;
 use super::*;
+use crate::engine::counted_heap::most_held;
 
 /// Bytes of memory, beyond twice the file's, that the longest tables may take.
 const TABLES_BYTES: usize = 32 << 20;

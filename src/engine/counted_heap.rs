@@ -25,11 +25,26 @@ thread_local! {
 }
 
 /// The outcome of `run`, and the most bytes of the heap that it held at a time.
-pub(super) fn most_held<T>(run: impl FnOnce() -> T) -> (T, usize) {
+pub(in crate::engine) fn most_held<T>(run: impl FnOnce() -> T) -> (T, usize) {
+    let (outcome, count) = counted(run);
+    (outcome, count.most as usize)
+}
+
+/// The outcome of `run`, and the bytes of the heap that it still holds.
+pub(in crate::engine) fn still_held<T>(run: impl FnOnce() -> T) -> (T, usize) {
+    let (outcome, count) = counted(run);
+    (outcome, count.held.max(0) as usize)
+}
+
+/// Runs `run` on a thread pool of one thread, which is the thread whose bytes are counted.
+pub(in crate::engine) fn on_one_thread<T: Send>(run: impl FnOnce() -> T + Send) -> T {
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread").install(run)
+}
+
+fn counted<T>(run: impl FnOnce() -> T) -> (T, Count) {
     COUNT.set(Some(Count::default()));
     let outcome = run();
-    let most = COUNT.take().map_or(0, |count| count.most);
-    (outcome, most as usize)
+    (outcome, COUNT.take().unwrap_or_default())
 }
 
 fn note(bytes: isize) {
@@ -81,4 +96,9 @@ fn what_is_held_at_a_time_is_counted() {
     let (kept, most) = most_held(|| std::hint::black_box(vec![0_u8; 1 << 20]));
     assert_eq!((kept.len(), most), (1 << 20, 1 << 20));
     assert_eq!(most_held(|| ()).1, 0);
+    let (kept, held) = still_held(|| {
+        drop(std::hint::black_box(vec![1_u8; 3000]));
+        std::hint::black_box(vec![1_u8; 2000])
+    });
+    assert_eq!((kept.len(), held), (2000, 2000));
 }
