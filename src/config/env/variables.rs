@@ -87,8 +87,11 @@ pub(in crate::config) const ENGINE_WEIGHTS: Variable = variable(
 );
 pub(in crate::config) const ENGINE_MEMORY_BUDGET: Variable =
     variable("FLUXSERVE_ENGINE_MEMORY_BUDGET", "engine.memory_budget", "most memory to plan with, such as 12GiB");
-pub(in crate::config) const ENGINE_THREADS: Variable =
-    variable("FLUXSERVE_ENGINE_THREADS", "engine.threads", "threads that compute on the CPU, one for each core by default");
+pub(in crate::config) const ENGINE_THREADS: Variable = variable(
+    "FLUXSERVE_ENGINE_THREADS",
+    "engine.threads",
+    "threads that compute on the CPU, one for each core by default",
+);
 pub(in crate::config) const DRAIN_DEADLINE_SECONDS: Variable = variable(
     "FLUXSERVE_DRAIN_DEADLINE_SECONDS",
     "drain_deadline_seconds",

@@ -251,7 +251,12 @@ impl CustomOp3 for OnCpu {
                 for (strip, &top) in strips.iter().zip(starts) {
                     let (at, count) = ((top - first) * width, strip.len() / outputs);
                     let values = &strip[channel * count..][..count];
-                    add(&mut out[at..][..count], values, bias[channel], residual.map(|residual| &residual[at..][..count]));
+                    add(
+                        &mut out[at..][..count],
+                        values,
+                        bias[channel],
+                        residual.map(|residual| &residual[at..][..count]),
+                    );
                 }
             });
         }

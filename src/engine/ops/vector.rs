@@ -152,7 +152,8 @@ mod tests {
     #[test]
     fn every_vector_unit_gives_the_same_bits() {
         let values: Vec<f32> = (0..1003).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
-        let wide = vectorized(|| (sum(&values), sum_of_squares(&values), moments(&values), mean_and_scale(&values, 1e-6)));
+        let wide =
+            vectorized(|| (sum(&values), sum_of_squares(&values), moments(&values), mean_and_scale(&values, 1e-6)));
         let plain = (sum(&values), sum_of_squares(&values), moments(&values), mean_and_scale(&values, 1e-6));
         assert_eq!(wide, plain);
         let mut wide = values.clone();

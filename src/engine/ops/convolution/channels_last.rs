@@ -86,7 +86,8 @@ impl ChannelsLast {
         let is_doubled = matches!(self.kind, Kind::Kernel { is_doubled: true, .. });
         let scale = 1 + usize::from(is_doubled);
         let (above, below) = (scale * rows.start, scale * (height - rows.end));
-        let residual = residual.map(|residual| channels_first(&channels_last(residual)?.pad_with_zeros(1, above, below)?));
+        let residual =
+            residual.map(|residual| channels_first(&channels_last(residual)?.pad_with_zeros(1, above, below)?));
         let out = channels_last(&self.forward(x, residual.transpose()?.as_ref())?)?;
         // A copy, so that it does not keep the other rows.
         channels_first(&out.narrow(1, above, scale * rows.len())?.force_contiguous()?)

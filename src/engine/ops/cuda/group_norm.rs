@@ -71,7 +71,9 @@ pub(in crate::engine::ops) fn normalize(
     let image = Image::of(x.1, 1)?;
     let (device, out_shape) = (x.0.device(), x.1.shape().clone());
     let scales = match scales_l.contiguous_offsets() {
-        Some((start, end)) if scales_l.dims() == [3, image.channels] => scales.as_cuda_slice::<f32>()?.slice(start..end),
+        Some((start, end)) if scales_l.dims() == [3, image.channels] => {
+            scales.as_cuda_slice::<f32>()?.slice(start..end)
+        }
         _ => bail!("group norm: scales of {:?} for {} channels", scales_l.dims(), image.channels),
     };
     let out = image.normalized(device, &values_of(x)?, &scales, is_activated)?;

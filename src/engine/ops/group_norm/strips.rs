@@ -233,9 +233,13 @@ mod tests {
                     .expect("strips");
                 let moments = strips.iter().map(|strip| norm.moments(strip)).collect::<Result<Vec<_>>>();
                 let scales = norm.scales(&moments.expect("moments")).expect("scales");
-                let normed = strips.iter().map(|strip| norm.forward_silu_by(strip, &scales)).collect::<Result<Vec<_>>>();
+                let normed =
+                    strips.iter().map(|strip| norm.forward_silu_by(strip, &scales)).collect::<Result<Vec<_>>>();
                 let found = Tensor::cat(&normed.expect("normalizes"), 2).expect("an image");
-                assert!(values(&found) == expected, "{channels} channels in {groups}, strips of {rows} of {height} rows");
+                assert!(
+                    values(&found) == expected,
+                    "{channels} channels in {groups}, strips of {rows} of {height} rows"
+                );
             }
         }
     }
@@ -249,7 +253,8 @@ mod tests {
         let bf16 = |tensor: &Tensor| tensor.to_dtype(DType::BF16).expect("bf16");
         let rounded = GroupNorm::new(2, 1e-6, bf16(&norm.weight), bf16(&norm.bias));
         let strips = [x.narrow(2, 0, 4), x.narrow(2, 4, 5)].map(|strip| bf16(&strip.expect("a strip")));
-        let moments = [rounded.moments(&strips[0]), rounded.moments(&strips[1])].map(|moments| moments.expect("moments"));
+        let moments =
+            [rounded.moments(&strips[0]), rounded.moments(&strips[1])].map(|moments| moments.expect("moments"));
         let scales = rounded.scales(&moments).expect("scales");
         let normed = strips.map(|strip| rounded.forward_silu_by(&strip, &scales).expect("normalizes"));
         let found = Tensor::cat(&normed, 2).and_then(|found| found.to_dtype(DType::F32)).expect("an image");

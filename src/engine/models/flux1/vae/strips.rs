@@ -132,7 +132,8 @@ mod tests {
             .map(|strip| strip.and_then(|strip| Ok((strip.seen.flatten_all()?.to_vec1()?, strip.rows))))
             .collect::<Result<_>>()
             .expect("strips");
-        let expected = [(vec![0.0, 1.0, 2.0, 3.0], 0..3), (vec![2.0, 3.0, 4.0, 5.0, 6.0], 1..4), (vec![5.0, 6.0], 1..2)];
+        let expected =
+            [(vec![0.0, 1.0, 2.0, 3.0], 0..3), (vec![2.0, 3.0, 4.0, 5.0, 6.0], 1..4), (vec![5.0, 6.0], 1..2)];
         assert_eq!(seen, expected);
         let joined = strips.joined().and_then(|joined| joined.flatten_all()?.to_vec1::<f32>()).expect("values");
         assert_eq!(joined, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
