@@ -264,7 +264,7 @@ impl MemoryPlan {
             "{kept:<9}  {place:<42}  {:>8} of weights  {:>5} tokens  {:>5.1} megapixels{read}",
             Gib(transformer + vae + clip + self.t5_resident + expanding).to_string(),
             self.limits.step_tokens_max,
-            self.pixels_max as f64 / 1e6,
+            self.pixels.output as f64 / 1e6,
         )
     }
 }
