@@ -58,7 +58,7 @@ pub(super) async fn start_loras(
     store: &Store,
     clock: Arc<dyn Clock>,
 ) -> LoraCatalog {
-    let inspect = |path: &Path| {
+    let inspect = |path: &Path| -> Result<Inspected, String> {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
         let model = Adaptable::of(&ModelFiles::Directory(model)).expect("a complete model");
         let adapter = Adapter::open(path, &model).and_then(|adapter| adapter.check().map(|()| adapter));
