@@ -177,7 +177,7 @@ impl LoraCatalog {
                 let reason = reason.replace(&written.path().display().to_string(), shown);
                 // A reader may name it without its folder.
                 let own_name = written.path().file_name().unwrap_or_default().to_string_lossy();
-                Err(LoraError::Rejected(reason.replace(own_name.as_ref(), shown)))
+                Err(LoraError::Rejected(reason.replace(&*own_name, shown)))
             }
         }
     }
