@@ -20,6 +20,9 @@ use crate::hub::Progress;
 use crate::loras::{Added, HubFile, LoraCatalog, LoraError, LoraParts};
 use crate::store::Store;
 
+/// What the name of a LoRA's file has.
+const WEIGHTS: &str = ".safetensors";
+
 /// Writes what an adapter changes, what in its file is not used and why, and what the file says of itself. It is compared with
 /// a model, or with FLUX.1-dev. All of its numbers are read once.
 ///
@@ -90,7 +93,9 @@ impl Loras {
 
 /// The catalog. A file that is added has to fit one of the configured models, or FLUX.1-dev.
 fn lora_catalog(config: &Config, store: &Store, clock: &Arc<dyn Clock>) -> LoraCatalog {
-    let (configured, of_hub) = (config.clone(), config.clone());
+    // Kept as long as the worker runs, so without its secret.
+    let configured = Config { admin_password: None, ..config.clone() };
+    let of_hub = configured.clone();
     let inspect = move |path: &Path| inspect(path, &models_of(&configured)).map_err(|error| error.to_string());
     let fetch = move |file: HubFile| {
         let progress = ProgressLines::new(|line: &str| tracing::info!("{line}"));
@@ -129,11 +134,12 @@ fn models_of(config: &Config) -> Vec<Adaptable> {
 /// In words for the user.
 pub async fn download_lora(config: &Config, file: HubFile, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
     let HubFile { repository, revision, file } = file;
-    let files = file.into_iter().collect();
+    // By a part of its name: without any, a pipeline would be downloaded completely.
+    let files = vec![file.unwrap_or_else(|| WEIGHTS.to_owned())];
     let downloaded = download_files(config, (&repository, revision), files, progress).await;
     let downloaded = downloaded.with_context(|| format!("downloading from `{repository}`"))?;
     match downloaded.chosen.as_slice() {
         [file] => Ok(file.clone()),
-        _ => bail!("`{repository}` is a pipeline, not a LoRA: name the file with `--file`"),
+        files => bail!("`{repository}` has {} such files: name one with `--file`", files.len()),
     }
 }
