@@ -50,7 +50,7 @@ pub use heap::Heap;
 pub use hub::{DownloadRequest, download_model, local_model};
 pub use kernel_trials::{DISAGREES, try_kernel};
 pub use logs::CommandLogs;
-pub use loras::{LoraDownload, Loras, download_lora, inspect_lora};
+pub use loras::{Loras, download_lora, inspect_lora};
 pub use models::{check_model, list_models};
 pub use serve::{serve, serve_with};
 

@@ -11,7 +11,7 @@ mod report;
 mod store;
 mod upload;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use time::OffsetDateTime;
@@ -31,6 +31,20 @@ pub const LORAS_MAX: u32 = 1000;
 
 /// Inspects a file; blocks while it reads. The error is what is wrong with it, for people.
 pub type Inspect = dyn Fn(&Path) -> Result<Inspected, String> + Send + Sync;
+
+/// Fetches a file from the hub; blocks. The error is why it cannot, for people.
+pub type Fetch = dyn Fn(HubFile) -> Result<PathBuf, String> + Send + Sync;
+
+/// A LoRA of the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HubFile {
+    /// Its repository: `owner/name`.
+    pub repository: String,
+    /// A branch, a tag or a commit. `None`: the default branch.
+    pub revision: Option<String>,
+    /// The file, by its name or a part of it. `None`: the only weight file.
+    pub file: Option<String>,
+}
 
 /// What an inspection finds.
 #[derive(Debug, Clone, PartialEq)]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 
 use super::Keys;
+use super::fetching::ProgressLines;
 use super::hub::download_files;
 use super::lora_report::inspect;
 use super::models::files_of;
@@ -16,8 +17,11 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::model_source::ModelSource;
 use crate::engine::{Adaptable, Adapter};
 use crate::hub::Progress;
-use crate::loras::{Added, LoraCatalog, LoraError, LoraParts, NewName};
+use crate::loras::{Added, HubFile, LoraCatalog, LoraError, LoraParts};
 use crate::store::Store;
+
+/// What the name of a LoRA's file has.
+const WEIGHTS: &str = ".safetensors";
 
 /// Writes what an adapter changes, what in its file is not used and why, and what the file says of itself. It is compared with
 /// a model, or with FLUX.1-dev. All of its numbers are read once.
@@ -78,8 +82,6 @@ impl Loras {
     /// # Errors
     /// When it cannot be used, or not be stored.
     pub async fn add(&self, file: &Path, name: Option<String>) -> Result<Added, LoraError> {
-        let file_name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let name = NewName { wanted: name, file: file_name };
         self.catalog.add_file(file, name, &Actor::CommandLine).await
     }
 
@@ -91,12 +93,20 @@ impl Loras {
 
 /// The catalog. A file that is added has to fit one of the configured models, or FLUX.1-dev.
 fn lora_catalog(config: &Config, store: &Store, clock: &Arc<dyn Clock>) -> LoraCatalog {
-    let configured = config.clone();
+    // Kept as long as the worker runs, so without its secret.
+    let configured = Config { admin_password: None, ..config.clone() };
+    let of_hub = configured.clone();
     let inspect = move |path: &Path| inspect(path, &models_of(&configured)).map_err(|error| error.to_string());
+    let fetch = move |file: HubFile| {
+        let progress = ProgressLines::new(|line: &str| tracing::info!("{line}"));
+        let fetching = download_lora(&of_hub, file, &progress);
+        tokio::runtime::Handle::current().block_on(fetching).map_err(|error| format!("{error:#}"))
+    };
     LoraCatalog::new(LoraParts {
         store: store.clone(),
         folder: config.loras_dir(),
         inspect: Arc::new(inspect),
+        fetch: Arc::new(fetch),
         clock: Arc::clone(clock),
         file_bytes_max: config.loras.file_bytes_max,
     })
@@ -118,28 +128,18 @@ fn models_of(config: &Config) -> Vec<Adaptable> {
     configured.chain([Adaptable::flux_dev()]).collect()
 }
 
-/// A LoRA of the hub.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LoraDownload {
-    /// Its repository.
-    pub repository: String,
-    /// A branch, a tag or a commit. `None`: the default branch.
-    pub revision: Option<String>,
-    /// The file, by its name or a part of it. `None`: the only weight file.
-    pub file: Option<String>,
-}
-
 /// Downloads a LoRA's file into the cache that Hugging Face's tools share, and returns its path.
 ///
 /// # Errors
 /// In words for the user.
-pub async fn download_lora(config: &Config, request: LoraDownload, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
-    let LoraDownload { repository, revision, file } = request;
-    let files = file.into_iter().collect();
+pub async fn download_lora(config: &Config, file: HubFile, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
+    let HubFile { repository, revision, file } = file;
+    // By a part of its name: without any, a pipeline would be downloaded completely.
+    let files = vec![file.unwrap_or_else(|| WEIGHTS.to_owned())];
     let downloaded = download_files(config, (&repository, revision), files, progress).await;
     let downloaded = downloaded.with_context(|| format!("downloading from `{repository}`"))?;
     match downloaded.chosen.as_slice() {
         [file] => Ok(file.clone()),
-        _ => bail!("`{repository}` is a pipeline, not a LoRA: name the file with `--file`"),
+        files => bail!("`{repository}` has {} such files: name one with `--file`", files.len()),
     }
 }

@@ -9,11 +9,11 @@ use indicatif::HumanBytes;
 use super::models::with_progress;
 use super::part_args::PartArgs;
 use super::table::{to_the_second, write_table};
-use crate::app::{self, LoraDownload, Loras, Progress};
+use crate::app::{self, Loras, Progress};
 use crate::auth::Actor;
 use crate::config::Config;
 use crate::domain::model_source::ModelSource;
-use crate::loras::{Added, Lora};
+use crate::loras::{Added, HubFile, Lora};
 
 /// What to do with LoRAs.
 #[derive(Debug, Subcommand)]
@@ -106,8 +106,9 @@ pub(super) async fn run(
         }
         LorasCommand::Download(arguments) => {
             let DownloadLoraArgs { repository, revision, file, name } = arguments;
-            let request = LoraDownload { repository, revision, file };
-            let download = async move |progress: &dyn Progress| app::download_lora(config, request, progress).await;
+            let request = HubFile { repository, revision, file };
+            let download =
+                async move |progress: &dyn Progress| app::download_lora(config, request, progress).await;
             let file = with_progress(notes, download).await?;
             add(AddLoraArgs { file, name }, config, out, notes).await
         }

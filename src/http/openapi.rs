@@ -210,6 +210,7 @@ mod tests {
     use super::*;
     use crate::http::admin::wire::key::{CreateKey, EditKey, RotateKey};
     use crate::http::admin::wire::kubernetes::NamespaceBody;
+    use crate::http::admin::wire::lora::FetchLora;
     use crate::http::admin::wire::session::SignIn;
     use crate::http::api::exec_credential::ExecInfo;
     use crate::http::api::inference::SubmitImage;
@@ -236,6 +237,7 @@ mod tests {
         check::<EditKey>();
         check::<RotateKey>();
         check::<NamespaceBody>();
+        check::<FetchLora>();
         check::<ExecInfo>();
     }
 

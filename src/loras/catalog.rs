@@ -5,13 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
 use super::files::{LoraFiles, Written};
 use super::store::{Insertion, LoraStore, NewLora};
 use super::upload::{self, Upload};
-use super::{FoundLora, Inspect, Inspected, Lora, LoraError, name};
+use super::{Fetch, FoundLora, HubFile, Inspect, Inspected, Lora, LoraError, name};
 use crate::auth::Actor;
 use crate::domain::adapter::AdapterId;
 use crate::domain::clock::{Clock, to_the_millisecond};
@@ -28,6 +28,8 @@ pub struct LoraParts {
     pub folder: PathBuf,
     /// Inspects a file.
     pub inspect: Arc<Inspect>,
+    /// Fetches a file from the hub.
+    pub fetch: Arc<Fetch>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// Largest file.
@@ -60,6 +62,7 @@ struct Inner {
     store: LoraStore,
     files: LoraFiles,
     inspect: Arc<Inspect>,
+    fetch: Arc<Fetch>,
     clock: Arc<dyn Clock>,
     file_bytes_max: u64,
     uploads: Arc<Semaphore>,
@@ -68,10 +71,10 @@ struct Inner {
 impl LoraCatalog {
     /// The catalog in a database and a folder.
     pub fn new(parts: LoraParts) -> Self {
-        let LoraParts { store, folder, inspect, clock, file_bytes_max } = parts;
+        let LoraParts { store, folder, inspect, fetch, clock, file_bytes_max } = parts;
         let (store, files) = (LoraStore::new(store), LoraFiles::new(folder));
         let uploads = Arc::new(Semaphore::new(UPLOADS_MAX));
-        Self(Arc::new(Inner { store, files, inspect, clock, file_bytes_max, uploads }))
+        Self(Arc::new(Inner { store, files, inspect, fetch, clock, file_bytes_max, uploads }))
     }
 
     /// Removes files that a crash has left: incomplete ones, and complete ones without a row. Returns how many.
@@ -101,8 +104,11 @@ impl LoraCatalog {
     /// # Errors
     /// [`LoraError::Busy`].
     pub fn begin(&self) -> Result<Upload, LoraError> {
-        let permit = Arc::clone(&self.0.uploads).try_acquire_owned().map_err(|_| LoraError::Busy)?;
-        Ok(Upload::begin(&self.0.files, self.0.file_bytes_max, permit))
+        Ok(Upload::begin(&self.0.files, self.0.file_bytes_max, self.permit()?))
+    }
+
+    fn permit(&self) -> Result<OwnedSemaphorePermit, LoraError> {
+        Arc::clone(&self.0.uploads).try_acquire_owned().map_err(|_| LoraError::Busy)
     }
 
     /// Adds a file that has arrived. It is on the disk and in the database when this returns. One that is there already is
@@ -116,15 +122,29 @@ impl LoraCatalog {
         self.enter(written, &name, by).await
     }
 
-    /// Adds a copy of a file.
+    /// Adds a copy of a file, with the name that is wanted or one like the file's.
     ///
     /// # Errors
     /// As [`LoraCatalog::add`], and [`LoraError::Source`].
-    pub async fn add_file(&self, path: &Path, name: NewName, by: &Actor) -> Result<Added, LoraError> {
+    pub async fn add_file(&self, path: &Path, wanted: Option<String>, by: &Actor) -> Result<Added, LoraError> {
+        let name = NewName { wanted, file: file_name(path) };
         let (files, source, bytes_max) = (self.0.files.clone(), path.to_owned(), self.0.file_bytes_max);
         let written =
             spawn_blocking(move || upload::copy(&files, &source, bytes_max)).await.map_err(io::Error::other)??;
         self.enter(written, &name, by).await
+    }
+
+    /// Adds a copy of a file of the hub.
+    ///
+    /// # Errors
+    /// As [`LoraCatalog::add_file`], [`LoraError::Busy`] and [`LoraError::NotFetched`].
+    pub async fn add_from_hub(&self, file: HubFile, name: Option<String>, by: &Actor) -> Result<Added, LoraError> {
+        let (fetch, permit) = (Arc::clone(&self.0.fetch), self.permit()?);
+        // The permit goes with the work, which goes on if the caller gives up.
+        let fetching = spawn_blocking(move || (fetch(file), permit));
+        let (fetched, _permit) = fetching.await.map_err(io::Error::other)?;
+        let path = fetched.map_err(LoraError::NotFetched)?;
+        self.add_file(&path, name, by).await
     }
 
     async fn enter(&self, written: Written, new: &NewName, by: &Actor) -> Result<Added, LoraError> {
@@ -178,7 +198,7 @@ impl LoraCatalog {
                 let reason = reason.replace(&written.path().display().to_string(), shown);
                 // A reader may name it without its folder.
                 let own_name = written.path().file_name().unwrap_or_default().to_string_lossy();
-                Err(LoraError::Rejected(reason.replace(own_name.as_ref(), shown)))
+                Err(LoraError::Rejected(reason.replace(&*own_name, shown)))
             }
         }
     }
@@ -247,6 +267,11 @@ impl LoraCatalog {
     }
 }
 
+/// The name of a file, for people.
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 impl fmt::Debug for LoraCatalog {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoraCatalog").finish_non_exhaustive()
@@ -267,10 +292,12 @@ mod tests {
             }
             _ => Err(format!("{}: not ok", path.display())),
         };
+        let fetch = |file: HubFile| -> Result<PathBuf, String> { Err(format!("{} is not there", file.repository)) };
         LoraCatalog::new(LoraParts {
             store: Store::open_in_memory().await.expect("opens"),
             folder: folder.to_owned(),
             inspect: Arc::new(inspect),
+            fetch: Arc::new(fetch),
             clock: Arc::new(SystemClock),
             file_bytes_max: 100,
         })
@@ -328,8 +355,11 @@ mod tests {
         assert!(matches!(catalog.begin(), Err(LoraError::Busy)));
         drop(held);
         let missing = folder.path().join("none");
-        let missing = catalog.add_file(&missing, NewName::default(), &Actor::CommandLine).await;
+        let missing = catalog.add_file(&missing, None, &Actor::CommandLine).await;
         assert!(matches!(missing, Err(LoraError::Source { .. })));
+        let file = HubFile { repository: "a/b".into(), revision: None, file: None };
+        let unknown = catalog.add_from_hub(file, None, &Actor::CommandLine).await.expect_err("not there");
+        assert_eq!(unknown.to_string(), "a/b is not there");
         // The threads that write notice it by themselves.
         while files(folder.path()) > 0 {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;

@@ -33,6 +33,9 @@ pub enum LoraError {
     /// The file cannot be used, in the reader's words.
     #[error("{0}")]
     Rejected(String),
+    /// The file cannot be fetched from the hub.
+    #[error("{0}")]
+    NotFetched(String),
     /// The catalog is full.
     #[error("there are {LORAS_MAX} LoRAs already: remove one first")]
     TooMany,

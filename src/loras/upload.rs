@@ -31,7 +31,7 @@ impl Upload {
     pub(super) fn begin(files: &LoraFiles, bytes_max: u64, permit: OwnedSemaphorePermit) -> Self {
         let (pieces, mut arriving) = mpsc::channel::<Piece>(PIECES_WAITING_MAX);
         let files = files.clone();
-        let writing = spawn_blocking(move || {
+        let writing = spawn_blocking(move || -> Result<Option<Written>, LoraError> {
             let mut part = files.begin(bytes_max)?;
             while let Some(piece) = arriving.blocking_recv() {
                 match piece {

@@ -125,6 +125,25 @@ async fn a_file_is_added_once_by_itself_or_in_a_form() {
 }
 
 #[tokio::test]
+async fn a_lora_is_added_from_the_hub() {
+    let app = TestApp::start().await;
+    let administrator = Administrator::of(&app).await;
+    let add = async |body: Value| administrator.ask("POST", LORAS, Some(body)).await;
+    let added = add(json!({ "repository": "test/loras", "file": "d1_xlabs.safetensors", "name": "pen" })).await;
+    assert_eq!((added.status, &added.json()["name"]), (StatusCode::CREATED, &json!("pen")), "{}", added.text());
+    let again = add(json!({ "repository": "test/loras", "file": "d1_xlabs.safetensors" })).await;
+    assert_eq!(again.status, StatusCode::OK);
+    let named = add(json!({ "repository": "test/loras", "file": "b1_kohya.safetensors" })).await;
+    assert_eq!(named.json()["name"], "b1_kohya", "by its file");
+    let unknown = add(json!({ "repository": "nobody/nothing" })).await;
+    assert_eq!((unknown.status.as_u16(), unknown.code()), (400, "lora_rejected".to_owned()));
+    let expected = json!([{ "field": "repository", "reason": "`nobody/nothing` is not on the hub" }]);
+    assert_eq!(unknown.json()["errors"], expected);
+    assert_eq!(add(json!({ "file": 7, "size": 1 })).await.fields(), ["repository", "file", "size"]);
+    assert_eq!(files(&app).len(), 2);
+}
+
+#[tokio::test]
 async fn broken_files_are_refused_with_their_own_words_and_leave_nothing() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
@@ -173,7 +192,7 @@ async fn what_is_no_upload_is_refused() {
     assert_eq!(administrator.send(huge).await.code(), "body_too_large");
 
     for (content_type, code) in [
-        ("application/json", "unsupported_media_type"),
+        ("text/plain", "unsupported_media_type"),
         ("multipart/form-data", "unsupported_media_type"),
         ("multipart/form-data; boundary=other", "invalid_request"),
     ] {

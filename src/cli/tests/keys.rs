@@ -161,3 +161,26 @@ async fn the_first_start_creates_a_password_unless_one_is_given() {
     assert!(keys.first_password().await.expect("looked").is_none(), "an older worker's database");
     assert!(!keys.admin.has_password().await.expect("looked"));
 }
+
+#[tokio::test]
+async fn a_key_may_be_limited_to_some_loras() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = async |arguments: &[&str]| run_in(folder.path(), arguments).await;
+    let create = ["keys", "create", "--name", "shop", "--scope", "inference", "--loras", "pen, ink"];
+    let (value, _) = run(&create).await.expect("made");
+    let config = Config { data_dir: folder.path().to_owned(), ..Config::default() };
+    let keys = app::Keys::open_existing(&config).await.expect("there");
+    let prefix = value[..13].parse::<crate::auth::PublicId>().expect("a prefix");
+    let listed = async || {
+        let loras = keys.service.get(prefix).await.expect("there").limits.loras;
+        loras.map(|loras| loras.iter().map(str::to_owned).collect::<Vec<_>>())
+    };
+    assert_eq!(listed().await, Some(vec!["ink".to_owned(), "pen".to_owned()]));
+    run(&["keys", "edit", &value[..13], "--loras", "pen"]).await.expect("edited");
+    assert_eq!(listed().await, Some(vec!["pen".to_owned()]));
+    run(&["keys", "edit", &value[..13], "--name", "other"]).await.expect("edited");
+    assert_eq!(listed().await.map(|loras| loras.len()), Some(1), "another change leaves them alone");
+    run(&["keys", "edit", &value[..13], "--loras", "none"]).await.expect("edited");
+    assert_eq!(listed().await, None);
+    assert_eq!(parse_error(&["keys", "edit", &value[..13], "--loras", ""]).kind(), ErrorKind::ValueValidation);
+}

@@ -10,6 +10,7 @@ use super::support::{card, diffusers_folders, single_files};
 use crate::domain::model::ModelFiles;
 use crate::domain::precision::Precision;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
+use crate::engine::adapted::AdapterSet;
 use crate::engine::checkpoint::{Checkpoint, LoadOptions, StreamedBlocks};
 use crate::engine::models::flux1::{Flux1, Image, Residency, Weights};
 
@@ -28,7 +29,7 @@ fn model(files: &ModelFiles, are_stored: bool, resident: Option<usize>) -> Flux1
         t5: loading.t5(),
         transformer: loading.transformer(),
     };
-    let residency = Residency { precision: Precision::Full, is_text_streamed, blocks };
+    let residency = Residency { precision: Precision::Full, is_text_streamed, blocks, whole_pixels_max: usize::MAX };
     let (configs, tokenizers) = (checkpoint.configs.clone(), Arc::clone(&checkpoint.tokenizers));
     let model = Flux1::load(configs, tokenizers, weights, residency).expect("loads");
     loading.finish().expect("finishes");
@@ -53,7 +54,7 @@ fn specs() -> Vec<GenerateSpec> {
 
 /// The latents of all steps, of all images together.
 fn latents(model: &mut Flux1) -> Vec<u32> {
-    let mut images: Vec<Image> = specs().iter().map(|spec| model.admit(spec).expect("admits")).collect();
+    let mut images: Vec<Image> = specs().iter().map(|spec| model.admit(spec, AdapterSet::default()).expect("admits")).collect();
     let mut bits = Vec::new();
     while !images[0].is_done() {
         model.modulate_ahead(&mut images.iter_mut().collect::<Vec<_>>()).expect("modulates");

@@ -1,23 +1,25 @@
 //! `/v1/loras`: the LoRAs that requests may use.
 
 use axum::Json;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use serde_json::json;
 use tracing::Instrument as _;
 
-use super::wire::lora::{LoraListView, LoraView, upload_schema};
+use super::wire::lora::{FetchLora, LoraListView, LoraView, upload_schema};
 use crate::domain::format::OutputFormat;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
+use crate::http::extract::json::{ApiJson, is_json};
 use crate::http::extract::path::LoraPath;
 use crate::http::extract::query::Parameters;
 use crate::http::extract::upload::{NAME, receive};
 use crate::http::openapi::schema::text;
 use crate::http::openapi::{Operation, Tag};
 use crate::http::state::HttpState;
-use crate::loras::Added;
+use crate::loras::{Added, HubFile, NewName, Upload};
 
 /// The path of uploads, which may take longer than other requests.
 pub(in crate::http) const UPLOAD_PATH: &str = "/v1/loras";
@@ -36,6 +38,12 @@ pub(in crate::http) fn list_operation() -> Operation {
         .refuses([ErrorCode::StorageUnavailable])
 }
 
+/// Where a LoRA comes from.
+enum Source {
+    Hub { file: HubFile, name: Option<String> },
+    Upload { upload: Upload, name: NewName },
+}
+
 pub(in crate::http) async fn add(
     State(state): State<HttpState>,
     administrator: Administrator,
@@ -44,12 +52,25 @@ pub(in crate::http) async fn add(
 ) -> Result<(StatusCode, Json<LoraView>), ApiError> {
     let wanted = parameters.take(NAME, "a name");
     parameters.finish()?;
-    let (upload, name) = receive(request, &state, wanted).await?;
+    let source = if is_json(request.headers()) {
+        let read = <ApiJson<FetchLora> as FromRequest<HttpState>>::from_request(request, &state).await?;
+        let FetchLora { file, name } = read.value;
+        Source::Hub { file, name: name.or(wanted) }
+    } else {
+        let (upload, name) = receive(request, &state, wanted).await?;
+        Source::Upload { upload, name }
+    };
     let administrator = administrator.recheck(&state).await?;
     let (loras, actor) = (state.loras.clone(), administrator.actor());
+    let adding = async move {
+        match source {
+            Source::Hub { file, name } => loras.add_from_hub(file, name, &actor).await,
+            Source::Upload { upload, name } => loras.add(upload, name, &actor).await,
+        }
+    };
     // A task of its own: a client that hangs up now must not leave a file without a row.
-    let adding = tokio::spawn(async move { loras.add(upload, name, &actor).await }.in_current_span());
-    let added = adding.await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?;
+    let added = tokio::spawn(adding.in_current_span()).await;
+    let added = added.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?;
     let Added { lora, is_new } = added?;
     Ok((if is_new { StatusCode::CREATED } else { StatusCode::OK }, Json(lora.into())))
 }
@@ -57,11 +78,13 @@ pub(in crate::http) async fn add(
 pub(in crate::http) fn add_operation() -> Operation {
     Operation::new(Tag::Loras, "add_lora", "Add a LoRA")
         .description(
-            "The file is checked while it arrives and refused if it is broken, for another family of models, or changes \
-             nothing. It is stored when this answers. A file that is there already is not added again.",
+            "The body is the file, a form with it, or JSON that names a file of the hub. The file is checked, and refused \
+             if it is broken, for another family of models, or changes nothing. It is stored when this answers. A file \
+             that is there already is not added again.",
         )
         .query(NAME, text(), "Its name, unless the form has it. By default that of its file.")
         .file_body(upload_schema())
+        .or_body::<FetchLora>(json!({ "repository": "owner/style", "file": "style.safetensors" }))
         .answers::<LoraView>(StatusCode::CREATED, "The new LoRA, and what it changes.")
         .answers::<LoraView>(StatusCode::OK, "The LoRA with this file, which was there already.")
         .refuses([ErrorCode::LoraRejected, ErrorCode::LoraExists, ErrorCode::StorageUnavailable])

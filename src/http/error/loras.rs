@@ -8,6 +8,9 @@ use crate::loras::LoraError;
 /// The field of the name.
 const NAME: &str = "name";
 
+/// The field of the hub's repository.
+const REPOSITORY: &str = "repository";
+
 /// The field of the file.
 const FILE: &str = "file";
 
@@ -23,6 +26,7 @@ impl From<LoraError> for ApiError {
             LoraError::Name => Self::invalid(vec![FieldError::new(NAME, error.to_string())]),
             LoraError::NameTaken(_) => at(ErrorCode::LoraExists, NAME),
             LoraError::Rejected(_) => at(ErrorCode::LoraRejected, FILE),
+            LoraError::NotFetched(_) => at(ErrorCode::LoraRejected, REPOSITORY),
             LoraError::TooMany => Self::invalid(vec![FieldError::new(FILE, error.to_string())]),
             LoraError::TooLarge { bytes_max } => {
                 Self::new(ErrorCode::BodyTooLarge).with_detail(format!("the limit is {bytes_max} bytes"))

@@ -75,12 +75,12 @@ pub(in crate::http) async fn receive(
         Form::Multipart { boundary } => {
             let (mut reader, mut events) = (Multipart::new(&boundary), Vec::new());
             while let Some(piece) = next(&mut pieces, deadline).await? {
-                reader.push(&piece, &mut events).map_err(|error| malformed(&error))?;
+                reader.push(&piece, &mut events).map_err(malformed)?;
                 for event in events.drain(..) {
                     received.take(event, &state.loras).await?;
                 }
             }
-            reader.finish().map_err(|error| malformed(&error))?;
+            reader.finish().map_err(malformed)?;
         }
     }
     received.finish()
@@ -93,7 +93,7 @@ async fn next(pieces: &mut BodyDataStream, deadline: Duration) -> Result<Option<
     piece.transpose().map_err(|_| refuse(FILE, "the body is incomplete"))
 }
 
-fn malformed(error: &Malformed) -> ApiError {
+fn malformed(error: Malformed) -> ApiError {
     refuse(FILE, &error.to_string())
 }
 

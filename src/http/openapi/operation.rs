@@ -164,6 +164,15 @@ impl Operation {
         ])
     }
 
+    /// Adds JSON as another form of the body.
+    pub(in crate::http) fn or_body<T: ToSchema>(mut self, example: Value) -> Self {
+        let content = ContentBuilder::new().schema(Some(self.reference::<T>())).example(Some(example)).build();
+        if let Some(body) = &mut self.body {
+            body.content.insert(JSON.to_owned(), content.into());
+        }
+        self.refuses([ErrorCode::MalformedJson])
+    }
+
     fn with_body<T: ToSchema>(mut self, example: Value, required: Required) -> Self {
         let content = ContentBuilder::new().schema(Some(self.reference::<T>())).example(Some(example)).build();
         self.body = Some(RequestBodyBuilder::new().required(Some(required)).content(JSON, content).build());

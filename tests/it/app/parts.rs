@@ -1,7 +1,7 @@
 //! The parts of a worker: settings of its jobs, queues with fake engines, its cluster, its keys.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use fluxserve::domain::scope::Scope;
 use fluxserve::engine::{Adaptable, Adapter};
 use fluxserve::jobs::JobSettings;
 use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesParts};
-use fluxserve::loras::{Inspected, LoraCatalog, LoraParts, LoraReport};
+use fluxserve::loras::{HubFile, Inspected, LoraCatalog, LoraParts, LoraReport};
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
 use tempfile::TempDir;
@@ -58,7 +58,7 @@ pub(super) async fn start_loras(
     store: &Store,
     clock: Arc<dyn Clock>,
 ) -> LoraCatalog {
-    let inspect = |path: &Path| {
+    let inspect = |path: &Path| -> Result<Inspected, String> {
         let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
         let model = Adaptable::of(&ModelFiles::Directory(model)).expect("a complete model");
         let adapter = Adapter::open(path, &model).and_then(|adapter| adapter.check().map(|()| adapter));
@@ -66,10 +66,17 @@ pub(super) async fn start_loras(
         let report = LoraReport { tensors: adapter.report().tensors, base: "FLUX.1".into(), ..LoraReport::default() };
         Ok(Inspected { report, thumbnail: None })
     };
+    // A hub with one repository: the recorded adapters.
+    let fetch = |HubFile { repository, file, .. }: HubFile| -> Result<PathBuf, String> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/lora/adapters");
+        let file = file.filter(|_| repository == "test/loras").map(|file| folder.join(file));
+        file.ok_or_else(|| format!("`{repository}` is not on the hub"))
+    };
     let loras = LoraCatalog::new(LoraParts {
         store: store.clone(),
         folder: folder.path().join("loras"),
         inspect: Arc::new(inspect),
+        fetch: Arc::new(fetch),
         clock,
         file_bytes_max: options.lora_bytes_max,
     });

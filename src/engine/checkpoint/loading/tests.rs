@@ -89,7 +89,7 @@ fn the_model_asks_in_the_order_of_the_plan_and_all_bytes_are_reported() {
     };
     Decoder::load(&configs.vae, &recorded(loading.decoder())).expect("loads");
     Encoder::load(&configs.vae, &recorded(loading.encoder())).expect("loads");
-    TextEncoders::load(configs, &recorded(loading.clip()), recorded(loading.builder(Part::T5)).into(), false)
+    TextEncoders::load(configs, recorded(loading.clip()), recorded(loading.builder(Part::T5)).into(), false)
         .expect("loads");
     let transformer = Tensors::from(recorded(loading.builder(Part::Transformer)));
     Transformer::load(&configs.transformer, &transformer, Precision::Full, None).expect("loads");
@@ -142,11 +142,11 @@ fn layers_in_e4m3_are_given_as_their_file_has_them_in_the_order_of_the_plan() {
         let options = LoadOptions { is_e4m3_kept: true, ..options(false) };
         let loading = Loading::new(&checkpoint, &Device::Cpu, options, observer)
             .expect("begins")
-            .through(|| Slow::new(Duration::ZERO));
+            .through(|_| Ok(Slow::new(Duration::ZERO)));
         Decoder::load(&configs.vae, &loading.decoder()).expect("loads");
         Encoder::load(&configs.vae, &loading.encoder()).expect("loads");
-        TextEncoders::load(configs, &loading.clip(), loading.t5(), false).expect("loads");
-        Transformer::load(&configs.transformer, &loading.transformer(), Precision::Fp8).expect("loads");
+        TextEncoders::load(configs, loading.clip(), loading.t5(), false).expect("loads");
+        Transformer::load(&configs.transformer, &loading.transformer(), Precision::Fp8, None).expect("loads");
         assert_eq!(loading.stream.as_ref().expect("streams").restarts(), 0, "{name}: the model asks in another order");
         let (planned, loaded) = *progress.0.lock().expect("no panic");
         assert_eq!(planned, loaded, "{name}");
@@ -179,7 +179,7 @@ fn layers_in_e4m3_are_given_as_their_file_has_them_in_the_order_of_the_plan() {
 fn blocks_of_t5_are_streamed_for_each_prompt() {
     let (checkpoint, progress) = (checkpoint(), Arc::new(Progress::default()));
     let encoders = |loading: &Loading, is_streamed| {
-        TextEncoders::load(&checkpoint.configs, &loading.clip(), loading.t5(), is_streamed).expect("loads")
+        TextEncoders::load(&checkpoint.configs, loading.clip(), loading.t5(), is_streamed).expect("loads")
     };
     let host = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(())).expect("begins");
     let mut resident = encoders(&host, false);
@@ -190,7 +190,7 @@ fn blocks_of_t5_are_streamed_for_each_prompt() {
     loading.finish().expect("finishes");
     for ids in [[3_u32, 7, 1, 0], [9, 2, 5, 1]] {
         let numbers = |encoders: &mut TextEncoders| -> Vec<Vec<f32>> {
-            encoders.sequence(&ids).and_then(|sequence| sequence.to_vec2()).expect("encodes")
+            encoders.sequence(&ids, &AdapterSet::default()).and_then(|sequence| sequence.to_vec2()).expect("encodes")
         };
         assert_eq!(numbers(&mut streamed), numbers(&mut resident));
     }

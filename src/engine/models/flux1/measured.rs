@@ -12,6 +12,7 @@ use super::transformer::Sequence;
 use super::{Decoder, Encoder, Transformer};
 use crate::domain::model::ModelFiles;
 use crate::domain::precision::Precision;
+use crate::engine::adapted::AdapterSet;
 use crate::engine::checkpoint::{Checkpoint, LoadOptions, Tensors, WeightBytes};
 use crate::engine::counted_heap::{most_held, on_one_thread, still_held};
 use crate::engine::memory::{HostDecoding, token_bytes};
@@ -28,7 +29,7 @@ fn each_component_takes_what_the_plan_says() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/flux-shapes");
         let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
         let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
-        let options = LoadOptions { dtype: DType::F32, is_text_streamed: false, are_stored: false };
+        let options = LoadOptions { dtype: DType::F32, is_text_streamed: false, are_stored: false, is_e4m3_kept: false, blocks: None };
         let loading = checkpoint.load_onto(&Device::Cpu, options, Arc::new(())).expect("begins");
         let configs = &checkpoint.configs;
         let (_autoencoder, held) = still_held(|| {
@@ -37,10 +38,10 @@ fn each_component_takes_what_the_plan_says() {
         });
         assert_near("autoencoder", held, vae);
         let (_text, held) =
-            still_held(|| TextEncoders::load(configs, &loading.clip(), loading.t5(), false).expect("loads"));
+            still_held(|| TextEncoders::load(configs, loading.clip(), loading.t5(), false).expect("loads"));
         assert_near("text encoders", held, clip + t5);
         let (_transformer, held) = still_held(|| {
-            Transformer::load(&configs.transformer, &loading.transformer(), Precision::Full).expect("loads")
+            Transformer::load(&configs.transformer, &loading.transformer(), Precision::Full, None).expect("loads")
         });
         assert_near("transformer", held, transformer);
     });
@@ -85,7 +86,7 @@ fn a_step_takes_what_the_plan_says() {
     let config: TransformerConfig = serde_json::from_value(config).expect("a configuration");
     on_one_thread(|| {
         let tensors = Tensors::from(VarBuilder::zeros(DType::F32, &Device::Cpu));
-        let transformer = Transformer::load(&config, &tensors, Precision::Full).expect("loads");
+        let transformer = Transformer::load(&config, &tensors, Precision::Full, None).expect("loads");
         let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu);
         let (text, side) = (64, 32);
         let sequence = Sequence {
@@ -95,6 +96,7 @@ fn a_step_takes_what_the_plan_says() {
             modulation: None,
             rotary: &transformer.rotary(text, side, side).expect("tables"),
             sigma: 0.5,
+            adapters: &AdapterSet::default(),
         };
         let (velocities, held) = most_held(|| transformer.velocities(&[sequence]).expect("steps"));
         assert_eq!(velocities[0].dims(), [side * side, 64]);

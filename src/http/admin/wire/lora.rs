@@ -3,19 +3,49 @@
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::serde::rfc3339;
-use utoipa::ToSchema;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::Schema;
+use utoipa::{PartialSchema, ToSchema};
 
+use crate::http::extract::json::{Fields, FromFields};
 use crate::http::extract::upload::{FILE, NAME};
 use crate::http::openapi::schema::{ObjectSchema, text};
-use crate::loras::{ChangedComponent, Lora, LoraReport, NAME_CHARS_MAX};
+use crate::loras::{ChangedComponent, HubFile, Lora, LoraReport, NAME_CHARS_MAX};
 
 /// The schema of the form of an upload.
 pub(in crate::http) fn upload_schema() -> RefOr<Schema> {
     let file = text().content_media_type("application/octet-stream").description(Some("The file, safetensors."));
     let name = text().max_length(Some(NAME_CHARS_MAX)).description(Some("Its name. By default that of its file."));
     ObjectSchema::new("A LoRA to add.").required(FILE, file).optional(NAME, name).into()
+}
+
+/// A LoRA of the hub to add.
+pub(in crate::http) struct FetchLora {
+    pub(in crate::http) file: HubFile,
+    pub(in crate::http) name: Option<String>,
+}
+
+impl FromFields for FetchLora {
+    fn from_fields(fields: &mut Fields) -> Option<Self> {
+        let (repository, revision) = (fields.required_text("repository"), fields.text("revision"));
+        let (file, name) = (fields.text(FILE), fields.text(NAME));
+        Some(Self { file: HubFile { repository: repository?, revision, file }, name })
+    }
+}
+
+impl ToSchema for FetchLora {}
+
+impl PartialSchema for FetchLora {
+    fn schema() -> RefOr<Schema> {
+        let file = "The file, by its name or a part of it. By default the only weight file.";
+        let revision = "A branch, a tag or a commit. By default the default branch.";
+        ObjectSchema::new("A LoRA of the hub to add.")
+            .required("repository", text().description(Some("The repository: `owner/name`.")))
+            .optional("revision", text().description(Some(revision)))
+            .optional(FILE, text().description(Some(file)))
+            .optional(NAME, text().max_length(Some(NAME_CHARS_MAX)).description(Some("Its name.")))
+            .into()
+    }
 }
 
 /// A LoRA.
