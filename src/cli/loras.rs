@@ -107,8 +107,7 @@ pub(super) async fn run(
         LorasCommand::Download(arguments) => {
             let DownloadLoraArgs { repository, revision, file, name } = arguments;
             let request = HubFile { repository, revision, file };
-            let download =
-                async move |progress: &dyn Progress| app::download_lora(config, request, progress).await;
+            let download = async move |progress: &dyn Progress| app::download_lora(config, request, progress).await;
             let file = with_progress(notes, download).await?;
             add(AddLoraArgs { file, name }, config, out, notes).await
         }

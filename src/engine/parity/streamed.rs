@@ -54,7 +54,8 @@ fn specs() -> Vec<GenerateSpec> {
 
 /// The latents of all steps, of all images together.
 fn latents(model: &mut Flux1) -> Vec<u32> {
-    let mut images: Vec<Image> = specs().iter().map(|spec| model.admit(spec, AdapterSet::default()).expect("admits")).collect();
+    let mut images: Vec<Image> =
+        specs().iter().map(|spec| model.admit(spec, AdapterSet::default()).expect("admits")).collect();
     let mut bits = Vec::new();
     while !images[0].is_done() {
         model.modulate_ahead(&mut images.iter_mut().collect::<Vec<_>>()).expect("modulates");

@@ -29,7 +29,13 @@ fn each_component_takes_what_the_plan_says() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/flux-shapes");
         let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
         let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
-        let options = LoadOptions { dtype: DType::F32, is_text_streamed: false, are_stored: false, is_e4m3_kept: false, blocks: None };
+        let options = LoadOptions {
+            dtype: DType::F32,
+            is_text_streamed: false,
+            are_stored: false,
+            is_e4m3_kept: false,
+            blocks: None,
+        };
         let loading = checkpoint.load_onto(&Device::Cpu, options, Arc::new(())).expect("begins");
         let configs = &checkpoint.configs;
         let (_autoencoder, held) = still_held(|| {
