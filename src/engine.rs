@@ -124,7 +124,7 @@ impl FluxEngine {
         ops::convolution::KERNELS.choose(&device, settings.kernels, faults.convolution)?;
         let is_e4m3_kept = storage::is_e4m3_kept(settings.weights, settings.precision);
         let dtype = device::dtype(&device);
-        let options = LoadOptions { dtype, is_text_streamed, are_stored, is_e4m3_kept, blocks };
+        let options = LoadOptions { dtype, is_text_streamed, are_stored, blocks, is_e4m3_kept };
         let loading = checkpoint.load_onto(&device, options, observer)?;
         let weights = Weights {
             decoder: loading.decoder(),

@@ -24,7 +24,11 @@ impl AdapterId {
     /// The id of a file with this SHA-256.
     #[must_use]
     pub fn of_sha256(digest: [u8; 32]) -> Self {
-        let digits: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        let digits: String = digest
+            .iter()
+            .flat_map(|byte| [byte >> 4, byte & 15])
+            .filter_map(|digit| char::from_digit(digit.into(), 16))
+            .collect();
         Self(digits.into())
     }
 

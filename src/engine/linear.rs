@@ -8,6 +8,7 @@ use candle_core::{Device, Result, Tensor};
 use super::adapted::{Base, Changes, LayerChange, PlacedModule};
 use super::checkpoint::{Matrix, Tensors};
 use super::ops::activation::gelu_tanh;
+use super::ops::low_rank::LowRankPart;
 use super::ops::matrix_product::MatrixProduct;
 use super::storage::{Dense, Input, Stored};
 use crate::domain::precision::Precision;
@@ -143,23 +144,32 @@ impl Linear {
         }
     }
 
-    /// Adds what adapters change to the layer's product with `x`, rows by rows.
+    /// Adds what adapters change to the layer's product with `x`: those of low rank all at once, others rows by rows.
     fn add(&self, changes: &[LayerChange], x: &Tensor, product: &MatrixProduct) -> Result<()> {
-        for of_rows in changes.chunk_by(|one, next| one.rows == next.rows) {
-            let rows = &of_rows[0].rows;
-            let x = x.narrow(0, rows.start, rows.len())?;
-            let base = OwnProduct { layer: self, product, rows };
-            let add = |change: &LayerChange, added: &Tensor| product.add((rows.start, change.outputs.start), added);
-            let (relative, others): (Vec<_>, Vec<_>) = of_rows.iter().partition(|change| change.is_relative());
-            // Relative to the weights of the model: before anything is added.
-            let relative: Vec<_> =
-                relative.into_iter().map(|change| Ok((change, change.added(&x, &base)?))).collect::<Result<_>>()?;
-            for change in others {
-                add(change, &change.added(&x, &base)?)?;
+        let added = |change: &LayerChange| {
+            let rows = &change.rows;
+            change.added(&x.narrow(0, rows.start, rows.len())?, &OwnProduct { layer: self, product, rows })
+        };
+        let (relative, others): (Vec<_>, Vec<_>) = changes.iter().partition(|change| change.is_relative());
+        // Relative to the weights of the model: before anything is added.
+        let relative: Vec<_> =
+            relative.into_iter().map(|change| Ok((change, added(change)?))).collect::<Result<_>>()?;
+        let mut of_low_rank = Vec::new();
+        let mut others_left = Vec::new();
+        for change in others {
+            match change.low_rank()? {
+                Some(matrices) => of_low_rank.push((change, matrices)),
+                None => others_left.push(change),
             }
-            for (change, added) in relative {
-                add(change, &added)?;
-            }
+        }
+        let parts: Vec<LowRankPart> = of_low_rank.iter().map(|(change, matrices)| change.part(matrices)).collect();
+        product.add_low_rank(x, &parts)?;
+        let add = |change: &LayerChange, added: &Tensor| product.add((change.rows.start, change.outputs.start), added);
+        for change in others_left {
+            add(change, &added(change)?)?;
+        }
+        for (change, added) in relative {
+            add(change, &added)?;
         }
         Ok(())
     }

@@ -71,7 +71,8 @@ fn a_kill_during_an_upload_leaves_nothing_half_there() {
     );
     stream.write_all(head.as_bytes()).expect("sent");
     stream.write_all(&file[..half]).expect("sent");
-    let arrived = || files(&data).into_iter().find(|(name, bytes)| name.ends_with(".part") && *bytes == half as u64);
+    let is_part = |name: &str| Path::new(name).extension().is_some_and(|extension| extension == "part");
+    let arrived = || files(&data).into_iter().find(|(name, bytes)| is_part(name) && *bytes == half as u64);
     until("half of the file is there", arrived);
     server.tell("-KILL");
     server.child.wait().expect("a child");

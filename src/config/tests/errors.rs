@@ -52,6 +52,10 @@ fn an_error_names_its_place_and_a_hint() {
             assert!(error.contains(part), "{part:?} in {error}");
         }
     }
+}
+
+#[test]
+fn an_error_names_its_variable_or_flag() {
     let variable_cases = [
         ("FLUXSERVE_LISTEN", "8080", "127.0.0.1:8080"),
         ("FLUXSERVE_QUEUE_JOBS_MAX", "many", "a whole number, not `many`"),

@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use candle_core::{Result, Tensor};
 
-use super::loaded::{Base, LoadedAdapter, RowChange};
+use super::loaded::{Base, LoadedAdapter, LowRankMatrices, RowChange};
 use crate::domain::adapter::AdapterId;
+use crate::engine::ops::low_rank::LowRankPart;
 
 /// The adapters of an image, each with its strength. They stay in memory for as long as this does.
 #[derive(Debug, Clone, Default)]
@@ -111,6 +112,19 @@ impl LayerChange<'_> {
     /// Whether what it adds depends on the layer's own product.
     pub(crate) fn is_relative(&self) -> bool {
         self.change.is_relative()
+    }
+
+    /// Its matrices of low rank for the layer's outputs, and their factor. `None` where it is of another kind.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(crate) fn low_rank(&self) -> Result<Option<LowRankMatrices>> {
+        self.change.low_rank(&self.part, self.strength)
+    }
+
+    /// The same as a part of an operation.
+    pub(crate) fn part<'m>(&self, LowRankMatrices { down, up, scale }: &'m LowRankMatrices) -> LowRankPart<'m> {
+        LowRankPart { rows: self.rows.clone(), columns: self.outputs.clone(), down, up, scale: *scale }
     }
 
     /// What is added, where `x` is the layer's input in these rows: `[rows, outputs]`.

@@ -44,6 +44,16 @@ pub(crate) struct RowChange {
     pub(super) bias: Option<Tensor>,
 }
 
+/// Two matrices whose product, times a factor, is added to weights.
+#[derive(Debug)]
+pub(crate) struct LowRankMatrices {
+    /// `[rank, inputs]`
+    pub(super) down: Tensor,
+    /// `[outputs, rank]`
+    pub(super) up: Tensor,
+    pub(super) scale: f32,
+}
+
 /// DoRA: what the changed matrix is multiplied by.
 #[derive(Debug, Clone)]
 pub(super) enum Norm {
@@ -118,6 +128,18 @@ impl RowChange {
         let form = self.form.as_ref().map_or(0, Form::bytes);
         let norm = self.norm.as_ref().map_or(0, Norm::bytes);
         form + norm + self.bias.as_ref().map_or(0, bytes)
+    }
+
+    /// Its matrices of low rank for some of its outputs. `None` where it is of another kind, or changes the bias, too.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn low_rank(&self, part: &Range<usize>, strength: f64) -> Result<Option<LowRankMatrices>> {
+        let (Some(Form::LowRank { down, up, factor }), None, None) = (&self.form, &self.norm, &self.bias) else {
+            return Ok(None);
+        };
+        let up = up.narrow(0, part.start, part.len())?;
+        Ok(Some(LowRankMatrices { down: down.clone(), up, scale: (factor * strength) as f32 }))
     }
 
     /// Whether what it adds depends on the layer's own product.

@@ -136,7 +136,9 @@ fn add_on_cpu(out: &mut [f32], outputs: usize, x: &Rows, part: &LowRankPart) -> 
     with_numbers(part.down, |down| {
         multiply(&mut inner, x_rows, MatrixRef::new(down, rank, x.width, x.width).transposed(), false, Threads::All);
     })?;
-    inner.iter_mut().for_each(|number| *number *= part.scale);
+    for number in &mut inner {
+        *number *= part.scale;
+    }
     let mut added = vec![0.0_f32; rows.len() * columns.len()];
     with_numbers(part.up, |up| {
         let up = MatrixRef::new(up, columns.len(), rank, rank).transposed();

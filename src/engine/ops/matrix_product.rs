@@ -7,6 +7,7 @@ use std::ops::Range;
 use candle_core::{Result, Tensor};
 
 use super::is_on_cuda;
+use super::low_rank::{LowRankPart, low_rank_add};
 
 /// A matrix product, and the bias that the next operation has to add.
 pub(crate) struct MatrixProduct<'a> {
@@ -51,6 +52,14 @@ impl MatrixProduct<'_> {
         let (count, width) = addend.dims2()?;
         let rows = self.values.narrow(0, row, count)?;
         rows.slice_set(&(rows.narrow(1, column, width)? + addend)?, 1, column)
+    }
+
+    /// Adds changes of low rank, which multiply `x [rows, inputs]`, to the values in place.
+    ///
+    /// # Errors
+    /// When shapes or devices do not fit, or the device fails.
+    pub(crate) fn add_low_rank(&self, x: &Tensor, parts: &[LowRankPart]) -> Result<()> {
+        low_rank_add(&self.values, x, parts)
     }
 
     /// The values in some rows and columns without the bias, which is `bias [all columns]`.

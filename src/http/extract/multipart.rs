@@ -132,12 +132,11 @@ pub(super) fn parameter(value: &str, wanted: &str) -> Option<String> {
     let mut rest = value.split_once(';')?.1;
     loop {
         let (name, after) = rest.split_once('=')?;
-        let (text, next) = match after.trim_start().strip_prefix('"') {
-            Some(quoted) => unquoted(quoted)?,
-            None => {
-                let (text, next) = after.split_once(';').unwrap_or((after, ""));
-                (text.trim().to_owned(), next)
-            }
+        let (text, next) = if let Some(quoted) = after.trim_start().strip_prefix('"') {
+            unquoted(quoted)?
+        } else {
+            let (text, next) = after.split_once(';').unwrap_or((after, ""));
+            (text.trim().to_owned(), next)
         };
         if name.trim().eq_ignore_ascii_case(wanted) {
             return Some(text);

@@ -226,7 +226,7 @@ mod tests {
                         Ok(())
                     };
                     pass(&blocks, &mut run).expect("runs");
-                    assert_eq!(ran, Vec::from_iter(0..11));
+                    assert_eq!(ran, (0..11).collect::<Vec<_>>());
                     let read = std::mem::take(&mut *reads.numbers.lock().expect("no panic"));
                     assert_eq!(read, (0..11).filter(|number| is_read(*number)).collect::<Vec<_>>());
                     let (now, most) = held(&blocks);
