@@ -107,7 +107,7 @@ fn what_cannot_be_applied_is_refused_by_its_id_and_without_its_path() {
         ("j10_sdxl", "its file: an adapter for Stable Diffusion"),
         ("j7_nan", "its file cannot be used:"),
         ("j11_no_lora_keys", "nothing in it is a change of FLUX.1"),
-        ("there_is_none", "not a file that can be read"),
+        ("there_is_none", "its file: missing"),
     ] {
         let uses = used(7, name);
         // An error is not kept.
