@@ -146,12 +146,13 @@ impl AdapterCache {
 
     /// Starts to read an adapter, if there is a place for one.
     fn begin(&mut self, lora: &AdapterUse, uses: &[AdapterUse]) -> Result<Progress, EngineError> {
-        let reads = self.entries.iter().filter(|entry| matches!(entry.state, State::Reading(_))).count();
-        if reads >= READS_MAX {
+        // Not those that have ended: whoever asked for them may be gone, and then nothing else takes their numbers.
+        let is_reading = |entry: &&Entry| matches!(&entry.state, State::Reading(thread) if !thread.is_finished());
+        if self.entries.iter().filter(is_reading).count() >= READS_MAX {
             return Ok(Progress::Loading);
         }
         while self.entries.len() >= ADAPTERS_MAX {
-            if !self.evict(uses) {
+            if !self.evict(uses, |_| true) {
                 return Ok(Progress::NoRoom);
             }
         }
@@ -167,10 +168,11 @@ impl AdapterCache {
     fn place(&mut self, adapter: LoadedAdapter, uses: &[AdapterUse]) -> Result<(State, Progress), EngineError> {
         let (bytes, bytes_max) = (adapter.bytes(), self.loader.bytes_max);
         while self.bytes() + bytes > bytes_max {
-            if self.evict(uses) {
+            // What is in the host's memory alone would have to be read again, and leaves no room on the device.
+            if self.evict(uses, |entry| entry.bytes() > 0) {
                 continue;
             }
-            if self.entries.iter().all(|entry| is_among(&entry.id, uses)) {
+            if self.entries.iter().filter(|entry| entry.bytes() > 0).all(|entry| is_among(&entry.id, uses)) {
                 let reason = format!("its adapters take more than the {} MiB that are for adapters", bytes_max >> 20);
                 return Err(EngineError::Request(reason));
             }
@@ -187,17 +189,12 @@ impl AdapterCache {
 
     /// Bytes on the device.
     fn bytes(&self) -> usize {
-        let of = |entry: &Entry| match &entry.state {
-            State::Reading(_) | State::Read(_) => 0,
-            State::Moving(moving) => moving.bytes,
-            State::Ready(_, bytes) => *bytes,
-        };
-        self.entries.iter().map(of).sum()
+        self.entries.iter().map(Entry::bytes).sum()
     }
 
-    /// Drops the least recently used adapter that no image uses, and `uses` does not name. `false`: there is none.
-    fn evict(&mut self, uses: &[AdapterUse]) -> bool {
-        let droppable = |entry: &Entry| entry.is_droppable() && !is_among(&entry.id, uses);
+    /// Drops the least recently used adapter of some that no image uses, and `uses` does not name. `false`: there is none.
+    fn evict(&mut self, uses: &[AdapterUse], of: impl Fn(&Entry) -> bool) -> bool {
+        let droppable = |entry: &Entry| entry.is_droppable() && of(entry) && !is_among(&entry.id, uses);
         let Some(place) = self.entries.iter().position(droppable) else { return false };
         let entry = self.entries.remove(place);
         tracing::debug!(id = %entry.id, "an adapter leaves the device");
@@ -206,6 +203,15 @@ impl AdapterCache {
 }
 
 impl Entry {
+    /// Bytes on the device.
+    fn bytes(&self) -> usize {
+        match &self.state {
+            State::Reading(_) | State::Read(_) => 0,
+            State::Moving(moving) => moving.bytes,
+            State::Ready(_, bytes) => *bytes,
+        }
+    }
+
     /// Whether nothing would wait for it, or uses it.
     fn is_droppable(&self) -> bool {
         match &self.state {
