@@ -12,9 +12,6 @@ use crate::queue::shared::Updates;
 /// How often to look whether something is loaded, while nothing else is to do.
 pub(super) const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Maximum jobs for which loading goes on at a time: more would push each other's adapters out.
-const LOADING_MAX: usize = 2;
-
 /// A pending job that waits for its adapters.
 pub(super) struct LoadingJob {
     id: JobId,
@@ -22,18 +19,17 @@ pub(super) struct LoadingJob {
 }
 
 impl Worker {
-    /// Loads further what pending jobs wait for, and marks those that are still waiting. Those that ended elsewhere are forgotten.
+    /// Loads further what the first of the pending jobs waits for, and marks those that are still waiting: where there is no room
+    /// for both, two would push each other's adapters out for ever. Those that ended elsewhere are forgotten.
     pub(super) fn load_further(&mut self, engine: &mut GuardedEngine, updates: &mut Updates) -> Result<(), Broken> {
         let is_pending = |id: JobId| updates.candidates.iter().any(|job| job.id == id && !job.is_admitted);
         self.loading.retain(|job| is_pending(job.id));
-        let first = self.loading.len().min(LOADING_MAX);
-        let left = self.loading.split_off(first);
-        for job in std::mem::take(&mut self.loading) {
+        if !self.loading.is_empty() {
+            let job = self.loading.remove(0);
             if !self.prepare(engine, job.id, &job.spec)? {
-                self.loading.push(job);
+                self.loading.insert(0, job);
             }
         }
-        self.loading.extend(left);
         let is_loading = |id: JobId| self.loading.iter().any(|job| job.id == id);
         updates.candidates.iter_mut().for_each(|job| job.is_loading = is_loading(job.id));
         Ok(())
