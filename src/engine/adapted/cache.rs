@@ -95,9 +95,11 @@ impl AdapterCache {
         }
     }
 
-    /// Frees the memory of those that no image uses.
-    pub(crate) fn drop_unused(&mut self) {
+    /// Frees the memory of those that no image uses. `false`: there was none.
+    pub(crate) fn drop_unused(&mut self) -> bool {
+        let before = self.entries.len();
         self.entries.retain(|entry| !entry.is_droppable());
+        self.entries.len() < before
     }
 
     fn set(&self, uses: &[AdapterUse]) -> AdapterSet {

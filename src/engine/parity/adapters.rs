@@ -240,6 +240,21 @@ fn a_negative_prompt_has_the_adapters_of_its_image() {
 }
 
 #[test]
+fn an_image_that_is_decoded_holds_no_adapter() {
+    let case = &cases()[0];
+    let mut engine = engine(&diffusers_folders());
+    let lora = used(&reference("lora/adapters/a1_peft.safetensors"), 1.0);
+    let slot = engine.admit(&case.spec_with(vec![lora], 1)).expect("admits");
+    for _ in 0..case.num_inference_steps {
+        assert!(!engine.images[&slot].adapters.is_empty() && !engine.adapters.drop_unused());
+        engine.step(&[slot]).expect("steps");
+    }
+    engine.decode_part(slot).expect("decodes");
+    assert!(engine.images[&slot].adapters.is_empty() && engine.adapters.drop_unused());
+    engine.finish(slot).expect("finishes");
+}
+
+#[test]
 fn strength_0_changes_no_bit() {
     let case = &cases()[0];
     let mut engine = engine(&diffusers_folders());

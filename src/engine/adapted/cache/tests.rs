@@ -68,11 +68,11 @@ fn the_least_recently_used_adapter_leaves_and_one_in_use_stays() {
     let image = cache.load(&first).expect("there");
     cache.load(&second).expect("loads");
     assert_eq!([&first, &second, &third].map(|uses| has(&cache, uses)), [true, true, false]);
-    cache.drop_unused();
+    assert!(cache.drop_unused());
     assert_eq!([&first, &second].map(|uses| has(&cache, uses)), [true, false]);
+    assert!(!cache.drop_unused(), "the other is used");
     drop(image);
-    cache.drop_unused();
-    assert!(cache.entries.is_empty());
+    assert!(cache.drop_unused() && cache.entries.is_empty());
 }
 
 #[test]
