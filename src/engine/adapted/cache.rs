@@ -22,6 +22,9 @@ const ADAPTERS_MAX: usize = 16;
 /// Maximum files that are read at a time.
 const READS_MAX: usize = 2;
 
+/// Maximum adapters in the host's memory that were read, and that the job which comes first does not need.
+const WAITING_MAX: usize = 2;
+
 /// Bytes that go to a device at a time: few milliseconds of copying.
 const PIECE_BYTES: usize = 64 << 20;
 
@@ -153,6 +156,10 @@ impl AdapterCache {
         if self.entries.iter().filter(is_reading).count() >= READS_MAX {
             return Ok(Progress::Loading);
         }
+        let is_other = |entry: &&Entry| entry.is_read() && !is_among(&entry.id, uses);
+        while self.entries.iter().filter(is_other).count() > WAITING_MAX {
+            self.evict(uses, Entry::is_read);
+        }
         while self.entries.len() >= ADAPTERS_MAX {
             if !self.evict(uses, |_| true) {
                 return Ok(Progress::NoRoom);
@@ -214,12 +221,21 @@ impl Entry {
         }
     }
 
+    /// Whether its numbers are in the host's memory alone.
+    fn is_read(&self) -> bool {
+        match &self.state {
+            State::Reading(thread) => thread.is_finished(),
+            State::Read(_) => true,
+            State::Moving(_) | State::Ready(..) => false,
+        }
+    }
+
     /// Whether nothing would wait for it, or uses it.
     fn is_droppable(&self) -> bool {
         match &self.state {
-            // Its thread would go on.
-            State::Reading(thread) => thread.is_finished(),
-            State::Read(_) | State::Moving(_) => true,
+            // A thread that reads would go on.
+            State::Reading(_) | State::Read(_) => self.is_read(),
+            State::Moving(_) => true,
             State::Ready(adapter, _) => Arc::strong_count(adapter) == 1,
         }
     }
