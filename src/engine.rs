@@ -38,7 +38,7 @@ use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
 
-use adapted::{AdapterCache, Loader};
+use adapted::{AdapterCache, AdapterSet, Loader};
 pub use adapters::{
     Adaptable, AdaptedComponent, Adapter, AdapterError, AdapterReport, Change, Fault, LowRank, Magnitude, Matrix,
     ModuleChanges, NotUsed, UnusedTensors, WeightChange,
@@ -197,6 +197,14 @@ impl FluxEngine {
         let image = self.images.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
         if image.is_done() { Ok(image) } else { Err(EngineError::Request("the image has steps left".to_owned())) }
     }
+
+    /// Lets go of the adapters of an image that is to be decoded, which needs them no more; a large one needs their memory.
+    fn make_room_to_decode(&mut self, image: &mut Image) {
+        image.adapters = AdapterSet::default();
+        if self.pixels.needs_that_of_adapters(image.width as usize * image.height as usize) {
+            self.adapters.drop_unused();
+        }
+    }
 }
 
 /// Tells the log that a precision is lossy, and where so many layers of all keep the weights of their file.
@@ -237,7 +245,11 @@ impl StepEngine for FluxEngine {
             )));
         }
         let adapters = self.adapters.load(spec.loras())?;
-        let image = self.model.admit(spec, adapters)?;
+        let mut image = self.model.admit(spec, adapters.clone());
+        if matches!(image, Err(EngineError::OutOfMemory(_))) && self.adapters.drop_unused() {
+            image = self.model.admit(spec, adapters);
+        }
+        let image = image?;
         self.wait()?;
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
@@ -269,6 +281,7 @@ impl StepEngine for FluxEngine {
 
     fn decode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
         let mut image = self.take_done(slot)?;
+        self.make_room_to_decode(&mut image);
         let is_left = self.model.decode_part(&mut image)?;
         self.wait()?;
         self.images.insert(slot, image);
@@ -276,7 +289,8 @@ impl StepEngine for FluxEngine {
     }
 
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
-        let image = self.take_done(slot)?;
+        let mut image = self.take_done(slot)?;
+        self.make_room_to_decode(&mut image);
         let finished = self.model.finish(image);
         self.memory.report(device::most_used_bytes(&self.device));
         finished

@@ -261,9 +261,9 @@ mod cuda {
         let device = Device::new_cuda_with_stream(ordinal)?;
         if let Device::Cuda(cuda) = &device {
             // Without this each allocation creates and destroys two events that nothing waits for.
-            // SAFETY: all work of an engine is on one stream: memory is freed on it behind all work that uses it. Code that
-            // adds a second stream must order the two with events of its own.
-            #[expect(unsafe_code, reason = "the single stream orders what the events would order")]
+            // SAFETY: an engine computes on one stream: memory is freed on it behind all work that uses it. Blocks that are
+            // read for each step are copied on others, which `checkpoint/stream/cuda.rs` orders with events of its own.
+            #[expect(unsafe_code, reason = "the streams' order is what the events would give")]
             unsafe {
                 cuda.disable_event_tracking();
             }

@@ -22,6 +22,9 @@ const ADAPTERS_MAX: usize = 16;
 /// Maximum files that are read at a time.
 const READS_MAX: usize = 2;
 
+/// Maximum adapters in the host's memory that were read, and that the job which comes first does not need.
+const WAITING_MAX: usize = 2;
+
 /// Bytes that go to a device at a time: few milliseconds of copying.
 const PIECE_BYTES: usize = 64 << 20;
 
@@ -95,9 +98,11 @@ impl AdapterCache {
         }
     }
 
-    /// Frees the memory of those that no image uses.
-    pub(crate) fn drop_unused(&mut self) {
+    /// Frees the memory of those that no image uses. `false`: there was none.
+    pub(crate) fn drop_unused(&mut self) -> bool {
+        let before = self.entries.len();
         self.entries.retain(|entry| !entry.is_droppable());
+        self.entries.len() < before
     }
 
     fn set(&self, uses: &[AdapterUse]) -> AdapterSet {
@@ -146,12 +151,17 @@ impl AdapterCache {
 
     /// Starts to read an adapter, if there is a place for one.
     fn begin(&mut self, lora: &AdapterUse, uses: &[AdapterUse]) -> Result<Progress, EngineError> {
-        let reads = self.entries.iter().filter(|entry| matches!(entry.state, State::Reading(_))).count();
-        if reads >= READS_MAX {
+        // Not those that have ended: whoever asked for them may be gone, and then nothing else takes their numbers.
+        let is_reading = |entry: &&Entry| matches!(&entry.state, State::Reading(thread) if !thread.is_finished());
+        if self.entries.iter().filter(is_reading).count() >= READS_MAX {
             return Ok(Progress::Loading);
         }
+        let is_other = |entry: &&Entry| entry.is_read() && !is_among(&entry.id, uses);
+        while self.entries.iter().filter(is_other).count() > WAITING_MAX {
+            self.evict(uses, Entry::is_read);
+        }
         while self.entries.len() >= ADAPTERS_MAX {
-            if !self.evict(uses) {
+            if !self.evict(uses, |_| true) {
                 return Ok(Progress::NoRoom);
             }
         }
@@ -167,10 +177,11 @@ impl AdapterCache {
     fn place(&mut self, adapter: LoadedAdapter, uses: &[AdapterUse]) -> Result<(State, Progress), EngineError> {
         let (bytes, bytes_max) = (adapter.bytes(), self.loader.bytes_max);
         while self.bytes() + bytes > bytes_max {
-            if self.evict(uses) {
+            // What is in the host's memory alone would have to be read again, and leaves no room on the device.
+            if self.evict(uses, |entry| entry.bytes() > 0) {
                 continue;
             }
-            if self.entries.iter().all(|entry| is_among(&entry.id, uses)) {
+            if self.entries.iter().filter(|entry| entry.bytes() > 0).all(|entry| is_among(&entry.id, uses)) {
                 let reason = format!("its adapters take more than the {} MiB that are for adapters", bytes_max >> 20);
                 return Err(EngineError::Request(reason));
             }
@@ -187,17 +198,12 @@ impl AdapterCache {
 
     /// Bytes on the device.
     fn bytes(&self) -> usize {
-        let of = |entry: &Entry| match &entry.state {
-            State::Reading(_) | State::Read(_) => 0,
-            State::Moving(moving) => moving.bytes,
-            State::Ready(_, bytes) => *bytes,
-        };
-        self.entries.iter().map(of).sum()
+        self.entries.iter().map(Entry::bytes).sum()
     }
 
-    /// Drops the least recently used adapter that no image uses, and `uses` does not name. `false`: there is none.
-    fn evict(&mut self, uses: &[AdapterUse]) -> bool {
-        let droppable = |entry: &Entry| entry.is_droppable() && !is_among(&entry.id, uses);
+    /// Drops the least recently used adapter of some that no image uses, and `uses` does not name. `false`: there is none.
+    fn evict(&mut self, uses: &[AdapterUse], of: impl Fn(&Entry) -> bool) -> bool {
+        let droppable = |entry: &Entry| entry.is_droppable() && of(entry) && !is_among(&entry.id, uses);
         let Some(place) = self.entries.iter().position(droppable) else { return false };
         let entry = self.entries.remove(place);
         tracing::debug!(id = %entry.id, "an adapter leaves the device");
@@ -206,12 +212,30 @@ impl AdapterCache {
 }
 
 impl Entry {
+    /// Bytes on the device.
+    fn bytes(&self) -> usize {
+        match &self.state {
+            State::Reading(_) | State::Read(_) => 0,
+            State::Moving(moving) => moving.bytes,
+            State::Ready(_, bytes) => *bytes,
+        }
+    }
+
+    /// Whether its numbers are in the host's memory alone.
+    fn is_read(&self) -> bool {
+        match &self.state {
+            State::Reading(thread) => thread.is_finished(),
+            State::Read(_) => true,
+            State::Moving(_) | State::Ready(..) => false,
+        }
+    }
+
     /// Whether nothing would wait for it, or uses it.
     fn is_droppable(&self) -> bool {
         match &self.state {
-            // Its thread would go on.
-            State::Reading(thread) => thread.is_finished(),
-            State::Read(_) | State::Moving(_) => true,
+            // A thread that reads would go on.
+            State::Reading(_) | State::Read(_) => self.is_read(),
+            State::Moving(_) => true,
             State::Ready(adapter, _) => Arc::strong_count(adapter) == 1,
         }
     }

@@ -85,7 +85,7 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
     tracing::info!(%plan, "the device's memory");
     Ok(Room {
         limits: plan.limits,
-        pixels: plan.pixels,
+        pixels: plan.pixels_beside_adapters(),
         are_stored: plan.are_stored(),
         is_text_streamed: plan.is_text_streamed,
         adapters_bytes_max: plan.adapters_bytes().min(ADAPTERS_BYTES_MAX),

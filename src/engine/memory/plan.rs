@@ -68,6 +68,11 @@ pub(crate) struct PixelLimits {
 impl PixelLimits {
     /// No limits.
     pub(crate) const NONE: Self = Self { output: usize::MAX, whole: usize::MAX, input: usize::MAX };
+
+    /// Whether an image of so many pixels needs some of the memory that adapters may take, to be decoded.
+    pub(crate) fn needs_that_of_adapters(self, pixels: usize) -> bool {
+        pixels > self.output - self.output / ADAPTER_PARTS
+    }
 }
 
 /// What of the transformer is read for steps.
@@ -227,13 +232,18 @@ pub(crate) fn token_bytes(transformer: &TransformerConfig, dtype: DType) -> usiz
 }
 
 /// Adapters take at most one part in so many of the memory that is for images. It is not reserved: adapters that no image uses leave
-/// when memory runs out.
+/// before a large image is decoded, and when memory runs out.
 const ADAPTER_PARTS: usize = 8;
 
 impl MemoryPlan {
     /// Maximum bytes of adapters.
     pub(crate) fn adapters_bytes(&self) -> usize {
         self.available / ADAPTER_PARTS
+    }
+
+    /// The limits of pixels where adapters have all of theirs: then larger images are decoded in strips.
+    pub(crate) fn pixels_beside_adapters(&self) -> PixelLimits {
+        PixelLimits { whole: (self.available - self.adapters_bytes()) / self.pixel.decoding, ..self.pixels }
     }
 
     /// Whether matrices are kept as they are stored.
@@ -335,6 +345,21 @@ mod tests {
         assert_eq!(plan.limits, LIMITS);
         assert!(plan.pixels.whole > 2048 * 2048, "{plan}");
         assert!(plan.to_string().contains("transformer 22.2 GiB, text 8.9 GiB"), "{plan}");
+    }
+
+    /// In bytes: what an image takes that is decoded, and adapters that may be there then.
+    #[test]
+    fn an_image_is_decoded_beside_all_adapters_or_they_leave() {
+        for (gib, offload) in [(31, Offload::Text), (39, Offload::Nothing), (139, Offload::Nothing)] {
+            let plan = plan(gib, offload).expect("fits");
+            let pixels = plan.pixels_beside_adapters();
+            assert_eq!((pixels.output, pixels.input), (plan.pixels.output, plan.pixels.input));
+            assert!(pixels.whole * plan.pixel.decoding + plan.adapters_bytes() <= plan.available, "{plan}");
+            let largest = pixels.output - pixels.output / ADAPTER_PARTS;
+            assert!(!pixels.needs_that_of_adapters(largest) && pixels.needs_that_of_adapters(largest + 1));
+            assert!((largest - 1) * plan.pixel.decoding_strips + plan.adapters_bytes() <= plan.available, "{plan}");
+        }
+        assert!(!PixelLimits::NONE.needs_that_of_adapters(1 << 40));
     }
 
     /// By what a card of so many GiB leaves free. What does not fit is refused with a hint, or with a limit.

@@ -12,7 +12,8 @@ use super::support::{
     CLIP, IMAGE, LATENTS, T5, assert_close, card, diffusers_folders, engine, json, reference, single_files, tensors,
 };
 use crate::domain::adapter::{AdapterId, AdapterUse};
-use crate::domain::device::{DeviceChoice, EngineSettings};
+use crate::domain::byte_size::ByteSize;
+use crate::domain::device::{DeviceChoice, EngineSettings, Offload};
 use crate::domain::engine::{EngineError, StepEngine as _};
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
@@ -168,7 +169,7 @@ fn sets(folder: &TempDir) -> Vec<Vec<AdapterUse>> {
         vec![random(1)],
         vec![random(16), recorded("a1_peft", -0.5)],
         vec![random(128), random(3)],
-        vec![recorded("f1_kohya_te1", 1.0)],
+        vec![recorded("f1_kohya_te1", 1.0), recorded("f4_kohya_te3_t5", 0.6)],
         vec![recorded("g2_lokr_kohya", 0.9)],
         vec![recorded("g5_dora_kohya_out", 0.8), recorded("g6_dora_kohya_in", 0.3)],
         vec![recorded("g1_loha", 1.2), recorded("a1_peft", 0.0)],
@@ -193,8 +194,11 @@ fn eight_images_with_eight_sets_of_adapters_have_the_same_bits_batched_and_unbat
     let (folder, case) = (tempfile::tempdir().expect("a folder"), &cases()[0]);
     let specs: Vec<_> = sets(&folder).into_iter().map(|loras| case.spec_with(loras, 3)).collect();
     let mut all = Vec::new();
-    for weights in [WeightStorage::Expanded, WeightStorage::AsStored] {
-        let settings = EngineSettings { weights, ..DeviceChoice::Cpu.into() };
+    let (expanded, stored) = (WeightStorage::Expanded, WeightStorage::AsStored);
+    // The last reads every block for each step.
+    for (weights, offload) in [(expanded, Offload::Nothing), (stored, Offload::Nothing), (expanded, Offload::Blocks)] {
+        let memory_budget = (offload == Offload::Blocks).then_some(ByteSize(1 << 20));
+        let settings = EngineSettings { weights, offload, memory_budget, ..DeviceChoice::Cpu.into() };
         let mut engine = FluxEngine::load(&diffusers_folders(), settings).expect("loads");
         all.extend([images(&mut engine, &specs, false), images(&mut engine, &specs, true)]);
     }
@@ -237,6 +241,21 @@ fn a_negative_prompt_has_the_adapters_of_its_image() {
     let sequences: Vec<_> = engine.images[&alone].sequences().collect();
     let plain = engine.model.transformer.velocities(&sequences).expect("predicts");
     assert_ne!(numbers(&velocities[1]), numbers(&plain[1]));
+}
+
+#[test]
+fn an_image_that_is_decoded_holds_no_adapter() {
+    let case = &cases()[0];
+    let mut engine = engine(&diffusers_folders());
+    let lora = used(&reference("lora/adapters/a1_peft.safetensors"), 1.0);
+    let slot = engine.admit(&case.spec_with(vec![lora], 1)).expect("admits");
+    for _ in 0..case.num_inference_steps {
+        assert!(!engine.images[&slot].adapters.is_empty() && !engine.adapters.drop_unused());
+        engine.step(&[slot]).expect("steps");
+    }
+    engine.decode_part(slot).expect("decodes");
+    assert!(engine.images[&slot].adapters.is_empty() && engine.adapters.drop_unused());
+    engine.finish(slot).expect("finishes");
 }
 
 #[test]

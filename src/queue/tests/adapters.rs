@@ -96,6 +96,59 @@ async fn others_pass_a_job_whose_adapters_are_loading_and_it_runs_when_they_are_
     queue.close();
 }
 
+/// Has room for one adapter, which is there when it was asked for three times in a row.
+struct OneAtATime {
+    engine: Box<dyn StepEngine>,
+    latest: Option<AdapterId>,
+    asked: usize,
+}
+
+impl StepEngine for OneAtATime {
+    fn limits(&self) -> EngineLimits {
+        self.engine.limits()
+    }
+
+    fn prepare(&mut self, spec: &GenerateSpec) -> Result<bool, EngineError> {
+        let Some(lora) = spec.loras().first() else { return Ok(true) };
+        if self.latest.as_ref() != Some(&lora.id) {
+            (self.latest, self.asked) = (Some(lora.id.clone()), 0);
+        }
+        self.asked += 1;
+        Ok(self.asked >= 3)
+    }
+
+    fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
+        self.engine.admit(spec)
+    }
+
+    fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
+        self.engine.step(slots)
+    }
+
+    fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
+        self.engine.finish(slot)
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.engine.release(slot);
+    }
+}
+
+#[tokio::test]
+async fn jobs_whose_adapters_do_not_fit_together_come_one_after_the_other() {
+    let (gate, _) = gate();
+    let build = move || -> Result<Box<dyn StepEngine>, EngineError> {
+        Ok(Box::new(OneAtATime { engine: gated_engine(&gate), latest: None, asked: 0 }))
+    };
+    let queue = Queue::start(&settings(), vec![Box::new(build)]).expect("a thread");
+    ready(&queue).await;
+    let mut jobs: Vec<JobEvents> = (1..4).map(|adapter| submit(&queue, spec_with(adapter))).collect();
+    for events in &mut jobs {
+        finishes(events).await;
+    }
+    queue.close();
+}
+
 #[tokio::test]
 async fn a_job_whose_adapter_cannot_be_used_fails_alone() {
     let (queue, _) = preparing().await;

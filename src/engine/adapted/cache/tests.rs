@@ -68,11 +68,11 @@ fn the_least_recently_used_adapter_leaves_and_one_in_use_stays() {
     let image = cache.load(&first).expect("there");
     cache.load(&second).expect("loads");
     assert_eq!([&first, &second, &third].map(|uses| has(&cache, uses)), [true, true, false]);
-    cache.drop_unused();
+    assert!(cache.drop_unused());
     assert_eq!([&first, &second].map(|uses| has(&cache, uses)), [true, false]);
+    assert!(!cache.drop_unused(), "the other is used");
     drop(image);
-    cache.drop_unused();
-    assert!(cache.entries.is_empty());
+    assert!(cache.drop_unused() && cache.entries.is_empty());
 }
 
 #[test]
@@ -97,6 +97,38 @@ fn no_more_than_so_many_are_kept() {
         assert!(cache.entries.len() <= ADAPTERS_MAX);
     }
     assert_eq!(cache.entries.len(), ADAPTERS_MAX);
+}
+
+/// Jobs that were canceled while their adapters were read.
+#[test]
+fn files_that_were_read_for_nobody_do_not_keep_others_from_being_read() {
+    let mut cache = cache(usize::MAX);
+    for number in 0..10 {
+        let uses = used(number, "a1_peft");
+        assert!(!cache.prepare(&uses).expect("begins"));
+        assert!(cache.entries.iter().any(|entry| entry.id == uses[0].id), "it is being read");
+        while cache.entries.iter().any(|entry| !entry.is_droppable()) {
+            std::thread::sleep(LOOK_INTERVAL);
+        }
+        assert!(cache.entries.len() <= WAITING_MAX + 1, "the oldest are dropped");
+    }
+    cache.load(&used(100, "b1_kohya")).expect("loads");
+}
+
+/// Adapters that wait for room in the host's memory are not read again for each other's sake.
+#[test]
+fn one_that_waits_for_room_drops_no_other_that_waits() {
+    let (first, second, third) = (used(1, "a1_peft"), used(2, "a1_peft"), used(3, "a1_peft"));
+    let mut cache = cache(bytes_of(&first));
+    let image = cache.load(&first).expect("loads");
+    for uses in [&second, &third, &second, &third] {
+        assert!(matches!(cache.load(uses), Err(EngineError::OutOfMemory(_))));
+        assert!(cache.entries.iter().any(|entry| entry.id == uses[0].id && matches!(entry.state, State::Read(_))));
+    }
+    assert_eq!(cache.entries.len(), 3, "none was dropped");
+    drop(image);
+    cache.load(&third).expect("there is room now");
+    assert_eq!([&first, &second, &third].map(|uses| has(&cache, uses)), [false, false, true]);
 }
 
 #[test]
