@@ -150,11 +150,14 @@ impl LoraCatalog {
     async fn enter(&self, written: Written, new: &NewName, by: &Actor) -> Result<Added, LoraError> {
         let wanted = new.wanted.as_deref().map(name::checked).transpose()?;
         let (id, bytes) = (written.id.clone(), written.bytes);
-        if let Some(lora) = self.0.store.find(id.as_str()).await? {
-            // Its file may be missing: a copy of the database has none.
+        let mut held = self.0.store.hold().await?;
+        if let Some(lora) = held.find(id.as_str()).await? {
+            // Its file may be missing: a copy of the database has none. It cannot be removed meanwhile.
             self.name(written).await?;
+            held.release().await?;
             return Ok(Added { lora, is_new: false });
         }
+        held.release().await?;
         let (written, Inspected { report, thumbnail }) = self.inspect(written, &new.file).await?;
         let is_name_free = wanted.is_none();
         let lora = Lora {
