@@ -121,7 +121,7 @@ pub(in crate::http) async fn thumbnail(
 pub(in crate::http) fn thumbnail_operation() -> Operation {
     Operation::new(Tag::Loras, "get_lora_thumbnail", "The thumbnail of a LoRA")
         .description("Made from the one in its file. Not every file has one.")
-        .answers_text(StatusCode::OK, OutputFormat::Jpeg.content_type(), "The thumbnail.")
+        .answers_bytes(StatusCode::OK, OutputFormat::Jpeg.content_type(), "The thumbnail.")
         .refuses([ErrorCode::StorageUnavailable])
 }
 
