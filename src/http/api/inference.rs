@@ -247,23 +247,28 @@ pub(in crate::http) async fn submit(
     ApiJson { value: request, digest, reservation }: ApiJson<SubmitImage>,
 ) -> Result<Response, ApiError> {
     let card = state.card_of(&request.model)?;
-    let urgency = request.urgency();
-    let valid = request.into_spec(&state, card, &caller.0.limits, (preferences.form, reservation)).await?;
-    let ValidImage { spec, output_format, loras } = valid;
-    let caller = caller.recheck(&state).await?;
-    loras.check_allowed(&caller.limits)?;
     let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });
-    let submission = Submission {
-        owner: caller.key_id,
-        limits: caller.limits,
-        spec,
-        output_format,
-        priority: urgency.priority,
-        deadline: urgency.deadline,
-        repeat_key,
+    let submitted = if let Some(report) = earlier(&state, &caller, repeat_key.as_ref()).await? {
+        Submitted::Earlier(report)
+    } else {
+        let urgency = request.urgency();
+        let valid = request.into_spec(&state, card, &caller.0.limits, (preferences.form, reservation)).await?;
+        let ValidImage { spec, output_format, loras } = valid;
+        let caller = caller.recheck(&state).await?;
+        loras.check_allowed(&caller.limits)?;
+        let submission = Submission {
+            owner: caller.key_id,
+            limits: caller.limits,
+            spec,
+            output_format,
+            priority: urgency.priority,
+            deadline: urgency.deadline,
+            repeat_key,
+        };
+        state.jobs.submit(submission).await?
     };
     // If the client hangs up, this handler is dropped, and with it a job that is not kept.
-    let (accepted, report) = match state.jobs.submit(submission).await? {
+    let (accepted, report) = match submitted {
         Submitted::New(accepted) => {
             let report = accepted.report().clone();
             (Some(accepted), report)
@@ -279,7 +284,7 @@ pub(in crate::http) async fn submit(
     let response = match preferences.wait(state.settings.wait_max) {
         None => accepted_response(&report, &origin),
         Some(wait) => {
-            let report = state.jobs.wait(caller.key_id, report.job.id, wait).await?;
+            let report = state.jobs.wait(caller.0.key_id, report.job.id, wait).await?;
             waited_response(&state, &report, &origin, preferences).await?
         }
     };
@@ -287,6 +292,17 @@ pub(in crate::http) async fn submit(
         accepted.keep();
     }
     Ok(response)
+}
+
+/// The job of an earlier request with this idempotency key. What that needed may be gone since, such as a LoRA.
+async fn earlier(
+    state: &HttpState,
+    caller: &InferenceCaller,
+    key: Option<&RepeatKey>,
+) -> Result<Option<JobReport>, ApiError> {
+    let Some(key) = key else { return Ok(None) };
+    let owner = caller.recheck(state).await?.key_id;
+    Ok(state.jobs.earlier(owner, key).await?)
 }
 
 /// The answer after a wait: in the preferred form if the job has ended, else as without a wait.
