@@ -364,9 +364,13 @@ mod tests {
         let unknown = catalog.add_from_hub(file, None, &Actor::CommandLine).await.expect_err("not there");
         assert_eq!(unknown.to_string(), "a/b is not there");
         // The threads that write notice it by themselves.
-        while files(folder.path()) > 0 {
+        for _ in 0..10_000 {
+            if files(folder.path()) == 0 {
+                break;
+            }
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
+        assert_eq!(files(folder.path()), 0);
         assert!(catalog.list().await.expect("listed").is_empty());
     }
 

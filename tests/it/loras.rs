@@ -187,8 +187,7 @@ async fn what_is_no_upload_is_refused() {
         large.chunks(100).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
     let in_pieces = post(LORAS, "application/octet-stream", Body::from_stream(stream::iter(pieces)));
     assert_eq!(administrator.send(in_pieces).await.code(), "body_too_large");
-    let around: Vec<Result<Bytes, std::io::Error>> =
-        (0..10).map(|_| Ok(Bytes::from(vec![b'x'; 10_000]))).collect();
+    let around: Vec<Result<Bytes, std::io::Error>> = (0..10).map(|_| Ok(Bytes::from(vec![b'x'; 10_000]))).collect();
     let around = post(LORAS, "multipart/form-data; boundary=xyz", Body::from_stream(stream::iter(around)));
     assert_eq!(administrator.send(around).await.code(), "body_too_large", "also what is not of the file");
     let mut huge = post(LORAS, "multipart/form-data; boundary=xyz", Body::from("x"));

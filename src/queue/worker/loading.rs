@@ -59,7 +59,7 @@ impl Worker {
         self.loading.iter().any(|job| job.id == id && !job.is_loaded)
     }
 
-    /// Loads further what pending jobs wait for, and marks those that are still waiting. Those that ended elsewhere are forgotten.
+    /// Loads further what pending jobs wait for, and marks those that still wait. Those that ended elsewhere are forgotten.
     pub(super) fn load_further(&mut self, engine: &mut GuardedEngine, updates: &mut Updates) -> Result<(), Broken> {
         let is_pending = |id: JobId| updates.candidates.iter().any(|job| job.id == id && !job.is_admitted);
         self.loading.retain(|job| is_pending(job.id));
