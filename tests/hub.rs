@@ -98,7 +98,7 @@ impl Client {
 
     fn request() -> Request {
         let (repository, revision) = (ID.parse().expect("an id"), hub::Revision::default());
-        Request { repository, revision, folder: None, files: Vec::new() }
+        Request { repository, revision, folder: None, files: Vec::new(), file_bytes_max: None }
     }
 
     fn ask(&self, request: &Request) -> Result<Downloaded, HubError> {

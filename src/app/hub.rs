@@ -49,6 +49,7 @@ pub async fn download_model(
         revision: revision.unwrap_or_default(),
         folder: request.folder,
         files: request.files,
+        file_bytes_max: None,
     };
     let downloaded = hub::download(&settings(config), &request, progress).await;
     let downloaded = downloaded.map_err(|error| explained(config, error))?;
@@ -65,15 +66,17 @@ pub async fn download_model(
     Ok(downloaded)
 }
 
-/// Downloads files of a repository into the cache, named whole or in part; without a name, the only weight file.
+/// Downloads files of a repository into the cache, named whole or in part; without a name, the only weight file. None of them may
+/// have more than `file_bytes_max` bytes.
 pub(super) async fn download_files(
     config: &Config,
     (repository, revision): (&str, Option<String>),
-    files: Vec<String>,
+    (files, file_bytes_max): (Vec<String>, u64),
     progress: &dyn Progress,
 ) -> anyhow::Result<Downloaded> {
     let revision = revision.map(|text| text.parse::<Revision>()).transpose()?.unwrap_or_default();
-    let request = Request { repository: repository.parse()?, revision, folder: None, files };
+    let (repository, file_bytes_max) = (repository.parse::<RepositoryId>()?, Some(file_bytes_max));
+    let request = Request { repository, revision, folder: None, files, file_bytes_max };
     let downloaded = hub::download(&settings(config), &request, progress).await;
     downloaded.map_err(|error| explained(config, error))
 }

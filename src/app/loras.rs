@@ -135,7 +135,7 @@ fn models_of(config: &Config) -> Vec<Adaptable> {
 pub async fn download_lora(config: &Config, file: HubFile, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
     let HubFile { repository, revision, file } = file;
     // By a part of its name: without any, a pipeline would be downloaded completely.
-    let files = vec![file.unwrap_or_else(|| WEIGHTS.to_owned())];
+    let files = (vec![file.unwrap_or_else(|| WEIGHTS.to_owned())], config.loras.file_bytes_max);
     let downloaded = download_files(config, (&repository, revision), files, progress).await;
     let downloaded = downloaded.with_context(|| format!("downloading from `{repository}`"))?;
     match downloaded.chosen.as_slice() {

@@ -94,6 +94,13 @@ impl KeyLimits {
         self.loras.as_ref().is_none_or(|loras| loras.has(id, name))
     }
 
+    /// Whether the key may be told that no LoRA has this id or name: those that its list does not name are refused, whether they
+    /// are there or not.
+    #[must_use]
+    pub fn may_miss_lora(&self, wanted: &str) -> bool {
+        self.loras.as_ref().is_none_or(|LoraList(loras)| loras.contains(wanted))
+    }
+
     /// Checks every limit.
     ///
     /// # Errors
@@ -142,6 +149,8 @@ mod tests {
         let limits = |list: &str| KeyLimits { loras: Some(list.parse().expect("a list")), ..KeyLimits::default() };
         assert!(limits("ink, pen").allows_lora(&id, "pen") && limits(id.as_str()).allows_lora(&id, "pen"));
         assert!(!limits("ink").allows_lora(&id, "pen"));
+        assert!(KeyLimits::default().may_miss_lora("pen") && limits("ink,pen").may_miss_lora("pen"));
+        assert!(!limits("ink").may_miss_lora("pen"), "it is not told whether another one is there");
         let none = KeyLimits { loras: LoraList::new([]).ok(), ..KeyLimits::default() };
         assert!(!none.allows_lora(&id, "pen"), "an empty list allows none");
         let many = (0..=LORAS_LISTED_MAX).map(|number| number.to_string());

@@ -106,7 +106,7 @@ error_codes! {
     LoraInUse               "lora_in_use"               CONFLICT               "Unfinished jobs use the LoRA";
     ImageGone               "picture_gone"              GONE                   "The image has been deleted";
     BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
-    UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body must be application/json";
+    UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body has another media type";
     MisdirectedRequest      "misdirected_request"       MISDIRECTED_REQUEST    "The Host is not a name of this worker";
     TooManyFailures         "too_many_failures"         TOO_MANY_REQUESTS      "Too many invalid keys from this address";
     TooManySignIns          "too_many_sign_ins"         TOO_MANY_REQUESTS      "Too many sign-in attempts";

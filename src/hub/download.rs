@@ -32,6 +32,8 @@ pub struct Request {
     pub folder: Option<PathBuf>,
     /// Names of the files, or parts of names. Empty: what a pipeline needs, or the only weight file.
     pub files: Vec<String>,
+    /// Maximum bytes of one file: with a larger one, nothing is downloaded. `None`: any number.
+    pub file_bytes_max: Option<u64>,
 }
 
 /// Result of a download.
@@ -138,6 +140,11 @@ pub async fn download(
     let client = Client::new(settings, progress)?;
     let listing = Listing::ask(&client, &request.repository, &request.revision, &request.files).await?;
     let files: Vec<RemoteFile> = listing.files.clone();
+    if let Some(bytes_max) = request.file_bytes_max
+        && let Some(RemoteFile { path, bytes, .. }) = files.iter().find(|file| file.bytes > bytes_max)
+    {
+        return Err(HubError::FileTooLarge { path: path.clone(), bytes: *bytes, bytes_max });
+    }
     for file in files.iter().filter(|_| listing.is_chosen) {
         progress.chosen(&file.path, file.bytes);
     }

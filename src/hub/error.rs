@@ -188,6 +188,16 @@ pub enum HubError {
         /// The content's checksum.
         found: String,
     },
+    /// A file is larger than the caller takes, found before the first transfer.
+    #[error("`{path}` has {bytes} bytes, and at most {bytes_max} are taken")]
+    FileTooLarge {
+        /// Path inside the repository.
+        path: String,
+        /// Its size.
+        bytes: u64,
+        /// The caller's limit.
+        bytes_max: u64,
+    },
     /// Too little free space, found before the first transfer.
     #[error(
         "the download needs {} and {} are free in `{}`: free some space, or choose another folder with --to or HF_HOME", gibibytes(*needed), gibibytes(*free), place.display()

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::allowance::Allowance;
+use super::idempotency::RepeatKey;
 use super::launch::JobToRun;
 use super::links::LinkSigner;
 use super::results::ResultFiles;
@@ -21,7 +22,7 @@ use super::{Job, JobReport, JobRequest, JobSettings, JobTerms, JobsError, Visibi
 use super::{idempotency, input_images, recovery, sweep};
 use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::clock::Clock;
-use crate::domain::ids::{JobId, ModelId};
+use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::pace::Pace;
 use crate::queue::{CancelCause, EngineState, Queue, Reservation};
@@ -183,7 +184,16 @@ impl JobService {
 
     async fn repeated(&self, submission: &Submission) -> Result<Option<JobReport>, JobsError> {
         let Some(key) = &submission.repeat_key else { return Ok(None) };
-        let job = self.0.earlier_job(submission.owner, key).await?;
+        self.earlier(submission.owner, key).await
+    }
+
+    /// The owner's job with this idempotency key. [`JobService::submit`] finds it as well; this does without the request that was
+    /// repeated, which may no longer be valid.
+    ///
+    /// # Errors
+    /// When the idempotency key was used for another request, or the database fails.
+    pub async fn earlier(&self, owner: KeyId, key: &RepeatKey) -> Result<Option<JobReport>, JobsError> {
+        let job = self.0.earlier_job(owner, key).await?;
         Ok(job.map(|job| self.0.report(job)))
     }
 

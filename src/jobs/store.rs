@@ -282,8 +282,8 @@ impl JobStore {
         Ok(())
     }
 
-    /// Stores a job's end, deletes its input image and lets its LoRAs go. A job that has already ended stays unchanged, and so does its
-    /// owner's usage.
+    /// Stores a job's end, deletes its input image and lets its LoRAs go. A job that has already ended stays unchanged, and so
+    /// does its owner's usage.
     pub(super) async fn set_final(&self, row_id: &str, end: &JobEnd) -> Result<(), JobsError> {
         let JobEnd { ending, at: now, started_at, usage } = end;
         let error = ending.error();

@@ -150,11 +150,14 @@ impl LoraCatalog {
     async fn enter(&self, written: Written, new: &NewName, by: &Actor) -> Result<Added, LoraError> {
         let wanted = new.wanted.as_deref().map(name::checked).transpose()?;
         let (id, bytes) = (written.id.clone(), written.bytes);
-        if let Some(lora) = self.0.store.find(id.as_str()).await? {
-            // Its file may be missing: a copy of the database has none.
+        let mut held = self.0.store.hold().await?;
+        if let Some(lora) = held.find(id.as_str()).await? {
+            // Its file may be missing: a copy of the database has none. It cannot be removed meanwhile.
             self.name(written).await?;
+            held.release().await?;
             return Ok(Added { lora, is_new: false });
         }
+        held.release().await?;
         let (written, Inspected { report, thumbnail }) = self.inspect(written, &new.file).await?;
         let is_name_free = wanted.is_none();
         let lora = Lora {
@@ -361,9 +364,13 @@ mod tests {
         let unknown = catalog.add_from_hub(file, None, &Actor::CommandLine).await.expect_err("not there");
         assert_eq!(unknown.to_string(), "a/b is not there");
         // The threads that write notice it by themselves.
-        while files(folder.path()) > 0 {
+        for _ in 0..10_000 {
+            if files(folder.path()) == 0 {
+                break;
+            }
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
+        assert_eq!(files(folder.path()), 0);
         assert!(catalog.list().await.expect("listed").is_empty());
     }
 

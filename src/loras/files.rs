@@ -60,8 +60,10 @@ impl LoraFiles {
     /// Gives a file its name, which may be there with the same content.
     pub(super) fn name(&self, written: &Written) -> io::Result<()> {
         fs::rename(&written.part.path, self.path(&written.id))?;
-        // The folder stores the name.
-        File::open(&self.folder)?.sync_all()
+        // The folder stores the name, and the one above it may just have got the folder.
+        let above = self.folder.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        File::open(&self.folder)?.sync_all()?;
+        File::open(above)?.sync_all()
     }
 
     /// Removes a file; a missing one is no error.

@@ -146,7 +146,8 @@ impl Held {
         Ok(sqlx::query_scalar("SELECT count(*) FROM loras").fetch_one(&mut *self.0).await?)
     }
 
-    async fn find(&mut self, wanted: &str) -> Result<Option<Lora>, LoraError> {
+    /// The LoRA with this id or name.
+    pub(super) async fn find(&mut self, wanted: &str) -> Result<Option<Lora>, LoraError> {
         let row = sqlx::query(select_loras!("WHERE id = ?1 OR name = ?1"));
         row.bind(wanted).fetch_optional(&mut *self.0).await?.as_ref().map(read).transpose()
     }

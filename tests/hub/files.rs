@@ -53,6 +53,18 @@ fn only_the_named_files_are_downloaded_and_found_again() {
 }
 
 #[test]
+fn a_file_that_is_larger_than_the_caller_takes_is_not_downloaded() {
+    let client = Client::new();
+    client.hub.conduct().files = repository();
+    let size = client.hub.conduct().files[Q4].len() as u64;
+    let limited = |bytes_max: u64| Request { file_bytes_max: Some(bytes_max), ..named(&["q4_k_s"]) };
+    let Err(HubError::FileTooLarge { path, bytes, .. }) = client.ask(&limited(size - 1)) else { panic!("too large") };
+    assert_eq!((path.as_str(), bytes), (Q4, size));
+    assert!(!client.repository_folder().join("snapshots").join(COMMIT).join(Q4).exists());
+    assert!(client.ask(&limited(size)).is_ok());
+}
+
+#[test]
 fn without_a_name_several_files_are_listed_and_a_single_one_is_downloaded() {
     let client = Client::new();
     client.hub.conduct().files = repository();

@@ -11,6 +11,8 @@ use tower::ServiceExt;
 
 use crate::app::{Answer, Options, TestApp, decoded, image};
 use crate::fake_engine::{Call, colour};
+use crate::loras::adapter;
+use crate::management::Administrator;
 
 fn job_id(answer: &Answer) -> String {
     answer.json()["job_id"].as_str().expect("an id").to_owned()
@@ -159,4 +161,21 @@ async fn a_key_has_up_to_255_visible_characters() {
     let mut request = app.post_request(&image(1), &[("idempotency-key", "a")]);
     request.headers_mut().append("idempotency-key", "a".parse().expect("a value"));
     assert_eq!(app.send(request).await.json()["errors"][0]["reason"], json!("is given twice"));
+}
+
+#[tokio::test]
+async fn a_retry_gives_the_job_whose_lora_is_removed() {
+    let app = TestApp::start().await;
+    let administrator = Administrator::of(&app).await;
+    administrator.add_lora("pen", &adapter("d1_xlabs")).await;
+    let mut body = image(1);
+    body["loras"] = json!([{ "id": "pen" }]);
+    let word = ("idempotency-key", "order-17");
+    let done = app.post_with(&body, &[word, ("prefer", "wait=20")]).await;
+    assert_eq!(done.status, StatusCode::OK, "{}", done.text());
+    let removed = administrator.ask("DELETE", "/v1/loras/pen", None).await;
+    assert_eq!(removed.status, StatusCode::NO_CONTENT, "{}", removed.text());
+    let again = app.post_with(&body, &[word, ("prefer", "wait=20")]).await;
+    assert_eq!((again.status, job_id(&again)), (StatusCode::OK, job_id(&done)));
+    assert_eq!(app.post_with(&body, &[("idempotency-key", "order-18")]).await.code(), "lora_not_found");
 }

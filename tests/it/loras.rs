@@ -187,6 +187,9 @@ async fn what_is_no_upload_is_refused() {
         large.chunks(100).map(|piece| Ok(Bytes::copy_from_slice(piece))).collect();
     let in_pieces = post(LORAS, "application/octet-stream", Body::from_stream(stream::iter(pieces)));
     assert_eq!(administrator.send(in_pieces).await.code(), "body_too_large");
+    let around: Vec<Result<Bytes, std::io::Error>> = (0..10).map(|_| Ok(Bytes::from(vec![b'x'; 10_000]))).collect();
+    let around = post(LORAS, "multipart/form-data; boundary=xyz", Body::from_stream(stream::iter(around)));
+    assert_eq!(administrator.send(around).await.code(), "body_too_large", "also what is not of the file");
     let mut huge = post(LORAS, "multipart/form-data; boundary=xyz", Body::from("x"));
     huge.headers_mut().insert("content-length", 100_000_u32.into());
     assert_eq!(administrator.send(huge).await.code(), "body_too_large");
@@ -283,6 +286,16 @@ async fn a_key_uses_only_the_loras_that_it_is_limited_to() {
     let refused = status("ink").await;
     assert_eq!((refused.status.as_u16(), refused.code()), (403, "lora_forbidden".to_owned()));
     assert_eq!(refused.json()["errors"][0]["field"], "loras[0].id");
+    // It cannot find out which others there are.
+    let unknown = status("chalk").await;
+    assert_eq!((unknown.status, unknown.code()), (refused.status, refused.code()));
+    assert_eq!(unknown.json()["errors"], refused.json()["errors"]);
+    for lora in ["ink", "chalk"] {
+        let mut body = with_loras(1, &json!([{ "id": lora }]));
+        body["steps"] = json!(0);
+        let mistakes = app.send(request("POST", "/v1/inference/image", Some(&key), Some(&body))).await;
+        assert_eq!(mistakes.json()["errors"][1]["reason"], "is not one of the key's LoRAs", "{lora}");
+    }
     let edit = async |loras: Value| {
         let edited = administrator.ask("PATCH", &path, Some(json!({ "limits": { "loras": loras } }))).await;
         assert_eq!(edited.status, StatusCode::OK, "{}", edited.text());
@@ -290,6 +303,7 @@ async fn a_key_uses_only_the_loras_that_it_is_limited_to() {
     };
     assert_eq!(edit(json!(["ink", "later"])).await, json!(["ink", "later"]));
     assert_eq!((status("pen").await.status.as_u16(), status("ink").await.status.as_u16()), (403, 202));
+    assert_eq!(status("later").await.code(), "lora_not_found", "its list names it");
     assert_eq!(edit(json!([])).await, json!([]));
     assert_eq!((status("ink").await.status.as_u16(), names().await), (403, Vec::new()));
     assert_eq!(edit(Value::Null).await, Value::Null);

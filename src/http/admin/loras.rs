@@ -19,7 +19,7 @@ use crate::http::extract::upload::{NAME, receive};
 use crate::http::openapi::schema::text;
 use crate::http::openapi::{Operation, Tag};
 use crate::http::state::HttpState;
-use crate::loras::{Added, HubFile, NewName, Upload};
+use crate::loras::{Added, HubFile, LoraError, NewName, Upload};
 
 /// The path of uploads, which may take longer than other requests.
 pub(in crate::http) const UPLOAD_PATH: &str = "/v1/loras";
@@ -68,11 +68,16 @@ pub(in crate::http) async fn add(
             Source::Upload { upload, name } => loras.add(upload, name, &actor).await,
         }
     };
-    // A task of its own: a client that hangs up now must not leave a file without a row.
-    let added = tokio::spawn(adding.in_current_span()).await;
-    let added = added.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?;
-    let Added { lora, is_new } = added?;
+    let Added { lora, is_new } = in_full(adding).await?;
     Ok((if is_new { StatusCode::CREATED } else { StatusCode::OK }, Json(lora.into())))
+}
+
+/// Changes the catalog in a task of its own: a client that hangs up must not stop it between the file and its row.
+async fn in_full<T: Send + 'static>(
+    change: impl Future<Output = Result<T, LoraError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    let changed = tokio::spawn(change.in_current_span()).await;
+    Ok(changed.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))??)
 }
 
 pub(in crate::http) fn add_operation() -> Operation {
@@ -116,7 +121,7 @@ pub(in crate::http) async fn thumbnail(
 pub(in crate::http) fn thumbnail_operation() -> Operation {
     Operation::new(Tag::Loras, "get_lora_thumbnail", "The thumbnail of a LoRA")
         .description("Made from the one in its file. Not every file has one.")
-        .answers_text(StatusCode::OK, OutputFormat::Jpeg.content_type(), "The thumbnail.")
+        .answers_bytes(StatusCode::OK, OutputFormat::Jpeg.content_type(), "The thumbnail.")
         .refuses([ErrorCode::StorageUnavailable])
 }
 
@@ -125,7 +130,8 @@ pub(in crate::http) async fn remove(
     administrator: Administrator,
     LoraPath(wanted): LoraPath,
 ) -> Result<StatusCode, ApiError> {
-    state.loras.remove(&wanted, &administrator.actor()).await?;
+    let (loras, actor) = (state.loras.clone(), administrator.actor());
+    in_full(async move { loras.remove(&wanted, &actor).await }).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

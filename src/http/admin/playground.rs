@@ -26,10 +26,10 @@ pub(in crate::http) async fn submit(
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
     let card = state.card_of(request.model())?;
     let urgency = request.urgency();
-    let valid = request.into_spec(&state, card, (AnswerForm::Json, reservation)).await?;
+    let limits = KeyLimits::default();
+    let valid = request.into_spec(&state, card, &limits, (AnswerForm::Json, reservation)).await?;
     let ValidImage { spec, output_format, .. } = valid;
     administrator.recheck(&state).await?;
-    let limits = KeyLimits::default();
     let submission = Submission {
         owner: KeyId::NONE,
         limits,

@@ -20,6 +20,7 @@ use crate::domain::adapter::LORAS;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
+use crate::domain::limits::KeyLimits;
 use crate::domain::model::ModelCard;
 use crate::domain::priority::Priority;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, SEED_MAX, random_seed};
@@ -88,7 +89,7 @@ pub(in crate::http) struct SubmitImage {
 pub(in crate::http) struct ValidImage {
     pub(in crate::http) spec: GenerateSpec,
     pub(in crate::http) output_format: OutputFormat,
-    /// Its LoRAs, which the caller's key may not all be allowed to use.
+    /// Its LoRAs. The key's limits may have changed since they were found.
     pub(in crate::http) loras: FoundLoras,
 }
 
@@ -174,11 +175,12 @@ impl SubmitImage {
         &self.model
     }
 
-    /// The valid request. `reservation` covers the body, which contains the input images.
+    /// The valid request of a caller with these limits. `reservation` covers the body, which contains the input images.
     pub(in crate::http) async fn into_spec(
         self,
         state: &HttpState,
         card: &Arc<ModelCard>,
+        limits: &KeyLimits,
         (form, reservation): (AnswerForm, BodyReservation),
     ) -> Result<ValidImage, ApiError> {
         let (mut errors, mut loras) = (Vec::new(), self.loras);
@@ -196,7 +198,7 @@ impl SubmitImage {
         };
         let mut params = GenerateParams { seed, ..self.params };
         loras.read_prompt(state, &mut params.prompt, &mut errors);
-        let loras = loras.find(state).await?;
+        let loras = loras.find(state, limits).await?;
         params.loras = loras.uses();
         let outcome = state.0.images.spec(self.images, params, card, reservation).await?;
         let spec = loras.settle(outcome, errors)?;
@@ -245,23 +247,28 @@ pub(in crate::http) async fn submit(
     ApiJson { value: request, digest, reservation }: ApiJson<SubmitImage>,
 ) -> Result<Response, ApiError> {
     let card = state.card_of(&request.model)?;
-    let urgency = request.urgency();
-    let valid = request.into_spec(&state, card, (preferences.form, reservation)).await?;
-    let ValidImage { spec, output_format, loras } = valid;
-    let caller = caller.recheck(&state).await?;
-    loras.check_allowed(&caller.limits)?;
     let repeat_key = word.map(|word| RepeatKey { word, body_digest: digest });
-    let submission = Submission {
-        owner: caller.key_id,
-        limits: caller.limits,
-        spec,
-        output_format,
-        priority: urgency.priority,
-        deadline: urgency.deadline,
-        repeat_key,
+    let submitted = if let Some(report) = earlier(&state, &caller, repeat_key.as_ref()).await? {
+        Submitted::Earlier(report)
+    } else {
+        let urgency = request.urgency();
+        let valid = request.into_spec(&state, card, &caller.0.limits, (preferences.form, reservation)).await?;
+        let ValidImage { spec, output_format, loras } = valid;
+        let caller = caller.recheck(&state).await?;
+        loras.check_allowed(&caller.limits)?;
+        let submission = Submission {
+            owner: caller.key_id,
+            limits: caller.limits,
+            spec,
+            output_format,
+            priority: urgency.priority,
+            deadline: urgency.deadline,
+            repeat_key,
+        };
+        state.jobs.submit(submission).await?
     };
     // If the client hangs up, this handler is dropped, and with it a job that is not kept.
-    let (accepted, report) = match state.jobs.submit(submission).await? {
+    let (accepted, report) = match submitted {
         Submitted::New(accepted) => {
             let report = accepted.report().clone();
             (Some(accepted), report)
@@ -277,7 +284,7 @@ pub(in crate::http) async fn submit(
     let response = match preferences.wait(state.settings.wait_max) {
         None => accepted_response(&report, &origin),
         Some(wait) => {
-            let report = state.jobs.wait(caller.key_id, report.job.id, wait).await?;
+            let report = state.jobs.wait(caller.0.key_id, report.job.id, wait).await?;
             waited_response(&state, &report, &origin, preferences).await?
         }
     };
@@ -285,6 +292,17 @@ pub(in crate::http) async fn submit(
         accepted.keep();
     }
     Ok(response)
+}
+
+/// The job of an earlier request with this idempotency key. What that needed may be gone since, such as a LoRA.
+async fn earlier(
+    state: &HttpState,
+    caller: &InferenceCaller,
+    key: Option<&RepeatKey>,
+) -> Result<Option<JobReport>, ApiError> {
+    let Some(key) = key else { return Ok(None) };
+    let owner = caller.recheck(state).await?.key_id;
+    Ok(state.jobs.earlier(owner, key).await?)
 }
 
 /// The answer after a wait: in the preferred form if the job has ended, else as without a wait.

@@ -50,6 +50,10 @@ impl Wanted {
             Place::Prompt => FieldError::new(PROMPT, format!("`{}{name}{}`: {reason}", TAG.0, TAG.1)),
         }
     }
+
+    fn forbidden(&self) -> FieldError {
+        self.error("id", &"is not one of the key's LoRAs")
+    }
 }
 
 /// The LoRAs that a request asks for.
@@ -90,8 +94,8 @@ impl WantedLoras {
         }
     }
 
-    /// Finds them in the catalog.
-    pub(in crate::http) async fn find(&self, state: &HttpState) -> Result<FoundLoras, ApiError> {
+    /// Finds them in the catalog, for a key with these limits. It is not told which others there are.
+    pub(in crate::http) async fn find(&self, state: &HttpState, limits: &KeyLimits) -> Result<FoundLoras, ApiError> {
         let mut loras = FoundLoras::default();
         if self.0.len() > ADAPTERS_MAX {
             let reason = format!("must be at most {ADAPTERS_MAX} LoRAs, not {}", self.0.len());
@@ -105,9 +109,13 @@ impl WantedLoras {
                 loras.errors.push(wanted.error("scale", &reason));
             }
             match state.loras.find(&wanted.name).await? {
+                Some(found) if !limits.allows_lora(&found.id, &found.name) => loras.forbidden.push(wanted.forbidden()),
                 Some(found) if is_allowed => loras.found.push((wanted.clone(), found)),
                 Some(_) => {}
-                None => loras.missing.push(wanted.error("id", &"there is no such LoRA")),
+                None if limits.may_miss_lora(&wanted.name) => {
+                    loras.missing.push(wanted.error("id", &"there is no such LoRA"));
+                }
+                None => loras.forbidden.push(wanted.forbidden()),
             }
         }
         Ok(loras)
@@ -129,6 +137,7 @@ impl WantedLoras {
 pub(in crate::http) struct FoundLoras {
     found: Vec<(Wanted, FoundLora)>,
     errors: Vec<FieldError>,
+    forbidden: Vec<FieldError>,
     missing: Vec<FieldError>,
 }
 
@@ -138,8 +147,8 @@ impl FoundLoras {
         self.found.iter().map(|(wanted, found)| found.at(wanted.scale)).collect()
     }
 
-    /// The outcome of the check of all other fields, unless something is wrong with a LoRA. Of several mistakes, all are told;
-    /// if the only ones are LoRAs that are not there, the request is for something that does not exist.
+    /// The outcome of the check of all other fields, unless something is wrong with a LoRA. Of several mistakes, all are told. If
+    /// the only ones are LoRAs that the key may not use, or that are not there, the code says so.
     pub(in crate::http) fn settle<T>(
         &self,
         outcome: Result<T, Vec<FieldError>>,
@@ -154,23 +163,25 @@ impl FoundLoras {
         };
         errors.extend(self.errors.iter().cloned());
         match valid {
-            Some(valid) if errors.is_empty() && self.missing.is_empty() => Ok(valid),
+            Some(valid) if errors.is_empty() && self.forbidden.is_empty() && self.missing.is_empty() => Ok(valid),
+            _ if errors.is_empty() && !self.forbidden.is_empty() => {
+                Err(ApiError::new(ErrorCode::LoraForbidden).with_errors(self.forbidden.clone()))
+            }
             _ if errors.is_empty() => {
                 let detail = "`GET /v1/inference/loras` lists those of this worker";
                 Err(ApiError::new(ErrorCode::LoraNotFound).with_detail(detail).with_errors(self.missing.clone()))
             }
             _ => {
-                errors.extend(self.missing.iter().cloned());
+                errors.extend(self.forbidden.iter().chain(&self.missing).cloned());
                 Err(ApiError::invalid(errors))
             }
         }
     }
 
-    /// Refuses LoRAs that a key may not use.
+    /// Refuses LoRAs that a key may no longer use: its limits may have changed since they were found.
     pub(in crate::http) fn check_allowed(&self, limits: &KeyLimits) -> Result<(), ApiError> {
         let forbidden = self.found.iter().filter(|(_, found)| !limits.allows_lora(&found.id, &found.name));
-        let errors: Vec<FieldError> =
-            forbidden.map(|(wanted, _)| wanted.error("id", &"is not one of the key's LoRAs")).collect();
+        let errors: Vec<FieldError> = forbidden.map(|(wanted, _)| wanted.forbidden()).collect();
         if errors.is_empty() { Ok(()) } else { Err(ApiError::new(ErrorCode::LoraForbidden).with_errors(errors)) }
     }
 }

@@ -58,8 +58,7 @@ pub(in crate::http) async fn receive(
     let form = Form::of(request.headers())?;
     let bytes_max = state.loras.file_bytes_max().saturating_add(FORM_BYTES_MAX);
     if announced_bytes(request.headers()).is_some_and(|bytes| bytes as u64 > bytes_max) {
-        let detail = format!("the limit is {} bytes", state.loras.file_bytes_max());
-        return Err(ApiError::new(ErrorCode::BodyTooLarge).with_detail(detail));
+        return Err(too_large(state));
     }
     let name = NewName { wanted, file: String::new() };
     let mut received = Received { upload: None, name, value: Vec::new(), part: Part::None };
@@ -73,8 +72,12 @@ pub(in crate::http) async fn receive(
             }
         }
         Form::Multipart { boundary } => {
-            let (mut reader, mut events) = (Multipart::new(&boundary), Vec::new());
+            let (mut reader, mut events, mut bytes) = (Multipart::new(&boundary), Vec::new(), 0_u64);
             while let Some(piece) = next(&mut pieces, deadline).await? {
+                bytes = bytes.saturating_add(piece.len() as u64);
+                if bytes > bytes_max {
+                    return Err(too_large(state));
+                }
                 reader.push(&piece, &mut events).map_err(malformed)?;
                 for event in events.drain(..) {
                     received.take(event, &state.loras).await?;
@@ -84,6 +87,11 @@ pub(in crate::http) async fn receive(
         }
     }
     received.finish()
+}
+
+fn too_large(state: &HttpState) -> ApiError {
+    let detail = format!("the limit is {} bytes", state.loras.file_bytes_max());
+    ApiError::new(ErrorCode::BodyTooLarge).with_detail(detail)
 }
 
 /// The next piece of a body, each of which has to arrive in time.

@@ -202,6 +202,11 @@ impl Operation {
         })
     }
 
+    /// Answers with bytes of a media type that says what they are.
+    pub(in crate::http) fn answers_bytes(self, status: StatusCode, media_type: &str, description: &str) -> Self {
+        self.answer(status, description, |response| response.content(media_type, ContentBuilder::new().build()))
+    }
+
     /// Answers with something other than JSON.
     pub(in crate::http) fn answers_text(self, status: StatusCode, media_type: &str, description: &str) -> Self {
         let content = ContentBuilder::new().schema(Some(text())).build();

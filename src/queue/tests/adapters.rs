@@ -45,6 +45,52 @@ impl StepEngine for Preparing {
     }
 }
 
+/// Has room for the cold adapter once it was asked for many times in a row, without the hot one between.
+struct Crowded {
+    engine: Box<dyn StepEngine>,
+    /// How often the cold adapter was asked for since the hot one was; `None` before that.
+    calm: Option<u32>,
+    /// Whether each admitted image with an adapter has the cold one.
+    admitted: Arc<Mutex<Vec<bool>>>,
+}
+
+const HOT: u8 = 1;
+const COLD: u8 = 2;
+
+impl StepEngine for Crowded {
+    fn limits(&self) -> EngineLimits {
+        self.engine.limits()
+    }
+
+    fn prepare(&mut self, spec: &GenerateSpec) -> Result<bool, EngineError> {
+        let Some(is_cold) = is_cold(spec) else { return Ok(true) };
+        self.calm = if is_cold { self.calm.map(|looks| looks + 1) } else { Some(0) };
+        Ok(!is_cold || self.calm.is_some_and(|looks| looks > 50))
+    }
+
+    fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
+        self.admitted.lock().expect("one thread").extend(is_cold(spec));
+        self.engine.admit(spec)
+    }
+
+    fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
+        self.engine.step(slots)
+    }
+
+    fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
+        self.engine.finish(slot)
+    }
+
+    fn release(&mut self, slot: Slot) {
+        self.engine.release(slot);
+    }
+}
+
+/// Whether an image has the cold adapter, if it has one.
+fn is_cold(spec: &GenerateSpec) -> Option<bool> {
+    spec.loras().first().map(|lora| lora.id == AdapterId::of_sha256([COLD; 32]))
+}
+
 /// A queue whose engine steps freely, and what tells it that adapters are loaded.
 async fn preparing() -> (Queue, Arc<AtomicBool>) {
     let (gate, _) = gate();
@@ -63,7 +109,8 @@ fn spec_with(adapter: u8) -> GenerateSpec {
     let file = std::path::Path::new("an adapter").into();
     let loras = vec![AdapterUse { id: AdapterId::of_sha256([adapter; 32]), file, scale: 1.0 }];
     let (width, height) = (Some(64), Some(64));
-    let params = GenerateParams { prompt: "a fox".into(), width, height, loras, ..Default::default() };
+    let steps = Some(1);
+    let params = GenerateParams { prompt: "a fox".into(), width, height, steps, loras, ..Default::default() };
     GenerateSpec::new(params, &card).expect("valid")
 }
 
@@ -146,6 +193,40 @@ async fn jobs_whose_adapters_do_not_fit_together_come_one_after_the_other() {
     for events in &mut jobs {
         finishes(events).await;
     }
+    queue.close();
+}
+
+#[tokio::test]
+async fn jobs_that_pass_do_not_keep_the_room_that_another_waits_for() {
+    const JOBS: usize = 100;
+    let ((gate, steps), admitted) = (gate(), Arc::new(Mutex::new(Vec::new())));
+    let (shut, log) = (Arc::clone(&gate), Arc::clone(&admitted));
+    let build = move || -> Result<Box<dyn StepEngine>, EngineError> {
+        Ok(Box::new(Crowded { engine: gated_engine(&gate), calm: None, admitted: Arc::clone(&log) }))
+    };
+    let settings = QueueSettings { jobs_max: 4 * JOBS, ..settings() };
+    let queue = Queue::start(&settings, vec![Box::new(build)]).expect("a thread");
+    ready(&queue).await;
+    // All of them are there before the first can pass.
+    shut.is_shut.store(true, Ordering::Relaxed);
+    let mut first = submit(&queue, spec_in(Some(1)));
+    until("it is admitted", || queue.load().running == 1).await;
+    let owner = KeyId::generate();
+    let of_owner = |adapter: u8| {
+        let reservation = queue.reserve(owner).expect("a reservation");
+        reservation.submit(JobId::generate(), spec_with(adapter), Terms::default())
+    };
+    let mut cold = of_owner(COLD);
+    let mut hot: Vec<JobEvents> = (0..JOBS).map(|_| of_owner(HOT)).collect();
+    drop(steps);
+    finishes(&mut first).await;
+    finishes(&mut cold).await;
+    for events in &mut hot {
+        finishes(events).await;
+    }
+    let admitted = admitted.lock().expect("ended").clone();
+    let place = admitted.iter().position(|is_cold| *is_cold).expect("admitted");
+    assert!((1..JOBS).contains(&place), "after {place} of {JOBS}: some pass it, and not all");
     queue.close();
 }
 

@@ -74,7 +74,7 @@ pub(in crate::http) async fn generate(
     ApiJson { value: request, .. }: ApiJson<GenerateImages>,
 ) -> Result<Response, ApiError> {
     let card = state.card_of(request.model())?;
-    let (specs, loras) = request.specs(&state, card).await?;
+    let (specs, loras) = request.specs(&state, card, &caller.0.limits).await?;
     let caller = caller.recheck(&state).await?;
     loras.check_allowed(&caller.limits)?;
     count(&state, &caller, specs.len() as u32)?;

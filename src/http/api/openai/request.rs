@@ -13,6 +13,7 @@ use utoipa::{PartialSchema, ToSchema};
 use crate::domain::adapter::LORAS;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
+use crate::domain::limits::KeyLimits;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, random_seed};
 use crate::http::api::wanted_loras::{FoundLoras, WantedLoras};
@@ -217,12 +218,12 @@ impl GenerateImages {
         &self.model
     }
 
-    /// One valid request for each image, which differ only in their seeds; and their LoRAs, which the caller's key may not all
-    /// be allowed to use.
+    /// One valid request for each image, which differ only in their seeds, of a caller with these limits; and their LoRAs.
     pub(super) async fn specs(
         &self,
         state: &HttpState,
         card: &ModelCard,
+        limits: &KeyLimits,
     ) -> Result<(Vec<GenerateSpec>, FoundLoras), ApiError> {
         let first = match self.seed {
             Some(seed) => seed,
@@ -230,7 +231,7 @@ impl GenerateImages {
         };
         let (mut params, mut loras, mut errors) = (self.params.clone(), self.loras.clone(), Vec::new());
         loras.read_prompt(state, &mut params.prompt, &mut errors);
-        let loras = loras.find(state).await?;
+        let loras = loras.find(state, limits).await?;
         params.loras = loras.uses();
         let spec = |seed| GenerateSpec::new(GenerateParams { seed, ..params.clone() }, card);
         let specs: Result<Vec<_>, Vec<_>> = seeds(first).take(self.images as usize).map(spec).collect();
