@@ -1,6 +1,8 @@
 //! The device of an engine: how it is opened, its limits, and what its errors mean for the jobs.
 
 mod built_for;
+#[cfg(not(feature = "cuda"))]
+mod without_cuda;
 
 use std::ops::Deref;
 
@@ -9,6 +11,8 @@ use candle_core::{DType, Device};
 use crate::domain::device::DeviceChoice;
 use crate::domain::engine::{EngineError, EngineLimits};
 use built_for::{BUILT_FOR, Code, code_for};
+#[cfg(not(feature = "cuda"))]
+use without_cuda as cuda;
 
 /// A device that is not available.
 #[derive(Debug, thiserror::Error)]
@@ -363,35 +367,6 @@ mod cuda {
     pub(super) fn compute_capability(device: &Device) -> Option<(i32, i32)> {
         let Device::Cuda(cuda) = device else { return None };
         cuda.cuda_stream().context().compute_capability().ok()
-    }
-}
-
-#[cfg(not(feature = "cuda"))]
-mod cuda {
-    use candle_core::{Device, Result};
-
-    pub(super) fn open(ordinal: usize) -> Result<Device> {
-        Device::new_cuda(ordinal)
-    }
-
-    pub(super) fn name_unopened(ordinal: usize) -> Result<String> {
-        open(ordinal).map(|_| String::new())
-    }
-
-    pub(super) fn capability_unopened(ordinal: usize) -> Result<(i32, i32)> {
-        open(ordinal).map(|_| (0, 0))
-    }
-
-    pub(super) fn name_and_free_bytes(_: &Device) -> Option<(String, usize)> {
-        None
-    }
-
-    pub(super) fn most_used_bytes(_: &Device) -> Option<usize> {
-        None
-    }
-
-    pub(super) fn compute_capability(_: &Device) -> Option<(i32, i32)> {
-        None
     }
 }
 

@@ -140,6 +140,7 @@ async fn nothing_is_done_for_a_session_that_ends_while_the_body_arrives() {
         ("post", "/v1/api-keys/{key_id}/rotate", json!({ "grace_seconds": 60 })),
         ("post", "/v1/kubernetes/namespaces", json!({ "name": "team-b" })),
         ("patch", "/v1/kubernetes/namespaces/{namespace_id}", named),
+        ("post", "/v1/loras", json!({ "repository": "someone/lora", "file": "lora.safetensors" })),
         ("post", "/v1/playground/image", image(1)),
     ];
     let routes: BTreeSet<_> = cases.iter().map(|(method, path, _)| (*method, *path)).collect();

@@ -99,6 +99,7 @@ async fn requests_per_minute() {
         "concurrent_jobs": 5,
         "megapixel_steps_per_day": null,
         "priority": "normal",
+        "loras": null,
     });
     assert_eq!(limits, expected);
     assert_eq!(limited.list().await.status, StatusCode::OK, "an edit applies to the next request");

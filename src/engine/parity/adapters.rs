@@ -198,7 +198,7 @@ fn eight_images_with_eight_sets_of_adapters_have_the_same_bits_batched_and_unbat
     // The last reads every block for each step.
     for (weights, offload) in [(expanded, Offload::Nothing), (stored, Offload::Nothing), (expanded, Offload::Blocks)] {
         let memory_budget = (offload == Offload::Blocks).then_some(ByteSize(1 << 20));
-        let settings = EngineSettings { weights, offload, memory_budget, ..DeviceChoice::Cpu.into() };
+        let settings = EngineSettings { offload, weights, memory_budget, ..DeviceChoice::Cpu.into() };
         let mut engine = FluxEngine::load(&diffusers_folders(), settings).expect("loads");
         all.extend([images(&mut engine, &specs, false), images(&mut engine, &specs, true)]);
     }
