@@ -184,7 +184,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // out += inner upᵀ for each change, in place. Columns that no change of a row has stay as they are. Rows of `out` have `width`
 // values, a multiple of eight. Grid: for each group its tiles of rows times the tiles of columns that it touches.
-extern "C" __global__ void __launch_bounds__(THREADS)
+// Four blocks on a multiprocessor: for more, the compiler would spill on 9.0.
+extern "C" __global__ void __launch_bounds__(THREADS, 4)
     low_rank_expand(uint16_t *out, const uint16_t *inner, const LowRankParts parts, int width, int stride) {
   int block = blockIdx.x;
   int index = 0;
