@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use cards::{KnownModel, Licence, embedded_files, known_model, known_models};
 pub use repositories::{FileRepository, Part, RepositoryFile, file_repositories, file_repository, open_parts};
 
+use crate::domain::conditioning::{GivenImage, IMAGES, ImageRole};
 use crate::domain::ids::ModelId;
 use crate::domain::image::RgbImage;
 use crate::domain::model::{ModelCard, ModelFiles};
@@ -270,10 +271,23 @@ pub fn warm_up_spec(card: &ModelCard) -> GenerateSpec {
         width: Some(card.limits.width_min),
         height: Some(card.limits.height_min),
         steps: Some(card.limits.steps_min),
-        input_images: vec![blank(card.limits.width_min, card.limits.height_min); card.input_images_min],
+        images: warm_up_images(card),
         ..GenerateParams::default()
     };
     GenerateSpec::new(params, card).expect("a card's smallest image lies within its limits")
+}
+
+/// The fewest images that a card takes, all white.
+fn warm_up_images(card: &ModelCard) -> Vec<GivenImage> {
+    let size = |role| match role {
+        ImageRole::Style => card.attached.style.map_or((0, 0), |style| (style.side, style.side)),
+        _ => (card.limits.width_min, card.limits.height_min),
+    };
+    let of = |role: ImageRole| {
+        let image = blank(size(role).0, size(role).1);
+        vec![GivenImage::new(IMAGES, role, image); *card.images(role).start()]
+    };
+    ImageRole::ALL.into_iter().flat_map(of).collect()
 }
 
 fn blank(width: u32, height: u32) -> Arc<RgbImage> {
@@ -395,12 +409,13 @@ mod tests {
             assert!(licence.url.starts_with("https://"), "{}", card.id);
             let params = GenerateParams {
                 prompt: "a fox".into(),
-                input_images: (0..card.input_images_min).map(|_| blank(64, 64)).collect(),
+                width: Some(64),
+                height: Some(64),
+                images: warm_up_images(&card),
                 ..GenerateParams::default()
             };
             assert!(GenerateSpec::new(params, &card).is_ok(), "{}", card.id);
             assert_eq!(warm_up_spec(&card).steps(), card.limits.steps_min);
-            assert!(card.input_images_max <= 1, "at most one is supported: {}", card.id);
         }
     }
 

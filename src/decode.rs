@@ -12,6 +12,7 @@ use std::sync::Arc;
 use image::imageops::{self, FilterType};
 use image::{DynamicImage, ImageBuffer, ImageDecoder as _, ImageFormat, ImageReader, Limits, Rgb};
 
+use crate::domain::conditioning::GivenImage;
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{GenerateParams, size_errors};
@@ -111,7 +112,7 @@ pub fn prepare(mut params: GenerateParams, card: &ModelCard) -> GenerateParams {
     params.settle_size(card);
     let size = (params.width.unwrap_or_default(), params.height.unwrap_or_default());
     if size_errors(size, &card.limits).is_empty() {
-        for image in &mut params.input_images {
+        for GivenImage { image, .. } in &mut params.images {
             if (image.width(), image.height()) != size {
                 *image = Arc::new(resize(image, size));
             }
@@ -154,6 +155,7 @@ mod tests {
 
     use super::*;
     use crate::catalog::card_or_flux_dev;
+    use crate::domain::conditioning::ImageRole;
     use crate::domain::format::OutputFormat;
     use crate::domain::ids::ModelId;
     use crate::encode::encode;
@@ -315,17 +317,17 @@ mod tests {
     fn an_image_is_resized_to_the_output_size() {
         let card = card_or_flux_dev(&ModelId::new("black-forest-labs/FLUX.1-dev"));
         let prepared = |width: Option<u32>| {
-            let input_images = vec![Arc::new(two_halves(130, 70))];
-            prepare(GenerateParams { input_images, width, height: width, ..GenerateParams::default() }, &card)
+            let images = vec![GivenImage::new("image", ImageRole::Input, Arc::new(two_halves(130, 70)))];
+            prepare(GenerateParams { images, width, height: width, ..GenerateParams::default() }, &card)
         };
         let own = prepared(None);
         assert_eq!((own.width, own.height), (Some(128), Some(64)));
-        let image = &own.input_images[0];
+        let image = &own.images[0].image;
         assert_eq!((image.width(), image.height()), (128, 64));
         assert_eq!((&image.pixels()[..3], &image.pixels()[127 * 3..128 * 3]), (&[200, 40, 40][..], &[40, 40, 200][..]));
         let stretched = prepared(Some(96));
-        assert_eq!((stretched.input_images[0].width(), stretched.input_images[0].height()), (96, 96));
+        assert_eq!((stretched.images[0].image.width(), stretched.images[0].image.height()), (96, 96));
         let refused = prepared(Some(u32::MAX));
-        assert_eq!(refused.input_images[0].width(), 130, "left unchanged");
+        assert_eq!(refused.images[0].image.width(), 130, "left unchanged");
     }
 }

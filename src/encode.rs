@@ -135,6 +135,8 @@ mod tests {
             width: 48,
             height: 32,
             strength: Some(0.6),
+            images: [("control", 2), ("input", 1)].into(),
+            cache_threshold: Some(0.08),
             loras: vec![AdapterProvenance { sha256: "a5".repeat(32), scale: -0.5 }],
             precision: Some(Precision::Fp8),
         }

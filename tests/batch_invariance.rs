@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use fluxserve::catalog::card_or_flux_dev;
 use fluxserve::domain::adapter::{AdapterId, AdapterUse};
+use fluxserve::domain::conditioning::{GivenImage, ImageRole};
 use fluxserve::domain::device::DeviceChoice;
 use fluxserve::domain::engine::{EngineError, EngineLimits, Slot, StepEngine};
 use fluxserve::domain::format::OutputFormat;
@@ -44,12 +45,13 @@ impl Random {
     }
 
     /// An input image for one job in four.
-    fn input_images(&mut self, width: u32, height: u32) -> Vec<Arc<RgbImage>> {
+    fn images(&mut self, width: u32, height: u32) -> Vec<GivenImage> {
         if self.below(4) > 0 {
             return Vec::new();
         }
         let pixels = (0..width * height * 3).map(|_| self.below(256) as u8).collect();
-        vec![Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))]
+        let image = Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"));
+        vec![GivenImage::new("images[0]", ImageRole::Input, image)]
     }
 
     /// Up to three adapters for one job in three.
@@ -81,14 +83,14 @@ impl Random {
         let prompts = ["a red circle", "two eggs", "", "neon signs reflected in a wet street", "a bowl of ramen"];
         let mut side = || 16 * (1 + self.below(4) as u32);
         let (width, height) = (side(), side());
-        let input_images = self.input_images(width, height);
+        let images = self.images(width, height);
         let params = GenerateParams {
             prompt: prompts[self.below(prompts.len() as u64) as usize].to_owned(),
             negative_prompt: (self.below(8) == 0).then(|| "blurry".to_owned()),
             width: Some(width),
             height: Some(height),
-            strength: (!input_images.is_empty()).then(|| (1 + self.below(10)) as f64 / 10.0),
-            input_images,
+            strength: (!images.is_empty()).then(|| (1 + self.below(10)) as f64 / 10.0),
+            images,
             steps: Some(1 + self.below(5) as u32),
             guidance: Some(self.below(8) as f64),
             seed,

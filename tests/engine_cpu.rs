@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use fluxserve::catalog::{card_or_flux_dev, embedded_files};
 use fluxserve::domain::byte_size::ByteSize;
+use fluxserve::domain::conditioning::{GivenImage, ImageRole};
 use fluxserve::domain::device::{DeviceChoice, EngineSettings, Offload};
 use fluxserve::domain::engine::{EngineError, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
@@ -122,6 +123,11 @@ fn a_streamed_text_encoder_gives_the_same_bits() {
     }
 }
 
+/// An input image of a request.
+fn input(image: Arc<RgbImage>) -> GivenImage {
+    GivenImage::new("images[0]", ImageRole::Input, image)
+}
+
 /// Eight images that differ in everything that may differ within a batch. Two of them have an input image.
 fn mixed() -> Vec<GenerateSpec> {
     let image = |prompt: &str, width, height, steps, guidance, seed, sequence_length| GenerateParams {
@@ -146,9 +152,9 @@ fn mixed() -> Vec<GenerateSpec> {
     ];
     all[6].negative_prompt = Some("blurry, low quality".to_owned());
     all[6].true_cfg_scale = Some(4.0);
-    all[1].input_images = vec![stripes(96, 64)];
+    all[1].images = vec![input(stripes(96, 64))];
     all[1].strength = Some(0.4);
-    all[7].input_images = vec![stripes(80, 64)];
+    all[7].images = vec![input(stripes(80, 64))];
     all.into_iter().map(spec).collect()
 }
 
@@ -340,11 +346,10 @@ fn an_input_image_shows_more_with_less_strength() {
     let mut engine = engine();
     let input = stripes(64, 64);
     let mut generated = |strength| {
-        let input_images = vec![Arc::clone(&input)];
+        let images = vec![self::input(Arc::clone(&input))];
         let prompt = "a red circle on a blue background".to_owned();
         let (steps, seed, width, height) = (Some(8), 5, Some(64), Some(64));
-        let params =
-            GenerateParams { prompt, steps, seed, width, height, strength, input_images, ..Default::default() };
+        let params = GenerateParams { prompt, steps, seed, width, height, strength, images, ..Default::default() };
         generate_unbatched(&mut engine, &spec(params))
     };
     let by_strength = [0.125, 0.5, 1.0].map(|strength| generated(Some(strength)));

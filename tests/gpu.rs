@@ -188,6 +188,7 @@ fn a_file_in_e4m3_is_multiplied_as_it_is() {
         text_encoders: Vec::new(),
         vae: None,
         base: Some(ModelFiles::Directory(reference("FLUX.1-dev"))),
+        attachments: fluxserve::domain::model::Attachments::default(),
     };
     let files = ModelFiles::Completed(Box::new(files));
     let fp8 = EngineSettings { precision: Precision::Fp8, weights: WeightStorage::AsStored, ..CUDA.into() };

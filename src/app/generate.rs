@@ -12,6 +12,7 @@ use crate::catalog::card_of;
 use crate::config::Config;
 use crate::decode::{decode, prepare};
 use crate::domain::adapter::{AdapterId, AdapterUse, LORAS};
+use crate::domain::conditioning::GivenImage;
 use crate::domain::device::EngineSettings;
 use crate::domain::engine::{EngineError, LoadObserver, StepEngine};
 use crate::domain::format::OutputFormat;
@@ -68,7 +69,9 @@ pub fn generate(
     refuse_not_yet(&request.model.id)?;
     let card = for_its_operator(card_of(&request.model));
     let mut params = request.params;
-    params.input_images = Vec::from_iter(request.image.as_deref().map(read_image).transpose()?);
+    let input = request.image.as_deref().map(read_image).transpose()?;
+    params.images =
+        input.map(|image| GivenImage::new("image", card.conditioning.main_role(), image)).into_iter().collect();
     params.loras = request.loras.iter().map(lora_of).collect::<anyhow::Result<_>>()?;
     let spec = GenerateSpec::new(prepare(params, &card), &card).map_err(|errors| {
         let lines: Vec<String> =

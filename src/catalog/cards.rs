@@ -3,6 +3,7 @@
 
 use serde::Deserialize;
 
+use crate::domain::conditioning::{AttachedCards, Conditioning};
 use crate::domain::ids::ModelId;
 use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles, ParameterDefaults, ParameterLimits};
 
@@ -50,6 +51,8 @@ struct CardFile {
     id: ModelId,
     not_yet: Option<String>,
     notice: Option<String>,
+    #[serde(default)]
+    conditioning: Conditioning,
     input_images_min: usize,
     input_images_max: usize,
     prompt_chars_max: usize,
@@ -88,6 +91,8 @@ fn read(text: &str) -> KnownModel {
         notice: file.notice,
         defaults: file.defaults,
         limits: file.limits,
+        conditioning: file.conditioning,
+        attached: AttachedCards::default(),
         input_images_min: file.input_images_min,
         input_images_max: file.input_images_max,
         prompt_chars_max: file.prompt_chars_max,

@@ -121,7 +121,11 @@ impl GenerateArgs {
             guidance: self.guidance,
             seed,
             sequence_length: self.max_sequence_length,
-            input_images: Vec::new(),
+            // By their files, which are read later.
+            images: Vec::new(),
+            mask_padding: None,
+            overlay: None,
+            step_cache: None,
             strength: self.strength,
             // By their files, which are read later.
             loras: Vec::new(),

@@ -24,6 +24,6 @@ impl PartArgs {
     /// A model with these parts.
     pub(super) fn of(self, model: ModelSource) -> ModelSource {
         let Self { base, text_encoders, vae } = self;
-        ModelSource { parts: ModelParts { base, text_encoders, vae }, ..model }
+        ModelSource { parts: ModelParts { base, text_encoders, vae, ..ModelParts::default() }, ..model }
     }
 }

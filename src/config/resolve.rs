@@ -358,6 +358,7 @@ fn models(layers: &[Layer], default: Vec<ModelSource>) -> Result<Vec<ModelSource
                 base: table.base.clone(),
                 text_encoders: table.text_encoders.clone(),
                 vae: table.vae.clone(),
+                ..ModelParts::default()
             },
             id: source.id,
         }),

@@ -74,6 +74,15 @@ pub trait StepEngine {
     /// [`EngineError::OutOfMemory`] when it does not fit now; [`EngineError::Request`] when it never will.
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError>;
 
+    /// Does a part of encoding the images of an admitted request, so that others need not wait for all of it; the engine chooses
+    /// how much. `true`: nothing is left. Calling it is optional: [`StepEngine::step`] does what is left.
+    ///
+    /// # Errors
+    /// As [`StepEngine::admit`], and the slot is free then.
+    fn encode_part(&mut self, _slot: Slot) -> Result<bool, EngineError> {
+        Ok(true)
+    }
+
     /// Runs one denoising step for each of `slots`, which may differ in size and step. A slot that has done all its
     /// steps must not be among them.
     ///

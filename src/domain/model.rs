@@ -1,9 +1,12 @@
 //! A model's card: what requests may ask of it, and its defaults.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::conditioning::{AttachedCards, CONTROLS_MAX, Conditioning, IMAGES_MAX, ImageRole, STYLES_MAX};
 use crate::domain::ids::ModelId;
 
 /// The catalog's entry for one model.
@@ -17,16 +20,47 @@ pub struct ModelCard {
     pub defaults: ParameterDefaults,
     /// What a request may ask for.
     pub limits: ParameterLimits,
-    /// Fewest input images of a request.
+    /// What its transformer takes beside the prompt.
+    pub conditioning: Conditioning,
+    /// Fewest images of a request in the model's main role.
     pub input_images_min: usize,
-    /// Maximum input images of a request; 0 for text-to-image only.
+    /// Maximum images of a request in the model's main role; 0 for text-to-image only.
     pub input_images_max: usize,
+    /// What is loaded beside it.
+    pub attached: AttachedCards,
     /// Longest prompt, in Unicode characters.
     pub prompt_chars_max: usize,
     /// T5 tokens a prompt is padded or cut to. FLUX has no text mask, so this is part of the model.
     pub sequence_length: usize,
     /// Scale of true classifier-free guidance, used when a request has a negative prompt.
     pub true_cfg_scale: f64,
+}
+
+impl ModelCard {
+    /// How many images of a role a request has.
+    #[must_use]
+    pub fn images(&self, role: ImageRole) -> RangeInclusive<usize> {
+        let (min, max) = (self.input_images_min, self.input_images_max);
+        let is_prompted = matches!(self.conditioning, Conditioning::Prompt | Conditioning::References);
+        match (role, self.conditioning) {
+            (ImageRole::Input, Conditioning::Prompt | Conditioning::Fill)
+            | (ImageRole::Reference, Conditioning::References)
+            | (ImageRole::Control, Conditioning::Control) => min..=max,
+            // It may start from an image, too.
+            (ImageRole::Input | ImageRole::Mask, Conditioning::References) => 0..=usize::from(max > 0),
+            (ImageRole::Mask, Conditioning::Prompt) => 0..=max.min(1),
+            (ImageRole::Mask, Conditioning::Fill) => 1..=1,
+            (ImageRole::Control, _) if is_prompted && !self.attached.controlnets.is_empty() => 0..=CONTROLS_MAX,
+            (ImageRole::Style, _) if is_prompted && self.attached.style.is_some() => 0..=STYLES_MAX,
+            _ => 0..=0,
+        }
+    }
+
+    /// Maximum images of a request, of all roles.
+    #[must_use]
+    pub fn images_max(&self) -> usize {
+        ImageRole::ALL.into_iter().map(|role| *self.images(role).end()).sum::<usize>().min(IMAGES_MAX)
+    }
 }
 
 /// `parameter_defaults` of the catalog routes.
@@ -128,9 +162,39 @@ pub struct CompletedFiles {
     pub vae: Option<PathBuf>,
     /// A complete checkpoint, for whatever is not in the others.
     pub base: Option<ModelFiles>,
+    /// What is loaded beside it.
+    pub attachments: Attachments,
+}
+
+/// Models that are loaded beside a checkpoint, for images of requests.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Attachments {
+    /// ControlNets: the name that requests use, and the folder or file.
+    pub controlnets: Vec<(Arc<str>, PathBuf)>,
+    /// FLUX.1-Redux: its folder, with its image encoder.
+    pub redux: Option<PathBuf>,
+    /// Depth-Anything V2 small: its folder or file.
+    pub depth: Option<PathBuf>,
+}
+
+impl Attachments {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl ModelFiles {
+    /// What is loaded beside the checkpoint.
+    #[must_use]
+    pub fn attachments(&self) -> Option<&Attachments> {
+        match self {
+            Self::Completed(files) => Some(&files.attachments),
+            Self::Directory(_) | Self::Embedded(_) => None,
+        }
+    }
+
     /// The folder or file on disk that is served.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {

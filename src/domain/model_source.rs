@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::domain::ids::ModelId;
-use crate::domain::model::{CompletedFiles, ModelFiles};
+use crate::domain::model::{Attachments, CompletedFiles, ModelFiles};
 
 /// A model and, unless the catalog finds it by itself, its checkpoint's folder or file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct ModelParts {
     pub text_encoders: Vec<PathBuf>,
     /// The autoencoder's file or folder.
     pub vae: Option<PathBuf>,
+    /// What is loaded beside the model.
+    pub attachments: Attachments,
 }
 
 impl ModelParts {
@@ -51,9 +53,9 @@ impl ModelSource {
         if self.parts.is_empty() {
             return Some(ModelFiles::Directory(path));
         }
-        let ModelParts { base, text_encoders, vae } = self.parts.clone();
+        let ModelParts { base, text_encoders, vae, attachments } = self.parts.clone();
         let base = base.map(ModelFiles::Directory);
-        Some(ModelFiles::Completed(Box::new(CompletedFiles { path, text_encoders, vae, base })))
+        Some(ModelFiles::Completed(Box::new(CompletedFiles { path, text_encoders, vae, base, attachments })))
     }
 }
 

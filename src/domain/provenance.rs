@@ -1,6 +1,8 @@
 //! Provenance: what an image's file says about how it was generated. It leaves out the prompt, the client and the time,
 //! so the same request gives the same file.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::domain::adapter::AdapterId;
@@ -47,6 +49,12 @@ pub struct Provenance {
     /// How far it departs from the input image, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub strength: Option<f64>,
+    /// Its images by their roles, if there were any: their number.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub images: BTreeMap<&'static str, usize>,
+    /// The threshold of the first-block cache, where it was used: then the image differs from the one without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_threshold: Option<f64>,
     /// The adapters, if there were any, in the order of the request.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<AdapterProvenance>,
@@ -68,8 +76,19 @@ impl Provenance {
             width: spec.width(),
             height: spec.height(),
             strength: spec.input_image().map(|start| start.strength),
+            images: images_of(spec),
+            cache_threshold: spec.step_cache().map(|cache| cache.threshold),
             loras: spec.loras().iter().map(|lora| AdapterProvenance::of(&lora.id, lora.scale)).collect(),
             precision: precision.if_lossy(),
         }
     }
+}
+
+/// How many images of each role a request has.
+fn images_of(spec: &GenerateSpec) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for (role, _, _) in spec.given_images() {
+        *counts.entry(role.as_str()).or_default() += 1;
+    }
+    counts
 }

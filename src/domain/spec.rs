@@ -2,16 +2,22 @@
 //! it against the model's card, so no other code checks again.
 
 mod adapters;
+mod images;
 
 use std::sync::Arc;
 
 use crate::domain::adapter::AdapterUse;
+use crate::domain::conditioning::{ControlImage, GivenImage, ImageOptions, ImageRole, StyleImage, kontext_size};
 use crate::domain::ids::ModelId;
 use crate::domain::image::RgbImage;
 use crate::domain::model::{ModelCard, ParameterLimits};
+use crate::domain::overlay::Overlay;
+use crate::domain::step_cache::{CACHE_THRESHOLD, StepCache, THRESHOLD_MAX};
 use crate::domain::usage::ImageCost;
 
 pub use adapters::lora_errors;
+use images::CheckedImages;
+pub use images::{image_count_errors, option_errors};
 
 /// Largest seed: the largest integer that every JSON reader keeps exactly (2^53 − 1).
 pub const SEED_MAX: u64 = (1 << 53) - 1;
@@ -30,11 +36,20 @@ pub const PIXELS_PER_TOKEN_SIDE: u32 = 16;
 /// The longest T5 sequence FLUX was trained with, in tokens.
 pub const SEQUENCE_LENGTH_MAX: usize = 512;
 
-/// The field of the input images.
+/// The field of the images in the model's main role.
 pub const INPUT_IMAGES: &str = "input_images_base64";
+
+/// The field of the pixels around a mask.
+pub const MASK_PADDING: &str = "mask_padding";
+
+/// Maximum pixels around a mask.
+pub const MASK_PADDING_MAX: u32 = 4096;
 
 /// Default share of the schedule that is run with an input image. As in diffusers.
 pub const STRENGTH_DEFAULT: f64 = 0.6;
+
+/// That of a model that repaints by its own training. As in diffusers' `FluxFillPipeline`.
+pub const FILL_STRENGTH_DEFAULT: f64 = 1.0;
 
 /// A rule that a request breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,8 +90,14 @@ pub struct GenerateParams {
     pub seed: u64,
     /// T5 tokens, at most [`SEQUENCE_LENGTH_MAX`].
     pub sequence_length: Option<usize>,
-    /// Input images, of any size until the request is checked. At most one is used.
-    pub input_images: Vec<Arc<RgbImage>>,
+    /// Its images, of any size until the request is checked.
+    pub images: Vec<GivenImage>,
+    /// Only the region around the mask is generated, with this many pixels around it, and put back into the input image.
+    pub mask_padding: Option<u32>,
+    /// Where that region is put back. Made of the images and `mask_padding`, before the request is checked.
+    pub overlay: Option<Overlay>,
+    /// A lossy cache between its steps.
+    pub step_cache: Option<StepCache>,
     /// How far to depart from the input image; above 0, at most 1.
     pub strength: Option<f64>,
     /// Adapters, at most [`ADAPTERS_MAX`](crate::domain::adapter::ADAPTERS_MAX).
@@ -84,12 +105,29 @@ pub struct GenerateParams {
 }
 
 impl GenerateParams {
-    /// Fills in missing width and height: the model's, or the input image's as near as the model's limits allow. If one
-    /// side is given, the other follows the image's proportions.
+    /// The first image of a role.
+    #[must_use]
+    pub fn image(&self, role: ImageRole) -> Option<&GivenImage> {
+        self.images.iter().find(|given| given.role == role)
+    }
+
+    /// How many images of a role there are.
+    #[must_use]
+    pub fn count(&self, role: ImageRole) -> usize {
+        self.images.iter().filter(|given| given.role == role).count()
+    }
+
+    /// Fills in missing width and height: the model's, or as near to those of the input, control or reference image as the
+    /// model's limits allow. If one side is given, the other follows the image's proportions.
     pub fn settle_size(&mut self, card: &ModelCard) {
-        let (width, height) = match self.input_images.first() {
-            None => (card.defaults.width, card.defaults.height),
-            Some(image) => card.limits.size_like((image.width(), image.height()), (self.width, self.height)),
+        let given = (self.width, self.height);
+        let sides = |role| self.image(role).map(|given| (given.image.width(), given.image.height()));
+        let changed = sides(ImageRole::Input).or_else(|| sides(ImageRole::Control));
+        let (width, height) = match (changed, sides(ImageRole::Reference)) {
+            (Some(image), _) => card.limits.size_like(image, given),
+            (None, Some(image)) if given == (None, None) => card.limits.size_like(kontext_size(image), given),
+            (None, Some(image)) => card.limits.size_like(image, given),
+            (None, None) => (card.defaults.width, card.defaults.height),
         };
         self.width.get_or_insert(width);
         self.height.get_or_insert(height);
@@ -127,13 +165,15 @@ pub struct GenerateSpec {
     guidance: f64,
     seed: u64,
     image_index: u32,
+    batch_size: u32,
     sequence_length: usize,
-    input_image: Option<InputImage>,
+    images: CheckedImages,
     loras: Vec<AdapterUse>,
+    step_cache: Option<StepCache>,
 }
 
 impl GenerateSpec {
-    /// Checks `params` against `card` and fills in its defaults. An input image must already have the output size.
+    /// Checks `params` against `card` and fills in its defaults. Images must already have the sizes that their roles require.
     ///
     /// # Errors
     /// Every broken rule, not only the first.
@@ -157,9 +197,11 @@ impl GenerateSpec {
         if params.seed > SEED_MAX {
             errors.push(FieldError::new("seed", format!("must be from 0 to {SEED_MAX} (2^53 - 1)")));
         }
-        errors.extend(input_images_error(params.input_images.len(), card));
-        errors.extend(strength_error(params.strength, steps, params.input_images.len()));
+        errors.extend(image_count_errors(&params, card));
+        errors.extend(option_errors(&params, card));
+        errors.extend(strength_error(params.strength, steps, params.count(ImageRole::Input)));
         errors.extend(lora_errors(&params.loras));
+        errors.extend(cache_error(params.step_cache));
         let sequence_length = params.sequence_length.unwrap_or(card.sequence_length);
         if !(1..=SEQUENCE_LENGTH_MAX).contains(&sequence_length) {
             let reason = format!("must be from 1 to {SEQUENCE_LENGTH_MAX}, not {sequence_length}");
@@ -173,7 +215,7 @@ impl GenerateSpec {
         if !errors.is_empty() {
             return Err(errors);
         }
-        let input_image = input_image(&params, (width, height)).map_err(|error| vec![error])?;
+        let images = CheckedImages::of(&params, card, (width, height))?;
         Ok(Self {
             model: card.id.clone(),
             prompt: params.prompt,
@@ -185,17 +227,19 @@ impl GenerateSpec {
             guidance,
             seed: params.seed,
             image_index: 0,
+            batch_size: 1,
             sequence_length,
-            input_image,
+            images,
             loras: params.loras,
+            step_cache: params.step_cache,
         })
     }
 
-    /// The `index`-th image of a batch that shares one generator, as torch samples the noise of `num_images_per_prompt`
-    /// images: the noise of the first `index` images is skipped.
+    /// The `index`-th image of a batch of `size` that shares one generator, as torch samples the noise of
+    /// `num_images_per_prompt` images: the noise of the first `index` images is skipped.
     #[must_use]
-    pub fn at_index(mut self, index: u32) -> Self {
-        self.image_index = index;
+    pub fn at_index(mut self, index: u32, size: u32) -> Self {
+        (self.image_index, self.batch_size) = (index, size);
         self
     }
 
@@ -250,7 +294,7 @@ impl GenerateSpec {
     /// Denoising steps that are run: those of the schedule, less those that an input image skips.
     #[must_use]
     pub fn steps(&self) -> u32 {
-        let strength = self.input_image.as_ref().map(|start| start.strength);
+        let strength = self.input_image().map(|start| start.strength);
         steps_done(self.steps, strength)
     }
 
@@ -263,7 +307,48 @@ impl GenerateSpec {
     /// The input image, if any.
     #[must_use]
     pub fn input_image(&self) -> Option<&InputImage> {
-        self.input_image.as_ref()
+        self.images.input.as_ref()
+    }
+
+    /// What is repainted of the input image, in its size: white is. `None`: all of it.
+    #[must_use]
+    pub fn mask(&self) -> Option<&Arc<RgbImage>> {
+        self.images.mask.as_ref()
+    }
+
+    /// What the result is put back into, if only a region of an image is generated.
+    #[must_use]
+    pub fn overlay(&self) -> Option<&Overlay> {
+        self.images.overlay.as_ref()
+    }
+
+    /// The control images, in the order of the request.
+    #[must_use]
+    pub fn controls(&self) -> &[ControlImage] {
+        &self.images.controls
+    }
+
+    /// The reference images, in the order of the request.
+    #[must_use]
+    pub fn references(&self) -> &[Arc<RgbImage>] {
+        &self.images.references
+    }
+
+    /// The style images, in the order of the request.
+    #[must_use]
+    pub fn styles(&self) -> &[StyleImage] {
+        &self.images.styles
+    }
+
+    /// Every image as it was given, or as it is in the size of its role: what to keep to generate the same image again.
+    pub fn given_images(&self) -> impl Iterator<Item = (ImageRole, &Arc<RgbImage>, ImageOptions)> {
+        self.images.given()
+    }
+
+    /// The lossy cache between its steps, if any.
+    #[must_use]
+    pub fn step_cache(&self) -> Option<StepCache> {
+        self.step_cache
     }
 
     /// The adapters, in the order of the request.
@@ -290,10 +375,29 @@ impl GenerateSpec {
         self.image_index
     }
 
+    /// Images in the batch that shares the seed; 1 for a single image.
+    #[must_use]
+    pub fn batch_size(&self) -> u32 {
+        self.batch_size
+    }
+
     /// T5 tokens.
     #[must_use]
     pub fn sequence_length(&self) -> usize {
         self.sequence_length
+    }
+
+    /// Tokens of style images, behind those of T5.
+    #[must_use]
+    pub fn style_tokens(&self) -> usize {
+        self.images.style_tokens
+    }
+
+    /// Tokens of reference images, behind those of the image.
+    #[must_use]
+    pub fn reference_tokens(&self) -> usize {
+        let tokens = |side: u32| (side / PIXELS_PER_TOKEN_SIDE) as usize;
+        self.images.references.iter().map(|image| tokens(image.width()) * tokens(image.height())).sum()
     }
 
     /// Image tokens (16×16 pixel patches).
@@ -311,7 +415,8 @@ impl GenerateSpec {
     /// Tokens of one denoising step, over all passes.
     #[must_use]
     pub fn step_tokens(&self) -> usize {
-        self.passes() * (self.image_tokens() + self.sequence_length)
+        let text = self.sequence_length + self.style_tokens();
+        self.passes() * (self.image_tokens() + self.reference_tokens() + text)
     }
 }
 
@@ -330,13 +435,11 @@ fn check_prompts(params: &GenerateParams, card: &ModelCard, errors: &mut Vec<Fie
     }
 }
 
-fn input_image(params: &GenerateParams, (width, height): (u32, u32)) -> Result<Option<InputImage>, FieldError> {
-    let Some(image) = params.input_images.first() else { return Ok(None) };
-    if (image.width(), image.height()) != (width, height) {
-        let reason = format!("must be {width}x{height} pixels, not {}x{}", image.width(), image.height());
-        return Err(FieldError::new(format!("{INPUT_IMAGES}[0]"), reason));
-    }
-    Ok(Some(InputImage { image: Arc::clone(image), strength: params.strength.unwrap_or(STRENGTH_DEFAULT) }))
+fn cache_error(cache: Option<StepCache>) -> Option<FieldError> {
+    let threshold = cache?.threshold;
+    let is_allowed = threshold > 0.0 && threshold <= THRESHOLD_MAX;
+    let reason = || format!("must be above 0 and at most {THRESHOLD_MAX}, not {threshold}");
+    (!is_allowed).then(|| FieldError::new(CACHE_THRESHOLD, reason()))
 }
 
 /// What is wrong with an image's size, if anything.
@@ -362,22 +465,13 @@ pub fn size_errors((width, height): (u32, u32), limits: &ParameterLimits) -> Vec
     errors
 }
 
-/// What is wrong with the number of input images, if anything.
-#[must_use]
-pub fn input_images_error(count: usize, card: &ModelCard) -> Option<FieldError> {
-    let (min, max) = (card.input_images_min, card.input_images_max);
-    let is_allowed = (min..=max).contains(&count);
-    let reason = || format!("this model takes from {min} to {max} input images, not {count}");
-    (!is_allowed).then(|| FieldError::new(INPUT_IMAGES, reason()))
-}
-
 /// What is wrong with a strength, if anything.
 #[must_use]
 pub fn strength_error(strength: Option<f64>, steps: u32, input_images: usize) -> Option<FieldError> {
     let strength = strength?;
     let refuse = |reason: String| Some(FieldError::new("strength", reason));
     if input_images == 0 {
-        return refuse(format!("needs an input image: `{INPUT_IMAGES}`"));
+        return refuse("needs an input image".to_owned());
     }
     if !(strength > 0.0 && strength <= 1.0) {
         return refuse(format!("must be above 0 and at most 1, not {strength}"));

@@ -64,6 +64,7 @@ pub(super) async fn decode_stored(bytes: Vec<u8>) -> Option<Arc<RgbImage>> {
 mod tests {
     use super::*;
     use crate::catalog::card_or_flux_dev;
+    use crate::domain::conditioning::{GivenImage, ImageRole};
     use crate::domain::ids::ModelId;
     use crate::domain::model::ModelCard;
     use crate::domain::spec::GenerateParams;
@@ -72,8 +73,9 @@ mod tests {
         let card = ModelCard { input_images_max: 1, ..card_or_flux_dev(&ModelId::new("test")) };
         let pixels = (0..64 * 64 * 3).map(|at: u32| (at * at) as u8).collect();
         let image = Arc::new(RgbImage::new(64, 64, pixels).expect("three bytes per pixel"));
-        let input_images = if has_image { vec![image] } else { Vec::new() };
-        GenerateSpec::new(GenerateParams { input_images, ..GenerateParams::default() }, &card).expect("valid")
+        let given = GivenImage::new("images[0]", ImageRole::Input, image);
+        let images = if has_image { vec![given] } else { Vec::new() };
+        GenerateSpec::new(GenerateParams { images, ..GenerateParams::default() }, &card).expect("valid")
     }
 
     #[test]

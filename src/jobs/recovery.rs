@@ -63,12 +63,12 @@ async fn reservation_for(
     open: &OpenJob,
 ) -> Result<Result<(Reservation, GenerateSpec), GivenUp>, JobsError> {
     let Job { id, request, .. } = &open.job;
-    let kept = if request.input_images > 0 { inner.store.input_image(*id).await? } else { None };
+    let kept = if request.images_count() > 0 { inner.store.input_image(*id).await? } else { None };
     let input_image = match kept {
         Some(kept) => input_images::decode_stored(kept).await,
         None => None,
     };
-    if request.input_images > 0 && input_image.is_none() {
+    if request.images_count() > 0 && input_image.is_none() {
         let reason = "the worker can no longer read the input image";
         return Ok(Err(GivenUp { reason, ..UNREADABLE }));
     }

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decode::prepare;
 use crate::domain::adapter::{AdapterId, AdapterUse};
+use crate::domain::conditioning::{ControlMode, GivenImage, IMAGES, ImageOptions, ImageRole, Preprocess};
 use crate::domain::ids::{InvalidId, ModelId};
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, steps_done};
+use crate::domain::step_cache::StepCache;
 
 /// A resolved request: every default filled in.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,15 +42,74 @@ pub struct JobRequest {
     pub seed: u64,
     /// T5 tokens.
     pub sequence_length: usize,
-    /// Number of input images. They are stored separately until the job ends.
+    /// Number of input images, in rows that are older than `images`.
     #[serde(default, skip_serializing_if = "is_none")]
     pub input_images: usize,
+    /// The images, in the order in which they are stored, separately, until the job ends.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<RequestedImage>,
+    /// Pixels around the mask, if only that region is generated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mask_padding: Option<u32>,
+    /// The threshold of the first-block cache, if it is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_threshold: Option<ExactNumber>,
     /// How far to depart from the input image, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strength: Option<ExactNumber>,
     /// The LoRAs, in the order of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<RequestedLora>,
+}
+
+/// An image of a request, without its pixels.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RequestedImage {
+    /// What it does.
+    pub role: ImageRole,
+    /// The name of its ControlNet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controlnet: Option<String>,
+    /// The kind of control map, for a union.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<ControlMode>,
+    /// How a map is still to be made of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preprocess: Option<Preprocess>,
+    /// How strongly it acts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scale: Option<ExactNumber>,
+    /// The share of the steps before it acts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start: Option<ExactNumber>,
+    /// The share of the steps until which it acts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<ExactNumber>,
+}
+
+impl RequestedImage {
+    fn new(role: ImageRole, options: &ImageOptions) -> Self {
+        Self {
+            role,
+            controlnet: options.controlnet.as_deref().map(str::to_owned),
+            mode: options.mode,
+            preprocess: options.preprocess,
+            scale: options.scale.map(ExactNumber),
+            start: options.start.map(ExactNumber),
+            end: options.end.map(ExactNumber),
+        }
+    }
+
+    fn options(&self) -> ImageOptions {
+        ImageOptions {
+            controlnet: self.controlnet.as_deref().map(Arc::from),
+            mode: self.mode,
+            preprocess: self.preprocess,
+            scale: self.scale.map(|number| number.0),
+            start: self.start.map(|number| number.0),
+            end: self.end.map(|number| number.0),
+        }
+    }
 }
 
 /// A LoRA of a request.
@@ -123,7 +185,10 @@ impl From<&GenerateSpec> for JobRequest {
             guidance: ExactNumber(spec.guidance()),
             seed: spec.seed(),
             sequence_length: spec.sequence_length(),
-            input_images: usize::from(spec.input_image().is_some()),
+            input_images: 0,
+            images: spec.given_images().map(|(role, _, options)| RequestedImage::new(role, &options)).collect(),
+            mask_padding: spec.overlay().map(|overlay| overlay.padding),
+            cache_threshold: spec.step_cache().map(|cache| ExactNumber(cache.threshold)),
             strength: spec.input_image().map(|start| ExactNumber(start.strength)),
             loras: spec.loras().iter().map(RequestedLora::from).collect(),
         }
@@ -137,7 +202,24 @@ impl JobRequest {
         steps_done(self.steps, self.strength.map(|number| number.0))
     }
 
-    /// The request for the engine, with its input images, and with the files of its LoRAs in the folder `loras`. Checked again:
+    /// Number of its images.
+    #[must_use]
+    pub fn images_count(&self) -> usize {
+        self.input_images.max(self.images.len())
+    }
+
+    /// The images with their roles and options.
+    fn given(&self, card: &ModelCard, images: Vec<Arc<RgbImage>>) -> Vec<GivenImage> {
+        let named = |index: usize, image: Arc<RgbImage>| {
+            let requested = self.images.get(index);
+            let role = requested.map_or(card.conditioning.main_role(), |requested| requested.role);
+            let options = requested.map(RequestedImage::options).unwrap_or_default();
+            GivenImage { options, ..GivenImage::new(format!("{IMAGES}[{index}]"), role, image) }
+        };
+        images.into_iter().enumerate().map(|(index, image)| named(index, image)).collect()
+    }
+
+    /// The request for the engine, with its images in the order of [`Self::images`], and with the files of its LoRAs in the folder `loras`. Checked again:
     /// the card may have changed since it was stored.
     ///
     /// # Errors
@@ -145,7 +227,7 @@ impl JobRequest {
     pub fn to_spec(
         &self,
         card: &ModelCard,
-        input_images: Vec<Arc<RgbImage>>,
+        images: Vec<Arc<RgbImage>>,
         loras: &Path,
     ) -> Result<GenerateSpec, Vec<FieldError>> {
         let lora = |RequestedLora { id: LoraText(id), scale }: &RequestedLora| AdapterUse {
@@ -164,11 +246,15 @@ impl JobRequest {
             guidance: Some(self.guidance.0),
             seed: self.seed,
             sequence_length: Some(self.sequence_length),
-            input_images,
+            images: self.given(card, images),
+            mask_padding: self.mask_padding,
+            overlay: None,
+            step_cache: self.cache_threshold.map(|number| StepCache { threshold: number.0 }),
             strength: self.strength.map(|number| number.0),
             loras: self.loras.iter().map(lora).collect(),
         };
-        GenerateSpec::new(params, card)
+        // A region around a mask is cut out again.
+        GenerateSpec::new(prepare(params, card), card)
     }
 }
 
@@ -205,7 +291,7 @@ mod tests {
         let image = Arc::new(RgbImage::new(512, 512, vec![9; 512 * 512 * 3]).expect("three bytes per pixel"));
         let params = GenerateParams {
             prompt: "a fox".into(),
-            input_images: vec![Arc::clone(&image)],
+            images: vec![GivenImage::new("images[0]", ImageRole::Input, Arc::clone(&image))],
             strength: Some(0.1 + 0.2),
             ..GenerateParams::default()
         };
@@ -213,7 +299,7 @@ mod tests {
         let spec = GenerateSpec::new(params, &card).expect("valid");
         let kept = serde_json::to_string(&JobRequest::from(&spec)).expect("plain data");
         let read: JobRequest = serde_json::from_str(&kept).expect("what was written");
-        assert_eq!((read.steps, read.steps_done(), read.input_images), (30, 9, 1));
+        assert_eq!((read.steps, read.steps_done(), read.images_count()), (30, 9, 1));
         let loras = Path::new("loras");
         assert_eq!(read.to_spec(&card, vec![image], loras), Ok(spec));
         assert!(read.to_spec(&card, Vec::new(), loras).is_err(), "the input image is missing");

@@ -44,7 +44,10 @@ fn parts_are_for_the_models_with_a_path() {
     let models = with_parts(serve.models.clone(), &serve.parts).expect("one has a path");
     assert!(models[0].parts.is_empty(), "it is complete in itself");
     let (base, vae) = (Some("a/base".into()), Some("/ae".into()));
-    assert_eq!(models[1].parts, ModelParts { base, text_encoders: vec!["/t5".into(), "/clip".into()], vae });
+    assert_eq!(
+        models[1].parts,
+        ModelParts { base, text_encoders: vec!["/t5".into(), "/clip".into()], vae, ..ModelParts::default() }
+    );
     let refused = with_parts(vec!["a".parse().expect("a model")], &serve.parts).expect_err("no path").to_string();
     assert!(refused.contains("`--model ID=PATH`"), "{refused}");
     assert!(with_parts(vec!["a".parse().expect("a model")], &PartArgs::default()).is_ok());
@@ -252,7 +255,10 @@ fn generate_passes_all_options_on() {
         guidance: Some(2.5),
         seed: 9_007_199_254_740_991,
         sequence_length: Some(256),
-        input_images: Vec::new(),
+        images: Vec::new(),
+        mask_padding: None,
+        overlay: None,
+        step_cache: None,
         strength: Some(0.3),
         loras: Vec::new(),
     };

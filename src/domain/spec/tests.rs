@@ -2,6 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::domain::adapter::{ADAPTERS_MAX, AdapterId};
+use crate::domain::conditioning::{AttachedCards, Conditioning};
 use crate::domain::model::{ParameterDefaults, ParameterLimits};
 
 fn card() -> ModelCard {
@@ -21,6 +22,8 @@ fn card() -> ModelCard {
             guidance_min: 0.0,
             guidance_max: 30.0,
         },
+        conditioning: Conditioning::Prompt,
+        attached: AttachedCards::default(),
         input_images_min: 0,
         input_images_max: 0,
         prompt_chars_max: 2048,
@@ -59,7 +62,7 @@ fn each_bad_field_is_named() {
         (GenerateParams { guidance: Some(-0.1), ..params() }, "guidance"),
         (GenerateParams { guidance: Some(f64::NAN), ..params() }, "guidance"),
         (GenerateParams { seed: SEED_MAX + 1, ..params() }, "seed"),
-        (GenerateParams { input_images: vec![image(512, 512)], ..params() }, "input_images_base64"),
+        (GenerateParams { images: vec![input(512, 512)], ..params() }, "input_images_base64"),
         (GenerateParams { strength: Some(0.5), ..params() }, "strength"),
         (GenerateParams { prompt: "x".repeat(2049), ..params() }, "prompt"),
         (GenerateParams { negative_prompt: Some("x".repeat(2049)), ..params() }, "negative_prompt"),
@@ -90,11 +93,15 @@ fn image(width: u32, height: u32) -> Arc<RgbImage> {
     Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
 }
 
+fn input(width: u32, height: u32) -> GivenImage {
+    GivenImage::new("input_images_base64[0]", ImageRole::Input, image(width, height))
+}
+
 /// A request with a 512×512 input image, for a card that takes one.
 fn from_image(strength: Option<f64>, steps: u32) -> Result<GenerateSpec, Vec<FieldError>> {
     let card = ModelCard { input_images_max: 1, ..card() };
-    let input_images = vec![image(512, 512)];
-    GenerateSpec::new(GenerateParams { input_images, strength, steps: Some(steps), ..params() }, &card)
+    let images = vec![input(512, 512)];
+    GenerateSpec::new(GenerateParams { images, strength, steps: Some(steps), ..params() }, &card)
 }
 
 #[test]
@@ -138,8 +145,8 @@ fn a_strength_out_of_range_is_refused() {
 fn an_input_image_has_the_output_size() {
     let card = ModelCard { input_images_max: 1, ..card() };
     let with = |width, height| {
-        let input_images = vec![image(640, 384)];
-        GenerateSpec::new(GenerateParams { width, height, input_images, ..params() }, &card)
+        let images = vec![input(640, 384)];
+        GenerateSpec::new(GenerateParams { width, height, images, ..params() }, &card)
     };
     let spec = with(None, None).expect("the image's own size");
     assert_eq!((spec.width(), spec.height()), (640, 384));

@@ -90,7 +90,7 @@ impl<'a> Places<'a> {
             ModelFiles::Embedded(files) => Self::of("the program itself".to_owned(), Source::embedded(files), None),
             ModelFiles::Directory(path) => Self::at(path),
             ModelFiles::Completed(files) => {
-                let CompletedFiles { path, text_encoders, vae, base } = &**files;
+                let CompletedFiles { path, text_encoders, vae, base, attachments: _ } = &**files;
                 let base = base.as_ref().and_then(|base| match base {
                     ModelFiles::Embedded(files) => Some(Source::embedded(files)),
                     other => other.path().map(Source::other),

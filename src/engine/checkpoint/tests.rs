@@ -47,6 +47,7 @@ fn files_of(case: &str) -> ModelFiles {
         path: reference(path),
         text_encoders: encoder.map(reference).into_iter().collect(),
         vae: None,
+        attachments: crate::domain::model::Attachments::default(),
         base: base.then(|| ModelFiles::Directory(reference("FLUX.1-dev"))),
     }))
 }

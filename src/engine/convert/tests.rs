@@ -73,11 +73,23 @@ impl Made {
         let files = match self.component {
             Transformer => {
                 let (path, base) = (self.path.clone(), Some(at(base)));
-                CompletedFiles { path, text_encoders: Vec::new(), vae: None, base }
+                CompletedFiles {
+                    path,
+                    text_encoders: Vec::new(),
+                    vae: None,
+                    base,
+                    attachments: crate::domain::model::Attachments::default(),
+                }
             }
             T5 => {
                 let (path, text_encoders) = (reference(base), vec![self.path.clone()]);
-                CompletedFiles { path, text_encoders, vae: None, base: None }
+                CompletedFiles {
+                    path,
+                    text_encoders,
+                    vae: None,
+                    base: None,
+                    attachments: crate::domain::model::Attachments::default(),
+                }
             }
         };
         ModelFiles::Completed(Box::new(files))

@@ -425,7 +425,13 @@ mod tests {
         let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
         let base = ModelFiles::Directory(reference.join("FLUX.1-dev"));
         let path = reference.join("quant/fp8/flux1-dev-fp8-scaled.safetensors");
-        let files = CompletedFiles { path, text_encoders: Vec::new(), vae: None, base: Some(base) };
+        let files = CompletedFiles {
+            path,
+            text_encoders: Vec::new(),
+            vae: None,
+            base: Some(base),
+            attachments: crate::domain::model::Attachments::default(),
+        };
         let in_e4m3 = Checkpoint::open(&ModelFiles::Completed(Box::new(files))).expect("opens");
         let in_q4 = reference.join("quant/FLUX.1-dev-256/tiny-flux-Q4_K_S.gguf");
         let in_q4 = Checkpoint::open(&ModelFiles::Directory(in_q4)).expect("opens");

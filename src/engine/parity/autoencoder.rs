@@ -38,7 +38,7 @@ fn an_input_image_becomes_the_first_latents_of_diffusers() {
     let cases = json::<Cases>("cases.json").cases;
     let case = cases.iter().find(|case| case.strength.is_some()).expect("there is one");
     let recorded = tensors(&case.file);
-    let pixels = pixels_of(&case.input_images()[0], &Device::Cpu).expect("pixels");
+    let pixels = pixels_of(&case.input_images()[0].image, &Device::Cpu).expect("pixels");
     assert_close("pixels", &pixels, &recorded["init_image_m11"], 0.0);
     let moments = engine.model.encoder.encode(&pixels).expect("encodes");
     assert_close("mean", &moments.mean, &recorded["vae_mean"], MOMENTS);

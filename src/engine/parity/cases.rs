@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::support::{card, tensors};
+use crate::domain::conditioning::{GivenImage, ImageRole};
 use crate::domain::image::RgbImage;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 
@@ -45,13 +46,13 @@ fn one() -> usize {
 
 impl Case {
     /// The input image, if there is one.
-    pub(super) fn input_images(&self) -> Vec<Arc<RgbImage>> {
+    pub(super) fn input_images(&self) -> Vec<GivenImage> {
         if self.strength.is_none() {
             return Vec::new();
         }
         let pixels = tensors(&self.file)["init_image_u8"].flatten_all().and_then(|flat| flat.to_vec1());
         let image = RgbImage::new(self.width, self.height, pixels.expect("bytes")).expect("of the case's size");
-        vec![Arc::new(image)]
+        vec![GivenImage::new("image", ImageRole::Input, Arc::new(image))]
     }
 
     /// One spec per image, in the recorded order. Sizes are floored to whole tokens, as diffusers does.
@@ -60,6 +61,7 @@ impl Case {
             Prompts::One(prompt) => vec![prompt.clone()],
             Prompts::Many(prompts) => prompts.clone(),
         };
+        let batch = prompts.len() * self.num_images_per_prompt;
         let repeated = prompts.into_iter().flat_map(|prompt| vec![prompt; self.num_images_per_prompt]);
         let spec = |(index, prompt): (usize, String)| {
             let params = GenerateParams {
@@ -73,11 +75,11 @@ impl Case {
                 guidance: Some(self.guidance),
                 seed: self.seed,
                 sequence_length: self.max_sequence_length,
-                input_images: self.input_images(),
+                images: self.input_images(),
                 strength: self.strength,
                 ..GenerateParams::default()
             };
-            GenerateSpec::new(params, &card()).expect("a valid case").at_index(index as u32)
+            GenerateSpec::new(params, &card()).expect("a valid case").at_index(index as u32, batch as u32)
         };
         repeated.enumerate().map(spec).collect()
     }

@@ -69,13 +69,20 @@ fn completed(path: &str, text_encoder: Option<&str>) -> ModelFiles {
         text_encoders: text_encoder.map(reference).into_iter().collect(),
         vae: None,
         base: Some(diffusers_folders()),
+        attachments: crate::domain::model::Attachments::default(),
     }))
 }
 
 /// A file in a folder that has everything else.
 fn within(path: &str, text_encoder: Option<&str>) -> ModelFiles {
     let text_encoders = text_encoder.map(reference).into_iter().collect();
-    let files = CompletedFiles { path: reference(path), text_encoders, vae: None, base: None };
+    let files = CompletedFiles {
+        path: reference(path),
+        text_encoders,
+        vae: None,
+        base: None,
+        attachments: crate::domain::model::Attachments::default(),
+    };
     ModelFiles::Completed(Box::new(files))
 }
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::fair_semaphore::FairSemaphore;
 use crate::decode::{self, FILE_BYTES_MAX};
+use crate::domain::conditioning::GivenImage;
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
-use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, input_images_error, strength_error};
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::body::BodyReservation;
 use base64::Engine as _;
@@ -53,8 +54,8 @@ impl ImageDecoder {
         if images.is_empty() {
             return Ok(GenerateSpec::new(params, card));
         }
-        if let Some(error) = input_images_error(images.len(), card) {
-            return Ok(Err(refuse(vec![error], images.len(), params, card)));
+        if images.len() > card.input_images_max {
+            return Ok(Err(refuse(Vec::new(), images.len(), params, card)));
         }
         let internal = |error: &dyn std::fmt::Display| ApiError::new(ErrorCode::Internal).with_cause(error);
         let Some(permit) = self.permits.acquire(reservation.owner()).await else {
@@ -71,25 +72,37 @@ impl ImageDecoder {
 }
 
 fn decoded_spec(images: &[String], params: GenerateParams, card: &ModelCard) -> Result<GenerateSpec, Vec<FieldError>> {
-    let (mut pixels, mut errors) = (Vec::with_capacity(images.len()), Vec::new());
+    let (mut given, mut errors) = (Vec::with_capacity(images.len()), Vec::new());
     for (index, image) in images.iter().enumerate() {
+        let field = field_of(index);
         match decoded(image) {
-            Ok(image) => pixels.push(Arc::new(image)),
-            Err(reason) => errors.push(FieldError::new(format!("{INPUT_IMAGES}[{index}]"), reason)),
+            Ok(image) => given.push(GivenImage::new(field, card.conditioning.main_role(), Arc::new(image))),
+            Err(reason) => errors.push(FieldError::new(field, reason)),
         }
     }
     if !errors.is_empty() {
         return Err(refuse(errors, images.len(), params, card));
     }
-    GenerateSpec::new(decode::prepare(GenerateParams { input_images: pixels, ..params }, card), card)
+    GenerateSpec::new(decode::prepare(GenerateParams { images: given, ..params }, card), card)
+}
+
+fn field_of(index: usize) -> String {
+    format!("{INPUT_IMAGES}[{index}]")
 }
 
 /// The errors of the images and of all other fields.
 fn refuse(mut errors: Vec<FieldError>, images: usize, params: GenerateParams, card: &ModelCard) -> Vec<FieldError> {
-    let steps = params.steps.unwrap_or(card.defaults.steps);
-    errors.extend(strength_error(params.strength, steps, images));
-    let others = GenerateSpec::new(GenerateParams { strength: None, ..params }, card).err().unwrap_or_default();
-    errors.extend(others.into_iter().filter(|error| error.field != INPUT_IMAGES));
+    // Images stand in for those that cannot be read: how many there are is a rule of its own.
+    let blank = Arc::new(RgbImage::new(1, 1, vec![0; 3]).expect("three bytes"));
+    let stand_in = |index| GivenImage::new(field_of(index), card.conditioning.main_role(), Arc::clone(&blank));
+    let params = GenerateParams {
+        width: params.width.or(Some(card.defaults.width)),
+        height: params.height.or(Some(card.defaults.height)),
+        images: (0..images).map(stand_in).collect(),
+        ..params
+    };
+    let others = GenerateSpec::new(params, card).err().unwrap_or_default();
+    errors.extend(others.into_iter().filter(|error| !(0..images).any(|index| error.field == field_of(index))));
     errors
 }
 

@@ -137,7 +137,7 @@ impl JobView {
                 steps: request.steps,
                 guidance: request.guidance.0,
                 seed: request.seed,
-                input_images: Some(request.input_images).filter(|count| *count > 0),
+                input_images: Some(request.images_count()).filter(|count| *count > 0),
                 strength: request.strength.map(|strength| strength.0),
                 loras: request.loras.iter().map(LoraUseView::from).collect(),
                 output_format: job.output_format.as_str(),

@@ -127,7 +127,13 @@ fn both_paths_load_the_same_numbers() {
 fn in_e4m3(name: &str) -> Checkpoint {
     let path = folder().with_file_name("quant/fp8").join(format!("{name}.safetensors"));
     let base = Some(ModelFiles::Directory(folder()));
-    let files = CompletedFiles { path, text_encoders: Vec::new(), vae: None, base };
+    let files = CompletedFiles {
+        path,
+        text_encoders: Vec::new(),
+        vae: None,
+        base,
+        attachments: crate::domain::model::Attachments::default(),
+    };
     Checkpoint::open(&ModelFiles::Completed(Box::new(files))).expect("opens")
 }
 

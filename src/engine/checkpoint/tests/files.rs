@@ -104,7 +104,13 @@ fn a_type_that_cannot_be_decoded_is_named_with_its_tensor() {
     let path = folder.path().join("model.gguf");
     std::fs::write(&path, bytes).expect("written");
     let base = Some(ModelFiles::Directory(reference("quant/FLUX.1-dev-256")));
-    let files = CompletedFiles { path, text_encoders: Vec::new(), vae: None, base };
+    let files = CompletedFiles {
+        path,
+        text_encoders: Vec::new(),
+        vae: None,
+        base,
+        attachments: crate::domain::model::Attachments::default(),
+    };
     let problems = problems_of(&ModelFiles::Completed(Box::new(files)));
     let expected = "tensor `double_blocks.0.img_mlp.0.weight` has type IQ3_S, expected";
     assert!(problems.len() == 1 && problems[0].contains(expected), "{problems:?}");
@@ -274,6 +280,7 @@ fn a_file_that_is_named_for_a_component_must_have_it() {
         text_encoders: vec![reference("FLUX.1-dev/ae.safetensors")],
         vae: Some(reference("quant/fp8/clip_l.safetensors")),
         base: None,
+        attachments: crate::domain::model::Attachments::default(),
     };
     let problems = problems_of(&ModelFiles::Completed(Box::new(files)));
     assert_eq!(problems.len(), 2, "{problems:?}");

@@ -119,7 +119,13 @@ impl Linked {
 /// A file, with or without the reference checkpoint for the rest.
 pub(super) fn completed(path: PathBuf, has_base: bool) -> ModelFiles {
     let base = has_base.then(|| ModelFiles::Directory(reference("FLUX.1-dev")));
-    ModelFiles::Completed(Box::new(CompletedFiles { path, text_encoders: Vec::new(), vae: None, base }))
+    ModelFiles::Completed(Box::new(CompletedFiles {
+        path,
+        text_encoders: Vec::new(),
+        vae: None,
+        base,
+        attachments: crate::domain::model::Attachments::default(),
+    }))
 }
 
 /// Numbers as a file has them.

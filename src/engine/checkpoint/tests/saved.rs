@@ -79,6 +79,7 @@ fn a_gguf_file_of_t5_has_its_own_tokenizer() {
             text_encoders: vec![folder.path().join(encoder)],
             vae: None,
             base: None,
+            attachments: crate::domain::model::Attachments::default(),
         }))
     };
     assert_same_ids(&open(&files("t5-v1_1-tiny-encoder-Q4_K_M.gguf")));
