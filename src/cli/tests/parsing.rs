@@ -237,6 +237,8 @@ fn generate_passes_all_options_on() {
         "a.safetensors=-0.5",
         "--lora",
         "b.safetensors",
+        "--cache",
+        "first_block=0.2",
         "--output",
         "x.PNG",
     ];
@@ -258,7 +260,7 @@ fn generate_passes_all_options_on() {
         images: Vec::new(),
         mask_padding: None,
         overlay: None,
-        step_cache: None,
+        step_cache: Some(StepCache { threshold: 0.2 }),
         strength: Some(0.3),
         loras: Vec::new(),
     };
