@@ -59,7 +59,8 @@ fn distances(distance: &Distance) -> [String; 5] {
 
 fn write_caching(report: &CachingReport, out: &mut dyn Write) -> anyhow::Result<()> {
     let CachingReport { model, device, precision, width, height, steps, .. } = report;
-    writeln!(out, "{model} on {device}: cached (lossy) against uncached, {precision}, {width}x{height}, {steps} steps")?;
+    let images = format!("{precision}, {width}x{height}, {steps} steps");
+    writeln!(out, "{model} on {device}: cached (lossy) against uncached, {images}")?;
     let rows: Vec<[String; 8]> = report.images.iter().map(saved).collect();
     let headings = ["PROMPT", "SEED", "THRESHOLD", "SKIPPED", "SECONDS", "RATIO", "LATENTS", "PSNR DB"];
     Ok(write_table(out, headings, &rows)?)
