@@ -59,9 +59,9 @@ pub enum BenchCommand {
     /// another image of the same quality, so look at some images before judging a number.
     ///
     /// With --cache-thresholds, generates each prompt with each seed without a cache between steps, and again with the first-block
-    /// cache at each threshold, all in the precision of --precision (full by default). The table has how many steps left out
-    /// all blocks but the first the time of all steps and its ratio to that without the
-    /// cache, and both distances. Nothing else should run meanwhile.
+    /// cache at each threshold, all in the precision of --precision (full by default). The table has how many steps left out all
+    /// blocks but the first; the time of all steps, and its ratio to that without the cache; and the distances of the latents and
+    /// the pixels. Nothing else should run meanwhile.
     Fidelity(FidelityArgs),
 }
 

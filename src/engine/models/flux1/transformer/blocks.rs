@@ -103,7 +103,8 @@ impl<B: Send> Blocks<B> {
         self.each_until(|layer| run(layer).map(ControlFlow::Continue))
     }
 
-    /// Calls `run` with each layer until it breaks. No further layer is read then, but for one that was being read ahead.
+    /// Calls `run` with each layer until it breaks. No further layer is read then, but for what was being read ahead: on the CPU one
+    /// layer, elsewhere a few buffers (`checkpoint/stream.rs`), which the next pass drops.
     ///
     /// # Errors
     /// As [`Self::each`]. A layer that was read ahead for nothing is no error.
