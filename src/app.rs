@@ -35,8 +35,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 
 pub use bench::{
-    Distance, FidelityReport, FidelityRequest, LoadPart, LoadReport, LoadRequest, Moved, Outcome, StagesRequest,
-    TimeReport, TimeRequest, Timing, fidelity, kernels, load, time, write_stages,
+    CachedImage, CachingReport, Distance, FidelityReport, FidelityRequest, LoadPart, LoadReport, LoadRequest, Moved,
+    Outcome, StagesRequest, TimeReport, TimeRequest, Timing, caching, fidelity, kernels, load, time, write_stages,
 };
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use compute_threads::start_compute_threads;

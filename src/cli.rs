@@ -6,6 +6,7 @@
 mod admin;
 mod backup;
 mod bench;
+mod cache_argument;
 mod doctor;
 mod engine_args;
 mod exit;

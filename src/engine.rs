@@ -4,6 +4,7 @@
 mod adapted;
 mod adapters;
 mod blocks;
+mod caching;
 mod checkpoint;
 mod convert;
 mod device;
@@ -72,6 +73,10 @@ pub struct FluxEngine {
     /// Maximum pixels of an image in the device's memory.
     pixels: PixelLimits,
     memory: MemoryUse,
+    /// Maximum bytes of the caches of all images.
+    caches_bytes_max: usize,
+    /// Whether an image with a cache is refused.
+    refuses_caches: bool,
     /// Whether each image of a step is computed by itself.
     is_unbatched: bool,
     images: BTreeMap<Slot, Image>,
@@ -116,8 +121,8 @@ impl FluxEngine {
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision, checkpoint.is_in_e4m3())?;
         storage::check_streamed(settings.offload, settings.precision)?;
-        let Room { limits, pixels, are_stored, is_text_streamed, adapters_bytes_max, blocks, free } =
-            memory::room_for(&checkpoint, &device, &settings)?;
+        let room = memory::room_for(&checkpoint, &device, &settings)?;
+        let Room { limits, pixels, are_stored, is_text_streamed, adapters_bytes_max, blocks, .. } = room;
         warn_of_loss(&settings, checkpoint.block_linears_in_e4m3());
         let faults = settings.kernel_faults;
         ops::attention::KERNELS.choose(&device, settings.kernels, faults.attention)?;
@@ -153,11 +158,13 @@ impl FluxEngine {
         Ok(Self {
             model,
             adapters: AdapterCache::new(loader, &device),
+            caches_bytes_max: room.caches_bytes_max,
+            refuses_caches: settings.is_deterministic,
             // The CPU's own operations are batch-invariant.
             is_unbatched: settings.is_deterministic && !device.is_cpu(),
             limits,
             pixels,
-            memory: MemoryUse::new(free),
+            memory: MemoryUse::new(room.free),
             images: BTreeMap::new(),
             next_slot: 0,
             load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
@@ -244,6 +251,7 @@ impl StepEngine for FluxEngine {
                 spec.height(),
             )));
         }
+        self.check_cache(spec)?;
         let adapters = self.adapters.load(spec.loras())?;
         let mut image = self.model.admit(spec, adapters.clone());
         if matches!(image, Err(EngineError::OutOfMemory(_))) && self.adapters.drop_unused() {

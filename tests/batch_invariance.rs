@@ -1,5 +1,6 @@
 //! Batch invariance under the real scheduler: hundreds of jobs of several owners arrive at random moments, some are
-//! canceled, some have adapters, and every generated image is the same file as when it is generated unbatched.
+//! canceled, some have adapters or caches between steps, and every generated image is the same file as when it is
+//! generated unbatched.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,6 +19,7 @@ use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::model::ModelFiles;
 use fluxserve::domain::priority::Priority;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::domain::step_cache::StepCache;
 use fluxserve::encode::encode;
 use fluxserve::engine::FluxEngine;
 use fluxserve::queue::event::{JobEvents, QueueEvent};
@@ -76,6 +78,11 @@ impl Random {
         (0..count).map(|_| adapter(self)).collect()
     }
 
+    /// A cache between steps for one job in three, which leaves out few steps or many.
+    fn step_cache(&mut self) -> Option<StepCache> {
+        (self.below(3) == 0).then(|| StepCache { threshold: (1 + self.below(50)) as f64 / 50.0 })
+    }
+
     fn spec(&mut self, seed: u64) -> GenerateSpec {
         let mut card = card_or_flux_dev(&ModelId::new("reference"));
         card.input_images_max = 1;
@@ -96,6 +103,7 @@ impl Random {
             seed,
             sequence_length: Some(1 + self.below(16) as usize),
             loras: self.loras(),
+            step_cache: self.step_cache(),
             ..GenerateParams::default()
         };
         GenerateSpec::new(params, &card).expect("a valid image")

@@ -21,6 +21,7 @@ use crate::domain::model::ModelCard;
 use crate::domain::model_source::ModelSource;
 use crate::domain::provenance::Provenance;
 use crate::domain::spec::{GenerateParams, GenerateSpec, PIXELS_PER_TOKEN_SIDE};
+use crate::domain::step_cache::{CACHE, CACHE_THRESHOLD};
 use crate::encode::encode_with;
 use crate::engine::{FluxEngine, KernelChoices};
 use crate::hub::sha256_of;
@@ -135,6 +136,9 @@ pub(super) fn for_its_operator(mut card: ModelCard) -> ModelCard {
 fn option_of(field: &str) -> String {
     if field.starts_with(LORAS) {
         return "--lora".to_owned();
+    }
+    if field == CACHE_THRESHOLD {
+        return format!("--{CACHE}");
     }
     format!("--{}", field.replace('_', "-"))
 }

@@ -15,6 +15,7 @@ use crate::domain::device::{DeviceChoice, Kernels, Offload};
 use crate::domain::model_source::ModelParts;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateParams;
+use crate::domain::step_cache::StepCache;
 use crate::domain::weight_storage::WeightStorage;
 
 fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {

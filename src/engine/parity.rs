@@ -10,5 +10,6 @@ mod noise;
 mod prompts;
 mod quantized;
 mod replay;
+mod step_cache;
 mod streamed;
 mod support;

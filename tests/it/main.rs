@@ -33,6 +33,7 @@ mod revocation;
 mod routes;
 mod secrets;
 mod spans;
+mod step_cache;
 mod storage;
 mod stub_cluster;
 mod terms;

@@ -185,6 +185,8 @@ fn mistakes_are_usage_errors() {
         ([&with_prompt[..], &["--true-cfg-scale", "4"]].concat(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--seed", "9007199254740992"]].concat(), ErrorKind::ValueValidation),
         (vec!["generate", "--model", "a", "--prompt", "fox", "--output", "x.gif"], ErrorKind::ValueValidation),
+        ([&with_prompt[..], &["--cache", "teacache"]].concat(), ErrorKind::ValueValidation),
+        ([&with_prompt[..], &["--cache", "first_block=low"]].concat(), ErrorKind::ValueValidation),
         (vec!["bench", "time"], ErrorKind::MissingRequiredArgument),
         (vec!["bench", "time", "--model", "a", "--sizes", "512x512,1024"], ErrorKind::ValueValidation),
         (vec!["bench", "time", "--model", "a", "--counts", "0"], ErrorKind::ValueValidation),
@@ -193,6 +195,7 @@ fn mistakes_are_usage_errors() {
         (vec!["bench", "stages", "--model", "a", "--prompt", ""], ErrorKind::MissingRequiredArgument),
         (vec!["bench", "fidelity"], ErrorKind::MissingRequiredArgument),
         (vec!["bench", "fidelity", "--model", "a", "--precision", "fp4"], ErrorKind::ValueValidation),
+        (vec!["bench", "fidelity", "--model", "a", "--cache-thresholds", "0.1,low"], ErrorKind::ValueValidation),
         (vec!["bench", "fidelity", "--model", "a", "--seeds", "-1"], ErrorKind::UnknownArgument),
     ];
     for (arguments, kind) in cases {
@@ -237,6 +240,8 @@ fn generate_passes_all_options_on() {
         "a.safetensors=-0.5",
         "--lora",
         "b.safetensors",
+        "--cache",
+        "first_block=0.2",
         "--output",
         "x.PNG",
     ];
@@ -258,7 +263,7 @@ fn generate_passes_all_options_on() {
         images: Vec::new(),
         mask_padding: None,
         overlay: None,
-        step_cache: None,
+        step_cache: Some(StepCache { threshold: 0.2 }),
         strength: Some(0.3),
         loras: Vec::new(),
     };

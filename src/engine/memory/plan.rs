@@ -235,7 +235,15 @@ pub(crate) fn token_bytes(transformer: &TransformerConfig, dtype: DType) -> usiz
 /// before a large image is decoded, and when memory runs out.
 const ADAPTER_PARTS: usize = 8;
 
+/// Caches between steps take at most one part in so many of it. It is not reserved either, and is less than what a step reserves.
+const CACHE_PARTS: usize = 16;
+
 impl MemoryPlan {
+    /// Maximum bytes of caches between steps.
+    pub(crate) fn caches_bytes(&self) -> usize {
+        self.available / CACHE_PARTS
+    }
+
     /// Maximum bytes of adapters.
     pub(crate) fn adapters_bytes(&self) -> usize {
         self.available / ADAPTER_PARTS

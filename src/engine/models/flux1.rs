@@ -13,7 +13,6 @@ pub(crate) mod text;
 pub(in crate::engine) mod transformer;
 mod vae;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
@@ -36,6 +35,7 @@ use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
+use transformer::Prediction;
 #[cfg(test)]
 pub(crate) use transformer::Sequence;
 pub(crate) use transformer::Transformer;
@@ -164,11 +164,8 @@ impl Flux1 {
     }
 
     fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
-        Ok(Pass {
-            text: self.transformer.embed_text(&embedding.sequence, adapters)?,
-            condition: self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?,
-            modulations: VecDeque::new(),
-        })
+        let text = self.transformer.embed_text(&embedding.sequence, adapters)?;
+        Ok(Pass::new(text, self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?))
     }
 
     /// Encodes the prompts and the input image, and samples the noise.
@@ -204,7 +201,15 @@ impl Flux1 {
             prompt,
             negative,
             adapters,
+            step_cache: spec.step_cache(),
+            cache_bytes: self.cache_bytes(spec),
         })
+    }
+
+    /// Bytes that the cache of an image keeps between two of its steps.
+    pub(crate) fn cache_bytes(&self, spec: &GenerateSpec) -> usize {
+        let of_a_pass = self.transformer.cache_bytes(spec.image_tokens() + spec.reference_tokens());
+        spec.step_cache().map_or(0, |_| spec.passes() * of_a_pass)
     }
 
     /// The packed latents of the first step: noise, or the input image with as much noise as belongs to the noise level
@@ -245,14 +250,22 @@ impl Flux1 {
     /// When the device is out of memory or fails.
     pub(crate) fn step(&mut self, images: &[&Image]) -> Result<Vec<Stepped>> {
         let sequences: Vec<_> = images.iter().flat_map(|image| image.sequences()).collect();
-        let velocities = match &mut self.replay {
-            Some(replay) => replay.velocities(&OnDevice(&self.device), &self.transformer, &sequences)?,
-            None => self.transformer.velocities(&sequences)?,
+        // Which blocks run with a cache depends on numbers of the device: such a step is neither recorded nor repeated.
+        let has_cache = sequences.iter().any(|sequence| sequence.cache.is_some());
+        let predictions = match &mut self.replay {
+            Some(replay) if !has_cache => {
+                let velocities = replay.velocities(&OnDevice(&self.device), &self.transformer, &sequences)?;
+                velocities.into_iter().map(Prediction::uncached).collect()
+            }
+            _ => self.transformer.predictions(&sequences)?,
         };
-        let mut velocities = velocities.into_iter();
+        let (velocities, cached): (Vec<_>, Vec<_>) =
+            predictions.into_iter().map(|prediction| (prediction.velocity, prediction.cached)).unzip();
+        let (mut velocities, mut cached) = (velocities.into_iter(), cached.into_iter());
         let stepped = images.iter().map(|image| {
             let velocity = image.combine(&mut velocities)?;
-            Ok(Stepped { latents: image.euler_step(&velocity)?, velocity })
+            let cached = cached.by_ref().take(image.passes().count()).collect();
+            Ok(Stepped { latents: image.euler_step(&velocity)?, velocity, cached })
         });
         stepped.collect()
     }

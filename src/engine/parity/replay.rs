@@ -74,6 +74,7 @@ impl Owned {
             rotary: &self.rotary,
             sigma: self.sigma,
             adapters: &self.adapters,
+            cache: None,
         }
     }
 }

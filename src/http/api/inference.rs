@@ -15,6 +15,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::input_images::body_bytes;
 use super::jobs::{JobView, eta_seconds, image_response};
+use super::wanted_cache;
 use super::wanted_loras::{FoundLoras, WantedLoras};
 use crate::domain::adapter::LORAS;
 use crate::domain::format::OutputFormat;
@@ -24,6 +25,7 @@ use crate::domain::limits::KeyLimits;
 use crate::domain::model::ModelCard;
 use crate::domain::priority::Priority;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, SEED_MAX, random_seed};
+use crate::domain::step_cache::{CACHE, CACHE_THRESHOLD};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::body::BodyReservation;
 use crate::http::extract::caller::InferenceCaller;
@@ -115,6 +117,7 @@ impl FromFields for SubmitImage {
             steps: fields.small_number("steps"),
             guidance: fields.number("guidance"),
             strength: fields.number("strength"),
+            step_cache: wanted_cache::read(fields),
             ..GenerateParams::default()
         };
         let images = fields.texts(INPUT_IMAGES).unwrap_or_default();
@@ -157,6 +160,8 @@ impl PartialSchema for SubmitImage {
             .optional(INPUT_IMAGES, images)
             .optional(LORAS, WantedLoras::schema())
             .optional("strength", number().exclusive_minimum(Some(0)).maximum(Some(1)).description(Some(STRENGTH)))
+            .optional(CACHE, wanted_cache::schema())
+            .optional(CACHE_THRESHOLD, wanted_cache::threshold_schema())
             .optional("output_format", one_of(OutputFormat::ALL.map(OutputFormat::as_str)).description(Some(FORMAT)))
             .optional("priority", one_of(Priority::ALL.map(Priority::as_str)).description(Some(PRIORITY)))
             .optional("deadline_seconds", integer(1).maximum(Some(DEADLINE_SECONDS_MAX)).description(Some(DEADLINE)))
@@ -191,6 +196,7 @@ impl SubmitImage {
             let reason = format!("is {format}, and the Accept header asks for {wanted}");
             errors.push(FieldError::new("output_format", reason));
         }
+        errors.extend(wanted_cache::refusal(self.params.step_cache, &state.settings));
         let output_format = self.output_format.or(wanted).unwrap_or_default();
         let seed = match self.seed {
             Some(seed) => seed,

@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use crate::auth::{KeyError, KeyState};
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
+use crate::domain::step_cache::CacheKind;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::path::JobPath;
@@ -84,6 +85,12 @@ struct ParametersView {
     input_images: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<f64>,
+    /// The lossy cache between its steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    cache: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_threshold: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     loras: Vec<LoraUseView>,
     output_format: &'static str,
@@ -139,6 +146,8 @@ impl JobView {
                 seed: request.seed,
                 input_images: Some(request.images_count()).filter(|count| *count > 0),
                 strength: request.strength.map(|strength| strength.0),
+                cache: request.cache_threshold.map(|_| CacheKind::FirstBlock.as_str()),
+                cache_threshold: request.cache_threshold.map(|threshold| threshold.0),
                 loras: request.loras.iter().map(LoraUseView::from).collect(),
                 output_format: job.output_format.as_str(),
             },

@@ -78,6 +78,7 @@ export function parameterFacts({ parameters }) {
     ["Input image", parameters.input_images && "Yes"],
     ["Strength", parameters.strength && decimal(parameters.strength)],
     ["LoRAs", parameters.loras?.map(loraText)],
+    ["Cache", parameters.cache && `First block, threshold ${parameters.cache_threshold}`],
   ]);
 }
 

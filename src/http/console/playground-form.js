@@ -4,6 +4,7 @@ import { examplePrompt } from "./curl.js";
 import { element } from "./dom.js";
 import { count } from "./format.js";
 import { field, formAlert, numberOf, select } from "./form.js";
+import { playgroundCache } from "./playground-cache.js";
 import { playgroundImage } from "./playground-image.js";
 import { playgroundLoras } from "./playground-loras.js";
 import { sizePresets } from "./playground-sizes.js";
@@ -27,11 +28,12 @@ export function playgroundForm({ cards, loras, chosen, onSubmit }) {
   };
   const image = playgroundImage({ onChoose: forgetSize });
   const adapters = playgroundLoras(loras);
+  const cache = playgroundCache();
   const putSeed = (value) => {
     seed.value = value;
     remember();
   };
-  const root = layOut(fields, { presets: presets.root, image: image.root, adapters: adapters.root, submit }, () => putSeed(randomSeed()));
+  const root = layOut(fields, { presets: presets.root, image: image.root, adapters: adapters.root, cache: cache.root, submit }, () => putSeed(randomSeed()));
 
   const fit = ({ keepValues }) => {
     const card = cards.find(({ id }) => id === model.value);
@@ -54,12 +56,13 @@ export function playgroundForm({ cards, loras, chosen, onSubmit }) {
   const { prompt: text, negative: negativeText, seed: seedText } = draft;
   put(draft.model === model.value ? draft : { prompt: text, negative: negativeText, seed: seedText });
 
-  const useParameters = ({ model: id, negative_prompt: negativePrompt = "", output_format: format, strength, loras: used, ...others }) => {
+  const useParameters = ({ model: id, negative_prompt: negativePrompt = "", output_format: format, strength, loras: used, cache_threshold: threshold, ...others }) => {
     if (cards.some((card) => card.id === id)) model.value = id;
     fit({ keepValues: true });
     put({ ...others, negative: negativePrompt, format });
     image.put(strength);
     adapters.put(used || []);
+    cache.put(threshold);
     remember();
     prompt.focus();
   };
@@ -71,10 +74,10 @@ export function playgroundForm({ cards, loras, chosen, onSubmit }) {
     submit.disabled = isGenerating;
     submit.textContent = isGenerating ? "Generating" : "Generate";
   };
-  return { root, submit, setGenerating, useSeed, useParameters, read: () => ({ ...requestOf(fields), ...image.read(), ...adapters.read() }) };
+  return { root, submit, setGenerating, useSeed, useParameters, read: () => ({ ...requestOf(fields), ...image.read(), ...adapters.read(), ...cache.read() }) };
 }
 
-function layOut(fields, { presets, image, adapters, submit }, onRoll) {
+function layOut(fields, { presets, image, adapters, cache, submit }, onRoll) {
   const { model, prompt, negative, width, height, steps, guidance, seed, format } = fields;
   return element(
     "form",
@@ -105,6 +108,7 @@ function layOut(fields, { presets, image, adapters, submit }, onRoll) {
       field("output_format", "Format", format),
     ),
     field("seed", "Seed", seed, { beside: iconButton("Pick a random seed", "dice", onRoll) }),
+    cache,
     element("div", { class: "form-submit" }, submit),
   );
 }

@@ -223,6 +223,7 @@ fn velocity(transformer: &Transformer, config: &TransformerConfig) -> Vec<f32> {
         rotary: &rotary,
         sigma: 0.7,
         adapters: &none,
+        cache: None,
     };
     let velocities = transformer.velocities(&[sequence]).expect("runs");
     velocities[0].flatten_all().and_then(|all| all.to_vec1()).expect("numbers")

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 
 use candle_core::{Device, Result, Tensor};
 
-use super::transformer::{Conditioned, Sequence};
+use super::transformer::{CacheOutcome, CacheUse, Conditioned, Remembered, Sequence};
 use super::vae::Decoding;
 use crate::domain::spec::{GenerateSpec, PIXELS_PER_TOKEN_SIDE};
+use crate::domain::step_cache::StepCache;
 use crate::engine::adapted::AdapterSet;
 use crate::engine::ops::rope::Rotary;
 
@@ -65,6 +66,26 @@ pub(crate) struct Pass {
     pub(crate) condition: Tensor,
     /// Of the next steps, the next one first; may be empty.
     pub(crate) modulations: VecDeque<Tensor>,
+    /// Of the last step that ran all blocks, with a cache.
+    pub(super) remembered: Option<Remembered>,
+    /// Steps in which the cache left out blocks.
+    pub(super) steps_skipped: u32,
+}
+
+impl Pass {
+    /// Of a prompt, before the first step.
+    pub(crate) fn new(text: Tensor, condition: Tensor) -> Self {
+        Self { text, condition, modulations: VecDeque::new(), remembered: None, steps_skipped: 0 }
+    }
+
+    /// Notes how its cache went through a step.
+    fn note(&mut self, outcome: Option<CacheOutcome>) {
+        match outcome {
+            Some(CacheOutcome::Complete(remembered)) => self.remembered = Some(remembered),
+            Some(CacheOutcome::Skipped) => self.steps_skipped += 1,
+            None => {}
+        }
+    }
 }
 
 /// An image that is being generated.
@@ -89,6 +110,10 @@ pub(crate) struct Image {
     pub(crate) negative: Option<(Pass, f64)>,
     /// What changes the model for it, in both passes.
     pub(crate) adapters: AdapterSet,
+    /// The cache between its steps, in each pass by itself.
+    pub(crate) step_cache: Option<StepCache>,
+    /// Bytes of the cache, once a step has run.
+    pub(super) cache_bytes: usize,
 }
 
 impl Image {
@@ -139,7 +164,7 @@ impl Image {
 
     /// The sequences of the next step: one, or two with a negative prompt.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
-        self.passes().map(|pass| Sequence {
+        self.passes().map(move |pass| Sequence {
             latents: &self.latents,
             text: &pass.text,
             condition: &pass.condition,
@@ -147,7 +172,31 @@ impl Image {
             rotary: &self.rotary,
             sigma: self.sigmas[self.steps_done],
             adapters: &self.adapters,
+            cache: self.cache_in(pass),
         })
+    }
+
+    /// The cache of a pass in the next step. A step in which a change from outside is added behind blocks must have none: the
+    /// remembered change would not have it.
+    fn cache_in<'p>(&self, pass: &'p Pass) -> Option<CacheUse<'p>> {
+        let StepCache { threshold } = self.step_cache?;
+        Some(CacheUse { threshold, remembered: pass.remembered.as_ref() })
+    }
+
+    /// Bytes of its cache, from its admission until no step needs it.
+    pub(crate) fn cache_bytes(&self) -> usize {
+        if self.is_done() { 0 } else { self.cache_bytes }
+    }
+
+    /// Bytes of what its cache holds.
+    #[cfg(test)]
+    pub(crate) fn remembered_bytes(&self) -> usize {
+        self.passes().filter_map(|pass| pass.remembered.as_ref()).map(Remembered::bytes).sum()
+    }
+
+    /// How often the cache left out the blocks behind the first, over all steps and passes.
+    pub(crate) fn steps_skipped(&self) -> u32 {
+        self.passes().map(|pass| pass.steps_skipped).sum()
     }
 
     /// Combines the passes' velocities, taken from the front of `velocities` in the order of [`Self::sequences`].
@@ -181,8 +230,14 @@ impl Image {
     pub(crate) fn advance(&mut self, stepped: Stepped) {
         (self.latents, self.velocity) = (stepped.latents, Some(stepped.velocity));
         self.steps_done += 1;
-        for pass in self.passes_mut() {
+        let is_done = self.is_done();
+        for (pass, outcome) in self.passes_mut().zip(stepped.cached) {
             pass.modulations.pop_front();
+            pass.note(outcome);
+            if is_done {
+                // No step comes that could use it, and the decoder may need its memory.
+                pass.remembered = None;
+            }
         }
     }
 }
@@ -193,4 +248,6 @@ pub(crate) struct Stepped {
     pub(super) latents: Tensor,
     /// As [`Image::latents`].
     pub(super) velocity: Tensor,
+    /// How the cache of each pass went, in their order.
+    pub(super) cached: Vec<Option<CacheOutcome>>,
 }

@@ -8,9 +8,13 @@ mod block;
 mod blocks;
 mod embedders;
 mod feed_forward;
+mod first_block;
 mod modulation;
+mod remembered;
 pub(in crate::engine) mod replay;
 mod stream;
+
+use std::ops::ControlFlow;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
@@ -27,7 +31,9 @@ use crate::engine::ops::rope::Rotary;
 use block::{DoubleBlock, SingleBlock};
 use blocks::Blocks;
 use embedders::{Embedder, SINUSOID_WIDTH, model_time, sinusoid};
+use first_block::Course;
 use modulation::{FINAL_PARTS, Modulations, ModulationsLoader};
+pub(crate) use remembered::{CacheOutcome, CacheUse, Prediction, Remembered};
 use stream::Stream;
 pub(crate) use stream::{Conditioned, Sequence};
 
@@ -87,6 +93,14 @@ impl Tokens {
         match self {
             Self::Apart { text, image } => stream.join(&text, &image),
             Self::Joint(joint) => Ok(joint),
+        }
+    }
+
+    /// Text and image tokens.
+    fn apart(self, stream: &Stream) -> Result<(Tensor, Tensor)> {
+        match self {
+            Self::Apart { text, image } => Ok((text, image)),
+            Self::Joint(joint) => stream.split(&joint),
         }
     }
 
@@ -163,6 +177,11 @@ impl Transformer {
         6 * self.config.hidden_size()
     }
 
+    /// Bytes that the first-block cache of a sequence with so many image tokens keeps between two steps.
+    pub(crate) fn cache_bytes(&self, image_tokens: usize) -> usize {
+        2 * image_tokens * self.config.hidden_size() * self.dtype.size_in_bytes()
+    }
+
     /// T5's sequence `[tokens, joint_attention_dim]` as the blocks take it, `[tokens, hidden]`. The same in every step.
     ///
     /// # Errors
@@ -199,24 +218,39 @@ impl Transformer {
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn velocities(&self, sequences: &[Sequence]) -> Result<Vec<Tensor>> {
+        Ok(self.predictions(sequences)?.into_iter().map(|prediction| prediction.velocity).collect())
+    }
+
+    /// [`Self::velocities`], with what the caches of sequences are to remember.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn predictions(&self, sequences: &[Sequence]) -> Result<Vec<Prediction>> {
         let stream = self.stream(sequences)?;
         let latents: Vec<Tensor> =
             sequences.iter().map(|sequence| sequence.latents.to_dtype(self.dtype)).collect::<Result<_>>()?;
         let texts: Vec<&Tensor> = sequences.iter().map(|sequence| sequence.text).collect();
         let image = self.img_in.changed(&Tensor::cat(&latents, 0)?, &stream.image_changes)?;
+        let mut course = Course::new(sequences, &image);
         let mut tokens = Some(Tokens::Apart { text: Tensor::cat(&texts, 0)?, image });
-        self.blocks.each(|block| {
+        self.blocks.each_until(|block| {
             // Taken: a block with a joint stream must not hold those that it is made of, too.
-            tokens = tokens.take().map(|before| before.through(block, &stream)).transpose()?;
-            Ok(())
+            tokens = tokens.take().map(|before| before.through(block, course.stream(&stream))).transpose()?;
+            if course.is_to_be_split() {
+                let apart = tokens.take().map(|tokens| tokens.apart(&stream)).transpose()?;
+                let rest = apart.map(|apart| course.split(apart, &stream)).transpose()?.flatten();
+                tokens = rest.map(|(text, image)| Tokens::Apart { text, image });
+            }
+            Ok(if tokens.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
-        let Some(tokens) = tokens else { bail!("a block returned no tokens") };
-        let (_, image) = stream.split(&tokens.joint(&stream)?)?;
+        let image = tokens.map(|tokens| tokens.apart(course.stream(&stream))).transpose()?.map(|(_, image)| image);
+        let (image, outcomes) = course.finish(image, &stream)?;
         let (shift, scale) =
             (stream.modulated.part(self.final_modulation)?, stream.modulated.part(self.final_modulation + 1)?);
         let image = modulated_layer_norm(&image, &shift, &scale, &stream.image_segments)?;
         let out = self.final_linear.changed(&image, &stream.image_changes)?.to_dtype(DType::F32)?;
-        stream.image_segments.ranges().map(|range| out.narrow(0, range.start, range.len())?.contiguous()).collect()
+        let ranges = stream.image_segments.ranges();
+        Prediction::each(ranges.map(|range| out.narrow(0, range.start, range.len())?.contiguous()), outcomes)
     }
 
     fn stream<'a>(&self, sequences: &[Sequence<'a>]) -> Result<Stream<'a>> {

@@ -16,6 +16,8 @@ use crate::domain::ids::ModelId;
 use crate::domain::limits::KeyLimits;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, random_seed};
+use crate::domain::step_cache::{CACHE, CACHE_THRESHOLD};
+use crate::http::api::wanted_cache;
 use crate::http::api::wanted_loras::{FoundLoras, WantedLoras};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::json::{self, Fields, FromFields};
@@ -113,6 +115,7 @@ impl FromFields for GenerateImages {
             height: sides.map(|(_, height)| height),
             steps: fields.small_number("steps"),
             guidance: fields.number("guidance"),
+            step_cache: wanted_cache::read(fields),
             ..GenerateParams::default()
         };
         let loras = WantedLoras::read(fields);
@@ -200,6 +203,8 @@ impl PartialSchema for GenerateImages {
                 )),
             )
             .optional(LORAS, WantedLoras::schema())
+            .optional(CACHE, wanted_cache::schema())
+            .optional(CACHE_THRESHOLD, wanted_cache::threshold_schema())
             .optional("user", text().description(Some(user)))
             .optional("safety_identifier", text().description(Some(user)))
             .optional("stream", ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([false])))
@@ -230,6 +235,7 @@ impl GenerateImages {
             None => random_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
         };
         let (mut params, mut loras, mut errors) = (self.params.clone(), self.loras.clone(), Vec::new());
+        errors.extend(wanted_cache::refusal(params.step_cache, &state.settings));
         loras.read_prompt(state, &mut params.prompt, &mut errors);
         let loras = loras.find(state, limits).await?;
         params.loras = loras.uses();

@@ -161,6 +161,13 @@ pub(super) struct Modulated {
 }
 
 impl Modulated {
+    /// Those of some sequences, in this order.
+    pub(super) fn of_sequences(&self, sequences: &[usize]) -> Result<Self> {
+        let rows = sequences.iter().map(|sequence| self.output.narrow(0, *sequence, 1));
+        let rows: Vec<Tensor> = rows.collect::<Result<_>>()?;
+        Ok(Self { output: Tensor::cat(&rows, 0)?, hidden: self.hidden })
+    }
+
     /// One part, `[sequences, hidden]`.
     pub(super) fn part(&self, index: usize) -> Result<Tensor> {
         self.output.narrow(1, index * self.hidden, self.hidden)

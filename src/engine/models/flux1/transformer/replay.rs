@@ -93,7 +93,7 @@ impl<R> Replay<R> {
 }
 
 /// `None` where a modulation is not there: it would be computed in the step, from numbers of the host. And with adapters: another
-/// image of the same lengths has others.
+/// image of the same lengths has others. Steps with a cache do not come here: what they do depends on numbers of the device.
 fn composition_of(sequences: &[Sequence]) -> Option<Vec<Lengths>> {
     let lengths = |sequence: &Sequence| {
         let is_recordable = sequence.modulation.is_some() && sequence.adapters.is_empty();
@@ -189,6 +189,7 @@ impl Fixed {
             condition: &self.modulation,
             sigma: f32::NAN,
             adapters: &self.adapters,
+            cache: None,
         }
     }
 }

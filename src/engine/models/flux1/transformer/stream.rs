@@ -3,11 +3,13 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::modulation::Modulated;
+use super::remembered::CacheUse;
 use crate::engine::adapted::{AdapterSet, Changes};
 use crate::engine::ops::rope::Rotary;
 use crate::engine::ops::{Places, Segments};
 
 /// One sequence's part in a step: an image, or one of the two passes of true classifier-free guidance.
+#[derive(Clone, Copy)]
 pub(crate) struct Sequence<'a> {
     /// Noisy latents as packed tokens, `[image tokens, in_channels]`, f32.
     pub(crate) latents: &'a Tensor,
@@ -23,6 +25,8 @@ pub(crate) struct Sequence<'a> {
     pub(crate) sigma: f32,
     /// What changes the model for it.
     pub(crate) adapters: &'a AdapterSet,
+    /// Its cache in this step. `None`: all blocks run for it, and nothing is remembered.
+    pub(crate) cache: Option<CacheUse<'a>>,
 }
 
 /// What the modulation of a sequence in a step depends on.
