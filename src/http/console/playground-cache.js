@@ -41,13 +41,13 @@ export function playgroundCache() {
   const show = () => {
     thresholdField.hidden = !chosen.checked;
   };
-  const put = (next) => {
+  const put = ({ cache_threshold: next }) => {
     chosen.checked = next !== undefined && next !== null;
     threshold.value = next ?? THRESHOLD_DEFAULT;
     show();
   };
   chosen.addEventListener("change", show);
-  put(null);
+  put({});
 
   const read = () => {
     if (!chosen.checked) return {};
