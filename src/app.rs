@@ -29,6 +29,7 @@ mod results_disk;
 mod revoked_keys;
 mod serve;
 mod surface;
+mod uploads;
 
 use std::sync::Arc;
 

@@ -197,10 +197,10 @@ impl Catalog {
         served.get(id)?.files.revision()
     }
 
-    /// Maximum input images of a request to any served model.
-    pub fn input_images_max(&self) -> usize {
+    /// Maximum images of a request to any served model, of all roles.
+    pub fn images_max(&self) -> usize {
         let served = self.served.lock().unwrap_or_else(PoisonError::into_inner);
-        served.keys().map(|id| self.cards[id].input_images_max).max().unwrap_or(0)
+        served.keys().map(|id| self.cards[id].images_max()).max().unwrap_or(0)
     }
 
     /// Overrides the most input images of these models' cards.
@@ -213,6 +213,13 @@ impl Catalog {
             Arc::make_mut(card).input_images_max = *count;
         }
         Ok(self)
+    }
+
+    /// The catalog with another card of a model.
+    #[must_use]
+    pub fn with_card(mut self, card: ModelCard) -> Self {
+        self.cards.insert(card.id.clone(), Arc::new(card));
+        self
     }
 
     /// The catalog of a worker whose engines compute in this precision.
@@ -428,8 +435,9 @@ mod tests {
         };
         let catalog = with_one(&dev).expect("known");
         assert_eq!(catalog.card(&dev).map(|card| card.input_images_max), Some(1));
-        assert_eq!(catalog.input_images_max(), 0, "it is not served");
-        assert_eq!(with_one(&ModelId::new("my/tune")).expect("known").input_images_max(), 1);
+        assert_eq!(catalog.images_max(), 0, "it is not served");
+        let tune = with_one(&ModelId::new("my/tune")).expect("known");
+        assert_eq!(tune.images_max(), 2, "the input image and its mask");
         let unknown = ModelId::new("unknown/model");
         assert_eq!(with_one(&unknown).err(), Some(CatalogError::NoCard(unknown)));
     }

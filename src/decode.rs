@@ -4,6 +4,7 @@
 //! nothing of jobs or HTTP; decoding takes up to some hundred milliseconds of processor time, so callers keep it off
 //! the async threads.
 
+mod header;
 mod orientation;
 
 use std::io::Cursor;
@@ -16,6 +17,8 @@ use crate::domain::conditioning::GivenImage;
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelCard;
 use crate::domain::spec::{GenerateParams, size_errors};
+
+pub use header::{ImageHeader, inspect};
 
 /// Largest file, in bytes: more than a phone's camera writes.
 pub const FILE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -77,6 +80,14 @@ pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     if bytes.len() > FILE_BYTES_MAX {
         return Err(DecodeError::Bytes { bytes: bytes.len() });
     }
+    decode_stored(bytes)
+}
+
+/// [`decode`] for a file that this program has written: it may be larger than those of clients.
+///
+/// # Errors
+/// As there, but for the size of the file.
+pub fn decode_stored(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     let (format, name) = match image::guess_format(bytes) {
         Ok(format @ ImageFormat::Png) => (format, "PNG"),
         Ok(format @ ImageFormat::Jpeg) => (format, "JPEG"),

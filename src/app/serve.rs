@@ -20,6 +20,7 @@ use super::loras::swept_lora_catalog;
 use super::models::catalog_of;
 use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
+use super::uploads::start_uploads;
 use super::{compute_threads, heap, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
@@ -196,7 +197,7 @@ struct Worker {
     servers: JoinSet<()>,
     /// Stores when keys were last used.
     uses: JoinHandle<()>,
-    /// Cancels the jobs of revoked keys, and keeps the cluster in line with the keys' rights.
+    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, and removes old uploads.
     keepers: JoinSet<()>,
     close: ShutdownTrigger,
 }
@@ -214,6 +215,7 @@ impl Worker {
         let metrics = telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
+        let uploads = start_uploads(config, keys, &clock).await?;
         let queues = start_engines(config, &catalog, build)?;
         let loras = swept_lora_catalog(config, &keys.store, &clock).await;
         let parts = ServiceParts {
@@ -237,6 +239,7 @@ impl Worker {
             keys: keys.service.clone(),
             admin: keys.admin.clone(),
             loras,
+            uploads: uploads.clone(),
             kubernetes: kubernetes.clone(),
             device: describe_devices(&config.device),
             metrics,
@@ -268,6 +271,7 @@ impl Worker {
         let mut keepers = JoinSet::new();
         keepers.spawn(revoked_keys::cancel_their_jobs(keys.store.clone(), keys.service.clone(), jobs.clone()));
         keepers.spawn(async move { kubernetes.keep().await });
+        keepers.spawn(uploads.keep());
         Ok(Self { urls, catalog, queues, jobs, servers, uses, keepers, close })
     }
 

@@ -326,6 +326,12 @@ impl Config {
         self.data_dir.join("loras")
     }
 
+    /// The folder of images that keys have uploaded.
+    #[must_use]
+    pub fn uploads_dir(&self) -> PathBuf {
+        self.data_dir.join("uploads")
+    }
+
     /// The folder of finished images.
     #[must_use]
     pub fn results_dir(&self) -> PathBuf {

@@ -137,7 +137,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
     use ErrorCode::{
         AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, InvalidHost, JobNotFound, KeyNotFound,
         LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, RateLimited, ScopeForbidden,
-        SessionRequired, TooManyConnections, TooManyFailures, Unauthorized,
+        SessionRequired, TooManyConnections, TooManyFailures, Unauthorized, UploadNotFound,
     };
     let mut all = vec![Internal, DeadlineExceeded];
     if !HEALTH_PATHS.contains(&route.path) {
@@ -160,6 +160,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
             "lora_id" => Some(LoraNotFound),
             "namespace_id" => Some(NamespaceNotFound),
             "model" => Some(ModelNotFound),
+            "upload_id" => Some(UploadNotFound),
             _ => None,
         });
     }
@@ -183,6 +184,7 @@ fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) 
         "namespace_id" => (text(), "The namespace's id on this worker, not its name in the cluster."),
         "file" => (text(), "The file's name."),
         "model" => (text(), "The model's id. Its slash need not be encoded."),
+        "upload_id" => (text(), "The upload's id from the response that kept it."),
         other => unreachable!("unknown path parameter {other}"),
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn table() -> Vec<Row> {
     use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Metrics, Page, Session, SignIn};
     use admin::{api_keys, audit, jobs as all_jobs, kubernetes, loras, overview, playground, session, usage};
     use api::openai::{images, models};
-    use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras};
+    use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras, uploads};
     vec![
         row(Inference,       "POST",   "/v1/inference/image",                                      post(inference::submit),      inference::submit_operation()),
         row(Inference,       "GET",    "/v1/inference/jobs",                                       get(jobs::list),              jobs::list_operation()),
@@ -35,6 +35,9 @@ pub(super) fn table() -> Vec<Row> {
         row(Inference,       "GET",    "/v1/inference/jobs/{job_id}/events",                       get(events::follow),          events::follow_operation()),
         row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result",                       get(jobs::result),            jobs::result_operation()),
         row(Inference,       "GET",    "/v1/inference/loras",                                      get(usable_loras::list),      usable_loras::list_operation()),
+        row(Inference,       "GET",    "/v1/inference/uploads",                                    get(uploads::list),           uploads::list_operation()),
+        row(Inference,       "POST",   "/v1/inference/uploads",                                    post(uploads::add),           uploads::add_operation()),
+        row(Inference,       "DELETE", "/v1/inference/uploads/{upload_id}",                        delete(uploads::remove),      uploads::remove_operation()),
         row(Anyone,          "GET",    "/v1/inference/models",                                     get(catalog::models),         catalog::models_operation()),
         row(Anyone,          "GET",    "/v1/inference/runtime/models",                             get(catalog::runtime_models), catalog::runtime_models_operation()),
         row(Inference,       "POST",   "/v1/images/generations",                                   post(images::generate),       images::generate_operation()),

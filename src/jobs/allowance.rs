@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::input_images::{InputImageHold, InputImages};
+use super::input_images::{InputImages, InputImagesHold};
 use crate::domain::ids::KeyId;
 use crate::domain::spec::GenerateSpec;
 
@@ -56,8 +56,8 @@ pub(super) struct Allowance {
     all: Arc<Allowances>,
     owner: KeyId,
     pixel_steps: u64,
-    /// Held for the job's input image.
-    pub(super) input_image: Option<InputImageHold>,
+    /// Held for the job's images.
+    pub(super) input_images: Option<InputImagesHold>,
 }
 
 impl Allowances {
@@ -80,13 +80,13 @@ impl Allowances {
         let own = all.entry(owner).or_default();
         own.jobs += 1;
         own.pixel_steps += pixel_steps;
-        Some(Allowance { all: Arc::clone(self), owner, pixel_steps, input_image: None })
+        Some(Allowance { all: Arc::clone(self), owner, pixel_steps, input_images: None })
     }
 
     /// Counts a job accepted before a restart: its limits were checked then.
     pub(super) fn enter_again(self: &Arc<Self>, owner: KeyId, spec: &GenerateSpec) -> Allowance {
         let mut allowance = self.enter(owner, None, spec.pixel_steps()).expect("no limit");
-        allowance.input_image = Some(self.input_images.enter_again(spec));
+        allowance.input_images = Some(self.input_images.enter_again(spec));
         allowance
     }
 }

@@ -15,8 +15,9 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
     ("auth", &["domain", "store", "telemetry"]),
     ("kubernetes", &["domain", "store", "telemetry"]),
     ("loras", &["auth", "domain", "store", "telemetry"]),
+    ("uploads", &["auth", "decode", "domain", "store"]),
     ("jobs", &["catalog", "decode", "domain", "encode", "queue", "store", "telemetry"]),
-    ("http", &["auth", "catalog", "decode", "domain", "jobs", "kubernetes", "loras", "telemetry"]),
+    ("http", &["auth", "catalog", "decode", "domain", "jobs", "kubernetes", "loras", "telemetry", "uploads"]),
     ("shutdown", &["auth", "config", "domain", "queue", "store", "telemetry"]),
     (
         "app",
@@ -37,6 +38,7 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
             "shutdown",
             "store",
             "telemetry",
+            "uploads",
         ],
     ),
     ("cli", &["app", "auth", "config", "domain", "loras", "queue", "shutdown", "store", "telemetry"]),
@@ -59,7 +61,7 @@ pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
     (&["hf_hub", "reqwest"], &["hub"]),
     (&["rustls_platform_verifier"], &["hub/client"]),
     (&["sha1"], &["hub/checksum"]),
-    (&["sha2"], &["hub/checksum", "loras/files"]),
+    (&["sha2"], &["hub/checksum", "loras/files", "uploads/files"]),
     (&["fs4"], &["app/convert", "hub/download", "jobs/results"]),
     (&["tokio_rustls"], &["http/server/tls", "hub/client"]),
     (

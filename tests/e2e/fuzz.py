@@ -109,8 +109,8 @@ class Fuzzer:
         if dice.random() < 0.5:
             body["input_images_base64"] = [base64.b64encode(damaged(dice, dice.choice(self.images))).decode()]
         fields = ["model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "strength", "seed",
-                  "output_format", "priority", "deadline_seconds", "input_images_base64", "n", "size",
-                  "response_format", "stream", "user", "cache", "cache_threshold", "unknown", ""]
+                  "output_format", "priority", "deadline_seconds", "input_images_base64", "images", "mask_padding", "n",
+                  "size", "response_format", "stream", "user", "cache", "cache_threshold", "unknown", ""]
         for _ in range(dice.choice([0, 0, 0, 1, 2, 5])):
             body[dice.choice(fields)] = value(dice)
         text = json.dumps(body, ensure_ascii=dice.random() < 0.5).encode("utf-8", "replace")

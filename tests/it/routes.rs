@@ -23,7 +23,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 49] = [
+const MATRIX: [Expected; 52] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -31,6 +31,11 @@ const MATRIX: [Expected; 49] = [
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}/events", 200),
     expect(Access::InferenceOrLink, "GET", "/v1/inference/jobs/{job_id}/result", 200),
     expect(Access::Inference, "GET", "/v1/inference/loras", 200),
+    expect(Access::Inference, "GET", "/v1/inference/uploads", 200),
+    // Without a body there is no file.
+    expect(Access::Inference, "POST", "/v1/inference/uploads", 415),
+    // There is no upload.
+    expect(Access::Inference, "DELETE", "/v1/inference/uploads/{upload_id}", 404),
     expect(Access::Anyone, "GET", "/v1/inference/models", 200),
     expect(Access::Anyone, "GET", "/v1/inference/runtime/models", 200),
     expect(Access::Inference, "POST", "/v1/images/generations", 200),
@@ -197,7 +202,7 @@ async fn every_route_accepts_only_its_callers() {
             let subject = app.service.create(new, &Actor::CommandLine).await.expect("a key").id;
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
             let path = path.replace("{namespace_id}", NAMESPACE);
-            let path = path.replace("{lora_id}", "pen");
+            let path = path.replace("{lora_id}", "pen").replace("{upload_id}", &"a5".repeat(32));
             let path = path.replace("{file}", "app.js").replace("{*model}", MODEL);
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if matches!(caller, Caller::Session | Caller::SessionAndKey) {

@@ -35,12 +35,13 @@ pub fn image_count_errors(params: &GenerateParams, card: &ModelCard) -> Vec<Fiel
     for role in ImageRole::ALL {
         let (count, allowed) = (params.count(role), card.images(role));
         if !allowed.contains(&count) {
-            let (field, name) = if role == main { (INPUT_IMAGES, "input") } else { (IMAGES, role.as_str()) };
+            let is_main = role == main && !is_named(params, role);
+            let (field, name) = if is_main { (INPUT_IMAGES, "input") } else { (IMAGES, role.as_str()) };
             let images = if *allowed.end() == 1 && *allowed.start() == 1 { "image" } else { "images" };
             let counts = match (*allowed.start(), *allowed.end()) {
-                (0, 0) if role == main => "from 0 to 0".to_owned(),
+                (0, 0) if is_main => "from 0 to 0".to_owned(),
                 (0, 0) => "no".to_owned(),
-                (min, max) if role == main => format!("from {min} to {max}"),
+                (min, max) if is_main => format!("from {min} to {max}"),
                 _ => count_in_words(&allowed),
             };
             errors.push(FieldError::new(field, format!("this model takes {counts} {name} {images}, not {count}")));
@@ -52,6 +53,11 @@ pub fn image_count_errors(params: &GenerateParams, card: &ModelCard) -> Vec<Fiel
     }
     errors.extend(combination_errors(params));
     errors
+}
+
+/// Whether images of a role were given by its name.
+fn is_named(params: &GenerateParams, role: ImageRole) -> bool {
+    params.images.iter().any(|given| given.role == role && given.field.starts_with(IMAGES))
 }
 
 /// What does not go together.

@@ -93,6 +93,25 @@ fn image(width: u32, height: u32) -> Arc<RgbImage> {
     Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
 }
 
+#[test]
+fn images_that_a_model_does_not_take_are_named_as_they_were_given() {
+    let named = |field: &'static str, role| GivenImage::new(field, role, image(512, 512));
+    for (given, field) in [
+        (named("input_images_base64[0]", ImageRole::Input), "input_images_base64"),
+        (named("images[0]", ImageRole::Input), "images"),
+        (named("images[0]", ImageRole::Style), "images"),
+    ] {
+        assert_eq!(fields(GenerateParams { images: vec![given], ..params() }), [field]);
+    }
+    let reasons = GenerateSpec::new(
+        GenerateParams { images: vec![named("images[0]", ImageRole::Input)], ..params() },
+        &ModelCard { conditioning: Conditioning::References, input_images_min: 1, input_images_max: 2, ..card() },
+    );
+    let reasons = reasons.expect_err("a reference is missing");
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert_eq!(reasons[0], FieldError::new("input_images_base64", "this model takes from 1 to 2 input images, not 0"));
+}
+
 fn input(width: u32, height: u32) -> GivenImage {
     GivenImage::new("input_images_base64[0]", ImageRole::Input, image(width, height))
 }

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use fluxserve::domain::model::ModelCard;
 use fluxserve::domain::precision::Precision;
 use fluxserve::http::HttpSettings;
 use fluxserve::kubernetes::ClusterSettings;
+use fluxserve::uploads::UploadLimits;
 
 use super::PATIENCE;
 use crate::fake_engine::EngineControl;
@@ -27,6 +29,9 @@ pub(crate) struct Options {
     pub(crate) auto_open: bool,
     pub(crate) precision: Precision,
     pub(crate) stall_min: Duration,
+    pub(crate) uploads: UploadLimits,
+    /// Changes the card of the model.
+    pub(crate) change_card: fn(&mut ModelCard),
 }
 
 impl Default for Options {
@@ -54,6 +59,8 @@ impl Default for Options {
             auto_open: false,
             precision: Precision::default(),
             stall_min: Duration::from_mins(1),
+            uploads: UploadLimits::default(),
+            change_card: |_| {},
         }
     }
 }
