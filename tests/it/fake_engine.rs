@@ -40,6 +40,8 @@ struct State {
     calls: Vec<Call>,
     /// The LoRAs of the last image with a seed.
     loras: BTreeMap<u64, Vec<AdapterUse>>,
+    /// The last request with a seed.
+    specs: BTreeMap<u64, GenerateSpec>,
     is_held: bool,
     /// The warm-up's steps wait, too.
     holds_warm_up: bool,
@@ -120,6 +122,11 @@ impl EngineControl {
     /// The LoRAs of the last image with this seed.
     pub(crate) fn loras_of(&self, seed: u64) -> Vec<AdapterUse> {
         self.lock().loras.get(&seed).cloned().expect("an admitted image")
+    }
+
+    /// The last admitted request with this seed.
+    pub(crate) fn spec_of(&self, seed: u64) -> GenerateSpec {
+        self.lock().specs.get(&seed).cloned().expect("an admitted image")
     }
 
     pub(crate) fn forget_calls(&self) {
@@ -217,6 +224,7 @@ impl StepEngine for FakeEngine {
             let mut state = self.control.lock();
             state.calls.push(Call::Admit(spec.seed()));
             state.loras.insert(spec.seed(), spec.loras().to_vec());
+            state.specs.insert(spec.seed(), spec.clone());
             state.next_admit.take()
         };
         act(fault)?;

@@ -1,5 +1,7 @@
 //! The input images of a request: decoded from base64 to pixels in the output size, off the async threads.
 
+mod look;
+
 use std::sync::Arc;
 
 use super::fair_semaphore::FairSemaphore;

@@ -17,6 +17,7 @@ use crate::http::error::ErrorCode;
 
 const JSON: &str = "application/json";
 const BYTES: &str = "application/octet-stream";
+const FORM: &str = "multipart/form-data";
 
 /// A group of routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,12 +155,24 @@ impl Operation {
         let form = ContentBuilder::new().schema(Some(form)).build();
         let file = ContentBuilder::new().schema(Some(text().content_media_type(BYTES))).build();
         let body = RequestBodyBuilder::new().required(Some(Required::True));
-        self.body = Some(body.content("multipart/form-data", form).content(BYTES, file).build());
+        self.body = Some(body.content(FORM, form).content(BYTES, file).build());
         self.refuses([
             ErrorCode::InvalidRequest,
             ErrorCode::BodyTimeout,
             ErrorCode::BodyTooLarge,
             ErrorCode::TooManyBodies,
+            ErrorCode::UnsupportedMediaType,
+        ])
+    }
+
+    /// Adds a required body that is a form.
+    pub(in crate::http) fn form_body<T: ToSchema>(mut self) -> Self {
+        let content = ContentBuilder::new().schema(Some(self.reference::<T>())).build();
+        self.body = Some(RequestBodyBuilder::new().required(Some(Required::True)).content(FORM, content).build());
+        self.refuses([
+            ErrorCode::InvalidRequest,
+            ErrorCode::BodyTimeout,
+            ErrorCode::BodyTooLarge,
             ErrorCode::UnsupportedMediaType,
         ])
     }
