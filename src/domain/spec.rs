@@ -243,6 +243,12 @@ impl GenerateSpec {
         self
     }
 
+    /// The same request with the seed that is `later` behind its own. Behind the largest seed comes 0.
+    #[must_use]
+    pub fn with_later_seed(&self, later: u32) -> Self {
+        Self { seed: (self.seed + u64::from(later)) % (SEED_MAX + 1), ..self.clone() }
+    }
+
     /// The model.
     #[must_use]
     pub fn model(&self) -> &ModelId {

@@ -216,7 +216,9 @@ mod tests {
     use crate::http::admin::wire::session::SignIn;
     use crate::http::api::exec_credential::ExecInfo;
     use crate::http::api::inference::SubmitImage;
+    use crate::http::api::openai::edit_request::{EditForm, EditJson};
     use crate::http::api::openai::request::GenerateImages;
+    use crate::http::api::openai::variations::VaryImages;
     use crate::http::extract::json::{Fields, FromFields};
 
     fn described<T: PartialSchema>() -> BTreeSet<String> {
@@ -234,6 +236,9 @@ mod tests {
     fn bodies_are_documented_as_they_are_parsed() {
         check::<SubmitImage>();
         check::<GenerateImages>();
+        check::<EditForm>();
+        check::<EditJson>();
+        check::<VaryImages>();
         check::<SignIn>();
         check::<CreateKey>();
         check::<EditKey>();

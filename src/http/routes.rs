@@ -25,7 +25,7 @@ fn row(
 pub(super) fn table() -> Vec<Row> {
     use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Metrics, Page, Session, SignIn};
     use admin::{api_keys, audit, jobs as all_jobs, kubernetes, loras, overview, playground, session, usage};
-    use api::openai::{images, models};
+    use api::openai::{edits, images, models, variations};
     use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras, uploads};
     vec![
         row(Inference,       "POST",   "/v1/inference/image",                                      post(inference::submit),      inference::submit_operation()),
@@ -41,6 +41,8 @@ pub(super) fn table() -> Vec<Row> {
         row(Anyone,          "GET",    "/v1/inference/models",                                     get(catalog::models),         catalog::models_operation()),
         row(Anyone,          "GET",    "/v1/inference/runtime/models",                             get(catalog::runtime_models), catalog::runtime_models_operation()),
         row(Inference,       "POST",   "/v1/images/generations",                                   post(images::generate),       images::generate_operation()),
+        row(Inference,       "POST",   "/v1/images/edits",                                         post(edits::edit),            edits::edit_operation()),
+        row(Inference,       "POST",   "/v1/images/variations",                                    post(variations::vary),       variations::vary_operation()),
         row(Anyone,          "GET",    "/v1/models",                                               get(models::list),            models::list_operation()),
         row(Anyone,          "GET",    "/v1/models/{*model}",                                      get(models::show),            models::show_operation()),
         row(SignIn,          "POST",   "/v1/session",                                              post(session::sign_in),       session::sign_in_operation()),

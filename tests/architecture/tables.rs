@@ -75,6 +75,7 @@ pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
             "app/lora_report",
             "http/api/events",
             "http/api/input_images",
+            "http/api/openai/edit_request",
             "http/api/openai/images",
             "kubernetes/cluster",
             "kubernetes/manifest",

@@ -38,7 +38,7 @@ pub(crate) enum Fault {
 #[derive(Default)]
 struct State {
     calls: Vec<Call>,
-    /// The last admitted image with a seed.
+    /// The last admitted request with a seed.
     specs: BTreeMap<u64, GenerateSpec>,
     is_held: bool,
     /// The warm-up's steps wait, too.

@@ -10,6 +10,7 @@ mod console;
 mod dashboard;
 mod documented;
 mod doors;
+mod edits;
 mod error_codes;
 mod events;
 mod fake_engine;

@@ -8,6 +8,7 @@ use fluxserve::http::{Access, routes};
 use serde_json::{Value, json};
 
 use crate::app::{Keys, MODEL, NAMESPACE, Options, PASSWORD, TestApp, image, managing, request};
+use crate::edits::{data_url, png};
 use crate::stub_cluster::StubCluster;
 
 /// The expected status of one route for each kind of caller.
@@ -23,7 +24,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 52] = [
+const MATRIX: [Expected; 54] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -39,6 +40,9 @@ const MATRIX: [Expected; 52] = [
     expect(Access::Anyone, "GET", "/v1/inference/models", 200),
     expect(Access::Anyone, "GET", "/v1/inference/runtime/models", 200),
     expect(Access::Inference, "POST", "/v1/images/generations", 200),
+    expect(Access::Inference, "POST", "/v1/images/edits", 200),
+    // Without a body there is no image.
+    expect(Access::Inference, "POST", "/v1/images/variations", 415),
     expect(Access::Anyone, "GET", "/v1/models", 200),
     expect(Access::Anyone, "GET", "/v1/models/{*model}", 200),
     expect(Access::SignIn, "POST", "/v1/session", 201),
@@ -168,6 +172,10 @@ fn body_of(row: &Expected) -> Option<Value> {
     match (row.method, row.path) {
         ("POST", "/v1/inference/image" | "/v1/playground/image") => Some(image(2)),
         ("POST", "/v1/images/generations") => Some(json!({ "model": MODEL, "prompt": "a fox", "steps": 2 })),
+        ("POST", "/v1/images/edits") => {
+            let images = [json!({ "image_url": data_url(&png([9, 9, 9, 255])) })];
+            Some(json!({ "model": MODEL, "prompt": "a fox", "steps": 2, "images": images }))
+        }
         ("POST", "/v1/session") => Some(json!({ "password": PASSWORD })),
         ("POST", "/v1/api-keys") => Some(json!({ "name": "new", "scope": { "all": true } })),
         ("POST", "/v1/kubernetes/namespaces") | ("PATCH", "/v1/kubernetes/namespaces/{namespace_id}") => {

@@ -52,6 +52,16 @@ fn defaults_come_from_the_card() {
 }
 
 #[test]
+fn behind_the_largest_seed_comes_the_smallest() {
+    let seeds = |seed| {
+        let first = GenerateSpec::new(GenerateParams { seed, ..params() }, &card()).expect("valid");
+        [0, 1, 2].map(|later| first.with_later_seed(later).seed())
+    };
+    assert_eq!(seeds(7), [7, 8, 9]);
+    assert_eq!(seeds(SEED_MAX - 1), [SEED_MAX - 1, SEED_MAX, 0]);
+}
+
+#[test]
 fn each_bad_field_is_named() {
     let cases = [
         (GenerateParams { width: Some(100), ..params() }, "width"),

@@ -1,5 +1,7 @@
 //! The images of a request: from base64, files or uploads to pixels in the sizes of their roles, off the async threads.
 
+mod look;
+
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
 use std::path::PathBuf;

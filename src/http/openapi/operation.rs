@@ -17,6 +17,7 @@ use crate::http::error::ErrorCode;
 
 const JSON: &str = "application/json";
 const BYTES: &str = "application/octet-stream";
+const FORM: &str = "multipart/form-data";
 
 /// A group of routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,7 +162,7 @@ impl Operation {
 
     fn file_body_of(mut self, form: impl Into<RefOr<Schema>>, media_types: &[&str]) -> Self {
         let form = ContentBuilder::new().schema(Some(form)).build();
-        let body = RequestBodyBuilder::new().required(Some(Required::True)).content("multipart/form-data", form);
+        let body = RequestBodyBuilder::new().required(Some(Required::True)).content(FORM, form);
         let with_file = |body: RequestBodyBuilder, media_type: &&str| {
             let file = ContentBuilder::new().schema(Some(text().content_media_type(*media_type))).build();
             body.content(*media_type, file)
@@ -172,6 +173,18 @@ impl Operation {
             ErrorCode::BodyTimeout,
             ErrorCode::BodyTooLarge,
             ErrorCode::TooManyBodies,
+            ErrorCode::UnsupportedMediaType,
+        ])
+    }
+
+    /// Adds a required body that is a form.
+    pub(in crate::http) fn form_body<T: ToSchema>(mut self) -> Self {
+        let content = ContentBuilder::new().schema(Some(self.reference::<T>())).build();
+        self.body = Some(RequestBodyBuilder::new().required(Some(Required::True)).content(FORM, content).build());
+        self.refuses([
+            ErrorCode::InvalidRequest,
+            ErrorCode::BodyTimeout,
+            ErrorCode::BodyTooLarge,
             ErrorCode::UnsupportedMediaType,
         ])
     }
