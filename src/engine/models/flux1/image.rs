@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use candle_core::{Device, Result, Tensor};
 
+use super::controls::Controls;
 use super::transformer::{Conditioned, Sequence};
 use super::vae::Decoding;
 use crate::domain::spec::{GenerateSpec, PIXELS_PER_TOKEN_SIDE};
@@ -25,6 +26,15 @@ impl TokenGrid {
     pub(crate) fn of(spec: &GenerateSpec, channels: usize) -> Self {
         let tokens = |pixels: u32| (pixels / PIXELS_PER_TOKEN_SIDE) as usize;
         Self { rows: tokens(spec.height()), columns: tokens(spec.width()), channels }
+    }
+
+    /// Of latents `[1, channels, height / 8, width / 8]`.
+    ///
+    /// # Errors
+    /// When they have another number of dimensions.
+    pub(crate) fn of_latents(latents: &Tensor) -> Result<Self> {
+        let (_, channels, height, width) = latents.dims4()?;
+        Ok(Self { rows: height / PATCH, columns: width / PATCH, channels })
     }
 
     /// Numbers in the latents.
@@ -89,6 +99,8 @@ pub(crate) struct Image {
     pub(crate) negative: Option<(Pass, f64)>,
     /// What changes the model for it, in both passes.
     pub(crate) adapters: AdapterSet,
+    /// Its control images that ControlNets read.
+    pub(crate) controls: Controls,
 }
 
 impl Image {
@@ -137,7 +149,7 @@ impl Image {
         self.passes().map(|pass| self.grid.rows * self.grid.columns + pass.text.dims()[0]).sum()
     }
 
-    /// The sequences of the next step: one, or two with a negative prompt.
+    /// The sequences of the next step: one, or two with a negative prompt. Without what ControlNets add to both.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
         self.passes().map(|pass| Sequence {
             latents: &self.latents,
@@ -147,6 +159,7 @@ impl Image {
             rotary: &self.rotary,
             sigma: self.sigmas[self.steps_done],
             adapters: &self.adapters,
+            residuals: None,
         })
     }
 

@@ -103,6 +103,7 @@ fn a_step_takes_what_the_plan_says() {
             rotary: &transformer.rotary(text, side, side).expect("tables"),
             sigma: 0.5,
             adapters: &AdapterSet::default(),
+            residuals: None,
         };
         let (velocities, held) = most_held(|| transformer.velocities(&[sequence]).expect("steps"));
         assert_eq!(velocities[0].dims(), [side * side, 64]);

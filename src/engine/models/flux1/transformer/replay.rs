@@ -92,11 +92,12 @@ impl<R> Replay<R> {
     }
 }
 
-/// `None` where a modulation is not there: it would be computed in the step, from numbers of the host. And with adapters: another
-/// image of the same lengths has others.
+/// `None` where a modulation is not there: it would be computed in the step, from numbers of the host. And with adapters or
+/// residuals of ControlNets: another image, or another step, of the same lengths has others.
 fn composition_of(sequences: &[Sequence]) -> Option<Vec<Lengths>> {
     let lengths = |sequence: &Sequence| {
-        let is_recordable = sequence.modulation.is_some() && sequence.adapters.is_empty();
+        let is_plain = sequence.adapters.is_empty() && sequence.residuals.is_none();
+        let is_recordable = sequence.modulation.is_some() && is_plain;
         is_recordable.then(|| [sequence.text.dims()[0], sequence.latents.dims()[0]])
     };
     sequences.iter().map(lengths).collect()
@@ -189,6 +190,7 @@ impl Fixed {
             condition: &self.modulation,
             sigma: f32::NAN,
             adapters: &self.adapters,
+            residuals: None,
         }
     }
 }

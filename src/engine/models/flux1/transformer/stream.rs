@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::modulation::Modulated;
+use super::residuals::Residuals;
 use crate::engine::adapted::{AdapterSet, Changes};
 use crate::engine::ops::rope::Rotary;
 use crate::engine::ops::{Places, Segments};
@@ -23,6 +24,8 @@ pub(crate) struct Sequence<'a> {
     pub(crate) sigma: f32,
     /// What changes the model for it.
     pub(crate) adapters: &'a AdapterSet,
+    /// What ControlNets add to its image in this step. `None`: nothing.
+    pub(crate) residuals: Option<&'a Residuals>,
 }
 
 /// What the modulation of a sequence in a step depends on.
@@ -61,6 +64,8 @@ pub(super) struct Stream<'a> {
     pub(super) joint_rotary: Rotary,
     /// Shifts, scales and gates of all blocks.
     pub(super) modulated: Modulated,
+    /// What ControlNets add to each sequence's image.
+    pub(super) residuals: Vec<Option<&'a Residuals>>,
 }
 
 impl<'a> Stream<'a> {
@@ -102,6 +107,7 @@ impl<'a> Stream<'a> {
             image_rotary: Rotary::concatenate(&image_rotary.iter().collect::<Vec<_>>())?,
             joint_rotary: Rotary::concatenate(&joint_rotary)?,
             modulated,
+            residuals: sequences.iter().map(|sequence| sequence.residuals).collect(),
         })
     }
 
