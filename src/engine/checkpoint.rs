@@ -189,7 +189,7 @@ fn open_controlnets(
     configs: Option<&Configs>,
     inspection: &mut Inspection,
 ) -> Option<Vec<ControlNetFiles>> {
-    let attached = files.attachments().map_or(&[][..], |attachments| attachments.controlnets.as_slice());
+    let attached = files.attachments().map(|attachments| attachments.controlnets.as_slice()).unwrap_or_default();
     let model = configs.map(|configs| &configs.transformer);
     let open = |(name, path): &(Arc<str>, PathBuf)| ControlNetFiles::open((name, path.as_path()), model, inspection);
     // Every problem is reported, not only the first.

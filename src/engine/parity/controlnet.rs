@@ -181,13 +181,14 @@ fn check_conditions(engine: &FluxEngine, case: &Case, spec: &GenerateSpec, (slot
     // Noise has torch's bits. Those of the control images come before it.
     assert_close(&format!("{name} noise"), &image.latents, &row_of(&recorded["model_in_first"], index), 0.0);
     for (number, control) in spec.controls().iter().enumerate() {
-        let of = |kind: &str| row_of(&recorded[&format!("vae_encode.{number}.{kind}")], index).unsqueeze(0).expect("one");
+        let row = |name: &str| row_of(&recorded[name], index);
+        let of = |kind: &str| row(&format!("vae_encode.{number}.{kind}")).unsqueeze(0).expect("one");
         let moments = engine.model.encoder.encode(&pixels_of(&control.image, &Device::Cpu).expect("pixels"));
         let moments = moments.expect("encodes");
         assert_close(&format!("{name} mean"), &moments.mean, &of("mean"), MOMENTS);
         assert_close(&format!("{name} variance"), &moments.log_variance, &of("logvar"), MOMENTS);
-        let expected = row_of(&recorded[&format!("controlnet.cond.{number}")], index);
-        let draw = row_of(&recorded[&format!("draw.{number}")], index).unsqueeze(0).expect("one");
+        let expected = row(&format!("controlnet.cond.{number}"));
+        let draw = row(&format!("draw.{number}")).unsqueeze(0).expect("one");
         let found = engine.model.control_latents(control, &draw).expect("encodes");
         assert_close(&format!("{name} condition {number}"), &found, &expected, LATENTS);
         match &image.controls.all[number].latents {
