@@ -46,7 +46,8 @@ pub use adapters::{
 };
 use checkpoint::{Checkpoint, LoadOptions};
 pub use checkpoint::{
-    CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, file_contents, inspect,
+    CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, controlnet_card,
+    file_contents, inspect,
 };
 pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name};
@@ -137,6 +138,7 @@ impl FluxEngine {
             clip: loading.clip(),
             t5: loading.t5(),
             transformer: loading.transformer(),
+            controlnets: loading.controlnets(),
         };
         let (precision, whole_pixels_max) = (settings.precision, pixels.whole);
         let residency = Residency { precision, is_text_streamed, blocks, whole_pixels_max };

@@ -4,6 +4,7 @@
 mod adapters;
 mod autoencoder;
 mod cases;
+mod controlnet;
 mod images;
 mod layouts;
 mod noise;

@@ -175,8 +175,9 @@ fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available
         WeightStorage::Expanded => false,
         WeightStorage::AsStored => true,
         WeightStorage::Auto => {
-            let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
-            available.is_none_or(|available| (transformer + vae + clip + t5) as u64 > available / HOST_PARTS)
+            let WeightBytes { transformer, vae, clip, t5, attached, .. } = checkpoint.weight_bytes(DType::F32);
+            let expanded = (transformer + vae + clip + t5 + attached) as u64;
+            available.is_none_or(|available| expanded > available / HOST_PARTS)
         }
     }
 }
@@ -185,9 +186,9 @@ fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available
 fn whole_pixels_on_host(checkpoint: &Checkpoint, are_stored: bool, available: Option<u64>) -> usize {
     let Some(available) = available else { return 0 };
     let stored = checkpoint.stored_weight_bytes(DType::F32).filter(|_| are_stored);
-    let WeightBytes { transformer, vae, clip, t5, expanding } =
+    let WeightBytes { transformer, vae, clip, t5, expanding, attached, residuals: _ } =
         stored.unwrap_or_else(|| checkpoint.weight_bytes(DType::F32));
-    let left = available.saturating_sub((transformer + vae + clip + t5 + expanding) as u64);
+    let left = available.saturating_sub((transformer + vae + clip + t5 + expanding + attached) as u64);
     HostDecoding::whole_pixels_max(&checkpoint.configs.vae, left / HOST_PARTS)
 }
 
@@ -324,6 +325,8 @@ mod tests {
             clip: 2 * 123_060_480,
             t5: 2 * T5_TABLE + coded(T5 - T5_TABLE, t5),
             expanding,
+            attached: 0,
+            residuals: 0,
         };
         let sizes = tensors.iter().map(|(name, bytes)| (name.as_str(), *bytes));
         Kept { weights, blocks: BlockBytes::of(sizes, 19, 57) }

@@ -3,6 +3,8 @@
 //! Knows neither slots nor files: weights come through [`Weights`], by the names of the single files.
 
 pub(crate) mod config;
+mod controlling;
+mod controls;
 mod image;
 #[cfg(test)]
 mod measured;
@@ -23,7 +25,7 @@ use crate::domain::image::RgbImage;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateSpec;
 use crate::engine::adapted::AdapterSet;
-use crate::engine::checkpoint::{StreamedBlocks, Tensors};
+use crate::engine::checkpoint::{ControlNetWeights, StreamedBlocks, Tensors};
 use crate::engine::device::device_error;
 use crate::engine::noise;
 use crate::engine::ops::recording::Recording;
@@ -35,10 +37,8 @@ use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
-use transformer::Prediction;
-#[cfg(test)]
-pub(crate) use transformer::Sequence;
-pub(crate) use transformer::Transformer;
+use transformer::{ControlNet, Prediction};
+pub(crate) use transformer::{Sequence, Transformer};
 use transformer::replay::{OnDevice, Replay};
 use vae::Decoding;
 pub(crate) use vae::{Decoder, Encoder, STRIP_ROWS, UPSAMPLINGS_IN_STRIPS};
@@ -58,6 +58,8 @@ pub(crate) struct Weights {
     pub(crate) clip: VarBuilder<'static>,
     pub(crate) t5: Tensors,
     pub(crate) transformer: Tensors,
+    /// Beside the checkpoint.
+    pub(crate) controlnets: Vec<ControlNetWeights>,
 }
 
 /// How [`Flux1::load`] keeps the weights.
@@ -80,6 +82,7 @@ pub(crate) struct Flux1 {
     text: TextEncoders,
     prompts: PromptCache,
     pub(crate) transformer: Transformer,
+    pub(crate) controlnets: Vec<ControlNet>,
     pub(crate) encoder: Encoder,
     pub(crate) decoder: Decoder,
     projection: Projection,
@@ -105,6 +108,7 @@ impl Flux1 {
         let text = TextEncoders::load(&configs, weights.clip, weights.t5, residency.is_text_streamed)?;
         let Residency { precision, blocks, .. } = residency;
         let transformer = Transformer::load(&configs.transformer, &weights.transformer, precision, blocks)?;
+        let controlnets = weights.controlnets.iter().map(ControlNet::load).collect::<Result<_>>()?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
             replay: None,
@@ -113,6 +117,7 @@ impl Flux1 {
             tokenizers,
             text,
             transformer,
+            controlnets,
             encoder,
             decoder,
             device,
@@ -168,14 +173,17 @@ impl Flux1 {
         Ok(Pass::new(text, self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?))
     }
 
-    /// Encodes the prompts and the input image, and samples the noise.
+    /// Encodes the prompts and the images, and samples the noise.
     ///
     /// # Errors
-    /// When a tokenizer rejects a prompt, or the device fails.
+    /// When a tokenizer rejects a prompt, a control image cannot be used, or the device fails.
     pub(crate) fn admit(&mut self, spec: &GenerateSpec, adapters: AdapterSet) -> Outcome<Image> {
         let length = spec.sequence_length();
-        let prompt = self.embed(spec.prompt(), spec.t5_prompt(), length, &adapters)?;
-        let prompt = self.pass(&prompt, spec.guidance(), &adapters).map_err(device_error)?;
+        let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
+        let embedding = self.embed(spec.prompt(), spec.t5_prompt(), length, &adapters)?;
+        let mut controls = self.controls(spec, &embedding, grid)?;
+        self.encode_controls(spec, grid, &mut controls)?;
+        let prompt = self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?;
         let negative = match spec.negative() {
             None => None,
             Some(negative) => {
@@ -183,7 +191,6 @@ impl Flux1 {
                 Some((self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?, negative.scale))
             }
         };
-        let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
         let steps_scheduled = spec.steps_scheduled() as usize;
         let mut sigmas = schedule::sigmas(&self.configs.scheduler, spec.image_tokens(), steps_scheduled);
         // With an input image the schedule begins further down.
@@ -203,6 +210,7 @@ impl Flux1 {
             adapters,
             step_cache: spec.step_cache(),
             cache_bytes: self.cache_bytes(spec),
+            controls,
         })
     }
 
@@ -213,11 +221,15 @@ impl Flux1 {
     }
 
     /// The packed latents of the first step: noise, or the input image with as much noise as belongs to the noise level
-    /// `sigma`. The seed's generator gives the encoder's sample first and the noise second
-    /// (`FluxImg2ImgPipeline.prepare_latents` of diffusers).
+    /// `sigma`. The seed's generator gives the samples of control images first, then the input image's, then the noise
+    /// (`FluxControlNetImg2ImgPipeline` of diffusers).
     fn first_latents(&self, spec: &GenerateSpec, grid: TokenGrid, sigma: f32) -> Result<Tensor> {
         let elements = grid.elements();
-        let normal = |skipped| grid.latents(noise::standard_normal(spec.seed(), skipped, elements), &self.device);
+        // One sample of each control image for every image of the request.
+        let of_controls = spec.controls().len() * spec.batch_size() as usize * elements;
+        let normal = |skipped| {
+            grid.latents(noise::standard_normal(spec.seed(), of_controls + skipped, elements), &self.device)
+        };
         let before_this_one = spec.image_index() as usize * elements;
         let Some(input) = spec.input_image() else { return grid.pack(&normal(before_this_one)?) };
         let moments = self.encoder.encode(&vae::pixels_of(&input.image, &self.device)?)?;
@@ -249,7 +261,14 @@ impl Flux1 {
     /// # Errors
     /// When the device is out of memory or fails.
     pub(crate) fn step(&mut self, images: &[&Image]) -> Result<Vec<Stepped>> {
-        let sequences: Vec<_> = images.iter().flat_map(|image| image.sequences()).collect();
+        let residuals = self.residuals(images)?;
+        let sequences: Vec<Sequence> = images
+            .iter()
+            .zip(&residuals)
+            .flat_map(|(image, residuals)| {
+                image.sequences().map(move |sequence| sequence.with_residuals(residuals.as_ref()))
+            })
+            .collect();
         // Which blocks run with a cache depends on numbers of the device: such a step is neither recorded nor repeated.
         let has_cache = sequences.iter().any(|sequence| sequence.cache.is_some());
         let predictions = match &mut self.replay {

@@ -4,6 +4,8 @@
 //! A field that the file of the transformer, a text encoder or the scheduler lacks has the default of its class in diffusers or
 //! transformers, which is not always FLUX.1's.
 
+pub(crate) mod controlnet;
+
 use serde::Deserialize;
 
 use crate::engine::storage::LinearCount;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use candle_core::{Device, Result, Tensor};
 
+use super::controls::Controls;
 use super::transformer::{CacheOutcome, CacheUse, Conditioned, Remembered, Sequence};
 use super::vae::Decoding;
 use crate::domain::spec::{GenerateSpec, PIXELS_PER_TOKEN_SIDE};
@@ -26,6 +27,15 @@ impl TokenGrid {
     pub(crate) fn of(spec: &GenerateSpec, channels: usize) -> Self {
         let tokens = |pixels: u32| (pixels / PIXELS_PER_TOKEN_SIDE) as usize;
         Self { rows: tokens(spec.height()), columns: tokens(spec.width()), channels }
+    }
+
+    /// Of latents `[1, channels, height / 8, width / 8]`.
+    ///
+    /// # Errors
+    /// When they have another number of dimensions.
+    pub(crate) fn of_latents(latents: &Tensor) -> Result<Self> {
+        let (_, channels, height, width) = latents.dims4()?;
+        Ok(Self { rows: height / PATCH, columns: width / PATCH, channels })
     }
 
     /// Numbers in the latents.
@@ -114,6 +124,8 @@ pub(crate) struct Image {
     pub(crate) step_cache: Option<StepCache>,
     /// Bytes of the cache, once a step has run.
     pub(super) cache_bytes: usize,
+    /// Its control images that ControlNets read.
+    pub(crate) controls: Controls,
 }
 
 impl Image {
@@ -162,7 +174,7 @@ impl Image {
         self.passes().map(|pass| self.grid.rows * self.grid.columns + pass.text.dims()[0]).sum()
     }
 
-    /// The sequences of the next step: one, or two with a negative prompt.
+    /// The sequences of the next step: one, or two with a negative prompt. Without what ControlNets add to both.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
         self.passes().map(move |pass| Sequence {
             latents: &self.latents,
@@ -173,6 +185,7 @@ impl Image {
             sigma: self.sigmas[self.steps_done],
             adapters: &self.adapters,
             cache: self.cache_in(pass),
+            residuals: None,
         })
     }
 

@@ -104,6 +104,7 @@ fn a_step_takes_what_the_plan_says() {
             sigma: 0.5,
             adapters: &AdapterSet::default(),
             cache: None,
+            residuals: None,
         };
         let (velocities, held) = most_held(|| transformer.velocities(&[sequence]).expect("steps"));
         assert_eq!(velocities[0].dims(), [side * side, 64]);

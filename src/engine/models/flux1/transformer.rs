@@ -6,12 +6,14 @@
 
 mod block;
 mod blocks;
+mod controlnet;
 mod embedders;
 mod feed_forward;
 mod first_block;
 mod modulation;
 mod remembered;
 pub(in crate::engine) mod replay;
+mod residuals;
 mod stream;
 
 use std::ops::ControlFlow;
@@ -24,16 +26,17 @@ use crate::domain::precision::Precision;
 use crate::engine::adapted::{AdapterSet, Changes};
 use crate::engine::checkpoint::{StreamedBlocks, Tensors};
 use crate::engine::linear::Linear;
-use crate::engine::ops::activation::silu;
 use crate::engine::ops::modulation::modulated_layer_norm;
 use crate::engine::ops::rope::Rotary;
 
 use block::{DoubleBlock, SingleBlock};
 use blocks::Blocks;
-use embedders::{Embedder, SINUSOID_WIDTH, model_time, sinusoid};
+pub(crate) use controlnet::{ControlNet, Controlled, NetPrompt};
+use embedders::Embedders;
 use first_block::Course;
 use modulation::{FINAL_PARTS, Modulations, ModulationsLoader};
 pub(crate) use remembered::{CacheOutcome, CacheUse, Prediction, Remembered};
+pub(crate) use residuals::Residuals;
 use stream::Stream;
 pub(crate) use stream::{Conditioned, Sequence};
 
@@ -41,10 +44,7 @@ pub(crate) use stream::{Conditioned, Sequence};
 pub(crate) struct Transformer {
     config: TransformerConfig,
     img_in: Linear,
-    txt_in: Linear,
-    time_in: Embedder,
-    vector_in: Embedder,
-    guidance_in: Option<Embedder>,
+    embedders: Embedders,
     blocks: Blocks<Block>,
     modulations: Modulations,
     /// The first part of the final layer's modulation.
@@ -115,6 +115,32 @@ impl Tokens {
             (Block::Single(block), tokens) => block.forward(&tokens.joint(stream)?, stream).map(Self::Joint),
         }
     }
+
+    /// Those of images.
+    fn image(&self, stream: &Stream) -> Result<Tensor> {
+        match self {
+            Self::Apart { image, .. } => Ok(image.clone()),
+            Self::Joint(joint) => Ok(stream.split(joint)?.1),
+        }
+    }
+
+    /// Adds what ControlNets give behind a block, by its number, in place: the rows of images without any keep their bits. Nothing
+    /// else may hold the tokens. `blocks` are the transformer's, of both kinds.
+    fn add_residuals(&self, number: usize, blocks: [usize; 2], stream: &Stream) -> Result<()> {
+        for (sequence, residuals) in stream.residuals.iter().enumerate() {
+            let Some(residual) = residuals.and_then(|residuals| residuals.behind(number, blocks)) else { continue };
+            let (tokens, start) = match self {
+                Self::Apart { image, .. } => (image, stream.image_segments.range(sequence).start),
+                Self::Joint(joint) => {
+                    let text = stream.text_segments.range(sequence).len();
+                    (joint, stream.joint_segments.range(sequence).start + text)
+                }
+            };
+            let sum = (tokens.narrow(0, start, residual.dim(0)?)? + residual)?;
+            tokens.slice_set(&sum, 0, start)?;
+        }
+        Ok(())
+    }
 }
 
 impl Transformer {
@@ -130,12 +156,7 @@ impl Transformer {
         streamed: Option<StreamedBlocks>,
     ) -> Result<Self> {
         let hidden = config.hidden_size();
-        let embedder = |name: &str, inputs| Embedder::load(inputs, hidden, &vb.pp(name));
-        let guidance_in = config.guidance_embeds.then(|| embedder("guidance_in", SINUSOID_WIDTH)).transpose()?;
-        let img_in = Linear::load(config.in_channels, hidden, &vb.pp("img_in"))?;
-        let txt_in = Linear::load(config.joint_attention_dim, hidden, &vb.pp("txt_in"))?;
-        let (time_in, vector_in) =
-            (embedder("time_in", SINUSOID_WIDTH)?, embedder("vector_in", config.pooled_projection_dim)?);
+        let (img_in, embedders) = Embedders::load(config, vb)?;
         let count = config.num_layers + config.num_single_layers;
         let (mut modulations, blocks) = match streamed {
             None => {
@@ -156,10 +177,7 @@ impl Transformer {
         };
         Ok(Self {
             img_in,
-            txt_in,
-            time_in,
-            vector_in,
-            guidance_in,
+            embedders,
             blocks,
             final_modulation: modulations.load(FINAL_PARTS, &vb.pp("final_layer.adaLN_modulation.1"))?,
             modulations: modulations.finish(config, vb)?,
@@ -187,7 +205,7 @@ impl Transformer {
     /// # Errors
     /// When the device fails.
     pub(crate) fn embed_text(&self, sequence: &Tensor, adapters: &AdapterSet) -> Result<Tensor> {
-        self.txt_in.changed(&sequence.to_dtype(self.dtype)?, &Changes::of([(0..sequence.dim(0)?, adapters)]))
+        self.embedders.text(sequence, adapters)
     }
 
     /// The part of the modulation's input that is the same in every step: guidance and CLIP's pooled vector
@@ -196,12 +214,7 @@ impl Transformer {
     /// # Errors
     /// When the device fails.
     pub(crate) fn embed_condition(&self, pooled: &Tensor, guidance: f64, adapters: &AdapterSet) -> Result<Tensor> {
-        let changes = Changes::of([(0..1, adapters)]);
-        let pooled = self.vector_in.forward(&pooled.to_dtype(self.dtype)?, &changes)?;
-        match &self.guidance_in {
-            Some(guidance_in) => guidance_in.forward(&self.sinusoid(&[guidance as f32 * 1000.0])?, &changes)? + pooled,
-            None => Ok(pooled),
-        }
+        self.embedders.condition(pooled, guidance, adapters)
     }
 
     /// The rotary tables of an image of `rows × columns` tokens behind its text.
@@ -233,9 +246,14 @@ impl Transformer {
         let image = self.img_in.changed(&Tensor::cat(&latents, 0)?, &stream.image_changes)?;
         let mut course = Course::new(sequences, &image);
         let mut tokens = Some(Tokens::Apart { text: Tensor::cat(&texts, 0)?, image });
+        let (mut number, blocks) = (0, [self.config.num_layers, self.config.num_single_layers]);
         self.blocks.each_until(|block| {
             // Taken: a block with a joint stream must not hold those that it is made of, too.
             tokens = tokens.take().map(|before| before.through(block, course.stream(&stream))).transpose()?;
+            if let Some(tokens) = &tokens {
+                tokens.add_residuals(number, blocks, course.stream(&stream))?;
+            }
+            number += 1;
             if course.is_to_be_split() {
                 let apart = tokens.take().map(|tokens| tokens.apart(&stream)).transpose()?;
                 let rest = apart.map(|apart| course.split(apart, &stream)).transpose()?.flatten();
@@ -274,14 +292,7 @@ impl Transformer {
     }
 
     fn modulation_rows(&self, steps: &[Conditioned]) -> Result<Tensor> {
-        let times: Vec<f32> = steps.iter().map(|step| model_time(step.sigma)).collect();
-        let conditions: Vec<&Tensor> = steps.iter().map(|step| step.condition).collect();
         let changes = Changes::of(steps.iter().enumerate().map(|(row, step)| (row..row + 1, step.adapters)));
-        let time = self.time_in.forward(&self.sinusoid(&times)?, &changes)?;
-        self.modulations.forward(&silu(&(time + Tensor::cat(&conditions, 0)?)?)?, &changes)
-    }
-
-    fn sinusoid(&self, values: &[f32]) -> Result<Tensor> {
-        sinusoid(values, self.dtype, &self.device)
+        self.modulations.forward(&self.embedders.steps(steps, &changes)?, &changes)
     }
 }

@@ -250,6 +250,7 @@ mod tests {
             joint_changes: Changes::default(),
             joint_rotary: image_rotary.clone(),
             image_rotary,
+            residuals: Vec::new(),
             modulated: {
                 let modulations = modulations.finish(&config, &vb).expect("joins");
                 modulations.of_rows(modulations.forward(&random(10, &[1, 32]), &Changes::default()).expect("modulates"))

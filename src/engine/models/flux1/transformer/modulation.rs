@@ -52,8 +52,16 @@ enum Weight {
 impl ModulationsLoader {
     /// Allocates the layers of all blocks.
     pub(super) fn new(config: &TransformerConfig, tensors: &Tensors) -> Result<Self> {
+        Self::joining(parts_of_blocks(config) + FINAL_PARTS, config, tensors)
+    }
+
+    /// Allocates the layers of all blocks of a model that has no final layer.
+    pub(super) fn without_final_layer(config: &TransformerConfig, tensors: &Tensors) -> Result<Self> {
+        Self::joining(parts_of_blocks(config), config, tensors)
+    }
+
+    fn joining(parts: usize, config: &TransformerConfig, tensors: &Tensors) -> Result<Self> {
         let hidden = config.hidden_size();
-        let parts = parts_before(config, config.num_layers + config.num_single_layers) + FINAL_PARTS;
         let weight = if tensors.are_stored() {
             Weight::Stored(Vec::new())
         } else {
@@ -112,6 +120,11 @@ impl ModulationsLoader {
         };
         Ok(Modulations { layers, hidden })
     }
+}
+
+/// Parts of all blocks.
+fn parts_of_blocks(config: &TransformerConfig) -> usize {
+    parts_before(config, config.num_layers + config.num_single_layers)
 }
 
 /// Parts of the blocks before one, by its number: those with two streams come first.

@@ -92,11 +92,13 @@ impl<R> Replay<R> {
     }
 }
 
-/// `None` where a modulation is not there: it would be computed in the step, from numbers of the host. And with adapters: another
-/// image of the same lengths has others. Steps with a cache do not come here: what they do depends on numbers of the device.
+/// `None` where a modulation is not there: it would be computed in the step, from numbers of the host. And with adapters or
+/// residuals of ControlNets: another image, or another step, of the same lengths has others. Steps with a cache do not come here:
+/// what they do depends on numbers of the device.
 fn composition_of(sequences: &[Sequence]) -> Option<Vec<Lengths>> {
     let lengths = |sequence: &Sequence| {
-        let is_recordable = sequence.modulation.is_some() && sequence.adapters.is_empty();
+        let is_plain = sequence.adapters.is_empty() && sequence.residuals.is_none();
+        let is_recordable = sequence.modulation.is_some() && is_plain;
         is_recordable.then(|| [sequence.text.dims()[0], sequence.latents.dims()[0]])
     };
     sequences.iter().map(lengths).collect()
@@ -190,6 +192,7 @@ impl Fixed {
             sigma: f32::NAN,
             adapters: &self.adapters,
             cache: None,
+            residuals: None,
         }
     }
 }

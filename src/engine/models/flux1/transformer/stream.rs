@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::modulation::Modulated;
 use super::remembered::CacheUse;
+use super::residuals::Residuals;
 use crate::engine::adapted::{AdapterSet, Changes};
 use crate::engine::ops::rope::Rotary;
 use crate::engine::ops::{Places, Segments};
@@ -27,6 +28,8 @@ pub(crate) struct Sequence<'a> {
     pub(crate) adapters: &'a AdapterSet,
     /// Its cache in this step. `None`: all blocks run for it, and nothing is remembered.
     pub(crate) cache: Option<CacheUse<'a>>,
+    /// What ControlNets add to its image in this step. `None`: nothing.
+    pub(crate) residuals: Option<&'a Residuals>,
 }
 
 /// What the modulation of a sequence in a step depends on.
@@ -41,6 +44,12 @@ pub(crate) struct Conditioned<'a> {
 }
 
 impl<'a> Sequence<'a> {
+    /// The sequence with what ControlNets add to it. A remembered change would not have that: such a step takes no cache.
+    pub(crate) fn with_residuals(self, residuals: Option<&'a Residuals>) -> Self {
+        let cache = if residuals.is_some() { None } else { self.cache };
+        Self { cache, residuals, ..self }
+    }
+
     /// What its modulation depends on.
     pub(crate) fn conditioned(&self) -> Conditioned<'a> {
         Conditioned { sigma: self.sigma, condition: self.condition, adapters: self.adapters }
@@ -65,6 +74,8 @@ pub(super) struct Stream<'a> {
     pub(super) joint_rotary: Rotary,
     /// Shifts, scales and gates of all blocks.
     pub(super) modulated: Modulated,
+    /// What ControlNets add to each sequence's image.
+    pub(super) residuals: Vec<Option<&'a Residuals>>,
 }
 
 impl<'a> Stream<'a> {
@@ -106,6 +117,7 @@ impl<'a> Stream<'a> {
             image_rotary: Rotary::concatenate(&image_rotary.iter().collect::<Vec<_>>())?,
             joint_rotary: Rotary::concatenate(&joint_rotary)?,
             modulated,
+            residuals: sequences.iter().map(|sequence| sequence.residuals).collect(),
         })
     }
 
