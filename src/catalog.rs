@@ -51,14 +51,12 @@ pub enum CatalogError {
     #[error("`max_input_images` names the unknown model `{0}`: `fluxserve models list` lists the known ones")]
     NoCard(ModelId),
     /// A setting gives a model a number of images that it cannot take.
-    #[error("`max_input_images` of `{id}` must be {}, not {count}", count_in_words(&(*min..=*max)))]
+    #[error("`max_input_images` of `{id}` must be {allowed}, not {count}")]
     InputImages {
         /// The model.
         id: ModelId,
-        /// Fewest.
-        min: usize,
-        /// Most.
-        max: usize,
+        /// What it can take, in words.
+        allowed: String,
         /// As set.
         count: usize,
     },
@@ -230,9 +228,10 @@ impl Catalog {
         for (id, count) in counts {
             let card = self.cards.get_mut(id).ok_or_else(|| CatalogError::NoCard(id.clone()))?;
             let max = if card.conditioning == Conditioning::References { REFERENCES_MAX } else { 1 };
-            let min = card.input_images_min;
-            if !(min..=max).contains(count) {
-                return Err(CatalogError::InputImages { id: id.clone(), min, max, count: *count });
+            let allowed = card.input_images_min..=max;
+            if !allowed.contains(count) {
+                let allowed = count_in_words(&allowed);
+                return Err(CatalogError::InputImages { id: id.clone(), allowed, count: *count });
             }
             Arc::make_mut(card).input_images_max = *count;
         }

@@ -76,14 +76,27 @@ pub enum DecodeError {
 /// # Errors
 /// When it is not such a file, or exceeds a bound.
 pub fn decode(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+    check_bytes(bytes)?;
+    decode_stored(bytes)
+}
+
+/// [`decode`] for a file that this program has written: it may be larger than those of clients.
+///
+/// # Errors
+/// As there, but for the size of the file.
+pub fn decode_stored(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
     read(bytes).map(plain)
+}
+
+fn check_bytes(bytes: &[u8]) -> Result<(), DecodeError> {
+    if bytes.len() > FILE_BYTES_MAX {
+        return Err(DecodeError::Bytes { bytes: bytes.len() });
+    }
+    Ok(())
 }
 
 /// The image of a file, upright, with the channels that the file has.
 fn read(bytes: &[u8]) -> Result<DynamicImage, DecodeError> {
-    if bytes.len() > FILE_BYTES_MAX {
-        return Err(DecodeError::Bytes { bytes: bytes.len() });
-    }
     let (format, name) = match image::guess_format(bytes) {
         Ok(format @ ImageFormat::Png) => (format, "PNG"),
         Ok(format @ ImageFormat::Jpeg) => (format, "JPEG"),

@@ -126,7 +126,7 @@ impl Share<'_> {
         }
         if values.len() > count {
             let given = values.len();
-            return Err(format!("`{option}` is given {given} times for {count} `--control-image`: once for each at most"));
+            return Err(format!("`{option}` is given {given} times for {count} `--control-image`: give it once for each"));
         }
         let mut shared: Vec<Option<T>> = (0..count).map(|_| None).collect();
         for (value, place) in values.into_iter().zip((self.places)(id)) {
@@ -186,7 +186,10 @@ mod tests {
             ("--control-image a --control-image b --control-scale 0.5", "a, b 0.5"),
             ("--control-image a --control-scale 0.5 --control-image b", "a 0.5, b"),
             ("--control-scale 0.5 --control-image a --control-image b", "a 0.5, b"),
-            ("--control-mode 3 --control-image a --control-image b --control-image c --control-mode tile", "a blur, b, c tile"),
+            (
+                "--control-mode 3 --control-image a --control-image b --control-image c --control-mode tile",
+                "a blur, b, c tile",
+            ),
             ("--control-image=a --control-image=b --control-scale=0.5 --controlnet N --controlnet M", "a N, b M 0.5"),
         ] {
             assert_eq!(summary(line), expected, "{line}");

@@ -3,7 +3,7 @@
 use image::{DynamicImage, RgbaImage};
 
 use super::resize::PIXEL_BYTES;
-use super::{DecodeError, plain, read};
+use super::{DecodeError, check_bytes, plain, read};
 use crate::domain::image::RgbImage;
 
 /// Below this alpha a pixel counts as transparent.
@@ -15,6 +15,7 @@ const ALPHA_HALF: u8 = 128;
 /// # Errors
 /// As [`super::decode`].
 pub fn decode_mask_of_alpha(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
+    check_bytes(bytes)?;
     let image = read(bytes)?;
     if !image.has_alpha() {
         return Ok(plain(image));
@@ -31,7 +32,8 @@ pub fn decode_mask_of_alpha(bytes: &[u8]) -> Result<RgbImage, DecodeError> {
 /// Whether a file is an image that is transparent somewhere, so that it can be its own mask.
 #[must_use]
 pub fn has_transparency(bytes: &[u8]) -> bool {
-    read(bytes).is_ok_and(|image| image.has_alpha() && is_transparent(&image.into_rgba8()))
+    let is_large = check_bytes(bytes).is_err();
+    !is_large && read(bytes).is_ok_and(|image| image.has_alpha() && is_transparent(&image.into_rgba8()))
 }
 
 fn is_transparent(image: &RgbaImage) -> bool {

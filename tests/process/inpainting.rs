@@ -73,7 +73,8 @@ fn a_masked_part_of_an_image_is_repainted_and_the_rest_stays() {
     let green = Picture::read(&place("green.png"));
     assert!(green.count(GREEN) * 3 > red.count(RED), "{} of {} pixels", green.count(GREEN), red.count(RED));
     assert!(green.count(RED) * 10 < red.count(RED), "{} of {} pixels", green.count(RED), red.count(RED));
-    let outside = || (0..red.pixels.len()).filter(|at| !is_inside(*at));
+    let is_inside = &is_inside;
+    let outside = || (0..red.pixels.len()).filter(move |at| !is_inside(*at));
     let away: u64 = outside()
         .flat_map(|at| (0..3).map(move |channel| (at, channel)))
         .map(|(at, channel)| u64::from(red.pixels[at][channel].abs_diff(green.pixels[at][channel])))

@@ -49,7 +49,8 @@ fn parts_are_for_the_models_with_a_path() {
         ModelParts { base, text_encoders: vec!["/t5".into(), "/clip".into()], vae, ..ModelParts::default() }
     );
     let without_path = |parts: &PartArgs| {
-        with_parts(vec!["a".parse().expect("a model")], parts, &AttachmentArgs::default()).map_err(|error| error.to_string())
+        let models = vec!["a".parse().expect("a model")];
+        with_parts(models, parts, &AttachmentArgs::default()).map_err(|error| error.to_string())
     };
     let refused = without_path(&serve.parts).expect_err("no path");
     assert!(refused.contains("`--base`") && refused.contains("`--model ID=PATH`"), "{refused}");
@@ -67,7 +68,8 @@ fn parts_are_for_the_models_with_a_path() {
 
 #[test]
 fn controlnets_are_for_the_models_with_a_path() {
-    let beside = ["--controlnet", "canny=/nets/c=1", "--controlnet", "union=/u", "--redux", "/r", "--depth-model", "/d"];
+    let beside =
+        ["--controlnet", "canny=/nets/c=1", "--controlnet", "union=/u", "--redux", "/r", "--depth-model", "/d"];
     let served = [&["serve", "--model", "a", "--model", "b=/c"][..], &beside[..]].concat();
     let Some(Command::Serve(serve)) = parse(&served).expect("valid").command else { panic!("serve") };
     let attached = |models: Vec<ModelSource>| with_parts(models, &serve.parts, &serve.attachments);
@@ -93,7 +95,13 @@ fn controlnets_are_for_the_models_with_a_path() {
 async fn what_is_loaded_beside_a_model_is_listed() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("worker.toml");
-    let table = "[[models]]\nid = \"my/tune\"\npath = \"/weights\"\ncontrolnets = { canny = \"/nets/canny\" }\nredux = \"/redux\"";
+    let table = r#"
+        [[models]]
+        id = "my/tune"
+        path = "/weights"
+        controlnets = { canny = "/nets/canny" }
+        redux = "/redux"
+    "#;
     std::fs::write(&file, table).expect("written");
     let file = file.to_str().expect("UTF-8");
     let (table, _) = run_in(folder.path(), &["models", "list", "--config", file]).await.expect("listed");
@@ -228,7 +236,10 @@ fn mistakes_are_usage_errors() {
         ([&with_prompt[..], &["--style", "s.png"]].concat(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--redux", "r", "--style", "=2"]].concat(), ErrorKind::ValueValidation),
         ([&with_prompt[..], &["--preprocess", "canny"]].concat(), ErrorKind::ArgumentConflict),
-        ([&with_prompt[..], &["--control-image", "c.png", "--preprocess", "edges"]].concat(), ErrorKind::ValueValidation),
+        (
+            [&with_prompt[..], &["--control-image", "c.png", "--preprocess", "edges"]].concat(),
+            ErrorKind::ValueValidation,
+        ),
         (vec!["serve", "--controlnet", "/nets/canny"], ErrorKind::ValueValidation),
         ([&with_prompt[..], &["--seed", "9007199254740992"]].concat(), ErrorKind::ValueValidation),
         (vec!["generate", "--model", "a", "--prompt", "fox", "--output", "x.gif"], ErrorKind::ValueValidation),
@@ -342,8 +353,15 @@ fn generate_passes_all_options_on() {
     assert_eq!(request.params, expected);
     let files: Vec<_> =
         request.images.iter().map(|image| format!("{} {}", image.role, image.file.display())).collect();
-    let expected =
-        ["input from.jpg", "mask mask.png", "control c.png", "reference r1.png", "reference r2.png", "style s.png", "style t.png"];
+    let expected = [
+        "input from.jpg",
+        "mask mask.png",
+        "control c.png",
+        "reference r1.png",
+        "reference r2.png",
+        "style s.png",
+        "style t.png",
+    ];
     assert_eq!(files, expected);
     let plain = ImageOptions::default();
     let control = ImageOptions {

@@ -19,9 +19,10 @@ fn a_model_may_be_a_table_of_its_parts() {
     let parts = &models[1].parts;
     assert_eq!((&parts.base, &parts.vae), (&Some("a/c".into()), &Some("/ae".into())));
     assert_eq!(parts.text_encoders, [Path::new("/t5"), Path::new("/clip")]);
+    let fields = "a table of id, path, base, text_encoders, vae, controlnets, redux and depth";
     for (file, words) in [
-        ("models = [{ path = \"/x\" }]", "a table of id, path, base, text_encoders, vae, controlnets, redux and depth"),
-        ("models = [{ id = \"a\", part = \"/x\" }]", "a table of id, path, base, text_encoders, vae, controlnets, redux and depth"),
+        ("models = [{ path = \"/x\" }]", fields),
+        ("models = [{ id = \"a\", part = \"/x\" }]", fields),
         ("models = [{ id = \"\", path = \"/x\" }]", "not a model"),
     ] {
         let error = Sources::new().file(file).load().expect_err("refused").to_string();
