@@ -485,7 +485,9 @@ mod tests {
             (Conditioning::Fill, 1),
             (Conditioning::Control, 1),
         ] {
-            assert_eq!(with(conditioning, count).expect("allowed").input_images_max(), count, "{conditioning:?}");
+            let catalog = with(conditioning, count).expect("allowed");
+            let card = catalog.card(&ModelId::new("my/tune")).expect("served");
+            assert_eq!(card.input_images_max, count, "{conditioning:?}");
         }
         for (conditioning, count, rule) in [
             (Conditioning::Prompt, 2, "must be from 0 to 1, not 2"),

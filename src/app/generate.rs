@@ -91,9 +91,7 @@ pub fn generate(
     let mut params = request.params;
     params.images = request.images.iter().map(read_image).collect::<anyhow::Result<_>>()?;
     params.loras = request.loras.iter().map(lora_of).collect::<anyhow::Result<_>>()?;
-    let params = prepare(params, &card);
-    let refused = RefusedRoles::of(&params, &card);
-    let spec = GenerateSpec::new(params, &card).map_err(|errors| refused.in_words(errors))?;
+    let spec = GenerateSpec::new(prepare(params, &card), &card).map_err(|errors| in_words(errors, &card))?;
     refuse_without_folder(&request.output)?;
     let files = files?;
     let engine = FluxEngine::load_watched(&files, with_faults(request.engine), on_load);
@@ -150,33 +148,21 @@ pub(super) fn for_its_operator(mut card: ModelCard) -> ModelCard {
     card
 }
 
-/// What a request's errors say of images by their roles, for the names of options.
-struct RefusedRoles {
-    main: ImageRole,
-    /// The roles of which there are too few or too many images, in the order in which errors name them, but for the main one.
-    others: Vec<ImageRole>,
-}
-
-impl RefusedRoles {
-    fn of(params: &GenerateParams, card: &ModelCard) -> Self {
-        let main = card.conditioning.main_role();
-        let is_refused = |role: &ImageRole| *role != main && !card.images(*role).contains(&params.count(*role));
-        Self { main, others: ImageRole::ALL.into_iter().filter(is_refused).collect() }
-    }
-
-    /// The errors, each with its command-line option.
-    fn in_words(&self, errors: Vec<FieldError>) -> anyhow::Error {
-        let mut others = self.others.iter();
-        let line = |FieldError { field, reason }: FieldError| {
-            let option = match field.as_str() {
-                INPUT_IMAGES => option_of_role(self.main).to_owned(),
-                IMAGES => others.next().map_or("images", |role| option_of_role(*role)).to_owned(),
-                field => option_of(field),
-            };
-            format!("{option}: {reason}")
+/// A request's errors, each with its command-line option.
+fn in_words(errors: Vec<FieldError>, card: &ModelCard) -> anyhow::Error {
+    let line = |FieldError { field, reason }: FieldError| {
+        let option = match field.as_str() {
+            INPUT_IMAGES => option_of_role(card.conditioning.main_role()).to_owned(),
+            // How many images of a role there may be: the reason names it.
+            IMAGES => {
+                let named = ImageRole::ALL.into_iter().find(|role| reason.contains(&format!(" {role} image")));
+                named.map_or("images", option_of_role).to_owned()
+            }
+            field => option_of(field),
         };
-        anyhow::Error::msg(errors.into_iter().map(line).collect::<Vec<_>>().join("\n"))
-    }
+        format!("{option}: {reason}")
+    };
+    anyhow::Error::msg(errors.into_iter().map(line).collect::<Vec<_>>().join("\n"))
 }
 
 /// The field of images of a role.
@@ -263,11 +249,10 @@ mod tests {
         let of = |role| GivenImage::new(field_of_role(role), role, Arc::clone(&image));
         let roles = [ImageRole::Input, ImageRole::Input, ImageRole::Control, ImageRole::Style, ImageRole::Style];
         let params = GenerateParams { images: roles.map(of).into(), ..GenerateParams::default() };
-        let refused = RefusedRoles::of(&params, &card);
         let errors = GenerateSpec::new(params, &card).expect_err("too many");
         let expected = "--image: this model takes from 0 to 1 input images, not 2\n\
                         --control-image: this model takes no control images, not 1\n\
                         --style: this model takes no style images, not 2";
-        assert_eq!(refused.in_words(errors).to_string(), expected);
+        assert_eq!(in_words(errors, &card).to_string(), expected);
     }
 }
