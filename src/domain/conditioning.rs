@@ -16,6 +16,9 @@ pub const IMAGES: &str = "images";
 /// Maximum images of a request, of all roles together.
 pub const IMAGES_MAX: usize = 16;
 
+/// Maximum reference images of a request, of any model: each has as many tokens as an output of a megapixel.
+pub const REFERENCES_MAX: usize = 4;
+
 /// Maximum control images of a request. Each is a pass of its ControlNet in every step.
 pub const CONTROLS_MAX: usize = 4;
 

@@ -72,8 +72,13 @@ fn combination_errors(params: &GenerateParams) -> Vec<FieldError> {
         errors.push(FieldError::new(control.field.clone(), "a ControlNet and reference images do not go together"));
     }
     if let Some(padding) = params.mask_padding {
-        if params.count(ImageRole::Mask) == 0 {
-            errors.push(FieldError::new(MASK_PADDING, "needs a mask"));
+        match params.image(ImageRole::Mask) {
+            None => errors.push(FieldError::new(MASK_PADDING, "needs a mask")),
+            Some(mask) if params.overlay.is_none() && mask.image.is_black() => {
+                let reason = format!("has nothing white, so there is no region for `{MASK_PADDING}` to cut out");
+                errors.push(FieldError::new(mask.field.clone(), reason));
+            }
+            Some(_) => {}
         }
         if padding > MASK_PADDING_MAX {
             errors.push(FieldError::new(MASK_PADDING, format!("must be at most {MASK_PADDING_MAX}, not {padding}")));
