@@ -4,8 +4,12 @@
 mod adapters;
 mod autoencoder;
 mod cases;
+mod conditioned;
+mod control_adapters;
+mod family;
 mod images;
 mod layouts;
+mod mixed;
 mod noise;
 mod prompts;
 mod quantized;

@@ -8,6 +8,7 @@ mod block;
 mod blocks;
 mod embedders;
 mod feed_forward;
+mod head_norm;
 mod modulation;
 pub(in crate::engine) mod replay;
 mod stream;
@@ -16,9 +17,10 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::TransformerConfig;
 use super::positions;
+use crate::domain::conditioning::Conditioning;
 use crate::domain::precision::Precision;
-use crate::engine::adapted::{AdapterSet, Changes};
-use crate::engine::checkpoint::{StreamedBlocks, Tensors};
+use crate::engine::adapted::{AdapterSet, Changes, joined_inputs_of};
+use crate::engine::checkpoint::{Matrix, StreamedBlocks, Tensors};
 use crate::engine::linear::Linear;
 use crate::engine::ops::activation::silu;
 use crate::engine::ops::modulation::modulated_layer_norm;
@@ -35,6 +37,8 @@ pub(crate) use stream::{Conditioned, Sequence};
 pub(crate) struct Transformer {
     config: TransformerConfig,
     img_in: Linear,
+    /// Where `img_in` reads latents alone: a layer of zeros for what is joined to them, which adapters change.
+    joined_in: Option<Linear>,
     txt_in: Linear,
     time_in: Embedder,
     vector_in: Embedder,
@@ -103,6 +107,13 @@ impl Tokens {
     }
 }
 
+/// A layer of zeros for channels that are joined to the latents, as many as these have.
+fn joined_in(config: &TransformerConfig, vb: &Tensors) -> Result<Linear> {
+    let (hidden, inputs) = (config.hidden_size(), config.latent_width());
+    let weight = Matrix::Full(Tensor::zeros((hidden, inputs), vb.dtype(), vb.device())?);
+    Linear::of(weight, None, [(joined_inputs_of("img_in"), hidden)], vb.device())
+}
+
 impl Transformer {
     /// Loads the weights; those of the blocks' linear layers are kept in `precision`. Blocks in `streamed` are read for each
     /// step, and the modulations for several steps.
@@ -119,6 +130,7 @@ impl Transformer {
         let embedder = |name: &str, inputs| Embedder::load(inputs, hidden, &vb.pp(name));
         let guidance_in = config.guidance_embeds.then(|| embedder("guidance_in", SINUSOID_WIDTH)).transpose()?;
         let img_in = Linear::load(config.in_channels, hidden, &vb.pp("img_in"))?;
+        let joined_in = (config.conditioning() == Some(Conditioning::Prompt)).then(|| joined_in(config, vb)).transpose()?;
         let txt_in = Linear::load(config.joint_attention_dim, hidden, &vb.pp("txt_in"))?;
         let (time_in, vector_in) =
             (embedder("time_in", SINUSOID_WIDTH)?, embedder("vector_in", config.pooled_projection_dim)?);
@@ -142,6 +154,7 @@ impl Transformer {
         };
         Ok(Self {
             img_in,
+            joined_in,
             txt_in,
             time_in,
             vector_in,
@@ -149,7 +162,7 @@ impl Transformer {
             blocks,
             final_modulation: modulations.load(FINAL_PARTS, &vb.pp("final_layer.adaLN_modulation.1"))?,
             modulations: modulations.finish(config, vb)?,
-            final_linear: Linear::load(hidden, config.in_channels, &vb.pp("final_layer.linear"))?,
+            final_linear: Linear::load(hidden, config.latent_width(), &vb.pp("final_layer.linear"))?,
             device: vb.device().clone(),
             dtype: vb.dtype(),
             config: config.clone(),
@@ -185,25 +198,24 @@ impl Transformer {
         }
     }
 
-    /// The rotary tables of an image of `rows × columns` tokens behind its text.
+    /// The rotary tables of an image of `rows × columns` tokens behind its text, and of reference images of so many rows and columns
+    /// behind it.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn rotary(&self, text_tokens: usize, rows: usize, columns: usize) -> Result<Rotary> {
-        positions::image_tables(rows, columns, self.config.axes_dims_rope, &self.device)?.after_text(text_tokens)
+    pub(crate) fn rotary(&self, text_tokens: usize, image: [usize; 2], references: &[[usize; 2]]) -> Result<Rotary> {
+        positions::tables(image, references, self.config.axes_dims_rope, &self.device)?.after_text(text_tokens)
     }
 
-    /// Predicts the velocity (noise minus image) of every sequence: `[image tokens, in_channels]` each, f32, in the
+    /// Predicts the velocity (noise minus image) of every sequence: `[image tokens, latent width]` each, f32, in the
     /// order of `sequences`.
     ///
     /// # Errors
     /// When the device is out of memory.
     pub(crate) fn velocities(&self, sequences: &[Sequence]) -> Result<Vec<Tensor>> {
         let stream = self.stream(sequences)?;
-        let latents: Vec<Tensor> =
-            sequences.iter().map(|sequence| sequence.latents.to_dtype(self.dtype)).collect::<Result<_>>()?;
         let texts: Vec<&Tensor> = sequences.iter().map(|sequence| sequence.text).collect();
-        let image = self.img_in.changed(&Tensor::cat(&latents, 0)?, &stream.image_changes)?;
+        let image = self.embed_image(sequences, &stream)?;
         let mut tokens = Some(Tokens::Apart { text: Tensor::cat(&texts, 0)?, image });
         self.blocks.each(|block| {
             // Taken: a block with a joint stream must not hold those that it is made of, too.
@@ -216,7 +228,57 @@ impl Transformer {
             (stream.modulated.part(self.final_modulation)?, stream.modulated.part(self.final_modulation + 1)?);
         let image = modulated_layer_norm(&image, &shift, &scale, &stream.image_segments)?;
         let out = self.final_linear.changed(&image, &stream.image_changes)?.to_dtype(DType::F32)?;
-        stream.image_segments.ranges().map(|range| out.narrow(0, range.start, range.len())?.contiguous()).collect()
+        // Nothing is predicted of the reference images behind an image.
+        let predicted = stream.image_segments.ranges().zip(sequences);
+        predicted.map(|(range, sequence)| out.narrow(0, range.start, sequence.latents.dim(0)?)?.contiguous()).collect()
+    }
+
+    /// The image tokens of all sequences as the blocks take them, each with what is joined to it, and with its reference images
+    /// behind it: `[tokens, hidden]`.
+    fn embed_image(&self, sequences: &[Sequence], stream: &Stream) -> Result<Tensor> {
+        let mut rows = Vec::with_capacity(sequences.len());
+        for Sequence { latents, joined, references, .. } in sequences {
+            rows.push(match joined.filter(|_| self.joined_in.is_none()) {
+                Some(joined) => Tensor::cat(&[*latents, joined], 1)?.to_dtype(self.dtype)?,
+                None => latents.to_dtype(self.dtype)?,
+            });
+            if let Some(references) = references {
+                rows.push(references.to_dtype(self.dtype)?);
+            }
+        }
+        let image = self.img_in.changed(&Tensor::cat(&rows, 0)?, &stream.image_changes)?;
+        match &self.joined_in {
+            Some(joined_in) if sequences.iter().any(|sequence| sequence.joined.is_some()) => {
+                self.with_joined(&image, joined_in, sequences, stream)
+            }
+            _ => Ok(image),
+        }
+    }
+
+    /// Image tokens with what adapters make of the channels that are joined to the latents of their images.
+    fn with_joined(
+        &self,
+        image: &Tensor,
+        joined_in: &Linear,
+        sequences: &[Sequence],
+        stream: &Stream,
+    ) -> Result<Tensor> {
+        let mut rows = Vec::with_capacity(sequences.len());
+        for (range, sequence) in stream.image_segments.ranges().zip(sequences) {
+            let own = image.narrow(0, range.start, range.len())?;
+            let Some(joined) = sequence.joined else {
+                rows.push(own);
+                continue;
+            };
+            let count = joined.dim(0)?;
+            let changes = Changes::of([(0..count, sequence.adapters)]);
+            let added = joined_in.changed(&joined.to_dtype(self.dtype)?, &changes)?;
+            rows.push((own.narrow(0, 0, count)? + added)?);
+            if count < range.len() {
+                rows.push(own.narrow(0, count, range.len() - count)?);
+            }
+        }
+        Tensor::cat(&rows, 0)
     }
 
     fn stream<'a>(&self, sequences: &[Sequence<'a>]) -> Result<Stream<'a>> {
