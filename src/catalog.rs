@@ -343,6 +343,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::domain::conditioning::Conditioning;
 
     fn choice(id: &str, directory: Option<&str>) -> ModelSource {
         ModelSource::new(ModelId::new(id), directory.map(PathBuf::from))
@@ -421,15 +422,28 @@ mod tests {
 
     #[test]
     fn a_model_that_does_not_work_yet_is_refused_with_the_reason() {
-        for name in ["Fill", "Canny", "Depth", "Kontext"] {
+        let id = "black-forest-labs/FLUX.2-klein-4B";
+        let catalog = Catalog::new(&[choice("fluxserve/flux-shapes", None)]).expect("a valid choice");
+        assert!(catalog.card(&ModelId::new(id)).is_none(), "it has no card to serve");
+        assert!(catalog.not_yet(&ModelId::new(id)).is_some_and(|reason| reason.starts_with("it ")));
+        for directory in [None, Some("/weights")] {
+            let refused = Catalog::new(&[choice(id, directory)]).err().expect("refused").to_string();
+            assert!(refused.starts_with(&format!("`{id}` does not work yet: it ")), "{refused}");
+        }
+    }
+
+    #[test]
+    fn models_that_images_steer_are_served_with_their_own_values() {
+        for (name, conditioning, steps, guidance) in [
+            ("Canny", Conditioning::Control, 50, 30.0),
+            ("Depth", Conditioning::Control, 30, 10.0),
+            ("Fill", Conditioning::Fill, 50, 30.0),
+            ("Kontext", Conditioning::References, 28, 2.5),
+        ] {
             let id = format!("black-forest-labs/FLUX.1-{name}-dev");
-            let catalog = Catalog::new(&[choice("fluxserve/flux-shapes", None)]).expect("a valid choice");
-            assert!(catalog.card(&ModelId::new(&id)).is_none(), "it has no card to serve");
-            assert!(catalog.not_yet(&ModelId::new(&id)).is_some_and(|reason| reason.starts_with("it ")));
-            for directory in [None, Some("/weights")] {
-                let refused = Catalog::new(&[choice(&id, directory)]).err().expect("refused").to_string();
-                assert!(refused.starts_with(&format!("`{id}` does not work yet: it ")), "{refused}");
-            }
+            let catalog = Catalog::new(&[choice(&id, Some("/weights"))]).expect("a valid choice");
+            let card = catalog.card(&ModelId::new(&id)).expect("known");
+            assert_eq!((card.conditioning, card.defaults.steps, card.defaults.guidance), (conditioning, steps, guidance));
         }
     }
 

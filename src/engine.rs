@@ -3,6 +3,7 @@
 
 mod adapted;
 mod adapters;
+mod admission;
 mod blocks;
 mod caching;
 mod checkpoint;
@@ -40,14 +41,15 @@ use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
 
 use adapted::{AdapterCache, AdapterSet, Loader};
+use admission::encode_part;
 pub use adapters::{
     Adaptable, AdaptedComponent, Adapter, AdapterError, AdapterReport, Change, Fault, LowRank, Magnitude, Matrix,
     ModuleChanges, NotUsed, UnusedTensors, WeightChange,
 };
 use checkpoint::{Checkpoint, LoadOptions};
 pub use checkpoint::{
-    CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, controlnet_card,
-    file_contents, inspect,
+    CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, conditioning_of,
+    controlnet_card, file_contents, inspect,
 };
 pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name};
@@ -241,20 +243,10 @@ impl StepEngine for FluxEngine {
     }
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
-        let pixels = spec.width() as usize * spec.height() as usize;
-        let (pixels_max, kind) = match spec.input_image() {
-            Some(_) => (self.pixels.output.min(self.pixels.input), " with an input image"),
-            None => (self.pixels.output, ""),
-        };
-        if pixels > pixels_max {
-            return Err(EngineError::Request(format!(
-                "{}x{} pixels{kind} do not fit in the device's memory: at most {pixels_max} pixels do",
-                spec.width(),
-                spec.height(),
-            )));
-        }
+        self.check(spec)?;
         self.check_cache(spec)?;
         let adapters = self.adapters.load(spec.loras())?;
+        self.check_adapters(spec, &adapters)?;
         let mut image = self.model.admit(spec, adapters.clone());
         if matches!(image, Err(EngineError::OutOfMemory(_))) && self.adapters.drop_unused() {
             image = self.model.admit(spec, adapters);
@@ -267,6 +259,15 @@ impl StepEngine for FluxEngine {
         Ok(slot)
     }
 
+    fn encode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        // Taken out: an error frees the slot.
+        let mut image = self.images.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
+        let is_left = encode_part(&self.model, &mut self.adapters, &mut image)?;
+        self.wait()?;
+        self.images.insert(slot, image);
+        Ok(!is_left)
+    }
+
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
         let mut tokens = 0;
         for slot in slots {
@@ -276,6 +277,7 @@ impl StepEngine for FluxEngine {
             }
             tokens += image.step_tokens();
         }
+        self.encode_rest(slots)?;
         let stepped = self.stepped(slots).map_err(device_error);
         if let Err(EngineError::OutOfMemory(_)) = stepped {
             self.limits = device::limits_after_out_of_memory(self.limits, tokens);

@@ -190,7 +190,7 @@ impl GivenImage {
 pub struct ControlImage {
     /// The map in the output size; or the image to make it of.
     pub image: Arc<RgbImage>,
-    /// The ControlNet that reads it. `None`: the model itself does, as channels beside the noisy latents.
+    /// The ControlNet that reads it. `None`: the model itself does, or a LoRA, as channels beside the noisy latents.
     pub controlnet: Option<Arc<str>>,
     /// Its mode, for a union.
     pub mode: Option<ControlMode>,

@@ -4,9 +4,13 @@
 mod adapters;
 mod autoencoder;
 mod cases;
+mod conditioned;
+mod control_adapters;
 mod controlnet;
+mod family;
 mod images;
 mod layouts;
+mod mixed;
 mod noise;
 mod prompts;
 mod quantized;

@@ -169,16 +169,16 @@ async fn models_are_listed_with_their_licenses_and_why_some_do_not_work_yet() {
     let gguf = row("city96/FLUX.1-schnell-gguf");
     assert!(gguf.contains(" Apache-2.0 "), "{gguf}");
     assert!(gguf.contains("needs `--base black-forest-labs/FLUX.1-schnell` (autoencoder, CLIP, T5, "), "{gguf}");
-    let kontext = row("black-forest-labs/FLUX.1-Kontext-dev");
-    assert!(kontext.contains(" not yet ") && kontext.contains("it edits an input image"), "{kontext}");
+    let klein = row("black-forest-labs/FLUX.2-klein-4B");
+    assert!(klein.contains(" not yet ") && klein.contains("it is of the family FLUX.2"), "{klein}");
     for command in [
         &["models", "check"][..],
         &["models", "download"],
         &["generate", "--prompt", "", "--output", "x.png", "--model"],
     ] {
-        let arguments = [command, &["black-forest-labs/FLUX.1-Kontext-dev"]].concat();
+        let arguments = [command, &["black-forest-labs/FLUX.2-klein-4B"]].concat();
         let error = run_in(folder.path(), &arguments).await.expect_err("refused").to_string();
-        assert!(error.contains("does not work yet: it edits an input image"), "{error}");
+        assert!(error.contains("does not work yet: it is of the family FLUX.2"), "{error}");
     }
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Knows neither slots nor files: weights come through [`Weights`], by the names of the single files.
 
+mod conditioning;
 pub(crate) mod config;
 mod controlling;
 mod controls;
+mod grid;
 mod image;
 #[cfg(test)]
 mod measured;
@@ -20,6 +22,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::domain::conditioning::Conditioning;
 use crate::domain::engine::EngineError;
 use crate::domain::image::RgbImage;
 use crate::domain::precision::Precision;
@@ -30,8 +33,11 @@ use crate::engine::device::device_error;
 use crate::engine::noise;
 use crate::engine::ops::recording::Recording;
 
+pub(crate) use self::grid::TokenGrid;
 use self::image::Pass;
-pub(crate) use self::image::{Image, Stepped, TokenGrid};
+pub(crate) use self::image::{Image, Stepped};
+pub(crate) use conditioning::{refusal, refusal_by_adapters};
+use conditioning::{Draws, Pending};
 use config::Configs;
 use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
@@ -40,7 +46,7 @@ use text::{PromptEmbedding, TextEncoders};
 use transformer::{ControlNet, Prediction};
 pub(crate) use transformer::{Sequence, Transformer};
 use transformer::replay::{OnDevice, Replay};
-use vae::Decoding;
+use vae::{Advanced, Decoding, Encoding};
 pub(crate) use vae::{Decoder, Encoder, STRIP_ROWS, UPSAMPLINGS_IN_STRIPS};
 #[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
@@ -173,7 +179,12 @@ impl Flux1 {
         Ok(Pass::new(text, self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?))
     }
 
-    /// Encodes the prompts and the images, and samples the noise.
+    /// What the checkpoint reads beside latents and prompts.
+    pub(crate) fn reads(&self) -> Conditioning {
+        self.configs.transformer.conditioning().unwrap_or_default()
+    }
+
+    /// Encodes the prompts, and samples the noise. Images are left to [`Self::encode_part`].
     ///
     /// # Errors
     /// When a tokenizer rejects a prompt, a control image cannot be used, or the device fails.
@@ -181,8 +192,7 @@ impl Flux1 {
         let length = spec.sequence_length();
         let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
         let embedding = self.embed(spec.prompt(), spec.t5_prompt(), length, &adapters)?;
-        let mut controls = self.controls(spec, &embedding, grid)?;
-        self.encode_controls(spec, grid, &mut controls)?;
+        let controls = self.controls(spec, &embedding, grid)?;
         let prompt = self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?;
         let negative = match spec.negative() {
             None => None,
@@ -195,16 +205,26 @@ impl Flux1 {
         let mut sigmas = schedule::sigmas(&self.configs.scheduler, spec.image_tokens(), steps_scheduled);
         // With an input image the schedule begins further down.
         sigmas.drain(..(spec.steps_scheduled() - spec.steps()) as usize);
+        let draws = Draws::of(spec, grid.elements());
+        let references = spec.references().iter();
+        let references: Vec<TokenGrid> =
+            references.map(|image| TokenGrid::of_sides(image.width(), image.height(), grid.channels)).collect();
+        let sides: Vec<[usize; 2]> = references.iter().map(TokenGrid::sides).collect();
         Ok(Image {
             width: spec.width(),
             height: spec.height(),
             grid,
-            latents: self.first_latents(spec, grid, sigmas[0]).map_err(device_error)?,
+            latents: self.noise(&grid, spec.seed(), draws.noise()).map_err(device_error)?,
+            pending: Pending::of(spec, (self.reads(), &controls), &draws, sigmas[0]),
+            joined: None,
+            references: None,
+            reference_tokens: references.iter().map(TokenGrid::tokens).sum(),
+            kept: None,
             velocity: None,
             sigmas,
             steps_done: 0,
             decoding: None,
-            rotary: self.transformer.rotary(length, grid.rows, grid.columns).map_err(device_error)?,
+            rotary: self.transformer.rotary(length, grid.sides(), &sides).map_err(device_error)?,
             prompt,
             negative,
             adapters,
@@ -220,23 +240,43 @@ impl Flux1 {
         spec.step_cache().map_or(0, |_| spec.passes() * of_a_pass)
     }
 
-    /// The packed latents of the first step: noise, or the input image with as much noise as belongs to the noise level
-    /// `sigma`. The seed's generator gives the samples of control images first, then the input image's, then the noise
-    /// (`FluxControlNetImg2ImgPipeline` of diffusers).
-    fn first_latents(&self, spec: &GenerateSpec, grid: TokenGrid, sigma: f32) -> Result<Tensor> {
-        let elements = grid.elements();
-        // One sample of each control image for every image of the request.
-        let of_controls = spec.controls().len() * spec.batch_size() as usize * elements;
-        let normal = |skipped| {
-            grid.latents(noise::standard_normal(spec.seed(), of_controls + skipped, elements), &self.device)
+    /// Noise of a seed, packed, behind so many numbers.
+    fn noise(&self, grid: &TokenGrid, seed: u64, skipped: usize) -> Result<Tensor> {
+        grid.pack(&grid.latents(noise::standard_normal(seed, skipped, grid.elements()), &self.device)?)
+    }
+
+    /// Runs the next part of encoding an image's images. `false`: there is none left.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails; the image is as before then.
+    pub(crate) fn encode_part(&self, image: &mut Image) -> Outcome<bool> {
+        self.encode_next(image).map_err(device_error)?;
+        Ok(!image.is_encoded())
+    }
+
+    fn encode_next(&self, image: &mut Image) -> Result<()> {
+        let pending = &image.pending;
+        let Some(part) = pending.first() else { return Ok(()) };
+        let begun = match pending.begun() {
+            Some(begun) => begun.clone(),
+            None => Encoding::of(&part.pixels(&self.device)?),
         };
-        let before_this_one = spec.image_index() as usize * elements;
-        let Some(input) = spec.input_image() else { return grid.pack(&normal(before_this_one)?) };
-        let moments = self.encoder.encode(&vae::pixels_of(&input.image, &self.device)?)?;
-        // Images of one request share the encoder's sample.
-        let sample = self.encoder.sample(&moments, &normal(0)?)?;
-        let noise = normal(elements + before_this_one)?;
-        grid.pack(&((noise * f64::from(sigma))? + (sample * f64::from(1.0 - sigma))?)?)
+        let moments = match self.encoder.advance(&begun)? {
+            Advanced::Further(next) => {
+                image.pending.note(next);
+                return Ok(());
+            }
+            Advanced::Complete(moments) => moments,
+        };
+        let grid = part.grid(image.grid.channels);
+        let latents = match part.draw {
+            None => self.encoder.mode(&moments)?,
+            Some(skipped) => {
+                let normal = noise::standard_normal(pending.seed(), skipped, grid.elements());
+                self.encoder.sample(&moments, &grid.latents(normal, &self.device)?)?
+            }
+        };
+        image.take_encoded(grid.pack(&latents)?)
     }
 
     /// Computes the modulations of the next steps of `images` if one of them has none: with as many rows as steps, the layer

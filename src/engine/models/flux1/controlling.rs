@@ -1,22 +1,20 @@
 //! ControlNets in the pipeline: what control images become when a request is admitted, and what they add in a step.
 
-use std::borrow::Cow;
-
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 use super::controls::{Control, Controls, residuals_left};
-use super::image::{Image, TokenGrid};
+use super::grid::TokenGrid;
+use super::image::Image;
 use super::text::PromptEmbedding;
 use super::transformer::{Controlled, Residuals};
-use super::{Flux1, Outcome, vae};
+use super::{Flux1, Outcome};
 use crate::domain::conditioning::ControlImage;
 use crate::domain::engine::EngineError;
 use crate::domain::spec::GenerateSpec;
 use crate::engine::device::device_error;
-use crate::engine::noise;
 
 impl Flux1 {
-    /// The control images of a request that ControlNets read. They are not encoded yet: [`Self::encode_controls`].
+    /// The control images of a request that ControlNets read. They are not encoded yet: [`super::conditioning::Pending`].
     ///
     /// The nets read the prompt, also where the transformer reads a negative prompt in a second pass: both get the same residuals
     /// (`FluxControlNetPipeline` of diffusers).
@@ -66,43 +64,6 @@ impl Flux1 {
         format!("this model has no ControlNet `{name}`; it has {known}")
     }
 
-    /// Encodes the control images that ControlNets read in any step and that are not encoded yet.
-    ///
-    /// # Errors
-    /// When the depth of one cannot be estimated, or the device fails.
-    pub(super) fn encode_controls(&self, spec: &GenerateSpec, grid: TokenGrid, controls: &mut Controls) -> Outcome<()> {
-        for control in controls.missing() {
-            let image = self.control_map(&spec.controls()[control.number])?;
-            let noise = control_noise(spec, control.number, grid);
-            let latents = grid.latents(noise, &self.device).and_then(|noise| self.control_latents(&image, &noise));
-            control.latents = Some(latents.map_err(device_error)?);
-        }
-        Ok(())
-    }
-
-    /// The map of a control image: as it was given, or its depth.
-    #[expect(clippy::unused_self, reason = "the estimator of depth belongs to the model")]
-    fn control_map<'a>(&self, control: &'a ControlImage) -> Outcome<Cow<'a, ControlImage>> {
-        if control.is_depth_estimated {
-            // Here the estimator of depth is asked: `ControlImage { image, is_depth_estimated: false, ..control.clone() }`.
-            return Err(EngineError::Request(
-                "this model has nothing that estimates depth: send a depth map instead".to_owned(),
-            ));
-        }
-        Ok(Cow::Borrowed(control))
-    }
-
-    /// A control map in the output size -> its latents as packed tokens, `[image tokens, channels]`, f32: a sample of the
-    /// autoencoder's distribution by `noise [1, latent channels, height / 8, width / 8]` (`prepare_image` of diffusers'
-    /// `FluxControlNetPipeline`, and of `FluxControlPipeline`).
-    ///
-    /// # Errors
-    /// When the noise is not of the map's size, or the device is out of memory.
-    pub(crate) fn control_latents(&self, control: &ControlImage, noise: &Tensor) -> Result<Tensor> {
-        let moments = self.encoder.encode(&vae::pixels_of(&control.image, &self.device)?)?;
-        TokenGrid::of_latents(noise)?.pack(&self.encoder.sample(&moments, noise)?)
-    }
-
     /// What ControlNets add to each of `images` in its next step; `None` where none acts.
     ///
     /// Control images are computed in rounds: in each, one of every image, in the order of its request; those of a round that have
@@ -139,13 +100,6 @@ impl Flux1 {
         }
         Ok(sums)
     }
-}
-
-/// The random numbers that the seed's generator gives first: those of each control image, for all images of a batch
-/// (`FluxControlNetPipeline` of diffusers).
-fn control_noise(spec: &GenerateSpec, number: usize, grid: TokenGrid) -> Vec<f32> {
-    let before = number * spec.batch_size() as usize + spec.image_index() as usize;
-    noise::standard_normal(spec.seed(), before * grid.elements(), grid.elements())
 }
 
 /// A control image in the next step of its image.

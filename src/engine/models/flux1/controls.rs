@@ -38,11 +38,6 @@ impl Controls {
     pub(super) fn acting(&self, step: usize) -> impl Iterator<Item = &Control> {
         self.all.iter().filter(move |control| control.acts.get(step) == Some(&true))
     }
-
-    /// Those that still have to be encoded.
-    pub(super) fn missing(&mut self) -> impl Iterator<Item = &mut Control> {
-        self.all.iter_mut().filter(|control| control.latents.is_none() && control.is_used())
-    }
 }
 
 /// How many residuals of each kind are left of nets that give so many: they are added pair by pair, so that longer lists lose what
