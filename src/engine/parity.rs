@@ -9,6 +9,7 @@ mod layouts;
 mod noise;
 mod prompts;
 mod quantized;
+mod redux;
 mod replay;
 mod streamed;
 mod support;

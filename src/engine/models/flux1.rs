@@ -9,6 +9,7 @@ mod measured;
 mod positions;
 mod preview;
 pub(crate) mod schedule;
+mod styles;
 pub(crate) mod text;
 pub(in crate::engine) mod transformer;
 mod vae;
@@ -28,12 +29,14 @@ use crate::engine::checkpoint::{StreamedBlocks, Tensors};
 use crate::engine::device::device_error;
 use crate::engine::noise;
 use crate::engine::ops::recording::Recording;
+use crate::engine::vision::Vision;
 
 use self::image::Pass;
 pub(crate) use self::image::{Image, Stepped, TokenGrid};
 use config::Configs;
 use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
+use text::styles::PendingStyles;
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 #[cfg(test)]
@@ -83,6 +86,8 @@ pub(crate) struct Flux1 {
     pub(crate) encoder: Encoder,
     pub(crate) decoder: Decoder,
     projection: Projection,
+    /// What looks at images of requests.
+    pub(crate) vision: Vision,
     /// Of steps, where they are recorded.
     replay: Option<Replay<Recording>>,
     device: Device,
@@ -107,6 +112,7 @@ impl Flux1 {
         let transformer = Transformer::load(&configs.transformer, &weights.transformer, precision, blocks)?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
+            vision: Vision::default(),
             replay: None,
             prompts: PromptCache::default(),
             configs,
@@ -163,7 +169,11 @@ impl Flux1 {
         Ok(embedding)
     }
 
-    fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
+    /// One of an image's prompts as the transformer takes it.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub(crate) fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
         Ok(Pass {
             text: self.transformer.embed_text(&embedding.sequence, adapters)?,
             condition: self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?,
@@ -176,22 +186,25 @@ impl Flux1 {
     /// # Errors
     /// When a tokenizer rejects a prompt, or the device fails.
     pub(crate) fn admit(&mut self, spec: &GenerateSpec, adapters: AdapterSet) -> Outcome<Image> {
-        let length = spec.sequence_length();
-        let prompt = self.embed(spec.prompt(), spec.t5_prompt(), length, &adapters)?;
-        let prompt = self.pass(&prompt, spec.guidance(), &adapters).map_err(device_error)?;
+        self.check_styles(spec)?;
+        let mut embeddings = vec![self.embed_for(spec, (spec.prompt(), spec.t5_prompt()), &adapters)?];
+        let prompt = self.pass(&embeddings[0], spec.guidance(), &adapters).map_err(device_error)?;
         let negative = match spec.negative() {
             None => None,
             Some(negative) => {
-                let embedding = self.embed(&negative.prompt, &negative.prompt, length, &adapters)?;
-                Some((self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?, negative.scale))
+                let embedding = self.embed_for(spec, (negative.prompt.as_str(), negative.prompt.as_str()), &adapters)?;
+                let pass = self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?;
+                embeddings.push(embedding);
+                Some((pass, negative.scale))
             }
         };
+        let text_tokens = spec.sequence_length() + spec.style_tokens();
         let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
         let steps_scheduled = spec.steps_scheduled() as usize;
         let mut sigmas = schedule::sigmas(&self.configs.scheduler, spec.image_tokens(), steps_scheduled);
         // With an input image the schedule begins further down.
         sigmas.drain(..(spec.steps_scheduled() - spec.steps()) as usize);
-        Ok(Image {
+        let mut image = Image {
             width: spec.width(),
             height: spec.height(),
             grid,
@@ -200,11 +213,14 @@ impl Flux1 {
             sigmas,
             steps_done: 0,
             decoding: None,
-            rotary: self.transformer.rotary(length, grid.rows, grid.columns).map_err(device_error)?,
+            rotary: self.transformer.rotary(text_tokens, grid.rows, grid.columns).map_err(device_error)?,
             prompt,
             negative,
+            styles: PendingStyles::of(spec, embeddings),
             adapters,
-        })
+        };
+        while !self.encode_style(&mut image)? {}
+        Ok(image)
     }
 
     /// The packed latents of the first step: noise, or the input image with as much noise as belongs to the noise level

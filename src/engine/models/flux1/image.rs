@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use candle_core::{Device, Result, Tensor};
 
+use super::text::styles::PendingStyles;
 use super::transformer::{Conditioned, Sequence};
 use super::vae::Decoding;
 use crate::domain::spec::{GenerateSpec, PIXELS_PER_TOKEN_SIDE};
@@ -87,6 +88,8 @@ pub(crate) struct Image {
     pub(crate) prompt: Pass,
     /// True classifier-free guidance: the negative prompt and the scale.
     pub(crate) negative: Option<(Pass, f64)>,
+    /// Style images that are not yet part of its prompts.
+    pub(crate) styles: Option<PendingStyles>,
     /// What changes the model for it, in both passes.
     pub(crate) adapters: AdapterSet,
 }
