@@ -24,6 +24,7 @@ mod self_test;
 mod stages;
 mod storage;
 mod trace;
+mod vision;
 
 #[cfg(test)]
 mod counted_heap;
@@ -67,6 +68,8 @@ pub use self_test::{OperationEvent, OperationReport, run_operations};
 pub use stages::{Stages, WriteError};
 pub use storage::{AsStoredError, PrecisionError};
 pub use trace::Trace;
+use vision::VisionFiles;
+pub use vision::style_card;
 
 /// A FLUX model on one device, and the images it is generating.
 pub struct FluxEngine {
@@ -124,7 +127,9 @@ impl FluxEngine {
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision, checkpoint.is_in_e4m3())?;
         storage::check_streamed(settings.offload, settings.precision)?;
-        let room = memory::room_for(&checkpoint, &device, &settings)?;
+        let vision = VisionFiles::open(files, checkpoint.configs.transformer.joint_attention_dim)?;
+        let beside = vision.bytes_beside(device::dtype(&device), device.is_cpu());
+        let room = memory::room_for(&checkpoint, &device, &settings, beside)?;
         let Room { limits, pixels, are_stored, is_text_streamed, adapters_bytes_max, blocks, .. } = room;
         warn_of_loss(&settings, checkpoint.block_linears_in_e4m3());
         let faults = settings.kernel_faults;
@@ -148,6 +153,7 @@ impl FluxEngine {
         let loader = Loader::new(&checkpoint, options.dtype, adapters_bytes_max);
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;
         let (weights_bytes, weights_seconds) = loading.finish()?;
+        model.vision = vision.load(&device, dtype)?;
         if settings.uses_graphs {
             // Blocks that are read for each step come over another stream.
             if blocks.is_some() {

@@ -14,6 +14,7 @@ mod mixed;
 mod noise;
 mod prompts;
 mod quantized;
+mod redux;
 mod replay;
 mod step_cache;
 mod streamed;

@@ -13,6 +13,7 @@ mod measured;
 mod positions;
 mod preview;
 pub(crate) mod schedule;
+mod styles;
 pub(crate) mod text;
 pub(in crate::engine) mod transformer;
 mod vae;
@@ -32,6 +33,7 @@ use crate::engine::checkpoint::{ControlNetWeights, StreamedBlocks, Tensors};
 use crate::engine::device::device_error;
 use crate::engine::noise;
 use crate::engine::ops::recording::Recording;
+use crate::engine::vision::Vision;
 
 pub(crate) use self::grid::TokenGrid;
 use self::image::Pass;
@@ -41,6 +43,7 @@ use conditioning::{Draws, Pending};
 use config::Configs;
 use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
+use text::styles::PendingStyles;
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
 use transformer::{ControlNet, Prediction};
@@ -92,6 +95,8 @@ pub(crate) struct Flux1 {
     pub(crate) encoder: Encoder,
     pub(crate) decoder: Decoder,
     projection: Projection,
+    /// What looks at images of requests.
+    pub(crate) vision: Vision,
     /// Of steps, where they are recorded.
     replay: Option<Replay<Recording>>,
     device: Device,
@@ -117,6 +122,7 @@ impl Flux1 {
         let controlnets = weights.controlnets.iter().map(ControlNet::load).collect::<Result<_>>()?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
+            vision: Vision::default(),
             replay: None,
             prompts: PromptCache::default(),
             configs,
@@ -174,7 +180,11 @@ impl Flux1 {
         Ok(embedding)
     }
 
-    fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
+    /// One of an image's prompts as the transformer takes it.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub(crate) fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
         let text = self.transformer.embed_text(&embedding.sequence, adapters)?;
         Ok(Pass::new(text, self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?))
     }
@@ -189,18 +199,21 @@ impl Flux1 {
     /// # Errors
     /// When a tokenizer rejects a prompt, a control image cannot be used, or the device fails.
     pub(crate) fn admit(&mut self, spec: &GenerateSpec, adapters: AdapterSet) -> Outcome<Image> {
-        let length = spec.sequence_length();
+        self.check_vision(spec)?;
         let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
-        let embedding = self.embed(spec.prompt(), spec.t5_prompt(), length, &adapters)?;
-        let controls = self.controls(spec, &embedding, grid)?;
-        let prompt = self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?;
+        let mut embeddings = vec![self.embed_for(spec, (spec.prompt(), spec.t5_prompt()), &adapters)?];
+        let controls = self.controls(spec, &embeddings[0], grid)?;
+        let prompt = self.pass(&embeddings[0], spec.guidance(), &adapters).map_err(device_error)?;
         let negative = match spec.negative() {
             None => None,
             Some(negative) => {
-                let embedding = self.embed(&negative.prompt, &negative.prompt, length, &adapters)?;
-                Some((self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?, negative.scale))
+                let embedding = self.embed_for(spec, (negative.prompt.as_str(), negative.prompt.as_str()), &adapters)?;
+                let pass = self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?;
+                embeddings.push(embedding);
+                Some((pass, negative.scale))
             }
         };
+        let text_tokens = spec.sequence_length() + spec.style_tokens();
         let steps_scheduled = spec.steps_scheduled() as usize;
         let mut sigmas = schedule::sigmas(&self.configs.scheduler, spec.image_tokens(), steps_scheduled);
         // With an input image the schedule begins further down.
@@ -224,9 +237,10 @@ impl Flux1 {
             sigmas,
             steps_done: 0,
             decoding: None,
-            rotary: self.transformer.rotary(length, grid.sides(), &sides).map_err(device_error)?,
+            rotary: self.transformer.rotary(text_tokens, grid.sides(), &sides).map_err(device_error)?,
             prompt,
             negative,
+            styles: PendingStyles::of(spec, embeddings),
             adapters,
             step_cache: spec.step_cache(),
             cache_bytes: self.cache_bytes(spec),
@@ -250,18 +264,31 @@ impl Flux1 {
     /// # Errors
     /// When the device is out of memory or fails; the image is as before then.
     pub(crate) fn encode_part(&self, image: &mut Image) -> Outcome<bool> {
-        self.encode_next(image).map_err(device_error)?;
+        // The prompts first: they are small, and a mistake in them shows at once.
+        if self.encode_style(image)? {
+            self.encode_next(image)?;
+        }
         Ok(!image.is_encoded())
     }
 
-    fn encode_next(&self, image: &mut Image) -> Result<()> {
+    /// Runs the next part of the encoder. What an image is encoded from may have to be made first.
+    fn encode_next(&self, image: &mut Image) -> Outcome<()> {
+        let Some(part) = image.pending.first() else { return Ok(()) };
+        let begun = match image.pending.begun() {
+            Some(begun) => begun.clone(),
+            None if part.is_depth_estimated => {
+                let map = self.depth_map(&part.image)?;
+                Encoding::of(&vae::pixels_of(&map, &self.device).map_err(device_error)?)
+            }
+            None => Encoding::of(&part.pixels(&self.device).map_err(device_error)?),
+        };
+        self.encode_from(image, &begun).map_err(device_error)
+    }
+
+    fn encode_from(&self, image: &mut Image, begun: &Encoding) -> Result<()> {
         let pending = &image.pending;
         let Some(part) = pending.first() else { return Ok(()) };
-        let begun = match pending.begun() {
-            Some(begun) => begun.clone(),
-            None => Encoding::of(&part.pixels(&self.device)?),
-        };
-        let moments = match self.encoder.advance(&begun)? {
+        let moments = match self.encoder.advance(begun)? {
             Advanced::Further(next) => {
                 image.pending.note(next);
                 return Ok(());

@@ -68,7 +68,9 @@ impl Draws {
 
 /// An image of a request that is to be encoded.
 pub(crate) struct Part {
-    image: Arc<RgbImage>,
+    pub(super) image: Arc<RgbImage>,
+    /// Whether its depth is encoded in place of it.
+    pub(super) is_depth_estimated: bool,
     /// Numbers before its sample in the seed's generator. `None`: its mean is taken.
     pub(crate) draw: Option<usize>,
     pub(crate) goal: Goal,
@@ -125,7 +127,8 @@ impl Pending {
         let mut parts = VecDeque::new();
         if let Some(input) = spec.input_image() {
             let mut add = |draw: usize, goal: Goal| {
-                parts.push_back(Part { image: Arc::clone(&input.image), draw: Some(draw), goal });
+                let image = Arc::clone(&input.image);
+                parts.push_back(Part { image, is_depth_estimated: false, draw: Some(draw), goal });
             };
             let (is_filled, mask) = (reads == Conditioning::Fill, spec.mask());
             let kept = mask.filter(|_| !is_filled);
@@ -140,6 +143,7 @@ impl Pending {
         let controls = spec.controls().iter().enumerate().filter(|(_, control)| control.controlnet.is_none());
         parts.extend(controls.map(|(place, control)| Part {
             image: Arc::clone(&control.image),
+            is_depth_estimated: control.is_depth_estimated,
             draw: Some(draws.control(place)),
             goal: Goal::Control,
         }));
@@ -147,10 +151,16 @@ impl Pending {
         let used = by_nets.all.iter().enumerate().filter(|(_, control)| control.is_used());
         parts.extend(used.map(|(index, control)| Part {
             image: Arc::clone(&spec.controls()[control.number].image),
+            is_depth_estimated: spec.controls()[control.number].is_depth_estimated,
             draw: Some(draws.control(control.number)),
             goal: Goal::Net { control: index },
         }));
-        let reference = |image| Part { image: Arc::clone(image), draw: None, goal: Goal::Reference };
+        let reference = |image| Part {
+            image: Arc::clone(image),
+            is_depth_estimated: false,
+            draw: None,
+            goal: Goal::Reference,
+        };
         parts.extend(spec.references().iter().map(reference));
         Self { seed: spec.seed(), parts, begun: None }
     }
@@ -208,7 +218,7 @@ pub(crate) fn refusal(spec: &GenerateSpec, reads: Conditioning) -> Option<String
         }
         Conditioning::Prompt | Conditioning::References if has_mask && !has_input => "a mask needs an input image",
         Conditioning::Prompt | Conditioning::References if by_model > 0 && spec.loras().is_empty() => NO_CONTROL,
-        _ => return missing(spec),
+        _ => return None,
     };
     Some(reason.to_owned())
 }
@@ -228,13 +238,4 @@ pub(crate) fn refusal_by_adapters(spec: &GenerateSpec, reads: Conditioning, adap
         }
         (None, ..) => Some(NO_CONTROL.to_owned()),
     }
-}
-
-/// What a request needs that is not loaded beside the model, if anything.
-fn missing(spec: &GenerateSpec) -> Option<String> {
-    if spec.controls().iter().any(|control| control.is_depth_estimated) {
-        return Some("no model that estimates depth is loaded beside this one: send a depth map instead".to_owned());
-    }
-    let has_styles = !spec.styles().is_empty();
-    has_styles.then(|| "no FLUX.1-Redux is loaded beside this model, which style images need".to_owned())
 }

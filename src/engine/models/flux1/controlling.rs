@@ -55,7 +55,25 @@ impl Flux1 {
         // Without a scale the net would add zeros.
         let acts = (0..steps).map(|index| control.scale != 0.0 && control.acts_in(index, steps)).collect();
         let prompt = prompt.map_err(device_error)?;
-        Ok(Control { number, net, latents: None, prompt, scale: control.scale, acts })
+        Ok(Control { number, net, mode: control.mode, latents: None, prompt, scale: control.scale, acts })
+    }
+
+    /// Gives another prompt to the nets that read control images.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn prompt_nets(
+        &self,
+        controls: &mut Controls,
+        prompt: &PromptEmbedding,
+        (guidance, grid): (f64, TokenGrid),
+    ) -> Result<()> {
+        for control in &mut controls.all {
+            let net = &self.controlnets[control.net];
+            let embeddings = (&prompt.sequence, &prompt.pooled);
+            control.prompt = net.prompt(embeddings, guidance, control.mode, (grid.rows, grid.columns))?;
+        }
+        Ok(())
     }
 
     fn unknown_net(&self, name: &str) -> String {

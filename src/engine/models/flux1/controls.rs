@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::transformer::NetPrompt;
+use crate::domain::conditioning::ControlMode;
 
 /// A control image that a ControlNet reads.
 pub(crate) struct Control {
@@ -10,6 +11,8 @@ pub(crate) struct Control {
     pub(super) number: usize,
     /// Its ControlNet's number.
     pub(super) net: usize,
+    /// Its kind, for a union.
+    pub(super) mode: Option<ControlMode>,
     /// Its latents, packed, `[image tokens, channels]`, f32; `None` until it is encoded.
     pub(crate) latents: Option<Tensor>,
     pub(super) prompt: NetPrompt,

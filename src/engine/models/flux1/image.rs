@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 use super::conditioning::{Goal, Pending, fill_channels, latent_mask};
 use super::controls::Controls;
 use super::grid::TokenGrid;
+use super::text::styles::PendingStyles;
 use super::transformer::{CacheOutcome, CacheUse, Conditioned, Remembered, Sequence};
 use super::vae::Decoding;
 use crate::domain::step_cache::StepCache;
@@ -73,6 +74,8 @@ pub(crate) struct Image {
     pub(crate) prompt: Pass,
     /// True classifier-free guidance: the negative prompt and the scale.
     pub(crate) negative: Option<(Pass, f64)>,
+    /// Style images that are not yet part of its prompts.
+    pub(crate) styles: Option<PendingStyles>,
     /// What changes the model for it, in both passes.
     pub(crate) adapters: AdapterSet,
     /// The cache between its steps, in each pass by itself.
@@ -141,7 +144,7 @@ impl Image {
 
     /// Whether its images are encoded. Only then it may take a step.
     pub(crate) fn is_encoded(&self) -> bool {
-        self.pending.is_empty()
+        self.styles.is_none() && self.pending.is_empty()
     }
 
     pub(crate) fn is_done(&self) -> bool {
