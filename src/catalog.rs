@@ -238,13 +238,6 @@ impl Catalog {
         Ok(self)
     }
 
-    /// The catalog with another card of a model.
-    #[must_use]
-    pub fn with_card(mut self, card: ModelCard) -> Self {
-        self.cards.insert(card.id.clone(), Arc::new(card));
-        self
-    }
-
     /// The catalog of a worker whose engines compute in this precision.
     #[must_use]
     pub fn with_precision(self, precision: Precision) -> Self {
@@ -443,7 +436,10 @@ mod tests {
             let id = format!("black-forest-labs/FLUX.1-{name}-dev");
             let catalog = Catalog::new(&[choice(&id, Some("/weights"))]).expect("a valid choice");
             let card = catalog.card(&ModelId::new(&id)).expect("known");
-            assert_eq!((card.conditioning, card.defaults.steps, card.defaults.guidance), (conditioning, steps, guidance));
+            assert_eq!(
+                (card.conditioning, card.defaults.steps, card.defaults.guidance),
+                (conditioning, steps, guidance)
+            );
         }
     }
 

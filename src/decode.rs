@@ -13,8 +13,8 @@ mod transparency;
 
 use std::sync::Arc;
 
-use image::imageops::FilterType;
 use image::DynamicImage;
+use image::imageops::FilterType;
 
 pub use region::put_back;
 pub use transparency::{decode_mask_of_alpha, has_transparency};

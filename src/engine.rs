@@ -42,11 +42,11 @@ use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
 
 use adapted::{AdapterCache, AdapterSet, Loader};
-use admission::encode_part;
 pub use adapters::{
     Adaptable, AdaptedComponent, Adapter, AdapterError, AdapterReport, Change, Fault, LowRank, Magnitude, Matrix,
     ModuleChanges, NotUsed, UnusedTensors, WeightChange,
 };
+use admission::encode_part;
 use checkpoint::{Checkpoint, LoadOptions};
 pub use checkpoint::{
     CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, conditioning_of,

@@ -147,9 +147,8 @@ mod tests {
         let nets = Attachments { controlnets, ..Attachments::default() };
         let redux = Attachments { redux: Some("/no/redux".into()), ..Attachments::default() };
         let depth = Attachments { depth: Some("/no/depth".into()), ..Attachments::default() };
-        let refused = |card: &ModelCard, attachments: &Attachments| {
-            attached(card, attachments).expect_err("refused").to_string()
-        };
+        let refused =
+            |card: &ModelCard, attachments: &Attachments| attached(card, attachments).expect_err("refused").to_string();
         let dev = card("black-forest-labs/FLUX.1-dev");
         assert_eq!(
             refused(&dev, &nets),

@@ -126,7 +126,9 @@ impl Share<'_> {
         }
         if values.len() > count {
             let given = values.len();
-            return Err(format!("`{option}` is given {given} times for {count} `--control-image`: give it once for each"));
+            return Err(format!(
+                "`{option}` is given {given} times for {count} `--control-image`: give it once for each"
+            ));
         }
         let mut shared: Vec<Option<T>> = (0..count).map(|_| None).collect();
         for (value, place) in values.into_iter().zip((self.places)(id)) {

@@ -3,7 +3,7 @@
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{ImageDecoder as _, ImageFormat, ImageReader, Limits};
+use image::{ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use super::{DECODING_BYTES_MAX, DecodeError, PIXELS_MAX, SIDE_MAX, check_bytes, orientation};
 use crate::domain::format::OutputFormat;
@@ -83,10 +83,9 @@ fn upright((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) 
         | Orientation::Rotate180
         | Orientation::FlipHorizontal
         | Orientation::FlipVertical => (width, height),
-        Orientation::Rotate90
-        | Orientation::Rotate270
-        | Orientation::Rotate90FlipH
-        | Orientation::Rotate270FlipH => (height, width),
+        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH => {
+            (height, width)
+        }
     }
 }
 

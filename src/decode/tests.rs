@@ -118,8 +118,7 @@ fn long_thin_images_are_refused_before_decoding() {
         bytes[29..33].copy_from_slice(&sum);
         bytes
     };
-    for (width, height) in
-        [(32_000_000, 1), (1, 32_000_000), (4_000_000, 8), (8, 4_000_000), (16_385, 1), (1, 16_385)]
+    for (width, height) in [(32_000_000, 1), (1, 32_000_000), (4_000_000, 8), (8, 4_000_000), (16_385, 1), (1, 16_385)]
     {
         assert_eq!(decode(&headers(width, height)), Err(DecodeError::Sides { width, height }));
     }

@@ -18,7 +18,8 @@ impl FluxEngine {
 
     /// Refuses a request whose adapters and control images do not go together.
     pub(super) fn check_adapters(&self, spec: &GenerateSpec, adapters: &AdapterSet) -> Result<(), EngineError> {
-        refusal_by_adapters(spec, self.model.reads(), adapters).map_or(Ok(()), |reason| Err(EngineError::Request(reason)))
+        refusal_by_adapters(spec, self.model.reads(), adapters)
+            .map_or(Ok(()), |reason| Err(EngineError::Request(reason)))
     }
 
     /// What of a request does not fit in the device's memory, if anything.
@@ -64,11 +65,7 @@ impl FluxEngine {
 
 /// Runs the next part of encoding an image's images; adapters that no image uses leave where it needs their memory. `false`: there
 /// is none left.
-pub(super) fn encode_part(
-    model: &Flux1,
-    adapters: &mut AdapterCache,
-    image: &mut Image,
-) -> Result<bool, EngineError> {
+pub(super) fn encode_part(model: &Flux1, adapters: &mut AdapterCache, image: &mut Image) -> Result<bool, EngineError> {
     match model.encode_part(image) {
         Err(EngineError::OutOfMemory(_)) if adapters.drop_unused() => model.encode_part(image),
         outcome => outcome,

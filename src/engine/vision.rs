@@ -19,8 +19,8 @@ use super::checkpoint::{CheckpointError, Problem};
 use crate::domain::conditioning::StyleCard;
 use crate::domain::model::ModelFiles;
 
-use depth::DepthFiles;
 pub(crate) use depth::DepthEstimator;
+use depth::DepthFiles;
 use redux::ReduxFiles;
 pub(crate) use redux::StyleEncoder;
 

@@ -124,9 +124,7 @@ async fn the_catalog_needs_no_key() {
     assert_eq!(dev["parameter_defaults"], defaults);
     assert_eq!(dev["parameter_limits"]["pixels_max"], 4_194_304);
     let runtime = app.send(request("GET", "/v1/inference/runtime/models", None, None)).await.json();
-    let state = |id: &str, replicas: usize| {
-        json!({ "id": id, "available": replicas > 0, "ready_replicas": replicas, "desired_replicas": replicas })
-    };
+    let state = |id: &str, replicas: usize| json!({ "id": id, "available": replicas > 0, "ready_replicas": replicas, "desired_replicas": replicas });
     let served = std::iter::once(state("fluxserve/flux-shapes", 1));
     let expected: Vec<_> = served.chain(family.iter().map(|id| state(id, 0))).collect();
     assert_eq!(runtime, json!({ "models": expected }));

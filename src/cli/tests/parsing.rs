@@ -356,8 +356,7 @@ fn generate_passes_all_options_on() {
     let loras: Vec<_> = request.loras.into_iter().map(|lora| (lora.file.display().to_string(), lora.scale)).collect();
     assert_eq!(loras, [("a.safetensors".to_owned(), -0.5), ("b.safetensors".to_owned(), 1.0)]);
     assert_eq!(request.params, expected);
-    let files: Vec<_> =
-        request.images.iter().map(|image| format!("{} {}", image.role, image.file.display())).collect();
+    let files: Vec<_> = request.images.iter().map(|image| format!("{} {}", image.role, image.file.display())).collect();
     let expected = [
         "input from.jpg",
         "mask mask.png",

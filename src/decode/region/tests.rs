@@ -53,8 +53,7 @@ fn a_region_is_that_of_diffusers() {
         ("tall", "shapes", 1, (192, 64), (0, 0, 120, 80)),
         ("dot", "shapes", 0, (64, 64), (119, 79, 1, 1)),
     ] {
-        let (image, mask) =
-            (reference(&format!("images/{whole}.png")), reference(&format!("images/{name}-mask.png")));
+        let (image, mask) = (reference(&format!("images/{whole}.png")), reference(&format!("images/{name}-mask.png")));
         let params = prepare(request(image, mask, padding, Some(size)), &card());
         let Region { x, y, width, height } = params.overlay.as_ref().expect("cut out").region;
         assert_eq!((x, y, width, height), region, "{name}");

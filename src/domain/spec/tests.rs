@@ -222,5 +222,8 @@ fn without_controlnets_a_control_image_is_for_a_lora() {
     let scaled = reasons(with(loras(&[0.85]), ImageOptions { scale: Some(0.5), ..ImageOptions::default() }));
     assert_eq!(scaled, ["images[0].scale: is no option of a control image of this model, which has no ControlNets"]);
     let two = GenerateParams { images: [control(), control()].concat(), loras: loras(&[1.0]), ..params() };
-    assert_eq!(reasons(GenerateSpec::new(two, &card())), ["images: this model takes from 0 to 1 control images, not 2"]);
+    assert_eq!(
+        reasons(GenerateSpec::new(two, &card())),
+        ["images: this model takes from 0 to 1 control images, not 2"]
+    );
 }

@@ -22,7 +22,9 @@ const HEAD_NORM: &str = "_norm.scale";
 enum Refusal {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
-    #[error("it changes `{module}` for another number of inputs by norms (DoRA) or in whole, which this version does not apply")]
+    #[error(
+        "it changes `{module}` for another number of inputs by norms (DoRA) or in whole, which this version does not apply"
+    )]
     OtherInputs { module: String },
     #[error("it changes `{module}`, a norm: this version replaces norms of the transformer, and changes no others")]
     Norm { module: String },

@@ -353,7 +353,8 @@ mod tests {
             WeightChange::Difference((0..8_u8).map(f32::from).collect()),
         ] {
             let all = weight.difference(2, 4).expect("added");
-            let change = Change { rows: 1..3, columns: 4, weight: Some(weight), magnitude: None, bias: Some(vec![1.0; 2]) };
+            let change =
+                Change { rows: 1..3, columns: 4, weight: Some(weight), magnitude: None, bias: Some(vec![1.0; 2]) };
             let [left, right] = change.split(3).expect("no norms");
             assert_eq!((left.columns, right.columns, left.bias.is_some(), right.bias.is_none()), (3, 1, true, true));
             let numbers = |change: Change| change.weight.and_then(|weight| weight.difference(2, change.columns));

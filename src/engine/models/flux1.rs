@@ -38,17 +38,17 @@ use crate::engine::vision::Vision;
 pub(crate) use self::grid::TokenGrid;
 use self::image::Pass;
 pub(crate) use self::image::{Image, Stepped};
-pub(crate) use conditioning::{refusal, refusal_by_adapters};
 use conditioning::{Draws, Pending};
+pub(crate) use conditioning::{refusal, refusal_by_adapters};
 use config::Configs;
 use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
 use text::styles::PendingStyles;
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
+use transformer::replay::{OnDevice, Replay};
 use transformer::{ControlNet, Prediction};
 pub(crate) use transformer::{Sequence, Transformer};
-use transformer::replay::{OnDevice, Replay};
 use vae::{Advanced, Decoding, Encoding};
 pub(crate) use vae::{Decoder, Encoder, STRIP_ROWS, UPSAMPLINGS_IN_STRIPS};
 #[cfg(test)]
@@ -207,7 +207,8 @@ impl Flux1 {
         let negative = match spec.negative() {
             None => None,
             Some(negative) => {
-                let embedding = self.embed_for(spec, (negative.prompt.as_str(), negative.prompt.as_str()), &adapters)?;
+                let embedding =
+                    self.embed_for(spec, (negative.prompt.as_str(), negative.prompt.as_str()), &adapters)?;
                 let pass = self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?;
                 embeddings.push(embedding);
                 Some((pass, negative.scale))

@@ -178,6 +178,7 @@ fn a_control_adapter_and_a_control_image_need_each_other() {
     let reason = refused(GenerateParams { loras: other, ..case.params() });
     assert!(reason.contains("reads no control image"), "{reason}");
     // Without any, the card says so.
-    let errors = GenerateSpec::new(GenerateParams { loras: Vec::new(), ..case.params() }, &card_of(Conditioning::Prompt));
+    let errors =
+        GenerateSpec::new(GenerateParams { loras: Vec::new(), ..case.params() }, &card_of(Conditioning::Prompt));
     assert_eq!(errors.expect_err("no ControlNet")[0].reason, "this model takes no control images, not 1");
 }

@@ -33,7 +33,8 @@ fn mask(size: (u32, u32)) -> GivenImage {
     let (width, height) = size;
     let gray = |x, y| if x < width / 2 || y > height - 20 { 140 } else { 90 };
     let pixel = |at: u32| [gray(at % width, at / width); 3];
-    let image = RgbImage::new(width, height, (0..width * height).flat_map(pixel).collect()).expect("three bytes a pixel");
+    let image =
+        RgbImage::new(width, height, (0..width * height).flat_map(pixel).collect()).expect("three bytes a pixel");
     GivenImage::new("images[1]", ImageRole::Mask, Arc::new(image))
 }
 
@@ -286,9 +287,13 @@ fn what_a_transformer_reads_is_known_by_its_channels() {
         for files in std::iter::once(checkpoint.files()).chain(checkpoint.single_file()) {
             assert_eq!(conditioning_of(&files).expect("known"), expected, "{files:?}");
             let weights = ComponentWeights::open(&files, ConvertedComponent::Transformer).expect("complete");
-            let shape = |name: &str| weights.tensors.iter().find(|tensor| tensor.name() == name).expect("there").shape();
+            let shape =
+                |name: &str| weights.tensors.iter().find(|tensor| tensor.name() == name).expect("there").shape();
             let inputs = 64 + expected.joined_channels(64);
-            assert_eq!((shape("img_in.weight"), shape("final_layer.linear.weight")), (&[32, inputs][..], &[64, 32][..]));
+            assert_eq!(
+                (shape("img_in.weight"), shape("final_layer.linear.weight")),
+                (&[32, inputs][..], &[64, 32][..])
+            );
         }
     }
 }
@@ -309,6 +314,9 @@ fn channels_of_no_known_model_are_refused_by_name() {
     let error = with(config.replace("384", "196")).expect_err("of no known model").to_string();
     assert!(error.contains("transformer/config.json: in_channels must be") && error.contains("Flex.2"), "{error}");
     // Without its width of outputs, which the weights tell.
-    assert_eq!(with(config.replace("\"out_channels\": 64", "\"out_channels\": null")).expect("known"), Conditioning::Fill);
+    assert_eq!(
+        with(config.replace("\"out_channels\": 64", "\"out_channels\": null")).expect("known"),
+        Conditioning::Fill
+    );
     engine(&checkpoint.files());
 }

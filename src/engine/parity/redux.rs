@@ -314,7 +314,10 @@ fn refused(files: &ModelFiles, text_width: usize) -> String {
 #[test]
 fn what_does_not_belong_together_is_refused_by_name() {
     let error = refused(&with_redux(reference(FOLDER)), 64);
-    assert!(error.contains("diffusion_pytorch_model.safetensors: ") && error.contains("joint_attention_dim"), "{error}");
+    assert!(
+        error.contains("diffusion_pytorch_model.safetensors: ") && error.contains("joint_attention_dim"),
+        "{error}"
+    );
     assert!(FluxEngine::load(&with_redux("no folder".into()), DeviceChoice::Cpu).is_err());
     // An embedder for another image encoder.
     let folder = single_file();

@@ -13,8 +13,8 @@ use crate::domain::image::RgbImage;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::engine::FluxEngine;
 use crate::engine::adapted::AdapterSet;
-use crate::engine::models::flux1::transformer::{Residuals, Sequence};
 use crate::engine::models::flux1::transformer::replay::{Recorder, Replay};
+use crate::engine::models::flux1::transformer::{Residuals, Sequence};
 use crate::engine::ops::rope::Rotary;
 
 /// What a recording of the CPU is: the work, which runs again.

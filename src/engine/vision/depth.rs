@@ -35,8 +35,7 @@ const WEIGHTS: &str = "model.safetensors";
 const CONFIG: &str = "config.json";
 
 /// Of ImageNet's images.
-const NORMALIZATION: Normalization =
-    Normalization { mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225] };
+const NORMALIZATION: Normalization = Normalization { mean: [0.485, 0.456, 0.406], deviation: [0.229, 0.224, 0.225] };
 
 /// The model's file, opened and checked.
 pub(super) struct DepthFiles {
@@ -64,8 +63,7 @@ impl DepthFiles {
         let config_path = path.with_file_name(CONFIG);
         let config = if is_of_folder && config_path.is_file() {
             let read = json::read::<FileConfig>(&config_path).map_err(|problem| vec![problem])?;
-            read.checked()
-                .map_err(|reason| vec![Problem::unreadable(config_path.display().to_string(), reason)])?
+            read.checked().map_err(|reason| vec![Problem::unreadable(config_path.display().to_string(), reason)])?
         } else {
             DepthConfig::small()
         };
@@ -155,8 +153,9 @@ fn levels(values: &[f32]) -> Option<Vec<u8>> {
     if values.iter().any(|value| !value.is_finite()) {
         return None;
     }
-    let (least, most) =
-        values.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(least, most), value| (least.min(*value), most.max(*value)));
+    let (least, most) = values
+        .iter()
+        .fold((f32::INFINITY, f32::NEG_INFINITY), |(least, most), value| (least.min(*value), most.max(*value)));
     let scale = if most > least { 255.0 / (most - least) } else { 0.0 };
     Some(values.iter().map(|value| ((value - least) * scale).round() as u8).collect())
 }

@@ -61,8 +61,10 @@ mod tests {
         let kernel = Tensor::randn(0.0_f32, 1.0, (outputs, CHANNELS, side, side), &Device::Cpu).expect("randn");
         let rows = patches(&pixels, side).expect("patches");
         assert_eq!(rows.dims(), [6, 27], "what is left over is not seen");
-        let found = rows.matmul(&kernel.flatten_from(1).and_then(|kernel| kernel.t()).expect("a matrix")).expect("product");
-        let convolved = pixels.unsqueeze(0).and_then(|pixels| pixels.conv2d(&kernel, 0, side, 1, 1)).expect("convolved");
+        let found =
+            rows.matmul(&kernel.flatten_from(1).and_then(|kernel| kernel.t()).expect("a matrix")).expect("product");
+        let convolved =
+            pixels.unsqueeze(0).and_then(|pixels| pixels.conv2d(&kernel, 0, side, 1, 1)).expect("convolved");
         let expected = convolved.flatten_from(2).and_then(|flat| flat.squeeze(0)?.t()?.contiguous()).expect("rows");
         let largest: f32 = (found - expected).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("same shapes");
         assert!(largest < 1e-5, "{largest:e}");

@@ -25,8 +25,7 @@ const ENCODER_CONFIG: &str = "image_encoder/config.json";
 const ENCODER_FILE: &str = "sigclip_vision_patch14_384.safetensors";
 
 /// The embedder's files, of which the first that is there is read.
-const EMBEDDERS: [&str; 2] =
-    ["image_embedder/diffusion_pytorch_model.safetensors", "flux1-redux-dev.safetensors"];
+const EMBEDDERS: [&str; 2] = ["image_embedder/diffusion_pytorch_model.safetensors", "flux1-redux-dev.safetensors"];
 
 /// The embedder widens what it reads to so many times its output.
 const WIDENING: usize = 3;

@@ -188,8 +188,7 @@ async fn a_job_that_is_canceled_between_two_parts_leaves_the_engine() {
     queue.cancel(id, CancelCause::Request);
     drop(parts);
     assert_eq!(ended(&mut events).await, QueueEvent::Canceled);
-    let is_freed =
-        |calls: &[Call]| matches!(calls, [Call::Part(slot), Call::Release(freed)] if slot == freed);
+    let is_freed = |calls: &[Call]| matches!(calls, [Call::Part(slot), Call::Release(freed)] if slot == freed);
     until("its slot is free", || is_freed(&control.calls())).await;
     queue.close();
 }

@@ -98,7 +98,9 @@ impl Part {
     pub(crate) fn pixels(&self, device: &Device) -> Result<Tensor> {
         match &self.goal {
             Goal::Surroundings { mask } => masks::surroundings(&self.image, mask, device),
-            Goal::Start { .. } | Goal::Control | Goal::Net { .. } | Goal::Reference => vae::pixels_of(&self.image, device),
+            Goal::Start { .. } | Goal::Control | Goal::Net { .. } | Goal::Reference => {
+                vae::pixels_of(&self.image, device)
+            }
         }
     }
 
@@ -155,12 +157,8 @@ impl Pending {
             draw: Some(draws.control(control.number)),
             goal: Goal::Net { control: index },
         }));
-        let reference = |image| Part {
-            image: Arc::clone(image),
-            is_depth_estimated: false,
-            draw: None,
-            goal: Goal::Reference,
-        };
+        let reference =
+            |image| Part { image: Arc::clone(image), is_depth_estimated: false, draw: None, goal: Goal::Reference };
         parts.extend(spec.references().iter().map(reference));
         Self { seed: spec.seed(), parts, begun: None }
     }

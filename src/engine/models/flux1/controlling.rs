@@ -21,12 +21,7 @@ impl Flux1 {
     ///
     /// # Errors
     /// When there is no such net, it lacks the mode, or the device fails.
-    pub(super) fn controls(
-        &self,
-        spec: &GenerateSpec,
-        prompt: &PromptEmbedding,
-        grid: TokenGrid,
-    ) -> Outcome<Controls> {
+    pub(super) fn controls(&self, spec: &GenerateSpec, prompt: &PromptEmbedding, grid: TokenGrid) -> Outcome<Controls> {
         let mut all = Vec::new();
         for (number, control) in spec.controls().iter().enumerate() {
             let Some(name) = &control.controlnet else { continue };

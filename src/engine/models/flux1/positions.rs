@@ -24,8 +24,7 @@ pub(super) fn tables(
     axes: [usize; 3],
     device: &Device,
 ) -> Result<Rotary> {
-    let of_references =
-        references.iter().zip(origins(references)).flat_map(|(size, origin)| positions(*size, origin));
+    let of_references = references.iter().zip(origins(references)).flat_map(|(size, origin)| positions(*size, origin));
     Rotary::at(positions(image, [0; 3]).chain(of_references), axes, THETA, device)
 }
 

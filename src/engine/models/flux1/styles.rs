@@ -14,9 +14,8 @@ use crate::engine::vision::{DepthEstimator, StyleEncoder};
 
 impl Flux1 {
     fn style_encoder(&self) -> Outcome<&StyleEncoder> {
-        let missing = || {
-            EngineError::Request("style images need FLUX.1-Redux, which is not loaded beside this model".to_owned())
-        };
+        let missing =
+            || EngineError::Request("style images need FLUX.1-Redux, which is not loaded beside this model".to_owned());
         self.vision.styles.as_ref().ok_or_else(missing)
     }
 
@@ -78,9 +77,8 @@ impl Flux1 {
         if spec.styles().is_empty() || !prompt.is_empty() {
             return self.embed(prompt, t5_prompt, length, adapters);
         }
-        let zeros = |rows: usize, width: usize| {
-            Tensor::zeros((rows, width), DType::F32, &self.device).map_err(device_error)
-        };
+        let zeros =
+            |rows: usize, width: usize| Tensor::zeros((rows, width), DType::F32, &self.device).map_err(device_error);
         let pooled = zeros(1, self.configs.clip.hidden_size)?;
         if t5_prompt.is_empty() {
             return Ok(PromptEmbedding { pooled, sequence: zeros(length, self.configs.t5.d_model)? });

@@ -168,7 +168,8 @@ impl Transformer {
     ) -> Result<Self> {
         let hidden = config.hidden_size();
         let (img_in, embedders) = Embedders::load(config, vb)?;
-        let joined_in = (config.conditioning() == Some(Conditioning::Prompt)).then(|| joined_in(config, vb)).transpose()?;
+        let joined_in =
+            (config.conditioning() == Some(Conditioning::Prompt)).then(|| joined_in(config, vb)).transpose()?;
         let count = config.num_layers + config.num_single_layers;
         let (mut modulations, blocks) = match streamed {
             None => {

@@ -128,8 +128,11 @@ fn names_are_those_of_the_published_files() {
         assert!(transformers.iter().any(|found| found == name), "{name}");
         assert!(original.iter().any(|found| found == other), "{other}");
     }
-    let elements: usize =
-        DepthConfig::small().wanted(Spelling::Original).iter().map(|wanted| wanted.whole().1.iter().product::<usize>()).sum();
+    let elements: usize = DepthConfig::small()
+        .wanted(Spelling::Original)
+        .iter()
+        .map(|wanted| wanted.whole().1.iter().product::<usize>())
+        .sum();
     // The model has 24,785,089 parameters; its mask token is for training.
     assert_eq!(elements, 24_785_089 - 384);
 }

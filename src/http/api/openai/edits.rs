@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::json;
 
-use super::edit_request::{Edit, EditForm, EditJson, MASK, ImageFile};
+use super::edit_request::{Edit, EditForm, EditJson, ImageFile, MASK};
 use super::images::{ImagesView, respond};
 use super::request::IMAGE;
 use crate::decode::has_transparency;

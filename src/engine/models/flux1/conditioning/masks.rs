@@ -96,7 +96,8 @@ mod tests {
         let grid = TokenGrid { rows: 2, columns: 3, channels: 16 };
         // The last token, its upper right position, and there the pixel in row 3 and column 5.
         let mask = mask(48, 32, |x, y| (x, y) == (32 + 8 + 5, 16 + 3));
-        let channels = fill_channels(&mask, &grid, &Device::Cpu).and_then(|all| all.to_vec2::<f32>()).expect("channels");
+        let channels =
+            fill_channels(&mask, &grid, &Device::Cpu).and_then(|all| all.to_vec2::<f32>()).expect("channels");
         let white: Vec<(usize, usize)> = channels
             .iter()
             .enumerate()

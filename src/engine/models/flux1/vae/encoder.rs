@@ -105,6 +105,7 @@ impl Encoder {
     ///
     /// # Errors
     /// When the device is out of memory.
+    #[cfg(test)]
     pub(crate) fn encode(&self, pixels: &Tensor) -> Result<Moments> {
         let mut encoding = Encoding::of(pixels);
         loop {
