@@ -88,7 +88,7 @@ pub enum Command {
     /// Serve over HTTP
     Serve(ServeArgs),
     /// Generate one image into a file, without a server
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
     /// Create, list, change and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),

@@ -6,7 +6,7 @@ use anyhow::{Context as _, bail};
 
 use super::cards::{as_served, attachment_lines};
 use super::fetching::size;
-use super::models::files_of;
+use super::models::{files_of, in_lines};
 use super::{open_files, results_disk};
 use crate::catalog::card_of;
 use crate::config::Config;
@@ -290,7 +290,7 @@ fn completeness(config: &Config, devices: &[Device], (source, look): &Model) -> 
     let files = files_of(config, source).map_err(|error| error.to_string())?;
     as_served(card_of(source), &files).map_err(|error| error.to_string())?;
     let beside = files.attachments().map(attachment_lines).unwrap_or_default();
-    let beside: String = beside.into_iter().map(|line| format!("\n       {line}")).collect();
+    let beside = in_lines(&beside, "\n       ");
     fits(config, devices, source, inspection).map(|fits| format!("complete; {fits}{beside}"))
 }
 

@@ -133,7 +133,12 @@ fn place(source: &ModelSource) -> String {
 /// What is loaded beside a model, if it is here, in lines behind its own.
 fn beside(source: Option<&ModelSource>) -> String {
     let lines = source.map(|source| attachment_lines(&source.parts.attachments)).unwrap_or_default();
-    lines.into_iter().map(|line| format!("\n    {line}")).collect()
+    in_lines(&lines, "\n    ")
+}
+
+/// Lines, each behind a break.
+pub(super) fn in_lines(lines: &[String], line_break: &str) -> String {
+    lines.iter().flat_map(|line| [line_break, line]).collect()
 }
 
 /// Builds the catalog of the models that are served, each with the card that its files make.

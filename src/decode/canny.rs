@@ -157,7 +157,7 @@ mod tests {
     fn a_border_between_two_colors_is_one_line() {
         let found = edges(&two_halves(8, 4));
         let row: Vec<u8> = found.pixels()[..24].iter().step_by(3).copied().collect();
-        assert_eq!(row.iter().filter(|shade| **shade == 255).count(), 1, "{row:?}");
+        assert_eq!(row.iter().filter(|shade| **shade > 0).count(), 1, "{row:?}");
         let flat = RgbImage::new(3, 2, vec![90; 18]).expect("three bytes per pixel");
         assert!(edges(&flat).is_black());
         let dot = RgbImage::new(1, 1, vec![9, 200, 3]).expect("three bytes per pixel");

@@ -90,6 +90,7 @@ impl Rank {
 
 /// A pending or running job.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a job, each told by another part")]
 pub struct Candidate {
     /// The job.
     pub id: JobId,

@@ -264,74 +264,76 @@ fn mistakes_are_usage_errors() {
     assert_eq!(parse_error(&["--help"]).exit_code(), 0);
 }
 
+/// Every option of `generate`.
+const ALL_OPTIONS: [&str; 63] = [
+    "generate",
+    "--model",
+    "a=/b",
+    "--prompt",
+    "-fox",
+    "--prompt-2",
+    "two",
+    "--negative-prompt",
+    "",
+    "--true-cfg-scale",
+    "4",
+    "--width",
+    "100",
+    "--height",
+    "512",
+    "--steps",
+    "7",
+    "--guidance",
+    "2.5",
+    "--seed",
+    "9007199254740991",
+    "--max-sequence-length",
+    "256",
+    "--image",
+    "from.jpg",
+    "--strength",
+    "0.3",
+    "--mask",
+    "mask.png",
+    "--mask-padding",
+    "32",
+    "--reference",
+    "r1.png",
+    "--reference",
+    "r2.png",
+    "--control-image",
+    "c.png",
+    "--controlnet",
+    "nets/union",
+    "--control-mode",
+    "pose",
+    "--control-scale",
+    "0.7",
+    "--preprocess",
+    "depth",
+    "--control-end",
+    "0.8",
+    "--redux",
+    "redux",
+    "--style",
+    "s.png=0.5",
+    "--style",
+    "t.png",
+    "--depth-model",
+    "depth",
+    "--lora",
+    "a.safetensors=-0.5",
+    "--lora",
+    "b.safetensors",
+    "--cache",
+    "first_block=0.2",
+    "--output",
+    "x.PNG",
+];
+
 #[test]
 fn generate_passes_all_options_on() {
-    let arguments = [
-        "generate",
-        "--model",
-        "a=/b",
-        "--prompt",
-        "-fox",
-        "--prompt-2",
-        "two",
-        "--negative-prompt",
-        "",
-        "--true-cfg-scale",
-        "4",
-        "--width",
-        "100",
-        "--height",
-        "512",
-        "--steps",
-        "7",
-        "--guidance",
-        "2.5",
-        "--seed",
-        "9007199254740991",
-        "--max-sequence-length",
-        "256",
-        "--image",
-        "from.jpg",
-        "--strength",
-        "0.3",
-        "--mask",
-        "mask.png",
-        "--mask-padding",
-        "32",
-        "--reference",
-        "r1.png",
-        "--reference",
-        "r2.png",
-        "--control-image",
-        "c.png",
-        "--controlnet",
-        "nets/union",
-        "--control-mode",
-        "pose",
-        "--control-scale",
-        "0.7",
-        "--preprocess",
-        "depth",
-        "--control-end",
-        "0.8",
-        "--redux",
-        "redux",
-        "--style",
-        "s.png=0.5",
-        "--style",
-        "t.png",
-        "--depth-model",
-        "depth",
-        "--lora",
-        "a.safetensors=-0.5",
-        "--lora",
-        "b.safetensors",
-        "--cache",
-        "first_block=0.2",
-        "--output",
-        "x.PNG",
-    ];
-    let Some(Command::Generate(generate)) = parse(&arguments).expect("valid").command else { panic!("generate") };
+    let Some(Command::Generate(generate)) = parse(&ALL_OPTIONS).expect("valid").command else { panic!("generate") };
     let mut notes = Vec::new();
     let no_seed = || -> anyhow::Result<u64> { panic!("the seed is given") };
     let request = generate.into_request(&Config::default(), no_seed, &mut notes).expect("a request");
@@ -356,6 +358,15 @@ fn generate_passes_all_options_on() {
     let loras: Vec<_> = request.loras.into_iter().map(|lora| (lora.file.display().to_string(), lora.scale)).collect();
     assert_eq!(loras, [("a.safetensors".to_owned(), -0.5), ("b.safetensors".to_owned(), 1.0)]);
     assert_eq!(request.params, expected);
+    assert_eq!((request.model.to_string(), request.output), ("a=/b".into(), "x.PNG".into()));
+    assert_eq!(String::from_utf8(notes).expect("text"), "width 100 is not a multiple of 16: using 96\n");
+}
+
+#[test]
+fn generate_passes_all_images_on() {
+    let Some(Command::Generate(generate)) = parse(&ALL_OPTIONS).expect("valid").command else { panic!("generate") };
+    let no_seed = || -> anyhow::Result<u64> { panic!("the seed is given") };
+    let request = generate.into_request(&Config::default(), no_seed, &mut Vec::new()).expect("a request");
     let files: Vec<_> = request.images.iter().map(|image| format!("{} {}", image.role, image.file.display())).collect();
     let expected = [
         "input from.jpg",
@@ -385,8 +396,6 @@ fn generate_passes_all_options_on() {
         depth: Some("depth".into()),
     };
     assert_eq!(request.model.parts.attachments, attachments);
-    assert_eq!((request.model.to_string(), request.output), ("a=/b".into(), "x.PNG".into()));
-    assert_eq!(String::from_utf8(notes).expect("text"), "width 100 is not a multiple of 16: using 96\n");
 }
 
 #[test]

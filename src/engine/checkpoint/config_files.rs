@@ -56,9 +56,10 @@ pub(super) fn transformer<'a>(
 }
 
 /// A transformer predicts latents of the autoencoder where its file does not say of how many channels.
-fn predicting(config: TransformerConfig, vae: Option<&VaeConfig>) -> TransformerConfig {
+fn predicting(mut config: TransformerConfig, vae: Option<&VaeConfig>) -> TransformerConfig {
     let of_latents = |vae: &VaeConfig| vae.latent_channels.saturating_mul(4);
-    TransformerConfig { out_channels: config.out_channels.or_else(|| vae.map(of_latents)), ..config }
+    config.out_channels = config.out_channels.or_else(|| vae.map(of_latents));
+    config
 }
 
 /// Reads T5's configuration, as [`transformer`] reads the transformer's.

@@ -120,7 +120,9 @@ fn control_adapters_give_the_images_of_merged_weights() {
     for files in [diffusers_folders(), single_files()] {
         let mut engine = engine(&files);
         let cases = cases();
-        cases.iter().for_each(|case| check(&mut engine, case));
+        for case in &cases {
+            check(&mut engine, case);
+        }
         assert_eq!(cases.len(), 3, "every case");
     }
 }

@@ -181,12 +181,11 @@ impl Head {
         let mut fused: Option<Tensor> = None;
         for (index, (stage, map)) in self.stages.iter().zip(&own).enumerate().rev() {
             // In the size of the stage before it; the first one doubles its own.
-            let target = match index.checked_sub(1) {
-                Some(before) => size_of(&own[before])?,
-                None => {
-                    let Size { height, width } = size_of(map)?;
-                    Size { height: 2 * height, width: 2 * width }
-                }
+            let target = if let Some(before) = index.checked_sub(1) {
+                size_of(&own[before])?
+            } else {
+                let Size { height, width } = size_of(map)?;
+                Size { height: 2 * height, width: 2 * width }
             };
             fused = Some(stage.fused(map, fused.as_ref(), target)?);
         }

@@ -173,7 +173,7 @@ impl Changed {
             Ok([mean_of_absolutes(&(first.to_dtype(DType::F32)? - &old)?)?, mean_of_absolutes(&old)?])
         };
         let means = remembered.map(means).transpose()?;
-        Ok(Self { behind, means, first })
+        Ok(Self { first, behind, means })
     }
 }
 
