@@ -8,7 +8,8 @@ use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use super::support::{
-    self, IMAGE, LATENTS, MOMENTS, Tensors, assert_close, diffusers_folders, engine, json, reference, tensors,
+    self, IMAGE, LATENTS, MOMENTS, Tensors, admit_encoded, assert_close, diffusers_folders, engine, json, reference,
+    tensors,
 };
 use crate::domain::adapter::{AdapterId, AdapterUse};
 use crate::domain::byte_size::ByteSize;
@@ -137,12 +138,14 @@ impl Case {
 
     fn specs(&self, all: &Cases) -> Vec<GenerateSpec> {
         let args = &self.args;
+        let scales = self.recorded()["controlnet.scale.0"].elem_count();
         let given = |(number, net): (usize, &&str)| {
             let options = ImageOptions {
                 controlnet: Some((*net).into()),
                 mode: args.control_mode.as_ref().and_then(|modes| modes.of(number)).map(ControlMode),
                 preprocess: None,
-                scale: Some(args.controlnet_conditioning_scale.of(number)),
+                // Of several images for one net, diffusers uses the first: the list of scales is cut to the number of nets.
+                scale: Some(if number < scales { args.controlnet_conditioning_scale.of(number) } else { 0.0 }),
                 start: args.control_guidance_start.as_ref().map(|start| start.of(number)),
                 end: args.control_guidance_end.as_ref().map(|end| end.of(number)),
             };
@@ -221,7 +224,7 @@ fn check_residuals(engine: &mut FluxEngine, case: &Case, (slot, index): (Slot, u
 
 fn check(engine: &mut FluxEngine, all: &Cases, case: &Case) {
     let (name, recorded, specs) = (&case.name, case.recorded(), case.specs(all));
-    let slots: Vec<Slot> = specs.iter().map(|spec| engine.admit(spec).expect("admits")).collect();
+    let slots: Vec<Slot> = specs.iter().map(|spec| admit_encoded(engine, spec)).collect();
     for (index, (slot, spec)) in slots.iter().zip(&specs).enumerate() {
         check_conditions(engine, case, spec, (*slot, index));
         check_residuals(engine, case, (*slot, index));
@@ -331,7 +334,7 @@ fn company(factor: f64) -> Vec<GenerateSpec> {
 
 /// The bits of the latents behind each of four steps, of images together or alone.
 fn latents(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<Vec<u32>> {
-    let slots: Vec<Slot> = specs.iter().map(|spec| engine.admit(spec).expect("admits")).collect();
+    let slots: Vec<Slot> = specs.iter().map(|spec| admit_encoded(engine, spec)).collect();
     let mut bits = vec![Vec::new(); slots.len()];
     for _ in 0..4 {
         engine.step(&slots).expect("steps");
@@ -395,7 +398,7 @@ fn both_passes_of_true_guidance_get_the_residuals() {
     let mut engine = engine(&files());
     let mut params = spec((64, 64), 1, &[("union", Some(0), 0.7, [0.0, 1.0])]);
     (params.negative_prompt, params.true_cfg_scale) = (Some(params.prompt.clone()), Some(2.0));
-    let slot = engine.admit(&GenerateSpec::new(params, &card()).expect("valid")).expect("admits");
+    let slot = admit_encoded(&mut engine, &GenerateSpec::new(params, &card()).expect("valid"));
     let image = &engine.images[&slot];
     let residuals = engine.model.residuals(&[image]).expect("runs").remove(0);
     let predicted = |residuals: Option<&Residuals>| -> Vec<Vec<Vec<f32>>> {

@@ -9,7 +9,8 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::support::{
-    CLIP, IMAGE, LATENTS, T5, assert_close, card, diffusers_folders, engine, json, none, reference, tensors,
+    CLIP, IMAGE, LATENTS, T5, admit_encoded, assert_close, card, diffusers_folders, engine, json, none, reference,
+    tensors,
 };
 use crate::domain::conditioning::{GivenImage, ImageOptions, ImageRole, StyleCard};
 use crate::domain::device::DeviceChoice;
@@ -217,7 +218,7 @@ fn check(engine: &mut FluxEngine, case: &Case) {
     let images = images_of(&recorded);
     let embedding = check_embedding(engine, case, &images);
     let spec = case.spec(&images);
-    let slot = engine.admit(&spec).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let slot = admit_encoded(engine, &spec);
     assert_eq!(engine.images[&slot].step_tokens(), spec.step_tokens(), "{name}");
     let pass = engine.model.pass(&embedding, spec.guidance(), &none()).expect("a pass");
     let image = engine.images.get_mut(&slot).expect("admitted");
