@@ -3,21 +3,26 @@
 
 mod adapters;
 mod images;
+mod params;
+mod rules;
 
 use std::sync::Arc;
 
 use crate::domain::adapter::AdapterUse;
-use crate::domain::conditioning::{ControlImage, GivenImage, ImageOptions, ImageRole, StyleImage, kontext_size};
+use crate::domain::conditioning::{ControlImage, ImageOptions, ImageRole, StyleImage};
 use crate::domain::ids::ModelId;
 use crate::domain::image::RgbImage;
-use crate::domain::model::{ModelCard, ParameterLimits};
+use crate::domain::model::ModelCard;
 use crate::domain::overlay::Overlay;
-use crate::domain::step_cache::{CACHE_THRESHOLD, StepCache, THRESHOLD_MAX};
+use crate::domain::step_cache::StepCache;
 use crate::domain::usage::ImageCost;
 
 pub use adapters::lora_errors;
 use images::CheckedImages;
 pub use images::{image_count_errors, option_errors};
+pub use params::GenerateParams;
+use rules::{cache_error, check_prompts};
+pub use rules::{size_errors, steps_done, strength_error};
 
 /// Largest seed: the largest integer that every JSON reader keeps exactly (2^53 − 1).
 pub const SEED_MAX: u64 = (1 << 53) - 1;
@@ -64,72 +69,6 @@ impl FieldError {
     /// A broken rule of one field.
     pub fn new(field: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { field: field.into(), reason: reason.into() }
-    }
-}
-
-/// Unchecked parameters of a request. `None` means the model's default.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct GenerateParams {
-    /// What to generate.
-    pub prompt: String,
-    /// Given to T5 instead of `prompt`, which then only CLIP reads. Empty counts as absent.
-    pub prompt_2: Option<String>,
-    /// What to steer away from; turns on true classifier-free guidance (two passes per step).
-    pub negative_prompt: Option<String>,
-    /// Strength of true classifier-free guidance; above 1.
-    pub true_cfg_scale: Option<f64>,
-    /// Pixels.
-    pub width: Option<u32>,
-    /// Pixels.
-    pub height: Option<u32>,
-    /// Denoising steps.
-    pub steps: Option<u32>,
-    /// Value fed to the guidance embedding.
-    pub guidance: Option<f64>,
-    /// Seed of the noise.
-    pub seed: u64,
-    /// T5 tokens, at most [`SEQUENCE_LENGTH_MAX`].
-    pub sequence_length: Option<usize>,
-    /// Its images, of any size until the request is checked.
-    pub images: Vec<GivenImage>,
-    /// Only the region around the mask is generated, with this many pixels around it, and put back into the input image.
-    pub mask_padding: Option<u32>,
-    /// Where that region is put back. Made of the images and `mask_padding`, before the request is checked.
-    pub overlay: Option<Overlay>,
-    /// A lossy cache between its steps.
-    pub step_cache: Option<StepCache>,
-    /// How far to depart from the input image; above 0, at most 1.
-    pub strength: Option<f64>,
-    /// Adapters, at most [`ADAPTERS_MAX`](crate::domain::adapter::ADAPTERS_MAX).
-    pub loras: Vec<AdapterUse>,
-}
-
-impl GenerateParams {
-    /// The first image of a role.
-    #[must_use]
-    pub fn image(&self, role: ImageRole) -> Option<&GivenImage> {
-        self.images.iter().find(|given| given.role == role)
-    }
-
-    /// How many images of a role there are.
-    #[must_use]
-    pub fn count(&self, role: ImageRole) -> usize {
-        self.images.iter().filter(|given| given.role == role).count()
-    }
-
-    /// Fills in missing width and height: the model's, or as near to those of the input, control or reference image as the
-    /// model's limits allow. If one side is given, the other follows the image's proportions.
-    pub fn settle_size(&mut self, card: &ModelCard) {
-        let given = (self.width, self.height);
-        let sides = |role| self.image(role).map(|given| (given.image.width(), given.image.height()));
-        let changed = sides(ImageRole::Input).or_else(|| sides(ImageRole::Control));
-        let (width, height) = match (changed, sides(ImageRole::Reference)) {
-            (None, Some(image)) if given == (None, None) => card.limits.size_like(kontext_size(image), given),
-            (Some(image), _) | (None, Some(image)) => card.limits.size_like(image, given),
-            (None, None) => (card.defaults.width, card.defaults.height),
-        };
-        self.width.get_or_insert(width);
-        self.height.get_or_insert(height);
     }
 }
 
@@ -423,77 +362,6 @@ impl GenerateSpec {
         let text = self.sequence_length + self.style_tokens();
         self.passes() * (self.image_tokens() + self.reference_tokens() + text)
     }
-}
-
-fn check_prompts(params: &GenerateParams, card: &ModelCard, errors: &mut Vec<FieldError>) {
-    let max = card.prompt_chars_max;
-    let prompts = [
-        ("prompt", Some(&params.prompt)),
-        ("prompt_2", params.prompt_2.as_ref()),
-        ("negative_prompt", params.negative_prompt.as_ref()),
-    ];
-    for (field, text) in prompts {
-        let chars = text.map_or(0, |text| text.chars().count());
-        if chars > max {
-            errors.push(FieldError::new(field, format!("must be at most {max} characters, not {chars}")));
-        }
-    }
-}
-
-fn cache_error(cache: Option<StepCache>) -> Option<FieldError> {
-    let threshold = cache?.threshold;
-    let is_allowed = threshold > 0.0 && threshold <= THRESHOLD_MAX;
-    let reason = || format!("must be above 0 and at most {THRESHOLD_MAX}, not {threshold}");
-    (!is_allowed).then(|| FieldError::new(CACHE_THRESHOLD, reason()))
-}
-
-/// What is wrong with an image's size, if anything.
-#[must_use]
-pub fn size_errors((width, height): (u32, u32), limits: &ParameterLimits) -> Vec<FieldError> {
-    let multiple = limits.size_multiple_of;
-    let sides = [
-        ("width", width, limits.width_min, limits.width_max),
-        ("height", height, limits.height_min, limits.height_max),
-    ];
-    let mut errors = Vec::new();
-    for (field, value, min, max) in sides {
-        if !(min..=max).contains(&value) || !value.is_multiple_of(multiple) {
-            let reason = format!("must be a multiple of {multiple} from {min} to {max}, not {value}");
-            errors.push(FieldError::new(field, reason));
-        }
-    }
-    let pixels = u64::from(width) * u64::from(height);
-    if errors.is_empty() && pixels > u64::from(limits.pixels_max) {
-        let reason = format!("width × height must be at most {} pixels, not {pixels}", limits.pixels_max);
-        errors.push(FieldError::new("width", reason));
-    }
-    errors
-}
-
-/// What is wrong with a strength, if anything.
-#[must_use]
-pub fn strength_error(strength: Option<f64>, steps: u32, input_images: usize) -> Option<FieldError> {
-    let strength = strength?;
-    let refuse = |reason: String| Some(FieldError::new("strength", reason));
-    if input_images == 0 {
-        return refuse("needs an input image".to_owned());
-    }
-    if !(strength > 0.0 && strength <= 1.0) {
-        return refuse(format!("must be above 0 and at most 1, not {strength}"));
-    }
-    if steps > 0 && steps_done(steps, Some(strength)) == 0 {
-        return refuse(format!("leaves none of {steps} steps to do, so it must be larger"));
-    }
-    None
-}
-
-/// The steps that are run with an input image of this strength (`FluxImg2ImgPipeline.get_timesteps` of diffusers).
-#[must_use]
-pub fn steps_done(steps: u32, strength: Option<f64>) -> u32 {
-    let Some(strength) = strength else { return steps };
-    let all = f64::from(steps);
-    let skipped = (all - (all * strength).min(all)) as u32;
-    steps - skipped
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ async fn the_overview_shows_the_present_state_and_the_last_hour() {
     assert_eq!((images.len(), images.iter().sum::<u64>(), images[57]), (60, 1, 1));
     assert_eq!(view["latency_seconds"]["jobs"], 1);
     assert!(view["latency_seconds"]["median"].is_f64() && view["started_at"].is_string(), "{view}");
-    assert_eq!(view["models"].as_array().map(Vec::len), Some(4));
+    assert_eq!(view["models"].as_array().map(Vec::len), Some(8));
     app.control.release();
 }
 

@@ -18,7 +18,7 @@ use crate::app::{Options, TestApp};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// More than the buffers of a connection can hold.
-const BODY_BYTES: usize = 24 * 1024 * 1024;
+const BODY_BYTES: usize = 48 * 1024 * 1024;
 
 /// A request that is refused before its body is read.
 struct Refused<'a> {

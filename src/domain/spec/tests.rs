@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::*;
 use crate::domain::adapter::{ADAPTERS_MAX, AdapterId};
-use crate::domain::conditioning::{AttachedCards, Conditioning};
+use crate::domain::conditioning::{AttachedCards, Conditioning, GivenImage};
 use crate::domain::model::{ParameterDefaults, ParameterLimits};
 
 fn card() -> ModelCard {

@@ -6,6 +6,7 @@ mod conditioning;
 pub(crate) mod config;
 mod controlling;
 mod controls;
+mod encoding;
 mod grid;
 mod image;
 #[cfg(test)]
@@ -49,7 +50,7 @@ use text::{PromptEmbedding, TextEncoders};
 use transformer::replay::{OnDevice, Replay};
 use transformer::{ControlNet, Prediction};
 pub(crate) use transformer::{Sequence, Transformer};
-use vae::{Advanced, Decoding, Encoding};
+use vae::Decoding;
 pub(crate) use vae::{Decoder, Encoder, STRIP_ROWS, UPSAMPLINGS_IN_STRIPS};
 #[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
@@ -258,53 +259,6 @@ impl Flux1 {
     /// Noise of a seed, packed, behind so many numbers.
     fn noise(&self, grid: &TokenGrid, seed: u64, skipped: usize) -> Result<Tensor> {
         grid.pack(&grid.latents(noise::standard_normal(seed, skipped, grid.elements()), &self.device)?)
-    }
-
-    /// Runs the next part of encoding an image's images. `false`: there is none left.
-    ///
-    /// # Errors
-    /// When the device is out of memory or fails; the image is as before then.
-    pub(crate) fn encode_part(&self, image: &mut Image) -> Outcome<bool> {
-        // The prompts first: they are small, and a mistake in them shows at once.
-        if self.encode_style(image)? {
-            self.encode_next(image)?;
-        }
-        Ok(!image.is_encoded())
-    }
-
-    /// Runs the next part of the encoder. What an image is encoded from may have to be made first.
-    fn encode_next(&self, image: &mut Image) -> Outcome<()> {
-        let Some(part) = image.pending.first() else { return Ok(()) };
-        let begun = match image.pending.begun() {
-            Some(begun) => begun.clone(),
-            None if part.is_depth_estimated => {
-                let map = self.depth_map(&part.image)?;
-                Encoding::of(&vae::pixels_of(&map, &self.device).map_err(device_error)?)
-            }
-            None => Encoding::of(&part.pixels(&self.device).map_err(device_error)?),
-        };
-        self.encode_from(image, &begun).map_err(device_error)
-    }
-
-    fn encode_from(&self, image: &mut Image, begun: &Encoding) -> Result<()> {
-        let pending = &image.pending;
-        let Some(part) = pending.first() else { return Ok(()) };
-        let moments = match self.encoder.advance(begun)? {
-            Advanced::Further(next) => {
-                image.pending.note(next);
-                return Ok(());
-            }
-            Advanced::Complete(moments) => moments,
-        };
-        let grid = part.grid(image.grid.channels);
-        let latents = match part.draw {
-            None => self.encoder.mode(&moments)?,
-            Some(skipped) => {
-                let normal = noise::standard_normal(pending.seed(), skipped, grid.elements());
-                self.encoder.sample(&moments, &grid.latents(normal, &self.device)?)?
-            }
-        };
-        image.take_encoded(grid.pack(&latents)?)
     }
 
     /// Computes the modulations of the next steps of `images` if one of them has none: with as many rows as steps, the layer

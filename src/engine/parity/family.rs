@@ -130,7 +130,7 @@ pub(super) struct Arguments {
     pub(super) negative_prompt: Option<String>,
     true_cfg_scale: Option<f64>,
     num_inference_steps: u32,
-    guidance_scale: f64,
+    pub(super) guidance_scale: f64,
     max_sequence_length: usize,
     #[serde(default = "one")]
     pub(super) num_images_per_prompt: u32,

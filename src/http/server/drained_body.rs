@@ -9,8 +9,8 @@ use hyper::body::{Body, Incoming};
 use super::activity::Exchange;
 use super::observed_body::{BodyObserver, ObservedBody};
 
-/// Maximum bytes that are drained: above the largest body that any route takes, with its images.
-const DRAIN_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Maximum bytes that are drained: above a body with two of the largest images.
+const DRAIN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Longest time to drain a body.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
