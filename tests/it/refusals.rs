@@ -18,7 +18,7 @@ use crate::app::{Options, TestApp};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// More than the buffers of a connection can hold.
-const BODY_BYTES: usize = 48 * 1024 * 1024;
+const BODY_BYTES: usize = 47 * 1024 * 1024;
 
 /// A request that is refused before its body is read.
 struct Refused<'a> {
@@ -168,7 +168,7 @@ async fn a_refusal_arrives_at_the_management_address_and_over_https() {
 /// Here the connection ends, announces it, and does not cut the answer off.
 #[tokio::test]
 async fn a_refusal_arrives_before_a_body_too_large_to_drain() {
-    const BYTES: usize = 48 * 1024 * 1024;
+    const BYTES: usize = 60 * 1024 * 1024;
     let app = TestApp::start().await;
     let folder = tempfile::tempdir().expect("a folder");
     let (tls, client) = certified(folder.path());

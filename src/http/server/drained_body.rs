@@ -10,7 +10,7 @@ use super::activity::Exchange;
 use super::observed_body::{BodyObserver, ObservedBody};
 
 /// Maximum bytes that are drained: above a body with two of the largest images.
-const DRAIN_BYTES_MAX: u64 = 64 * 1024 * 1024;
+const DRAIN_BYTES_MAX: u64 = 48 * 1024 * 1024;
 /// Longest time to drain a body.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
 
