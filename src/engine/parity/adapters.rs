@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::support::{
-    CLIP, IMAGE, LATENTS, T5, assert_close, card, diffusers_folders, engine, json, reference, single_files, tensors,
+    CLIP, LATENTS, T5, assert_close, card, check_run, diffusers_folders, engine, json, reference, single_files, tensors,
 };
 use crate::domain::adapter::{AdapterId, AdapterUse};
 use crate::domain::byte_size::ByteSize;
@@ -23,14 +23,14 @@ use crate::engine::FluxEngine;
 use crate::engine::noise::standard_normal;
 
 #[derive(Deserialize)]
-struct Cases {
-    cases: Vec<Case>,
+pub(super) struct Cases {
+    pub(super) cases: Vec<Case>,
 }
 
 /// A recorded run.
 #[derive(Deserialize)]
-struct Case {
-    name: String,
+pub(super) struct Case {
+    pub(super) name: String,
     adapters: Vec<RecordedUse>,
     prompt: String,
     height: u32,
@@ -41,7 +41,7 @@ struct Case {
     seed: u64,
     /// The file of its tensors.
     #[serde(rename = "case")]
-    file: String,
+    pub(super) file: String,
 }
 
 #[derive(Deserialize)]
@@ -60,34 +60,35 @@ pub(super) fn used(file: &Path, scale: f64) -> AdapterUse {
 }
 
 impl Case {
-    fn spec(&self) -> GenerateSpec {
-        let loras = self.adapters.iter().map(|lora| used(&reference("lora").join(&lora.file), lora.scale));
-        self.spec_with(loras.collect(), self.seed)
+    pub(super) fn loras(&self) -> Vec<AdapterUse> {
+        self.adapters.iter().map(|lora| used(&reference("lora").join(&lora.file), lora.scale)).collect()
     }
 
-    fn spec_with(&self, loras: Vec<AdapterUse>, seed: u64) -> GenerateSpec {
-        let params = GenerateParams {
+    pub(super) fn params(&self) -> GenerateParams {
+        GenerateParams {
             prompt: self.prompt.clone(),
             width: Some(self.width),
             height: Some(self.height),
             steps: Some(self.num_inference_steps),
             guidance: Some(self.guidance_scale),
-            seed,
+            seed: self.seed,
             sequence_length: Some(self.max_sequence_length),
-            loras,
+            loras: self.loras(),
             ..GenerateParams::default()
-        };
-        GenerateSpec::new(params, &card()).expect("a valid case")
+        }
+    }
+
+    fn spec(&self) -> GenerateSpec {
+        self.spec_with(self.loras(), self.seed)
+    }
+
+    fn spec_with(&self, loras: Vec<AdapterUse>, seed: u64) -> GenerateSpec {
+        GenerateSpec::new(GenerateParams { seed, loras, ..self.params() }, &card()).expect("a valid case")
     }
 }
 
 fn cases() -> Vec<Case> {
     json::<Cases>("lora/cases.json").cases
-}
-
-/// The only image of a recorded batch.
-fn first_of(tensor: &Tensor) -> Tensor {
-    tensor.get(0).expect("an image of the batch")
 }
 
 fn check(engine: &mut FluxEngine, case: &Case) {
@@ -101,21 +102,7 @@ fn check(engine: &mut FluxEngine, case: &Case) {
         assert_close(&format!("{name} t5"), &embedding.sequence, expected, T5);
         assert_close(&format!("{name} clip"), &embedding.pooled, &recorded["clip_pooled"], CLIP);
     }
-    for step in 0..spec.steps() as usize {
-        let of_step = |name: &str| first_of(&recorded[name].get(step).expect("a step"));
-        let sequences: Vec<_> = engine.images[&slot].sequences().collect();
-        let velocities = engine.model.transformer.velocities(&sequences).expect("predicts");
-        assert_close(&format!("{name} noise_pred {step}"), &velocities[0], &of_step("noise_pred"), LATENTS);
-        engine.step(&[slot]).expect("steps");
-        let latents = &engine.images[&slot].latents;
-        assert_close(&format!("{name} latents {step}"), latents, &of_step("latents_steps"), LATENTS);
-    }
-    let image = &engine.images[&slot];
-    let latents = image.grid.unpack(&image.latents).expect("unpacks");
-    let pixels = engine.model.decoder.decode(&latents).expect("decodes");
-    let image = ((pixels / 2.0).expect("halves") + 0.5).and_then(|image| image.clamp(0.0_f32, 1.0)).expect("image");
-    assert_close(&format!("{name} image"), &image, &recorded["image"], IMAGE);
-    engine.release(slot);
+    check_run(engine, (name, slot), &recorded, LATENTS);
 }
 
 fn check_all(files: &ModelFiles) {

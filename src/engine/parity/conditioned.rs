@@ -4,8 +4,8 @@ use candle_core::{Device, Tensor};
 
 use super::family::{Case, Cases, Checkpoint, card_of, image_of};
 use super::support::{
-    AT_HIGH_GUIDANCE, CLIP, IMAGE, LATENTS, MOMENTS, T5, Tensors, assert_close, diffusers_folders, engine, none,
-    single_files,
+    AT_HIGH_GUIDANCE, CLIP, IMAGE, LATENTS, MOMENTS, T5, Tensors, assert_close, decoded, diffusers_folders, engine,
+    none, single_files,
 };
 use crate::domain::conditioning::Conditioning;
 use crate::domain::engine::{Slot, StepEngine as _};
@@ -119,10 +119,7 @@ fn check_step(engine: &mut FluxEngine, case: &Case, slots: &[Slot], recorded: &T
 }
 
 fn check_image(engine: &mut FluxEngine, case: &Case, slot: Slot, recorded: &Tensors, index: usize) {
-    let image = &engine.images[&slot];
-    let latents = image.grid.unpack(&image.latents).expect("unpacks");
-    let pixels = engine.model.decoder.decode(&latents).expect("decodes");
-    let image = ((pixels / 2.0).expect("halves") + 0.5).and_then(|image| image.clamp(0.0_f32, 1.0)).expect("image");
+    let image = decoded(engine, slot);
     // What is put back into a whole image is recorded after that alone.
     if case.args.padding_mask_crop.is_none() {
         assert_close(&format!("{} image", case.name), &image, &row_of(&recorded["image"], index), IMAGE);

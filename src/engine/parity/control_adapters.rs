@@ -2,15 +2,13 @@
 //! invariance.
 
 use candle_core::Tensor;
-use serde::Deserialize;
 
-use super::adapters::used;
+use super::adapters::{Case, Cases, used};
 use super::family::{card_of, image_of};
 use super::support::{
-    AT_HIGH_GUIDANCE, IMAGE, LATENTS, MOMENTS, Tensors, assert_close, diffusers_folders, engine, json, reference,
-    single_files, tensors,
+    AT_HIGH_GUIDANCE, LATENTS, MOMENTS, Tensors, assert_close, check_run, diffusers_folders, engine, first_of, json,
+    reference, single_files, tensors,
 };
-use crate::domain::adapter::AdapterUse;
 use crate::domain::conditioning::{Conditioning, GivenImage, ImageRole};
 use crate::domain::device::{DeviceChoice, EngineSettings};
 use crate::domain::engine::{EngineError, Slot, StepEngine as _};
@@ -19,61 +17,15 @@ use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::domain::weight_storage::WeightStorage;
 use crate::engine::FluxEngine;
 
-#[derive(Deserialize)]
-struct Cases {
-    cases: Vec<Case>,
+/// The tensors of a recorded run.
+fn recorded(case: &Case) -> Tensors {
+    tensors(&format!("family/lora/{}", case.file))
 }
 
-/// A recorded run.
-#[derive(Deserialize)]
-struct Case {
-    name: String,
-    adapters: Vec<RecordedUse>,
-    prompt: String,
-    height: u32,
-    width: u32,
-    num_inference_steps: u32,
-    guidance_scale: f64,
-    max_sequence_length: usize,
-    seed: u64,
-    /// The file of its tensors.
-    #[serde(rename = "case")]
-    file: String,
-}
-
-#[derive(Deserialize)]
-struct RecordedUse {
-    file: String,
-    scale: f64,
-}
-
-impl Case {
-    fn recorded(&self) -> Tensors {
-        tensors(&format!("family/lora/{}", self.file))
-    }
-
-    fn loras(&self) -> Vec<AdapterUse> {
-        self.adapters.iter().map(|lora| used(&reference("lora").join(&lora.file), lora.scale)).collect()
-    }
-
-    fn control(&self) -> GivenImage {
-        GivenImage::new("images[0]", ImageRole::Control, image_of(&self.recorded()["vae_encode.0.in"]))
-    }
-
-    fn params(&self) -> GenerateParams {
-        GenerateParams {
-            prompt: self.prompt.clone(),
-            width: Some(self.width),
-            height: Some(self.height),
-            steps: Some(self.num_inference_steps),
-            guidance: Some(self.guidance_scale),
-            seed: self.seed,
-            sequence_length: Some(self.max_sequence_length),
-            images: vec![self.control()],
-            loras: self.loras(),
-            ..GenerateParams::default()
-        }
-    }
+/// The request of a recorded run.
+fn params_of(case: &Case) -> GenerateParams {
+    let control = image_of(&recorded(case)["vae_encode.0.in"]);
+    GenerateParams { images: vec![GivenImage::new("images[0]", ImageRole::Control, control)], ..case.params() }
 }
 
 fn cases() -> Vec<Case> {
@@ -84,36 +36,17 @@ fn spec(params: GenerateParams) -> GenerateSpec {
     GenerateSpec::new(params, &card_of(Conditioning::Prompt)).expect("a valid request")
 }
 
-/// The only image of a recorded batch.
-fn first_of(tensor: &Tensor) -> Tensor {
-    tensor.get(0).expect("an image of the batch")
-}
-
 fn check(engine: &mut FluxEngine, case: &Case) {
-    let (name, recorded) = (&case.name, case.recorded());
+    let (name, recorded) = (&case.name, recorded(case));
     let pixels = &recorded["vae_encode.0.in"];
     let moments = engine.model.encoder.encode(pixels).expect("encodes");
     assert_close(&format!("{name} mean"), &moments.mean, &recorded["vae_encode.0.mean"], MOMENTS);
-    let slot = engine.admit(&spec(case.params())).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let slot = engine.admit(&spec(params_of(case))).unwrap_or_else(|error| panic!("{name}: {error}"));
     while !engine.encode_part(slot).expect("encodes") {}
     let sequence = engine.images[&slot].sequences().next().expect("a pass");
     let input = Tensor::cat(&[sequence.latents, sequence.joined.expect("a control image")], 1).expect("joins");
     assert_close(&format!("{name} input"), &input, &first_of(&recorded["model_in_first"]), LATENTS);
-    for step in 0..case.num_inference_steps as usize {
-        let of_step = |kind: &str| first_of(&recorded[kind].get(step).expect("a step"));
-        let sequences: Vec<_> = engine.images[&slot].sequences().collect();
-        let velocities = engine.model.transformer.velocities(&sequences).expect("predicts");
-        assert_close(&format!("{name} noise_pred {step}"), &velocities[0], &of_step("noise_pred"), AT_HIGH_GUIDANCE);
-        engine.step(&[slot]).expect("steps");
-        let latents = &engine.images[&slot].latents;
-        assert_close(&format!("{name} latents {step}"), latents, &of_step("latents_steps"), AT_HIGH_GUIDANCE);
-    }
-    let image = &engine.images[&slot];
-    let latents = image.grid.unpack(&image.latents).expect("unpacks");
-    let pixels = engine.model.decoder.decode(&latents).expect("decodes");
-    let image = ((pixels / 2.0).expect("halves") + 0.5).and_then(|image| image.clamp(0.0_f32, 1.0)).expect("image");
-    assert_close(&format!("{name} image"), &image, &recorded["image"], IMAGE);
-    engine.release(slot);
+    check_run(engine, (name, slot), &recorded, AT_HIGH_GUIDANCE);
 }
 
 #[test]
@@ -141,12 +74,12 @@ fn together(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImage> {
 fn images_with_control_adapters_share_steps_with_others() {
     let cases = cases();
     let other = || used(&reference("lora/adapters/a1_peft.safetensors"), 0.7);
-    let mut params: Vec<GenerateParams> = cases.iter().map(Case::params).collect();
-    params.push(GenerateParams { images: Vec::new(), loras: Vec::new(), ..cases[0].params() });
-    params.push(GenerateParams { images: Vec::new(), loras: vec![other()], ..cases[0].params() });
-    params.push(GenerateParams { loras: [cases[0].loras(), vec![other()]].concat(), ..cases[0].params() });
+    let mut params: Vec<GenerateParams> = cases.iter().map(params_of).collect();
+    params.push(GenerateParams { images: Vec::new(), loras: Vec::new(), ..params_of(&cases[0]) });
+    params.push(GenerateParams { images: Vec::new(), loras: vec![other()], ..params_of(&cases[0]) });
+    params.push(GenerateParams { loras: [cases[0].loras(), vec![other()]].concat(), ..params_of(&cases[0]) });
     let negative_prompt = Some("blurry".to_owned());
-    params.push(GenerateParams { negative_prompt, true_cfg_scale: Some(2.0), ..cases[2].params() });
+    params.push(GenerateParams { negative_prompt, true_cfg_scale: Some(2.0), ..params_of(&cases[2]) });
     // Between the others.
     params.swap(1, 3);
     let specs: Vec<GenerateSpec> = params.into_iter().map(spec).collect();
@@ -175,13 +108,13 @@ fn a_control_adapter_and_a_control_image_need_each_other() {
         let Err(EngineError::Request(reason)) = outcome else { panic!("{outcome:?}") };
         reason
     };
-    let reason = refused(GenerateParams { images: Vec::new(), ..case.params() });
+    let reason = refused(GenerateParams { images: Vec::new(), ..params_of(case) });
     assert!(reason.contains("is a control adapter: a request with it needs exactly one control image"), "{reason}");
     let other = vec![used(&reference("lora/adapters/a1_peft.safetensors"), 1.0)];
-    let reason = refused(GenerateParams { loras: other, ..case.params() });
+    let reason = refused(GenerateParams { loras: other, ..params_of(case) });
     assert!(reason.contains("reads no control image"), "{reason}");
     // Without any, the card says so.
     let errors =
-        GenerateSpec::new(GenerateParams { loras: Vec::new(), ..case.params() }, &card_of(Conditioning::Prompt));
+        GenerateSpec::new(GenerateParams { loras: Vec::new(), ..params_of(case) }, &card_of(Conditioning::Prompt));
     assert_eq!(errors.expect_err("no ControlNet")[0].reason, "this model takes no control images, not 1");
 }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::support::{
-    CLIP, IMAGE, LATENTS, T5, admit_encoded, assert_close, card, diffusers_folders, engine, json, none, reference,
+    CLIP, LATENTS, T5, admit_encoded, assert_close, card, check_run, diffusers_folders, engine, json, none, reference,
     tensors,
 };
 use crate::domain::conditioning::{GivenImage, ImageOptions, ImageRole, StyleCard};
@@ -228,21 +228,7 @@ fn check(engine: &mut FluxEngine, case: &Case) {
     } else {
         image.prompt = pass;
     }
-    for step in 0..spec.steps() as usize {
-        let of_step = |name: &str| recorded[name].get(step).and_then(|images| images.get(0)).expect("a step");
-        let sequences: Vec<_> = engine.images[&slot].sequences().collect();
-        let velocities = engine.model.transformer.velocities(&sequences).expect("predicts");
-        assert_close(&format!("{name} noise_pred {step}"), &velocities[0], &of_step("noise_pred"), LATENTS);
-        engine.step(&[slot]).expect("steps");
-        let latents = &engine.images[&slot].latents;
-        assert_close(&format!("{name} latents {step}"), latents, &of_step("latents_steps"), LATENTS);
-    }
-    let image = &engine.images[&slot];
-    let latents = image.grid.unpack(&image.latents).expect("unpacks");
-    let pixels = engine.model.decoder.decode(&latents).expect("decodes");
-    let image = ((pixels / 2.0).expect("halves") + 0.5).and_then(|image| image.clamp(0.0_f32, 1.0)).expect("image");
-    assert_close(&format!("{name} image"), &image, &recorded["image"], IMAGE);
-    engine.release(slot);
+    check_run(engine, (name, slot), &recorded, LATENTS);
 }
 
 #[test]

@@ -85,6 +85,36 @@ pub(super) fn none() -> AdapterSet {
     AdapterSet::default()
 }
 
+/// The only image of a recorded batch.
+pub(super) fn first_of(tensor: &Tensor) -> Tensor {
+    tensor.get(0).expect("an image of the batch")
+}
+
+/// The pixels of an image as they are recorded, from 0 to 1.
+pub(super) fn decoded(engine: &FluxEngine, slot: Slot) -> Tensor {
+    let image = &engine.images[&slot];
+    let latents = image.grid.unpack(&image.latents).expect("unpacks");
+    let pixels = engine.model.decoder.decode(&latents).expect("decodes");
+    ((pixels / 2.0).expect("halves") + 0.5).and_then(|image| image.clamp(0.0_f32, 1.0)).expect("image")
+}
+
+/// Runs all steps of an admitted image, and compares each and the pixels with the only image of a recorded batch.
+pub(super) fn check_run(engine: &mut FluxEngine, (name, slot): (&str, Slot), recorded: &Tensors, tolerance: f32) {
+    let steps = recorded["noise_pred"].dims()[0];
+    for step in 0..steps {
+        let of_step = |kind: &str| first_of(&recorded[kind].get(step).expect("a step"));
+        let sequences: Vec<_> = engine.images[&slot].sequences().collect();
+        let velocities = engine.model.transformer.velocities(&sequences).expect("predicts");
+        assert_close(&format!("{name} noise_pred {step}"), &velocities[0], &of_step("noise_pred"), tolerance);
+        engine.step(&[slot]).expect("steps");
+        let latents = &engine.images[&slot].latents;
+        assert_close(&format!("{name} latents {step}"), latents, &of_step("latents_steps"), tolerance);
+    }
+    assert!(engine.images[&slot].is_done(), "{name}: all steps are recorded");
+    assert_close(&format!("{name} image"), &decoded(engine, slot), &recorded["image"], IMAGE);
+    engine.release(slot);
+}
+
 /// Admits a request, and encodes its images.
 pub(super) fn admit_encoded(engine: &mut FluxEngine, spec: &GenerateSpec) -> Slot {
     let slot = engine.admit(spec).expect("admits");
