@@ -19,6 +19,7 @@ use crate::jobs::JobService;
 use crate::kubernetes::Kubernetes;
 use crate::loras::LoraCatalog;
 use crate::telemetry::metrics::MetricsHandle;
+use crate::usage::Usage;
 
 /// Dependencies of the HTTP API.
 pub struct HttpParts {
@@ -34,6 +35,8 @@ pub struct HttpParts {
     pub admin: AdminService,
     /// The LoRAs that requests may use.
     pub loras: LoraCatalog,
+    /// Reports of usage, and budgets.
+    pub usage: Usage,
     /// The cluster, and access to it.
     pub kubernetes: Kubernetes,
     /// The device that generates images, as a text for the administrator.

@@ -41,7 +41,8 @@ impl Inner {
         let accepted_at = self.clock.uptime() - age;
         let deadline = terms.deadline_at.map(|deadline| accepted_at + (deadline - created_at));
         let format = output_format;
-        let recorder = Recorder { id, owner, cost, format, provenance, accepted_at, deadline, live };
+        let project = allowance.project();
+        let recorder = Recorder { id, owner, project, cost, format, provenance, accepted_at, deadline, live };
         let inner = Arc::clone(self);
         let recording = async move {
             recorder.run(&inner, events).await;

@@ -16,7 +16,8 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
     ("kubernetes", &["domain", "store", "telemetry"]),
     ("loras", &["auth", "domain", "store", "telemetry"]),
     ("jobs", &["catalog", "decode", "domain", "encode", "queue", "store", "telemetry"]),
-    ("http", &["auth", "catalog", "decode", "domain", "jobs", "kubernetes", "loras", "telemetry"]),
+    ("usage", &["auth", "domain", "jobs", "store", "telemetry"]),
+    ("http", &["auth", "catalog", "decode", "domain", "jobs", "kubernetes", "loras", "telemetry", "usage"]),
     ("shutdown", &["auth", "config", "domain", "queue", "store", "telemetry"]),
     (
         "app",
@@ -37,6 +38,7 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
             "shutdown",
             "store",
             "telemetry",
+            "usage",
         ],
     ),
     ("cli", &["app", "auth", "config", "domain", "loras", "queue", "shutdown", "store", "telemetry"]),

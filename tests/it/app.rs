@@ -22,6 +22,7 @@ use fluxserve::http::{ConnectionLimits, HttpParts, Routers, routers, serve};
 use fluxserve::jobs::{JobService, ServiceParts};
 use fluxserve::store::Store;
 use fluxserve::telemetry;
+use fluxserve::usage::Usage;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -60,6 +61,7 @@ pub(crate) struct TestApp {
     pub(crate) service: KeyService,
     pub(crate) admin: AdminService,
     pub(crate) authenticator: Authenticator,
+    pub(crate) usage: Usage,
     pub(crate) folder: TempDir,
 }
 
@@ -111,6 +113,7 @@ impl TestApp {
             Some(keys) => keys,
             None => make_keys(&service, &clock).await,
         };
+        let usage = Usage::new(store.clone(), service.clone(), jobs.clone());
         let Routers { clients: router, management, metrics } = routers(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
@@ -118,6 +121,7 @@ impl TestApp {
             keys: service.clone(),
             admin: admin.clone(),
             loras,
+            usage: usage.clone(),
             kubernetes,
             device: "a fake".into(),
             metrics: telemetry::metrics::install(),
@@ -136,6 +140,7 @@ impl TestApp {
             service,
             admin,
             authenticator,
+            usage,
             folder,
         };
         if options.waits_for_ready {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use fluxserve::domain::money::Prices;
 use fluxserve::domain::precision::Precision;
 use fluxserve::http::HttpSettings;
 use fluxserve::kubernetes::ClusterSettings;
@@ -26,6 +27,7 @@ pub(crate) struct Options {
     pub(crate) cluster: Option<ClusterSettings>,
     pub(crate) auto_open: bool,
     pub(crate) precision: Precision,
+    pub(crate) prices: Option<Prices>,
     pub(crate) stall_min: Duration,
 }
 
@@ -53,6 +55,7 @@ impl Default for Options {
             cluster: None,
             auto_open: false,
             precision: Precision::default(),
+            prices: None,
             stall_min: Duration::from_mins(1),
         }
     }
