@@ -80,7 +80,7 @@ pub enum ProjectError {
     #[error("there is no such project")]
     NotFound,
     /// Keys belong to it.
-    #[error("{keys} keys belong to the project")]
+    #[error("keys belong to the project: {keys}")]
     InUse {
         /// How many, without revoked ones.
         keys: u32,

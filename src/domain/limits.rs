@@ -172,7 +172,8 @@ impl KeyLimits {
     /// The limits that apply to `key`, its own ones first, then its project's, and whose they are.
     pub fn all(&self, key: KeyId) -> impl Iterator<Item = (LimitHolder, BudgetHolder, GroupLimits)> + use<> {
         let own = (LimitHolder::Key, BudgetHolder::Key(key), self.own());
-        let of_project = |project: ProjectTerms| (LimitHolder::Project, BudgetHolder::Project(project.id), project.limits);
+        let of_project =
+            |project: ProjectTerms| (LimitHolder::Project, BudgetHolder::Project(project.id), project.limits);
         std::iter::once(own).chain(self.project.map(of_project))
     }
 }

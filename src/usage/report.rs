@@ -10,7 +10,8 @@ use crate::domain::money::Money;
 use crate::domain::usage::{Day, DayRange, Work};
 use crate::jobs::{WorkGroup, WorkSum};
 
-/// Maximum rows in one page, and so in memory. Days are all on one page: there are fewer.
+/// Maximum rows read from one table for a page. A page of keys is made from two tables, so it has up to twice as many. Days are
+/// all on one page: there are fewer.
 pub const ROWS_PER_PAGE: u32 = 500;
 
 /// The group of jobs without a key: those of the console.
@@ -95,7 +96,7 @@ pub struct UsagePage {
 }
 
 impl Usage {
-    /// A page of rows, from `after` on: the `next` of an earlier page. At most [`ROWS_PER_PAGE`] rows, or one for each day.
+    /// A page of rows, from `after` on: the `next` of an earlier page. See [`ROWS_PER_PAGE`].
     ///
     /// # Errors
     /// When the database fails.

@@ -21,6 +21,7 @@ import urllib.request
 from pathlib import Path
 
 from axe_playwright_python.base import AXE_FILE_PATH
+from console_usage import usage_and_projects
 from playwright.sync_api import expect, sync_playwright
 
 PASSWORD = "the password of this test"
@@ -29,7 +30,7 @@ INPUT_IMAGE = Path(__file__).parent.parent / "reference/cases/b_96x64.0.png"
 START_SECONDS_MAX = 120
 PATIENCE_MILLISECONDS = 20_000
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
-PAGES = ["", "playground", "jobs", "keys", "kubernetes", "models", "loras", "audit", "reference"]
+PAGES = ["", "playground", "jobs", "keys", "projects", "usage", "kubernetes", "models", "loras", "audit", "reference"]
 # The size of the demo model's layers.
 WIDTH = 160
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
@@ -380,6 +381,7 @@ def main():
             life_of_a_key(visitor, worker)
             playground(visitor)
             loras(visitor)
+            usage_and_projects(visitor, worker, MODEL, step)
             no_cluster(visitor)
             faults += visitor.close()
             for size, scheme in [("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark")]:

@@ -111,7 +111,9 @@ fn days(state: &HttpState, from: Option<Day>, to: Option<Day>) -> Result<DayRang
     match days.days() {
         0 => refuse(format!("is after `to`, {to}")),
         1..=USAGE_DAYS_KEPT => Ok(days),
-        number => refuse(format!("must be at most {USAGE_DAYS_KEPT} days before `to`, not {}", number - 1)),
+        number => {
+            refuse(format!("must be at most {} days before `to`, not {}", USAGE_DAYS_KEPT - 1, number - 1))
+        }
     }
 }
 
@@ -151,7 +153,7 @@ pub(in crate::http) fn show_operation() -> Operation {
         .description(
             "Rows have requests, jobs, images, megapixel-steps and engine time, and costs if the server has prices. Each \
              cost is exact and rounded once, at the sixth decimal, a half up: so the cost of a total may differ from the \
-             sum of its rows by less than a millionth for each row. JSON has up to 500 keys on a page; CSV and lines of \
+             sum of its rows by less than a millionth for each row. JSON has up to 1,000 keys on a page; CSV and lines of \
              JSON have all rows. In CSV, cells that a spreadsheet would take for formulas begin with an apostrophe.",
         )
         .query("from", day(), "The first UTC day. By default 29 days before `to`; at most 399.")
