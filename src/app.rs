@@ -1,6 +1,7 @@
 //! Wires all parts together: the only module that knows all others.
 
 mod bench;
+mod cards;
 mod cluster;
 mod compute_threads;
 mod convert;
@@ -29,14 +30,15 @@ mod results_disk;
 mod revoked_keys;
 mod serve;
 mod surface;
+mod uploads;
 
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
 pub use bench::{
-    Distance, FidelityReport, FidelityRequest, LoadPart, LoadReport, LoadRequest, Moved, Outcome, StagesRequest,
-    TimeReport, TimeRequest, Timing, fidelity, kernels, load, time, write_stages,
+    CachedImage, CachingReport, Distance, FidelityReport, FidelityRequest, LoadPart, LoadReport, LoadRequest, Moved,
+    Outcome, StagesRequest, TimeReport, TimeRequest, Timing, caching, fidelity, kernels, load, time, write_stages,
 };
 pub use cluster::{kubernetes_check, kubernetes_connect, kubernetes_manifest};
 pub use compute_threads::start_compute_threads;
@@ -45,7 +47,7 @@ pub use doctor::{doctor, doctor_for_memory, test_operations};
 pub use engines::{DeviceLost, EngineBuilder};
 pub use fetching::ProgressLines;
 pub use file_uses::uses_of;
-pub use generate::{GenerateRequest, LoraFile, generate};
+pub use generate::{GenerateRequest, ImageFile, LoraFile, generate};
 pub use heap::Heap;
 pub use hub::{DownloadRequest, download_model, local_model};
 pub use kernel_trials::{DISAGREES, try_kernel};

@@ -160,7 +160,8 @@ mod tests {
             let expected = serde_json::json!({
                 "model": "somebody/mödel-\u{1f98a}", "revision": "0123456789abcdef0123456789abcdef01234567",
                 "seed": 9_007_199_254_740_991_u64, "steps": 28, "guidance": 3.5, "width": 48, "height": 32,
-                "strength": 0.6, "loras": [{"sha256": "a5".repeat(32), "scale": -0.5}], "precision": "fp8",
+                "strength": 0.6, "images": {"control": 2, "input": 1}, "cache_threshold": 0.08,
+                "loras": [{"sha256": "a5".repeat(32), "scale": -0.5}], "precision": "fp8",
             });
             assert_eq!(told, expected, "{format}");
             let pixels = |bytes: &[u8]| image::load_from_memory(bytes).expect("decodes").to_rgb8();

@@ -3,7 +3,9 @@
 
 mod adapted;
 mod adapters;
+mod admission;
 mod blocks;
+mod caching;
 mod checkpoint;
 mod convert;
 mod device;
@@ -22,6 +24,7 @@ mod self_test;
 mod stages;
 mod storage;
 mod trace;
+mod vision;
 
 #[cfg(test)]
 mod counted_heap;
@@ -43,9 +46,11 @@ pub use adapters::{
     Adaptable, AdaptedComponent, Adapter, AdapterError, AdapterReport, Change, Fault, LowRank, Magnitude, Matrix,
     ModuleChanges, NotUsed, UnusedTensors, WeightChange,
 };
+use admission::encode_part;
 use checkpoint::{Checkpoint, LoadOptions};
 pub use checkpoint::{
-    CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, file_contents, inspect,
+    CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, conditioning_of,
+    controlnet_card, file_contents, inspect,
 };
 pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name};
@@ -63,6 +68,8 @@ pub use self_test::{OperationEvent, OperationReport, run_operations};
 pub use stages::{Stages, WriteError};
 pub use storage::{AsStoredError, PrecisionError};
 pub use trace::Trace;
+use vision::VisionFiles;
+pub use vision::style_card;
 
 /// A FLUX model on one device, and the images it is generating.
 pub struct FluxEngine {
@@ -72,6 +79,10 @@ pub struct FluxEngine {
     /// Maximum pixels of an image in the device's memory.
     pixels: PixelLimits,
     memory: MemoryUse,
+    /// Maximum bytes of the caches of all images.
+    caches_bytes_max: usize,
+    /// Whether an image with a cache is refused.
+    refuses_caches: bool,
     /// Whether each image of a step is computed by itself.
     is_unbatched: bool,
     images: BTreeMap<Slot, Image>,
@@ -116,8 +127,10 @@ impl FluxEngine {
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision, checkpoint.is_in_e4m3())?;
         storage::check_streamed(settings.offload, settings.precision)?;
-        let Room { limits, pixels, are_stored, is_text_streamed, adapters_bytes_max, blocks, free } =
-            memory::room_for(&checkpoint, &device, &settings)?;
+        let vision = VisionFiles::open(files, checkpoint.configs.transformer.joint_attention_dim)?;
+        let beside = vision.bytes_beside(device::dtype(&device), device.is_cpu());
+        let room = memory::room_for(&checkpoint, &device, &settings, beside)?;
+        let Room { limits, pixels, are_stored, is_text_streamed, adapters_bytes_max, blocks, .. } = room;
         warn_of_loss(&settings, checkpoint.block_linears_in_e4m3());
         let faults = settings.kernel_faults;
         ops::attention::KERNELS.choose(&device, settings.kernels, faults.attention)?;
@@ -132,6 +145,7 @@ impl FluxEngine {
             clip: loading.clip(),
             t5: loading.t5(),
             transformer: loading.transformer(),
+            controlnets: loading.controlnets(),
         };
         let (precision, whole_pixels_max) = (settings.precision, pixels.whole);
         let residency = Residency { precision, is_text_streamed, blocks, whole_pixels_max };
@@ -139,6 +153,7 @@ impl FluxEngine {
         let loader = Loader::new(&checkpoint, options.dtype, adapters_bytes_max);
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;
         let (weights_bytes, weights_seconds) = loading.finish()?;
+        model.vision = vision.load(&device, dtype)?;
         if settings.uses_graphs {
             // Blocks that are read for each step come over another stream.
             if blocks.is_some() {
@@ -153,11 +168,13 @@ impl FluxEngine {
         Ok(Self {
             model,
             adapters: AdapterCache::new(loader, &device),
+            caches_bytes_max: room.caches_bytes_max,
+            refuses_caches: settings.is_deterministic,
             // The CPU's own operations are batch-invariant.
             is_unbatched: settings.is_deterministic && !device.is_cpu(),
             limits,
             pixels,
-            memory: MemoryUse::new(free),
+            memory: MemoryUse::new(room.free),
             images: BTreeMap::new(),
             next_slot: 0,
             load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
@@ -232,19 +249,10 @@ impl StepEngine for FluxEngine {
     }
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
-        let pixels = spec.width() as usize * spec.height() as usize;
-        let (pixels_max, kind) = match spec.input_image() {
-            Some(_) => (self.pixels.output.min(self.pixels.input), " with an input image"),
-            None => (self.pixels.output, ""),
-        };
-        if pixels > pixels_max {
-            return Err(EngineError::Request(format!(
-                "{}x{} pixels{kind} do not fit in the device's memory: at most {pixels_max} pixels do",
-                spec.width(),
-                spec.height(),
-            )));
-        }
+        self.check(spec)?;
+        self.check_cache(spec)?;
         let adapters = self.adapters.load(spec.loras())?;
+        self.check_adapters(spec, &adapters)?;
         let mut image = self.model.admit(spec, adapters.clone());
         if matches!(image, Err(EngineError::OutOfMemory(_))) && self.adapters.drop_unused() {
             image = self.model.admit(spec, adapters);
@@ -257,6 +265,15 @@ impl StepEngine for FluxEngine {
         Ok(slot)
     }
 
+    fn encode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        // Taken out: an error frees the slot.
+        let mut image = self.images.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
+        let is_left = encode_part(&self.model, &mut self.adapters, &mut image)?;
+        self.wait()?;
+        self.images.insert(slot, image);
+        Ok(!is_left)
+    }
+
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
         let mut tokens = 0;
         for slot in slots {
@@ -266,6 +283,7 @@ impl StepEngine for FluxEngine {
             }
             tokens += image.step_tokens();
         }
+        self.encode_rest(slots)?;
         let stepped = self.stepped(slots).map_err(device_error);
         if let Err(EngineError::OutOfMemory(_)) = stepped {
             self.limits = device::limits_after_out_of_memory(self.limits, tokens);

@@ -73,11 +73,12 @@ pub struct Routers {
 pub fn routers(parts: HttpParts) -> Routers {
     let management = routes().into_iter().filter(|route| matches!(route.access, Access::SignIn | Access::Session));
     let bodies = BodyBudget::new(parts.settings.bodies_bytes_max, parts.settings.key_bodies_bytes_max);
+    let images = api::input_images::ImageDecoder::new(parts.uploads.clone());
     let shared = Shared {
         started_at: parts.keys.now(),
         parts,
         write_check: api::write_check::WriteCheck::default(),
-        images: api::input_images::ImageDecoder::default(),
+        images,
         bodies: Arc::new(bodies),
         document: openapi_json().into(),
         management_paths: management.map(|route| route.path).collect(),

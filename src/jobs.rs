@@ -41,7 +41,7 @@ use time::OffsetDateTime;
 pub use allowance::LimitReached;
 pub use idempotency::RepeatKey;
 pub use links::{ResultLink, rotate_link_secret};
-pub use request::{JobRequest, LoraText, RequestedLora};
+pub use request::{JobRequest, LoraText, RequestedImage, RequestedLora};
 pub use results::{results_disk_bytes, try_results};
 pub use service::{JobService, ServiceParts};
 pub use statistics::{Minute, Statistics};
@@ -66,7 +66,7 @@ pub const PAGE_JOBS_MAX: u32 = 100;
 /// Default number of ended jobs kept per owner: one day with a job every nine seconds.
 pub const ENDED_JOBS_PER_OWNER_MAX: u32 = 10_000;
 
-/// Default memory for the input images of unfinished jobs: some three hundred of 1024×1024.
+/// Default memory for the images of unfinished jobs: some three hundred of 1024×1024.
 pub const INPUT_IMAGES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Settings of the job service.
@@ -90,7 +90,7 @@ pub struct JobSettings {
     pub results_bytes_max: u64,
     /// How many ended jobs are kept per owner; the oldest go first. Enforced by the sweep, as above.
     pub ended_jobs_per_owner_max: u32,
-    /// How much memory the input images of unfinished jobs may take, and about as much of the database.
+    /// How much memory the images of unfinished jobs may take, and about as much of the database.
     pub input_images_bytes_max: u64,
     /// Whether an image's file carries its provenance.
     pub writes_provenance: bool,

@@ -19,4 +19,5 @@ pub mod queue;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod uploads;
 pub mod usage;

@@ -1,5 +1,6 @@
 //! Batch invariance under the real scheduler: hundreds of jobs of several owners arrive at random moments, some are
-//! canceled, some have adapters, and every generated image is the same file as when it is generated unbatched.
+//! canceled, some have adapters or caches between steps, and every generated image is the same file as when it is
+//! generated unbatched.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,6 +19,7 @@ use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::model::ModelFiles;
 use fluxserve::domain::priority::Priority;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
+use fluxserve::domain::step_cache::StepCache;
 use fluxserve::encode::encode;
 use fluxserve::engine::FluxEngine;
 use fluxserve::queue::event::{JobEvents, QueueEvent};
@@ -44,14 +46,22 @@ impl Random {
         (mixed ^ (mixed >> 31)) % end
     }
 
-    /// An input image for one job in four.
+    /// An input image for one job in four, and a mask for half of these.
     fn images(&mut self, width: u32, height: u32) -> Vec<GivenImage> {
         if self.below(4) > 0 {
             return Vec::new();
         }
         let pixels = (0..width * height * 3).map(|_| self.below(256) as u8).collect();
         let image = Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"));
-        vec![GivenImage::new("images[0]", ImageRole::Input, image)]
+        let mut images = vec![GivenImage::new("images[0]", ImageRole::Input, image)];
+        if self.below(2) == 0 {
+            let white: Vec<bool> = (0..width / 8).map(|_| self.below(2) == 0).collect();
+            let pixel = |at: u32| [if white[(at % width / 8) as usize] { 255 } else { 0 }; 3];
+            let pixels = (0..width * height).flat_map(pixel).collect();
+            let mask = Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"));
+            images.push(GivenImage::new("images[1]", ImageRole::Mask, mask));
+        }
+        images
     }
 
     /// Up to three adapters for one job in three.
@@ -76,6 +86,11 @@ impl Random {
         (0..count).map(|_| adapter(self)).collect()
     }
 
+    /// A cache between steps for one job in three, which leaves out few steps or many.
+    fn step_cache(&mut self) -> Option<StepCache> {
+        (self.below(3) == 0).then(|| StepCache { threshold: (1 + self.below(50)) as f64 / 50.0 })
+    }
+
     fn spec(&mut self, seed: u64) -> GenerateSpec {
         let mut card = card_or_flux_dev(&ModelId::new("reference"));
         card.input_images_max = 1;
@@ -96,6 +111,7 @@ impl Random {
             seed,
             sequence_length: Some(1 + self.below(16) as usize),
             loras: self.loras(),
+            step_cache: self.step_cache(),
             ..GenerateParams::default()
         };
         GenerateSpec::new(params, &card).expect("a valid image")
@@ -126,6 +142,10 @@ impl StepEngine for Counted {
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         self.engine.admit(spec)
+    }
+
+    fn encode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        self.engine.encode_part(slot)
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {

@@ -1,6 +1,7 @@
 //! `bench`: times the parts of an image with a model on a device, times loading, dumps the intermediate tensors of an
-//! image, and measures the error of a lossy precision.
+//! image, and measures the error of a lossy precision, or of a cache between steps.
 
+mod caching;
 mod fidelity;
 mod kernels;
 mod loading;
@@ -26,6 +27,7 @@ use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
 use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec};
 use crate::engine::{FluxEngine, KernelChoices};
+pub use caching::{CachedImage, CachingReport, caching};
 pub use fidelity::{Distance, FidelityReport, FidelityRequest, fidelity};
 pub use kernels::kernels;
 pub use loading::{LoadPart, LoadReport, LoadRequest, Moved, load};

@@ -20,6 +20,7 @@ use super::loras::swept_lora_catalog;
 use super::models::catalog_of;
 use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
+use super::uploads::start_uploads;
 use super::{compute_threads, heap, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
@@ -197,7 +198,8 @@ struct Worker {
     servers: JoinSet<()>,
     /// Stores when keys were last used.
     uses: JoinHandle<()>,
-    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, and watches budgets.
+    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, removes old uploads, and watches
+    /// budgets.
     keepers: JoinSet<()>,
     close: ShutdownTrigger,
 }
@@ -215,6 +217,7 @@ impl Worker {
         let metrics = telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
+        let uploads = start_uploads(config, keys, &clock).await?;
         let queues = start_engines(config, &catalog, build)?;
         let loras = swept_lora_catalog(config, &keys.store, &clock).await;
         let parts = ServiceParts {
@@ -239,6 +242,7 @@ impl Worker {
             keys: keys.service.clone(),
             admin: keys.admin.clone(),
             loras,
+            uploads: uploads.clone(),
             usage: usage.clone(),
             kubernetes: kubernetes.clone(),
             device: describe_devices(&config.device),
@@ -271,6 +275,7 @@ impl Worker {
         let mut keepers = JoinSet::new();
         keepers.spawn(revoked_keys::cancel_their_jobs(keys.store.clone(), keys.service.clone(), jobs.clone()));
         keepers.spawn(async move { kubernetes.keep().await });
+        keepers.spawn(uploads.keep());
         keepers.spawn(async move { usage.watch_budgets().await });
         Ok(Self { urls, catalog, queues, jobs, servers, uses, keepers, close })
     }

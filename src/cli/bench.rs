@@ -1,5 +1,6 @@
 //! `fluxserve bench`: from the options to a request, and from the report to a table.
 
+mod fidelity;
 mod kernels;
 mod load;
 
@@ -16,10 +17,7 @@ use super::engine_args::EngineArgs;
 use super::load_bar::LoadBar;
 use super::part_args::PartArgs;
 use super::table::write_table;
-use crate::app::{
-    self, ChosenKernel, Distance, FidelityReport, FidelityRequest, KernelChoices, Outcome, StagesRequest, TimeReport,
-    TimeRequest, Timing,
-};
+use crate::app::{self, ChosenKernel, KernelChoices, Outcome, StagesRequest, TimeReport, TimeRequest, Timing};
 use crate::config::{Config, Flags};
 use crate::domain::device::DeviceChoice;
 use crate::domain::image_size::ImageSize;
@@ -53,12 +51,17 @@ pub enum BenchCommand {
     /// with --whole, after all (`latents_final`), and the decoder's output (`pixels`) for the last of these
     /// (`decoded_latents`).
     Stages(StagesArgs),
-    /// Compare images in a lossy precision with those in full precision
+    /// Compare images in a lossy precision with those in full precision, or with a cache with those without
     ///
     /// Generates each prompt with each seed in full precision, and again in the precision of --precision (fp8 by default). The
     /// table has their relative distances: of the model's first output, from the same noise; of the latents after all steps;
     /// and the peak signal-to-noise ratio of the pixels in dB, higher for closer images. A small early difference may lead to
     /// another image of the same quality, so look at some images before judging a number.
+    ///
+    /// With --cache-thresholds, generates each prompt with each seed without a cache between steps, and again with the first-block
+    /// cache at each threshold, all in the precision of --precision (full by default). The table has how many steps left out all
+    /// blocks but the first; the time of all steps, and its ratio to that without the cache; and the distances of the latents and
+    /// the pixels. Nothing else should run meanwhile.
     Fidelity(FidelityArgs),
 }
 
@@ -95,6 +98,9 @@ pub struct FidelityArgs {
     /// Options of the image.
     #[command(flatten)]
     pub image: ImageArgs,
+    /// Thresholds of the first-block cache to compare with no cache, separated by commas, instead of precisions: 0.05,0.08,0.12
+    #[arg(long, value_name = "T", value_delimiter = ',')]
+    pub cache_thresholds: Vec<f64>,
     /// Device: auto, cpu, cuda or cuda:N [default: auto]
     #[arg(long)]
     pub device: Option<DeviceChoice>,
@@ -238,7 +244,7 @@ pub(super) fn run(
         BenchCommand::Time(arguments) => time(arguments, config, out, notes),
         BenchCommand::Load(arguments) => load::run(arguments, config, out),
         BenchCommand::Kernels(arguments) => kernels::run(&arguments, config, out, notes),
-        BenchCommand::Fidelity(arguments) => fidelity(arguments, config, out, notes),
+        BenchCommand::Fidelity(arguments) => fidelity::run(arguments, config, out, notes),
         BenchCommand::Stages(arguments) => {
             let params = GenerateParams {
                 prompt: arguments.prompt,
@@ -293,46 +299,6 @@ fn complete(stopped: Option<String>) -> anyhow::Result<()> {
 fn write_json(file: &Path, report: &impl Serialize) -> anyhow::Result<()> {
     let text = serde_json::to_string_pretty(report)? + "\n";
     fs::write(file, text).with_context(|| format!("writing `{}`", file.display()))
-}
-
-fn fidelity(
-    arguments: FidelityArgs,
-    config: &Config,
-    out: &mut dyn Write,
-    notes: &mut dyn Write,
-) -> anyhow::Result<()> {
-    let request = FidelityRequest {
-        model: arguments.parts.of(arguments.model),
-        engine: config.engine_settings(config.device.first()),
-        prompts: arguments.prompts,
-        seeds: arguments.seeds,
-        size: arguments.image.size,
-        steps: arguments.image.steps,
-        guidance: arguments.image.guidance,
-    };
-    let report = app::fidelity(config, &request, &mut |done, all, precision| {
-        Ok(writeln!(notes, "{precision}: image {done} of {all}")?)
-    })?;
-    if let Some(file) = &arguments.json {
-        write_json(file, &report)?;
-    }
-    let FidelityReport { model, device, precision, width, height, steps, .. } = &report;
-    writeln!(out, "{model} on {device}: {precision} (lossy) against full, {width}x{height}, {steps} steps")?;
-    let rows: Vec<[String; 5]> = report.images.iter().map(distances).collect();
-    Ok(write_table(out, ["PROMPT", "SEED", "VELOCITY", "LATENTS", "PSNR DB"], &rows)?)
-}
-
-fn distances(distance: &Distance) -> [String; 5] {
-    let shown = |value: Option<f64>, factor: f64, unit: &str| {
-        value.map_or_else(|| "-".to_owned(), |value| format!("{:.2}{unit}", factor * value))
-    };
-    [
-        distance.prompt.clone(),
-        distance.seed.to_string(),
-        shown(distance.velocity_first, 100.0, " %"),
-        shown(distance.latents_final, 100.0, " %"),
-        shown(distance.psnr_db, 1.0, ""),
-    ]
 }
 
 fn in_short(outcome: &Outcome) -> String {

@@ -11,10 +11,12 @@ use clap::error::ErrorKind;
 
 use super::*;
 use crate::domain::byte_size::ByteSize;
+use crate::domain::conditioning::{ControlMode, ImageOptions, Preprocess};
 use crate::domain::device::{DeviceChoice, Kernels, Offload};
-use crate::domain::model_source::ModelParts;
+use crate::domain::model::Attachments;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateParams;
+use crate::domain::step_cache::StepCache;
 use crate::domain::weight_storage::WeightStorage;
 
 fn parse(arguments: &[&str]) -> Result<Cli, clap::Error> {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid {kind} id")]
 pub struct InvalidId {
-    /// What was expected: "adapter", "job", "key", "session", "namespace" or "project".
+    /// What was expected: "adapter", "job", "key", "session", "namespace", "project" or "upload".
     pub kind: &'static str,
 }
 

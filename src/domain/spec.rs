@@ -124,9 +124,8 @@ impl GenerateParams {
         let sides = |role| self.image(role).map(|given| (given.image.width(), given.image.height()));
         let changed = sides(ImageRole::Input).or_else(|| sides(ImageRole::Control));
         let (width, height) = match (changed, sides(ImageRole::Reference)) {
-            (Some(image), _) => card.limits.size_like(image, given),
             (None, Some(image)) if given == (None, None) => card.limits.size_like(kontext_size(image), given),
-            (None, Some(image)) => card.limits.size_like(image, given),
+            (Some(image), _) | (None, Some(image)) => card.limits.size_like(image, given),
             (None, None) => (card.defaults.width, card.defaults.height),
         };
         self.width.get_or_insert(width);
@@ -241,6 +240,12 @@ impl GenerateSpec {
     pub fn at_index(mut self, index: u32, size: u32) -> Self {
         (self.image_index, self.batch_size) = (index, size);
         self
+    }
+
+    /// The same request with the seed that is `later` behind its own. Behind the largest seed comes 0.
+    #[must_use]
+    pub fn with_later_seed(&self, later: u32) -> Self {
+        Self { seed: (self.seed + u64::from(later)) % (SEED_MAX + 1), ..self.clone() }
     }
 
     /// The model.

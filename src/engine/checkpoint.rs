@@ -12,6 +12,7 @@ mod companions;
 mod component;
 mod config_files;
 mod contents;
+mod controlnets;
 mod entry;
 mod files;
 mod formats;
@@ -36,6 +37,7 @@ mod tensors;
 mod values;
 mod vocabularies;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use candle_core::DType;
@@ -46,15 +48,18 @@ use crate::domain::model::ModelFiles;
 
 pub(crate) use base_weights::BaseWeights;
 pub(crate) use builder::{E4m3Matrix, Matrix, Tensors};
+pub use component::conditioning_of;
 pub(crate) use component::{ComponentWeights, WeightTensor};
 use config_files::Parts;
 pub use contents::{FileContents, file_contents};
+pub use controlnets::controlnet_card;
+pub(crate) use controlnets::{ControlNetFiles, ControlNetWeights};
 use inventory::tensors_of;
 use layout::Layout;
 pub(crate) use loading::{EXPANDED_BYTES_MAX, LoadOptions};
 pub use metadata::FileMetadata;
 pub(crate) use metadata::shown;
-pub(crate) use names::adapted::{AdaptedModule, AdaptedModules, NamedPlace, Naming};
+pub(crate) use names::adapted::{AdaptedModule, AdaptedModules, IMAGE_INPUT, NamedPlace, Naming};
 pub(crate) use names::spellings::Component;
 use names::{Module, autoencoder, text_encoders, transformer};
 use places::{Found, Places};
@@ -84,6 +89,8 @@ pub(crate) struct Checkpoint {
     vae: CheckedTensors,
     clip: CheckedTensors,
     t5: CheckedTensors,
+    /// Beside it.
+    pub(crate) controlnets: Vec<ControlNetFiles>,
 }
 
 /// Bytes of each component's weights on a device.
@@ -95,6 +102,10 @@ pub(crate) struct WeightBytes {
     pub(crate) t5: usize,
     /// Of matrices that are kept as they are stored, what is expanded at a time.
     pub(crate) expanding: usize,
+    /// Of models that are loaded beside the checkpoint: its ControlNets.
+    pub(crate) attached: usize,
+    /// No bytes: the most residuals that a ControlNet gives in a step, each as wide as the transformer's stream for every token.
+    pub(crate) residuals: usize,
 }
 
 /// Reads and compares everything but the weights' values, and reports it.
@@ -123,6 +134,8 @@ impl Checkpoint {
             clip: bytes(&self.clip, dtype),
             t5: bytes(&self.t5, dtype),
             expanding: 0,
+            attached: self.controlnets.iter().map(|net| bytes(&net.tensors, dtype)).sum(),
+            residuals: self.controlnets.iter().map(|net| net.config.blocks().iter().sum::<usize>()).max().unwrap_or(0),
         }
     }
 }
@@ -159,15 +172,30 @@ fn examine(files: &ModelFiles) -> (Option<Checkpoint>, Inspection) {
         opened.check(modules, &mut inspection)
     };
     let checked = (check(&mut transformer), check(&mut vae), check(&mut clip), check(&mut t5));
-    let checkpoint = match (configs, tokenizers, checked) {
-        (Some(configs), Some(tokenizers), (Some(transformer), Some(vae), Some(clip), Some(t5)))
+    let controlnets = open_controlnets(files, configs_ref, &mut inspection);
+    let checkpoint = match (configs, tokenizers, checked, controlnets) {
+        (Some(configs), Some(tokenizers), (Some(transformer), Some(vae), Some(clip), Some(t5)), Some(controlnets))
             if inspection.is_sound() =>
         {
-            Some(Checkpoint { configs, tokenizers: Arc::new(tokenizers), transformer, vae, clip, t5 })
+            Some(Checkpoint { configs, tokenizers: Arc::new(tokenizers), transformer, vae, clip, t5, controlnets })
         }
         _ => None,
     };
     (checkpoint, inspection)
+}
+
+/// Opens the ControlNets beside a checkpoint. `None` when one cannot be used.
+fn open_controlnets(
+    files: &ModelFiles,
+    configs: Option<&Configs>,
+    inspection: &mut Inspection,
+) -> Option<Vec<ControlNetFiles>> {
+    let attached = files.attachments().map(|attachments| attachments.controlnets.as_slice()).unwrap_or_default();
+    let model = configs.map(|configs| &configs.transformer);
+    let open = |(name, path): &(Arc<str>, PathBuf)| ControlNetFiles::open((name, path.as_path()), model, inspection);
+    // Every problem is reported, not only the first.
+    let opened: Vec<Option<ControlNetFiles>> = attached.iter().map(open).collect();
+    opened.into_iter().collect()
 }
 
 impl Component {

@@ -10,5 +10,8 @@ pub(super) mod input_images;
 pub(super) mod jobs;
 pub(super) mod loras;
 pub(super) mod openai;
+pub(super) mod uploads;
+pub(super) mod wanted_cache;
+pub(super) mod wanted_images;
 pub(super) mod wanted_loras;
 pub(super) mod write_check;

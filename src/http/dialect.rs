@@ -80,7 +80,7 @@ impl Dialect {
     pub(super) const ALL: [Self; 3] = [Self::Problem, Self::OpenAi, Self::Terminal];
 
     /// The dialect of a path. Depends on the path, not on the route, so that OpenAI's clients also understand that
-    /// there is no `/v1/images/edits`, or that their base URL is wrong.
+    /// there is no `/v1/images/upscale`, or that their base URL is wrong.
     pub(super) fn of(path: &str) -> Self {
         if let Some(intended) = base_url::intended_path(path) {
             return Self::of(&intended);
@@ -223,7 +223,8 @@ mod tests {
 
     #[test]
     fn only_openai_paths_get_openai_errors() {
-        for path in ["/v1/images/generations", "/v1/images/edits", "/v1/models", "/v1/models/a/b"] {
+        let images = ["/v1/images/generations", "/v1/images/edits", "/v1/images/upscale"];
+        for path in images.into_iter().chain(["/v1/models", "/v1/models/a/b"]) {
             assert_eq!(Dialect::of(path), Dialect::OpenAi, "{path}");
         }
         let kubectl = "/v1/kubernetes/namespaces/018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f/exec-credential";

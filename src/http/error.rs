@@ -7,6 +7,7 @@
 mod cluster;
 mod limits;
 mod loras;
+mod uploads;
 mod usage;
 
 use std::fmt;
@@ -95,6 +96,7 @@ error_codes! {
     ProjectNotFound         "project_not_found"         NOT_FOUND              "There is no such project";
     LoraNotFound            "lora_not_found"            NOT_FOUND              "There is no such LoRA";
     JobNotFound             "job_not_found"             NOT_FOUND              "There is no such job";
+    UploadNotFound          "upload_not_found"          NOT_FOUND              "There is no such upload";
     NoPreview               "no_preview"                NOT_FOUND              "The job has no preview now";
     MethodNotAllowed        "method_not_allowed"        METHOD_NOT_ALLOWED     "The path does not allow this method";
     NotAcceptable           "not_acceptable"            NOT_ACCEPTABLE         "No acceptable media type is available";
@@ -118,6 +120,7 @@ error_codes! {
     TooManySignIns          "too_many_sign_ins"         TOO_MANY_REQUESTS      "Too many sign-in attempts";
     RateLimited             "rate_limited"              TOO_MANY_REQUESTS      "The key has exceeded its request rate";
     TooManyBodies           "too_many_bodies"           TOO_MANY_REQUESTS      "Too many large bodies are in transfer";
+    TooManyUploads          "too_many_uploads"          TOO_MANY_REQUESTS      "There is no room for another upload";
     ConcurrentJobsLimit     "concurrent_jobs_limit"     TOO_MANY_REQUESTS      "The key has too many unfinished jobs";
     DailyLimit              "daily_limit"               TOO_MANY_REQUESTS      "The key's daily limit does not suffice";
     BudgetExhausted         "budget_exhausted"          TOO_MANY_REQUESTS      "The month's budget does not suffice";

@@ -3,7 +3,9 @@
 pub(super) mod administrator;
 pub(super) mod body;
 pub(super) mod caller;
+pub(super) mod form;
 pub(super) mod idempotency;
+pub(super) mod image_upload;
 pub(super) mod json;
 mod multipart;
 pub(super) mod path;

@@ -137,7 +137,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
     use ErrorCode::{
         AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, InvalidHost, JobNotFound, KeyNotFound,
         LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, ProjectNotFound, RateLimited,
-        ScopeForbidden, SessionRequired, TooManyConnections, TooManyFailures, Unauthorized,
+        ScopeForbidden, SessionRequired, TooManyConnections, TooManyFailures, Unauthorized, UploadNotFound,
     };
     let mut all = vec![Internal, DeadlineExceeded];
     if !HEALTH_PATHS.contains(&route.path) {
@@ -161,6 +161,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
             "namespace_id" => Some(NamespaceNotFound),
             "project_id" => Some(ProjectNotFound),
             "model" => Some(ModelNotFound),
+            "upload_id" => Some(UploadNotFound),
             _ => None,
         });
     }
@@ -185,6 +186,7 @@ fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) 
         "project_id" => (text(), "The project's id, not its name."),
         "file" => (text(), "The file's name."),
         "model" => (text(), "The model's id. Its slash need not be encoded."),
+        "upload_id" => (text(), "The upload's id from the response that kept it."),
         other => unreachable!("unknown path parameter {other}"),
     }
 }
@@ -217,7 +219,9 @@ mod tests {
     use crate::http::admin::wire::session::SignIn;
     use crate::http::api::exec_credential::ExecInfo;
     use crate::http::api::inference::SubmitImage;
+    use crate::http::api::openai::edit_request::{EditForm, EditJson};
     use crate::http::api::openai::request::GenerateImages;
+    use crate::http::api::openai::variations::VaryImages;
     use crate::http::extract::json::{Fields, FromFields};
 
     fn described<T: PartialSchema>() -> BTreeSet<String> {
@@ -235,6 +239,9 @@ mod tests {
     fn bodies_are_documented_as_they_are_parsed() {
         check::<SubmitImage>();
         check::<GenerateImages>();
+        check::<EditForm>();
+        check::<EditJson>();
+        check::<VaryImages>();
         check::<SignIn>();
         check::<CreateKey>();
         check::<EditKey>();

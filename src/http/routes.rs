@@ -25,8 +25,8 @@ fn row(
 pub(super) fn table() -> Vec<Row> {
     use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Metrics, Page, Session, SignIn};
     use admin::{api_keys, audit, jobs as all_jobs, kubernetes, loras, overview, playground, projects, session, usage, usage_report};
-    use api::openai::{images, models};
-    use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras};
+    use api::openai::{edits, images, models, variations};
+    use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras, uploads};
     vec![
         row(Inference,       "POST",   "/v1/inference/image",                                      post(inference::submit),      inference::submit_operation()),
         row(Inference,       "GET",    "/v1/inference/jobs",                                       get(jobs::list),              jobs::list_operation()),
@@ -35,9 +35,14 @@ pub(super) fn table() -> Vec<Row> {
         row(Inference,       "GET",    "/v1/inference/jobs/{job_id}/events",                       get(events::follow),          events::follow_operation()),
         row(InferenceOrLink, "GET",    "/v1/inference/jobs/{job_id}/result",                       get(jobs::result),            jobs::result_operation()),
         row(Inference,       "GET",    "/v1/inference/loras",                                      get(usable_loras::list),      usable_loras::list_operation()),
+        row(Inference,       "GET",    "/v1/inference/uploads",                                    get(uploads::list),           uploads::list_operation()),
+        row(Inference,       "POST",   "/v1/inference/uploads",                                    post(uploads::add),           uploads::add_operation()),
+        row(Inference,       "DELETE", "/v1/inference/uploads/{upload_id}",                        delete(uploads::remove),      uploads::remove_operation()),
         row(Anyone,          "GET",    "/v1/inference/models",                                     get(catalog::models),         catalog::models_operation()),
         row(Anyone,          "GET",    "/v1/inference/runtime/models",                             get(catalog::runtime_models), catalog::runtime_models_operation()),
         row(Inference,       "POST",   "/v1/images/generations",                                   post(images::generate),       images::generate_operation()),
+        row(Inference,       "POST",   "/v1/images/edits",                                         post(edits::edit),            edits::edit_operation()),
+        row(Inference,       "POST",   "/v1/images/variations",                                    post(variations::vary),       variations::vary_operation()),
         row(Anyone,          "GET",    "/v1/models",                                               get(models::list),            models::list_operation()),
         row(Anyone,          "GET",    "/v1/models/{*model}",                                      get(models::show),            models::show_operation()),
         row(SignIn,          "POST",   "/v1/session",                                              post(session::sign_in),       session::sign_in_operation()),

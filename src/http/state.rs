@@ -19,6 +19,7 @@ use crate::jobs::JobService;
 use crate::kubernetes::Kubernetes;
 use crate::loras::LoraCatalog;
 use crate::telemetry::metrics::MetricsHandle;
+use crate::uploads::Uploads;
 use crate::usage::Usage;
 
 /// Dependencies of the HTTP API.
@@ -35,6 +36,8 @@ pub struct HttpParts {
     pub admin: AdminService,
     /// The LoRAs that requests may use.
     pub loras: LoraCatalog,
+    /// The images that keys have uploaded.
+    pub uploads: Uploads,
     /// Reports of usage, and budgets.
     pub usage: Usage,
     /// The cluster, and access to it.

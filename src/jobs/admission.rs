@@ -42,11 +42,11 @@ impl Inner {
         queue: &Queue,
     ) -> Result<(Allowance, Reservation), JobsError> {
         let bytes_max = self.settings.input_images_bytes_max;
-        let input_image = self.allowances.input_images.enter(&submission.spec, bytes_max);
+        let input_images = self.allowances.input_images.enter(&submission.spec, bytes_max);
         let full = || JobsError::QueueFull { retry_after_seconds: queue.retry_after_seconds() };
-        let input_image = input_image.ok_or_else(full)?;
+        let input_images = input_images.ok_or_else(full)?;
         let mut allowance = self.allowance_of_owner(submission, queue).await?;
-        allowance.input_image = Some(input_image);
+        allowance.input_images = Some(input_images);
         let reservation = queue.reserve(submission.owner).map_err(|refusal| match refusal {
             ReserveError::Full { retry_after_seconds } => JobsError::QueueFull { retry_after_seconds },
             ReserveError::Draining => JobsError::Draining,

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::input_images::{InputImageHold, InputImages};
+use super::input_images::{InputImages, InputImagesHold};
 use crate::domain::budget::{Budget, BudgetHolder};
 use crate::domain::ids::{KeyId, ProjectId};
 use crate::domain::limits::{GroupLimits, KeyLimits, LimitHolder, ProjectTerms};
@@ -73,8 +73,8 @@ pub(super) struct Allowance {
     owner: KeyId,
     project: Option<ProjectId>,
     pixel_steps: u64,
-    /// Held for the job's input image.
-    pub(super) input_image: Option<InputImageHold>,
+    /// Held for the job's images.
+    pub(super) input_images: Option<InputImagesHold>,
 }
 
 impl Allowances {
@@ -105,7 +105,7 @@ impl Allowances {
             }
         }
         let project = limits.project.map(|project| project.id);
-        let allowance = Allowance { all: Arc::clone(self), owner, project, pixel_steps, input_image: None };
+        let allowance = Allowance { all: Arc::clone(self), owner, project, pixel_steps, input_images: None };
         for holder in allowance.holders() {
             let own = all.entry(holder).or_default();
             own.jobs += 1;
@@ -123,7 +123,7 @@ impl Allowances {
         let project = project.map(|id| ProjectTerms { id, limits: GroupLimits::default() });
         let unlimited = KeyLimits { project, ..KeyLimits::default() };
         let mut allowance = self.enter(owner, &unlimited, spec.pixel_steps()).expect("no limit");
-        allowance.input_image = Some(self.input_images.enter_again(spec));
+        allowance.input_images = Some(self.input_images.enter_again(spec));
         allowance
     }
 }

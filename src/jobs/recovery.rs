@@ -64,14 +64,14 @@ async fn reservation_for(
     open: &OpenJob,
 ) -> Result<Result<(Reservation, GenerateSpec), GivenUp>, JobsError> {
     let Job { id, request, .. } = &open.job;
-    let kept = if request.images_count() > 0 { inner.store.input_image(*id).await? } else { None };
-    let input_image = match kept {
-        Some(kept) => input_images::decode_stored(kept).await,
-        None => None,
-    };
-    if request.images_count() > 0 && input_image.is_none() {
-        let reason = "the worker can no longer read the input image";
-        return Ok(Err(GivenUp { reason, ..UNREADABLE }));
+    let mut images = Vec::new();
+    if request.images_count() > 0 {
+        let kept = inner.store.input_images(*id).await?;
+        images = input_images::decode_stored(kept).await.unwrap_or_default();
+        if images.len() != request.images_count() {
+            let reason = "the worker can no longer read the images of the request";
+            return Ok(Err(GivenUp { reason, ..UNREADABLE }));
+        }
     }
     for RequestedLora { id: LoraText(id), .. } in &request.loras {
         // The table of LoRAs keeps the row, but nothing keeps the file of a copied data folder.
@@ -80,13 +80,13 @@ async fn reservation_for(
             return Ok(Err(GivenUp { code: "lora_missing", reason }));
         }
     }
-    Ok(reservation_with(inner, open, Vec::from_iter(input_image)))
+    Ok(reservation_with(inner, open, images))
 }
 
 fn reservation_with(
     inner: &Inner,
     open: &OpenJob,
-    input_images: Vec<Arc<RgbImage>>,
+    images: Vec<Arc<RgbImage>>,
 ) -> Result<(Reservation, GenerateSpec), GivenUp> {
     if open.attempts >= ATTEMPTS_MAX {
         let reason = "the worker crashed each time it generated this image";
@@ -97,7 +97,7 @@ fn reservation_with(
     let (Some(queue), Some(card)) = (inner.queues.get(&request.model), inner.catalog.card(&request.model)) else {
         return Err(not_served);
     };
-    let spec = request.to_spec(card, input_images, &inner.settings.loras_directory).map_err(|_| GivenUp {
+    let spec = request.to_spec(card, images, &inner.settings.loras_directory).map_err(|_| GivenUp {
         code: "request_outdated",
         reason: "the model's limits have changed since the job was accepted",
     })?;

@@ -161,7 +161,7 @@ impl JobService {
             started_at: None,
             finished_at: None,
         };
-        let input_image = input_images::encode_for_storage(&submission.spec).await?;
+        let input_images = input_images::encode_for_storage(&submission.spec).await?;
         let repeat_key_cutoff = idempotency::cutoff(self.0.paced().now);
         let row = NewJob {
             id: job.id,
@@ -171,7 +171,7 @@ impl JobService {
             terms: job.terms,
             created_at: job.created_at,
             repeat_key: submission.repeat_key.as_ref().map(|key| (key, repeat_key_cutoff)),
-            input_image: input_image.as_deref(),
+            input_images: &input_images,
             project: allowance.project(),
         };
         if !self.0.store.insert(row).await? {

@@ -41,8 +41,8 @@ pub(super) struct NewJob<'a> {
     pub(super) created_at: OffsetDateTime,
     /// Its idempotency key, and the moment before which stored ones have expired.
     pub(super) repeat_key: Option<(&'a RepeatKey, OffsetDateTime)>,
-    /// Its input image, PNG.
-    pub(super) input_image: Option<&'a [u8]>,
+    /// Its images, PNG, in the order of the request.
+    pub(super) input_images: &'a [Vec<u8>],
     /// The project that its owner belongs to.
     pub(super) project: Option<ProjectId>,
 }
@@ -131,7 +131,7 @@ impl JobStore {
         self.store.truncate_log().await.map(drop).map_err(JobsError::storage)
     }
 
-    /// Stores a new job with its input image and idempotency key. `false`: the idempotency key already has a job, and
+    /// Stores a new job with its images and idempotency key. `false`: the idempotency key already has a job, and
     /// nothing was stored.
     pub(super) async fn insert(&self, job: NewJob<'_>) -> Result<bool, JobsError> {
         let outcome = self.try_insert(job).await;
@@ -162,9 +162,7 @@ impl JobStore {
         .execute(&mut *transaction)
         .await?;
         loras::insert(&mut transaction, job.id, &job.request.loras).await?;
-        if let Some(image) = job.input_image {
-            input_images::insert(&mut transaction, job.id, image).await?;
-        }
+        input_images::insert(&mut transaction, job.id, job.input_images).await?;
         if let Some((key, since)) = job.repeat_key {
             // An expired one is replaced.
             let written = sqlx::query(
@@ -286,7 +284,7 @@ impl JobStore {
         Ok(())
     }
 
-    /// Stores a job's end, deletes its input image and lets its LoRAs go. A job that has already ended stays unchanged, and so
+    /// Stores a job's end, deletes its images and lets its LoRAs go. A job that has already ended stays unchanged, and so
     /// does its owner's usage.
     pub(super) async fn set_final(&self, row_id: &str, end: &JobEnd) -> Result<(), JobsError> {
         let JobEnd { ending, at: now, started_at, work } = end;

@@ -4,6 +4,7 @@
 //! is not in it.
 
 mod decode;
+mod encode;
 mod faults;
 mod loading;
 mod spans;
@@ -195,6 +196,7 @@ impl Worker {
                         self.admit(&mut engine, id)?;
                     }
                 }
+                Action::Encode(id) => self.encode(&mut engine, id)?,
                 Action::Step(ids) => self.step(&mut engine, ids, plan.reason)?,
                 Action::Finish(id) => self.finish(&mut engine, id, patience(&state))?,
             }

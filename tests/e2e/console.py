@@ -24,9 +24,10 @@ from axe_playwright_python.base import AXE_FILE_PATH
 from console_usage import usage_and_projects
 from playwright.sync_api import expect, sync_playwright
 
+from console_images import editing, every_tab, inpainting, step, tabs
+
 PASSWORD = "the password of this test"
 MODEL = "fluxserve/flux-shapes"
-INPUT_IMAGE = Path(__file__).parent.parent / "reference/cases/b_96x64.0.png"
 START_SECONDS_MAX = 120
 PATIENCE_MILLISECONDS = 20_000
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
@@ -42,9 +43,10 @@ class Worker:
     def __init__(self, program, folder):
         environment = dict(os.environ, FLUXSERVE_ADMIN_PASSWORD=PASSWORD)
         # A key that exists before the console is opened.
-        subprocess.run(
+        made = subprocess.run(
             [program, "--data-dir", folder / "data", "keys", "create", "--name", "demo", "--scope", "inference"],
-            check=True, capture_output=True)
+            check=True, capture_output=True, text=True)
+        self.key = made.stdout.strip()
         self.log = open(folder / "log", "w")
         self.process = subprocess.Popen(
             [program, "serve", "--listen", "127.0.0.1:0", "--data-dir", folder / "data"],
@@ -124,10 +126,6 @@ class Visitor:
         self.faults += [f"policy: {each}" for each in self.page.evaluate("() => violations")]
         self.context.close()
         return [f"{self.name}: {fault}" for fault in self.faults]
-
-
-def step(words):
-    print(f"  {words}", flush=True)
 
 
 def key_row(page, name):
@@ -243,25 +241,6 @@ def playground(visitor):
     page.get_by_test_id("result").wait_for()
     expect(page.get_by_test_id("seed")).to_have_text("7")
     visitor.look("playground-done")
-    step("the next one has an input image, and its size")
-    page.locator("summary").filter(has_text="Input image").click()
-    expect(page.get_by_label("Strength", exact=True)).to_be_hidden()
-    page.locator("#input-image").set_input_files(INPUT_IMAGE)
-    page.locator("img.input-image").wait_for()
-    expect(page.get_by_label("Width", exact=True)).to_have_value("")
-    page.get_by_label("Strength", exact=True).fill("0.5")
-    visitor.look("playground-image")
-    page.get_by_role("button", name="Generate", exact=True).click()
-    expect(page.locator(".facts")).to_contain_text("Strength0.5")
-    expect(page.locator(".facts")).to_contain_text("64 × 96 px")
-    page.get_by_text("Generate it with curl").click()
-    expect(page.get_by_test_id("playground-curl")).to_contain_text("base64 < input.png")
-    step("a file that is no image is reported at its field")
-    page.locator("#input-image").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"none"})
-    page.get_by_role("button", name="Generate", exact=True).click()
-    expect(page.get_by_text("Is not a PNG, JPEG or WebP file")).to_be_visible()
-    page.get_by_role("button", name="Remove").click()
-    expect(page.locator("img.input-image")).to_be_hidden()
     step("the list shows the job with its image")
     visitor.go("jobs")
     page.get_by_test_id("job-row").first.get_by_role("button").first.click()
@@ -380,6 +359,9 @@ def main():
             visitor = Visitor(browser, worker, "desktop", "light", options.screenshots)
             life_of_a_key(visitor, worker)
             playground(visitor)
+            tabs(visitor)
+            editing(visitor)
+            inpainting(visitor, worker.key)
             loras(visitor)
             usage_and_projects(visitor, worker, MODEL, step)
             no_cluster(visitor)
@@ -393,6 +375,7 @@ def main():
                     visitor.go(route)
                     visitor.look(route or "overview")
                 one_key(visitor)
+                every_tab(visitor)
                 faults += visitor.close()
             print("without a session", flush=True)
             visitor = Visitor(browser, worker, "desktop", "light", None)

@@ -36,8 +36,9 @@ const image = new File([BODY], "image.png", { type: "image/png" });
 const edit = (client) => client.images.edit({ model: "fluxserve/flux-shapes", prompt: "a red circle", image: image });
 const refused = (call, kind) => assert.rejects(call, (error) => error.constructor === kind && !!error.requestID);
 const client = new OpenAI({ baseURL: `${url}/v1`, apiKey, maxRetries: 0 });
-await refused(edit(client), OpenAI.NotFoundError);
-await refused(edit(client.withOptions({ apiKey: "rgpu_nobody" })), OpenAI.NotFoundError);
+// With a wrong key the body is not read; with a right one it is, and is no image.
+await refused(edit(client.withOptions({ apiKey: "rgpu_nobody" })), OpenAI.AuthenticationError);
+await refused(edit(client), OpenAI.BadRequestError);
 
 // Wrong base URLs.
 for (const baseURL of [url, `${url}//v1`, `${url}/v1/v1`]) {

@@ -112,13 +112,15 @@ def raw(port, key):
 
 
 def python_client(url, key):
-    image = ("image.png", io.BytesIO(b"x" * BODY_BYTES), "image/png")
     client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
-    try:
-        client.images.edit(model="fluxserve/flux-shapes", prompt="a red circle", image=image)
-        raise AssertionError("there is no such route")
-    except openai.NotFoundError as error:
-        assert error.request_id, "an error without a request id"
+    # With a wrong key the body is not read; with a right one it is, and is no image.
+    for key, kind in [("rgpu_nobody", openai.AuthenticationError), (key, openai.BadRequestError)]:
+        image = ("image.png", io.BytesIO(b"x" * BODY_BYTES), "image/png")
+        try:
+            client.with_options(api_key=key).images.edit(model="fluxserve/flux-shapes", prompt="a red circle", image=image)
+            raise AssertionError("that is no image")
+        except kind as error:
+            assert error.request_id, "an error without a request id"
     try:
         openai.OpenAI(base_url=url, api_key=key, max_retries=0).models.list()
         raise AssertionError("there is nothing without /v1")

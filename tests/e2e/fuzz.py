@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Fuzzing: images, headers, JSON and query strings, changed at random, with a valid key.
+"""Fuzzing: images, headers, JSON, forms and query strings, changed at random, with a valid key.
 
     python3 tests/e2e/fuzz.py target/release/fluxserve --count 10000 --seed 7
 
@@ -28,6 +28,7 @@ import zlib
 from ports import free_port
 
 MODEL = "fluxserve/flux-shapes"
+BOUNDARY = "a-boundary"
 WARM_UP_REQUESTS = 300
 GROWTH_MAX = 0.20
 # Below this, the allocator alone keeps a fifth.
@@ -109,8 +110,8 @@ class Fuzzer:
         if dice.random() < 0.5:
             body["input_images_base64"] = [base64.b64encode(damaged(dice, dice.choice(self.images))).decode()]
         fields = ["model", "prompt", "negative_prompt", "width", "height", "steps", "guidance", "strength", "seed",
-                  "output_format", "priority", "deadline_seconds", "input_images_base64", "n", "size",
-                  "response_format", "stream", "user", "unknown", ""]
+                  "output_format", "priority", "deadline_seconds", "input_images_base64", "images", "mask_padding", "n",
+                  "size", "response_format", "stream", "user", "cache", "cache_threshold", "unknown", ""]
         for _ in range(dice.choice([0, 0, 0, 1, 2, 5])):
             body[dice.choice(fields)] = value(dice)
         text = json.dumps(body, ensure_ascii=dice.random() < 0.5).encode("utf-8", "replace")
@@ -126,6 +127,22 @@ class Fuzzer:
         elif kind < 0.21:
             text = b"{" + b",".join(b'"f%d":0' % number for number in range(3000)) + b"}"
         return text
+
+    def form(self):
+        """A form with images, for the routes of OpenAI's clients."""
+        dice = self.dice
+        parts = [("model", MODEL), ("prompt", "a red circle"), ("size", "64x64"), ("steps", "1")]
+        names = ["image", "image[]", "image[0]", "mask"]
+        parts += [(dice.choice(names), damaged(dice, dice.choice(self.images))) for _ in range(dice.randrange(4))]
+        fields = ["prompt", "n", "size", "seed", "strength", "mask_padding", "loras", "stream", "quality", "unknown", ""]
+        parts += [(dice.choice(fields), str(value(dice))) for _ in range(dice.choice([0, 0, 1, 3]))]
+        body = b""
+        for name, content in parts:
+            is_file = isinstance(content, bytes)
+            head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"' + '; filename="a"' * is_file
+            body += head.encode() + b"\r\n\r\n" + (content if is_file else content.encode("utf-8", "replace")) + b"\r\n"
+        body += f"--{BOUNDARY}--\r\n".encode()
+        return damaged(dice, body) if dice.random() < 0.2 else body
 
     def query(self):
         dice = self.dice
@@ -161,6 +178,9 @@ class Fuzzer:
             path = dice.choice(["/v1/inference/image"] * 3 + ["/v1/images/generations", "/v1/session"])
             content_type = dice.choice(["application/json"] * 8 + ["text/plain", "application/json;charset=utf-8"])
             asked = "POST", path, self.body(), {"content-type": content_type}
+            if dice.random() < 0.15:
+                path = dice.choice(["/v1/images/edits"] * 3 + ["/v1/images/variations"])
+                asked = "POST", path, self.form(), {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
         else:
             asked = dice.choice(["GET"] * 6 + ["DELETE", "PUT", "HEAD", "PATCH"]), self.path(), None, {}
         method, path, body, more = asked

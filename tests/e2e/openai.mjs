@@ -6,6 +6,7 @@
 
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
+import { crc32, deflateSync } from "node:zlib";
 
 const require = createRequire(`${process.argv[2]}/`);
 const OpenAI = require("openai");
@@ -31,6 +32,36 @@ async function refused(kind, call) {
   return error;
 }
 
+/** A PNG file of 128x128 pixels with the color, red to alpha, of each. */
+function png(colorOf) {
+  const side = 128;
+  const chunk = (kind, data) => {
+    const bytes = Buffer.concat([Buffer.alloc(4), Buffer.from(kind), data, Buffer.alloc(4)]);
+    bytes.writeUInt32BE(data.length, 0);
+    bytes.writeUInt32BE(crc32(bytes.subarray(4, -4)), bytes.length - 4);
+    return bytes;
+  };
+  const head = Buffer.from([0, 0, 0, side, 0, 0, 0, side, 8, 6, 0, 0, 0]);
+  const rows = Buffer.alloc(side * (1 + 4 * side));
+  for (let y = 0; y < side; y += 1) {
+    for (let x = 0; x < side; x += 1) {
+      rows.set(colorOf(x, y), y * (1 + 4 * side) + 1 + 4 * x);
+    }
+  }
+  const signature = Buffer.from("89504e470d0a1a0a", "hex");
+  const parts = [signature, chunk("IHDR", head), chunk("IDAT", deflateSync(rows)), chunk("IEND", Buffer.alloc(0))];
+  return new File([Buffer.concat(parts)], "image.png", { type: "image/png" });
+}
+
+const inCircle = (x, y) => (x - 64) ** 2 + (y - 64) ** 2 < 36 ** 2;
+const circle = png((x, y) => (inCircle(x, y) ? [220, 40, 40, 255] : [40, 80, 210, 255]));
+// Transparent, and so replaced: the circle.
+const mask = png((x, y) => [0, 0, 0, inCircle(x, y) ? 0 : 255]);
+
+function edit(client, options) {
+  return client.images.edit({ model: MODEL, prompt: "a green circle on a blue background", ...options });
+}
+
 function generate(client, options) {
   return client.images.generate({ model: MODEL, prompt: PROMPT, ...options });
 }
@@ -48,6 +79,12 @@ for (const { url } of answer.data) {
   assert.deepEqual(pngSize(Buffer.from(await image.arrayBuffer())), [64, 96]);
 }
 
+await generate(client, { size: "64x64", quality: "hd", style: "vivid", moderation: "low", output_compression: 100 });
+answer = await edit(client, { image: circle, mask, size: "128x128", seed: 3, steps: 4 });
+assert.deepEqual(pngSize(Buffer.from(answer.data[0].b64_json, "base64")), [128, 128]);
+answer = await edit(client, { image: [circle], n: 2, response_format: "url", seed: 7, steps: 4, strength: 0.8 });
+assert.deepEqual(answer.data.map((image) => image.seed), [7, 8]);
+
 const models = [];
 for await (const model of client.models.list()) {
   models.push(model);
@@ -62,8 +99,16 @@ let error = await refused(OpenAI.AuthenticationError, () => generate(stranger));
 assert.deepEqual([error.code, error.type], ["unauthorized", "authentication_error"]);
 error = await refused(OpenAI.BadRequestError, () => generate(client, { size: "100x100" }));
 assert.deepEqual([error.param, error.code], ["size", "invalid_request"]);
-error = await refused(OpenAI.BadRequestError, () => generate(client, { quality: "high" }));
+error = await refused(OpenAI.BadRequestError, () => generate(client, { quality: "ultra" }));
 assert.deepEqual([error.param, error.code], ["quality", "invalid_request"]);
+error = await refused(OpenAI.AuthenticationError, () => edit(stranger, { image: circle }));
+assert.equal(error.code, "unauthorized");
+error = await refused(OpenAI.BadRequestError, () => edit(client, { image: [circle, circle] }));
+assert.deepEqual([error.param, error.code], ["image", "invalid_request"]);
+if (client.images.createVariation) {
+  error = await refused(OpenAI.BadRequestError, () => client.images.createVariation({ image: circle, model: MODEL }));
+  assert.deepEqual([error.param, error.code], ["model", "invalid_request"]);
+}
 error = await refused(OpenAI.NotFoundError, () => generate(client, { model: "gpt-image-2" }));
 assert.equal(error.code, "model_not_found");
 error = await refused(OpenAI.NotFoundError, () => client.models.retrieve("unknown/nothing"));
@@ -76,4 +121,4 @@ assert.deepEqual([error.code, error.type], ["rate_limited", "rate_limit_error"])
 assert.ok(Number(error.headers.get("retry-after")) >= 1);
 
 const { VERSION } = require("openai/version");
-console.log(`openai ${VERSION} for Node generates images, lists models, and reports every refusal`);
+console.log(`openai ${VERSION} for Node generates and edits images, lists models, and reports every refusal`);

@@ -125,7 +125,7 @@ def rows_and_files(folder):
     path = os.path.join(folder, "fluxserve.db")
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
         rows = {row[0] for row in database.execute("SELECT id FROM jobs WHERE status = 'succeeded' AND result_bytes > 0")}
-        starts = database.execute("SELECT count(*) FROM job_start_images").fetchone()[0]
+        starts = database.execute("SELECT count(*) FROM job_images").fetchone()[0]
     files = {name.split(".")[0] for name in os.listdir(os.path.join(folder, "results"))}
     return rows, files, starts
 

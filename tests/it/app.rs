@@ -17,11 +17,13 @@ use fluxserve::auth::{Actor, AdminService, Authenticator, KeyService};
 use fluxserve::catalog::{Availability, Catalog};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
+use fluxserve::domain::model::ModelCard;
 use fluxserve::domain::model_source::ModelSource;
 use fluxserve::http::{ConnectionLimits, HttpParts, Routers, routers, serve};
 use fluxserve::jobs::{JobService, ServiceParts};
 use fluxserve::store::Store;
 use fluxserve::telemetry;
+use fluxserve::uploads::Uploads;
 use fluxserve::usage::Usage;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -34,7 +36,7 @@ use tower::ServiceExt;
 pub(crate) use answer::{Answer, decoded};
 pub(crate) use options::Options;
 pub(crate) use parts::Keys;
-use parts::{job_settings, make_keys, start_kubernetes, start_loras, start_queues};
+use parts::{job_settings, make_keys, start_kubernetes, start_loras, start_queues, start_uploads};
 
 use crate::documented;
 use crate::fake_engine::EngineControl;
@@ -61,6 +63,7 @@ pub(crate) struct TestApp {
     pub(crate) service: KeyService,
     pub(crate) admin: AdminService,
     pub(crate) authenticator: Authenticator,
+    pub(crate) uploads: Uploads,
     pub(crate) usage: Usage,
     pub(crate) folder: TempDir,
 }
@@ -88,7 +91,9 @@ impl TestApp {
         let shared_clock: Arc<dyn Clock> = Arc::new(clock.clone());
         let choice = ModelSource::new(ModelId::new(MODEL), None);
         let catalog = Catalog::new(&[choice]).expect("a known model").with_precision(options.precision);
-        let catalog = Arc::new(catalog);
+        let mut card = ModelCard::clone(catalog.card(&ModelId::new(MODEL)).expect("a known model"));
+        (options.change_card)(&mut card);
+        let catalog = Arc::new(catalog.with_card(card));
         let control = options.control.clone();
         let queues = start_queues(&catalog, &options, &control);
         let parts = ServiceParts {
@@ -103,6 +108,7 @@ impl TestApp {
         let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
         let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
         let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
+        let uploads = start_uploads(&options, &folder, (&store, &service), Arc::clone(&shared_clock)).await;
         let kubernetes =
             start_kubernetes(options.cluster.as_ref(), options.auto_open, (&store, &service), shared_clock).await;
         if options.has_password {
@@ -121,6 +127,7 @@ impl TestApp {
             keys: service.clone(),
             admin: admin.clone(),
             loras,
+            uploads: uploads.clone(),
             usage: usage.clone(),
             kubernetes,
             device: "a fake".into(),
@@ -140,6 +147,7 @@ impl TestApp {
             service,
             admin,
             authenticator,
+            uploads,
             usage,
             folder,
         };

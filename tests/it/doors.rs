@@ -60,7 +60,7 @@ async fn a_wrong_base_url_is_told_from_an_unknown_path() {
     assert_eq!(answer.code(), "not_found");
     assert!(answer.text().contains("makes the path `/v1/inference/image`"), "{}", answer.text());
     // Paths that this worker does not have are not a matter of the base URL.
-    for path in ["/v1/images/edits", "/v1/chat/completions"] {
+    for path in ["/v1/images/upscale", "/v1/chat/completions"] {
         let error = app.send(request("POST", path, None, None)).await.openai_error();
         assert!(!error.to_string().contains("base URL"), "{error}");
     }

@@ -9,6 +9,7 @@ use fluxserve::domain::engine::EngineError;
 use fluxserve::http::error::ErrorCode;
 use fluxserve::http::{Hosts, HttpSettings};
 use fluxserve::jobs::WATCHES_PER_OWNER_MAX;
+use fluxserve::uploads::UploadLimits;
 use futures_util::stream;
 use serde_json::json;
 
@@ -18,6 +19,7 @@ use crate::fake_engine::Fault;
 use crate::kubernetes::Site;
 use crate::loras::adapter;
 use crate::management::Administrator;
+use crate::uploads::{flat_file, upload};
 
 /// Codes that only other tests reach: the unit test of the panic layer, and the tests of `connections`.
 const REACHED_ELSEWHERE: [&str; 2] = ["internal", "too_many_connections"];
@@ -56,6 +58,7 @@ async fn every_code_is_reached() {
     a_job_that_many_watch(&mut reached).await;
     a_cluster_and_none(&mut reached).await;
     loras_of_all_kinds(&mut reached).await;
+    uploads_that_are_not_there_and_too_many(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
     a_worker_whose_engine_does_not_come_back(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
@@ -74,7 +77,7 @@ async fn simple_requests(reached: &mut Reached) {
     reached.note(&app.post(&json!({})).await, "invalid_request");
     reached.note(&app.send(post("application/json", Body::from("{"))).await, "malformed_json");
     reached.note(&app.send(post("text/plain", Body::from("{}"))).await, "unsupported_media_type");
-    reached.note(&app.send(post("application/json", Body::from(" ".repeat(24_000_000)))).await, "body_too_large");
+    reached.note(&app.send(post("application/json", Body::from(" ".repeat(48_000_000)))).await, "body_too_large");
     let stalled = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
     reached.note(&app.send(post("application/json", stalled)).await, "body_timeout");
     reached.note(&app.post_with(&image(1), &[("accept", "text/html")]).await, "not_acceptable");
@@ -285,6 +288,17 @@ async fn loras_of_all_kinds(reached: &mut Reached) {
     app.submit(&body).await;
     reached.note(&administrator.ask("DELETE", &format!("/v1/loras/{pen}"), None).await, "lora_in_use");
     app.control.release();
+}
+
+async fn uploads_that_are_not_there_and_too_many(reached: &mut Reached) {
+    let limits = UploadLimits { owner_uploads_max: 1, ..UploadLimits::default() };
+    let app = TestApp::with(Options { uploads: limits, ..Options::default() }).await;
+    let missing = format!("/v1/inference/uploads/{}", "a5".repeat(32));
+    reached.note(&app.delete(&missing).await, "upload_not_found");
+    upload(&app, &app.keys.inference, &flat_file(1)).await;
+    let refused = upload(&app, &app.keys.inference, &flat_file(2)).await;
+    assert_ne!(refused.header("retry-after"), "");
+    reached.note(&refused, "too_many_uploads");
 }
 
 async fn a_full_and_draining_worker(reached: &mut Reached) {

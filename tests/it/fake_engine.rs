@@ -38,8 +38,8 @@ pub(crate) enum Fault {
 #[derive(Default)]
 struct State {
     calls: Vec<Call>,
-    /// The LoRAs of the last image with a seed.
-    loras: BTreeMap<u64, Vec<AdapterUse>>,
+    /// The last admitted request with a seed.
+    specs: BTreeMap<u64, GenerateSpec>,
     is_held: bool,
     /// The warm-up's steps wait, too.
     holds_warm_up: bool,
@@ -119,7 +119,12 @@ impl EngineControl {
 
     /// The LoRAs of the last image with this seed.
     pub(crate) fn loras_of(&self, seed: u64) -> Vec<AdapterUse> {
-        self.lock().loras.get(&seed).cloned().expect("an admitted image")
+        self.spec_of(seed).loras().to_vec()
+    }
+
+    /// The last admitted image with this seed.
+    pub(crate) fn spec_of(&self, seed: u64) -> GenerateSpec {
+        self.lock().specs.get(&seed).cloned().expect("an admitted image")
     }
 
     pub(crate) fn forget_calls(&self) {
@@ -216,7 +221,7 @@ impl StepEngine for FakeEngine {
         let fault = {
             let mut state = self.control.lock();
             state.calls.push(Call::Admit(spec.seed()));
-            state.loras.insert(spec.seed(), spec.loras().to_vec());
+            state.specs.insert(spec.seed(), spec.clone());
             state.next_admit.take()
         };
         act(fault)?;

@@ -149,7 +149,7 @@ async fn bodies_that_are_not_objects_are_refused() {
     assert_eq!(send(None, good.clone()).await, (415, "unsupported_media_type".into()));
     assert_eq!(send(Some("text/plain"), good.clone()).await, (415, "unsupported_media_type".into()));
     // Larger than an image allows.
-    let large = with("prompt", json!("x".repeat(24_000_000))).to_string();
+    let large = with("prompt", json!("x".repeat(48_000_000))).to_string();
     assert_eq!(send(json, large).await, (413, "body_too_large".into()));
 }
 

@@ -31,7 +31,7 @@ fn from(color: [u8; 3], seed: u64) -> Value {
 }
 
 async fn kept(app: &TestApp) -> i64 {
-    let count = sqlx::query_scalar("SELECT COUNT(*) FROM job_start_images").fetch_one(app.store.pool()).await;
+    let count = sqlx::query_scalar("SELECT COUNT(*) FROM job_images").fetch_one(app.store.pool()).await;
     count.expect("a count")
 }
 
@@ -143,10 +143,11 @@ async fn a_body_may_be_larger_by_its_images() {
     body["input_images_base64"] = json!([file(&RgbImage::new(256, 256, pixels).expect("fits"), OutputFormat::Png)]);
     assert!(body.to_string().len() > 8 * Options::default().http.body_bytes_max, "noise does not compress");
     assert_eq!(app.post(&body).await.status, StatusCode::ACCEPTED);
-    body["input_images_base64"] = json!(["A".repeat(23 * 1024 * 1024)]);
+    // The model takes an input image and its mask.
+    body["input_images_base64"] = json!(["A".repeat(46 * 1024 * 1024)]);
     let answer = app.post(&body).await;
     assert_eq!(answer.code(), "body_too_large");
-    assert!(answer.text().contains("22386"), "the limit is named: {}", answer.text());
+    assert!(answer.text().contains("44755"), "the limit is named: {}", answer.text());
 }
 
 #[tokio::test]
@@ -194,16 +195,16 @@ async fn an_unreadable_image_fails_its_job_with_a_reason() {
     let damaged = app.submit(&from(TEAL, 1)).await;
     app.control.held().await;
     let lost = app.submit(&from(TEAL, 2)).await;
-    let update = "UPDATE job_start_images SET picture = x'00' WHERE job_id = ?";
+    let update = "UPDATE job_images SET image = x'00' WHERE job_id = ?";
     sqlx::query(update).bind(&damaged).execute(app.store.pool()).await.expect("damaged");
-    let delete = "DELETE FROM job_start_images WHERE job_id = ?";
+    let delete = "DELETE FROM job_images WHERE job_id = ?";
     sqlx::query(delete).bind(&lost).execute(app.store.pool()).await.expect("lost");
     app.crash().await;
     let app = app.restart(Options::default()).await;
     for id in [damaged, lost] {
         let job = app.until_status(&id, "failed").await;
         assert_eq!(job["error"]["code"], "job_unreadable");
-        assert_eq!(job["error"]["reason"], "the worker can no longer read the input image");
+        assert_eq!(job["error"]["reason"], "the worker can no longer read the images of the request");
     }
     assert_eq!(kept(&app).await, 0);
 }

@@ -150,15 +150,15 @@ async fn every_bad_field_is_the_param() {
         ("steps", json!(0)),
         ("guidance", json!(31)),
         ("negative_prompt", json!(1)),
-        ("quality", json!("hd")),
+        ("quality", json!("ultra")),
         ("quality", json!(1)),
         ("background", json!("transparent")),
-        ("style", json!("vivid")),
-        ("moderation", json!("low")),
+        ("style", json!("baroque")),
+        ("moderation", json!("none")),
         ("stream", json!(true)),
         ("stream", json!("false")),
         ("partial_images", json!(1)),
-        ("output_compression", json!(100)),
+        ("output_compression", json!(50)),
         ("width", json!(64)),
         ("svg", json!({})),
     ];
@@ -184,9 +184,11 @@ async fn options_that_state_the_default_are_accepted() {
     let usual = json!({
         "quality": "standard", "background": "opaque", "stream": false, "partial_images": 0, "safety_identifier": "s",
     });
+    let of_gateways =
+        json!({ "quality": "hd", "style": "vivid", "moderation": "low", "output_compression": 100, "user": "u" });
     let names = ["quality", "background", "style", "moderation", "stream", "partial_images", "output_compression"];
     let nulls: Value = names.iter().map(|name| ((*name).to_owned(), json!(null))).collect();
-    for fields in [auto, usual, nulls] {
+    for fields in [auto, usual, of_gateways, nulls] {
         let answer = generate(&app, &fields).await;
         assert_eq!(answer.status, StatusCode::OK, "{fields}: {}", answer.text());
     }
@@ -244,8 +246,8 @@ async fn errors_of_extractors_and_layers_have_openais_format() {
     let method = app.send(request("PUT", PATH, Some(key), None)).await;
     assert_error(&method, 405, invalid, "method_not_allowed");
     assert_eq!(method.header("allow"), "POST");
-    let edits = app.send(request("POST", "/v1/images/edits", Some(key), None)).await;
-    assert_error(&edits, 404, invalid, "not_found");
+    let upscale = app.send(request("POST", "/v1/images/upscale", Some(key), None)).await;
+    assert_error(&upscale, 404, invalid, "not_found");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use fluxserve::domain::precision::Precision;
 use crate::app::{MODEL, Options, TestApp, image};
 
 /// The program and parameters in a file.
-fn told(bytes: &[u8]) -> Option<(String, Value)> {
+pub(crate) fn told(bytes: &[u8]) -> Option<(String, Value)> {
     let read = exif::Reader::new().read_from_container(&mut Cursor::new(bytes)).ok()?;
     assert_eq!(read.fields().count(), 2, "and nothing else");
     let Exif::Ascii(software) = &read.get_field(Tag::Software, In::PRIMARY)?.value else { panic!("text") };

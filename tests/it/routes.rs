@@ -8,6 +8,7 @@ use fluxserve::http::{Access, routes};
 use serde_json::{Value, json};
 
 use crate::app::{Keys, MODEL, NAMESPACE, Options, PASSWORD, TestApp, image, managing, request};
+use crate::edits::{data_url, png};
 use crate::stub_cluster::StubCluster;
 
 /// The expected status of one route for each kind of caller.
@@ -23,7 +24,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 55] = [
+const MATRIX: [Expected; 60] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -31,9 +32,17 @@ const MATRIX: [Expected; 55] = [
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}/events", 200),
     expect(Access::InferenceOrLink, "GET", "/v1/inference/jobs/{job_id}/result", 200),
     expect(Access::Inference, "GET", "/v1/inference/loras", 200),
+    expect(Access::Inference, "GET", "/v1/inference/uploads", 200),
+    // Without a body there is no file.
+    expect(Access::Inference, "POST", "/v1/inference/uploads", 415),
+    // There is no upload.
+    expect(Access::Inference, "DELETE", "/v1/inference/uploads/{upload_id}", 404),
     expect(Access::Anyone, "GET", "/v1/inference/models", 200),
     expect(Access::Anyone, "GET", "/v1/inference/runtime/models", 200),
     expect(Access::Inference, "POST", "/v1/images/generations", 200),
+    expect(Access::Inference, "POST", "/v1/images/edits", 200),
+    // Without a body there is no image.
+    expect(Access::Inference, "POST", "/v1/images/variations", 415),
     expect(Access::Anyone, "GET", "/v1/models", 200),
     expect(Access::Anyone, "GET", "/v1/models/{*model}", 200),
     expect(Access::SignIn, "POST", "/v1/session", 201),
@@ -171,6 +180,10 @@ fn body_of(row: &Expected) -> Option<Value> {
     match (row.method, row.path) {
         ("POST", "/v1/inference/image" | "/v1/playground/image") => Some(image(2)),
         ("POST", "/v1/images/generations") => Some(json!({ "model": MODEL, "prompt": "a fox", "steps": 2 })),
+        ("POST", "/v1/images/edits") => {
+            let images = [json!({ "image_url": data_url(&png([9, 9, 9, 255])) })];
+            Some(json!({ "model": MODEL, "prompt": "a fox", "steps": 2, "images": images }))
+        }
         ("POST", "/v1/session") => Some(json!({ "password": PASSWORD })),
         ("POST", "/v1/api-keys") => Some(json!({ "name": "new", "scope": { "all": true } })),
         ("POST", "/v1/kubernetes/namespaces") | ("PATCH", "/v1/kubernetes/namespaces/{namespace_id}") => {
@@ -211,7 +224,8 @@ async fn every_route_accepts_only_its_callers() {
             let subject = app.service.create(new, &Actor::CommandLine).await.expect("a key").id;
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
             let path = path.replace("{namespace_id}", NAMESPACE);
-            let path = path.replace("{lora_id}", "pen").replace("{project_id}", &shop.to_string());
+            let path = path.replace("{lora_id}", "pen").replace("{upload_id}", &"a5".repeat(32));
+            let path = path.replace("{project_id}", &shop.to_string());
             let path = path.replace("{file}", "app.js").replace("{*model}", MODEL);
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if matches!(caller, Caller::Session | Caller::SessionAndKey) {

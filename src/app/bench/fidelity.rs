@@ -15,6 +15,7 @@ use crate::domain::image_size::ImageSize;
 use crate::domain::model_source::ModelSource;
 use crate::domain::precision::Precision;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
+use crate::domain::step_cache::StepCache;
 use crate::engine::{FluxEngine, Trace};
 
 /// What to compare.
@@ -84,13 +85,7 @@ pub fn fidelity(
     request: &FidelityRequest,
     on_image: &mut dyn FnMut(usize, usize, Precision) -> anyhow::Result<()>,
 ) -> anyhow::Result<FidelityReport> {
-    let card = for_its_operator(card_of(&request.model));
-    let mut specs = Vec::with_capacity(request.prompts.len() * request.seeds.len());
-    for prompt in &request.prompts {
-        for &seed in &request.seeds {
-            specs.push(spec_of(&card, params(request, prompt, seed))?);
-        }
-    }
+    let specs = specs_of(request, None)?;
     let Some(first) = specs.first() else { anyhow::bail!("no prompt or no seed: there is nothing to generate") };
     let precision = request.engine.precision.if_lossy().unwrap_or(Precision::Fp8);
     let files = files_of(config, &request.model)?;
@@ -122,6 +117,18 @@ pub fn fidelity(
     })
 }
 
+/// Each prompt with each seed, with this cache.
+pub(super) fn specs_of(request: &FidelityRequest, step_cache: Option<StepCache>) -> anyhow::Result<Vec<GenerateSpec>> {
+    let card = for_its_operator(card_of(&request.model));
+    let mut specs = Vec::with_capacity(request.prompts.len() * request.seeds.len());
+    for prompt in &request.prompts {
+        for &seed in &request.seeds {
+            specs.push(spec_of(&card, GenerateParams { step_cache, ..params(request, prompt, seed) })?);
+        }
+    }
+    Ok(specs)
+}
+
 fn params(request: &FidelityRequest, prompt: &str, seed: u64) -> GenerateParams {
     let size = request.size.map(|size| params_of(size, prompt, 1)).unwrap_or_default();
     let (steps, guidance) = (request.steps, request.guidance);
@@ -140,7 +147,7 @@ fn distance(spec: &GenerateSpec, full: &Trace, lossy: &Trace) -> Distance {
 }
 
 /// ‖other - truth‖ / ‖truth‖; `None` if that is not finite.
-fn relative(truth: &[f32], other: &[f32]) -> Option<f64> {
+pub(super) fn relative(truth: &[f32], other: &[f32]) -> Option<f64> {
     let square = |x: f64| x * x;
     let away: f64 = truth.iter().zip(other).map(|(&a, &b)| square(f64::from(a) - f64::from(b))).sum();
     let norm: f64 = truth.iter().map(|&a| square(f64::from(a))).sum();
@@ -148,7 +155,8 @@ fn relative(truth: &[f32], other: &[f32]) -> Option<f64> {
     (truth.len() == other.len() && ratio.is_finite()).then_some(ratio)
 }
 
-fn psnr_db(truth: &RgbImage, other: &RgbImage) -> Option<f64> {
+/// Peak signal-to-noise ratio, in dB. `None` if they are equal.
+pub(super) fn psnr_db(truth: &RgbImage, other: &RgbImage) -> Option<f64> {
     let pairs = truth.pixels().iter().zip(other.pixels());
     let squares: u64 = pairs.map(|(&a, &b)| u64::from(a.abs_diff(b)).pow(2)).sum();
     let mean = squares as f64 / truth.pixels().len() as f64;

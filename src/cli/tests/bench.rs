@@ -64,6 +64,26 @@ async fn distances_of_a_lossy_precision_are_a_table_and_a_file() {
 }
 
 #[tokio::test]
+async fn what_a_cache_saves_and_changes_is_a_table_and_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("caching.json");
+    let start =
+        ["bench", "fidelity", "--model", "fluxserve/flux-shapes", "--device", "cpu", "--prompt", "a red circle"];
+    let options = ["--seeds", "3", "--size", "64x64", "--steps", "3", "--json", json.to_str().expect("text")];
+    let thresholds = ["--cache-thresholds", "0.000001,0.9"];
+    let (table, notes) = run_in(folder.path(), &[&start[..], &options, &thresholds].concat()).await.expect("compared");
+    let title = ": cached (lossy) against uncached, full, 64x64, 3 steps\n";
+    assert!(table.starts_with("fluxserve/flux-shapes on cpu, ") && table.contains(title), "{table}");
+    assert!(table.contains("\na red circle  3     0.000001   0 of 3 "), "{table}");
+    assert_eq!(notes, "no cache: image 1 of 3\nthreshold 0.000001: image 2 of 3\nthreshold 0.9: image 3 of 3\n");
+    let text = std::fs::read_to_string(&json).expect("written");
+    let report: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let image = &report["pictures"][0];
+    assert_eq!((&image["threshold"], &image["steps_skipped"], &image["steps"]), (&1e-6.into(), &0.into(), &3.into()));
+    assert_eq!((&image["latents_final"], &image["psnr_db"]), (&0.0.into(), &serde_json::Value::Null));
+}
+
+#[tokio::test]
 async fn intermediate_tensors_are_written_or_the_error_has_a_reason() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("stages.safetensors");

@@ -52,6 +52,16 @@ fn defaults_come_from_the_card() {
 }
 
 #[test]
+fn behind_the_largest_seed_comes_the_smallest() {
+    let seeds = |seed| {
+        let first = GenerateSpec::new(GenerateParams { seed, ..params() }, &card()).expect("valid");
+        [0, 1, 2].map(|later| first.with_later_seed(later).seed())
+    };
+    assert_eq!(seeds(7), [7, 8, 9]);
+    assert_eq!(seeds(SEED_MAX - 1), [SEED_MAX - 1, SEED_MAX, 0]);
+}
+
+#[test]
 fn each_bad_field_is_named() {
     let cases = [
         (GenerateParams { width: Some(100), ..params() }, "width"),
@@ -91,6 +101,25 @@ fn adapters_of_any_sign_are_kept_in_order() {
 fn image(width: u32, height: u32) -> Arc<RgbImage> {
     let pixels = vec![7; (width * height * 3) as usize];
     Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"))
+}
+
+#[test]
+fn images_that_a_model_does_not_take_are_named_as_they_were_given() {
+    let named = |field: &'static str, role| GivenImage::new(field, role, image(512, 512));
+    for (given, field) in [
+        (named("input_images_base64[0]", ImageRole::Input), "input_images_base64"),
+        (named("images[0]", ImageRole::Input), "images"),
+        (named("images[0]", ImageRole::Style), "images"),
+    ] {
+        assert_eq!(fields(GenerateParams { images: vec![given], ..params() }), [field]);
+    }
+    let reasons = GenerateSpec::new(
+        GenerateParams { images: vec![named("images[0]", ImageRole::Input)], ..params() },
+        &ModelCard { conditioning: Conditioning::References, input_images_min: 1, input_images_max: 2, ..card() },
+    );
+    let reasons = reasons.expect_err("a reference is missing");
+    assert_eq!(reasons.len(), 1, "{reasons:?}");
+    assert_eq!(reasons[0], FieldError::new("input_images_base64", "this model takes from 1 to 2 input images, not 0"));
 }
 
 fn input(width: u32, height: u32) -> GivenImage {
@@ -172,4 +201,29 @@ fn an_empty_prompt_2_falls_back_to_the_prompt() {
     let params = GenerateParams { prompt_2: Some(String::new()), ..params() };
     let spec = GenerateSpec::new(params, &card()).expect("valid");
     assert_eq!(spec.t5_prompt(), "a fox");
+}
+
+#[test]
+fn without_controlnets_a_control_image_is_for_a_lora() {
+    let control = || vec![GivenImage::new("images[0]", ImageRole::Control, image(512, 512))];
+    let with = |loras, options: ImageOptions| {
+        let images = control().into_iter().map(|given| GivenImage { options: options.clone(), ..given }).collect();
+        GenerateSpec::new(GenerateParams { images, loras, ..params() }, &card())
+    };
+    let spec = with(loras(&[0.85]), ImageOptions::default()).expect("the engine knows whether a LoRA reads it");
+    assert_eq!((spec.controls().len(), &spec.controls()[0].controlnet), (1, &None));
+    let (_, _, options) = spec.given_images().next().expect("the control image");
+    assert_eq!(options, ImageOptions::default(), "it can be asked for again");
+    let reasons = |outcome: Result<GenerateSpec, Vec<FieldError>>| -> Vec<String> {
+        outcome.expect_err("refused").into_iter().map(|error| format!("{}: {}", error.field, error.reason)).collect()
+    };
+    let none = reasons(with(Vec::new(), ImageOptions::default()));
+    assert_eq!(none, ["images: this model takes no control images, not 1"]);
+    let scaled = reasons(with(loras(&[0.85]), ImageOptions { scale: Some(0.5), ..ImageOptions::default() }));
+    assert_eq!(scaled, ["images[0].scale: is no option of a control image of this model, which has no ControlNets"]);
+    let two = GenerateParams { images: [control(), control()].concat(), loras: loras(&[1.0]), ..params() };
+    assert_eq!(
+        reasons(GenerateSpec::new(two, &card())),
+        ["images: this model takes from 0 to 1 control images, not 2"]
+    );
 }

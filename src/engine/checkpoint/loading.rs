@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Result};
 use candle_nn::VarBuilder;
 
 use super::builder::{Observed, Streamed, Streaming, Tensors, Weights};
+use super::controlnets::ControlNetWeights;
 use super::names::transformer::is_block_linear;
 use super::recipe::Recipe;
 use super::repeated::{BlockBytes, Reading, Repeated, StreamedBlocks};
@@ -36,8 +37,11 @@ enum Part {
     Clip,
     T5,
     Transformer,
+    /// Beside the checkpoint, by its number.
+    ControlNet(usize),
 }
 
+/// The parts that every checkpoint has.
 const PARTS: [Part; 5] = [Part::Decoder, Part::Encoder, Part::Clip, Part::T5, Part::Transformer];
 
 /// How to load weights.
@@ -107,7 +111,8 @@ impl Checkpoint {
     /// When a file cannot be read.
     pub(crate) fn read_and_drop(&self) -> Result<usize> {
         let mut recipes = Vec::new();
-        for tensors in [&self.vae, &self.clip, &self.t5, &self.transformer] {
+        let beside = self.controlnets.iter().map(|net| &net.tensors);
+        for tensors in [&self.vae, &self.clip, &self.t5, &self.transformer].into_iter().chain(beside) {
             for name in tensors.names() {
                 let mut recipe = tensors.recipe(name, DType::BF16)?;
                 // Without a conversion, where there can be none: only reading is measured.
@@ -185,7 +190,14 @@ impl Part {
             Self::Clip => &checkpoint.clip,
             Self::T5 => &checkpoint.t5,
             Self::Transformer => &checkpoint.transformer,
+            Self::ControlNet(number) => &checkpoint.controlnets[number].tensors,
         }
+    }
+
+    /// Those of a checkpoint, and of what is beside it.
+    fn all(checkpoint: &Checkpoint) -> Vec<Self> {
+        let beside = (0..checkpoint.controlnets.len()).map(Self::ControlNet);
+        PARTS.into_iter().chain(beside).collect()
     }
 
     /// What of it is read repeatedly.
@@ -204,7 +216,7 @@ impl Part {
     /// Its bytes where matrices are kept as they are stored. `None` where they never are, or it saves nothing.
     fn stored_bytes(self, checkpoint: &Checkpoint, dtype: DType) -> Option<usize> {
         let is_full: fn(&str) -> bool = match self {
-            Self::Decoder | Self::Encoder | Self::Clip => return None,
+            Self::Decoder | Self::Encoder | Self::Clip | Self::ControlNet(_) => return None,
             // The table is not counted to the device's memory by its stored size: it stays in the host's.
             Self::T5 => |name| name.starts_with(T5_TABLE) || name.contains(T5_BIAS),
             Self::Transformer => |_| false,
@@ -216,7 +228,7 @@ impl Part {
         match self {
             Self::Decoder => name.starts_with("decoder."),
             Self::Encoder => name.starts_with("encoder."),
-            Self::Clip | Self::T5 | Self::Transformer => true,
+            Self::Clip | Self::T5 | Self::Transformer | Self::ControlNet(_) => true,
         }
     }
 }
@@ -224,7 +236,7 @@ impl Part {
 impl Plan {
     fn new(checkpoint: &Checkpoint, options: LoadOptions) -> Result<Self> {
         let mut plan = Self::default();
-        for part in PARTS {
+        for part in Part::all(checkpoint) {
             let (tensors, dtype) = (part.tensors(checkpoint), options.dtype);
             let mut numbers = BTreeMap::new();
             let (are_stored, repeated) = (part.are_stored(checkpoint, options), part.repeated(options));
@@ -310,6 +322,16 @@ impl<'a> Loading<'a> {
     /// The transformer.
     pub(crate) fn transformer(&self) -> Tensors {
         self.tensors(Part::Transformer)
+    }
+
+    /// The ControlNets beside it.
+    pub(crate) fn controlnets(&self) -> Vec<ControlNetWeights> {
+        let nets = self.checkpoint.controlnets.iter().enumerate().map(|(number, net)| ControlNetWeights {
+            name: Arc::clone(&net.name),
+            config: net.config.clone(),
+            tensors: self.tensors(Part::ControlNet(number)),
+        });
+        nets.collect()
     }
 
     fn tensors(&self, part: Part) -> Tensors {

@@ -7,6 +7,7 @@
 
 pub(super) mod adapted;
 pub(super) mod autoencoder;
+pub(super) mod controlnet;
 pub(super) mod spellings;
 pub(super) mod text_encoders;
 pub(super) mod transformer;

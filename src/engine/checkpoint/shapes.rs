@@ -1,6 +1,7 @@
 //! Configurations from the shapes of tensors, for files that have none. What shapes do not tell stays as it was.
 
 use super::files::WeightFiles;
+use crate::engine::models::flux1::config::controlnet::ControlNetConfig;
 use crate::engine::models::flux1::config::{ClipConfig, T5Config, TransformerConfig, VaeConfig};
 
 /// Width of a head in CLIP.
@@ -38,11 +39,17 @@ fn set(field: &mut usize, value: Option<usize>) {
     }
 }
 
+/// Channels of a token that the transformer predicts, in either layout.
+pub(super) fn predicted(files: &WeightFiles) -> Option<usize> {
+    Shapes(files).first(&["final_layer.linear.weight", "proj_out.weight"], 0)
+}
+
 /// The transformer's configuration, in either layout.
 pub(super) fn transformer(files: &WeightFiles, mut config: TransformerConfig) -> TransformerConfig {
     let shapes = Shapes(files);
     let image = ["img_in.weight", "x_embedder.weight"];
     set(&mut config.in_channels, shapes.first(&image, 1));
+    config.out_channels = predicted(files).or(config.out_channels);
     let head = ["double_blocks.0.img_attn.norm.query_norm.scale", "transformer_blocks.0.attn.norm_q.weight"];
     let head = shapes.first(&head, 0).filter(|&head| head > 0);
     set(&mut config.attention_head_dim, head);
@@ -56,6 +63,15 @@ pub(super) fn transformer(files: &WeightFiles, mut config: TransformerConfig) ->
     set(&mut config.num_single_layers, single);
     config.guidance_embeds = shapes.has("guidance_in.") || shapes.has("time_text_embed.guidance_embedder.");
     config
+}
+
+/// A ControlNet's configuration, but for its axes of positions, which are FLUX.1's.
+pub(super) fn controlnet(files: &WeightFiles) -> ControlNetConfig {
+    // No block is there unless a name says so.
+    let without_blocks = TransformerConfig { num_layers: 0, num_single_layers: 0, ..TransformerConfig::flux_dev() };
+    let modes = Shapes(files).size("controlnet_mode_embedder.weight", 0);
+    let modes = modes.map(|modes| u32::try_from(modes).unwrap_or(u32::MAX));
+    ControlNetConfig { trunk: transformer(files, without_blocks), modes }
 }
 
 /// The autoencoder's configuration, in either layout.

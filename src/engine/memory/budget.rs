@@ -20,6 +20,9 @@ const HOST_PARTS: u64 = 2;
 /// Maximum bytes of adapters on a device.
 const ADAPTERS_BYTES_MAX: usize = 2 << 30;
 
+/// Maximum bytes of caches between steps on a device: of 20 images of a megapixel in f32, of 40 in bf16.
+const CACHES_BYTES_MAX: usize = 2 << 30;
+
 /// How a model is kept on a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Room {
@@ -32,6 +35,8 @@ pub(crate) struct Room {
     pub(crate) is_text_streamed: bool,
     /// Maximum bytes of adapters.
     pub(crate) adapters_bytes_max: usize,
+    /// Maximum bytes of the caches that images keep between their steps.
+    pub(crate) caches_bytes_max: usize,
     /// Which of the transformer's blocks are read for each step, if any.
     pub(crate) blocks: Option<StreamedBlocks>,
     /// Bytes of the device's memory that were free when it was planned; `None` on the CPU.
@@ -64,12 +69,20 @@ impl Kept {
     }
 }
 
-/// The limits on a device, and how weights are kept there.
-pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &EngineSettings) -> Result<Room, TooLarge> {
-    let Some(plan) = plan_for(checkpoint, device, settings)? else {
+/// The limits on a device, and how weights are kept there, with `beside` bytes of other models in its memory.
+pub(crate) fn room_for(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    settings: &EngineSettings,
+    beside: usize,
+) -> Result<Room, TooLarge> {
+    let Some(plan) = plan_for(checkpoint, device, settings, beside)? else {
         let HostDecoding { whole, strips } = HostDecoding::of(&checkpoint.configs.vae, 1024, 1024);
         tracing::debug!(whole, strips, "bytes to decode 1024x1024 pixels on the CPU");
-        let room = room_on_host(checkpoint, settings, available_bytes());
+        let budget = settings.memory_budget.map(|budget| budget.0 as u64);
+        let available = available_bytes().into_iter().chain(budget).min();
+        let available = available.map(|available| available.saturating_sub(beside as u64));
+        let room = room_on_host(checkpoint, settings, available);
         if let Some(blocks) = room.blocks {
             let bytes = checkpoint.block_bytes(DType::F32, room.are_stored).read_for_a_step(blocks);
             let StreamedBlocks { resident, total, .. } = blocks;
@@ -89,8 +102,9 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
         are_stored: plan.are_stored(),
         is_text_streamed: plan.is_text_streamed,
         adapters_bytes_max: plan.adapters_bytes().min(ADAPTERS_BYTES_MAX),
+        caches_bytes_max: plan.caches_bytes().min(CACHES_BYTES_MAX),
         blocks: plan.streamed_blocks(),
-        free: Some(plan.free),
+        free: Some(plan.free + beside),
     })
 }
 
@@ -116,6 +130,7 @@ fn room_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, available: O
         are_stored,
         is_text_streamed: offload != OnHost::Nothing,
         adapters_bytes_max: ADAPTERS_BYTES_MAX,
+        caches_bytes_max: CACHES_BYTES_MAX,
         free: None,
         blocks: match offload {
             OnHost::Blocks(blocks) => Some(blocks.unwrap_or(StreamedBlocks { resident: 0, double, total })),
@@ -168,8 +183,9 @@ fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available
         WeightStorage::Expanded => false,
         WeightStorage::AsStored => true,
         WeightStorage::Auto => {
-            let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
-            available.is_none_or(|available| (transformer + vae + clip + t5) as u64 > available / HOST_PARTS)
+            let WeightBytes { transformer, vae, clip, t5, attached, .. } = checkpoint.weight_bytes(DType::F32);
+            let expanded = (transformer + vae + clip + t5 + attached) as u64;
+            available.is_none_or(|available| expanded > available / HOST_PARTS)
         }
     }
 }
@@ -178,19 +194,22 @@ fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available
 fn whole_pixels_on_host(checkpoint: &Checkpoint, are_stored: bool, available: Option<u64>) -> usize {
     let Some(available) = available else { return 0 };
     let stored = checkpoint.stored_weight_bytes(DType::F32).filter(|_| are_stored);
-    let WeightBytes { transformer, vae, clip, t5, expanding } =
+    let WeightBytes { transformer, vae, clip, t5, expanding, attached, residuals: _ } =
         stored.unwrap_or_else(|| checkpoint.weight_bytes(DType::F32));
-    let left = available.saturating_sub((transformer + vae + clip + t5 + expanding) as u64);
+    let left = available.saturating_sub((transformer + vae + clip + t5 + expanding + attached) as u64);
     HostDecoding::whole_pixels_max(&checkpoint.configs.vae, left / HOST_PARTS)
 }
 
-/// The plan. `None` where the device does not say how much memory it has: on the CPU.
+/// The plan, with `beside` bytes of other models in the device's memory. `None` where the device does not say how much memory it
+/// has: on the CPU.
 pub(crate) fn plan_for(
     checkpoint: &Checkpoint,
     device: &Device,
     settings: &EngineSettings,
+    beside: usize,
 ) -> Result<Option<MemoryPlan>, TooLarge> {
     let Some(free) = device::free_bytes_of(device) else { return Ok(None) };
+    let free = within_budget(free, settings).saturating_sub(beside);
     plan_within(checkpoint, free, device::dtype(device), settings).map(Some)
 }
 
@@ -317,6 +336,8 @@ mod tests {
             clip: 2 * 123_060_480,
             t5: 2 * T5_TABLE + coded(T5 - T5_TABLE, t5),
             expanding,
+            attached: 0,
+            residuals: 0,
         };
         let sizes = tensors.iter().map(|(name, bytes)| (name.as_str(), *bytes));
         Kept { weights, blocks: BlockBytes::of(sizes, 19, 57) }

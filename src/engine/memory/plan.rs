@@ -22,7 +22,8 @@ const WORKSPACE_BYTES: usize = 1 << 30;
 /// each): 18 times the stream's width.
 const STREAM_WIDTHS_PER_TOKEN: usize = 18;
 
-/// The same with a reserve.
+/// The same with a reserve. In it is also what an image keeps between steps: latents, noise, a mask, and channels that are joined to
+/// the latents, together less than a tenth of it.
 const STREAM_WIDTHS_RESERVED: usize = 24;
 
 /// Tokens of the smallest step that must fit: an image of 512×512 pixels with its prompt.
@@ -88,13 +89,14 @@ struct Streamed {
 /// A device that is too small for a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the device has {free} of memory free, and the model needs {needed} (weights {weights}, and memory to generate \
+    "the device has {free} of memory free, and the model needs {needed} (weights {weights}{attached}, and memory to generate \
      512x512 pixels){hint}"
 )]
 pub struct TooLarge {
     free: Gib,
     needed: Gib,
     weights: Gib,
+    attached: Attached,
     hint: Hint,
 }
 
@@ -137,6 +139,16 @@ impl fmt::Display for Hint {
     }
 }
 
+/// Bytes of models beside the checkpoint, in words where there are any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Attached(usize);
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 { Ok(()) } else { write!(f, ", of them {} of the ControlNets beside it", Gib(self.0)) }
+    }
+}
+
 /// Bytes, printed in GiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Gib(usize);
@@ -165,9 +177,11 @@ impl MemoryPlan {
             Offload::Auto | Offload::Nothing => t5_blocks,
             Offload::Text | Offload::Blocks => t5_blocks / configs.t5.num_layers.max(1),
         };
-        let resident = weights.transformer + weights.vae + weights.clip + t5_resident + weights.expanding;
+        let of_checkpoint = weights.transformer + weights.vae + weights.clip + t5_resident + weights.expanding;
+        let resident = of_checkpoint + weights.attached;
         let transformer = &configs.transformer;
-        let reserve = (STREAM_WIDTHS_RESERVED - STREAM_WIDTHS_PER_TOKEN) * transformer.hidden_size();
+        let widths_reserved = STREAM_WIDTHS_RESERVED - STREAM_WIDTHS_PER_TOKEN + weights.residuals;
+        let reserve = widths_reserved * transformer.hidden_size();
         let token = token_bytes(transformer, dtype) + reserve * dtype.size_in_bytes();
         let pixel = PixelBytes::of(&configs.vae, dtype);
 
@@ -181,7 +195,8 @@ impl MemoryPlan {
                 Offload::Auto | Offload::Nothing | Offload::Text => Hint::OffloadBlocks,
             };
             let needed = Gib(resident + WORKSPACE_BYTES + smallest);
-            return Err(TooLarge { free: Gib(free), needed, weights: Gib(resident), hint });
+            let attached = Attached(weights.attached);
+            return Err(TooLarge { free: Gib(free), needed, weights: Gib(resident), attached, hint });
         }
         let step_tokens_max = limits.step_tokens_max.min(available / token);
         let pixels = PixelLimits {
@@ -235,7 +250,15 @@ pub(crate) fn token_bytes(transformer: &TransformerConfig, dtype: DType) -> usiz
 /// before a large image is decoded, and when memory runs out.
 const ADAPTER_PARTS: usize = 8;
 
+/// Caches between steps take at most one part in so many of it. It is not reserved either, and is less than what a step reserves.
+const CACHE_PARTS: usize = 16;
+
 impl MemoryPlan {
+    /// Maximum bytes of caches between steps.
+    pub(crate) fn caches_bytes(&self) -> usize {
+        self.available / CACHE_PARTS
+    }
+
     /// Maximum bytes of adapters.
     pub(crate) fn adapters_bytes(&self) -> usize {
         self.available / ADAPTER_PARTS
@@ -258,7 +281,7 @@ impl MemoryPlan {
 
     /// What it says of the weights, and what fits beside them: a row of a table.
     pub(crate) fn row(&self) -> String {
-        let WeightBytes { transformer, vae, clip, expanding, .. } = self.weights;
+        let WeightBytes { transformer, vae, clip, expanding, attached, .. } = self.weights;
         let kept = kept(self.are_stored());
         let place = match (self.streamed, self.is_text_streamed) {
             (None, false) => "all in memory".to_owned(),
@@ -272,7 +295,7 @@ impl MemoryPlan {
         });
         format!(
             "{kept:<9}  {place:<42}  {:>8} of weights  {:>5} tokens  {:>5.1} megapixels{read}",
-            Gib(transformer + vae + clip + self.t5_resident + expanding).to_string(),
+            Gib(transformer + vae + clip + self.t5_resident + expanding + attached).to_string(),
             self.limits.step_tokens_max,
             self.pixels.output as f64 / 1e6,
         )
@@ -281,16 +304,17 @@ impl MemoryPlan {
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let WeightBytes { transformer, vae, clip, .. } = self.weights;
+        let WeightBytes { transformer, vae, clip, attached, .. } = self.weights;
         let kept = if self.are_stored() { " as stored" } else { "" };
         let streamed = if self.is_text_streamed { " at a time" } else { "" };
         write!(
             f,
-            "weights{kept}: transformer {}, text {}{streamed}, autoencoder {}; a step: {} KiB a token, {} tokens fit; decoding: {} bytes a \
+            "weights{kept}: transformer {}, text {}{streamed}, autoencoder {}{}; a step: {} KiB a token, {} tokens fit; decoding: {} bytes a \
              pixel, in strips {}, encoding {}; {:.1} megapixels fit, {:.1} without strips, {:.1} of an input image; {} were free{}",
             Gib(transformer),
             Gib(clip + self.t5_resident),
             Gib(vae),
+            if attached == 0 { String::new() } else { format!(", ControlNets {}", Gib(attached)) },
             self.token >> 10,
             self.limits.step_tokens_max,
             self.pixel.decoding,
@@ -333,6 +357,8 @@ mod tests {
         clip: 2 * 123_060_480,
         t5: 2 * 4_762_310_656,
         expanding: 0,
+        attached: 0,
+        residuals: 0,
     };
 
     fn plan(gib: usize, offload: Offload) -> Result<MemoryPlan, TooLarge> {
@@ -401,6 +427,22 @@ mod tests {
         assert!(plan(139, Offload::Nothing).expect("fits").to_string().contains("transformer 14.2 GiB"));
         plan(27, Offload::Nothing).expect("fits");
         plan(19, Offload::Text).expect("fits");
+    }
+
+    /// InstantX' union beside it: 15 blocks.
+    #[test]
+    fn a_controlnet_takes_memory_and_is_named_where_there_is_none() {
+        let weights = WeightBytes { attached: 6_603_913_216, residuals: 15, ..FLUX_DEV };
+        let beside = |gib: usize| {
+            MemoryPlan::new(&Configs::flux_dev(), weights, DType::BF16, Offload::Nothing, (gib << 30, LIMITS))
+        };
+        plan(38, Offload::Nothing).expect("fits");
+        let error = beside(38).expect_err("too small").to_string();
+        assert!(error.contains("of them 6.2 GiB of the ControlNets beside it"), "{error}");
+        let (with, without) = (beside(139).expect("fits"), plan(139, Offload::Nothing).expect("fits"));
+        assert!(with.to_string().contains("autoencoder 0.2 GiB, ControlNets 6.2 GiB; a step"), "{with}");
+        assert_eq!(with.token - without.token, 15 * 3072 * 2);
+        assert_eq!(without.available - with.available, weights.attached);
     }
 
     #[test]

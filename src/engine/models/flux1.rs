@@ -2,45 +2,54 @@
 //!
 //! Knows neither slots nor files: weights come through [`Weights`], by the names of the single files.
 
+mod conditioning;
 pub(crate) mod config;
+mod controlling;
+mod controls;
+mod grid;
 mod image;
 #[cfg(test)]
 mod measured;
 mod positions;
 mod preview;
 pub(crate) mod schedule;
+mod styles;
 pub(crate) mod text;
 pub(in crate::engine) mod transformer;
 mod vae;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::domain::conditioning::Conditioning;
 use crate::domain::engine::EngineError;
 use crate::domain::image::RgbImage;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateSpec;
 use crate::engine::adapted::AdapterSet;
-use crate::engine::checkpoint::{StreamedBlocks, Tensors};
+use crate::engine::checkpoint::{ControlNetWeights, StreamedBlocks, Tensors};
 use crate::engine::device::device_error;
 use crate::engine::noise;
 use crate::engine::ops::recording::Recording;
+use crate::engine::vision::Vision;
 
+pub(crate) use self::grid::TokenGrid;
 use self::image::Pass;
-pub(crate) use self::image::{Image, Stepped, TokenGrid};
+pub(crate) use self::image::{Image, Stepped};
+use conditioning::{Draws, Pending};
+pub(crate) use conditioning::{refusal, refusal_by_adapters};
 use config::Configs;
 use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
+use text::styles::PendingStyles;
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
-#[cfg(test)]
-pub(crate) use transformer::Sequence;
-pub(crate) use transformer::Transformer;
 use transformer::replay::{OnDevice, Replay};
-use vae::Decoding;
+use transformer::{ControlNet, Prediction};
+pub(crate) use transformer::{Sequence, Transformer};
+use vae::{Advanced, Decoding, Encoding};
 pub(crate) use vae::{Decoder, Encoder, STRIP_ROWS, UPSAMPLINGS_IN_STRIPS};
 #[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
@@ -58,6 +67,8 @@ pub(crate) struct Weights {
     pub(crate) clip: VarBuilder<'static>,
     pub(crate) t5: Tensors,
     pub(crate) transformer: Tensors,
+    /// Beside the checkpoint.
+    pub(crate) controlnets: Vec<ControlNetWeights>,
 }
 
 /// How [`Flux1::load`] keeps the weights.
@@ -80,9 +91,12 @@ pub(crate) struct Flux1 {
     text: TextEncoders,
     prompts: PromptCache,
     pub(crate) transformer: Transformer,
+    pub(crate) controlnets: Vec<ControlNet>,
     pub(crate) encoder: Encoder,
     pub(crate) decoder: Decoder,
     projection: Projection,
+    /// What looks at images of requests.
+    pub(crate) vision: Vision,
     /// Of steps, where they are recorded.
     replay: Option<Replay<Recording>>,
     device: Device,
@@ -105,14 +119,17 @@ impl Flux1 {
         let text = TextEncoders::load(&configs, weights.clip, weights.t5, residency.is_text_streamed)?;
         let Residency { precision, blocks, .. } = residency;
         let transformer = Transformer::load(&configs.transformer, &weights.transformer, precision, blocks)?;
+        let controlnets = weights.controlnets.iter().map(ControlNet::load).collect::<Result<_>>()?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
+            vision: Vision::default(),
             replay: None,
             prompts: PromptCache::default(),
             configs,
             tokenizers,
             text,
             transformer,
+            controlnets,
             encoder,
             decoder,
             device,
@@ -163,63 +180,131 @@ impl Flux1 {
         Ok(embedding)
     }
 
-    fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
-        Ok(Pass {
-            text: self.transformer.embed_text(&embedding.sequence, adapters)?,
-            condition: self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?,
-            modulations: VecDeque::new(),
-        })
-    }
-
-    /// Encodes the prompts and the input image, and samples the noise.
+    /// One of an image's prompts as the transformer takes it.
     ///
     /// # Errors
-    /// When a tokenizer rejects a prompt, or the device fails.
+    /// When the device is out of memory or fails.
+    pub(crate) fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
+        let text = self.transformer.embed_text(&embedding.sequence, adapters)?;
+        Ok(Pass::new(text, self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?))
+    }
+
+    /// What the checkpoint reads beside latents and prompts.
+    pub(crate) fn reads(&self) -> Conditioning {
+        self.configs.transformer.conditioning().unwrap_or_default()
+    }
+
+    /// Encodes the prompts, and samples the noise. Images are left to [`Self::encode_part`].
+    ///
+    /// # Errors
+    /// When a tokenizer rejects a prompt, a control image cannot be used, or the device fails.
     pub(crate) fn admit(&mut self, spec: &GenerateSpec, adapters: AdapterSet) -> Outcome<Image> {
-        let length = spec.sequence_length();
-        let prompt = self.embed(spec.prompt(), spec.t5_prompt(), length, &adapters)?;
-        let prompt = self.pass(&prompt, spec.guidance(), &adapters).map_err(device_error)?;
+        self.check_vision(spec)?;
+        let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
+        let mut embeddings = vec![self.embed_for(spec, (spec.prompt(), spec.t5_prompt()), &adapters)?];
+        let controls = self.controls(spec, &embeddings[0], grid)?;
+        let prompt = self.pass(&embeddings[0], spec.guidance(), &adapters).map_err(device_error)?;
         let negative = match spec.negative() {
             None => None,
             Some(negative) => {
-                let embedding = self.embed(&negative.prompt, &negative.prompt, length, &adapters)?;
-                Some((self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?, negative.scale))
+                let embedding =
+                    self.embed_for(spec, (negative.prompt.as_str(), negative.prompt.as_str()), &adapters)?;
+                let pass = self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?;
+                embeddings.push(embedding);
+                Some((pass, negative.scale))
             }
         };
-        let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
+        let text_tokens = spec.sequence_length() + spec.style_tokens();
         let steps_scheduled = spec.steps_scheduled() as usize;
         let mut sigmas = schedule::sigmas(&self.configs.scheduler, spec.image_tokens(), steps_scheduled);
         // With an input image the schedule begins further down.
         sigmas.drain(..(spec.steps_scheduled() - spec.steps()) as usize);
+        let draws = Draws::of(spec, grid.elements());
+        let references = spec.references().iter();
+        let references: Vec<TokenGrid> =
+            references.map(|image| TokenGrid::of_sides(image.width(), image.height(), grid.channels)).collect();
+        let sides: Vec<[usize; 2]> = references.iter().map(TokenGrid::sides).collect();
         Ok(Image {
             width: spec.width(),
             height: spec.height(),
             grid,
-            latents: self.first_latents(spec, grid, sigmas[0]).map_err(device_error)?,
+            latents: self.noise(&grid, spec.seed(), draws.noise()).map_err(device_error)?,
+            pending: Pending::of(spec, (self.reads(), &controls), &draws, sigmas[0]),
+            joined: None,
+            references: None,
+            reference_tokens: references.iter().map(TokenGrid::tokens).sum(),
+            kept: None,
             velocity: None,
             sigmas,
             steps_done: 0,
             decoding: None,
-            rotary: self.transformer.rotary(length, grid.rows, grid.columns).map_err(device_error)?,
+            rotary: self.transformer.rotary(text_tokens, grid.sides(), &sides).map_err(device_error)?,
             prompt,
             negative,
+            styles: PendingStyles::of(spec, embeddings),
             adapters,
+            step_cache: spec.step_cache(),
+            cache_bytes: self.cache_bytes(spec),
+            controls,
         })
     }
 
-    /// The packed latents of the first step: noise, or the input image with as much noise as belongs to the noise level
-    /// `sigma`. The seed's generator gives the encoder's sample first and the noise second
-    /// (`FluxImg2ImgPipeline.prepare_latents` of diffusers).
-    fn first_latents(&self, spec: &GenerateSpec, grid: TokenGrid, sigma: f32) -> Result<Tensor> {
-        let elements = grid.elements();
-        let normal = |skipped| grid.latents(noise::standard_normal(spec.seed(), skipped, elements), &self.device);
-        let before_this_one = spec.image_index() as usize * elements;
-        let Some(input) = spec.input_image() else { return grid.pack(&normal(before_this_one)?) };
-        let moments = self.encoder.encode(&vae::pixels_of(&input.image, &self.device)?)?;
-        // Images of one request share the encoder's sample.
-        let sample = self.encoder.sample(&moments, &normal(0)?)?;
-        let noise = normal(elements + before_this_one)?;
-        grid.pack(&((noise * f64::from(sigma))? + (sample * f64::from(1.0 - sigma))?)?)
+    /// Bytes that the cache of an image keeps between two of its steps.
+    pub(crate) fn cache_bytes(&self, spec: &GenerateSpec) -> usize {
+        let of_a_pass = self.transformer.cache_bytes(spec.image_tokens() + spec.reference_tokens());
+        spec.step_cache().map_or(0, |_| spec.passes() * of_a_pass)
+    }
+
+    /// Noise of a seed, packed, behind so many numbers.
+    fn noise(&self, grid: &TokenGrid, seed: u64, skipped: usize) -> Result<Tensor> {
+        grid.pack(&grid.latents(noise::standard_normal(seed, skipped, grid.elements()), &self.device)?)
+    }
+
+    /// Runs the next part of encoding an image's images. `false`: there is none left.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails; the image is as before then.
+    pub(crate) fn encode_part(&self, image: &mut Image) -> Outcome<bool> {
+        // The prompts first: they are small, and a mistake in them shows at once.
+        if self.encode_style(image)? {
+            self.encode_next(image)?;
+        }
+        Ok(!image.is_encoded())
+    }
+
+    /// Runs the next part of the encoder. What an image is encoded from may have to be made first.
+    fn encode_next(&self, image: &mut Image) -> Outcome<()> {
+        let Some(part) = image.pending.first() else { return Ok(()) };
+        let begun = match image.pending.begun() {
+            Some(begun) => begun.clone(),
+            None if part.is_depth_estimated => {
+                let map = self.depth_map(&part.image)?;
+                Encoding::of(&vae::pixels_of(&map, &self.device).map_err(device_error)?)
+            }
+            None => Encoding::of(&part.pixels(&self.device).map_err(device_error)?),
+        };
+        self.encode_from(image, &begun).map_err(device_error)
+    }
+
+    fn encode_from(&self, image: &mut Image, begun: &Encoding) -> Result<()> {
+        let pending = &image.pending;
+        let Some(part) = pending.first() else { return Ok(()) };
+        let moments = match self.encoder.advance(begun)? {
+            Advanced::Further(next) => {
+                image.pending.note(next);
+                return Ok(());
+            }
+            Advanced::Complete(moments) => moments,
+        };
+        let grid = part.grid(image.grid.channels);
+        let latents = match part.draw {
+            None => self.encoder.mode(&moments)?,
+            Some(skipped) => {
+                let normal = noise::standard_normal(pending.seed(), skipped, grid.elements());
+                self.encoder.sample(&moments, &grid.latents(normal, &self.device)?)?
+            }
+        };
+        image.take_encoded(grid.pack(&latents)?)
     }
 
     /// Computes the modulations of the next steps of `images` if one of them has none: with as many rows as steps, the layer
@@ -244,15 +329,30 @@ impl Flux1 {
     /// # Errors
     /// When the device is out of memory or fails.
     pub(crate) fn step(&mut self, images: &[&Image]) -> Result<Vec<Stepped>> {
-        let sequences: Vec<_> = images.iter().flat_map(|image| image.sequences()).collect();
-        let velocities = match &mut self.replay {
-            Some(replay) => replay.velocities(&OnDevice(&self.device), &self.transformer, &sequences)?,
-            None => self.transformer.velocities(&sequences)?,
+        let residuals = self.residuals(images)?;
+        let sequences: Vec<Sequence> = images
+            .iter()
+            .zip(&residuals)
+            .flat_map(|(image, residuals)| {
+                image.sequences().map(move |sequence| sequence.with_residuals(residuals.as_ref()))
+            })
+            .collect();
+        // Which blocks run with a cache depends on numbers of the device: such a step is neither recorded nor repeated.
+        let has_cache = sequences.iter().any(|sequence| sequence.cache.is_some());
+        let predictions = match &mut self.replay {
+            Some(replay) if !has_cache => {
+                let velocities = replay.velocities(&OnDevice(&self.device), &self.transformer, &sequences)?;
+                velocities.into_iter().map(Prediction::uncached).collect()
+            }
+            _ => self.transformer.predictions(&sequences)?,
         };
-        let mut velocities = velocities.into_iter();
+        let (velocities, cached): (Vec<_>, Vec<_>) =
+            predictions.into_iter().map(|prediction| (prediction.velocity, prediction.cached)).unzip();
+        let (mut velocities, mut cached) = (velocities.into_iter(), cached.into_iter());
         let stepped = images.iter().map(|image| {
             let velocity = image.combine(&mut velocities)?;
-            Ok(Stepped { latents: image.euler_step(&velocity)?, velocity })
+            let cached = cached.by_ref().take(image.passes().count()).collect();
+            Ok(Stepped { latents: image.euler_step(&velocity)?, velocity, cached })
         });
         stepped.collect()
     }

@@ -28,6 +28,7 @@ fn model(files: &ModelFiles, are_stored: bool, resident: Option<usize>) -> Flux1
         clip: loading.clip(),
         t5: loading.t5(),
         transformer: loading.transformer(),
+        controlnets: loading.controlnets(),
     };
     let residency = Residency { precision: Precision::Full, is_text_streamed, blocks, whole_pixels_max: usize::MAX };
     let (configs, tokenizers) = (checkpoint.configs.clone(), Arc::clone(&checkpoint.tokenizers));

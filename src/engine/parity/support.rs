@@ -7,15 +7,21 @@ use candle_core::{Device, Tensor};
 
 use crate::catalog::card_or_flux_dev;
 use crate::domain::device::DeviceChoice;
+use crate::domain::engine::{Slot, StepEngine as _};
 use crate::domain::ids::ModelId;
 use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles};
+use crate::domain::spec::GenerateSpec;
 use crate::engine::FluxEngine;
 use crate::engine::adapted::AdapterSet;
+use crate::engine::models::flux1::Sequence;
 
 /// Largest absolute differences of a correct implementation; the smallest mistake that was tried moves the image by twice
 /// as much.
 pub(super) const IMAGE: f32 = 2e-5;
 pub(super) const LATENTS: f32 = 5e-5;
+/// Of what a model predicts from a control image that this engine has encoded: the rounding of the encoder, a few 1e-6, comes out
+/// amplified. From the recorded input the prediction is held to [`LATENTS`].
+pub(super) const THROUGH_ENCODER: f32 = 2e-4;
 pub(super) const T5: f32 = 5e-5;
 pub(super) const CLIP: f32 = 2e-5;
 pub(super) const MOMENTS: f32 = 1e-4;
@@ -78,6 +84,31 @@ pub(super) fn card() -> ModelCard {
 /// No adapters.
 pub(super) fn none() -> AdapterSet {
     AdapterSet::default()
+}
+
+/// Admits a request, and encodes its images.
+/// What a model predicts in the first step from exactly the input that diffusers had, `[image tokens, channels]` for each image.
+pub(super) fn predicted_from(engine: &FluxEngine, slots: &[Slot], inputs: &[Tensor]) -> Vec<Tensor> {
+    let split = |(slot, input): (&Slot, &Tensor)| -> [Tensor; 2] {
+        let width = engine.images[slot].latents.dims()[1];
+        let part = |from: usize, count: usize| input.narrow(1, from, count).and_then(|part| part.contiguous());
+        [part(0, width), part(width, input.dims()[1] - width)].map(|part| part.expect("channels"))
+    };
+    let parts: Vec<[Tensor; 2]> = slots.iter().zip(inputs).map(split).collect();
+    let sequences: Vec<Sequence> = slots
+        .iter()
+        .zip(&parts)
+        .flat_map(|(slot, [latents, joined])| {
+            engine.images[slot].sequences().map(move |own| Sequence { latents, joined: Some(joined), ..own })
+        })
+        .collect();
+    engine.model.transformer.velocities(&sequences).expect("predicts")
+}
+
+pub(super) fn admit_encoded(engine: &mut FluxEngine, spec: &GenerateSpec) -> Slot {
+    let slot = engine.admit(spec).expect("admits");
+    while !engine.encode_part(slot).expect("encodes") {}
+    slot
 }
 
 pub(super) fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {

@@ -126,13 +126,18 @@ pub(in crate::http) async fn revoke(
 ) -> Result<Json<KeyView>, ApiError> {
     let revoked = state.keys.revoke(id, &administrator.actor()).await?;
     state.jobs.cancel_all_of(revoked.id);
+    if let Err(error) = state.uploads.remove_all_of(revoked.id).await {
+        // It is revoked all the same, and the next sweep removes them.
+        tracing::warn!(?error, key = %revoked.id, "the uploads of a revoked key are left");
+    }
     Ok(Json(revoked.into()))
 }
 
 pub(in crate::http) fn revoke_operation() -> Operation {
     Operation::new(Tag::ApiKeys, "revoke_api_key", "Revoke a key")
         .description(
-            "Permanent, and applies to the key's next request. Its unfinished jobs are canceled. Its record remains.",
+            "Permanent, and applies to the key's next request. Its unfinished jobs are canceled, its uploads removed. Its \
+             record remains.",
         )
         .answers::<KeyView>(StatusCode::OK, "The key as it is now.")
 }

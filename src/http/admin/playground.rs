@@ -58,6 +58,7 @@ pub(in crate::http) fn submit_operation() -> Operation {
         .refuses([
             ErrorCode::ModelNotFound,
             ErrorCode::LoraNotFound,
+            ErrorCode::UploadNotFound,
             ErrorCode::TooManyBodies,
             ErrorCode::QueueFull,
             ErrorCode::ModelUnavailable,

@@ -7,6 +7,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::catalog::{Availability, Catalog, Loaded, Replicas};
+use crate::domain::conditioning::{ControlNetCard, ImageRole, Preprocess};
 use crate::domain::ids::ModelId;
 use crate::domain::model::{ModelCard, ParameterDefaults, ParameterLimits};
 use crate::domain::precision::Precision;
@@ -26,11 +27,54 @@ pub(in crate::http) struct ModelListView {
 struct ModelView {
     #[schema(value_type = String)]
     id: ModelId,
+    /// Fewest images in the model's main role, which `input_images_base64` takes.
     min_input_images: usize,
+    /// Maximum images in the model's main role.
     max_input_images: usize,
+    /// How many images of each role a request may have. Roles without any are left out.
+    images: ImageCountsView,
+    /// The ControlNets for control images.
+    controlnets: Vec<ControlNetView>,
+    /// What a control map can be made of another image by: `canny` or `depth`.
+    #[schema(value_type = Vec<String>)]
+    preprocess: Vec<&'static str>,
     max_prompt_chars: usize,
     parameter_defaults: ParameterDefaultsView,
     parameter_limits: ParameterLimitsView,
+}
+
+/// How many images of each role a request may have.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ImageCounts)]
+struct ImageCountsView {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    input: Option<ImageCountView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask: Option<ImageCountView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control: Option<ImageCountView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reference: Option<ImageCountView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    style: Option<ImageCountView>,
+}
+
+/// How many images of a role a request may have.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ImageCount)]
+struct ImageCountView {
+    min: usize,
+    max: usize,
+}
+
+/// A ControlNet.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ControlNet)]
+struct ControlNetView {
+    /// The name that requests use.
+    name: String,
+    /// How many kinds of control maps it knows, each of which has a number: then a request names one.
+    modes: Option<u32>,
 }
 
 /// The defaults for fields that a request leaves out.
@@ -123,10 +167,45 @@ fn view(card: &ModelCard) -> ModelView {
         id: card.id.clone(),
         min_input_images: card.input_images_min,
         max_input_images: card.input_images_max,
+        images: ImageCountsView::of(card),
+        controlnets: card.attached.controlnets.iter().map(ControlNetView::from).collect(),
+        preprocess: preprocesses(card),
         max_prompt_chars: card.prompt_chars_max,
         parameter_defaults: card.defaults.into(),
         parameter_limits: card.limits.into(),
     }
+}
+
+impl ImageCountsView {
+    fn of(card: &ModelCard) -> Self {
+        let count = |role| {
+            let (min, max) = card.images(role).into_inner();
+            (max > 0).then_some(ImageCountView { min, max })
+        };
+        Self {
+            input: count(ImageRole::Input),
+            mask: count(ImageRole::Mask),
+            control: count(ImageRole::Control),
+            reference: count(ImageRole::Reference),
+            style: count(ImageRole::Style),
+        }
+    }
+}
+
+impl From<&ControlNetCard> for ControlNetView {
+    fn from(net: &ControlNetCard) -> Self {
+        Self { name: net.name.to_string(), modes: net.modes }
+    }
+}
+
+/// Edges are found without a model, depth is not.
+fn preprocesses(card: &ModelCard) -> Vec<&'static str> {
+    let takes_control = *card.images(ImageRole::Control).end() > 0;
+    let is_there = |kind: &Preprocess| match kind {
+        Preprocess::Canny => takes_control,
+        Preprocess::Depth => takes_control && card.attached.estimates_depth,
+    };
+    Preprocess::ALL.into_iter().filter(is_there).map(Preprocess::as_str).collect()
 }
 
 impl From<ParameterDefaults> for ParameterDefaultsView {

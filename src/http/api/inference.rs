@@ -10,20 +10,26 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde_json::json;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ArrayBuilder, Schema};
+use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
-use super::input_images::body_bytes;
+use super::input_images::{WantedImage, body_bytes};
 use super::jobs::{JobView, eta_seconds, image_response};
+use super::wanted_cache;
+use super::wanted_images;
 use super::wanted_loras::{FoundLoras, WantedLoras};
 use crate::domain::adapter::LORAS;
+use crate::domain::conditioning::IMAGES;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::job::JobStatus;
 use crate::domain::limits::KeyLimits;
 use crate::domain::model::ModelCard;
 use crate::domain::priority::Priority;
-use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, SEED_MAX, random_seed};
+use crate::domain::spec::{
+    FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, MASK_PADDING, MASK_PADDING_MAX, SEED_MAX, random_seed,
+};
+use crate::domain::step_cache::{CACHE, CACHE_THRESHOLD};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::body::BodyReservation;
 use crate::http::extract::caller::InferenceCaller;
@@ -33,6 +39,7 @@ use crate::http::extract::preferences::{AnswerForm, RequestPreferences};
 use crate::http::openapi::schema::{ObjectSchema, integer, number, one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
+use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
 use crate::jobs::{Job, JobReport, RepeatKey, Submission, Submitted};
 
@@ -46,13 +53,11 @@ const FORMAT: &str = "The file's format. Defaults to png.";
 const PRIORITY: &str = "The priority among the jobs of the same key. Defaults to normal.";
 const DEADLINE: &str = "The time after which an unfinished job fails with `deadline_passed`.";
 
-const IMAGES: &str = "Input images for image-to-image, as many as the model takes: one, or none. A PNG, JPEG or WebP \
-                      file of at most 16 MiB, 32 million pixels and 16,384 pixels per side, as base64 without `data:` \
-                      in front. It is resized to `width` and `height`, which default to its own size within the \
-                      model's limits; transparency is dropped. Kept until the job ends, and never returned.";
+const PADDING: &str = "Generates only the region around the mask, with this many pixels around it, in the output size, and \
+                       puts it back into the input image. Requires a mask.";
 
 const STRENGTH: &str = "How much the result may differ from the input image: the share of the steps that are run; 1 \
-                        ignores it. Defaults to 0.6. Requires an input image.";
+                        ignores it. Defaults to 0.6, for FLUX.1-Fill to 1. Requires an input image.";
 
 /// Errors of a request that waits for an image.
 pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 14] = [
@@ -77,9 +82,12 @@ const PREFERENCE_APPLIED: HeaderName = HeaderName::from_static("preference-appli
 /// The parsed request.
 pub(in crate::http) struct SubmitImage {
     model: ModelId,
-    /// Without its input images.
+    /// Without its images.
     params: GenerateParams,
-    images: Vec<String>,
+    /// Those in the model's main role, as base64.
+    input_images: Vec<String>,
+    /// Those with a role.
+    images: Vec<WantedImage>,
     loras: WantedLoras,
     seed: Option<u64>,
     output_format: Option<OutputFormat>,
@@ -116,9 +124,11 @@ impl FromFields for SubmitImage {
             steps: fields.small_number("steps"),
             guidance: fields.number("guidance"),
             strength: fields.number("strength"),
+            step_cache: wanted_cache::read(fields),
+            mask_padding: fields.small_number(MASK_PADDING),
             ..GenerateParams::default()
         };
-        let images = fields.texts(INPUT_IMAGES).unwrap_or_default();
+        let (input_images, images) = (fields.texts(INPUT_IMAGES).unwrap_or_default(), wanted_images::read(fields));
         let loras = WantedLoras::read(fields);
         let seed = fields.whole_number("seed");
         let output_format = fields.word("output_format");
@@ -133,11 +143,14 @@ impl FromFields for SubmitImage {
         let urgency =
             Urgency { priority: priority.unwrap_or_default(), deadline: deadline_seconds.map(Duration::from_secs) };
         let params = GenerateParams { prompt: prompt?, ..params };
-        Some(Self { model: ModelId::new(model?), params, images, loras, seed, output_format, urgency })
+        Some(Self { model: ModelId::new(model?), params, input_images, images, loras, seed, output_format, urgency })
     }
 
     fn body_bytes_max(state: &HttpState) -> usize {
-        state.settings.body_bytes_max.saturating_add(body_bytes(state.catalog.input_images_max()))
+        let HttpSettings { body_bytes_max, bodies_bytes_max, .. } = state.settings;
+        // More would never fit beside other bodies. An image of any size that is allowed does.
+        let of_images = body_bytes(state.catalog.images_max()).min(bodies_bytes_max.max(body_bytes(1)));
+        body_bytes_max.saturating_add(of_images)
     }
 }
 
@@ -145,7 +158,6 @@ impl ToSchema for SubmitImage {}
 
 impl PartialSchema for SubmitImage {
     fn schema() -> RefOr<Schema> {
-        let images = ArrayBuilder::new().items(text().content_encoding("base64")).description(Some(IMAGES));
         ObjectSchema::new(ABOUT)
             .required("prompt", text().min_length(Some(1)).description(Some("What to generate.")))
             .required("model", text().description(Some("The model's id.")))
@@ -155,9 +167,13 @@ impl PartialSchema for SubmitImage {
             .optional("steps", integer(1).description(Some("Denoising steps.")))
             .optional("guidance", number().description(Some("How closely to follow the prompt.")))
             .optional("seed", integer(0).maximum(Some(SEED_MAX)).description(Some(SEED)))
-            .optional(INPUT_IMAGES, images)
+            .optional(INPUT_IMAGES, wanted_images::input_schema())
+            .optional(IMAGES, wanted_images::schema())
+            .optional(MASK_PADDING, integer(0).maximum(Some(MASK_PADDING_MAX)).description(Some(PADDING)))
             .optional(LORAS, WantedLoras::schema())
             .optional("strength", number().exclusive_minimum(Some(0)).maximum(Some(1)).description(Some(STRENGTH)))
+            .optional(CACHE, wanted_cache::schema())
+            .optional(CACHE_THRESHOLD, wanted_cache::threshold_schema())
             .optional("output_format", one_of(OutputFormat::ALL.map(OutputFormat::as_str)).description(Some(FORMAT)))
             .optional("priority", one_of(Priority::ALL.map(Priority::as_str)).description(Some(PRIORITY)))
             .optional("deadline_seconds", integer(1).maximum(Some(DEADLINE_SECONDS_MAX)).description(Some(DEADLINE)))
@@ -192,6 +208,7 @@ impl SubmitImage {
             let reason = format!("is {format}, and the Accept header asks for {wanted}");
             errors.push(FieldError::new("output_format", reason));
         }
+        errors.extend(wanted_cache::refusal(self.params.step_cache, &state.settings));
         let output_format = self.output_format.or(wanted).unwrap_or_default();
         let seed = match self.seed {
             Some(seed) => seed,
@@ -201,7 +218,8 @@ impl SubmitImage {
         loras.read_prompt(state, &mut params.prompt, &mut errors);
         let loras = loras.find(state, limits).await?;
         params.loras = loras.uses();
-        let outcome = state.0.images.spec(self.images, params, card, reservation).await?;
+        let images = wanted_images::in_main_role(self.input_images, card).chain(self.images).collect();
+        let outcome = state.0.images.spec(images, params, card, reservation).await?;
         let spec = loras.settle(outcome, errors)?;
         Ok(ValidImage { spec, output_format, loras })
     }
@@ -236,7 +254,7 @@ pub(in crate::http) fn submit_operation() -> Operation {
         .answers::<JobView>(StatusCode::OK, "The job that has ended within the wait, or its image.")
         .answers_image(StatusCode::OK, "The job that has ended within the wait, or its image.")
         .answers::<AcceptedView>(StatusCode::ACCEPTED, "The job is accepted.")
-        .refuses([ErrorCode::NotAcceptable, ErrorCode::IdempotencyConflict])
+        .refuses([ErrorCode::NotAcceptable, ErrorCode::IdempotencyConflict, ErrorCode::UploadNotFound])
         .refuses(GENERATION_REFUSALS)
 }
 

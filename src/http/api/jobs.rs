@@ -13,8 +13,10 @@ use time::serde::rfc3339;
 use utoipa::ToSchema;
 
 use crate::auth::{KeyError, KeyState};
+use crate::domain::conditioning::Preprocess;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
+use crate::domain::step_cache::CacheKind;
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::path::JobPath;
@@ -23,7 +25,9 @@ use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
 use crate::http::state::HttpState;
-use crate::jobs::{Image, JobReport, JobsError, ListQuery, LoraText, PAGE_JOBS_MAX, RequestedLora, ResultLink};
+use crate::jobs::{
+    Image, JobReport, JobsError, ListQuery, LoraText, PAGE_JOBS_MAX, RequestedImage, RequestedLora, ResultLink,
+};
 
 /// A canceled job leaves the queue at once and a batch within a step; the client sees it unless steps are slow.
 pub(in crate::http) const CANCEL_WAIT: Duration = Duration::from_secs(2);
@@ -79,14 +83,54 @@ struct ParametersView {
     steps: u32,
     guidance: f64,
     seed: u64,
-    /// The number of input images.
+    /// The number of images of the request, of all roles.
     #[serde(skip_serializing_if = "Option::is_none")]
     input_images: Option<usize>,
+    /// Those images, without their pixels.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    images: Vec<ImageUseView>,
+    /// Pixels around the mask, if only that region is generated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mask_padding: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     strength: Option<f64>,
+    /// The lossy cache between its steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    cache: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache_threshold: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     loras: Vec<LoraUseView>,
     output_format: &'static str,
+}
+
+/// An image of a job's request.
+#[derive(Serialize, ToSchema)]
+#[schema(as = JobImage)]
+struct ImageUseView {
+    /// `input`, `mask`, `control`, `reference` or `style`.
+    #[schema(value_type = String)]
+    role: &'static str,
+    /// The name of its ControlNet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    controlnet: Option<String>,
+    /// The kind of control map, as a word or a number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mode: Option<String>,
+    /// How a control map is made of it on the device.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    preprocess: Option<&'static str>,
+    /// How strongly it acts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scale: Option<f64>,
+    /// The share of the steps before it acts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    start: Option<f64>,
+    /// The share of the steps until which it acts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    end: Option<f64>,
 }
 
 /// A LoRA of a job.
@@ -138,7 +182,11 @@ impl JobView {
                 guidance: request.guidance.0,
                 seed: request.seed,
                 input_images: Some(request.images_count()).filter(|count| *count > 0),
+                images: request.images.iter().map(ImageUseView::from).collect(),
+                mask_padding: request.mask_padding,
                 strength: request.strength.map(|strength| strength.0),
+                cache: request.cache_threshold.map(|_| CacheKind::FirstBlock.as_str()),
+                cache_threshold: request.cache_threshold.map(|threshold| threshold.0),
                 loras: request.loras.iter().map(LoraUseView::from).collect(),
                 output_format: job.output_format.as_str(),
             },
@@ -151,6 +199,20 @@ impl JobView {
                 .error
                 .as_ref()
                 .map(|error| JobErrorView { code: error.code.clone(), reason: error.reason.clone() }),
+        }
+    }
+}
+
+impl From<&RequestedImage> for ImageUseView {
+    fn from(image: &RequestedImage) -> Self {
+        Self {
+            role: image.role.as_str(),
+            controlnet: image.controlnet.clone(),
+            mode: image.mode.map(|mode| mode.to_string()),
+            preprocess: image.preprocess.map(Preprocess::as_str),
+            scale: image.scale.map(|number| number.0),
+            start: image.start.map(|number| number.0),
+            end: image.end.map(|number| number.0),
         }
     }
 }

@@ -107,6 +107,8 @@ export const jobs = {
   // The job's updates with previews. The browser reopens a broken stream by itself.
   events: (id) => new EventSource(`${jobPath(id)}/events?preview=true`),
   resultPath: (id) => `${jobPath(id)}/result`,
+  // The image's file.
+  result: async (id) => (await send("GET", `${jobPath(id)}/result`)).blob(),
 };
 
 export const models = {

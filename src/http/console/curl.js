@@ -11,23 +11,49 @@ export function examplePrompt(modelId) {
   return "a lighthouse on a cliff at dawn, soft light";
 }
 
+// The parts of a request, or of a job's parameters: its plain fields, and its images, each with the name of a file. A job
+// says what its images were, not where they came from.
+export function requestParts({ input_images: inputs = 0, images = [], ...fields }) {
+  const given = images.length > 0 ? images : Array.from({ length: inputs }, () => ({ role: "input" }));
+  // The result's file must not replace one of them: browsers call every pasted image image.png.
+  const taken = new Set([fileName("image", fields.output_format || "png")]);
+  const nameOf = ({ role, file }, index) => {
+    const isAlone = given.filter((other) => other.role === role).length === 1;
+    const numbered = `${role}-${index + 1}.png`;
+    const name = [file, isAlone && `${role}.png`].find((wanted) => wanted && !taken.has(wanted)) ?? numbered;
+    taken.add(name);
+    return name;
+  };
+  return { fields, images: given.map((image, index) => ({ ...image, file: nameOf(image, index) })) };
+}
+
 // The command that generates one image. Without `key` it uses a shell variable. `body` has the fields of the request,
-// or a job's parameters. These only say whether there was an input image; the command then reads it from a file.
-export function generateCommand({ key, body: { input_images: images, ...body } }) {
-  const format = body.output_format || "png";
-  const text = JSON.stringify(body);
+// or a job's parameters; its images are read from files.
+export function generateCommand({ key, body }) {
+  const { fields, images } = requestParts(body);
+  const format = fields.output_format || "png";
+  const text = JSON.stringify(fields);
   const lines = [
     `curl --fail-with-body -sS ${location.origin}/v1/inference/image \\`,
     `  -H "x-api-key: ${key || "$FLUXSERVE_KEY"}" \\`,
     '  -H "content-type: application/json" \\',
     `  -H "accept: image/${format}" \\`,
-    `  -d ${images ? "@-" : shellWord(text)} \\`,
+    `  -d ${images.length > 0 ? "@-" : shellWord(text)} \\`,
     `  --output ${fileName("image", format)}`,
   ];
-  if (!images) return lines.join("\n");
+  if (images.length === 0) return lines.join("\n");
   // Through a pipe: an image exceeds the length limit of an argument.
-  const head = shellWord(`${text.slice(0, -1)},"input_images_base64":["`);
-  return [`{ printf %s ${head}; base64 < input.png | tr -d '\\n'; printf '"]}'; } |`, ...lines].join("\n");
+  return [...imageLines(text, images), ...lines].join("\n");
+}
+
+// Lines that write a request with the contents of files to a pipe.
+function imageLines(text, images) {
+  const open = ({ file, ...options }) => `${JSON.stringify(options).slice(0, -1)},"base64":"`;
+  const lines = images.flatMap((image, index) => {
+    const before = index === 0 ? `${text.slice(0, -1)},"images":[` : '"},';
+    return [`printf %s ${shellWord(before + open(image))}`, `base64 < ${shellWord(image.file)} | tr -d '\\n'`];
+  });
+  return ["{", ...[...lines, `printf %s '"}]}'`].map((line) => `  ${line}`), "} |"];
 }
 
 // The command to try a new key with.

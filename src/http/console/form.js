@@ -72,6 +72,23 @@ export function select(options, chosen, attributes = {}) {
   return control;
 }
 
+// A slider with its value beside it, as a field. `write` makes the value's text.
+export function slider(name, label, { hint, write = String, onInput, ...attributes }) {
+  const control = element("input", { type: "range", id: uniqueId(name.replaceAll(".", "-")), ...attributes });
+  const shown = element("output", { class: "range-value", for: control.id });
+  const tell = () => setText(shown, write(control.value));
+  const put = (value) => {
+    control.value = value;
+    tell();
+  };
+  control.addEventListener("input", () => {
+    tell();
+    onInput?.(Number(control.value));
+  });
+  tell();
+  return { root: field(name, label, control, { hint, beside: shown }), put, read: () => Number(control.value) };
+}
+
 // The place for errors that belong to no field.
 export function formAlert() {
   return element("div", { class: "form-alert", role: "alert" });

@@ -3,7 +3,7 @@
 import { jobs } from "./api.js";
 import { openDialog } from "./dialog.js";
 import { element, replace } from "./dom.js";
-import { decimal, duration, exactMoment, jobSeconds, sentence } from "./format.js";
+import { decimal, duration, exactMoment, jobSeconds, plural, sentence, words } from "./format.js";
 import { repeat } from "./router.js";
 import { toastDone, toastProblem } from "./toast.js";
 import { fileName } from "./curl.js";
@@ -75,10 +75,21 @@ export function parameterFacts({ parameters }) {
     ],
     ["Format", parameters.output_format.toUpperCase()],
     ["Negative prompt", parameters.negative_prompt],
-    ["Input image", parameters.input_images && "Yes"],
+    ["Images", imageTexts(parameters)],
+    ["Around the mask", Number.isInteger(parameters.mask_padding) && `${parameters.mask_padding} px`],
     ["Strength", parameters.strength && decimal(parameters.strength)],
     ["LoRAs", parameters.loras?.map(loraText)],
+    ["Cache", parameters.cache && `First block, threshold ${parameters.cache_threshold}`],
   ]);
+}
+
+// The images of a job: each by its role, with what else was said of it. Old jobs only know how many there were.
+function imageTexts({ images, input_images: inputs }) {
+  if (!images) return inputs && plural(inputs, "input image");
+  const texts = images.map(({ role, ...options }) =>
+    [words(role), ...Object.entries(options).map(([name, value]) => `${name} ${value}`)].join(", "),
+  );
+  return texts.length > 0 && texts.map((text) => element("span", { class: "line" }, text));
 }
 
 // A LoRA by the beginning of its id, which is that of its file, and its strength.

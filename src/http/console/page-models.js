@@ -2,7 +2,7 @@
 
 import { models } from "./api.js";
 import { element, replace } from "./dom.js";
-import { count, decimal } from "./format.js";
+import { count, decimal, words } from "./format.js";
 import { emptyState, facts, linkButton, modelState, pageHead, skeleton } from "./widgets.js";
 
 export async function showModels({ main, signal }) {
@@ -23,7 +23,6 @@ export async function showModels({ main, signal }) {
 function modelCard(model, state) {
   const { parameter_defaults: defaults, parameter_limits: limits } = model;
   const megapixels = decimal(limits.pixels_max / 1e6);
-  const images = model.max_input_images === 0 ? "None" : `${model.min_input_images} to ${model.max_input_images}`;
   return element(
     "section",
     { class: "card model-card" },
@@ -48,7 +47,8 @@ function modelCard(model, state) {
       ["Steps", `${limits.steps_min} to ${limits.steps_max}`],
       ["Guidance", `${decimal(limits.guidance_min)} to ${decimal(limits.guidance_max)}`],
       ["Prompt", `Up to ${count(model.max_prompt_chars)} characters`],
-      ["Input images", images],
+      ["Images", imagesText(model)],
+      ["ControlNets", model.controlnets?.length > 0 && model.controlnets.map(({ name }) => name).join(", ")],
     ]),
     state?.available &&
       element(
@@ -57,4 +57,12 @@ function modelCard(model, state) {
         linkButton("Open in playground", `#/playground?model=${encodeURIComponent(model.id)}`, { symbol: "sparkle" }),
       ),
   );
+}
+
+// How many images a request has, by their roles.
+function imagesText({ images = {} }) {
+  const texts = Object.entries(images)
+    .filter(([, { max }]) => max > 0)
+    .map(([role, { min, max }]) => `${words(role)}: ${min === max ? min : `${min} to ${max}`}`);
+  return texts.length > 0 ? texts.map((text) => element("span", { class: "line" }, text)) : "None";
 }

@@ -4,41 +4,48 @@ import { examplePrompt } from "./curl.js";
 import { element } from "./dom.js";
 import { count } from "./format.js";
 import { field, formAlert, numberOf, select } from "./form.js";
-import { playgroundImage } from "./playground-image.js";
+import { base64Of } from "./image-files.js";
+import { playgroundCache } from "./playground-cache.js";
 import { playgroundLoras } from "./playground-loras.js";
+import { errorsAtRoles } from "./playground-modes.js";
+import { playgroundPanels } from "./playground-panels.js";
 import { sizePresets } from "./playground-sizes.js";
 import { iconButton } from "./widgets.js";
 
 const DRAFT = "fluxserve.playground.draft";
 const SEED_MAX = 2 ** 53 - 1;
 
-// `read` returns the request; `useSeed` and `useParameters` fill in those of an earlier image.
-export function playgroundForm({ cards, loras, chosen, onSubmit }) {
+// `read` returns the request and what it has of images, `useSeed` and `useParameters` fill in those of an earlier image,
+// `take` takes files, `problemHere` names the form's fields in a problem of the worker.
+export function playgroundForm({ cards, loras, chosen, signal, onSubmit }) {
   const fields = buildFields(cards);
   const { model, prompt, negative, seed } = fields;
   const submit = element("button", { type: "submit", class: "button button-primary button-block", id: "generate" }, "Generate");
   const remember = () => sessionStorage.setItem(DRAFT, JSON.stringify(valuesOf(fields)));
   const presets = sizePresets(fields, remember);
-  // Without a size, the worker uses the input image's size.
+  // Without a size, the worker uses the image's size.
   const forgetSize = () => {
     fields.width.value = fields.height.value = "";
     presets.mark();
     remember();
   };
-  const image = playgroundImage({ onChoose: forgetSize });
-  const adapters = playgroundLoras(loras);
+  const panels = playgroundPanels({ signal, onImage: forgetSize });
+  // Options that every tab has: each with a `root`, `put(parameters)` and `read()`.
+  const options = [playgroundLoras(loras), playgroundCache()];
   const putSeed = (value) => {
     seed.value = value;
     remember();
   };
-  const root = layOut(fields, { presets: presets.root, image: image.root, adapters: adapters.root, submit }, () => putSeed(randomSeed()));
+  const parts = { presets: presets.root, panels, options: options.map((option) => option.root), submit };
+  const root = layOut(fields, parts, () => putSeed(randomSeed()));
 
   const fit = ({ keepValues }) => {
     const card = cards.find(({ id }) => id === model.value);
     applyLimits(fields, card);
     if (!keepValues) applyDefaults(fields, card);
     presets.fit(card);
-    image.fit(card);
+    panels.fit(card);
+    if (!keepValues && panels.isSized()) forgetSize();
   };
   const put = (values) => {
     fillIn(fields, values);
@@ -54,12 +61,13 @@ export function playgroundForm({ cards, loras, chosen, onSubmit }) {
   const { prompt: text, negative: negativeText, seed: seedText } = draft;
   put(draft.model === model.value ? draft : { prompt: text, negative: negativeText, seed: seedText });
 
-  const useParameters = ({ model: id, negative_prompt: negativePrompt = "", output_format: format, strength, loras: used, ...others }) => {
+  const useParameters = (parameters) => {
+    const { model: id, negative_prompt: negativePrompt = "", output_format: format, ...others } = parameters;
     if (cards.some((card) => card.id === id)) model.value = id;
     fit({ keepValues: true });
     put({ ...others, negative: negativePrompt, format });
-    image.put(strength);
-    adapters.put(used || []);
+    panels.put(parameters);
+    for (const option of options) option.put(parameters);
     remember();
     prompt.focus();
   };
@@ -71,16 +79,34 @@ export function playgroundForm({ cards, loras, chosen, onSubmit }) {
     submit.disabled = isGenerating;
     submit.textContent = isGenerating ? "Generating" : "Generate";
   };
-  return { root, submit, setGenerating, useSeed, useParameters, read: () => ({ ...requestOf(fields), ...image.read(), ...adapters.read() }) };
+  // The images of the last request, to know which one an error means.
+  let images = [];
+  const read = async () => {
+    const { fields: more, before, errors, ...given } = await panels.read();
+    ({ images } = given);
+    const body = { ...requestOf(fields), ...more };
+    if (images.length > 0) body.images = await Promise.all(images.map(sentImage));
+    return { body: Object.assign(body, ...options.map((option) => option.read())), images, before, errors };
+  };
+  const problemHere = ({ message, requestId, errors = [] }) => ({
+    message,
+    requestId,
+    errors: errorsAtRoles(errors, images),
+  });
+  return { root, submit, setGenerating, useSeed, useParameters, take: panels.take, read, problemHere };
 }
 
-function layOut(fields, { presets, image, adapters, submit }, onRoll) {
+const sentImage = async ({ role, file, options }) => ({ role, base64: await base64Of(file), ...options });
+
+function layOut(fields, { presets, panels, options, submit }, onRoll) {
   const { model, prompt, negative, width, height, steps, guidance, seed, format } = fields;
   return element(
     "form",
     { class: "card form playground-form", novalidate: true, "aria-label": "Image" },
     formAlert(),
     field("model", "Model", model),
+    panels.tabs,
+    panels.panel,
     field("prompt", "Prompt", prompt),
     element(
       "details",
@@ -88,8 +114,7 @@ function layOut(fields, { presets, image, adapters, submit }, onRoll) {
       element("summary", null, "Negative prompt"),
       field("negative_prompt", "What to avoid", negative, { hint: "Doubles the time per step." }),
     ),
-    image,
-    adapters,
+    options,
     element(
       "fieldset",
       { class: "field" },

@@ -9,7 +9,7 @@ const SCALE_DEFAULT = 1;
 // The API takes -10 to 10; beyond 2 images fall apart.
 const SCALE_SHOWN_MAX = 2;
 
-// `put` sets the LoRAs of an earlier image, `read` returns its part of the request.
+// `put` sets the LoRAs of an earlier image, of which it gets the parameters; `read` returns its part of the request.
 export function playgroundLoras(loras) {
   const choice = select([["", "Add a LoRA"], ...loras.map(({ id, name }) => [id, name])], "", {
     id: "lora-choice",
@@ -49,9 +49,9 @@ export function playgroundLoras(loras) {
     show();
   });
 
-  const put = (chosen) => {
+  const put = ({ loras: used = [] }) => {
     uses = [];
-    for (const { id, scale } of chosen) add(id, scale);
+    for (const { id, scale } of used) add(id, scale);
     if (uses.length > 0) root.open = true;
     show();
   };

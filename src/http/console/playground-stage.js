@@ -1,44 +1,42 @@
-// Owns the playground's stage: a running job, and its image.
+// Owns the playground's stage: a running job, and how it ended.
 
-import { jobs } from "./api.js";
-import { generateCommand } from "./curl.js";
 import { element, replace, setText } from "./dom.js";
 import { sentence } from "./format.js";
-import { cancelButton, downloadLink, isUnfinished, parameterFacts, progressText, resultImage } from "./job-view.js";
-import { button, codeBlock, emptyState, notice, statusBadge } from "./widgets.js";
+import { cancelButton, isUnfinished, progressText } from "./job-view.js";
+import { shape, showResult } from "./playground-result.js";
+import { button, emptyState, notice, statusBadge } from "./widgets.js";
 
 // `show(job, preview)` shows a job's state and may be called repeatedly. A preview is a URL and stays until the next
-// one.
+// one. `release` frees what is shown. Of the actions, `sentWith(id)` returns what was sent with a job.
 export function playgroundStage(actions) {
   const canvas = element("div", { class: "canvas" });
   const below = element("div", { class: "stage-below" });
   const root = element("section", { class: "card stage", "aria-label": "Result" }, canvas, below);
   let shown = null;
-  let endShown = null;
+  let free = () => {};
 
+  const release = () => {
+    free();
+    free = () => {};
+  };
   const show = (job, preview) => {
+    release();
     if (shown?.id !== job.job_id) shown = null;
     if (isUnfinished(job)) {
-      endShown = null;
       shown ??= beginProgress(job, { canvas, below });
       shown.update(job, preview);
       return;
     }
     shown = null;
-    endShown = job.job_id;
-    showEnd(job, { canvas, below, actions, isStillShown: () => endShown === job.job_id });
+    const places = { canvas, below, line: endLine(job) };
+    if (job.status === "succeeded") free = showResult(job, { ...places, given: actions.sentWith(job.job_id), actions });
+    else showNothing(job, { ...places, actions });
   };
   replace(
     canvas,
     emptyState("sparkle", "No image yet", "Describe an image and press Generate. Previews appear here while it runs."),
   );
-  return { root, show };
-}
-
-// The canvas takes the image's shape at once, to avoid a layout shift later.
-function shape(canvas, { width, height }) {
-  canvas.style.aspectRatio = `${width} / ${height}`;
-  canvas.classList.toggle("is-tall", height > width);
+  return { root, show, release };
 }
 
 function beginProgress(job, { canvas, below }) {
@@ -86,18 +84,16 @@ function beginProgress(job, { canvas, below }) {
   return { id: job.job_id, update };
 }
 
-function showEnd(job, { canvas, below, actions, isStillShown }) {
-  const line = element(
+function endLine(job) {
+  return element(
     "div",
     { class: "stage-line" },
     element("div", { class: "job-status", role: "status" }, statusBadge(job.status)),
     element("span", { class: "muted" }, progressText(job)),
   );
-  if (job.status === "succeeded") {
-    showImage(job, canvas, isStillShown);
-    replace(below, line, resultParts(job, actions));
-    return;
-  }
+}
+
+function showNothing(job, { canvas, below, line, actions }) {
   shape(canvas, job.parameters);
   replace(canvas, element("p", { class: "canvas-text" }, job.status === "canceled" ? "Canceled" : "No image"));
   replace(
@@ -116,56 +112,4 @@ function showEnd(job, { canvas, below, actions, isStillShown }) {
       button("Use these settings", { symbol: "edit", onClick: () => actions.onUseParameters(job.parameters) }),
     ),
   );
-}
-
-// The preview stays until the image is decoded.
-async function showImage(job, canvas, isStillShown) {
-  const image = resultImage(job);
-  image.dataset.testid = "result";
-  try {
-    await image.decode();
-  } catch {
-    // The image has been deleted; its replacement says so.
-  }
-  if (!isStillShown()) return;
-  shape(canvas, job.parameters);
-  const link = element(
-    "a",
-    {
-      href: jobs.resultPath(job.job_id),
-      target: "_blank",
-      rel: "noopener",
-      "aria-label": "Open the image in full size",
-    },
-    image,
-  );
-  replace(
-    canvas,
-    image.complete && image.naturalWidth > 0
-      ? link
-      : element("p", { class: "canvas-text" }, "The image has been deleted"),
-  );
-}
-
-function resultParts(job, actions) {
-  const { parameters } = job;
-  // A job's parameters are the fields of its request, with every default filled in.
-  const command = generateCommand({ body: parameters });
-  return [
-    element("p", { class: "job-prompt" }, parameters.prompt),
-    element(
-      "div",
-      { class: "row-buttons" },
-      downloadLink(job),
-      button("Use this seed", { symbol: "dice", onClick: () => actions.onUseSeed(parameters.seed) }),
-      button("Use these settings", { symbol: "edit", onClick: () => actions.onUseParameters(parameters) }),
-    ),
-    parameterFacts(job),
-    element(
-      "details",
-      { class: "more" },
-      element("summary", null, "Generate it with curl"),
-      codeBlock(command, "command that generates this image", { testid: "playground-curl" }),
-    ),
-  ];
 }

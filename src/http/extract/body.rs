@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_LENGTH;
 use futures_util::StreamExt as _;
@@ -64,6 +64,14 @@ impl BodyReservation {
         self.owner
     }
 
+    /// Extends the reservation by `bytes`, for a copy of a part of the body.
+    ///
+    /// # Errors
+    /// If the budget does not have them.
+    pub(in crate::http) fn grow_by(&mut self, bytes: usize) -> Result<(), ApiError> {
+        self.grow_to(self.bytes.saturating_add(bytes))
+    }
+
     /// Extends the reservation to `bytes`.
     fn grow_to(&mut self, bytes: usize) -> Result<(), ApiError> {
         if bytes <= SMALL_BODY_BYTES_MAX || bytes <= self.bytes {
@@ -108,36 +116,73 @@ pub(in crate::http) fn announced_bytes(headers: &HeaderMap) -> Option<usize> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
+/// A body of limited size as it arrives.
+pub(in crate::http) struct Incoming {
+    pieces: BodyDataStream,
+    /// What has arrived.
+    bytes: usize,
+    bytes_max: usize,
+    reservation: BodyReservation,
+}
+
+impl Incoming {
+    /// A body of at most `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// If it announces more, or more than the budget has.
+    pub(in crate::http) fn begin(
+        body: Body,
+        announced: Option<usize>,
+        bytes_max: usize,
+        (budget, owner): (&Arc<BodyBudget>, KeyId),
+    ) -> Result<Self, ApiError> {
+        if announced.is_some_and(|bytes| bytes > bytes_max) {
+            return Err(too_large(bytes_max));
+        }
+        let mut reservation = budget.reserve(owner);
+        reservation.grow_to(announced.unwrap_or_default())?;
+        Ok(Self { pieces: body.into_data_stream(), bytes: 0, bytes_max, reservation })
+    }
+
+    /// The next piece, whose memory is reserved, or `None` at the end. `incomplete` is the code for a body that breaks off.
+    pub(in crate::http) async fn next(&mut self, incomplete: ErrorCode) -> Result<Option<Bytes>, ApiError> {
+        let Some(piece) = self.pieces.next().await else { return Ok(None) };
+        let piece = piece.map_err(|_| ApiError::new(incomplete).with_detail("the body is incomplete"))?;
+        self.bytes = self.bytes.saturating_add(piece.len());
+        if self.bytes > self.bytes_max {
+            return Err(too_large(self.bytes_max));
+        }
+        if self.bytes > SMALL_BODY_BYTES_MAX && self.bytes > self.reservation.bytes {
+            self.reservation.grow_to(self.bytes.next_multiple_of(UNANNOUNCED_BYTES).min(self.bytes_max))?;
+        }
+        Ok(Some(piece))
+    }
+
+    /// The reservation of all that has arrived.
+    pub(in crate::http) fn into_reservation(self) -> BodyReservation {
+        self.reservation
+    }
+}
+
+fn too_large(bytes_max: usize) -> ApiError {
+    ApiError::new(ErrorCode::BodyTooLarge).with_detail(format!("the limit is {bytes_max} bytes"))
+}
+
 /// Reads a body of at most `bytes_max` bytes, and returns it with its reservation.
 pub(in crate::http) async fn collect(
     body: Body,
     announced: Option<usize>,
     bytes_max: usize,
-    (budget, owner): (&Arc<BodyBudget>, KeyId),
+    budget: (&Arc<BodyBudget>, KeyId),
 ) -> Result<(Vec<u8>, BodyReservation), ApiError> {
-    let too_large = || ApiError::new(ErrorCode::BodyTooLarge).with_detail(format!("the limit is {bytes_max} bytes"));
-    if announced.is_some_and(|bytes| bytes > bytes_max) {
-        return Err(too_large());
-    }
-    let mut reservation = budget.reserve(owner);
-    reservation.grow_to(announced.unwrap_or_default())?;
+    let mut incoming = Incoming::begin(body, announced, bytes_max, budget)?;
     let mut bytes = Vec::with_capacity(announced.unwrap_or_default());
-    let mut pieces = body.into_data_stream();
-    while let Some(piece) = pieces.next().await {
-        let piece = piece.map_err(|_| ApiError::new(ErrorCode::MalformedJson).with_detail("the body is incomplete"))?;
-        let length = bytes.len().saturating_add(piece.len());
-        if length > bytes_max {
-            return Err(too_large());
-        }
-        if length > SMALL_BODY_BYTES_MAX && length > reservation.bytes {
-            let reserved = length.next_multiple_of(UNANNOUNCED_BYTES).min(bytes_max);
-            reservation.grow_to(reserved)?;
-            // A vector that grows by itself may allocate twice what it needs.
-            bytes.reserve_exact(reserved.saturating_sub(bytes.len()));
-        }
+    while let Some(piece) = incoming.next(ErrorCode::MalformedJson).await? {
+        // A vector that grows by itself may allocate twice what it needs.
+        bytes.reserve_exact(incoming.reservation.bytes.saturating_sub(bytes.len()));
         bytes.extend_from_slice(&piece);
     }
-    Ok((bytes, reservation))
+    Ok((bytes, incoming.into_reservation()))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub(in crate::http) use fields::{Fields, FromFields, integer};
 use object::{Object, count_values};
 
 /// Additional time for a body with images: clients with slow connections also send megabytes.
-const LARGE_BODY_MORE_TIME: Duration = Duration::from_mins(1);
+pub(super) const LARGE_BODY_MORE_TIME: Duration = Duration::from_mins(1);
 
 /// Maximum values in one body, nested ones included; valid bodies have about ten. A value takes up to a hundred times the
 /// memory of its text.
@@ -115,13 +115,7 @@ fn read<T: FromFields>(body: &[u8]) -> Result<T, ApiError> {
         ApiError::new(ErrorCode::MalformedJson).with_detail(detail)
     })?;
     let errors = duplicates.into_iter().map(|field| FieldError::new(field, "is given twice")).collect();
-    let mut fields = Fields::new(values, errors);
-    let read = T::from_fields(&mut fields);
-    let errors = fields.finish();
-    match read {
-        Some(read) if errors.is_empty() => Ok(read),
-        _ => Err(ApiError::invalid(errors)),
-    }
+    Fields::new(values, errors).parse().map_err(ApiError::invalid)
 }
 
 #[cfg(test)]

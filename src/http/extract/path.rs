@@ -8,6 +8,7 @@ use axum::http::request::Parts;
 use crate::domain::ids::{JobId, KeyId, NamespaceId, ProjectId};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::state::HttpState;
+use crate::uploads::UploadId;
 
 /// The job in the path.
 pub(in crate::http) struct JobPath(pub(in crate::http) JobId);
@@ -66,6 +67,18 @@ impl FromRequestParts<HttpState> for LoraPath {
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
         let id = id_in_path(parts, state).await;
         id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::LoraNotFound))
+    }
+}
+
+/// The upload in the path.
+pub(in crate::http) struct UploadPath(pub(in crate::http) UploadId);
+
+impl FromRequestParts<HttpState> for UploadPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let id = id_in_path(parts, state).await;
+        id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::UploadNotFound))
     }
 }
 

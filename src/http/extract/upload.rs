@@ -1,4 +1,4 @@
-//! A file in a request's body, passed on while it arrives: by itself, or in a form with its name.
+//! The file of a LoRA in a request's body, passed on while it arrives: by itself, or in a form with its name.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::http::state::HttpState;
 use crate::loras::{LoraCatalog, NewName, Upload};
 
 /// What a form may add to its file, in bytes.
-const FORM_BYTES_MAX: u64 = 64 * 1024;
+pub(super) const FORM_BYTES_MAX: u64 = 64 * 1024;
 /// Longest value of a field beside the file, in bytes.
 const VALUE_BYTES_MAX: usize = 1024;
 
@@ -26,14 +26,18 @@ pub(in crate::http) const FILE: &str = "file";
 /// The field of the name.
 pub(in crate::http) const NAME: &str = "name";
 
+/// The media type of the file by itself.
+const ALONE: [&str; 1] = ["application/octet-stream"];
+
 /// How the body has the file.
-enum Form {
+pub(super) enum Form {
     Alone,
     Multipart { boundary: String },
 }
 
 impl Form {
-    fn of(headers: &HeaderMap) -> Result<Self, ApiError> {
+    /// `alone`: the media types of the file by itself.
+    pub(super) fn of(headers: &HeaderMap, alone: &[&str]) -> Result<Self, ApiError> {
         let refuse = |detail: &str| Err(ApiError::new(ErrorCode::UnsupportedMediaType).with_detail(detail));
         if is_encoded(headers) {
             return refuse("Content-Encoding is not supported: send the body unencoded");
@@ -41,10 +45,13 @@ impl Form {
         let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match (essence.as_str(), parameter(content_type, "boundary")) {
-            ("application/octet-stream", _) => Ok(Self::Alone),
+            (file, _) if alone.contains(&file) => Ok(Self::Alone),
             ("multipart/form-data", Some(boundary)) if !boundary.is_empty() => Ok(Self::Multipart { boundary }),
             ("multipart/form-data", _) => refuse("multipart/form-data needs a boundary"),
-            _ => refuse("the body must be multipart/form-data, or application/octet-stream for the file by itself"),
+            _ => refuse(&format!(
+                "the body must be multipart/form-data, or {} for the file by itself",
+                alone.join(" or ")
+            )),
         }
     }
 }
@@ -55,7 +62,7 @@ pub(in crate::http) async fn receive(
     state: &HttpState,
     wanted: Option<String>,
 ) -> Result<(Upload, NewName), ApiError> {
-    let form = Form::of(request.headers())?;
+    let form = Form::of(request.headers(), &ALONE)?;
     let bytes_max = state.loras.file_bytes_max().saturating_add(FORM_BYTES_MAX);
     if announced_bytes(request.headers()).is_some_and(|bytes| bytes as u64 > bytes_max) {
         return Err(too_large(state));
@@ -95,17 +102,17 @@ fn too_large(state: &HttpState) -> ApiError {
 }
 
 /// The next piece of a body, each of which has to arrive in time.
-async fn next(pieces: &mut BodyDataStream, deadline: Duration) -> Result<Option<Bytes>, ApiError> {
+pub(super) async fn next(pieces: &mut BodyDataStream, deadline: Duration) -> Result<Option<Bytes>, ApiError> {
     let piece = tokio::time::timeout(deadline, pieces.next()).await;
     let piece = piece.map_err(|_| ApiError::new(ErrorCode::BodyTimeout))?;
     piece.transpose().map_err(|_| refuse(FILE, "the body is incomplete"))
 }
 
-fn malformed(error: Malformed) -> ApiError {
+pub(super) fn malformed(error: Malformed) -> ApiError {
     refuse(FILE, &error.to_string())
 }
 
-fn refuse(field: &str, reason: &str) -> ApiError {
+pub(super) fn refuse(field: &str, reason: &str) -> ApiError {
     ApiError::invalid(vec![FieldError::new(field, reason)])
 }
 

@@ -17,6 +17,7 @@ use crate::http::error::ErrorCode;
 
 const JSON: &str = "application/json";
 const BYTES: &str = "application/octet-stream";
+const FORM: &str = "multipart/form-data";
 
 /// A group of routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,16 +155,40 @@ impl Operation {
     }
 
     /// Adds a required body that is a file, with the fields of `form` or by itself.
-    pub(in crate::http) fn file_body(mut self, form: impl Into<RefOr<Schema>>) -> Self {
+    pub(in crate::http) fn file_body(self, form: impl Into<RefOr<Schema>>) -> Self {
+        self.file_body_of(form, &[BYTES])
+    }
+
+    /// Adds a required body that is an image's file, in a form or by itself.
+    pub(in crate::http) fn image_body(self, form: impl Into<RefOr<Schema>>) -> Self {
+        self.file_body_of(form, &OutputFormat::ALL.map(OutputFormat::content_type))
+    }
+
+    fn file_body_of(mut self, form: impl Into<RefOr<Schema>>, media_types: &[&str]) -> Self {
         let form = ContentBuilder::new().schema(Some(form)).build();
-        let file = ContentBuilder::new().schema(Some(text().content_media_type(BYTES))).build();
-        let body = RequestBodyBuilder::new().required(Some(Required::True));
-        self.body = Some(body.content("multipart/form-data", form).content(BYTES, file).build());
+        let body = RequestBodyBuilder::new().required(Some(Required::True)).content(FORM, form);
+        let with_file = |body: RequestBodyBuilder, media_type: &&str| {
+            let file = ContentBuilder::new().schema(Some(text().content_media_type(*media_type))).build();
+            body.content(*media_type, file)
+        };
+        self.body = Some(media_types.iter().fold(body, with_file).build());
         self.refuses([
             ErrorCode::InvalidRequest,
             ErrorCode::BodyTimeout,
             ErrorCode::BodyTooLarge,
             ErrorCode::TooManyBodies,
+            ErrorCode::UnsupportedMediaType,
+        ])
+    }
+
+    /// Adds a required body that is a form.
+    pub(in crate::http) fn form_body<T: ToSchema>(mut self) -> Self {
+        let content = ContentBuilder::new().schema(Some(self.reference::<T>())).build();
+        self.body = Some(RequestBodyBuilder::new().required(Some(Required::True)).content(FORM, content).build());
+        self.refuses([
+            ErrorCode::InvalidRequest,
+            ErrorCode::BodyTimeout,
+            ErrorCode::BodyTooLarge,
             ErrorCode::UnsupportedMediaType,
         ])
     }

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use fluxserve::domain::model::ModelCard;
 use fluxserve::domain::money::Prices;
 use fluxserve::domain::precision::Precision;
 use fluxserve::http::HttpSettings;
 use fluxserve::kubernetes::ClusterSettings;
+use fluxserve::uploads::UploadLimits;
 
 use super::PATIENCE;
 use crate::fake_engine::EngineControl;
@@ -29,6 +31,9 @@ pub(crate) struct Options {
     pub(crate) precision: Precision,
     pub(crate) prices: Option<Prices>,
     pub(crate) stall_min: Duration,
+    pub(crate) uploads: UploadLimits,
+    /// Changes the card of the model.
+    pub(crate) change_card: fn(&mut ModelCard),
 }
 
 impl Default for Options {
@@ -57,6 +62,8 @@ impl Default for Options {
             precision: Precision::default(),
             prices: None,
             stall_min: Duration::from_mins(1),
+            uploads: UploadLimits::default(),
+            change_card: |_| {},
         }
     }
 }

@@ -18,6 +18,7 @@ use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesPart
 use fluxserve::loras::{HubFile, Inspected, LoraCatalog, LoraParts, LoraReport};
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
+use fluxserve::uploads::{UploadParts, Uploads};
 use tempfile::TempDir;
 
 use super::{NAMESPACE, Options, PATIENCE};
@@ -83,6 +84,18 @@ pub(super) async fn start_loras(
     });
     loras.sweep().await.expect("swept");
     loras
+}
+
+/// The uploads, after the removal of what a crash has left.
+pub(super) async fn start_uploads(
+    options: &Options,
+    folder: &TempDir,
+    (store, keys): (&Store, &KeyService),
+    clock: Arc<dyn Clock>,
+) -> Uploads {
+    let (store, keys, limits) = (store.clone(), keys.clone(), options.uploads);
+    let parts = UploadParts { store, keys, folder: folder.path().join("uploads"), clock, limits };
+    Uploads::start(parts).await.expect("a database")
 }
 
 pub(super) fn start_queues(catalog: &Catalog, options: &Options, control: &EngineControl) -> BTreeMap<ModelId, Queue> {

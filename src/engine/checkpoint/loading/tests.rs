@@ -7,12 +7,13 @@ use candle_nn::var_builder::SimpleBackend;
 
 use super::super::stream::slow::Slow;
 use super::*;
-use crate::domain::model::{CompletedFiles, ModelFiles};
+use crate::domain::model::{Attachments, CompletedFiles, ModelFiles};
 use crate::domain::precision::Precision;
 use crate::engine::adapted::AdapterSet;
 use crate::engine::blocks::BlockType;
 use crate::engine::models::flux1::config::TransformerConfig;
 use crate::engine::models::flux1::text::TextEncoders;
+use crate::engine::models::flux1::transformer::ControlNet;
 use crate::engine::models::flux1::{Decoder, Encoder, Sequence, Transformer};
 use crate::engine::noise::standard_normal;
 
@@ -105,6 +106,25 @@ fn the_model_asks_in_the_order_of_the_plan_and_all_bytes_are_reported() {
     let files = crate::engine::inspect(&ModelFiles::Directory(folder()));
     assert_eq!(bytes, files.components.iter().map(|component| component.bytes).sum::<usize>());
     assert_eq!(bytes as u64, loaded);
+}
+
+#[test]
+fn the_tensors_of_a_controlnet_come_behind_the_checkpoints_in_the_order_of_the_plan() {
+    let net = folder().with_file_name("family/controlnet/FLUX.1-dev-ControlNet-Union");
+    let attachments = Attachments { controlnets: vec![("union".into(), net)], ..Attachments::default() };
+    let (path, text_encoders, vae, base) = (folder(), Vec::new(), None, None);
+    let files = CompletedFiles { path, text_encoders, vae, base, attachments };
+    let checkpoint = Checkpoint::open(&ModelFiles::Completed(Box::new(files))).expect("opens");
+    let (configs, progress) = (&checkpoint.configs, Arc::new(Progress::default()));
+    let loading = slowly(&checkpoint, false, &progress);
+    Decoder::load(&configs.vae, &loading.decoder()).expect("loads");
+    Encoder::load(&configs.vae, &loading.encoder()).expect("loads");
+    TextEncoders::load(configs, loading.clip(), loading.t5(), false).expect("loads");
+    Transformer::load(&configs.transformer, &loading.transformer(), Precision::Full, None).expect("loads");
+    ControlNet::load(&loading.controlnets()[0]).expect("loads");
+    assert_eq!(loading.stream.as_ref().expect("streams").restarts(), 0, "the net asks in another order");
+    let (planned, loaded) = *progress.0.lock().expect("no panic");
+    assert_eq!(planned, loaded);
 }
 
 #[test]
@@ -213,16 +233,20 @@ fn velocity(transformer: &Transformer, config: &TransformerConfig) -> Vec<f32> {
     let text = transformer.embed_text(&random(1, 4, config.joint_attention_dim), &none).expect("embeds");
     let condition =
         transformer.embed_condition(&random(2, 1, config.pooled_projection_dim), 3.5, &none).expect("embeds");
-    let rotary = transformer.rotary(4, 2, 3).expect("tables");
+    let rotary = transformer.rotary(4, [2, 3], &[]).expect("tables");
     let latents = random(3, 6, config.in_channels);
     let sequence = Sequence {
         latents: &latents,
+        joined: None,
+        references: None,
         text: &text,
         condition: &condition,
         modulation: None,
         rotary: &rotary,
         sigma: 0.7,
         adapters: &none,
+        cache: None,
+        residuals: None,
     };
     let velocities = transformer.velocities(&[sequence]).expect("runs");
     velocities[0].flatten_all().and_then(|all| all.to_vec1()).expect("numbers")

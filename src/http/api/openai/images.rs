@@ -1,4 +1,5 @@
-//! `POST /v1/images/generations`: the requested number of images, each as its own job; all or none.
+//! `POST /v1/images/generations`, and the answer of all routes for images: the requested number of images, each as its own
+//! job; all or none.
 
 use axum::extract::State;
 use axum::http::StatusCode;
@@ -12,7 +13,7 @@ use serde_json::json;
 use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
-use super::request::{GenerateImages, ImageForm};
+use super::request::{GenerateImages, ImageForm, ValidImages};
 use crate::auth::Principal;
 use crate::domain::format::OutputFormat;
 use crate::domain::priority::Priority;
@@ -29,7 +30,7 @@ use crate::jobs::{AcceptedJob, Image, JobReport, Submission, Submitted};
 /// Images.
 #[derive(Serialize, ToSchema)]
 #[schema(as = OpenAiImages)]
-struct ImagesView {
+pub(super) struct ImagesView {
     /// Unix seconds.
     created: i64,
     data: Vec<ImageView>,
@@ -71,18 +72,34 @@ pub(in crate::http) async fn generate(
     State(state): State<HttpState>,
     caller: InferenceCaller,
     origin: Origin,
-    ApiJson { value: request, .. }: ApiJson<GenerateImages>,
+    ApiJson { value: GenerateImages(request), .. }: ApiJson<GenerateImages>,
 ) -> Result<Response, ApiError> {
-    let card = state.card_of(request.model())?;
-    let (specs, loras) = request.specs(&state, card, &caller.0.limits).await?;
-    let caller = caller.recheck(&state).await?;
+    let card = state.card_of(&request.model)?;
+    let main = card.conditioning.main_role();
+    if *card.images(main).start() > 0 {
+        let reason = format!("needs {main} images: send them to `POST /v1/images/edits`");
+        return Err(ApiError::invalid(vec![FieldError::new("model", reason)]));
+    }
+    let (params, settled) = request.settle(&state, &caller.0.limits).await?;
+    let valid = settled.check(GenerateSpec::new(params, card))?;
+    respond(&state, &caller, &origin, valid).await
+}
+
+/// Generates the images of a request that is valid, and answers with them.
+pub(super) async fn respond(
+    state: &HttpState,
+    caller: &InferenceCaller,
+    origin: &Origin,
+    ValidImages { specs, loras, output_format, form }: ValidImages,
+) -> Result<Response, ApiError> {
+    let caller = caller.recheck(state).await?;
     loras.check_allowed(&caller.limits)?;
-    count(&state, &caller, specs.len() as u32)?;
+    count(state, &caller, specs.len() as u32)?;
     // An early end of this function, by an error or a client that hangs up, drops the jobs, which cancels them.
-    let accepted = accept_all(&state, &caller, specs, request.output_format).await?;
-    let reports = try_join_all(accepted.iter().map(|job| until_ended(&state, job))).await?;
-    let response = match request.form {
-        ImageForm::Link => answer(reports.iter().map(|report| linked(report, &origin)).collect(), &reports)?,
+    let accepted = accept_all(state, &caller, specs, output_format).await?;
+    let reports = try_join_all(accepted.iter().map(|job| until_ended(state, job))).await?;
+    let response = match form {
+        ImageForm::Link => answer(reports.iter().map(|report| linked(report, origin)).collect(), &reports)?,
         ImageForm::Base64 => {
             let mut images = Vec::with_capacity(reports.len());
             for JobReport { job, .. } in &reports {

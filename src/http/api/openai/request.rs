@@ -1,8 +1,7 @@
-//! The body of `POST /v1/images/generations`. OpenAI's options that this worker does not support are refused by name,
-//! unless they only state the default behavior.
+//! The body of `POST /v1/images/generations`, and what it has in common with those of the routes that take images. OpenAI's
+//! options that this worker does not support are refused by name, unless they only state the default behavior.
 
 use std::fmt::Display;
-use std::iter;
 use std::str::FromStr;
 
 use serde_json::Value;
@@ -11,30 +10,38 @@ use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::domain::adapter::LORAS;
+use crate::domain::conditioning::IMAGES;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::ModelId;
 use crate::domain::limits::KeyLimits;
-use crate::domain::model::ModelCard;
-use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, SEED_MAX, random_seed};
+use crate::domain::spec::{FieldError, GenerateParams, GenerateSpec, INPUT_IMAGES, SEED_MAX, random_seed};
+use crate::domain::step_cache::{CACHE, CACHE_THRESHOLD};
+use crate::http::api::wanted_cache;
 use crate::http::api::wanted_loras::{FoundLoras, WantedLoras};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::json::{self, Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, integer, number, one_of, text};
 use crate::http::state::HttpState;
 
-/// Maximum images of one request.
+/// Maximum images of one answer.
 const IMAGES_MAX: u32 = 10;
 const ABOUT: &str = "Images to generate, with the fields of OpenAI's API and some of our own. The model's \
                      `parameter_limits` have the limits of the fields (`GET /v1/inference/models`).";
 const AUTO: &str = "auto";
 
-/// Options without a choice here, and their accepted values, which state the default behavior.
+const WITHOUT_EFFECT: &str = "Accepted at the values that clients send by themselves, and without effect.";
+
+/// The field of input images.
+pub(super) const IMAGE: &str = "image";
+
+/// Options of OpenAI's models that none of ours has, with the values that its clients and gateways send by themselves: they ask
+/// for nothing that this worker would have to refuse. What they choose there, `steps` and the prompt choose here.
 const FIXED: [(&str, &[&str]); 4] = [
-    ("quality", &[AUTO, "standard"]),
+    ("quality", &[AUTO, "standard", "hd", "low", "medium", "high"]),
     // No image of ours is transparent.
     ("background", &[AUTO, "opaque"]),
-    ("moderation", &[AUTO]),
-    ("style", &[AUTO]),
+    ("moderation", &[AUTO, "low"]),
+    ("style", &[AUTO, "vivid", "natural"]),
 ];
 
 /// How an image is returned.
@@ -84,23 +91,40 @@ impl FromStr for Size {
     }
 }
 
-/// The parsed request.
-pub(in crate::http) struct GenerateImages {
-    model: ModelId,
-    params: GenerateParams,
+/// What the requests for images have in common.
+pub(super) struct Common {
+    pub(super) model: ModelId,
+    /// Without seed and LoRAs.
+    pub(super) params: GenerateParams,
     images: u32,
     loras: WantedLoras,
     seed: Option<u64>,
+    output_format: OutputFormat,
+    form: ImageForm,
+}
+
+/// The part of a request that does not depend on its parameters.
+pub(super) struct Settled {
+    images: u32,
+    loras: FoundLoras,
+    /// What is wrong with the LoRAs in the prompt.
+    errors: Vec<FieldError>,
+    output_format: OutputFormat,
+    form: ImageForm,
+}
+
+/// Valid requests, one for each image, and how their images are returned.
+pub(super) struct ValidImages {
+    /// At least one. They differ only in their seeds.
+    pub(super) specs: Vec<GenerateSpec>,
+    pub(super) loras: FoundLoras,
     pub(super) output_format: OutputFormat,
     pub(super) form: ImageForm,
 }
 
-impl FromFields for GenerateImages {
-    fn from_fields(fields: &mut Fields) -> Option<Self> {
-        let prompt = fields.required_text("prompt");
-        if prompt.as_ref().is_some_and(String::is_empty) {
-            fields.refuse("prompt", "must not be empty");
-        }
+impl Common {
+    /// Reads its fields.
+    pub(super) fn read(fields: &mut Fields) -> Option<Self> {
         let model = fields.required_text("model");
         let images = fields.small_number("n").unwrap_or(1);
         if !(1..=IMAGES_MAX).contains(&images) {
@@ -113,6 +137,7 @@ impl FromFields for GenerateImages {
             height: sides.map(|(_, height)| height),
             steps: fields.small_number("steps"),
             guidance: fields.number("guidance"),
+            step_cache: wanted_cache::read(fields),
             ..GenerateParams::default()
         };
         let loras = WantedLoras::read(fields);
@@ -122,58 +147,16 @@ impl FromFields for GenerateImages {
         fields.text("user");
         fields.text("safety_identifier");
         refuse_choices(fields);
-        let params = GenerateParams { prompt: prompt?, ..params };
         Some(Self { model: ModelId::new(model?), params, images, loras, seed, output_format, form })
     }
 
-    // OpenAI's clients may send ignored fields of any length.
-    fn body_bytes_max(state: &HttpState) -> usize {
-        state.settings.body_bytes_max
-    }
-}
-
-/// A field with a fixed set of values.
-fn chosen<T: FromStr<Err: Display> + Default>(fields: &mut Fields, field: &str) -> T {
-    let Some(word) = fields.text(field) else { return T::default() };
-    word.parse().unwrap_or_else(|error: T::Err| {
-        fields.refuse(field, error.to_string());
-        T::default()
-    })
-}
-
-fn refuse_choices(fields: &mut Fields) {
-    for (field, words) in FIXED {
-        if fields.text(field).is_some_and(|word| !words.contains(&word.as_str())) {
-            fields.refuse(field, format!("is not supported: leave it out, or send `{}`", words.join("` or `")));
-        }
-    }
-    let mut refuse = |field: &str, usual: Option<Value>, reason: &str| {
-        let value = fields.given(field).filter(|value| !value.is_null());
-        let is_usual = value == usual || usual.as_ref().is_some_and(|usual| is_same_number(usual, value.as_ref()));
-        if value.is_some() && !is_usual {
-            fields.refuse(field, reason);
-        }
-    };
-    refuse("stream", Some(false.into()), "images are not streamed: leave it out, or send `false`");
-    refuse("partial_images", Some(0.into()), "images are not streamed: leave it out, or send 0");
-    refuse("output_compression", None, "is not supported: leave it out");
-}
-
-/// Whether both are the same whole number, in any notation.
-fn is_same_number(usual: &Value, given: Option<&Value>) -> bool {
-    json::integer(usual).is_some_and(|usual| given.and_then(json::integer) == Some(usual))
-}
-
-impl ToSchema for GenerateImages {}
-
-impl PartialSchema for GenerateImages {
-    fn schema() -> RefOr<Schema> {
+    /// Adds its fields to a schema.
+    pub(super) fn schema(object: ObjectSchema) -> ObjectSchema {
         let formats = one_of(OutputFormat::ALL.map(OutputFormat::as_str));
         let forms = one_of(ImageForm::ALL.map(ImageForm::as_str));
         let user = "Accepted for clients that send it. Not stored, and without effect.";
-        let never = ObjectBuilder::new().schema_type(Type::Null);
-        let object = ObjectSchema::new(ABOUT)
-            .required("prompt", text().min_length(Some(1)).description(Some("What to generate.")))
+        let compression = integer(100).maximum(Some(100));
+        let object = object
             .required("model", text().description(Some("The model's id.")))
             .optional(
                 "n",
@@ -200,59 +183,136 @@ impl PartialSchema for GenerateImages {
                 )),
             )
             .optional(LORAS, WantedLoras::schema())
+            .optional(CACHE, wanted_cache::schema())
+            .optional(CACHE_THRESHOLD, wanted_cache::threshold_schema())
             .optional("user", text().description(Some(user)))
             .optional("safety_identifier", text().description(Some(user)))
             .optional("stream", ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([false])))
             .optional("partial_images", integer(0).maximum(Some(0)))
-            .optional("output_compression", never.description(Some("Not supported.")));
-        let fixed = |object: ObjectSchema, (field, words): (&str, &'static [&'static str])| {
-            object.optional(field, one_of(words.iter().copied()).description(Some("Not supported.")))
-        };
-        FIXED.into_iter().fold(object, fixed).into()
-    }
-}
-
-impl GenerateImages {
-    /// The model it asks for.
-    pub(super) fn model(&self) -> &ModelId {
-        &self.model
+            .optional("output_compression", compression.description(Some(WITHOUT_EFFECT)));
+        FIXED.into_iter().fold(object, |object, (field, words)| object.optional(field, without_effect(words)))
     }
 
-    /// One valid request for each image, which differ only in their seeds, of a caller with these limits; and their LoRAs.
-    pub(super) async fn specs(
-        &self,
+    /// Its parameters, with the seed of the first image and the LoRAs, of a caller with these limits.
+    pub(super) async fn settle(
+        self,
         state: &HttpState,
-        card: &ModelCard,
         limits: &KeyLimits,
-    ) -> Result<(Vec<GenerateSpec>, FoundLoras), ApiError> {
-        let first = match self.seed {
+    ) -> Result<(GenerateParams, Settled), ApiError> {
+        let Self { mut params, mut loras, images, seed, output_format, form, .. } = self;
+        params.seed = match seed {
             Some(seed) => seed,
             None => random_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
         };
-        let (mut params, mut loras, mut errors) = (self.params.clone(), self.loras.clone(), Vec::new());
+        let mut errors = Vec::from_iter(wanted_cache::refusal(params.step_cache, &state.settings));
         loras.read_prompt(state, &mut params.prompt, &mut errors);
         let loras = loras.find(state, limits).await?;
         params.loras = loras.uses();
-        let spec = |seed| GenerateSpec::new(GenerateParams { seed, ..params.clone() }, card);
-        let specs: Result<Vec<_>, Vec<_>> = seeds(first).take(self.images as usize).map(spec).collect();
-        let specs = specs.map_err(|errors| errors.into_iter().map(as_size_error).collect());
-        Ok((loras.settle(specs, errors)?, loras))
+        Ok((params, Settled { images, loras, errors, output_format, form }))
     }
 }
 
-/// The seeds of the images of one request. After the largest comes 0.
-fn seeds(first: u64) -> impl Iterator<Item = u64> {
-    iter::successors(Some(first), |seed| Some(if *seed >= SEED_MAX { 0 } else { seed + 1 }))
+impl Settled {
+    /// One request for each image, from the check of the first.
+    ///
+    /// # Errors
+    /// Everything that is wrong with the first.
+    pub(super) fn check(self, outcome: Result<GenerateSpec, Vec<FieldError>>) -> Result<ValidImages, ApiError> {
+        let Self { images, loras, errors, output_format, form } = self;
+        let outcome = outcome.map_err(|errors| errors.into_iter().map(with_openai_name).collect());
+        let first = loras.settle(outcome, errors)?;
+        let specs = (0..images).map(|later| first.with_later_seed(later)).collect();
+        Ok(ValidImages { specs, loras, output_format, form })
+    }
 }
 
-/// Width and height are one field here.
-fn as_size_error(error: FieldError) -> FieldError {
+/// The required prompt.
+pub(super) fn prompt(fields: &mut Fields) -> Option<String> {
+    let prompt = fields.required_text("prompt");
+    if prompt.as_ref().is_some_and(String::is_empty) {
+        fields.refuse("prompt", "must not be empty");
+    }
+    prompt
+}
+
+/// The parsed request.
+pub(in crate::http) struct GenerateImages(pub(super) Common);
+
+impl FromFields for GenerateImages {
+    fn from_fields(fields: &mut Fields) -> Option<Self> {
+        let (prompt, common) = (prompt(fields), Common::read(fields));
+        let mut common = common?;
+        common.params.prompt = prompt?;
+        Some(Self(common))
+    }
+
+    // OpenAI's clients may send ignored fields of any length.
+    fn body_bytes_max(state: &HttpState) -> usize {
+        state.settings.body_bytes_max
+    }
+}
+
+impl ToSchema for GenerateImages {}
+
+impl PartialSchema for GenerateImages {
+    fn schema() -> RefOr<Schema> {
+        let prompt = text().min_length(Some(1)).description(Some("What to generate."));
+        Common::schema(ObjectSchema::new(ABOUT).required("prompt", prompt)).into()
+    }
+}
+
+/// A field with a fixed set of values.
+fn chosen<T: FromStr<Err: Display> + Default>(fields: &mut Fields, field: &str) -> T {
+    let Some(word) = fields.text(field) else { return T::default() };
+    word.parse().unwrap_or_else(|error: T::Err| {
+        fields.refuse(field, error.to_string());
+        T::default()
+    })
+}
+
+fn refuse_choices(fields: &mut Fields) {
+    for (field, words) in FIXED {
+        refuse_other_words(fields, field, words);
+    }
+    let mut refuse = |field: &str, usual: Value, reason: &str| {
+        let value = fields.given(field).filter(|value| !value.is_null());
+        if value.is_some_and(|value| value != usual && !is_same_number(&usual, &value)) {
+            fields.refuse(field, reason);
+        }
+    };
+    refuse("stream", false.into(), "images are not streamed: leave it out, or send `false`");
+    refuse("partial_images", 0.into(), "images are not streamed: leave it out, or send 0");
+    refuse("output_compression", 100.into(), "cannot be chosen: leave it out, or send 100");
+}
+
+/// Refuses all words of a field but those without effect.
+pub(super) fn refuse_other_words(fields: &mut Fields, field: &str, words: &[&str]) {
+    if fields.text(field).is_some_and(|word| !words.contains(&word.as_str())) {
+        fields.refuse(field, format!("is not supported: leave it out, or send `{}`", words.join("` or `")));
+    }
+}
+
+/// The schema of a field with words without effect.
+pub(super) fn without_effect(words: &'static [&'static str]) -> ObjectBuilder {
+    one_of(words.iter().copied()).description(Some(WITHOUT_EFFECT))
+}
+
+/// Whether both are the same whole number, in any notation.
+fn is_same_number(usual: &Value, given: &Value) -> bool {
+    json::integer(usual).is_some_and(|usual| json::integer(given) == Some(usual))
+}
+
+/// The error of a field that has another name here: width and height are one field, and images have no roles.
+fn with_openai_name(error: FieldError) -> FieldError {
     let FieldError { field, reason } = error;
-    if !["width", "height"].contains(&field.as_str()) {
-        return FieldError { field, reason };
+    match field.as_str() {
+        "width" | "height" => {
+            let reason = if reason.starts_with("must") { format!("{field} {reason}") } else { reason };
+            FieldError::new("size", reason)
+        }
+        INPUT_IMAGES | IMAGES => FieldError::new(IMAGE, reason),
+        _ => FieldError { field, reason },
     }
-    let reason = if reason.starts_with("must") { format!("{field} {reason}") } else { reason };
-    FieldError::new("size", reason)
 }
 
 #[cfg(test)]
@@ -269,9 +329,15 @@ mod tests {
     }
 
     #[test]
-    fn after_the_largest_seed_comes_the_smallest() {
-        let taken = |first| seeds(first).take(3).collect::<Vec<_>>();
-        assert_eq!(taken(7), [7, 8, 9]);
-        assert_eq!(taken(SEED_MAX - 1), [SEED_MAX - 1, SEED_MAX, 0]);
+    fn errors_have_the_names_of_openais_fields() {
+        for (field, name, reason) in [
+            ("width", "size", "width must be even"),
+            ("input_images_base64", "image", "must be even"),
+            ("images", "image", "must be even"),
+            ("image[1]", "image[1]", "must be even"),
+            ("steps", "steps", "must be even"),
+        ] {
+            assert_eq!(with_openai_name(FieldError::new(field, "must be even")), FieldError::new(name, reason));
+        }
     }
 }

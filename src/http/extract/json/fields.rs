@@ -1,4 +1,4 @@
-//! The fields of a JSON object, taken one by one, so that an error names every unknown or invalid field at once.
+//! The fields of a JSON object or a form, taken one by one, so that an error names every unknown or invalid field at once.
 
 #[cfg(test)]
 use std::collections::BTreeSet;
@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::VALUES_MAX;
+use super::object::count_values;
 use crate::auth::Change;
 use crate::domain::spec::FieldError;
 use crate::http::extract::body::SMALL_BODY_BYTES_MAX;
@@ -33,6 +35,10 @@ pub(in crate::http) trait FromFields: Sized + Send + 'static {
 #[derive(Debug)]
 pub(in crate::http) struct Fields {
     values: Map<String, Value>,
+    /// Whether all values are texts, as a form has them: those of other types are JSON in their text.
+    is_form: bool,
+    /// The files of a form, each with its field.
+    files: Vec<(String, Vec<u8>)>,
     errors: Vec<FieldError>,
     /// All fields that were read, which the OpenAPI document must list.
     #[cfg(test)]
@@ -43,9 +49,33 @@ impl Fields {
     pub(super) fn new(values: Map<String, Value>, errors: Vec<FieldError>) -> Self {
         Self {
             values,
+            is_form: false,
+            files: Vec::new(),
             errors,
             #[cfg(test)]
             names_read: BTreeSet::new(),
+        }
+    }
+
+    /// Those of a form: its texts and its files.
+    pub(in crate::http::extract) fn of_form(
+        texts: Map<String, Value>,
+        files: Vec<(String, Vec<u8>)>,
+        errors: Vec<FieldError>,
+    ) -> Self {
+        Self { is_form: true, files, ..Self::new(texts, errors) }
+    }
+
+    /// Reads all of `T`.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub(in crate::http::extract) fn parse<T: FromFields>(mut self) -> Result<T, Vec<FieldError>> {
+        let read = T::from_fields(&mut self);
+        let errors = self.finish();
+        match read {
+            Some(read) if errors.is_empty() => Ok(read),
+            _ => Err(errors),
         }
     }
 
@@ -64,8 +94,18 @@ impl Fields {
     }
 
     fn take<T>(&mut self, field: &str, must_be: &str, read: impl FnOnce(Value) -> Option<T>) -> Option<T> {
-        let value = self.remove(field).filter(|value| !value.is_null())?;
-        let read = read(value);
+        let value = self.given(field);
+        self.check(field, value, must_be, read)
+    }
+
+    fn check<T>(
+        &mut self,
+        field: &str,
+        value: Option<Value>,
+        must_be: &str,
+        read: impl FnOnce(Value) -> Option<T>,
+    ) -> Option<T> {
+        let read = read(value.filter(|value| !value.is_null())?);
         if read.is_none() {
             self.refuse(field, format!("must be {must_be}"));
         }
@@ -79,10 +119,22 @@ impl Fields {
 
     /// A string.
     pub(in crate::http) fn text(&mut self, field: &str) -> Option<String> {
-        self.take(field, "a string", |value| match value {
+        let value = self.remove(field);
+        self.check(field, value, "a string", |value| match value {
             Value::String(text) => Some(text),
             _ => None,
         })
+    }
+
+    /// The files of this field, in their order.
+    pub(in crate::http) fn files(&mut self, field: &str) -> Vec<Vec<u8>> {
+        if self.remove(field).is_some() {
+            self.refuse(field, "must be a file: its part of the form needs a file name");
+        }
+        let (wanted, others): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.files).into_iter().partition(|(name, _)| name == field);
+        self.files = others;
+        wanted.into_iter().map(|(_, bytes)| bytes).collect()
     }
 
     /// A string that is parsed as `T`, whose error lists the possible values.
@@ -103,7 +155,8 @@ impl Fields {
 
     /// A value of any type, including `null`.
     pub(in crate::http) fn given(&mut self, field: &str) -> Option<Value> {
-        self.remove(field)
+        let value = self.remove(field)?;
+        Some(if self.is_form { typed(value) } else { value })
     }
 
     /// A required value of any type.
@@ -193,11 +246,23 @@ impl Fields {
     }
 
     /// All errors. Fields that were not taken are unknown, unless they are `null`.
-    pub(super) fn finish(self) -> Vec<FieldError> {
+    fn finish(self) -> Vec<FieldError> {
         let mut errors = self.errors;
         let unknown = self.values.into_iter().filter(|(_, value)| !value.is_null());
         errors.extend(unknown.map(|(field, _)| FieldError::new(field, "is not a known field")));
+        errors.extend(self.files.into_iter().map(|(field, _)| FieldError::new(field, "is not the field of a file")));
         errors
+    }
+}
+
+/// The value of a form's text for a field that is no text: JSON, such as a number. Other texts stay what they are, for the field
+/// to refuse.
+fn typed(value: Value) -> Value {
+    match value {
+        Value::String(text) if count_values(text.as_bytes()) <= VALUES_MAX => {
+            serde_json::from_str(&text).unwrap_or(Value::String(text))
+        }
+        value => value,
     }
 }
 
@@ -227,5 +292,40 @@ mod tests {
         }
         assert_eq!(integer(&json!(562_949_953_421_312.0)), Some(562_949_953_421_312));
         assert_eq!(parsed("9007199254740991.0"), Some(u64::MAX), "not a neighboring number");
+    }
+
+    /// The fields of a form with these texts and one file, `image`.
+    fn form(texts: &[(&str, &str)]) -> Fields {
+        let texts = texts.iter().map(|(name, text)| ((*name).to_owned(), json!(text))).collect();
+        Fields::of_form(texts, vec![("image".to_owned(), vec![7])], Vec::new())
+    }
+
+    #[test]
+    fn the_texts_of_a_form_have_the_types_of_their_fields() {
+        let mut fields = form(&[("prompt", "7"), ("n", "2"), ("stream", "false"), ("strength", "0.5")]);
+        assert_eq!(fields.text("prompt").as_deref(), Some("7"), "a text stays one");
+        assert_eq!((fields.small_number("n"), fields.number("strength")), (Some(2), Some(0.5)));
+        assert_eq!(fields.given("stream"), Some(json!(false)));
+        assert_eq!(fields.files("image"), [[7_u8]]);
+        assert!(fields.finish().is_empty());
+
+        let mut fields = form(&[("loras", r#"[{"id": "pen", "scale": 2}]"#)]);
+        let read = |fields: &mut Fields| Some((fields.required_text("id")?, fields.number("scale")));
+        assert_eq!(fields.objects("loras", read), [("pen".to_owned(), Some(2.0))]);
+    }
+
+    #[test]
+    fn everything_that_is_wrong_in_a_form_is_named() {
+        let mut fields = form(&[("n", "two"), ("seed", ""), ("mask", "data:"), ("svg", "1")]);
+        assert_eq!((fields.small_number("n"), fields.whole_number("seed")), (None, None));
+        assert!(fields.files("mask").is_empty());
+        let errors = fields.finish();
+        let errors: Vec<&str> = errors.iter().map(|error| error.field.as_str()).collect();
+        assert_eq!(errors, ["n", "seed", "mask", "svg", "image"]);
+
+        let many = format!("[{}]", vec!["{}"; VALUES_MAX].join(","));
+        let mut fields = form(&[("loras", &many)]);
+        fields.objects("loras", |_| Some(()));
+        assert_eq!(fields.finish().first().map(|error| error.field.as_str()), Some("loras"), "it is not even parsed");
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Knows neither files nor what a layer computes.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ pub(super) struct Blocks<B> {
 
 /// Reads layers by their numbers.
 type Read<B> = Box<dyn Fn(usize) -> Result<B> + Send + Sync>;
+
+/// What is done with each layer, and whether the pass goes on.
+type Run<'r, B> = &'r mut dyn FnMut(&B) -> Result<ControlFlow<()>>;
 
 struct Source<B> {
     read: Read<B>,
@@ -96,14 +100,30 @@ impl<B: Send> Blocks<B> {
     /// # Errors
     /// When `run` fails, or a layer cannot be read: then the next pass reads it again.
     pub(super) fn each(&self, mut run: impl FnMut(&B) -> Result<()>) -> Result<()> {
+        self.each_until(|layer| run(layer).map(ControlFlow::Continue))
+    }
+
+    /// Calls `run` with each layer until it breaks. No further layer is read then, but for what was being read ahead: on the CPU one
+    /// layer, elsewhere a few buffers (`checkpoint/stream.rs`), which the next pass drops.
+    ///
+    /// # Errors
+    /// As [`Self::each`]. A layer that was read ahead for nothing is no error.
+    pub(super) fn each_until(&self, mut run: impl FnMut(&B) -> Result<ControlFlow<()>>) -> Result<()> {
         match &self.source {
-            None => self.kept.iter().flatten().try_for_each(run),
+            None => {
+                for layer in self.kept.iter().flatten() {
+                    if run(layer)?.is_break() {
+                        break;
+                    }
+                }
+                Ok(())
+            }
             Some(source) if source.tensors.device().is_cpu() => self.each_read_by_threads(source, &mut run),
             Some(source) => self.each_read_between(source, &mut run),
         }
     }
 
-    fn each_read_by_threads(&self, source: &Source<B>, run: &mut dyn FnMut(&B) -> Result<()>) -> Result<()> {
+    fn each_read_by_threads(&self, source: &Source<B>, run: Run<B>) -> Result<()> {
         let numbers = self.read_numbers();
         // Threads of their own: a compute thread that waits for the disk would keep the others waiting.
         let threads = rayon::ThreadPoolBuilder::new().num_threads(readers());
@@ -119,19 +139,23 @@ impl<B: Send> Blocks<B> {
         threads.build_scoped(rayon::ThreadBuilder::run, pass).map_err(Error::wrap)?
     }
 
-    fn run_all(&self, take: &Receiver<Result<Held<'_, B>>>, run: &mut dyn FnMut(&B) -> Result<()>) -> Result<()> {
+    fn run_all(&self, take: &Receiver<Result<Held<'_, B>>>, run: Run<B>) -> Result<()> {
         for kept in &self.kept {
-            if let Some(layer) = kept {
-                run(layer)?;
+            let flow = if let Some(layer) = kept {
+                run(layer)?
             } else {
                 let held = take.recv().map_err(|_| Error::msg("the thread that reads blocks has ended"))??;
-                run(&held.layer)?;
+                run(&held.layer)?
+            };
+            // The caller drops its end of the channel, and with it the reading thread ends.
+            if flow.is_break() {
+                break;
             }
         }
         Ok(())
     }
 
-    fn each_read_between(&self, source: &Source<B>, run: &mut dyn FnMut(&B) -> Result<()>) -> Result<()> {
+    fn each_read_between(&self, source: &Source<B>, run: Run<B>) -> Result<()> {
         let mut numbers = self.read_numbers().into_iter();
         let mut next = numbers.next().map(|number| source.read(number)).transpose()?;
         for kept in &self.kept {
@@ -139,7 +163,9 @@ impl<B: Send> Blocks<B> {
             let Some(layer) = kept.as_ref().or(held.as_ref().map(|held| &held.layer)) else {
                 return Err(Error::msg("a block was not read"));
             };
-            run(layer)?;
+            if run(layer)?.is_break() {
+                break;
+            }
             if next.is_none() {
                 next = numbers.next().map(|number| source.read(number)).transpose()?;
             }
@@ -156,7 +182,7 @@ fn read_all<'a, B>(source: &'a Source<B>, numbers: &[usize], give: &SyncSender<R
         let held = source.read(*number);
         spent += started.elapsed();
         let is_failed = held.is_err();
-        // Nothing takes it where the pass has failed.
+        // Nothing takes it where the pass has failed, or ended early.
         if give.send(held).is_err() || is_failed {
             return;
         }
@@ -201,8 +227,10 @@ mod tests {
         (source.held.load(Ordering::SeqCst), source.held_max.load(Ordering::SeqCst))
     }
 
+    const ON: ControlFlow<()> = ControlFlow::Continue(());
+
     /// Both ways to read ahead.
-    type Pass = fn(&Blocks<usize>, &mut dyn FnMut(&usize) -> Result<()>) -> Result<()>;
+    type Pass = fn(&Blocks<usize>, Run<usize>) -> Result<()>;
     const PASSES: [Pass; 2] = [
         |blocks, run| blocks.each_read_by_threads(blocks.source.as_ref().expect("some are read"), run),
         |blocks, run| blocks.each_read_between(blocks.source.as_ref().expect("some are read"), run),
@@ -223,7 +251,7 @@ mod tests {
                     let mut ran = Vec::new();
                     let mut run = |layer: &usize| {
                         ran.push(*layer);
-                        Ok(())
+                        Ok(ON)
                     };
                     pass(&blocks, &mut run).expect("runs");
                     assert_eq!(ran, (0..11).collect::<Vec<_>>());
@@ -265,7 +293,7 @@ mod tests {
             }
             let read = reads.numbers.lock().expect("no panic").len();
             assert!(read <= layer + 2, "{read} were read while {layer} computes");
-            Ok(())
+            Ok(ON)
         };
         PASSES[0](&blocks, &mut run).expect("runs");
         assert_eq!(held(&blocks), (0, 2));
@@ -281,7 +309,7 @@ mod tests {
                 let mut ran = 0;
                 let failed = pass(&blocks, &mut |_| {
                     ran += 1;
-                    Ok(())
+                    Ok(ON)
                 });
                 assert!(failed.expect_err("fails").to_string().contains("the file is gone"));
                 assert!(ran <= fails_at && held(&blocks).0 == 0, "{ran}");
@@ -289,7 +317,7 @@ mod tests {
                 let mut ran = 0;
                 let again = pass(&blocks, &mut |_| {
                     ran += 1;
-                    Ok(())
+                    Ok(ON)
                 });
                 again.expect("runs");
                 assert_eq!(ran, 5);
@@ -302,12 +330,54 @@ mod tests {
         for pass in PASSES {
             let reads = Arc::new(Reads::default());
             let all = blocks(9, |_| true, &reads);
-            let failed = pass(&all, &mut |layer| if *layer == 3 { Err(Error::msg("no memory")) } else { Ok(()) });
+            let failed = pass(&all, &mut |layer| if *layer == 3 { Err(Error::msg("no memory")) } else { Ok(ON) });
             assert!(failed.expect_err("fails").to_string().contains("no memory"));
             assert_eq!(held(&all).0, 0);
             // The reading side holds the other reference to `reads`, through `all` alone: threads are joined with the pass.
             drop(all);
             assert_eq!(Arc::strong_count(&reads), 1);
         }
+    }
+
+    /// Of the layers behind the last one that ran, at most one was read, and it is not kept. The next pass has them all.
+    #[test]
+    fn a_pass_that_ends_early_reads_no_more_than_one_further_layer() {
+        for pass in PASSES {
+            for ends_at in [0, 3, 8] {
+                let reads = Arc::new(Reads::default());
+                let all = blocks(9, |_| true, &reads);
+                let mut ran = Vec::new();
+                let mut run = |layer: &usize| {
+                    ran.push(*layer);
+                    Ok(if *layer == ends_at { ControlFlow::Break(()) } else { ON })
+                };
+                pass(&all, &mut run).expect("ends");
+                assert_eq!(ran, (0..=ends_at).collect::<Vec<_>>());
+                let read = std::mem::take(&mut *reads.numbers.lock().expect("no panic"));
+                assert!((ends_at + 1..=ends_at + 2).contains(&read.len()), "{read:?}, up to {ends_at}");
+                assert_eq!(held(&all).0, 0);
+                let mut ran = 0;
+                let again = pass(&all, &mut |_| {
+                    ran += 1;
+                    Ok(ON)
+                });
+                again.expect("runs");
+                assert_eq!(ran, 9);
+                drop(all);
+                assert_eq!(Arc::strong_count(&reads), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn layers_that_are_kept_are_run_until_one_breaks() {
+        let all = blocks(5, |_| false, &Arc::new(Reads::default()));
+        let mut ran = Vec::new();
+        let run = |layer: &usize| {
+            ran.push(*layer);
+            Ok(if *layer == 2 { ControlFlow::Break(()) } else { ON })
+        };
+        all.each_until(run).expect("ends");
+        assert_eq!(ran, [0, 1, 2]);
     }
 }

@@ -52,8 +52,16 @@ enum Weight {
 impl ModulationsLoader {
     /// Allocates the layers of all blocks.
     pub(super) fn new(config: &TransformerConfig, tensors: &Tensors) -> Result<Self> {
+        Self::joining(parts_of_blocks(config) + FINAL_PARTS, config, tensors)
+    }
+
+    /// Allocates the layers of all blocks of a model that has no final layer.
+    pub(super) fn without_final_layer(config: &TransformerConfig, tensors: &Tensors) -> Result<Self> {
+        Self::joining(parts_of_blocks(config), config, tensors)
+    }
+
+    fn joining(parts: usize, config: &TransformerConfig, tensors: &Tensors) -> Result<Self> {
         let hidden = config.hidden_size();
-        let parts = parts_before(config, config.num_layers + config.num_single_layers) + FINAL_PARTS;
         let weight = if tensors.are_stored() {
             Weight::Stored(Vec::new())
         } else {
@@ -114,6 +122,11 @@ impl ModulationsLoader {
     }
 }
 
+/// Parts of all blocks.
+fn parts_of_blocks(config: &TransformerConfig) -> usize {
+    parts_before(config, config.num_layers + config.num_single_layers)
+}
+
 /// Parts of the blocks before one, by its number: those with two streams come first.
 fn parts_before(config: &TransformerConfig, block: usize) -> usize {
     let double = block.min(config.num_layers);
@@ -161,6 +174,13 @@ pub(super) struct Modulated {
 }
 
 impl Modulated {
+    /// Those of some sequences, in this order.
+    pub(super) fn of_sequences(&self, sequences: &[usize]) -> Result<Self> {
+        let rows = sequences.iter().map(|sequence| self.output.narrow(0, *sequence, 1));
+        let rows: Vec<Tensor> = rows.collect::<Result<_>>()?;
+        Ok(Self { output: Tensor::cat(&rows, 0)?, hidden: self.hidden })
+    }
+
     /// One part, `[sequences, hidden]`.
     pub(super) fn part(&self, index: usize) -> Result<Tensor> {
         self.output.narrow(1, index * self.hidden, self.hidden)
