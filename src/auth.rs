@@ -12,11 +12,13 @@ mod hash;
 mod key;
 mod lane;
 mod namespaces;
+mod projects;
 mod record;
 mod rows;
 mod service;
 mod store;
 mod throttle;
+mod usage;
 mod uses;
 
 pub use admin::{
@@ -26,12 +28,14 @@ pub use audit::{AUDIT_PER_PAGE_MAX, Actor, AuditAction, AuditEntry, AuditPage, A
 pub use authenticator::{AuthError, Authenticator, Principal};
 pub use hash::HashError;
 pub use key::{KEY_CHARS, KEY_PREFIX, MalformedKey, NoRandomness, PlainKey, PublicId};
+pub use projects::{GroupChanges, NewProject, PROJECTS_MAX, ProjectEdit, ProjectError, ProjectRecord};
 pub use record::{
     Change, CreatedKey, GRACE_SECONDS_MAX, KEYS_PER_PAGE_MAX, KeyEdit, KeyError, KeyPage, KeyQuery, KeyRecord, KeyRef,
     KeyState, LimitChanges, NAME_CHARS_MAX, NewKey, Overlap, UnknownKeyState,
 };
 pub use service::KeyService;
-pub use store::audit::audit_in;
+pub use store::audit::{audit_in, audit_key_in};
+pub use usage::KeyName;
 
 use crate::store::StoreError;
 
@@ -47,6 +51,14 @@ pub enum KeyFailure {
     /// The operating system gave no random bytes.
     #[error(transparent)]
     Randomness(#[from] NoRandomness),
+    /// The row of a project holds what this program does not write.
+    #[error("the row of project {project_id} cannot be read: column {column}")]
+    CorruptProject {
+        /// The row's id as stored.
+        project_id: String,
+        /// The invalid column.
+        column: &'static str,
+    },
     /// The row holds what this program does not write.
     #[error("the row of key {key_id} cannot be read: column {column}")]
     CorruptRow {

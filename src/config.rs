@@ -8,6 +8,7 @@ mod hub;
 mod load;
 mod names;
 mod own_file;
+mod prices;
 mod public_url;
 mod resolve;
 mod settings;

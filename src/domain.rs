@@ -4,6 +4,7 @@
 //! Knows nothing of tokio, axum, sqlx or candle, and imports no other module of this crate.
 
 pub mod adapter;
+pub mod budget;
 pub mod byte_size;
 pub mod clock;
 pub mod conditioning;
@@ -19,6 +20,8 @@ pub mod job;
 pub mod limits;
 pub mod model;
 pub mod model_source;
+pub mod money;
+pub mod month;
 pub mod namespace;
 pub mod networks;
 pub mod operation_group;

@@ -5,6 +5,7 @@
 
 mod admission;
 mod allowance;
+mod charged;
 mod disk;
 mod idempotency;
 mod images;
@@ -30,6 +31,7 @@ mod usage_buffer;
 mod visibility;
 mod watch;
 mod watchers;
+mod work;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,12 +50,14 @@ pub use usage_buffer::UsageBuffer;
 pub use visibility::Visibility;
 pub use watch::{JobMark, JobUpdate, JobWatch, UnknownMark, WatchOptions};
 pub use watchers::{WATCHES_MAX, WATCHES_PER_OWNER_MAX};
+pub use work::{WorkGroup, WorkSum};
 
 use crate::catalog::Availability;
 use crate::domain::adapter::AdapterId;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::job::JobStatus;
+use crate::domain::money::Prices;
 use crate::domain::priority::Priority;
 
 /// Maximum jobs in one page of a list.
@@ -92,6 +96,8 @@ pub struct JobSettings {
     pub writes_provenance: bool,
     /// Time between sweeps.
     pub sweep_interval: Duration,
+    /// What work costs, for budgets of money. `None`: nothing is charged for.
+    pub prices: Option<Prices>,
 }
 
 /// A job as stored in the database.

@@ -36,6 +36,7 @@ use crate::queue::Queue;
 use crate::shutdown::{self, Shutdown, ShutdownTrigger};
 use crate::telemetry::pipe::Pipe;
 use crate::telemetry::{self, LAST_LINES_DEADLINE};
+use crate::usage::Usage;
 
 /// Time between sweeps of ended jobs.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(1);
@@ -197,7 +198,8 @@ struct Worker {
     servers: JoinSet<()>,
     /// Stores when keys were last used.
     uses: JoinHandle<()>,
-    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, and removes old uploads.
+    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, removes old uploads, and watches
+    /// budgets.
     keepers: JoinSet<()>,
     close: ShutdownTrigger,
 }
@@ -232,6 +234,7 @@ impl Worker {
             tracing::warn!("{note}");
         }
         let jobs = JobService::start(parts).await.inspect_err(|_| queues.values().for_each(Queue::close))?;
+        let usage = Usage::new(keys.store.clone(), keys.service.clone(), jobs.clone());
         let routers = http::routers(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
@@ -240,6 +243,7 @@ impl Worker {
             admin: keys.admin.clone(),
             loras,
             uploads: uploads.clone(),
+            usage: usage.clone(),
             kubernetes: kubernetes.clone(),
             device: describe_devices(&config.device),
             metrics,
@@ -272,6 +276,7 @@ impl Worker {
         keepers.spawn(revoked_keys::cancel_their_jobs(keys.store.clone(), keys.service.clone(), jobs.clone()));
         keepers.spawn(async move { kubernetes.keep().await });
         keepers.spawn(uploads.keep());
+        keepers.spawn(async move { usage.watch_budgets().await });
         Ok(Self { urls, catalog, queues, jobs, servers, uses, keepers, close })
     }
 
@@ -350,5 +355,6 @@ fn job_settings(config: &Config) -> JobSettings {
         input_images_bytes_max: INPUT_IMAGES_BYTES_MAX,
         writes_provenance: config.results.provenance,
         sweep_interval: SWEEP_INTERVAL,
+        prices: config.prices,
     }
 }

@@ -10,7 +10,8 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::auth::key::PublicId;
 use crate::auth::record::{Change, KeyEdit, LimitChanges, NewKey};
-use crate::domain::ids::{KeyId, SessionId};
+use crate::domain::budget::Budget;
+use crate::domain::ids::{KeyId, ProjectId, SessionId};
 use crate::domain::limits::{KeyLimits, LoraList};
 
 /// Maximum entries in one page of the log.
@@ -32,7 +33,7 @@ pub enum Actor {
     },
     /// An operator who runs the program on the data folder.
     CommandLine,
-    /// The worker itself, at its start.
+    /// The worker itself.
     Worker,
     /// A client that is not authenticated.
     Stranger {
@@ -109,6 +110,14 @@ pub enum AuditAction {
     LoraAdded,
     /// A LoRA was removed.
     LoraRemoved,
+    /// A project was created.
+    ProjectCreated,
+    /// A project's name or limits were changed.
+    ProjectEdited,
+    /// A project was deleted.
+    ProjectDeleted,
+    /// A key or a project has used so much of its budget that this is told.
+    BudgetReached,
 }
 
 /// A text that is no action.
@@ -118,7 +127,7 @@ pub struct UnknownAction;
 
 impl AuditAction {
     /// Every action.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 18] = [
         Self::KeyCreated,
         Self::KeyEdited,
         Self::KeyRotated,
@@ -133,6 +142,10 @@ impl AuditAction {
         Self::CredentialIssued,
         Self::LoraAdded,
         Self::LoraRemoved,
+        Self::ProjectCreated,
+        Self::ProjectEdited,
+        Self::ProjectDeleted,
+        Self::BudgetReached,
     ];
 
     /// Its name in the log and on the wire.
@@ -153,6 +166,10 @@ impl AuditAction {
             Self::CredentialIssued => "credential_issued",
             Self::LoraAdded => "lora_added",
             Self::LoraRemoved => "lora_removed",
+            Self::ProjectCreated => "project_created",
+            Self::ProjectEdited => "project_edited",
+            Self::ProjectDeleted => "project_deleted",
+            Self::BudgetReached => "budget_reached",
         }
     }
 }
@@ -221,8 +238,9 @@ pub struct AuditPage {
 }
 
 /// Details of a new key.
-pub(super) fn of_new(new: &NewKey) -> Value {
-    let KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority, loras } = &new.limits;
+pub(super) fn of_new(new: &NewKey, project: Option<ProjectId>) -> Value {
+    let KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority, loras, budget, project: _ } =
+        &new.limits;
     let mut detail = json!({
         "name": new.name,
         "scope": new.scope.to_json(),
@@ -237,7 +255,21 @@ pub(super) fn of_new(new: &NewKey) -> Value {
     if let Some(loras) = loras {
         detail["limits"]["loras"] = listed(loras);
     }
+    if let Some(budget) = budget {
+        detail["limits"]["budget"] = of_budget(*budget);
+    }
+    if let Some(project) = project {
+        detail["project"] = json!(project);
+    }
     detail
+}
+
+/// A budget, in the form that requests have.
+pub(super) fn of_budget(budget: Budget) -> Value {
+    match budget {
+        Budget::MegapixelSteps(steps) => json!({ "megapixel_steps": steps }),
+        Budget::Money(money) => json!({ "money": money.to_string() }),
+    }
 }
 
 /// Details of an edit: what has changed.
@@ -251,11 +283,14 @@ pub(super) fn of_edit(edit: &KeyEdit) -> Value {
     }
     insert(&mut detail, "expires_at", edit.expires_at, |expires_at| json!(moment(expires_at)));
     let mut limits = Map::new();
-    let LimitChanges { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority, loras } = &edit.limits;
+    insert(&mut detail, "project", edit.project, |project| json!(project));
+    let LimitChanges { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority, loras, budget } =
+        &edit.limits;
     insert(&mut limits, "requests_per_minute", *requests_per_minute, Value::from);
     insert(&mut limits, "concurrent_jobs", *concurrent_jobs, Value::from);
     insert(&mut limits, "megapixel_steps_per_day", *megapixel_steps_per_day, Value::from);
     insert(&mut limits, "loras", loras.as_ref(), listed);
+    insert(&mut limits, "budget", *budget, of_budget);
     if let Some(priority) = priority {
         limits.insert("priority".into(), json!(priority.as_str()));
     }
@@ -269,7 +304,7 @@ fn listed(loras: &LoraList) -> Value {
     loras.iter().collect::<Vec<_>>().into()
 }
 
-fn insert<T>(detail: &mut Map<String, Value>, field: &str, change: Change<T>, say: impl FnOnce(T) -> Value) {
+pub(super) fn insert<T>(detail: &mut Map<String, Value>, field: &str, change: Change<T>, say: impl FnOnce(T) -> Value) {
     match change {
         Change::Keep => {}
         Change::Remove => drop(detail.insert(field.into(), Value::Null)),

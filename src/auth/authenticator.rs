@@ -21,8 +21,8 @@ use crate::auth::store::{KeyRow, KeyStore};
 use crate::auth::throttle::{Throttle, ThrottleRule};
 use crate::auth::uses::Uses;
 use crate::domain::clock::Clock;
-use crate::domain::ids::KeyId;
-use crate::domain::limits::KeyLimits;
+use crate::domain::ids::{KeyId, ProjectId};
+use crate::domain::limits::{KeyLimits, LimitHolder};
 use crate::domain::rates::Rates;
 use crate::domain::scope::Scope;
 use crate::store::Store;
@@ -50,7 +50,7 @@ pub struct Principal {
     pub prefix: PublicId,
     /// The key's scope, as of this request.
     pub scope: Scope,
-    /// The key's limits, as of this request.
+    /// The key's limits and its project's, as of this request.
     pub limits: KeyLimits,
 }
 
@@ -66,10 +66,12 @@ pub enum AuthError {
         /// When the next attempt is checked.
         retry_after_seconds: u64,
     },
-    /// The key is valid and has reached its requests per minute.
+    /// The key is valid, and it or its project has reached its requests per minute.
     #[error("more than {per_minute} requests a minute, try again in {retry_after_seconds} s")]
     RateLimited {
-        /// Its limit.
+        /// Whose limit it is.
+        holder: LimitHolder,
+        /// The limit.
         per_minute: u32,
         /// When the next request is allowed.
         retry_after_seconds: u64,
@@ -91,6 +93,7 @@ struct Inner {
     lookups: Lane,
     slow_lookups: Lane,
     rates: Rates,
+    project_rates: Rates<ProjectId>,
     uses: Uses,
     clock: Arc<dyn Clock>,
 }
@@ -104,6 +107,7 @@ impl Authenticator {
         let keys = KeyStore::new(store);
         Ok(Self(Arc::new(Inner {
             rates: Rates::new(),
+            project_rates: Rates::new(),
             uses: Uses::new(keys.clone(), Arc::clone(&clock)),
             rows: Rows::new(keys),
             hasher: Hasher::for_keys(),
@@ -143,9 +147,7 @@ impl Authenticator {
     /// # Errors
     /// [`AuthError::RateLimited`].
     pub fn count_more(&self, caller: &Principal, more: u32) -> Result<(), AuthError> {
-        let Some(per_minute) = caller.limits.requests_per_minute else { return Ok(()) };
-        let taken = self.0.rates.take_more(caller.key_id, per_minute, more, self.0.clock.uptime());
-        taken.map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })
+        self.0.count_more(caller, more, self.0.clock.uptime())
     }
 
     /// Writes uses of keys periodically until `stop` completes, and then once more. Await it before closing the database.
@@ -180,13 +182,46 @@ impl Inner {
             tracing::debug!(reason = state.as_str(), %client, "key refused");
             return Err(AuthError::Refused);
         }
-        if let Some(per_minute) = row.limits.requests_per_minute {
-            self.rates
-                .take(row.id, per_minute, uptime)
-                .map_err(|retry_after_seconds| AuthError::RateLimited { per_minute, retry_after_seconds })?;
-        }
+        self.count(row.id, &row.limits, uptime)?;
         self.uses.note(row.id, now);
         Ok(Principal { key_id: row.id, prefix: key.public_id(), scope: row.scope.clone(), limits: row.limits.clone() })
+    }
+
+    /// Counts a request against the key's limit and its project's, or against neither.
+    fn count(&self, key: KeyId, limits: &KeyLimits, uptime: Duration) -> Result<(), AuthError> {
+        let own = limits.requests_per_minute;
+        if let Some(per_minute) = own {
+            self.rates.take(key, per_minute, uptime).map_err(over(LimitHolder::Key, per_minute))?;
+        }
+        let Some((project, per_minute)) = project_rate(limits) else { return Ok(()) };
+        self.project_rates.take(project, per_minute, uptime).map_err(|seconds| {
+            if let Some(per_minute) = own {
+                self.rates.give_back(key, per_minute, 1);
+            }
+            over(LimitHolder::Project, per_minute)(seconds)
+        })
+    }
+
+    /// Counts more requests against both limits; if that fails, counts neither them nor the one that was counted.
+    fn count_more(&self, caller: &Principal, more: u32, uptime: Duration) -> Result<(), AuthError> {
+        let (key, limits) = (caller.key_id, &caller.limits);
+        let own = limits.requests_per_minute;
+        let of_project = project_rate(limits);
+        if let Some(per_minute) = own {
+            self.rates.take_more(key, per_minute, more, uptime).map_err(|seconds| {
+                if let Some((project, per_minute)) = of_project {
+                    self.project_rates.give_back(project, per_minute, 1);
+                }
+                over(LimitHolder::Key, per_minute)(seconds)
+            })?;
+        }
+        let Some((project, per_minute)) = of_project else { return Ok(()) };
+        self.project_rates.take_more(project, per_minute, more, uptime).map_err(|seconds| {
+            if let Some(per_minute) = own {
+                self.rates.give_back(key, per_minute, more.saturating_add(1));
+            }
+            over(LimitHolder::Project, per_minute)(seconds)
+        })
     }
 
     /// Waits for the lookup of an unproven key.
@@ -221,6 +256,17 @@ impl Inner {
         self.throttle.record_failure(client, uptime);
         AuthError::Refused
     }
+}
+
+/// The project that a key belongs to, and its requests per minute, if they are limited.
+fn project_rate(limits: &KeyLimits) -> Option<(ProjectId, u32)> {
+    let project = limits.project?;
+    Some((project.id, project.limits.requests_per_minute?))
+}
+
+/// The error of a limit of requests per minute, from the time to wait.
+fn over(holder: LimitHolder, per_minute: u32) -> impl Fn(u64) -> AuthError {
+    move |retry_after_seconds| AuthError::RateLimited { holder, per_minute, retry_after_seconds }
 }
 
 impl fmt::Debug for Authenticator {

@@ -7,8 +7,9 @@ use time::{Duration, OffsetDateTime, UtcOffset};
 
 use crate::auth::KeyFailure;
 use crate::auth::key::{PlainKey, PublicId};
+use crate::domain::budget::Budget;
 use crate::domain::clock::to_the_millisecond;
-use crate::domain::ids::KeyId;
+use crate::domain::ids::{KeyId, ProjectId};
 use crate::domain::limits::{InvalidLimit, KeyLimits, LoraList};
 use crate::domain::priority::Priority;
 use crate::domain::scope::Scope;
@@ -46,6 +47,12 @@ pub enum Change<T> {
 }
 
 impl<T> Change<T> {
+    /// The value that is set, if one is.
+    #[must_use]
+    pub fn set(self) -> Option<T> {
+        if let Self::Set(value) = self { Some(value) } else { None }
+    }
+
     /// The same of a reference.
     #[must_use]
     pub fn as_ref(&self) -> Change<&T> {
@@ -68,6 +75,8 @@ pub struct KeyEdit {
     pub expires_at: Change<OffsetDateTime>,
     /// New limits, or none.
     pub limits: LimitChanges,
+    /// Another project, or none.
+    pub project: Change<ProjectId>,
 }
 
 /// Changes to a key's limits and priority.
@@ -83,19 +92,22 @@ pub struct LimitChanges {
     pub priority: Option<Priority>,
     /// See [`KeyLimits::loras`].
     pub loras: Change<LoraList>,
+    /// See [`KeyLimits::budget`].
+    pub budget: Change<Budget>,
 }
 
 impl LimitChanges {
     /// The limits that are set, to be checked.
     fn set(&self) -> KeyLimits {
-        let set = |change| if let Change::Set(limit) = change { Some(limit) } else { None };
         KeyLimits {
-            requests_per_minute: set(self.requests_per_minute),
-            concurrent_jobs: set(self.concurrent_jobs),
-            megapixel_steps_per_day: set(self.megapixel_steps_per_day),
+            requests_per_minute: self.requests_per_minute.set(),
+            concurrent_jobs: self.concurrent_jobs.set(),
+            megapixel_steps_per_day: self.megapixel_steps_per_day.set(),
             priority: self.priority.unwrap_or_default(),
             // A list is checked when it is made.
             loras: None,
+            budget: self.budget.set(),
+            project: None,
         }
     }
 }
@@ -182,7 +194,7 @@ pub struct KeyRecord {
     pub revoked_at: Option<OffsetDateTime>,
     /// When it was last used; up to half a minute late.
     pub last_used_at: Option<OffsetDateTime>,
-    /// Its limits.
+    /// Its limits, and its project.
     pub limits: KeyLimits,
     /// When it was last rotated.
     pub rotated_at: Option<OffsetDateTime>,
@@ -262,6 +274,9 @@ pub enum KeyError {
     /// A limit is out of range.
     #[error(transparent)]
     Limit(#[from] InvalidLimit),
+    /// There is no project with this id.
+    #[error("there is no such project")]
+    UnknownProject,
     /// There is no such key.
     #[error("there is no key with the {0}")]
     NotFound(KeyRef),
@@ -298,7 +313,8 @@ impl KeyEdit {
     /// Whether it changes nothing.
     pub(super) fn is_empty(&self) -> bool {
         let keeps_limits = self.limits == LimitChanges::default();
-        self.name.is_none() && self.scope.is_none() && self.expires_at == Change::Keep && keeps_limits
+        let keeps_name = self.name.is_none() && self.scope.is_none() && self.expires_at == Change::Keep;
+        keeps_name && keeps_limits && self.project == Change::Keep
     }
 }
 
@@ -314,10 +330,15 @@ fn is_invisible(character: char) -> bool {
 }
 
 fn checked_name(name: &str) -> Result<String, KeyError> {
+    fit_name(name).ok_or(KeyError::Name)
+}
+
+/// A name without spaces around it; `None` if it is no fit one.
+pub(super) fn fit_name(name: &str) -> Option<String> {
     let name = name.trim();
     let is_length = (1..=NAME_CHARS_MAX).contains(&name.chars().count());
     let is_fit = is_length && !name.chars().any(|character| character.is_control() || is_invisible(character));
-    if is_fit { Ok(name.to_owned()) } else { Err(KeyError::Name) }
+    is_fit.then(|| name.to_owned())
 }
 
 /// The expiry in UTC, which a time at the end of the calendar may not have.

@@ -11,11 +11,12 @@ use crate::auth::audit::{self, Actor, AuditAction, AuditedKey, NewEntry};
 use crate::auth::hash::{Hasher, SecretTag};
 use crate::auth::key::PlainKey;
 use crate::auth::record::{
-    CreatedKey, KEYS_PER_PAGE_MAX, KeyEdit, KeyError, KeyPage, KeyQuery, KeyRecord, KeyRef, NewKey, checked_grace,
+    Change, CreatedKey, KEYS_PER_PAGE_MAX, KeyEdit, KeyError, KeyPage, KeyQuery, KeyRecord, KeyRef, NewKey, checked_grace,
 };
 use crate::auth::store::{KeyRow, KeyStore, StoredValue};
 use crate::domain::clock::{Clock, to_the_millisecond};
-use crate::domain::ids::KeyId;
+use crate::domain::ids::{KeyId, ProjectId};
+use crate::domain::limits::{KeyLimits, ProjectTerms};
 use crate::domain::usage::Day;
 use crate::store::Store;
 
@@ -38,10 +39,27 @@ impl KeyService {
     /// # Errors
     /// [`KeyError::Name`], [`KeyError::ExpiryPassed`] or [`KeyError::Unavailable`].
     pub async fn create(&self, new: NewKey, by: &Actor) -> Result<CreatedKey, KeyError> {
+        self.create_in(new, None, by).await
+    }
+
+    /// Creates a key that belongs to a project, if one is given.
+    ///
+    /// # Errors
+    /// As [`KeyService::create`], and [`KeyError::UnknownProject`].
+    pub async fn create_in(
+        &self,
+        new: NewKey,
+        project: Option<ProjectId>,
+        by: &Actor,
+    ) -> Result<CreatedKey, KeyError> {
         let now = self.now();
         let new = new.checked(now)?;
+        let terms = match project {
+            None => None,
+            Some(id) => Some(self.terms_of(id).await?),
+        };
         let (plain, value) = self.new_value().await?;
-        let detail = audit::of_new(&new);
+        let detail = audit::of_new(&new, project);
         let row = KeyRow {
             id: KeyId::generate(),
             value,
@@ -53,7 +71,7 @@ impl KeyService {
             expires_at: new.expires_at,
             revoked_at: None,
             last_used_at: None,
-            limits: new.limits,
+            limits: KeyLimits { project: terms, ..new.limits },
             rotated_at: None,
         };
         self.keys.insert(&row, &self.entry(by, AuditAction::KeyCreated, &row, detail)).await?;
@@ -112,6 +130,9 @@ impl KeyService {
         if edit.is_empty() {
             return Ok(row.into_record(now));
         }
+        if let Change::Set(project) = edit.project {
+            self.terms_of(project).await?;
+        }
         let entry = self.entry(by, AuditAction::KeyEdited, &row, audit::of_edit(&edit));
         let has_changed = self.keys.edit(row.id, &edit, &entry).await?;
         let record = self.get(row.id).await?;
@@ -159,6 +180,11 @@ impl KeyService {
 
     async fn find(&self, key: KeyRef) -> Result<KeyRow, KeyError> {
         self.keys.find(key).await?.ok_or(KeyError::NotFound(key))
+    }
+
+    async fn terms_of(&self, id: ProjectId) -> Result<ProjectTerms, KeyError> {
+        let project = self.keys.project(id).await?.ok_or(KeyError::UnknownProject)?;
+        Ok(ProjectTerms { id, limits: project.limits })
     }
 
     async fn new_value(&self) -> Result<(PlainKey, StoredValue), KeyFailure> {

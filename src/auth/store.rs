@@ -2,9 +2,30 @@
 //!
 //! A change and its audit entry are written in one transaction.
 
+macro_rules! select_keys {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, public_id, name, secret_hash, secret_tag, scope, version, created_at_ms, expires_at_ms, ",
+            "revoked_at_ms, last_used_at_ms, rotated_at_ms, previous_public_id, previous_secret_hash, ",
+            "previous_secret_tag, previous_until_ms, requests_per_minute, concurrent_jobs, megapixel_steps_per_day, ",
+            "priority, loras, budget_megapixel_steps, budget_money_micros, project_id, group_requests_per_minute, ",
+            "group_concurrent_jobs, group_megapixel_steps_per_day, group_budget_megapixel_steps, ",
+            "group_budget_money_micros FROM api_keys LEFT JOIN ( ",
+            "SELECT id AS group_id, requests_per_minute AS group_requests_per_minute, ",
+            "concurrent_jobs AS group_concurrent_jobs, megapixel_steps_per_day AS group_megapixel_steps_per_day, ",
+            "budget_megapixel_steps AS group_budget_megapixel_steps, ",
+            "budget_money_micros AS group_budget_money_micros FROM projects) ON group_id = project_id ",
+            $rest
+        )
+    };
+}
+
 pub(super) mod admin;
 pub(super) mod audit;
+mod edits;
+mod projects;
 mod row;
+mod usage;
 mod uses;
 
 use time::OffsetDateTime;
@@ -12,25 +33,13 @@ use time::OffsetDateTime;
 use crate::auth::KeyFailure;
 use crate::auth::audit::NewEntry;
 use crate::auth::key::PublicId;
-use crate::auth::record::{Change, KeyEdit, KeyQuery, KeyRef, KeyState};
+use crate::auth::record::{KeyEdit, KeyQuery, KeyRef, KeyState};
 use crate::domain::ids::{KeyId, NamespaceId};
-use crate::domain::limits::LoraList;
-use crate::domain::priority::Priority;
 use crate::store::{ChangeMark, Store, StoreError, to_milliseconds};
+use edits::{listed, update};
 use row::StoredRow;
 pub(super) use row::{KeyRow, StoredValue};
-
-macro_rules! select_keys {
-    ($rest:literal) => {
-        concat!(
-            "SELECT id, public_id, name, secret_hash, secret_tag, scope, version, created_at_ms, expires_at_ms, ",
-            "revoked_at_ms, last_used_at_ms, rotated_at_ms, previous_public_id, previous_secret_hash, ",
-            "previous_secret_tag, previous_until_ms, requests_per_minute, concurrent_jobs, megapixel_steps_per_day, ",
-            "priority, loras FROM api_keys ",
-            $rest
-        )
-    };
-}
+pub(super) use usage::StoredName;
 
 /// The statements on keys.
 #[derive(Debug, Clone)]
@@ -46,13 +55,14 @@ impl KeyStore {
     }
 
     pub(super) async fn insert(&self, row: &KeyRow, entry: &NewEntry<'_>) -> Result<(), KeyFailure> {
+        let (budget_megapixel_steps, budget_money_micros) = row::budget_columns(row.limits.budget);
         let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
         sqlx::query(
             "INSERT INTO api_keys (id, public_id, name, secret_hash, secret_tag, scope, version, \
                                    created_at_ms, expires_at_ms, \
                                    requests_per_minute, concurrent_jobs, megapixel_steps_per_day, \
-                                   priority, loras) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                                   priority, loras, budget_megapixel_steps, budget_money_micros, project_id) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(row.id.to_string())
         .bind(row.value.public_id.as_str())
@@ -68,6 +78,9 @@ impl KeyStore {
         .bind(row.limits.megapixel_steps_per_day)
         .bind(row.limits.priority.as_str())
         .bind(row.limits.loras.as_ref().map(listed))
+        .bind(budget_megapixel_steps)
+        .bind(budget_money_micros)
+        .bind(row.limits.project.map(|project| project.id.to_string()))
         .execute(&mut *transaction)
         .await
         .map_err(StoreError::from)?;
@@ -150,42 +163,8 @@ impl KeyStore {
 
     /// Changes a key that is not revoked. Returns `false` if there is none.
     pub(super) async fn edit(&self, id: KeyId, edit: &KeyEdit, entry: &NewEntry<'_>) -> Result<bool, KeyFailure> {
-        let end = Stored::of(edit.expires_at, to_milliseconds);
-        let limits = &edit.limits;
-        let requests = Stored::of(limits.requests_per_minute, i64::from);
-        let jobs = Stored::of(limits.concurrent_jobs, i64::from);
-        let megapixel_steps = Stored::of(limits.megapixel_steps_per_day, i64::from);
-        let loras = Stored::of(limits.loras.as_ref(), listed);
         let mut transaction = self.0.pool().begin().await.map_err(StoreError::from)?;
-        let edited = sqlx::query(
-            "UPDATE api_keys SET name = coalesce(?, name), scope = coalesce(?, scope), \
-                                 expires_at_ms = iif(?, ?, expires_at_ms), \
-                                 requests_per_minute = iif(?, ?, requests_per_minute), \
-                                 concurrent_jobs = iif(?, ?, concurrent_jobs), \
-                                 megapixel_steps_per_day = iif(?, ?, megapixel_steps_per_day), \
-                                 priority = coalesce(?, priority), \
-                                 loras = iif(?, ?, loras), \
-                                 version = version + 1 \
-             WHERE id = ? AND revoked_at_ms IS NULL",
-        )
-        .bind(&edit.name)
-        .bind(edit.scope.as_ref().map(|scope| scope.to_json().to_string()))
-        .bind(end.is_changed)
-        .bind(end.value)
-        .bind(requests.is_changed)
-        .bind(requests.value)
-        .bind(jobs.is_changed)
-        .bind(jobs.value)
-        .bind(megapixel_steps.is_changed)
-        .bind(megapixel_steps.value)
-        .bind(limits.priority.map(Priority::as_str))
-        .bind(loras.is_changed)
-        .bind(loras.value)
-        .bind(id.to_string())
-        .execute(&mut *transaction)
-        .await
-        .map_err(StoreError::from)?;
-        let has_changed = edited.rows_affected() > 0;
+        let has_changed = update(&mut transaction, id, edit).await?;
         if has_changed {
             audit::insert(&mut transaction, entry).await?;
         }
@@ -246,25 +225,4 @@ impl KeyStore {
         transaction.commit().await.map_err(StoreError::from)?;
         Ok(())
     }
-}
-
-/// A change as statement parameters.
-struct Stored<V> {
-    is_changed: bool,
-    value: Option<V>,
-}
-
-impl<V> Stored<V> {
-    fn of<T>(change: Change<T>, stored: impl FnOnce(T) -> V) -> Self {
-        match change {
-            Change::Keep => Self { is_changed: false, value: None },
-            Change::Remove => Self { is_changed: true, value: None },
-            Change::Set(value) => Self { is_changed: true, value: Some(stored(value)) },
-        }
-    }
-}
-
-/// A list of LoRAs as a JSON array.
-fn listed(loras: &LoraList) -> String {
-    serde_json::Value::from(loras.iter().collect::<Vec<_>>()).to_string()
 }

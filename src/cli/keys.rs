@@ -132,8 +132,9 @@ impl KeyChanges {
             megapixel_steps_per_day: self.megapixel_steps_per_day.unwrap_or_default(),
             priority: self.priority,
             loras: self.loras.unwrap_or_default(),
+            ..LimitChanges::default()
         };
-        KeyEdit { name: self.name, scope: self.scope, expires_at, limits }
+        KeyEdit { name: self.name, scope: self.scope, expires_at, limits, ..KeyEdit::default() }
     }
 }
 
@@ -219,7 +220,14 @@ async fn create(
         loras,
     } = arguments;
     keys.check_namespaces(&scope).await?;
-    let limits = KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority, loras };
+    let limits = KeyLimits {
+        requests_per_minute,
+        concurrent_jobs,
+        megapixel_steps_per_day,
+        priority,
+        loras,
+        ..KeyLimits::default()
+    };
     let created = keys.service.create(NewKey { name, scope, expires_at, limits }, &Actor::CommandLine).await?;
     writeln!(out, "{}", created.plain.reveal())?;
     writeln!(notes, "created the key {}; keep it, it is not shown again", created.record.prefix)?;

@@ -18,7 +18,7 @@ use crate::config::expand::{Lookup, Unset, at_home, expanded};
 use crate::config::hub::{HubConfig, ProxyConfig};
 use crate::config::settings::{
     EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting, Origin,
-    QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings,
+    PriceSettings, QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings,
 };
 use crate::domain::hub_token::HubToken;
 
@@ -196,6 +196,11 @@ impl<'a> Environment<'a> {
             },
             lora_bytes_max: self.number(&LORA_BYTES_MAX)?,
             lora_in_prompt: self.boolean(&LORA_IN_PROMPT)?,
+            prices: PriceSettings {
+                per_megapixel_step: self.text(&PRICES_PER_MEGAPIXEL_STEP)?,
+                per_engine_second: self.text(&PRICES_PER_ENGINE_SECOND)?,
+                currency: self.text(&PRICES_CURRENCY)?,
+            },
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },

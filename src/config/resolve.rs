@@ -8,6 +8,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::config::env::{self, Variable};
+use crate::config::prices::prices;
 use crate::config::settings::{Layer, Origin, Settings};
 use crate::config::{
     Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
@@ -133,6 +134,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
                 .map_or(default.results.provenance, |(provenance, _)| provenance),
         },
         loras: loras(layers, &default.loras)?,
+        prices: prices(layers)?,
         log: log(layers, default.log)?,
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
         kubernetes: kubernetes(layers, default.kubernetes)?,

@@ -29,6 +29,7 @@ pub(super) struct Settings {
     pub(super) results: ResultsSettings,
     pub(super) lora_bytes_max: Option<u64>,
     pub(super) lora_in_prompt: Option<bool>,
+    pub(super) prices: PriceSettings,
     pub(super) log: LogSettings,
     pub(super) telemetry: TelemetrySettings,
     pub(super) tls: TlsSettings,
@@ -110,6 +111,15 @@ pub(super) struct ResultsSettings {
     pub(super) link_seconds: Option<u64>,
     pub(super) bytes_max: Option<u64>,
     pub(super) provenance: Option<bool>,
+}
+
+/// Decimal numbers as text: they are exact.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct PriceSettings {
+    pub(super) per_megapixel_step: Option<String>,
+    pub(super) per_engine_second: Option<String>,
+    pub(super) currency: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,6 +3,7 @@
 mod errors;
 mod hub;
 mod password;
+mod prices;
 mod sources;
 
 use std::ffi::OsString;
@@ -101,6 +102,11 @@ retention_seconds = 3600
 link_seconds = 600
 bytes_max = 1048576
 provenance = false
+
+[prices]
+per_megapixel_step = "0.0004"
+per_engine_second = "0.01"
+currency = "EUR"
 
 [log]
 filter = "warn"

@@ -13,6 +13,7 @@ use crate::domain::byte_size::ByteSize;
 use crate::domain::device::{DeviceChoice, Devices, EngineSettings, KernelFaults, Kernels, Offload};
 use crate::domain::ids::ModelId;
 use crate::domain::model_source::ModelSource;
+use crate::domain::money::Prices;
 use crate::domain::namespace::NamespaceName;
 use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
@@ -58,6 +59,8 @@ pub struct Config {
     pub results: ResultsConfig,
     /// LoRAs.
     pub loras: LoraConfig,
+    /// What work costs. `None`: nothing is charged for.
+    pub prices: Option<Prices>,
     /// The log.
     pub log: LogConfig,
     /// Export to collectors.
@@ -249,6 +252,7 @@ impl Default for Config {
                 provenance: true,
             },
             loras: LoraConfig { file_bytes_max: 2 * 1024 * 1024 * 1024, in_prompt: false },
+            prices: None,
             // The worker logs failures of the cluster itself; its client would log them again.
             log: LogConfig {
                 filter: "info,kube_client=off".into(),

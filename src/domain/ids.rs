@@ -10,7 +10,7 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid {kind} id")]
 pub struct InvalidId {
-    /// What was expected: "adapter", "job", "key", "session", "namespace" or "upload".
+    /// What was expected: "adapter", "job", "key", "session", "namespace", "project" or "upload".
     pub kind: &'static str,
 }
 
@@ -130,6 +130,35 @@ impl FromStr for NamespaceId {
             .and_then(|text| Uuid::try_parse(text).ok())
             .map(Self)
             .ok_or(InvalidId { kind: "namespace" })
+    }
+}
+
+/// A project: keys that have limits together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ProjectId(Uuid);
+
+impl ProjectId {
+    /// A new id, unique and ordered by creation time.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for ProjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl FromStr for ProjectId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // As with namespaces, the wire form is the hyphenated one only.
+        let id = Some(text).filter(|text| text.len() == 36).and_then(|text| Uuid::try_parse(text).ok());
+        id.map(Self).ok_or(InvalidId { kind: "project" })
     }
 }
 

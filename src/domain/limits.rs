@@ -1,10 +1,14 @@
-//! Limits of one key, and its priority.
+//! Limits of one key and of projects, and a key's priority.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::domain::adapter::AdapterId;
+use crate::domain::budget::{BUDGET_MEGAPIXEL_STEPS_MAX, Budget, BudgetHolder, InvalidBudget};
+use crate::domain::ids::{KeyId, ProjectId};
+use crate::domain::money::MONEY_MAX;
 use crate::domain::priority::Priority;
 
 /// Largest limit of requests per minute.
@@ -75,6 +79,51 @@ pub struct KeyLimits {
     pub priority: Priority,
     /// The LoRAs that it may use; an empty list allows none.
     pub loras: Option<LoraList>,
+    /// What it may use up in a month.
+    pub budget: Option<Budget>,
+    /// The project that it belongs to, whose limits apply as well. Read with the key, not set with its limits.
+    pub project: Option<ProjectTerms>,
+}
+
+/// The limits of all keys of a project together, `None` for no limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GroupLimits {
+    /// As [`KeyLimits::requests_per_minute`].
+    pub requests_per_minute: Option<u32>,
+    /// As [`KeyLimits::concurrent_jobs`].
+    pub concurrent_jobs: Option<u32>,
+    /// As [`KeyLimits::megapixel_steps_per_day`].
+    pub megapixel_steps_per_day: Option<u32>,
+    /// As [`KeyLimits::budget`].
+    pub budget: Option<Budget>,
+}
+
+/// A project, as a request of one of its keys needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProjectTerms {
+    /// Its id.
+    pub id: ProjectId,
+    /// Its limits.
+    pub limits: GroupLimits,
+}
+
+/// Whose limit a request is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitHolder {
+    /// The key's own.
+    Key,
+    /// Its project's.
+    Project,
+}
+
+/// As in `the limit of the key's project`.
+impl fmt::Display for LimitHolder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Key => "key",
+            Self::Project => "key's project",
+        })
+    }
 }
 
 /// A limit that is zero or absurdly large. A key that must do nothing has to be revoked.
@@ -84,7 +133,7 @@ pub struct InvalidLimit {
     /// The limit's name.
     pub limit: &'static str,
     /// Its largest value.
-    pub max: u32,
+    pub max: u64,
 }
 
 impl KeyLimits {
@@ -106,6 +155,35 @@ impl KeyLimits {
     /// # Errors
     /// The first invalid one.
     pub fn check(&self) -> Result<(), InvalidLimit> {
+        self.own().check()
+    }
+
+    /// The limits that are its own, of the kinds that projects have as well.
+    #[must_use]
+    pub fn own(&self) -> GroupLimits {
+        GroupLimits {
+            requests_per_minute: self.requests_per_minute,
+            concurrent_jobs: self.concurrent_jobs,
+            megapixel_steps_per_day: self.megapixel_steps_per_day,
+            budget: self.budget,
+        }
+    }
+
+    /// The limits that apply to `key`, its own ones first, then its project's, and whose they are.
+    pub fn all(&self, key: KeyId) -> impl Iterator<Item = (LimitHolder, BudgetHolder, GroupLimits)> + use<> {
+        let own = (LimitHolder::Key, BudgetHolder::Key(key), self.own());
+        let of_project =
+            |project: ProjectTerms| (LimitHolder::Project, BudgetHolder::Project(project.id), project.limits);
+        std::iter::once(own).chain(self.project.map(of_project))
+    }
+}
+
+impl GroupLimits {
+    /// Checks every limit.
+    ///
+    /// # Errors
+    /// The first invalid one.
+    pub fn check(&self) -> Result<(), InvalidLimit> {
         let limits = [
             ("requests_per_minute", self.requests_per_minute, REQUESTS_PER_MINUTE_MAX),
             ("concurrent_jobs", self.concurrent_jobs, CONCURRENT_JOBS_MAX),
@@ -113,10 +191,16 @@ impl KeyLimits {
         ];
         for (limit, value, max) in limits {
             if value.is_some_and(|value| !(1..=max).contains(&value)) {
-                return Err(InvalidLimit { limit, max });
+                return Err(InvalidLimit { limit, max: max.into() });
             }
         }
-        Ok(())
+        match self.budget.map(Budget::check) {
+            None | Some(Ok(())) => Ok(()),
+            Some(Err(InvalidBudget::MegapixelSteps)) => {
+                Err(InvalidLimit { limit: "budget.megapixel_steps", max: BUDGET_MEGAPIXEL_STEPS_MAX })
+            }
+            Some(Err(InvalidBudget::Money)) => Err(InvalidLimit { limit: "budget.money", max: MONEY_MAX }),
+        }
     }
 }
 
@@ -133,7 +217,7 @@ mod tests {
             concurrent_jobs: Some(1),
             megapixel_steps_per_day: Some(MEGAPIXEL_STEPS_PER_DAY_MAX),
             priority: Priority::Low,
-            loras: None,
+            ..KeyLimits::default()
         };
         assert_eq!(largest.check(), Ok(()));
         let nothing = KeyLimits { concurrent_jobs: Some(0), ..largest.clone() };

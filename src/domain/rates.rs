@@ -1,8 +1,9 @@
-//! Rate limits of keys: requests per minute.
+//! Rate limits of keys and projects: requests per minute.
 //!
-//! A leaky bucket per key: a request fills it by one, it leaks the limit in a minute, and holds as many. So a client
+//! A leaky bucket for each: a request fills it by one, it leaks the limit in a minute, and holds as many. So a client
 //! can spend its minute at once, and then has to keep the pace.
 
+use std::hash::Hash;
 use std::sync::{Mutex, PoisonError};
 
 use time::Duration;
@@ -10,25 +11,25 @@ use time::Duration;
 use crate::domain::ids::KeyId;
 use crate::domain::recent::RecentMap;
 
-/// Keys remembered, some 100 bytes each; the least recently used are dropped first.
+/// Buckets remembered, some 100 bytes each; the least recently used are dropped first.
 const KEYS_MAX: usize = 10_000;
 /// The period of the limit.
 const MINUTE: Duration = Duration::MINUTE;
 
-/// The buckets of all keys.
+/// The buckets of all keys, or of whatever has one.
 #[derive(Debug)]
-pub struct Rates {
-    /// When each key's bucket will be empty, as [`crate::domain::clock::Clock::uptime`] counts.
-    empty_at: Mutex<RecentMap<KeyId, Duration>>,
+pub struct Rates<K = KeyId> {
+    /// When each bucket will be empty, as [`crate::domain::clock::Clock::uptime`] counts.
+    empty_at: Mutex<RecentMap<K, Duration>>,
 }
 
-impl Default for Rates {
+impl<K: Copy + Eq + Hash> Default for Rates<K> {
     fn default() -> Self {
         Self::new()
     }
 }
 
-impl Rates {
+impl<K: Copy + Eq + Hash> Rates<K> {
     /// Empty buckets.
     #[must_use]
     pub fn new() -> Self {
@@ -39,7 +40,7 @@ impl Rates {
     ///
     /// # Errors
     /// After how many seconds (at least 1) the next one fits.
-    pub fn take(&self, key: KeyId, per_minute: u32, now: Duration) -> Result<(), u64> {
+    pub fn take(&self, key: K, per_minute: u32, now: Duration) -> Result<(), u64> {
         let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
         let one = MINUTE / per_minute.max(1);
         // After a change of the limit, a bucket must not be fuller than full.
@@ -53,13 +54,22 @@ impl Rates {
     ///
     /// # Errors
     /// After how many seconds (at least 1) all of them fit. They never do if they are more than `per_minute`.
-    pub fn take_more(&self, key: KeyId, per_minute: u32, more: u32, now: Duration) -> Result<(), u64> {
+    pub fn take_more(&self, key: K, per_minute: u32, more: u32, now: Duration) -> Result<(), u64> {
         let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
         let one = MINUTE / per_minute.max(1);
         let empty_at = buckets.get_mut(&key).map_or(now, |empty_at| (*empty_at).clamp(now, now + MINUTE));
         let outcome = room(empty_at + one * more, per_minute, now);
         buckets.insert(key, if outcome.is_ok() { empty_at + one * more } else { empty_at - one });
         outcome
+    }
+
+    /// Takes back requests that were counted and are refused for another reason.
+    pub fn give_back(&self, key: K, per_minute: u32, requests: u32) {
+        let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = MINUTE / per_minute.max(1);
+        if let Some(empty_at) = buckets.get_mut(&key) {
+            *empty_at -= one * requests;
+        }
     }
 }
 
@@ -132,6 +142,17 @@ mod tests {
         assert_eq!(several(10, START + Duration::seconds(39)), Err(1));
         assert_eq!(several(10, START + Duration::seconds(40)), Ok(()), "waiting as told is enough");
         assert_eq!(taken(&rates, key, 12, START + Duration::seconds(40)), 0);
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_taken_again() {
+        let rates = Rates::new();
+        let key = KeyId::generate();
+        assert_eq!(taken(&rates, key, 3, START), 3);
+        rates.give_back(key, 3, 2);
+        assert_eq!(taken(&rates, key, 3, START), 2);
+        rates.give_back(KeyId::generate(), 3, 1);
+        assert_eq!(taken(&rates, key, 3, START), 0);
     }
 
     #[test]

@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
-use time::OffsetDateTime;
+use time::macros::format_description;
+use time::{Date, OffsetDateTime};
 
 /// How many days of usage are kept.
 pub const USAGE_DAYS_KEPT: u32 = 400;
 
-const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
+/// Seconds of a day.
+pub(crate) const SECONDS_PER_DAY: i64 = 24 * 60 * 60;
 
 /// A day in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +48,45 @@ impl Day {
     pub fn seconds_left(self, now: OffsetDateTime) -> u64 {
         let end = (i64::from(self.0) + 1) * SECONDS_PER_DAY;
         (end - now.unix_timestamp()).max(1).unsigned_abs()
+    }
+}
+
+/// A text that is no day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must be a day like 2030-01-31")]
+pub struct InvalidDay;
+
+/// As in `2030-01-31`.
+impl FromStr for Day {
+    type Err = InvalidDay;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        // The parser also accepts signs and years of more digits.
+        let is_plain = text.len() == 10 && text.as_bytes()[0].is_ascii_digit();
+        let date = Date::parse(text, format_description!("[year]-[month]-[day]")).ok().filter(|_| is_plain);
+        date.map(|date| Self::of(date.midnight().assume_utc())).ok_or(InvalidDay)
+    }
+}
+
+/// The days from one to another, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DayRange {
+    /// The first.
+    pub from: Day,
+    /// The last.
+    pub to: Day,
+}
+
+impl DayRange {
+    /// Number of its days; 0 if it ends before it begins.
+    #[must_use]
+    pub fn days(self) -> u32 {
+        u32::try_from(i64::from(self.to.0) - i64::from(self.from.0) + 1).unwrap_or(0)
+    }
+
+    /// Its days, the first one first.
+    pub fn iter(self) -> impl Iterator<Item = Day> {
+        (self.from.0..=self.to.0).map(Day)
     }
 }
 
@@ -93,6 +135,13 @@ pub struct Work {
 }
 
 impl Work {
+    /// Adds other work.
+    pub fn include(&mut self, other: &Self) {
+        self.images = self.images.saturating_add(other.images);
+        self.pixel_steps = self.pixel_steps.saturating_add(other.pixel_steps);
+        self.engine_time = self.engine_time.saturating_add(other.engine_time);
+    }
+
     /// Pixel-steps in the unit of limits and reports.
     #[must_use]
     pub fn megapixel_steps(&self) -> f64 {
@@ -140,6 +189,19 @@ mod tests {
         assert_eq!(Day::from_number(day.number()).before(31).to_string(), "2029-12-31");
         assert_eq!(day.seconds_left(datetime!(2030-01-31 23:59:50 UTC)), 10);
         assert_eq!(day.seconds_left(datetime!(2030-02-01 0:00 UTC)), 1);
+    }
+
+    #[test]
+    fn days_are_read_as_they_are_written() {
+        let day = Day::of(datetime!(2028-02-29 12:00 UTC));
+        assert_eq!("2028-02-29".parse(), Ok(day));
+        for text in ["", "2030-02-29", "2030-1-31", "2030-01-31T00:00:00Z", "+2030-01-3", "+030-01-31", "31.01.2030", "ä030-01-3"] {
+            assert_eq!(text.parse::<Day>(), Err(InvalidDay), "{text}");
+        }
+        let range = DayRange { from: day.before(2), to: day };
+        assert_eq!(range.days(), 3);
+        assert_eq!(range.iter().map(|day| day.to_string()).collect::<Vec<_>>(), ["2028-02-27", "2028-02-28", "2028-02-29"]);
+        assert_eq!(DayRange { from: day, to: day.before(1) }.days(), 0);
     }
 
     #[test]

@@ -7,6 +7,8 @@ pub(super) mod kubernetes;
 pub(super) mod loras;
 pub(super) mod overview;
 pub(super) mod playground;
+pub(super) mod projects;
 pub(super) mod session;
 pub(super) mod usage;
+pub(super) mod usage_report;
 pub(super) mod wire;

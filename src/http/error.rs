@@ -5,8 +5,10 @@
 //! the body, since only that layer knows the request's id.
 
 mod cluster;
+mod limits;
 mod loras;
 mod uploads;
+mod usage;
 
 use std::fmt;
 
@@ -14,13 +16,14 @@ use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use super::quota::{DAY_SECONDS, Quota};
+use super::quota::Quota;
 use crate::auth::{AuthError, KeyError, KeyFailure, SignInError};
 use crate::catalog::Availability;
-use crate::domain::limits::InvalidLimit;
 use crate::domain::spec::FieldError;
-use crate::jobs::{JobsError, LimitReached};
+use crate::jobs::JobsError;
+use limits::{limit_reached, rate_limited};
 use loras::lora_gone;
+use usage::invalid_limit;
 
 /// By then a new worker has replaced this one.
 const DRAINING_RETRY_AFTER_SECONDS: u64 = 30;
@@ -90,6 +93,7 @@ error_codes! {
     ModelNotFound           "model_not_found"           NOT_FOUND              "There is no such model";
     KeyNotFound             "key_not_found"             NOT_FOUND              "There is no such key";
     NamespaceNotFound       "namespace_not_found"       NOT_FOUND              "There is no such namespace";
+    ProjectNotFound         "project_not_found"         NOT_FOUND              "There is no such project";
     LoraNotFound            "lora_not_found"            NOT_FOUND              "There is no such LoRA";
     JobNotFound             "job_not_found"             NOT_FOUND              "There is no such job";
     UploadNotFound          "upload_not_found"          NOT_FOUND              "There is no such upload";
@@ -104,6 +108,8 @@ error_codes! {
     NamespaceExists         "namespace_exists"          CONFLICT               "A namespace with this name exists";
     NamespaceInUse          "namespace_in_use"          CONFLICT               "Keys have the namespace in scope";
     NamespacePending        "namespace_pending"         CONFLICT               "The namespace is not open in the cluster yet";
+    ProjectExists           "project_exists"            CONFLICT               "A project with this name exists";
+    ProjectInUse            "project_in_use"            CONFLICT               "Keys belong to the project";
     LoraExists              "lora_exists"               CONFLICT               "A LoRA with this name exists";
     LoraInUse               "lora_in_use"               CONFLICT               "Unfinished jobs use the LoRA";
     ImageGone               "picture_gone"              GONE                   "The image has been deleted";
@@ -117,6 +123,7 @@ error_codes! {
     TooManyUploads          "too_many_uploads"          TOO_MANY_REQUESTS      "There is no room for another upload";
     ConcurrentJobsLimit     "concurrent_jobs_limit"     TOO_MANY_REQUESTS      "The key has too many unfinished jobs";
     DailyLimit              "daily_limit"               TOO_MANY_REQUESTS      "The key's daily limit does not suffice";
+    BudgetExhausted         "budget_exhausted"          TOO_MANY_REQUESTS      "The month's budget does not suffice";
     TooManyStreams          "too_many_streams"          TOO_MANY_REQUESTS      "Too many event streams are open";
     QueueFull               "queue_full"                TOO_MANY_REQUESTS      "The queue is full";
     Internal                "internal"                  INTERNAL_SERVER_ERROR  "An internal error occurred";
@@ -272,11 +279,8 @@ impl From<AuthError> for ApiError {
             AuthError::Throttled { retry_after_seconds } => {
                 Self::new(ErrorCode::TooManyFailures).with_retry_after(retry_after_seconds)
             }
-            AuthError::RateLimited { per_minute, retry_after_seconds } => {
-                let quota = Quota { name: "requests", limit: per_minute, window_seconds: Some(60), left: 0 };
-                Self::new(ErrorCode::RateLimited)
-                    .with_detail(format!("the limit is {per_minute} requests per minute"))
-                    .with_quota(quota, retry_after_seconds)
+            AuthError::RateLimited { holder, per_minute, retry_after_seconds } => {
+                rate_limited(holder, per_minute, retry_after_seconds)
             }
             AuthError::Unavailable(failure) => failure.into(),
         }
@@ -304,10 +308,8 @@ impl From<SignInError> for ApiError {
 impl From<KeyError> for ApiError {
     fn from(error: KeyError) -> Self {
         let field = match error {
-            KeyError::Limit(InvalidLimit { limit, max }) => {
-                let reason = format!("must be a whole number from 1 to {max}");
-                return Self::invalid(vec![FieldError::new(format!("limits.{limit}"), reason)]);
-            }
+            KeyError::Limit(invalid) => return invalid_limit(invalid),
+            KeyError::UnknownProject => "project",
             KeyError::NotFound(_) => return Self::new(ErrorCode::KeyNotFound),
             KeyError::Ended(state) => return Self::new(ErrorCode::KeyEnded).with_detail(format!("the key is {state}")),
             KeyError::Unavailable(failure) => return failure.into(),
@@ -357,23 +359,6 @@ fn cut(name: &mut String) {
 fn causes(error: &dyn std::error::Error) -> String {
     let behind = std::iter::successors(error.source(), |cause| cause.source());
     behind.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-fn limit_reached(reached: &LimitReached) -> ApiError {
-    match *reached {
-        LimitReached::ConcurrentJobs { limit, retry_after_seconds } => {
-            let quota = Quota { name: "concurrent-jobs", limit, window_seconds: None, left: 0 };
-            ApiError::new(ErrorCode::ConcurrentJobsLimit)
-                .with_detail(format!("the limit is {limit} unfinished jobs"))
-                .with_quota(quota, retry_after_seconds)
-        }
-        LimitReached::MegapixelSteps { limit, left, needed, retry_after_seconds } => {
-            let quota = Quota { name: "megapixel-steps", limit, window_seconds: Some(DAY_SECONDS), left };
-            let detail =
-                format!("the request needs {needed} megapixel-steps, and {left} of {limit} are left in this UTC day");
-            ApiError::new(ErrorCode::DailyLimit).with_detail(detail).with_quota(quota, retry_after_seconds)
-        }
-    }
 }
 
 fn model_unavailable(availability: Availability) -> ApiError {

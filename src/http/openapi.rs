@@ -136,8 +136,8 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
 fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
     use ErrorCode::{
         AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, InvalidHost, JobNotFound, KeyNotFound,
-        LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, RateLimited, ScopeForbidden,
-        SessionRequired, TooManyConnections, TooManyFailures, Unauthorized, UploadNotFound,
+        LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, ProjectNotFound, RateLimited,
+        ScopeForbidden, SessionRequired, TooManyConnections, TooManyFailures, Unauthorized, UploadNotFound,
     };
     let mut all = vec![Internal, DeadlineExceeded];
     if !HEALTH_PATHS.contains(&route.path) {
@@ -159,6 +159,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
             "key_id" => Some(KeyNotFound),
             "lora_id" => Some(LoraNotFound),
             "namespace_id" => Some(NamespaceNotFound),
+            "project_id" => Some(ProjectNotFound),
             "model" => Some(ModelNotFound),
             "upload_id" => Some(UploadNotFound),
             _ => None,
@@ -182,6 +183,7 @@ fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) 
         "key_id" => (text(), "The key's id, not its value."),
         "lora_id" => (text(), "The LoRA's id, or its name."),
         "namespace_id" => (text(), "The namespace's id on this worker, not its name in the cluster."),
+        "project_id" => (text(), "The project's id, not its name."),
         "file" => (text(), "The file's name."),
         "model" => (text(), "The model's id. Its slash need not be encoded."),
         "upload_id" => (text(), "The upload's id from the response that kept it."),
@@ -213,6 +215,7 @@ mod tests {
     use crate::http::admin::wire::key::{CreateKey, EditKey, RotateKey};
     use crate::http::admin::wire::kubernetes::NamespaceBody;
     use crate::http::admin::wire::lora::FetchLora;
+    use crate::http::admin::wire::project::{CreateProject, EditProject};
     use crate::http::admin::wire::session::SignIn;
     use crate::http::api::exec_credential::ExecInfo;
     use crate::http::api::inference::SubmitImage;
@@ -243,6 +246,8 @@ mod tests {
         check::<CreateKey>();
         check::<EditKey>();
         check::<RotateKey>();
+        check::<CreateProject>();
+        check::<EditProject>();
         check::<NamespaceBody>();
         check::<FetchLora>();
         check::<ExecInfo>();

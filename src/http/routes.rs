@@ -24,7 +24,7 @@ fn row(
 #[rustfmt::skip]
 pub(super) fn table() -> Vec<Row> {
     use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Metrics, Page, Session, SignIn};
-    use admin::{api_keys, audit, jobs as all_jobs, kubernetes, loras, overview, playground, session, usage};
+    use admin::{api_keys, audit, jobs as all_jobs, kubernetes, loras, overview, playground, projects, session, usage, usage_report};
     use api::openai::{edits, images, models, variations};
     use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras, uploads};
     vec![
@@ -55,6 +55,12 @@ pub(super) fn table() -> Vec<Row> {
         row(Session,         "DELETE", "/v1/api-keys/{key_id}",                                    delete(api_keys::revoke),     api_keys::revoke_operation()),
         row(Session,         "POST",   "/v1/api-keys/{key_id}/rotate",                             post(api_keys::rotate),       api_keys::rotate_operation()),
         row(Session,         "GET",    "/v1/api-keys/{key_id}/usage",                              get(usage::show),             usage::show_operation()),
+        row(Session,         "GET",    "/v1/usage",                                                get(usage_report::show),      usage_report::show_operation()),
+        row(Session,         "GET",    "/v1/projects",                                             get(projects::list),          projects::list_operation()),
+        row(Session,         "POST",   "/v1/projects",                                             post(projects::create),       projects::create_operation()),
+        row(Session,         "GET",    "/v1/projects/{project_id}",                                get(projects::show),          projects::show_operation()),
+        row(Session,         "PATCH",  "/v1/projects/{project_id}",                                patch(projects::edit),        projects::edit_operation()),
+        row(Session,         "DELETE", "/v1/projects/{project_id}",                                delete(projects::remove),     projects::remove_operation()),
         row(Session,         "GET",    "/v1/loras",                                                get(loras::list),             loras::list_operation()),
         row(Session,         "POST",   "/v1/loras",                                                post(loras::add),             loras::add_operation()),
         row(Session,         "GET",    "/v1/loras/{lora_id}",                                      get(loras::show),             loras::show_operation()),

@@ -20,6 +20,7 @@ use crate::kubernetes::Kubernetes;
 use crate::loras::LoraCatalog;
 use crate::telemetry::metrics::MetricsHandle;
 use crate::uploads::Uploads;
+use crate::usage::Usage;
 
 /// Dependencies of the HTTP API.
 pub struct HttpParts {
@@ -37,6 +38,8 @@ pub struct HttpParts {
     pub loras: LoraCatalog,
     /// The images that keys have uploaded.
     pub uploads: Uploads,
+    /// Reports of usage, and budgets.
+    pub usage: Usage,
     /// The cluster, and access to it.
     pub kubernetes: Kubernetes,
     /// The device that generates images, as a text for the administrator.

@@ -42,7 +42,8 @@ impl Inner {
         let accepted_at = self.clock.uptime() - age;
         let deadline = terms.deadline_at.map(|deadline| accepted_at + (deadline - created_at));
         let format = output_format;
-        let recorder = Recorder { id, owner, cost, format, provenance, overlay, accepted_at, deadline, live };
+        let project = allowance.project();
+        let recorder = Recorder { id, owner, project, cost, format, provenance, overlay, accepted_at, deadline, live };
         let inner = Arc::clone(self);
         let recording = async move {
             recorder.run(&inner, events).await;

@@ -11,7 +11,7 @@ use super::state::{Inner, Live};
 use super::store::{Ending, JobEnd};
 use crate::decode::put_back;
 use crate::domain::format::OutputFormat;
-use crate::domain::ids::{JobId, KeyId};
+use crate::domain::ids::{JobId, KeyId, ProjectId};
 use crate::domain::image::RgbImage;
 use crate::domain::job::JobStatus;
 use crate::domain::overlay::Overlay;
@@ -39,6 +39,8 @@ const ENGINE_GONE: Failure = (JobFailure::ENGINE_FAILED, "the engine's thread ha
 pub(super) struct Recorder {
     pub(super) id: JobId,
     pub(super) owner: KeyId,
+    /// The project that its owner belonged to when it was accepted.
+    pub(super) project: Option<ProjectId>,
     pub(super) cost: ImageCost,
     pub(super) format: OutputFormat,
     pub(super) provenance: Option<Provenance>,
@@ -171,7 +173,7 @@ impl Recorder {
     async fn end(&self, inner: &Inner, ending: Ending, Done { started_at, effort }: Done) {
         let work = self.work(&ending, effort);
         let (row_id, status, ended_at) = (self.id.to_string(), ending.status(), inner.clock.now());
-        let end = JobEnd { ending, at: ended_at, started_at, usage: Some((self.owner, work)) };
+        let end = JobEnd { ending, at: ended_at, started_at, work };
         let mut delay = WRITE_RETRY_DELAY;
         let mut logged_at: Option<Instant> = None;
         while let Err(error) = inner.store.set_final(&row_id, &end).await {
@@ -186,6 +188,7 @@ impl Recorder {
             tokio::time::sleep(delay).await;
             delay = (delay * 2).min(WRITE_RETRY_DELAY_MAX);
         }
+        inner.charged.note(self.owner, self.project);
         let uptime = inner.clock.uptime();
         let took = Duration::try_from(uptime - self.accepted_at).unwrap_or_default();
         metrics::job_ended(status.as_str(), took);

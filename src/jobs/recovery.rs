@@ -9,6 +9,7 @@ use super::store::{Ending, JobEnd, OpenJob, UnreadableJob};
 use super::{Job, JobError, JobsError, LoraText, RequestedLora};
 use crate::domain::image::RgbImage;
 use crate::domain::spec::GenerateSpec;
+use crate::domain::usage::Work;
 use crate::queue::Reservation;
 
 /// How often a job may be started in processes that crash. A job that crashes the process each time must not do so
@@ -37,7 +38,7 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<usize, JobsError> {
         };
         match reservation_for(inner, &open).await? {
             Ok((reservation, spec)) => {
-                let allowance = inner.allowances.enter_again(open.job.owner, &spec);
+                let allowance = inner.allowances.enter_again((open.job.owner, open.project), &spec);
                 let is_suspect = open.attempts > 0;
                 inner.hand_over(&open.job, JobToRun { spec, reservation, allowance, is_suspect });
                 resumed += 1;
@@ -54,7 +55,7 @@ const UNREADABLE: GivenUp =
 async fn give_up(inner: &Inner, row_id: &str, GivenUp { code, reason }: &GivenUp) -> Result<(), JobsError> {
     tracing::warn!(row_id, code, "an unfinished job is failed");
     let ending = Ending::Failed(JobError { code: (*code).into(), reason: (*reason).into() });
-    let end = JobEnd { ending, at: inner.clock.now(), started_at: None, usage: None };
+    let end = JobEnd { ending, at: inner.clock.now(), started_at: None, work: Work::default() };
     inner.store.set_final(row_id, &end).await
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::allowance::Allowance;
+use super::charged::Charged;
 use super::idempotency::RepeatKey;
 use super::launch::JobToRun;
 use super::links::LinkSigner;
@@ -21,9 +22,11 @@ use super::watchers::Watchers;
 use super::{Job, JobReport, JobRequest, JobSettings, JobTerms, JobsError, Visibility};
 use super::{idempotency, input_images, recovery, sweep};
 use crate::catalog::{Availability, Catalog, Replicas};
+use crate::domain::budget::BudgetHolder;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
+use crate::domain::money::Prices;
 use crate::domain::pace::Pace;
 use crate::queue::{CancelCause, EngineState, Queue, Reservation};
 use crate::store::Store;
@@ -78,6 +81,7 @@ impl JobService {
             allowances,
             repeats: idempotency::Turns::default(),
             usage_buffer,
+            charged: Charged::default(),
             signer,
             live,
             watchers,
@@ -168,6 +172,7 @@ impl JobService {
             created_at: job.created_at,
             repeat_key: submission.repeat_key.as_ref().map(|key| (key, repeat_key_cutoff)),
             input_images: &input_images,
+            project: allowance.project(),
         };
         if !self.0.store.insert(row).await? {
             // The same request came twice at once, and this one is the second.
@@ -210,6 +215,21 @@ impl JobService {
     /// The usage of owners.
     pub fn usage_buffer(&self) -> &UsageBuffer {
         &self.0.usage_buffer
+    }
+
+    /// What work costs, if the operator has set prices.
+    pub fn prices(&self) -> Option<&Prices> {
+        self.0.settings.prices.as_ref()
+    }
+
+    /// Waits until jobs have ended or were refused for a budget, and returns whose: each with whether one was refused.
+    pub async fn charged(&self) -> BTreeMap<BudgetHolder, bool> {
+        self.0.charged.take().await
+    }
+
+    /// Notes that a budget has changed, for [`JobService::charged`].
+    pub fn note_budget(&self, holder: BudgetHolder) {
+        self.0.charged.note_change(holder);
     }
 
     /// Proves that the database accepts writes.

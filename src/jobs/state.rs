@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::JobSettings;
 use super::allowance::Allowances;
+use super::charged::Charged;
 use super::idempotency::Turns;
 use super::links::LinkSigner;
 use super::results::ResultFiles;
@@ -49,6 +50,7 @@ pub(super) struct Inner {
     pub(super) allowances: Arc<Allowances>,
     pub(super) repeats: Turns,
     pub(super) usage_buffer: UsageBuffer,
+    pub(super) charged: Charged,
     pub(super) signer: LinkSigner,
     /// Jobs with a recorder; the queues' sizes bound them. A dropped sender means "ended".
     pub(super) live: Mutex<HashMap<JobId, LiveJob>>,

@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 
 use super::{Job, JobError, JobRequest, JobTerms, JobsError, ListQuery, RepeatKey, Visibility};
 use crate::domain::format::OutputFormat;
-use crate::domain::ids::{JobId, KeyId};
+use crate::domain::ids::{JobId, KeyId, ProjectId};
 use crate::domain::job::JobStatus;
 use crate::domain::usage::{Day, Work};
 use crate::store::Store;
@@ -43,12 +43,15 @@ pub(super) struct NewJob<'a> {
     pub(super) repeat_key: Option<(&'a RepeatKey, OffsetDateTime)>,
     /// Its images, PNG, in the order of the request.
     pub(super) input_images: &'a [Vec<u8>],
+    /// The project that its owner belongs to.
+    pub(super) project: Option<ProjectId>,
 }
 
 /// An unfinished job of an earlier process.
 pub(super) struct OpenJob {
     pub(super) job: Job,
     pub(super) attempts: i64,
+    pub(super) project: Option<ProjectId>,
 }
 
 /// A row that this program cannot read: damaged, or from another version.
@@ -81,7 +84,7 @@ pub(super) struct JobEnd {
     /// When an engine started it, in case that is not stored yet.
     pub(super) started_at: Option<OffsetDateTime>,
     /// The usage charged to its owner.
-    pub(super) usage: Option<(KeyId, Work)>,
+    pub(super) work: Work,
 }
 
 impl Ending {
@@ -144,8 +147,8 @@ impl JobStore {
         let mut transaction = self.store.pool().begin().await?;
         sqlx::query(
             "INSERT INTO jobs (id, owner, status, request, output_format, created_at_ms, priority, owner_priority,
-                               deadline_at_ms)
-             VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?)",
+                               deadline_at_ms, project)
+             VALUES (?, ?, 'queued', ?, ?, ?, ?, ?, ?, ?)",
         )
         .bind(job.id.to_string())
         .bind(job.owner.to_string())
@@ -155,6 +158,7 @@ impl JobStore {
         .bind(job.terms.priority.as_str())
         .bind(job.terms.owner_priority.as_str())
         .bind(job.terms.deadline_at.map(milliseconds))
+        .bind(job.project.map_or_else(String::new, |project| project.to_string()))
         .execute(&mut *transaction)
         .await?;
         loras::insert(&mut transaction, job.id, &job.request.loras).await?;
@@ -283,7 +287,7 @@ impl JobStore {
     /// Stores a job's end, deletes its images and lets its LoRAs go. A job that has already ended stays unchanged, and so
     /// does its owner's usage.
     pub(super) async fn set_final(&self, row_id: &str, end: &JobEnd) -> Result<(), JobsError> {
-        let JobEnd { ending, at: now, started_at, usage } = end;
+        let JobEnd { ending, at: now, started_at, work } = end;
         let error = ending.error();
         let mut transaction = self.store.pool().begin().await?;
         let ended = sqlx::query(
@@ -300,8 +304,8 @@ impl JobStore {
         .bind(row_id)
         .execute(&mut *transaction)
         .await?;
-        if let Some((owner, work)) = usage.filter(|(_, work)| ended.rows_affected() > 0 && *work != Work::default()) {
-            work::add(&mut transaction, owner, Day::of(*now), &work).await?;
+        if ended.rows_affected() > 0 {
+            work::charge(&mut transaction, row_id, Day::of(*now), work).await?;
         }
         input_images::delete(&mut transaction, row_id).await?;
         loras::delete(&mut transaction, row_id).await?;

@@ -25,6 +25,7 @@ const STEP_SECONDS: &str = "fluxserve_step_duration_seconds";
 const STEP_TOKENS: &str = "fluxserve_step_tokens";
 const STEP_IMAGES: &str = "fluxserve_step_pictures";
 const STEP_STOPS: &str = "fluxserve_step_stops_total";
+const BUDGETS_REACHED: &str = "fluxserve_budget_alerts_total";
 const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
 const LOG_LINES_DROPPED: &str = "fluxserve_log_lines_dropped_total";
 
@@ -57,7 +58,7 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
 }
 
 /// Every metric. A test holds the dashboard of `deploy/grafana` to this table.
-pub const METRICS: [Metric; 18] = [
+pub const METRICS: [Metric; 19] = [
     metric(HTTP_REQUESTS, Kind::Counter, &["route", "method", "status"], "HTTP requests answered"),
     metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its response's head"),
     metric(JOBS, Kind::Counter, &["status"], "Jobs that ended"),
@@ -70,6 +71,7 @@ pub const METRICS: [Metric; 18] = [
         &["model"],
         "Pixels times steps of finished images, as counted against daily limits",
     ),
+    metric(BUDGETS_REACHED, Kind::Counter, &["level"], "Budgets of keys and projects of which 80 % or all is used"),
     metric(QUEUE_DEPTH, Kind::Gauge, &["model", "priority"], "Pending jobs"),
     metric(QUEUE_SECONDS, Kind::Histogram, &["model"], "Time from a job's acceptance to its admission by an engine"),
     metric(IMAGES, Kind::Gauge, &["model"], "Images admitted by the engines"),
@@ -180,6 +182,11 @@ pub fn job_in_time() {
     counter!(GOOD_JOBS).increment(1);
 }
 
+/// Counts a budget of which a share is used; `level` is one of two fixed words.
+pub fn budget_reached(level: &'static str) {
+    counter!(BUDGETS_REACHED, "level" => level).increment(1);
+}
+
 /// Pending jobs by their keys' priorities.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Waiting {
@@ -245,6 +252,7 @@ mod tests {
         job_ended("succeeded", second);
         job_canceled("request");
         job_in_time();
+        budget_reached("warning");
         queue_depth("a/model", Waiting::default(), 1);
         admitted("a/model", second, second);
         finished("a/model", 1, second);

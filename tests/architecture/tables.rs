@@ -17,7 +17,8 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
     ("loras", &["auth", "domain", "store", "telemetry"]),
     ("uploads", &["auth", "decode", "domain", "store"]),
     ("jobs", &["catalog", "decode", "domain", "encode", "queue", "store", "telemetry"]),
-    ("http", &["auth", "catalog", "decode", "domain", "jobs", "kubernetes", "loras", "telemetry", "uploads"]),
+    ("usage", &["auth", "domain", "jobs", "store", "telemetry"]),
+    ("http", &["auth", "catalog", "decode", "domain", "jobs", "kubernetes", "loras", "telemetry", "uploads", "usage"]),
     ("shutdown", &["auth", "config", "domain", "queue", "store", "telemetry"]),
     (
         "app",
@@ -39,6 +40,7 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
             "store",
             "telemetry",
             "uploads",
+            "usage",
         ],
     ),
     ("cli", &["app", "auth", "config", "domain", "loras", "queue", "shutdown", "store", "telemetry"]),

@@ -21,6 +21,7 @@ import urllib.request
 from pathlib import Path
 
 from axe_playwright_python.base import AXE_FILE_PATH
+from console_usage import usage_and_projects
 from playwright.sync_api import expect, sync_playwright
 
 from console_images import editing, every_tab, inpainting, step, tabs
@@ -30,7 +31,7 @@ MODEL = "fluxserve/flux-shapes"
 START_SECONDS_MAX = 120
 PATIENCE_MILLISECONDS = 20_000
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
-PAGES = ["", "playground", "jobs", "keys", "kubernetes", "models", "loras", "audit", "reference"]
+PAGES = ["", "playground", "jobs", "keys", "projects", "usage", "kubernetes", "models", "loras", "audit", "reference"]
 # The size of the demo model's layers.
 WIDTH = 160
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
@@ -362,6 +363,7 @@ def main():
             editing(visitor)
             inpainting(visitor, worker.key)
             loras(visitor)
+            usage_and_projects(visitor, worker, MODEL, step)
             no_cluster(visitor)
             faults += visitor.close()
             for size, scheme in [("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark")]:

@@ -24,6 +24,7 @@ use fluxserve::jobs::{JobService, ServiceParts};
 use fluxserve::store::Store;
 use fluxserve::telemetry;
 use fluxserve::uploads::Uploads;
+use fluxserve::usage::Usage;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -63,6 +64,7 @@ pub(crate) struct TestApp {
     pub(crate) admin: AdminService,
     pub(crate) authenticator: Authenticator,
     pub(crate) uploads: Uploads,
+    pub(crate) usage: Usage,
     pub(crate) folder: TempDir,
 }
 
@@ -117,6 +119,7 @@ impl TestApp {
             Some(keys) => keys,
             None => make_keys(&service, &clock).await,
         };
+        let usage = Usage::new(store.clone(), service.clone(), jobs.clone());
         let Routers { clients: router, management, metrics } = routers(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
@@ -125,6 +128,7 @@ impl TestApp {
             admin: admin.clone(),
             loras,
             uploads: uploads.clone(),
+            usage: usage.clone(),
             kubernetes,
             device: "a fake".into(),
             metrics: telemetry::metrics::install(),
@@ -144,6 +148,7 @@ impl TestApp {
             admin,
             authenticator,
             uploads,
+            usage,
             folder,
         };
         if options.waits_for_ready {

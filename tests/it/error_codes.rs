@@ -52,6 +52,7 @@ async fn every_code_is_reached() {
     simple_requests(&mut reached).await;
     an_administrator_at_work(&mut reached).await;
     a_key_at_its_limits(&mut reached).await;
+    projects_and_budgets(&mut reached).await;
     a_worker_that_takes_one_large_body(&mut reached).await;
     jobs_in_several_states(&mut reached).await;
     a_job_that_many_watch(&mut reached).await;
@@ -156,6 +157,24 @@ async fn a_key_at_its_limits(reached: &mut Reached) {
     let answer = app.send(request("POST", "/v1/inference/image", Some(key), Some(&large))).await;
     reached.note(&answer, "daily_limit");
     app.control.release();
+}
+
+async fn projects_and_budgets(reached: &mut Reached) {
+    let app = TestApp::start().await;
+    let administrator = Administrator::of(&app).await;
+    let shop = json!({ "name": "shop" });
+    let made = administrator.ask("POST", "/v1/projects", Some(shop.clone())).await.json();
+    let id = made["id"].as_str().expect("an id");
+    reached.note(&administrator.ask("POST", "/v1/projects", Some(shop)).await, "project_exists");
+    reached.note(&administrator.ask("GET", "/v1/projects/none", None).await, "project_not_found");
+    let limits = json!({ "budget": { "megapixel_steps": 1 } });
+    let key = json!({ "name": "test", "scope": { "inference": true }, "limits": limits, "project": id });
+    let key = administrator.ask("POST", "/v1/api-keys", Some(key)).await.json()["key"].clone();
+    reached.note(&administrator.ask("DELETE", &format!("/v1/projects/{id}"), None).await, "project_in_use");
+    let mut large = image(1);
+    (large["width"], large["height"], large["steps"]) = (json!(256), json!(256), json!(40));
+    let answer = app.send(request("POST", "/v1/inference/image", key.as_str(), Some(&large))).await;
+    reached.note(&answer, "budget_exhausted");
 }
 
 async fn a_worker_that_takes_one_large_body(reached: &mut Reached) {

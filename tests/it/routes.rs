@@ -1,8 +1,8 @@
 //! Every route with every kind of caller. A missing route fails the test.
 
 use axum::http::StatusCode;
-use fluxserve::auth::{Actor, NewKey};
-use fluxserve::domain::limits::KeyLimits;
+use fluxserve::auth::{Actor, NewKey, NewProject};
+use fluxserve::domain::limits::{GroupLimits, KeyLimits};
 use fluxserve::domain::scope::Scope;
 use fluxserve::http::{Access, routes};
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 54] = [
+const MATRIX: [Expected; 60] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -55,6 +55,14 @@ const MATRIX: [Expected; 54] = [
     expect(Access::Session, "DELETE", "/v1/api-keys/{key_id}", 200),
     expect(Access::Session, "POST", "/v1/api-keys/{key_id}/rotate", 200),
     expect(Access::Session, "GET", "/v1/api-keys/{key_id}/usage", 200),
+    expect(Access::Session, "GET", "/v1/usage", 200),
+    expect(Access::Session, "GET", "/v1/projects", 200),
+    // The name is taken.
+    expect(Access::Session, "POST", "/v1/projects", 409),
+    expect(Access::Session, "GET", "/v1/projects/{project_id}", 200),
+    expect(Access::Session, "PATCH", "/v1/projects/{project_id}", 200),
+    // A key belongs to it.
+    expect(Access::Session, "DELETE", "/v1/projects/{project_id}", 409),
     expect(Access::Session, "GET", "/v1/loras", 200),
     // Without a body there is no file.
     expect(Access::Session, "POST", "/v1/loras", 415),
@@ -181,6 +189,7 @@ fn body_of(row: &Expected) -> Option<Value> {
         ("POST", "/v1/kubernetes/namespaces") | ("PATCH", "/v1/kubernetes/namespaces/{namespace_id}") => {
             Some(json!({ "name": "team-a" }))
         }
+        ("POST", "/v1/projects") | ("PATCH", "/v1/projects/{project_id}") => Some(json!({ "name": "shop" })),
         ("POST", path) if path.ends_with("/exec-credential") => {
             Some(json!({ "kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1" }))
         }
@@ -199,6 +208,11 @@ async fn every_route_accepts_only_its_callers() {
     sqlx::query(insert).bind(NAMESPACE).execute(app.store.pool()).await.expect("a row");
     let job = app.submit(&image(1)).await;
     app.until_status(&job, "succeeded").await;
+    let shop = NewProject { name: "shop".into(), limits: GroupLimits::default() };
+    let shop = app.service.create_project(shop, &Actor::CommandLine).await.expect("a project").id;
+    let member =
+        NewKey { name: "member".into(), scope: Scope::Inference, expires_at: None, limits: KeyLimits::default() };
+    app.service.create_in(member, Some(shop), &Actor::CommandLine).await.expect("a key");
     for row in MATRIX {
         for caller in CALLERS {
             let new = NewKey {
@@ -211,6 +225,7 @@ async fn every_route_accepts_only_its_callers() {
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
             let path = path.replace("{namespace_id}", NAMESPACE);
             let path = path.replace("{lora_id}", "pen").replace("{upload_id}", &"a5".repeat(32));
+            let path = path.replace("{project_id}", &shop.to_string());
             let path = path.replace("{file}", "app.js").replace("{*model}", MODEL);
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if matches!(caller, Caller::Session | Caller::SessionAndKey) {
@@ -240,6 +255,7 @@ async fn without_a_password_there_are_no_management_routes() {
             let path = row.path.replace("{key_id}", "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f");
             let path = path.replace("{namespace_id}", NAMESPACE).replace("{lora_id}", "pen");
             let path = path.replace("{job_id}", "job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f");
+            let path = path.replace("{project_id}", NAMESPACE);
             let mut request = managing("fluxserve_session=guess", method, &path, body_of(row).as_ref());
             request.headers_mut().insert("origin", "http://evil.test".parse().expect("a value"));
             let answer = app.send(request).await;

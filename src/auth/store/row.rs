@@ -7,8 +7,10 @@ use crate::auth::cache::RowVersion;
 use crate::auth::hash::{HashedSecret, SecretTag};
 use crate::auth::key::PublicId;
 use crate::auth::record::{KeyRecord, KeyState, Overlap};
+use crate::domain::budget::Budget;
 use crate::domain::ids::KeyId;
-use crate::domain::limits::{KeyLimits, LoraList};
+use crate::domain::limits::{GroupLimits, KeyLimits, LoraList, ProjectTerms};
+use crate::domain::money::Money;
 use crate::domain::scope::Scope;
 use crate::store::from_milliseconds;
 
@@ -121,6 +123,30 @@ pub(super) struct StoredRow {
     priority: String,
     /// A JSON array.
     loras: Option<String>,
+    budget_megapixel_steps: Option<i64>,
+    budget_money_micros: Option<i64>,
+    project_id: Option<String>,
+    group_requests_per_minute: Option<u32>,
+    group_concurrent_jobs: Option<u32>,
+    group_megapixel_steps_per_day: Option<u32>,
+    group_budget_megapixel_steps: Option<i64>,
+    group_budget_money_micros: Option<i64>,
+}
+
+/// A budget from its two columns.
+pub(super) fn read_budget(megapixel_steps: Option<i64>, money_micros: Option<i64>) -> Option<Budget> {
+    let of_money = || money_micros.map(|micros| Budget::Money(Money::of_micros(micros.unsigned_abs())));
+    megapixel_steps.map(|steps| Budget::MegapixelSteps(steps.unsigned_abs())).or_else(of_money)
+}
+
+/// The two columns of a budget.
+pub(super) fn budget_columns(budget: Option<Budget>) -> (Option<i64>, Option<i64>) {
+    let stored = |number: u64| Some(i64::try_from(number).unwrap_or(i64::MAX));
+    match budget {
+        None => (None, None),
+        Some(Budget::MegapixelSteps(steps)) => (stored(steps), None),
+        Some(Budget::Money(money)) => (None, stored(money.micros())),
+    }
 }
 
 impl TryFrom<StoredRow> for KeyRow {
@@ -152,6 +178,20 @@ impl TryFrom<StoredRow> for KeyRow {
             _ => return Err(corrupt("previous_public_id")),
         };
         let scope = serde_json::from_str(&stored.scope).map_err(|_| corrupt("scope"))?;
+        let project = match &stored.project_id {
+            None => None,
+            Some(project) => {
+                let id = project.parse().map_err(|_| corrupt("project_id"))?;
+                let budget = read_budget(stored.group_budget_megapixel_steps, stored.group_budget_money_micros);
+                let limits = GroupLimits {
+                    requests_per_minute: stored.group_requests_per_minute,
+                    concurrent_jobs: stored.group_concurrent_jobs,
+                    megapixel_steps_per_day: stored.group_megapixel_steps_per_day,
+                    budget,
+                };
+                Some(ProjectTerms { id, limits })
+            }
+        };
         Ok(Self {
             value: value(&stored.public_id, stored.secret_hash, &stored.secret_tag)?,
             previous,
@@ -168,6 +208,8 @@ impl TryFrom<StoredRow> for KeyRow {
                 megapixel_steps_per_day: stored.megapixel_steps_per_day,
                 priority: stored.priority.parse().map_err(|_| corrupt("priority"))?,
                 loras: stored.loras.map(|list| read_loras(&list).ok_or_else(|| corrupt("loras"))).transpose()?,
+                budget: read_budget(stored.budget_megapixel_steps, stored.budget_money_micros),
+                project,
             },
             rotated_at: stored.rotated_at_ms.map(|value| moment("rotated_at_ms", value)).transpose()?,
             id: id.parse().map_err(|_| corrupt("id"))?,

@@ -149,6 +149,18 @@ pub(in crate::config) const LORA_BYTES_MAX: Variable =
     variable("FLUXSERVE_LORA_BYTES_MAX", "lora_bytes_max", "largest file of a LoRA");
 pub(in crate::config) const LORA_IN_PROMPT: Variable =
     variable("FLUXSERVE_LORA_IN_PROMPT", "lora_in_prompt", "true: prompts may ask for LoRAs, <lora:NAME:0.8>");
+pub(in crate::config) const PRICES_PER_MEGAPIXEL_STEP: Variable = variable(
+    "FLUXSERVE_PRICES_PER_MEGAPIXEL_STEP",
+    "prices.per_megapixel_step",
+    "price of a megapixel-step, for reports and budgets: 0.0004",
+);
+pub(in crate::config) const PRICES_PER_ENGINE_SECOND: Variable = variable(
+    "FLUXSERVE_PRICES_PER_ENGINE_SECOND",
+    "prices.per_engine_second",
+    "price of a second of engine time, beside or instead of that",
+);
+pub(in crate::config) const PRICES_CURRENCY: Variable =
+    variable("FLUXSERVE_PRICES_CURRENCY", "prices.currency", "currency of the prices: EUR");
 pub(in crate::config) const LOG_FILTER: Variable =
     variable("FLUXSERVE_LOG_FILTER", "log.filter", "what is logged: info, or warn,fluxserve=debug");
 pub(in crate::config) const LOG_FORMAT: Variable = variable("FLUXSERVE_LOG_FORMAT", "log.format", "text or json");
@@ -193,7 +205,7 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All variables, in the order of the file's fields.
-pub const VARIABLES: [Variable; 57] = [
+pub const VARIABLES: [Variable; 60] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     ADMIN_PASSWORD_FILE,
@@ -229,6 +241,9 @@ pub const VARIABLES: [Variable; 57] = [
     RESULTS_PROVENANCE,
     LORA_BYTES_MAX,
     LORA_IN_PROMPT,
+    PRICES_PER_MEGAPIXEL_STEP,
+    PRICES_PER_ENGINE_SECOND,
+    PRICES_CURRENCY,
     LOG_FILTER,
     LOG_FORMAT,
     TELEMETRY_OTLP_ENDPOINT,

@@ -1,6 +1,7 @@
 //! Files, variables and flags, and which of them wins.
 
 use super::*;
+use crate::domain::money::Prices;
 
 #[test]
 fn without_sources_the_defaults_apply() {
@@ -94,6 +95,11 @@ fn every_field_of_the_file_is_read() {
         queue: QueueConfig { jobs_max: 8 },
         results: ResultsConfig { retention_seconds: 3600, link_seconds: 600, bytes_max: 1_048_576, provenance: false },
         loras: LoraConfig { file_bytes_max: 4_194_304, in_prompt: true },
+        prices: Some(Prices {
+            per_megapixel_step: "0.0004".parse().expect("a price"),
+            per_engine_second: "0.01".parse().expect("a price"),
+            currency: "EUR".parse().expect("a currency"),
+        }),
         log: LogConfig { filter: "warn".into(), command_filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
         kubernetes: KubernetesConfig {
@@ -146,6 +152,9 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_RESULTS_PROVENANCE", "false")
         .variable("FLUXSERVE_LORA_BYTES_MAX", "4194304")
         .variable("FLUXSERVE_LORA_IN_PROMPT", "true")
+        .variable("FLUXSERVE_PRICES_PER_MEGAPIXEL_STEP", "0.0004")
+        .variable("FLUXSERVE_PRICES_PER_ENGINE_SECOND", "0.01")
+        .variable("FLUXSERVE_PRICES_CURRENCY", "EUR")
         .variable("FLUXSERVE_LOG_FILTER", "warn")
         .variable("FLUXSERVE_LOG_FORMAT", "json")
         .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/")

@@ -5,8 +5,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::json;
 
+use super::wire::budget::check_payable;
 use super::wire::key::{CreateKey, CreatedKeyView, EditKey, KeyListView, KeyView, RotateKey};
 use crate::auth::{KEYS_PER_PAGE_MAX, KeyQuery, KeyState};
+use crate::domain::budget::BudgetHolder;
 use crate::domain::scope::Scope;
 use crate::domain::spec::FieldError;
 use crate::http::error::{ApiError, ErrorCode};
@@ -42,11 +44,12 @@ pub(in crate::http) fn list_operation() -> Operation {
 pub(in crate::http) async fn create(
     State(state): State<HttpState>,
     administrator: Administrator,
-    ApiJson { value: CreateKey(new), .. }: ApiJson<CreateKey>,
+    ApiJson { value: CreateKey { new, project }, .. }: ApiJson<CreateKey>,
 ) -> Result<(StatusCode, Json<CreatedKeyView>), ApiError> {
+    check_payable(&state, new.limits.budget)?;
     refuse_unknown_namespaces(&state, Some(&new.scope)).await?;
     let administrator = administrator.recheck(&state).await?;
-    let created = state.keys.create(new, &administrator.actor()).await?;
+    let created = state.keys.create_in(new, project, &administrator.actor()).await?;
     Ok((StatusCode::CREATED, Json(created.into())))
 }
 
@@ -77,14 +80,16 @@ pub(in crate::http) async fn edit(
     KeyPath(id): KeyPath,
     ApiJson { value: EditKey(edit), .. }: ApiJson<EditKey>,
 ) -> Result<Json<KeyView>, ApiError> {
+    check_payable(&state, edit.limits.budget.set())?;
     refuse_unknown_namespaces(&state, edit.scope.as_ref()).await?;
     let administrator = administrator.recheck(&state).await?;
     let edited = state.keys.edit(id, edit, &administrator.actor()).await?;
+    state.jobs.note_budget(BudgetHolder::Key(id));
     Ok(Json(edited.into()))
 }
 
 pub(in crate::http) fn edit_operation() -> Operation {
-    Operation::new(Tag::ApiKeys, "edit_api_key", "Rename a key, change its scope, expiry, limits or priority")
+    Operation::new(Tag::ApiKeys, "edit_api_key", "Rename a key, change its scope, expiry, limits, priority or project")
         .description("Applies to the key's next request.")
         .body::<EditKey>(json!({ "limits": { "requests_per_minute": 60 } }))
         .answers::<KeyView>(StatusCode::OK, "The key as it is now.")

@@ -4,7 +4,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 
+use super::wire::budget::BudgetUseView;
 use super::wire::usage::{DayUsageView, UsageView};
+use crate::domain::budget::BudgetHolder;
 use crate::domain::spec::FieldError;
 use crate::domain::usage::{Day, USAGE_DAYS_KEPT, by_day};
 use crate::http::error::{ApiError, ErrorCode};
@@ -36,7 +38,14 @@ pub(in crate::http) async fn show(
     let requests = state.keys.requests_by_day(key.id, since).await?;
     let work = state.jobs.usage_buffer().by_day(key.id, since).await?;
     let data = by_day(today, days, &requests, &work).into_iter().map(DayUsageView::from).collect();
-    Ok(Json(UsageView { data }))
+    let budget = match key.limits.budget {
+        None => None,
+        Some(budget) => {
+            let standing = state.usage.standing(BudgetHolder::Key(key.id), budget).await?;
+            Some(BudgetUseView::of(&state, &standing))
+        }
+    };
+    Ok(Json(UsageView { data, budget }))
 }
 
 pub(in crate::http) fn show_operation() -> Operation {

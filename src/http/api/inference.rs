@@ -60,7 +60,7 @@ const STRENGTH: &str = "How much the result may differ from the input image: the
                         ignores it. Defaults to 0.6, for FLUX.1-Fill to 1. Requires an input image.";
 
 /// Errors of a request that waits for an image.
-pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 13] = [
+pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 14] = [
     ErrorCode::LoraForbidden,
     ErrorCode::ModelNotFound,
     ErrorCode::LoraNotFound,
@@ -69,6 +69,7 @@ pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 13] = [
     ErrorCode::TooManyBodies,
     ErrorCode::ConcurrentJobsLimit,
     ErrorCode::DailyLimit,
+    ErrorCode::BudgetExhausted,
     ErrorCode::QueueFull,
     ErrorCode::JobFailed,
     ErrorCode::ModelUnavailable,

@@ -171,6 +171,23 @@ export async function namespaces(signal) {
   }
 }
 
+const PROJECTS_PATH = "/v1/projects";
+const projectPath = (id) => `${PROJECTS_PATH}/${encodeURIComponent(id)}`;
+
+export const projects = {
+  list: async (signal) => (await get(PROJECTS_PATH, null, signal)).data,
+  show: (id, signal) => get(projectPath(id), null, signal),
+  create: (body) => post(PROJECTS_PATH, body),
+  edit: (id, changes) => patch(projectPath(id), changes),
+  remove: (id) => remove(projectPath(id)),
+};
+
+export const usage = {
+  report: (query, signal) => get("/v1/usage", query, signal),
+  // For links that download.
+  path: (query) => withQuery("/v1/usage", query),
+};
+
 export const overview = (signal) => get("/v1/overview", null, signal);
 export const audit = (query, signal) => get("/v1/audit", query, signal);
 export const openapi = (signal) => get("/openapi.json", null, signal);

@@ -12,8 +12,10 @@ import { showLoras } from "./page-loras.js";
 import { showModels } from "./page-models.js";
 import { showOverview } from "./page-overview.js";
 import { showPlayground } from "./page-playground.js";
+import { showProjects } from "./page-projects.js";
 import { showReference } from "./page-reference.js";
 import { showNoPassword, showSignIn, showUnreachable } from "./page-sign-in.js";
+import { showUsage } from "./page-usage.js";
 import { currentRoute } from "./router.js";
 import { buildShell } from "./shell.js";
 import { toastProblem } from "./toast.js";
@@ -25,6 +27,8 @@ const PAGES = {
   playground: { title: "Playground", show: showPlayground },
   jobs: { title: "Jobs", show: showJobs, hasRest: true },
   keys: { title: "API keys", show: (page) => (page.rest.length > 0 ? showKey(page) : showKeys(page)), hasRest: true },
+  projects: { title: "Projects", show: showProjects, hasRest: true },
+  usage: { title: "Usage", show: showUsage },
   models: { title: "Models", show: showModels },
   loras: { title: "LoRAs", show: showLoras },
   kubernetes: { title: "Kubernetes", show: showKubernetes },

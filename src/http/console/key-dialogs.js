@@ -1,6 +1,6 @@
 // Owns the windows for creating, editing, rotating and revoking keys. Each calls `onDone` at the end.
 
-import { keys, models, namespaces } from "./api.js";
+import { keys, models, namespaces, projects } from "./api.js";
 import { firstCommand, kubectlLines } from "./curl.js";
 import { isDialogOpen, openDialog } from "./dialog.js";
 import { element } from "./dom.js";
@@ -15,9 +15,9 @@ import { button, code, codeBlock, copyButton, notice, paragraph } from "./widget
 const FALLBACK_MODEL = "black-forest-labs/FLUX.1-dev";
 
 export async function createKey(onDone) {
-  const list = await namespaces();
+  const [list, offered] = await Promise.all([namespaces(), projects.list()]);
   if (isDialogOpen()) return;
-  const { content, read } = keyForm({ namespaces: list });
+  const { content, read } = keyForm({ namespaces: list, projects: offered });
   formDialog({
     title: "Create API key",
     content,
@@ -35,9 +35,9 @@ export async function createKey(onDone) {
 }
 
 export async function editKey(key, onDone) {
-  const list = await namespaces();
+  const [list, offered] = await Promise.all([namespaces(), projects.list()]);
   if (isDialogOpen()) return;
-  const { content, read } = keyForm({ key, namespaces: list });
+  const { content, read } = keyForm({ key, namespaces: list, projects: offered });
   formDialog({
     title: `Edit ${key.name}`,
     content,

@@ -1,5 +1,6 @@
 // Owns the fields for creating and editing keys, and the request body they make.
 
+import { budgetFields, isSameBudget } from "./budget-view.js";
 import { element } from "./dom.js";
 import { DAY, exactMoment } from "./format.js";
 import { field, numberOf, radios, select } from "./form.js";
@@ -29,9 +30,9 @@ const EXPIRATIONS = [
   ["custom", "At a date and time"],
 ];
 
-// The fields for a new key, or for `key`. `namespaces` is null without a cluster. `read` returns `{ body, errors }`: all
+// The fields for a new key, or for `key`. `namespaces` is null without a cluster; `projects` are those to choose from. `read` returns `{ body, errors }`: all
 // fields of a new key, or the changed fields of an existing one.
-export function keyForm({ key = null, namespaces }) {
+export function keyForm({ key = null, namespaces, projects = [] }) {
   const name = element("input", {
     type: "text",
     id: "key-name",
@@ -46,6 +47,8 @@ export function keyForm({ key = null, namespaces }) {
   const expiration = expirationFields(key);
   const priority = priorityField(key?.limits.priority);
   const limits = limitFields(key?.limits);
+  const budget = budgetFields(key?.limits.budget ?? null, "key");
+  const project = projectField(key?.project ?? null, projects);
   const content = [
     field("name", "Name", name, {
       hint: "The system that uses the key. Give each system its own key, so that you can revoke one without the others.",
@@ -54,16 +57,19 @@ export function keyForm({ key = null, namespaces }) {
     expiration.root,
     priority.root,
     limits.root,
+    budget.root,
+    project.root,
   ];
   const read = () => {
     const body = {
       name: name.value.trim(),
       scope: scope.read(),
-      limits: { ...limits.read(), priority: priority.read() },
+      limits: { ...limits.read(), priority: priority.read(), budget: budget.read() },
+      project: project.read(),
     };
     const expiresAt = expiration.read();
     if (expiresAt !== undefined) body.expires_at = expiresAt;
-    const errors = [];
+    const errors = budget.errors();
     if (body.name === "") errors.push(["name", "Enter a name"]);
     if (body.scope.kubernetes_exec?.namespace_ids?.length === 0)
       errors.push(["scope", "Choose at least one namespace"]);
@@ -183,6 +189,16 @@ function priorityField(priority = "normal") {
   return { root, read: () => choice.value };
 }
 
+// Without projects the field is left out: there is nothing to choose.
+function projectField(chosen, projects) {
+  const options = [["", "No project"], ...projects.map(({ id, name }) => [id, name])];
+  const choice = select(options, chosen ?? "", { id: "key-project" });
+  const root = field("project", "Project", choice, {
+    hint: "The limits and the budget of a project apply beside those of the key.",
+  });
+  return { root: projects.length > 0 ? root : null, read: () => choice.value || null };
+}
+
 function limitFields(limits) {
   const inputs = LIMITS.map(([name, label, max]) => {
     const input = element("input", {
@@ -218,10 +234,11 @@ function limitFields(limits) {
 
 function withoutEmpty(body) {
   const limits = Object.fromEntries(Object.entries(body.limits).filter(([, value]) => value !== null));
-  const { name, scope, expires_at: expiresAt } = body;
+  const { name, scope, project, expires_at: expiresAt } = body;
   return {
     name,
     scope,
+    ...(project && { project }),
     ...(expiresAt && { expires_at: expiresAt }),
     ...(Object.keys(limits).length > 0 && { limits }),
   };
@@ -232,7 +249,10 @@ function differences(body, key) {
   if (body.name !== key.name) changes.name = body.name;
   if (!isSameScope(body.scope, key.scope)) changes.scope = body.scope;
   if (body.expires_at !== undefined && body.expires_at !== key.expires_at) changes.expires_at = body.expires_at;
-  const limits = Object.entries(body.limits).filter(([name, value]) => value !== (key.limits[name] ?? null));
+  if (body.project !== key.project) changes.project = body.project;
+  const isSame = (name, value) =>
+    name === "budget" ? isSameBudget(value, key.limits.budget) : value === (key.limits[name] ?? null);
+  const limits = Object.entries(body.limits).filter(([name, value]) => !isSame(name, value));
   if (limits.length > 0) changes.limits = Object.fromEntries(limits);
   return changes;
 }

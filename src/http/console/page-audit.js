@@ -32,6 +32,10 @@ const SYMBOLS = {
   namespace_deleted: "trash",
   lora_added: "plus",
   lora_removed: "trash",
+  project_created: "plus",
+  project_edited: "edit",
+  project_deleted: "trash",
+  budget_reached: "warning",
 };
 
 export async function showAudit({ main, signal }) {
@@ -55,7 +59,7 @@ export async function showAudit({ main, signal }) {
 }
 
 function entryView(entry) {
-  const isWarning = entry.action === "sign_in_refused";
+  const isWarning = entry.action === "sign_in_refused" || entry.action === "budget_reached";
   const hasDetail = entry.detail && Object.keys(entry.detail).length > 0;
   return element(
     "li",
@@ -132,6 +136,18 @@ function actionText(entry) {
       return ["added the LoRA ", element("strong", null, detail.lora)];
     case "lora_removed":
       return ["removed the LoRA ", element("strong", null, detail.lora)];
+    case "project_created":
+      return ["created the project ", element("strong", null, detail.project)];
+    case "project_edited":
+      return ["changed ", changes({ ...(detail.project && { name: true }), ...(detail.limits && { limits: true }) }), " of the project ", projectLink(detail)];
+    case "project_deleted":
+      return ["deleted the project ", element("strong", null, detail.project)];
+    case "budget_reached":
+      return [
+        `noticed that ${detail.percent} % of the budget of the ${detail.holder} `,
+        element("strong", null, detail.name),
+        ` for ${detail.month} is used`,
+      ];
     default:
       return [words(entry.action).toLowerCase(), entry.key_prefix && [" ", keyLink(entry)]];
   }
@@ -145,6 +161,9 @@ function keyLink({ key_id: id, key_prefix: text }) {
   return id ? element("a", { href: `#/keys/${encodeURIComponent(id)}` }, prefix(text)) : prefix(text);
 }
 
+const projectLink = ({ project_id: id, project }) =>
+  element("a", { href: `#/projects/${encodeURIComponent(id)}` }, project || element("code", null, id));
+
 const namespaceName = ({ namespace }) => element("strong", null, namespace);
 
 function tokenEnd({ expires_at: end }) {
@@ -152,7 +171,7 @@ function tokenEnd({ expires_at: end }) {
 }
 
 function changes(detail) {
-  const names = { name: "the name", scope: "the scope", expires_at: "the expiration", limits: "the limits" };
+  const names = { name: "the name", scope: "the scope", expires_at: "the expiration", limits: "the limits", project: "the project" };
   const changed = Object.keys(detail).map((field) => names[field] || field);
   if (changed.length < 2) return changed[0] || "nothing";
   return `${changed.slice(0, -1).join(", ")} and ${changed.at(-1)}`;

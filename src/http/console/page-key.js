@@ -1,6 +1,7 @@
 // Owns the page of one API key: its properties, limits and usage.
 
-import { keys } from "./api.js";
+import { keys, projects } from "./api.js";
+import { budgetText } from "./budget-view.js";
 import { element, replace } from "./dom.js";
 import { count, exactMoment } from "./format.js";
 import { editKey, revokeKey, rotateKey } from "./key-dialogs.js";
@@ -15,6 +16,7 @@ export async function showKey(page) {
   replace(main, backLink(), pageHead("API key"), skeleton(6));
   const key = await keys.show(rest[0], signal);
   const namespaces = key.scope.kubernetes_exec?.namespace_ids ? await namespacesById(signal) : new Map();
+  const project = key.project && (await projects.show(key.project, signal));
   const again = () => showKey(page).catch(toastProblem);
   document.title = `${key.name} - fluxserve`;
   replace(
@@ -25,7 +27,7 @@ export async function showKey(page) {
       "div",
       { class: "stack" },
       advice(key),
-      element("div", { class: "columns" }, aboutCard(key, namespaces), limitsCard(key)),
+      element("div", { class: "columns" }, aboutCard(key, namespaces, project), limitsCard(key)),
       usageCard(key, signal),
     ),
   );
@@ -59,7 +61,7 @@ function advice(key) {
 
 const moment = (iso) => [time(iso), element("span", { class: "note" }, exactMoment(iso))];
 
-function aboutCard(key, namespaces) {
+function aboutCard(key, namespaces, project) {
   const namespaceIds = key.scope.kubernetes_exec?.namespace_ids;
   return card(
     "About",
@@ -68,6 +70,7 @@ function aboutCard(key, namespaces) {
       ["Scope", scopeView(key.scope)],
       ["Priority", priorityView(key.limits.priority)],
       ["Namespaces", namespaceIds?.map((id) => element("span", { class: "line" }, namespaceView(id, namespaces)))],
+      ["Project", project && element("a", { href: `#/projects/${encodeURIComponent(project.id)}` }, project.name)],
       ["Created", moment(key.created_at)],
       ["Expires", key.expires_at ? moment(key.expires_at) : "Never"],
       ["Revoked", key.revoked_at && moment(key.revoked_at)],
@@ -91,6 +94,7 @@ function limitsCard(key) {
       ["Requests per minute", limit(key.limits.requests_per_minute)],
       ["Concurrent jobs", limit(key.limits.concurrent_jobs)],
       ["Megapixel-steps per day", limit(key.limits.megapixel_steps_per_day)],
+      ["Budget", budgetText(key.limits.budget)],
       ["LoRAs", lorasView(key.limits.loras)],
     ]),
     element(

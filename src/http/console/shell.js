@@ -8,6 +8,8 @@ const PAGES = [
   ["playground", "Playground", "playground"],
   ["jobs", "Jobs", "jobs"],
   ["keys", "API keys", "keys"],
+  ["projects", "Projects", "projects"],
+  ["usage", "Usage", "usage"],
   ["models", "Models", "models"],
   ["loras", "LoRAs", "loras"],
   ["kubernetes", "Kubernetes", "kubernetes"],

@@ -1,6 +1,7 @@
 // Owns the chart of a key's usage.
 
 import { keys } from "./api.js";
+import { budgetBar } from "./budget-view.js";
 import { chart } from "./chart.js";
 import { element, replace, setText } from "./dom.js";
 import { compact, decimal, duration, utcDay } from "./format.js";
@@ -33,8 +34,9 @@ export function usageCard(key, signal) {
   const update = () => showUsage(state, { bars, total, tablePlace });
   const load = async () => {
     try {
-      state.data = (await keys.usage(key.id, state.days, signal)).data;
-      replace(status);
+      const { data, budget } = await keys.usage(key.id, state.days, signal);
+      state.data = data;
+      replace(status, budget && budgetBar(key.name, budget));
       shown.hidden = false;
       update();
     } catch (error) {

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 
-use crate::domain::ids::{JobId, KeyId, NamespaceId};
+use crate::domain::ids::{JobId, KeyId, NamespaceId, ProjectId};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::state::HttpState;
 use crate::uploads::UploadId;
@@ -43,6 +43,18 @@ impl FromRequestParts<HttpState> for NamespacePath {
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
         let id = id_in_path(parts, state).await;
         id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::NamespaceNotFound))
+    }
+}
+
+/// The project in the path.
+pub(in crate::http) struct ProjectPath(pub(in crate::http) ProjectId);
+
+impl FromRequestParts<HttpState> for ProjectPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let id = id_in_path(parts, state).await;
+        id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::ProjectNotFound))
     }
 }
 

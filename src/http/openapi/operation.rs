@@ -28,6 +28,7 @@ pub(in crate::http) enum Tag {
     Models,
     Session,
     ApiKeys,
+    Usage,
     Loras,
     Kubernetes,
     Audit,
@@ -36,13 +37,14 @@ pub(in crate::http) enum Tag {
 }
 
 impl Tag {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Images,
         Self::OpenAi,
         Self::Jobs,
         Self::Models,
         Self::Session,
         Self::ApiKeys,
+        Self::Usage,
         Self::Loras,
         Self::Kubernetes,
         Self::Audit,
@@ -58,6 +60,7 @@ impl Tag {
             Self::Models => "Models",
             Self::Session => "Session",
             Self::ApiKeys => "API keys",
+            Self::Usage => "Usage",
             Self::Loras => "LoRAs",
             Self::Kubernetes => "Kubernetes",
             Self::Audit => "Audit",
@@ -74,6 +77,7 @@ impl Tag {
             Self::Models => "The models, their limits, and whether they are ready.",
             Self::Session => "The administrator's sign-in.",
             Self::ApiKeys => "Create, edit, rotate and revoke keys.",
+            Self::Usage => "Who has used what and what it costs, and projects: keys with limits that they share.",
             Self::Loras => "Adapters that requests can use: add, list and remove them.",
             Self::Kubernetes => "Cluster namespaces that keys give kubectl access to, and tokens for them.",
             Self::Audit => "Who did what, when and from where.",

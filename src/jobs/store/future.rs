@@ -34,10 +34,12 @@ impl JobStore {
     async fn pull_work_back(&self, last: Day, today: Day) -> Result<(), JobsError> {
         let mut transaction = self.store.pool().begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(
-            "INSERT INTO work_by_day (owner, day, images, pixel_steps, engine_microseconds)
-             SELECT owner, ?1, SUM(images), SUM(pixel_steps), SUM(engine_microseconds) FROM work_by_day
-             WHERE day > ?2 GROUP BY owner
-             ON CONFLICT DO UPDATE SET images = images + excluded.images,
+            "INSERT INTO work_by_day (owner, day, project, model, jobs, images, pixel_steps, engine_microseconds)
+             SELECT owner, ?1, project, model, SUM(jobs), SUM(images), SUM(pixel_steps), SUM(engine_microseconds)
+             FROM work_by_day
+             WHERE day > ?2 GROUP BY owner, project, model
+             ON CONFLICT DO UPDATE SET jobs = jobs + excluded.jobs,
+                                       images = images + excluded.images,
                                        pixel_steps = pixel_steps + excluded.pixel_steps,
                                        engine_microseconds = engine_microseconds + excluded.engine_microseconds",
         )

@@ -16,6 +16,7 @@ pub(super) struct JobRow {
     priority: String,
     owner_priority: String,
     deadline_at_ms: Option<i64>,
+    project: String,
     attempts: i64,
     error_code: Option<String>,
     error_reason: Option<String>,
@@ -50,7 +51,7 @@ impl JobRow {
             started_at: self.started_at_ms.map(moment).transpose()?,
             finished_at: self.finished_at_ms.map(moment).transpose()?,
         };
-        Ok(OpenJob { job, attempts: self.attempts })
+        Ok(OpenJob { job, attempts: self.attempts, project: self.project.parse().ok() })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fluxserve::domain::model::ModelCard;
+use fluxserve::domain::money::Prices;
 use fluxserve::domain::precision::Precision;
 use fluxserve::http::HttpSettings;
 use fluxserve::kubernetes::ClusterSettings;
@@ -28,6 +29,7 @@ pub(crate) struct Options {
     pub(crate) cluster: Option<ClusterSettings>,
     pub(crate) auto_open: bool,
     pub(crate) precision: Precision,
+    pub(crate) prices: Option<Prices>,
     pub(crate) stall_min: Duration,
     pub(crate) uploads: UploadLimits,
     /// Changes the card of the model.
@@ -58,6 +60,7 @@ impl Default for Options {
             cluster: None,
             auto_open: false,
             precision: Precision::default(),
+            prices: None,
             stall_min: Duration::from_mins(1),
             uploads: UploadLimits::default(),
             change_card: |_| {},

@@ -49,6 +49,7 @@ pub(super) fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
         input_images_bytes_max: options.input_images_bytes_max,
         writes_provenance: options.writes_provenance,
         sweep_interval: Duration::from_hours(1),
+        prices: options.prices,
     }
 }
 

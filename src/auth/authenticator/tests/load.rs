@@ -96,7 +96,7 @@ async fn requests_beyond_the_limit_wait_and_a_new_limit_applies_at_once() {
         assert_eq!(fixture.check(key.plain.reveal()).await.expect("accepted").limits.requests_per_minute, Some(2));
     }
     let outcome = fixture.check(key.plain.reveal()).await;
-    let expected = matches!(outcome, Err(AuthError::RateLimited { per_minute: 2, retry_after_seconds: 30 }));
+    let expected = matches!(outcome, Err(AuthError::RateLimited { per_minute: 2, retry_after_seconds: 30, .. }));
     assert!(expected, "{outcome:?}");
     fixture.clock.advance(Duration::seconds(30));
     fixture.check(key.plain.reveal()).await.expect("accepted");

@@ -10,13 +10,20 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::limits::{self, LimitsView};
 use crate::auth::{Change, CreatedKey, KeyEdit, KeyRecord, NewKey};
-use crate::domain::ids::KeyId;
+use crate::domain::ids::{KeyId, ProjectId};
 use crate::domain::scope::Scope;
 use crate::http::extract::json::{Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, integer, moment, only_true, or_null, text};
 
+/// The field of the project.
+const PROJECT: &str = "project";
+
 /// A key to create.
-pub(in crate::http) struct CreateKey(pub(in crate::http) NewKey);
+pub(in crate::http) struct CreateKey {
+    pub(in crate::http) new: NewKey,
+    /// The project that it belongs to.
+    pub(in crate::http) project: Option<ProjectId>,
+}
 
 impl FromFields for CreateKey {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
@@ -24,7 +31,8 @@ impl FromFields for CreateKey {
         let scope = fields.required("scope").and_then(|value| scope(fields, &value));
         let expires_at = fields.moment("expires_at");
         let limits = limits::of_new(fields);
-        Some(Self(NewKey { name: name?, scope: scope?, expires_at, limits }))
+        let project = fields.word(PROJECT);
+        Some(Self { new: NewKey { name: name?, scope: scope?, expires_at, limits }, project })
     }
 }
 
@@ -41,6 +49,7 @@ impl PartialSchema for CreateKey {
             .required("scope", ScopeSchema::reference())
             .optional("expires_at", moment().description(Some("When it expires. Never by default.")))
             .optional("limits", limits::schema("The key's limits.", |limit| limit))
+            .optional(PROJECT, text().description(Some("The id of the project that it belongs to. None by default.")))
             .into()
     }
 }
@@ -61,7 +70,12 @@ impl FromFields for EditKey {
         let scope = fields.given("scope").and_then(|value| scope(fields, &value));
         let expires_at = fields.moment_change("expires_at");
         let limits = limits::of_edit(fields);
-        Some(Self(KeyEdit { name, scope, expires_at, limits }))
+        let project = if fields.is_null(PROJECT) {
+            Change::Remove
+        } else {
+            fields.word(PROJECT).map_or(Change::Keep, Change::Set)
+        };
+        Some(Self(KeyEdit { name, scope, expires_at, limits, project }))
     }
 }
 
@@ -78,6 +92,7 @@ impl PartialSchema for EditKey {
             .optional("scope", ScopeSchema::reference())
             .optional("expires_at", or_null(moment()).description(Some("`null`: it never expires.")))
             .optional("limits", limits::edit_schema())
+            .optional(PROJECT, or_null(text()).description(Some("The id of a project. `null`: none.")))
             .into()
     }
 }
@@ -164,6 +179,9 @@ pub(in crate::http) struct KeyView {
     #[serde(with = "rfc3339::option")]
     rotated_at: Option<OffsetDateTime>,
     limits: LimitsView,
+    /// The id of the project that it belongs to.
+    #[schema(value_type = Option<String>)]
+    project: Option<ProjectId>,
     /// The value before the last rotation, while it still works.
     overlap: Option<OverlapView>,
 }
@@ -190,6 +208,7 @@ impl From<KeyRecord> for KeyView {
             revoked_at: record.revoked_at,
             last_used_at: record.last_used_at,
             rotated_at: record.rotated_at,
+            project: record.limits.project.map(|project| project.id),
             limits: record.limits.into(),
             overlap: record
                 .overlap

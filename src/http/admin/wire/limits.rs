@@ -5,9 +5,10 @@ use utoipa::ToSchema;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema, SchemaType, Type};
 
-use crate::auth::{Change, LimitChanges};
+use super::budget::{self, BudgetView};
+use crate::auth::{Change, GroupChanges, LimitChanges};
 use crate::domain::adapter::LORAS;
-use crate::domain::limits::{KeyLimits, LORAS_LISTED_MAX, LoraList};
+use crate::domain::limits::{GroupLimits, KeyLimits, LORAS_LISTED_MAX, LoraList};
 use crate::domain::priority::Priority;
 use crate::http::extract::json::Fields;
 use crate::http::openapi::schema::{ObjectSchema, integer, one_of, or_null, text};
@@ -26,6 +27,8 @@ pub(super) fn of_new(fields: &mut Fields) -> KeyLimits {
             megapixel_steps_per_day: fields.small_number("megapixel_steps_per_day"),
             priority: fields.word("priority").unwrap_or_default(),
             loras: loras(fields),
+            budget: budget::read(fields),
+            project: None,
         };
     });
     limits
@@ -46,6 +49,7 @@ pub(super) fn of_edit(fields: &mut Fields) -> LimitChanges {
             megapixel_steps_per_day: Change::Remove,
             priority: Some(Priority::default()),
             loras: Change::Remove,
+            budget: Change::Remove,
         };
     }
     let mut changes = LimitChanges::default();
@@ -56,6 +60,43 @@ pub(super) fn of_edit(fields: &mut Fields) -> LimitChanges {
             megapixel_steps_per_day: fields.number_change("megapixel_steps_per_day"),
             priority: if fields.is_null("priority") { Some(Priority::default()) } else { fields.word("priority") },
             loras: if fields.is_null(LORAS) { Change::Remove } else { loras(fields).map_or(Change::Keep, Change::Set) },
+            budget: budget::read_change(fields),
+        };
+    });
+    changes
+}
+
+/// The limits of a new project. Absent ones are unlimited.
+pub(super) fn of_new_group(fields: &mut Fields) -> GroupLimits {
+    let mut limits = GroupLimits::default();
+    fields.nested(FIELD, |fields| {
+        limits = GroupLimits {
+            requests_per_minute: fields.small_number("requests_per_minute"),
+            concurrent_jobs: fields.small_number("concurrent_jobs"),
+            megapixel_steps_per_day: fields.small_number("megapixel_steps_per_day"),
+            budget: budget::read(fields),
+        };
+    });
+    limits
+}
+
+/// Changes to a project's limits. Absent ones stay, `null` removes one or all of them.
+pub(super) fn of_group_edit(fields: &mut Fields) -> GroupChanges {
+    if fields.is_null(FIELD) {
+        return GroupChanges {
+            requests_per_minute: Change::Remove,
+            concurrent_jobs: Change::Remove,
+            megapixel_steps_per_day: Change::Remove,
+            budget: Change::Remove,
+        };
+    }
+    let mut changes = GroupChanges::default();
+    fields.nested(FIELD, |fields| {
+        changes = GroupChanges {
+            requests_per_minute: fields.number_change("requests_per_minute"),
+            concurrent_jobs: fields.number_change("concurrent_jobs"),
+            megapixel_steps_per_day: fields.number_change("megapixel_steps_per_day"),
+            budget: budget::read_change(fields),
         };
     });
     changes
@@ -72,6 +113,28 @@ pub(in crate::http) struct LimitsView {
     priority: &'static str,
     /// The LoRAs that the key may use, by id or name; `null` for all.
     loras: Option<Vec<String>>,
+    budget: Option<BudgetView>,
+}
+
+/// The limits of all keys of a project together, `null` for unlimited.
+#[derive(Serialize, ToSchema)]
+#[schema(as = GroupLimits)]
+pub(in crate::http) struct GroupLimitsView {
+    requests_per_minute: Option<u32>,
+    concurrent_jobs: Option<u32>,
+    megapixel_steps_per_day: Option<u32>,
+    budget: Option<BudgetView>,
+}
+
+impl From<GroupLimits> for GroupLimitsView {
+    fn from(limits: GroupLimits) -> Self {
+        Self {
+            requests_per_minute: limits.requests_per_minute,
+            concurrent_jobs: limits.concurrent_jobs,
+            megapixel_steps_per_day: limits.megapixel_steps_per_day,
+            budget: limits.budget.map(BudgetView::from),
+        }
+    }
 }
 
 impl From<KeyLimits> for LimitsView {
@@ -82,6 +145,7 @@ impl From<KeyLimits> for LimitsView {
             megapixel_steps_per_day: limits.megapixel_steps_per_day,
             priority: limits.priority.as_str(),
             loras: limits.loras.map(|loras| loras.iter().map(str::to_owned).collect()),
+            budget: limits.budget.map(BudgetView::from),
         }
     }
 }
@@ -94,6 +158,24 @@ fn priority_schema() -> ObjectBuilder {
 
 /// The schema of the limits in a request; `adapt` changes each of them.
 pub(super) fn schema(description: &str, adapt: fn(ObjectBuilder) -> ObjectBuilder) -> RefOr<Schema> {
+    group(description, adapt)
+        .optional("priority", adapt(priority_schema()))
+        .optional(LORAS, adapted_list(adapt))
+        .into()
+}
+
+/// The schema of a project's limits in a request.
+pub(super) fn group_schema(description: &str, adapt: fn(ObjectBuilder) -> ObjectBuilder) -> RefOr<Schema> {
+    group(description, adapt).into()
+}
+
+/// As [`group_schema`], where `null` removes a limit.
+pub(super) fn group_edit_schema() -> RefOr<Schema> {
+    group_schema("Changes to the limits.", or_null)
+}
+
+/// The limits that keys and projects have.
+fn group(description: &str, adapt: fn(ObjectBuilder) -> ObjectBuilder) -> ObjectSchema {
     let limit = |meaning: &str| adapt(integer(1).description(Some(meaning)));
     ObjectSchema::new(description)
         .optional(
@@ -102,9 +184,7 @@ pub(super) fn schema(description: &str, adapt: fn(ObjectBuilder) -> ObjectBuilde
         )
         .optional("concurrent_jobs", limit("Unfinished jobs at one time."))
         .optional("megapixel_steps_per_day", limit(MEGAPIXEL_STEPS))
-        .optional("priority", adapt(priority_schema()))
-        .optional(LORAS, adapted_list(adapt))
-        .into()
+        .optional(budget::BUDGET, adapt(budget::schema()))
 }
 
 /// The list of LoRAs. `adapt` is for other types, so what it does to one of them tells what to do.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::budget::BudgetUseView;
 use crate::domain::usage::DayUsage;
 
 /// The usage of one UTC day.
@@ -34,4 +35,6 @@ impl From<DayUsage> for DayUsageView {
 #[schema(as = Usage)]
 pub(in crate::http) struct UsageView {
     pub(in crate::http) data: Vec<DayUsageView>,
+    /// The key's budget in the present month, if it has one.
+    pub(in crate::http) budget: Option<BudgetUseView>,
 }

@@ -116,9 +116,11 @@ pub(super) async fn respond(
 
 /// Counts each image as a request; the first one is counted already.
 fn count(state: &HttpState, caller: &Principal, images: u32) -> Result<(), ApiError> {
-    if let Some(limit) = caller.limits.requests_per_minute.filter(|limit| images > *limit) {
+    let limits = caller.limits.all(caller.key_id);
+    let limits = limits.filter_map(|(holder, _, limits)| Some((limits.requests_per_minute?, holder)));
+    if let Some((limit, holder)) = limits.min_by_key(|(limit, _)| *limit).filter(|(limit, _)| images > *limit) {
         let reason =
-            format!("must be at most {limit}: each counts as a request, and the key's limit is {limit} per minute");
+            format!("must be at most {limit}: each counts as a request, and the {holder}'s limit is {limit} per minute");
         return Err(ApiError::invalid(vec![FieldError::new("n", reason)]));
     }
     Ok(state.authenticator.count_more(caller, images.saturating_sub(1))?)
