@@ -9,6 +9,7 @@ mod checkpoint;
 mod convert;
 mod device;
 mod doctor;
+mod draft;
 mod error;
 mod kernel_choices;
 mod kernel_times;
@@ -34,7 +35,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::domain::device::EngineSettings;
-use crate::domain::engine::{EngineError, EngineLimits, LoadObserver, Slot, StepEngine};
+use crate::domain::engine::{Draft, EngineError, EngineLimits, LoadObserver, Slot, StepEngine};
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
@@ -53,6 +54,7 @@ pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name};
 use device::{OpenDevice, device_error};
 pub use doctor::{ExaminedDevice, memory_arrangements_within, memory_plan_within};
+use draft::UnfinishedDraft;
 pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
@@ -81,6 +83,8 @@ pub struct FluxEngine {
     /// Whether each image of a step is computed by itself.
     is_unbatched: bool,
     images: BTreeMap<Slot, Image>,
+    /// The draft that is not finished.
+    draft: Option<UnfinishedDraft>,
     next_slot: u64,
     load_times: LoadTimes,
     /// Closed last, after all tensors are dropped.
@@ -168,6 +172,7 @@ impl FluxEngine {
             pixels,
             memory: MemoryUse::new(room.free),
             images: BTreeMap::new(),
+            draft: None,
             next_slot: 0,
             load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
             device,
@@ -210,6 +215,8 @@ impl FluxEngine {
     /// Lets go of the adapters of an image that is to be decoded, which needs them no more; a large one needs their memory.
     fn make_room_to_decode(&mut self, image: &mut Image) {
         image.adapters = AdapterSet::default();
+        // It needs the same memory.
+        self.draft = None;
         if self.pixels.needs_that_of_adapters(image.width as usize * image.height as usize) {
             self.adapters.drop_unused();
         }
@@ -311,7 +318,12 @@ impl StepEngine for FluxEngine {
         self.model.preview(image).map_err(device_error)
     }
 
+    fn draft_part(&mut self, slot: Slot) -> Result<Draft, EngineError> {
+        self.next_draft_part(slot)
+    }
+
     fn release(&mut self, slot: Slot) {
+        self.drop_draft_of(slot);
         self.images.remove(&slot);
     }
 }

@@ -61,6 +61,19 @@ impl Rates {
         buckets.insert(key, if outcome.is_ok() { empty_at + one * more } else { empty_at - one });
         outcome
     }
+
+    /// How many more requests fit at `now`, and in how many seconds (rounded up) the bucket will be empty.
+    pub fn left(&self, key: KeyId, per_minute: u32, now: Duration) -> (u32, u64) {
+        let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = MINUTE / per_minute.max(1);
+        let empty_at = buckets.get_mut(&key).map_or(now, |empty_at| (*empty_at).clamp(now, now + MINUTE));
+        let filled = empty_at - now;
+        // As in `room`: fractions of a request left by rounding do not count.
+        let free = MINUTE - filled + Duration::nanoseconds(i64::from(per_minute));
+        let left = free.whole_nanoseconds() / one.whole_nanoseconds().max(1);
+        let left = u32::try_from(left).unwrap_or(per_minute).min(per_minute);
+        (left, (filled.whole_milliseconds() as u64).div_ceil(1000))
+    }
 }
 
 /// Whether a bucket that is empty at `empty_at` is not too full now; if it is, after how many seconds it will not be.
@@ -132,6 +145,23 @@ mod tests {
         assert_eq!(several(10, START + Duration::seconds(39)), Err(1));
         assert_eq!(several(10, START + Duration::seconds(40)), Ok(()), "waiting as told is enough");
         assert_eq!(taken(&rates, key, 12, START + Duration::seconds(40)), 0);
+    }
+
+    #[test]
+    fn what_is_left_is_what_can_be_taken() {
+        for per_minute in [1, 7, 12, 1000] {
+            let (rates, key) = (Rates::new(), KeyId::generate());
+            assert_eq!(rates.left(key, per_minute, START), (per_minute, 0));
+            for taken in 1..=per_minute {
+                assert_eq!(rates.take(key, per_minute, START), Ok(()));
+                assert_eq!(rates.left(key, per_minute, START).0, per_minute - taken);
+            }
+            assert!(rates.left(key, per_minute, START).1.abs_diff(60) <= 1);
+        }
+        let (rates, key) = (Rates::new(), KeyId::generate());
+        assert_eq!(rates.take(key, 12, START), Ok(()));
+        assert_eq!(rates.left(key, 12, START), (11, 5));
+        assert_eq!(rates.left(key, 12, START + Duration::seconds(5)), (12, 0));
     }
 
     #[test]

@@ -160,8 +160,8 @@ pub(super) struct Problem {
     pub(super) errors: Vec<FieldError>,
     /// For the log, never for the client.
     pub(super) cause: Option<String>,
-    retry_after_seconds: Option<u64>,
-    quota: Option<Quota>,
+    pub(super) retry_after_seconds: Option<u64>,
+    pub(super) quota: Option<Quota>,
 }
 
 impl ApiError {
@@ -273,7 +273,7 @@ impl From<AuthError> for ApiError {
                 Self::new(ErrorCode::TooManyFailures).with_retry_after(retry_after_seconds)
             }
             AuthError::RateLimited { per_minute, retry_after_seconds } => {
-                let quota = Quota { name: "requests", limit: per_minute, window_seconds: Some(60), left: 0 };
+                let quota = Quota::of_requests(per_minute, 0);
                 Self::new(ErrorCode::RateLimited)
                     .with_detail(format!("the limit is {per_minute} requests per minute"))
                     .with_quota(quota, retry_after_seconds)

@@ -4,12 +4,13 @@
 //! is not in it.
 
 mod decode;
+mod draft;
 mod faults;
 mod loading;
 mod spans;
 mod warm_up;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,7 @@ use crate::domain::engine::{EngineError, Slot};
 use crate::domain::ids::JobId;
 use crate::telemetry::metrics;
 use decode::patience;
+use draft::DueDraft;
 use faults::end_failed;
 use loading::{LOOK_INTERVAL, LoadingJob};
 
@@ -75,6 +77,8 @@ pub(super) struct Worker {
     admitted: Vec<ActiveJob>,
     /// Pending jobs that wait for what this engine is loading for them.
     loading: Vec<LoadingJob>,
+    /// The drafts to make, the oldest first: a few for each running image.
+    due_drafts: VecDeque<DueDraft>,
     non_step_work: NonStepWork,
     admissions_blocked: bool,
     scale: WorkScale,
@@ -89,6 +93,7 @@ impl Worker {
             running: HashMap::new(),
             admitted: Vec::new(),
             loading: Vec::new(),
+            due_drafts: VecDeque::new(),
             non_step_work: NonStepWork::default(),
             admissions_blocked: false,
             scale: WorkScale { attention_balance_tokens: usize::MAX },
@@ -183,6 +188,9 @@ impl Worker {
                 admissions_blocked: self.admissions_blocked,
                 others_idle: updates.others_idle,
             };
+            if self.draft_part(&mut engine, &state)? {
+                continue;
+            }
             let plan = plan(&state, &engine.limits()?);
             tracing::trace!(?plan, "planned");
             match plan.action {
@@ -298,6 +306,7 @@ impl Worker {
                     // First: a watcher that is told of the step then finds its preview.
                     let outcome = self.update_previews(engine, &ids);
                     self.note_step(&ids, took);
+                    self.note_due_drafts(&ids);
                     return outcome;
                 }
                 Err(error) if error.breaks_engine() => return Err(Broken::at(error, ids)),

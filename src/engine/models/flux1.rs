@@ -5,6 +5,7 @@
 pub(crate) mod config;
 mod controlling;
 mod controls;
+mod drafting;
 mod image;
 #[cfg(test)]
 mod measured;
@@ -33,6 +34,7 @@ use crate::engine::ops::recording::Recording;
 use self::image::Pass;
 pub(crate) use self::image::{Image, Stepped, TokenGrid};
 use config::Configs;
+pub(crate) use drafting::Drafting;
 use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
 use text::tokens::{TokenizerError, Tokenizers};
