@@ -1,6 +1,7 @@
 //! Wires all parts together: the only module that knows all others.
 
 mod bench;
+mod cards;
 mod cluster;
 mod compute_threads;
 mod convert;
@@ -46,7 +47,7 @@ pub use doctor::{doctor, doctor_for_memory, test_operations};
 pub use engines::{DeviceLost, EngineBuilder};
 pub use fetching::ProgressLines;
 pub use file_uses::uses_of;
-pub use generate::{GenerateRequest, LoraFile, generate};
+pub use generate::{GenerateRequest, ImageFile, LoraFile, generate};
 pub use heap::Heap;
 pub use hub::{DownloadRequest, download_model, local_model};
 pub use kernel_trials::{DISAGREES, try_kernel};

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use cards::{KnownModel, Licence, embedded_files, known_model, known_models};
 pub use repositories::{FileRepository, Part, RepositoryFile, file_repositories, file_repository, open_parts};
 
-use crate::domain::conditioning::{GivenImage, IMAGES, ImageRole};
+use crate::domain::conditioning::{Conditioning, GivenImage, IMAGES, ImageRole, REFERENCES_MAX, count_in_words};
 use crate::domain::ids::ModelId;
 use crate::domain::image::RgbImage;
 use crate::domain::model::{ModelCard, ModelFiles};
@@ -50,6 +50,16 @@ pub enum CatalogError {
     /// A setting names an unknown model.
     #[error("`max_input_images` names the unknown model `{0}`: `fluxserve models list` lists the known ones")]
     NoCard(ModelId),
+    /// A setting gives a model a number of images that it cannot take.
+    #[error("`max_input_images` of `{id}` must be {allowed}, not {count}")]
+    InputImages {
+        /// The model.
+        id: ModelId,
+        /// What it can take, in words.
+        allowed: String,
+        /// As set.
+        count: usize,
+    },
     /// The id has a card that says why it cannot be served.
     #[error("`{id}` does not work yet: {reason}")]
     NotYet {
@@ -203,23 +213,29 @@ impl Catalog {
         served.keys().map(|id| self.cards[id].images_max()).max().unwrap_or(0)
     }
 
-    /// Overrides the most input images of these models' cards.
-    ///
-    /// # Errors
-    /// When a model is not known.
-    pub fn with_input_images_max(mut self, counts: &BTreeMap<ModelId, usize>) -> Result<Self, CatalogError> {
-        for (id, count) in counts {
-            let card = self.cards.get_mut(id).ok_or_else(|| CatalogError::NoCard(id.clone()))?;
-            Arc::make_mut(card).input_images_max = *count;
-        }
-        Ok(self)
-    }
-
-    /// The catalog with another card of a model.
+    /// The catalog with another card of a model: as its files make it.
     #[must_use]
     pub fn with_card(mut self, card: ModelCard) -> Self {
         self.cards.insert(card.id.clone(), Arc::new(card));
         self
+    }
+
+    /// Overrides the most input images of these models' cards.
+    ///
+    /// # Errors
+    /// When a model is not known, or does not take so many or so few.
+    pub fn with_input_images_max(mut self, counts: &BTreeMap<ModelId, usize>) -> Result<Self, CatalogError> {
+        for (id, count) in counts {
+            let card = self.cards.get_mut(id).ok_or_else(|| CatalogError::NoCard(id.clone()))?;
+            let max = if card.conditioning == Conditioning::References { REFERENCES_MAX } else { 1 };
+            let allowed = card.input_images_min..=max;
+            if !allowed.contains(count) {
+                let allowed = count_in_words(&allowed);
+                return Err(CatalogError::InputImages { id: id.clone(), allowed, count: *count });
+            }
+            Arc::make_mut(card).input_images_max = *count;
+        }
+        Ok(self)
     }
 
     /// The catalog of a worker whose engines compute in this precision.
@@ -257,6 +273,19 @@ pub fn card_or_flux_dev(id: &ModelId) -> ModelCard {
 /// file belongs; for any other, the values of FLUX.1-dev.
 pub fn card_of(source: &ModelSource) -> ModelCard {
     card_with(&source.id, source.directory.as_deref())
+}
+
+/// The card of a model without one of its own, whose checkpoint takes this: the values of FLUX.1-Fill-dev, FLUX.1-Canny-dev,
+/// FLUX.1-Kontext-dev or FLUX.1-dev.
+pub fn card_like(id: &ModelId, conditioning: Conditioning) -> ModelCard {
+    let like = match conditioning {
+        Conditioning::Prompt => "black-forest-labs/FLUX.1-dev",
+        Conditioning::References => "black-forest-labs/FLUX.1-Kontext-dev",
+        Conditioning::Fill => "black-forest-labs/FLUX.1-Fill-dev",
+        Conditioning::Control => "black-forest-labs/FLUX.1-Canny-dev",
+    };
+    let known = known_model(&ModelId::new(like));
+    ModelCard { id: id.clone(), ..known.map_or_else(cards::flux_dev, |known| known.card) }
 }
 
 fn card_with(id: &ModelId, path: Option<&Path>) -> ModelCard {
@@ -307,6 +336,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::domain::conditioning::Conditioning;
 
     fn choice(id: &str, directory: Option<&str>) -> ModelSource {
         ModelSource::new(ModelId::new(id), directory.map(PathBuf::from))
@@ -385,15 +415,31 @@ mod tests {
 
     #[test]
     fn a_model_that_does_not_work_yet_is_refused_with_the_reason() {
-        for name in ["Fill", "Canny", "Depth", "Kontext"] {
+        let id = "black-forest-labs/FLUX.2-klein-4B";
+        let catalog = Catalog::new(&[choice("fluxserve/flux-shapes", None)]).expect("a valid choice");
+        assert!(catalog.card(&ModelId::new(id)).is_none(), "it has no card to serve");
+        assert!(catalog.not_yet(&ModelId::new(id)).is_some_and(|reason| reason.starts_with("it ")));
+        for directory in [None, Some("/weights")] {
+            let refused = Catalog::new(&[choice(id, directory)]).err().expect("refused").to_string();
+            assert!(refused.starts_with(&format!("`{id}` does not work yet: it ")), "{refused}");
+        }
+    }
+
+    #[test]
+    fn models_that_images_steer_are_served_with_their_own_values() {
+        for (name, conditioning, steps, guidance) in [
+            ("Canny", Conditioning::Control, 50, 30.0),
+            ("Depth", Conditioning::Control, 30, 10.0),
+            ("Fill", Conditioning::Fill, 50, 30.0),
+            ("Kontext", Conditioning::References, 28, 2.5),
+        ] {
             let id = format!("black-forest-labs/FLUX.1-{name}-dev");
-            let catalog = Catalog::new(&[choice("fluxserve/flux-shapes", None)]).expect("a valid choice");
-            assert!(catalog.card(&ModelId::new(&id)).is_none(), "it has no card to serve");
-            assert!(catalog.not_yet(&ModelId::new(&id)).is_some_and(|reason| reason.starts_with("it ")));
-            for directory in [None, Some("/weights")] {
-                let refused = Catalog::new(&[choice(&id, directory)]).err().expect("refused").to_string();
-                assert!(refused.starts_with(&format!("`{id}` does not work yet: it ")), "{refused}");
-            }
+            let catalog = Catalog::new(&[choice(&id, Some("/weights"))]).expect("a valid choice");
+            let card = catalog.card(&ModelId::new(&id)).expect("known");
+            assert_eq!(
+                (card.conditioning, card.defaults.steps, card.defaults.guidance),
+                (conditioning, steps, guidance)
+            );
         }
     }
 
@@ -440,6 +486,36 @@ mod tests {
         assert_eq!(tune.images_max(), 2, "the input image and its mask");
         let unknown = ModelId::new("unknown/model");
         assert_eq!(with_one(&unknown).err(), Some(CatalogError::NoCard(unknown)));
+    }
+
+    #[test]
+    fn input_images_can_be_limited_to_what_a_model_takes() {
+        let with = |conditioning, count| {
+            let card = card_like(&ModelId::new("my/tune"), conditioning);
+            let catalog = Catalog::new(&[choice("my/tune", Some("/weights"))]).expect("a valid choice").with_card(card);
+            catalog.with_input_images_max(&BTreeMap::from([(ModelId::new("my/tune"), count)]))
+        };
+        for (conditioning, count) in [
+            (Conditioning::Prompt, 0),
+            (Conditioning::Prompt, 1),
+            (Conditioning::References, 0),
+            (Conditioning::References, REFERENCES_MAX),
+            (Conditioning::Fill, 1),
+            (Conditioning::Control, 1),
+        ] {
+            let catalog = with(conditioning, count).expect("allowed");
+            let card = catalog.card(&ModelId::new("my/tune")).expect("served");
+            assert_eq!(card.input_images_max, count, "{conditioning:?}");
+        }
+        for (conditioning, count, rule) in [
+            (Conditioning::Prompt, 2, "must be from 0 to 1, not 2"),
+            (Conditioning::References, 5, "must be from 0 to 4, not 5"),
+            (Conditioning::Fill, 0, "must be 1, not 0"),
+            (Conditioning::Control, 2, "must be 1, not 2"),
+        ] {
+            let error = with(conditioning, count).err().expect("refused").to_string();
+            assert!(error.contains("`my/tune`") && error.contains(rule), "{error}");
+        }
     }
 
     #[test]

@@ -7,10 +7,12 @@ mod admin;
 mod backup;
 mod bench;
 mod cache_argument;
+mod control_args;
 mod doctor;
 mod engine_args;
 mod exit;
 mod generate;
+mod image_args;
 mod key_argument;
 mod keys;
 mod kubernetes;
@@ -32,10 +34,12 @@ use clap::{Args, Parser, Subcommand};
 pub use admin::{AdminCommand, PasswordInput};
 pub use backup::BackupArgs;
 pub use bench::BenchCommand;
+pub use control_args::{ControlArg, ControlArgs};
 pub use doctor::{DoctorArgs, FaultyOperations};
 pub use engine_args::EngineArgs;
 pub use exit::exit_code;
 pub use generate::GenerateArgs;
+pub use image_args::{AttachmentArgs, ImageArgs};
 pub use key_argument::{KeyArgument, without_secrets};
 pub use keys::KeysCommand;
 pub use kubernetes::KubernetesCommand;
@@ -48,7 +52,7 @@ pub use shell::{CompletionsArgs, ManArgs};
 use crate::app::CommandLogs;
 use crate::config::{Config, Flags, VARIABLES};
 use crate::domain::device::{DeviceChoice, Devices, FasterKernel};
-use crate::domain::model_source::ModelSource;
+use crate::domain::model_source::{ModelParts, ModelSource};
 use crate::domain::spec::random_seed;
 use crate::telemetry::pipe::Pipe;
 use crate::{app, shutdown};
@@ -84,7 +88,7 @@ pub enum Command {
     /// Serve over HTTP
     Serve(ServeArgs),
     /// Generate one image into a file, without a server
-    Generate(GenerateArgs),
+    Generate(Box<GenerateArgs>),
     /// Create, list, change and revoke API keys
     #[command(subcommand)]
     Keys(KeysCommand),
@@ -148,6 +152,9 @@ pub struct ServeArgs {
     /// Where the parts of the models with a PATH come from.
     #[command(flatten)]
     pub parts: PartArgs,
+    /// What is loaded beside them.
+    #[command(flatten)]
+    pub attachments: AttachmentArgs,
     /// Download missing models and bases from the hub first, like `models download`
     #[arg(long)]
     pub download: bool,
@@ -194,7 +201,7 @@ pub async fn run(
         Command::Serve(arguments) => {
             flags.listen = arguments.listen;
             flags.admin_listen = arguments.admin_listen;
-            flags.models = with_parts(arguments.models, &arguments.parts)?;
+            flags.models = with_parts(arguments.models, &arguments.parts, &arguments.attachments)?;
             flags.device = arguments.device;
             arguments.engine.apply(&mut flags);
             flags.download = arguments.download;
@@ -242,13 +249,30 @@ pub async fn run(
     }
 }
 
-/// The models of the command line, with the parts that were named for those with a path.
-fn with_parts(models: Vec<ModelSource>, parts: &PartArgs) -> anyhow::Result<Vec<ModelSource>> {
+/// The models of the command line, with the parts and attachments that were named for those with a path.
+fn with_parts(
+    models: Vec<ModelSource>,
+    parts: &PartArgs,
+    attachments: &AttachmentArgs,
+) -> anyhow::Result<Vec<ModelSource>> {
     let takes_parts = |model: &ModelSource| model.directory.is_some();
-    if *parts != PartArgs::default() && !models.iter().any(takes_parts) {
-        anyhow::bail!("`--base`, `--text-encoder` and `--vae` are for a model with a path: `--model ID=PATH`");
+    let attachments = attachments.attachments()?;
+    if !models.iter().any(takes_parts) {
+        if *parts != PartArgs::default() {
+            anyhow::bail!("`--base`, `--text-encoder` and `--vae` are for a model with a path: `--model ID=PATH`");
+        }
+        if !attachments.is_empty() {
+            let options = "`--controlnet`, `--redux` and `--depth-model`";
+            anyhow::bail!("{options} are for a model with a path: `--model ID=PATH`");
+        }
     }
-    let with = |model: ModelSource| if takes_parts(&model) { parts.clone().of(model) } else { model };
+    let with = |model: ModelSource| {
+        if !takes_parts(&model) {
+            return model;
+        }
+        let model = parts.clone().of(model);
+        ModelSource { parts: ModelParts { attachments: attachments.clone(), ..model.parts }, ..model }
+    };
     Ok(models.into_iter().map(with).collect())
 }
 

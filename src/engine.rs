@@ -3,6 +3,7 @@
 
 mod adapted;
 mod adapters;
+mod admission;
 mod blocks;
 mod caching;
 mod checkpoint;
@@ -24,6 +25,7 @@ mod self_test;
 mod stages;
 mod storage;
 mod trace;
+mod vision;
 
 #[cfg(test)]
 mod counted_heap;
@@ -45,10 +47,11 @@ pub use adapters::{
     Adaptable, AdaptedComponent, Adapter, AdapterError, AdapterReport, Change, Fault, LowRank, Magnitude, Matrix,
     ModuleChanges, NotUsed, UnusedTensors, WeightChange,
 };
+use admission::encode_part;
 use checkpoint::{Checkpoint, LoadOptions};
 pub use checkpoint::{
-    CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, controlnet_card,
-    file_contents, inspect,
+    CheckpointError, ComponentReport, FileContents, FileMetadata, Inspection, KeptAs, Problem, conditioning_of,
+    controlnet_card, file_contents, inspect,
 };
 pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name};
@@ -67,6 +70,8 @@ pub use self_test::{OperationEvent, OperationReport, run_operations};
 pub use stages::{Stages, WriteError};
 pub use storage::{AsStoredError, PrecisionError};
 pub use trace::Trace;
+use vision::VisionFiles;
+pub use vision::style_card;
 
 /// A FLUX model on one device, and the images it is generating.
 pub struct FluxEngine {
@@ -126,7 +131,9 @@ impl FluxEngine {
         storage::check_device(&device, settings.precision)?;
         storage::check_kept(settings.weights, settings.precision, checkpoint.is_in_e4m3())?;
         storage::check_streamed(settings.offload, settings.precision)?;
-        let room = memory::room_for(&checkpoint, &device, &settings)?;
+        let vision = VisionFiles::open(files, checkpoint.configs.transformer.joint_attention_dim)?;
+        let beside = vision.bytes_beside(device::dtype(&device), device.is_cpu());
+        let room = memory::room_for(&checkpoint, &device, &settings, beside)?;
         let Room { limits, pixels, are_stored, is_text_streamed, adapters_bytes_max, blocks, .. } = room;
         warn_of_loss(&settings, checkpoint.block_linears_in_e4m3());
         let faults = settings.kernel_faults;
@@ -150,6 +157,7 @@ impl FluxEngine {
         let loader = Loader::new(&checkpoint, options.dtype, adapters_bytes_max);
         let mut model = Flux1::load(configs, tokenizers, weights, residency)?;
         let (weights_bytes, weights_seconds) = loading.finish()?;
+        model.vision = vision.load(&device, dtype)?;
         if settings.uses_graphs {
             // Blocks that are read for each step come over another stream.
             if blocks.is_some() {
@@ -248,22 +256,12 @@ impl StepEngine for FluxEngine {
     }
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
-        let pixels = spec.width() as usize * spec.height() as usize;
-        let (pixels_max, kind) = match spec.input_image() {
-            Some(_) => (self.pixels.output.min(self.pixels.input), " with an input image"),
-            None => (self.pixels.output, ""),
-        };
-        if pixels > pixels_max {
-            return Err(EngineError::Request(format!(
-                "{}x{} pixels{kind} do not fit in the device's memory: at most {pixels_max} pixels do",
-                spec.width(),
-                spec.height(),
-            )));
-        }
+        self.check(spec)?;
         self.check_cache(spec)?;
         let adapters = self.adapters.load(spec.loras())?;
+        self.check_adapters(spec, &adapters)?;
         let mut image = self.model.admit(spec, adapters.clone());
-        if matches!(image, Err(EngineError::OutOfMemory(_))) && self.adapters.drop_unused() {
+        if matches!(image, Err(EngineError::OutOfMemory(_))) && self.free_spare_memory() {
             image = self.model.admit(spec, adapters);
         }
         let image = image?;
@@ -272,6 +270,17 @@ impl StepEngine for FluxEngine {
         self.next_slot += 1;
         self.images.insert(slot, image);
         Ok(slot)
+    }
+
+    fn encode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        // It needs the same memory.
+        self.draft = None;
+        // Taken out: an error frees the slot.
+        let mut image = self.images.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
+        let is_left = encode_part(&self.model, &mut self.adapters, &mut image)?;
+        self.wait()?;
+        self.images.insert(slot, image);
+        Ok(!is_left)
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
@@ -283,10 +292,11 @@ impl StepEngine for FluxEngine {
             }
             tokens += image.step_tokens();
         }
+        self.encode_rest(slots)?;
         let stepped = self.stepped(slots).map_err(device_error);
         if let Err(EngineError::OutOfMemory(_)) = stepped {
             self.limits = device::limits_after_out_of_memory(self.limits, tokens);
-            self.adapters.drop_unused();
+            self.free_spare_memory();
         }
         for (slot, stepped) in slots.iter().zip(stepped?) {
             if let Some(image) = self.images.get_mut(slot) {

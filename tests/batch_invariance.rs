@@ -46,14 +46,22 @@ impl Random {
         (mixed ^ (mixed >> 31)) % end
     }
 
-    /// An input image for one job in four.
+    /// An input image for one job in four, and a mask for half of these.
     fn images(&mut self, width: u32, height: u32) -> Vec<GivenImage> {
         if self.below(4) > 0 {
             return Vec::new();
         }
         let pixels = (0..width * height * 3).map(|_| self.below(256) as u8).collect();
         let image = Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"));
-        vec![GivenImage::new("images[0]", ImageRole::Input, image)]
+        let mut images = vec![GivenImage::new("images[0]", ImageRole::Input, image)];
+        if self.below(2) == 0 {
+            let white: Vec<bool> = (0..width / 8).map(|_| self.below(2) == 0).collect();
+            let pixel = |at: u32| [if white[(at % width / 8) as usize] { 255 } else { 0 }; 3];
+            let pixels = (0..width * height).flat_map(pixel).collect();
+            let mask = Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"));
+            images.push(GivenImage::new("images[1]", ImageRole::Mask, mask));
+        }
+        images
     }
 
     /// Up to three adapters for one job in three.
@@ -134,6 +142,10 @@ impl StepEngine for Counted {
 
     fn admit(&mut self, spec: &GenerateSpec) -> Result<Slot, EngineError> {
         self.engine.admit(spec)
+    }
+
+    fn encode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        self.engine.encode_part(slot)
     }
 
     fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {

@@ -128,7 +128,15 @@ fn input(image: Arc<RgbImage>) -> GivenImage {
     GivenImage::new("images[0]", ImageRole::Input, image)
 }
 
-/// Eight images that differ in everything that may differ within a batch. Two of them have an input image.
+/// A mask that is white on the left.
+fn mask(width: u32, height: u32) -> GivenImage {
+    let pixel = |at: u32| [if at % width < width / 2 { 255 } else { 0 }; 3];
+    let pixels = (0..width * height).flat_map(pixel).collect();
+    let image = RgbImage::new(width, height, pixels).expect("three bytes per pixel");
+    GivenImage::new("images[1]", ImageRole::Mask, Arc::new(image))
+}
+
+/// Eight images that differ in everything that may differ within a batch. Two of them have an input image, one of these a mask.
 fn mixed() -> Vec<GenerateSpec> {
     let image = |prompt: &str, width, height, steps, guidance, seed, sequence_length| GenerateParams {
         prompt: prompt.to_owned(),
@@ -154,7 +162,7 @@ fn mixed() -> Vec<GenerateSpec> {
     all[6].true_cfg_scale = Some(4.0);
     all[1].images = vec![input(stripes(96, 64))];
     all[1].strength = Some(0.4);
-    all[7].images = vec![input(stripes(80, 64))];
+    all[7].images = vec![input(stripes(80, 64)), mask(80, 64)];
     all.into_iter().map(spec).collect()
 }
 
@@ -362,6 +370,26 @@ fn an_input_image_shows_more_with_less_strength() {
         distance(little, all) > distance(half, all) && distance(half, all) > 0,
         "it moves towards the image without an input"
     );
+}
+
+#[test]
+fn an_image_encoded_in_parts_between_steps_has_the_same_bits() {
+    let mut engine = engine();
+    let specs = mixed();
+    let expected = [generate_unbatched(&mut engine, &specs[7]), generate_unbatched(&mut engine, &specs[0])];
+    let [repainted, plain] = [&specs[7], &specs[0]].map(|spec| engine.admit(spec).expect("admits"));
+    assert!(engine.encode_part(plain).expect("nothing to do"));
+    let mut parts = 1;
+    while !engine.encode_part(repainted).expect("encodes") {
+        parts += 1;
+        engine.step(&[plain]).expect("steps");
+    }
+    assert_eq!(parts, specs[0].steps() + 1, "a level each, and what is behind them");
+    for _ in 0..specs[7].steps() {
+        engine.step(&[repainted]).expect("steps");
+    }
+    assert!(engine.finish(repainted).expect("finishes") == expected[0]);
+    assert!(engine.finish(plain).expect("finishes") == expected[1]);
 }
 
 #[test]

@@ -175,7 +175,8 @@ impl Run<'_> {
             };
             let index_of = |id: JobId| self.open.iter().position(|job| job.id == id).expect("a candidate");
             match plan(&state, &limits).action {
-                Action::Idle => {}
+                // No request has images.
+                Action::Idle | Action::Encode(_) => {}
                 Action::Admit(id) => {
                     let index = index_of(id);
                     self.device.admit(&self.open[index]);
@@ -230,5 +231,6 @@ fn candidate(job: &Job, owner: KeyId, workload: &Workload, now: f64, knows_deadl
         is_suspect: false,
         is_loading: false,
         is_admitted: job.is_admitted,
+        is_encoding: false,
     }
 }

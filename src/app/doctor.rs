@@ -4,9 +4,11 @@ use std::io::Write;
 
 use anyhow::{Context as _, bail};
 
+use super::cards::{as_served, attachment_lines};
 use super::fetching::size;
-use super::models::files_of;
+use super::models::{files_of, in_lines};
 use super::{open_files, results_disk};
+use crate::catalog::card_of;
 use crate::config::Config;
 use crate::domain::device::{DeviceChoice, Kernels, Offload};
 use crate::domain::model_source::ModelSource;
@@ -285,7 +287,11 @@ fn completeness(config: &Config, devices: &[Device], (source, look): &Model) -> 
     if !inspection.is_sound() {
         return Err(format!("not usable; `fluxserve models check {source}` lists what is wrong"));
     }
-    fits(config, devices, source, inspection).map(|fits| format!("complete; {fits}"))
+    let files = files_of(config, source).map_err(|error| error.to_string())?;
+    as_served(card_of(source), &files).map_err(|error| error.to_string())?;
+    let beside = files.attachments().map(attachment_lines).unwrap_or_default();
+    let beside = in_lines(&beside, "\n       ");
+    fits(config, devices, source, inspection).map(|fits| format!("complete; {fits}{beside}"))
 }
 
 #[cfg(test)]

@@ -6,11 +6,12 @@ use std::path::Path;
 use anyhow::{Context as _, bail};
 use rayon::prelude::*;
 
+use super::cards::{as_served, attachment_lines};
 use super::fetching::size;
 use super::hub::{hint, located, refuse_not_yet, with_base};
 use crate::catalog::{self, Catalog, CatalogError, FileRepository};
 use crate::config::Config;
-use crate::domain::model::ModelFiles;
+use crate::domain::model::{ModelCard, ModelFiles};
 use crate::domain::model_source::ModelSource;
 use crate::engine;
 use crate::hub::{KnownFile, checksum_of, known_files};
@@ -79,7 +80,7 @@ pub fn list_models(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
         let state = State::of(configured.is_some(), found.is_some());
         let (state, place) = match (known.not_yet, found) {
             (Some(reason), _) => (State::NotYet, reason),
-            (None, Some(found)) => (state, place(&found)),
+            (None, Some(found)) => (state, place(&found) + &beside(Some(&found))),
             (None, None) => (state, format!("not here: `fluxserve models download {id}` downloads it")),
         };
         rows.push((state, id.to_string(), known.licence.name, place));
@@ -89,6 +90,7 @@ pub fn list_models(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> {
         if catalog::known_model(&source.id).is_none() && catalog::file_repository(&source.id).is_none() {
             let found = located(config, source);
             let place = found.as_ref().map_or_else(|| "not here".to_owned(), place);
+            let place = place + &beside(found.as_ref());
             rows.push((State::Served, source.id.to_string(), "-".to_owned(), place));
         }
     }
@@ -110,7 +112,8 @@ fn row_of(config: &Config, repository: &FileRepository) -> (State, String, Strin
         || format!("not here: `fluxserve models download {}` lists {}", repository.id, sizes_of(repository)),
         place,
     );
-    (state, repository.id.to_string(), repository.licence.name.clone(), format!("{place}; {}", repository.need()))
+    let place = format!("{place}; {}{}", repository.need(), beside(found.as_ref()));
+    (state, repository.id.to_string(), repository.licence.name.clone(), place)
 }
 
 /// The sizes of a repository's files, as far as they are known.
@@ -127,9 +130,23 @@ fn place(source: &ModelSource) -> String {
     source.directory.as_ref().map_or_else(|| "in the program".to_owned(), |directory| directory.display().to_string())
 }
 
-/// Builds the catalog of the models that are served.
+/// What is loaded beside a model, if it is here, in lines behind its own.
+fn beside(source: Option<&ModelSource>) -> String {
+    let lines = source.map(|source| attachment_lines(&source.parts.attachments)).unwrap_or_default();
+    in_lines(&lines, "\n    ")
+}
+
+/// Lines, each behind a break.
+pub(super) fn in_lines(lines: &[String], line_break: &str) -> String {
+    lines.iter().flat_map(|line| [line_break, line]).collect()
+}
+
+/// Builds the catalog of the models that are served, each with the card that its files make.
 pub(super) fn catalog_of(config: &Config, sources: &[ModelSource]) -> anyhow::Result<Catalog> {
-    let catalog = Catalog::new(sources)?.with_precision(config.engine.precision);
+    let mut catalog = Catalog::new(sources)?.with_precision(config.engine.precision);
+    for (card, files) in catalog.served() {
+        catalog = catalog.with_card(as_served(ModelCard::clone(&card), &files)?);
+    }
     Ok(catalog.with_input_images_max(&config.max_input_images)?)
 }
 
@@ -151,6 +168,9 @@ pub fn check_model(
     writeln!(out, "{}: {inspection}", model.id)?;
     for metadata in &inspection.metadata {
         writeln!(out, "{metadata}")?;
+    }
+    for line in files.attachments().map(attachment_lines).unwrap_or_default() {
+        writeln!(out, "  {line}")?;
     }
     let mut damaged = 0;
     if let Some(folder) = files.path().filter(|path| path.is_dir()) {

@@ -9,13 +9,14 @@ use crate::domain::model::{EmbeddedFile, ModelCard, ModelFiles, ParameterDefault
 
 const FLUX_DEV: &str = include_str!("../../models/FLUX.1-dev.toml");
 /// All cards but FLUX.1-dev's.
-const CARDS: [&str; 7] = [
+const CARDS: [&str; 8] = [
     include_str!("../../models/FLUX.1-Canny-dev.toml"),
     include_str!("../../models/FLUX.1-Depth-dev.toml"),
     include_str!("../../models/FLUX.1-Fill-dev.toml"),
     include_str!("../../models/FLUX.1-Kontext-dev.toml"),
     include_str!("../../models/FLUX.1-Krea-dev.toml"),
     include_str!("../../models/FLUX.1-schnell.toml"),
+    include_str!("../../models/FLUX.2-klein-4B.toml"),
     include_str!("../../models/flux-shapes.toml"),
 ];
 const FLUX_SHAPES_ID: &str = "fluxserve/flux-shapes";

@@ -8,13 +8,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use super::cache_argument::parse_cache;
 use super::engine_args::EngineArgs;
+use super::image_args::{ImageArgs, with_number};
 use super::load_bar::LoadBar;
 use super::models::with_progress;
 use super::part_args::PartArgs;
 use crate::app::{self, ChosenKernel, GenerateRequest, KernelChoices, LoraFile, Progress};
 use crate::config::Config;
 use crate::domain::device::DeviceChoice;
-use crate::domain::model_source::ModelSource;
+use crate::domain::model_source::{ModelParts, ModelSource};
 use crate::domain::spec::{GenerateParams, PIXELS_PER_TOKEN_SIDE, SEED_MAX};
 use crate::domain::step_cache::StepCache;
 
@@ -57,12 +58,9 @@ pub struct GenerateArgs {
     /// Seed of the noise; the same seed yields the same image [default: random, and printed]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u64).range(..=SEED_MAX))]
     pub seed: Option<u64>,
-    /// An input image: PNG, JPEG or WebP. Width and height default to its own
-    #[arg(long, value_name = "FILE")]
-    pub image: Option<PathBuf>,
-    /// How much to change it: above 0; 1 ignores it [default: 0.6]
-    #[arg(long, value_name = "X", requires = "image", allow_negative_numbers = true)]
-    pub strength: Option<f64>,
+    /// Images.
+    #[command(flatten)]
+    pub images: ImageArgs,
     /// A LoRA, with its strength [default: 1]; repeatable
     #[arg(long = "lora", value_name = "FILE[=SCALE]", value_parser = parse_lora)]
     pub loras: Vec<LoraFile>,
@@ -89,11 +87,9 @@ fn parse_output(text: &str) -> Result<PathBuf, String> {
     if is_png { Ok(text.into()) } else { Err("the file's name must end in .png".to_owned()) }
 }
 
-/// What follows the last `=` is the strength, if it is a number.
 fn parse_lora(text: &str) -> Result<LoraFile, String> {
-    let numbered = text.rsplit_once('=').and_then(|(file, scale)| Some((file, scale.parse().ok()?)));
-    let (file, scale) = numbered.unwrap_or((text, 1.0));
-    if file.is_empty() { Err("names no file".to_owned()) } else { Ok(LoraFile { file: file.into(), scale }) }
+    let (file, scale) = with_number(text)?;
+    Ok(LoraFile { file, scale: scale.unwrap_or(1.0) })
 }
 
 impl GenerateArgs {
@@ -129,19 +125,21 @@ impl GenerateArgs {
             sequence_length: self.max_sequence_length,
             // By their files, which are read later.
             images: Vec::new(),
-            mask_padding: None,
+            mask_padding: self.images.mask_padding,
             overlay: None,
             step_cache: self.cache,
-            strength: self.strength,
+            strength: self.images.strength,
             // By their files, which are read later.
             loras: Vec::new(),
         };
         let engine = config.engine_settings(config.device.first());
+        let (images, attachments) = self.images.into_parts();
+        let model = self.parts.of(self.model);
         Ok(GenerateRequest {
-            model: self.parts.of(self.model),
+            model: ModelSource { parts: ModelParts { attachments, ..model.parts }, ..model },
             engine,
             params,
-            image: self.image,
+            images,
             loras: self.loras,
             writes_provenance: config.results.provenance,
             output: self.output,

@@ -11,8 +11,9 @@ use clap::error::ErrorKind;
 
 use super::*;
 use crate::domain::byte_size::ByteSize;
+use crate::domain::conditioning::{ControlMode, ImageOptions, Preprocess};
 use crate::domain::device::{DeviceChoice, Kernels, Offload};
-use crate::domain::model_source::ModelParts;
+use crate::domain::model::Attachments;
 use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateParams;
 use crate::domain::step_cache::StepCache;

@@ -1,21 +1,23 @@
 //! From the settings of all sources to one checked [`Config`].
 
-use std::collections::{BTreeMap, HashSet};
+mod served;
+
 use std::fmt::Display;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::config::env::{self, Variable};
-use crate::config::settings::{Layer, ModelSetting, Origin, Settings};
+use crate::config::settings::{Layer, Origin, Settings};
 use crate::config::{
     Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
     LoraConfig, PublicUrl, QueueConfig, ResultsConfig, THREADS, TelemetryConfig, TlsConfig,
 };
 use crate::domain::byte_size::ByteSize;
-use crate::domain::ids::ModelId;
-use crate::domain::model_source::{ModelParts, ModelSource};
 use crate::domain::networks::Networks;
+
+pub(super) use served::check_models;
+use served::{max_input_images, models};
 
 // Ranges of numbers. Beyond them, a value is a mistaken unit rather than unusual.
 const DRAIN_DEADLINE_SECONDS: RangeInclusive<u64> = 0..=3600;
@@ -28,8 +30,6 @@ const JOBS_MAX: RangeInclusive<u64> = 1..=100_000;
 const RETENTION_SECONDS: RangeInclusive<u64> = 60..=366 * 24 * 60 * 60;
 const LINK_SECONDS: RangeInclusive<u64> = 60..=366 * 24 * 60 * 60;
 const BYTES_MAX: RangeInclusive<u64> = 1024 * 1024..=1 << 50;
-/// Maximum models of one worker.
-const MODELS_MAX: usize = 64;
 
 /// The value of the last layer that has one, and the layer's origin.
 fn last<'a, T>(layers: &'a [Layer], get: impl Fn(&'a Settings) -> Option<T>) -> Option<(T, &'a Origin)> {
@@ -341,53 +341,5 @@ fn tls(layers: &[Layer]) -> Result<Option<TlsConfig>, ConfigError> {
                 format!("needs its certificate: `{}` or {}", env::TLS_CERTIFICATE.field, env::TLS_CERTIFICATE.name);
             Err(origin.error(&env::TLS_PRIVATE_KEY, reason))
         }
-    }
-}
-
-fn models(layers: &[Layer], default: Vec<ModelSource>) -> Result<Vec<ModelSource>, ConfigError> {
-    let Some((models, origin)) = last(layers, |settings| settings.models.as_ref()) else { return Ok(default) };
-    let parse = |text: &str| {
-        let error = |error| origin.error(&env::MODELS, format!("`{text}`: {error}"));
-        text.parse::<ModelSource>().map_err(error)
-    };
-    let source = |model: &ModelSetting| match model {
-        ModelSetting::Text(text) => parse(text),
-        ModelSetting::Table(table) => parse(&table.id).map(|source| ModelSource {
-            directory: table.path.clone().or(source.directory),
-            parts: ModelParts {
-                base: table.base.clone(),
-                text_encoders: table.text_encoders.clone(),
-                vae: table.vae.clone(),
-                ..ModelParts::default()
-            },
-            id: source.id,
-        }),
-    };
-    let models: Vec<ModelSource> = models.iter().map(source).collect::<Result<_, _>>()?;
-    check_models(&models).map_err(|reason| origin.error(&env::MODELS, reason))?;
-    Ok(models)
-}
-
-fn max_input_images(layers: &[Layer]) -> Result<BTreeMap<ModelId, usize>, ConfigError> {
-    let Some((counts, origin)) = last(layers, |settings| settings.max_input_images.as_ref()) else {
-        return Ok(BTreeMap::new());
-    };
-    let count = |(id, count): (&String, &u64)| match *count {
-        0 => Ok((ModelId::new(id.as_str()), 0)),
-        1 => Ok((ModelId::new(id.as_str()), 1)),
-        _ => Err(origin.error(&env::MAX_INPUT_IMAGES, format!("`{id}` must be 0 or 1, not {count}"))),
-    };
-    counts.iter().map(count).collect()
-}
-
-/// What is wrong with a list of models, if anything.
-pub(super) fn check_models(models: &[ModelSource]) -> Result<(), String> {
-    if models.is_empty() || models.len() > MODELS_MAX {
-        return Err(format!("must name from 1 to {MODELS_MAX} models, not {}", models.len()));
-    }
-    let mut seen = HashSet::new();
-    match models.iter().find(|model| !seen.insert(&model.id)) {
-        Some(twice) => Err(format!("names the model `{}` twice", twice.id)),
-        None => Ok(()),
     }
 }

@@ -38,7 +38,10 @@ pub(super) struct Settings {
 
 /// A model to serve: `ID` or `ID=PATH`, or a table with its parts.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a model must be `ID`, `ID=PATH`, or a table of id, path, base, text_encoders and vae")]
+#[serde(
+    untagged,
+    expecting = "a model must be `ID`, `ID=PATH`, or a table of id, path, base, text_encoders, vae, controlnets, redux and depth"
+)]
 pub(super) enum ModelSetting {
     Text(String),
     Table(ModelTable),
@@ -53,6 +56,11 @@ pub(super) struct ModelTable {
     #[serde(default)]
     pub(super) text_encoders: Vec<PathBuf>,
     pub(super) vae: Option<PathBuf>,
+    /// By the names that requests use.
+    #[serde(default)]
+    pub(super) controlnets: BTreeMap<String, PathBuf>,
+    pub(super) redux: Option<PathBuf>,
+    pub(super) depth: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -40,7 +40,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The models to serve: at least one, without duplicates.
     pub models: Vec<ModelSource>,
-    /// Maximum input images of a request by model, 0 or 1, where it overrides the card.
+    /// Maximum input images of a request by model, where it overrides the card.
     pub max_input_images: BTreeMap<ModelId, usize>,
     /// The devices, each with an engine.
     pub device: Devices,

@@ -3,9 +3,9 @@
 use std::io::Cursor;
 
 use image::metadata::Orientation;
-use image::{ImageDecoder as _, ImageFormat, ImageReader, Limits};
+use image::{ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::{DECODING_BYTES_MAX, DecodeError, FILE_BYTES_MAX, PIXELS_MAX, SIDE_MAX, orientation};
+use super::{DECODING_BYTES_MAX, DecodeError, PIXELS_MAX, SIDE_MAX, check_bytes, orientation};
 use crate::domain::format::OutputFormat;
 
 /// What the head of an image file says.
@@ -19,21 +19,35 @@ pub struct ImageHeader {
     pub height: u32,
 }
 
-/// Reads the head of a PNG, JPEG or WebP file. What [`decode`](super::decode) refuses because of its size is refused here.
-///
-/// # Errors
-/// When it is not such a file, or exceeds a bound. A file whose head is whole may still be damaged.
-pub fn inspect(bytes: &[u8]) -> Result<ImageHeader, DecodeError> {
-    if bytes.len() > FILE_BYTES_MAX {
-        return Err(DecodeError::Bytes { bytes: bytes.len() });
+/// A file of which the head has been read.
+pub(super) struct Opened<D> {
+    pub(super) decoder: D,
+    pub(super) format: OutputFormat,
+    /// How the image becomes upright.
+    pub(super) orientation: Orientation,
+}
+
+impl<D> Opened<D> {
+    /// The error of a file that turns out to be damaged behind its head.
+    pub(super) fn damaged(format: OutputFormat) -> DecodeError {
+        let format = match format {
+            OutputFormat::Png => "PNG",
+            OutputFormat::Jpeg => "JPEG",
+            OutputFormat::Webp => "WebP",
+        };
+        DecodeError::Damaged { format }
     }
-    let (kind, format, name) = match image::guess_format(bytes) {
-        Ok(kind @ ImageFormat::Png) => (kind, OutputFormat::Png, "PNG"),
-        Ok(kind @ ImageFormat::Jpeg) => (kind, OutputFormat::Jpeg, "JPEG"),
-        Ok(kind @ ImageFormat::WebP) => (kind, OutputFormat::Webp, "WebP"),
+}
+
+/// Reads the head of a PNG, JPEG or WebP file of any size, and checks the bounds of its pixels.
+pub(super) fn open(bytes: &[u8]) -> Result<Opened<impl ImageDecoder>, DecodeError> {
+    let (kind, format) = match image::guess_format(bytes) {
+        Ok(kind @ ImageFormat::Png) => (kind, OutputFormat::Png),
+        Ok(kind @ ImageFormat::Jpeg) => (kind, OutputFormat::Jpeg),
+        Ok(kind @ ImageFormat::WebP) => (kind, OutputFormat::Webp),
         _ => return Err(DecodeError::Format),
     };
-    let damaged = |_| DecodeError::Damaged { format: name };
+    let damaged = |_| Opened::<()>::damaged(format);
     let mut limits = Limits::default();
     limits.max_alloc = Some(DECODING_BYTES_MAX);
     let mut reader = ImageReader::with_format(Cursor::new(bytes), kind);
@@ -46,8 +60,19 @@ pub fn inspect(bytes: &[u8]) -> Result<ImageHeader, DecodeError> {
     if width.max(height) > SIDE_MAX {
         return Err(DecodeError::Sides { width, height });
     }
-    let exif = decoder.exif_metadata().map_err(damaged)?.unwrap_or_default();
-    let (width, height) = upright((width, height), orientation::of_exif(&exif));
+    // Parsed here, because the decoders accept it only in the standard's form.
+    let orientation = orientation::of_exif(&decoder.exif_metadata().map_err(damaged)?.unwrap_or_default());
+    Ok(Opened { decoder, format, orientation })
+}
+
+/// Reads the head of a PNG, JPEG or WebP file. What [`decode`](super::decode) refuses because of its size is refused here.
+///
+/// # Errors
+/// When it is not such a file, or exceeds a bound. A file whose head is whole may still be damaged.
+pub fn inspect(bytes: &[u8]) -> Result<ImageHeader, DecodeError> {
+    check_bytes(bytes)?;
+    let Opened { decoder, format, orientation } = open(bytes)?;
+    let (width, height) = upright(decoder.dimensions(), orientation);
     Ok(ImageHeader { format, width, height })
 }
 
@@ -58,10 +83,9 @@ fn upright((width, height): (u32, u32), orientation: Orientation) -> (u32, u32) 
         | Orientation::Rotate180
         | Orientation::FlipHorizontal
         | Orientation::FlipVertical => (width, height),
-        Orientation::Rotate90
-        | Orientation::Rotate270
-        | Orientation::Rotate90FlipH
-        | Orientation::Rotate270FlipH => (height, width),
+        Orientation::Rotate90 | Orientation::Rotate270 | Orientation::Rotate90FlipH | Orientation::Rotate270FlipH => {
+            (height, width)
+        }
     }
 }
 
@@ -71,7 +95,7 @@ mod tests {
     use image::{ExtendedColorType, ImageEncoder as _};
 
     use super::*;
-    use crate::decode::decode;
+    use crate::decode::{FILE_BYTES_MAX, decode};
     use crate::domain::image::RgbImage;
     use crate::encode::encode;
 

@@ -16,6 +16,9 @@ pub const IMAGES: &str = "images";
 /// Maximum images of a request, of all roles together.
 pub const IMAGES_MAX: usize = 16;
 
+/// Maximum reference images of a request, of any model: each has as many tokens as an output of a megapixel.
+pub const REFERENCES_MAX: usize = 4;
+
 /// Maximum control images of a request. Each is a pass of its ControlNet in every step.
 pub const CONTROLS_MAX: usize = 4;
 
@@ -187,7 +190,7 @@ impl GivenImage {
 pub struct ControlImage {
     /// The map in the output size; or the image to make it of.
     pub image: Arc<RgbImage>,
-    /// The ControlNet that reads it. `None`: the model itself does, as channels beside the noisy latents.
+    /// The ControlNet that reads it. `None`: the model itself does, or a LoRA, as channels beside the noisy latents.
     pub controlnet: Option<Arc<str>>,
     /// Its mode, for a union.
     pub mode: Option<ControlMode>,

@@ -129,8 +129,8 @@ pub trait StepEngine {
     }
 
     /// Does a part of decoding a draft: the image with which its steps would end if they went on as the last one, as the first call
-    /// finds it. The engine chooses how much. It keeps one unfinished draft: a call for another slot drops it, and so may decoding
-    /// an image; the next call then begins anew. The image itself stays as it is.
+    /// finds it. The engine chooses how much. It keeps one unfinished draft: a call for another slot drops it, and so may encoding
+    /// or decoding an image; the next call then begins anew. The image itself stays as it is.
     ///
     /// # Errors
     /// [`EngineError::OutOfMemory`] when it does not fit, and [`EngineError::NotFinite`]. The slot stays valid.

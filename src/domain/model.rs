@@ -177,11 +177,34 @@ pub struct Attachments {
     pub depth: Option<PathBuf>,
 }
 
+/// Maximum ControlNets of a model.
+pub const CONTROLNETS_MAX: usize = 16;
+
+/// Longest name of a ControlNet, in characters.
+pub const CONTROLNET_NAME_CHARS_MAX: usize = 64;
+
 impl Attachments {
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// What is wrong with the ControlNets' names or their number, if anything. A name goes into requests, responses and logs.
+    #[must_use]
+    pub fn name_fault(&self) -> Option<String> {
+        if self.controlnets.len() > CONTROLNETS_MAX {
+            return Some(format!("must be at most {CONTROLNETS_MAX} ControlNets, not {}", self.controlnets.len()));
+        }
+        let is_fit = |character: char| character.is_ascii_alphanumeric() || "-_.".contains(character);
+        let is_name = |name: &str| (1..=CONTROLNET_NAME_CHARS_MAX).contains(&name.len()) && name.chars().all(is_fit);
+        let names = || self.controlnets.iter().map(|(name, _)| name);
+        if let Some(name) = names().find(|name| !is_name(name)) {
+            let longest = CONTROLNET_NAME_CHARS_MAX;
+            return Some(format!("`{name}` is no name: use up to {longest} letters, digits, `-`, `_` and `.`"));
+        }
+        let is_taken = |(index, name): &(usize, &Arc<str>)| names().take(*index).any(|earlier| earlier == *name);
+        names().enumerate().find(is_taken).map(|(_, name)| format!("names the ControlNet `{name}` twice"))
     }
 }
 
@@ -233,6 +256,21 @@ mod tests {
             assert_eq!(revision(path), None);
         }
         assert_eq!(ModelFiles::Embedded(&[]).revision(), None);
+    }
+
+    #[test]
+    fn controlnets_have_names_of_their_own() {
+        let fault = |names: &[&str]| {
+            let controlnets = names.iter().map(|name| (Arc::from(*name), PathBuf::from("/net"))).collect();
+            Attachments { controlnets, ..Attachments::default() }.name_fault()
+        };
+        assert_eq!(fault(&[]), None);
+        assert_eq!(fault(&["canny", "union-pro_2.0"]), None);
+        assert!(fault(&["a", "b", "a"]).is_some_and(|fault| fault.contains("`a` twice")));
+        for name in ["", "two words", "a/b", "a\nb", &"a".repeat(CONTROLNET_NAME_CHARS_MAX + 1)] {
+            assert!(fault(&[name]).is_some_and(|fault| fault.contains("is no name")), "{name}");
+        }
+        assert!(fault(&["a"; CONTROLNETS_MAX + 1]).is_some_and(|fault| fault.contains("at most 16")));
     }
 
     #[test]

@@ -124,9 +124,8 @@ impl GenerateParams {
         let sides = |role| self.image(role).map(|given| (given.image.width(), given.image.height()));
         let changed = sides(ImageRole::Input).or_else(|| sides(ImageRole::Control));
         let (width, height) = match (changed, sides(ImageRole::Reference)) {
-            (Some(image), _) => card.limits.size_like(image, given),
             (None, Some(image)) if given == (None, None) => card.limits.size_like(kontext_size(image), given),
-            (None, Some(image)) => card.limits.size_like(image, given),
+            (Some(image), _) | (None, Some(image)) => card.limits.size_like(image, given),
             (None, None) => (card.defaults.width, card.defaults.height),
         };
         self.width.get_or_insert(width);

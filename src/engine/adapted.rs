@@ -12,4 +12,4 @@ mod loader;
 pub(crate) use cache::AdapterCache;
 pub(crate) use changes::{AdapterSet, Changes, LayerChange, PlacedModule};
 pub(crate) use loaded::Base;
-pub(crate) use loader::Loader;
+pub(crate) use loader::{Loader, joined_inputs_of};

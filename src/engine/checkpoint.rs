@@ -48,6 +48,7 @@ use crate::domain::model::ModelFiles;
 
 pub(crate) use base_weights::BaseWeights;
 pub(crate) use builder::{E4m3Matrix, Matrix, Tensors};
+pub use component::conditioning_of;
 pub(crate) use component::{ComponentWeights, WeightTensor};
 use config_files::Parts;
 pub use contents::{FileContents, file_contents};
@@ -58,7 +59,7 @@ use layout::Layout;
 pub(crate) use loading::{EXPANDED_BYTES_MAX, LoadOptions};
 pub use metadata::FileMetadata;
 pub(crate) use metadata::shown;
-pub(crate) use names::adapted::{AdaptedModule, AdaptedModules, NamedPlace, Naming};
+pub(crate) use names::adapted::{AdaptedModule, AdaptedModules, IMAGE_INPUT, NamedPlace, Naming};
 pub(crate) use names::spellings::Component;
 use names::{Module, autoencoder, text_encoders, transformer};
 use places::{Found, Places};

@@ -5,6 +5,7 @@ use super::device::{self, DeviceError, OpenDevice};
 use super::error::LoadError;
 use super::self_test::{self, OperationEvent};
 use super::storage::PrecisionError;
+use super::vision::VisionFiles;
 use super::{memory, storage};
 use crate::domain::device::{DeviceChoice, EngineSettings, Kernels};
 use crate::domain::model::ModelFiles;
@@ -63,7 +64,7 @@ impl ExaminedDevice {
             return Ok(None);
         }
         let checkpoint = Checkpoint::open(files)?;
-        let plan = memory::plan_for(&checkpoint, &self.0, settings)?;
+        let plan = memory::plan_for(&checkpoint, &self.0, settings, bytes_beside(files, &checkpoint)?)?;
         Ok(plan.map(|plan| format!("{plan}{}", kept_in_fp8(&checkpoint, settings))))
     }
 
@@ -85,8 +86,15 @@ impl ExaminedDevice {
 /// When the checkpoint is incomplete, or the model does not fit.
 pub fn memory_plan_within(files: &ModelFiles, free: usize, settings: &EngineSettings) -> Result<String, LoadError> {
     let checkpoint = Checkpoint::open(files)?;
+    let free = free.saturating_sub(bytes_beside(files, &checkpoint)?);
     let plan = memory::plan_within(&checkpoint, free, device::GPU_DTYPE, settings)?;
     Ok(format!("{plan}{}", kept_in_fp8(&checkpoint, settings)))
+}
+
+/// Bytes on a GPU of what is loaded beside a checkpoint.
+fn bytes_beside(files: &ModelFiles, checkpoint: &Checkpoint) -> Result<usize, LoadError> {
+    let vision = VisionFiles::open(files, checkpoint.configs.transformer.joint_attention_dim)?;
+    Ok(vision.bytes_beside(device::GPU_DTYPE, false))
 }
 
 /// What else is to be said of a plan where fp8 keeps weights of the file.
@@ -105,5 +113,6 @@ pub fn memory_arrangements_within(
     settings: &EngineSettings,
 ) -> Result<Vec<String>, LoadError> {
     let checkpoint = Checkpoint::open(files)?;
+    let free = free.saturating_sub(bytes_beside(files, &checkpoint)?);
     Ok(memory::arrangements_within(&checkpoint, free, device::GPU_DTYPE, settings))
 }

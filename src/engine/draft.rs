@@ -1,5 +1,5 @@
-//! The draft that an engine is decoding: of one image at a time, and of none while a finished image is decoded, because
-//! the memory is planned for one decoding.
+//! The draft that an engine is decoding: of one image at a time, and of none while another image is encoded or decoded, because
+//! the memory is planned for one of these.
 
 use super::FluxEngine;
 use super::models::flux1::Drafting;
@@ -18,7 +18,7 @@ impl FluxEngine {
         let Some(image) = self.images.get(&slot) else { return Ok(Draft::Unavailable) };
         // A large image takes the memory of the adapters to be decoded, and this one still needs its own.
         let is_too_large = self.pixels.needs_that_of_adapters(image.width as usize * image.height as usize);
-        if is_too_large || self.images.values().any(|image| image.decoding.is_some()) {
+        if is_too_large || self.images.values().any(|image| image.decoding.is_some() || !image.is_encoded()) {
             return Ok(Draft::Unavailable);
         }
         let begun = match begun {
@@ -34,6 +34,12 @@ impl FluxEngine {
             return Ok(Draft::Unfinished);
         }
         self.model.complete_draft(drafting, image).map(Draft::Done)
+    }
+
+    /// Frees memory that no image needs: an unfinished draft, and adapters. `false`: there was none.
+    pub(super) fn free_spare_memory(&mut self) -> bool {
+        let had_draft = self.draft.take().is_some();
+        self.adapters.drop_unused() || had_draft
     }
 
     /// Forgets the unfinished draft of an image that leaves.

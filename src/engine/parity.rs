@@ -4,12 +4,17 @@
 mod adapters;
 mod autoencoder;
 mod cases;
+mod conditioned;
+mod control_adapters;
 mod controlnet;
+mod family;
 mod images;
 mod layouts;
+mod mixed;
 mod noise;
 mod prompts;
 mod quantized;
+mod redux;
 mod replay;
 mod step_cache;
 mod streamed;

@@ -85,6 +85,7 @@ impl FluxEngine {
     }
 
     fn stages_of(&mut self, slot: Slot, spec: &GenerateSpec, complete: bool) -> Outcome<Stages> {
+        self.encode_rest(&[slot])?;
         let clip_ids = self.model.tokenizers.clip(spec.prompt()).map_err(unreadable_prompt)?;
         let t5_ids = self.model.tokenizers.t5(spec.t5_prompt(), spec.sequence_length()).map_err(unreadable_prompt)?;
         let adapters = self.held(slot)?.adapters.clone();

@@ -30,6 +30,7 @@ impl Inner {
         self.unfinished.send_modify(|count| *count += 1);
         let cost = spec.cost();
         let provenance = recorder::provenance(self, &spec);
+        let overlay = spec.overlay().cloned();
         let span = span::of(job);
         let terms = Terms { is_suspect, ..self.queue_terms(&job.terms) };
         let events = reservation.within(span.clone()).submit(job.id, spec, terms);
@@ -41,7 +42,7 @@ impl Inner {
         let accepted_at = self.clock.uptime() - age;
         let deadline = terms.deadline_at.map(|deadline| accepted_at + (deadline - created_at));
         let format = output_format;
-        let recorder = Recorder { id, owner, cost, format, provenance, accepted_at, deadline, live };
+        let recorder = Recorder { id, owner, cost, format, provenance, overlay, accepted_at, deadline, live };
         let inner = Arc::clone(self);
         let recording = async move {
             recorder.run(&inner, events).await;

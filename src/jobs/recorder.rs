@@ -9,10 +9,12 @@ use tokio::sync::watch;
 use super::JobError;
 use super::state::{Inner, Live};
 use super::store::{Ending, JobEnd};
+use crate::decode::put_back;
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::image::RgbImage;
 use crate::domain::job::JobStatus;
+use crate::domain::overlay::Overlay;
 use crate::domain::provenance::Provenance;
 use crate::domain::spec::GenerateSpec;
 use crate::domain::usage::{ImageCost, Work};
@@ -40,6 +42,8 @@ pub(super) struct Recorder {
     pub(super) cost: ImageCost,
     pub(super) format: OutputFormat,
     pub(super) provenance: Option<Provenance>,
+    /// What a generated region is put back into.
+    pub(super) overlay: Option<Overlay>,
     /// In [`crate::domain::clock::Clock::uptime`]; negative if the job was accepted before a restart.
     pub(super) accepted_at: time::Duration,
     /// The deadline, in `uptime`.
@@ -125,7 +129,11 @@ impl Recorder {
 
     async fn keep(&self, inner: &Inner, image: RgbImage, done: Done) {
         let (id, format, provenance) = (self.id, self.format, self.provenance.clone());
-        let encoding = tokio::task::spawn_blocking(move || encode_with(&image, format, provenance.as_ref()));
+        let overlay = self.overlay.clone();
+        let encoding = tokio::task::spawn_blocking(move || {
+            let whole = overlay.map(|overlay| put_back(&overlay, &image));
+            encode_with(whole.as_ref().unwrap_or(&image), format, provenance.as_ref())
+        });
         let encoded = match encoding.await {
             Ok(encoded) => encoded.map_err(|error| error.to_string()),
             Err(panic) => Err(panic.to_string()),

@@ -60,6 +60,8 @@ pub(super) struct ActiveJob {
     pub(super) step_tokens: usize,
     pub(super) step_work: f64,
     pub(super) steps_left: u32,
+    /// Whether images of its request are still to be encoded.
+    pub(super) is_encoding: bool,
     pub(super) is_suspect: bool,
 }
 
@@ -73,6 +75,7 @@ impl ActiveJob {
             step_tokens: entry.spec.step_tokens(),
             step_work: scale.step_work(&entry.spec),
             steps_left: entry.spec.steps(),
+            is_encoding: entry.spec.given_images().next().is_some(),
             is_suspect: entry.terms.is_suspect || entry.engine_failures > 0,
         }
     }

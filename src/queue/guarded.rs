@@ -52,6 +52,10 @@ impl GuardedEngine {
         self.watched(Call::Admit, |engine| engine.admit(spec))
     }
 
+    pub(super) fn encode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        self.watched(Call::Admit, |engine| engine.encode_part(slot))
+    }
+
     pub(super) fn step(&mut self, slots: &[Slot]) -> Result<(), EngineError> {
         self.watched(Call::Step, |engine| engine.step(slots))
     }

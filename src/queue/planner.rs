@@ -6,19 +6,21 @@
 //! All pending and admitted jobs are ranked for the next step. Between owners the [`Ledger`] decides: owners that are
 //! within the fairness window of the one furthest behind may be served, and among those the best [`Rank`]. Within an
 //! owner's jobs, the rank decides. The step is filled in this order until packing stops paying
-//! ([`CostModel::packed_work`]) or memory is used up. A chosen job that is still pending is admitted first. Admitting
-//! and finishing block everything else, so between two steps they take at most the time of one step; they are charged
-//! to their owner like a step, and an owner that is ahead of its share blocks others for no longer than they have
-//! stepped.
+//! ([`CostModel::packed_work`]) or memory is used up. A chosen job that is still pending is admitted first, and takes no
+//! step before its images are encoded, part by part. Admitting, encoding and finishing block everything else, so between
+//! two steps they take about the time of one step at most; they are charged to their owner like a step, and an owner that
+//! is ahead of its share blocks others for no longer than they have stepped.
+
+mod turns;
 
 use std::cmp::Ordering;
-use std::collections::BTreeMap;
 
 use super::cost::CostModel;
 use super::ledger::Ledger;
 use crate::domain::engine::EngineLimits;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::priority::Priority;
+use turns::Turns;
 
 /// How many times its own duration a job lets others go first: it is due at `arrival + patience × time left`, so short
 /// jobs pass long ones, but only for a bounded time. A larger value helps short jobs a little near saturation and makes
@@ -88,6 +90,7 @@ impl Rank {
 
 /// A pending or running job.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a job, each told by another part")]
 pub struct Candidate {
     /// The job.
     pub id: JobId,
@@ -110,12 +113,21 @@ pub struct Candidate {
     pub is_loading: bool,
     /// Whether the engine holds it.
     pub is_admitted: bool,
+    /// Whether the engine holds it and has still to encode images of its request.
+    pub is_encoding: bool,
+}
+
+impl Candidate {
+    /// Whether it can take part in a step now.
+    fn is_ready(&self) -> bool {
+        self.is_admitted && !self.is_encoding && self.steps_left > 0
+    }
 }
 
 /// Engine work outside of steps.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct NonStepWork {
-    /// Admissions and finishes since the last step.
+    /// Admissions, parts of encodings, and finishes since the last step.
     pub count: usize,
     /// How long those took.
     pub seconds: f64,
@@ -124,11 +136,16 @@ pub struct NonStepWork {
 }
 
 impl NonStepWork {
-    /// Notes an admission, a finish, or a part of one.
+    /// Notes an admission, a part of an encoding, a finish, or a part of one.
     pub fn note(&mut self, seconds: f64) {
         self.count += 1;
         self.seconds += seconds;
         self.owed_seconds += seconds;
+    }
+
+    /// How long one of them took, on average.
+    fn mean_seconds(&self) -> f64 {
+        self.seconds / self.count.max(1) as f64
     }
 
     /// Notes a step.
@@ -161,6 +178,8 @@ pub enum Action {
     Idle,
     /// Admit this one.
     Admit(JobId),
+    /// Encode a part of this one's images.
+    Encode(JobId),
     /// Run one denoising step for each of these.
     Step(Vec<JobId>),
     /// Decode this one: all of it, or as much as the others' patience allows.
@@ -217,20 +236,16 @@ pub struct Plan {
 /// Decides the next action.
 #[must_use]
 pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
-    let admitted = choose_step(state, limits, |candidate| candidate.is_admitted);
-    if let Some(complete) = complete(state, admitted.is_some())
-        && (admitted.is_none() || has_time(state, state.costs.finish_seconds(complete.step_work)))
+    let ready = choose_step(state, limits, Candidate::is_ready);
+    if let Some(complete) = complete(state, ready.is_some())
+        && (ready.is_none() || has_time(state, state.costs.finish_seconds(complete.step_work)))
     {
         return Plan { action: Action::Finish(complete.id), reason: Reason::ImageComplete };
     }
-    if may_admit(state, limits) {
-        let all = choose_step(state, limits, |candidate| !candidate.is_loading);
-        let mut pending = all.iter().flat_map(|step| &step.chosen).filter(|chosen| !chosen.is_admitted);
-        if let Some(job) = pending.find(|job| has_slot(state, limits, job) && is_paid(state, job)) {
-            return Plan { action: Action::Admit(job.id), reason: Reason::ChosenForStep };
-        }
+    if let Some(action) = preparation(state, limits, ready.is_some()) {
+        return Plan { action, reason: Reason::ChosenForStep };
     }
-    match admitted {
+    match ready {
         Some(step) => Plan {
             action: Action::Step(step.chosen.iter().map(|candidate| candidate.id).collect()),
             reason: step.stopped,
@@ -239,18 +254,40 @@ pub fn plan(state: &PlannerState<'_>, limits: &EngineLimits) -> Plan {
     }
 }
 
+/// What is to be done for the first of those that should step next and cannot yet: its admission, or a part of its encoding.
+fn preparation(state: &PlannerState<'_>, limits: &EngineLimits, others_step: bool) -> Option<Action> {
+    let may_admit = may_admit(state, limits);
+    // What the next part takes is not known: as long as the ones before it.
+    let may_encode = !others_step || has_time(state, state.non_step_work.mean_seconds());
+    let action = |job: &Candidate| {
+        let is_allowed = if job.is_admitted {
+            job.is_encoding && may_encode && (!others_step || is_paid(state, job))
+        } else {
+            may_admit && has_slot(state, limits, job) && is_paid(state, job)
+        };
+        let action = if job.is_admitted { Action::Encode(job.id) } else { Action::Admit(job.id) };
+        is_allowed.then_some(action)
+    };
+    let all = choose_step(state, limits, |candidate| !candidate.is_loading);
+    let chosen = all.iter().flat_map(|step| &step.chosen).find_map(|job| action(job));
+    // Where those that should step next cannot be admitted, the ones that hold slots go on: somebody has to make room.
+    let held = || choose_step(state, limits, |candidate| candidate.is_admitted);
+    chosen.or_else(|| held()?.chosen.iter().find_map(|job| action(job)))
+}
+
 /// The image that has done all steps; of several, the one due first. While others step, only one that may block them.
 fn complete<'a>(state: &PlannerState<'a>, others_step: bool) -> Option<&'a Candidate> {
-    let complete = state.candidates.iter().filter(|candidate| candidate.is_admitted && candidate.steps_left == 0);
+    let is_complete = |candidate: &&Candidate| candidate.is_admitted && candidate.steps_left == 0;
+    let complete = state.candidates.iter().filter(is_complete);
     let may_go = |candidate: &&Candidate| !others_step || state.admissions_blocked || is_paid(state, candidate);
     complete.filter(may_go).min_by(|one, other| one.rank.order(&other.rank))
 }
 
-/// Whether others may be blocked for this one's admission or decoding: its owner is not ahead of any owner that is
+/// Whether others may be blocked for this one's admission, encoding or decoding: its owner is not ahead of any owner that is
 /// stepping, or steps have made up for earlier such work. A step serves others along for little; this does not.
 fn is_paid(state: &PlannerState<'_>, candidate: &Candidate) -> bool {
     let behind = state.ledger.behind(candidate.owner);
-    let mut stepping = state.candidates.iter().filter(|other| other.is_admitted && other.steps_left > 0);
+    let mut stepping = state.candidates.iter().filter(|other| other.is_ready());
     state.non_step_work.owed_seconds <= 0.0 || stepping.all(|other| state.ledger.behind(other.owner) <= behind)
 }
 
@@ -328,64 +365,6 @@ fn choose_step<'a>(
         step.chosen.push(next);
     }
     (!step.chosen.is_empty()).then_some(step)
-}
-
-/// The order in which candidates come up, owner by owner.
-struct Turns<'a> {
-    owners: BTreeMap<KeyId, OwnerTurns<'a>>,
-    window_work: f64,
-}
-
-struct OwnerTurns<'a> {
-    behind: f64,
-    /// The best rank last.
-    candidates: Vec<&'a Candidate>,
-}
-
-impl<'a> Turns<'a> {
-    fn new(candidates: impl Iterator<Item = &'a Candidate>, ledger: &Ledger) -> Self {
-        let mut owners: BTreeMap<KeyId, OwnerTurns<'a>> = BTreeMap::new();
-        let mut window_work: f64 = 0.0;
-        for candidate in candidates {
-            window_work = window_work.max(candidate.step_work * f64::from(candidate.steps_left));
-            let new = || OwnerTurns { behind: ledger.behind(candidate.owner), candidates: Vec::new() };
-            owners.entry(candidate.owner).or_insert_with(new).candidates.push(candidate);
-        }
-        for owner in owners.values_mut() {
-            owner.candidates.sort_by(|one, other| one.rank.order(&other.rank));
-            // The best comes last; of two equal ones, the earlier.
-            owner.candidates.reverse();
-        }
-        Self { owners, window_work: window_work.min(FAIRNESS_WINDOW_WORK_MAX) }
-    }
-
-    /// The best candidate of the owners within the window of the one furthest behind.
-    fn next(&mut self) -> Option<&'a Candidate> {
-        let waiting = || self.owners.values().filter(|owner| !owner.candidates.is_empty());
-        let most_behind = waiting().map(|owner| owner.behind).max_by(f64::total_cmp)?;
-        let first = self
-            .owners
-            .iter()
-            .filter(|(_, owner)| owner.behind >= most_behind - self.window_work)
-            .filter_map(|(id, owner)| owner.candidates.last().map(|candidate| (*id, candidate.rank, owner.behind)))
-            .min_by(|(_, one, one_behind), (_, other, other_behind)| {
-                one.order_between_owners(other).then(other_behind.total_cmp(one_behind))
-            });
-        let (owner, ..) = first?;
-        self.owners.get_mut(&owner)?.candidates.pop()
-    }
-
-    /// Skips the rest of an owner's candidates.
-    fn pass(&mut self, owner: KeyId) {
-        self.owners.remove(&owner);
-    }
-
-    /// Charges a step of this candidate to its owner.
-    fn serve(&mut self, candidate: &Candidate) {
-        if let Some(owner) = self.owners.get_mut(&candidate.owner) {
-            owner.behind -= candidate.step_work / candidate.weight;
-        }
-    }
 }
 
 #[cfg(test)]

@@ -368,6 +368,7 @@ impl Inner {
             is_suspect: job.is_suspect,
             is_loading: false,
             is_admitted,
+            is_encoding: is_admitted && job.is_encoding,
         };
         let admitted = view.admitted.iter().map(|job| candidate(job, true));
         let waiting = self.waiting.iter().map(|entry| candidate(&ActiveJob::new(entry, view.scale), false));

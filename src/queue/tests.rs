@@ -1,6 +1,7 @@
 //! A queue from outside, with fake engines that step when the test lets them.
 
 mod adapters;
+mod encoding;
 mod jobs;
 mod outages;
 mod sharing;

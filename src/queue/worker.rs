@@ -5,6 +5,7 @@
 
 mod decode;
 mod draft;
+mod encode;
 mod faults;
 mod loading;
 mod spans;
@@ -203,6 +204,7 @@ impl Worker {
                         self.admit(&mut engine, id)?;
                     }
                 }
+                Action::Encode(id) => self.encode(&mut engine, id)?,
                 Action::Step(ids) => self.step(&mut engine, ids, plan.reason)?,
                 Action::Finish(id) => self.finish(&mut engine, id, patience(&state))?,
             }

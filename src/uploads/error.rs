@@ -22,7 +22,9 @@ pub enum UploadError {
     #[error("{0}")]
     Rejected(DecodeError),
     /// The key has as many uploads as it may have.
-    #[error("the key has {uploads} uploads of {bytes} bytes, and may have {uploads_max} of {bytes_max}: delete some first")]
+    #[error(
+        "the key has {uploads} uploads of {bytes} bytes, and may have {uploads_max} of {bytes_max}: delete some first"
+    )]
     OwnerFull {
         /// How many it has.
         uploads: u32,

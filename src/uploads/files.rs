@@ -99,7 +99,7 @@ impl UploadFiles {
     }
 
     /// Removes incomplete files, which nothing must be writing. Returns how many.
-    pub(super) fn remove_parts(&self, found: &Found) -> io::Result<usize> {
+    pub(super) fn remove_parts(found: &Found) -> io::Result<usize> {
         for part in &found.parts {
             ignore_missing(fs::remove_file(part))?;
         }
@@ -198,7 +198,7 @@ mod tests {
         }
         let found = files.find().expect("read");
         assert!(found.complete.is_empty());
-        assert_eq!(files.remove_parts(&found).expect("removed"), 1);
+        assert_eq!(UploadFiles::remove_parts(&found).expect("removed"), 1);
         let mut left = names(folder.path());
         left.sort();
         assert_eq!(left, ["mine_too", "notes.txt"]);

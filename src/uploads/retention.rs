@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::task::spawn_blocking;
 
 use super::error::UploadError;
+use super::files::UploadFiles;
 use super::id::UploadId;
 use super::service::{Inner, Uploads};
 use crate::auth::{KeyError, KeyState};
@@ -95,7 +96,7 @@ impl Uploads {
         let files = inner.files.clone();
         let finding = spawn_blocking(move || {
             let found = files.find()?;
-            let parts = if is_start { files.remove_parts(&found)? } else { 0 };
+            let parts = if is_start { UploadFiles::remove_parts(&found)? } else { 0 };
             io::Result::Ok((found.complete, parts))
         });
         let (complete, mut removed) = finding.await.map_err(io::Error::other)??;

@@ -168,8 +168,8 @@ fn a_refused_download_says_why_and_fails() {
     assert!(!is_done && out.is_empty());
     assert!(errors.contains(&format!("{}/{ID}", machine.hub.endpoint())), "{errors}");
     assert!(errors.contains(machine.path("home/token").to_str().expect("text")), "{errors}");
-    let (is_done, _, errors) = machine.run(&["models", "download", "black-forest-labs/FLUX.1-Fill-dev"]);
-    assert!(!is_done && errors.contains("does not work yet: it needs an image and a mask"), "{errors}");
+    let (is_done, _, errors) = machine.run(&["models", "download", "black-forest-labs/FLUX.2-klein-4B"]);
+    assert!(!is_done && errors.contains("does not work yet: it is of the family FLUX.2"), "{errors}");
     let (is_done, _, errors) = machine.run(&["models", "download", "fluxserve/flux-shapes"]);
     assert!(!is_done && errors.contains("part of this program"), "{errors}");
     let mut accepted = machine.program(&["models", "download", ID, "--to", "weights"]);

@@ -104,6 +104,9 @@ fn assert_refused(answer: &Answer, status: u16, code: &str) -> Value {
     error
 }
 
+/// The files of a form, by their fields.
+type Files<'a> = &'a [(&'a str, &'a [u8])];
+
 #[tokio::test]
 async fn an_edit_starts_from_its_image() {
     let app = TestApp::start().await;
@@ -213,7 +216,7 @@ async fn every_bad_field_of_a_form_is_the_param() {
 async fn every_bad_file_is_named() {
     let app = TestApp::start().await;
     let (good, gif) = (png(TEAL), b"GIF89a\x01\0\x01\0\0\0\0;".to_vec());
-    let cases: [(&[(&str, &[u8])], &str, &str); 9] = [
+    let cases: [(Files, &str, &str); 9] = [
         (&[], "image", "is required"),
         (&[("image", &gif)], "image", "is not a PNG, JPEG or WebP file"),
         (&[("image", &good[..40])], "image", "cannot be read as a PNG file"),

@@ -75,7 +75,7 @@ fn canny(card: &mut ModelCard) {
 async fn with_card(change_card: fn(&mut ModelCard)) -> TestApp {
     // Reference images are large.
     let input_images_bytes_max = 64 * 1024 * 1024;
-    TestApp::with(Options { change_card, input_images_bytes_max, ..Options::default() }).await
+    TestApp::with(Options { input_images_bytes_max, change_card, ..Options::default() }).await
 }
 
 async fn done(app: &TestApp, body: &Value) -> Value {

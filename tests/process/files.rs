@@ -108,6 +108,7 @@ fn an_image_is_generated_from_an_input_image_without_a_server() {
     }
     let mut expected = expected;
     expected["strength"] = json!(0.3);
+    expected["images"] = json!({ "input": 1 });
     assert_eq!(provenance_of("second.png"), Some(expected), "in the input image's size");
     let read = |name: &str| std::fs::read(place(name)).expect("a file");
     assert!(read("second.png") == read("again.png"), "the same file each time");

@@ -5,6 +5,7 @@
 mod build;
 mod device;
 mod files;
+mod inpainting;
 mod jobs;
 mod keys;
 mod loras;

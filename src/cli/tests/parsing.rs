@@ -41,16 +41,20 @@ fn parts_are_for_the_models_with_a_path() {
     let parts = ["--base", "a/base", "--text-encoder", "/t5", "--text-encoder", "/clip", "--vae", "/ae"];
     let served = [&["serve", "--model", "a", "--model", "b=/c.gguf"][..], &parts[..]].concat();
     let Some(Command::Serve(serve)) = parse(&served).expect("valid").command else { panic!("serve") };
-    let models = with_parts(serve.models.clone(), &serve.parts).expect("one has a path");
+    let models = with_parts(serve.models.clone(), &serve.parts, &serve.attachments).expect("one has a path");
     assert!(models[0].parts.is_empty(), "it is complete in itself");
     let (base, vae) = (Some("a/base".into()), Some("/ae".into()));
     assert_eq!(
         models[1].parts,
         ModelParts { base, text_encoders: vec!["/t5".into(), "/clip".into()], vae, ..ModelParts::default() }
     );
-    let refused = with_parts(vec!["a".parse().expect("a model")], &serve.parts).expect_err("no path").to_string();
-    assert!(refused.contains("`--model ID=PATH`"), "{refused}");
-    assert!(with_parts(vec!["a".parse().expect("a model")], &PartArgs::default()).is_ok());
+    let without_path = |parts: &PartArgs| {
+        let models = vec!["a".parse().expect("a model")];
+        with_parts(models, parts, &AttachmentArgs::default()).map_err(|error| error.to_string())
+    };
+    let refused = without_path(&serve.parts).expect_err("no path");
+    assert!(refused.contains("`--base`") && refused.contains("`--model ID=PATH`"), "{refused}");
+    assert!(without_path(&PartArgs::default()).is_ok());
     for command in [
         &["generate", "--model", "b=/c", "--prompt", "d", "--output", "e.png"][..],
         &["models", "check", "b=/c"],
@@ -60,6 +64,50 @@ fn parts_are_for_the_models_with_a_path() {
     ] {
         assert!(parse(&[command, &parts[..]].concat()).is_ok(), "{command:?}");
     }
+}
+
+#[test]
+fn controlnets_are_for_the_models_with_a_path() {
+    let beside =
+        ["--controlnet", "canny=/nets/c=1", "--controlnet", "union=/u", "--redux", "/r", "--depth-model", "/d"];
+    let served = [&["serve", "--model", "a", "--model", "b=/c"][..], &beside[..]].concat();
+    let Some(Command::Serve(serve)) = parse(&served).expect("valid").command else { panic!("serve") };
+    let attached = |models: Vec<ModelSource>| with_parts(models, &serve.parts, &serve.attachments);
+    let models = attached(serve.models.clone()).expect("one has a path");
+    assert!(models[0].parts.is_empty(), "it is complete in itself");
+    let expected = Attachments {
+        controlnets: vec![("canny".into(), "/nets/c=1".into()), ("union".into(), "/u".into())],
+        redux: Some("/r".into()),
+        depth: Some("/d".into()),
+    };
+    assert_eq!(models[1].parts, ModelParts { attachments: expected, ..ModelParts::default() });
+    let refused = attached(vec!["a".parse().expect("a model")]).expect_err("no path").to_string();
+    assert!(refused.contains("`--controlnet`") && refused.contains("`--model ID=PATH`"), "{refused}");
+    for (second, reason) in [("canny=/other", "`canny` twice"), ("my net=/other", "`my net` is no name")] {
+        let twice = ["serve", "--model", "b=/c", "--controlnet", "canny=/nets", "--controlnet", second];
+        let Some(Command::Serve(serve)) = parse(&twice).expect("valid").command else { panic!("serve") };
+        let refused = with_parts(serve.models, &serve.parts, &serve.attachments).expect_err("named badly").to_string();
+        assert!(refused.starts_with("`--controlnet`: ") && refused.contains(reason), "{refused}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_loaded_beside_a_model_is_listed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("worker.toml");
+    let table = r#"
+        [[models]]
+        id = "my/tune"
+        path = "/weights"
+        controlnets = { canny = "/nets/canny" }
+        redux = "/redux"
+    "#;
+    std::fs::write(&file, table).expect("written");
+    let file = file.to_str().expect("UTF-8");
+    let (table, _) = run_in(folder.path(), &["models", "list", "--config", file]).await.expect("listed");
+    let lines: Vec<&str> = table.lines().skip_while(|line| !line.starts_with("my/tune ")).take(3).collect();
+    assert!(lines[0].ends_with(" /weights"), "{table}");
+    assert_eq!(lines[1..], ["    ControlNet `canny`: /nets/canny", "    FLUX.1-Redux: /redux"]);
 }
 
 #[test]
@@ -121,16 +169,16 @@ async fn models_are_listed_with_their_licenses_and_why_some_do_not_work_yet() {
     let gguf = row("city96/FLUX.1-schnell-gguf");
     assert!(gguf.contains(" Apache-2.0 "), "{gguf}");
     assert!(gguf.contains("needs `--base black-forest-labs/FLUX.1-schnell` (autoencoder, CLIP, T5, "), "{gguf}");
-    let kontext = row("black-forest-labs/FLUX.1-Kontext-dev");
-    assert!(kontext.contains(" not yet ") && kontext.contains("it edits an input image"), "{kontext}");
+    let klein = row("black-forest-labs/FLUX.2-klein-4B");
+    assert!(klein.contains(" not yet ") && klein.contains("it is of the family FLUX.2"), "{klein}");
     for command in [
         &["models", "check"][..],
         &["models", "download"],
         &["generate", "--prompt", "", "--output", "x.png", "--model"],
     ] {
-        let arguments = [command, &["black-forest-labs/FLUX.1-Kontext-dev"]].concat();
+        let arguments = [command, &["black-forest-labs/FLUX.2-klein-4B"]].concat();
         let error = run_in(folder.path(), &arguments).await.expect_err("refused").to_string();
-        assert!(error.contains("does not work yet: it edits an input image"), "{error}");
+        assert!(error.contains("does not work yet: it is of the family FLUX.2"), "{error}");
     }
 }
 
@@ -183,6 +231,16 @@ fn mistakes_are_usage_errors() {
         (vec!["models", "download"], ErrorKind::MissingRequiredArgument),
         (generate.to_vec(), ErrorKind::MissingRequiredArgument),
         ([&with_prompt[..], &["--true-cfg-scale", "4"]].concat(), ErrorKind::MissingRequiredArgument),
+        ([&with_prompt[..], &["--mask", "m.png"]].concat(), ErrorKind::MissingRequiredArgument),
+        ([&with_prompt[..], &["--image", "i.png", "--mask-padding", "8"]].concat(), ErrorKind::MissingRequiredArgument),
+        ([&with_prompt[..], &["--style", "s.png"]].concat(), ErrorKind::MissingRequiredArgument),
+        ([&with_prompt[..], &["--redux", "r", "--style", "=2"]].concat(), ErrorKind::ValueValidation),
+        ([&with_prompt[..], &["--preprocess", "canny"]].concat(), ErrorKind::ArgumentConflict),
+        (
+            [&with_prompt[..], &["--control-image", "c.png", "--preprocess", "edges"]].concat(),
+            ErrorKind::ValueValidation,
+        ),
+        (vec!["serve", "--controlnet", "/nets/canny"], ErrorKind::ValueValidation),
         ([&with_prompt[..], &["--seed", "9007199254740992"]].concat(), ErrorKind::ValueValidation),
         (vec!["generate", "--model", "a", "--prompt", "fox", "--output", "x.gif"], ErrorKind::ValueValidation),
         ([&with_prompt[..], &["--cache", "teacache"]].concat(), ErrorKind::ValueValidation),
@@ -206,46 +264,76 @@ fn mistakes_are_usage_errors() {
     assert_eq!(parse_error(&["--help"]).exit_code(), 0);
 }
 
+/// Every option of `generate`.
+const ALL_OPTIONS: [&str; 63] = [
+    "generate",
+    "--model",
+    "a=/b",
+    "--prompt",
+    "-fox",
+    "--prompt-2",
+    "two",
+    "--negative-prompt",
+    "",
+    "--true-cfg-scale",
+    "4",
+    "--width",
+    "100",
+    "--height",
+    "512",
+    "--steps",
+    "7",
+    "--guidance",
+    "2.5",
+    "--seed",
+    "9007199254740991",
+    "--max-sequence-length",
+    "256",
+    "--image",
+    "from.jpg",
+    "--strength",
+    "0.3",
+    "--mask",
+    "mask.png",
+    "--mask-padding",
+    "32",
+    "--reference",
+    "r1.png",
+    "--reference",
+    "r2.png",
+    "--control-image",
+    "c.png",
+    "--controlnet",
+    "nets/union",
+    "--control-mode",
+    "pose",
+    "--control-scale",
+    "0.7",
+    "--preprocess",
+    "depth",
+    "--control-end",
+    "0.8",
+    "--redux",
+    "redux",
+    "--style",
+    "s.png=0.5",
+    "--style",
+    "t.png",
+    "--depth-model",
+    "depth",
+    "--lora",
+    "a.safetensors=-0.5",
+    "--lora",
+    "b.safetensors",
+    "--cache",
+    "first_block=0.2",
+    "--output",
+    "x.PNG",
+];
+
 #[test]
 fn generate_passes_all_options_on() {
-    let arguments = [
-        "generate",
-        "--model",
-        "a=/b",
-        "--prompt",
-        "-fox",
-        "--prompt-2",
-        "two",
-        "--negative-prompt",
-        "",
-        "--true-cfg-scale",
-        "4",
-        "--width",
-        "100",
-        "--height",
-        "512",
-        "--steps",
-        "7",
-        "--guidance",
-        "2.5",
-        "--seed",
-        "9007199254740991",
-        "--max-sequence-length",
-        "256",
-        "--image",
-        "from.jpg",
-        "--strength",
-        "0.3",
-        "--lora",
-        "a.safetensors=-0.5",
-        "--lora",
-        "b.safetensors",
-        "--cache",
-        "first_block=0.2",
-        "--output",
-        "x.PNG",
-    ];
-    let Some(Command::Generate(generate)) = parse(&arguments).expect("valid").command else { panic!("generate") };
+    let Some(Command::Generate(generate)) = parse(&ALL_OPTIONS).expect("valid").command else { panic!("generate") };
     let mut notes = Vec::new();
     let no_seed = || -> anyhow::Result<u64> { panic!("the seed is given") };
     let request = generate.into_request(&Config::default(), no_seed, &mut notes).expect("a request");
@@ -261,7 +349,7 @@ fn generate_passes_all_options_on() {
         seed: 9_007_199_254_740_991,
         sequence_length: Some(256),
         images: Vec::new(),
-        mask_padding: None,
+        mask_padding: Some(32),
         overlay: None,
         step_cache: Some(StepCache { threshold: 0.2 }),
         strength: Some(0.3),
@@ -269,9 +357,45 @@ fn generate_passes_all_options_on() {
     };
     let loras: Vec<_> = request.loras.into_iter().map(|lora| (lora.file.display().to_string(), lora.scale)).collect();
     assert_eq!(loras, [("a.safetensors".to_owned(), -0.5), ("b.safetensors".to_owned(), 1.0)]);
-    assert_eq!((request.params, request.image), (expected, Some("from.jpg".into())));
+    assert_eq!(request.params, expected);
     assert_eq!((request.model.to_string(), request.output), ("a=/b".into(), "x.PNG".into()));
     assert_eq!(String::from_utf8(notes).expect("text"), "width 100 is not a multiple of 16: using 96\n");
+}
+
+#[test]
+fn generate_passes_all_images_on() {
+    let Some(Command::Generate(generate)) = parse(&ALL_OPTIONS).expect("valid").command else { panic!("generate") };
+    let no_seed = || -> anyhow::Result<u64> { panic!("the seed is given") };
+    let request = generate.into_request(&Config::default(), no_seed, &mut Vec::new()).expect("a request");
+    let files: Vec<_> = request.images.iter().map(|image| format!("{} {}", image.role, image.file.display())).collect();
+    let expected = [
+        "input from.jpg",
+        "mask mask.png",
+        "control c.png",
+        "reference r1.png",
+        "reference r2.png",
+        "style s.png",
+        "style t.png",
+    ];
+    assert_eq!(files, expected);
+    let plain = ImageOptions::default();
+    let control = ImageOptions {
+        controlnet: Some("nets/union".into()),
+        mode: Some(ControlMode(4)),
+        preprocess: Some(Preprocess::Depth),
+        scale: Some(0.7),
+        start: None,
+        end: Some(0.8),
+    };
+    let options: Vec<_> = request.images.iter().map(|image| &image.options).collect();
+    let half = ImageOptions { scale: Some(0.5), ..plain.clone() };
+    assert_eq!(options, [&plain, &plain, &control, &plain, &plain, &half, &plain]);
+    let attachments = Attachments {
+        controlnets: vec![("nets/union".into(), "nets/union".into())],
+        redux: Some("redux".into()),
+        depth: Some("depth".into()),
+    };
+    assert_eq!(request.model.parts.attachments, attachments);
 }
 
 #[test]

@@ -22,13 +22,13 @@ async fn models_are_listed_with_those_that_are_served_first_and_those_that_are_h
     let family = |name: &str| format!("black-forest-labs/FLUX.1-{name}");
     let expected = ["z/tune".to_owned(), family("schnell"), "fluxserve/flux-shapes".to_owned()];
     assert_eq!(ids[..3], expected, "{table}");
-    let not_here: Vec<&str> = ids[3..].iter().copied().take_while(|id| !id.ends_with("FLUX.1-Canny-dev")).collect();
-    assert!(not_here.is_sorted() && not_here.len() == 8, "{table}");
+    let not_here: Vec<&str> = ids[3..].iter().copied().take_while(|id| !id.ends_with("FLUX.2-klein-4B")).collect();
+    assert!(not_here.is_sorted() && not_here.len() == 12, "{table}");
     let (krea, dev) = (family("Krea-dev"), family("dev"));
     for id in [krea.as_str(), dev.as_str(), "Comfy-Org/flux1-dev", "city96/FLUX.1-dev-gguf"] {
         assert!(not_here.contains(&id), "{id}: {table}");
     }
-    assert!(table.lines().skip(11).all(|line| line.contains(" not yet ")), "{table}");
+    assert!(table.lines().skip(15).all(|line| line.contains(" not yet ")), "{table}");
 }
 
 /// The names of all commands, with those above them: `keys create`.

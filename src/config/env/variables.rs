@@ -39,7 +39,7 @@ pub(in crate::config) const MODELS: Variable =
 pub(in crate::config) const MAX_INPUT_IMAGES: Variable = variable(
     "FLUXSERVE_MAX_INPUT_IMAGES",
     "max_input_images",
-    "most input images of a request by model, ID=0 or ID=1, separated by commas",
+    "most input images of a request by model, ID=1, separated by commas",
 );
 pub(in crate::config) const HUB_DOWNLOAD: Variable =
     variable("FLUXSERVE_HUB_DOWNLOAD", "hub.download", "true: missing models are downloaded before they are served");

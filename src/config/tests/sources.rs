@@ -19,14 +19,33 @@ fn a_model_may_be_a_table_of_its_parts() {
     let parts = &models[1].parts;
     assert_eq!((&parts.base, &parts.vae), (&Some("a/c".into()), &Some("/ae".into())));
     assert_eq!(parts.text_encoders, [Path::new("/t5"), Path::new("/clip")]);
+    let fields = "a table of id, path, base, text_encoders, vae, controlnets, redux and depth";
     for (file, words) in [
-        ("models = [{ path = \"/x\" }]", "a table of id, path, base, text_encoders and vae"),
-        ("models = [{ id = \"a\", part = \"/x\" }]", "a table of id, path, base, text_encoders and vae"),
+        ("models = [{ path = \"/x\" }]", fields),
+        ("models = [{ id = \"a\", part = \"/x\" }]", fields),
         ("models = [{ id = \"\", path = \"/x\" }]", "not a model"),
     ] {
         let error = Sources::new().file(file).load().expect_err("refused").to_string();
         assert!(error.contains(words), "{error}");
     }
+}
+
+#[test]
+fn a_table_names_what_is_loaded_beside_a_model() {
+    let file = r#"
+        [[models]]
+        id = "black-forest-labs/FLUX.1-dev"
+        controlnets = { union = "/nets/union", canny = "/nets/canny.safetensors" }
+        redux = "/redux"
+        depth = "/depth"
+    "#;
+    let models = Sources::new().file(file).load().expect("valid").models;
+    let attachments = &models[0].parts.attachments;
+    let nets: Vec<(&str, &Path)> =
+        attachments.controlnets.iter().map(|(name, path)| (name.as_ref(), path.as_path())).collect();
+    assert_eq!(nets, [("canny", Path::new("/nets/canny.safetensors")), ("union", Path::new("/nets/union"))]);
+    assert_eq!((&attachments.redux, &attachments.depth), (&Some("/redux".into()), &Some("/depth".into())));
+    assert_eq!(models[0].directory, None, "it may be a downloaded model");
 }
 
 #[test]

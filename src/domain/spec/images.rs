@@ -1,5 +1,6 @@
 //! The rules of a request's images.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use super::{
@@ -33,7 +34,7 @@ pub fn image_count_errors(params: &GenerateParams, card: &ModelCard) -> Vec<Fiel
     let main = card.conditioning.main_role();
     let mut errors = Vec::new();
     for role in ImageRole::ALL {
-        let (count, allowed) = (params.count(role), card.images(role));
+        let (count, allowed) = (params.count(role), allowed(role, params, card));
         if !allowed.contains(&count) {
             let is_main = role == main && !is_named(params, role);
             let (field, name) = if is_main { (INPUT_IMAGES, "input") } else { (IMAGES, role.as_str()) };
@@ -60,6 +61,14 @@ fn is_named(params: &GenerateParams, role: ImageRole) -> bool {
     params.images.iter().any(|given| given.role == role && given.field.starts_with(IMAGES))
 }
 
+/// How many images of a role a request may have. What cards do not know: a model without ControlNets takes a control image where the
+/// request has a LoRA that reads it (FLUX.1-Canny-dev-lora, FLUX.1-Depth-dev-lora). The engine knows whether it does.
+fn allowed(role: ImageRole, params: &GenerateParams, card: &ModelCard) -> RangeInclusive<usize> {
+    let is_prompted = matches!(card.conditioning, Conditioning::Prompt | Conditioning::References);
+    let is_by_lora = is_prompted && card.attached.controlnets.is_empty() && !params.loras.is_empty();
+    if role == ImageRole::Control && is_by_lora { 0..=1 } else { card.images(role) }
+}
+
 /// What does not go together.
 fn combination_errors(params: &GenerateParams) -> Vec<FieldError> {
     let mut errors = Vec::new();
@@ -72,8 +81,13 @@ fn combination_errors(params: &GenerateParams) -> Vec<FieldError> {
         errors.push(FieldError::new(control.field.clone(), "a ControlNet and reference images do not go together"));
     }
     if let Some(padding) = params.mask_padding {
-        if params.count(ImageRole::Mask) == 0 {
-            errors.push(FieldError::new(MASK_PADDING, "needs a mask"));
+        match params.image(ImageRole::Mask) {
+            None => errors.push(FieldError::new(MASK_PADDING, "needs a mask")),
+            Some(mask) if params.overlay.is_none() && mask.image.is_black() => {
+                let reason = format!("has nothing white, so there is no region for `{MASK_PADDING}` to cut out");
+                errors.push(FieldError::new(mask.field.clone(), reason));
+            }
+            Some(_) => {}
         }
         if padding > MASK_PADDING_MAX {
             errors.push(FieldError::new(MASK_PADDING, format!("must be at most {MASK_PADDING_MAX}, not {padding}")));
@@ -95,8 +109,8 @@ fn errors_of(given: &GivenImage, card: &ModelCard) -> Vec<FieldError> {
         errors.push(FieldError::new(format!("{}.{option}", given.field), reason));
     };
     let is_control = given.role == ImageRole::Control;
-    // Channels of the model itself have neither a name nor a strength.
-    let is_by_net = is_control && card.conditioning != Conditioning::Control;
+    // Channels of the model itself, or of a LoRA, have neither a name nor a strength.
+    let is_by_net = is_control && is_by_net(card);
     let has_scale = is_by_net || given.role == ImageRole::Style;
     let given_options = [
         ("controlnet", controlnet.is_some(), is_by_net),
@@ -108,7 +122,11 @@ fn errors_of(given: &GivenImage, card: &ModelCard) -> Vec<FieldError> {
     ];
     for (option, _, _) in given_options.into_iter().filter(|(_, is_given, is_known)| *is_given && !is_known) {
         let role = given.role;
-        let of = if is_control { "of this model, which takes control images by itself" } else { "of this role" };
+        let of = match card.conditioning {
+            _ if !is_control => "of this role",
+            Conditioning::Control => "of this model, which takes control images by itself",
+            _ => "of this model, which has no ControlNets",
+        };
         refuse(option, format!("is no option of a {role} image {of}"));
     }
     if scale.is_some_and(|scale| !(0.0..=IMAGE_SCALE_MAX).contains(&scale)) {
@@ -123,7 +141,7 @@ fn errors_of(given: &GivenImage, card: &ModelCard) -> Vec<FieldError> {
     if *preprocess == Some(Preprocess::Depth) && !card.attached.estimates_depth {
         refuse("preprocess", "this worker has no model that estimates depth: send a depth map instead".to_owned());
     }
-    if is_by_net && !card.attached.controlnets.is_empty() {
+    if is_by_net {
         errors.extend(net_errors(given, card));
     }
     errors
@@ -212,8 +230,13 @@ impl CheckedImages {
     }
 }
 
+/// Whether a model's control images are read by its ControlNets.
+fn is_by_net(card: &ModelCard) -> bool {
+    card.conditioning != Conditioning::Control && !card.attached.controlnets.is_empty()
+}
+
 fn control(given: &GivenImage, card: &ModelCard) -> ControlImage {
-    let is_by_net = card.conditioning != Conditioning::Control;
+    let is_by_net = is_by_net(card);
     let only = || card.attached.controlnets.first().map(|net| Arc::clone(&net.name));
     ControlImage {
         image: Arc::clone(&given.image),

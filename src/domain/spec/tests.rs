@@ -202,3 +202,28 @@ fn an_empty_prompt_2_falls_back_to_the_prompt() {
     let spec = GenerateSpec::new(params, &card()).expect("valid");
     assert_eq!(spec.t5_prompt(), "a fox");
 }
+
+#[test]
+fn without_controlnets_a_control_image_is_for_a_lora() {
+    let control = || vec![GivenImage::new("images[0]", ImageRole::Control, image(512, 512))];
+    let with = |loras, options: ImageOptions| {
+        let images = control().into_iter().map(|given| GivenImage { options: options.clone(), ..given }).collect();
+        GenerateSpec::new(GenerateParams { images, loras, ..params() }, &card())
+    };
+    let spec = with(loras(&[0.85]), ImageOptions::default()).expect("the engine knows whether a LoRA reads it");
+    assert_eq!((spec.controls().len(), &spec.controls()[0].controlnet), (1, &None));
+    let (_, _, options) = spec.given_images().next().expect("the control image");
+    assert_eq!(options, ImageOptions::default(), "it can be asked for again");
+    let reasons = |outcome: Result<GenerateSpec, Vec<FieldError>>| -> Vec<String> {
+        outcome.expect_err("refused").into_iter().map(|error| format!("{}: {}", error.field, error.reason)).collect()
+    };
+    let none = reasons(with(Vec::new(), ImageOptions::default()));
+    assert_eq!(none, ["images: this model takes no control images, not 1"]);
+    let scaled = reasons(with(loras(&[0.85]), ImageOptions { scale: Some(0.5), ..ImageOptions::default() }));
+    assert_eq!(scaled, ["images[0].scale: is no option of a control image of this model, which has no ControlNets"]);
+    let two = GenerateParams { images: [control(), control()].concat(), loras: loras(&[1.0]), ..params() };
+    assert_eq!(
+        reasons(GenerateSpec::new(two, &card())),
+        ["images: this model takes from 0 to 1 control images, not 2"]
+    );
+}

@@ -190,8 +190,12 @@ impl AdapterCache {
         if self.device.is_cpu() {
             return Ok((State::Ready(Arc::new(adapter), bytes), Progress::Ready));
         }
-        let LoadedAdapter { id, is_of_text, modules } = adapter;
-        let moved = LoadedAdapter { id, is_of_text, modules: HashMap::with_capacity(modules.len()) };
+        let LoadedAdapter { id, is_of_text, inputs_joined, modules, norms } = adapter;
+        // Few numbers, which are no piece of their own.
+        let norms = norms.into_iter().map(|(name, norm)| Ok((name, norm.to_device(&self.device)?)));
+        let norms = norms.collect::<candle_core::Result<_>>().map_err(device_error)?;
+        let empty = HashMap::with_capacity(modules.len());
+        let moved = LoadedAdapter { id, is_of_text, inputs_joined, modules: empty, norms };
         let moving = Moving { left: modules.into_iter().collect(), moved, bytes };
         Ok((State::Moving(moving), Progress::Loading))
     }

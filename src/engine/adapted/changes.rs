@@ -19,6 +19,17 @@ impl AdapterSet {
         self.0.is_empty()
     }
 
+    /// The one that joins inputs to those of the image's layer, if there is one, and how many.
+    pub(crate) fn joining(&self) -> Option<(&AdapterId, usize)> {
+        let joining = self.0.iter().find(|(adapter, _)| adapter.inputs_joined > 0);
+        joining.map(|(adapter, _)| (&adapter.id, adapter.inputs_joined))
+    }
+
+    /// What takes the place of a norm: of several adapters that replace it, what the last one has.
+    fn norm(&self, name: &str) -> Option<&Tensor> {
+        self.0.iter().rev().find_map(|(adapter, _)| adapter.norms.get(name))
+    }
+
     /// Those that change a text encoder, with the bits of their strengths.
     pub(crate) fn of_text(&self) -> Vec<(AdapterId, u64)> {
         let of_text = self.0.iter().filter(|(adapter, _)| adapter.is_of_text);
@@ -102,6 +113,12 @@ impl<'a> Changes<'a> {
         changes
     }
 
+    /// The rows in which one of two norms is replaced, and what takes their places.
+    pub(crate) fn of_norms(&self, names: [&str; 2]) -> Vec<(Range<usize>, [Option<&'a Tensor>; 2])> {
+        let replaced = self.0.iter().map(|(rows, set)| (rows.clone(), names.map(|name| set.norm(name))));
+        replaced.filter(|(_, norms)| norms.iter().any(Option::is_some)).collect()
+    }
+
     /// Whether anything is changed of a layer with these modules.
     pub(crate) fn change(&self, modules: &[PlacedModule]) -> bool {
         !self.of_layer(modules).is_empty()
@@ -146,7 +163,8 @@ mod tests {
         let modules: HashMap<_, _> =
             names.iter().map(|(name, rows)| ((*name).to_owned(), vec![change(rows)])).collect();
         let id = AdapterId::of_sha256([1; 32]);
-        AdapterSet(vec![(Arc::new(LoadedAdapter { id, is_of_text: false, modules }), 0.5)])
+        let norms = HashMap::new();
+        AdapterSet(vec![(Arc::new(LoadedAdapter { id, is_of_text: false, inputs_joined: 0, modules, norms }), 0.5)])
     }
 
     fn module(name: &str, outputs: Range<usize>, start: usize) -> PlacedModule {

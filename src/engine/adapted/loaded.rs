@@ -29,8 +29,13 @@ pub(crate) struct LoadedAdapter {
     pub(super) id: AdapterId,
     /// Whether it changes a text encoder.
     pub(super) is_of_text: bool,
+    /// The inputs that it joins to those of the image's layer, for which an image needs a control image; 0 where it is none of
+    /// those.
+    pub(super) inputs_joined: usize,
     /// By the names of the modules.
     pub(super) modules: HashMap<String, Vec<RowChange>>,
+    /// What takes the place of norms, at any strength, by their names: `[outputs]` each.
+    pub(super) norms: HashMap<String, Tensor>,
 }
 
 /// A change of some outputs of a module.
@@ -66,7 +71,8 @@ pub(super) enum Norm {
 impl LoadedAdapter {
     /// Bytes of its numbers.
     pub(super) fn bytes(&self) -> usize {
-        self.modules.values().flatten().map(RowChange::bytes).sum()
+        let of_modules = self.modules.values().flatten().map(RowChange::bytes).sum::<usize>();
+        of_modules + self.norms.values().map(bytes).sum::<usize>()
     }
 }
 

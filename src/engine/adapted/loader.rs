@@ -1,24 +1,32 @@
 //! From an adapter's file to its numbers in the host's memory, in the forms in which they are used.
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use candle_core::DType;
+use candle_core::{DType, Device, Tensor};
 
 use super::form::Form;
 use super::loaded::{LoadedAdapter, Norm, RowChange, row};
 use crate::domain::adapter::AdapterUse;
 use crate::domain::engine::EngineError;
-use crate::engine::adapters::{Adaptable, Adapter, AdapterError, AdapterReport, Change, Magnitude, ModuleChanges};
+use crate::engine::adapters::{
+    Adaptable, Adapter, AdapterError, AdapterReport, Change, Magnitude, ModuleChanges, WeightChange,
+};
 use crate::engine::checkpoint::{BaseWeights, Checkpoint, Component};
+
+/// How the names of the transformer's norms end: those of queries and keys.
+const HEAD_NORM: &str = "_norm.scale";
 
 /// Why an adapter that fits the model is not applied, or one that does not fit.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error(transparent)]
     Adapter(#[from] AdapterError),
-    #[error("it is a control adapter, which needs a control image, and this version takes none")]
-    Control,
-    #[error("it changes `{module}`, a norm: this version applies changes of linear layers only")]
+    #[error(
+        "it changes `{module}` for another number of inputs by norms (DoRA) or in whole, which this version does not apply"
+    )]
+    OtherInputs { module: String },
+    #[error("it changes `{module}`, a norm: this version replaces norms of the transformer, and changes no others")]
     Norm { module: String },
     #[error("it replaces the weights of `{module}`: this version applies only what is added to them")]
     Replacement { module: String },
@@ -61,22 +69,34 @@ impl Loader {
         let adapter = Adapter::open(&lora.file, &self.model)?;
         let report = adapter.report();
         tracing::info!(id = %lora.id, %report, "an adapter is loaded");
-        if report.inputs_added > 0 {
-            return Err(Refusal::Control);
-        }
-        let mut loaded = LoadedAdapter { id: lora.id.clone(), is_of_text: is_of_text(report), modules: HashMap::new() };
+        let mut loaded = LoadedAdapter {
+            id: lora.id.clone(),
+            is_of_text: is_of_text(report),
+            inputs_joined: report.inputs_added,
+            modules: HashMap::new(),
+            norms: HashMap::new(),
+        };
         let mut bytes = 0;
         for changes in adapter.modules(&self.model) {
-            let ModuleChanges { name, inputs, changes, .. } = changes?;
-            if inputs.is_none() {
-                return Err(Refusal::Norm { module: name });
+            let ModuleChanges { name, outputs, inputs, changes } = changes?;
+            let Some(inputs) = inputs else {
+                let norm = replaced_norm(&changes, outputs).filter(|_| name.ends_with(HEAD_NORM));
+                let norm = norm.ok_or_else(|| Refusal::Norm { module: name.clone() })?;
+                loaded.norms.insert(name, norm?.to_dtype(self.dtype)?);
+                continue;
+            };
+            let (own, joined) = parted(&name, changes, inputs)?;
+            for (name, changes) in [(name.clone(), own), (joined_inputs_of(&name), joined)] {
+                if changes.is_empty() {
+                    continue;
+                }
+                let changes = self.row_changes(&name, changes)?;
+                bytes += changes.iter().map(RowChange::bytes).sum::<usize>();
+                if bytes > self.bytes_max {
+                    return Err(Refusal::TooLarge { bytes_max: self.bytes_max });
+                }
+                loaded.modules.insert(name, changes);
             }
-            let changes = self.row_changes(&name, changes)?;
-            bytes += changes.iter().map(RowChange::bytes).sum::<usize>();
-            if bytes > self.bytes_max {
-                return Err(Refusal::TooLarge { bytes_max: self.bytes_max });
-            }
-            loaded.modules.insert(name, changes);
         }
         Ok(loaded)
     }
@@ -99,6 +119,42 @@ impl Loader {
         };
         changes.into_iter().map(row_change).collect()
     }
+}
+
+/// The name under which an adapter has its changes for inputs that are joined to those of a module.
+pub(crate) fn joined_inputs_of(module: &str) -> String {
+    format!("{module}.joined")
+}
+
+/// What takes the place of a whole norm of so many numbers. `None` where the changes are others.
+fn replaced_norm(changes: &[Change], outputs: usize) -> Option<candle_core::Result<Tensor>> {
+    match changes {
+        [Change { rows, weight: Some(WeightChange::Replacement(numbers)), magnitude: None, bias: None, .. }]
+            if *rows == (0..outputs) =>
+        {
+            Some(Tensor::from_slice(numbers, outputs, &Device::Cpu))
+        }
+        _ => None,
+    }
+}
+
+/// The changes for a module's own inputs, and those for inputs that are joined to them. What an adapter of another model lacks is
+/// not changed.
+fn parted(module: &str, changes: Vec<Change>, inputs: usize) -> Result<(Vec<Change>, Vec<Change>), Refusal> {
+    let (mut own, mut joined) = (Vec::new(), Vec::new());
+    for change in changes {
+        let refused = || Refusal::OtherInputs { module: module.to_owned() };
+        match change.columns.cmp(&inputs) {
+            Ordering::Equal => own.push(change),
+            Ordering::Less => own.push(change.padded(inputs).ok_or_else(refused)?),
+            Ordering::Greater => {
+                let [of_own, of_joined] = change.split(inputs).ok_or_else(refused)?;
+                own.push(of_own);
+                joined.push(of_joined);
+            }
+        }
+    }
+    Ok((own, joined))
 }
 
 /// DoRA: the factors that give the changed weights their norms. `base` has the module's weights.

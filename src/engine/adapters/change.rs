@@ -8,7 +8,8 @@ use std::ops::Range;
 pub struct Change {
     /// The outputs.
     pub rows: Range<usize>,
-    /// How many inputs it has. May be more than the module's: the module's weights for the others are 0.
+    /// How many inputs it has. May be more than the module's: the module's weights for the others are 0. Or fewer: it does not
+    /// change the others.
     pub columns: usize,
     /// The change of the matrix, or of a norm.
     pub weight: Option<WeightChange>,
@@ -141,7 +142,93 @@ impl WeightChange {
     }
 }
 
+impl Change {
+    /// The change of the first columns, with that of the bias, and the change of the columns from there on. A matrix with fewer columns
+    /// has zeros in those. `None` where norms are set: they are over all columns.
+    pub(crate) fn split(self, first: usize) -> Option<[Self; 2]> {
+        if self.magnitude.is_some() {
+            return None;
+        }
+        let Self { rows, columns, weight, bias, .. } = self;
+        let [left, right] = match weight.map(|weight| weight.split([rows.len(), columns], first)) {
+            Some(parts) => parts.map(Some),
+            None => [None, None],
+        };
+        let part = |columns, weight, bias| Self { rows: rows.clone(), columns, weight, magnitude: None, bias };
+        Some([part(first, left, bias), part(columns - first, right, None)])
+    }
+}
+
+impl Change {
+    /// The same for a matrix with more columns, which does not change the others. `None` where norms are set, or weights are
+    /// replaced.
+    pub(crate) fn padded(self, columns: usize) -> Option<Self> {
+        if self.magnitude.is_some() {
+            return None;
+        }
+        let (shape, bias) = ([self.rows.len(), self.columns], self.bias);
+        let weight = match self.weight {
+            Some(WeightChange::Replacement(_)) => return None,
+            weight => weight.map(|weight| weight.padded(shape, columns)),
+        };
+        Some(Self { rows: self.rows, columns, weight, magnitude: None, bias })
+    }
+}
+
+impl WeightChange {
+    /// A change of a matrix `[rows, own]` as one of a matrix with more columns.
+    fn padded(self, [rows, own]: [usize; 2], columns: usize) -> Self {
+        match self {
+            Self::LowRank(product) => Self::LowRank(product.padded(own, columns)),
+            Self::Hadamard(one, other) => Self::Hadamard(one.padded(own, columns), other.padded(own, columns)),
+            other => Self::Difference(columns_padded(&other.difference(rows, own).unwrap_or_default(), own, columns)),
+        }
+    }
+
+    /// The changes of the first columns of a matrix `[rows, columns]`, and of the others.
+    fn split(self, [rows, columns]: [usize; 2], first: usize) -> [Self; 2] {
+        match self {
+            Self::LowRank(product) => product.split(columns, first).map(Self::LowRank),
+            Self::Hadamard(one, other) => {
+                let ([one_left, one_right], [other_left, other_right]) =
+                    (one.split(columns, first), other.split(columns, first));
+                [Self::Hadamard(one_left, other_left), Self::Hadamard(one_right, other_right)]
+            }
+            Self::Difference(numbers) => columns_split(&numbers, columns, first).map(Self::Difference),
+            Self::Replacement(numbers) => columns_split(&numbers, columns, first).map(Self::Replacement),
+            kronecker @ Self::Kronecker { .. } => {
+                let numbers = kronecker.difference(rows, columns).unwrap_or_default();
+                columns_split(&numbers, columns, first).map(Self::Difference)
+            }
+        }
+    }
+}
+
+/// A matrix with columns of zeros behind its own.
+fn columns_padded(numbers: &[f32], own: usize, columns: usize) -> Vec<f32> {
+    let zeros = columns.saturating_sub(own);
+    numbers.chunks_exact(own).flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0.0, zeros))).collect()
+}
+
+/// The first columns of a matrix, and the others.
+fn columns_split(numbers: &[f32], columns: usize, first: usize) -> [Vec<f32>; 2] {
+    let rows = || numbers.chunks_exact(columns);
+    [rows().flat_map(|row| &row[..first]).copied().collect(), rows().flat_map(|row| &row[first..]).copied().collect()]
+}
+
 impl LowRank {
+    /// The product as one with more columns.
+    fn padded(self, own: usize, columns: usize) -> Self {
+        Self { down: columns_padded(&self.down, own, columns), ..self }
+    }
+
+    /// The products that have the first columns of this one, and the others.
+    fn split(self, columns: usize, first: usize) -> [Self; 2] {
+        let Self { rank, down, up, factor } = self;
+        let [left, right] = columns_split(&down, columns, first);
+        [Self { rank, down: left, up: up.clone(), factor }, Self { rank, down: right, up, factor }]
+    }
+
     /// The matrix `[rows, columns]`.
     fn dense(&self, rows: usize, columns: usize) -> Vec<f32> {
         let mut numbers = product(&self.up, &self.down, [rows, self.rank, columns]);
@@ -252,6 +339,49 @@ mod tests {
         assert_eq!(applied(&change(difference, None), 2.0), [32.0, 44.0, 56.0, 68.0]);
         let replacement = WeightChange::Replacement(vec![1.0, 2.0, 3.0, 4.0]);
         assert_eq!(applied(&change(replacement, None), 0.1), [1.0, 2.0, 3.0, 4.0]);
+    }
+
+    #[test]
+    fn the_parts_of_a_split_change_are_its_columns() {
+        let low = |seed: f32| LowRank { rank: 1, down: vec![seed, 2.0, 3.0, -1.0], up: vec![3.0, 4.0], factor: 0.5 };
+        let first = Matrix { shape: [2, 1], numbers: vec![1.0, 2.0] };
+        let second = Matrix { shape: [1, 4], numbers: vec![3.0, 4.0, 5.0, 6.0] };
+        for weight in [
+            WeightChange::LowRank(low(1.0)),
+            WeightChange::Hadamard(low(1.0), low(5.0)),
+            WeightChange::Kronecker { first, second, factor: 2.0 },
+            WeightChange::Difference((0..8_u8).map(f32::from).collect()),
+        ] {
+            let all = weight.difference(2, 4).expect("added");
+            let change =
+                Change { rows: 1..3, columns: 4, weight: Some(weight), magnitude: None, bias: Some(vec![1.0; 2]) };
+            let [left, right] = change.split(3).expect("no norms");
+            assert_eq!((left.columns, right.columns, left.bias.is_some(), right.bias.is_none()), (3, 1, true, true));
+            let numbers = |change: Change| change.weight.and_then(|weight| weight.difference(2, change.columns));
+            let (left, right) = (numbers(left).expect("added"), numbers(right).expect("added"));
+            assert_eq!([&left[..3], &right[..1], &left[3..], &right[1..]].concat(), all);
+        }
+        let norms = Some(Magnitude::Rows(vec![1.0; 2]));
+        let change = Change { rows: 1..3, columns: 4, weight: None, magnitude: norms, bias: None };
+        assert_eq!((change.clone().split(3), change.padded(6)), (None, None));
+    }
+
+    #[test]
+    fn a_padded_change_leaves_the_other_columns() {
+        let first = Matrix { shape: [2, 1], numbers: vec![1.0, 2.0] };
+        let second = Matrix { shape: [1, 2], numbers: vec![3.0, 4.0] };
+        for weight in [
+            WeightChange::LowRank(low_rank()),
+            WeightChange::Hadamard(low_rank(), low_rank()),
+            WeightChange::Kronecker { first, second, factor: 2.0 },
+            WeightChange::Difference(vec![1.0, 2.0, 3.0, 4.0]),
+        ] {
+            let own = weight.difference(2, 2).expect("added");
+            let padded = change(weight, None).padded(3).expect("no norms");
+            let all = padded.weight.and_then(|weight| weight.difference(2, 3)).expect("added");
+            assert_eq!((padded.columns, all), (3, vec![own[0], own[1], 0.0, own[2], own[3], 0.0]));
+        }
+        assert_eq!(change(WeightChange::Replacement(vec![1.0; 4]), None).padded(3), None);
     }
 
     #[test]

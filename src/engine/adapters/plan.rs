@@ -6,16 +6,13 @@ use super::groups::Group;
 use super::keys::Role;
 use super::planned::{Algebra, Axis, Factors, KroneckerFactor, KroneckerNumbers, Planned, PlannedWeight};
 use super::scaling::{Settings, alpha};
-use crate::engine::checkpoint::{AdaptedModule, TensorFile};
+use crate::engine::checkpoint::{AdaptedModule, IMAGE_INPUT, TensorFile};
 
 /// Largest rank. Trainers go up to 512; files with split queries, keys and values have four times that.
 const RANK_MAX: usize = 4096;
 
 /// Maximum numbers of a shape.
 const DIMENSIONS_MAX: usize = 8;
-
-/// The layer whose input control adapters make twice as wide.
-const WIDENED: &str = "img_in";
 
 /// Plans the change of a group. `None` where the group has nothing but an alpha.
 ///
@@ -172,10 +169,13 @@ impl Tensors<'_> {
         Ok(Some(Factors { down: down.to_owned(), up: up.to_owned(), rank }))
     }
 
-    /// Whether a change of the module may have so many inputs.
+    /// Whether a change of the module may have so many inputs. Control adapters make the input of the image's layer twice as wide.
+    /// Where the model has joined inputs itself, adapters of other models lack them.
     fn takes(&self, columns: usize) -> bool {
-        let AdaptedModule { name, inputs, .. } = self.module();
-        inputs.is_some_and(|inputs| columns == inputs || name == WIDENED && columns == 2 * inputs)
+        let AdaptedModule { name, inputs, joined, .. } = self.module();
+        let Some(inputs) = *inputs else { return false };
+        let others = if *joined == 0 { 2 * inputs } else { inputs - joined };
+        columns == inputs || name == IMAGE_INPUT && columns == others
     }
 
     fn kronecker(&self, [matrix, down, up]: [Role; 3]) -> Result<Option<KroneckerFactor>, Fault> {

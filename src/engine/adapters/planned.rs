@@ -11,7 +11,7 @@ pub(super) struct Planned {
     pub(super) module: usize,
     /// The outputs.
     pub(super) rows: Range<usize>,
-    /// The inputs: those of the module, or twice as many; one where the module is a norm.
+    /// The inputs: those of the module, twice as many, or without those that are joined; one where the module is a norm.
     pub(super) columns: usize,
     /// Whether the file has the halves of the outputs in the other order.
     pub(super) are_halves_swapped: bool,

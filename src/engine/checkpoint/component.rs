@@ -5,11 +5,14 @@ use candle_core::{DType, Result};
 use super::names::spellings::{Component, in_llama_cpp};
 use super::names::{text_encoders, transformer};
 use super::places::Places;
+use super::problem::Problem;
 use super::recipe::Recipe;
 use super::report::Inspection;
 use super::{CheckpointError, Opened, config_files};
+use crate::domain::conditioning::Conditioning;
 use crate::domain::conversion::ConvertedComponent;
 use crate::domain::model::ModelFiles;
+use crate::engine::models::flux1::config::{CHANNELS, TRANSFORMER};
 
 /// All tensors of one component, of the shapes that its configuration requires.
 pub(crate) struct ComponentWeights {
@@ -66,6 +69,28 @@ impl ComponentWeights {
         };
         Ok(Self { tensors: checked.names().map(tensor).collect(), files })
     }
+}
+
+/// What the transformer of a checkpoint takes beside the prompt, by its configuration or, without one, by the shapes in its file's
+/// header. FLUX.1-Kontext cannot be told from FLUX.1-dev: both are [`Conditioning::Prompt`].
+///
+/// # Errors
+/// When there is no transformer, or none of the known ones has so many channels.
+pub fn conditioning_of(files: &ModelFiles) -> std::result::Result<Conditioning, CheckpointError> {
+    let places = Places::new(files);
+    let mut problems: Vec<_> = places.absence().into_iter().collect();
+    if problems.is_empty() {
+        let Opened { found, problems: of_files, .. } = Opened::alone(&places, Component::Transformer);
+        problems.extend(of_files);
+        let config = config_files::transformer(&places, found.as_ref(), &mut problems);
+        if let Some(config) = config.filter(|_| problems.is_empty()) {
+            if let Some(conditioning) = config.conditioning() {
+                return Ok(conditioning);
+            }
+            problems.push(Problem::unreadable(TRANSFORMER, CHANNELS));
+        }
+    }
+    Err(CheckpointError { place: places.name, problems })
 }
 
 impl WeightTensor {

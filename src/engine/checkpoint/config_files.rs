@@ -31,6 +31,7 @@ pub(super) fn read(places: &Places, parts: &Parts, problems: &mut Vec<Problem>) 
     let transformer = of(TRANSFORMER, parts.transformer);
     let transformer = transformer.read(TransformerConfig::flux_dev, shapes::transformer, problems);
     let vae = of(VAE, parts.vae).read(VaeConfig::flux, shapes::vae, problems);
+    let transformer = transformer.map(|config| predicting(config, vae.as_ref()));
     let scheduler = scheduler(places, transformer.as_ref(), problems);
     let clip = of_encoder(CLIP, parts.clip).read(ClipConfig::large, shapes::clip, problems);
     let t5 = of_encoder(T5, parts.t5).read(T5Config::xxl, shapes::t5, problems);
@@ -48,8 +49,17 @@ pub(super) fn transformer<'a>(
     problems: &mut Vec<Problem>,
 ) -> Option<TransformerConfig> {
     let reader = Reader { places, path: TRANSFORMER, found, is_required: false };
-    let config = reader.read(TransformerConfig::flux_dev, shapes::transformer, problems)?;
+    let mut config = reader.read(TransformerConfig::flux_dev, shapes::transformer, problems)?;
+    // The autoencoder, which would tell, is not there.
+    config.out_channels = config.out_channels.or_else(|| shapes::predicted(&found?.files));
     has_none(config.excesses(), problems).then_some(config)
+}
+
+/// A transformer predicts latents of the autoencoder where its file does not say of how many channels.
+fn predicting(mut config: TransformerConfig, vae: Option<&VaeConfig>) -> TransformerConfig {
+    let of_latents = |vae: &VaeConfig| vae.latent_channels.saturating_mul(4);
+    config.out_channels = config.out_channels.or_else(|| vae.map(of_latents));
+    config
 }
 
 /// Reads T5's configuration, as [`transformer`] reads the transformer's.

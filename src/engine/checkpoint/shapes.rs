@@ -39,11 +39,17 @@ fn set(field: &mut usize, value: Option<usize>) {
     }
 }
 
+/// Channels of a token that the transformer predicts, in either layout.
+pub(super) fn predicted(files: &WeightFiles) -> Option<usize> {
+    Shapes(files).first(&["final_layer.linear.weight", "proj_out.weight"], 0)
+}
+
 /// The transformer's configuration, in either layout.
 pub(super) fn transformer(files: &WeightFiles, mut config: TransformerConfig) -> TransformerConfig {
     let shapes = Shapes(files);
     let image = ["img_in.weight", "x_embedder.weight"];
     set(&mut config.in_channels, shapes.first(&image, 1));
+    config.out_channels = predicted(files).or(config.out_channels);
     let head = ["double_blocks.0.img_attn.norm.query_norm.scale", "transformer_blocks.0.attn.norm_q.weight"];
     let head = shapes.first(&head, 0).filter(|&head| head > 0);
     set(&mut config.attention_head_dim, head);

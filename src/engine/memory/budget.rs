@@ -69,12 +69,20 @@ impl Kept {
     }
 }
 
-/// The limits on a device, and how weights are kept there.
-pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &EngineSettings) -> Result<Room, TooLarge> {
-    let Some(plan) = plan_for(checkpoint, device, settings)? else {
+/// The limits on a device, and how weights are kept there, with `beside` bytes of other models in its memory.
+pub(crate) fn room_for(
+    checkpoint: &Checkpoint,
+    device: &Device,
+    settings: &EngineSettings,
+    beside: usize,
+) -> Result<Room, TooLarge> {
+    let Some(plan) = plan_for(checkpoint, device, settings, beside)? else {
         let HostDecoding { whole, strips } = HostDecoding::of(&checkpoint.configs.vae, 1024, 1024);
         tracing::debug!(whole, strips, "bytes to decode 1024x1024 pixels on the CPU");
-        let room = room_on_host(checkpoint, settings, available_bytes());
+        let budget = settings.memory_budget.map(|budget| budget.0 as u64);
+        let available = available_bytes().into_iter().chain(budget).min();
+        let available = available.map(|available| available.saturating_sub(beside as u64));
+        let room = room_on_host(checkpoint, settings, available);
         if let Some(blocks) = room.blocks {
             let bytes = checkpoint.block_bytes(DType::F32, room.are_stored).read_for_a_step(blocks);
             let StreamedBlocks { resident, total, .. } = blocks;
@@ -96,7 +104,7 @@ pub(crate) fn room_for(checkpoint: &Checkpoint, device: &Device, settings: &Engi
         adapters_bytes_max: plan.adapters_bytes().min(ADAPTERS_BYTES_MAX),
         caches_bytes_max: plan.caches_bytes().min(CACHES_BYTES_MAX),
         blocks: plan.streamed_blocks(),
-        free: Some(plan.free),
+        free: Some(plan.free + beside),
     })
 }
 
@@ -192,13 +200,16 @@ fn whole_pixels_on_host(checkpoint: &Checkpoint, are_stored: bool, available: Op
     HostDecoding::whole_pixels_max(&checkpoint.configs.vae, left / HOST_PARTS)
 }
 
-/// The plan. `None` where the device does not say how much memory it has: on the CPU.
+/// The plan, with `beside` bytes of other models in the device's memory. `None` where the device does not say how much memory it
+/// has: on the CPU.
 pub(crate) fn plan_for(
     checkpoint: &Checkpoint,
     device: &Device,
     settings: &EngineSettings,
+    beside: usize,
 ) -> Result<Option<MemoryPlan>, TooLarge> {
     let Some(free) = device::free_bytes_of(device) else { return Ok(None) };
+    let free = within_budget(free, settings).saturating_sub(beside);
     plan_within(checkpoint, free, device::dtype(device), settings).map(Some)
 }
 

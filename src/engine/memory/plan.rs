@@ -22,7 +22,8 @@ const WORKSPACE_BYTES: usize = 1 << 30;
 /// each): 18 times the stream's width.
 const STREAM_WIDTHS_PER_TOKEN: usize = 18;
 
-/// The same with a reserve.
+/// The same with a reserve. In it is also what an image keeps between steps: latents, noise, a mask, and channels that are joined to
+/// the latents, together less than a tenth of it.
 const STREAM_WIDTHS_RESERVED: usize = 24;
 
 /// Tokens of the smallest step that must fit: an image of 512×512 pixels with its prompt.

@@ -2,16 +2,19 @@
 //!
 //! Knows neither slots nor files: weights come through [`Weights`], by the names of the single files.
 
+mod conditioning;
 pub(crate) mod config;
 mod controlling;
 mod controls;
 mod drafting;
+mod grid;
 mod image;
 #[cfg(test)]
 mod measured;
 mod positions;
 mod preview;
 pub(crate) mod schedule;
+mod styles;
 pub(crate) mod text;
 pub(in crate::engine) mod transformer;
 mod vae;
@@ -21,6 +24,7 @@ use std::sync::Arc;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::VarBuilder;
 
+use crate::domain::conditioning::Conditioning;
 use crate::domain::engine::EngineError;
 use crate::domain::image::RgbImage;
 use crate::domain::precision::Precision;
@@ -30,19 +34,24 @@ use crate::engine::checkpoint::{ControlNetWeights, StreamedBlocks, Tensors};
 use crate::engine::device::device_error;
 use crate::engine::noise;
 use crate::engine::ops::recording::Recording;
+use crate::engine::vision::Vision;
 
+pub(crate) use self::grid::TokenGrid;
 use self::image::Pass;
-pub(crate) use self::image::{Image, Stepped, TokenGrid};
+pub(crate) use self::image::{Image, Stepped};
+use conditioning::{Draws, Pending};
+pub(crate) use conditioning::{refusal, refusal_by_adapters};
 use config::Configs;
 pub(crate) use drafting::Drafting;
 use preview::Projection;
 use text::cache::{PromptCache, PromptKey};
+use text::styles::PendingStyles;
 use text::tokens::{TokenizerError, Tokenizers};
 use text::{PromptEmbedding, TextEncoders};
+use transformer::replay::{OnDevice, Replay};
 use transformer::{ControlNet, Prediction};
 pub(crate) use transformer::{Sequence, Transformer};
-use transformer::replay::{OnDevice, Replay};
-use vae::Decoding;
+use vae::{Advanced, Decoding, Encoding};
 pub(crate) use vae::{Decoder, Encoder, STRIP_ROWS, UPSAMPLINGS_IN_STRIPS};
 #[cfg(test)]
 pub(crate) use vae::{pixels_of, to_rgb_bytes};
@@ -88,6 +97,8 @@ pub(crate) struct Flux1 {
     pub(crate) encoder: Encoder,
     pub(crate) decoder: Decoder,
     projection: Projection,
+    /// What looks at images of requests.
+    pub(crate) vision: Vision,
     /// Of steps, where they are recorded.
     replay: Option<Replay<Recording>>,
     device: Device,
@@ -113,6 +124,7 @@ impl Flux1 {
         let controlnets = weights.controlnets.iter().map(ControlNet::load).collect::<Result<_>>()?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
+            vision: Vision::default(),
             replay: None,
             prompts: PromptCache::default(),
             configs,
@@ -170,45 +182,68 @@ impl Flux1 {
         Ok(embedding)
     }
 
-    fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
+    /// One of an image's prompts as the transformer takes it.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails.
+    pub(crate) fn pass(&self, embedding: &PromptEmbedding, guidance: f64, adapters: &AdapterSet) -> Result<Pass> {
         let text = self.transformer.embed_text(&embedding.sequence, adapters)?;
         Ok(Pass::new(text, self.transformer.embed_condition(&embedding.pooled, guidance, adapters)?))
     }
 
-    /// Encodes the prompts and the images, and samples the noise.
+    /// What the checkpoint reads beside latents and prompts.
+    pub(crate) fn reads(&self) -> Conditioning {
+        self.configs.transformer.conditioning().unwrap_or_default()
+    }
+
+    /// Encodes the prompts, and samples the noise. Images are left to [`Self::encode_part`].
     ///
     /// # Errors
     /// When a tokenizer rejects a prompt, a control image cannot be used, or the device fails.
     pub(crate) fn admit(&mut self, spec: &GenerateSpec, adapters: AdapterSet) -> Outcome<Image> {
-        let length = spec.sequence_length();
+        self.check_vision(spec)?;
         let grid = TokenGrid::of(spec, self.configs.vae.latent_channels);
-        let embedding = self.embed(spec.prompt(), spec.t5_prompt(), length, &adapters)?;
-        let mut controls = self.controls(spec, &embedding, grid)?;
-        self.encode_controls(spec, grid, &mut controls)?;
-        let prompt = self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?;
+        let mut embeddings = vec![self.embed_for(spec, (spec.prompt(), spec.t5_prompt()), &adapters)?];
+        let controls = self.controls(spec, &embeddings[0], grid)?;
+        let prompt = self.pass(&embeddings[0], spec.guidance(), &adapters).map_err(device_error)?;
         let negative = match spec.negative() {
             None => None,
             Some(negative) => {
-                let embedding = self.embed(&negative.prompt, &negative.prompt, length, &adapters)?;
-                Some((self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?, negative.scale))
+                let embedding =
+                    self.embed_for(spec, (negative.prompt.as_str(), negative.prompt.as_str()), &adapters)?;
+                let pass = self.pass(&embedding, spec.guidance(), &adapters).map_err(device_error)?;
+                embeddings.push(embedding);
+                Some((pass, negative.scale))
             }
         };
+        let text_tokens = spec.sequence_length() + spec.style_tokens();
         let steps_scheduled = spec.steps_scheduled() as usize;
         let mut sigmas = schedule::sigmas(&self.configs.scheduler, spec.image_tokens(), steps_scheduled);
         // With an input image the schedule begins further down.
         sigmas.drain(..(spec.steps_scheduled() - spec.steps()) as usize);
+        let draws = Draws::of(spec, grid.elements());
+        let references = spec.references().iter();
+        let references: Vec<TokenGrid> =
+            references.map(|image| TokenGrid::of_sides(image.width(), image.height(), grid.channels)).collect();
+        let sides: Vec<[usize; 2]> = references.iter().map(TokenGrid::sides).collect();
         Ok(Image {
             width: spec.width(),
             height: spec.height(),
             grid,
-            latents: self.first_latents(spec, grid, sigmas[0]).map_err(device_error)?,
+            latents: self.noise(&grid, spec.seed(), draws.noise()).map_err(device_error)?,
+            pending: Pending::of(spec, (self.reads(), &controls), &draws, sigmas[0]),
+            joined: None,
+            references: None,
+            reference_tokens: references.iter().map(TokenGrid::tokens).sum(),
+            kept: None,
             velocity: None,
             sigmas,
             steps_done: 0,
             decoding: None,
-            rotary: self.transformer.rotary(length, grid.rows, grid.columns).map_err(device_error)?,
+            rotary: self.transformer.rotary(text_tokens, grid.sides(), &sides).map_err(device_error)?,
             prompt,
             negative,
+            styles: PendingStyles::of(spec, embeddings),
             adapters,
             step_cache: spec.step_cache(),
             cache_bytes: self.cache_bytes(spec),
@@ -222,23 +257,56 @@ impl Flux1 {
         spec.step_cache().map_or(0, |_| spec.passes() * of_a_pass)
     }
 
-    /// The packed latents of the first step: noise, or the input image with as much noise as belongs to the noise level
-    /// `sigma`. The seed's generator gives the samples of control images first, then the input image's, then the noise
-    /// (`FluxControlNetImg2ImgPipeline` of diffusers).
-    fn first_latents(&self, spec: &GenerateSpec, grid: TokenGrid, sigma: f32) -> Result<Tensor> {
-        let elements = grid.elements();
-        // One sample of each control image for every image of the request.
-        let of_controls = spec.controls().len() * spec.batch_size() as usize * elements;
-        let normal = |skipped| {
-            grid.latents(noise::standard_normal(spec.seed(), of_controls + skipped, elements), &self.device)
+    /// Noise of a seed, packed, behind so many numbers.
+    fn noise(&self, grid: &TokenGrid, seed: u64, skipped: usize) -> Result<Tensor> {
+        grid.pack(&grid.latents(noise::standard_normal(seed, skipped, grid.elements()), &self.device)?)
+    }
+
+    /// Runs the next part of encoding an image's images. `false`: there is none left.
+    ///
+    /// # Errors
+    /// When the device is out of memory or fails; the image is as before then.
+    pub(crate) fn encode_part(&self, image: &mut Image) -> Outcome<bool> {
+        // The prompts first: they are small, and a mistake in them shows at once.
+        if self.encode_style(image)? {
+            self.encode_next(image)?;
+        }
+        Ok(!image.is_encoded())
+    }
+
+    /// Runs the next part of the encoder. What an image is encoded from may have to be made first.
+    fn encode_next(&self, image: &mut Image) -> Outcome<()> {
+        let Some(part) = image.pending.first() else { return Ok(()) };
+        let begun = match image.pending.begun() {
+            Some(begun) => begun.clone(),
+            None if part.is_depth_estimated => {
+                let map = self.depth_map(&part.image)?;
+                Encoding::of(&vae::pixels_of(&map, &self.device).map_err(device_error)?)
+            }
+            None => Encoding::of(&part.pixels(&self.device).map_err(device_error)?),
         };
-        let before_this_one = spec.image_index() as usize * elements;
-        let Some(input) = spec.input_image() else { return grid.pack(&normal(before_this_one)?) };
-        let moments = self.encoder.encode(&vae::pixels_of(&input.image, &self.device)?)?;
-        // Images of one request share the encoder's sample.
-        let sample = self.encoder.sample(&moments, &normal(0)?)?;
-        let noise = normal(elements + before_this_one)?;
-        grid.pack(&((noise * f64::from(sigma))? + (sample * f64::from(1.0 - sigma))?)?)
+        self.encode_from(image, &begun).map_err(device_error)
+    }
+
+    fn encode_from(&self, image: &mut Image, begun: &Encoding) -> Result<()> {
+        let pending = &image.pending;
+        let Some(part) = pending.first() else { return Ok(()) };
+        let moments = match self.encoder.advance(begun)? {
+            Advanced::Further(next) => {
+                image.pending.note(next);
+                return Ok(());
+            }
+            Advanced::Complete(moments) => moments,
+        };
+        let grid = part.grid(image.grid.channels);
+        let latents = match part.draw {
+            None => self.encoder.mode(&moments)?,
+            Some(skipped) => {
+                let normal = noise::standard_normal(pending.seed(), skipped, grid.elements());
+                self.encoder.sample(&moments, &grid.latents(normal, &self.device)?)?
+            }
+        };
+        image.take_encoded(grid.pack(&latents)?)
     }
 
     /// Computes the modulations of the next steps of `images` if one of them has none: with as many rows as steps, the layer

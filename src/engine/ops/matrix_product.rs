@@ -33,6 +33,22 @@ impl MatrixProduct<'_> {
         Ok(Self { values: self.values.narrow(1, start, width)?, bias: bias.map(Cow::Owned) })
     }
 
+    /// How many rows there are.
+    ///
+    /// # Errors
+    /// When it is no matrix.
+    pub(crate) fn rows(&self) -> Result<usize> {
+        self.values.dim(0)
+    }
+
+    /// Some rows.
+    ///
+    /// # Errors
+    /// When there are fewer.
+    pub(crate) fn of_rows(&self, rows: &Range<usize>) -> Result<Self> {
+        Ok(Self { values: self.values.narrow(0, rows.start, rows.len())?, bias: self.bias.clone() })
+    }
+
     /// The values, with the bias added.
     ///
     /// # Errors

@@ -51,7 +51,7 @@ struct RecordedUse {
 }
 
 /// The use of a file. Its id is as good as a digest here: another one for each path.
-fn used(file: &Path, scale: f64) -> AdapterUse {
+pub(super) fn used(file: &Path, scale: f64) -> AdapterUse {
     let mut digest = [0_u8; 32];
     for (index, byte) in file.display().to_string().bytes().enumerate() {
         digest[index % 32] = digest[index % 32].wrapping_mul(31).wrapping_add(byte);
@@ -137,15 +137,19 @@ fn every_recorded_adapter_gives_its_image_from_the_single_files() {
     check_all(&single_files());
 }
 
-/// A LoRA of random numbers on every linear layer of the transformer, on all of which it acts.
 fn random_lora(folder: &TempDir, rank: usize) -> AdapterUse {
+    random_lora_of("FLUX.1-dev/flux1-dev.safetensors", folder, rank)
+}
+
+/// A LoRA of random numbers on every linear layer of a transformer in the names of its authors, on all of which it acts.
+pub(super) fn random_lora_of(transformer: &str, folder: &TempDir, rank: usize) -> AdapterUse {
     let numbers = |seed: usize, shape: (usize, usize)| {
         let mut numbers = standard_normal(seed as u64, 0, (shape.0 * shape.1).next_multiple_of(16));
         numbers.truncate(shape.0 * shape.1);
         let tensor = Tensor::from_vec(numbers, shape, &Device::Cpu).and_then(|numbers| numbers * 0.1);
         tensor.expect("a matrix")
     };
-    let base = tensors("FLUX.1-dev/flux1-dev.safetensors");
+    let base = tensors(transformer);
     let mut names: Vec<_> = base.keys().filter(|name| base[*name].rank() == 2).collect();
     names.sort();
     let mut lora = HashMap::new();

@@ -16,7 +16,7 @@ fn the_inner_stages_of_a_step_equal_diffusers() {
     let mut engine = engine(&diffusers_folders());
     let stages = tensors("stages.safetensors");
     // The recorded tables have each frequency twice, side by side; text comes first.
-    let rotary = engine.model.transformer.rotary(64, 4, 3).expect("tables");
+    let rotary = engine.model.transformer.rotary(64, [4, 3], &[]).expect("tables");
     for (ours, theirs) in [(rotary.cos, "rope.0"), (rotary.sin, "rope.1")] {
         let once = stages[theirs].reshape((76, 8, 2)).and_then(|pairs| pairs.narrow(2, 0, 1)).expect("pairs");
         assert_close(theirs, &ours, &once, 1e-7);
@@ -42,6 +42,7 @@ fn check_case(engine: &mut FluxEngine, case: &Case) {
     let recorded = tensors(&case.file);
     let specs = case.specs();
     let slots: Vec<_> = specs.iter().map(|spec| engine.admit(spec).expect("admits")).collect();
+    engine.encode_rest(&slots).expect("encodes");
     for (index, spec) in specs.iter().enumerate() {
         let embedding = engine.model.embed(spec.prompt(), spec.t5_prompt(), spec.sequence_length(), &none());
         let embedding = embedding.expect("embeds");

@@ -1,16 +1,20 @@
 //! Steps that are recorded once and repeated give the bits of steps that are not.
 
 use std::cell::Cell;
+use std::sync::Arc;
 
 use candle_core::{Result, Tensor, bail};
 
+use super::family::Checkpoint;
 use super::support::{card, diffusers_folders, engine};
+use crate::domain::conditioning::{Conditioning, GivenImage, ImageRole};
 use crate::domain::engine::StepEngine as _;
+use crate::domain::image::RgbImage;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::engine::FluxEngine;
 use crate::engine::adapted::AdapterSet;
-use crate::engine::models::flux1::transformer::{Residuals, Sequence};
 use crate::engine::models::flux1::transformer::replay::{Recorder, Replay};
+use crate::engine::models::flux1::transformer::{Residuals, Sequence};
 use crate::engine::ops::rope::Rotary;
 
 /// What a recording of the CPU is: the work, which runs again.
@@ -44,6 +48,8 @@ impl<'a> Recorder<'a> for Again {
 /// What a sequence of a step is made of.
 struct Owned {
     latents: Tensor,
+    joined: Option<Tensor>,
+    references: Option<Tensor>,
     text: Tensor,
     condition: Tensor,
     modulation: Option<Tensor>,
@@ -57,6 +63,8 @@ impl Owned {
     fn of(sequence: &Sequence) -> Self {
         Self {
             latents: sequence.latents.clone(),
+            joined: sequence.joined.cloned(),
+            references: sequence.references.cloned(),
             text: sequence.text.clone(),
             condition: sequence.condition.clone(),
             modulation: sequence.modulation.cloned(),
@@ -70,6 +78,8 @@ impl Owned {
     fn sequence(&self) -> Sequence<'_> {
         Sequence {
             latents: &self.latents,
+            joined: self.joined.as_ref(),
+            references: self.references.as_ref(),
             text: &self.text,
             condition: &self.condition,
             modulation: self.modulation.as_ref(),
@@ -98,6 +108,7 @@ fn spec(prompt: &str, (width, height): (u32, u32), seed: u64) -> GenerateSpec {
 /// The sequences of each step of an image.
 fn steps(engine: &mut FluxEngine, spec: &GenerateSpec) -> Vec<Vec<Owned>> {
     let slot = engine.admit(spec).expect("admits");
+    engine.encode_rest(&[slot]).expect("encodes");
     let mut steps = Vec::new();
     for _ in 0..spec.steps() {
         let mut images: Vec<_> = engine.images.values_mut().collect();
@@ -147,6 +158,46 @@ fn repeated_steps_have_the_bits_of_steps_that_are_computed() {
         std::iter::from_fn(|| Some(left.next()?.into_iter().chain(left.next()?).collect())).collect()
     };
     assert_eq!(check(&engine, &Again::default(), &pairs), (1, 2));
+}
+
+/// What images bring is copied before every step, as latents are.
+#[test]
+fn repeated_steps_read_the_images_of_their_own_request() {
+    for checkpoint in [Checkpoint::kontext(), Checkpoint::fill()] {
+        let mut engine = engine(&checkpoint.files());
+        let mut of = |seed: u64, count: usize| {
+            let images = match checkpoint.conditioning {
+                Conditioning::Fill => vec![stripes(ImageRole::Input, seed), stripes(ImageRole::Mask, seed + 1)],
+                _ => (0..count).map(|index| stripes(ImageRole::Reference, seed + index as u64)).collect(),
+            };
+            let params = GenerateParams {
+                prompt: "a red circle".to_owned(),
+                width: Some(64),
+                height: Some(64),
+                steps: Some(4),
+                seed,
+                sequence_length: Some(16),
+                images,
+                ..GenerateParams::default()
+            };
+            let spec = GenerateSpec::new(params, &checkpoint.card()).expect("a valid request");
+            steps(&mut engine, &spec)
+        };
+        let alike: Vec<Vec<Owned>> = of(1, 1).into_iter().chain(of(7, 1)).collect();
+        let more = if checkpoint.conditioning == Conditioning::References { of(1, 2) } else { Vec::new() };
+        assert_eq!(check(&engine, &Again::default(), &alike), (1, 6));
+        // With one reference more it is another composition.
+        let mixed: Vec<Vec<Owned>> = alike.into_iter().chain(more).collect();
+        let (recorded, _) = check(&engine, &Again::default(), &mixed);
+        assert_eq!(recorded, if checkpoint.conditioning == Conditioning::References { 2 } else { 1 });
+    }
+}
+
+/// An image that differs by its seed.
+fn stripes(role: ImageRole, seed: u64) -> GivenImage {
+    let pixels = (0..64 * 64 * 3_u64).map(|at| (at * (seed + 3) % 251) as u8).collect();
+    let image = RgbImage::new(64, 64, pixels).expect("three bytes a pixel");
+    GivenImage::new("images[0]", role, Arc::new(image))
 }
 
 #[test]

@@ -7,11 +7,7 @@ use crate::domain::ids::JobId;
 use crate::jobs::JobsError;
 
 /// Stores a job's images, in their order.
-pub(super) async fn insert(
-    connection: &mut SqliteConnection,
-    id: JobId,
-    images: &[Vec<u8>],
-) -> Result<(), JobsError> {
+pub(super) async fn insert(connection: &mut SqliteConnection, id: JobId, images: &[Vec<u8>]) -> Result<(), JobsError> {
     for (position, image) in (0_i64..).zip(images) {
         sqlx::query("INSERT INTO job_images (job_id, position, image) VALUES (?, ?, ?)")
             .bind(id.to_string())

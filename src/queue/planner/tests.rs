@@ -3,6 +3,8 @@
 mod properties;
 mod traces;
 
+use std::collections::BTreeMap;
+
 use super::*;
 use crate::queue::ledger::Share;
 
@@ -10,6 +12,8 @@ const LIMITS: EngineLimits = EngineLimits { images_max: 8, step_tokens_max: 1_00
 /// A tenth of a second per thousand tokens, and an overhead per step that makes packing pay up to 1,024 tokens.
 const SECONDS_PER_TOKEN: f64 = 1e-4;
 const OVERHEAD_SECONDS: f64 = 0.0256;
+/// A part of an encoding.
+const PART_SECONDS: f64 = 0.05;
 
 #[derive(Debug, Clone, Copy)]
 struct Job {
@@ -22,6 +26,8 @@ struct Job {
     tokens: usize,
     steps: u32,
     steps_left: u32,
+    /// Parts of its encoding that are left.
+    parts_left: u32,
     is_suspect: bool,
     is_loading: bool,
     is_admitted: bool,
@@ -76,6 +82,7 @@ impl Bench {
             tokens,
             steps,
             steps_left: steps,
+            parts_left: 0,
             is_suspect: false,
             is_loading: false,
             is_admitted: false,
@@ -105,6 +112,7 @@ impl Bench {
                 is_suspect: job.is_suspect,
                 is_loading: job.is_loading,
                 is_admitted: job.is_admitted,
+                is_encoding: job.is_admitted && job.parts_left > 0,
             }
         })
         .collect()
@@ -140,6 +148,10 @@ impl Bench {
             Action::Admit(id) => {
                 self.job(*id).is_admitted = true;
                 self.charge(*id, self.costs.admit_seconds());
+            }
+            Action::Encode(id) => {
+                self.job(*id).parts_left -= 1;
+                self.charge(*id, PART_SECONDS);
             }
             Action::Step(ids) => {
                 let chosen: Vec<Job> = ids.iter().map(|id| *self.job(*id)).collect();
@@ -181,11 +193,12 @@ impl Bench {
         self.ledger.note(&shares, self.costs.work_of(seconds));
     }
 
-    /// `+a` admit, `a` finish as `!a`, a step as `[ab]`, idle as `.`.
+    /// `+a` admit, `~a` a part of an encoding, `a` finish as `!a`, a step as `[ab]`, idle as `.`.
     fn word(&mut self, limits: &EngineLimits) -> String {
         match self.turn(limits) {
             Action::Idle => ".".into(),
             Action::Admit(id) => format!("+{}", self.name(id)),
+            Action::Encode(id) => format!("~{}", self.name(id)),
             Action::Finish(id) => format!("!{}", self.name(id)),
             Action::Step(ids) => {
                 let mut names: Vec<char> = ids.iter().map(|id| self.name(*id)).collect();

@@ -98,6 +98,7 @@ mod tests {
             step_tokens: 1,
             step_work: 1.0,
             steps_left: 1,
+            is_encoding: false,
             is_suspect: false,
         }
     }

@@ -54,7 +54,7 @@ impl StepEngine for InParts {
         self.spend("draft");
         self.draft_parts += 1;
         let image = RgbImage::new(1, 1, vec![1; 3]).expect("three bytes");
-        Ok(if self.draft_parts % PARTS == 0 { Draft::Done(image) } else { Draft::Unfinished })
+        Ok(if self.draft_parts.is_multiple_of(PARTS) { Draft::Done(image) } else { Draft::Unfinished })
     }
 
     fn release(&mut self, slot: Slot) {

@@ -16,12 +16,13 @@ pub(super) struct DueDraft {
 }
 
 /// Whether the others can wait for a part of a draft: before their next step no longer than that takes, together with the other
-/// work outside of steps, and not while a complete image waits for its decoding.
+/// work outside of steps, and not while another image is being encoded or decoded.
 fn has_time(state: &PlannerState<'_>) -> bool {
-    let is_complete_one = state.candidates.iter().any(|candidate| candidate.is_admitted && candidate.steps_left == 0);
+    let mut admitted = state.candidates.iter().filter(|candidate| candidate.is_admitted);
+    let is_coding = admitted.any(|candidate| candidate.is_encoding || candidate.steps_left == 0);
     let is_alone = state.candidates.len() == 1;
     let step_seconds = state.costs.step_seconds(state.costs.packed_work());
-    !is_complete_one && (is_alone || state.non_step_work.seconds < step_seconds)
+    !is_coding && (is_alone || state.non_step_work.seconds < step_seconds)
 }
 
 impl Worker {

@@ -176,7 +176,7 @@ async fn a_start_removes_what_a_crash_has_left() {
         std::fs::write(site.folder.path().join(name), "x").expect("written");
     }
     let uploads = site.restarted().await;
-    assert_eq!(uploads.list(owner).await.expect("listed"), [kept.clone()], "a row without a file goes");
+    assert_eq!(uploads.list(owner).await.expect("listed"), std::slice::from_ref(&kept), "a row without a file goes");
     let mut names: Vec<_> = std::fs::read_dir(site.folder.path())
         .expect("a folder")
         .map(|entry| entry.expect("one").file_name().into_string().expect("UTF-8"))

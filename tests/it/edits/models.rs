@@ -4,9 +4,7 @@ use fluxserve::domain::conditioning::{Conditioning, StyleCard};
 use fluxserve::domain::model::ModelCard;
 use serde_json::json;
 
-use super::{
-    CLEAR, EDITS, TEAL, VARIATIONS, admitted, assert_refused, edit, halves, mask_of, png, send, strength_of,
-};
+use super::{CLEAR, EDITS, TEAL, VARIATIONS, admitted, assert_refused, edit, halves, mask_of, png, send, strength_of};
 use crate::app::{MODEL, Options, TestApp, request};
 
 /// A worker whose model has another card, and that has memory for references.

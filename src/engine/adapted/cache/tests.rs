@@ -135,7 +135,6 @@ fn one_that_waits_for_room_drops_no_other_that_waits() {
 fn what_cannot_be_applied_is_refused_by_its_id_and_without_its_path() {
     let mut cache = cache(usize::MAX);
     for (name, reason) in [
-        ("h_control_canny", "a control adapter, which needs a control image"),
         ("j10_sdxl", "its file: an adapter for Stable Diffusion"),
         ("j7_nan", "its file cannot be used:"),
         ("j11_no_lora_keys", "nothing in it is a change of FLUX.1"),

@@ -99,7 +99,8 @@ fn folders_shards_and_single_files_are_the_same_net() {
     std::fs::remove_file(shards.path().join("diffusion_pytorch_model.safetensors")).expect("removed");
     let mut map = serde_json::Map::new();
     for (file, is_first) in [("a.safetensors", true), ("b.safetensors", false)] {
-        let own = tensors.iter().enumerate().filter(|(index, _)| (index % 2 == 0) == is_first).map(|(_, tensor)| tensor);
+        let own =
+            tensors.iter().enumerate().filter(|(index, _)| (index % 2 == 0) == is_first).map(|(_, tensor)| tensor);
         map.extend(own.clone().map(|(name, _)| (name.clone(), file.into())));
         write(own, &shards.path().join(file));
     }
@@ -122,8 +123,14 @@ fn what_is_wrong_with_a_net_is_named() {
     for (net, reason) in [
         (folder(&without("controlnet_blocks.1.bias"), same), "tensor `controlnet_blocks.1.bias` is missing"),
         (folder(&without("controlnet_mode_embedder.weight"), same), "`controlnet_mode_embedder.weight` is missing"),
-        (folder(&union(), Some(("\"num_mode\": 7", "\"num_mode\": null"))), "`controlnet_mode_embedder.weight` of shape"),
-        (folder(&union(), Some(("\"num_layers\": 2", "\"num_layers\": 3"))), "`transformer_blocks.2.norm1.linear.weight` is missing"),
+        (
+            folder(&union(), Some(("\"num_mode\": 7", "\"num_mode\": null"))),
+            "`controlnet_mode_embedder.weight` of shape",
+        ),
+        (
+            folder(&union(), Some(("\"num_layers\": 2", "\"num_layers\": 3"))),
+            "`transformer_blocks.2.norm1.linear.weight` is missing",
+        ),
         (
             folder(&union(), Some(("\"num_attention_heads\": 4", "\"num_attention_heads\": 8"))),
             "ControlNet `edges`: it is for another model: num_attention_heads is 8, the model's is 4",

@@ -233,10 +233,12 @@ fn velocity(transformer: &Transformer, config: &TransformerConfig) -> Vec<f32> {
     let text = transformer.embed_text(&random(1, 4, config.joint_attention_dim), &none).expect("embeds");
     let condition =
         transformer.embed_condition(&random(2, 1, config.pooled_projection_dim), 3.5, &none).expect("embeds");
-    let rotary = transformer.rotary(4, 2, 3).expect("tables");
+    let rotary = transformer.rotary(4, [2, 3], &[]).expect("tables");
     let latents = random(3, 6, config.in_channels);
     let sequence = Sequence {
         latents: &latents,
+        joined: None,
+        references: None,
         text: &text,
         condition: &condition,
         modulation: None,

@@ -11,6 +11,9 @@ use crate::engine::models::flux1::config::{ClipConfig, T5Config, TransformerConf
 /// Maximum prefixes of a name, one before the other.
 const PREFIXES_MAX: usize = 4;
 
+/// The transformer's layer that reads an image's latents, and what is joined to them.
+pub(crate) const IMAGE_INPUT: &str = "img_in";
+
 /// A module that an adapter can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AdaptedModule {
@@ -20,6 +23,8 @@ pub(crate) struct AdaptedModule {
     pub(crate) outputs: usize,
     /// Columns of its matrix; `None` where it is a norm.
     pub(crate) inputs: Option<usize>,
+    /// How many of these, the last ones, other models of the family lack: what is joined to an image's latents.
+    pub(crate) joined: usize,
     pub(crate) has_bias: bool,
 }
 
@@ -75,6 +80,9 @@ impl AdaptedModules {
                 all.add(component, &module);
             }
         }
+        for module in all.modules.iter_mut().filter(|module| module.name == IMAGE_INPUT) {
+            module.joined = transformer.in_channels.saturating_sub(transformer.latent_width());
+        }
         all
     }
 
@@ -127,7 +135,7 @@ impl AdaptedModules {
         let outputs = module.parts.iter().map(|(_, outputs)| outputs).sum();
         let number = self.modules.len();
         let name = module.name.clone();
-        self.modules.push(AdaptedModule { component, name, outputs, inputs, has_bias });
+        self.modules.push(AdaptedModule { component, name, outputs, inputs, joined: 0, has_bias });
         let place = |rows, naming| Place { module: number, rows, are_halves_swapped: false, naming };
         self.name(&module.name, place(0..outputs, Naming::Authors));
         let are_halves_swapped = matches!(module.kind, Kind::LinearHalvesSwapped { .. });

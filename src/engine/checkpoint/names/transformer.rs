@@ -38,7 +38,7 @@ pub(in crate::engine::checkpoint) fn modules(config: &TransformerConfig) -> Vec<
     modules.extend((0..config.num_single_layers).flat_map(|index| single_block(config, index)));
     let swapped = LinearHalvesSwapped { inputs: hidden };
     modules.push(Module::new("final_layer.adaLN_modulation.1", "norm_out.linear", 2 * hidden, swapped));
-    modules.push(Module::new("final_layer.linear", "proj_out", config.in_channels, Linear { inputs: hidden }));
+    modules.push(Module::new("final_layer.linear", "proj_out", config.latent_width(), Linear { inputs: hidden }));
     modules
 }
 

@@ -5,10 +5,14 @@
 //! transformers, which is not always FLUX.1's.
 
 pub(crate) mod controlnet;
+mod text;
 
 use serde::Deserialize;
 
+use crate::domain::conditioning::Conditioning;
 use crate::engine::storage::LinearCount;
+
+pub(crate) use text::{ClipConfig, T5Config};
 
 /// The configurations of all components.
 #[derive(Debug, Clone)]
@@ -39,8 +43,10 @@ const WIDTH_MAX: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(crate) struct TransformerConfig {
-    /// Channels of a packed latent token: latent channels × 2 × 2.
+    /// Channels of a token that the model reads: those of its latents, latent channels × 2 × 2, and those that are joined to them.
     pub(crate) in_channels: usize,
+    /// Channels of a token that it predicts: those of its latents. Absent or null in files whose model reads nothing else.
+    pub(crate) out_channels: Option<usize>,
     /// Blocks with separate text and image streams.
     pub(crate) num_layers: usize,
     /// Blocks on the joint stream.
@@ -76,6 +82,20 @@ impl TransformerConfig {
         4 * self.hidden_size()
     }
 
+    /// Channels of a token's latents.
+    pub(crate) fn latent_width(&self) -> usize {
+        self.out_channels.unwrap_or(self.in_channels)
+    }
+
+    /// What it reads beside latents, by its channels. FLUX.1-Kontext reads no channels more than FLUX.1-dev, so it cannot be told
+    /// from it. `None` where no model is known that reads so many.
+    pub(crate) fn conditioning(&self) -> Option<Conditioning> {
+        let latents = self.latent_width();
+        let joined = self.in_channels.checked_sub(latents)?;
+        let known = [Conditioning::Prompt, Conditioning::Control, Conditioning::Fill];
+        known.into_iter().find(|conditioning| conditioning.joined_channels(latents) == joined)
+    }
+
     /// The linear layers that a lossy precision quantizes: queries, keys and values, what follows attention, and the
     /// feed-forward part, four fifths of a step's arithmetic.
     ///
@@ -95,11 +115,11 @@ impl TransformerConfig {
         ]
     }
 
-    fn size_rules(&self) -> [Rule; 3] {
-        let Self { in_channels, attention_head_dim, num_attention_heads, joint_attention_dim, .. } = *self;
-        let pooled = self.pooled_projection_dim;
+    fn size_rules(&self) -> [Rule; 4] {
+        let channels = [self.in_channels, self.latent_width(), self.joint_attention_dim, self.pooled_projection_dim];
         [
-            widths(TRANSFORMER, &[in_channels, attention_head_dim, num_attention_heads, joint_attention_dim, pooled]),
+            widths(TRANSFORMER, &channels),
+            widths(TRANSFORMER, &[self.attention_head_dim, self.num_attention_heads]),
             widths(TRANSFORMER, &self.axes_dims_rope),
             layers(TRANSFORMER, &[self.num_layers, self.num_single_layers]),
         ]
@@ -114,6 +134,7 @@ impl TransformerConfig {
     pub(crate) fn flux_dev() -> Self {
         Self {
             in_channels: 64,
+            out_channels: None,
             num_layers: 19,
             num_single_layers: 38,
             attention_head_dim: 128,
@@ -165,85 +186,6 @@ impl VaeConfig {
             mid_block_add_attention: true,
             use_quant_conv: false,
             use_post_quant_conv: false,
-        }
-    }
-}
-
-/// `text_encoder/config.json`, as transformers' `CLIPTextModel` writes it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
-pub(crate) struct ClipConfig {
-    pub(crate) vocab_size: usize,
-    pub(crate) hidden_size: usize,
-    pub(crate) intermediate_size: usize,
-    pub(crate) max_position_embeddings: usize,
-    pub(crate) num_hidden_layers: usize,
-    pub(crate) num_attention_heads: usize,
-    pub(crate) hidden_act: String,
-    pub(crate) layer_norm_eps: f64,
-}
-
-impl Default for ClipConfig {
-    fn default() -> Self {
-        Self { hidden_size: 512, intermediate_size: 2048, num_attention_heads: 8, ..Self::large() }
-    }
-}
-
-impl ClipConfig {
-    /// That of CLIP ViT-L/14, FLUX.1's first text encoder.
-    pub(crate) fn large() -> Self {
-        Self {
-            vocab_size: 49_408,
-            hidden_size: 768,
-            intermediate_size: 3072,
-            max_position_embeddings: 77,
-            num_hidden_layers: 12,
-            num_attention_heads: 12,
-            hidden_act: "quick_gelu".to_owned(),
-            layer_norm_eps: 1e-5,
-        }
-    }
-}
-
-/// `text_encoder_2/config.json`, as transformers' `T5EncoderModel` writes it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(default)]
-pub(crate) struct T5Config {
-    pub(crate) vocab_size: usize,
-    pub(crate) d_model: usize,
-    /// Width of a head.
-    pub(crate) d_kv: usize,
-    /// Width inside the feed-forward parts.
-    pub(crate) d_ff: usize,
-    pub(crate) num_layers: usize,
-    pub(crate) num_heads: usize,
-    pub(crate) relative_attention_num_buckets: usize,
-    pub(crate) relative_attention_max_distance: usize,
-    pub(crate) layer_norm_epsilon: f64,
-    pub(crate) feed_forward_proj: String,
-}
-
-impl Default for T5Config {
-    fn default() -> Self {
-        let (d_model, d_ff, num_layers, num_heads) = (512, 2048, 6, 8);
-        Self { d_model, d_ff, num_layers, num_heads, feed_forward_proj: "relu".to_owned(), ..Self::xxl() }
-    }
-}
-
-impl T5Config {
-    /// That of T5 v1.1 XXL, FLUX.1's second text encoder.
-    pub(crate) fn xxl() -> Self {
-        Self {
-            vocab_size: 32_128,
-            d_model: 4096,
-            d_kv: 64,
-            d_ff: 10_240,
-            num_layers: 24,
-            num_heads: 64,
-            relative_attention_num_buckets: 32,
-            relative_attention_max_distance: 128,
-            layer_norm_epsilon: 1e-6,
-            feed_forward_proj: "gated-gelu".to_owned(),
         }
     }
 }
@@ -328,7 +270,8 @@ impl Configs {
         vec![
             (TRANSFORMER, axes.iter().sum::<usize>() == transformer.attention_head_dim, "axes_dims_rope must add up to attention_head_dim"),
             (TRANSFORMER, axes.iter().all(|axis| axis.is_multiple_of(2)), "axes_dims_rope must be even"),
-            (TRANSFORMER, transformer.in_channels == 4 * vae.latent_channels, "in_channels must be four times vae/config.json's latent_channels"),
+            (TRANSFORMER, transformer.latent_width() == 4 * vae.latent_channels, "out_channels must be four times vae/config.json's latent_channels"),
+            (TRANSFORMER, transformer.conditioning().is_some(), CHANNELS),
             (TRANSFORMER, transformer.joint_attention_dim == t5.d_model, "joint_attention_dim must equal text_encoder_2/config.json's d_model"),
             (TRANSFORMER, transformer.pooled_projection_dim == clip.hidden_size, "pooled_projection_dim must equal text_encoder/config.json's hidden_size"),
             (SCHEDULER, scheduler.max_image_seq_len > scheduler.base_image_seq_len, "max_image_seq_len must be above base_image_seq_len"),
@@ -360,6 +303,10 @@ impl Configs {
         ]
     }
 }
+
+/// The rule of the channels that a transformer reads.
+pub(crate) const CHANNELS: &str = "in_channels must be those of the latents (64: FLUX.1-dev, -schnell, -Krea, -Kontext), twice as many \
+     (128: -Canny, -Depth), or those and 256 of a mask (384: -Fill); 196, as Flex.2 has, is not supported";
 
 /// A file, whether its rule holds, and the rule.
 type Rule = (&'static str, bool, &'static str);

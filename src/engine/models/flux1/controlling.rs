@@ -1,34 +1,27 @@
 //! ControlNets in the pipeline: what control images become when a request is admitted, and what they add in a step.
 
-use std::borrow::Cow;
-
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, bail};
 
 use super::controls::{Control, Controls, residuals_left};
-use super::image::{Image, TokenGrid};
+use super::grid::TokenGrid;
+use super::image::Image;
 use super::text::PromptEmbedding;
 use super::transformer::{Controlled, Residuals};
-use super::{Flux1, Outcome, vae};
+use super::{Flux1, Outcome};
 use crate::domain::conditioning::ControlImage;
 use crate::domain::engine::EngineError;
 use crate::domain::spec::GenerateSpec;
 use crate::engine::device::device_error;
-use crate::engine::noise;
 
 impl Flux1 {
-    /// The control images of a request that ControlNets read. They are not encoded yet: [`Self::encode_controls`].
+    /// The control images of a request that ControlNets read. They are not encoded yet: [`super::conditioning::Pending`].
     ///
     /// The nets read the prompt, also where the transformer reads a negative prompt in a second pass: both get the same residuals
     /// (`FluxControlNetPipeline` of diffusers).
     ///
     /// # Errors
     /// When there is no such net, it lacks the mode, or the device fails.
-    pub(super) fn controls(
-        &self,
-        spec: &GenerateSpec,
-        prompt: &PromptEmbedding,
-        grid: TokenGrid,
-    ) -> Outcome<Controls> {
+    pub(super) fn controls(&self, spec: &GenerateSpec, prompt: &PromptEmbedding, grid: TokenGrid) -> Outcome<Controls> {
         let mut all = Vec::new();
         for (number, control) in spec.controls().iter().enumerate() {
             let Some(name) = &control.controlnet else { continue };
@@ -57,50 +50,31 @@ impl Flux1 {
         // Without a scale the net would add zeros.
         let acts = (0..steps).map(|index| control.scale != 0.0 && control.acts_in(index, steps)).collect();
         let prompt = prompt.map_err(device_error)?;
-        Ok(Control { number, net, latents: None, prompt, scale: control.scale, acts })
+        Ok(Control { number, net, mode: control.mode, latents: None, prompt, scale: control.scale, acts })
+    }
+
+    /// Gives another prompt to the nets that read control images.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub(super) fn prompt_nets(
+        &self,
+        controls: &mut Controls,
+        prompt: &PromptEmbedding,
+        (guidance, grid): (f64, TokenGrid),
+    ) -> Result<()> {
+        for control in &mut controls.all {
+            let net = &self.controlnets[control.net];
+            let embeddings = (&prompt.sequence, &prompt.pooled);
+            control.prompt = net.prompt(embeddings, guidance, control.mode, (grid.rows, grid.columns))?;
+        }
+        Ok(())
     }
 
     fn unknown_net(&self, name: &str) -> String {
         let known: Vec<String> = self.controlnets.iter().map(|net| format!("`{}`", net.name)).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         format!("this model has no ControlNet `{name}`; it has {known}")
-    }
-
-    /// Encodes the control images that ControlNets read in any step and that are not encoded yet.
-    ///
-    /// # Errors
-    /// When the depth of one cannot be estimated, or the device fails.
-    pub(super) fn encode_controls(&self, spec: &GenerateSpec, grid: TokenGrid, controls: &mut Controls) -> Outcome<()> {
-        for control in controls.missing() {
-            let image = self.control_map(&spec.controls()[control.number])?;
-            let noise = control_noise(spec, control.number, grid);
-            let latents = grid.latents(noise, &self.device).and_then(|noise| self.control_latents(&image, &noise));
-            control.latents = Some(latents.map_err(device_error)?);
-        }
-        Ok(())
-    }
-
-    /// The map of a control image: as it was given, or its depth.
-    #[expect(clippy::unused_self, reason = "the estimator of depth belongs to the model")]
-    fn control_map<'a>(&self, control: &'a ControlImage) -> Outcome<Cow<'a, ControlImage>> {
-        if control.is_depth_estimated {
-            // Here the estimator of depth is asked: `ControlImage { image, is_depth_estimated: false, ..control.clone() }`.
-            return Err(EngineError::Request(
-                "this model has nothing that estimates depth: send a depth map instead".to_owned(),
-            ));
-        }
-        Ok(Cow::Borrowed(control))
-    }
-
-    /// A control map in the output size -> its latents as packed tokens, `[image tokens, channels]`, f32: a sample of the
-    /// autoencoder's distribution by `noise [1, latent channels, height / 8, width / 8]` (`prepare_image` of diffusers'
-    /// `FluxControlNetPipeline`, and of `FluxControlPipeline`).
-    ///
-    /// # Errors
-    /// When the noise is not of the map's size, or the device is out of memory.
-    pub(crate) fn control_latents(&self, control: &ControlImage, noise: &Tensor) -> Result<Tensor> {
-        let moments = self.encoder.encode(&vae::pixels_of(&control.image, &self.device)?)?;
-        TokenGrid::of_latents(noise)?.pack(&self.encoder.sample(&moments, noise)?)
     }
 
     /// What ControlNets add to each of `images` in its next step; `None` where none acts.
@@ -139,13 +113,6 @@ impl Flux1 {
         }
         Ok(sums)
     }
-}
-
-/// The random numbers that the seed's generator gives first: those of each control image, for all images of a batch
-/// (`FluxControlNetPipeline` of diffusers).
-fn control_noise(spec: &GenerateSpec, number: usize, grid: TokenGrid) -> Vec<f32> {
-    let before = number * spec.batch_size() as usize + spec.image_index() as usize;
-    noise::standard_normal(spec.seed(), before * grid.elements(), grid.elements())
 }
 
 /// A control image in the next step of its image.

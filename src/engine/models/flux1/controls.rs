@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use super::transformer::NetPrompt;
+use crate::domain::conditioning::ControlMode;
 
 /// A control image that a ControlNet reads.
 pub(crate) struct Control {
@@ -10,6 +11,8 @@ pub(crate) struct Control {
     pub(super) number: usize,
     /// Its ControlNet's number.
     pub(super) net: usize,
+    /// Its kind, for a union.
+    pub(super) mode: Option<ControlMode>,
     /// Its latents, packed, `[image tokens, channels]`, f32; `None` until it is encoded.
     pub(crate) latents: Option<Tensor>,
     pub(super) prompt: NetPrompt,
@@ -37,11 +40,6 @@ impl Controls {
     /// Those that act in a step.
     pub(super) fn acting(&self, step: usize) -> impl Iterator<Item = &Control> {
         self.all.iter().filter(move |control| control.acts.get(step) == Some(&true))
-    }
-
-    /// Those that still have to be encoded.
-    pub(super) fn missing(&mut self) -> impl Iterator<Item = &mut Control> {
-        self.all.iter_mut().filter(|control| control.latents.is_none() && control.is_used())
     }
 }
 

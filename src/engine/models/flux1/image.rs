@@ -2,71 +2,17 @@
 
 use std::collections::VecDeque;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Result, Tensor};
 
+use super::conditioning::{Goal, Pending, fill_channels, latent_mask};
 use super::controls::Controls;
+use super::grid::TokenGrid;
+use super::text::styles::PendingStyles;
 use super::transformer::{CacheOutcome, CacheUse, Conditioned, Remembered, Sequence};
 use super::vae::Decoding;
-use crate::domain::spec::{GenerateSpec, PIXELS_PER_TOKEN_SIDE};
 use crate::domain::step_cache::StepCache;
 use crate::engine::adapted::AdapterSet;
 use crate::engine::ops::rope::Rotary;
-
-/// Latent pixels along one side of a token.
-const PATCH: usize = 2;
-
-/// The size of an image in tokens, and its latent channels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TokenGrid {
-    pub(crate) rows: usize,
-    pub(crate) columns: usize,
-    pub(crate) channels: usize,
-}
-
-impl TokenGrid {
-    pub(crate) fn of(spec: &GenerateSpec, channels: usize) -> Self {
-        let tokens = |pixels: u32| (pixels / PIXELS_PER_TOKEN_SIDE) as usize;
-        Self { rows: tokens(spec.height()), columns: tokens(spec.width()), channels }
-    }
-
-    /// Of latents `[1, channels, height / 8, width / 8]`.
-    ///
-    /// # Errors
-    /// When they have another number of dimensions.
-    pub(crate) fn of_latents(latents: &Tensor) -> Result<Self> {
-        let (_, channels, height, width) = latents.dims4()?;
-        Ok(Self { rows: height / PATCH, columns: width / PATCH, channels })
-    }
-
-    /// Numbers in the latents.
-    pub(crate) fn elements(&self) -> usize {
-        self.rows * self.columns * self.channels * PATCH * PATCH
-    }
-
-    /// Latents `[1, channels, height / 8, width / 8]` from a flat list.
-    pub(crate) fn latents(&self, values: Vec<f32>, device: &Device) -> Result<Tensor> {
-        Tensor::from_vec(values, (1, self.channels, self.rows * PATCH, self.columns * PATCH), device)
-    }
-
-    /// Latents `[1, channels, height / 8, width / 8]` -> packed tokens `[tokens, channels × 2 × 2]`: channel first, then
-    /// row, then column inside a token.
-    pub(crate) fn pack(&self, latents: &Tensor) -> Result<Tensor> {
-        latents
-            .reshape((self.channels, self.rows, PATCH, self.columns, PATCH))?
-            .permute((1, 3, 0, 2, 4))?
-            .reshape((self.rows * self.columns, self.channels * PATCH * PATCH))
-    }
-
-    /// The inverse of [`Self::pack`].
-    pub(crate) fn unpack(&self, tokens: &Tensor) -> Result<Tensor> {
-        tokens.reshape((self.rows, self.columns, self.channels, PATCH, PATCH))?.permute((2, 0, 3, 1, 4))?.reshape((
-            1,
-            self.channels,
-            self.rows * PATCH,
-            self.columns * PATCH,
-        ))
-    }
-}
 
 /// One of the prompts that an image is generated from, embedded.
 pub(crate) struct Pass {
@@ -103,8 +49,18 @@ pub(crate) struct Image {
     pub(crate) width: u32,
     pub(crate) height: u32,
     pub(crate) grid: TokenGrid,
-    /// Packed, `[tokens, in_channels]`, f32.
+    /// Packed, `[tokens, latent width]`, f32. Noise until the images that it starts from are encoded.
     pub(crate) latents: Tensor,
+    /// Its images that are not encoded yet. There are none in a step.
+    pub(crate) pending: Pending,
+    /// What is joined to the latents in every step, `[tokens, joined channels]`, f32.
+    pub(crate) joined: Option<Tensor>,
+    /// Latents of its reference images, packed, `[reference tokens, latent width]`, f32.
+    pub(crate) references: Option<Tensor>,
+    /// Tokens of its reference images, encoded or not.
+    pub(crate) reference_tokens: usize,
+    /// What stays of the image that it repaints.
+    pub(crate) kept: Option<Kept>,
     /// The velocity of the last step, as `latents`.
     pub(crate) velocity: Option<Tensor>,
     /// Noise level before each step, and 0 after the last.
@@ -113,11 +69,13 @@ pub(crate) struct Image {
     pub(crate) steps_done: usize,
     /// The state of the decoder, once it has begun.
     pub(crate) decoding: Option<Decoding>,
-    /// Of the text and image tokens of each pass.
+    /// Of the text, image and reference tokens of each pass.
     pub(crate) rotary: Rotary,
     pub(crate) prompt: Pass,
     /// True classifier-free guidance: the negative prompt and the scale.
     pub(crate) negative: Option<(Pass, f64)>,
+    /// Style images that are not yet part of its prompts.
+    pub(crate) styles: Option<PendingStyles>,
     /// What changes the model for it, in both passes.
     pub(crate) adapters: AdapterSet,
     /// The cache between its steps, in each pass by itself.
@@ -128,7 +86,67 @@ pub(crate) struct Image {
     pub(crate) controls: Controls,
 }
 
+/// What stays of an image of which a part is repainted.
+pub(crate) struct Kept {
+    /// 1 where it is repainted, `[tokens, latent width]`, u8.
+    mask: Tensor,
+    /// The image's latents and the noise of the run, as [`Image::latents`].
+    picture: Tensor,
+    noise: Tensor,
+}
+
+impl Kept {
+    /// Latents at a noise level, with the image outside of the mask (`FluxInpaintPipeline` of diffusers).
+    fn put_around(&self, latents: &Tensor, sigma: f32) -> Result<Tensor> {
+        self.mask.where_cond(latents, &noised(&self.picture, &self.noise, sigma)?)
+    }
+}
+
+/// Latents with as much noise as belongs to a noise level (`scale_noise` of diffusers' `FlowMatchEulerDiscreteScheduler`).
+fn noised(latents: &Tensor, noise: &Tensor, sigma: f32) -> Result<Tensor> {
+    (noise * f64::from(sigma))? + (latents * f64::from(1.0 - sigma))?
+}
+
 impl Image {
+    /// Takes the latents of the first of its images that are not encoded, packed.
+    ///
+    /// # Errors
+    /// When the device is out of memory; all is as before then.
+    pub(crate) fn take_encoded(&mut self, latents: Tensor) -> Result<()> {
+        let device = latents.device().clone();
+        match self.pending.first().map(|part| &part.goal) {
+            None => return Ok(()),
+            Some(Goal::Start { mask }) => {
+                let mask = mask.as_ref().map(|mask| latent_mask(mask, &self.grid, &device)).transpose()?;
+                let first = noised(&latents, &self.latents, self.sigmas[0])?;
+                let noise = std::mem::replace(&mut self.latents, first);
+                self.kept = mask.map(|mask| Kept { mask, picture: latents, noise });
+            }
+            Some(Goal::Surroundings { mask }) => {
+                self.joined = Some(Tensor::cat(&[&latents, &fill_channels(mask, &self.grid, &device)?], 1)?);
+            }
+            Some(Goal::Control) => self.joined = Some(latents),
+            Some(Goal::Net { control }) => {
+                if let Some(control) = self.controls.all.get_mut(*control) {
+                    control.latents = Some(latents);
+                }
+            }
+            Some(Goal::Reference) => {
+                self.references = Some(match &self.references {
+                    Some(before) => Tensor::cat(&[before, &latents], 0)?,
+                    None => latents,
+                });
+            }
+        }
+        self.pending.complete_first();
+        Ok(())
+    }
+
+    /// Whether its images are encoded. Only then it may take a step.
+    pub(crate) fn is_encoded(&self) -> bool {
+        self.styles.is_none() && self.pending.is_empty()
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.steps_done + 1 >= self.sigmas.len()
     }
@@ -171,13 +189,15 @@ impl Image {
 
     /// Tokens that one step of this image adds to the batch.
     pub(crate) fn step_tokens(&self) -> usize {
-        self.passes().map(|pass| self.grid.rows * self.grid.columns + pass.text.dims()[0]).sum()
+        self.passes().map(|pass| self.grid.tokens() + self.reference_tokens + pass.text.dims()[0]).sum()
     }
 
     /// The sequences of the next step: one, or two with a negative prompt. Without what ControlNets add to both.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = Sequence<'_>> {
         self.passes().map(move |pass| Sequence {
             latents: &self.latents,
+            joined: self.joined.as_ref(),
+            references: self.references.as_ref(),
             text: &pass.text,
             condition: &pass.condition,
             modulation: pass.modulations.front(),
@@ -229,14 +249,24 @@ impl Image {
     /// The latents that the schedule would end with if the velocity of the last step stayed: `x - sigma × v`, packed. `None`
     /// before the first step.
     pub(crate) fn expected(&self) -> Result<Option<Tensor>> {
+        let Some(velocity) = &self.velocity else { return Ok(None) };
         let sigma = f64::from(self.sigmas[self.steps_done]);
-        self.velocity.as_ref().map(|velocity| &self.latents - (velocity * sigma)?).transpose()
+        self.around((&self.latents - (velocity * sigma)?)?, 0.0).map(Some)
     }
 
-    /// The latents after an Euler step along `velocity`, both `[tokens, in_channels]` f32.
+    /// The latents after an Euler step along `velocity`, both `[tokens, latent width]` f32. What is not repainted is the image that
+    /// it is repainted in, with the noise of the next step.
     pub(crate) fn euler_step(&self, velocity: &Tensor) -> Result<Tensor> {
-        let change = self.sigmas[self.steps_done + 1] - self.sigmas[self.steps_done];
-        &self.latents + (velocity * f64::from(change))?
+        let (before, after) = (self.sigmas[self.steps_done], self.sigmas[self.steps_done + 1]);
+        self.around((&self.latents + (velocity * f64::from(after - before))?)?, after)
+    }
+
+    /// Latents at a noise level, with what stays of an image around them.
+    fn around(&self, latents: Tensor, sigma: f32) -> Result<Tensor> {
+        match &self.kept {
+            Some(kept) => kept.put_around(&latents, sigma),
+            None => Ok(latents),
+        }
     }
 
     /// Notes the outcome of a step.

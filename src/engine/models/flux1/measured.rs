@@ -97,10 +97,12 @@ fn a_step_takes_what_the_plan_says() {
         let (text, side) = (64, 32);
         let sequence = Sequence {
             latents: &zeros(side * side, 64).expect("latents"),
+            joined: None,
+            references: None,
             text: &zeros(text, config.hidden_size()).expect("text"),
             condition: &zeros(1, config.hidden_size()).expect("a condition"),
             modulation: None,
-            rotary: &transformer.rotary(text, side, side).expect("tables"),
+            rotary: &transformer.rotary(text, [side, side], &[]).expect("tables"),
             sigma: 0.5,
             adapters: &AdapterSet::default(),
             cache: None,

@@ -2,6 +2,7 @@
 
 pub(crate) mod cache;
 mod clip;
+pub(crate) mod styles;
 mod t5;
 pub(crate) mod tokens;
 

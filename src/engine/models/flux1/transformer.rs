@@ -10,21 +10,23 @@ mod controlnet;
 mod embedders;
 mod feed_forward;
 mod first_block;
+mod head_norm;
 mod modulation;
 mod remembered;
 pub(in crate::engine) mod replay;
 mod residuals;
 mod stream;
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::TransformerConfig;
 use super::positions;
+use crate::domain::conditioning::Conditioning;
 use crate::domain::precision::Precision;
-use crate::engine::adapted::{AdapterSet, Changes};
-use crate::engine::checkpoint::{StreamedBlocks, Tensors};
+use crate::engine::adapted::{AdapterSet, Changes, joined_inputs_of};
+use crate::engine::checkpoint::{Matrix, StreamedBlocks, Tensors};
 use crate::engine::linear::Linear;
 use crate::engine::ops::modulation::modulated_layer_norm;
 use crate::engine::ops::rope::Rotary;
@@ -44,6 +46,8 @@ pub(crate) use stream::{Conditioned, Sequence};
 pub(crate) struct Transformer {
     config: TransformerConfig,
     img_in: Linear,
+    /// Where `img_in` reads latents alone: a layer of zeros for what is joined to them, which adapters change.
+    joined_in: Option<Linear>,
     embedders: Embedders,
     blocks: Blocks<Block>,
     modulations: Modulations,
@@ -143,6 +147,13 @@ impl Tokens {
     }
 }
 
+/// A layer of zeros for channels that are joined to the latents, as many as these have.
+fn joined_in(config: &TransformerConfig, vb: &Tensors) -> Result<Linear> {
+    let (hidden, inputs) = (config.hidden_size(), config.latent_width());
+    let weight = Matrix::Full(Tensor::zeros((hidden, inputs), vb.dtype(), vb.device())?);
+    Linear::of(weight, None, [(joined_inputs_of("img_in"), hidden)], vb.device())
+}
+
 impl Transformer {
     /// Loads the weights; those of the blocks' linear layers are kept in `precision`. Blocks in `streamed` are read for each
     /// step, and the modulations for several steps.
@@ -157,6 +168,8 @@ impl Transformer {
     ) -> Result<Self> {
         let hidden = config.hidden_size();
         let (img_in, embedders) = Embedders::load(config, vb)?;
+        let joined_in =
+            (config.conditioning() == Some(Conditioning::Prompt)).then(|| joined_in(config, vb)).transpose()?;
         let count = config.num_layers + config.num_single_layers;
         let (mut modulations, blocks) = match streamed {
             None => {
@@ -177,11 +190,12 @@ impl Transformer {
         };
         Ok(Self {
             img_in,
+            joined_in,
             embedders,
             blocks,
             final_modulation: modulations.load(FINAL_PARTS, &vb.pp("final_layer.adaLN_modulation.1"))?,
             modulations: modulations.finish(config, vb)?,
-            final_linear: Linear::load(hidden, config.in_channels, &vb.pp("final_layer.linear"))?,
+            final_linear: Linear::load(hidden, config.latent_width(), &vb.pp("final_layer.linear"))?,
             device: vb.device().clone(),
             dtype: vb.dtype(),
             config: config.clone(),
@@ -217,15 +231,16 @@ impl Transformer {
         self.embedders.condition(pooled, guidance, adapters)
     }
 
-    /// The rotary tables of an image of `rows × columns` tokens behind its text.
+    /// The rotary tables of an image of `rows × columns` tokens behind its text, and of reference images of so many rows and columns
+    /// behind it.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn rotary(&self, text_tokens: usize, rows: usize, columns: usize) -> Result<Rotary> {
-        positions::image_tables(rows, columns, self.config.axes_dims_rope, &self.device)?.after_text(text_tokens)
+    pub(crate) fn rotary(&self, text_tokens: usize, image: [usize; 2], references: &[[usize; 2]]) -> Result<Rotary> {
+        positions::tables(image, references, self.config.axes_dims_rope, &self.device)?.after_text(text_tokens)
     }
 
-    /// Predicts the velocity (noise minus image) of every sequence: `[image tokens, in_channels]` each, f32, in the
+    /// Predicts the velocity (noise minus image) of every sequence: `[image tokens, latent width]` each, f32, in the
     /// order of `sequences`.
     ///
     /// # Errors
@@ -240,10 +255,8 @@ impl Transformer {
     /// As there.
     pub(crate) fn predictions(&self, sequences: &[Sequence]) -> Result<Vec<Prediction>> {
         let stream = self.stream(sequences)?;
-        let latents: Vec<Tensor> =
-            sequences.iter().map(|sequence| sequence.latents.to_dtype(self.dtype)).collect::<Result<_>>()?;
         let texts: Vec<&Tensor> = sequences.iter().map(|sequence| sequence.text).collect();
-        let image = self.img_in.changed(&Tensor::cat(&latents, 0)?, &stream.image_changes)?;
+        let image = self.embed_image(sequences, &stream)?;
         let mut course = Course::new(sequences, &image);
         let mut tokens = Some(Tokens::Apart { text: Tensor::cat(&texts, 0)?, image });
         let (mut number, blocks) = (0, [self.config.num_layers, self.config.num_single_layers]);
@@ -267,8 +280,60 @@ impl Transformer {
             (stream.modulated.part(self.final_modulation)?, stream.modulated.part(self.final_modulation + 1)?);
         let image = modulated_layer_norm(&image, &shift, &scale, &stream.image_segments)?;
         let out = self.final_linear.changed(&image, &stream.image_changes)?.to_dtype(DType::F32)?;
-        let ranges = stream.image_segments.ranges();
-        Prediction::each(ranges.map(|range| out.narrow(0, range.start, range.len())?.contiguous()), outcomes)
+        // Nothing is predicted of the reference images behind an image.
+        let predicted = stream.image_segments.ranges().zip(sequences);
+        let velocity = |(range, sequence): (Range<usize>, &Sequence)| {
+            out.narrow(0, range.start, sequence.latents.dim(0)?)?.contiguous()
+        };
+        Prediction::each(predicted.map(velocity), outcomes)
+    }
+
+    /// The image tokens of all sequences as the blocks take them, each with what is joined to it, and with its reference images
+    /// behind it: `[tokens, hidden]`.
+    fn embed_image(&self, sequences: &[Sequence], stream: &Stream) -> Result<Tensor> {
+        let mut rows = Vec::with_capacity(sequences.len());
+        for Sequence { latents, joined, references, .. } in sequences {
+            rows.push(match joined.filter(|_| self.joined_in.is_none()) {
+                Some(joined) => Tensor::cat(&[*latents, joined], 1)?.to_dtype(self.dtype)?,
+                None => latents.to_dtype(self.dtype)?,
+            });
+            if let Some(references) = references {
+                rows.push(references.to_dtype(self.dtype)?);
+            }
+        }
+        let image = self.img_in.changed(&Tensor::cat(&rows, 0)?, &stream.image_changes)?;
+        match &self.joined_in {
+            Some(joined_in) if sequences.iter().any(|sequence| sequence.joined.is_some()) => {
+                self.with_joined(&image, joined_in, sequences, stream)
+            }
+            _ => Ok(image),
+        }
+    }
+
+    /// Image tokens with what adapters make of the channels that are joined to the latents of their images.
+    fn with_joined(
+        &self,
+        image: &Tensor,
+        joined_in: &Linear,
+        sequences: &[Sequence],
+        stream: &Stream,
+    ) -> Result<Tensor> {
+        let mut rows = Vec::with_capacity(sequences.len());
+        for (range, sequence) in stream.image_segments.ranges().zip(sequences) {
+            let own = image.narrow(0, range.start, range.len())?;
+            let Some(joined) = sequence.joined else {
+                rows.push(own);
+                continue;
+            };
+            let count = joined.dim(0)?;
+            let changes = Changes::of([(0..count, sequence.adapters)]);
+            let added = joined_in.changed(&joined.to_dtype(self.dtype)?, &changes)?;
+            rows.push((own.narrow(0, 0, count)? + added)?);
+            if count < range.len() {
+                rows.push(own.narrow(0, count, range.len() - count)?);
+            }
+        }
+        Tensor::cat(&rows, 0)
     }
 
     fn stream<'a>(&self, sequences: &[Sequence<'a>]) -> Result<Stream<'a>> {

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use rayon::prelude::*;
 
 pub(crate) use decoder::{Decoder, Decoding, STRIP_ROWS, UPSAMPLINGS_IN_STRIPS};
-pub(crate) use encoder::{Encoder, pixels_of};
+pub(crate) use encoder::{Advanced, Encoder, Encoding, pixels_of};
 
 /// Pixels about -1 to 1, `[1, 3, height, width]`, as bytes row by row, each by [`to_byte`]. `None` when any of them is not
 /// finite.

@@ -1,5 +1,7 @@
 //! Rotary tables: cosines and sines of the angles of a token stream.
 
+use std::ops::Range;
+
 use candle_core::{DType, Device, Result, Tensor};
 
 /// Cosines and sines of every rotary angle of a token stream, always in f32: in bf16 the angles of a 1024×1024 image
@@ -56,6 +58,15 @@ impl Rotary {
     pub(crate) fn starting_at(&self, start: usize) -> Result<Self> {
         let rest = self.tokens().saturating_sub(start);
         Ok(Self { cos: self.cos.narrow(0, start, rest)?, sin: self.sin.narrow(0, start, rest)? })
+    }
+
+    /// The tables of some tokens, without a copy.
+    ///
+    /// # Errors
+    /// When there are fewer.
+    pub(crate) fn of_rows(&self, rows: &Range<usize>) -> Result<Self> {
+        let part = |table: &Tensor| table.narrow(0, rows.start, rows.len());
+        Ok(Self { cos: part(&self.cos)?, sin: part(&self.sin)? })
     }
 
     /// The number of tokens.

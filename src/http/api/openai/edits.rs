@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::json;
 
-use super::edit_request::{Edit, EditForm, EditJson, MASK, ImageFile};
+use super::edit_request::{Edit, EditForm, EditJson, ImageFile, MASK};
 use super::images::{ImagesView, respond};
 use super::request::IMAGE;
 use super::{stream, streaming};
@@ -33,7 +33,8 @@ pub(in crate::http) fn edit_operation() -> Operation {
         "model": "fluxserve/flux-shapes", "prompt": "a green circle on a blue background",
         "images": [{ "image_url": "data:image/png;base64,iVBORw0KGgo=" }],
     });
-    let operation = Operation::new(Tag::OpenAi, "edit_openai_images", "Change images as a prompt says, and wait for the results")
+    let summary = "Change images as a prompt says, and wait for the results";
+    let operation = Operation::new(Tag::OpenAi, "edit_openai_images", summary)
         .description(
             "What the image is depends on the model: one that edits is told what to change (several images are allowed \
              where it takes several), one that fills replaces what the mask covers, one that follows a control image \

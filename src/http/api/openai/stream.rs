@@ -122,8 +122,8 @@ pub(super) async fn respond(
 ) -> Result<Response, ApiError> {
     let until = Instant::now() + state.settings.wait_max;
     let usage = Usage::of(&spec);
-    let overlay = spec.overlay().map(|overlay| (overlay.image.width(), overlay.image.height()));
-    let size = overlay.unwrap_or((spec.width(), spec.height()));
+    let whole = spec.overlay().map(|overlay| (overlay.image.width(), overlay.image.height()));
+    let size = whole.unwrap_or((spec.width(), spec.height()));
     let watch = state.jobs.submit_drafted(submission(caller, spec, output_format), streaming.partial_images).await?;
     let forming =
         Forming { state: state.clone(), watch, until, kind: streaming.kind, usage, size, span: Span::current() };

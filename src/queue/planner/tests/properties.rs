@@ -16,18 +16,19 @@ proptest! {
     /// ends.
     #[test]
     fn every_image_is_finished_and_no_limit_is_exceeded(
-        jobs in prop::collection::vec((any_job(), 0..60usize), 1..40),
+        jobs in prop::collection::vec((any_job(), 0..4u32, 0..60usize), 1..40),
         images_max in 1..9usize,
         step_tokens_max in 500..20_000usize,
     ) {
         let limits = EngineLimits { images_max, step_tokens_max };
         let mut bench = Bench::new();
         let mut arrivals = jobs.clone();
-        let steps: usize = jobs.iter().map(|((_, steps, _), _)| *steps as usize).sum();
+        let actions = |((_, steps, _), parts, _): &((usize, u32, usize), u32, usize)| (steps + parts) as usize;
+        let actions: usize = jobs.iter().map(actions).sum();
         for turn in 0.. {
-            prop_assert!(turn <= 61 + steps + 2 * jobs.len(), "it does not end");
-            for ((owner, steps, tokens), _) in arrivals.extract_if(.., |(_, at)| *at <= turn) {
-                bench.arrive(owner, steps, tokens);
+            prop_assert!(turn <= 61 + actions + 2 * jobs.len(), "it does not end");
+            for ((owner, steps, tokens), parts, _) in arrivals.extract_if(.., |(_, _, at)| *at <= turn) {
+                bench.arrive(owner, steps, tokens).parts_left = parts;
             }
             let before: Vec<Job> = bench.jobs.clone();
             match bench.turn(&limits) {
@@ -41,11 +42,16 @@ proptest! {
                     let held = bench.jobs.iter().filter(|job| job.is_admitted && job.ended.is_none()).count();
                     prop_assert!(held <= images_max);
                 }
+                Action::Encode(id) => {
+                    let job = before.iter().find(|job| job.id == id).expect("known");
+                    prop_assert!(job.is_admitted && job.parts_left > 0);
+                }
                 Action::Step(ids) => {
                     let chosen: Vec<&Job> = before.iter().filter(|job| ids.contains(&job.id)).collect();
                     let tokens: usize = chosen.iter().map(|job| job.tokens).sum();
                     prop_assert_eq!(chosen.len(), ids.len());
-                    prop_assert!(chosen.iter().all(|job| job.is_admitted && job.steps_left > 0));
+                    let is_ready = |job: &&Job| job.is_admitted && job.parts_left == 0 && job.steps_left > 0;
+                    prop_assert!(chosen.iter().all(is_ready));
                     prop_assert!(chosen.len() == 1 || (tokens <= step_tokens_max && chosen.len() <= images_max));
                 }
                 Action::Finish(id) => {

@@ -34,6 +34,76 @@ fn others_pass_a_job_that_waits_for_its_adapters() {
 }
 
 #[test]
+fn images_of_a_request_are_encoded_before_its_first_step() {
+    let mut bench = Bench::with(&[(0, 2, 100)]);
+    bench.jobs[0].parts_left = 3;
+    assert_eq!(bench.run(&LIMITS), "+a ~a ~a ~a [a] [a] !a", "alone, in one go");
+}
+
+#[test]
+fn others_step_between_the_parts_of_an_encoding() {
+    let mut bench = Bench::with(&[(0, 5, 100)]);
+    assert_eq!((bench.word(&LIMITS), bench.word(&LIMITS)), ("+a".into(), "[a]".into()));
+    bench.arrive(0, 2, 100).parts_left = 4;
+    // A fully packed step takes 0.128 s, a part 0.05 s.
+    assert_eq!(bench.run(&LIMITS), "+b ~b ~b [a] ~b ~b [ab] [ab] !b [a] !a");
+}
+
+#[test]
+fn an_encoding_delays_the_steps_of_another_owner_by_no_more_than_a_step() {
+    let mut bench = Bench::with(&[(0, 200, 100)]);
+    bench.turn(&LIMITS);
+    bench.turn(&LIMITS);
+    bench.arrive(1, 1, 100).parts_left = 12;
+    let (mut stepped, mut longest, mut parts) = (bench.now, 0.0_f64, 0);
+    while bench.jobs[1].steps_left > 0 {
+        let before = bench.now;
+        match bench.turn(&LIMITS) {
+            Action::Step(_) => {
+                longest = longest.max(before - stepped);
+                stepped = bench.now;
+            }
+            Action::Encode(_) => parts += 1,
+            _ => {}
+        }
+    }
+    let step = bench.costs.step_seconds(bench.costs.packed_work());
+    assert!(longest <= step + 1e-9, "{longest} s between two steps, of which one takes {step} s");
+    assert_eq!(parts, 12);
+    assert!(bench.jobs[0].steps_left > 100, "its share comes in time");
+}
+
+#[test]
+fn an_image_is_encoded_although_what_should_come_first_cannot_be_admitted() {
+    let mut bench = Bench::with(&[(0, 1, 100)]);
+    bench.jobs[0].parts_left = 2;
+    bench.turn(&LIMITS);
+    bench.admissions_blocked = true;
+    bench.arrive(0, 1, 10).is_suspect = true;
+    assert_eq!(bench.run(&LIMITS), "~a ~a [a] !a +b [b] !b");
+}
+
+#[test]
+fn an_encoding_goes_on_beside_steps_although_what_should_come_first_finds_no_slot() {
+    let limits = EngineLimits { images_max: 2, ..LIMITS };
+    let mut bench = Bench::with(&[(0, 6, 500), (1, 1, 500)]);
+    bench.jobs[1].parts_left = 2;
+    for job in &mut bench.jobs {
+        job.is_admitted = true;
+    }
+    // Each is due earlier, and together they fill a step.
+    for _ in 0..60 {
+        bench.arrive(2, 1, 20);
+    }
+    let mut words = Vec::new();
+    while bench.jobs[1].parts_left > 0 {
+        words.push(bench.word(&limits));
+        assert!(words.len() < 20, "{words:?}");
+    }
+    assert!(words.iter().any(|word| word == "[a]"), "{words:?}");
+}
+
+#[test]
 fn packing_stops_where_it_stops_paying() {
     let mut bench = Bench::with(&[(0, 1, 600), (0, 1, 600)]);
     bench.costs = CostModel::known(0.0, SECONDS_PER_TOKEN, 0.0, 0.0);

@@ -89,7 +89,11 @@ mod tests {
         let of = |from: &str, to: &str| ControlNetConfig::parse(&UNION.replace(from, to)).expect("a configuration");
         let model = TransformerConfig::flux_dev();
         for (from, to, name) in [
-            ("\"num_attention_heads\": 24", "\"num_attention_heads\": 12", "num_attention_heads is 12, the model's is 24"),
+            (
+                "\"num_attention_heads\": 24",
+                "\"num_attention_heads\": 12",
+                "num_attention_heads is 12, the model's is 24",
+            ),
             ("\"joint_attention_dim\": 4096", "\"joint_attention_dim\": 2048", "joint_attention_dim is 2048"),
             ("\"in_channels\": 64", "\"in_channels\": 128", "in_channels is 128, the model's is 64"),
             ("[16, 56, 56]", "[32, 48, 48]", "axes_dims_rope is [32, 48, 48]"),

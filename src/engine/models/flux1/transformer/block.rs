@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::super::config::TransformerConfig;
 use super::feed_forward::FeedForward;
+use super::head_norm::HeadNorm;
 use super::modulation::{HALF_PARTS, Modulated, Modulation, ModulationsLoader, SINGLE_PARTS};
 use super::stream::Stream;
 use crate::domain::precision::Precision;
@@ -12,30 +13,8 @@ use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
 use crate::engine::ops::attention::{attention, attention_into};
 use crate::engine::ops::matrix_product::MatrixProduct;
-use crate::engine::ops::rope::{Rotary, normalize_and_rotate, normalize_and_rotate_into};
-use crate::engine::ops::{Places, Segments, unwritten};
+use crate::engine::ops::{Segments, unwritten};
 use crate::engine::storage::Input;
-
-/// Scales of the query and key normalization, `[head width]` each.
-struct HeadNorm {
-    query: Tensor,
-    key: Tensor,
-}
-
-impl HeadNorm {
-    fn load(config: &TransformerConfig, vb: &Tensors) -> Result<Self> {
-        let width = config.attention_head_dim;
-        Ok(Self { query: vb.get(width, "query_norm.scale")?, key: vb.get(width, "key_norm.scale")? })
-    }
-
-    fn apply(&self, qkv: &MatrixProduct, rotary: Option<&Rotary>) -> Result<Tensor> {
-        normalize_and_rotate(qkv, &self.query, &self.key, rotary)
-    }
-
-    fn apply_into(&self, joint: &Tensor, places: &Places, qkv: &MatrixProduct, rotary: Option<&Rotary>) -> Result<()> {
-        normalize_and_rotate_into(joint, places, qkv, [&self.query, &self.key], rotary)
-    }
-}
 
 /// One stream's half of a double block.
 struct Half {
@@ -119,9 +98,10 @@ impl DoubleBlock {
         let text_qkv = text_modulations.0.normalized(text, text_segments);
         let text_qkv = self.text.qkv.product(&text_qkv, text_changes)?;
         let joint = unwritten(stream.joint_segments.rows(), 3 * image.dim(1)?, image)?;
-        self.image.norm.apply_into(&joint, &stream.image_places, &image_qkv, Some(&stream.image_rotary))?;
+        let (image_places, text_places) = ((&stream.image_places, image_changes), (&stream.text_places, text_changes));
+        self.image.norm.apply_into(&joint, image_places, &image_qkv, Some(&stream.image_rotary))?;
         // Text stands at position zero: nothing to rotate.
-        self.text.norm.apply_into(&joint, &stream.text_places, &text_qkv, None)?;
+        self.text.norm.apply_into(&joint, text_places, &text_qkv, None)?;
         let attended = attention(&joint, self.heads, &stream.joint_segments)?;
         let (text_attended, image_attended) = stream.split(&attended)?;
         let (image_rows, text_rows) = ((image_segments, image_changes), (text_segments, text_changes));
@@ -183,17 +163,19 @@ impl SingleBlock {
 
     /// One matrix product for attention and the feed-forward half. `linear2` reads both results side by side.
     fn side_by_side(&self, x: &Input, stream: &Stream) -> Result<MatrixProduct<'_>> {
-        let wide = self.linear1.product(x, &stream.joint_changes)?;
-        let qkv = self.norm.apply(&wide.narrow(0, 3 * self.hidden)?, Some(&stream.joint_rotary))?;
+        let changes = &stream.joint_changes;
+        let wide = self.linear1.product(x, changes)?;
+        let qkv = self.norm.apply(&wide.narrow(0, 3 * self.hidden)?, Some(&stream.joint_rotary), changes)?;
         let attended = attention(&qkv, self.heads, &stream.joint_segments)?;
         let right = wide.narrow(3 * self.hidden, self.mlp)?;
-        self.linear2.product(&Input::GeluTanh { left: Some(&attended), right: &right }, &stream.joint_changes)
+        self.linear2.product(&Input::GeluTanh { left: Some(&attended), right: &right }, changes)
     }
 
     /// The same without a copy: GELU is in the matrix product's epilogue, and both results are written where `linear2` reads.
     fn in_place(&self, [qkv, feed]: &[Linear; 2], x: &Tensor, stream: &Stream) -> Result<MatrixProduct<'_>> {
         let changes = &stream.joint_changes;
-        let qkv = self.norm.apply(&qkv.product(&Input::Rows(x), changes)?, Some(&stream.joint_rotary))?;
+        let qkv = qkv.product(&Input::Rows(x), changes)?;
+        let qkv = self.norm.apply(&qkv, Some(&stream.joint_rotary), changes)?;
         let inner = unwritten(x.dim(0)?, self.hidden + self.mlp, x)?;
         attention_into(&inner, 0, &qkv, self.heads, &stream.joint_segments)?;
         feed.gelu_into(&inner, self.hidden, x, changes)?;
@@ -203,9 +185,10 @@ impl SingleBlock {
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::positions::image_tables;
+    use super::super::super::positions::tables;
     use super::*;
     use crate::engine::noise::standard_normal;
+    use crate::engine::ops::Places;
     use candle_core::{DType, Device};
     use candle_nn::VarBuilder;
     use std::collections::HashMap;
@@ -237,7 +220,7 @@ mod tests {
         let vb = Tensors::from(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu));
         let mut modulations = ModulationsLoader::new(&config, &vb).expect("memory");
         let block = SingleBlock::load(&config, Precision::Full, &mut modulations, &vb).expect("loads");
-        let image_rotary = image_tables(3, 4, config.axes_dims_rope, &Device::Cpu).expect("tables");
+        let image_rotary = tables([3, 4], &[], config.axes_dims_rope, &Device::Cpu).expect("tables");
         let (none, all) = (Segments::from_lengths([0]), Segments::from_lengths([12]));
         let stream = Stream {
             image_places: Places::new(&all, [0]),

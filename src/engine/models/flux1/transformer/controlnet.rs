@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::super::positions::image_tables;
+use super::super::positions;
 use super::embedders::Embedders;
 use super::modulation::{Modulations, ModulationsLoader};
 use super::residuals::Residuals;
@@ -132,7 +132,7 @@ impl ControlNet {
             _ => bail!("a control image has a mode and the net none, or the other way round"),
         };
         let condition = self.embedders.condition(pooled, guidance, &none)?;
-        let image = image_tables(rows, columns, self.config.trunk.axes_dims_rope, &self.device)?;
+        let image = positions::tables([rows, columns], &[], self.config.trunk.axes_dims_rope, &self.device)?;
         // The mode's token stands where text does.
         let rotary = image.after_text(text.dim(0)?)?;
         Ok(NetPrompt { text, condition, rotary })
@@ -189,6 +189,8 @@ impl Controlled<'_> {
         let NetPrompt { text, condition, rotary } = self.prompt;
         Sequence {
             latents: self.latents,
+            joined: None,
+            references: None,
             text,
             condition,
             modulation: None,

@@ -120,11 +120,7 @@ impl<'s, 'a> Course<'s, 'a> {
     ///
     /// # Errors
     /// When the device is out of memory, or there are none of a sequence.
-    pub(super) fn finish(
-        self,
-        image: Option<Tensor>,
-        all: &Stream<'a>,
-    ) -> Result<(Tensor, Vec<Option<CacheOutcome>>)> {
+    pub(super) fn finish(self, image: Option<Tensor>, all: &Stream<'a>) -> Result<(Tensor, Vec<Option<CacheOutcome>>)> {
         let segments = &self.stream(all).image_segments;
         if self.parts.is_empty() {
             let Some(image) = image else { bail!("a block returned no tokens") };
@@ -156,8 +152,7 @@ impl<'s, 'a> Course<'s, 'a> {
 /// The rows of some sequences, packed.
 fn rows_of(tokens: &Tensor, segments: &Segments, sequences: &[usize]) -> Result<Tensor> {
     let ranges = sequences.iter().map(|sequence| segments.range(*sequence));
-    let rows: Vec<Tensor> =
-        ranges.map(|range| tokens.narrow(0, range.start, range.len())).collect::<Result<_>>()?;
+    let rows: Vec<Tensor> = ranges.map(|range| tokens.narrow(0, range.start, range.len())).collect::<Result<_>>()?;
     Tensor::cat(&rows, 0)
 }
 
@@ -178,7 +173,7 @@ impl Changed {
             Ok([mean_of_absolutes(&(first.to_dtype(DType::F32)? - &old)?)?, mean_of_absolutes(&old)?])
         };
         let means = remembered.map(means).transpose()?;
-        Ok(Self { behind, means, first })
+        Ok(Self { first, behind, means })
     }
 }
 

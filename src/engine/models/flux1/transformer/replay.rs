@@ -1,7 +1,8 @@
 //! Steps of one composition, recorded once and repeated as a whole: for one image alone nothing but numbers changes between steps.
 //!
-//! Recorded work reads and writes fixed memory. So the latents, the text, the modulation and the rotary tables of each sequence are
-//! copied there before every step, and the velocities are copied from there. What else a step does depends on its composition.
+//! Recorded work reads and writes fixed memory. So the latents and what is joined to them, the reference images, the text, the
+//! modulation and the rotary tables of each sequence are copied there before every step, and the velocities are copied from there.
+//! What else a step does depends on its composition.
 
 use candle_core::{Device, Result, Tensor};
 
@@ -43,8 +44,8 @@ impl<'a> Recorder<'a> for OnDevice<'_> {
     }
 }
 
-/// The lengths of a sequence: text tokens and image tokens.
-type Lengths = [usize; 2];
+/// The lengths of a sequence: text tokens, image tokens, reference tokens, and channels that are joined to the latents.
+type Lengths = [usize; 4];
 
 /// The recording of the latest composition. Only one is kept: it holds the memory of a whole step.
 pub(crate) struct Replay<R>(Option<(Vec<Lengths>, State<R>)>);
@@ -99,7 +100,9 @@ fn composition_of(sequences: &[Sequence]) -> Option<Vec<Lengths>> {
     let lengths = |sequence: &Sequence| {
         let is_plain = sequence.adapters.is_empty() && sequence.residuals.is_none();
         let is_recordable = sequence.modulation.is_some() && is_plain;
-        is_recordable.then(|| [sequence.text.dims()[0], sequence.latents.dims()[0]])
+        let size = |tensor: Option<&Tensor>, dimension: usize| tensor.map_or(0, |tensor| tensor.dims()[dimension]);
+        let (references, joined) = (size(sequence.references, 0), size(sequence.joined, 1));
+        is_recordable.then(|| [sequence.text.dims()[0], sequence.latents.dims()[0], references, joined])
     };
     sequences.iter().map(lengths).collect()
 }
@@ -146,6 +149,8 @@ impl<R> State<R> {
 #[derive(Clone)]
 struct Fixed {
     latents: Tensor,
+    joined: Option<Tensor>,
+    references: Option<Tensor>,
     text: Tensor,
     modulation: Tensor,
     rotary: Rotary,
@@ -160,6 +165,8 @@ impl Fixed {
         let Rotary { cos, sin } = sequence.rotary;
         Ok(Self {
             latents: sequence.latents.zeros_like()?,
+            joined: sequence.joined.map(Tensor::zeros_like).transpose()?,
+            references: sequence.references.map(Tensor::zeros_like).transpose()?,
             text: sequence.text.zeros_like()?,
             modulation: modulation.zeros_like()?,
             rotary: Rotary { cos: cos.zeros_like()?, sin: sin.zeros_like()? },
@@ -172,6 +179,11 @@ impl Fixed {
     /// Copies what a step reads.
     fn fill(&self, sequence: &Sequence) -> Result<()> {
         self.latents.slice_set(&sequence.latents.contiguous()?, 0, 0)?;
+        for (fixed, given) in [(&self.joined, sequence.joined), (&self.references, sequence.references)] {
+            if let (Some(fixed), Some(given)) = (fixed, given) {
+                fixed.slice_set(&given.contiguous()?, 0, 0)?;
+            }
+        }
         self.text.slice_set(&sequence.text.contiguous()?, 0, 0)?;
         if let Some(modulation) = sequence.modulation {
             self.modulation.slice_set(&modulation.contiguous()?, 0, 0)?;
@@ -184,6 +196,8 @@ impl Fixed {
     fn sequence(&self) -> Sequence<'_> {
         Sequence {
             latents: &self.latents,
+            joined: self.joined.as_ref(),
+            references: self.references.as_ref(),
             text: &self.text,
             modulation: Some(&self.modulation),
             rotary: &self.rotary,

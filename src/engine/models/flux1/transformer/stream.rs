@@ -12,15 +12,19 @@ use crate::engine::ops::{Places, Segments};
 /// One sequence's part in a step: an image, or one of the two passes of true classifier-free guidance.
 #[derive(Clone, Copy)]
 pub(crate) struct Sequence<'a> {
-    /// Noisy latents as packed tokens, `[image tokens, in_channels]`, f32.
+    /// Noisy latents as packed tokens, `[image tokens, latent width]`, f32.
     pub(crate) latents: &'a Tensor,
+    /// Channels that are joined to those of the latents, `[image tokens, joined channels]`, f32.
+    pub(crate) joined: Option<&'a Tensor>,
+    /// Latents of reference images, as packed tokens behind those of the image, `[reference tokens, latent width]`, f32.
+    pub(crate) references: Option<&'a Tensor>,
     /// From [`super::Transformer::embed_text`], `[text tokens, hidden]`.
     pub(crate) text: &'a Tensor,
     /// From [`super::Transformer::embed_condition`], `[1, hidden]`.
     pub(crate) condition: &'a Tensor,
     /// From [`super::Transformer::modulations`], for this noise level and condition, if it is there already.
     pub(crate) modulation: Option<&'a Tensor>,
-    /// The rotary tables of its text and image tokens.
+    /// The rotary tables of its text, image and reference tokens.
     pub(crate) rotary: &'a Rotary,
     /// Noise level of this step, 1 down to 0.
     pub(crate) sigma: f32,
@@ -48,6 +52,12 @@ impl<'a> Sequence<'a> {
     pub(crate) fn with_residuals(self, residuals: Option<&'a Residuals>) -> Self {
         let cache = if residuals.is_some() { None } else { self.cache };
         Self { cache, residuals, ..self }
+    }
+
+    /// Tokens of the image and of its reference images.
+    pub(super) fn image_length(&self) -> Result<usize> {
+        let references = self.references.map_or(Ok(0), |references| references.dim(0))?;
+        Ok(self.latents.dim(0)? + references)
     }
 
     /// What its modulation depends on.
@@ -87,7 +97,7 @@ impl<'a> Stream<'a> {
         let mut image_rotary = Vec::with_capacity(sequences.len());
         let (mut image_lengths, mut text_lengths) = (Vec::new(), Vec::new());
         for sequence in sequences {
-            let (text_length, image_length) = (sequence.text.dim(0)?, sequence.latents.dim(0)?);
+            let (text_length, image_length) = (sequence.text.dim(0)?, sequence.image_length()?);
             if sequence.rotary.tokens() != text_length + image_length {
                 bail!("{text_length} and {image_length} tokens with tables of {}", sequence.rotary.tokens());
             }

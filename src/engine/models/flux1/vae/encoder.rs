@@ -39,6 +39,28 @@ pub(crate) struct Moments {
     pub(crate) log_variance: Tensor,
 }
 
+/// An image that is partly encoded.
+#[derive(Clone)]
+pub(crate) struct Encoding {
+    /// The pixels, or the output of the last level that ran.
+    x: Tensor,
+    levels_done: usize,
+}
+
+impl Encoding {
+    /// From pixels, as [`Encoder::encode`] takes them.
+    pub(crate) fn of(pixels: &Tensor) -> Self {
+        Self { x: pixels.clone(), levels_done: 0 }
+    }
+}
+
+/// What a part of encoding leads to.
+pub(crate) enum Advanced {
+    /// There is more to do.
+    Further(Encoding),
+    Complete(Moments),
+}
+
 impl Encoder {
     /// Loads the encoder.
     ///
@@ -83,21 +105,54 @@ impl Encoder {
     ///
     /// # Errors
     /// When the device is out of memory.
+    #[cfg(test)]
     pub(crate) fn encode(&self, pixels: &Tensor) -> Result<Moments> {
-        let mut x = self.conv_in.forward(&pixels.to_dtype(self.dtype)?)?;
-        for level in &self.levels {
-            for block in &level.blocks {
-                x = block.forward(&x)?;
-            }
-            if let Some(downsample) = &level.downsample {
-                x = downsample.forward(&x)?;
+        let mut encoding = Encoding::of(pixels);
+        loop {
+            match self.advance(&encoding)? {
+                Advanced::Further(next) => encoding = next,
+                Advanced::Complete(moments) => return Ok(moments),
             }
         }
+    }
+
+    /// Runs the next part: one level, or what is behind all levels. What is held between two parts is at most a quarter of the
+    /// activations at the image's own size.
+    ///
+    /// # Errors
+    /// When the device is out of memory; `encoding` is as before then.
+    pub(crate) fn advance(&self, encoding: &Encoding) -> Result<Advanced> {
+        let Encoding { x, levels_done } = encoding;
+        let Some(level) = self.levels.get(*levels_done) else { return self.moments(x).map(Advanced::Complete) };
+        let mut x = x.clone();
+        if *levels_done == 0 {
+            x = self.conv_in.forward(&x.to_dtype(self.dtype)?)?;
+        }
+        for block in &level.blocks {
+            x = block.forward(&x)?;
+        }
+        if let Some(downsample) = &level.downsample {
+            x = downsample.forward(&x)?;
+        }
+        Ok(Advanced::Further(Encoding { x, levels_done: levels_done + 1 }))
+    }
+
+    /// What is behind all levels.
+    fn moments(&self, x: &Tensor) -> Result<Moments> {
         let (first, attention, second) = &self.middle;
-        let x = second.forward(&attention.forward(&first.forward(&x)?)?)?;
+        let x = second.forward(&attention.forward(&first.forward(x)?)?)?;
         let moments = self.conv_out.forward(&self.norm_out.forward_silu(&x)?)?.to_dtype(DType::F32)?;
         let halves = moments.chunk(2, 1)?;
         Ok(Moments { mean: halves[0].contiguous()?, log_variance: halves[1].contiguous()? })
+    }
+
+    /// The mean of the distribution as the transformer takes it: what is encoded without noise (`FluxKontextPipeline` of
+    /// diffusers).
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn mode(&self, moments: &Moments) -> Result<Tensor> {
+        (&moments.mean - self.shift_factor)? * self.scaling_factor
     }
 
     /// One sample of the distribution as the transformer takes it, `[1, channels, height / 8, width / 8]`: mean plus
