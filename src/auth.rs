@@ -25,7 +25,7 @@ pub use admin::{
     AdminService, NewSession, SESSION_IDLE_LIFETIME, SESSION_LIFETIME, SESSIONS_MAX, Session, SessionToken, SignInError,
 };
 pub use audit::{AUDIT_PER_PAGE_MAX, Actor, AuditAction, AuditEntry, AuditPage, AuditedKey, UnknownAction};
-pub use authenticator::{AuthError, Authenticator, Principal};
+pub use authenticator::{AuthError, Authenticator, Principal, RequestsLeft};
 pub use hash::HashError;
 pub use key::{KEY_CHARS, KEY_PREFIX, MalformedKey, NoRandomness, PlainKey, PublicId};
 pub use projects::{GroupChanges, NewProject, PROJECTS_MAX, ProjectEdit, ProjectError, ProjectRecord};

@@ -10,6 +10,7 @@ mod checkpoint;
 mod convert;
 mod device;
 mod doctor;
+mod draft;
 mod error;
 mod kernel_choices;
 mod kernel_times;
@@ -36,7 +37,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::domain::device::EngineSettings;
-use crate::domain::engine::{EngineError, EngineLimits, LoadObserver, Slot, StepEngine};
+use crate::domain::engine::{Draft, EngineError, EngineLimits, LoadObserver, Slot, StepEngine};
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
 use crate::domain::spec::GenerateSpec;
@@ -56,6 +57,7 @@ pub use convert::{Conversion, ConvertError, StoredCounts};
 pub use device::{DeviceError, failure, free_bytes, name};
 use device::{OpenDevice, device_error};
 pub use doctor::{ExaminedDevice, memory_arrangements_within, memory_plan_within};
+use draft::UnfinishedDraft;
 pub use error::LoadError;
 pub use kernel_choices::{ChosenKernel, KernelChoices};
 pub use kernel_times::{KernelTiming, KernelTimings, time_kernels};
@@ -86,6 +88,8 @@ pub struct FluxEngine {
     /// Whether each image of a step is computed by itself.
     is_unbatched: bool,
     images: BTreeMap<Slot, Image>,
+    /// The draft that is not finished.
+    draft: Option<UnfinishedDraft>,
     next_slot: u64,
     load_times: LoadTimes,
     /// Closed last, after all tensors are dropped.
@@ -176,6 +180,7 @@ impl FluxEngine {
             pixels,
             memory: MemoryUse::new(room.free),
             images: BTreeMap::new(),
+            draft: None,
             next_slot: 0,
             load_times: LoadTimes { device_seconds, check_seconds, weights_seconds, weights_bytes, preview_seconds },
             device,
@@ -218,6 +223,8 @@ impl FluxEngine {
     /// Lets go of the adapters of an image that is to be decoded, which needs them no more; a large one needs their memory.
     fn make_room_to_decode(&mut self, image: &mut Image) {
         image.adapters = AdapterSet::default();
+        // It needs the same memory.
+        self.draft = None;
         if self.pixels.needs_that_of_adapters(image.width as usize * image.height as usize) {
             self.adapters.drop_unused();
         }
@@ -254,7 +261,7 @@ impl StepEngine for FluxEngine {
         let adapters = self.adapters.load(spec.loras())?;
         self.check_adapters(spec, &adapters)?;
         let mut image = self.model.admit(spec, adapters.clone());
-        if matches!(image, Err(EngineError::OutOfMemory(_))) && self.adapters.drop_unused() {
+        if matches!(image, Err(EngineError::OutOfMemory(_))) && self.free_spare_memory() {
             image = self.model.admit(spec, adapters);
         }
         let image = image?;
@@ -266,6 +273,8 @@ impl StepEngine for FluxEngine {
     }
 
     fn encode_part(&mut self, slot: Slot) -> Result<bool, EngineError> {
+        // It needs the same memory.
+        self.draft = None;
         // Taken out: an error frees the slot.
         let mut image = self.images.remove(&slot).ok_or_else(|| EngineError::Fatal(format!("unknown {slot:?}")))?;
         let is_left = encode_part(&self.model, &mut self.adapters, &mut image)?;
@@ -287,7 +296,7 @@ impl StepEngine for FluxEngine {
         let stepped = self.stepped(slots).map_err(device_error);
         if let Err(EngineError::OutOfMemory(_)) = stepped {
             self.limits = device::limits_after_out_of_memory(self.limits, tokens);
-            self.adapters.drop_unused();
+            self.free_spare_memory();
         }
         for (slot, stepped) in slots.iter().zip(stepped?) {
             if let Some(image) = self.images.get_mut(slot) {
@@ -319,7 +328,12 @@ impl StepEngine for FluxEngine {
         self.model.preview(image).map_err(device_error)
     }
 
+    fn draft_part(&mut self, slot: Slot) -> Result<Draft, EngineError> {
+        self.next_draft_part(slot)
+    }
+
     fn release(&mut self, slot: Slot) {
+        self.drop_draft_of(slot);
         self.images.remove(&slot);
     }
 }

@@ -7,6 +7,7 @@ mod admission;
 mod allowance;
 mod charged;
 mod disk;
+mod drafts;
 mod idempotency;
 mod images;
 mod input_images;
@@ -39,6 +40,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 pub use allowance::LimitReached;
+pub use drafts::{DraftUpdate, DraftWatch};
 pub use idempotency::RepeatKey;
 pub use links::{ResultLink, rotate_link_secret};
 pub use request::{JobRequest, LoraText, RequestedImage, RequestedLora};

@@ -6,6 +6,7 @@
 //! is a database.
 
 pub mod cost;
+mod drafts;
 mod entry;
 pub mod event;
 mod forecast;
@@ -28,6 +29,7 @@ use tracing::Span;
 use crate::domain::ids::{JobId, KeyId};
 use crate::domain::owner_counts::OwnerHold;
 use crate::domain::spec::GenerateSpec;
+pub use drafts::{DraftMemory, Drafts, ShownDraft};
 use entry::Entry;
 use event::JobEvents;
 pub use previews::Previews;
@@ -51,6 +53,7 @@ pub struct Reservation {
     owner: KeyId,
     hold: OwnerHold,
     span: Span,
+    drafts: Drafts,
 }
 
 impl Queue {
@@ -95,7 +98,7 @@ impl Queue {
         let Some(hold) = hold else {
             return Err(ReserveError::Full { retry_after_seconds: self.retry_after_seconds() });
         };
-        Ok(Reservation { queue: self.clone(), owner, hold, span: Span::none() })
+        Ok(Reservation { queue: self.clone(), owner, hold, span: Span::none(), drafts: Drafts::default() })
     }
 
     /// When a job is likely to end.
@@ -151,6 +154,11 @@ impl Reservation {
         Self { span, ..self }
     }
 
+    /// Sets the drafts that a reader wants of the job.
+    pub fn with_drafts(self, drafts: Drafts) -> Self {
+        Self { drafts, ..self }
+    }
+
     /// Puts a job into the queue.
     pub fn submit(self, id: JobId, spec: GenerateSpec, terms: Terms) -> JobEvents {
         let (events, mut listener) = event::channel();
@@ -163,6 +171,7 @@ impl Reservation {
             terms,
             arrived: Instant::now(),
             events,
+            drafts: self.drafts,
             restarts: 0,
             engine_failures: 0,
             span: self.span,

@@ -10,7 +10,7 @@ mod outlines;
 
 use fluxserve::catalog::{card_or_flux_dev, embedded_files};
 use fluxserve::domain::device::DeviceChoice;
-use fluxserve::domain::engine::StepEngine;
+use fluxserve::domain::engine::{Draft, Slot, StepEngine};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
@@ -169,6 +169,42 @@ fn the_last_preview_is_the_downscaled_image_and_improves_with_every_image() {
     generate(&mut engine, &others);
     let experienced = likeness(&mut engine, &asked);
     assert!(experienced >= 0.9 && experienced > new, "{new}, then {experienced}");
+}
+
+/// The whole draft of an image.
+fn draft(engine: &mut FluxEngine, slot: Slot) -> RgbImage {
+    loop {
+        match engine.draft_part(slot).expect("room") {
+            Draft::Unfinished => {}
+            Draft::Done(image) => return image,
+            Draft::Unavailable => panic!("no draft"),
+        }
+    }
+}
+
+/// A draft has the size of the image, resembles it long before the end, and changes nothing of it.
+#[test]
+fn drafts_are_decoded_as_the_image_and_leave_it_as_it_is() {
+    let asked = spec("a red circle on a blue background", [128, 96], 4);
+    let unseen = generate(&mut engine(), std::slice::from_ref(&asked)).remove(0);
+    let mut engine = engine();
+    let (slot, other) = (engine.admit(&asked).expect("admits"), engine.admit(&asked).expect("admits"));
+    assert_eq!(engine.draft_part(slot), Ok(Draft::Unavailable), "no step was done yet");
+    let mut likenesses = Vec::new();
+    for _ in 0..asked.steps() {
+        engine.step(&[slot]).expect("steps");
+        likenesses.push(correlation(&averaged(&draft(&mut engine, slot), 1), &averaged(&unseen, 1)));
+    }
+    assert!(likenesses[asked.steps() as usize / 2] > 0.8, "{likenesses:?}");
+    assert!(draft(&mut engine, slot) == unseen, "after the last step it is the image");
+    // One of another image, and the image itself, drop an unfinished one.
+    engine.step(&[other]).expect("steps");
+    assert_eq!(engine.draft_part(slot), Ok(Draft::Unfinished));
+    assert_eq!(engine.draft_part(other), Ok(Draft::Unfinished));
+    assert_eq!(engine.decode_part(slot), Ok(false));
+    assert_eq!(engine.draft_part(other), Ok(Draft::Unavailable), "the memory is for one decoding");
+    assert!(engine.finish(slot).expect("finishes") == unseen);
+    assert_eq!((draft(&mut engine, other).width(), engine.finish(other).is_err()), (128, true));
 }
 
 /// Previews do not change the image.

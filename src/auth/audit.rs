@@ -239,8 +239,15 @@ pub struct AuditPage {
 
 /// Details of a new key.
 pub(super) fn of_new(new: &NewKey, project: Option<ProjectId>) -> Value {
-    let KeyLimits { requests_per_minute, concurrent_jobs, megapixel_steps_per_day, priority, loras, budget, project: _ } =
-        &new.limits;
+    let KeyLimits {
+        requests_per_minute,
+        concurrent_jobs,
+        megapixel_steps_per_day,
+        priority,
+        loras,
+        budget,
+        project: _,
+    } = &new.limits;
     let mut detail = json!({
         "name": new.name,
         "scope": new.scope.to_json(),

@@ -54,6 +54,17 @@ pub struct Principal {
     pub limits: KeyLimits,
 }
 
+/// How many requests a key has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestsLeft {
+    /// Its requests per minute.
+    pub limit: u32,
+    /// Those that would be accepted now.
+    pub left: u32,
+    /// After how many seconds without a request as many as the limit are.
+    pub whole_after_seconds: u64,
+}
+
 /// Why a caller is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum AuthError {
@@ -148,6 +159,13 @@ impl Authenticator {
     /// [`AuthError::RateLimited`].
     pub fn count_more(&self, caller: &Principal, more: u32) -> Result<(), AuthError> {
         self.0.count_more(caller, more, self.0.clock.uptime())
+    }
+
+    /// How many requests a caller has left. `None`: its key has no limit.
+    pub fn requests_left(&self, caller: &Principal) -> Option<RequestsLeft> {
+        let limit = caller.limits.requests_per_minute?;
+        let (left, whole_after_seconds) = self.0.rates.left(caller.key_id, limit, self.0.clock.uptime());
+        Some(RequestsLeft { limit, left, whole_after_seconds })
     }
 
     /// Writes uses of keys periodically until `stop` completes, and then once more. Await it before closing the database.

@@ -11,7 +11,8 @@ use crate::auth::audit::{self, Actor, AuditAction, AuditedKey, NewEntry};
 use crate::auth::hash::{Hasher, SecretTag};
 use crate::auth::key::PlainKey;
 use crate::auth::record::{
-    Change, CreatedKey, KEYS_PER_PAGE_MAX, KeyEdit, KeyError, KeyPage, KeyQuery, KeyRecord, KeyRef, NewKey, checked_grace,
+    Change, CreatedKey, KEYS_PER_PAGE_MAX, KeyEdit, KeyError, KeyPage, KeyQuery, KeyRecord, KeyRef, NewKey,
+    checked_grace,
 };
 use crate::auth::store::{KeyRow, KeyStore, StoredValue};
 use crate::domain::clock::{Clock, to_the_millisecond};
@@ -46,12 +47,7 @@ impl KeyService {
     ///
     /// # Errors
     /// As [`KeyService::create`], and [`KeyError::UnknownProject`].
-    pub async fn create_in(
-        &self,
-        new: NewKey,
-        project: Option<ProjectId>,
-        by: &Actor,
-    ) -> Result<CreatedKey, KeyError> {
+    pub async fn create_in(&self, new: NewKey, project: Option<ProjectId>, by: &Actor) -> Result<CreatedKey, KeyError> {
         let now = self.now();
         let new = new.checked(now)?;
         let terms = match project {

@@ -45,6 +45,20 @@ impl EngineError {
     }
 }
 
+/// Maximum drafts of one image.
+pub const DRAFTS_MAX: u32 = 3;
+
+/// What a call of [`StepEngine::draft_part`] has led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Draft {
+    /// There is none: before the image's first step, where memory does not suffice, and from an engine without drafts.
+    Unavailable,
+    /// Parts are left.
+    Unfinished,
+    /// The whole draft, in the size of the image.
+    Done(RgbImage),
+}
+
 /// An engine that generates images step by step. One per device; it is built on its own OS thread and stays there.
 ///
 /// Contract (batch invariance): an image's pixels depend on its [`GenerateSpec`] alone, never on the other slots of its
@@ -112,6 +126,16 @@ pub trait StepEngine {
     /// [`EngineError::OutOfMemory`] when it does not fit.
     fn preview(&mut self, _slot: Slot) -> Result<Option<RgbImage>, EngineError> {
         Ok(None)
+    }
+
+    /// Does a part of decoding a draft: the image with which its steps would end if they went on as the last one, as the first call
+    /// finds it. The engine chooses how much. It keeps one unfinished draft: a call for another slot drops it, and so may encoding
+    /// or decoding an image; the next call then begins anew. The image itself stays as it is.
+    ///
+    /// # Errors
+    /// [`EngineError::OutOfMemory`] when it does not fit, and [`EngineError::NotFinite`]. The slot stays valid.
+    fn draft_part(&mut self, _slot: Slot) -> Result<Draft, EngineError> {
+        Ok(Draft::Unavailable)
     }
 
     /// Frees an image's slot without decoding it. Unknown slots are ignored.

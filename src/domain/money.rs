@@ -157,9 +157,12 @@ mod tests {
 
     #[test]
     fn amounts_are_read_and_written_without_loss() {
-        for (text, micros, written) in
-            [("0", 0, "0.000000"), ("25", 25_000_000, "25.000000"), ("0.000001", 1, "0.000001"), ("7.5", 7_500_000, "7.500000")]
-        {
+        for (text, micros, written) in [
+            ("0", 0, "0.000000"),
+            ("25", 25_000_000, "25.000000"),
+            ("0.000001", 1, "0.000001"),
+            ("7.5", 7_500_000, "7.500000"),
+        ] {
             assert_eq!(text.parse(), Ok(Money(micros)), "{text}");
             assert_eq!(Money(micros).to_string(), written);
         }

@@ -71,6 +71,19 @@ impl<K: Copy + Eq + Hash> Rates<K> {
             *empty_at -= one * requests;
         }
     }
+
+    /// How many more requests fit at `now`, and in how many seconds (rounded up) the bucket will be empty.
+    pub fn left(&self, key: K, per_minute: u32, now: Duration) -> (u32, u64) {
+        let mut buckets = self.empty_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let one = MINUTE / per_minute.max(1);
+        let empty_at = buckets.get_mut(&key).map_or(now, |empty_at| (*empty_at).clamp(now, now + MINUTE));
+        let filled = empty_at - now;
+        // As in `room`: fractions of a request left by rounding do not count.
+        let free = MINUTE - filled + Duration::nanoseconds(i64::from(per_minute));
+        let left = free.whole_nanoseconds() / one.whole_nanoseconds().max(1);
+        let left = u32::try_from(left).unwrap_or(per_minute).min(per_minute);
+        (left, (filled.whole_milliseconds() as u64).div_ceil(1000))
+    }
 }
 
 /// Whether a bucket that is empty at `empty_at` is not too full now; if it is, after how many seconds it will not be.
@@ -153,6 +166,23 @@ mod tests {
         assert_eq!(taken(&rates, key, 3, START), 2);
         rates.give_back(KeyId::generate(), 3, 1);
         assert_eq!(taken(&rates, key, 3, START), 0);
+    }
+
+    #[test]
+    fn what_is_left_is_what_can_be_taken() {
+        for per_minute in [1, 7, 12, 1000] {
+            let (rates, key) = (Rates::new(), KeyId::generate());
+            assert_eq!(rates.left(key, per_minute, START), (per_minute, 0));
+            for taken in 1..=per_minute {
+                assert_eq!(rates.take(key, per_minute, START), Ok(()));
+                assert_eq!(rates.left(key, per_minute, START).0, per_minute - taken);
+            }
+            assert!(rates.left(key, per_minute, START).1.abs_diff(60) <= 1);
+        }
+        let (rates, key) = (Rates::new(), KeyId::generate());
+        assert_eq!(rates.take(key, 12, START), Ok(()));
+        assert_eq!(rates.left(key, 12, START), (11, 5));
+        assert_eq!(rates.left(key, 12, START + Duration::seconds(5)), (12, 0));
     }
 
     #[test]

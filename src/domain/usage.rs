@@ -195,12 +195,24 @@ mod tests {
     fn days_are_read_as_they_are_written() {
         let day = Day::of(datetime!(2028-02-29 12:00 UTC));
         assert_eq!("2028-02-29".parse(), Ok(day));
-        for text in ["", "2030-02-29", "2030-1-31", "2030-01-31T00:00:00Z", "+2030-01-3", "+030-01-31", "31.01.2030", "ä030-01-3"] {
+        for text in [
+            "",
+            "2030-02-29",
+            "2030-1-31",
+            "2030-01-31T00:00:00Z",
+            "+2030-01-3",
+            "+030-01-31",
+            "31.01.2030",
+            "ä030-01-3",
+        ] {
             assert_eq!(text.parse::<Day>(), Err(InvalidDay), "{text}");
         }
         let range = DayRange { from: day.before(2), to: day };
         assert_eq!(range.days(), 3);
-        assert_eq!(range.iter().map(|day| day.to_string()).collect::<Vec<_>>(), ["2028-02-27", "2028-02-28", "2028-02-29"]);
+        assert_eq!(
+            range.iter().map(|day| day.to_string()).collect::<Vec<_>>(),
+            ["2028-02-27", "2028-02-28", "2028-02-29"]
+        );
         assert_eq!(DayRange { from: day, to: day.before(1) }.days(), 0);
     }
 

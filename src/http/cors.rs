@@ -11,12 +11,15 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 /// How long a browser caches a preflight answer.
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// Response headers that a page may read beyond the safelisted ones.
-const EXPOSED: [HeaderName; 7] = [
+const EXPOSED: [HeaderName; 10] = [
     HeaderName::from_static("x-request-id"),
     HeaderName::from_static("x-job-id"),
     HeaderName::from_static("x-seed"),
     HeaderName::from_static("ratelimit"),
     HeaderName::from_static("ratelimit-policy"),
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
     LOCATION,
     RETRY_AFTER,
 ];

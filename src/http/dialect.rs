@@ -68,6 +68,13 @@ struct OpenAiError<'a> {
     code: &'static str,
 }
 
+/// An error in a stream for OpenAI's clients, which raise what is in `error`.
+#[derive(Serialize)]
+pub(super) struct OpenAiErrorEvent<'a> {
+    r#type: &'static str,
+    error: OpenAiError<'a>,
+}
+
 /// The body of an error for a terminal, on one line.
 #[derive(Serialize)]
 struct TerminalBody<'a> {
@@ -115,6 +122,11 @@ impl Dialect {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.media_type()));
         // It was set for the empty body before.
         headers.remove(CONTENT_LENGTH);
+        if self == Self::OpenAi
+            && let (Some(quota), Some(seconds)) = (&problem.quota, problem.retry_after_seconds)
+        {
+            quota.write_for_openai(headers, seconds);
+        }
         // The job was canceled or ran out of time: the client must not retry automatically.
         if self == Self::OpenAi && matches!(problem.code, ErrorCode::JobCanceled | ErrorCode::DeadlineExceeded) {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -155,10 +167,18 @@ fn problem_body<'a>(problem: &'a Problem, request_id: &'a str) -> ProblemBody<'a
 }
 
 fn openai_body(problem: &Problem) -> OpenAiBody<'_> {
+    OpenAiBody { error: openai_error(problem) }
+}
+
+/// The data of an event with an error, for OpenAI's clients.
+pub(super) fn openai_event(problem: &Problem) -> OpenAiErrorEvent<'_> {
+    OpenAiErrorEvent { r#type: "error", error: openai_error(problem) }
+}
+
+fn openai_error(problem: &Problem) -> OpenAiError<'_> {
     let message = sentence(problem);
     let param = problem.errors.first().map(|error| error.field.as_str());
-    let error = OpenAiError { message, r#type: problem.code.openai_type(), param, code: problem.code.as_str() };
-    OpenAiBody { error }
+    OpenAiError { message, r#type: problem.code.openai_type(), param, code: problem.code.as_str() }
 }
 
 fn terminal_body<'a>(problem: &Problem, request_id: &'a str) -> TerminalBody<'a> {

@@ -167,8 +167,8 @@ pub(super) struct Problem {
     pub(super) errors: Vec<FieldError>,
     /// For the log, never for the client.
     pub(super) cause: Option<String>,
-    retry_after_seconds: Option<u64>,
-    quota: Option<Quota>,
+    pub(super) retry_after_seconds: Option<u64>,
+    pub(super) quota: Option<Quota>,
 }
 
 impl ApiError {

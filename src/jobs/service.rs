@@ -28,7 +28,7 @@ use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::money::Prices;
 use crate::domain::pace::Pace;
-use crate::queue::{CancelCause, EngineState, Queue, Reservation};
+use crate::queue::{CancelCause, DraftMemory, Drafts, EngineState, Queue, Reservation};
 use crate::store::Store;
 
 /// Parts of the service.
@@ -85,6 +85,7 @@ impl JobService {
             signer,
             live,
             watchers,
+            draft_memory: DraftMemory::default(),
             unfinished,
             draining,
             closed,
@@ -109,6 +110,11 @@ impl JobService {
     /// When the model is not available, the queue is full, the worker is shutting down, or the database fails; or when
     /// the idempotency key was used for another request.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
+        self.submit_with(submission, Drafts::default()).await
+    }
+
+    /// [`JobService::submit`], with the drafts that a reader wants.
+    pub(super) async fn submit_with(&self, submission: Submission, drafts: Drafts) -> Result<Submitted, JobsError> {
         let turn = match &submission.repeat_key {
             Some(key) => Some(self.0.repeats.take(submission.owner, key).await),
             None => None,
@@ -130,7 +136,7 @@ impl JobService {
         // A task of its own: a client that disconnects between insert and hand-over must not leave an orphaned row. The
         // task's result is then dropped, which cancels the job.
         let accepting = async move {
-            let accepted = service.accept(submission, reservation, allowance).await;
+            let accepted = service.accept(submission, reservation.with_drafts(drafts), allowance).await;
             drop(turn);
             accepted
         };

@@ -20,7 +20,7 @@ use crate::catalog::Catalog;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::pace::{Moment, Pace};
-use crate::queue::{CancelCause, Previews, Queue};
+use crate::queue::{CancelCause, DraftMemory, Previews, Queue};
 
 /// Progress of an unfinished job.
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,6 +55,7 @@ pub(super) struct Inner {
     /// Jobs with a recorder; the queues' sizes bound them. A dropped sender means "ended".
     pub(super) live: Mutex<HashMap<JobId, LiveJob>>,
     pub(super) watchers: Watchers,
+    pub(super) draft_memory: DraftMemory,
     pub(super) unfinished: watch::Sender<usize>,
     pub(super) draining: AtomicBool,
     pub(super) closed: watch::Sender<bool>,

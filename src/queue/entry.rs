@@ -6,6 +6,7 @@ use std::time::Instant;
 use tracing::Span;
 
 use super::cost::{CostModel, WorkScale};
+use super::drafts::Drafts;
 use super::event::{EventSender, JobFailure, QueueEvent};
 use super::planner::Urgency;
 use super::{CancelCause, Terms};
@@ -23,6 +24,8 @@ pub(super) struct Entry {
     pub(super) terms: Terms,
     pub(super) arrived: Instant,
     pub(super) events: EventSender,
+    /// Those that a reader wants of it.
+    pub(super) drafts: Drafts,
     /// How often it was restarted to free memory for others.
     pub(super) restarts: u32,
     /// How often an engine failed while working on this job.

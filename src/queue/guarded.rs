@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::EngineFactory;
 use super::watchdog::{Call, Watch};
-use crate::domain::engine::{EngineError, EngineLimits, Slot, StepEngine};
+use crate::domain::engine::{Draft, EngineError, EngineLimits, Slot, StepEngine};
 use crate::domain::image::RgbImage;
 use crate::domain::spec::GenerateSpec;
 
@@ -70,6 +70,10 @@ impl GuardedEngine {
 
     pub(super) fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
         self.watched(Call::Preview, |engine| engine.preview(slot))
+    }
+
+    pub(super) fn draft_part(&mut self, slot: Slot) -> Result<Draft, EngineError> {
+        self.watched(Call::Decode, |engine| engine.draft_part(slot))
     }
 
     pub(super) fn release(&mut self, slot: Slot) -> Result<(), EngineError> {

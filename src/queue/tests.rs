@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::event::{JobEvents, JobFailure, QueueEvent};
-use super::{CancelCause, EngineFactory, EngineState, Queue, QueueSettings, ReserveError, Terms};
-use crate::domain::engine::{EngineError, EngineLimits, Slot, StepEngine};
+use super::{CancelCause, DraftMemory, Drafts, EngineFactory, EngineState, Queue, QueueSettings, ReserveError, Terms};
+use crate::domain::engine::{Draft, EngineError, EngineLimits, Slot, StepEngine};
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::image::RgbImage;
 use crate::domain::spec::{GenerateParams, GenerateSpec};

@@ -4,13 +4,14 @@
 //! is not in it.
 
 mod decode;
+mod draft;
 mod encode;
 mod faults;
 mod loading;
 mod spans;
 mod warm_up;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,7 @@ use crate::domain::engine::{EngineError, Slot};
 use crate::domain::ids::JobId;
 use crate::telemetry::metrics;
 use decode::patience;
+use draft::DueDraft;
 use faults::end_failed;
 use loading::{LOOK_INTERVAL, LoadingJob};
 
@@ -76,6 +78,8 @@ pub(super) struct Worker {
     admitted: Vec<ActiveJob>,
     /// Pending jobs that wait for what this engine is loading for them.
     loading: Vec<LoadingJob>,
+    /// The drafts to make, the oldest first: a few for each running image.
+    due_drafts: VecDeque<DueDraft>,
     non_step_work: NonStepWork,
     admissions_blocked: bool,
     scale: WorkScale,
@@ -90,6 +94,7 @@ impl Worker {
             running: HashMap::new(),
             admitted: Vec::new(),
             loading: Vec::new(),
+            due_drafts: VecDeque::new(),
             non_step_work: NonStepWork::default(),
             admissions_blocked: false,
             scale: WorkScale { attention_balance_tokens: usize::MAX },
@@ -184,6 +189,9 @@ impl Worker {
                 admissions_blocked: self.admissions_blocked,
                 others_idle: updates.others_idle,
             };
+            if self.draft_part(&mut engine, &state)? {
+                continue;
+            }
             let plan = plan(&state, &engine.limits()?);
             tracing::trace!(?plan, "planned");
             match plan.action {
@@ -300,6 +308,7 @@ impl Worker {
                     // First: a watcher that is told of the step then finds its preview.
                     let outcome = self.update_previews(engine, &ids);
                     self.note_step(&ids, took);
+                    self.note_due_drafts(&ids);
                     return outcome;
                 }
                 Err(error) if error.breaks_engine() => return Err(Broken::at(error, ids)),

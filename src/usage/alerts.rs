@@ -138,8 +138,7 @@ impl Usage {
         if let Some(cost) = self.cost(&standing.work) {
             detail["used"]["money"] = json!(cost.to_string());
         }
-        let alert =
-            BudgetAlert { id: 0, holder, month: standing.month, level, at: self.keys.now(), detail };
+        let alert = BudgetAlert { id: 0, holder, month: standing.month, level, at: self.keys.now(), detail };
         if self.alerts.insert(&alert, held.key).await? {
             let (kind, id, percent) = (holder.kind(), holder.id_text(), level.percent());
             tracing::warn!(holder = kind, id, percent, month = %standing.month, "a share of a budget is used");

@@ -79,6 +79,7 @@ pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
             "http/api/input_images",
             "http/api/openai/edit_request",
             "http/api/openai/images",
+            "http/api/openai/stream",
             "kubernetes/cluster",
             "kubernetes/manifest",
             "kubernetes/token",

@@ -66,6 +66,15 @@ function generate(client, options) {
   return client.images.generate({ model: MODEL, prompt: PROMPT, ...options });
 }
 
+/** The events of an image that forms. */
+async function streamed(call, partial_images) {
+  const events = [];
+  for await (const event of await call({ stream: true, partial_images, seed: 3, steps: 8 })) {
+    events.push(event);
+  }
+  return events;
+}
+
 let client = new OpenAI({ baseURL, apiKey });
 
 let answer = await generate(client, { size: "128x128" });
@@ -84,6 +93,30 @@ answer = await edit(client, { image: circle, mask, size: "128x128", seed: 3, ste
 assert.deepEqual(pngSize(Buffer.from(answer.data[0].b64_json, "base64")), [128, 128]);
 answer = await edit(client, { image: [circle], n: 2, response_format: "url", seed: 7, steps: 4, strength: 0.8 });
 assert.deepEqual(answer.data.map((image) => image.seed), [7, 8]);
+
+const kinds = {
+  image_generation: (options) => generate(client, { size: "128x128", ...options }),
+  image_edit: (options) => edit(client, { image: circle, ...options }),
+};
+for (const [kind, call] of Object.entries(kinds)) {
+  for (const count of [0, 1, 3]) {
+    const events = await streamed(call, count);
+    const partial = Array(count).fill(`${kind}.partial_image`);
+    assert.deepEqual(events.map((event) => event.type), [...partial, `${kind}.completed`]);
+    assert.deepEqual(events.slice(0, -1).map((event) => event.partial_image_index), [...Array(count).keys()]);
+    for (const event of events) {
+      assert.deepEqual(pngSize(Buffer.from(event.b64_json, "base64")), [128, 128]);
+    }
+    const { usage } = events.at(-1);
+    assert.equal(usage.total_tokens, usage.input_tokens + usage.output_tokens);
+    assert.equal(new Set(events.map((event) => event.b64_json)).size, events.length, "it does not form");
+  }
+  // Whoever leaves early cancels the image.
+  for await (const event of await call({ stream: true, partial_images: 3 })) {
+    assert.equal(event.type, `${kind}.partial_image`);
+    break;
+  }
+}
 
 const models = [];
 for await (const model of client.models.list()) {
@@ -119,6 +152,7 @@ await generate(limited, { size: "64x64" });
 error = await refused(OpenAI.RateLimitError, () => generate(limited, { size: "64x64" }));
 assert.deepEqual([error.code, error.type], ["rate_limited", "rate_limit_error"]);
 assert.ok(Number(error.headers.get("retry-after")) >= 1);
+assert.equal(error.headers.get("x-ratelimit-remaining-requests"), "0");
 
 const { VERSION } = require("openai/version");
-console.log(`openai ${VERSION} for Node generates and edits images, lists models, and reports every refusal`);
+console.log(`openai ${VERSION} for Node generates, edits and streams images, lists models, and reports every refusal`);

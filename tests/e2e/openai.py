@@ -114,6 +114,37 @@ def edits(client):
         assert (error.param, error.code) == ("model", "invalid_request"), error
 
 
+def streams(client):
+    """Events of an image that forms: as many partial images as asked for, and then what the answer without a stream has."""
+    options = {"model": MODEL, "extra_body": {"seed": 3, "steps": 8}}
+    image = ("circle.png", CIRCLE)
+    calls = {
+        "image_generation": lambda **more: client.images.generate(prompt=PROMPT, size="128x128", **options, **more),
+        "image_edit": lambda **more: client.images.edit(image=image, prompt="a green circle", **options, **more),
+    }
+    for kind, call in calls.items():
+        whole = call().data[0].b64_json
+        for count in (0, 1, 3):
+            events = list(call(stream=True, partial_images=count))
+            expected = [f"{kind}.partial_image"] * count + [f"{kind}.completed"]
+            assert [event.type for event in events] == expected, [event.type for event in events]
+            *partial, completed = events
+            assert [event.partial_image_index for event in partial] == list(range(count))
+            for event in events:
+                assert png_size(base64.b64decode(event.b64_json)) == (128, 128)
+                assert (event.size, event.output_format) == ("128x128", "png"), event.size
+                assert event.created_at > 1_600_000_000
+            usage = completed.usage
+            assert usage.total_tokens == usage.input_tokens + usage.output_tokens and usage.output_tokens == 64, usage
+            assert pixels(base64.b64decode(completed.b64_json)) == pixels(base64.b64decode(whole)), "another image"
+            for before, event in zip(partial, partial[1:] + [completed]):
+                assert event.b64_json != before.b64_json, "it does not form"
+        with call(stream=True, partial_images=3) as stream:
+            assert next(iter(stream)).type == f"{kind}.partial_image"
+        error = refused(openai.BadRequestError, lambda: call(stream=True, n=2))
+        assert (error.param, error.code) == ("n", "invalid_request"), error
+
+
 def refused(kind, call):
     """The error of a call that must fail."""
     try:
@@ -132,6 +163,9 @@ def generate(client, **options):
 def main():
     client = openai.OpenAI(base_url=URL, api_key=KEY)
 
+    raw = client.images.with_raw_response.generate(model=MODEL, prompt=PROMPT, size="64x64")
+    assert "x-ratelimit-limit-requests" not in raw.headers, "this key has no limit"
+
     answer = generate(client, size="128x128")
     assert png_size(base64.b64decode(answer.data[0].b64_json)) == (128, 128)
     assert (answer.size, answer.output_format) == ("128x128", "png"), answer.size
@@ -144,6 +178,7 @@ def main():
 
     generate(client, size="64x64", quality="hd", style="vivid", moderation="low", output_compression=100)
     edits(client)
+    streams(client)
 
     models = list(client.models.list())
     assert [model.id for model in models] == [MODEL], models
@@ -163,12 +198,14 @@ def main():
     assert error.code == "model_not_found", error
 
     limited = client.with_options(api_key=LIMITED_KEY)
-    generate(limited, size="64x64")
+    raw = limited.images.with_raw_response.generate(model=MODEL, prompt=PROMPT, size="64x64")
+    assert raw.headers["x-ratelimit-remaining-requests"] == "0", raw.headers
     error = refused(openai.RateLimitError, lambda: generate(limited, size="64x64"))
     assert (error.code, error.type) == ("rate_limited", "rate_limit_error"), error
     assert int(error.response.headers["retry-after"]) >= 1
+    assert error.response.headers["x-ratelimit-limit-requests"] == "1"
 
-    print(f"openai {openai.__version__} for Python generates and edits images, lists models, and reports every refusal")
+    print(f"openai {openai.__version__} for Python generates, edits and streams images, lists models, and reports every refusal")
 
 
 main()

@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use fluxserve::domain::adapter::AdapterUse;
-use fluxserve::domain::engine::{EngineError, EngineLimits, Slot, StepEngine};
+use fluxserve::domain::engine::{Draft, EngineError, EngineLimits, Slot, StepEngine};
 use fluxserve::domain::image::RgbImage;
 use fluxserve::domain::spec::GenerateSpec;
 
@@ -22,6 +22,8 @@ pub(crate) enum Call {
     Build,
     Admit(u64),
     Step(Vec<u64>),
+    /// A part of a draft.
+    Draft(u64),
     Finish(u64),
     Release(u64),
 }
@@ -50,6 +52,7 @@ struct State {
     next_admit: Option<Fault>,
     next_step: Option<Fault>,
     next_finish: Option<Fault>,
+    next_draft: Option<Fault>,
     /// Every step of the image with this seed panics.
     poison: Option<u64>,
     limits: Option<EngineLimits>,
@@ -157,6 +160,10 @@ impl EngineControl {
         self.lock().next_finish = Some(fault);
     }
 
+    pub(crate) fn on_next_draft(&self, fault: Fault) {
+        self.lock().next_draft = Some(fault);
+    }
+
     pub(crate) fn set_limits(&self, limits: EngineLimits) {
         self.lock().limits = Some(limits);
     }
@@ -186,6 +193,7 @@ impl EngineControl {
 struct Image {
     spec: GenerateSpec,
     step: u32,
+    draft_parts: u32,
 }
 
 struct FakeEngine {
@@ -227,7 +235,7 @@ impl StepEngine for FakeEngine {
         act(fault)?;
         let slot = Slot(self.next_slot);
         self.next_slot += 1;
-        self.images.insert(slot, Image { spec: spec.clone(), step: 0 });
+        self.images.insert(slot, Image { spec: spec.clone(), step: 0, draft_parts: 0 });
         Ok(slot)
     }
 
@@ -264,7 +272,7 @@ impl StepEngine for FakeEngine {
     }
 
     fn finish(&mut self, slot: Slot) -> Result<RgbImage, EngineError> {
-        let Image { spec, step } = self.images.remove(&slot).expect("an admitted slot");
+        let Image { spec, step, .. } = self.images.remove(&slot).expect("an admitted slot");
         let fault = {
             let mut state = self.control.lock();
             state.calls.push(Call::Finish(spec.seed()));
@@ -286,6 +294,23 @@ impl StepEngine for FakeEngine {
     fn preview(&mut self, slot: Slot) -> Result<Option<RgbImage>, EngineError> {
         let step = self.images[&slot].step as u8;
         Ok(RgbImage::new(1, 1, vec![step * PREVIEW_RED_PER_STEP, 0, 0]))
+    }
+
+    /// In two parts. As a preview, in the size of the image.
+    fn draft_part(&mut self, slot: Slot) -> Result<Draft, EngineError> {
+        let Image { spec, step, draft_parts } = self.images.get_mut(&slot).expect("an admitted slot");
+        let fault = {
+            let mut state = self.control.lock();
+            state.calls.push(Call::Draft(spec.seed()));
+            state.next_draft.take()
+        };
+        act(fault)?;
+        *draft_parts += 1;
+        if *draft_parts % 2 == 1 {
+            return Ok(Draft::Unfinished);
+        }
+        let pixels = [*step as u8 * PREVIEW_RED_PER_STEP, 0, 0].repeat(spec.width() as usize * spec.height() as usize);
+        Ok(Draft::Done(RgbImage::new(spec.width(), spec.height(), pixels).expect("three bytes per pixel")))
     }
 
     fn release(&mut self, slot: Slot) {

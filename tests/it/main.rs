@@ -38,6 +38,7 @@ mod secrets;
 mod spans;
 mod step_cache;
 mod storage;
+mod streaming;
 mod stub_cluster;
 mod terms;
 mod uploads;

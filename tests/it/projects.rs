@@ -178,7 +178,8 @@ async fn a_project_is_managed_and_goes_when_its_keys_have_left() {
     let gone = administrator.ask("DELETE", &shared.path, None).await;
     assert_eq!(gone.status, StatusCode::NO_CONTENT, "a revoked key does not keep it: {}", gone.text());
     let actions = administrator.get("/v1/audit?limit=100").await["data"].as_array().expect("entries").clone();
-    let of_projects = actions.iter().filter(|entry| entry["action"].as_str().is_some_and(|word| word.starts_with("project_")));
+    let of_projects =
+        actions.iter().filter(|entry| entry["action"].as_str().is_some_and(|word| word.starts_with("project_")));
     let told: Vec<_> = of_projects.map(|entry| entry["action"].clone()).collect();
     assert_eq!(told, ["project_deleted", "project_created"]);
 }
@@ -282,7 +283,8 @@ async fn what_a_crash_left_uncompared_is_told_at_the_next_start() {
     let watching = watch(&app);
     let alerts = until_alerts(&app, 1).await;
     assert_eq!(levels(&alerts), [("key", BudgetLevel::Warning)]);
-    let entries = Administrator::of(&app).await.get("/v1/audit?limit=100").await["data"].as_array().expect("a list").clone();
+    let entries =
+        Administrator::of(&app).await.get("/v1/audit?limit=100").await["data"].as_array().expect("a list").clone();
     let entry = entries.iter().find(|entry| entry["action"] == "budget_reached").expect("an entry");
     assert_eq!(entry["key_id"], json!(alerts[0].holder.id_text()), "the log names the key");
     watching.abort();

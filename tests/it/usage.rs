@@ -173,7 +173,11 @@ async fn reports_add_up_across_crashes_at_any_moment() {
         ended += 2;
         let [jobs, images, pixel_steps, _] = assert_adds_up(&app).await;
         assert_eq!((jobs, images), (ended, ended), "crash {crash_at}");
-        assert_eq!(pixel_steps, ended * 64 * 64 * 6, "what a crash has lost is not charged, and nothing is charged twice");
+        assert_eq!(
+            pixel_steps,
+            ended * 64 * 64 * 6,
+            "what a crash has lost is not charged, and nothing is charged twice"
+        );
     }
 }
 
@@ -198,7 +202,8 @@ async fn an_end_that_could_not_be_stored_is_charged_once() {
 async fn each_group_has_its_rows() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
-    let project = administrator.ask("POST", "/v1/projects", Some(json!({ "name": "=shop" }))).await.json()["id"].clone();
+    let project =
+        administrator.ask("POST", "/v1/projects", Some(json!({ "name": "=shop" }))).await.json()["id"].clone();
     let key = json!({ "name": "web", "scope": { "inference": true }, "project": project });
     let (path, key) = administrator.create(key).await;
     let id = path.rsplit('/').next().expect("an id").to_owned();
@@ -233,7 +238,10 @@ async fn each_group_has_its_rows() {
     assert_eq!(days.len(), 30);
     assert_eq!((&days[29]["group"], &days[29]["jobs"], &days[29]["requests"]), (&report["to"], &json!(4), &json!(3)));
     assert_eq!((&days[0]["group"], &days[0]["jobs"]), (&report["from"], &json!(0)));
-    assert_eq!((&report["total"]["images"], &report["prices"], &report["total"]["cost"]), (&json!(4), &json!(null), &json!(null)));
+    assert_eq!(
+        (&report["total"]["images"], &report["prices"], &report["total"]["cost"]),
+        (&json!(4), &json!(null), &json!(null))
+    );
     let lines = administrator.ask("GET", "/v1/usage?format=ndjson&group_by=key", None).await;
     assert_eq!(lines.header("content-type"), "application/x-ndjson");
     let text = lines.text();

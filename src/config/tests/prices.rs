@@ -7,7 +7,10 @@ use crate::domain::usage::Work;
 fn prices_come_from_the_file_or_the_environment() {
     let file = "[prices]\nper_megapixel_step = \"0.000000000001\"\nper_engine_second = \"1\"\ncurrency = \"EUR\"";
     let prices = Sources::new().file(file).load().expect("valid").prices.expect("prices");
-    assert_eq!((prices.per_megapixel_step.to_string().as_str(), prices.currency.to_string().as_str()), ("0.000000000001", "EUR"));
+    assert_eq!(
+        (prices.per_megapixel_step.to_string().as_str(), prices.currency.to_string().as_str()),
+        ("0.000000000001", "EUR")
+    );
     let sources = Sources::new().file(file).variable("FLUXSERVE_PRICES_PER_ENGINE_SECOND", "2.5");
     let prices = sources.load().expect("valid").prices.expect("prices");
     let second = Work { images: 1, pixel_steps: 0, engine_time: std::time::Duration::from_secs(1) };

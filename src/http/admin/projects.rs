@@ -45,7 +45,8 @@ pub(in crate::http) async fn create(
 }
 
 pub(in crate::http) fn create_operation() -> Operation {
-    let example = json!({ "name": "web shop", "limits": { "concurrent_jobs": 8, "budget": { "megapixel_steps": 100_000 } } });
+    let example =
+        json!({ "name": "web shop", "limits": { "concurrent_jobs": 8, "budget": { "megapixel_steps": 100_000 } } });
     Operation::new(Tag::Usage, "create_project", "Create a project")
         .description("Keys get into it with their field `project`.")
         .body::<CreateProject>(example)

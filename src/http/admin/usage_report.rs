@@ -86,10 +86,8 @@ pub(in crate::http) async fn show(
     }
     let name = format!("usage-{}-to-{}-by-{group}.{format}", days.from, days.to);
     let content_type = if format == Format::Csv { CSV } else { LINES };
-    let headers = [
-        (CONTENT_TYPE, content_type.to_owned()),
-        (CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\"")),
-    ];
+    let headers =
+        [(CONTENT_TYPE, content_type.to_owned()), (CONTENT_DISPOSITION, format!("attachment; filename=\"{name}\""))];
     Ok((headers, streamed(state.usage.clone(), (group, days), format, page)).into_response())
 }
 
@@ -111,9 +109,7 @@ fn days(state: &HttpState, from: Option<Day>, to: Option<Day>) -> Result<DayRang
     match days.days() {
         0 => refuse(format!("is after `to`, {to}")),
         1..=USAGE_DAYS_KEPT => Ok(days),
-        number => {
-            refuse(format!("must be at most {} days before `to`, not {}", USAGE_DAYS_KEPT - 1, number - 1))
-        }
+        number => refuse(format!("must be at most {} days before `to`, not {}", USAGE_DAYS_KEPT - 1, number - 1)),
     }
 }
 

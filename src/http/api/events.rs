@@ -14,7 +14,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use futures_util::{StreamExt, stream};
+use futures_util::{Stream, StreamExt, stream};
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use utoipa::ToSchema;
@@ -34,6 +34,8 @@ use crate::jobs::{Image, JobReport, JobUpdate, JobWatch};
 const RETRY: Duration = Duration::from_secs(2);
 /// Tells nginx and compatible proxies not to buffer the stream.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// Those of a stream.
+const HEADERS: [(HeaderName, &str); 2] = [(CACHE_CONTROL, "no-store"), (ACCEL_BUFFERING, "no")];
 
 /// The data of a `queued` event.
 #[derive(Serialize, ToSchema)]
@@ -104,8 +106,7 @@ pub(in crate::http) fn event_stream<V: Serialize>(
     watch: Option<JobWatch>,
     view: impl Fn(&JobReport) -> V + Send + 'static,
 ) -> Response {
-    let headers = [(CACHE_CONTROL, "no-store"), (ACCEL_BUFFERING, "no")];
-    let Some(watch) = watch else { return (StatusCode::NO_CONTENT, headers).into_response() };
+    let Some(watch) = watch else { return (StatusCode::NO_CONTENT, HEADERS).into_response() };
     let until = Instant::now() + state.settings.event_stream_max;
     let span = tracing::Span::current();
     let first = stream::once(ready(Ok::<_, Infallible>(Event::default().retry(RETRY))));
@@ -119,8 +120,16 @@ pub(in crate::http) fn event_stream<V: Serialize>(
             }
         }
     });
+    answer(state, first.chain(rest))
+}
+
+/// A stream of events as an answer, with heartbeats.
+pub(in crate::http) fn answer(
+    state: &HttpState,
+    events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static,
+) -> Response {
     let heartbeat = KeepAlive::new().interval(state.settings.event_heartbeat);
-    (headers, Sse::new(first.chain(rest)).keep_alive(heartbeat)).into_response()
+    (HEADERS, Sse::new(events).keep_alive(heartbeat)).into_response()
 }
 
 fn event<V: Serialize>(update: &JobUpdate, view: impl Fn(&JobReport) -> V) -> Event {

@@ -6,4 +6,25 @@ pub(in crate::http) mod edits;
 pub(in crate::http) mod images;
 pub(in crate::http) mod models;
 pub(in crate::http) mod request;
+mod stream;
+mod streaming;
 pub(in crate::http) mod variations;
+
+use crate::auth::Principal;
+use crate::domain::format::OutputFormat;
+use crate::domain::priority::Priority;
+use crate::domain::spec::GenerateSpec;
+use crate::jobs::Submission;
+
+/// The job for an image of a caller.
+fn submission(caller: &Principal, spec: GenerateSpec, output_format: OutputFormat) -> Submission {
+    Submission {
+        owner: caller.key_id,
+        limits: caller.limits.clone(),
+        spec,
+        output_format,
+        priority: Priority::Normal,
+        deadline: None,
+        repeat_key: None,
+    }
+}

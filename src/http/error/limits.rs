@@ -5,11 +5,9 @@ use crate::domain::limits::LimitHolder;
 use crate::http::quota::{DAY_SECONDS, Quota};
 use crate::jobs::LimitReached;
 
-const MINUTE_SECONDS: u32 = 60;
-
 pub(super) fn rate_limited(holder: LimitHolder, per_minute: u32, retry_after_seconds: u64) -> ApiError {
     let name = of(holder, "requests", "project-requests");
-    let quota = Quota { name, limit: per_minute, window_seconds: Some(MINUTE_SECONDS), left: 0 };
+    let quota = Quota { name, ..Quota::of_requests(per_minute, 0) };
     ApiError::new(ErrorCode::RateLimited)
         .with_detail(format!("{} is {per_minute} requests per minute", limit_of(holder)))
         .with_quota(quota, retry_after_seconds)
@@ -34,7 +32,8 @@ pub(super) fn limit_reached(reached: &LimitReached) -> ApiError {
             ApiError::new(ErrorCode::DailyLimit).with_detail(detail).with_quota(quota, retry_after_seconds)
         }
         LimitReached::Budget { holder, budget, retry_after_seconds } => {
-            let detail = format!("what is left of the {holder}'s budget of {budget} for this UTC month does not suffice");
+            let detail =
+                format!("what is left of the {holder}'s budget of {budget} for this UTC month does not suffice");
             ApiError::new(ErrorCode::BudgetExhausted).with_detail(detail).with_retry_after(retry_after_seconds)
         }
     }

@@ -11,6 +11,7 @@ struct InParts {
     calls: Arc<Mutex<Vec<&'static str>>>,
     parts_left: BTreeMap<Slot, u32>,
     slots: u64,
+    draft_parts: u32,
 }
 
 impl InParts {
@@ -49,9 +50,44 @@ impl StepEngine for InParts {
         Ok(RgbImage::new(1, 1, vec![1; 3]).expect("three bytes"))
     }
 
+    fn draft_part(&mut self, _: Slot) -> Result<Draft, EngineError> {
+        self.spend("draft");
+        self.draft_parts += 1;
+        let image = RgbImage::new(1, 1, vec![1; 3]).expect("three bytes");
+        Ok(if self.draft_parts.is_multiple_of(PARTS) { Draft::Done(image) } else { Draft::Unfinished })
+    }
+
     fn release(&mut self, slot: Slot) {
         self.parts_left.remove(&slot);
     }
+}
+
+#[tokio::test]
+async fn a_draft_blocks_others_for_one_step_at_a_time() {
+    let calls: Arc<Mutex<Vec<&'static str>>> = Arc::default();
+    let made = Arc::clone(&calls);
+    let make = move || -> Result<Box<dyn StepEngine>, EngineError> {
+        let calls = Arc::clone(&made);
+        Ok(Box::new(InParts { calls, parts_left: BTreeMap::new(), slots: 0, draft_parts: 0 }))
+    };
+    let queue = Queue::start(&settings(), vec![Box::new(make)]).expect("a thread");
+    ready(&queue).await;
+    calls.lock().expect("not poisoned").clear();
+    let drafts = Drafts::new(1, &DraftMemory::default());
+    let submit = |drafts: Drafts| {
+        let reservation = queue.reserve(KeyId::generate()).expect("a reservation").with_drafts(drafts);
+        reservation.submit(JobId::generate(), spec_in(Some(40)), Terms::default())
+    };
+    let (mut drafted, mut other) = (submit(drafts.clone()), submit(Drafts::default()));
+    for events in [&mut drafted, &mut other] {
+        while next(events).await.is_some_and(|event| !matches!(event, QueueEvent::Finished(_))) {}
+    }
+    assert_eq!(drafts.take().map(|draft| draft.index), Some(0));
+    let calls = calls.lock().expect("not poisoned").clone();
+    let parts = calls.split(|call| *call == "step").map(|calls| calls.iter().filter(|call| **call == "draft").count());
+    assert_eq!(parts.clone().sum::<usize>(), PARTS as usize, "{calls:?}");
+    // As with decodings.
+    assert!(parts.max().is_some_and(|parts| parts <= PARTS as usize / 2), "{calls:?}");
 }
 
 #[tokio::test]
@@ -59,7 +95,7 @@ async fn a_decoding_blocks_others_for_one_step_at_a_time() {
     let calls: Arc<Mutex<Vec<&'static str>>> = Arc::default();
     let made = Arc::clone(&calls);
     let make = move || -> Result<Box<dyn StepEngine>, EngineError> {
-        Ok(Box::new(InParts { calls: Arc::clone(&made), parts_left: BTreeMap::new(), slots: 0 }))
+        Ok(Box::new(InParts { calls: Arc::clone(&made), parts_left: BTreeMap::new(), slots: 0, draft_parts: 0 }))
     };
     let queue = Queue::start(&settings(), vec![Box::new(make)]).expect("a thread");
     ready(&queue).await;

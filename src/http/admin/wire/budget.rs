@@ -66,10 +66,7 @@ pub(super) fn schema() -> ObjectBuilder {
         .schema_type(Type::Object)
         .description(Some("What may be used up in a calendar month, UTC: one of the two."))
         .additional_properties(Some(AdditionalProperties::FreeForm(false)))
-        .property(
-            MEGAPIXEL_STEPS,
-            integer(1).maximum(Some(BUDGET_MEGAPIXEL_STEPS_MAX)).description(Some(steps)),
-        )
+        .property(MEGAPIXEL_STEPS, integer(1).maximum(Some(BUDGET_MEGAPIXEL_STEPS_MAX)).description(Some(steps)))
         .property(MONEY, text().description(Some(money)))
 }
 

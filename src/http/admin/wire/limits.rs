@@ -158,10 +158,7 @@ fn priority_schema() -> ObjectBuilder {
 
 /// The schema of the limits in a request; `adapt` changes each of them.
 pub(super) fn schema(description: &str, adapt: fn(ObjectBuilder) -> ObjectBuilder) -> RefOr<Schema> {
-    group(description, adapt)
-        .optional("priority", adapt(priority_schema()))
-        .optional(LORAS, adapted_list(adapt))
-        .into()
+    group(description, adapt).optional("priority", adapt(priority_schema())).optional(LORAS, adapted_list(adapt)).into()
 }
 
 /// The schema of a project's limits in a request.

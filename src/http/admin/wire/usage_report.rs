@@ -174,7 +174,8 @@ mod tests {
 
     #[test]
     fn lines_have_exact_numbers_and_costs_where_there_are_prices() {
-        let work = Work { images: 2, pixel_steps: 9_007_199_254_740_993, engine_time: Duration::from_micros(1_000_001) };
+        let work =
+            Work { images: 2, pixel_steps: 9_007_199_254_740_993, engine_time: Duration::from_micros(1_000_001) };
         let prices = Prices {
             per_megapixel_step: "1".parse().expect("a price"),
             per_engine_second: "0".parse().expect("a price"),

@@ -7,6 +7,7 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::request::{Common, IMAGE, prompt, refuse_other_words, without_effect};
+use super::streaming::{Kind, Streaming};
 use crate::decode::FILE_BYTES_MAX;
 use crate::domain::conditioning::{IMAGES, IMAGES_MAX};
 use crate::domain::spec::{GenerateParams, MASK_PADDING, MASK_PADDING_MAX};
@@ -57,7 +58,7 @@ pub(super) struct Edit {
 impl Edit {
     /// Reads all but the images.
     fn read_common(fields: &mut Fields) -> Option<Common> {
-        let (prompt, common) = (prompt(fields), Common::read(fields));
+        let (prompt, common) = (prompt(fields), Common::read_streamed(fields, Kind::Edit));
         let (strength, mask_padding) = (fields.number(STRENGTH), fields.small_number(MASK_PADDING));
         refuse_other_words(fields, FIDELITY.0, FIDELITY.1);
         let mut common = common?;
@@ -74,7 +75,7 @@ impl Edit {
             .optional(STRENGTH, strength)
             .optional(MASK_PADDING, padding)
             .optional(FIDELITY.0, without_effect(FIDELITY.1));
-        Common::schema(object).into()
+        Streaming::schema(Common::schema(object)).into()
     }
 }
 

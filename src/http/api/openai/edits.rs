@@ -9,6 +9,7 @@ use serde_json::json;
 use super::edit_request::{Edit, EditForm, EditJson, ImageFile, MASK};
 use super::images::{ImagesView, respond};
 use super::request::IMAGE;
+use super::{stream, streaming};
 use crate::decode::has_transparency;
 use crate::domain::conditioning::{ImageOptions, ImageRole};
 use crate::domain::model::ModelCard;
@@ -32,7 +33,8 @@ pub(in crate::http) fn edit_operation() -> Operation {
         "model": "fluxserve/flux-shapes", "prompt": "a green circle on a blue background",
         "images": [{ "image_url": "data:image/png;base64,iVBORw0KGgo=" }],
     });
-    Operation::new(Tag::OpenAi, "edit_openai_images", "Change images as a prompt says, and wait for the results")
+    let summary = "Change images as a prompt says, and wait for the results";
+    let operation = Operation::new(Tag::OpenAi, "edit_openai_images", summary)
         .description(
             "What the image is depends on the model: one that edits is told what to change (several images are allowed \
              where it takes several), one that fills replaces what the mask covers, one that follows a control image \
@@ -42,7 +44,8 @@ pub(in crate::http) fn edit_operation() -> Operation {
         .form_body::<EditForm>()
         .or_body::<EditJson>(example)
         .answers::<ImagesView>(StatusCode::OK, "The images, in the order of their seeds.")
-        .refuses(GENERATION_REFUSALS)
+        .refuses(GENERATION_REFUSALS);
+    stream::describe(operation, streaming::Kind::Edit)
 }
 
 pub(in crate::http) async fn edit(

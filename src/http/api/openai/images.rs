@@ -14,9 +14,9 @@ use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
 use super::request::{GenerateImages, ImageForm, ValidImages};
-use crate::auth::Principal;
+use super::{stream, streaming, submission};
+use crate::auth::{Principal, RequestsLeft};
 use crate::domain::format::OutputFormat;
-use crate::domain::priority::Priority;
 use crate::domain::spec::{FieldError, GenerateSpec};
 use crate::http::api::inference::{GENERATION_REFUSALS, check_succeeded};
 use crate::http::error::{ApiError, ErrorCode};
@@ -24,8 +24,9 @@ use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::json::ApiJson;
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
+use crate::http::quota::Quota;
 use crate::http::state::HttpState;
-use crate::jobs::{AcceptedJob, Image, JobReport, Submission, Submitted};
+use crate::jobs::{AcceptedJob, Image, JobReport, Submitted};
 
 /// Images.
 #[derive(Serialize, ToSchema)]
@@ -55,15 +56,16 @@ pub(in crate::http) fn generate_operation() -> Operation {
     let example = json!({
         "model": "fluxserve/flux-shapes", "prompt": "a red circle on a blue background", "n": 2, "size": "128x128",
     });
-    Operation::new(Tag::OpenAi, "create_openai_images", "Generate images and wait for them")
+    let operation = Operation::new(Tag::OpenAi, "create_openai_images", "Generate images and wait for them")
         .description(
             "Each image is a job and counts as one request against the key's rate limit. If one of them is refused or \
              fails, if they take longer than the worker's maximum wait, or if the client hangs up, the unfinished \
-             ones are canceled.",
+             ones are canceled. With `stream` there is one image, which is sent as it forms.",
         )
         .body::<GenerateImages>(example)
         .answers::<ImagesView>(StatusCode::OK, "The images, in the order of their seeds.")
-        .refuses(GENERATION_REFUSALS)
+        .refuses(GENERATION_REFUSALS);
+    stream::describe(operation, streaming::Kind::Generation)
 }
 
 // An `Idempotency-Key` is ignored. OpenAI's clients do not send one and need none: a client that retries has received
@@ -90,13 +92,34 @@ pub(super) async fn respond(
     state: &HttpState,
     caller: &InferenceCaller,
     origin: &Origin,
-    ValidImages { specs, loras, output_format, form }: ValidImages,
+    valid: ValidImages,
 ) -> Result<Response, ApiError> {
     let caller = caller.recheck(state).await?;
-    loras.check_allowed(&caller.limits)?;
-    count(state, &caller, specs.len() as u32)?;
+    valid.loras.check_allowed(&caller.limits)?;
+    count(state, &caller, valid.specs.len() as u32)?;
+    let left = state.authenticator.requests_left(&caller);
+    let mut response = match valid.streaming {
+        Some(streaming) => {
+            let spec = valid.specs.into_iter().next().expect("at least one image was requested");
+            stream::respond(state, &caller, spec, valid.output_format, streaming).await?
+        }
+        None => waited(state, &caller, origin, valid).await?,
+    };
+    if let Some(RequestsLeft { limit, left, whole_after_seconds }) = left {
+        Quota::of_requests(limit, left).write_for_openai(response.headers_mut(), whole_after_seconds);
+    }
+    Ok(response)
+}
+
+/// The answer with all images, once they are complete.
+async fn waited(
+    state: &HttpState,
+    caller: &Principal,
+    origin: &Origin,
+    ValidImages { specs, output_format, form, .. }: ValidImages,
+) -> Result<Response, ApiError> {
     // An early end of this function, by an error or a client that hangs up, drops the jobs, which cancels them.
-    let accepted = accept_all(state, &caller, specs, output_format).await?;
+    let accepted = accept_all(state, caller, specs, output_format).await?;
     let reports = try_join_all(accepted.iter().map(|job| until_ended(state, job))).await?;
     let response = match form {
         ImageForm::Link => answer(reports.iter().map(|report| linked(report, origin)).collect(), &reports)?,
@@ -119,8 +142,9 @@ fn count(state: &HttpState, caller: &Principal, images: u32) -> Result<(), ApiEr
     let limits = caller.limits.all(caller.key_id);
     let limits = limits.filter_map(|(holder, _, limits)| Some((limits.requests_per_minute?, holder)));
     if let Some((limit, holder)) = limits.min_by_key(|(limit, _)| *limit).filter(|(limit, _)| images > *limit) {
-        let reason =
-            format!("must be at most {limit}: each counts as a request, and the {holder}'s limit is {limit} per minute");
+        let reason = format!(
+            "must be at most {limit}: each counts as a request, and the {holder}'s limit is {limit} per minute"
+        );
         return Err(ApiError::invalid(vec![FieldError::new("n", reason)]));
     }
     Ok(state.authenticator.count_more(caller, images.saturating_sub(1))?)
@@ -135,17 +159,7 @@ async fn accept_all(
 ) -> Result<Vec<AcceptedJob>, ApiError> {
     let mut accepted = Vec::with_capacity(specs.len());
     for spec in specs {
-        let (owner, limits) = (caller.key_id, caller.limits.clone());
-        let submission = Submission {
-            owner,
-            limits,
-            spec,
-            output_format,
-            priority: Priority::Normal,
-            deadline: None,
-            repeat_key: None,
-        };
-        match state.jobs.submit(submission).await? {
+        match state.jobs.submit(submission(caller, spec, output_format)).await? {
             Submitted::New(job) => accepted.push(job),
             Submitted::Earlier(_) => unreachable!("without a repeat key no job is an earlier one"),
         }

@@ -4,11 +4,11 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use serde_json::Value;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{ObjectBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
+use super::streaming::{Kind, Streaming};
 use crate::domain::adapter::LORAS;
 use crate::domain::conditioning::IMAGES;
 use crate::domain::format::OutputFormat;
@@ -43,6 +43,9 @@ const FIXED: [(&str, &[&str]); 4] = [
     ("moderation", &[AUTO, "low"]),
     ("style", &[AUTO, "vivid", "natural"]),
 ];
+
+/// How much smaller a file is than at its best, in percent, with OpenAI's default.
+const COMPRESSION: (&str, u64) = ("output_compression", 100);
 
 /// How an image is returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -101,6 +104,8 @@ pub(super) struct Common {
     seed: Option<u64>,
     output_format: OutputFormat,
     form: ImageForm,
+    /// `None`: the client waits for the whole answer.
+    streaming: Option<Streaming>,
 }
 
 /// The part of a request that does not depend on its parameters.
@@ -111,6 +116,7 @@ pub(super) struct Settled {
     errors: Vec<FieldError>,
     output_format: OutputFormat,
     form: ImageForm,
+    streaming: Option<Streaming>,
 }
 
 /// Valid requests, one for each image, and how their images are returned.
@@ -120,10 +126,25 @@ pub(super) struct ValidImages {
     pub(super) loras: FoundLoras,
     pub(super) output_format: OutputFormat,
     pub(super) form: ImageForm,
+    /// Of one image.
+    pub(super) streaming: Option<Streaming>,
 }
 
 impl Common {
-    /// Reads its fields.
+    /// Reads its fields on a route that can stream.
+    pub(super) fn read_streamed(fields: &mut Fields, kind: Kind) -> Option<Self> {
+        let streaming = Streaming::read(fields, kind);
+        let common = Self::read(fields)?;
+        if streaming.is_some() && common.images > 1 {
+            fields.refuse("n", "must be 1 with `stream`");
+        }
+        if streaming.is_some() && common.form == ImageForm::Link {
+            fields.refuse("response_format", "must be `b64_json` with `stream`");
+        }
+        Some(Self { streaming, ..common })
+    }
+
+    /// Reads its fields on a route that answers at the end.
     pub(super) fn read(fields: &mut Fields) -> Option<Self> {
         let model = fields.required_text("model");
         let images = fields.small_number("n").unwrap_or(1);
@@ -147,7 +168,7 @@ impl Common {
         fields.text("user");
         fields.text("safety_identifier");
         refuse_choices(fields);
-        Some(Self { model: ModelId::new(model?), params, images, loras, seed, output_format, form })
+        Some(Self { model: ModelId::new(model?), params, images, loras, seed, output_format, form, streaming: None })
     }
 
     /// Adds its fields to a schema.
@@ -155,7 +176,7 @@ impl Common {
         let formats = one_of(OutputFormat::ALL.map(OutputFormat::as_str));
         let forms = one_of(ImageForm::ALL.map(ImageForm::as_str));
         let user = "Accepted for clients that send it. Not stored, and without effect.";
-        let compression = integer(100).maximum(Some(100));
+        let compression = integer(COMPRESSION.1).maximum(Some(COMPRESSION.1));
         let object = object
             .required("model", text().description(Some("The model's id.")))
             .optional(
@@ -170,7 +191,9 @@ impl Common {
             )
             .optional(
                 "response_format",
-                forms.description(Some("Whether the answer contains the image, or a link to it that needs no key.")),
+                forms.description(Some(
+                    "Whether the answer contains the image (the default), or a link to it that needs no key.",
+                )),
             )
             .optional("output_format", formats.description(Some("The file's format. Defaults to png.")))
             .optional("negative_prompt", text().description(Some("What to avoid. Each step then takes two passes.")))
@@ -187,9 +210,7 @@ impl Common {
             .optional(CACHE_THRESHOLD, wanted_cache::threshold_schema())
             .optional("user", text().description(Some(user)))
             .optional("safety_identifier", text().description(Some(user)))
-            .optional("stream", ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([false])))
-            .optional("partial_images", integer(0).maximum(Some(0)))
-            .optional("output_compression", compression.description(Some(WITHOUT_EFFECT)));
+            .optional(COMPRESSION.0, compression.description(Some(WITHOUT_EFFECT)));
         FIXED.into_iter().fold(object, |object, (field, words)| object.optional(field, without_effect(words)))
     }
 
@@ -199,7 +220,7 @@ impl Common {
         state: &HttpState,
         limits: &KeyLimits,
     ) -> Result<(GenerateParams, Settled), ApiError> {
-        let Self { mut params, mut loras, images, seed, output_format, form, .. } = self;
+        let Self { mut params, mut loras, images, seed, output_format, form, streaming, .. } = self;
         params.seed = match seed {
             Some(seed) => seed,
             None => random_seed().map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?,
@@ -208,7 +229,7 @@ impl Common {
         loras.read_prompt(state, &mut params.prompt, &mut errors);
         let loras = loras.find(state, limits).await?;
         params.loras = loras.uses();
-        Ok((params, Settled { images, loras, errors, output_format, form }))
+        Ok((params, Settled { images, loras, errors, output_format, form, streaming }))
     }
 }
 
@@ -218,11 +239,11 @@ impl Settled {
     /// # Errors
     /// Everything that is wrong with the first.
     pub(super) fn check(self, outcome: Result<GenerateSpec, Vec<FieldError>>) -> Result<ValidImages, ApiError> {
-        let Self { images, loras, errors, output_format, form } = self;
+        let Self { images, loras, errors, output_format, form, streaming } = self;
         let outcome = outcome.map_err(|errors| errors.into_iter().map(with_openai_name).collect());
         let first = loras.settle(outcome, errors)?;
         let specs = (0..images).map(|later| first.with_later_seed(later)).collect();
-        Ok(ValidImages { specs, loras, output_format, form })
+        Ok(ValidImages { specs, loras, output_format, form, streaming })
     }
 }
 
@@ -240,7 +261,7 @@ pub(in crate::http) struct GenerateImages(pub(super) Common);
 
 impl FromFields for GenerateImages {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
-        let (prompt, common) = (prompt(fields), Common::read(fields));
+        let (prompt, common) = (prompt(fields), Common::read_streamed(fields, Kind::Generation));
         let mut common = common?;
         common.params.prompt = prompt?;
         Some(Self(common))
@@ -257,7 +278,7 @@ impl ToSchema for GenerateImages {}
 impl PartialSchema for GenerateImages {
     fn schema() -> RefOr<Schema> {
         let prompt = text().min_length(Some(1)).description(Some("What to generate."));
-        Common::schema(ObjectSchema::new(ABOUT).required("prompt", prompt)).into()
+        Streaming::schema(Common::schema(ObjectSchema::new(ABOUT).required("prompt", prompt))).into()
     }
 }
 
@@ -274,15 +295,10 @@ fn refuse_choices(fields: &mut Fields) {
     for (field, words) in FIXED {
         refuse_other_words(fields, field, words);
     }
-    let mut refuse = |field: &str, usual: Value, reason: &str| {
-        let value = fields.given(field).filter(|value| !value.is_null());
-        if value.is_some_and(|value| value != usual && !is_same_number(&usual, &value)) {
-            fields.refuse(field, reason);
-        }
-    };
-    refuse("stream", false.into(), "images are not streamed: leave it out, or send `false`");
-    refuse("partial_images", 0.into(), "images are not streamed: leave it out, or send 0");
-    refuse("output_compression", 100.into(), "cannot be chosen: leave it out, or send 100");
+    let compression = fields.given(COMPRESSION.0).filter(|value| !value.is_null());
+    if compression.is_some_and(|value| json::integer(&value) != Some(COMPRESSION.1)) {
+        fields.refuse(COMPRESSION.0, format!("cannot be chosen: leave it out, or send {}", COMPRESSION.1));
+    }
 }
 
 /// Refuses all words of a field but those without effect.
@@ -295,11 +311,6 @@ pub(super) fn refuse_other_words(fields: &mut Fields, field: &str, words: &[&str
 /// The schema of a field with words without effect.
 pub(super) fn without_effect(words: &'static [&'static str]) -> ObjectBuilder {
     one_of(words.iter().copied()).description(Some(WITHOUT_EFFECT))
-}
-
-/// Whether both are the same whole number, in any notation.
-fn is_same_number(usual: &Value, given: &Value) -> bool {
-    json::integer(usual).is_some_and(|usual| json::integer(given) == Some(usual))
 }
 
 /// The error of a field that has another name here: width and height are one field, and images have no roles.
