@@ -26,6 +26,7 @@ mod models;
 mod open_files;
 mod part_file;
 mod removed_files;
+mod result_bucket;
 mod results_disk;
 mod revoked_keys;
 mod serve;

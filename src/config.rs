@@ -11,6 +11,7 @@ mod own_file;
 mod prices;
 mod public_url;
 mod resolve;
+mod result_store;
 mod settings;
 mod values;
 
@@ -20,6 +21,7 @@ pub use hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 pub use load::{DEFAULT_FILE, Flags};
 pub use names::{CorsOrigins, DEFAULT_METRICS_LISTEN, HostNames, MetricsListen, NotAHost, NotAListener, NotAnOrigin};
 pub use public_url::{NotAPublicUrl, PublicUrl};
+pub use result_store::{BucketConfig, ResultStore};
 pub use values::{
     Config, DEFAULT_MODEL, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, LogFormat, LoraConfig, QueueConfig,
     ResultsConfig, THREADS, TelemetryConfig, TlsConfig, UnknownLogFormat,

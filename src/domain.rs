@@ -4,6 +4,7 @@
 //! Knows nothing of tokio, axum, sqlx or candle, and imports no other module of this crate.
 
 pub mod adapter;
+pub mod bucket;
 pub mod budget;
 pub mod byte_size;
 pub mod clock;

@@ -1,10 +1,11 @@
 //! The life of a job from acceptance to stored image. Knows nothing of HTTP or auth.
 //!
-//! Owns the table of jobs, the results folder and the links to results. An accepted job is in the database before its
+//! Owns the table of jobs, the results folder or bucket, and the links to results. An accepted job is in the database before its
 //! acceptance is reported, so it survives a crash: the next start generates it again with the same seed.
 
 mod admission;
 mod allowance;
+mod bucket;
 mod charged;
 mod disk;
 mod drafts;
@@ -16,6 +17,7 @@ mod links;
 mod orphans;
 mod owners;
 mod private_files;
+mod recent_images;
 mod recorder;
 mod recovery;
 mod reports;
@@ -23,6 +25,7 @@ mod request;
 mod results;
 mod service;
 mod span;
+mod spool;
 mod state;
 mod statistics;
 mod store;
@@ -40,6 +43,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 pub use allowance::LimitReached;
+pub use bucket::ResultBucket;
 pub use drafts::{DraftUpdate, DraftWatch};
 pub use idempotency::RepeatKey;
 pub use links::{ResultLink, rotate_link_secret};
@@ -74,7 +78,7 @@ pub const INPUT_IMAGES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Settings of the job service.
 #[derive(Debug, Clone)]
 pub struct JobSettings {
-    /// Folder of the images; created if missing.
+    /// Folder of the images, or of those that wait for their bucket; created if missing.
     pub results_directory: PathBuf,
     /// Folder of the files of LoRAs.
     pub loras_directory: PathBuf,
@@ -87,7 +91,7 @@ pub struct JobSettings {
     pub storage_patience: Duration,
     /// How long a finished job and its image are kept.
     pub results_retention: Duration,
-    /// How much disk space images may take; the oldest go first. Enforced by the sweep, so it can be exceeded for a
+    /// How much space images may take, on the disk or in a bucket; the oldest go first. Enforced by the sweep, so it can be exceeded for a
     /// while.
     pub results_bytes_max: u64,
     /// How many ended jobs are kept per owner; the oldest go first. Enforced by the sweep, as above.

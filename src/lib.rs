@@ -15,6 +15,7 @@ pub mod hub;
 pub mod jobs;
 pub mod kubernetes;
 pub mod loras;
+pub mod objects;
 pub mod queue;
 pub mod shutdown;
 pub mod store;

@@ -32,7 +32,7 @@ pub async fn doctor(config: &Config, out: &mut dyn Write) -> anyhow::Result<()> 
     let mut findings = vec![
         ("memory".to_owned(), memory(config, &devices, &models)),
         ("database".to_owned(), database(config).await),
-        ("results".to_owned(), results_disk::look_at(config)),
+        ("results".to_owned(), results_disk::look_at(config).await),
         ("open files".to_owned(), open_files::look_at(config)),
         ("address".to_owned(), address(config).await),
     ];

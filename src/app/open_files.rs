@@ -4,7 +4,8 @@
 use anyhow::anyhow;
 
 use super::surface::{client_connections, other_connections};
-use crate::config::{Config, MetricsListen};
+use crate::config::{Config, MetricsListen, ResultStore};
+use crate::objects::REQUESTS_MAX;
 
 /// Maximum files that a worker opens besides connections: database, models, images, standard output and log, connections
 /// to the cluster, the hub and a collector.
@@ -40,7 +41,11 @@ fn needed(config: &Config) -> u64 {
     let other_addresses =
         u64::from(config.admin_listen.is_some()) + u64::from(config.metrics_listen != MetricsListen::Off);
     let of = |limits: crate::http::ConnectionLimits| limits.files_max() as u64;
-    OWN_FILES + of(client_connections(config)) + other_addresses * of(other_connections(config))
+    let bucket = match config.results.store {
+        ResultStore::Bucket(_) => REQUESTS_MAX as u64,
+        ResultStore::DataFolder | ResultStore::Folder(_) => 0,
+    };
+    OWN_FILES + bucket + of(client_connections(config)) + other_addresses * of(other_connections(config))
 }
 
 fn check(config: &Config, may: u64) -> Result<(), String> {

@@ -19,6 +19,7 @@ use super::logs::start_logs;
 use super::loras::swept_lora_catalog;
 use super::models::catalog_of;
 use super::removed_files::{CHECK_INTERVAL, files_removed};
+use super::result_bucket::result_bucket;
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
 use super::uploads::start_uploads;
 use super::{compute_threads, heap, open_files, results_disk, revoked_keys};
@@ -218,6 +219,7 @@ impl Worker {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
         let uploads = start_uploads(config, keys, &clock).await?;
+        let bucket = result_bucket(config)?;
         let queues = start_engines(config, &catalog, build)?;
         let loras = swept_lora_catalog(config, &keys.store, &clock).await;
         let parts = ServiceParts {
@@ -225,6 +227,7 @@ impl Worker {
             catalog: Arc::clone(&catalog),
             queues: queues.clone(),
             clock,
+            bucket,
             settings: job_settings(config),
         };
         let kubernetes = open_kubernetes(config, keys, &parts.clock)

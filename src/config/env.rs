@@ -189,6 +189,13 @@ impl<'a> Environment<'a> {
             },
             queue: QueueSettings { jobs_max: self.number(&QUEUE_JOBS_MAX)? },
             results: ResultsSettings {
+                store: self.text(&RESULTS_STORE)?,
+                endpoint: self.text(&RESULTS_ENDPOINT)?,
+                region: self.text(&RESULTS_REGION)?,
+                allow_http: self.boolean(&RESULTS_ALLOW_HTTP)?,
+                links: self.text(&RESULTS_LINKS)?,
+                redirect_seconds: self.number(&RESULTS_REDIRECT_SECONDS)?,
+                spool_bytes_max: self.number(&RESULTS_SPOOL_BYTES_MAX)?,
                 retention_seconds: self.number(&RESULTS_RETENTION_SECONDS)?,
                 link_seconds: self.number(&RESULTS_LINK_SECONDS)?,
                 bytes_max: self.number(&RESULTS_BYTES_MAX)?,

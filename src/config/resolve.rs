@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use crate::config::env::{self, Variable};
 use crate::config::prices::prices;
+use crate::config::result_store::result_store;
 use crate::config::settings::{Layer, Origin, Settings};
 use crate::config::{
     Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
@@ -112,6 +113,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
             )?,
         },
         results: ResultsConfig {
+            store: result_store(layers)?,
             retention_seconds: number(
                 &env::RESULTS_RETENTION_SECONDS,
                 |settings| settings.results.retention_seconds,

@@ -107,6 +107,13 @@ pub(super) struct QueueSettings {
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ResultsSettings {
+    pub(super) store: Option<String>,
+    pub(super) endpoint: Option<String>,
+    pub(super) region: Option<String>,
+    pub(super) allow_http: Option<bool>,
+    pub(super) links: Option<String>,
+    pub(super) redirect_seconds: Option<u64>,
+    pub(super) spool_bytes_max: Option<u64>,
     pub(super) retention_seconds: Option<u64>,
     pub(super) link_seconds: Option<u64>,
     pub(super) bytes_max: Option<u64>,

@@ -4,6 +4,7 @@ mod errors;
 mod hub;
 mod password;
 mod prices;
+mod result_store;
 mod sources;
 
 use std::ffi::OsString;
@@ -98,6 +99,13 @@ trusted_proxies = ["10.0.0.0/8"]
 jobs_max = 8
 
 [results]
+store = "s3://pictures/worker-1"
+endpoint = "http://s3.internal:9000"
+region = "eu-1"
+allow_http = true
+links = "redirect"
+redirect_seconds = 30
+spool_bytes_max = 2097152
 retention_seconds = 3600
 link_seconds = 600
 bytes_max = 1048576

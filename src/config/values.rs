@@ -9,6 +9,7 @@ use std::str::FromStr;
 use crate::config::hub::HubConfig;
 use crate::config::names::{CorsOrigins, HostNames, MetricsListen};
 use crate::config::public_url::PublicUrl;
+use crate::config::result_store::ResultStore;
 use crate::domain::byte_size::ByteSize;
 use crate::domain::device::{DeviceChoice, Devices, EngineSettings, KernelFaults, Kernels, Offload};
 use crate::domain::ids::ModelId;
@@ -137,11 +138,13 @@ pub struct QueueConfig {
 /// Limits of stored results.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultsConfig {
+    /// Where images are stored.
+    pub store: ResultStore,
     /// How long images are stored.
     pub retention_seconds: u64,
     /// How long a link to an image works without a key.
     pub link_seconds: u64,
-    /// Maximum disk space of images; the oldest go first.
+    /// Maximum space of images, on the disk or in a bucket; the oldest go first.
     pub bytes_max: u64,
     /// Whether an image's file records how it was generated; never the prompt.
     pub provenance: bool,
@@ -246,6 +249,7 @@ impl Default for Config {
             },
             queue: QueueConfig { jobs_max: 256 },
             results: ResultsConfig {
+                store: ResultStore::default(),
                 retention_seconds: 24 * 60 * 60,
                 link_seconds: 60 * 60,
                 bytes_max: 10 * 1024 * 1024 * 1024,
@@ -336,9 +340,12 @@ impl Config {
         self.data_dir.join("uploads")
     }
 
-    /// The folder of finished images.
+    /// The folder of finished images; with a bucket, of those that wait for it.
     #[must_use]
     pub fn results_dir(&self) -> PathBuf {
-        self.data_dir.join("results")
+        match &self.results.store {
+            ResultStore::Folder(folder) => folder.clone(),
+            ResultStore::DataFolder | ResultStore::Bucket(_) => self.data_dir.join("results"),
+        }
     }
 }

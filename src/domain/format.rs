@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// An image's file format.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub enum OutputFormat {
     /// Lossless.
     #[default]

@@ -1,6 +1,6 @@
-//! Stores images on disk. A failed write is retried for a while, since the image is expensive; its job keeps its
-//! reservation meanwhile, so that no more images are generated than can wait. If the disk is full, the oldest images
-//! are removed.
+//! Stores images: in the bucket, if there is one and it accepts them, or else on disk. A failed write is retried for a while,
+//! since the image is expensive; its job keeps its reservation meanwhile, so that no more images are generated than can wait.
+//! If the disk is full, the oldest images are removed, unless they are in a bucket.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -24,17 +24,41 @@ const ROOM_FACTOR: u64 = 2;
 const PROBE_ROOM_BYTES: u64 = 256 * 1024;
 
 impl JobService {
-    /// Proves that the results folder accepts images.
+    /// Proves that images can be stored: that the results folder accepts them, or the bucket, or while that does not, that
+    /// images can wait for it.
     ///
     /// # Errors
-    /// When it does not.
+    /// When they cannot.
     pub async fn check_results(&self) -> Result<(), JobsError> {
+        if let Some(bucket) = &self.0.bucket {
+            if !bucket.is_down() {
+                return Ok(());
+            }
+            if bucket.is_full() {
+                return Err(JobsError::storage("the images that wait for the bucket take all the space that they may"));
+            }
+            return Ok(self.0.probe_results().await?);
+        }
         let Err(error) = self.0.probe_results().await else { return Ok(()) };
         // A new image would free space for itself, but a worker that is not ready gets no jobs.
         if is_full(&error) && self.0.make_room_for_probe().await > 0 {
             return Ok(self.0.probe_results().await?);
         }
         Err(error.into())
+    }
+
+    /// What [`JobService::check_results`] found, in words for everyone.
+    pub fn results_fault(&self) -> &'static str {
+        match self.0.bucket {
+            Some(_) => "the bucket does not accept images, and no more of them can wait on the disk",
+            None => "the results folder does not accept images",
+        }
+    }
+
+    /// What works less well than it should, in words for everyone: images wait because the bucket does not accept them.
+    pub fn results_outage(&self) -> Option<String> {
+        let bucket = self.0.bucket.as_ref().filter(|bucket| bucket.is_down())?;
+        Some(format!("the bucket does not accept images: {} wait on the disk", bucket.waiting().images))
     }
 }
 
@@ -48,9 +72,10 @@ impl Inner {
         let (offered_at, mut delay, mut is_told) = (Instant::now(), RETRY_DELAY, false);
         let mut closed = self.closed.subscribe();
         loop {
-            let (files, offered) = (self.files.clone(), Arc::clone(&bytes));
-            let written = tokio::task::spawn_blocking(move || files.write(id, format, &offered)).await;
-            let Err(error) = written.unwrap_or_else(|panic| Err(io::Error::other(panic))) else { return Ok(()) };
+            if self.put_in_bucket(id, format, &bytes).await {
+                return Ok(());
+            }
+            let Err(error) = self.write_file(id, format, &bytes).await else { return Ok(()) };
             if offered_at.elapsed() >= self.settings.storage_patience || self.is_closed() {
                 return Err(error);
             }
@@ -64,6 +89,43 @@ impl Inner {
             drop(tokio::time::timeout(delay, closed.wait_for(|is_closed| *is_closed)).await);
             delay = (delay * 2).min(RETRY_DELAY_MAX);
         }
+    }
+
+    /// Puts an image in the bucket, if there is one and it is not down; returns whether it is there.
+    async fn put_in_bucket(&self, id: JobId, format: OutputFormat, bytes: &Arc<Vec<u8>>) -> bool {
+        let Some(bucket) = self.bucket.as_ref().filter(|bucket| !bucket.is_down()) else { return false };
+        if bucket.put(id, format, bytes).await.is_err() {
+            return false;
+        }
+        bucket.keep_in_memory(id, format, bytes);
+        // A file that an earlier attempt has left must not replace it.
+        let removed = self.remove_file(id, format).await;
+        removed.inspect_err(|error| tracing::warn!(job = %id, %error, "an old image stays on the disk")).is_ok()
+    }
+
+    async fn write_file(&self, id: JobId, format: OutputFormat, bytes: &Arc<Vec<u8>>) -> io::Result<()> {
+        let size = bytes.len() as u64;
+        if let Some(bucket) = &self.bucket {
+            bucket.reserve(size)?;
+        }
+        let (files, offered) = (self.files.clone(), Arc::clone(bytes));
+        let written = tokio::task::spawn_blocking(move || files.write(id, format, &offered)).await;
+        let written = written.unwrap_or_else(|panic| Err(io::Error::other(panic)));
+        if let (Err(_), Some(bucket)) = (&written, &self.bucket) {
+            bucket.release(size);
+        }
+        written
+    }
+
+    /// Removes an image from the disk, and returns the bytes freed: none, if there was none.
+    pub(super) async fn remove_file(&self, id: JobId, format: OutputFormat) -> io::Result<u64> {
+        let files = self.files.clone();
+        let removed = tokio::task::spawn_blocking(move || files.remove(id, format)).await;
+        let freed = removed.unwrap_or_else(|panic| Err(io::Error::other(panic)))?;
+        if let Some(bucket) = self.bucket.as_ref().filter(|_| freed > 0) {
+            bucket.release(freed);
+        }
+        Ok(freed)
     }
 
     async fn probe_results(&self) -> io::Result<()> {
@@ -88,6 +150,10 @@ impl Inner {
 
     /// Removes the oldest images until `bytes` are freed; returns how many bytes were. Their jobs stay, without image.
     async fn shed_oldest(&self, bytes: u64) -> u64 {
+        if self.bucket.is_some() {
+            // Those are in the bucket, which frees nothing here, or wait for it, and would be lost.
+            return 0;
+        }
         let (mut freed, mut shed, mut cursor) = (0, 0, EndedCursor::START);
         for _ in 0..BATCHES_MAX {
             let batch = match self.store.with_images(&cursor, BATCH_JOBS).await {

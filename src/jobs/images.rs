@@ -10,6 +10,7 @@ use crate::domain::ids::{JobId, KeyId};
 use crate::domain::image::RgbImage;
 use crate::domain::job::JobStatus;
 use crate::encode::encode;
+use crate::objects::ObjectsError;
 
 impl JobService {
     /// The image of a visible job.
@@ -19,6 +20,21 @@ impl JobService {
     pub async fn image(&self, visibility: impl Into<Visibility>, id: JobId) -> Result<Image, JobsError> {
         let job = self.0.within(visibility.into(), id).await?;
         self.0.read_image(job).await
+    }
+
+    /// A link to the image of a visible job in its bucket, for a short time. `None`: ask for [`JobService::image`], because links do
+    /// not lead to a bucket, or the image is not there yet.
+    ///
+    /// # Errors
+    /// When there is no such job, or no image of it.
+    pub async fn image_link(&self, visibility: impl Into<Visibility>, id: JobId) -> Result<Option<String>, JobsError> {
+        let Some(bucket) = self.0.bucket.as_ref().filter(|bucket| bucket.has_links()) else { return Ok(None) };
+        let format = self.0.within(visibility.into(), id).await?.output_format;
+        let waits = tokio::fs::try_exists(self.0.files.path(id, format)).await.unwrap_or(true);
+        if waits || !self.0.store.images_of(&[id]).await?.contains(&(id, format)) {
+            return Ok(None);
+        }
+        Ok(bucket.link(id, format).await)
     }
 
     /// A preview of a visible, running job: small and rough, PNG. The first call only requests one.
@@ -58,8 +74,18 @@ impl Inner {
         }
         match tokio::fs::read(self.files.path(job.id, job.output_format)).await {
             Ok(bytes) => Ok(Image { bytes, format: job.output_format }),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(JobsError::ImageGone),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => self.read_from_bucket(&job).await,
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Every image that does not wait on the disk.
+    async fn read_from_bucket(&self, job: &Job) -> Result<Image, JobsError> {
+        let Some(bucket) = &self.bucket else { return Err(JobsError::ImageGone) };
+        match bucket.get(job.id, job.output_format).await {
+            Ok(bytes) => Ok(Image { bytes, format: job.output_format }),
+            Err(ObjectsError::Missing) => Err(JobsError::ImageGone),
+            Err(error) => Err(JobsError::storage(error)),
         }
     }
 }

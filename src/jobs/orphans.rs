@@ -1,5 +1,5 @@
 //! Orphaned images: left by restoring a backup of the database, or by a crash between writing the image and its row.
-//! They are not reachable, and no limit counts them.
+//! They are not reachable, and no limit counts them. Only the disk is searched: others may have files in a bucket.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -41,8 +41,7 @@ async fn remove_all(inner: &Inner) -> Result<usize, JobsError> {
             if unfinished.contains(&id) || known.contains(&(id, format)) {
                 continue;
             }
-            let files = inner.files.clone();
-            match tokio::task::spawn_blocking(move || files.remove(id, format)).await.map_err(JobsError::storage)? {
+            match inner.remove_file(id, format).await {
                 Ok(_) => removed += 1,
                 Err(error) => tracing::warn!(job = %id, %error, "an image without a job cannot be removed"),
             }

@@ -2,12 +2,14 @@
 //!
 //! A file is written under a temporary name and renamed, so that an incomplete image is never served.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, TryLockError};
 use std::time::{Duration, SystemTime};
 
+use super::bucket::Waiting;
 use super::private_files::{create_private, create_private_folder};
 use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
@@ -24,6 +26,15 @@ pub(super) struct ResultFiles {
     directory: PathBuf,
     /// Held during a probe: if the disk hangs, one thread waits, and not one per probe.
     probing: Arc<Mutex<()>>,
+}
+
+/// What the folder has.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    /// All images in it.
+    pub(super) all: Waiting,
+    /// Some of them, in the order of their jobs.
+    pub(super) page: BTreeSet<(JobId, OutputFormat)>,
 }
 
 /// Old images in the folder, page by page.
@@ -108,6 +119,30 @@ impl ResultFiles {
         }
     }
 
+    /// The images in the folder, and the first `page_images` of them whose jobs are younger than `after`.
+    pub(super) fn survey(&self, after: Option<JobId>, page_images: usize) -> io::Result<Survey> {
+        let mut survey = Survey::default();
+        let entries = match fs::read_dir(&self.directory) {
+            // The next image creates it again.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(survey),
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let Some((id, format)) = image_of(&entry) else { continue };
+            // One that is gone by now does not count.
+            let Ok(metadata) = entry.metadata() else { continue };
+            survey.all.add(metadata.len());
+            if after.is_none_or(|after| id > after) {
+                survey.page.insert((id, format));
+                if survey.page.len() > page_images {
+                    drop(survey.page.pop_last());
+                }
+            }
+        }
+        Ok(survey)
+    }
+
     /// The images older than `age_min`.
     pub(super) fn old_images(&self, age_min: Duration) -> io::Result<OldImages> {
         Ok(OldImages { entries: fs::read_dir(&self.directory)?, age_min })
@@ -120,16 +155,22 @@ impl OldImages {
         let page: Vec<_> = self.entries.by_ref().take(PAGE_FILES).collect();
         let old = |entry: io::Result<fs::DirEntry>| {
             let entry = entry.ok()?;
-            let name = entry.file_name().into_string().ok()?;
-            let (id, extension) = name.split_once('.')?;
-            let format = OutputFormat::ALL.into_iter().find(|format| format.extension() == extension)?;
+            let (id, format) = image_of(&entry)?;
             let (now, written_at) = (SystemTime::now(), entry.metadata().ok()?.modified().ok()?);
             // A future date: the clock was ahead then, or has been set back since.
             let age = now.duration_since(written_at).unwrap_or_else(|ahead| ahead.duration());
-            Some((id.parse().ok()?, format)).filter(|_| age >= self.age_min)
+            Some((id, format)).filter(|_| age >= self.age_min)
         };
         (!page.is_empty()).then(|| page.into_iter().filter_map(old).collect())
     }
+}
+
+/// The image that a file is, by its name.
+fn image_of(entry: &fs::DirEntry) -> Option<(JobId, OutputFormat)> {
+    let name = entry.file_name().into_string().ok()?;
+    let (id, extension) = name.split_once('.')?;
+    let format = OutputFormat::ALL.into_iter().find(|format| format.extension() == extension)?;
+    Some((id.parse().ok()?, format))
 }
 
 /// Size of the file system that holds, or will hold, a results folder.
@@ -167,6 +208,27 @@ mod tests {
         files.write(id, OutputFormat::Png, b"whole").expect("writable");
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!((mode(&directory), mode(&files.path(id, OutputFormat::Png))), (0o700, 0o600));
+    }
+
+    #[test]
+    fn a_survey_counts_all_images_and_lists_the_oldest_first() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let files = ResultFiles::open(folder.path()).expect("a usable folder");
+        let id = |number: u8| format!("job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e{number:02x}").parse::<JobId>().expect("an id");
+        for number in [7, 3, 5, 1] {
+            files.write(id(number), OutputFormat::Png, b"an image").expect("writable");
+        }
+        fs::write(folder.path().join("notes.txt"), "not an image").expect("writable");
+        let page = |after: Option<u8>| {
+            let survey = files.survey(after.map(id), 2).expect("readable");
+            assert_eq!(survey.all.images, 4);
+            survey.page.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
+        };
+        assert_eq!(page(None), [id(1), id(3)]);
+        assert_eq!(page(Some(3)), [id(5), id(7)]);
+        assert!(page(Some(7)).is_empty());
+        fs::remove_dir_all(folder.path()).expect("removable");
+        assert_eq!(files.survey(None, 2).expect("no folder, no images").all, Waiting::default());
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::allowance::Allowance;
+use super::bucket::{Bucket, ResultBucket};
 use super::charged::Charged;
 use super::idempotency::RepeatKey;
 use super::launch::JobToRun;
@@ -20,7 +21,7 @@ use super::submission::{AcceptedJob, Submission, Submitted};
 use super::usage_buffer::UsageBuffer;
 use super::watchers::Watchers;
 use super::{Job, JobReport, JobRequest, JobSettings, JobTerms, JobsError, Visibility};
-use super::{idempotency, input_images, recovery, sweep};
+use super::{idempotency, input_images, recovery, spool, sweep};
 use crate::catalog::{Availability, Catalog, Replicas};
 use crate::domain::budget::BudgetHolder;
 use crate::domain::clock::Clock;
@@ -41,6 +42,8 @@ pub struct ServiceParts {
     pub queues: BTreeMap<ModelId, Queue>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// Where images are stored. `None`: in the folder of the settings.
+    pub bucket: Option<ResultBucket>,
     /// Its settings.
     pub settings: JobSettings,
 }
@@ -55,11 +58,9 @@ impl JobService {
     /// # Errors
     /// When the database or the results folder cannot be used.
     pub async fn start(parts: ServiceParts) -> Result<Self, JobsError> {
-        let ServiceParts { store, catalog, queues, clock, settings } = parts;
+        let ServiceParts { store, catalog, queues, clock, bucket, settings } = parts;
         let (store, usage_buffer) = (JobStore::new(store.clone()), UsageBuffer::new(store));
-        let directory = settings.results_directory.clone();
-        let files =
-            tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
+        let (files, bucket) = open_results(&settings, bucket).await?;
         let secret_path = settings.link_secret_path.clone();
         let link_life = time::Duration::try_from(settings.link_life).unwrap_or(time::Duration::MAX);
         let signer = tokio::task::spawn_blocking(move || LinkSigner::open(secret_path, link_life)).await;
@@ -76,6 +77,7 @@ impl JobService {
             clock,
             settings,
             files,
+            bucket,
             probe_freed_at: tokio::sync::Mutex::default(),
             pace,
             allowances,
@@ -99,6 +101,7 @@ impl JobService {
             tracing::info!(jobs = resumed, "unfinished jobs are retried");
         }
         tokio::spawn(sweep::run(Arc::downgrade(&inner)));
+        tokio::spawn(spool::run(Arc::downgrade(&inner)));
         Ok(Self(inner))
     }
 
@@ -288,6 +291,23 @@ impl JobService {
     pub async fn leave_to_next_start(&self) -> Result<u64, JobsError> {
         self.0.store.undo_attempts().await
     }
+}
+
+/// Opens the results folder, and with a bucket counts the images that wait there.
+async fn open_results(
+    settings: &JobSettings,
+    bucket: Option<ResultBucket>,
+) -> Result<(ResultFiles, Option<Arc<Bucket>>), JobsError> {
+    let directory = settings.results_directory.clone();
+    let opening = tokio::task::spawn_blocking(move || {
+        let files = ResultFiles::open(&directory)?;
+        let bucket = match bucket {
+            Some(bucket) => Some(Arc::new(Bucket::new(bucket, files.survey(None, 0)?.all))),
+            None => None,
+        };
+        Ok::<_, std::io::Error>((files, bucket))
+    });
+    Ok(opening.await.map_err(JobsError::storage)??)
 }
 
 /// Mirrors the state of a model's engines to the catalog.

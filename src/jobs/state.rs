@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::JobSettings;
 use super::allowance::Allowances;
+use super::bucket::Bucket;
 use super::charged::Charged;
 use super::idempotency::Turns;
 use super::links::LinkSigner;
@@ -43,7 +44,9 @@ pub(super) struct Inner {
     pub(super) queues: BTreeMap<ModelId, Queue>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: JobSettings,
+    /// The folder of images; with a bucket, of those that wait for it.
     pub(super) files: ResultFiles,
+    pub(super) bucket: Option<Arc<Bucket>>,
     /// Held while disk space is freed; remembers when that was last done for a probe.
     pub(super) probe_freed_at: tokio::sync::Mutex<Option<Instant>>,
     pub(super) pace: Pace,

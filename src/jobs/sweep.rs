@@ -1,10 +1,12 @@
 //! Deletes ended jobs and their images when their retention is over, or when images take too much disk space.
 //!
-//! An image that cannot be removed is skipped until the next sweep: one file must not keep all others.
+//! An image that cannot be removed is skipped until the next sweep: one file must not keep all others. Its job's row stays, so
+//! that nothing is forgotten.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use time::OffsetDateTime;
 
 use super::state::Inner;
@@ -19,6 +21,8 @@ pub(super) const BATCH_JOBS: u32 = 100;
 pub(super) const BATCHES_MAX: u32 = 50;
 /// Batches in one sweep, including those in which nothing could be deleted.
 const LOOKS_MAX: u32 = 10 * BATCHES_MAX;
+/// Images that are removed at the same time: from a bucket, each takes a request.
+const REMOVALS_MAX: usize = 8;
 /// Time between searches for orphaned files.
 const ORPHANS_INTERVAL: Duration = Duration::from_hours(24);
 
@@ -101,17 +105,30 @@ enum Forgettable {
 
 async fn forget(inner: &Inner, which: Forgettable) -> Result<usize, JobsError> {
     let (mut forgotten, mut cursor) = (0, EndedCursor::START);
-    for _ in 0..LOOKS_MAX {
+    'batches: for _ in 0..LOOKS_MAX {
         let batch = match which {
             Forgettable::EndedBefore(cutoff) => inner.store.ended_before(cutoff, &cursor, BATCH_JOBS).await?,
             Forgettable::BeyondShare { kept } => inner.store.beyond_share(kept, &cursor, BATCH_JOBS).await?,
         };
-        for job in &batch {
-            // The file first: a row without a file is deleted by the next sweep, a file without a row much later.
-            if remove_image(inner, job).await.is_ok() {
-                inner.store.delete(&job.row_id).await?;
-                forgotten += 1;
+        let mut failed = 0;
+        for group in batch.chunks(REMOVALS_MAX) {
+            if is_bucket_down(inner) {
+                break 'batches;
             }
+            // The file first: a row without a file is deleted by the next sweep, a file without a row much later.
+            let removals = join_all(group.iter().map(|job| remove_image(inner, job))).await;
+            for (job, removed) in group.iter().zip(removals) {
+                if removed.is_ok() {
+                    inner.store.delete(&job.row_id).await?;
+                    forgotten += 1;
+                } else {
+                    failed += 1;
+                }
+            }
+        }
+        if inner.bucket.is_some() && failed > 0 && failed == batch.len() {
+            // It refuses them all, probably: no request for each of thousands.
+            break;
         }
         let Some(last) = batch.last().filter(|_| batch.len() >= BATCH_JOBS as usize) else { break };
         if forgotten >= (BATCHES_MAX * BATCH_JOBS) as usize {
@@ -137,6 +154,9 @@ async fn shed_images(inner: &Inner) -> Result<usize, JobsError> {
             if bytes <= inner.settings.results_bytes_max {
                 break;
             }
+            if is_bucket_down(inner) {
+                return Ok(shed);
+            }
             if remove_image(inner, &job).await.is_ok() {
                 inner.store.note_image_gone(&job.row_id).await?;
                 bytes = bytes.saturating_sub(job.result_bytes);
@@ -147,13 +167,21 @@ async fn shed_images(inner: &Inner) -> Result<usize, JobsError> {
     Ok(shed)
 }
 
-/// Removes a job's image and returns the bytes freed. A failure is logged.
+/// Whether images cannot be removed now: a later sweep does it, instead of this one failing at each of them.
+fn is_bucket_down(inner: &Inner) -> bool {
+    inner.bucket.as_ref().is_some_and(|bucket| bucket.is_down())
+}
+
+/// Removes a job's image wherever it is, and returns the bytes freed on the disk. A failure is logged.
 pub(super) async fn remove_image(inner: &Inner, job: &EndedJob) -> Result<u64, JobsError> {
     let Some((id, format)) = job.file else { return Ok(0) };
-    let files = inner.files.clone();
-    let removed = tokio::task::spawn_blocking(move || files.remove(id, format)).await.map_err(JobsError::storage)?;
-    removed.map_err(|error| {
+    let refuse = |error: &dyn std::fmt::Display| {
         tracing::warn!(job = %id, %error, "an expired image cannot be removed");
-        error.into()
-    })
+    };
+    // The disk first: an image that is just on its way to the bucket is removed there by whoever brings it.
+    let freed = inner.remove_file(id, format).await.inspect_err(|error| refuse(error))?;
+    if let Some(bucket) = &inner.bucket {
+        bucket.delete(id, format).await.inspect_err(|error| refuse(error)).map_err(JobsError::storage)?;
+    }
+    Ok(freed)
 }

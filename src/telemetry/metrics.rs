@@ -26,6 +26,10 @@ const STEP_TOKENS: &str = "fluxserve_step_tokens";
 const STEP_IMAGES: &str = "fluxserve_step_pictures";
 const STEP_STOPS: &str = "fluxserve_step_stops_total";
 const BUDGETS_REACHED: &str = "fluxserve_budget_alerts_total";
+const BUCKET_REQUESTS: &str = "fluxserve_object_store_requests_total";
+const BUCKET_ANSWERS: &str = "fluxserve_object_store_answers";
+const WAITING_IMAGES: &str = "fluxserve_results_waiting_pictures";
+const WAITING_BYTES: &str = "fluxserve_results_waiting_bytes";
 const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
 const LOG_LINES_DROPPED: &str = "fluxserve_log_lines_dropped_total";
 
@@ -58,7 +62,7 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
 }
 
 /// Every metric. A test holds the dashboard of `deploy/grafana` to this table.
-pub const METRICS: [Metric; 19] = [
+pub const METRICS: [Metric; 23] = [
     metric(HTTP_REQUESTS, Kind::Counter, &["route", "method", "status"], "HTTP requests answered"),
     metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its response's head"),
     metric(JOBS, Kind::Counter, &["status"], "Jobs that ended"),
@@ -86,6 +90,10 @@ pub const METRICS: [Metric; 19] = [
         &["model", "reason"],
         "Denoising steps, by the reason why no further image was added to the batch",
     ),
+    metric(BUCKET_REQUESTS, Kind::Counter, &["request", "outcome"], "Requests to the bucket of images"),
+    metric(BUCKET_ANSWERS, Kind::Gauge, &[], "1 if the bucket of images accepted the last one, 0 if not"),
+    metric(WAITING_IMAGES, Kind::Gauge, &[], "Images on the disk that wait for their bucket"),
+    metric(WAITING_BYTES, Kind::Gauge, &[], "Bytes of images on the disk that wait for their bucket"),
     metric(ENGINE_REBUILDS, Kind::Counter, &["model"], "Engine rebuilds after a failure"),
     metric(
         LOG_LINES_DROPPED,
@@ -235,6 +243,18 @@ pub(super) fn log_lines_dropped(so_far: u64) {
     counter!(LOG_LINES_DROPPED).absolute(so_far);
 }
 
+/// Counts a request to the bucket of images; both words are of a few fixed ones.
+pub fn bucket_request(request: &'static str, outcome: &'static str) {
+    counter!(BUCKET_REQUESTS, "request" => request, "outcome" => outcome).increment(1);
+}
+
+/// Sets whether the bucket of images accepts some, and how many wait for it on the disk, of how many bytes.
+pub fn bucket_state(answers: bool, images: u64, bytes: u64) {
+    gauge!(BUCKET_ANSWERS).set(f64::from(u8::from(answers)));
+    gauge!(WAITING_IMAGES).set(images as f64);
+    gauge!(WAITING_BYTES).set(bytes as f64);
+}
+
 /// Counts an engine that failed and is rebuilt.
 pub fn engine_rebuilt(model: &str) {
     counter!(ENGINE_REBUILDS, "model" => model.to_owned()).increment(1);
@@ -258,6 +278,8 @@ mod tests {
         finished("a/model", 1, second);
         step_planned("a/model", "everyone_steps", 1);
         step_done("a/model", 1, second);
+        bucket_request("put", "ok");
+        bucket_state(true, 1, 1);
         engine_rebuilt("a/model");
         log_lines_dropped(1);
     }

@@ -101,6 +101,7 @@ impl TestApp {
             catalog: Arc::clone(&catalog),
             queues,
             clock: Arc::clone(&shared_clock),
+            bucket: options.bucket.clone(),
             settings: job_settings(&options, &folder),
         };
         let loras = start_loras(&options, &folder, &store, Arc::clone(&shared_clock)).await;

@@ -26,6 +26,7 @@ mod kubernetes;
 mod limits;
 mod loras;
 mod management;
+mod objects;
 mod openai;
 mod operations;
 mod projects;

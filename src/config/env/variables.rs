@@ -134,12 +134,44 @@ pub(in crate::config) const HTTP_TRUSTED_PROXIES: Variable = variable(
 );
 pub(in crate::config) const QUEUE_JOBS_MAX: Variable =
     variable("FLUXSERVE_QUEUE_JOBS_MAX", "queue.jobs_max", "most pending and running jobs");
+pub(in crate::config) const RESULTS_STORE: Variable = variable(
+    "FLUXSERVE_RESULTS_STORE",
+    "results.store",
+    "bucket for images, s3://bucket/prefix, gs:// or az://, or a folder, file:///mnt/results",
+);
+pub(in crate::config) const RESULTS_ENDPOINT: Variable = variable(
+    "FLUXSERVE_RESULTS_ENDPOINT",
+    "results.endpoint",
+    "store that speaks S3, other than Amazon's: https://s3.example.org",
+);
+pub(in crate::config) const RESULTS_REGION: Variable =
+    variable("FLUXSERVE_RESULTS_REGION", "results.region", "region of an S3 bucket");
+pub(in crate::config) const RESULTS_ALLOW_HTTP: Variable = variable(
+    "FLUXSERVE_RESULTS_ALLOW_HTTP",
+    "results.allow_http",
+    "true: that store may be reached without TLS",
+);
+pub(in crate::config) const RESULTS_LINKS: Variable = variable(
+    "FLUXSERVE_RESULTS_LINKS",
+    "results.links",
+    "stream: links are answered with the image; redirect: they lead to the bucket",
+);
+pub(in crate::config) const RESULTS_REDIRECT_SECONDS: Variable = variable(
+    "FLUXSERVE_RESULTS_REDIRECT_SECONDS",
+    "results.redirect_seconds",
+    "how long a link to the bucket works, at most 60",
+);
+pub(in crate::config) const RESULTS_SPOOL_BYTES_MAX: Variable = variable(
+    "FLUXSERVE_RESULTS_SPOOL_BYTES_MAX",
+    "results.spool_bytes_max",
+    "most disk space for images that wait for the bucket",
+);
 pub(in crate::config) const RESULTS_RETENTION_SECONDS: Variable =
     variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "results.retention_seconds", "how long images are stored");
 pub(in crate::config) const RESULTS_LINK_SECONDS: Variable =
     variable("FLUXSERVE_RESULTS_LINK_SECONDS", "results.link_seconds", "how long a link to an image works");
 pub(in crate::config) const RESULTS_BYTES_MAX: Variable =
-    variable("FLUXSERVE_RESULTS_BYTES_MAX", "results.bytes_max", "most disk space for images");
+    variable("FLUXSERVE_RESULTS_BYTES_MAX", "results.bytes_max", "most space for images, on the disk or in the bucket");
 pub(in crate::config) const RESULTS_PROVENANCE: Variable = variable(
     "FLUXSERVE_RESULTS_PROVENANCE",
     "results.provenance",
@@ -205,7 +237,7 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All variables, in the order of the file's fields.
-pub const VARIABLES: [Variable; 60] = [
+pub const VARIABLES: [Variable; 67] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     ADMIN_PASSWORD_FILE,
@@ -235,6 +267,13 @@ pub const VARIABLES: [Variable; 60] = [
     HTTP_CORS_ORIGINS,
     HTTP_TRUSTED_PROXIES,
     QUEUE_JOBS_MAX,
+    RESULTS_STORE,
+    RESULTS_ENDPOINT,
+    RESULTS_REGION,
+    RESULTS_ALLOW_HTTP,
+    RESULTS_LINKS,
+    RESULTS_REDIRECT_SECONDS,
+    RESULTS_SPOOL_BYTES_MAX,
     RESULTS_RETENTION_SECONDS,
     RESULTS_LINK_SECONDS,
     RESULTS_BYTES_MAX,

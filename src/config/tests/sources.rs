@@ -49,6 +49,23 @@ fn a_table_names_what_is_loaded_beside_a_model() {
     assert_eq!(models[0].directory, None, "it may be a downloaded model");
 }
 
+fn results_of_the_file() -> ResultsConfig {
+    ResultsConfig {
+        store: ResultStore::Bucket(BucketConfig {
+            location: "s3://pictures/worker-1".parse().expect("a bucket"),
+            endpoint: Some("http://s3.internal:9000".into()),
+            region: Some("eu-1".into()),
+            allow_http: true,
+            redirect_seconds: Some(30),
+            spool_bytes_max: 2_097_152,
+        }),
+        retention_seconds: 3600,
+        link_seconds: 600,
+        bytes_max: 1_048_576,
+        provenance: false,
+    }
+}
+
 #[test]
 fn every_field_of_the_file_is_read() {
     let config = Sources::new().file(COMPLETE_FILE).load().expect("valid");
@@ -93,7 +110,7 @@ fn every_field_of_the_file_is_read() {
             trusted_proxies: Networks::of(&["10.0.0.0/8".to_owned()]).expect("networks"),
         },
         queue: QueueConfig { jobs_max: 8 },
-        results: ResultsConfig { retention_seconds: 3600, link_seconds: 600, bytes_max: 1_048_576, provenance: false },
+        results: results_of_the_file(),
         loras: LoraConfig { file_bytes_max: 4_194_304, in_prompt: true },
         prices: Some(Prices {
             per_megapixel_step: "0.0004".parse().expect("a price"),
@@ -146,6 +163,13 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_HTTP_CORS_ORIGINS", "https://pages.example.org")
         .variable("FLUXSERVE_HTTP_TRUSTED_PROXIES", "10.0.0.0/8")
         .variable("FLUXSERVE_QUEUE_JOBS_MAX", "8")
+        .variable("FLUXSERVE_RESULTS_STORE", "s3://pictures/worker-1/")
+        .variable("FLUXSERVE_RESULTS_ENDPOINT", "http://s3.internal:9000/")
+        .variable("FLUXSERVE_RESULTS_REGION", "eu-1")
+        .variable("FLUXSERVE_RESULTS_ALLOW_HTTP", "true")
+        .variable("FLUXSERVE_RESULTS_LINKS", "redirect")
+        .variable("FLUXSERVE_RESULTS_REDIRECT_SECONDS", "30")
+        .variable("FLUXSERVE_RESULTS_SPOOL_BYTES_MAX", "2097152")
         .variable("FLUXSERVE_RESULTS_RETENTION_SECONDS", "3600")
         .variable("FLUXSERVE_RESULTS_LINK_SECONDS", "600")
         .variable("FLUXSERVE_RESULTS_BYTES_MAX", "1048576")

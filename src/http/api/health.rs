@@ -23,12 +23,15 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 #[schema(as = Health)]
 pub(in crate::http) struct HealthView {
     status: &'static str,
+    /// What works less well than it should, in sentences.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    degraded: Vec<String>,
 }
 
 /// Succeeds unless an engine has stalled in a way that only a restart can fix.
 pub(in crate::http) async fn alive(State(state): State<HttpState>) -> Result<Json<HealthView>, ApiError> {
     match state.jobs.stalled() {
-        None => Ok(Json(HealthView { status: "ok" })),
+        None => Ok(Json(HealthView { status: "ok", degraded: Vec::new() })),
         Some(why) => Err(ApiError::new(ErrorCode::EngineStalled).with_cause(&why).with_detail(why)),
     }
 }
@@ -44,7 +47,7 @@ pub(in crate::http) fn alive_operation() -> Operation {
         .refuses([ErrorCode::EngineStalled])
 }
 
-/// Succeeds if database and results folder accept writes, and an engine is warmed up and has not failed since.
+/// Succeeds if the database accepts writes and images can be stored, and an engine is warmed up and has not failed since.
 pub(in crate::http) async fn ready(State(state): State<HttpState>) -> Result<Json<HealthView>, ApiError> {
     let not_ready = |detail| ApiError::new(ErrorCode::NotReady).with_detail(detail);
     if state.jobs.is_draining() {
@@ -54,14 +57,15 @@ pub(in crate::http) async fn ready(State(state): State<HttpState>) -> Result<Jso
         return Err(not_ready("no engine is ready"));
     }
     accepts_writes(&state).await.map_err(not_ready)?;
-    Ok(Json(HealthView { status: "ready" }))
+    Ok(Json(HealthView { status: "ready", degraded: state.jobs.results_outage().into_iter().collect() }))
 }
 
 pub(in crate::http) fn ready_operation() -> Operation {
     Operation::new(Tag::Health, "get_readiness", "Readiness: whether the worker can generate images now")
         .answers::<HealthView>(
             StatusCode::OK,
-            "The database and the results folder accept writes, and an engine is ready.",
+            "The database accepts writes, images can be stored, and an engine is ready. `degraded` is there while images wait \
+             on the worker's disk because their bucket does not accept them.",
         )
         .refuses([ErrorCode::NotReady])
 }
@@ -74,7 +78,7 @@ async fn accepts_writes(state: &HttpState) -> Result<(), &'static str> {
         );
         match (database, results) {
             (false, _) => Err("the database does not accept writes"),
-            (true, false) => Err("the results folder does not accept images"),
+            (true, false) => Err(state.jobs.results_fault()),
             (true, true) => Ok(()),
         }
     };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -311,6 +311,9 @@ pub(in crate::http) async fn result(
         parameters.finish()?;
         let owner = state.jobs.owner_by_link(id, &ResultLink { expires, signature }).await?;
         refuse_unless_active(&state, owner).await?;
+        if let Some(url) = state.jobs.image_link(owner, id).await? {
+            return Ok(to_bucket(id, &url));
+        }
         state.jobs.image(owner, id).await?
     } else {
         let (mut parts, _) = request.into_parts();
@@ -319,6 +322,16 @@ pub(in crate::http) async fn result(
         state.jobs.image(caller.key_id, id).await?
     };
     Ok(image_response(id, None, image))
+}
+
+/// Leads the holder of a link to the bucket. Never the holder of a key: clients send their headers along to where they are led.
+fn to_bucket(id: JobId, url: &str) -> Response {
+    let headers = [
+        (LOCATION, HeaderValue::try_from(url).expect("a URL is visible ASCII")),
+        (CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        (JOB_ID, HeaderValue::try_from(id.to_string()).expect("an id is visible ASCII")),
+    ];
+    (StatusCode::TEMPORARY_REDIRECT, headers).into_response()
 }
 
 /// A link is valid only as long as its key is.
@@ -339,11 +352,13 @@ pub(in crate::http) fn result_operation() -> Operation {
         .description(
             "For the job's key, or for anyone with its `result_url`. This link needs no key, expires after \
              `results.link_seconds` (each response with the job has a fresh one), and ends with the key. Other query \
-             parameters of a link are ignored.",
+             parameters of a link are ignored. Where `results.links` is `redirect`, a link leads on to the image in its \
+             bucket, by a URL that works for a minute at most.",
         )
         .query("expires", text(), "From the `result_url`.")
         .query("signature", text(), "From the `result_url`.")
         .answers_image(StatusCode::OK, "The image.")
+        .answers_nothing(StatusCode::TEMPORARY_REDIRECT, "The image is at `Location`, in its bucket. For links only.")
         .refuses([ErrorCode::LinkRefused, ErrorCode::NoImage, ErrorCode::ImageGone, ErrorCode::StorageUnavailable])
 }
 

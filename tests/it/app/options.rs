@@ -6,6 +6,7 @@ use fluxserve::domain::model::ModelCard;
 use fluxserve::domain::money::Prices;
 use fluxserve::domain::precision::Precision;
 use fluxserve::http::HttpSettings;
+use fluxserve::jobs::ResultBucket;
 use fluxserve::kubernetes::ClusterSettings;
 use fluxserve::uploads::UploadLimits;
 
@@ -32,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) prices: Option<Prices>,
     pub(crate) stall_min: Duration,
     pub(crate) uploads: UploadLimits,
+    /// The bucket of images, instead of a folder.
+    pub(crate) bucket: Option<ResultBucket>,
     /// Changes the card of the model.
     pub(crate) change_card: fn(&mut ModelCard),
 }
@@ -63,6 +66,7 @@ impl Default for Options {
             prices: None,
             stall_min: Duration::from_mins(1),
             uploads: UploadLimits::default(),
+            bucket: None,
             change_card: |_| {},
         }
     }
