@@ -113,8 +113,7 @@ impl TestApp {
         let kubernetes =
             start_kubernetes(options.cluster.as_ref(), options.auto_open, (&store, &service), shared_clock).await;
         if options.has_password {
-            let password = PASSWORD.parse().expect("long enough");
-            admin.ensure_password(&password, &Actor::CommandLine).await.expect("set");
+            set_password(&admin).await;
         }
         let keys = match keys {
             Some(keys) => keys,
@@ -297,6 +296,11 @@ impl TestApp {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
+}
+
+async fn set_password(admin: &AdminService) {
+    let password = PASSWORD.parse().expect("long enough");
+    admin.ensure_password(&password, &Actor::CommandLine).await.expect("set");
 }
 
 async fn answer_of(router: &Router, request: Request<Body>) -> Answer {
