@@ -29,6 +29,7 @@ mod results_disk;
 mod revoked_keys;
 mod serve;
 mod surface;
+mod webhooks;
 
 use std::sync::Arc;
 

@@ -31,7 +31,7 @@ pub use record::{
     KeyState, LimitChanges, NAME_CHARS_MAX, NewKey, Overlap, UnknownKeyState,
 };
 pub use service::KeyService;
-pub use store::audit::audit_in;
+pub use store::audit::{audit_in, audit_key_in};
 
 use crate::store::StoreError;
 

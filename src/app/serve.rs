@@ -20,6 +20,7 @@ use super::loras::swept_lora_catalog;
 use super::models::catalog_of;
 use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
+use super::webhooks::{open_webhooks, webhook_settings};
 use super::{compute_threads, heap, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
@@ -28,6 +29,7 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
 use crate::engine;
+use crate::hooks;
 use crate::http::{self, HttpParts, HttpSettings, Tls};
 use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, INPUT_IMAGES_BYTES_MAX, JobService, JobSettings, ServiceParts};
 use crate::kubernetes::{Cluster, Kubernetes, KubernetesParts};
@@ -196,7 +198,7 @@ struct Worker {
     servers: JoinSet<()>,
     /// Stores when keys were last used.
     uses: JoinHandle<()>,
-    /// Cancels the jobs of revoked keys, and keeps the cluster in line with the keys' rights.
+    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, and delivers to webhooks.
     keepers: JoinSet<()>,
     close: ShutdownTrigger,
 }
@@ -216,12 +218,14 @@ impl Worker {
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
         let queues = start_engines(config, &catalog, build)?;
         let loras = swept_lora_catalog(config, &keys.store, &clock).await;
+        let webhook_settings = webhook_settings(config, &urls.clients);
         let parts = ServiceParts {
             store: keys.store.clone(),
             catalog: Arc::clone(&catalog),
             queues: queues.clone(),
-            clock,
+            clock: Arc::clone(&clock),
             settings: job_settings(config),
+            outbox: hooks::outbox(&webhook_settings),
         };
         let kubernetes = open_kubernetes(config, keys, &parts.clock)
             .await
@@ -230,6 +234,7 @@ impl Worker {
             tracing::warn!("{note}");
         }
         let jobs = JobService::start(parts).await.inspect_err(|_| queues.values().for_each(Queue::close))?;
+        let webhooks = open_webhooks(keys, &jobs, clock, webhook_settings).await.inspect_err(|_| jobs.close())?;
         let routers = http::routers(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
@@ -238,6 +243,7 @@ impl Worker {
             admin: keys.admin.clone(),
             loras,
             kubernetes: kubernetes.clone(),
+            webhooks: webhooks.clone(),
             device: describe_devices(&config.device),
             metrics,
             settings: HttpSettings {
@@ -268,6 +274,7 @@ impl Worker {
         let mut keepers = JoinSet::new();
         keepers.spawn(revoked_keys::cancel_their_jobs(keys.store.clone(), keys.service.clone(), jobs.clone()));
         keepers.spawn(async move { kubernetes.keep().await });
+        keepers.spawn(async move { webhooks.deliver().await });
         Ok(Self { urls, catalog, queues, jobs, servers, uses, keepers, close })
     }
 

@@ -109,6 +109,10 @@ pub enum AuditAction {
     LoraAdded,
     /// A LoRA was removed.
     LoraRemoved,
+    /// A key's webhook got another URL or other events.
+    WebhookEdited,
+    /// A key got a webhook secret, or a new one.
+    WebhookSecretMade,
 }
 
 /// A text that is no action.
@@ -118,7 +122,7 @@ pub struct UnknownAction;
 
 impl AuditAction {
     /// Every action.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::KeyCreated,
         Self::KeyEdited,
         Self::KeyRotated,
@@ -133,6 +137,8 @@ impl AuditAction {
         Self::CredentialIssued,
         Self::LoraAdded,
         Self::LoraRemoved,
+        Self::WebhookEdited,
+        Self::WebhookSecretMade,
     ];
 
     /// Its name in the log and on the wire.
@@ -153,6 +159,8 @@ impl AuditAction {
             Self::CredentialIssued => "credential_issued",
             Self::LoraAdded => "lora_added",
             Self::LoraRemoved => "lora_removed",
+            Self::WebhookEdited => "webhook_edited",
+            Self::WebhookSecretMade => "webhook_secret_made",
         }
     }
 }

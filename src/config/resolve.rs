@@ -1,5 +1,7 @@
 //! From the settings of all sources to one checked [`Config`].
 
+mod webhooks;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -135,6 +137,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
         loras: loras(layers, &default.loras)?,
         log: log(layers, default.log)?,
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
+        webhooks: webhooks::resolve(layers, default.webhooks)?,
         kubernetes: kubernetes(layers, default.kubernetes)?,
         hub: HubConfig {
             download: last(layers, |settings| settings.hub.download).is_some_and(|(download, _)| download),

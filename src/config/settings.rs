@@ -31,6 +31,7 @@ pub(super) struct Settings {
     pub(super) lora_in_prompt: Option<bool>,
     pub(super) log: LogSettings,
     pub(super) telemetry: TelemetrySettings,
+    pub(super) webhooks: WebhookSettings,
     pub(super) tls: TlsSettings,
     pub(super) kubernetes: KubernetesSettings,
     pub(super) hub: HubSettings,
@@ -115,6 +116,15 @@ pub(super) struct LogSettings {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetrySettings {
     pub(super) otlp_endpoint: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WebhookSettings {
+    pub(super) enabled: Option<bool>,
+    pub(super) allow_http: Option<bool>,
+    pub(super) allowed_hosts: Option<Vec<String>>,
+    pub(super) only_allowed_hosts: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

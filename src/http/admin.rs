@@ -9,4 +9,5 @@ pub(super) mod overview;
 pub(super) mod playground;
 pub(super) mod session;
 pub(super) mod usage;
+pub(super) mod webhooks;
 pub(super) mod wire;

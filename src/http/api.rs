@@ -11,4 +11,5 @@ pub(super) mod jobs;
 pub(super) mod loras;
 pub(super) mod openai;
 pub(super) mod wanted_loras;
+pub(super) mod webhooks;
 pub(super) mod write_check;

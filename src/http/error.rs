@@ -6,6 +6,7 @@
 
 mod cluster;
 mod loras;
+mod webhooks;
 
 use std::fmt;
 
@@ -90,6 +91,7 @@ error_codes! {
     KeyNotFound             "key_not_found"             NOT_FOUND              "There is no such key";
     NamespaceNotFound       "namespace_not_found"       NOT_FOUND              "There is no such namespace";
     LoraNotFound            "lora_not_found"            NOT_FOUND              "There is no such LoRA";
+    DeliveryNotFound        "delivery_not_found"        NOT_FOUND              "There is no such delivery";
     JobNotFound             "job_not_found"             NOT_FOUND              "There is no such job";
     NoPreview               "no_preview"                NOT_FOUND              "The job has no preview now";
     MethodNotAllowed        "method_not_allowed"        METHOD_NOT_ALLOWED     "The path does not allow this method";
@@ -104,6 +106,7 @@ error_codes! {
     NamespacePending        "namespace_pending"         CONFLICT               "The namespace is not open in the cluster yet";
     LoraExists              "lora_exists"               CONFLICT               "A LoRA with this name exists";
     LoraInUse               "lora_in_use"               CONFLICT               "Unfinished jobs use the LoRA";
+    WebhookNotSetUp         "webhook_not_set_up"        CONFLICT               "The key's webhook lacks a URL or a secret";
     ImageGone               "picture_gone"              GONE                   "The image has been deleted";
     BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
     UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body has another media type";
@@ -125,6 +128,7 @@ error_codes! {
     TooManyConnections      "too_many_connections"      SERVICE_UNAVAILABLE    "The worker has too many connections";
     NotReady                "not_ready"                 SERVICE_UNAVAILABLE    "The worker is not ready";
     EngineStalled           "engine_stalled"            SERVICE_UNAVAILABLE    "An engine has stopped generating";
+    WebhooksOff             "webhooks_off"              SERVICE_UNAVAILABLE    "Webhooks are off on this worker";
     KubernetesNotConfigured "kubernetes_not_configured" SERVICE_UNAVAILABLE    "This worker has no cluster";
     KubernetesUnavailable   "kubernetes_unavailable"    SERVICE_UNAVAILABLE    "The cluster did not carry out the \
                                                                                 request";

@@ -14,7 +14,7 @@ use super::launch::JobToRun;
 use super::links::LinkSigner;
 use super::results::ResultFiles;
 use super::state::Inner;
-use super::store::{JobStore, NewJob};
+use super::store::{JobOutbox, JobStore, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
 use super::usage_buffer::UsageBuffer;
 use super::watchers::Watchers;
@@ -25,6 +25,7 @@ use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::pace::Pace;
+use crate::domain::webhook::JobWebhook;
 use crate::queue::{CancelCause, EngineState, Queue, Reservation};
 use crate::store::Store;
 
@@ -40,6 +41,8 @@ pub struct ServiceParts {
     pub clock: Arc<dyn Clock>,
     /// Its settings.
     pub settings: JobSettings,
+    /// Who learns of each change of a job, in the transaction of the change.
+    pub outbox: Arc<dyn JobOutbox>,
 }
 
 /// The service that accepts, runs and stores jobs. Clones share it.
@@ -52,8 +55,8 @@ impl JobService {
     /// # Errors
     /// When the database or the results folder cannot be used.
     pub async fn start(parts: ServiceParts) -> Result<Self, JobsError> {
-        let ServiceParts { store, catalog, queues, clock, settings } = parts;
-        let (store, usage_buffer) = (JobStore::new(store.clone()), UsageBuffer::new(store));
+        let ServiceParts { store, catalog, queues, clock, settings, outbox } = parts;
+        let (store, usage_buffer) = (JobStore::new(store.clone()).with_outbox(outbox), UsageBuffer::new(store));
         let directory = settings.results_directory.clone();
         let files =
             tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
@@ -105,6 +108,18 @@ impl JobService {
     /// When the model is not available, the queue is full, the worker is shutting down, or the database fails; or when
     /// the idempotency key was used for another request.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
+        self.submit_with(submission, None).await
+    }
+
+    /// As [`JobService::submit`], with what the request says of webhooks.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn submit_with(
+        &self,
+        submission: Submission,
+        webhook: Option<JobWebhook>,
+    ) -> Result<Submitted, JobsError> {
         let turn = match &submission.repeat_key {
             Some(key) => Some(self.0.repeats.take(submission.owner, key).await),
             None => None,
@@ -126,7 +141,7 @@ impl JobService {
         // A task of its own: a client that disconnects between insert and hand-over must not leave an orphaned row. The
         // task's result is then dropped, which cancels the job.
         let accepting = async move {
-            let accepted = service.accept(submission, reservation, allowance).await;
+            let accepted = service.accept(submission, webhook, reservation, allowance).await;
             drop(turn);
             accepted
         };
@@ -137,6 +152,7 @@ impl JobService {
     async fn accept(
         self,
         submission: Submission,
+        webhook: Option<JobWebhook>,
         reservation: Reservation,
         allowance: Allowance,
     ) -> Result<Submitted, JobsError> {
@@ -168,6 +184,7 @@ impl JobService {
             created_at: job.created_at,
             repeat_key: submission.repeat_key.as_ref().map(|key| (key, repeat_key_cutoff)),
             input_image: input_image.as_deref(),
+            webhook: webhook.as_ref(),
         };
         if !self.0.store.insert(row).await? {
             // The same request came twice at once, and this one is the second.

@@ -18,6 +18,7 @@ use fluxserve::catalog::{Availability, Catalog};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model_source::ModelSource;
+use fluxserve::hooks::{self, Webhooks};
 use fluxserve::http::{ConnectionLimits, HttpParts, Routers, routers, serve};
 use fluxserve::jobs::{JobService, ServiceParts};
 use fluxserve::store::Store;
@@ -33,7 +34,7 @@ use tower::ServiceExt;
 pub(crate) use answer::{Answer, decoded};
 pub(crate) use options::Options;
 pub(crate) use parts::Keys;
-use parts::{job_settings, make_keys, start_kubernetes, start_loras, start_queues};
+use parts::{job_settings, make_keys, start_kubernetes, start_loras, start_queues, start_webhooks, webhook_settings};
 
 use crate::documented;
 use crate::fake_engine::EngineControl;
@@ -60,6 +61,7 @@ pub(crate) struct TestApp {
     pub(crate) service: KeyService,
     pub(crate) admin: AdminService,
     pub(crate) authenticator: Authenticator,
+    pub(crate) webhooks: Webhooks,
     pub(crate) folder: TempDir,
 }
 
@@ -95,12 +97,15 @@ impl TestApp {
             queues,
             clock: Arc::clone(&shared_clock),
             settings: job_settings(&options, &folder),
+            outbox: hooks::outbox(&webhook_settings(&options, &folder)),
         };
         let loras = start_loras(&options, &folder, &store, Arc::clone(&shared_clock)).await;
         let jobs = JobService::start(parts).await.expect("a service");
         let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
         let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
         let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
+        let webhooks =
+            start_webhooks(&options, &folder, (&store, &service, &jobs), Arc::clone(&shared_clock)).await;
         let kubernetes =
             start_kubernetes(options.cluster.as_ref(), options.auto_open, (&store, &service), shared_clock).await;
         if options.has_password {
@@ -119,6 +124,7 @@ impl TestApp {
             admin: admin.clone(),
             loras,
             kubernetes,
+            webhooks: webhooks.clone(),
             device: "a fake".into(),
             metrics: telemetry::metrics::install(),
             settings: options.http,
@@ -136,6 +142,7 @@ impl TestApp {
             service,
             admin,
             authenticator,
+            webhooks,
             folder,
         };
         if options.waits_for_ready {

@@ -37,3 +37,4 @@ mod storage;
 mod stub_cluster;
 mod terms;
 mod waiting;
+mod webhooks;

@@ -23,7 +23,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 49] = [
+const MATRIX: [Expected; 57] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -31,6 +31,9 @@ const MATRIX: [Expected; 49] = [
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}/events", 200),
     expect(Access::InferenceOrLink, "GET", "/v1/inference/jobs/{job_id}/result", 200),
     expect(Access::Inference, "GET", "/v1/inference/loras", 200),
+    expect(Access::Inference, "GET", "/v1/inference/deliveries", 200),
+    // There is no delivery.
+    expect(Access::Inference, "POST", "/v1/inference/deliveries/{delivery_id}/resend", 404),
     expect(Access::Anyone, "GET", "/v1/inference/models", 200),
     expect(Access::Anyone, "GET", "/v1/inference/runtime/models", 200),
     expect(Access::Inference, "POST", "/v1/images/generations", 200),
@@ -46,6 +49,14 @@ const MATRIX: [Expected; 49] = [
     expect(Access::Session, "DELETE", "/v1/api-keys/{key_id}", 200),
     expect(Access::Session, "POST", "/v1/api-keys/{key_id}/rotate", 200),
     expect(Access::Session, "GET", "/v1/api-keys/{key_id}/usage", 200),
+    expect(Access::Session, "GET", "/v1/api-keys/{key_id}/webhook", 200),
+    expect(Access::Session, "PATCH", "/v1/api-keys/{key_id}/webhook", 200),
+    expect(Access::Session, "POST", "/v1/api-keys/{key_id}/webhook/secret", 200),
+    // It has no URL.
+    expect(Access::Session, "POST", "/v1/api-keys/{key_id}/webhook/test", 409),
+    expect(Access::Session, "GET", "/v1/api-keys/{key_id}/deliveries", 200),
+    // There is no delivery.
+    expect(Access::Session, "POST", "/v1/api-keys/{key_id}/deliveries/{delivery_id}/resend", 404),
     expect(Access::Session, "GET", "/v1/loras", 200),
     // Without a body there is no file.
     expect(Access::Session, "POST", "/v1/loras", 415),
@@ -79,6 +90,9 @@ const MATRIX: [Expected; 49] = [
     expect(Access::Anyone, "GET", "/readyz", 200),
     expect(Access::Metrics, "GET", "/metrics", 404),
 ];
+
+/// The id of no delivery.
+const DELIVERY: &str = "msg_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f";
 
 #[test]
 fn the_matrix_lists_every_route() {
@@ -171,6 +185,7 @@ fn body_of(row: &Expected) -> Option<Value> {
         ("POST", path) if path.ends_with("/exec-credential") => {
             Some(json!({ "kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1" }))
         }
+        ("PATCH", "/v1/api-keys/{key_id}/webhook") => Some(json!({ "events": ["job.failed"] })),
         ("PATCH", _) => Some(json!({ "name": "other" })),
         _ => None,
     }
@@ -197,7 +212,7 @@ async fn every_route_accepts_only_its_callers() {
             let subject = app.service.create(new, &Actor::CommandLine).await.expect("a key").id;
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
             let path = path.replace("{namespace_id}", NAMESPACE);
-            let path = path.replace("{lora_id}", "pen");
+            let path = path.replace("{lora_id}", "pen").replace("{delivery_id}", DELIVERY);
             let path = path.replace("{file}", "app.js").replace("{*model}", MODEL);
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if matches!(caller, Caller::Session | Caller::SessionAndKey) {
@@ -226,7 +241,7 @@ async fn without_a_password_there_are_no_management_routes() {
         for method in [row.method, "PUT"] {
             let path = row.path.replace("{key_id}", "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f");
             let path = path.replace("{namespace_id}", NAMESPACE).replace("{lora_id}", "pen");
-            let path = path.replace("{job_id}", "job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f");
+            let path = path.replace("{job_id}", "job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f").replace("{delivery_id}", DELIVERY);
             let mut request = managing("fluxserve_session=guess", method, &path, body_of(row).as_ref());
             request.headers_mut().insert("origin", "http://evil.test".parse().expect("a value"));
             let answer = app.send(request).await;

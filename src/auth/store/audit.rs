@@ -49,6 +49,20 @@ pub async fn audit_in(
     insert(connection, &NewEntry { at, actor, action, key: None, detail }).await
 }
 
+/// Writes an entry about a key in the transaction of another module's change.
+///
+/// # Errors
+/// When the database fails.
+pub async fn audit_key_in(
+    connection: &mut SqliteConnection,
+    (at, actor): (OffsetDateTime, &Actor),
+    action: AuditAction,
+    key: AuditedKey,
+    detail: Value,
+) -> Result<(), KeyFailure> {
+    insert(connection, &NewEntry { at, actor, action, key: Some(key), detail }).await
+}
+
 async fn trim(connection: &mut SqliteConnection, actor: &str, kept: u32) -> Result<(), KeyFailure> {
     sqlx::query(
         "DELETE FROM audit_log WHERE actor = ?1 AND id <= \

@@ -24,6 +24,7 @@ pub(in crate::http) async fn submit(
     origin: Origin,
     ApiJson { value: request, reservation, .. }: ApiJson<SubmitImage>,
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
+    request.webhook().refuse()?;
     let card = state.card_of(request.model())?;
     let urgency = request.urgency();
     let limits = KeyLimits::default();

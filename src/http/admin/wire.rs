@@ -9,3 +9,4 @@ pub(in crate::http) mod lora;
 pub(in crate::http) mod overview;
 pub(in crate::http) mod session;
 pub(in crate::http) mod usage;
+pub(in crate::http) mod webhook;

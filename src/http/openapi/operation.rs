@@ -28,6 +28,7 @@ pub(in crate::http) enum Tag {
     Session,
     ApiKeys,
     Loras,
+    Webhooks,
     Kubernetes,
     Audit,
     Console,
@@ -35,7 +36,7 @@ pub(in crate::http) enum Tag {
 }
 
 impl Tag {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::Images,
         Self::OpenAi,
         Self::Jobs,
@@ -43,6 +44,7 @@ impl Tag {
         Self::Session,
         Self::ApiKeys,
         Self::Loras,
+        Self::Webhooks,
         Self::Kubernetes,
         Self::Audit,
         Self::Console,
@@ -58,6 +60,7 @@ impl Tag {
             Self::Session => "Session",
             Self::ApiKeys => "API keys",
             Self::Loras => "LoRAs",
+            Self::Webhooks => "Webhooks",
             Self::Kubernetes => "Kubernetes",
             Self::Audit => "Audit",
             Self::Console => "Console",
@@ -74,6 +77,7 @@ impl Tag {
             Self::Session => "The administrator's sign-in.",
             Self::ApiKeys => "Create, edit, rotate and revoke keys.",
             Self::Loras => "Adapters that requests can use: add, list and remove them.",
+            Self::Webhooks => "Signed messages to receivers of yours, when something happens to a job.",
             Self::Kubernetes => "Cluster namespaces that keys give kubectl access to, and tokens for them.",
             Self::Audit => "Who did what, when and from where.",
             Self::Console => "The console's pages and their data, including the jobs of all keys.",

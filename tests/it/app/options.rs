@@ -1,8 +1,10 @@
 //! How a worker differs from the default one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fluxserve::domain::precision::Precision;
+use fluxserve::hooks::Lookup;
 use fluxserve::http::HttpSettings;
 use fluxserve::kubernetes::ClusterSettings;
 
@@ -27,6 +29,11 @@ pub(crate) struct Options {
     pub(crate) auto_open: bool,
     pub(crate) precision: Precision,
     pub(crate) stall_min: Duration,
+    pub(crate) has_webhooks: bool,
+    /// Receivers of webhooks that are allowed.
+    pub(crate) webhook_hosts: Vec<String>,
+    /// How names of receivers are resolved.
+    pub(crate) lookup: Option<Arc<Lookup>>,
 }
 
 impl Default for Options {
@@ -54,6 +61,9 @@ impl Default for Options {
             auto_open: false,
             precision: Precision::default(),
             stall_min: Duration::from_mins(1),
+            has_webhooks: true,
+            webhook_hosts: vec!["127.0.0.1".into()],
+            lookup: None,
         }
     }
 }
