@@ -32,6 +32,8 @@ const SYMBOLS = {
   namespace_deleted: "trash",
   lora_added: "plus",
   lora_removed: "trash",
+  webhook_edited: "edit",
+  webhook_secret_made: "rotate",
 };
 
 export async function showAudit({ main, signal }) {
@@ -132,6 +134,10 @@ function actionText(entry) {
       return ["added the LoRA ", element("strong", null, detail.lora)];
     case "lora_removed":
       return ["removed the LoRA ", element("strong", null, detail.lora)];
+    case "webhook_edited":
+      return ["changed the webhook of the key ", keyLink(entry), detail.host && [", to ", element("strong", null, detail.host)]];
+    case "webhook_secret_made":
+      return ["made a webhook secret for the key ", keyLink(entry)];
     default:
       return [words(entry.action).toLowerCase(), entry.key_prefix && [" ", keyLink(entry)]];
   }
