@@ -92,7 +92,10 @@ impl WebhookEvents {
     /// # Errors
     /// When one of them is no event of a job.
     pub fn of(names: &[String]) -> Result<Self, UnknownEvent> {
-        let event = |name: &String| name.parse().ok().filter(|event| *event != WebhookEvent::Test).ok_or(UnknownEvent);
+        let event = |name: &String| {
+            let event = name.parse::<WebhookEvent>()?;
+            if event == WebhookEvent::Test { Err(UnknownEvent) } else { Ok(event) }
+        };
         names.iter().map(event).collect::<Result<_, _>>().map(Self)
     }
 
