@@ -31,6 +31,7 @@ mod revoked_keys;
 mod serve;
 mod surface;
 mod uploads;
+mod webhooks;
 
 use std::sync::Arc;
 

@@ -22,7 +22,7 @@ pub use names::{CorsOrigins, DEFAULT_METRICS_LISTEN, HostNames, MetricsListen, N
 pub use public_url::{NotAPublicUrl, PublicUrl};
 pub use values::{
     Config, DEFAULT_MODEL, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, LogFormat, LoraConfig, QueueConfig,
-    ResultsConfig, THREADS, TelemetryConfig, TlsConfig, UnknownLogFormat,
+    ResultsConfig, THREADS, TelemetryConfig, TlsConfig, UnknownLogFormat, WebhooksConfig,
 };
 
 #[cfg(test)]

@@ -38,4 +38,5 @@ pub mod scope;
 pub mod spec;
 pub mod step_cache;
 pub mod usage;
+pub mod webhook;
 pub mod weight_storage;

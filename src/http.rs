@@ -44,6 +44,7 @@ pub use server::{ConnectionLimits, Tls, TlsError, serve};
 pub use settings::HttpSettings;
 pub use state::HttpParts;
 
+use crate::jobs::JobReport;
 use error::{ApiError, ErrorCode};
 use extract::body::BodyBudget;
 use hosts::HEALTH_PATHS;
@@ -57,6 +58,12 @@ const TRANSPORT_SECURITY: &str = "max-age=2592000";
 pub fn openapi_json() -> String {
     let rows = table().into_iter().map(|(route, _, operation)| (route, operation));
     openapi::json(&openapi::document(rows))
+}
+
+/// A job as its owner gets it from `GET /v1/inference/jobs/{job_id}`, with URLs that begin with `origin`.
+pub fn job_json(report: &JobReport, origin: &str) -> serde_json::Value {
+    let view = api::jobs::JobView::new(report, &origin::Origin::kept(origin));
+    serde_json::to_value(view).expect("a job is plain data")
 }
 
 /// The HTTP API as services for [`serve`], which adds the peer's address for throttling.

@@ -47,6 +47,7 @@ pub use request::{JobRequest, LoraText, RequestedImage, RequestedLora};
 pub use results::{results_disk_bytes, try_results};
 pub use service::{JobService, ServiceParts};
 pub use statistics::{Minute, Statistics};
+pub use store::{AcceptedRow, JobOutbox};
 pub use submission::{AcceptedJob, Submission, Submitted};
 pub use usage_buffer::UsageBuffer;
 pub use visibility::Visibility;

@@ -10,6 +10,7 @@ pub mod decode;
 pub mod domain;
 pub mod encode;
 pub mod engine;
+pub mod hooks;
 pub mod http;
 pub mod hub;
 pub mod jobs;

@@ -118,6 +118,10 @@ pub enum AuditAction {
     ProjectDeleted,
     /// A key or a project has used so much of its budget that this is told.
     BudgetReached,
+    /// A key's webhook got another URL or other events.
+    WebhookEdited,
+    /// A key got a webhook secret, or a new one.
+    WebhookSecretMade,
 }
 
 /// A text that is no action.
@@ -127,7 +131,7 @@ pub struct UnknownAction;
 
 impl AuditAction {
     /// Every action.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 20] = [
         Self::KeyCreated,
         Self::KeyEdited,
         Self::KeyRotated,
@@ -146,6 +150,8 @@ impl AuditAction {
         Self::ProjectEdited,
         Self::ProjectDeleted,
         Self::BudgetReached,
+        Self::WebhookEdited,
+        Self::WebhookSecretMade,
     ];
 
     /// Its name in the log and on the wire.
@@ -170,6 +176,8 @@ impl AuditAction {
             Self::ProjectEdited => "project_edited",
             Self::ProjectDeleted => "project_deleted",
             Self::BudgetReached => "budget_reached",
+            Self::WebhookEdited => "webhook_edited",
+            Self::WebhookSecretMade => "webhook_secret_made",
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::config::expand::{Lookup, Unset, at_home, expanded};
 use crate::config::hub::{HubConfig, ProxyConfig};
 use crate::config::settings::{
     EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting, Origin,
-    PriceSettings, QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings,
+    PriceSettings, QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings, WebhookSettings,
 };
 use crate::domain::hub_token::HubToken;
 
@@ -203,6 +203,12 @@ impl<'a> Environment<'a> {
             },
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
+            webhooks: WebhookSettings {
+                enabled: self.boolean(&WEBHOOKS_ENABLED)?,
+                allow_http: self.boolean(&WEBHOOKS_ALLOW_HTTP)?,
+                allowed_hosts: self.words(&WEBHOOKS_ALLOWED_HOSTS)?,
+                only_allowed_hosts: self.boolean(&WEBHOOKS_ONLY_ALLOWED_HOSTS)?,
+            },
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },
             kubernetes: KubernetesSettings {
                 kubeconfig: self.path(&KUBERNETES_KUBECONFIG),

@@ -1,6 +1,7 @@
 //! From the settings of all sources to one checked [`Config`].
 
 mod served;
+mod webhooks;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -137,6 +138,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
         prices: prices(layers)?,
         log: log(layers, default.log)?,
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
+        webhooks: webhooks::resolve(layers, default.webhooks)?,
         kubernetes: kubernetes(layers, default.kubernetes)?,
         hub: HubConfig {
             download: last(layers, |settings| settings.hub.download).is_some_and(|(download, _)| download),

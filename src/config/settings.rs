@@ -32,6 +32,7 @@ pub(super) struct Settings {
     pub(super) prices: PriceSettings,
     pub(super) log: LogSettings,
     pub(super) telemetry: TelemetrySettings,
+    pub(super) webhooks: WebhookSettings,
     pub(super) tls: TlsSettings,
     pub(super) kubernetes: KubernetesSettings,
     pub(super) hub: HubSettings,
@@ -133,6 +134,15 @@ pub(super) struct LogSettings {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetrySettings {
     pub(super) otlp_endpoint: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WebhookSettings {
+    pub(super) enabled: Option<bool>,
+    pub(super) allow_http: Option<bool>,
+    pub(super) allowed_hosts: Option<Vec<String>>,
+    pub(super) only_allowed_hosts: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

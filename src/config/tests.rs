@@ -16,6 +16,7 @@ use crate::domain::ids::ModelId;
 use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
+use crate::domain::webhook::AllowedHosts;
 use crate::domain::weight_storage::WeightStorage;
 
 struct Sources {
@@ -114,6 +115,12 @@ format = "json"
 
 [telemetry]
 otlp_endpoint = "http://localhost:4318"
+
+[webhooks]
+enabled = false
+allow_http = true
+allowed_hosts = ["hooks.internal", "10.0.0.0/8"]
+only_allowed_hosts = true
 
 [kubernetes]
 kubeconfig = "/etc/fluxserve/kubeconfig"

@@ -18,6 +18,7 @@ use crate::domain::namespace::NamespaceName;
 use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
+use crate::domain::webhook::AllowedHosts;
 use crate::domain::weight_storage::WeightStorage;
 
 /// How many threads may compute on the CPU.
@@ -65,6 +66,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Export to collectors.
     pub telemetry: TelemetryConfig,
+    /// Webhooks.
+    pub webhooks: WebhooksConfig,
     /// The cluster that keys give kubectl access to.
     pub kubernetes: KubernetesConfig,
     /// Source and target of model downloads.
@@ -174,6 +177,19 @@ pub struct TelemetryConfig {
     pub otlp_endpoint: Option<String>,
 }
 
+/// Webhooks: messages to receivers that keys' holders name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhooksConfig {
+    /// Whether there are any.
+    pub enabled: bool,
+    /// Whether receivers without https are allowed.
+    pub allow_http: bool,
+    /// Receivers that are allowed although they are in a private network.
+    pub allowed_hosts: AllowedHosts,
+    /// Whether no others are allowed.
+    pub only_allowed_hosts: bool,
+}
+
 /// The cluster that keys give kubectl access to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KubernetesConfig {
@@ -260,6 +276,12 @@ impl Default for Config {
                 format: LogFormat::Text,
             },
             telemetry: TelemetryConfig::default(),
+            webhooks: WebhooksConfig {
+                enabled: true,
+                allow_http: false,
+                allowed_hosts: AllowedHosts::default(),
+                only_allowed_hosts: false,
+            },
             kubernetes: KubernetesConfig {
                 kubeconfig: None,
                 in_cluster: false,
@@ -322,6 +344,12 @@ impl Config {
     #[must_use]
     pub fn link_secret_path(&self) -> PathBuf {
         self.data_dir.join("links.secret")
+    }
+
+    /// The secret of webhooks. Not in the database: a copy of that must not sign anything.
+    #[must_use]
+    pub fn webhook_secret_path(&self) -> PathBuf {
+        self.data_dir.join("webhooks.secret")
     }
 
     /// The folder of LoRAs.

@@ -14,4 +14,5 @@ pub(super) mod uploads;
 pub(super) mod wanted_cache;
 pub(super) mod wanted_images;
 pub(super) mod wanted_loras;
+pub(super) mod webhooks;
 pub(super) mod write_check;

@@ -9,6 +9,7 @@ mod limits;
 mod loras;
 mod uploads;
 mod usage;
+mod webhooks;
 
 use std::fmt;
 
@@ -95,6 +96,7 @@ error_codes! {
     NamespaceNotFound       "namespace_not_found"       NOT_FOUND              "There is no such namespace";
     ProjectNotFound         "project_not_found"         NOT_FOUND              "There is no such project";
     LoraNotFound            "lora_not_found"            NOT_FOUND              "There is no such LoRA";
+    DeliveryNotFound        "delivery_not_found"        NOT_FOUND              "There is no such delivery";
     JobNotFound             "job_not_found"             NOT_FOUND              "There is no such job";
     UploadNotFound          "upload_not_found"          NOT_FOUND              "There is no such upload";
     NoPreview               "no_preview"                NOT_FOUND              "The job has no preview now";
@@ -112,6 +114,7 @@ error_codes! {
     ProjectInUse            "project_in_use"            CONFLICT               "Keys belong to the project";
     LoraExists              "lora_exists"               CONFLICT               "A LoRA with this name exists";
     LoraInUse               "lora_in_use"               CONFLICT               "Unfinished jobs use the LoRA";
+    WebhookNotSetUp         "webhook_not_set_up"        CONFLICT               "The key's webhook lacks a URL or a secret";
     ImageGone               "picture_gone"              GONE                   "The image has been deleted";
     BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
     UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body has another media type";
@@ -135,6 +138,7 @@ error_codes! {
     TooManyConnections      "too_many_connections"      SERVICE_UNAVAILABLE    "The worker has too many connections";
     NotReady                "not_ready"                 SERVICE_UNAVAILABLE    "The worker is not ready";
     EngineStalled           "engine_stalled"            SERVICE_UNAVAILABLE    "An engine has stopped generating";
+    WebhooksOff             "webhooks_off"              SERVICE_UNAVAILABLE    "Webhooks are off on this worker";
     KubernetesNotConfigured "kubernetes_not_configured" SERVICE_UNAVAILABLE    "This worker has no cluster";
     KubernetesUnavailable   "kubernetes_unavailable"    SERVICE_UNAVAILABLE    "The cluster did not carry out the \
                                                                                 request";

@@ -135,9 +135,10 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
 /// All errors of a route by status, in the order of their table.
 fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
     use ErrorCode::{
-        AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, InvalidHost, JobNotFound, KeyNotFound,
-        LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, ProjectNotFound, RateLimited,
-        ScopeForbidden, SessionRequired, TooManyConnections, TooManyFailures, Unauthorized, UploadNotFound,
+        AuthUnavailable, DeadlineExceeded, DeliveryNotFound, ForeignOrigin, Internal, InvalidHost, JobNotFound,
+        KeyNotFound, LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, ProjectNotFound,
+        RateLimited, ScopeForbidden, SessionRequired, TooManyConnections, TooManyFailures, Unauthorized,
+        UploadNotFound,
     };
     let mut all = vec![Internal, DeadlineExceeded];
     if !HEALTH_PATHS.contains(&route.path) {
@@ -155,6 +156,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
     }
     for name in names_in(route.path) {
         all.extend(match name {
+            "delivery_id" => Some(DeliveryNotFound),
             "job_id" => Some(JobNotFound),
             "key_id" => Some(KeyNotFound),
             "lora_id" => Some(LoraNotFound),
@@ -179,6 +181,7 @@ fn names_in(path: &'static str) -> impl Iterator<Item = &'static str> {
 
 fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) {
     match name {
+        "delivery_id" => (text(), "The delivery's id: `webhook-id` in what is delivered."),
         "job_id" => (text(), "The job's id from the response that accepted it."),
         "key_id" => (text(), "The key's id, not its value."),
         "lora_id" => (text(), "The LoRA's id, or its name."),
@@ -217,6 +220,7 @@ mod tests {
     use crate::http::admin::wire::lora::FetchLora;
     use crate::http::admin::wire::project::{CreateProject, EditProject};
     use crate::http::admin::wire::session::SignIn;
+    use crate::http::admin::wire::webhook::{EditWebhook, MakeSecret};
     use crate::http::api::exec_credential::ExecInfo;
     use crate::http::api::inference::SubmitImage;
     use crate::http::api::openai::edit_request::{EditForm, EditJson};
@@ -250,6 +254,8 @@ mod tests {
         check::<EditProject>();
         check::<NamespaceBody>();
         check::<FetchLora>();
+        check::<EditWebhook>();
+        check::<MakeSecret>();
         check::<ExecInfo>();
     }
 

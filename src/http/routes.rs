@@ -24,9 +24,10 @@ fn row(
 #[rustfmt::skip]
 pub(super) fn table() -> Vec<Row> {
     use Access::{Anyone, Inference, InferenceOrLink, Kubernetes, Metrics, Page, Session, SignIn};
+    use admin::webhooks as key_webhooks;
     use admin::{api_keys, audit, jobs as all_jobs, kubernetes, loras, overview, playground, projects, session, usage, usage_report};
     use api::openai::{edits, images, models, variations};
-    use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras, uploads};
+    use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras, uploads, webhooks};
     vec![
         row(Inference,       "POST",   "/v1/inference/image",                                      post(inference::submit),      inference::submit_operation()),
         row(Inference,       "GET",    "/v1/inference/jobs",                                       get(jobs::list),              jobs::list_operation()),
@@ -38,6 +39,8 @@ pub(super) fn table() -> Vec<Row> {
         row(Inference,       "GET",    "/v1/inference/uploads",                                    get(uploads::list),           uploads::list_operation()),
         row(Inference,       "POST",   "/v1/inference/uploads",                                    post(uploads::add),           uploads::add_operation()),
         row(Inference,       "DELETE", "/v1/inference/uploads/{upload_id}",                        delete(uploads::remove),      uploads::remove_operation()),
+        row(Inference,       "GET",    "/v1/inference/deliveries",                                 get(webhooks::list),          webhooks::list_operation()),
+        row(Inference,       "POST",   "/v1/inference/deliveries/{delivery_id}/resend",            post(webhooks::resend),       webhooks::resend_operation()),
         row(Anyone,          "GET",    "/v1/inference/models",                                     get(catalog::models),         catalog::models_operation()),
         row(Anyone,          "GET",    "/v1/inference/runtime/models",                             get(catalog::runtime_models), catalog::runtime_models_operation()),
         row(Inference,       "POST",   "/v1/images/generations",                                   post(images::generate),       images::generate_operation()),
@@ -61,6 +64,12 @@ pub(super) fn table() -> Vec<Row> {
         row(Session,         "GET",    "/v1/projects/{project_id}",                                get(projects::show),          projects::show_operation()),
         row(Session,         "PATCH",  "/v1/projects/{project_id}",                                patch(projects::edit),        projects::edit_operation()),
         row(Session,         "DELETE", "/v1/projects/{project_id}",                                delete(projects::remove),     projects::remove_operation()),
+        row(Session,         "GET",    "/v1/api-keys/{key_id}/webhook",                            get(key_webhooks::show),      key_webhooks::show_operation()),
+        row(Session,         "PATCH",  "/v1/api-keys/{key_id}/webhook",                            patch(key_webhooks::edit),    key_webhooks::edit_operation()),
+        row(Session,         "POST",   "/v1/api-keys/{key_id}/webhook/secret",                     post(key_webhooks::make_secret), key_webhooks::make_secret_operation()),
+        row(Session,         "POST",   "/v1/api-keys/{key_id}/webhook/test",                       post(key_webhooks::test),     key_webhooks::test_operation()),
+        row(Session,         "GET",    "/v1/api-keys/{key_id}/deliveries",                         get(key_webhooks::deliveries), key_webhooks::deliveries_operation()),
+        row(Session,         "POST",   "/v1/api-keys/{key_id}/deliveries/{delivery_id}/resend",    post(key_webhooks::resend),   key_webhooks::resend_operation()),
         row(Session,         "GET",    "/v1/loras",                                                get(loras::list),             loras::list_operation()),
         row(Session,         "POST",   "/v1/loras",                                                post(loras::add),             loras::add_operation()),
         row(Session,         "GET",    "/v1/loras/{lora_id}",                                      get(loras::show),             loras::show_operation()),

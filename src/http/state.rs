@@ -15,6 +15,7 @@ use crate::auth::{AdminService, Authenticator, KeyService};
 use crate::catalog::Catalog;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelCard;
+use crate::hooks::Webhooks;
 use crate::jobs::JobService;
 use crate::kubernetes::Kubernetes;
 use crate::loras::LoraCatalog;
@@ -42,6 +43,8 @@ pub struct HttpParts {
     pub usage: Usage,
     /// The cluster, and access to it.
     pub kubernetes: Kubernetes,
+    /// Webhooks of keys and their jobs.
+    pub webhooks: Webhooks,
     /// The device that generates images, as a text for the administrator.
     pub device: String,
     /// The content of `/metrics`; `None` if metrics are off.

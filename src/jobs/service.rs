@@ -15,7 +15,7 @@ use super::launch::JobToRun;
 use super::links::LinkSigner;
 use super::results::ResultFiles;
 use super::state::Inner;
-use super::store::{JobStore, NewJob};
+use super::store::{JobOutbox, JobStore, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
 use super::usage_buffer::UsageBuffer;
 use super::watchers::Watchers;
@@ -43,6 +43,8 @@ pub struct ServiceParts {
     pub clock: Arc<dyn Clock>,
     /// Its settings.
     pub settings: JobSettings,
+    /// Who learns of each change of a job, in the transaction of the change.
+    pub outbox: Arc<dyn JobOutbox>,
 }
 
 /// The service that accepts, runs and stores jobs. Clones share it.
@@ -55,8 +57,8 @@ impl JobService {
     /// # Errors
     /// When the database or the results folder cannot be used.
     pub async fn start(parts: ServiceParts) -> Result<Self, JobsError> {
-        let ServiceParts { store, catalog, queues, clock, settings } = parts;
-        let (store, usage_buffer) = (JobStore::new(store.clone()), UsageBuffer::new(store));
+        let ServiceParts { store, catalog, queues, clock, settings, outbox } = parts;
+        let (store, usage_buffer) = (JobStore::new(store.clone()).with_outbox(outbox), UsageBuffer::new(store));
         let directory = settings.results_directory.clone();
         let files =
             tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
@@ -179,6 +181,7 @@ impl JobService {
             repeat_key: submission.repeat_key.as_ref().map(|key| (key, repeat_key_cutoff)),
             input_images: &input_images,
             project: allowance.project(),
+            webhook: submission.webhook.as_ref(),
         };
         if !self.0.store.insert(row).await? {
             // The same request came twice at once, and this one is the second.

@@ -27,6 +27,8 @@ const STEP_IMAGES: &str = "fluxserve_step_pictures";
 const STEP_STOPS: &str = "fluxserve_step_stops_total";
 const BUDGETS_REACHED: &str = "fluxserve_budget_alerts_total";
 const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
+const WEBHOOK_ATTEMPTS: &str = "fluxserve_webhook_attempts_total";
+const WEBHOOKS_PENDING: &str = "fluxserve_webhooks_pending";
 const LOG_LINES_DROPPED: &str = "fluxserve_log_lines_dropped_total";
 
 /// Kind of a metric.
@@ -58,7 +60,7 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
 }
 
 /// Every metric. A test holds the dashboard of `deploy/grafana` to this table.
-pub const METRICS: [Metric; 19] = [
+pub const METRICS: [Metric; 21] = [
     metric(HTTP_REQUESTS, Kind::Counter, &["route", "method", "status"], "HTTP requests answered"),
     metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its response's head"),
     metric(JOBS, Kind::Counter, &["status"], "Jobs that ended"),
@@ -87,6 +89,8 @@ pub const METRICS: [Metric; 19] = [
         "Denoising steps, by the reason why no further image was added to the batch",
     ),
     metric(ENGINE_REBUILDS, Kind::Counter, &["model"], "Engine rebuilds after a failure"),
+    metric(WEBHOOK_ATTEMPTS, Kind::Counter, &["outcome"], "Attempts to deliver to webhooks"),
+    metric(WEBHOOKS_PENDING, Kind::Gauge, &[], "Deliveries to webhooks that are not delivered yet"),
     metric(
         LOG_LINES_DROPPED,
         Kind::Counter,
@@ -230,6 +234,16 @@ pub fn step_done(model: &str, tokens: usize, took: Duration) {
     histogram!(STEP_TOKENS, "model" => model.to_owned()).record(tokens as f64);
 }
 
+/// Counts an attempt to deliver to a webhook; `outcome` is one of a few fixed words.
+pub fn webhook_attempted(outcome: &'static str) {
+    counter!(WEBHOOK_ATTEMPTS, "outcome" => outcome).increment(1);
+}
+
+/// Sets the number of deliveries to webhooks that are pending.
+pub fn webhooks_pending(deliveries: u64) {
+    gauge!(WEBHOOKS_PENDING).set(deliveries as f64);
+}
+
 /// Sets the number of dropped lines of the log.
 pub(super) fn log_lines_dropped(so_far: u64) {
     counter!(LOG_LINES_DROPPED).absolute(so_far);
@@ -259,6 +273,8 @@ mod tests {
         step_planned("a/model", "everyone_steps", 1);
         step_done("a/model", 1, second);
         engine_rebuilt("a/model");
+        webhook_attempted("delivered");
+        webhooks_pending(1);
         log_lines_dropped(1);
     }
 

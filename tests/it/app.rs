@@ -19,6 +19,7 @@ use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model::ModelCard;
 use fluxserve::domain::model_source::ModelSource;
+use fluxserve::hooks::{self, Webhooks};
 use fluxserve::http::{ConnectionLimits, HttpParts, Routers, routers, serve};
 use fluxserve::jobs::{JobService, ServiceParts};
 use fluxserve::store::Store;
@@ -36,7 +37,10 @@ use tower::ServiceExt;
 pub(crate) use answer::{Answer, decoded};
 pub(crate) use options::Options;
 pub(crate) use parts::Keys;
-use parts::{job_settings, make_keys, start_kubernetes, start_loras, start_queues, start_uploads};
+use parts::{
+    job_settings, make_keys, start_kubernetes, start_loras, start_queues, start_uploads, start_webhooks,
+    webhook_settings,
+};
 
 use crate::documented;
 use crate::fake_engine::EngineControl;
@@ -65,6 +69,7 @@ pub(crate) struct TestApp {
     pub(crate) authenticator: Authenticator,
     pub(crate) uploads: Uploads,
     pub(crate) usage: Usage,
+    pub(crate) webhooks: Webhooks,
     pub(crate) folder: TempDir,
 }
 
@@ -102,6 +107,7 @@ impl TestApp {
             queues,
             clock: Arc::clone(&shared_clock),
             settings: job_settings(&options, &folder),
+            outbox: hooks::outbox(&webhook_settings(&options, &folder)),
         };
         let loras = start_loras(&options, &folder, &store, Arc::clone(&shared_clock)).await;
         let jobs = JobService::start(parts).await.expect("a service");
@@ -109,6 +115,7 @@ impl TestApp {
         let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
         let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
         let uploads = start_uploads(&options, &folder, (&store, &service), Arc::clone(&shared_clock)).await;
+        let webhooks = start_webhooks(&options, &folder, (&store, &service, &jobs), Arc::clone(&shared_clock)).await;
         let kubernetes =
             start_kubernetes(options.cluster.as_ref(), options.auto_open, (&store, &service), shared_clock).await;
         if options.has_password {
@@ -130,6 +137,7 @@ impl TestApp {
             uploads: uploads.clone(),
             usage: usage.clone(),
             kubernetes,
+            webhooks: webhooks.clone(),
             device: "a fake".into(),
             metrics: telemetry::metrics::install(),
             settings: options.http,
@@ -149,6 +157,7 @@ impl TestApp {
             authenticator,
             uploads,
             usage,
+            webhooks,
             folder,
         };
         if options.waits_for_ready {

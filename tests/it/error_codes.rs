@@ -123,6 +123,15 @@ async fn an_administrator_at_work(reached: &mut Reached) {
     let id = revoked["data"][0]["id"].as_str().expect("an id").to_owned();
     let rotate = managing(&cookie, "POST", &format!("/v1/api-keys/{id}/rotate"), None);
     reached.note(&app.send(rotate).await, "key_ended");
+    let active = app.send(managing(&cookie, "GET", "/v1/api-keys?state=active", None)).await.json();
+    let active = active["data"][0]["id"].as_str().expect("an id").to_owned();
+    let test = managing(&cookie, "POST", &format!("/v1/api-keys/{active}/webhook/test"), None);
+    reached.note(&app.send(test).await, "webhook_not_set_up");
+    let resend = managing(&cookie, "POST", &format!("/v1/api-keys/{active}/deliveries/x/resend"), None);
+    reached.note(&app.send(resend).await, "delivery_not_found");
+    let off = TestApp::with(Options { has_webhooks: false, ..Options::default() }).await;
+    let resend = "/v1/inference/deliveries/msg_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f/resend";
+    reached.note(&off.send(request("POST", resend, Some(&off.keys.inference), None)).await, "webhooks_off");
     reached.note(&app.send(sign_in("a wrong password")).await, "wrong_password");
     for _ in 0..20 {
         let answer = app.send(sign_in("a wrong password")).await;

@@ -44,3 +44,4 @@ mod terms;
 mod uploads;
 mod usage;
 mod waiting;
+mod webhooks;

@@ -169,6 +169,23 @@ pub(in crate::config) const TELEMETRY_OTLP_ENDPOINT: Variable = variable(
     "telemetry.otlp_endpoint",
     "collector to send spans to: http://localhost:4318",
 );
+pub(in crate::config) const WEBHOOKS_ENABLED: Variable =
+    variable("FLUXSERVE_WEBHOOKS_ENABLED", "webhooks.enabled", "false: no webhooks");
+pub(in crate::config) const WEBHOOKS_ALLOW_HTTP: Variable = variable(
+    "FLUXSERVE_WEBHOOKS_ALLOW_HTTP",
+    "webhooks.allow_http",
+    "true: webhooks may go to receivers without https",
+);
+pub(in crate::config) const WEBHOOKS_ALLOWED_HOSTS: Variable = variable(
+    "FLUXSERVE_WEBHOOKS_ALLOWED_HOSTS",
+    "webhooks.allowed_hosts",
+    "receivers of webhooks in private networks: hooks.internal, 10.0.0.0/8, separated by commas",
+);
+pub(in crate::config) const WEBHOOKS_ONLY_ALLOWED_HOSTS: Variable = variable(
+    "FLUXSERVE_WEBHOOKS_ONLY_ALLOWED_HOSTS",
+    "webhooks.only_allowed_hosts",
+    "true: webhooks go to no other receivers than those",
+);
 pub(in crate::config) const TLS_CERTIFICATE: Variable =
     variable("FLUXSERVE_TLS_CERTIFICATE", "tls.certificate", "certificate for https, PEM; reloaded when it changes");
 pub(in crate::config) const TLS_PRIVATE_KEY: Variable =
@@ -205,7 +222,7 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All variables, in the order of the file's fields.
-pub const VARIABLES: [Variable; 60] = [
+pub const VARIABLES: [Variable; 64] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     ADMIN_PASSWORD_FILE,
@@ -247,6 +264,10 @@ pub const VARIABLES: [Variable; 60] = [
     LOG_FILTER,
     LOG_FORMAT,
     TELEMETRY_OTLP_ENDPOINT,
+    WEBHOOKS_ENABLED,
+    WEBHOOKS_ALLOW_HTTP,
+    WEBHOOKS_ALLOWED_HOSTS,
+    WEBHOOKS_ONLY_ALLOWED_HOSTS,
     TLS_CERTIFICATE,
     TLS_PRIVATE_KEY,
     KUBERNETES_KUBECONFIG,

@@ -40,6 +40,8 @@ fn an_error_names_its_place_and_a_hint() {
             "[telemetry]\notlp_endpoint = \"localhost:4318\"",
             &["field `telemetry.otlp_endpoint`", "http://localhost:4318"],
         ),
+        ("[webhooks]\nallowed_hosts = [\"a.b:80\"]", &["field `webhooks.allowed_hosts`", "`a.b:80`", "10.0.0.0/8"]),
+        ("[webhooks]\nonly_allowed_hosts = true", &["field `webhooks.only_allowed_hosts`", "`webhooks.allowed_hosts`"]),
         ("[kubernetes]\nserver = \"http://c\"", &["field `kubernetes.server`", "https://cluster.example.org"]),
         ("[kubernetes]\nserver = \"https://c'; reboot\"", &["field `kubernetes.server`"]),
         ("[kubernetes]\nnamespace = \"A\"", &["field `kubernetes.namespace`", "lowercase"]),

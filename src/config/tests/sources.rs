@@ -102,6 +102,12 @@ fn every_field_of_the_file_is_read() {
         }),
         log: LogConfig { filter: "warn".into(), command_filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
+        webhooks: WebhooksConfig {
+            enabled: false,
+            allow_http: true,
+            allowed_hosts: AllowedHosts::of(&["hooks.internal".to_owned(), "10.0.0.0/8".to_owned()]).expect("a list"),
+            only_allowed_hosts: true,
+        },
         kubernetes: KubernetesConfig {
             kubeconfig: Some("/etc/fluxserve/kubeconfig".into()),
             in_cluster: false,
@@ -158,6 +164,10 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_LOG_FILTER", "warn")
         .variable("FLUXSERVE_LOG_FORMAT", "json")
         .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/")
+        .variable("FLUXSERVE_WEBHOOKS_ENABLED", "false")
+        .variable("FLUXSERVE_WEBHOOKS_ALLOW_HTTP", "true")
+        .variable("FLUXSERVE_WEBHOOKS_ALLOWED_HOSTS", "hooks.internal, 10.0.0.0/8")
+        .variable("FLUXSERVE_WEBHOOKS_ONLY_ALLOWED_HOSTS", "true")
         .variable("FLUXSERVE_KUBERNETES_KUBECONFIG", "/etc/fluxserve/kubeconfig")
         .variable("FLUXSERVE_KUBERNETES_IN_CLUSTER", "false")
         .variable("FLUXSERVE_KUBERNETES_SERVER", "https://cluster.example.org:6443/")

@@ -36,6 +36,8 @@ const SYMBOLS = {
   project_edited: "edit",
   project_deleted: "trash",
   budget_reached: "warning",
+  webhook_edited: "edit",
+  webhook_secret_made: "rotate",
 };
 
 export async function showAudit({ main, signal }) {
@@ -148,6 +150,10 @@ function actionText(entry) {
         element("strong", null, detail.name),
         ` for ${detail.month} is used`,
       ];
+    case "webhook_edited":
+      return ["changed the webhook of the key ", keyLink(entry), detail.host && [", to ", element("strong", null, detail.host)]];
+    case "webhook_secret_made":
+      return ["made a webhook secret for the key ", keyLink(entry)];
     default:
       return [words(entry.action).toLowerCase(), entry.key_prefix && [" ", keyLink(entry)]];
   }

@@ -30,6 +30,7 @@ pub(in crate::http) enum Tag {
     ApiKeys,
     Usage,
     Loras,
+    Webhooks,
     Kubernetes,
     Audit,
     Console,
@@ -37,7 +38,7 @@ pub(in crate::http) enum Tag {
 }
 
 impl Tag {
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::Images,
         Self::OpenAi,
         Self::Jobs,
@@ -46,6 +47,7 @@ impl Tag {
         Self::ApiKeys,
         Self::Usage,
         Self::Loras,
+        Self::Webhooks,
         Self::Kubernetes,
         Self::Audit,
         Self::Console,
@@ -62,6 +64,7 @@ impl Tag {
             Self::ApiKeys => "API keys",
             Self::Usage => "Usage",
             Self::Loras => "LoRAs",
+            Self::Webhooks => "Webhooks",
             Self::Kubernetes => "Kubernetes",
             Self::Audit => "Audit",
             Self::Console => "Console",
@@ -79,6 +82,7 @@ impl Tag {
             Self::ApiKeys => "Create, edit, rotate and revoke keys.",
             Self::Usage => "Who has used what and what it costs, and projects: keys with limits that they share.",
             Self::Loras => "Adapters that requests can use: add, list and remove them.",
+            Self::Webhooks => "Signed messages to receivers of yours, when something happens to a job.",
             Self::Kubernetes => "Cluster namespaces that keys give kubectl access to, and tokens for them.",
             Self::Audit => "Who did what, when and from where.",
             Self::Console => "The console's pages and their data, including the jobs of all keys.",

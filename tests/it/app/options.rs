@@ -1,10 +1,12 @@
 //! How a worker differs from the default one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fluxserve::domain::model::ModelCard;
 use fluxserve::domain::money::Prices;
 use fluxserve::domain::precision::Precision;
+use fluxserve::hooks::Lookup;
 use fluxserve::http::HttpSettings;
 use fluxserve::kubernetes::ClusterSettings;
 use fluxserve::uploads::UploadLimits;
@@ -34,6 +36,11 @@ pub(crate) struct Options {
     pub(crate) uploads: UploadLimits,
     /// Changes the card of the model.
     pub(crate) change_card: fn(&mut ModelCard),
+    pub(crate) has_webhooks: bool,
+    /// Receivers of webhooks that are allowed.
+    pub(crate) webhook_hosts: Vec<String>,
+    /// How names of receivers are resolved.
+    pub(crate) lookup: Option<Arc<Lookup>>,
 }
 
 impl Default for Options {
@@ -64,6 +71,9 @@ impl Default for Options {
             stall_min: Duration::from_mins(1),
             uploads: UploadLimits::default(),
             change_card: |_| {},
+            has_webhooks: true,
+            webhook_hosts: vec!["127.0.0.1".into()],
+            lookup: None,
         }
     }
 }

@@ -12,8 +12,11 @@ use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::limits::KeyLimits;
 use fluxserve::domain::model::ModelFiles;
 use fluxserve::domain::scope::Scope;
+use fluxserve::domain::webhook::AllowedHosts;
 use fluxserve::engine::{Adaptable, Adapter};
-use fluxserve::jobs::JobSettings;
+use fluxserve::hooks::{WebhookParts, WebhookSettings, Webhooks};
+use fluxserve::http;
+use fluxserve::jobs::{JobService, JobSettings};
 use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesParts};
 use fluxserve::loras::{HubFile, Inspected, LoraCatalog, LoraParts, LoraReport};
 use fluxserve::queue::{Queue, QueueSettings};
@@ -51,6 +54,44 @@ pub(super) fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
         sweep_interval: Duration::from_hours(1),
         prices: options.prices,
     }
+}
+
+pub(super) fn webhook_settings(options: &Options, folder: &TempDir) -> WebhookSettings {
+    WebhookSettings {
+        is_enabled: options.has_webhooks,
+        allows_http: true,
+        allowed_hosts: AllowedHosts::of(&options.webhook_hosts).expect("a list"),
+        only_allowed_hosts: false,
+        secret_path: folder.path().join("webhooks.secret"),
+        origin: "http://configured.test".into(),
+    }
+}
+
+/// The courier ends with the test's runtime, or with its database.
+pub(super) async fn start_webhooks(
+    options: &Options,
+    folder: &TempDir,
+    (store, keys, jobs): (&Store, &KeyService, &JobService),
+    clock: Arc<dyn Clock>,
+) -> Webhooks {
+    let parts = WebhookParts {
+        store: store.clone(),
+        keys: keys.clone(),
+        jobs: jobs.clone(),
+        render: Arc::new(http::job_json),
+        lookup: options.lookup.clone(),
+        clock,
+        settings: webhook_settings(options, folder),
+    };
+    let webhooks = Webhooks::open(parts).await.expect("a secret");
+    let (courier, store) = (webhooks.clone(), store.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = courier.deliver() => {}
+            () = store.pool().close_event() => {}
+        }
+    });
+    webhooks
 }
 
 /// The catalog of LoRAs, after the removal of what a crash has left. They are compared with the small reference model.
