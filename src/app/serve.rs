@@ -20,7 +20,7 @@ use super::loras::swept_lora_catalog;
 use super::models::catalog_of;
 use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
-use super::{compute_threads, heap, open_files, results_disk, revoked_keys};
+use super::{compute_threads, heap, moderation, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, DEFAULT_METRICS_LISTEN, MetricsListen};
@@ -214,6 +214,7 @@ impl Worker {
         let metrics = telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
+        let reviewer = moderation::reviewer(config, keys)?;
         let queues = start_engines(config, &catalog, build)?;
         let loras = swept_lora_catalog(config, &keys.store, &clock).await;
         let parts = ServiceParts {
@@ -221,6 +222,7 @@ impl Worker {
             catalog: Arc::clone(&catalog),
             queues: queues.clone(),
             clock,
+            reviewer,
             settings: job_settings(config),
         };
         let kubernetes = open_kubernetes(config, keys, &parts.clock)

@@ -44,6 +44,8 @@ pub enum Actor {
         /// Where the request came from.
         address: IpAddr,
     },
+    /// The same, by a job: where its request came from is not kept.
+    KeyJob,
 }
 
 impl Actor {
@@ -55,7 +57,7 @@ impl Actor {
             Self::CommandLine => "command_line",
             Self::Worker => "worker",
             Self::Stranger { .. } => "stranger",
-            Self::KeyHolder { .. } => "key_holder",
+            Self::KeyHolder { .. } | Self::KeyJob => "key_holder",
         }
     }
 
@@ -73,7 +75,7 @@ impl Actor {
             Self::Administrator { address, .. } | Self::Stranger { address } | Self::KeyHolder { address } => {
                 Some(*address)
             }
-            Self::CommandLine | Self::Worker => None,
+            Self::CommandLine | Self::Worker | Self::KeyJob => None,
         }
     }
 }
@@ -109,6 +111,10 @@ pub enum AuditAction {
     LoraAdded,
     /// A LoRA was removed.
     LoraRemoved,
+    /// The operator's moderation refused a prompt or an image.
+    ContentRefused,
+    /// The operator's moderation did not answer.
+    ModerationFailed,
 }
 
 /// A text that is no action.
@@ -118,7 +124,7 @@ pub struct UnknownAction;
 
 impl AuditAction {
     /// Every action.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::KeyCreated,
         Self::KeyEdited,
         Self::KeyRotated,
@@ -133,6 +139,8 @@ impl AuditAction {
         Self::CredentialIssued,
         Self::LoraAdded,
         Self::LoraRemoved,
+        Self::ContentRefused,
+        Self::ModerationFailed,
     ];
 
     /// Its name in the log and on the wire.
@@ -153,6 +161,8 @@ impl AuditAction {
             Self::CredentialIssued => "credential_issued",
             Self::LoraAdded => "lora_added",
             Self::LoraRemoved => "lora_removed",
+            Self::ContentRefused => "content_refused",
+            Self::ModerationFailed => "moderation_failed",
         }
     }
 }

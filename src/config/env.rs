@@ -17,8 +17,8 @@ use crate::config::ConfigError;
 use crate::config::expand::{Lookup, Unset, at_home, expanded};
 use crate::config::hub::{HubConfig, ProxyConfig};
 use crate::config::settings::{
-    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting, Origin,
-    QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings,
+    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting, ModerationSettings,
+    Origin, QueueSettings, ResultsSettings, SecretText, Settings, TelemetrySettings, TlsSettings,
 };
 use crate::domain::hub_token::HubToken;
 
@@ -196,6 +196,15 @@ impl<'a> Environment<'a> {
             },
             lora_bytes_max: self.number(&LORA_BYTES_MAX)?,
             lora_in_prompt: self.boolean(&LORA_IN_PROMPT)?,
+            sdapi: self.boolean(&SDAPI)?,
+            moderation: ModerationSettings {
+                url: self.text(&MODERATION_URL)?,
+                before: self.boolean(&MODERATION_BEFORE)?,
+                after: self.boolean(&MODERATION_AFTER)?,
+                on_failure: self.text(&MODERATION_ON_FAILURE)?,
+                timeout_seconds: self.number(&MODERATION_TIMEOUT_SECONDS)?,
+                secret: self.text(&MODERATION_SECRET)?.map(SecretText::from),
+            },
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },

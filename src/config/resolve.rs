@@ -1,5 +1,7 @@
 //! From the settings of all sources to one checked [`Config`].
 
+mod moderation;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -133,6 +135,8 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
                 .map_or(default.results.provenance, |(provenance, _)| provenance),
         },
         loras: loras(layers, &default.loras)?,
+        sdapi: last(layers, |settings| settings.sdapi).is_some_and(|(is_served, _)| is_served),
+        moderation: moderation::resolved(layers, default.moderation)?,
         log: log(layers, default.log)?,
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
         kubernetes: kubernetes(layers, default.kubernetes)?,

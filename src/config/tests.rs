@@ -15,6 +15,7 @@ use crate::domain::ids::ModelId;
 use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
+use crate::domain::review::OnFailure;
 use crate::domain::weight_storage::WeightStorage;
 
 struct Sources {
@@ -71,6 +72,7 @@ max_input_images = { "black-forest-labs/FLUX.1-dev" = 1, "fluxserve/flux-shapes"
 drain_deadline_seconds = 10
 lora_bytes_max = 4194304
 lora_in_prompt = true
+sdapi = true
 
 [engine]
 offload = "text"
@@ -101,6 +103,14 @@ retention_seconds = 3600
 link_seconds = 600
 bytes_max = 1048576
 provenance = false
+
+[moderation]
+url = "https://moderation.example.org/review"
+before = false
+after = true
+on_failure = "allow"
+timeout_seconds = 3
+secret = "hush"
 
 [log]
 filter = "warn"

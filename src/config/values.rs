@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::config::hub::HubConfig;
+use crate::config::moderation::ModerationConfig;
 use crate::config::names::{CorsOrigins, HostNames, MetricsListen};
 use crate::config::public_url::PublicUrl;
 use crate::domain::byte_size::ByteSize;
@@ -58,6 +59,10 @@ pub struct Config {
     pub results: ResultsConfig,
     /// LoRAs.
     pub loras: LoraConfig,
+    /// Whether the routes of AUTOMATIC1111's API are served.
+    pub sdapi: bool,
+    /// The operator's moderation.
+    pub moderation: ModerationConfig,
     /// The log.
     pub log: LogConfig,
     /// Export to collectors.
@@ -249,6 +254,8 @@ impl Default for Config {
                 provenance: true,
             },
             loras: LoraConfig { file_bytes_max: 2 * 1024 * 1024 * 1024, in_prompt: false },
+            sdapi: false,
+            moderation: ModerationConfig::default(),
             // The worker logs failures of the cluster itself; its client would log them again.
             log: LogConfig {
                 filter: "info,kube_client=off".into(),

@@ -10,5 +10,6 @@ pub(super) mod input_images;
 pub(super) mod jobs;
 pub(super) mod loras;
 pub(super) mod openai;
+pub(super) mod sdapi;
 pub(super) mod wanted_loras;
 pub(super) mod write_check;

@@ -8,6 +8,7 @@ use crate::domain::networks::Networks;
 
 /// Settings of the HTTP API.
 #[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent switch, named where it is set")]
 pub struct HttpSettings {
     /// Largest request body.
     pub body_bytes_max: usize,
@@ -25,6 +26,8 @@ pub struct HttpSettings {
     pub upload_deadline: Duration,
     /// Whether a prompt may ask for LoRAs: `<lora:NAME:0.8>`.
     pub reads_loras_in_prompt: bool,
+    /// Whether the routes of AUTOMATIC1111's API exist.
+    pub has_sdapi: bool,
     /// Longest duration of one event stream; its client reconnects for the rest.
     pub event_stream_max: Duration,
     /// Longest silence of an event stream.
@@ -60,6 +63,7 @@ impl Default for HttpSettings {
             request_deadline: Duration::from_mins(6),
             upload_deadline: Duration::from_hours(2),
             reads_loras_in_prompt: false,
+            has_sdapi: false,
             event_stream_max: Duration::from_mins(5),
             event_heartbeat: Duration::from_secs(15),
             public_url: None,

@@ -34,14 +34,14 @@ impl Inner {
         let terms = Terms { is_suspect, ..self.queue_terms(&job.terms) };
         let events = reservation.within(span.clone()).submit(job.id, spec, terms);
         let (previews, model) = (events.previews(), job.request.model.clone());
-        self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
+        self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model: model.clone() });
         let Job { id, owner, output_format, created_at, terms, .. } = *job;
         let age = (self.clock.now() - created_at).max(time::Duration::ZERO);
         // Not by the wall clock, which can be set while the job runs.
         let accepted_at = self.clock.uptime() - age;
         let deadline = terms.deadline_at.map(|deadline| accepted_at + (deadline - created_at));
         let format = output_format;
-        let recorder = Recorder { id, owner, cost, format, provenance, accepted_at, deadline, live };
+        let recorder = Recorder { id, owner, model, cost, format, provenance, accepted_at, deadline, live };
         let inner = Arc::clone(self);
         let recording = async move {
             recorder.run(&inner, events).await;

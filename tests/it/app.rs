@@ -33,7 +33,7 @@ use tower::ServiceExt;
 pub(crate) use answer::{Answer, decoded};
 pub(crate) use options::Options;
 pub(crate) use parts::Keys;
-use parts::{job_settings, make_keys, start_kubernetes, start_loras, start_queues};
+use parts::{job_settings, make_keys, reviewer, start_kubernetes, start_loras, start_queues};
 
 use crate::documented;
 use crate::fake_engine::EngineControl;
@@ -89,18 +89,19 @@ impl TestApp {
         let catalog = Arc::new(catalog);
         let control = options.control.clone();
         let queues = start_queues(&catalog, &options, &control);
+        let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
+        let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
         let parts = ServiceParts {
             store: store.clone(),
             catalog: Arc::clone(&catalog),
             queues,
             clock: Arc::clone(&shared_clock),
+            reviewer: reviewer(&options, &admin, &service),
             settings: job_settings(&options, &folder),
         };
         let loras = start_loras(&options, &folder, &store, Arc::clone(&shared_clock)).await;
         let jobs = JobService::start(parts).await.expect("a service");
         let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
-        let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
-        let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
         let kubernetes =
             start_kubernetes(options.cluster.as_ref(), options.auto_open, (&store, &service), shared_clock).await;
         if options.has_password {

@@ -18,6 +18,7 @@ use crate::fake_engine::Fault;
 use crate::kubernetes::Site;
 use crate::loras::adapter;
 use crate::management::Administrator;
+use crate::stub_moderator::{Reply, StubModerator};
 
 /// Codes that only other tests reach: the unit test of the panic layer, and the tests of `connections`.
 const REACHED_ELSEWHERE: [&str; 2] = ["internal", "too_many_connections"];
@@ -55,6 +56,7 @@ async fn every_code_is_reached() {
     a_job_that_many_watch(&mut reached).await;
     a_cluster_and_none(&mut reached).await;
     loras_of_all_kinds(&mut reached).await;
+    a_moderated_worker(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
     a_worker_whose_engine_does_not_come_back(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
@@ -266,6 +268,15 @@ async fn loras_of_all_kinds(reached: &mut Reached) {
     app.submit(&body).await;
     reached.note(&administrator.ask("DELETE", &format!("/v1/loras/{pen}"), None).await, "lora_in_use");
     app.control.release();
+}
+
+async fn a_moderated_worker(reached: &mut Reached) {
+    let moderator = StubModerator::start().await;
+    let app = TestApp::with(Options { moderation: Some(moderator.settings()), ..Options::default() }).await;
+    moderator.on_prompts(Reply::Refuse("no foxes"));
+    reached.note(&app.post(&image(1)).await, "content_refused");
+    moderator.on_prompts(Reply::Say(500, String::new()));
+    reached.note(&app.post(&image(1)).await, "moderation_unavailable");
 }
 
 async fn a_full_and_draining_worker(reached: &mut Reached) {

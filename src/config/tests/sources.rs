@@ -75,6 +75,15 @@ fn every_field_of_the_file_is_read() {
         queue: QueueConfig { jobs_max: 8 },
         results: ResultsConfig { retention_seconds: 3600, link_seconds: 600, bytes_max: 1_048_576, provenance: false },
         loras: LoraConfig { file_bytes_max: 4_194_304, in_prompt: true },
+        sdapi: true,
+        moderation: ModerationConfig {
+            url: Some("https://moderation.example.org/review".into()),
+            before: false,
+            after: true,
+            on_failure: OnFailure::Allow,
+            timeout_seconds: 3,
+            secret: Some("hush".parse().expect("a secret")),
+        },
         log: LogConfig { filter: "warn".into(), command_filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
         kubernetes: KubernetesConfig {
@@ -127,6 +136,13 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_RESULTS_PROVENANCE", "false")
         .variable("FLUXSERVE_LORA_BYTES_MAX", "4194304")
         .variable("FLUXSERVE_LORA_IN_PROMPT", "true")
+        .variable("FLUXSERVE_SDAPI", "true")
+        .variable("FLUXSERVE_MODERATION_URL", "https://moderation.example.org/review")
+        .variable("FLUXSERVE_MODERATION_BEFORE", "false")
+        .variable("FLUXSERVE_MODERATION_AFTER", "true")
+        .variable("FLUXSERVE_MODERATION_ON_FAILURE", "allow")
+        .variable("FLUXSERVE_MODERATION_TIMEOUT_SECONDS", "3")
+        .variable("FLUXSERVE_MODERATION_SECRET", "hush")
         .variable("FLUXSERVE_LOG_FILTER", "warn")
         .variable("FLUXSERVE_LOG_FORMAT", "json")
         .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/")

@@ -32,6 +32,8 @@ const SYMBOLS = {
   namespace_deleted: "trash",
   lora_added: "plus",
   lora_removed: "trash",
+  content_refused: "revoke",
+  moderation_failed: "warning",
 };
 
 export async function showAudit({ main, signal }) {
@@ -132,6 +134,14 @@ function actionText(entry) {
       return ["added the LoRA ", element("strong", null, detail.lora)];
     case "lora_removed":
       return ["removed the LoRA ", element("strong", null, detail.lora)];
+    case "content_refused":
+      return ["was refused ", detail.stage === "after" ? "an image" : "a prompt", " by the moderation", ofKey(entry)];
+    case "moderation_failed":
+      return [
+        "got no answer from the moderation; the job was ",
+        detail.outcome === "failed_allowed" ? "allowed" : "refused",
+        ofKey(entry),
+      ];
     default:
       return [words(entry.action).toLowerCase(), entry.key_prefix && [" ", keyLink(entry)]];
   }
@@ -144,6 +154,8 @@ function prefix(text) {
 function keyLink({ key_id: id, key_prefix: text }) {
   return id ? element("a", { href: `#/keys/${encodeURIComponent(id)}` }, prefix(text)) : prefix(text);
 }
+
+const ofKey = (entry) => entry.key_prefix && [", key ", keyLink(entry)];
 
 const namespaceName = ({ namespace }) => element("strong", null, namespace);
 

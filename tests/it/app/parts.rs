@@ -5,17 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluxserve::auth::{Actor, KeyService, NewKey, PublicId};
+use fluxserve::auth::{Actor, AdminService, KeyService, NewKey, PublicId};
 use fluxserve::catalog::{Catalog, warm_up_spec};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::limits::KeyLimits;
 use fluxserve::domain::model::ModelFiles;
+use fluxserve::domain::review::Reviewer;
 use fluxserve::domain::scope::Scope;
 use fluxserve::engine::{Adaptable, Adapter};
 use fluxserve::jobs::JobSettings;
 use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesParts};
 use fluxserve::loras::{HubFile, Inspected, LoraCatalog, LoraParts, LoraReport};
+use fluxserve::moderation::Moderator;
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
 use tempfile::TempDir;
@@ -49,6 +51,14 @@ pub(super) fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
         writes_provenance: options.writes_provenance,
         sweep_interval: Duration::from_hours(1),
     }
+}
+
+/// Asks the moderation service of the options, if there is one.
+pub(super) fn reviewer(options: &Options, admin: &AdminService, keys: &KeyService) -> Option<Arc<dyn Reviewer>> {
+    let settings = options.moderation.clone()?;
+    let moderator: Arc<dyn Reviewer> =
+        Arc::new(Moderator::new(settings, admin.clone(), keys.clone()).expect("a usable URL"));
+    Some(moderator)
 }
 
 /// The catalog of LoRAs, after the removal of what a crash has left. They are compared with the small reference model.

@@ -94,7 +94,7 @@ pub(super) async fn respond(
 ) -> Result<Response, ApiError> {
     let caller = caller.recheck(state).await?;
     loras.check_allowed(&caller.limits)?;
-    count(state, &caller, specs.len() as u32)?;
+    count(state, &caller, specs.len() as u32, "n")?;
     // An early end of this function, by an error or a client that hangs up, drops the jobs, which cancels them.
     let accepted = accept_all(state, &caller, specs, output_format).await?;
     let reports = try_join_all(accepted.iter().map(|job| until_ended(state, job))).await?;
@@ -114,18 +114,18 @@ pub(super) async fn respond(
     Ok(response)
 }
 
-/// Counts each image as a request; the first one is counted already.
-fn count(state: &HttpState, caller: &Principal, images: u32) -> Result<(), ApiError> {
+/// Counts each image as a request; the first one is counted already. Their number is in `field`.
+pub(in crate::http) fn count(state: &HttpState, caller: &Principal, images: u32, field: &str) -> Result<(), ApiError> {
     if let Some(limit) = caller.limits.requests_per_minute.filter(|limit| images > *limit) {
         let reason =
             format!("must be at most {limit}: each counts as a request, and the key's limit is {limit} per minute");
-        return Err(ApiError::invalid(vec![FieldError::new("n", reason)]));
+        return Err(ApiError::invalid(vec![FieldError::new(field, reason)]));
     }
     Ok(state.authenticator.count_more(caller, images.saturating_sub(1))?)
 }
 
 /// Submits all jobs. If one is refused, the earlier ones are dropped, which cancels them.
-async fn accept_all(
+pub(in crate::http) async fn accept_all(
     state: &HttpState,
     caller: &Principal,
     specs: Vec<GenerateSpec>,
@@ -152,7 +152,7 @@ async fn accept_all(
 }
 
 /// Waits for a job's end; an error if there is no image.
-async fn until_ended(state: &HttpState, accepted: &AcceptedJob) -> Result<JobReport, ApiError> {
+pub(in crate::http) async fn until_ended(state: &HttpState, accepted: &AcceptedJob) -> Result<JobReport, ApiError> {
     let job = &accepted.report().job;
     let wait_max = state.settings.wait_max;
     let report = state.jobs.wait(job.owner, job.id, wait_max).await?;
