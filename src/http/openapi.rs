@@ -33,8 +33,8 @@ const ABOUT: &str = "\
 Image generation with FLUX models and built-in API keys.
 
 Errors are `application/problem+json` (RFC 9457). They have OpenAI's format on the routes that its clients use, that of \
-AUTOMATIC1111's API below `/sdapi/`, and are one line of text on the route that kubectl uses. Their `code` is stable. Unknown fields and parameters are refused. \
-Every response has an `x-request-id`; a request may set it.";
+AUTOMATIC1111's API below `/sdapi/`, and are one line of text on the route that kubectl uses. Their `code` is stable. \
+Unknown fields and parameters are refused. Every response has an `x-request-id`; a request may set it.";
 
 /// The complete document.
 pub(super) fn document(rows: impl IntoIterator<Item = (Route, Operation)>) -> OpenApi {

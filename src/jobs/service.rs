@@ -129,6 +129,10 @@ impl JobService {
         let id = JobId::generate();
         // With a place in the queue, which bounds how many are under review, and gives it back if the client disconnects.
         self.0.review_prompt(id, submission.owner, &submission.spec).await?;
+        // It may have taken seconds.
+        if self.is_draining() {
+            return Err(JobsError::Draining);
+        }
         let service = self.clone();
         // A task of its own: a client that disconnects between insert and hand-over must not leave an orphaned row. The
         // task's result is then dropped, which cancels the job.

@@ -33,9 +33,9 @@ async fn noted(app: &TestApp) -> Vec<Value> {
 }
 
 fn results(app: &TestApp) -> usize {
-    std::fs::read_dir(app.folder.path().join("results")).map_or(0, |files| {
-        files.filter(|file| file.as_ref().is_ok_and(|file| file.path().extension().is_some_and(|end| end == "png"))).count()
-    })
+    let files = std::fs::read_dir(app.folder.path().join("results")).expect("a folder");
+    let paths = files.map(|file| file.expect("an entry").path());
+    paths.filter(|path| path.extension().is_some_and(|end| end == "png")).count()
 }
 
 #[tokio::test]
@@ -98,7 +98,8 @@ async fn a_refused_prompt_is_never_queued() {
     assert_eq!(entry["action"], "content_refused");
     assert!(entry["key_id"].is_string() && app.keys.inference.starts_with(entry["key_prefix"].as_str().expect("one")));
     let detail = &entry["detail"];
-    assert_eq!((&detail["stage"], &detail["outcome"], &detail["reason"]), (&json!("before"), &json!("refused"), &json!("no foxes")));
+    assert_eq!((&detail["stage"], &detail["outcome"]), (&json!("before"), &json!("refused")));
+    assert_eq!(detail["reason"], "no foxes");
     assert!(!entry.to_string().contains("a fox"), "the prompt is not logged: {entry}");
 }
 

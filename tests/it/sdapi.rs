@@ -104,12 +104,12 @@ async fn an_answer_has_the_images_and_what_they_were_made_of() {
     assert!(files.iter().all(|file| file.starts_with(b"\x89PNG")));
     let body = answer.json();
     let parameters = &body["parameters"];
-    assert_eq!((&parameters["seed"], &parameters["batch_size"], &parameters["n_iter"]), (&json!(7), &json!(2), &json!(2)));
+    assert_eq!((&parameters["seed"], &parameters["batch_size"]), (&json!(7), &json!(2)));
     assert_eq!((&parameters["distilled_cfg_scale"], &parameters["cfg_scale"]), (&json!(2.5), &json!(1.0)));
     let info: Value = serde_json::from_str(body["info"].as_str().expect("a text")).expect("JSON in a text");
     assert_eq!((&info["seed"], &info["all_seeds"]), (&json!(7), &json!([7, 8, 9, 10])));
-    let text = info["infotexts"][1].as_str().expect("a text");
-    assert!(text.starts_with("a fox\nSteps: 2, Sampler: Euler") && text.contains("Seed: 8, Size: 64x64"), "{text}");
+    let line = info["infotexts"][1].as_str().expect("a text");
+    assert!(line.starts_with("a fox\nSteps: 2, Sampler: Euler") && line.contains("Seed: 8, Size: 64x64"), "{line}");
     for id in info["job_ids"].as_array().expect("ids") {
         let view = app.get(&format!("/v1/inference/jobs/{}", id.as_str().expect("an id"))).await.json();
         assert_eq!(view["status"], "succeeded");
@@ -335,7 +335,8 @@ async fn the_lists_have_what_clients_read_of_them() {
         answer.json()
     };
     let models = list("sd-models").await;
-    assert_eq!((&models[0]["title"], &models[0]["model_name"], &models[1]), (&json!(MODEL), &json!(MODEL), &json!(null)));
+    assert_eq!((&models[0]["title"], &models[0]["model_name"]), (&json!(MODEL), &json!(MODEL)));
+    assert_eq!(models.as_array().map(Vec::len), Some(1));
     assert_eq!(list("samplers").await[0]["name"], "Euler");
     assert_eq!(list("schedulers").await[0]["label"], "Simple");
     assert_eq!(list("upscalers").await[0]["name"], "None");

@@ -75,7 +75,7 @@ impl Tag {
         match self {
             Self::Images => "Images from prompts.",
             Self::OpenAi => "The subset of OpenAI's API that its clients need for images.",
-            Self::Sdapi => "What clients of AUTOMATIC1111's API need for images. The routes exist only where the operator wants them.",
+            Self::Sdapi => "What AUTOMATIC1111's clients need for images. Only where the operator wants these routes.",
             Self::Jobs => "State and results of image requests. A key sees only its own jobs.",
             Self::Models => "The models, their limits, and whether they are ready.",
             Self::Session => "The administrator's sign-in.",

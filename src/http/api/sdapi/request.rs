@@ -35,17 +35,17 @@ const SETTINGS: &str = "override_settings";
 /// The setting, and the option, that names the model.
 pub(super) const CHECKPOINT: &str = "sd_model_checkpoint";
 
-const ABOUT_TEXT: &str = "An image to generate, with the fields of AUTOMATIC1111's API. Fields of that API that would change the \
-                          image, and do not here, are refused unless they are off.";
+const ABOUT_TEXT: &str = "An image to generate, with the fields of AUTOMATIC1111's API. Those that would change the image, \
+                          and do not here, are refused unless they are off.";
 const ABOUT_IMAGE: &str = "An image to change, with the fields of AUTOMATIC1111's API.";
-const ABOUT_NEGATIVE: &str = "What to avoid. Has an effect only with a `cfg_scale` above 1: each step then takes two passes.";
-const ABOUT_CFG: &str = "Strength of true guidance with a negative prompt, and without effect without one. Defaults to the model's.";
+const ABOUT_NEGATIVE: &str = "What to avoid. Without effect where `cfg_scale` is 1 or less; each step else takes two passes.";
+const ABOUT_CFG: &str = "Strength of true guidance with a negative prompt; without one it has no effect.";
 const ABOUT_DISTILLED: &str = "How closely to follow the prompt: FLUX's own guidance. Defaults to the model's.";
 const ABOUT_SETTINGS: &str = "`sd_model_checkpoint` names the model, for this request alone.";
-const ABOUT_STRENGTH: &str = "How much the result may differ from the image. In img2img it defaults to 0.75, or to 1 for a model that \
-                              fills; in txt2img it has no effect.";
-const ABOUT_INIT: &str = "The image to change: a PNG, JPEG or WebP file of at most 16 MiB in base64, with or without `data:` in front. \
-                          Several only for models that take several.";
+const ABOUT_STRENGTH: &str = "How much the result may differ from the image. In img2img it defaults to 0.75, or to 1 for a \
+                              model that fills; in txt2img it has no effect.";
+const ABOUT_INIT: &str = "The image to change: a PNG, JPEG or WebP file of at most 16 MiB in base64, with or without \
+                          `data:` in front. Several only for models that take several.";
 const ABOUT_MASK: &str = "Which part is repainted: the white one.";
 
 /// What both bodies have in common.
