@@ -23,6 +23,7 @@ mod logs;
 mod lora_report;
 mod loras;
 mod models;
+mod moderation;
 mod open_files;
 mod part_file;
 mod removed_files;

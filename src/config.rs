@@ -6,6 +6,7 @@ mod error;
 mod expand;
 mod hub;
 mod load;
+mod moderation;
 mod names;
 mod own_file;
 mod prices;
@@ -18,6 +19,7 @@ pub use env::{VARIABLES, Variable};
 pub use error::ConfigError;
 pub use hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 pub use load::{DEFAULT_FILE, Flags};
+pub use moderation::ModerationConfig;
 pub use names::{CorsOrigins, DEFAULT_METRICS_LISTEN, HostNames, MetricsListen, NotAHost, NotAListener, NotAnOrigin};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 pub use values::{

@@ -16,6 +16,8 @@ pub mod hub;
 pub mod jobs;
 pub mod kubernetes;
 pub mod loras;
+pub mod moderation;
+mod outgoing;
 pub mod queue;
 pub mod shutdown;
 pub mod store;

@@ -22,7 +22,7 @@ use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
 use super::uploads::start_uploads;
 use super::webhooks::{open_webhooks, webhook_settings};
-use super::{compute_threads, heap, open_files, results_disk, revoked_keys};
+use super::{compute_threads, heap, moderation, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, DEFAULT_METRICS_LISTEN, MetricsListen};
@@ -220,6 +220,7 @@ impl Worker {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
         let uploads = start_uploads(config, keys, &clock).await?;
+        let reviewer = moderation::reviewer(config, keys)?;
         let queues = start_engines(config, &catalog, build)?;
         let loras = swept_lora_catalog(config, &keys.store, &clock).await;
         let webhook_settings = webhook_settings(config, &urls.clients);
@@ -228,6 +229,7 @@ impl Worker {
             catalog: Arc::clone(&catalog),
             queues: queues.clone(),
             clock: Arc::clone(&clock),
+            reviewer,
             settings: job_settings(config),
             outbox: hooks::outbox(&webhook_settings),
         };

@@ -17,8 +17,9 @@ use crate::config::ConfigError;
 use crate::config::expand::{Lookup, Unset, at_home, expanded};
 use crate::config::hub::{HubConfig, ProxyConfig};
 use crate::config::settings::{
-    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting, Origin,
-    PriceSettings, QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings, WebhookSettings,
+    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting,
+    ModerationSettings, Origin, PriceSettings, QueueSettings, ResultsSettings, SecretText, Settings, TelemetrySettings,
+    TlsSettings, WebhookSettings,
 };
 use crate::domain::hub_token::HubToken;
 
@@ -200,6 +201,15 @@ impl<'a> Environment<'a> {
                 per_megapixel_step: self.text(&PRICES_PER_MEGAPIXEL_STEP)?,
                 per_engine_second: self.text(&PRICES_PER_ENGINE_SECOND)?,
                 currency: self.text(&PRICES_CURRENCY)?,
+            },
+            sdapi: self.boolean(&SDAPI)?,
+            moderation: ModerationSettings {
+                url: self.text(&MODERATION_URL)?,
+                before: self.boolean(&MODERATION_BEFORE)?,
+                after: self.boolean(&MODERATION_AFTER)?,
+                on_failure: self.text(&MODERATION_ON_FAILURE)?,
+                timeout_seconds: self.number(&MODERATION_TIMEOUT_SECONDS)?,
+                secret: self.text(&MODERATION_SECRET)?.map(SecretText::from),
             },
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },

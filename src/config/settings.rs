@@ -1,11 +1,13 @@
 //! Settings of one source (the file or the environment), unchecked.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use crate::config::ConfigError;
 use crate::config::env::Variable;
@@ -30,6 +32,8 @@ pub(super) struct Settings {
     pub(super) lora_bytes_max: Option<u64>,
     pub(super) lora_in_prompt: Option<bool>,
     pub(super) prices: PriceSettings,
+    pub(super) sdapi: Option<bool>,
+    pub(super) moderation: ModerationSettings,
     pub(super) log: LogSettings,
     pub(super) telemetry: TelemetrySettings,
     pub(super) webhooks: WebhookSettings,
@@ -121,6 +125,34 @@ pub(super) struct PriceSettings {
     pub(super) per_megapixel_step: Option<String>,
     pub(super) per_engine_second: Option<String>,
     pub(super) currency: Option<String>,
+}
+
+/// A secret as it was read. It is not shown.
+#[derive(Deserialize)]
+#[serde(from = "String")]
+pub(super) struct SecretText(pub(super) Zeroizing<String>);
+
+impl From<String> for SecretText {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText(…)")
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ModerationSettings {
+    pub(super) url: Option<String>,
+    pub(super) before: Option<bool>,
+    pub(super) after: Option<bool>,
+    pub(super) on_failure: Option<String>,
+    pub(super) timeout_seconds: Option<u64>,
+    pub(super) secret: Option<SecretText>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::config::hub::HubConfig;
+use crate::config::moderation::ModerationConfig;
 use crate::config::names::{CorsOrigins, HostNames, MetricsListen};
 use crate::config::public_url::PublicUrl;
 use crate::domain::byte_size::ByteSize;
@@ -62,6 +63,10 @@ pub struct Config {
     pub loras: LoraConfig,
     /// What work costs. `None`: nothing is charged for.
     pub prices: Option<Prices>,
+    /// Whether the routes of AUTOMATIC1111's API are served.
+    pub sdapi: bool,
+    /// The operator's moderation.
+    pub moderation: ModerationConfig,
     /// The log.
     pub log: LogConfig,
     /// Export to collectors.
@@ -269,6 +274,8 @@ impl Default for Config {
             },
             loras: LoraConfig { file_bytes_max: 2 * 1024 * 1024 * 1024, in_prompt: false },
             prices: None,
+            sdapi: false,
+            moderation: ModerationConfig::default(),
             // The worker logs failures of the cluster itself; its client would log them again.
             log: LogConfig {
                 filter: "info,kube_client=off".into(),

@@ -6,12 +6,11 @@ use std::time::Duration;
 
 use reqwest::header::CONTENT_TYPE;
 use reqwest::{Response, StatusCode};
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::Lookup;
 use super::resolver::{GuardedResolver, Refused};
 use super::target::Rules;
+use crate::outgoing;
 
 /// Longest time to connect.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -63,7 +62,7 @@ impl Sender {
             // Each connection is to an address that was checked for it.
             .pool_max_idle_per_host(0)
             .dns_resolver(GuardedResolver::new(lookup, Arc::clone(&rules)))
-            .tls_backend_preconfigured(tls()?)
+            .tls_backend_preconfigured(outgoing::tls(false).map_err(|error| error.to_string())?)
             .build()
             .map_err(|error| error.to_string())?;
         Ok(Self { http, rules })
@@ -132,22 +131,5 @@ fn reason_of(error: &reqwest::Error) -> &'static str {
         "no connection, or no valid certificate"
     } else {
         "the connection broke off"
-    }
-}
-
-/// TLS that verifies certificates as this machine does. On a machine without certificate authorities no https receiver is
-/// trusted.
-fn tls() -> Result<ClientConfig, String> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-    let builder = builder.map_err(|error| error.to_string())?;
-    match rustls_platform_verifier::Verifier::new(provider) {
-        Ok(verifier) => {
-            Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
-        }
-        Err(error) => {
-            tracing::warn!(%error, "no certificate authorities are known here: webhooks reach no https receiver");
-            Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth())
-        }
     }
 }

@@ -10,6 +10,7 @@ pub(super) mod input_images;
 pub(super) mod jobs;
 pub(super) mod loras;
 pub(super) mod openai;
+pub(super) mod sdapi;
 pub(super) mod uploads;
 pub(super) mod wanted_cache;
 pub(super) mod wanted_images;

@@ -81,6 +81,7 @@ macro_rules! error_codes {
 error_codes! {
     InvalidRequest          "invalid_request"           BAD_REQUEST            "The request has invalid fields";
     LoraRejected            "lora_rejected"             BAD_REQUEST            "The file is not a usable LoRA";
+    ContentRefused          "content_refused"           BAD_REQUEST            "The moderation refused the content";
     InvalidHost             "invalid_host"              BAD_REQUEST            "The request needs exactly one Host";
     MalformedJson           "malformed_json"            BAD_REQUEST            "The body is not a JSON object";
     Unauthorized            "unauthorized"              UNAUTHORIZED           "A valid API key is required";
@@ -135,6 +136,7 @@ error_codes! {
     Draining                "draining"                  SERVICE_UNAVAILABLE    "The worker is shutting down";
     StorageUnavailable      "storage_unavailable"       SERVICE_UNAVAILABLE    "The job storage is not available now";
     AuthUnavailable         "auth_unavailable"          SERVICE_UNAVAILABLE    "Keys cannot be checked now";
+    ModerationUnavailable   "moderation_unavailable"    SERVICE_UNAVAILABLE    "Content cannot be reviewed now";
     TooManyConnections      "too_many_connections"      SERVICE_UNAVAILABLE    "The worker has too many connections";
     NotReady                "not_ready"                 SERVICE_UNAVAILABLE    "The worker is not ready";
     EngineStalled           "engine_stalled"            SERVICE_UNAVAILABLE    "An engine has stopped generating";
@@ -336,6 +338,8 @@ impl From<JobsError> for ApiError {
             JobsError::ModelUnavailable(availability) => model_unavailable(availability),
             JobsError::LimitReached(reached) => limit_reached(&reached),
             JobsError::LoraGone(id) => lora_gone(&id),
+            JobsError::ContentRefused { reason } => Self::new(ErrorCode::ContentRefused).with_detail(reason),
+            JobsError::ModerationUnavailable => Self::new(ErrorCode::ModerationUnavailable),
             JobsError::OtherRequest => Self::new(ErrorCode::IdempotencyConflict),
             JobsError::TooManyWatches => {
                 Self::new(ErrorCode::TooManyStreams).with_retry_after(WATCH_RETRY_AFTER_SECONDS)

@@ -53,6 +53,11 @@ impl Origin {
         own.filter(|url| !url.is_empty() && url.chars().all(is_fit))
     }
 
+    /// The base URL of the API, as clients of AUTOMATIC1111's call it.
+    pub(super) fn root_url(&self) -> &str {
+        &self.0
+    }
+
     /// The base URL of the API, as OpenAI's clients call it.
     pub(super) fn base_url(&self) -> String {
         format!("{}/v1", self.0)

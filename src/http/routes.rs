@@ -28,7 +28,7 @@ pub(super) fn table() -> Vec<Row> {
     use admin::{api_keys, audit, jobs as all_jobs, kubernetes, loras, overview, playground, projects, session, usage, usage_report};
     use api::openai::{edits, images, models, variations};
     use api::{catalog, events, exec_credential, health, inference, jobs, loras as usable_loras, uploads, webhooks};
-    vec![
+    let mut rows = vec![
         row(Inference,       "POST",   "/v1/inference/image",                                      post(inference::submit),      inference::submit_operation()),
         row(Inference,       "GET",    "/v1/inference/jobs",                                       get(jobs::list),              jobs::list_operation()),
         row(Inference,       "GET",    "/v1/inference/jobs/{job_id}",                              get(jobs::show),              jobs::show_operation()),
@@ -97,6 +97,32 @@ pub(super) fn table() -> Vec<Row> {
         row(Anyone,          "GET",    "/healthz",                                                 get(health::alive),           health::alive_operation()),
         row(Anyone,          "GET",    "/readyz",                                                  get(health::ready),           health::ready_operation()),
         row(Metrics,         "GET",    "/metrics",                                                 get(health::metrics),         health::metrics_operation()),
+    ];
+    rows.extend(sdapi_table());
+    rows
+}
+
+/// The routes of AUTOMATIC1111's API, which exist only where the operator wants them.
+#[rustfmt::skip]
+fn sdapi_table() -> Vec<Row> {
+    use Access::Inference;
+    use api::sdapi::generate::{self, image_to_image, text_to_image};
+    use api::sdapi::{lists, options, progress};
+    vec![
+        row(Inference, "POST", "/sdapi/v1/txt2img",              post(text_to_image),       generate::text_to_image_operation()),
+        row(Inference, "POST", "/sdapi/v1/img2img",              post(image_to_image),      generate::image_to_image_operation()),
+        row(Inference, "GET",  "/sdapi/v1/progress",             get(progress::show),       progress::show_operation()),
+        row(Inference, "POST", "/sdapi/v1/interrupt",            post(progress::interrupt), progress::interrupt_operation()),
+        row(Inference, "GET",  "/sdapi/v1/options",              get(options::show),        options::show_operation()),
+        row(Inference, "POST", "/sdapi/v1/options",              post(options::change),     options::change_operation()),
+        row(Inference, "GET",  "/sdapi/v1/cmd-flags",            get(options::flags),       options::flags_operation()),
+        row(Inference, "GET",  "/sdapi/v1/sd-models",            get(lists::models),        lists::models_operation()),
+        row(Inference, "GET",  "/sdapi/v1/sd-vae",               get(lists::nothing),       lists::autoencoders_operation()),
+        row(Inference, "GET",  "/sdapi/v1/samplers",             get(lists::samplers),      lists::samplers_operation()),
+        row(Inference, "GET",  "/sdapi/v1/schedulers",           get(lists::schedulers),    lists::schedulers_operation()),
+        row(Inference, "GET",  "/sdapi/v1/upscalers",            get(lists::upscalers),     lists::upscalers_operation()),
+        row(Inference, "GET",  "/sdapi/v1/latent-upscale-modes", get(lists::nothing),       lists::latent_modes_operation()),
+        row(Inference, "GET",  "/sdapi/v1/loras",                get(lists::loras),         lists::loras_operation()),
     ]
 }
 

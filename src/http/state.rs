@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use time::OffsetDateTime;
 
 use super::api::input_images::ImageDecoder;
+use super::api::sdapi::session::Sessions;
 use super::api::write_check::WriteCheck;
 use super::error::{ApiError, ErrorCode};
 use super::extract::body::BodyBudget;
@@ -61,6 +62,8 @@ pub(super) struct Shared {
     pub(super) parts: HttpParts,
     pub(super) write_check: WriteCheck,
     pub(super) images: ImageDecoder,
+    /// What is remembered of clients of AUTOMATIC1111's API.
+    pub(super) sdapi: Sessions,
     pub(super) bodies: Arc<BodyBudget>,
     pub(super) started_at: OffsetDateTime,
     /// The OpenAPI document, as JSON.

@@ -30,6 +30,7 @@ const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
 const WEBHOOK_ATTEMPTS: &str = "fluxserve_webhook_attempts_total";
 const WEBHOOKS_PENDING: &str = "fluxserve_webhooks_pending";
 const LOG_LINES_DROPPED: &str = "fluxserve_log_lines_dropped_total";
+const REVIEWS: &str = "fluxserve_moderation_reviews_total";
 
 /// Kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,7 +61,7 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
 }
 
 /// Every metric. A test holds the dashboard of `deploy/grafana` to this table.
-pub const METRICS: [Metric; 21] = [
+pub const METRICS: [Metric; 22] = [
     metric(HTTP_REQUESTS, Kind::Counter, &["route", "method", "status"], "HTTP requests answered"),
     metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its response's head"),
     metric(JOBS, Kind::Counter, &["status"], "Jobs that ended"),
@@ -97,6 +98,7 @@ pub const METRICS: [Metric; 21] = [
         &[],
         "Log lines dropped because they were not read in time or could not be written",
     ),
+    metric(REVIEWS, Kind::Counter, &["stage", "outcome"], "Reviews by the operator's moderation"),
 ];
 
 const SECONDS_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
@@ -249,6 +251,11 @@ pub(super) fn log_lines_dropped(so_far: u64) {
     counter!(LOG_LINES_DROPPED).absolute(so_far);
 }
 
+/// Counts a review by the operator's moderation; both are of a few fixed words.
+pub fn reviewed(stage: &'static str, outcome: &'static str) {
+    counter!(REVIEWS, "stage" => stage, "outcome" => outcome).increment(1);
+}
+
 /// Counts an engine that failed and is rebuilt.
 pub fn engine_rebuilt(model: &str) {
     counter!(ENGINE_REBUILDS, "model" => model.to_owned()).increment(1);
@@ -276,6 +283,7 @@ mod tests {
         webhook_attempted("delivered");
         webhooks_pending(1);
         log_lines_dropped(1);
+        reviewed("before", "allowed");
     }
 
     fn word(kind: Kind) -> &'static str {

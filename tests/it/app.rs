@@ -38,7 +38,7 @@ pub(crate) use answer::{Answer, decoded};
 pub(crate) use options::Options;
 pub(crate) use parts::Keys;
 use parts::{
-    job_settings, make_keys, start_kubernetes, start_loras, start_queues, start_uploads, start_webhooks,
+    job_settings, make_keys, reviewer, start_kubernetes, start_loras, start_queues, start_uploads, start_webhooks,
     webhook_settings,
 };
 
@@ -101,19 +101,20 @@ impl TestApp {
         let catalog = Arc::new(catalog.with_card(card));
         let control = options.control.clone();
         let queues = start_queues(&catalog, &options, &control);
+        let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
+        let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
         let parts = ServiceParts {
             store: store.clone(),
             catalog: Arc::clone(&catalog),
             queues,
             clock: Arc::clone(&shared_clock),
+            reviewer: reviewer(&options, &admin, &service),
             settings: job_settings(&options, &folder),
             outbox: hooks::outbox(&webhook_settings(&options, &folder)),
         };
         let loras = start_loras(&options, &folder, &store, Arc::clone(&shared_clock)).await;
         let jobs = JobService::start(parts).await.expect("a service");
         let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
-        let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
-        let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
         let uploads = start_uploads(&options, &folder, (&store, &service), Arc::clone(&shared_clock)).await;
         let webhooks = start_webhooks(&options, &folder, (&store, &service, &jobs), Arc::clone(&shared_clock)).await;
         let kubernetes =

@@ -19,6 +19,7 @@ use crate::fake_engine::Fault;
 use crate::kubernetes::Site;
 use crate::loras::adapter;
 use crate::management::Administrator;
+use crate::stub_moderator::{Reply, StubModerator};
 use crate::uploads::{flat_file, upload};
 
 /// Codes that only other tests reach: the unit test of the panic layer, and the tests of `connections`.
@@ -59,6 +60,7 @@ async fn every_code_is_reached() {
     a_cluster_and_none(&mut reached).await;
     loras_of_all_kinds(&mut reached).await;
     uploads_that_are_not_there_and_too_many(&mut reached).await;
+    a_moderated_worker(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
     a_worker_whose_engine_does_not_come_back(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
@@ -308,6 +310,15 @@ async fn uploads_that_are_not_there_and_too_many(reached: &mut Reached) {
     let refused = upload(&app, &app.keys.inference, &flat_file(2)).await;
     assert_ne!(refused.header("retry-after"), "");
     reached.note(&refused, "too_many_uploads");
+}
+
+async fn a_moderated_worker(reached: &mut Reached) {
+    let moderator = StubModerator::start().await;
+    let app = TestApp::with(Options { moderation: Some(moderator.settings()), ..Options::default() }).await;
+    moderator.on_prompts(Reply::Refuse("no foxes"));
+    reached.note(&app.post(&image(1)).await, "content_refused");
+    moderator.on_prompts(Reply::Say(500, String::new()));
+    reached.note(&app.post(&image(1)).await, "moderation_unavailable");
 }
 
 async fn a_full_and_draining_worker(reached: &mut Reached) {

@@ -24,7 +24,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 68] = [
+const MATRIX: [Expected; 82] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -106,6 +106,20 @@ const MATRIX: [Expected; 68] = [
     expect(Access::Anyone, "GET", "/healthz", 200),
     expect(Access::Anyone, "GET", "/readyz", 200),
     expect(Access::Metrics, "GET", "/metrics", 404),
+    expect(Access::Inference, "POST", "/sdapi/v1/txt2img", 200),
+    expect(Access::Inference, "POST", "/sdapi/v1/img2img", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/progress", 200),
+    expect(Access::Inference, "POST", "/sdapi/v1/interrupt", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/options", 200),
+    expect(Access::Inference, "POST", "/sdapi/v1/options", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/cmd-flags", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/sd-models", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/sd-vae", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/samplers", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/schedulers", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/upscalers", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/latent-upscale-modes", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/loras", 200),
 ];
 
 /// The id of no delivery.
@@ -198,6 +212,11 @@ fn body_of(row: &Expected) -> Option<Value> {
             let images = [json!({ "image_url": data_url(&png([9, 9, 9, 255])) })];
             Some(json!({ "model": MODEL, "prompt": "a fox", "steps": 2, "images": images }))
         }
+        ("POST", "/sdapi/v1/txt2img") => Some(json!({ "prompt": "a fox", "steps": 2, "width": 64, "height": 64 })),
+        ("POST", "/sdapi/v1/img2img") => {
+            Some(json!({ "prompt": "a fox", "steps": 4, "init_images": [data_url(&png([9, 9, 9, 255]))] }))
+        }
+        ("POST", "/sdapi/v1/options") => Some(json!({ "sd_model_checkpoint": MODEL })),
         ("POST", "/v1/session") => Some(json!({ "password": PASSWORD })),
         ("POST", "/v1/api-keys") => Some(json!({ "name": "new", "scope": { "all": true } })),
         ("POST", "/v1/kubernetes/namespaces") | ("PATCH", "/v1/kubernetes/namespaces/{namespace_id}") => {

@@ -100,6 +100,15 @@ fn every_field_of_the_file_is_read() {
             per_engine_second: "0.01".parse().expect("a price"),
             currency: "EUR".parse().expect("a currency"),
         }),
+        sdapi: true,
+        moderation: ModerationConfig {
+            url: Some("https://moderation.example.org/review".into()),
+            before: false,
+            after: true,
+            on_failure: OnFailure::Allow,
+            timeout_seconds: 3,
+            secret: Some("hush".parse().expect("a secret")),
+        },
         log: LogConfig { filter: "warn".into(), command_filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
         webhooks: WebhooksConfig {
@@ -161,6 +170,13 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_PRICES_PER_MEGAPIXEL_STEP", "0.0004")
         .variable("FLUXSERVE_PRICES_PER_ENGINE_SECOND", "0.01")
         .variable("FLUXSERVE_PRICES_CURRENCY", "EUR")
+        .variable("FLUXSERVE_SDAPI", "true")
+        .variable("FLUXSERVE_MODERATION_URL", "https://moderation.example.org/review")
+        .variable("FLUXSERVE_MODERATION_BEFORE", "false")
+        .variable("FLUXSERVE_MODERATION_AFTER", "true")
+        .variable("FLUXSERVE_MODERATION_ON_FAILURE", "allow")
+        .variable("FLUXSERVE_MODERATION_TIMEOUT_SECONDS", "3")
+        .variable("FLUXSERVE_MODERATION_SECRET", "hush")
         .variable("FLUXSERVE_LOG_FILTER", "warn")
         .variable("FLUXSERVE_LOG_FORMAT", "json")
         .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/")

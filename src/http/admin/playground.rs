@@ -58,6 +58,8 @@ pub(in crate::http) fn submit_operation() -> Operation {
         .body::<SubmitImage>(example)
         .answers::<AnyJobView>(StatusCode::ACCEPTED, "The job is accepted.")
         .refuses([
+            ErrorCode::ContentRefused,
+            ErrorCode::ModerationUnavailable,
             ErrorCode::ModelNotFound,
             ErrorCode::LoraNotFound,
             ErrorCode::UploadNotFound,

@@ -42,7 +42,9 @@ use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
 use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
-use crate::jobs::{Job, JobReport, RepeatKey, Submission, Submitted};
+use crate::jobs::{
+    CONTENT_REFUSED, Job, JobError, JobReport, MODERATION_UNAVAILABLE, RepeatKey, Submission, Submitted,
+};
 
 /// The longest deadline: a day.
 const DEADLINE_SECONDS_MAX: u64 = 24 * 60 * 60;
@@ -61,7 +63,8 @@ const STRENGTH: &str = "How much the result may differ from the input image: the
                         ignores it. Defaults to 0.6, for FLUX.1-Fill to 1. Requires an input image.";
 
 /// Errors of a request that waits for an image.
-pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 14] = [
+pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 16] = [
+    ErrorCode::ContentRefused,
     ErrorCode::LoraForbidden,
     ErrorCode::ModelNotFound,
     ErrorCode::LoraNotFound,
@@ -74,6 +77,7 @@ pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 14] = [
     ErrorCode::QueueFull,
     ErrorCode::JobFailed,
     ErrorCode::ModelUnavailable,
+    ErrorCode::ModerationUnavailable,
     ErrorCode::Draining,
     ErrorCode::StorageUnavailable,
 ];
@@ -397,9 +401,15 @@ async fn finished_image(state: &HttpState, report: &JobReport) -> Result<Respons
 pub(super) fn check_succeeded(job: &Job) -> Result<(), ApiError> {
     match (job.status, &job.error) {
         (JobStatus::Canceled, _) => Err(ApiError::new(ErrorCode::JobCanceled)),
-        (JobStatus::Failed, Some(error)) => {
-            Err(ApiError::new(ErrorCode::JobFailed).with_detail(format!("{}: {}", error.code, error.reason)))
-        }
+        (JobStatus::Failed, Some(error)) => Err(failure(error)),
         _ => Ok(()),
+    }
+}
+
+fn failure(error: &JobError) -> ApiError {
+    match error.code.as_str() {
+        CONTENT_REFUSED => ApiError::new(ErrorCode::ContentRefused).with_detail(error.reason.as_str()),
+        MODERATION_UNAVAILABLE => ApiError::new(ErrorCode::ModerationUnavailable),
+        code => ApiError::new(ErrorCode::JobFailed).with_detail(format!("{code}: {}", error.reason)),
     }
 }

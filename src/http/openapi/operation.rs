@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
 use utoipa::openapi::schema::Schema;
-use utoipa::openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder};
+use utoipa::openapi::{ArrayBuilder, ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder};
 
 use super::schema::{integer, text};
 use crate::domain::format::OutputFormat;
@@ -24,6 +24,7 @@ const FORM: &str = "multipart/form-data";
 pub(in crate::http) enum Tag {
     Images,
     OpenAi,
+    Sdapi,
     Jobs,
     Models,
     Session,
@@ -38,9 +39,10 @@ pub(in crate::http) enum Tag {
 }
 
 impl Tag {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Images,
         Self::OpenAi,
+        Self::Sdapi,
         Self::Jobs,
         Self::Models,
         Self::Session,
@@ -58,6 +60,7 @@ impl Tag {
         match self {
             Self::Images => "Images",
             Self::OpenAi => "OpenAI",
+            Self::Sdapi => "AUTOMATIC1111",
             Self::Jobs => "Jobs",
             Self::Models => "Models",
             Self::Session => "Session",
@@ -76,6 +79,7 @@ impl Tag {
         match self {
             Self::Images => "Images from prompts.",
             Self::OpenAi => "The subset of OpenAI's API that its clients need for images.",
+            Self::Sdapi => "What AUTOMATIC1111's clients need for images. Only where the operator wants these routes.",
             Self::Jobs => "State and results of image requests. A key sees only its own jobs.",
             Self::Models => "The models, their limits, and whether they are ready.",
             Self::Session => "The administrator's sign-in.",
@@ -221,6 +225,13 @@ impl Operation {
     /// Answers with JSON.
     pub(in crate::http) fn answers<T: ToSchema>(mut self, status: StatusCode, description: &str) -> Self {
         let content = ContentBuilder::new().schema(Some(self.reference::<T>())).build();
+        self.answer(status, description, |response| response.content(JSON, content))
+    }
+
+    /// Answers with a list in JSON.
+    pub(in crate::http) fn answers_list<T: ToSchema>(mut self, status: StatusCode, description: &str) -> Self {
+        let list = ArrayBuilder::new().items(self.reference::<T>());
+        let content = ContentBuilder::new().schema(Some(list)).build();
         self.answer(status, description, |response| response.content(JSON, content))
     }
 

@@ -9,6 +9,7 @@ use fluxserve::domain::precision::Precision;
 use fluxserve::hooks::Lookup;
 use fluxserve::http::HttpSettings;
 use fluxserve::kubernetes::ClusterSettings;
+use fluxserve::moderation::ModerationSettings;
 use fluxserve::uploads::UploadLimits;
 
 use super::PATIENCE;
@@ -24,6 +25,7 @@ pub(crate) struct Options {
     pub(crate) input_images_bytes_max: u64,
     pub(crate) writes_provenance: bool,
     pub(crate) lora_bytes_max: u64,
+    pub(crate) moderation: Option<ModerationSettings>,
     pub(crate) http: HttpSettings,
     pub(crate) control: EngineControl,
     pub(crate) waits_for_ready: bool,
@@ -50,6 +52,7 @@ impl Default for Options {
             body_deadline: Duration::from_millis(200),
             wait_max: Duration::from_secs(20),
             request_deadline: Duration::from_secs(30),
+            has_sdapi: true,
             ..HttpSettings::default()
         };
         Self {
@@ -60,6 +63,7 @@ impl Default for Options {
             input_images_bytes_max: 1024 * 1024,
             writes_provenance: true,
             lora_bytes_max: 8 * 1024 * 1024,
+            moderation: None,
             http,
             control: EngineControl::default(),
             waits_for_ready: true,

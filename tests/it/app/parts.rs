@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluxserve::auth::{Actor, KeyService, NewKey, PublicId};
+use fluxserve::auth::{Actor, AdminService, KeyService, NewKey, PublicId};
 use fluxserve::catalog::{Catalog, warm_up_spec};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::limits::KeyLimits;
 use fluxserve::domain::model::ModelFiles;
+use fluxserve::domain::review::Reviewer;
 use fluxserve::domain::scope::Scope;
 use fluxserve::domain::webhook::AllowedHosts;
 use fluxserve::engine::{Adaptable, Adapter};
@@ -19,6 +20,7 @@ use fluxserve::http;
 use fluxserve::jobs::{JobService, JobSettings};
 use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesParts};
 use fluxserve::loras::{HubFile, Inspected, LoraCatalog, LoraParts, LoraReport};
+use fluxserve::moderation::Moderator;
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
 use fluxserve::uploads::{UploadParts, Uploads};
@@ -92,6 +94,14 @@ pub(super) async fn start_webhooks(
         }
     });
     webhooks
+}
+
+/// Asks the moderation service of the options, if there is one.
+pub(super) fn reviewer(options: &Options, admin: &AdminService, keys: &KeyService) -> Option<Arc<dyn Reviewer>> {
+    let settings = options.moderation.clone()?;
+    let moderator: Arc<dyn Reviewer> =
+        Arc::new(Moderator::new(settings, admin.clone(), keys.clone()).expect("a usable URL"));
+    Some(moderator)
 }
 
 /// The catalog of LoRAs, after the removal of what a crash has left. They are compared with the small reference model.
