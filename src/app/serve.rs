@@ -206,6 +206,12 @@ struct Worker {
     close: ShutdownTrigger,
 }
 
+fn warn(note: Option<String>) {
+    if let Some(note) = note {
+        tracing::warn!("{note}");
+    }
+}
+
 impl Worker {
     async fn start(
         config: &Config,
@@ -236,9 +242,7 @@ impl Worker {
         let kubernetes = open_kubernetes(config, keys, &parts.clock)
             .await
             .inspect_err(|_| queues.values().for_each(Queue::close))?;
-        if let Some(note) = results_disk::too_small(config) {
-            tracing::warn!("{note}");
-        }
+        warn(results_disk::too_small(config));
         let jobs = JobService::start(parts).await.inspect_err(|_| queues.values().for_each(Queue::close))?;
         let usage = Usage::new(keys.store.clone(), keys.service.clone(), jobs.clone());
         let webhooks = open_webhooks(keys, &jobs, clock, webhook_settings).await.inspect_err(|_| jobs.close())?;
@@ -260,9 +264,7 @@ impl Worker {
                 ..http_settings(config, &doors.addresses()?)
             },
         });
-        if let Some(note) = in_the_clear(config, &doors.addresses()?) {
-            tracing::warn!("{note}");
-        }
+        warn(in_the_clear(config, &doors.addresses()?));
         let (close, closing) = shutdown::channel();
         let mut servers = JoinSet::new();
         if let Some(tls) = doors.tls.clone() {

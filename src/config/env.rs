@@ -203,14 +203,7 @@ impl<'a> Environment<'a> {
                 currency: self.text(&PRICES_CURRENCY)?,
             },
             sdapi: self.boolean(&SDAPI)?,
-            moderation: ModerationSettings {
-                url: self.text(&MODERATION_URL)?,
-                before: self.boolean(&MODERATION_BEFORE)?,
-                after: self.boolean(&MODERATION_AFTER)?,
-                on_failure: self.text(&MODERATION_ON_FAILURE)?,
-                timeout_seconds: self.number(&MODERATION_TIMEOUT_SECONDS)?,
-                secret: self.text(&MODERATION_SECRET)?.map(SecretText::from),
-            },
+            moderation: self.moderation()?,
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
             webhooks: WebhookSettings {
@@ -231,5 +224,16 @@ impl<'a> Environment<'a> {
             hub: HubSettings { download: self.boolean(&HUB_DOWNLOAD)? },
         };
         Ok(Layer { origin: Origin::Environment, settings })
+    }
+
+    fn moderation(&self) -> Result<ModerationSettings, ConfigError> {
+        Ok(ModerationSettings {
+            url: self.text(&MODERATION_URL)?,
+            before: self.boolean(&MODERATION_BEFORE)?,
+            after: self.boolean(&MODERATION_AFTER)?,
+            on_failure: self.text(&MODERATION_ON_FAILURE)?,
+            timeout_seconds: self.number(&MODERATION_TIMEOUT_SECONDS)?,
+            secret: self.text(&MODERATION_SECRET)?.map(SecretText::from),
+        })
     }
 }

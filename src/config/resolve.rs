@@ -138,7 +138,7 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
         loras: loras(layers, &default.loras)?,
         prices: prices(layers)?,
         sdapi: last(layers, |settings| settings.sdapi).is_some_and(|(is_served, _)| is_served),
-        moderation: moderation::resolved(layers, default.moderation)?,
+        moderation: moderation::resolved(layers, &default.moderation)?,
         log: log(layers, default.log)?,
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
         webhooks: webhooks::resolve(layers, default.webhooks)?,

@@ -9,7 +9,7 @@ const AZURE: Ipv4Addr = Ipv4Addr::new(168, 63, 129, 16);
 /// IPv4 networks that are not public, by first address and prefix length: the registry of special-purpose addresses of IANA
 /// (RFC 6890 and later), multicast, and what is reserved.
 const SPECIAL_V4: [(Ipv4Addr, u32); 16] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::UNSPECIFIED, 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(100, 64, 0, 0), 10),
     (Ipv4Addr::new(127, 0, 0, 0), 8),

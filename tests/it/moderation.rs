@@ -221,7 +221,8 @@ async fn while_images_are_reviewed_keys_see_no_previews() {
     while administrator.ask("GET", &preview, None).await.status != StatusCode::OK {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
-    let (events, ()) = tokio::join!(app.get(&format!("/v1/inference/jobs/{job}/events?preview=true")), async {
+    let path = format!("/v1/inference/jobs/{job}/events?preview=true");
+    let (events, ()) = tokio::join!(app.get(&path), async {
         tokio::time::sleep(Duration::from_millis(20)).await;
         app.control.release();
     });

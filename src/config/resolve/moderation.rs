@@ -9,7 +9,7 @@ use crate::domain::shared_secret::SharedSecret;
 
 const TIMEOUT_SECONDS: RangeInclusive<u64> = 1..=120;
 
-pub(super) fn resolved(layers: &[Layer], default: ModerationConfig) -> Result<ModerationConfig, ConfigError> {
+pub(super) fn resolved(layers: &[Layer], default: &ModerationConfig) -> Result<ModerationConfig, ConfigError> {
     let config = ModerationConfig {
         url: url(layers)?,
         before: last(layers, |settings| settings.moderation.before).map_or(default.before, |(is_asked, _)| is_asked),

@@ -49,6 +49,21 @@ fn a_table_names_what_is_loaded_beside_a_model() {
     assert_eq!(models[0].directory, None, "it may be a downloaded model");
 }
 
+fn complete_http() -> HttpConfig {
+    HttpConfig {
+        body_limit_bytes: 2048,
+        bodies_bytes_max: 8_388_608,
+        key_bodies_bytes_max: 4_194_304,
+        wait_seconds_max: 60,
+        connections_max: 64,
+        header_deadline_seconds: 5,
+        public_url: Some("https://images.example.org".parse().expect("a URL")),
+        hosts: Some(HostNames::These(vec!["images.internal".to_owned(), "10.0.0.7".to_owned()])),
+        cors_origins: CorsOrigins::These(vec!["https://pages.example.org".to_owned()]),
+        trusted_proxies: Networks::of(&["10.0.0.0/8".to_owned()]).expect("networks"),
+    }
+}
+
 #[test]
 fn every_field_of_the_file_is_read() {
     let config = Sources::new().file(COMPLETE_FILE).load().expect("valid");
@@ -80,18 +95,7 @@ fn every_field_of_the_file_is_read() {
         },
         admin_password: None,
         drain_deadline_seconds: 10,
-        http: HttpConfig {
-            body_limit_bytes: 2048,
-            bodies_bytes_max: 8_388_608,
-            key_bodies_bytes_max: 4_194_304,
-            wait_seconds_max: 60,
-            connections_max: 64,
-            header_deadline_seconds: 5,
-            public_url: Some("https://images.example.org".parse().expect("a URL")),
-            hosts: Some(HostNames::These(vec!["images.internal".to_owned(), "10.0.0.7".to_owned()])),
-            cors_origins: CorsOrigins::These(vec!["https://pages.example.org".to_owned()]),
-            trusted_proxies: Networks::of(&["10.0.0.0/8".to_owned()]).expect("networks"),
-        },
+        http: complete_http(),
         queue: QueueConfig { jobs_max: 8 },
         results: ResultsConfig { retention_seconds: 3600, link_seconds: 600, bytes_max: 1_048_576, provenance: false },
         loras: LoraConfig { file_bytes_max: 4_194_304, in_prompt: true },

@@ -122,7 +122,7 @@ impl BudgetUseView {
                 megapixel_steps: work.megapixel_steps(),
                 money: state.usage.prices().map(|prices| prices.cost(work).to_string()),
             },
-            share: used.map(|used| used.share()),
+            share: used.map(BudgetUse::share),
         }
     }
 }
