@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Type};
 
 use crate::auth::Change;
-use crate::domain::budget::{BUDGET_MEGAPIXEL_STEPS_MAX, Budget, InvalidBudget};
+use crate::domain::budget::{BUDGET_MEGAPIXEL_STEPS_MAX, Budget, BudgetUse, InvalidBudget};
 use crate::domain::money::Money;
 use crate::domain::spec::FieldError;
 use crate::http::error::ApiError;
