@@ -57,8 +57,14 @@ fn transparency_is_dropped_and_gray_becomes_color() {
     assert_eq!(decode(&rgba).expect("decodes").pixels(), [10, 20, 30, 40, 50, 60]);
     let gray = png(&[7, 200], (2, 1), ExtendedColorType::L8);
     assert_eq!(decode(&gray).expect("decodes").pixels(), [7, 7, 7, 200, 200, 200]);
-    let deep = png(&[0x12, 0x12, 0xff, 0xff, 0, 0], (1, 1), ExtendedColorType::Rgb16);
-    assert_eq!(decode(&deep).expect("decodes").pixels(), [0x12, 0xff, 0]);
+    for (deep, expected) in [
+        (png(&[0x12, 0x12, 0xff, 0xff, 0, 0], (1, 1), ExtendedColorType::Rgb16), [0x12, 0xff, 0]),
+        (png(&[0x12, 0x12, 0xff, 0xff, 0, 0, 0, 0], (1, 1), ExtendedColorType::Rgba16), [0x12, 0xff, 0]),
+        (png(&[0x34, 0x34], (1, 1), ExtendedColorType::L16), [0x34; 3]),
+        (png(&[0x34, 0x34, 0, 0], (1, 1), ExtendedColorType::La16), [0x34; 3]),
+    ] {
+        assert_eq!(decode(&deep).expect("decodes").pixels(), expected);
+    }
 }
 
 #[test]
@@ -77,6 +83,47 @@ fn the_exif_orientation_is_applied() {
         assert_eq!((upright.width(), upright.height()), (32, 64));
         let red_of = |row: usize| upright.pixels()[row * 32 * 3];
         assert!(red_of(4) > 150 && red_of(60) < 90, "the left half is at the top");
+    }
+}
+
+#[test]
+fn every_orientation_turns_or_mirrors_the_image() {
+    let turned = [
+        (3, [1, 2, 3, 4, 5, 6]),
+        (3, [3, 2, 1, 6, 5, 4]),
+        (3, [6, 5, 4, 3, 2, 1]),
+        (3, [4, 5, 6, 1, 2, 3]),
+        (2, [1, 4, 2, 5, 3, 6]),
+        (2, [4, 1, 5, 2, 6, 3]),
+        (2, [6, 3, 5, 2, 4, 1]),
+        (2, [3, 6, 2, 5, 1, 4]),
+    ];
+    for (orientation, (width, shades)) in (1..).zip(turned) {
+        // TIFF, little endian: one entry.
+        let mut exif = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x00\0\0\0\0\0\0\0".to_vec();
+        exif[18] = orientation;
+        let mut file = Vec::new();
+        let mut encoder = PngEncoder::new(&mut file);
+        encoder.set_exif_metadata(exif).expect("PNG can hold it");
+        encoder.write_image(&[1, 2, 3, 4, 5, 6], 3, 2, ExtendedColorType::L8).expect("encodes");
+        let image = decode(&file).expect("decodes");
+        let found: Vec<u8> = image.pixels().iter().copied().step_by(3).collect();
+        assert_eq!((image.width(), &found[..]), (width, &shades[..]), "orientation {orientation}");
+        assert_eq!(inspect(&file).expect("an image").width, width, "orientation {orientation}");
+    }
+}
+
+#[test]
+fn pixels_beyond_those_of_the_head_are_not_unpacked_into_an_image() {
+    // Four megabytes in a file that is much smaller, whose head says one pixel.
+    let mut bomb = png(&vec![0; 2048 * 2048], (2048, 2048), ExtendedColorType::L8);
+    bomb[16..24].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
+    let sum = crc32fast::hash(&bomb[12..29]).to_be_bytes();
+    bomb[29..33].copy_from_slice(&sum);
+    assert!(bomb.len() < 1 << 20, "{} bytes", bomb.len());
+    match decode(&bomb) {
+        Ok(image) => assert_eq!((image.width(), image.height()), (1, 1)),
+        Err(error) => assert_eq!(error, DecodeError::Damaged { format: "PNG" }),
     }
 }
 
