@@ -2,6 +2,7 @@
 
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
+use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
 use super::*;
@@ -153,6 +154,26 @@ fn large_files_and_many_pixels_are_refused_before_decoding() {
     let sum = crc32fast::hash(&bomb[12..29]).to_be_bytes();
     bomb[29..33].copy_from_slice(&sum);
     assert_eq!(decode(&bomb), Err(DecodeError::Pixels { width: 65_535, height: 65_535 }));
+}
+
+#[test]
+fn heads_of_every_format_are_held_to_the_pixels() {
+    // The sides in the frame's head, behind its length and its depth.
+    let mut jpeg = Vec::new();
+    JpegEncoder::new(&mut jpeg).write_image(&[7; 3], 1, 1, ExtendedColorType::Rgb8).expect("encodes");
+    let frame = jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).expect("a frame");
+    jpeg[frame + 5..frame + 9].fill(0xff);
+    assert_eq!(decode(&jpeg), Err(DecodeError::Pixels { width: 65_535, height: 65_535 }));
+    // Fourteen bits for each side, less one, behind a byte that says that nothing is lost.
+    let mut webp = Vec::new();
+    WebPEncoder::new_lossless(&mut webp).write_image(&[7; 3], 1, 1, ExtendedColorType::Rgb8).expect("encodes");
+    let pixels = webp.windows(4).position(|name| name == b"VP8L").expect("pixels");
+    let less_one = 15_999_u32;
+    webp[pixels + 9..pixels + 13].copy_from_slice(&(less_one | (less_one << 14)).to_le_bytes());
+    assert_eq!(decode(&webp), Err(DecodeError::Pixels { width: 16_000, height: 16_000 }));
+    for bytes in [jpeg, webp] {
+        assert_eq!(inspect(&bytes).map(|_| ()), decode(&bytes).map(|_| ()));
+    }
 }
 
 #[test]

@@ -35,8 +35,8 @@ const STEM: &str = "diffusion_pytorch_model";
 const MASK_INPUTS: usize = 4;
 
 /// Why those are refused (`extra_condition_channels` of alimama's FLUX.1-dev-Controlnet-Inpainting).
-const READS_MASK: &str = "it reads a mask beside the control image, which is not supported: send an input image and a mask without it, or \
-     use FLUX.1-Fill-dev";
+const READS_MASK: &str = "it reads a mask beside the control image, which is not supported: send an input image and a mask \
+     without it, or use FLUX.1-Fill-dev";
 
 /// A complete ControlNet. Tensors are read when they are asked for.
 pub(crate) struct ControlNetFiles {

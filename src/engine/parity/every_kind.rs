@@ -7,8 +7,10 @@ use std::path::PathBuf;
 use super::adapters::used;
 use super::family::card_of;
 use super::mixed::{check, given, mask, params};
-use super::support::reference;
+use super::support::{engine, reference};
+use crate::domain::adapter::AdapterUse;
 use crate::domain::conditioning::{Conditioning, ControlMode, GivenImage, ImageRole};
+use crate::domain::engine::{EngineError, StepEngine as _};
 use crate::domain::model::{Attachments, CompletedFiles, ModelCard, ModelFiles};
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::engine::{controlnet_card, style_card};
@@ -79,9 +81,12 @@ fn kinds() -> Vec<GenerateParams> {
     ]
 }
 
+fn lora(name: &str) -> Vec<AdapterUse> {
+    vec![used(&reference(&format!("lora/adapters/{name}.safetensors")), 0.8)]
+}
+
 #[test]
 fn every_kind_of_image_has_the_same_bits_together_and_alone() {
-    let lora = |name: &str| vec![used(&reference(&format!("lora/adapters/{name}.safetensors")), 0.8)];
     let mut all = kinds();
     for (index, name) in [(2, "a1_peft"), (4, "g2_lokr_kohya"), (5, "f1_kohya_te1"), (8, "g6_dora_kohya_in")] {
         all[index].loras = lora(name);
@@ -93,4 +98,16 @@ fn every_kind_of_image_has_the_same_bits_together_and_alone() {
     let by_adapter = GenerateParams { loras: lora("h_control_canny"), ..by_adapter };
     specs.insert(4, spec(by_adapter, &card_of(Conditioning::Prompt)));
     check(&files(), &specs);
+}
+
+#[test]
+fn a_control_image_for_a_net_is_none_for_a_control_adapter() {
+    let mut engine = engine(&files());
+    let params = params(1, SQUARE, vec![controlled(SQUARE, 1)]);
+    let params = GenerateParams { loras: lora("h_control_canny"), ..params };
+    let refused = engine.admit(&GenerateSpec::new(params, &card()).expect("the card allows it"));
+    assert!(
+        matches!(&refused, Err(EngineError::Request(reason)) if reason.contains("that no ControlNet reads")),
+        "{refused:?}"
+    );
 }

@@ -55,7 +55,7 @@ fn files_that_are_no_adapters_are_refused_by_name_with_what_to_do() {
     for (name, what, advice) in [
         ("double_blocks.0.processor.ip_adapter_double_stream_v_proj.weight", "it is an IP-Adapter", "with `--redux`"),
         ("ip_adapter.0.to_k_ip.weight", "it is an IP-Adapter", "send style images"),
-        ("lllite_unet_middle_block_1_transformer_blocks_0_attn1_to_q.up.weight", "it is a ControlNet-LLLite", "latents"),
+        ("lllite_unet_middle_block_1_transformer_blocks_0_attn1_to_q.up", "it is a ControlNet-LLLite", "reads latents"),
         ("input_hint_block.0.weight", "it is one of XLabs' ControlNets", "`controlnet_x_embedder`"),
         ("controlnet_x_embedder.weight", "it is a ControlNet:", "load it with `--controlnet NAME=PATH`"),
         ("redux_up.weight", "it is FLUX.1-Redux", "load it with `--redux`"),

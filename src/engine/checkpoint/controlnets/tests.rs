@@ -188,7 +188,7 @@ fn files_of_other_kinds_are_refused_by_name_with_what_to_do() {
         (&["image_proj.proj.0.weight"], "an IP-Adapter", redux),
         (&["redux_up.weight", "redux_down.weight"], "FLUX.1-Redux", "load it with `--redux`"),
         (&["controlnet_cond_embedding.conv_in.weight", "control_add_embedding.linear_1.weight"], "a union", other_net),
-        (&["controlnet_cond_embedding.conv_in.weight", "controlnet_down_blocks.0.weight"], "a ControlNet of", other_net),
+        (&["controlnet_cond_embedding.conv_in.bias", "controlnet_down_blocks.0.bias"], "a ControlNet of", other_net),
         (&["control_model.input_hint_block.0.weight"], "a ControlNet of Stable Diffusion:", other_net),
         (&["pos_embed_input.proj.weight", "controlnet_blocks.0.weight"], "a ControlNet of Stable Diffusion 3", other_net),
         (
