@@ -13,12 +13,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Request, StatusCode, header};
-use fluxserve::auth::{Actor, AdminService, Authenticator, KeyService};
+use fluxserve::auth::{AdminService, Authenticator, KeyService};
 use fluxserve::catalog::{Availability, Catalog};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
-use fluxserve::domain::model::ModelCard;
-use fluxserve::domain::model_source::ModelSource;
 use fluxserve::hooks::{self, Webhooks};
 use fluxserve::http::{ConnectionLimits, HttpParts, Routers, routers, serve};
 use fluxserve::jobs::{JobService, ServiceParts};
@@ -38,8 +36,8 @@ pub(crate) use answer::{Answer, decoded};
 pub(crate) use options::Options;
 pub(crate) use parts::Keys;
 use parts::{
-    job_settings, make_keys, reviewer, start_kubernetes, start_loras, start_queues, start_uploads, start_webhooks,
-    webhook_settings,
+    catalog_of, job_settings, make_keys, reviewer, set_password, start_kubernetes, start_loras, start_queues,
+    start_uploads, start_webhooks, webhook_settings,
 };
 
 use crate::documented;
@@ -94,11 +92,7 @@ impl TestApp {
     async fn build(options: Options, folder: TempDir, clock: ManualClock, keys: Option<Keys>) -> Self {
         let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("a database");
         let shared_clock: Arc<dyn Clock> = Arc::new(clock.clone());
-        let choice = ModelSource::new(ModelId::new(MODEL), None);
-        let catalog = Catalog::new(&[choice]).expect("a known model").with_precision(options.precision);
-        let mut card = ModelCard::clone(catalog.card(&ModelId::new(MODEL)).expect("a known model"));
-        (options.change_card)(&mut card);
-        let catalog = Arc::new(catalog.with_card(card));
+        let catalog = catalog_of(&options);
         let control = options.control.clone();
         let queues = start_queues(&catalog, &options, &control);
         let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
@@ -120,8 +114,7 @@ impl TestApp {
         let kubernetes =
             start_kubernetes(options.cluster.as_ref(), options.auto_open, (&store, &service), shared_clock).await;
         if options.has_password {
-            let password = PASSWORD.parse().expect("long enough");
-            admin.ensure_password(&password, &Actor::CommandLine).await.expect("set");
+            set_password(&admin).await;
         }
         let keys = match keys {
             Some(keys) => keys,

@@ -67,9 +67,8 @@ fn control_adapters_give_the_images_of_merged_weights() {
 fn another_adapter_acts_beside_a_control_adapter_as_if_it_were_merged() {
     let (merged, cases) = (Merged::of_dev(), cases());
     let case = &cases[0];
-    let with = |loras: &[AdapterUse]| {
-        spec(GenerateParams { loras: [&case.loras()[..], loras].concat(), ..params_of(case) })
-    };
+    let with =
+        |loras: &[AdapterUse]| spec(GenerateParams { loras: [&case.loras()[..], loras].concat(), ..params_of(case) });
     merged::check(&case.name, &[diffusers_folders(), merged.files()], merged.lora(), with);
 }
 

@@ -10,7 +10,8 @@ use fluxserve::catalog::{Catalog, warm_up_spec};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::limits::KeyLimits;
-use fluxserve::domain::model::ModelFiles;
+use fluxserve::domain::model::{ModelCard, ModelFiles};
+use fluxserve::domain::model_source::ModelSource;
 use fluxserve::domain::review::Reviewer;
 use fluxserve::domain::scope::Scope;
 use fluxserve::domain::webhook::AllowedHosts;
@@ -26,7 +27,7 @@ use fluxserve::store::Store;
 use fluxserve::uploads::{UploadParts, Uploads};
 use tempfile::TempDir;
 
-use super::{NAMESPACE, Options, PATIENCE};
+use super::{MODEL, NAMESPACE, Options, PASSWORD, PATIENCE};
 use crate::fake_engine::EngineControl;
 
 /// The keys of a worker by scope and state.
@@ -39,6 +40,20 @@ pub(crate) struct Keys {
     pub(crate) kubernetes_one: String,
     pub(crate) expired: String,
     pub(crate) revoked: String,
+}
+
+/// The catalog with the model of the options.
+pub(super) fn catalog_of(options: &Options) -> Arc<Catalog> {
+    let choice = ModelSource::new(ModelId::new(MODEL), None);
+    let catalog = Catalog::new(&[choice]).expect("a known model").with_precision(options.precision);
+    let mut card = ModelCard::clone(catalog.card(&ModelId::new(MODEL)).expect("a known model"));
+    (options.change_card)(&mut card);
+    Arc::new(catalog.with_card(card))
+}
+
+pub(super) async fn set_password(admin: &AdminService) {
+    let password = PASSWORD.parse().expect("long enough");
+    admin.ensure_password(&password, &Actor::CommandLine).await.expect("set");
 }
 
 pub(super) fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {

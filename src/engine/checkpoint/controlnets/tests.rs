@@ -190,7 +190,11 @@ fn files_of_other_kinds_are_refused_by_name_with_what_to_do() {
         (&["controlnet_cond_embedding.conv_in.weight", "control_add_embedding.linear_1.weight"], "a union", other_net),
         (&["controlnet_cond_embedding.conv_in.bias", "controlnet_down_blocks.0.bias"], "a ControlNet of", other_net),
         (&["control_model.input_hint_block.0.weight"], "a ControlNet of Stable Diffusion:", other_net),
-        (&["pos_embed_input.proj.weight", "controlnet_blocks.0.weight"], "a ControlNet of Stable Diffusion 3", other_net),
+        (
+            &["pos_embed_input.proj.weight", "controlnet_blocks.0.weight"],
+            "a ControlNet of Stable Diffusion 3",
+            other_net,
+        ),
         (
             &["controlnet_x_embedder.weight", "transformer_blocks.0.img_mod.1.weight"],
             "a ControlNet of Qwen-Image",
