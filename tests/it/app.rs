@@ -116,10 +116,7 @@ impl TestApp {
         if options.has_password {
             set_password(&admin).await;
         }
-        let keys = match keys {
-            Some(keys) => keys,
-            None => make_keys(&service, &clock).await,
-        };
+        let keys = if let Some(keys) = keys { keys } else { make_keys(&service, &clock).await };
         let usage = Usage::new(store.clone(), service.clone(), jobs.clone());
         let Routers { clients: router, management, metrics } = routers(HttpParts {
             jobs: jobs.clone(),
