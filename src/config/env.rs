@@ -17,8 +17,9 @@ use crate::config::ConfigError;
 use crate::config::expand::{Lookup, Unset, at_home, expanded};
 use crate::config::hub::{HubConfig, ProxyConfig};
 use crate::config::settings::{
-    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting, Origin,
-    PriceSettings, QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings,
+    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting,
+    ModerationSettings, Origin, PriceSettings, QueueSettings, ResultsSettings, SecretText, Settings, TelemetrySettings,
+    TlsSettings, WebhookSettings,
 };
 use crate::domain::hub_token::HubToken;
 
@@ -155,6 +156,22 @@ impl<'a> Environment<'a> {
         })
     }
 
+    fn results(&self) -> Result<ResultsSettings, ConfigError> {
+        Ok(ResultsSettings {
+            store: self.text(&RESULTS_STORE)?,
+            endpoint: self.text(&RESULTS_ENDPOINT)?,
+            region: self.text(&RESULTS_REGION)?,
+            allow_http: self.boolean(&RESULTS_ALLOW_HTTP)?,
+            links: self.text(&RESULTS_LINKS)?,
+            redirect_seconds: self.number(&RESULTS_REDIRECT_SECONDS)?,
+            spool_bytes_max: self.number(&RESULTS_SPOOL_BYTES_MAX)?,
+            retention_seconds: self.number(&RESULTS_RETENTION_SECONDS)?,
+            link_seconds: self.number(&RESULTS_LINK_SECONDS)?,
+            bytes_max: self.number(&RESULTS_BYTES_MAX)?,
+            provenance: self.boolean(&RESULTS_PROVENANCE)?,
+        })
+    }
+
     /// All variables as one layer of settings.
     pub(super) fn read(&self) -> Result<Layer, ConfigError> {
         let settings = Settings {
@@ -188,19 +205,7 @@ impl<'a> Environment<'a> {
                 trusted_proxies: self.words(&HTTP_TRUSTED_PROXIES)?,
             },
             queue: QueueSettings { jobs_max: self.number(&QUEUE_JOBS_MAX)? },
-            results: ResultsSettings {
-                store: self.text(&RESULTS_STORE)?,
-                endpoint: self.text(&RESULTS_ENDPOINT)?,
-                region: self.text(&RESULTS_REGION)?,
-                allow_http: self.boolean(&RESULTS_ALLOW_HTTP)?,
-                links: self.text(&RESULTS_LINKS)?,
-                redirect_seconds: self.number(&RESULTS_REDIRECT_SECONDS)?,
-                spool_bytes_max: self.number(&RESULTS_SPOOL_BYTES_MAX)?,
-                retention_seconds: self.number(&RESULTS_RETENTION_SECONDS)?,
-                link_seconds: self.number(&RESULTS_LINK_SECONDS)?,
-                bytes_max: self.number(&RESULTS_BYTES_MAX)?,
-                provenance: self.boolean(&RESULTS_PROVENANCE)?,
-            },
+            results: self.results()?,
             lora_bytes_max: self.number(&LORA_BYTES_MAX)?,
             lora_in_prompt: self.boolean(&LORA_IN_PROMPT)?,
             prices: PriceSettings {
@@ -208,8 +213,16 @@ impl<'a> Environment<'a> {
                 per_engine_second: self.text(&PRICES_PER_ENGINE_SECOND)?,
                 currency: self.text(&PRICES_CURRENCY)?,
             },
+            sdapi: self.boolean(&SDAPI)?,
+            moderation: self.moderation()?,
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
+            webhooks: WebhookSettings {
+                enabled: self.boolean(&WEBHOOKS_ENABLED)?,
+                allow_http: self.boolean(&WEBHOOKS_ALLOW_HTTP)?,
+                allowed_hosts: self.words(&WEBHOOKS_ALLOWED_HOSTS)?,
+                only_allowed_hosts: self.boolean(&WEBHOOKS_ONLY_ALLOWED_HOSTS)?,
+            },
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },
             kubernetes: KubernetesSettings {
                 kubeconfig: self.path(&KUBERNETES_KUBECONFIG),
@@ -222,5 +235,16 @@ impl<'a> Environment<'a> {
             hub: HubSettings { download: self.boolean(&HUB_DOWNLOAD)? },
         };
         Ok(Layer { origin: Origin::Environment, settings })
+    }
+
+    fn moderation(&self) -> Result<ModerationSettings, ConfigError> {
+        Ok(ModerationSettings {
+            url: self.text(&MODERATION_URL)?,
+            before: self.boolean(&MODERATION_BEFORE)?,
+            after: self.boolean(&MODERATION_AFTER)?,
+            on_failure: self.text(&MODERATION_ON_FAILURE)?,
+            timeout_seconds: self.number(&MODERATION_TIMEOUT_SECONDS)?,
+            secret: self.text(&MODERATION_SECRET)?.map(SecretText::from),
+        })
     }
 }

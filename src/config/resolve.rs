@@ -1,6 +1,8 @@
 //! From the settings of all sources to one checked [`Config`].
 
+mod moderation;
 mod served;
+mod webhooks;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -112,38 +114,47 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
                 default.queue.jobs_max,
             )?,
         },
-        results: ResultsConfig {
-            store: result_store(layers)?,
-            retention_seconds: number(
-                &env::RESULTS_RETENTION_SECONDS,
-                |settings| settings.results.retention_seconds,
-                &RETENTION_SECONDS,
-                default.results.retention_seconds,
-            )?,
-            link_seconds: number(
-                &env::RESULTS_LINK_SECONDS,
-                |settings| settings.results.link_seconds,
-                &LINK_SECONDS,
-                default.results.link_seconds,
-            )?,
-            bytes_max: number(
-                &env::RESULTS_BYTES_MAX,
-                |settings| settings.results.bytes_max,
-                &BYTES_MAX,
-                default.results.bytes_max,
-            )?,
-            provenance: last(layers, |settings| settings.results.provenance)
-                .map_or(default.results.provenance, |(provenance, _)| provenance),
-        },
+        results: results(layers, &default.results)?,
         loras: loras(layers, &default.loras)?,
         prices: prices(layers)?,
+        sdapi: last(layers, |settings| settings.sdapi).is_some_and(|(is_served, _)| is_served),
+        moderation: moderation::resolved(layers, &default.moderation)?,
         log: log(layers, default.log)?,
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
+        webhooks: webhooks::resolve(layers, default.webhooks)?,
         kubernetes: kubernetes(layers, default.kubernetes)?,
         hub: HubConfig {
             download: last(layers, |settings| settings.hub.download).is_some_and(|(download, _)| download),
             ..default.hub
         },
+    })
+}
+
+fn results(layers: &[Layer], default: &ResultsConfig) -> Result<ResultsConfig, ConfigError> {
+    let number =
+        |variable, get: fn(&Settings) -> Option<u64>, range, default| within(layers, variable, get, range, default);
+    Ok(ResultsConfig {
+        store: result_store(layers)?,
+        retention_seconds: number(
+            &env::RESULTS_RETENTION_SECONDS,
+            |settings| settings.results.retention_seconds,
+            &RETENTION_SECONDS,
+            default.retention_seconds,
+        )?,
+        link_seconds: number(
+            &env::RESULTS_LINK_SECONDS,
+            |settings| settings.results.link_seconds,
+            &LINK_SECONDS,
+            default.link_seconds,
+        )?,
+        bytes_max: number(
+            &env::RESULTS_BYTES_MAX,
+            |settings| settings.results.bytes_max,
+            &BYTES_MAX,
+            default.bytes_max,
+        )?,
+        provenance: last(layers, |settings| settings.results.provenance)
+            .map_or(default.provenance, |(provenance, _)| provenance),
     })
 }
 

@@ -1,12 +1,11 @@
-//! The HTTP client of object stores: this program's own TLS, and no request without an end.
+//! The HTTP client of object stores: with the TLS of all clients of this program, and no request without an end.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use object_store::client::{HttpClient, HttpConnector};
 use object_store::{ClientConfigKey, ClientOptions, Error};
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+
+use crate::outgoing;
 
 /// Timeout of a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(3);
@@ -34,7 +33,7 @@ impl HttpConnector for Connector {
             .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
             .http1_only()
             .https_only(!allows_http)
-            .tls_backend_preconfigured(tls(!allows_http)?)
+            .tls_backend_preconfigured(outgoing::tls(!allows_http).map_err(unusable)?)
             .build()
             .map_err(unusable)?;
         Ok(HttpClient::new(client))
@@ -48,21 +47,6 @@ fn is_yes(value: &str) -> bool {
 
 fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Generic { store: "https", source: Box::new(error) }
-}
-
-/// TLS that verifies certificates as this machine does. On a machine without certificate authorities only plain http is left,
-/// for a store that may be reached so.
-fn tls(is_needed: bool) -> object_store::Result<ClientConfig> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
-    let builder = builder.with_safe_default_protocol_versions().map_err(unusable)?;
-    match rustls_platform_verifier::Verifier::new(provider) {
-        Ok(verifier) => {
-            Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
-        }
-        Err(error) if is_needed => Err(unusable(error)),
-        Err(_) => Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth()),
-    }
 }
 
 #[cfg(test)]

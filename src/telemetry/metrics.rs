@@ -31,7 +31,10 @@ const BUCKET_ANSWERS: &str = "fluxserve_object_store_answers";
 const WAITING_IMAGES: &str = "fluxserve_results_waiting_pictures";
 const WAITING_BYTES: &str = "fluxserve_results_waiting_bytes";
 const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
+const WEBHOOK_ATTEMPTS: &str = "fluxserve_webhook_attempts_total";
+const WEBHOOKS_PENDING: &str = "fluxserve_webhooks_pending";
 const LOG_LINES_DROPPED: &str = "fluxserve_log_lines_dropped_total";
+const REVIEWS: &str = "fluxserve_moderation_reviews_total";
 
 /// Kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +65,7 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
 }
 
 /// Every metric. A test holds the dashboard of `deploy/grafana` to this table.
-pub const METRICS: [Metric; 23] = [
+pub const METRICS: [Metric; 26] = [
     metric(HTTP_REQUESTS, Kind::Counter, &["route", "method", "status"], "HTTP requests answered"),
     metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its response's head"),
     metric(JOBS, Kind::Counter, &["status"], "Jobs that ended"),
@@ -95,12 +98,15 @@ pub const METRICS: [Metric; 23] = [
     metric(WAITING_IMAGES, Kind::Gauge, &[], "Images on the disk that wait for their bucket"),
     metric(WAITING_BYTES, Kind::Gauge, &[], "Bytes of images on the disk that wait for their bucket"),
     metric(ENGINE_REBUILDS, Kind::Counter, &["model"], "Engine rebuilds after a failure"),
+    metric(WEBHOOK_ATTEMPTS, Kind::Counter, &["outcome"], "Attempts to deliver to webhooks"),
+    metric(WEBHOOKS_PENDING, Kind::Gauge, &[], "Deliveries to webhooks that are not delivered yet"),
     metric(
         LOG_LINES_DROPPED,
         Kind::Counter,
         &[],
         "Log lines dropped because they were not read in time or could not be written",
     ),
+    metric(REVIEWS, Kind::Counter, &["stage", "outcome"], "Reviews by the operator's moderation"),
 ];
 
 const SECONDS_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
@@ -238,6 +244,16 @@ pub fn step_done(model: &str, tokens: usize, took: Duration) {
     histogram!(STEP_TOKENS, "model" => model.to_owned()).record(tokens as f64);
 }
 
+/// Counts an attempt to deliver to a webhook; `outcome` is one of a few fixed words.
+pub fn webhook_attempted(outcome: &'static str) {
+    counter!(WEBHOOK_ATTEMPTS, "outcome" => outcome).increment(1);
+}
+
+/// Sets the number of deliveries to webhooks that are pending.
+pub fn webhooks_pending(deliveries: u64) {
+    gauge!(WEBHOOKS_PENDING).set(deliveries as f64);
+}
+
 /// Sets the number of dropped lines of the log.
 pub(super) fn log_lines_dropped(so_far: u64) {
     counter!(LOG_LINES_DROPPED).absolute(so_far);
@@ -253,6 +269,11 @@ pub fn bucket_state(answers: bool, images: u64, bytes: u64) {
     gauge!(BUCKET_ANSWERS).set(f64::from(u8::from(answers)));
     gauge!(WAITING_IMAGES).set(images as f64);
     gauge!(WAITING_BYTES).set(bytes as f64);
+}
+
+/// Counts a review by the operator's moderation; both are of a few fixed words.
+pub fn reviewed(stage: &'static str, outcome: &'static str) {
+    counter!(REVIEWS, "stage" => stage, "outcome" => outcome).increment(1);
 }
 
 /// Counts an engine that failed and is rebuilt.
@@ -281,7 +302,10 @@ mod tests {
         bucket_request("put", "ok");
         bucket_state(true, 1, 1);
         engine_rebuilt("a/model");
+        webhook_attempted("delivered");
+        webhooks_pending(1);
         log_lines_dropped(1);
+        reviewed("before", "allowed");
     }
 
     fn word(kind: Kind) -> &'static str {
