@@ -136,7 +136,7 @@ impl ResultFiles {
             if after.is_none_or(|after| id > after) {
                 survey.page.insert((id, format));
                 if survey.page.len() > page_images {
-                    drop(survey.page.pop_last());
+                    survey.page.pop_last();
                 }
             }
         }

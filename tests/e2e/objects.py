@@ -116,6 +116,7 @@ class Storing(Worker):
 
     def generate(self, count):
         jobs = [self.submit(seed) for seed in range(count)]
+        assert all(jobs), "a job is refused"
         ends = self.ends(jobs)
         check(ends == {"succeeded": count}, f"{count} images are generated: {dict(ends)}")
         return jobs
