@@ -23,8 +23,8 @@ pub use moderation::ModerationConfig;
 pub use names::{CorsOrigins, DEFAULT_METRICS_LISTEN, HostNames, MetricsListen, NotAHost, NotAListener, NotAnOrigin};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 pub use values::{
-    Config, DEFAULT_MODEL, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, LogFormat, LoraConfig, QueueConfig,
-    ResultsConfig, THREADS, TelemetryConfig, TlsConfig, UnknownLogFormat, WebhooksConfig,
+    AlertsConfig, Config, DEFAULT_MODEL, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, LogFormat, LoraConfig,
+    QueueConfig, ResultsConfig, THREADS, TelemetryConfig, TlsConfig, UnknownLogFormat, WebhooksConfig,
 };
 
 #[cfg(test)]
