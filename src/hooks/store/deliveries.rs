@@ -136,6 +136,7 @@ impl HookStore {
         busy: &Busy,
     ) -> Result<Vec<DueDelivery>, WebhookError> {
         let keys: Vec<String> = busy.keys.iter().map(ToString::to_string).collect();
+        // Left to itself, SQLite would look for an earlier one of the same subject among all that wait for the key.
         let rows = sqlx::query(select_deliveries!(
             "AS due WHERE state = 'pending' AND next_at_ms <= ?1
                  AND number NOT IN (SELECT value FROM json_each(?2))
@@ -144,7 +145,7 @@ impl HookStore {
                  AND NOT EXISTS (SELECT 1 FROM webhook_deliveries AS earlier
                                  WHERE earlier.job_id = due.job_id AND earlier.state = 'pending'
                                      AND earlier.number < due.number)
-                 AND NOT EXISTS (SELECT 1 FROM webhook_deliveries AS earlier
+                 AND NOT EXISTS (SELECT 1 FROM webhook_deliveries AS earlier INDEXED BY webhook_deliveries_by_subject
                                  WHERE earlier.subject = due.subject AND earlier.key_id = due.key_id
                                      AND earlier.state = 'pending' AND earlier.number < due.number)
              ORDER BY next_at_ms, number LIMIT ?5"

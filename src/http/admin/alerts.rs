@@ -27,7 +27,8 @@ pub(in crate::http) async fn deliveries(
 pub(in crate::http) fn deliveries_operation() -> Operation {
     let summary = "Deliveries to the operator's receiver of alerts, the newest first";
     describe_list::<AlertListView>(Operation::new(Tag::Webhooks, "list_alert_deliveries", summary)).description(
-        "What is still to be delivered, and the log of seven days. Of the receiver's URL they have scheme, host and port.",
+        "What is still to be delivered, and the log of seven days. Of the receiver's URL there are scheme, host and \
+         port.",
     )
 }
 
