@@ -1,5 +1,6 @@
 //! Wires all parts together: the only module that knows all others.
 
+mod alerts;
 mod bench;
 mod cards;
 mod cluster;
@@ -39,6 +40,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 
+pub use alerts::tell_of_alerts;
 pub use bench::{
     CachedImage, CachingReport, Distance, FidelityReport, FidelityRequest, LoadPart, LoadReport, LoadRequest, Moved,
     Outcome, StagesRequest, TimeReport, TimeRequest, Timing, caching, fidelity, kernels, load, time, write_stages,

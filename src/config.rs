@@ -25,8 +25,8 @@ pub use names::{CorsOrigins, DEFAULT_METRICS_LISTEN, HostNames, MetricsListen, N
 pub use public_url::{NotAPublicUrl, PublicUrl};
 pub use result_store::{BucketConfig, ResultStore};
 pub use values::{
-    Config, DEFAULT_MODEL, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, LogFormat, LoraConfig, QueueConfig,
-    ResultsConfig, THREADS, TelemetryConfig, TlsConfig, UnknownLogFormat, WebhooksConfig,
+    AlertsConfig, Config, DEFAULT_MODEL, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, LogFormat, LoraConfig,
+    QueueConfig, ResultsConfig, THREADS, TelemetryConfig, TlsConfig, UnknownLogFormat, WebhooksConfig,
 };
 
 #[cfg(test)]

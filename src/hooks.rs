@@ -1,16 +1,18 @@
-//! Webhooks: tells receivers of the events of jobs, signed as [Standard Webhooks](https://www.standardwebhooks.com) asks, at
-//! least once and in order for each job.
+//! Webhooks: tells receivers of the events of jobs and of alerts, signed as
+//! [Standard Webhooks](https://www.standardwebhooks.com) asks, at least once and in order for each job and each budget.
 //!
 //! An event is written with the job's own change (`store/outbox.rs`), so neither exists without the other; `courier.rs` delivers
 //! what is due. A receiver is somebody else's choice of address: `target.rs` and `resolver.rs` decide where a connection may go.
 //! What a delivery says of a job is written by a function that this module is given.
 
 mod address;
+mod alerts;
 mod backoff;
 mod courier;
 mod error;
 mod flights;
 mod payload;
+mod receiver;
 mod resolver;
 mod secret;
 mod sender;
@@ -28,6 +30,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 pub use error::WebhookError;
+pub use receiver::{AlertReceiver, BadReceiver};
 pub use secret::PlainSecret;
 pub use service::{NewSecret, WebhookChanges, WebhookParts, Webhooks};
 pub use target::BadUrl;
@@ -35,6 +38,7 @@ pub use target::BadUrl;
 use crate::domain::ids::{DeliveryId, KeyId};
 use crate::domain::webhook::{AllowedHosts, WebhookEvent, WebhookEvents};
 use crate::jobs::{JobOutbox, JobReport};
+use target::Rules;
 
 /// Longest URL of a receiver, in bytes.
 pub const URL_BYTES_MAX: usize = 2048;
@@ -67,6 +71,19 @@ pub struct WebhookSettings {
     pub secret_path: PathBuf,
     /// The start of URLs in deliveries of jobs whose request did not show how it reached this worker.
     pub origin: String,
+    /// The operator's own receiver, which is told of all alerts.
+    pub alerts: Option<AlertReceiver>,
+}
+
+impl WebhookSettings {
+    /// Checks the URL of the operator's receiver by the rules that every receiver's has, as far as its text tells.
+    ///
+    /// # Errors
+    /// [`BadReceiver::Url`].
+    pub fn check(&self) -> Result<(), BadReceiver> {
+        let checked = self.alerts.as_ref().map(|receiver| Rules::of(self).check(receiver.url()));
+        checked.transpose().map(drop).map_err(BadReceiver::Url)
+    }
 }
 
 /// State of a delivery.
@@ -113,10 +130,12 @@ impl std::str::FromStr for DeliveryState {
 pub struct Delivery {
     /// Its id, the same for all attempts.
     pub id: DeliveryId,
-    /// The key whose job it is about.
+    /// The key whose receiver it is for; [`KeyId::NONE`]: the operator's.
     pub key: KeyId,
-    /// The job's id as stored. `None` for a test.
+    /// The job's id as stored. `None` if it is about none.
     pub job: Option<String>,
+    /// What an alert is about: whose budget, and in which month.
+    pub subject: Option<String>,
     /// What it tells of.
     pub event: WebhookEvent,
     /// Where it goes.
@@ -137,6 +156,23 @@ pub struct Delivery {
     pub last_status: Option<u16>,
     /// What was wrong with the last attempt, in a few words of ours.
     pub last_error: Option<String>,
+}
+
+/// That something happened which concerns no job, told to the operator's receiver, and to that of a key.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Alert {
+    /// Its number, from 1 on; later alerts have higher ones. An alert with a lower one than the last is taken for told.
+    pub number: i64,
+    /// The key whose own receiver is told as well, if it wants this event.
+    pub key: Option<KeyId>,
+    /// What has happened.
+    pub event: WebhookEvent,
+    /// What it is about: alerts of the same subject arrive in their order, and each event of it once.
+    pub subject: String,
+    /// When it happened.
+    pub at: OffsetDateTime,
+    /// What is told, an object.
+    pub data: Value,
 }
 
 /// Which deliveries of a key to list.

@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Keys;
+use super::alerts::tell_of_alerts;
 use super::cluster::cluster_settings;
 use super::data_lock::DataLock;
 use super::engines::{EngineBuilder, check_models, device_lost, flux_engine, settled, start_engines};
@@ -201,8 +202,8 @@ struct Worker {
     servers: JoinSet<()>,
     /// Stores when keys were last used.
     uses: JoinHandle<()>,
-    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, removes old uploads, watches budgets, and
-    /// delivers to webhooks.
+    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, removes old uploads, watches budgets,
+    /// tells of their alerts, and delivers to webhooks.
     keepers: JoinSet<()>,
     close: ShutdownTrigger,
 }
@@ -222,6 +223,7 @@ impl Worker {
         build: &Arc<EngineBuilder>,
     ) -> anyhow::Result<Self> {
         let urls = doors.urls()?;
+        let webhook_settings = webhook_settings(config, &urls.clients)?;
         // Before anything is counted.
         let metrics = telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -231,7 +233,6 @@ impl Worker {
         let reviewer = moderation::reviewer(config, keys)?;
         let queues = start_engines(config, &catalog, build)?;
         let loras = swept_lora_catalog(config, &keys.store, &clock).await;
-        let webhook_settings = webhook_settings(config, &urls.clients);
         let parts = ServiceParts {
             store: keys.store.clone(),
             catalog: Arc::clone(&catalog),
@@ -289,6 +290,7 @@ impl Worker {
         keepers.spawn(revoked_keys::cancel_their_jobs(keys.store.clone(), keys.service.clone(), jobs.clone()));
         keepers.spawn(async move { kubernetes.keep().await });
         keepers.spawn(uploads.keep());
+        keepers.spawn(tell_of_alerts(keys.store.clone(), usage.clone(), webhooks.clone()));
         keepers.spawn(async move { usage.watch_budgets().await });
         keepers.spawn(async move { webhooks.deliver().await });
         Ok(Self { urls, catalog, queues, jobs, servers, uses, keepers, close })

@@ -217,12 +217,7 @@ impl<'a> Environment<'a> {
             moderation: self.moderation()?,
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
-            webhooks: WebhookSettings {
-                enabled: self.boolean(&WEBHOOKS_ENABLED)?,
-                allow_http: self.boolean(&WEBHOOKS_ALLOW_HTTP)?,
-                allowed_hosts: self.words(&WEBHOOKS_ALLOWED_HOSTS)?,
-                only_allowed_hosts: self.boolean(&WEBHOOKS_ONLY_ALLOWED_HOSTS)?,
-            },
+            webhooks: self.webhooks()?,
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },
             kubernetes: KubernetesSettings {
                 kubeconfig: self.path(&KUBERNETES_KUBECONFIG),
@@ -245,6 +240,17 @@ impl<'a> Environment<'a> {
             on_failure: self.text(&MODERATION_ON_FAILURE)?,
             timeout_seconds: self.number(&MODERATION_TIMEOUT_SECONDS)?,
             secret: self.text(&MODERATION_SECRET)?.map(SecretText::from),
+        })
+    }
+
+    fn webhooks(&self) -> Result<WebhookSettings, ConfigError> {
+        Ok(WebhookSettings {
+            enabled: self.boolean(&WEBHOOKS_ENABLED)?,
+            allow_http: self.boolean(&WEBHOOKS_ALLOW_HTTP)?,
+            allowed_hosts: self.words(&WEBHOOKS_ALLOWED_HOSTS)?,
+            only_allowed_hosts: self.boolean(&WEBHOOKS_ONLY_ALLOWED_HOSTS)?,
+            alerts_url: self.text(&WEBHOOKS_ALERTS_URL)?,
+            alerts_secret: self.text(&WEBHOOKS_ALERTS_SECRET)?.map(SecretText::from),
         })
     }
 }

@@ -182,6 +182,8 @@ pub(super) struct WebhookSettings {
     pub(super) allow_http: Option<bool>,
     pub(super) allowed_hosts: Option<Vec<String>>,
     pub(super) only_allowed_hosts: Option<bool>,
+    pub(super) alerts_url: Option<String>,
+    pub(super) alerts_secret: Option<SecretText>,
 }
 
 #[derive(Debug, Default, Deserialize)]

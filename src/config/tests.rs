@@ -139,6 +139,8 @@ enabled = false
 allow_http = true
 allowed_hosts = ["hooks.internal", "10.0.0.0/8"]
 only_allowed_hosts = true
+alerts_url = "https://hooks.internal/alerts"
+alerts_secret = "whsec_hush"
 
 [kubernetes]
 kubeconfig = "/etc/fluxserve/kubeconfig"

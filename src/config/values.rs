@@ -20,6 +20,7 @@ use crate::domain::namespace::NamespaceName;
 use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
+use crate::domain::shared_secret::SharedSecret;
 use crate::domain::webhook::AllowedHosts;
 use crate::domain::weight_storage::WeightStorage;
 
@@ -196,6 +197,17 @@ pub struct WebhooksConfig {
     pub allowed_hosts: AllowedHosts,
     /// Whether no others are allowed.
     pub only_allowed_hosts: bool,
+    /// The operator's own receiver. `None`: alerts are told to none.
+    pub alerts: Option<AlertsConfig>,
+}
+
+/// The operator's receiver of alerts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlertsConfig {
+    /// Its URL, http or https.
+    pub url: String,
+    /// Signs what goes there.
+    pub secret: SharedSecret,
 }
 
 /// The cluster that keys give kubectl access to.
@@ -292,6 +304,7 @@ impl Default for Config {
                 allow_http: false,
                 allowed_hosts: AllowedHosts::default(),
                 only_allowed_hosts: false,
+                alerts: None,
             },
             kubernetes: KubernetesConfig {
                 kubeconfig: None,

@@ -1,10 +1,11 @@
-//! Webhooks: which events of a job there are, what an owner wants to be told of, and which receivers an operator allows.
+//! Webhooks: which events there are, what an owner wants to be told of, and which receivers an operator allows.
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use crate::domain::budget::BudgetLevel;
 use crate::domain::job::JobStatus;
 use crate::domain::networks::Networks;
 
@@ -19,18 +20,37 @@ pub enum WebhookEvent {
     Failed,
     /// The job was canceled.
     Canceled,
-    /// No event of a job: the administrator tries the receiver.
+    /// Most of a budget is used.
+    BudgetWarning,
+    /// A budget is used up.
+    BudgetExhausted,
+    /// Nothing has happened: the administrator tries the receiver.
     Test,
 }
 
 /// A word that is no event.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must name job.started, job.succeeded, job.failed or job.canceled")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("unknown event")]
 pub struct UnknownEvent;
 
+/// A word that is none of the events that may be named at this place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("must name {}", listed(.0))]
+pub struct OtherEvent(pub &'static [WebhookEvent]);
+
 impl WebhookEvent {
-    /// The events of jobs, in their order.
+    /// The events of jobs, in their order: what a request may name.
     pub const OF_JOBS: [Self; 4] = [Self::Started, Self::Succeeded, Self::Failed, Self::Canceled];
+
+    /// What a key may name: the events of its jobs, and those of its budget.
+    pub const OF_KEYS: [Self; 6] = [
+        Self::Started,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Canceled,
+        Self::BudgetWarning,
+        Self::BudgetExhausted,
+    ];
 
     /// Its name on the wire and in the database.
     #[must_use]
@@ -40,6 +60,8 @@ impl WebhookEvent {
             Self::Succeeded => "job.succeeded",
             Self::Failed => "job.failed",
             Self::Canceled => "job.canceled",
+            Self::BudgetWarning => "budget.warning",
+            Self::BudgetExhausted => "budget.exhausted",
             Self::Test => "webhook.test",
         }
     }
@@ -55,7 +77,16 @@ impl WebhookEvent {
         }
     }
 
-    /// The job's state right after the event; `None` for a test.
+    /// The event of a budget of which this share is used.
+    #[must_use]
+    pub fn of_budget(level: BudgetLevel) -> Self {
+        match level {
+            BudgetLevel::Warning => Self::BudgetWarning,
+            BudgetLevel::Exhausted => Self::BudgetExhausted,
+        }
+    }
+
+    /// The job's state right after the event; `None` if it is about no job.
     #[must_use]
     pub fn job_status(self) -> Option<JobStatus> {
         match self {
@@ -63,7 +94,7 @@ impl WebhookEvent {
             Self::Succeeded => Some(JobStatus::Succeeded),
             Self::Failed => Some(JobStatus::Failed),
             Self::Canceled => Some(JobStatus::Canceled),
-            Self::Test => None,
+            Self::BudgetWarning | Self::BudgetExhausted | Self::Test => None,
         }
     }
 }
@@ -72,7 +103,7 @@ impl FromStr for WebhookEvent {
     type Err = UnknownEvent;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::OF_JOBS.into_iter().chain([Self::Test]).find(|event| event.as_str() == text).ok_or(UnknownEvent)
+        Self::OF_KEYS.into_iter().chain([Self::Test]).find(|event| event.as_str() == text).ok_or(UnknownEvent)
     }
 }
 
@@ -82,20 +113,26 @@ impl fmt::Display for WebhookEvent {
     }
 }
 
-/// The events of jobs that a receiver is told of; possibly none.
+/// As in `a, b or c`.
+fn listed(events: &[WebhookEvent]) -> String {
+    let names: Vec<&str> = events.iter().map(|event| event.as_str()).collect();
+    match names.split_last() {
+        Some((last, others)) if !others.is_empty() => format!("{} or {last}", others.join(", ")),
+        _ => names.concat(),
+    }
+}
+
+/// The events that a receiver is told of; possibly none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WebhookEvents(BTreeSet<WebhookEvent>);
 
 impl WebhookEvents {
-    /// Reads a list of names, in any order.
+    /// Reads a list of names, in any order, of which each must be among `known`.
     ///
     /// # Errors
-    /// When one of them is no event of a job.
-    pub fn of(names: &[String]) -> Result<Self, UnknownEvent> {
-        let event = |name: &String| {
-            let event = name.parse::<WebhookEvent>()?;
-            if event == WebhookEvent::Test { Err(UnknownEvent) } else { Ok(event) }
-        };
+    /// When one of them is not.
+    pub fn of(names: &[String], known: &'static [WebhookEvent]) -> Result<Self, OtherEvent> {
+        let event = |name: &String| known.iter().copied().find(|event| event.as_str() == name).ok_or(OtherEvent(known));
         names.iter().map(event).collect::<Result<_, _>>().map(Self)
     }
 
@@ -205,17 +242,26 @@ mod tests {
 
     #[test]
     fn events_are_read_as_they_are_written() {
-        for event in WebhookEvent::OF_JOBS.into_iter().chain([WebhookEvent::Test]) {
+        for event in WebhookEvent::OF_KEYS.into_iter().chain([WebhookEvent::Test]) {
             assert_eq!(event.as_str().parse(), Ok(event));
         }
-        let list = |names: &[&str]| WebhookEvents::of(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
+        let of = |names: &[&str], known: &'static [WebhookEvent]| {
+            WebhookEvents::of(&names.iter().map(ToString::to_string).collect::<Vec<_>>(), known)
+        };
+        let list = |names: &[&str]| of(names, &WebhookEvent::OF_JOBS);
         let events = list(&["job.failed", "job.started", "job.failed"]).expect("events");
         assert_eq!(events.to_text(), "job.started,job.failed");
         assert_eq!(WebhookEvents::from_text(&events.to_text()), events);
         assert!(events.has(WebhookEvent::Failed) && !events.has(WebhookEvent::Succeeded));
-        for bad in ["", "job", "job.done", "webhook.test", "JOB.FAILED"] {
-            assert_eq!(list(&["job.failed", bad]), Err(UnknownEvent), "{bad}");
+        for bad in ["", "job", "job.done", "webhook.test", "JOB.FAILED", "budget.warning"] {
+            assert_eq!(list(&["job.failed", bad]), Err(OtherEvent(&WebhookEvent::OF_JOBS)), "{bad}");
         }
+        let refused = list(&["job.done"]).expect_err("no event").to_string();
+        assert_eq!(refused, "must name job.started, job.succeeded, job.failed or job.canceled");
+        let of_key = of(&["budget.exhausted", "budget.warning", "job.failed"], &WebhookEvent::OF_KEYS);
+        let of_key = of_key.expect("events");
+        assert_eq!(of_key.to_text(), "job.failed,budget.warning,budget.exhausted");
+        assert_eq!(WebhookEvents::from_text(&of_key.to_text()), of_key);
         let none = list(&[]).expect("none");
         assert_eq!((none.to_text().as_str(), WebhookEvents::from_text("")), ("", none.clone()));
         assert_eq!(WebhookEvents::default().to_text(), "job.succeeded,job.failed,job.canceled");

@@ -1,9 +1,10 @@
-//! Delivers what is due: several deliveries at a time, of each job one after the other, and again and again until the receiver has
-//! them or their time is over.
+//! Delivers what is due: several deliveries at a time, of each job and each budget one after the other, and again and again
+//! until the receiver has them or their time is over.
 //!
 //! It looks into the table instead of being told, so it also finds what an earlier process has left, and what another process
 //! has written. A delivery stays pending until its outcome is stored: a crash in between repeats it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use time::OffsetDateTime;
@@ -14,12 +15,15 @@ use super::backoff::wait_after;
 use super::error::WebhookError;
 use super::flights::Flight;
 use super::payload;
+use super::receiver::AlertReceiver;
+use super::secret::SigningSecret;
 use super::sender::{Message, Outcome};
 use super::service::{Inner, Webhooks};
 use super::signature::sign;
 use super::store::{Attempted, DueDelivery};
 use super::{Delivery, DeliveryState};
 use crate::auth::{KeyError, KeyState};
+use crate::domain::ids::KeyId;
 use crate::domain::webhook::WebhookEvent;
 use crate::jobs::{JobReport, JobsError, Visibility};
 use crate::telemetry::metrics;
@@ -45,6 +49,8 @@ const STORE_RETRY: Duration = Duration::from_secs(1);
 
 /// Why a delivery to a key that has ended is given up.
 const KEY_ENDED: &str = "the key has expired or was revoked";
+/// Why a delivery to a receiver of the operator that is no longer there is given up.
+const NO_RECEIVER: &str = "the operator has removed `webhooks.alerts_url`";
 
 impl Webhooks {
     /// Delivers forever. Does nothing if webhooks are off.
@@ -123,6 +129,12 @@ enum Tried {
     Hopeless(&'static str),
 }
 
+/// Where a delivery goes, and what signs it.
+struct Way<'a> {
+    url: &'a str,
+    secrets: Vec<Arc<SigningSecret>>,
+}
+
 impl Inner {
     async fn attempt(&self, due: DueDelivery, _flight: Flight) {
         let delivery = &due.delivery;
@@ -174,33 +186,53 @@ impl Inner {
     /// Sends a delivery once. An error is one of this worker, and counts as no attempt.
     async fn send(&self, due: &DueDelivery) -> Result<Tried, WebhookError> {
         let delivery = &due.delivery;
-        match self.keys.get(delivery.key).await {
-            Ok(key) if key.state == KeyState::Active => {}
-            // Its jobs and links are closed to whoever holds it, too.
-            Ok(_) | Err(KeyError::NotFound(_)) => return Ok(Tried::Hopeless(KEY_ENDED)),
-            Err(error) => return Err(error.into()),
-        }
-        let secrets = match self.secrets(delivery.key).await {
-            Ok(secrets) => secrets,
-            Err(error @ (WebhookError::NoSecret | WebhookError::OtherSecret)) => {
-                return Ok(Tried::Sent(Outcome::Failed { status: None, error: error.to_string() }));
-            }
-            Err(error) => return Err(error),
+        let Way { url, secrets } = match self.way_of(delivery).await? {
+            Ok(way) => way,
+            Err(tried) => return Ok(tried),
         };
-        let body = self.body(delivery, &due.origin).await?;
+        let body = self.body(due).await?;
         let (id, timestamp) = (delivery.id.to_string(), self.now().unix_timestamp());
         let signatures = secrets.iter().map(|secret| sign(secret.bytes(), &id, timestamp, &body));
         let signatures = signatures.collect::<Vec<_>>().join(" ");
         let message = Message { id, timestamp, signatures, body };
-        Ok(Tried::Sent(self.sender.send(&delivery.url, message).await))
+        Ok(Tried::Sent(self.sender.send(url, message).await))
     }
 
-    async fn body(&self, delivery: &Delivery, origin: &str) -> Result<String, WebhookError> {
+    /// Where a delivery goes and what signs it now, or why it cannot be sent.
+    async fn way_of<'a>(&'a self, delivery: &'a Delivery) -> Result<Result<Way<'a>, Tried>, WebhookError> {
+        if delivery.key == KeyId::NONE {
+            // As configured now: its row has neither the path nor the secret.
+            let way = |receiver: &'a AlertReceiver| Way {
+                url: receiver.url(),
+                secrets: vec![Arc::clone(receiver.secret())],
+            };
+            return Ok(self.receiver.as_ref().map(way).ok_or(Tried::Hopeless(NO_RECEIVER)));
+        }
+        match self.keys.get(delivery.key).await {
+            Ok(key) if key.state == KeyState::Active => {}
+            // Its jobs and links are closed to whoever holds it, too.
+            Ok(_) | Err(KeyError::NotFound(_)) => return Ok(Err(Tried::Hopeless(KEY_ENDED))),
+            Err(error) => return Err(error.into()),
+        }
+        match self.secrets(delivery.key).await {
+            Ok(secrets) => Ok(Ok(Way { url: &delivery.url, secrets })),
+            Err(error @ (WebhookError::NoSecret | WebhookError::OtherSecret)) => {
+                Ok(Err(Tried::Sent(Outcome::Failed { status: None, error: error.to_string() })))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn body(&self, due: &DueDelivery) -> Result<String, WebhookError> {
+        let delivery = &due.delivery;
+        if let Some(data) = &due.data {
+            return Ok(payload::of_alert(delivery, data).to_string());
+        }
         if delivery.event == WebhookEvent::Test {
             return Ok(payload::of_test(delivery).to_string());
         }
         let report = self.report(delivery).await?;
-        Ok(payload::about_job(delivery, report, origin, &*self.render).to_string())
+        Ok(payload::about_job(delivery, report, &due.origin, &*self.render).to_string())
     }
 
     /// The job of a delivery; `None` if it was deleted.

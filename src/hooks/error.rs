@@ -25,6 +25,9 @@ pub enum WebhookError {
     /// The file that secrets follow from is not the one that the key's secret was made with.
     #[error("the key's webhook secret was made with another `webhooks.secret`: give the key a new one")]
     OtherSecret,
+    /// The operator has no receiver of alerts.
+    #[error("no receiver of alerts is configured: set `webhooks.alerts_url` and `webhooks.alerts_secret`")]
+    NoReceiver,
     /// There is no such delivery, or it is another key's.
     #[error("there is no such delivery")]
     NotFound,

@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{Delivery, Render};
+use crate::domain::ids::KeyId;
 use crate::domain::job::JobStatus;
 use crate::domain::webhook::WebhookEvent;
 use crate::jobs::JobReport;
@@ -23,9 +24,15 @@ pub(super) fn about_job(delivery: &Delivery, report: Option<JobReport>, origin: 
     body(delivery, &data)
 }
 
-/// The body of a test.
+/// The body of an alert, which says `data`.
+pub(super) fn of_alert(delivery: &Delivery, data: &Value) -> Value {
+    body(delivery, data)
+}
+
+/// The body of a test. The operator's receiver belongs to no key.
 pub(super) fn of_test(delivery: &Delivery) -> Value {
-    body(delivery, &json!({ "key_id": delivery.key.to_string() }))
+    let key = Some(delivery.key).filter(|key| *key != KeyId::NONE);
+    body(delivery, &json!({ "key_id": key.map(|key| key.to_string()) }))
 }
 
 fn body(delivery: &Delivery, data: &Value) -> Value {

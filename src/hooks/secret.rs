@@ -1,8 +1,10 @@
 //! Secrets that sign. None is stored: a key's secret follows from random bytes in its row and from a file of the data folder, by
-//! a keyed hash. A copy of the database signs nothing, and neither does the file alone.
+//! a keyed hash. A copy of the database signs nothing, and neither does the file alone. The operator's own is in the
+//! configuration.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use base64::Engine as _;
@@ -15,6 +17,8 @@ use crate::store::private_file::open_private;
 /// What every secret begins with, as Standard Webhooks has it.
 const PREFIX: &str = "whsec_";
 const MASTER_BYTES: usize = 32;
+/// Length of a secret that somebody else has made, in bytes: the lengths that Standard Webhooks allows.
+pub(super) const GIVEN_BYTES: RangeInclusive<usize> = 24..=64;
 
 /// Random bytes that a key's secret follows from.
 pub(super) type Salt = [u8; 16];
@@ -25,8 +29,8 @@ pub(super) type Tag = [u8; 3];
 /// The secret that all keys' secrets follow from.
 pub(super) struct MasterSecret(Zeroizing<[u8; MASTER_BYTES]>);
 
-/// A key's secret.
-pub(super) struct KeySecret(Zeroizing<[u8; blake3::OUT_LEN]>);
+/// A secret that signs: a key's, or the operator's.
+pub(super) struct SigningSecret(Zeroizing<Vec<u8>>);
 
 /// A key's secret as text, to be shown once. It cannot be cloned, printed or serialized by accident.
 pub struct PlainSecret(Zeroizing<String>);
@@ -58,18 +62,24 @@ impl MasterSecret {
     }
 
     /// The secret of a key with these random bytes.
-    pub(super) fn derive(&self, key: KeyId, salt: &Salt) -> KeySecret {
+    pub(super) fn derive(&self, key: KeyId, salt: &Salt) -> SigningSecret {
         let mut hasher = blake3::Hasher::new_keyed(&self.0);
         hasher.update(format!("webhooks of {key}: ").as_bytes());
         hasher.update(salt);
-        KeySecret(Zeroizing::new(*hasher.finalize().as_bytes()))
+        SigningSecret(Zeroizing::new(hasher.finalize().as_bytes().to_vec()))
     }
 }
 
-impl KeySecret {
+impl SigningSecret {
+    /// The secret in a text of `whsec_` and base64, if it has that form and a usable length.
+    pub(super) fn given(text: &str) -> Option<Self> {
+        let bytes = Zeroizing::new(STANDARD.decode(text.strip_prefix(PREFIX)?).ok()?);
+        GIVEN_BYTES.contains(&bytes.len()).then_some(Self(bytes))
+    }
+
     /// The key of the signatures.
     pub(super) fn bytes(&self) -> &[u8] {
-        &*self.0
+        &self.0
     }
 
     pub(super) fn tag(&self) -> Tag {
@@ -146,6 +156,7 @@ mod tests {
         assert_ne!(other.derive(key, &salt).tag(), master.derive(key, &salt).tag());
         let encoded = secret.strip_prefix(PREFIX).expect("the prefix");
         assert_eq!(STANDARD.decode(encoded).expect("base64"), master.derive(key, &salt).bytes());
+        assert_eq!(SigningSecret::given(&secret).expect("of the form").bytes(), master.derive(key, &salt).bytes());
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt as _;

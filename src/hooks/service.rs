@@ -10,7 +10,8 @@ use tokio::task::spawn_blocking;
 
 use super::error::WebhookError;
 use super::flights::Flights;
-use super::secret::{KeySecret, MasterSecret, PlainSecret, new_salt};
+use super::receiver::AlertReceiver;
+use super::secret::{MasterSecret, PlainSecret, SigningSecret, new_salt};
 use super::sender::Sender;
 use super::store::{HookStore, KeyChange, NewDelivery, NewKeySecret};
 use super::target::{Rules, host_of};
@@ -53,6 +54,8 @@ pub(super) struct Inner {
     pub(super) sender: Sender,
     pub(super) flights: Flights,
     pub(super) is_enabled: bool,
+    /// The operator's receiver of alerts.
+    pub(super) receiver: Option<AlertReceiver>,
     master: MasterSecret,
     rules: Arc<Rules>,
 }
@@ -87,8 +90,19 @@ impl Webhooks {
         let rules = Arc::new(Rules::of(&settings));
         let of_system = || -> Arc<Lookup> { Arc::new(resolver::of_system) };
         let sender = Sender::new(Arc::clone(&rules), lookup.unwrap_or_else(of_system)).map_err(WebhookError::Client)?;
-        let (store, flights, is_enabled) = (HookStore::new(store), Flights::default(), settings.is_enabled);
-        Ok(Self(Arc::new(Inner { store, keys, jobs, render, clock, sender, flights, is_enabled, master, rules })))
+        Ok(Self(Arc::new(Inner {
+            store: HookStore::new(store),
+            keys,
+            jobs,
+            render,
+            clock,
+            sender,
+            flights: Flights::default(),
+            is_enabled: settings.is_enabled,
+            receiver: settings.alerts,
+            master,
+            rules,
+        })))
     }
 
     /// Checks what a request of a key says of its job's webhook.
@@ -198,6 +212,7 @@ impl Webhooks {
             id: DeliveryId::generate(),
             key: &key.to_string(),
             job: None,
+            alert: None,
             event: WebhookEvent::Test,
             url: &url,
             host: &host_of(&url),
@@ -234,7 +249,7 @@ impl Inner {
     }
 
     /// The secrets that sign for a key now, the newest first; at least one.
-    pub(super) async fn secrets(&self, key: KeyId) -> Result<Vec<KeySecret>, WebhookError> {
+    pub(super) async fn secrets(&self, key: KeyId) -> Result<Vec<Arc<SigningSecret>>, WebhookError> {
         let stored = self.store.secrets(key, self.now()).await?;
         if stored.is_empty() {
             return Err(WebhookError::NoSecret);
@@ -245,7 +260,7 @@ impl Inner {
             if secret.tag() != known.tag {
                 return Err(WebhookError::OtherSecret);
             }
-            secrets.push(secret);
+            secrets.push(Arc::new(secret));
         }
         Ok(secrets)
     }

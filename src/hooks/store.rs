@@ -1,5 +1,6 @@
-//! Every statement on the tables `webhook_keys`, `job_webhooks` and `webhook_deliveries`.
+//! Every statement on the tables `webhook_keys`, `job_webhooks`, `webhook_deliveries` and `webhook_alerts_taken`.
 
+mod alerts;
 mod deliveries;
 mod keys;
 mod outbox;

@@ -1,5 +1,6 @@
 //! The administrator's routes, behind a signed-in session. Their bodies are in `wire`.
 
+pub(super) mod alerts;
 pub(super) mod api_keys;
 pub(super) mod audit;
 pub(super) mod jobs;

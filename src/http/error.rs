@@ -115,7 +115,7 @@ error_codes! {
     ProjectInUse            "project_in_use"            CONFLICT               "Keys belong to the project";
     LoraExists              "lora_exists"               CONFLICT               "A LoRA with this name exists";
     LoraInUse               "lora_in_use"               CONFLICT               "Unfinished jobs use the LoRA";
-    WebhookNotSetUp         "webhook_not_set_up"        CONFLICT               "The key's webhook lacks a URL or a secret";
+    WebhookNotSetUp         "webhook_not_set_up"        CONFLICT               "The webhook lacks a URL or a secret";
     ImageGone               "picture_gone"              GONE                   "The image has been deleted";
     BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
     UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body has another media type";

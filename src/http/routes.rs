@@ -58,7 +58,7 @@ fn client_table() -> Vec<Row> {
 #[rustfmt::skip]
 fn management_table() -> Vec<Row> {
     use Access::{Kubernetes, Session, SignIn};
-    use admin::{api_keys, audit, jobs, kubernetes, loras, overview, playground, projects, session, usage, usage_report, webhooks};
+    use admin::{alerts, api_keys, audit, jobs, kubernetes, loras, overview, playground, projects, session, usage, usage_report, webhooks};
     use api::exec_credential;
     vec![
         row(SignIn,          "POST",   "/v1/session",                                              post(session::sign_in),       session::sign_in_operation()),
@@ -83,6 +83,9 @@ fn management_table() -> Vec<Row> {
         row(Session,         "POST",   "/v1/api-keys/{key_id}/webhook/test",                       post(webhooks::test),     webhooks::test_operation()),
         row(Session,         "GET",    "/v1/api-keys/{key_id}/deliveries",                         get(webhooks::deliveries), webhooks::deliveries_operation()),
         row(Session,         "POST",   "/v1/api-keys/{key_id}/deliveries/{delivery_id}/resend",    post(webhooks::resend),   webhooks::resend_operation()),
+        row(Session,         "GET",    "/v1/webhooks/deliveries",                                  get(alerts::deliveries),      alerts::deliveries_operation()),
+        row(Session,         "POST",   "/v1/webhooks/deliveries/{delivery_id}/resend",             post(alerts::resend),         alerts::resend_operation()),
+        row(Session,         "POST",   "/v1/webhooks/test",                                        post(alerts::test),           alerts::test_operation()),
         row(Session,         "GET",    "/v1/loras",                                                get(loras::list),             loras::list_operation()),
         row(Session,         "POST",   "/v1/loras",                                                post(loras::add),             loras::add_operation()),
         row(Session,         "GET",    "/v1/loras/{lora_id}",                                      get(loras::show),             loras::show_operation()),

@@ -63,6 +63,7 @@ def usage_and_projects(visitor, worker, model, step):
         visitor.go("usage")
         page.get_by_role("button", name="Project", exact=True).click()
     expect(row).to_contain_text("0.52")
+    expect(page.get_by_text("webhooks.alerts_url")).to_be_visible()
     visitor.look("usage-by-project")
     link = page.get_by_test_id("download-csv")
     answer = visitor.context.request.get(worker.url + link.get_attribute("href"))

@@ -2,6 +2,7 @@
 //! fake.
 
 mod addresses;
+mod alerts;
 mod app;
 mod bodies;
 mod clocks;

@@ -24,7 +24,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 82] = [
+const MATRIX: [Expected; 85] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -74,6 +74,10 @@ const MATRIX: [Expected; 82] = [
     expect(Access::Session, "GET", "/v1/api-keys/{key_id}/deliveries", 200),
     // There is no delivery.
     expect(Access::Session, "POST", "/v1/api-keys/{key_id}/deliveries/{delivery_id}/resend", 404),
+    expect(Access::Session, "GET", "/v1/webhooks/deliveries", 200),
+    // The operator has no receiver.
+    expect(Access::Session, "POST", "/v1/webhooks/deliveries/{delivery_id}/resend", 409),
+    expect(Access::Session, "POST", "/v1/webhooks/test", 409),
     expect(Access::Session, "GET", "/v1/loras", 200),
     // Without a body there is no file.
     expect(Access::Session, "POST", "/v1/loras", 415),

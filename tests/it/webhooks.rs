@@ -1,6 +1,6 @@
 //! Webhooks: signed, at least once, in order for each job, and to nowhere else than where they may go.
 
-mod receiver;
+pub(crate) mod receiver;
 mod rules;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -238,6 +238,13 @@ pub(in crate::config) const WEBHOOKS_ONLY_ALLOWED_HOSTS: Variable = variable(
     "webhooks.only_allowed_hosts",
     "true: webhooks go to no other receivers than those",
 );
+pub(in crate::config) const WEBHOOKS_ALERTS_URL: Variable = variable(
+    "FLUXSERVE_WEBHOOKS_ALERTS_URL",
+    "webhooks.alerts_url",
+    "the operator's receiver of alerts of budgets: https://hooks.example.org/alerts",
+);
+pub(in crate::config) const WEBHOOKS_ALERTS_SECRET: Variable =
+    variable("FLUXSERVE_WEBHOOKS_ALERTS_SECRET", "webhooks.alerts_secret", "signs them: whsec_ and base64");
 pub(in crate::config) const TLS_CERTIFICATE: Variable =
     variable("FLUXSERVE_TLS_CERTIFICATE", "tls.certificate", "certificate for https, PEM; reloaded when it changes");
 pub(in crate::config) const TLS_PRIVATE_KEY: Variable =
@@ -274,7 +281,7 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All variables, in the order of the file's fields.
-pub const VARIABLES: [Variable; 78] = [
+pub const VARIABLES: [Variable; 80] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     ADMIN_PASSWORD_FILE,
@@ -334,6 +341,8 @@ pub const VARIABLES: [Variable; 78] = [
     WEBHOOKS_ALLOW_HTTP,
     WEBHOOKS_ALLOWED_HOSTS,
     WEBHOOKS_ONLY_ALLOWED_HOSTS,
+    WEBHOOKS_ALERTS_URL,
+    WEBHOOKS_ALERTS_SECRET,
     TLS_CERTIFICATE,
     TLS_PRIVATE_KEY,
     KUBERNETES_KUBECONFIG,

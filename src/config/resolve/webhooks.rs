@@ -1,8 +1,9 @@
-//! Which receivers webhooks may have.
+//! Which receivers webhooks may have, and the operator's own.
 
 use super::last;
-use crate::config::settings::{Layer, Settings};
-use crate::config::{ConfigError, WebhooksConfig, env};
+use crate::config::settings::{Layer, SecretText, Settings};
+use crate::config::{AlertsConfig, ConfigError, WebhooksConfig, env};
+use crate::domain::shared_secret::SharedSecret;
 use crate::domain::webhook::AllowedHosts;
 
 pub(super) fn resolve(layers: &[Layer], default: WebhooksConfig) -> Result<WebhooksConfig, ConfigError> {
@@ -26,5 +27,28 @@ pub(super) fn resolve(layers: &[Layer], default: WebhooksConfig) -> Result<Webho
         allow_http: switch(|settings| settings.webhooks.allow_http, default.allow_http),
         allowed_hosts,
         only_allowed_hosts,
+        alerts: alerts(layers)?,
     })
+}
+
+/// The operator's receiver; its URL is an error without the secret, and the other way round. Where it may be is checked when
+/// the worker starts, with the rules for all receivers. No reason repeats URL or secret.
+fn alerts(layers: &[Layer]) -> Result<Option<AlertsConfig>, ConfigError> {
+    let url = last(layers, |settings| settings.webhooks.alerts_url.as_ref());
+    let secret = last(layers, |settings| settings.webhooks.alerts_secret.as_ref());
+    let (url, SecretText(secret), origin) = match (url, secret) {
+        (None, None) => return Ok(None),
+        (Some((url, _)), Some((secret, origin))) => (url, secret, origin),
+        (Some((_, origin)), None) => {
+            let (field, name) = (env::WEBHOOKS_ALERTS_SECRET.field, env::WEBHOOKS_ALERTS_SECRET.name);
+            return Err(origin.error(&env::WEBHOOKS_ALERTS_URL, format!("needs its secret: `{field}` or {name}")));
+        }
+        (None, Some((_, origin))) => {
+            let (field, name) = (env::WEBHOOKS_ALERTS_URL.field, env::WEBHOOKS_ALERTS_URL.name);
+            return Err(origin.error(&env::WEBHOOKS_ALERTS_SECRET, format!("needs its URL: `{field}` or {name}")));
+        }
+    };
+    let secret = secret.parse::<SharedSecret>();
+    let secret = secret.map_err(|unfit| origin.error(&env::WEBHOOKS_ALERTS_SECRET, unfit.to_string()))?;
+    Ok(Some(AlertsConfig { url: url.clone(), secret }))
 }

@@ -52,6 +52,14 @@ fn an_error_names_its_place_and_a_hint() {
         ),
         ("[webhooks]\nallowed_hosts = [\"a.b:80\"]", &["field `webhooks.allowed_hosts`", "`a.b:80`", "10.0.0.0/8"]),
         ("[webhooks]\nonly_allowed_hosts = true", &["field `webhooks.only_allowed_hosts`", "`webhooks.allowed_hosts`"]),
+        (
+            "[webhooks]\nalerts_url = \"https://a.b\"",
+            &["field `webhooks.alerts_url`", "`webhooks.alerts_secret`", "FLUXSERVE_WEBHOOKS_ALERTS_SECRET"],
+        ),
+        (
+            "[webhooks]\nalerts_secret = \"whsec_hush\"",
+            &["field `webhooks.alerts_secret`", "`webhooks.alerts_url`", "FLUXSERVE_WEBHOOKS_ALERTS_URL"],
+        ),
         ("[kubernetes]\nserver = \"http://c\"", &["field `kubernetes.server`", "https://cluster.example.org"]),
         ("[kubernetes]\nserver = \"https://c'; reboot\"", &["field `kubernetes.server`"]),
         ("[kubernetes]\nnamespace = \"A\"", &["field `kubernetes.namespace`", "lowercase"]),
@@ -97,6 +105,10 @@ fn an_error_names_its_variable_or_flag() {
     }
     let error = Sources::new().variable("FLUXSERVE_MODERATION_SECRET", "two words").error();
     assert!(!error.contains("two words"), "{error}");
+    let receiver = Sources::new().variable("FLUXSERVE_WEBHOOKS_ALERTS_URL", "https://a.b/c?token=hush");
+    let error = receiver.variable("FLUXSERVE_WEBHOOKS_ALERTS_SECRET", "two words").error();
+    assert!(error.contains("FLUXSERVE_WEBHOOKS_ALERTS_SECRET") && error.contains("one word"), "{error}");
+    assert!(!error.contains("two words") && !error.contains("hush"), "{error}");
     for url in ["http:///x", "ftp://a.b", "https://me:hush@a.b", "https:///a", "https://a.b/c#d"] {
         let error = Sources::new().variable("FLUXSERVE_MODERATION_URL", url).error();
         assert!(error.contains("FLUXSERVE_MODERATION_URL") && !error.contains(url), "{error}");

@@ -137,6 +137,10 @@ fn every_field_of_the_file_is_read() {
             allow_http: true,
             allowed_hosts: AllowedHosts::of(&["hooks.internal".to_owned(), "10.0.0.0/8".to_owned()]).expect("a list"),
             only_allowed_hosts: true,
+            alerts: Some(AlertsConfig {
+                url: "https://hooks.internal/alerts".into(),
+                secret: "whsec_hush".parse().expect("a secret"),
+            }),
         },
         kubernetes: KubernetesConfig {
             kubeconfig: Some("/etc/fluxserve/kubeconfig".into()),
@@ -216,6 +220,8 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_WEBHOOKS_ALLOW_HTTP", "true")
         .variable("FLUXSERVE_WEBHOOKS_ALLOWED_HOSTS", "hooks.internal, 10.0.0.0/8")
         .variable("FLUXSERVE_WEBHOOKS_ONLY_ALLOWED_HOSTS", "true")
+        .variable("FLUXSERVE_WEBHOOKS_ALERTS_URL", "https://hooks.internal/alerts")
+        .variable("FLUXSERVE_WEBHOOKS_ALERTS_SECRET", "whsec_hush")
         .variable("FLUXSERVE_KUBERNETES_KUBECONFIG", "/etc/fluxserve/kubeconfig")
         .variable("FLUXSERVE_KUBERNETES_IN_CLUSTER", "false")
         .variable("FLUXSERVE_KUBERNETES_SERVER", "https://cluster.example.org:6443/")

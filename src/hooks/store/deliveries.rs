@@ -1,5 +1,6 @@
 //! Statements on the table `webhook_deliveries`: what is due, what became of it, and the log.
 
+use serde_json::Value;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row as _, SqliteConnection};
 use time::OffsetDateTime;
@@ -26,12 +27,22 @@ pub(in crate::hooks) struct NewDelivery<'a> {
     pub(in crate::hooks) key: &'a str,
     /// The job's id as stored.
     pub(in crate::hooks) job: Option<&'a str>,
+    pub(in crate::hooks) alert: Option<AlertText<'a>>,
     pub(in crate::hooks) event: WebhookEvent,
     pub(in crate::hooks) url: &'a str,
     pub(in crate::hooks) host: &'a str,
     pub(in crate::hooks) origin: &'a str,
     pub(in crate::hooks) is_default: bool,
     pub(in crate::hooks) at: OffsetDateTime,
+}
+
+/// What a delivery says that is about no job.
+#[derive(Clone, Copy)]
+pub(in crate::hooks) struct AlertText<'a> {
+    /// What it is about: of the same key and subject, each event is told once, in order.
+    pub(in crate::hooks) subject: &'a str,
+    /// JSON.
+    pub(in crate::hooks) data: &'a str,
 }
 
 /// A delivery to be tried now.
@@ -43,6 +54,8 @@ pub(in crate::hooks) struct DueDelivery {
     /// The start of the URLs in it.
     pub(in crate::hooks) origin: String,
     pub(in crate::hooks) is_default: bool,
+    /// What it says, if it is an alert.
+    pub(in crate::hooks) data: Option<Value>,
     /// Failures since it was last asked for.
     pub(in crate::hooks) failures: u32,
 }
@@ -61,14 +74,14 @@ pub(in crate::hooks) struct Attempted {
 macro_rules! select_deliveries {
     ($rest:literal) => {
         concat!(
-            "SELECT number, id, key_id, job_id, event, url, host, origin, is_default, happened_at_ms, state, attempts, \
-             failures, next_at_ms, tried_at_ms, ended_at_ms, last_status, last_error FROM webhook_deliveries ",
+            "SELECT number, id, key_id, job_id, subject, data, event, url, host, origin, is_default, happened_at_ms, state, \
+             attempts, failures, next_at_ms, tried_at_ms, ended_at_ms, last_status, last_error FROM webhook_deliveries ",
             $rest
         )
     };
 }
 
-/// Writes a delivery that is due at once. An event of a job that is there already is not written again.
+/// Writes a delivery that is due at once. An event of a job or of a subject that is there already is not written again.
 pub(super) async fn insert(connection: &mut SqliteConnection, new: &NewDelivery<'_>) -> sqlx::Result<()> {
     let waiting: u32 = sqlx::query_scalar(
         "SELECT count(*) FROM (SELECT 1 FROM webhook_deliveries WHERE key_id = ? AND state = 'pending' LIMIT ?)",
@@ -81,8 +94,8 @@ pub(super) async fn insert(connection: &mut SqliteConnection, new: &NewDelivery<
     let at = to_milliseconds(new.at);
     sqlx::query(
         "INSERT INTO webhook_deliveries (id, key_id, job_id, event, url, host, origin, is_default, happened_at_ms, state,
-                                         next_at_ms, ended_at_ms, last_error)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+                                         next_at_ms, ended_at_ms, last_error, subject, data)
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
     )
     .bind(new.id.to_string())
     .bind(new.key)
@@ -97,6 +110,8 @@ pub(super) async fn insert(connection: &mut SqliteConnection, new: &NewDelivery<
     .bind((!is_dropped).then_some(at))
     .bind(is_dropped.then_some(at))
     .bind(is_dropped.then_some(TOO_MANY))
+    .bind(new.alert.map(|alert| alert.subject))
+    .bind(new.alert.map(|alert| alert.data))
     .execute(connection)
     .await?;
     Ok(())
@@ -113,14 +128,15 @@ impl HookStore {
         Ok(delivery)
     }
 
-    /// What is to be tried now, the longest due first: of each job only the first that is pending, and nothing that is busy.
-    /// A row that cannot be read is left out.
+    /// What is to be tried now, the longest due first: of each job, and of each subject of a key, only the first that is
+    /// pending, and nothing that is busy. A row that cannot be read is left out.
     pub(in crate::hooks) async fn due(
         &self,
         now: OffsetDateTime,
         busy: &Busy,
     ) -> Result<Vec<DueDelivery>, WebhookError> {
         let keys: Vec<String> = busy.keys.iter().map(ToString::to_string).collect();
+        // Left to itself, SQLite would look for an earlier one of the same subject among all that wait for the key.
         let rows = sqlx::query(select_deliveries!(
             "AS due WHERE state = 'pending' AND next_at_ms <= ?1
                  AND number NOT IN (SELECT value FROM json_each(?2))
@@ -129,6 +145,9 @@ impl HookStore {
                  AND NOT EXISTS (SELECT 1 FROM webhook_deliveries AS earlier
                                  WHERE earlier.job_id = due.job_id AND earlier.state = 'pending'
                                      AND earlier.number < due.number)
+                 AND NOT EXISTS (SELECT 1 FROM webhook_deliveries AS earlier INDEXED BY webhook_deliveries_by_subject
+                                 WHERE earlier.subject = due.subject AND earlier.key_id = due.key_id
+                                     AND earlier.state = 'pending' AND earlier.number < due.number)
              ORDER BY next_at_ms, number LIMIT ?5"
         ))
         .bind(to_milliseconds(now))
@@ -251,6 +270,7 @@ fn read(row: &SqliteRow) -> Result<DueDelivery, WebhookError> {
         id: stored_id.parse().map_err(|_| corrupt("id"))?,
         key: text("key_id")?.parse().map_err(|_| corrupt("key_id"))?,
         job: row.try_get("job_id")?,
+        subject: row.try_get("subject")?,
         event: text("event")?.parse().map_err(|_| corrupt("event"))?,
         url: text("url")?,
         happened_at: moment("happened_at_ms")?.ok_or_else(|| corrupt("happened_at_ms"))?,
@@ -262,8 +282,11 @@ fn read(row: &SqliteRow) -> Result<DueDelivery, WebhookError> {
         last_status: status.and_then(|status| u16::try_from(status).ok()),
         last_error: row.try_get("last_error")?,
     };
+    let data: Option<String> = row.try_get("data")?;
+    let data = data.map(|data| serde_json::from_str::<Value>(&data)).transpose();
     Ok(DueDelivery {
         delivery,
+        data: data.map_err(|_| corrupt("data"))?,
         number: row.try_get("number")?,
         host: text("host")?,
         origin: text("origin")?,

@@ -95,6 +95,7 @@ async fn publish(
             id: DeliveryId::generate(),
             key: &key,
             job: Some(row_id),
+            alert: None,
             event,
             url: &url,
             host: &host_of(&url),

@@ -102,7 +102,8 @@ pub(in crate::http) async fn deliveries(
 }
 
 pub(in crate::http) fn deliveries_operation() -> Operation {
-    describe_list(Operation::new(Tag::Webhooks, "list_key_deliveries", "A key's deliveries, the newest first"))
+    let summary = "A key's deliveries, the newest first";
+    describe_list::<DeliveryListView>(Operation::new(Tag::Webhooks, "list_key_deliveries", summary))
         .description("What is still to be delivered, and the log of seven days.")
 }
 

@@ -45,7 +45,7 @@ pub(in crate::http) struct WantedWebhook {
 impl WantedWebhook {
     /// Takes its fields.
     pub(in crate::http) fn read(fields: &mut Fields) -> Self {
-        Self { url: fields.text(WEBHOOK_URL), events: read_events(fields, WEBHOOK_EVENTS) }
+        Self { url: fields.text(WEBHOOK_URL), events: read_events(fields, WEBHOOK_EVENTS, &WebhookEvent::OF_JOBS) }
     }
 
     /// The schema of [`WEBHOOK_URL`].
@@ -55,7 +55,7 @@ impl WantedWebhook {
 
     /// The schema of [`WEBHOOK_EVENTS`].
     pub(in crate::http) fn events_schema() -> Array {
-        events_schema(EVENTS_ABOUT)
+        events_schema(&WebhookEvent::OF_JOBS, EVENTS_ABOUT)
     }
 
     /// The same, checked, for the job of a key.
@@ -92,15 +92,19 @@ impl WantedWebhook {
     }
 }
 
-/// Takes a list of events.
-pub(in crate::http) fn read_events(fields: &mut Fields, field: &str) -> Option<WebhookEvents> {
+/// Takes a list of events, each among `known`.
+pub(in crate::http) fn read_events(
+    fields: &mut Fields,
+    field: &str,
+    known: &'static [WebhookEvent],
+) -> Option<WebhookEvents> {
     let names = fields.texts(field)?;
-    WebhookEvents::of(&names).inspect_err(|error| fields.refuse(field, error.to_string())).ok()
+    WebhookEvents::of(&names, known).inspect_err(|error| fields.refuse(field, error.to_string())).ok()
 }
 
-/// The schema of a list of events.
-pub(in crate::http) fn events_schema(about: &str) -> Array {
-    let event = one_of(WebhookEvent::OF_JOBS.map(WebhookEvent::as_str));
+/// The schema of a list of events, each among `known`.
+pub(in crate::http) fn events_schema(known: &[WebhookEvent], about: &str) -> Array {
+    let event = one_of(known.iter().map(|event| event.as_str()));
     ArrayBuilder::new().items(event).unique_items(true).description(Some(about)).build()
 }
 
@@ -112,8 +116,10 @@ pub(in crate::http) struct DeliveryView {
     delivery_id: String,
     /// The event.
     event: &'static str,
-    /// The job, unless it is a test.
+    /// The job, if it is about one.
     job_id: Option<String>,
+    /// What an alert is about: `key` or `project`, its id and the month, as in `key/…/2026-11`.
+    subject: Option<String>,
     /// Where it goes.
     url: String,
     /// `pending`, `delivered` or `failed`.
@@ -144,6 +150,7 @@ impl From<Delivery> for DeliveryView {
             delivery_id: delivery.id.to_string(),
             event: delivery.event.as_str(),
             job_id: delivery.job,
+            subject: delivery.subject,
             url: delivery.url,
             state: delivery.state.as_str(),
             attempts: delivery.attempts,
@@ -179,12 +186,12 @@ pub(in crate::http) fn take_delivery_query(parameters: &mut Parameters) -> Deliv
     DeliveryQuery { before, state, deliveries_max: parameters.take_limit(DELIVERIES_PER_PAGE_MAX) }
 }
 
-/// What lists of deliveries have in common.
-pub(in crate::http) fn describe_list(operation: Operation) -> Operation {
+/// What lists of deliveries have in common, which are answered as `T`.
+pub(in crate::http) fn describe_list<T: ToSchema>(operation: Operation) -> Operation {
     operation
         .query("state", one_of(DeliveryState::ALL.map(DeliveryState::as_str)), "Only deliveries in this state.")
         .pages(DELIVERIES_PER_PAGE_MAX)
-        .answers::<DeliveryListView>(StatusCode::OK, "One page of deliveries.")
+        .answers::<T>(StatusCode::OK, "One page of deliveries.")
         .refuses([ErrorCode::StorageUnavailable])
 }
 
@@ -207,7 +214,8 @@ pub(in crate::http) async fn list(
 }
 
 pub(in crate::http) fn list_operation() -> Operation {
-    describe_list(Operation::new(Tag::Webhooks, "list_deliveries", "The calling key's deliveries, the newest first"))
+    let summary = "The calling key's deliveries, the newest first";
+    describe_list::<DeliveryListView>(Operation::new(Tag::Webhooks, "list_deliveries", summary))
         .description("What is still to be delivered, and the log of seven days.")
 }
 

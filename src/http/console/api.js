@@ -108,6 +108,13 @@ export const webhooks = {
   resend: (keyId, id) => post(`${keyPath(keyId)}/deliveries/${encodeURIComponent(id)}/resend`),
 };
 
+// The operator's receiver of alerts.
+export const alerts = {
+  deliveries: (query, signal) => get("/v1/webhooks/deliveries", query, signal),
+  resend: (id) => post(`/v1/webhooks/deliveries/${encodeURIComponent(id)}/resend`),
+  test: () => post("/v1/webhooks/test"),
+};
+
 export const jobs = {
   list: (query, signal) => get("/v1/jobs", query, signal),
   show: (id, signal) => get(jobPath(id), null, signal),

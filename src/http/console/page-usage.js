@@ -1,5 +1,6 @@
-// Owns the page of usage: by day as a chart, and by key, model or project as a table, with downloads and budgets.
+// Owns the page of usage: by day as a chart, and by key, model or project as a table, with downloads, budgets and alerts.
 
+import { alertsCard } from "./alerts-card.js";
 import { projects, usage } from "./api.js";
 import { budgetBar, money } from "./budget-view.js";
 import { chart } from "./chart.js";
@@ -82,6 +83,7 @@ export async function showUsage({ main, signal }) {
         element("div", { class: "card-head" }, element("h2", { class: "card-title" }, "In detail"), groups, downloads),
         rowsPlace,
       ),
+      alertsCard(signal),
     ),
   );
   await Promise.all([load(), showBudgets(budgetsPlace, signal)]);

@@ -1,39 +1,21 @@
 // Owns the card with a key's webhook: its URL, events and secret, and what was delivered.
 
 import { webhooks } from "./api.js";
+import { deliveryLog } from "./delivery-log.js";
 import { element, replace } from "./dom.js";
 import { exactMoment } from "./format.js";
-import { pagedList } from "./paged-list.js";
 import { toastDone, toastProblem } from "./toast.js";
 import { editWebhook, makeSecret } from "./webhook-dialogs.js";
-import {
-  button,
-  card,
-  facts,
-  iconButton,
-  notice,
-  paragraph,
-  problemView,
-  skeleton,
-  statusBadge,
-  table,
-  tableRow,
-  time,
-} from "./widgets.js";
-
-const PER_PAGE = 10;
-const COLUMNS = [
-  { label: "Event" },
-  { label: "State" },
-  { label: "Attempts", class: "numeric" },
-  { label: "Happened" },
-  { label: "Last attempt" },
-  { label: "Resend", hidden: true },
-];
+import { button, card, facts, notice, paragraph, problemView, skeleton, time } from "./widgets.js";
 
 export function webhookCard(key, signal) {
   const status = element("div", null, skeleton(3));
-  const log = deliveryLog(key, signal);
+  const log = deliveryLog({
+    caption: "Deliveries of this key, newest first",
+    load: (query) => webhooks.deliveries(key.id, query, signal),
+    resend: (id) => webhooks.resend(key.id, id),
+    about: ({ job_id: job, subject }) => job || (subject && "this key's budget"),
+  });
   const tools = element("div", { class: "toolbar" });
   const isEditable = key.state !== "revoked";
 
@@ -99,41 +81,4 @@ async function sendTest(key, log) {
   } catch (error) {
     toastProblem(error);
   }
-}
-
-function deliveryLog(key, signal) {
-  const frame = table("Deliveries of this key, newest first", COLUMNS, []);
-  const place = frame.querySelector("tbody");
-  const list = pagedList({
-    load: (cursor) => webhooks.deliveries(key.id, { cursor, limit: PER_PAGE }, signal),
-    place,
-    frame,
-    render: (delivery) => deliveryRow(key, delivery, () => list.reload()),
-    empty: () => element("p", { class: "hint" }, "Nothing was sent in the last seven days."),
-  });
-  return list;
-}
-
-function deliveryRow(key, delivery, again) {
-  const resend = async () => {
-    try {
-      await webhooks.resend(key.id, delivery.delivery_id);
-      toastDone("It is sent again.");
-      await again();
-    } catch (error) {
-      toastProblem(error);
-    }
-  };
-  const note = delivery.last_error && element("span", { class: "note" }, delivery.last_error);
-  const next = delivery.next_attempt_at && [
-    element("span", { class: "note" }, "next ", time(delivery.next_attempt_at)),
-  ];
-  return tableRow(COLUMNS, [
-    [element("code", null, delivery.event), delivery.job_id && element("span", { class: "note" }, delivery.job_id)],
-    [statusBadge(delivery.state), note],
-    delivery.attempts,
-    time(delivery.happened_at),
-    [delivery.last_attempt_at ? time(delivery.last_attempt_at) : "None yet", next],
-    iconButton("Resend", "refresh", resend),
-  ]);
 }

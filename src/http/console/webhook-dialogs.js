@@ -14,6 +14,8 @@ const EVENTS = [
   ["job.succeeded", "Succeeded"],
   ["job.failed", "Failed"],
   ["job.canceled", "Canceled"],
+  ["budget.warning", "80 % of the key's budget is used"],
+  ["budget.exhausted", "The key's budget is used up"],
 ];
 
 export function editWebhook(key, webhook, onDone) {
@@ -42,7 +44,7 @@ export function editWebhook(key, webhook, onDone) {
     content: [
       field("url", "URL", url, {
         optional: true,
-        hint: "Receives the events of this key's jobs, unless a request names another URL. It needs https, and a secret of this key.",
+        hint: "Receives the events of this key's jobs, unless a request names another URL, and those of its budget. It needs https, and a secret of this key.",
       }),
       events,
     ],

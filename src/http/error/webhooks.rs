@@ -12,7 +12,7 @@ impl From<WebhookError> for ApiError {
         match error {
             WebhookError::Off => Self::new(ErrorCode::WebhooksOff),
             WebhookError::Url(bad) => Self::invalid(vec![FieldError::new(URL, bad.to_string())]),
-            WebhookError::NoUrl | WebhookError::NoSecret | WebhookError::OtherSecret => {
+            WebhookError::NoUrl | WebhookError::NoSecret | WebhookError::OtherSecret | WebhookError::NoReceiver => {
                 Self::new(ErrorCode::WebhookNotSetUp).with_detail(error.to_string())
             }
             WebhookError::NotFound => Self::new(ErrorCode::DeliveryNotFound),

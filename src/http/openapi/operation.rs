@@ -86,7 +86,7 @@ impl Tag {
             Self::ApiKeys => "Create, edit, rotate and revoke keys.",
             Self::Usage => "Who has used what and what it costs, and projects: keys with limits that they share.",
             Self::Loras => "Adapters that requests can use: add, list and remove them.",
-            Self::Webhooks => "Signed messages to receivers of yours, when something happens to a job.",
+            Self::Webhooks => "Signed messages to receivers of yours, when something happens to a job or a budget.",
             Self::Kubernetes => "Cluster namespaces that keys give kubectl access to, and tokens for them.",
             Self::Audit => "Who did what, when and from where.",
             Self::Console => "The console's pages and their data, including the jobs of all keys.",

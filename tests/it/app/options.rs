@@ -6,7 +6,7 @@ use std::time::Duration;
 use fluxserve::domain::model::ModelCard;
 use fluxserve::domain::money::Prices;
 use fluxserve::domain::precision::Precision;
-use fluxserve::hooks::Lookup;
+use fluxserve::hooks::{AlertReceiver, Lookup};
 use fluxserve::http::HttpSettings;
 use fluxserve::jobs::ResultBucket;
 use fluxserve::kubernetes::ClusterSettings;
@@ -44,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) has_webhooks: bool,
     /// Receivers of webhooks that are allowed.
     pub(crate) webhook_hosts: Vec<String>,
+    /// The operator's receiver of alerts.
+    pub(crate) alerts: Option<AlertReceiver>,
     /// How names of receivers are resolved.
     pub(crate) lookup: Option<Arc<Lookup>>,
 }
@@ -81,6 +83,7 @@ impl Default for Options {
             change_card: |_| {},
             has_webhooks: true,
             webhook_hosts: vec!["127.0.0.1".into()],
+            alerts: None,
             lookup: None,
         }
     }

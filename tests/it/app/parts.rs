@@ -81,6 +81,7 @@ pub(super) fn webhook_settings(options: &Options, folder: &TempDir) -> WebhookSe
         only_allowed_hosts: false,
         secret_path: folder.path().join("webhooks.secret"),
         origin: "http://configured.test".into(),
+        alerts: options.alerts.clone(),
     }
 }
 

@@ -8,8 +8,9 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::auth::GRACE_SECONDS_MAX;
-use crate::hooks::{GRACE_SECONDS_DEFAULT, KeyWebhook, NewSecret, URL_BYTES_MAX, WebhookChanges};
-use crate::http::api::webhooks::{events_schema, read_events};
+use crate::domain::webhook::WebhookEvent;
+use crate::hooks::{DeliveryPage, GRACE_SECONDS_DEFAULT, KeyWebhook, NewSecret, URL_BYTES_MAX, WebhookChanges};
+use crate::http::api::webhooks::{DeliveryListView, events_schema, read_events};
 use crate::http::extract::json::{Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, integer, or_null, text};
 
@@ -18,7 +19,9 @@ pub(in crate::http) struct EditWebhook(pub(in crate::http) WebhookChanges);
 
 impl FromFields for EditWebhook {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
-        Some(Self(WebhookChanges { url: fields.text_change("url"), events: read_events(fields, "events") }))
+        let url = fields.text_change("url");
+        let events = read_events(fields, "events", &WebhookEvent::OF_KEYS);
+        Some(Self(WebhookChanges { url, events }))
     }
 }
 
@@ -26,10 +29,11 @@ impl ToSchema for EditWebhook {}
 
 impl PartialSchema for EditWebhook {
     fn schema() -> RefOr<Schema> {
-        let url = "Where the events of the key's jobs go unless a request says otherwise. `null`: nowhere.";
+        let url = "Where the events of the key's jobs go unless a request says otherwise, and those of its budget. `null`: \
+                   nowhere.";
         ObjectSchema::new("Changes to a key's webhook. Absent fields stay as they are.")
             .optional("url", or_null(text().max_length(Some(URL_BYTES_MAX))).description(Some(url)))
-            .optional("events", events_schema("The events that go there."))
+            .optional("events", events_schema(&WebhookEvent::OF_KEYS, "The events that go there."))
             .into()
     }
 }
@@ -66,7 +70,7 @@ impl PartialSchema for MakeSecret {
 #[derive(Serialize, ToSchema)]
 #[schema(as = Webhook)]
 pub(in crate::http) struct WebhookView {
-    /// Where the events of the key's jobs go unless a request says otherwise.
+    /// Where the events of the key's jobs go unless a request says otherwise, and those of its budget.
     url: Option<String>,
     /// The events that go there.
     #[schema(value_type = Vec<String>)]
@@ -102,5 +106,22 @@ pub(in crate::http) struct NewSecretView {
 impl From<NewSecret> for NewSecretView {
     fn from(new: NewSecret) -> Self {
         Self { secret: new.secret.reveal().to_owned(), webhook: new.webhook.into() }
+    }
+}
+
+/// One page of deliveries to the operator's receiver of alerts.
+#[derive(Serialize, ToSchema)]
+#[schema(as = AlertDeliveryList)]
+pub(in crate::http) struct AlertListView {
+    /// The receiver's host; `null` if none is configured.
+    receiver: Option<String>,
+    #[serde(flatten)]
+    page: DeliveryListView,
+}
+
+impl AlertListView {
+    /// The page, with the receiver's host.
+    pub(in crate::http) fn of(receiver: Option<String>, page: DeliveryPage) -> Self {
+        Self { receiver, page: page.into() }
     }
 }
