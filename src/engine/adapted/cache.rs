@@ -10,7 +10,7 @@ use std::time::Duration;
 use candle_core::Device;
 
 use super::changes::AdapterSet;
-use super::loaded::{LoadedAdapter, RowChange};
+use super::loaded::{LoadedAdapter, PIECE_BYTES, RowChange};
 use super::loader::Loader;
 use crate::domain::adapter::{AdapterId, AdapterUse};
 use crate::domain::engine::EngineError;
@@ -24,9 +24,6 @@ const READS_MAX: usize = 2;
 
 /// Maximum adapters in the host's memory that were read, and that the job which comes first does not need.
 const WAITING_MAX: usize = 2;
-
-/// Bytes that go to a device at a time: few milliseconds of copying.
-const PIECE_BYTES: usize = 64 << 20;
 
 /// How long to sleep between two looks at what is loading, where nothing else is to do.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -54,7 +51,8 @@ enum State {
 
 /// An adapter of which a part is on the device.
 struct Moving {
-    left: Vec<(String, Vec<RowChange>)>,
+    /// The next one last, each with the name of its module.
+    left: Vec<(String, RowChange)>,
     moved: LoadedAdapter,
     bytes: usize,
 }
@@ -142,7 +140,9 @@ impl AdapterCache {
                 (State::Read(thread.join().unwrap_or_else(panicked)?), Progress::Loading)
             }
             State::Read(adapter) => self.place(adapter, uses)?,
-            State::Moving(moving) => (moving.advance(&self.device).map_err(device_error)?, Progress::Loading),
+            State::Moving(moving) => {
+                (moving.advance(&self.device, PIECE_BYTES).map_err(device_error)?, Progress::Loading)
+            }
             State::Ready(adapter, bytes) => (State::Ready(adapter, bytes), Progress::Ready),
         };
         self.entries.push(Entry { id, state });
@@ -196,8 +196,7 @@ impl AdapterCache {
         let norms = norms.collect::<candle_core::Result<_>>().map_err(device_error)?;
         let empty = HashMap::with_capacity(modules.len());
         let moved = LoadedAdapter { id, is_of_text, inputs_joined, modules: empty, norms };
-        let moving = Moving { left: modules.into_iter().collect(), moved, bytes };
-        Ok((State::Moving(moving), Progress::Loading))
+        Ok((State::Moving(Moving { left: one_by_one(modules), moved, bytes }), Progress::Loading))
     }
 
     /// Bytes on the device.
@@ -246,19 +245,27 @@ impl Entry {
 }
 
 impl Moving {
-    /// Moves the next piece.
-    fn advance(mut self, device: &Device) -> candle_core::Result<State> {
+    /// Moves the next piece: as many changes as have at most so many bytes, at least one.
+    fn advance(mut self, device: &Device, bytes_max: usize) -> candle_core::Result<State> {
         let mut bytes = 0;
-        while bytes < PIECE_BYTES {
-            let Some((name, changes)) = self.left.pop() else {
-                return Ok(State::Ready(Arc::new(self.moved), self.bytes));
-            };
-            bytes += changes.iter().map(RowChange::bytes).sum::<usize>();
-            let changes = changes.into_iter().map(|change| change.on(device)).collect::<candle_core::Result<_>>()?;
-            self.moved.modules.insert(name, changes);
+        while let Some((name, change)) = self.left.pop() {
+            if bytes > 0 && bytes + change.bytes() > bytes_max {
+                self.left.push((name, change));
+                return Ok(State::Moving(self));
+            }
+            bytes += change.bytes();
+            self.moved.modules.entry(name).or_default().push(change.on(device)?);
         }
-        Ok(State::Moving(self))
+        Ok(State::Ready(Arc::new(self.moved), self.bytes))
     }
+}
+
+/// The changes of all modules, those of each in their order when they are taken from the end.
+fn one_by_one(modules: HashMap<String, Vec<RowChange>>) -> Vec<(String, RowChange)> {
+    let named = |(name, changes): (String, Vec<RowChange>)| {
+        changes.into_iter().rev().map(move |change| (name.clone(), change))
+    };
+    modules.into_iter().flat_map(named).collect()
 }
 
 /// Those that change something.
