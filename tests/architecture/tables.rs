@@ -59,7 +59,7 @@ pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
     (&["tokenizers"], &["engine/models/flux1/text/tokens"]),
     (&["libc"], &["app/heap"]),
     (&["memmap2"], &["store/changes"]),
-    (&["rustix"], &["app/compute_threads", "app/open_files", "config/own_file"]),
+    (&["rustix"], &["app/compute_threads", "app/open_files", "config/own_file", "engine/adapted/background"]),
     (&["hf_hub", "reqwest"], &["hub"]),
     (&["rustls_platform_verifier"], &["hub/client"]),
     (&["sha1"], &["hub/checksum"]),

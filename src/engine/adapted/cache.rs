@@ -1,6 +1,6 @@
 //! The adapters in a device's memory: which there are, and how others get there without making a step wait.
 //!
-//! A file is read on a thread of its own. What it has goes to the device in pieces, between two steps.
+//! A file is read on a thread of its own, which gives way to all others. What it has goes to the device in pieces, between two steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use candle_core::Device;
 
+use super::background::give_way;
 use super::changes::AdapterSet;
 use super::loaded::{LoadedAdapter, PIECE_BYTES, RowChange};
 use super::loader::Loader;
@@ -167,7 +168,11 @@ impl AdapterCache {
         }
         let (loader, lora) = (Arc::clone(&self.loader), lora.clone());
         let id = lora.id.clone();
-        let thread = std::thread::Builder::new().name("adapter".to_owned()).spawn(move || loader.load(&lora));
+        let read = move || {
+            give_way();
+            loader.load(&lora)
+        };
+        let thread = std::thread::Builder::new().name("adapter".to_owned()).spawn(read);
         let thread = thread.map_err(|error| EngineError::OutOfMemory(format!("no thread for an adapter: {error}")))?;
         self.entries.push(Entry { id, state: State::Reading(thread) });
         Ok(Progress::Loading)
