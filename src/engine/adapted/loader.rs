@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::background::Pace;
 use super::form::Form;
 use super::loaded::{LoadedAdapter, Norm, PIECE_BYTES, RowChange, row};
 use crate::domain::adapter::AdapterUse;
@@ -76,8 +77,9 @@ impl Loader {
             modules: HashMap::new(),
             norms: HashMap::new(),
         };
-        let mut bytes = 0;
+        let (mut bytes, mut pace) = (0, Pace::new());
         for changes in adapter.modules(&self.model) {
+            pace.keep();
             let ModuleChanges { name, outputs, inputs, changes } = changes?;
             let Some(inputs) = inputs else {
                 let norm = replaced_norm(&changes, outputs).filter(|_| name.ends_with(HEAD_NORM));
