@@ -138,7 +138,8 @@ impl AdapterCache {
             State::Reading(thread) if !thread.is_finished() => (State::Reading(thread), Progress::Loading),
             State::Reading(thread) => {
                 let panicked = |_| Err(EngineError::Request(format!("the adapter `{id}`: reading it failed")));
-                (State::Read(thread.join().unwrap_or_else(panicked)?), Progress::Loading)
+                // Not at the next call: a step may be long.
+                self.place(thread.join().unwrap_or_else(panicked)?, uses)?
             }
             State::Read(adapter) => self.place(adapter, uses)?,
             State::Moving(moving) => {

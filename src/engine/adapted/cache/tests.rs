@@ -48,6 +48,18 @@ fn an_adapter_is_read_once_and_nothing_waits_for_it() {
     assert_eq!((first.0[0].1, cache.entries.len()), (0.5, 1));
 }
 
+/// A job asks once for each step of others.
+#[test]
+fn a_file_that_was_read_is_there_at_the_next_call() {
+    let mut cache = cache(usize::MAX);
+    let uses = used(1, "a1_peft");
+    assert!(!cache.prepare(&uses).expect("begins"));
+    while cache.entries.iter().any(|entry| !entry.is_droppable()) {
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    assert!(cache.prepare(&uses).expect("is there"));
+}
+
 #[test]
 fn an_adapter_of_strength_0_is_not_read() {
     let mut cache = cache(usize::MAX);
