@@ -40,7 +40,7 @@ cat >kubeconfig <<'EOF'
 EOF
 # Short waits, so that no request takes long.
 FLUXSERVE_ADMIN_PASSWORD='the password of this test' FLUXSERVE_HTTP_WAIT_SECONDS_MAX=2 \
-  FLUXSERVE_KUBERNETES_KUBECONFIG=kubeconfig \
+  FLUXSERVE_KUBERNETES_KUBECONFIG=kubeconfig FLUXSERVE_SDAPI=true \
   "$program" serve --listen 127.0.0.1:0 --data-dir "$folder/data" >out 2>log &
 server=$!
 for _ in $(seq $((start_seconds_max * 5))); do

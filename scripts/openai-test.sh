@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# OpenAI's clients against the real program: they only get its base URL and a key. Installs them into .tools.
+# OpenAI's clients, LiteLLM and the requests of applications against the real program: they only get its base URL and a key.
+# Installs the clients into .tools.
 #
 #   scripts/openai-test.sh [PROGRAM]
 #
@@ -12,6 +13,8 @@ start_seconds_max=180
 
 # shellcheck source=scripts/openai-clients.sh
 . scripts/openai-clients.sh
+# It comes with clients of many other services: 300 MB, half a minute.
+"$python" -m pip install --quiet --disable-pip-version-check litellm==1.110.2
 
 folder=$(mktemp -d)
 server=
@@ -34,14 +37,20 @@ url=$(sed -n 's/^fluxserve listens on //p' "$folder/out")
 key=$(grep -oE 'rgpu_[0-9A-Za-z]{46}' "$folder/out" | head -n 1)
 
 # The clients must not read settings from the environment.
-unset OPENAI_API_KEY OPENAI_BASE_URL OPENAI_ORG_ID OPENAI_PROJECT_ID
+unset OPENAI_API_KEY OPENAI_BASE_URL OPENAI_API_BASE OPENAI_ORG_ID OPENAI_PROJECT_ID
 export FLUXSERVE_TEST_URL=$url/v1 FLUXSERVE_TEST_KEY=$key
-limited_key() {
-  "$program" keys create --data-dir "$folder/data" --name limited --scope inference --requests-per-minute 1 \
-    2>>"$folder/log"
+new_key() {
+  "$program" keys create --data-dir "$folder/data" --name "$@" 2>>"$folder/log"
 }
+limited_key() {
+  new_key limited --scope inference --requests-per-minute 1
+}
+FLUXSERVE_TEST_OTHER_KEY=$(new_key other --scope kubernetes-exec:all)
+export FLUXSERVE_TEST_OTHER_KEY
 FLUXSERVE_TEST_LIMITED_KEY=$(limited_key) "$python" tests/e2e/openai.py
 FLUXSERVE_TEST_LIMITED_KEY=$(limited_key) "${node[@]}" tests/e2e/openai.mjs "$packages"
+FLUXSERVE_TEST_LIMITED_KEY=$(limited_key) "$python" tests/e2e/litellm_client.py
+"$python" tests/e2e/apps.py
 
 kill -TERM "$server"
 wait "$server"

@@ -23,6 +23,7 @@ mod logs;
 mod lora_report;
 mod loras;
 mod models;
+mod moderation;
 mod open_files;
 mod part_file;
 mod removed_files;
@@ -31,6 +32,7 @@ mod revoked_keys;
 mod serve;
 mod surface;
 mod uploads;
+mod webhooks;
 
 use std::sync::Arc;
 

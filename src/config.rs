@@ -6,6 +6,7 @@ mod error;
 mod expand;
 mod hub;
 mod load;
+mod moderation;
 mod names;
 mod own_file;
 mod prices;
@@ -18,11 +19,12 @@ pub use env::{VARIABLES, Variable};
 pub use error::ConfigError;
 pub use hub::{DEFAULT_HUB, HubConfig, ProxyConfig, ProxyUrl};
 pub use load::{DEFAULT_FILE, Flags};
+pub use moderation::ModerationConfig;
 pub use names::{CorsOrigins, DEFAULT_METRICS_LISTEN, HostNames, MetricsListen, NotAHost, NotAListener, NotAnOrigin};
 pub use public_url::{NotAPublicUrl, PublicUrl};
 pub use values::{
     Config, DEFAULT_MODEL, EngineConfig, HttpConfig, KubernetesConfig, LogConfig, LogFormat, LoraConfig, QueueConfig,
-    ResultsConfig, THREADS, TelemetryConfig, TlsConfig, UnknownLogFormat,
+    ResultsConfig, THREADS, TelemetryConfig, TlsConfig, UnknownLogFormat, WebhooksConfig,
 };
 
 #[cfg(test)]

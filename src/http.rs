@@ -44,9 +44,11 @@ pub use server::{ConnectionLimits, Tls, TlsError, serve};
 pub use settings::HttpSettings;
 pub use state::HttpParts;
 
+use crate::jobs::JobReport;
 use error::{ApiError, ErrorCode};
 use extract::body::BodyBudget;
 use hosts::HEALTH_PATHS;
+use route::is_of_sdapi;
 use routes::table;
 use state::{HttpState, Shared};
 
@@ -57,6 +59,12 @@ const TRANSPORT_SECURITY: &str = "max-age=2592000";
 pub fn openapi_json() -> String {
     let rows = table().into_iter().map(|(route, _, operation)| (route, operation));
     openapi::json(&openapi::document(rows))
+}
+
+/// A job as its owner gets it from `GET /v1/inference/jobs/{job_id}`, with URLs that begin with `origin`.
+pub fn job_json(report: &JobReport, origin: &str) -> serde_json::Value {
+    let view = api::jobs::JobView::new(report, &origin::Origin::kept(origin));
+    serde_json::to_value(view).expect("a job is plain data")
 }
 
 /// The HTTP API as services for [`serve`], which adds the peer's address for throttling.
@@ -79,6 +87,7 @@ pub fn routers(parts: HttpParts) -> Routers {
         parts,
         write_check: api::write_check::WriteCheck::default(),
         images,
+        sdapi: api::sdapi::session::Sessions::default(),
         bodies: Arc::new(bodies),
         document: openapi_json().into(),
         management_paths: management.map(|route| route.path).collect(),
@@ -86,16 +95,19 @@ pub fn routers(parts: HttpParts) -> Routers {
     let state = HttpState(Arc::new(shared));
     let settings = &state.settings;
     let has_tls = settings.has_tls;
+    // Elsewhere such a path is unknown, whatever the key.
+    let is_there = |route: &Route| settings.has_sdapi || !is_of_sdapi(route.path);
     let clients = Listener { has_tls, hosts: &settings.hosts };
     let metrics = Listener { has_tls: false, hosts: &settings.metrics_hosts };
     let metrics = with_layers(routes_of(is_of_metrics), &state, metrics);
     if !settings.has_own_management {
-        let clients = with_layers(routes_of(|route| route.access != Access::Metrics), &state, clients);
+        let wanted = routes_of(|route| route.access != Access::Metrics && is_there(route));
+        let clients = with_layers(wanted, &state, clients);
         return Routers { clients, management: None, metrics };
     }
     let management = Listener { has_tls, hosts: &settings.management_hosts };
     Routers {
-        clients: with_layers(routes_of(is_of_clients), &state, clients),
+        clients: with_layers(routes_of(|route| is_of_clients(route) && is_there(route)), &state, clients),
         management: Some(with_layers(routes_of(is_of_management), &state, management)),
         metrics,
     }
@@ -120,7 +132,7 @@ struct Listener<'a> {
     hosts: &'a Hosts,
 }
 
-fn routes_of(is_wanted: fn(&Route) -> bool) -> Router<HttpState> {
+fn routes_of(is_wanted: impl Fn(&Route) -> bool) -> Router<HttpState> {
     let wanted = table().into_iter().filter(|(route, ..)| is_wanted(route));
     wanted.fold(Router::new(), |router, (route, handler, _)| router.route(route.path, handler))
 }

@@ -21,6 +21,7 @@ mod recovery;
 mod reports;
 mod request;
 mod results;
+mod review;
 mod service;
 mod span;
 mod state;
@@ -45,8 +46,10 @@ pub use idempotency::RepeatKey;
 pub use links::{ResultLink, rotate_link_secret};
 pub use request::{JobRequest, LoraText, RequestedImage, RequestedLora};
 pub use results::{results_disk_bytes, try_results};
+pub use review::{CONTENT_REFUSED, MODERATION_UNAVAILABLE};
 pub use service::{JobService, ServiceParts};
 pub use statistics::{Minute, Statistics};
+pub use store::{AcceptedRow, JobOutbox};
 pub use submission::{AcceptedJob, Submission, Submitted};
 pub use usage_buffer::UsageBuffer;
 pub use visibility::Visibility;
@@ -224,6 +227,15 @@ pub enum JobsError {
     /// A LoRA of the request has been removed since it was found.
     #[error("there is no LoRA {0} any more")]
     LoraGone(AdapterId),
+    /// The moderation refused what the request asks for.
+    #[error("the content was refused: {reason}")]
+    ContentRefused {
+        /// Why, for the client.
+        reason: String,
+    },
+    /// The moderation did not answer, and without an answer nothing is accepted.
+    #[error("the moderation did not answer")]
+    ModerationUnavailable,
     /// The idempotency key was used for another request.
     #[error("the idempotency key was used for another request")]
     OtherRequest,

@@ -1,6 +1,6 @@
 //! Batch invariance under the real scheduler: hundreds of jobs of several owners arrive at random moments, some are
-//! canceled, some have adapters or caches between steps, and every generated image is the same file as when it is
-//! generated unbatched.
+//! canceled, some have images of any role, adapters or caches between steps, and every generated image is the same file as
+//! when it is generated unbatched.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fluxserve::catalog::card_or_flux_dev;
 use fluxserve::domain::adapter::{AdapterId, AdapterUse};
-use fluxserve::domain::conditioning::{GivenImage, ImageRole};
+use fluxserve::domain::conditioning::{Conditioning, GivenImage, ImageRole};
 use fluxserve::domain::device::DeviceChoice;
 use fluxserve::domain::engine::{EngineError, EngineLimits, Slot, StepEngine};
 use fluxserve::domain::format::OutputFormat;
@@ -46,14 +46,29 @@ impl Random {
         (mixed ^ (mixed >> 31)) % end
     }
 
+    fn image(&mut self, role: ImageRole, (width, height): (u32, u32)) -> GivenImage {
+        let pixels = (0..width * height * 3).map(|_| self.below(256) as u8).collect();
+        let image = Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"));
+        GivenImage::new("images[0]", role, image)
+    }
+
+    /// One or two reference images, of sizes of their own.
+    fn references(&mut self) -> Vec<GivenImage> {
+        let count = 1 + self.below(2);
+        let side = |random: &mut Self| 16 * (1 + random.below(3) as u32);
+        let reference = |_| {
+            let size = (side(self), side(self));
+            self.image(ImageRole::Reference, size)
+        };
+        (0..count).map(reference).collect()
+    }
+
     /// An input image for one job in four, and a mask for half of these.
     fn images(&mut self, width: u32, height: u32) -> Vec<GivenImage> {
         if self.below(4) > 0 {
             return Vec::new();
         }
-        let pixels = (0..width * height * 3).map(|_| self.below(256) as u8).collect();
-        let image = Arc::new(RgbImage::new(width, height, pixels).expect("three bytes per pixel"));
-        let mut images = vec![GivenImage::new("images[0]", ImageRole::Input, image)];
+        let mut images = vec![self.image(ImageRole::Input, (width, height))];
         if self.below(2) == 0 {
             let white: Vec<bool> = (0..width / 8).map(|_| self.below(2) == 0).collect();
             let pixel = |at: u32| [if white[(at % width / 8) as usize] { 255 } else { 0 }; 3];
@@ -62,6 +77,15 @@ impl Random {
             images.push(GivenImage::new("images[1]", ImageRole::Mask, mask));
         }
         images
+    }
+
+    /// An adapter that reads a control image, and others beside it.
+    fn control_loras(&mut self) -> Vec<AdapterUse> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/lora/adapters");
+        let file = folder.join("h_control_canny.safetensors").into();
+        let mut loras = vec![AdapterUse { id: AdapterId::of_sha256([250; 32]), file, scale: 0.9 }];
+        loras.extend(self.loras());
+        loras
     }
 
     /// Up to three adapters for one job in three.
@@ -93,24 +117,31 @@ impl Random {
 
     fn spec(&mut self, seed: u64) -> GenerateSpec {
         let mut card = card_or_flux_dev(&ModelId::new("reference"));
-        card.input_images_max = 1;
+        // FLUX.1-Kontext differs from this checkpoint in its weights alone.
+        (card.conditioning, card.input_images_max) = (Conditioning::References, 2);
         (card.limits.width_min, card.limits.height_min) = (16, 16);
         let prompts = ["a red circle", "two eggs", "", "neon signs reflected in a wet street", "a bowl of ramen"];
         let mut side = || 16 * (1 + self.below(4) as u32);
         let (width, height) = (side(), side());
-        let images = self.images(width, height);
+        let images = match seed % 8 {
+            3 => self.references(),
+            5 => vec![self.image(ImageRole::Control, (width, height))],
+            _ => self.images(width, height),
+        };
+        let has = |role: ImageRole| images.iter().any(|given| given.role == role);
+        let (has_input, has_control) = (has(ImageRole::Input), has(ImageRole::Control));
         let params = GenerateParams {
             prompt: prompts[self.below(prompts.len() as u64) as usize].to_owned(),
             negative_prompt: (self.below(8) == 0).then(|| "blurry".to_owned()),
             width: Some(width),
             height: Some(height),
-            strength: (!images.is_empty()).then(|| (1 + self.below(10)) as f64 / 10.0),
+            strength: has_input.then(|| (1 + self.below(10)) as f64 / 10.0),
             images,
             steps: Some(1 + self.below(5) as u32),
             guidance: Some(self.below(8) as f64),
             seed,
             sequence_length: Some(1 + self.below(16) as usize),
-            loras: self.loras(),
+            loras: if has_control { self.control_loras() } else { self.loras() },
             step_cache: self.step_cache(),
             ..GenerateParams::default()
         };

@@ -21,7 +21,8 @@ use super::models::catalog_of;
 use super::removed_files::{CHECK_INTERVAL, files_removed};
 use super::surface::{Addresses, client_connections, http_settings, in_the_clear, other_connections};
 use super::uploads::start_uploads;
-use super::{compute_threads, heap, open_files, results_disk, revoked_keys};
+use super::webhooks::{open_webhooks, webhook_settings};
+use super::{compute_threads, heap, moderation, open_files, results_disk, revoked_keys};
 use crate::auth::Authenticator;
 use crate::catalog::Catalog;
 use crate::config::{Config, DEFAULT_METRICS_LISTEN, MetricsListen};
@@ -29,6 +30,7 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
 use crate::engine;
+use crate::hooks;
 use crate::http::{self, HttpParts, HttpSettings, Tls};
 use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, INPUT_IMAGES_BYTES_MAX, JobService, JobSettings, ServiceParts};
 use crate::kubernetes::{Cluster, Kubernetes, KubernetesParts};
@@ -198,10 +200,16 @@ struct Worker {
     servers: JoinSet<()>,
     /// Stores when keys were last used.
     uses: JoinHandle<()>,
-    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, removes old uploads, and watches
-    /// budgets.
+    /// Cancels the jobs of revoked keys, keeps the cluster in line with the keys' rights, removes old uploads, watches budgets, and
+    /// delivers to webhooks.
     keepers: JoinSet<()>,
     close: ShutdownTrigger,
+}
+
+fn warn(note: Option<String>) {
+    if let Some(note) = note {
+        tracing::warn!("{note}");
+    }
 }
 
 impl Worker {
@@ -218,23 +226,26 @@ impl Worker {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
         let uploads = start_uploads(config, keys, &clock).await?;
+        let reviewer = moderation::reviewer(config, keys)?;
         let queues = start_engines(config, &catalog, build)?;
         let loras = swept_lora_catalog(config, &keys.store, &clock).await;
+        let webhook_settings = webhook_settings(config, &urls.clients);
         let parts = ServiceParts {
             store: keys.store.clone(),
             catalog: Arc::clone(&catalog),
             queues: queues.clone(),
-            clock,
+            clock: Arc::clone(&clock),
+            reviewer,
             settings: job_settings(config),
+            outbox: hooks::outbox(&webhook_settings),
         };
         let kubernetes = open_kubernetes(config, keys, &parts.clock)
             .await
             .inspect_err(|_| queues.values().for_each(Queue::close))?;
-        if let Some(note) = results_disk::too_small(config) {
-            tracing::warn!("{note}");
-        }
+        warn(results_disk::too_small(config));
         let jobs = JobService::start(parts).await.inspect_err(|_| queues.values().for_each(Queue::close))?;
         let usage = Usage::new(keys.store.clone(), keys.service.clone(), jobs.clone());
+        let webhooks = open_webhooks(keys, &jobs, clock, webhook_settings).await.inspect_err(|_| jobs.close())?;
         let routers = http::routers(HttpParts {
             jobs: jobs.clone(),
             catalog: Arc::clone(&catalog),
@@ -245,6 +256,7 @@ impl Worker {
             uploads: uploads.clone(),
             usage: usage.clone(),
             kubernetes: kubernetes.clone(),
+            webhooks: webhooks.clone(),
             device: describe_devices(&config.device),
             metrics,
             settings: HttpSettings {
@@ -252,9 +264,7 @@ impl Worker {
                 ..http_settings(config, &doors.addresses()?)
             },
         });
-        if let Some(note) = in_the_clear(config, &doors.addresses()?) {
-            tracing::warn!("{note}");
-        }
+        warn(in_the_clear(config, &doors.addresses()?));
         let (close, closing) = shutdown::channel();
         let mut servers = JoinSet::new();
         if let Some(tls) = doors.tls.clone() {
@@ -277,6 +287,7 @@ impl Worker {
         keepers.spawn(async move { kubernetes.keep().await });
         keepers.spawn(uploads.keep());
         keepers.spawn(async move { usage.watch_budgets().await });
+        keepers.spawn(async move { webhooks.deliver().await });
         Ok(Self { urls, catalog, queues, jobs, servers, uses, keepers, close })
     }
 

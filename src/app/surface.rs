@@ -32,6 +32,7 @@ pub(super) fn http_settings(config: &Config, addresses: &Addresses) -> HttpSetti
         request_deadline: wait_max + REQUEST_MARGIN,
         reads_loras_in_prompt: config.loras.in_prompt,
         allows_caches: !config.engine.is_deterministic,
+        has_sdapi: config.sdapi,
         public_url: config.http.public_url.as_ref().map(ToString::to_string),
         has_tls: config.tls.is_some(),
         has_own_management: addresses.management.is_some(),

@@ -45,6 +45,8 @@ pub enum Actor {
         /// Where the request came from.
         address: IpAddr,
     },
+    /// The same, by a job: where its request came from is not kept.
+    KeyJob,
 }
 
 impl Actor {
@@ -56,7 +58,7 @@ impl Actor {
             Self::CommandLine => "command_line",
             Self::Worker => "worker",
             Self::Stranger { .. } => "stranger",
-            Self::KeyHolder { .. } => "key_holder",
+            Self::KeyHolder { .. } | Self::KeyJob => "key_holder",
         }
     }
 
@@ -74,7 +76,7 @@ impl Actor {
             Self::Administrator { address, .. } | Self::Stranger { address } | Self::KeyHolder { address } => {
                 Some(*address)
             }
-            Self::CommandLine | Self::Worker => None,
+            Self::CommandLine | Self::Worker | Self::KeyJob => None,
         }
     }
 }
@@ -118,6 +120,14 @@ pub enum AuditAction {
     ProjectDeleted,
     /// A key or a project has used so much of its budget that this is told.
     BudgetReached,
+    /// A key's webhook got another URL or other events.
+    WebhookEdited,
+    /// A key got a webhook secret, or a new one.
+    WebhookSecretMade,
+    /// The operator's moderation refused a prompt or an image.
+    ContentRefused,
+    /// The operator's moderation did not answer.
+    ModerationFailed,
 }
 
 /// A text that is no action.
@@ -127,7 +137,7 @@ pub struct UnknownAction;
 
 impl AuditAction {
     /// Every action.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 22] = [
         Self::KeyCreated,
         Self::KeyEdited,
         Self::KeyRotated,
@@ -146,6 +156,10 @@ impl AuditAction {
         Self::ProjectEdited,
         Self::ProjectDeleted,
         Self::BudgetReached,
+        Self::WebhookEdited,
+        Self::WebhookSecretMade,
+        Self::ContentRefused,
+        Self::ModerationFailed,
     ];
 
     /// Its name in the log and on the wire.
@@ -170,6 +184,10 @@ impl AuditAction {
             Self::ProjectEdited => "project_edited",
             Self::ProjectDeleted => "project_deleted",
             Self::BudgetReached => "budget_reached",
+            Self::WebhookEdited => "webhook_edited",
+            Self::WebhookSecretMade => "webhook_secret_made",
+            Self::ContentRefused => "content_refused",
+            Self::ModerationFailed => "moderation_failed",
         }
     }
 }

@@ -17,8 +17,9 @@ use crate::config::ConfigError;
 use crate::config::expand::{Lookup, Unset, at_home, expanded};
 use crate::config::hub::{HubConfig, ProxyConfig};
 use crate::config::settings::{
-    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting, Origin,
-    PriceSettings, QueueSettings, ResultsSettings, Settings, TelemetrySettings, TlsSettings,
+    EngineSettings, HttpSettings, HubSettings, KubernetesSettings, Layer, LogSettings, ModelSetting,
+    ModerationSettings, Origin, PriceSettings, QueueSettings, ResultsSettings, SecretText, Settings, TelemetrySettings,
+    TlsSettings, WebhookSettings,
 };
 use crate::domain::hub_token::HubToken;
 
@@ -201,8 +202,16 @@ impl<'a> Environment<'a> {
                 per_engine_second: self.text(&PRICES_PER_ENGINE_SECOND)?,
                 currency: self.text(&PRICES_CURRENCY)?,
             },
+            sdapi: self.boolean(&SDAPI)?,
+            moderation: self.moderation()?,
             log: LogSettings { filter: self.text(&LOG_FILTER)?, format: self.text(&LOG_FORMAT)? },
             telemetry: TelemetrySettings { otlp_endpoint: self.text(&TELEMETRY_OTLP_ENDPOINT)? },
+            webhooks: WebhookSettings {
+                enabled: self.boolean(&WEBHOOKS_ENABLED)?,
+                allow_http: self.boolean(&WEBHOOKS_ALLOW_HTTP)?,
+                allowed_hosts: self.words(&WEBHOOKS_ALLOWED_HOSTS)?,
+                only_allowed_hosts: self.boolean(&WEBHOOKS_ONLY_ALLOWED_HOSTS)?,
+            },
             tls: TlsSettings { certificate: self.path(&TLS_CERTIFICATE), private_key: self.path(&TLS_PRIVATE_KEY) },
             kubernetes: KubernetesSettings {
                 kubeconfig: self.path(&KUBERNETES_KUBECONFIG),
@@ -215,5 +224,16 @@ impl<'a> Environment<'a> {
             hub: HubSettings { download: self.boolean(&HUB_DOWNLOAD)? },
         };
         Ok(Layer { origin: Origin::Environment, settings })
+    }
+
+    fn moderation(&self) -> Result<ModerationSettings, ConfigError> {
+        Ok(ModerationSettings {
+            url: self.text(&MODERATION_URL)?,
+            before: self.boolean(&MODERATION_BEFORE)?,
+            after: self.boolean(&MODERATION_AFTER)?,
+            on_failure: self.text(&MODERATION_ON_FAILURE)?,
+            timeout_seconds: self.number(&MODERATION_TIMEOUT_SECONDS)?,
+            secret: self.text(&MODERATION_SECRET)?.map(SecretText::from),
+        })
     }
 }

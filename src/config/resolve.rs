@@ -1,6 +1,8 @@
 //! From the settings of all sources to one checked [`Config`].
 
+mod moderation;
 mod served;
+mod webhooks;
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -135,8 +137,11 @@ pub(super) fn resolve(layers: &[Layer]) -> Result<Config, ConfigError> {
         },
         loras: loras(layers, &default.loras)?,
         prices: prices(layers)?,
+        sdapi: last(layers, |settings| settings.sdapi).is_some_and(|(is_served, _)| is_served),
+        moderation: moderation::resolved(layers, &default.moderation)?,
         log: log(layers, default.log)?,
         telemetry: TelemetryConfig { otlp_endpoint: otlp_endpoint(layers)? },
+        webhooks: webhooks::resolve(layers, default.webhooks)?,
         kubernetes: kubernetes(layers, default.kubernetes)?,
         hub: HubConfig {
             download: last(layers, |settings| settings.hub.download).is_some_and(|(download, _)| download),

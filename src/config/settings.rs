@@ -1,11 +1,13 @@
 //! Settings of one source (the file or the environment), unchecked.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::PathBuf;
 
 use serde::Deserialize;
+use zeroize::Zeroizing;
 
 use crate::config::ConfigError;
 use crate::config::env::Variable;
@@ -30,8 +32,11 @@ pub(super) struct Settings {
     pub(super) lora_bytes_max: Option<u64>,
     pub(super) lora_in_prompt: Option<bool>,
     pub(super) prices: PriceSettings,
+    pub(super) sdapi: Option<bool>,
+    pub(super) moderation: ModerationSettings,
     pub(super) log: LogSettings,
     pub(super) telemetry: TelemetrySettings,
+    pub(super) webhooks: WebhookSettings,
     pub(super) tls: TlsSettings,
     pub(super) kubernetes: KubernetesSettings,
     pub(super) hub: HubSettings,
@@ -122,6 +127,34 @@ pub(super) struct PriceSettings {
     pub(super) currency: Option<String>,
 }
 
+/// A secret as it was read. It is not shown.
+#[derive(Deserialize)]
+#[serde(from = "String")]
+pub(super) struct SecretText(pub(super) Zeroizing<String>);
+
+impl From<String> for SecretText {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText(…)")
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ModerationSettings {
+    pub(super) url: Option<String>,
+    pub(super) before: Option<bool>,
+    pub(super) after: Option<bool>,
+    pub(super) on_failure: Option<String>,
+    pub(super) timeout_seconds: Option<u64>,
+    pub(super) secret: Option<SecretText>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct LogSettings {
@@ -133,6 +166,15 @@ pub(super) struct LogSettings {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct TelemetrySettings {
     pub(super) otlp_endpoint: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct WebhookSettings {
+    pub(super) enabled: Option<bool>,
+    pub(super) allow_http: Option<bool>,
+    pub(super) allowed_hosts: Option<Vec<String>>,
+    pub(super) only_allowed_hosts: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -16,6 +16,8 @@ use crate::domain::ids::ModelId;
 use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
+use crate::domain::review::OnFailure;
+use crate::domain::webhook::AllowedHosts;
 use crate::domain::weight_storage::WeightStorage;
 
 struct Sources {
@@ -72,6 +74,7 @@ max_input_images = { "black-forest-labs/FLUX.1-dev" = 1, "fluxserve/flux-shapes"
 drain_deadline_seconds = 10
 lora_bytes_max = 4194304
 lora_in_prompt = true
+sdapi = true
 
 [engine]
 offload = "text"
@@ -108,12 +111,26 @@ per_megapixel_step = "0.0004"
 per_engine_second = "0.01"
 currency = "EUR"
 
+[moderation]
+url = "https://moderation.example.org/review"
+before = false
+after = true
+on_failure = "allow"
+timeout_seconds = 3
+secret = "hush"
+
 [log]
 filter = "warn"
 format = "json"
 
 [telemetry]
 otlp_endpoint = "http://localhost:4318"
+
+[webhooks]
+enabled = false
+allow_http = true
+allowed_hosts = ["hooks.internal", "10.0.0.0/8"]
+only_allowed_hosts = true
 
 [kubernetes]
 kubeconfig = "/etc/fluxserve/kubeconfig"

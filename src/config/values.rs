@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::config::hub::HubConfig;
+use crate::config::moderation::ModerationConfig;
 use crate::config::names::{CorsOrigins, HostNames, MetricsListen};
 use crate::config::public_url::PublicUrl;
 use crate::domain::byte_size::ByteSize;
@@ -18,6 +19,7 @@ use crate::domain::namespace::NamespaceName;
 use crate::domain::networks::Networks;
 use crate::domain::password::AdminPassword;
 use crate::domain::precision::Precision;
+use crate::domain::webhook::AllowedHosts;
 use crate::domain::weight_storage::WeightStorage;
 
 /// How many threads may compute on the CPU.
@@ -61,10 +63,16 @@ pub struct Config {
     pub loras: LoraConfig,
     /// What work costs. `None`: nothing is charged for.
     pub prices: Option<Prices>,
+    /// Whether the routes of AUTOMATIC1111's API are served.
+    pub sdapi: bool,
+    /// The operator's moderation.
+    pub moderation: ModerationConfig,
     /// The log.
     pub log: LogConfig,
     /// Export to collectors.
     pub telemetry: TelemetryConfig,
+    /// Webhooks.
+    pub webhooks: WebhooksConfig,
     /// The cluster that keys give kubectl access to.
     pub kubernetes: KubernetesConfig,
     /// Source and target of model downloads.
@@ -174,6 +182,19 @@ pub struct TelemetryConfig {
     pub otlp_endpoint: Option<String>,
 }
 
+/// Webhooks: messages to receivers that keys' holders name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WebhooksConfig {
+    /// Whether there are any.
+    pub enabled: bool,
+    /// Whether receivers without https are allowed.
+    pub allow_http: bool,
+    /// Receivers that are allowed although they are in a private network.
+    pub allowed_hosts: AllowedHosts,
+    /// Whether no others are allowed.
+    pub only_allowed_hosts: bool,
+}
+
 /// The cluster that keys give kubectl access to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KubernetesConfig {
@@ -253,6 +274,8 @@ impl Default for Config {
             },
             loras: LoraConfig { file_bytes_max: 2 * 1024 * 1024 * 1024, in_prompt: false },
             prices: None,
+            sdapi: false,
+            moderation: ModerationConfig::default(),
             // The worker logs failures of the cluster itself; its client would log them again.
             log: LogConfig {
                 filter: "info,kube_client=off".into(),
@@ -260,6 +283,12 @@ impl Default for Config {
                 format: LogFormat::Text,
             },
             telemetry: TelemetryConfig::default(),
+            webhooks: WebhooksConfig {
+                enabled: true,
+                allow_http: false,
+                allowed_hosts: AllowedHosts::default(),
+                only_allowed_hosts: false,
+            },
             kubernetes: KubernetesConfig {
                 kubeconfig: None,
                 in_cluster: false,
@@ -322,6 +351,12 @@ impl Config {
     #[must_use]
     pub fn link_secret_path(&self) -> PathBuf {
         self.data_dir.join("links.secret")
+    }
+
+    /// The secret of webhooks. Not in the database: a copy of that must not sign anything.
+    #[must_use]
+    pub fn webhook_secret_path(&self) -> PathBuf {
+        self.data_dir.join("webhooks.secret")
     }
 
     /// The folder of LoRAs.

@@ -2,6 +2,7 @@
 
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
+use image::codecs::webp::WebPEncoder;
 use image::{ExtendedColorType, ImageEncoder};
 
 use super::*;
@@ -57,8 +58,14 @@ fn transparency_is_dropped_and_gray_becomes_color() {
     assert_eq!(decode(&rgba).expect("decodes").pixels(), [10, 20, 30, 40, 50, 60]);
     let gray = png(&[7, 200], (2, 1), ExtendedColorType::L8);
     assert_eq!(decode(&gray).expect("decodes").pixels(), [7, 7, 7, 200, 200, 200]);
-    let deep = png(&[0x12, 0x12, 0xff, 0xff, 0, 0], (1, 1), ExtendedColorType::Rgb16);
-    assert_eq!(decode(&deep).expect("decodes").pixels(), [0x12, 0xff, 0]);
+    for (deep, expected) in [
+        (png(&[0x12, 0x12, 0xff, 0xff, 0, 0], (1, 1), ExtendedColorType::Rgb16), [0x12, 0xff, 0]),
+        (png(&[0x12, 0x12, 0xff, 0xff, 0, 0, 0, 0], (1, 1), ExtendedColorType::Rgba16), [0x12, 0xff, 0]),
+        (png(&[0x34, 0x34], (1, 1), ExtendedColorType::L16), [0x34; 3]),
+        (png(&[0x34, 0x34, 0, 0], (1, 1), ExtendedColorType::La16), [0x34; 3]),
+    ] {
+        assert_eq!(decode(&deep).expect("decodes").pixels(), expected);
+    }
 }
 
 #[test]
@@ -77,6 +84,47 @@ fn the_exif_orientation_is_applied() {
         assert_eq!((upright.width(), upright.height()), (32, 64));
         let red_of = |row: usize| upright.pixels()[row * 32 * 3];
         assert!(red_of(4) > 150 && red_of(60) < 90, "the left half is at the top");
+    }
+}
+
+#[test]
+fn every_orientation_turns_or_mirrors_the_image() {
+    let turned = [
+        (3, [1, 2, 3, 4, 5, 6]),
+        (3, [3, 2, 1, 6, 5, 4]),
+        (3, [6, 5, 4, 3, 2, 1]),
+        (3, [4, 5, 6, 1, 2, 3]),
+        (2, [1, 4, 2, 5, 3, 6]),
+        (2, [4, 1, 5, 2, 6, 3]),
+        (2, [6, 3, 5, 2, 4, 1]),
+        (2, [3, 6, 2, 5, 1, 4]),
+    ];
+    for (orientation, (width, shades)) in (1..).zip(turned) {
+        // TIFF, little endian: one entry.
+        let mut exif = b"II\x2a\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x00\0\0\0\0\0\0\0".to_vec();
+        exif[18] = orientation;
+        let mut file = Vec::new();
+        let mut encoder = PngEncoder::new(&mut file);
+        encoder.set_exif_metadata(exif).expect("PNG can hold it");
+        encoder.write_image(&[1, 2, 3, 4, 5, 6], 3, 2, ExtendedColorType::L8).expect("encodes");
+        let image = decode(&file).expect("decodes");
+        let found: Vec<u8> = image.pixels().iter().copied().step_by(3).collect();
+        assert_eq!((image.width(), &found[..]), (width, &shades[..]), "orientation {orientation}");
+        assert_eq!(inspect(&file).expect("an image").width, width, "orientation {orientation}");
+    }
+}
+
+#[test]
+fn pixels_beyond_those_of_the_head_are_not_unpacked_into_an_image() {
+    // Four megabytes in a file that is much smaller, whose head says one pixel.
+    let mut bomb = png(&vec![0; 2048 * 2048], (2048, 2048), ExtendedColorType::L8);
+    bomb[16..24].copy_from_slice(&[0, 0, 0, 1, 0, 0, 0, 1]);
+    let sum = crc32fast::hash(&bomb[12..29]).to_be_bytes();
+    bomb[29..33].copy_from_slice(&sum);
+    assert!(bomb.len() < 1 << 20, "{} bytes", bomb.len());
+    match decode(&bomb) {
+        Ok(image) => assert_eq!((image.width(), image.height()), (1, 1)),
+        Err(error) => assert_eq!(error, DecodeError::Damaged { format: "PNG" }),
     }
 }
 
@@ -106,6 +154,26 @@ fn large_files_and_many_pixels_are_refused_before_decoding() {
     let sum = crc32fast::hash(&bomb[12..29]).to_be_bytes();
     bomb[29..33].copy_from_slice(&sum);
     assert_eq!(decode(&bomb), Err(DecodeError::Pixels { width: 65_535, height: 65_535 }));
+}
+
+#[test]
+fn heads_of_every_format_are_held_to_the_pixels() {
+    // The sides in the frame's head, behind its length and its depth.
+    let mut jpeg = Vec::new();
+    JpegEncoder::new(&mut jpeg).write_image(&[7; 3], 1, 1, ExtendedColorType::Rgb8).expect("encodes");
+    let frame = jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).expect("a frame");
+    jpeg[frame + 5..frame + 9].fill(0xff);
+    assert_eq!(decode(&jpeg), Err(DecodeError::Pixels { width: 65_535, height: 65_535 }));
+    // Fourteen bits for each side, less one, behind a byte that says that nothing is lost.
+    let mut webp = Vec::new();
+    WebPEncoder::new_lossless(&mut webp).write_image(&[7; 3], 1, 1, ExtendedColorType::Rgb8).expect("encodes");
+    let pixels = webp.windows(4).position(|name| name == b"VP8L").expect("pixels");
+    let less_one = 15_999_u32;
+    webp[pixels + 9..pixels + 13].copy_from_slice(&(less_one | (less_one << 14)).to_le_bytes());
+    assert_eq!(decode(&webp), Err(DecodeError::Pixels { width: 16_000, height: 16_000 }));
+    for bytes in [jpeg, webp] {
+        assert_eq!(inspect(&bytes).map(|_| ()), decode(&bytes).map(|_| ()));
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use uuid::Uuid;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid {kind} id")]
 pub struct InvalidId {
-    /// What was expected: "adapter", "job", "key", "session", "namespace", "project" or "upload".
+    /// What was expected: "adapter", "delivery", "job", "key", "session", "namespace", "project" or "upload".
     pub kind: &'static str,
 }
 
@@ -162,6 +162,37 @@ impl FromStr for ProjectId {
     }
 }
 
+/// A delivery to a webhook, on the wire `msg_` + 32 hexadecimal digits. The same for each attempt, so that a receiver can tell
+/// what it has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeliveryId(Uuid);
+
+impl DeliveryId {
+    /// A new id, unique and ordered by creation time.
+    #[must_use]
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7())
+    }
+}
+
+impl fmt::Display for DeliveryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "msg_{}", self.0.simple())
+    }
+}
+
+impl FromStr for DeliveryId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.strip_prefix("msg_")
+            .filter(|hex| hex.len() == 32)
+            .and_then(|hex| Uuid::try_parse(hex).ok())
+            .map(Self)
+            .ok_or(InvalidId { kind: "delivery" })
+    }
+}
+
 /// A model as clients name it, e.g. `black-forest-labs/FLUX.1-dev`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -196,6 +227,9 @@ mod tests {
         let second = JobId::generate();
         assert_eq!(first.to_string().parse(), Ok(first));
         assert!(first < second);
+        let delivery = DeliveryId::generate();
+        assert_eq!(delivery.to_string().parse(), Ok(delivery));
+        assert!(first.to_string().parse::<DeliveryId>().is_err());
     }
 
     #[test]

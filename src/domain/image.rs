@@ -34,6 +34,12 @@ impl RgbImage {
         self.pixels.iter().all(|byte| *byte == 0)
     }
 
+    /// The same with every byte reversed: black becomes white.
+    #[must_use]
+    pub fn inverted(&self) -> Self {
+        Self { pixels: self.pixels.iter().map(|byte| u8::MAX - byte).collect(), ..*self }
+    }
+
     /// The bytes, `width × height × 3` of them.
     #[must_use]
     pub fn pixels(&self) -> &[u8] {

@@ -48,6 +48,14 @@ pub enum AdapterError {
         /// The family.
         family: &'static str,
     },
+    /// It is no adapter.
+    #[error("{file}: {reason}")]
+    OtherKind {
+        /// The file's path.
+        file: String,
+        /// What it is, and what to do.
+        reason: String,
+    },
     /// Nothing in it changes the model.
     #[error("{file}: nothing in it is a change of FLUX.1{}", reasons(.unused))]
     Nothing {
@@ -127,12 +135,15 @@ impl Adapter {
     /// Opens a file, and compares its names, shapes and types with the model's.
     ///
     /// # Errors
-    /// When it cannot be read, is for another family, is broken, or changes nothing.
+    /// When it cannot be read, is for another family or no adapter, is broken, or changes nothing.
     pub fn open(path: &Path, model: &Adaptable) -> Result<Self, AdapterError> {
         let (file, Adaptable(modules)) = (TensorFile::open(path)?, model);
         let name = file.path().to_owned();
         if let Some(family) = families::other(file.names()) {
             return Err(AdapterError::OtherFamily { file: name, family });
+        }
+        if let Some(reason) = families::other_kind(&file) {
+            return Err(AdapterError::OtherKind { file: name, reason });
         }
         let (mut unused, mut faults) = (Unused::default(), Vec::new());
         let groups = groups(&file, modules, &mut unused, &mut faults);

@@ -11,4 +11,5 @@ pub(super) mod projects;
 pub(super) mod session;
 pub(super) mod usage;
 pub(super) mod usage_report;
+pub(super) mod webhooks;
 pub(super) mod wire;

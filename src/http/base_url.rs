@@ -5,6 +5,7 @@ use axum::http::Uri;
 
 use super::error::{ApiError, ErrorCode};
 use super::origin::Origin;
+use super::route::is_of_sdapi;
 
 const VERSION: &str = "/v1";
 /// First segments of paths that clients append to their base URL. They include paths of OpenAI that this worker does
@@ -18,8 +19,9 @@ const PATH_CHARS_MAX: usize = 128;
 pub(super) async fn not_found(origin: Origin, uri: Uri) -> ApiError {
     let error = ApiError::new(ErrorCode::NotFound);
     let Some(intended) = intended_path(uri.path()) else { return error };
+    let base = if is_of_sdapi(&intended) { origin.root_url().to_owned() } else { origin.base_url() };
     let intended: String = intended.chars().take(PATH_CHARS_MAX).collect();
-    error.with_detail(format!("the base URL must be `{}` here, which makes the path `{intended}`", origin.base_url()))
+    error.with_detail(format!("the base URL must be `{base}` here, which makes the path `{intended}`"))
 }
 
 /// The intended path if a wrong base URL caused `path`; `None` otherwise.
@@ -51,13 +53,24 @@ mod tests {
             ("/models/a/b", "/v1/models/a/b"),
             ("/chat/completions", "/v1/chat/completions"),
             ("//healthz", "/healthz"),
+            ("//sdapi/v1/txt2img", "/sdapi/v1/txt2img"),
             ("/v1/models//a", "/v1/models/a"),
         ] {
             assert_eq!(intended_path(path).as_deref(), Some(intended), "{path}");
         }
-        for path in
-            ["", "/", "//", "/v1", "/v1/", "/v1/models", "/v1/models/", "/v1/images/edits", "/nothing", "/healthz/"]
-        {
+        for path in [
+            "",
+            "/",
+            "//",
+            "/v1",
+            "/v1/",
+            "/v1/models",
+            "/v1/models/",
+            "/v1/images/edits",
+            "/nothing",
+            "/healthz/",
+            "/sdapi/v1/x",
+        ] {
             assert_eq!(intended_path(path), None, "{path}");
         }
     }

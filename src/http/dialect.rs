@@ -1,5 +1,5 @@
-//! Dialects of errors: RFC 9457, OpenAI's on the routes that its clients use, or one line for a terminal on the route
-//! of kubectl's plugin. Only the body differs; status and headers are the same.
+//! Dialects of errors: RFC 9457, those of OpenAI and of AUTOMATIC1111 on the routes that their clients use, or one line for a
+//! terminal on the route of kubectl's plugin. Only the body differs; status and headers are the same.
 
 use axum::Json;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
@@ -12,6 +12,7 @@ use utoipa::openapi::{ArrayBuilder, RefOr};
 use super::base_url;
 use super::error::{ErrorCode, Problem};
 use super::openapi::schema::{ObjectSchema, integer, one_of, or_null, text};
+use super::route::is_of_sdapi;
 
 const PROBLEM_JSON: &str = "application/problem+json";
 const JSON: &str = "application/json";
@@ -30,6 +31,8 @@ pub(super) enum Dialect {
     Problem,
     /// OpenAI's API.
     OpenAi,
+    /// AUTOMATIC1111's API.
+    Sdapi,
     /// One line for the user of a terminal.
     Terminal,
 }
@@ -75,6 +78,16 @@ pub(super) struct OpenAiErrorEvent<'a> {
     error: OpenAiError<'a>,
 }
 
+/// The body of an error for clients of AUTOMATIC1111's API. All four fields are always present.
+#[derive(Serialize)]
+struct SdapiBody {
+    /// The code.
+    error: &'static str,
+    detail: String,
+    body: &'static str,
+    errors: String,
+}
+
 /// The body of an error for a terminal, on one line.
 #[derive(Serialize)]
 struct TerminalBody<'a> {
@@ -84,7 +97,7 @@ struct TerminalBody<'a> {
 }
 
 impl Dialect {
-    pub(super) const ALL: [Self; 3] = [Self::Problem, Self::OpenAi, Self::Terminal];
+    pub(super) const ALL: [Self; 4] = [Self::Problem, Self::OpenAi, Self::Sdapi, Self::Terminal];
 
     /// The dialect of a path. Depends on the path, not on the route, so that OpenAI's clients also understand that
     /// there is no `/v1/images/upscale`, or that their base URL is wrong.
@@ -96,6 +109,8 @@ impl Dialect {
             OPENAI_PATHS.contains(&path) || OPENAI_PREFIXES.iter().any(|prefix| path.starts_with(prefix));
         if is_of_openai {
             Self::OpenAi
+        } else if is_of_sdapi(path) {
+            Self::Sdapi
         } else if path.starts_with("/v1/kubernetes/namespaces/") && path.ends_with("/exec-credential") {
             Self::Terminal
         } else {
@@ -106,7 +121,7 @@ impl Dialect {
     pub(super) fn media_type(self) -> &'static str {
         match self {
             Self::Problem => PROBLEM_JSON,
-            Self::OpenAi | Self::Terminal => JSON,
+            Self::OpenAi | Self::Sdapi | Self::Terminal => JSON,
         }
     }
 
@@ -115,6 +130,7 @@ impl Dialect {
         let written = match self {
             Self::Problem => Json(problem_body(problem, request_id)).into_response(),
             Self::OpenAi => Json(openai_body(problem)).into_response(),
+            Self::Sdapi => Json(sdapi_body(problem)).into_response(),
             Self::Terminal => Json(terminal_body(problem, request_id)).into_response(),
         };
         *response.body_mut() = written.into_body();
@@ -138,16 +154,18 @@ impl Dialect {
         match self {
             Self::Problem => ("Problem", problem_schema()),
             Self::OpenAi => ("OpenAiError", openai_schema()),
+            Self::Sdapi => ("SdapiError", sdapi_schema()),
             Self::Terminal => ("TerminalError", terminal_schema()),
         }
     }
 
     /// A schema that restricts the code of such a body to these words.
     pub(super) fn code_schema(self, words: impl IntoIterator<Item = &'static str>) -> ObjectBuilder {
-        let code = ObjectBuilder::new().property("code", one_of(words));
+        let code = one_of(words);
         match self {
-            Self::Problem | Self::Terminal => code,
-            Self::OpenAi => ObjectBuilder::new().property("error", code),
+            Self::Problem | Self::Terminal => ObjectBuilder::new().property("code", code),
+            Self::OpenAi => ObjectBuilder::new().property("error", ObjectBuilder::new().property("code", code)),
+            Self::Sdapi => ObjectBuilder::new().property("error", code),
         }
     }
 }
@@ -179,6 +197,11 @@ fn openai_error(problem: &Problem) -> OpenAiError<'_> {
     let message = sentence(problem);
     let param = problem.errors.first().map(|error| error.field.as_str());
     OpenAiError { message, r#type: problem.code.openai_type(), param, code: problem.code.as_str() }
+}
+
+fn sdapi_body(problem: &Problem) -> SdapiBody {
+    let said = sentence(problem);
+    SdapiBody { error: problem.code.as_str(), detail: said.clone(), body: "", errors: said }
 }
 
 fn terminal_body<'a>(problem: &Problem, request_id: &'a str) -> TerminalBody<'a> {
@@ -224,6 +247,15 @@ fn openai_schema() -> RefOr<Schema> {
     ObjectSchema::new("An error in OpenAI's format.").required("error", error).into()
 }
 
+fn sdapi_schema() -> RefOr<Schema> {
+    ObjectSchema::new("An error in the format of AUTOMATIC1111's API.")
+        .required("error", code_schema())
+        .required("detail", text().description(Some("The error as text.")))
+        .required("body", text().description(Some("Always empty.")))
+        .required("errors", text().description(Some("The same text.")))
+        .into()
+}
+
 fn terminal_schema() -> RefOr<Schema> {
     ObjectSchema::new("An error for display in a terminal.")
         .required("error", text().description(Some("What is wrong.")))
@@ -252,7 +284,11 @@ mod tests {
         for path in ["//v1/images/generations", "/models", "/images/generations", "/v1//models", "/v1/v1/models/a/b"] {
             assert_eq!(Dialect::of(path), Dialect::OpenAi, "{path}");
         }
+        for path in ["/sdapi/v1/txt2img", "//sdapi/v1/txt2img", "/sdapi/v1/nothing"] {
+            assert_eq!(Dialect::of(path), Dialect::Sdapi, "{path}");
+        }
         for path in [
+            "/sdapi",
             "//v1/inference/image",
             "//",
             "/v1/kubernetes/namespaces/x/kubeconfig",

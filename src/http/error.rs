@@ -9,6 +9,7 @@ mod limits;
 mod loras;
 mod uploads;
 mod usage;
+mod webhooks;
 
 use std::fmt;
 
@@ -80,6 +81,7 @@ macro_rules! error_codes {
 error_codes! {
     InvalidRequest          "invalid_request"           BAD_REQUEST            "The request has invalid fields";
     LoraRejected            "lora_rejected"             BAD_REQUEST            "The file is not a usable LoRA";
+    ContentRefused          "content_refused"           BAD_REQUEST            "The moderation refused the content";
     InvalidHost             "invalid_host"              BAD_REQUEST            "The request needs exactly one Host";
     MalformedJson           "malformed_json"            BAD_REQUEST            "The body is not a JSON object";
     Unauthorized            "unauthorized"              UNAUTHORIZED           "A valid API key is required";
@@ -95,6 +97,7 @@ error_codes! {
     NamespaceNotFound       "namespace_not_found"       NOT_FOUND              "There is no such namespace";
     ProjectNotFound         "project_not_found"         NOT_FOUND              "There is no such project";
     LoraNotFound            "lora_not_found"            NOT_FOUND              "There is no such LoRA";
+    DeliveryNotFound        "delivery_not_found"        NOT_FOUND              "There is no such delivery";
     JobNotFound             "job_not_found"             NOT_FOUND              "There is no such job";
     UploadNotFound          "upload_not_found"          NOT_FOUND              "There is no such upload";
     NoPreview               "no_preview"                NOT_FOUND              "The job has no preview now";
@@ -112,6 +115,7 @@ error_codes! {
     ProjectInUse            "project_in_use"            CONFLICT               "Keys belong to the project";
     LoraExists              "lora_exists"               CONFLICT               "A LoRA with this name exists";
     LoraInUse               "lora_in_use"               CONFLICT               "Unfinished jobs use the LoRA";
+    WebhookNotSetUp         "webhook_not_set_up"        CONFLICT               "The key's webhook lacks a URL or a secret";
     ImageGone               "picture_gone"              GONE                   "The image has been deleted";
     BodyTooLarge            "body_too_large"            PAYLOAD_TOO_LARGE      "The body is too large";
     UnsupportedMediaType    "unsupported_media_type"    UNSUPPORTED_MEDIA_TYPE "The body has another media type";
@@ -132,9 +136,11 @@ error_codes! {
     Draining                "draining"                  SERVICE_UNAVAILABLE    "The worker is shutting down";
     StorageUnavailable      "storage_unavailable"       SERVICE_UNAVAILABLE    "The job storage is not available now";
     AuthUnavailable         "auth_unavailable"          SERVICE_UNAVAILABLE    "Keys cannot be checked now";
+    ModerationUnavailable   "moderation_unavailable"    SERVICE_UNAVAILABLE    "Content cannot be reviewed now";
     TooManyConnections      "too_many_connections"      SERVICE_UNAVAILABLE    "The worker has too many connections";
     NotReady                "not_ready"                 SERVICE_UNAVAILABLE    "The worker is not ready";
     EngineStalled           "engine_stalled"            SERVICE_UNAVAILABLE    "An engine has stopped generating";
+    WebhooksOff             "webhooks_off"              SERVICE_UNAVAILABLE    "Webhooks are off on this worker";
     KubernetesNotConfigured "kubernetes_not_configured" SERVICE_UNAVAILABLE    "This worker has no cluster";
     KubernetesUnavailable   "kubernetes_unavailable"    SERVICE_UNAVAILABLE    "The cluster did not carry out the \
                                                                                 request";
@@ -332,6 +338,8 @@ impl From<JobsError> for ApiError {
             JobsError::ModelUnavailable(availability) => model_unavailable(availability),
             JobsError::LimitReached(reached) => limit_reached(&reached),
             JobsError::LoraGone(id) => lora_gone(&id),
+            JobsError::ContentRefused { reason } => Self::new(ErrorCode::ContentRefused).with_detail(reason),
+            JobsError::ModerationUnavailable => Self::new(ErrorCode::ModerationUnavailable),
             JobsError::OtherRequest => Self::new(ErrorCode::IdempotencyConflict),
             JobsError::TooManyWatches => {
                 Self::new(ErrorCode::TooManyStreams).with_retry_after(WATCH_RETRY_AFTER_SECONDS)

@@ -19,21 +19,22 @@ pub(super) use operation::{Operation, Tag};
 use super::dialect::Dialect;
 use super::error::ErrorCode;
 use super::hosts::HEALTH_PATHS;
-use super::route::{Access, Route};
+use super::route::{Access, Route, is_of_sdapi};
 use super::session_cookie::PLAIN_NAME;
 use super::state::HttpState;
 use schema::text;
 
 const API_KEY: &str = "apiKey";
 const BEARER: &str = "bearer";
+const BASIC: &str = "basic";
 const SESSION: &str = "session";
 
 const ABOUT: &str = "\
 Image generation with FLUX models and built-in API keys.
 
-Errors are `application/problem+json` (RFC 9457). They have OpenAI's format on the routes that its clients use, and are \
-one line of text on the route that kubectl uses. Their `code` is stable. Unknown fields and parameters are refused. \
-Every response has an `x-request-id`; a request may set it.";
+Errors are `application/problem+json` (RFC 9457). They have OpenAI's format on the routes that its clients use, that of \
+AUTOMATIC1111's API below `/sdapi/`, and are one line of text on the route that kubectl uses. Their `code` is stable. \
+Unknown fields and parameters are refused. Every response has an `x-request-id`; a request may set it.";
 
 /// The complete document.
 pub(super) fn document(rows: impl IntoIterator<Item = (Route, Operation)>) -> OpenApi {
@@ -83,7 +84,10 @@ fn with_security(components: ComponentsBuilder) -> ComponentsBuilder {
     let session = "Set by `POST /v1/session`. Its name starts with `__Host-` over https.";
     let bearer =
         Http::builder().scheme(HttpAuthScheme::Bearer).description(Some("An API key as a bearer token.")).build();
+    let basic = "An API key as the password of any user, or as the user without a password.";
+    let basic = Http::builder().scheme(HttpAuthScheme::Basic).description(Some(basic)).build();
     components
+        .security_scheme(BASIC, SecurityScheme::Http(basic))
         .security_scheme(
             API_KEY,
             SecurityScheme::ApiKey(ApiKey::Header(ApiKeyValue::with_description("x-api-key", key))),
@@ -120,7 +124,7 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
     for parameter in operation.parameters {
         described = described.parameter(parameter);
     }
-    for requirement in requirements(route.access) {
+    for requirement in requirements(route) {
         described = described.security(requirement);
     }
     for (status, response) in operation.answers {
@@ -135,9 +139,10 @@ fn describe(route: Route, operation: Operation) -> OperationBuilder {
 /// All errors of a route by status, in the order of their table.
 fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>> {
     use ErrorCode::{
-        AuthUnavailable, DeadlineExceeded, ForeignOrigin, Internal, InvalidHost, JobNotFound, KeyNotFound,
-        LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, ProjectNotFound, RateLimited,
-        ScopeForbidden, SessionRequired, TooManyConnections, TooManyFailures, Unauthorized, UploadNotFound,
+        AuthUnavailable, DeadlineExceeded, DeliveryNotFound, ForeignOrigin, Internal, InvalidHost, JobNotFound,
+        KeyNotFound, LoraNotFound, MisdirectedRequest, ModelNotFound, NamespaceNotFound, NotFound, ProjectNotFound,
+        RateLimited, ScopeForbidden, SessionRequired, TooManyConnections, TooManyFailures, Unauthorized,
+        UploadNotFound,
     };
     let mut all = vec![Internal, DeadlineExceeded];
     if !HEALTH_PATHS.contains(&route.path) {
@@ -155,6 +160,7 @@ fn codes_of(route: Route, operation: &Operation) -> BTreeMap<u16, Vec<ErrorCode>
     }
     for name in names_in(route.path) {
         all.extend(match name {
+            "delivery_id" => Some(DeliveryNotFound),
             "job_id" => Some(JobNotFound),
             "key_id" => Some(KeyNotFound),
             "lora_id" => Some(LoraNotFound),
@@ -179,6 +185,7 @@ fn names_in(path: &'static str) -> impl Iterator<Item = &'static str> {
 
 fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) {
     match name {
+        "delivery_id" => (text(), "The delivery's id: `webhook-id` in what is delivered."),
         "job_id" => (text(), "The job's id from the response that accepted it."),
         "key_id" => (text(), "The key's id, not its value."),
         "lora_id" => (text(), "The LoRA's id, or its name."),
@@ -191,10 +198,11 @@ fn path_parameter(name: &str) -> (utoipa::openapi::ObjectBuilder, &'static str) 
     }
 }
 
-fn requirements(access: Access) -> Vec<SecurityRequirement> {
+fn requirements(route: Route) -> Vec<SecurityRequirement> {
     let one = |name| SecurityRequirement::new(name, [] as [&str; 0]);
-    match access {
+    match route.access {
         Access::Anyone | Access::Metrics | Access::SignIn | Access::Page => Vec::new(),
+        Access::Inference if is_of_sdapi(route.path) => vec![one(API_KEY), one(BEARER), one(BASIC)],
         Access::Inference | Access::Kubernetes => vec![one(API_KEY), one(BEARER)],
         // The empty alternative stands for a signed link.
         Access::InferenceOrLink => vec![one(API_KEY), one(BEARER), SecurityRequirement::default()],
@@ -217,11 +225,14 @@ mod tests {
     use crate::http::admin::wire::lora::FetchLora;
     use crate::http::admin::wire::project::{CreateProject, EditProject};
     use crate::http::admin::wire::session::SignIn;
+    use crate::http::admin::wire::webhook::{EditWebhook, MakeSecret};
     use crate::http::api::exec_credential::ExecInfo;
     use crate::http::api::inference::SubmitImage;
     use crate::http::api::openai::edit_request::{EditForm, EditJson};
     use crate::http::api::openai::request::GenerateImages;
     use crate::http::api::openai::variations::VaryImages;
+    use crate::http::api::sdapi::options::SetOptions;
+    use crate::http::api::sdapi::request::{ImageToImage, TextToImage};
     use crate::http::extract::json::{Fields, FromFields};
 
     fn described<T: PartialSchema>() -> BTreeSet<String> {
@@ -242,6 +253,9 @@ mod tests {
         check::<EditForm>();
         check::<EditJson>();
         check::<VaryImages>();
+        check::<TextToImage>();
+        check::<ImageToImage>();
+        check::<SetOptions>();
         check::<SignIn>();
         check::<CreateKey>();
         check::<EditKey>();
@@ -250,6 +264,8 @@ mod tests {
         check::<EditProject>();
         check::<NamespaceBody>();
         check::<FetchLora>();
+        check::<EditWebhook>();
+        check::<MakeSecret>();
         check::<ExecInfo>();
     }
 

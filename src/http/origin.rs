@@ -31,6 +31,16 @@ impl FromRequestParts<HttpState> for Origin {
 }
 
 impl Origin {
+    /// One that was kept.
+    pub(super) fn kept(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The start of URLs itself.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The URL under which clients reach this worker, safe inside shell quotes; `None` if unknown. With a separate
     /// management listener, clients use a different address than the administrator.
     pub(super) fn of_clients(self, settings: &HttpSettings) -> Option<String> {
@@ -41,6 +51,11 @@ impl Origin {
         };
         let is_fit = |character: char| character.is_ascii_alphanumeric() || "-._:/[]".contains(character);
         own.filter(|url| !url.is_empty() && url.chars().all(is_fit))
+    }
+
+    /// The base URL of the API, as clients of AUTOMATIC1111's call it.
+    pub(super) fn root_url(&self) -> &str {
+        &self.0
     }
 
     /// The base URL of the API, as OpenAI's clients call it.

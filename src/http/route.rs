@@ -1,5 +1,13 @@
 //! What the table of routes says of a route: its method, its path, and who may use it.
 
+/// Beginning of the paths of AUTOMATIC1111's API.
+const SDAPI: &str = "/sdapi/";
+
+/// Whether a path belongs to AUTOMATIC1111's API, whether this worker has it or not.
+pub(super) fn is_of_sdapi(path: &str) -> bool {
+    path.starts_with(SDAPI)
+}
+
 /// Who may use a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {

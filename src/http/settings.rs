@@ -28,6 +28,8 @@ pub struct HttpSettings {
     pub reads_loras_in_prompt: bool,
     /// Whether a request may ask for a cache between steps. No, where images are to be deterministic.
     pub allows_caches: bool,
+    /// Whether the routes of AUTOMATIC1111's API exist.
+    pub has_sdapi: bool,
     /// Longest duration of one event stream; its client reconnects for the rest.
     pub event_stream_max: Duration,
     /// Longest silence of an event stream.
@@ -64,6 +66,7 @@ impl Default for HttpSettings {
             upload_deadline: Duration::from_hours(2),
             reads_loras_in_prompt: false,
             allows_caches: true,
+            has_sdapi: false,
             event_stream_max: Duration::from_mins(5),
             event_heartbeat: Duration::from_secs(15),
             public_url: None,

@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use time::OffsetDateTime;
 
 use super::api::input_images::ImageDecoder;
+use super::api::sdapi::session::Sessions;
 use super::api::write_check::WriteCheck;
 use super::error::{ApiError, ErrorCode};
 use super::extract::body::BodyBudget;
@@ -15,6 +16,7 @@ use crate::auth::{AdminService, Authenticator, KeyService};
 use crate::catalog::Catalog;
 use crate::domain::ids::ModelId;
 use crate::domain::model::ModelCard;
+use crate::hooks::Webhooks;
 use crate::jobs::JobService;
 use crate::kubernetes::Kubernetes;
 use crate::loras::LoraCatalog;
@@ -42,6 +44,8 @@ pub struct HttpParts {
     pub usage: Usage,
     /// The cluster, and access to it.
     pub kubernetes: Kubernetes,
+    /// Webhooks of keys and their jobs.
+    pub webhooks: Webhooks,
     /// The device that generates images, as a text for the administrator.
     pub device: String,
     /// The content of `/metrics`; `None` if metrics are off.
@@ -58,6 +62,8 @@ pub(super) struct Shared {
     pub(super) parts: HttpParts,
     pub(super) write_check: WriteCheck,
     pub(super) images: ImageDecoder,
+    /// What is remembered of clients of AUTOMATIC1111's API.
+    pub(super) sdapi: Sessions,
     pub(super) bodies: Arc<BodyBudget>,
     pub(super) started_at: OffsetDateTime,
     /// The OpenAPI document, as JSON.

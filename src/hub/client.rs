@@ -1,16 +1,14 @@
 //! Requests to the hub. Follows redirects itself: the token goes to the hub and to no other host.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{AUTHORIZATION, CONTENT_RANGE, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
 use reqwest::{NoProxy, Proxy, Response, StatusCode, Url};
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
 use super::repository::{RepositoryId, Revision};
 use super::{HubError, HubSettings, Patience, Progress};
 use crate::domain::hub_token::{HUB_TOKEN_BYTES_MAX, HubToken};
+use crate::outgoing;
 
 /// Maximum redirects in a row.
 const REDIRECTS_MAX: usize = 8;
@@ -62,12 +60,14 @@ impl<'a> Client<'a> {
     pub(super) fn new(settings: &HubSettings, progress: &'a dyn Progress) -> Result<Self, HubError> {
         let unusable = |error: &dyn std::fmt::Display| HubError::Client(error.to_string());
         let endpoint = Url::parse(&settings.endpoint).map_err(|error| unusable(&error))?;
+        let tls = outgoing::tls(endpoint.scheme() == "https");
+        let tls = tls.map_err(|error| HubError::Client(format!("https: {error}")))?;
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!(env!("CARGO_PKG_NAME"), "/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(settings.patience.connect)
             .read_timeout(settings.patience.read)
-            .tls_backend_preconfigured(tls(endpoint.scheme() == "https")?)
+            .tls_backend_preconfigured(tls)
             // The configuration has read the environment's proxies already.
             .no_proxy();
         let except = || settings.proxy.except.as_deref().and_then(NoProxy::from_string);
@@ -370,20 +370,4 @@ fn credential(settings: &HubSettings) -> Result<Option<Credential>, HubError> {
     }
     let token = text.parse().map_err(|error: crate::domain::hub_token::UnfitToken| unfit(error.to_string()))?;
     Ok(Some(Credential { token, place: format!("`{}`", path.display()) }))
-}
-
-/// TLS that verifies certificates as this machine does. On a machine without certificate authorities only plain http is left,
-/// which a hub on the same machine may use.
-fn tls(is_needed: bool) -> Result<ClientConfig, HubError> {
-    let provider = Arc::new(ring::default_provider());
-    let unusable = |error: tokio_rustls::rustls::Error| HubError::Client(format!("https: {error}"));
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider));
-    let builder = builder.with_safe_default_protocol_versions().map_err(unusable)?;
-    match rustls_platform_verifier::Verifier::new(provider) {
-        Ok(verifier) => {
-            Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
-        }
-        Err(error) if is_needed => Err(unusable(error)),
-        Err(_) => Ok(builder.with_root_certificates(RootCertStore::empty()).with_no_client_auth()),
-    }
 }

@@ -44,14 +44,16 @@ pub struct DraftWatch {
 }
 
 impl JobService {
-    /// As [`JobService::submit`], for a client that watches up to so many drafts of the image, at evenly spaced steps. Ignores a
-    /// repeat key.
+    /// As [`JobService::submit`], for a client that watches up to so many drafts of the image, at evenly spaced steps: none, where
+    /// images are reviewed. Ignores a repeat key.
     ///
     /// # Errors
     /// As there; and when there are too many watches.
     pub async fn submit_drafted(&self, submission: Submission, drafts: u32) -> Result<DraftWatch, JobsError> {
         // First: a job that nobody may watch must not begin.
         let hold = self.0.watchers.enter(submission.owner).ok_or(JobsError::TooManyWatches)?;
+        // A draft would show what a review may still refuse.
+        let drafts = if self.0.hides_previews(submission.owner.into()) { 0 } else { drafts };
         let drafts = Drafts::new(drafts, &self.0.draft_memory);
         let size = (submission.spec.width(), submission.spec.height());
         let overlay = submission.spec.overlay().cloned();

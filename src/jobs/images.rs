@@ -21,12 +21,17 @@ impl JobService {
         self.0.read_image(job).await
     }
 
-    /// A preview of a visible, running job: small and rough, PNG. The first call only requests one.
+    /// A preview of a visible, running job: small and rough, PNG. The first call only requests one. Where images are reviewed
+    /// before they are stored, only who sees all jobs sees previews.
     ///
     /// # Errors
     /// When there is no such job, or [`JobsError::NoPreview`].
     pub async fn preview(&self, visibility: impl Into<Visibility>, id: JobId) -> Result<Image, JobsError> {
-        self.0.within(visibility.into(), id).await?;
+        let visibility = visibility.into();
+        self.0.within(visibility, id).await?;
+        if self.0.hides_previews(visibility) {
+            return Err(JobsError::NoPreview);
+        }
         let previews = self.0.live().get(&id).map(|live| live.previews.clone());
         let preview = previews.and_then(|previews| previews.look()).ok_or(JobsError::NoPreview)?;
         encoded(preview, OutputFormat::Png).await

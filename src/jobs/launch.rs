@@ -35,7 +35,7 @@ impl Inner {
         let terms = Terms { is_suspect, ..self.queue_terms(&job.terms) };
         let events = reservation.within(span.clone()).submit(job.id, spec, terms);
         let (previews, model) = (events.previews(), job.request.model.clone());
-        self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model });
+        self.live().insert(job.id, LiveJob { progress: receiver, previews, owner: job.owner, model: model.clone() });
         let Job { id, owner, output_format, created_at, terms, .. } = *job;
         let age = (self.clock.now() - created_at).max(time::Duration::ZERO);
         // Not by the wall clock, which can be set while the job runs.
@@ -43,7 +43,8 @@ impl Inner {
         let deadline = terms.deadline_at.map(|deadline| accepted_at + (deadline - created_at));
         let format = output_format;
         let project = allowance.project();
-        let recorder = Recorder { id, owner, project, cost, format, provenance, overlay, accepted_at, deadline, live };
+        let recorder =
+            Recorder { id, owner, project, model, cost, format, provenance, overlay, accepted_at, deadline, live };
         let inner = Arc::clone(self);
         let recording = async move {
             recorder.run(&inner, events).await;

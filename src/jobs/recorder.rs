@@ -7,11 +7,12 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::JobError;
+use super::review::MODERATION_UNAVAILABLE;
 use super::state::{Inner, Live};
 use super::store::{Ending, JobEnd};
 use crate::decode::put_back;
 use crate::domain::format::OutputFormat;
-use crate::domain::ids::{JobId, KeyId, ProjectId};
+use crate::domain::ids::{JobId, KeyId, ModelId, ProjectId};
 use crate::domain::image::RgbImage;
 use crate::domain::job::JobStatus;
 use crate::domain::overlay::Overlay;
@@ -41,6 +42,7 @@ pub(super) struct Recorder {
     pub(super) owner: KeyId,
     /// The project that its owner belonged to when it was accepted.
     pub(super) project: Option<ProjectId>,
+    pub(super) model: ModelId,
     pub(super) cost: ImageCost,
     pub(super) format: OutputFormat,
     pub(super) provenance: Option<Provenance>,
@@ -142,6 +144,10 @@ impl Recorder {
         };
         let (failure, cause) = match encoded {
             Ok(bytes) => {
+                let reviewed = inner.review_image((id, self.owner), &self.model, (bytes.as_slice(), format)).await;
+                if let Err(error) = reviewed {
+                    return self.end(inner, Ending::Failed(error), done).await;
+                }
                 let result_bytes = bytes.len();
                 match inner.store_image(id, format, bytes).await {
                     Ok(()) => return self.end(inner, Ending::Succeeded { result_bytes }, done).await,
@@ -161,7 +167,7 @@ impl Recorder {
     /// The usage charged to the owner. An image that was generated and then lost here costs nothing.
     fn work(&self, ending: &Ending, Effort { engine_time, starts, steps }: Effort) -> Work {
         let is_lost_here = matches!(ending, Ending::Failed(JobError { code, .. })
-            if [STORAGE_FAILED, ENCODING_FAILED].iter().any(|(lost, _)| code == lost));
+            if [STORAGE_FAILED.0, ENCODING_FAILED.0, MODERATION_UNAVAILABLE].contains(&code.as_str()));
         Work {
             images: u64::from(matches!(ending, Ending::Succeeded { .. })),
             pixel_steps: if is_lost_here { 0 } else { self.cost.pixel_steps(starts, steps) },

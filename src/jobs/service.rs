@@ -15,7 +15,7 @@ use super::launch::JobToRun;
 use super::links::LinkSigner;
 use super::results::ResultFiles;
 use super::state::Inner;
-use super::store::{JobStore, NewJob};
+use super::store::{JobOutbox, JobStore, NewJob};
 use super::submission::{AcceptedJob, Submission, Submitted};
 use super::usage_buffer::UsageBuffer;
 use super::watchers::Watchers;
@@ -28,6 +28,7 @@ use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::money::Prices;
 use crate::domain::pace::Pace;
+use crate::domain::review::Reviewer;
 use crate::queue::{CancelCause, DraftMemory, Drafts, EngineState, Queue, Reservation};
 use crate::store::Store;
 
@@ -41,8 +42,12 @@ pub struct ServiceParts {
     pub queues: BTreeMap<ModelId, Queue>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
+    /// Who judges prompts before they are queued, and images before they are stored. `None`: nobody.
+    pub reviewer: Option<Arc<dyn Reviewer>>,
     /// Its settings.
     pub settings: JobSettings,
+    /// Who learns of each change of a job, in the transaction of the change.
+    pub outbox: Arc<dyn JobOutbox>,
 }
 
 /// The service that accepts, runs and stores jobs. Clones share it.
@@ -55,8 +60,8 @@ impl JobService {
     /// # Errors
     /// When the database or the results folder cannot be used.
     pub async fn start(parts: ServiceParts) -> Result<Self, JobsError> {
-        let ServiceParts { store, catalog, queues, clock, settings } = parts;
-        let (store, usage_buffer) = (JobStore::new(store.clone()), UsageBuffer::new(store));
+        let ServiceParts { store, catalog, queues, clock, reviewer, settings, outbox } = parts;
+        let (store, usage_buffer) = (JobStore::new(store.clone()).with_outbox(outbox), UsageBuffer::new(store));
         let directory = settings.results_directory.clone();
         let files =
             tokio::task::spawn_blocking(move || ResultFiles::open(&directory)).await.map_err(JobsError::storage)??;
@@ -74,6 +79,7 @@ impl JobService {
             catalog,
             queues,
             clock,
+            reviewer,
             settings,
             files,
             probe_freed_at: tokio::sync::Mutex::default(),
@@ -107,8 +113,8 @@ impl JobService {
     /// queue has no room for a new one.
     ///
     /// # Errors
-    /// When the model is not available, the queue is full, the worker is shutting down, or the database fails; or when
-    /// the idempotency key was used for another request.
+    /// When the model is not available, the queue is full, the worker is shutting down, or the database fails; when the
+    /// idempotency key was used for another request; or when the moderation refuses the prompt or does not answer.
     pub async fn submit(&self, submission: Submission) -> Result<Submitted, JobsError> {
         self.submit_with(submission, Drafts::default()).await
     }
@@ -132,11 +138,18 @@ impl JobService {
         if availability != Availability::Ready {
             return Err(JobsError::ModelUnavailable(availability));
         }
+        let id = JobId::generate();
+        // With a place in the queue, which bounds how many are under review, and gives it back if the client disconnects.
+        self.0.review_prompt(id, submission.owner, &submission.spec).await?;
+        // It may have taken seconds.
+        if self.is_draining() {
+            return Err(JobsError::Draining);
+        }
         let service = self.clone();
         // A task of its own: a client that disconnects between insert and hand-over must not leave an orphaned row. The
         // task's result is then dropped, which cancels the job.
         let accepting = async move {
-            let accepted = service.accept(submission, reservation.with_drafts(drafts), allowance).await;
+            let accepted = service.accept(id, submission, reservation.with_drafts(drafts), allowance).await;
             drop(turn);
             accepted
         };
@@ -146,13 +159,14 @@ impl JobService {
 
     async fn accept(
         self,
+        id: JobId,
         submission: Submission,
         reservation: Reservation,
         allowance: Allowance,
     ) -> Result<Submitted, JobsError> {
         let created_at = self.0.clock.now();
         let job = Job {
-            id: JobId::generate(),
+            id,
             owner: submission.owner,
             status: JobStatus::Queued,
             request: JobRequest::from(&submission.spec),
@@ -179,6 +193,7 @@ impl JobService {
             repeat_key: submission.repeat_key.as_ref().map(|key| (key, repeat_key_cutoff)),
             input_images: &input_images,
             project: allowance.project(),
+            webhook: submission.webhook.as_ref(),
         };
         if !self.0.store.insert(row).await? {
             // The same request came twice at once, and this one is the second.

@@ -20,6 +20,7 @@ use crate::catalog::Catalog;
 use crate::domain::clock::Clock;
 use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::pace::{Moment, Pace};
+use crate::domain::review::Reviewer;
 use crate::queue::{CancelCause, DraftMemory, Previews, Queue};
 
 /// Progress of an unfinished job.
@@ -42,6 +43,8 @@ pub(super) struct Inner {
     pub(super) catalog: Arc<Catalog>,
     pub(super) queues: BTreeMap<ModelId, Queue>,
     pub(super) clock: Arc<dyn Clock>,
+    /// Who judges prompts and images, if anyone does.
+    pub(super) reviewer: Option<Arc<dyn Reviewer>>,
     pub(super) settings: JobSettings,
     pub(super) files: ResultFiles,
     /// Held while disk space is freed; remembers when that was last done for a probe.

@@ -4,6 +4,7 @@ mod future;
 mod input_images;
 mod inserts;
 mod loras;
+mod outbox;
 mod retention;
 mod rows;
 mod statistics;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use inserts::Inserts;
+pub use outbox::{AcceptedRow, JobOutbox};
 pub(super) use retention::{EndedCursor, EndedJob};
 use rows::JobRow;
 use time::OffsetDateTime;
@@ -22,6 +24,7 @@ use crate::domain::format::OutputFormat;
 use crate::domain::ids::{JobId, KeyId, ProjectId};
 use crate::domain::job::JobStatus;
 use crate::domain::usage::{Day, Work};
+use crate::domain::webhook::{JobWebhook, WebhookEvent};
 use crate::store::Store;
 
 /// Access to the tables of jobs.
@@ -29,6 +32,7 @@ use crate::store::Store;
 pub(super) struct JobStore {
     store: Store,
     inserts: Arc<Inserts>,
+    outbox: Arc<dyn JobOutbox>,
 }
 
 /// A new job's row.
@@ -45,6 +49,8 @@ pub(super) struct NewJob<'a> {
     pub(super) input_images: &'a [Vec<u8>],
     /// The project that its owner belongs to.
     pub(super) project: Option<ProjectId>,
+    /// What its request says of webhooks.
+    pub(super) webhook: Option<&'a JobWebhook>,
 }
 
 /// An unfinished job of an earlier process.
@@ -111,7 +117,12 @@ impl Ending {
 
 impl JobStore {
     pub(super) fn new(store: Store) -> Self {
-        Self { store, inserts: Arc::default() }
+        Self { store, inserts: Arc::default(), outbox: Arc::new(()) }
+    }
+
+    /// The same, which tells `outbox` of each change of a job.
+    pub(super) fn with_outbox(self, outbox: Arc<dyn JobOutbox>) -> Self {
+        Self { outbox, ..self }
     }
 
     /// Whether the database is closed.
@@ -184,6 +195,8 @@ impl JobStore {
                 return Ok(false);
             }
         }
+        let accepted = AcceptedRow { id: job.id, owner: job.owner, webhook: job.webhook };
+        self.outbox.accepted(&mut transaction, accepted).await?;
         transaction.commit().await?;
         Ok(true)
     }
@@ -272,15 +285,21 @@ impl JobStore {
 
     /// Stores that an engine started a job.
     pub(super) async fn set_running(&self, id: JobId, now: OffsetDateTime) -> Result<(), JobsError> {
-        sqlx::query(
+        let row_id = id.to_string();
+        let mut transaction = self.store.pool().begin().await?;
+        let started = sqlx::query(
             "UPDATE jobs SET status = 'running', attempts = attempts + 1,
                     started_at_ms = COALESCE(started_at_ms, ?)
              WHERE id = ? AND status IN ('queued', 'running')",
         )
         .bind(milliseconds(now))
-        .bind(id.to_string())
-        .execute(self.store.pool())
+        .bind(&row_id)
+        .execute(&mut *transaction)
         .await?;
+        if started.rows_affected() > 0 {
+            self.outbox.happened(&mut transaction, &row_id, WebhookEvent::Started, now).await?;
+        }
+        transaction.commit().await?;
         Ok(())
     }
 
@@ -309,6 +328,9 @@ impl JobStore {
         }
         input_images::delete(&mut transaction, row_id).await?;
         loras::delete(&mut transaction, row_id).await?;
+        if let Some(event) = WebhookEvent::of_end(ending.status()).filter(|_| ended.rows_affected() > 0) {
+            self.outbox.happened(&mut transaction, row_id, event, *now).await?;
+        }
         transaction.commit().await?;
         Ok(())
     }

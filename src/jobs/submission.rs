@@ -10,6 +10,7 @@ use crate::domain::ids::KeyId;
 use crate::domain::limits::KeyLimits;
 use crate::domain::priority::Priority;
 use crate::domain::spec::GenerateSpec;
+use crate::domain::webhook::JobWebhook;
 use crate::queue::CancelCause;
 
 /// A request for a job.
@@ -29,6 +30,8 @@ pub struct Submission {
     pub deadline: Option<Duration>,
     /// The idempotency key, if the client sent one.
     pub repeat_key: Option<RepeatKey>,
+    /// What the request says of webhooks; `None`: its owner's default.
+    pub webhook: Option<JobWebhook>,
 }
 
 /// Outcome of a [`Submission`].

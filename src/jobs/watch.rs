@@ -148,7 +148,7 @@ impl JobService {
         let hold = self.0.watchers.enter(visibility.owner()).ok_or(JobsError::TooManyWatches)?;
         // A job whose end is stored makes no more steps, even if its recorder is still at work.
         let (live, previews) = live.filter(|_| !job.status.is_final()).unzip();
-        let previews = previews.filter(|_| options.previews);
+        let previews = previews.filter(|_| options.previews && !self.0.hides_previews(visibility));
         if let Some(previews) = &previews {
             // Only requests the first preview.
             previews.look();

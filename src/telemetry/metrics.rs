@@ -27,7 +27,10 @@ const STEP_IMAGES: &str = "fluxserve_step_pictures";
 const STEP_STOPS: &str = "fluxserve_step_stops_total";
 const BUDGETS_REACHED: &str = "fluxserve_budget_alerts_total";
 const ENGINE_REBUILDS: &str = "fluxserve_engine_rebuilds_total";
+const WEBHOOK_ATTEMPTS: &str = "fluxserve_webhook_attempts_total";
+const WEBHOOKS_PENDING: &str = "fluxserve_webhooks_pending";
 const LOG_LINES_DROPPED: &str = "fluxserve_log_lines_dropped_total";
+const REVIEWS: &str = "fluxserve_moderation_reviews_total";
 
 /// Kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +61,7 @@ const fn metric(name: &'static str, kind: Kind, labels: &'static [&'static str],
 }
 
 /// Every metric. A test holds the dashboard of `deploy/grafana` to this table.
-pub const METRICS: [Metric; 19] = [
+pub const METRICS: [Metric; 22] = [
     metric(HTTP_REQUESTS, Kind::Counter, &["route", "method", "status"], "HTTP requests answered"),
     metric(HTTP_SECONDS, Kind::Histogram, &["route"], "Time from a request's head to its response's head"),
     metric(JOBS, Kind::Counter, &["status"], "Jobs that ended"),
@@ -87,12 +90,15 @@ pub const METRICS: [Metric; 19] = [
         "Denoising steps, by the reason why no further image was added to the batch",
     ),
     metric(ENGINE_REBUILDS, Kind::Counter, &["model"], "Engine rebuilds after a failure"),
+    metric(WEBHOOK_ATTEMPTS, Kind::Counter, &["outcome"], "Attempts to deliver to webhooks"),
+    metric(WEBHOOKS_PENDING, Kind::Gauge, &[], "Deliveries to webhooks that are not delivered yet"),
     metric(
         LOG_LINES_DROPPED,
         Kind::Counter,
         &[],
         "Log lines dropped because they were not read in time or could not be written",
     ),
+    metric(REVIEWS, Kind::Counter, &["stage", "outcome"], "Reviews by the operator's moderation"),
 ];
 
 const SECONDS_BUCKETS: [f64; 12] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 300.0];
@@ -230,9 +236,24 @@ pub fn step_done(model: &str, tokens: usize, took: Duration) {
     histogram!(STEP_TOKENS, "model" => model.to_owned()).record(tokens as f64);
 }
 
+/// Counts an attempt to deliver to a webhook; `outcome` is one of a few fixed words.
+pub fn webhook_attempted(outcome: &'static str) {
+    counter!(WEBHOOK_ATTEMPTS, "outcome" => outcome).increment(1);
+}
+
+/// Sets the number of deliveries to webhooks that are pending.
+pub fn webhooks_pending(deliveries: u64) {
+    gauge!(WEBHOOKS_PENDING).set(deliveries as f64);
+}
+
 /// Sets the number of dropped lines of the log.
 pub(super) fn log_lines_dropped(so_far: u64) {
     counter!(LOG_LINES_DROPPED).absolute(so_far);
+}
+
+/// Counts a review by the operator's moderation; both are of a few fixed words.
+pub fn reviewed(stage: &'static str, outcome: &'static str) {
+    counter!(REVIEWS, "stage" => stage, "outcome" => outcome).increment(1);
 }
 
 /// Counts an engine that failed and is rebuilt.
@@ -259,7 +280,10 @@ mod tests {
         step_planned("a/model", "everyone_steps", 1);
         step_done("a/model", 1, second);
         engine_rebuilt("a/model");
+        webhook_attempted("delivered");
+        webhooks_pending(1);
         log_lines_dropped(1);
+        reviewed("before", "allowed");
     }
 
     fn word(kind: Kind) -> &'static str {

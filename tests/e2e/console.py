@@ -24,7 +24,8 @@ from axe_playwright_python.base import AXE_FILE_PATH
 from console_usage import usage_and_projects
 from playwright.sync_api import expect, sync_playwright
 
-from console_images import editing, every_tab, inpainting, step, tabs
+from console_forms import every_tab
+from console_images import editing, inpainting, step, tabs
 
 PASSWORD = "the password of this test"
 MODEL = "fluxserve/flux-shapes"

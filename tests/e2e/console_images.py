@@ -1,4 +1,4 @@
-"""The playground's tabs in a browser: images are edited, repainted under a mask, and sent as control images."""
+"""The playground's tabs in a browser, with the demo model: images are edited, and repainted under a mask."""
 
 import base64
 import os
@@ -11,13 +11,6 @@ from pathlib import Path
 from playwright.sync_api import expect
 
 INPUT_IMAGE = Path(__file__).parent.parent / "reference/cases/b_96x64.0.png"
-# What a model with everything beside it takes, in the words of the list of models.
-EVERYTHING = {
-    "images": {role: {"min": 0, "max": most} for role, most in
-               {"input": 1, "mask": 1, "control": 4, "reference": 4, "style": 8}.items()},
-    "controlnets": [{"name": "plain", "modes": None}, {"name": "union", "modes": 9}],
-    "preprocess": ["canny", "depth"],
-}
 # Levels of 255 by which an image differs on average: where it was repainted at least, elsewhere at most.
 REPAINTED_MIN, KEPT_MAX = 20, 8
 # Pixels around a mask that may change with it: what the autoencoder sees from there.
@@ -55,15 +48,6 @@ async ([before, after, mask, border]) => {
       }
     }
   return [sums.inside[0] / sums.inside[1], sums.outside[0] / sums.outside[1]];
-}
-"""
-
-
-COMMANDS = """
-async (body) => {
-  const { generateCommand } = await import("/admin/assets/curl.js");
-  const { generateScript } = await import("/admin/assets/python.js");
-  return [generateCommand({ body }), generateScript({ body })];
 }
 """
 
@@ -233,61 +217,3 @@ def again(page, key, expected, files):
                 (Path(folder) / name).write_bytes(content)
             subprocess.run(command, cwd=folder, env=dict(os.environ, FLUXSERVE_KEY=key), check=True, timeout=120)
             assert (Path(folder) / "image.png").read_bytes() == expected, f"{command[0]} made another image"
-
-
-def every_tab(visitor):
-    """All tabs, as for a model that takes images of all roles: the browser is told so, the worker is not."""
-    page = visitor.page
-
-    def tell(route):
-        answer = route.fetch()
-        listed = answer.json()
-        for model in listed["models"]:
-            model.update(EVERYTHING)
-        route.fulfill(response=answer, json=listed)
-
-    page.route("**/v1/inference/models", tell)
-    visitor.go("playground")
-    tab(page, "Edit").click()
-    first, second = (
-        {"name": name, "mimeType": "image/png", "buffer": INPUT_IMAGE.read_bytes()} for name in ("first.png", "second.png"))
-    choose(page, "reference", first, second)
-    choose(page, "style", second)
-    page.get_by_label("Scale of second.png").fill("0.5")
-    visitor.look("playground-references")
-    tab(page, "Inpaint").click()
-    choose(page, "input", INPUT_IMAGE)
-    paint(page)
-    visitor.look("playground-mask")
-    page.get_by_role("button", name="Enlarge").click()
-    page.get_by_test_id("mask-dialog").wait_for()
-    assert covered(page) > 0, "the mask was lost on the way into the window"
-    visitor.look("playground-mask-window")
-    page.get_by_role("button", name="Done").click()
-    tab(page, "Control").click()
-    choose(page, "control", INPUT_IMAGE)
-    expect(page.get_by_test_id("map-text")).to_contain_text("Sent as it is")
-    page.get_by_label("Preprocess", exact=True).select_option("canny")
-    expect(page.get_by_test_id("map-text")).to_contain_text("made on the server")
-    expect(page.get_by_label("Kind of map", exact=True)).to_be_hidden()
-    page.get_by_label("ControlNet", exact=True).select_option("union")
-    page.get_by_label("Kind of map", exact=True).select_option("depth")
-    visitor.look("playground-control")
-    page.get_by_label("Prompt", exact=True).fill("a red circle")
-    with page.expect_response(lambda answer: answer.url.endswith("/v1/playground/image")) as answered:
-        page.get_by_role("button", name="Generate", exact=True).click()
-    # The worker has no ControlNet: what was asked for is in the request.
-    assert answered.value.status == 400
-    sent = answered.value.request.post_data_json["images"]
-    assert base64.b64decode(sent[0].pop("base64")) == INPUT_IMAGE.read_bytes()
-    assert sent == [{"role": "control", "controlnet": "union", "mode": "depth", "preprocess": "canny", "scale": 1,
-                     "start": 0, "end": 1}], sent
-    named = {"model": "a", "prompt": "it's", "images": [{**sent[0], "file": "my photo.png"}, {"role": "style", "scale": 0.5}]}
-    curl, script = page.evaluate(COMMANDS, named)
-    for words in ["base64 < 'my photo.png'", '"preprocess":"canny"', "base64 < style.png", "it'\\''s"]:
-        assert words in curl, curl
-    compile(script, "the script that is offered", "exec")
-    assert 'read("my photo.png")' in script and '"scale": 0.5, "base64": read("style.png")' in script, script
-    expect(page.locator(".form-alert:not(:empty), .field-error:not(:empty)").first).to_be_visible()
-    visitor.look("playground-refused")
-    page.unroute("**/v1/inference/models")

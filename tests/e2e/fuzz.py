@@ -25,6 +25,7 @@ import tempfile
 import time
 import zlib
 
+from image_files import black_webp
 from ports import free_port
 
 MODEL = "fluxserve/flux-shapes"
@@ -57,11 +58,8 @@ def images(dice):
     yield png(side, side, b"".join(b"\4" + dice.randbytes(side * 8) for _ in range(side)), bits=16, color=6)
     for width, height in [(32_000_000, 1), (1, 32_000_000), (4_000_000, 8), (16_384, 1), (1, 16_384), (16_385, 1)]:
         yield png(width, height, (b"\0" + b"\0" * ((width + 7) // 8)) * height, bits=1, color=0)
-    # A lossless WebP of one color, 5656 by 5656 pixels: a few bytes, a second of work.
-    bits = 0x2F | (5655 << 8) | (5655 << 22)
-    data = bits.to_bytes(5, "little") + bytes([0x08, 0x07, 0x10, 0x11, 0x11, 0x88, 0x88, 0xFE, 0x07, 0x00])
-    data += b"\0" * (len(data) % 2)
-    yield b"RIFF" + struct.pack("<I", 12 + len(data)) + b"WEBPVP8L" + struct.pack("<I", len(data)) + data
+    # A few bytes, a second of work.
+    yield black_webp(5656, 5656)
     yield b"\xff\xd8\xff\xc0\x00\x11\x08\xff\xff\xff\xff\x03\x01\x22\x00\x02\x11\x01\x03\x11\x01\xff\xd9"
     yield b"GIF89a\x01\0\x01\0\0\0\0;"
     yield b""

@@ -14,6 +14,8 @@ const OpenAI = require("openai");
 const MODEL = "fluxserve/flux-shapes";
 const PROMPT = "a red circle on a blue background";
 const { FLUXSERVE_TEST_URL: baseURL, FLUXSERVE_TEST_KEY: apiKey, FLUXSERVE_TEST_LIMITED_KEY: limitedKey } = process.env;
+// A key that must not generate.
+const { FLUXSERVE_TEST_OTHER_KEY: otherKey } = process.env;
 
 /** Width and height, as the head of a PNG says. */
 function pngSize(image) {
@@ -127,17 +129,54 @@ assert.equal((await client.models.retrieve(MODEL)).created, models[0].created);
 
 // From here on every call must fail, without retries.
 client = client.withOptions({ maxRetries: 0 });
-const stranger = client.withOptions({ apiKey: `${apiKey.slice(0, -1)}!` });
-let error = await refused(OpenAI.AuthenticationError, () => generate(stranger));
-assert.deepEqual([error.code, error.type], ["unauthorized", "authentication_error"]);
-error = await refused(OpenAI.BadRequestError, () => generate(client, { size: "100x100" }));
-assert.deepEqual([error.param, error.code], ["size", "invalid_request"]);
-error = await refused(OpenAI.BadRequestError, () => generate(client, { quality: "ultra" }));
-assert.deepEqual([error.param, error.code], ["quality", "invalid_request"]);
-error = await refused(OpenAI.AuthenticationError, () => edit(stranger, { image: circle }));
-assert.equal(error.code, "unauthorized");
-error = await refused(OpenAI.BadRequestError, () => edit(client, { image: [circle, circle] }));
-assert.deepEqual([error.param, error.code], ["image", "invalid_request"]);
+let error;
+// Keys that are wrong, or must not generate.
+for (const [key, kind, code, type] of [
+  [`${apiKey.slice(0, -1)}!`, OpenAI.AuthenticationError, "unauthorized", "authentication_error"],
+  [otherKey, OpenAI.PermissionDeniedError, "scope_forbidden", "permission_error"],
+]) {
+  const stranger = client.withOptions({ apiKey: key });
+  for (const call of [() => generate(stranger), () => edit(stranger, { image: circle })]) {
+    error = await refused(kind, call);
+    assert.deepEqual([error.code, error.type, error.param], [code, type, null]);
+  }
+}
+for (const [param, options] of [
+  ["size", { size: "100x100" }],
+  ["size", { size: 128 }],
+  ["n", { n: 11 }],
+  ["n", { n: "2" }],
+  ["quality", { quality: "ultra" }],
+  ["background", { background: "transparent" }],
+  ["output_compression", { output_compression: 50 }],
+  ["response_format", { response_format: "png" }],
+  ["steps", { steps: "8" }],
+  ["prompt", { prompt: "" }],
+  ["svg", { svg: true }],
+]) {
+  error = await refused(OpenAI.BadRequestError, () => generate(client, options));
+  assert.deepEqual([error.param, error.code, error.type], [param, "invalid_request", "invalid_request_error"]);
+}
+const file = (content, name) => new File([content], name);
+const cut = file(await circle.slice(0, 100).arrayBuffer(), "cut.png");
+for (const [param, options] of [
+  ["image", { image: [circle, circle] }],
+  ["image", { image: file("", "empty.png") }],
+  ["image", { image: file("not an image", "notes.txt") }],
+  ["image", { image: cut }],
+  ["mask", { mask: file("", "empty.png") }],
+  ["mask", { mask: file("not an image", "notes.txt") }],
+  ["mask", { mask: cut }],
+  ["mask", { mask: "white" }],
+  ["size", { size: "100x100" }],
+  ["n", { n: 11 }],
+  ["n", { n: "two" }],
+  ["strength", { strength: "much" }],
+  ["input_fidelity", { input_fidelity: "none" }],
+]) {
+  error = await refused(OpenAI.BadRequestError, () => edit(client, { image: circle, ...options }));
+  assert.deepEqual([error.param, error.code], [param, "invalid_request"], Object.keys(options).join());
+}
 if (client.images.createVariation) {
   error = await refused(OpenAI.BadRequestError, () => client.images.createVariation({ image: circle, model: MODEL }));
   assert.deepEqual([error.param, error.code], ["model", "invalid_request"]);

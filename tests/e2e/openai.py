@@ -10,13 +10,12 @@ import base64
 import io
 import json
 import os
-import struct
+import sys
 import urllib.request
-import zlib
+
+from image_files import BLUE, CIRCLE, GRAY, MASK, RGBA, black_png, pixels, png_size
 
 # This file has the package's name. A script's own folder is searched first, so it is removed from the path.
-import sys
-
 sys.path.pop(0)
 
 import openai  # noqa: E402
@@ -25,59 +24,14 @@ MODEL = "fluxserve/flux-shapes"
 URL = os.environ["FLUXSERVE_TEST_URL"]
 KEY = os.environ["FLUXSERVE_TEST_KEY"]
 LIMITED_KEY = os.environ["FLUXSERVE_TEST_LIMITED_KEY"]
+# A key that must not generate.
+OTHER_KEY = os.environ["FLUXSERVE_TEST_OTHER_KEY"]
 PROMPT = "a red circle on a blue background"
-
-
-def png_size(image):
-    """Width and height in the head of a PNG."""
-    assert image[:8] == b"\x89PNG\r\n\x1a\n", image[:16]
-    return struct.unpack(">II", image[16:24])
-
-
-def png(color_of, side=128):
-    """A PNG file with the color, red to alpha, of each pixel."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = (b"\0" + b"".join(bytes(color_of(x, y)) for x in range(side)) for y in range(side))
-    head = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"".join(rows))) + chunk(b"IEND", b"")
-
-
-def pixels(image):
-    """The pixels of a PNG file of this worker (8 bits, RGB), row by row."""
-    width, height = png_size(image)
-    assert image[24:26] == b"\x08\x02", image[24:26]
-    data, at = b"", 8
-    while at < len(image):
-        (length,) = struct.unpack(">I", image[at : at + 4])
-        if image[at + 4 : at + 8] == b"IDAT":
-            data += image[at + 8 : at + 8 + length]
-        at += 12 + length
-    data, rows, before = zlib.decompress(data), [], bytearray(3 * width)
-    for start in range(0, height * (3 * width + 1), 3 * width + 1):
-        kind, row = data[start], bytearray(data[start + 1 : start + 1 + 3 * width])
-        for index, byte in enumerate(row):
-            left = row[index - 3] if index >= 3 else 0
-            up, corner = before[index], before[index - 3] if index >= 3 else 0
-            guess = left + up - corner
-            nearest = min((left, up, corner), key=lambda value: abs(guess - value))
-            row[index] = (byte + (0, left, up, (left + up) // 2, nearest)[kind]) & 255
-        rows.append([tuple(row[index : index + 3]) for index in range(0, 3 * width, 3)])
-        before = row
-    return rows
-
-
-def in_circle(x, y):
-    """Whether a pixel is in the circle of `CIRCLE`."""
-    return (x - 64) ** 2 + (y - 64) ** 2 < 36**2
-
-
-RED, GREEN, BLUE = (220, 40, 40), (40, 160, 60), (40, 80, 210)
-CIRCLE = png(lambda x, y: (*(RED if in_circle(x, y) else BLUE), 255))
-# Transparent, and so replaced: the circle and a little around it.
-MASK = png(lambda x, y: (0, 0, 0, 0 if (x - 64) ** 2 + (y - 64) ** 2 < 42**2 else 255))
+# What OpenAI documents as the defaults of both routes.
+DEFAULTS = {
+    "background": "auto", "n": 1, "output_compression": 100, "output_format": "png", "partial_images": 0, "quality": "auto",
+    "response_format": "b64_json", "size": "auto", "stream": False, "user": "someone",
+}
 
 
 def edits(client):
@@ -99,19 +53,108 @@ def edits(client):
     with urllib.request.urlopen(answer.data[0].url, timeout=60) as edited:
         assert png_size(edited.read()) == (128, 128)
 
-    client = client.with_options(max_retries=0)
-    error = refused(openai.BadRequestError, lambda: client.images.edit(image=[image, image], **options))
-    assert (error.param, error.code) == ("image", "invalid_request"), error
-    broken = ("mask.png", MASK[:50])
-    error = refused(openai.BadRequestError, lambda: client.images.edit(image=image, mask=broken, **options))
-    assert (error.param, error.code) == ("mask", "invalid_request"), error
-    stranger = client.with_options(api_key=KEY[:-1] + "!")
-    error = refused(openai.AuthenticationError, lambda: stranger.images.edit(image=image, **options))
-    assert error.code == "unauthorized", error
+    client.images.edit(image=image, mask=mask, input_fidelity="low", **options, **DEFAULTS)
+    # A mask of another size is stretched to that of the image.
+    small = ("mask.png", black_png(64, 32, color=RGBA))
+    answer = client.images.edit(image=image, mask=small, size="128x128", **options)
+    assert png_size(base64.b64decode(answer.data[0].b64_json)) == (128, 128)
+
     if hasattr(client.images, "create_variation"):
+        client = client.with_options(max_retries=0)
         vary = lambda: client.images.create_variation(image=io.BytesIO(CIRCLE), model=MODEL, n=1, size="256x256")  # noqa: E731
         error = refused(openai.BadRequestError, vary)
         assert (error.param, error.code) == ("model", "invalid_request"), error
+
+
+def refused_edits(client):
+    """What is wrong with the images, or with other fields of a form, is the client's own exception with the field's name."""
+    image, mask = ("circle.png", CIRCLE), ("mask.png", MASK)
+
+    def edit(**options):
+        prompt = "a green circle on a blue background"
+        return client.images.edit(**{"model": MODEL, "prompt": prompt, "image": image, **options})
+
+    for param, options in [
+        ("image", {"image": [image, image]}),
+        ("image", {"image": [image] * 16}),
+        ("image", {"image": ("empty.png", b"")}),
+        ("image", {"image": ("notes.txt", b"not an image")}),
+        ("image", {"image": ("image.gif", b"GIF89a" + bytes(20))}),
+        ("image", {"image": ("cut.png", CIRCLE[:100])}),
+        ("image", {"image": ("large.png", black_png(60_000, 60_000, 1, GRAY))}),
+        ("image", {"image": ("wide.png", black_png(16_385, 1))}),
+        ("mask", {"mask": ("empty.png", b"")}),
+        ("mask", {"mask": ("notes.txt", b"not an image")}),
+        ("mask", {"mask": ("cut.png", MASK[:50])}),
+        ("mask", {"extra_body": {"mask": "white"}}),
+        ("size", {"mask": mask, "size": "100x100"}),
+        ("size", {"size": "large"}),
+        ("n", {"n": 11}),
+        ("n", {"n": 0}),
+        ("n", {"n": "two"}),
+        ("strength", {"extra_body": {"strength": "much"}}),
+        ("seed", {"extra_body": {"seed": -1}}),
+        ("quality", {"quality": "ultra"}),
+        ("background", {"background": "transparent"}),
+        ("output_compression", {"output_compression": 50}),
+        ("output_format", {"output_format": "gif"}),
+        ("input_fidelity", {"input_fidelity": "none"}),
+        ("prompt", {"prompt": ""}),
+        ("svg", {"extra_body": {"svg": "true"}}),
+    ]:
+        error = refused(openai.BadRequestError, lambda: edit(**options))
+        assert (error.param, error.code) == (param, "invalid_request"), f"{options.keys()}: {error}"
+        assert f"`{param}`" in error.message, error
+    error = refused(openai.NotFoundError, lambda: edit(model="gpt-image-2"))
+    assert error.code == "model_not_found", error
+    too_large = ("large.png", CIRCLE + bytes(16 * 1024 * 1024))
+    error = refused(openai.APIStatusError, lambda: edit(image=too_large))
+    assert (error.status_code, error.param, error.code) == (413, "image", "body_too_large"), error
+
+
+def refused_keys(client):
+    """Keys that are wrong, or must not generate."""
+    image = ("circle.png", CIRCLE)
+    for key, kind, code, name in [
+        (KEY[:-1] + "!", openai.AuthenticationError, "unauthorized", "authentication_error"),
+        (OTHER_KEY, openai.PermissionDeniedError, "scope_forbidden", "permission_error"),
+    ]:
+        stranger = client.with_options(api_key=key)
+        for call in (lambda: generate(stranger), lambda: stranger.images.edit(model=MODEL, prompt=PROMPT, image=image)):
+            error = refused(kind, call)
+            assert (error.code, error.type, error.param) == (code, name, None), error
+
+
+def refused_texts(client):
+    """What is wrong with a request without images."""
+    for param, options in [
+        ("size", {"size": "100x100"}),
+        ("size", {"size": "512x512"}),
+        ("size", {"size": 128}),
+        ("n", {"n": 11}),
+        ("n", {"n": "2"}),
+        ("n", {"n": 1.5}),
+        ("steps", {"extra_body": {"steps": "8"}}),
+        ("guidance", {"extra_body": {"guidance": "high"}}),
+        ("quality", {"quality": "ultra"}),
+        ("style", {"style": "baroque"}),
+        ("background", {"background": "transparent"}),
+        ("moderation", {"moderation": "off"}),
+        ("response_format", {"response_format": "png"}),
+        ("output_compression", {"output_compression": 50}),
+        ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": "x" * 5000}),
+        ("prompt", {"prompt": None}),
+        ("user", {"user": 7}),
+        ("svg", {"extra_body": {"svg": True}}),
+    ]:
+        error = refused(openai.BadRequestError, lambda: generate(client, **options))
+        assert (error.param, error.code) == (param, "invalid_request"), f"{options}: {error}"
+        assert error.type == "invalid_request_error", error
+    error = refused(openai.NotFoundError, lambda: generate(client, model="gpt-image-2"))
+    assert (error.code, error.param) == ("model_not_found", None), error
+    error = refused(openai.NotFoundError, lambda: client.models.retrieve("unknown/nothing"))
+    assert error.code == "model_not_found", error
 
 
 def streams(client):
@@ -176,7 +219,8 @@ def main():
         with urllib.request.urlopen(image.url, timeout=60) as image:
             assert png_size(image.read()) == (64, 96)
 
-    generate(client, size="64x64", quality="hd", style="vivid", moderation="low", output_compression=100)
+    generate(client, size="64x64", quality="hd", style="natural", moderation="low", output_compression=100)
+    generate(client, style="vivid", moderation="auto", **DEFAULTS)
     edits(client)
     streams(client)
 
@@ -186,16 +230,9 @@ def main():
 
     # From here on every call must fail, without retries.
     client = client.with_options(max_retries=0)
-    error = refused(openai.AuthenticationError, lambda: generate(client.with_options(api_key=KEY[:-1] + "!")))
-    assert (error.code, error.type) == ("unauthorized", "authentication_error"), error
-    error = refused(openai.BadRequestError, lambda: generate(client, size="100x100"))
-    assert (error.param, error.code) == ("size", "invalid_request"), error
-    error = refused(openai.BadRequestError, lambda: generate(client, quality="ultra"))
-    assert (error.param, error.code) == ("quality", "invalid_request"), error
-    error = refused(openai.NotFoundError, lambda: generate(client, model="gpt-image-2"))
-    assert error.code == "model_not_found", error
-    error = refused(openai.NotFoundError, lambda: client.models.retrieve("unknown/nothing"))
-    assert error.code == "model_not_found", error
+    refused_keys(client)
+    refused_texts(client)
+    refused_edits(client)
 
     limited = client.with_options(api_key=LIMITED_KEY)
     raw = limited.images.with_raw_response.generate(model=MODEL, prompt=PROMPT, size="64x64")

@@ -13,12 +13,11 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::{Request, StatusCode, header};
-use fluxserve::auth::{Actor, AdminService, Authenticator, KeyService};
+use fluxserve::auth::{AdminService, Authenticator, KeyService};
 use fluxserve::catalog::{Availability, Catalog};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
-use fluxserve::domain::model::ModelCard;
-use fluxserve::domain::model_source::ModelSource;
+use fluxserve::hooks::{self, Webhooks};
 use fluxserve::http::{ConnectionLimits, HttpParts, Routers, routers, serve};
 use fluxserve::jobs::{JobService, ServiceParts};
 use fluxserve::store::Store;
@@ -36,7 +35,10 @@ use tower::ServiceExt;
 pub(crate) use answer::{Answer, decoded};
 pub(crate) use options::Options;
 pub(crate) use parts::Keys;
-use parts::{job_settings, make_keys, start_kubernetes, start_loras, start_queues, start_uploads};
+use parts::{
+    catalog_of, job_settings, make_keys, reviewer, set_password, start_kubernetes, start_loras, start_queues,
+    start_uploads, start_webhooks, webhook_settings,
+};
 
 use crate::documented;
 use crate::fake_engine::EngineControl;
@@ -65,6 +67,7 @@ pub(crate) struct TestApp {
     pub(crate) authenticator: Authenticator,
     pub(crate) uploads: Uploads,
     pub(crate) usage: Usage,
+    pub(crate) webhooks: Webhooks,
     pub(crate) folder: TempDir,
 }
 
@@ -89,36 +92,31 @@ impl TestApp {
     async fn build(options: Options, folder: TempDir, clock: ManualClock, keys: Option<Keys>) -> Self {
         let store = Store::open(&folder.path().join("fluxserve.db")).await.expect("a database");
         let shared_clock: Arc<dyn Clock> = Arc::new(clock.clone());
-        let choice = ModelSource::new(ModelId::new(MODEL), None);
-        let catalog = Catalog::new(&[choice]).expect("a known model").with_precision(options.precision);
-        let mut card = ModelCard::clone(catalog.card(&ModelId::new(MODEL)).expect("a known model"));
-        (options.change_card)(&mut card);
-        let catalog = Arc::new(catalog.with_card(card));
+        let catalog = catalog_of(&options);
         let control = options.control.clone();
         let queues = start_queues(&catalog, &options, &control);
+        let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
+        let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
         let parts = ServiceParts {
             store: store.clone(),
             catalog: Arc::clone(&catalog),
             queues,
             clock: Arc::clone(&shared_clock),
+            reviewer: reviewer(&options, &admin, &service),
             settings: job_settings(&options, &folder),
+            outbox: hooks::outbox(&webhook_settings(&options, &folder)),
         };
         let loras = start_loras(&options, &folder, &store, Arc::clone(&shared_clock)).await;
         let jobs = JobService::start(parts).await.expect("a service");
         let authenticator = Authenticator::new(store.clone(), Arc::clone(&shared_clock)).expect("random bytes");
-        let service = KeyService::new(store.clone(), Arc::clone(&shared_clock));
-        let admin = AdminService::new(store.clone(), Arc::clone(&shared_clock));
         let uploads = start_uploads(&options, &folder, (&store, &service), Arc::clone(&shared_clock)).await;
+        let webhooks = start_webhooks(&options, &folder, (&store, &service, &jobs), Arc::clone(&shared_clock)).await;
         let kubernetes =
             start_kubernetes(options.cluster.as_ref(), options.auto_open, (&store, &service), shared_clock).await;
         if options.has_password {
-            let password = PASSWORD.parse().expect("long enough");
-            admin.ensure_password(&password, &Actor::CommandLine).await.expect("set");
+            set_password(&admin).await;
         }
-        let keys = match keys {
-            Some(keys) => keys,
-            None => make_keys(&service, &clock).await,
-        };
+        let keys = if let Some(keys) = keys { keys } else { make_keys(&service, &clock).await };
         let usage = Usage::new(store.clone(), service.clone(), jobs.clone());
         let Routers { clients: router, management, metrics } = routers(HttpParts {
             jobs: jobs.clone(),
@@ -130,6 +128,7 @@ impl TestApp {
             uploads: uploads.clone(),
             usage: usage.clone(),
             kubernetes,
+            webhooks: webhooks.clone(),
             device: "a fake".into(),
             metrics: telemetry::metrics::install(),
             settings: options.http,
@@ -149,6 +148,7 @@ impl TestApp {
             authenticator,
             uploads,
             usage,
+            webhooks,
             folder,
         };
         if options.waits_for_ready {

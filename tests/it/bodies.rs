@@ -133,15 +133,21 @@ async fn nothing_is_done_for_a_session_that_ends_while_the_body_arrives() {
     let app = &site.app;
     let namespace = site.namespace("team-a").await;
     let (key, _) = site.key(&json!({ "inference": true })).await;
+    let project = site.manage("POST", "/v1/projects", Some(&json!({ "name": "shop" }))).await.json();
+    let project = project["id"].as_str().expect("an id").to_owned();
     let named = json!({ "name": "changed" });
     let cases = [
         ("post", "/v1/api-keys", json!({ "name": "new", "scope": { "inference": true } })),
         ("patch", "/v1/api-keys/{key_id}", named.clone()),
         ("post", "/v1/api-keys/{key_id}/rotate", json!({ "grace_seconds": 60 })),
         ("post", "/v1/kubernetes/namespaces", json!({ "name": "team-b" })),
-        ("patch", "/v1/kubernetes/namespaces/{namespace_id}", named),
+        ("patch", "/v1/kubernetes/namespaces/{namespace_id}", named.clone()),
         ("post", "/v1/loras", json!({ "repository": "someone/lora", "file": "lora.safetensors" })),
         ("post", "/v1/playground/image", image(1)),
+        ("post", "/v1/projects", json!({ "name": "new" })),
+        ("patch", "/v1/projects/{project_id}", named),
+        ("patch", "/v1/api-keys/{key_id}/webhook", json!({ "events": ["job.failed"] })),
+        ("post", "/v1/api-keys/{key_id}/webhook/secret", json!({ "grace_seconds": 60 })),
     ];
     let routes: BTreeSet<_> = cases.iter().map(|(method, path, _)| (*method, *path)).collect();
     let document = app.get("/openapi.json").await.json();
@@ -158,8 +164,11 @@ async fn nothing_is_done_for_a_session_that_ends_while_the_body_arrives() {
         let keys = site.manage("GET", "/v1/api-keys", None).await.json();
         let namespaces = site.manage("GET", "/v1/kubernetes/namespaces", None).await.json();
         let jobs = site.manage("GET", "/v1/jobs", None).await.json();
+        let projects = site.manage("GET", "/v1/projects", None).await.json();
+        let webhook = site.manage("GET", &format!("/v1/api-keys/{key}/webhook"), None).await.json();
         (
             keys,
+            (projects, webhook),
             namespaces["data"].as_array().expect("a list").iter().map(|one| one["name"].clone()).collect::<Vec<_>>(),
             jobs,
         )
@@ -170,7 +179,7 @@ async fn nothing_is_done_for_a_session_that_ends_while_the_body_arrives() {
         let asked = managing(
             &cookie,
             &method.to_uppercase(),
-            &path.replace("{key_id}", &key).replace("{namespace_id}", &namespace),
+            &path.replace("{key_id}", &key).replace("{namespace_id}", &namespace).replace("{project_id}", &project),
             Some(&body),
         );
         let answer = send_meanwhile(app, asked, &body, async {

@@ -27,7 +27,7 @@ const WHITE: [u8; 4] = [255; 4];
 const BLACK: [u8; 4] = [0, 0, 0, 255];
 
 /// A PNG file whose left and right halves have these colors.
-fn halves(left: [u8; 4], right: [u8; 4]) -> Vec<u8> {
+pub(crate) fn halves(left: [u8; 4], right: [u8; 4]) -> Vec<u8> {
     let image = RgbaImage::from_fn(SIDE, SIDE, |x, _| Rgba(if x < SIDE / 2 { left } else { right }));
     let mut bytes = Cursor::new(Vec::new());
     image.write_to(&mut bytes, ImageFormat::Png).expect("encodes");

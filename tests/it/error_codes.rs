@@ -19,6 +19,7 @@ use crate::fake_engine::Fault;
 use crate::kubernetes::Site;
 use crate::loras::adapter;
 use crate::management::Administrator;
+use crate::stub_moderator::{Reply, StubModerator};
 use crate::uploads::{flat_file, upload};
 
 /// Codes that only other tests reach: the unit test of the panic layer, and the tests of `connections`.
@@ -59,6 +60,7 @@ async fn every_code_is_reached() {
     a_cluster_and_none(&mut reached).await;
     loras_of_all_kinds(&mut reached).await;
     uploads_that_are_not_there_and_too_many(&mut reached).await;
+    a_moderated_worker(&mut reached).await;
     a_full_and_draining_worker(&mut reached).await;
     a_worker_whose_engine_does_not_come_back(&mut reached).await;
     a_worker_without_its_tables(&mut reached).await;
@@ -123,6 +125,15 @@ async fn an_administrator_at_work(reached: &mut Reached) {
     let id = revoked["data"][0]["id"].as_str().expect("an id").to_owned();
     let rotate = managing(&cookie, "POST", &format!("/v1/api-keys/{id}/rotate"), None);
     reached.note(&app.send(rotate).await, "key_ended");
+    let active = app.send(managing(&cookie, "GET", "/v1/api-keys?state=active", None)).await.json();
+    let active = active["data"][0]["id"].as_str().expect("an id").to_owned();
+    let test = managing(&cookie, "POST", &format!("/v1/api-keys/{active}/webhook/test"), None);
+    reached.note(&app.send(test).await, "webhook_not_set_up");
+    let resend = managing(&cookie, "POST", &format!("/v1/api-keys/{active}/deliveries/x/resend"), None);
+    reached.note(&app.send(resend).await, "delivery_not_found");
+    let off = TestApp::with(Options { has_webhooks: false, ..Options::default() }).await;
+    let resend = "/v1/inference/deliveries/msg_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f/resend";
+    reached.note(&off.send(request("POST", resend, Some(&off.keys.inference), None)).await, "webhooks_off");
     reached.note(&app.send(sign_in("a wrong password")).await, "wrong_password");
     for _ in 0..20 {
         let answer = app.send(sign_in("a wrong password")).await;
@@ -299,6 +310,15 @@ async fn uploads_that_are_not_there_and_too_many(reached: &mut Reached) {
     let refused = upload(&app, &app.keys.inference, &flat_file(2)).await;
     assert_ne!(refused.header("retry-after"), "");
     reached.note(&refused, "too_many_uploads");
+}
+
+async fn a_moderated_worker(reached: &mut Reached) {
+    let moderator = StubModerator::start().await;
+    let app = TestApp::with(Options { moderation: Some(moderator.settings()), ..Options::default() }).await;
+    moderator.on_prompts(Reply::Refuse("no foxes"));
+    reached.note(&app.post(&image(1)).await, "content_refused");
+    moderator.on_prompts(Reply::Say(500, String::new()));
+    reached.note(&app.post(&image(1)).await, "moderation_unavailable");
 }
 
 async fn a_full_and_draining_worker(reached: &mut Reached) {

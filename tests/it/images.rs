@@ -1,5 +1,7 @@
 //! Images with roles: what each model takes, what is refused and how, and that all of them survive a restart.
 
+mod hostile;
+
 use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;

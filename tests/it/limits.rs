@@ -100,6 +100,7 @@ async fn requests_per_minute() {
         "megapixel_steps_per_day": null,
         "priority": "normal",
         "loras": null,
+        "budget": null,
     });
     assert_eq!(limits, expected);
     assert_eq!(limited.list().await.status, StatusCode::OK, "an edit applies to the next request");

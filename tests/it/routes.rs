@@ -24,7 +24,7 @@ const fn expect(access: Access, method: &'static str, path: &'static str, allowe
     Expected { method, path, access, allowed }
 }
 
-const MATRIX: [Expected; 60] = [
+const MATRIX: [Expected; 82] = [
     expect(Access::Inference, "POST", "/v1/inference/image", 202),
     expect(Access::Inference, "GET", "/v1/inference/jobs", 200),
     expect(Access::Inference, "GET", "/v1/inference/jobs/{job_id}", 200),
@@ -37,6 +37,9 @@ const MATRIX: [Expected; 60] = [
     expect(Access::Inference, "POST", "/v1/inference/uploads", 415),
     // There is no upload.
     expect(Access::Inference, "DELETE", "/v1/inference/uploads/{upload_id}", 404),
+    expect(Access::Inference, "GET", "/v1/inference/deliveries", 200),
+    // There is no delivery.
+    expect(Access::Inference, "POST", "/v1/inference/deliveries/{delivery_id}/resend", 404),
     expect(Access::Anyone, "GET", "/v1/inference/models", 200),
     expect(Access::Anyone, "GET", "/v1/inference/runtime/models", 200),
     expect(Access::Inference, "POST", "/v1/images/generations", 200),
@@ -63,6 +66,14 @@ const MATRIX: [Expected; 60] = [
     expect(Access::Session, "PATCH", "/v1/projects/{project_id}", 200),
     // A key belongs to it.
     expect(Access::Session, "DELETE", "/v1/projects/{project_id}", 409),
+    expect(Access::Session, "GET", "/v1/api-keys/{key_id}/webhook", 200),
+    expect(Access::Session, "PATCH", "/v1/api-keys/{key_id}/webhook", 200),
+    expect(Access::Session, "POST", "/v1/api-keys/{key_id}/webhook/secret", 200),
+    // It has no URL.
+    expect(Access::Session, "POST", "/v1/api-keys/{key_id}/webhook/test", 409),
+    expect(Access::Session, "GET", "/v1/api-keys/{key_id}/deliveries", 200),
+    // There is no delivery.
+    expect(Access::Session, "POST", "/v1/api-keys/{key_id}/deliveries/{delivery_id}/resend", 404),
     expect(Access::Session, "GET", "/v1/loras", 200),
     // Without a body there is no file.
     expect(Access::Session, "POST", "/v1/loras", 415),
@@ -95,7 +106,24 @@ const MATRIX: [Expected; 60] = [
     expect(Access::Anyone, "GET", "/healthz", 200),
     expect(Access::Anyone, "GET", "/readyz", 200),
     expect(Access::Metrics, "GET", "/metrics", 404),
+    expect(Access::Inference, "POST", "/sdapi/v1/txt2img", 200),
+    expect(Access::Inference, "POST", "/sdapi/v1/img2img", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/progress", 200),
+    expect(Access::Inference, "POST", "/sdapi/v1/interrupt", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/options", 200),
+    expect(Access::Inference, "POST", "/sdapi/v1/options", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/cmd-flags", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/sd-models", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/sd-vae", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/samplers", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/schedulers", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/upscalers", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/latent-upscale-modes", 200),
+    expect(Access::Inference, "GET", "/sdapi/v1/loras", 200),
 ];
+
+/// The id of no delivery.
+const DELIVERY: &str = "msg_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f";
 
 #[test]
 fn the_matrix_lists_every_route() {
@@ -184,6 +212,11 @@ fn body_of(row: &Expected) -> Option<Value> {
             let images = [json!({ "image_url": data_url(&png([9, 9, 9, 255])) })];
             Some(json!({ "model": MODEL, "prompt": "a fox", "steps": 2, "images": images }))
         }
+        ("POST", "/sdapi/v1/txt2img") => Some(json!({ "prompt": "a fox", "steps": 2, "width": 64, "height": 64 })),
+        ("POST", "/sdapi/v1/img2img") => {
+            Some(json!({ "prompt": "a fox", "steps": 4, "init_images": [data_url(&png([9, 9, 9, 255]))] }))
+        }
+        ("POST", "/sdapi/v1/options") => Some(json!({ "sd_model_checkpoint": MODEL })),
         ("POST", "/v1/session") => Some(json!({ "password": PASSWORD })),
         ("POST", "/v1/api-keys") => Some(json!({ "name": "new", "scope": { "all": true } })),
         ("POST", "/v1/kubernetes/namespaces") | ("PATCH", "/v1/kubernetes/namespaces/{namespace_id}") => {
@@ -193,6 +226,7 @@ fn body_of(row: &Expected) -> Option<Value> {
         ("POST", path) if path.ends_with("/exec-credential") => {
             Some(json!({ "kind": "ExecCredential", "apiVersion": "client.authentication.k8s.io/v1" }))
         }
+        ("PATCH", "/v1/api-keys/{key_id}/webhook") => Some(json!({ "events": ["job.failed"] })),
         ("PATCH", _) => Some(json!({ "name": "other" })),
         _ => None,
     }
@@ -225,7 +259,7 @@ async fn every_route_accepts_only_its_callers() {
             let path = row.path.replace("{job_id}", &job).replace("{key_id}", &subject.to_string());
             let path = path.replace("{namespace_id}", NAMESPACE);
             let path = path.replace("{lora_id}", "pen").replace("{upload_id}", &"a5".repeat(32));
-            let path = path.replace("{project_id}", &shop.to_string());
+            let path = path.replace("{project_id}", &shop.to_string()).replace("{delivery_id}", DELIVERY);
             let path = path.replace("{file}", "app.js").replace("{*model}", MODEL);
             let mut request = request(row.method, &path, caller.key(&app.keys), body_of(&row).as_ref());
             if matches!(caller, Caller::Session | Caller::SessionAndKey) {
@@ -255,7 +289,7 @@ async fn without_a_password_there_are_no_management_routes() {
             let path = row.path.replace("{key_id}", "018f3c1e-9d5b-7a2c-8e4f-6a1b2c3d4e5f");
             let path = path.replace("{namespace_id}", NAMESPACE).replace("{lora_id}", "pen");
             let path = path.replace("{job_id}", "job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e5f");
-            let path = path.replace("{project_id}", NAMESPACE);
+            let path = path.replace("{project_id}", NAMESPACE).replace("{delivery_id}", DELIVERY);
             let mut request = managing("fluxserve_session=guess", method, &path, body_of(row).as_ref());
             request.headers_mut().insert("origin", "http://evil.test".parse().expect("a value"));
             let answer = app.send(request).await;

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+use base64::Engine as _;
 use serde_json::json;
 
 use crate::app::{Answer, PASSWORD, TestApp, image, managing, request};
@@ -79,6 +80,8 @@ async fn no_secret_is_stored_logged_or_in_refusals() {
     let old = created["key"].as_str().expect("a value").to_owned();
     let rotate = managing(&cookie, "POST", &format!("{path}/rotate"), Some(&json!({ "grace_seconds": 60 })));
     let new = app.send(rotate).await.json()["key"].as_str().expect("a value").to_owned();
+    let made = app.send(managing(&cookie, "POST", &format!("{path}/webhook/secret"), None)).await.json();
+    let webhook_secret = made["secret"].as_str().expect("a secret").trim_start_matches("whsec_").to_owned();
     let wrong_password = "a password of another system";
     let token = cookie.split_once('=').expect("a pair").1.to_owned();
     let search = Search {
@@ -88,6 +91,11 @@ async fn no_secret_is_stored_logged_or_in_refusals() {
             ("the session's token", token.into_bytes()),
             ("the old key", old[13..45].into()),
             ("the new key", new[13..45].into()),
+            (
+                "the webhook's secret",
+                base64::engine::general_purpose::STANDARD.decode(&webhook_secret).expect("base64"),
+            ),
+            ("the webhook's secret as text", webhook_secret.into_bytes()),
         ],
     };
 
@@ -115,7 +123,7 @@ async fn no_secret_is_stored_logged_or_in_refusals() {
         assert!(answer.status.is_client_error(), "{}", answer.text());
         search.in_answer(&answer);
     }
-    for path in [path.as_str(), "/v1/api-keys", "/v1/audit", "/v1/session"] {
+    for path in [path.as_str(), &format!("{path}/webhook"), "/v1/api-keys", "/v1/audit", "/v1/session"] {
         search.in_answer(&app.send(managing(&cookie, "GET", path, None)).await);
     }
     app.send(managing(&cookie, "DELETE", &path, None)).await;

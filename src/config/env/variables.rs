@@ -161,6 +161,26 @@ pub(in crate::config) const PRICES_PER_ENGINE_SECOND: Variable = variable(
 );
 pub(in crate::config) const PRICES_CURRENCY: Variable =
     variable("FLUXSERVE_PRICES_CURRENCY", "prices.currency", "currency of the prices: EUR");
+pub(in crate::config) const SDAPI: Variable =
+    variable("FLUXSERVE_SDAPI", "sdapi", "true: clients of AUTOMATIC1111's API are served, at /sdapi/v1");
+pub(in crate::config) const MODERATION_URL: Variable = variable(
+    "FLUXSERVE_MODERATION_URL",
+    "moderation.url",
+    "service that judges prompts and images: https://moderation.example.org/review",
+);
+pub(in crate::config) const MODERATION_BEFORE: Variable =
+    variable("FLUXSERVE_MODERATION_BEFORE", "moderation.before", "false: it is not asked about prompts");
+pub(in crate::config) const MODERATION_AFTER: Variable =
+    variable("FLUXSERVE_MODERATION_AFTER", "moderation.after", "false: it is not asked about images");
+pub(in crate::config) const MODERATION_ON_FAILURE: Variable = variable(
+    "FLUXSERVE_MODERATION_ON_FAILURE",
+    "moderation.on_failure",
+    "refuse, or allow: what happens when it does not answer",
+);
+pub(in crate::config) const MODERATION_TIMEOUT_SECONDS: Variable =
+    variable("FLUXSERVE_MODERATION_TIMEOUT_SECONDS", "moderation.timeout_seconds", "longest time of its answer");
+pub(in crate::config) const MODERATION_SECRET: Variable =
+    variable("FLUXSERVE_MODERATION_SECRET", "moderation.secret", "sent to it as a bearer token");
 pub(in crate::config) const LOG_FILTER: Variable =
     variable("FLUXSERVE_LOG_FILTER", "log.filter", "what is logged: info, or warn,fluxserve=debug");
 pub(in crate::config) const LOG_FORMAT: Variable = variable("FLUXSERVE_LOG_FORMAT", "log.format", "text or json");
@@ -168,6 +188,23 @@ pub(in crate::config) const TELEMETRY_OTLP_ENDPOINT: Variable = variable(
     "FLUXSERVE_TELEMETRY_OTLP_ENDPOINT",
     "telemetry.otlp_endpoint",
     "collector to send spans to: http://localhost:4318",
+);
+pub(in crate::config) const WEBHOOKS_ENABLED: Variable =
+    variable("FLUXSERVE_WEBHOOKS_ENABLED", "webhooks.enabled", "false: no webhooks");
+pub(in crate::config) const WEBHOOKS_ALLOW_HTTP: Variable = variable(
+    "FLUXSERVE_WEBHOOKS_ALLOW_HTTP",
+    "webhooks.allow_http",
+    "true: webhooks may go to receivers without https",
+);
+pub(in crate::config) const WEBHOOKS_ALLOWED_HOSTS: Variable = variable(
+    "FLUXSERVE_WEBHOOKS_ALLOWED_HOSTS",
+    "webhooks.allowed_hosts",
+    "receivers of webhooks in private networks: hooks.internal, 10.0.0.0/8, separated by commas",
+);
+pub(in crate::config) const WEBHOOKS_ONLY_ALLOWED_HOSTS: Variable = variable(
+    "FLUXSERVE_WEBHOOKS_ONLY_ALLOWED_HOSTS",
+    "webhooks.only_allowed_hosts",
+    "true: webhooks go to no other receivers than those",
 );
 pub(in crate::config) const TLS_CERTIFICATE: Variable =
     variable("FLUXSERVE_TLS_CERTIFICATE", "tls.certificate", "certificate for https, PEM; reloaded when it changes");
@@ -205,7 +242,7 @@ pub(in crate::config) const KUBERNETES_ALLOW_EXEC_PLUGINS: Variable = variable(
 );
 
 /// All variables, in the order of the file's fields.
-pub const VARIABLES: [Variable; 60] = [
+pub const VARIABLES: [Variable; 71] = [
     CONFIG_FILE,
     ADMIN_PASSWORD,
     ADMIN_PASSWORD_FILE,
@@ -244,9 +281,20 @@ pub const VARIABLES: [Variable; 60] = [
     PRICES_PER_MEGAPIXEL_STEP,
     PRICES_PER_ENGINE_SECOND,
     PRICES_CURRENCY,
+    SDAPI,
+    MODERATION_URL,
+    MODERATION_BEFORE,
+    MODERATION_AFTER,
+    MODERATION_ON_FAILURE,
+    MODERATION_TIMEOUT_SECONDS,
+    MODERATION_SECRET,
     LOG_FILTER,
     LOG_FORMAT,
     TELEMETRY_OTLP_ENDPOINT,
+    WEBHOOKS_ENABLED,
+    WEBHOOKS_ALLOW_HTTP,
+    WEBHOOKS_ALLOWED_HOSTS,
+    WEBHOOKS_ONLY_ALLOWED_HOSTS,
     TLS_CERTIFICATE,
     TLS_PRIVATE_KEY,
     KUBERNETES_KUBECONFIG,

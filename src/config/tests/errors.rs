@@ -35,11 +35,23 @@ fn an_error_names_its_place_and_a_hint() {
         ("[http]\ntrusted_proxies = [\"a.b\"]", &["field `http.trusted_proxies`", "10.0.0.0/8"]),
         ("[http]\nhosts = [\"a.b:80\"]", &["field `http.hosts`", "`a.b:80`", "without a port"]),
         ("[results]\nretention_seconds = 1", &["field `results.retention_seconds`", "from 60"]),
+        (
+            "[moderation]\nurl = \"moderation.example.org\"",
+            &["field `moderation.url`", "https://moderation.example.org/review"],
+        ),
+        (
+            "[moderation]\nurl = \"https://a.b/c\"\nbefore = false\nafter = false",
+            &["field `moderation.url`", "`moderation.before` or `moderation.after`"],
+        ),
+        ("[moderation]\non_failure = \"ask\"", &["field `moderation.on_failure`", "`refuse` or `allow`"]),
+        ("[moderation]\ntimeout_seconds = 0", &["field `moderation.timeout_seconds`", "from 1 to 120"]),
         ("[log]\nformat = \"xml\"", &["field `log.format`", "`text` or `json`"]),
         (
             "[telemetry]\notlp_endpoint = \"localhost:4318\"",
             &["field `telemetry.otlp_endpoint`", "http://localhost:4318"],
         ),
+        ("[webhooks]\nallowed_hosts = [\"a.b:80\"]", &["field `webhooks.allowed_hosts`", "`a.b:80`", "10.0.0.0/8"]),
+        ("[webhooks]\nonly_allowed_hosts = true", &["field `webhooks.only_allowed_hosts`", "`webhooks.allowed_hosts`"]),
         ("[kubernetes]\nserver = \"http://c\"", &["field `kubernetes.server`", "https://cluster.example.org"]),
         ("[kubernetes]\nserver = \"https://c'; reboot\"", &["field `kubernetes.server`"]),
         ("[kubernetes]\nnamespace = \"A\"", &["field `kubernetes.namespace`", "lowercase"]),
@@ -72,6 +84,8 @@ fn an_error_names_its_variable_or_flag() {
         ("FLUXSERVE_LORA_BYTES_MAX", "2", "from 1048576 to"),
         ("FLUXSERVE_LORA_IN_PROMPT", "yes", "`true` or `false`"),
         ("FLUXSERVE_RESULTS_PROVENANCE", "no", "`true` or `false`"),
+        ("FLUXSERVE_SDAPI", "on", "`true` or `false`"),
+        ("FLUXSERVE_MODERATION_SECRET", "two words", "one word"),
         ("FLUXSERVE_LOG_FORMAT", "JSON", "`text` or `json`"),
         ("FLUXSERVE_ENGINE_PRECISION", "e4m3", "use `full`, or `fp8`"),
         ("FLUXSERVE_ENGINE_WEIGHTS", "packed", "use `auto`, `as-stored` or `expanded`"),
@@ -80,6 +94,12 @@ fn an_error_names_its_variable_or_flag() {
     for (name, value, part) in variable_cases {
         let error = Sources::new().variable(name, value).error();
         assert!(error.contains(name) && error.contains(part), "{error}");
+    }
+    let error = Sources::new().variable("FLUXSERVE_MODERATION_SECRET", "two words").error();
+    assert!(!error.contains("two words"), "{error}");
+    for url in ["http:///x", "ftp://a.b", "https://me:hush@a.b", "https:///a", "https://a.b/c#d"] {
+        let error = Sources::new().variable("FLUXSERVE_MODERATION_URL", url).error();
+        assert!(error.contains("FLUXSERVE_MODERATION_URL") && !error.contains(url), "{error}");
     }
     let twice = vec!["a".parse().expect("a model"), "a".parse().expect("a model")];
     let error = Sources::new().flags(Flags { models: twice, ..Flags::default() }).error();

@@ -49,6 +49,21 @@ fn a_table_names_what_is_loaded_beside_a_model() {
     assert_eq!(models[0].directory, None, "it may be a downloaded model");
 }
 
+fn complete_http() -> HttpConfig {
+    HttpConfig {
+        body_limit_bytes: 2048,
+        bodies_bytes_max: 8_388_608,
+        key_bodies_bytes_max: 4_194_304,
+        wait_seconds_max: 60,
+        connections_max: 64,
+        header_deadline_seconds: 5,
+        public_url: Some("https://images.example.org".parse().expect("a URL")),
+        hosts: Some(HostNames::These(vec!["images.internal".to_owned(), "10.0.0.7".to_owned()])),
+        cors_origins: CorsOrigins::These(vec!["https://pages.example.org".to_owned()]),
+        trusted_proxies: Networks::of(&["10.0.0.0/8".to_owned()]).expect("networks"),
+    }
+}
+
 #[test]
 fn every_field_of_the_file_is_read() {
     let config = Sources::new().file(COMPLETE_FILE).load().expect("valid");
@@ -80,18 +95,7 @@ fn every_field_of_the_file_is_read() {
         },
         admin_password: None,
         drain_deadline_seconds: 10,
-        http: HttpConfig {
-            body_limit_bytes: 2048,
-            bodies_bytes_max: 8_388_608,
-            key_bodies_bytes_max: 4_194_304,
-            wait_seconds_max: 60,
-            connections_max: 64,
-            header_deadline_seconds: 5,
-            public_url: Some("https://images.example.org".parse().expect("a URL")),
-            hosts: Some(HostNames::These(vec!["images.internal".to_owned(), "10.0.0.7".to_owned()])),
-            cors_origins: CorsOrigins::These(vec!["https://pages.example.org".to_owned()]),
-            trusted_proxies: Networks::of(&["10.0.0.0/8".to_owned()]).expect("networks"),
-        },
+        http: complete_http(),
         queue: QueueConfig { jobs_max: 8 },
         results: ResultsConfig { retention_seconds: 3600, link_seconds: 600, bytes_max: 1_048_576, provenance: false },
         loras: LoraConfig { file_bytes_max: 4_194_304, in_prompt: true },
@@ -100,8 +104,23 @@ fn every_field_of_the_file_is_read() {
             per_engine_second: "0.01".parse().expect("a price"),
             currency: "EUR".parse().expect("a currency"),
         }),
+        sdapi: true,
+        moderation: ModerationConfig {
+            url: Some("https://moderation.example.org/review".into()),
+            before: false,
+            after: true,
+            on_failure: OnFailure::Allow,
+            timeout_seconds: 3,
+            secret: Some("hush".parse().expect("a secret")),
+        },
         log: LogConfig { filter: "warn".into(), command_filter: "warn".into(), format: LogFormat::Json },
         telemetry: TelemetryConfig { otlp_endpoint: Some("http://localhost:4318".into()) },
+        webhooks: WebhooksConfig {
+            enabled: false,
+            allow_http: true,
+            allowed_hosts: AllowedHosts::of(&["hooks.internal".to_owned(), "10.0.0.0/8".to_owned()]).expect("a list"),
+            only_allowed_hosts: true,
+        },
         kubernetes: KubernetesConfig {
             kubeconfig: Some("/etc/fluxserve/kubeconfig".into()),
             in_cluster: false,
@@ -155,9 +174,20 @@ fn every_variable_sets_the_field_it_names() {
         .variable("FLUXSERVE_PRICES_PER_MEGAPIXEL_STEP", "0.0004")
         .variable("FLUXSERVE_PRICES_PER_ENGINE_SECOND", "0.01")
         .variable("FLUXSERVE_PRICES_CURRENCY", "EUR")
+        .variable("FLUXSERVE_SDAPI", "true")
+        .variable("FLUXSERVE_MODERATION_URL", "https://moderation.example.org/review")
+        .variable("FLUXSERVE_MODERATION_BEFORE", "false")
+        .variable("FLUXSERVE_MODERATION_AFTER", "true")
+        .variable("FLUXSERVE_MODERATION_ON_FAILURE", "allow")
+        .variable("FLUXSERVE_MODERATION_TIMEOUT_SECONDS", "3")
+        .variable("FLUXSERVE_MODERATION_SECRET", "hush")
         .variable("FLUXSERVE_LOG_FILTER", "warn")
         .variable("FLUXSERVE_LOG_FORMAT", "json")
         .variable("FLUXSERVE_TELEMETRY_OTLP_ENDPOINT", "http://localhost:4318/")
+        .variable("FLUXSERVE_WEBHOOKS_ENABLED", "false")
+        .variable("FLUXSERVE_WEBHOOKS_ALLOW_HTTP", "true")
+        .variable("FLUXSERVE_WEBHOOKS_ALLOWED_HOSTS", "hooks.internal, 10.0.0.0/8")
+        .variable("FLUXSERVE_WEBHOOKS_ONLY_ALLOWED_HOSTS", "true")
         .variable("FLUXSERVE_KUBERNETES_KUBECONFIG", "/etc/fluxserve/kubeconfig")
         .variable("FLUXSERVE_KUBERNETES_IN_CLUSTER", "false")
         .variable("FLUXSERVE_KUBERNETES_SERVER", "https://cluster.example.org:6443/")

@@ -1,4 +1,6 @@
-//! The model families whose adapters are taken for FLUX.1's.
+//! The model families whose adapters are taken for FLUX.1's, and what else is taken for an adapter.
+
+use crate::engine::checkpoint::{self, TensorFile};
 
 /// What names of modules have in them in files of other families, and the family. No file for FLUX.1 has any of these.
 const OTHERS: [(&str, &str); 19] = [
@@ -26,6 +28,13 @@ const OTHERS: [(&str, &str); 19] = [
 /// The other family that a file is for, by the names of its tensors.
 pub(super) fn other<'a>(mut names: impl Iterator<Item = &'a str>) -> Option<&'static str> {
     names.find_map(|name| OTHERS.iter().find(|(part, _)| name.contains(part)).map(|(_, family)| *family))
+}
+
+/// Why a file is no adapter at all, where its names tell.
+pub(super) fn other_kind(file: &TensorFile) -> Option<String> {
+    let is_net = file.names().any(|name| name.starts_with("controlnet_x_embedder."));
+    let as_net = "it is a ControlNet: load it with `--controlnet NAME=PATH` and send control images";
+    checkpoint::other_kind(file.names()).or_else(|| is_net.then(|| as_net.to_owned()))
 }
 
 #[cfg(test)]

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use super::CheckpointError;
 use super::builder::Tensors;
-use super::files::WeightFiles;
+use super::files::{OpenFile, WeightFiles};
+use super::formats::safetensors::single_path;
 use super::inventory::tensors_of;
 use super::layout::Layout;
 use super::names::controlnet::modules;
 use super::names::spellings::Component;
+use super::other_kinds::other_kind;
 use super::places::open_at;
 use super::problem::Problem;
 use super::report::{ComponentReport, Inspection};
@@ -28,6 +30,13 @@ const CONFIG: &str = "config.json";
 
 /// The stem of the weights' files in its folder, as diffusers names them.
 const STEM: &str = "diffusion_pytorch_model";
+
+/// Inputs that ControlNets for repainting have for a mask, beside those for latents.
+const MASK_INPUTS: usize = 4;
+
+/// Why those are refused (`extra_condition_channels` of alimama's FLUX.1-dev-Controlnet-Inpainting).
+const READS_MASK: &str = "it reads a mask beside the control image, which is not supported: send an input image and a mask \
+     without it, or use FLUX.1-Fill-dev";
 
 /// A complete ControlNet. Tensors are read when they are asked for.
 pub(crate) struct ControlNetFiles {
@@ -51,7 +60,7 @@ pub(crate) struct ControlNetWeights {
 /// When it is none that can be used, or anything of it is missing, surplus, misshapen or unreadable.
 pub fn controlnet_card(name: &str, path: &Path) -> Result<ControlNetCard, CheckpointError> {
     let mut problems = Vec::new();
-    let checked = Found::at(path, &mut problems).and_then(|found| found.check(name, None, &mut problems));
+    let checked = Found::at(name, path, &mut problems).and_then(|found| found.check(name, None, &mut problems));
     match checked {
         Some((config, _)) if problems.is_empty() => Ok(ControlNetCard { name: name.into(), modes: config.modes }),
         _ => Err(CheckpointError { place: path.display().to_string(), problems }),
@@ -67,7 +76,7 @@ impl ControlNetFiles {
         inspection: &mut Inspection,
     ) -> Option<Self> {
         let mut problems = Vec::new();
-        let found = Found::at(path, &mut problems);
+        let found = Found::at(name, path, &mut problems);
         let files = found.as_ref().map(|found| &found.files);
         let mut report = ComponentReport::of(PART, files);
         if let Some(files) = files {
@@ -89,13 +98,16 @@ struct Found {
 
 impl Found {
     /// What a folder or a file has.
-    fn at(path: &Path, problems: &mut Vec<Problem>) -> Option<Self> {
+    fn at(name: &str, path: &Path, problems: &mut Vec<Problem>) -> Option<Self> {
         if path.is_dir() {
-            return Self::in_folder(Source::other(path), problems);
+            return Self::in_folder(name, Source::other(path), problems);
         }
         let unreadable = || Problem::unreadable(path.display().to_string(), "not a folder or a file that can be read");
         match open_at(path).unwrap_or_else(|| Err(unreadable())) {
             Ok(file) => {
+                if report_other_kind(name, &file, problems) {
+                    return None;
+                }
                 let files = WeightFiles::of(&file, Component::Transformer, problems);
                 files.map(|files| Self { files, config: None })
             }
@@ -106,7 +118,14 @@ impl Found {
         }
     }
 
-    fn in_folder(source: Source, problems: &mut Vec<Problem>) -> Option<Self> {
+    fn in_folder(name: &str, source: Source, problems: &mut Vec<Problem>) -> Option<Self> {
+        let stem = stem_in(source);
+        // The configuration of another kind has another form, which would say less.
+        if let Ok(file) = OpenFile::open(source, &single_path(&stem))
+            && report_other_kind(name, &file, problems)
+        {
+            return None;
+        }
         let before = problems.len();
         let config = source.text(CONFIG, problems).and_then(|text| match ControlNetConfig::parse(&text) {
             Ok(config) => Some((source.shown(CONFIG), config)),
@@ -119,7 +138,7 @@ impl Found {
         if problems.len() > before {
             return None;
         }
-        let files = WeightFiles::open(source, &stem_in(source), Component::Transformer, problems);
+        let files = WeightFiles::open(source, &stem, Component::Transformer, problems);
         if files.is_none() && problems.len() == before {
             problems.push(Problem::unreadable(source.shown(STEM), "its index names no files"));
         }
@@ -138,7 +157,7 @@ impl Found {
             // Both are problems already.
             return None;
         }
-        if let Some(reason) = of_another_kind(&files) {
+        if let Some(reason) = refusal_of(&files) {
             problems.push(Problem::unreadable(files.label.clone(), format!("ControlNet `{name}`: {reason}")));
             return None;
         }
@@ -149,6 +168,9 @@ impl Found {
         {
             let misfits = config.misfits(model).into_iter();
             reasons = misfits.map(|reason| format!("it is for another model: {reason}")).collect();
+        }
+        if reasons.is_empty() && reads_mask(&files, &config) {
+            reasons.push(READS_MASK.to_owned());
         }
         if !reasons.is_empty() {
             let named = reasons.into_iter().map(|reason| format!("ControlNet `{name}`: {reason}"));
@@ -183,19 +205,33 @@ fn stem_in(source: Source) -> String {
     }
 }
 
+/// Whether a file is of another kind, which is reported to `problems`.
+fn report_other_kind(name: &str, file: &OpenFile, problems: &mut Vec<Problem>) -> bool {
+    let Some(reason) = of_another_kind(file.header.tensors.keys().map(String::as_str)) else { return false };
+    problems.push(Problem::unreadable(file.blob.path(), format!("ControlNet `{name}`: {reason}")));
+    true
+}
+
+/// Why tensors of these names are none of a ControlNet.
+fn of_another_kind<'a>(names: impl Iterator<Item = &'a str> + Clone) -> Option<String> {
+    let is_lora = names.clone().any(|name| name.contains(".lora_"));
+    let as_lora = "it is a LoRA: add it with `fluxserve loras add` and name it in `loras`";
+    other_kind(names).or_else(|| is_lora.then(|| as_lora.to_owned()))
+}
+
 /// Why weights are none of a ControlNet that can be used.
-fn of_another_kind(files: &WeightFiles) -> Option<&'static str> {
-    let has = |beginning: &str| files.entries.keys().any(|name| name.starts_with(beginning));
-    if has("input_hint_block.") {
-        Some(
-            "it is one of XLabs', which read pixels: use one that reads latents and has `controlnet_x_embedder`, as those of \
-             InstantX, Shakker Labs and Jasper AI",
-        )
-    } else if has("controlnet_x_embedder.") {
-        None
-    } else {
-        Some("it has no `controlnet_x_embedder`, so it is no ControlNet for FLUX.1 in the names of diffusers")
-    }
+fn refusal_of(files: &WeightFiles) -> Option<String> {
+    let names = files.entries.keys().map(String::as_str);
+    let is_net = names.clone().any(|name| name.starts_with("controlnet_x_embedder."));
+    let reason = "it has no `controlnet_x_embedder`, so it is no ControlNet for FLUX.1 in the names of diffusers";
+    of_another_kind(names).or_else(|| (!is_net).then(|| reason.to_owned()))
+}
+
+/// Whether a ControlNet has inputs for a mask behind those for the control image's latents.
+fn reads_mask(files: &WeightFiles, config: &ControlNetConfig) -> bool {
+    let embedder = files.entries.get("controlnet_x_embedder.weight");
+    let inputs = embedder.and_then(|entry| entry.info.shape.get(1));
+    inputs.is_some_and(|inputs| inputs.checked_sub(MASK_INPUTS) == Some(config.trunk.in_channels))
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@ use candle_core::Tensor;
 
 use super::adapters::{Case, Cases, used};
 use super::family::{card_of, image_of};
+use super::merged::{self, Merged};
 use super::support::{
     AT_HIGH_GUIDANCE, LATENTS, MOMENTS, Tensors, assert_close, check_run, diffusers_folders, engine, first_of, json,
     reference, single_files, tensors,
 };
+use crate::domain::adapter::AdapterUse;
 use crate::domain::conditioning::{Conditioning, GivenImage, ImageRole};
 use crate::domain::device::{DeviceChoice, EngineSettings};
 use crate::domain::engine::{EngineError, Slot, StepEngine as _};
@@ -59,6 +61,15 @@ fn control_adapters_give_the_images_of_merged_weights() {
         }
         assert_eq!(cases.len(), 3, "every case");
     }
+}
+
+#[test]
+fn another_adapter_acts_beside_a_control_adapter_as_if_it_were_merged() {
+    let (merged, cases) = (Merged::of_dev(), cases());
+    let case = &cases[0];
+    let with =
+        |loras: &[AdapterUse]| spec(GenerateParams { loras: [&case.loras()[..], loras].concat(), ..params_of(case) });
+    merged::check(&case.name, &[diffusers_folders(), merged.files()], merged.lora(), with);
 }
 
 fn together(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<RgbImage> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
+use super::merged::{self, Merged};
 use super::support::{
     self, IMAGE, LATENTS, MOMENTS, Tensors, admit_encoded, assert_close, diffusers_folders, engine, json, reference,
     tensors,
@@ -137,6 +138,13 @@ impl Case {
     }
 
     fn specs(&self, all: &Cases) -> Vec<GenerateSpec> {
+        let spec = self.spec_with(all, &[]);
+        let count = self.args.num_images_per_prompt.unwrap_or(1);
+        (0..count).map(|index| spec.clone().at_index(index, count)).collect()
+    }
+
+    /// The request of its first image, with adapters.
+    fn spec_with(&self, all: &Cases, loras: &[AdapterUse]) -> GenerateSpec {
         let args = &self.args;
         let scales = self.recorded()["controlnet.scale.0"].elem_count();
         let given = |(number, net): (usize, &&str)| {
@@ -160,11 +168,10 @@ impl Case {
             seed: args.seed,
             sequence_length: Some(args.max_sequence_length),
             images: self.nets().iter().enumerate().map(given).collect(),
+            loras: loras.to_vec(),
             ..GenerateParams::default()
         };
-        let spec = GenerateSpec::new(params, &card()).unwrap_or_else(|errors| panic!("{}: {errors:?}", self.name));
-        let count = args.num_images_per_prompt.unwrap_or(1);
-        (0..count).map(|index| spec.clone().at_index(index, count)).collect()
+        GenerateSpec::new(params, &card()).unwrap_or_else(|errors| panic!("{}: {errors:?}", self.name))
     }
 }
 
@@ -263,6 +270,14 @@ fn every_recorded_case_equals_diffusers() {
     }
     assert!(engine.images.is_empty());
     assert_eq!(all.cases.len(), 9, "every case");
+}
+
+#[test]
+fn an_adapter_acts_beside_a_net_as_if_it_were_merged() {
+    let (merged, all) = (Merged::of_dev(), json::<Cases>("family/controlnet/cases.json"));
+    let case = all.cases.iter().find(|case| case.name == "n1_union_mode0").expect("a recorded case");
+    let with = with_nets(merged.folder().to_owned(), None, "");
+    merged::check(&case.name, &[files(), with], merged.lora(), |loras| case.spec_with(&all, loras));
 }
 
 #[test]

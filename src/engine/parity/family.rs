@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 
 use super::support::{Tensors, card, json, reference, tensors};
+use crate::domain::adapter::AdapterUse;
 use crate::domain::conditioning::{Conditioning, GivenImage, ImageRole};
 use crate::domain::image::RgbImage;
 use crate::domain::model::{Attachments, CompletedFiles, ModelCard, ModelFiles};
@@ -197,6 +198,11 @@ impl Case {
 
     /// One spec per image, in the recorded order.
     pub(super) fn specs(&self, recorded: &Tensors, card: &ModelCard) -> Vec<GenerateSpec> {
+        self.specs_with(recorded, card, &[])
+    }
+
+    /// [`Self::specs`] with adapters.
+    pub(super) fn specs_with(&self, recorded: &Tensors, card: &ModelCard, loras: &[AdapterUse]) -> Vec<GenerateSpec> {
         let args = &self.args;
         let params = GenerateParams {
             prompt: args.prompt.clone(),
@@ -210,6 +216,7 @@ impl Case {
             sequence_length: Some(args.max_sequence_length),
             images: self.images(recorded, card.conditioning),
             strength: args.strength,
+            loras: loras.to_vec(),
             ..GenerateParams::default()
         };
         let spec = GenerateSpec::new(params, card).unwrap_or_else(|errors| panic!("{}: {errors:?}", self.name));

@@ -22,14 +22,14 @@ use crate::engine::checkpoint::ComponentWeights;
 use crate::engine::{Conversion, FluxEngine, conditioning_of};
 
 /// An image of a role. Neighboring seeds are other images.
-fn given(role: ImageRole, (width, height): (u32, u32), seed: u64) -> GivenImage {
+pub(super) fn given(role: ImageRole, (width, height): (u32, u32), seed: u64) -> GivenImage {
     let pixels = (0..u64::from(width * height * 3)).map(|at| (at * (2 * seed + 7) % 253) as u8).collect();
     let image = RgbImage::new(width, height, pixels).expect("three bytes a pixel");
     GivenImage::new("images[0]", role, Arc::new(image))
 }
 
 /// A mask that is white from the left to the middle, and gray, but repainted, below.
-fn mask(size: (u32, u32)) -> GivenImage {
+pub(super) fn mask(size: (u32, u32)) -> GivenImage {
     let (width, height) = size;
     let gray = |x, y| if x < width / 2 || y > height - 20 { 140 } else { 90 };
     let pixel = |at: u32| [gray(at % width, at / width); 3];
@@ -39,7 +39,7 @@ fn mask(size: (u32, u32)) -> GivenImage {
 }
 
 /// A request: its seed, its size, its images.
-fn params(seed: u64, (width, height): (u32, u32), images: Vec<GivenImage>) -> GenerateParams {
+pub(super) fn params(seed: u64, (width, height): (u32, u32), images: Vec<GivenImage>) -> GenerateParams {
     GenerateParams {
         prompt: format!("a red circle, number {seed}"),
         width: Some(width),
@@ -77,7 +77,7 @@ fn together(engine: &mut FluxEngine, specs: &[GenerateSpec], by_parts: bool) -> 
 }
 
 /// Compares each image alone with all of them together, however weights are kept.
-fn check(files: &ModelFiles, specs: &[GenerateSpec]) {
+pub(super) fn check(files: &ModelFiles, specs: &[GenerateSpec]) {
     let (expanded, stored) = (WeightStorage::Expanded, WeightStorage::AsStored);
     let mut alone: Vec<RgbImage> = Vec::new();
     for (weights, offload) in [(expanded, Offload::Nothing), (stored, Offload::Nothing), (expanded, Offload::Blocks)] {

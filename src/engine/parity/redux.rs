@@ -8,10 +8,12 @@ use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 use tempfile::TempDir;
 
+use super::merged::{self, Merged};
 use super::support::{
     CLIP, LATENTS, T5, admit_encoded, assert_close, card, check_run, diffusers_folders, engine, json, none, reference,
     tensors,
 };
+use crate::domain::adapter::AdapterUse;
 use crate::domain::conditioning::{GivenImage, ImageOptions, ImageRole, StyleCard};
 use crate::domain::device::DeviceChoice;
 use crate::domain::engine::{EngineError, StepEngine as _};
@@ -100,8 +102,14 @@ impl Case {
     }
 
     fn spec(&self, images: &[RgbImage]) -> GenerateSpec {
+        self.spec_with(images, &[])
+    }
+
+    /// [`Self::spec`] with adapters.
+    fn spec_with(&self, images: &[RgbImage], loras: &[AdapterUse]) -> GenerateSpec {
         let styles = images.iter().enumerate().map(|(index, image)| style(image, self.scales(index).0)).collect();
-        let params = GenerateParams { prompt: self.prompt(0), images: styles, ..self.params() };
+        let (prompt, loras) = (self.prompt(0), loras.to_vec());
+        let params = GenerateParams { prompt, images: styles, loras, ..self.params() };
         GenerateSpec::new(params, &style_model()).expect("a valid case")
     }
 
@@ -147,8 +155,13 @@ fn images_of(recorded: &HashMap<String, Tensor>) -> Vec<RgbImage> {
 }
 
 fn with_redux(folder: PathBuf) -> ModelFiles {
+    beside(reference("FLUX.1-dev"), folder)
+}
+
+/// A checkpoint with FLUX.1-Redux beside it.
+fn beside(path: PathBuf, folder: PathBuf) -> ModelFiles {
     ModelFiles::Completed(Box::new(CompletedFiles {
-        path: reference("FLUX.1-dev"),
+        path,
         text_encoders: Vec::new(),
         vae: None,
         base: None,
@@ -250,6 +263,15 @@ fn every_recorded_case_equals_diffusers_from_the_single_file() {
     for case in &cases() {
         check(&mut engine, case);
     }
+}
+
+#[test]
+fn an_adapter_acts_beside_a_style_image_as_if_it_were_merged() {
+    let (merged, redux) = (Merged::of_dev(), reference(FOLDER));
+    let case = cases().into_iter().find(|case| case.name == "r4_with_prompt").expect("a recorded case");
+    let images = images_of(&case.recorded());
+    let files = [with_redux(redux.clone()), beside(merged.folder().to_owned(), redux)];
+    merged::check(&case.name, &files, merged.lora(), |loras| case.spec_with(&images, loras));
 }
 
 /// Generates images one after the other, or together.

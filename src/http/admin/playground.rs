@@ -24,6 +24,7 @@ pub(in crate::http) async fn submit(
     origin: Origin,
     ApiJson { value: request, reservation, .. }: ApiJson<SubmitImage>,
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
+    request.webhook().refuse()?;
     let card = state.card_of(request.model())?;
     let urgency = request.urgency();
     let limits = KeyLimits::default();
@@ -38,6 +39,7 @@ pub(in crate::http) async fn submit(
         priority: urgency.priority,
         deadline: urgency.deadline,
         repeat_key: None,
+        webhook: None,
     };
     let view = match state.jobs.submit(submission).await? {
         Submitted::New(accepted) => {
@@ -56,6 +58,8 @@ pub(in crate::http) fn submit_operation() -> Operation {
         .body::<SubmitImage>(example)
         .answers::<AnyJobView>(StatusCode::ACCEPTED, "The job is accepted.")
         .refuses([
+            ErrorCode::ContentRefused,
+            ErrorCode::ModerationUnavailable,
             ErrorCode::ModelNotFound,
             ErrorCode::LoraNotFound,
             ErrorCode::UploadNotFound,

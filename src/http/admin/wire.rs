@@ -12,3 +12,4 @@ pub(in crate::http) mod project;
 pub(in crate::http) mod session;
 pub(in crate::http) mod usage;
 pub(in crate::http) mod usage_report;
+pub(in crate::http) mod webhook;

@@ -18,6 +18,7 @@ use super::jobs::{JobView, eta_seconds, image_response};
 use super::wanted_cache;
 use super::wanted_images;
 use super::wanted_loras::{FoundLoras, WantedLoras};
+use super::webhooks::{WEBHOOK_EVENTS, WEBHOOK_URL, WantedWebhook};
 use crate::domain::adapter::LORAS;
 use crate::domain::conditioning::IMAGES;
 use crate::domain::format::OutputFormat;
@@ -41,7 +42,9 @@ use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
 use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
-use crate::jobs::{Job, JobReport, RepeatKey, Submission, Submitted};
+use crate::jobs::{
+    CONTENT_REFUSED, Job, JobError, JobReport, MODERATION_UNAVAILABLE, RepeatKey, Submission, Submitted,
+};
 
 /// The longest deadline: a day.
 const DEADLINE_SECONDS_MAX: u64 = 24 * 60 * 60;
@@ -60,7 +63,8 @@ const STRENGTH: &str = "How much the result may differ from the input image: the
                         ignores it. Defaults to 0.6, for FLUX.1-Fill to 1. Requires an input image.";
 
 /// Errors of a request that waits for an image.
-pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 14] = [
+pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 16] = [
+    ErrorCode::ContentRefused,
     ErrorCode::LoraForbidden,
     ErrorCode::ModelNotFound,
     ErrorCode::LoraNotFound,
@@ -73,6 +77,7 @@ pub(in crate::http) const GENERATION_REFUSALS: [ErrorCode; 14] = [
     ErrorCode::QueueFull,
     ErrorCode::JobFailed,
     ErrorCode::ModelUnavailable,
+    ErrorCode::ModerationUnavailable,
     ErrorCode::Draining,
     ErrorCode::StorageUnavailable,
 ];
@@ -92,6 +97,7 @@ pub(in crate::http) struct SubmitImage {
     seed: Option<u64>,
     output_format: Option<OutputFormat>,
     urgency: Urgency,
+    webhook: WantedWebhook,
 }
 
 /// A request whose fields are all valid.
@@ -132,6 +138,7 @@ impl FromFields for SubmitImage {
         let loras = WantedLoras::read(fields);
         let seed = fields.whole_number("seed");
         let output_format = fields.word("output_format");
+        let webhook = WantedWebhook::read(fields);
         let priority = fields.word("priority");
         let deadline_seconds = fields.whole_number("deadline_seconds").filter(|seconds| {
             let is_allowed = (1..=DEADLINE_SECONDS_MAX).contains(seconds);
@@ -143,7 +150,17 @@ impl FromFields for SubmitImage {
         let urgency =
             Urgency { priority: priority.unwrap_or_default(), deadline: deadline_seconds.map(Duration::from_secs) };
         let params = GenerateParams { prompt: prompt?, ..params };
-        Some(Self { model: ModelId::new(model?), params, input_images, images, loras, seed, output_format, urgency })
+        Some(Self {
+            model: ModelId::new(model?),
+            params,
+            input_images,
+            images,
+            loras,
+            seed,
+            output_format,
+            urgency,
+            webhook,
+        })
     }
 
     fn body_bytes_max(state: &HttpState) -> usize {
@@ -177,6 +194,8 @@ impl PartialSchema for SubmitImage {
             .optional("output_format", one_of(OutputFormat::ALL.map(OutputFormat::as_str)).description(Some(FORMAT)))
             .optional("priority", one_of(Priority::ALL.map(Priority::as_str)).description(Some(PRIORITY)))
             .optional("deadline_seconds", integer(1).maximum(Some(DEADLINE_SECONDS_MAX)).description(Some(DEADLINE)))
+            .optional(WEBHOOK_URL, WantedWebhook::url_schema())
+            .optional(WEBHOOK_EVENTS, WantedWebhook::events_schema())
             .into()
     }
 }
@@ -185,6 +204,11 @@ impl SubmitImage {
     /// How urgent it is.
     pub(in crate::http) fn urgency(&self) -> Urgency {
         self.urgency
+    }
+
+    /// What it says of its job's webhook.
+    pub(in crate::http) fn webhook(&self) -> &WantedWebhook {
+        &self.webhook
     }
 
     /// The model it asks for.
@@ -271,6 +295,7 @@ pub(in crate::http) async fn submit(
         Submitted::Earlier(report)
     } else {
         let urgency = request.urgency();
+        let webhook = request.webhook().checked(&state, caller.0.key_id, &origin).await?;
         let valid = request.into_spec(&state, card, &caller.0.limits, (preferences.form, reservation)).await?;
         let ValidImage { spec, output_format, loras } = valid;
         let caller = caller.recheck(&state).await?;
@@ -283,6 +308,7 @@ pub(in crate::http) async fn submit(
             priority: urgency.priority,
             deadline: urgency.deadline,
             repeat_key,
+            webhook: Some(webhook),
         };
         state.jobs.submit(submission).await?
     };
@@ -375,9 +401,15 @@ async fn finished_image(state: &HttpState, report: &JobReport) -> Result<Respons
 pub(super) fn check_succeeded(job: &Job) -> Result<(), ApiError> {
     match (job.status, &job.error) {
         (JobStatus::Canceled, _) => Err(ApiError::new(ErrorCode::JobCanceled)),
-        (JobStatus::Failed, Some(error)) => {
-            Err(ApiError::new(ErrorCode::JobFailed).with_detail(format!("{}: {}", error.code, error.reason)))
-        }
+        (JobStatus::Failed, Some(error)) => Err(failure(error)),
         _ => Ok(()),
+    }
+}
+
+fn failure(error: &JobError) -> ApiError {
+    match error.code.as_str() {
+        CONTENT_REFUSED => ApiError::new(ErrorCode::ContentRefused).with_detail(error.reason.as_str()),
+        MODERATION_UNAVAILABLE => ApiError::new(ErrorCode::ModerationUnavailable),
+        code => ApiError::new(ErrorCode::JobFailed).with_detail(format!("{code}: {}", error.reason)),
     }
 }

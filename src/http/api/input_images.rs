@@ -43,6 +43,8 @@ pub(in crate::http) enum ImageSource {
     Base64(String),
     /// A file.
     File(Vec<u8>),
+    /// A file as text, of which the negative is meant.
+    Inverted(String),
     /// A file whose transparency is a mask.
     AlphaMask(Vec<u8>),
     /// An upload of the same key, by its id.
@@ -221,8 +223,9 @@ impl Decoded {
 
     fn decode(&mut self, source: ImageSource, files: &HashMap<String, PathBuf>) -> Result<RgbImage, Unusable> {
         let is_mask = matches!(source, ImageSource::AlphaMask(_));
+        let is_inverted = matches!(source, ImageSource::Inverted(_));
         let bytes = match source {
-            ImageSource::Base64(text) => of_base64(&text)?,
+            ImageSource::Base64(text) | ImageSource::Inverted(text) => of_base64(&text)?,
             ImageSource::File(bytes) | ImageSource::AlphaMask(bytes) => bytes,
             ImageSource::Upload(id) => match std::fs::read(files.get(&id).ok_or(Unusable::Missing)?) {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Err(Unusable::Missing),
@@ -235,7 +238,8 @@ impl Decoded {
             let reason = format!("all images of a request together must have at most {REQUEST_PIXELS_MAX} pixels");
             return Err(Unusable::Refused(reason));
         }
-        Ok(if is_mask { decode::decode_mask_of_alpha(&bytes)? } else { decode::decode(&bytes)? })
+        let image = if is_mask { decode::decode_mask_of_alpha(&bytes)? } else { decode::decode(&bytes)? };
+        Ok(if is_inverted { image.inverted() } else { image })
     }
 }
 

@@ -26,5 +26,6 @@ fn submission(caller: &Principal, spec: GenerateSpec, output_format: OutputForma
         priority: Priority::Normal,
         deadline: None,
         repeat_key: None,
+        webhook: None,
     }
 }

@@ -99,6 +99,15 @@ export const keys = {
   usage: (id, days, signal) => get(`${keyPath(id)}/usage`, { days }, signal),
 };
 
+export const webhooks = {
+  show: (keyId, signal) => get(`${keyPath(keyId)}/webhook`, null, signal),
+  edit: (keyId, changes) => patch(`${keyPath(keyId)}/webhook`, changes),
+  makeSecret: (keyId, graceSeconds) => post(`${keyPath(keyId)}/webhook/secret`, { grace_seconds: graceSeconds }),
+  test: (keyId) => post(`${keyPath(keyId)}/webhook/test`),
+  deliveries: (keyId, query, signal) => get(`${keyPath(keyId)}/deliveries`, query, signal),
+  resend: (keyId, id) => post(`${keyPath(keyId)}/deliveries/${encodeURIComponent(id)}/resend`),
+};
+
 export const jobs = {
   list: (query, signal) => get("/v1/jobs", query, signal),
   show: (id, signal) => get(jobPath(id), null, signal),

@@ -19,8 +19,9 @@ export function requestParts({ input_images: inputs = 0, images = [], ...fields 
   const taken = new Set([fileName("image", fields.output_format || "png")]);
   const nameOf = ({ role, file }, index) => {
     const isAlone = given.filter((other) => other.role === role).length === 1;
-    const numbered = `${role}-${index + 1}.png`;
-    const name = [file, isAlone && `${role}.png`].find((wanted) => wanted && !taken.has(wanted)) ?? numbered;
+    let name = [file, isAlone && `${role}.png`].find((wanted) => wanted && !taken.has(wanted));
+    // The name of another image may be such a name, too.
+    for (let number = index + 1; !name || taken.has(name); number += 1) name = `${role}-${number}.png`;
     taken.add(name);
     return name;
   };

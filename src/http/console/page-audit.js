@@ -36,6 +36,10 @@ const SYMBOLS = {
   project_edited: "edit",
   project_deleted: "trash",
   budget_reached: "warning",
+  webhook_edited: "edit",
+  webhook_secret_made: "rotate",
+  content_refused: "revoke",
+  moderation_failed: "warning",
 };
 
 export async function showAudit({ main, signal }) {
@@ -148,6 +152,18 @@ function actionText(entry) {
         element("strong", null, detail.name),
         ` for ${detail.month} is used`,
       ];
+    case "webhook_edited":
+      return ["changed the webhook of the key ", keyLink(entry), detail.host && [", to ", element("strong", null, detail.host)]];
+    case "webhook_secret_made":
+      return ["made a webhook secret for the key ", keyLink(entry)];
+    case "content_refused":
+      return ["was refused ", detail.stage === "after" ? "an image" : "a prompt", " by the moderation", ofKey(entry)];
+    case "moderation_failed":
+      return [
+        "got no answer from the moderation; the job was ",
+        detail.outcome === "failed_allowed" ? "allowed" : "refused",
+        ofKey(entry),
+      ];
     default:
       return [words(entry.action).toLowerCase(), entry.key_prefix && [" ", keyLink(entry)]];
   }
@@ -163,6 +179,7 @@ function keyLink({ key_id: id, key_prefix: text }) {
 
 const projectLink = ({ project_id: id, project }) =>
   element("a", { href: `#/projects/${encodeURIComponent(id)}` }, project || element("code", null, id));
+const ofKey = (entry) => entry.key_prefix && [", key ", keyLink(entry)];
 
 const namespaceName = ({ namespace }) => element("strong", null, namespace);
 

@@ -5,10 +5,11 @@ import { budgetText } from "./budget-view.js";
 import { element, replace } from "./dom.js";
 import { count, exactMoment } from "./format.js";
 import { editKey, revokeKey, rotateKey } from "./key-dialogs.js";
-import { adviceFor, priorityView, scopeView, stateView } from "./key-text.js";
+import { adviceFor, canGenerate, priorityView, scopeView, stateView } from "./key-text.js";
 import { namespaceView, namespacesById } from "./namespace-text.js";
 import { toastProblem } from "./toast.js";
 import { usageCard } from "./usage-card.js";
+import { webhookCard } from "./webhook-card.js";
 import { button, card, facts, linkButton, notice, pageHead, skeleton, time } from "./widgets.js";
 
 export async function showKey(page) {
@@ -29,6 +30,7 @@ export async function showKey(page) {
       advice(key),
       element("div", { class: "columns" }, aboutCard(key, namespaces, project), limitsCard(key)),
       usageCard(key, signal),
+      canGenerate(key.scope) && webhookCard(key, signal),
     ),
   );
   main.querySelector("h1").focus({ preventScroll: true });

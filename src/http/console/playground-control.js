@@ -1,94 +1,99 @@
-// Owns the tab that follows a control image: its ControlNet, how its map is made, and when and how strongly it acts.
+// Owns the tab that follows control images: as many as the model takes, each with its own settings.
 
-import { element, replace } from "./dom.js";
-import { field, select, slider } from "./form.js";
-import { FILE_HINT } from "./image-files.js";
-import { dropZone } from "./playground-drop.js";
-import { MAP_TEXT, controlModesOf, countOf } from "./playground-modes.js";
+import { element, setText } from "./dom.js";
+import { controlImage } from "./playground-control-image.js";
+import { countOf } from "./playground-modes.js";
+import { button } from "./widgets.js";
 
-const SCALE_MAX = 2;
-const PREPROCESS_TEXT = { canny: "Edges (Canny)", depth: "Depth" };
+// `watch(act)` calls `act(images)` after every change of the images, which are in the order of the request.
 export function controlPanel({ signal }) {
-  const root = element("div", { class: "form" });
-  const zone = dropZone({ role: "control", label: "Control image", hint: FILE_HINT, signal });
-  const net = select([], "", { id: "controlnet" });
-  const mode = select([], "", { id: "control-mode" });
-  const preprocess = select([], "", { id: "preprocess" });
-  const share = { min: 0, max: 1, step: 0.05 };
-  const scale = slider("control.scale", "Scale", { min: 0, max: SCALE_MAX, step: 0.05, value: 1 });
-  const start = slider("control.start", "Start", { ...share, max: 0.95, value: 0 });
-  const end = slider("control.end", "End", { ...share, min: 0.05, value: 1 });
-  const mapText = element("p", { class: "hint", role: "status", data: { testid: "map-text" } });
-  const modeField = field("control.mode", "Kind of map", mode);
-  const netFields = element(
-    "div",
-    { class: "form" },
-    field("control.controlnet", "ControlNet", net),
-    modeField,
-    scale.root,
-    element("div", { class: "field-grid" }, start.root, end.root),
-    element("p", { class: "hint" }, "It acts between these shares of the steps."),
-  );
-  const preprocessField = field("control.preprocess", "Preprocess", preprocess);
-  replace(root, zone.root, preprocessField, mapText, netFields);
-  let nets = [];
+  const list = element("div", { class: "form" });
+  const addControl = button("Add a control image", { symbol: "plus", onClick: () => addOne() });
+  const told = element("p", { class: "hint", role: "status", data: { testid: "control-count" } });
+  const root = element("div", { class: "form" }, list, addControl, told);
+  const watchers = [];
+  let entries = [];
+  let card = {};
+  let max = 1;
 
-  const tellMap = () => replace(mapText, MAP_TEXT[preprocess.value || "none"]);
-  const netOf = () => nets.find(({ name }) => name === net.value);
-  const fitModes = () => {
-    const modes = controlModesOf(netOf());
-    refill(
-      mode,
-      modes.map((name) => [name, name.replaceAll("_", " ")]),
+  const images = () => entries.flatMap(({ zone }) => zone.images());
+  const tellImages = () => {
+    for (const act of watchers) act(images());
+  };
+  const show = () => {
+    entries.forEach((entry, index) =>
+      entry.entitle(max > 1 ? `Control image ${index + 1}` : "Control image", entries.length > 1),
     );
-    modeField.hidden = modes.length === 0;
+    addControl.hidden = entries.length >= max;
+    setText(told, max > 1 ? `${entries.length} of at most ${max} control images` : "");
   };
-  preprocess.addEventListener("change", tellMap);
-  net.addEventListener("change", fitModes);
+  const add = () => {
+    const entry = controlImage({ signal, onRemove: () => removeOne(entry) });
+    entry.fit(card);
+    entry.zone.watch(tellImages);
+    entries.push(entry);
+    list.append(entry.root);
+    return entry;
+  };
+  const drop = (entry) => {
+    entries = entries.filter((other) => other !== entry);
+    entry.root.remove();
+    entry.release();
+  };
+  const resize = (count) => {
+    while (entries.length > count) drop(entries.at(-1));
+    while (entries.length < count) add();
+    show();
+    tellImages();
+  };
+  // The focus goes where the next step is: to the new place, or to where one is added again.
+  const addOne = () => {
+    const entry = add();
+    show();
+    entry.zone.focus();
+  };
+  const removeOne = (entry) => {
+    drop(entry);
+    show();
+    tellImages();
+    addControl.focus();
+  };
 
-  const fit = (card) => {
-    nets = card.controlnets ?? [];
-    zone.fit(Math.min(1, countOf(card, "control").max));
-    refill(net, nets.map(({ name }) => [name, name]));
-    // A model that takes control images by itself has neither nets nor strengths.
-    netFields.hidden = nets.length === 0;
-    const kinds = card.preprocess ?? [];
-    refill(preprocess, [["", "None: it is a map"], ...kinds.map((kind) => [kind, PREPROCESS_TEXT[kind] ?? kind])]);
-    preprocessField.hidden = kinds.length === 0;
-    fitModes();
-    tellMap();
+  const fit = (next) => {
+    card = next;
+    ({ max } = countOf(card, "control"));
+    for (const entry of entries) entry.fit(card);
+    resize(Math.max(1, Math.min(entries.length, max)));
   };
-  const put = ({ images = [] }) => {
-    const given = images.find(({ role }) => role === "control") ?? {};
-    if (nets.some(({ name }) => name === given.controlnet)) net.value = given.controlnet;
-    fitModes();
-    // The worker may say the number of a mode that has a name.
-    if (given.mode !== undefined) mode.value = controlModesOf(netOf())[given.mode] ?? given.mode;
-    preprocess.value = given.preprocess ?? "";
-    tellMap();
-    scale.put(given.scale ?? 1);
-    start.put(given.start ?? 0);
-    end.put(given.end ?? 1);
+  const put = ({ images: earlier = [] }) => {
+    const given = earlier.filter(({ role }) => role === "control");
+    if (given.length > 0) resize(Math.max(1, Math.min(given.length, max)));
+    entries.forEach((entry, index) => entry.put(given[index] ?? {}));
   };
-  const optionsOf = () => {
-    const options = preprocess.value ? { preprocess: preprocess.value } : {};
-    if (nets.length === 0) return options;
-    if (mode.value) options.mode = /^\d+$/.test(mode.value) ? Number(mode.value) : mode.value;
-    return { controlnet: net.value, ...options, scale: scale.read(), start: start.read(), end: end.read() };
+  // Each file goes to a place without an image, or to a new one. A model that takes one image gets another.
+  const take = (files) => {
+    for (const file of files) {
+      const free = entries.find(({ zone }) => zone.isEmpty());
+      const entry = free ?? (max <= 1 ? entries[0] : entries.length < max ? add() : null);
+      show();
+      if (!entry) {
+        setText(told, `The model takes at most ${max} control images: remove one first`);
+        return;
+      }
+      entry.zone.take([file]);
+    }
   };
   const read = () => {
-    const images = zone.images().map(({ file }) => ({ role: "control", file, options: optionsOf() }));
-    return { images, fields: {}, before: null, errors: images.length > 0 ? [] : [["control", "Choose an image"]] };
+    const reason = entries.length > 1 ? "Choose an image, or remove this control image" : "Choose an image";
+    const empty = entries.filter(({ zone }) => zone.images().length === 0);
+    return {
+      images: entries.flatMap((entry) => entry.read()),
+      fields: {},
+      before: null,
+      errors: empty.map(({ place }) => [place, reason]),
+    };
   };
-  return { root, fit, enter: () => {}, put, read, zones: () => [zone] };
-}
-
-// Other options, and the same choice where it is still among them.
-function refill(control, options) {
-  const before = control.value;
-  replace(
-    control,
-    options.map(([value, text]) => element("option", { value }, text)),
-  );
-  if (options.some(([value]) => value === before)) control.value = before;
+  const zones = () => entries.map(({ zone }) => zone);
+  const watch = (act) => watchers.push(act);
+  return { root, fit, enter: () => {}, put, take, read, zones, watch };
 }

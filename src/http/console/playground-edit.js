@@ -69,7 +69,7 @@ function styleScale(image) {
   const scale = element("input", {
     type: "range",
     id,
-    "aria-label": `Scale of ${image.file.name}`,
+    "aria-label": `Scale of ${image.name}`,
     min: 0,
     max: STYLE_SCALE_MAX,
     step: 0.05,

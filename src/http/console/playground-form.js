@@ -7,7 +7,7 @@ import { field, formAlert, numberOf, select } from "./form.js";
 import { base64Of } from "./image-files.js";
 import { playgroundCache } from "./playground-cache.js";
 import { playgroundLoras } from "./playground-loras.js";
-import { errorsAtRoles } from "./playground-modes.js";
+import { errorsAtPlaces } from "./playground-modes.js";
 import { playgroundPanels } from "./playground-panels.js";
 import { sizePresets } from "./playground-sizes.js";
 import { iconButton } from "./widgets.js";
@@ -91,7 +91,7 @@ export function playgroundForm({ cards, loras, chosen, signal, onSubmit }) {
   const problemHere = ({ message, requestId, errors = [] }) => ({
     message,
     requestId,
-    errors: errorsAtRoles(errors, images),
+    errors: errorsAtPlaces(errors, images),
   });
   return { root, submit, setGenerating, useSeed, useParameters, take: panels.take, read, problemHere };
 }

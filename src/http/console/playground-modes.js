@@ -11,8 +11,8 @@ export const MODES = [
 // What becomes of the image, by the way its map is made.
 export const MAP_TEXT = {
   none: "Sent as it is: it is a map already.",
-  canny: "The map of edges is made on the server.",
-  depth: "The map of depth is made on the server.",
+  canny: "The map of edges is made on the server. It is not shown.",
+  depth: "The map of depth is made on the server. It is not shown.",
 };
 
 const NONE = { min: 0, max: 0 };
@@ -56,18 +56,21 @@ export function controlModesOf(net) {
   return Array.from({ length: net?.modes ?? 0 }, (_, number) => CONTROL_MODES[number] ?? String(number));
 }
 
-// The names of the form's fields for the worker's errors: the API counts images, the form has a place for each role.
-// `images` are those of the request, in its order.
-export function errorsAtRoles(errors, images) {
+// Where an image is in the form: a control image has a place of its own, others share that of their role.
+const placeOf = ({ role, place = role }) => place;
+
+// The names of the form's fields for the worker's errors: the API counts images, the form has places. `images` are those of
+// the request, in its order.
+export function errorsAtPlaces(errors, images) {
   return errors.map(({ field, reason }) => {
-    if (field.startsWith("input_images_base64") && images.length > 0) return { field: images[0].role, reason };
+    if (field.startsWith("input_images_base64") && images.length > 0) return { field: placeOf(images[0]), reason };
     const [, index, option] = /^images\[(\d+)\](?:\.(\w+))?$/.exec(field) ?? [];
     const image = images[index];
     if (!image) return { field, reason };
-    const { role } = image;
-    const alike = images.filter((other) => other.role === role);
+    const place = placeOf(image);
+    const alike = images.filter((other) => placeOf(other) === place);
     return {
-      field: role === "control" && option && option !== "base64" ? `control.${option}` : role,
+      field: image.role === "control" && option && option !== "base64" ? `${place}.${option}` : place,
       reason: alike.length > 1 ? `image ${alike.indexOf(image) + 1}: ${reason}` : reason,
     };
   });

@@ -13,8 +13,8 @@ const NOTHING = { images: [], fields: {}, before: null, errors: [] };
 
 // `fit(card)` leaves the tabs that a model serves, `put(parameters)` shows the tab of an earlier image, `take(files)`
 // takes images that come from anywhere on the page, and returns whether a tab takes images; with `replaces` in place of
-// those that are edited. `read()` returns the images `{ role, file, options }`, other fields, the image to compare the
-// result with, and errors as `[[field, reason], …]`. `onImage` is called when there is another image whose size the
+// those that are edited. `read()` returns the images `{ role, file, options, place? }`, other fields, the image to compare
+// the result with, and errors as `[[field, reason], …]`. `onImage` is called when there is another image whose size the
 // result may have, `isSized()` says whether there is one.
 export function playgroundPanels({ signal, onImage }) {
   const source = dropZone({ role: "input", label: "Image", hint: FILE_HINT, signal });
@@ -31,7 +31,7 @@ export function playgroundPanels({ signal, onImage }) {
     replace(panel, present().root);
   };
   const tabs = tabRow({ label: "What to do", tabs: MODES, panel, onChange: enter });
-  tellOfNew([source, ...panels.edit.sized, ...panels.control.zones()], onImage);
+  tellOfNew([source, ...panels.edit.sized, panels.control], onImage);
 
   const fit = (card) => {
     source.fit(Math.max(1, countOf(card, "input").max));
@@ -46,7 +46,8 @@ export function playgroundPanels({ signal, onImage }) {
   const take = (files, { replaces = false } = {}) => {
     if (present().zones().length === 0 || (replaces && tabs.chosen() === "control")) tabs.choose("edit");
     const [zone] = present().zones();
-    zone?.take(files, { replaces });
+    if (present().take) present().take(files);
+    else zone?.take(files, { replaces });
     return zone !== undefined;
   };
   const read = async () => {
@@ -63,11 +64,11 @@ function generatePanel() {
   return { root, fit: nothing, enter: nothing, put: nothing, read: () => NOTHING, zones: () => [] };
 }
 
-// Tells when the first image of a place is another one.
-function tellOfNew(zones, onImage) {
-  for (const zone of zones) {
+// Tells when the first image of a place, or of several, is another one.
+function tellOfNew(places, onImage) {
+  for (const { watch } of places) {
     let before = null;
-    zone.watch(([first = null]) => {
+    watch(([first = null]) => {
       if (first && first !== before) onImage();
       before = first;
     });

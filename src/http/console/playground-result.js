@@ -85,13 +85,13 @@ function imageLink({ job_id: id }) {
 function resultParts(job, { images, addressOf, actions }) {
   const { parameters } = job;
   const mask = images.find(({ role }) => role === "mask");
-  const control = images.find(({ role }) => role === "control");
+  const controls = images.filter(({ role }) => role === "control");
   const used = images.map(({ role, file, options }) => ({ role, ...options, file: file.name }));
   // A job's parameters are the fields of its request, with every default filled in.
   const body = images.length > 0 ? { ...parameters, images: used } : parameters;
   return [
     element("p", { class: "job-prompt" }, parameters.prompt),
-    control && controlFigure(control, addressOf),
+    controls.map((image) => controlFigure(image, addressOf)),
     element(
       "div",
       { class: "row-buttons" },
@@ -116,11 +116,17 @@ function again(tool, what, testid, text) {
   );
 }
 
+// The image as it was sent: the worker returns no maps.
 function controlFigure({ file, options }, addressOf) {
   return element(
     "figure",
     { class: "control-figure", data: { testid: "control-image" } },
     element("img", { src: addressOf(file), alt: "The control image" }),
-    element("figcaption", { class: "hint" }, MAP_TEXT[options.preprocess ?? "none"]),
+    element(
+      "figcaption",
+      { class: "hint" },
+      element("span", { class: "line" }, file.name),
+      MAP_TEXT[options.preprocess ?? "none"],
+    ),
   );
 }

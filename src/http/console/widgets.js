@@ -128,6 +128,8 @@ const STATUS_TONES = {
   ready: "good",
   not_ready: "warn",
   draining: "warn",
+  delivered: "good",
+  pending: "accent",
 };
 
 export function statusBadge(status, label = status.replaceAll("_", " ")) {

@@ -12,13 +12,12 @@ const NAME: &str = "name";
 impl From<ProjectError> for ApiError {
     fn from(error: ProjectError) -> Self {
         match error {
-            ProjectError::Name => Self::invalid(vec![FieldError::new(NAME, error.to_string())]),
+            ProjectError::Name | ProjectError::TooMany => Self::invalid(vec![FieldError::new(NAME, error.to_string())]),
             ProjectError::NameTaken(_) => {
                 let reason = error.to_string();
                 let errors = vec![FieldError::new(NAME, reason.clone())];
                 Self::new(ErrorCode::ProjectExists).with_detail(reason).with_errors(errors)
             }
-            ProjectError::TooMany => Self::invalid(vec![FieldError::new(NAME, error.to_string())]),
             ProjectError::Limit(invalid) => invalid_limit(invalid),
             ProjectError::NotFound => Self::new(ErrorCode::ProjectNotFound),
             ProjectError::InUse { .. } => Self::new(ErrorCode::ProjectInUse).with_detail(error.to_string()),

@@ -1,5 +1,8 @@
-//! The caller: the API key in `x-api-key` or `Authorization: Bearer`.
+//! The caller: the API key in `x-api-key` or `Authorization: Bearer`, on the routes of AUTOMATIC1111's API also in
+//! `Authorization: Basic`, the only way that its clients know. No answer asks for that: a browser that keeps a password would send it
+//! for pages of other sites, too.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -7,6 +10,8 @@ use axum::extract::{ConnectInfo, FromRequestParts};
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 
 use crate::auth::Principal;
 use crate::domain::ids::NamespaceId;
@@ -14,10 +19,12 @@ use crate::domain::scope::{Product, Scope};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::body::BodyOwner;
 use crate::http::extract::path::NamespacePath;
+use crate::http::route::is_of_sdapi;
 use crate::http::state::HttpState;
 
 const API_KEY: &str = "x-api-key";
 const BEARER: &str = "bearer";
+const BASIC: &str = "basic";
 
 /// A caller whose key allows inference.
 #[derive(Debug)]
@@ -92,8 +99,11 @@ fn forbidden(detail: &str) -> ApiError {
 /// The owner of the presented key, and the client's address.
 async fn principal(parts: &mut Parts, state: &HttpState) -> Result<(Principal, IpAddr), ApiError> {
     let Ok(ClientAddress(client)) = ClientAddress::from_request_parts(parts, state).await;
-    let presented = presented_key(&parts.headers).ok_or_else(|| ApiError::new(ErrorCode::Unauthorized))?;
-    let principal = state.authenticator.authenticate(presented, client).await?;
+    let principal = {
+        let presented = presented_key(&parts.headers, is_of_sdapi(parts.uri.path()));
+        let presented = presented.ok_or_else(|| ApiError::new(ErrorCode::Unauthorized))?;
+        state.authenticator.authenticate(&presented, client).await?
+    };
     parts.extensions.insert(BodyOwner(principal.key_id));
     Ok((principal, client))
 }
@@ -116,22 +126,34 @@ pub(in crate::http) fn peer_address(extensions: &Extensions) -> Option<IpAddr> {
 }
 
 /// The presented key. Two different keys count as none: it is unknown which one is meant.
-fn presented_key(headers: &HeaderMap) -> Option<&str> {
-    let named = headers.get_all(API_KEY).iter().map(|value| value.to_str().ok());
-    let bearer = headers.get_all(AUTHORIZATION).iter().filter_map(|value| bearer_token(value.to_str().ok()));
-    let mut keys = named.chain(bearer);
+fn presented_key(headers: &HeaderMap, takes_basic: bool) -> Option<Cow<'_, str>> {
+    let named = headers.get_all(API_KEY).iter().map(|value| value.to_str().ok().map(Cow::Borrowed));
+    let credentials = headers.get_all(AUTHORIZATION).iter();
+    let credentials = credentials.filter_map(|value| key_of(value.to_str().ok(), takes_basic));
+    let mut keys = named.chain(credentials);
     let first = keys.next()??;
-    keys.all(|other| other == Some(first)).then_some(first)
+    let is_only_one = keys.all(|other| other.as_deref() == Some(&*first));
+    is_only_one.then_some(first)
 }
 
-/// The token of a bearer credential: `None` for other schemes, `Some(None)` for an unreadable value.
+/// The key of a credential: `None` for other schemes, `Some(None)` for an unreadable value.
 #[expect(clippy::option_option, reason = "another scheme and an unreadable value are different cases")]
-fn bearer_token(credential: Option<&str>) -> Option<Option<&str>> {
+fn key_of(credential: Option<&str>, takes_basic: bool) -> Option<Option<Cow<'_, str>>> {
     let Some(credential) = credential else {
         return Some(None);
     };
-    let (scheme, token) = credential.split_once(' ')?;
-    scheme.eq_ignore_ascii_case(BEARER).then(|| Some(token.trim()))
+    let (scheme, content) = credential.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case(BEARER) {
+        return Some(Some(Cow::Borrowed(content.trim())));
+    }
+    (takes_basic && scheme.eq_ignore_ascii_case(BASIC)).then(|| key_of_pair(content.trim()).map(Cow::Owned))
+}
+
+/// The key of a basic credential: the password, whoever the user is, or the user if there is no password.
+fn key_of_pair(content: &str) -> Option<String> {
+    let pair = String::from_utf8(STANDARD.decode(content).ok()?).ok()?;
+    let (user, password) = pair.split_once(':').unwrap_or((pair.as_str(), ""));
+    Some(if password.is_empty() { user } else { password }.to_owned())
 }
 
 #[cfg(test)]
@@ -140,12 +162,35 @@ mod tests {
 
     use super::*;
 
-    fn presented(headers: &[(&'static str, &'static str)]) -> Option<String> {
+    fn presented_to(takes_basic: bool, headers: &[(&'static str, &str)]) -> Option<String> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            map.append(HeaderName::from_static(name), HeaderValue::from_str(value).expect("a value"));
         }
-        presented_key(&map).map(str::to_owned)
+        presented_key(&map, takes_basic).map(Cow::into_owned)
+    }
+
+    fn presented(headers: &[(&'static str, &str)]) -> Option<String> {
+        presented_to(false, headers)
+    }
+
+    #[test]
+    fn a_basic_credential_has_the_key_as_password_or_as_user() {
+        let basic = |pair: &str| format!("Basic {}", STANDARD.encode(pair));
+        for pair in ["anyone:k", ":k", "k:", "k"] {
+            let credential = basic(pair);
+            assert_eq!(presented_to(true, &[("authorization", &credential)]).as_deref(), Some("k"), "{pair}");
+            assert_eq!(presented(&[("authorization", &credential)]), None, "on other routes it is no key");
+        }
+        let colons = basic("me:k:l");
+        assert_eq!(presented_to(true, &[("authorization", &colons)]).as_deref(), Some("k:l"));
+        let credential = basic(":k");
+        let both = |key: &str| presented_to(true, &[("authorization", &credential), ("x-api-key", key)]);
+        assert_eq!((both("k").as_deref(), both("l")), (Some("k"), None));
+        // The last but one is no UTF-8.
+        for unreadable in ["Basic", "Basic k", "Basic /w==", "Digest aw=="] {
+            assert_eq!(presented_to(true, &[("authorization", unreadable)]), None, "{unreadable}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
 
-use crate::domain::ids::{JobId, KeyId, NamespaceId, ProjectId};
+use crate::domain::ids::{DeliveryId, JobId, KeyId, NamespaceId, ProjectId};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::state::HttpState;
 use crate::uploads::UploadId;
@@ -43,6 +43,33 @@ impl FromRequestParts<HttpState> for NamespacePath {
     async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
         let id = id_in_path(parts, state).await;
         id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::NamespaceNotFound))
+    }
+}
+
+/// The delivery in the path.
+pub(in crate::http) struct DeliveryPath(pub(in crate::http) DeliveryId);
+
+impl FromRequestParts<HttpState> for DeliveryPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let id = id_in_path(parts, state).await;
+        id.map(Self).ok_or_else(|| ApiError::new(ErrorCode::DeliveryNotFound))
+    }
+}
+
+/// A key and its delivery in the path.
+pub(in crate::http) struct KeyDeliveryPath(pub(in crate::http) KeyId, pub(in crate::http) DeliveryId);
+
+impl FromRequestParts<HttpState> for KeyDeliveryPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, ApiError> {
+        let not_found = || ApiError::new(ErrorCode::DeliveryNotFound);
+        let ids = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let Path((key, delivery)) = ids.map_err(|_| not_found())?;
+        let key = key.parse().map_err(|_| ApiError::new(ErrorCode::KeyNotFound))?;
+        delivery.parse().map(|delivery| Self(key, delivery)).map_err(|_| not_found())
     }
 }
 

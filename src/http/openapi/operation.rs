@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::path::{Parameter, ParameterBuilder, ParameterIn};
 use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
 use utoipa::openapi::schema::Schema;
-use utoipa::openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder};
+use utoipa::openapi::{ArrayBuilder, ContentBuilder, HeaderBuilder, Ref, RefOr, Required, Response, ResponseBuilder};
 
 use super::schema::{integer, text};
 use crate::domain::format::OutputFormat;
@@ -24,12 +24,14 @@ const FORM: &str = "multipart/form-data";
 pub(in crate::http) enum Tag {
     Images,
     OpenAi,
+    Sdapi,
     Jobs,
     Models,
     Session,
     ApiKeys,
     Usage,
     Loras,
+    Webhooks,
     Kubernetes,
     Audit,
     Console,
@@ -37,15 +39,17 @@ pub(in crate::http) enum Tag {
 }
 
 impl Tag {
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 14] = [
         Self::Images,
         Self::OpenAi,
+        Self::Sdapi,
         Self::Jobs,
         Self::Models,
         Self::Session,
         Self::ApiKeys,
         Self::Usage,
         Self::Loras,
+        Self::Webhooks,
         Self::Kubernetes,
         Self::Audit,
         Self::Console,
@@ -56,12 +60,14 @@ impl Tag {
         match self {
             Self::Images => "Images",
             Self::OpenAi => "OpenAI",
+            Self::Sdapi => "AUTOMATIC1111",
             Self::Jobs => "Jobs",
             Self::Models => "Models",
             Self::Session => "Session",
             Self::ApiKeys => "API keys",
             Self::Usage => "Usage",
             Self::Loras => "LoRAs",
+            Self::Webhooks => "Webhooks",
             Self::Kubernetes => "Kubernetes",
             Self::Audit => "Audit",
             Self::Console => "Console",
@@ -73,12 +79,14 @@ impl Tag {
         match self {
             Self::Images => "Images from prompts.",
             Self::OpenAi => "The subset of OpenAI's API that its clients need for images.",
+            Self::Sdapi => "What AUTOMATIC1111's clients need for images. Only where the operator wants these routes.",
             Self::Jobs => "State and results of image requests. A key sees only its own jobs.",
             Self::Models => "The models, their limits, and whether they are ready.",
             Self::Session => "The administrator's sign-in.",
             Self::ApiKeys => "Create, edit, rotate and revoke keys.",
             Self::Usage => "Who has used what and what it costs, and projects: keys with limits that they share.",
             Self::Loras => "Adapters that requests can use: add, list and remove them.",
+            Self::Webhooks => "Signed messages to receivers of yours, when something happens to a job.",
             Self::Kubernetes => "Cluster namespaces that keys give kubectl access to, and tokens for them.",
             Self::Audit => "Who did what, when and from where.",
             Self::Console => "The console's pages and their data, including the jobs of all keys.",
@@ -217,6 +225,13 @@ impl Operation {
     /// Answers with JSON.
     pub(in crate::http) fn answers<T: ToSchema>(mut self, status: StatusCode, description: &str) -> Self {
         let content = ContentBuilder::new().schema(Some(self.reference::<T>())).build();
+        self.answer(status, description, |response| response.content(JSON, content))
+    }
+
+    /// Answers with a list in JSON.
+    pub(in crate::http) fn answers_list<T: ToSchema>(mut self, status: StatusCode, description: &str) -> Self {
+        let list = ArrayBuilder::new().items(self.reference::<T>());
+        let content = ContentBuilder::new().schema(Some(list)).build();
         self.answer(status, description, |response| response.content(JSON, content))
     }
 

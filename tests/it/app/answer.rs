@@ -62,11 +62,26 @@ impl Answer {
         body["code"].as_str().expect("a code").to_owned()
     }
 
+    /// The code of an error in the format of AUTOMATIC1111's API, after a check of all its parts.
+    #[track_caller]
+    pub(crate) fn sdapi_code(&self) -> String {
+        assert_eq!(self.header("content-type"), "application/json", "{}", self.text());
+        assert_ne!(self.header("x-request-id"), "");
+        let body = self.json();
+        assert_eq!(body.as_object().map(serde_json::Map::len), Some(4), "{body}");
+        assert!(body["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{body}");
+        assert_eq!((&body["errors"], body["body"].as_str()), (&body["detail"], Some("")));
+        body["error"].as_str().expect("a code").to_owned()
+    }
+
     /// The code of an error in any format.
     #[track_caller]
     pub(crate) fn any_code(&self) -> String {
         if self.header("content-type") == "application/problem+json" {
             return self.code();
+        }
+        if self.json()["detail"].is_string() {
+            return self.sdapi_code();
         }
         if self.json()["error"].is_string() {
             return self.terminal_code();

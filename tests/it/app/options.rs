@@ -1,12 +1,15 @@
 //! How a worker differs from the default one.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fluxserve::domain::model::ModelCard;
 use fluxserve::domain::money::Prices;
 use fluxserve::domain::precision::Precision;
+use fluxserve::hooks::Lookup;
 use fluxserve::http::HttpSettings;
 use fluxserve::kubernetes::ClusterSettings;
+use fluxserve::moderation::ModerationSettings;
 use fluxserve::uploads::UploadLimits;
 
 use super::PATIENCE;
@@ -22,6 +25,7 @@ pub(crate) struct Options {
     pub(crate) input_images_bytes_max: u64,
     pub(crate) writes_provenance: bool,
     pub(crate) lora_bytes_max: u64,
+    pub(crate) moderation: Option<ModerationSettings>,
     pub(crate) http: HttpSettings,
     pub(crate) control: EngineControl,
     pub(crate) waits_for_ready: bool,
@@ -34,6 +38,11 @@ pub(crate) struct Options {
     pub(crate) uploads: UploadLimits,
     /// Changes the card of the model.
     pub(crate) change_card: fn(&mut ModelCard),
+    pub(crate) has_webhooks: bool,
+    /// Receivers of webhooks that are allowed.
+    pub(crate) webhook_hosts: Vec<String>,
+    /// How names of receivers are resolved.
+    pub(crate) lookup: Option<Arc<Lookup>>,
 }
 
 impl Default for Options {
@@ -43,6 +52,7 @@ impl Default for Options {
             body_deadline: Duration::from_millis(200),
             wait_max: Duration::from_secs(20),
             request_deadline: Duration::from_secs(30),
+            has_sdapi: true,
             ..HttpSettings::default()
         };
         Self {
@@ -53,6 +63,7 @@ impl Default for Options {
             input_images_bytes_max: 1024 * 1024,
             writes_provenance: true,
             lora_bytes_max: 8 * 1024 * 1024,
+            moderation: None,
             http,
             control: EngineControl::default(),
             waits_for_ready: true,
@@ -64,6 +75,9 @@ impl Default for Options {
             stall_min: Duration::from_mins(1),
             uploads: UploadLimits::default(),
             change_card: |_| {},
+            has_webhooks: true,
+            webhook_hosts: vec!["127.0.0.1".into()],
+            lookup: None,
         }
     }
 }

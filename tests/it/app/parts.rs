@@ -5,23 +5,29 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fluxserve::auth::{Actor, KeyService, NewKey, PublicId};
+use fluxserve::auth::{Actor, AdminService, KeyService, NewKey, PublicId};
 use fluxserve::catalog::{Catalog, warm_up_spec};
 use fluxserve::domain::clock::{Clock, ManualClock};
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::limits::KeyLimits;
-use fluxserve::domain::model::ModelFiles;
+use fluxserve::domain::model::{ModelCard, ModelFiles};
+use fluxserve::domain::model_source::ModelSource;
+use fluxserve::domain::review::Reviewer;
 use fluxserve::domain::scope::Scope;
+use fluxserve::domain::webhook::AllowedHosts;
 use fluxserve::engine::{Adaptable, Adapter};
-use fluxserve::jobs::JobSettings;
+use fluxserve::hooks::{WebhookParts, WebhookSettings, Webhooks};
+use fluxserve::http;
+use fluxserve::jobs::{JobService, JobSettings};
 use fluxserve::kubernetes::{Cluster, ClusterSettings, Kubernetes, KubernetesParts};
 use fluxserve::loras::{HubFile, Inspected, LoraCatalog, LoraParts, LoraReport};
+use fluxserve::moderation::Moderator;
 use fluxserve::queue::{Queue, QueueSettings};
 use fluxserve::store::Store;
 use fluxserve::uploads::{UploadParts, Uploads};
 use tempfile::TempDir;
 
-use super::{NAMESPACE, Options, PATIENCE};
+use super::{MODEL, NAMESPACE, Options, PASSWORD, PATIENCE};
 use crate::fake_engine::EngineControl;
 
 /// The keys of a worker by scope and state.
@@ -34,6 +40,20 @@ pub(crate) struct Keys {
     pub(crate) kubernetes_one: String,
     pub(crate) expired: String,
     pub(crate) revoked: String,
+}
+
+/// The catalog with the model of the options.
+pub(super) fn catalog_of(options: &Options) -> Arc<Catalog> {
+    let choice = ModelSource::new(ModelId::new(MODEL), None);
+    let catalog = Catalog::new(&[choice]).expect("a known model").with_precision(options.precision);
+    let mut card = ModelCard::clone(catalog.card(&ModelId::new(MODEL)).expect("a known model"));
+    (options.change_card)(&mut card);
+    Arc::new(catalog.with_card(card))
+}
+
+pub(super) async fn set_password(admin: &AdminService) {
+    let password = PASSWORD.parse().expect("long enough");
+    admin.ensure_password(&password, &Actor::CommandLine).await.expect("set");
 }
 
 pub(super) fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
@@ -51,6 +71,52 @@ pub(super) fn job_settings(options: &Options, folder: &TempDir) -> JobSettings {
         sweep_interval: Duration::from_hours(1),
         prices: options.prices,
     }
+}
+
+pub(super) fn webhook_settings(options: &Options, folder: &TempDir) -> WebhookSettings {
+    WebhookSettings {
+        is_enabled: options.has_webhooks,
+        allows_http: true,
+        allowed_hosts: AllowedHosts::of(&options.webhook_hosts).expect("a list"),
+        only_allowed_hosts: false,
+        secret_path: folder.path().join("webhooks.secret"),
+        origin: "http://configured.test".into(),
+    }
+}
+
+/// The courier ends with the test's runtime, or with its database.
+pub(super) async fn start_webhooks(
+    options: &Options,
+    folder: &TempDir,
+    (store, keys, jobs): (&Store, &KeyService, &JobService),
+    clock: Arc<dyn Clock>,
+) -> Webhooks {
+    let parts = WebhookParts {
+        store: store.clone(),
+        keys: keys.clone(),
+        jobs: jobs.clone(),
+        render: Arc::new(http::job_json),
+        lookup: options.lookup.clone(),
+        clock,
+        settings: webhook_settings(options, folder),
+    };
+    let webhooks = Webhooks::open(parts).await.expect("a secret");
+    let (courier, store) = (webhooks.clone(), store.clone());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = courier.deliver() => {}
+            () = store.pool().close_event() => {}
+        }
+    });
+    webhooks
+}
+
+/// Asks the moderation service of the options, if there is one.
+pub(super) fn reviewer(options: &Options, admin: &AdminService, keys: &KeyService) -> Option<Arc<dyn Reviewer>> {
+    let settings = options.moderation.clone()?;
+    let moderator: Arc<dyn Reviewer> =
+        Arc::new(Moderator::new(settings, admin.clone(), keys.clone()).expect("a usable URL"));
+    Some(moderator)
 }
 
 /// The catalog of LoRAs, after the removal of what a crash has left. They are compared with the small reference model.

@@ -51,6 +51,27 @@ fn a_model_is_no_adapter() {
 }
 
 #[test]
+fn files_that_are_no_adapters_are_refused_by_name_with_what_to_do() {
+    for (name, what, advice) in [
+        ("double_blocks.0.processor.ip_adapter_double_stream_v_proj.weight", "it is an IP-Adapter", "with `--redux`"),
+        ("ip_adapter.0.to_k_ip.weight", "it is an IP-Adapter", "send style images"),
+        ("lllite_unet_middle_block_1_transformer_blocks_0_attn1_to_q.up", "it is a ControlNet-LLLite", "reads latents"),
+        ("input_hint_block.0.weight", "it is one of XLabs' ControlNets", "`controlnet_x_embedder`"),
+        ("controlnet_x_embedder.weight", "it is a ControlNet:", "load it with `--controlnet NAME=PATH`"),
+        ("redux_up.weight", "it is FLUX.1-Redux", "load it with `--redux`"),
+    ] {
+        let alone = Made::empty().counted(name, &[2]);
+        let refused = refusal(&alone.path());
+        assert!(refused.contains(what) && refused.contains(advice), "{name}: {refused}");
+        // A LoRA beside it would be half of what was meant.
+        let query = "transformer.transformer_blocks.0.attn.to_q";
+        let both = alone.counted(&format!("{query}.lora_A.weight"), &[2, 64]);
+        let refused = refusal(&both.counted(&format!("{query}.lora_B.weight"), &[64, 2]).path());
+        assert!(refused.contains(what) && refused.contains(advice), "{name}: {refused}");
+    }
+}
+
+#[test]
 fn what_would_be_applied_wrongly_is_refused() {
     let query = "transformer.transformer_blocks.0.attn.to_q";
     let low = || Made::empty().counted(&format!("{query}.lora_A.weight"), &[2, 64]);

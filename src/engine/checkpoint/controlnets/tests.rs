@@ -156,6 +156,76 @@ fn a_card_is_refused_for_the_same_reasons() {
     let bias = xlabs["controlnet_blocks.0.bias"].clone();
     xlabs.insert("input_hint_block.0.bias".to_owned(), bias);
     let error = card(folder(&xlabs, None).path()).expect_err("another kind").to_string();
-    assert!(error.contains("ControlNet `edges`: it is one of XLabs', which read pixels"), "{error}");
+    assert!(error.contains("ControlNet `edges`: it is one of XLabs' ControlNets, which read pixels"), "{error}");
     assert!(card(Path::new("/nowhere")).is_err());
+}
+
+/// One number under each name: what a file is, its header tells.
+fn named(names: &[&str]) -> Stored {
+    names.iter().map(|name| ((*name).to_owned(), (Dtype::F32, vec![1], vec![0; 4]))).collect()
+}
+
+#[test]
+fn files_of_other_kinds_are_refused_by_name_with_what_to_do() {
+    let (other_net, redux) = ("has `controlnet_x_embedder`, as those of InstantX", "load FLUX.1-Redux with `--redux`");
+    let cases: [(&[&str], &str, &str); 12] = [
+        (
+            &["controlnet_blocks.0.weight", "double_blocks.0.img_attn.proj.weight", "input_hint_block.0.weight"],
+            "one of XLabs' ControlNets",
+            other_net,
+        ),
+        (&["controlnet_blocks.0.linear.weight", "input_hint_block.0.weight"], "MistoLine", other_net),
+        (
+            &["lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight"],
+            "a ControlNet-LLLite",
+            other_net,
+        ),
+        (
+            &["double_blocks.0.processor.ip_adapter_double_stream_k_proj.weight", "ip_adapter_proj_model.proj.weight"],
+            "an IP-Adapter",
+            redux,
+        ),
+        (&["image_proj.proj.0.weight"], "an IP-Adapter", redux),
+        (&["redux_up.weight", "redux_down.weight"], "FLUX.1-Redux", "load it with `--redux`"),
+        (&["controlnet_cond_embedding.conv_in.weight", "control_add_embedding.linear_1.weight"], "a union", other_net),
+        (&["controlnet_cond_embedding.conv_in.bias", "controlnet_down_blocks.0.bias"], "a ControlNet of", other_net),
+        (&["control_model.input_hint_block.0.weight"], "a ControlNet of Stable Diffusion:", other_net),
+        (
+            &["pos_embed_input.proj.weight", "controlnet_blocks.0.weight"],
+            "a ControlNet of Stable Diffusion 3",
+            other_net,
+        ),
+        (
+            &["controlnet_x_embedder.weight", "transformer_blocks.0.img_mod.1.weight"],
+            "a ControlNet of Qwen-Image",
+            other_net,
+        ),
+        (&["transformer.x_embedder.lora_A.weight"], "a LoRA", "add it with `fluxserve loras add`"),
+    ];
+    for (names, what, advice) in cases {
+        let net = folder(&named(names), None);
+        // A configuration of any form says less than the weights do.
+        std::fs::write(net.path().join(CONFIG), r#"{"num_attention_heads": null}"#).expect("written");
+        for path in [net.path().to_owned(), net.path().join("diffusion_pytorch_model.safetensors")] {
+            let error = controlnet_card("edges", &path).expect_err(what).to_string();
+            assert!(error.contains(&format!("ControlNet `edges`: it is {what}")), "{names:?}: {error}");
+            assert!(error.contains(advice) && error.matches("\n  - ").count() == 1, "{names:?}: {error}");
+            assert!(refusal(&path).contains(what));
+        }
+    }
+}
+
+#[test]
+fn a_net_that_reads_a_mask_is_refused_by_name() {
+    let mut tensors = union();
+    let (dtype, shape, bytes) = tensors.remove("controlnet_x_embedder.weight").expect("a net has it");
+    let wide = vec![shape[0], shape[1] + MASK_INPUTS];
+    let row = bytes.len() / shape[0];
+    let widened = bytes.chunks_exact(row).flat_map(|one| [one, &vec![0; MASK_INPUTS * row / shape[1]][..]].concat());
+    tensors.insert("controlnet_x_embedder.weight".to_owned(), (dtype, wide, widened.collect()));
+    for net in [folder(&tensors, None), folder(&tensors, Some(("\"num_mode\"", "\"num_mode\"")))] {
+        let error = refusal(net.path());
+        assert!(error.contains("it reads a mask beside the control image"), "{error}");
+        assert!(error.contains("use FLUX.1-Fill-dev"), "{error}");
+    }
 }

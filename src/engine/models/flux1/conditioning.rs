@@ -231,9 +231,10 @@ pub(crate) fn refusal_by_adapters(spec: &GenerateSpec, reads: Conditioning, adap
     let by_model = spec.controls().iter().filter(|control| control.controlnet.is_none()).count();
     match (adapters.joining(), by_model, reads) {
         (Some(_), 1, _) | (None, 0, _) | (None, _, Conditioning::Control) => None,
-        (Some((id, _)), _, _) => {
-            Some(format!("the adapter `{id}` is a control adapter: a request with it needs exactly one control image"))
-        }
+        (Some((id, _)), _, _) => Some(format!(
+            "the adapter `{id}` is a control adapter: a request with it needs exactly one control image that no \
+                 ControlNet reads"
+        )),
         (None, ..) => Some(NO_CONTROL.to_owned()),
     }
 }

@@ -5,7 +5,7 @@ use utoipa::ToSchema;
 use utoipa::openapi::schema::{AdditionalProperties, ObjectBuilder, Type};
 
 use crate::auth::Change;
-use crate::domain::budget::{BUDGET_MEGAPIXEL_STEPS_MAX, Budget, InvalidBudget};
+use crate::domain::budget::{BUDGET_MEGAPIXEL_STEPS_MAX, Budget, BudgetUse, InvalidBudget};
 use crate::domain::money::Money;
 use crate::domain::spec::FieldError;
 use crate::http::error::ApiError;
@@ -122,7 +122,7 @@ impl BudgetUseView {
                 megapixel_steps: work.megapixel_steps(),
                 money: state.usage.prices().map(|prices| prices.cost(work).to_string()),
             },
-            share: used.map(|used| used.share()),
+            share: used.map(BudgetUse::share),
         }
     }
 }

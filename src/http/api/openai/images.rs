@@ -96,7 +96,7 @@ pub(super) async fn respond(
 ) -> Result<Response, ApiError> {
     let caller = caller.recheck(state).await?;
     valid.loras.check_allowed(&caller.limits)?;
-    count(state, &caller, valid.specs.len() as u32)?;
+    count(state, &caller, valid.specs.len() as u32, "n")?;
     let left = state.authenticator.requests_left(&caller);
     let mut response = match valid.streaming {
         Some(streaming) => {
@@ -137,21 +137,21 @@ async fn waited(
     Ok(response)
 }
 
-/// Counts each image as a request; the first one is counted already.
-fn count(state: &HttpState, caller: &Principal, images: u32) -> Result<(), ApiError> {
+/// Counts each image as a request; the first one is counted already. Their number is in `field`.
+pub(in crate::http) fn count(state: &HttpState, caller: &Principal, images: u32, field: &str) -> Result<(), ApiError> {
     let limits = caller.limits.all(caller.key_id);
     let limits = limits.filter_map(|(holder, _, limits)| Some((limits.requests_per_minute?, holder)));
     if let Some((limit, holder)) = limits.min_by_key(|(limit, _)| *limit).filter(|(limit, _)| images > *limit) {
         let reason = format!(
             "must be at most {limit}: each counts as a request, and the {holder}'s limit is {limit} per minute"
         );
-        return Err(ApiError::invalid(vec![FieldError::new("n", reason)]));
+        return Err(ApiError::invalid(vec![FieldError::new(field, reason)]));
     }
     Ok(state.authenticator.count_more(caller, images.saturating_sub(1))?)
 }
 
 /// Submits all jobs. If one is refused, the earlier ones are dropped, which cancels them.
-async fn accept_all(
+pub(in crate::http) async fn accept_all(
     state: &HttpState,
     caller: &Principal,
     specs: Vec<GenerateSpec>,
@@ -168,7 +168,7 @@ async fn accept_all(
 }
 
 /// Waits for a job's end; an error if there is no image.
-async fn until_ended(state: &HttpState, accepted: &AcceptedJob) -> Result<JobReport, ApiError> {
+pub(in crate::http) async fn until_ended(state: &HttpState, accepted: &AcceptedJob) -> Result<JobReport, ApiError> {
     let job = &accepted.report().job;
     let wait_max = state.settings.wait_max;
     let report = state.jobs.wait(job.owner, job.id, wait_max).await?;
