@@ -68,6 +68,12 @@ PRESETS["shallow"] = PRESETS["dev"] | {
     "text_encoder_2": PRESETS["dev"]["text_encoder_2"] | {"num_layers": 4},
 }
 
+# A step of the real width that a processor computes in seconds. Its text encoders are the tiny ones.
+PRESETS["wide"] = PRESETS["tiny"] | {
+    "transformer": PRESETS["dev"]["transformer"]
+    | {"num_layers": 1, "num_single_layers": 2, "joint_attention_dim": 64, "pooled_projection_dim": 48},
+}
+
 TIME_SINUSOID = 256
 # Pixels along a side of an image token, and CLIP's tokens.
 PATCH_PIXELS = 16

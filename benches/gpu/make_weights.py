@@ -5,7 +5,7 @@ The same weights wherever they are made: each tensor's values follow from its na
 GPU is free for what is tried meanwhile. Nothing is learned: the images of such a model are noise, but take as long as with
 published weights.
 
-    python3 benches/gpu/make_weights.py FOLDER [--preset dev|shallow|tiny]
+    python3 benches/gpu/make_weights.py FOLDER [--preset dev|shallow|wide|tiny]
 """
 
 import argparse

@@ -3,6 +3,7 @@
 //!
 //! Must not know which layer asks, or what a model computes.
 
+mod background;
 mod cache;
 mod changes;
 mod form;

@@ -81,7 +81,7 @@ pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
     (&["tokenizers"], &["engine/models/flux1/text/tokens"]),
     (&["libc"], &["app/heap"]),
     (&["memmap2"], &["store/changes"]),
-    (&["rustix"], &["app/compute_threads", "app/open_files", "config/own_file"]),
+    (&["rustix"], &["app/compute_threads", "app/open_files", "config/own_file", "engine/adapted/background"]),
     (&["hf_hub"], &["hub"]),
     (&["object_store"], &["objects"]),
     (

@@ -146,8 +146,8 @@ int main() {
   test("whole tiles", 64, 256, 128, {change(0, 64, 0, 128, 64, 0.5f, 256)});
   // More inputs than are in shared memory, with a remainder.
   test("many inputs", 3, 64 * 9 + 24, 72, {change(0, 3, 0, 72, 16, 1.0f, 64 * 9 + 24)});
-  // Every rank, over ranges of columns that begin and end inside a tile.
-  for (int rank : {8, 16, 24, 32, 40, 72, 104, 128}) {
+  // Ranks up to RANK_MAX of ops/low_rank.rs, over ranges of columns that begin and end inside a tile.
+  for (int rank : {8, 16, 24, 32, 40, 72, 104, 128, 136, 256, 328, 512}) {
     test("rank " + std::to_string(rank), 37, 72, 200, {change(2, 33, 24, 160, rank, 1.25f, 72)});
   }
   // Sequences with changes of their own, one without any, and several changes of one: side by side, on top of each other, apart.
@@ -155,6 +155,9 @@ int main() {
        {change(0, 77, 0, 320, 16, 1.0f, 104), change(78, 90, 8, 56, 8, 0.5f, 104), change(78, 90, 64, 128, 128, -1.0f, 104),
         change(78, 90, 96, 64, 32, 2.0f, 104), change(78, 90, 288, 32, 24, 1.0f, 104),
         change(170, 30, 128, 64, 64, 1.0f, 104)});
+  // Large ranks beside small ones, on top of each other and in other rows.
+  test("large ranks beside small ones", 96, 40, 136,
+       {change(0, 30, 0, 136, 264, 0.5f, 40), change(0, 30, 40, 64, 16, 1.0f, 40), change(30, 66, 8, 128, 512, -1.0f, 40)});
   test_alone();
   std::printf("%d faults\n", faults);
   return faults == 0 ? 0 : 1;

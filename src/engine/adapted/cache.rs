@@ -1,6 +1,6 @@
 //! The adapters in a device's memory: which there are, and how others get there without making a step wait.
 //!
-//! A file is read on a thread of its own. What it has goes to the device in pieces, between two steps.
+//! A file is read on a thread of its own, which gives way to all others. What it has goes to the device in pieces, between two steps.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use candle_core::Device;
 
+use super::background::give_way;
 use super::changes::AdapterSet;
-use super::loaded::{LoadedAdapter, RowChange};
+use super::loaded::{LoadedAdapter, PIECE_BYTES, RowChange};
 use super::loader::Loader;
 use crate::domain::adapter::{AdapterId, AdapterUse};
 use crate::domain::engine::EngineError;
@@ -24,9 +25,6 @@ const READS_MAX: usize = 2;
 
 /// Maximum adapters in the host's memory that were read, and that the job which comes first does not need.
 const WAITING_MAX: usize = 2;
-
-/// Bytes that go to a device at a time: few milliseconds of copying.
-const PIECE_BYTES: usize = 64 << 20;
 
 /// How long to sleep between two looks at what is loading, where nothing else is to do.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -54,7 +52,8 @@ enum State {
 
 /// An adapter of which a part is on the device.
 struct Moving {
-    left: Vec<(String, Vec<RowChange>)>,
+    /// The next one last, each with the name of its module.
+    left: Vec<(String, RowChange)>,
     moved: LoadedAdapter,
     bytes: usize,
 }
@@ -139,10 +138,13 @@ impl AdapterCache {
             State::Reading(thread) if !thread.is_finished() => (State::Reading(thread), Progress::Loading),
             State::Reading(thread) => {
                 let panicked = |_| Err(EngineError::Request(format!("the adapter `{id}`: reading it failed")));
-                (State::Read(thread.join().unwrap_or_else(panicked)?), Progress::Loading)
+                // Not at the next call: a step may be long.
+                self.place(thread.join().unwrap_or_else(panicked)?, uses)?
             }
             State::Read(adapter) => self.place(adapter, uses)?,
-            State::Moving(moving) => (moving.advance(&self.device).map_err(device_error)?, Progress::Loading),
+            State::Moving(moving) => {
+                (moving.advance(&self.device, PIECE_BYTES).map_err(device_error)?, Progress::Loading)
+            }
             State::Ready(adapter, bytes) => (State::Ready(adapter, bytes), Progress::Ready),
         };
         self.entries.push(Entry { id, state });
@@ -167,7 +169,11 @@ impl AdapterCache {
         }
         let (loader, lora) = (Arc::clone(&self.loader), lora.clone());
         let id = lora.id.clone();
-        let thread = std::thread::Builder::new().name("adapter".to_owned()).spawn(move || loader.load(&lora));
+        let read = move || {
+            give_way();
+            loader.load(&lora)
+        };
+        let thread = std::thread::Builder::new().name("adapter".to_owned()).spawn(read);
         let thread = thread.map_err(|error| EngineError::OutOfMemory(format!("no thread for an adapter: {error}")))?;
         self.entries.push(Entry { id, state: State::Reading(thread) });
         Ok(Progress::Loading)
@@ -196,8 +202,7 @@ impl AdapterCache {
         let norms = norms.collect::<candle_core::Result<_>>().map_err(device_error)?;
         let empty = HashMap::with_capacity(modules.len());
         let moved = LoadedAdapter { id, is_of_text, inputs_joined, modules: empty, norms };
-        let moving = Moving { left: modules.into_iter().collect(), moved, bytes };
-        Ok((State::Moving(moving), Progress::Loading))
+        Ok((State::Moving(Moving { left: one_by_one(modules), moved, bytes }), Progress::Loading))
     }
 
     /// Bytes on the device.
@@ -246,19 +251,27 @@ impl Entry {
 }
 
 impl Moving {
-    /// Moves the next piece.
-    fn advance(mut self, device: &Device) -> candle_core::Result<State> {
+    /// Moves the next piece: as many changes as have at most so many bytes, at least one.
+    fn advance(mut self, device: &Device, bytes_max: usize) -> candle_core::Result<State> {
         let mut bytes = 0;
-        while bytes < PIECE_BYTES {
-            let Some((name, changes)) = self.left.pop() else {
-                return Ok(State::Ready(Arc::new(self.moved), self.bytes));
-            };
-            bytes += changes.iter().map(RowChange::bytes).sum::<usize>();
-            let changes = changes.into_iter().map(|change| change.on(device)).collect::<candle_core::Result<_>>()?;
-            self.moved.modules.insert(name, changes);
+        while let Some((name, change)) = self.left.pop() {
+            if bytes > 0 && bytes + change.bytes() > bytes_max {
+                self.left.push((name, change));
+                return Ok(State::Moving(self));
+            }
+            bytes += change.bytes();
+            self.moved.modules.entry(name).or_default().push(change.on(device)?);
         }
-        Ok(State::Moving(self))
+        Ok(State::Ready(Arc::new(self.moved), self.bytes))
     }
+}
+
+/// The changes of all modules, those of each in their order when they are taken from the end.
+fn one_by_one(modules: HashMap<String, Vec<RowChange>>) -> Vec<(String, RowChange)> {
+    let named = |(name, changes): (String, Vec<RowChange>)| {
+        changes.into_iter().rev().map(move |change| (name.clone(), change))
+    };
+    modules.into_iter().flat_map(named).collect()
 }
 
 /// Those that change something.

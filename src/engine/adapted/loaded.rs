@@ -8,6 +8,12 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::form::{Form, bytes, on_host, scaled};
 use crate::domain::adapter::AdapterId;
 
+/// Bytes that go to a device at a time, between two steps: few milliseconds of copying.
+pub(super) const PIECE_BYTES: usize = 64 << 20;
+
+/// Pieces of a matrix have a multiple of so many rows, but for the last one.
+const ROWS_MULTIPLE: usize = 8;
+
 /// What a change is relative to: the layer's product with its input, without the bias.
 pub(crate) trait Base {
     /// Some outputs of the rows that are changed, `[n, outputs]`.
@@ -127,6 +133,34 @@ impl RowChange {
     /// Its numbers on a device.
     pub(super) fn on(self, device: &Device) -> Result<Self> {
         self.map(&|tensor: &Tensor| tensor.to_device(device))
+    }
+
+    /// The same as changes of about so many bytes, each of some of its outputs, where it is a whole matrix. One that is relative to the
+    /// layer's own product stays whole, because each would compute that again; others are small.
+    ///
+    /// # Errors
+    /// When its numbers are on a device that fails.
+    pub(super) fn in_pieces(self, bytes_max: usize) -> Result<Vec<Self>> {
+        let matrix = match &self.form {
+            Some(Form::Dense(matrix)) if !self.is_relative() => Some(matrix.clone()),
+            _ => None,
+        };
+        let Some(matrix) = matrix.filter(|matrix| bytes(matrix) > bytes_max) else { return Ok(vec![self]) };
+        let outputs = self.rows.len();
+        let pieces = bytes(&matrix).div_ceil(bytes_max.max(1));
+        let count = outputs.div_ceil(pieces).next_multiple_of(ROWS_MULTIPLE);
+        let piece = |start: usize| -> Result<Self> {
+            let count = count.min(outputs - start);
+            // Copies: a part of a tensor goes to a device with all of it.
+            let of_bias = |bias: &Tensor| bias.narrow(1, start, count)?.force_contiguous();
+            Ok(Self {
+                rows: self.rows.start + start..self.rows.start + start + count,
+                form: Some(Form::Dense(matrix.narrow(0, start, count)?.force_contiguous()?)),
+                norm: None,
+                bias: self.bias.as_ref().map(of_bias).transpose()?,
+            })
+        };
+        (0..outputs).step_by(count).map(piece).collect()
     }
 
     /// Bytes of its numbers.
@@ -281,5 +315,38 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_large_matrix_is_added_in_pieces_of_its_outputs() {
+        let (weight, x) = (random(20, OUTPUTS * INPUTS), random(21, COUNT * INPUTS));
+        let input = on_host(x, [COUNT, INPUTS]).expect("a matrix");
+        let matrix = on_host(weight, [OUTPUTS, INPUTS]).expect("a matrix");
+        let layer = Layer { product: linear(&input, &matrix, None).expect("multiplies"), weight: matrix };
+        let rows = 4..31;
+        let change = Change {
+            rows: rows.clone(),
+            columns: INPUTS,
+            weight: Some(WeightChange::Difference(random(22, rows.len() * INPUTS))),
+            magnitude: None,
+            bias: Some(random(23, rows.len())),
+        };
+        let whole = loaded(&change, &[0.0; OUTPUTS * INPUTS]);
+        let row_bytes = INPUTS * size_of::<f32>();
+        assert_eq!(whole.clone().in_pieces(rows.len() * row_bytes).expect("copies").len(), 1, "it is small enough");
+        let pieces = whole.clone().in_pieces(10 * row_bytes).expect("copies");
+        assert_eq!(pieces.iter().map(|piece| piece.rows.clone()).collect::<Vec<_>>(), [4..20, 20..31]);
+        assert_eq!(pieces.iter().map(RowChange::bytes).sum::<usize>(), whole.bytes());
+        let added = |change: &RowChange| {
+            let part = 0..change.rows.len();
+            change.added((&part, &change.rows), &input, &layer, 0.5).expect("adds")
+        };
+        let together = Tensor::cat(&pieces.iter().map(added).collect::<Vec<_>>(), 1).expect("side by side");
+        let largest: f32 =
+            (together - added(&whole)).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("one shape");
+        assert!(largest < 1e-4, "off by {largest:e}");
+        let norm = Some(Norm::rows(vec![1.0; rows.len()]).expect("norms"));
+        let relative = RowChange { norm, ..whole };
+        assert_eq!(relative.in_pieces(row_bytes).expect("copies").len(), 1);
     }
 }

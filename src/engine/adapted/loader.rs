@@ -5,8 +5,9 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::background::Pace;
 use super::form::Form;
-use super::loaded::{LoadedAdapter, Norm, RowChange, row};
+use super::loaded::{LoadedAdapter, Norm, PIECE_BYTES, RowChange, row};
 use crate::domain::adapter::AdapterUse;
 use crate::domain::engine::EngineError;
 use crate::engine::adapters::{
@@ -76,8 +77,9 @@ impl Loader {
             modules: HashMap::new(),
             norms: HashMap::new(),
         };
-        let mut bytes = 0;
+        let (mut bytes, mut pace) = (0, Pace::new());
         for changes in adapter.modules(&self.model) {
+            pace.keep();
             let ModuleChanges { name, outputs, inputs, changes } = changes?;
             let Some(inputs) = inputs else {
                 let norm = replaced_norm(&changes, outputs).filter(|_| name.ends_with(HEAD_NORM));
@@ -104,7 +106,7 @@ impl Loader {
     fn row_changes(&self, module: &str, changes: Vec<Change>) -> Result<Vec<RowChange>, Refusal> {
         let has_norms = changes.iter().any(|change| change.magnitude.is_some());
         let base = if has_norms { self.base.numbers(&format!("{module}.weight"))? } else { Vec::new() };
-        let row_change = |change: Change| -> Result<RowChange, Refusal> {
+        let row_changes = |change: Change| -> Result<Vec<RowChange>, Refusal> {
             let norm = norm_of(&change, &base)?;
             let Change { rows, columns, weight, bias, .. } = change;
             let form = match weight {
@@ -115,9 +117,10 @@ impl Loader {
                 }
             };
             let bias = bias.map(row).transpose()?;
-            Ok(RowChange { rows, form, norm, bias }.in_dtype(self.dtype)?)
+            Ok(RowChange { rows, form, norm, bias }.in_dtype(self.dtype)?.in_pieces(PIECE_BYTES)?)
         };
-        changes.into_iter().map(row_change).collect()
+        let pieces = changes.into_iter().map(row_changes).collect::<Result<Vec<_>, Refusal>>()?;
+        Ok(pieces.into_iter().flatten().collect())
     }
 }
 

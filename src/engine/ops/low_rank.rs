@@ -17,10 +17,12 @@ use super::{CHUNK, Rows, is_on_cpu, is_on_cuda};
 pub(crate) use part::LowRankPart;
 use part::PARTS_MAX;
 
-/// Maximum rank that the kernels take: a larger one is several parts with the same rows and columns.
-pub(crate) const RANK_MAX: usize = 128;
+/// Maximum rank that is left to the kernels. They take any, a tile of ranks after the other, but the first one reads its rows again for
+/// each tile: beyond this, products of their own that pass over the rows six times cost less.
+const RANK_MAX: usize = 512;
 
-/// Adds `scale × (x downᵀ) upᵀ` of each part to its columns of its rows. On CUDA in two launches for all parts.
+/// Adds `scale × (x downᵀ) upᵀ` of each part to its columns of its rows. On CUDA in two launches for all parts that the kernels take;
+/// the others are products of their own.
 ///
 /// `out [rows, outputs]` is changed in place, `x [rows, inputs]`; all have one dtype. What is between the two products is rounded
 /// to it. A row's bits do not depend on the parts of other rows.
@@ -29,13 +31,17 @@ pub(crate) const RANK_MAX: usize = 128;
 /// When shapes, dtypes or devices do not fit, or parts have some of their rows in common.
 pub(crate) fn low_rank_add(out: &Tensor, x: &Tensor, parts: &[LowRankPart]) -> Result<()> {
     check(out, x, parts)?;
-    if parts.is_empty() {
-        return Ok(());
+    let (fused, composed) = if is_on_cpu(out) {
+        (parts.to_vec(), Vec::new())
+    } else if is_on_cuda(&[out, x]) {
+        apart(parts, |part| is_on_cuda(&[part.down, part.up]) && part.down.is_contiguous() && part.up.is_contiguous())
+    } else {
+        (Vec::new(), parts.to_vec())
+    };
+    if !fused.is_empty() {
+        out.inplace_op2(x, &LowRankAdd(&fused))?;
     }
-    if is_on_cpu(out) || (is_on_cuda(&[out, x]) && are_for_kernels(parts)) {
-        return out.inplace_op2(x, &LowRankAdd(parts));
-    }
-    parts.iter().filter(|part| !part.rows.is_empty()).try_for_each(|part| add_composed(out, x, part))
+    composed.iter().filter(|part| !part.rows.is_empty()).try_for_each(|part| add_composed(out, x, part))
 }
 
 /// `down` and `up` of a part, with the rank filled up by zeros to what the kernels take. What they add stays the same.
@@ -75,19 +81,21 @@ fn check(out: &Tensor, x: &Tensor, parts: &[LowRankPart]) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernels take these parts.
-fn are_for_kernels(parts: &[LowRankPart]) -> bool {
+/// The parts that the kernels take, and the others. Those of the same rows stay together, and which they are depends on them alone:
+/// else a row's bits would depend on what other rows have. `is_readable`: whether the kernels can read a part's matrices.
+fn apart<'a>(
+    parts: &[LowRankPart<'a>],
+    is_readable: impl Fn(&LowRankPart) -> bool,
+) -> (Vec<LowRankPart<'a>>, Vec<LowRankPart<'a>>) {
     let is_for_kernels = |part: &LowRankPart| {
-        let same = parts.iter().filter(|other| other.rows == part.rows).count();
         let in_chunks = [part.rank(), part.columns.start, part.columns.len()];
-        (1..=RANK_MAX).contains(&part.rank())
-            && same <= PARTS_MAX
-            && in_chunks.iter().all(|count| count.is_multiple_of(CHUNK))
-            && is_on_cuda(&[part.down, part.up])
-            && part.down.is_contiguous()
-            && part.up.is_contiguous()
+        let are_chunks = in_chunks.iter().all(|count| count.is_multiple_of(CHUNK));
+        (1..=RANK_MAX).contains(&part.rank()) && are_chunks && is_readable(part)
     };
-    parts.iter().all(is_for_kernels)
+    parts.iter().cloned().partition(|part| {
+        let of_rows = || parts.iter().filter(|other| other.rows == part.rows);
+        of_rows().count() <= PARTS_MAX && of_rows().all(is_for_kernels)
+    })
 }
 
 /// By candle's own operations.
@@ -241,6 +249,29 @@ mod tests {
         for (first, count) in [(100, 150), (100, 1), (180, 3), (249, 1)] {
             assert_eq!(run(first, count, false), together[first..first + count], "{count} rows from {first} on");
         }
+    }
+
+    #[test]
+    fn what_the_kernels_do_not_take_keeps_no_other_rows_from_them() {
+        let all = [8, 256, RANK_MAX, RANK_MAX + 8, 12].map(|rank| matrices(rank as u64, [INPUTS, OUTPUTS], rank));
+        let [down_of_one, up_of_one] = &all[0];
+        let part = |first_row: usize, number: usize| {
+            let [down, up] = &all[number];
+            LowRankPart { rows: first_row..first_row + 2, columns: 0..OUTPUTS, down, up, scale: 1.0 }
+        };
+        let moved = LowRankPart { rows: 8..10, columns: 4..12, down: down_of_one, up: up_of_one, scale: 1.0 };
+        let mut parts = vec![part(0, 0), part(2, 1), part(0, 2), part(4, 0), part(4, 3), part(6, 4), moved];
+        parts.extend((0..=PARTS_MAX).map(|_| part(10, 0)));
+        let places = |parts: &[LowRankPart]| -> Vec<_> {
+            parts.iter().map(|part| (part.rows.start, part.rank())).collect()
+        };
+        let (fused, composed) = apart(&parts, |_| true);
+        assert_eq!(places(&fused), [(0, 8), (2, 256), (0, RANK_MAX)]);
+        let beginning = [(4, 8), (4, RANK_MAX + 8), (6, 12), (8, 8)];
+        assert_eq!(places(&composed)[..4], beginning);
+        assert_eq!(places(&composed)[4..], [(10, 8); PARTS_MAX + 1]);
+        let (fused, composed) = apart(&parts[..3], |part| part.rank() != 8);
+        assert_eq!((places(&fused), places(&composed)), (vec![(2, 256)], vec![(0, 8), (0, RANK_MAX)]));
     }
 
     #[test]

@@ -186,7 +186,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
 ];
 
 /// Ranks, and how many columns they change.
-const LOW_RANKS: [[usize; 2]; 4] = [[16, WIDTH], [5, 128], [128, 64], [40, 200]];
+const LOW_RANKS: [[usize; 2]; 4] = [[16, WIDTH], [5, 128], [256, 64], [40, 200]];
 
 /// An operation of this group, still without operands.
 const fn of(name: &'static str, op: fn(&[Tensor]) -> Result<Tensor>) -> Operation {

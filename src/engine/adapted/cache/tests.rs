@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 
 use super::*;
 use crate::domain::model::ModelFiles;
@@ -46,6 +46,18 @@ fn an_adapter_is_read_once_and_nothing_waits_for_it() {
     let second = cache.load(&uses).expect("there");
     assert!(Arc::ptr_eq(&first.0[0].0, &second.0[0].0), "the same numbers");
     assert_eq!((first.0[0].1, cache.entries.len()), (0.5, 1));
+}
+
+/// A job asks once for each step of others.
+#[test]
+fn a_file_that_was_read_is_there_at_the_next_call() {
+    let mut cache = cache(usize::MAX);
+    let uses = used(1, "a1_peft");
+    assert!(!cache.prepare(&uses).expect("begins"));
+    while cache.entries.iter().any(|entry| !entry.is_droppable()) {
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    assert!(cache.prepare(&uses).expect("is there"));
 }
 
 #[test]
@@ -149,4 +161,33 @@ fn what_cannot_be_applied_is_refused_by_its_id_and_without_its_path() {
         }
         assert!(cache.entries.is_empty());
     }
+}
+
+/// A device's steps wait for one piece at a time.
+#[test]
+fn changes_move_to_a_device_in_pieces_and_stay_in_their_order() {
+    let change = |first: usize, rows: usize| {
+        let bias = Tensor::zeros((1, rows), DType::F32, &Device::Cpu).expect("a row");
+        RowChange { rows: first..first + rows, form: None, norm: None, bias: Some(bias) }
+    };
+    // Two fit into a piece, three do not, and one is larger than a piece.
+    let changes = vec![change(0, 4), change(4, 4), change(8, 4), change(12, 16), change(28, 1)];
+    let starts = |changes: &[RowChange]| changes.iter().map(|change| change.rows.start).collect::<Vec<_>>();
+    let (id, bytes) = (AdapterId::of_sha256([1; 32]), changes.iter().map(RowChange::bytes).sum());
+    let (modules, norms) = (HashMap::from([("a".to_owned(), changes)]), HashMap::new());
+    let moved = LoadedAdapter { id, is_of_text: false, inputs_joined: 0, modules: HashMap::new(), norms };
+    let mut state = State::Moving(Moving { left: one_by_one(modules), moved, bytes });
+    let mut counts = Vec::new();
+    let (adapter, moved_bytes) = loop {
+        match state {
+            State::Ready(adapter, bytes) => break (adapter, bytes),
+            State::Moving(moving) => state = moving.advance(&Device::Cpu, 10 * size_of::<f32>()).expect("moves"),
+            State::Reading(_) | State::Read(_) => panic!("it was read"),
+        }
+        if let State::Moving(moving) = &state {
+            counts.push(moving.moved.modules["a"].len());
+        }
+    };
+    assert_eq!((counts, moved_bytes), (vec![2, 3, 4], bytes));
+    assert_eq!(starts(&adapter.modules["a"]), [0, 4, 8, 12, 28]);
 }

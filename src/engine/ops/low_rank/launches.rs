@@ -9,6 +9,8 @@ const ROWS: usize = 64;
 /// Ranks of a block of the first, and columns of a block of the second.
 const RANKS: usize = 32;
 const COLUMNS: usize = 64;
+/// Values between the two products from which on a launch takes no further rows: 128 MiB, which the next one has again.
+const INNER_MAX: usize = 64 << 20;
 
 /// The sizes of a change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +47,8 @@ pub(in crate::engine::ops) struct Launch {
 pub(in crate::engine::ops) fn launches(changes: &[Sizes]) -> Vec<Launch> {
     let mut launches: Vec<Launch> = Vec::new();
     for group in groups(changes) {
-        let is_full = launches.last().is_none_or(|launch| launch.parts.len() + group.len() > PARTS_MAX);
-        if is_full {
+        let is_full = |launch: &Launch| launch.parts.len() + group.len() > PARTS_MAX || launch.inner >= INNER_MAX;
+        if launches.last().is_none_or(is_full) {
             launches.push(Launch::default());
         }
         if let Some(launch) = launches.last_mut() {
@@ -131,5 +133,16 @@ mod tests {
         }
         let numbers = launches.iter().flat_map(|launch| launch.parts.iter().map(|part| part.part));
         assert_eq!(numbers.collect::<Vec<_>>(), (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_between_the_products_takes_no_more_memory_in_a_launch_than_its_last_rows_need() {
+        let rows = 4096;
+        let changes: Vec<Sizes> =
+            (0..80).map(|number| change(number / 4 * rows..(number / 4 + 1) * rows, 0..64, 512)).collect();
+        let of_group = 4 * rows * 512;
+        let launches = launches(&changes);
+        assert_eq!(launches.iter().map(|launch| launch.parts.len()).collect::<Vec<_>>(), [32, 32, 16]);
+        assert!(launches.iter().all(|launch| launch.inner < INNER_MAX + of_group));
     }
 }

@@ -8,7 +8,7 @@ use candle_core::Tensor;
 pub(in crate::engine::ops) const PARTS_MAX: usize = 48;
 
 /// A change of some columns of some rows: `scale × (x downᵀ) upᵀ` is added to them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct LowRankPart<'a> {
     /// The rows of a stream, those of `x` and of what is changed. Parts have the same rows or none in common.
     pub(crate) rows: Range<usize>,
