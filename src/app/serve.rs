@@ -32,12 +32,13 @@ use crate::domain::clock::{Clock, SystemClock};
 use crate::domain::device::Devices;
 use crate::domain::ids::ModelId;
 use crate::engine;
-use crate::hooks;
+use crate::hooks::{self, Webhooks};
 use crate::http::{self, HttpParts, HttpSettings, Tls};
 use crate::jobs::{ENDED_JOBS_PER_OWNER_MAX, INPUT_IMAGES_BYTES_MAX, JobService, JobSettings, ServiceParts};
 use crate::kubernetes::{Cluster, Kubernetes, KubernetesParts};
 use crate::queue::Queue;
 use crate::shutdown::{self, Shutdown, ShutdownTrigger};
+use crate::store::Store;
 use crate::telemetry::pipe::Pipe;
 use crate::telemetry::{self, LAST_LINES_DEADLINE};
 use crate::usage::Usage;
@@ -208,6 +209,13 @@ struct Worker {
     close: ShutdownTrigger,
 }
 
+/// Watches budgets, and delivers what is to be told of them and of jobs.
+fn keep_telling(keepers: &mut JoinSet<()>, store: &Store, usage: Usage, webhooks: Webhooks) {
+    keepers.spawn(tell_of_alerts(store.clone(), usage.clone(), webhooks.clone()));
+    keepers.spawn(async move { usage.watch_budgets().await });
+    keepers.spawn(async move { webhooks.deliver().await });
+}
+
 fn warn(note: Option<String>) {
     if let Some(note) = note {
         tracing::warn!("{note}");
@@ -290,9 +298,7 @@ impl Worker {
         keepers.spawn(revoked_keys::cancel_their_jobs(keys.store.clone(), keys.service.clone(), jobs.clone()));
         keepers.spawn(async move { kubernetes.keep().await });
         keepers.spawn(uploads.keep());
-        keepers.spawn(tell_of_alerts(keys.store.clone(), usage.clone(), webhooks.clone()));
-        keepers.spawn(async move { usage.watch_budgets().await });
-        keepers.spawn(async move { webhooks.deliver().await });
+        keep_telling(&mut keepers, &keys.store, usage, webhooks);
         Ok(Self { urls, catalog, queues, jobs, servers, uses, keepers, close })
     }
 

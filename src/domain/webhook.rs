@@ -43,14 +43,8 @@ impl WebhookEvent {
     pub const OF_JOBS: [Self; 4] = [Self::Started, Self::Succeeded, Self::Failed, Self::Canceled];
 
     /// What a key may name: the events of its jobs, and those of its budget.
-    pub const OF_KEYS: [Self; 6] = [
-        Self::Started,
-        Self::Succeeded,
-        Self::Failed,
-        Self::Canceled,
-        Self::BudgetWarning,
-        Self::BudgetExhausted,
-    ];
+    pub const OF_KEYS: [Self; 6] =
+        [Self::Started, Self::Succeeded, Self::Failed, Self::Canceled, Self::BudgetWarning, Self::BudgetExhausted];
 
     /// Its name on the wire and in the database.
     #[must_use]

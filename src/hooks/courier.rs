@@ -202,10 +202,8 @@ impl Inner {
     async fn way_of<'a>(&'a self, delivery: &'a Delivery) -> Result<Result<Way<'a>, Tried>, WebhookError> {
         if delivery.key == KeyId::NONE {
             // As configured now: its row has neither the path nor the secret.
-            let way = |receiver: &'a AlertReceiver| Way {
-                url: receiver.url(),
-                secrets: vec![Arc::clone(receiver.secret())],
-            };
+            let way =
+                |receiver: &'a AlertReceiver| Way { url: receiver.url(), secrets: vec![Arc::clone(receiver.secret())] };
             return Ok(self.receiver.as_ref().map(way).ok_or(Tried::Hopeless(NO_RECEIVER)));
         }
         match self.keys.get(delivery.key).await {

@@ -78,6 +78,7 @@ mod tests {
             only_allowed_hosts: false,
             secret_path: "unused".into(),
             origin: String::new(),
+            alerts: None,
         };
         let asked = AtomicUsize::new(0);
         let lookup = move |_: String| -> BoxFuture<'static, io::Result<Vec<IpAddr>>> {

@@ -210,7 +210,11 @@ mod tests {
         assert!(!bucket.is_down());
         bucket.put(id, OutputFormat::Png, b"image").await.expect("written");
         assert_eq!(bucket.get(id, OutputFormat::Png).await.as_deref(), Ok(&b"image"[..]));
-        assert_eq!(bucket.get(id, OutputFormat::Webp).await, Err(ObjectsError::Missing), "another format is another file");
+        assert_eq!(
+            bucket.get(id, OutputFormat::Webp).await,
+            Err(ObjectsError::Missing),
+            "another format is another file"
+        );
         assert_eq!(bucket.link(id, OutputFormat::Png).await, None);
     }
 }

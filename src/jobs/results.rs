@@ -214,7 +214,8 @@ mod tests {
     fn a_survey_counts_all_images_and_lists_the_oldest_first() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let files = ResultFiles::open(folder.path()).expect("a usable folder");
-        let id = |number: u8| format!("job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e{number:02x}").parse::<JobId>().expect("an id");
+        let id =
+            |number: u8| format!("job_018f3c1e9d5b7a2c8e4f6a1b2c3d4e{number:02x}").parse::<JobId>().expect("an id");
         for number in [7, 3, 5, 1] {
             files.write(id(number), OutputFormat::Png, b"an image").expect("writable");
         }

@@ -107,11 +107,7 @@ async fn survey(inner: &Inner, after: Option<JobId>) -> Result<Survey, JobsError
 }
 
 /// Moves an image. One that cannot be read stays, and keeps no other.
-async fn move_image(
-    inner: &Inner,
-    bucket: &Bucket,
-    (id, format): (JobId, OutputFormat),
-) -> Result<(), ObjectsError> {
+async fn move_image(inner: &Inner, bucket: &Bucket, (id, format): (JobId, OutputFormat)) -> Result<(), ObjectsError> {
     let bytes = match tokio::fs::read(inner.files.path(id, format)).await {
         Ok(bytes) => bytes,
         Err(error) => {

@@ -84,10 +84,7 @@ pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
     (&["rustix"], &["app/compute_threads", "app/open_files", "config/own_file", "engine/adapted/background"]),
     (&["hf_hub"], &["hub"]),
     (&["object_store"], &["objects"]),
-    (
-        &["reqwest"],
-        &["hooks/resolver", "hooks/sender", "hooks/target", "hub", "moderation/client", "objects/client"],
-    ),
+    (&["reqwest"], &["hooks/resolver", "hooks/sender", "hooks/target", "hub", "moderation/client", "objects/client"]),
     (&["rustls_platform_verifier"], &["outgoing"]),
     (&["sha1"], &["hub/checksum"]),
     (&["sha2"], &["hooks/signature", "hub/checksum", "loras/files", "uploads/files"]),

@@ -146,11 +146,8 @@ pub(in crate::config) const RESULTS_ENDPOINT: Variable = variable(
 );
 pub(in crate::config) const RESULTS_REGION: Variable =
     variable("FLUXSERVE_RESULTS_REGION", "results.region", "region of an S3 bucket");
-pub(in crate::config) const RESULTS_ALLOW_HTTP: Variable = variable(
-    "FLUXSERVE_RESULTS_ALLOW_HTTP",
-    "results.allow_http",
-    "true: that store may be reached without TLS",
-);
+pub(in crate::config) const RESULTS_ALLOW_HTTP: Variable =
+    variable("FLUXSERVE_RESULTS_ALLOW_HTTP", "results.allow_http", "true: that store may be reached without TLS");
 pub(in crate::config) const RESULTS_LINKS: Variable = variable(
     "FLUXSERVE_RESULTS_LINKS",
     "results.links",

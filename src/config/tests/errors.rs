@@ -4,8 +4,8 @@ use super::*;
 
 #[test]
 fn an_error_names_its_place_and_a_hint() {
-    let file_cases = [
-        ("listen = \"here\"", &["field `listen`", "`here`"][..]),
+    assert_named(&[
+        ("listen = \"here\"", &["field `listen`", "`here`"]),
         ("admin_listen = \"9001\"", &["field `admin_listen`", "`9001`", "127.0.0.1:8080"]),
         (
             "[tls]\ncertificate = \"a.pem\"",
@@ -35,30 +35,10 @@ fn an_error_names_its_place_and_a_hint() {
         ("[http]\ntrusted_proxies = [\"a.b\"]", &["field `http.trusted_proxies`", "10.0.0.0/8"]),
         ("[http]\nhosts = [\"a.b:80\"]", &["field `http.hosts`", "`a.b:80`", "without a port"]),
         ("[results]\nretention_seconds = 1", &["field `results.retention_seconds`", "from 60"]),
-        (
-            "[moderation]\nurl = \"moderation.example.org\"",
-            &["field `moderation.url`", "https://moderation.example.org/review"],
-        ),
-        (
-            "[moderation]\nurl = \"https://a.b/c\"\nbefore = false\nafter = false",
-            &["field `moderation.url`", "`moderation.before` or `moderation.after`"],
-        ),
-        ("[moderation]\non_failure = \"ask\"", &["field `moderation.on_failure`", "`refuse` or `allow`"]),
-        ("[moderation]\ntimeout_seconds = 0", &["field `moderation.timeout_seconds`", "from 1 to 120"]),
         ("[log]\nformat = \"xml\"", &["field `log.format`", "`text` or `json`"]),
         (
             "[telemetry]\notlp_endpoint = \"localhost:4318\"",
             &["field `telemetry.otlp_endpoint`", "http://localhost:4318"],
-        ),
-        ("[webhooks]\nallowed_hosts = [\"a.b:80\"]", &["field `webhooks.allowed_hosts`", "`a.b:80`", "10.0.0.0/8"]),
-        ("[webhooks]\nonly_allowed_hosts = true", &["field `webhooks.only_allowed_hosts`", "`webhooks.allowed_hosts`"]),
-        (
-            "[webhooks]\nalerts_url = \"https://a.b\"",
-            &["field `webhooks.alerts_url`", "`webhooks.alerts_secret`", "FLUXSERVE_WEBHOOKS_ALERTS_SECRET"],
-        ),
-        (
-            "[webhooks]\nalerts_secret = \"whsec_hush\"",
-            &["field `webhooks.alerts_secret`", "`webhooks.alerts_url`", "FLUXSERVE_WEBHOOKS_ALERTS_URL"],
         ),
         ("[kubernetes]\nserver = \"http://c\"", &["field `kubernetes.server`", "https://cluster.example.org"]),
         ("[kubernetes]\nserver = \"https://c'; reboot\"", &["field `kubernetes.server`"]),
@@ -70,8 +50,38 @@ fn an_error_names_its_place_and_a_hint() {
         ),
         ("port = 8080", &["unknown field `port`"]),
         ("listen", &["line 1"]),
-    ];
-    for (text, parts) in file_cases {
+    ]);
+}
+
+#[test]
+fn an_error_about_a_service_names_its_place_and_a_hint() {
+    assert_named(&[
+        (
+            "[moderation]\nurl = \"moderation.example.org\"",
+            &["field `moderation.url`", "https://moderation.example.org/review"],
+        ),
+        (
+            "[moderation]\nurl = \"https://a.b/c\"\nbefore = false\nafter = false",
+            &["field `moderation.url`", "`moderation.before` or `moderation.after`"],
+        ),
+        ("[moderation]\non_failure = \"ask\"", &["field `moderation.on_failure`", "`refuse` or `allow`"]),
+        ("[moderation]\ntimeout_seconds = 0", &["field `moderation.timeout_seconds`", "from 1 to 120"]),
+        ("[webhooks]\nallowed_hosts = [\"a.b:80\"]", &["field `webhooks.allowed_hosts`", "`a.b:80`", "10.0.0.0/8"]),
+        ("[webhooks]\nonly_allowed_hosts = true", &["field `webhooks.only_allowed_hosts`", "`webhooks.allowed_hosts`"]),
+        (
+            "[webhooks]\nalerts_url = \"https://a.b\"",
+            &["field `webhooks.alerts_url`", "`webhooks.alerts_secret`", "FLUXSERVE_WEBHOOKS_ALERTS_SECRET"],
+        ),
+        (
+            "[webhooks]\nalerts_secret = \"whsec_hush\"",
+            &["field `webhooks.alerts_secret`", "`webhooks.alerts_url`", "FLUXSERVE_WEBHOOKS_ALERTS_URL"],
+        ),
+    ]);
+}
+
+#[track_caller]
+fn assert_named(cases: &[(&str, &[&str])]) {
+    for (text, parts) in cases {
         let error = Sources::new().file(text).error();
         for part in [&[DEFAULT_FILE][..], parts].concat() {
             assert!(error.contains(part), "{part:?} in {error}");

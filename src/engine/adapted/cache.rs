@@ -268,9 +268,8 @@ impl Moving {
 
 /// The changes of all modules, those of each in their order when they are taken from the end.
 fn one_by_one(modules: HashMap<String, Vec<RowChange>>) -> Vec<(String, RowChange)> {
-    let named = |(name, changes): (String, Vec<RowChange>)| {
-        changes.into_iter().rev().map(move |change| (name.clone(), change))
-    };
+    let named =
+        |(name, changes): (String, Vec<RowChange>)| changes.into_iter().rev().map(move |change| (name.clone(), change));
     modules.into_iter().flat_map(named).collect()
 }
 

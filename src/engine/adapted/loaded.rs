@@ -342,8 +342,7 @@ mod tests {
             change.added((&part, &change.rows), &input, &layer, 0.5).expect("adds")
         };
         let together = Tensor::cat(&pieces.iter().map(added).collect::<Vec<_>>(), 1).expect("side by side");
-        let largest: f32 =
-            (together - added(&whole)).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("one shape");
+        let largest: f32 = (together - added(&whole)).and_then(|d| d.abs()?.max_all()?.to_scalar()).expect("one shape");
         assert!(largest < 1e-4, "off by {largest:e}");
         let norm = Some(Norm::rows(vec![1.0; rows.len()]).expect("norms"));
         let relative = RowChange { norm, ..whole };

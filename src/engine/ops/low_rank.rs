@@ -262,9 +262,8 @@ mod tests {
         let moved = LowRankPart { rows: 8..10, columns: 4..12, down: down_of_one, up: up_of_one, scale: 1.0 };
         let mut parts = vec![part(0, 0), part(2, 1), part(0, 2), part(4, 0), part(4, 3), part(6, 4), moved];
         parts.extend((0..=PARTS_MAX).map(|_| part(10, 0)));
-        let places = |parts: &[LowRankPart]| -> Vec<_> {
-            parts.iter().map(|part| (part.rows.start, part.rank())).collect()
-        };
+        let places =
+            |parts: &[LowRankPart]| -> Vec<_> { parts.iter().map(|part| (part.rows.start, part.rank())).collect() };
         let (fused, composed) = apart(&parts, |_| true);
         assert_eq!(places(&fused), [(0, 8), (2, 256), (0, RANK_MAX)]);
         let beginning = [(4, 8), (4, RANK_MAX + 8), (6, 12), (8, 8)];
