@@ -22,6 +22,7 @@ from pathlib import Path
 
 from axe_playwright_python.base import AXE_FILE_PATH
 from console_usage import usage_and_projects
+from console_webhooks import webhook_of_a_key
 from playwright.sync_api import expect, sync_playwright
 
 from console_forms import every_tab
@@ -177,7 +178,7 @@ def life_of_a_key(visitor, worker):
     key_row(page, "web shop").get_by_role("link", name="web shop").click()
     page.get_by_role("heading", level=1, name="web shop").wait_for()
     expect(priority_shown(page)).to_have_text("Highfour times the share of a normal key")
-    page.get_by_role("button", name="Edit").click()
+    page.get_by_role("button", name="Edit", exact=True).click()
     expect(page.get_by_label("Priority", exact=True)).to_have_value("high")
     page.get_by_label("Priority", exact=True).select_option("Low: yields to other keys")
     page.get_by_role("button", name="Save").click()
@@ -309,7 +310,7 @@ def one_key(visitor):
     key_row(page, "demo").get_by_role("link", name="demo").click()
     page.get_by_role("heading", level=1, name="demo").wait_for()
     visitor.look("key")
-    page.get_by_role("button", name="Edit").click()
+    page.get_by_role("button", name="Edit", exact=True).click()
     page.get_by_label("Priority", exact=True).scroll_into_view_if_needed()
     visitor.look("edit-key")
     page.get_by_role("button", name="Cancel").click()
@@ -365,6 +366,7 @@ def main():
             inpainting(visitor, worker.key)
             loras(visitor)
             usage_and_projects(visitor, worker, MODEL, step)
+            webhook_of_a_key(visitor, "demo", step)
             no_cluster(visitor)
             faults += visitor.close()
             for size, scheme in [("desktop", "light"), ("desktop", "dark"), ("phone", "light"), ("phone", "dark")]:

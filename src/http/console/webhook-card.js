@@ -23,7 +23,7 @@ export function webhookCard(key, signal) {
     const again = () => load();
     replace(
       tools,
-      isEditable && button("Edit", { symbol: "edit", onClick: () => editWebhook(key, webhook, again) }),
+      isEditable && button("Edit webhook", { symbol: "edit", onClick: () => editWebhook(key, webhook, again) }),
       isEditable &&
         button(webhook.secret_made_at ? "New secret" : "Make secret", {
           symbol: "rotate",
