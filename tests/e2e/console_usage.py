@@ -23,7 +23,7 @@ def shared_key(visitor):
     dialog.get_by_label("Amount of the budget").fill("1")
     visitor.look("create-project")
     dialog.get_by_role("button", name="Create project").click()
-    expect(page.get_by_test_id("toast-good")).to_contain_text("Created web team")
+    expect(page.get_by_test_id("toast-good").filter(has_text="Created web team")).to_be_visible()
     visitor.go("keys")
     page.get_by_role("button", name="Create API key").first.click()
     page.get_by_label("Name", exact=True).fill("of the team")
