@@ -255,7 +255,7 @@ impl HookStore {
 }
 
 /// A list as JSON, for `json_each`.
-fn list<T: serde::Serialize>(items: &[T]) -> String {
+pub(super) fn list<T: serde::Serialize>(items: &[T]) -> String {
     serde_json::to_string(items).expect("numbers and words are plain data")
 }
 

@@ -121,6 +121,31 @@ async fn a_test_is_delivered_and_the_log_is_kept_for_a_week() {
 }
 
 #[tokio::test]
+async fn a_long_log_is_deleted_soon_although_some_at_a_time() {
+    let app = TestApp::start().await;
+    // More than one sweep deletes, and all of them ended long ago.
+    let rows = "INSERT INTO webhook_deliveries (id, key_id, event, url, host, origin, is_default, happened_at_ms, state,
+                                                ended_at_ms)
+                WITH RECURSIVE numbers (number) AS
+                    (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 1500)
+                SELECT number, 'a key', 'job.failed', '', '', '', 0, 0, 'failed', 0 FROM numbers";
+    sqlx::query(rows).execute(app.store.pool()).await.expect("written");
+    app.stop_cleanly().await;
+    // It begins with a sweep.
+    let app = app.restart(Options::default()).await;
+    let started = Instant::now();
+    loop {
+        let left = sqlx::query_scalar("SELECT count(*) FROM webhook_deliveries").fetch_one(app.store.pool());
+        let left: i64 = left.await.expect("a count");
+        if left == 0 {
+            break;
+        }
+        assert!(started.elapsed() < PATIENCE, "{left} are left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
 async fn with_another_file_of_the_secret_nothing_is_signed_with_a_wrong_one() {
     let receiver = Receiver::start().await;
     let app = TestApp::start().await;
