@@ -223,11 +223,12 @@ async fn links_lead_to_the_bucket_if_they_shall() {
     let bucket = ResultBucket { redirect_life: Some(Duration::from_secs(30)), ..store.bucket() };
     let app = TestApp::with(options(bucket)).await;
     let id = generated(&app, 1).await;
-    let link = async |id: &str, key: Option<&str>| {
+    let ask = async |method: &str, id: &str, key: Option<&str>| {
         let view = app.get(&format!("/v1/inference/jobs/{id}")).await.json();
         let link = view["result_url"].as_str().expect("a URL").trim_start_matches("http://worker.test").to_owned();
-        app.send(request("GET", &link, key, None)).await
+        app.send(request(method, &link, key, None)).await
     };
+    let link = async |id: &str, key: Option<&str>| ask("GET", id, key).await;
     let answer = link(&id, None).await;
     assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT);
     assert_eq!(answer.header("location"), format!("https://bucket.test/{}?life=30", name_of(&id)));
@@ -236,6 +237,7 @@ async fn links_lead_to_the_bucket_if_they_shall() {
     let with_key = link(&id, Some(&app.keys.inference)).await;
     assert_eq!(with_key.status, StatusCode::OK, "neither is one that a client sends beside a link");
     assert_eq!(decoded(&with_key.bytes), (64, 64, colour(1)));
+    assert_eq!(ask("HEAD", &id, None).await.status, StatusCode::OK, "the bucket's link is for GET alone");
     store.set_down(true);
     let waits = generated(&app, 2).await;
     assert_eq!(decoded(&link(&waits, None).await.bytes), (64, 64, colour(2)), "it is not in the bucket yet");

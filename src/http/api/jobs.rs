@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -311,7 +311,8 @@ pub(in crate::http) async fn result(
         parameters.finish()?;
         let owner = state.jobs.owner_by_link(id, &ResultLink { expires, signature }).await?;
         refuse_unless_active(&state, owner).await?;
-        let may_lead_on = !has_credential(request.headers());
+        // What the bucket is asked is signed, too: no HEAD.
+        let may_lead_on = request.method() == Method::GET && !has_credential(request.headers());
         if may_lead_on && let Some(url) = state.jobs.image_link(owner, id).await? {
             return Ok(to_bucket(id, &url));
         }
