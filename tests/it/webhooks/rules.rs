@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::receiver::Receiver;
+use super::receiver::{Act, Receiver};
 use super::{Holder, PATIENCE, advance, with_webhook};
 use crate::app::{Options, TestApp, image};
 use crate::management::Administrator;
@@ -118,6 +118,24 @@ async fn a_test_is_delivered_and_the_log_is_kept_for_a_week() {
     app.clock.advance(time::Duration::days(8));
     assert_eq!(app.webhooks.sweep().await.expect("a sweep"), 3);
     assert_eq!(holder.log().await.len(), 0);
+}
+
+#[tokio::test]
+async fn what_is_asked_for_again_while_it_is_sent_is_sent_again() {
+    let receiver = Receiver::start().await;
+    let app = TestApp::start().await;
+    let holder = Holder::of(&app, Some(&receiver.url())).await;
+    receiver.plan([Act::Hold]);
+    holder.submit(&image(1)).await;
+    let id = receiver.until(1).await[0].header("webhook-id").to_owned();
+    // Or it would be due at the same moment as before.
+    app.clock.advance(time::Duration::seconds(1));
+    let resent = holder.call("POST", &format!("/v1/inference/deliveries/{id}/resend"), None).await;
+    assert_eq!(resent.status, StatusCode::ACCEPTED, "{}", resent.text());
+    receiver.release();
+    assert_eq!(receiver.until(2).await[1].header("webhook-id"), id);
+    let delivered = holder.until_newest(|delivery| delivery["state"] == "delivered").await;
+    assert_eq!(delivered["attempts"], 2);
 }
 
 #[tokio::test]
