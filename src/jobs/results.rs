@@ -171,7 +171,7 @@ impl OldImages {
 /// Whether a file is an incomplete one of ours, by its name.
 fn is_unfinished(path: &Path) -> bool {
     let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let is_ours = UNFINISHED_PREFIXES.iter().any(|prefix| name.starts_with(prefix));
+    let is_ours = UNFINISHED_PREFIXES.iter().any(|prefix| name.starts_with(*prefix));
     is_ours && path.extension().is_some_and(|extension| extension == UNFINISHED_EXTENSION)
 }
 
