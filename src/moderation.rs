@@ -21,7 +21,7 @@ use client::Client;
 pub use client::ModerationError;
 use wire::Answer;
 
-/// Reviews at one time. Others wait, and their time runs.
+/// Reviews of prompts at one time, and as many of images. Others wait.
 const REVIEWS_MAX: usize = 16;
 
 /// Whom to ask, and about what.
@@ -35,7 +35,7 @@ pub struct ModerationSettings {
     pub after: bool,
     /// What happens when it does not answer.
     pub on_failure: OnFailure,
-    /// The longest time of a review, from the question to the end of the answer.
+    /// The longest time of a review, from the question to the end of the answer, and the longest wait for its turn.
     pub timeout: Duration,
     /// Sent with each question as a bearer token.
     pub secret: Option<SharedSecret>,
@@ -45,7 +45,9 @@ pub struct ModerationSettings {
 pub struct Moderator {
     settings: ModerationSettings,
     client: Client,
-    places: Semaphore,
+    /// Apart, so that many prompts keep no image from being reviewed.
+    prompts: Semaphore,
+    images: Semaphore,
     admin: AdminService,
     keys: KeyService,
 }
@@ -72,13 +74,13 @@ impl Moderator {
     /// When the URL, or https on this machine, cannot be used.
     pub fn new(settings: ModerationSettings, admin: AdminService, keys: KeyService) -> Result<Self, ModerationError> {
         let client = Client::new(&settings.url, settings.timeout, settings.secret.as_ref())?;
-        Ok(Self { settings, client, places: Semaphore::new(REVIEWS_MAX), admin, keys })
+        let (prompts, images) = (Semaphore::new(REVIEWS_MAX), Semaphore::new(REVIEWS_MAX));
+        Ok(Self { settings, client, prompts, images, admin, keys })
     }
 
     async fn judge(&self, review: Review) -> Verdict {
         let about = About { stage: review.stage(), job: review.job, owner: review.owner, model: review.model.clone() };
-        let answered = tokio::time::timeout(self.settings.timeout, self.ask(review)).await;
-        let (verdict, noted) = self.meaning_of(answered.unwrap_or(Err(ModerationError::Timeout)));
+        let (verdict, noted) = self.meaning_of(self.ask_in_turn(review).await);
         let outcome = noted.as_ref().map_or("allowed", |noted| noted.outcome);
         metrics::reviewed(about.stage.as_str(), outcome);
         if let Some(noted) = noted {
@@ -87,9 +89,21 @@ impl Moderator {
         verdict
     }
 
+    /// Asks when it is this review's turn. Its time to be answered begins then: else what waits behind many others would have
+    /// no answer, however quick the service is.
+    async fn ask_in_turn(&self, review: Review) -> Result<Answer, ModerationError> {
+        let places = match review.stage() {
+            ReviewStage::Before => &self.prompts,
+            ReviewStage::After => &self.images,
+        };
+        let place = tokio::time::timeout(self.settings.timeout, places.acquire()).await;
+        // They are never closed: it is the wait that fails.
+        let _place = place.map_err(|_| ModerationError::Crowded)?.map_err(|_| ModerationError::Crowded)?;
+        let answered = tokio::time::timeout(self.settings.timeout, self.ask(review)).await;
+        answered.unwrap_or(Err(ModerationError::Timeout))
+    }
+
     async fn ask(&self, review: Review) -> Result<Answer, ModerationError> {
-        // Never closed.
-        let _place = self.places.acquire().await.map_err(|_| ModerationError::Timeout)?;
         // An image takes megabytes of base64.
         let question = spawn_blocking(move || wire::question(&review)).await;
         let question = question.map_err(|error| ModerationError::Question(error.to_string()))?;
@@ -105,9 +119,10 @@ impl Moderator {
                 (Verdict::Refused { reason }, Some(noted))
             }
             Err(error) => {
-                let (verdict, outcome) = match self.settings.on_failure {
-                    OnFailure::Refuse => (Verdict::Unavailable, "failed_refused"),
-                    OnFailure::Allow => (Verdict::Allowed, "failed_allowed"),
+                let (verdict, outcome) = match (self.settings.on_failure, &error) {
+                    // Nothing is wrong with the service. Whoever sends very much must not get past it.
+                    (_, ModerationError::Crowded) | (OnFailure::Refuse, _) => (Verdict::Unavailable, "failed_refused"),
+                    (OnFailure::Allow, _) => (Verdict::Allowed, "failed_allowed"),
                 };
                 let noted = Noted { action: AuditAction::ModerationFailed, outcome, reason: error.to_string() };
                 (verdict, Some(noted))

@@ -51,7 +51,7 @@ pub(super) fn result_store(layers: &[Layer]) -> Result<ResultStore, ConfigError>
     };
     if let Some(path) = text.strip_prefix(FOLDER_SCHEME) {
         without_bucket(layers)?;
-        let reason = || format!("`{text}` is not an absolute path: write it like file:///mnt/results");
+        let reason = || format!("`{text}` is not the absolute path of a folder: write it like file:///mnt/results");
         return folder(path).map(ResultStore::Folder).ok_or_else(|| origin.error(&env::RESULTS_STORE, reason()));
     }
     // The reason does not repeat the text: it may hold credentials, which do not belong there.
@@ -80,11 +80,11 @@ pub(super) fn result_store(layers: &[Layer]) -> Result<ResultStore, ConfigError>
     }))
 }
 
-/// The path of a `file:` URL, as it is written.
+/// The path of a `file:` URL, as it is written. Not the root of a disk: the folder is closed to other users.
 fn folder(path: &str) -> Option<PathBuf> {
     // There, a drive follows the slash.
     let path = if cfg!(windows) { path.trim_start_matches('/') } else { path };
-    Some(Path::new(path)).filter(|path| path.is_absolute()).map(Path::to_path_buf)
+    Some(Path::new(path)).filter(|path| path.is_absolute() && path.file_name().is_some()).map(Path::to_path_buf)
 }
 
 fn endpoint(layers: &[Layer], allow_http: bool) -> Result<Option<String>, ConfigError> {

@@ -36,6 +36,8 @@ const DUE_INTERVAL: Duration = Duration::from_secs(1);
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 /// Time between two sweeps of the log.
 const SWEEP_INTERVAL: Duration = Duration::from_mins(10);
+/// Time to the next sweep after one that has deleted something: there may be more than one deletes at a time.
+const SWEEP_AGAIN: Duration = Duration::from_secs(1);
 /// How long a delivery stays in the log after its end.
 const LOG_KEPT: time::Duration = time::Duration::days(7);
 /// How many ended deliveries of one key stay in the log.
@@ -60,6 +62,7 @@ impl Webhooks {
         }
         let (mut attempts, mut seen) = (JoinSet::new(), None);
         let (mut looked_at, mut counted_at, mut swept_at) = (None, None, None);
+        let mut sweep_pause = SWEEP_INTERVAL;
         loop {
             while attempts.try_join_next().is_some() {}
             let mark = self.0.store.change_mark();
@@ -75,11 +78,11 @@ impl Webhooks {
                     metrics::webhooks_pending(pending);
                 }
             }
-            if is_over(swept_at, SWEEP_INTERVAL) {
+            if is_over(swept_at, sweep_pause) {
                 swept_at = Some(Instant::now());
-                if let Err(error) = self.sweep().await {
-                    tracing::warn!(%error, "the log of webhooks was not swept");
-                }
+                let swept = self.sweep().await;
+                let swept = swept.inspect_err(|error| tracing::warn!(%error, "the log of webhooks was not swept"));
+                sweep_pause = if swept.is_ok_and(|deleted| deleted > 0) { SWEEP_AGAIN } else { SWEEP_INTERVAL };
             }
             tokio::select! {
                 () = self.0.flights.ended() => {}

@@ -248,7 +248,8 @@ impl Inner {
         to_the_millisecond(self.clock.now())
     }
 
-    /// The secrets that sign for a key now, the newest first; at least one.
+    /// The secrets that sign for a key now, the newest first; at least one. One before it that was made with another file is left out:
+    /// it is lost, and the new one signs by itself.
     pub(super) async fn secrets(&self, key: KeyId) -> Result<Vec<Arc<SigningSecret>>, WebhookError> {
         let stored = self.store.secrets(key, self.now()).await?;
         if stored.is_empty() {
@@ -257,10 +258,11 @@ impl Inner {
         let mut secrets = Vec::with_capacity(stored.len());
         for known in stored {
             let secret = self.master.derive(key, &known.salt);
-            if secret.tag() != known.tag {
+            if secret.tag() == known.tag {
+                secrets.push(Arc::new(secret));
+            } else if secrets.is_empty() {
                 return Err(WebhookError::OtherSecret);
             }
-            secrets.push(Arc::new(secret));
         }
         Ok(secrets)
     }

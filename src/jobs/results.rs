@@ -15,6 +15,9 @@ use crate::domain::format::OutputFormat;
 use crate::domain::ids::JobId;
 
 const UNFINISHED_EXTENSION: &str = "part";
+/// What the names of such files begin with: that of a job's image, and that of a probe. Others may have files there.
+const UNFINISHED_PREFIXES: [&str; 2] = ["job_", PROBE_PREFIX];
+const PROBE_PREFIX: &str = "probe-";
 /// About the size of a small image, so that a disk that passes the probe has room for an image.
 const PROBE_BYTES: usize = 64 * 1024;
 /// File names per page.
@@ -49,7 +52,7 @@ impl ResultFiles {
         create_private_folder(directory)?;
         for entry in fs::read_dir(directory)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == UNFINISHED_EXTENSION)
+            if is_unfinished(&path)
                 && let Err(error) = fs::remove_file(&path)
             {
                 // No reason not to serve.
@@ -84,7 +87,7 @@ impl ResultFiles {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the last probe of the disk has not ended yet"));
             }
         };
-        let path = self.unfinished(&format!("probe-{}", std::process::id()));
+        let path = self.unfinished(&format!("{PROBE_PREFIX}{}", std::process::id()));
         let written = self.write_unfinished(&path, &vec![0x5a; PROBE_BYTES]);
         let removed = fs::remove_file(&path);
         written.and(removed)
@@ -165,6 +168,13 @@ impl OldImages {
     }
 }
 
+/// Whether a file is an incomplete one of ours, by its name.
+fn is_unfinished(path: &Path) -> bool {
+    let name = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    let is_ours = UNFINISHED_PREFIXES.iter().any(|prefix| name.starts_with(*prefix));
+    is_ours && path.extension().is_some_and(|extension| extension == UNFINISHED_EXTENSION)
+}
+
 /// The image that a file is, by its name.
 fn image_of(entry: &fs::DirEntry) -> Option<(JobId, OutputFormat)> {
     let name = entry.file_name().into_string().ok()?;
@@ -235,9 +245,13 @@ mod tests {
     #[test]
     fn files_appear_complete_and_leftovers_are_removed() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        fs::write(folder.path().join("job_x.part"), b"half").expect("writable");
+        for name in ["job_x.part", "probe-1.part", "film.part"] {
+            fs::write(folder.path().join(name), b"half").expect("writable");
+        }
         let files = ResultFiles::open(folder.path()).expect("a usable folder");
-        assert!(!folder.path().join("job_x.part").exists());
+        let is_there = |name: &str| folder.path().join(name).exists();
+        assert!(!is_there("job_x.part") && !is_there("probe-1.part"));
+        assert!(is_there("film.part"), "it is somebody else's");
         let id = JobId::generate();
         files.write(id, OutputFormat::Png, b"whole").expect("writable");
         assert_eq!(fs::read(files.path(id, OutputFormat::Png)).expect("there"), b"whole");

@@ -27,6 +27,9 @@ pub enum ModerationError {
     /// It took too long.
     #[error("timed out")]
     Timeout,
+    /// It was not asked: too many other reviews took all the time.
+    #[error("not asked: too many reviews at the same time")]
+    Crowded,
     /// It answered something else than success.
     #[error("answered with status {0}")]
     Status(u16),

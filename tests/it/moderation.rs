@@ -7,6 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use fluxserve::domain::review::OnFailure;
 use fluxserve::moderation::ModerationSettings;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use crate::app::{MODEL, Options, TestApp, decoded, image, request};
@@ -192,6 +193,25 @@ async fn nobody_waits_longer_than_the_timeout() {
     moderator.release();
     let app = asking(&moderator, |_| {}).await;
     assert_eq!(app.post_with(&image(2), &AS_IMAGE).await.status, StatusCode::OK, "a slow answer is one");
+}
+
+#[tokio::test]
+async fn a_flood_of_prompts_gets_nothing_past_a_review() {
+    let moderator = StubModerator::start().await;
+    moderator.on_prompts(Reply::Wait);
+    let timeout = Duration::from_millis(500);
+    let settings = ModerationSettings { on_failure: OnFailure::Allow, timeout, ..moderator.settings() };
+    let app = TestApp::with(Options { moderation: Some(settings), jobs_max: 100, ..Options::default() }).await;
+    let bodies: Vec<Value> = (0..80).map(image).collect();
+    let answers = join_all(bodies.iter().map(|body| app.post(body))).await;
+    let count = |status: StatusCode| answers.iter().filter(|answer| answer.status == status).count();
+    // How many of them get a turn depends on this machine.
+    let (refused, accepted) = (count(StatusCode::SERVICE_UNAVAILABLE), count(StatusCode::ACCEPTED));
+    assert!(refused > 0 && accepted >= 16 && refused + accepted == answers.len(), "{refused} {accepted}");
+    let entries = Administrator::of(&app).await.get("/v1/audit?limit=100").await["data"].clone();
+    let entries = entries.as_array().expect("entries");
+    let crowded = entries.iter().find(|entry| entry["detail"]["outcome"] == "failed_refused").expect("a refusal");
+    assert_eq!(crowded["detail"]["reason"], "not asked: too many reviews at the same time");
 }
 
 #[tokio::test]

@@ -223,19 +223,24 @@ async fn links_lead_to_the_bucket_if_they_shall() {
     let bucket = ResultBucket { redirect_life: Some(Duration::from_secs(30)), ..store.bucket() };
     let app = TestApp::with(options(bucket)).await;
     let id = generated(&app, 1).await;
-    let link = async |id: &str| {
+    let ask = async |method: &str, id: &str, key: Option<&str>| {
         let view = app.get(&format!("/v1/inference/jobs/{id}")).await.json();
         let link = view["result_url"].as_str().expect("a URL").trim_start_matches("http://worker.test").to_owned();
-        app.send(request("GET", &link, None, None)).await
+        app.send(request(method, &link, key, None)).await
     };
-    let answer = link(&id).await;
+    let link = async |id: &str, key: Option<&str>| ask("GET", id, key).await;
+    let answer = link(&id, None).await;
     assert_eq!(answer.status, StatusCode::TEMPORARY_REDIRECT);
     assert_eq!(answer.header("location"), format!("https://bucket.test/{}?life=30", name_of(&id)));
     assert_eq!((answer.header("cache-control"), answer.header("x-job-id")), ("no-store", id.as_str()));
     assert_eq!(result(&app, &id).await.status, StatusCode::OK, "a key is not sent along to a bucket");
+    let with_key = link(&id, Some(&app.keys.inference)).await;
+    assert_eq!(with_key.status, StatusCode::OK, "neither is one that a client sends beside a link");
+    assert_eq!(decoded(&with_key.bytes), (64, 64, colour(1)));
+    assert_eq!(ask("HEAD", &id, None).await.status, StatusCode::OK, "the bucket's link is for GET alone");
     store.set_down(true);
     let waits = generated(&app, 2).await;
-    assert_eq!(decoded(&link(&waits).await.bytes), (64, 64, colour(2)), "it is not in the bucket yet");
+    assert_eq!(decoded(&link(&waits, None).await.bytes), (64, 64, colour(2)), "it is not in the bucket yet");
     let wrong = format!("/v1/inference/jobs/{id}/result?expires=1&signature=x");
     assert_eq!(app.send(request("GET", &wrong, None, None)).await.code(), "link_refused");
 }

@@ -162,6 +162,7 @@ async fn a_project_is_managed_and_goes_when_its_keys_have_left() {
         (json!({ "limits": { "budget": { "megapixel_steps": 0 } } }), "limits.budget.megapixel_steps"),
         (json!({ "limits": { "budget": { "megapixel_steps": 1, "money": "1" } } }), "limits.budget.money"),
         (json!({ "limits": { "budget": { "money": "1" } } }), "limits.budget.money"),
+        (json!({ "limits": { "budget": { "money": "1e3" } } }), "limits.budget.money"),
         (json!({ "limits": { "priority": "high" } }), "limits.priority"),
         (json!({ "color": "red" }), "color"),
     ] {

@@ -25,6 +25,8 @@ fn what_has_no_effect_or_no_sense_is_refused() {
     let cases = [
         ("[results]\nstore = \"ftp://a\"", &["field `results.store`", "s3://bucket/prefix", "file:///mnt/results"][..]),
         ("[results]\nstore = \"file://here\"", &["field `results.store`", "absolute path"]),
+        ("[results]\nstore = \"file:///\"", &["field `results.store`", "absolute path of a folder"]),
+        ("[results]\nstore = \"file:///mnt/..\"", &["field `results.store`", "absolute path of a folder"]),
         ("[results]\nendpoint = \"https://a\"", &["field `results.endpoint`", "set `results.store`"]),
         ("[results]\nstore = \"file:///a\"\nlinks = \"stream\"", &["field `results.links`", "is for a bucket"]),
         ("[results]\nstore = \"gs://a\"\nregion = \"b\"", &["field `results.region`", "buckets of S3"]),

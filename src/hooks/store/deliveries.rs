@@ -164,7 +164,7 @@ impl HookStore {
         Ok(rows.iter().filter_map(readable).collect())
     }
 
-    /// Stores what became of an attempt.
+    /// Stores what became of an attempt. A delivery that was asked for again meanwhile stays due.
     pub(in crate::hooks) async fn note_attempt(
         &self,
         due: &DueDelivery,
@@ -178,8 +178,11 @@ impl HookStore {
         };
         let mut transaction = self.0.pool().begin_with("BEGIN IMMEDIATE").await?;
         sqlx::query(
-            "UPDATE webhook_deliveries SET state = ?1, attempts = attempts + 1, failures = failures + ?2, next_at_ms = ?3,
-                                           tried_at_ms = ?4, ended_at_ms = ?5, last_status = ?6, last_error = ?7
+            "UPDATE webhook_deliveries SET state = iif(next_at_ms IS ?9, ?1, state), attempts = attempts + 1,
+                                           failures = iif(next_at_ms IS ?9, failures + ?2, failures),
+                                           next_at_ms = iif(next_at_ms IS ?9, ?3, next_at_ms),
+                                           tried_at_ms = ?4, ended_at_ms = iif(next_at_ms IS ?9, ?5, ended_at_ms),
+                                           last_status = ?6, last_error = ?7
              WHERE number = ?8",
         )
         .bind(state)
@@ -190,6 +193,7 @@ impl HookStore {
         .bind(*status)
         .bind(error.as_deref())
         .bind(due.number)
+        .bind(due.delivery.next_at.map(to_milliseconds))
         .execute(&mut *transaction)
         .await?;
         if *is_gone && due.is_default {
@@ -255,7 +259,7 @@ impl HookStore {
 }
 
 /// A list as JSON, for `json_each`.
-fn list<T: serde::Serialize>(items: &[T]) -> String {
+pub(super) fn list<T: serde::Serialize>(items: &[T]) -> String {
     serde_json::to_string(items).expect("numbers and words are plain data")
 }
 

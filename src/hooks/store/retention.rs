@@ -3,6 +3,7 @@
 use time::OffsetDateTime;
 
 use super::HookStore;
+use super::deliveries::list;
 use crate::hooks::error::WebhookError;
 use crate::store::to_milliseconds;
 
@@ -26,15 +27,27 @@ impl HookStore {
                  (SELECT number FROM webhook_deliveries WHERE ended_at_ms < ? ORDER BY ended_at_ms LIMIT ?)",
         );
         let old = old.bind(to_milliseconds(cutoff)).bind(ROWS_AT_ONCE).execute(self.0.pool()).await?;
-        let beyond = sqlx::query(
-            "DELETE FROM webhook_deliveries WHERE number IN (
-                 SELECT number FROM (
-                     SELECT number, row_number() OVER (PARTITION BY key_id ORDER BY number DESC) AS place
-                     FROM webhook_deliveries WHERE ended_at_ms IS NOT NULL)
-                 WHERE place > ? LIMIT ?)",
+        // Read first: this looks at all rows, and would keep others from writing.
+        let beyond: Vec<i64> = sqlx::query_scalar(
+            "SELECT number FROM (
+                 SELECT number, row_number() OVER (PARTITION BY key_id ORDER BY number DESC) AS place
+                 FROM webhook_deliveries WHERE ended_at_ms IS NOT NULL)
+             WHERE place > ? LIMIT ?",
+        )
+        .bind(kept)
+        .bind(ROWS_AT_ONCE)
+        .fetch_all(self.0.pool())
+        .await?;
+        if beyond.is_empty() {
+            return Ok(old.rows_affected());
+        }
+        // One that was asked for again meanwhile is pending.
+        let deleted = sqlx::query(
+            "DELETE FROM webhook_deliveries
+             WHERE number IN (SELECT value FROM json_each(?)) AND ended_at_ms IS NOT NULL",
         );
-        let beyond = beyond.bind(kept).bind(ROWS_AT_ONCE).execute(self.0.pool()).await?;
-        Ok(old.rows_affected() + beyond.rows_affected())
+        let deleted = deleted.bind(list(&beyond)).execute(self.0.pool()).await?;
+        Ok(old.rows_affected() + deleted.rows_affected())
     }
 
     /// Makes due what a clock that was ahead has put off beyond `latest`.

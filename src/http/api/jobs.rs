@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, LOCATION};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -18,7 +18,7 @@ use crate::domain::ids::{JobId, KeyId, ModelId};
 use crate::domain::job::JobStatus;
 use crate::domain::step_cache::CacheKind;
 use crate::http::error::{ApiError, ErrorCode};
-use crate::http::extract::caller::InferenceCaller;
+use crate::http::extract::caller::{InferenceCaller, has_credential};
 use crate::http::extract::path::JobPath;
 use crate::http::extract::query::Parameters;
 use crate::http::openapi::schema::{one_of, text};
@@ -311,7 +311,9 @@ pub(in crate::http) async fn result(
         parameters.finish()?;
         let owner = state.jobs.owner_by_link(id, &ResultLink { expires, signature }).await?;
         refuse_unless_active(&state, owner).await?;
-        if let Some(url) = state.jobs.image_link(owner, id).await? {
+        // What the bucket is asked is signed, too: no HEAD.
+        let may_lead_on = request.method() == Method::GET && !has_credential(request.headers());
+        if may_lead_on && let Some(url) = state.jobs.image_link(owner, id).await? {
             return Ok(to_bucket(id, &url));
         }
         state.jobs.image(owner, id).await?
@@ -324,7 +326,8 @@ pub(in crate::http) async fn result(
     Ok(image_response(id, None, image))
 }
 
-/// Leads the holder of a link to the bucket. Never the holder of a key: clients send their headers along to where they are led.
+/// Leads the holder of a link to the bucket. Never one who sends a key, also not beside a link: clients send their headers along to
+/// where they are led.
 fn to_bucket(id: JobId, url: &str) -> Response {
     let headers = [
         (LOCATION, HeaderValue::try_from(url).expect("a URL is visible ASCII")),

@@ -125,6 +125,11 @@ pub(in crate::http) fn peer_address(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<ConnectInfo<SocketAddr>>().map(|info| info.0.ip().to_canonical())
 }
 
+/// Whether a request brings a credential, valid or not.
+pub(in crate::http) fn has_credential(headers: &HeaderMap) -> bool {
+    headers.contains_key(API_KEY) || headers.contains_key(AUTHORIZATION)
+}
+
 /// The presented key. Two different keys count as none: it is unknown which one is meant.
 fn presented_key(headers: &HeaderMap, takes_basic: bool) -> Option<Cow<'_, str>> {
     let named = headers.get_all(API_KEY).iter().map(|value| value.to_str().ok().map(Cow::Borrowed));

@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use futures_util::future::BoxFuture;
 use serde_json::{Value, json};
 
-use super::receiver::Receiver;
+use super::receiver::{Act, Receiver};
 use super::{Holder, PATIENCE, advance, with_webhook};
 use crate::app::{Options, TestApp, image};
 use crate::management::Administrator;
@@ -121,6 +121,49 @@ async fn a_test_is_delivered_and_the_log_is_kept_for_a_week() {
 }
 
 #[tokio::test]
+async fn what_is_asked_for_again_while_it_is_sent_is_sent_again() {
+    let receiver = Receiver::start().await;
+    let app = TestApp::start().await;
+    let holder = Holder::of(&app, Some(&receiver.url())).await;
+    receiver.plan([Act::Hold]);
+    holder.submit(&image(1)).await;
+    let id = receiver.until(1).await[0].header("webhook-id").to_owned();
+    // Or it would be due at the same moment as before.
+    app.clock.advance(time::Duration::seconds(1));
+    let resent = holder.call("POST", &format!("/v1/inference/deliveries/{id}/resend"), None).await;
+    assert_eq!(resent.status, StatusCode::ACCEPTED, "{}", resent.text());
+    receiver.release();
+    assert_eq!(receiver.until(2).await[1].header("webhook-id"), id);
+    let delivered = holder.until_newest(|delivery| delivery["state"] == "delivered").await;
+    assert_eq!(delivered["attempts"], 2);
+}
+
+#[tokio::test]
+async fn a_long_log_is_deleted_soon_although_some_at_a_time() {
+    let app = TestApp::start().await;
+    // More than one sweep deletes, and all of them ended long ago.
+    let rows = "INSERT INTO webhook_deliveries (id, key_id, event, url, host, origin, is_default, happened_at_ms, state,
+                                                ended_at_ms)
+                WITH RECURSIVE numbers (number) AS
+                    (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 1500)
+                SELECT number, 'a key', 'job.failed', '', '', '', 0, 0, 'failed', 0 FROM numbers";
+    sqlx::query(rows).execute(app.store.pool()).await.expect("written");
+    app.stop_cleanly().await;
+    // It begins with a sweep.
+    let app = app.restart(Options::default()).await;
+    let started = Instant::now();
+    loop {
+        let left = sqlx::query_scalar("SELECT count(*) FROM webhook_deliveries").fetch_one(app.store.pool());
+        let left: i64 = left.await.expect("a count");
+        if left == 0 {
+            break;
+        }
+        assert!(started.elapsed() < PATIENCE, "{left} are left");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
 async fn with_another_file_of_the_secret_nothing_is_signed_with_a_wrong_one() {
     let receiver = Receiver::start().await;
     let app = TestApp::start().await;
@@ -133,7 +176,8 @@ async fn with_another_file_of_the_secret_nothing_is_signed_with_a_wrong_one() {
     holder.submit(&image(1)).await;
     let tried = holder.until_newest(|delivery| delivery["attempts"] == 1).await;
     assert!(tried["last_error"].as_str().is_some_and(|error| error.contains("webhooks.secret")), "{tried}");
-    let secret = holder.make_secret(Some(json!({ "grace_seconds": 0 }))).await;
+    // With the usual grace: the secret before cannot sign any more, and must not keep the new one from it.
+    let secret = holder.make_secret(None).await;
     advance(&app, 60).await;
     assert_eq!(receiver.until(1).await[0].signatures_by(&secret), 1);
 }

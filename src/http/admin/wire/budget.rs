@@ -22,6 +22,7 @@ const MONEY: &str = "money";
 pub(super) fn read(fields: &mut Fields) -> Option<Budget> {
     let mut budget = None;
     fields.nested(BUDGET, |fields| {
+        let is_empty = fields.is_absent(MEGAPIXEL_STEPS) && fields.is_absent(MONEY);
         let (steps, money) = (fields.whole_number(MEGAPIXEL_STEPS), fields.word::<Money>(MONEY));
         budget = match (steps, money) {
             (Some(_), Some(_)) => {
@@ -30,10 +31,12 @@ pub(super) fn read(fields: &mut Fields) -> Option<Budget> {
             }
             (Some(steps), None) => Some(Budget::MegapixelSteps(steps)),
             (None, Some(money)) => Some(Budget::Money(money)),
-            (None, None) => {
+            (None, None) if is_empty => {
                 fields.refuse(MEGAPIXEL_STEPS, format!("is required, or `{MONEY}`"));
                 None
             }
+            // What is wrong with the one that is there was said.
+            (None, None) => None,
         };
         if let Some(Err(invalid)) = budget.map(Budget::check) {
             let field = if invalid == InvalidBudget::Money { MONEY } else { MEGAPIXEL_STEPS };

@@ -202,6 +202,11 @@ impl Fields {
         self.errors.extend(fields.finish().into_iter().map(named));
     }
 
+    /// Whether a field is absent, or `null`. It is not taken.
+    pub(in crate::http) fn is_absent(&self, field: &str) -> bool {
+        self.values.get(field).is_none_or(Value::is_null)
+    }
+
     /// Whether a field is `null`; if so it is taken.
     pub(in crate::http) fn is_null(&mut self, field: &str) -> bool {
         let is_null = self.values.get(field).is_some_and(Value::is_null);
