@@ -142,7 +142,8 @@ async fn what_is_asked_for_again_while_it_is_sent_is_sent_again() {
 async fn a_long_log_is_deleted_soon_although_some_at_a_time() {
     let app = TestApp::start().await;
     // More than one sweep deletes, and all of them ended long ago.
-    let rows = "INSERT INTO webhook_deliveries (id, key_id, event, url, host, origin, is_default, happened_at_ms, state,
+    let rows =
+        "INSERT INTO webhook_deliveries (id, key_id, event, url, host, origin, is_default, happened_at_ms, state,
                                                 ended_at_ms)
                 WITH RECURSIVE numbers (number) AS
                     (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 1500)
