@@ -38,14 +38,13 @@ impl Inner {
 
     /// Removes the file of an upload that is out of use from the bucket, in its turn, and then its row; whether both are gone.
     pub(super) async fn remove_hidden(&self, owner: KeyId, id: &UploadId) -> Result<bool, UploadError> {
-        match &self.bucket {
-            Some(bucket) => {
-                if let Err(error) = bucket.remove(owner, id).await {
-                    tracing::warn!(?error, %owner, %id, "the file of a removed upload is in the bucket until a sweep");
-                    return Ok(false);
-                }
+        if let Some(bucket) = &self.bucket {
+            if let Err(error) = bucket.remove(owner, id).await {
+                tracing::warn!(?error, %owner, %id, "the file of a removed upload is in the bucket until a sweep");
+                return Ok(false);
             }
-            None => tracing::warn!(%owner, %id, "the file of a removed upload stays in the bucket of before"),
+        } else {
+            tracing::warn!(%owner, %id, "the file of a removed upload stays in the bucket of before");
         }
         self.store.delete(owner, id).await?;
         Ok(true)
