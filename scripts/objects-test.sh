@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Images in a bucket, with a real S3 server: s3s-fs, which is built into .tools/s3 once.
+# Images and uploads in a bucket, with a real S3 server: s3s-fs, which is built into .tools/s3 once.
 #
 #   scripts/objects-test.sh [PROGRAM] [OPTION...]
 #

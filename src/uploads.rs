@@ -1,16 +1,21 @@
 //! Images that keys upload once and name in later requests. Each belongs to the key that sent it, and is kept for a
 //! while. Knows neither what a job is nor HTTP: a job that uses an upload has a copy of its pixels.
 //!
-//! A file is written under a temporary name, checked, renamed, and its row is committed: what has a row is complete. Only
-//! one process of a data folder does this.
+//! A file is written under a temporary name and checked. Then it is renamed, or put into the bucket if there is one, and its row
+//! is committed, which says where it is: what has a row is complete. Only one process of a data folder does this.
 
 mod arrival;
+mod bucket;
+mod entry;
 mod error;
+mod file;
 mod files;
 mod id;
+mod removal;
 mod retention;
 mod service;
 mod store;
+mod turns;
 
 use std::time::Duration;
 
@@ -18,6 +23,7 @@ use time::OffsetDateTime;
 
 pub use arrival::Arrival;
 pub use error::UploadError;
+pub use file::UploadFile;
 pub use id::UploadId;
 pub use service::{UploadParts, Uploads};
 

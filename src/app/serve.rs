@@ -236,8 +236,8 @@ impl Worker {
         let metrics = telemetry::metrics::install();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let authenticator = Authenticator::new(keys.store.clone(), Arc::clone(&clock))?;
-        let uploads = start_uploads(config, keys, &clock).await?;
         let bucket = result_bucket(config)?;
+        let uploads = start_uploads(config, keys, &clock, bucket.as_ref()).await?;
         let reviewer = moderation::reviewer(config, keys)?;
         let queues = start_engines(config, &catalog, build)?;
         let loras = swept_lora_catalog(config, &keys.store, &clock).await;

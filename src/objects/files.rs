@@ -65,9 +65,29 @@ impl Objects {
     /// # Errors
     /// When the bucket does not confirm it.
     pub async fn put(&self, name: &str, bytes: &[u8], media_type: &'static str) -> Result<(), ObjectsError> {
-        let deadline = DEADLINE + MEBIBYTE_DEADLINE * u32::try_from(bytes.len() / MEBIBYTE).unwrap_or(u32::MAX);
         let writing = self.write(name, bytes, media_type);
+        noted("put", self.in_time(sending_deadline(bytes.len()), writing).await.map_err(no_bucket))
+    }
+
+    /// Writes a file, whole or not at all, in place of whatever has its name. Its age in the bucket begins again, also if the
+    /// bytes are the same.
+    ///
+    /// # Errors
+    /// When the bucket does not confirm it.
+    pub async fn replace(&self, name: &str, bytes: Vec<u8>, media_type: &'static str) -> Result<(), ObjectsError> {
+        let deadline = sending_deadline(bytes.len());
+        let writing = self.overwrite(name, bytes, media_type);
         noted("put", self.in_time(deadline, writing).await.map_err(no_bucket))
+    }
+
+    async fn overwrite(&self, name: &str, bytes: Vec<u8>, media_type: &'static str) -> Result<(), ObjectsError> {
+        let path = self.path(name);
+        let attributes = attributes(media_type);
+        if bytes.len() > PART_BYTES {
+            return Ok(self.write_in_parts(&path, &bytes, attributes).await?);
+        }
+        self.store.put_opts(&path, PutPayload::from(bytes), attributes.into()).await?;
+        Ok(())
     }
 
     async fn write(&self, name: &str, bytes: &[u8], media_type: &'static str) -> Result<(), ObjectsError> {
@@ -84,7 +104,7 @@ impl Objects {
             Err(Error::AlreadyExists { .. }) => {}
             Err(error) => return Err(error.into()),
         }
-        if self.read(name).await? == bytes {
+        if self.read(name, FILE_BYTES_MAX).await? == bytes {
             return Ok(());
         }
         tracing::warn!(name, "another file had this name in the bucket, and is replaced");
@@ -110,13 +130,21 @@ impl Objects {
     /// # Errors
     /// [`ObjectsError::Missing`], or when the bucket does not give it.
     pub async fn get(&self, name: &str) -> Result<Vec<u8>, ObjectsError> {
-        noted("get", self.in_time(DEADLINE * 2, self.read(name)).await)
+        self.get_at_most(name, FILE_BYTES_MAX).await
     }
 
-    async fn read(&self, name: &str) -> Result<Vec<u8>, ObjectsError> {
+    /// Reads a file that has at most so many bytes.
+    ///
+    /// # Errors
+    /// [`ObjectsError::Missing`], [`ObjectsError::TooLarge`], or when the bucket does not give it.
+    pub async fn get_at_most(&self, name: &str, bytes_max: u64) -> Result<Vec<u8>, ObjectsError> {
+        noted("get", self.in_time(DEADLINE * 2, self.read(name, bytes_max)).await)
+    }
+
+    async fn read(&self, name: &str, bytes_max: u64) -> Result<Vec<u8>, ObjectsError> {
         let found = self.store.get_opts(&self.path(name), GetOptions::default()).await?;
         let size = found.meta.size;
-        if size > FILE_BYTES_MAX {
+        if size > bytes_max {
             return Err(ObjectsError::TooLarge(size));
         }
         Ok(found.bytes().await?.into())
@@ -192,6 +220,11 @@ impl Objects {
     }
 }
 
+/// Time for sending so many bytes.
+fn sending_deadline(bytes: usize) -> Duration {
+    DEADLINE + MEBIBYTE_DEADLINE * u32::try_from(bytes / MEBIBYTE).unwrap_or(u32::MAX)
+}
+
 /// What a bucket says of a file to those who read it by a link: what it is, and, as the worker does, that nobody keeps it.
 fn attributes(media_type: &'static str) -> Attributes {
     let mut attributes = Attributes::new();
@@ -257,11 +290,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_file_takes_the_place_of_another_and_is_read_within_a_bound() {
+        let (store, objects) = objects("a");
+        for bytes in [b"first", b"other", b"other"] {
+            objects.replace("a.png", bytes.to_vec(), "image/png").await.expect("written");
+            assert_eq!(objects.get_at_most("a.png", 5).await.as_deref(), Ok(&bytes[..]));
+        }
+        assert_eq!(objects.get_at_most("a.png", 4).await, Err(ObjectsError::TooLarge(5)));
+        assert_eq!(objects.get_at_most("b.png", 4).await, Err(ObjectsError::Missing));
+        let found = store.get_opts(&Path::from("a/a.png"), GetOptions::default()).await.expect("there");
+        assert_eq!(found.attributes, attributes("image/png"));
+    }
+
+    #[tokio::test]
     async fn large_files_are_sent_in_parts() {
         let (_, objects) = objects("a");
         let bytes: Vec<u8> = (0..PART_BYTES + 5).map(|at| (at % 251) as u8).collect();
         objects.put("large.png", &bytes, "image/png").await.expect("written");
         assert!(objects.get("large.png").await.expect("there") == bytes, "the same bytes");
+        objects.replace("larger.png", bytes.clone(), "image/png").await.expect("written");
+        assert!(objects.get("larger.png").await.expect("there") == bytes, "the same bytes");
     }
 
     #[tokio::test]

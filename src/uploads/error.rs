@@ -4,6 +4,7 @@ use std::io;
 
 use crate::auth::KeyError;
 use crate::decode::DecodeError;
+use crate::objects::ObjectsError;
 use crate::store::StoreError;
 
 /// Why something could not be done with an upload.
@@ -49,6 +50,9 @@ pub enum UploadError {
     /// The disk failed.
     #[error("uploads cannot be written or read")]
     Disk(#[from] io::Error),
+    /// The bucket failed.
+    #[error("the bucket does not take uploads, or does not give them")]
+    Bucket(#[from] ObjectsError),
     /// The database failed.
     #[error(transparent)]
     Store(#[from] StoreError),

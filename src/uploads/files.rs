@@ -133,9 +133,11 @@ impl Drop for PartFile {
 }
 
 impl Written {
-    /// What the file's head says. Reads the file.
-    pub(super) fn inspect(&self) -> Result<ImageHeader, UploadError> {
-        inspect(&fs::read(&self.part.path)?).map_err(UploadError::Rejected)
+    /// The file, and what its head says.
+    pub(super) fn read(&self) -> Result<(Vec<u8>, ImageHeader), UploadError> {
+        let bytes = fs::read(&self.part.path)?;
+        let header = inspect(&bytes).map_err(UploadError::Rejected)?;
+        Ok((bytes, header))
     }
 }
 

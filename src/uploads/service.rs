@@ -1,4 +1,4 @@
-//! Receives, lists, finds and removes uploads.
+//! The uploads of all keys: begun, kept, listed, found and removed.
 
 use std::fmt;
 use std::io;
@@ -7,19 +7,22 @@ use std::sync::Arc;
 
 use time::{Duration, OffsetDateTime};
 use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
 use tracing::Instrument as _;
 
-use super::arrival::{Arrival, Arriving, given_up};
+use super::arrival::{Arrival, Arriving};
+use super::bucket::UploadBucket;
 use super::error::UploadError;
-use super::files::{UploadFiles, Written};
+use super::file::UploadFile;
+use super::files::UploadFiles;
 use super::id::UploadId;
-use super::store::{StoredUpload, Taken, UploadStore};
+use super::store::{FilePlace, StoredUpload, Taken, UploadStore};
+use super::turns::FileTurns;
 use super::{Upload, UploadLimits};
 use crate::auth::KeyService;
-use crate::domain::clock::{Clock, to_the_millisecond};
+use crate::domain::clock::Clock;
 use crate::domain::ids::KeyId;
 use crate::domain::pace::{Moment, Pace};
+use crate::objects::Objects;
 use crate::store::Store;
 
 /// Parts of the uploads.
@@ -30,6 +33,8 @@ pub struct UploadParts {
     pub keys: KeyService,
     /// The folder of the files; created when the first one arrives.
     pub folder: PathBuf,
+    /// The bucket for files that arrive from now on. `None`: they stay in the folder.
+    pub bucket: Option<Objects>,
     /// The clock.
     pub clock: Arc<dyn Clock>,
     /// How many there may be, and for how long.
@@ -44,12 +49,16 @@ pub(super) struct Inner {
     pub(super) store: UploadStore,
     pub(super) keys: KeyService,
     pub(super) files: UploadFiles,
+    pub(super) bucket: Option<UploadBucket>,
     clock: Arc<dyn Clock>,
     pace: Pace,
     limits: UploadLimits,
     arriving: Arc<Arriving>,
-    /// Held while a file and its row come or go, so that no other change comes between the two.
+    /// Held while a file in the folder and its row come or go, or the row of one in the bucket comes, so that no other change
+    /// comes between the two, and no other file takes the room. Nothing waits for a bucket meanwhile.
     pub(super) turn: Mutex<()>,
+    /// Taken before it by whoever changes a single file.
+    pub(super) file_turns: FileTurns,
 }
 
 impl Uploads {
@@ -58,12 +67,13 @@ impl Uploads {
     /// # Errors
     /// When the database fails.
     pub async fn start(parts: UploadParts) -> Result<Self, UploadError> {
-        let UploadParts { store, keys, folder, clock, limits } = parts;
-        let (store, files) = (UploadStore::new(store), UploadFiles::new(folder));
+        let UploadParts { store, keys, folder, bucket, clock, limits } = parts;
+        let (store, files, bucket) = (UploadStore::new(store), UploadFiles::new(folder), bucket.map(UploadBucket::new));
         let last = store.last().await?.unwrap_or_else(|| clock.now());
         let pace = Pace::new(last, clock.now(), clock.uptime());
-        let (arriving, turn) = (Arc::default(), Mutex::default());
-        let uploads = Self(Arc::new(Inner { store, keys, files, clock, pace, limits, arriving, turn }));
+        let (arriving, turn, file_turns) = (Arc::default(), Mutex::default(), FileTurns::default());
+        let inner = Inner { store, keys, files, bucket, clock, pace, limits, arriving, turn, file_turns };
+        let uploads = Self(Arc::new(inner));
         match uploads.reconcile(true).await {
             // No reason not to serve.
             Err(UploadError::Disk(error)) => tracing::warn!(%error, "the folder of uploads cannot be read"),
@@ -81,39 +91,17 @@ impl Uploads {
         Arrival::begin(&self.0.files, owner, place).await
     }
 
-    /// Keeps a file that has arrived. It is on the disk and in the database when this returns. One that is there already is kept
-    /// for as long as a new one.
+    /// Keeps a file that has arrived. It is on the disk or in the bucket, and in the database, when this returns. One that is
+    /// there already is kept for as long as a new one.
     ///
     /// # Errors
-    /// [`UploadError::Rejected`], [`UploadError::OwnerFull`], [`UploadError::Full`], or when the disk or the database fails.
+    /// [`UploadError::Rejected`], [`UploadError::OwnerFull`], [`UploadError::Full`], or when the disk, the bucket or the database
+    /// fails.
     pub async fn add(&self, arrival: Arrival) -> Result<Upload, UploadError> {
-        let uploads = self.clone();
+        let inner = Arc::clone(&self.0);
         // A task of its own: a client that hangs up must not stop it between the file and its row.
-        let adding = tokio::spawn(async move { uploads.enter(arrival).await }.in_current_span());
+        let adding = tokio::spawn(async move { inner.enter(arrival).await }.in_current_span());
         adding.await.map_err(io::Error::other)?
-    }
-
-    async fn enter(&self, arrival: Arrival) -> Result<Upload, UploadError> {
-        let Arrival { owner, part, place: _place } = arrival;
-        let part = part.ok_or_else(given_up)?;
-        let written = spawn_blocking(move || part.finish()).await.map_err(io::Error::other)??;
-        let _turn = self.0.turn.lock().await;
-        // One file at a time is in memory.
-        let inspecting = spawn_blocking(move || written.inspect().map(|header| (written, header)));
-        let (written, header) = inspecting.await.map_err(io::Error::other)??;
-        let moment = self.0.moment();
-        if self.0.store.find(owner, &written.id, OffsetDateTime::UNIX_EPOCH).await?.is_none() {
-            self.0.check_room(owner, written.bytes, moment).await?;
-        }
-        let stored_at = to_the_millisecond(moment);
-        let stored = StoredUpload { id: written.id.clone(), bytes: written.bytes, header, stored_at };
-        self.0.name(owner, written).await?;
-        // A crash between these two leaves a file without a row, which the next start removes.
-        if let Err(error) = self.0.store.put(owner, &stored).await {
-            self.0.remove_unless_known(owner, &stored.id).await;
-            return Err(error);
-        }
-        Ok(self.0.shown(stored))
     }
 
     /// An owner's uploads, the newest first.
@@ -122,17 +110,18 @@ impl Uploads {
     /// When the database fails.
     pub async fn list(&self, owner: KeyId) -> Result<Vec<Upload>, UploadError> {
         let stored = self.0.store.of(owner, self.0.cutoff()).await?;
-        Ok(stored.into_iter().map(|upload| self.0.shown(upload)).collect())
+        let reached = stored.into_iter().filter(|upload| self.0.can_reach(upload.place));
+        Ok(reached.map(|upload| self.0.shown(upload)).collect())
     }
 
-    /// The file of an owner's upload. `None` if there is no such upload. It may go at any time after that.
+    /// The file of an owner's upload. `None` if there is no such upload, or it is in a bucket that is not configured any more.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn file(&self, owner: KeyId, id: &str) -> Result<Option<PathBuf>, UploadError> {
+    pub async fn file(&self, owner: KeyId, id: &str) -> Result<Option<UploadFile>, UploadError> {
         let Ok(id) = id.parse() else { return Ok(None) };
         let found = self.0.store.find(owner, &id, self.0.cutoff()).await?;
-        Ok(found.map(|_| self.0.files.path(owner, &id)))
+        Ok(found.and_then(|upload| self.0.file_of(owner, &upload)))
     }
 
     /// Removes an owner's upload.
@@ -154,8 +143,20 @@ impl Inner {
         self.pace.look(self.clock.now(), self.clock.uptime())
     }
 
-    fn moment(&self) -> OffsetDateTime {
+    pub(super) fn moment(&self) -> OffsetDateTime {
         self.look().now
+    }
+
+    /// Whether files at this place can be read and removed.
+    pub(super) fn can_reach(&self, place: FilePlace) -> bool {
+        place == FilePlace::Folder || self.bucket.is_some()
+    }
+
+    fn file_of(&self, owner: KeyId, upload: &StoredUpload) -> Option<UploadFile> {
+        match upload.place {
+            FilePlace::Folder => Some(UploadFile::in_folder(self.files.path(owner, &upload.id))),
+            FilePlace::Bucket => self.bucket.as_ref().map(|bucket| bucket.file(owner, upload)),
+        }
     }
 
     fn retention(&self) -> Duration {
@@ -167,14 +168,14 @@ impl Inner {
         self.moment().checked_sub(self.retention()).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 
-    fn shown(&self, stored: StoredUpload) -> Upload {
-        let StoredUpload { id, bytes, header, stored_at } = stored;
+    pub(super) fn shown(&self, stored: StoredUpload) -> Upload {
+        let StoredUpload { id, bytes, header, stored_at, place: _ } = stored;
         let expires_at = stored_at.checked_add(self.retention()).unwrap_or(stored_at);
         Upload { id, bytes, width: header.width, height: header.height, format: header.format, expires_at }
     }
 
     /// Refuses one more upload if there is no room for it.
-    async fn check_room(&self, owner: KeyId, bytes: u64, now: OffsetDateTime) -> Result<(), UploadError> {
+    pub(super) async fn check_room(&self, owner: KeyId, bytes: u64, now: OffsetDateTime) -> Result<(), UploadError> {
         let UploadLimits { owner_uploads_max, owner_bytes_max, bytes_max, .. } = self.limits;
         let until = |taken: Taken| {
             let next = taken.oldest_at.and_then(|oldest| oldest.checked_add(self.retention())).unwrap_or(now);
@@ -196,41 +197,6 @@ impl Inner {
             return Err(UploadError::Full { retry_after_seconds: until(all) });
         }
         Ok(())
-    }
-
-    async fn name(&self, owner: KeyId, written: Written) -> io::Result<()> {
-        let files = self.files.clone();
-        spawn_blocking(move || files.name(owner, &written)).await.map_err(io::Error::other)?
-    }
-
-    /// Removes a file whose row could not be written, unless it was there before.
-    async fn remove_unless_known(&self, owner: KeyId, id: &UploadId) {
-        if let Ok(None) = self.store.find(owner, id, OffsetDateTime::UNIX_EPOCH).await {
-            self.remove_file(owner, id).await;
-        }
-    }
-
-    /// Removes an upload; whether it was there.
-    pub(super) async fn remove(&self, owner: KeyId, id: &UploadId) -> Result<bool, UploadError> {
-        let _turn = self.turn.lock().await;
-        self.remove_in_turn(owner, id).await
-    }
-
-    pub(super) async fn remove_in_turn(&self, owner: KeyId, id: &UploadId) -> Result<bool, UploadError> {
-        // The row first: a file without a row is out of use, and removed later.
-        let was_there = self.store.delete(owner, id).await?;
-        if was_there {
-            self.remove_file(owner, id).await;
-        }
-        Ok(was_there)
-    }
-
-    pub(super) async fn remove_file(&self, owner: KeyId, id: &UploadId) {
-        let (files, of) = (self.files.clone(), id.clone());
-        let removed = spawn_blocking(move || files.remove(owner, &of)).await;
-        if let Err(error) = removed.unwrap_or_else(|panic| Err(io::Error::other(panic))) {
-            tracing::warn!(%error, %owner, %id, "the file of a removed upload is left");
-        }
     }
 }
 

@@ -17,7 +17,7 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
     ("auth", &["domain", "store", "telemetry"]),
     ("kubernetes", &["domain", "store", "telemetry"]),
     ("loras", &["auth", "domain", "store", "telemetry"]),
-    ("uploads", &["auth", "decode", "domain", "store"]),
+    ("uploads", &["auth", "decode", "domain", "objects", "store"]),
     ("moderation", &["auth", "domain", "outgoing", "telemetry"]),
     ("jobs", &["catalog", "decode", "domain", "encode", "objects", "queue", "store", "telemetry"]),
     ("usage", &["auth", "domain", "jobs", "store", "telemetry"]),

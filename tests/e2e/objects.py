@@ -1,4 +1,4 @@
-"""Images in a bucket of a real S3 server: written, read, linked to and removed; the server down in the middle of work; links to it
+"""Images and uploads in a bucket of a real S3 server: written, read, linked to and removed; the server down in the middle of work; links to it
 that were changed; and `kill -9` while images wait for it.
 
     scripts/objects-test.sh [PROGRAM] [--down-seconds 60] [--rounds 10]
@@ -10,6 +10,7 @@ import argparse
 import collections
 import contextlib
 import http.client
+import json
 import os
 import random
 import socket
@@ -98,6 +99,21 @@ class Storing(Worker):
         body = {"model": MODEL, "prompt": "a red circle", "width": 64, "height": 64, "steps": 4, "seed": seed}
         status, answer, _ = self.json("POST", "/v1/inference/image", self.own, body)
         return answer["job_id"] if status == 202 else None
+
+    def upload(self, data):
+        """The status and the answer for an image that is uploaded."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        try:
+            connection.request("POST", "/v1/inference/uploads", data, {"x-api-key": self.own, "content-type": "image/png"})
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        finally:
+            connection.close()
+
+    def uploads(self):
+        """The files of uploads in the bucket, and on the worker's disk."""
+        folders = os.path.join(self.server.folder, BUCKET, self.name, "uploads"), os.path.join(self.folder, "uploads")
+        return tuple(sorted(file for _, _, files in os.walk(folder) for file in files) for folder in folders)
 
     def view(self, job):
         return self.json("GET", f"/v1/inference/jobs/{job}", self.own)[1]
@@ -188,6 +204,26 @@ def linking(worker, jobs):
         check(path != there and status == 403, f"refused with {what} ({status})")
     check(worker.server.ask(there, "DELETE").status == 403, "and for anything but reading")
     check(worker.result(jobs[0]).status == 200, "a key is answered with the image, and is not led away")
+
+
+def uploading(worker, jobs):
+    print("uploads in the bucket", flush=True)
+    image = worker.result(jobs[0]).data
+    status, answer = worker.upload(image)
+    upload = answer.get("upload_id")
+    check(status == 201 and worker.uploads() == ([upload], []), f"an upload is in the bucket, and only there ({status})")
+    body = {"model": MODEL, "prompt": "a red circle", "steps": 4, "seed": 1, "images": [{"role": "input", "upload_id": upload}]}
+    body |= {"width": 64, "height": 64}
+    status, answer, _ = worker.json("POST", "/v1/inference/image", worker.own, body)
+    check(status == 202 and worker.ends([answer["job_id"]]) == {"succeeded": 1}, f"a request uses it ({status})")
+    worker.server.stop()
+    refused, answer = worker.upload(image)
+    check((refused, answer["code"]) == (503, "storage_unavailable"), "without the server an upload is refused")
+    status, answer, _ = worker.json("POST", "/v1/inference/image", worker.own, body)
+    check((status, answer["code"]) == (503, "storage_unavailable"), "and so is its use")
+    worker.server.start()
+    status = worker.ask("DELETE", f"/v1/inference/uploads/{upload}", worker.own).status
+    check(status == 204 and worker.uploads() == ([], []), f"it is removed from the bucket ({status})")
 
 
 def outage(worker, seconds):
@@ -288,7 +324,9 @@ def main():
                 workers.append(started)
             removed, begun = short.generate(2), time.monotonic()
             check(all(short.stored(job) for job in removed), "two images that are to be removed are in the bucket")
-            linking(worker, storing(worker))
+            stored = storing(worker)
+            linking(worker, stored)
+            uploading(worker, stored)
             outage(worker, options.down_seconds)
             killed(worker, options.rounds, numbers)
             removing(short, removed, begun)

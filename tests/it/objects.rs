@@ -1,6 +1,7 @@
 //! Images in a bucket: there before their jobs have succeeded, on the disk while it is down, and removed with their jobs.
 
 mod store;
+mod uploads;
 
 use std::fs;
 use std::path::PathBuf;

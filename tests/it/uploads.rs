@@ -39,20 +39,21 @@ pub(crate) async fn upload(app: &TestApp, key: &str, bytes: &[u8]) -> Answer {
 }
 
 /// Uploads a file by itself, and returns its id.
-async fn uploaded(app: &TestApp, bytes: Vec<u8>) -> String {
+pub(crate) async fn uploaded(app: &TestApp, bytes: Vec<u8>) -> String {
     let answer = app.send(post(&app.keys.inference, "image/png", bytes.into())).await;
     assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
     answer.json()["upload_id"].as_str().expect("an id").to_owned()
 }
 
 /// A small image that starts from an upload.
-fn from_upload(id: &str, seed: u64) -> Value {
+pub(crate) fn from_upload(id: &str, seed: u64) -> Value {
     let mut body = image(seed);
     body["images"] = json!([{ "role": "input", "upload_id": id }]);
     body
 }
 
-fn files(app: &TestApp) -> Vec<PathBuf> {
+/// The files of uploads on the disk.
+pub(crate) fn files(app: &TestApp) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(app.folder.path().join("uploads")) else { return Vec::new() };
     entries.map(|entry| entry.expect("one").path()).collect()
 }

@@ -3,9 +3,8 @@
 mod look;
 
 use std::collections::HashMap;
-use std::io::{self, ErrorKind};
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::fair_semaphore::FairSemaphore;
 use crate::decode::{self, DecodeError, FILE_BYTES_MAX, PIXELS_MAX};
@@ -18,7 +17,7 @@ use crate::domain::spec::{
 };
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::body::BodyReservation;
-use crate::uploads::{UploadError, Uploads};
+use crate::uploads::{UploadError, UploadFile, Uploads};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -30,6 +29,8 @@ const KEY_WAITING_MAX: usize = 32;
 const WAITING_MAX: usize = 256;
 /// Maximum pixels of all images of a request, before they are resized: they are in memory together.
 const REQUEST_PIXELS_MAX: u64 = 4 * PIXELS_MAX;
+/// Maximum time for reading the uploads of a request from a bucket: other requests wait meanwhile.
+const READING_MAX: Duration = Duration::from_secs(20);
 
 /// The most that the images of one request add to its body, in bytes.
 pub(in crate::http) fn body_bytes(images_max: usize) -> usize {
@@ -111,7 +112,7 @@ impl ImageDecoder {
     }
 
     /// The files of the uploads among these images, as far as they are there.
-    async fn files_of(&self, images: &[WantedImage], owner: KeyId) -> Result<HashMap<String, PathBuf>, ApiError> {
+    async fn files_of(&self, images: &[WantedImage], owner: KeyId) -> Result<HashMap<String, UploadFile>, ApiError> {
         let mut files = HashMap::new();
         for image in images {
             let ImageSource::Upload(id) = &image.source else { continue };
@@ -125,7 +126,7 @@ impl ImageDecoder {
 
 fn decoded_spec(
     images: Vec<WantedImage>,
-    files: &HashMap<String, PathBuf>,
+    files: &HashMap<String, UploadFile>,
     params: GenerateParams,
     card: &ModelCard,
 ) -> Result<Result<GenerateSpec, Vec<FieldError>>, ApiError> {
@@ -188,6 +189,8 @@ struct Decoded {
     errors: Vec<FieldError>,
     /// Uploads that are not there.
     missing: Vec<FieldError>,
+    /// How long reading uploads has taken.
+    reading: Duration,
 }
 
 /// Why an image cannot be used.
@@ -196,8 +199,8 @@ enum Unusable {
     Refused(String),
     /// The upload is not there.
     Missing,
-    /// The disk failed.
-    Disk(io::Error),
+    /// It cannot be read now.
+    Unread(UploadError),
 }
 
 impl From<DecodeError> for Unusable {
@@ -207,7 +210,7 @@ impl From<DecodeError> for Unusable {
 }
 
 impl Decoded {
-    fn add(&mut self, wanted: WantedImage, files: &HashMap<String, PathBuf>) -> Result<(), ApiError> {
+    fn add(&mut self, wanted: WantedImage, files: &HashMap<String, UploadFile>) -> Result<(), ApiError> {
         let WantedImage { field, role, source, options } = wanted;
         match self.decode(source, files) {
             Ok(image) => self.given.push(GivenImage { options, ..GivenImage::new(field, role, Arc::new(image)) }),
@@ -216,21 +219,18 @@ impl Decoded {
                 let reason = "the key has no such upload, or it has expired";
                 self.missing.push(FieldError::new(format!("{field}.upload_id"), reason));
             }
-            Err(Unusable::Disk(error)) => return Err(UploadError::Disk(error).into()),
+            Err(Unusable::Unread(error)) => return Err(error.into()),
         }
         Ok(())
     }
 
-    fn decode(&mut self, source: ImageSource, files: &HashMap<String, PathBuf>) -> Result<RgbImage, Unusable> {
+    fn decode(&mut self, source: ImageSource, files: &HashMap<String, UploadFile>) -> Result<RgbImage, Unusable> {
         let is_mask = matches!(source, ImageSource::AlphaMask(_));
         let is_inverted = matches!(source, ImageSource::Inverted(_));
         let bytes = match source {
             ImageSource::Base64(text) | ImageSource::Inverted(text) => of_base64(&text)?,
             ImageSource::File(bytes) | ImageSource::AlphaMask(bytes) => bytes,
-            ImageSource::Upload(id) => match std::fs::read(files.get(&id).ok_or(Unusable::Missing)?) {
-                Err(error) if error.kind() == ErrorKind::NotFound => return Err(Unusable::Missing),
-                read => read.map_err(Unusable::Disk)?,
-            },
+            ImageSource::Upload(id) => self.read(files.get(&id).ok_or(Unusable::Missing)?)?,
         };
         let header = decode::inspect(&bytes)?;
         self.pixels += u64::from(header.width) * u64::from(header.height);
@@ -240,6 +240,14 @@ impl Decoded {
         }
         let image = if is_mask { decode::decode_mask_of_alpha(&bytes)? } else { decode::decode(&bytes)? };
         Ok(if is_inverted { image.inverted() } else { image })
+    }
+
+    /// Reads an upload, in the time that is left.
+    fn read(&mut self, file: &UploadFile) -> Result<Vec<u8>, Unusable> {
+        let begun = Instant::now();
+        let read = file.read(READING_MAX.saturating_sub(self.reading));
+        self.reading += begun.elapsed();
+        read.map_err(Unusable::Unread)?.ok_or(Unusable::Missing)
     }
 }
 

@@ -21,6 +21,10 @@ impl From<UploadError> for ApiError {
                     .with_retry_after(*retry_after_seconds)
             }
             UploadError::Busy => Self::too_many_bodies(&error.to_string()),
+            UploadError::Bucket(_) => Self::new(ErrorCode::StorageUnavailable)
+                .with_detail(error.to_string())
+                .with_retry_after(STORAGE_RETRY_AFTER_SECONDS)
+                .with_cause(&causes(&error)),
             UploadError::Disk(_) | UploadError::Store(_) | UploadError::Keys(_) | UploadError::CorruptRow { .. } => {
                 Self::new(ErrorCode::StorageUnavailable)
                     .with_retry_after(STORAGE_RETRY_AFTER_SECONDS)

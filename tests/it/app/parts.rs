@@ -161,7 +161,8 @@ pub(super) async fn start_uploads(
     clock: Arc<dyn Clock>,
 ) -> Uploads {
     let (store, keys, limits) = (store.clone(), keys.clone(), options.uploads);
-    let parts = UploadParts { store, keys, folder: folder.path().join("uploads"), clock, limits };
+    let bucket = options.bucket.as_ref().map(|bucket| bucket.objects.clone());
+    let parts = UploadParts { store, keys, folder: folder.path().join("uploads"), bucket, clock, limits };
     Uploads::start(parts).await.expect("a database")
 }
 

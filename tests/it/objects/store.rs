@@ -60,6 +60,21 @@ impl TestStore {
         self.memory.put_opts(&Path::from(name), payload, PutOptions::default()).await.expect("in memory");
     }
 
+    /// As a rule of the bucket removes it.
+    pub(crate) async fn remove(&self, name: &str) {
+        let path = once(ready(Ok(Path::from(name)))).boxed();
+        self.memory.delete_stream(path).next().await.expect("an answer").expect("in memory");
+    }
+
+    /// The names of the uploads in it.
+    pub(crate) async fn uploads(&self) -> Vec<String> {
+        let found = self.memory.list(Some(&Path::from(format!("{PREFIX}/uploads"))));
+        let mut names: Vec<String> =
+            found.map(|upload| upload.expect("in memory").location.to_string()).collect().await;
+        names.sort();
+        names
+    }
+
     fn answer(&self) -> Result<()> {
         if self.is_down.load(Ordering::Acquire) {
             return Err(Error::Generic { store: "test", source: "told to be down".into() });
