@@ -54,7 +54,7 @@ async fn read_from_bucket(
     patience: Duration,
 ) -> Result<Option<Vec<u8>>, UploadError> {
     let read = tokio::time::timeout(patience, objects.get_at_most(name, bytes)).await;
-    match read.unwrap_or_else(|_| Err(ObjectsError::Late(patience.as_secs()))) {
+    match read.unwrap_or(Err(ObjectsError::Late(patience.as_secs()))) {
         Ok(file) if file.len() as u64 == bytes => Ok(Some(file)),
         Err(ObjectsError::Missing) => Ok(None),
         Ok(_) | Err(ObjectsError::TooLarge(_)) => {
