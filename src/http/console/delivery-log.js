@@ -38,12 +38,12 @@ export function deliveryLog({ caption, load, resend, about }) {
 }
 
 function deliveryRow(delivery, about, resend) {
-  const note = delivery.last_error && element("span", { class: "note" }, delivery.last_error);
+  const note = delivery.last_error && element("div", { class: "note" }, delivery.last_error);
   const next = delivery.next_attempt_at && [
-    element("span", { class: "note" }, "next ", time(delivery.next_attempt_at)),
+    element("div", { class: "note" }, "next ", time(delivery.next_attempt_at)),
   ];
   return tableRow(COLUMNS, [
-    [element("code", null, delivery.event), about && element("span", { class: "note" }, about)],
+    [element("code", null, delivery.event), about && element("div", { class: "note" }, about)],
     [statusBadge(delivery.state), note],
     delivery.attempts,
     time(delivery.happened_at),
