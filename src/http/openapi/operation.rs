@@ -246,7 +246,7 @@ impl Operation {
         })
     }
 
-    /// Answers with bytes of a media type that says what they are.
+    /// Answers with bytes of a media type that says what they are, or with JSON without a schema.
     pub(in crate::http) fn answers_bytes(self, status: StatusCode, media_type: &str, description: &str) -> Self {
         self.answer(status, description, |response| response.content(media_type, ContentBuilder::new().build()))
     }

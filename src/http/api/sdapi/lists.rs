@@ -141,7 +141,7 @@ pub(in crate::http) async fn nothing(_: InferenceCaller) -> Json<[Value; 0]> {
 }
 
 pub(in crate::http) fn latent_modes_operation() -> Operation {
-    operation("list_sdapi_latent_modes", "The ways to upscale latents: none").answers_text(
+    operation("list_sdapi_latent_modes", "The ways to upscale latents: none").answers_bytes(
         StatusCode::OK,
         "application/json",
         "An empty list.",
@@ -149,7 +149,7 @@ pub(in crate::http) fn latent_modes_operation() -> Operation {
 }
 
 pub(in crate::http) fn autoencoders_operation() -> Operation {
-    operation("list_sdapi_autoencoders", "Other autoencoders than the models' own: none").answers_text(
+    operation("list_sdapi_autoencoders", "Other autoencoders than the models' own: none").answers_bytes(
         StatusCode::OK,
         "application/json",
         "An empty list.",

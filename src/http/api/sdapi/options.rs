@@ -77,7 +77,7 @@ pub(in crate::http) async fn show(
 
 pub(in crate::http) fn show_operation() -> Operation {
     Operation::new(Tag::Sdapi, "get_sdapi_options", "The options of the calling key")
-        .answers_text(StatusCode::OK, "application/json", "The options; `sd_model_checkpoint` is the model.")
+        .answers_bytes(StatusCode::OK, "application/json", "The options; `sd_model_checkpoint` is the model.")
         .refuses([ErrorCode::NotFound, ErrorCode::ModelUnavailable])
 }
 
@@ -100,7 +100,7 @@ pub(in crate::http) fn change_operation() -> Operation {
     Operation::new(Tag::Sdapi, "set_sdapi_options", "Choose the model of the calling key's requests")
         .description("Requests may name a model of their own in `override_settings`.")
         .body::<SetOptions>(json!({ "sd_model_checkpoint": "fluxserve/flux-shapes" }))
-        .answers_text(StatusCode::OK, "application/json", "`null`.")
+        .answers_bytes(StatusCode::OK, "application/json", "`null`.")
         .refuses([ErrorCode::NotFound, ErrorCode::ModelNotFound, ErrorCode::ModelUnavailable])
 }
 
@@ -111,7 +111,7 @@ pub(in crate::http) async fn flags(_: InferenceCaller) -> Json<Value> {
 
 pub(in crate::http) fn flags_operation() -> Operation {
     Operation::new(Tag::Sdapi, "get_sdapi_flags", "The flags of the server")
-        .answers_text(StatusCode::OK, "application/json", "That there is an API.")
+        .answers_bytes(StatusCode::OK, "application/json", "That there is an API.")
         .refuses([ErrorCode::NotFound])
 }
 

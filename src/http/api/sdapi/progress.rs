@@ -146,6 +146,6 @@ pub(in crate::http) async fn interrupt(
 pub(in crate::http) fn interrupt_operation() -> Operation {
     Operation::new(Tag::Sdapi, "interrupt", "Cancel what the calling key's requests wait for")
         .description("Those requests answer `job_canceled`. Other jobs of the key go on.")
-        .answers_text(StatusCode::OK, "application/json", "An empty object.")
+        .answers_bytes(StatusCode::OK, "application/json", "An empty object.")
         .refuses([ErrorCode::NotFound, ErrorCode::StorageUnavailable])
 }
