@@ -201,7 +201,7 @@ async fn a_flood_of_prompts_gets_nothing_past_a_review() {
     moderator.on_prompts(Reply::Wait);
     let timeout = Duration::from_millis(500);
     let settings = ModerationSettings { on_failure: OnFailure::Allow, timeout, ..moderator.settings() };
-    let app = TestApp::with(Options { moderation: Some(settings), jobs_max: 100, ..Options::default() }).await;
+    let app = TestApp::with(Options { moderation: Some(settings), jobs_max: 400, ..Options::default() }).await;
     let bodies: Vec<Value> = (0..80).map(image).collect();
     let answers = join_all(bodies.iter().map(|body| app.post(body))).await;
     let count = |status: StatusCode| answers.iter().filter(|answer| answer.status == status).count();
