@@ -3,6 +3,7 @@
 //! A job is charged in one transaction, and budgets are compared after it. What a crash leaves uncompared is compared at the
 //! next start. The table says what was told already.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use crate::domain::ids::KeyId;
 use crate::domain::month::Month;
 use crate::telemetry::metrics;
 
-/// Wait before budgets are compared again after the database has failed.
+/// Longest wait before a budget is compared again that could not be.
 const RETRY_DELAY: Duration = Duration::from_secs(5);
 
 /// That a share of a budget was reached.
@@ -54,37 +55,50 @@ impl Usage {
         self.alerts.after(after, limit).await
     }
 
-    /// Compares budgets with what was used, forever: all of them at first, then those that are charged.
+    /// Compares budgets with what was used, forever: all of them at first, then those that are charged. One that cannot be
+    /// compared is tried again, and holds up no other.
     pub async fn watch_budgets(&self) {
-        while let Err(error) = self.check_all().await {
-            tracing::warn!(?error, "budgets cannot be compared with what was used; retrying");
+        let mut waiting = loop {
+            match self.budget_holders().await {
+                Ok(holders) => break holders,
+                Err(error) => tracing::warn!(?error, "the holders of budgets cannot be read; retrying"),
+            }
             tokio::time::sleep(RETRY_DELAY).await;
-        }
+        };
         loop {
-            for (holder, was_refused) in self.jobs.charged().await {
-                while let Err(error) = self.check(holder, was_refused).await {
-                    tracing::warn!(?error, "a budget cannot be compared with what was used; retrying");
-                    tokio::time::sleep(RETRY_DELAY).await;
+            let mut failed = BTreeMap::new();
+            for (holder, was_refused) in waiting {
+                if let Err(error) = self.check(holder, was_refused).await {
+                    tracing::warn!(?error, "a budget cannot be compared with what was used; it is tried again");
+                    failed.insert(holder, was_refused);
                 }
+            }
+            waiting = failed;
+            let charged = if waiting.is_empty() {
+                self.jobs.charged().await
+            } else {
+                tokio::time::timeout(RETRY_DELAY, self.jobs.charged()).await.unwrap_or_default()
+            };
+            for (holder, was_refused) in charged {
+                *waiting.entry(holder).or_default() |= was_refused;
             }
         }
     }
 
-    /// Compares all budgets.
-    async fn check_all(&self) -> Result<(), UsageError> {
+    /// All holders of budgets, in the form of [`JobService::charged`](crate::jobs::JobService::charged).
+    async fn budget_holders(&self) -> Result<BTreeMap<BudgetHolder, bool>, UsageError> {
+        let mut holders = BTreeMap::new();
         for project in self.keys.projects().await? {
             if project.limits.budget.is_some() {
-                self.check(BudgetHolder::Project(project.id), false).await?;
+                holders.insert(BudgetHolder::Project(project.id), false);
             }
         }
         let mut after: Option<KeyId> = None;
         loop {
             let keys = self.keys.with_budgets(after).await?;
-            let Some(last) = keys.last() else { return Ok(()) };
+            let Some(last) = keys.last() else { return Ok(holders) };
             after = Some(last.id);
-            for key in keys {
-                self.check(BudgetHolder::Key(key.id), false).await?;
-            }
+            holders.extend(keys.iter().map(|key| (BudgetHolder::Key(key.id), false)));
         }
     }
 

@@ -265,6 +265,37 @@ async fn a_budget_is_told_of_once_a_month_and_stops_when_it_is_used_up() {
 }
 
 #[tokio::test]
+async fn a_budget_that_cannot_be_compared_holds_up_no_other() {
+    let app = TestApp::start().await;
+    let administrator = Administrator::of(&app).await;
+    let limits = json!({ "budget": { "megapixel_steps": 3 } });
+    let mut keys = Vec::new();
+    for name in ["first", "second"] {
+        keys.push(
+            administrator.create(json!({ "name": name, "scope": { "inference": true }, "limits": limits })).await,
+        );
+    }
+    // The holder that comes first in the order in which they are compared.
+    let first = keys[0].0.rsplit('/').next().expect("an id").to_owned();
+    let outage = format!(
+        "CREATE TRIGGER outage BEFORE INSERT ON budget_alerts WHEN NEW.holder_id = '{first}'
+         BEGIN SELECT RAISE(ABORT, 'told to fail'); END"
+    );
+    sqlx::query(sqlx::AssertSqlSafe(outage)).execute(app.store.pool()).await.expect("a trigger");
+    for (_, key) in &keys {
+        app.send(request("POST", "/v1/inference/image", Some(key), Some(&large(40)))).await;
+    }
+    until_idle(&app).await;
+    let watching = watch(&app);
+    let alerts = until_alerts(&app, 1).await;
+    assert_ne!(alerts[0].holder.id_text(), first);
+    sqlx::query("DROP TRIGGER outage").execute(app.store.pool()).await.expect("no trigger");
+    let alerts = until_alerts(&app, 2).await;
+    assert_eq!(alerts[1].holder.id_text(), first, "it is tried again");
+    watching.abort();
+}
+
+#[tokio::test]
 async fn what_a_crash_left_uncompared_is_told_at_the_next_start() {
     let app = TestApp::start().await;
     let administrator = Administrator::of(&app).await;
