@@ -162,7 +162,11 @@ def soak(program, folder, minutes, numbers):
         early, late = (usual(each[place] for each in part) for part in (seen[: third + 1], seen[-third - 1 :]))
         check(late <= early + slack, f"{name} do not grow under load: {early:.0f} early, {late:.0f} late")
     time.sleep(CALM_SECONDS)
-    memory, descriptors, running = sizes(worker)
+    # The sweep of a minute removes several files at once, each in a thread that stays for some seconds. What has leaked stays longer.
+    begun = time.monotonic()
+    while (now := sizes(worker))[2] > at_start[2] + SLACK and time.monotonic() - begun < CALM_SECONDS:
+        time.sleep(1)
+    memory, descriptors, running = now
     print(f"  at rest {memory:.0f} MiB, {descriptors} descriptors, {running} threads; {at_start} at the start")
     check(descriptors <= at_start[1] + SLACK, "descriptors are given back")
     check(running <= at_start[2] + SLACK, "threads end")
