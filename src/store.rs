@@ -8,6 +8,7 @@ mod files;
 mod migration;
 mod milliseconds;
 pub mod private_file;
+pub mod secret_file;
 mod write_check;
 
 use std::path::Path;

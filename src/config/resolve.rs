@@ -1,6 +1,7 @@
 //! From the settings of all sources to one checked [`Config`].
 
 mod moderation;
+mod result_store;
 mod served;
 mod webhooks;
 
@@ -11,7 +12,6 @@ use std::str::FromStr;
 
 use crate::config::env::{self, Variable};
 use crate::config::prices::prices;
-use crate::config::result_store::result_store;
 use crate::config::settings::{Layer, Origin, Settings};
 use crate::config::{
     Config, ConfigError, CorsOrigins, EngineConfig, HostNames, HttpConfig, HubConfig, KubernetesConfig, LogConfig,
@@ -19,6 +19,7 @@ use crate::config::{
 };
 use crate::domain::byte_size::ByteSize;
 use crate::domain::networks::Networks;
+use result_store::result_store;
 
 pub(super) use served::check_models;
 use served::{max_input_images, models};

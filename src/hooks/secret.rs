@@ -2,8 +2,8 @@
 //! a keyed hash. A copy of the database signs nothing, and neither does the file alone. The operator's own is in the
 //! configuration.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::fs::File;
+use std::io;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
@@ -12,11 +12,10 @@ use base64::engine::general_purpose::STANDARD;
 use zeroize::Zeroizing;
 
 use crate::domain::ids::KeyId;
-use crate::store::private_file::open_private;
+use crate::store::secret_file::{Secret, read_secret, write_new_secret};
 
 /// What every secret begins with, as Standard Webhooks has it.
 const PREFIX: &str = "whsec_";
-const MASTER_BYTES: usize = 32;
 /// Length of a secret that somebody else has made, in bytes: the lengths that Standard Webhooks allows.
 pub(super) const GIVEN_BYTES: RangeInclusive<usize> = 24..=64;
 
@@ -27,7 +26,7 @@ pub(super) type Salt = [u8; 16];
 pub(super) type Tag = [u8; 3];
 
 /// The secret that all keys' secrets follow from.
-pub(super) struct MasterSecret(Zeroizing<[u8; MASTER_BYTES]>);
+pub(super) struct MasterSecret(Secret);
 
 /// A secret that signs: a key's, or the operator's.
 pub(super) struct SigningSecret(Zeroizing<Vec<u8>>);
@@ -52,13 +51,17 @@ impl std::fmt::Debug for PlainSecret {
 impl MasterSecret {
     /// The secret in a file, which is created if missing. Blocks.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        match read(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                write_new(path)?;
-                read(path)
-            }
-            read => read,
-        }
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return write_new_secret(path).map(Self),
+            opened => opened?,
+        };
+        let what_is_wrong = || {
+            let path = path.display();
+            format!(
+                "`{path}` is not a secret for webhooks: restore it, or remove it and give each key a new webhook secret"
+            )
+        };
+        read_secret(&file, what_is_wrong).map(Self)
     }
 
     /// The secret of a key with these random bytes.
@@ -101,42 +104,12 @@ pub(super) fn new_salt() -> io::Result<Salt> {
     Ok(salt)
 }
 
-fn read(path: &Path) -> io::Result<MasterSecret> {
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MASTER_BYTES + 1));
-    File::open(path)?.take(MASTER_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    let secret = <[u8; MASTER_BYTES]>::try_from(&bytes[..]).map_err(|_| {
-        let reason = format!(
-            "`{}` is not a secret for webhooks: restore it, or remove it and give each key a new webhook secret",
-            path.display()
-        );
-        io::Error::new(io::ErrorKind::InvalidData, reason)
-    })?;
-    Ok(MasterSecret(Zeroizing::new(secret)))
-}
-
-/// Writes a new secret for this user only, atomically.
-fn write_new(path: &Path) -> io::Result<()> {
-    let mut secret = Zeroizing::new([0; MASTER_BYTES]);
-    getrandom::fill(&mut *secret).map_err(io::Error::other)?;
-    let unfinished = path.with_extension(format!("part-{}", std::process::id()));
-    let written = open_private(OpenOptions::new().write(true).create(true).truncate(true), &unfinished);
-    let written = written.and_then(|mut file| {
-        file.write_all(&*secret)?;
-        file.sync_all()
-    });
-    if let Err(error) = written.and_then(|()| fs::rename(&unfinished, path)) {
-        drop(fs::remove_file(&unfinished));
-        return Err(error);
-    }
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        File::open(folder)?.sync_all()?;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::store::secret_file::SECRET_BYTES;
 
     #[test]
     fn a_secret_follows_from_the_file_the_key_and_the_salt() {
@@ -169,7 +142,7 @@ mod tests {
     fn another_file_is_no_secret() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("webhooks.secret");
-        for bytes in [&b""[..], b"short", &[7; MASTER_BYTES + 1]] {
+        for bytes in [&b""[..], b"short", &[7; SECRET_BYTES + 1]] {
             fs::write(&path, bytes).expect("written");
             let error = MasterSecret::open(&path).err().expect("refused").to_string();
             assert!(error.contains("webhooks.secret"), "{error}");

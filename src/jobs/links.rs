@@ -4,20 +4,15 @@
 //! [`rotate_link_secret`].
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read as _, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use time::OffsetDateTime;
-use zeroize::Zeroizing;
 
-use super::private_files::create_private;
 use crate::domain::ids::JobId;
-
-const SECRET_BYTES: usize = 32;
-
-type Secret = Zeroizing<[u8; SECRET_BYTES]>;
+use crate::store::secret_file::{Secret, read_secret, write_new_secret};
 
 /// Replaces the secret behind links, or creates the first. A running worker uses it from the next link on.
 ///
@@ -117,33 +112,16 @@ impl LinkSigner {
 }
 
 fn read(path: &Path) -> io::Result<(Option<Version>, Secret)> {
-    let mut file = File::open(path)?;
+    let file = File::open(path)?;
     let version = Version::of(&file.metadata()?);
-    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES + 1));
-    (&mut file).take(SECRET_BYTES as u64 + 1).read_to_end(&mut bytes)?;
-    let secret = <[u8; SECRET_BYTES]>::try_from(&bytes[..]).map_err(|_| {
-        let reason = format!("`{}` is not a link secret: remove it to have a new one created", path.display());
-        io::Error::new(io::ErrorKind::InvalidData, reason)
+    let secret = read_secret(&file, || {
+        format!("`{}` is not a link secret: remove it to have a new one created", path.display())
     })?;
-    Ok((Some(version), Zeroizing::new(secret)))
+    Ok((Some(version), secret))
 }
 
-/// Writes a new secret for this user only, atomically.
 fn write_new(path: &Path) -> io::Result<(Option<Version>, Secret)> {
-    let mut secret = Zeroizing::new([0; SECRET_BYTES]);
-    getrandom::fill(&mut *secret).map_err(io::Error::other)?;
-    let unfinished = path.with_extension(format!("part-{}", std::process::id()));
-    let written = create_private(&unfinished).and_then(|mut file| {
-        file.write_all(&*secret)?;
-        file.sync_all()
-    });
-    if let Err(error) = written.and_then(|()| fs::rename(&unfinished, path)) {
-        drop(fs::remove_file(&unfinished));
-        return Err(error);
-    }
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        File::open(folder)?.sync_all()?;
-    }
+    let secret = write_new_secret(path)?;
     Ok((Some(Version::of(&fs::metadata(path)?)), secret))
 }
 

@@ -59,14 +59,7 @@ pub(in crate::http) struct EditKey(pub(in crate::http) KeyEdit);
 
 impl FromFields for EditKey {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
-        let name = match fields.text_change("name") {
-            Change::Keep => None,
-            Change::Set(name) => Some(name),
-            Change::Remove => {
-                fields.refuse("name", "cannot be removed");
-                None
-            }
-        };
+        let name = fields.lasting_text("name");
         let scope = fields.given("scope").and_then(|value| scope(fields, &value));
         let expires_at = fields.moment_change("expires_at");
         let limits = limits::of_edit(fields);

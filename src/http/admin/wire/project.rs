@@ -9,7 +9,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::budget::BudgetUseView;
 use super::limits::{self, GroupLimitsView};
-use crate::auth::{Change, NAME_CHARS_MAX, NewProject, ProjectEdit, ProjectRecord};
+use crate::auth::{NAME_CHARS_MAX, NewProject, ProjectEdit, ProjectRecord};
 use crate::http::extract::json::{Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, text};
 
@@ -43,14 +43,7 @@ pub(in crate::http) struct EditProject(pub(in crate::http) ProjectEdit);
 
 impl FromFields for EditProject {
     fn from_fields(fields: &mut Fields) -> Option<Self> {
-        let name = match fields.text_change("name") {
-            Change::Keep => None,
-            Change::Set(name) => Some(name),
-            Change::Remove => {
-                fields.refuse("name", "cannot be removed");
-                None
-            }
-        };
+        let name = fields.lasting_text("name");
         let limits = limits::of_group_edit(fields);
         Some(Self(ProjectEdit { name, limits }))
     }

@@ -179,6 +179,18 @@ impl Fields {
         if self.is_null(field) { Change::Remove } else { self.text(field).map_or(Change::Keep, Change::Set) }
     }
 
+    /// The new text of what always has one: `null` is refused. `None`: it stays.
+    pub(in crate::http) fn lasting_text(&mut self, field: &str) -> Option<String> {
+        match self.text_change(field) {
+            Change::Keep => None,
+            Change::Set(text) => Some(text),
+            Change::Remove => {
+                self.refuse(field, "cannot be removed");
+                None
+            }
+        }
+    }
+
     /// The change to a date and time: `null` removes it.
     pub(in crate::http) fn moment_change(&mut self, field: &str) -> Change<OffsetDateTime> {
         if self.is_null(field) { Change::Remove } else { self.moment(field).map_or(Change::Keep, Change::Set) }
