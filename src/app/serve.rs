@@ -119,6 +119,7 @@ async fn serve_until(
                     Err(lost.into())
                 }
                 outcome = worker.welcome((config, &keys), shutdown, out) => outcome,
+                never = heap::give_back_when_idle() => match never {},
                 error = files_removed(&lock, &keys.store, CHECK_INTERVAL) => {
                     tracing::error!("{error:#}");
                     Err(error)

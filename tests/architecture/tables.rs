@@ -74,7 +74,7 @@ pub(crate) const MODULES: &[(&str, &[&str])] = &[
 pub(crate) const HOMES: &[(&[&str], &[&str])] = &[
     (&["axum", "axum_*", "hyper", "hyper_*", "tower", "tower_*", "utoipa", "utoipa_*"], &["http"]),
     (&["candle_*", "cudarc", "half"], &["engine"]),
-    (&["gemm"], &["engine/ops/gemm"]),
+    (&["gemm"], &["engine/ops/gemm/library"]),
     (&["pulp"], &["engine/ops/vector"]),
     (&["rand_mt"], &["engine/noise"]),
     (&["safetensors"], &["engine/checkpoint/formats", "engine/stages"]),

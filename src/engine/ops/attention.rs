@@ -1,6 +1,7 @@
 //! Attention inside each sequence of a packed stream. Never holds more than a few rows of scores.
 
 mod kernel;
+mod lanes;
 mod packed;
 
 use candle_core::{Result, Tensor};

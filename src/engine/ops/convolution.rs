@@ -11,7 +11,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor,
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
 use rayon::prelude::*;
 
-use super::gemm::{MatrixRef, Threads, multiply};
+use super::gemm::{MatrixRef, Onto, Threads, multiply};
 use super::kernel::Kernel;
 use super::{contiguous, has_kernels, is_on_cpu};
 
@@ -242,7 +242,7 @@ impl CustomOp3 for OnCpu {
                     let rows = strip_rows.min(end - top);
                     let mut out = vec![0.0; outputs * rows * width];
                     let neighbors = planes.neighbors(self.kernel, top, rows, spread);
-                    multiply(&mut out, weight, neighbors, false, Threads::One);
+                    multiply(&mut out, weight, neighbors, Onto::Nothing, Threads::One);
                     out
                 })
                 .collect();

@@ -3,9 +3,9 @@
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
-use super::gemm::MatrixRef;
 use super::gemm::expanded::{ExpandRows, multiply_expanded};
-use super::{Rows, contiguous, is_on_cpu, linear::with_bias};
+use super::gemm::{MatrixRef, Onto};
+use super::{Rows, contiguous, is_on_cpu};
 
 /// `x [rows, in]` times the transpose of `weight [out, in]`, plus `bias [out]` -> `[rows, out]`, f32 on the CPU. The bits of
 /// `linear` with the expanded weight.
@@ -30,9 +30,9 @@ impl Expanded<'_> {
         if x.width != width || bias.is_some_and(|bias| bias.len() != columns) {
             bail!("linear: x has {} columns, the weight is {columns}x{width}", x.width);
         }
-        let mut out = with_bias(x.count, columns, bias);
+        let mut out = vec![0.0_f32; x.count * columns];
         let left = MatrixRef::new(x.values, x.count, x.width, x.stride);
-        multiply_expanded(&mut out, left, self.0, bias.is_some())?;
+        multiply_expanded(&mut out, left, self.0, Onto::of(bias))?;
         Ok((CpuStorage::F32(out), Shape::from((x.count, columns))))
     }
 }

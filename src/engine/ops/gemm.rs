@@ -1,25 +1,29 @@
-//! Batch-invariant GEMM on the CPU: an output row has the same bits however many rows there are.
+//! Batch-invariant products of matrices on the CPU: an output row has the same bits however many rows there are, on however many
+//! threads, and whichever vector unit the processor has.
 //!
-//! The `gemm` crate sums each output element over the inner dimension in order, but *how* depends on the problem's
-//! size: it takes other paths for a single row and for at most 256 outputs, and cuts the inner dimension into blocks whose
-//! length depends on whether both outer dimensions are at most 64. A block boundary is a rounding, so an image's bits
-//! would depend on its batch. Two rules keep every GEMM on one path with the same boundaries: the inner dimension is cut
-//! here, into blocks that the crate never cuts again, and a matrix with fewer than [`ROWS_MIN`] rows is padded with zeros.
+//! Each output is a chain of fused multiplications and additions over a block of the inner dimension in order, and the sum of its
+//! blocks in order. That is all that decides its bits: not the tile that it is computed in, nor what is beside it.
 
 pub(crate) mod expanded;
+mod library;
+pub(crate) mod panels;
+mod tile;
 
 use std::ops::Range;
 
-use gemm::Parallelism;
+use rayon::prelude::*;
 
-/// Inner dimension of one call. The crate's own blocks are never shorter than this.
+use panels::{Panel, Panels};
+pub(crate) use tile::VectorUnit;
+
+/// Length of a block of the inner dimension. A boundary is a rounding.
 const INNER_BLOCK: usize = 512;
 
-/// Fewest rows in one call.
-const ROWS_MIN: usize = 8;
+/// Rows that are multiplied with one panel before the next: a panel's numbers are read once for all of them.
+const ROWS_OF_A_TASK: usize = 128;
 
-/// Maximum outputs for which the crate takes its path for tiny matrices.
-const TINY_OUTPUTS: usize = 256;
+/// Tasks for each thread, at least, where there are so many panels.
+const TASKS_PER_THREAD: usize = 4;
 
 /// A read-only matrix: element (i, j) is at `i × row_stride + j × column_stride`.
 #[derive(Clone, Copy)]
@@ -48,10 +52,10 @@ impl<'a> MatrixRef<'a> {
         }
     }
 
-    /// Some of the columns.
-    fn inner(self, columns: &Range<usize>) -> Self {
-        let start = (columns.start * self.column_stride).min(self.values.len());
-        Self { values: &self.values[start..], columns: columns.len(), ..self }
+    /// Some of the rows.
+    pub(crate) fn of_rows(self, rows: &Range<usize>) -> Self {
+        let start = (rows.start * self.row_stride).min(self.values.len());
+        Self { values: &self.values[start..], rows: rows.len(), ..self }
     }
 
     fn assert_in_bounds(&self) {
@@ -62,7 +66,24 @@ impl<'a> MatrixRef<'a> {
     }
 }
 
-/// Whether a GEMM may use the thread pool.
+/// Where a product is written: contiguous rows that start `stride` apart.
+pub(crate) struct Destination<'a> {
+    pub(crate) values: &'a mut [f32],
+    pub(crate) stride: usize,
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(crate) enum Onto<'a> {
+    /// Nothing: the destination is overwritten.
+    Nothing,
+    /// A number for each column; the destination is overwritten.
+    Bias(&'a [f32]),
+    /// What the destination holds.
+    Destination,
+}
+
+/// Whether a product may use the thread pool.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Threads {
     /// This thread only: for callers that are parallel themselves.
@@ -71,42 +92,181 @@ pub(crate) enum Threads {
     All,
 }
 
-/// `destination (+)= left × right`, in row-major order; with `accumulate`, adds to what is there.
-pub(crate) fn multiply(destination: &mut [f32], left: MatrixRef, right: MatrixRef, accumulate: bool, threads: Threads) {
-    let (rows, inner, columns) = (left.rows, left.columns, right.columns);
-    assert_eq!(inner, right.rows, "inner dimensions differ");
-    assert_eq!(destination.len(), rows * columns, "the destination has another size");
+/// `destination = onto + left × right`, in row-major order.
+pub(crate) fn multiply(destination: &mut [f32], left: MatrixRef, right: MatrixRef, onto: Onto, threads: Threads) {
+    assert_eq!(destination.len(), left.rows * right.columns, "the destination has another size");
+    multiply_into(Destination { values: destination, stride: right.columns }, left, right, onto, threads);
+}
+
+/// [`multiply`] into some columns of a wider matrix; the others are unchanged.
+pub(crate) fn multiply_into(destination: Destination, left: MatrixRef, right: MatrixRef, onto: Onto, threads: Threads) {
+    by(VectorUnit::of_this_processor(), destination, left, right, (onto, threads));
+}
+
+/// By a vector unit, or without one by the `gemm` crate.
+fn by(
+    unit: Option<VectorUnit>,
+    destination: Destination,
+    left: MatrixRef,
+    right: MatrixRef,
+    (onto, threads): (Onto, Threads),
+) {
+    assert_eq!(left.columns, right.rows, "inner dimensions differ");
     left.assert_in_bounds();
     right.assert_in_bounds();
-    if rows == 0 || columns == 0 {
+    if left.rows == 0 || right.columns == 0 {
         return;
     }
-    let rows_min = rows_min(columns);
-    if rows >= rows_min {
-        return multiply_blocks(destination, left, right, accumulate, threads);
-    }
-    let padded = padded(left, rows_min);
-    let mut outputs = vec![0.0; rows_min * columns];
-    outputs[..rows * columns].copy_from_slice(destination);
-    multiply_blocks(&mut outputs, MatrixRef::new(&padded, rows_min, inner, inner), right, accumulate, threads);
-    destination.copy_from_slice(&outputs[..rows * columns]);
-}
-
-/// Fewest rows with which the crate takes the path of all larger matrices.
-fn rows_min(columns: usize) -> usize {
-    ROWS_MIN.max(TINY_OUTPUTS / columns + 1)
-}
-
-/// A copy with contiguous rows, and rows of zeros up to `rows`.
-fn padded(matrix: MatrixRef, rows: usize) -> Vec<f32> {
-    let mut padded = vec![0.0; rows * matrix.columns];
-    for row in 0..matrix.rows {
-        for column in 0..matrix.columns {
-            padded[row * matrix.columns + column] =
-                matrix.values[row * matrix.row_stride + column * matrix.column_stride];
+    let needed = (left.rows - 1) * destination.stride + right.columns;
+    assert!(right.columns <= destination.stride && needed <= destination.values.len(), "the destination is too small");
+    onto.assert_fits(right.columns);
+    let Some(unit) = unit else { return library::multiply(destination, left, right, onto, threads) };
+    // The operand in lanes is the one whose numbers are next to each other in the output, if that needs no turning.
+    let (lanes, rows, target) = if right.column_stride == 1 && right.row_stride != 1 {
+        (right.transposed(), left, Target::with_lanes_in_rows(destination))
+    } else {
+        (left, right.transposed(), Target::with_lanes_in_columns(destination))
+    };
+    let panels = Panels::of(unit, lanes, threads);
+    let multiply = |panels_of_task: &[Panel], rows_of_task: Range<usize>, totals: &mut Vec<f32>| {
+        let rows = rows.of_rows(&rows_of_task);
+        for panel in panels_of_task {
+            // SAFETY: the destination has an element for each lane and row, and no two tasks have both in common.
+            #[expect(unsafe_code, reason = "tasks write to parts of one matrix")]
+            unsafe {
+                target.multiply((&panels, panel), (rows, rows_of_task.start), onto, totals);
+            }
+        }
+    };
+    let tasks = tasks(panels.panels(), rows.rows, threads);
+    match threads {
+        Threads::One => {
+            let mut totals = Vec::new();
+            tasks.into_iter().for_each(|(panels, rows)| multiply(panels, rows, &mut totals));
+        }
+        Threads::All => {
+            tasks.into_par_iter().for_each_init(Vec::new, |totals, (panels, rows)| multiply(panels, rows, totals));
         }
     }
-    padded
+}
+
+impl<'a> Onto<'a> {
+    /// A bias, if there is one.
+    pub(crate) fn of(bias: Option<&'a [f32]>) -> Self {
+        bias.map_or(Self::Nothing, Self::Bias)
+    }
+
+    /// For some columns alone.
+    fn of_columns(&self, columns: &Range<usize>) -> Self {
+        match self {
+            Self::Bias(bias) => Self::Bias(&bias[columns.clone()]),
+            other => *other,
+        }
+    }
+
+    fn assert_fits(&self, columns: usize) {
+        if let Self::Bias(bias) = self {
+            assert_eq!(bias.len(), columns, "the bias has another size");
+        }
+    }
+}
+
+/// All panels with all rows, in parts: some rows with all panels or, where that would be too few parts, with some.
+fn tasks(panels: &[Panel], rows: usize, threads: Threads) -> Vec<(&[Panel], Range<usize>)> {
+    let blocks = rows.div_ceil(ROWS_OF_A_TASK);
+    let wanted = match threads {
+        Threads::One => 1,
+        Threads::All => TASKS_PER_THREAD * rayon::current_num_threads(),
+    };
+    let panels_of_a_task = panels.len().div_ceil(wanted.div_ceil(blocks)).max(1);
+    let starts = (0..rows).step_by(ROWS_OF_A_TASK);
+    starts
+        .flat_map(|start| {
+            let rows = start..(start + ROWS_OF_A_TASK).min(rows);
+            panels.chunks(panels_of_a_task).map(move |panels| (panels, rows.clone()))
+        })
+        .collect()
+}
+
+/// A matrix that several tasks write to: element (lane, row) is at `lane × lane_stride + row × row_stride`.
+struct Target {
+    start: *mut f32,
+    lane_stride: usize,
+    row_stride: usize,
+}
+
+// SAFETY: whoever writes promises that nobody else uses the same elements.
+#[expect(unsafe_code, reason = "tasks write to parts of one matrix")]
+unsafe impl Sync for Target {}
+
+impl Target {
+    fn with_lanes_in_rows(destination: Destination) -> Self {
+        Self { start: destination.values.as_mut_ptr(), lane_stride: 1, row_stride: destination.stride }
+    }
+
+    fn with_lanes_in_columns(destination: Destination) -> Self {
+        Self { start: destination.values.as_mut_ptr(), lane_stride: destination.stride, row_stride: 1 }
+    }
+
+    /// Multiplies a panel with some rows, the first of which is `first_row` of the matrix. `totals` is memory that a thread reuses.
+    ///
+    /// # Safety
+    /// The matrix must have these lanes and rows, and nobody else may use their elements meanwhile.
+    #[expect(unsafe_code, reason = "tasks write to parts of one matrix")]
+    unsafe fn multiply(
+        &self,
+        (panels, panel): (&Panels, &Panel),
+        (rows, first_row): (MatrixRef, usize),
+        onto: Onto,
+        totals: &mut Vec<f32>,
+    ) {
+        let own = first_row..first_row + rows.rows;
+        let width = panels.width(panel);
+        totals.resize(rows.rows * width, 0.0);
+        match onto {
+            Onto::Nothing => {}
+            Onto::Bias(bias) if self.lane_stride == 1 => {
+                let bias = &bias[panel.lanes.clone()];
+                totals.chunks_exact_mut(width).for_each(|totals| totals[..bias.len()].copy_from_slice(bias));
+            }
+            Onto::Bias(bias) => {
+                let rows = totals.chunks_exact_mut(width).zip(&bias[own.clone()]);
+                rows.for_each(|(totals, bias)| totals.fill(*bias));
+            }
+            // SAFETY: as the caller promises.
+            Onto::Destination => unsafe { self.each(panel, own.clone(), totals, |element, total| *total = *element) },
+        }
+        panels.values(panel).multiply(rows, totals, !matches!(onto, Onto::Nothing));
+        // SAFETY: as the caller promises.
+        unsafe { self.each(panel, own, totals, |element, total| *element = *total) };
+    }
+
+    /// Calls `copy` with each element of some lanes and rows, and its total in `[rows, width of the panel]`.
+    ///
+    /// # Safety
+    /// As for [`Self::multiply`].
+    #[expect(unsafe_code, reason = "tasks write to parts of one matrix")]
+    #[inline(always)]
+    unsafe fn each(&self, panel: &Panel, rows: Range<usize>, totals: &mut [f32], copy: impl Fn(&mut f32, &mut f32)) {
+        let width = totals.len() / rows.len();
+        let element = |lane: usize, row: usize| {
+            let element = self.start.wrapping_add(lane * self.lane_stride + row * self.row_stride);
+            // SAFETY: as the caller promises.
+            unsafe { &mut *element }
+        };
+        // The inner loop is along the matrix's own rows.
+        if self.lane_stride == 1 {
+            for (row, totals) in rows.zip(totals.chunks_exact_mut(width)) {
+                panel.lanes.clone().zip(totals).for_each(|(lane, total)| copy(element(lane, row), total));
+            }
+            return;
+        }
+        for (index, lane) in panel.lanes.clone().enumerate() {
+            for (row, totals) in rows.clone().zip(totals.chunks_exact_mut(width)) {
+                copy(element(lane, row), &mut totals[index]);
+            }
+        }
+    }
 }
 
 /// The blocks of the inner dimension. One, empty, where there is no inner dimension.
@@ -115,77 +275,6 @@ fn inner_blocks(inner: usize) -> impl Iterator<Item = Range<usize>> {
         let start = block * INNER_BLOCK;
         start..(start + INNER_BLOCK).min(inner)
     })
-}
-
-fn multiply_blocks(destination: &mut [f32], left: MatrixRef, right: MatrixRef, accumulate: bool, threads: Threads) {
-    let target = Target { start: destination.as_mut_ptr(), stride: right.columns };
-    let parallelism = match threads {
-        Threads::One => Parallelism::None,
-        Threads::All => Parallelism::Rayon(0),
-    };
-    for block in inner_blocks(left.columns) {
-        let is_added = accumulate || block.start > 0;
-        // SAFETY: `multiply` has checked that the destination holds rows × columns values, and that the last element
-        // of each operand lies inside its slice. The destination is borrowed mutably, so it overlaps neither operand.
-        #[expect(unsafe_code, reason = "the crate's interface takes pointers and strides")]
-        unsafe {
-            multiply_block(target, left, right, (&block, is_added), parallelism);
-        }
-    }
-}
-
-/// Where a product is written: rows that start `stride` apart.
-#[derive(Clone, Copy)]
-struct Target {
-    start: *mut f32,
-    stride: usize,
-}
-
-impl Target {
-    /// The columns from `column` on.
-    fn columns_from(&self, column: usize) -> Self {
-        Self { start: self.start.wrapping_add(column), stride: self.stride }
-    }
-}
-
-/// Adds the product of a block of the inner dimension to the target, or writes it there.
-///
-/// # Safety
-/// The target must have the rows of `left` and the columns of `right`, and nobody else may use them meanwhile; the block must
-/// be inside both matrices, and they inside their slices.
-#[expect(unsafe_code, reason = "the crate's interface takes pointers and strides")]
-unsafe fn multiply_block(
-    target: Target,
-    left: MatrixRef,
-    right: MatrixRef,
-    (block, is_added): (&Range<usize>, bool),
-    parallelism: Parallelism,
-) {
-    let (left, right) = (left.inner(block), right.transposed().inner(block).transposed());
-    // SAFETY: as the caller promises.
-    unsafe {
-        gemm::gemm(
-            left.rows,
-            right.columns,
-            block.len(),
-            target.start,
-            1,
-            target.stride as isize,
-            is_added,
-            left.values.as_ptr(),
-            left.column_stride as isize,
-            left.row_stride as isize,
-            right.values.as_ptr(),
-            right.column_stride as isize,
-            right.row_stride as isize,
-            1.0_f32,
-            1.0_f32,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    }
 }
 
 #[cfg(test)]
@@ -202,28 +291,102 @@ mod tests {
             .collect()
     }
 
-    /// Rows have the same bits alone, in smaller batches and in a batch of `rows`.
+    fn units() -> impl Iterator<Item = Option<VectorUnit>> {
+        VectorUnit::all().map(Some).chain([None])
+    }
+
+    const SHAPES: [(usize, usize); 10] =
+        [(8, 8), (64, 64), (64, 320), (100, 33), (513, 64), (1536, 64), (3072, 64), (1030, 65), (16, 131), (1, 1)];
+
+    /// Rows have the same bits alone, in smaller batches and in a batch of all, by every vector unit and by none, and whichever
+    /// operand is in lanes.
     #[test]
     fn a_row_has_the_same_bits_alone_and_batched() {
-        for (inner, columns) in [(8, 8), (64, 64), (64, 320), (100, 33), (513, 64), (1536, 64), (3072, 64), (1030, 65)]
-        {
+        for (inner, columns) in SHAPES {
             let rows = 300;
             let left = numbers(rows * inner, 1);
             let right = numbers(inner * columns, 2);
             let weight = MatrixRef::new(&right, columns, inner, inner).transposed();
-            let product = |first: usize, count: usize, threads| {
+            let turned: Vec<f32> = (0..inner * columns).map(|at| right[at % columns * inner + at / columns]).collect();
+            let turned = MatrixRef::new(&turned, inner, columns, columns);
+            let product = |unit, right: MatrixRef, (first, count): (usize, usize), threads| {
                 let mut out = vec![0.0; count * columns];
                 let rows = MatrixRef::new(&left[first * inner..], count, inner, inner);
-                multiply(&mut out, rows, weight, false, threads);
+                let destination = Destination { values: &mut out, stride: columns };
+                by(unit, destination, rows, right, (Onto::Nothing, threads));
                 out
             };
-            let batched = product(0, rows, Threads::All);
-            for count in [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 63, 64, 65, 127, 128, 200] {
+            let batched = product(None, weight, (0, rows), Threads::All);
+            for count in [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 48, 63, 64, 65, 127, 128, 200] {
                 for first in [0, 1, 37, 99] {
-                    let alone = product(first, count, Threads::One);
                     let expected = &batched[first * columns..(first + count) * columns];
-                    assert_eq!(alone, expected, "{count} rows from {first}, {inner}x{columns}");
+                    for unit in units() {
+                        for (right, threads) in [(weight, Threads::One), (turned, Threads::All)] {
+                            let alone = product(unit, right, (first, count), threads);
+                            assert!(alone == expected, "{count} rows from {first}, {inner}x{columns}, {unit:?}");
+                        }
+                    }
                 }
+            }
+        }
+    }
+
+    /// Into the middle of a wider matrix, onto what is there.
+    #[test]
+    fn columns_of_a_wider_matrix_are_changed_and_no_others() {
+        let (rows, inner, columns, stride) = (50, 600, 21, 40);
+        let (left, right) = (numbers(rows * inner, 3), numbers(columns * inner, 4));
+        let (left, right) = (MatrixRef::new(&left, rows, inner, inner), MatrixRef::new(&right, columns, inner, inner));
+        let before = numbers(rows * stride, 5);
+        let mut added: Vec<f32> = before.chunks(stride).flat_map(|row| row[7..7 + columns].to_vec()).collect();
+        multiply(&mut added, left, right.transposed(), Onto::Destination, Threads::All);
+        for unit in units() {
+            let mut out = before.clone();
+            let destination = Destination { values: &mut out[7..], stride };
+            by(unit, destination, left, right.transposed(), (Onto::Destination, Threads::All));
+            for (row, (out, before)) in out.chunks(stride).zip(before.chunks(stride)).enumerate() {
+                assert_eq!(out[7..7 + columns], added[row * columns..][..columns], "row {row}, {unit:?}");
+                assert_eq!((&out[..7], &out[7 + columns..]), (&before[..7], &before[7 + columns..]), "row {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bias_is_what_a_product_is_added_to() {
+        let (rows, inner, columns) = (70, 520, 30);
+        let (left, right) = (numbers(rows * inner, 6), numbers(columns * inner, 7));
+        let left = MatrixRef::new(&left, rows, inner, inner);
+        let bias = numbers(columns, 8);
+        // As it lies, and turned: other operands are in lanes.
+        for right in [
+            MatrixRef::new(&right, columns, inner, inner).transposed(),
+            MatrixRef::new(&right, inner, columns, columns),
+        ] {
+            let mut expected = bias.repeat(rows);
+            multiply(&mut expected, left, right, Onto::Destination, Threads::One);
+            for unit in units() {
+                let mut out = vec![f32::NAN; rows * columns];
+                let destination = Destination { values: &mut out, stride: columns };
+                by(unit, destination, left, right, (Onto::Bias(&bias), Threads::All));
+                assert!(out == expected, "{unit:?}");
+            }
+        }
+    }
+
+    /// Every part of the product is in one task.
+    #[test]
+    fn tasks_are_all_panels_with_all_rows_once() {
+        let Some(unit) = VectorUnit::of_this_processor() else { return };
+        for (lanes, rows) in [(1, 1), (1, 1000), (768, 16), (768, 3072), (300, 129)] {
+            let panels = Panel::split(unit, lanes);
+            for threads in [Threads::One, Threads::All] {
+                let mut times = vec![0; lanes * rows];
+                for (panels, own) in tasks(&panels, rows, threads) {
+                    for lane in panels.iter().flat_map(|panel| panel.lanes.clone()) {
+                        own.clone().for_each(|row| times[lane * rows + row] += 1);
+                    }
+                }
+                assert!(times.iter().all(|&times| times == 1), "{lanes} lanes, {rows} rows, {threads:?}");
             }
         }
     }
@@ -235,7 +398,7 @@ mod tests {
         let right = numbers(inner * columns, 4);
         let mut out = vec![1.0; rows * columns];
         let right_matrix = MatrixRef::new(&right, inner, columns, columns);
-        multiply(&mut out, MatrixRef::new(&left, rows, inner, inner), right_matrix, true, Threads::One);
+        multiply(&mut out, MatrixRef::new(&left, rows, inner, inner), right_matrix, Onto::Destination, Threads::One);
         for row in 0..rows {
             for column in 0..columns {
                 let exact: f64 =

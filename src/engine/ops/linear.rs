@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
-use rayon::prelude::*;
 
 use super::activation::gelu_tanh;
 use super::cuda::{self, linear::linear_into};
-use super::gemm::{MatrixRef, Threads, multiply};
+use super::gemm::{MatrixRef, Onto, Threads, multiply};
 use super::matrix_product::MatrixProduct;
 use super::{Rows, contiguous, is_on_cpu, is_on_cuda, unwritten};
 
@@ -97,16 +96,6 @@ pub(crate) fn matrix_product<'a>(x: &Tensor, weight: &Tensor, bias: Option<&'a T
     Ok(linear(x, weight, bias)?.into())
 }
 
-/// Rows for a product that is added to the bias, or replaces zeros.
-pub(super) fn with_bias(rows: usize, columns: usize, bias: Option<&[f32]>) -> Vec<f32> {
-    // Zeroed memory costs nothing until it is written, which all threads then do together.
-    let mut out = vec![0.0_f32; rows * columns];
-    if let Some(bias) = bias {
-        out.par_chunks_exact_mut(columns).for_each(|row| row.copy_from_slice(bias));
-    }
-    out
-}
-
 struct CpuLinear;
 
 impl CpuLinear {
@@ -115,10 +104,11 @@ impl CpuLinear {
         if x.width != weight.width || bias.is_some_and(|bias| bias.len() != columns) {
             candle_core::bail!("linear: x has {} columns, the weight is {}x{}", x.width, columns, weight.width);
         }
-        let mut out = with_bias(x.count, columns, bias);
+        // Zeroed memory costs nothing until it is written, which all threads then do together.
+        let mut out = vec![0.0_f32; x.count * columns];
         let left = MatrixRef::new(x.values, x.count, x.width, x.stride);
         let right = MatrixRef::new(weight.values, columns, weight.width, weight.stride).transposed();
-        multiply(&mut out, left, right, bias.is_some(), Threads::All);
+        multiply(&mut out, left, right, Onto::of(bias), Threads::All);
         Ok((CpuStorage::F32(out), Shape::from((x.count, columns))))
     }
 }

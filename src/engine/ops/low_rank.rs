@@ -7,11 +7,10 @@ pub(super) mod part;
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Storage, Tensor, bail};
-use rayon::prelude::*;
 
 #[cfg(feature = "cuda")]
 use super::cuda;
-use super::gemm::{MatrixRef, Threads, multiply};
+use super::gemm::{Destination, MatrixRef, Onto, Threads, multiply, multiply_into};
 use super::{CHUNK, Rows, is_on_cpu, is_on_cuda};
 
 pub(crate) use part::LowRankPart;
@@ -142,23 +141,22 @@ fn add_on_cpu(out: &mut [f32], outputs: usize, x: &Rows, part: &LowRankPart) -> 
     let x_rows = MatrixRef::new(&x.values[rows.start * x.stride..], rows.len(), x.width, x.stride);
     let mut inner = vec![0.0_f32; rows.len() * rank];
     with_numbers(part.down, |down| {
-        multiply(&mut inner, x_rows, MatrixRef::new(down, rank, x.width, x.width).transposed(), false, Threads::All);
+        multiply(
+            &mut inner,
+            x_rows,
+            MatrixRef::new(down, rank, x.width, x.width).transposed(),
+            Onto::Nothing,
+            Threads::All,
+        );
     })?;
     for number in &mut inner {
         *number *= part.scale;
     }
-    let mut added = vec![0.0_f32; rows.len() * columns.len()];
+    let destination = Destination { values: &mut out[rows.start * outputs + columns.start..], stride: outputs };
     with_numbers(part.up, |up| {
         let up = MatrixRef::new(up, columns.len(), rank, rank).transposed();
-        multiply(&mut added, MatrixRef::new(&inner, rows.len(), rank, rank), up, false, Threads::All);
-    })?;
-    let out_rows = out[rows.start * outputs..rows.end * outputs].par_chunks_exact_mut(outputs);
-    out_rows.zip(added.par_chunks_exact(columns.len())).for_each(|(row, added)| {
-        for (value, added) in row[columns.clone()].iter_mut().zip(added) {
-            *value += added;
-        }
-    });
-    Ok(())
+        multiply_into(destination, MatrixRef::new(&inner, rows.len(), rank, rank), up, Onto::Destination, Threads::All);
+    })
 }
 
 /// Calls `body` with the numbers of a matrix in f32 on the CPU.

@@ -20,7 +20,7 @@ use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use super::activation::{beside_gelu_tanh, gelu_tanh};
-use super::gemm::{MatrixRef, Threads, multiply};
+use super::gemm::{MatrixRef, Onto, Threads, multiply};
 use super::matrix_product::MatrixProduct;
 use super::modulation::{EPSILON as LAYER_NORM_EPSILON, modulated_layer_norm};
 use super::vector::vectorized;
@@ -203,7 +203,7 @@ pub(crate) fn product_by<'a>(
     let biases = bias.map_or_else(|| Ok(vec![0.0; columns]), Tensor::to_vec1::<f32>)?;
     let mut out = vec![0.0_f32; rows * columns];
     let right = MatrixRef::new(&right, columns, inner, inner).transposed();
-    multiply(&mut out, MatrixRef::new(&left, rows, inner, inner), right, false, Threads::All);
+    multiply(&mut out, MatrixRef::new(&left, rows, inner, inner), right, Onto::Nothing, Threads::All);
     out.par_chunks_mut(columns.max(1)).zip(&row_scales).for_each(|(row, row_scale)| {
         for ((value, column_scale), bias) in row.iter_mut().zip(&column_scales).zip(&biases) {
             *value = *value * row_scale * column_scale + bias;

@@ -4,7 +4,7 @@
 use pulp::Arch;
 
 /// Independent partial sums: enough to fill two AVX registers, and part of the result's definition.
-const LANES: usize = 16;
+pub(super) const SUM_LANES: usize = 16;
 
 /// Runs `work` compiled for the widest vector unit of this processor.
 pub(in crate::engine) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
@@ -23,8 +23,8 @@ pub(in crate::engine) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
 /// Sum of `term` over `values`, in fixed lanes.
 #[inline(always)]
 fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0.0_f32; LANES];
-    let chunks = values.chunks_exact(LANES);
+    let mut lanes = [0.0_f32; SUM_LANES];
+    let chunks = values.chunks_exact(SUM_LANES);
     let tail = chunks.remainder();
     for chunk in chunks {
         for (lane, &value) in lanes.iter_mut().zip(chunk) {
@@ -34,7 +34,13 @@ fn sum_of(values: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     for (lane, &value) in lanes.iter_mut().zip(tail) {
         *lane += term(value);
     }
-    let mut width = LANES / 2;
+    folded(lanes)
+}
+
+/// The sum of partial sums.
+#[inline(always)]
+pub(super) fn folded(mut lanes: [f32; SUM_LANES]) -> f32 {
+    let mut width = SUM_LANES / 2;
     while width > 0 {
         for index in 0..width {
             lanes[index] += lanes[index + width];
@@ -72,8 +78,8 @@ pub(super) fn moments(values: &[f32]) -> (f32, f32) {
 
 #[inline(always)]
 pub(super) fn maximum(values: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let chunks = values.chunks_exact(LANES);
+    let mut lanes = [f32::NEG_INFINITY; SUM_LANES];
+    let chunks = values.chunks_exact(SUM_LANES);
     let tail = chunks.remainder();
     for chunk in chunks {
         for (lane, &value) in lanes.iter_mut().zip(chunk) {

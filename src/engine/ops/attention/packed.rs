@@ -8,14 +8,12 @@ use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Result, Shap
 use rayon::prelude::*;
 
 use super::super::cuda;
-use super::super::gemm::{MatrixRef, Threads, multiply};
+use super::super::gemm::{MatrixRef, Onto, Threads, VectorUnit, multiply};
 use super::super::kernel::Kernel;
 use super::super::softmax::softmax;
 use super::super::vector::{softmax_numerators, vectorized};
 use super::super::{Rows, Segments, contiguous, is_launchable, is_on_cpu, is_on_cuda};
-
-/// Queries of one task: many, because each task rearranges the keys, but few enough that their scores stay in the cache.
-const QUERY_BLOCK: usize = 256;
+use super::lanes::{self, QUERY_BLOCK, Scratch};
 
 /// [`super::attention`]; on a CUDA device by this kernel, if it takes heads of this width.
 ///
@@ -158,9 +156,10 @@ impl CustomOp1 for PackedAttention<'_> {
             }
         }
         let bias = self.bias.map(Tensor::to_vec2).transpose()?;
-        tasks
-            .into_par_iter()
-            .for_each_init(Vec::new, |scores, task| attend(&qkv, self.heads, task, bias.as_deref(), scores));
+        let unit = VectorUnit::of_this_processor();
+        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, task| {
+            attend((&qkv, self.heads), task, bias.as_deref(), unit, scratch);
+        });
         Ok((CpuStorage::F32(self.by_rows(&out, part_width)), Shape::from((rows, part_width))))
     }
 
@@ -215,8 +214,14 @@ impl PackedAttention<'_> {
     }
 }
 
-/// Computes a task's outputs. `scores` is memory that a thread reuses.
-fn attend(qkv: &Rows, heads: usize, task: Task, bias: Option<&[Vec<f32>]>, scores: &mut Vec<f32>) {
+/// Computes a task's outputs, by a vector unit or without one: to the same bits.
+fn attend(
+    (qkv, heads): (&Rows, usize),
+    task: Task,
+    bias: Option<&[Vec<f32>]>,
+    unit: Option<VectorUnit>,
+    scratch: &mut Scratch,
+) {
     let Task { head, sequence, queries, out } = task;
     let part_width = qkv.width / 3;
     let head_width = part_width / heads;
@@ -224,13 +229,28 @@ fn attend(qkv: &Rows, heads: usize, task: Task, bias: Option<&[Vec<f32>]>, score
         let start = rows.start * qkv.stride + part * part_width + head * head_width;
         MatrixRef::new(&qkv.values[start..], rows.len(), head_width, qkv.stride)
     };
-    let (query, key, value) = (matrix(&queries, 0), matrix(&sequence, 1), matrix(&sequence, 2));
-    let keys = sequence.len();
-    scores.resize(queries.len() * keys, 0.0);
-    multiply(scores, query, key.transposed(), false, Threads::One);
-    if let Some(bias) = bias {
-        for (query, scores) in queries.clone().zip(scores.chunks_exact_mut(keys)) {
-            let bias = &bias[head][keys - 1 - query..][..keys];
+    let operands = lanes::Operands {
+        query: matrix(&queries, 0),
+        key: matrix(&sequence, 1),
+        value: matrix(&sequence, 2),
+        scale: if bias.is_some() { 1.0 } else { 1.0 / (head_width as f32).sqrt() },
+        bias: bias.map(|bias| (queries.start - sequence.start, bias[head].as_slice())),
+    };
+    match unit {
+        Some(unit) => lanes::attend(unit, &operands, scratch, out),
+        None => attend_in_rows(&operands, out),
+    }
+}
+
+/// Scores `[queries, keys]`, by products that rearrange keys and values.
+fn attend_in_rows(operands: &lanes::Operands, out: &mut [f32]) {
+    let lanes::Operands { query, key, value, scale, bias } = *operands;
+    let (queries, keys, head_width) = (query.rows, key.rows, value.columns);
+    let mut scores = vec![0.0; queries * keys];
+    multiply(&mut scores, query, key.transposed(), Onto::Nothing, Threads::One);
+    if let Some((first, bias)) = bias {
+        for (query, scores) in (first..).zip(scores.chunks_exact_mut(keys)) {
+            let bias = &bias[keys - 1 - query..][..keys];
             vectorized(|| {
                 for (score, &bias) in scores.iter_mut().zip(bias) {
                     *score += bias;
@@ -238,19 +258,50 @@ fn attend(qkv: &Rows, heads: usize, task: Task, bias: Option<&[Vec<f32>]>, score
             });
         }
     }
-    let scale = if bias.is_some() { 1.0 } else { 1.0 / (head_width as f32).sqrt() };
-    let mut denominators = vec![0.0; queries.len()];
+    let mut denominators = vec![0.0; queries];
     vectorized(|| {
         // A plain loop: closures of iterator adapters are not compiled for wide vectors.
         for (scores, denominator) in scores.chunks_exact_mut(keys).zip(&mut denominators) {
             *denominator = softmax_numerators(scores, scale);
         }
     });
-    multiply(out, MatrixRef::new(scores, queries.len(), keys, keys), value, false, Threads::One);
+    multiply(out, MatrixRef::new(&scores, queries, keys, keys), value, Onto::Nothing, Threads::One);
     for (row, denominator) in out.chunks_exact_mut(head_width).zip(denominators) {
         let inverse = 1.0 / denominator;
         for number in row {
             *number *= inverse;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::noise::standard_normal;
+
+    #[test]
+    fn queries_in_lanes_give_the_bits_of_scores_in_rows() {
+        for (tokens, heads, head_width) in [(1_usize, 1, 16), (70, 2, 24), (241, 1, 64), (600, 3, 128)] {
+            let width = 3 * heads * head_width;
+            let values = standard_normal(7, 0, (tokens * width).next_multiple_of(16));
+            let qkv = Rows { values: &values[..tokens * width], count: tokens, width, stride: width };
+            let biases: Vec<Vec<f32>> = vec![standard_normal(8, 0, (2 * tokens).next_multiple_of(16)); heads];
+            for bias in [None, Some(biases.as_slice())] {
+                for first in [0, tokens / 2] {
+                    let queries = first..(first + QUERY_BLOCK).min(tokens);
+                    let run = |unit| {
+                        let mut out = vec![0.0; queries.len() * head_width];
+                        let task =
+                            Task { head: heads - 1, sequence: 0..tokens, queries: queries.clone(), out: &mut out };
+                        attend((&qkv, heads), task, bias, unit, &mut Scratch::default());
+                        out
+                    };
+                    let in_rows = run(None);
+                    for unit in VectorUnit::all() {
+                        assert!(run(Some(unit)) == in_rows, "{tokens} tokens, {queries:?}, {unit:?}");
+                    }
+                }
+            }
         }
     }
 }

@@ -1,19 +1,18 @@
-//! A product with a matrix whose rows are expanded tile by tile, with the bits of the product with the whole matrix.
+//! A product with a matrix whose rows are expanded a few at a time, with the bits of the product with the whole matrix.
 
 use std::ops::Range;
 
 use candle_core::Result;
-use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::{MatrixRef, Target, inner_blocks, multiply_block, padded, rows_min};
+use super::panels::Panels;
+use super::{Destination, MatrixRef, Onto, ROWS_OF_A_TASK, Target, Threads, VectorUnit, library};
 
-/// Most columns of a tile: with a block of the inner dimension eight megabytes, which a processor's last cache holds. The crate
-/// copies all of the left side for each call, which must be little beside the product.
-const TILE_COLUMNS_MAX: usize = 4096;
+/// Bytes that a thread expands at a time, which its own cache holds beside a panel.
+const BYTES_OF_A_TASK: usize = 1 << 20;
 
-/// Rows that a thread expands at a time.
-const ROWS_EXPANDED: usize = 16;
+/// Rows of a task are a multiple of this.
+const ROWS_STEP: usize = 8;
 
 /// A matrix whose rows are expanded when they are multiplied.
 pub(crate) trait ExpandRows: Sync {
@@ -28,8 +27,8 @@ pub(crate) trait ExpandRows: Sync {
     fn expand(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()>;
 }
 
-/// `destination (+)= left × the transpose of right`, in row-major order, on all threads. With the bits of [`super::multiply`] of the
-/// expanded matrix, of which one tile is in memory at a time.
+/// `destination = onto + left × the transpose of right`, in row-major order, on all threads. With the bits of [`super::multiply`] of the
+/// expanded matrix, of which each thread has a few rows in memory at a time.
 ///
 /// # Errors
 /// When a row cannot be read.
@@ -37,64 +36,68 @@ pub(crate) fn multiply_expanded(
     destination: &mut [f32],
     left: MatrixRef,
     right: &dyn ExpandRows,
-    accumulate: bool,
+    onto: Onto,
+) -> Result<()> {
+    by(VectorUnit::of_this_processor(), destination, left, right, onto)
+}
+
+fn by(
+    unit: Option<VectorUnit>,
+    destination: &mut [f32],
+    left: MatrixRef,
+    right: &dyn ExpandRows,
+    onto: Onto,
 ) -> Result<()> {
     let (rows, inner, columns) = (left.rows, left.columns, right.rows());
     assert_eq!(inner, right.columns(), "inner dimensions differ");
     assert_eq!(destination.len(), rows * columns, "the destination has another size");
     left.assert_in_bounds();
+    onto.assert_fits(columns);
     if rows == 0 || columns == 0 {
         return Ok(());
     }
-    // Of the same width, so that none is narrow.
-    let tiles = columns.div_ceil(TILE_COLUMNS_MAX);
-    let rows_min = rows_min(columns / tiles);
-    if rows >= rows_min {
-        return multiply_tiles(destination, left, right, accumulate, tiles);
-    }
-    let padded = padded(left, rows_min);
-    let mut outputs = vec![0.0; rows_min * columns];
-    outputs[..rows * columns].copy_from_slice(destination);
-    multiply_tiles(&mut outputs, MatrixRef::new(&padded, rows_min, inner, inner), right, accumulate, tiles)?;
-    destination.copy_from_slice(&outputs[..rows * columns]);
-    Ok(())
-}
-
-fn multiply_tiles(
-    destination: &mut [f32],
-    left: MatrixRef,
-    right: &dyn ExpandRows,
-    accumulate: bool,
-    tiles: usize,
-) -> Result<()> {
-    let columns = right.rows();
-    let target = Target { start: destination.as_mut_ptr(), stride: columns };
-    let mut expanded = Vec::new();
-    for tile in 0..tiles {
-        let outputs = columns * tile / tiles..columns * (tile + 1) / tiles;
-        for block in inner_blocks(left.columns) {
-            expanded.resize(outputs.len() * block.len(), 0.0);
-            expand(right, &outputs, &block, &mut expanded)?;
-            let tile = MatrixRef::new(&expanded, outputs.len(), block.len(), block.len()).transposed();
-            let (left, is_added) = (left.inner(&block), accumulate || block.start > 0);
-            // SAFETY: as in `multiply`. A tile is some columns of the destination, which is borrowed mutably.
-            #[expect(unsafe_code, reason = "the crate's interface takes pointers and strides")]
-            unsafe {
-                let target = target.columns_from(outputs.start);
-                multiply_block(target, left, tile, (&(0..left.columns), is_added), Parallelism::Rayon(0));
+    let rows_of_task = (BYTES_OF_A_TASK / (size_of::<f32>() * inner.max(1))).min(ROWS_OF_A_TASK);
+    let rows_of_task = (rows_of_task / ROWS_STEP * ROWS_STEP).max(ROWS_STEP);
+    let Some(unit) = unit else {
+        // Of the same width, so that none is narrow: the crate multiplies a single column in another way.
+        let tiles = columns.div_ceil(rows_of_task);
+        let mut expanded = Vec::new();
+        return (0..tiles).try_for_each(|tile| {
+            let own = columns * tile / tiles..columns * (tile + 1) / tiles;
+            let tile = expand(right, &own, &mut expanded)?.transposed();
+            let destination = Destination { values: &mut destination[own.start..], stride: columns };
+            library::multiply(destination, left, tile, onto.of_columns(&own), Threads::All);
+            Ok(())
+        });
+    };
+    let panels = Panels::of(unit, left, Threads::All);
+    let target = Target::with_lanes_in_columns(Destination { values: destination, stride: columns });
+    let starts: Vec<usize> = (0..columns).step_by(rows_of_task).collect();
+    starts.into_par_iter().try_for_each_init(
+        || (Vec::new(), Vec::new()),
+        |(expanded, totals), start| {
+            let own = start..(start + rows_of_task).min(columns);
+            let tile = expand(right, &own, expanded)?;
+            for panel in panels.panels() {
+                // SAFETY: the destination has an element for each lane and row, and each task has rows of its own.
+                #[expect(unsafe_code, reason = "tasks write to columns of one matrix")]
+                unsafe {
+                    target.multiply((&panels, panel), (tile, own.start), onto, totals);
+                }
             }
-        }
-    }
-    Ok(())
+            Ok(())
+        },
+    )
 }
 
-/// Expands a block of some rows, on all threads.
-fn expand(right: &dyn ExpandRows, rows: &Range<usize>, block: &Range<usize>, out: &mut [f32]) -> Result<()> {
-    let width = block.len().max(1);
-    out.par_chunks_mut(ROWS_EXPANDED * width).enumerate().try_for_each(|(index, out)| {
-        let first = rows.start + index * ROWS_EXPANDED;
-        out.chunks_exact_mut(width).zip(first..).try_for_each(|(out, row)| right.expand(row, block.clone(), out))
-    })
+/// Some rows, expanded into memory that a thread reuses.
+fn expand<'a>(right: &dyn ExpandRows, rows: &Range<usize>, expanded: &'a mut Vec<f32>) -> Result<MatrixRef<'a>> {
+    let columns = right.columns();
+    expanded.resize(rows.len() * columns, 0.0);
+    for (row, out) in rows.clone().zip(expanded.chunks_exact_mut(columns.max(1))) {
+        right.expand(row, 0..columns, out)?;
+    }
+    Ok(MatrixRef::new(expanded, rows.len(), columns, columns))
 }
 
 #[cfg(test)]
@@ -131,12 +134,18 @@ mod tests {
             for rows in [1, 2, 7, 8, 9, 31, 64, 65, 200] {
                 let values = numbers(rows * inner, 6);
                 let left = MatrixRef::new(&values, rows, inner, inner);
-                for accumulate in [false, true] {
+                let bias = numbers(columns, 8);
+                for (onto, what) in
+                    [(Onto::Nothing, "nothing"), (Onto::Bias(&bias), "bias"), (Onto::Destination, "itself")]
+                {
                     let mut whole = numbers(rows * columns, 7);
-                    let mut tiled = whole.clone();
-                    multiply(&mut whole, left, matrix.transposed(), accumulate, Threads::All);
-                    multiply_expanded(&mut tiled, left, &Copied(matrix), accumulate).expect("expands");
-                    assert!(whole == tiled, "{rows} rows, {inner}x{columns}, {accumulate}");
+                    let before = whole.clone();
+                    multiply(&mut whole, left, matrix.transposed(), onto, Threads::All);
+                    for unit in VectorUnit::all().map(Some).chain([None]) {
+                        let mut tiled = before.clone();
+                        by(unit, &mut tiled, left, &Copied(matrix), onto).expect("expands");
+                        assert!(whole == tiled, "{rows} rows, {inner}x{columns}, {what}, {unit:?}");
+                    }
                 }
             }
         }
@@ -162,7 +171,7 @@ mod tests {
             }
         }
         let (values, mut out) = (numbers(80, 1), vec![0.0; 3000]);
-        multiply_expanded(&mut out, MatrixRef::new(&values, 10, 8, 8), &Broken, false)
+        multiply_expanded(&mut out, MatrixRef::new(&values, 10, 8, 8), &Broken, Onto::Nothing)
             .expect_err("a row is unreadable");
     }
 }

@@ -1,0 +1,181 @@
+//! The innermost loop of every product on the CPU: a tile of sums that stays in a vector unit's registers.
+//!
+//! One operand lies in lanes, a number of each lane next to the other; of the other operand one number at a time is repeated in all
+//! lanes. So that operand is read where it is, in any order: a weight's rows need no rearrangement.
+
+/// A vector unit with fused multiplication and addition, which this processor has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum VectorUnit {
+    /// 32 registers of 16 numbers.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// 16 registers of 8 numbers.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+}
+
+/// Most vectors of lanes in a tile.
+pub(super) const VECTORS_MAX: usize = 3;
+
+/// What a tile reads and writes.
+#[derive(Clone, Copy)]
+pub(super) struct Operands {
+    /// Numbers of each sum.
+    pub(super) depth: usize,
+    /// `[depth, lanes]`, contiguous.
+    pub(super) lanes: *const f32,
+    /// Element (row, depth) is at `row × row_stride + depth × depth_stride`.
+    pub(super) rows: *const f32,
+    pub(super) row_stride: usize,
+    pub(super) depth_stride: usize,
+    /// `[rows, lanes]`, contiguous.
+    pub(super) totals: *mut f32,
+    /// Whether sums are written, instead of added to what is there.
+    pub(super) is_first: bool,
+}
+
+impl VectorUnit {
+    /// The units of this processor, the fastest first. Another has none: then the `gemm` crate multiplies.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        let has_avx512 = is_x86_feature_detected!("avx512f");
+        let has_avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        [has_avx512.then_some(Self::Avx512), has_avx2.then_some(Self::Avx2)].into_iter().flatten()
+    }
+
+    /// The units of this processor, the fastest first. Another has none: then the `gemm` crate multiplies.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn all() -> impl Iterator<Item = Self> {
+        std::iter::empty()
+    }
+
+    /// The fastest of this processor.
+    pub(crate) fn of_this_processor() -> Option<Self> {
+        Self::all().next()
+    }
+
+    /// Numbers in a vector.
+    pub(crate) fn width(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 16,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 8,
+        }
+    }
+
+    /// Rows of the largest tile: with three vectors of lanes as many sums as registers leave room for.
+    pub(super) fn tile_rows(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => 8,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 4,
+        }
+    }
+
+    /// Sums the products of some vectors of lanes with at most [`Self::tile_rows`] rows. Each is one chain of fused operations in the
+    /// order of `depth`, so its bits depend on nothing else. Returns how many rows were taken.
+    ///
+    /// # Safety
+    /// This processor must have the unit, and there must be `rows` of what the operands point to, at least one; `totals` must not
+    /// overlap the others.
+    #[expect(unsafe_code, reason = "vector instructions read and write through pointers")]
+    pub(super) unsafe fn tile(self, vectors: usize, rows: usize, operands: &Operands) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as the caller promises.
+            Self::Avx512 => unsafe { avx512::tile(vectors, rows, operands) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as the caller promises.
+            Self::Avx2 => unsafe { avx2::tile(vectors, rows, operands) },
+        }
+    }
+}
+
+/// A module with a vector unit's tiles of 1, 2, 4 and, if there are, 8 rows.
+#[cfg(target_arch = "x86_64")]
+macro_rules! tiles {
+    ($module:ident, $features:literal, $width:literal, $zero:ident, $load:ident, $store:ident, $repeat:ident, $add:ident,
+     $fused:ident, [$($rows:literal),+]) => {
+        mod $module {
+            use std::arch::x86_64::{$add, $fused, $load, $repeat, $store, $zero};
+
+            use super::Operands;
+
+            /// As [`super::VectorUnit::tile`].
+            #[expect(unsafe_code, reason = "vector instructions read and write through pointers")]
+            pub(super) unsafe fn tile(vectors: usize, rows: usize, operands: &Operands) -> usize {
+                $(
+                    if rows >= $rows {
+                        // SAFETY: as the caller promises.
+                        unsafe {
+                            match vectors {
+                                1 => of::<1, $rows>(operands),
+                                2 => of::<2, $rows>(operands),
+                                _ => of::<3, $rows>(operands),
+                            }
+                        }
+                        return $rows;
+                    }
+                )+
+                0
+            }
+
+            #[target_feature(enable = $features)]
+            #[expect(unsafe_code, reason = "vector instructions read and write through pointers")]
+            unsafe fn of<const VECTORS: usize, const ROWS: usize>(operands: &Operands) {
+                let Operands { depth, lanes, rows, row_stride, depth_stride, totals, is_first } = *operands;
+                let mut sums = [[$zero(); VECTORS]; ROWS];
+                for at in 0..depth {
+                    // SAFETY: the lanes have `depth` times so many numbers.
+                    let lanes: [_; VECTORS] =
+                        std::array::from_fn(|vector| unsafe { $load(lanes.add((at * VECTORS + vector) * $width)) });
+                    for (row, sums) in sums.iter_mut().enumerate() {
+                        // SAFETY: there are so many rows of `depth` numbers.
+                        let number = $repeat(unsafe { *rows.add(row * row_stride + at * depth_stride) });
+                        for (sum, lanes) in sums.iter_mut().zip(lanes) {
+                            *sum = $fused(lanes, number, *sum);
+                        }
+                    }
+                }
+                for (row, sums) in sums.into_iter().enumerate() {
+                    for (vector, sum) in sums.into_iter().enumerate() {
+                        // SAFETY: the totals have so many rows of lanes.
+                        unsafe {
+                            let total = totals.add((row * VECTORS + vector) * $width);
+                            $store(total, if is_first { sum } else { $add($load(total), sum) });
+                        }
+                    }
+                }
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+tiles!(
+    avx512,
+    "avx512f",
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_add_ps,
+    _mm512_fmadd_ps,
+    [8, 4, 2, 1]
+);
+#[cfg(target_arch = "x86_64")]
+tiles!(
+    avx2,
+    "avx2,fma",
+    8,
+    _mm256_setzero_ps,
+    _mm256_loadu_ps,
+    _mm256_storeu_ps,
+    _mm256_set1_ps,
+    _mm256_add_ps,
+    _mm256_fmadd_ps,
+    [4, 2, 1]
+);
