@@ -3,31 +3,26 @@
 mod channels_last;
 mod halving;
 mod kernel;
+mod on_cpu;
 pub(super) mod sizes;
 
 use std::ops::Range;
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{Result, Tensor};
 use candle_nn::{Conv2d, Conv2dConfig, Module, VarBuilder};
-use rayon::prelude::*;
 
-use super::gemm::{MatrixRef, Onto, Threads, multiply};
+use super::gemm::VectorUnit;
 use super::kernel::Kernel;
-use super::{contiguous, has_kernels, is_on_cpu};
+use super::{has_kernels, is_on_cpu};
 
-use channels_last::ChannelsLast;
+use channels_last::{ChannelsLast, doubled};
 pub(crate) use halving::Halving;
 pub(crate) use kernel::CHOICE as KERNELS;
+use on_cpu::OnCpu;
 
 /// Maximum bytes of the matrix to which a convolution without a kernel unrolls its input, with the neighbors of every pixel: it would
 /// be 10 GB for an image of 1024×1024 pixels.
 pub(crate) const STRIP_BYTES_MAX: usize = 512 << 20;
-
-/// Pixels of one task on the CPU: enough for a matrix product, and few enough for the cache.
-const STRIP_PIXELS: usize = 512;
-
-/// Tasks of each thread at a time: their outputs are copied while they are in the cache, and take little memory.
-const STRIPS_PER_THREAD: usize = 16;
 
 /// A convolution of one image. Its form is chosen with its weights: the CUDA kernels in bf16; our own GEMMs on the CPU; elsewhere
 /// candle's convolution.
@@ -82,7 +77,9 @@ impl Convolution {
         }
         let config = Conv2dConfig { padding: side / 2, ..Conv2dConfig::default() };
         let inner = Conv2d::new(weight.clone(), Some(bias.clone()), config);
-        Ok(Self(Form::InPlanes(InPlanes { inner, kernel: side, is_doubled, strip_bytes: STRIP_BYTES_MAX })))
+        let is_ours = is_on_cpu(weight) && VectorUnit::of_this_processor().is_some();
+        let doubled = (is_doubled && is_ours).then(|| doubled(weight)?.contiguous()).transpose()?;
+        Ok(Self(Form::InPlanes(InPlanes { inner, kernel: side, is_doubled, doubled, strip_bytes: STRIP_BYTES_MAX })))
     }
 
     /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides, in the device's memory order.
@@ -126,6 +123,9 @@ struct InPlanes {
     inner: Conv2d,
     kernel: usize,
     is_doubled: bool,
+    /// Four convolutions of the small image instead of one of the doubled one, with four ninths of the products, where the CPU has them:
+    /// `[4, outputs, 4, inputs]`.
+    doubled: Option<Tensor>,
     strip_bytes: usize,
 }
 
@@ -137,6 +137,11 @@ impl InPlanes {
     fn forward_rows(&self, x: &Tensor, rows: &Range<usize>, residual: Option<&Tensor>) -> Result<Tensor> {
         let x = x.contiguous()?;
         let (_, _, height, width) = x.dims4()?;
+        if let (Some(weight), Some(bias)) = (&self.doubled, self.inner.bias()) {
+            let residual = residual.map(Tensor::contiguous).transpose()?;
+            let op = OnCpu { kernel: self.kernel, rows: rows.clone(), residual, is_doubled: true };
+            return x.apply_op3_no_bwd(weight, bias, &op);
+        }
         let (x, rows) = if self.is_doubled {
             (x.upsample_nearest2d(2 * height, 2 * width)?, 2 * rows.start..2 * rows.end)
         } else {
@@ -145,7 +150,7 @@ impl InPlanes {
         match self.inner.bias() {
             Some(bias) if is_on_cpu(&x) => {
                 let residual = residual.map(Tensor::contiguous).transpose()?;
-                x.apply_op3_no_bwd(self.inner.weight(), bias, &OnCpu { kernel: self.kernel, rows, residual })
+                x.apply_op3_no_bwd(self.inner.weight(), bias, &OnCpu { kernel: self.kernel, rows, residual, is_doubled: false })
             }
             _ => {
                 let out = self.in_strips(&x)?.narrow(2, rows.start, rows.len())?.contiguous()?;
@@ -177,140 +182,6 @@ impl InPlanes {
     }
 }
 
-struct OnCpu {
-    kernel: usize,
-    /// Rows of the input for which there is an output.
-    rows: Range<usize>,
-    /// Is added to the output.
-    residual: Option<Tensor>,
-}
-
-/// One image's channels, row by row.
-#[derive(Clone, Copy)]
-struct Planes<'a> {
-    values: &'a [f32],
-    channels: usize,
-    height: usize,
-    width: usize,
-}
-
-impl CustomOp3 for OnCpu {
-    fn name(&self) -> &'static str {
-        "convolution"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        xl: &Layout,
-        weight: &CpuStorage,
-        weight_l: &Layout,
-        bias: &CpuStorage,
-        bias_l: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (batch, channels, height, width) = xl.shape().dims4()?;
-        let (outputs, inputs, rows, columns) = weight_l.shape().dims4()?;
-        let (values, weight, bias) = (contiguous(x, xl)?, contiguous(weight, weight_l)?, contiguous(bias, bias_l)?);
-        let Range { start: first, end } = self.rows;
-        if batch != 1 || inputs != channels || [rows, columns] != [self.kernel; 2] || bias.len() != outputs {
-            bail!("convolution: {:?} by {:?}", xl.shape(), weight_l.shape());
-        }
-        if first > end || end > height {
-            bail!("convolution: rows {first} to {end} of {height}");
-        }
-        let shape = Shape::from((1, outputs, end - first, width));
-        let held = self.residual.as_ref().map(Tensor::storage_and_layout);
-        let residual = match &held {
-            None => None,
-            Some((storage, layout)) => match &**storage {
-                Storage::Cpu(storage) if layout.shape() == &shape => Some(contiguous(storage, layout)?),
-                _ => bail!("convolution: {:?} on {shape:?}, or on another device", layout.dims()),
-            },
-        };
-        let planes = Planes { values, channels, height, width };
-        let taps = channels * self.kernel * self.kernel;
-        let weight = MatrixRef::new(weight, outputs, taps, taps);
-        let strip_rows = (STRIP_PIXELS / width.max(1)).max(1);
-        let starts: Vec<usize> = (first..end).step_by(strip_rows).collect();
-        let pixels = (end - first) * width;
-        let mut out = vec![0.0_f32; outputs * pixels];
-        for starts in starts.chunks(STRIPS_PER_THREAD * rayon::current_num_threads()) {
-            // In parallel over strips, then over channels.
-            let strips: Vec<Vec<f32>> = starts
-                .par_iter()
-                .map_init(Vec::new, |spread, &top| {
-                    let rows = strip_rows.min(end - top);
-                    let mut out = vec![0.0; outputs * rows * width];
-                    let neighbors = planes.neighbors(self.kernel, top, rows, spread);
-                    multiply(&mut out, weight, neighbors, Onto::Nothing, Threads::One);
-                    out
-                })
-                .collect();
-            out.par_chunks_mut(pixels.max(1)).enumerate().for_each(|(channel, out)| {
-                let residual = residual.map(|residual| &residual[channel * pixels..][..pixels]);
-                for (strip, &top) in strips.iter().zip(starts) {
-                    let (at, count) = ((top - first) * width, strip.len() / outputs);
-                    let values = &strip[channel * count..][..count];
-                    add(
-                        &mut out[at..][..count],
-                        values,
-                        bias[channel],
-                        residual.map(|residual| &residual[at..][..count]),
-                    );
-                }
-            });
-        }
-        Ok((CpuStorage::F32(out), shape))
-    }
-}
-
-/// Writes values with a bias to `out`, and adds the residual if there is one.
-fn add(out: &mut [f32], values: &[f32], bias: f32, residual: Option<&[f32]>) {
-    match residual {
-        None => {
-            for (out, &value) in out.iter_mut().zip(values) {
-                *out = value + bias;
-            }
-        }
-        Some(residual) => {
-            for ((out, &value), &residual) in out.iter_mut().zip(values).zip(residual) {
-                *out = residual + (value + bias);
-            }
-        }
-    }
-}
-
-impl<'a> Planes<'a> {
-    /// `[channels × kernel × kernel, rows × width]`: for each pixel of some rows all inputs of its output. `spread` is memory that
-    /// a thread reuses.
-    fn neighbors<'b>(self, kernel: usize, top: usize, rows: usize, spread: &'b mut Vec<f32>) -> MatrixRef<'b>
-    where
-        'a: 'b,
-    {
-        let Self { values, channels, height, width } = self;
-        let pixels = rows * width;
-        if kernel == 1 {
-            return MatrixRef::new(&values[top * width..], channels, pixels, height * width);
-        }
-        let border = kernel / 2;
-        spread.clear();
-        spread.resize(channels * kernel * kernel * pixels, 0.0);
-        for (tap, values_of_tap) in spread.chunks_exact_mut(pixels).enumerate() {
-            let (channel, down, right) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
-            for (row, out) in values_of_tap.chunks_exact_mut(width).enumerate() {
-                let Some(source) = (top + row + down).checked_sub(border).filter(|&row| row < height) else { continue };
-                let source = &values[(channel * height + source) * width..][..width];
-                // Where the neighbor is outside the image, the zeros stay.
-                let (skipped, missing) =
-                    (border.saturating_sub(right).min(width), right.saturating_sub(border).min(width));
-                let length = width - skipped - missing;
-                out[skipped..][..length].copy_from_slice(&source[missing..][..length]);
-            }
-        }
-        MatrixRef::new(spread, channels * kernel * kernel, pixels, pixels)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -323,7 +194,7 @@ mod tests {
     fn convolution(inputs: usize, outputs: usize, kernel: usize, strip_bytes: usize) -> InPlanes {
         let config = Conv2dConfig { padding: kernel / 2, ..Conv2dConfig::default() };
         let inner = Conv2d::new(random(&[outputs, inputs, kernel, kernel]), Some(random(&[outputs])), config);
-        InPlanes { inner, kernel, is_doubled: false, strip_bytes }
+        InPlanes { inner, kernel, is_doubled: false, doubled: None, strip_bytes }
     }
 
     fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {

@@ -22,6 +22,12 @@ const INNER_BLOCK: usize = 512;
 /// Rows that are multiplied with one panel before the next: a panel's numbers are read once for all of them.
 const ROWS_OF_A_TASK: usize = 128;
 
+/// Most bytes of an operand that are rearranged at a time.
+const PACKED_BYTES_MAX: usize = 64 << 20;
+
+/// Lanes at a time are a multiple of this, which panels of all units fill.
+const LANES_STEP: usize = 48;
+
 /// Tasks for each thread, at least, where there are so many panels.
 const TASKS_PER_THREAD: usize = 4;
 
@@ -106,7 +112,7 @@ pub(crate) fn multiply_into(destination: Destination, left: MatrixRef, right: Ma
 /// By a vector unit, or without one by the `gemm` crate.
 fn by(
     unit: Option<VectorUnit>,
-    destination: Destination,
+    mut destination: Destination,
     left: MatrixRef,
     right: MatrixRef,
     (onto, threads): (Onto, Threads),
@@ -123,31 +129,22 @@ fn by(
     let Some(unit) = unit else { return library::multiply(destination, left, right, onto, threads) };
     // The operand in lanes is the one whose numbers are next to each other in the output, if that needs no turning.
     let (lanes, rows, target) = if right.column_stride == 1 && right.row_stride != 1 {
-        (right.transposed(), left, Target::with_lanes_in_rows(destination))
+        (right.transposed(), left, Target::with_lanes_in_rows(&mut destination))
     } else {
-        (left, right.transposed(), Target::with_lanes_in_columns(destination))
+        (left, right.transposed(), Target::with_lanes_in_columns(&mut destination))
     };
-    let panels = Panels::of(unit, lanes, threads);
-    let multiply = |panels_of_task: &[Panel], rows_of_task: Range<usize>, totals: &mut Vec<f32>| {
-        let rows = rows.of_rows(&rows_of_task);
-        for panel in panels_of_task {
-            // SAFETY: the destination has an element for each lane and row, and no two tasks have both in common.
-            #[expect(unsafe_code, reason = "tasks write to parts of one matrix")]
-            unsafe {
-                target.multiply((&panels, panel), (rows, rows_of_task.start), onto, totals);
-            }
-        }
-    };
-    let tasks = tasks(panels.panels(), rows.rows, threads);
-    match threads {
-        Threads::One => {
-            let mut totals = Vec::new();
-            tasks.into_iter().for_each(|(panels, rows)| multiply(panels, rows, &mut totals));
-        }
-        Threads::All => {
-            tasks.into_par_iter().for_each_init(Vec::new, |totals, (panels, rows)| multiply(panels, rows, totals));
-        }
+    for lanes_at_once in lanes_at_once(lanes) {
+        let panels = Panels::of(unit, lanes.of_rows(&lanes_at_once), threads);
+        let onto = if target.has_lanes_in_rows { onto.of_columns(&lanes_at_once) } else { onto };
+        target.from_lane(lanes_at_once.start).multiply_all(&panels, rows, onto, threads);
     }
+}
+
+/// The lanes of a matrix, in parts that are rearranged at a time.
+fn lanes_at_once(lanes: MatrixRef) -> impl Iterator<Item = Range<usize>> {
+    let at_once = PACKED_BYTES_MAX / (size_of::<f32>() * lanes.columns.max(1)) / LANES_STEP * LANES_STEP;
+    let at_once = at_once.max(LANES_STEP);
+    (0..lanes.rows).step_by(at_once).map(move |start| start..(start + at_once).min(lanes.rows))
 }
 
 impl<'a> Onto<'a> {
@@ -193,6 +190,8 @@ struct Target {
     start: *mut f32,
     lane_stride: usize,
     row_stride: usize,
+    /// Whether the lanes of a row are next to each other, instead of the rows of a lane.
+    has_lanes_in_rows: bool,
 }
 
 // SAFETY: whoever writes promises that nobody else uses the same elements.
@@ -200,12 +199,43 @@ struct Target {
 unsafe impl Sync for Target {}
 
 impl Target {
-    fn with_lanes_in_rows(destination: Destination) -> Self {
-        Self { start: destination.values.as_mut_ptr(), lane_stride: 1, row_stride: destination.stride }
+    fn with_lanes_in_rows(destination: &mut Destination) -> Self {
+        Self { start: destination.values.as_mut_ptr(), lane_stride: 1, row_stride: destination.stride, has_lanes_in_rows: true }
     }
 
-    fn with_lanes_in_columns(destination: Destination) -> Self {
-        Self { start: destination.values.as_mut_ptr(), lane_stride: destination.stride, row_stride: 1 }
+    fn with_lanes_in_columns(destination: &mut Destination) -> Self {
+        Self { start: destination.values.as_mut_ptr(), lane_stride: destination.stride, row_stride: 1, has_lanes_in_rows: false }
+    }
+
+    /// The part from a lane on.
+    fn from_lane(&self, lane: usize) -> Self {
+        Self { start: self.start.wrapping_add(lane * self.lane_stride), ..*self }
+    }
+
+    /// Multiplies all panels with all rows. The matrix has these, and nobody else uses it.
+    fn multiply_all(&self, panels: &Panels, rows: MatrixRef, onto: Onto, threads: Threads) {
+        let run = |panels_of_task: &[Panel], rows_of_task: Range<usize>, totals: &mut Vec<f32>| {
+            let rows = rows.of_rows(&rows_of_task);
+            for panel in panels_of_task {
+                // SAFETY: the destination has an element for each lane and row, and no two tasks have both in common.
+                #[expect(unsafe_code, reason = "tasks write to parts of one matrix")]
+                unsafe {
+                    self.multiply((panels, panel), (rows, rows_of_task.start), onto, totals);
+                }
+            }
+        };
+        let tasks = tasks(panels.panels(), rows.rows, threads);
+        match threads {
+            Threads::One => {
+                let mut totals = Vec::new();
+                for (panels, rows) in tasks {
+                    run(panels, rows, &mut totals);
+                }
+            }
+            Threads::All => {
+                tasks.into_par_iter().for_each_init(Vec::new, |totals, (panels, rows)| run(panels, rows, totals));
+            }
+        }
     }
 
     /// Multiplies a panel with some rows, the first of which is `first_row` of the matrix. `totals` is memory that a thread reuses.
@@ -225,7 +255,7 @@ impl Target {
         totals.resize(rows.rows * width, 0.0);
         match onto {
             Onto::Nothing => {}
-            Onto::Bias(bias) if self.lane_stride == 1 => {
+            Onto::Bias(bias) if self.has_lanes_in_rows => {
                 let bias = &bias[panel.lanes.clone()];
                 totals.chunks_exact_mut(width).for_each(|totals| totals[..bias.len()].copy_from_slice(bias));
             }
@@ -255,7 +285,7 @@ impl Target {
             unsafe { &mut *element }
         };
         // The inner loop is along the matrix's own rows.
-        if self.lane_stride == 1 {
+        if self.has_lanes_in_rows {
             for (row, totals) in rows.zip(totals.chunks_exact_mut(width)) {
                 panel.lanes.clone().zip(totals).for_each(|(lane, total)| copy(element(lane, row), total));
             }

@@ -6,7 +6,7 @@ use candle_core::Result;
 use rayon::prelude::*;
 
 use super::panels::Panels;
-use super::{Destination, MatrixRef, Onto, ROWS_OF_A_TASK, Target, Threads, VectorUnit, library};
+use super::{Destination, MatrixRef, Onto, ROWS_OF_A_TASK, Target, Threads, VectorUnit, lanes_at_once, library};
 
 /// Bytes that a thread expands at a time, which its own cache holds beside a panel.
 const BYTES_OF_A_TASK: usize = 1 << 20;
@@ -70,24 +70,27 @@ fn by(
             Ok(())
         });
     };
-    let panels = Panels::of(unit, left, Threads::All);
-    let target = Target::with_lanes_in_columns(Destination { values: destination, stride: columns });
+    let target = Target::with_lanes_in_columns(&mut Destination { values: destination, stride: columns });
     let starts: Vec<usize> = (0..columns).step_by(rows_of_task).collect();
-    starts.into_par_iter().try_for_each_init(
-        || (Vec::new(), Vec::new()),
-        |(expanded, totals), start| {
-            let own = start..(start + rows_of_task).min(columns);
-            let tile = expand(right, &own, expanded)?;
-            for panel in panels.panels() {
-                // SAFETY: the destination has an element for each lane and row, and each task has rows of its own.
-                #[expect(unsafe_code, reason = "tasks write to columns of one matrix")]
-                unsafe {
-                    target.multiply((&panels, panel), (tile, own.start), onto, totals);
+    lanes_at_once(left).try_for_each(|lanes_at_once| {
+        let panels = Panels::of(unit, left.of_rows(&lanes_at_once), Threads::All);
+        let target = target.from_lane(lanes_at_once.start);
+        starts.par_iter().try_for_each_init(
+            || (Vec::new(), Vec::new()),
+            |(expanded, totals), &start| {
+                let own = start..(start + rows_of_task).min(columns);
+                let tile = expand(right, &own, expanded)?;
+                for panel in panels.panels() {
+                    // SAFETY: the destination has an element for each lane and row, and each task has rows of its own.
+                    #[expect(unsafe_code, reason = "tasks write to columns of one matrix")]
+                    unsafe {
+                        target.multiply((&panels, panel), (tile, own.start), onto, totals);
+                    }
                 }
-            }
-            Ok(())
-        },
-    )
+                Ok(())
+            },
+        )
+    })
 }
 
 /// Some rows, expanded into memory that a thread reuses.

@@ -19,7 +19,7 @@ const ROWS_MIN: usize = 8;
 const TINY_OUTPUTS: usize = 256;
 
 /// As [`super::multiply`].
-pub(super) fn multiply(destination: Destination, left: MatrixRef, right: MatrixRef, onto: Onto, threads: Threads) {
+pub(super) fn multiply(mut destination: Destination, left: MatrixRef, right: MatrixRef, onto: Onto, threads: Threads) {
     let (rows, columns) = (left.rows, right.columns);
     if let Onto::Bias(bias) = onto {
         destination
@@ -30,11 +30,11 @@ pub(super) fn multiply(destination: Destination, left: MatrixRef, right: MatrixR
     }
     let accumulate = !matches!(onto, Onto::Nothing);
     if columns == 1 {
-        return multiply_column(destination, left, right, accumulate);
+        return multiply_column(&mut destination, left, right, accumulate);
     }
     let rows_min = ROWS_MIN.max(TINY_OUTPUTS / columns + 1);
     if rows >= rows_min {
-        return multiply_blocks(destination, left, right, accumulate, threads);
+        return multiply_blocks(&mut destination, left, right, accumulate, threads);
     }
     let Destination { values, stride } = destination;
     let padded = padded(left, rows_min);
@@ -42,15 +42,15 @@ pub(super) fn multiply(destination: Destination, left: MatrixRef, right: MatrixR
     for (outputs, values) in outputs.chunks_exact_mut(columns).zip(values.chunks(stride)) {
         outputs.copy_from_slice(&values[..columns]);
     }
-    let whole = Destination { values: &mut outputs, stride: columns };
-    multiply_blocks(whole, MatrixRef::new(&padded, rows_min, left.columns, left.columns), right, accumulate, threads);
+    let mut whole = Destination { values: &mut outputs, stride: columns };
+    multiply_blocks(&mut whole, MatrixRef::new(&padded, rows_min, left.columns, left.columns), right, accumulate, threads);
     for (values, outputs) in values.chunks_mut(stride).zip(outputs.chunks_exact(columns)).take(rows) {
         values[..columns].copy_from_slice(outputs);
     }
 }
 
 /// A single column, for which the crate has another path, as the other ones do it.
-fn multiply_column(destination: Destination, left: MatrixRef, right: MatrixRef, accumulate: bool) {
+fn multiply_column(destination: &mut Destination, left: MatrixRef, right: MatrixRef, accumulate: bool) {
     let rows = destination.values.iter_mut().step_by(destination.stride).take(left.rows);
     for (row, out) in rows.enumerate() {
         let row = &left.values[row * left.row_stride..];
@@ -76,7 +76,7 @@ fn padded(matrix: MatrixRef, rows: usize) -> Vec<f32> {
     padded
 }
 
-fn multiply_blocks(destination: Destination, left: MatrixRef, right: MatrixRef, accumulate: bool, threads: Threads) {
+fn multiply_blocks(destination: &mut Destination, left: MatrixRef, right: MatrixRef, accumulate: bool, threads: Threads) {
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),

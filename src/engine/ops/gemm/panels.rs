@@ -22,7 +22,7 @@ pub(crate) struct Panel {
 #[derive(Debug)]
 pub(crate) struct Panels {
     unit: VectorUnit,
-    panels: Vec<Panel>,
+    all: Vec<Panel>,
     depth: usize,
     /// `[depth, width of the panel]` of each panel, one after the other.
     values: Vec<f32>,
@@ -75,11 +75,11 @@ impl Panels {
             Threads::One => parts.into_iter().for_each(|(panel, part)| panel.pack(unit, matrix, part)),
             Threads::All => parts.into_par_iter().for_each(|(panel, part)| panel.pack(unit, matrix, part)),
         }
-        Self { unit, panels, depth: matrix.columns, values }
+        Self { unit, all: panels, depth: matrix.columns, values }
     }
 
     pub(crate) fn panels(&self) -> &[Panel] {
-        &self.panels
+        &self.all
     }
 
     /// Lanes of a panel with those that are zero.
@@ -133,30 +133,83 @@ impl<'a> PanelRef<'a> {
     pub(crate) fn multiply(self, rows: MatrixRef, totals: &mut [f32], is_added: bool) {
         let width = self.vectors * self.unit.width();
         assert_eq!(self.values.len(), rows.columns * width, "inner dimensions differ");
-        assert_eq!(totals.len(), rows.rows * width, "the totals have another size");
-        rows.assert_in_bounds();
-        for block in inner_blocks(rows.columns) {
-            let mut row = 0;
-            while row < rows.rows {
-                let operands = Operands {
-                    depth: block.len(),
-                    lanes: self.values[block.start * width..].as_ptr(),
-                    rows: rows.values
-                        [(row * rows.row_stride + block.start * rows.column_stride).min(rows.values.len())..]
-                        .as_ptr(),
-                    row_stride: rows.row_stride,
-                    depth_stride: rows.column_stride,
-                    totals: totals[row * width..].as_mut_ptr(),
-                    is_first: block.start == 0 && !is_added,
-                };
-                let count = (rows.rows - row).min(self.unit.tile_rows());
-                // SAFETY: the processor has the unit, or there would be none; the sizes were checked above. The totals are borrowed
-                // mutably, so they overlap nothing.
-                #[expect(unsafe_code, reason = "tiles read and write through pointers")]
-                unsafe {
-                    row += self.unit.tile(self.vectors, count, &operands);
-                }
-            }
+        let lanes = |depth: usize| (self.values[depth * width..].as_ptr(), std::ptr::null());
+        // SAFETY: the panel has `width` lanes of each number of the inner dimension.
+        #[expect(unsafe_code, reason = "tiles read and write through pointers")]
+        unsafe {
+            multiply((self.unit, self.vectors), lanes, rows, totals, is_added);
+        }
+    }
+}
+
+/// Lanes that are read where they are, in any places.
+pub(crate) struct LanesInPlace<'a> {
+    unit: VectorUnit,
+    values: &'a [f32],
+    /// Where the lanes of each number of the inner dimension begin, and the last of these.
+    offsets: &'a [u32],
+    last: usize,
+}
+
+impl<'a> LanesInPlace<'a> {
+    pub(crate) fn new(unit: VectorUnit, values: &'a [f32], offsets: &'a [u32]) -> Self {
+        Self { unit, values, offsets, last: offsets.iter().copied().max().unwrap_or(0) as usize }
+    }
+
+    /// Numbers behind the last lane that must be there, for panels that are not full.
+    pub(crate) fn slack(unit: VectorUnit) -> usize {
+        VECTORS_MAX * unit.width()
+    }
+
+    /// As [`PanelRef::multiply`], for the lanes of a panel; the offsets count from `start`.
+    pub(crate) fn multiply(&self, panel: &Panel, start: usize, rows: MatrixRef, totals: &mut [f32]) {
+        assert_eq!(self.offsets.len(), rows.columns, "inner dimensions differ");
+        let start = start + panel.lanes.start;
+        assert!(start + self.last + panel.width(self.unit) <= self.values.len(), "lanes beyond the end");
+        let lanes = |depth: usize| (self.values[start..].as_ptr(), self.offsets[depth..].as_ptr());
+        // SAFETY: from each offset on there are so many lanes, as was checked.
+        #[expect(unsafe_code, reason = "tiles read and write through pointers")]
+        unsafe {
+            multiply((self.unit, panel.vectors), lanes, rows, totals, false);
+        }
+    }
+}
+
+/// The products of some vectors of lanes with each row of a matrix. `lanes` says where the numbers from one of the inner dimension on are,
+/// and their offsets.
+///
+/// # Safety
+/// There must be so many lanes of each number of the inner dimension.
+#[expect(unsafe_code, reason = "tiles read and write through pointers")]
+unsafe fn multiply(
+    (unit, vectors): (VectorUnit, usize),
+    lanes: impl Fn(usize) -> (*const f32, *const u32),
+    rows: MatrixRef,
+    totals: &mut [f32],
+    is_added: bool,
+) {
+    let width = vectors * unit.width();
+    assert_eq!(totals.len(), rows.rows * width, "the totals have another size");
+    rows.assert_in_bounds();
+    for block in inner_blocks(rows.columns) {
+        let (lanes, offsets) = lanes(block.start);
+        let mut row = 0;
+        while row < rows.rows {
+            let start = (row * rows.row_stride + block.start * rows.column_stride).min(rows.values.len());
+            let operands = Operands {
+                depth: block.len(),
+                lanes,
+                offsets,
+                rows: rows.values[start..].as_ptr(),
+                row_stride: rows.row_stride,
+                depth_stride: rows.column_stride,
+                totals: totals[row * width..].as_mut_ptr(),
+                is_first: block.start == 0 && !is_added,
+            };
+            let count = (rows.rows - row).min(unit.tile_rows());
+            // SAFETY: the processor has the unit, or there would be none; the caller promises the lanes, and the rest was checked above. The
+            // totals are borrowed mutably, so they overlap nothing.
+            row += unsafe { unit.tile(vectors, count, &operands) };
         }
     }
 }

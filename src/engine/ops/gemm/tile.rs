@@ -22,8 +22,10 @@ pub(super) const VECTORS_MAX: usize = 3;
 pub(super) struct Operands {
     /// Numbers of each sum.
     pub(super) depth: usize,
-    /// `[depth, lanes]`, contiguous.
+    /// `[depth, lanes]`, contiguous; or where those are from which `offsets` count.
     pub(super) lanes: *const f32,
+    /// Null, or where the lanes of each number of the inner dimension begin: `[depth]`.
+    pub(super) offsets: *const u32,
     /// Element (row, depth) is at `row × row_stride + depth × depth_stride`.
     pub(super) rows: *const f32,
     pub(super) row_stride: usize,
@@ -125,12 +127,27 @@ macro_rules! tiles {
             #[target_feature(enable = $features)]
             #[expect(unsafe_code, reason = "vector instructions read and write through pointers")]
             unsafe fn of<const VECTORS: usize, const ROWS: usize>(operands: &Operands) {
-                let Operands { depth, lanes, rows, row_stride, depth_stride, totals, is_first } = *operands;
+                // SAFETY: as the caller promises.
+                unsafe {
+                    if operands.offsets.is_null() {
+                        sum::<VECTORS, ROWS, false>(operands);
+                    } else {
+                        sum::<VECTORS, ROWS, true>(operands);
+                    }
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            #[expect(unsafe_code, reason = "vector instructions read and write through pointers")]
+            unsafe fn sum<const VECTORS: usize, const ROWS: usize, const HAS_OFFSETS: bool>(operands: &Operands) {
+                let Operands { depth, lanes, offsets, rows, row_stride, depth_stride, totals, is_first } = *operands;
                 let mut sums = [[$zero(); VECTORS]; ROWS];
                 for at in 0..depth {
-                    // SAFETY: the lanes have `depth` times so many numbers.
+                    // SAFETY: there are `depth` offsets.
+                    let start = if HAS_OFFSETS { unsafe { *offsets.add(at) as usize } } else { at * VECTORS * $width };
+                    // SAFETY: so many lanes begin there.
                     let lanes: [_; VECTORS] =
-                        std::array::from_fn(|vector| unsafe { $load(lanes.add((at * VECTORS + vector) * $width)) });
+                        std::array::from_fn(|vector| unsafe { $load(lanes.add(start + vector * $width)) });
                     for (row, sums) in sums.iter_mut().enumerate() {
                         // SAFETY: there are so many rows of `depth` numbers.
                         let number = $repeat(unsafe { *rows.add(row * row_stride + at * depth_stride) });
