@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 /// How long nothing large is asked for or freed before everything that is kept is given back.
-const IDLE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(5);
 
 /// The system's allocator, with large blocks in large pages, which are kept for a while once they are freed. A step on the CPU asks
 /// for new memory in every layer, and a fifth of its time was spent on faults and on the clearing of pages.

@@ -15,7 +15,7 @@ use super::gemm::VectorUnit;
 use super::kernel::Kernel;
 use super::{has_kernels, is_on_cpu};
 
-use channels_last::{ChannelsLast, doubled};
+use channels_last::ChannelsLast;
 pub(crate) use halving::Halving;
 pub(crate) use kernel::CHOICE as KERNELS;
 use on_cpu::OnCpu;
@@ -77,9 +77,7 @@ impl Convolution {
         }
         let config = Conv2dConfig { padding: side / 2, ..Conv2dConfig::default() };
         let inner = Conv2d::new(weight.clone(), Some(bias.clone()), config);
-        let is_ours = is_on_cpu(weight) && VectorUnit::of_this_processor().is_some();
-        let doubled = (is_doubled && is_ours).then(|| doubled(weight)?.contiguous()).transpose()?;
-        Ok(Self(Form::InPlanes(InPlanes { inner, kernel: side, is_doubled, doubled, strip_bytes: STRIP_BYTES_MAX })))
+        Ok(Self(Form::InPlanes(InPlanes { inner, kernel: side, is_doubled, strip_bytes: STRIP_BYTES_MAX })))
     }
 
     /// `[1, inputs, height, width]` -> `[1, outputs, height, width]`, or of doubled sides, in the device's memory order.
@@ -123,9 +121,6 @@ struct InPlanes {
     inner: Conv2d,
     kernel: usize,
     is_doubled: bool,
-    /// Four convolutions of the small image instead of one of the doubled one, with four ninths of the products, where the CPU has them:
-    /// `[4, outputs, 4, inputs]`.
-    doubled: Option<Tensor>,
     strip_bytes: usize,
 }
 
@@ -137,12 +132,8 @@ impl InPlanes {
     fn forward_rows(&self, x: &Tensor, rows: &Range<usize>, residual: Option<&Tensor>) -> Result<Tensor> {
         let x = x.contiguous()?;
         let (_, _, height, width) = x.dims4()?;
-        if let (Some(weight), Some(bias)) = (&self.doubled, self.inner.bias()) {
-            let residual = residual.map(Tensor::contiguous).transpose()?;
-            let op = OnCpu { kernel: self.kernel, rows: rows.clone(), residual, is_doubled: true };
-            return x.apply_op3_no_bwd(weight, bias, &op);
-        }
-        let (x, rows) = if self.is_doubled {
+        let is_doubled_by_op = self.is_doubled && is_on_cpu(&x) && VectorUnit::of_this_processor().is_some();
+        let (x, rows) = if self.is_doubled && !is_doubled_by_op {
             (x.upsample_nearest2d(2 * height, 2 * width)?, 2 * rows.start..2 * rows.end)
         } else {
             (x, rows.clone())
@@ -150,7 +141,8 @@ impl InPlanes {
         match self.inner.bias() {
             Some(bias) if is_on_cpu(&x) => {
                 let residual = residual.map(Tensor::contiguous).transpose()?;
-                x.apply_op3_no_bwd(self.inner.weight(), bias, &OnCpu { kernel: self.kernel, rows, residual, is_doubled: false })
+                let op = OnCpu { kernel: self.kernel, rows, residual, is_doubled: is_doubled_by_op };
+                x.apply_op3_no_bwd(self.inner.weight(), bias, &op)
             }
             _ => {
                 let out = self.in_strips(&x)?.narrow(2, rows.start, rows.len())?.contiguous()?;
@@ -194,7 +186,7 @@ mod tests {
     fn convolution(inputs: usize, outputs: usize, kernel: usize, strip_bytes: usize) -> InPlanes {
         let config = Conv2dConfig { padding: kernel / 2, ..Conv2dConfig::default() };
         let inner = Conv2d::new(random(&[outputs, inputs, kernel, kernel]), Some(random(&[outputs])), config);
-        InPlanes { inner, kernel, is_doubled: false, doubled: None, strip_bytes }
+        InPlanes { inner, kernel, is_doubled: false, strip_bytes }
     }
 
     fn assert_close(found: &Tensor, expected: &Tensor, what: &str) {

@@ -136,7 +136,7 @@ fn by(
     for lanes_at_once in lanes_at_once(lanes) {
         let panels = Panels::of(unit, lanes.of_rows(&lanes_at_once), threads);
         let onto = if target.has_lanes_in_rows { onto.of_columns(&lanes_at_once) } else { onto };
-        target.from_lane(lanes_at_once.start).multiply_all(&panels, rows, onto, threads);
+        target.beginning_at(lanes_at_once.start).multiply_all(&panels, rows, onto, threads);
     }
 }
 
@@ -200,15 +200,25 @@ unsafe impl Sync for Target {}
 
 impl Target {
     fn with_lanes_in_rows(destination: &mut Destination) -> Self {
-        Self { start: destination.values.as_mut_ptr(), lane_stride: 1, row_stride: destination.stride, has_lanes_in_rows: true }
+        Self {
+            start: destination.values.as_mut_ptr(),
+            lane_stride: 1,
+            row_stride: destination.stride,
+            has_lanes_in_rows: true,
+        }
     }
 
     fn with_lanes_in_columns(destination: &mut Destination) -> Self {
-        Self { start: destination.values.as_mut_ptr(), lane_stride: destination.stride, row_stride: 1, has_lanes_in_rows: false }
+        Self {
+            start: destination.values.as_mut_ptr(),
+            lane_stride: destination.stride,
+            row_stride: 1,
+            has_lanes_in_rows: false,
+        }
     }
 
     /// The part from a lane on.
-    fn from_lane(&self, lane: usize) -> Self {
+    fn beginning_at(&self, lane: usize) -> Self {
         Self { start: self.start.wrapping_add(lane * self.lane_stride), ..*self }
     }
 

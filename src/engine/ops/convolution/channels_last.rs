@@ -101,7 +101,7 @@ fn taps_of(weight: &Tensor) -> Result<Tensor> {
 
 /// A convolution of an image of doubled sides as four convolutions of the small image, one for the pixels of even or odd rows
 /// and columns: `[4, outputs, 4, inputs]`. Sums of weights are taken in f32.
-pub(super) fn doubled(weight: &Tensor) -> Result<Tensor> {
+fn doubled(weight: &Tensor) -> Result<Tensor> {
     let nine = weight.to_dtype(DType::F32)?;
     // Of an even row's three neighbors the first is the previous small row, the other two its own; of an odd row's the first
     // two are its own, the last is the next small row. The same holds for columns.

@@ -25,8 +25,7 @@ pub(super) struct OnCpu {
     pub(super) rows: Range<usize>,
     /// Is added to the output.
     pub(super) residual: Option<Tensor>,
-    /// Whether the sides are doubled first. Then there is a weight for pixels of even or odd rows and columns, `[4, outputs, 4, inputs]`,
-    /// and the processor has a vector unit.
+    /// Whether the sides are doubled first. Then the kernel is 3×3, and the processor has a vector unit.
     pub(super) is_doubled: bool,
 }
 
@@ -72,14 +71,9 @@ impl CustomOp3 for OnCpu {
         bias_l: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (batch, channels, height, width) = xl.shape().dims4()?;
-        let outputs = bias_l.shape().elem_count();
+        let (outputs, inputs, high, wide) = weight_l.shape().dims4()?;
         let (values, weight, bias) = (contiguous(x, xl)?, contiguous(weight, weight_l)?, contiguous(bias, bias_l)?);
-        let expected = if self.is_doubled {
-            [4, outputs, 4, channels]
-        } else {
-            [outputs, channels, self.kernel, self.kernel]
-        };
-        if batch != 1 || weight_l.dims() != expected {
+        if batch != 1 || inputs != channels || [high, wide] != [self.kernel; 2] || bias.len() != outputs {
             bail!("convolution: {:?} by {:?}", xl.shape(), weight_l.shape());
         }
         let Range { start: first, end } = self.rows;
@@ -97,7 +91,8 @@ impl CustomOp3 for OnCpu {
             },
         };
         let planes = Planes { values, channels, height, width };
-        let taps = self.taps(weight, outputs, channels);
+        let doubled = if self.is_doubled { doubled(weight) } else { Vec::new() };
+        let taps = self.taps(if self.is_doubled { &doubled } else { weight }, outputs, channels);
         let out = self.strips(planes, &taps, bias, residual);
         Ok((CpuStorage::F32(out), shape))
     }
@@ -109,6 +104,7 @@ impl OnCpu {
         1 + usize::from(self.is_doubled)
     }
 
+    /// `weight [outputs, channels, taps]`, or as [`doubled`] returns it.
     fn taps<'a>(&self, weight: &'a [f32], outputs: usize, channels: usize) -> Vec<Taps<'a>> {
         let kernel = self.kernel;
         if !self.is_doubled {
@@ -123,10 +119,7 @@ impl OnCpu {
             .map(|(kind, weight)| {
                 let parity = [kind / 2, kind % 2];
                 // The first neighbor is above and left, except for odd rows and columns.
-                let place = |at: usize| {
-                    let tap = at / channels;
-                    [at % channels, tap / 2 + parity[0], tap % 2 + parity[1]]
-                };
+                let place = |at: usize| [at / 4, at % 4 / 2 + parity[0], at % 2 + parity[1]];
                 let weight = MatrixRef::new(weight, outputs, count, count);
                 Taps { weight, places: (0..count).map(place).collect(), parity }
             })
@@ -150,8 +143,8 @@ impl OnCpu {
                     let rows = top..(top + strip_rows).min(end);
                     let mut out = vec![0.0; outputs * rows.len() * row_pixels];
                     match unit {
-                        Some(unit) => self.strip(unit, planes, (taps, rows), scratch, &mut out),
-                        None => self.strip_of_neighbors(planes, (taps, rows), scratch, &mut out),
+                        Some(unit) => self.strip(unit, (planes, taps, rows), scratch, &mut out),
+                        None => self.strip_of_neighbors((planes, taps, rows), scratch, &mut out),
                     }
                     out
                 })
@@ -172,8 +165,7 @@ impl OnCpu {
     fn strip(
         &self,
         unit: VectorUnit,
-        planes: Planes,
-        (taps, rows): (&[Taps], Range<usize>),
+        (planes, taps, rows): (Planes, &[Taps], Range<usize>),
         scratch: &mut Scratch,
         out: &mut [f32],
     ) {
@@ -205,14 +197,37 @@ impl OnCpu {
     /// The same without a vector unit: by a product with a matrix of all neighbors. Sides are not doubled.
     fn strip_of_neighbors(
         &self,
-        planes: Planes,
-        (taps, rows): (&[Taps], Range<usize>),
+        (planes, taps, rows): (Planes, &[Taps], Range<usize>),
         scratch: &mut Scratch,
         out: &mut [f32],
     ) {
         let neighbors = planes.neighbors(self.kernel, &rows, &mut scratch.padded);
-        taps.iter().for_each(|taps| multiply(out, taps.weight, neighbors, Onto::Nothing, Threads::One));
+        for taps in taps {
+            multiply(out, taps.weight, neighbors, Onto::Nothing, Threads::One);
+        }
     }
+}
+
+/// A 3×3 convolution of an image of doubled sides as four 2×2 ones of the small image, for pixels of even or odd rows and columns:
+/// `[outputs, channels, 9]` -> `[4, outputs, channels, 4]`. That is four ninths of the products.
+fn doubled(weight: &[f32]) -> Vec<f32> {
+    // Of an even row's three neighbors the first is the previous small row, the other two its own; of an odd row's the first two are
+    // its own, the last is the next small row. The same holds for columns.
+    let halves = |[first, second, third]: [f32; 3], is_odd: bool| {
+        if is_odd { [first + second, third] } else { [first, second + third] }
+    };
+    let count = weight.len() / 9 * 4;
+    let mut out = vec![0.0; 4 * count];
+    out.par_chunks_exact_mut(count.max(1)).enumerate().for_each(|(kind, out)| {
+        let (is_odd_row, is_odd_column) = (kind / 2 == 1, kind % 2 == 1);
+        for (nine, four) in weight.chunks_exact(9).zip(out.chunks_exact_mut(4)) {
+            let columns: [_; 3] = std::array::from_fn(|at| halves([nine[at], nine[3 + at], nine[6 + at]], is_odd_row));
+            for (row, four) in four.chunks_exact_mut(2).enumerate() {
+                four.copy_from_slice(&halves(columns.map(|column| column[row]), is_odd_column));
+            }
+        }
+    });
+    out
 }
 
 /// Writes values with a bias to `out`, and adds the residual if there is one.
@@ -297,11 +312,11 @@ mod tests {
                 let op = OnCpu { kernel, rows: rows.clone(), residual: None, is_doubled: false };
                 let taps = op.taps(&weight[..count], outputs, channels);
                 let mut expected = vec![0.0; outputs * rows.len() * width];
-                op.strip_of_neighbors(planes, (&taps, rows.clone()), &mut Scratch::default(), &mut expected);
+                op.strip_of_neighbors((planes, &taps, rows.clone()), &mut Scratch::default(), &mut expected);
                 for unit in VectorUnit::all() {
                     let mut scratch = Scratch { padded: vec![f32::NAN; 100], ..Scratch::default() };
                     let mut found = vec![f32::NAN; expected.len()];
-                    op.strip(unit, planes, (&taps, rows.clone()), &mut scratch, &mut found);
+                    op.strip(unit, (planes, &taps, rows.clone()), &mut scratch, &mut found);
                     assert!(found == expected, "{kernel}x{kernel}, {channels} to {outputs}, {rows:?}, {unit:?}");
                 }
             }

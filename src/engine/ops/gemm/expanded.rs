@@ -74,7 +74,7 @@ fn by(
     let starts: Vec<usize> = (0..columns).step_by(rows_of_task).collect();
     lanes_at_once(left).try_for_each(|lanes_at_once| {
         let panels = Panels::of(unit, left.of_rows(&lanes_at_once), Threads::All);
-        let target = target.from_lane(lanes_at_once.start);
+        let target = target.beginning_at(lanes_at_once.start);
         starts.par_iter().try_for_each_init(
             || (Vec::new(), Vec::new()),
             |(expanded, totals), &start| {

@@ -43,7 +43,13 @@ pub(super) fn multiply(mut destination: Destination, left: MatrixRef, right: Mat
         outputs.copy_from_slice(&values[..columns]);
     }
     let mut whole = Destination { values: &mut outputs, stride: columns };
-    multiply_blocks(&mut whole, MatrixRef::new(&padded, rows_min, left.columns, left.columns), right, accumulate, threads);
+    multiply_blocks(
+        &mut whole,
+        MatrixRef::new(&padded, rows_min, left.columns, left.columns),
+        right,
+        accumulate,
+        threads,
+    );
     for (values, outputs) in values.chunks_mut(stride).zip(outputs.chunks_exact(columns)).take(rows) {
         values[..columns].copy_from_slice(outputs);
     }
@@ -76,7 +82,13 @@ fn padded(matrix: MatrixRef, rows: usize) -> Vec<f32> {
     padded
 }
 
-fn multiply_blocks(destination: &mut Destination, left: MatrixRef, right: MatrixRef, accumulate: bool, threads: Threads) {
+fn multiply_blocks(
+    destination: &mut Destination,
+    left: MatrixRef,
+    right: MatrixRef,
+    accumulate: bool,
+    threads: Threads,
+) {
     let parallelism = match threads {
         Threads::One => Parallelism::None,
         Threads::All => Parallelism::Rayon(0),
