@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::bail;
 
+use super::heap;
 use super::hub::hint;
 use super::kernel_trials::with_faults;
 use super::loading::LoadLog;
@@ -60,6 +61,8 @@ pub(super) fn flux_engine(
     settings: EngineSettings,
     observer: Arc<dyn LoadObserver>,
 ) -> Result<(Box<dyn StepEngine>, LoadTimes), EngineError> {
+    // What an engine before this one held counts as free.
+    heap::give_back_kept();
     let engine = FluxEngine::load_watched(files, with_faults(settings), observer)
         .map_err(|error| engine::failure(format!("{:#}", anyhow::Error::from(error))))?;
     let times = engine.load_times();

@@ -64,6 +64,12 @@ impl Kept {
         self.used_max = self.used_max.max(self.used);
     }
 
+    /// Takes back what was counted for a request that failed.
+    fn never_used(&mut self, bytes: usize) {
+        self.used -= bytes;
+        self.used_max = self.used;
+    }
+
     /// The oldest block, if with it there is more than was ever in use.
     fn surplus(&mut self) -> Option<Block> {
         (self.count > 0 && self.used + self.bytes > self.used_max).then(|| self.remove(0))
@@ -126,7 +132,7 @@ pub(super) fn alloc(wanted: Layout, is_zeroed: bool) -> *mut u8 {
         block = new();
     }
     if block.is_null() {
-        kept().used -= layout.size();
+        kept().never_used(layout.size());
     }
     block
 }
@@ -154,7 +160,11 @@ pub(super) unsafe fn realloc(block: *mut u8, from: Layout, to: usize, is_large: 
     }
     let Some(old_layout) = layout(old, from.align()) else { return std::ptr::null_mut() };
     // SAFETY: the block has this layout, as the caller promises.
-    let moved = unsafe { System.realloc(block, old_layout, new) };
+    let mut moved = unsafe { System.realloc(block, old_layout, new) };
+    if moved.is_null() && give_back_all() {
+        // SAFETY: a block stays as it is where it could not be moved.
+        moved = unsafe { System.realloc(block, old_layout, new) };
+    }
     if !moved.is_null() {
         let mut kept = kept();
         kept.used -= if is_large(from.size()) { old } else { 0 };
@@ -185,6 +195,11 @@ fn give_back_all() -> bool {
     drop(kept);
     blocks[..count].iter().copied().for_each(give_back);
     count > 0
+}
+
+/// Gives back all that is kept, before somebody looks at how much memory is free.
+pub(in crate::app) fn give_back_kept() {
+    give_back_all();
 }
 
 fn give_back_surplus() {
@@ -238,6 +253,15 @@ mod tests {
         kept.use_bytes(8 * MIB);
         assert_eq!(kept.surplus().map(|block| block.address), Some(3), "8 MiB are used, and 10 would be kept");
         assert!(kept.surplus().is_none());
+    }
+
+    #[test]
+    fn a_request_that_failed_allows_no_more_to_be_kept() {
+        let mut kept = Kept::new();
+        kept.use_bytes(10 * MIB);
+        kept.use_bytes(1000 * MIB);
+        kept.never_used(1000 * MIB);
+        assert_eq!((kept.used, kept.used_max), (10 * MIB, 10 * MIB));
     }
 
     #[test]

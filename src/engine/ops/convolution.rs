@@ -254,6 +254,25 @@ mod tests {
         }
     }
 
+    /// Also where rows and columns have no neighbors.
+    #[test]
+    fn a_doubling_convolution_is_that_of_repeated_pixels() {
+        for (inputs, outputs, height, width) in [(4, 5, 6, 9), (16, 3, 1, 1), (8, 8, 5, 70), (3, 12, 40, 1)] {
+            let (weight, bias) = (random(&[outputs, inputs, 3, 3]), random(&[outputs]));
+            let x = random(&[1, inputs, height, width]);
+            let repeated = x.upsample_nearest2d(2 * height, 2 * width).expect("repeats");
+            let config = Conv2dConfig { padding: 1, ..Conv2dConfig::default() };
+            let expected =
+                Conv2d::new(weight.clone(), Some(bias.clone()), config).forward(&repeated).expect("convolves");
+            let doubling = Convolution::new_doubling(&weight, &bias).expect("planes");
+            assert_close(
+                &doubling.forward(&x).expect("convolves"),
+                &expected,
+                &format!("{inputs} to {outputs}, {height}x{width}"),
+            );
+        }
+    }
+
     /// All rows at once and some at a time, with a row that borders them where there is one: in planes to the bit.
     #[test]
     fn rows_by_themselves_are_rows_of_the_whole_image() {

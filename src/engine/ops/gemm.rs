@@ -1,5 +1,5 @@
 //! Batch-invariant products of matrices on the CPU: an output row has the same bits however many rows there are, on however many
-//! threads, and whichever vector unit the processor has.
+//! threads, and by whichever unit with fused operations the processor has.
 //!
 //! Each output is a chain of fused multiplications and additions over a block of the inner dimension in order, and the sum of its
 //! blocks in order. That is all that decides its bits: not the tile that it is computed in, nor what is beside it.
@@ -20,13 +20,14 @@ pub(crate) use tile::VectorUnit;
 const INNER_BLOCK: usize = 512;
 
 /// Rows that are multiplied with one panel before the next: a panel's numbers are read once for all of them.
-const ROWS_OF_A_TASK: usize = 128;
+const ROWS_OF_A_TASK: usize = 96;
 
-/// Most bytes of an operand that are rearranged at a time.
-const PACKED_BYTES_MAX: usize = 64 << 20;
+/// Most bytes of an operand that are rearranged at a time. They belong to the workspace of the plan for memory. Less in tests, so that
+/// operands have several parts.
+const PACKED_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 
 /// Lanes at a time are a multiple of this, which panels of all units fill.
-const LANES_STEP: usize = 48;
+const LANES_STEP: usize = 192;
 
 /// Tasks for each thread, at least, where there are so many panels.
 const TASKS_PER_THREAD: usize = 4;
@@ -136,7 +137,11 @@ fn by(
     for lanes_at_once in lanes_at_once(lanes) {
         let panels = Panels::of(unit, lanes.of_rows(&lanes_at_once), threads);
         let onto = if target.has_lanes_in_rows { onto.of_columns(&lanes_at_once) } else { onto };
-        target.beginning_at(lanes_at_once.start).multiply_all(&panels, rows, onto, threads);
+        // SAFETY: the destination is borrowed mutably, and has an element for each lane and row, as was checked above.
+        #[expect(unsafe_code, reason = "tasks write to parts of one matrix")]
+        unsafe {
+            target.beginning_at(lanes_at_once.start).multiply_all(&panels, rows, onto, threads);
+        }
     }
 }
 
@@ -222,16 +227,17 @@ impl Target {
         Self { start: self.start.wrapping_add(lane * self.lane_stride), ..*self }
     }
 
-    /// Multiplies all panels with all rows. The matrix has these, and nobody else uses it.
-    fn multiply_all(&self, panels: &Panels, rows: MatrixRef, onto: Onto, threads: Threads) {
+    /// Multiplies all panels with all rows.
+    ///
+    /// # Safety
+    /// The matrix must have these lanes and rows, and nobody else may use it meanwhile.
+    #[expect(unsafe_code, reason = "tasks write to parts of one matrix")]
+    unsafe fn multiply_all(&self, panels: &Panels, rows: MatrixRef, onto: Onto, threads: Threads) {
         let run = |panels_of_task: &[Panel], rows_of_task: Range<usize>, totals: &mut Vec<f32>| {
             let rows = rows.of_rows(&rows_of_task);
             for panel in panels_of_task {
-                // SAFETY: the destination has an element for each lane and row, and no two tasks have both in common.
-                #[expect(unsafe_code, reason = "tasks write to parts of one matrix")]
-                unsafe {
-                    self.multiply((panels, panel), (rows, rows_of_task.start), onto, totals);
-                }
+                // SAFETY: as the caller promises; no two tasks have lanes and rows in common.
+                unsafe { self.multiply((panels, panel), (rows, rows_of_task.start), onto, totals) };
             }
         };
         let tasks = tasks(panels.panels(), rows.rows, threads);
@@ -335,8 +341,20 @@ mod tests {
         VectorUnit::all().map(Some).chain([None])
     }
 
-    const SHAPES: [(usize, usize); 10] =
-        [(8, 8), (64, 64), (64, 320), (100, 33), (513, 64), (1536, 64), (3072, 64), (1030, 65), (16, 131), (1, 1)];
+    const SHAPES: [(usize, usize); 12] = [
+        (8, 8),
+        (64, 64),
+        (64, 320),
+        (100, 33),
+        (513, 64),
+        (1536, 64),
+        (3072, 64),
+        (1030, 65),
+        (16, 131),
+        (1, 1),
+        (2, 64),
+        (514, 64),
+    ];
 
     /// Rows have the same bits alone, in smaller batches and in a batch of all, by every vector unit and by none, and whichever
     /// operand is in lanes.
@@ -357,7 +375,7 @@ mod tests {
                 out
             };
             let batched = product(None, weight, (0, rows), Threads::All);
-            for count in [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 48, 63, 64, 65, 127, 128, 200] {
+            for count in [1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 31, 48, 63, 64, 65, 81, 127, 128, 200] {
                 for first in [0, 1, 37, 99] {
                     let expected = &batched[first * columns..(first + count) * columns];
                     for unit in units() {
@@ -393,7 +411,8 @@ mod tests {
 
     #[test]
     fn a_bias_is_what_a_product_is_added_to() {
-        let (rows, inner, columns) = (70, 520, 30);
+        // In several parts, whichever operand is in lanes.
+        let (rows, inner, columns) = (210, 1400, 400);
         let (left, right) = (numbers(rows * inner, 6), numbers(columns * inner, 7));
         let left = MatrixRef::new(&left, rows, inner, inner);
         let bias = numbers(columns, 8);

@@ -11,7 +11,7 @@ use super::super::vector::{SUM_LANES, exp, folded, vectorized};
 
 /// Queries of one task: many, because each task reads all keys, but few enough that their scores stay in the cache. A multiple of
 /// the widest panels of all units.
-pub(super) const QUERY_BLOCK: usize = 240;
+pub(super) const QUERY_BLOCK: usize = 192;
 
 /// Keys that are multiplied with all queries of a task before the next.
 const KEY_BLOCK: usize = 64;

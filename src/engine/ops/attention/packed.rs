@@ -140,7 +140,11 @@ impl CustomOp1 for PackedAttention<'_> {
         let (rows, width) = layout.shape().dims2()?;
         let values = contiguous(storage, layout)?;
         let part_width = width / 3;
-        if rows != self.segments.rows() || part_width * 3 != width || !part_width.is_multiple_of(self.heads) {
+        if rows != self.segments.rows()
+            || part_width * 3 != width
+            || part_width == 0
+            || !part_width.is_multiple_of(self.heads)
+        {
             bail!("attention: {rows}x{width} is not {:?} of three parts of {} heads", self.segments, self.heads);
         }
         let qkv = Rows { values, count: rows, width, stride: width };

@@ -169,6 +169,9 @@ impl OnCpu {
         scratch: &mut Scratch,
         out: &mut [f32],
     ) {
+        if planes.channels == 0 {
+            return;
+        }
         let Scratch { padded, offsets, totals } = scratch;
         let (scale, width) = (self.scale(), planes.width);
         let (plane, pitch) = planes.pad(self.kernel / 2, &rows, LanesInPlace::slack(unit), padded);
@@ -176,7 +179,9 @@ impl OnCpu {
         let panels = Panel::split(unit, width);
         for Taps { weight, places, parity: [down, right] } in taps {
             offsets.clear();
-            offsets.extend(places.iter().map(|[channel, row, column]| (channel * plane + row * pitch + column) as u32));
+            // An offset that is too large is beyond the end.
+            let offset = |[channel, row, column]: &[usize; 3]| channel * plane + row * pitch + column;
+            offsets.extend(places.iter().map(|place| u32::try_from(offset(place)).unwrap_or(u32::MAX)));
             let lanes = LanesInPlace::new(unit, padded, offsets);
             for row in 0..rows.len() {
                 for panel in &panels {
@@ -278,7 +283,7 @@ impl<'a> Planes<'a> {
         let border = kernel / 2;
         spread.clear();
         spread.resize(channels * kernel * kernel * pixels, 0.0);
-        for (tap, values_of_tap) in spread.chunks_exact_mut(pixels).enumerate() {
+        for (tap, values_of_tap) in spread.chunks_exact_mut(pixels.max(1)).enumerate() {
             let (channel, down, right) = (tap / (kernel * kernel), tap / kernel % kernel, tap % kernel);
             for (row, out) in values_of_tap.chunks_exact_mut(width).enumerate() {
                 let Some(source) = (top + row + down).checked_sub(border).filter(|&row| row < height) else { continue };

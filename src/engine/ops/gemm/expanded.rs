@@ -12,7 +12,7 @@ use super::{Destination, MatrixRef, Onto, ROWS_OF_A_TASK, Target, Threads, Vecto
 const BYTES_OF_A_TASK: usize = 1 << 20;
 
 /// Rows of a task are a multiple of this.
-const ROWS_STEP: usize = 8;
+const ROWS_STEP: usize = 12;
 
 /// A matrix whose rows are expanded when they are multiplied.
 pub(crate) trait ExpandRows: Sync {

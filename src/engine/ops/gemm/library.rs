@@ -1,4 +1,5 @@
-//! Products by the `gemm` crate, for processors without one of our vector units; with the same bits.
+//! Products by the `gemm` crate, for processors without one of our vector units; with the same bits, if the processor has fused
+//! operations.
 //!
 //! The crate sums each output element over the inner dimension in order, but *how* depends on the problem's
 //! size: it takes other paths for a single row and for at most 256 outputs, and cuts the inner dimension into blocks whose
@@ -10,7 +11,7 @@ use std::ops::Range;
 
 use gemm::Parallelism;
 
-use super::{Destination, MatrixRef, Onto, Threads, inner_blocks};
+use super::{Destination, INNER_BLOCK, MatrixRef, Onto, Threads, inner_blocks};
 
 /// Fewest rows in one call.
 const ROWS_MIN: usize = 8;
@@ -29,8 +30,8 @@ pub(super) fn multiply(mut destination: Destination, left: MatrixRef, right: Mat
             .for_each(|row| row[..columns].copy_from_slice(bias));
     }
     let accumulate = !matches!(onto, Onto::Nothing);
-    if columns == 1 {
-        return multiply_column(&mut destination, left, right, accumulate);
+    if columns == 1 || (1..=2).contains(&(left.columns % INNER_BLOCK)) {
+        return multiply_plainly(&mut destination, left, right, accumulate);
     }
     let rows_min = ROWS_MIN.max(TINY_OUTPUTS / columns + 1);
     if rows >= rows_min {
@@ -55,17 +56,19 @@ pub(super) fn multiply(mut destination: Destination, left: MatrixRef, right: Mat
     }
 }
 
-/// A single column, for which the crate has another path, as the other ones do it.
-fn multiply_column(destination: &mut Destination, left: MatrixRef, right: MatrixRef, accumulate: bool) {
-    let rows = destination.values.iter_mut().step_by(destination.stride).take(left.rows);
-    for (row, out) in rows.enumerate() {
-        let row = &left.values[row * left.row_stride..];
-        for block in inner_blocks(left.columns) {
-            let is_added = accumulate || block.start > 0;
-            let sum = block.fold(0.0_f32, |sum, at| {
-                row[at * left.column_stride].mul_add(right.values[at * right.row_stride], sum)
-            });
-            *out = if is_added { *out + sum } else { sum };
+/// As the other ones do it, for what the crate has other paths: a single column, and blocks of at most two numbers.
+fn multiply_plainly(destination: &mut Destination, left: MatrixRef, right: MatrixRef, accumulate: bool) {
+    for row in 0..left.rows {
+        let out = &mut destination.values[row * destination.stride..][..right.columns];
+        for (column, out) in out.iter_mut().enumerate() {
+            for block in inner_blocks(left.columns) {
+                let is_added = accumulate || block.start > 0;
+                let sum = block.fold(0.0_f32, |sum, at| {
+                    let number = left.values[row * left.row_stride + at * left.column_stride];
+                    number.mul_add(right.values[at * right.row_stride + column * right.column_stride], sum)
+                });
+                *out = if is_added { *out + sum } else { sum };
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::tile::{Operands, VECTORS_MAX, VectorUnit};
+use super::tile::{Operands, VectorUnit};
 use super::{MatrixRef, Threads, inner_blocks};
 
 /// Inner dimension that is rearranged at a time: the lanes' numbers stay in the first cache meanwhile.
@@ -45,10 +45,10 @@ impl Panel {
     /// So many lanes in panels. As wide as possible, but none of one vector beside others: its tiles take a third longer for each lane.
     pub(crate) fn split(unit: VectorUnit, lanes: usize) -> Vec<Self> {
         let mut panels = Vec::new();
-        let mut start = 0;
+        let (mut start, vectors_max) = (0, unit.vectors_max());
         while start < lanes {
             let needed = (lanes - start).div_ceil(unit.width());
-            let vectors = if needed == VECTORS_MAX + 1 { VECTORS_MAX - 1 } else { needed.min(VECTORS_MAX) };
+            let vectors = if needed == vectors_max + 1 { vectors_max - 1 } else { needed.min(vectors_max) };
             let end = (start + vectors * unit.width()).min(lanes);
             panels.push(Self { lanes: start..end, vectors });
             start = end;
@@ -101,6 +101,7 @@ impl Panel {
     pub(crate) fn pack(&self, unit: VectorUnit, matrix: MatrixRef, out: &mut [f32]) {
         let width = self.width(unit);
         let MatrixRef { values, columns: depth, row_stride, column_stride, .. } = matrix;
+        assert!(column_stride > 0, "one number cannot stand for many");
         if row_stride == 1 {
             for (at, out) in out.chunks_exact_mut(width).enumerate() {
                 let from = at * column_stride + self.lanes.start;
@@ -113,7 +114,7 @@ impl Panel {
             let count = DEPTH_PACKED.min(depth - first);
             for (lane, row) in self.lanes.clone().enumerate() {
                 let from = row * row_stride + first * column_stride;
-                let numbers = values[from..=from + (count - 1) * column_stride].iter().step_by(column_stride.max(1));
+                let numbers = values[from..=from + (count - 1) * column_stride].iter().step_by(column_stride);
                 for (out, number) in out.chunks_exact_mut(width).zip(numbers) {
                     out[lane] = *number;
                 }
@@ -158,7 +159,7 @@ impl<'a> LanesInPlace<'a> {
 
     /// Numbers behind the last lane that must be there, for panels that are not full.
     pub(crate) fn slack(unit: VectorUnit) -> usize {
-        VECTORS_MAX * unit.width()
+        unit.vectors_max() * unit.width()
     }
 
     /// As [`PanelRef::multiply`], for the lanes of a panel; the offsets count from `start`.
@@ -206,10 +207,10 @@ unsafe fn multiply(
                 totals: totals[row * width..].as_mut_ptr(),
                 is_first: block.start == 0 && !is_added,
             };
-            let count = (rows.rows - row).min(unit.tile_rows());
+            let count = (rows.rows - row).min(unit.rows_max());
             // SAFETY: the processor has the unit, or there would be none; the caller promises the lanes, and the rest was checked above. The
             // totals are borrowed mutably, so they overlap nothing.
-            row += unsafe { unit.tile(vectors, count, &operands) };
+            row += unsafe { unit.multiply(vectors, count, &operands) };
         }
     }
 }

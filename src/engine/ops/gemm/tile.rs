@@ -14,9 +14,6 @@ pub(crate) enum VectorUnit {
     Avx2,
 }
 
-/// Most vectors of lanes in a tile.
-pub(super) const VECTORS_MAX: usize = 3;
-
 /// What a tile reads and writes.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
@@ -66,24 +63,35 @@ impl VectorUnit {
         }
     }
 
-    /// Rows of the largest tile: with three vectors of lanes as many sums as registers leave room for.
-    pub(super) fn tile_rows(self) -> usize {
+    /// Vectors of lanes, and rows, of the largest tile: as many sums as registers leave room for. Rows of a weight are often a multiple of
+    /// a page apart, so that the first cache holds no more than eight lines of them: with six there is room for the lanes.
+    fn tile(self) -> [usize; 2] {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => 8,
+            Self::Avx512 => [4, 6],
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => 4,
+            Self::Avx2 => [3, 4],
         }
     }
 
-    /// Sums the products of some vectors of lanes with at most [`Self::tile_rows`] rows. Each is one chain of fused operations in the
+    /// Most vectors of lanes in a tile.
+    pub(super) fn vectors_max(self) -> usize {
+        self.tile()[0]
+    }
+
+    /// Most rows of a tile.
+    pub(super) fn rows_max(self) -> usize {
+        self.tile()[1]
+    }
+
+    /// Sums the products of some vectors of lanes with at most [`Self::rows_max`] rows. Each is one chain of fused operations in the
     /// order of `depth`, so its bits depend on nothing else. Returns how many rows were taken.
     ///
     /// # Safety
     /// This processor must have the unit, and there must be `rows` of what the operands point to, at least one; `totals` must not
     /// overlap the others.
     #[expect(unsafe_code, reason = "vector instructions read and write through pointers")]
-    pub(super) unsafe fn tile(self, vectors: usize, rows: usize, operands: &Operands) -> usize {
+    pub(super) unsafe fn multiply(self, vectors: usize, rows: usize, operands: &Operands) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as the caller promises.
@@ -95,29 +103,29 @@ impl VectorUnit {
     }
 }
 
-/// A module with a vector unit's tiles of 1, 2, 4 and, if there are, 8 rows.
+/// A module with a vector unit's tiles of so many vectors and rows.
 #[cfg(target_arch = "x86_64")]
 macro_rules! tiles {
+    (@vectors $vectors:ident, $operands:ident, $rows:literal, [$($number:literal),+]) => {
+        match $vectors {
+            $($number => of::<$number, $rows>($operands),)+
+            other => unreachable!("{other} vectors of lanes"),
+        }
+    };
     ($module:ident, $features:literal, $width:literal, $zero:ident, $load:ident, $store:ident, $repeat:ident, $add:ident,
-     $fused:ident, [$($rows:literal),+]) => {
+     $fused:ident, $vectors:tt, [$($rows:literal),+]) => {
         mod $module {
             use std::arch::x86_64::{$add, $fused, $load, $repeat, $store, $zero};
 
             use super::Operands;
 
-            /// As [`super::VectorUnit::tile`].
+            /// As [`super::VectorUnit::multiply`].
             #[expect(unsafe_code, reason = "vector instructions read and write through pointers")]
             pub(super) unsafe fn tile(vectors: usize, rows: usize, operands: &Operands) -> usize {
                 $(
                     if rows >= $rows {
                         // SAFETY: as the caller promises.
-                        unsafe {
-                            match vectors {
-                                1 => of::<1, $rows>(operands),
-                                2 => of::<2, $rows>(operands),
-                                _ => of::<3, $rows>(operands),
-                            }
-                        }
+                        unsafe { tiles!(@vectors vectors, operands, $rows, $vectors) };
                         return $rows;
                     }
                 )+
@@ -181,7 +189,8 @@ tiles!(
     _mm512_set1_ps,
     _mm512_add_ps,
     _mm512_fmadd_ps,
-    [8, 4, 2, 1]
+    [1, 2, 3, 4],
+    [6, 4, 2, 1]
 );
 #[cfg(target_arch = "x86_64")]
 tiles!(
@@ -194,5 +203,6 @@ tiles!(
     _mm256_set1_ps,
     _mm256_add_ps,
     _mm256_fmadd_ps,
+    [1, 2, 3],
     [4, 2, 1]
 );
