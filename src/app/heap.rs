@@ -16,7 +16,7 @@ pub(super) use kept::give_back_kept;
 const IDLE: Duration = Duration::from_secs(5);
 
 /// The system's allocator, with large blocks in large pages, which are kept for a while once they are freed. A step on the CPU asks
-/// for new memory in every layer, and a fifth of its time was spent on faults and on the clearing of pages.
+/// for new memory in every layer, and a tenth of its time was spent on the clearing of pages.
 #[derive(Debug)]
 pub struct Heap;
 

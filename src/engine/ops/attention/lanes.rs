@@ -3,10 +3,8 @@
 //! Scores are then `[keys, lanes]`: their softmax needs nothing from other lanes, and they are the operand of the second product as they
 //! are. Keys and values are read where they are in the stream.
 
-use super::super::gemm::MatrixRef;
-use super::super::gemm::Threads;
-use super::super::gemm::VectorUnit;
 use super::super::gemm::panels::{Panel, PanelRef, Panels};
+use super::super::gemm::{MatrixRef, Threads, VectorUnit};
 use super::super::vector::{SUM_LANES, exp, folded, vectorized};
 
 /// Queries of one task: many, because each task reads all keys, but few enough that their scores stay in the cache. A multiple of
