@@ -137,7 +137,7 @@ impl Random {
             height: Some(height),
             strength: has_input.then(|| (1 + self.below(10)) as f64 / 10.0),
             images,
-            steps: Some(1 + self.below(5) as u32),
+            steps: Some(1 + self.below(12) as u32),
             guidance: Some(self.below(8) as f64),
             seed,
             sequence_length: Some(1 + self.below(16) as usize),
@@ -293,5 +293,5 @@ async fn hundreds_of_batched_jobs_give_the_files_they_give_unbatched() {
     let (steps, images) = (batches.steps.load(Ordering::Relaxed), batches.images.load(Ordering::Relaxed));
     assert!(generated > JOBS * 2 / 3 && canceled > 0, "{generated} generated, {canceled} canceled");
     // An admission takes longer than a step of images so small: more are rarely in one.
-    assert!(4 * images > 5 * steps, "{images} images in {steps} steps: hardly any were batched");
+    assert!(images > 2 * steps, "{images} images in {steps} steps: hardly any were batched");
 }
