@@ -65,6 +65,12 @@ const SUPER_BLOCK: usize = 256;
 /// Numbers in a block of the older types, and of IQ4_NL.
 const SMALL_BLOCK: usize = 32;
 
+vectorized! {
+    fn decode<'a>(blocks: BlockType, bytes: &'a [u8], out: &'a mut [f32]) {
+        blocks.decode_inlined(bytes, out);
+    }
+}
+
 impl BlockType {
     /// Numbers in a block.
     pub(crate) fn numbers(self) -> usize {
@@ -97,7 +103,7 @@ impl BlockType {
 
     /// Decodes whole blocks. `out` has one place for each number.
     pub(crate) fn decode(self, bytes: &[u8], out: &mut [f32]) {
-        vectorized(|| self.decode_inlined(bytes, out));
+        decode(self, bytes, out);
     }
 
     #[inline(always)]

@@ -89,19 +89,27 @@ pub(super) fn silu_of(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
+vectorized! {
+    fn gelu_tanh_each<'a>(input: &'a [f32], output: &'a mut [f32]) {
+        for (out, &x) in output.iter_mut().zip(input) {
+            *out = gelu_tanh_of(x);
+        }
+    }
+}
+
+vectorized! {
+    fn silu_each<'a>(input: &'a [f32], output: &'a mut [f32]) {
+        for (out, &x) in output.iter_mut().zip(input) {
+            *out = silu_of(x);
+        }
+    }
+}
+
 impl Elementwise<'_> {
     fn map(&self, input: &[f32], output: &mut [f32]) {
         match self {
-            Self::GeluTanh { .. } => vectorized(|| {
-                for (out, &x) in output.iter_mut().zip(input) {
-                    *out = gelu_tanh_of(x);
-                }
-            }),
-            Self::Silu => vectorized(|| {
-                for (out, &x) in output.iter_mut().zip(input) {
-                    *out = silu_of(x);
-                }
-            }),
+            Self::GeluTanh { .. } => gelu_tanh_each(input, output),
+            Self::Silu => silu_each(input, output),
         }
     }
 }

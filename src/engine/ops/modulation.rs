@@ -84,6 +84,25 @@ fn check(x: &Rows, other: &Rows, per_sequence: &Rows, segments: &Segments) -> Re
     Ok(())
 }
 
+vectorized! {
+    /// A row of [`ModulatedLayerNorm`].
+    fn normalize<'a>(values: &'a [f32], scale: &'a [f32], shift: &'a [f32], out: &'a mut [f32]) {
+        let (mean, inverse) = mean_and_scale(values, EPSILON as f32);
+        for (((out, &value), &scale), &shift) in out.iter_mut().zip(values).zip(scale).zip(shift) {
+            *out = (value - mean) * inverse * (1.0 + scale) + shift;
+        }
+    }
+}
+
+vectorized! {
+    /// A row of [`GatedResidual`].
+    fn add_gated<'a>(x: &'a [f32], y: &'a [f32], gate: &'a [f32], out: &'a mut [f32]) {
+        for (((out, &x), &y), &gate) in out.iter_mut().zip(x).zip(y).zip(gate) {
+            *out = x + gate * y;
+        }
+    }
+}
+
 struct ModulatedLayerNorm<'a> {
     segments: &'a Segments,
 }
@@ -105,14 +124,7 @@ impl CustomOp3 for ModulatedLayerNorm<'_> {
         let (x, shift, scale) = (Rows::new(x, xl)?, Rows::new(shift, shift_l)?, Rows::new(scale, scale_l)?);
         check(&x, &shift, &scale, self.segments)?;
         Ok(by_rows(&x, self.segments, |row, sequence, out| {
-            vectorized(|| {
-                let values = x.row(row);
-                let (mean, inverse) = mean_and_scale(values, EPSILON as f32);
-                let factors = values.iter().zip(scale.row(sequence)).zip(shift.row(sequence));
-                for (out, ((&value, &scale), &shift)) in out.iter_mut().zip(factors) {
-                    *out = (value - mean) * inverse * (1.0 + scale) + shift;
-                }
-            });
+            normalize(x.row(row), scale.row(sequence), shift.row(sequence), out);
         }))
     }
 
@@ -158,12 +170,7 @@ impl CustomOp3 for GatedResidual<'_> {
         let (x, y, gate) = (Rows::new(x, xl)?, Rows::new(y, yl)?, Rows::new(gate, gate_l)?);
         check(&x, &y, &gate, self.segments)?;
         Ok(by_rows(&x, self.segments, |row, sequence, out| {
-            vectorized(|| {
-                let terms = x.row(row).iter().zip(y.row(row)).zip(gate.row(sequence));
-                for (out, ((&x, &y), &gate)) in out.iter_mut().zip(terms) {
-                    *out = x + gate * y;
-                }
-            });
+            add_gated(x.row(row), y.row(row), gate.row(sequence), out);
         }))
     }
 

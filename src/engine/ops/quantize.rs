@@ -105,14 +105,7 @@ impl Quantized {
         let mut codes = vec![0_u8; rows.count * rows.width];
         let mut scales = vec![0.0_f32; rows.count];
         codes.par_chunks_mut(rows.width.max(1)).zip(&mut scales).enumerate().for_each(|(index, (codes, scale))| {
-            vectorized(|| {
-                let row = rows.row(index);
-                *scale = scale_of(row);
-                let inverse = 1.0 / *scale;
-                for (code, value) in codes.iter_mut().zip(row) {
-                    *code = e4m3::code_of(value * inverse);
-                }
-            });
+            *scale = quantize_row(rows.row(index), codes);
         });
         Ok(Self {
             codes: Tensor::from_vec(codes, (rows.count, rows.width), x.device())?,
@@ -140,6 +133,18 @@ pub(crate) fn with_one_scale(numbers: &[f32]) -> (f32, Vec<u8>) {
     let scale = scale_of(&[f32::from_bits(largest)]);
     let inverse = 1.0 / scale;
     (scale, numbers.par_iter().map(|number| e4m3::code_of(number * inverse)).collect())
+}
+
+vectorized! {
+    /// Writes the codes of a row, and returns its scale.
+    fn quantize_row<'a>(row: &'a [f32], codes: &'a mut [u8]) -> f32 {
+        let scale = scale_of(row);
+        let inverse = 1.0 / scale;
+        for (code, value) in codes.iter_mut().zip(row) {
+            *code = e4m3::code_of(value * inverse);
+        }
+        scale
+    }
 }
 
 /// The scale of a row.

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, D, DType, InplaceOp2, Layout, Result, S
 use rayon::prelude::*;
 
 use super::matrix_product::MatrixProduct;
-use super::vector::{sum_of_squares, vectorized};
+use super::vector::{rms_normalize, vectorized};
 use super::{Places, Rows, cuda, is_launchable, is_on_cpu, is_on_cuda};
 
 pub(crate) use tables::Rotary;
@@ -194,27 +194,24 @@ fn run(rows: Rows, scales: [&[f32]; 2], tables: Option<[&[f32]; 2]>) -> Result<(
             let range = index * pairs..(index + 1) * pairs;
             [&cos[range.clone()], &sin[range]]
         });
-        vectorized(|| {
-            let (rotated, values) = out.split_at_mut(2 * part_width);
-            values.copy_from_slice(&input[2 * part_width..]);
-            for (head, out) in rotated.chunks_exact_mut(head_width).enumerate() {
-                let scale = scales[usize::from(head * head_width >= part_width)];
-                normalize_head(&input[head * head_width..][..head_width], scale, out);
-                if let Some([cos, sin]) = tables {
-                    rotate_head(out, cos, sin);
-                }
-            }
-        });
+        normalize_and_rotate_row(input, scales, tables, out);
     });
     Ok((CpuStorage::F32(out), Shape::from((rows.count, rows.width))))
 }
 
-#[inline(always)]
-fn normalize_head(input: &[f32], scale: &[f32], out: &mut [f32]) {
-    let mean_square = sum_of_squares(input) / input.len() as f32;
-    let inverse = 1.0 / (mean_square + EPSILON as f32).sqrt();
-    for ((out, &value), &scale) in out.iter_mut().zip(input).zip(scale) {
-        *out = value * inverse * scale;
+vectorized! {
+    /// A row of queries, keys and values.
+    fn normalize_and_rotate_row<'a>(input: &'a [f32], scales: [&'a [f32]; 2], tables: Option<[&'a [f32]; 2]>, out: &'a mut [f32]) {
+        let (head_width, part_width) = (scales[0].len(), input.len() / 3);
+        let (rotated, values) = out.split_at_mut(2 * part_width);
+        values.copy_from_slice(&input[2 * part_width..]);
+        for (head, out) in rotated.chunks_exact_mut(head_width).enumerate() {
+            let scale = scales[usize::from(head * head_width >= part_width)];
+            rms_normalize(&input[head * head_width..][..head_width], scale, EPSILON as f32, out);
+            if let Some([cos, sin]) = tables {
+                rotate_head(out, cos, sin);
+            }
+        }
     }
 }
 

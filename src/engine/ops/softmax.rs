@@ -5,7 +5,7 @@ use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::vector::{softmax_numerators, vectorized};
+use super::vector::softmax_numerators;
 use super::{contiguous, is_on_cuda};
 
 /// `softmax(scale × scores)` along the last dimension, computed in f32 -> the same shape and dtype. `scale` is positive.
@@ -39,7 +39,7 @@ impl CustomOp1 for Op {
             bail!("softmax: there are no rows in {:?}", layout.dims());
         };
         values.par_chunks_exact_mut(width).for_each(|row| {
-            let inverse = 1.0 / vectorized(|| softmax_numerators(row, self.scale));
+            let inverse = 1.0 / softmax_numerators(row, self.scale);
             for value in row {
                 *value *= inverse;
             }

@@ -6,7 +6,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result, Sh
 use rayon::prelude::*;
 
 use super::activation::gelu_tanh_of;
-use super::vector::{sum_of_squares, vectorized};
+use super::vector::{rms_normalize, vectorized};
 use super::{Rows, contiguous, is_on_cpu, is_on_cuda};
 
 /// RMSNorm: `x scale / sqrt(mean(x²) + epsilon)`, row by row, with its statistics in f32.
@@ -46,6 +46,20 @@ fn gated_gelu_composed(x: &Tensor) -> Result<Tensor> {
     halves[0].gelu()? * &halves[1]
 }
 
+vectorized! {
+    /// A row of [`RmsNorm`].
+    fn rms_normalize_row<'a>(values: &'a [f32], scale: &'a [f32], epsilon: f32, out: &'a mut [f32]) {
+        rms_normalize(values, scale, epsilon, out);
+    }
+
+    /// A row of [`GatedGelu`].
+    fn gate_by_gelu<'a>(gate: &'a [f32], up: &'a [f32], out: &'a mut [f32]) {
+        for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+            *out = gelu_tanh_of(gate) * up;
+        }
+    }
+}
+
 struct RmsNorm {
     epsilon: f32,
 }
@@ -62,13 +76,7 @@ impl CustomOp2 for RmsNorm {
         }
         let mut out = vec![0.0_f32; x.count * x.width];
         out.par_chunks_mut(x.width.max(1)).enumerate().for_each(|(row, out)| {
-            let values = x.row(row);
-            vectorized(|| {
-                let inverse = 1.0 / (sum_of_squares(values) / values.len() as f32 + self.epsilon).sqrt();
-                for ((out, &value), &scale) in out.iter_mut().zip(values).zip(scale) {
-                    *out = value * inverse * scale;
-                }
-            });
+            rms_normalize_row(x.row(row), scale, self.epsilon, out);
         });
         Ok((CpuStorage::F32(out), Shape::from((x.count, x.width))))
     }
@@ -95,11 +103,7 @@ impl CustomOp1 for GatedGelu {
         let mut out = vec![0.0_f32; x.count * width];
         out.par_chunks_mut(width.max(1)).enumerate().for_each(|(row, out)| {
             let (gate, up) = x.row(row).split_at(width);
-            vectorized(|| {
-                for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gelu_tanh_of(gate) * up;
-                }
-            });
+            gate_by_gelu(gate, up, out);
         });
         Ok((CpuStorage::F32(out), Shape::from((x.count, width))))
     }

@@ -1,24 +1,42 @@
 //! Arithmetic on slices of f32. Uses the widest vector unit of the processor, with the same bits on all: sums are taken in
 //! sixteen fixed lanes, and no multiplication is fused with an addition.
 
-use pulp::Arch;
-
 /// Independent partial sums: enough to fill two AVX registers, and part of the result's definition.
 pub(super) const SUM_LANES: usize = 16;
 
-/// Runs `work` compiled for the widest vector unit of this processor.
-pub(in crate::engine) fn vectorized<R>(work: impl FnOnce() -> R) -> R {
-    struct Work<F>(F);
-    impl<R, F: FnOnce() -> R> pulp::NullaryFnOnce for Work<F> {
-        type Output = R;
+/// Functions that are compiled for the widest vector unit of this processor, with all that is inlined into them. What they borrow has one
+/// lifetime.
+///
+/// They are no closures that are passed on: a closure cannot be told to become part of its caller, and one of some length did not, so
+/// that it was compiled for any processor.
+macro_rules! vectorized {
+    (@output) => { () };
+    (@output $output:ty) => { $output };
+    ($(
+        $(#[$attribute:meta])*
+        $visibility:vis fn $name:ident<$life:lifetime>($($argument:ident: $type:ty),+ $(,)?) $(-> $output:ty)? $body:block
+    )+) => {$(
+        $(#[$attribute])*
+        $visibility fn $name<$life>($($argument: $type),+) $(-> $output)? {
+            struct Work<$life> {
+                $($argument: $type,)+
+            }
 
-        #[inline(always)]
-        fn call(self) -> R {
-            (self.0)()
+            impl<$life> pulp::NullaryFnOnce for Work<$life> {
+                type Output = vectorized!(@output $($output)?);
+
+                #[inline(always)]
+                fn call(self) -> Self::Output {
+                    let Self { $($argument),+ } = self;
+                    $body
+                }
+            }
+
+            pulp::Arch::new().dispatch(Work { $($argument),+ })
         }
-    }
-    Arch::new().dispatch(Work(work))
+    )+};
 }
+pub(in crate::engine) use vectorized;
 
 /// Sum of `term` over `values`, in fixed lanes.
 #[inline(always)]
@@ -67,6 +85,15 @@ pub(super) fn mean_and_scale(values: &[f32], epsilon: f32) -> (f32, f32) {
     let mean = sum(values) / count;
     let variance = sum_of(values, |value| (value - mean) * (value - mean)) / count;
     (mean, 1.0 / (variance + epsilon).sqrt())
+}
+
+/// Writes the values over their root mean square, each times its scale.
+#[inline(always)]
+pub(super) fn rms_normalize(values: &[f32], scale: &[f32], epsilon: f32, out: &mut [f32]) {
+    let inverse = 1.0 / (sum_of_squares(values) / values.len() as f32 + epsilon).sqrt();
+    for ((out, &value), &scale) in out.iter_mut().zip(values).zip(scale) {
+        *out = value * inverse * scale;
+    }
 }
 
 /// Mean, and sum of squared differences from it.
@@ -123,12 +150,19 @@ pub(super) fn exp(x: f32) -> f32 {
 
 /// Replaces scores with the numerators of `softmax(scale × scores)`, and returns their sum, the denominator.
 #[inline(always)]
-pub(super) fn softmax_numerators(scores: &mut [f32], scale: f32) -> f32 {
+fn numerators_of(scores: &mut [f32], scale: f32) -> f32 {
     let highest = maximum(scores);
     for score in &mut *scores {
         *score = exp((*score - highest) * scale);
     }
     sum(scores)
+}
+
+vectorized! {
+    /// Replaces scores with the numerators of `softmax(scale × scores)`, and returns their sum, the denominator.
+    pub(super) fn softmax_numerators<'a>(scores: &'a mut [f32], scale: f32) -> f32 {
+        numerators_of(scores, scale)
+    }
 }
 
 #[cfg(test)]
@@ -155,17 +189,25 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
     }
 
+    #[inline(always)]
+    fn statistics(values: &[f32]) -> (f32, f32, (f32, f32), (f32, f32)) {
+        (sum(values), sum_of_squares(values), moments(values), mean_and_scale(values, 1e-6))
+    }
+
+    vectorized! {
+        fn wide_statistics<'a>(values: &'a [f32]) -> (f32, f32, (f32, f32), (f32, f32)) {
+            statistics(values)
+        }
+    }
+
     #[test]
     fn every_vector_unit_gives_the_same_bits() {
         let values: Vec<f32> = (0..1003).map(|i| ((i * 37 % 101) as f32 - 50.0) / 7.0).collect();
-        let wide =
-            vectorized(|| (sum(&values), sum_of_squares(&values), moments(&values), mean_and_scale(&values, 1e-6)));
-        let plain = (sum(&values), sum_of_squares(&values), moments(&values), mean_and_scale(&values, 1e-6));
-        assert_eq!(wide, plain);
+        assert_eq!(wide_statistics(&values), statistics(&values));
         let mut wide = values.clone();
-        let wide_sum = vectorized(|| softmax_numerators(&mut wide, 0.3));
+        let wide_sum = softmax_numerators(&mut wide, 0.3);
         let mut plain = values;
-        let plain_sum = softmax_numerators(&mut plain, 0.3);
+        let plain_sum = numerators_of(&mut plain, 0.3);
         assert_eq!((wide, wide_sum), (plain, plain_sum));
     }
 }

@@ -60,7 +60,7 @@ pub(super) fn attend(unit: VectorUnit, operands: &Operands, scratch: &mut Scratc
         scratch.highest.resize(width, f32::NEG_INFINITY);
         scratch.sums.clear();
         scratch.sums.resize(width * SUM_LANES, 0.0);
-        vectorized(|| softmax_numerators(scores, scale, &mut scratch.highest, &mut scratch.sums));
+        softmax_numerators(scores, scale, &mut scratch.highest, &mut scratch.sums);
         scratch.totals.resize(head_width * width, 0.0);
         PanelRef::new(unit, panel, scores).multiply(value.transposed(), &mut scratch.totals, false);
         let out = &mut out[panel.lanes.start * head_width..panel.lanes.end * head_width];
@@ -85,22 +85,22 @@ fn add_bias(scores: &mut [f32], width: usize, first: usize, bias: &[f32]) {
     }
 }
 
-/// Replaces `scores [keys, lanes]` with the numerators of each lane's softmax. `highest [lanes]` begins with the lowest number,
-/// `sums [SUM_LANES, lanes]` with zeros: their parts are summed as [`super::super::vector::sum`] does it.
-#[inline(always)]
-fn softmax_numerators(scores: &mut [f32], scale: f32, highest: &mut [f32], sums: &mut [f32]) {
-    let width = highest.len();
-    // Plain loops: closures of iterator adapters are not compiled for wide vectors.
-    for scores in scores.chunks_exact(width) {
-        for (highest, &score) in highest.iter_mut().zip(scores) {
-            *highest = if score > *highest { score } else { *highest };
+vectorized! {
+    /// Replaces `scores [keys, lanes]` with the numerators of each lane's softmax. `highest [lanes]` begins with the lowest number,
+    /// `sums [SUM_LANES, lanes]` with zeros: their parts are summed as [`super::super::vector::sum`] does it.
+    fn softmax_numerators<'a>(scores: &'a mut [f32], scale: f32, highest: &'a mut [f32], sums: &'a mut [f32]) {
+        let width = highest.len();
+        for scores in scores.chunks_exact(width) {
+            for (highest, &score) in highest.iter_mut().zip(scores) {
+                *highest = if score > *highest { score } else { *highest };
+            }
         }
-    }
-    for (key, scores) in scores.chunks_exact_mut(width).enumerate() {
-        let sums = &mut sums[key % SUM_LANES * width..][..width];
-        for ((score, &highest), sum) in scores.iter_mut().zip(&*highest).zip(sums) {
-            *score = exp((*score - highest) * scale);
-            *sum += *score;
+        for (key, scores) in scores.chunks_exact_mut(width).enumerate() {
+            let sums = &mut sums[key % SUM_LANES * width..][..width];
+            for ((score, &highest), sum) in scores.iter_mut().zip(&*highest).zip(sums) {
+                *score = exp((*score - highest) * scale);
+                *sum += *score;
+            }
         }
     }
 }

@@ -11,7 +11,7 @@ use super::super::cuda;
 use super::super::gemm::{MatrixRef, Onto, Threads, VectorUnit, multiply};
 use super::super::kernel::Kernel;
 use super::super::softmax::softmax;
-use super::super::vector::{softmax_numerators, vectorized};
+use super::super::vector::softmax_numerators;
 use super::super::{Rows, Segments, contiguous, is_launchable, is_on_cpu, is_on_cuda};
 use super::lanes::{self, QUERY_BLOCK, Scratch};
 
@@ -254,21 +254,15 @@ fn attend_in_rows(operands: &lanes::Operands, out: &mut [f32]) {
     multiply(&mut scores, query, key.transposed(), Onto::Nothing, Threads::One);
     if let Some((first, bias)) = bias {
         for (query, scores) in (first..).zip(scores.chunks_exact_mut(keys)) {
-            let bias = &bias[keys - 1 - query..][..keys];
-            vectorized(|| {
-                for (score, &bias) in scores.iter_mut().zip(bias) {
-                    *score += bias;
-                }
-            });
+            for (score, &bias) in scores.iter_mut().zip(&bias[keys - 1 - query..]) {
+                *score += bias;
+            }
         }
     }
     let mut denominators = vec![0.0; queries];
-    vectorized(|| {
-        // A plain loop: closures of iterator adapters are not compiled for wide vectors.
-        for (scores, denominator) in scores.chunks_exact_mut(keys).zip(&mut denominators) {
-            *denominator = softmax_numerators(scores, scale);
-        }
-    });
+    for (scores, denominator) in scores.chunks_exact_mut(keys).zip(&mut denominators) {
+        *denominator = softmax_numerators(scores, scale);
+    }
     multiply(out, MatrixRef::new(&scores, queries, keys, keys), value, Onto::Nothing, Threads::One);
     for (row, denominator) in out.chunks_exact_mut(head_width).zip(denominators) {
         let inverse = 1.0 / denominator;

@@ -129,17 +129,12 @@ impl CustomOp1 for MomentsOp {
         let mut out = vec![0.0_f32; 2 * channels * height];
         let groups = values.par_chunks((parts * width).max(1));
         out.par_chunks_mut((2 * parts).max(1)).zip(groups).for_each(|(out, group)| {
-            vectorized(|| {
-                // Row by row, so that the parts of a strip follow those of the strip above.
-                for row in 0..height {
-                    for channel in 0..group_channels {
-                        let (mean, squares) = moments(&group[(channel * height + row) * width..][..width]);
-                        let part = row * group_channels + channel;
-                        out[2 * part] = mean;
-                        out[2 * part + 1] = squares;
-                    }
-                }
-            });
+            // Row by row, so that the parts of a strip follow those of the strip above.
+            let parts = (0..height).flat_map(|row| (0..group_channels).map(move |channel| channel * height + row));
+            for (part, out) in parts.zip(out.chunks_exact_mut(2)) {
+                let (mean, squares) = moments_of_row(&group[part * width..][..width]);
+                out.copy_from_slice(&[mean, squares]);
+            }
         });
         Ok((CpuStorage::F32(out), Shape::from((self.groups, parts, 2))))
     }
@@ -147,6 +142,21 @@ impl CustomOp1 for MomentsOp {
     #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, storage: &CudaStorage, layout: &Layout) -> Result<(CudaStorage, Shape)> {
         cuda::group_norm::moments((storage, layout), self.groups)
+    }
+}
+
+vectorized! {
+    fn moments_of_row<'a>(row: &'a [f32]) -> (f32, f32) {
+        moments(row)
+    }
+
+    /// The numbers of a channel by its factor, its mean and its bias.
+    fn normalize<'a>(values: &'a [f32], by: [f32; 3], is_activated: bool, out: &'a mut [f32]) {
+        let [factor, mean, bias] = by;
+        for (out, &value) in out.iter_mut().zip(values) {
+            let normed = (value - mean) * factor + bias;
+            *out = if is_activated { silu_of(normed) } else { normed };
+        }
     }
 }
 
@@ -179,13 +189,8 @@ impl CustomOp3 for NormalizeOp {
         out.par_chunks_mut(positions).zip(values.par_chunks(positions)).enumerate().for_each(
             |(channel, (out, values))| {
                 // Around the mean: with a mean far from zero, the summand would lose what differs from it.
-                let (factor, mean, bias) = (scales[channel], scales[2 * channels + channel], bias[channel]);
-                vectorized(|| {
-                    for (out, &value) in out.iter_mut().zip(values) {
-                        let normed = (value - mean) * factor + bias;
-                        *out = if self.is_activated { silu_of(normed) } else { normed };
-                    }
-                });
+                let by = [scales[channel], scales[2 * channels + channel], bias[channel]];
+                normalize(values, by, self.is_activated, out);
             },
         );
         Ok((CpuStorage::F32(out), xl.shape().clone()))
