@@ -26,11 +26,15 @@ const ROWS_OF_A_TASK: usize = 96;
 /// operands have several parts.
 const PACKED_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 
+/// As much of that for each thread as the cache that all share may hold, if each part costs nothing but reading the other operand again.
+const PACKED_BYTES_OF_A_THREAD: usize = 8 << 20;
+
 /// Lanes at a time are a multiple of this, which panels of all units fill.
 const LANES_STEP: usize = 192;
 
-/// Tasks for each thread, at least, where there are so many panels.
-const TASKS_PER_THREAD: usize = 4;
+/// Tasks for each thread, at least, where there are so many panels: whoever has one more than others makes them wait for no longer than
+/// a few hundredths.
+const TASKS_PER_THREAD: usize = 16;
 
 /// A read-only matrix: element (i, j) is at `i × row_stride + j × column_stride`.
 #[derive(Clone, Copy)]
@@ -134,7 +138,8 @@ fn by(
     } else {
         (left, right.transposed(), Target::with_lanes_in_columns(&mut destination))
     };
-    for lanes_at_once in lanes_at_once(lanes) {
+    let bytes_at_once = (PACKED_BYTES_OF_A_THREAD * rayon::current_num_threads()).min(PACKED_BYTES_MAX);
+    for lanes_at_once in lanes_at_once(lanes, bytes_at_once) {
         let panels = Panels::of(unit, lanes.of_rows(&lanes_at_once), threads);
         let onto = if target.has_lanes_in_rows { onto.of_columns(&lanes_at_once) } else { onto };
         // SAFETY: the destination is borrowed mutably, and has an element for each lane and row, as was checked above.
@@ -145,10 +150,12 @@ fn by(
     }
 }
 
-/// The lanes of a matrix, in parts that are rearranged at a time.
-fn lanes_at_once(lanes: MatrixRef) -> impl Iterator<Item = Range<usize>> {
-    let at_once = PACKED_BYTES_MAX / (size_of::<f32>() * lanes.columns.max(1)) / LANES_STEP * LANES_STEP;
-    let at_once = at_once.max(LANES_STEP);
+/// The lanes of a matrix, in parts that are rearranged at a time, of at most so many bytes if possible. All but the last are equally large,
+/// so that the memory of one serves the next.
+fn lanes_at_once(lanes: MatrixRef, bytes_max: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = bytes_max / (size_of::<f32>() * lanes.columns.max(1)) / LANES_STEP * LANES_STEP;
+    let parts = lanes.rows.div_ceil(most.max(LANES_STEP)).max(1);
+    let at_once = lanes.rows.div_ceil(parts).next_multiple_of(LANES_STEP);
     (0..lanes.rows).step_by(at_once).map(move |start| start..(start + at_once).min(lanes.rows))
 }
 

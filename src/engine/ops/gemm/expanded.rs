@@ -6,7 +6,9 @@ use candle_core::Result;
 use rayon::prelude::*;
 
 use super::panels::Panels;
-use super::{Destination, MatrixRef, Onto, ROWS_OF_A_TASK, Target, Threads, VectorUnit, lanes_at_once, library};
+use super::{
+    Destination, MatrixRef, Onto, PACKED_BYTES_MAX, ROWS_OF_A_TASK, Target, Threads, VectorUnit, lanes_at_once, library,
+};
 
 /// Bytes that a thread expands at a time, which its own cache holds beside a panel.
 const BYTES_OF_A_TASK: usize = 1 << 20;
@@ -72,7 +74,7 @@ fn by(
     };
     let target = Target::with_lanes_in_columns(&mut Destination { values: destination, stride: columns });
     let starts: Vec<usize> = (0..columns).step_by(rows_of_task).collect();
-    lanes_at_once(left).try_for_each(|lanes_at_once| {
+    lanes_at_once(left, PACKED_BYTES_MAX).try_for_each(|lanes_at_once| {
         let panels = Panels::of(unit, left.of_rows(&lanes_at_once), Threads::All);
         let target = target.beginning_at(lanes_at_once.start);
         starts.par_iter().try_for_each_init(
