@@ -42,13 +42,15 @@ impl Panel {
         self.vectors * unit.width()
     }
 
-    /// So many lanes in panels. As wide as possible, but none of one vector beside others: its tiles take a third longer for each lane.
+    /// So many lanes in panels. As wide as possible, but none of one vector beside wider ones than two: its tiles take a third longer for
+    /// each lane.
     pub(crate) fn split(unit: VectorUnit, lanes: usize) -> Vec<Self> {
         let mut panels = Vec::new();
         let (mut start, vectors_max) = (0, unit.vectors_max());
         while start < lanes {
             let needed = (lanes - start).div_ceil(unit.width());
-            let vectors = if needed == vectors_max + 1 { vectors_max - 1 } else { needed.min(vectors_max) };
+            let would_be_alone = needed == vectors_max + 1 && vectors_max > 2;
+            let vectors = if would_be_alone { vectors_max - 1 } else { needed.min(vectors_max) };
             let end = (start + vectors * unit.width()).min(lanes);
             panels.push(Self { lanes: start..end, vectors });
             start = end;
@@ -226,7 +228,11 @@ mod tests {
                 let panels = Panel::split(unit, lanes);
                 let found: Vec<usize> = panels.iter().flat_map(|panel| panel.lanes.clone()).collect();
                 assert_eq!(found, (0..lanes).collect::<Vec<_>>());
-                assert!(panels.len() < 2 || panels.iter().all(|panel| panel.vectors > 1), "{lanes} lanes: {panels:?}");
+                let (last, others) = panels.split_last().map_or((None, &[][..]), |(last, others)| (Some(last), others));
+                let is_narrow = |panel: &Panel| panel.vectors == 1;
+                let is_last_narrow = !others.is_empty() && last.is_some_and(is_narrow);
+                assert!(!others.iter().any(is_narrow), "{lanes} lanes: {panels:?}");
+                assert!(!is_last_narrow || unit.vectors_max() == 2, "{lanes} lanes: {panels:?}");
                 let full = panels.iter().rev().skip(1).all(|panel| panel.lanes.len() == panel.width(unit));
                 assert!(full, "{lanes} lanes: {panels:?}");
             }
